@@ -1,0 +1,20 @@
+"""Eight simulated devices, and JAX's strictest promotion rules, for every test."""
+
+import os
+
+# Before jax is imported: eight CPU devices; NPROC keeps their thread pools from deadlocking on few cores.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["NPROC"] = "32"
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture
+def x64():
+    """Double precision for one test."""
+    with jax.enable_x64(True):
+        yield
