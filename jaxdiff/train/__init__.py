@@ -1,0 +1,25 @@
+"""Training: a loss is a function here; networks and solvers are unknown."""
+
+from jaxdiff.train.checkpoint import Checkpointer, load_params, read_knobs, write_knobs
+from jaxdiff.train.loop import fit, metrics_file
+from jaxdiff.train.optimizer import adamw
+from jaxdiff.train.sharding import make_mesh, shard_batch, shard_params
+from jaxdiff.train.state import TrainState, abstract, create
+from jaxdiff.train.step import make_step
+
+__all__ = [
+    "Checkpointer",
+    "TrainState",
+    "abstract",
+    "adamw",
+    "create",
+    "fit",
+    "load_params",
+    "make_mesh",
+    "make_step",
+    "metrics_file",
+    "read_knobs",
+    "shard_batch",
+    "shard_params",
+    "write_knobs",
+]

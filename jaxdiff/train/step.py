@@ -1,0 +1,163 @@
+"""The train step: one pure, donated, sharded function of (state, batch)."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxdiff.train import ema as averages
+from jaxdiff.train.sharding import BATCH_AXES
+from jaxdiff.train.state import TrainState
+
+Metrics = dict[str, jax.Array]
+Loss = Callable[[Any, jax.Array, Any], tuple[jax.Array, Metrics]]
+Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+
+
+def make_step(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    *,
+    key: jax.Array,
+    ema: averages.Decay,
+    accumulate: int = 1,
+) -> Step:
+    """Compile a loss and an optimizer into `step(state, batch) -> (state, metrics)`.
+
+    The old state is donated: its buffers become the new state's. The step's key is
+    `fold_in(key, state.step)`. An update whose loss or gradient is not finite is not made: the state comes
+    back unchanged.
+
+    Args:
+        loss: (params, key, batch) -> (mean over the batch, dict of scalars).
+        optimizer: an optax optimizer, clipping and schedule included.
+        key: random key of the whole run.
+        ema: decay of the parameters' average, from `jaxdiff.train.ema`.
+        accumulate: number of microbatches whose gradients are averaged before one update.
+
+    Returns:
+        The step. Its metrics are the loss's own, "loss", and "grad_norm" (the global norm before clipping).
+
+    Raises:
+        ValueError: accumulate is less than 1, or (when called) the batch is not a multiple of what it needs.
+    """
+    if accumulate < 1:
+        raise ValueError(f"accumulate must be at least 1, got {accumulate}")
+
+    def update(state: TrainState, batch: Any, layout: _Layout) -> tuple[TrainState, Metrics]:
+        step_key = jax.random.fold_in(key, state.step)
+        sharded_loss = lambda params, k, b: loss(layout.gather(params), k, b)  # noqa: E731
+        if accumulate == 1:
+            gradient = jax.value_and_grad(sharded_loss, has_aux=True)
+            (value, aux), grads = gradient(state.params, step_key, batch)
+        else:
+            parts = layout.split(batch, accumulate)
+            (value, aux), grads = _accumulated(sharded_loss, state.params, step_key, parts)
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes, whatever the caller allows
+            norm = optax.global_norm(grads)
+            updates, opt = optimizer.update(grads, state.opt, state.params)
+            params = optax.apply_updates(state.params, updates)
+        average = averages.update(state.ema, params, ema(state.step))
+        new = TrainState(state.step + 1, params, average, opt)
+        finite = jnp.isfinite(value) & jnp.isfinite(norm)
+        new = jax.tree.map(lambda fresh, old: jnp.where(finite, fresh, old), new, state)
+        return new, {**aux, "loss": value, "grad_norm": norm}
+
+    return _Compiled(update)
+
+
+def _accumulated(
+    loss: Loss, params: Any, key: jax.Array, parts: Any
+) -> tuple[tuple[jax.Array, Metrics], Any]:
+    """Average loss, metrics and gradient over microbatches [A, B/A, ...]; the sum is one carry."""
+    count = jax.tree.leaves(parts)[0].shape[0]
+
+    def body(total: Any, indexed: tuple[jax.Array, Any]) -> tuple[Any, tuple[jax.Array, Metrics]]:
+        index, part = indexed
+        out, grads = jax.value_and_grad(loss, has_aux=True)(params, jax.random.fold_in(key, index), part)
+        return jax.tree.map(jnp.add, total, grads), out
+
+    total, outs = jax.lax.scan(body, jax.tree.map(jnp.zeros_like, params), (jnp.arange(count), parts))
+    return jax.tree.map(lambda x: jnp.mean(x, axis=0), outs), jax.tree.map(lambda x: x / count, total)
+
+
+class _Layout(NamedTuple):
+    """Where a state's arrays lie, as constraints inside the step; without a mesh they are no constraints."""
+
+    mesh: Mesh | None
+    shardings: Any  # a TrainState of NamedSharding
+
+    def gather(self, params: Any) -> Any:
+        """Collect the parameters before the network uses them, and scatter their gradients after.
+
+        Left to itself, the compiler at times moves activations rather than weights: slow, and more memory.
+        """
+        if self.mesh is None:
+            return params
+        whole = NamedSharding(self.mesh, P())
+
+        @jax.custom_vjp
+        def collect(params: Any) -> Any:
+            return jax.lax.with_sharding_constraint(params, jax.tree.map(lambda _: whole, params))
+
+        collect.defvjp(
+            lambda params: (collect(params), None),
+            lambda _, grads: (jax.lax.with_sharding_constraint(grads, self.shardings.params),),
+        )
+        return collect(params)
+
+    def split(self, batch: Any, count: int) -> Any:
+        """Cut [B, ...] into [count, B/count, ...] such that no example leaves its device."""
+        devices = self.mesh.size if self.mesh is not None else 1
+
+        def cut(x: jax.Array) -> jax.Array:
+            if x.shape[0] % (count * devices):
+                raise ValueError(
+                    f"a batch of {x.shape[0]} cannot be cut into accumulate={count} microbatches on "
+                    f"{devices} devices; it must be a multiple of {count * devices}"
+                )
+            # Each microbatch takes every count-th example: contiguous ones would sit on a few devices only.
+            x = jnp.moveaxis(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 1, 0)
+            if self.mesh is None:
+                return x
+            return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, P(None, BATCH_AXES)))
+
+        return jax.tree.map(cut, batch)
+
+
+class _Compiled:
+    """A step, compiled once for each mesh that it meets, so that a new state lies where the old one did."""
+
+    def __init__(self, update: Callable[..., Any]):
+        self._update = update
+        self._jitted: dict[Any, Any] = {}
+
+    def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        return self._for(state)(state, batch)
+
+    def lower(self, state: TrainState, batch: Any) -> jax.stages.Lowered:
+        """Lower for arrays or for `jax.ShapeDtypeStruct`s with shardings, as `jax.jit(...).lower` does."""
+        return self._for(state).lower(state, batch)
+
+    def cache_size(self) -> int:
+        """Count the programs compiled so far."""
+        return sum(jitted._cache_size() for jitted in self._jitted.values())
+
+    def _for(self, state: TrainState) -> Any:
+        # The scalar's place stands for the mesh: comparing that of every leaf would cost time at each step.
+        place = state.step.sharding
+        if place not in self._jitted:
+            self._jitted[place] = self._jit(state)
+        return self._jitted[place]
+
+    def _jit(self, state: TrainState) -> Any:
+        shardings = jax.tree.map(lambda x: x.sharding, state)
+        place = state.step.sharding
+        mesh = place.mesh if isinstance(place, NamedSharding) and isinstance(place.mesh, Mesh) else None
+        layout = _Layout(mesh, shardings)
+        out = None if mesh is None else (shardings, NamedSharding(mesh, P()))
+        return jax.jit(lambda s, b: self._update(s, b, layout), donate_argnums=0, out_shardings=out)
