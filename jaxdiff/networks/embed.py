@@ -1,0 +1,107 @@
+"""Embeddings of the noise level, the class and condition vectors: [B] or [B, D] to [B, features]."""
+
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxdiff.networks.layers import kernel_init, wide
+
+
+@dataclass(frozen=True)
+class Sinusoidal:
+    """Sines and cosines of geometrically spaced frequencies (Vaswani et al. 2017, sec. 3.5).
+
+    Frequencies are max_period^(-i / (dim/2 - shift)), i = 0..dim/2 - 1, in radians per unit of noise.
+
+    Attributes:
+        cos_first: [cos, sin], as in ADM; False: [sin, cos], as in Ho et al. 2020.
+        shift: 1 makes the last frequency exactly 1 / max_period, as in Ho et al. 2020; 0 as in ADM.
+        max_period: inverse of the lowest frequency (with shift 0: of the one after the lowest).
+    """
+
+    cos_first: bool = True
+    shift: int = 0
+    max_period: float = 10_000.0
+
+    def __call__(self, noise: Array, dim: int) -> Array:
+        """Embeds noise[B] in [B, dim], dim even."""
+        half = dim // 2
+        frequencies = self.max_period ** (-np.arange(half) / max(half - self.shift, 1))
+        return _sin_cos(noise, frequencies, self.cos_first)
+
+
+@dataclass(frozen=True)
+class Fourier:
+    """Random Fourier features (Tancik et al. 2020, eq. 5) of normal frequencies, in float32 at least.
+
+    The frequencies are constants of the architecture, drawn from the seed: nothing to decay or average.
+
+    Attributes:
+        scale: standard deviation of the frequencies, in cycles per unit of noise.
+        cos_first: [cos, sin] or [sin, cos].
+        seed: of the frequencies.
+    """
+
+    scale: float = 16.0
+    cos_first: bool = True
+    seed: int = 0
+
+    def __call__(self, noise: Array, dim: int) -> Array:
+        """Embeds noise[B] in [B, dim], dim even."""
+        # RandomState's stream is frozen for all versions of numpy, which a stored network relies on.
+        frequencies = 2 * np.pi * self.scale * np.random.RandomState(self.seed).standard_normal(dim // 2)
+        return _sin_cos(noise, frequencies, self.cos_first)
+
+
+def _sin_cos(noise: Array, frequencies: np.ndarray, cos_first: bool) -> Array:
+    dtype = wide(noise.dtype)
+    angle = noise.astype(dtype)[:, None] * jnp.asarray(frequencies, dtype)[None]
+    sin, cos = jnp.sin(angle), jnp.cos(angle)
+    return jnp.concatenate([cos, sin] if cos_first else [sin, cos], axis=-1)
+
+
+class EmbeddingMLP(nn.Module):
+    """Linear, SiLU, linear; float32 at least, since everything the network knows of the noise passes here.
+
+    Attributes:
+        features: width of both layers.
+        dtype: type of the network's computation.
+    """
+
+    features: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps [B, D] to [B, features]."""
+        dtype = wide(self.dtype)
+        x = nn.Dense(self.features, dtype=dtype, kernel_init=kernel_init, name="linear_1")(x.astype(dtype))
+        return nn.Dense(self.features, dtype=dtype, kernel_init=kernel_init, name="linear_2")(nn.silu(x))
+
+
+class ClassEmbedding(nn.Module):
+    """A table of num_classes + 1 rows; the last is the null class of classifier-free guidance.
+
+    A label outside of 0..num_classes gives NaN, since a compiled program can't raise.
+
+    Attributes:
+        num_classes: number of classes.
+        features: length of a row.
+        dtype: type of the network's computation.
+    """
+
+    num_classes: int
+    features: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, label: Array) -> Array:
+        """Looks up label[B]; returns [B, features]."""
+        shape = self.num_classes + 1, self.features
+        table = self.param("embedding", nn.initializers.normal(1.0), shape).astype(wide(self.dtype))
+        # Negative indices would count from the end: send them out of range too.
+        label = jnp.where(label < 0, self.num_classes + 1, label)
+        return jnp.take(table, label, axis=0, mode="fill", fill_value=jnp.nan)

@@ -1,0 +1,222 @@
+"""Group norm, convolution and resampling for 1-, 2- and 3-D data, channels last."""
+
+import math
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+# Uniform with variance 2 / (fan_in + fan_out), the initialization of the published diffusion U-Nets.
+kernel_init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+zeros_init = nn.initializers.zeros_init()
+
+
+def wide(dtype) -> jnp.dtype:
+    """The type for what must not be computed in half precision: float32, or `dtype` where that is wider."""
+    return jnp.promote_types(jnp.float32, dtype)
+
+
+def spatial(x: Array, y: Array) -> Array:
+    """Gives y[B, C] the axes of x[B, *spatial, C]."""
+    return y.reshape(y.shape[0], *(1,) * (x.ndim - 2), y.shape[-1])
+
+
+def group_norm(x: Array, gamma: Array, beta: Array, *, groups: int, eps: float) -> Array:
+    """Group normalization (Wu & He, 2018, eq. 1-3), in float32 at least.
+
+    The sums run per channel, over the spatial axes alone, and meet in their groups on [B, C] numbers: no pass
+    over the data needs the group axis, and XLA fuses the one affine map with what follows.
+
+    Args:
+        x: [B, *spatial, C].
+        gamma: [B or 1, C], multiplies the normalized x.
+        beta: [B or 1, C], is added to it.
+        groups: how many groups the channels form; divides C.
+        eps: added to the variance.
+
+    Returns:
+        Like x.
+
+    Raises:
+        ValueError: if groups does not divide C.
+    """
+    batch, channels = x.shape[0], x.shape[-1]
+    if channels % groups:
+        raise ValueError(f"groups must divide the channels, got {groups} groups for {channels} channels")
+    axes = tuple(range(1, x.ndim - 1))
+    y = x.astype(wide(x.dtype))
+    mean = y.mean(axes)
+    # Squares are taken about a constant near the mean: E[x^2] - E[x]^2 loses digits when the mean is large.
+    # The identity holds for any constant, so derivatives of all orders are exact although it is held fixed.
+    centre = jax.lax.stop_gradient(mean)
+    var = jnp.square(y - spatial(x, centre)).mean(axes) - jnp.square(mean - centre)
+
+    grouped = batch, groups, channels // groups
+    mean, var = mean.reshape(grouped), var.reshape(grouped)
+    mu = mean.mean(2, keepdims=True)
+    var = (var + jnp.square(mean - mu)).mean(2, keepdims=True)
+    scale = jnp.broadcast_to(jax.lax.rsqrt(var + eps), grouped).reshape(batch, channels) * gamma
+    mu = jnp.broadcast_to(mu, grouped).reshape(batch, channels)
+    return ((y - spatial(x, mu)) * spatial(x, scale) + spatial(x, beta)).astype(x.dtype)
+
+
+class GroupNorm(nn.Module):
+    """Group norm with a learned affine map, and optionally one more scale and shift per example (FiLM).
+
+    Attributes:
+        groups: number of groups; divides the channels.
+        eps: added to the variance (torch's default is 1e-5, TensorFlow's contrib and Ho et al. 2020: 1e-6).
+    """
+
+    groups: int = 32
+    eps: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Array, scale: Array | None = None, shift: Array | None = None) -> Array:
+        """Normalizes x[B, *spatial, C]; scale and shift, [B, C], act as y (1 + scale) + shift."""
+        dtype = wide(x.dtype)
+        gamma = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],)).astype(dtype)[None]
+        beta = self.param("bias", zeros_init, (x.shape[-1],)).astype(dtype)[None]
+        if scale is not None and shift is not None:
+            factor = 1 + scale.astype(dtype)
+            gamma, beta = gamma * factor, beta * factor + shift.astype(dtype)
+        return group_norm(x, gamma, beta, groups=self.groups, eps=self.eps)
+
+
+class Conv(nn.Module):
+    """Convolution over all spatial axes of x, with the same size and padding along each.
+
+    Attributes:
+        features: output channels.
+        size: kernel size.
+        stride: stride.
+        pad: zeros before and after each axis; None means size // 2 on both sides, as is usual in torch. (0, 1)
+            is what TensorFlow's SAME does to an even axis with size 3 and stride 2.
+        zero: start from zero.
+        dtype: type of the computation; the parameters are float32.
+    """
+
+    features: int
+    size: int = 3
+    stride: int = 1
+    pad: tuple[int, int] | None = None
+    zero: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Convolves x[B, *spatial, C]."""
+        dims = x.ndim - 2
+        pad = (self.size // 2,) * 2 if self.pad is None else self.pad
+        shape = (self.size,) * dims + (x.shape[-1], self.features)
+        kernel = self.param("kernel", zeros_init if self.zero else kernel_init, shape)
+        bias = self.param("bias", zeros_init, (self.features,))
+        letters = "DHW"[3 - dims :]
+        layout = (f"N{letters}C", f"{letters}IO", f"N{letters}C")
+        y = jax.lax.conv_general_dilated(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            (self.stride,) * dims,
+            [pad] * dims,
+            dimension_numbers=layout,
+        )
+        return y + bias.astype(self.dtype).reshape((1,) * (dims + 1) + (-1,))
+
+
+def upsample(x: Array) -> Array:
+    """Doubles every spatial axis of x[B, *spatial, C] by repeating each value (nearest neighbour)."""
+    for axis in range(1, x.ndim - 1):
+        x = jnp.repeat(x, 2, axis)
+    return x
+
+
+def downsample(x: Array) -> Array:
+    """Halves every spatial axis of x[B, *spatial, C], all even, by averaging blocks of two."""
+    shape = [x.shape[0]]
+    for size in x.shape[1:-1]:
+        shape += [size // 2, 2]
+    return x.reshape(*shape, x.shape[-1]).mean(tuple(range(2, len(shape), 2)))
+
+
+class Downsample(nn.Module):
+    """Halves every spatial axis by a convolution of stride 2; see `Conv` for the attributes."""
+
+    features: int
+    pad: tuple[int, int] = (1, 1)
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps [B, *spatial, C] to [B, *spatial/2, features]."""
+        return Conv(self.features, stride=2, pad=self.pad, dtype=self.dtype, name="conv")(x)
+
+
+class Upsample(nn.Module):
+    """Doubles every spatial axis by repetition, then convolves; see `Conv` for the attributes."""
+
+    features: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps [B, *spatial, C] to [B, *2 spatial, features]."""
+        return Conv(self.features, dtype=self.dtype, name="conv")(upsample(x))
+
+
+def space_to_depth(x: Array, patch: int) -> Array:
+    """Folds blocks of patch values along every spatial axis into channels (position first, then channel).
+
+    Args:
+        x: [B, *spatial, C], each spatial size a multiple of patch.
+        patch: length of a block's edge.
+
+    Returns:
+        [B, *spatial / patch, patch^d C].
+    """
+    dims = x.ndim - 2
+    shape = [x.shape[0]]
+    for size in x.shape[1:-1]:
+        shape += [size // patch, patch]
+    outer, inner = list(range(1, 2 * dims, 2)), list(range(2, 2 * dims + 1, 2))
+    y = x.reshape(*shape, x.shape[-1]).transpose(0, *outer, *inner, 2 * dims + 1)
+    return y.reshape(x.shape[0], *(size // patch for size in x.shape[1:-1]), patch**dims * x.shape[-1])
+
+
+def depth_to_space(x: Array, patch: int) -> Array:
+    """The inverse of `space_to_depth`.
+
+    Args:
+        x: [B, *spatial, patch^d C].
+        patch: length of a block's edge.
+
+    Returns:
+        [B, *spatial * patch, C].
+    """
+    dims = x.ndim - 2
+    channels = x.shape[-1] // patch**dims
+    axes: Sequence[int] = [0]
+    for i in range(dims):
+        axes = [*axes, 1 + i, 1 + dims + i]
+    y = x.reshape(*x.shape[:-1], *(patch,) * dims, channels).transpose(*axes, 2 * dims + 1)
+    return y.reshape(x.shape[0], *(size * patch for size in x.shape[1:-1]), channels)
+
+
+def check_divisible(shape: Sequence[int], factor: int) -> None:
+    """Refuses spatial sizes that the network's levels can't halve.
+
+    Args:
+        shape: [B, *spatial, C].
+        factor: what every spatial size must be a multiple of.
+
+    Raises:
+        ValueError: if one is not, naming the nearest sizes that are.
+    """
+    for size in shape[1:-1]:
+        if size % factor or size == 0:
+            near = max(factor, size - size % factor)
+            raise ValueError(
+                f"every spatial size must be a multiple of {factor} (patch * 2^(levels - 1)), got {size} in "
+                f"shape {tuple(shape)}; the nearest are {near} and {factor * math.ceil((size + 1) / factor)}"
+            )

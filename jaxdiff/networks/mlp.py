@@ -1,0 +1,70 @@
+"""A residual MLP for points, x of shape [B, D]: two-dimensional toy densities and other small vectors."""
+
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array
+
+from jaxdiff.networks.apply import check_cond
+from jaxdiff.networks.embed import ClassEmbedding, EmbeddingMLP, Fourier, Sinusoidal
+from jaxdiff.networks.layers import kernel_init, zeros_init
+
+
+class MLP(nn.Module):
+    """Residual MLP, scaled and shifted by the embedding of noise and class.
+
+    Attributes:
+        width: units per layer.
+        blocks: residual blocks of two layers.
+        dropout: rate within the blocks while training.
+        time: embedding of the noise level: `Sinusoidal` or `Fourier`.
+        num_classes: classes of cond["label"]; None: no label.
+    """
+
+    width: int = 128
+    blocks: int = 3
+    dropout: float = 0.0
+    time: Sinusoidal | Fourier = Sinusoidal()
+    num_classes: int | None = None
+
+    @nn.compact
+    def __call__(
+        self, x: Array, noise: Array, cond: Mapping[str, Array] | None = None, *, train: bool = False
+    ) -> Array:
+        """Evaluates F(x, noise, cond).
+
+        Args:
+            x: [B, D].
+            noise: float[B], the network's view of the noise level.
+            cond: "label" int[B] where num_classes is set (num_classes is the null class).
+            train: dropout on; takes the random key "dropout".
+
+        Returns:
+            float32[B, D], zero at initialization.
+
+        Raises:
+            ValueError: for a missing, unknown or misshapen condition, or an x that is not [B, D].
+        """
+        if x.ndim != 2:
+            raise ValueError(f"x must be [B, D], got shape {x.shape}")
+        shapes = {"noise": x.shape[:1]} | ({} if self.num_classes is None else {"label": x.shape[:1]})
+        cond = {} if cond is None else cond
+        check_cond({"noise": noise, **cond}, shapes)
+
+        emb = EmbeddingMLP(self.width, name="time_embedding")(self.time(noise, self.width))
+        if self.num_classes is not None:
+            emb = emb + ClassEmbedding(self.num_classes, self.width, name="class_embedding")(cond["label"])
+        emb = nn.silu(emb)
+
+        def dense(features, name, init=kernel_init):
+            return nn.Dense(features, kernel_init=init, name=name)
+
+        h = dense(self.width, "linear_in")(x.astype(jnp.float32))
+        for i in range(self.blocks):
+            scale, shift = jnp.split(dense(2 * self.width, f"blocks.{i}.emb_proj")(emb), 2, axis=-1)
+            y = nn.silu(nn.LayerNorm(name=f"blocks.{i}.norm")(h) * (1 + scale) + shift)
+            y = nn.silu(dense(self.width, f"blocks.{i}.linear_1")(y))
+            y = nn.Dropout(self.dropout, name=f"blocks.{i}.dropout")(y, deterministic=not train)
+            h = h + dense(self.width, f"blocks.{i}.linear_2", zeros_init)(y)
+        return dense(x.shape[-1], "linear_out", zeros_init)(nn.silu(nn.LayerNorm(name="norm_out")(h)))

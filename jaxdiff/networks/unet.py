@@ -1,0 +1,270 @@
+"""The U-Net of diffusion models, once for 1-, 2- and 3-D data, channels last.
+
+Names. The path of a parameter, joined by dots, is its key in the reference checkpoint (diffusers' UNet2DModel)
+up to the last segment: `params["down_blocks.0.resnets.1"]["conv1"]["kernel"]` is
+`down_blocks.0.resnets.1.conv1.weight`. A member of a list carries its index after a dot, hence the dots inside
+of Linen names. Leaves: `bias` is `bias`; `kernel` [*size, in, out] is torch's `weight` [out, in, *size]; `scale`
+and `embedding` are `weight` as they stand. Cross-attention (`cross_attentions.N`, beside `attentions.N`) has no
+counterpart there, and `class_embedding` one row more, the null class, at its end.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array
+
+from jaxdiff.networks import layers
+from jaxdiff.networks.apply import check_cond
+from jaxdiff.networks.attention import Attention
+from jaxdiff.networks.embed import ClassEmbedding, EmbeddingMLP, Fourier, Sinusoidal
+from jaxdiff.networks.layers import Conv, Downsample, GroupNorm, Upsample, kernel_init, wide
+
+
+class ResBlock(nn.Module):
+    """Residual block: norm, SiLU, (resample,) conv, embedding, norm, SiLU, dropout, conv.
+
+    Attributes:
+        features: output channels.
+        scale_shift: the embedding scales and shifts the second norm's output (Dhariwal & Nichol 2021, eq. 3);
+            False: it is added before that norm.
+        resample: "up" or "down" doubles or halves the spatial axes in both branches; None keeps them.
+        dropout: rate; 0 is off.
+        groups: of the group norms.
+        eps: of the group norms.
+        dtype: type of the computation.
+    """
+
+    features: int
+    scale_shift: bool = False
+    resample: str | None = None
+    dropout: float = 0.0
+    groups: int = 32
+    eps: float = 1e-5
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, emb: Array) -> Array:
+        """Maps x[B, *spatial, C] to [B, *spatial', features]; emb[B, E] has been through its SiLU already."""
+        h = nn.silu(GroupNorm(self.groups, self.eps, name="norm1")(x))
+        if self.resample is not None:
+            change = {"up": layers.upsample, "down": layers.downsample}[self.resample]
+            h, x = change(h), change(x)
+        h = Conv(self.features, dtype=self.dtype, name="conv1")(h)
+
+        width = self.features * (2 if self.scale_shift else 1)
+        emb = nn.Dense(width, dtype=emb.dtype, kernel_init=kernel_init, name="time_emb_proj")(emb)
+        norm2 = GroupNorm(self.groups, self.eps, name="norm2")
+        if self.scale_shift:
+            scale, shift = jnp.split(emb, 2, axis=-1)
+            h = norm2(h, scale, shift)
+        else:
+            h = norm2(h + layers.spatial(h, emb.astype(h.dtype)))
+        h = nn.silu(h)
+        if self.dropout:
+            h = nn.Dropout(self.dropout, name="dropout")(h, deterministic=False)
+        h = Conv(self.features, zero=True, dtype=self.dtype, name="conv2")(h)
+        if x.shape[-1] != self.features:
+            x = Conv(self.features, size=1, dtype=self.dtype, name="conv_shortcut")(x)
+        return x + h
+
+
+class UNet(nn.Module):
+    """U-Net of residual blocks and attention (Ho et al. 2020, app. B; Dhariwal & Nichol 2021, sec. 3).
+
+    What is configured as a condition has to be given, and nothing else may be: see `__call__`.
+
+    Attributes:
+        widths: channels by level; level i works at 1 / (patch 2^i) of the input's size.
+        blocks: residual blocks per level on the way down (one more on the way up).
+        attention: levels with attention after each residual block.
+        mid_attention: attention between the two blocks at the bottom.
+        head_dim: channels per attention head; None is a single head.
+        scale_shift: the embedding scales and shifts (FiLM, AdaGN); False: it is added.
+        resample: "conv" (strided convolution; repetition and convolution), "pool" (average; repetition) or
+            "resblock" (a residual block that resamples).
+        down_pad: zeros before and after an axis in a strided convolution; (0, 1) is TensorFlow's SAME.
+        dropout: rate within residual blocks while training.
+        groups: groups of the norms; divides all widths.
+        eps: epsilon of the norms.
+        time: embedding of the noise level: `Sinusoidal` or `Fourier`.
+        num_classes: classes of cond["label"]; None: off.
+        token_dim: D of cond["tokens"]; every self-attention is then followed by a cross-attention. None: off.
+        vector_dim: D of cond["vector"], which joins the noise embedding; None: off.
+        concat_channels: C' of cond["concat"]; None: off.
+        out_channels: channels of the output; None: as many as x has.
+        learned_variance: return (F, frac); frac is v of Nichol & Dhariwal 2021, eq. 15, the place of the log
+            variance between its bounds, mapped from the network's [-1, 1] to [0, 1] but not clipped.
+        patch: edge of the blocks that are folded into channels at the entry and unfolded at the end.
+        remat: recompute each block in the backward pass in place of storing its activations.
+        dtype: type of the computation (float32, bfloat16, float64); parameters are float32, the noise
+            embedding and the output float32 at least.
+    """
+
+    widths: tuple[int, ...] = (64, 128, 256)
+    blocks: int = 2
+    attention: tuple[int, ...] = ()
+    mid_attention: bool = True
+    head_dim: int | None = None
+    scale_shift: bool = False
+    resample: str = "conv"
+    down_pad: tuple[int, int] = (1, 1)
+    dropout: float = 0.0
+    groups: int = 32
+    eps: float = 1e-5
+    time: Sinusoidal | Fourier = Sinusoidal()
+    num_classes: int | None = None
+    token_dim: int | None = None
+    vector_dim: int | None = None
+    concat_channels: int | None = None
+    out_channels: int | None = None
+    learned_variance: bool = False
+    patch: int = 1
+    remat: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Array, noise: Array, cond: Mapping[str, Array] | None = None, *, train: bool = False
+    ) -> Array | tuple[Array, Array]:
+        """Evaluates F(x, noise, cond).
+
+        Args:
+            x: [B, *spatial, C], one to three spatial axes, each a multiple of patch * 2^(levels - 1).
+            noise: float[B], the network's view of the noise level.
+            cond: what is configured out of "label" int[B] (num_classes is the null class), "tokens" [B, L, D]
+                with an optional "mask" bool[B, L] (True: visible), "vector" [B, D],
+                "concat" [B, *spatial, C'].
+            train: dropout on; takes the random key "dropout".
+
+        Returns:
+            [B, *spatial, out_channels], or a pair of them where learned_variance is set.
+
+        Raises:
+            ValueError: for a missing, unknown or misshapen condition, a size that can't be halved often
+                enough, or an unknown option.
+        """
+        cond = {} if cond is None else cond
+        self._check(x, noise, cond)
+        seen = _Seen(nn.silu(self._embed(noise, cond)), cond.get("tokens"), cond.get("mask"), train)
+        bottom = len(self.widths) - 1
+
+        h = x.astype(self.dtype)
+        if self.concat_channels is not None:
+            h = jnp.concatenate([h, cond["concat"].astype(self.dtype)], axis=-1)
+        h = self._conv(self.widths[0], "conv_in")(layers.space_to_depth(h, self.patch))
+        skips = [h]
+        for level, width in enumerate(self.widths):
+            name = f"down_blocks.{level}"
+            for i in range(self.blocks):
+                h = self._stage(h, seen, (name, i), width=width, attend=level in self.attention)
+                skips.append(h)
+            if level < bottom:
+                h = self._resample(h, seen, f"{name}.downsamplers.0", way="down")
+                skips.append(h)
+
+        h = self._stage(h, seen, ("mid_block", 0), width=self.widths[-1], attend=self.mid_attention)
+        h = self._block(h, seen, "mid_block.resnets.1", width=self.widths[-1])
+
+        for level, width in reversed(list(enumerate(self.widths))):
+            name = f"up_blocks.{bottom - level}"
+            for i in range(self.blocks + 1):
+                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = self._stage(h, seen, (name, i), width=width, attend=level in self.attention)
+            if level > 0:
+                h = self._resample(h, seen, f"{name}.upsamplers.0", way="up")
+        return self._output(h, x.shape[-1])
+
+    def _conv(self, features: int, name: str, **options) -> Conv:
+        return Conv(features, dtype=self.dtype, name=name, **options)
+
+    def _block(self, h: Array, seen: "_Seen", name: str, *, width: int, way: str | None = None) -> Array:
+        block = nn.remat(ResBlock) if self.remat else ResBlock
+        return block(
+            width,
+            scale_shift=self.scale_shift,
+            resample=way,
+            dropout=self.dropout if seen.train else 0.0,
+            groups=self.groups,
+            eps=self.eps,
+            dtype=self.dtype,
+            name=name,
+        )(h, seen.emb)
+
+    def _stage(self, h: Array, seen: "_Seen", place: tuple[str, int], *, width: int, attend: bool) -> Array:
+        name, index = place
+        h = self._block(h, seen, f"{name}.resnets.{index}", width=width)
+        if not attend:
+            return h
+        h = self._attend(f"{name}.attentions.{index}")(h)
+        if self.token_dim is None:
+            return h
+        return self._attend(f"{name}.cross_attentions.{index}")(h, seen.tokens, seen.mask)
+
+    def _attend(self, name: str) -> Attention:
+        attention = nn.remat(Attention) if self.remat else Attention
+        return attention(self.head_dim, self.groups, self.eps, self.dtype, name=name)
+
+    def _resample(self, h: Array, seen: "_Seen", name: str, *, way: str) -> Array:
+        width = h.shape[-1]
+        if self.resample == "resblock":
+            return self._block(h, seen, name, width=width, way=way)
+        if self.resample == "pool":
+            return layers.downsample(h) if way == "down" else layers.upsample(h)
+        if way == "down":
+            return Downsample(width, pad=self.down_pad, dtype=self.dtype, name=name)(h)
+        return Upsample(width, dtype=self.dtype, name=name)(h)
+
+    def _embed(self, noise: Array, cond: Mapping[str, Array]) -> Array:
+        dim = 4 * self.widths[0]
+        features = self.time(noise.astype(wide(self.dtype)), self.widths[0])
+        emb = EmbeddingMLP(dim, self.dtype, name="time_embedding")(features)
+        if self.num_classes is not None:
+            table = ClassEmbedding(self.num_classes, dim, self.dtype, name="class_embedding")
+            emb = emb + table(cond["label"])
+        if self.vector_dim is not None:
+            emb = emb + EmbeddingMLP(dim, self.dtype, name="add_embedding")(cond["vector"])
+        return emb
+
+    def _output(self, h: Array, channels: int) -> Array | tuple[Array, Array]:
+        channels = channels if self.out_channels is None else self.out_channels
+        features = channels * (2 if self.learned_variance else 1) * self.patch ** (h.ndim - 2)
+        h = nn.silu(GroupNorm(self.groups, self.eps, name="conv_norm_out")(h))
+        h = self._conv(features, "conv_out", zero=True)(h).astype(wide(self.dtype))
+        h = layers.depth_to_space(h, self.patch)
+        if not self.learned_variance:
+            return h
+        f, v = jnp.split(h, 2, axis=-1)
+        return f, (v + 1) / 2
+
+    def _check(self, x: Array, noise: Array, cond: Mapping[str, Array]) -> None:
+        if self.resample not in ("conv", "pool", "resblock"):
+            raise ValueError(f"resample must be 'conv', 'pool' or 'resblock', got {self.resample!r}")
+        if any(not 0 <= level < len(self.widths) for level in self.attention):
+            raise ValueError(f"attention names levels 0..{len(self.widths) - 1}, got {self.attention}")
+        if not 3 <= x.ndim <= 5:
+            raise ValueError(f"x must be [B, *spatial, C], one to three spatial axes, got shape {x.shape}")
+        layers.check_divisible(x.shape, self.patch * 2 ** (len(self.widths) - 1))
+        batch = x.shape[0]
+        shapes: dict[str, tuple[int | None, ...]] = {}
+        if self.num_classes is not None:
+            shapes["label"] = (batch,)
+        if self.token_dim is not None:
+            shapes["tokens"] = (batch, None, self.token_dim)
+            if "mask" in cond:
+                shapes["mask"] = (batch, cond["tokens"].shape[1] if "tokens" in cond else None)
+        if self.vector_dim is not None:
+            shapes["vector"] = (batch, self.vector_dim)
+        if self.concat_channels is not None:
+            shapes["concat"] = (*x.shape[:-1], self.concat_channels)
+        check_cond({"noise": noise, **cond}, {"noise": (batch,), **shapes})
+
+
+class _Seen(NamedTuple):
+    """What every block of one call sees."""
+
+    emb: Array
+    tokens: Array | None
+    mask: Array | None
+    train: bool
