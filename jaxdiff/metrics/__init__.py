@@ -1,0 +1,17 @@
+"""Pure functions of features: how close samples are to real data, and how much of it they cover."""
+
+from jaxdiff.metrics.classification import Accuracy, accuracy
+from jaxdiff.metrics.coverage import PrecisionRecall, precision_recall
+from jaxdiff.metrics.distances import KernelDistance, frechet, kernel_distance
+from jaxdiff.metrics.statistics import Statistics
+
+__all__ = [
+    "Accuracy",
+    "KernelDistance",
+    "PrecisionRecall",
+    "Statistics",
+    "accuracy",
+    "frechet",
+    "kernel_distance",
+    "precision_recall",
+]

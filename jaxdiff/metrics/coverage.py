@@ -1,0 +1,71 @@
+"""How much of the real data the samples cover, and how many of the samples look real."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxdiff.metrics.statistics import as_features
+
+_ROWS = 1024  # rows of a distance matrix held at a time
+
+
+class PrecisionRecall(NamedTuple):
+    """The share of samples inside the real manifold, and of real data inside the samples', in [0, 1]."""
+
+    precision: float
+    recall: float
+
+
+def precision_recall(real, fake, *, k: int = 3) -> PrecisionRecall:
+    """Return the improved precision and recall (Kynkaanniemi et al. 2019, eqs. 1 and 2).
+
+    A manifold is the union of balls around its examples, each reaching its k-th nearest neighbour, itself not
+    counted. Both shares depend on the numbers of examples: compare only values taken with the same counts.
+
+    Args:
+        real: features [N, D].
+        fake: features [M, D].
+        k: the neighbour that sets the radius, in 1 .. min(N, M) - 1.
+
+    Returns:
+        PrecisionRecall(precision, recall).
+
+    Raises:
+        ValueError: widths differ, k out of range, or features that are not finite.
+    """
+    real, fake = as_features(real, "real"), as_features(fake, "fake")
+    if real.shape[1] != fake.shape[1]:
+        raise ValueError(f"features of width {real.shape[1]} and {fake.shape[1]} cannot be compared")
+    if not 1 <= k < min(len(real), len(fake)):
+        raise ValueError(f"k must be in 1 .. {min(len(real), len(fake)) - 1}, got {k}")
+    centre = real.mean(0)  # |x|^2 + |y|^2 - 2 x.y loses fewest digits around the origin
+    real, fake = real - centre, fake - centre
+    return PrecisionRecall(_share_inside(fake, real, k), _share_inside(real, fake, k))
+
+
+def _share_inside(points: np.ndarray, manifold: np.ndarray, k: int) -> float:
+    """Return the share of points that lie in at least one ball of the manifold."""
+    radii = _squared_radii(manifold, k)
+    inside = [
+        (_squared_distances(points[i : i + _ROWS], manifold) <= radii[None]).any(1)
+        for i in range(0, len(points), _ROWS)
+    ]
+    return float(np.concatenate(inside).mean())
+
+
+def _squared_radii(points: np.ndarray, k: int) -> np.ndarray:
+    """Return each point's squared distance to its k-th nearest other point."""
+    radii = []
+    for start in range(0, len(points), _ROWS):
+        distances = _squared_distances(points[start : start + _ROWS], points)
+        rows = np.arange(len(distances))
+        distances[rows, start + rows] = np.inf
+        radii.append(np.partition(distances, k - 1, axis=1)[:, k - 1])
+    return np.concatenate(radii)
+
+
+def _squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    squares = np.sum(x * x, 1)[:, None] + np.sum(y * y, 1)[None]
+    return np.maximum(squares - 2 * x @ y.T, 0.0)
