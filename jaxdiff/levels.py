@@ -1,0 +1,227 @@
+"""Noise levels, and everything that a pair of them says about q.
+
+Notation, used all through jaxdiff:
+
+    x_t = alpha_t x_0 + sigma_t eps,   eps ~ N(0, I)             a noised example
+    lam_t = log(alpha_t / sigma_t)                               half the log-SNR
+    SNR_t = alpha_t^2 / sigma_t^2 = exp(2 lam_t)
+    eps = (x_t - alpha_t x_0) / sigma_t
+    v = alpha_t eps - sigma_t x_0                                (Salimans and Ho 2022, arXiv:2202.00512)
+    u = eps - x_0                                                velocity of the straight path (flow matching)
+    score = grad log q(x_t | x_0) = -eps / sigma_t               (Tweedie)
+
+`cur` is the level where we are, `nxt` the one we go to. A `Level` whose fields have leading axes (one level per
+example) aligns with the leading axes of the data: `level.like(x)` appends the missing ones.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+__all__ = [
+    "Ends",
+    "Level",
+    "append_clean",
+    "clean",
+    "from_eps",
+    "from_score",
+    "from_v",
+    "from_velocity",
+    "from_x0",
+    "gained",
+    "posterior",
+    "q_mean_std",
+    "q_sample",
+    "score",
+    "transition",
+    "v",
+    "velocity",
+]
+
+
+class Level(NamedTuple):
+    """A noise level: x_t = alpha x_0 + sigma eps.
+
+    Attributes:
+        t: the process's own time (integers 1..T for a beta table, [0, 1] for VP or flow, sigma for EDM).
+        alpha: scale of the data.
+        sigma: standard deviation of the noise.
+    """
+
+    t: Array
+    alpha: Array
+    sigma: Array
+
+    @property
+    def lam(self) -> Array:
+        """log(alpha / sigma), half the log-SNR: +inf at sigma = 0, -inf at alpha = 0."""
+        return _safe_log(self.alpha) - _safe_log(self.sigma)
+
+    @property
+    def snr(self) -> Array:
+        """alpha^2 / sigma^2."""
+        return jnp.exp(2 * self.lam)
+
+    @property
+    def log_snr(self) -> Array:
+        """log(alpha^2 / sigma^2)."""
+        return 2 * self.lam
+
+    def like(self, x: Array) -> Level:
+        """Append axes to the fields until they broadcast against x of shape [*level, ...]."""
+        return Level(*(_align(field, x) for field in self))
+
+
+class Ends(NamedTuple):
+    """The two ends of x_t = alpha x_0 + sigma eps; every prediction type names a combination of them."""
+
+    x0: Array
+    eps: Array
+
+
+def clean(like: Level) -> Level:
+    """The level of clean data, (t, alpha, sigma) = (0, 1, 0), with the shape and type of `like`'s fields."""
+    return Level(jnp.zeros_like(like.t), jnp.ones_like(like.alpha), jnp.zeros_like(like.sigma))
+
+
+def append_clean(levels: Level) -> Level:
+    """Append the level of clean data to a grid of levels.
+
+    Args:
+        levels: fields of shape [N].
+    Returns:
+        fields of shape [N + 1], the last of which is (t, alpha, sigma) = (0, 1, 0).
+    """
+    last = clean(Level(*(field[-1:] for field in levels)))
+    return Level(*(jnp.concatenate(pair) for pair in zip(levels, last, strict=True)))
+
+
+def q_mean_std(x0: Array, level: Level) -> tuple[Array, Array]:
+    """Mean and standard deviation of q(x_t | x_0) = N(alpha x_0, sigma^2 I).
+
+    Args:
+        x0: clean data, [B, ...] (any shape).
+        level: scalar, or one level per example ([B]).
+    Returns:
+        (mean like x0, std that broadcasts against it).
+    """
+    level = level.like(x0)
+    return level.alpha * x0, level.sigma
+
+
+def q_sample(x0: Array, eps: Array, level: Level) -> Array:
+    """x_t = alpha x_0 + sigma eps (Ho et al. 2020, arXiv:2006.11239, eq. 4, for any process).
+
+    Args:
+        x0: clean data, [B, ...].
+        eps: standard normal noise, like x0.
+        level: scalar, or one level per example ([B]).
+    Returns:
+        x_t, like x0.
+    """
+    mean, std = q_mean_std(x0, level)
+    return mean + std * eps
+
+
+def transition(x: Array, cur: Level, nxt: Level) -> tuple[Array, Array]:
+    """Mean and standard deviation of q(x_t | x_s): from the cleaner level `cur` = s to the noisier `nxt` = t.
+
+    Kingma et al. 2021 (arXiv:2107.00630), eq. 20-22; with adjacent levels of a beta table it is
+    q(x_t | x_{t-1}) = N(sqrt(1 - beta_t) x_{t-1}, beta_t I) (Ho et al. 2020, eq. 2).
+
+    Args:
+        x: x_s, [B, ...].
+        cur: the level s of x.
+        nxt: the level t, with lam_t <= lam_s.
+    Returns:
+        (mean like x, std that broadcasts against it).
+    """
+    cur, nxt = cur.like(x), nxt.like(x)
+    return nxt.alpha / cur.alpha * x, nxt.sigma * jnp.sqrt(gained(nxt, cur))
+
+
+def posterior(x0: Array, x: Array, cur: Level, nxt: Level) -> tuple[Array, Array]:
+    """Mean and standard deviation of q(x_s | x_t, x_0), from the level `cur` = t of x to the cleaner `nxt` = s.
+
+    Kingma et al. 2021 (arXiv:2107.00630), eq. 25-28; with adjacent levels of a beta table it is eq. 6-7 of
+    Ho et al. 2020. Finite at sigma_s = 0 and at alpha_t = 0.
+
+    Args:
+        x0: clean data or its estimate, [B, ...].
+        x: x_t, like x0.
+        cur: the level t.
+        nxt: the level s, with lam_s >= lam_t.
+    Returns:
+        (mean like x, std that broadcasts against it).
+    """
+    cur, nxt = cur.like(x), nxt.like(x)
+    gain = gained(cur, nxt)
+    keep = (cur.alpha / nxt.alpha) * jnp.square(nxt.sigma / cur.sigma)
+    return keep * x + nxt.alpha * gain * x0, nxt.sigma * jnp.sqrt(gain)
+
+
+def gained(cur: Level, nxt: Level) -> Array:
+    """1 - SNR_t / SNR_s: the share of the variance at t (`cur`) that comes after s (`nxt`), by expm1."""
+    # With s clean, or t pure noise, the difference of lam is -inf and the share is 1.
+    return -jnp.expm1(2 * (cur.lam - nxt.lam))
+
+
+def from_x0(x0: Array, x: Array, level: Level) -> Ends:
+    """Both ends from x_0 (needs sigma > 0)."""
+    level = level.like(x)
+    return Ends(x0, (x - level.alpha * x0) / level.sigma)
+
+
+def from_eps(eps: Array, x: Array, level: Level) -> Ends:
+    """Both ends from eps (needs alpha > 0)."""
+    level = level.like(x)
+    return Ends((x - level.sigma * eps) / level.alpha, eps)
+
+
+def from_v(v: Array, x: Array, level: Level) -> Ends:
+    """Both ends from v = alpha eps - sigma x_0, at any level (Salimans and Ho 2022, appendix D)."""
+    level = level.like(x)
+    norm = jnp.square(level.alpha) + jnp.square(level.sigma)  # 1 when variance is preserved
+    return Ends((level.alpha * x - level.sigma * v) / norm, (level.sigma * x + level.alpha * v) / norm)
+
+
+def from_velocity(velocity: Array, x: Array, level: Level) -> Ends:
+    """Both ends from the velocity u = eps - x_0, at any level (Lipman et al. 2022, arXiv:2210.02747)."""
+    level = level.like(x)
+    norm = level.alpha + level.sigma  # 1 for flow matching
+    return Ends((x - level.sigma * velocity) / norm, (x + level.alpha * velocity) / norm)
+
+
+def from_score(score: Array, x: Array, level: Level) -> Ends:
+    """Both ends from the score: x_0 = (x_t + sigma^2 score) / alpha (Tweedie's formula; Efron 2011, eq. 1.4)."""
+    return from_eps(-level.like(x).sigma * score, x, level)
+
+
+def v(ends: Ends, level: Level) -> Array:
+    """v = alpha eps - sigma x_0 (Salimans and Ho 2022, section 4)."""
+    level = level.like(ends.x0)
+    return level.alpha * ends.eps - level.sigma * ends.x0
+
+
+def velocity(ends: Ends) -> Array:
+    """u = eps - x_0, dx/dt of the straight path x_t = (1 - t) x_0 + t eps (Lipman et al. 2022; Liu et al. 2022)."""
+    return ends.eps - ends.x0
+
+
+def score(ends: Ends, level: Level) -> Array:
+    """grad_x log q(x_t) = -E[eps | x_t] / sigma (Tweedie; Song et al. 2020, arXiv:2011.13456)."""
+    return -ends.eps / level.like(ends.eps).sigma
+
+
+def _safe_log(x: Array) -> Array:
+    # log 0 = -inf, but with gradient 0: the NaN that `where` hides in the value would come back in the gradient.
+    positive = x > 0
+    return jnp.where(positive, jnp.log(jnp.where(positive, x, 1)), -jnp.inf)
+
+
+def _align(field: Array, x: Array) -> Array:
+    field = jnp.asarray(field)
+    return field if field.ndim == 0 else field.reshape(field.shape + (1,) * (x.ndim - field.ndim))

@@ -1,0 +1,198 @@
+"""Losses: each factory returns a pure function (params, key, batch) -> (loss, metrics).
+
+A batch is a dict: "x" is the clean data, [B, ...]; every other entry is the condition that the network is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxdiff.guidance import drop_condition
+from jaxdiff.levels import q_sample
+from jaxdiff.likelihood import variational_term
+from jaxdiff.noise import check_key, normal_like
+from jaxdiff.parameterize import Apply, Params, Row, predict, target, to_x0
+from jaxdiff.processes import Discrete, Process
+from jaxdiff.times import Times, integers, uniform
+from jaxdiff.weights import Weight
+
+__all__ = ["Loss", "denoising_loss", "hybrid_loss", "vlb_loss"]
+
+Batch = dict[str, Array]
+Metrics = dict[str, Array]
+Loss = Callable[[Params, Array, Batch], tuple[Array, Metrics]]
+
+
+def denoising_loss(
+    apply: Apply,
+    process: Process,
+    row: Row,
+    *,
+    weight: Weight | None = None,
+    times: Times | None = None,
+    null: Any = None,
+    drop_rate: float = 0.0,
+    dropout: bool = False,
+    uncertainty: Callable[[Params, Array], Array] | None = None,
+) -> Loss:
+    """The denoising loss E[w |F(inp x_t, noise) - (x_0 - skip x_t) / out|^2], for any prediction and weighting.
+
+    Denoising score matching (Vincent 2011), the simple loss (Ho et al. 2020, arXiv:2006.11239, eq. 14), EDM's
+    (Karras et al. 2022, arXiv:2206.00364, eq. 8) and conditional flow matching (Lipman et al. 2022, arXiv:2210.02747,
+    eq. 9) are choices of its arguments.
+
+    Args:
+        apply: the network, (params, x, noise[B], cond) -> F.
+        process: what noises the data.
+        row: what F is.
+        weight: of the squared error of x_0, by level; None counts the error of F as it is.
+        times: distribution of t; None is uniform, over 1..T for a beta table.
+        null: with drop_rate, the null condition: like the condition, with leading axis 1.
+        drop_rate: share of examples trained without condition, for classifier-free guidance.
+        dropout: the network takes `key=`, and uses it while training.
+        uncertainty: (params, noise[B]) -> [B], the log-variance u of the loss at a level: the loss becomes
+            L exp(-u) + u (Karras et al. 2023, arXiv:2312.02696, eq. 14-15).
+    Returns:
+        a loss, the mean over batch and dimensions; metrics: "mse", the unweighted mean square of F's error.
+    Raises:
+        ValueError: drop_rate outside [0, 1], or without null; from the loss, a batch without "x".
+    """
+    times = _default_times(process) if times is None else times
+    if not 0 <= drop_rate <= 1 or (drop_rate > 0 and null is None):
+        raise ValueError(f"drop_rate lies in [0, 1], and above 0 needs the null condition; got {drop_rate}, {null}")
+
+    def loss(params: Params, key: Array, batch: Batch) -> tuple[Array, Metrics]:
+        x0, cond = _split(batch)
+        t_key, eps_key, drop_key, net_key = _keys(key)
+        t, t_weight = times(t_key, x0.shape[0])
+        level = process(t)
+        x = q_sample(x0, normal_like(eps_key, x0), level)
+        if drop_rate > 0:
+            cond = drop_condition(drop_key, cond, null, drop_rate)
+        s = row(level.like(x))
+        F, *_ = predict(apply, params, s, x, cond, key=net_key if dropout else None)
+        mse = _mean(jnp.square(F - target(row, x0, x, level)))
+        each = t_weight * mse
+        if weight is not None:
+            each = each * weight(level) * jnp.square(s.out).reshape(each.shape)
+        if uncertainty is not None:
+            u = uncertainty(params, s.noise.reshape(each.shape).astype(each.dtype))
+            each = each * jnp.exp(-u) + u
+        return jnp.mean(each), {"mse": jnp.mean(mse)}
+
+    return loss
+
+
+def vlb_loss(
+    apply: Apply, process: Discrete, row: Row, *, variance: str = "learned", times: Times | None = None
+) -> Loss:
+    """The variational bound of a DDPM, without the prior's constant, in bits per dimension (Ho et al. 2020, eq. 5).
+
+    Args:
+        apply: the network; with learned variance it answers (F, frac).
+        process: the beta table.
+        row: what F is, usually `parameterize.indexed(parameterize.eps)`.
+        variance: "small", "large" or "learned", as for `solvers.ddpm`.
+        times: distribution of the integer t; None is uniform over 1..T.
+    Returns:
+        a loss, T times the mean of the terms L_{t-1}; no metrics.
+    Raises:
+        ValueError: a process without a table.
+    """
+    times = _table_times(process, times)
+
+    def loss(params: Params, key: Array, batch: Batch) -> tuple[Array, Metrics]:
+        x0, cond = _split(batch)
+        t_key, eps_key, *_ = _keys(key)
+        t, t_weight = times(t_key, x0.shape[0])
+
+        def denoise(x, level):
+            s = row(level.like(x))
+            F, *frac = predict(apply, params, s, x, cond)
+            return (to_x0(s, x, F), *frac) if variance == "learned" else to_x0(s, x, F)
+
+        term = variational_term(denoise, process, x0, normal_like(eps_key, x0), t, variance=variance)
+        return process.T * jnp.mean(t_weight * term), {}
+
+    return loss
+
+
+def hybrid_loss(
+    apply: Apply,
+    process: Discrete,
+    row: Row,
+    *,
+    vlb_weight: float = 0.001,
+    times: Times | None = None,
+    null: Any = None,
+    drop_rate: float = 0.0,
+    dropout: bool = False,
+) -> Loss:
+    """L_simple + vlb_weight L_vlb, the second teaching the variance only (Nichol and Dhariwal 2021, eq. 16).
+
+    arXiv:2102.09672. The prediction inside L_vlb is held fixed; both parts see the same x_t and one evaluation.
+
+    Args:
+        apply: the network, answering (F, frac).
+        process: the beta table.
+        row: what F is.
+        vlb_weight: the paper's lambda.
+        times: distribution of the integer t; None is uniform over 1..T.
+        null, drop_rate, dropout: as for `denoising_loss`.
+    Returns:
+        a loss; metrics: "mse" and "vlb", in bits per dimension.
+    Raises:
+        ValueError: a process without a table.
+    """
+    times = _table_times(process, times)
+
+    def loss(params: Params, key: Array, batch: Batch) -> tuple[Array, Metrics]:
+        x0, cond = _split(batch)
+        t_key, eps_key, drop_key, net_key = _keys(key)
+        t, t_weight = times(t_key, x0.shape[0])
+        eps = normal_like(eps_key, x0)
+        level = process(t)
+        x = q_sample(x0, eps, level)
+        if drop_rate > 0:
+            cond = drop_condition(drop_key, cond, null, drop_rate)
+        s = row(level.like(x))
+        F, frac = predict(apply, params, s, x, cond, key=net_key if dropout else None)
+        mse = _mean(jnp.square(F - target(row, x0, x, level)))
+        x0_hat = jax.lax.stop_gradient(to_x0(s, x, F))
+        vlb = process.T * variational_term(lambda x, level: (x0_hat, frac), process, x0, eps, t)
+        return jnp.mean(t_weight * (mse + vlb_weight * vlb)), {
+            "mse": jnp.mean(mse),
+            "vlb": jnp.mean(t_weight * vlb),
+        }
+
+    return loss
+
+
+def _split(batch: Batch) -> tuple[Array, Batch]:
+    if "x" not in batch:
+        raise ValueError(f'a batch holds the data under "x", got the entries {sorted(batch)}')
+    return batch["x"], {name: value for name, value in batch.items() if name != "x"}
+
+
+def _keys(key: Array) -> Array:
+    check_key(key)
+    return jax.random.split(key, 4)  # t, eps, condition dropout, the network's dropout
+
+
+def _mean(x: Array) -> Array:
+    return jnp.mean(x, axis=range(1, x.ndim))
+
+
+def _default_times(process: Process) -> Times:
+    return integers(process.T) if isinstance(process, Discrete) else uniform()
+
+
+def _table_times(process: Process, times: Times | None) -> Times:
+    if not isinstance(process, Discrete):
+        raise ValueError(f"the bound by steps needs a beta table (processes.Discrete), got {type(process).__name__}")
+    return _default_times(process) if times is None else times

@@ -1,0 +1,208 @@
+"""What a network predicts, as rows of one table, and the denoiser made from any row.
+
+A row is a function `Level -> Scalings`. With the network F, whatever it predicts,
+
+    x0_hat = skip x + out F(inp x, noise)        (Karras et al. 2022, arXiv:2206.00364, eq. 7)
+
+so the regression target is (x_0 - skip x) / out, and nothing else in jaxdiff asks which prediction it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxdiff.levels import Level
+
+__all__ = [
+    "Scalings",
+    "conditioned",
+    "denoiser",
+    "edm",
+    "eps",
+    "indexed",
+    "mean_only",
+    "predict",
+    "score",
+    "target",
+    "to_x0",
+    "v",
+    "velocity",
+    "x0",
+]
+
+Params = Any
+Cond = Any
+Apply = Callable[..., Array]  # (params, x, noise[B], cond, *, key=None) -> like x
+Denoiser = Callable[[Array, Level], Array]  # (x_t, level) -> E[x_0 | x_t]
+
+
+class Scalings(NamedTuple):
+    """x0_hat = skip x + out F(inp x, noise).
+
+    Attributes:
+        skip, out, inp: scales, with the shape of the level's fields.
+        noise: how the network is told the level.
+    """
+
+    skip: Array
+    out: Array
+    inp: Array
+    noise: Array
+
+
+Row = Callable[[Level], Scalings]
+
+
+def eps(level: Level) -> Scalings:
+    """F = eps (Ho et al. 2020, arXiv:2006.11239, eq. 14). Undefined at alpha = 0, where x_t says nothing of x_0.
+
+    Raises:
+        ValueError: a concrete level has alpha = 0.
+    """
+    _refuse_pure_noise(level, "eps")
+    return _plain(level, 1 / level.alpha, -level.sigma / level.alpha)
+
+
+def x0(level: Level) -> Scalings:
+    """F = x_0."""
+    return _plain(level, jnp.zeros_like(level.alpha), jnp.ones_like(level.alpha))
+
+
+def v(level: Level) -> Scalings:
+    """F = alpha eps - sigma x_0 (Salimans and Ho 2022, arXiv:2202.00512, section 4)."""
+    norm = jnp.square(level.alpha) + jnp.square(level.sigma)
+    return _plain(level, level.alpha / norm, -level.sigma / norm)
+
+
+def velocity(level: Level) -> Scalings:
+    """F = eps - x_0, the flow-matching velocity (Lipman et al. 2022, arXiv:2210.02747, eq. 23 with noise at t = 1)."""
+    norm = level.alpha + level.sigma
+    return _plain(level, 1 / norm, -level.sigma / norm)
+
+
+def score(level: Level) -> Scalings:
+    """F = grad log q(x_t) = -eps / sigma (Song et al. 2020, arXiv:2011.13456). Undefined at alpha = 0.
+
+    Raises:
+        ValueError: a concrete level has alpha = 0.
+    """
+    _refuse_pure_noise(level, "score")
+    return _plain(level, 1 / level.alpha, jnp.square(level.sigma) / level.alpha)
+
+
+def edm(sigma_data: float | Array = 0.5) -> Row:
+    """EDM's preconditioning (Karras et al. 2022, table 1), in sigma / alpha and so for any process.
+
+    Args:
+        sigma_data: standard deviation of the data.
+    Returns:
+        a row; the network is told log(sigma / alpha) / 4.
+    Raises (the row):
+        ValueError: a concrete level has alpha = 0.
+    """
+
+    def row(level: Level) -> Scalings:
+        _refuse_pure_noise(level, "edm")
+        # In x = alpha (x_0 + s eps), s = sigma / alpha, with alpha kept out of the quotients until the end.
+        var = jnp.square(level.alpha * sigma_data) + jnp.square(level.sigma)
+        return Scalings(
+            skip=level.alpha * jnp.square(sigma_data) / var,
+            out=level.sigma * sigma_data / jnp.sqrt(var),
+            inp=1 / jnp.sqrt(var),
+            noise=-level.lam / 4,
+        )
+
+    return row
+
+
+def conditioned(row: Row, noise: Callable[[Level], Array]) -> Row:
+    """The same prediction, with the network told `noise(level)`.
+
+    Args:
+        row: a row of the table.
+        noise: Level -> what the network's time embedding receives, e.g. `lambda level: 1000 * level.t`.
+    """
+    return lambda level: row(level)._replace(noise=noise(level))
+
+
+def indexed(row: Row) -> Row:
+    """The same prediction by a network that counts a beta table's steps 0..T-1, as the published DDPMs do."""
+    return conditioned(row, lambda level: level.t - 1)
+
+
+def target(row: Row, x0: Array, x: Array, level: Level) -> Array:
+    """The regression target of F: (x_0 - skip x) / out.
+
+    Args:
+        row: a row of the table.
+        x0: clean data, [B, ...].
+        x: x_t, like x0.
+        level: scalar or [B]; sigma > 0.
+    Returns:
+        what F should answer, like x0.
+    """
+    s = row(level.like(x))
+    return (x0 - s.skip * x) / s.out
+
+
+def denoiser(apply: Apply, params: Params, row: Row, cond: Cond = None, *, key: Array | None = None) -> Denoiser:
+    """The denoiser x0_hat(x_t, level) of a network.
+
+    The network may compute in any precision: its answer is cast to the type of x here. A network with learned variance
+    answers (F, frac), and the denoiser then (x0_hat, frac), for `solvers.ddpm("learned")`.
+
+    Args:
+        apply: (params, x, noise[B], cond) -> F, like x; or (F, frac).
+        params: the network's parameters.
+        row: what F is: `eps`, `v`, `edm(0.5)`, ...
+        cond: the condition, a pytree with leading axis B; None means {}.
+        key: passed on to the network when training, for dropout.
+    Returns:
+        (x, level) -> x0_hat, like x.
+    """
+
+    def denoise(x: Array, level: Level) -> Any:
+        s = row(level.like(x))
+        F, *frac = predict(apply, params, s, x, cond, key=key)
+        x0 = to_x0(s, x, F)
+        return (x0, *frac) if frac else x0
+
+    return denoise
+
+
+def predict(
+    apply: Apply, params: Params, s: Scalings, x: Array, cond: Cond = None, *, key: Array | None = None
+) -> tuple[Array, ...]:
+    """Ask the network: (F(inp x, noise),), or (F, frac) where it also answers a variance, in the type of x."""
+    noise = jnp.broadcast_to(s.noise.astype(x.dtype).reshape(-1), x.shape[:1])
+    extra = {} if key is None else {"key": key}
+    answer = apply(params, s.inp.astype(x.dtype) * x, noise, {} if cond is None else cond, **extra)
+    return tuple(a.astype(x.dtype) for a in (answer if isinstance(answer, tuple) else (answer,)))
+
+
+def to_x0(s: Scalings, x: Array, F: Array) -> Array:
+    """x0_hat = skip x + out F."""
+    return s.skip.astype(x.dtype) * x + s.out.astype(x.dtype) * F
+
+
+def mean_only(denoise: Denoiser) -> Denoiser:
+    """The denoiser of a network with learned variance, without the variance: for every solver but DDPM's."""
+    return lambda x, level: denoise(x, level)[0]
+
+
+def _plain(level: Level, skip: Array, out: Array) -> Scalings:
+    return Scalings(skip, out, jnp.ones_like(level.alpha), level.t)
+
+
+def _refuse_pure_noise(level: Level, name: str) -> None:
+    if not isinstance(level.alpha, jax.core.Tracer) and np.any(np.asarray(level.alpha) == 0):
+        raise ValueError(
+            f"a network that predicts {name} cannot denoise pure noise (alpha = 0): start at a level with alpha > 0, "
+            "or use a network that predicts x0, v or velocity"
+        )

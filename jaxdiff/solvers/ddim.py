@@ -1,0 +1,41 @@
+"""DDIM (Song et al. 2020), deterministic to ancestral."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax import Array
+
+from jaxdiff.levels import Level, from_x0, posterior
+from jaxdiff.noise import normal_like
+from jaxdiff.solvers.base import Solver, stateless
+
+__all__ = ["ddim"]
+
+
+def ddim(eta: float | Array = 0.0) -> Solver:
+    """x_s = alpha_s x0_hat + sqrt(sigma_s^2 - std^2) eps_hat + std z, std = eta times the posterior's (eq. 12, 16).
+
+    Song, Meng and Ermon 2020, arXiv:2010.02502. eta = 0 is the probability-flow ODE, eta = 1 is DDPM's ancestral
+    sampling with the small variance.
+
+    Args:
+        eta: share of the posterior's noise, in [0, 1]; may be traced. A plain 0 draws no noise at all.
+    Returns:
+        a solver of order 1.
+    Raises:
+        ValueError: eta is a number outside [0, 1].
+    """
+    deterministic = isinstance(eta, (int, float)) and eta == 0
+    if isinstance(eta, (int, float)) and not 0 <= eta <= 1:
+        raise ValueError(f"eta must lie in [0, 1], got {eta}")
+
+    def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
+        x0, eps = from_x0(denoise(x, cur), x, cur)
+        if deterministic:
+            return nxt.alpha * x0 + nxt.sigma * eps, state
+        std = eta * posterior(x0, x, cur, nxt)[1]
+        # With eta = 1 at the noisiest steps rounding may leave less than nothing for eps.
+        kept = jnp.sqrt(jnp.maximum(jnp.square(nxt.sigma) - jnp.square(std), 0))
+        return nxt.alpha * x0 + kept * eps + std * normal_like(key, x), state
+
+    return Solver(stateless, step, stochastic=not deterministic)

@@ -1,0 +1,135 @@
+"""Distributions of the training time t.
+
+A distribution is a function (key, B) -> (t [B], weight [B]): times, and what each example's loss is to be multiplied
+by so that the expectation is the one over the uniform density (1 everywhere but for `importance`, whose point it is).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxdiff.processes import Process
+
+__all__ = ["importance", "integers", "log_normal", "logit_normal", "stratified", "uniform"]
+
+Times = Callable[[Array, int], tuple[Array, Array]]
+
+T_MIN = 1e-4  # not 0: at sigma = 0 the target (x_0 - skip x) / out of most predictions is 0 / 0
+
+
+def uniform(low: float = T_MIN, high: float = 1.0) -> Times:
+    """t ~ U[low, high).
+
+    Args:
+        low, high: the ends, in the process's time; sigma(low) > 0.
+    Raises:
+        ValueError: low >= high.
+    """
+    _check(low, high)
+    return lambda key, batch: _unweighted(jax.random.uniform(key, (batch,), minval=low, maxval=high))
+
+
+def stratified(low: float = T_MIN, high: float = 1.0) -> Times:
+    """One random offset for B equally spaced times (Kingma et al. 2021, arXiv:2107.00630, appendix I.1).
+
+    Each t is uniform on [low, high), and a batch covers the range evenly: the loss varies less from step to step.
+
+    Args:
+        low, high: the ends, in the process's time; sigma(low) > 0.
+    Raises:
+        ValueError: low >= high.
+    """
+    _check(low, high)
+
+    def times(key: Array, batch: int) -> tuple[Array, Array]:
+        u = jax.random.uniform(key) + jnp.arange(batch, dtype=jnp.result_type(float)) / batch
+        return _unweighted(low + (high - low) * (u % 1))
+
+    return times
+
+
+def log_normal(process: Process, mean: float = -1.2, std: float = 1.2) -> Times:
+    """log(sigma / alpha) ~ N(mean, std^2) (Karras et al. 2022, arXiv:2206.00364, table 1).
+
+    Args:
+        process: names the time of each level.
+        mean, std: the paper's P_mean and P_std.
+    """
+    return lambda key, batch: _unweighted(process.time(-(mean + std * jax.random.normal(key, (batch,)))))
+
+
+def logit_normal(mean: float = 0.0, std: float = 1.0) -> Times:
+    """logit(t) ~ N(mean, std^2), t in (0, 1) (Esser et al. 2024, arXiv:2403.03206, eq. 19).
+
+    Args:
+        mean: below 0 favours data, above 0 noise.
+        std: the spread.
+    """
+    return lambda key, batch: _unweighted(jax.nn.sigmoid(mean + std * jax.random.normal(key, (batch,))))
+
+
+def integers(T: int, probs: Array | None = None) -> Times:
+    """t in 1..T, uniform or with given probabilities (Nichol and Dhariwal 2021, arXiv:2102.09672, section 3.3).
+
+    Args:
+        T: the length of the beta table.
+        probs: [T], proportional to the probabilities of 1..T; each loss is divided by T p_t. None is uniform.
+    Raises:
+        ValueError: T < 1 or probs of another shape.
+    """
+    if T < 1 or (probs is not None and probs.shape != (T,)):
+        raise ValueError(f"T must be at least 1 and probs have shape [T], got T = {T}, probs {probs}")
+    if probs is None:
+        return lambda key, batch: _unweighted(jax.random.randint(key, (batch,), 1, T + 1))
+    draw = _bins(jnp.asarray(probs))
+
+    def times(key: Array, batch: int) -> tuple[Array, Array]:
+        i, weight = draw(key, batch)
+        return i + 1, weight
+
+    return times
+
+
+def importance(density: Array, low: float = T_MIN, high: float = 1.0) -> Times:
+    """t with a given density, each loss divided by it: the same expected loss as `uniform`, with less variance.
+
+    Args:
+        density: [K] > 0, proportional to the density on K equal parts of [low, high]; the square root of the mean
+            squared loss there is optimal (Nichol and Dhariwal 2021, eq. 18). May be traced.
+        low, high: the ends, in the process's time; sigma(low) > 0.
+    Raises:
+        ValueError: low >= high.
+    """
+    _check(low, high)
+    draw = _bins(jnp.asarray(density))
+    width = (high - low) / density.shape[0]
+
+    def times(key: Array, batch: int) -> tuple[Array, Array]:
+        bin_key, place_key = jax.random.split(key)
+        i, weight = draw(bin_key, batch)
+        return low + width * (i.astype(weight.dtype) + jax.random.uniform(place_key, (batch,))), weight
+
+    return times
+
+
+def _bins(density: Array) -> Callable[[Array, int], tuple[Array, Array]]:
+    share = density / jnp.sum(density)
+
+    def draw(key: Array, batch: int) -> tuple[Array, Array]:
+        i = jax.random.categorical(key, jnp.log(share), shape=(batch,))
+        return i, 1 / (share[i] * density.shape[0])
+
+    return draw
+
+
+def _unweighted(t: Array) -> tuple[Array, Array]:
+    return t, jnp.ones(t.shape, jnp.result_type(float))
+
+
+def _check(low: float, high: float) -> None:
+    if not low < high:
+        raise ValueError(f"low must be below high, got low = {low}, high = {high}")

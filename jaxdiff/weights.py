@@ -1,0 +1,86 @@
+"""Weights of the loss, as functions of the level.
+
+Each says how much a squared error of x_0 counts at a level: w(level) |x0_hat - x_0|^2, whatever the network predicts.
+(An error of eps is SNR times as large squared as one of x_0, one of v is SNR + 1 times with preserved variance.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxdiff.levels import Level
+from jaxdiff.processes import Process
+
+__all__ = [
+    "edm",
+    "likelihood",
+    "min_snr",
+    "p2",
+    "sigmoid",
+    "simple",
+    "snr_plus_one",
+    "soft_min_snr",
+    "truncated_snr",
+]
+
+Weight = Callable[[Level], Array]
+
+
+def simple(level: Level) -> Array:
+    """SNR: |eps_hat - eps|^2 unweighted, the simple loss of Ho et al. 2020 (arXiv:2006.11239, eq. 14)."""
+    return level.snr
+
+
+def snr_plus_one(level: Level) -> Array:
+    """SNR + 1: |v_hat - v|^2 unweighted (Salimans and Ho 2022, arXiv:2202.00512, section 4)."""
+    return level.snr + 1
+
+
+def truncated_snr(floor: float = 1.0) -> Weight:
+    """max(SNR, floor) (Salimans and Ho 2022, section 4, with floor 1)."""
+    return lambda level: jnp.maximum(level.snr, floor)
+
+
+def min_snr(gamma: float = 5.0) -> Weight:
+    """min(SNR, gamma) (Hang et al. 2023, arXiv:2303.09556, eq. 7)."""
+    return lambda level: jnp.minimum(level.snr, gamma)
+
+
+def soft_min_snr(gamma: float = 4.0) -> Weight:
+    """1 / (1/SNR + 1/gamma), a smooth min-SNR (Crowson et al. 2024, arXiv:2401.11605, section 3.4)."""
+    return lambda level: 1 / (jnp.exp(-level.log_snr) + 1 / gamma)
+
+
+def p2(gamma: float = 1.0, k: float = 1.0) -> Weight:
+    """SNR / (k + SNR)^gamma (Choi et al. 2022, arXiv:2204.00227, eq. 8, which weights the error of eps)."""
+    return lambda level: level.snr / (k + level.snr) ** gamma
+
+
+def sigmoid(bias: float = 2.0) -> Weight:
+    """SNR sigmoid(bias - log SNR) (Kingma and Gao 2023, arXiv:2303.00848, table 1, which weights the error of eps)."""
+    return lambda level: level.snr * jax.nn.sigmoid(bias - level.log_snr)
+
+
+def edm(sigma_data: float = 0.5) -> Weight:
+    """(sigma^2 + sigma_data^2) / (sigma sigma_data)^2 (Karras et al. 2022, arXiv:2206.00364, table 1): 1 on F."""
+    return lambda level: level.snr + 1 / sigma_data**2
+
+
+def likelihood(process: Process) -> Weight:
+    """-SNR'(t) / 2: the variational bound in nats, for uniform t (Kingma et al. 2021, arXiv:2107.00630, eq. 13).
+
+    On the error of the score it is g(t)^2 / 2 (Song et al. 2021, arXiv:2101.09258, theorem 1).
+
+    Args:
+        process: the one that the loss uses; its t at the level is read.
+    """
+
+    def weight(level: Level) -> Array:
+        _, g = process.sde(level.t)
+        return level.snr * jnp.square(g / level.sigma) / 2
+
+    return weight
