@@ -5,7 +5,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff.networks.layers import GroupNorm, kernel_init, zeros_init
+from jaxdiff.networks.initializers import kernel_init, zeros_init
+from jaxdiff.networks.layers import GroupNorm
 
 
 def attend(query: Array, key: Array, value: Array, *, heads: int, mask: Array | None = None) -> Array:

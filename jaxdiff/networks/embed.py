@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxdiff.networks.layers import kernel_init, wide
+from jaxdiff.networks.initializers import kernel_init, table_init
+from jaxdiff.networks.layers import wide
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class ClassEmbedding(nn.Module):
     def __call__(self, label: Array) -> Array:
         """Looks up label[B]; returns [B, features]."""
         shape = self.num_classes + 1, self.features
-        table = self.param("embedding", nn.initializers.normal(1.0), shape).astype(wide(self.dtype))
+        table = self.param("embedding", table_init, shape).astype(wide(self.dtype))
         # Negative indices would count from the end: send them out of range too.
         label = jnp.where(label < 0, self.num_classes + 1, label)
         return jnp.take(table, label, axis=0, mode="fill", fill_value=jnp.nan)

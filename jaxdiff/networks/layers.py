@@ -8,9 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-# Uniform with variance 2 / (fan_in + fan_out), the initialization of the published diffusion U-Nets.
-kernel_init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
-zeros_init = nn.initializers.zeros_init()
+from jaxdiff.networks.initializers import kernel_init, zeros_init
 
 
 def wide(dtype) -> jnp.dtype:
@@ -92,7 +90,7 @@ class Conv(nn.Module):
         features: output channels.
         size: kernel size.
         stride: stride.
-        pad: zeros before and after each axis; None means size // 2 on both sides, as is usual in torch. (0, 1)
+        pad: zeros before and after each axis; None means size // 2 on both sides, usual in torch. (0, 1)
             is what TensorFlow's SAME does to an even axis with size 3 and stride 2.
         zero: start from zero.
         dtype: type of the computation; the parameters are float32.

@@ -8,7 +8,7 @@ from jax import Array
 
 from jaxdiff.networks.apply import check_cond
 from jaxdiff.networks.embed import ClassEmbedding, EmbeddingMLP, Fourier, Sinusoidal
-from jaxdiff.networks.layers import kernel_init, zeros_init
+from jaxdiff.networks.initializers import kernel_init, zeros_init
 
 
 class MLP(nn.Module):

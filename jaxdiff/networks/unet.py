@@ -1,11 +1,11 @@
 """The U-Net of diffusion models, once for 1-, 2- and 3-D data, channels last.
 
-Names. The path of a parameter, joined by dots, is its key in the reference checkpoint (diffusers' UNet2DModel)
-up to the last segment: `params["down_blocks.0.resnets.1"]["conv1"]["kernel"]` is
+Names. The path of a parameter, joined by dots, is its key in the reference checkpoint (diffusers'
+UNet2DModel) up to the last segment: `params["down_blocks.0.resnets.1"]["conv1"]["kernel"]` is
 `down_blocks.0.resnets.1.conv1.weight`. A member of a list carries its index after a dot, hence the dots inside
-of Linen names. Leaves: `bias` is `bias`; `kernel` [*size, in, out] is torch's `weight` [out, in, *size]; `scale`
-and `embedding` are `weight` as they stand. Cross-attention (`cross_attentions.N`, beside `attentions.N`) has no
-counterpart there, and `class_embedding` one row more, the null class, at its end.
+of Linen names. Leaves: `bias` is `bias`; `kernel` [*size, in, out] is torch's `weight` [out, in, *size];
+`scale` and `embedding` are `weight` as they stand. Cross-attention (`cross_attentions.N`, beside
+`attentions.N`) has no counterpart there, and `class_embedding` one row more, the null class, at its end.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,8 @@ from jaxdiff.networks import layers
 from jaxdiff.networks.apply import check_cond
 from jaxdiff.networks.attention import Attention
 from jaxdiff.networks.embed import ClassEmbedding, EmbeddingMLP, Fourier, Sinusoidal
-from jaxdiff.networks.layers import Conv, Downsample, GroupNorm, Upsample, kernel_init, wide
+from jaxdiff.networks.initializers import kernel_init
+from jaxdiff.networks.layers import Conv, Downsample, GroupNorm, Upsample, wide
 
 
 class ResBlock(nn.Module):
