@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from tqdm import tqdm
 
@@ -73,7 +74,7 @@ def fit(
             size = _batch_size(batch)
             state, metrics = step(state, batch)
             display.push(done, metrics, size)
-            last = done == steps or stop()
+            last = done == steps or stop(done)
             if not last:
                 batch = _next(batches, mesh, done)  # loads and copies while the device computes
             saving = checkpointer is not None and (last or done % save_every == 0)
@@ -134,8 +135,12 @@ def _batch_size(batch: Any) -> int:
 
 
 @contextlib.contextmanager
-def _stop_flag() -> Iterator[Callable[[], bool]]:
-    """Turn SIGTERM and the first SIGINT into a flag; the second SIGINT interrupts as usual."""
+def _stop_flag() -> Iterator[Callable[[int], bool]]:
+    """Turn SIGTERM and the first SIGINT into a flag, read once a step; the second SIGINT interrupts."""
+    if jax.process_count() > 1:
+        # All hosts have to stop after the same step. JAX's own handler of SIGTERM makes them agree on it.
+        yield multihost_utils.reached_preemption_sync_point
+        return
     seen: list[int] = []
     old: dict[signal.Signals, Any] = {}
 
@@ -148,7 +153,7 @@ def _stop_flag() -> Iterator[Callable[[], bool]]:
         for number in (signal.SIGTERM, signal.SIGINT):
             old[number] = signal.signal(number, handle)
     try:
-        yield lambda: bool(seen)
+        yield lambda step: bool(seen)
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)

@@ -54,9 +54,7 @@ def shard_params(tree: Any, mesh: Mesh) -> Any:
     Raises:
         ValueError: an array of at least `LARGE` elements has no axis that "fsdp" divides.
     """
-    return jax.tree_util.tree_map_with_path(
-        lambda path, x: NamedSharding(mesh, _spec(path, x.shape, mesh)), tree
-    )
+    return jax.tree_util.tree_map_with_path(lambda path, x: NamedSharding(mesh, _spec(path, x.shape, mesh)), tree)
 
 
 def _spec(path: tuple[Any, ...], shape: tuple[int, ...], mesh: Mesh) -> P:

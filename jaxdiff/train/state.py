@@ -42,9 +42,7 @@ def create(
     return jax.jit(build, out_shardings=shardings)(key)
 
 
-def abstract(
-    init: Callable[[jax.Array], Any], optimizer: optax.GradientTransformation, mesh: Mesh
-) -> TrainState:
+def abstract(init: Callable[[jax.Array], Any], optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """Describe the state that `create` would make (shapes, dtypes, shardings) without making it.
 
     Args:

@@ -58,7 +58,7 @@ def make_step(
             parts = layout.split(batch, accumulate)
             (value, aux), grads = _accumulated(sharded_loss, state.params, step_key, parts)
         with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes, whatever the caller allows
-            norm = optax.global_norm(grads)
+            norm = optax.tree.norm(grads)
             updates, opt = optimizer.update(grads, state.opt, state.params)
             params = optax.apply_updates(state.params, updates)
         average = averages.update(state.ema, params, ema(state.step))
@@ -70,9 +70,7 @@ def make_step(
     return _Compiled(update)
 
 
-def _accumulated(
-    loss: Loss, params: Any, key: jax.Array, parts: Any
-) -> tuple[tuple[jax.Array, Metrics], Any]:
+def _accumulated(loss: Loss, params: Any, key: jax.Array, parts: Any) -> tuple[tuple[jax.Array, Metrics], Any]:
     """Average loss, metrics and gradient over microbatches [A, B/A, ...]; the sum is one carry."""
     count = jax.tree.leaves(parts)[0].shape[0]
 

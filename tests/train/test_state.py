@@ -1,0 +1,63 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from train import toy
+
+from jaxdiff import train
+
+
+@pytest.mark.parametrize("where", ["fsdp", "mixed"])
+def test_born_sharded(where):
+    mesh, state, _ = toy.new(where)
+    fsdp = mesh.shape["fsdp"]
+    adam = state.opt[1][0]
+    for tree in (state.params, state.ema, adam.mu, adam.nu):
+        kernel = tree["hidden"]["kernel"]
+        assert {s.data.shape for s in kernel.addressable_shards} == {(toy.WIDTH, toy.HIDDEN // fsdp)}
+        assert {s.data.shape for s in tree["hidden"]["bias"].addressable_shards} == {(toy.HIDDEN,)}
+    assert state.step.sharding.is_fully_replicated
+    assert adam.count.sharding.is_fully_replicated
+    assert all(x.sharding.mesh == mesh for x in jax.tree.leaves(state))
+
+
+def test_same_numbers_on_every_mesh():
+    states = [toy.new(where)[1] for where in toy.MESHES]
+    for state in states[1:]:
+        assert toy.same(states[0], state)
+
+
+def test_first_state():
+    _, state, _ = toy.new()
+    assert (int(state.step), state.step.dtype) == (0, jnp.int32)
+    assert toy.same(state.params, jax.jit(toy.init)(jax.random.key(0)))
+    assert toy.same(state.params, state.ema)
+
+
+@pytest.mark.parametrize("where", ["one", "mixed"])
+def test_average_shares_no_buffer_with_the_parameters(where):
+    _, state, _ = toy.new(where)
+    pointers = [
+        shard.data.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state) for shard in leaf.addressable_shards
+    ]
+    assert len(pointers) == len(set(pointers))
+
+
+def test_abstract_describes_what_create_makes():
+    mesh, state, _ = toy.new("mixed")
+    described = train.abstract(toy.init, toy.optimizer(), mesh)
+    assert jax.tree.structure(described) == jax.tree.structure(state)
+    for a, b in zip(jax.tree.leaves(described), jax.tree.leaves(state), strict=True):
+        assert (a.shape, a.dtype, a.sharding) == (b.shape, b.dtype, b.sharding)
+
+
+def test_optimizer_leaves_of_other_shapes():
+    """Adafactor keeps rows and columns instead of whole moments."""
+    mesh = toy.mesh("fsdp")
+    factored = optax.adafactor(1e-3, min_dim_size_to_factor=8)
+    state = train.create(toy.init, factored, jax.random.key(0), mesh)
+    step = train.make_step(toy.plain_loss, factored, key=jax.random.key(1), ema=train.ema.constant(0.9))
+    state, metrics = step(state, train.shard_batch(next(toy.batches()), mesh))
+    assert np.isfinite(float(metrics["loss"]))
+    assert int(state.step) == 1
