@@ -1,4 +1,4 @@
-"""Rebuild the embedded Fashion-MNIST subset: `python -m jaxdiff.data.embed FOLDER` (the published idx .gz files)."""
+"""Rebuild the embedded Fashion-MNIST subset: `python -m jaxdiff.data.embed FOLDER` (of the idx .gz files)."""
 
 import gzip
 import sys
@@ -13,7 +13,7 @@ def read_idx(path: Path) -> np.ndarray:
     """Read one gzipped idx file of unsigned bytes.
 
     Args:
-      path: the file; its header is two zero bytes, the type (8: uint8), the rank, then the big-endian int32 shape.
+      path: header: two zero bytes, the type (8 is uint8), the rank, the shape as big-endian int32.
 
     Returns:
       uint8 array of the shape in the header.

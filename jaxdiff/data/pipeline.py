@@ -1,4 +1,4 @@
-"""From a random-access source to a stream of host batches that is a pure function of (seed, batch number, host)."""
+"""From a random-access source to host batches that are a pure function of (seed, batch number, host)."""
 
 import functools
 import operator
@@ -28,10 +28,10 @@ def batches(
 ) -> Iterator[Batch]:
     """Endless batches of a source, reshuffled every epoch, read ahead while the device works.
 
-    The stream of examples is every epoch's permutation, one after the other, cut into batches of `batch_size`: nothing
-    is dropped, so a batch may hold the end of one epoch and the beginning of the next. Batch k is a pure function of
-    (source, seed, batch_size, k, host): `start=k` continues a run bit for bit, at no cost. Host h of H gets rows
-    [h B/H, (h+1) B/H) of the global batch, which does not depend on the number of hosts.
+    The stream of examples is one epoch's permutation after the other, cut into batches of `batch_size`:
+    nothing is dropped, so a batch may hold the end of one epoch and the beginning of the next. Batch k is a
+    pure function of (source, seed, batch_size, k, host): `start=k` continues a run bit for bit, at no cost.
+    Host h of H gets rows [h B/H, (h+1) B/H) of the global batch, which is the same for any number of hosts.
 
     Args:
       source: a random-access sequence of {"x": uint8[H, W, C], "label": int} ("label" may be absent).
@@ -39,8 +39,8 @@ def batches(
       seed: any non-negative integer; decides the order and the flips.
       start: number of the first batch.
       flip: mirror each image left to right with probability 1/2; drawn anew every epoch.
-      workers: processes that read and transform; 0 does it in a thread of this process. A script that asks for workers
-        needs the usual `if __name__ == "__main__":`.
+      workers: processes that read and transform; 0 does it in a thread of this process. A script that asks
+        for workers needs the usual `if __name__ == "__main__":`.
       prefetch: batches kept ready ahead of the consumer (per worker); 0 reads on demand.
       shard_index: this host's number; default `jax.process_index()`.
       shard_count: number of hosts; default `jax.process_count()`.
@@ -49,7 +49,7 @@ def batches(
       An iterator with a `close()` method, of {"x": float32[B/H, H, W, C] in [-1, 1], "label": int32[B/H]}.
 
     Raises:
-      ValueError: if a number is out of its range, the batch is larger than the source or not divisible by the hosts.
+      ValueError: if a number is out of range, or the batch larger than the source or indivisible by hosts.
     """
     import grain
 
@@ -73,12 +73,11 @@ def batches(
     if workers:
         from absl import flags
 
-        # Grain hands its absl flags to the workers and refuses to while nobody has parsed them.
+        # Grain hands its absl flags to the workers, and refuses to while nobody has parsed them.
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
-        stream = stream.mp_prefetch(
-            grain.MultiprocessingOptions(workers, per_worker_buffer_size=max(1, ahead))
-        )
+        options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=max(1, ahead))
+        stream = stream.mp_prefetch(options).map(_own)
     return iter(stream)
 
 
@@ -117,6 +116,11 @@ def _finish(index: int, batch: Batch, *, key: int, flip: bool) -> Batch:
     if "label" in batch:
         out["label"] = batch["label"].astype(np.int32)
     return out
+
+
+def _own(batch: Batch) -> Batch:
+    """Copy a worker's batch out of the scarce shared memory, which JAX on a CPU would alias and so keep."""
+    return {name: np.array(value) for name, value in batch.items()}
 
 
 def _shard(index: int | None, count: int | None) -> tuple[int, int]:

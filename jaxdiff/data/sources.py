@@ -7,11 +7,25 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from jaxdiff.data.transforms import fit_array
+
+FASHION_MNIST = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
 FORMS = '"fashion_mnist", "tfds:NAME" or "folder:PATH"'
 
 
 class Source(Protocol):
-    """A random-access sequence of {"x": uint8[H, W, C], "label": int}; "label" is absent if there are no classes.
+    """A random-access sequence of {"x": uint8[H, W, C], "label": int}; no "label" if there are no classes.
 
     Attributes:
       shape: (H, W, C).
@@ -19,9 +33,14 @@ class Source(Protocol):
       class_names: one for each class; empty if they are not known.
     """
 
-    shape: tuple[int, int, int]
-    num_classes: int
-    class_names: tuple[str, ...]
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def num_classes(self) -> int: ...
+
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
 
     def __len__(self) -> int: ...
 
@@ -45,16 +64,17 @@ class ArraySource:
     class_names: tuple[str, ...] = ()
 
     def __post_init__(self):
-        if self.x.dtype != np.uint8 or self.x.ndim != 4:
-            raise ValueError(f"x must be uint8[N, H, W, C], got {self.x.dtype}{list(self.x.shape)}")
-        if (self.label is None) != (self.num_classes == 0):
+        x, label = self.x, self.label
+        if x.dtype != np.uint8 or x.ndim != 4:
+            raise ValueError(f"x must be uint8[N, H, W, C], got {x.dtype}{list(x.shape)}")
+        if (label is None) != (self.num_classes == 0):
             raise ValueError(f"labels and num_classes go together, got num_classes={self.num_classes}")
-        if self.label is not None and self.label.shape != self.x.shape[:1]:
-            raise ValueError(f"{len(self.x)} images need as many labels, got shape {self.label.shape}")
-        if self.label is not None and not (0 <= self.label.min() and self.label.max() < self.num_classes):
-            raise ValueError(
-                f"labels must be in [0, {self.num_classes}), got [{self.label.min()}, {self.label.max()}]"
-            )
+        if label is None:
+            return
+        if label.shape != x.shape[:1]:
+            raise ValueError(f"{len(x)} images need as many labels, got shape {label.shape}")
+        if label.size and (label.min() < 0 or label.max() >= self.num_classes):
+            raise ValueError(f"labels must be in 0..{self.num_classes - 1}, got {label.min()}..{label.max()}")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -70,34 +90,67 @@ class ArraySource:
         return example
 
 
-def open_source(name: str, split: str = "train") -> Source:
+def open_source(
+    name: str,
+    split: str = "train",
+    *,
+    size: int | None = None,
+    channels: int | None = None,
+    data_dir: str | None = None,
+) -> Source:
     """Open a data set by name.
 
     Args:
-      name: "fashion_mnist" (embedded: 10,000 training and 2,000 test images, 28x28 grey, 10 classes).
-      split: "train" or "test".
+      name: "fashion_mnist", the embedded subset (28x28 grey, 10 classes, 10,000 training and 2,000 test
+        images); "tfds:NAME", any prepared image set of tensorflow-datasets, or "tfds:NAME/CONFIG:1.0.0";
+        "folder:PATH", images in one subfolder for each class, whose sorted names are the labels, or directly
+        in PATH, without labels.
+      split: "train", "test", or what the set has; for "tfds:" also a slice, as in "train[:90%]".
+        A folder has the splits that it has as subfolders (PATH/train/CLASS/...), otherwise only "train".
+      size: resize the shorter side to this many pixels and crop the centre square; None keeps the images,
+        which must then all have one size.
+      channels: 1 (grey) or 3 (RGB); None keeps what the set has.
+      data_dir: where tensorflow-datasets keeps its data; None is its default.
 
     Returns:
       A random-access source.
 
     Raises:
-      ValueError: if the name or the split is not known.
+      ValueError: if the name, the split, the size or the channels are not known or possible, the set is not
+        prepared, or the folder has no images.
     """
-    if name == "fashion_mnist":
-        return _fashion_mnist(split)
-    hint = difflib.get_close_matches(name, ["fashion_mnist"], n=1)
-    raise ValueError(
-        f"unknown data set {name!r}: allowed are {FORMS}" + (f"; did you mean {hint[0]!r}?" if hint else "")
-    )
+    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+        raise ValueError(f"size must be a positive integer or None, got {size!r}")
+    if channels not in (None, 1, 3):
+        raise ValueError(f"channels must be 1, 3 or None, got {channels!r}")
+    kind, _, rest = name.partition(":")
+    if kind == "folder" and rest:
+        from jaxdiff.data.folder import FolderSource, find_split
+
+        return FolderSource(find_split(rest, split), size=size, channels=channels)
+    if kind == "tfds" and rest:
+        from jaxdiff.data.tfds import TfdsSource
+
+        return TfdsSource(rest, split, data_dir=data_dir, size=size, channels=channels)
+    if name != "fashion_mnist":
+        raise ValueError(f"unknown data set {name!r}: allowed are {FORMS}{_hint(kind, rest)}")
+    return _fashion_mnist(split, size, channels)
 
 
-def _fashion_mnist(split: str) -> ArraySource:
+def _hint(kind: str, rest: str) -> str:
+    near = difflib.get_close_matches(kind.lower(), ["fashion_mnist", "tfds", "folder"], n=1)
+    if not near:
+        return ""
+    guess = near[0] if near[0] == "fashion_mnist" else f"{near[0]}:{rest or '...'}"
+    return f"; did you mean {guess!r}?"
+
+
+def _fashion_mnist(split: str, size: int | None, channels: int | None) -> ArraySource:
     if split not in ("train", "test"):
         raise ValueError(f'fashion_mnist has the splits "train" and "test", got {split!r}')
-    with (
-        resources.files("jaxdiff.data").joinpath("fashion_mnist.npz").open("rb") as file,
-        np.load(file) as arrays,
-    ):
-        x, label = arrays[f"{split}_x"], arrays[f"{split}_label"]
-    names = "T-shirt/top Trouser Pullover Dress Coat Sandal Shirt Sneaker Bag".split()
-    return ArraySource(x[..., None], label, 10, (*names, "Ankle boot"))
+    path = resources.files("jaxdiff.data").joinpath("fashion_mnist.npz")
+    with path.open("rb") as file, np.load(file) as arrays:
+        x, label = arrays[f"{split}_x"][..., None], arrays[f"{split}_label"]
+    if size not in (None, 28) or channels == 3:
+        x = np.stack([fit_array(image, size, channels) for image in x])
+    return ArraySource(x, label, len(FASHION_MNIST), FASHION_MNIST)

@@ -1,7 +1,15 @@
-"""Between the bytes of stored images and the floats in [-1, 1] that are diffused."""
+"""From stored images to arrays of one shape, and from their bytes to floats in [-1, 1] and back."""
+
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+GREY_MODES = ("1", "L", "LA")
+RGB_MODES = ("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 
 
 def to_float(x: ArrayLike) -> np.ndarray:
@@ -57,3 +65,51 @@ def flip_some(x: np.ndarray, flipped: np.ndarray) -> np.ndarray:
       Like x.
     """
     return np.where(flipped[:, None, None, None], x[:, :, ::-1], x)
+
+
+def fit_image(image: "Image", size: int | None, channels: int) -> np.ndarray:
+    """One image as an array: turned upright, on white where it is transparent, resized and cropped.
+
+    Args:
+      image: a Pillow image of 8 bits a channel.
+      size: side in pixels of the centre square that is kept, after scaling the shorter side to it by
+        antialiased bicubic interpolation; None keeps the image's own size.
+      channels: 1 (grey) or 3 (RGB).
+
+    Returns:
+      uint8[H, W, channels].
+
+    Raises:
+      ValueError: if the image has more than 8 bits a channel.
+    """
+    from PIL import Image, ImageOps
+
+    if image.mode not in GREY_MODES + RGB_MODES:
+        raise ValueError(f"images must have 8 bits a channel, got mode {image.mode!r}")
+    image = ImageOps.exif_transpose(image)
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    image = image.convert("L" if channels == 1 else "RGB")
+    if size is not None and image.size != (size, size):
+        image = ImageOps.fit(image, (size, size), method=Image.Resampling.BICUBIC)
+    return np.asarray(image).reshape(image.height, image.width, channels)
+
+
+def fit_array(x: np.ndarray, size: int | None, channels: int | None) -> np.ndarray:
+    """`fit_image` for an image that is an array already.
+
+    Args:
+      x: uint8[H, W, C], C = 1 or 3.
+      size: as in `fit_image`.
+      channels: 1, 3, or None for the array's own.
+
+    Returns:
+      uint8[H', W', C'].
+    """
+    channels = channels or x.shape[-1]
+    if size in (None, x.shape[0]) and x.shape[0] == x.shape[1] and channels == x.shape[-1]:
+        return x
+    from PIL import Image
+
+    return fit_image(Image.fromarray(x[..., 0] if x.shape[-1] == 1 else x), size, channels)

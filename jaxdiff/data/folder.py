@@ -1,0 +1,116 @@
+"""Images in a folder, one subfolder for each class."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxdiff.data.transforms import GREY_MODES, fit_image
+
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+SPLITS = ("train", "val", "valid", "validation", "test")
+# Files whose header decides whether a folder is grey or RGB.
+PROBES = 32
+
+
+class FolderSource:
+    """The images of a folder; files are found once, in sorted order, and read when they are asked for."""
+
+    def __init__(self, path: Path, *, size: int | None = None, channels: int | None = None):
+        """Find the files.
+
+        Args:
+          path: holds one subfolder for each class (images at any depth below it), or images directly.
+          size: side of the square images; None: all must have the size of the first.
+          channels: 1, 3, or None: grey if all of some files spread over the folder are, otherwise RGB.
+
+        Raises:
+          ValueError: if there are no images, an empty class, or images both beside and inside subfolders.
+        """
+        folders = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+        loose = [str(p) for p in sorted(path.iterdir()) if _is_image(p)]
+        found = [[str(p) for p in sorted(folder.rglob("*")) if _is_image(p)] for folder in folders]
+        if loose and any(found):
+            raise ValueError(
+                f"{path} holds images both directly and in subfolders: move all of them into one subfolder "
+                "for each class, or none"
+            )
+        if not loose and not any(found):
+            raise ValueError(f"no images in {path}: looked for {', '.join(SUFFIXES)}, there and in subfolders")
+        empty = [p.name for p, files in zip(folders, found, strict=True) if not files]
+        if empty and not loose:
+            raise ValueError(f"classes without images in {path}: {', '.join(empty)}")
+
+        self.files = loose or [file for files in found for file in files]
+        self.class_names = () if loose else tuple(p.name for p in folders)
+        self.num_classes = len(self.class_names)
+        self._labels = [] if loose else [label for label, files in enumerate(found) for _ in files]
+        self._size, self._asked = size, channels
+        self._channels = channels or self._probe()
+        self.shape = self._read(self.files[0]).shape
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        file = self.files[index]
+        x = self._read(file)
+        if x.shape != self.shape:
+            raise ValueError(f"{file} has shape {x.shape}, the first image {self.shape}: pass size= for squares")
+        return {"x": x, "label": self._labels[index]} if self._labels else {"x": x}
+
+    def _probe(self) -> int:
+        step = max(1, len(self.files) // PROBES)
+        return 1 if all(_mode(file) in GREY_MODES for file in self.files[::step]) else 3
+
+    def _read(self, file: str) -> np.ndarray:
+        from PIL import Image
+
+        try:
+            with Image.open(file) as image:
+                if self._asked is None and self._channels == 1 and image.mode not in GREY_MODES:
+                    raise ValueError("is in colour, in a folder that looked grey: pass channels=3 or 1")
+                return fit_image(image, self._size, self._channels)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise ValueError(f"cannot read the image {file}: {error}") from error
+
+
+def find_split(path: str, split: str) -> Path:
+    """The folder of one split.
+
+    Args:
+      path: a folder; "~" is the home directory. If all of its subfolders are called like splits, they are.
+      split: which one; without splits, the whole folder is "train".
+
+    Returns:
+      The folder that holds the split's classes or images.
+
+    Raises:
+      ValueError: if the folder or the split does not exist.
+    """
+    folder = Path(os.path.expanduser(path))
+    if not folder.is_dir():
+        raise ValueError(f"no folder {folder}")
+    names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if not names or not set(names) <= set(SPLITS):
+        names, inside = ["train"], folder
+    else:
+        inside = folder / split
+    if split not in names:
+        raise ValueError(f"{folder} has the splits {', '.join(names)}, got {split!r}")
+    return inside
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+
+
+def _mode(file: str) -> str:
+    from PIL import Image
+
+    try:
+        with Image.open(file) as image:
+            return image.mode
+    except OSError as error:
+        raise ValueError(f"cannot read the image {file}: {error}") from error

@@ -1,0 +1,103 @@
+"""Image sets of tensorflow-datasets, read at random and without TensorFlow."""
+
+import difflib
+from typing import Any
+
+import numpy as np
+
+from jaxdiff.data.transforms import fit_array
+
+
+class TfdsSource:
+    """One split of a prepared set; its image feature is "x" and its class label, if it has one, "label"."""
+
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        *,
+        data_dir: str | None = None,
+        size: int | None = None,
+        channels: int | None = None,
+    ):
+        """Open the files of a prepared set.
+
+        Args:
+          name: as in `tfds.builder`: NAME, NAME/CONFIG, NAME:VERSION.
+          split: a split or a slice of one, such as "train[:90%]".
+          data_dir: where the sets are; None is tensorflow-datasets' default.
+          size: side of the square images; None keeps theirs, which must then be fixed.
+          channels: 1, 3, or None to keep theirs.
+
+        Raises:
+          ValueError: if the set is unknown or not prepared, has no such split, or no images of known shape.
+        """
+        builder = _open_builder(name, data_dir)
+        features = builder.info.features
+        self._image = _find(features, "image", _is_image)
+        if self._image is None:
+            raise ValueError(f"{name} has no single image feature; its features are {', '.join(features)}")
+        self._label = _find(features, "label", _is_label)
+        self.class_names = tuple(features[self._label].names) if self._label else ()
+        self.num_classes = len(self.class_names)
+
+        height, width, depth = features[self._image].shape
+        if size is None and None in (height, width):
+            raise ValueError(f"the images of {name} differ in size: pass size=")
+        if channels is None and depth not in (1, 3):
+            raise ValueError(f"the images of {name} have {depth} channels: pass channels=1 or 3")
+        self.shape = (size or height, size or width, channels or depth)
+        self._size, self._channels = size, channels
+        self._records = builder.as_data_source(split=split)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        record = self._records[index]
+        x = fit_array(np.asarray(record[self._image]), self._size, self._channels)
+        return {"x": x, "label": int(record[self._label])} if self._label else {"x": x}
+
+
+def _open_builder(name: str, data_dir: str | None):
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    except tfds.core.DatasetNotFoundError as error:
+        known = tfds.list_builders(with_community_datasets=False)
+        near = difflib.get_close_matches(name.split("/")[0].split(":")[0], known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"tensorflow-datasets knows no set {name!r}, and none is prepared{hint}") from error
+    if not builder.is_prepared():
+        where = "" if data_dir is None else f", data_dir={data_dir!r}"
+        raise ValueError(
+            f"{name} is not prepared in {builder.data_dir}. Prepare it once, on any machine (most sets need "
+            "`pip install tensorflow` for this; reading them does not):\n"
+            f"  import tensorflow_datasets as tfds\n"
+            f"  tfds.builder({name!r}, file_format='array_record'{where}).download_and_prepare()"
+        )
+    formats = {f.value for f in builder.info.available_file_formats()}
+    if not formats & {"array_record", "parquet"}:
+        raise ValueError(
+            f"{name} is prepared as {', '.join(sorted(formats))}, without random access. Convert it once:\n"
+            f"  tfds convert_format --dataset_dir={builder.data_dir} --out_file_format=array_record"
+        )
+    return builder
+
+
+def _find(features, usual: str, accepts) -> str | None:
+    """The feature with the usual name, otherwise the only one that is accepted."""
+    names = [name for name, feature in features.items() if accepts(feature)]
+    return usual if usual in names else names[0] if len(names) == 1 else None
+
+
+def _is_image(feature) -> bool:
+    # A nested feature's shape is a dict.
+    return isinstance(feature.shape, tuple) and len(feature.shape) == 3 and feature.np_dtype == np.uint8
+
+
+def _is_label(feature) -> bool:
+    import tensorflow_datasets as tfds
+
+    return isinstance(feature, tfds.features.ClassLabel)
