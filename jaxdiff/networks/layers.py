@@ -12,8 +12,8 @@ from jaxdiff.networks.initializers import kernel_init, zeros_init
 
 
 def wide(dtype) -> jnp.dtype:
-    """The type for what must not be computed in half precision: float32, or `dtype` where that is wider."""
-    return jnp.promote_types(jnp.float32, dtype)
+    """The type for what must not be computed in half precision: float32, or `dtype` where that is float64."""
+    return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
 
 
 def spatial(x: Array, y: Array) -> Array:
@@ -57,7 +57,7 @@ def group_norm(x: Array, gamma: Array, beta: Array, *, groups: int, eps: float) 
     var = (var + jnp.square(mean - mu)).mean(2, keepdims=True)
     scale = jnp.broadcast_to(jax.lax.rsqrt(var + eps), grouped).reshape(batch, channels) * gamma
     mu = jnp.broadcast_to(mu, grouped).reshape(batch, channels)
-    return ((y - spatial(x, mu)) * spatial(x, scale) + spatial(x, beta)).astype(x.dtype)
+    return (y * spatial(x, scale) + spatial(x, beta - mu * scale)).astype(x.dtype)
 
 
 class GroupNorm(nn.Module):

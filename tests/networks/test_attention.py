@@ -1,0 +1,71 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdiff.networks.attention import Attention, attend
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def randomized(module, *args):
+    """Parameters with nothing left at zero."""
+    params = jax.jit(module.init)(jax.random.key(9), *args)["params"]
+    return {"params": jax.tree.map(lambda a: a + 0.3 * normal(a.size, *a.shape), params)}
+
+
+def test_attend_is_softmax_of_scaled_products_head_by_head():
+    q, k, v = normal(0, 2, 5, 6), normal(1, 2, 7, 6), normal(2, 2, 7, 6)
+    got = jax.jit(attend, static_argnames="heads")(q, k, v, heads=2)
+    for head in (slice(0, 3), slice(3, 6)):
+        logits = np.einsum("bnc,blc->bnl", q[..., head], k[..., head]) / np.sqrt(3)
+        weights = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+        np.testing.assert_allclose(got[..., head], weights @ np.asarray(v[..., head]), rtol=1e-4, atol=1e-5)
+
+
+def test_masked_tokens_are_as_good_as_absent():
+    x, tokens = normal(0, 2, 4, 4, 8), normal(1, 2, 6, 5)
+    module = Attention(head_dim=4, groups=4)
+    params = randomized(module, x, tokens)
+    mask = np.array([[True] * 3 + [False] * 3] * 2)
+    apply = jax.jit(module.apply)
+    got = apply(params, x, tokens, mask)
+    np.testing.assert_allclose(got, apply(params, x, tokens[:, :3]), rtol=1e-5, atol=1e-6)
+    # Exactly hidden: neither other values nor NaN behind the mask change a bit.
+    for other in (7.0, np.nan, np.inf):
+        changed = np.where(mask[..., None], tokens, np.float32(other))
+        np.testing.assert_array_equal(apply(params, x, changed, mask), got)
+    assert not np.allclose(apply(params, x, tokens), got)
+
+
+def test_nothing_visible_adds_the_output_bias_alone():
+    x, tokens = normal(0, 2, 4, 8), normal(1, 2, 6, 5)
+    module = Attention(groups=4)
+    params = randomized(module, x, tokens)
+    mask = np.array([[False] * 6, [True] * 6])
+    y = jax.jit(module.apply)(params, x, tokens, mask)
+    np.testing.assert_allclose(y[0] - x[0], np.tile(params["params"]["to_out.0"]["bias"], (4, 1)), atol=1e-6)
+    gradient = jax.jit(jax.grad(lambda t: module.apply(params, x, t, mask).sum()))(tokens)
+    assert np.isfinite(gradient).all() and not gradient[0].any() and gradient[1].any()
+
+
+def test_self_attention_commutes_with_permuted_positions():
+    x = normal(0, 2, 6, 8)
+    module = Attention(head_dim=2, groups=4)
+    params = randomized(module, x)
+    order = np.array([3, 1, 5, 0, 2, 4])
+    apply = jax.jit(module.apply)
+    np.testing.assert_allclose(apply(params, x[:, order]), apply(params, x)[:, order], rtol=1e-4, atol=1e-5)
+
+
+def test_starts_as_the_identity():
+    x = normal(0, 2, 6, 8)
+    module = Attention(groups=4)
+    np.testing.assert_array_equal(jax.jit(module.apply)(jax.jit(module.init)(jax.random.key(0), x), x), x)
+
+
+def test_head_dim_must_divide():
+    with pytest.raises(ValueError, match="got 3 for 8 channels"):
+        Attention(head_dim=3, groups=4).init(jax.random.key(0), jnp.ones((1, 4, 8)))
