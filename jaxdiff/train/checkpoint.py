@@ -114,6 +114,7 @@ class Checkpointer:
         self.close()
 
     def _existing(self, step: int | None) -> int:
+        self.wait()  # a step that is still being written would look damaged
         steps = sorted(self._manager.all_steps())
         if not steps or (step is not None and step not in steps):
             raise ValueError(f"no checkpoint{'' if step is None else f' {step}'} in {self.folder}; it holds {steps}")
@@ -138,7 +139,7 @@ class Checkpointer:
 
     def _damaged(self, step: int, why: object) -> ValueError:
         older = [s for s in self._manager.all_steps() if s < step]
-        advice = f"delete that folder to go on from step {max(older)}" if older else "there is no older one"
+        advice = f"move it away to go on from step {max(older)}" if older else "there is no older one"
         return ValueError(f"checkpoint {self.folder / str(step)} is damaged; {advice} ({why})")
 
 

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,9 +10,15 @@ from train import toy
 from jaxdiff import train
 
 
+@functools.cache
+def created(where="one"):
+    mesh = toy.mesh(where)
+    return mesh, train.create(toy.init, toy.ADAMW, jax.random.key(0), mesh)
+
+
 @pytest.mark.parametrize("where", ["fsdp", "mixed"])
 def test_born_sharded(where):
-    mesh, state, _ = toy.new(where)
+    mesh, state = created(where)
     fsdp = mesh.shape["fsdp"]
     adam = state.opt[1][0]
     for tree in (state.params, state.ema, adam.mu, adam.nu):
@@ -23,13 +31,13 @@ def test_born_sharded(where):
 
 
 def test_same_numbers_on_every_mesh():
-    states = [toy.new(where)[1] for where in toy.MESHES]
+    states = [created(where)[1] for where in toy.MESHES]
     for state in states[1:]:
         assert toy.same(states[0], state)
 
 
 def test_first_state():
-    _, state, _ = toy.new()
+    _, state = created()
     assert (int(state.step), state.step.dtype) == (0, jnp.int32)
     assert toy.same(state.params, jax.jit(toy.init)(jax.random.key(0)))
     assert toy.same(state.params, state.ema)
@@ -37,7 +45,7 @@ def test_first_state():
 
 @pytest.mark.parametrize("where", ["one", "mixed"])
 def test_average_shares_no_buffer_with_the_parameters(where):
-    _, state, _ = toy.new(where)
+    _, state = created(where)
     pointers = [
         shard.data.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state) for shard in leaf.addressable_shards
     ]
@@ -45,8 +53,8 @@ def test_average_shares_no_buffer_with_the_parameters(where):
 
 
 def test_abstract_describes_what_create_makes():
-    mesh, state, _ = toy.new("mixed")
-    described = train.abstract(toy.init, toy.optimizer(), mesh)
+    mesh, state = created("mixed")
+    described = train.abstract(toy.init, toy.ADAMW, mesh)
     assert jax.tree.structure(described) == jax.tree.structure(state)
     for a, b in zip(jax.tree.leaves(described), jax.tree.leaves(state), strict=True):
         assert (a.shape, a.dtype, a.sharding) == (b.shape, b.dtype, b.sharding)

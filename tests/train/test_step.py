@@ -44,14 +44,13 @@ def test_collectives(where, gathers):
 def test_one_step_by_hand():
     """SGD, a known gradient, the key of the step, and the average's first update."""
     mesh = toy.mesh("one")
-    sgd = optax.sgd(0.1)
     key = jax.random.key(3)
-    state = train.create(lambda key: {"w": jnp.full((2,), 2.0)}, sgd, key, mesh)._replace(step=jnp.int32(5))
+    state = train.create(lambda key: {"w": jnp.full((2,), 2.0)}, toy.SGD, key, mesh)._replace(step=jnp.int32(5))
 
     def loss(params, key, batch):
         return jnp.sum(params["w"] * jax.random.normal(key, (2,))), {"seen": jnp.sum(batch["x"])}
 
-    step = train.make_step(loss, sgd, key=key, ema=train.ema.constant(0.75))
+    step = train.make_step(loss, toy.SGD, key=key, ema=train.ema.constant(0.75))
     gradient = np.asarray(jax.random.normal(jax.random.fold_in(key, 5), (2,)))
     state, metrics = step(state, {"x": jnp.arange(3.0)})
     assert int(state.step) == 6
@@ -78,11 +77,10 @@ def test_stays_where_it_was_and_compiles_once():
     assert step.cache_size() == 1
 
 
-@pytest.mark.parametrize("where", ["one", "mixed"])
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize(("where", "count"), [("one", 4), ("mixed", 2)])
 def test_accumulation_equals_the_large_batch(where, count):
     def run(accumulate):
-        mesh, state, step = toy.new(where, loss=toy.plain_loss, optimizer=optax.sgd(0.1), accumulate=accumulate)
+        mesh, state, step = toy.new(where, loss=toy.plain_loss, optimizer=toy.SGD, accumulate=accumulate)
         return step(state, train.shard_batch(next(toy.batches(32)), mesh))
 
     (state, metrics), (whole, expected) = run(count), run(1)
@@ -99,7 +97,7 @@ def test_accumulation_draws_new_noise_for_each_microbatch():
         metrics = {"draw": jax.random.normal(key), "mean": jnp.mean(batch["x"])}
         return 0.0 * params["out"]["bias"][0], metrics
 
-    step = train.make_step(draws, toy.optimizer(), key=jax.random.key(1), ema=train.ema.constant(0.9), accumulate=2)
+    step = train.make_step(draws, toy.ADAMW, key=jax.random.key(1), ema=train.ema.constant(0.9), accumulate=2)
     batch = next(toy.batches())
     _, metrics = step(state, train.shard_batch(batch, mesh))
     key = jax.random.fold_in(jax.random.key(1), 0)
@@ -112,7 +110,7 @@ def test_accumulation_needs_no_second_gradient_per_microbatch():
     """Temporaries must not grow with the number of microbatches of a given size."""
 
     def temporaries(count):
-        mesh, state, step = toy.new(accumulate=count)
+        mesh, state, step = toy.new(optimizer=toy.SGD, accumulate=count)
         batch = train.shard_batch(next(toy.batches(8 * count)), mesh)
         return step.lower(state, batch).compile().memory_analysis().temp_size_in_bytes
 
@@ -152,13 +150,12 @@ def test_a_step_that_is_not_finite_changes_nothing(where):
 def test_a_gradient_that_is_not_finite_changes_nothing():
     """sqrt has a finite value and an infinite slope at 0."""
     mesh = toy.mesh("one")
-    sgd = optax.sgd(0.1)
-    state = train.create(lambda key: {"w": jnp.zeros((2,))}, sgd, jax.random.key(0), mesh)
+    state = train.create(lambda key: {"w": jnp.zeros((2,))}, toy.SGD, jax.random.key(0), mesh)
 
     def loss(params, key, batch):
         return jnp.sum(jnp.sqrt(params["w"])), {}
 
-    step = train.make_step(loss, sgd, key=jax.random.key(0), ema=train.ema.constant(0.9))
+    step = train.make_step(loss, toy.SGD, key=jax.random.key(0), ema=train.ema.constant(0.9))
     state, metrics = step(state, {"x": jnp.zeros((1, 1))})
     assert np.isfinite(float(metrics["loss"]))
     assert not np.isfinite(float(metrics["grad_norm"]))

@@ -1,12 +1,17 @@
 """A small regression that trains in milliseconds, for every test of this room."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from jaxdiff import train
 
 WIDTH, HIDDEN = 8, 512  # WIDTH * HIDDEN is just enough elements to be sharded over "fsdp"
+ADAMW = train.adamw(1e-3, warmup=3, steps=100, schedule="cosine")
+SGD = optax.sgd(0.1)
 MESHES = {"one": (1, 1), "data": (8, 1), "fsdp": (1, 8), "mixed": (2, 4)}
 
 
@@ -51,17 +56,22 @@ def batches(size=16, start=0, poison=None):
         k += 1
 
 
-def optimizer(**changes):
-    return train.adamw(1e-3, **{"warmup": 3, "steps": 100, "schedule": "cosine"} | changes)
+@functools.cache
+def _made(where, optimizer):
+    state = train.create(init, optimizer, jax.random.key(0), mesh(where))
+    return jax.tree.map(np.array, state), jax.tree.map(lambda x: x.sharding, state)
 
 
-def new(where="one", loss=noisy_loss, **arguments):
-    """Return (mesh, state, step)."""
-    place = mesh(where)
-    chosen = arguments.pop("optimizer", None) or optimizer()
-    state = train.create(init, chosen, jax.random.key(0), place)
-    arguments = {"key": jax.random.key(1), "ema": train.ema.constant(0.9)} | arguments
-    return place, state, train.make_step(loss, chosen, **arguments)
+@functools.cache
+def _step(where, loss, optimizer, accumulate):
+    average = train.ema.constant(0.9)
+    return train.make_step(loss, optimizer, key=jax.random.key(1), ema=average, accumulate=accumulate)
+
+
+def new(where="one", loss=noisy_loss, optimizer=ADAMW, accumulate=1):
+    """Return (mesh, state, step); what compiles is shared by all tests, the state is not."""
+    values, places = _made(where, optimizer)
+    return mesh(where), jax.device_put(values, places), _step(where, loss, optimizer, accumulate)
 
 
 def same(a, b):
