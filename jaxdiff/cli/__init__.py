@@ -1,0 +1,36 @@
+"""The command line: `jaxdiff train EXPERIMENT | sample RUN | eval RUN`."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+COMMANDS = {
+    "train": "train an experiment, or go on where it stopped",
+    "sample": "make pictures with a trained run",
+    "eval": "measure a trained run's samples against real data",
+}
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the program; a user's mistake ends it with the ValueError's sentence and status 2."""
+    args = sys.argv[1:] if args is None else args
+    if not args or args[0] in ("-h", "--help"):
+        width = max(map(len, COMMANDS))
+        print("usage: jaxdiff COMMAND ... (each with --help)\n")
+        print("\n".join(f"  {name:{width}}  {what}" for name, what in COMMANDS.items()))
+        return
+    command, *rest = args
+    # Before jax is imported: with more simulated devices than cores, its thread pools can wait for each other.
+    os.environ.setdefault("NPROC", "32")
+    from jaxdiff.cli import commands
+
+    try:
+        if command not in COMMANDS:
+            raise ValueError(f"unknown command {command!r}; there are: {', '.join(COMMANDS)}")
+        getattr(commands, command)(rest)
+    except ValueError as error:
+        if os.environ.get("JAXDIFF_TRACEBACK"):
+            raise
+        print(f"jaxdiff: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

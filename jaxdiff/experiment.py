@@ -1,0 +1,164 @@
+"""An experiment: everything that a run is, as real objects, and the sampler that follows from it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxdiff import guidance
+from jaxdiff.levels import Level
+from jaxdiff.losses import Batch, Loss
+from jaxdiff.noise import fold_in, prior
+from jaxdiff.parameterize import Apply, Params, Row, denoiser, mean_only
+from jaxdiff.processes import Process
+from jaxdiff.sample import sample
+from jaxdiff.solvers import Solver
+
+__all__ = ["Experiment", "compute_dtype", "example_keys", "load", "load_run", "sampler"]
+
+SOURCE, KNOBS = "experiment.py", "run.json"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a function `experiment(...)` returns: its arguments are the run's knobs, this is the run.
+
+    Attributes:
+        init: key -> parameters.
+        apply: the network, (params, x, noise[B], cond) -> F.
+        process: what noises the data.
+        row: what the network predicts.
+        loss: (params, key, batch) -> (loss, metrics).
+        optimizer: an optax optimizer.
+        ema: step -> decay of the parameters' average; see `train.ema`.
+        batches: first step -> iterator of this host's batches from there on.
+        steps: updates in the whole run.
+        seed: of parameters, training noise and data order.
+        shape: of one example.
+        grid: number of steps -> the levels to sample on.
+        solver: the sampler's default.
+        sample_steps: its default number of steps.
+        accumulate: microbatches in an update.
+        preview_every: steps between two previews.
+        num_classes: of the condition "label"; 0 without one.
+        null_label: the label that says nothing; None for a network that was never trained without its condition.
+        guidance: the sampler's default scale; 1 is off.
+        learned_variance: the network answers (F, frac).
+        source: name of the data for `jaxdiff eval`; see `data.open_source`.
+        draw: (experiment, params, path) draws samples that are no images into the file.
+    """
+
+    init: Callable[[Array], Params]
+    apply: Apply
+    process: Process
+    row: Row
+    loss: Loss
+    optimizer: Any
+    ema: Callable[[Array], Array]
+    batches: Callable[[int], Iterator[Batch]]
+    steps: int
+    seed: int
+    shape: tuple[int, ...]
+    grid: Callable[[int], Level]
+    solver: Solver
+    sample_steps: int
+    accumulate: int = 1
+    preview_every: int = 1000
+    num_classes: int = 0
+    null_label: int | None = None
+    guidance: float = 1.0
+    learned_variance: bool = False
+    source: str | None = None
+    draw: Callable[[Experiment, Params, Path], None] | None = None
+
+
+def compute_dtype() -> Any:
+    """bfloat16 on an accelerator, float32 on a CPU, where bfloat16 is no faster."""
+    return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+
+
+def sampler(
+    experiment: Experiment, *, solver: Solver | None = None, steps: int | None = None, guided: bool = True
+) -> Callable[[Params, Array, Array | None, float | Array], Array]:
+    """The experiment's sampler as one compiled function.
+
+    Args:
+        experiment: what to sample.
+        solver: None is the experiment's own.
+        steps: None is the experiment's own number.
+        guided: classifier-free guidance; without it `scale` is not looked at, and the network is asked half as often.
+    Returns:
+        (params, keys [B], label [B] or None, scale) -> x, [B, *shape]; each example depends on its own key alone.
+    Raises:
+        ValueError: guidance of a network that knows no null condition.
+    """
+    if guided and experiment.null_label is None:
+        raise ValueError("guidance needs a network that was also trained without its condition: use --guidance 1")
+    own = solver is None or solver is experiment.solver
+    levels = experiment.grid(experiment.sample_steps if steps is None else steps)
+
+    def generate(params: Params, keys: Array, label: Array | None, scale: float | Array) -> Array:
+        def denoise(label: Array | None):
+            cond = {} if label is None else {"label": label}
+            answer = denoiser(experiment.apply, params, experiment.row, cond)
+            return mean_only(answer) if experiment.learned_variance and not own else answer
+
+        conditional = denoise(label)
+        if guided:
+            conditional = guidance.cfg(conditional, denoise(jnp.full_like(label, experiment.null_label)), scale)
+        prior_keys, path_keys = (fold_in(keys, i) for i in range(2))
+        x = prior(levels, prior_keys, (keys.shape[0], *experiment.shape))
+        return sample(conditional, solver or experiment.solver, levels, x, path_keys)
+
+    return jax.jit(generate)
+
+
+def example_keys(seed: int, count: int, first: int = 0) -> Array:
+    """One key for each of the examples first .. first + count - 1 of a seed."""
+    return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(jnp.arange(first, first + count))
+
+
+def load(path: str | Path) -> Callable[..., Experiment]:
+    """Import the function `experiment` of a Python file.
+
+    Args:
+        path: the file.
+    Returns:
+        the function; its arguments are the run's knobs.
+    Raises:
+        ValueError: no such file, or it has no such function.
+    """
+    path = Path(path)
+    if path.suffix != ".py" or not path.is_file():
+        near = ", ".join(sorted(str(p) for p in path.parent.glob("*.py"))) if path.parent.is_dir() else ""
+        raise ValueError(f"{path} is no Python file" + (f"; beside it there are: {near}" if near else ""))
+    spec = importlib.util.spec_from_file_location(f"jaxdiff_experiment_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
+    spec.loader.exec_module(module)  # type: ignore[union-attr]
+    if not callable(getattr(module, "experiment", None)):
+        raise ValueError(f"{path} has no function `experiment(...)` that returns a jaxdiff.experiment.Experiment")
+    return module.experiment
+
+
+def load_run(workdir: str | Path) -> Experiment:
+    """Rebuild a run's experiment from the file and the knobs that training left in its folder.
+
+    Args:
+        workdir: the run's folder.
+    Returns:
+        the experiment.
+    Raises:
+        ValueError: the folder holds no run.
+    """
+    workdir = Path(workdir)
+    if not (workdir / SOURCE).is_file() or not (workdir / KNOBS).is_file():
+        raise ValueError(f"{workdir} holds no run: `jaxdiff train EXPERIMENT --workdir {workdir}` makes one")
+    return load(workdir / SOURCE)(**json.loads((workdir / KNOBS).read_text()))
