@@ -104,6 +104,8 @@ def drop_condition(key: Array, cond: Cond, null: Cond, rate: float | Array) -> C
     structures = [str(jax.tree.structure(tree)) for tree in (cond, null)]
     if structures[0] != structures[1]:
         raise ValueError(f"cond and null must have the same structure, got {structures[0]} and {structures[1]}")
+    if not jax.tree.leaves(cond):
+        return cond  # unconditional
     dropped = jax.random.bernoulli(key, rate, jax.tree.leaves(cond)[0].shape[:1])
     return jax.tree.map(
         lambda c, n: jnp.where(dropped.reshape((-1,) + (1,) * (c.ndim - 1)), jnp.asarray(n, c.dtype), c),
@@ -113,8 +115,10 @@ def drop_condition(key: Array, cond: Cond, null: Cond, rate: float | Array) -> C
 
 
 def _guide(cond: Any, uncond: Any, scale: float | Array) -> Any:
+    if isinstance(uncond, tuple):
+        uncond = uncond[0]
     if isinstance(cond, tuple):
-        return (_guide(cond[0], uncond[0], scale), *cond[1:])
+        return (_guide(cond[0], uncond, scale), *cond[1:])
     return uncond + _per_example(scale, cond) * (cond - uncond)
 
 

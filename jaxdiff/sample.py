@@ -116,5 +116,9 @@ def check_levels(levels: Level) -> None:
 def _try_pure_noise(denoise: Denoiser, levels: Level, x: Array) -> None:
     # Inside the scan levels are traced, where a row like `eps` cannot see that alpha = 0. Where the grid starts there
     # and says so, an abstract call shows the concrete level to the row, which then refuses.
-    if not isinstance(levels.alpha, jax.core.Tracer) and levels.alpha[0] == 0:
-        jax.eval_shape(lambda x: denoise(x, jax.tree.map(lambda field: field[0], levels)), x)
+    if any(isinstance(field, jax.core.Tracer) for field in levels):
+        return
+    with jax.ensure_compile_time_eval():  # under `jit` indexing would be traced too
+        first = Level(*(jnp.asarray(field)[0] for field in levels))
+    if np.asarray(first.alpha) == 0:
+        jax.eval_shape(lambda x: denoise(x, first), x)

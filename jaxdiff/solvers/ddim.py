@@ -5,9 +5,9 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff.levels import Level, from_x0, posterior
+from jaxdiff.levels import Level, from_x0, gained
 from jaxdiff.noise import normal_like
-from jaxdiff.solvers.base import Solver, stateless
+from jaxdiff.solvers.base import Solver, safe_sqrt, stateless
 
 __all__ = ["ddim"]
 
@@ -33,9 +33,8 @@ def ddim(eta: float | Array = 0.0) -> Solver:
         x0, eps = from_x0(denoise(x, cur), x, cur)
         if deterministic:
             return nxt.alpha * x0 + nxt.sigma * eps, state
-        std = eta * posterior(x0, x, cur, nxt)[1]
-        # With eta = 1 at the noisiest steps rounding may leave less than nothing for eps.
-        kept = jnp.sqrt(jnp.maximum(jnp.square(nxt.sigma) - jnp.square(std), 0))
-        return nxt.alpha * x0 + kept * eps + std * normal_like(key, x), state
+        drawn = jnp.asarray(eta, x.dtype) * jnp.sqrt(gained(cur, nxt))  # the posterior's std is sigma_s sqrt(gained)
+        kept = safe_sqrt(1 - jnp.square(drawn))  # with eta = 1 nothing is left of eps after pure noise and at the end
+        return nxt.alpha * x0 + nxt.sigma * (kept * eps + drawn * normal_like(key, x)), state
 
     return Solver(stateless, step, stochastic=not deterministic)

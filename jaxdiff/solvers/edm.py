@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff.levels import Level, from_x0, transition
+from jaxdiff.levels import Level, from_x0
 from jaxdiff.noise import normal_like
 from jaxdiff.processes import Process
-from jaxdiff.solvers.base import Solver, stateless
+from jaxdiff.solvers.base import Solver, safe_sqrt, stateless
 
 __all__ = ["euler", "heun"]
 
@@ -63,7 +63,7 @@ def heun(process: Process | None = None, churn: float | Array | None = None, s_n
         ahead = nxt.alpha * x0 + nxt.sigma * eps
         # At sigma = 0 there is no eps to correct with; a safe level keeps the unused branch finite, gradients included.
         moving = nxt.sigma > 0
-        safe = jax.tree.map(lambda n, c: jnp.where(moving, n, c), nxt, cur)
+        safe = jax.tree.map(lambda n, c: jnp.where(moving, n, c.astype(n.dtype)), nxt, cur)
         x0_ahead, eps_ahead = from_x0(denoise(ahead, safe), ahead, safe)
         d_alpha, d_sigma = nxt.alpha - cur.alpha, nxt.sigma - cur.sigma
         corrected = x + d_alpha * 0.5 * (x0 + x0_ahead) + d_sigma * 0.5 * (eps + eps_ahead)
@@ -82,8 +82,18 @@ def _churn(process: Process | None, churn: float | Array | None, s_noise: float 
         )
 
     def raise_noise(key: Array, x: Array, cur: Level) -> tuple[Array, Level]:
-        raised = process(process.time(cur.lam - jnp.log1p(churn)))
-        mean, std = transition(x, cur, raised)
-        return mean + s_noise * std * normal_like(key, x), raised
+        log_share = jnp.log1p(jnp.asarray(churn, x.dtype))
+        # Pure noise cannot be raised; a safe lam keeps the unused branch finite, gradients included.
+        pure = cur.alpha == 0
+        lam = jnp.where(pure, 0, cur.lam)
+        time = process.time((lam - log_share).astype(jnp.result_type(float)))
+        raised = jax.tree.map(lambda field: field.astype(x.dtype), process(time))
+        # The share of new noise, 1 - SNR_raised / SNR_cur, of the level that there is (a table ends), but rounding
+        # draws none from churn = 0.
+        share = jnp.clip(-jnp.expm1(2 * (raised.lam - lam)), 0, -jnp.expm1(-2 * log_share))
+        std = jnp.asarray(s_noise, x.dtype) * raised.sigma * safe_sqrt(share)
+        noisier = raised.alpha / jnp.where(pure, 1, cur.alpha) * x + std * normal_like(key, x)
+        raised = jax.tree.map(lambda r, c: jnp.where(pure, c.astype(r.dtype), r), raised, cur)
+        return jnp.where(pure, x, noisier), raised
 
     return raise_noise
