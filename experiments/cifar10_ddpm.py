@@ -1,0 +1,63 @@
+"""DDPM on CIFAR-10, as published (Ho et al. 2020, arXiv:2006.11239, appendix B): 35.7 million parameters."""
+
+import jax.numpy as jnp
+
+import jaxdiff as jd
+from jaxdiff import data, networks, train
+from jaxdiff.experiment import Experiment, compute_dtype
+
+
+def experiment(
+    steps: int = 800_000,
+    batch: int = 128,
+    lr: float = 2e-4,
+    seed: int = 0,
+    widths: tuple[int, ...] = (128, 256, 256, 256),
+    warmup: int = 5000,
+    ema: float = 0.9999,
+    accumulate: int = 1,
+    source: str = "tfds:cifar10",
+    size: int = 32,
+    preview_every: int = 10_000,
+) -> Experiment:
+    """Ancestral sampling of eps predictions on 1000 linear betas.
+
+    Args:
+        steps: updates of the parameters.
+        batch: images in an update.
+        lr: learning rate.
+        seed: of parameters, training noise and data order.
+        widths: channels by level.
+        warmup: steps of linear warm-up.
+        ema: decay of the parameters' average.
+        accumulate: microbatches in an update.
+        source: tfds:NAME, folder:PATH or fashion_mnist.
+        size: side of the images in pixels.
+        preview_every: steps between two grids of samples.
+    """
+    images = data.open_source(source, size=size, channels=3)
+    network = networks.ddpm_cifar10(widths=widths, dtype=compute_dtype())
+    apply = networks.as_apply(network)
+    process = jd.processes.Discrete.linear()
+    row = jd.parameterize.indexed(jd.parameterize.eps)
+    return Experiment(
+        init=lambda key: networks.init(network, key, jnp.zeros((1, *images.shape))),
+        apply=apply,
+        process=process,
+        row=row,
+        loss=jd.losses.denoising_loss(apply, process, row, dropout=True),
+        optimizer=train.adamw(lr, warmup=warmup, clip=1.0),
+        ema=train.ema.warmup(ema),
+        batches=lambda start: (
+            {"x": each["x"]} for each in data.batches(images, batch, seed=seed, start=start, flip=True)
+        ),
+        steps=steps,
+        seed=seed,
+        shape=images.shape,
+        grid=lambda n: jd.grids.ddpm(process, n),
+        solver=jd.solvers.ddpm("large"),
+        sample_steps=1000,
+        accumulate=accumulate,
+        preview_every=preview_every,
+        source=source,
+    )

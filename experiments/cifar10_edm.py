@@ -1,0 +1,70 @@
+"""EDM on CIFAR-10 (Karras et al. 2022, arXiv:2206.00364, table 1 and appendix F), without its augmentation pipe."""
+
+import jax.numpy as jnp
+
+import jaxdiff as jd
+from jaxdiff import data, networks, train
+from jaxdiff.experiment import Experiment, compute_dtype
+
+
+def experiment(
+    steps: int = 390_625,
+    batch: int = 512,
+    lr: float = 1e-3,
+    seed: int = 0,
+    widths: tuple[int, ...] = (256, 256, 256),
+    warmup: int = 19_531,
+    ema: float = 0.9993,
+    accumulate: int = 1,
+    source: str = "tfds:cifar10",
+    size: int = 32,
+    preview_every: int = 10_000,
+) -> Experiment:
+    """Preconditioned denoising over log-normal noise, sampled by Heun's method on 18 levels.
+
+    Args:
+        steps: updates of the parameters; the default shows 200 million images.
+        batch: images in an update.
+        lr: learning rate.
+        seed: of parameters, training noise and data order.
+        widths: channels by level.
+        warmup: steps of linear warm-up; the default is 10 million images.
+        ema: decay of the parameters' average; the default has a half-life of half a million images.
+        accumulate: microbatches in an update.
+        source: tfds:NAME, folder:PATH or fashion_mnist.
+        size: side of the images in pixels.
+        preview_every: steps between two grids of samples.
+    """
+    images = data.open_source(source, size=size, channels=3)
+    network = networks.edm_cifar10(widths=widths, dtype=compute_dtype())
+    apply = networks.as_apply(network)
+    process, sigma_data = jd.processes.EDM(), 0.5
+    row = jd.parameterize.edm(sigma_data)
+    return Experiment(
+        init=lambda key: networks.init(network, key, jnp.zeros((1, *images.shape))),
+        apply=apply,
+        process=process,
+        row=row,
+        loss=jd.losses.denoising_loss(
+            apply,
+            process,
+            row,
+            weight=jd.weights.edm(sigma_data),
+            times=jd.times.log_normal(process, mean=-1.2, std=1.2),
+            dropout=True,
+        ),
+        optimizer=train.adamw(lr, warmup=warmup, clip=None),
+        ema=train.ema.warmup(ema),
+        batches=lambda start: (
+            {"x": each["x"]} for each in data.batches(images, batch, seed=seed, start=start, flip=True)
+        ),
+        steps=steps,
+        seed=seed,
+        shape=images.shape,
+        grid=lambda n: jd.grids.karras(process, n, sigma_min=0.002, sigma_max=80.0),
+        solver=jd.solvers.heun(),
+        sample_steps=18,
+        accumulate=accumulate,
+        preview_every=preview_every,
+        source=source,
+    )
