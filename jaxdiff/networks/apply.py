@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.dtypes import canonicalize_dtype
 
 
 def as_apply(module: nn.Module) -> Callable[..., Any]:
@@ -42,9 +43,9 @@ def init(module: nn.Module, key: Array, x: Any, cond: Mapping[str, Any] | None =
 
     def draw(key):
         # The network runs on zeros in the trace only: compilation drops everything but the parameters.
-        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), (x, dict(cond or {})))
+        zeros = {name: jnp.zeros(a.shape, canonicalize_dtype(a.dtype)) for name, a in (cond or {}).items()}
         noise = jnp.zeros(x.shape[:1], jnp.float32)
-        return module.init(key, zeros[0], noise, zeros[1])["params"]
+        return module.init(key, jnp.zeros(x.shape, jnp.float32), noise, zeros)["params"]
 
     return jax.jit(draw)(key)
 

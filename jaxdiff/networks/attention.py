@@ -27,7 +27,10 @@ def attend(query: Array, key: Array, value: Array, *, heads: int, mask: Array | 
         return x.reshape(*x.shape[:2], heads, x.shape[2] // heads)
 
     where = None if mask is None else mask[:, None, None, :]
-    y = jax.nn.dot_product_attention(split(query), split(key), split(value), mask=where).reshape(query.shape)
+    # It promotes the logits to float32 implicitly, which strict promotion refuses for bfloat16 and float64.
+    with jax.numpy_dtype_promotion("standard"):
+        y = jax.nn.dot_product_attention(split(query), split(key), split(value), mask=where)
+    y = y.reshape(query.shape)
     if mask is None:
         return y
     return jnp.where(mask.any(axis=1)[:, None, None], y, jnp.zeros_like(y))

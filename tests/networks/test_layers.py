@@ -56,9 +56,7 @@ def test_group_norm_of_half_precision_is_computed_in_float32():
     x = (normal(0, 2, 16, 16, 8) + 20).astype(jnp.bfloat16)
     y = norm(x)
     assert y.dtype == jnp.bfloat16
-    np.testing.assert_allclose(
-        y.astype(jnp.float32), exact_norm(x.astype(jnp.float32), 4, 1e-5), atol=1e-2, rtol=4e-3
-    )
+    np.testing.assert_allclose(y.astype(jnp.float32), exact_norm(x.astype(jnp.float32), 4, 1e-5), atol=1e-2, rtol=4e-3)
 
 
 def test_group_norm_second_derivative_is_exact(x64):
