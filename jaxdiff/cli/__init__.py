@@ -23,12 +23,17 @@ def main(args: list[str] | None = None) -> None:
     command, *rest = args
     # Before jax is imported: with more simulated devices than cores, its thread pools can wait for each other.
     os.environ.setdefault("NPROC", "32")
+    import absl.logging
+
     from jaxdiff.cli import commands
+
+    absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax warns of what is meant
 
     try:
         if command not in COMMANDS:
             raise ValueError(f"unknown command {command!r}; there are: {', '.join(COMMANDS)}")
-        getattr(commands, command)(rest)
+        run = {"train": commands.train, "sample": commands.sample, "eval": commands.evaluate}[command]
+        run(rest)
     except ValueError as error:
         if os.environ.get("JAXDIFF_TRACEBACK"):
             raise

@@ -15,10 +15,13 @@ from jax import Array
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from jaxdiff import solvers
+from jaxdiff import data, solvers
 from jaxdiff import train as training
+from jaxdiff.cli import evaluate as judging
 from jaxdiff.cli.images import save_npz, save_png, save_pngs
 from jaxdiff.experiment import SOURCE, Experiment, example_keys, load, load_run, sampler
+
+Generate = Callable[[Array, np.ndarray | None], Array]  # (keys [B], label [B] or None) -> x [B, ...]
 
 PREVIEW = 50  # pictures drawn at a time: one program serves the previews and the last, larger grid
 
@@ -124,7 +127,7 @@ def sample(args: list[str]) -> None:
 
     def command(
         run: tyro.conf.Positional[Path],
-        num: int = 40,
+        num: int = 50,
         label: int | None = None,
         guidance: float | None = None,
         solver: str | None = None,
@@ -149,27 +152,107 @@ def sample(args: list[str]) -> None:
             out: FILE.png is a grid, FILE.npz arrays, a folder single PNGs; by default RUN/samples-SEED.png.
         """
         experiment = load_run(run)
-        scale = experiment.guidance if guidance is None else guidance
-        generate = sampler(
-            experiment, solver=None if solver is None else named_solver(solver), steps=steps, guided=scale != 1
-        )
-        weights = training.load_params(run, params)
-        x, labels = draw_batches(
-            experiment,
-            lambda keys, label: generate(weights, keys, label, scale),
-            num,
-            label=label,
-            seed=seed,
-            batch=batch,
-        )
-        print(_write(out or run / f"samples-{seed}.png", x, labels, columns=experiment.num_classes or 10))
+        out = run / f"samples-{seed}.png" if out is None else out
+        if out.suffix not in ("", ".png", ".npz"):
+            raise ValueError(f"--out must end in .png or .npz, or be a folder, got {out}")
+        if experiment.draw is not None and out.suffix == ".png":
+            experiment.draw(experiment, training.load_params(run, params), out)
+        else:
+            generate = _generator(experiment, run, params, guidance=guidance, solver=solver, steps=steps)
+            x, labels = draw_batches(experiment, generate, num, label=label, seed=seed, batch=batch)
+            _write(out, x, labels, columns=experiment.num_classes or 10)
+        print(out)
 
     tyro.cli(command, args=args, prog="jaxdiff sample")
 
 
+def evaluate(args: list[str]) -> None:
+    """`jaxdiff eval RUN`."""
+
+    def command(
+        run: tyro.conf.Positional[Path],
+        num: int = 1000,
+        guidance: float | None = None,
+        solver: str | None = None,
+        steps: int | None = None,
+        seed: int = 0,
+        batch: int = 100,
+        params: Literal["ema", "params"] = "ema",
+    ) -> None:
+        """Measure a run's samples against real test images; trains a judge on real data first.
+
+        Prints how many samples a classifier recognizes beside real images, and the samples' kernel distance,
+        precision and recall beside those of real images; writes RUN/eval.json.
+
+        Args:
+            run: the run's folder.
+            num: number of samples, their classes in turn.
+            guidance: classifier-free guidance scale, 1 is off; by default the experiment's.
+            solver: one of jaxdiff.solvers; by default the experiment's.
+            steps: number of steps; by default the experiment's.
+            seed: of the samples.
+            batch: samples at a time.
+            params: averaged or last parameters.
+        """
+        experiment = load_run(run)
+        if not experiment.num_classes or experiment.source is None:
+            raise ValueError("eval needs an experiment with classes and a data source: its judge recognizes classes")
+        generate = _generator(experiment, run, params, guidance=guidance, solver=solver, steps=steps)
+        train_set, test_set = (_real(experiment, split) for split in ("train", "test"))
+        judge = _judge(run, train_set, experiment.num_classes)
+        x, labels = draw_batches(experiment, generate, num, seed=seed, batch=batch)
+        report = judging.evaluate(
+            x,
+            labels,
+            test_set["x"],
+            test_set["label"],
+            train_x=train_set["x"],
+            train_label=train_set["label"],
+            classify=judge,
+        )
+        names = data.open_source(experiment.source).class_names
+        print(judging.format_report(report, names))
+        print(judging.write_report(run / "eval.json", report))
+
+    tyro.cli(command, args=args, prog="jaxdiff eval")
+
+
+def _real(experiment: Experiment, split: str) -> dict[str, np.ndarray]:
+    side, channels = experiment.shape[0], experiment.shape[-1]
+    source = data.open_source(experiment.source, split, size=side, channels=channels)  # type: ignore[arg-type]
+    arrays = data.load_arrays(source)
+    return {"x": data.to_float(arrays["x"]), "label": arrays["label"]}
+
+
+def _judge(run: Path, real: dict[str, np.ndarray], num_classes: int) -> judging.FittedClassifier:
+    """The run's judge, trained the first time that it is needed."""
+    path = run / "judge.npz"
+    if not path.exists():
+        judge = judging.fit_classifier(real["x"], real["label"], num_classes=num_classes, progress=True)
+        judging.save_classifier(path, judge)
+    return judging.load_classifier(path)
+
+
+def _generator(
+    experiment: Experiment,
+    run: Path,
+    which: Literal["ema", "params"],
+    *,
+    guidance: float | None,
+    solver: str | None,
+    steps: int | None,
+) -> Generate:
+    """A run's sampler with its parameters and settings closed in."""
+    scale = experiment.guidance if guidance is None else guidance
+    chosen = None if solver is None else named_solver(solver)
+    generate = sampler(experiment, solver=chosen, steps=steps, guided=scale != 1)
+    params = training.load_params(run, which)
+    return lambda keys, label: generate(params, keys, label, scale)
+
+
 def draw_batches(
     experiment: Experiment,
-    generate: Callable[[Array, np.ndarray | None], Array],
+    generate: Generate,
     num: int,
     *,
     label: int | None = None,
@@ -246,12 +329,10 @@ def _previewer(experiment: Experiment, workdir: Path) -> Callable[[training.Trai
     return preview
 
 
-def _write(out: Path, x: np.ndarray, labels: np.ndarray | None, columns: int) -> Path:
+def _write(out: Path, x: np.ndarray, labels: np.ndarray | None, columns: int) -> None:
     if out.suffix == ".npz":
-        return save_npz(out, x=x, **({} if labels is None else {"label": labels}))
-    if out.suffix == ".png":
-        return save_png(out, x, columns)
-    if out.suffix:
-        raise ValueError(f"out must end in .png or .npz, or be a folder, got {out}")
-    save_pngs(out, x)
-    return out
+        save_npz(out, x=x, **({} if labels is None else {"label": labels}))
+    elif out.suffix == ".png":
+        save_png(out, x, columns)
+    else:
+        save_pngs(out, x)
