@@ -1,28 +1,32 @@
-"""Train the toy in a process of its own: resume.py WORKDIR STEPS MESH."""
+"""Train the toy in a process of its own: resume.py WORKDIR STEPS MESH [RANK PORT].
+
+With RANK and PORT it is one of two processes with four devices each.
+"""
 
 import os
 import sys
 from pathlib import Path
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={4 if sys.argv[4:] else 8}"
 os.environ["NPROC"] = "32"
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import jax
 import numpy as np
 from train import toy
 
-from jaxdiff import train
+from jaxdiff import data, train
 
 
 def images(start):
-    from jaxdiff import data
-
     for batch in data.batches(data.open_source("fashion_mnist"), 16, seed=5, start=start):
         yield {"x": np.ascontiguousarray(batch["x"][:, 14, :8, 0])}
 
 
 def main(workdir, steps, where):
-    mesh, state, step = toy.new(where)
+    mesh = toy.mesh(where)
+    state = train.create(toy.init, toy.ADAMW, jax.random.key(0), mesh)
+    step = train.make_step(toy.noisy_loss, toy.ADAMW, key=jax.random.key(1), ema=train.ema.warmup(0.9))
     with train.Checkpointer(workdir) as checkpointer:
         if checkpointer.latest() is not None:
             state = checkpointer.restore(state)
@@ -32,4 +36,7 @@ def main(workdir, steps, where):
 
 
 if __name__ == "__main__":
+    if sys.argv[4:]:
+        rank, port = map(int, sys.argv[4:])
+        jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=rank)
     main(sys.argv[1], int(sys.argv[2]), sys.argv[3])

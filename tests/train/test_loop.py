@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -139,28 +140,57 @@ def test_metrics_file(tmp_path):
     assert records[3] == {"step": 4, "loss": 0.5}
 
 
-def run_process(workdir, steps, where):
-    command = [sys.executable, str(Path(__file__).with_name("resume.py")), str(workdir), str(steps), where]
-    subprocess.run(command, check=True, capture_output=True, timeout=300)
+def start_process(workdir, steps, where, *rank_and_port):
+    script = str(Path(__file__).with_name("resume.py"))
+    arguments = [str(argument) for argument in (workdir, steps, where, *rank_and_port)]
+    return subprocess.Popen([sys.executable, script, *arguments], stderr=subprocess.PIPE, text=True)
+
+
+def finish(*processes):
+    try:
+        for process in processes:
+            _, shown = process.communicate(timeout=300)
+            assert process.returncode == 0, shown
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def result(workdir, where="one"):
+    """Return the last state and the losses of a finished run."""
+    with train.Checkpointer(workdir, read_only=True) as checkpointer:
+        state = checkpointer.restore(train.abstract(toy.init, toy.ADAMW, toy.mesh(where)))
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return state, [json.loads(line)["loss"] for line in lines]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("where", ["one", "mixed"])
 def test_new_process_goes_on_bit_for_bit(tmp_path, where):
     """Images from the pipeline, so that their order is part of what must be the same."""
-    run_process(tmp_path / "straight", 9, where)
-    run_process(tmp_path / "resumed", 4, where)
-    run_process(tmp_path / "resumed", 9, where)
-    described = train.abstract(toy.init, toy.ADAMW, toy.mesh(where))
-    states = []
-    for name in ("straight", "resumed"):
-        with train.Checkpointer(tmp_path / name, read_only=True) as checkpointer:
-            states.append(checkpointer.restore(described))
-    assert int(states[0].step) == 9
-    assert toy.same(*states)
-    losses = [
-        [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        for name in ("straight", "resumed")
-    ]
-    assert losses[0] == losses[1]
-    assert len(losses[0]) == 9
+    finish(start_process(tmp_path / "straight", 9, where))
+    finish(start_process(tmp_path / "resumed", 4, where))
+    finish(start_process(tmp_path / "resumed", 9, where))
+    (straight, expected), (resumed, losses) = (result(tmp_path / name) for name in ("straight", "resumed"))
+    assert int(straight.step) == 9
+    assert toy.same(straight, resumed)
+    assert losses == expected
+    assert len(losses) == 9
+
+
+def free_port():
+    with socket.socket() as opened:
+        opened.bind(("localhost", 0))
+        return opened.getsockname()[1]
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one_and_resume_in_one(tmp_path):
+    finish(start_process(tmp_path / "one", 5, "mixed"))
+    port = free_port()
+    finish(*(start_process(tmp_path / "two", 4, "mixed", rank, port) for rank in range(2)))
+    finish(start_process(tmp_path / "two", 5, "mixed"))
+    (one, expected), (two, losses) = (result(tmp_path / name) for name in ("one", "two"))
+    np.testing.assert_allclose(losses, expected, atol=1e-6)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
