@@ -1,6 +1,7 @@
 """The stream of batches is a pure function of (seed, batch number, host), and every epoch is a permutation."""
 
 import itertools
+import time
 
 import jax
 import numpy as np
@@ -137,6 +138,24 @@ def test_flips_belong_to_the_example_not_to_the_batch_size():
 
 def test_prefetch_does_not_change_the_stream():
     assert_same(take(6, numbered(), 4, seed=1, prefetch=0), take(6, numbered(), 4, seed=1, prefetch=3))
+
+
+def test_batches_are_read_ahead_of_the_consumer():
+    reads = []
+
+    class Counted(data.ArraySource):
+        def __getitem__(self, index):
+            reads.append(index)
+            return super().__getitem__(index)
+
+    stream = data.batches(Counted(numbered().x), 5, seed=0, prefetch=3)
+    next(stream)
+    deadline = time.monotonic() + 20
+    while len(reads) < 4 * 5 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    stream.close()
+    # The batch that was taken, and three that nobody has asked for yet.
+    assert len(reads) == 4 * 5
 
 
 def test_close_ends_the_reading_threads():
