@@ -1,0 +1,258 @@
+"""Every public function of jaxdiff.solvers that is annotated `-> Solver`, put through what holds for all solvers."""
+
+import typing
+from functools import partial
+
+import jax
+import jax.extend
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from exact import BLOB, CLUSTERS
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import jaxdiff as jd
+from jaxdiff import Level, solvers
+from jaxdiff.levels import append_clean
+
+
+def _found():
+    public = {name: getattr(solvers, name) for name in solvers.__all__ if not isinstance(getattr(solvers, name), type)}
+    return {name: f() for name, f in public.items() if typing.get_type_hints(f).get("return") is solvers.Solver}
+
+
+SOLVERS = _found()
+EVERY = pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS.keys())
+PROCESSES = {
+    "vp": (jd.processes.VP(), 0.6, 0.05),
+    "edm": (jd.processes.EDM(), 4.0, 0.15),
+    "flow": (jd.processes.Flow(), 0.8, 0.1),
+}
+
+
+def test_the_table_is_found():
+    assert {"ddpm", "ddim", "euler", "heun", "dpmpp_2m"} <= SOLVERS.keys()
+
+
+# Order of convergence. The grid is uniform in lam, which is smooth for all three processes, and stays away from
+# sigma = 0 and alpha = 0, where lam is infinite. It is also dpmpp_2m's variable, whose history then has equal steps.
+
+
+@partial(jax.jit, static_argnums=0)
+def grids(n: int) -> Level:
+    """The grids of VP, EDM (VE) and flow, stacked: fields [3, n + 1]."""
+    each = [jd.grids.by_lambda(process, n, start=start, end=end) for process, start, end in PROCESSES.values()]
+    return Level(*(jnp.stack(field) for field in zip(*each, strict=True)))
+
+
+def denoise_both(x, level):
+    """The exact denoisers of BLOB, for the first half of the batch, and of CLUSTERS."""
+    half = x.shape[0] // 2
+    return jnp.concatenate([BLOB.denoise(x[:half], level), CLUSTERS.denoise(x[half:], level)])
+
+
+@jax.jit
+def follow(x, levels, n=500):
+    """dx/dlog s = x - D(x, s), the probability-flow ODE in s = sigma / alpha (Karras 2022, eq. 1), by Runge-Kutta 4."""
+    log_s = jnp.linspace(-levels.lam[0], -levels.lam[-1], n + 1)
+    slope = lambda x, u: x - denoise_both(x, Level(u, jnp.ones_like(u), jnp.exp(u)))  # noqa: E731
+
+    def step(x, ends):
+        h, (u, end) = ends[1] - ends[0], ends
+        k1 = slope(x, u)
+        k2 = slope(x + h / 2 * k1, u + h / 2)
+        k3 = slope(x + h / 2 * k2, u + h / 2)
+        k4 = slope(x + h * k3, end)
+        return x + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4), None
+
+    x, _ = jax.lax.scan(step, x / levels.alpha[0], (log_s[:-1], log_s[1:]))
+    return x * levels.alpha[-1]
+
+
+@pytest.fixture(scope="module")
+def trajectories():
+    """x at the start, and where the exact flow carries it: [3 processes, 8 of BLOB and 8 of CLUSTERS, 2]."""
+    with jax.enable_x64(True):
+        rng, levels = np.random.default_rng(0), grids(1)
+        ends = [[jax.tree.map(lambda field: field[p, i], levels) for i in (0, 1)] for p in range(3)]  # noqa: B023
+        x = jnp.asarray([np.concatenate([m.draw(rng, 8, cur) for m in (BLOB, CLUSTERS)]) for cur, _ in ends])
+        exact = jax.vmap(follow)(x, levels)
+        for p, (cur, nxt) in enumerate(ends):
+            np.testing.assert_allclose(exact[p, :8], BLOB.flow(x[p, :8], cur, nxt), rtol=1e-7)
+        return x, exact
+
+
+@pytest.mark.usefixtures("x64")
+@EVERY
+def test_order_of_convergence(solver, trajectories):
+    if solver.stochastic:
+        pytest.skip("a noisy path has no order here; test_moments.py measures where it ends")
+    x, exact = trajectories
+    key = jax.random.key(0)
+    errors = []
+    for n in (50, 200):
+        run = jax.jit(jax.vmap(lambda levels, x: jd.sample(denoise_both, solver, levels, x, key)))
+        out = run(grids(n), x)
+        errors.append(np.sqrt(np.mean((out - exact).reshape(3, 2, -1) ** 2, axis=-1)))
+    slopes = np.log(errors[0] / errors[1]) / np.log(4)
+    print("slopes on vp, edm, flow; of a Gaussian, of a mixture:", slopes.round(3).tolist())
+    np.testing.assert_allclose(slopes, solver.order, atol=0.15)
+
+
+# Limits
+
+
+def network(params, x, noise, cond, *, key=None):
+    """A smooth toy: its velocity mixes the numbers of an example, and looks at the level and the condition."""
+    moved = x @ params + noise[:, None]
+    return jnp.tanh(moved + cond["shift"] if cond else moved)
+
+
+PARAMS = np.array([[0.5, -0.3, 0.1], [0.2, 0.4, -0.6], [-0.1, 0.7, 0.3]])
+
+
+def toy(params, cond=None):
+    return jd.denoiser(network, params, jd.parameterize.velocity, cond)
+
+
+def a_batch(dtype=jnp.float32, n=8):
+    params, x = jnp.asarray(PARAMS, dtype), jnp.asarray(np.random.default_rng(0).normal(size=(n, 3)), dtype)
+    return params, x, jax.random.split(jax.random.key(1), n)
+
+
+@EVERY
+def test_one_step_to_clean_data_is_the_denoiser(solver):
+    params, x, keys = a_batch()
+    t, alpha, sigma = np.float32([[0.6, 4.0, 0.8], [0.7, 1.0, 0.2], [np.sqrt(0.51), 4.0, 0.8]])  # like VP, EDM, flow
+
+    @jax.jit
+    @jax.vmap
+    def both(cur):
+        grid = append_clean(jax.tree.map(lambda field: field[None], cur))
+        return jd.sample(toy(params), solver, grid, x, keys), toy(params)(x, cur)
+
+    np.testing.assert_allclose(*both(Level(t, alpha, sigma)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.usefixtures("x64")
+@EVERY
+def test_values_and_gradients_from_pure_noise_to_clean_data(solver):
+    # Flow's t = 1 has alpha = 0 and lam = -inf, its t = 0 has sigma = 0 and lam = +inf.
+    params, x, keys = a_batch(jnp.float64, 4)
+    levels = jd.grids.by_time(jd.processes.Flow(), 5)
+    assert levels.alpha[0] == 0 and levels.sigma[-1] == 0
+
+    def f(x, params, levels):
+        return jnp.sum(jnp.sin(jd.sample(toy(params), solver, levels, x, keys)))
+
+    value_and_grad = jax.jit(jax.value_and_grad(f, argnums=(0, 1, 2)))
+    value, grads = value_and_grad(x, params, levels)
+    assert np.isfinite(value) and all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(grads))
+    # A guard against NaN must not have cut a true gradient: compare with differences. The grid's ends stay.
+    rng = np.random.default_rng(1)
+    point = jax.tree.map(np.asarray, (x, params, levels))
+    ways = jax.tree.map(lambda a: rng.normal(size=a.shape), point)
+    for field in ways[2]:
+        field[[0, -1]] = 0
+
+    def moved(i, h):
+        there = [*point]
+        there[i] = jax.tree.map(lambda a, w: a + h * w, point[i], ways[i])
+        return value_and_grad(*there)[0]
+
+    for i in range(3):
+        along = sum(np.vdot(g, w) for g, w in zip(jax.tree.leaves(grads[i]), jax.tree.leaves(ways[i]), strict=True))
+        np.testing.assert_allclose(along, (moved(i, 1e-6) - moved(i, -1e-6)) / 2e-6, rtol=1e-5, atol=1e-8)
+
+
+# Invariances
+
+
+def mid_grid(n=6, start=0.9):
+    t = np.linspace(start, 0, n + 1, dtype=np.float32)
+    return Level(t, 1 - t, t)
+
+
+@EVERY
+def test_an_example_depends_on_its_own_key_alone(solver):
+    params, x, keys = a_batch()
+    run = jax.jit(lambda x, keys: jd.sample(toy(params), solver, mid_grid(), x, keys))
+    together = run(x, keys)
+    chosen = np.array([6, 1, 3])
+    np.testing.assert_allclose(run(x[chosen], keys[chosen]), together[chosen], rtol=1e-5, atol=1e-6)
+    moved = run(x, jnp.roll(keys, 1))
+    assert bool(jnp.all(moved == together)) is not solver.stochastic
+
+
+@EVERY
+def test_jit_is_eager_and_eight_devices_are_one(solver):
+    params, x, keys = a_batch()
+    sample = lambda x, keys: jd.sample(toy(params), solver, mid_grid(), x, keys)  # noqa: E731
+    eager = sample(x, keys)
+    np.testing.assert_allclose(jax.jit(sample)(x, keys), eager, rtol=1e-5, atol=1e-6)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    sharded = jax.jit(sample)(*jax.device_put((x, keys), NamedSharding(mesh, PartitionSpec("data"))))
+    assert sharded.sharding.num_devices == 8
+    np.testing.assert_allclose(sharded, eager, rtol=1e-5, atol=1e-6)
+
+
+@EVERY
+def test_turning_a_knob_compiles_nothing(solver):
+    params, x, keys = a_batch()
+    traced = []
+
+    def seen(x, level, denoise):
+        traced.append(1)
+        return denoise(x, level)
+
+    @jax.jit
+    def run(levels, x, keys, cond, scale):
+        denoise = jd.guidance.cfg(toy(params, cond), toy(params), scale)
+        return jd.sample(lambda x, level: seen(x, level, denoise), solver, levels, x, keys)
+
+    cond = {"shift": jnp.ones((8, 1))}
+    first = run(mid_grid(), x, keys, cond, jnp.float32(2))
+    assert len(traced) == solver.nfe
+    others = [
+        run(mid_grid(start=0.7), x, keys, cond, jnp.float32(2)),
+        run(mid_grid(), x, keys, cond, jnp.float32(3)),
+        run(mid_grid(), x, keys, jax.tree.map(jnp.negative, cond), jnp.float32(2)),
+        run(mid_grid(), x, jax.random.split(jax.random.key(2), 8), cond, jnp.float32(2)),
+    ]
+    assert len(traced) == solver.nfe and run._cache_size() == 1
+    changed = [not np.array_equal(first, other) for other in others]
+    assert changed == [True, True, True, solver.stochastic]
+
+
+def _size(jaxpr) -> int:
+    """Number of equations, with those of inner programs."""
+    inner = [j for eqn in jaxpr.eqns for j in jax.extend.core.jaxprs_in_params(eqn.params)]
+    return len(jaxpr.eqns) + sum(_size(j) for j in inner)
+
+
+@EVERY
+def test_the_program_does_not_grow_with_the_number_of_steps(solver):
+    params, x, keys = a_batch()
+
+    def size(n):
+        return _size(jax.make_jaxpr(lambda levels: jd.sample(toy(params), solver, levels, x, keys))(mid_grid(n)).jaxpr)
+
+    assert size(10) == size(1000) > 20
+
+
+@pytest.mark.usefixtures("x64")
+@EVERY
+def test_float32_stays_close_to_float64(solver, monkeypatch):
+    # The same noise for both; EDM's whole range of sigma, over which float32 has to carry 1e-3..80.
+    normal = jd.noise._normal
+    monkeypatch.setattr(jd.noise, "_normal", lambda key, shape, dtype: normal(key, shape, jnp.float32).astype(dtype))
+    sigma = np.append(np.geomspace(80.0, 0.002, 40), 0)
+    levels = Level(sigma, np.ones_like(sigma), sigma)
+    key = jax.random.key(0)
+    start = np.random.default_rng(0).normal(size=(64, 2)) * 80
+    out = [
+        jax.jit(lambda x: jd.sample(CLUSTERS.denoise, solver, levels, x, key))(jnp.asarray(start, dtype))
+        for dtype in (jnp.float32, jnp.float64)
+    ]
+    assert out[0].dtype == jnp.float32 and out[1].dtype == jnp.float64
+    np.testing.assert_allclose(out[0], out[1], atol=2e-4)
