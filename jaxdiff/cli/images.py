@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxdiff.data import to_uint8
+
 _GAP = 2  # pixels between the pictures of a grid
 
 
@@ -88,7 +90,7 @@ def save_npz(path, **arrays) -> Path:
     for name, value in host.items():
         _check_finite(value, name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(path, **host)
+    np.savez_compressed(path, **host)  # type: ignore[arg-type]
     return path
 
 
@@ -98,7 +100,7 @@ def _to_pixels(images) -> np.ndarray:
     if images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape:
         raise ValueError(f"images must be [N, H, W, C] with N >= 1 and C = 1 or 3, got shape {images.shape}")
     _check_finite(images, "images")
-    return np.rint((np.clip(images, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
+    return to_uint8(images)
 
 
 def _check_finite(values: np.ndarray, name: str) -> None:

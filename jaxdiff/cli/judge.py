@@ -1,0 +1,244 @@
+"""The judge of samples: a classifier fitted to the real data, its training and its file."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxdiff import train
+from jaxdiff.networks.classifier import Classifier
+from jaxdiff.train import ema
+
+_SHIFT = 1  # pixels; more costs accuracy in a training this short
+_HEAD = "head/bias"
+_ROWS = 500  # images classified at a time
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FittedClassifier:
+    """A trained classifier: called with images it returns their logits and features.
+
+    Attributes:
+        params: of `networks.classifier.Classifier`.
+        shape: (H, W, C) of the images that it takes.
+    """
+
+    params: Any
+    shape: tuple[int, ...]
+
+    def __call__(self, images) -> tuple[np.ndarray, np.ndarray]:
+        """Classify images.
+
+        Args:
+            images: float [N, H, W, C] in [-1, 1], N >= 1.
+
+        Returns:
+            (logits float32[N, num_classes], features float32[N, D]).
+
+        Raises:
+            ValueError: images of another shape, or with values that are not finite.
+        """
+        images = as_images(images)
+        if images.shape[1:] != self.shape:
+            raise ValueError(f"the classifier takes images of shape {self.shape}, got {images.shape[1:]}")
+        logits, features = [], []
+        for start in range(0, len(images), _ROWS):
+            part = images[start : start + _ROWS]
+            padded = np.pad(part, [(0, _ROWS - len(part))] + [(0, 0)] * 3)  # one shape: one compilation
+            out = jax.device_get(_forward(self.params, padded))
+            logits.append(out[0][: len(part)])
+            features.append(out[1][: len(part)])
+        return np.concatenate(logits), np.concatenate(features)
+
+
+def fit_classifier(
+    train_images,
+    train_labels,
+    *,
+    num_classes: int,
+    seed: int = 0,
+    steps: int = 1500,
+    batch_size: int = 64,
+    progress: bool = False,
+) -> FittedClassifier:
+    """Train a small classifier on real images, randomly mirrored and shifted.
+
+    One step is dispatched at a time: XLA on CPUs runs the gradients of convolutions several times slower
+    inside a loop than outside of it.
+
+    Args:
+        train_images: float [N, H, W, C] in [-1, 1].
+        train_labels: int [N], in 0 .. num_classes - 1.
+        num_classes: at least 2.
+        seed: of parameters, order and augmentation.
+        steps: number of updates, at least 2.
+        batch_size: images a step; at most N are used.
+        progress: show a bar with the loss.
+
+    Returns:
+        The FittedClassifier.
+
+    Raises:
+        ValueError: images or labels that do not fit each other or these ranges, or a training that diverged.
+    """
+    images, labels = as_images(train_images), np.asarray(train_labels)
+    _check_labels(labels, len(images), num_classes)
+    for name, value, least in (("steps", steps, 2), ("batch_size", batch_size, 1)):
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+    key_init, key_steps = jax.random.split(jax.random.key(seed))
+    network = Classifier(num_classes)
+    optimizer = train.adamw(3e-3, warmup=max(1, steps // 7), steps=steps, schedule="cosine", weight_decay=0.02)
+    params = jax.jit(network.init)(key_init, jnp.asarray(images[:1]))["params"]
+    state = train.TrainState(jnp.int32(0), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
+    step = train.make_step(_loss(network), optimizer, key=key_steps, ema=ema.warmup(0.995))
+    metrics: dict[str, jax.Array] = {}
+    with _bar(steps, progress) as bar:
+        for index in _batches(len(images), min(batch_size, len(images)), steps, seed):
+            state, metrics = step(state, {"x": images[index], "label": labels[index].astype(np.int32)})
+            bar.update()
+            if progress and bar.n % 50 == 0:  # reading the loss waits for the device
+                bar.set_postfix(loss=f"{float(metrics['loss']):.3f}")
+    if not np.isfinite(float(metrics["loss"])):
+        raise ValueError(f"the classifier's training diverged: its last loss is {float(metrics['loss'])}")
+    return FittedClassifier(jax.device_get(state.ema), images.shape[1:])
+
+
+def save_classifier(path, classifier: FittedClassifier) -> Path:
+    """Write a classifier to one npz file, keyed by the paths of its parameters.
+
+    Args:
+        path: the file, ending in .npz; missing folders are made. It is replaced in one move.
+        classifier: what to write.
+
+    Returns:
+        The path written.
+
+    Raises:
+        ValueError: another ending.
+    """
+    path = Path(path)
+    if path.suffix != ".npz":
+        raise ValueError(f"the path must end in .npz, got {path}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {_name(where): leaf for where, leaf in jax.tree.leaves_with_path(classifier.params)}
+    partial_path = path.with_name(f".{path.name}.{os.getpid()}.npz")
+    np.savez(partial_path, shape=np.array(classifier.shape), **arrays)
+    os.replace(partial_path, path)
+    return path
+
+
+def load_classifier(path) -> FittedClassifier:
+    """Read a classifier that `save_classifier` wrote.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The FittedClassifier.
+
+    Raises:
+        ValueError: the file is not a classifier of this version's shapes.
+        OSError: the file cannot be read.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+        shape = tuple(int(n) for n in arrays.pop("shape"))
+        network = Classifier(arrays[_HEAD].size)
+        example = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+        expected = jax.eval_shape(network.init, jax.random.key(0), example)["params"]
+    except (KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is not a saved classifier: {error}") from error
+    want = {_name(where): leaf.shape for where, leaf in jax.tree.leaves_with_path(expected)}
+    got = {name: array.shape for name, array in arrays.items()}
+    if want != got:
+        different = sorted(n for n in want.keys() | got.keys() if want.get(n) != got.get(n))
+        raise ValueError(f"{path} is of another version: {', '.join(different)} differ; delete it to fit anew")
+    return FittedClassifier(jax.tree.map_with_path(lambda where, _: arrays[_name(where)], expected), shape)
+
+
+@jax.jit
+def _forward(params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    network = Classifier(params["head"]["bias"].size)
+    return network.apply({"params": params}, images)  # type: ignore[return-value]
+
+
+def _loss(network: Classifier) -> Callable[..., tuple[jax.Array, dict[str, jax.Array]]]:
+    """Return the cross entropy of randomly mirrored and shifted images as a Loss."""
+
+    def loss(params, key, batch):
+        key_flip, key_shift, key_dropout = jax.random.split(key, 3)
+        x = batch["x"]
+        flip = jax.random.bernoulli(key_flip, 0.5, (len(x), 1, 1, 1))
+        x = _shift(jnp.where(flip, x[:, :, ::-1], x), key_shift)
+        logits, _ = network.apply({"params": params}, x, train=True, rngs={"dropout": key_dropout})
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean(), {}
+
+    return loss
+
+
+def _shift(x: jax.Array, key: jax.Array) -> jax.Array:
+    """Move each image by up to _SHIFT pixels in either direction, repeating its border."""
+    padded = jnp.pad(x, ((0, 0), (_SHIFT, _SHIFT), (_SHIFT, _SHIFT), (0, 0)), mode="edge")
+    corner = jax.random.randint(key, (len(x), 2), 0, 2 * _SHIFT + 1)
+    return jax.vmap(lambda image, at: jax.lax.dynamic_slice(image, (at[0], at[1], 0), x.shape[1:]))(padded, corner)
+
+
+def _batches(size: int, batch_size: int, steps: int, seed: int) -> Iterator[np.ndarray]:
+    """Yield the indices of each step's batch: epochs in random order, joined without a gap."""
+    rng = np.random.default_rng(seed)
+    order = np.zeros(0, int)
+    for _ in range(steps):
+        if len(order) < batch_size:
+            order = np.concatenate([order, rng.permutation(size)])
+        yield order[:batch_size]
+        order = order[batch_size:]
+
+
+def _bar(steps: int, progress: bool):
+    from tqdm import tqdm
+
+    return tqdm(total=steps, desc="classifier", unit="step", disable=not progress)
+
+
+def _name(path) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def as_images(images) -> np.ndarray:
+    """Check images and return them as float32 on the host.
+
+    Args:
+        images: numeric array [N, H, W, C], N >= 1.
+
+    Returns:
+        float32 array [N, H, W, C].
+
+    Raises:
+        ValueError: another shape, or values that are not finite.
+    """
+    images = np.asarray(images, np.float32)
+    if images.ndim != 4 or 0 in images.shape:
+        raise ValueError(f"images must be [N, H, W, C] with N >= 1, got shape {images.shape}")
+    if not np.isfinite(images).all():
+        raise ValueError("images has values that are not finite")
+    return images
+
+
+def _check_labels(labels: np.ndarray, count: int, num_classes: int) -> None:
+    if num_classes < 2:
+        raise ValueError(f"num_classes must be at least 2, got {num_classes}")
+    if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"labels must be {count} integers, got {labels.dtype} of shape {labels.shape}")
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise ValueError(f"labels must be in 0 .. {num_classes - 1}, got {labels.min()} .. {labels.max()}")
