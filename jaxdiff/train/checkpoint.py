@@ -49,7 +49,7 @@ class Checkpointer:
             state: a `TrainState`.
 
         Raises:
-            ValueError: a checkpoint of this or a later step exists.
+            ValueError: a checkpoint of this or a later step exists, or this is read-only.
         """
         step = int(state.step)
         latest = self.latest()
@@ -58,7 +58,8 @@ class Checkpointer:
         flat = _flatten(state)
         meta = {"step": step, "checksums": _checksums(flat)}
         args = ocp.args.Composite(state=ocp.args.PyTreeSave(flat), meta=ocp.args.JsonSave(meta))
-        self._manager.save(step, args=args)
+        if not self._manager.save(step, args=args):
+            raise ValueError(f"step {step} was not saved: {self.folder} is open for reading only")
 
     def restore(self, like: Any, step: int | None = None) -> Any:
         """Read a state and lay it out as `like` says, whatever mesh it was saved from.

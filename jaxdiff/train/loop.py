@@ -184,7 +184,8 @@ class _Display:
         self._bar.close()
 
     def say(self, message: str) -> None:
-        self._bar.write(message, file=sys.stderr)
+        if jax.process_index() == 0:
+            self._bar.write(message, file=sys.stderr)
 
     def push(self, done: int, metrics: Any, size: int) -> None:
         self._pending.append((done, metrics, size))

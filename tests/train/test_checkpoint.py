@@ -102,6 +102,14 @@ def test_never_overwrites(run):
         checkpointer.save(state)
 
 
+def test_read_only_saves_nothing(saved):
+    _, state, _ = trained(steps=4)
+    with train.Checkpointer(saved[0], read_only=True) as checkpointer:
+        with pytest.raises(ValueError, match=r"step 4 was not saved.*reading only"):
+            checkpointer.save(state)
+        assert checkpointer.latest() == 3
+
+
 def empty(folder):
     shutil.rmtree(folder)
     folder.mkdir()
