@@ -35,6 +35,7 @@ __all__ = [
     "posterior",
     "q_mean_std",
     "q_sample",
+    "safe_log",
     "score",
     "transition",
     "v",
@@ -58,7 +59,7 @@ class Level(NamedTuple):
     @property
     def lam(self) -> Array:
         """log(alpha / sigma), half the log-SNR: +inf at sigma = 0, -inf at alpha = 0."""
-        return _safe_log(self.alpha) - _safe_log(self.sigma)
+        return safe_log(self.alpha) - safe_log(self.sigma)
 
     @property
     def snr(self) -> Array:
@@ -216,10 +217,9 @@ def score(ends: Ends, level: Level) -> Array:
     return -ends.eps / level.like(ends.eps).sigma
 
 
-def _safe_log(x: Array) -> Array:
-    # log 0 = -inf, but with gradient 0: the NaN that `where` hides in the value would come back in the gradient.
-    positive = x > 0
-    return jnp.where(positive, jnp.log(jnp.where(positive, x, 1)), -jnp.inf)
+def safe_log(x: Array) -> Array:
+    """log x, with log 0 = -inf and gradient 0 there: a NaN that `where` hides would come back in the gradient."""
+    return jnp.where(x == 0, -jnp.inf, jnp.log(jnp.where(x == 0, 1, x)))
 
 
 def _align(field: Array, x: Array) -> Array:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxdiff.levels import Level
+from jaxdiff.levels import Level, safe_log
 
 __all__ = [
     "EDM",
@@ -53,7 +53,7 @@ class _Differentiated:
     """`sde` by differentiating alpha and sigma: f = alpha'/alpha, g^2 = (sigma^2)' - 2 f sigma^2."""
 
     def sde(self, t: Array) -> tuple[Array, Array]:
-        """(f, g) of dx = f x dt + g dw at time t (Kingma et al. 2021, arXiv:2107.00630, eq. 2 in continuous time)."""
+        """(f, g) of dx = f x dt + g dw at a time t between the ends (Song et al. 2020, arXiv:2011.13456, section 3.4)."""
         t = _float(t)
         level, slope = jax.jvp(self, (t,), (jnp.ones_like(t),))  # type: ignore[arg-type]
         f = slope.alpha / level.alpha
@@ -75,8 +75,8 @@ class VP:
 
     def __call__(self, t: Array) -> Level:
         t = _float(t)
-        log_alpha = -0.25 * t**2 * (self.beta_max - self.beta_min) - 0.5 * t * self.beta_min
-        return Level(t, jnp.exp(log_alpha), jnp.sqrt(-jnp.expm1(2 * log_alpha)))
+        log_alpha = self._log_alpha(t)
+        return Level(t, jnp.exp(log_alpha), _sqrt(-jnp.expm1(2 * log_alpha)))
 
     def time(self, lam: Array) -> Array:
         return self._time_of_log_alpha(-0.5 * jax.nn.softplus(-2 * _float(lam)))
@@ -84,6 +84,9 @@ class VP:
     def sde(self, t: Array) -> tuple[Array, Array]:
         beta = self._beta(t)
         return -0.5 * beta, jnp.sqrt(beta)
+
+    def _log_alpha(self, t: Array) -> Array:
+        return -0.25 * t**2 * (self.beta_max - self.beta_min) - 0.5 * t * self.beta_min
 
     def _beta(self, t: Array) -> Array:
         return self.beta_min + _float(t) * (self.beta_max - self.beta_min)
@@ -103,8 +106,9 @@ class SubVP(VP):
     """Sub-variance preserving: alpha of VP, sigma = 1 - alpha^2 (Song et al. 2020, eq. 29 and 33)."""
 
     def __call__(self, t: Array) -> Level:
-        level = VP.__call__(self, t)
-        return level._replace(sigma=jnp.square(level.sigma))
+        t = _float(t)
+        log_alpha = self._log_alpha(t)
+        return Level(t, jnp.exp(log_alpha), -jnp.expm1(2 * log_alpha))
 
     def time(self, lam: Array) -> Array:
         # sigma / alpha = 1/alpha - alpha = 2 sinh(-log alpha)
@@ -190,7 +194,9 @@ class Cosine:
         return Level(t, jnp.sin(0.5 * pi * (1 - t)), jnp.sin(0.5 * pi * t))  # sin for both: exactly 0 at the ends
 
     def time(self, lam: Array) -> Array:
-        return 2 / pi * jnp.arctan(jnp.exp(-_float(lam)))
+        lam = _float(lam)
+        angle = jnp.arctan(jnp.exp(-jnp.abs(lam)))  # of the smaller end over the larger: no inf whose gradient is NaN
+        return 2 / pi * jnp.where(lam > 0, angle, 0.5 * pi - angle)
 
     def sde(self, t: Array) -> tuple[Array, Array]:
         level = self(t)
@@ -200,7 +206,7 @@ class Cosine:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Sigmoid(_Differentiated):
+class Sigmoid:
     """alpha^2 a segment of the logistic curve, rescaled to run from 1 to 0 (Chen 2023, arXiv:2301.10972, alg. 1).
 
     Attributes:
@@ -218,12 +224,17 @@ class Sigmoid(_Differentiated):
         common = jnp.cosh(s + t * (e - s)) * jnp.sinh(e - s)
         alpha2 = jnp.sinh((1 - t) * (e - s)) * jnp.cosh(s) / common
         sigma2 = jnp.sinh(t * (e - s)) * jnp.cosh(e) / common
-        return Level(t, jnp.sqrt(alpha2), jnp.sqrt(sigma2))
+        return Level(t, _sqrt(alpha2), _sqrt(sigma2))
 
     def time(self, lam: Array) -> Array:
         s, e = self._half_ends()
         ratio = jnp.exp(2 * _float(lam)) * jnp.cosh(e) / jnp.cosh(s)
-        return jnp.arctanh(jnp.sinh(e - s) / (ratio + jnp.cosh(e - s))) / (e - s)
+        return jnp.log1p(2 * jnp.sinh(e - s) / (ratio + jnp.exp(s - e))) / (2 * (e - s))
+
+    def sde(self, t: Array) -> tuple[Array, Array]:
+        t, (s, e) = _float(t), self._half_ends()
+        beta = (e - s) * (1 / jnp.tanh((1 - t) * (e - s)) + jnp.tanh(s + t * (e - s)))  # -d log(alpha^2) / dt
+        return -0.5 * beta, jnp.sqrt(beta)
 
     def _half_ends(self) -> tuple[float | Array, float | Array]:
         return 0.5 * self.start / self.tau, 0.5 * self.end / self.tau
@@ -239,12 +250,21 @@ class Shifted(_Differentiated):
     t' = shift t / (1 + (shift - 1) t) (Esser et al. 2024, arXiv:2403.03206, eq. 23, shift = sqrt(m / n) pixels).
 
     Attributes:
-        base: the process to shift.
+        base: the process to shift; one whose formula goes on beyond its noisiest time, as all but tables and `Learned` do.
         shift: factor of sigma / alpha, > 0.
+    Raises:
+        ValueError: a base that ends at its noisiest time, where the shift would be lost.
     """
 
     base: Process
     shift: float | Array
+
+    def __post_init__(self) -> None:
+        if isinstance(self.base, Discrete | Learned):
+            raise ValueError(
+                f"Shifted takes a process with a formula, got {type(self.base).__name__}: "
+                "use Discrete.shifted(shift), or subtract log(shift) from both ends of Learned"
+            )
 
     def __call__(self, t: Array) -> Level:
         t = _float(t)
@@ -282,7 +302,7 @@ class Learned(_Differentiated):
         return jnp.interp((lam_max - _float(lam)) / (lam_max - lam_min), shares, times)
 
     def _knots(self) -> tuple[Array, Array]:
-        shares = jnp.cumsum(jax.nn.softmax(self.logits))
+        shares = jnp.minimum(jnp.cumsum(jax.nn.softmax(self.logits)), 1)  # a rounded sum may exceed 1
         shares = jnp.concatenate([jnp.zeros_like(shares[:1]), shares[:-1], jnp.ones_like(shares[:1])])
         return jnp.linspace(0, 1, shares.shape[0], dtype=shares.dtype), shares
 
@@ -317,27 +337,27 @@ class Discrete(_Differentiated):
             raise ValueError(f"t of a table of {self.T} betas lies in 0..{self.T}, got {t.min()}..{t.max()}")
         if jnp.issubdtype(t.dtype, jnp.integer):
             return Level(t, jnp.asarray(self.alpha)[t], jnp.asarray(self.sigma)[t])
-        lam, open_end = self._lam()
+        lam, open_end = self._lam(t.dtype)
         i = jnp.clip(jnp.ceil(t).astype(jnp.int32) - 1, 0, self.T - 1)  # t lies in (i, i + 1]
         w, last = t - i.astype(t.dtype), open_end & (i == self.T - 1)
         inner = lam[i] + w * (lam[i + 1] - lam[i])
-        first = -jnp.log(jnp.where(i == 0, w, 1))  # sigma / alpha is linear from 0
-        final = jnp.log1p(-jnp.where(last, w, 0))  # alpha / sigma is linear to 0
+        first = -safe_log(jnp.where(i == 0, w, 1))  # sigma / alpha is linear from 0
+        final = safe_log(1 - jnp.where(last, w, 0))  # alpha / sigma is linear to 0
         return _level_vp(t, inner + first + final)
 
     def time(self, lam: Array) -> Array:
         lam = _float(lam)
-        table, open_end = self._lam()
+        table, open_end = self._lam(lam.dtype)
         t = jnp.interp(-lam, -table[1:], jnp.arange(1, self.T + 1, dtype=lam.dtype))
         t = jnp.where(lam > table[1], jnp.exp(table[1] - lam), t)
         return jnp.where(open_end & (lam <= table[-1]), self.T - jnp.exp(lam - table[-1]), t)
 
-    def _lam(self) -> tuple[Array, Array]:
+    def _lam(self, dtype) -> tuple[Array, Array]:
         # lam at 0..T, with an infinite end replaced by its neighbour; and whether the noisy end is infinite.
         inner = Level(jnp.arange(self.T), jnp.asarray(self.alpha)[1:], jnp.asarray(self.sigma)[1:])
-        open_end, lam = inner.alpha[-1] == 0, inner.lam
-        last = jnp.where(open_end, lam[-2:-1], lam[-1:])
-        return jnp.concatenate([lam[:1], lam[:-1], last]), open_end
+        open_end, lam = inner.alpha[-1] == 0, inner.lam.astype(dtype)
+        lam = lam.at[-1].set(jnp.where(open_end, lam[max(self.T - 2, 0)], lam[-1]))
+        return jnp.concatenate([lam[:1], lam]), open_end
 
     def sde(self, t: Array) -> tuple[Array, Array]:
         """(f, g) of dx = f x dt + g dw, t counted in steps: f is close to -beta_t / 2 and g^2 to beta_t."""
@@ -348,8 +368,21 @@ class Discrete(_Differentiated):
         """[T] float64: beta_t = 1 - abar_t / abar_{t-1}."""
         return 1 - np.square(self.alpha[1:] / self.alpha[:-1])
 
+    def shifted(self, shift: float) -> Discrete:
+        """The table with sigma / alpha `shift` times as large at every step; see `Shifted`."""
+        norm = np.hypot(self.alpha, shift * self.sigma)
+        return replace(self, alpha=self.alpha / norm, sigma=shift * self.sigma / norm)
+
     def zero_terminal_snr(self) -> Discrete:
-        """Shift and scale sqrt(abar) so that abar_T = 0 (Lin et al. 2023, arXiv:2305.08891, algorithm 1)."""
+        """Shift and scale sqrt(abar) so that abar_T = 0 (Lin et al. 2023, arXiv:2305.08891, algorithm 1).
+
+        Raises:
+            ValueError: a table of one step, whose abar_1 the algorithm would keep.
+        """
+        if self.T < 2:
+            raise ValueError(
+                "zero terminal SNR keeps abar_1 and moves abar_T: the table needs at least two steps, got 1"
+            )
         first, last = self.alpha[1], self.alpha[-1]
         alpha = np.concatenate([[1.0], (self.alpha[1:] - last) * first / (first - last)])
         return replace(self, alpha=alpha, sigma=np.sqrt((1 - alpha) * (1 + alpha)))
@@ -394,7 +427,13 @@ class Discrete(_Differentiated):
 
 
 def _level_vp(t: Array, lam: Array) -> Level:
-    return Level(t, jnp.sqrt(jax.nn.sigmoid(2 * lam)), jnp.sqrt(jax.nn.sigmoid(-2 * lam)))
+    return Level(t, _sqrt(jax.nn.sigmoid(2 * lam)), _sqrt(jax.nn.sigmoid(-2 * lam)))
+
+
+def _sqrt(x: Array) -> Array:
+    # sqrt 0 with gradient 0: the end where alpha or sigma is 0 does not move with the numbers of the process, and the
+    # infinite slope in t would come back as NaN in their gradients.
+    return jnp.where(x == 0, 0, jnp.sqrt(jnp.where(x == 0, 1, x)))
 
 
 def _float(t: Array) -> Array:

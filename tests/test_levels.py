@@ -1,4 +1,4 @@
-"""levels: every formula against an independent one in numpy float64, for processes that do and don't preserve variance."""
+"""levels: every formula against an independent one in numpy float64, for processes of any variance."""
 
 import jax
 import jax.numpy as jnp
