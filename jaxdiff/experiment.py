@@ -17,7 +17,7 @@ from jaxdiff import guidance
 from jaxdiff.levels import Level
 from jaxdiff.losses import Batch, Loss
 from jaxdiff.noise import fold_in, prior
-from jaxdiff.parameterize import Apply, Params, Row, denoiser, mean_only
+from jaxdiff.parameterize import Apply, Denoiser, Params, Row, denoiser, mean_only
 from jaxdiff.processes import Process
 from jaxdiff.sample import sample
 from jaxdiff.solvers import Solver
@@ -102,21 +102,23 @@ def sampler(
     """
     if guided and experiment.null_label is None:
         raise ValueError("guidance needs a network that was also trained without its condition: use --guidance 1")
-    own = solver is None or solver is experiment.solver
+    drops_variance = experiment.learned_variance and solver is not None
     levels = experiment.grid(experiment.sample_steps if steps is None else steps)
+    chosen = experiment.solver if solver is None else solver
 
     def generate(params: Params, keys: Array, label: Array | None, scale: float | Array) -> Array:
-        def denoise(label: Array | None):
+        def denoise(label: Any) -> Denoiser:
             cond = {} if label is None else {"label": label}
             answer = denoiser(experiment.apply, params, experiment.row, cond)
-            return mean_only(answer) if experiment.learned_variance and not own else answer
+            return mean_only(answer) if drops_variance else answer
 
-        conditional = denoise(label)
+        predict = denoise(label)
         if guided:
-            conditional = guidance.cfg(conditional, denoise(jnp.full_like(label, experiment.null_label)), scale)
+            null = jnp.full(keys.shape, experiment.null_label, jnp.int32)  # type: ignore[arg-type]
+            predict = guidance.cfg(predict, denoise(null), scale)
         prior_keys, path_keys = (fold_in(keys, i) for i in range(2))
         x = prior(levels, prior_keys, (keys.shape[0], *experiment.shape))
-        return sample(conditional, solver or experiment.solver, levels, x, path_keys)
+        return sample(predict, chosen, levels, x, path_keys)
 
     return jax.jit(generate)
 

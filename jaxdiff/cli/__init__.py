@@ -25,17 +25,30 @@ def main(args: list[str] | None = None) -> None:
     os.environ.setdefault("NPROC", "32")
     import absl.logging
 
-    from jaxdiff.cli import commands
-
     absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax warns of what is meant
-
     try:
-        if command not in COMMANDS:
-            raise ValueError(f"unknown command {command!r}; there are: {', '.join(COMMANDS)}")
-        run = {"train": commands.train, "sample": commands.sample, "eval": commands.evaluate}[command]
-        run(rest)
+        _run(command, rest)
     except ValueError as error:
         if os.environ.get("JAXDIFF_TRACEBACK"):
             raise
         print(f"jaxdiff: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _run(command: str, args: list[str]) -> None:
+    import tyro
+
+    if command == "train":
+        from jaxdiff.cli.train import command as train
+
+        train(args)
+    elif command == "sample":
+        from jaxdiff.cli.sample import command as sample
+
+        tyro.cli(sample, args=args, prog="jaxdiff sample")
+    elif command == "eval":
+        from jaxdiff.cli.evaluate import command as evaluate
+
+        tyro.cli(evaluate, args=args, prog="jaxdiff eval")
+    else:
+        raise ValueError(f"unknown command {command!r}; there are: {', '.join(COMMANDS)}")

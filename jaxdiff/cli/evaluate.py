@@ -5,24 +5,64 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import tyro
 
+from jaxdiff import data
 from jaxdiff.cli.judge import FittedClassifier, as_images, fit_classifier, load_classifier, save_classifier
+from jaxdiff.cli.sample import draw, generator
+from jaxdiff.experiment import Experiment, load_run
 from jaxdiff.metrics import KernelDistance, accuracy, kernel_distance, precision_recall
 
-__all__ = [
-    "FittedClassifier",
-    "evaluate",
-    "fit_classifier",
-    "format_report",
-    "load_classifier",
-    "save_classifier",
-    "write_report",
-]
-
 Classify = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # images -> (logits, features)
+
+
+def command(
+    run: tyro.conf.Positional[Path],
+    num: int = 1000,
+    guidance: float | None = None,
+    solver: str | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    batch: int = 100,
+    params: Literal["ema", "params"] = "ema",
+) -> None:
+    """Measure a run's samples against real test images; trains a judge on real data first.
+
+    Prints how many samples a classifier recognizes beside real images, and the samples' kernel distance,
+    precision and recall beside those of real images; writes RUN/eval.json.
+
+    Args:
+        run: the run's folder.
+        num: number of samples, their classes in turn.
+        guidance: classifier-free guidance scale, 1 is off; by default the experiment's.
+        solver: one of jaxdiff.solvers; by default the experiment's.
+        steps: number of steps; by default the experiment's.
+        seed: of the samples.
+        batch: samples at a time.
+        params: averaged or last parameters.
+    """
+    experiment = load_run(run)
+    if not experiment.num_classes or experiment.source is None:
+        raise ValueError("eval needs an experiment with classes and a data source: its judge recognizes classes")
+    generate = generator(experiment, run, params, guidance=guidance, solver=solver, steps=steps)
+    train_set, test_set = (_real(experiment, split) for split in ("train", "test"))
+    judge = _judge(run, train_set, experiment.num_classes)
+    x, labels = draw(experiment, generate, num, seed=seed, batch=batch)
+    report = evaluate(
+        x,
+        labels,
+        test_set["x"],
+        test_set["label"],
+        train_x=train_set["x"],
+        train_label=train_set["label"],
+        classify=judge,
+    )
+    names = data.open_source(experiment.source).class_names
+    print(format_report(report, names))
+    print(write_report(run / "eval.json", report))
 
 
 def evaluate(
@@ -190,3 +230,19 @@ def _percent(share: float | None) -> str:
 
 def _distance(part: dict[str, Any]) -> str:
     return f"{part['kernel_distance']:.3f} +- {part['kernel_distance_error']:.3f}"
+
+
+def _real(experiment: Experiment, split: str) -> dict[str, np.ndarray]:
+    side, channels = experiment.shape[0], experiment.shape[-1]
+    source = data.open_source(experiment.source, split, size=side, channels=channels)  # type: ignore[arg-type]
+    arrays = data.load_arrays(source)
+    return {"x": data.to_float(arrays["x"]), "label": arrays["label"]}
+
+
+def _judge(run: Path, real: dict[str, np.ndarray], num_classes: int) -> FittedClassifier:
+    """The run's judge, trained the first time that it is needed."""
+    path = run / "judge.npz"
+    if not path.exists():
+        judge = fit_classifier(real["x"], real["label"], num_classes=num_classes, progress=True)
+        save_classifier(path, judge)
+    return load_classifier(path)

@@ -1,0 +1,141 @@
+"""`jaxdiff sample RUN`: pictures, arrays or single files of a trained run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from jax import Array
+from tqdm import tqdm
+
+from jaxdiff import solvers, train
+from jaxdiff.cli.images import save_npz, save_png, save_pngs
+from jaxdiff.experiment import Experiment, example_keys, load_run, sampler
+
+Generate = Callable[[Array, Array | None], Array]  # (keys [B], label [B] or None) -> x [B, ...]
+
+
+def command(
+    run: tyro.conf.Positional[Path],
+    num: int = 50,
+    label: int | None = None,
+    guidance: float | None = None,
+    solver: str | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    batch: int = 100,
+    params: Literal["ema", "params"] = "ema",
+    out: Path | None = None,
+) -> None:
+    """Make pictures with a trained run.
+
+    Args:
+        run: the run's folder.
+        num: number of pictures.
+        label: class of all pictures; by default they take turns.
+        guidance: classifier-free guidance scale, 1 is off; by default the experiment's.
+        solver: one of jaxdiff.solvers; by default the experiment's.
+        steps: number of steps; by default the experiment's.
+        seed: picture i depends on the seed and i alone.
+        batch: pictures at a time.
+        params: averaged or last parameters.
+        out: FILE.png is a grid, FILE.npz arrays, a folder single PNGs; by default RUN/samples-SEED.png.
+    """
+    experiment = load_run(run)
+    out = run / f"samples-{seed}.png" if out is None else out
+    if out.suffix not in ("", ".png", ".npz"):
+        raise ValueError(f"--out must end in .png or .npz, or be a folder, got {out}")
+    if experiment.draw is not None and out.suffix == ".png":
+        experiment.draw(experiment, train.load_params(run, params), out)
+    else:
+        generate = generator(experiment, run, params, guidance=guidance, solver=solver, steps=steps)
+        x, labels = draw(experiment, generate, num, label=label, seed=seed, batch=batch)
+        _write(out, x, labels, columns=experiment.num_classes or 10)
+    print(out)
+
+
+def generator(
+    experiment: Experiment,
+    run: Path,
+    which: Literal["ema", "params"],
+    *,
+    guidance: float | None,
+    solver: str | None,
+    steps: int | None,
+) -> Generate:
+    """A run's sampler with its parameters and settings closed in."""
+    scale = experiment.guidance if guidance is None else guidance
+    chosen = None if solver is None else named_solver(solver)
+    generate = sampler(experiment, solver=chosen, steps=steps, guided=scale != 1)
+    params = train.load_params(run, which)
+    return lambda keys, label: generate(params, keys, label, scale)
+
+
+def draw(
+    experiment: Experiment,
+    generate: Generate,
+    num: int,
+    *,
+    label: int | None = None,
+    seed: int = 0,
+    batch: int = 100,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Draw samples in batches of one compiled size.
+
+    Args:
+        experiment: tells the classes.
+        generate: (keys [B], label [B] or None) -> x [B, ...].
+        num: how many.
+        label: their class; None takes the classes in turn.
+        seed: example i depends on the seed and i alone.
+        batch: examples at a time.
+    Returns:
+        (x [num, ...], labels [num] or None).
+    Raises:
+        ValueError: a number out of range.
+    """
+    if num < 1 or batch < 1:
+        raise ValueError(f"num and batch must be at least 1, got {num} and {batch}")
+    classes = experiment.num_classes
+    if label is not None and not 0 <= label < classes:
+        allowed = f"in 0..{classes - 1}" if classes else "left out, since the run has no classes"
+        raise ValueError(f"label must be {allowed}; got {label}")
+    batch = min(batch, num)
+    padded = -(-num // batch) * batch
+    keys = example_keys(seed, padded)
+    labels = None
+    if classes:
+        turns = jnp.arange(padded, dtype=jnp.int32) % classes
+        labels = turns if label is None else jnp.full_like(turns, label)
+    parts = [
+        np.asarray(generate(keys[i : i + batch], None if labels is None else labels[i : i + batch]))
+        for i in tqdm(range(0, padded, batch), desc="sampling", unit="batch", disable=padded == batch)
+    ]
+    return np.concatenate(parts)[:num], None if labels is None else np.asarray(labels)[:num]
+
+
+def named_solver(name: str) -> solvers.Solver:
+    """Make a solver with its default settings.
+
+    Args:
+        name: of a public function of `jaxdiff.solvers`.
+    Raises:
+        ValueError: there is none of that name; the message lists those there are.
+    """
+    known = sorted(n for n in solvers.__all__ if n != "Solver")
+    if name not in known:
+        raise ValueError(f"unknown solver {name!r}; there are: {', '.join(known)}")
+    return getattr(solvers, name)()
+
+
+def _write(out: Path, x: np.ndarray, labels: np.ndarray | None, columns: int) -> None:
+    if out.suffix == ".npz":
+        save_npz(out, x=x, **({} if labels is None else {"label": labels}))
+    elif out.suffix == ".png":
+        save_png(out, x, columns)
+    else:
+        save_pngs(out, x)

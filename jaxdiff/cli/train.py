@@ -1,0 +1,137 @@
+"""`jaxdiff train EXPERIMENT`: knobs from the function's signature, a folder for the run, the loop."""
+
+from __future__ import annotations
+
+import inspect
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import jax
+import tyro
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from jaxdiff import train as training
+from jaxdiff.cli.images import save_png
+from jaxdiff.cli.sample import draw
+from jaxdiff.experiment import SOURCE, Experiment, load, sampler
+
+PREVIEW = 50  # pictures drawn at a time: one program serves the previews and the last, larger grid
+
+
+def command(args: list[str]) -> None:
+    """`jaxdiff train EXPERIMENT [--knobs]`."""
+    if not args or args[0] in ("-h", "--help"):
+        print(
+            "usage: jaxdiff train EXPERIMENT [knobs]\n\nEXPERIMENT is a Python file with a function `experiment`, "
+            "e.g. experiments/fashion.py.\nIts knobs: jaxdiff train EXPERIMENT --help"
+        )
+        return
+    path, *rest = args
+    build = load(path)
+    knobs, workdir, mesh = _parse_knobs(build, rest, Path(path))
+    _train(build(**knobs), Path(path), knobs, workdir=workdir, mesh=mesh)
+
+
+def _train(experiment: Experiment, path: Path, knobs: dict[str, Any], *, workdir: Path, mesh: Mesh) -> None:
+    source = workdir / SOURCE
+    if source.exists() and source.read_text() != path.read_text():
+        raise ValueError(f"{path} differs from {source}, which made this run: choose another --workdir")
+    init_key, step_key = jax.random.split(jax.random.key(experiment.seed))
+    # A network that doesn't fit its data shows here, before the folder belongs to this run.
+    abstract = training.abstract(experiment.init, experiment.optimizer, mesh)
+    training.write_knobs(workdir, knobs)
+    shutil.copyfile(path, source)
+    preview = _previewer(experiment, workdir)
+    with training.Checkpointer(workdir) as checkpointer:
+        if checkpointer.latest() is None:
+            state = training.create(experiment.init, experiment.optimizer, init_key, mesh)
+        else:
+            state = checkpointer.restore(abstract)
+        start = int(state.step)
+        print(_summary(experiment, state, mesh))
+        if start == experiment.steps:
+            preview(state)
+            return
+        training.fit(
+            training.make_step(
+                experiment.loss,
+                experiment.optimizer,
+                key=step_key,
+                ema=experiment.ema,
+                accumulate=experiment.accumulate,
+            ),
+            state,
+            experiment.batches(start),
+            steps=experiment.steps,
+            mesh=mesh,
+            checkpointer=checkpointer,
+            save_every=experiment.preview_every,
+            preview=preview,
+            preview_every=experiment.preview_every,
+            log=training.metrics_file(workdir / "metrics.jsonl", start),
+        )
+
+
+def _summary(experiment: Experiment, state: training.TrainState, mesh: Mesh) -> str:
+    count = sum(x.size for x in jax.tree.leaves(state.params))
+    devices = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    where = f"step {int(state.step)} of {experiment.steps}"
+    return f"{count:,} parameters on {mesh.devices.flat[0].device_kind} ({devices}), {where}"
+
+
+def _parse_knobs(build: Callable[..., Experiment], args: list[str], path: Path) -> tuple[dict[str, Any], Path, Mesh]:
+    """Read an experiment's knobs from the command line, by its function's signature; and where it runs."""
+    own = [
+        inspect.Parameter("workdir", inspect.Parameter.KEYWORD_ONLY, default=Path("runs") / path.stem, annotation=Path),
+        inspect.Parameter("mesh", inspect.Parameter.KEYWORD_ONLY, default="", annotation=str),
+    ]
+    hints = get_type_hints(build)
+    knobs = [p.replace(annotation=hints[name]) for name, p in inspect.signature(build).parameters.items()]
+
+    def command(**values: Any) -> dict[str, Any]:
+        return values
+
+    command.__signature__ = inspect.Signature(knobs + own)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in knobs + own}
+    command.__doc__ = f"""{inspect.getdoc(build)}
+    workdir: folder of checkpoints, samples and metrics; the same command goes on where it stopped.
+    mesh: devices as data=N,fsdp=N; data takes those that are left.
+"""
+    values = tyro.cli(command, args=args, prog=f"jaxdiff train {path}")
+    workdir, mesh = values.pop("workdir"), values.pop("mesh")
+    return values, workdir, _mesh(mesh)
+
+
+def _mesh(text: str) -> Mesh:
+    sizes: dict[str, int] = {}
+    for part in filter(None, text.split(",")):
+        name, _, size = part.partition("=")
+        if name not in ("data", "fsdp") or not size.isdigit():
+            raise ValueError(f"--mesh is like data=4,fsdp=2, got {text!r}")
+        sizes[name] = int(size)
+    return training.make_mesh(sizes.get("data"), sizes.get("fsdp", 1))
+
+
+def _previewer(experiment: Experiment, workdir: Path) -> Callable[[training.TrainState], None]:
+    """Draw samples of the averaged parameters on the way, and a larger grid at the end."""
+    generate = sampler(experiment, guided=experiment.guidance != 1)
+
+    def preview(state: training.TrainState) -> None:
+        last = int(state.step) == experiment.steps
+        path = workdir / ("samples.png" if last else f"samples-{int(state.step):06d}.png")
+        if experiment.draw is not None:
+            experiment.draw(experiment, state.ema, path)
+        else:
+            x, _ = draw(
+                experiment,
+                lambda keys, label: generate(state.ema, keys, label, experiment.guidance),
+                2 * PREVIEW if last else PREVIEW,
+                batch=PREVIEW,
+            )
+            save_png(path, x, experiment.num_classes or 10)
+        tqdm.write(str(path))
+
+    return preview

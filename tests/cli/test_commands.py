@@ -1,0 +1,114 @@
+"""The command line as a person uses it: train, go on, sample; and what it says to mistakes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxdiff.cli import main
+
+ROOT = Path(__file__).parents[2]
+TOY = str(ROOT / "experiments" / "toy2d.py")
+FASHION = str(ROOT / "experiments" / "fashion.py")
+
+
+def fails(capsys, *args: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main(list(args))
+    assert stop.value.code == 2
+    return " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+@pytest.fixture(scope="module")
+def fashion_run(tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("fashion")
+    knobs = ["--steps", "2", "--batch", "8", "--width", "8", "--preview-every", "2", "--workdir", str(workdir)]
+    main(["train", FASHION, *knobs])
+    return workdir
+
+
+def test_train_leaves_a_run(fashion_run):
+    assert {"checkpoints", "experiment.py", "metrics.jsonl", "run.json", "samples.png"} <= {
+        path.name for path in fashion_run.iterdir()
+    }
+    assert Image.open(fashion_run / "samples.png").size == (10 * 30 - 2, 10 * 30 - 2)
+    records = [json.loads(line) for line in (fashion_run / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [1, 2] and records[0]["grad_norm"] > 0
+
+
+def test_sample_writes_grid_arrays_or_files(fashion_run, tmp_path, capsys):
+    common = ["sample", str(fashion_run), "--steps", "2", "--num", "3"]
+    main([*common, "--out", str(tmp_path / "all.npz")])
+    arrays = np.load(tmp_path / "all.npz")
+    assert arrays["x"].shape == (3, 28, 28, 1) and arrays["label"].tolist() == [0, 1, 2]
+    main([*common, "--out", str(tmp_path / "singles"), "--guidance", "1", "--solver", "dpmpp_2m"])
+    assert sorted(p.name for p in (tmp_path / "singles").iterdir()) == ["00000.png", "00001.png", "00002.png"]
+    main([*common, "--label", "7", "--seed", "5"])
+    assert capsys.readouterr().out.split()[-1] == str(fashion_run / "samples-5.png")
+
+
+def test_sample_mistakes(fashion_run, tmp_path, capsys):
+    run = str(fashion_run)
+    assert "dpmpp_2m" in fails(capsys, "sample", run, "--solver", "dpm2m")
+    assert "0..9" in fails(capsys, "sample", run, "--label", "10")
+    assert "at least 1" in fails(capsys, "sample", run, "--num", "0")
+    assert "at least one step" in fails(capsys, "sample", run, "--steps", "0")
+    assert ".png or .npz" in fails(capsys, "sample", run, "--out", "a.gif")
+    assert "holds no run" in fails(capsys, "sample", str(tmp_path))
+
+
+def test_the_same_command_goes_on(tmp_path):
+    knobs = ["--batch", "8", "--width", "8", "--workdir", str(tmp_path), "--steps", "3", "--preview-every", "3"]
+    main(["train", TOY, *knobs])
+    before = (tmp_path / "metrics.jsonl").read_text()
+    main(["train", TOY, *knobs])  # finished: draws again, trains nothing
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+    assert Image.open(tmp_path / "samples.png").size == (800, 800)
+
+
+def test_another_runs_folder_is_refused(tmp_path, capsys):
+    knobs = ["--batch", "8", "--width", "8", "--workdir", str(tmp_path), "--steps", "1"]
+    main(["train", TOY, *knobs])
+    message = fails(capsys, "train", TOY, *knobs, "--lr", "0.5")
+    assert "lr: 0.002 -> 0.5" in message
+    assert json.loads((tmp_path / "run.json").read_text())["lr"] == 0.002
+    assert "differs from" in fails(capsys, "train", FASHION, "--workdir", str(tmp_path))
+
+
+def test_mistakes_leave_no_folder(tmp_path, capsys):
+    workdir = tmp_path / "run"
+    for args, words in (
+        (["--steps", "0"], "steps"),
+        (["--density", "star"], "moons"),
+        (["--mesh", "data=3"], "number of devices"),
+        (["--mesh", "rows=8"], "data=4,fsdp=2"),
+        (["--seed", "one"], "seed"),
+        (["--leaning-rate", "1"], "leaning-rate"),
+        (["--widht", "3"], "--width"),
+    ):
+        assert words in fails(capsys, "train", TOY, "--workdir", str(workdir), *args)
+    assert "allowed are" in fails(capsys, "train", FASHION, "--source", "mnist", "--workdir", str(workdir))
+    assert not workdir.exists()
+
+
+def test_unknown_command_and_file(capsys):
+    assert "train, sample, eval" in fails(capsys, "trian")
+    assert "toy2d.py" in fails(capsys, "train", TOY.replace("toy2d", "toy3d"))
+
+
+@pytest.mark.parametrize("command", [[], ["train", TOY], ["sample"], ["eval"]])
+def test_help_fits_a_screen(command, capsys):
+    try:
+        main([*command, "--help"])
+    except SystemExit as stop:
+        assert stop.code == 0
+    assert 3 <= len(capsys.readouterr().out.splitlines()) <= 45
+
+
+def test_module_is_the_same_program():
+    said = subprocess.run([sys.executable, "-m", "jaxdiff", "--help"], check=True, capture_output=True, text=True)
+    assert said.stdout.startswith("usage: jaxdiff COMMAND")
