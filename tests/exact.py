@@ -131,6 +131,14 @@ def _score(m: Mixture, x: Array, alpha: Array, sigma: Array) -> Array:
     return -jax.nn.softmax(joint) @ jnp.einsum("kij,kj->ki", m.vectors, z / var)
 
 
+def rational(x, level: Level):
+    """A denoiser of nothing in particular, in plain arithmetic: for an algorithm's transcription in numpy and for JAX.
+
+    It depends on x / alpha and sigma / alpha only, as a true one does.
+    """
+    return level.alpha * (x + 0.3 * x[..., ::-1]) / (level.alpha**2 + level.sigma**2 + 0.1 * x**2)
+
+
 BLOB = gaussian([0.7, -0.4], [[0.5, 0.3], [0.3, 0.4]])
 CLUSTERS = Mixture.of(
     [0.3, 0.5, 0.2],

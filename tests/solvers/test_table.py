@@ -2,13 +2,14 @@
 
 import typing
 from functools import partial
+from importlib import import_module
 
 import jax
 import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from exact import BLOB, CLUSTERS
+from exact import BLOB, CLUSTERS, gaussian
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxdiff as jd
@@ -86,7 +87,7 @@ def trajectories():
 @EVERY
 def test_order_of_convergence(solver, trajectories):
     if solver.stochastic:
-        pytest.skip("a noisy path has no order here; test_moments.py measures where it ends")
+        pytest.skip("has a weak order, below")
     x, exact = trajectories
     key = jax.random.key(0)
     errors = []
@@ -97,6 +98,40 @@ def test_order_of_convergence(solver, trajectories):
     slopes = np.log(errors[0] / errors[1]) / np.log(4)
     print("slopes on vp, edm, flow; of a Gaussian, of a mixture:", slopes.round(3).tolist())
     np.testing.assert_allclose(slopes, solver.order, atol=0.15)
+
+
+# A solver that draws noise has a weak order: that of the mean and the variance at the end. Data is one Gaussian number,
+# so that the sample is affine in x_T and in every step's z, with coefficients that a gradient gives without sampling.
+NOISY = {name: ("vp", lambda n, solver=solver: solver) for name, solver in SOLVERS.items() if solver.stochastic} | {
+    "ddpm large": ("vp", lambda n: solvers.ddpm("large")),
+    "ddpm on flow": ("flow", lambda n: solvers.ddpm()),
+    "ddim 0.5": ("vp", lambda n: solvers.ddim(0.5)),
+    "ddim 1 on ve": ("edm", lambda n: solvers.ddim(1.0)),
+    "euler churn": ("edm", lambda n: solvers.euler(jd.processes.EDM(), 5 / n)),
+    "heun churn": ("vp", lambda n: solvers.heun(jd.processes.VP(), 5 / n)),
+}
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(("name", "solver_of"), NOISY.values(), ids=NOISY.keys())
+def test_weak_order_of_convergence(name, solver_of, monkeypatch):
+    data, errors, key = gaussian([0.7], [[0.3]]), [], jax.random.key(0)
+    for n in (100, 400):
+        levels = jax.tree.map(lambda field: field[list(PROCESSES).index(name)], grids(n))
+        start, end = (data.moments(jax.tree.map(lambda field: field[i], levels)) for i in (0, -1))  # noqa: B023
+
+        def final(x, z, n=n, levels=levels):
+            monkeypatch.setattr(jd.noise, "_normal", lambda nr, shape, dtype: jnp.full(shape, z[nr]))
+            return jd.sample(data.denoise, solver_of(n), levels, x[None, None], key)[0, 0]
+
+        monkeypatch.setattr(import_module("jaxdiff.sample"), "fold_in", lambda key, nr: nr)
+        mean, (by_x, by_z) = jax.jit(jax.value_and_grad(final, argnums=(0, 1)))(start[0][0], jnp.zeros(n))
+        var = by_x**2 * start[1][0, 0] + jnp.sum(by_z**2)
+        np.testing.assert_allclose(mean, end[0][0], rtol=1e-10)  # the mean's path is straight: no error at any N
+        errors.append(abs(var - end[1][0, 0]))
+    slope = np.log(errors[0] / errors[1]) / np.log(4)
+    print("weak slope:", round(float(slope), 3), "relative error at N = 400:", float(errors[1] / end[1][0, 0]))
+    np.testing.assert_allclose(slope, solver_of(1).order, atol=0.15)
 
 
 # Limits
