@@ -11,7 +11,15 @@ from jax.scipy.special import log_ndtr
 from jaxdiff.levels import gained, posterior, q_sample
 from jaxdiff.processes import Discrete
 
-__all__ = ["discretized_normal_nll", "normal_kl", "variational_term"]
+__all__ = ["check_variance", "discretized_normal_nll", "normal_kl", "variational_term"]
+
+_VARIANCES = ("small", "large", "learned")
+
+
+def check_variance(variance: str) -> None:
+    """Raise ValueError unless `variance` is "small", "large" or "learned"."""
+    if variance not in _VARIANCES:
+        raise ValueError(f"variance must be one of {', '.join(_VARIANCES)}, got {variance!r}")
 
 
 def normal_kl(mean: Array, std: Array, mean_hat: Array, std_hat: Array) -> Array:
@@ -58,7 +66,10 @@ def variational_term(
             (Nichol and Dhariwal 2021, arXiv:2102.09672).
     Returns:
         [B].
+    Raises:
+        ValueError: another variance.
     """
+    check_variance(variance)
     cur, nxt = process(t), process(t - 1)
     x = q_sample(x0, eps, cur)
     answer = denoise(x, cur)

@@ -14,11 +14,11 @@ from jax import Array
 
 from jaxdiff.guidance import drop_condition
 from jaxdiff.levels import q_sample
-from jaxdiff.likelihood import variational_term
+from jaxdiff.likelihood import check_variance, variational_term
 from jaxdiff.noise import check_key, normal_like
 from jaxdiff.parameterize import Apply, Params, Row, predict, target, to_x0
-from jaxdiff.processes import Discrete, Process
-from jaxdiff.times import Times, integers, uniform
+from jaxdiff.processes import EDM, Discrete, Process
+from jaxdiff.times import Times, integers, log_normal, uniform
 from jaxdiff.weights import Weight
 
 __all__ = ["Loss", "denoising_loss", "hybrid_loss", "vlb_loss"]
@@ -51,7 +51,7 @@ def denoising_loss(
         process: what noises the data.
         row: what F is.
         weight: of the squared error of x_0, by level; None counts the error of F as it is.
-        times: distribution of t; None is uniform, over 1..T for a beta table.
+        times: distribution of t; None is uniform, over 1..T for a beta table, and log-normal for EDM.
         null: with drop_rate, the null condition: like the condition, with leading axis 1.
         drop_rate: share of examples trained without condition, for classifier-free guidance.
         dropout: the network takes `key=`, and uses it while training.
@@ -77,13 +77,13 @@ def denoising_loss(
         s = row(level.like(x))
         F, *_ = predict(apply, params, s, x, cond, key=net_key if dropout else None)
         mse = _mean(jnp.square(F - target(row, x0, x, level)))
-        each = t_weight * mse
+        each = mse
         if weight is not None:
             each = each * weight(level) * jnp.square(s.out).reshape(each.shape)
         if uncertainty is not None:
             u = uncertainty(params, s.noise.reshape(each.shape).astype(each.dtype))
             each = each * jnp.exp(-u) + u
-        return jnp.mean(each), {"mse": jnp.mean(mse)}
+        return jnp.mean(t_weight * each), {"mse": jnp.mean(mse)}
 
     return loss
 
@@ -102,9 +102,10 @@ def vlb_loss(
     Returns:
         a loss, T times the mean of the terms L_{t-1}; no metrics.
     Raises:
-        ValueError: a process without a table.
+        ValueError: a process without a table of at least two betas; another variance.
     """
     times = _table_times(process, times)
+    check_variance(variance)
 
     def loss(params: Params, key: Array, batch: Batch) -> tuple[Array, Metrics]:
         x0, cond = _split(batch)
@@ -147,7 +148,7 @@ def hybrid_loss(
     Returns:
         a loss; metrics: "mse" and "vlb", in bits per dimension.
     Raises:
-        ValueError: a process without a table.
+        ValueError: a process without a table of at least two betas.
     """
     times = _table_times(process, times)
 
@@ -189,10 +190,12 @@ def _mean(x: Array) -> Array:
 
 
 def _default_times(process: Process) -> Times:
+    if isinstance(process, EDM):  # its time is sigma, and has no natural end to be uniform up to
+        return log_normal(process)
     return integers(process.T) if isinstance(process, Discrete) else uniform()
 
 
 def _table_times(process: Process, times: Times | None) -> Times:
-    if not isinstance(process, Discrete):
-        raise ValueError(f"the bound by steps needs a beta table (processes.Discrete), got {type(process).__name__}")
+    if not isinstance(process, Discrete) or process.T < 2:
+        raise ValueError(f"the bound by steps needs a table of at least two betas (processes.Discrete), got {process}")
     return _default_times(process) if times is None else times

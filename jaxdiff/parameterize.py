@@ -180,7 +180,9 @@ def predict(
     apply: Apply, params: Params, s: Scalings, x: Array, cond: Cond = None, *, key: Array | None = None
 ) -> tuple[Array, ...]:
     """Ask the network: (F(inp x, noise),), or (F, frac) where it also answers a variance, in the type of x."""
-    noise = jnp.broadcast_to(s.noise.astype(x.dtype).reshape(-1), x.shape[:1])
+    # At least float32, whatever x is: bfloat16 cannot tell step 999 from 1000.
+    noise = s.noise.astype(jnp.promote_types(x.dtype, jnp.float32))
+    noise = jnp.broadcast_to(noise.reshape(-1), x.shape[:1])
     extra = {} if key is None else {"key": key}
     answer = apply(params, s.inp.astype(x.dtype) * x, noise, {} if cond is None else cond, **extra)
     return tuple(a.astype(x.dtype) for a in (answer if isinstance(answer, tuple) else (answer,)))

@@ -53,7 +53,7 @@ class _Differentiated:
     """`sde` by differentiating alpha and sigma: f = alpha'/alpha, g^2 = (sigma^2)' - 2 f sigma^2."""
 
     def sde(self, t: Array) -> tuple[Array, Array]:
-        """(f, g) of dx = f x dt + g dw at a time t between the ends (Song et al. 2020, arXiv:2011.13456, section 3.4)."""
+        """(f, g) of dx = f x dt + g dw at a time t between the ends (Song et al. 2020, arXiv:2011.13456, eq. 5)."""
         t = _float(t)
         level, slope = jax.jvp(self, (t,), (jnp.ones_like(t),))  # type: ignore[arg-type]
         f = slope.alpha / level.alpha
@@ -219,7 +219,7 @@ class Sigmoid:
     tau: float | Array = 1.0
 
     def __call__(self, t: Array) -> Level:
-        # logistic(a) - logistic(b) = sinh((a-b)/2) / (2 cosh(a/2) cosh(b/2)): no difference is taken, both ends are exact.
+        # logistic(a) - logistic(b) = sinh((a-b)/2) / (2 cosh(a/2) cosh(b/2)) takes no difference: both ends are exact.
         t, (s, e) = _float(t), self._half_ends()
         common = jnp.cosh(s + t * (e - s)) * jnp.sinh(e - s)
         alpha2 = jnp.sinh((1 - t) * (e - s)) * jnp.cosh(s) / common
@@ -250,7 +250,8 @@ class Shifted(_Differentiated):
     t' = shift t / (1 + (shift - 1) t) (Esser et al. 2024, arXiv:2403.03206, eq. 23, shift = sqrt(m / n) pixels).
 
     Attributes:
-        base: the process to shift; one whose formula goes on beyond its noisiest time, as all but tables and `Learned` do.
+        base: the process to shift; its formula has to go on beyond its noisiest time, as all but a table's and
+            `Learned`'s do.
         shift: factor of sigma / alpha, > 0.
     Raises:
         ValueError: a base that ends at its noisiest time, where the shift would be lost.

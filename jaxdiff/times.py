@@ -111,7 +111,7 @@ def importance(density: Array, low: float = T_MIN, high: float = 1.0) -> Times:
     def times(key: Array, batch: int) -> tuple[Array, Array]:
         bin_key, place_key = jax.random.split(key)
         i, weight = draw(bin_key, batch)
-        return low + width * (i.astype(weight.dtype) + jax.random.uniform(place_key, (batch,))), weight
+        return low + width * (i.astype(weight.dtype) + jax.random.uniform(place_key, (batch,), weight.dtype)), weight
 
     return times
 

@@ -61,7 +61,10 @@ def p2(gamma: float = 1.0, k: float = 1.0) -> Weight:
 
 
 def sigmoid(bias: float = 2.0) -> Weight:
-    """SNR sigmoid(bias - log SNR) (Kingma and Gao 2023, arXiv:2303.00848, table 1, which weights the error of eps)."""
+    """SNR sigmoid(bias - log SNR) (Kingma and Gao 2023, arXiv:2303.00848, table 1, which weights the error of eps).
+
+    The paper's weighting is over log SNR: it is this one where the times are uniform in log SNR.
+    """
     return lambda level: level.snr * jax.nn.sigmoid(bias - level.log_snr)
 
 
