@@ -27,9 +27,15 @@ def attend(query: Array, key: Array, value: Array, *, heads: int, mask: Array | 
         return x.reshape(*x.shape[:2], heads, x.shape[2] // heads)
 
     where = None if mask is None else mask[:, None, None, :]
-    # It promotes the logits to float32 implicitly, which strict promotion refuses for bfloat16 and float64.
-    with jax.numpy_dtype_promotion("standard"):
-        y = jax.nn.dot_product_attention(split(query), split(key), split(value), mask=where)
+    if query.dtype == jnp.float64:
+        # jax.nn.dot_product_attention rounds the logits to float32.
+        logits = jnp.einsum("bnhc,blhc->bhnl", split(query), split(key)) * (heads / query.shape[-1]) ** 0.5
+        logits = logits if where is None else jnp.where(where, logits, jnp.finfo(logits.dtype).min)
+        y = jnp.einsum("bhnl,blhc->bnhc", jax.nn.softmax(logits), split(value))
+    else:
+        # It promotes bfloat16 to float32 implicitly, which strict promotion refuses.
+        with jax.numpy_dtype_promotion("standard"):
+            y = jax.nn.dot_product_attention(split(query), split(key), split(value), mask=where)
     y = y.reshape(query.shape)
     if mask is None:
         return y

@@ -16,13 +16,24 @@ def randomized(module, *args):
     return {"params": jax.tree.map(lambda a: a + 0.3 * normal(a.size, *a.shape), params)}
 
 
-def test_attend_is_softmax_of_scaled_products_head_by_head():
-    q, k, v = normal(0, 2, 5, 6), normal(1, 2, 7, 6), normal(2, 2, 7, 6)
-    got = jax.jit(attend, static_argnames="heads")(q, k, v, heads=2)
+def check_attend(dtype, tolerance):
+    q, k, v = (normal(seed, 2, length, 6).astype(dtype) for seed, length in enumerate((5, 7, 7)))
+    mask = np.arange(7) < np.array([[7], [4]])
+    got = jax.jit(attend, static_argnames="heads")(q, k, v, heads=2, mask=mask)
+    assert got.dtype == dtype
     for head in (slice(0, 3), slice(3, 6)):
         logits = np.einsum("bnc,blc->bnl", q[..., head], k[..., head]) / np.sqrt(3)
-        weights = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-        np.testing.assert_allclose(got[..., head], weights @ np.asarray(v[..., head]), rtol=1e-4, atol=1e-5)
+        weights = np.exp(logits) * mask[:, None]
+        want = weights / weights.sum(-1, keepdims=True) @ v[..., head]
+        np.testing.assert_allclose(got[..., head], want, rtol=tolerance, atol=tolerance)
+
+
+def test_attend_is_softmax_of_scaled_products_head_by_head():
+    check_attend(np.float32, 1e-5)
+
+
+def test_attend_keeps_double_precision(x64):
+    check_attend(np.float64, 1e-12)
 
 
 def test_masked_tokens_are_as_good_as_absent():
