@@ -181,7 +181,7 @@ def predict(
 ) -> tuple[Array, ...]:
     """Ask the network: (F(inp x, noise),), or (F, frac) where it also answers a variance, in the type of x."""
     # At least float32, whatever x is: bfloat16 cannot tell step 999 from 1000.
-    noise = s.noise.astype(jnp.promote_types(x.dtype, jnp.float32))
+    noise = s.noise.astype(jnp.float32 if jnp.finfo(x.dtype).bits < 32 else x.dtype)
     noise = jnp.broadcast_to(noise.reshape(-1), x.shape[:1])
     extra = {} if key is None else {"key": key}
     answer = apply(params, s.inp.astype(x.dtype) * x, noise, {} if cond is None else cond, **extra)

@@ -288,7 +288,7 @@ class TestDiscrete:
     def test_tables(self, name):
         process, betas = TABLES[name]
         abar = np.cumprod(1 - betas)
-        assert process.T == len(betas) and {process.alpha.dtype, process.sigma.dtype} == {np.dtype("float64")}
+        assert len(betas) == process.T and {process.alpha.dtype, process.sigma.dtype} == {np.dtype("float64")}
         assert process.alpha[0] == 1 and process.sigma[0] == 0
         np.testing.assert_allclose(process.alpha[1:], np.sqrt(abar), rtol=1e-11)
         np.testing.assert_allclose(process.sigma[1:], np.sqrt(1 - abar), rtol=1e-11)
