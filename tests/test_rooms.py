@@ -1,0 +1,142 @@
+"""The house: who may import whom, what is imported where, and what `import jaxdiff` costs."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "jaxdiff"
+FILES = sorted(ROOT.rglob("*.py"))
+
+# Room -> the rooms it may import. A room that is not here may be imported by nobody but the front door.
+MATHS = {
+    "levels": set(),
+    "noise": {"levels"},
+    "processes": {"levels"},
+    "parameterize": {"levels", "processes"},
+    "grids": {"levels", "processes"},
+    "times": {"levels", "processes"},
+    "weights": {"levels", "processes"},
+    "solvers": {"levels", "noise", "processes"},
+    "guidance": {"levels", "noise", "parameterize"},
+    "inverse": {"levels", "noise", "processes", "parameterize", "solvers"},
+    "sample": {"levels", "noise", "solvers"},
+    "likelihood": {"levels", "noise", "processes", "parameterize"},
+}
+MATHS["losses"] = {"levels", "noise", "processes", "parameterize", "times", "weights", "likelihood", "guidance"}
+MATHS["distill"] = MATHS["losses"] | {"losses", "solvers", "sample", "grids", "weights"}
+LEAVES = {room: set() for room in ("networks", "autoencoders", "text", "train", "data", "metrics")}
+ALLOWED = {**MATHS, **LEAVES, "interop": {"networks", "autoencoders", "text"}}
+FLAX = {"networks", "autoencoders", "text"}  # flax here alone, and nothing but jax and flax
+FRONT = {"__init__", "__main__", "cli", "demo", "plan", "experiment", "experiments"}
+HEAVY = {
+    "tensorflow_datasets", "tensorflow", "torch", "grain", "orbax", "matplotlib", "PIL", "safetensors", "transformers",
+    "tokenizers", "gradio", "fastapi", "pandas", "diffusers", "onnx",
+}  # fmt: skip
+
+
+def _room(path):
+    return path.relative_to(ROOT).with_suffix("").parts[0]
+
+
+def _imports(path, *, top_only):
+    """Dotted names that a file imports, relative ones made absolute; `top_only`: not inside functions or for typing."""
+    found = []
+
+    def visit(node):
+        if isinstance(node, ast.Import):
+            found.extend(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            package = ("jaxdiff", *path.relative_to(ROOT).parts[: -node.level or None]) if node.level else ()
+            base = ".".join((*package, *filter(None, [node.module])))
+            found.extend(f"{base}.{alias.name}" for alias in node.names)
+        inside = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        typing = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        if not (top_only and (inside or typing)):
+            for child in ast.iter_child_nodes(node):
+                visit(child)
+
+    visit(ast.parse(path.read_text()))
+    return found
+
+
+def _rooms_imported(path):
+    names = (name.split(".") for name in _imports(path, top_only=False) if name.startswith("jaxdiff."))
+    return {name[1] for name in names} - {_room(path)}
+
+
+def _packages(path, *, top_only):
+    return {name.split(".")[0] for name in _imports(path, top_only=top_only)} - {"jaxdiff"}
+
+
+def test_the_walk_sees_imports():
+    assert _rooms_imported(ROOT / "likelihood.py") >= {"levels", "processes"}
+    assert "jax" in _packages(ROOT / "levels.py", top_only=True)
+    assert "PIL" in _packages(ROOT / "data" / "folder.py", top_only=False)
+
+
+each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+
+
+@each_file
+def test_rooms_import_only_those_they_may_know(path):
+    room = _room(path)
+    assert room in ALLOWED or room in FRONT, f"{room}: a new room has to be written into tests/test_rooms.py"
+    if room in ALLOWED:
+        assert _rooms_imported(path) <= ALLOWED[room]
+
+
+@each_file
+def test_flax_optax_and_orbax_stay_in_their_rooms(path):
+    room, packages = _room(path), _packages(path, top_only=False)
+    if room not in FLAX:
+        assert "flax" not in packages
+    if room in MATHS:
+        assert packages <= {"__future__", "collections", "dataclasses", "math", "typing", "functools", "jax", "numpy"}
+    if room in FLAX:
+        assert packages - set(sys.stdlib_module_names) <= {"jax", "flax", "numpy"}
+    if room in {"metrics", "data"}:
+        assert not packages & {"flax", "optax", "orbax"}
+
+
+@each_file
+def test_heavy_packages_are_imported_inside_functions(path):
+    heavy = _packages(path, top_only=True) & HEAVY
+    assert heavy <= ({"orbax"} if _room(path) == "train" else set())
+
+
+def _cycle(graph):
+    """A room that, through others, imports itself; None if there is none."""
+    reach = {room: set(others) for room, others in graph.items()}
+    for via in graph:
+        for room in graph:
+            if via in reach[room]:
+                reach[room] |= reach[via]
+    return next((room for room in graph if room in reach[room]), None)
+
+
+def test_allowed_imports_have_no_cycle():
+    assert _cycle(ALLOWED) is None
+    assert _cycle({"a": {"b"}, "b": {"a"}}) == "a"
+
+
+def _undocumented(path):
+    tree = ast.parse(path.read_text())
+    kinds = ast.FunctionDef | ast.ClassDef
+    public = [node for node in tree.body if isinstance(node, kinds) and not node.name.startswith("_")]
+    return [node.name for node in public if not ast.get_docstring(node)]
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if _room(p) in MATHS], ids=lambda path: str(path.relative_to(ROOT)))
+def test_public_functions_of_the_maths_have_docstrings(path):
+    assert ast.get_docstring(ast.parse(path.read_text()))
+    assert _undocumented(path) == []
+
+
+def test_import_is_cheap():
+    unwanted = HEAVY | {"flax", "optax", "tyro", "tqdm", "scipy.stats"}
+    code = f"import sys, jaxdiff; print([name for name in {sorted(unwanted)} if name in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent)
+    assert run.stdout.strip() == "[]"
