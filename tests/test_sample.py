@@ -1,0 +1,175 @@
+"""The scan: what it refuses, its path, its progress, and a whole sampling run against the exact answer."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from exact import BLOB, CLUSTERS
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import jaxdiff as jd
+from jaxdiff import Level
+from jaxdiff.sample import check_levels
+
+FLOW, VP = jd.processes.Flow(), jd.processes.VP()
+KEY = jax.random.key(0)
+
+
+def halve(params, x, noise, cond, *, key=None):
+    return 0.5 * x + noise[:, None]
+
+
+def grid(t, alpha=None, sigma=None):
+    t = np.asarray(t, np.float32)
+    return Level(t, 1 - t if alpha is None else np.float32(alpha), t if sigma is None else np.float32(sigma))
+
+
+def start(n=4):
+    return jnp.asarray(np.random.default_rng(0).normal(size=(n, 2)), jnp.float32)
+
+
+def test_the_path_ends_at_the_sample_and_starts_after_the_first_step():
+    levels, x = grid([0.9, 0.6, 0.3, 0.0]), start()
+    solver = jd.solvers.ddim(0.5)
+    out = jd.sample(BLOB.denoise, solver, levels, x, KEY)
+    last, path = jd.sample_path(BLOB.denoise, solver, levels, x, KEY)
+    np.testing.assert_array_equal(last, out)
+    assert path.shape == (3, 4, 2)
+    np.testing.assert_array_equal(path[-1], out)
+    first = jd.sample(BLOB.denoise, solver, Level(*(field[:2] for field in levels)), x, KEY)
+    np.testing.assert_allclose(path[0], first, rtol=1e-6)
+
+
+def test_the_trace_is_any_tree_of_x_and_the_level_it_has_reached():
+    _, (norm, t) = jd.sample_path(
+        BLOB.denoise,
+        jd.solvers.euler(),
+        grid([0.9, 0.6, 0.3]),
+        start(),
+        KEY,
+        trace=lambda x, level: (jnp.sum(x**2, axis=1), level.t),
+    )
+    assert norm.shape == (2, 4)
+    np.testing.assert_allclose(t, [0.6, 0.3], rtol=1e-6)
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_progress_counts_every_step(jit):
+    seen = []
+    run = lambda x: jd.sample(  # noqa: E731
+        BLOB.denoise,
+        jd.solvers.euler(),
+        grid(np.linspace(0.9, 0, 8)),
+        x,
+        KEY,
+        progress=lambda done: seen.append(int(done)),
+    )
+    jax.block_until_ready((jax.jit(run) if jit else run)(start()))
+    jax.effects_barrier()
+    assert sorted(seen) == [1, 2, 3, 4, 5, 6, 7]
+    _ = jd.sample_path(
+        BLOB.denoise, jd.solvers.euler(), grid([0.9, 0.5]), start(), KEY, progress=lambda i: seen.append(-1)
+    )
+    jax.effects_barrier()
+    assert seen.count(-1) == 1
+
+
+def test_progress_on_a_sharded_batch_counts_every_step_once():
+    seen, mesh = [], jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    x = jax.device_put(start(8), NamedSharding(mesh, PartitionSpec("data")))
+    levels = grid(np.linspace(0.9, 0, 5))
+    jax.block_until_ready(
+        jax.jit(
+            lambda x: jd.sample(
+                BLOB.denoise, jd.solvers.euler(), levels, x, KEY, progress=lambda i: seen.append(int(i))
+            )
+        )(x)
+    )
+    jax.effects_barrier()
+    assert sorted(seen) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    "levels",
+    [
+        Level(np.zeros(3), np.ones(3), np.ones(2)),
+        Level(np.zeros((2, 2)), np.ones((2, 2)), np.ones((2, 2))),
+        Level(np.zeros(1), np.ones(1), np.ones(1)),
+        Level(0.0, 1.0, 1.0),
+    ],
+    ids=["unequal", "two axes", "no step", "one level"],
+)
+def test_levels_that_are_no_grid_are_refused(levels):
+    with pytest.raises(ValueError, match=r"all have shape \[N \+ 1\], N >= 1, got shapes"):
+        jd.sample(BLOB.denoise, jd.solvers.euler(), levels, start(), KEY)
+
+
+@pytest.mark.parametrize("t", [[0.1, 0.9], [0.9, 0.5, 0.5, 0.1], [0.9, 0.5, 0.6, 0.0], [0.9, np.nan, 0.1]])
+def test_a_grid_that_ends_above_its_start_or_does_not_fall_is_refused(t):
+    with pytest.raises(ValueError, match="noise of a grid falls"):
+        jd.sample(BLOB.denoise, jd.solvers.euler(), grid(t), start(), KEY)
+    with pytest.raises(ValueError, match="noise of a grid falls"):
+        jax.jit(lambda x: jd.sample(BLOB.denoise, jd.solvers.euler(), grid(t), x, KEY))(start())
+
+
+def test_where_a_grid_does_not_fall_is_said():
+    with pytest.raises(ValueError, match=r"at level 1 sigma / alpha is 0.5 / 0.5, at the next 0.6 / 0.4"):
+        check_levels(grid([0.9, 0.5, 0.6, 0.0]))
+
+
+def test_every_grid_of_every_process_falls():
+    # Long grids too, whose ends in float32 are closest to one another.
+    for n in (1, 10, 1000):
+        check_levels(jd.grids.ddpm(jd.processes.Discrete.linear(), n))
+        check_levels(jd.grids.ddpm(jd.processes.Discrete.cosine(), n))
+        check_levels(jd.grids.ddpm(jd.processes.Discrete.scaled_linear().zero_terminal_snr(), n))
+        check_levels(jd.grids.karras(jd.processes.EDM(), n, sigma_min=0.002, sigma_max=80.0))
+        check_levels(jd.grids.by_time(VP, n))
+        check_levels(jd.grids.by_time(FLOW, n))
+
+
+PURE_NOISE = {
+    "flow": jd.grids.by_time(FLOW, 4),
+    "cosine": jd.grids.by_time(jd.processes.Cosine(), 4),
+    "zero terminal SNR": jd.grids.ddpm(jd.processes.Discrete.linear().zero_terminal_snr(), 4),
+}
+
+
+@pytest.mark.parametrize("levels", PURE_NOISE.values(), ids=PURE_NOISE.keys())
+@pytest.mark.parametrize("jit", [False, True])
+def test_predictions_that_pure_noise_does_not_determine_are_refused_there(levels, jit):
+    assert levels.alpha[0] == 0
+    for row in (jd.parameterize.eps, jd.parameterize.score, jd.parameterize.edm(0.5)):
+        denoise = jd.guidance.cfg(*[jd.denoiser(halve, None, row)] * 2, 2.0)
+        run = lambda x: jd.sample(denoise, jd.solvers.euler(), levels, x, KEY)  # noqa: E731, B023
+        with pytest.raises(ValueError, match=r"pure noise \(alpha = 0\)"):
+            (jax.jit(run) if jit else run)(start())
+    for row in (jd.parameterize.v, jd.parameterize.velocity, jd.parameterize.x0):
+        denoise = jd.denoiser(halve, None, row)
+        run = lambda x: jd.sample(denoise, jd.solvers.euler(), levels, x, KEY)  # noqa: E731, B023
+        assert np.all(np.isfinite((jax.jit(run) if jit else run)(start())))
+
+
+def test_predictions_of_eps_are_welcome_elsewhere():
+    denoise = jd.denoiser(halve, None, jd.parameterize.eps)
+    assert np.all(
+        np.isfinite(jd.sample(denoise, jd.solvers.euler(), jd.grids.by_time(FLOW, 4, start=0.99), start(), KEY))
+    )
+
+
+def test_solvers_compute_at_the_precision_of_x(x64):
+    levels = jd.grids.by_time(VP, 3)  # float64 here
+    for dtype in (jnp.float32, jnp.float64):
+        assert jd.sample(BLOB.denoise, jd.solvers.dpmpp_2m(), levels, start().astype(dtype), KEY).dtype == dtype
+
+
+def test_a_whole_run_draws_the_data():
+    """From the prior to data with a few steps of Heun: the mixture's mean and covariance."""
+    levels = jd.grids.karras(VP, 20, sigma_min=0.01, sigma_max=80.0)
+    keys = jax.random.split(KEY, 20_000)
+    x = jax.jit(
+        lambda k: jd.sample(CLUSTERS.denoise, jd.solvers.heun(), levels, jd.noise.prior(levels, k, (20_000, 2)), k)
+    )(keys)
+    mean, cov = CLUSTERS.moments(Level(0, 1, 0))
+    np.testing.assert_allclose(x.mean(0), mean, atol=0.03)
+    np.testing.assert_allclose(np.cov(x.T), cov, atol=0.04)
