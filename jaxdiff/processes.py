@@ -334,8 +334,12 @@ class Discrete(_Differentiated):
 
     def __call__(self, t: Array) -> Level:
         t = jnp.asarray(t)
-        if not isinstance(t, jax.core.Tracer) and t.size and not 0 <= t.min() <= t.max() <= self.T:
-            raise ValueError(f"t of a table of {self.T} betas lies in 0..{self.T}, got {t.min()}..{t.max()}")
+        if not isinstance(t, jax.core.Tracer) and t.size:
+            times = np.asarray(t)  # numpy, since inside jit even a constant's jnp.min is traced
+            if not 0 <= times.min() <= times.max() <= self.T:
+                raise ValueError(
+                    f"t of a table of {self.T} betas lies in 0..{self.T}, got {times.min()}..{times.max()}"
+                )
         if jnp.issubdtype(t.dtype, jnp.integer):
             return Level(t, jnp.asarray(self.alpha)[t], jnp.asarray(self.sigma)[t])
         lam, open_end = self._lam(t.dtype)
@@ -402,7 +406,7 @@ class Discrete(_Differentiated):
             raise ValueError(f"betas must be a vector of numbers in (0, 1), of which the last may be 1, got {betas}")
         with np.errstate(divide="ignore"):
             log_abar = np.concatenate([[0.0], np.cumsum(np.log1p(-betas))])
-        return cls(np.exp(0.5 * log_abar), np.sqrt(-np.expm1(log_abar)))
+        return cls(np.exp(0.5 * log_abar), np.sqrt(np.abs(np.expm1(log_abar))))
 
     @classmethod
     def linear(cls, T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Discrete:

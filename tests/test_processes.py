@@ -364,6 +364,13 @@ class TestDiscrete:
         with pytest.raises(ValueError, match=r"0\.\.1000"):
             Discrete.linear()(jnp.array([1, t]))
 
+    def test_constant_times_inside_jit(self):
+        process, t, beyond = Discrete.linear(), jnp.array([1, 500]), jnp.array([1001])
+        inside = jax.jit(lambda x: x * process(t).alpha)(jnp.ones(2))
+        np.testing.assert_array_equal(inside, process(t).alpha)
+        with pytest.raises(ValueError, match="1001"):
+            jax.jit(lambda x: x * process(beyond).alpha)(jnp.ones(1))
+
     @pytest.mark.parametrize("betas", [[], [[0.1]], [0.1, 0.0], [0.1, -0.1], [0.1, 1.1], [1.0, 0.5], [0.1, np.nan]])
     def test_bad_betas(self, betas):
         with pytest.raises(ValueError, match="betas"):
