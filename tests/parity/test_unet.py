@@ -129,22 +129,27 @@ def compare(name, dtype, tolerance):
     want = model(image, torch.tensor(noise, dtype=kind), **label).sample
     (want * torch.tensor(weight.transpose(0, 3, 1, 2), dtype=kind)).mean().backward()
 
-    np.testing.assert_allclose(y, want.detach().numpy().transpose(0, 2, 3, 1), rtol=tolerance, atol=tolerance)
-    np.testing.assert_allclose(x_grad, image.grad.numpy().transpose(0, 2, 3, 1), rtol=tolerance, atol=tolerance)
     got = dict(to_torch(path, np.asarray(g)) for path, g in jax.tree_util.tree_leaves_with_path(param_grad))
     wanted = {key: p.grad.numpy() for key, p in model.named_parameters()}
     assert got.keys() == wanted.keys()
-    for key in wanted:
-        np.testing.assert_allclose(got[key], wanted[key], rtol=tolerance, atol=tolerance, err_msg=key)
-
-
-@pytest.mark.parametrize("name", ["ddpm", *(pytest.param(n, marks=pytest.mark.slow) for n in ("adm", "plain"))])
-def test_float32(name):
-    compare(name, jnp.float32, 5e-5)
+    got |= {"output": y, "input gradient": x_grad}
+    wanted |= {"output": want.detach().numpy().transpose(0, 2, 3, 1)}
+    wanted |= {"input gradient": image.grad.numpy().transpose(0, 2, 3, 1)}
+    # Relative to each array's largest element; some gradients are zero but for rounding (the keys' bias: softmax
+    # doesn't see it), hence a floor for what counts as large.
+    floor = 0.1 * np.median([np.abs(value).max() for value in wanted.values()])
+    for key, value in wanted.items():
+        error = np.abs(np.asarray(got[key]) - value).max() / max(floor, np.abs(value).max())
+        assert error < tolerance, (key, error)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
+def test_float32(name):
+    compare(name, jnp.float32, 5e-5)
+
+
+@pytest.mark.parametrize("name", ["ddpm", *(pytest.param(n, marks=pytest.mark.slow) for n in ("adm", "plain"))])
 def test_float64(name, x64):
     compare(name, jnp.float64, 1e-9)
 
