@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.guidance import drop_condition
-from jaxdiff.levels import q_sample
-from jaxdiff.likelihood import check_variance, variational_term
+from jaxdiff.levels import check_variance, q_sample
+from jaxdiff.likelihood import variational_term
 from jaxdiff.noise import check_key, normal_like
 from jaxdiff.parameterize import Apply, Params, Row, predict, target, to_x0
 from jaxdiff.processes import EDM, Discrete, Process
@@ -63,8 +63,7 @@ def denoising_loss(
         ValueError: drop_rate outside [0, 1], or without null; from the loss, a batch without "x".
     """
     times = _default_times(process) if times is None else times
-    if not 0 <= drop_rate <= 1 or (drop_rate > 0 and null is None):
-        raise ValueError(f"drop_rate lies in [0, 1], and above 0 needs the null condition; got {drop_rate}, {null}")
+    _check_drop_rate(drop_rate, null)
 
     def loss(params: Params, key: Array, batch: Batch) -> tuple[Array, Metrics]:
         x0, cond = _split(batch)
@@ -148,9 +147,10 @@ def hybrid_loss(
     Returns:
         a loss; metrics: "mse" and "vlb", in bits per dimension.
     Raises:
-        ValueError: a process without a table of at least two betas.
+        ValueError: a process without a table of at least two betas; drop_rate outside [0, 1], or without null.
     """
     times = _table_times(process, times)
+    _check_drop_rate(drop_rate, null)
 
     def loss(params: Params, key: Array, batch: Batch) -> tuple[Array, Metrics]:
         x0, cond = _split(batch)
@@ -178,6 +178,11 @@ def _split(batch: Batch) -> tuple[Array, Batch]:
     if "x" not in batch:
         raise ValueError(f'a batch holds the data under "x", got the entries {sorted(batch)}')
     return batch["x"], {name: value for name, value in batch.items() if name != "x"}
+
+
+def _check_drop_rate(drop_rate: float, null: Any) -> None:
+    if not 0 <= drop_rate <= 1 or (drop_rate > 0 and null is None):
+        raise ValueError(f"drop_rate lies in [0, 1], and above 0 needs the null condition; got {drop_rate}, {null}")
 
 
 def _keys(key: Array) -> Array:
