@@ -1,4 +1,8 @@
-"""EDM on CIFAR-10 (Karras et al. 2022, arXiv:2206.00364, table 1 and appendix F), without its augmentation pipe."""
+"""EDM on CIFAR-10 (Karras et al. 2022, arXiv:2206.00364, table 1 and appendix F).
+
+The training and sampling are the paper's; the network is a U-Net of its class (`networks.wide_cifar10`), and there is no
+augmentation but mirroring.
+"""
 
 import jax.numpy as jnp
 
@@ -36,7 +40,7 @@ def experiment(
         preview_every: steps between two grids of samples.
     """
     images = data.open_source(source, size=size, channels=3)
-    network = networks.edm_cifar10(widths=widths, dtype=compute_dtype())
+    network = networks.wide_cifar10(widths=widths, dtype=compute_dtype())
     apply = networks.as_apply(network)
     process, sigma_data = jd.processes.EDM(), 0.5
     row = jd.parameterize.edm(sigma_data)

@@ -25,6 +25,7 @@ __all__ = [
     "Ends",
     "Level",
     "append_clean",
+    "check_variance",
     "clean",
     "from_eps",
     "from_score",
@@ -36,6 +37,7 @@ __all__ = [
     "q_mean_std",
     "q_sample",
     "safe_log",
+    "safe_sqrt",
     "score",
     "transition",
     "v",
@@ -170,6 +172,13 @@ def gained(cur: Level, nxt: Level) -> Array:
     return -jnp.expm1(2 * (cur.lam - nxt.lam))
 
 
+def check_variance(variance: str) -> None:
+    """Raise ValueError unless `variance`, of p(x_s | x_t), is "small" (the posterior's), "large" or "learned"."""
+    allowed = ("small", "large", "learned")
+    if variance not in allowed:
+        raise ValueError(f"variance must be one of {', '.join(allowed)}, got {variance!r}")
+
+
 def from_x0(x0: Array, x: Array, level: Level) -> Ends:
     """Both ends from x_0 (needs sigma > 0)."""
     level = level.like(x)
@@ -220,6 +229,11 @@ def score(ends: Ends, level: Level) -> Array:
 def safe_log(x: Array) -> Array:
     """log x, with log 0 = -inf and gradient 0 there: a NaN that `where` hides would come back in the gradient."""
     return jnp.where(x == 0, -jnp.inf, jnp.log(jnp.where(x == 0, 1, x)))
+
+
+def safe_sqrt(x: Array) -> Array:
+    """sqrt x, with gradient 0 at 0: an infinite one comes back as NaN where it meets a zero."""
+    return jnp.where(x == 0, 0, jnp.sqrt(jnp.where(x == 0, 1, x)))
 
 
 def _align(field: Array, x: Array) -> Array:

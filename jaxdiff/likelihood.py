@@ -8,18 +8,10 @@ import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import log_ndtr
 
-from jaxdiff.levels import gained, posterior, q_sample
+from jaxdiff.levels import check_variance, gained, posterior, q_sample
 from jaxdiff.processes import Discrete
 
-__all__ = ["check_variance", "discretized_normal_nll", "normal_kl", "variational_term"]
-
-_VARIANCES = ("small", "large", "learned")
-
-
-def check_variance(variance: str) -> None:
-    """Raise ValueError unless `variance` is "small", "large" or "learned"."""
-    if variance not in _VARIANCES:
-        raise ValueError(f"variance must be one of {', '.join(_VARIANCES)}, got {variance!r}")
+__all__ = ["discretized_normal_nll", "normal_kl", "variational_term"]
 
 
 def normal_kl(mean: Array, std: Array, mean_hat: Array, std_hat: Array) -> Array:

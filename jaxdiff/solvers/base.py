@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.levels import Level
@@ -29,11 +28,6 @@ class Solver(NamedTuple):
     order: int = 1
     nfe: int = 1
     stochastic: bool = False
-
-
-def safe_sqrt(x: Array) -> Array:
-    """sqrt(max(x, 0)) with gradient 0 where x <= 0, in place of an infinite one: rounding reaches below zero."""
-    return jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1)), 0)
 
 
 def stateless(x: Array) -> tuple[()]:

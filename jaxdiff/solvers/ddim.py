@@ -5,9 +5,9 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff.levels import Level, from_x0, gained
+from jaxdiff.levels import Level, from_x0, gained, safe_sqrt
 from jaxdiff.noise import normal_like
-from jaxdiff.solvers.base import Solver, safe_sqrt, stateless
+from jaxdiff.solvers.base import Solver, stateless
 
 __all__ = ["ddim"]
 
@@ -34,7 +34,9 @@ def ddim(eta: float | Array = 0.0) -> Solver:
         if deterministic:
             return nxt.alpha * x0 + nxt.sigma * eps, state
         drawn = jnp.asarray(eta, x.dtype) * jnp.sqrt(gained(cur, nxt))  # the posterior's std is sigma_s sqrt(gained)
-        kept = safe_sqrt(1 - jnp.square(drawn))  # with eta = 1 nothing is left of eps after pure noise and at the end
+        kept = safe_sqrt(
+            jnp.maximum(1 - jnp.square(drawn), 0)
+        )  # with eta = 1 nothing is left of eps after pure noise and at the end
         return nxt.alpha * x0 + nxt.sigma * (kept * eps + drawn * normal_like(key, x)), state
 
     return Solver(stateless, step, stochastic=not deterministic)

@@ -5,13 +5,11 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff.levels import Level, posterior
+from jaxdiff.levels import Level, check_variance, posterior
 from jaxdiff.noise import normal_like
 from jaxdiff.solvers.base import Solver, stateless
 
 __all__ = ["ddpm"]
-
-_VARIANCES = ("small", "large", "learned")
 
 
 def ddpm(variance: str = "small") -> Solver:
@@ -26,8 +24,7 @@ def ddpm(variance: str = "small") -> Solver:
     Raises:
         ValueError: another variance.
     """
-    if variance not in _VARIANCES:
-        raise ValueError(f"variance must be one of {', '.join(_VARIANCES)}, got {variance!r}")
+    check_variance(variance)
 
     def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
         frac: Array | float = float(variance == "large")

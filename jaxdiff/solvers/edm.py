@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff.levels import Level, from_x0
+from jaxdiff.levels import Level, from_x0, safe_sqrt
 from jaxdiff.noise import normal_like
 from jaxdiff.processes import Process
-from jaxdiff.solvers.base import Solver, safe_sqrt, stateless
+from jaxdiff.solvers.base import Solver, stateless
 
 __all__ = ["euler", "heun"]
 

@@ -1,0 +1,50 @@
+"""A schedule that is learned with the network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxdiff.levels import Level
+from jaxdiff.processes.base import Differentiated, level_vp, to_float
+
+__all__ = ["Learned"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class Learned(Differentiated):
+    """Variance preserving with a learned monotone log-SNR whose ends stay (after Kingma et al. 2021, section 5.1).
+
+    lam falls from lam_max at t = 0 to lam_min at t = 1 through K straight pieces over equal times, each a learned
+    share of the whole fall: monotone and with an exact inverse whatever the logits. Logits of zero make it straight.
+
+    Attributes:
+        logits: [K]; softmax gives each piece's share.
+        lam_max, lam_min: the ends; no gradient reaches them.
+    """
+
+    logits: Array
+    lam_max: float | Array = 5.0
+    lam_min: float | Array = -5.0
+
+    def __call__(self, t: Array) -> Level:
+        t = to_float(t)
+        lam_max, lam_min = self._ends()
+        return level_vp(t, lam_max + (lam_min - lam_max) * jnp.interp(t, *self._knots()))
+
+    def time(self, lam: Array) -> Array:
+        lam_max, lam_min = self._ends()
+        times, shares = self._knots()
+        return jnp.interp((lam_max - to_float(lam)) / (lam_max - lam_min), shares, times)
+
+    def _knots(self) -> tuple[Array, Array]:
+        shares = jnp.minimum(jnp.cumsum(jax.nn.softmax(self.logits)), 1)  # a rounded sum may exceed 1
+        shares = jnp.concatenate([jnp.zeros_like(shares[:1]), shares[:-1], jnp.ones_like(shares[:1])])
+        return jnp.linspace(0, 1, shares.shape[0], dtype=shares.dtype), shares
+
+    def _ends(self) -> tuple[Array, Array]:
+        return jax.lax.stop_gradient((jnp.asarray(self.lam_max), jnp.asarray(self.lam_min)))

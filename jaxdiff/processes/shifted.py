@@ -1,0 +1,51 @@
+"""A process shifted to another resolution."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxdiff.levels import Level
+from jaxdiff.processes.base import Differentiated, Process, to_float
+from jaxdiff.processes.discrete import Discrete
+from jaxdiff.processes.learned import Learned
+
+__all__ = ["Shifted"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Shifted(Differentiated):
+    """Another process with its noise scaled: sigma / alpha is `shift` times as large at the same t.
+
+    For a resolution d times the side of the one that the base was tuned for, shift = d keeps the signal-to-noise ratio
+    of the image's coarse content (Hoogeboom et al. 2023, arXiv:2301.11093, eq. 4); around Flow it is
+    t' = shift t / (1 + (shift - 1) t) (Esser et al. 2024, arXiv:2403.03206, eq. 23, shift = sqrt(m / n) pixels).
+
+    Attributes:
+        base: the process to shift; its formula has to go on beyond its noisiest time, as all but a table's and
+            `Learned`'s do.
+        shift: factor of sigma / alpha, > 0.
+    Raises:
+        ValueError: a base that ends at its noisiest time, where the shift would be lost.
+    """
+
+    base: Process
+    shift: float | Array
+
+    def __post_init__(self) -> None:
+        if isinstance(self.base, Discrete | Learned):
+            raise ValueError(
+                f"Shifted takes a process with a formula, got {type(self.base).__name__}: "
+                "use Discrete.shifted(shift), or subtract log(shift) from both ends of Learned"
+            )
+
+    def __call__(self, t: Array) -> Level:
+        t = to_float(t)
+        return self.base(self.base.time(self.base(t).lam - jnp.log(self.shift)))._replace(t=t)
+
+    def time(self, lam: Array) -> Array:
+        return self.base.time(to_float(lam) + jnp.log(self.shift))
