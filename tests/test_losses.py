@@ -113,7 +113,7 @@ def test_metrics_and_types():
 def test_one_denoiser_has_one_loss_whatever_the_network_predicts(x64):
     """With a weight of the error of x_0, networks that encode the same (imperfect) denoiser lose the same."""
     params, batch = (0.1, 0.2), jax.tree.map(lambda x: x.astype(float), _data(n=16))
-    made = (weights.min_snr(), weights.simple, weights.likelihood(SubVP()), weights.edm())
+    made = (weights.min_snr(), weights.likelihood(SubVP()))
 
     def all_weights(row):
         apply = _network(SubVP(), row)
@@ -129,8 +129,8 @@ def test_one_denoiser_has_one_loss_whatever_the_network_predicts(x64):
     [
         ("eps", weights.simple),
         ("v", weights.snr_plus_one),
-        ("x0", lambda level: 1 + 0 * level.alpha),
-        ("edm", weights.edm(0.5)),
+        pytest.param("x0", lambda level: 1 + 0 * level.alpha, marks=slow),
+        pytest.param("edm", weights.edm(0.5), marks=slow),
     ],
 )
 def test_unweighted_is_the_simple_loss_of_the_paper(row, weight, x64):
@@ -150,13 +150,13 @@ def _fixed(t):
 @pytest.mark.parametrize(
     ("row", "expected"), [("eps", lambda snr: min(snr, 5) / snr), ("v", lambda snr: min(snr, 5) / (snr + 1))]
 )
-@pytest.mark.parametrize("t", [0.05, 0.3, 0.9])
+@pytest.mark.parametrize("t", [0.05, 0.9])
 def test_min_snr_multiplies_the_error_of_the_prediction(row, expected, t):
     """Hang et al. 2023: min(SNR, g) / SNR on eps, min(SNR, g) / (SNR + 1) on v."""
     snr = float(VP()(jnp.float32(t)).snr)
     apply = lambda p, x, noise, cond: 0.3 * x  # noqa: E731
     loss = losses.denoising_loss(apply, VP(), ROWS[row], weight=weights.min_snr(5.0), times=_fixed(t))
-    value, metrics = loss({}, KEY, _data())
+    value, metrics = jax.jit(loss)({}, KEY, _data())
     np.testing.assert_allclose(value / metrics["mse"], expected(snr), rtol=1e-4)
 
 
@@ -189,7 +189,7 @@ def test_likelihood_weight_integrates_to_the_variational_bound():
     assert abs(value * (1 - low) - exact) < 4 * error + 1e-3 * exact and error < 0.03 * exact
 
 
-@pytest.mark.parametrize("t_weight", [1.0, 3.0])
+@pytest.mark.parametrize("t_weight", [pytest.param(1.0, marks=slow), 3.0])
 def test_learned_uncertainty_is_least_at_the_log_of_the_loss(t_weight):
     """EDM2, eq. 14-15: L exp(-u) + u is least at u = log L, where it is 1 + log L, under importance weights too."""
     apply = lambda params, x, noise, cond: 0.3 * x  # noqa: E731
@@ -312,7 +312,7 @@ def test_under_jit_in_any_shape():
     loss = losses.denoising_loss(_network(Flow(), told), Flow(), told)
     x = jax.random.normal(KEY, (8, 12))
     eager, _ = loss(ZERO, KEY, {"x": x})
-    for shape in ((8, 12), (8, 2, 2, 3), (8, 2, 2, 3, 1)):
+    for shape in ((8, 2, 2, 3), (8, 2, 2, 3, 1)):
         # The same noise in the same order whatever the shape: a mean over all dimensions gives the same loss.
         value, grads = jax.jit(jax.value_and_grad(lambda p, batch: loss(p, KEY, batch)[0]))(
             ZERO, {"x": x.reshape(shape)}
@@ -392,13 +392,14 @@ def test_hybrid_is_simple_plus_the_weighted_bound():
 
 def test_the_bound_inside_hybrid_teaches_the_variance_only():
     params = {"F": jnp.float32(0.3), "frac": jnp.float32(0.2)}
-    grad = {w: jax.grad(lambda p, w=w: _hybrid(w)(p, KEY, TABLE_BATCH)[0])(params) for w in (0.0, 0.1, 1.0)}
+    grad_at = jax.jit(jax.grad(lambda p, w: _hybrid(w)(p, KEY, TABLE_BATCH)[0]))
+    grad = {w: grad_at(params, w) for w in (0.0, 0.1, 1.0)}
     assert grad[0.0]["F"] == grad[0.1]["F"] == grad[1.0]["F"] != 0
     assert grad[0.0]["frac"] == 0 and grad[1.0]["frac"] != 0
     np.testing.assert_allclose(grad[1.0]["frac"], 10 * grad[0.1]["frac"], rtol=1e-5)
 
 
-@pytest.mark.parametrize("process", [Discrete.linear(), Discrete.cosine()])
+@pytest.mark.parametrize("process", [pytest.param(Discrete.linear(), marks=slow), Discrete.cosine()])
 def test_gradients_are_finite_at_both_ends_of_a_table(process):
     def ends(key, batch):
         return jnp.array([1, 2, process.T - 1, process.T]), jnp.ones(batch)
@@ -412,7 +413,9 @@ def test_gradients_are_finite_at_both_ends_of_a_table(process):
         assert np.isfinite(value) and np.isfinite(grad) and grad != 0
 
 
-@pytest.mark.parametrize("row", [parameterize.v, parameterize.velocity, parameterize.x0])
+@pytest.mark.parametrize(
+    "row", [parameterize.v, *(pytest.param(row, marks=slow) for row in (parameterize.velocity, parameterize.x0))]
+)
 def test_gradients_are_finite_at_pure_noise(row):
     """Flow at t = 1 and zero terminal SNR at t = T, with a network that may be asked there."""
     apply = lambda p, x, noise, cond: p * x  # noqa: E731
@@ -420,6 +423,8 @@ def test_gradients_are_finite_at_pure_noise(row):
         draw = lambda key, batch, t=t: (jnp.full(batch, t), jnp.ones(batch))  # noqa: E731
         loss = losses.denoising_loss(apply, process, row, weight=weights.min_snr(), times=draw)
         plain = losses.denoising_loss(apply, process, row, times=draw)
-        for each in (loss, plain):
-            value, grad = jax.value_and_grad(lambda p, each=each: each(p, KEY, _data(n=4))[0])(jnp.float32(0.5))
+        for each in (loss, plain) if row is parameterize.v else (plain,):
+            value, grad = jax.jit(jax.value_and_grad(lambda p, each=each: each(p, KEY, _data(n=4))[0]))(
+                jnp.float32(0.5)
+            )
             assert np.isfinite(value) and np.isfinite(grad)
