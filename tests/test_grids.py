@@ -27,13 +27,17 @@ def test_karras_is_equation_5():
 
 @pytest.mark.parametrize("process", [VP, FLOW, VE, TABLE], ids=["vp", "flow", "ve", "table"])
 def test_karras_and_exponential_space_sigma_over_alpha_in_any_process(process):
-    karras = grids.karras(process, 9, sigma_min=0.05, sigma_max=20.0, rho=3.0)
+    karras, exponential = jax.jit(
+        lambda: (
+            grids.karras(process, 9, sigma_min=0.05, sigma_max=20.0, rho=3.0),
+            grids.exponential(process, 9, sigma_min=0.05, sigma_max=20.0),
+        )
+    )()
     roots = (karras.sigma / karras.alpha)[:-1] ** (1 / 3)
     np.testing.assert_allclose(roots, np.linspace(20 ** (1 / 3), 0.05 ** (1 / 3), 9), rtol=1e-4)
-    exponential = grids.exponential(process, 9, sigma_min=0.05, sigma_max=20.0)
     np.testing.assert_allclose((exponential.sigma / exponential.alpha)[:-1], np.geomspace(20, 0.05, 9), rtol=1e-4)
     for levels in (karras, exponential):
-        again = process(levels.t[:-1])  # the times are the process's own
+        again = jax.jit(process)(levels.t[:-1])  # the times are the process's own
         np.testing.assert_allclose(again.sigma / again.alpha, (levels.sigma / levels.alpha)[:-1], rtol=1e-4)
         assert is_clean(levels)
 
@@ -58,8 +62,8 @@ def test_by_time_is_equal_steps_with_exact_ends():
     [(VP, 1.0, 1e-3), (FLOW, 0.99, 0.01), (VE, 1.0, 0.0), (EDM, 80.0, 0.002), (TABLE, 1000, 1)],
 )
 def test_by_lambda_is_equal_steps_of_half_the_log_snr(process, start, end):
-    levels = grids.by_lambda(process, 10, start=start, end=end)
-    steps = np.diff(np.asarray(levels.lam, np.float64))
+    levels, lam = jax.jit(lambda: ((at := grids.by_lambda(process, 10, start=start, end=end)), at.lam))()
+    steps = np.diff(np.asarray(lam, np.float64))
     np.testing.assert_allclose(steps, steps.mean(), rtol=2e-3)
     assert steps.mean() > 0
     np.testing.assert_allclose([levels.t[0], levels.t[-1]], [start, end], rtol=1e-3, atol=1e-6)

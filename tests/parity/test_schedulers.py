@@ -108,7 +108,7 @@ def test_the_times_are_diffusers_times_plus_one(spacing, n):
         np.testing.assert_array_equal(jd.grids.ddpm(TABLE, n, spacing).t[:-1], scheduler.timesteps.numpy() + 1)
 
 
-@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
+@pytest.mark.parametrize("spacing", ["leading", pytest.param("linspace", marks=pytest.mark.slow), "trailing"])
 @pytest.mark.parametrize("theirs", ["fixed_small", "fixed_large", "learned_range"])
 def test_ddpm(theirs, spacing, injected):
     injected(7)
@@ -140,7 +140,7 @@ def test_ddpm(theirs, spacing, injected):
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
-@pytest.mark.parametrize("eta", [0.0, 0.7])
+@pytest.mark.parametrize("eta", [pytest.param(0.0, marks=pytest.mark.slow), 0.7])
 @pytest.mark.parametrize("prediction", ROWS)
 def test_ddim(prediction, eta, spacing, injected):
     z = injected(10)

@@ -1,5 +1,7 @@
 """DDPM's ancestral sampling against Ho et al. 2020 and Nichol and Dhariwal 2021, transcribed with their betas."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from exact import rational
 
 import jaxdiff as jd
+from jaxdiff import Level
 from jaxdiff.noise import fold_in, normal_like
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -20,8 +23,12 @@ def frac_of(x):
     return jax.nn.sigmoid(x)  # any number in [0, 1] for each pixel
 
 
+LEVELS = Level(np.arange(15, -1, -1), np.sqrt(ABAR[::-1]), np.sqrt(1 - ABAR[::-1]))
+
+
+@partial(jax.jit, static_argnums=(0, 1))
 def run(variance, denoise, x):
-    return jax.jit(lambda x: jd.sample(denoise, jd.solvers.ddpm(variance), PROCESS(np.arange(15, -1, -1)), x, KEY))(x)
+    return jd.sample(denoise, jd.solvers.ddpm(variance), LEVELS, x, KEY)
 
 
 def start():

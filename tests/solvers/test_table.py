@@ -9,7 +9,7 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from exact import BLOB, CLUSTERS, gaussian
+from exact import BLOB, CLUSTERS, gaussian, rational
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxdiff as jd
@@ -110,10 +110,14 @@ NOISY = {name: ("vp", lambda n, solver=solver: solver) for name, solver in SOLVE
     "euler churn": ("edm", lambda n: solvers.euler(jd.processes.EDM(), 5 / n)),
     "heun churn": ("vp", lambda n: solvers.heun(jd.processes.VP(), 5 / n)),
 }
+MORE = {"ddpm large", "ddpm on flow", "ddim 1 on ve", "euler churn"}
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize(("name", "solver_of"), NOISY.values(), ids=NOISY.keys())
+@pytest.mark.parametrize(
+    ("name", "solver_of"),
+    [pytest.param(*case, id=id, marks=[pytest.mark.slow] if id in MORE else []) for id, case in NOISY.items()],
+)
 def test_weak_order_of_convergence(name, solver_of, monkeypatch):
     data, errors, key = gaussian([0.7], [[0.3]]), [], jax.random.key(0)
     for n in (100, 400):
@@ -209,26 +213,18 @@ def mid_grid(n=6, start=0.9):
 
 
 @EVERY
-def test_an_example_depends_on_its_own_key_alone(solver):
-    params, x, keys = a_batch()
-    run = jax.jit(lambda x, keys: jd.sample(toy(params), solver, mid_grid(), x, keys))
-    together = run(x, keys)
-    chosen = np.array([6, 1, 3])
-    np.testing.assert_allclose(run(x[chosen], keys[chosen]), together[chosen], rtol=1e-5, atol=1e-6)
-    moved = run(x, jnp.roll(keys, 1))
-    assert bool(jnp.all(moved == together)) is not solver.stochastic
-
-
-@EVERY
-def test_jit_is_eager_and_eight_devices_are_one(solver):
+def test_an_example_is_its_keys_alone_in_any_batch_eager_or_compiled_on_one_device_or_eight(solver):
     params, x, keys = a_batch()
     sample = lambda x, keys: jd.sample(toy(params), solver, mid_grid(), x, keys)  # noqa: E731
-    eager = sample(x, keys)
-    np.testing.assert_allclose(jax.jit(sample)(x, keys), eager, rtol=1e-5, atol=1e-6)
+    run, close = jax.jit(sample), partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    together, chosen = run(x, keys), np.array([6, 1, 3])
+    close(run(x[chosen], keys[chosen]), together[chosen])
+    assert bool(jnp.all(run(x, jnp.roll(keys, 1)) == together)) is not solver.stochastic
+    close(sample(x, keys), together)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-    sharded = jax.jit(sample)(*jax.device_put((x, keys), NamedSharding(mesh, PartitionSpec("data"))))
+    sharded = run(*jax.device_put((x, keys), NamedSharding(mesh, PartitionSpec("data"))))
     assert sharded.sharding.num_devices == 8
-    np.testing.assert_allclose(sharded, eager, rtol=1e-5, atol=1e-6)
+    close(sharded, together)
 
 
 @EVERY
@@ -286,7 +282,7 @@ def test_float32_stays_close_to_float64(solver, monkeypatch):
     key = jax.random.key(0)
     start = np.random.default_rng(0).normal(size=(64, 2)) * 80
     out = [
-        jax.jit(lambda x: jd.sample(CLUSTERS.denoise, solver, levels, x, key))(jnp.asarray(start, dtype))
+        jax.jit(lambda x: jd.sample(rational, solver, levels, x, key))(jnp.asarray(start, dtype))
         for dtype in (jnp.float32, jnp.float64)
     ]
     assert out[0].dtype == jnp.float32 and out[1].dtype == jnp.float64
