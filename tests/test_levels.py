@@ -248,7 +248,10 @@ FUNCTIONS = {
 }
 
 
-@pytest.mark.parametrize("function", FUNCTIONS)
+SHORT = ("q_sample", "transition", "posterior", "from_v", "score")  # the rest take the same paths
+
+
+@pytest.mark.parametrize("function", [f if f in SHORT else pytest.param(f, marks=pytest.mark.slow) for f in FUNCTIONS])
 def test_one_level_per_example_is_a_loop_over_examples(function):
     """[B] levels, a Python loop with scalars, vmap and jit answer the same; and grad passes through all."""
     f, (a, b) = FUNCTIONS[function], jnp.asarray(_data(4), jnp.float32)

@@ -133,7 +133,7 @@ def test_per_example_and_any_shape():
 def test_gradients_are_finite_at_every_t(variance):
     """At t = 1 the KL, and elsewhere the decoder, is computed and thrown away: neither may leave a NaN."""
     tables = (TABLE, Discrete.linear(), Discrete.cosine(), Discrete.linear().zero_terminal_snr())
-    for process in tables if variance == "learned" else tables[:1]:
+    for process in tables[1:] if variance == "learned" else tables[:1]:
         t = jnp.array([1, 2, process.T // 2, process.T])
         x0 = jnp.asarray(np.random.default_rng(0).choice(GRID, (4, 3)), jnp.float32)
 

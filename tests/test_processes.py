@@ -219,7 +219,7 @@ def test_sde_simulated(name):
 def test_processes_are_pytrees(name):
     """jit takes one as an argument, vmap maps over one's numbers, and integer times are times."""
     process = _float32(PROCESSES[name][0])
-    t = jnp.array([0.3, 0.6], jnp.float32)
+    t = jnp.array([0.3, 0.6])
     eager = process(t)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5), jax.jit(lambda p: p(t))(process), eager)
     np.testing.assert_array_equal(process(jnp.array([0, 1])).alpha, process(jnp.array([0.0, 1.0])).alpha)
@@ -324,7 +324,7 @@ class TestDiscrete:
         np.testing.assert_array_equal(level.alpha, process.alpha.astype(np.float32))
         np.testing.assert_array_equal(level.sigma, process.sigma.astype(np.float32))
 
-    @table
+    @pytest.mark.parametrize("name", [n if n in ("linear", "few") else pytest.param(n, marks=slow) for n in TABLES])
     def test_fractional_times_agree_with_the_table_and_interpolate_lam(self, name, x64):
         process = TABLES[name][0]
         level = jax.jit(process.__call__)(jnp.arange(process.T + 1.0))
