@@ -13,6 +13,7 @@ def experiment(
     lr: float = 2e-4,
     seed: int = 0,
     widths: tuple[int, ...] = (128, 256, 256, 256),
+    blocks: int = 2,
     warmup: int = 5000,
     ema: float = 0.9999,
     accumulate: int = 1,
@@ -28,6 +29,7 @@ def experiment(
         lr: learning rate.
         seed: of parameters, training noise and data order.
         widths: channels by level.
+        blocks: residual blocks in a level.
         warmup: steps of linear warm-up.
         ema: decay of the parameters' average.
         accumulate: microbatches in an update.
@@ -36,7 +38,7 @@ def experiment(
         preview_every: steps between two grids of samples.
     """
     images = data.open_source(source, size=size, channels=3)
-    network = networks.ddpm_cifar10(widths=widths, dtype=compute_dtype())
+    network = networks.ddpm_cifar10(widths=widths, blocks=blocks, dtype=compute_dtype())
     apply = networks.as_apply(network)
     process = jd.processes.Discrete.linear()
     row = jd.parameterize.indexed(jd.parameterize.eps)

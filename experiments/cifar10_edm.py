@@ -17,6 +17,7 @@ def experiment(
     lr: float = 1e-3,
     seed: int = 0,
     widths: tuple[int, ...] = (256, 256, 256),
+    blocks: int = 4,
     warmup: int = 19_531,
     ema: float = 0.9993,
     accumulate: int = 1,
@@ -32,6 +33,7 @@ def experiment(
         lr: learning rate.
         seed: of parameters, training noise and data order.
         widths: channels by level.
+        blocks: residual blocks in a level.
         warmup: steps of linear warm-up; the default is 10 million images.
         ema: decay of the parameters' average; the default has a half-life of half a million images.
         accumulate: microbatches in an update.
@@ -40,7 +42,7 @@ def experiment(
         preview_every: steps between two grids of samples.
     """
     images = data.open_source(source, size=size, channels=3)
-    network = networks.wide_cifar10(widths=widths, dtype=compute_dtype())
+    network = networks.wide_cifar10(widths=widths, blocks=blocks, dtype=compute_dtype())
     apply = networks.as_apply(network)
     process, sigma_data = jd.processes.EDM(), 0.5
     row = jd.parameterize.edm(sigma_data)

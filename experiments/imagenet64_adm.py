@@ -13,6 +13,7 @@ def experiment(
     lr: float = 3e-4,
     seed: int = 0,
     widths: tuple[int, ...] = (192, 384, 576, 768),
+    blocks: int = 3,
     ema: float = 0.9999,
     accumulate: int = 1,
     drop_rate: float = 0.0,
@@ -28,6 +29,7 @@ def experiment(
         lr: learning rate.
         seed: of parameters, training noise and data order.
         widths: channels by level.
+        blocks: residual blocks in a level.
         ema: decay of the parameters' average.
         accumulate: microbatches in an update.
         drop_rate: share of images trained without their class: 0 as published, 0.1 for classifier-free guidance.
@@ -37,7 +39,13 @@ def experiment(
     """
     images = data.open_source(source, size=size, channels=3)
     null = images.num_classes
-    network = networks.adm_imagenet64(widths=widths, num_classes=null, dtype=compute_dtype())
+    network = networks.adm_imagenet64(
+        widths=widths,
+        blocks=blocks,
+        attention=tuple(range(1, len(widths))),
+        num_classes=null,
+        dtype=compute_dtype(),
+    )
     apply = networks.as_apply(network)
     process = jd.processes.Discrete.cosine()
     row = jd.parameterize.indexed(jd.parameterize.eps)

@@ -13,10 +13,12 @@ FOLDER = Path(__file__).parents[1] / "experiments"
 TINY = {
     "fashion": {"width": 8},
     "toy2d": {"width": 16},
-    "cifar10_ddpm": {"widths": (32, 32), "source": "fashion_mnist", "size": 8},
-    "cifar10_edm": {"widths": (32, 32), "source": "fashion_mnist", "size": 8},
-    "imagenet64_adm": {"widths": (64, 64), "source": "fashion_mnist", "size": 8},
+    "cifar10_ddpm": {"widths": (32, 32), "blocks": 1, "source": "fashion_mnist", "size": 8},
+    "cifar10_edm": {"widths": (32, 32), "blocks": 1, "source": "fashion_mnist", "size": 8},
+    "imagenet64_adm": {"widths": (64, 64), "blocks": 1, "source": "fashion_mnist", "size": 8},
 }
+
+SLOW = TINY.keys() - {"toy2d"}  # U-Nets compile for long; the command line's tests train fashion
 
 
 def test_table_is_complete():
@@ -29,7 +31,9 @@ def test_common_knobs(name):
     assert {"steps", "batch", "seed", "lr"} <= set(parameters)
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in TINY]
+)
 def test_first_step(name):
     experiment = load(FOLDER / f"{name}.py")(steps=10, batch=4, **TINY[name])
     mesh = train.make_mesh(devices=jax.devices()[:1])
@@ -47,7 +51,7 @@ def test_first_step(name):
     assert levels.sigma.shape == (experiment.sample_steps + 1,) and levels.sigma[-1] == 0
 
 
-@pytest.mark.parametrize("name", ["fashion", "imagenet64_adm"])
+@pytest.mark.parametrize("name", ["fashion", pytest.param("imagenet64_adm", marks=pytest.mark.slow)])
 def test_sampler(name):
     experiment = load(FOLDER / f"{name}.py")(batch=4, **TINY[name])
     params = experiment.init(jax.random.key(0))

@@ -80,9 +80,7 @@ def test_kernel_distance_is_the_mean_of_the_blocks_double_loops():
 
 def test_kernel_distance_is_unbiased_and_its_error_honest_for_equal_distributions():
     rng = np.random.default_rng(0)
-    got = [
-        kernel_distance(rng.normal(size=(100, 4)), rng.normal(size=(100, 4)), blocks=5) for _ in range(300)
-    ]
+    got = [kernel_distance(rng.normal(size=(100, 4)), rng.normal(size=(100, 4)), blocks=5) for _ in range(300)]
     values, errors = np.array(got).T
     spread = values.std(ddof=1)
     assert abs(values.mean()) < 3.5 * spread / np.sqrt(len(values))
@@ -94,9 +92,7 @@ def test_kernel_distance_of_a_shift_is_the_closed_form():
     """In one dimension, with k = (xy + 1)^3, MMD^2 = sum_n C(3, n) (E x^n - E y^n)^2; moments of N(m, 1)."""
     rng, m = np.random.default_rng(0), 0.7
     want = 3 * m**2 + 3 * (m**2) ** 2 + (m**3 + 3 * m) ** 2
-    value, error = kernel_distance(
-        rng.normal(size=(20_000, 1)), rng.normal(m, 1, size=(20_000, 1)), blocks=20
-    )
+    value, error = kernel_distance(rng.normal(size=(20_000, 1)), rng.normal(m, 1, size=(20_000, 1)), blocks=20)
     assert abs(value - want) < 4 * error
     assert error < 0.05 * want
 

@@ -83,11 +83,12 @@ def trajectories():
         return x, exact
 
 
+DETERMINISTIC = {name: solver for name, solver in SOLVERS.items() if not solver.stochastic}  # the others: below
+
+
 @pytest.mark.usefixtures("x64")
-@EVERY
+@pytest.mark.parametrize("solver", DETERMINISTIC.values(), ids=DETERMINISTIC.keys())
 def test_order_of_convergence(solver, trajectories):
-    if solver.stochastic:
-        pytest.skip("has a weak order, below")
     x, exact = trajectories
     key = jax.random.key(0)
     errors = []
