@@ -1,7 +1,7 @@
 """EDM on CIFAR-10 (Karras et al. 2022, arXiv:2206.00364, table 1 and appendix F).
 
-The training and sampling are the paper's; the network is a U-Net of its class (`networks.wide_cifar10`), and there is no
-augmentation but mirroring.
+The training and sampling are the paper's; the network is a U-Net of its class (`networks.wide_cifar10`), and mirroring
+is the only augmentation.
 """
 
 import jax.numpy as jnp

@@ -9,14 +9,14 @@ from jaxdiff.experiment import Experiment, compute_dtype
 
 def experiment(
     steps: int = 1600,
-    batch: int = 64,
-    lr: float = 2e-3,
+    batch: int = 32,
+    lr: float = 3e-3,
     seed: int = 0,
     width: int = 32,
     drop_rate: float = 0.1,
     ema: float = 0.995,
     source: str = "fashion_mnist",
-    preview_every: int = 400,
+    preview_every: int = 800,
 ) -> Experiment:
     """Flow matching (Lipman et al. 2022), classifier-free guidance (Ho and Salimans 2022).
 
@@ -35,7 +35,7 @@ def experiment(
     network = networks.UNet(
         widths=(width, 2 * width),
         blocks=1,
-        attention=(1,),
+        resample="pool",
         groups=8,
         patch=2,
         scale_shift=True,
@@ -64,7 +64,7 @@ def experiment(
         ),
         optimizer=train.adamw(lr, warmup=min(100, steps // 10), steps=steps, schedule="cosine"),
         ema=train.ema.warmup(ema),
-        batches=lambda start: data.batches(images, batch, seed=seed, start=start, flip=True),
+        batches=lambda start: data.batches(images, batch, seed=seed, start=start),
         steps=steps,
         seed=seed,
         shape=images.shape,

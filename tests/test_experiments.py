@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -45,6 +46,8 @@ def test_first_step(name):
     for _ in range(2):
         state, metrics = step(state, train.shard_batch(next(batches), mesh))
     assert np.isfinite(metrics["loss"]) and metrics["grad_norm"] > 0
+    chex.assert_tree_all_finite(state)
+    chex.assert_trees_all_equal_shapes_and_dtypes(state.params, state.ema)
     moved = jax.tree.map(lambda a, b: np.abs(a - np.asarray(b)).max(), before, state.params)
     assert max(jax.tree.leaves(moved)) > 0
     levels = experiment.grid(experiment.sample_steps)
