@@ -8,7 +8,7 @@ from jaxdiff.experiment import Experiment, compute_dtype
 
 
 def experiment(
-    steps: int = 1600,
+    steps: int = 1800,
     batch: int = 32,
     lr: float = 3e-3,
     seed: int = 0,
@@ -16,7 +16,7 @@ def experiment(
     drop_rate: float = 0.1,
     ema: float = 0.995,
     source: str = "fashion_mnist",
-    preview_every: int = 800,
+    preview_every: int = 900,
 ) -> Experiment:
     """Flow matching (Lipman et al. 2022), classifier-free guidance (Ho and Salimans 2022).
 
@@ -35,6 +35,7 @@ def experiment(
     network = networks.UNet(
         widths=(width, 2 * width),
         blocks=1,
+        mid_attention=False,
         resample="pool",
         groups=8,
         patch=2,
