@@ -34,9 +34,7 @@ def accuracy(logits, labels) -> Accuracy:
     """
     logits, labels = np.asarray(logits), np.asarray(labels)
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or 0 in logits.shape:
-        raise ValueError(
-            f"logits must be [N, K] and labels [N] with N, K >= 1, got {logits.shape} and {labels.shape}"
-        )
+        raise ValueError(f"logits must be [N, K] and labels [N] with N, K >= 1, got {logits.shape} and {labels.shape}")
     classes = logits.shape[1]
     if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() >= classes:
         raise ValueError(f"labels must be integers in 0 .. {classes - 1}, got {np.unique(labels)}")
