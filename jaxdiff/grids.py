@@ -132,8 +132,8 @@ def _linspace(start: float | Array, end: float | Array, n: int) -> Array:
 
 
 def _check(n: int, high_name: str, high, low_name: str, low, *, positive: bool = False) -> None:
-    if n < 1:
-        raise ValueError(f"a grid has at least one step, got n = {n}")
+    if not isinstance(n, int | np.integer) or n < 1:
+        raise ValueError(f"a grid has an integer number of steps, at least one step, got n = {n!r:.80}")
     if isinstance(high, jax.core.Tracer) or isinstance(low, jax.core.Tracer):
         return
     if not low < high or (positive and not low > 0):

@@ -161,3 +161,9 @@ def test_ddpm_strides_refuse_more_steps_than_the_table_has_and_other_spacings():
         grids.ddpm(TABLE, 1001)
     with pytest.raises(ValueError, match="leading, trailing, linspace, got 'uniform'"):
         grids.ddpm(TABLE, 10, "uniform")
+
+
+def test_a_key_or_a_fraction_is_no_number_of_steps():
+    for n in (jax.random.key(3), 2.5):
+        with pytest.raises(ValueError, match="integer number of steps"):
+            jd.grids.by_time(jd.processes.VP(), n)
