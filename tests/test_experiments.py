@@ -54,7 +54,8 @@ def test_first_step(name):
     assert levels.sigma.shape == (experiment.sample_steps + 1,) and levels.sigma[-1] == 0
 
 
-@pytest.mark.parametrize("name", ["fashion", pytest.param("imagenet64_adm", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fashion", "imagenet64_adm"])
 def test_sampler(name):
     experiment = load(FOLDER / f"{name}.py")(batch=4, **TINY[name])
     params = experiment.init(jax.random.key(0))
