@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +20,11 @@ from jaxdiff.parameterize import Apply, Denoiser, Params, Row, denoiser, mean_on
 from jaxdiff.processes import Process
 from jaxdiff.sample import sample
 from jaxdiff.solvers import Solver
+from jaxdiff.train import read_knobs
 
 __all__ = ["Experiment", "compute_dtype", "example_keys", "load", "load_run", "sampler"]
 
-SOURCE, KNOBS = "experiment.py", "run.json"
+SOURCE = "experiment.py"
 
 
 @dataclass(frozen=True)
@@ -161,6 +161,6 @@ def load_run(workdir: str | Path) -> Experiment:
         ValueError: the folder holds no run.
     """
     workdir = Path(workdir)
-    if not (workdir / SOURCE).is_file() or not (workdir / KNOBS).is_file():
+    if not (workdir / SOURCE).is_file():
         raise ValueError(f"{workdir} holds no run: `jaxdiff train EXPERIMENT --workdir {workdir}` makes one")
-    return load(workdir / SOURCE)(**json.loads((workdir / KNOBS).read_text()))
+    return load(workdir / SOURCE)(**read_knobs(workdir))
