@@ -3,7 +3,7 @@
 from jaxdiff import grids, guidance, levels, losses, noise, parameterize, processes, solvers, times, weights
 from jaxdiff.levels import Level
 from jaxdiff.parameterize import denoiser
-from jaxdiff.sample import sample, sample_path
+from jaxdiff.sample import invert, sample, sample_path, sample_state
 
 __all__ = [
     "Level",

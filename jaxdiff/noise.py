@@ -1,6 +1,8 @@
-"""Gaussian noise with one key for all, or one key per example."""
+"""Gaussian noise with one key for all, or one key per example: fresh at every step, or a Brownian path's increments."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,12 @@ from jax import Array
 
 from jaxdiff.levels import Level
 
-__all__ = ["check_key", "fold_in", "normal_like", "prior"]
+__all__ = ["Noise", "brownian", "check_key", "fold_in", "normal_like", "prior", "white"]
+
+Noise = Callable[[Array, Array, Level, Level], Array]  # (the step's key, x, cur, nxt) -> standard normal like x
+
+# A Brownian path is told apart down to 2 _EDGE / 2^_DEPTH = 0.001 in lam; a sampler of 1,000 steps takes 0.01 at a time.
+_EDGE, _DEPTH = 10.0, 14
 
 
 def check_key(key: Array) -> None:
@@ -52,6 +59,77 @@ def prior(levels: Level, key: Array, shape: tuple[int, ...], dtype=jnp.float32) 
 def fold_in(key: Array, data: Array | int) -> Array:
     """`jax.random.fold_in`, of one key or of each key in a vector."""
     return jax.random.fold_in(key, data) if key.ndim == 0 else jax.vmap(lambda k: jax.random.fold_in(k, data))(key)
+
+
+def white(key: Array, x: Array, cur: Level, nxt: Level) -> Array:
+    """`normal_like`: noise that is fresh in every step."""
+    return normal_like(key, x)
+
+
+def brownian(path: Array) -> Noise:
+    """Increments of one Brownian path: another number of steps follows the same path, and refining it converges.
+
+    The noise that a reverse SDE gathers from level t to s is an increment of W at the clock SNR = exp(2 lam), since
+    sigma_s sqrt(1 - SNR_t / SNR_s) z = sigma_s (W(SNR_s) - W(SNR_t)) / sqrt(SNR_s), and these add up along a grid.
+    W is a virtual tree of Brownian bridges (Li et al. 2020, arXiv:2001.01328, section 4), bisected in lam.
+
+    Args:
+        path: one key, or [B] keys; the same key is the same path.
+    Returns:
+        (key, x, cur, nxt) -> the standardized increment from `cur` to `nxt`, like x; the step's own key is not used.
+    Raises:
+        ValueError: `path` is no typed key.
+    """
+    check_key(path)
+
+    def increment(key: Array, x: Array, cur: Level, nxt: Level) -> Array:
+        # Counted in units of the end's alpha / sigma, so that nothing overflows; clean data ends where the tree does.
+        end = jnp.minimum(nxt.lam, _EDGE).astype(x.dtype)
+        begin = jnp.minimum(cur.lam.astype(x.dtype), end)
+        gained = -jnp.expm1(2 * (begin - end))
+        safe = jnp.where(gained > 0, gained, 1)
+        change = _path(path, x, end) - jnp.exp(begin - end) * _path(path, x, begin)
+        return jnp.where(gained > 0, change / jnp.sqrt(safe), 0)
+
+    return increment
+
+
+def _path(key: Array, x: Array, lam: Array) -> Array:
+    """W(exp(2 lam)) / exp(lam), a standard normal at each lam: by bisection of [-_EDGE, _EDGE]."""
+    edge = jnp.asarray(_EDGE, x.dtype)
+    at = jnp.clip(lam, -edge, edge)
+    left = _normal(fold_in(key, 0), x.shape, x.dtype)
+    shrink = jnp.exp(-2 * edge)
+    right = shrink * left + jnp.sqrt(1 - jnp.square(shrink)) * _normal(fold_in(key, 1), x.shape, x.dtype)
+
+    def halve(_, interval):
+        node, low, high, left, right = interval
+        mid = 0.5 * (low + high)
+        near, far, std = _bridge(low, mid, high)
+        middle = near * left + far * right + std * _normal(fold_in(key, node), x.shape, x.dtype)
+        up = at > mid
+        choose = lambda a, b: jnp.where(up, a, b)  # noqa: E731
+        return (
+            2 * node + up.astype(node.dtype),
+            choose(mid, low),
+            choose(high, mid),
+            choose(middle, left),
+            choose(right, middle),
+        )
+
+    node = jnp.asarray(2, jnp.int32)
+    _, low, high, left, right = jax.lax.fori_loop(0, _DEPTH, halve, (node, -edge, edge, left, right))
+    near, far, _ = _bridge(low, at, high)
+    # Before the tree begins (pure noise has lam = -inf) the law at each lam stays, as if the path stood still.
+    return near * left + far * right
+
+
+def _bridge(low: Array, mid: Array, high: Array) -> tuple[Array, Array, Array]:
+    """Of W(exp(2 mid)) / exp(mid) between two such ends: their weights in its mean, and its standard deviation."""
+    whole = -jnp.expm1(2 * (low - high))
+    before, after = -jnp.expm1(2 * (low - mid)) / whole, -jnp.expm1(2 * (mid - high)) / whole
+    # With clock tau: weights (tau_h - tau_m) and (tau_m - tau_l) over tau_h - tau_l, each in its own unit.
+    return jnp.exp(low - mid) * after, jnp.exp(mid - high) * before, jnp.sqrt(before * after * whole)
 
 
 def _normal(key: Array, shape: tuple[int, ...], dtype) -> Array:

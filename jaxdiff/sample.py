@@ -1,8 +1,10 @@
-"""Sampling: one `lax.scan` of a solver over a grid of levels."""
+"""Sampling: one `lax.scan` of a solver over a grid of levels, and back again."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from math import ceil
 from typing import Any
 
 import jax
@@ -10,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxdiff.levels import Level
+from jaxdiff.levels import Level, from_x0
 from jaxdiff.noise import check_key, fold_in
-from jaxdiff.solvers.base import Solver
+from jaxdiff.solvers.base import Solver, or_cur
 
-__all__ = ["check_levels", "sample", "sample_path"]
+__all__ = ["check_levels", "invert", "sample", "sample_path", "sample_state"]
 
 Denoiser = Callable[[Array, Level], Array]
 
@@ -26,6 +28,9 @@ def sample(
     x: Array,
     key: Array,
     *,
+    start: int | Array | None = None,
+    stop: int | Array | None = None,
+    remat: bool = False,
     progress: Callable[[Array], None] | None = None,
 ) -> Array:
     """Carry x from the grid's first level to its last.
@@ -39,13 +44,17 @@ def sample(
         levels: fields [N + 1], noisiest first; see `grids`.
         x: x_T, [B, ...]; see `noise.prior`.
         key: one key; or [B] keys, and then an example depends on its own key alone.
+        start, stop: take only the steps start..stop - 1 of the grid: x is at its level `start`, the answer at its level
+            `stop`. The others cost nothing (but under `vmap`, which takes and discards them). Both may be traced, and
+            with them the number of steps up to N: after `stop` the grid may repeat its last level.
+        remat: keep sqrt(N) states for reverse-mode differentiation in place of N steps' work, and compute those again.
         progress: called on the host with the number of steps done, after each step.
     Returns:
         x at the last level, like x.
     Raises:
         ValueError: levels that are no grid or do not fall; an untyped key; a prediction undefined at pure noise.
     """
-    return _scan(denoise, solver, levels, x, key, trace=None, progress=progress)[0]
+    return _scan(denoise, solver, levels, x, key, start=start, stop=stop, remat=remat, progress=progress)[0]
 
 
 def sample_path(
@@ -56,46 +65,135 @@ def sample_path(
     key: Array,
     *,
     trace: Callable[[Array, Level], Any] = lambda x, level: x,
-    progress: Callable[[Array], None] | None = None,
+    **options,
 ) -> tuple[Array, Any]:
     """`sample`, and what `trace` says of x and its level after each step.
 
     Args:
-        denoise, solver, levels, x, key, progress: as for `sample`.
+        denoise, solver, levels, x, key: as for `sample`, as are all options.
         trace: (x, level) -> any pytree; the default keeps x itself.
     Returns:
         (x at the last level, trace's answers stacked along a leading axis N).
     Raises:
         ValueError: as for `sample`.
     """
-    return _scan(denoise, solver, levels, x, key, trace=trace, progress=progress)
-
-
-def _scan(denoise, solver: Solver, levels: Level, x: Array, key: Array, *, trace, progress):
-    check_key(key)
-    check_levels(levels)
-    _try_pure_noise(denoise, levels, x)
-
-    def body(carry, i_cur_nxt):
-        x, state = carry
-        i, cur, nxt = i_cur_nxt
-        x, state = solver.step(denoise, fold_in(key, i), x, state, cur, nxt)
-        if progress is not None:
-            jax.debug.callback(progress, i + 1)
-        return (x, state), None if trace is None else trace(x, nxt)
-
-    # Solvers compute at x's precision; a level's time may be an integer index and stays one.
-    levels = jax.tree.map(jnp.asarray, levels)
-    levels = levels._replace(alpha=levels.alpha.astype(x.dtype), sigma=levels.sigma.astype(x.dtype))
-    cur, nxt = Level(*(field[:-1] for field in levels)), Level(*(field[1:] for field in levels))
-    (x, _), path = jax.lax.scan(body, (x, solver.init(x)), (jnp.arange(cur.t.shape[0]), cur, nxt))
+    x, _, path = _scan(denoise, solver, levels, x, key, trace=trace, **options)
     return x, path
 
 
-def check_levels(levels: Level) -> None:
+def sample_state(
+    denoise: Denoiser, solver: Solver, levels: Level, x: Array, key: Array, **options
+) -> tuple[Array, Any]:
+    """`sample`, and what the solver remembers at the end: for `rk45`, its number of evaluations.
+
+    Args:
+        denoise, solver, levels, x, key: as for `sample`, as are all options.
+    Returns:
+        (x at the last level, the solver's state).
+    Raises:
+        ValueError: as for `sample`.
+    """
+    return _scan(denoise, solver, levels, x, key, **options)[:2]
+
+
+def invert(denoise: Denoiser, levels: Level, x: Array, *, iterations: int = 1) -> Array:
+    """Carry x from the grid's last level back to its first: the inverse of `sample` with `solvers.ddim()`.
+
+    A step of DDIM is explicit in x_t, where inverting begins without knowing it: x_t / alpha_t = x_s / alpha_s +
+    (sigma_t / alpha_t - sigma_s / alpha_s) eps_hat(x_t, t) is solved by fixed-point iteration (Pan et al. 2023,
+    arXiv:2309.04907), from eps_hat(x_s, t), whose first iterate is the usual DDIM inversion (Dhariwal and Nichol 2021,
+    arXiv:2105.05233, appendix F).
+
+    Args:
+        denoise: (x_t, level) -> x0_hat.
+        levels: fields [N + 1], noisiest first, with alpha > 0; the last may be clean data.
+        x: at the grid's last level, [B, ...].
+        iterations: evaluations a step. With more, the inversion nears the exact inverse, where steps are short enough
+            for the iteration to converge.
+    Returns:
+        x at the grid's first level, like x.
+    Raises:
+        ValueError: levels that are no grid, or begin at pure noise; iterations < 1.
+    """
+    check_levels(levels)
+    if iterations < 1:
+        raise ValueError(f"iterations must be at least 1, got {iterations}")
+    if not isinstance(levels.alpha, jax.core.Tracer) and np.asarray(levels.alpha)[0] == 0:
+        raise ValueError("pure noise (alpha = 0) says nothing of x: invert to a level with alpha > 0")
+    levels = _typed(levels, x)
+
+    def step(x: Array, pair: tuple[Level, Level]) -> tuple[Array, None]:
+        t, s = pair
+
+        def iterate(x_t: Array, _: None) -> tuple[Array, None]:
+            _, eps = from_x0(denoise(x_t, t), x_t, t)
+            return t.alpha / s.alpha * x + (t.sigma - t.alpha / s.alpha * s.sigma) * eps, None
+
+        guess = t.alpha / s.alpha * x
+        return jax.lax.scan(iterate, guess, length=iterations)[0], None
+
+    return jax.lax.scan(step, x, _pairs(levels), reverse=True)[0]
+
+
+def _scan(
+    denoise, solver: Solver, levels: Level, x: Array, key: Array, *, trace=None, start=None, stop=None, remat=False,
+    progress=None,
+):  # fmt: skip
+    check_key(key)
+    check_levels(levels, may_repeat=stop is not None)
+    _try_pure_noise(denoise, levels, x, start)
+    levels = _typed(levels, x)
+    firsts = [Level(*(field[i] for field in levels)) for i in range(2)]
+    n = levels.t.shape[0] - 1
+    chunk = ceil(n**0.5) if remat else n
+    total = -(-n // chunk) * chunk  # of whole chunks
+
+    def take(carry, i, cur, nxt):
+        x, state = carry
+        x, state = solver.step(denoise, fold_in(key, i), x, state, cur, nxt)
+        if progress is not None:
+            jax.debug.callback(progress, i + 1)
+        return x, state
+
+    def body(carry, i_cur_nxt):
+        i, cur, nxt = i_cur_nxt
+        if start is None and stop is None and total == n:
+            carry = take(carry, i, cur, nxt)
+        else:
+            taken = (i >= (0 if start is None else start)) & (i < (n if stop is None else jnp.minimum(stop, n)))
+            # Under `vmap` a skipped step is taken and discarded: on the grid's first levels, where nothing is NaN.
+            safe = (or_cur(taken, first, level) for first, level in zip(firsts, (cur, nxt), strict=True))
+            carry = jax.lax.cond(taken, take, lambda carry, *_: carry, carry, i, *safe)
+        return carry, None if trace is None else trace(carry[0], nxt)
+
+    # What is beyond the grid repeats its last step, and is never taken.
+    steps = jnp.minimum(jnp.arange(total), n - 1)
+    xs = (jnp.arange(total), *jax.tree.map(lambda field: field[steps], _pairs(levels)))
+    if remat:
+        xs = jax.tree.map(lambda a: a.reshape(-1, chunk, *a.shape[1:]), xs)
+        again = partial(jax.checkpoint, prevent_cse=False)  # inside a scan there is nothing to prevent
+        inner = again(lambda carry, xs: jax.lax.scan(again(body), carry, xs))
+        (x, state), path = jax.lax.scan(inner, (x, solver.init(x)), xs)
+        path = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:n], path)
+    else:
+        (x, state), path = jax.lax.scan(body, (x, solver.init(x)), xs)
+    return x, state, path
+
+
+def _typed(levels: Level, x: Array) -> Level:
+    # Solvers compute at x's precision; a level's time may be an integer index and stays one.
+    levels = jax.tree.map(jnp.asarray, levels)
+    return levels._replace(alpha=levels.alpha.astype(x.dtype), sigma=levels.sigma.astype(x.dtype))
+
+
+def _pairs(levels: Level) -> tuple[Level, Level]:
+    return Level(*(field[:-1] for field in levels)), Level(*(field[1:] for field in levels))
+
+
+def check_levels(levels: Level, *, may_repeat: bool = False) -> None:
     """Raise ValueError unless the levels are a grid: fields [N + 1], N >= 1, sigma / alpha falling.
 
-    Values are looked at only where they are concrete.
+    Values are looked at only where they are concrete. With `may_repeat`, the last level may stand there several times.
     """
     shapes = {np.shape(field) for field in levels}
     if len(shapes) != 1 or len(next(iter(shapes))) != 1 or next(iter(shapes))[0] < 2:
@@ -104,6 +202,8 @@ def check_levels(levels: Level) -> None:
         return
     alpha, sigma = (np.asarray(field, np.float64) for field in (levels.alpha, levels.sigma))
     angle = np.arctan2(sigma, alpha)  # rises with sigma / alpha, and is finite at both ends
+    if may_repeat:
+        angle = angle[: int(np.argmax(angle == angle[-1])) + 1]
     if not np.all(np.diff(angle) < 0):
         i = int(np.argmax(~(np.diff(angle) < 0)))
         raise ValueError(
@@ -113,10 +213,10 @@ def check_levels(levels: Level) -> None:
         )
 
 
-def _try_pure_noise(denoise: Denoiser, levels: Level, x: Array) -> None:
+def _try_pure_noise(denoise: Denoiser, levels: Level, x: Array, start: int | Array | None) -> None:
     # Inside the scan levels are traced, where a row like `eps` cannot see that alpha = 0. Where the grid starts there
     # and says so, an abstract call shows the concrete level to the row, which then refuses.
-    if any(isinstance(field, jax.core.Tracer) for field in levels):
+    if start is not None or any(isinstance(field, jax.core.Tracer) for field in levels):
         return
     with jax.ensure_compile_time_eval():  # under `jit` indexing would be traced too
         first = Level(*(jnp.asarray(field)[0] for field in levels))

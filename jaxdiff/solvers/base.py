@@ -1,15 +1,23 @@
-"""The type of a solver."""
+"""The type of a solver, and what many of them share: the exponential step, levels between two levels, a history.
+
+How steps are written here. With h = lam_s - lam_t, from level t (`cur`) to the cleaner s (`nxt`), a denoiser that
+stays constant moves x exactly to (sigma_s / sigma_t) x + alpha_s (1 - exp(-h)) x0_hat: `exponential`. It is finite at
+both ends, where h is infinite, and what a higher order adds has to vanish there: `finite_h`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.levels import Level
+from jaxdiff.processes import Process
 
-__all__ = ["Solver"]
+__all__ = ["Solver", "between", "chord", "exponential", "finite_h", "on_path", "or_cur", "push", "stateless"]
 
 
 class Solver(NamedTuple):
@@ -18,18 +26,79 @@ class Solver(NamedTuple):
     Attributes:
         init: x -> state, what a multistep method remembers (any pytree; () for none).
         step: (denoise, key, x, state, cur, nxt) -> (x, state). `cur` and `nxt` are scalar levels; `cur.sigma` > 0.
-        order: of convergence, for smooth denoisers.
-        nfe: evaluations of the denoiser a step.
+        order: of convergence for smooth denoisers, once a multistep method has its history (the weak order where
+            noise is drawn); None where the number of steps does not set the error.
+        nfe: evaluations of the denoiser a step; None where the tolerance sets it.
         stochastic: whether it draws noise.
     """
 
     init: Callable[[Array], Any]
     step: Callable[[Callable, Array, Array, Any, Level, Level], tuple[Array, Any]]
-    order: int = 1
-    nfe: int = 1
+    order: int | None = 1
+    nfe: int | None = 1
     stochastic: bool = False
 
 
 def stateless(x: Array) -> tuple[()]:
     """The `init` of a one-step method."""
     return ()
+
+
+def exponential(x: Array, x0: Array, cur: Level, nxt: Level) -> Array:
+    """The step of a constant denoiser: (sigma_s / sigma_t) x + alpha_s (1 - exp(-h)) x0; DDIM's, by lam."""
+    return nxt.sigma / cur.sigma * x - nxt.alpha * jnp.expm1(cur.lam - nxt.lam) * x0
+
+
+def finite_h(cur: Level, nxt: Level) -> tuple[Array, Array]:
+    """h = lam_s - lam_t, and whether it is finite; 1 where it is not, so that gradients stay finite."""
+    h = nxt.lam - cur.lam
+    finite = jnp.isfinite(h)
+    return jnp.where(finite, h, 1), finite
+
+
+def or_cur(condition: Array, cur: Level, nxt: Level) -> Level:
+    """`nxt` where the condition holds, else `cur`: a safe level to denoise at where the answer is not used."""
+    return jax.tree.map(lambda n, c: jnp.where(condition, n, c.astype(n.dtype)), nxt, cur)
+
+
+def chord(cur: Level, nxt: Level, w: float | Array) -> Level:
+    """The level w of the way from `cur` to `nxt`, t, alpha and sigma each on a straight line."""
+    line = lambda c, n: c + jnp.asarray(w, n.dtype) * (n - c.astype(n.dtype))  # noqa: E731
+    t = line(cur.t.astype(nxt.sigma.dtype), nxt.t.astype(nxt.sigma.dtype))  # a table's integer time gets a fraction
+    return Level(t, line(cur.alpha, nxt.alpha), line(cur.sigma, nxt.sigma))
+
+
+def between(cur: Level, nxt: Level, lam: Array) -> Level:
+    """The level of the chord from `cur` to `nxt` with this finite lam = log(alpha / sigma) between theirs."""
+    # b alpha = a sigma with (a, b) in the direction of (alpha, sigma), of length 1 so that nothing overflows.
+    a, b = jnp.sqrt(jax.nn.sigmoid(2 * lam)), jnp.sqrt(jax.nn.sigmoid(-2 * lam))
+    d_alpha, d_sigma = nxt.alpha - cur.alpha, nxt.sigma - cur.sigma
+    return chord(cur, nxt, (b * cur.alpha - a * cur.sigma) / (a * d_sigma - b * d_alpha))
+
+
+def on_path(denoise: Callable, process: Process | None) -> Callable:
+    """The denoiser for levels of a chord, which may lie off the process: x and its level are put back on it.
+
+    A level off the path with the right alpha / sigma differs by a scale only: the answer at (c x; c alpha, c sigma) is
+    the one at (x; alpha, sigma). But a network is told t. Without a process the chord's level is taken as it is: exact
+    for EDM and Flow, and wherever the network is told lam and any scale of x will do; elsewhere t is off by O(h^2).
+
+    Args:
+        denoise: (x, level) -> x0_hat.
+        process: names the time of a lam; None takes levels as they are.
+    """
+    if process is None:
+        return denoise
+
+    def named(x: Array, level: Level) -> Any:
+        true = process(process.time(level.lam.astype(jnp.result_type(float))))
+        true = jax.tree.map(lambda field: field.astype(x.dtype), true)
+        scale = jnp.hypot(true.alpha, true.sigma) / jnp.hypot(level.alpha, level.sigma)
+        return denoise(scale * x, true)
+
+    return named
+
+
+def push(history: Array, new: Array) -> Array:
+    """A history [K, ...], newest first, with its newest entry."""
+    return jnp.concatenate([new[None].astype(history.dtype), history[:-1]])

@@ -6,13 +6,13 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.levels import Level, from_x0, gained, safe_sqrt
-from jaxdiff.noise import normal_like
+from jaxdiff.noise import Noise, white
 from jaxdiff.solvers.base import Solver, stateless
 
 __all__ = ["ddim"]
 
 
-def ddim(eta: float | Array = 0.0) -> Solver:
+def ddim(eta: float | Array = 0.0, *, noise: Noise = white) -> Solver:
     """x_s = alpha_s x0_hat + sqrt(sigma_s^2 - std^2) eps_hat + std z, std = eta times the posterior's (eq. 12, 16).
 
     Song, Meng and Ermon 2020, arXiv:2010.02502. eta = 0 is the probability-flow ODE, eta = 1 is DDPM's ancestral
@@ -20,6 +20,7 @@ def ddim(eta: float | Array = 0.0) -> Solver:
 
     Args:
         eta: share of the posterior's noise, in [0, 1]; may be traced. A plain 0 draws no noise at all.
+        noise: `noise.white`, or `noise.brownian(key)` for a path that does not depend on the number of steps.
     Returns:
         a solver of order 1.
     Raises:
@@ -36,6 +37,6 @@ def ddim(eta: float | Array = 0.0) -> Solver:
         drawn = jnp.asarray(eta, x.dtype) * jnp.sqrt(gained(cur, nxt))  # the posterior's std is sigma_s sqrt(gained)
         # With eta = 1 nothing is left of eps after pure noise and at the end, give or take rounding.
         kept = safe_sqrt(jnp.maximum(1 - jnp.square(drawn), 0))
-        return nxt.alpha * x0 + nxt.sigma * (kept * eps + drawn * normal_like(key, x)), state
+        return nxt.alpha * x0 + nxt.sigma * (kept * eps + drawn * noise(key, x, cur, nxt)), state
 
     return Solver(stateless, step, stochastic=not deterministic)

@@ -6,19 +6,20 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.levels import Level, check_variance, posterior
-from jaxdiff.noise import normal_like
+from jaxdiff.noise import Noise, white
 from jaxdiff.solvers.base import Solver, stateless
 
 __all__ = ["ddpm"]
 
 
-def ddpm(variance: str = "small") -> Solver:
+def ddpm(variance: str = "small", *, noise: Noise = white) -> Solver:
     """Ancestral sampling: x_s ~ N(posterior mean at x0_hat, variance) (Ho et al. 2020, arXiv:2006.11239, algorithm 2).
 
     Args:
         variance: "small" is the posterior's beta-tilde, "large" is q(x_t | x_s)'s beta (section 3.2), "learned" lies
             between them, by the denoiser's second answer frac in [0, 1]: exp(frac log beta + (1 - frac) log beta-tilde)
             (Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 15).
+        noise: `noise.white`, or `noise.brownian(key)` for a path that does not depend on the number of steps.
     Returns:
         a solver of order 1; the step to sigma = 0 adds no noise.
     Raises:
@@ -32,7 +33,7 @@ def ddpm(variance: str = "small") -> Solver:
         if variance == "learned":
             x0, frac = x0
         mean, std = posterior(x0, x, cur, nxt)
-        return mean + interpolated_std(std, frac, cur, nxt) * normal_like(key, x), state
+        return mean + interpolated_std(std, frac, cur, nxt) * noise(key, x, cur, nxt), state
 
     return Solver(stateless, step, stochastic=True)
 

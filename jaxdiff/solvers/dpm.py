@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.levels import Level
-from jaxdiff.solvers.base import Solver
+from jaxdiff.solvers.base import Solver, exponential, finite_h
 
 __all__ = ["dpmpp_2m"]
 
@@ -26,11 +26,8 @@ def dpmpp_2m() -> Solver:
     def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
         x0_prev, h_prev = state
         x0 = denoise(x, cur)
-        h = nxt.lam - cur.lam
-        finite = jnp.isfinite(h)
-        half = jnp.where(finite, 0.5 * jnp.where(finite, h, 1) / h_prev, 0).astype(x.dtype)  # 1 / (2 r)
-        D = x0 + half * (x0 - x0_prev)
-        x = nxt.sigma / cur.sigma * x - nxt.alpha * jnp.expm1(-h) * D
-        return x, (x0, h.astype(x.dtype))
+        h, finite = finite_h(cur, nxt)
+        D = x0 + jnp.where(finite, 0.5 * h / h_prev, 0) * (x0 - x0_prev)  # 1 / (2 r)
+        return exponential(x, D, cur, nxt), (x0, jnp.where(finite, h, jnp.inf))
 
     return Solver(init, step, order=2)

@@ -14,7 +14,7 @@ from jax import Array
 from jaxdiff.levels import Level, from_x0, safe_sqrt
 from jaxdiff.noise import normal_like
 from jaxdiff.processes import Process
-from jaxdiff.solvers.base import Solver, stateless
+from jaxdiff.solvers.base import Solver, or_cur, stateless
 
 __all__ = ["euler", "heun"]
 
@@ -63,7 +63,7 @@ def heun(process: Process | None = None, churn: float | Array | None = None, s_n
         ahead = nxt.alpha * x0 + nxt.sigma * eps
         # At sigma = 0 there is no eps to correct with; a safe level keeps the unused branch finite, gradients included.
         moving = nxt.sigma > 0
-        safe = jax.tree.map(lambda n, c: jnp.where(moving, n, c.astype(n.dtype)), nxt, cur)
+        safe = or_cur(moving, cur, nxt)
         x0_ahead, eps_ahead = from_x0(denoise(ahead, safe), ahead, safe)
         d_alpha, d_sigma = nxt.alpha - cur.alpha, nxt.sigma - cur.sigma
         corrected = x + d_alpha * 0.5 * (x0 + x0_ahead) + d_sigma * 0.5 * (eps + eps_ahead)
@@ -93,7 +93,6 @@ def _churn(process: Process | None, churn: float | Array | None, s_noise: float 
         share = jnp.clip(-jnp.expm1(2 * (raised.lam - lam)), 0, -jnp.expm1(-2 * log_share))
         std = jnp.asarray(s_noise, x.dtype) * raised.sigma * safe_sqrt(share)
         noisier = raised.alpha / jnp.where(pure, 1, cur.alpha) * x + std * normal_like(key, x)
-        raised = jax.tree.map(lambda r, c: jnp.where(pure, c.astype(r.dtype), r), raised, cur)
-        return jnp.where(pure, x, noisier), raised
+        return jnp.where(pure, x, noisier), or_cur(~pure, cur, raised)
 
     return raise_noise
