@@ -14,7 +14,7 @@ __all__ = ["Noise", "brownian", "check_key", "fold_in", "normal_like", "prior", 
 
 Noise = Callable[[Array, Array, Level, Level], Array]  # (the step's key, x, cur, nxt) -> standard normal like x
 
-# A Brownian path is told apart down to 2 _EDGE / 2^_DEPTH = 0.001 in lam; a sampler of 1,000 steps takes 0.01 at a time.
+# A path is told apart down to 2 _EDGE / 2^_DEPTH = 0.001 in lam; a sampler of 1,000 steps takes 0.01 at a time.
 _EDGE, _DEPTH = 10.0, 14
 
 
