@@ -1,44 +1,49 @@
-"""Guidance: functions from denoisers to a denoiser."""
+"""Classifier-free guidance, and the dropped conditions that train for it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxdiff.guidance.base import Scale, at_level, check_denoisers, check_number, guide
 from jaxdiff.levels import Level
 from jaxdiff.noise import check_key
 from jaxdiff.parameterize import Apply, Denoiser, Params, Row, denoiser
 
-__all__ = ["cfg", "cfg_batched", "classifier", "drop_condition"]
+__all__ = ["cfg", "cfg_batched", "drop_condition"]
 
 Cond = Any
 
 
-def cfg(cond: Denoiser, uncond: Denoiser, scale: float | Array) -> Denoiser:
+def cfg(cond: Denoiser, uncond: Denoiser, scale: Scale) -> Denoiser:
     """Classifier-free guidance: uncond + scale (cond - uncond) (Ho and Salimans 2022, arXiv:2207.12598, eq. 6).
 
     The paper's w is scale - 1: here 0 is unconditional, 1 conditional, above 1 guided. Guiding x0_hat is guiding eps
-    or the score, which are affine in it. A learned variance is the conditional model's.
+    or the score, which are affine in it. A learned variance is the conditional model's. A scale that follows the level
+    is a function of it, e.g. `lambda level: 1 + 4 * level.sigma`.
 
     Args:
         cond: the conditional denoiser.
         uncond: the same network with the null condition.
-        scale: a number, or [B] for one scale per example; may be traced.
+        scale: a number, or [B] for one scale per example, or a function of the level that returns one; may be traced.
     Returns:
         the guided denoiser, two evaluations a call.
+    Raises:
+        ValueError: a model without an unconditional denoiser, a scale that is not finite or of another shape.
     """
+    check_denoisers(cond=cond, uncond=uncond)
+    check_number("scale", scale)
 
     def denoise(x: Array, level: Level) -> Any:
-        return _guide(cond(x, level), uncond(x, level), scale)
+        return guide(cond(x, level), uncond(x, level), at_level(scale, x, level))
 
     return denoise
 
 
-def cfg_batched(apply: Apply, params: Params, row: Row, *, cond: Cond, null: Cond, scale: float | Array) -> Denoiser:
+def cfg_batched(apply: Apply, params: Params, row: Row, *, cond: Cond, null: Cond, scale: Scale) -> Denoiser:
     """`cfg` with one evaluation of a doubled batch.
 
     Faster than two where the device is not yet full; on a sharded batch the concatenation moves data between devices,
@@ -50,7 +55,13 @@ def cfg_batched(apply: Apply, params: Params, row: Row, *, cond: Cond, null: Con
         scale: as for `cfg`.
     Returns:
         the guided denoiser.
+    Raises:
+        ValueError: an empty condition, conditions that differ in structure, or a scale as for `cfg`.
     """
+    _check_same_structure(cond, null)
+    if not jax.tree.leaves(cond):
+        raise ValueError(f"guidance needs a condition and its null, got {cond!r} and {null!r}: use denoiser without it")
+    check_number("scale", scale)
     both = jax.tree.map(lambda c, n: jnp.concatenate([c, jnp.broadcast_to(n, c.shape)]), cond, null)
     both_denoise = denoiser(apply, params, row, both)
 
@@ -58,33 +69,9 @@ def cfg_batched(apply: Apply, params: Params, row: Row, *, cond: Cond, null: Con
         twice = jax.tree.map(lambda f: f if jnp.ndim(f) == 0 else jnp.concatenate([f, f]), level)
         answer = both_denoise(jnp.concatenate([x, x]), twice)
         first, second = (jax.tree.map(op, answer) for op in (lambda a: a[: len(x)], lambda a: a[len(x) :]))
-        return _guide(first, second, scale)
+        return guide(first, second, at_level(scale, x, level))
 
     return denoise
-
-
-def classifier(denoise: Denoiser, log_prob: Callable[[Array, Level], Array], scale: float | Array = 1.0) -> Denoiser:
-    """Classifier guidance: score + scale grad log p(y | x_t) (Dhariwal and Nichol 2021, arXiv:2105.05233, eq. 14).
-
-    By Tweedie's formula, x0_hat + scale (sigma^2 / alpha) grad log p(y | x_t): pure noise (alpha = 0) has no guidance.
-
-    Args:
-        denoise: the denoiser to guide.
-        log_prob: (x_t, level) -> [B], log p(y | x_t) of each example, of a classifier trained on noisy data.
-        scale: a number, or [B]; may be traced.
-    Returns:
-        the guided denoiser.
-    """
-
-    def guided(x: Array, level: Level) -> Any:
-        grad = jax.grad(lambda x: jnp.sum(log_prob(x, level)))(x)
-        at = level.like(x)
-        pull = jnp.where(at.alpha > 0, jnp.square(at.sigma) / jnp.where(at.alpha > 0, at.alpha, 1), 0)
-        answer = denoise(x, level)
-        step = _per_example(scale, x) * pull * grad
-        return (answer[0] + step, *answer[1:]) if isinstance(answer, tuple) else answer + step
-
-    return guided
 
 
 def drop_condition(key: Array, cond: Cond, null: Cond, rate: float | Array) -> Cond:
@@ -101,9 +88,7 @@ def drop_condition(key: Array, cond: Cond, null: Cond, rate: float | Array) -> C
         ValueError: cond and null differ in structure.
     """
     check_key(key)
-    structures = [str(jax.tree.structure(tree)) for tree in (cond, null)]
-    if structures[0] != structures[1]:
-        raise ValueError(f"cond and null must have the same structure, got {structures[0]} and {structures[1]}")
+    _check_same_structure(cond, null)
     if not jax.tree.leaves(cond):
         return cond  # unconditional
     dropped = jax.random.bernoulli(key, rate, jax.tree.leaves(cond)[0].shape[:1])
@@ -114,14 +99,7 @@ def drop_condition(key: Array, cond: Cond, null: Cond, rate: float | Array) -> C
     )
 
 
-def _guide(cond: Any, uncond: Any, scale: float | Array) -> Any:
-    if isinstance(uncond, tuple):
-        uncond = uncond[0]
-    if isinstance(cond, tuple):
-        return (_guide(cond[0], uncond, scale), *cond[1:])
-    return uncond + _per_example(scale, cond) * (cond - uncond)
-
-
-def _per_example(scale: float | Array, x: Array) -> Array:
-    scale = jnp.asarray(scale, x.dtype)
-    return scale.reshape(scale.shape + (1,) * (x.ndim - scale.ndim)) if scale.ndim else scale
+def _check_same_structure(cond: Cond, null: Cond) -> None:
+    structures = [str(jax.tree.structure(tree)) for tree in (cond, null)]
+    if structures[0] != structures[1]:
+        raise ValueError(f"cond and null must have the same structure, got {structures[0]} and {structures[1]}")

@@ -1,0 +1,29 @@
+"""Guidance: functions from denoisers to a denoiser, one file a theme."""
+
+from jaxdiff.guidance.cfg_pp import cfg_pp
+from jaxdiff.guidance.classifier import classifier
+from jaxdiff.guidance.classifier_free import cfg, cfg_batched, drop_condition
+from jaxdiff.guidance.compose import compose
+from jaxdiff.guidance.interval import interval
+from jaxdiff.guidance.projected import apg
+from jaxdiff.guidance.rescale import rescale
+from jaxdiff.guidance.threshold import clip, dynamic_threshold
+from jaxdiff.guidance.weak import autoguidance, perturbed_attention
+from jaxdiff.guidance.zero_star import cfg_zero_star
+
+__all__ = [
+    "apg",
+    "autoguidance",
+    "cfg",
+    "cfg_batched",
+    "cfg_pp",
+    "cfg_zero_star",
+    "classifier",
+    "clip",
+    "compose",
+    "drop_condition",
+    "dynamic_threshold",
+    "interval",
+    "perturbed_attention",
+    "rescale",
+]

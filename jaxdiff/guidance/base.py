@@ -1,0 +1,83 @@
+"""What guidance functions share: scales that follow the level, answers with a variance, checks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxdiff.levels import Level, safe_sqrt
+
+__all__ = ["Scale", "answer", "at_level", "check_denoisers", "check_number", "guide", "norm", "parts", "ratio"]
+
+Scale = float | Array | Callable[[Level], float | Array]  # a number, [B], or a function of the level that returns one
+
+
+def at_level(scale: Scale, x: Array, level: Level) -> Array:
+    """The scale at this level, in the type of x, with axes appended until it broadcasts against x.
+
+    Args:
+        scale: a number, [B], or a function of the level.
+        x: [B, ...].
+        level: scalar or [B].
+    Raises:
+        ValueError: a shape that is neither a number's nor [B].
+    """
+    scale = jnp.asarray(scale(level) if callable(scale) else scale, x.dtype)
+    if scale.ndim == 0:
+        return scale
+    if scale.ndim > x.ndim or any(n not in (1, m) for n, m in zip(scale.shape, x.shape, strict=False)):
+        raise ValueError(f"a scale is a number or one for each of {len(x)} examples, got shape {scale.shape}")
+    return scale.reshape(scale.shape + (1,) * (x.ndim - scale.ndim))
+
+
+def guide(cond: Any, uncond: Any, scale: Array) -> Any:
+    """uncond + scale (cond - uncond) of two answers; a learned variance is that of `cond`."""
+    x0, *variance = parts(cond)
+    other = parts(uncond)[0]
+    return answer(other + scale * (x0 - other), *variance)
+
+
+def parts(answer: Any) -> tuple[Array, ...]:
+    """What a denoiser answers, as (x0_hat,) or (x0_hat, frac)."""
+    return answer if isinstance(answer, tuple) else (answer,)
+
+
+def answer(x0: Array, *variance: Array) -> Any:
+    """The inverse of `parts`."""
+    return (x0, *variance) if variance else x0
+
+
+def ratio(level: Level) -> Array:
+    """sigma / alpha, inf at pure noise with gradient 0 there."""
+    noise_only = level.alpha == 0
+    return jnp.where(noise_only, jnp.inf, level.sigma / jnp.where(noise_only, 1, level.alpha))
+
+
+def norm(x: Array) -> Array:
+    """The Euclidean norm of each example, [B, 1, ...]; gradient 0 at 0."""
+    return safe_sqrt(jnp.sum(jnp.square(x), axis=tuple(range(1, x.ndim)), keepdims=True))
+
+
+def check_denoisers(**denoisers: Any) -> None:
+    """Raise ValueError unless each is a function."""
+    for name, denoise in denoisers.items():
+        if not callable(denoise):
+            raise ValueError(
+                f"{name} must be a denoiser (x, level) -> x0_hat, got {denoise!r:.80}; a model that was never trained "
+                "without its condition can be guided by classifier, autoguidance or perturbed_attention"
+            )
+
+
+def check_number(name: str, value: Any, *, low: float = -np.inf, high: float = np.inf) -> None:
+    """Raise ValueError unless a plain number or NumPy array is finite and in [low, high]; others are not looked at."""
+    if callable(value) or isinstance(value, jax.Array):
+        return
+    number = np.asarray(value, np.float64)
+    if not np.all(np.isfinite(number) & (low <= number) & (number <= high)):
+        bounds = "" if low == -np.inf and high == np.inf else f" in [{low:g}, {high:g}]"
+        raise ValueError(f"{name} must be a finite number{bounds}, got {value}")

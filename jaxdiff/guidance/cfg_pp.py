@@ -1,0 +1,55 @@
+"""CFG++: guidance that renoises with the unconditional noise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+
+from jaxdiff.guidance.base import Scale, at_level, check_denoisers, check_number, guide
+from jaxdiff.levels import Level
+from jaxdiff.parameterize import Denoiser
+
+__all__ = ["cfg_pp"]
+
+
+def cfg_pp(cond: Denoiser, uncond: Denoiser, scale: Scale, levels: Level) -> Denoiser:
+    """CFG++: x_s = alpha_s x0_guided + sigma_s eps_uncond (Chung et al. 2024, arXiv:2406.08070).
+
+    DDIM's step is linear in x0_hat, (sigma_s / sigma_t) x + alpha_s (1 - exp(-h)) x0_hat with h = lam_s - lam_t, so
+    that this is DDIM with `cfg` of scale / (1 - exp(-h)), and of `scale` itself where h is infinite. Exact for `ddim()`
+    and `euler()` on the same levels; to other solvers it is guidance by that scale, where a level off the grid takes
+    the step of the nearest level in lam.
+
+    Args:
+        cond, uncond: as for `cfg`.
+        scale: the paper's lambda, in [0, 1]; a number, [B], or a function of the level; may be traced.
+        levels: the grid of the sampler, fields [N + 1]; may be traced.
+    Returns:
+        the guided denoiser, two evaluations a call.
+    Raises:
+        ValueError: scale is a number outside [0, 1], or levels are no grid.
+    """
+    check_denoisers(cond=cond, uncond=uncond)
+    check_number("scale", scale, low=0, high=1)
+    shapes = {jnp.shape(field) for field in levels}
+    if len(shapes) != 1 or len(shape := next(iter(shapes))) != 1 or shape[0] < 2:
+        raise ValueError(f"levels must be a grid, whose fields all have shape [N + 1], N >= 1; got shapes {shapes}")
+    lam = Level(*(jnp.asarray(field) for field in levels)).lam
+    gain = -1 / jnp.expm1(lam[:-1] - lam[1:])
+
+    def gain_at(level: Level) -> Array:
+        here, grid = (jnp.clip(a, -_FAR, _FAR) for a in (level.lam, lam[:-1]))
+        grid = grid.astype(here.dtype).reshape((1,) * here.ndim + (-1,))
+        nearest = jnp.argmin(jnp.abs(here[..., None] - grid), axis=-1)
+        return gain[nearest]
+
+    def denoise(x: Array, level: Level) -> Any:
+        w = at_level(scale, x, level) * at_level(gain_at, x, level)
+        return guide(cond(x, level), uncond(x, level), w)
+
+    return denoise
+
+
+_FAR = 1e4  # stands for an infinite lam, whose distance to another is NaN

@@ -1,0 +1,45 @@
+"""Guidance by the gradient of a log-probability."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxdiff.guidance.base import Scale, answer, at_level, check_denoisers, check_number, parts
+from jaxdiff.levels import Level
+from jaxdiff.parameterize import Denoiser
+
+__all__ = ["classifier"]
+
+
+def classifier(denoise: Denoiser, log_prob: Callable[[Array, Level], Array], scale: Scale = 1.0) -> Denoiser:
+    """Classifier guidance: score + scale grad log p(y | x_t) (Dhariwal and Nichol 2021, arXiv:2105.05233, eq. 14).
+
+    By Tweedie's formula, x0_hat + scale (sigma^2 / alpha) grad log p(y | x_t): pure noise (alpha = 0) has no guidance.
+
+    Args:
+        denoise: the denoiser to guide.
+        log_prob: (x_t, level) -> [B], log p(y | x_t) of each example, of a classifier trained on noisy data.
+        scale: as for `cfg`; 0 is off.
+    Returns:
+        the guided denoiser.
+    Raises:
+        ValueError: no function where one is needed, or a scale as for `cfg`.
+    """
+    check_denoisers(denoise=denoise)
+    if not callable(log_prob):
+        raise ValueError(f"log_prob must be a function (x_t, level) -> [B], got {log_prob!r:.80}")
+    check_number("scale", scale)
+
+    def guided(x: Array, level: Level) -> Any:
+        grad = jax.grad(lambda x: jnp.sum(log_prob(x, level)))(x)
+        at = level.like(x)
+        pull = jnp.where(at.alpha > 0, jnp.square(at.sigma) / jnp.where(at.alpha > 0, at.alpha, 1), 0)
+        x0, *variance = parts(denoise(x, level))
+        return answer(x0 + at_level(scale, x, level) * pull * grad, *variance)
+
+    return guided

@@ -1,0 +1,48 @@
+"""Several conditions at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from jax import Array
+
+from jaxdiff.guidance.base import Scale, answer, at_level, check_denoisers, check_number, parts
+from jaxdiff.levels import Level
+from jaxdiff.parameterize import Denoiser
+
+__all__ = ["compose"]
+
+
+def compose(uncond: Denoiser, conds: Sequence[Denoiser], scales: Sequence[Scale] | Array) -> Denoiser:
+    """Composed conditions: uncond + sum_i scale_i (cond_i - uncond) (Liu et al. 2022, arXiv:2206.01714).
+
+    Its score is that of p(x_t) prod_i (p(x_t | c_i) / p(x_t))^scale_i: a product of conditions where scales are
+    positive, a negation (away from c_i) where they are negative.
+
+    Args:
+        uncond: the denoiser with the null condition.
+        conds: the denoisers with one condition each.
+        scales: as many scales, each as for `cfg`; or an array [K] or [K, B].
+    Returns:
+        the guided denoiser, K + 1 evaluations a call; a learned variance is that of the first of `conds`.
+    Raises:
+        ValueError: no conditions, another number of scales, or a scale as for `cfg`.
+    """
+    conds, scales = tuple(conds), tuple(scales)
+    if not conds or len(conds) != len(scales):
+        raise ValueError(
+            f"composition needs at least one condition and a scale for each, got {len(conds)} conditions and "
+            f"{len(scales)} scales"
+        )
+    check_denoisers(uncond=uncond, **{f"conds[{i}]": cond for i, cond in enumerate(conds)})
+    for i, scale in enumerate(scales):
+        check_number(f"scales[{i}]", scale)
+
+    def denoise(x: Array, level: Level) -> Any:
+        plain = parts(uncond(x, level))[0]
+        answers = [parts(cond(x, level)) for cond in conds]
+        pulls = (at_level(w, x, level) * (a[0] - plain) for w, a in zip(scales, answers, strict=True))
+        return answer(sum(pulls, plain), *answers[0][1:])
+
+    return denoise

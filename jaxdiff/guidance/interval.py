@@ -1,0 +1,48 @@
+"""Guidance at some noise levels only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxdiff.guidance.base import check_denoisers, ratio
+from jaxdiff.levels import Level
+from jaxdiff.parameterize import Denoiser
+
+__all__ = ["interval"]
+
+
+def interval(guided: Denoiser, plain: Denoiser, low: float | Array, high: float | Array) -> Denoiser:
+    """Guidance where low < sigma / alpha <= high, none elsewhere (Kynkäänniemi et al. 2024, arXiv:2404.07724).
+
+    With one level for all examples only the denoiser in force is evaluated: outside the interval a step costs one
+    evaluation in place of two. With a level or bounds per example, and under `vmap`, both are evaluated.
+
+    Args:
+        guided: the denoiser inside the interval, e.g. `cfg(cond, uncond, 3.0)`.
+        plain: the denoiser outside, e.g. `cond`; answers a variance if and only if `guided` does.
+        low, high: of sigma / alpha; numbers, or [B]; may be traced. 0 and inf leave the interval open.
+    Returns:
+        the denoiser.
+    Raises:
+        ValueError: low >= high, or low < 0.
+    """
+    check_denoisers(guided=guided, plain=plain)
+    concrete = not any(isinstance(bound, jax.Array) for bound in (low, high))
+    if concrete and not (np.all(np.less_equal(0, low)) and np.all(np.less(low, high))):
+        raise ValueError(f"an interval of sigma / alpha has 0 <= low < high, got low = {low} and high = {high}")
+
+    def denoise(x: Array, level: Level) -> Any:
+        at = ratio(level)
+        inside = (jnp.asarray(low, at.dtype) < at) & (at <= jnp.asarray(high, at.dtype))
+        if inside.ndim == 0:
+            # The level is closed over, so that a row which refuses pure noise still sees it where it is concrete.
+            return jax.lax.cond(inside, lambda x: guided(x, level), lambda x: plain(x, level), x)
+        inside = inside.reshape(inside.shape + (1,) * (x.ndim - 1))
+        return jax.tree.map(lambda g, p: jnp.where(inside, g, p), guided(x, level), plain(x, level))
+
+    return denoise

@@ -1,0 +1,51 @@
+"""Guidance that keeps the conditional model's standard deviation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+
+from jaxdiff import parameterize
+from jaxdiff.guidance.base import Scale, answer, at_level, check_denoisers, check_number, norm, parts
+from jaxdiff.levels import Level
+from jaxdiff.parameterize import Denoiser, Row
+
+__all__ = ["rescale"]
+
+
+def rescale(guided: Denoiser, cond: Denoiser, phi: Scale, row: Row = parameterize.x0) -> Denoiser:
+    """Guidance rescale: pull each example's std to the conditional model's (Lin et al. 2023, arXiv:2305.08891, 3.4).
+
+    F_guided (phi std(F_cond) / std(F_guided) + 1 - phi), where F is what the network predicts. The published method
+    and its implementations take the network's own prediction: name its row to do the same; F = x0 by default.
+    `guided` evaluates `cond` too; inside one `jit` XLA computes it once.
+
+    Args:
+        guided: the guided denoiser.
+        cond: the conditional denoiser.
+        phi: share of the rescaled, in [0, 1]; a number, [B], or a function of the level; may be traced. 0 is off.
+        row: the prediction whose std is kept, e.g. `parameterize.v`.
+    Returns:
+        the denoiser; a learned variance is that of `guided`.
+    Raises:
+        ValueError: phi is a number outside [0, 1].
+    """
+    check_denoisers(guided=guided, cond=cond)
+    check_number("phi", phi, low=0, high=1)
+
+    def denoise(x: Array, level: Level) -> Any:
+        x0, *variance = parts(guided(x, level))
+        # x0 - skip x = out F: out has no part in the quotient of two stds, and may be 0.
+        rest = row(level.like(x)).skip.astype(x.dtype) * x
+        ours, theirs = (_std(a - rest) for a in (x0, parts(cond(x, level))[0]))
+        change = jnp.where(ours > 0, theirs / jnp.where(ours > 0, ours, 1), 1) - 1
+        return answer(x0 + at_level(phi, x, level) * change * (x0 - rest), *variance)
+
+    return denoise
+
+
+def _std(x: Array) -> Array:
+    # Up to a factor that the quotient does not see.
+    return norm(x - jnp.mean(x, axis=tuple(range(1, x.ndim)), keepdims=True))

@@ -1,0 +1,70 @@
+"""Denoisers that keep x0_hat within the data's range."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxdiff.guidance.base import answer, check_denoisers, parts
+from jaxdiff.levels import Level
+from jaxdiff.parameterize import Denoiser
+
+__all__ = ["clip", "dynamic_threshold"]
+
+
+def clip(denoise: Denoiser, low: float | Array = -1.0, high: float | Array = 1.0) -> Denoiser:
+    """Static thresholding: x0_hat clipped to the data's range (Saharia et al. 2022, arXiv:2205.11487, section 2.3).
+
+    Args:
+        denoise: the denoiser.
+        low, high: the data's range; numbers, or arrays that broadcast against x; may be traced.
+    Returns:
+        the denoiser.
+    Raises:
+        ValueError: low >= high.
+    """
+    check_denoisers(denoise=denoise)
+    if not any(isinstance(bound, jax.Array) for bound in (low, high)) and not np.all(np.less(low, high)):
+        raise ValueError(f"a range has low < high, got low = {low} and high = {high}")
+
+    def clipped(x: Array, level: Level) -> Any:
+        x0, *variance = parts(denoise(x, level))
+        return answer(jnp.clip(x0, jnp.asarray(low, x0.dtype), jnp.asarray(high, x0.dtype)), *variance)
+
+    return clipped
+
+
+def dynamic_threshold(
+    denoise: Denoiser, percentile: float | Array = 0.995, *, limit: float | Array | None = None
+) -> Denoiser:
+    """Dynamic thresholding: clip to [-s, s] and divide by s, for data in [-1, 1] (Saharia et al. 2022, section 2.3).
+
+    s is a quantile of |x0_hat| within each example, at least 1. arXiv:2205.11487.
+
+    Args:
+        denoise: the denoiser.
+        percentile: the quantile, in (0, 1]; may be traced.
+        limit: s is at most this, at least 1; None: no limit. May be traced.
+    Returns:
+        the denoiser.
+    Raises:
+        ValueError: percentile outside (0, 1], or limit below 1.
+    """
+    check_denoisers(denoise=denoise)
+    if not isinstance(percentile, jax.Array) and not 0 < percentile <= 1:
+        raise ValueError(f"percentile must lie in (0, 1], got {percentile}")
+    if limit is not None and not isinstance(limit, jax.Array) and not limit >= 1:
+        raise ValueError(f"limit must be at least 1, where data lies in [-1, 1], got {limit}")
+
+    def thresholded(x: Array, level: Level) -> Any:
+        x0, *variance = parts(denoise(x, level))
+        s = jnp.quantile(jnp.abs(x0).reshape(len(x0), -1), jnp.asarray(percentile, x0.dtype), axis=1)
+        s = jnp.clip(s, 1, None if limit is None else jnp.asarray(limit, x0.dtype))
+        s = s.reshape((-1,) + (1,) * (x0.ndim - 1))
+        return answer(jnp.clip(x0, -s, s) / s, *variance)
+
+    return thresholded

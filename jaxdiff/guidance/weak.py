@@ -1,0 +1,45 @@
+"""Guidance by a worse version of the model, which needs no condition."""
+
+from __future__ import annotations
+
+from jaxdiff.guidance.base import Scale, check_denoisers, check_number
+from jaxdiff.guidance.classifier_free import cfg
+from jaxdiff.parameterize import Denoiser
+
+__all__ = ["autoguidance", "perturbed_attention"]
+
+
+def autoguidance(good: Denoiser, bad: Denoiser, scale: Scale) -> Denoiser:
+    """Autoguidance: bad + scale (good - bad), away from a worse model (Karras et al. 2024, arXiv:2406.02507).
+
+    Args:
+        good: the denoiser to guide.
+        bad: a smaller or less trained one of the same data and condition.
+        scale: as for `cfg`; 1 is off.
+    Returns:
+        the guided denoiser, one evaluation of each a call; a learned variance is the good model's.
+    Raises:
+        ValueError: as for `cfg`.
+    """
+    check_denoisers(good=good, bad=bad)
+    return cfg(good, bad, scale)
+
+
+def perturbed_attention(denoise: Denoiser, perturbed: Denoiser, scale: Scale) -> Denoiser:
+    """Perturbed-attention guidance: D + scale (D - D_perturbed) (Ahn et al. 2024, arXiv:2403.17377).
+
+    The perturbed network is the same one, with the same parameters, whose self-attention sees only itself:
+    `networks.as_apply(module.clone(identity_attention=("mid_block",)))`.
+
+    Args:
+        denoise: the denoiser to guide; it may itself be guided.
+        perturbed: the denoiser of the perturbed network.
+        scale: as for `cfg`, but 0 is off.
+    Returns:
+        the guided denoiser; a learned variance is that of `denoise`.
+    Raises:
+        ValueError: as for `cfg`.
+    """
+    check_denoisers(denoise=denoise, perturbed=perturbed)
+    check_number("scale", scale)
+    return cfg(denoise, perturbed, (lambda level: 1 + scale(level)) if callable(scale) else 1 + scale)
