@@ -14,7 +14,7 @@ from jax import Array
 
 from jaxdiff.levels import Level, from_x0
 from jaxdiff.noise import check_key, fold_in
-from jaxdiff.solvers.base import Solver, or_cur
+from jaxdiff.solvers.base import Solver
 
 __all__ = ["check_levels", "invert", "sample", "sample_path", "sample_state"]
 
@@ -132,7 +132,8 @@ def invert(denoise: Denoiser, levels: Level, x: Array, *, iterations: int = 1) -
         guess = t.alpha / s.alpha * x
         return jax.lax.scan(iterate, guess, length=iterations)[0], None
 
-    return jax.lax.scan(step, x, _pairs(levels), reverse=True)[0]
+    pairs = Level(*(field[:-1] for field in levels)), Level(*(field[1:] for field in levels))
+    return jax.lax.scan(step, x, pairs, reverse=True)[0]
 
 
 def _scan(
@@ -143,51 +144,46 @@ def _scan(
     check_levels(levels, may_repeat=stop is not None)
     _try_pure_noise(denoise, levels, x, start)
     levels = _typed(levels, x)
-    firsts = [Level(*(field[i] for field in levels)) for i in range(2)]
     n = levels.t.shape[0] - 1
-    chunk = ceil(n**0.5) if remat else n
-    total = -(-n // chunk) * chunk  # of whole chunks
+    chunk = ceil(n**0.5) if remat else n  # steps between two states that are kept
+    steps = jnp.arange(-(-n // chunk) * chunk).reshape(-1, chunk)
+    some = start is not None or stop is not None or steps.size > n  # else every step is taken
 
-    def take(carry, i, cur, nxt):
+    def take(carry, i):
         x, state = carry
-        x, state = solver.step(denoise, fold_in(key, i), x, state, cur, nxt)
+        x, state = solver.step(denoise, fold_in(key, i), x, state, _at(levels, i), _at(levels, i + 1))
         if progress is not None:
             jax.debug.callback(progress, i + 1)
         return x, state
 
-    def body(carry, i_cur_nxt):
-        i, cur, nxt = i_cur_nxt
-        if start is None and stop is None and total == n:
-            carry = take(carry, i, cur, nxt)
-        else:
+    def body(carry, i):
+        if some:
             taken = (i >= (0 if start is None else start)) & (i < (n if stop is None else jnp.minimum(stop, n)))
-            # Under `vmap` a skipped step is taken and discarded: on the grid's first levels, where nothing is NaN.
-            safe = (or_cur(taken, first, level) for first, level in zip(firsts, (cur, nxt), strict=True))
-            carry = jax.lax.cond(taken, take, lambda carry, *_: carry, carry, i, *safe)
-        return carry, None if trace is None else trace(carry[0], nxt)
+            # Under `vmap` a skipped step is taken and discarded: from the grid's first level, where nothing is NaN.
+            carry = jax.lax.cond(taken, take, lambda carry, _: carry, carry, jnp.where(taken, i, 0))
+        else:
+            carry = take(carry, i)
+        return carry, None if trace is None else trace(carry[0], _at(levels, i + 1))
 
-    # What is beyond the grid repeats its last step, and is never taken.
-    steps = jnp.minimum(jnp.arange(total), n - 1)
-    xs = (jnp.arange(total), *jax.tree.map(lambda field: field[steps], _pairs(levels)))
+    carry = x, solver.init(x)
     if remat:
-        xs = jax.tree.map(lambda a: a.reshape(-1, chunk, *a.shape[1:]), xs)
         again = partial(jax.checkpoint, prevent_cse=False)  # inside a scan there is nothing to prevent
-        inner = again(lambda carry, xs: jax.lax.scan(again(body), carry, xs))
-        (x, state), path = jax.lax.scan(inner, (x, solver.init(x)), xs)
+        chunks = again(lambda carry, steps: jax.lax.scan(again(body), carry, steps))
+        (x, state), path = jax.lax.scan(chunks, carry, steps)
         path = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:n], path)
     else:
-        (x, state), path = jax.lax.scan(body, (x, solver.init(x)), xs)
+        (x, state), path = jax.lax.scan(body, carry, steps[0])
     return x, state, path
+
+
+def _at(levels: Level, i: Array) -> Level:
+    return Level(*(field[i] for field in levels))
 
 
 def _typed(levels: Level, x: Array) -> Level:
     # Solvers compute at x's precision; a level's time may be an integer index and stays one.
     levels = jax.tree.map(jnp.asarray, levels)
     return levels._replace(alpha=levels.alpha.astype(x.dtype), sigma=levels.sigma.astype(x.dtype))
-
-
-def _pairs(levels: Level) -> tuple[Level, Level]:
-    return Level(*(field[:-1] for field in levels)), Level(*(field[1:] for field in levels))
 
 
 def check_levels(levels: Level, *, may_repeat: bool = False) -> None:

@@ -173,3 +173,104 @@ def test_a_whole_run_draws_the_data():
     mean, cov = CLUSTERS.moments(Level(0, 1, 0))
     np.testing.assert_allclose(x.mean(0), mean, atol=0.03)
     np.testing.assert_allclose(np.cov(x.T), cov, atol=0.04)
+
+
+# Steps that are left out, and states that are not kept
+
+SOME = [jd.solvers.heun(), jd.solvers.dpmpp_2m(), jd.solvers.ddim(0.5)]  # with no state, with one, with noise
+some = pytest.mark.parametrize("solver", SOME, ids=["heun", "dpmpp_2m", "ddim"])
+
+
+@some
+def test_the_number_of_steps_up_to_a_maximum_is_traced(solver):
+    """A grid that repeats its last level, and `stop`: the shorter grid's sample, one program, for many by `vmap`."""
+    short, long = [0.9, 0.6, 0.3, 0.0], [0.9, 0.7, 0.5, 0.3, 0.1, 0.0]
+    padded = jax.tree.map(lambda *fields: jnp.stack(fields), grid(short + [0.0] * 3), grid([*long, 0.0]))
+    calls = []
+
+    def denoise(x, level):
+        calls.append(1)
+        return rational(x, level)
+
+    @jax.jit
+    def run(levels, stop):
+        return jd.sample(denoise, solver, levels, start(), KEY, stop=stop)
+
+    out = [run(jax.tree.map(lambda f, i=i: f[i], padded), n) for i, n in enumerate((3, 5))]
+    assert run._cache_size() == 1 and len(calls) == solver.nfe
+    for x, t in zip(out, (short, long), strict=True):
+        np.testing.assert_allclose(x, jd.sample(rational, solver, grid(t), start(), KEY), rtol=1e-5, atol=1e-6)
+    at_once = jax.jit(jax.vmap(run))(padded, jnp.array([3, 5]))
+    np.testing.assert_allclose(at_once, out, rtol=1e-5, atol=1e-6)
+
+    def total(levels):  # skipped steps leave no NaN under `vmap`, where they are taken and discarded
+        return jnp.sum(jax.vmap(run)(levels, jnp.array([3, 5])))
+
+    grads = jax.jit(jax.grad(total))(padded)
+    assert all(np.all(np.isfinite(field)) for field in (grads.alpha, grads.sigma))
+
+
+@pytest.mark.parametrize("stop", [None, 3])
+def test_skipped_steps_call_no_network(stop):
+    seen = []
+
+    def denoise(x, level):
+        jax.debug.callback(lambda t: seen.append(round(float(t), 2)), level.t)
+        return rational(x, level)
+
+    levels = grid([0.9, 0.7, 0.5, 0.3, 0.1])
+    run = jax.jit(lambda x, i: jd.sample(denoise, jd.solvers.euler(), levels, x, KEY, start=i, stop=stop))
+    jax.block_until_ready(run(start(), 1))
+    jax.effects_barrier()
+    assert sorted(seen, reverse=True) == [0.7, 0.5, 0.3][: None if stop is None else 2]
+
+
+def test_starting_late_and_stopping_early_are_parts_of_the_whole():
+    levels, solver = grid([0.9, 0.7, 0.5, 0.3, 0.0]), jd.solvers.ddim(1.0)
+    whole, path = jd.sample_path(rational, solver, levels, start(), KEY)
+    early = jd.sample(rational, solver, levels, start(), KEY, stop=2)
+    np.testing.assert_allclose(early, path[1], rtol=1e-6)
+    np.testing.assert_allclose(jd.sample(rational, solver, levels, early, KEY, start=2), whole, rtol=1e-5)
+    part, rest = jd.sample_path(rational, solver, levels, early, KEY, start=2, trace=lambda x, level: (x, level.t))
+    np.testing.assert_allclose(rest[0], [early, early, path[2], path[3]], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(rest[1], levels.t[1:])
+    np.testing.assert_array_equal(part, rest[0][-1])
+
+
+def test_a_grid_may_repeat_its_end_only_where_a_stop_is_given():
+    with pytest.raises(ValueError, match="noise of a grid falls"):
+        jd.sample(rational, jd.solvers.euler(), grid([0.9, 0.5, 0.0, 0.0]), start(), KEY)
+    with pytest.raises(ValueError, match="noise of a grid falls"):
+        jd.sample(rational, jd.solvers.euler(), grid([0.9, 0.5, 0.6, 0.0, 0.0]), start(), KEY, stop=2)
+
+
+def test_sample_state_tells_what_the_solver_remembers():
+    levels = grid([0.9, 0.6, 0.3])
+    x, (x0, h) = jd.sample_state(rational, jd.solvers.dpmpp_2m(), levels, start(), KEY)
+    np.testing.assert_array_equal(x, jd.sample(rational, jd.solvers.dpmpp_2m(), levels, start(), KEY))
+    before = jd.sample(rational, jd.solvers.dpmpp_2m(), grid([0.9, 0.6]), start(), KEY)
+    np.testing.assert_allclose(x0, rational(before, Level(0.6, 0.4, 0.6)), rtol=1e-5)
+    np.testing.assert_allclose(h, np.log(0.7 / 0.3) - np.log(0.4 / 0.6), rtol=1e-5)
+
+
+@pytest.mark.parametrize("solver", [*(pytest.param(s, marks=pytest.mark.slow) for s in SOME[::2]), SOME[1]])
+def test_remat_keeps_the_root_of_the_states(solver, x64):
+    """Same value, path and gradient; memory that grows with sqrt(N), where without it it grows with N."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 1000)))
+
+    def loss(theta, n, remat):
+        denoise = lambda x, level: jnp.tanh(theta * rational(x, level))  # noqa: E731
+        levels = jd.grids.by_time(VP, n)
+        return jnp.sum(jnp.square(jd.sample(denoise, solver, levels, x, KEY, remat=remat)))
+
+    def compiled(n, remat):
+        return jax.jit(jax.value_and_grad(lambda theta: loss(theta, n, remat))).lower(jnp.float64(0.7)).compile()
+
+    plain, kept = compiled(10, False), compiled(10, True)  # 10 is no square: 4 chunks of 3
+    for a, b in zip(plain(jnp.float64(0.7)), kept(jnp.float64(0.7)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10)
+    memory = [compiled(n, True).memory_analysis().temp_size_in_bytes for n in (64, 1024)]
+    naive = [compiled(n, False).memory_analysis().temp_size_in_bytes for n in (64, 1024)]
+    assert memory[1] / memory[0] < 5 and naive[1] / naive[0] > 10 and naive[1] / memory[1] > 10
+    path = jd.sample_path(rational, solver, jd.grids.by_time(VP, 5), x, KEY, remat=True)[1]
+    np.testing.assert_allclose(path, jd.sample_path(rational, solver, jd.grids.by_time(VP, 5), x, KEY)[1])
