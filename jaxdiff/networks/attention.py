@@ -50,12 +50,15 @@ class Attention(nn.Module):
         groups: of the group norm.
         eps: of the group norm.
         dtype: type of the computation; softmax is float32 at least.
+        identity: self-attention's map is the identity, every position sees itself alone (Ahn et al. 2024,
+            arXiv:2403.17377); cross-attention stays.
     """
 
     head_dim: int | None = None
     groups: int = 32
     eps: float = 1e-5
     dtype: jnp.dtype = jnp.float32
+    identity: bool = False
 
     @nn.compact
     def __call__(self, x: Array, tokens: Array | None = None, mask: Array | None = None) -> Array:
@@ -86,5 +89,6 @@ class Attention(nn.Module):
             # A weight of zero times a hidden NaN or infinity would still be NaN.
             source = jnp.where(mask[..., None], source, jnp.zeros_like(source))
         q, k, v = dense("to_q")(h), dense("to_k")(source), dense("to_v")(source)
-        h = attend(q, k, v, heads=channels // head_dim, mask=mask)
+        # An identity map passes the values through; queries and keys keep their parameters, `jit` drops the rest.
+        h = v if self.identity and tokens is None else attend(q, k, v, heads=channels // head_dim, mask=mask)
         return x + dense("to_out.0", zeros_init)(h).reshape(x.shape)

@@ -82,6 +82,9 @@ class UNet(nn.Module):
         attention: levels with attention after each residual block.
         mid_attention: attention between the two blocks at the bottom.
         head_dim: channels per attention head; None is a single head.
+        identity_attention: stages ("down_blocks.1", "mid_block", "up_blocks.0") whose self-attention map is the
+            identity, for perturbed-attention guidance: `module.clone(identity_attention=("mid_block",))` is the
+            perturbed network, with the same parameters.
         scale_shift: the embedding scales and shifts (FiLM, AdaGN); False: it is added.
         resample: "conv" (strided convolution; repetition and convolution), "pool" (average; repetition) or
             "resblock" (a residual block that resamples).
@@ -108,6 +111,7 @@ class UNet(nn.Module):
     attention: tuple[int, ...] = ()
     mid_attention: bool = True
     head_dim: int | None = None
+    identity_attention: tuple[str, ...] = ()
     scale_shift: bool = False
     resample: str = "conv"
     down_pad: tuple[int, int] = (1, 1)
@@ -198,14 +202,14 @@ class UNet(nn.Module):
         h = self._block(h, seen, f"{name}.resnets.{index}", width=width)
         if not attend:
             return h
-        h = self._attend(f"{name}.attentions.{index}")(h)
+        h = self._attend(f"{name}.attentions.{index}", identity=name in self.identity_attention)(h)
         if self.token_dim is None:
             return h
         return self._attend(f"{name}.cross_attentions.{index}")(h, seen.tokens, seen.mask)
 
-    def _attend(self, name: str) -> Attention:
+    def _attend(self, name: str, *, identity: bool = False) -> Attention:
         attention = nn.remat(Attention) if self.remat else Attention
-        return attention(self.head_dim, self.groups, self.eps, self.dtype, name=name)
+        return attention(self.head_dim, self.groups, self.eps, self.dtype, identity, name=name)
 
     def _resample(self, h: Array, seen: "_Seen", name: str, *, way: str) -> Array:
         width = h.shape[-1]
@@ -239,11 +243,23 @@ class UNet(nn.Module):
         f, v = jnp.split(h, 2, axis=-1)
         return f, (v + 1) / 2
 
+    def _attending(self) -> list[str]:
+        """The stages with self-attention, from the input to the output."""
+        levels, bottom = sorted(set(self.attention)), len(self.widths) - 1
+        mid = ["mid_block"] if self.mid_attention else []
+        return [*(f"down_blocks.{i}" for i in levels), *mid, *(f"up_blocks.{bottom - i}" for i in reversed(levels))]
+
     def _check(self, x: Array, noise: Array, cond: Mapping[str, Array]) -> None:
         if self.resample not in ("conv", "pool", "resblock"):
             raise ValueError(f"resample must be 'conv', 'pool' or 'resblock', got {self.resample!r}")
         if any(not 0 <= level < len(self.widths) for level in self.attention):
             raise ValueError(f"attention names levels 0..{len(self.widths) - 1}, got {self.attention}")
+        attending = self._attending()
+        if not set(self.identity_attention) <= set(attending):
+            raise ValueError(
+                f"identity_attention names stages with self-attention, here {', '.join(attending) or 'none'}; "
+                f"got {self.identity_attention}"
+            )
         if not 3 <= x.ndim <= 5:
             raise ValueError(f"x must be [B, *spatial, C], one to three spatial axes, got shape {x.shape}")
         layers.check_divisible(x.shape, self.patch * 2 ** (len(self.widths) - 1))

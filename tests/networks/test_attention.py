@@ -77,6 +77,28 @@ def test_starts_as_the_identity():
     np.testing.assert_array_equal(jax.jit(module.apply)(jax.jit(module.init)(jax.random.key(0), x), x), x)
 
 
+def test_the_identity_map_passes_the_values_through():
+    x = normal(0, 2, 6, 8)
+    module = Attention(head_dim=4, groups=4)
+    params = randomized(module, x)
+    perturbed = module.clone(identity=True)
+    tree = jax.eval_shape(perturbed.init, jax.random.key(9), x)
+    assert jax.tree.map(jnp.shape, tree) == jax.tree.map(jnp.shape, params)
+    p = jax.tree.map(np.float64, params["params"])
+    groups = x.astype(np.float64).reshape(2, 6, 4, 2)
+    centred = groups - groups.mean(axis=(1, 3), keepdims=True)
+    h = (centred / np.sqrt(np.mean(centred**2, axis=(1, 3), keepdims=True) + 1e-5)).reshape(2, 6, 8)
+    h = h * p["group_norm"]["scale"] + p["group_norm"]["bias"]
+    for name in ("to_v", "to_out.0"):
+        h = h @ p[name]["kernel"] + p[name]["bias"]
+    np.testing.assert_allclose(jax.jit(perturbed.apply)(params, x), x + h, rtol=1e-4, atol=1e-5)
+    # Cross-attention stays as it is.
+    tokens = jax.ShapeDtypeStruct((2, 3, 5), jnp.float32)
+    across = jax.eval_shape(module.init, jax.random.key(9), x, tokens)
+    programs = [str(jax.make_jaxpr(m.apply)(across, x, tokens)) for m in (module, perturbed)]
+    assert programs[0] == programs[1] and "exp" in programs[0]
+
+
 def test_head_dim_must_divide():
     with pytest.raises(ValueError, match="got 3 for 8 channels"):
         Attention(head_dim=3, groups=4).init(jax.random.key(0), jnp.ones((1, 4, 8)))

@@ -270,3 +270,35 @@ def test_wrong_shapes_and_options_are_refused():
     refused(UNet(**TINY, resample="magic"), x, match="'conv', 'pool' or 'resblock', got 'magic'")
     refused(UNet(**(TINY | {"attention": (2,)})), x, match=r"levels 0..1, got \(2,\)")
     refused(UNet(**(TINY | {"groups": 3})), x, match="3 groups for 8 channels")
+
+
+def test_identity_attention_perturbs_its_stages_alone():
+    x, module = normal(0, 2, 8, 3), UNet(**TINY)
+    params = randomized(module, x)
+    perturbed = module.clone(identity_attention=("mid_block", "up_blocks.0"))
+    assert jax.tree.map(jnp.shape, randomized(perturbed, x)) == jax.tree.map(jnp.shape, params)
+    both = compiled(lambda params: [networks.as_apply(m)(params, x, NOISE) for m in (module, perturbed)])
+    plain, other = both(params)
+    assert np.abs(plain - other).max() > 1e-3
+
+    def mute(params, *stages):
+        """Without the output of those stages' attention."""
+        return {
+            name: {**block, "to_out.0": jax.tree.map(np.zeros_like, block["to_out.0"])}
+            if "attentions" in name and name.startswith(stages)
+            else block
+            for name, block in params.items()
+        }
+
+    plain, other = both(mute(params, "mid_block", "up_blocks.0"))
+    np.testing.assert_allclose(plain, other, rtol=1e-5, atol=1e-5)
+    plain, other = both(mute(params, "mid_block", "down_blocks.1"))  # leaves up_blocks.0
+    assert np.abs(plain - other).max() > 1e-3
+
+
+def test_identity_attention_of_a_stage_without_attention_is_refused():
+    x = np.zeros((2, 8, 8, 3), np.float32)
+    for stages, shown in ((("down_blocks.0",), "down_blocks.0"), ("mid_block", "got mid_block")):
+        allowed = "here down_blocks.1, mid_block, up_blocks.0; .*"
+        refused(UNet(**TINY, identity_attention=stages), x, match=allowed + shown)
+    refused(UNet(**SMALLEST, mid_attention=False, identity_attention=("mid_block",)), x, match="here none; got")
