@@ -1,6 +1,19 @@
 """jaxdiff: a functional diffusion toolkit in JAX/Flax for TPUs and GPUs."""
 
-from jaxdiff import grids, guidance, levels, losses, noise, parameterize, processes, solvers, times, weights
+from jaxdiff import (
+    grids,
+    guidance,
+    levels,
+    likelihood,
+    losses,
+    noise,
+    parameterize,
+    processes,
+    sde,
+    solvers,
+    times,
+    weights,
+)
 from jaxdiff.levels import Level
 from jaxdiff.parameterize import denoiser
 from jaxdiff.sample import invert, sample, sample_path, sample_state
@@ -11,12 +24,14 @@ __all__ = [
     "grids",
     "guidance",
     "levels",
+    "likelihood",
     "losses",
     "noise",
     "parameterize",
     "processes",
     "sample",
     "sample_path",
+    "sde",
     "solvers",
     "times",
     "weights",

@@ -351,7 +351,7 @@ def test_bound_is_t_times_the_mean_of_its_terms():
         return losses.vlb_loss(apply, TABLE, parameterize.x0, times=draw)({}, KEY, TABLE_BATCH)[0]
 
     np.testing.assert_allclose(bound(0.0), total, rtol=1e-4)
-    assert bound(1.0) > bound(0.0)  # the decoder's share, which tests/test_likelihood.py computes
+    assert bound(1.0) > bound(0.0)  # the decoder's share, which tests/likelihood computes
 
 
 @pytest.mark.parametrize(("variance", "frac"), [("small", 0.0), ("large", 1.0)])

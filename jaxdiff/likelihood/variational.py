@@ -1,17 +1,35 @@
-"""Likelihood: the terms of the variational bound."""
+"""The variational bound of a discrete-time DDPM, whole and by terms."""
 
 from __future__ import annotations
 
 from math import log
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import log_ndtr
 
-from jaxdiff.levels import check_variance, gained, posterior, q_sample
+from jaxdiff.levels import check_variance, gained, posterior, q_mean_std, q_sample
+from jaxdiff.likelihood.bits import check_bins
+from jaxdiff.noise import check_key, fold_in, normal_like
 from jaxdiff.processes import Discrete
 
-__all__ = ["discretized_normal_nll", "normal_kl", "variational_term"]
+__all__ = ["Bound", "discretized_normal_nll", "normal_kl", "variational_bound", "variational_term"]
+
+
+class Bound(NamedTuple):
+    """The variational bound of a DDPM, in bits per dimension.
+
+    Attributes:
+        total: [B], an upper bound on -log p(x_0), up to the Monte-Carlo error of its terms.
+        prior: [B], L_T.
+        terms: [B, T], L_0 (the decoder's) to L_{T-1}.
+    """
+
+    total: Array
+    prior: Array
+    terms: Array
 
 
 def normal_kl(mean: Array, std: Array, mean_hat: Array, std_hat: Array) -> Array:
@@ -41,7 +59,7 @@ def discretized_normal_nll(x: Array, mean: Array, std: Array, *, bins: int = 256
 
 
 def variational_term(
-    denoise, process: Discrete, x0: Array, eps: Array, t: Array, *, variance: str = "learned"
+    denoise, process: Discrete, x0: Array, eps: Array, t: Array, *, variance: str = "learned", bins: int = 256
 ) -> Array:
     """L_{t-1} of the variational bound of a DDPM, in bits per dimension (Ho et al. 2020, eq. 5).
 
@@ -51,11 +69,12 @@ def variational_term(
     Args:
         denoise: (x, level) -> x0_hat, or (x0_hat, frac) with learned variance.
         process: the beta table.
-        x0: [B, ...], of 256 values in [-1, 1].
+        x0: [B, ...], on `bins` equally spaced values from -1 to 1.
         eps: standard normal noise, like x0.
-        t: int [B], in 1..T.
+        t: int, one for all or [B], in 1..T.
         variance: "small", "large" or "learned", as for `solvers.ddpm`; at t = 1 small is its value at t = 2
             (Nichol and Dhariwal 2021, arXiv:2102.09672).
+        bins: number of values of the data.
     Returns:
         [B].
     Raises:
@@ -73,6 +92,44 @@ def variational_term(
     large = cur.like(x).sigma * jnp.sqrt(gained(cur, nxt).reshape(small.shape))
     std_hat = small * (large / small) ** frac
     kl = normal_kl(mean, small, mean_hat, std_hat)
-    nll = discretized_normal_nll(x0, mean_hat, std_hat)
+    nll = discretized_normal_nll(x0, mean_hat, std_hat, bins=bins)
     term = jnp.where((t == 1).reshape(small.shape), nll, kl)
     return jnp.mean(term, axis=range(1, x.ndim)) / log(2)
+
+
+def variational_bound(
+    denoise, process: Discrete, x0: Array, key: Array, *, variance: str = "learned", bins: int = 256
+) -> Bound:
+    """The variational bound of a DDPM, L_T + ... + L_1 + L_0, with one draw of x_t for each t (Ho et al. 2020, eq. 5).
+
+    L_T = KL(q(x_T | x_0) || N(0, I)), L_{t-1} as in `variational_term`. One scan over t, whose reverse-mode gradient
+    recomputes each term, so that neither compile time nor memory grows with T.
+
+    Args:
+        denoise: (x, level) -> x0_hat, or (x0_hat, frac) with learned variance.
+        process: the beta table.
+        x0: [B, ...], on `bins` equally spaced values from -1 to 1.
+        key: one key, or [B] keys.
+        variance: "small", "large" or "learned", as for `solvers.ddpm`.
+        bins: number of values of the data.
+    Returns:
+        the bound, in bits per dimension.
+    Raises:
+        ValueError: a process without a table of at least two betas; another variance; bins < 2; an untyped key.
+    """
+    if not isinstance(process, Discrete) or process.T < 2:
+        raise ValueError(f"the bound by steps needs a table of at least two betas (processes.Discrete), got {process}")
+    check_variance(variance)
+    check_bins(bins)
+    check_key(key)
+
+    @jax.checkpoint
+    def term(_, t: Array):
+        eps = normal_like(fold_in(key, t), x0)
+        return None, variational_term(denoise, process, x0, eps, t, variance=variance, bins=bins)
+
+    _, terms = jax.lax.scan(term, None, jnp.arange(1, process.T + 1))
+    mean, std = q_mean_std(x0, process(jnp.asarray(process.T)))
+    kl = normal_kl(mean, std, jnp.zeros_like(std), jnp.ones_like(std))
+    prior = jnp.mean(kl, axis=range(1, x0.ndim)) / log(2)
+    return Bound(prior + jnp.sum(terms, axis=0), prior, terms.T)

@@ -1,0 +1,75 @@
+"""Discrete data as a density, and a density as bits per dimension."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import log, log2
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxdiff.noise import check_key
+
+__all__ = ["bits_per_dim", "check_bins", "dequantize", "draw"]
+
+
+def dequantize(key: Array, x: Array, *, bins: int = 256) -> Array:
+    """Spread discrete data evenly over its bins of [-1, 1] (Theis et al. 2015, arXiv:1511.01844, section 3.1).
+
+    By Jensen's inequality the mean log-density of the result, turned by `bits_per_dim`, bounds the bits of the discrete
+    data from above. Bin k is [2k/bins - 1, 2(k+1)/bins - 1): train the model on this data, or on its scale.
+
+    Args:
+        key: one key, or [B] keys.
+        x: [B, ...], integers 0..bins-1, or floats on `bins` equally spaced values from -1 to 1.
+        bins: number of values.
+    Returns:
+        like x, float.
+    Raises:
+        ValueError: values outside their range; bins < 2; an untyped key, or not one for each example.
+    """
+    check_bins(bins)
+    x = jnp.asarray(x)
+    integers = jnp.issubdtype(x.dtype, jnp.integer)
+    low, high = (0, bins - 1) if integers else (-1, 1)
+    if not isinstance(x, jax.core.Tracer) and x.size and not low <= x.min() <= x.max() <= high:
+        raise ValueError(f"{x.dtype} data of {bins} bins lies in {low}..{high}, got {x.min()}..{x.max()}")
+    dtype = jnp.result_type(float) if integers else x.dtype
+    k = x.astype(dtype) if integers else jnp.round((x + 1) * (0.5 * (bins - 1)))
+    return (k + draw(jax.random.uniform, key, x.shape, dtype)) * (2 / bins) - 1
+
+
+def bits_per_dim(log_prob: Array, dims: int, *, bins: int = 256) -> Array:
+    """Bits per dimension of discrete data, from the log-density of `dequantize`d data: each bin is 2 / bins wide.
+
+    Args:
+        log_prob: in nats, [B].
+        dims: numbers an example.
+        bins: number of values.
+    Returns:
+        [B].
+    Raises:
+        ValueError: dims < 1 or bins < 2.
+    """
+    check_bins(bins)
+    if dims < 1:
+        raise ValueError(f"dims is the number of numbers an example, at least 1, got {dims}")
+    return -log_prob / (dims * log(2)) + log2(bins / 2)
+
+
+def check_bins(bins: int) -> None:
+    """Raise ValueError unless `bins` is an integer, at least 2."""
+    if not isinstance(bins, int | np.integer) or bins < 2:
+        raise ValueError(f"bins is the number of values that data takes, an integer of at least 2, got {bins!r:.80}")
+
+
+def draw(random: Callable, key: Array, shape: tuple[int, ...], dtype) -> Array:
+    """`random(key, shape, dtype)`, with one key for all or one key per example, as in `noise.normal_like`."""
+    check_key(key)
+    if key.ndim == 0:
+        return random(key, shape, dtype)
+    if key.shape != shape[:1]:
+        raise ValueError(f"one key per example: got {key.shape[0]} keys for {shape[:1] or 'no'} examples")
+    return jax.vmap(lambda k: random(k, shape[1:], dtype))(key)

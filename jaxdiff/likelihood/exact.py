@@ -1,0 +1,184 @@
+"""The exact log-likelihood of a denoiser's probability-flow ODE."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from math import log, pi
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxdiff.levels import Level
+from jaxdiff.likelihood.bits import draw
+from jaxdiff.noise import check_key, fold_in
+from jaxdiff.processes import Process
+from jaxdiff.sample import check_levels
+from jaxdiff.solvers.base import chord, on_path
+
+__all__ = ["LogLikelihood", "log_likelihood"]
+
+# Runge-Kutta 4: each stage looks ahead along the one before only, so the four are one loop and one network call site.
+_NODES, _WEIGHTS = np.array([0, 0.5, 0.5, 1]), np.array([1, 2, 2, 1]) / 6
+_CHUNK = 32  # directions of the exact trace evaluated at once
+
+
+class LogLikelihood(NamedTuple):
+    """What the probability-flow ODE says of data.
+
+    Attributes:
+        log_prob: [B], log-density of x at the grid's last level, in nats.
+        standard_error: [B], of log_prob, from the estimated trace: 0 with the exact one, infinite (unknown) with one
+            probe. The ODE's own error is not in it: compare with a finer grid.
+        latent: like x, where the ODE ends, at the grid's first level.
+    """
+
+    log_prob: Array
+    standard_error: Array
+    latent: Array
+
+
+def log_likelihood(
+    denoise: Callable[[Array, Level], Array],
+    levels: Level,
+    x: Array,
+    key: Array | None = None,
+    *,
+    probes: int | None = None,
+    process: Process | None = None,
+    prior: Callable[[Array], Array] | None = None,
+) -> LogLikelihood:
+    """log p(x) by the change of variables along the probability-flow ODE (Song et al. 2020, appendix D.2).
+
+    arXiv:2011.13456. One Runge-Kutta 4 step from each level of the grid to the noisier one before it, in the variables
+    of dx = D dalpha + E dsigma (D the denoiser, E its noise), which are finite at alpha = 0 and straight at both ends.
+    What the divergence would be for N(0, I) data is integrated exactly, the rest by the stages. Reverse-mode gradients
+    recompute each step.
+
+    Args:
+        denoise: (x_t, level) -> x0_hat; it has to have a forward-mode derivative.
+        levels: fields [N + 1], noisiest first, the last with sigma > 0.
+        x: [B, ...], data at the last level: its density is that of alpha x_0 + sigma eps there.
+        key: for the estimated trace: one key, or [B] keys.
+        probes: how many random signs estimate the trace of the denoiser's Jacobian (Hutchinson 1989), drawn anew in
+            each step, so that their errors average out along the path (one draw for the whole path would add them up);
+            None computes the trace exactly, with as many derivatives as an example has numbers.
+        process: names the time of the levels between the grid's; None takes t, alpha and sigma there from a straight
+            line, which is exact for EDM and Flow; see `solvers.base.on_path`.
+        prior: x_T -> [B], log-density at the first level in nats. None is N(0, sigma_T^2 I), which `noise.prior` draws.
+    Returns:
+        log_prob and standard_error [B], latent like x.
+    Raises:
+        ValueError: levels that are no grid, do not fall or end at sigma = 0; a prediction undefined at pure noise;
+            probes < 1, or without a key.
+    """
+    _check_levels(denoise, levels, x)
+    _check_probes(probes, key)
+    levels = jax.tree.map(jnp.asarray, levels)
+    levels = levels._replace(alpha=levels.alpha.astype(x.dtype), sigma=levels.sigma.astype(x.dtype))
+    nxt, cur = (jax.tree.map(lambda field, s=s: field[s], levels) for s in (slice(None, -1), slice(1, None)))
+    denoise, d = on_path(denoise, process), x.size // x.shape[0]
+
+    @jax.checkpoint
+    def step(carry, i_cur_nxt):
+        x, log_prob, var = carry
+        i, cur, nxt = i_cur_nxt
+        if probes is None or key is None:
+            trace = partial(_exact_trace, d)
+        else:
+            trace = partial(_estimated_trace, _signs(fold_in(key, i), probes, x))
+        x, divergence = _runge_kutta(partial(_field, denoise, trace, cur, nxt), x)  # divergence: [probes or 1, B]
+        log_prob = log_prob + jnp.mean(divergence, axis=0) + 0.5 * d * (_log_var(nxt) - _log_var(cur))
+        # The steps' probes are independent, so their variances add: many steps make it honest for few probes.
+        return (x, log_prob, var + _variance_of_mean(divergence)), None
+
+    zero = jnp.zeros(x.shape[0], x.dtype)
+    i = jnp.arange(cur.t.shape[0])
+    (x, log_prob, var), _ = jax.lax.scan(step, (x, zero, zero), (i, cur, nxt), reverse=True)
+    prior = partial(_log_normal, levels.sigma[0]) if prior is None else prior
+    root = jnp.where(var > 0, jnp.sqrt(jnp.where(var > 0, var, 1)), 0)  # the exact trace: 0, and so its gradient
+    return LogLikelihood(log_prob + prior(x), root, x)
+
+
+def _field(denoise, trace, cur: Level, nxt: Level, x: Array, w: Array) -> tuple[Array, Array]:
+    """dx/dw on the chord, w from 0 (`cur`) to 1 (`nxt`), and its divergence beyond that of N(0, I) data."""
+    level = chord(cur, nxt, w)
+    d_alpha, d_sigma = nxt.alpha - cur.alpha, nxt.sigma - cur.sigma
+    x0, derivative = jax.linearize(lambda x: denoise(x, level), x)
+    slope = d_alpha * x0 + d_sigma * (x - level.alpha * x0) / level.sigma
+    of_normal = level.alpha / (jnp.square(level.alpha) + jnp.square(level.sigma))  # D = this x, for N(0, I) data
+    excess = trace(derivative, x) - of_normal * (x.size // x.shape[0])
+    return slope, (d_alpha - level.alpha * d_sigma / level.sigma) * excess
+
+
+def _runge_kutta(field, x: Array) -> tuple[Array, Array]:
+    def stage(carry, node_weight):
+        slope, total = carry
+        node, weight = node_weight
+        slope, divergence = field(x + node * slope, node)
+        return (slope, total + weight * slope), weight * divergence
+
+    table = (jnp.asarray(_NODES, x.dtype), jnp.asarray(_WEIGHTS, x.dtype))
+    (_, change), divergence = jax.lax.scan(stage, (jnp.zeros_like(x), jnp.zeros_like(x)), table)
+    return x + change, jnp.sum(divergence, axis=0)
+
+
+def _exact_trace(d: int, derivative, x: Array) -> Array:
+    """[1, B]: the trace of each example's Jacobian; one direction serves the whole batch, for examples are apart."""
+
+    def entry(i: Array) -> Array:
+        along = jax.nn.one_hot(i, d, dtype=x.dtype).reshape(x.shape[1:])
+        return derivative(jnp.broadcast_to(along, x.shape)).reshape(x.shape[0], d)[:, i]
+
+    return jnp.sum(jax.lax.map(entry, jnp.arange(d), batch_size=min(d, _CHUNK)), axis=0)[None]
+
+
+def _estimated_trace(signs: Array, derivative, x: Array) -> Array:
+    """[probes, B]: v^T J v for each probe."""
+    return jax.lax.map(lambda v: jnp.sum(v * derivative(v), axis=range(1, x.ndim)), signs)
+
+
+def _signs(key: Array, n: int, x: Array) -> Array:
+    return jax.vmap(lambda j: draw(jax.random.rademacher, fold_in(key, j), x.shape, x.dtype))(jnp.arange(n))
+
+
+def _variance_of_mean(each: Array) -> Array:
+    n = each.shape[0]
+    return jnp.var(each, axis=0, ddof=1) / n if n > 1 else jnp.full_like(each[0], jnp.inf)
+
+
+def _log_var(level: Level) -> Array:
+    return jnp.log(jnp.square(level.alpha) + jnp.square(level.sigma))
+
+
+def _log_normal(sigma: Array, x: Array) -> Array:
+    """log-density of N(0, sigma^2 I), [B]."""
+    return jnp.sum(-0.5 * jnp.square(x / sigma) - jnp.log(sigma) - 0.5 * log(2 * pi), axis=range(1, x.ndim))
+
+
+def _check_levels(denoise, levels: Level, x: Array) -> None:
+    check_levels(levels)
+    if any(isinstance(field, jax.core.Tracer) for field in levels):
+        return
+    if np.asarray(levels.sigma)[-1] <= 0:
+        raise ValueError(
+            "clean data (sigma = 0) has no density that the ODE can reach: end the grid at a small sigma > 0, "
+            "for example by dropping its last level"
+        )
+    if np.asarray(levels.alpha)[0] == 0:  # an abstract call, so that a row undefined there can refuse, as in `sample`
+        with jax.ensure_compile_time_eval():
+            first = Level(*(jnp.asarray(field)[0] for field in levels))
+        jax.eval_shape(lambda x: denoise(x, first), x)
+
+
+def _check_probes(probes: int | None, key: Array | None) -> None:
+    if probes is None:
+        return
+    if not isinstance(probes, int | np.integer) or probes < 1:
+        raise ValueError(f"probes is None for the exact trace, or an integer of at least 1, got {probes!r:.80}")
+    if key is None:
+        raise ValueError("the estimated trace draws its probes: pass a key, or probes=None for the exact trace")
+    check_key(key)
