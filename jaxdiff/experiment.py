@@ -22,7 +22,7 @@ from jaxdiff.sample import sample
 from jaxdiff.solvers import Solver
 from jaxdiff.train import read_knobs
 
-__all__ = ["Experiment", "compute_dtype", "example_keys", "load", "load_run", "sampler"]
+__all__ = ["Experiment", "compute_dtype", "example_keys", "load", "load_function", "load_run", "sampler"]
 
 SOURCE = "experiment.py"
 
@@ -138,16 +138,31 @@ def load(path: str | Path) -> Callable[..., Experiment]:
     Raises:
         ValueError: no such file, or it has no such function.
     """
+    return load_function(path, "experiment", "returns a jaxdiff.experiment.Experiment")
+
+
+def load_function(path: str | Path, name: str, purpose: str) -> Callable[..., Any]:
+    """Import a function of a Python file.
+
+    Args:
+        path: the file.
+        name: the function.
+        purpose: what the function has to do, for the message where it is missing.
+    Returns:
+        the function.
+    Raises:
+        ValueError: no such file, or it has no such function.
+    """
     path = Path(path)
     if path.suffix != ".py" or not path.is_file():
         near = ", ".join(sorted(str(p) for p in path.parent.glob("*.py"))) if path.parent.is_dir() else ""
         raise ValueError(f"{path} is no Python file" + (f"; beside it there are: {near}" if near else ""))
-    spec = importlib.util.spec_from_file_location(f"jaxdiff_experiment_{path.stem}", path)
+    spec = importlib.util.spec_from_file_location(f"jaxdiff_file_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
     spec.loader.exec_module(module)  # type: ignore[union-attr]
-    if not callable(getattr(module, "experiment", None)):
-        raise ValueError(f"{path} has no function `experiment(...)` that returns a jaxdiff.experiment.Experiment")
-    return module.experiment
+    if not callable(getattr(module, name, None)):
+        raise ValueError(f"{path} has no function `{name}(...)` that {purpose}")
+    return getattr(module, name)
 
 
 def load_run(workdir: str | Path) -> Experiment:

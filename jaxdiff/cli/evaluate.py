@@ -38,7 +38,7 @@ def command(
         run: the run's folder.
         num: number of samples, their classes in turn.
         guidance: classifier-free guidance scale, 1 is off; by default the experiment's.
-        solver: one of jaxdiff.solvers; by default the experiment's.
+        solver: one of jaxdiff.solvers, or FILE.py:NAME; by default the experiment's.
         steps: number of steps; by default the experiment's.
         seed: of the samples.
         batch: samples at a time.

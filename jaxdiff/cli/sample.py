@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -14,7 +15,7 @@ from tqdm import tqdm
 
 from jaxdiff import solvers, train
 from jaxdiff.cli.images import save_npz, save_png, save_pngs
-from jaxdiff.experiment import Experiment, example_keys, load_run, sampler
+from jaxdiff.experiment import Experiment, example_keys, load_function, load_run, sampler
 
 Generate = Callable[[Array, Array | None], Array]  # (keys [B], label [B] or None) -> x [B, ...]
 
@@ -38,7 +39,7 @@ def command(
         num: number of pictures.
         label: class of all pictures; by default they take turns.
         guidance: classifier-free guidance scale, 1 is off; by default the experiment's.
-        solver: one of jaxdiff.solvers; by default the experiment's.
+        solver: one of jaxdiff.solvers, or FILE.py:NAME; by default the experiment's.
         steps: number of steps; by default the experiment's.
         seed: picture i depends on the seed and i alone.
         batch: pictures at a time.
@@ -122,13 +123,24 @@ def named_solver(name: str) -> solvers.Solver:
     """Make a solver with its default settings.
 
     Args:
-        name: of a public function of `jaxdiff.solvers`.
+        name: of a public function of `jaxdiff.solvers`, or FILE.py:NAME for a function of the user's.
     Raises:
-        ValueError: there is none of that name; the message lists those there are.
+        ValueError: there is none of that name, and the message lists those there are; or the function makes no Solver.
     """
+    path, colon, function = name.rpartition(":")
     known = sorted(n for n in solvers.__all__ if n != "Solver")
+    if colon and path.endswith(".py"):
+        factory = load_function(path, function, "returns a jaxdiff.solvers.Solver")
+        if any(p.default is p.empty for p in inspect.signature(factory).parameters.values()):
+            raise ValueError(
+                f"{name} is called without arguments: give defaults to all of {inspect.signature(factory)}"
+            )
+        made = factory()
+        if not isinstance(made, solvers.Solver):
+            raise ValueError(f"{name}() must return a jaxdiff.solvers.Solver, got {made!r:.80}")
+        return made
     if name not in known:
-        raise ValueError(f"unknown solver {name!r}; there are: {', '.join(known)}")
+        raise ValueError(f"unknown solver {name!r}; there are: {', '.join(known)}, and FILE.py:NAME for your own")
     return getattr(solvers, name)()
 
 
