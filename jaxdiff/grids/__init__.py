@@ -1,0 +1,30 @@
+"""Grids: where a sampler stops on its way from noise to data.
+
+A grid is a `Level` whose fields have shape [N + 1], noisiest first. Any decreasing times of a process are one:
+`process(jnp.linspace(1, 0, 51))`; these are the usual ones.
+
+The number of steps n may be traced where `at_most`, its static bound, is given. The fields then have shape
+[at_most + 1], and the levels after step n repeat the last one: a sampler has to stop after n steps.
+"""
+
+from jaxdiff.grids.in_noise import by_angle, by_lambda, exponential, karras, polyexponential
+from jaxdiff.grids.in_time import beta, by_time, cosine, shifted
+from jaxdiff.grids.listed import AYS, ddpm, from_sigmas
+from jaxdiff.grids.parts import nearest, truncate
+
+__all__ = [
+    "AYS",
+    "beta",
+    "by_angle",
+    "by_lambda",
+    "by_time",
+    "cosine",
+    "ddpm",
+    "exponential",
+    "from_sigmas",
+    "karras",
+    "nearest",
+    "polyexponential",
+    "shifted",
+    "truncate",
+]

@@ -1,0 +1,54 @@
+"""What the grids share: a number of steps that may be traced, and the straight line that it divides."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+__all__ = ["check_falling", "check_steps", "is_static", "ramp"]
+
+
+def is_static(n: int | Array) -> bool:
+    """Whether a number of steps is a plain integer, and not an array."""
+    return isinstance(n, int | np.integer)
+
+
+def check_steps(n: int | Array, at_most: int | None) -> int:
+    """The number of steps that a grid of n steps has room for: at_most, or n.
+
+    Raises:
+        ValueError: n is no integer, lies outside 1..at_most, or is an array without at_most.
+    """
+    if at_most is not None and (not is_static(at_most) or at_most < 1):
+        raise ValueError(f"at_most, the largest number of steps, is an integer of at least 1, got {at_most!r:.80}")
+    dtype = getattr(n, "dtype", None)
+    integer = is_static(n) or (dtype is not None and jnp.issubdtype(dtype, jnp.integer) and jnp.ndim(n) == 0)
+    traced = isinstance(n, jax.core.Tracer)
+    if not integer or (not traced and n < 1):
+        raise ValueError(f"a grid has an integer number of steps, at least one step, got n = {n!r:.80}")
+    if at_most is None and not is_static(n):
+        raise ValueError("a number of steps that is an array needs at_most, the largest that it takes")
+    if at_most is not None and not traced and n > at_most:
+        raise ValueError(f"n must lie in 1..at_most = {at_most}, got n = {n}")
+    return int(n) if at_most is None else at_most
+
+
+def check_falling(high_name: str, high, low_name: str, low, *, positive: bool = False) -> None:
+    """Raise ValueError unless low < high, and 0 < low where it has to be positive; traced ends pass."""
+    if isinstance(high, jax.core.Tracer) or isinstance(low, jax.core.Tracer):
+        return
+    if not low < high or (positive and not low > 0):
+        bound = f"0 < {low_name} < {high_name}" if positive else f"{low_name} < {high_name}"
+        raise ValueError(f"a grid goes from more noise to less, {bound}; got {high_name} = {high}, {low_name} = {low}")
+
+
+def ramp(start: float | Array, end: float | Array, steps: int | Array, room: int) -> Array:
+    """Equal steps from start to end, which stays after the last: [room + 1], like jnp.linspace where steps = room."""
+    start, end = jnp.asarray(start, float), jnp.asarray(end, float)
+    if is_static(steps) and steps == room:
+        return jnp.linspace(start, end, room + 1)  # leaves the start alone where there is no step; exact at both ends
+    i, steps = jnp.arange(room + 1), jnp.asarray(steps)
+    share = jnp.minimum(i, steps).astype(start.dtype) / jnp.maximum(steps, 1).astype(start.dtype)
+    return jnp.where((i >= steps) & (steps > 0), end, start * (1 - share) + end * share)

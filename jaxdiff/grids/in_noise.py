@@ -1,0 +1,183 @@
+"""Grids that divide a function of sigma / alpha, whatever the process calls it."""
+
+from __future__ import annotations
+
+from math import pi
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxdiff.grids.base import check_falling, check_steps, ramp
+from jaxdiff.levels import Level, append_clean, clean
+from jaxdiff.processes import Process
+
+__all__ = ["by_angle", "by_lambda", "exponential", "karras", "polyexponential"]
+
+
+def by_lambda(
+    process: Process, n: int | Array, *, start: float | Array, end: float | Array, at_most: int | None = None
+) -> Level:
+    """N steps of equal lam = log(alpha / sigma), half the log-SNR (Lu et al. 2022, arXiv:2206.00927, section 3.4).
+
+    Args:
+        process: the process.
+        n: N, number of steps; may be traced if at_most is given.
+        start, end: the first and the last time, both with finite lam; may be traced.
+        at_most: largest N, static.
+    Returns:
+        levels, fields [N + 1], or [at_most + 1]; follow with `levels.append_clean` to end at sigma = 0.
+    Raises:
+        ValueError: n outside 1..at_most, end above start, or an infinite lam.
+    """
+    room = check_steps(n, at_most)
+    check_falling("start", start, "end", end)
+    lam = [process(jnp.asarray(t, float)).lam for t in (start, end)]
+    if not any(isinstance(value, jax.core.Tracer) for value in lam) and not np.all(np.isfinite(lam)):
+        raise ValueError(
+            f"equal steps of lam need ends with finite lam, got lam {lam[0]} and {lam[1]}: "
+            "move start or end to where alpha > 0 and sigma > 0"
+        )
+    return _between(process, start, end, n, process.time(ramp(lam[0], lam[1], n, room)))
+
+
+def by_angle(
+    process: Process,
+    n: int | Array,
+    *,
+    start: float | Array = 1.0,
+    end: float | Array = 0.0,
+    scale: float | Array = 1.0,
+    at_most: int | None = None,
+) -> Level:
+    """N steps of equal angle arctan(sigma / (scale alpha)), the cosine log-SNR; from pure noise to clean data if asked.
+
+    The best grid of the probability-flow ODE for Gaussian data of standard deviation `scale` (Sabour et al. 2024,
+    arXiv:2404.14507, theorem 3.1); with scale = 1 it is equal times of `processes.Cosine`.
+
+    Args:
+        process: the process.
+        n: N, number of steps; may be traced if at_most is given.
+        start, end: the first and the last time; may be traced.
+        scale: standard deviation of the data, > 0; may be traced.
+        at_most: largest N, static.
+    Returns:
+        levels, fields [N + 1], or [at_most + 1].
+    Raises:
+        ValueError: scale <= 0, n outside 1..at_most, or end above start.
+    """
+    room = check_steps(n, at_most)
+    check_falling("start", start, "end", end)
+    if not isinstance(scale, jax.core.Tracer) and not scale > 0:
+        raise ValueError(f"scale, the data's standard deviation, must be positive, got {scale}")
+    scale = jnp.asarray(scale, float)
+    high, low = (process(jnp.asarray(t, float)) for t in (start, end))
+    angle = [jnp.arctan2(level.sigma, scale * level.alpha) for level in (high, low)]
+    i = jnp.arange(room + 1)
+    inner = jnp.where((i == 0) | (i >= n), pi / 4, ramp(angle[0], angle[1], n, room))  # the ends may have no lam
+    return _between(process, start, end, n, process.time(jnp.log(jnp.cos(inner) / (scale * jnp.sin(inner)))))
+
+
+def karras(
+    process: Process,
+    n: int | Array,
+    *,
+    sigma_min: float | Array,
+    sigma_max: float | Array,
+    rho: float | Array = 7.0,
+    at_most: int | None = None,
+) -> Level:
+    """N levels of sigma / alpha equally spaced in its rho-th root, then clean data (Karras et al. 2022, eq. 5).
+
+    arXiv:2206.00364.
+
+    Args:
+        process: the process, which names the time of each level.
+        n: N, number of steps; may be traced if at_most is given.
+        sigma_min, sigma_max: of sigma / alpha, at steps N - 1 and 0; may be traced.
+        rho: larger gives more steps to low noise.
+        at_most: largest N, static.
+    Returns:
+        levels, fields [N + 1], or [at_most + 1], the last with sigma = 0.
+    Raises:
+        ValueError: n outside 1..at_most, or sigma_min >= sigma_max or <= 0.
+    """
+    room = _check(n, at_most, sigma_max, sigma_min)
+    high, low = (jnp.asarray(sigma, float) ** (1 / rho) for sigma in (sigma_max, sigma_min))
+    return by_sigma(process, ramp(high, low, n - 1, room - 1) ** rho, n)
+
+
+def exponential(
+    process: Process,
+    n: int | Array,
+    *,
+    sigma_min: float | Array,
+    sigma_max: float | Array,
+    at_most: int | None = None,
+) -> Level:
+    """N levels of sigma / alpha equally spaced in its logarithm, then clean data.
+
+    Args:
+        process: the process, which names the time of each level.
+        n: N, number of steps; may be traced if at_most is given.
+        sigma_min, sigma_max: of sigma / alpha, at steps N - 1 and 0; may be traced.
+        at_most: largest N, static.
+    Returns:
+        levels, fields [N + 1], or [at_most + 1], the last with sigma = 0.
+    Raises:
+        ValueError: n outside 1..at_most, or sigma_min >= sigma_max or <= 0.
+    """
+    room = _check(n, at_most, sigma_max, sigma_min)
+    return by_sigma(process, jnp.exp(ramp(jnp.log(sigma_max), jnp.log(sigma_min), n - 1, room - 1)), n)
+
+
+def polyexponential(
+    process: Process,
+    n: int | Array,
+    *,
+    sigma_min: float | Array,
+    sigma_max: float | Array,
+    rho: float | Array = 1.0,
+    at_most: int | None = None,
+) -> Level:
+    """N levels with log(sigma / alpha) a power rho of equal steps, then clean data (k-diffusion's polyexponential).
+
+    Args:
+        process: the process, which names the time of each level.
+        n: N, number of steps; may be traced if at_most is given.
+        sigma_min, sigma_max: of sigma / alpha, at steps N - 1 and 0; may be traced.
+        rho: > 0; 1 is `exponential`, larger gives more steps to low noise.
+        at_most: largest N, static.
+    Returns:
+        levels, fields [N + 1], or [at_most + 1], the last with sigma = 0.
+    Raises:
+        ValueError: rho <= 0, n outside 1..at_most, or sigma_min >= sigma_max or <= 0.
+    """
+    room = _check(n, at_most, sigma_max, sigma_min)
+    if not isinstance(rho, jax.core.Tracer) and not rho > 0:
+        raise ValueError(f"rho must be positive, got {rho}")
+    left = ramp(1.0, 0.0, n - 1, room - 1)
+    power = jnp.where(left > 0, jnp.where(left > 0, left, 1) ** rho, 0)  # 0 ** rho has no gradient by rho
+    low, high = jnp.log(jnp.asarray(sigma_min, float)), jnp.log(jnp.asarray(sigma_max, float))
+    return by_sigma(process, jnp.exp(low + power * (high - low)), n)
+
+
+def by_sigma(process: Process, sigma: Array, n: int | Array) -> Level:
+    """The levels of sigma / alpha, fields [len(sigma) + 1], clean from step n on."""
+    levels = append_clean(process(process.time(-jnp.log(sigma))))
+    over = jnp.arange(sigma.shape[0] + 1) >= n
+    return Level(*(jnp.where(over, end, field) for end, field in zip(clean(levels), levels, strict=True)))
+
+
+def _between(process: Process, start: float | Array, end: float | Array, n: int | Array, t: Array) -> Level:
+    # The ends are the times that were asked for: not what is left of them after a round trip through lam.
+    i = jnp.arange(t.shape[0])
+    t = jnp.where(i == 0, jnp.asarray(start, t.dtype), t)
+    return process(jnp.where(i >= n, jnp.asarray(end, t.dtype), t))
+
+
+def _check(n: int | Array, at_most: int | None, sigma_max: float | Array, sigma_min: float | Array) -> int:
+    room = check_steps(n, at_most)
+    check_falling("sigma_max", sigma_max, "sigma_min", sigma_min, positive=True)
+    return room

@@ -1,0 +1,96 @@
+"""Grids that are lists: published noise levels, and a DDPM's strides."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxdiff.grids.base import check_steps, is_static, ramp
+from jaxdiff.grids.in_noise import by_sigma
+from jaxdiff.levels import Level
+from jaxdiff.processes import Discrete, Process
+
+__all__ = ["AYS", "ddpm", "from_sigmas"]
+
+# sigma / alpha of ten steps each (Sabour et al. 2024, arXiv:2404.14507, table 3).
+AYS = {
+    "stable-diffusion-1.5": (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029),
+    "stable-diffusion-xl": (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029),
+    "deepfloyd-if": (160.41, 8.081, 3.315, 1.885, 1.207, 0.785, 0.553, 0.293, 0.186, 0.030, 0.006),
+    "stable-video-diffusion": (700.00, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002),
+}
+
+_SPACINGS = ("leading", "trailing", "linspace")
+
+
+def from_sigmas(process: Process, sigmas: Array, n: int | Array | None = None, *, at_most: int | None = None) -> Level:
+    """The levels of a list of sigma / alpha, such as those of "Align Your Steps" (`AYS`).
+
+    Another number of steps than the list's divides its piecewise linear log sigma anew (Sabour et al. 2024,
+    arXiv:2404.14507, section 3.3).
+
+    Args:
+        process: the process, which names the time of each level.
+        sigmas: [M + 1] falling numbers; where they are concrete the last may be 0, clean data, which a division anew
+            leaves alone. After another end follow with `levels.append_clean` to end at sigma = 0.
+        n: N, number of steps; None is the list's own M. May be traced if at_most is given.
+        at_most: largest N, static.
+    Returns:
+        levels, fields [N + 1], or [at_most + 1].
+    Raises:
+        ValueError: sigmas that are no list of at least two falling numbers, or n outside 1..at_most.
+    """
+    traced = isinstance(sigmas, jax.core.Tracer)
+    values = sigmas if traced else np.asarray(sigmas, np.float64)
+    if values.ndim != 1 or len(values) < 2 or (not traced and not (np.all(np.diff(values) < 0) and values[-1] >= 0)):
+        raise ValueError(f"sigmas must be a list of at least two falling numbers, the last >= 0, got {sigmas}")
+    ends_clean = not traced and values[-1] == 0
+    n = len(values) - 1 if n is None else n
+    room = check_steps(n, at_most)
+    knots = jnp.asarray(values[:-1] if ends_clean else values, float)
+    # As many noisy levels as there are steps if clean data follows them, one more otherwise.
+    last, shape = (n - 1, room - 1) if ends_clean else (n, room)
+    if not (is_static(n) and n == room == len(values) - 1):
+        where = ramp(0.0, len(knots) - 1.0, last, shape)
+        knots = jnp.exp(jnp.interp(where, jnp.arange(len(knots), dtype=where.dtype), jnp.log(knots)))
+    return by_sigma(process, knots, n) if ends_clean else process(process.time(-jnp.log(knots)))
+
+
+def ddpm(process: Discrete, n: int | Array, spacing: str = "trailing", *, at_most: int | None = None) -> Level:
+    """A DDPM's integer times, N of its T, then clean data (Lin et al. 2023, arXiv:2305.08891, table 2).
+
+    Args:
+        process: a beta table.
+        n: N, number of steps, at most T; may be traced if at_most is given.
+        spacing: "trailing" starts at T and always sees the noisiest level, "leading" ends at 1 and never does when
+            N < T, "linspace" has both ends. Times are rounded to even, as the references do.
+        at_most: largest N, static.
+    Returns:
+        levels, fields [N + 1], or [at_most + 1], with integer t, the last 0.
+    Raises:
+        ValueError: n or at_most outside 1..T, n above at_most, or another spacing.
+    """
+    if spacing not in _SPACINGS:
+        raise ValueError(f"spacing must be one of {', '.join(_SPACINGS)}, got {spacing!r}")
+    T = process.T
+    for name, value in (("n", n), ("at_most", at_most)):
+        if isinstance(value, int | np.integer) and not 1 <= value <= T:
+            raise ValueError(f"{name} must lie in 1..{T}, the length of the table, got {value}")
+    room = check_steps(n, at_most)
+    if isinstance(n, int | np.integer):
+        return process(jnp.asarray(_strides(T, int(n), spacing, room), jnp.int32))
+    # The references round in float64: one row for each number of steps keeps their times to the last one.
+    rows = np.stack([_strides(T, m, spacing, room) for m in range(1, room + 1)])
+    return process(jnp.asarray(rows, jnp.int32)[n - 1])
+
+
+def _strides(T: int, n: int, spacing: str, room: int) -> np.ndarray:
+    if spacing == "trailing":
+        t = np.round(T - np.arange(n) * (T / n))
+    elif spacing == "leading":
+        t = 1 + np.arange(n)[::-1] * (T // n)
+    else:
+        t = 1 + np.round(np.linspace(T - 1, 0, n))
+    return np.append(t, np.zeros(room + 1 - n))
