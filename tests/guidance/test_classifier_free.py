@@ -1,15 +1,12 @@
-"""Guidance: its limits, and exactly right guidance on Gaussian data."""
+"""Classifier-free guidance: its limits, in two calls and in one."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from exact import CLUSTERS
 
 import jaxdiff as jd
 from jaxdiff import Level, guidance
-
-LEVELS = [(0.8, 0.6), (0.1, 0.99), (1.0, 3.0)]
 
 
 def level(alpha, sigma, shape=()):
@@ -32,16 +29,6 @@ def batch(n=4):
 def denoisers(x, cond, null):
     null = jax.tree.map(lambda c, n: jnp.broadcast_to(n, c.shape), cond, null)
     return [jd.denoiser(network, jnp.float32(0.4), jd.parameterize.v, c) for c in (cond, null)]
-
-
-def test_the_course_numbers():
-    # score [0.5, -0.3, 0.2] + 2 * classifier gradient [0.1, 0.4, -0.2] = [0.7, 0.5, -0.2]
-    at, x = level(0.8, 0.6), jnp.array([[0.2, -0.1, 0.4]])
-    score, gradient = jnp.array([[0.5, -0.3, 0.2]]), jnp.array([[0.1, 0.4, -0.2]])
-    denoise = lambda x, level: (x + level.sigma**2 * score) / level.alpha  # noqa: E731
-    guided = guidance.classifier(denoise, lambda x, level: jnp.sum(gradient * x, axis=1), 2.0)
-    ends = jd.levels.from_x0(guided(x, at), x, at)
-    np.testing.assert_allclose(jd.levels.score(ends, at), [[0.7, 0.5, -0.2]], rtol=1e-5)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 3.0, -1.0])
@@ -79,6 +66,19 @@ def test_a_scale_per_example():
     np.testing.assert_allclose(one(x, at), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_a_scale_that_follows_the_level():
+    x, cond, null = batch()
+    pair, scale = denoisers(x, cond, null), lambda level: 1 + 4 * level.sigma
+    one, each = level(0.8, 0.6), Level(jnp.zeros(4), jnp.full(4, 0.8), jnp.array([0.0, 0.1, 0.6, 2.0]))
+    batched = guidance.cfg_batched(network, jnp.float32(0.4), jd.parameterize.v, cond=cond, null=null, scale=scale)
+    for at, value in ((one, 3.4), (each, jnp.array([1.0, 1.4, 3.4, 9.0]))):
+        expected = guidance.cfg(*pair, value)(x, at)
+        for guided in (guidance.cfg(*pair, scale), batched):
+            np.testing.assert_allclose(guided(x, at), expected, rtol=1e-5, atol=1e-5)
+    # A constant is a function, too.
+    np.testing.assert_allclose(guidance.cfg(*pair, lambda level: 1.0)(x, one), pair[0](x, one), rtol=1e-6)
+
+
 def test_a_learned_variance_is_the_conditional_models():
     x, cond, null = batch()
     at = level(0.8, 0.6)
@@ -101,38 +101,6 @@ def test_a_learned_variance_is_the_conditional_models():
     )(x, at)  # fmt: skip
     np.testing.assert_allclose(pair[0], plain, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(pair[1], jnp.arange(4.0)[:, None] + x, rtol=1e-6)
-
-
-@pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize(("alpha", "sigma"), LEVELS)
-def test_the_exact_classifier_guides_to_the_exact_class(alpha, sigma):
-    """Bayes: grad log p(x | y) = grad log p(x) + grad log p(y | x), at every level."""
-    at = Level(*map(jnp.float64, (0, alpha, sigma)))
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(10, 2)))
-    for k in range(3):
-        log_prob = lambda x, level, k=k: CLUSTERS.log_component(x, level)[:, k]  # noqa: E731
-        guided = guidance.classifier(CLUSTERS.denoise, log_prob)(x, at)
-        np.testing.assert_allclose(guided, CLUSTERS.component(k).denoise(x, at), rtol=1e-8, atol=1e-9)
-
-
-def test_classifier_guidance_takes_a_scale_and_a_level_per_example():
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 2, 2)), jnp.float32)
-    at = Level(jnp.zeros(2), jnp.array([0.8, 0.5]), jnp.array([0.6, 0.7]))
-    guided = guidance.classifier(
-        lambda x, level: jnp.zeros_like(x), lambda x, level: jnp.sum(x, axis=(1, 2)), jnp.array([1.0, 3.0])
-    )(x, at)
-    np.testing.assert_allclose(guided[:, 0, 0], [0.36 / 0.8, 3 * 0.49 / 0.5], rtol=1e-5)
-
-
-def test_pure_noise_has_no_classifier_guidance_and_finite_gradients():
-    x = jnp.ones((2, 3))
-    log_prob = lambda x, level: jnp.sum(x, axis=1)  # noqa: E731
-    value, grad = jax.value_and_grad(
-        lambda alpha: guidance.classifier(lambda x, level: x, log_prob)(
-            x, Level(jnp.float32(1), alpha, jnp.float32(1))
-        ).sum()
-    )(jnp.float32(0))
-    assert value == 6 and np.isfinite(grad)
 
 
 def test_the_condition_is_dropped_at_its_rate_leaf_by_leaf_together():
@@ -161,3 +129,23 @@ def test_conditions_of_other_structure_and_untyped_keys_are_refused():
         guidance.drop_condition(jax.random.PRNGKey(0), cond, cond, 0.1)
     with pytest.raises(ValueError):
         guidance.cfg_batched(network, 0, jd.parameterize.v, cond=cond, null={"vector": jnp.zeros(4)}, scale=1.0)
+
+
+def test_guidance_without_a_condition_is_refused():
+    denoise = lambda x, level: x  # noqa: E731
+    with pytest.raises(ValueError, match=r"uncond must be a denoiser .*, got None; .* autoguidance"):
+        guidance.cfg(denoise, None, 2.0)
+    with pytest.raises(ValueError, match=r"guidance needs a condition and its null, got {} and {}"):
+        guidance.cfg_batched(network, 0, jd.parameterize.v, cond={}, null={}, scale=2.0)
+    with pytest.raises(ValueError, match="log_prob must be a function"):
+        guidance.classifier(denoise, jnp.ones(3))
+
+
+def test_scales_that_are_no_numbers_are_refused():
+    denoise, x, at = lambda x, level: x, jnp.ones((4, 2)), level(0.8, 0.6)
+    for scale in (np.nan, np.inf, np.array([1.0, np.nan]), None):
+        with pytest.raises(ValueError, match="scale must be a finite number, got"):
+            guidance.cfg(denoise, denoise, scale)
+    for scale in (jnp.ones(3), jnp.ones((4, 2, 1)), lambda level: jnp.ones(2)):
+        with pytest.raises(ValueError, match="one for each of 4 examples, got shape"):
+            guidance.cfg(denoise, denoise, scale)(x, at)

@@ -1,0 +1,82 @@
+"""CFG++: the published algorithm, as a scale for DDIM."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from exact import rational
+
+import jaxdiff as jd
+from jaxdiff import Level, guidance
+
+
+def other(x, level):
+    return 0.5 * rational(x + 0.2, level)
+
+
+START = np.random.default_rng(0).normal(size=(3, 2))
+
+
+def published(x, scale, levels, eps_of=other):
+    """Chung et al. 2024: denoise with the guided model, renoise with the unconditional one (from x0, at any level)."""
+    t, alpha, sigma = (np.asarray(field, np.float64) for field in levels)
+    for i in range(len(t) - 1):
+        cur = Level(t[i], alpha[i], sigma[i])
+        cond, uncond = rational(x, cur), eps_of(x, cur)
+        x0 = uncond + scale * (cond - uncond)
+        x = alpha[i + 1] * x0 + sigma[i + 1] * (x - alpha[i] * uncond) / sigma[i]
+    return x
+
+
+@pytest.mark.parametrize("process", ["Flow", "VP", "EDM"])
+def test_ddim_with_it_is_the_published_algorithm(process, x64):
+    times = {"Flow": [1, 0.7, 0.45, 0.2, 0], "VP": [1, 0.6, 0.3, 0.05, 0.01], "EDM": [80, 5, 1, 0.1, 0]}[process]
+    levels = getattr(jd.processes, process)()(jnp.array(times, jnp.float64))  # Flow: from alpha = 0 to sigma = 0
+    x, solver = jnp.asarray(START), jd.solvers.ddim()
+
+    @jax.jit
+    def run(scale, levels):
+        return jd.sample(guidance.cfg_pp(rational, other, scale, levels), solver, levels, x, jax.random.key(0))
+
+    for scale in (0.0, 0.6, 1.0):
+        np.testing.assert_allclose(run(scale, levels), published(START, scale, levels), rtol=1e-10, atol=1e-12)
+    assert run._cache_size() == 1
+    # 0 is the unconditional model.
+    plain = jax.jit(lambda: jd.sample(other, solver, levels, x, jax.random.key(0)))()
+    np.testing.assert_allclose(run(0.0, levels), plain, rtol=1e-12)
+
+
+def test_levels_are_found_through_rounding_and_each_example_for_itself():
+    # 200 uneven steps around 0.1 from lam = -10 to 10: at the ends alpha, or sigma, is 1 but for 1e-9.
+    lam = np.linspace(-10, 10, 201) + 0.03 * np.sin(np.arange(201))
+    alpha = 1 / np.sqrt(1 + np.exp(-2 * lam))
+    levels = Level(lam, alpha, alpha * np.exp(-lam))
+    ones, zeros = (lambda x, level, c=c: jnp.full_like(x, c) for c in (1.0, 0.0))
+    at = Level(*(jnp.asarray(field[:-1], jnp.float32) for field in levels))
+    at = at._replace(alpha=at.alpha * 1.001)  # far more than rounding
+    out = guidance.cfg_pp(ones, zeros, 1.0, levels)(jnp.zeros((200, 1)), at)
+    np.testing.assert_allclose(out[:, 0], 1 / (1 - np.exp(lam[:-1] - lam[1:])), rtol=1e-4)
+    # An inner point of a solver takes the step of the nearest level.
+    grid = jd.processes.EDM()(jnp.array([8.0, 2.0, 1.0, 0.0]))
+    for sigma, expected in ((5.0, 1 / (1 - 1 / 4)), (3.9, 2), (1.1, 1), (0.01, 1)):
+        one = Level(*map(jnp.float32, (sigma, 1, sigma)))
+        np.testing.assert_allclose(guidance.cfg_pp(ones, zeros, 1.0, grid)(jnp.zeros((1, 1)), one), expected, rtol=1e-6)
+
+
+def test_one_step_is_the_interpolated_denoiser_and_euler_is_ddim():
+    levels, x = jd.processes.EDM()(jnp.array([3.0, 0.0])), jnp.asarray(START, jnp.float32)
+    cur = Level(*map(jnp.float32, (3, 1, 3)))
+    expected = 0.4 * other(x, cur) + 0.6 * rational(x, cur)
+    for solver in (jd.solvers.ddim(), jd.solvers.euler()):
+        out = jd.sample(guidance.cfg_pp(rational, other, 0.6, levels), solver, levels, x, jax.random.key(0))
+        np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_another_scale_and_levels_that_are_no_grid_are_refused():
+    grid = jd.processes.EDM()(jnp.array([3.0, 0.0]))
+    for scale in (-0.1, 7.5, np.nan):
+        with pytest.raises(ValueError, match=r"scale must be a finite number in \[0, 1\]"):
+            guidance.cfg_pp(rational, other, scale, grid)
+    for levels in (Level(*(field[0] for field in grid)), Level(*(field[:1] for field in grid))):
+        with pytest.raises(ValueError, match=r"\[N \+ 1\]"):
+            guidance.cfg_pp(rational, other, 0.6, levels)
