@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxdiff import guidance, levels, processes
 from jaxdiff.levels import Level
@@ -129,6 +130,7 @@ def test_linear_table_ends_in_a_standard_normal_as_far_as_abar_allows():
     assert abs((x**4).mean() - 3) < 4 * np.sqrt(96 / n)  # var(eps^4) = 105 - 9
 
 
+@pytest.mark.slow
 def test_a_thousand_steps_have_the_closed_forms_mean_and_variance():
     """Iterating q(x_t | x_{t-1}): mean and variance exactly, by their recursion, and 40,000 samples."""
     process, x0, n = processes.Discrete.linear(), 1.5, 40_000

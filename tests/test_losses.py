@@ -224,6 +224,7 @@ def test_uncertainty_is_asked_at_each_examples_noise():
     np.testing.assert_array_equal(seen[0], t)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", ["denoising", "hybrid"])
 def test_condition_dropout_reaches_the_network(make):
     """The share of examples that see the null condition is drop_rate, all leaves of one together."""
@@ -307,6 +308,7 @@ def test_default_times():
     assert abs(np.log(edm).mean() + 1.2) < 4 * 1.2 / np.sqrt(4000) and abs(np.log(edm).std() - 1.2) < 0.06
 
 
+@pytest.mark.slow
 def test_under_jit_in_any_shape():
     told = _told_t(parameterize.velocity)
     loss = losses.denoising_loss(_network(Flow(), told), Flow(), told)
@@ -331,6 +333,7 @@ def _all_steps(key, batch):
     return jnp.arange(1, 5), jnp.ones(batch)
 
 
+@pytest.mark.slow
 def test_bound_is_t_times_the_mean_of_its_terms():
     """With t = 1..4 once each, T * mean(L) is the whole sum, KL by KL (Ho et al. 2020, eq. 7), in bits."""
     x0_hat, x0 = 0.2, np.asarray(TABLE_BATCH["x"], np.float64)
@@ -399,6 +402,7 @@ def test_the_bound_inside_hybrid_teaches_the_variance_only():
     np.testing.assert_allclose(grad[1.0]["frac"], 10 * grad[0.1]["frac"], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", [pytest.param(Discrete.linear(), marks=slow), Discrete.cosine()])
 def test_gradients_are_finite_at_both_ends_of_a_table(process):
     def ends(key, batch):

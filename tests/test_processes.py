@@ -198,6 +198,7 @@ def test_sde_closed_forms():
         np.testing.assert_allclose(diffusion, g, rtol=1e-12, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vp", pytest.param("sub_vp", marks=slow), pytest.param("cosine", marks=slow)])
 def test_sde_simulated(name):
     """Euler-Maruyama of the forward SDE from x_0 = 1.5 to t = 0.6: moments of q(x_t | x_0)."""
@@ -413,6 +414,7 @@ class TestDiscrete:
         level = jax.eval_shape(Discrete.linear(), jnp.asarray([0.5, 3.5], jnp.float32))
         assert level.alpha.dtype == level.sigma.dtype == jnp.float32
 
+    @pytest.mark.slow
     def test_sde_counts_steps(self, x64):
         """f -> -beta_t / 2 and g^2 -> beta_t: a step is small, and its rate is -log(1 - beta_t) / 2 on average."""
         process = Discrete.linear()

@@ -65,6 +65,7 @@ def test_sample_mistakes(fashion_run, tmp_path, capsys):
     assert "holds no run" in fails(capsys, "sample", str(tmp_path))
 
 
+@pytest.mark.slow
 def test_the_same_command_goes_on(tmp_path):
     knobs = ["--batch", "8", "--width", "8", "--workdir", str(tmp_path), "--steps", "3", "--preview-every", "3"]
     main(["train", TOY, *knobs])
@@ -74,6 +75,7 @@ def test_the_same_command_goes_on(tmp_path):
     assert Image.open(tmp_path / "samples.png").size == (800, 800)
 
 
+@pytest.mark.slow
 def test_another_runs_folder_is_refused(tmp_path, capsys):
     knobs = ["--batch", "8", "--width", "8", "--workdir", str(tmp_path), "--steps", "1"]
     main(["train", TOY, *knobs])

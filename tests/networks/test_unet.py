@@ -80,6 +80,7 @@ def test_one_two_and_three_dimensions(spatial):
     assert y.shape == x.shape and y.dtype == jnp.float32 and np.isfinite(y).all() and np.std(y) > 0.01
 
 
+@pytest.mark.slow
 def test_constant_along_an_axis_is_one_dimension_less():
     # A length of 4 that halves to 2: with a kernel of ones' worth along that axis in its middle tap alone, and
     # resampling by averages, the 2-D network is the 1-D network repeated.
@@ -114,6 +115,7 @@ def test_the_output_is_zero_at_initialization_and_so_is_each_branch():
             assert last not in block or not np.any(block[last]["kernel"]), name
 
 
+@pytest.mark.slow
 def test_init_depends_on_the_key_alone():
     module = UNet(**SMALLEST)
     x = jax.ShapeDtypeStruct((1, 4, 4, 3), jnp.float32)
@@ -217,6 +219,7 @@ def test_bfloat16_computes_close_to_float32_and_returns_float32(everything):
     assert np.abs(near - half).max() > 0
 
 
+@pytest.mark.slow
 def test_remat_changes_no_value():
     x = normal(0, 2, 8, 8, 3)
     config = {**SMALLEST, "dropout": 0.3}
