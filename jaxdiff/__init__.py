@@ -12,6 +12,7 @@ from jaxdiff import (
     sde,
     solvers,
     times,
+    tune,
     weights,
 )
 from jaxdiff.levels import Level
@@ -34,5 +35,6 @@ __all__ = [
     "sde",
     "solvers",
     "times",
+    "tune",
     "weights",
 ]

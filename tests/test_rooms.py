@@ -27,6 +27,7 @@ MATHS = {
     "likelihood": {"levels", "noise", "processes", "parameterize", "solvers", "sample"},
 }
 MATHS["losses"] = {"levels", "noise", "processes", "parameterize", "times", "weights", "likelihood", "guidance"}
+MATHS["tune"] = {"levels", "noise", "processes", "parameterize", "grids", "solvers", "sample"}
 MATHS["distill"] = MATHS["losses"] | {"losses", "solvers", "sample", "grids", "weights"}
 LEAVES = {room: set() for room in ("networks", "autoencoders", "text", "train", "data", "metrics")}
 ALLOWED = {**MATHS, **LEAVES, "interop": {"networks", "autoencoders", "text"}}
@@ -95,7 +96,8 @@ def test_flax_optax_and_orbax_stay_in_their_rooms(path):
     if room not in FLAX:
         assert "flax" not in packages
     if room in MATHS:
-        assert packages <= {"__future__", "collections", "dataclasses", "math", "typing", "functools", "jax", "numpy"}
+        plain = {"__future__", "collections", "dataclasses", "math", "typing", "functools", "jax", "numpy"}
+        assert packages <= plain | ({"optax"} if room == "tune" else set())
     if room in FLAX:
         assert packages - set(sys.stdlib_module_names) <= {"jax", "flax", "numpy"}
     if room in {"metrics", "data"}:

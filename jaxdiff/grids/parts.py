@@ -29,19 +29,19 @@ def nearest(levels: Level, level: Level) -> Array:
     return jnp.argmin(jnp.abs(lam - at.astype(lam.dtype)))
 
 
-def truncate(levels: Level, *, start: Level | None = None, end: Level | None = None) -> tuple[Level, Array, Array]:
-    """The part of a grid between two levels, both of which become levels of it.
+def truncate(levels: Level, *, start: Level | None = None, end: Level | None = None) -> tuple[Level, Array]:
+    """The part of a grid between two levels, which become its first and its last.
 
     For starting late from noised data or from another model's x_t (truncated diffusion: Zheng et al. 2022,
-    arXiv:2202.09671), and for stopping early. All may be traced: the shape stays, so that the grid before `start`
-    repeats it, the grid after `end` repeats that one, and a sampler takes the steps from `first` to `last`.
+    arXiv:2202.09671), and for stopping early. All may be traced, since the shape stays: the grid repeats its last level
+    after step n, like the grids whose number of steps is traced.
 
     Args:
         levels: a grid, fields [N + 1].
-        start: a scalar level; None or one noisier than the grid's first leaves the start alone.
-        end: a scalar level with less noise than `start`; None or one cleaner than the grid's last leaves the end alone.
+        start: a scalar level, for instance process(0.6); None or one noisier than the grid's first leaves that first.
+        end: a scalar level with less noise than `start`; None or one cleaner than the grid's last leaves that last.
     Returns:
-        (levels, fields [N + 1]; first, the index of `start`; last, the index of `end`).
+        (levels, fields [N + 1]; n, the number of steps from `start` to `end`, integer: `sample(..., stop=n)`).
     Raises:
         ValueError: `start` not noisier than `end` and the grid's last level, or `end` not cleaner than its first.
     """
@@ -59,7 +59,8 @@ def truncate(levels: Level, *, start: Level | None = None, end: Level | None = N
         passed = lam >= end.lam
         last = jnp.minimum(N + 1 - jnp.sum(passed), N)
         levels = _choose(passed, end, levels)
-    return levels, first, last
+    i = jnp.minimum(first + jnp.arange(N + 1), last)
+    return Level(*(field[i] for field in levels)), last - first
 
 
 def _choose(mask: Array, level: Level, levels: Level) -> Level:
