@@ -136,7 +136,8 @@ def rational(x, level: Level):
 
     It depends on x / alpha and sigma / alpha only, as a true one does.
     """
-    return level.alpha * (x + 0.3 * x[..., ::-1]) / (level.alpha**2 + level.sigma**2 + 0.1 * x**2)
+    alpha, sigma = (a[:, None] if np.ndim(a) else a for a in (level.alpha, level.sigma))  # one level per example
+    return alpha * (x + 0.3 * x[..., ::-1]) / (alpha**2 + sigma**2 + 0.1 * x**2)
 
 
 BLOB = gaussian([0.7, -0.4], [[0.5, 0.3], [0.3, 0.4]])

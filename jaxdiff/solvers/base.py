@@ -17,7 +17,7 @@ from jax import Array
 from jaxdiff.levels import Level
 from jaxdiff.processes import Process
 
-__all__ = ["Solver", "between", "chord", "exponential", "finite_h", "on_path", "or_cur", "push", "stateless"]
+__all__ = ["Solver", "between", "chord", "exponential", "finite_h", "inside", "on_path", "or_cur", "push", "stateless"]
 
 
 class Solver(NamedTuple):
@@ -76,6 +76,11 @@ def between(cur: Level, nxt: Level, lam: Array) -> Level:
     return chord(cur, nxt, (b * cur.alpha - a * cur.sigma) / (a * d_sigma - b * d_alpha))
 
 
+def inside(cur: Level, nxt: Level, lam: Array, finite: Array) -> Level:
+    """The level of the chord with this lam, or `cur` where the step has no finite h: a safe one to denoise at."""
+    return or_cur(finite, cur, between(cur, nxt, jnp.where(finite, lam, 0)))
+
+
 def on_path(denoise: Callable, process: Process | None) -> Callable:
     """The denoiser for levels of a chord, which may lie off the process: x and its level are put back on it.
 
@@ -93,12 +98,12 @@ def on_path(denoise: Callable, process: Process | None) -> Callable:
     def named(x: Array, level: Level) -> Any:
         true = process(process.time(level.lam.astype(jnp.result_type(float))))
         true = jax.tree.map(lambda field: field.astype(x.dtype), true)
-        scale = jnp.hypot(true.alpha, true.sigma) / jnp.hypot(level.alpha, level.sigma)
-        return denoise(scale * x, true)
+        on, off = true.like(x), level.like(x)
+        return denoise(jnp.hypot(on.alpha, on.sigma) / jnp.hypot(off.alpha, off.sigma) * x, true)
 
     return named
 
 
 def push(history: Array, new: Array) -> Array:
     """A history [K, ...], newest first, with its newest entry."""
-    return jnp.concatenate([new[None].astype(history.dtype), history[:-1]])
+    return jnp.concatenate([new[None].astype(history.dtype), history])[: history.shape[0]]

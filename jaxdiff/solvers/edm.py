@@ -16,7 +16,7 @@ from jaxdiff.noise import normal_like
 from jaxdiff.processes import Process
 from jaxdiff.solvers.base import Solver, or_cur, stateless
 
-__all__ = ["euler", "heun"]
+__all__ = ["churning", "euler", "heun"]
 
 
 def euler(process: Process | None = None, churn: float | Array | None = None, s_noise: float | Array = 1.0) -> Solver:
@@ -32,7 +32,7 @@ def euler(process: Process | None = None, churn: float | Array | None = None, s_
     Raises:
         ValueError: churn without a process.
     """
-    raise_noise = _churn(process, churn, s_noise)
+    raise_noise = churning(process, churn, s_noise)
 
     def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
         x, cur = raise_noise(key, x, cur)
@@ -55,7 +55,7 @@ def heun(process: Process | None = None, churn: float | Array | None = None, s_n
     Raises:
         ValueError: churn without a process.
     """
-    raise_noise = _churn(process, churn, s_noise)
+    raise_noise = churning(process, churn, s_noise)
 
     def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
         x, cur = raise_noise(key, x, cur)
@@ -72,7 +72,7 @@ def heun(process: Process | None = None, churn: float | Array | None = None, s_n
     return Solver(stateless, step, order=2, nfe=2, stochastic=churn is not None)
 
 
-def _churn(process: Process | None, churn: float | Array | None, s_noise: float | Array):
+def churning(process: Process | None, churn: float | Array | None, s_noise: float | Array):
     """(key, x, level) -> (x, level) with sigma / alpha raised by the share `churn` (algorithm 2, lines 4-6)."""
     if churn is None:
         return lambda key, x, cur: (x, cur)

@@ -1,0 +1,57 @@
+"""Ancestral steps (k-diffusion): a step of the ODE to less noise than there will be, and fresh noise for the rest."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax import Array
+
+from jaxdiff.levels import Level, from_x0, gained, safe_sqrt
+from jaxdiff.noise import Noise, white
+from jaxdiff.solvers.base import Solver, stateless
+
+__all__ = ["check_eta", "euler_ancestral", "split"]
+
+
+def euler_ancestral(eta: float | Array = 1.0, s_noise: float | Array = 1.0, *, noise: Noise = white) -> Solver:
+    """Euler's method to sigma_down, then noise up to sigma (k-diffusion's `sample_euler_ancestral`).
+
+    In sigma / alpha the split holds for every process, and written out it is DDIM's step with the same eta: at eta = 1
+    it is DDPM's with the small variance, at eta = 0 Euler's.
+
+    Args:
+        eta: share of the posterior's noise, in [0, 1]; may be traced. A plain 0 draws no noise at all.
+        s_noise: standard deviation of the noise that is drawn, in units of the right one; may be traced.
+        noise: `noise.white`, or `noise.brownian(key)` for a path that does not depend on the number of steps.
+    Returns:
+        a solver of order 1; the step to sigma = 0 adds no noise.
+    Raises:
+        ValueError: eta is a number outside [0, 1].
+    """
+    deterministic = check_eta(eta)
+
+    def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
+        x0, eps = from_x0(denoise(x, cur), x, cur)
+        down, up = split(eta, x, cur, nxt)
+        x = down.alpha * x0 + down.sigma * eps
+        return x if deterministic else x + jnp.asarray(s_noise, x.dtype) * up * noise(key, x, cur, nxt), state
+
+    return Solver(stateless, step, stochastic=not deterministic)
+
+
+def split(eta: float | Array, x: Array, cur: Level, nxt: Level) -> tuple[Level, Array]:
+    """The level at which to add noise, and how much, to arrive at `nxt`: alpha_s and sigma_down, and sigma_up.
+
+    k-diffusion's `get_ancestral_step` in sigma / alpha: sigma_up is eta times the posterior's standard deviation, and
+    sigma_down^2 + sigma_up^2 = sigma_s^2. Of the time, `nxt`'s is kept.
+    """
+    eta = jnp.asarray(eta, x.dtype)
+    # 1 - eta^2 (1 - SNR_t / SNR_s) without cancelling: near eta = 1 and after a long step little is left.
+    kept = (1 - eta) * (1 + eta) + jnp.square(eta) * jnp.exp(2 * (cur.lam - nxt.lam))
+    return nxt._replace(sigma=nxt.sigma * safe_sqrt(jnp.maximum(kept, 0))), eta * nxt.sigma * jnp.sqrt(gained(cur, nxt))
+
+
+def check_eta(eta: float | Array) -> bool:
+    """Whether eta is a plain 0, for which nothing is drawn; ValueError where it is a number outside [0, 1]."""
+    if isinstance(eta, (int, float)) and not 0 <= eta <= 1:
+        raise ValueError(f"eta must lie in [0, 1], got {eta}")
+    return isinstance(eta, (int, float)) and eta == 0

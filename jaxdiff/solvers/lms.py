@@ -1,0 +1,64 @@
+"""Linear multistep (k-diffusion's LMS): Adams-Bashforth's method in sigma / alpha, with the grid's own steps."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax import Array
+
+from jaxdiff.levels import Level, from_x0
+from jaxdiff.solvers.base import Solver, push
+
+__all__ = ["lms"]
+
+
+def lms(order: int = 4) -> Solver:
+    """x / alpha moves by the integral, over s = sigma / alpha, of the polynomial through the last eps_hat.
+
+    k-diffusion's `sample_lms`, whose numerical integrals are exact here (Gauss-Legendre's two points for a cubic).
+
+    Args:
+        order: number of eps_hat that the polynomial goes through, 1 to 4; 1 is Euler's method and DDIM.
+    Returns:
+        a solver of this order with one evaluation a step. The first steps are of order 1, 2, ... and the step from
+        pure noise, which is left out of the polynomial, of order 1. s reaches sigma = 0, and the full order with it.
+    Raises:
+        ValueError: another order.
+    """
+    if order not in (1, 2, 3, 4):
+        raise ValueError(f"order of lms must be 1, 2, 3 or 4, got {order}")
+
+    def init(x: Array) -> tuple[Array, Array]:
+        # Evaluations are remembered by alpha / sigma. At 0, pure noise, they have no weight: neither has an empty past.
+        return jnp.zeros((order - 1, *x.shape), x.dtype), jnp.zeros(order - 1, x.dtype)
+
+    def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
+        past, r_past = state
+        x0, eps = from_x0(denoise(x, cur), x, cur)
+        r = (cur.alpha / cur.sigma).astype(x.dtype)
+        change = jnp.zeros_like(x)
+        for j, weight in enumerate(_integrals(r, r_past, nxt.sigma / nxt.alpha)):
+            change = change + nxt.alpha * weight * (past[j] - eps)
+        # Weights of the present and the past add up to the step that the present alone would take.
+        return nxt.alpha * x0 + nxt.sigma * eps + change, (push(past, eps), push(r_past, r)) if order > 1 else state
+
+    return Solver(init, step, order=order)
+
+
+def _integrals(r: Array, past: Array, end: Array) -> list[Array]:
+    """The integrals over s from 1 / r to `end` of Lagrange's polynomials, each 1 at one of 1 / past and 0 at the others
+    and at 1 / r."""
+    begin = jnp.where(r > 0, 1 / jnp.where(r > 0, r, 1), 0)  # after pure noise every weight is 0
+    half = 0.5 * (end - begin)
+    points = [0.5 * (begin + end) + sign * half / 3**0.5 for sign in (-1, 1)]
+
+    def basis(j: int, s: Array) -> Array:
+        value = jnp.ones_like(s)
+        for k, other in enumerate([r, *past]):
+            if k == j + 1:
+                continue
+            # (s - s_k) / (s_j - s_k), in which an infinite s_k leaves 1 and an infinite s_j leaves 0.
+            apart = other - past[j]
+            value = value * (s * other - 1) * past[j] / jnp.where(apart == 0, 1, apart)
+        return value
+
+    return [half * (basis(j, points[0]) + basis(j, points[1])) for j in range(len(past))]

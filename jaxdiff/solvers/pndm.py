@@ -1,0 +1,117 @@
+"""Pseudo numerical methods (Liu et al. 2022): Adams-Bashforth on eps_hat with fixed weights, a step by DDIM's formula.
+
+`pndm`, `plms` and `ipndm` differ in their first steps, for which the history is too short: Runge-Kutta, one step of
+Heun's method, or lower orders.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxdiff.levels import Level, from_x0
+from jaxdiff.processes import Process
+from jaxdiff.solvers.base import Solver, chord, or_cur, push
+
+__all__ = ["ipndm", "plms", "pndm"]
+
+# Adams-Bashforth's weights of the newest and the older values, for equal steps: orders 1 to 4.
+_WEIGHTS = np.array([[24, 0, 0, 0], [36, -12, 0, 0], [46, -32, 10, 0], [55, -59, 37, -9]]) / 24
+
+
+def pndm(process: Process | None = None) -> Solver:
+    """PNDM with three pseudo Runge-Kutta steps ahead (F-PNDM; Liu et al. 2022, arXiv:2202.09778, algorithm 2).
+
+    Args:
+        process: its level at the middle of the step in time is the Runge-Kutta steps' inner point, as in the paper;
+            without it, the middle of the straight line from level to level: the same for EDM and Flow.
+    Returns:
+        a solver of order 2 (its weights are those of equal steps in sigma / alpha, where it would have order 4) with
+        one evaluation a step, but four in each of the first three steps.
+    """
+    return _adams(4, (0.0, 0.5, 0.5, 1.0), (1 / 6, 1 / 3, 1 / 3, 1 / 6), steps=3, process=process)
+
+
+def plms() -> Solver:
+    """PNDM with a pseudo Heun step ahead and orders 2 and 3 after it: the PLMS of latent and Stable Diffusion.
+
+    Rombach et al. 2022, arXiv:2112.10752 (their published code); the multistep method is Liu et al.'s
+    (arXiv:2202.09778, section 3.3).
+
+    Returns:
+        a solver of order 2 with one evaluation a step, but two in the first.
+    """
+    return _adams(4, (0.0, 1.0), (1 / 2, 1 / 2), steps=1)
+
+
+def ipndm(order: int = 4) -> Solver:
+    """PNDM with lower orders ahead, in place of Runge-Kutta steps (iPNDM; Zhang and Chen 2022, arXiv:2204.13902).
+
+    Args:
+        order: number of eps_hat that are combined, 1 to 4; 1 is DDIM.
+    Returns:
+        a solver of order min(order, 2) with one evaluation a step.
+    Raises:
+        ValueError: another order.
+    """
+    if order not in (1, 2, 3, 4):
+        raise ValueError(f"order of ipndm must be 1, 2, 3 or 4, got {order}")
+    return _adams(order, (0.0,), (1.0,), steps=0)
+
+
+def _adams(
+    order: int, points: tuple[float, ...], weights: tuple[float, ...], *, steps: int, process: Process | None = None
+) -> Solver:
+    """Adams-Bashforth of this order, after `steps` Runge-Kutta steps that look at `points` of the step.
+
+    A step is x + (alpha_s - alpha_t) x0 + (sigma_s - sigma_t) eps with a mean eps of the evaluations, and the x0 that x
+    and eps mean: for alpha_t > 0 this is DDIM's formula. At pure noise x0 is the mean of the evaluations too.
+    """
+
+    def init(x: Array) -> tuple[Array, Array]:
+        return jnp.zeros((order - 1, *x.shape), x.dtype), jnp.zeros((), jnp.int32)
+
+    def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
+        past, done = state
+        warming = done < steps
+
+        def ends_at(x0: Array, eps: Array) -> tuple[Array, Array]:
+            pure = cur.alpha == 0
+            return jnp.where(pure, x0, (x - cur.sigma * eps) / jnp.where(pure, 1, cur.alpha)), eps
+
+        def move(ends: tuple[Array, Array], level: Level) -> Array:
+            return x + (level.alpha - cur.alpha) * ends[0] + (level.sigma - cur.sigma) * ends[1]
+
+        def look(ends: tuple[Array, Array], level: Level) -> tuple[Array, Array]:
+            there = move(ends, level)
+            return ends_at(*from_x0(denoise(there, level), there, level))
+
+        def stage(ends, i_level):  # stages but the first cost nothing after the warm-up
+            i, level = i_level
+            ends = jax.lax.cond((i == 0) | warming, lambda ends: look(ends, level), lambda ends: ends, ends)
+            return ends, ends
+
+        levels = _stages(points, cur, nxt, process)
+        nothing = jnp.zeros_like(x), jnp.zeros_like(x)
+        _, (x0, eps) = jax.lax.scan(stage, nothing, (jnp.arange(len(points)), levels))
+        # At sigma = 0 there is no eps to look at: a warm-up step is Euler's.
+        ahead = jnp.where(nxt.sigma > 0, jnp.asarray(weights, x.dtype), jnp.eye(len(points), dtype=x.dtype)[0])
+        adams = jnp.asarray(_WEIGHTS, x.dtype)[jnp.minimum(done, order - 1)]
+        mean = lambda w, values: jnp.tensordot(w, values, 1, precision="highest")  # noqa: E731
+        of_history = mean(adams[:1], eps[:1]) + mean(adams[1:order], past)
+        ends = ends_at(mean(ahead, x0), jnp.where(warming, mean(ahead, eps), of_history))
+        return move(ends, nxt), (push(past, eps[0]), done + 1)
+
+    return Solver(init, step, order=min(order, 2))
+
+
+def _stages(points: tuple[float, ...], cur: Level, nxt: Level, process: Process | None) -> Level:
+    """The levels of the points, stacked; where `nxt` is clean data, `cur` in its place."""
+    line = chord(cur, nxt, 0.5)
+    mid = line if process is None else jax.tree.map(lambda field: field.astype(line.t.dtype), process(line.t))
+    at = {0.0: cur, 0.5: mid, 1.0: or_cur(nxt.sigma > 0, cur, nxt)}
+    levels = [at[w] for w in points]
+    like = levels[min(1, len(points) - 1)]  # a table's time is an integer until a middle comes in
+    return Level(*(jnp.stack([f.astype(l.dtype) for f in fields]) for l, *fields in zip(like, *levels, strict=True)))

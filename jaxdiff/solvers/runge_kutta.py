@@ -1,0 +1,235 @@
+"""Runge-Kutta methods along the straight line from one level to the next: the classical one, and adaptive pairs.
+
+On the line alpha and sigma are linear in w in [0, 1], and the probability-flow ODE is dx/dw = D dalpha + E dsigma with
+the denoiser D, its noise E = (x - alpha D) / sigma, and constant dalpha, dsigma. It is finite at alpha = 0, but not at
+sigma = 0: the step to clean data is Euler's, which answers the denoiser.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxdiff.levels import Level, from_x0
+from jaxdiff.processes import Process
+from jaxdiff.solvers.base import Solver, chord, on_path, or_cur, stateless
+
+__all__ = ["Adaptive", "rk4", "rk23", "rk45"]
+
+
+def rk4(process: Process | None = None) -> Solver:
+    """The classical Runge-Kutta method on the probability-flow ODE along the line between two levels.
+
+    Args:
+        process: names the time of the middle. Without it that time is interpolated: exact for EDM and Flow, and where
+            the network is told lam; elsewhere it is off by O(h^2), and the order is 2.
+    Returns:
+        a solver of order 4 with four evaluations a step; the step to sigma = 0 is Euler's.
+    """
+
+    def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
+        moving = nxt.sigma > 0
+        end = or_cur(moving, cur, nxt)
+        mid = chord(cur, nxt, 0.5)
+        inner = on_path(denoise, process)
+        k1 = _slope(denoise, x, cur, cur, nxt)
+        k2 = _slope(inner, x + 0.5 * k1, mid, cur, nxt)
+        k3 = _slope(inner, x + 0.5 * k2, mid, cur, nxt)
+        k4 = _slope(denoise, x + k3, end, cur, nxt)
+        return x + jnp.where(moving, (k1 + 2 * k2 + 2 * k3 + k4) / 6, k1), state
+
+    return Solver(stateless, step, order=4, nfe=4)
+
+
+def _slope(denoise: Callable, x: Array, level: Level, cur: Level, nxt: Level) -> Array:
+    """dx/dw = D dalpha + E dsigma at a level of the line from `cur` to `nxt`."""
+    x0, eps = from_x0(denoise(x, level), x, level)
+    return (nxt.alpha - cur.alpha) * x0 + (nxt.sigma - cur.sigma) * eps
+
+
+class Adaptive(NamedTuple):
+    """What an adaptive solver remembers and reports, for each example.
+
+    Attributes:
+        nfe: [B] int32, evaluations of the denoiser so far.
+        step: [B], the step to try next, as a share of the grid's interval.
+        failed: [B], whether some interval was ended without reaching the tolerance, after `max_steps`.
+    """
+
+    nfe: Array
+    step: Array
+    failed: Array
+
+
+class _Pair(NamedTuple):
+    """An embedded pair whose last evaluation is the next step's first: nodes c, matrix a (the last row is the step),
+    weights of the error estimate, and the order of the lower method plus one."""
+
+    c: np.ndarray
+    a: np.ndarray
+    error: np.ndarray
+    order: int
+
+
+_DORMAND_PRINCE = _Pair(
+    np.array([0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1, 1]),
+    np.array(
+        [
+            [0, 0, 0, 0, 0, 0, 0],
+            [1 / 5, 0, 0, 0, 0, 0, 0],
+            [3 / 40, 9 / 40, 0, 0, 0, 0, 0],
+            [44 / 45, -56 / 15, 32 / 9, 0, 0, 0, 0],
+            [19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729, 0, 0, 0],
+            [9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656, 0, 0],
+            [35 / 384, 0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84, 0],
+        ]
+    ),
+    np.array([71 / 57600, 0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40]),
+    5,
+)
+_BOGACKI_SHAMPINE = _Pair(
+    np.array([0, 1 / 2, 3 / 4, 1]),
+    np.array([[0, 0, 0, 0], [1 / 2, 0, 0, 0], [0, 3 / 4, 0, 0], [2 / 9, 1 / 3, 4 / 9, 0]]),
+    np.array([-5 / 72, 1 / 12, 1 / 9, -1 / 8]),
+    3,
+)
+
+
+def rk45(
+    rtol: float | Array = 1e-5, atol: float | Array = 1e-5, process: Process | None = None, *, max_steps: int = 1000
+) -> Solver:
+    """Dormand and Prince's pair of orders 5 and 4 with a step size for each example, controlled by its error.
+
+    For the probability-flow ODE as in Song et al. 2020 (arXiv:2011.13456, appendix D.4). A grid of one interval to the
+    lowest sigma, and one to clean data, is usual: `sample_state` then answers x and the number of evaluations, in the
+    state's `nfe`. An example takes the steps that it would take alone; the batch is evaluated until the last has ended.
+    Differentiable in forward mode only, since the number of steps is not known beforehand.
+
+    Args:
+        rtol: tolerance of one step's error (the root mean square of an example's numbers), relative to |x|; > 0, may
+            be traced.
+        atol: what is tolerated of the error besides; > 0, may be traced.
+        process: names the times of inner levels, as for `rk4`. Without it, and where the network is told another
+            process's t, the tolerance is kept for a path that is off by O(h^2) of the grid's intervals.
+        max_steps: attempts that an example has in an interval. The last takes what is left in one step, whatever its
+            error, so that every program ends; the state's `failed` tells.
+    Returns:
+        a solver whose error is set by the tolerance; six evaluations an attempt, and one more in each interval. The
+        step to sigma = 0 is Euler's, which answers the denoiser.
+    Raises:
+        ValueError: a tolerance that is a number and not positive; max_steps < 1.
+    """
+    return _adaptive(_DORMAND_PRINCE, rtol, atol, process, max_steps)
+
+
+def rk23(
+    rtol: float | Array = 1e-3, atol: float | Array = 1e-3, process: Process | None = None, *, max_steps: int = 1000
+) -> Solver:
+    """`rk45` with Bogacki and Shampine's pair of orders 3 and 2: fewer evaluations where the tolerance is loose.
+
+    Args:
+        rtol, atol, process, max_steps: as for `rk45`.
+    Returns:
+        a solver whose error is set by the tolerance; three evaluations an attempt, and one more in each interval.
+    Raises:
+        ValueError: as for `rk45`.
+    """
+    return _adaptive(_BOGACKI_SHAMPINE, rtol, atol, process, max_steps)
+
+
+class _Walk(NamedTuple):
+    """Where each example is on its way: x, the share of the line that is left, the slope there, and its tries."""
+
+    x: Array
+    left: Array
+    slope: Array
+    step: Array
+    tries: Array
+    rejected: Array  # the last try
+    failed: Array
+
+
+def _adaptive(pair: _Pair, rtol, atol, process: Process | None, max_steps: int) -> Solver:
+    for name, tolerance in (("rtol", rtol), ("atol", atol)):
+        if isinstance(tolerance, (int, float)) and not tolerance > 0:
+            raise ValueError(f"{name} must be positive, got {tolerance}")
+    if max_steps < 1:
+        raise ValueError(f"max_steps must be at least 1, got {max_steps}")
+
+    def init(x: Array) -> Adaptive:
+        batch = x.shape[:1]
+        return Adaptive(jnp.zeros(batch, jnp.int32), jnp.ones(batch, x.dtype), jnp.zeros(batch, bool))
+
+    def step(denoise, key: Array, x: Array, state: Adaptive, cur: Level, nxt: Level):
+        moving = nxt.sigma > 0
+        end = or_cur(moving, cur, nxt)  # to clean data no try is made; a safe level keeps the unused branch finite
+        slope = _slope(denoise, x, cur, cur, nxt)
+        inner = on_path(denoise, process)
+
+        def stages(walk: _Walk, h: Array) -> Array:
+            """The slopes at each stage, [S, B, ...]."""
+
+            def stage(k: Array, row):
+                i, c, a = row
+                w = walk.left - c * h  # counted from the clean end, where sigma may be small beside cur's
+                y = walk.x + _like(h, x) * jnp.tensordot(a, k, 1, precision="highest")
+                return k.at[i].set(_slope(inner, y, chord(end, cur, w), cur, nxt)), None
+
+            rows = (np.arange(1, len(pair.c)), *(jnp.asarray(field[1:], x.dtype) for field in (pair.c, pair.a)))
+            first = jnp.zeros((len(pair.c), *x.shape), x.dtype).at[0].set(walk.slope)
+            return jax.lax.scan(stage, first, rows)[0]
+
+        start = _Walk(
+            x,
+            jnp.where(moving, jnp.ones_like(state.step), 0),
+            slope,
+            state.step,
+            tries=jnp.zeros_like(state.nfe),
+            rejected=jnp.zeros_like(state.failed),
+            failed=state.failed,
+        )
+        attempt = lambda walk: _attempt(pair, stages, walk, rtol=rtol, atol=atol, max_steps=max_steps)  # noqa: E731
+        walk = jax.lax.while_loop(lambda walk: jnp.any(walk.left > 0), attempt, start)
+        nfe = state.nfe + 1 + (len(pair.c) - 1) * walk.tries
+        return jnp.where(moving, walk.x, x + slope), Adaptive(nfe, walk.step, walk.failed)
+
+    return Solver(init, step, order=None, nfe=None)
+
+
+def _attempt(pair: _Pair, stages: Callable, walk: _Walk, *, rtol, atol, max_steps: int) -> _Walk:
+    """Try one step of each example that has some way left; the others stay as they are."""
+    tiny = 10 * jnp.finfo(walk.x.dtype).eps
+    last = (walk.tries == max_steps - 1) | (walk.step < tiny * walk.left)  # a step of rounding's size goes nowhere
+    h = jnp.where(last, walk.left, jnp.minimum(walk.step, walk.left))
+    k = stages(walk, h)
+    moved = walk.x + _like(h, walk.x) * jnp.tensordot(jnp.asarray(pair.a[-1], h.dtype), k, 1, precision="highest")
+    estimate = _like(h, walk.x) * jnp.tensordot(jnp.asarray(pair.error, h.dtype), k, 1, precision="highest")
+    scale = jnp.asarray(atol, h.dtype) + jnp.asarray(rtol, h.dtype) * jnp.maximum(jnp.abs(walk.x), jnp.abs(moved))
+    square = jnp.mean(jnp.square(estimate / scale), axis=tuple(range(1, walk.x.ndim)))
+    square = jnp.where(jnp.isfinite(square), square, jnp.inf)  # an overflow is an error like others: try less
+    # Hairer, Norsett and Wanner 1993, II.4: 0.9 error^(-1/order), within [0.2, 10], and no growth after a rejection.
+    grow = jnp.clip(0.9 * jnp.maximum(square, 1e-30) ** (-0.5 / pair.order), 0.2, jnp.where(walk.rejected, 1.0, 10.0))
+    good = square < 1
+    arrived = good | last
+    # A step cut short at the end of the interval says little of the next one's.
+    grown = jnp.where(good & (h < walk.step), jnp.maximum(walk.step, grow * h), grow * h)
+    tried = _Walk(
+        x=jnp.where(_like(arrived, walk.x), moved, walk.x),
+        left=jnp.where(arrived, walk.left - h, walk.left),
+        slope=jnp.where(_like(arrived, walk.x), k[-1], walk.slope),
+        step=grown,
+        tries=walk.tries + 1,
+        rejected=~arrived,
+        failed=walk.failed | (last & ~good),
+    )
+    return jax.tree.map(lambda new, old: jnp.where(_like(walk.left > 0, new), new, old), tried, walk)
+
+
+def _like(each: Array, x: Array) -> Array:
+    """One value an example, [B], with axes appended to meet x."""
+    return each.reshape(each.shape + (1,) * (x.ndim - 1))
