@@ -20,7 +20,7 @@ MATHS = {
     "times": {"levels", "processes"},
     "weights": {"levels", "processes"},
     "solvers": {"levels", "noise", "processes"},
-    "guidance": {"levels", "noise", "parameterize"},
+    "guidance": {"levels", "noise", "parameterize", "solvers"},
     "inverse": {"levels", "noise", "processes", "parameterize", "solvers"},
     "sample": {"levels", "noise", "solvers"},
     "sde": {"levels", "noise", "processes"},

@@ -5,7 +5,7 @@ from jaxdiff.guidance.classifier import classifier
 from jaxdiff.guidance.classifier_free import cfg, cfg_batched, drop_condition
 from jaxdiff.guidance.compose import compose
 from jaxdiff.guidance.interval import interval
-from jaxdiff.guidance.projected import apg
+from jaxdiff.guidance.projected import apg, apg_momentum
 from jaxdiff.guidance.rescale import rescale
 from jaxdiff.guidance.threshold import clip, dynamic_threshold
 from jaxdiff.guidance.weak import autoguidance, perturbed_attention
@@ -13,6 +13,7 @@ from jaxdiff.guidance.zero_star import cfg_zero_star
 
 __all__ = [
     "apg",
+    "apg_momentum",
     "autoguidance",
     "cfg",
     "cfg_batched",

@@ -11,8 +11,9 @@ from jax import Array
 from jaxdiff.guidance.base import Scale, answer, at_level, check_denoisers, check_number, norm, parts
 from jaxdiff.levels import Level
 from jaxdiff.parameterize import Denoiser
+from jaxdiff.solvers.base import Solver
 
-__all__ = ["apg"]
+__all__ = ["apg", "apg_momentum"]
 
 
 def apg(
@@ -37,11 +38,8 @@ def apg(
     Raises:
         ValueError: as for `cfg`, or a radius that is not positive.
     """
-    check_denoisers(cond=cond, uncond=uncond)
-    check_number("scale", scale)
-    check_number("eta", eta)
-    if radius is not None and not isinstance(radius, jax.Array) and not radius > 0:
-        raise ValueError(f"radius must be above 0, got {radius}")
+    check_denoisers(cond=cond)
+    _check(uncond, scale=scale, eta=eta, radius=radius)
 
     def denoise(x: Array, level: Level) -> Any:
         x0, *variance = parts(cond(x, level))
@@ -49,6 +47,66 @@ def apg(
         return answer(x0 + (at_level(scale, x, level) - 1) * pull, *variance)
 
     return denoise
+
+
+def apg_momentum(
+    solver: Solver,
+    uncond: Denoiser,
+    scale: Scale,
+    *,
+    momentum: float | Array = -0.5,
+    eta: Scale = 0.0,
+    radius: float | Array | None = None,
+) -> Solver:
+    """A solver with `apg` and its reverse momentum: sum <- cond - uncond + momentum sum takes the difference's place.
+
+    A denoiser remembers nothing, so this one wraps the solver, whose state carries the sum (Sadat et al. 2024); the
+    denoiser that `sample` is given is the conditional one. The sum grows once a step, by the difference at the step's
+    start: a solver that never asks there, such as `heun` with churn, costs two evaluations a step more.
+
+    Args:
+        solver: the solver to guide.
+        uncond, scale, eta, radius: as for `apg`.
+        momentum: the paper's beta, in [-1, 1], below 0 to move away from earlier differences; may be traced.
+    Returns:
+        the guided solver.
+    Raises:
+        ValueError: as for `apg`, or momentum outside [-1, 1].
+    """
+    _check(uncond, scale=scale, eta=eta, radius=radius)
+    check_number("momentum", momentum, low=-1, high=1)
+
+    def init(x: Array) -> Any:
+        return solver.init(x), jnp.zeros_like(x)
+
+    def step(denoise: Denoiser, key: Array, x: Array, state: Any, cur: Level, nxt: Level) -> tuple[Array, Any]:
+        inner, past = state[0], jnp.asarray(momentum, x.dtype) * state[1]
+
+        def differ(x: Array, level: Level) -> tuple[Any, Array]:
+            cond = denoise(x, level)
+            return cond, parts(cond)[0] - parts(uncond(x, level))[0]
+
+        begun = differ(x, cur)
+
+        def guided(y: Array, level: Level) -> Any:
+            # Most solvers ask first at the step's start, which has been evaluated.
+            cond, diff = begun if y is x and level is cur else differ(y, level)
+            x0, *variance = parts(cond)
+            pull = _project(diff + past, x0, at_level(eta, y, level), radius)
+            return answer(x0 + (at_level(scale, y, level) - 1) * pull, *variance)
+
+        moved, inner = solver.step(guided, key, x, inner, cur, nxt)
+        return moved, (inner, begun[1] + past)
+
+    return solver._replace(init=init, step=step)
+
+
+def _check(uncond: Denoiser, *, scale: Scale, eta: Scale, radius: float | Array | None) -> None:
+    check_denoisers(uncond=uncond)
+    check_number("scale", scale)
+    check_number("eta", eta)
+    if radius is not None and not isinstance(radius, jax.Array) and not radius > 0:
+        raise ValueError(f"radius must be above 0, got {radius}")
 
 
 def _project(diff: Array, onto: Array, eta: Array, radius: float | Array | None) -> Array:

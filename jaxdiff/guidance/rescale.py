@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -15,35 +16,47 @@ from jaxdiff.parameterize import Denoiser, Row
 __all__ = ["rescale"]
 
 
-def rescale(guided: Denoiser, cond: Denoiser, phi: Scale, row: Row = parameterize.x0) -> Denoiser:
-    """Guidance rescale: pull each example's std to the conditional model's (Lin et al. 2023, arXiv:2305.08891, 3.4).
+def rescale(guide: Callable[[Denoiser], Denoiser], cond: Denoiser, phi: Scale, row: Row = parameterize.x0) -> Denoiser:
+    """Guidance rescale: pull each example's std to the conditional model's (Lin et al. 2023, section 3.4).
 
-    F_guided (phi std(F_cond) / std(F_guided) + 1 - phi), where F is what the network predicts. The published method
-    and its implementations take the network's own prediction: name its row to do the same; F = x0 by default.
-    `guided` evaluates `cond` too; inside one `jit` XLA computes it once.
+    F_guided (phi std(F_cond) / std(F_guided) + 1 - phi), where F is what the network predicts (arXiv:2305.08891). The
+    published method and its implementations take the network's own prediction: name its row to do the same; F = x0 by
+    default. The guidance is given as a function of the conditional denoiser, whose answer it and the std share.
 
     Args:
-        guided: the guided denoiser.
+        guide: from the conditional denoiser to the guided one, e.g. `lambda cond: cfg(cond, uncond, 7.5)`.
         cond: the conditional denoiser.
         phi: share of the rescaled, in [0, 1]; a number, [B], or a function of the level; may be traced. 0 is off.
         row: the prediction whose std is kept, e.g. `parameterize.v`.
     Returns:
-        the denoiser; a learned variance is that of `guided`.
+        the denoiser, as many evaluations a call as guide(cond); a learned variance is the guided one's.
     Raises:
-        ValueError: phi is a number outside [0, 1].
+        ValueError: phi is a number outside [0, 1]; guide is no function of the conditional denoiser.
     """
-    check_denoisers(guided=guided, cond=cond)
+    check_denoisers(cond=cond)
     check_number("phi", phi, low=0, high=1)
+    _check_guide(guide, cond)
 
     def denoise(x: Array, level: Level) -> Any:
-        x0, *variance = parts(guided(x, level))
+        known = cond(x, level)
+        x0, *variance = parts(guide(lambda x, level: known)(x, level))
         # x0 - skip x = out F: out has no part in the quotient of two stds, and may be 0.
         rest = row(level.like(x)).skip.astype(x.dtype) * x
-        ours, theirs = (_std(a - rest) for a in (x0, parts(cond(x, level))[0]))
+        ours, theirs = _std(x0 - rest), _std(parts(known)[0] - rest)
         change = jnp.where(ours > 0, theirs / jnp.where(ours > 0, ours, 1), 1) - 1
         return answer(x0 + at_level(phi, x, level) * change * (x0 - rest), *variance)
 
     return denoise
+
+
+def _check_guide(guide: Callable[[Denoiser], Denoiser], cond: Denoiser) -> None:
+    try:
+        check_denoisers(**{"guide(cond)": guide(cond)})
+    except TypeError as error:
+        raise ValueError(
+            "guide must be a function of the conditional denoiser, e.g. lambda cond: cfg(cond, uncond, 7.5), "
+            f"got {guide!r:.80}"
+        ) from error
 
 
 def _std(x: Array) -> Array:

@@ -16,18 +16,22 @@ def other(x, level):
     return 0.5 * np.sin(x)
 
 
-GUIDED = guidance.cfg(rational, other, 4.0)
+def guide(cond):
+    return guidance.cfg(cond, other, 4.0)
+
+
+GUIDED = guide(rational)
 
 
 def test_phi_goes_from_the_guided_to_the_conditionals_std():
     guided, cond = (np.asarray(d(X, AT)) for d in (GUIDED, rational))
-    np.testing.assert_allclose(guidance.rescale(GUIDED, rational, 0.0)(X, AT), guided, rtol=1e-14)
-    full = np.asarray(guidance.rescale(GUIDED, rational, 1.0)(X, AT))
+    np.testing.assert_allclose(guidance.rescale(guide, rational, 0.0)(X, AT), guided, rtol=1e-14)
+    full = np.asarray(guidance.rescale(guide, rational, 1.0)(X, AT))
     np.testing.assert_allclose(full.std(axis=(1, 2)), cond.std(axis=(1, 2)), rtol=1e-12)
     assert not np.allclose(guided.std(axis=(1, 2)), cond.std(axis=(1, 2)), rtol=0.1)
-    half = guidance.rescale(GUIDED, rational, np.array([0.0, 0.5, 1.0]))(X, AT)
+    half = guidance.rescale(guide, rational, np.array([0.0, 0.5, 1.0]))(X, AT)
     np.testing.assert_allclose(half, [guided[0], (guided[1] + full[1]) / 2, full[2]], rtol=1e-12)
-    np.testing.assert_allclose(guidance.rescale(rational, rational, 0.7)(X, AT), cond, rtol=1e-12)
+    np.testing.assert_allclose(guidance.rescale(lambda cond: cond, rational, 0.7)(X, AT), cond, rtol=1e-12)
 
 
 @pytest.mark.parametrize("row", ["eps", "v", "velocity"])
@@ -36,16 +40,34 @@ def test_the_std_is_that_of_the_named_prediction(row):
     guided, cond = (np.asarray(jd.parameterize.target(row, d(X, AT), X, AT)) for d in (GUIDED, rational))
     stds = [np.std(F, axis=(1, 2), keepdims=True) for F in (cond, guided)]
     expected = 0.7 * guided * stds[0] / stds[1] + 0.3 * guided
-    out = guidance.rescale(GUIDED, rational, 0.7, row)(X, AT)
+    out = guidance.rescale(guide, rational, 0.7, row)(X, AT)
     np.testing.assert_allclose(jd.parameterize.target(row, out, X, AT), expected, rtol=1e-10, atol=1e-12)
 
 
 def test_a_constant_has_no_std_to_rescale():
     flat = lambda x, level: np.ones_like(x)  # noqa: E731
-    np.testing.assert_array_equal(guidance.rescale(flat, rational, 1.0)(X, AT), 1)
+    np.testing.assert_array_equal(guidance.rescale(lambda cond: flat, rational, 1.0)(X, AT), 1)
 
 
 def test_another_share_is_refused():
     for phi in (-0.1, 1.1, np.nan):
         with pytest.raises(ValueError, match=r"phi must be a finite number in \[0, 1\]"):
-            guidance.rescale(GUIDED, rational, phi)
+            guidance.rescale(guide, rational, phi)
+
+
+def test_a_guided_denoiser_in_place_of_the_guidance_is_refused():
+    with pytest.raises(ValueError, match="guide must be a function of the conditional denoiser"):
+        guidance.rescale(GUIDED, rational, 0.7)
+    with pytest.raises(ValueError, match=r"guide\(cond\) must be a denoiser"):
+        guidance.rescale(lambda cond: None, rational, 0.7)
+
+
+def test_the_conditional_denoiser_is_evaluated_once():
+    calls = []
+
+    def cond(x, level):
+        calls.append(x)
+        return rational(x, level)
+
+    guidance.rescale(guide, cond, 0.7)(X, AT)
+    assert len(calls) == 1

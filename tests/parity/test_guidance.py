@@ -43,7 +43,7 @@ def test_rescale(row):
     cond, uncond = pair(row)
     guided = torch.from_numpy(UNCOND + 7.5 * (COND - UNCOND))
     expected = rescale_noise_cfg(guided, torch.from_numpy(COND), guidance_rescale=0.7)
-    out = predicted(guidance.rescale(guidance.cfg(cond, uncond, 7.5), cond, 0.7, row), row)
+    out = predicted(guidance.rescale(lambda c: guidance.cfg(c, uncond, 7.5), cond, 0.7, row), row)
     np.testing.assert_allclose(out, expected, rtol=1e-10, atol=1e-12)
 
 
