@@ -1,9 +1,55 @@
 """Solvers: one file a family, each public function a factory of `Solver`."""
 
+from jaxdiff.solvers.ancestral import euler_ancestral
 from jaxdiff.solvers.base import Solver
 from jaxdiff.solvers.ddim import ddim
 from jaxdiff.solvers.ddpm import ddpm
-from jaxdiff.solvers.dpm import dpmpp_2m
+from jaxdiff.solvers.deis import deis
+from jaxdiff.solvers.dpm import dpm_solver
+from jaxdiff.solvers.dpm_2 import dpm_2, dpm_2_ancestral
+from jaxdiff.solvers.dpmpp import (
+    dpmpp_2m,
+    dpmpp_2m_sde,
+    dpmpp_2s,
+    dpmpp_2s_ancestral,
+    dpmpp_3m,
+    dpmpp_3m_sde,
+    dpmpp_sde,
+)
 from jaxdiff.solvers.edm import euler, heun
+from jaxdiff.solvers.er_sde import er_sde
+from jaxdiff.solvers.lms import lms
+from jaxdiff.solvers.pndm import ipndm, plms, pndm
+from jaxdiff.solvers.runge_kutta import rk4, rk23, rk45
+from jaxdiff.solvers.sa_solver import sa_solver
+from jaxdiff.solvers.unipc import unipc
 
-__all__ = ["Solver", "ddim", "ddpm", "dpmpp_2m", "euler", "heun"]
+__all__ = [
+    "Solver",
+    "ddim",
+    "ddpm",
+    "deis",
+    "dpm_2",
+    "dpm_2_ancestral",
+    "dpm_solver",
+    "dpmpp_2m",
+    "dpmpp_2m_sde",
+    "dpmpp_2s",
+    "dpmpp_2s_ancestral",
+    "dpmpp_3m",
+    "dpmpp_3m_sde",
+    "dpmpp_sde",
+    "er_sde",
+    "euler",
+    "euler_ancestral",
+    "heun",
+    "ipndm",
+    "lms",
+    "plms",
+    "pndm",
+    "rk4",
+    "rk23",
+    "rk45",
+    "sa_solver",
+    "unipc",
+]

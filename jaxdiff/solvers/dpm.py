@@ -1,33 +1,55 @@
-"""DPM-Solver++ (Lu et al. 2022): exponential integrators in lam on the denoiser."""
+"""DPM-Solver (Lu et al. 2022): exponential integrators in lam on the noise, by inner points."""
 
 from __future__ import annotations
 
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff.levels import Level
-from jaxdiff.solvers.base import Solver, exponential, finite_h
+from jaxdiff.levels import Level, from_x0
+from jaxdiff.processes import Process
+from jaxdiff.solvers.adams import moments
+from jaxdiff.solvers.base import Solver, exponential, finite_h, inside, on_path, stateless
 
-__all__ = ["dpmpp_2m"]
+__all__ = ["dpm_solver"]
 
 
-def dpmpp_2m() -> Solver:
-    """DPM-Solver++(2M), the multistep method of order 2 (Lu et al. 2022, arXiv:2211.01095, algorithm 2).
+def dpm_solver(order: int = 2, process: Process | None = None) -> Solver:
+    """DPM-Solver-1, 2 and 3, singlestep (Lu et al. 2022, arXiv:2206.00927, section 3).
 
+    Args:
+        order: 1 (DDIM), 2 (with the inner point r_1 = 1/2) or 3 (r_1 = 1/3, r_2 = 2/3).
+        process: names the time of the inner points. Without it that time is interpolated: exact for EDM and Flow, and
+            where the network is told lam; elsewhere it is off by O(h^2), which leaves order 2.
     Returns:
-        a solver of order 2 with one evaluation a step. The first step, the step after pure noise (lam = -inf), and the
-        step to sigma = 0 (where no polynomial in lam reaches) are of order 1.
+        a solver of this order with as many evaluations a step; the steps from pure noise and to sigma = 0 are of
+        order 1.
+    Raises:
+        ValueError: another order.
     """
-
-    def init(x: Array) -> tuple[Array, Array]:
-        # An infinite last step makes the slope's coefficient 0: warm-up without a branch.
-        return jnp.zeros_like(x), jnp.asarray(jnp.inf, x.dtype)
+    if order not in (1, 2, 3):
+        raise ValueError(f"order of dpm_solver must be 1, 2 or 3, got {order}")
 
     def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
-        x0_prev, h_prev = state
-        x0 = denoise(x, cur)
+        x0, eps = from_x0(denoise(x, cur), x, cur)
         h, finite = finite_h(cur, nxt)
-        D = x0 + jnp.where(finite, 0.5 * h / h_prev, 0) * (x0 - x0_prev)  # 1 / (2 r)
-        return exponential(x, D, cur, nxt), (x0, jnp.where(finite, h, jnp.inf))
 
-    return Solver(init, step, order=2)
+        def start(r: float) -> tuple[Array, Level]:
+            """The step of order 1 to the inner point r of the way, and its level."""
+            mid = inside(cur, nxt, cur.lam + r * h, finite)
+            return mid.sigma / cur.sigma * x - mid.alpha * jnp.expm1(-r * h) * x0, mid
+
+        def change(x: Array, level: Level) -> Array:
+            return from_x0(on_path(denoise, process)(x, level), x, level).eps - eps
+
+        # The integral of sigma_s exp(lam_s - lam) eps: what it adds to the step of order 1, per difference of eps.
+        add: Array | float = 0.0
+        if order == 2:
+            add = -jnp.expm1(h) * change(*start(1 / 2))
+        elif order == 3:
+            D = change(*start(1 / 3))
+            u, mid = start(2 / 3)
+            D = change(u + 2 * mid.sigma * moments(-2 / 3 * h, 2)[1] * D, mid)
+            add = 1.5 * moments(-h, 2)[1] * D
+        return exponential(x, x0, cur, nxt) + jnp.where(finite, nxt.sigma * add, 0), state
+
+    return Solver(stateless, step, order=order, nfe=order)

@@ -1,0 +1,170 @@
+"""Exponential Adams methods: the denoiser as a polynomial in lam through past answers, integrated exactly.
+
+From level t to s, with h = lam_s - lam_t, u = (lam - lam_t) / h in [0, 1] and H = (1 + eta) h,
+
+    x_s = (sigma_s / sigma_t) exp(-eta h) x_t + alpha_s int_0^1 H exp(-H (1 - u)) x0_hat(u) du
+          + sigma_s sqrt(1 - exp(-2 eta h)) z
+
+is exact: the probability-flow ODE for eta = 0, the reverse SDE for eta = 1, and between and beyond them the family with
+the same marginals (eta is the tau^2 of Xue et al. 2023, arXiv:2309.05019). DPM-Solver++'s multistep methods, UniPC and
+SA-Solver differ in the polynomial. DEIS and DPM-Solver integrate eps_hat instead, against H = -h.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+from jaxdiff.levels import Level, safe_sqrt
+from jaxdiff.noise import Noise, white
+from jaxdiff.solvers.base import Solver, finite_h, push
+
+__all__ = ["adams", "along", "moments", "nodes", "weights"]
+
+_ENDLESS = 1e4  # instead of an infinite h: exp(-eta h) is 0 for it, or 1 where a traced eta is 0
+
+
+class Memory(NamedTuple):
+    """What an Adams method remembers: K answers of the denoiser, newest first, and what they did in the last step."""
+
+    x0s: Array  # [K, ...]
+    lams: Array  # [K]; -inf where there is none yet, and for pure noise: a slope to it is 0
+    added: Array  # the integral that the last step added to x, like x; empty without a corrector
+    eta: Array  # of the last step
+
+
+def adams(
+    predictor: int, corrector: int = 0, *, eta: float | Array | Callable[[Level], Array] = 0.0,
+    s_noise: float | Array = 1.0, two: str = "exact", noise: Noise = white, order: int,
+) -> Solver:  # fmt: skip
+    """The method whose polynomials go through `predictor` answers up to now, then through `corrector` with the next.
+
+    Predicted x is corrected at the beginning of the next step, by the answer that this step needs anyway.
+
+    Args:
+        predictor, corrector: number of answers; no corrector is 0.
+        eta: at least 0, or a function of the level where the step begins. A plain 0 draws nothing.
+        s_noise: standard deviation of z.
+        two: the integral of u where there are two answers, see `_moments`.
+        noise: (key, x, cur, nxt) -> z.
+        order: of the result.
+    """
+    deterministic = isinstance(eta, (int, float)) and eta == 0
+    kept = max(predictor - 1, corrector - 1, 1)
+
+    def init(x: Array) -> Memory:
+        x0s, lams = jnp.zeros((kept, *x.shape), x.dtype), jnp.full(kept, -jnp.inf, x.dtype)
+        return Memory(x0s, lams, jnp.zeros_like(x if corrector else lams[:0]), jnp.zeros((), x.dtype))
+
+    def step(denoise, key: Array, x: Array, memory: Memory, cur: Level, nxt: Level):
+        x0 = denoise(x, cur)
+        if corrector:
+            x = _corrected(x, x0, memory, cur, corrector, two)
+        eta_now = jnp.asarray(eta(cur) if callable(eta) else eta, x.dtype)
+        h, finite = finite_h(cur, nxt)
+        eta_h = eta_now * jnp.where(finite, h, _ENDLESS).astype(x.dtype)
+        added = -nxt.alpha * jnp.expm1(cur.lam - nxt.lam - eta_h) * x0
+        share = along(memory.lams[: predictor - 1], cur, h, finite, (1 + eta_now) * h, two)
+        for k in range(predictor - 1):
+            added = added + nxt.alpha * share[k] * (memory.x0s[k] - x0)
+        x = nxt.sigma / cur.sigma * jnp.exp(-eta_h) * x + added
+        if not deterministic:
+            drawn = nxt.sigma * safe_sqrt(-jnp.expm1(-2 * eta_h))
+            x = x + jnp.asarray(s_noise, x.dtype) * drawn * noise(key, x, cur, nxt)
+        x0s, lams = push(memory.x0s, x0), push(memory.lams, cur.lam)
+        return x, Memory(x0s, lams, added if corrector else memory.added, eta_now)
+
+    return Solver(init, step, order=order, stochastic=not deterministic)
+
+
+def _corrected(x: Array, x0: Array, memory: Memory, cur: Level, count: int, two: str) -> Array:
+    """x with the last step's integral taken anew, the answer x0 at that step's end among the `count` answers.
+
+    x is changed by the difference, not recomputed from where the step began: whoever changed it in between (inpainting)
+    is heard.
+    """
+    begin = memory.lams[0]
+    finite = jnp.isfinite(begin) & jnp.isfinite(cur.lam)
+    h = jnp.where(finite, cur.lam - jnp.where(finite, begin, 0), 1)
+    u, usable = nodes(memory.lams[1 : max(count - 1, 1)], jnp.where(finite, begin, 0), h, finite)
+    u = jnp.concatenate([jnp.array([1, 0], x.dtype), u])[:count]
+    usable = jnp.concatenate([jnp.array([True, True]), usable])[:count]
+    share = weights(u, usable, _moments((1 + memory.eta) * h, usable, two))
+    again = cur.alpha * share[0] * x0
+    for k in range(1, count):
+        again = again + cur.alpha * share[k] * memory.x0s[k - 1]
+    return x + jnp.where(finite, again - memory.added, 0)
+
+
+def along(past: Array, cur: Level, h: Array, finite: Array, H: Array, two: str = "exact") -> Array:
+    """Weights [K] of past answers less the present one, in the integral of H exp(-H (1 - u)) times their polynomial.
+
+    Args:
+        past: their lam, [K], newest first; infinite ones get no weight.
+        cur: the present level.
+        h, finite: of the step, see `finite_h`; without a finite h all weights are 0.
+        H: (1 + eta) h, or -h.
+        two: see `_moments`.
+    """
+    u, usable = nodes(past, jnp.where(finite, cur.lam, 0), h, finite)
+    u = jnp.concatenate([jnp.zeros(1, u.dtype), u])
+    usable = jnp.concatenate([jnp.array([True]), usable])
+    return weights(u, usable, _moments(H, usable, two))[1:]
+
+
+def nodes(lams: Array, begin: Array, h: Array, finite: Array) -> tuple[Array, Array]:
+    """u = (lam - begin) / h of past levels, and which are usable; another u > 1 for each of those that are not."""
+    usable = jnp.isfinite(lams) & finite
+    u = (jnp.where(usable, lams, begin) - begin) / h
+    return jnp.where(usable, u, 2 + jnp.arange(len(lams), dtype=lams.dtype)), usable
+
+
+def weights(u: Array, usable: Array, moment: Array) -> Array:
+    """Weights of the values at nodes u whose sum is the integral of the polynomial through them, by Newton's form.
+
+    Args:
+        u: [n], all different.
+        usable: [n]; those after the first that is not usable have weight 0.
+        moment: [n], the integrals of 1, u, ..., u^(n - 1).
+    """
+    n = len(u)
+    difference = jnp.eye(n, dtype=u.dtype)  # each row a divided difference's weights
+    total = moment[0] * difference[0]
+    for j in range(1, n):
+        difference = (difference[:-1] - difference[1:]) / (u[: n - j] - u[j:])[:, None]
+        moment = moment[1:] - u[j - 1] * moment[:-1]  # of u^i (u - u_0) ... (u - u_(j-1))
+        total = total + jnp.where(usable[j], moment[0], 0) * difference[0]
+    return total
+
+
+def moments(H: Array, n: int) -> Array:
+    """int_0^1 H exp(-H (1 - u)) u^j du for j < n, of either sign of H: j! H phi_(j+1)(-H), [n]."""
+    # By parts m_j = 1 - (j / H) m_(j-1), which cancels for small H; from the last one's series back it does not.
+    small = jnp.abs(H) < 2
+    tiny, large = jnp.where(small, H, 1), jnp.where(small, 2, H)
+    series = jnp.ones_like(H)
+    for k in range(24, 0, -1):  # the term after these is below 1e-18 of the first
+        series = 1 - tiny / (n + k) * series
+    back, on = [tiny / n * series], [-jnp.expm1(-large)]
+    for j in range(1, n):
+        back.append(tiny / (n - j) * (1 - back[-1]))
+        on.append(1 - j / large * on[-1])
+    return jnp.where(small, jnp.stack(back[::-1]), jnp.stack(on))
+
+
+def _moments(H: Array, usable: Array, two: str) -> Array:
+    """`moments`, but that of u, where there are just two answers, by the method's choice.
+
+    Whatever is H / 2 + O(H^2) keeps order 2. "exact" is DPM-Solver++'s "heun",
+    "midpoint" half the integral of 1 (DPM-Solver++(2M), UniPC's B_2), "half" H / 2 (UniPC's B_1).
+    """
+    n = len(usable)
+    moment = moments(H, n)
+    if two == "exact" or n == 1:
+        return moment
+    simple = 0.5 * (moment[0] if two == "midpoint" else H)
+    pair = usable[1] if n == 2 else usable[1] & ~usable[2]
+    return moment.at[1].set(jnp.where(pair, simple, moment[1]))

@@ -1,0 +1,45 @@
+"""DEIS (Zhang and Chen 2022): the exponential Adams-Bashforth method on the noise."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax import Array
+
+from jaxdiff.levels import Level, from_x0
+from jaxdiff.solvers.adams import along
+from jaxdiff.solvers.base import Solver, exponential, finite_h, push
+
+__all__ = ["deis"]
+
+
+def deis(order: int = 2) -> Solver:
+    """DEIS-AB: eps_hat as a polynomial through past answers (Zhang and Chen 2022, arXiv:2204.13902).
+
+    The polynomial is in lam = -log rho with rho = sigma / alpha, as in diffusers' "logrho". In rho itself (the paper's
+    rho-AB) it is `lms`.
+
+    Args:
+        order: number of eps_hat that the polynomial goes through, 1 to 3; 1 is DDIM. The paper's tAB0 to tAB2.
+    Returns:
+        a solver of this order with one evaluation a step; the first steps are of order 1 and 2, and the step to
+        sigma = 0 of order 1.
+    Raises:
+        ValueError: another order.
+    """
+    if order not in (1, 2, 3):
+        raise ValueError(f"order of deis must be 1, 2 or 3, got {order}")
+
+    def init(x: Array) -> tuple[Array, Array]:
+        return jnp.zeros((order - 1, *x.shape), x.dtype), jnp.full(order - 1, -jnp.inf, x.dtype)
+
+    def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
+        past, lams = state
+        x0, eps = from_x0(denoise(x, cur), x, cur)
+        h, finite = finite_h(cur, nxt)
+        new = exponential(x, x0, cur, nxt)
+        share = along(lams, cur, h, finite, -h)
+        for k in range(order - 1):
+            new = new + nxt.sigma * share[k] * (past[k] - eps)
+        return new, (push(past, eps), push(lams, cur.lam)) if order > 1 else state
+
+    return Solver(init, step, order=order)

@@ -1,0 +1,33 @@
+"""UniPC (Zhao et al. 2023): a predictor and a corrector of any order, for one evaluation a step."""
+
+from __future__ import annotations
+
+from jaxdiff.solvers.adams import adams
+from jaxdiff.solvers.base import Solver
+
+__all__ = ["unipc"]
+
+
+def unipc(order: int = 3, variant: str = "bh2", *, corrector: bool = True) -> Solver:
+    """UniPC-p: UniP-p predicts, UniC-p corrects at the beginning of the next step (Zhao et al. 2023, arXiv:2302.04867).
+
+    On the denoiser (the paper's data prediction). Solving the paper's linear system is interpolating: B(h) drops out of
+    it, and is felt in the first steps alone, and for order 1 (UniC) and 2 (UniP), where the system is replaced by 1/2.
+
+    Args:
+        order: p, the number of answers through which the predictor's polynomial goes; the corrector's goes through one
+            more. Beyond 4 little is gained: the polynomials swing.
+        variant: "bh1" for B(h) = h, "bh2" for B(h) = exp(h) - 1.
+        corrector: whether to correct. Without it bh2 of order 2 is `dpmpp_2m`.
+    Returns:
+        a solver of order p + 1 (p without a corrector) with one evaluation a step. The first steps are of a lower
+        order, and the step to sigma = 0 of order 1; what the last step predicts is not corrected.
+    Raises:
+        ValueError: order below 1, or another variant.
+    """
+    if not isinstance(order, int) or order < 1:
+        raise ValueError(f"order of unipc must be a whole number of at least 1, got {order}")
+    if variant not in ("bh1", "bh2"):
+        raise ValueError(f"variant must be bh1 or bh2, got {variant!r}")
+    two = {"bh1": "half", "bh2": "midpoint"}[variant]
+    return adams(order, order + 1 if corrector else 0, two=two, order=order + 1 if corrector else order)
