@@ -46,30 +46,44 @@ def test_ddim_with_it_is_the_published_algorithm(process, x64):
     np.testing.assert_allclose(run(0.0, levels), plain, rtol=1e-12)
 
 
-def test_levels_are_found_through_rounding_and_each_example_for_itself():
+def test_levels_are_found_through_rounding():
     # 200 uneven steps around 0.1 from lam = -10 to 10: at the ends alpha, or sigma, is 1 but for 1e-9.
     lam = np.linspace(-10, 10, 201) + 0.03 * np.sin(np.arange(201))
     alpha = 1 / np.sqrt(1 + np.exp(-2 * lam))
     levels = Level(lam, alpha, alpha * np.exp(-lam))
+    at = Level(*(field[:-1].astype(np.float32) for field in levels))
+    at = at._replace(alpha=at.alpha * np.float32(1.001))  # far more than rounding
+    expected = 1 / (1 - np.exp(lam[:-1] - lam[1:]))
+    np.testing.assert_allclose(gains(levels, at), expected, rtol=1e-4)
+
+
+def test_an_inner_point_takes_the_nearest_levels_step_and_gradients_by_the_grid_are_finite():
+    # sigma / alpha = inf, 2, 1, 0: the first and the last h are infinite.
+    levels = Level(*(np.array(field, np.float32) for field in ((3, 2, 1, 0), (0, 1, 1, 1), (1, 2, 1, 0))))
+    at = Level(*(np.array(field, np.float32) for field in ([0] * 5, [0, 1, 1, 1, 1], [1, 5, 1.9, 1.1, 0.01])))
+    np.testing.assert_allclose(gains(levels, at), [1, 2, 2, 1, 1], rtol=1e-6)
+    gradient = jax.jit(jax.grad(lambda levels: gains(levels, at).sum()))(levels)
+    assert np.all(np.isfinite(gradient.alpha)) and np.all(np.isfinite(gradient.sigma)) and np.any(gradient.sigma)
+
+
+@jax.jit
+def gains(levels, at):
+    """What a scale of 1 becomes at each of these levels."""
     ones, zeros = (lambda x, level, c=c: jnp.full_like(x, c) for c in (1.0, 0.0))
-    at = Level(*(jnp.asarray(field[:-1], jnp.float32) for field in levels))
-    at = at._replace(alpha=at.alpha * 1.001)  # far more than rounding
-    out = guidance.cfg_pp(ones, zeros, 1.0, levels)(jnp.zeros((200, 1)), at)
-    np.testing.assert_allclose(out[:, 0], 1 / (1 - np.exp(lam[:-1] - lam[1:])), rtol=1e-4)
-    # An inner point of a solver takes the step of the nearest level.
-    grid = jd.processes.EDM()(jnp.array([8.0, 2.0, 1.0, 0.0]))
-    for sigma, expected in ((5.0, 1 / (1 - 1 / 4)), (3.9, 2), (1.1, 1), (0.01, 1)):
-        one = Level(*map(jnp.float32, (sigma, 1, sigma)))
-        np.testing.assert_allclose(guidance.cfg_pp(ones, zeros, 1.0, grid)(jnp.zeros((1, 1)), one), expected, rtol=1e-6)
+    return guidance.cfg_pp(ones, zeros, 1.0, levels)(jnp.zeros((len(at.t), 1)), at)[:, 0]
 
 
 def test_one_step_is_the_interpolated_denoiser_and_euler_is_ddim():
-    levels, x = jd.processes.EDM()(jnp.array([3.0, 0.0])), jnp.asarray(START, jnp.float32)
-    cur = Level(*map(jnp.float32, (3, 1, 3)))
-    expected = 0.4 * other(x, cur) + 0.6 * rational(x, cur)
-    for solver in (jd.solvers.ddim(), jd.solvers.euler()):
-        out = jd.sample(guidance.cfg_pp(rational, other, 0.6, levels), solver, levels, x, jax.random.key(0))
-        np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6)
+    levels, x = Level(*map(np.float32, ([3, 0], [1, 1], [3, 0]))), START.astype(np.float32)
+
+    @jax.jit
+    def run():
+        denoise = guidance.cfg_pp(rational, other, 0.6, levels)
+        return [jd.sample(denoise, s, levels, x, jax.random.key(0)) for s in (jd.solvers.ddim(), jd.solvers.euler())]
+
+    cur = Level(3.0, 1.0, 3.0)
+    for out in run():
+        np.testing.assert_allclose(out, 0.4 * other(x, cur) + 0.6 * rational(x, cur), rtol=1e-5, atol=1e-6)
 
 
 def test_another_scale_and_levels_that_are_no_grid_are_refused():
