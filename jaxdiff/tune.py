@@ -46,7 +46,7 @@ def by_gradient(
         levels: the grid to start from, fields [N + 1], N >= 2; concrete.
         x: x_T to tune on, [B, ...].
         key: one key, or [B] keys.
-        process: names the time of each level.
+        process: names the time of each level; a beta table's become fractions.
         reference: where x should end, like x; None takes Heun's method with 128 steps of equal angle.
         iterations: of Adam, on a cosine decay.
         lr: its first learning rate.

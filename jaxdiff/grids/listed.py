@@ -44,7 +44,8 @@ def from_sigmas(process: Process, sigmas: Array, n: int | Array | None = None, *
     """
     traced = isinstance(sigmas, jax.core.Tracer)
     values = sigmas if traced else np.asarray(sigmas, np.float64)
-    if values.ndim != 1 or len(values) < 2 or (not traced and not (np.all(np.diff(values) < 0) and values[-1] >= 0)):
+    falls = traced or (np.all(np.diff(values) < 0) and np.all(np.isfinite(values)) and values[-1] >= 0)
+    if values.ndim != 1 or len(values) < 2 or not falls:
         raise ValueError(f"sigmas must be a list of at least two falling numbers, the last >= 0, got {sigmas}")
     ends_clean = not traced and values[-1] == 0
     n = len(values) - 1 if n is None else n
