@@ -38,7 +38,7 @@ def plms() -> Solver:
     """PNDM with a pseudo Heun step ahead and orders 2 and 3 after it: the PLMS of latent and Stable Diffusion.
 
     Rombach et al. 2022, arXiv:2112.10752 (their published code); the multistep method is Liu et al.'s
-    (arXiv:2202.09778, section 3.3).
+    (arXiv:2202.09778).
 
     Returns:
         a solver of order 2 with one evaluation a step, but two in the first.

@@ -57,7 +57,7 @@ class Adaptive(NamedTuple):
 
     Attributes:
         nfe: [B] int32, evaluations of the denoiser so far.
-        step: [B], the step to try next, as a share of the grid's interval.
+        step: [B], the step to try next, a length in the plane of alpha and sigma; 0 before the first.
         failed: [B], whether some interval was ended without reaching the tolerance, after `max_steps`.
     """
 
@@ -105,7 +105,7 @@ def rk45(
 ) -> Solver:
     """Dormand and Prince's pair of orders 5 and 4 with a step size for each example, controlled by its error.
 
-    For the probability-flow ODE as in Song et al. 2020 (arXiv:2011.13456, appendix D.4). A grid of one interval to the
+    A black-box solver of the probability-flow ODE, as in Song et al. 2020 (arXiv:2011.13456). A grid of one interval to the
     lowest sigma, and one to clean data, is usual: `sample_state` then answers x and the number of evaluations, in the
     state's `nfe`. An example takes the steps that it would take alone; the batch is evaluated until the last has ended.
     Differentiable in forward mode only, since the number of steps is not known beforehand.
@@ -114,8 +114,8 @@ def rk45(
         rtol: tolerance of one step's error (the root mean square of an example's numbers), relative to |x|; > 0, may
             be traced.
         atol: what is tolerated of the error besides; > 0, may be traced.
-        process: names the times of inner levels, as for `rk4`. Without it, and where the network is told another
-            process's t, the tolerance is kept for a path that is off by O(h^2) of the grid's intervals.
+        process: names the times of inner levels, as for `rk4`. Pass it wherever the network is told a time that is not
+            EDM's or Flow's: over a long interval an interpolated time is far off, and no tolerance tells.
         max_steps: attempts that an example has in an interval. The last takes what is left in one step, whatever its
             error, so that every program ends; the state's `failed` tells.
     Returns:
@@ -163,7 +163,7 @@ def _adaptive(pair: _Pair, rtol, atol, process: Process | None, max_steps: int) 
 
     def init(x: Array) -> Adaptive:
         batch = x.shape[:1]
-        return Adaptive(jnp.zeros(batch, jnp.int32), jnp.ones(batch, x.dtype), jnp.zeros(batch, bool))
+        return Adaptive(jnp.zeros(batch, jnp.int32), jnp.zeros(batch, x.dtype), jnp.zeros(batch, bool))
 
     def step(denoise, key: Array, x: Array, state: Adaptive, cur: Level, nxt: Level):
         moving = nxt.sigma > 0
@@ -184,11 +184,12 @@ def _adaptive(pair: _Pair, rtol, atol, process: Process | None, max_steps: int) 
             first = jnp.zeros((len(pair.c), *x.shape), x.dtype).at[0].set(walk.slope)
             return jax.lax.scan(stage, first, rows)[0]
 
+        length = jnp.hypot(nxt.alpha - cur.alpha, nxt.sigma - cur.sigma)
         start = _Walk(
             x,
-            jnp.where(moving, jnp.ones_like(state.step), 0),
-            slope,
-            state.step,
+            left=jnp.where(moving, jnp.ones_like(state.step), 0),
+            slope=slope,
+            step=jnp.where(state.step > 0, jnp.minimum(state.step / length, 1), 1),
             tries=jnp.zeros_like(state.nfe),
             rejected=jnp.zeros_like(state.failed),
             failed=state.failed,
@@ -196,7 +197,7 @@ def _adaptive(pair: _Pair, rtol, atol, process: Process | None, max_steps: int) 
         attempt = lambda walk: _attempt(pair, stages, walk, rtol=rtol, atol=atol, max_steps=max_steps)  # noqa: E731
         walk = jax.lax.while_loop(lambda walk: jnp.any(walk.left > 0), attempt, start)
         nfe = state.nfe + 1 + (len(pair.c) - 1) * walk.tries
-        return jnp.where(moving, walk.x, x + slope), Adaptive(nfe, walk.step, walk.failed)
+        return jnp.where(moving, walk.x, x + slope), Adaptive(nfe, length * walk.step, walk.failed)
 
     return Solver(init, step, order=None, nfe=None)
 
@@ -216,13 +217,11 @@ def _attempt(pair: _Pair, stages: Callable, walk: _Walk, *, rtol, atol, max_step
     grow = jnp.clip(0.9 * jnp.maximum(square, 1e-30) ** (-0.5 / pair.order), 0.2, jnp.where(walk.rejected, 1.0, 10.0))
     good = square < 1
     arrived = good | last
-    # A step cut short at the end of the interval says little of the next one's.
-    grown = jnp.where(good & (h < walk.step), jnp.maximum(walk.step, grow * h), grow * h)
     tried = _Walk(
         x=jnp.where(_like(arrived, walk.x), moved, walk.x),
         left=jnp.where(arrived, walk.left - h, walk.left),
         slope=jnp.where(_like(arrived, walk.x), k[-1], walk.slope),
-        step=grown,
+        step=grow * h,
         tries=walk.tries + 1,
         rejected=~arrived,
         failed=walk.failed | (last & ~good),
