@@ -131,7 +131,7 @@ DETERMINISTIC = [name for name in ORDERED if not SOLVERS[name].stochastic]  # th
 @pytest.mark.usefixtures("x64")
 @each(DETERMINISTIC)
 def test_order_of_convergence(solver, trajectories):
-    slopes = np.log(errors(solver, trajectories, 50) / errors(solver, trajectories, 200)) / np.log(4)
+    slopes = np.log(errors(solver, trajectories, 100) / errors(solver, trajectories, 400)) / np.log(4)
     print("slopes on vp, edm, flow; of a Gaussian, of a mixture:", slopes.round(3).tolist())
     np.testing.assert_allclose(slopes, solver.order, atol=0.15)
 
