@@ -129,8 +129,7 @@ def invert(denoise: Denoiser, levels: Level, x: Array, *, iterations: int = 1) -
             _, eps = from_x0(denoise(x_t, t), x_t, t)
             return t.alpha / s.alpha * x + (t.sigma - t.alpha / s.alpha * s.sigma) * eps, None
 
-        guess = t.alpha / s.alpha * x
-        return jax.lax.scan(iterate, guess, length=iterations)[0], None
+        return jax.lax.scan(iterate, x, length=iterations)[0], None
 
     pairs = Level(*(field[:-1] for field in levels)), Level(*(field[1:] for field in levels))
     return jax.lax.scan(step, x, pairs, reverse=True)[0]

@@ -105,9 +105,9 @@ def rk45(
 ) -> Solver:
     """Dormand and Prince's pair of orders 5 and 4 with a step size for each example, controlled by its error.
 
-    A black-box solver of the probability-flow ODE, as in Song et al. 2020 (arXiv:2011.13456). A grid of one interval to the
-    lowest sigma, and one to clean data, is usual: `sample_state` then answers x and the number of evaluations, in the
-    state's `nfe`. An example takes the steps that it would take alone; the batch is evaluated until the last has ended.
+    A black-box solver of the probability-flow ODE, as in Song et al. 2020 (arXiv:2011.13456). A grid of one interval to
+    the lowest sigma, and one to clean data, is usual: `sample_state` then answers x and the number of evaluations, in
+    the state's `nfe`. An example takes the steps that it would take alone; the batch is evaluated until all have ended.
     Differentiable in forward mode only, since the number of steps is not known beforehand.
 
     Args:
