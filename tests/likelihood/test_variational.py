@@ -1,4 +1,4 @@
-"""likelihood: the bound's terms against closed forms computed independently."""
+"""variational: the bound and its terms against closed forms computed independently."""
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxdiff.likelihood import discretized_normal_nll, normal_kl, variational_term
-from jaxdiff.processes import Discrete
+from jaxdiff.likelihood import discretized_normal_nll, normal_kl, variational_bound, variational_term
+from jaxdiff.processes import VP, Discrete
 
 BETAS = np.array([0.02, 0.1, 0.3, 0.5])
 ABAR = np.concatenate([[1.0], np.cumprod(1 - BETAS)])
@@ -149,3 +149,119 @@ def test_gradients_are_finite_at_every_t(variance):
 def test_unknown_variance():
     with pytest.raises(ValueError, match="learned, got 'middle'"):
         variational_term(lambda x, level: x, TABLE, jnp.zeros((1, 1)), jnp.zeros((1, 1)), 1, variance="middle")
+
+
+# The whole bound
+
+
+@pytest.mark.parametrize("variance", ["learned", pytest.param("small", marks=pytest.mark.slow)])
+def test_bound_is_the_papers_sum(variance, x64):
+    """A constant prediction makes every term a formula, whatever the noise; the rest is the prior's KL."""
+    x0, frac = GRID[np.array([[0, 3, 100, 255], [128, 7, 250, 40]])], 0.3 if variance == "learned" else 0.0
+    denoise = lambda x, level: (0.2 + 0 * x, frac + 0 * x) if variance == "learned" else 0.2 + 0 * x  # noqa: E731
+    run = jax.jit(lambda x0, key: variational_bound(denoise, TABLE, x0, key, variance=variance))
+    got = run(jnp.asarray(x0), jax.random.key(0))
+    prior = np.mean(0.5 * (ABAR[4] * x0**2 + (1 - ABAR[4]) - 1 - np.log(1 - ABAR[4])), axis=1) / np.log(2)
+    terms = np.stack([_expected_term(t, x0, 0.2, variance, frac) for t in (1, 2, 3, 4)], axis=1)
+    np.testing.assert_allclose(got.prior, prior, rtol=1e-9)
+    np.testing.assert_allclose(got.terms, terms, rtol=1e-6)
+    np.testing.assert_allclose(got.total, prior + terms.sum(1), rtol=1e-6)
+
+
+class Linear:
+    """The chain of a linear denoiser x0_hat = gain x + shift, exact for N(m, c^2): its bound and likelihood by hand."""
+
+    def __init__(self, variance, m=0.1, c=0.3):
+        t = np.arange(1, 5)
+        self.s = np.sqrt(1 - ABAR[1:])
+        self.gain = np.sqrt(ABAR[1:]) * c**2 / (ABAR[1:] * c**2 + self.s**2)
+        self.shift = m * (1 - self.gain * np.sqrt(ABAR[1:]))
+        self.pull = np.sqrt(ABAR[:-1]) * BETAS / (1 - ABAR[1:])
+        self.keep = np.sqrt(1 - BETAS) * (1 - ABAR[:-1]) / (1 - ABAR[1:])
+        self.small = np.array([_posterior_var(max(i, 2)) for i in t])
+        self.var = self.small if variance == "small" else BETAS
+
+    def denoise(self, x, level):
+        i = jnp.asarray(level.t) - 1
+        return jnp.asarray(self.gain)[i] * x + jnp.asarray(self.shift)[i]
+
+    def nll(self, x0):
+        mean, var = 0.0, 1.0
+        for i in (3, 2, 1, 0):
+            slope = self.keep[i] + self.pull[i] * self.gain[i]
+            mean, var = slope * mean + self.pull[i] * self.shift[i], slope**2 * var + self.var[i]
+        normal = stats.norm(mean, np.sqrt(var))
+        return -np.log(normal.cdf(x0 + 1 / 255) - normal.cdf(x0 - 1 / 255)) / np.log(2)
+
+    def terms(self, x0):
+        """E over x_t of L_0..L_3, [B, 4] in bits."""
+        miss = (1 - self.gain * np.sqrt(ABAR[1:])) * x0[:, None] - self.shift
+        square = miss**2 + (self.gain * self.s) ** 2
+        kl = 0.5 * (np.log(self.var / self.small) + (self.small + self.pull**2 * square) / self.var - 1)
+        z, w = np.polynomial.hermite_e.hermegauss(40)
+        mean = self.gain[0] * (np.sqrt(ABAR[1]) * x0[:, None] + self.s[0] * z) + self.shift[0]
+        low, high = ((x0[:, None] + side - mean) / np.sqrt(self.var[0]) for side in (-1 / 255, 1 / 255))
+        low, high = np.where(low > 0, -high, low), np.where(low > 0, -low, high)  # the nearer tail keeps its digits
+        low, high = stats.norm.logcdf(low), stats.norm.logcdf(high)
+        kl[:, 0] = -(high + np.log1p(-np.exp(low - high))) @ (w / w.sum())
+        return kl / np.log(2)
+
+
+@pytest.mark.parametrize("variance", ["small", pytest.param("large", marks=pytest.mark.slow)])
+def test_bound_of_gaussian_data_is_above_its_likelihood_by_the_expected_gap(variance, x64):
+    chain, x0, n = Linear(variance), GRID[[90, 128, 140, 170]], 4000
+    run = jax.jit(lambda x0, key: variational_bound(chain.denoise, TABLE, x0, key, variance=variance))
+    got = run(jnp.repeat(jnp.asarray(x0), n)[:, None], jax.random.key(0))
+    each = np.asarray(got.terms).reshape(4, n, 4)
+    expected = chain.terms(x0)
+    np.testing.assert_array_less(abs(each.mean(1) - expected), 4 * each.std(1) / np.sqrt(n) + 1e-12)
+    gap = np.asarray(got.total).reshape(4, n).mean(1) - chain.nll(x0)
+    exact_gap = np.asarray(got.prior).reshape(4, n)[:, 0] + expected.sum(1) - chain.nll(x0)
+    print("gap in bits:", gap, "expected:", exact_gap)
+    assert np.all(exact_gap > 0) and np.all(gap > 0)
+    np.testing.assert_allclose(gap, exact_gap, atol=4 * np.asarray(got.total).reshape(4, n).std(1).max() / np.sqrt(n))
+
+
+def test_bound_of_an_example_is_its_keys_alone_and_compiles_once(x64):
+    rng = np.random.default_rng(0)
+    x0, keys = jnp.asarray(rng.choice(GRID, (4, 3, 2))), jax.random.split(jax.random.key(1), 4)
+
+    @jax.jit
+    def run(a, x0, keys):
+        def total(a):
+            bound = variational_bound(lambda x, level: (a * x, 0.5 + 0 * a * x), TABLE, x0, keys)
+            return jnp.sum(bound.total), bound
+
+        return jax.value_and_grad(total, has_aux=True)(a)
+
+    (_, bound), grad = run(0.6, x0, keys)
+    order = np.array([2, 0, 3, 1])
+    (_, moved), _ = run(0.6, x0[order], keys[order])
+    np.testing.assert_allclose(moved.total, bound.total[order], rtol=1e-12)
+    (up, _), _ = run(0.6 + 1e-6, x0, keys)
+    (down, _), _ = run(0.6 - 1e-6, x0, keys)
+    np.testing.assert_allclose(grad, (up - down) / 2e-6, rtol=1e-6)
+    assert run._cache_size() == 1 and bound.terms.shape == (4, 4)
+
+
+def test_program_of_the_bound_does_not_grow_with_T():
+    def size(T):
+        process, x0 = Discrete.linear(T), jnp.zeros((2, 3))
+        bound = lambda x0: variational_bound(lambda x, level: x, process, x0, jax.random.key(0), variance="small")  # noqa: E731
+        return len(str(jax.make_jaxpr(bound)(x0)).splitlines())
+
+    assert size(10) == size(1000)
+
+
+def test_wrong_arguments_of_the_bound():
+    x0, key = jnp.zeros((2, 3)), jax.random.key(0)
+    bound = lambda process, key=key, **kw: variational_bound(lambda x, level: x, process, x0, key, **kw)  # noqa: E731
+    for process in (VP(), Discrete.from_betas([0.1])):
+        with pytest.raises(ValueError, match="a table of at least two betas"):
+            bound(process)
+    with pytest.raises(ValueError, match="learned, got 'middle'"):
+        bound(TABLE, variance="middle")
+    with pytest.raises(ValueError, match="at least 2, got 1"):
+        bound(TABLE, bins=1)
+    with pytest.raises(ValueError, match=r"jax\.random\.key"):
+        bound(TABLE, 0)
