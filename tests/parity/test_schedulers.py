@@ -18,7 +18,7 @@ DDPM, DDIM and Heun run in float64 (1e-8) after their float32 tables have been r
 float32 (1e-5).
 """
 
-from importlib import import_module
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -28,72 +28,32 @@ import pytest
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
+from parity.common import (  # noqa: E402
+    KEY,
+    ROWS,
+    TABLE,
+    T,
+    apply,
+    denoise_as_eps,
+    in_float64,
+    inject,
+    network,
+    path_of,
+    path_of_ours,
+    sigma_apply,
+    start,
+)  # fmt: skip
+
 import jaxdiff as jd  # noqa: E402
 from jaxdiff import Level  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("x64")
-T = 1000
-ABAR = np.cumprod(1 - np.linspace(1e-4, 0.02, T))
-TABLE = jd.processes.Discrete.linear(T)
-ROWS = {"epsilon": jd.parameterize.eps, "v_prediction": jd.parameterize.v, "sample": jd.parameterize.x0}
-KEY = jax.random.key(0)
-
-
-def network(params, x, noise, cond=None):
-    """A network of plain arithmetic, for JAX and for PyTorch; `noise` counts from 0."""
-    if isinstance(noise, torch.Tensor):
-        noise = noise.item()  # an integer tensor times a number would be float32
-    return (0.6 * x + 0.1) / (1 + 0.1 * x**2) + 0.0003 * noise
-
-
-def apply(params, x, noise, cond):
-    return network(params, x, noise[:, None])
-
-
-def start():
-    return np.random.default_rng(0).normal(size=(4, 6))
-
-
-def noises(n):
-    return np.random.default_rng(1).normal(size=(n, 4, 6))
-
-
-def in_float64(scheduler):
-    # Before `set_timesteps`: the tables, from which everything else is taken.
-    scheduler.betas = torch.linspace(1e-4, 0.02, T, dtype=torch.float64)
-    scheduler.alphas = 1 - scheduler.betas
-    scheduler.alphas_cumprod = torch.cumprod(scheduler.alphas, 0)
-    return scheduler
 
 
 @pytest.fixture
 def injected(monkeypatch):
     """Make step i of both sides draw noises(n)[i]."""
-
-    def inject(n):
-        z, drawn = noises(n), iter(noises(n))
-        monkeypatch.setattr(import_module("jaxdiff.sample"), "fold_in", lambda key, i: i)
-        monkeypatch.setattr(jd.noise, "_normal", lambda i, shape, dtype: jnp.asarray(z)[i])
-        theirs = lambda *args, **kwargs: torch.from_numpy(next(drawn))  # noqa: E731
-        monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", theirs)
-        return z
-
-    return inject
-
-
-def path_of(scheduler, model=lambda x, t: network(None, x, t), **kwargs):
-    """Every x of a diffusers' run."""
-    x, path = torch.from_numpy(start()), []
-    for t in scheduler.timesteps:
-        x = scheduler.step(model(x, t), t, x, **kwargs).prev_sample
-        path.append(x.numpy())
-    return np.stack(path)
-
-
-def path_of_ours(solver, row, levels, apply=apply):
-    denoise = jd.denoiser(apply, None, row)
-    x = jnp.asarray(start())
-    return np.asarray(jax.jit(lambda x: jd.sample_path(denoise, solver, levels, x, KEY)[1])(x))
+    return partial(inject, monkeypatch, "scheduling_ddpm")
 
 
 # DDPM
@@ -175,19 +135,10 @@ def test_ddim_steps_where_theirs_leave_their_own_list(spacing, n):
 # Sigmas: EDM and the table's Karras grid
 
 
-def denoise_as_eps(x, sigma):
-    """eps of a denoiser x / (1 + sigma^2) + 0.1, for both."""
-    return (x - (x / (1 + sigma**2) + 0.1)) / sigma
-
-
 def karras_of(scheduler, sigmas, n):
     levels = jd.grids.karras(jd.processes.EDM(), n, sigma_min=float(sigmas[-2]), sigma_max=float(sigmas[0]))
     np.testing.assert_allclose(levels.sigma, sigmas, rtol=2e-5, atol=0)
     return jd.processes.EDM()(jnp.asarray(sigmas, jnp.float64))
-
-
-def sigma_apply(params, x, sigma, cond):
-    return denoise_as_eps(x, sigma[:, None])
 
 
 def test_euler_on_karras_sigmas():
