@@ -122,9 +122,11 @@ def _decoder(x0: Array, eps: Array, s: Array, bins: int | None) -> Array:
     if bins is None:
         return jnp.broadcast_to(jnp.log(s) + 0.5 * log(2 * pi * e), x0.shape[:1])  # exact in expectation over eps
 
+    values = jnp.linspace(-1, 1, bins, dtype=x0.dtype).reshape((1,) * x0.ndim + (-1,))
+
     @jax.checkpoint  # else `bins` numbers for each of x0's would be kept for the gradient
     def nll(x0: Array, eps: Array, s: Array) -> Array:
-        away = (x0[..., None] - jnp.linspace(-1, 1, bins, dtype=x0.dtype)) / s  # |x/alpha - value|^2 - |x/alpha - x0|^2
+        away = (x0[..., None] - values) / s  # |x/alpha - value|^2 - |x/alpha - x0|^2 = s^2 away^2 + 2 s^2 eps away
         return _mean(jax.nn.logsumexp(-(0.5 * jnp.square(away) + eps[..., None] * away), axis=-1))
 
     return nll(x0, eps, s)
