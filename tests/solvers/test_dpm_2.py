@@ -100,7 +100,8 @@ def test_dpm_2_ancestral_is_the_published_algorithm_and_what_is_turned_compiles_
     assert not jd.solvers.dpm_2_ancestral(0).stochastic and jd.solvers.dpm_2_ancestral().stochastic
 
 
-@pytest.mark.parametrize("process", [VP, pytest.param(FLOW, marks=pytest.mark.slow)], ids=["vp", "flow"])
+@pytest.mark.slow
+@pytest.mark.parametrize("process", [VP, FLOW], ids=["vp", "flow"])
 def test_another_process_is_edm_of_the_rescaled_data(process):
     levels, x = process(np.array([0.9, 0.7, 0.6, 0.3, 0.1])), start() / 20
     for solver in (jd.solvers.dpm_2(process), jd.solvers.dpm_2_ancestral(0.7, process=process)):
@@ -121,6 +122,22 @@ def test_the_step_from_pure_noise_is_eulers_and_to_clean_data_the_denoiser():
     ode, euler, ancestral, euler_ancestral = steps(FLOW(np.array([[1.0, 0.6], [1.0, 0.0], [0.6, 0.0]])))
     np.testing.assert_allclose(ode, euler, rtol=1e-12)
     np.testing.assert_allclose(ancestral, euler_ancestral, rtol=1e-12)
+
+
+@pytest.mark.slow
+def test_gradients_are_finite_from_pure_noise_to_clean_data_even_where_nothing_is_left_of_eps():
+    denoise = jd.denoiser(lambda params, x, noise, cond: jnp.tanh(params * x), 0.3, jd.parameterize.velocity)
+    levels = jd.grids.by_time(FLOW, 4)
+
+    @jax.jit
+    @jax.vmap
+    def grads(eta):
+        def f(eta, levels):
+            return jnp.sum(jd.sample(denoise, jd.solvers.dpm_2_ancestral(eta), levels, start() / 20, KEY))
+
+        return jax.grad(f, argnums=(0, 1))(eta, levels)
+
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(grads(jnp.array([0.0, 0.5, 1.0]))))
 
 
 def told_the_time(x, level):

@@ -63,6 +63,7 @@ def test_is_the_formula(iterations):
     np.testing.assert_allclose(out, x, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_nears_the_exact_flow_of_a_gaussian():
     errors = []
     for n in (100, 400):
@@ -95,6 +96,7 @@ def test_any_shape_example_by_example_with_finite_gradients():
     np.testing.assert_allclose(grads[1], (ahead - value) / 1e-6, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_in_float32():
     levels = jd.grids.by_time(VP, 20, start=0.9)
     out = invert(rational, levels, data().astype(jnp.float32), 3)

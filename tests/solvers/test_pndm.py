@@ -138,6 +138,7 @@ def test_at_pure_noise_the_warm_up_is_runge_kuttas_on_the_flow(factory):
     np.testing.assert_allclose(run(factory(), jd.processes.Flow()(t), start()), expected, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_the_middle_of_a_step_is_a_level_of_the_process():
     seen, VP = [], jd.processes.VP()
 
