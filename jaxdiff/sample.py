@@ -126,7 +126,7 @@ def invert(denoise: Denoiser, levels: Level, x: Array, *, iterations: int = 1) -
         t, s = pair
 
         def iterate(x_t: Array, _: None) -> tuple[Array, None]:
-            _, eps = from_x0(denoise(x_t, t), x_t, t)
+            eps = from_x0(denoise(x_t, t), x_t, t).eps
             return t.alpha / s.alpha * x + (t.sigma - t.alpha / s.alpha * s.sigma) * eps, None
 
         return jax.lax.scan(iterate, x, length=iterations)[0], None
