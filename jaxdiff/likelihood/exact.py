@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxdiff.levels import Level
+from jaxdiff.levels import Level, safe_sqrt
 from jaxdiff.likelihood.bits import draw
 from jaxdiff.noise import check_key, fold_in
 from jaxdiff.processes import Process
@@ -93,14 +93,13 @@ def log_likelihood(
         x, divergence = _runge_kutta(partial(_field, denoise, trace, cur, nxt), x)  # divergence: [probes or 1, B]
         log_prob = log_prob + jnp.mean(divergence, axis=0) + 0.5 * d * (_log_var(nxt) - _log_var(cur))
         # The steps' probes are independent, so their variances add: many steps make it honest for few probes.
-        return (x, log_prob, var + _variance_of_mean(divergence)), None
+        return (x, log_prob, var if probes is None else var + _variance_of_mean(divergence)), None
 
     zero = jnp.zeros(x.shape[0], x.dtype)
     i = jnp.arange(cur.t.shape[0])
     (x, log_prob, var), _ = jax.lax.scan(step, (x, zero, zero), (i, cur, nxt), reverse=True)
     prior = partial(_log_normal, levels.sigma[0]) if prior is None else prior
-    root = jnp.where(var > 0, jnp.sqrt(jnp.where(var > 0, var, 1)), 0)  # the exact trace: 0, and so its gradient
-    return LogLikelihood(log_prob + prior(x), root, x)
+    return LogLikelihood(log_prob + prior(x), safe_sqrt(var), x)
 
 
 def _field(denoise, trace, cur: Level, nxt: Level, x: Array, w: Array) -> tuple[Array, Array]:
