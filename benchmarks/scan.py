@@ -3,7 +3,6 @@
     python benchmarks/scan.py
 
 Sides of a ratio are timed in turns, and the ratio is that of the medians, so that a busy machine slows both.
-PyTorch and diffusers are needed for the second ratio only (pip install jaxdiff[parity]); it is left out without them.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ import jaxdiff as jd
 from jaxdiff.networks import UNet, as_apply, init
 
 KEY = jax.random.key(0)
-TABLE = jd.processes.Discrete.linear(1000)
 BATCH = (16, 28, 28, 1)
 
 
@@ -65,52 +63,6 @@ def scan_over_network(steps: int = 25) -> float:
     return seconds["scan"] / seconds["calls"]
 
 
-def schedulers_over_scan(steps: int = 50, samples: int = 10) -> dict[str, float]:
-    """Time of a step of diffusers' schedulers over that of the scan's, where the network is one multiplication.
-
-    A side draws a few samples in its turn: what the first costs, after the other side had the machine, is not the step.
-    """
-    import torch
-    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
-
-    start = torch.randn(16, 2)
-
-    def loop(scheduler):
-        # Times and tables are set once, outside of what is timed, as the grid is below.
-        scheduler.set_timesteps(steps)
-
-        def run():
-            for _ in range(samples):
-                scheduler._step_index, x = None, start
-                with torch.no_grad():
-                    for t in scheduler.timesteps:
-                        x = scheduler.step(0.5 * x, t, x).prev_sample
-
-        return run
-
-    def ours(solver):
-        levels, x = jd.grids.ddpm(TABLE, steps), jax.random.normal(KEY, (16, 2))
-        denoise = jd.denoiser(lambda params, x, noise, cond: 0.5 * x, None, jd.parameterize.eps)
-        sample = jax.jit(lambda x, key: jd.sample(denoise, solver, levels, x, key))
-
-        def run():
-            for _ in range(samples):
-                sample(x, KEY).block_until_ready()
-
-        return run
-
-    ratios = {}
-    for name, solver, scheduler in (
-        ("DDIM", jd.solvers.ddim(), DDIMScheduler(1000, timestep_spacing="trailing")),
-        ("DPM-Solver++(2M)", jd.solvers.dpmpp_2m(), DPMSolverMultistepScheduler(1000, timestep_spacing="trailing")),
-    ):
-        seconds = in_turns({"ours": ours(solver), "theirs": loop(scheduler)}, repeats=25)
-        a, b = (1e6 * seconds[side] / (samples * steps) for side in ("ours", "theirs"))
-        print(f"  {name}: {a:.2f} us a step, diffusers {b:.0f} us")
-        ratios[name] = seconds["theirs"] / seconds["ours"]
-    return ratios
-
-
 def compile_time(few: int = 10, many: int = 1000) -> float:
     """Time to trace and compile the sampling of `many` steps over that of `few`."""
     apply, params, cond = fashion_unet()
@@ -137,11 +89,6 @@ def main() -> None:
     """Prints every ratio beside its limit."""
     jax.config.update("jax_enable_compilation_cache", False)
     print(f"step of the scan / bare call of the network: {scan_over_network():.3f} (at most 1.05)")
-    try:
-        for name, ratio in schedulers_over_scan().items():
-            print(f"step of diffusers' {name} / step of the scan: {ratio:.0f} (at least 50)")
-    except ImportError as error:
-        print(f"diffusers' schedulers: left out ({error})")
     print(f"compile time of 1000 steps / of 10: {compile_time():.3f} (at most 1.1)")
 
 

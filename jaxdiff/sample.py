@@ -102,7 +102,7 @@ def invert(denoise: Denoiser, levels: Level, x: Array, *, iterations: int = 1) -
     A step of DDIM is explicit in x_t, where inverting begins without knowing it: x_t / alpha_t = x_s / alpha_s +
     (sigma_t / alpha_t - sigma_s / alpha_s) eps_hat(x_t, t) is solved by fixed-point iteration (Pan et al. 2023,
     arXiv:2309.04907), from eps_hat(x_s, t), whose first iterate is the usual DDIM inversion (Dhariwal and Nichol 2021,
-    arXiv:2105.05233, appendix F).
+    arXiv:2105.05233).
 
     Args:
         denoise: (x_t, level) -> x0_hat.

@@ -357,3 +357,21 @@ def test_float32_stays_close_to_float64(solver, monkeypatch):
     ]
     assert out[0].dtype == jnp.float32 and out[1].dtype == jnp.float64
     np.testing.assert_allclose(out[0], out[1], atol=2e-4)
+
+
+@EVERY
+def test_a_bfloat16_network_costs_no_more_than_its_own_rounding(solver):
+    # Its answers are off by 2^-8 of their size; a sampler that kept x or a coefficient in bfloat16 would add up more.
+    params, x, keys = a_batch()
+
+    def half(params, x, noise, cond):
+        return network(params.astype(jnp.bfloat16), x.astype(jnp.bfloat16), noise.astype(jnp.bfloat16), cond)
+
+    def run(apply):
+        denoise = jd.denoiser(apply, params, jd.parameterize.velocity)
+        return jd.sample(denoise, solver, mid_grid(12), x, keys)
+
+    out, exact = jax.jit(lambda: (run(half), run(network)))()
+    assert out.dtype == jnp.float32
+    np.testing.assert_allclose(out, exact, atol=0.03)
+    assert not np.array_equal(out, exact)
