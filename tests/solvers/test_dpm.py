@@ -1,6 +1,4 @@
-"""DPM-Solver++(2M) against its paper's algorithm and the form in which most samplers write it."""
-
-from itertools import pairwise
+"""DPM-Solver against its paper's algorithms."""
 
 import jax
 import jax.numpy as jnp
@@ -12,65 +10,70 @@ import jaxdiff as jd
 from jaxdiff.levels import Level
 
 pytestmark = pytest.mark.usefixtures("x64")
+KEY = jax.random.key(0)
+T = np.array([0.9, 0.7, 0.6, 0.35, 0.2, 0.05])
 
 
-def run(levels, x, denoise=rational):
-    return jax.jit(lambda x: jd.sample(denoise, jd.solvers.dpmpp_2m(), levels, x, jax.random.key(0)))(x)
+def vp(lam):
+    """(alpha, sigma) of VP by lam."""
+    return 1 / np.sqrt(1 + np.exp(-2 * lam)), 1 / np.sqrt(1 + np.exp(2 * lam))
 
 
-def at(alpha, sigma):
-    return Level(np.float64(0), np.float64(alpha), np.float64(sigma))
+def eps(x, lam):
+    alpha, sigma = vp(lam)
+    return (x - alpha * rational(x, Level(np.nan, alpha, sigma))) / sigma
 
 
-def test_is_algorithm_2_on_an_uneven_grid():
-    """Lu et al. 2022b, algorithm 2, in the paper's indices."""
-    t = np.array([0.9, 0.7, 0.6, 0.35, 0.2, 0.05])
-    alpha = np.exp(-0.25 * t**2 * (20 - 0.1) - 0.5 * t * 0.1)
-    sigma = np.sqrt(1 - alpha**2)
-    lam = np.log(alpha / sigma)
-    start = np.random.default_rng(0).normal(size=(5, 2))
-
-    x, h = start, np.append(np.nan, np.diff(lam))
-    Q = [rational(x, at(alpha[0], sigma[0]))]
-    x = sigma[1] / sigma[0] * x - alpha[1] * (np.exp(-h[1]) - 1) * Q[0]
-    Q.append(rational(x, at(alpha[1], sigma[1])))
-    for i in range(2, len(t)):
-        r = h[i - 1] / h[i]
-        D = (1 + 1 / (2 * r)) * Q[i - 1] - 1 / (2 * r) * Q[i - 2]
-        x = sigma[i] / sigma[i - 1] * x - alpha[i] * (np.exp(-h[i]) - 1) * D
-        Q.append(rational(x, at(alpha[i], sigma[i])))
-    np.testing.assert_allclose(run(jd.processes.VP()(t), jnp.asarray(start)), x, rtol=1e-8)
+def solver_1(x, s, t):
+    """Lu et al. 2022a, eq. 3.7, from lam = s to lam = t, in the paper's indices; the other two follow."""
+    return vp(t)[0] / vp(s)[0] * x - vp(t)[1] * np.expm1(t - s) * eps(x, s)
 
 
-def test_on_sigmas_that_end_at_0_the_last_step_is_of_order_1():
-    """As sample_dpmpp_2m of k-diffusion writes it, with alpha = 1 and t = -log sigma."""
-    sigmas = np.append(np.geomspace(20.0, 0.05, 8), 0.0)
-    start = 20 * np.random.default_rng(0).normal(size=(5, 2))
-    x, old = start, None
-    for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
-        denoised = rational(x, at(1, sigma))
-        with np.errstate(divide="ignore"):
-            h = np.log(sigma) - np.log(sigma_next)
-        if old is None or sigma_next == 0:
-            used = denoised
-        else:
-            r = (np.log(sigmas[i - 1]) - np.log(sigma)) / h
-            used = denoised + (denoised - old) / (2 * r)
-        x, old = sigma_next / sigma * x - np.expm1(-h) * used, denoised
-    np.testing.assert_allclose(run(jd.processes.EDM()(sigmas), jnp.asarray(start)), x, rtol=1e-9)
+def solver_2(x, s, t, r=0.5):
+    h, m = t - s, s + r * (t - s)
+    u = vp(m)[0] / vp(s)[0] * x - vp(m)[1] * np.expm1(r * h) * eps(x, s)
+    return solver_1(x, s, t) - vp(t)[1] / (2 * r) * np.expm1(h) * (eps(u, m) - eps(x, s))
 
 
-def test_the_first_two_steps_from_pure_noise_are_of_order_1():
-    levels, x = (
-        jd.grids.by_time(jd.processes.Flow(), 5, end=0.5),
-        jnp.asarray(np.random.default_rng(0).normal(size=(5, 2))),
-    )
-    for n in (1, 2, 3):
-        head = Level(*(field[: n + 1] for field in levels))
-        euler = jax.jit(lambda x: jd.sample(rational, jd.solvers.euler(), head, x, jax.random.key(0)))(x)  # noqa: B023
-        assert np.allclose(run(head, x), euler, rtol=1e-12) is (n < 3)
+def solver_3(x, s, t, r1=1 / 3, r2=2 / 3):
+    h, s1, s2 = t - s, s + r1 * (t - s), s + r2 * (t - s)
+    u1 = solver_1(x, s, s1)
+    D1 = eps(u1, s1) - eps(x, s)
+    u2 = solver_1(x, s, s2) - vp(s2)[1] * r2 / r1 * (np.expm1(r2 * h) / (r2 * h) - 1) * D1
+    D2 = eps(u2, s2) - eps(x, s)
+    return solver_1(x, s, t) - vp(t)[1] / r2 * (np.expm1(h) / h - 1) * D2
 
 
-def test_does_not_draw_noise_and_evaluates_once():
-    solver = jd.solvers.dpmpp_2m()
-    assert (solver.order, solver.nfe, solver.stochastic) == (2, 1, False)
+def run(solver, levels, x, denoise=rational):
+    return jax.jit(lambda x: jd.sample(denoise, solver, levels, x, KEY))(x)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_is_the_papers_algorithm_on_an_uneven_grid(order):
+    start, process = np.random.default_rng(0).normal(size=(5, 2)), jd.processes.VP()
+    levels = process(T)
+    x = start
+    for s, t in zip(levels.lam[:-1], levels.lam[1:], strict=True):
+        x = [solver_1, solver_2, solver_3][order - 1](x, float(s), float(t))
+    # The chord's level and the process's: rational looks at x / alpha and sigma / alpha alone.
+    for named in (None, process):
+        out = run(jd.solvers.dpm_solver(order, named), levels, jnp.asarray(start))
+        np.testing.assert_allclose(out, x, rtol=1e-8)
+    ddim = run(jd.solvers.ddim(), levels, jnp.asarray(start))
+    assert np.allclose(out, ddim, rtol=1e-12) is (order == 1)
+
+
+def test_steps_from_pure_noise_and_to_clean_data_are_of_order_1():
+    levels, x = jd.grids.by_time(jd.processes.Flow(), 2), jnp.asarray(np.random.default_rng(0).normal(size=(5, 2)))
+    out = [run(solver, levels, x) for solver in (jd.solvers.dpm_solver(3), jd.solvers.ddim())]
+    np.testing.assert_allclose(*out, rtol=1e-12)
+
+
+@pytest.mark.parametrize("order", [0, 4, 2.5])
+def test_another_order_is_refused(order):
+    with pytest.raises(ValueError, match=r"order of dpm_solver must be 1, 2 or 3, got"):
+        jd.solvers.dpm_solver(order)
+
+
+def test_says_what_it_costs():
+    assert [jd.solvers.dpm_solver(order)[2:] for order in (1, 2, 3)] == [(1, 1, False), (2, 2, False), (3, 3, False)]
