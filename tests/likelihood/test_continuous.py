@@ -59,6 +59,7 @@ def test_gaussian_data_pays_its_integral(name, x64):
     np.testing.assert_allclose(nats.total.mean() - nll, gap, atol=4 * nats.total.std() / np.sqrt(n))
 
 
+@slow
 def test_bound_of_a_mixture_is_above_its_likelihood_and_close(x64):
     """The model's x_0 is x_end / alpha and the decoder's noise once more: a density known exactly."""
     n, process = 8000, Learned(jnp.zeros(2), 3.5, -5.0)

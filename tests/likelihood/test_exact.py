@@ -70,6 +70,7 @@ def test_from_pure_noise_with_the_default_prior(x64):
     np.testing.assert_allclose(grad, (up - down) / 2e-6, rtol=1e-6)
 
 
+@slow
 def test_latent_is_the_flows_and_the_default_prior_its_own(x64):
     levels = jd.grids.by_lambda(EDM(), 48, start=80.0, end=0.01)
     x = jnp.asarray(BLOB.draw(np.random.default_rng(2), 8, _at(levels, -1)))
