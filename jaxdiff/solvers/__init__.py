@@ -2,6 +2,7 @@
 
 from jaxdiff.solvers.ancestral import euler_ancestral
 from jaxdiff.solvers.base import Solver
+from jaxdiff.solvers.consistency import consistency
 from jaxdiff.solvers.ddim import ddim
 from jaxdiff.solvers.ddpm import ddpm
 from jaxdiff.solvers.deis import deis
@@ -18,14 +19,19 @@ from jaxdiff.solvers.dpmpp import (
 )
 from jaxdiff.solvers.edm import euler, heun
 from jaxdiff.solvers.er_sde import er_sde
+from jaxdiff.solvers.langevin import annealed_langevin, predictor_corrector
 from jaxdiff.solvers.lms import lms
 from jaxdiff.solvers.pndm import ipndm, plms, pndm
+from jaxdiff.solvers.restart import restart
 from jaxdiff.solvers.runge_kutta import rk4, rk23, rk45
 from jaxdiff.solvers.sa_solver import sa_solver
+from jaxdiff.solvers.sde import euler_maruyama, reverse_diffusion
 from jaxdiff.solvers.unipc import unipc
 
 __all__ = [
     "Solver",
+    "annealed_langevin",
+    "consistency",
     "ddim",
     "ddpm",
     "deis",
@@ -42,11 +48,15 @@ __all__ = [
     "er_sde",
     "euler",
     "euler_ancestral",
+    "euler_maruyama",
     "heun",
     "ipndm",
     "lms",
     "plms",
     "pndm",
+    "predictor_corrector",
+    "restart",
+    "reverse_diffusion",
     "rk4",
     "rk23",
     "rk45",

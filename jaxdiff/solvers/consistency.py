@@ -1,0 +1,29 @@
+"""Multistep sampling of consistency models (Song et al. 2023)."""
+
+from __future__ import annotations
+
+from jax import Array
+
+from jaxdiff.levels import Level, q_sample
+from jaxdiff.noise import Noise, white
+from jaxdiff.solvers.base import Solver, stateless
+
+__all__ = ["consistency"]
+
+
+def consistency(*, noise: Noise = white) -> Solver:
+    """x_s = alpha_s f(x_t, t) + sigma_s z, with a consistency function f (Song et al. 2023, algorithm 1).
+
+    arXiv:2303.01469. f(x_t, t) is where the probability flow ends, not E[x_0 | x_t]: the denoiser is that of a
+    consistency model (latent ones included: Luo et al. 2023, arXiv:2310.04378, algorithm 3).
+
+    Args:
+        noise: `noise.white`, or `noise.brownian(key)`.
+    Returns:
+        a solver that is exact for any number of steps if f is; without an order.
+    """
+
+    def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
+        return q_sample(denoise(x, cur), noise(key, x, cur, nxt), nxt), state
+
+    return Solver(stateless, step, order=None, stochastic=True)

@@ -1,0 +1,106 @@
+"""Langevin dynamics at the grid's levels: annealed (Song and Ermon 2019), or to correct a solver (Song et al. 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxdiff.levels import Level, from_x0, safe_sqrt
+from jaxdiff.noise import fold_in, normal_like
+from jaxdiff.solvers.base import Solver, or_cur, stateless
+from jaxdiff.solvers.sde import reverse_diffusion
+
+__all__ = ["annealed_langevin", "predictor_corrector"]
+
+
+def predictor_corrector(predictor: Solver | None = None, steps: int = 1, snr: float | Array = 0.16) -> Solver:
+    """A solver's step, then Langevin steps at the level that it has reached (Song et al. 2020, algorithms 2 to 5).
+
+    arXiv:2011.13456. x + e score + sqrt(2 e) z with e = 2 a (snr |z| / |score|)^2, a = (alpha_t / alpha_s)^2. The norms
+    are each example's own, where the paper's code takes their means over the batch: examples do not interact here.
+
+    Args:
+        predictor: the solver; None is `reverse_diffusion()`.
+        steps: Langevin steps, the paper's M.
+        snr: the paper's r; may be traced.
+    Returns:
+        a solver with steps evaluations more than the predictor's; no Langevin step at sigma = 0. Without an order,
+        since its error does not vanish with short steps.
+    Raises:
+        ValueError: steps < 1, or snr a number that is not positive.
+    """
+    _check(steps, "snr", snr)
+    inner = reverse_diffusion() if predictor is None else predictor
+
+    def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
+        x, state = inner.step(denoise, fold_in(key, 0), x, state, cur, nxt)
+        moving = nxt.sigma > 0
+        kept = jnp.square(cur.alpha / nxt.alpha)
+
+        def size(z: Array, score: Array) -> Array:
+            square = _square(score)
+            return kept * 2 * jnp.square(jnp.asarray(snr, x.dtype)) * _square(z) / jnp.where(square > 0, square, 1)
+
+        corrected, _ = _langevin(denoise, fold_in(key, 1), x, or_cur(moving, cur, nxt), size, steps)
+        return jnp.where(moving, corrected, x), state
+
+    nfe = None if inner.nfe is None else inner.nfe + steps
+    return Solver(inner.init, step, order=None, nfe=nfe, stochastic=True)
+
+
+def annealed_langevin(steps: int = 5, size: float | Array = 0.2) -> Solver:
+    """Langevin steps x + e/2 score + sqrt(e) z at each level, e = size sigma^2 (Song and Ermon 2019, algorithm 1).
+
+    arXiv:1907.05600, whose epsilon / sigma_L^2 is `size`. Their noise grows on data that stays (VE); elsewhere it is
+    x / alpha that goes from level to level. The first level is left out, for there x has its law.
+
+    Args:
+        steps: at a level, the paper's T.
+        size: of a Langevin step in units of sigma^2; may be traced. Its error vanishes with it, and needs more steps.
+    Returns:
+        a solver with `steps` evaluations a step; the step to sigma = 0 is the denoiser's (Jolicoeur-Martineau et al.
+        2020, arXiv:2009.05475). Without an order.
+    Raises:
+        ValueError: steps < 1, or size a number that is not positive.
+    """
+    _check(steps, "size", size)
+
+    def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
+        moving = nxt.sigma > 0
+        at = or_cur(moving, cur, nxt)
+        pure = cur.alpha == 0  # nothing of the data is left to be kept: the noise goes to the next level
+        scale = jnp.where(pure, at.sigma / cur.sigma, at.alpha / jnp.where(pure, 1, cur.alpha))
+        e = 0.5 * jnp.asarray(size, x.dtype) * jnp.square(at.sigma)
+        moved, x0s = _langevin(denoise, key, scale * x, at, lambda z, score: e, steps)
+        return jnp.where(moving, moved, x0s[0]), state
+
+    return Solver(stateless, step, order=None, nfe=steps, stochastic=True)
+
+
+def _langevin(
+    denoise, key: Array, x: Array, level: Level, size: Callable[[Array, Array], Array], steps: int
+) -> tuple[Array, Array]:
+    """x + e score + sqrt(2 e) z, e = size(z, score), again and again; and what was denoised on the way."""
+
+    def body(x: Array, i: Array):
+        x0, eps = from_x0(denoise(x, level), x, level)
+        score, z = -eps / level.sigma, normal_like(fold_in(key, i), x)
+        e = size(z, score)
+        return x + e * score + safe_sqrt(2 * e) * z, x0
+
+    return jax.lax.scan(body, x, jnp.arange(steps))
+
+
+def _square(x: Array) -> Array:
+    return jnp.sum(jnp.square(x), axis=tuple(range(1, x.ndim)), keepdims=True)
+
+
+def _check(steps: int, name: str, value: float | Array) -> None:
+    if not isinstance(steps, int | np.integer) or steps < 1:
+        raise ValueError(f"steps is a whole number of at least 1, got {steps!r:.80}")
+    if isinstance(value, (int, float)) and not value > 0:
+        raise ValueError(f"{name} must be positive, got {value}")
