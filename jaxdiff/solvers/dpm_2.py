@@ -10,12 +10,12 @@ from jaxdiff.noise import Noise, white
 from jaxdiff.processes import Process
 from jaxdiff.solvers.ancestral import check_eta, split
 from jaxdiff.solvers.base import Solver, between, finite_h, on_path, stateless
-from jaxdiff.solvers.edm import churning
+from jaxdiff.solvers.edm import Churn, churning
 
 __all__ = ["dpm_2", "dpm_2_ancestral"]
 
 
-def dpm_2(process: Process | None = None, churn: float | Array | None = None, s_noise: float | Array = 1.0) -> Solver:
+def dpm_2(process: Process | None = None, churn: Churn | None = None, s_noise: float | Array = 1.0) -> Solver:
     """The midpoint method in sigma / alpha, its middle halfway in lam (k-diffusion's `sample_dpm_2`).
 
     Algorithm 2 of Karras et al. 2022 (arXiv:2206.00364) with the inner point of DPM-Solver-2 (Lu et al. 2022,

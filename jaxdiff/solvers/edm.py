@@ -7,6 +7,8 @@ usual flow-matching ones for alpha = 1 - sigma.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -16,16 +18,18 @@ from jaxdiff.noise import normal_like
 from jaxdiff.processes import Process
 from jaxdiff.solvers.base import Solver, or_cur, stateless
 
-__all__ = ["churning", "euler", "heun"]
+__all__ = ["Churn", "churning", "euler", "heun"]
+
+Churn = float | Array | Callable[[Level], float | Array]
 
 
-def euler(process: Process | None = None, churn: float | Array | None = None, s_noise: float | Array = 1.0) -> Solver:
+def euler(process: Process | None = None, churn: Churn | None = None, s_noise: float | Array = 1.0) -> Solver:
     """Euler's method on the probability-flow ODE (Karras et al. 2022, arXiv:2206.00364, algorithm 2, lines 4-8).
 
     Args:
         process: needed with churn, to name the time of the raised level.
-        churn: gamma, by what share the noise is raised before each step: the paper's min(S_churn / N, sqrt(2) - 1);
-            may be traced. None adds no noise.
+        churn: gamma, by what share the noise is raised before each step: the paper's min(S_churn / N, sqrt(2) - 1),
+            or a function of the level that returns it, for S_tmin and S_tmax; may be traced. None adds no noise.
         s_noise: standard deviation of the added noise; the paper's S_noise.
     Returns:
         a solver of order 1; without churn it is DDIM.
@@ -42,13 +46,13 @@ def euler(process: Process | None = None, churn: float | Array | None = None, s_
     return Solver(stateless, step, stochastic=churn is not None)
 
 
-def heun(process: Process | None = None, churn: float | Array | None = None, s_noise: float | Array = 1.0) -> Solver:
+def heun(process: Process | None = None, churn: Churn | None = None, s_noise: float | Array = 1.0) -> Solver:
     """Heun's method on the probability-flow ODE (Karras et al. 2022, algorithms 1 and 2).
 
     Args:
         process: needed with churn, to name the time of the raised level.
-        churn: gamma, by what share the noise is raised before each step: the paper's min(S_churn / N, sqrt(2) - 1);
-            may be traced. None adds no noise.
+        churn: gamma, by what share the noise is raised before each step: the paper's min(S_churn / N, sqrt(2) - 1),
+            or a function of the level that returns it, for S_tmin and S_tmax; may be traced. None adds no noise.
         s_noise: standard deviation of the added noise; the paper's S_noise.
     Returns:
         a solver of order 2 with two evaluations a step; the step to sigma = 0 is Euler's.
@@ -72,7 +76,7 @@ def heun(process: Process | None = None, churn: float | Array | None = None, s_n
     return Solver(stateless, step, order=2, nfe=2, stochastic=churn is not None)
 
 
-def churning(process: Process | None, churn: float | Array | None, s_noise: float | Array):
+def churning(process: Process | None, churn: Churn | None, s_noise: float | Array):
     """(key, x, level) -> (x, level) with sigma / alpha raised by the share `churn` (algorithm 2, lines 4-6)."""
     if churn is None:
         return lambda key, x, cur: (x, cur)
@@ -82,7 +86,7 @@ def churning(process: Process | None, churn: float | Array | None, s_noise: floa
         )
 
     def raise_noise(key: Array, x: Array, cur: Level) -> tuple[Array, Level]:
-        log_share = jnp.log1p(jnp.asarray(churn, x.dtype))
+        log_share = jnp.log1p(jnp.asarray(churn(cur) if callable(churn) else churn, x.dtype))
         # Pure noise cannot be raised; a safe lam keeps the unused branch finite, gradients included.
         pure = cur.alpha == 0
         lam = jnp.where(pure, 0, cur.lam)

@@ -23,11 +23,11 @@ def D(x, sigma):
     return rational(x, Level(sigma, np.float64(1), np.float64(sigma)))
 
 
-def karras(x, N, *, second_order, S_churn=0.0, S_noise=1.0):
-    """Algorithm 2 with S_tmin = 0 and S_tmax = inf; with S_churn = 0 it is algorithm 1 for sigma(t) = t, s(t) = 1."""
+def karras(x, N, *, second_order, S_churn=0.0, S_noise=1.0, S_tmin=0.0, S_tmax=np.inf):
+    """Algorithm 2; with S_churn = 0 it is algorithm 1 for sigma(t) = t, s(t) = 1."""
     t = SIGMA
-    gamma = min(S_churn / N, np.sqrt(2) - 1)
     for i in range(N):
+        gamma = min(S_churn / N, np.sqrt(2) - 1) if S_tmin <= t[i] <= S_tmax else 0
         eps = S_noise * np.asarray(normal_like(fold_in(KEY, i), x))
         t_hat = t[i] + gamma * t[i]
         x_hat = x + np.sqrt(t_hat**2 - t[i] ** 2) * eps
@@ -52,6 +52,14 @@ def start():
 def test_is_algorithm_1(solver, second_order):
     out = run(solver(), EDM(SIGMA), start())
     np.testing.assert_allclose(out, karras(start(), 8, second_order=second_order), rtol=1e-9, atol=1e-10)
+
+
+@BOTH
+def test_churn_between_two_noise_levels_is_a_function_of_the_level(solver, second_order):
+    churn = lambda level: jnp.where((level.sigma >= 0.3) & (level.sigma <= 9), 0.2, 0)  # noqa: E731
+    out = run(solver(EDM, churn), EDM(SIGMA), start())
+    settings = {"S_churn": 1.6, "S_tmin": 0.3, "S_tmax": 9.0}
+    np.testing.assert_allclose(out, karras(start(), 8, second_order=second_order, **settings), rtol=1e-9, atol=1e-10)
 
 
 @BOTH
