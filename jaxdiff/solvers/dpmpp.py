@@ -165,13 +165,14 @@ def dpmpp_3m_sde(eta: float | Array = 1.0, s_noise: float | Array = 1.0, *, nois
     Raises:
         ValueError: eta is a number below 0.
     """
-    _check_at_least_0(eta)
-    return adams(3, eta=eta, s_noise=s_noise, noise=noise, order=2)
+    return adams(3, eta=eta, s_noise=s_noise, noise=noise, order=3 if _check_at_least_0(eta) else 2)
 
 
-def _check_at_least_0(eta: float | Array) -> None:
+def _check_at_least_0(eta: float | Array) -> bool:
+    """Whether eta is a plain 0, for which nothing is drawn; ValueError where it is a number below 0."""
     if isinstance(eta, (int, float)) and not eta >= 0:
         raise ValueError(f"eta must be at least 0, got {eta}")
+    return isinstance(eta, (int, float)) and eta == 0
 
 
 def _halfway(denoise, process: Process | None, x: Array, cur: Level, nxt: Level, down: Level) -> Array:

@@ -21,7 +21,7 @@ def sa_solver(
 ) -> Solver:  # fmt: skip
     """The variance-controlled SDE by an Adams-Bashforth predictor and an Adams-Moulton corrector (Xue et al. 2023).
 
-    arXiv:2309.05019, algorithm 1, on the denoiser (data prediction), in the mode that evaluates it once a step. The
+    arXiv:2309.05019, on the denoiser (data prediction), in the mode that evaluates it once a step. The
     coefficients are the paper's integrals for all orders; its code and diffusers simplify those of order 2.
 
     Args:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from exact import BLOB
+from exact import BLOB, gaussian
 from scipy.integrate import quad
 
 import jaxdiff as jd
@@ -136,12 +136,43 @@ STOCHASTIC = {
     "sa": lambda noise: solvers.sa_solver(noise=noise),
     "sa 2, 2, tau by level": lambda noise: solvers.sa_solver(2, 2, lambda level: level.sigma, noise=noise),
     "er_sde": lambda noise: solvers.er_sde(noise=noise),
+    "er_sde 1": lambda noise: solvers.er_sde(1, noise=noise),
+    "sa 1, 2": lambda noise: solvers.sa_solver(1, 2, noise=noise),
     "er_sde 2, SDE": lambda noise: solvers.er_sde(2, jnp.log, noise=noise),
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "process"), [(n, "vp") for n in STOCHASTIC] + [("sde", "ve"), ("sa", "ve")])
+@pytest.mark.parametrize("name", STOCHASTIC)
+def test_weak_order(name):
+    """Data is one Gaussian number: the sample is affine in x_T and the draws, and a gradient gives the coefficients."""
+    data, errors = gaussian([0.7], [[0.3]]), []
+    for n in (100, 400):
+        levels = jd.grids.by_lambda(EDM, n, start=4.0, end=0.15)
+        (mean, var), (end_mean, end_var) = (data.moments(at(levels, i)) for i in (0, -1))
+
+        def end(x, z, levels=levels):
+            def noise(key, x, cur, nxt):
+                i = jnp.sum(levels.sigma > cur.sigma * (1 - 1e-9)) - 1
+                inner = jnp.min(jnp.abs(levels.sigma - cur.sigma)) > 1e-9
+                return jnp.full_like(x, z[i, inner.astype(int)])
+
+            return jd.sample(data.denoise, STOCHASTIC[name](noise), levels, x[None, None], KEY)[0, 0]
+
+        found, (by_x, by_z) = jax.jit(jax.value_and_grad(end, (0, 1)))(mean[0], jnp.zeros((n, 2)))
+        errors.append([abs(found - end_mean[0]), abs(by_x**2 * var[0, 0] + jnp.sum(by_z**2) - end_var[0, 0])])
+    errors, order = np.array(errors), STOCHASTIC[name](jd.noise.white).order
+    slope = np.log(errors[0, 1] / errors[1, 1]) / np.log(4)
+    print(name, slope, errors[1])
+    assert np.all(errors[:, 0] < 1e-10)  # the mean's path is straight
+    # Where little noise is drawn (ER-SDE) the ODE's higher order is still seen.
+    assert -0.15 < slope - order < 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "process"), [(n, "vp") for n in STOCHASTIC if n != "er_sde 1"] + [("sde", "ve"), ("sa", "ve")]
+)
 def test_mean_and_covariance_of_a_gaussian(name, process):
     grid = {"vp": VP(np.linspace(1.0, 0.0, 81) ** 1.5), "ve": EDM(np.append(np.geomspace(80, 0.01, 80), 0))}[process]
     grid, n = jax.tree.map(lambda field: jnp.asarray(field, jnp.float32), grid), 50_000

@@ -25,7 +25,7 @@ def eps(x, lam):
 
 
 def solver_1(x, s, t):
-    """Lu et al. 2022a, eq. 3.7, from lam = s to lam = t, in the paper's indices; the other two follow."""
+    """DPM-Solver-1 of Lu et al. 2022a, from lam = s to lam = t, in the paper's indices; the other two follow."""
     return vp(t)[0] / vp(s)[0] * x - vp(t)[1] * np.expm1(t - s) * eps(x, s)
 
 

@@ -233,7 +233,8 @@ def test_without_noise_the_sde_methods_are_the_odes():
     run = jax.jit(lambda x: [jd.sample(rational, solver, levels, x, jax.random.key(0)) for solver in sdes + odes])
     out = run(x)
     np.testing.assert_allclose(out[:4], out[4:], rtol=1e-10)
-    assert not any(solver.stochastic for solver in sdes)
+    assert [solver[2:] for solver in sdes] == [solver[2:] for solver in odes]
+    assert [solver.stochastic for solver in odes] == [False] * 4
 
 
 def test_a_traced_eta_of_0_is_the_ode_with_its_draws_at_0():

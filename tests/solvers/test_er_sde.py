@@ -20,7 +20,7 @@ def phi_5(rho):
 
 
 def transcribed(alpha, sigma, x, order, *, phi=phi_5, denoise=rational, between=0.0, exact=()):
-    """Cui et al. 2023, algorithms 1-3, with exact integrals; lam of the paper is rho here.
+    """Cui et al. 2023, with exact integrals; lam of the paper is rho here.
 
     `between` = 1 takes the first difference for the slope halfway between the levels it is of, where the paper takes
     it for the slope at the nearer one. The first steps end on `exact`.

@@ -38,7 +38,7 @@ def step(x, z, begin, end, tau, nodes, values):
 
 
 def transcribed(lam, alpha, sigma, p, c, tau):
-    """Algorithm 1, evaluating once a step; orders grow as answers come in."""
+    """Predict, evaluate, correct; orders grow as answers come in."""
     x, begin, past, lams = START, START, [], []
     for i in range(len(lam) - 1):
         x0 = rational(x, Level(np.nan, alpha[i], sigma[i]))

@@ -27,7 +27,7 @@ def coefficients(r, h, variant, simple):
 
 
 def transcribed(levels, x, p, variant, corrector):
-    """Zhao et al. 2023, algorithms 1 and 2 (multistep), with 1/2 for UniC-1 and UniP-2."""
+    """Zhao et al. 2023, multistep, with 1/2 for UniC-1 and UniP-2."""
     alpha, sigma = np.asarray(levels.alpha), np.asarray(levels.sigma)
     lam = np.log(alpha / sigma)
     m, begin = [], None
