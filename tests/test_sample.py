@@ -246,11 +246,11 @@ def test_a_grid_may_repeat_its_end_only_where_a_stop_is_given():
 
 def test_sample_state_tells_what_the_solver_remembers():
     levels = grid([0.9, 0.6, 0.3])
-    x, (x0, h) = jd.sample_state(rational, jd.solvers.dpmpp_2m(), levels, start(), KEY)
+    x, memory = jd.sample_state(rational, jd.solvers.dpmpp_2m(), levels, start(), KEY)
     np.testing.assert_array_equal(x, jd.sample(rational, jd.solvers.dpmpp_2m(), levels, start(), KEY))
     before = jd.sample(rational, jd.solvers.dpmpp_2m(), grid([0.9, 0.6]), start(), KEY)
-    np.testing.assert_allclose(x0, rational(before, Level(0.6, 0.4, 0.6)), rtol=1e-5)
-    np.testing.assert_allclose(h, np.log(0.7 / 0.3) - np.log(0.4 / 0.6), rtol=1e-5)
+    np.testing.assert_allclose(memory.x0s[0], rational(before, Level(0.6, 0.4, 0.6)), rtol=1e-5)
+    np.testing.assert_allclose(memory.lams[0], np.log(0.4 / 0.6), rtol=1e-5)
 
 
 @pytest.mark.parametrize("solver", [*(pytest.param(s, marks=pytest.mark.slow) for s in SOME[::2]), SOME[1]])

