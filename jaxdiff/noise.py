@@ -8,14 +8,15 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff.levels import Level
+from jaxdiff.levels import Level, safe_sqrt
 
 __all__ = ["Noise", "brownian", "check_key", "fold_in", "normal_like", "prior", "white"]
 
 Noise = Callable[[Array, Array, Level, Level], Array]  # (the step's key, x, cur, nxt) -> standard normal like x
 
-# A path is told apart down to 2 _EDGE / 2^_DEPTH = 0.001 in lam; a sampler of 1,000 steps takes 0.01 at a time.
-_EDGE, _DEPTH = 10.0, 14
+# A path is told apart down to 2 _EDGE / 2^_DEPTH = 0.00015 in lam, and straight below that: an increment over h lacks
+# about 0.00005 / h of its variance, which its neighbours have. A sampler of 1,000 steps takes h = 0.01 at a time.
+_EDGE, _DEPTH = 10.0, 17
 
 
 def check_key(key: Array) -> None:
@@ -77,6 +78,7 @@ def brownian(path: Array) -> Noise:
         path: one key, or [B] keys; the same key is the same path.
     Returns:
         (key, x, cur, nxt) -> the standardized increment from `cur` to `nxt`, like x; the step's own key is not used.
+        It is computed in float32 at least.
     Raises:
         ValueError: `path` is no typed key.
     """
@@ -84,29 +86,31 @@ def brownian(path: Array) -> Noise:
 
     def increment(key: Array, x: Array, cur: Level, nxt: Level) -> Array:
         # Counted in units of the end's alpha / sigma, so that nothing overflows; clean data ends where the tree does.
-        end = jnp.minimum(nxt.lam, _EDGE).astype(x.dtype)
-        begin = jnp.minimum(cur.lam.astype(x.dtype), end)
+        # In float32 at least: in bfloat16 the tree's intervals would be empty.
+        dtype = jnp.promote_types(x.dtype, jnp.float32)
+        end = jnp.minimum(nxt.lam, _EDGE).astype(dtype)
+        begin = jnp.minimum(cur.lam.astype(dtype), end)
         gained = -jnp.expm1(2 * (begin - end))
         safe = jnp.where(gained > 0, gained, 1)
-        change = _path(path, x, end) - jnp.exp(begin - end) * _path(path, x, begin)
-        return jnp.where(gained > 0, change / jnp.sqrt(safe), 0)
+        change = _path(path, x.shape, end) - jnp.exp(begin - end) * _path(path, x.shape, begin)
+        return jnp.where(gained > 0, change / jnp.sqrt(safe), 0).astype(x.dtype)
 
     return increment
 
 
-def _path(key: Array, x: Array, lam: Array) -> Array:
+def _path(key: Array, shape: tuple[int, ...], lam: Array) -> Array:
     """W(exp(2 lam)) / exp(lam), a standard normal at each lam: by bisection of [-_EDGE, _EDGE]."""
-    edge = jnp.asarray(_EDGE, x.dtype)
+    edge = jnp.asarray(_EDGE, lam.dtype)
     at = jnp.clip(lam, -edge, edge)
-    left = _normal(fold_in(key, 0), x.shape, x.dtype)
+    left = _normal(fold_in(key, 0), shape, lam.dtype)
     shrink = jnp.exp(-2 * edge)
-    right = shrink * left + jnp.sqrt(1 - jnp.square(shrink)) * _normal(fold_in(key, 1), x.shape, x.dtype)
+    right = shrink * left + jnp.sqrt(1 - jnp.square(shrink)) * _normal(fold_in(key, 1), shape, lam.dtype)
 
     def halve(_, interval):
         node, low, high, left, right = interval
         mid = 0.5 * (low + high)
         near, far, std = _bridge(low, mid, high)
-        middle = near * left + far * right + std * _normal(fold_in(key, node), x.shape, x.dtype)
+        middle = near * left + far * right + std * _normal(fold_in(key, node), shape, lam.dtype)
         up = at > mid
         choose = lambda a, b: jnp.where(up, a, b)  # noqa: E731
         return (
@@ -118,10 +122,10 @@ def _path(key: Array, x: Array, lam: Array) -> Array:
         )
 
     node = jnp.asarray(2, jnp.int32)
-    _, low, high, left, right = jax.lax.fori_loop(0, _DEPTH, halve, (node, -edge, edge, left, right))
-    near, far, _ = _bridge(low, at, high)
+    node, low, high, left, right = jax.lax.fori_loop(0, _DEPTH, halve, (node, -edge, edge, left, right))
+    near, far, std = _bridge(low, at, high)
     # Before the tree begins (pure noise has lam = -inf) the law at each lam stays, as if the path stood still.
-    return near * left + far * right
+    return near * left + far * right + std * _normal(fold_in(key, node), x.shape, x.dtype)
 
 
 def _bridge(low: Array, mid: Array, high: Array) -> tuple[Array, Array, Array]:
@@ -129,7 +133,7 @@ def _bridge(low: Array, mid: Array, high: Array) -> tuple[Array, Array, Array]:
     whole = -jnp.expm1(2 * (low - high))
     before, after = -jnp.expm1(2 * (low - mid)) / whole, -jnp.expm1(2 * (mid - high)) / whole
     # With clock tau: weights (tau_h - tau_m) and (tau_m - tau_l) over tau_h - tau_l, each in its own unit.
-    return jnp.exp(low - mid) * after, jnp.exp(mid - high) * before, jnp.sqrt(before * after * whole)
+    return jnp.exp(low - mid) * after, jnp.exp(mid - high) * before, safe_sqrt(before * after * whole)
 
 
 def _normal(key: Array, shape: tuple[int, ...], dtype) -> Array:

@@ -74,9 +74,10 @@ def annealed_langevin(steps: int = 5, size: float | Array = 0.2) -> Solver:
         at = or_cur(moving, cur, nxt)
         pure = cur.alpha == 0  # nothing of the data is left to be kept: the noise goes to the next level
         scale = jnp.where(pure, at.sigma / cur.sigma, at.alpha / jnp.where(pure, 1, cur.alpha))
-        e = 0.5 * jnp.asarray(size, x.dtype) * jnp.square(at.sigma)
-        moved, x0s = _langevin(denoise, key, scale * x, at, lambda z, score: e, steps)
-        return jnp.where(moving, moved, x0s[0]), state
+        # In the step to clean data x stays where it is, so that every evaluation gives the answer.
+        e = jnp.where(moving, 0.5 * jnp.asarray(size, x.dtype) * jnp.square(at.sigma), 0)
+        moved, x0 = _langevin(denoise, key, scale * x, at, lambda z, score: e, steps)
+        return jnp.where(moving, moved, x0), state
 
     return Solver(stateless, step, order=None, nfe=steps, stochastic=True)
 
@@ -84,15 +85,16 @@ def annealed_langevin(steps: int = 5, size: float | Array = 0.2) -> Solver:
 def _langevin(
     denoise, key: Array, x: Array, level: Level, size: Callable[[Array, Array], Array], steps: int
 ) -> tuple[Array, Array]:
-    """x + e score + sqrt(2 e) z, e = size(z, score), again and again; and what was denoised on the way."""
+    """x + e score + sqrt(2 e) z, e = size(z, score), again and again; and what the last evaluation answered."""
 
-    def body(x: Array, i: Array):
+    def body(carry: tuple[Array, Array], i: Array):
+        x, _ = carry
         x0, eps = from_x0(denoise(x, level), x, level)
         score, z = -eps / level.sigma, normal_like(fold_in(key, i), x)
         e = size(z, score)
-        return x + e * score + safe_sqrt(2 * e) * z, x0
+        return (x + e * score + safe_sqrt(2 * e) * z, x0), None
 
-    return jax.lax.scan(body, x, jnp.arange(steps))
+    return jax.lax.scan(body, (x, jnp.zeros_like(x)), jnp.arange(steps))[0]
 
 
 def _square(x: Array) -> Array:

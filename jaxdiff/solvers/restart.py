@@ -29,7 +29,8 @@ def restart(solver: Solver | None = None, interval: Level | None = None, repeats
             sigma = 0 from its own beginning.
         repeats: the paper's K.
     Returns:
-        a solver of the same order; a multistep method begins each interval without history.
+        a solver of the same order, of main path and interval refined together. A multistep method begins each interval
+        without history and goes on with the interval's (an interval of one step keeps it at order 1).
     Raises:
         ValueError: repeats < 0, or an interval that is no grid.
     """
@@ -43,8 +44,8 @@ def restart(solver: Solver | None = None, interval: Level | None = None, repeats
         x, state = inner.step(denoise, fold_in(key, 0), x, state, cur, nxt)
         grid, here = _grid(interval, cur, nxt)
 
-        def again(x: Array, k: Array):
-            up, down = fold_in(key, 2 * k + 1), fold_in(key, 2 * k + 2)
+        def again(carry, k: Array):
+            x, (up, down) = carry[0], (fold_in(key, 2 * k + 1), fold_in(key, 2 * k + 2))
             mean, std = transition(x, nxt, Level(*(field[0] for field in grid)))
             x = mean + std * normal_like(up, x)
 
@@ -53,10 +54,11 @@ def restart(solver: Solver | None = None, interval: Level | None = None, repeats
                 return inner.step(denoise, fold_in(down, i), x, state, cur, nxt), None
 
             pairs = Level(*(field[:-1] for field in grid)), Level(*(field[1:] for field in grid))
-            (x, _), _ = jax.lax.scan(body, (x, inner.init(x)), (jnp.arange(grid.t.shape[0] - 1), *pairs))
-            return x, None
+            return jax.lax.scan(body, (x, inner.init(x)), (jnp.arange(grid.t.shape[0] - 1), *pairs))[0], None
 
-        return jax.lax.cond(here, lambda x: jax.lax.scan(again, x, jnp.arange(repeats))[0], lambda x: x, x), state
+        # The state is the interval's too: a multistep method's history from before it is of another trajectory.
+        repeat = lambda carry: jax.lax.scan(again, carry, jnp.arange(repeats))[0]  # noqa: E731
+        return jax.lax.cond(here, repeat, lambda carry: carry, (x, state))
 
     often = 1 + repeats if interval is None else 1
     nfe = None if inner.nfe is None else often * inner.nfe

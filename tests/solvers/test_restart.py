@@ -70,6 +70,25 @@ def test_without_an_interval_each_step_is_its_own():
     np.testing.assert_allclose(run(with_heun, EDM(SIGMA), start()), expected, rtol=1e-9, atol=1e-10)
 
 
+def test_a_multistep_methods_history_is_the_intervals():
+    def dpmpp_2m(x, sigmas, history=None):
+        for cur, nxt in pairwise(sigmas):
+            x0 = slope = D(x, cur)
+            h = np.log(cur / nxt) if nxt else np.inf
+            if history and nxt:
+                slope = x0 + h / history[1] / 2 * (x0 - history[0])
+            x, history = nxt / cur * x + (1 - nxt / cur) * slope, (x0, h)
+        return x, history
+
+    x, history = dpmpp_2m(np.asarray(start()), SIGMA[:6])
+    again = [2.0, 1.5, 1.0, SIGMA[5]]
+    x = x + np.sqrt(again[0] ** 2 - SIGMA[5] ** 2) * np.asarray(normal_like(fold_in(fold_in(KEY, 4), 1), x))
+    x, history = dpmpp_2m(x, again)
+    x, _ = dpmpp_2m(x, SIGMA[5:], history)
+    ours = lambda interval, repeats: jd.solvers.restart(jd.solvers.dpmpp_2m(), interval, repeats)  # noqa: E731
+    np.testing.assert_allclose(run(ours, EDM(SIGMA), start(), 1, INTERVAL), x, rtol=1e-9, atol=1e-10)
+
+
 def test_no_repeats_are_the_solver_alone():
     plain = run(lambda interval, repeats: jd.solvers.heun(), EDM(SIGMA), start())
     np.testing.assert_allclose(run(with_heun, EDM(SIGMA), start(), 0, INTERVAL), plain, rtol=1e-12)
