@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff.levels import Level, safe_sqrt
+from jaxdiff.levels import Level
 
 __all__ = ["Noise", "brownian", "check_key", "fold_in", "normal_like", "prior", "white"]
 
@@ -78,7 +78,6 @@ def brownian(path: Array) -> Noise:
         path: one key, or [B] keys; the same key is the same path.
     Returns:
         (key, x, cur, nxt) -> the standardized increment from `cur` to `nxt`, like x; the step's own key is not used.
-        It is computed in float32 at least.
     Raises:
         ValueError: `path` is no typed key.
     """
@@ -122,10 +121,10 @@ def _path(key: Array, shape: tuple[int, ...], lam: Array) -> Array:
         )
 
     node = jnp.asarray(2, jnp.int32)
-    node, low, high, left, right = jax.lax.fori_loop(0, _DEPTH, halve, (node, -edge, edge, left, right))
-    near, far, std = _bridge(low, at, high)
+    _, low, high, left, right = jax.lax.fori_loop(0, _DEPTH, halve, (node, -edge, edge, left, right))
+    near, far, _ = _bridge(low, at, high)
     # Before the tree begins (pure noise has lam = -inf) the law at each lam stays, as if the path stood still.
-    return near * left + far * right + std * _normal(fold_in(key, node), x.shape, x.dtype)
+    return near * left + far * right
 
 
 def _bridge(low: Array, mid: Array, high: Array) -> tuple[Array, Array, Array]:
@@ -133,7 +132,7 @@ def _bridge(low: Array, mid: Array, high: Array) -> tuple[Array, Array, Array]:
     whole = -jnp.expm1(2 * (low - high))
     before, after = -jnp.expm1(2 * (low - mid)) / whole, -jnp.expm1(2 * (mid - high)) / whole
     # With clock tau: weights (tau_h - tau_m) and (tau_m - tau_l) over tau_h - tau_l, each in its own unit.
-    return jnp.exp(low - mid) * after, jnp.exp(mid - high) * before, safe_sqrt(before * after * whole)
+    return jnp.exp(low - mid) * after, jnp.exp(mid - high) * before, jnp.sqrt(before * after * whole)
 
 
 def _normal(key: Array, shape: tuple[int, ...], dtype) -> Array:
