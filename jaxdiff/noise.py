@@ -86,9 +86,10 @@ def brownian(path: Array) -> Noise:
     def increment(key: Array, x: Array, cur: Level, nxt: Level) -> Array:
         # Counted in units of the end's alpha / sigma, so that nothing overflows; clean data ends where the tree does.
         # In float32 at least: in bfloat16 the tree's intervals would be empty.
-        dtype = jnp.promote_types(x.dtype, jnp.float32)
-        end = jnp.minimum(nxt.lam, _EDGE).astype(dtype)
-        begin = jnp.minimum(cur.lam.astype(dtype), end)
+        dtype = jnp.float32 if jnp.finfo(x.dtype).bits < 32 else x.dtype
+        lam = lambda level: Level(*(jnp.asarray(field).astype(dtype) for field in level)).lam  # noqa: E731
+        end = jnp.minimum(lam(nxt), _EDGE)
+        begin = jnp.minimum(lam(cur), end)
         gained = -jnp.expm1(2 * (begin - end))
         safe = jnp.where(gained > 0, gained, 1)
         change = _path(path, x.shape, end) - jnp.exp(begin - end) * _path(path, x.shape, begin)
