@@ -1,9 +1,11 @@
-"""Noise: its moments, and that an example's noise is its key's alone."""
+"""Noise: its moments, that an example's noise is its key's alone, and Brownian paths."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from exact import CLUSTERS
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxdiff as jd
 from jaxdiff import noise
@@ -90,3 +92,105 @@ def test_the_prior_has_the_noisiest_levels_std(levels, std):
     assert abs(float(x.std()) / std - 1) < 4 / np.sqrt(2 * x.size) and abs(float(x.mean())) < 4 * std / np.sqrt(x.size)
     one_each = noise.prior(levels, KEYS, (6, 4, 3))
     np.testing.assert_allclose(one_each[2], std * jax.random.normal(KEYS[2], (4, 3)), rtol=1e-4)
+
+
+# Brownian paths. The clock of a path is the SNR, exp(2 lam).
+
+
+def level(lam):
+    """A level of VP's; lam may be infinite."""
+    lam = jnp.asarray(lam)
+    return jd.Level(lam, jnp.sqrt(jax.nn.sigmoid(2 * lam)), jnp.sqrt(jax.nn.sigmoid(-2 * lam)))
+
+
+@jax.jit
+def increments(keys, x, lams):
+    """Those between neighbouring lams, [N, *x.shape]."""
+    draw = noise.brownian(keys)
+    return jax.lax.map(lambda pair: draw(keys, x, level(pair[0]), level(pair[1])), (lams[:-1], lams[1:]))
+
+
+def test_increments_of_a_path_are_standard_normal_and_independent():
+    lams = jnp.array([-jnp.inf, -8.0, -2.0, -1.9, 0.0, 0.7, 0.75, 5.0, jnp.inf])
+    n = 20_000
+    z = np.asarray(increments(jax.random.split(jax.random.key(3), n), jnp.zeros((n, 1)), lams), np.float64)[..., 0]
+    assert np.all(np.abs(z.mean(1)) < 4.5 / np.sqrt(n))
+    assert np.all(np.abs(z.var(1) - 1) < 4.5 * np.sqrt(2 / n))
+    assert np.all(np.abs((z**4).mean(1) - 3) < 4.5 * np.sqrt(96 / n))
+    assert np.abs(np.corrcoef(z) - np.eye(len(z))).max() < 4.5 / np.sqrt(n)
+
+
+def test_increments_add_up_along_any_grid(x64):
+    """sqrt(tau_c - tau_a) z_ac = sqrt(tau_b - tau_a) z_ab + sqrt(tau_c - tau_b) z_bc, from pure noise on."""
+    fine = np.array([-np.inf, -7.3, -2.1, -0.4, 0.33, 1.2, 1.25, 4.0, 8.0])
+    x, tau = jnp.zeros((6, 3)), np.exp(2 * fine)
+    coarse = np.array([0, 2, 3, 7, 8])
+    moved = lambda z, tau: np.asarray(z) * np.sqrt(np.diff(tau))[:, None, None]  # noqa: E731
+    path = np.cumsum(moved(increments(KEYS, x, jnp.asarray(fine)), tau), axis=0)
+    rough = np.cumsum(moved(increments(KEYS, x, jnp.asarray(fine[coarse])), tau[coarse]), axis=0)
+    np.testing.assert_allclose(rough, path[coarse[1:] - 1], rtol=1e-9, atol=1e-12)
+    assert not np.allclose(path[0] / np.sqrt(tau[1]), path[1] / np.sqrt(tau[2]), atol=0.5)
+
+
+def test_a_path_is_its_keys_alone_whatever_the_batch_the_device_or_the_type():
+    lams = jnp.array([-3.0, -1.0, 2.0])
+    x, chosen = jnp.zeros((8, 3)), jnp.array([6, 1])
+    keys = jax.random.split(jax.random.key(4), 8)
+    z = increments(keys, x, lams)
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)  # noqa: E731
+    close(increments(keys[chosen], x[:2], lams), z[:, chosen])
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    close(increments(*jax.device_put((keys, x), NamedSharding(mesh, PartitionSpec("data"))), lams), z)
+    assert not np.allclose(increments(keys[0], x, lams)[:, 0], increments(keys[1], x, lams)[:, 0])
+    with jax.enable_x64(True):
+        wide = jax.eval_shape(increments, keys, jax.ShapeDtypeStruct((8, 3), jnp.float64), lams)
+    assert z.dtype == jnp.float32 and wide.dtype == jnp.float64
+    first = increments._cache_size()
+    increments(jax.random.split(jax.random.key(9), 8), x + 1, lams + 0.1)
+    assert increments._cache_size() == first
+
+
+def test_a_path_has_finite_gradients_from_pure_noise_to_clean_data(x64):
+    levels = jd.grids.by_time(jd.processes.Flow(), 3)
+
+    def total(levels):
+        at = [jax.tree.map(lambda field: field[i], levels) for i in range(4)]  # noqa: B023
+        draw, x = noise.brownian(KEYS), jnp.zeros((6, 2))
+        return sum(jnp.sum(draw(KEYS, x, at[i], at[i + 1])) for i in range(3))
+
+    value, grads = jax.jit(jax.value_and_grad(total))(levels)
+    assert np.isfinite(value) and all(np.all(np.isfinite(g)) for g in (grads.alpha, grads.sigma))
+
+
+def test_a_path_needs_a_typed_key():
+    with pytest.raises(ValueError, match=r"jax\.random\.key\(seed\)"):
+        noise.brownian(jax.random.PRNGKey(0))
+
+
+REFINED = {
+    "ddpm": jd.solvers.ddpm,
+    "ddim": lambda noise: jd.solvers.ddim(1.0, noise=noise),
+    "euler_maruyama": jd.solvers.euler_maruyama,
+    "reverse_diffusion": jd.solvers.reverse_diffusion,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REFINED)
+def test_more_steps_follow_the_same_path(name):
+    """Strong convergence: where N and 4 N steps end comes closer as N grows; with fresh noise it does not."""
+    keys = jax.random.split(jax.random.key(0), 500)
+    x = jax.random.normal(jax.random.key(1), (500, 2))
+
+    def apart(noise_of, n):
+        ends = []
+        for steps in (n, 4 * n):
+            levels = jd.grids.by_lambda(jd.processes.VP(), steps, start=0.9, end=0.02)
+            run = lambda x, solver, levels: jd.sample(CLUSTERS.denoise, solver, levels, x, keys)  # noqa: E731
+            ends.append(jax.jit(run, static_argnums=1)(x, REFINED[name](noise=noise_of), levels))
+        return float(jnp.sqrt(jnp.mean(jnp.square(ends[0] - ends[1]))))
+
+    path = [apart(noise.brownian(keys), n) for n in (16, 64)]
+    white = [apart(noise.white, n) for n in (16, 64)]
+    print(name, "one path:", path, "white:", white)
+    assert path[1] < 0.6 * path[0] and path[1] < 0.25 * white[1]

@@ -1,6 +1,5 @@
 """Every public function of jaxdiff.solvers that is annotated `-> Solver`, put through what holds for all solvers."""
 
-import typing
 from functools import partial
 from importlib import import_module
 
@@ -10,19 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from exact import BLOB, CLUSTERS, gaussian, rational
+from found import SOLVERS
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxdiff as jd
 from jaxdiff import Level, solvers
 from jaxdiff.levels import append_clean
 
-
-def _found():
-    public = {name: getattr(solvers, name) for name in solvers.__all__ if not isinstance(getattr(solvers, name), type)}
-    return {name: f() for name, f in public.items() if typing.get_type_hints(f).get("return") is solvers.Solver}
-
-
-SOLVERS = _found()
 FEW = {"ddim", "heun", "dpmpp_2m", "ddpm"}  # one step and many, with noise and without: the fast tests' share
 PROCESSES = {
     "vp": (jd.processes.VP(), 0.6, 0.05),
