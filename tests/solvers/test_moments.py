@@ -76,9 +76,9 @@ def ends(solver, levels, group=1):
 
 
 STEPS = VP(np.linspace(1.0, 0.0, 401) ** 1.5)
-VE_STEPS = EDM(np.append(np.geomspace(40, 0.01, 250), 0))
+VE_STEPS = EDM(np.append(np.geomspace(40, 0.01, 600), 0))
 SPECIAL = {
-    # The unadjusted dynamics' covariance is off by its step's size, and it has to keep up with the levels.
+    # It falls behind the levels unless they fall slowly: with 250 of them the distance is twice as large.
     "annealed_langevin": (jd.solvers.annealed_langevin(10, 0.1), VE_STEPS, 1),
     # Its step divides by the score's norm, which is small too often where an example has two numbers.
     "predictor_corrector": (jd.solvers.predictor_corrector(snr=0.05), STEPS, 50),
