@@ -190,6 +190,7 @@ def test_likelihood_weight_integrates_to_the_variational_bound():
 
 
 @pytest.mark.parametrize("t_weight", [pytest.param(1.0, marks=slow), 3.0])
+@pytest.mark.slow
 def test_learned_uncertainty_is_least_at_the_log_of_the_loss(t_weight):
     """EDM2, eq. 14-15: L exp(-u) + u is least at u = log L, where it is 1 + log L, under importance weights too."""
     apply = lambda params, x, noise, cond: 0.3 * x  # noqa: E731
@@ -249,6 +250,7 @@ def test_condition_dropout_reaches_the_network(make):
     np.testing.assert_array_equal(seen["label"], batch["label"])
 
 
+@pytest.mark.slow
 def test_dropout_key_is_passed_only_when_asked():
     keys = []
 

@@ -136,6 +136,7 @@ def test_increments_add_up_along_any_grid(x64):
     assert not np.allclose(path[0] / np.sqrt(tau[1]), path[1] / np.sqrt(tau[2]), atol=0.5)
 
 
+@pytest.mark.slow
 def test_a_path_is_its_keys_alone_whatever_the_batch_the_device_or_the_type():
     lams = jnp.array([-3.0, -1.0, 2.0])
     x, chosen = jnp.zeros((8, 3)), jnp.array([6, 1])
@@ -156,6 +157,7 @@ def test_a_path_is_its_keys_alone_whatever_the_batch_the_device_or_the_type():
     assert increments._cache_size() == first
 
 
+@pytest.mark.slow
 def test_a_path_has_finite_gradients_from_pure_noise_to_clean_data(x64):
     levels = jd.grids.by_time(jd.processes.Flow(), 3)
 

@@ -217,6 +217,7 @@ def test_sde_simulated(name):
 
 
 @each
+@pytest.mark.slow
 def test_processes_are_pytrees(name):
     """jit takes one as an argument, vmap maps over one's numbers, and integer times are times."""
     process = _float32(PROCESSES[name][0])
@@ -238,6 +239,7 @@ def test_types_are_kept(name, wide, x64):
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype(dtype)}
 
 
+@pytest.mark.slow
 def test_gradient_reaches_the_numbers(x64):
     """d alpha / d beta_max = -t^2 alpha / 4, and through time by the implicit function theorem."""
     t = 0.4

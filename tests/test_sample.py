@@ -253,7 +253,8 @@ def test_sample_state_tells_what_the_solver_remembers():
     np.testing.assert_allclose(memory.lams[0], np.log(0.4 / 0.6), rtol=1e-5)
 
 
-@pytest.mark.parametrize("solver", [*(pytest.param(s, marks=pytest.mark.slow) for s in SOME[::2]), SOME[1]])
+@some
+@pytest.mark.slow
 def test_remat_keeps_the_root_of_the_states(solver, x64):
     """Same value, path and gradient; memory that grows with sqrt(N), where without it it grows with N."""
     x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 1000)))

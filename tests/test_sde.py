@@ -87,6 +87,7 @@ def _carried(equation, moments, ts):
 
 
 @EACH
+@pytest.mark.slow
 def test_each_sde_carries_the_processs_moments_forward_and_back(name, x64):
     """Gaussian data, any share of the noise: forward from the clean time, in reverse from the noisy one."""
     process, clean, noisy = PROCESSES[name]

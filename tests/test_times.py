@@ -110,6 +110,7 @@ def test_importance_reduces_the_variance():
     assert np.std(loss(np.asarray(t)) * weight) < 0.05 * np.std(loss(np.asarray(plain)))
 
 
+@pytest.mark.slow
 def test_density_may_be_traced():
     @jax.jit
     def draw(density, probs):
@@ -120,6 +121,7 @@ def test_density_may_be_traced():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), draw(density, probs), eager)
 
 
+@pytest.mark.slow
 def test_density_may_be_float32_under_x64(x64):
     t, weight = times.importance(jnp.ones(4, jnp.float32))(KEY, 8)
     assert t.dtype == weight.dtype == jnp.float32

@@ -44,6 +44,7 @@ def test_train_leaves_a_run(fashion_run):
     assert [record["step"] for record in records] == [1, 2] and records[0]["grad_norm"] > 0
 
 
+@pytest.mark.slow
 def test_sample_writes_grid_arrays_or_files(fashion_run, tmp_path, capsys):
     common = ["sample", str(fashion_run), "--steps", "2", "--num", "3"]
     main([*common, "--out", str(tmp_path / "all.npz")])

@@ -44,6 +44,7 @@ def test_a_truncated_grid_has_both_levels_for_its_ends_and_then_repeats():
     assert int(n) == 5
 
 
+@pytest.mark.slow
 def test_a_run_over_the_part_is_a_run_over_the_grid_cut_by_hand():
     levels, key = grids.by_time(FLOW, 5), jax.random.key(0)  # pure noise to clean data
     x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 2)), jnp.float32)

@@ -40,6 +40,7 @@ def test_perturbed_attention_adds_the_difference():
         np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_unet_guides_itself_by_its_perturbed_attention():
     module = networks.UNet(widths=(8,), blocks=1, groups=4)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 3)), jnp.float32)

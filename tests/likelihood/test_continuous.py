@@ -76,6 +76,7 @@ def test_bound_of_a_mixture_is_above_its_likelihood_and_close(x64):
     assert -4 * error < gap.mean() < 0.02 + 4 * error and error < 0.015
 
 
+@pytest.mark.slow
 def test_discrete_data_pays_its_entropy(x64):
     """The exact denoiser of four values with unequal chances: the bound's expectation is their entropy."""
     values, chance = np.linspace(-1, 1, 4), np.array([0.5, 0.1, 0.15, 0.25])
@@ -110,6 +111,7 @@ def test_decoder_is_the_noise_normalized_over_the_values(s, x64):
     np.testing.assert_array_less(abs(each.mean(1) - expected), 4 * each.std(1) / np.sqrt(n) + 1e-9)
 
 
+@pytest.mark.slow
 def test_a_learned_schedule_moves_the_variance_and_not_the_expectation(x64):
     """Gradients with respect to the schedule: true ones of each draw, zero on average, and not zero for the square."""
     n = 20_000

@@ -55,6 +55,7 @@ def test_order_is_four(x64):
     np.testing.assert_allclose(slopes, 4, atol=0.3)
 
 
+@pytest.mark.slow
 def test_from_pure_noise_with_the_default_prior(x64):
     """Flow's t = 1 has alpha = 0: N(0, I) is the model's own law there. Gradients are the true ones."""
     levels = Flow()(jnp.append(jnp.linspace(1.0, 0.1, 40), jnp.geomspace(0.1, 0.01, 12)[1:]))
@@ -82,6 +83,7 @@ def test_latent_is_the_flows_and_the_default_prior_its_own(x64):
     np.testing.assert_allclose(got.log_prob, BLOB.log_density(x, _at(levels, -1)) - shift, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_process_names_the_levels_between(x64):
     """A network that is told t alone is asked at VP's own levels with the process, and beside them without."""
     process = VP()
@@ -139,6 +141,7 @@ def test_probes_shrink_the_error_as_their_root_and_one_knows_none(x64):
     assert np.all(np.isinf(run(1).standard_error)) and np.all(np.isfinite(run(1).log_prob))
 
 
+@pytest.mark.slow
 def test_an_example_is_its_keys_alone_in_any_shape_eager_or_compiled():
     levels = jd.grids.by_lambda(Flow(), 6, start=0.95, end=0.02)
     x, keys = jax.random.normal(jax.random.key(0), (4, 2, 3, 1)), jax.random.split(jax.random.key(1), 4)

@@ -191,6 +191,7 @@ def test_examples_do_not_meet(everything):
     assert not np.allclose(other[0], both[0])
 
 
+@pytest.mark.slow
 def test_a_batch_of_two_is_two_batches_of_one(everything):
     apply, params, x, cond = everything
     both = apply(params, x, NOISE, cond)
@@ -207,6 +208,7 @@ def test_null_class_is_the_last_row(everything):
     np.testing.assert_array_equal(apply(swapped, x, NOISE, cond | {"label": label}), apply(params, x, NOISE, cond))
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_close_to_float32_and_returns_float32(everything):
     apply, params, x, cond = everything
     module = UNet(**EVERYTHING, scale_shift=True, dtype=jnp.bfloat16)

@@ -237,6 +237,7 @@ def test_without_noise_the_sde_methods_are_the_odes():
     assert [solver.stochastic for solver in odes] == [False] * 4
 
 
+@pytest.mark.slow
 def test_a_traced_eta_of_0_is_the_ode_with_its_draws_at_0():
     levels, x = jd.grids.by_time(jd.processes.Flow(), 4), jnp.asarray(START / 20)  # pure noise to clean data
 

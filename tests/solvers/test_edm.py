@@ -90,6 +90,7 @@ def test_churn_in_another_process_is_churn_of_the_rescaled_data(name):
     np.testing.assert_allclose(ours, edm * levels.alpha[-1], rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_no_churn_is_the_deterministic_solver():
     # In float32, raising the noise by nothing rounds to a little up or a little down.
     x = (start() / 20).astype(jnp.float32)
@@ -106,6 +107,7 @@ def test_no_churn_is_the_deterministic_solver():
         np.testing.assert_allclose(churned[name], plain[name], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_pure_noise_is_not_raised():
     # At alpha = 0 there is no noisier level: the first step is that without churn, and nothing becomes NaN.
     flow = jd.processes.Flow()

@@ -85,6 +85,7 @@ def test_the_difference_taken_for_the_slope_at_its_end_leaves_order_2():
     np.testing.assert_allclose(slopes, [2, 3], atol=0.15)
 
 
+@pytest.mark.slow
 def test_what_it_is_where_others_are_it():
     levels, x = jd.processes.VP()(np.append(T, 0)), jnp.asarray(START)
     s, sde = jd.solvers, jnp.log

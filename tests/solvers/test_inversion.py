@@ -75,6 +75,7 @@ def test_nears_the_exact_flow_of_a_gaussian():
     assert errors[1] < 0.02 and errors[1] < 0.3 * errors[0]
 
 
+@pytest.mark.slow
 def test_any_shape_example_by_example_with_finite_gradients():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 2, 3)))
     net = lambda params, x, noise, cond: jnp.tanh(params * x + noise[:, None, None])  # noqa: E731

@@ -85,6 +85,7 @@ def test_predictor_corrector_is_the_papers_with_norms_of_each_example(process):
     np.testing.assert_allclose(out, x, rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_many_small_steps_tend_to_the_law_at_the_level():
     """From a wrong start: of 300 steps at one level the unadjusted dynamics' own covariance, known for Gaussian data.
 

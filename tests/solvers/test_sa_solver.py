@@ -66,6 +66,7 @@ def test_is_the_papers_algorithm_on_an_uneven_grid(p, c):
         np.testing.assert_allclose(out, transcribed(np.log(alpha / sigma), alpha, sigma, p, c, number), rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_what_it_is_where_others_are_it():
     levels = jd.processes.VP()(np.append(LEVELS, 0))
     s = jd.solvers
@@ -80,6 +81,7 @@ def test_what_it_is_where_others_are_it():
         assert ours.stochastic == other.stochastic
 
 
+@pytest.mark.slow
 def test_a_traced_tau_of_0_is_the_ode():
     levels = jd.grids.by_time(jd.processes.Flow(), 4)
     sample = lambda tau: jd.sample(rational, jd.solvers.sa_solver(tau=tau), levels, START, jax.random.key(0))  # noqa: E731
