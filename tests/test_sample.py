@@ -178,10 +178,9 @@ def test_a_whole_run_draws_the_data():
 # Steps that are left out, and states that are not kept
 
 SOME = [jd.solvers.heun(), jd.solvers.dpmpp_2m(), jd.solvers.ddim(0.5)]  # with no state, with one, with noise
-some = pytest.mark.parametrize("solver", SOME, ids=["heun", "dpmpp_2m", "ddim"])
 
 
-@some
+@pytest.mark.parametrize("solver", [*(pytest.param(s, marks=pytest.mark.slow) for s in SOME[:2]), SOME[2]])
 def test_the_number_of_steps_up_to_a_maximum_is_traced(solver):
     """A grid that repeats its last level, and `stop`: the shorter grid's sample, one program, for many by `vmap`."""
     short, long = [0.9, 0.6, 0.3, 0.0], [0.9, 0.7, 0.5, 0.3, 0.1, 0.0]
@@ -253,8 +252,8 @@ def test_sample_state_tells_what_the_solver_remembers():
     np.testing.assert_allclose(memory.lams[0], np.log(0.4 / 0.6), rtol=1e-5)
 
 
-@some
 @pytest.mark.slow
+@pytest.mark.parametrize("solver", SOME)
 def test_remat_keeps_the_root_of_the_states(solver, x64):
     """Same value, path and gradient; memory that grows with sqrt(N), where without it it grows with N."""
     x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 1000)))

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from exact import BLOB, gaussian, rational
 
 import jaxdiff as jd
