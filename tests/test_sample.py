@@ -1,5 +1,7 @@
 """The scan: what it refuses, its path, its progress, and a whole sampling run against the exact answer."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -173,6 +175,30 @@ def test_a_whole_run_draws_the_data():
     mean, cov = CLUSTERS.moments(Level(0, 1, 0))
     np.testing.assert_allclose(x.mean(0), mean, atol=0.03)
     np.testing.assert_allclose(np.cov(x.T), cov, atol=0.04)
+
+
+def test_what_is_not_asked_for_is_not_in_the_program():
+    levels, solver = grid([0.9, 0.5, 0.0]), jd.solvers.euler()
+    sample = partial(jd.sample, rational, solver, levels, start(), KEY)
+    plain = str(jax.make_jaxpr(sample)())
+    assert "callback" not in plain and "cond" not in plain and "remat" not in plain
+    assert "callback" in str(jax.make_jaxpr(lambda: sample(progress=lambda done: None))())
+    assert "cond" in str(jax.make_jaxpr(lambda: sample(stop=1))())
+
+
+def test_settings_are_swept_in_one_program():
+    levels, etas, scales = grid([0.9, 0.6, 0.3, 0.0]), jnp.array([0.0, 0.5, 1.0]), jnp.array([1.0, 2.0])
+
+    @jax.jit
+    def run(eta, scale):
+        denoise = jd.guidance.cfg(rational, lambda x, level: 0.5 * x, scale)
+        return jd.sample(denoise, jd.solvers.ddim(eta), levels, start(), KEY)
+
+    sweep = jax.jit(jax.vmap(jax.vmap(run, (None, 0)), (0, None)))(etas, scales)
+    assert sweep.shape == (3, 2, 4, 2)
+    for i, eta in enumerate(etas):
+        for j, scale in enumerate(scales):
+            np.testing.assert_allclose(sweep[i, j], run(eta, scale), rtol=1e-5, atol=1e-6)
 
 
 # Steps that are left out, and states that are not kept

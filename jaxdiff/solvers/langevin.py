@@ -22,6 +22,7 @@ def predictor_corrector(predictor: Solver | None = None, steps: int = 1, snr: fl
 
     arXiv:2011.13456. x + e score + sqrt(2 e) z with e = 2 a (snr |z| / |score|)^2, a = (alpha_t / alpha_s)^2. The norms
     are each example's own, where the paper's code takes their means over the batch: examples do not interact here.
+    It is meant for examples of many numbers, whose scores' norms vary little: the law is off by about 1 / that number.
 
     Args:
         predictor: the solver; None is `reverse_diffusion()`.

@@ -1,5 +1,6 @@
 """Every public function of jaxdiff.solvers that is annotated `-> Solver`, put through what holds for all solvers."""
 
+import inspect
 from functools import partial
 from importlib import import_module
 
@@ -372,3 +373,49 @@ def test_a_bfloat16_network_costs_no_more_than_its_own_rounding(solver):
     assert out.dtype == jnp.float32
     np.testing.assert_allclose(out, exact, atol=0.03)
     assert not np.array_equal(out, exact)
+
+
+EVERYWHERE = {
+    "vp": (jd.processes.VP(), np.linspace(1, 0, 7)),
+    "sub-vp": (jd.processes.SubVP(), np.linspace(1, 0, 7)),
+    "ve": (jd.processes.VE(0.02, 20.0), np.linspace(1, 0, 7)),
+    "edm": (jd.processes.EDM(), np.append(np.geomspace(20, 0.1, 6), 0)),
+    "flow": (jd.processes.Flow(), np.linspace(0.98, 0, 7)),
+}
+
+
+def knowing(process, row):
+    """A network that knows data from N(0.3, 0.5^2), is told t, and predicts what the row says."""
+
+    def apply(params, x, t, cond):
+        level = process(t).like(x)
+        var = 0.25 * jnp.square(level.alpha) + jnp.square(level.sigma)
+        x0 = (0.25 * level.alpha * x + 0.3 * jnp.square(level.sigma)) / var
+        return jd.parameterize.target(row, x0, x, level)
+
+    return apply
+
+
+@pytest.mark.usefixtures("x64")
+@each(SOLVERS, fast=())
+def test_every_process_and_every_prediction_in_any_shape(solver, request):
+    """Networks that know Gaussian data exactly and say so as eps, x0, v or velocity give one and the same sample."""
+    make, x = getattr(solvers, request.node.callspec.id), np.random.default_rng(0).normal(size=(2, 3, 1, 2))
+    rows = [jd.parameterize.eps, jd.parameterize.x0, jd.parameterize.v, jd.parameterize.velocity]
+
+    @jax.jit
+    def ends(x):
+        out = {}
+        for name, (process, ts) in EVERYWHERE.items():
+            # What is inside of a step has to be named by the process, since these networks are told t alone.
+            inner = "process" in inspect.signature(make).parameters
+            method, levels = make(process=process) if inner else solver, process(jnp.asarray(ts))
+            for i, row in enumerate(rows):
+                denoise = jd.denoiser(knowing(process, row), None, row)
+                out[name, i] = jd.sample(denoise, method, levels, levels.sigma[0] * x, jax.random.key(0))
+        return out
+
+    out = ends(jnp.asarray(x))
+    for (name, i), end in out.items():
+        assert end.shape == x.shape and np.all(np.isfinite(end))
+        np.testing.assert_allclose(end, out[name, 0], rtol=1e-5, atol=1e-6, err_msg=f"{name}, {rows[i].__name__}")
