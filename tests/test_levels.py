@@ -107,6 +107,7 @@ def test_posterior_is_ddpm_eq_7(end, x64):
     np.testing.assert_allclose(np.asarray(beta_std) ** 2, b, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_posterior_by_monte_carlo():
     """Regress x_s on x_t of simulated paths: slope, intercept and residual variance."""
     n, x0, (s, t) = 200_000, 0.7, (0.4, 0.6)

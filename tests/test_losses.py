@@ -72,10 +72,9 @@ MIDPOINTS = (0.05 + 0.9 * (np.arange(2000) + 0.5) / 2000).astype(np.float32)
 @pytest.mark.parametrize(
     ("process", "row"),
     [
-        (VP(), "eps"),
         (VE(), "edm"),
         (Flow(), "velocity"),
-        *(pytest.param(*case, marks=slow) for case in ((SubVP(), "v"), (Cosine(), "x0"), (VP(), "score"))),
+        *(pytest.param(*case, marks=slow) for case in ((VP(), "eps"), (SubVP(), "v"), (Cosine(), "x0"), (VP(), "score"))),
     ],
 )  # fmt: skip
 def test_the_exact_network_is_the_minimum(process, row):
@@ -110,6 +109,7 @@ def test_metrics_and_types():
     np.testing.assert_allclose(value, 2 * metrics["mse"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_one_denoiser_has_one_loss_whatever_the_network_predicts(x64):
     """With a weight of the error of x_0, networks that encode the same (imperfect) denoiser lose the same."""
     params, batch = (0.1, 0.2), jax.tree.map(lambda x: x.astype(float), _data(n=16))
@@ -294,6 +294,7 @@ def test_unknown_variance():
         losses.vlb_loss(lambda p, x, n, c: x, Discrete.linear(), parameterize.v, variance="fixed")
 
 
+@pytest.mark.slow
 def test_default_times():
     """Uniform over (0, 1], over 1..T for a table, and EDM's log-normal for EDM, whose time is sigma."""
     seen = []

@@ -63,6 +63,7 @@ def test_a_run_over_the_part_is_a_run_over_the_grid_cut_by_hand():
     assert np.all(np.isfinite(grads)) and np.all(np.asarray(grads) != 0)
 
 
+@pytest.mark.slow
 def test_integer_times_stay_integers():
     table = jd.processes.Discrete.linear(1000)
     part, n = grids.truncate(grids.ddpm(table, 10), start=table(750))

@@ -101,6 +101,7 @@ def test_constant_along_an_axis_is_one_dimension_less():
     np.testing.assert_allclose(got, np.repeat(want[:, :, None], 4, 2), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_output_is_zero_at_initialization_and_so_is_each_branch():
     module = UNet(**TINY, num_classes=3, learned_variance=True)
     x, label = normal(0, 2, 8, 8, 3), np.array([0, 3], np.int32)
@@ -124,6 +125,7 @@ def test_init_depends_on_the_key_alone():
     assert not np.array_equal(draw[0], draw[2])
 
 
+@pytest.mark.slow
 def test_dropout_needs_a_key_and_nothing_else_is_random():
     module = UNet(**SMALLEST, dropout=0.5)
     x = normal(0, 2, 8, 8, 3)

@@ -82,6 +82,7 @@ def test_a_plain_0_draws_nothing():
     np.testing.assert_allclose(ode, run(jd.solvers.euler(), EDM(SIGMA), start()), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_after_a_long_step_in_float32_what_is_left_of_eps_is_not_rounded_away():
     # 1 - (1 - SNR_t / SNR_s) would be 0.
     level = lambda sigma: Level(*jnp.float32([sigma, 1.0, sigma]))  # noqa: E731

@@ -110,6 +110,7 @@ def test_another_process_is_edm_of_the_rescaled_data(process):
         np.testing.assert_allclose(ours, edm * levels.alpha[-1], rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_step_from_pure_noise_is_eulers_and_to_clean_data_the_denoiser():
     denoise = jd.denoiser(lambda params, x, noise, cond: jnp.tanh(params * x), 0.3, jd.parameterize.velocity)
     names = "dpm_2", "euler", "dpm_2_ancestral", "euler_ancestral"

@@ -225,6 +225,7 @@ def test_half_of_the_second_derivative_leaves_order_2():
     np.testing.assert_allclose(slopes, [2, 3], atol=0.1)
 
 
+@pytest.mark.slow
 def test_without_noise_the_sde_methods_are_the_odes():
     levels, x = jd.processes.VP()(np.array([0.9, 0.7, 0.6, 0.35, 0.2, 0.0])), jnp.asarray(START / 20)
 

@@ -64,7 +64,7 @@ def test_annealed_langevin_on_vp_is_that_of_x_over_alpha():
     np.testing.assert_allclose(out, run(solver, scaled, start(1.0) / levels.alpha[0]), rtol=1e-9)
 
 
-@pytest.mark.parametrize("process", [EDM, VP], ids=["ve", "vp"])
+@pytest.mark.parametrize("process", [pytest.param(EDM, marks=pytest.mark.slow, id="ve"), pytest.param(VP, id="vp")])
 def test_predictor_corrector_is_the_papers_with_norms_of_each_example(process):
     levels = EDM(SIGMA) if process is EDM else VP(np.array([0.9, 0.6, 0.4, 0.2, 0.0]))
     scale = 20.0 if process is EDM else 1.0

@@ -95,6 +95,7 @@ def test_no_repeats_are_the_solver_alone():
     assert not jd.solvers.restart(repeats=0).stochastic
 
 
+@pytest.mark.slow
 def test_intervals_nest_and_steps_outside_of_them_cost_nothing():
     calls = []
 

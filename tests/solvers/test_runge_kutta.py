@@ -79,7 +79,7 @@ def test_order_of_rk4_where_the_network_is_told_the_time(process, order):
 # The adaptive ones
 
 
-@pytest.mark.parametrize("name", ["RK45", pytest.param("RK23", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", [pytest.param("RK45", marks=pytest.mark.slow), "RK23"])
 def test_each_example_takes_scipys_steps(name):
     # A second implementation with the same control: the same answer after the same number of evaluations.
     x = 80 * start()

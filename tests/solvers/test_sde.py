@@ -73,6 +73,7 @@ def test_euler_maruyama_is_the_papers_with_short_steps_of_time():
     assert differences[0] < 0.1 and 20 < differences[0] / differences[1] < 120
 
 
+@pytest.mark.slow
 def test_pure_noise_takes_the_posteriors_step():
     levels, x = jd.grids.by_time(jd.processes.Flow(), 2), start()
     first = jax.tree.map(lambda field: field[:2], levels)

@@ -228,7 +228,7 @@ DIFFERENTIABLE = [name for name, solver in SOLVERS.items() if solver.nfe is not 
 
 
 @pytest.mark.usefixtures("x64")
-@each(DIFFERENTIABLE)
+@each(DIFFERENTIABLE, fast={"ddpm"})
 def test_values_and_gradients_from_pure_noise_to_clean_data(solver):
     # Flow's t = 1 has alpha = 0 and lam = -inf, its t = 0 has sigma = 0 and lam = +inf.
     params, x, keys = a_batch(jnp.float64, 4)
@@ -266,7 +266,7 @@ def mid_grid(n=6, start=0.9):
     return Level(t, 1 - t, t)
 
 
-@EVERY
+@each(SOLVERS, fast={"ddpm"})
 def test_an_example_is_its_keys_alone_in_any_batch_eager_or_compiled_on_one_device_or_eight(solver):
     params, x, keys = a_batch()
     sample = lambda x, keys: jd.sample(toy(params), solver, mid_grid(), x, keys)  # noqa: E731

@@ -63,6 +63,7 @@ def test_is_the_papers_algorithm_on_an_uneven_grid(order, corrector, variant):
     np.testing.assert_allclose(out, transcribed(levels, START, order, variant, corrector), rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_order_2_without_corrector_is_2m_and_order_1_ddim():
     levels = jd.processes.VP()(np.array([0.9, 0.7, 0.6, 0.35, 0.2, 0.0]))
     pairs = (
