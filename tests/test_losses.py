@@ -74,7 +74,8 @@ MIDPOINTS = (0.05 + 0.9 * (np.arange(2000) + 0.5) / 2000).astype(np.float32)
     [
         (VE(), "edm"),
         (Flow(), "velocity"),
-        *(pytest.param(*case, marks=slow) for case in ((VP(), "eps"), (SubVP(), "v"), (Cosine(), "x0"), (VP(), "score"))),
+        *(pytest.param(VP(), row, marks=slow) for row in ("eps", "score")),
+        *(pytest.param(*case, marks=slow) for case in ((SubVP(), "v"), (Cosine(), "x0"))),
     ],
 )  # fmt: skip
 def test_the_exact_network_is_the_minimum(process, row):
