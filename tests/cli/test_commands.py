@@ -35,6 +35,7 @@ def fashion_run(tmp_path_factory) -> Path:
     return workdir
 
 
+@pytest.mark.slow
 def test_train_leaves_a_run(fashion_run):
     assert {"checkpoints", "experiment.py", "metrics.jsonl", "run.json", "samples.png"} <= {
         path.name for path in fashion_run.iterdir()
@@ -56,6 +57,7 @@ def test_sample_writes_grid_arrays_or_files(fashion_run, tmp_path, capsys):
     assert capsys.readouterr().out.split()[-1] == str(fashion_run / "samples-5.png")
 
 
+@pytest.mark.slow
 def test_sample_mistakes(fashion_run, tmp_path, capsys):
     run = str(fashion_run)
     assert "dpmpp_2m" in fails(capsys, "sample", run, "--solver", "dpm2m")
@@ -76,7 +78,6 @@ def test_the_same_command_goes_on(tmp_path):
     assert Image.open(tmp_path / "samples.png").size == (800, 800)
 
 
-@pytest.mark.slow
 def test_another_runs_folder_is_refused(tmp_path, capsys):
     knobs = ["--batch", "8", "--width", "8", "--workdir", str(tmp_path), "--steps", "1"]
     main(["train", TOY, *knobs])

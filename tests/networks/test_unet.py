@@ -71,7 +71,9 @@ def test_names_are_the_reference_checkpoint_s():
     } <= keys
 
 
-@pytest.mark.parametrize("spatial", [(8,), (4, 8), (4, 2, 4)])
+@pytest.mark.parametrize(
+    "spatial", [pytest.param((8,), marks=pytest.mark.slow), (4, 8), pytest.param((4, 2, 4), marks=pytest.mark.slow)]
+)
 def test_one_two_and_three_dimensions(spatial):
     module = UNet(**TINY)
     x = normal(0, 2, *spatial, 3)
