@@ -1,5 +1,8 @@
 """jaxdiff: a functional diffusion toolkit in JAX/Flax for TPUs and GPUs."""
 
+from importlib import import_module
+from types import ModuleType
+
 from jaxdiff import (
     grids,
     guidance,
@@ -40,3 +43,12 @@ __all__ = [
     "tune",
     "weights",
 ]
+
+# Rooms with Flax, Orbax or files: imported when first used, so that `import jaxdiff` costs little more than jax.
+_LATER = ("autoencoders", "data", "interop", "metrics", "networks", "text", "train")
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in _LATER:
+        return import_module(f"jaxdiff.{name}")
+    raise AttributeError(f"module 'jaxdiff' has no attribute {name!r}")

@@ -30,8 +30,10 @@ MATHS["losses"] = {"levels", "noise", "processes", "parameterize", "times", "wei
 MATHS["tune"] = {"levels", "noise", "processes", "parameterize", "grids", "solvers", "sample"}
 MATHS["distill"] = MATHS["losses"] | {"losses", "solvers", "sample", "grids", "weights"}
 LEAVES = {room: set() for room in ("networks", "autoencoders", "text", "train", "data", "metrics")}
-ALLOWED = {**MATHS, **LEAVES, "interop": {"networks", "autoencoders", "text"}}
 FLAX = {"networks", "autoencoders", "text"}  # flax here alone, and nothing but jax and flax
+# An autoencoder and a text encoder are made of the same layers; a pipeline is maths around networks.
+LEAVES |= {"autoencoders": {"networks"}, "text": {"networks"}}
+ALLOWED = {**MATHS, **LEAVES, "interop": FLAX | MATHS.keys()}
 FRONT = {"__init__", "__main__", "cli", "demo", "plan", "experiment", "experiments"}
 HEAVY = {
     "tensorflow_datasets", "tensorflow", "torch", "grain", "orbax", "matplotlib", "PIL", "safetensors", "transformers",

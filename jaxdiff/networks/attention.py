@@ -9,37 +9,58 @@ from jaxdiff.networks.initializers import kernel_init, zeros_init
 from jaxdiff.networks.layers import GroupNorm
 
 
-def attend(query: Array, key: Array, value: Array, *, heads: int, mask: Array | None = None) -> Array:
+def attend(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+) -> Array:
     """Multi-head scaled dot-product attention (Vaswani et al. 2017, eq. 1).
 
     Args:
-        query: [B, N, C].
-        key: [B, L, C].
-        value: [B, L, C].
-        heads: number of heads; divides C.
+        q: [B, N, H, D].
+        k: [B, L, H, D].
+        v: [B, L, H, D].
         mask: bool[B, L], True for the tokens that may be seen; None shows all. Who may see nothing gets zero.
+        bias: added to the logits, broadcast against [B, H, N, L].
+        causal: position n sees the positions up to n only.
+        scale: of the logits; None is D^-0.5.
 
     Returns:
-        [B, N, C].
+        [B, N, H, D].
     """
-
-    def split(x):
-        return x.reshape(*x.shape[:2], heads, x.shape[2] // heads)
-
     where = None if mask is None else mask[:, None, None, :]
-    if query.dtype == jnp.float64:
-        # jax.nn.dot_product_attention rounds the logits to float32.
-        logits = jnp.einsum("bnhc,blhc->bhnl", split(query), split(key)) * (heads / query.shape[-1]) ** 0.5
-        logits = logits if where is None else jnp.where(where, logits, jnp.finfo(logits.dtype).min)
-        y = jnp.einsum("bhnl,blhc->bnhc", jax.nn.softmax(logits), split(value))
+    if q.dtype == jnp.float64:
+        y = _in_float64(q, k, v, bias, where, causal, q.shape[-1] ** -0.5 if scale is None else scale)
     else:
         # It promotes bfloat16 to float32 implicitly, which strict promotion refuses.
         with jax.numpy_dtype_promotion("standard"):
-            y = jax.nn.dot_product_attention(split(query), split(key), split(value), mask=where)
-    y = y.reshape(query.shape)
+            y = jax.nn.dot_product_attention(q, k, v, bias, where, is_causal=causal, scale=scale)
     if mask is None:
         return y
-    return jnp.where(mask.any(axis=1)[:, None, None], y, jnp.zeros_like(y))
+    return jnp.where(mask.any(axis=1)[:, None, None, None], y, jnp.zeros_like(y))
+
+
+def _in_float64(q: Array, k: Array, v: Array, bias, where, causal: bool, scale: float) -> Array:
+    """jax.nn.dot_product_attention rounds the logits to float32."""
+    logits = jnp.einsum("bnhd,blhd->bhnl", q, k) * scale
+    if bias is not None:
+        logits = logits + jnp.broadcast_to(bias, logits.shape)
+    hidden = jnp.finfo(logits.dtype).min
+    if where is not None:
+        logits = jnp.where(where, logits, hidden)
+    if causal:
+        logits = jnp.where(jnp.tri(*logits.shape[2:], dtype=bool), logits, hidden)
+    return jnp.einsum("bhnl,blhd->bnhd", jax.nn.softmax(logits), v)
+
+
+def split_heads(x: Array, heads: int) -> Array:
+    """[B, N, C] as [B, N, H, C / H]."""
+    return x.reshape(*x.shape[:2], heads, x.shape[2] // heads)
 
 
 class Attention(nn.Module):
@@ -90,5 +111,7 @@ class Attention(nn.Module):
             source = jnp.where(mask[..., None], source, jnp.zeros_like(source))
         q, k, v = dense("to_q")(h), dense("to_k")(source), dense("to_v")(source)
         # An identity map passes the values through; queries and keys keep their parameters, `jit` drops the rest.
-        h = v if self.identity and tokens is None else attend(q, k, v, heads=channels // head_dim, mask=mask)
-        return x + dense("to_out.0", zeros_init)(h).reshape(x.shape)
+        if not (self.identity and tokens is None):
+            q, k, v = (split_heads(a, channels // head_dim) for a in (q, k, v))
+            v = attend(q, k, v, mask=mask).reshape(h.shape)
+        return x + dense("to_out.0", zeros_init)(v).reshape(x.shape)

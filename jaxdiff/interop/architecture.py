@@ -1,0 +1,85 @@
+"""A network as another project's config describes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from jax import Array
+
+__all__ = ["Architecture", "Fields"]
+
+
+def _same(key: str) -> str | None:
+    return key
+
+
+class Architecture(NamedTuple):
+    """What a config makes: parameters, pure functions of them, and how other projects call the parameters.
+
+    Attributes:
+        init: key -> parameters; under `jax.eval_shape` it tells their shapes.
+        apply: the network as a pure function, or a NamedTuple of them (an autoencoder's encode and decode).
+        rename: our key -> theirs; see `interop.keys`.
+        alias: a key that some file uses -> theirs, for a name of an older or newer version; None for a tensor that
+            carries no parameter (a table of positions).
+        weights: name of the weights' file, without `.safetensors`.
+    """
+
+    init: Callable[[Array], Any]
+    apply: Any
+    rename: Callable[[str], str | None] = _same
+    alias: Callable[[str], str | None] = _same
+    weights: str = "diffusion_pytorch_model"
+
+
+# What says nothing about the network: where it came from, how it was stored, how it was trained.
+NOTES = {
+    "architectures", "dtype", "gradient_checkpointing", "model_type", "torch_dtype", "transformers_version",
+}  # fmt: skip
+
+
+class Fields:
+    """Reads a config's fields, and in the end refuses what nobody has read.
+
+    A field that is not understood may change the function that the network computes: it is an error, not a shrug.
+
+    Args:
+        config: the fields by name.
+        kind: name of the class, for messages.
+    """
+
+    def __init__(self, config: Mapping[str, Any], kind: str):
+        self._config, self._kind, self._seen = config, kind, set(NOTES)
+
+    def take(self, name: str, default: Any) -> Any:
+        """The field, or its default in that class; lists come as tuples."""
+        self._seen.add(name)
+        value = self._config.get(name, default)
+        return tuple(value) if isinstance(value, list) else value
+
+    def only(self, name: str, *allowed: Any) -> Any:
+        """The field, which has to be one of the allowed values, of which the first is the default.
+
+        Raises:
+            ValueError: it is another.
+        """
+        value = self.take(name, allowed[0])
+        if value not in allowed:
+            raise ValueError(f"{self._kind}: {name} must be {' or '.join(map(repr, allowed))}, got {value!r}")
+        return value
+
+    def skip(self, *names: str) -> None:
+        """Name fields that don't change what the network computes."""
+        self._seen.update(names)
+
+    def done(self) -> None:
+        """End the reading.
+
+        Raises:
+            ValueError: a field was not read and is neither empty (None, False) nor private.
+        """
+        rest = {k: v for k, v in self._config.items() if k not in self._seen and not k.startswith("_")}
+        unknown = {k: v for k, v in rest.items() if v is not None and v is not False}
+        if unknown:
+            raise ValueError(f"{self._kind}: fields that are not supported: {unknown}")

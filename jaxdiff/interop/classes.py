@@ -1,0 +1,16 @@
+"""The classes of other projects, by the name in their config.json."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jaxdiff.interop.architecture import Architecture
+from jaxdiff.interop.unets import unet_2d
+
+__all__ = ["CLASSES"]
+
+# (fields of the config, dtype of the computation) -> what they describe.
+CLASSES: dict[str, Callable[[Mapping[str, Any], Any], Architecture]] = {
+    "UNet2DModel": unet_2d,
+}

@@ -1,0 +1,174 @@
+"""The files of a Hugging Face directory: config.json, and tensors in safetensors files, read when asked for."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+__all__ = ["Tensor", "open_tensors", "read_config", "read_json"]
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+LIMIT = 100 * 2**20  # bytes of a header, the limit of the format's own library
+
+
+class Tensor:
+    """A tensor that lies in a file until a part of it is read.
+
+    Attributes:
+        shape: its shape.
+        dtype: as the file names it: "F32", "F16", "BF16", ...
+    """
+
+    def __init__(self, file: Any, name: str):
+        self._slice = file.get_slice(name)
+        self.shape = tuple(self._slice.get_shape())
+        self.dtype = self._slice.get_dtype()
+
+    def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
+        """Reads a part, [slices of each axis]; () reads all."""
+        return self._slice[index if index else (slice(None),) * len(self.shape)] if self.shape else self._slice[...]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object, `-Infinity` and the like included.
+
+    Raises:
+        ValueError: there is no such file, or it holds no object.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold an object, got a {type(value).__name__}")
+    return value
+
+
+def read_config(directory: Path) -> tuple[str, dict[str, Any]]:
+    """Reads a model's config.json.
+
+    Returns:
+        (the class's name, the fields).
+
+    Raises:
+        ValueError: there is none, or it names no class.
+    """
+    config = read_json(directory / "config.json")
+    kinds = [config["_class_name"]] if "_class_name" in config else config.get("architectures") or []
+    if len(kinds) != 1 or not isinstance(kinds[0], str):
+        raise ValueError(f"{directory / 'config.json'} must name one class in _class_name or architectures, got {kinds}")
+    return kinds[0], config
+
+
+def open_tensors(path: str | Path) -> dict[str, Tensor]:
+    """Opens the tensors of a file, or of a directory: of its single file, or of the files that its index names.
+
+    Of several variants in one directory the one with the shortest name is taken, which is the one without
+    `.fp16`; name a file to take another.
+
+    Args:
+        path: a directory, a `.safetensors` file, or an index, `.safetensors.index.json`.
+
+    Returns:
+        The tensors by name; nothing has been read of them.
+
+    Raises:
+        ValueError: there are none, a file is malformed or truncated, a tensor is in two files, the index names what
+            the files don't hold or a file outside of the directory, or the weights are pickled.
+    """
+    found: dict[str, Tensor] = {}
+    for file in _files(Path(path)):
+        for name, tensor in _open(file).items():
+            if name in found:
+                raise ValueError(f"{file}: the tensor {name!r} is in another file, too")
+            found[name] = tensor
+    return found
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_dir():
+        indices = sorted(path.glob("*.safetensors.index.json"), key=lambda p: len(p.name))
+        singles = sorted((p for p in path.glob("*.safetensors") if "-of-" not in p.name), key=lambda p: len(p.name))
+        candidates = sorted([*singles[:1], *indices[:1]], key=lambda p: len(p.name.split(".safetensors")[0]))
+        if not candidates:
+            _refuse_pickles(path)
+            raise ValueError(f"{path} holds no .safetensors file")
+        path = candidates[0]
+    if path.suffix in PICKLES:
+        _refuse_pickles(path)
+    if path.name.endswith(".index.json"):
+        return _from_index(path)
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist")
+    return [path]
+
+
+def _from_index(path: Path) -> list[Path]:
+    names = read_json(path).get("weight_map")
+    if not isinstance(names, Mapping) or not names:
+        raise ValueError(f"{path} must hold a weight_map from tensors to files")
+    root = path.parent.resolve()
+    files = []
+    for name in sorted(set(names.values())):
+        # A link inside of the directory may lead out of it (the hub's cache consists of such); a name may not.
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+            raise ValueError(f"{path} names {name!r}, which is no .safetensors file in {root}")
+        if not (path.parent / name).is_file():
+            raise ValueError(f"{path} names {name!r}, which is missing")
+        files.append(path.parent / name)
+    held = set().union(*(_header(file) for file in files))
+    if held != set(names):
+        odd = sorted(held ^ set(names))
+        raise ValueError(f"{path} and the files that it names differ in {len(odd)} tensors: {', '.join(odd[:10])}")
+    return files
+
+
+def _refuse_pickles(path: Path) -> None:
+    pickles = sorted(p.name for p in path.iterdir() if p.suffix in PICKLES) if path.is_dir() else [path.name]
+    if pickles:
+        raise ValueError(
+            f"{path}: {', '.join(pickles)} is pickled, and reading a pickle runs whatever program it contains. Where "
+            'you trust it, convert it with PyTorch: `state = torch.load(FILE, map_location="cpu", weights_only=True); '
+            "safetensors.torch.save_file({k: v.contiguous() for k, v in state.items()}, OUT)`"
+        )
+
+
+def _open(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError, safe_open
+
+    names = _header(path)
+    try:
+        file = safe_open(path, "numpy")
+        return {name: Tensor(file, name) for name in names}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is malformed or truncated: {error}") from None
+
+
+def _header(path: Path) -> set[str]:
+    """The names in a safetensors file; the format's library takes the last of several equal ones in silence."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in pairs]
+        if len(set(keys)) < len(keys):
+            raise ValueError(f"{path} names twice: {', '.join(sorted({k for k in keys if keys.count(k) > 1}))}")
+        return dict(pairs)
+
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else None
+        if length is None or length > LIMIT or len(text := file.read(length)) < length:
+            raise ValueError(f"{path} is malformed or truncated: its header is not whole")
+    try:
+        header = json.loads(text, object_pairs_hook=once)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is malformed: its header is no JSON: {error}") from None
+    if not isinstance(header, dict):
+        raise ValueError(f"{path} is malformed: its header is no object")
+    return header.keys() - {"__metadata__"}
