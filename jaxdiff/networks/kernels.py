@@ -1,0 +1,138 @@
+"""Attention kernels: by blocks of keys, and fused ones with the derivatives that they lack."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from jaxdiff.networks.layers import wide
+
+__all__ = ["blockwise", "fused"]
+
+Kernel = Callable[..., Array]  # (q, k, v, *masks) -> y
+
+
+def blockwise(q: Array, k: Array, v: Array, mask: Array | None, *, scale: float, block: int) -> Array:
+    """Attention that holds the logits of one block of keys at a time (Rabe & Staats 2021, arXiv:2112.05682, sec. 3).
+
+    A derivative recomputes each block's logits rather than storing them.
+
+    Args:
+        q: [B, N, H, D].
+        k, v: [B, L, H, D].
+        mask: bool[B, L], True for the keys that may be seen; None shows all.
+        scale: of the logits.
+        block: keys in a block.
+
+    Returns:
+        [B, N, H, D]; zeros for who may see nothing.
+    """
+    batch, length, heads, _ = k.shape
+    pad = -length % block
+    seen = jnp.ones((batch, length), bool) if mask is None else mask
+    parts = tuple(
+        jnp.moveaxis(
+            jnp.pad(a, [(0, 0), (0, pad)] + [(0, 0)] * (a.ndim - 2)).reshape(batch, -1, block, *a.shape[2:]), 1, 0
+        )
+        for a in (k, v, seen)
+    )
+    dtype = wide(q.dtype)
+    lowest = jnp.finfo(dtype).min / 2  # finite, so that a difference of two is no NaN
+
+    @jax.checkpoint
+    def step(carry, part):
+        top, total, y = carry
+        k, v, seen = part
+        logits = jnp.einsum("bnhd,blhd->bhnl", q, k, preferred_element_type=dtype) * scale
+        logits = jnp.where(seen[:, None, None], logits, lowest)
+        # Any shift of the logits gives the same softmax: it needs no derivative.
+        higher = jnp.maximum(top, jax.lax.stop_gradient(logits).max(-1))
+        decay = jnp.exp(top - higher)
+        weights = jnp.where(seen[:, None, None], jnp.exp(logits - higher[..., None]), 0)
+        part_of_y = jnp.einsum("bhnl,blhd->bhnd", weights.astype(v.dtype), v, preferred_element_type=dtype)
+        return (higher, total * decay + weights.sum(-1), y * decay[..., None] + part_of_y), None
+
+    start = (batch, heads, q.shape[1])
+    zeros = jnp.zeros(start, dtype), jnp.zeros((*start, v.shape[-1]), dtype)
+    (_, total, y), _ = jax.lax.scan(step, (jnp.full(start, lowest, dtype), *zeros), parts)
+    y = y / jnp.where(total == 0, jnp.ones_like(total), total)[..., None]
+    return jnp.swapaxes(y, 1, 2).astype(q.dtype)
+
+
+def fused(kernel: Kernel, formula: Kernel) -> Kernel:
+    """Gives a kernel that knows its reverse derivative alone all others, by a formula for the same function.
+
+    Reverse mode stores q, k and v only, and runs the kernel's forward pass again for its backward pass.
+
+    Args:
+        kernel: (q, k, v, *masks) -> y, with a reverse derivative; its arguments have a leading batch axis.
+        formula: the same function, with all derivatives.
+
+    Returns:
+        The kernel with derivatives of all orders and modes in q, k and v.
+    """
+
+    @jax.custom_jvp
+    def call(q, k, v, *masks):
+        return kernel(q, k, v, *masks)
+
+    @call.defjvp
+    def _(primals, tangents):
+        return call(*primals), _tangent.bind(*primals, *tangents[:3], kernel=kernel, formula=formula)
+
+    return call
+
+
+# The tangent of y: (q, k, v, *masks, dq, dk, dv) -> dy, linear in the last three.
+_tangent = Primitive("attention_tangent")
+
+
+@_tangent.def_impl
+@partial(jax.jit, static_argnames=("kernel", "formula"))
+def _by_formula(*args: Any, kernel: Kernel, formula: Kernel) -> Array:
+    (q, k, v, *masks), tangents = args[:-3], args[-3:]
+    return jax.jvp(lambda q, k, v: formula(q, k, v, *masks), (q, k, v), tangents)[1]
+
+
+def _transpose(ct: Any, *args: Any, kernel: Kernel, formula: Kernel) -> list:
+    (q, k, v, *masks), tangents = args[:-3], args[-3:]
+    unknown = [ad.is_undefined_primal(x) for x in tangents]
+    if type(ct) is ad.Zero:
+        return [None] * len(args)
+    back = jax.vjp(lambda q, k, v: kernel(q, k, v, *masks), q, k, v)[1](ct)
+    return [None] * (len(args) - 3) + [g if asked else None for g, asked in zip(back, unknown, strict=True)]
+
+
+def _jvp(primals: Any, tangents: Any, **kernels: Kernel) -> tuple[Array, Array]:
+    def by_formula(*moving):  # the masks, which are bool, don't move
+        return _by_formula(*moving[:3], *primals[3:-3], *moving[3:], **kernels)
+
+    pick = lambda xs: (*xs[:3], *xs[-3:])  # noqa: E731
+    moves = [jnp.zeros_like(x) if type(t) is ad.Zero else t for x, t in zip(pick(primals), pick(tangents), strict=True)]
+    _, move = jax.jvp(by_formula, pick(primals), tuple(moves))
+    return _tangent.bind(*primals, **kernels), move
+
+
+def _batch(args: Any, axes: Any, **kernels: Kernel) -> tuple[Array, int]:
+    """Folds the new axis into the batch axis, over which attention is independent."""
+    size = next(x.shape[axis] for x, axis in zip(args, axes, strict=True) if axis is not batching.not_mapped)
+
+    def fold(x, axis):
+        mapped = axis is not batching.not_mapped
+        x = jnp.moveaxis(x, axis, 0) if mapped else jnp.broadcast_to(x, (size, *x.shape))
+        return x.reshape(-1, *x.shape[2:])
+
+    y = _tangent.bind(*map(fold, args, axes), **kernels)
+    return y.reshape(size, -1, *y.shape[1:]), 0
+
+
+_tangent.def_abstract_eval(lambda *args, **kernels: args[0])
+ad.primitive_transposes[_tangent] = _transpose
+ad.primitive_jvps[_tangent] = _jvp
+batching.primitive_batchers[_tangent] = _batch
+mlir.register_lowering(_tangent, mlir.lower_fun(_by_formula, multiple_results=False))
