@@ -11,7 +11,6 @@ from jaxdiff.networks.initializers import kernel_init, zeros_init
 from jaxdiff.networks.kernels import blockwise, fused
 from jaxdiff.networks.layers import GroupNorm
 
-
 # From this many keys on the logits are never held whole: a block of keys is looked at at a time.
 LONG, BLOCK = 4096, 1024
 
@@ -77,7 +76,7 @@ def _in_float64(q, k, v, where=None, *, scale: float, bias, causal: bool) -> Arr
     if where is not None:
         logits = jnp.where(where, logits, hidden)
     if causal:
-        logits = jnp.where(jnp.tri(*logits.shape[2:], dtype=bool), logits, hidden)
+        logits = jnp.where(jnp.tri(q.shape[1], k.shape[1], dtype=bool), logits, hidden)
     return jnp.einsum("bhnl,blhd->bnhd", jax.nn.softmax(logits), v)
 
 
