@@ -1,0 +1,219 @@
+"""Parts that transformers over [B, N, D] tokens share: norms, modulation, projections, positions, stacked layers."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxdiff.networks.initializers import kernel_init, zeros_init
+from jaxdiff.networks.layers import depth_to_space, space_to_depth, wide
+
+Rotary = tuple[Array, Array]  # cosines and sines, [N, D / 2] each
+
+
+def layer_norm(x: Array, eps: float = 1e-6) -> Array:
+    """Layer normalization without parameters (Ba et al. 2016, eq. 4), in float32 at least.
+
+    Args:
+        x: [..., D].
+        eps: added to the variance.
+
+    Returns:
+        [..., D], in float32 or float64.
+    """
+    y = x.astype(wide(x.dtype))
+    y = y - y.mean(-1, keepdims=True)
+    return y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + eps)
+
+
+class LayerNorm(nn.Module):
+    """Layer norm with a learned affine map (Ba et al. 2016, eq. 4).
+
+    Attributes:
+        eps: added to the variance (torch's default is 1e-5, Linen's 1e-6).
+    """
+
+    eps: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Normalizes x[..., D]."""
+        y = layer_norm(x, self.eps)
+        shape = (1,) * (x.ndim - 1) + x.shape[-1:]
+        scale = self.param("scale", nn.initializers.ones_init(), x.shape[-1:]).astype(y.dtype).reshape(shape)
+        bias = self.param("bias", zeros_init, x.shape[-1:]).astype(y.dtype).reshape(shape)
+        return (y * scale + bias).astype(x.dtype)
+
+
+class RMSNorm(nn.Module):
+    """Division by the root mean square, with learned scales (Zhang & Sennrich 2019, eq. 4).
+
+    Attributes:
+        eps: added to the mean square.
+    """
+
+    eps: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Normalizes x[..., D]."""
+        y = x.astype(wide(x.dtype))
+        scale = self.param("scale", nn.initializers.ones_init(), x.shape[-1:]).astype(y.dtype)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
+        return (y * scale.reshape((1,) * (x.ndim - 1) + scale.shape)).astype(x.dtype)
+
+
+def dense(features: int, dtype, name: str, *, zero: bool = False, bias: bool = True) -> nn.Dense:
+    """A linear layer, computed in dtype; zero: it starts from zero."""
+    return nn.Dense(features, bias, dtype, kernel_init=zeros_init if zero else kernel_init, name=name)
+
+
+def modulations(emb: Array, count: int, dtype, name: str) -> list[Array]:
+    """Shifts, scales and gates of a block as a linear map of its condition, zero at first (Peebles & Xie 2022, sec. 3.2).
+
+    Args:
+        emb: [B, D], through its SiLU already.
+        count: how many.
+        dtype: of the computation.
+        name: of the linear layer.
+
+    Returns:
+        count arrays [B, 1, D].
+    """
+    return jnp.split(dense(count * emb.shape[-1], dtype, name, zero=True)(emb)[:, None], count, axis=-1)
+
+
+def modulated_norm(x: Array, shift: Array, scale: Array, eps: float = 1e-6) -> Array:
+    """layer_norm(x) (1 + scale) + shift of x[B, N, D] by [B, 1, D] each, in float32 at least; returns x's type."""
+    y = layer_norm(x, eps)
+    return (y * (1 + scale.astype(y.dtype)) + shift.astype(y.dtype)).astype(x.dtype)
+
+
+class FeedForward(nn.Module):
+    """Linear, GELU, linear.
+
+    Attributes:
+        features: of the layer between.
+        exact: GELU by the error function; False: its approximation by tanh (Hendrycks & Gimpel 2016, sec. 2).
+        dtype: type of the computation.
+    """
+
+    features: int
+    exact: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps [..., D] to [..., D]."""
+        h = jax.nn.gelu(dense(self.features, self.dtype, "net.0.proj")(x), approximate=not self.exact)
+        return dense(x.shape[-1], self.dtype, "net.2")(h)
+
+
+def sines(positions: np.ndarray, dim: int, period: float = 10_000.0) -> tuple[np.ndarray, np.ndarray]:
+    """Sines and cosines of positions times period^(-2i / dim) (Vaswani et al. 2017, sec. 3.5).
+
+    Args:
+        positions: [N].
+        dim: even.
+        period: inverse of the frequency that the lowest one tends to.
+
+    Returns:
+        (sin, cos), float64[N, dim / 2].
+    """
+    if dim % 2:
+        raise ValueError(f"a position's features come in pairs, got {dim} of them")
+    angle = np.outer(positions, period ** (-np.arange(0, dim, 2) / dim))
+    return np.sin(angle), np.cos(angle)
+
+
+def grid_table(rows: np.ndarray, columns: np.ndarray, dim: int) -> Array:
+    """Positions in the plane as sines and cosines, first the column's, then the row's (Dosovitskiy et al. 2021, D.4).
+
+    Args:
+        rows: [H], the rows' places.
+        columns: [W], the columns' places.
+        dim: features, a multiple of 4.
+
+    Returns:
+        [H, W, dim], in float64 where that is enabled, else float32.
+    """
+    # The two short tables are the program's constants, not their product.
+    by_row, by_column = (jnp.asarray(np.concatenate(sines(p, dim // 2), axis=1)) for p in (rows, columns))
+    shape = len(rows), len(columns), dim // 2
+    parts = jnp.broadcast_to(by_column[None], shape), jnp.broadcast_to(by_row[:, None], shape)
+    return jnp.concatenate(parts, axis=-1)
+
+
+def rotary(sizes: tuple[int, ...], dims: tuple[int, ...], period: float = 10_000.0) -> Rotary:
+    """Angles of rotary position embedding (Su et al. 2021, eq. 15), each axis of a grid in features of its own.
+
+    Args:
+        sizes: of the grid's axes; positions count from 0.
+        dims: the features of a head that turn with each axis, even.
+        period: inverse of the frequency that the lowest one tends to.
+
+    Returns:
+        The cosines and sines, [prod(sizes), sum(dims) / 2] each, the last axis of the grid running fastest.
+    """
+
+    def table(which: int) -> Array:
+        parts = []
+        for axis, (size, dim) in enumerate(zip(sizes, dims, strict=True)):
+            one = jnp.asarray(sines(np.arange(size), dim, period)[which])
+            shape = [1] * len(sizes) + [dim // 2]
+            shape[axis] = size
+            parts.append(jnp.broadcast_to(one.reshape(shape), (*sizes, dim // 2)))
+        return jnp.concatenate(parts, axis=-1).reshape(-1, sum(dims) // 2)
+
+    return table(1), table(0)
+
+
+def rotate(x: Array, by: Rotary) -> Array:
+    """Turns neighbouring pairs of features by their position's angles.
+
+    Args:
+        x: [B, N, H, D], queries or keys.
+        by: what `rotary` gives for the N positions.
+
+    Returns:
+        Like x.
+    """
+    dtype = wide(x.dtype)
+    cos, sin = (a.astype(dtype)[None, :, None] for a in by)
+    pairs = x.astype(dtype).reshape(*x.shape[:-1], -1, 2)
+    a, b = pairs[..., 0], pairs[..., 1]
+    return jnp.stack([a * cos - b * sin, a * sin + b * cos], axis=-1).reshape(x.shape).astype(x.dtype)
+
+
+def pack(x: Array, patch: int) -> Array:
+    """Folds blocks into channels like `space_to_depth`, but channel first, then position."""
+    y = space_to_depth(x, patch)
+    return y.reshape(*y.shape[:-1], -1, x.shape[-1]).swapaxes(-1, -2).reshape(y.shape)
+
+
+def unpack(x: Array, patch: int) -> Array:
+    """The inverse of `pack`."""
+    y = x.reshape(*x.shape[:-1], -1, patch ** (x.ndim - 2)).swapaxes(-1, -2)
+    return depth_to_space(y.reshape(x.shape), patch)
+
+
+def stacked(block: type[nn.Module], layers: int, *, remat: bool = False, unroll: int = 1) -> type[nn.Module]:
+    """Equal blocks as one scanned block, so that compile time does not grow with their number.
+
+    Args:
+        block: a module called as block(carry, *shared) -> (carry, out).
+        layers: how many.
+        remat: recompute a block in the backward pass in place of storing its activations.
+        unroll: blocks per turn of the loop.
+
+    Returns:
+        A module of the same fields and arguments, its parameters stacked along axis 0; give it a name that ends in
+        `.*`. It returns the last carry, and what the blocks put out, stacked.
+    """
+    # Within a loop nothing can be merged across the recomputation's border.
+    inner = nn.remat(block, prevent_cse=False) if remat else block
+    rngs = {"params": True, "dropout": True}
+    return nn.scan(inner, {"params": 0}, split_rngs=rngs, in_axes=nn.broadcast, length=layers, unroll=unroll)
