@@ -72,7 +72,7 @@ def dense(features: int, dtype, name: str, *, zero: bool = False, bias: bool = T
 
 
 def modulations(emb: Array, count: int, dtype, name: str) -> list[Array]:
-    """Shifts, scales and gates of a block as a linear map of its condition, zero at first (Peebles & Xie 2022, sec. 3.2).
+    """Shifts, scales and gates: linear in the condition, zero at first (adaLN-Zero, Peebles & Xie 2022, sec. 3.2).
 
     Args:
         emb: [B, D], through its SiLU already.
@@ -215,5 +215,23 @@ def stacked(block: type[nn.Module], layers: int, *, remat: bool = False, unroll:
     """
     # Within a loop nothing can be merged across the recomputation's border.
     inner = nn.remat(block, prevent_cse=False) if remat else block
-    rngs = {"params": True, "dropout": True}
-    return nn.scan(inner, {"params": 0}, split_rngs=rngs, in_axes=nn.broadcast, length=layers, unroll=unroll)
+    return nn.scan(
+        inner,
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},  # type: ignore[arg-type]
+        in_axes=nn.broadcast,
+        length=layers,
+        unroll=unroll,
+    )
+
+
+def check_patches(x: Array, patch: int) -> None:
+    """Refuses what is not an image that patches tile.
+
+    Raises:
+        ValueError: x is not [B, H, W, C] with H and W multiples of patch.
+    """
+    if x.ndim != 4:
+        raise ValueError(f"x must be [B, H, W, C], got shape {x.shape}")
+    if any(size == 0 or size % patch for size in x.shape[1:3]):
+        raise ValueError(f"height and width must be multiples of the patch's edge {patch}, got shape {x.shape}")

@@ -1,0 +1,245 @@
+"""The diffusion transformer, DiT (Peebles & Xie 2022, arXiv:2212.09748), which is also SiT's network.
+
+Parameters are named like those of diffusers' DiTTransformer2DModel; see `interop.keys` for the rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxdiff.networks.apply import check_cond
+from jaxdiff.networks.attention import attend, split_heads
+from jaxdiff.networks.embed import ClassEmbedding, EmbeddingMLP, Sinusoidal
+from jaxdiff.networks.layers import Conv, depth_to_space, wide
+from jaxdiff.networks.tokens import (
+    FeedForward,
+    check_patches,
+    dense,
+    grid_table,
+    modulated_norm,
+    modulations,
+    stacked,
+)
+
+FEATURES = 256  # of the noise level, sines and cosines
+
+
+class _Seen(NamedTuple):
+    """What every block of one call sees: the embedding, or what it makes an embedding of its own from."""
+
+    features: Array
+    label: Array | None
+    emb: Array | None
+
+
+class Embedding(nn.Module):
+    """Sum of the embeddings of noise level and class.
+
+    Attributes:
+        width: of the embedding.
+        num_classes: of the labels; None: no labels.
+        dtype: type of the network's computation.
+    """
+
+    width: int
+    num_classes: int | None
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: Array, label: Array | None) -> Array:
+        """Maps features[B, F] and label[B] to [B, width], in float32 at least."""
+        emb = EmbeddingMLP(self.width, self.dtype, name="timestep_embedder")(features)
+        if self.num_classes is None:
+            return emb
+        table = ClassEmbedding(self.num_classes, self.width, self.dtype, name="class_embedder.embedding_table")
+        return emb + table(label)
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, both modulated and gated by the condition (adaLN-Zero, sec. 3.2).
+
+    Attributes:
+        heads: of the attention; divides the width.
+        ratio: width of the feed-forward's inner layer over that of the tokens.
+        eps: of the norm before the feed-forward.
+        own: the block embeds noise level and class itself.
+        num_classes: see `Embedding`, where `own` is set.
+        dtype: type of the computation.
+    """
+
+    heads: int
+    ratio: int = 4
+    eps: float = 1e-6
+    own: bool = False
+    num_classes: int | None = None
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, seen: _Seen) -> tuple[Array, Array | None]:
+        """Maps tokens x[B, N, D] to the same; returns the block's own embedding [B, D], too."""
+        width = x.shape[-1]
+        emb = seen.emb
+        if self.own:
+            emb = Embedding(width, self.num_classes, self.dtype, name="norm1.emb")(seen.features, seen.label)
+        condition = nn.silu(emb).astype(self.dtype)
+        shift, scale, gate, shift2, scale2, gate2 = modulations(condition, 6, self.dtype, "norm1.linear")
+
+        h = modulated_norm(x, shift, scale)
+        q, k, v = (split_heads(dense(width, self.dtype, f"attn1.to_{a}")(h), self.heads) for a in "qkv")
+        x = x + gate * dense(width, self.dtype, "attn1.to_out.0")(attend(q, k, v).reshape(h.shape))
+        h = modulated_norm(x, shift2, scale2, self.eps)
+        x = x + gate2 * FeedForward(self.ratio * width, dtype=self.dtype, name="ff")(h)
+        return x, (emb if self.own else None)
+
+
+class DiT(nn.Module):
+    """Transformer over the patches of an image (Peebles & Xie 2022, sec. 3), conditioned by adaLN-Zero.
+
+    Attributes:
+        width: of the tokens.
+        layers: blocks.
+        heads: of the attention; divides the width.
+        patch: edge of a patch.
+        ratio: width of the feed-forward's inner layer over that of the tokens.
+        time: embedding of the noise level.
+        num_classes: classes of cond["label"]; None: off.
+        out_channels: channels of the output; None: as many as x has.
+        learned_variance: return (F, frac), as `UNet` does.
+        grid: patches along an edge of the images in training, if those of another size shall put their patches into
+            the same range of positions; None: patches lie at 0, 1, 2, ...
+        eps: of the norm before the feed-forward.
+        own_embeddings: each block embeds noise level and class with parameters of its own, as in diffusers'
+            checkpoints, where they start as copies of one; False: one embedding for all, as in the paper.
+        remat: recompute each block in the backward pass in place of storing its activations.
+        unroll: blocks per turn of the loop over them.
+        dtype: type of the computation (float32, bfloat16, float64); parameters are float32, embedding, norms and
+            output float32 at least.
+    """
+
+    width: int = 384
+    layers: int = 12
+    heads: int = 6
+    patch: int = 2
+    ratio: int = 4
+    time: Sinusoidal = Sinusoidal()
+    num_classes: int | None = None
+    out_channels: int | None = None
+    learned_variance: bool = False
+    grid: int | None = None
+    eps: float = 1e-6
+    own_embeddings: bool = False
+    remat: bool = False
+    unroll: int = 1
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Array, noise: Array, cond: Mapping[str, Array] | None = None, *, train: bool = False
+    ) -> Array | tuple[Array, Array]:
+        """Evaluates F(x, noise, cond).
+
+        Args:
+            x: [B, H, W, C], H and W multiples of patch.
+            noise: float[B], the network's view of the noise level.
+            cond: "label" int[B] where num_classes is set (num_classes is the null class).
+            train: without effect; there is no dropout.
+
+        Returns:
+            [B, H, W, out_channels], or a pair of them where learned_variance is set; zero at initialization.
+
+        Raises:
+            ValueError: for a missing, unknown or misshapen condition, or a size that patches don't tile.
+        """
+        cond = {} if cond is None else cond
+        self._check(x, noise, cond)
+        seen = self._embed(noise, cond.get("label"))
+        h = Conv(self.width, self.patch, self.patch, (0, 0), dtype=self.dtype, name="pos_embed.proj")(x)
+        rows, columns = h.shape[1:3]
+        h = h + grid_table(self._places(rows), self._places(columns), self.width).astype(self.dtype)[None]
+
+        block = stacked(Block, self.layers, remat=self.remat, unroll=self.unroll)(
+            self.heads,
+            self.ratio,
+            self.eps,
+            self.own_embeddings,
+            self.num_classes,
+            self.dtype,
+            name="transformer_blocks.*",
+        )
+        h, embs = block(h.reshape(x.shape[0], -1, self.width), seen)
+        # The reference's last layer sees the embedding of the first block.
+        emb = embs[0] if self.own_embeddings else seen.emb
+        shift, scale = modulations(nn.silu(emb).astype(self.dtype), 2, self.dtype, "proj_out_1")
+        return self._output(modulated_norm(h, shift, scale).reshape(-1, rows, columns, self.width), x.shape[-1])
+
+    def _embed(self, noise: Array, label: Array | None) -> _Seen:
+        features = self.time(noise.astype(wide(self.dtype)), FEATURES)
+        if self.own_embeddings:
+            return _Seen(features, label, None)
+        return _Seen(features, label, Embedding(self.width, self.num_classes, self.dtype, name="emb")(features, label))
+
+    def _places(self, count: int) -> np.ndarray:
+        return np.arange(count) * (1 if self.grid is None else self.grid / count)
+
+    def _output(self, h: Array, channels: int) -> Array | tuple[Array, Array]:
+        channels = channels if self.out_channels is None else self.out_channels
+        features = channels * (2 if self.learned_variance else 1) * self.patch**2
+        h = dense(features, self.dtype, "proj_out_2", zero=True)(h).astype(wide(self.dtype))
+        h = depth_to_space(h, self.patch)
+        if not self.learned_variance:
+            return h
+        f, v = jnp.split(h, 2, axis=-1)
+        return f, (v + 1) / 2
+
+    def _check(self, x: Array, noise: Array, cond: Mapping[str, Array]) -> None:
+        check_patches(x, self.patch)
+        if self.width % self.heads or self.width % 4:
+            raise ValueError(f"width must be a multiple of heads and of 4, got {self.width} and {self.heads} heads")
+        batch = x.shape[:1]
+        shapes = {"noise": batch} | ({} if self.num_classes is None else {"label": batch})
+        check_cond({"noise": noise, **cond}, shapes)
+
+
+def dit_s_2(**changes) -> DiT:
+    """DiT-S/2 of Peebles & Xie 2022, table 1, for ImageNet latents."""
+    return _imagenet(384, 12, 6, 2, changes)
+
+
+def dit_b_4(**changes) -> DiT:
+    """DiT-B/4 of Peebles & Xie 2022, table 1, for ImageNet latents."""
+    return _imagenet(768, 12, 12, 4, changes)
+
+
+def dit_xl_2(**changes) -> DiT:
+    """DiT-XL/2 of Peebles & Xie 2022, table 1, for ImageNet latents.
+
+    With the table of positions, 256 x 1152 numbers that are no parameters here, it has the published 675,129,632.
+    """
+    return _imagenet(1152, 28, 16, 2, changes)
+
+
+def sit_xl_2(**changes) -> DiT:
+    """SiT-XL/2 of Ma et al. 2024 (arXiv:2401.08740), sec. 3: DiT-XL/2 without a learned variance.
+
+    It predicts the velocity of `processes.Flow`, and its noise is the time in [0, 1]. The published checkpoints carry
+    the learned variance's half of the last layer on, unused.
+    """
+    return dit_xl_2(**{"learned_variance": False} | changes)
+
+
+def _imagenet(width: int, layers: int, heads: int, patch: int, changes: Mapping[str, Any]) -> DiT:
+    config: dict[str, Any] = {
+        "width": width,
+        "layers": layers,
+        "heads": heads,
+        "patch": patch,
+        "num_classes": 1000,
+        "learned_variance": True,
+    }
+    return DiT(**config | dict(changes))
