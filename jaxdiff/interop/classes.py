@@ -8,6 +8,7 @@ from typing import Any
 from jaxdiff.interop.architecture import Architecture
 from jaxdiff.interop.transformers import dit
 from jaxdiff.interop.unets import unet_2d
+from jaxdiff.interop.uvit import uvit
 
 __all__ = ["CLASSES"]
 
@@ -15,4 +16,5 @@ __all__ = ["CLASSES"]
 CLASSES: dict[str, Callable[[Mapping[str, Any], Any], Architecture]] = {
     "DiTTransformer2DModel": dit,
     "UNet2DModel": unet_2d,
+    "UViT": uvit,
 }

@@ -1,0 +1,194 @@
+"""U-ViT (Bao et al. 2022, arXiv:2209.12152): all inputs are tokens of one transformer with long skip connections.
+
+Parameters are named like those of the reference code (github.com/baofff/U-ViT).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxdiff.networks.apply import check_cond
+from jaxdiff.networks.attention import attend, split_heads
+from jaxdiff.networks.embed import ClassEmbedding, Sinusoidal
+from jaxdiff.networks.initializers import table_init
+from jaxdiff.networks.layers import Conv, depth_to_space, wide
+from jaxdiff.networks.tokens import LayerNorm, check_patches, dense, stacked
+
+
+class Block(nn.Module):
+    """Attention and feed-forward after norms (Vaswani et al. 2017), before which a skip may join (sec. 3.1).
+
+    Attributes:
+        heads: of the attention; divides the width.
+        ratio: width of the feed-forward's inner layer over that of the tokens.
+        dtype: type of the computation.
+    """
+
+    heads: int
+    ratio: int = 4
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, mask: Array | None, skip: Array | None = None) -> tuple[Array, Array]:
+        """Maps tokens x[B, N, D], of which bool[B, N] may be seen, with skip[B, N, D], to the same, twice."""
+        width = x.shape[-1]
+        if skip is not None:
+            x = dense(width, self.dtype, "skip_linear")(jnp.concatenate([x, skip], axis=-1))
+        qkv = dense(3 * width, self.dtype, "attn.qkv", bias=False)(LayerNorm(name="norm1")(x))
+        q, k, v = (split_heads(a, self.heads) for a in jnp.split(qkv, 3, axis=-1))
+        x = x + dense(width, self.dtype, "attn.proj")(attend(q, k, v, mask=mask).reshape(x.shape))
+        h = dense(self.ratio * width, self.dtype, "mlp.fc1")(LayerNorm(name="norm2")(x))
+        x = x + dense(width, self.dtype, "mlp.fc2")(jax.nn.gelu(h, approximate=False))
+        return x, x
+
+
+class UViT(nn.Module):
+    """Transformer over tokens of noise level, condition and patches (Bao et al. 2022, sec. 3).
+
+    The first half of its blocks hands what it makes to the second half, last to first: a U-Net's skips. Positions are
+    learned, so a set of parameters is for one size of images and one number of context tokens.
+
+    Attributes:
+        width: of the tokens.
+        layers: blocks in both halves together, even; one more is between them.
+        heads: of the attention; divides the width.
+        patch: edge of a patch.
+        ratio: width of the feed-forward's inner layer over that of the tokens.
+        time: embedding of the noise level.
+        num_classes: classes of cond["label"]; None: off.
+        token_dim: D' of cond["tokens"]; None: off.
+        conv: a convolution of size 3 on the assembled image, the last layer.
+        remat: recompute each block in the backward pass in place of storing its activations.
+        unroll: blocks per turn of the loops over them.
+        dtype: type of the computation (float32, bfloat16, float64); parameters are float32, norms, noise embedding
+            and output float32 at least.
+    """
+
+    width: int = 512
+    layers: int = 12
+    heads: int = 8
+    patch: int = 2
+    ratio: int = 4
+    time: Sinusoidal = Sinusoidal()
+    num_classes: int | None = None
+    token_dim: int | None = None
+    conv: bool = True
+    remat: bool = False
+    unroll: int = 1
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Array, noise: Array, cond: Mapping[str, Array] | None = None, *, train: bool = False
+    ) -> Array:
+        """Evaluates F(x, noise, cond).
+
+        Args:
+            x: [B, H, W, C], H and W multiples of patch.
+            noise: float[B], the network's view of the noise level.
+            cond: what is configured out of "label" int[B] (num_classes is the null class) and "tokens" [B, L, D']
+                with an optional "mask" bool[B, L] (True: visible).
+            train: without effect; there is no dropout.
+
+        Returns:
+            Like x.
+
+        Raises:
+            ValueError: for a missing, unknown or misshapen condition, a size that patches don't tile, or another
+                number of tokens than the parameters have positions for.
+        """
+        cond = {} if cond is None else cond
+        self._check(x, noise, cond)
+        patches = Conv(self.width, self.patch, self.patch, (0, 0), dtype=self.dtype, name="patch_embed.proj")(x)
+        grid = patches.shape[1:-1]
+        patches = patches.reshape(x.shape[0], -1, self.width)
+        h, mask = self._tokens(patches, noise, cond)
+
+        kind, half = (self.heads, self.ratio, self.dtype), self.layers // 2
+        h, skips = stacked(Block, half, remat=self.remat, unroll=self.unroll)(*kind, name="in_blocks.*")(h, mask)
+        h, _ = (nn.remat(Block) if self.remat else Block)(*kind, name="mid_block")(h, mask)
+        h, _ = _joined(half, self.remat, self.unroll)(*kind, name="out_blocks.*")(h, mask, skips[::-1])
+
+        h = LayerNorm(name="norm")(h[:, -patches.shape[1] :])
+        h = dense(x.shape[-1] * self.patch ** len(grid), self.dtype, "decoder_pred")(h)
+        h = depth_to_space(h.reshape(x.shape[0], *grid, -1), self.patch)
+        if self.conv:
+            h = Conv(x.shape[-1], dtype=self.dtype, name="final_layer")(h)
+        return h.astype(wide(self.dtype))
+
+    def _tokens(self, patches: Array, noise: Array, cond: Mapping[str, Array]) -> tuple[Array, Array | None]:
+        """Tokens of class, noise level, context and patches, in this order, with their positions; and their mask."""
+        high = wide(self.dtype)
+        parts = [self.time(noise.astype(high), self.width)[:, None], patches]
+        mask = None
+        if self.token_dim is not None:
+            context = cond["tokens"].astype(self.dtype)
+            if "mask" in cond:
+                # A weight of zero times a hidden NaN or infinity would still be NaN.
+                context = jnp.where(cond["mask"][..., None], context, jnp.zeros_like(context))
+                before = jnp.ones((patches.shape[0], 1 + (self.num_classes is not None)), bool)
+                mask = jnp.concatenate([before, cond["mask"], jnp.ones(patches.shape[:2], bool)], axis=1)
+            parts.insert(1, dense(self.width, self.dtype, "context_embed")(context))
+        if self.num_classes is not None:
+            table = ClassEmbedding(self.num_classes, self.width, self.dtype, name="label_emb")
+            parts.insert(0, table(cond["label"])[:, None])
+        h = jnp.concatenate([part.astype(high) for part in parts], axis=1)
+        self._check_positions(h.shape[1])
+        positions = self.param("pos_embed", _positions_init, (1, *h.shape[1:]))
+        return (h + positions.astype(high)).astype(self.dtype), mask
+
+    def _check_positions(self, count: int) -> None:
+        if self.has_variable("params", "pos_embed"):
+            made = self.get_variable("params", "pos_embed").shape[1]
+            if made != count:
+                raise ValueError(f"the parameters have positions for {made} tokens, got {count}")
+
+    def _check(self, x: Array, noise: Array, cond: Mapping[str, Array]) -> None:
+        check_patches(x, self.patch)
+        if self.layers % 2 or self.width % self.heads:
+            raise ValueError(
+                f"layers must be even and heads divide the width, got {self.layers} layers, {self.heads} heads and "
+                f"width {self.width}"
+            )
+        batch = x.shape[0]
+        shapes: dict[str, tuple[int | None, ...]] = {"noise": (batch,)}
+        if self.num_classes is not None:
+            shapes["label"] = (batch,)
+        if self.token_dim is not None:
+            shapes["tokens"] = (batch, None, self.token_dim)
+            if "mask" in cond:
+                shapes["mask"] = (batch, cond["tokens"].shape[1] if "tokens" in cond else None)
+        check_cond({"noise": noise, **cond}, shapes)
+
+
+def _joined(layers: int, remat: bool, unroll: int) -> type[nn.Module]:
+    """`stacked` blocks of which each gets a skip of its own, [layers, B, N, D]."""
+    return nn.scan(
+        nn.remat(Block, prevent_cse=False) if remat else Block,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=(nn.broadcast, 0),
+        length=layers,
+        unroll=unroll,
+    )
+
+
+def _positions_init(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
+    return 0.02 * table_init(key, shape, dtype)
+
+
+def uvit_s_2_cifar10(**changes) -> UViT:
+    """U-ViT-S/2 of Bao et al. 2022, table 1, for CIFAR-10: 44 million parameters at 32x32x3."""
+    return UViT(**{"width": 512, "layers": 12, "heads": 8} | changes)
+
+
+def uvit_h_2_imagenet256(**changes) -> UViT:
+    """U-ViT-H/2 of Bao et al. 2022, table 1, for latents 32x32x4 of ImageNet: 501 million parameters."""
+    size: dict[str, Any] = {"width": 1152, "layers": 28, "heads": 16, "num_classes": 1000, "conv": False}
+    return UViT(**size | changes)
