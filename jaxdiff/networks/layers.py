@@ -1,7 +1,7 @@
 """Group norm, convolution and resampling for 1-, 2- and 3-D data, channels last."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
@@ -83,6 +83,24 @@ class GroupNorm(nn.Module):
         return group_norm(x, gamma, beta, groups=self.groups, eps=self.eps)
 
 
+def convolve(x: Array, kernel: Array, *, stride: int = 1, pad: tuple[int, int]) -> Array:
+    """Cross-correlates over all spatial axes.
+
+    Args:
+        x: [B, *spatial, C].
+        kernel: [*size, C, features], of the type of x.
+        stride: along each axis.
+        pad: zeros before and after each axis.
+
+    Returns:
+        [B, *spatial', features].
+    """
+    dims = x.ndim - 2
+    letters = "DHW"[3 - dims :]
+    layout = (f"N{letters}C", f"{letters}IO", f"N{letters}C")
+    return jax.lax.conv_general_dilated(x, kernel, (stride,) * dims, [pad] * dims, dimension_numbers=layout)
+
+
 class Conv(nn.Module):
     """Convolution over all spatial axes of x, with the same size and padding along each.
 
@@ -94,6 +112,7 @@ class Conv(nn.Module):
             is what TensorFlow's SAME does to an even axis with size 3 and stride 2.
         zero: start from zero.
         dtype: type of the computation; the parameters are float32.
+        init: of the kernel, unless it starts from zero.
     """
 
     features: int
@@ -102,6 +121,7 @@ class Conv(nn.Module):
     pad: tuple[int, int] | None = None
     zero: bool = False
     dtype: jnp.dtype = jnp.float32
+    init: Callable[..., Array] = kernel_init
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -109,17 +129,9 @@ class Conv(nn.Module):
         dims = x.ndim - 2
         pad = (self.size // 2,) * 2 if self.pad is None else self.pad
         shape = (self.size,) * dims + (x.shape[-1], self.features)
-        kernel = self.param("kernel", zeros_init if self.zero else kernel_init, shape)
+        kernel = self.param("kernel", zeros_init if self.zero else self.init, shape)
         bias = self.param("bias", zeros_init, (self.features,))
-        letters = "DHW"[3 - dims :]
-        layout = (f"N{letters}C", f"{letters}IO", f"N{letters}C")
-        y = jax.lax.conv_general_dilated(
-            x.astype(self.dtype),
-            kernel.astype(self.dtype),
-            (self.stride,) * dims,
-            [pad] * dims,
-            dimension_numbers=layout,
-        )
+        y = convolve(x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride, pad=pad)
         return y + bias.astype(self.dtype).reshape((1,) * (dims + 1) + (-1,))
 
 

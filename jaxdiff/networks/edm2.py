@@ -1,0 +1,343 @@
+"""EDM2's magnitude-preserving U-Net (Karras et al. 2024, arXiv:2312.02696), config G of table 1.
+
+Every layer keeps activations at unit magnitude in expectation: weights are normalized in the forward pass, there are no
+biases and no norms over groups, and sums and concatenations are rescaled. Train it with `force_weight_norm` after each
+step of the optimizer. A submodule's name is its key in the original checkpoints, which name a block by the size at
+which it works.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxdiff.networks import layers
+from jaxdiff.networks.apply import check_cond
+from jaxdiff.networks.attention import attend
+from jaxdiff.networks.initializers import table_init
+from jaxdiff.networks.layers import wide
+from jaxdiff.networks.song_unet import one_hot, resample, split_qkv
+
+
+def normalize(x: Array, axes: tuple[int, ...], eps: float = 1e-4) -> Array:
+    """Divides by the root mean square (Karras et al. 2024, eq. 30, 53, 66), taken in float32 at least.
+
+    Args:
+        x: any array.
+        axes: over which the mean goes.
+        eps: added to the root.
+
+    Returns:
+        Like x.
+    """
+    y = x.astype(wide(x.dtype))
+    square = jnp.square(y).mean(axes, keepdims=True)
+    # The gradient of a root at zero is infinite, and what is divided by it is zero.
+    root = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
+    return x / (root + eps).astype(x.dtype)
+
+
+def force_weight_norm(params: Any) -> Any:
+    """Brings every kernel back to unit magnitude (Karras et al. 2024, eq. 66; sec. 2.3).
+
+    To be applied to the parameters after each step of the optimizer: without it they grow, and the effective learning
+    rate decays.
+
+    Args:
+        params: of an `EDM2UNet`.
+
+    Returns:
+        The tree with each leaf named `kernel` normalized per output channel, the others as they are.
+    """
+
+    def force(path: Any, leaf: Array) -> Array:
+        return normalize(leaf, tuple(range(leaf.ndim - 1))) if path[-1].key == "kernel" else leaf
+
+    return jax.tree_util.tree_map_with_path(force, params)
+
+
+def mp_silu(x: Array) -> Array:
+    """SiLU over its root mean square on normal input (eq. 81)."""
+    return nn.silu(x) / 0.596
+
+
+def mp_sum(a: Array, b: Array, t: float) -> Array:
+    """(1 - t) a + t b over the root mean square that it has for independent a and b of unit magnitude (eq. 88)."""
+    return ((1 - t) * a + t * b) / math.hypot(1 - t, t)
+
+
+def mp_cat(a: Array, b: Array, t: float) -> Array:
+    """Concatenates channels so that a contributes 1 - t, and b t, whatever their numbers (eq. 103)."""
+    n, m = a.shape[-1], b.shape[-1]
+    scale = math.sqrt(n + m) / math.hypot(1 - t, t)
+    return jnp.concatenate([a * (scale * (1 - t) / math.sqrt(n)), b * (scale * t / math.sqrt(m))], axis=-1)
+
+
+class MPConv(nn.Module):
+    """Convolution or linear layer whose weights are normalized per output channel (eq. 47 and 66).
+
+    Attributes:
+        features: output channels.
+        size: kernel size; 0 is a linear layer on [B, C].
+        dtype: type of the computation.
+    """
+
+    features: int
+    size: int = 0
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, gain: Array | None = None) -> Array:
+        """Maps x[B, *spatial, C] to [B, *spatial, features]; gain is a learned scalar."""
+        shape = (self.size,) * (x.ndim - 2 if self.size else 0) + (x.shape[-1], self.features)
+        # Normalization leaves of an initial kernel its direction alone: uniform numbers serve as well as normal ones.
+        kernel = self.param("kernel", table_init, shape)
+        w = normalize(kernel.astype(wide(self.dtype)), tuple(range(kernel.ndim - 1)))
+        w = w / math.sqrt(math.prod(shape[:-1]))
+        if gain is not None:
+            w = w * gain.astype(w.dtype)
+        x, w = x.astype(self.dtype), w.astype(self.dtype)
+        return layers.convolve(x, w, pad=(self.size // 2,) * 2) if self.size else x @ w
+
+
+class MPFourier(nn.Module):
+    """Random Fourier features of unit magnitude (eq. 75), kept with the parameters and never trained.
+
+    Attributes:
+        features: their number.
+    """
+
+    features: int
+
+    @nn.compact
+    def __call__(self, noise: Array) -> Array:
+        """Embeds noise[B] in [B, features]."""
+        freqs = self.param("freqs", nn.initializers.normal(2 * math.pi), (self.features,))
+        phases = self.param("phases", nn.initializers.uniform(2 * math.pi), (self.features,))
+        freqs, phases = (jax.lax.stop_gradient(a).astype(noise.dtype)[None] for a in (freqs, phases))
+        return math.sqrt(2) * jnp.cos(noise[:, None] * freqs + phases)
+
+
+class Block(nn.Module):
+    """Residual block of the encoder or the decoder, with optional resampling and self-attention (fig. 21).
+
+    Attributes:
+        features: output channels.
+        decoder: on the way up: the shortcut's convolution comes after the branch, and there is no pixel norm.
+        way: "up" or "down" doubles or halves the spatial axes; None keeps them.
+        heads: of the attention; 0 is none.
+        taps: filter of the resampling.
+        balances: weight of the residual branch and of the attention in their sums.
+        clip: bound of the output's activations; None: unbounded.
+        dropout: rate; 0 is off.
+        dtype: type of the computation.
+    """
+
+    features: int
+    decoder: bool = False
+    way: str | None = None
+    heads: int = 0
+    taps: tuple[int, ...] = (1, 1)
+    balances: tuple[float, float] = (0.3, 0.3)
+    clip: float | None = 256.0
+    dropout: float = 0.0
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, emb: Array) -> Array:
+        """Maps x[B, *spatial, C] to [B, *spatial', features]; emb[B, E] has been through its SiLU already."""
+        residual, attention = self.balances
+        x = resample(x, self.taps, self.way)
+        shortcut = x.shape[-1] != self.features
+        if not self.decoder:
+            x = self._conv("conv_skip", 1)(x) if shortcut else x
+            x = normalize(x, (x.ndim - 1,))
+
+        gain = self.param("emb_gain", nn.initializers.zeros_init(), ())
+        y = self._conv("conv_res0", 3)(mp_silu(x))
+        scale = 1 + MPConv(self.features, dtype=emb.dtype, name="emb_linear")(emb, gain)
+        y = mp_silu(y * layers.spatial(y, scale.astype(y.dtype)))
+        if self.dropout:
+            y = nn.Dropout(self.dropout, name="dropout")(y, deterministic=False)
+        y = self._conv("conv_res1", 3)(y)
+        if self.decoder and shortcut:
+            x = self._conv("conv_skip", 1)(x)
+        x = mp_sum(x, y, residual)
+
+        if self.heads:
+            q, k, v = split_qkv(self._conv("attn_qkv", 1, 3 * self.features)(x), self.heads)
+            y = attend(*(normalize(a, (3,)) for a in (q, k, v))).reshape(x.shape)
+            x = mp_sum(x, self._conv("attn_proj", 1)(y), attention)
+        return x if self.clip is None else jnp.clip(x, -self.clip, self.clip)
+
+    def _conv(self, name: str, size: int, features: int | None = None) -> MPConv:
+        return MPConv(self.features if features is None else features, size, self.dtype, name=name)
+
+
+class EDM2UNet(nn.Module):
+    """EDM2's U-Net (Karras et al. 2024, fig. 21).
+
+    Attributes:
+        resolution: edge of the images, by which blocks are named and attention is placed.
+        widths: channels by level; level i works at resolution / 2^i.
+        blocks: residual blocks per level on the way down (one more on the way up).
+        attention: sizes with attention after each residual block.
+        head_dim: channels per attention head.
+        noise_dim: Fourier features of the noise; None: the first of widths.
+        emb_dim: width of the embedding; None: the largest of widths.
+        num_classes: classes of cond["label"]; None: off.
+        label_balance: weight of the class against the noise in the embedding.
+        concat_balance: weight of the skip connections against the main path.
+        balances: weight of the residual branch and of the attention in a block.
+        taps: filter of the resampling.
+        clip: bound of the activations after each block; None: unbounded.
+        dropout: rate within residual blocks while training.
+        log_variance: Fourier features of the learned uncertainty, see the function `log_variance`; None: off.
+        out_channels: channels of the output; None: as many as x has.
+        remat: recompute each block in the backward pass in place of storing its activations.
+        dtype: type of the computation; parameters are float32, the embedding, the normalization of weights and the
+            output float32 at least.
+    """
+
+    resolution: int = 64
+    widths: tuple[int, ...] = (192, 384, 576, 768)
+    blocks: int = 3
+    attention: tuple[int, ...] = (16, 8)
+    head_dim: int = 64
+    noise_dim: int | None = None
+    emb_dim: int | None = None
+    num_classes: int | None = None
+    label_balance: float = 0.5
+    concat_balance: float = 0.5
+    balances: tuple[float, float] = (0.3, 0.3)
+    taps: tuple[int, ...] = (1, 1)
+    clip: float | None = 256.0
+    dropout: float = 0.0
+    log_variance: int | None = None
+    out_channels: int | None = None
+    remat: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Array, noise: Array, cond: Mapping[str, Array] | None = None, *, train: bool = False
+    ) -> Array:
+        """Evaluates F(x, noise, cond).
+
+        Args:
+            x: [B, *spatial, C], one to three spatial axes, each a multiple of 2^(levels - 1).
+            noise: float[B], log(sigma) / 4.
+            cond: "label" int[B] where num_classes is set (num_classes is the null class).
+            train: dropout on; takes the random key "dropout".
+
+        Returns:
+            [B, *spatial, out_channels], float32 at least; zero at initialization.
+
+        Raises:
+            ValueError: for a missing, unknown or misshapen condition, or a size that can't be halved often enough.
+        """
+        cond = {} if cond is None else cond
+        self._check(x, noise, cond)
+        noise = noise.astype(wide(self.dtype))
+        emb = self._embed(noise, cond)
+        if self.log_variance is not None:
+            _log_variance(noise, self.log_variance)  # for its parameters
+        dims, bottom = x.ndim - 2, len(self.widths) - 1
+
+        def block(h: Array, name: str, width: int, *, way: str | None = None, attend: bool = False) -> Array:
+            build = nn.remat(Block) if self.remat else Block
+            return build(
+                width,
+                decoder=name.startswith("dec"),
+                way=way,
+                heads=width // self.head_dim if attend else 0,
+                taps=self.taps,
+                balances=self.balances,
+                clip=self.clip,
+                dropout=self.dropout if train else 0.0,
+                dtype=self.dtype,
+                name=name,
+            )(h, emb)
+
+        # The channel of ones stands in for biases.
+        h = jnp.concatenate([x.astype(self.dtype), jnp.ones((*x.shape[:-1], 1), self.dtype)], axis=-1)
+        skips: list[Array] = []
+        for level, width in enumerate(self.widths):
+            size = self.resolution >> level
+            at = "enc." + "x".join([str(size)] * dims)
+            if level == 0:
+                h = MPConv(width, 3, self.dtype, name=f"{at}_conv")(h)
+            else:
+                h = block(h, f"{at}_down", h.shape[-1], way="down")
+            skips.append(h)
+            for i in range(self.blocks):
+                h = block(h, f"{at}_block{i}", width, attend=size in self.attention)
+                skips.append(h)
+
+        for level, width in reversed(list(enumerate(self.widths))):
+            size = self.resolution >> level
+            at = "dec." + "x".join([str(size)] * dims)
+            if level == bottom:
+                h = block(h, f"{at}_in0", width, attend=True)
+                h = block(h, f"{at}_in1", width)
+            else:
+                h = block(h, f"{at}_up", h.shape[-1], way="up")
+            for i in range(self.blocks + 1):
+                h = mp_cat(h, skips.pop(), self.concat_balance)
+                h = block(h, f"{at}_block{i}", width, attend=size in self.attention)
+
+        gain = self.param("out_gain", nn.initializers.zeros_init(), ())
+        channels = x.shape[-1] if self.out_channels is None else self.out_channels
+        return MPConv(channels, 3, self.dtype, name="out_conv")(h, gain).astype(wide(self.dtype))
+
+    def _embed(self, noise: Array, cond: Mapping[str, Array]) -> Array:
+        features = self.widths[0] if self.noise_dim is None else self.noise_dim
+        width = max(self.widths) if self.emb_dim is None else self.emb_dim
+        emb = MPConv(width, dtype=noise.dtype, name="emb_noise")(MPFourier(features, name="emb_fourier")(noise))
+        if self.num_classes is not None:
+            label = one_hot(cond["label"], self.num_classes, noise.dtype) * math.sqrt(self.num_classes)
+            emb = mp_sum(emb, MPConv(width, dtype=noise.dtype, name="emb_label")(label), self.label_balance)
+        return mp_silu(emb)
+
+    def _check(self, x: Array, noise: Array, cond: Mapping[str, Array]) -> None:
+        sizes = [self.resolution >> level for level in range(len(self.widths))]
+        if not set(self.attention) <= set(sizes):
+            raise ValueError(f"attention names sizes out of {sizes}, got {self.attention}")
+        if not 3 <= x.ndim <= 5:
+            raise ValueError(f"x must be [B, *spatial, C], one to three spatial axes, got shape {x.shape}")
+        layers.check_divisible(x.shape, 2 ** (len(self.widths) - 1))
+        label = {} if self.num_classes is None else {"label": (x.shape[0],)}
+        check_cond({"noise": noise, **cond}, {"noise": (x.shape[0],), **label})
+
+
+def log_variance(params: Mapping[str, Any], noise: Array) -> Array:
+    """The log-variance u(noise) of the loss, learned with the network (Karras et al. 2024, eq. 21).
+
+    It is what `losses.denoising_loss` takes as `uncertainty`.
+
+    Args:
+        params: of an `EDM2UNet` with log_variance set.
+        noise: float[B], log(sigma) / 4.
+
+    Returns:
+        [B].
+    """
+    own = {name: params[name] for name in ("logvar_fourier", "logvar_linear")}
+    return _LogVariance(own["logvar_fourier"]["freqs"].shape[0]).apply({"params": own}, noise)
+
+
+def _log_variance(noise: Array, features: int) -> Array:
+    h = MPFourier(features, name="logvar_fourier")(noise)
+    return MPConv(1, dtype=noise.dtype, name="logvar_linear")(h)[:, 0]
+
+
+class _LogVariance(nn.Module):
+    features: int
+
+    @nn.compact
+    def __call__(self, noise: Array) -> Array:
+        return _log_variance(noise, self.features)

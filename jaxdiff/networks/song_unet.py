@@ -1,0 +1,427 @@
+"""The U-Nets of EDM (Karras et al. 2022, arXiv:2206.00364, app. F.3): DDPM++ and NCSN++ (Song et al. 2021), and ADM.
+
+A submodule's name is its key in the original checkpoints, which name a block by the size at which it works,
+`enc.32x32_block0`: so the networks know the size of their images, although they run on others.
+"""
+
+from collections.abc import Callable, Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxdiff.networks import layers
+from jaxdiff.networks.apply import check_cond
+from jaxdiff.networks.attention import attend
+from jaxdiff.networks.embed import Sinusoidal
+from jaxdiff.networks.initializers import kernel_init, table_init, zeros_init
+from jaxdiff.networks.layers import Conv, wide
+
+
+def resample(x: Array, taps: tuple[int, ...], way: str | None) -> Array:
+    """Doubles or halves every spatial axis with a filter.
+
+    Args:
+        x: [B, *spatial, C], the axes even where they are halved.
+        taps: of the filter along an axis, an even number; (1, 1) averages pairs, and repeats values. Their sum is
+            normalized.
+        way: "up", "down", or None for x itself.
+
+    Returns:
+        [B, *spatial', C].
+    """
+    pad = (len(taps) - 1) // 2
+    for axis in range(1, x.ndim - 1):
+        if way == "down":
+            x = _halve(_padded(x, axis, pad), taps, axis)
+        if way == "up":
+            x = _double(x, taps, axis)
+    return x
+
+
+def _halve(x: Array, taps: tuple[int, ...], axis: int) -> Array:
+    span = x.shape[axis] - len(taps) + 1
+    parts = [jax.lax.slice_in_dim(x, k, k + span, 2, axis) * (tap / sum(taps)) for k, tap in enumerate(taps)]
+    return sum(parts[1:], parts[0])
+
+
+def _double(x: Array, taps: tuple[int, ...], axis: int) -> Array:
+    """Zeros between the values, then the filter: in each of the two phases every other tap meets a value."""
+    pad, size = (len(taps) - 1) // 2, x.shape[axis]
+    x = _padded(x, axis, pad)
+    phases = []
+    for phase in range(2):
+        first = (phase + pad) % 2
+        parts = []
+        for k in range(first, len(taps), 2):
+            start = pad + (phase + pad - k) // 2
+            parts.append(jax.lax.slice_in_dim(x, start, start + size, 1, axis) * (2 * taps[k] / sum(taps)))
+        phases.append(sum(parts[1:], parts[0]))
+    shape = [*x.shape[:axis], 2 * size, *x.shape[axis + 1 :]]
+    return jnp.stack(phases, axis + 1).reshape(shape)
+
+
+def _padded(x: Array, axis: int, pad: int) -> Array:
+    return jnp.pad(x, [(pad, pad) if a == axis else (0, 0) for a in range(x.ndim)])
+
+
+def one_hot(label: Array, classes: int, dtype) -> Array:
+    """Indicators of the classes, zeros for the null class `classes`, NaN for what is no class.
+
+    Args:
+        label: int[B].
+        classes: their number.
+        dtype: of the result.
+
+    Returns:
+        [B, classes].
+    """
+    known = (label >= 0) & (label <= classes)
+    return jnp.where(known[:, None], jax.nn.one_hot(label, classes, dtype=dtype), jnp.asarray(jnp.nan, dtype))
+
+
+def split_qkv(x: Array, heads: int) -> tuple[Array, Array, Array]:
+    """Parts [B, *spatial, 3 C] into q, k, v [B, N, H, C / H]; they alternate innermost, within heads."""
+    x = x.reshape(x.shape[0], -1, heads, x.shape[-1] // (3 * heads), 3)
+    return x[..., 0], x[..., 1], x[..., 2]
+
+
+def scaled(factor: float) -> Callable[..., Array]:
+    """`kernel_init` times a factor."""
+    return lambda *args: factor * kernel_init(*args)
+
+
+class Block(nn.Module):
+    """Residual block with optional resampling and self-attention (Karras et al. 2022, fig. 6 and app. F.3).
+
+    Attributes:
+        features: output channels.
+        way: "up" or "down" doubles or halves the spatial axes; None keeps them.
+        heads: of the self-attention; 0 is none.
+        taps: filter of the resampling.
+        adaptive: the embedding scales and shifts the second norm's output; False: it is added before that norm.
+        project: a resampling block's shortcut has a 1x1 convolution even where the channels stay.
+        skip_scale: of the sums of branches.
+        gains: of the initial weights of a branch's last layer and of the queries, keys and values.
+        dropout: rate; 0 is off.
+        eps: of the group norms.
+        dtype: type of the computation.
+    """
+
+    features: int
+    way: str | None = None
+    heads: int = 0
+    taps: tuple[int, ...] = (1, 1)
+    adaptive: bool = True
+    project: bool = False
+    skip_scale: float = 1.0
+    gains: tuple[float, float] = (0.0, 1.0)
+    dropout: float = 0.0
+    eps: float = 1e-5
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, emb: Array) -> Array:
+        """Maps x[B, *spatial, C] to [B, *spatial', features]; emb[B, E] has been through its SiLU already."""
+        last, attention = map(scaled, self.gains)
+        h = nn.silu(_norm("norm0", x, self.eps)(x))
+        h = self._conv("conv0")(resample(h, self.taps, self.way))
+        width = self.features * (2 if self.adaptive else 1)
+        emb = nn.Dense(width, dtype=emb.dtype, kernel_init=kernel_init, name="affine")(emb)
+        norm1 = _norm("norm1", h, self.eps)
+        if self.adaptive:
+            h = norm1(h, *jnp.split(emb, 2, axis=-1))
+        else:
+            h = norm1(h + layers.spatial(h, emb.astype(h.dtype)))
+        h = nn.silu(h)
+        if self.dropout:
+            h = nn.Dropout(self.dropout, name="dropout")(h, deterministic=False)
+        h = self._conv("conv1", init=last)(h)
+
+        changes = x.shape[-1] != self.features
+        x = resample(x, self.taps, self.way)
+        if changes or (self.way is not None and self.project):
+            x = self._conv("skip", size=1)(x)
+        x = (x + h) * self.skip_scale
+        if not self.heads:
+            return x
+        qkv = self._conv("qkv", 3 * self.features, size=1, init=attention)(_norm("norm2", x, self.eps)(x))
+        y = attend(*split_qkv(qkv, self.heads)).reshape(x.shape)
+        return (x + self._conv("proj", size=1, init=last)(y)) * self.skip_scale
+
+    def _conv(self, name: str, features: int | None = None, **options) -> Conv:
+        return Conv(self.features if features is None else features, dtype=self.dtype, name=name, **options)
+
+
+def _norm(name: str, x: Array, eps: float) -> layers.GroupNorm:
+    return layers.GroupNorm(min(32, x.shape[-1] // 4), eps, name=name)
+
+
+class Frequencies(nn.Module):
+    """Random Fourier features [sin, cos], their frequencies kept with the parameters and never trained.
+
+    Attributes:
+        scale: standard deviation of the frequencies, in cycles per unit of noise.
+    """
+
+    scale: float = 16.0
+
+    @nn.compact
+    def __call__(self, noise: Array, dim: int) -> Array:
+        """Embeds noise[B] in [B, dim], dim even."""
+        freqs = self.param("freqs", nn.initializers.normal(self.scale), (dim // 2,))
+        freqs = jax.lax.stop_gradient(freqs).astype(noise.dtype)
+        angle = noise[:, None] * (2 * jnp.pi * freqs)[None]
+        return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+
+
+class _UNet(nn.Module):
+    """What the three share; see `SongUNet` for the attributes."""
+
+    resolution: int = 32
+    base: int = 128
+    widths: tuple[int, ...] = (256, 256, 256)
+    blocks: int = 4
+    attention: tuple[int, ...] = (16,)
+    emb_mult: int = 4
+    dropout: float = 0.0
+    num_classes: int | None = None
+    augment_dim: int | None = None
+    out_channels: int | None = None
+    remat: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Array, noise: Array, cond: Mapping[str, Array] | None = None, *, train: bool = False
+    ) -> Array:
+        """Evaluates F(x, noise, cond).
+
+        Args:
+            x: [B, *spatial, C], one to three spatial axes, each a multiple of 2^(levels - 1).
+            noise: float[B], the network's view of the noise level; EDM's is log(sigma) / 4.
+            cond: what is configured out of "label" int[B] (num_classes is the null class) and "augment"
+                [B, augment_dim], how the images were augmented (Karras et al. 2022, app. F.2), which may be left out.
+            train: dropout on; takes the random key "dropout".
+
+        Returns:
+            [B, *spatial, out_channels], float32 at least.
+
+        Raises:
+            ValueError: for a missing, unknown or misshapen condition, a size that can't be halved often enough, or
+                an unknown option.
+        """
+        cond = {} if cond is None else cond
+        self._check(x, noise, cond)
+        emb = self._embed(noise.astype(wide(self.dtype)), cond)
+        dims, bottom = x.ndim - 2, len(self.widths) - 1
+
+        def block(h: Array, name: str, width: int, **options) -> Array:
+            build = nn.remat(Block) if self.remat else Block
+            rate = self.dropout if train else 0.0
+            return build(width, dropout=rate, dtype=self.dtype, name=name, **self._style(width, **options))(h, emb)
+
+        h = aux = x.astype(self.dtype)
+        skips: list[Array] = []
+        for level, width in enumerate(self.widths):
+            size = self.resolution >> level
+            at = "enc." + "x".join([str(size)] * dims)
+            if level == 0:
+                h = self._conv(self._stem(), f"{at}_conv")(h)
+            else:
+                h = block(h, f"{at}_down", h.shape[-1], way="down")
+                h, aux = self._beside(h, aux, at)
+            skips.append(h)
+            for i in range(self.blocks):
+                h = block(h, f"{at}_block{i}", width, attend=size in self.attention)
+                skips.append(h)
+
+        out = None
+        for level, width in reversed(list(enumerate(self.widths))):
+            size = self.resolution >> level
+            at = "dec." + "x".join([str(size)] * dims)
+            if level == bottom:
+                h = block(h, f"{at}_in0", width, attend=True)
+                h = block(h, f"{at}_in1", width)
+            else:
+                h = block(h, f"{at}_up", h.shape[-1], way="up")
+            for i in range(self.blocks + 1):
+                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = block(h, f"{at}_block{i}", width, attend=size in self.attention and self._attends(i))
+            channels = x.shape[-1] if self.out_channels is None else self.out_channels
+            out = self._emit(h, out, at, level=level, channels=channels)
+        return out.astype(wide(self.dtype))
+
+    def _style(self, width: int, *, way: str | None = None, attend: bool = False) -> dict:
+        """Options of a block."""
+        raise NotImplementedError
+
+    def _stem(self) -> int:
+        """Channels of the first convolution."""
+        raise NotImplementedError
+
+    def _attends(self, index: int) -> bool:
+        """Whether a level with attention has it in this block on the way up."""
+        raise NotImplementedError
+
+    def _embed(self, noise: Array, cond: Mapping[str, Array]) -> Array:
+        raise NotImplementedError
+
+    def _beside(self, h: Array, aux: Array, at: str) -> tuple[Array, Array]:
+        """Joins the shrunk image to the encoder."""
+        del at
+        return h, aux
+
+    def _emit(self, h: Array, out: Array | None, at: str, *, level: int, channels: int) -> Array | None:
+        """The image after a level on the way up."""
+        raise NotImplementedError
+
+    def _conv(self, features: int, name: str, **options) -> Conv:
+        return Conv(features, dtype=self.dtype, name=name, **options)
+
+    def _dense(self, features: int, name: str, **options) -> nn.Dense:
+        return nn.Dense(features, dtype=wide(self.dtype), name=name, **{"kernel_init": kernel_init} | options)
+
+    def _mapped(self, emb: Array) -> Array:
+        """The embedding's two layers, without what follows the second."""
+        emb = nn.silu(self._dense(self.base * self.emb_mult, "map_layer0")(emb))
+        return self._dense(self.base * self.emb_mult, "map_layer1")(emb)
+
+    def _augmented(self, emb: Array, cond: Mapping[str, Array], init: Callable[..., Array]) -> Array:
+        """The embedding with the augmentation's; none is a vector of zeros."""
+        if self.augment_dim is None:
+            return emb
+        none = jnp.zeros((emb.shape[0], self.augment_dim), emb.dtype)
+        return emb + self._dense(emb.shape[-1], "map_augment", use_bias=False, kernel_init=init)(
+            cond.get("augment", none).astype(emb.dtype)
+        )
+
+    def _check(self, x: Array, noise: Array, cond: Mapping[str, Array]) -> None:
+        sizes = [self.resolution >> level for level in range(len(self.widths))]
+        if not set(self.attention) <= set(sizes):
+            raise ValueError(f"attention names sizes out of {sizes}, got {self.attention}")
+        if not 3 <= x.ndim <= 5:
+            raise ValueError(f"x must be [B, *spatial, C], one to three spatial axes, got shape {x.shape}")
+        layers.check_divisible(x.shape, 2 ** (len(self.widths) - 1))
+        shapes: dict[str, tuple[int | None, ...]] = {"noise": (x.shape[0],)}
+        if self.num_classes is not None:
+            shapes["label"] = (x.shape[0],)
+        if self.augment_dim is not None and "augment" in cond:
+            shapes["augment"] = (x.shape[0], self.augment_dim)
+        check_cond({"noise": noise, **cond}, shapes)
+
+
+class SongUNet(_UNet):
+    """DDPM++ and NCSN++ (Song et al. 2021, arXiv:2011.13456, app. H, as in Karras et al. 2022, app. F.3).
+
+    Attributes:
+        resolution: edge of the images, by which blocks are named and attention is placed.
+        base: channels of the first convolution, in which the embeddings' widths are counted.
+        widths: channels by level; level i works at resolution / 2^i.
+        blocks: residual blocks per level on the way down (one more on the way up).
+        attention: sizes with attention after each residual block on the way down, and the last one on the way up.
+        emb_mult: width of the embedding, in base.
+        dropout: rate within residual blocks while training.
+        num_classes: classes of cond["label"]; None: off.
+        augment_dim: length of cond["augment"]; None: off.
+        out_channels: channels of the output; None: as many as x has.
+        remat: recompute each block in the backward pass in place of storing its activations.
+        dtype: type of the computation; parameters are float32, the embeddings and the output float32 at least.
+        embedding: "positional" (DDPM++) or "fourier" (NCSN++).
+        noise_mult: width of the noise's features, in base.
+        encoder: "standard" (DDPM++); "residual" (NCSN++) and "skip" feed the shrunk image to each level.
+        decoder: "standard"; "skip" sums images from all levels.
+        taps: filter of the resampling, (1, 1) for DDPM++, (1, 3, 3, 1) for NCSN++.
+    """
+
+    embedding: str = "positional"
+    noise_mult: int = 1
+    encoder: str = "standard"
+    decoder: str = "standard"
+    taps: tuple[int, ...] = (1, 1)
+
+    def _style(self, width: int, *, way: str | None = None, attend: bool = False) -> dict:
+        del width
+        gains = 1e-5, 0.2**0.5
+        fixed = {"adaptive": False, "project": True, "skip_scale": 0.5**0.5, "gains": gains, "eps": 1e-6}
+        return fixed | {"way": way, "heads": int(attend), "taps": self.taps}
+
+    def _stem(self) -> int:
+        return self.base
+
+    def _attends(self, index: int) -> bool:
+        return index == self.blocks
+
+    def _embed(self, noise: Array, cond: Mapping[str, Array]) -> Array:
+        dim = self.base * self.noise_mult
+        positional = Sinusoidal(cos_first=False, shift=1)
+        emb = positional(noise, dim) if self.embedding == "positional" else Frequencies(name="map_noise")(noise, dim)
+        if self.num_classes is not None:
+            label = one_hot(cond["label"], self.num_classes, emb.dtype) * self.num_classes**0.5
+            emb = emb + self._dense(dim, "map_label")(label)
+        return nn.silu(self._mapped(self._augmented(emb, cond, kernel_init)))
+
+    def _beside(self, h: Array, aux: Array, at: str) -> tuple[Array, Array]:
+        if self.encoder == "skip":
+            aux = resample(aux, self.taps, "down")
+            h = h + self._conv(h.shape[-1], f"{at}_aux_skip", size=1)(aux)
+        if self.encoder == "residual":
+            # The convolution sees as far beyond the edge as the filter after it, which then pads no more.
+            pad = (len(self.taps) - 1) // 2
+            aux = self._conv(h.shape[-1], f"{at}_aux_residual", pad=(1 + pad, 1 + pad))(aux)
+            for axis in range(1, aux.ndim - 1):
+                aux = _halve(aux, self.taps, axis)
+            h = aux = (h + aux) * 0.5**0.5
+        return h, aux
+
+    def _emit(self, h: Array, out: Array | None, at: str, *, level: int, channels: int) -> Array | None:
+        if level > 0 and self.decoder == "standard":
+            return None
+        h = nn.silu(_norm(f"{at}_aux_norm", h, 1e-6)(h))
+        h = self._conv(channels, f"{at}_aux_conv", init=scaled(1e-5))(h)
+        return h if out is None else h + resample(out, self.taps, "up")
+
+    def _check(self, x: Array, noise: Array, cond: Mapping[str, Array]) -> None:
+        known = {
+            "embedding": ("positional", "fourier"),
+            "encoder": ("standard", "residual", "skip"),
+            "decoder": ("standard", "skip"),
+        }
+        for name, allowed in known.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        super()._check(x, noise, cond)
+
+
+class DhariwalUNet(_UNet):
+    """ADM (Dhariwal & Nichol 2021, arXiv:2105.05233, as in Karras et al. 2022, app. F.3).
+
+    Attributes, beside `SongUNet`'s:
+        head_dim: channels per attention head.
+    """
+
+    head_dim: int = 64
+
+    def _style(self, width: int, *, way: str | None = None, attend: bool = False) -> dict:
+        return {"way": way, "heads": width // self.head_dim if attend else 0}
+
+    def _stem(self) -> int:
+        return self.widths[0]
+
+    def _attends(self, index: int) -> bool:
+        del index
+        return True
+
+    def _embed(self, noise: Array, cond: Mapping[str, Array]) -> Array:
+        emb = self._mapped(self._augmented(Sinusoidal()(noise, self.base), cond, zeros_init))
+        if self.num_classes is not None:
+            label = one_hot(cond["label"], self.num_classes, emb.dtype)
+            emb = emb + self._dense(emb.shape[-1], "map_label", use_bias=False, kernel_init=table_init)(label)
+        return nn.silu(emb)
+
+    def _emit(self, h: Array, out: Array | None, at: str, *, level: int, channels: int) -> Array | None:
+        del out, at
+        if level > 0:
+            return None
+        return self._conv(channels, "out_conv", zero=True)(nn.silu(_norm("out_norm", h, 1e-5)(h)))
