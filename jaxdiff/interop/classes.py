@@ -6,15 +6,22 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxdiff.interop.architecture import Architecture
-from jaxdiff.interop.transformers import dit
-from jaxdiff.interop.unets import unet_2d
+from jaxdiff.interop.autoencoders import autoencoder_kl, vq_model
+from jaxdiff.interop.transformers import dit, flux, sd3
+from jaxdiff.interop.unets import controlnet, unet_2d, unet_2d_condition
 from jaxdiff.interop.uvit import uvit
 
 __all__ = ["CLASSES"]
 
 # (fields of the config, dtype of the computation) -> what they describe.
 CLASSES: dict[str, Callable[[Mapping[str, Any], Any], Architecture]] = {
+    "AutoencoderKL": autoencoder_kl,
+    "ControlNetModel": controlnet,
     "DiTTransformer2DModel": dit,
+    "FluxTransformer2DModel": flux,
+    "SD3Transformer2DModel": sd3,
+    "UNet2DConditionModel": unet_2d_condition,
     "UNet2DModel": unet_2d,
     "UViT": uvit,
+    "VQModel": vq_model,
 }

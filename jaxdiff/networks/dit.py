@@ -31,11 +31,11 @@ FEATURES = 256  # of the noise level, sines and cosines
 
 
 class _Seen(NamedTuple):
-    """What every block of one call sees: the embedding, or what it makes an embedding of its own from."""
+    """What every block of one call sees: the embedding, or (where that is None) what it makes its own from."""
 
     features: Array
-    label: Array | None
-    emb: Array | None
+    label: Any
+    emb: Any
 
 
 class Embedding(nn.Module):
@@ -52,7 +52,7 @@ class Embedding(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, features: Array, label: Array | None) -> Array:
+    def __call__(self, features: Array, label: Any) -> Array:
         """Maps features[B, F] and label[B] to [B, width], in float32 at least."""
         emb = EmbeddingMLP(self.width, self.dtype, name="timestep_embedder")(features)
         if self.num_classes is None:

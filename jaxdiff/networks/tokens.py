@@ -218,7 +218,7 @@ def stacked(block: type[nn.Module], layers: int, *, remat: bool = False, unroll:
     return nn.scan(
         inner,
         variable_axes={"params": 0},
-        split_rngs={"params": True, "dropout": True},  # type: ignore[arg-type]
+        split_rngs={"params": True, "dropout": True},
         in_axes=nn.broadcast,
         length=layers,
         unroll=unroll,

@@ -1,0 +1,153 @@
+"""The rectified flow transformer Flux (Black Forest Labs 2024), joint blocks and then single ones.
+
+Parameters are named like those of diffusers' FluxTransformer2DModel; see `interop.keys` for the rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxdiff.networks.apply import check_cond
+from jaxdiff.networks.attention import attend
+from jaxdiff.networks.mmdit import JointBlock, finish, project, time_and_text
+from jaxdiff.networks.tokens import (
+    Rotary,
+    check_patches,
+    dense,
+    modulated_norm,
+    modulations,
+    pack,
+    rotary,
+    rotate,
+    stacked,
+    unpack,
+)
+
+PATCH = 2
+
+
+class SingleBlock(nn.Module):
+    """Attention and feed-forward side by side over text and image in one sequence (Dehghani et al. 2023, sec. 2).
+
+    Attributes:
+        heads: of the attention; divides the width.
+        dtype: type of the computation.
+    """
+
+    heads: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, condition: Array, turn: Rotary) -> tuple[Array, None]:
+        """Maps tokens x[B, N, D] to the same, given condition [B, D] and the rotary positions of all tokens."""
+        width = x.shape[-1]
+        shift, scale, gate = modulations(condition, 3, self.dtype, "norm.linear")
+        h = modulated_norm(x, shift, scale)
+        names, norms = ("attn.to_q", "attn.to_k", "attn.to_v"), ("attn.norm_q", "attn.norm_k")
+        q, k, v = project(h, names, norms, heads=self.heads, dtype=self.dtype)
+        seen = attend(rotate(q, turn), rotate(k, turn), v).reshape(h.shape)
+        fed = jax.nn.gelu(dense(4 * width, self.dtype, "proj_mlp")(h))
+        return x + gate * dense(width, self.dtype, "proj_out")(jnp.concatenate([seen, fed], axis=-1)), None
+
+
+class Flux(nn.Module):
+    """Transformer over image and text tokens with rotary positions.
+
+    Attributes:
+        width: of the tokens.
+        layers: joint blocks.
+        single_layers: single blocks after them.
+        heads: of the attention; divides the width.
+        axes: the features of a head that turn with an image's number, row and column; sum to width / heads.
+        token_dim: D of cond["tokens"].
+        vector_dim: D of cond["vector"], which joins the noise embedding.
+        guidance: cond["guidance"] is given, the scale of the classifier-free guidance that the network imitates.
+        concat_channels: C' of cond["concat"], an image at the latents' size beside them; None: off.
+        remat: recompute each block in the backward pass in place of storing its activations.
+        unroll: blocks per turn of the loops over them.
+        dtype: type of the computation (float32, bfloat16, float64); parameters are float32, embedding, norms and
+            output float32 at least.
+    """
+
+    width: int = 3072
+    layers: int = 19
+    single_layers: int = 38
+    heads: int = 24
+    axes: tuple[int, ...] = (16, 56, 56)
+    token_dim: int = 4096
+    vector_dim: int = 768
+    guidance: bool = False
+    concat_channels: int | None = None
+    remat: bool = False
+    unroll: int = 1
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Array, noise: Array, cond: Mapping[str, Array] | None = None, *, train: bool = False
+    ) -> Array:
+        """Evaluates F(x, noise, cond).
+
+        Args:
+            x: [B, H, W, C], H and W even; blocks of 2 x 2 are a token.
+            noise: float[B], the flow's time in [0, 1].
+            cond: "tokens" [B, L, token_dim] and "vector" [B, vector_dim]; where configured "guidance" float[B] and
+                "concat" [B, H, W, concat_channels].
+            train: without effect; there is no dropout.
+
+        Returns:
+            Like x, in float32 at least; zero at initialization.
+
+        Raises:
+            ValueError: for a missing, unknown or misshapen condition, or an odd size.
+        """
+        cond = {} if cond is None else cond
+        self._check(x, noise, cond)
+        numbers = {"timestep": 1000 * noise} | ({"guidance": 1000 * cond["guidance"]} if self.guidance else {})
+        condition = nn.silu(time_and_text(numbers, cond["vector"], self.width, self.dtype)).astype(self.dtype)
+
+        h = x.astype(self.dtype)
+        if self.concat_channels is not None:
+            h = jnp.concatenate([h, cond["concat"].astype(self.dtype)], axis=-1)
+        h = dense(self.width, self.dtype, "x_embedder")(pack(h, PATCH))
+        batch, rows, columns, _ = h.shape
+        text = dense(self.width, self.dtype, "context_embedder")(cond["tokens"])
+
+        cos, sin = rotary((1, rows, columns), self.axes)
+        block = stacked(JointBlock, self.layers, remat=self.remat, unroll=self.unroll)(
+            self.heads, True, dtype=self.dtype, name="transformer_blocks.*"
+        )
+        (h, text), _ = block((h.reshape(batch, -1, self.width), text), condition, (cos, sin))
+
+        # All tokens of the text are at the origin.
+        before = text.shape[1], cos.shape[1]
+        turn = (
+            jnp.concatenate([jnp.ones(before, cos.dtype), cos]),
+            jnp.concatenate([jnp.zeros(before, sin.dtype), sin]),
+        )
+        single = stacked(SingleBlock, self.single_layers, remat=self.remat, unroll=self.unroll)(
+            self.heads, self.dtype, name="single_transformer_blocks.*"
+        )
+        h, _ = single(jnp.concatenate([text, h], axis=1), condition, turn)
+        h = finish(h[:, text.shape[1] :], condition, x.shape[-1] * PATCH**2, self.dtype)
+        return unpack(h.reshape(batch, rows, columns, -1), PATCH)
+
+    def _check(self, x: Array, noise: Array, cond: Mapping[str, Array]) -> None:
+        check_patches(x, PATCH)
+        if self.width % self.heads or sum(self.axes) != self.width // self.heads or len(self.axes) != 3:
+            raise ValueError(
+                f"axes must be three that sum to width / heads, got {self.axes} of {self.width}/{self.heads}"
+            )
+        batch = x.shape[0]
+        shapes: dict[str, tuple[int | None, ...]] = {"tokens": (batch, None, self.token_dim)}
+        shapes |= {"noise": (batch,), "vector": (batch, self.vector_dim)}
+        if self.guidance:
+            shapes["guidance"] = (batch,)
+        if self.concat_channels is not None:
+            shapes["concat"] = (*x.shape[:-1], self.concat_channels)
+        check_cond({"noise": noise, **cond}, shapes)

@@ -1,0 +1,268 @@
+"""The multimodal diffusion transformer, MMDiT, of Stable Diffusion 3 (Esser et al. 2024, arXiv:2403.03206).
+
+Parameters are named like those of diffusers' SD3Transformer2DModel; see `interop.keys` for the rule. A run of equal
+blocks that does not begin with the first one, `transformer_blocks.13+.*`, counts its layers from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import groupby
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxdiff.networks.apply import check_cond
+from jaxdiff.networks.attention import attend, split_heads
+from jaxdiff.networks.dit import FEATURES
+from jaxdiff.networks.embed import EmbeddingMLP, Sinusoidal
+from jaxdiff.networks.layers import Conv, depth_to_space, wide
+from jaxdiff.networks.tokens import (
+    FeedForward,
+    RMSNorm,
+    Rotary,
+    check_patches,
+    dense,
+    grid_table,
+    modulated_norm,
+    modulations,
+    rotate,
+    stacked,
+)
+
+
+def project(x: Array, names: tuple[str, ...], norms: tuple[str, ...], *, heads: int, dtype) -> list[Array]:
+    """Queries, keys and values of x[B, N, D] as [B, N, H, D / H], by layers of these names.
+
+    Args:
+        x: the tokens.
+        names: of the three linear layers.
+        norms: of the RMS norms over the features of each head, first the queries', then the keys'; () for none.
+        heads: how many; divides D.
+        dtype: of the computation.
+
+    Returns:
+        [q, k, v].
+    """
+    out = [split_heads(dense(x.shape[-1], dtype, name)(x), heads) for name in names]
+    return [RMSNorm(name=name)(a) for name, a in zip(norms, out, strict=False)] + out[len(norms) :]
+
+
+class JointBlock(nn.Module):
+    """One attention over image and text, each with weights of its own (Esser et al. 2024, fig. 2b).
+
+    Attributes:
+        heads: of the attention; divides the width.
+        qk_norm: RMS norm of queries and keys (sec. 5.3.2).
+        dual: a second attention, over the image alone, beside the joint one (Stable Diffusion 3.5 medium).
+        last: the text goes no further than into this block's attention.
+        dtype: type of the computation.
+    """
+
+    heads: int
+    qk_norm: bool = False
+    dual: bool = False
+    last: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, both: tuple[Array, Array], condition: Array, turn: Rotary | None = None
+    ) -> tuple[tuple[Array, Array], None]:
+        """Maps the tokens of image and text to the same.
+
+        Args:
+            both: image [B, N, D] and text [B, L, D].
+            condition: [B, D], through its SiLU.
+            turn: rotary positions of the image's tokens; those of the text stay unturned.
+
+        Returns:
+            ((image, text), None), the text unchanged where `last` is set.
+        """
+        x, text = both
+        shift, scale, gate, shift2, scale2, gate2, *more = modulations(
+            condition, 9 if self.dual else 6, self.dtype, "norm1.linear"
+        )
+        if self.last:
+            text_scale, text_shift = modulations(condition, 2, self.dtype, "norm1_context.linear")
+        else:
+            text_shift, text_scale, *text_more = modulations(condition, 6, self.dtype, "norm1_context.linear")
+
+        seen, text_seen = self._attend(
+            modulated_norm(x, shift, scale), modulated_norm(text, text_shift, text_scale), turn
+        )
+        y = x + gate * self._dense(seen, "attn.to_out.0")
+        if self.dual:
+            alone_shift, alone_scale, alone_gate = more
+            y = y + alone_gate * self._alone(modulated_norm(x, alone_shift, alone_scale))
+        x = y + gate2 * self._feed(modulated_norm(y, shift2, scale2), "ff")
+        if self.last:
+            return (x, text), None
+        text_gate, text_shift2, text_scale2, text_gate2 = text_more
+        text = text + text_gate * self._dense(text_seen, "attn.to_add_out")
+        text = text + text_gate2 * self._feed(modulated_norm(text, text_shift2, text_scale2), "ff_context")
+        return (x, text), None
+
+    def _attend(self, x: Array, text: Array, turn: Rotary | None) -> tuple[Array, Array]:
+        names, norms = ("attn.to_q", "attn.to_k", "attn.to_v"), ("attn.norm_q", "attn.norm_k")
+        q, k, v = self._project(x, names, norms)
+        if turn is not None:
+            q, k = rotate(q, turn), rotate(k, turn)
+        names = ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")
+        of_text = self._project(text, names, ("attn.norm_added_q", "attn.norm_added_k"))
+        y = attend(*(jnp.concatenate(pair, axis=1) for pair in zip(of_text, (q, k, v), strict=True)))
+        y = y.reshape(*y.shape[:2], -1)
+        return y[:, text.shape[1] :], y[:, : text.shape[1]]
+
+    def _alone(self, x: Array) -> Array:
+        names, norms = ("attn2.to_q", "attn2.to_k", "attn2.to_v"), ("attn2.norm_q", "attn2.norm_k")
+        return self._dense(attend(*self._project(x, names, norms)).reshape(x.shape), "attn2.to_out.0")
+
+    def _project(self, x: Array, names: tuple[str, ...], norms: tuple[str, ...]) -> list[Array]:
+        return project(x, names, norms if self.qk_norm else (), heads=self.heads, dtype=self.dtype)
+
+    def _dense(self, x: Array, name: str) -> Array:
+        return dense(x.shape[-1], self.dtype, name)(x)
+
+    def _feed(self, x: Array, name: str) -> Array:
+        return FeedForward(4 * x.shape[-1], dtype=self.dtype, name=name)(x)
+
+
+class MMDiT(nn.Module):
+    """Transformer over image patches and text tokens (Esser et al. 2024, sec. 4).
+
+    The table of positions is the parameter "pos_embed.pos_embed", as in the checkpoints, but its gradient is zero.
+
+    Attributes:
+        width: of the tokens; a multiple of heads and of 4.
+        layers: blocks; the text ends in the last one.
+        heads: of the attention.
+        patch: edge of a patch.
+        token_dim: D of cond["tokens"].
+        vector_dim: D of cond["vector"], which joins the noise embedding.
+        out_channels: channels of the output; None: as many as x has.
+        grid: patches along an edge of the images in training.
+        max_grid: patches along an edge of the table of positions, which spans the same range; an image takes
+            its middle.
+        qk_norm: RMS norm of queries and keys (Stable Diffusion 3.5).
+        dual: the blocks with a second attention over the image alone (Stable Diffusion 3.5 medium).
+        remat: recompute each block in the backward pass in place of storing its activations.
+        unroll: blocks per turn of the loops over equal ones.
+        dtype: type of the computation (float32, bfloat16, float64); parameters are float32, embedding, norms and
+            output float32 at least.
+    """
+
+    width: int = 1152
+    layers: int = 18
+    heads: int = 18
+    patch: int = 2
+    token_dim: int = 4096
+    vector_dim: int = 2048
+    out_channels: int | None = None
+    grid: int = 64
+    max_grid: int = 96
+    qk_norm: bool = False
+    dual: tuple[int, ...] = ()
+    remat: bool = False
+    unroll: int = 1
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Array, noise: Array, cond: Mapping[str, Array] | None = None, *, train: bool = False
+    ) -> Array:
+        """Evaluates F(x, noise, cond).
+
+        Args:
+            x: [B, H, W, C], H and W multiples of patch, max_grid patches at most.
+            noise: float[B], the network's view of the noise level; 1000 times the time of a flow in the published ones.
+            cond: "tokens" [B, L, token_dim] and "vector" [B, vector_dim].
+            train: without effect; there is no dropout.
+
+        Returns:
+            [B, H, W, out_channels], zero at initialization.
+
+        Raises:
+            ValueError: for a missing, unknown or misshapen condition, or a size that patches don't tile.
+        """
+        cond = {} if cond is None else cond
+        self._check(x, noise, cond)
+        condition = nn.silu(time_and_text({"timestep": noise}, cond["vector"], self.width, self.dtype))
+        condition = condition.astype(self.dtype)
+        h = Conv(self.width, self.patch, self.patch, (0, 0), dtype=self.dtype, name="pos_embed.proj")(x)
+        batch, rows, columns, _ = h.shape
+        h = (h + self._positions(rows, columns)).reshape(batch, -1, self.width)
+        both = h, dense(self.width, self.dtype, "context_embedder")(cond["tokens"])
+
+        for dual, start, length in self._runs():
+            name = f"transformer_blocks.{start}+.*" if start else "transformer_blocks.*"
+            block = stacked(JointBlock, length, remat=self.remat, unroll=self.unroll)
+            both, _ = block(self.heads, self.qk_norm, dual, dtype=self.dtype, name=name)(both, condition)
+        final = self.layers - 1
+        block = nn.remat(JointBlock) if self.remat else JointBlock
+        (h, _), _ = block(
+            self.heads, self.qk_norm, final in self.dual, True, self.dtype, name=f"transformer_blocks.{final}"
+        )(both, condition)
+
+        channels = x.shape[-1] if self.out_channels is None else self.out_channels
+        h = finish(h, condition, channels * self.patch**2, self.dtype)
+        return depth_to_space(h.reshape(batch, rows, columns, -1), self.patch)
+
+    def _runs(self) -> Iterator[tuple[bool, int, int]]:
+        """(dual, first, how many) of the runs of equal blocks before the last one."""
+        for dual, run in groupby(range(self.layers - 1), lambda i: i in self.dual):
+            numbers = list(run)
+            yield dual, numbers[0], len(numbers)
+
+    def _positions(self, rows: int, columns: int) -> Array:
+        places = np.arange(self.max_grid) * (self.grid / self.max_grid)
+
+        def start(_key: Array, shape: tuple[int, ...]) -> Array:
+            return grid_table(places, places, self.width).astype(jnp.float32).reshape(shape)
+
+        table = self.param("pos_embed.pos_embed", start, (1, self.max_grid**2, self.width))
+        table = jax.lax.stop_gradient(table).astype(self.dtype).reshape(1, self.max_grid, self.max_grid, self.width)
+        top, left = (self.max_grid - rows) // 2, (self.max_grid - columns) // 2
+        return table[:, top : top + rows, left : left + columns]
+
+    def _check(self, x: Array, noise: Array, cond: Mapping[str, Array]) -> None:
+        check_patches(x, self.patch)
+        if max(x.shape[1:3]) > self.max_grid * self.patch:
+            raise ValueError(f"height and width must be {self.max_grid * self.patch} at most, got shape {x.shape}")
+        if self.width % self.heads or self.width % 4:
+            raise ValueError(f"width must be a multiple of heads and of 4, got {self.width} and {self.heads} heads")
+        if any(not 0 <= i < self.layers for i in self.dual):
+            raise ValueError(f"dual must name blocks from 0 to {self.layers - 1}, got {self.dual}")
+        batch = x.shape[0]
+        shapes: dict[str, tuple[int | None, ...]] = {"tokens": (batch, None, self.token_dim)}
+        shapes |= {"noise": (batch,), "vector": (batch, self.vector_dim)}
+        check_cond({"noise": noise, **cond}, shapes)
+
+
+def time_and_text(numbers: Mapping[str, Array], vector: Array, width: int, dtype: Any) -> Array:
+    """Sum of the embeddings of some numbers, such as the noise level, and of the text's vector.
+
+    Args:
+        numbers: float[B] by name.
+        vector: [B, D].
+        width: of the embedding.
+        dtype: of the network's computation.
+
+    Returns:
+        [B, width], in float32 at least.
+    """
+    emb = EmbeddingMLP(width, dtype, name="time_text_embed.text_embedder")(vector)
+    for name, number in numbers.items():
+        features = Sinusoidal()(number.astype(wide(dtype)), FEATURES)
+        emb = emb + EmbeddingMLP(width, dtype, name=f"time_text_embed.{name}_embedder")(features)
+    return emb
+
+
+def finish(h: Array, condition: Array, features: int, dtype: Any) -> Array:
+    """The last, modulated norm and projection, [B, N, D] to [B, N, features], in float32 at least."""
+    scale, shift = modulations(condition, 2, dtype, "norm_out.linear")
+    return dense(features, dtype, "proj_out", zero=True)(modulated_norm(h, shift, scale)).astype(wide(dtype))
