@@ -112,7 +112,7 @@ class Conv(nn.Module):
             is what TensorFlow's SAME does to an even axis with size 3 and stride 2.
         zero: start from zero.
         dtype: type of the computation; the parameters are float32.
-        init: of the kernel, unless it starts from zero.
+        draw: of the initial kernel, (key, shape, dtype) -> array, unless it starts from zero.
     """
 
     features: int
@@ -121,7 +121,7 @@ class Conv(nn.Module):
     pad: tuple[int, int] | None = None
     zero: bool = False
     dtype: jnp.dtype = jnp.float32
-    init: Callable[..., Array] = kernel_init
+    draw: Callable[..., Array] = kernel_init
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -129,7 +129,7 @@ class Conv(nn.Module):
         dims = x.ndim - 2
         pad = (self.size // 2,) * 2 if self.pad is None else self.pad
         shape = (self.size,) * dims + (x.shape[-1], self.features)
-        kernel = self.param("kernel", zeros_init if self.zero else self.init, shape)
+        kernel = self.param("kernel", zeros_init if self.zero else self.draw, shape)
         bias = self.param("bias", zeros_init, (self.features,))
         y = convolve(x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride, pad=pad)
         return y + bias.astype(self.dtype).reshape((1,) * (dims + 1) + (-1,))
