@@ -1,0 +1,112 @@
+"""Magnitude-preserving layers (Karras et al. 2024, arXiv:2312.02696, app. B)."""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxdiff.networks import layers
+from jaxdiff.networks.initializers import table_init
+from jaxdiff.networks.layers import wide
+
+
+def normalize(x: Array, axes: tuple[int, ...], eps: float = 1e-4) -> Array:
+    """Divides by the root mean square (Karras et al. 2024, eq. 30, 53, 66), taken in float32 at least.
+
+    Args:
+        x: any array.
+        axes: over which the mean goes.
+        eps: added to the root.
+
+    Returns:
+        Like x.
+    """
+    y = x.astype(wide(x.dtype))
+    square = jnp.square(y).mean(axes, keepdims=True)
+    # The gradient of a root at zero is infinite, and what is divided by it is zero.
+    root = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
+    return x / (root + eps).astype(x.dtype)
+
+
+def force_weight_norm(params: Any) -> Any:
+    """Brings every kernel back to unit magnitude (Karras et al. 2024, eq. 66; sec. 2.3).
+
+    To be applied to the parameters after each step of the optimizer: without it they grow, and the effective learning
+    rate decays.
+
+    Args:
+        params: of an `EDM2UNet`.
+
+    Returns:
+        The tree with each leaf named `kernel` normalized per output channel, the others as they are.
+    """
+
+    def force(path: Any, leaf: Array) -> Array:
+        return normalize(leaf, tuple(range(leaf.ndim - 1))) if path[-1].key == "kernel" else leaf
+
+    return jax.tree_util.tree_map_with_path(force, params)
+
+
+def mp_silu(x: Array) -> Array:
+    """SiLU over its root mean square on normal input (eq. 81)."""
+    return nn.silu(x) / 0.596
+
+
+def mp_sum(a: Array, b: Array, t: float) -> Array:
+    """(1 - t) a + t b over the root mean square that it has for independent a and b of unit magnitude (eq. 88)."""
+    return ((1 - t) * a + t * b) / math.hypot(1 - t, t)
+
+
+def mp_cat(a: Array, b: Array, t: float) -> Array:
+    """Concatenates channels so that a contributes 1 - t, and b t, whatever their numbers (eq. 103)."""
+    n, m = a.shape[-1], b.shape[-1]
+    scale = math.sqrt(n + m) / math.hypot(1 - t, t)
+    return jnp.concatenate([a * (scale * (1 - t) / math.sqrt(n)), b * (scale * t / math.sqrt(m))], axis=-1)
+
+
+class MPConv(nn.Module):
+    """Convolution or linear layer whose weights are normalized per output channel (eq. 47 and 66).
+
+    Attributes:
+        features: output channels.
+        size: kernel size; 0 is a linear layer on [B, C].
+        dtype: type of the computation.
+    """
+
+    features: int
+    size: int = 0
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, gain: Array | None = None) -> Array:
+        """Maps x[B, *spatial, C] to [B, *spatial, features]; gain is a learned scalar."""
+        shape = (self.size,) * (x.ndim - 2 if self.size else 0) + (x.shape[-1], self.features)
+        # Normalization leaves of an initial kernel its direction alone: uniform numbers serve as well as normal ones.
+        kernel = self.param("kernel", table_init, shape)
+        w = normalize(kernel.astype(wide(self.dtype)), tuple(range(kernel.ndim - 1)))
+        w = w / math.sqrt(math.prod(shape[:-1]))
+        if gain is not None:
+            w = w * gain.astype(w.dtype)
+        x, w = x.astype(self.dtype), w.astype(self.dtype)
+        return layers.convolve(x, w, pad=(self.size // 2,) * 2) if self.size else x @ w
+
+
+class MPFourier(nn.Module):
+    """Random Fourier features of unit magnitude (eq. 75), kept with the parameters and never trained.
+
+    Attributes:
+        features: their number.
+    """
+
+    features: int
+
+    @nn.compact
+    def __call__(self, noise: Array) -> Array:
+        """Embeds noise[B] in [B, features]."""
+        freqs = self.param("freqs", nn.initializers.normal(2 * math.pi), (self.features,))
+        phases = self.param("phases", nn.initializers.uniform(2 * math.pi), (self.features,))
+        freqs, phases = (jax.lax.stop_gradient(a).astype(noise.dtype)[None] for a in (freqs, phases))
+        return math.sqrt(2) * jnp.cos(noise[:, None] * freqs + phases)

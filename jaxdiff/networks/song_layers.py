@@ -1,0 +1,172 @@
+"""Parts of EDM's U-Nets (Karras et al. 2022, arXiv:2206.00364, app. F.3), most of which EDM2 keeps."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxdiff.networks import layers
+from jaxdiff.networks.attention import attend
+from jaxdiff.networks.initializers import kernel_init
+from jaxdiff.networks.layers import Conv
+
+
+def resample(x: Array, taps: tuple[float, ...], way: str | None) -> Array:
+    """Doubles or halves every spatial axis with a filter.
+
+    Args:
+        x: [B, *spatial, C], the axes even where they are halved.
+        taps: of the filter along an axis, an even number; (1, 1) averages pairs, and repeats values. Their sum is
+            normalized.
+        way: "up", "down", or None for x itself.
+
+    Returns:
+        [B, *spatial', C].
+    """
+    pad = (len(taps) - 1) // 2
+    for axis in range(1, x.ndim - 1):
+        if way == "down":
+            x = halve(_padded(x, axis, pad), taps, axis)
+        if way == "up":
+            x = _double(x, taps, axis)
+    return x
+
+
+def halve(x: Array, taps: tuple[float, ...], axis: int) -> Array:
+    """Filters an axis at every other position, without padding."""
+    span = x.shape[axis] - len(taps) + 1
+    parts = [jax.lax.slice_in_dim(x, k, k + span, 2, axis) * (tap / sum(taps)) for k, tap in enumerate(taps)]
+    return sum(parts[1:], parts[0])
+
+
+def _double(x: Array, taps: tuple[float, ...], axis: int) -> Array:
+    """Zeros between the values, then the filter: in each of the two phases every other tap meets a value."""
+    pad, size = (len(taps) - 1) // 2, x.shape[axis]
+    x = _padded(x, axis, pad)
+    phases = []
+    for phase in range(2):
+        first = (phase + pad) % 2
+        parts = []
+        for k in range(first, len(taps), 2):
+            start = pad + (phase + pad - k) // 2
+            parts.append(jax.lax.slice_in_dim(x, start, start + size, 1, axis) * (2 * taps[k] / sum(taps)))
+        phases.append(sum(parts[1:], parts[0]))
+    shape = [*x.shape[:axis], 2 * size, *x.shape[axis + 1 :]]
+    return jnp.stack(phases, axis + 1).reshape(shape)
+
+
+def _padded(x: Array, axis: int, pad: int) -> Array:
+    return jnp.pad(x, [(pad, pad) if a == axis else (0, 0) for a in range(x.ndim)])
+
+
+def one_hot(label: Array, classes: int, dtype) -> Array:
+    """Indicators of the classes, zeros for the null class `classes`, NaN for what is no class.
+
+    Args:
+        label: int[B].
+        classes: their number.
+        dtype: of the result.
+
+    Returns:
+        [B, classes].
+    """
+    known = (label >= 0) & (label <= classes)
+    return jnp.where(known[:, None], jax.nn.one_hot(label, classes, dtype=dtype), jnp.asarray(jnp.nan, dtype))
+
+
+def split_qkv(x: Array, heads: int) -> tuple[Array, Array, Array]:
+    """Parts [B, *spatial, 3 C] into q, k, v [B, N, H, C / H]; they alternate innermost, within heads."""
+    x = x.reshape(x.shape[0], -1, heads, x.shape[-1] // (3 * heads), 3)
+    return x[..., 0], x[..., 1], x[..., 2]
+
+
+def scaled(factor: float) -> Callable[..., Array]:
+    """`kernel_init` times a factor."""
+    return lambda *args: factor * kernel_init(*args)
+
+
+class Block(nn.Module):
+    """Residual block with optional resampling and self-attention (Karras et al. 2022, fig. 6 and app. F.3).
+
+    Attributes:
+        features: output channels.
+        way: "up" or "down" doubles or halves the spatial axes; None keeps them.
+        heads: of the self-attention; 0 is none.
+        taps: filter of the resampling.
+        adaptive: the embedding scales and shifts the second norm's output; False: it is added before that norm.
+        project: a resampling block's shortcut has a 1x1 convolution even where the channels stay.
+        skip_scale: of the sums of branches.
+        gains: of the initial weights of a branch's last layer and of the queries, keys and values.
+        dropout: rate; 0 is off.
+        eps: of the group norms.
+        dtype: type of the computation.
+    """
+
+    features: int
+    way: str | None = None
+    heads: int = 0
+    taps: tuple[float, ...] = (1.0, 1.0)
+    adaptive: bool = True
+    project: bool = False
+    skip_scale: float = 1.0
+    gains: tuple[float, float] = (0.0, 1.0)
+    dropout: float = 0.0
+    eps: float = 1e-5
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, emb: Array) -> Array:
+        """Maps x[B, *spatial, C] to [B, *spatial', features]; emb[B, E] has been through its SiLU already."""
+        last, attention = map(scaled, self.gains)
+        h = nn.silu(norm("norm0", x, self.eps)(x))
+        h = self._conv("conv0")(resample(h, self.taps, self.way))
+        width = self.features * (2 if self.adaptive else 1)
+        emb = nn.Dense(width, dtype=emb.dtype, kernel_init=kernel_init, name="affine")(emb)
+        norm1 = norm("norm1", h, self.eps)
+        if self.adaptive:
+            h = norm1(h, *jnp.split(emb, 2, axis=-1))
+        else:
+            h = norm1(h + layers.spatial(h, emb.astype(h.dtype)))
+        h = nn.silu(h)
+        if self.dropout:
+            h = nn.Dropout(self.dropout, name="dropout")(h, deterministic=False)
+        h = self._conv("conv1", draw=last)(h)
+
+        changes = x.shape[-1] != self.features
+        x = resample(x, self.taps, self.way)
+        if changes or (self.way is not None and self.project):
+            x = self._conv("skip", size=1)(x)
+        x = (x + h) * self.skip_scale
+        if not self.heads:
+            return x
+        qkv = self._conv("qkv", 3 * self.features, size=1, draw=attention)(norm("norm2", x, self.eps)(x))
+        y = attend(*split_qkv(qkv, self.heads)).reshape(x.shape)
+        return (x + self._conv("proj", size=1, draw=last)(y)) * self.skip_scale
+
+    def _conv(self, name: str, features: int | None = None, **options) -> Conv:
+        return Conv(self.features if features is None else features, dtype=self.dtype, name=name, **options)
+
+
+def norm(name: str, x: Array, eps: float) -> layers.GroupNorm:
+    """A group norm for x, in groups of four channels at least."""
+    return layers.GroupNorm(min(32, x.shape[-1] // 4), eps, name=name)
+
+
+class Frequencies(nn.Module):
+    """Random Fourier features [sin, cos], their frequencies kept with the parameters and never trained.
+
+    Attributes:
+        scale: standard deviation of the frequencies, in cycles per unit of noise.
+    """
+
+    scale: float = 16.0
+
+    @nn.compact
+    def __call__(self, noise: Array, dim: int) -> Array:
+        """Embeds noise[B] in [B, dim], dim even."""
+        freqs = self.param("freqs", nn.initializers.normal(self.scale), (dim // 2,))
+        freqs = jax.lax.stop_gradient(freqs).astype(noise.dtype)
+        angle = noise[:, None] * (2 * jnp.pi * freqs)[None]
+        return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
