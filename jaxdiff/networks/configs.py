@@ -2,7 +2,12 @@
 
 from typing import Any
 
+import jax.numpy as jnp
+from jax import Array
+
 from jaxdiff.networks.embed import Sinusoidal
+from jaxdiff.networks.layers import wide
+from jaxdiff.networks.transformer2d import Transformers
 from jaxdiff.networks.unet import UNet
 
 
@@ -56,3 +61,52 @@ def adm_imagenet64(**changes) -> UNet:
         "learned_variance": True,
     }
     return UNet(**config | changes)
+
+
+def stable_diffusion_1(**changes) -> UNet:
+    """The U-Net of Stable Diffusion 1 (Rombach et al. 2022): 859,520,964 parameters on latents of 4 channels."""
+    config: dict[str, Any] = {
+        "widths": (320, 640, 1280, 1280),
+        "attention": (0, 1, 2),
+        "transformer": Transformers(depth=(1,) * 4, heads=(8,) * 4),
+        "token_dim": 768,
+    }
+    return UNet(**config | changes)
+
+
+def stable_diffusion_2(**changes) -> UNet:
+    """The U-Net of Stable Diffusion 2: 865,910,724 parameters on latents of 4 channels."""
+    heads = Transformers(depth=(1,) * 4, heads=(5, 10, 20, 20), linear=True)
+    return stable_diffusion_1(**{"transformer": heads, "token_dim": 1024} | changes)
+
+
+def stable_diffusion_xl(**changes) -> UNet:
+    """The base U-Net of Stable Diffusion XL (Podell et al. 2023): 2,567,463,684 parameters on latents of 4 channels.
+
+    Its cond["vector"] comes from `sdxl_vector`.
+    """
+    config: dict[str, Any] = {
+        "widths": (320, 640, 1280),
+        "attention": (1, 2),
+        "transformer": Transformers(depth=(1, 2, 10), heads=(5, 10, 20), linear=True),
+        "token_dim": 2048,
+        "vector_dim": 2816,
+    }
+    return UNet(**config | changes)
+
+
+def sdxl_vector(pooled: Array, numbers: Array, features: int = 256) -> Array:
+    """Makes the vector that Stable Diffusion XL's U-Nets see (Podell et al. 2023, sec. 2.2).
+
+    Args:
+        pooled: [B, D], the pooled text embedding: D is 1280.
+        numbers: [B, N], of the base: height and width of the original image, top and left of the crop, height and
+            width aimed at, in pixels; of the refiner: the first four and an aesthetic score.
+        features: of each number's embedding.
+
+    Returns:
+        [B, D + N features], in float32 at least.
+    """
+    dtype = wide(pooled.dtype)
+    embedded = Sinusoidal()(numbers.astype(dtype).reshape(-1), features)
+    return jnp.concatenate([pooled.astype(dtype), embedded.reshape(len(pooled), -1)], axis=-1)

@@ -4,12 +4,12 @@ Names. The path of a parameter, joined by dots, is its key in the reference chec
 UNet2DModel) up to the last segment: `params["down_blocks.0.resnets.1"]["conv1"]["kernel"]` is
 `down_blocks.0.resnets.1.conv1.weight`. A member of a list carries its index after a dot, hence the dots inside
 of Linen names. Leaves: `bias` is `bias`; `kernel` [*size, in, out] is torch's `weight` [out, in, *size];
-`scale` and `embedding` are `weight` as they stand. Cross-attention (`cross_attentions.N`, beside
-`attentions.N`) has no counterpart there, and `class_embedding` one row more, the null class, at its end.
+`scale` and `embedding` are `weight` as they stand. Cross-attention without transformers (`cross_attentions.N`,
+beside `attentions.N`) has no counterpart there. The last row of `class_embedding` is the null class.
 """
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -21,6 +21,8 @@ from jaxdiff.networks.attention import Attention
 from jaxdiff.networks.embed import ClassEmbedding, EmbeddingMLP, Fourier, Sinusoidal
 from jaxdiff.networks.initializers import kernel_init
 from jaxdiff.networks.layers import Conv, Downsample, GroupNorm, Upsample, wide
+from jaxdiff.networks.tokens import dense
+from jaxdiff.networks.transformer2d import Transformer2D, Transformers
 
 
 class ResBlock(nn.Module):
@@ -82,6 +84,9 @@ class UNet(nn.Module):
         attention: levels with attention after each residual block.
         mid_attention: attention between the two blocks at the bottom.
         head_dim: channels per attention head; None is a single head.
+        heads: attention heads at every level, in place of head_dim; None: off.
+        base: the embedding has 4 base channels, the noise's features base; None: the first of widths.
+        transformer: what stands in place of attention (and of head_dim): transformers that see the tokens.
         identity_attention: stages ("down_blocks.1", "mid_block", "up_blocks.0") whose self-attention map is the
             identity, for perturbed-attention guidance: `module.clone(identity_attention=("mid_block",))` is the
             perturbed network, with the same parameters.
@@ -96,6 +101,7 @@ class UNet(nn.Module):
         num_classes: classes of cond["label"]; None: off.
         token_dim: D of cond["tokens"]; every self-attention is then followed by a cross-attention. None: off.
         vector_dim: D of cond["vector"], which joins the noise embedding; None: off.
+        guidance_dim: features of cond["guidance"], which joins the noise's features; None: off.
         concat_channels: C' of cond["concat"]; None: off.
         out_channels: channels of the output; None: as many as x has.
         learned_variance: return (F, frac); frac is v of Nichol & Dhariwal 2021, eq. 15, the place of the log
@@ -111,6 +117,9 @@ class UNet(nn.Module):
     attention: tuple[int, ...] = ()
     mid_attention: bool = True
     head_dim: int | None = None
+    heads: int | None = None
+    base: int | None = None
+    transformer: Transformers | None = None
     identity_attention: tuple[str, ...] = ()
     scale_shift: bool = False
     resample: str = "conv"
@@ -122,6 +131,7 @@ class UNet(nn.Module):
     num_classes: int | None = None
     token_dim: int | None = None
     vector_dim: int | None = None
+    guidance_dim: int | None = None
     concat_channels: int | None = None
     out_channels: int | None = None
     learned_variance: bool = False
@@ -131,7 +141,7 @@ class UNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, noise: Array, cond: Mapping[str, Array] | None = None, *, train: bool = False
+        self, x: Array, noise: Array, cond: Mapping[str, Any] | None = None, *, train: bool = False
     ) -> Array | tuple[Array, Array]:
         """Evaluates F(x, noise, cond).
 
@@ -139,8 +149,10 @@ class UNet(nn.Module):
             x: [B, *spatial, C], one to three spatial axes, each a multiple of patch * 2^(levels - 1).
             noise: float[B], the network's view of the noise level.
             cond: what is configured out of "label" int[B] (num_classes is the null class), "tokens" [B, L, D]
-                with an optional "mask" bool[B, L] (True: visible), "vector" [B, D],
-                "concat" [B, *spatial, C'].
+                with an optional "mask" bool[B, L] (True: visible), "vector" [B, D], "guidance" float[B], the
+                scale of the classifier-free guidance that the network imitates, "concat" [B, *spatial, C'].
+                "residuals", always optional, are added to the skips, from the input on, and to the bottom: as
+                many arrays, of the same shapes or with spatial sizes of 1; see `controlnet.controlled`.
             train: dropout on; takes the random key "dropout".
 
         Returns:
@@ -152,34 +164,44 @@ class UNet(nn.Module):
         """
         cond = {} if cond is None else cond
         self._check(x, noise, cond)
-        seen = _Seen(nn.silu(self._embed(noise, cond)), cond.get("tokens"), cond.get("mask"), train)
-        bottom = len(self.widths) - 1
+        h, skips, seen = self._encode(x, noise, cond, train)
+        if "residuals" in cond:
+            *skips, h = _added([*skips, h], cond["residuals"])
+        return self._decode(h, skips, seen, x.shape[-1])
 
+    def _encode(
+        self, x: Array, noise: Array, cond: Mapping[str, Any], train: bool, *, hint: Array | None = None
+    ) -> tuple[Array, list[Array], "_Seen"]:
+        """The way down to the bottom, and what the way up will see of it; a hint joins what enters."""
+        seen = _Seen(nn.silu(self._embed(noise, cond)), cond.get("tokens"), cond.get("mask"), train)
         h = x.astype(self.dtype)
         if self.concat_channels is not None:
             h = jnp.concatenate([h, cond["concat"].astype(self.dtype)], axis=-1)
         h = self._conv(self.widths[0], "conv_in")(layers.space_to_depth(h, self.patch))
+        if hint is not None:
+            h = h + hint
         skips = [h]
-        for level, width in enumerate(self.widths):
+        for level in range(len(self.widths)):
             name = f"down_blocks.{level}"
             for i in range(self.blocks):
-                h = self._stage(h, seen, (name, i), width=width, attend=level in self.attention)
+                h = self._stage(h, seen, (name, i), level=level, attend=level in self.attention)
                 skips.append(h)
-            if level < bottom:
+            if level < len(self.widths) - 1:
                 h = self._resample(h, seen, f"{name}.downsamplers.0", way="down")
                 skips.append(h)
+        h = self._stage(h, seen, ("mid_block", 0), level=-1, attend=self.mid_attention)
+        return self._block(h, seen, "mid_block.resnets.1", width=self.widths[-1]), skips, seen
 
-        h = self._stage(h, seen, ("mid_block", 0), width=self.widths[-1], attend=self.mid_attention)
-        h = self._block(h, seen, "mid_block.resnets.1", width=self.widths[-1])
-
-        for level, width in reversed(list(enumerate(self.widths))):
-            name = f"up_blocks.{bottom - level}"
+    def _decode(self, h: Array, skips: list[Array], seen: "_Seen", channels: int) -> Array | tuple[Array, Array]:
+        """The way up, which takes the skips from their end."""
+        for level in reversed(range(len(self.widths))):
+            name = f"up_blocks.{len(self.widths) - 1 - level}"
             for i in range(self.blocks + 1):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
-                h = self._stage(h, seen, (name, i), width=width, attend=level in self.attention)
+                h = self._stage(h, seen, (name, i), level=level, attend=level in self.attention)
             if level > 0:
                 h = self._resample(h, seen, f"{name}.upsamplers.0", way="up")
-        return self._output(h, x.shape[-1])
+        return self._output(h, channels)
 
     def _conv(self, features: int, name: str, **options) -> Conv:
         return Conv(features, dtype=self.dtype, name=name, **options)
@@ -197,19 +219,38 @@ class UNet(nn.Module):
             name=name,
         )(h, seen.emb)
 
-    def _stage(self, h: Array, seen: "_Seen", place: tuple[str, int], *, width: int, attend: bool) -> Array:
+    def _stage(self, h: Array, seen: "_Seen", place: tuple[str, int], *, level: int, attend: bool) -> Array:
+        """A residual block and its attention; level -1 is the bottom."""
         name, index = place
-        h = self._block(h, seen, f"{name}.resnets.{index}", width=width)
+        h = self._block(h, seen, f"{name}.resnets.{index}", width=self.widths[level])
         if not attend:
             return h
-        h = self._attend(f"{name}.attentions.{index}", identity=name in self.identity_attention)(h)
+        own, identity = f"{name}.attentions.{index}", name in self.identity_attention
+        if self.transformer is not None and seen.tokens is not None:
+            block = self._transformer(self.transformer, own, level=level, identity=identity)
+            return block(h, seen.tokens, seen.mask)
+        h = self._attend(own, level, identity=identity)(h)
         if self.token_dim is None:
             return h
-        return self._attend(f"{name}.cross_attentions.{index}")(h, seen.tokens, seen.mask)
+        return self._attend(f"{name}.cross_attentions.{index}", level)(h, seen.tokens, seen.mask)
 
-    def _attend(self, name: str, *, identity: bool = False) -> Attention:
+    def _attend(self, name: str, level: int, *, identity: bool = False) -> Attention:
         attention = nn.remat(Attention) if self.remat else Attention
-        return attention(self.head_dim, self.groups, self.eps, self.dtype, identity, name=name)
+        head_dim = self.head_dim if self.heads is None else self.widths[level] // self.heads
+        return attention(head_dim, self.groups, self.eps, self.dtype, identity, name=name)
+
+    def _transformer(self, config: Transformers, name: str, *, level: int, identity: bool) -> Transformer2D:
+        return Transformer2D(
+            config.depth[level],
+            config.heads[level],
+            linear=config.linear,
+            cross_only=level in config.cross_only,
+            identity=identity,
+            groups=self.groups,
+            remat=self.remat,
+            dtype=self.dtype,
+            name=name,
+        )
 
     def _resample(self, h: Array, seen: "_Seen", name: str, *, way: str) -> Array:
         width = h.shape[-1]
@@ -221,9 +262,15 @@ class UNet(nn.Module):
             return Downsample(width, pad=self.down_pad, dtype=self.dtype, name=name)(h)
         return Upsample(width, dtype=self.dtype, name=name)(h)
 
-    def _embed(self, noise: Array, cond: Mapping[str, Array]) -> Array:
-        dim = 4 * self.widths[0]
-        features = self.time(noise.astype(wide(self.dtype)), self.widths[0])
+    def _embed(self, noise: Array, cond: Mapping[str, Any]) -> Array:
+        base = self.widths[0] if self.base is None else self.base
+        dim = 4 * base
+        dtype = wide(self.dtype)
+        features = self.time(noise.astype(dtype), base)
+        if self.guidance_dim is not None:
+            # As the guidance-distilled networks have it (Luo et al. 2023, arXiv:2310.04378, sec. 4.2).
+            scale = Sinusoidal(cos_first=False, shift=1)(1000 * (cond["guidance"].astype(dtype) - 1), self.guidance_dim)
+            features = features + dense(base, dtype, "time_embedding.cond_proj", bias=False)(scale)
         emb = EmbeddingMLP(dim, self.dtype, name="time_embedding")(features)
         if self.num_classes is not None:
             table = ClassEmbedding(self.num_classes, dim, self.dtype, name="class_embedding")
@@ -249,20 +296,40 @@ class UNet(nn.Module):
         mid = ["mid_block"] if self.mid_attention else []
         return [*(f"down_blocks.{i}" for i in levels), *mid, *(f"up_blocks.{bottom - i}" for i in reversed(levels))]
 
-    def _check(self, x: Array, noise: Array, cond: Mapping[str, Array]) -> None:
+    def _check(self, x: Array, noise: Array, cond: Mapping[str, Any]) -> None:
         if self.resample not in ("conv", "pool", "resblock"):
             raise ValueError(f"resample must be 'conv', 'pool' or 'resblock', got {self.resample!r}")
         if any(not 0 <= level < len(self.widths) for level in self.attention):
             raise ValueError(f"attention names levels 0..{len(self.widths) - 1}, got {self.attention}")
+        if self.heads is not None and (self.head_dim is not None or any(w % self.heads for w in self.widths)):
+            raise ValueError(f"heads must divide all widths, head_dim be None, got {self.heads} and {self.head_dim}")
         attending = self._attending()
         if not set(self.identity_attention) <= set(attending):
             raise ValueError(
                 f"identity_attention names stages with self-attention, here {', '.join(attending) or 'none'}; "
                 f"got {self.identity_attention}"
             )
+        if self.transformer is not None:
+            self._check_transformer(self.transformer)
         if not 3 <= x.ndim <= 5:
             raise ValueError(f"x must be [B, *spatial, C], one to three spatial axes, got shape {x.shape}")
         layers.check_divisible(x.shape, self.patch * 2 ** (len(self.widths) - 1))
+        cond = {name: value for name, value in cond.items() if name != "residuals"}
+        check_cond({"noise": noise, **cond}, {"noise": x.shape[:1], **self._shapes(x, cond)})
+
+    def _check_transformer(self, config: Transformers) -> None:
+        if self.token_dim is None:
+            raise ValueError("transformers see tokens: token_dim must be set")
+        if self.head_dim is not None:
+            raise ValueError("transformers have their own number of heads: head_dim must be None")
+        if not len(config.depth) == len(config.heads) == len(self.widths) or min(*config.depth, *config.heads) < 1:
+            raise ValueError(
+                f"transformers need depth and heads, from 1 on, for each of the {len(self.widths)} levels, got "
+                f"{config.depth} and {config.heads}"
+            )
+
+    def _shapes(self, x: Array, cond: Mapping[str, Any]) -> dict[str, tuple[int | None, ...]]:
+        """What cond has to hold."""
         batch = x.shape[0]
         shapes: dict[str, tuple[int | None, ...]] = {}
         if self.num_classes is not None:
@@ -273,9 +340,20 @@ class UNet(nn.Module):
                 shapes["mask"] = (batch, cond["tokens"].shape[1] if "tokens" in cond else None)
         if self.vector_dim is not None:
             shapes["vector"] = (batch, self.vector_dim)
+        if self.guidance_dim is not None:
+            shapes["guidance"] = (batch,)
         if self.concat_channels is not None:
             shapes["concat"] = (*x.shape[:-1], self.concat_channels)
-        check_cond({"noise": noise, **cond}, {"noise": (batch,), **shapes})
+        return shapes
+
+
+def _added(values: Sequence[Array], residuals: Sequence[Array]) -> list[Array]:
+    pooled = [(v.shape[0], *(1,) * (v.ndim - 2), v.shape[-1]) for v in values]
+    fits = [r.shape in (v.shape, p) for v, p, r in zip(values, pooled, residuals, strict=False)]
+    if len(residuals) != len(values) or not all(fits):
+        shapes = [r.shape for r in residuals]
+        raise ValueError(f"residuals must be {len(values)} arrays like {[v.shape for v in values]}, got {shapes}")
+    return [v + r.astype(v.dtype) for v, r in zip(values, residuals, strict=True)]
 
 
 class _Seen(NamedTuple):

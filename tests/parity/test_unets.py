@@ -14,6 +14,8 @@ diffusers = pytest.importorskip("diffusers")
 
 from parity.checkpoints import close, nchw, nhwc, randomize, roundtrip  # noqa: E402
 
+from jaxdiff.networks.configs import sdxl_vector  # noqa: E402
+
 # What differs between the published layouts: levels with attention, resampling, padding, embedding.
 DDPM = {
     "block_out_channels": (16, 32, 32),
@@ -44,6 +46,41 @@ PLAIN = {
     "add_attention": False,
 }
 UNCONDITIONAL = {"ddpm": DDPM, "adm": ADM, "plain": PLAIN}
+
+# Two levels at most: what matters is that they differ.
+SD1 = {
+    "block_out_channels": (16, 32),
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    "attention_head_dim": 4,
+    "cross_attention_dim": 12,
+}
+SD2 = SD1 | {
+    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    "attention_head_dim": (2, 4),
+    "use_linear_projection": True,
+    "upcast_attention": True,
+}
+XL = {
+    "block_out_channels": (16, 32),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    "attention_head_dim": (2, 4),
+    "transformer_layers_per_block": (1, 3),
+    "cross_attention_dim": 20,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 10 + 6 * 8,
+}
+UPSCALER = SD2 | {"in_channels": 7, "only_cross_attention": (True, False), "num_class_embeds": 10}
+UNCLIP = SD2 | {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 14}
+DISTILLED = SD1 | {"time_cond_proj_dim": 6}
+CONDITIONAL = {
+    "sd1": SD1, "sd2": SD2, "xl": XL, "upscaler": UPSCALER, "unclip": UNCLIP, "distilled": DISTILLED,
+}  # fmt: skip
+SMALL = {"layers_per_block": 1, "norm_num_groups": 8}
 NOISE = np.array([7.0, 731.0])
 
 
@@ -51,35 +88,98 @@ def normal(seed, *shape):
     return np.random.default_rng(seed).standard_normal(shape)
 
 
-def unconditional(name):
-    """A model, our condition and the reference's."""
-    model = diffusers.UNet2DModel(**{"layers_per_block": 1, "norm_num_groups": 8} | UNCONDITIONAL[name])
-    cond = {}
-    if model.config.num_class_embeds:
-        cond["label"] = np.array([3, 9], np.int32)
-    if model.config.in_channels > 3:
-        cond["concat"] = normal(1, 2, 8, 8, model.config.in_channels - 3)
-    return randomize(model), cond
+class DoubleTime(torch.nn.Module):
+    """The reference rounds the features of the time to float32; here they keep double precision."""
+
+    def __init__(self, features):
+        super().__init__()
+        self.features = features
+
+    def forward(self, t):
+        half = self.features.num_channels // 2
+        steps = torch.arange(half, dtype=torch.float64) / (half - self.features.downscale_freq_shift)
+        angle = t.double()[:, None] * 10_000.0**-steps
+        parts = [angle.cos(), angle.sin()] if self.features.flip_sin_to_cos else [angle.sin(), angle.cos()]
+        return torch.cat(parts, 1)
 
 
-def run(loaded, x, noise, cond, dtype=jnp.float32):
-    """Our answer, compiled without LLVM's optimizations: what runs here is tiny."""
-    args = jax.tree.map(lambda a: a.astype(dtype) if a.dtype == np.float64 else a, (x, noise, cond))
-    return jax.jit(loaded.apply, compiler_options={"xla_backend_optimization_level": 0})(loaded.params, *args)
+def double(model):
+    """The model in float64."""
+    model = model.double()
+    for name in ("time_proj", "add_time_proj"):
+        if hasattr(model, name):
+            setattr(model, name, DoubleTime(getattr(model, name)))
+    return model
 
 
-@pytest.mark.parametrize("name", UNCONDITIONAL)
-def test_unconditional(name, tmp_path):
-    model, cond = unconditional(name)
-    loaded = roundtrip(model, tmp_path / "theirs")
-    x = normal(0, 2, 8, 8, 3)
-    got = run(loaded, x, NOISE, cond)
-    label = {"class_labels": torch.tensor(cond["label"]).long()} if "label" in cond else {}
-    image = nchw(np.concatenate([x, cond["concat"]], -1) if "concat" in cond else x).float()
-    with torch.no_grad():
-        want = model(image, torch.tensor(NOISE).float(), **label).sample
-    close(got, nhwc(want), 5e-5)
-    saved(loaded, model, tmp_path / "ours")
+class Case:
+    """A model, an input and a condition, for both sides."""
+
+    def __init__(self, name):
+        if name in UNCONDITIONAL:
+            self.model = randomize(diffusers.UNet2DModel(**SMALL | UNCONDITIONAL[name]))
+        else:
+            self.model = randomize(diffusers.UNet2DConditionModel(**SMALL | CONDITIONAL[name]))
+        config = self.model.config
+        self.channels = min(config.in_channels, config.out_channels)
+        self.x, self.noise, self.cond, self.extra = normal(0, 2, 8, 8, self.channels), NOISE, {}, {}
+        if config.num_class_embeds:
+            self.cond["label"] = np.array([3, 9], np.int32)
+            self.extra["class_labels"] = torch.tensor(self.cond["label"]).long()
+        if config.in_channels > self.channels:
+            self.cond["concat"] = normal(1, 2, 8, 8, config.in_channels - self.channels)
+        if name in CONDITIONAL:
+            self.cond["tokens"] = normal(2, 2, 5, config.cross_attention_dim)
+            self.extra["encoder_hidden_states"] = torch.tensor(self.cond["tokens"])
+        if name == "xl":
+            pooled, sizes = normal(3, 2, 10), np.array([[64, 48, 0, 8, 64, 64], [512, 9, 1, 0, 32, 16]], np.float64)
+            self.cond |= {"pooled": pooled, "sizes": sizes}
+            self.extra["added_cond_kwargs"] = {"text_embeds": torch.tensor(pooled), "time_ids": torch.tensor(sizes)}
+        if name == "unclip":
+            self.cond["vector"] = normal(4, 2, 14)
+            self.extra["class_labels"] = torch.tensor(self.cond["vector"])
+        if name == "distilled":
+            self.cond["guidance"] = np.array([1.5, 8.0])
+            angle = 1000 * (self.cond["guidance"][:, None] - 1) * 10_000.0 ** (-np.arange(3) / 2)
+            self.extra["timestep_cond"] = torch.tensor(np.concatenate([np.sin(angle), np.cos(angle)], 1))
+
+    def ours(self, apply, params, dtype=jnp.float32, **more):
+        """Our answer."""
+        args = self.x, self.noise, self.cond | more
+        x, noise, cond = jax.tree.map(lambda a: jnp.asarray(a, dtype if a.dtype == np.float64 else None), args)
+        if "pooled" in cond:
+            cond["vector"] = sdxl_vector(cond.pop("pooled"), cond.pop("sizes"), 8)
+        return apply(params, x, noise, cond)
+
+    def theirs(self, dtype=torch.float32, **more):
+        """The reference's, and the input that it saw."""
+        parts = [self.x, self.cond["concat"]] if "concat" in self.cond else [self.x]
+        image = nchw(np.concatenate(parts, -1)).to(dtype).requires_grad_()
+        extra = jax.tree.map(lambda a: a.to(dtype) if a.is_floating_point() else a, self.extra | more)
+        return self.model(image, torch.tensor(self.noise).to(dtype), **extra).sample, image
+
+
+def compiled(function):
+    """Jitted without LLVM's optimizations: what runs here is tiny."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@pytest.mark.parametrize("name", [*UNCONDITIONAL, *CONDITIONAL])
+def test_forward_and_saved_back(name, tmp_path):
+    case = Case(name)
+    loaded = roundtrip(case.model, tmp_path / "theirs")
+    got = compiled(lambda params: case.ours(loaded.apply, params))(loaded.params)
+    close(got, nhwc(case.theirs()[0]), 5e-5)
+    saved(loaded, case.model, tmp_path / "ours")
+
+
+@pytest.mark.parametrize("name", ["sd1", "sd2", "xl"])
+def test_float64(name, tmp_path, x64):
+    case = Case(name)
+    double(case.model).save_pretrained(tmp_path)
+    loaded = jd.interop.load(tmp_path, dtype=jnp.float64, param_dtype=jnp.float64)
+    got = compiled(lambda params: case.ours(loaded.apply, params, jnp.float64))(loaded.params)
+    close(got, nhwc(case.theirs(torch.float64)[0]), 1e-9)
 
 
 def saved(loaded, model, directory):

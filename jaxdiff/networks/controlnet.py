@@ -1,0 +1,125 @@
+"""ControlNet: a copy of a U-Net's encoder that steers it by an image (Zhang et al. 2023, arXiv:2302.05543).
+
+Parameters are named like those of diffusers' ControlNetModel; see `interop.keys` for the rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxdiff.networks.layers import Conv
+from jaxdiff.networks.unet import UNet
+
+
+class ControlNet(UNet):
+    """The way down of a U-Net, which sees an image, a hint, and gives residuals for a U-Net's skips and bottom.
+
+    The attributes that only the way up knows (`out_channels`, `learned_variance`) are without effect.
+
+    Attributes:
+        hint_channels: of cond["hint"].
+        hint_widths: channels of the hint's embedding, from the hint's size on, each half the size of the one before.
+        pooled: residuals are their means over the spatial axes.
+    """
+
+    hint_channels: int = 3
+    hint_widths: tuple[int, ...] = (16, 32, 96, 256)
+    pooled: bool = False
+
+    @nn.compact
+    def __call__(  # type: ignore[override]
+        self, x: Array, noise: Array, cond: Mapping[str, Any] | None = None, *, train: bool = False
+    ) -> tuple[Array, ...]:
+        """Makes the residuals.
+
+        Args:
+            x: [B, *spatial, C], as the U-Net sees it.
+            noise: float[B], likewise.
+            cond: what the U-Net sees, and "hint" [B, *2^(hint_widths - 1) spatial, hint_channels].
+            train: dropout on; takes the random key "dropout".
+
+        Returns:
+            One for each of the U-Net's skips, from the input on, and one for its bottom, of the type of the
+            computation; zero at initialization.
+
+        Raises:
+            ValueError: as `UNet`.
+        """
+        cond = {} if cond is None else cond
+        self._check(x, noise, cond)
+        h, skips, _ = self._encode(x, noise, cond, train, hint=self._embedded(cond["hint"]))
+        names = [*(f"controlnet_down_blocks.{i}" for i in range(len(skips))), "controlnet_mid_block"]
+        values = [
+            self._conv(v.shape[-1], name, size=1, zero=True)(v) for name, v in zip(names, [*skips, h], strict=True)
+        ]
+        if self.pooled:
+            values = [v.mean(tuple(range(1, v.ndim - 1)), keepdims=True) for v in values]
+        return tuple(values)
+
+    def _embedded(self, hint: Array) -> Array:
+        def conv(h: Array, features: int, name: str, **options) -> Array:
+            return Conv(features, dtype=self.dtype, name=f"controlnet_cond_embedding.{name}", **options)(h)
+
+        h = nn.silu(conv(hint, self.hint_widths[0], "conv_in"))
+        for i, (own, following) in enumerate(zip(self.hint_widths[:-1], self.hint_widths[1:], strict=True)):
+            h = nn.silu(conv(h, own, f"blocks.{2 * i}"))
+            h = nn.silu(conv(h, following, f"blocks.{2 * i + 1}", stride=2))
+        return conv(h, self.widths[0], "conv_out", zero=True)
+
+    def _shapes(self, x: Array, cond: Mapping[str, Any]) -> dict[str, tuple[int | None, ...]]:
+        factor = 2 ** (len(self.hint_widths) - 1)
+        hint = (x.shape[0], *(factor * size for size in x.shape[1:-1]), self.hint_channels)
+        return super()._shapes(x, cond) | {"hint": hint}
+
+
+def copy_encoder(control: Mapping[str, Any], unet: Mapping[str, Any]) -> dict[str, Any]:
+    """Starts a ControlNet from the weights of a U-Net (Zhang et al. 2023, sec. 3.1).
+
+    Args:
+        control: a ControlNet's parameters.
+        unet: the U-Net's.
+
+    Returns:
+        The ControlNet's parameters, what both networks have copied from the U-Net.
+
+    Raises:
+        ValueError: the U-Net's encoder has other shapes.
+    """
+    shared = {name: jax.tree.map(jnp.copy, unet[name]) for name in control if name in unet}
+    if jax.tree.map(jnp.shape, shared) != jax.tree.map(jnp.shape, {name: control[name] for name in shared}):
+        raise ValueError("the ControlNet is not one for this U-Net: their encoders' parameters have other shapes")
+    return {**control, **shared}
+
+
+def controlled(
+    control: Callable[..., Any], unet: Callable[..., Any], scale: float | Array | Sequence[float] = 1.0
+) -> Callable[..., Any]:
+    """A U-Net that a ControlNet steers, as one network.
+
+    To train the ControlNet alone, differentiate `lambda p: loss({"controlnet": p, "unet": frozen}, ...)`.
+
+    Args:
+        control: the ControlNet's apply.
+        unet: the U-Net's.
+        scale: of the residuals, one number or one for each (from the input to the bottom); 0 is off.
+
+    Returns:
+        apply(params, x, noise, cond, *, key=None) of params {"controlnet": ..., "unet": ...}; cond["hint"] is the
+        ControlNet's, all others are both networks'.
+    """
+
+    def apply(params, x, noise, cond, *, key=None):
+        keys = (None, None) if key is None else jax.random.split(key)
+        residuals = control(params["controlnet"], x, noise, cond, key=keys[0])
+        scales = jnp.broadcast_to(jnp.asarray(scale), len(residuals))
+        residuals = tuple(r * s.astype(r.dtype) for r, s in zip(residuals, scales, strict=True))
+        both = {name: value for name, value in cond.items() if name != "hint"}
+        return unet(params["unet"], x, noise, {**both, "residuals": residuals}, key=keys[1])
+
+    return apply

@@ -1,0 +1,135 @@
+"""Transformers over the positions of [B, *spatial, C] data, which see a condition's tokens (Rombach et al. 2022).
+
+Parameters are named like those of diffusers' Transformer2DModel; see `interop.keys` for the rule.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxdiff.networks.attention import attend, split_heads
+from jaxdiff.networks.layers import Conv, GroupNorm
+from jaxdiff.networks.tokens import LayerNorm, dense, stacked
+
+
+@dataclass(frozen=True)
+class Transformers:
+    """The transformers of a U-Net (Rombach et al. 2022, sec. 3.3; Podell et al. 2023, sec. 2.1).
+
+    Attributes:
+        depth: blocks of a transformer, by level; the bottom has as many as the last level.
+        heads: of the attention, by level, likewise.
+        linear: linear layers before and after the blocks; False: convolutions of size 1, the same functions.
+        cross_only: levels, the bottom aside, where the blocks' first attention sees the tokens, too.
+    """
+
+    depth: tuple[int, ...]
+    heads: tuple[int, ...]
+    linear: bool = False
+    cross_only: tuple[int, ...] = ()
+
+
+class Block(nn.Module):
+    """Attention among the positions, attention to the tokens, and a feed-forward layer with a GELU gate.
+
+    Attributes:
+        heads: of both attentions; divides the width.
+        cross_only: the first attention sees the tokens, too.
+        identity: self-attention's map is the identity; see `attention.Attention`.
+        dtype: type of the computation.
+    """
+
+    heads: int
+    cross_only: bool = False
+    identity: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, tokens: Array, mask: Array | None) -> tuple[Array, None]:
+        """Maps x[B, N, C], which sees tokens[B, L, D] where mask[B, L] is True, to the same."""
+        h = LayerNorm(name="norm1")(x)
+        if self.cross_only:
+            x = x + self._attend(h, tokens, mask, "attn1")
+        else:
+            x = x + self._attend(h, h, None, "attn1", identity=self.identity)
+        x = x + self._attend(LayerNorm(name="norm2")(x), tokens, mask, "attn2")
+
+        h = dense(8 * x.shape[-1], self.dtype, "ff.net.0.proj")(LayerNorm(name="norm3")(x))
+        h, gate = jnp.split(h, 2, axis=-1)
+        h = h * jax.nn.gelu(gate, approximate=False)  # GEGLU, Shazeer 2020, eq. 5
+        return x + dense(x.shape[-1], self.dtype, "ff.net.2")(h), None
+
+    def _attend(self, x: Array, source: Array, mask: Array | None, name: str, *, identity: bool = False) -> Array:
+        def project(a: Array, to: str) -> Array:
+            return dense(x.shape[-1], self.dtype, f"{name}.{to}", bias=False)(a)
+
+        q, k, v = project(x, "to_q"), project(source, "to_k"), project(source, "to_v")
+        # An identity map passes the values through; queries and keys keep their parameters, `jit` drops the rest.
+        if not identity:
+            q, k, v = (split_heads(a, self.heads) for a in (q, k, v))
+            v = attend(q, k, v, mask=mask).reshape(x.shape)
+        return dense(x.shape[-1], self.dtype, f"{name}.to_out.0")(v)
+
+
+class Transformer2D(nn.Module):
+    """Norm, projection, blocks, projection (from zero); added to the input.
+
+    Attributes:
+        depth: blocks.
+        heads: of the attentions; divides C.
+        linear: see `Transformers`.
+        cross_only: see `Block`.
+        identity: see `Block`.
+        groups: of the group norm, whose epsilon is 1e-6.
+        remat: recompute each block in the backward pass in place of storing its activations.
+        dtype: type of the computation.
+    """
+
+    depth: int
+    heads: int
+    linear: bool = False
+    cross_only: bool = False
+    identity: bool = False
+    groups: int = 32
+    remat: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, tokens: Array, mask: Array | None = None) -> Array:
+        """Lets every position see every other and the tokens.
+
+        Args:
+            x: [B, *spatial, C].
+            tokens: [B, L, D].
+            mask: bool[B, L], True for the tokens that may be seen.
+
+        Returns:
+            Like x.
+
+        Raises:
+            ValueError: if heads does not divide C.
+        """
+        channels = x.shape[-1]
+        if channels % self.heads:
+            raise ValueError(f"heads must divide the channels, got {self.heads} heads for {channels} channels")
+        tokens = tokens.astype(self.dtype)
+        if mask is not None:
+            # A weight of zero times a hidden NaN or infinity would still be NaN.
+            tokens = jnp.where(mask[..., None], tokens, jnp.zeros_like(tokens))
+        h = GroupNorm(self.groups, 1e-6, name="norm")(x)
+        h = self._project(h, "proj_in").reshape(x.shape[0], -1, channels)
+        block = stacked(Block, self.depth, remat=self.remat)(
+            self.heads, self.cross_only, self.identity, self.dtype, name="transformer_blocks.*"
+        )
+        h, _ = block(h, tokens, mask)
+        return x + self._project(h.reshape(x.shape), "proj_out", zero=True)
+
+    def _project(self, h: Array, name: str, *, zero: bool = False) -> Array:
+        if self.linear:
+            return dense(h.shape[-1], self.dtype, name, zero=zero)(h)
+        return Conv(h.shape[-1], size=1, zero=zero, dtype=self.dtype, name=name)(h)
