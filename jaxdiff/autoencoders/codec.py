@@ -1,0 +1,86 @@
+"""What other rooms see of an autoencoder: pure functions, and the affine map to latents of unit size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxdiff.networks.layers import check_divisible
+
+
+class Codec(NamedTuple):
+    """An autoencoder with a Gaussian posterior, as functions of its parameters.
+
+    Attributes:
+        encode: (params, images [B, *spatial, C] in [-1, 1]) -> (mean, std) of the posterior q(z | x), each
+            [B, *spatial / factor, D]; z = mean + std * eps is a draw of it.
+        decode: (params, z [B, *spatial, D]) -> images [B, *factor spatial, C], about in [-1, 1].
+        factor: pixels per latent along every axis.
+        channels: D.
+        scale: what a diffusion model sees is (z - shift) * scale; a number, or one per channel.
+        shift: see scale.
+    """
+
+    encode: Callable[[Any, Array], tuple[Array, Array]]
+    decode: Callable[[Any, Array], Array]
+    factor: int
+    channels: int
+    scale: float | tuple[float, ...] = 1.0
+    shift: float | tuple[float, ...] = 0.0
+
+    def standardize(self, z: Array) -> Array:
+        """Maps the autoencoder's latents to the diffusion model's, (z - shift) * scale."""
+        return (z - _like(z, self.shift)) * _like(z, self.scale)
+
+    def restore(self, z: Array) -> Array:
+        """The inverse of `standardize`."""
+        return z / _like(z, self.scale) + _like(z, self.shift)
+
+
+def init(module: nn.Module, key: Array) -> dict:
+    """Draws an autoencoder's parameters.
+
+    Args:
+        module: a `KLAutoencoder` or `VQAutoencoder`.
+        key: a random key.
+
+    Returns:
+        A plain nested dict of float32 arrays.
+    """
+    # The network runs in the trace only: compilation drops everything but the parameters.
+    image = jnp.zeros((1, module.factor, module.factor, module.in_channels), jnp.float32)
+    return jax.jit(lambda key: module.init(key, image)["params"])(key)
+
+
+def check_images(x: Array, channels: int, factor: int) -> None:
+    """Refuses images that an autoencoder can't encode.
+
+    Args:
+        x: the images, meant to be [B, H, W, channels].
+        channels: of the images.
+        factor: what height and width must be multiples of.
+
+    Raises:
+        ValueError: for another rank or number of channels, or a size that is no multiple of the factor.
+    """
+    check_channels(x, channels)
+    check_divisible(x.shape, factor)
+
+
+def check_channels(x: Array, channels: int) -> None:
+    """Refuses what is not [B, H, W, channels].
+
+    Raises:
+        ValueError: for another rank or number of channels.
+    """
+    if x.ndim != 4 or x.shape[-1] != channels:
+        raise ValueError(f"expected [B, H, W, {channels}], got shape {x.shape}")
+
+
+def _like(z: Array, value: float | tuple[float, ...]) -> Array:
+    return jnp.asarray(value, z.dtype).reshape((1,) * (z.ndim - 1) + (-1,))

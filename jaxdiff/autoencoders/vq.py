@@ -1,0 +1,215 @@
+"""The autoencoder with a codebook (van den Oord et al. 2017; Esser et al. 2021): every latent is one of K vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.lax import stop_gradient
+
+from jaxdiff.autoencoders.blocks import Decoder, Encoder
+from jaxdiff.autoencoders.codec import check_channels, check_images
+from jaxdiff.networks.initializers import unit_uniform
+from jaxdiff.networks.layers import Conv, wide
+
+
+class Quantized(NamedTuple):
+    """Latents on the codebook.
+
+    Attributes:
+        latents: [..., D], the codes by value; their gradient goes to the latents that were quantized.
+        codes: [..., D], the codes; their gradient goes to the codebook.
+        indices: int32[...], which codes, 0 .. K - 1.
+    """
+
+    latents: Array
+    codes: Array
+    indices: Array
+
+
+def nearest(codebook: Array, z: Array) -> Array:
+    """The index of the code nearest to each latent (van den Oord et al. 2017, eq. 1).
+
+    Args:
+        codebook: [K, D].
+        z: [..., D].
+
+    Returns:
+        int32[...].
+    """
+    dtype = wide(z.dtype)
+    codebook, z = codebook.astype(dtype), z.astype(dtype)
+    # |z - e|^2 without |z|^2, which is the same for all codes. The default precision of a TPU's or GPU's matrix
+    # product would pick wrong neighbours.
+    products = jnp.einsum("...d,kd->...k", z, codebook, precision=jax.lax.Precision.HIGHEST)
+    squares = jnp.square(codebook).sum(1).reshape((1,) * (z.ndim - 1) + (-1,))
+    return jnp.argmin(squares - 2 * products, axis=-1).astype(jnp.int32)
+
+
+def quantize(codebook: Array, z: Array) -> Quantized:
+    """Moves latents to their nearest codes; the gradient passes straight through (ibid., sec. 3.2).
+
+    Args:
+        codebook: [K, D].
+        z: [..., D].
+
+    Returns:
+        The codes.
+    """
+    indices = nearest(codebook, z)
+    codes = codebook.astype(z.dtype)[indices]
+    return Quantized(z + stop_gradient(codes - z), codes, indices)
+
+
+def codebook_loss(z: Array, codes: Array) -> Array:
+    """The mean of |sg(z) - e|^2, which moves the codes to the latents (van den Oord et al. 2017, eq. 3, second term).
+
+    Args:
+        z: [..., D], the encoder's latents.
+        codes: [..., D], `Quantized.codes` of them.
+
+    Returns:
+        A scalar.
+    """
+    return jnp.square(stop_gradient(z) - codes).mean()
+
+
+def commitment_loss(z: Array, codes: Array) -> Array:
+    """The mean of |z - sg(e)|^2, which moves the latents to the codes (ibid., third term, without beta = 0.25).
+
+    Args:
+        z: [..., D], the encoder's latents.
+        codes: [..., D], `Quantized.codes` of them.
+
+    Returns:
+        A scalar.
+    """
+    return jnp.square(z - stop_gradient(codes)).mean()
+
+
+class VQAutoencoder(nn.Module):
+    """Convolutional autoencoder with a codebook (Esser et al. 2021; Rombach et al. 2022, app. G).
+
+    Attributes:
+        in_channels: of the images.
+        out_channels: of the decoded images.
+        latent_channels: of the encoder's result and of the decoder's input.
+        codes: K, how many codes.
+        code_dim: D, the length of a code.
+        widths: channels by level, the finest first; each further level halves the image.
+        blocks: residual blocks per level in the encoder; the decoder has one more.
+        mid_attention: attention between the two blocks at the bottom.
+        groups: groups of the norms; divides all widths.
+        dtype: type of the computation; parameters are float32, latents and images float32 at least.
+    """
+
+    in_channels: int = 3
+    out_channels: int = 3
+    latent_channels: int = 3
+    codes: int = 8192
+    code_dim: int = 3
+    widths: tuple[int, ...] = (128, 256, 512)
+    blocks: int = 2
+    mid_attention: bool = True
+    groups: int = 32
+    dtype: jnp.dtype = jnp.float32
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent along an axis."""
+        return 2 ** (len(self.widths) - 1)
+
+    def setup(self):
+        layout = (self.widths, self.blocks, self.mid_attention, self.groups, self.dtype)
+        self.encoder = Encoder(self.latent_channels, *layout)
+        self.decoder = Decoder(self.out_channels, *layout)
+        self.quant_conv = Conv(self.code_dim, size=1, dtype=self.dtype)
+        self.post_quant_conv = Conv(self.latent_channels, size=1, dtype=self.dtype)
+        self.codebook = Codebook(self.codes, self.code_dim, name="quantize.embedding")
+
+    def encode(self, x: Array) -> Array:
+        """Maps images [B, H, W, C] in [-1, 1] to latents [B, H / factor, W / factor, D], not quantized yet.
+
+        Raises:
+            ValueError: for another rank or number of channels, or a size that is no multiple of the factor.
+        """
+        check_images(x, self.in_channels, self.factor)
+        return self.quant_conv(self.encoder(x)).astype(wide(self.dtype))
+
+    def quantize(self, z: Array) -> Quantized:
+        """Moves latents [B, h, w, D] to their nearest codes."""
+        check_channels(z, self.code_dim)
+        return quantize(self.codebook(), z)
+
+    def lookup(self, indices: Array) -> Array:
+        """The codes [..., D] of int[...] in 0 .. K - 1."""
+        return self.codebook()[indices].astype(wide(self.dtype))
+
+    def decode(self, z: Array) -> Array:
+        """Quantizes latents [B, h, w, D] and maps them to images [B, factor h, factor w, out_channels]."""
+        z = self.post_quant_conv(self.quantize(z).latents)
+        return self.decoder(z).astype(wide(self.dtype))
+
+    def __call__(self, x: Array) -> Array:
+        """Encodes, quantizes and decodes."""
+        return self.decode(self.encode(x))
+
+
+class Codebook(nn.Module):
+    """A table [codes, dim], small at first so that all codes are in reach of the first latents."""
+
+    codes: int
+    dim: int
+
+    @nn.compact
+    def __call__(self) -> Array:
+        """The table."""
+
+        def draw(key, shape, dtype=jnp.float32):
+            return unit_uniform(key, shape, dtype) / self.codes
+
+        return self.param("embedding", draw, (self.codes, self.dim))
+
+
+class VQCodec(NamedTuple):
+    """An autoencoder with a codebook, as functions of its parameters.
+
+    Attributes:
+        encode: (params, images [B, *spatial, C] in [-1, 1]) -> latents [B, *spatial / factor, D], not quantized.
+        quantize: (params, latents [B, *spatial, D]) -> `Quantized`.
+        lookup: (params, indices int[...]) -> codes [..., D].
+        decode: (params, latents [B, *spatial, D]) -> images; quantizes first, which leaves codes as they are.
+        factor: pixels per latent along every axis.
+        channels: D.
+        scale: what a diffusion model sees is latents * scale.
+    """
+
+    encode: Callable[[Any, Array], Array]
+    quantize: Callable[[Any, Array], Quantized]
+    lookup: Callable[[Any, Array], Array]
+    decode: Callable[[Any, Array], Array]
+    factor: int
+    channels: int
+    scale: float = 1.0
+
+
+def vq_codec(module: VQAutoencoder, *, scale: float = 1.0) -> VQCodec:
+    """Turns an autoencoder into pure functions.
+
+    Args:
+        module: the autoencoder.
+        scale: see `VQCodec`.
+
+    Returns:
+        The functions.
+    """
+
+    def method(name):
+        return lambda params, x: module.apply({"params": params}, x, method=name)
+
+    encode, quantize, lookup, decode = map(method, ("encode", "quantize", "lookup", "decode"))
+    return VQCodec(encode, quantize, lookup, decode, module.factor, module.code_dim, scale)
