@@ -1,0 +1,91 @@
+"""diffusers' scheduler configs as a process, what the network predicts, a grid and a solver.
+
+The same steps as theirs, but for these, each on purpose:
+- Steps go from each of the list's times to the next. Theirs of DDIM and PNDM go T // N down whatever the list, which is
+  the same for "leading" spacing, and for "trailing" where N divides T.
+- PNDM combines values of eps whatever the network predicts; theirs combines values of v where it predicts v.
+- No order is lowered towards the end but in a step to clean data. With `lower_order_final` theirs lowers it in the last
+  steps to other ends, too: DPM-Solver++ and DEIS for N < 15, UniPC always, whose order 3 falls to 2 before clean data.
+- A last step from a level to itself, which some lists have, is left out, and with it UniPC's last correction.
+- DPM-Solver++'s order 3 is 3: see `solvers.dpmpp_3m`.
+- DDPM adds no noise in the step to clean data; theirs does with a large variance that ends above its t = 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxdiff.interop.architecture import Fields
+from jaxdiff.interop.files import read_json
+from jaxdiff.interop.schedulers import exponential, flow, k_diffusion, strides
+from jaxdiff.interop.schedulers.base import FLOW, Sampling
+
+__all__ = ["Sampling", "scheduler"]
+
+KINDS: dict[str, Callable[..., Sampling]] = {
+    "DDIMScheduler": strides.ddim,
+    "DDPMScheduler": strides.ddpm,
+    "DEISMultistepScheduler": exponential.deis,
+    "DPMSolverMultistepScheduler": exponential.dpm_multistep,
+    "DPMSolverSinglestepScheduler": exponential.dpm_singlestep,
+    "EDMEulerScheduler": flow.edm_euler,
+    "EulerAncestralDiscreteScheduler": k_diffusion.euler_ancestral,
+    "EulerDiscreteScheduler": k_diffusion.euler,
+    FLOW: flow.flow_euler,
+    "FlowMatchHeunDiscreteScheduler": flow.flow_heun,
+    "HeunDiscreteScheduler": k_diffusion.heun,
+    "KDPM2AncestralDiscreteScheduler": k_diffusion.dpm_2_ancestral,
+    "KDPM2DiscreteScheduler": k_diffusion.dpm_2,
+    "LCMScheduler": strides.lcm,
+    "LMSDiscreteScheduler": k_diffusion.lms,
+    "PNDMScheduler": strides.pndm,
+    "UniPCMultistepScheduler": exponential.unipc,
+}
+
+# Every field that some scheduler of diffusers has. One that a class does not have says nothing to it, as in the
+# reference, and many configs carry some; one that none has is an error.
+FIELDS = [
+    "algorithm_type", "base_image_seq_len", "base_shift", "beta_end", "beta_schedule", "beta_start", "clip_sample",
+    "clip_sample_range", "disable_corrector", "dynamic_thresholding_ratio", "euler_at_final", "final_sigmas_type",
+    "flow_shift", "interpolation_type", "invert_sigmas", "lambda_min_clipped", "lower_order_final",
+    "max_image_seq_len", "max_shift", "num_train_timesteps", "original_inference_steps", "predict_x0",
+    "prediction_type", "rescale_betas_zero_snr", "rho", "sample_max_value", "set_alpha_to_one", "shift",
+    "shift_terminal", "sigma_data", "sigma_max", "sigma_min", "sigma_schedule", "skip_prk_steps", "solver_order",
+    "solver_p", "solver_type", "steps_offset", "stochastic_sampling", "thresholding", "time_shift_type",
+    "timestep_scaling", "timestep_spacing", "timestep_type", "trained_betas", "use_beta_sigmas",
+    "use_dynamic_shifting", "use_exponential_sigmas", "use_flow_sigmas", "use_karras_sigmas", "use_lu_lambdas",
+    "variance_type",
+]  # fmt: skip
+
+
+def scheduler(
+    config: str | Path | Mapping[str, Any], kind: str | None = None, *, tokens: int | None = None, even: bool = False
+) -> Sampling:
+    """Reads the config of a diffusers scheduler.
+
+    Args:
+        config: its fields, or a directory with scheduler_config.json.
+        kind: another class that the fields are given to, as its `from_config` does.
+        tokens: number of an image's tokens, for a flow that is shifted by it (`use_dynamic_shifting`).
+        even: for FlowMatchEulerDiscreteScheduler, equal steps to clean data before the shift, as Flux's pipeline asks
+            for; otherwise the network's last time comes before clean data.
+
+    Returns:
+        The process, prediction, grid and solver.
+
+    Raises:
+        ValueError: a class that is not known, a field that is not supported, or tokens missing.
+    """
+    if not isinstance(config, Mapping):
+        config = read_json(Path(config) / "scheduler_config.json")
+    defaulted = config.get("_use_default_values", ())  # the written class's defaults, which another class replaces
+    kind = config.get("_class_name") if kind is None else kind
+    if kind not in KINDS:
+        raise ValueError(f"unknown scheduler {kind!r}; there are: {', '.join(sorted(KINDS))}")
+    c = Fields({k: v for k, v in config.items() if k not in defaulted}, kind)
+    c.skip(*FIELDS)
+    made = flow.flow_euler(c, tokens, even) if kind == FLOW else KINDS[kind](c)
+    c.done()
+    return made
