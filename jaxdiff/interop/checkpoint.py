@@ -126,7 +126,8 @@ def _check(wanted: Mapping[str, Place], named: Mapping[str, Tensor]) -> None:
 def _read(parts: list[tuple[Place, Tensor]], shape: tuple[int, ...], dtype: Any, sharding: Any) -> jax.Array:
     def one(spot: Place, tensor: Tensor, index: tuple[slice, ...]) -> np.ndarray:
         theirs = tuple(index[axis] for axis in np.argsort(spot.axes))
-        return np.ascontiguousarray(tensor[theirs].transpose(spot.axes)).astype(dtype, copy=False)
+        # Not ascontiguousarray, which makes a vector of a scalar.
+        return np.asarray(tensor[theirs].transpose(spot.axes), order="C").astype(dtype, copy=False)
 
     def read(index: tuple[slice, ...]) -> np.ndarray:
         if parts[0][0].layer is None:
@@ -192,7 +193,9 @@ def _split(params: Any, built: Architecture, limit: int) -> list[list[str]]:
 
 
 def _check_shapes(wanted: Any, got: Any) -> None:
-    flat = [{jax.tree_util.keystr(p): a.shape for p, a in jax.tree_util.tree_leaves_with_path(t)} for t in (wanted, got)]
+    flat = [
+        {jax.tree_util.keystr(p): a.shape for p, a in jax.tree_util.tree_leaves_with_path(t)} for t in (wanted, got)
+    ]
     odd = sorted(k for k in flat[0].keys() | flat[1].keys() if flat[0].get(k) != flat[1].get(k))
     if odd:
         listed = ", ".join(f"{k} is {flat[1].get(k)}, not {flat[0].get(k)}" for k in odd[:20])

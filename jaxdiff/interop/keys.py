@@ -82,7 +82,7 @@ def flatten(
         for segment in place.path:
             leaf = leaf[segment]
         value = np.asarray(leaf if place.layer is None else leaf[place.layer])
-        yield key, np.ascontiguousarray(value.transpose(np.argsort(place.axes)))
+        yield key, np.asarray(value.transpose(np.argsort(place.axes)), order="C")
 
 
 def _of_leaf(path: tuple[str, ...], shape: tuple[int, ...]) -> Iterator[tuple[str, Place]]:
