@@ -1,0 +1,160 @@
+"""Low-rank adapters (Hu et al. 2021, arXiv:2106.09685), as functions of a network's tree of parameters.
+
+Adapters are a tree, too: that of the network, pruned to the adapted kernels, each replaced by a pair
+
+    {"down": [*size, in, rank], "up": [rank, out]}
+
+so that a dense kernel [in, out] and a convolution's [*size, in, out] are one case. Stacked layers (a path with a
+segment that ends in `.*`) have a leading axis more in both. The paper's A is `down`, its B is `up`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+__all__ = ["ATTENTION", "adapted", "init", "merge", "unmerge"]
+
+# The projections of attention, as diffusers and transformers call them.
+ATTENTION = r"(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out|[qkv]_proj|out_proj|SelfAttention\.[qkvo])$"
+
+Params = Any
+Adapters = Any
+
+
+def init(
+    key: Array,
+    params: Params,
+    rank: int,
+    *,
+    targets: str | Callable[[str], bool] = ATTENTION,
+    dtype: Any = jnp.float32,
+) -> Adapters:
+    """Draws adapters that change nothing yet: `down` is Gaussian, `up` is zero (Hu et al. 2021, sec. 4.1).
+
+    Args:
+        key: a random key.
+        params: a nested dict of arrays or of their shapes.
+        rank: r, at least 1.
+        targets: which kernels: a regular expression to find in the dotted path of the module that owns the kernel
+            ("down_blocks.1.attentions.0.to_q"), or a predicate on it.
+        dtype: of the adapters.
+
+    Returns:
+        The adapters.
+
+    Raises:
+        ValueError: a rank below 1, or no kernel is meant by the targets.
+    """
+    if rank < 1:
+        raise ValueError(f"rank must be at least 1, got {rank}")
+    meant = re.compile(targets).search if isinstance(targets, str) else targets
+    shapes = {path: leaf.shape for path, leaf in _leaves(params) if path[-1] == "kernel"}
+    chosen = {path: shape for path, shape in shapes.items() if meant(".".join(path[:-1]))}
+    if not chosen:
+        raise ValueError(f"none of the {len(shapes)} kernels is meant by targets={targets!r}")
+    adapters: dict[str, Any] = {}
+    for one, (path, shape) in zip(jax.random.split(key, len(chosen)), chosen.items(), strict=True):
+        stack = shape[: any(segment.endswith(".*") for segment in path)]
+        fan_in = math.prod(shape[len(stack) : -1])
+        down = jax.random.normal(one, (*shape[:-1], rank), dtype) * fan_in**-0.5
+        pair = {"down": down, "up": jnp.zeros((*stack, rank, shape[-1]), dtype)}
+        put(adapters, path, pair)
+    return adapters
+
+
+def merge(params: Params, adapters: Adapters, scale: float | Array = 1.0) -> Params:
+    """W + scale down up for the adapted kernels (Hu et al. 2021, eq. 3).
+
+    Args:
+        params: the network's; they stay as they are, so that whoever keeps them unloads adapters exactly.
+        adapters: from `init` or a file.
+        scale: the paper's alpha / r; it may be traced.
+
+    Returns:
+        A tree like params, in its dtypes; the sum is taken in the adapters' type at least.
+
+    Raises:
+        ValueError: an adapter has no kernel in params, or not its shape.
+    """
+    return jax.tree.map(lambda new, old: new.astype(old.dtype), _add(params, adapters, scale), params)
+
+
+def unmerge(params: Params, adapters: Adapters, scale: float | Array = 1.0) -> Params:
+    """Takes merged adapters out again, up to rounding: W - scale down up; see `merge`."""
+    return merge(params, adapters, -scale)
+
+
+def adapted(apply: Callable[..., Any], scale: float | Array = 1.0) -> Callable[..., Any]:
+    """The network as a function of its adapters and, beside them, its own parameters.
+
+    Both are arguments. A base that was closed over instead would become a constant of the program: a copy of it on
+    every device, compiled in for seconds a gigabyte.
+
+    Args:
+        apply: (params, ...) -> output.
+        scale: as for `merge`.
+
+    Returns:
+        ((adapters, params), ...) -> output, with its derivative by the adapters alone.
+    """
+
+    def call(trained: tuple[Adapters, Params], *args: Any, **kwargs: Any) -> Any:
+        adapters, params = trained
+        return apply(_add(jax.lax.stop_gradient(params), adapters, scale), *args, **kwargs)
+
+    return call
+
+
+def put(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    """Sets an entry of a nested dict, and makes the dicts on the way."""
+    for segment in path[:-1]:
+        tree = tree.setdefault(segment, {})
+    tree[path[-1]] = value
+
+
+def pairs(adapters: Adapters, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Mapping[str, Array]]]:
+    """The adapters one by one: (path of the kernel, {"down", "up"})."""
+    if set(adapters) == {"down", "up"} and not isinstance(adapters["up"], Mapping):
+        yield path, adapters
+        return
+    for name, below in adapters.items():
+        if not isinstance(below, Mapping):
+            raise ValueError(f"{'/'.join((*path, name))} is no pair of arrays 'down' and 'up'")
+        yield from pairs(below, (*path, name))
+
+
+def _add(params: Params, adapters: Adapters, scale: float | Array) -> Params:
+    rest = dict(pairs(adapters))
+
+    def add(entries: Any, leaf: Array) -> Array:
+        pair = rest.pop(tuple(entry.key for entry in entries), None)
+        if pair is None:
+            return leaf
+        more = _product(**pair)
+        if more.shape != leaf.shape:
+            raise ValueError(f"the adapter of {jax.tree_util.keystr(entries)} is {more.shape}, not {leaf.shape}")
+        wide = jnp.promote_types(leaf.dtype, more.dtype)
+        return leaf.astype(wide) + jnp.asarray(scale, wide) * more.astype(wide)
+
+    merged = jax.tree_util.tree_map_with_path(add, params)
+    if rest:
+        raise ValueError(f"adapters of kernels that are not there: {', '.join('/'.join(path) for path in rest)}")
+    return merged
+
+
+def _product(down: Array, up: Array) -> Array:
+    # Axes of size 1 stand for a convolution's, so that stacked layers meet their own.
+    up = up.reshape(*up.shape[:-2], *(1,) * (down.ndim - up.ndim), *up.shape[-2:])
+    return jnp.matmul(down, up, precision="highest")
+
+
+def _leaves(params: Params) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for entries, leaf in jax.tree_util.tree_leaves_with_path(params):
+        yield tuple(entry.key for entry in entries), leaf
