@@ -163,20 +163,24 @@ class DiT(nn.Module):
         rows, columns = h.shape[1:3]
         h = h + grid_table(self._places(rows), self._places(columns), self.width).astype(self.dtype)[None]
 
-        block = stacked(Block, self.layers, remat=self.remat, unroll=self.unroll)(
+        h, embs = self._stack()(h.reshape(x.shape[0], -1, self.width), seen)
+        # The reference's last layer sees the embedding of the first block.
+        emb = embs[0] if self.own_embeddings else seen.emb
+        shift, scale = modulations(nn.silu(emb).astype(self.dtype), 2, self.dtype, "proj_out_1")
+        return self._output(modulated_norm(h, shift, scale).reshape(-1, rows, columns, self.width), x.shape[-1])
+
+    def _stack(self, block: type[Block] = Block, **fields: Any) -> nn.Module:
+        """The blocks as one scanned module."""
+        return stacked(block, self.layers, remat=self.remat, unroll=self.unroll)(
             self.heads,
             self.ratio,
             self.eps,
             self.own_embeddings,
             self.num_classes,
             self.dtype,
+            **fields,
             name="transformer_blocks.*",
         )
-        h, embs = block(h.reshape(x.shape[0], -1, self.width), seen)
-        # The reference's last layer sees the embedding of the first block.
-        emb = embs[0] if self.own_embeddings else seen.emb
-        shift, scale = modulations(nn.silu(emb).astype(self.dtype), 2, self.dtype, "proj_out_1")
-        return self._output(modulated_norm(h, shift, scale).reshape(-1, rows, columns, self.width), x.shape[-1])
 
     def _embed(self, noise: Array, label: Array | None) -> _Seen:
         features = self.time(noise.astype(wide(self.dtype)), FEATURES)

@@ -145,7 +145,7 @@ class UViT(nn.Module):
 
     def _check_positions(self, count: int) -> None:
         if self.has_variable("params", "pos_embed"):
-            made = self.get_variable("params", "pos_embed").shape[1]
+            made: int = self.get_variable("params", "pos_embed").shape[1]
             if made != count:
                 raise ValueError(f"the parameters have positions for {made} tokens, got {count}")
 

@@ -1,0 +1,321 @@
+"""Video, x of shape [B, T, H, W, C]: layers along time, and image networks that become video networks by them.
+
+Space and time are factorized (Ho et al. 2022, arXiv:2204.03458, sec. 3): the image network sees frames as a batch,
+and layers between its own see each position's frames. Those start as zero, so that with an image network's
+parameters, see `inflate`, the video network starts as the image network frame by frame. Parameters are named like
+diffusers': motion modules (AnimateDiff, Guo et al. 2023, arXiv:2307.04725), temporal convolutions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxdiff.networks.attention import attend, split_heads
+from jaxdiff.networks.dit import Block, DiT
+from jaxdiff.networks.initializers import kernel_init, zeros_init
+from jaxdiff.networks.layers import GroupNorm
+from jaxdiff.networks.tokens import FeedForward, LayerNorm, dense, modulated_norm, modulations, sines, stacked
+from jaxdiff.networks.unet import UNet
+
+# Conditions with a value for each frame; the others hold for all frames of a video.
+FRAMED = ("concat", "residuals")
+
+
+def per_frame(apply: Callable[..., Any]) -> Callable[..., Any]:
+    """Turns an image network into one of videos that sees each frame alone.
+
+    Args:
+        apply: (params, x[B, H, W, C], noise[B], cond, key=...) -> like x.
+
+    Returns:
+        apply(params, x, noise, cond=None, *, key=None) of x[B, T, H, W, C] and noise[B]. Conditions are per video,
+        but cond["concat"] and cond["residuals"], which have the axis T, too.
+    """
+
+    def video(params, x, noise, cond=None, *, key=None):
+        return _unfold(apply(params, *_fold(x, noise, cond), key=key), x)
+
+    return video
+
+
+def _fold(x: Array, noise: Array, cond: Mapping[str, Any] | None) -> tuple[Array, Array, dict[str, Any]]:
+    if x.ndim != 5:
+        raise ValueError(f"x must be [B, T, H, W, C], got shape {x.shape}")
+    frames = x.shape[1]
+
+    def merge(a: Array) -> Array:
+        return a.reshape(-1, *a.shape[2:])
+
+    def repeat(a: Array) -> Array:
+        return jnp.repeat(a, frames, axis=0)
+
+    cond = {} if cond is None else cond
+    given = {name: jax.tree.map(merge if name in FRAMED else repeat, value) for name, value in cond.items()}
+    return merge(x), repeat(noise), given
+
+
+def _unfold(y: Any, x: Array) -> Any:
+    return jax.tree.map(lambda a: a.reshape(*x.shape[:2], *a.shape[1:]), y)
+
+
+def inflate(video: Mapping[str, Any], image: Mapping[str, Any]) -> dict[str, Any]:
+    """Puts an image network's parameters into a video network's.
+
+    Args:
+        video: parameters of a video network.
+        image: parameters of the image network that it extends.
+
+    Returns:
+        Those of the image network where there are such, else the video network's.
+
+    Raises:
+        ValueError: the video network has no place for one of the image network's.
+    """
+
+    def put(place: Any, new: Any, path: str) -> Any:
+        if not isinstance(new, Mapping):
+            if not hasattr(place, "shape") or place.shape != new.shape:
+                raise ValueError(f"the video network has no place for {path[1:]} of shape {new.shape}")
+            return new
+        held = place if isinstance(place, Mapping) else {}
+        return dict(held) | {name: put(held.get(name), value, f"{path}/{name}") for name, value in new.items()}
+
+    return put(video, image, "")
+
+
+class TemporalConv(nn.Module):
+    """Four convolutions along time, the last of which starts as zero, added to the input.
+
+    Attributes:
+        groups: of the norms, whose means run over the whole video.
+        dropout: rate before the last three convolutions, in training.
+        dtype: type of the computation.
+    """
+
+    groups: int = 32
+    dropout: float = 0.0
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool = False) -> Array:
+        """Maps [B, T, H, W, C] to the same."""
+        h = x
+        for i in range(1, 5):
+            h = nn.silu(GroupNorm(self.groups, name=f"conv{i}.0")(h))
+            if i > 1:
+                h = nn.Dropout(self.dropout, name=f"conv{i}.2")(h, deterministic=not train)
+            h = _AlongTime(zero=i == 4, dtype=self.dtype, name=f"conv{i}.{2 if i == 1 else 3}")(h)
+        return x + h
+
+
+class _AlongTime(nn.Module):
+    """Convolution of size 3 along time."""
+
+    zero: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        channels = x.shape[-1]
+        init = zeros_init if self.zero else kernel_init
+        kernel = self.param("kernel", init, (3, 1, 1, channels, channels)).astype(self.dtype)
+        bias = self.param("bias", zeros_init, (channels,)).astype(self.dtype)
+        # In two dimensions, all positions in one: every backend is quick at those.
+        y = jax.lax.conv_general_dilated(
+            x.astype(self.dtype).reshape(*x.shape[:2], -1, channels),
+            kernel[:, 0],
+            (1, 1),
+            [(1, 1), (0, 0)],
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return y.reshape(x.shape) + bias.reshape((1,) * 4 + (-1,))
+
+
+def frame_positions(frames: int, dim: int) -> np.ndarray:
+    """Sines and cosines, alternating, of the frames' numbers from 0 on; float64[T, dim] (Vaswani et al. 2017, 3.5)."""
+    return np.stack(sines(np.arange(frames), dim), axis=-1).reshape(frames, dim)
+
+
+class MotionBlock(nn.Module):
+    """Two attentions among frames and a gated feed-forward, after norms; positions enter the attentions alone.
+
+    Attributes:
+        heads: of both attentions; divides the width.
+        dtype: type of the computation.
+    """
+
+    heads: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> tuple[Array, None]:
+        """Maps frames x[B, T, D] to the same."""
+        width = x.shape[-1]
+        positions = jnp.asarray(frame_positions(x.shape[1], width), self.dtype)[None]
+        for i in (1, 2):
+            h = LayerNorm(name=f"norm{i}")(x) + positions
+            q, k, v = (
+                split_heads(dense(width, self.dtype, f"attn{i}.to_{a}", bias=False)(h), self.heads) for a in "qkv"
+            )
+            x = x + dense(width, self.dtype, f"attn{i}.to_out.0")(attend(q, k, v).reshape(x.shape))
+        h = dense(8 * width, self.dtype, "ff.net.0.proj")(LayerNorm(name="norm3")(x))
+        h, gate = jnp.split(h, 2, axis=-1)
+        h = h * jax.nn.gelu(gate, approximate=False)  # GEGLU, Shazeer 2020, eq. 5
+        return x + dense(width, self.dtype, "ff.net.2")(h), None
+
+
+class Motion(nn.Module):
+    """A transformer over the frames at each position, from zero, added to the input (Guo et al. 2023, sec. 4.2).
+
+    Attributes:
+        depth: blocks.
+        heads: of the attentions; divides C.
+        groups: of the group norm, whose means run over the whole video; its epsilon is 1e-6.
+        remat: recompute each block in the backward pass in place of storing its activations.
+        dtype: type of the computation.
+    """
+
+    depth: int = 1
+    heads: int = 8
+    groups: int = 32
+    remat: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps [B, T, H, W, C] to the same.
+
+        Raises:
+            ValueError: if heads does not divide C.
+        """
+        channels = x.shape[-1]
+        if channels % self.heads:
+            raise ValueError(f"heads must divide the channels, got {self.heads} heads for {channels} channels")
+        h = jnp.moveaxis(GroupNorm(self.groups, 1e-6, name="norm")(x), 1, 3)
+        shape = h.shape  # [B, H, W, T, C]
+        h = dense(channels, self.dtype, "proj_in")(h.reshape(-1, *shape[3:]))
+        block = stacked(MotionBlock, self.depth, remat=self.remat)
+        h, _ = block(self.heads, self.dtype, name="transformer_blocks.*")(h)
+        h = dense(channels, self.dtype, "proj_out", zero=True)(h)
+        return x + jnp.moveaxis(h.reshape(shape), 3, 1)
+
+
+class VideoUNet(UNet):
+    """A U-Net of videos: `UNet`, frame by frame, with layers along time after every residual block and its attention.
+
+    Attributes, beside those of `UNet`:
+        frames: T. The parameters are of every length: `module.clone(frames=32)` takes them, too.
+        motion_depth: blocks of each transformer along time.
+        motion_heads: of their attentions.
+        temporal_conv: convolutions along time before each of these transformers.
+    """
+
+    frames: int = 16
+    motion_depth: int = 1
+    motion_heads: int = 8
+    temporal_conv: bool = False
+
+    def __call__(self, x: Array, noise: Array, cond: Mapping[str, Array] | None = None, *, train: bool = False) -> Any:
+        """Evaluates F(x, noise, cond) as `UNet` does, for x[B, T, H, W, C] and conditions as in `per_frame`."""
+        _check_frames(x, self.frames)
+        return _unfold(super().__call__(*_fold(x, noise, cond), train=train), x)
+
+    def _stage(self, h: Array, seen: Any, place: tuple[str, int], **options: Any) -> Array:
+        h = super()._stage(h, seen, place, **options)
+        name, index = place
+        video = h.reshape(-1, self.frames, *h.shape[1:])
+        if self.temporal_conv:
+            convs = TemporalConv(self.groups, self.dropout, self.dtype, name=f"{name}.temp_convs.{index}")
+            video = convs(video, train=seen.train)
+        motion = Motion(
+            self.motion_depth,
+            self.motion_heads,
+            self.groups,
+            self.remat,
+            self.dtype,
+            name=f"{name}.motion_modules.{index}",
+        )
+        return motion(video).reshape(h.shape)
+
+
+class SpaceTimeBlock(Block):
+    """A DiT's block among the positions of each frame, then one among the frames of each position.
+
+    This is Latte's first variant (Ma et al. 2024, arXiv:2401.03048, sec. 3.1), with the frames' numbers entering the
+    attention alone: the stream of an image network stays as it is.
+
+    Attributes, beside those of `dit.Block`:
+        frames: T.
+    """
+
+    frames: int = 1
+
+    @nn.compact
+    def __call__(self, x: Array, seen: Any) -> tuple[Array, Array | None]:
+        """Maps tokens x[B T, N, D] to the same, as `dit.Block` does."""
+        x, own = super().__call__(x, seen)
+        emb = seen.emb if own is None else own
+        block = TemporalBlock(self.heads, self.ratio, self.dtype, name="temporal")
+        video = x.reshape(-1, self.frames, *x.shape[1:])
+        return block(video, emb[:: self.frames]).reshape(x.shape), own
+
+
+class TemporalBlock(nn.Module):
+    """Attention among the frames at each position and feed-forward, gated by the condition, from zero.
+
+    Attributes:
+        heads: of the attention; divides the width.
+        ratio: width of the feed-forward's inner layer over that of the tokens.
+        dtype: type of the computation.
+    """
+
+    heads: int
+    ratio: int = 4
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, emb: Array) -> Array:
+        """Maps tokens x[B, T, N, D], conditioned by emb[B, D], to the same."""
+        batch, frames, _, width = x.shape
+        shift, scale, gate, shift2, scale2, gate2 = modulations(
+            nn.silu(emb).astype(self.dtype), 6, self.dtype, "norm1.linear"
+        )
+        flat = x.reshape(batch, -1, width)
+        positions = jnp.asarray(frame_positions(frames, width), self.dtype)[None, :, None]
+        h = (modulated_norm(flat, shift, scale).reshape(x.shape) + positions).swapaxes(1, 2).reshape(-1, frames, width)
+        q, k, v = (split_heads(dense(width, self.dtype, f"attn1.to_{a}")(h), self.heads) for a in "qkv")
+        h = dense(width, self.dtype, "attn1.to_out.0")(attend(q, k, v).reshape(h.shape))
+        flat = flat + gate * h.reshape(batch, -1, frames, width).swapaxes(1, 2).reshape(flat.shape)
+        h = modulated_norm(flat, shift2, scale2)
+        flat = flat + gate2 * FeedForward(self.ratio * width, dtype=self.dtype, name="ff")(h)
+        return flat.reshape(x.shape)
+
+
+class VideoDiT(DiT):
+    """A transformer of videos: `DiT`, frame by frame, with a block along time after each of its blocks.
+
+    Attributes, beside those of `DiT`:
+        frames: T. The parameters are of every length: `module.clone(frames=32)` takes them, too.
+    """
+
+    frames: int = 16
+
+    def __call__(self, x: Array, noise: Array, cond: Mapping[str, Array] | None = None, *, train: bool = False) -> Any:
+        """Evaluates F(x, noise, cond) as `DiT` does, for x[B, T, H, W, C]."""
+        _check_frames(x, self.frames)
+        return _unfold(super().__call__(*_fold(x, noise, cond), train=train), x)
+
+    def _stack(self, block: type[Block] = SpaceTimeBlock, **fields: Any) -> nn.Module:
+        return super()._stack(block, frames=self.frames, **fields)
+
+
+def _check_frames(x: Array, frames: int) -> None:
+    if x.ndim != 5 or x.shape[1] != frames:
+        raise ValueError(f"x must be [B, T, H, W, C] with T = {frames}, got shape {x.shape}")
