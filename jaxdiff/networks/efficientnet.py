@@ -1,0 +1,123 @@
+"""EfficientNet-Lite0, whose pooled features judge samples by their distance from real images."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxdiff.networks.initializers import kernel_init, zeros_init
+from jaxdiff.networks.layers import wide
+
+# (repeats, kernel size, stride of the first, expansion, channels) by stage (Tan & Le 2019, table 1).
+STAGES = (
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)
+EPS = 1e-3  # of every batch norm
+
+
+class EfficientNetLite0(nn.Module):
+    """EfficientNet-B0 (Tan & Le 2019) with ReLU6 and without squeeze-and-excite, for inference.
+
+    A Frechet distance between its features is not FID, which is defined by another network's.
+
+    Attributes:
+        num_classes: number of logits.
+        dtype: type of the computation; the results are float32 at least.
+    """
+
+    num_classes: int = 1000
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> tuple[Array, Array]:
+        """Classifies images.
+
+        Args:
+            x: [B, H, W, 3] in [-1, 1]; the published weights were trained on 224 x 224.
+
+        Returns:
+            (logits [B, num_classes], features [B, 1280]).
+
+        Raises:
+            ValueError: x has another rank or number of channels.
+        """
+        if x.ndim != 4 or x.shape[-1] != 3:
+            raise ValueError(f"EfficientNet takes images [B, H, W, 3], got shape {x.shape}")
+        h = ((127.5 * x + 0.5) / 128).astype(self.dtype)  # (pixel - 127) / 128, where x = pixel / 127.5 - 1
+        h = jax.nn.relu6(_conv(h, 32, ("conv_stem", "bn0"), size=3, stride=2))
+        number = 0
+        for repeats, size, stride, expansion, width in STAGES:
+            for i in range(repeats):
+                block = Block(width, expansion, size, stride if i == 0 else 1, name=f"blocks.{number}")
+                h, number = block(h), number + 1
+        h = jax.nn.relu6(_conv(h, 1280, ("conv_head", "bn1")))
+        features = h.astype(wide(self.dtype)).mean((1, 2))
+        dense = nn.Dense(self.num_classes, dtype=features.dtype, kernel_init=kernel_init, name="fc")
+        return dense(features), features
+
+
+class Block(nn.Module):
+    """Inverted residual: widen, filter each channel by itself, narrow (Sandler et al. 2018, sec. 3.3).
+
+    Attributes:
+        features: output channels.
+        expansion: how many times wider the middle is.
+        size: kernel size.
+        stride: stride.
+    """
+
+    features: int
+    expansion: int
+    size: int
+    stride: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), features]."""
+        h, width = x, x.shape[-1] * self.expansion
+        if self.expansion > 1:
+            h = jax.nn.relu6(_conv(h, width, ("expand_conv", "bn0")))
+        h = _conv(h, width, ("depthwise_conv", "bn1"), size=self.size, stride=self.stride, groups=width)
+        h = _conv(jax.nn.relu6(h), self.features, ("project_conv", "bn2"))
+        return x + h if x.shape == h.shape else h
+
+
+class BatchNorm(nn.Module):
+    """Batch norm by the statistics that it was trained with (Ioffe & Szegedy 2015, alg. 2)."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Normalizes x[B, *spatial, C]."""
+
+        def param(name, init):
+            value = self.param(name, init, (x.shape[-1],)).astype(wide(x.dtype))
+            return value.reshape((1,) * (x.ndim - 1) + (-1,))
+
+        ones = nn.initializers.ones_init()
+        mean, var = param("running_mean", zeros_init), param("running_var", ones)
+        scale = param("scale", ones) * jax.lax.rsqrt(var + EPS)
+        return (x.astype(scale.dtype) * scale + (param("bias", zeros_init) - mean * scale)).astype(x.dtype)
+
+
+def _conv(x: Array, features: int, names: tuple[str, str], *, size: int = 1, stride: int = 1, groups: int = 1) -> Array:
+    """A convolution and its norm, padded like TensorFlow's: the odd zero of a stride comes last."""
+    conv = nn.Conv(
+        features,
+        (size, size),
+        stride,
+        padding="SAME",
+        feature_group_count=groups,
+        use_bias=False,
+        dtype=x.dtype,
+        kernel_init=kernel_init,
+        name=names[0],
+    )
+    return BatchNorm(name=names[1])(conv(x))
