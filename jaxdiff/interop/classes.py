@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from jaxdiff.interop.architecture import Architecture
 from jaxdiff.interop.autoencoders import autoencoder_kl, vq_model
+from jaxdiff.interop.encoders import bert, clip_text, t5_encoder
 from jaxdiff.interop.transformers import dit, flux, sd3
 from jaxdiff.interop.unets import controlnet, unet_2d, unet_2d_condition
 from jaxdiff.interop.uvit import uvit
@@ -16,10 +18,14 @@ __all__ = ["CLASSES"]
 # (fields of the config, dtype of the computation) -> what they describe.
 CLASSES: dict[str, Callable[[Mapping[str, Any], Any], Architecture]] = {
     "AutoencoderKL": autoencoder_kl,
+    "BertModel": bert,
+    "CLIPTextModel": partial(clip_text, projection=False),
+    "CLIPTextModelWithProjection": partial(clip_text, projection=True),
     "ControlNetModel": controlnet,
     "DiTTransformer2DModel": dit,
     "FluxTransformer2DModel": flux,
     "SD3Transformer2DModel": sd3,
+    "T5EncoderModel": t5_encoder,
     "UNet2DConditionModel": unet_2d_condition,
     "UNet2DModel": unet_2d,
     "UViT": uvit,

@@ -1,0 +1,123 @@
+"""BERT (Devlin et al. 2019, arXiv:1810.04805), and sentence embeddings by it (Reimers & Gurevych 2019).
+
+Parameters are named like those of transformers' BertModel; see `interop.keys` for the rule.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxdiff.networks.attention import attend, split_heads
+from jaxdiff.networks.layers import wide
+from jaxdiff.networks.tokens import LayerNorm, dense, stacked
+from jaxdiff.text.parts import Encoded, Table, activation, check_tokens
+
+
+class Layer(nn.Module):
+    """Self-attention and a feed-forward network, a norm behind each; see `Bert` for the attributes."""
+
+    heads: int
+    features: int
+    act: str
+    eps: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array, mask: Array | None) -> tuple[Array, None]:
+        """Maps [B, L, D] to the same shape."""
+        width = x.shape[-1]
+        names = (f"attention.self.{name}" for name in ("query", "key", "value"))
+        q, k, v = (split_heads(dense(width, self.dtype, name)(x), self.heads) for name in names)
+        h = dense(width, self.dtype, "attention.output.dense")(attend(q, k, v, mask=mask).reshape(x.shape))
+        x = LayerNorm(self.eps, name="attention.output.LayerNorm")(x + h)
+        h = activation(self.act)(dense(self.features, self.dtype, "intermediate.dense")(x))
+        h = dense(width, self.dtype, "output.dense")(h)
+        return LayerNorm(self.eps, name="output.LayerNorm")(x + h), None
+
+
+class Bert(nn.Module):
+    """BERT's encoder; the defaults are MiniLM-L6's (Wang et al. 2020, arXiv:2002.10957).
+
+    Attributes:
+        vocab: number of tokens.
+        width: features of a token.
+        layers: number of layers.
+        heads: of the attention; divides the width.
+        features: of the feed-forward networks.
+        positions: the longest text, in tokens.
+        types: how many kinds of sentences there are.
+        pooler: whether the first token's vector, through a linear map and tanh, is the text's.
+        act: the feed-forward networks' activation, "gelu", "gelu_new" or "relu".
+        eps: of the norms.
+        remat: recompute each layer in the backward pass in place of storing its activations.
+        dtype: type of the computation; parameters are float32.
+    """
+
+    vocab: int = 30522
+    width: int = 384
+    layers: int = 6
+    heads: int = 12
+    features: int = 1536
+    positions: int = 512
+    types: int = 2
+    pooler: bool = True
+    act: str = "gelu"
+    eps: float = 1e-12
+    remat: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, ids: Array, mask: Array | None = None, *, types: Array | None = None) -> Encoded:
+        """Encodes texts.
+
+        Args:
+            ids: int[B, L].
+            mask: bool[B, L], True for the tokens that may be seen; None shows all.
+            types: int[B, L], the sentence that each token belongs to; None: the first, 0.
+
+        Returns:
+            The last layer's output [B, L, width], and the pooled [B, width] or None.
+
+        Raises:
+            ValueError: for misshapen ids, mask or types, or too many tokens.
+        """
+        check_tokens(ids, mask, self.positions)
+        types = jnp.zeros_like(ids) if types is None else types
+        if types.shape != ids.shape:
+            raise ValueError(f"types must have the shape of ids, {ids.shape}, got {types.shape}")
+        if self.width % self.heads:
+            raise ValueError(f"heads must divide the width {self.width}, got {self.heads}")
+
+        def look_up(rows, name, ids):
+            return Table(rows, self.width, self.dtype, name=f"embeddings.{name}_embeddings")(ids)
+
+        x = look_up(self.vocab, "word", ids) + look_up(self.types, "token_type", types)
+        x = x + look_up(self.positions, "position", jnp.arange(ids.shape[1])[None])
+        x = LayerNorm(self.eps, name="embeddings.LayerNorm")(x)
+        stack = stacked(Layer, self.layers, remat=self.remat)
+        options = self.heads, self.features, self.act, self.eps, self.dtype
+        x, _ = stack(*options, name="encoder.layer.*")(x, mask)
+        if not self.pooler:
+            return Encoded(x)
+        return Encoded(x, jnp.tanh(dense(self.width, self.dtype, "pooler.dense")(x[:, 0])))
+
+
+def sentence_embedding(hidden: Array, mask: Array) -> Array:
+    """A vector of unit length for each text: the mean over its tokens (Reimers & Gurevych 2019, sec. 3).
+
+    Args:
+        hidden: [B, L, D], of the last layer.
+        mask: bool[B, L], True for the tokens of the text.
+
+    Returns:
+        [B, D], float32 at least; inner products are cosine similarities. A text without tokens gives zeros.
+    """
+    seen = mask[..., None]
+    h = jnp.where(seen, hidden.astype(wide(hidden.dtype)), 0)
+    mean = h.sum(1) / jnp.maximum(seen.sum(1), 1).astype(h.dtype)
+    # The square root of zero has no derivative.
+    square = jnp.square(mean).sum(1, keepdims=True)
+    return mean * jax.lax.rsqrt(jnp.maximum(square, 1e-24))

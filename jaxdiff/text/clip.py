@@ -1,0 +1,114 @@
+"""CLIP's text encoder (Radford et al. 2021, arXiv:2103.00020, sec. 2.4), a causal transformer.
+
+Parameters are named like those of transformers' CLIPTextModelWithProjection; see `interop.keys` for the rule.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array
+
+from jaxdiff.networks.attention import attend, split_heads
+from jaxdiff.networks.tokens import LayerNorm, dense, stacked
+from jaxdiff.text.parts import Encoded, Table, activation, check_tokens
+
+
+class Layer(nn.Module):
+    """Causal self-attention and a feed-forward network, each behind a norm; see `CLIPText` for the attributes."""
+
+    heads: int
+    features: int
+    act: str
+    eps: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, carry: tuple[Array, Array, Array], mask: Array | None, chosen: int) -> tuple[Any, None]:
+        """Maps x[B, L, D]; the carry also counts the layers, and keeps what the chosen one, from 0, puts out."""
+        x, kept, number = carry
+        width = x.shape[-1]
+
+        h = LayerNorm(self.eps, name="layer_norm1")(x)
+        q, k, v = (split_heads(dense(width, self.dtype, f"self_attn.{n}_proj")(h), self.heads) for n in "qkv")
+        h = attend(q, k, v, mask=mask, causal=True).reshape(x.shape)
+        x = x + dense(width, self.dtype, "self_attn.out_proj")(h)
+
+        h = LayerNorm(self.eps, name="layer_norm2")(x)
+        h = activation(self.act)(dense(self.features, self.dtype, "mlp.fc1")(h))
+        x = x + dense(width, self.dtype, "mlp.fc2")(h)
+        return (x, jnp.where(number == chosen, x, kept), number + 1), None
+
+
+class CLIPText(nn.Module):
+    """CLIP's text encoder.
+
+    Attributes:
+        vocab: number of tokens.
+        width: features of a token.
+        layers: number of layers.
+        heads: of the attention; divides the width.
+        features: of the feed-forward networks.
+        positions: the longest text, in tokens.
+        projection: features of the pooled vector, by a linear map; None: as the token has them.
+        act: the feed-forward networks' activation, "quick_gelu" (OpenAI's models) or "gelu" (OpenCLIP's).
+        eos: id of the token whose vector, at its first place, is the text's; None: that of the largest id.
+        eps: of the norms.
+        remat: recompute each layer in the backward pass in place of storing its activations.
+        dtype: type of the computation; parameters are float32.
+    """
+
+    vocab: int = 49408
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    features: int = 3072
+    positions: int = 77
+    projection: int | None = None
+    act: str = "quick_gelu"
+    eos: int | None = 49407
+    eps: float = 1e-5
+    remat: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, ids: Array, mask: Array | None = None, *, layer: int = -1, norm: bool = True) -> Encoded:
+        """Encodes texts.
+
+        Args:
+            ids: int[B, L].
+            mask: bool[B, L], True for the tokens that may be seen; None shows all.
+            layer: whose output is returned, from the end: -1 is the last, -2 the one before.
+            norm: whether the final norm is applied to it. Stable Diffusion's "clip skip" does, Stable Diffusion
+                XL and 3 take layer -2 without.
+
+        Returns:
+            That layer's output [B, L, width], and the pooled [B, projection or width], always of the last layer
+            after its norm.
+
+        Raises:
+            ValueError: for misshapen ids or mask, too many tokens, or a layer that does not exist.
+        """
+        check_tokens(ids, mask, self.positions)
+        if not -self.layers <= layer <= -1:
+            raise ValueError(f"layer counts from the end, -{self.layers}..-1, got {layer}")
+        if self.width % self.heads:
+            raise ValueError(f"heads must divide the width {self.width}, got {self.heads}")
+        root = "text_model.embeddings"
+        x = Table(self.vocab, self.width, self.dtype, name=f"{root}.token_embedding")(ids)
+        places = jnp.arange(ids.shape[1])[None]
+        x = x + Table(self.positions, self.width, self.dtype, name=f"{root}.position_embedding")(places)
+
+        stack = stacked(Layer, self.layers, remat=self.remat)
+        options = self.heads, self.features, self.act, self.eps, self.dtype
+        run = stack(*options, name="text_model.encoder.layers.*")
+        (x, hidden, _), _ = run((x, x, jnp.zeros((), jnp.int32)), mask, self.layers + layer)
+
+        final = LayerNorm(self.eps, name="text_model.final_layer_norm")
+        at = jnp.argmax(ids if self.eos is None else ids == self.eos, axis=1)
+        pooled = final(jnp.take_along_axis(x, at[:, None, None], axis=1)[:, 0])
+        if self.projection is not None:
+            pooled = dense(self.projection, self.dtype, "text_projection", bias=False)(pooled)
+        return Encoded(final(hidden) if norm else hidden, pooled)

@@ -1,0 +1,128 @@
+"""What the text encoders share: their result, the way to pure functions, tables of vectors, activations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxdiff.networks.initializers import table_init
+
+
+class Encoded(NamedTuple):
+    """What a text encoder makes of token ids.
+
+    Attributes:
+        hidden: [B, L, D], a vector for each token.
+        pooled: [B, P], a vector for the text; None where the encoder has none.
+    """
+
+    hidden: Array
+    pooled: Array | None = None
+
+
+def as_apply(module: nn.Module) -> Callable[..., Encoded]:
+    """Turns a text encoder into a pure function.
+
+    Args:
+        module: called as module(ids, mask, **options).
+
+    Returns:
+        apply(params, ids, mask=None, **options), with ids int[B, L] and mask bool[B, L], True for the tokens that
+        may be seen; no mask shows all.
+    """
+
+    def apply(params, ids, mask=None, **options):
+        return module.apply({"params": params}, ids, mask, **options)
+
+    return apply
+
+
+def init(module: nn.Module, key: Array) -> dict:
+    """Draws a text encoder's parameters: a plain nested dict of float32 arrays."""
+
+    def draw(key):
+        # The encoder runs on one token in the trace only: compilation drops everything but the parameters.
+        return module.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+
+    return jax.jit(draw)(key)
+
+
+class Table(nn.Module):
+    """Vectors that are looked up.
+
+    An index outside of 0..rows-1 gives NaN, since a compiled program can't raise.
+
+    Attributes:
+        rows: how many.
+        features: length of one.
+        dtype: of the result.
+        std: of the initial values.
+    """
+
+    rows: int
+    features: int
+    dtype: jnp.dtype = jnp.float32
+    std: float = 0.02
+
+    @nn.compact
+    def __call__(self, ids: Array) -> Array:
+        """Maps int[...] to [..., features]."""
+        table = self.param("embedding", scaled(table_init, self.std), (self.rows, self.features))
+        # Negative indices would count from the end: send them out of range too. The few rows are converted, not all.
+        ids = jnp.where(ids < 0, self.rows, ids)
+        return jnp.take(table, ids, axis=0, mode="fill", fill_value=jnp.nan).astype(self.dtype)
+
+
+def scaled(draw: Callable[..., Array], factor: float) -> Callable[..., Array]:
+    """An initializer whose values are another's times a factor."""
+    return lambda *args: factor * draw(*args)
+
+
+def quick_gelu(x: Array) -> Array:
+    """The approximation of GELU by a sigmoid (Hendrycks & Gimpel 2016, sec. 2)."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+# By the names in transformers' configs.
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_new": partial(jax.nn.gelu, approximate=True),
+    "quick_gelu": quick_gelu,
+    "relu": jax.nn.relu,
+}
+
+
+def activation(name: str) -> Callable[[Array], Array]:
+    """The activation of that name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {name!r}")
+    return ACTIVATIONS[name]
+
+
+def check_tokens(ids: Array, mask: Array | None, longest: int | None = None) -> None:
+    """Refuses what are no token ids.
+
+    Args:
+        ids: the ids.
+        mask: of the tokens that may be seen.
+        longest: how many tokens the encoder has positions for; None: any number.
+
+    Raises:
+        ValueError: ids is not int[B, L], L is too large, or mask is not bool[B, L].
+    """
+    if ids.ndim != 2 or not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise ValueError(f"ids must be int[B, L], got {ids.dtype}{list(ids.shape)}")
+    if longest is not None and ids.shape[1] > longest:
+        raise ValueError(f"this encoder takes up to {longest} tokens, got {ids.shape[1]}")
+    if mask is not None and (mask.shape != ids.shape or mask.dtype != jnp.bool_):
+        raise ValueError(f"mask must be bool{list(ids.shape)} as ids is, got {mask.dtype}{list(mask.shape)}")

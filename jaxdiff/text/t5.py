@@ -1,0 +1,154 @@
+"""T5's encoder (Raffel et al. 2020, arXiv:1910.10683, sec. 2.1), and that of T5 v1.1 with gated activations.
+
+Parameters are named like those of transformers' T5EncoderModel; see `interop.keys` for the rule.
+"""
+
+from __future__ import annotations
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxdiff.networks.attention import attend, split_heads
+from jaxdiff.networks.initializers import kernel_init
+from jaxdiff.networks.layers import wide
+from jaxdiff.networks.tokens import RMSNorm, dense, stacked
+from jaxdiff.text.parts import Encoded, Table, check_tokens, scaled
+
+
+def buckets(length: int, count: int, farthest: int) -> np.ndarray:
+    """The bucket of the distance from each query to each key.
+
+    Half of the buckets are for keys behind the query. Of each half the first half holds one distance each, from 0 on;
+    the others grow by a factor up to `farthest`, and the last holds all from there on.
+
+    Args:
+        length: of the text.
+        count: of the buckets, from 4 on.
+        farthest: the distance from which on all are equal.
+
+    Returns:
+        int32[length, length], by query and key.
+    """
+    half = count // 2
+    exact = half // 2
+    offset = np.arange(length)[None] - np.arange(length)[:, None]
+    distance = np.abs(offset)
+    # In float32, as the reference computes it: a distance at a bucket's border may fall on the other side in float64.
+    ratio = np.log(np.maximum(distance, exact).astype(np.float32) / np.float32(exact))
+    far = exact + (ratio / np.float32(math.log(farthest / exact)) * np.float32(half - exact)).astype(np.int32)
+    near = np.where(distance < exact, distance, np.minimum(far, half - 1))
+    return (near + half * (offset > 0)).astype(np.int32)
+
+
+class Block(nn.Module):
+    """Self-attention without biases and scaling, and a feed-forward network; see `T5Encoder` for the attributes."""
+
+    heads: int
+    head_dim: int
+    features: int
+    gated: bool
+    eps: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array, mask: Array | None, bias: Array) -> tuple[Array, None]:
+        """Maps x[B, L, D], in float32 at least; bias[1, H, L, L] joins the attention's logits."""
+        width, inner = x.shape[-1], self.heads * self.head_dim
+
+        h = RMSNorm(self.eps, name="layer.0.layer_norm")(x).astype(self.dtype)
+        # The missing scale is in the queries' initial kernel.
+        draw = scaled(kernel_init, self.head_dim**-0.5)
+        q = nn.Dense(inner, False, self.dtype, kernel_init=draw, name="layer.0.SelfAttention.q")(h)
+        k, v = (self._dense(inner, f"layer.0.SelfAttention.{name}")(h) for name in "kv")
+        q, k, v = (split_heads(a, self.heads) for a in (q, k, v))
+        h = attend(q, k, v, mask=mask, bias=bias, scale=1.0).reshape(*x.shape[:-1], inner)
+        x = x + self._dense(width, "layer.0.SelfAttention.o")(h).astype(x.dtype)
+
+        h = RMSNorm(self.eps, name="layer.1.layer_norm")(x).astype(self.dtype)
+        return x + self._feed_forward(h, width).astype(x.dtype), None
+
+    def _dense(self, features: int, name: str) -> nn.Dense:
+        return dense(features, self.dtype, name, bias=False)
+
+    def _feed_forward(self, h: Array, width: int) -> Array:
+        # The XXL model's values exceed float16 from the product on (not bfloat16, whose range is float32's).
+        dtype = jnp.float32 if self.dtype == jnp.float16 else self.dtype
+        root = "layer.1.DenseReluDense"
+        if self.gated:
+            gate = jax.nn.gelu(self._dense(self.features, f"{root}.wi_0")(h), approximate=True)
+            h = gate.astype(dtype) * self._dense(self.features, f"{root}.wi_1")(h).astype(dtype)
+        else:
+            h = jax.nn.relu(self._dense(self.features, f"{root}.wi")(h))
+        return dense(width, dtype, f"{root}.wo", bias=False)(h)
+
+
+class T5Encoder(nn.Module):
+    """T5's encoder; the defaults are those of T5 v1.1 XXL, which Stable Diffusion 3 and Flux use.
+
+    Half precision is safe: the sum that runs through the blocks is kept in float32.
+
+    Attributes:
+        vocab: number of tokens.
+        width: features of a token.
+        layers: number of blocks.
+        heads: of the attention.
+        head_dim: features of a head.
+        features: of the feed-forward networks.
+        gated: a feed-forward network with gated GELU (T5 v1.1; Shazeer 2020, arXiv:2002.05202), or with ReLU.
+        buckets: of the relative positions.
+        farthest: the distance in tokens from which on all are equal.
+        eps: of the norms.
+        remat: recompute each block in the backward pass in place of storing its activations.
+        dtype: type of the computation; parameters are float32.
+    """
+
+    vocab: int = 32128
+    width: int = 4096
+    layers: int = 24
+    heads: int = 64
+    head_dim: int = 64
+    features: int = 10240
+    gated: bool = True
+    buckets: int = 32
+    farthest: int = 128
+    eps: float = 1e-6
+    remat: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, ids: Array, mask: Array | None = None) -> Encoded:
+        """Encodes texts.
+
+        Args:
+            ids: int[B, L].
+            mask: bool[B, L], True for the tokens that may be seen; None shows all.
+
+        Returns:
+            The last block's output after the norm, [B, L, width]; nothing is pooled.
+
+        Raises:
+            ValueError: for misshapen ids or mask, or buckets that don't fit.
+        """
+        check_tokens(ids, mask)
+        if not 0 < self.buckets // 4 < self.farthest:
+            raise ValueError(f"a quarter of the buckets, got {self.buckets}, must be in 1..{self.farthest - 1}")
+        # One table for all blocks; the first one's in the reference.
+        table = Table(
+            self.buckets,
+            self.heads,
+            wide(self.dtype),
+            std=1.0,
+            name="encoder.block.0.layer.0.SelfAttention.relative_attention_bias",
+        )
+        bias = table(jnp.asarray(buckets(ids.shape[1], self.buckets, self.farthest))).transpose(2, 0, 1)[None]
+
+        x = Table(self.vocab, self.width, wide(self.dtype), std=1.0, name="shared")(ids)
+        stack = stacked(Block, self.layers, remat=self.remat)
+        options = self.heads, self.head_dim, self.features, self.gated, self.eps, self.dtype
+        x, _ = stack(*options, name="encoder.block.*")(x, mask, bias)
+        return Encoded(RMSNorm(self.eps, name="encoder.final_layer_norm")(x).astype(self.dtype))

@@ -1,0 +1,179 @@
+"""Tokenizers from the files of a Hugging Face directory, by the library `tokenizers`; no network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from tokenizers import AddedToken
+    from tokenizers import Tokenizer as Library
+
+Tokenizer = Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]
+
+# What an unset model_max_length is written as, about 1e30, is no length.
+LONGEST = 10**6
+# Contractions, words, single digits, and runs of anything else but spaces (Radford et al. 2021, their code).
+CLIP_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+
+def tokenizer(directory: str | Path, *, length: int | None = None) -> Tokenizer:
+    """Reads a tokenizer: tokenizer.json, or CLIP's vocab.json and merges.txt, or BERT's vocab.txt.
+
+    Args:
+        directory: of the files; what a pipeline's directory has in "tokenizer", "tokenizer_2", ...
+        length: of the result in tokens; None: model_max_length of its tokenizer_config.json.
+
+    Returns:
+        texts -> (ids int32[B, length], mask bool[B, length]). Longer texts are cut, the token that ends them stays;
+        shorter ones are padded. The mask is True for the text and the tokens around it, and says so by place, not by
+        id: a model may pad with the token that ends its texts.
+
+    Raises:
+        ValueError: the files are none of these, or tell neither length nor padding.
+    """
+    directory = Path(directory)
+    config = _read(directory / "tokenizer_config.json")
+    made, pad = _build(directory, config)
+    if length is None:
+        length = config.get("model_max_length")
+        if length is None or length > LONGEST:
+            raise ValueError(f"{directory}: tokenizer_config.json has no model_max_length; give a length")
+    if length <= made.num_special_tokens_to_add(False):
+        raise ValueError(f"length must hold the tokens around a text and one more, got {length}")
+    pad_id = made.token_to_id(pad)
+    if pad_id is None:
+        raise ValueError(f"{directory}: the vocabulary has no {pad!r}, the token to pad with")
+    made.enable_truncation(length, direction=config.get("truncation_side", "right"))
+    made.enable_padding(direction=config.get("padding_side", "right"), pad_id=pad_id, pad_token=pad, length=length)
+
+    def encode(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        if isinstance(texts, str):
+            raise ValueError("texts must be a sequence of strings, got one string")
+        found = made.encode_batch(list(texts))
+        ids = np.array([e.ids for e in found], np.int32).reshape(-1, length)
+        mask = np.array([e.attention_mask for e in found], bool).reshape(-1, length)
+        return ids, mask
+
+    return encode
+
+
+def _build(directory: Path, config: dict[str, Any]) -> tuple[Library, str]:
+    """The library's tokenizer, and the token to pad with."""
+    from tokenizers import Tokenizer as Library
+
+    roles = _roles(directory, config)
+    files = {
+        name for name in ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt") if (directory / name).is_file()
+    }
+    if "tokenizer.json" in files:
+        made = Library.from_file(str(directory / "tokenizer.json"))
+        if "pad_token" not in roles:
+            if made.padding is None:
+                raise ValueError(f"{directory} names no pad_token")
+            roles["pad_token"] = _token(made.padding["pad_token"])
+    elif {"vocab.json", "merges.txt"} <= files:
+        end = _token("<|endoftext|>")
+        roles = {"bos_token": _token("<|startoftext|>"), "eos_token": end, "unk_token": end, "pad_token": end} | roles
+        made = _clip(directory, roles)
+    elif "vocab.txt" in files:
+        roles = {f"{role}_token": _token(f"[{role.upper()}]") for role in ("pad", "unk", "cls", "sep", "mask")} | roles
+        made = _bert(directory, config, roles)
+    elif (directory / "spiece.model").is_file():
+        raise ValueError(
+            f"{directory} has a spiece.model alone; a tokenizer.json is needed, which transformers makes of it: "
+            "`AutoTokenizer.from_pretrained(DIRECTORY).save_pretrained(DIRECTORY)`"
+        )
+    else:
+        raise ValueError(f"{directory} must hold tokenizer.json, or vocab.json and merges.txt, or vocab.txt")
+    _add(made, directory, config)
+    # They are found in a text, too, before it is split: so do the references, even a "!" that pads.
+    made.add_special_tokens([token for token in roles.values() if made.token_to_id(token.content) is not None])
+    return made, roles["pad_token"].content
+
+
+def _clip(directory: Path, roles: dict[str, AddedToken]) -> Library:
+    """CLIP's byte-pair encoding (Sennrich et al. 2016, algorithm 1), words marked at their end, over bytes."""
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+
+    files = str(directory / "vocab.json"), str(directory / "merges.txt")
+    made = Tokenizer(models.BPE.from_file(*files, unk_token=roles["unk_token"].content, end_of_word_suffix="</w>"))
+    spaces = normalizers.Replace(Regex(r"\s+"), " ")
+    made.normalizer = normalizers.Sequence([normalizers.NFC(), spaces, normalizers.Lowercase()])
+    words = pre_tokenizers.Split(Regex(CLIP_WORDS), behavior="removed", invert=True)
+    made.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    _put_between(made, roles["bos_token"].content, roles["eos_token"].content, directory)
+    return made
+
+
+def _bert(directory: Path, config: dict[str, Any], roles: dict[str, AddedToken]) -> Library:
+    """BERT's WordPiece: the longest known piece first (Devlin et al. 2019, sec. 3)."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+    vocab = models.WordPiece.read_file(str(directory / "vocab.txt"))
+    made = Tokenizer(models.WordPiece(vocab, unk_token=roles["unk_token"].content))
+    made.normalizer = normalizers.BertNormalizer(
+        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
+        strip_accents=config.get("strip_accents"),
+        lowercase=config.get("do_lower_case", True),
+    )
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    _put_between(made, roles["cls_token"].content, roles["sep_token"].content, directory)
+    return made
+
+
+def _put_between(made: Library, start: str, end: str, directory: Path) -> None:
+    """Has every text stand between two tokens."""
+    from tokenizers.processors import TemplateProcessing
+
+    ids = {token: made.token_to_id(token) for token in (start, end)}
+    if None in ids.values():
+        raise ValueError(f"{directory}: the vocabulary must have {start!r} and {end!r}; another needs a tokenizer.json")
+    made.post_processor = TemplateProcessing(single=f"{start} $A {end}", special_tokens=list(ids.items()))
+
+
+def _roles(directory: Path, config: dict[str, Any]) -> dict[str, AddedToken]:
+    """The special tokens; special_tokens_map.json rules where tokenizer_config.json is an old one."""
+    named = config
+    if "added_tokens_decoder" not in config:
+        named = config | _read(directory / "special_tokens_map.json")
+    return {name: _token(v) for name, v in named.items() if name.endswith("_token") and isinstance(v, str | dict)}
+
+
+def _add(made: Library, directory: Path, config: dict[str, Any]) -> None:
+    """Adds the tokens that a vocabulary got later, such as those of a textual inversion."""
+    from tokenizers import AddedToken
+
+    added = {int(number): _token(value) for number, value in config.get("added_tokens_decoder", {}).items()}
+    if not added:
+        named = _read(directory / "added_tokens.json")
+        added = {number: AddedToken(content) for content, number in named.items()}
+    for number, token in sorted(added.items(), key=lambda item: item[0]):
+        made.add_tokens([token])
+        if made.token_to_id(token.content) != number:
+            raise ValueError(f"{directory}: {token.content!r} can't be token {number} of the vocabulary")
+
+
+def _token(value: str | dict[str, Any]) -> AddedToken:
+    from tokenizers import AddedToken
+
+    if isinstance(value, str):
+        return AddedToken(value, normalized=False, special=True)
+    options = {name: value[name] for name in ("single_word", "lstrip", "rstrip", "normalized") if name in value}
+    return AddedToken(value["content"], special=value.get("special", True), **options)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold an object, got a {type(value).__name__}")
+    return value
