@@ -58,10 +58,11 @@ def unet_2d(config: Mapping[str, Any], dtype: Any) -> Architecture:
     groups = c.take("norm_num_groups", 32)
     scale_shift = c.only("resnet_time_scale_shift", "default", "scale_shift") == "scale_shift"
     mid_attention = c.take("add_attention", True)
-    if mid_attention and scale_shift:
-        c.only("attn_norm_num_groups", groups)  # without it, that attention has no norm
-    else:
-        c.only("attn_norm_num_groups", None, groups)
+    if c.only("attn_norm_num_groups", None, groups) is None and mid_attention and scale_shift:
+        raise ValueError(
+            "UNet2DModel: attention at the bottom without a norm, for which scale_shift stands "
+            "without attn_norm_num_groups, is not supported"
+        )
     attention, resample = _levels(c)
     given, out = c.take("in_channels", 3), c.take("out_channels", 3)
     module = UNet(

@@ -112,12 +112,18 @@ def controlled(
     Returns:
         apply(params, x, noise, cond, *, key=None) of params {"controlnet": ..., "unet": ...}; cond["hint"] is the
         ControlNet's, all others are both networks'.
+
+    Raises:
+        ValueError: at the call, scale is neither one number nor as many as there are residuals.
     """
 
     def apply(params, x, noise, cond, *, key=None):
         keys = (None, None) if key is None else jax.random.split(key)
         residuals = control(params["controlnet"], x, noise, cond, key=keys[0])
-        scales = jnp.broadcast_to(jnp.asarray(scale), len(residuals))
+        scales = jnp.asarray(scale)
+        if scales.shape not in ((), (len(residuals),)):
+            raise ValueError(f"scale must be one number or {len(residuals)}, got shape {scales.shape}")
+        scales = jnp.broadcast_to(scales, len(residuals))
         residuals = tuple(r * s.astype(r.dtype) for r, s in zip(residuals, scales, strict=True))
         both = {name: value for name, value in cond.items() if name != "hint"}
         return unet(params["unet"], x, noise, {**both, "residuals": residuals}, key=keys[1])

@@ -1,4 +1,4 @@
-"""U-Nets loaded from diffusers' directories: equal outputs, and saved back equal tensors."""
+"""U-Nets loaded from diffusers' directories: equal outputs and gradients, and saved back equal tensors."""
 
 import json
 
@@ -14,13 +14,16 @@ diffusers = pytest.importorskip("diffusers")
 
 from parity.checkpoints import close, nchw, nhwc, randomize, roundtrip  # noqa: E402
 
+from jaxdiff.interop.keys import places  # noqa: E402
+from jaxdiff.interop.unets import control_config  # noqa: E402
 from jaxdiff.networks.configs import sdxl_vector  # noqa: E402
+from jaxdiff.networks.controlnet import controlled  # noqa: E402
 
 # What differs between the published layouts: levels with attention, resampling, padding, embedding.
 DDPM = {
-    "block_out_channels": (16, 32, 32),
-    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    "block_out_channels": (16, 32),
+    "down_block_types": ("AttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "AttnUpBlock2D"),
     "downsample_padding": 0,
     "flip_sin_to_cos": False,
     "freq_shift": 1,
@@ -164,22 +167,17 @@ def compiled(function):
     return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
 
-@pytest.mark.parametrize("name", [*UNCONDITIONAL, *CONDITIONAL])
+def fast(names, *chosen):
+    return [name if name in chosen else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("name", fast([*UNCONDITIONAL, *CONDITIONAL], "adm", "xl"))
 def test_forward_and_saved_back(name, tmp_path):
     case = Case(name)
     loaded = roundtrip(case.model, tmp_path / "theirs")
     got = compiled(lambda params: case.ours(loaded.apply, params))(loaded.params)
     close(got, nhwc(case.theirs()[0]), 5e-5)
     saved(loaded, case.model, tmp_path / "ours")
-
-
-@pytest.mark.parametrize("name", ["sd1", "sd2", "xl"])
-def test_float64(name, tmp_path, x64):
-    case = Case(name)
-    double(case.model).save_pretrained(tmp_path)
-    loaded = jd.interop.load(tmp_path, dtype=jnp.float64, param_dtype=jnp.float64)
-    got = compiled(lambda params: case.ours(loaded.apply, params, jnp.float64))(loaded.params)
-    close(got, nhwc(case.theirs(torch.float64)[0]), 1e-9)
 
 
 def saved(loaded, model, directory):
@@ -192,3 +190,96 @@ def saved(loaded, model, directory):
     assert theirs.keys() == back.state_dict().keys()
     for key, value in back.state_dict().items():
         assert torch.equal(value, theirs[key]), key
+
+
+@pytest.mark.parametrize("name", fast([*UNCONDITIONAL, *CONDITIONAL], "ddpm"))
+def test_float64_and_gradients(name, tmp_path, x64):
+    case = Case(name)
+    compare_gradients(case, double(case.model), tmp_path, jnp.float64, 1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ddpm", "adm", "plain", "sd1", "xl"])
+def test_gradients(name, tmp_path):
+    case = Case(name)
+    compare_gradients(case, case.model, tmp_path, jnp.float32, 5e-5)
+
+
+def compare_gradients(case, model, directory, dtype, tolerance):
+    model.save_pretrained(directory)
+    loaded = jd.interop.load(directory, dtype=dtype, param_dtype=dtype)
+    weight = normal(9, 2, 8, 8, case.model.config.out_channels)
+
+    def loss(params):
+        y = case.ours(loaded.apply, params, dtype)
+        return (y * jnp.asarray(weight, dtype)).mean(), y
+
+    grads, y = compiled(jax.grad(loss, has_aux=True))(loaded.params)
+    want, _ = case.theirs(getattr(torch, jnp.dtype(dtype).name))
+    (want * nchw(weight).to(want.dtype)).mean().backward()
+    close(y, nhwc(want), tolerance)
+    same_gradients(loaded, grads, model, tolerance)
+
+
+def same_gradients(loaded, grads, model, tolerance):
+    got = dict(jd.interop.flatten(grads, jd.interop.architecture(loaded.config).rename))
+    wanted = {key: p.grad.numpy() for key, p in model.named_parameters()}
+    assert got.keys() == wanted.keys()
+    # Relative to each array's largest element; some gradients are zero but for rounding (a key's bias: softmax
+    # doesn't see it), hence a floor for what counts as large.
+    floor = 0.1 * np.median([np.abs(value).max() for value in wanted.values()])
+    for key, value in wanted.items():
+        error = np.abs(got[key] - value).max() / max(floor, np.abs(value).max())
+        assert error < tolerance, (key, error)
+
+
+def control_case(name, **changes):
+    """A case, a ControlNet for its U-Net, and a hint."""
+    case = Case(name)
+    config = {k: v for k, v in case.model.config.items() if not k.startswith("_")}
+    config = json.loads(json.dumps(control_config(config, conditioning_channels=2, **changes)))
+    kind = config.pop("_class_name")
+    net = randomize(getattr(diffusers, kind)(**config, conditioning_embedding_out_channels=(4, 6)), seed=1)
+    return case, net, normal(5, 2, 16, 16, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "pooled"), [("xl", False), ("sd1", False), ("sd1", True)])
+def test_controlnet(name, pooled, tmp_path):
+    case, control, hint = control_case(name, global_pool_conditions=pooled)
+    unet, ours = (roundtrip(m, tmp_path / p) for m, p in ((case.model, "unet"), (control, "control")))
+    scale = np.linspace(0.3, 1, 5, dtype=np.float32) if name == "sd1" else np.float32(0.7)
+    weight = normal(9, 2, 8, 8, 4)
+
+    def loss(params):
+        apply = controlled(ours.apply, unet.apply, scale)
+        y = case.ours(apply, {"controlnet": params, "unet": unet.params}, hint=hint)
+        return (y * jnp.asarray(weight, jnp.float32)).mean(), y
+
+    grads, y = compiled(jax.grad(loss, has_aux=True))(ours.params)
+
+    extra = jax.tree.map(lambda a: a.float() if a.is_floating_point() else a, case.extra)
+    noise = torch.tensor(NOISE).float()
+    residuals = control(nchw(case.x).float(), noise, controlnet_cond=nchw(hint).float(), **extra)
+    values = [*residuals.down_block_res_samples, residuals.mid_block_res_sample]
+    *down, mid = (r * float(s) for r, s in zip(values, np.broadcast_to(scale, len(values)), strict=True))
+    steered, _ = case.theirs(down_block_additional_residuals=down, mid_block_additional_residual=mid)
+    (steered * nchw(weight).float()).mean().backward()
+    close(y, nhwc(steered), 5e-5)
+    assert np.abs(nhwc(steered) - nhwc(case.theirs()[0])).max() > 0.1
+    same_gradients(ours, grads, control, 5e-5)
+    saved(ours, control, tmp_path / "ours")
+
+
+def test_the_published_cifar10_network_has_the_reference_checkpoint_s_shapes():
+    full = DDPM | {
+        "block_out_channels": (128, 256, 256, 256),
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    }
+    x = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    tree = jax.eval_shape(lambda key: jd.networks.init(jd.networks.ddpm_cifar10(), key, x, {}), jax.random.key(0))
+    got = {key: place.shape for key, place in places(tree, lambda key: key).items()}
+    with torch.device("meta"):
+        model = diffusers.UNet2DModel(**full)
+    assert got == {k: tuple(v.shape) for k, v in model.state_dict().items()}
