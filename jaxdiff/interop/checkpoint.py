@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.dtypes import canonicalize_dtype
 
 from jaxdiff.interop.architecture import Architecture
 from jaxdiff.interop.classes import CLASSES
@@ -20,6 +22,7 @@ from jaxdiff.interop.keys import Place, flatten, places
 __all__ = ["Loaded", "architecture", "fill", "load", "save"]
 
 DTYPES = {"F64": jnp.float64, "F32": jnp.float32, "F16": jnp.float16, "BF16": jnp.bfloat16}
+GROUP = 2**28  # bytes of stacked layers that the host holds at a time, where a layer is not larger
 Placing = Callable[[Any], Any]  # tree of shapes -> tree of shardings
 
 
@@ -47,7 +50,7 @@ def load(
 ) -> Loaded:
     """Loads a model from a Hugging Face directory.
 
-    Tensors go one by one from the file to their devices: the host holds one of them at a time.
+    Tensors go one by one from the file to their devices: the host holds one at a time, or some small ones.
 
     Args:
         path: the directory, with config.json and safetensors files.
@@ -106,8 +109,8 @@ def fill(built: Architecture, tensors: Mapping[str, Tensor], *, param_dtype: Any
 
     def leaf(path: Any, shape: jax.ShapeDtypeStruct, sharding: Any) -> jax.Array:
         parts = sources[tuple(entry.key for entry in path)]
-        target = DTYPES[parts[0][1].dtype] if param_dtype is None else param_dtype
-        return _read(parts, shape.shape, target, sharding)
+        dtype = canonicalize_dtype(_widest(parts) if param_dtype is None else param_dtype)
+        return _read(parts, jax.ShapeDtypeStruct(shape.shape, dtype), sharding)
 
     return jax.tree_util.tree_map_with_path(leaf, shapes, where, is_leaf=lambda x: x is None)
 
@@ -123,20 +126,67 @@ def _check(wanted: Mapping[str, Place], named: Mapping[str, Tensor]) -> None:
         raise ValueError(f"the tensors are not those that the config asks for: {listed}")
 
 
-def _read(parts: list[tuple[Place, Tensor]], shape: tuple[int, ...], dtype: Any, sharding: Any) -> jax.Array:
-    def one(spot: Place, tensor: Tensor, index: tuple[slice, ...]) -> np.ndarray:
-        theirs = tuple(index[axis] for axis in np.argsort(spot.axes))
-        # Not ascontiguousarray, which makes a vector of a scalar.
-        return np.asarray(tensor[theirs].transpose(spot.axes), order="C").astype(dtype, copy=False)
+def _widest(parts: list[tuple[Place, Tensor]]) -> Any:
+    """The type that holds all layers of a stack, to which a file may give different ones."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(*{DTYPES[tensor.dtype] for _, tensor in parts})
 
-    def read(index: tuple[slice, ...]) -> np.ndarray:
-        if parts[0][0].layer is None:
-            return one(*parts[0], index)
-        return np.stack([one(spot, tensor, index[1:]) for spot, tensor in parts[index[0]]])
 
+def _read(parts: list[tuple[Place, Tensor]], shape: jax.ShapeDtypeStruct, sharding: Any) -> jax.Array:
+    """Reads a leaf; what several devices hold is read once, and the host keeps none of it."""
     if sharding is None:
-        return jnp.asarray(read((slice(None),) * len(shape)))
-    return jax.make_array_from_callback(shape, sharding, read)
+        return _on_device(parts, (slice(None),) * len(shape.shape), shape, None)
+    indices = sharding.addressable_devices_indices_map(shape.shape)
+    devices: dict[str, list[jax.Device]] = {}
+    for device, index in indices.items():
+        devices.setdefault(str(index), []).append(device)
+    pieces = []
+    for first, *others in devices.values():
+        piece = _on_device(parts, indices[first], shape, first)
+        pieces += [piece, *(jax.device_put(piece, other) for other in others)]
+    return jax.make_array_from_single_device_arrays(shape.shape, sharding, pieces)
+
+
+def _on_device(
+    parts: list[tuple[Place, Tensor]],
+    index: tuple[slice, ...],
+    shape: jax.ShapeDtypeStruct,
+    device: jax.Device | None,
+) -> jax.Array:
+    """Reads the part of a leaf that a device holds; a stack of layers by groups of at most `GROUP` bytes."""
+
+    def one(spot: Place, tensor: Tensor, index: tuple[slice, ...]) -> np.ndarray:
+        return tensor[tuple(index[axis] for axis in np.argsort(spot.axes))].transpose(spot.axes)
+
+    if parts[0][0].layer is None:
+        # Not ascontiguousarray, which makes a vector of a scalar.
+        return _send(np.asarray(one(*parts[0], index), shape.dtype, order="C"), device)
+    layers = parts[index[0]]
+    size = [len(range(*s.indices(length))) for s, length in zip(index[1:], shape.shape[1:], strict=True)]
+    count = max(1, GROUP // max(1, math.prod(size) * shape.dtype.itemsize))
+
+    def group(start: int) -> np.ndarray:
+        some = np.empty((min(count, len(layers) - start), *size), shape.dtype)
+        for i in range(len(some)):
+            some[i] = one(*layers[start + i], index[1:])
+        return some
+
+    if len(layers) <= count:
+        return _send(group(0), device)
+    stack = jnp.zeros((len(layers), *size), shape.dtype, device=device)
+    for start in range(0, len(layers), count):
+        stack = _put(stack, _send(group(start), device), np.int32(start))
+    return stack
+
+
+def _send(value: np.ndarray, device: jax.Device | None) -> jax.Array:
+    # Waits: the next tensor's memory on the host is then this one's.
+    return jax.block_until_ready(jax.device_put(value, device))
+
+
+@partial(jax.jit, donate_argnums=0)
+def _put(stack: jax.Array, group: jax.Array, start: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_update_slice_in_dim(stack, group, start, 0)
 
 
 def save(loaded: Loaded, directory: str | Path, *, shard_bytes: int = 5 * 10**9) -> None:
@@ -161,7 +211,7 @@ def save(loaded: Loaded, directory: str | Path, *, shard_bytes: int = 5 * 10**9)
     (directory / "config.json").write_text(json.dumps(dict(loaded.config), indent=2, sort_keys=True) + "\n")
 
     files = _split(loaded.params, built, shard_bytes)
-    index = {}
+    index: dict[str, str] = {}
     for number, keys in enumerate(files, 1):
         name = f"{built.weights}.safetensors"
         if len(files) > 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} does not exist")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON: {error}") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path} must hold an object, got a {type(value).__name__}")
@@ -62,8 +63,10 @@ def read_config(directory: Path) -> tuple[str, dict[str, Any]]:
     """
     config = read_json(directory / "config.json")
     kinds = [config["_class_name"]] if "_class_name" in config else config.get("architectures") or []
-    if len(kinds) != 1 or not isinstance(kinds[0], str):
-        raise ValueError(f"{directory / 'config.json'} must name one class in _class_name or architectures, got {kinds}")
+    if not isinstance(kinds, list) or len(kinds) != 1 or not isinstance(kinds[0], str):
+        raise ValueError(
+            f"{directory / 'config.json'} must name one class in _class_name or architectures, got {kinds}"
+        )
     return kinds[0], config
 
 
@@ -74,7 +77,8 @@ def open_tensors(path: str | Path) -> dict[str, Tensor]:
     `.fp16`; name a file to take another.
 
     Args:
-        path: a directory, a `.safetensors` file, or an index, `.safetensors.index.json`.
+        path: a directory, a `.safetensors` file, or an index, `.safetensors.index.json` or one of a variant,
+            `.safetensors.index.fp16.json`.
 
     Returns:
         The tensors by name; nothing has been read of them.
@@ -94,16 +98,16 @@ def open_tensors(path: str | Path) -> dict[str, Tensor]:
 
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
-        indices = sorted(path.glob("*.safetensors.index.json"), key=lambda p: len(p.name))
+        indices = sorted(path.glob("*.safetensors.index*.json"), key=lambda p: len(p.name))
         singles = sorted((p for p in path.glob("*.safetensors") if "-of-" not in p.name), key=lambda p: len(p.name))
         candidates = sorted([*singles[:1], *indices[:1]], key=lambda p: len(p.name.split(".safetensors")[0]))
         if not candidates:
             _refuse_pickles(path)
-            raise ValueError(f"{path} holds no .safetensors file")
+            raise ValueError(f"{path} holds no whole .safetensors file and no index of parts")
         path = candidates[0]
     if path.suffix in PICKLES:
         _refuse_pickles(path)
-    if path.name.endswith(".index.json"):
+    if path.suffix == ".json":
         return _from_index(path)
     if not path.is_file():
         raise ValueError(f"{path} does not exist")
@@ -116,9 +120,10 @@ def _from_index(path: Path) -> list[Path]:
         raise ValueError(f"{path} must hold a weight_map from tensors to files")
     root = path.parent.resolve()
     files = []
-    for name in sorted(set(names.values())):
+    odd = [name for name in names.values() if not isinstance(name, str)]
+    for name in odd or sorted(set(names.values())):
         # A link inside of the directory may lead out of it (the hub's cache consists of such); a name may not.
-        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+        if odd or Path(name).name != name or not name.endswith(".safetensors"):
             raise ValueError(f"{path} names {name!r}, which is no .safetensors file in {root}")
         if not (path.parent / name).is_file():
             raise ValueError(f"{path} names {name!r}, which is missing")
@@ -155,9 +160,9 @@ def _header(path: Path) -> set[str]:
     """The names in a safetensors file; the format's library takes the last of several equal ones in silence."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in pairs]
-        if len(set(keys)) < len(keys):
-            raise ValueError(f"{path} names twice: {', '.join(sorted({k for k in keys if keys.count(k) > 1}))}")
+        twice = sorted(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        if twice:
+            raise ValueError(f"{path} names twice: {', '.join(twice)}")
         return dict(pairs)
 
     with path.open("rb") as file:
@@ -167,7 +172,7 @@ def _header(path: Path) -> set[str]:
             raise ValueError(f"{path} is malformed or truncated: its header is not whole")
     try:
         header = json.loads(text, object_pairs_hook=once)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is malformed: its header is no JSON: {error}") from None
     if not isinstance(header, dict):
         raise ValueError(f"{path} is malformed: its header is no object")

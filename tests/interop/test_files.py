@@ -1,0 +1,176 @@
+"""Files of tensors: what is broken, doubled or outside is an error that says so, and nothing is unpickled."""
+
+import json
+import struct
+
+import numpy as np
+import pytest
+from interop.tiny import halves, tensors, write, write_parts
+from safetensors.numpy import save
+
+from jaxdiff.interop.files import open_tensors, read_config
+
+WHOLE = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.arange(4, dtype=np.float32)}
+
+
+def raw(header, data=b""):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def entry(start, stop, shape=(1,), dtype="F32"):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": [start, stop]}
+
+
+def test_reads_parts_of_tensors(tmp_path):
+    (tmp_path / "x.safetensors").write_bytes(save(WHOLE))
+    held = open_tensors(tmp_path / "x.safetensors")
+    assert held.keys() == WHOLE.keys() and held["a"].shape == (2, 3) and held["a"].dtype == "F32"
+    np.testing.assert_array_equal(held["a"][()], WHOLE["a"])
+    np.testing.assert_array_equal(held["a"][1:2, 1:3], WHOLE["a"][1:2, 1:3])
+
+
+BROKEN = {
+    "empty": b"",
+    "short": b"\x02\0\0",
+    "truncated header": save(WHOLE)[:40],
+    "truncated data": save(WHOLE)[:-4],
+    "more data": save(WHOLE) + b"\0\0\0\0",
+    "absurd length": struct.pack("<Q", 2**62) + b"{}",
+    "no json": raw(b"{'a': 1}   "),
+    "no utf-8": raw(b'{"\xff": 1}'),
+    "deep": raw(b'{"a":' + b"[" * 100_000),
+    "no object": raw(b"[1]     "),
+    "no entry": raw({"a": 3}),
+    "beyond the end": raw({"a": entry(0, 8, (2,))}, b"\0" * 4),
+    "wrong size": raw({"a": entry(0, 8)}, b"\0" * 8),
+    "negative": raw({"a": entry(-4, 0)}, b"\0" * 4),
+    "overlap": raw({"a": entry(0, 4), "b": entry(2, 6)}, b"\0" * 6),
+    "gap": raw({"a": entry(0, 4), "b": entry(8, 12)}, b"\0" * 12),
+    "overflow": raw({"a": entry(0, 4, (2**62, 2**62))}, b"\0" * 4),
+    "unknown type": raw({"a": entry(0, 4, (1,), "F31")}, b"\0" * 4),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_malformed_and_truncated_files(name, tmp_path):
+    (tmp_path / "x.safetensors").write_bytes(BROKEN[name])
+    with pytest.raises(ValueError, match=r"x.safetensors is malformed"):
+        open_tensors(tmp_path)
+
+
+def test_a_name_twice_in_a_header(tmp_path):
+    text = '{"a": %s, "a": %s}' % (json.dumps(entry(0, 4)), json.dumps(entry(4, 8)))  # noqa: UP031
+    (tmp_path / "x.safetensors").write_bytes(raw(text.encode(), b"\0" * 8))
+    with pytest.raises(ValueError, match="names twice: a"):
+        open_tensors(tmp_path)
+
+
+def test_a_name_in_two_files(tmp_path):
+    parts = halves(tensors())
+    first, second = parts
+    parts[second]["gain"] = parts[first]["gain"]
+    write_parts(tmp_path, parts)
+    with pytest.raises(ValueError, match="'gain' is in another file"):
+        open_tensors(tmp_path)
+
+
+def test_reads_files_by_their_index(tmp_path):
+    held = tensors()
+    write_parts(tmp_path, halves(held))
+    for path in tmp_path, tmp_path / "model.safetensors.index.json":
+        got = open_tensors(path)
+        assert got.keys() == held.keys()
+        np.testing.assert_array_equal(got["conv_in.weight"][()], held["conv_in.weight"])
+
+
+@pytest.mark.parametrize("name", ["../x.safetensors", "/etc/x.safetensors", "a/x.safetensors", "..", "x.bin", 7, ["x"]])
+def test_an_index_that_leaves_the_directory(name, tmp_path):
+    inside = tmp_path / "inside"
+    write(tmp_path, tensors(), "x.safetensors")
+    write_parts(inside, halves(tensors()), {"gain": name})
+    with pytest.raises(ValueError, match=r"is no \.safetensors file in"):
+        open_tensors(inside)
+
+
+def test_an_index_that_does_not_fit_its_files(tmp_path):
+    parts = halves(tensors())
+    right = {key: file for file, held in parts.items() for key in held}
+    for index, message in (
+        (right | {"ghost": next(iter(parts))}, "differ in 1 tensors: ghost"),
+        ({key: file for key, file in right.items() if key != "gain"}, "differ in 1 tensors: gain"),
+        (right | {"gain": "model-00003-of-00002.safetensors"}, "'model-00003-of-00002.safetensors', which is missing"),
+        ({}, "must hold a weight_map"),
+        ([], "must hold a weight_map"),
+    ):
+        write_parts(tmp_path, parts, index)
+        with pytest.raises(ValueError, match=message):
+            open_tensors(tmp_path)
+    for text in "[]", "{", "[" * 100_000:
+        (tmp_path / "model.safetensors.index.json").write_text(text)
+        with pytest.raises(ValueError, match=r"index.json (is no JSON|must hold an object)"):
+            open_tensors(tmp_path)
+
+
+def test_of_variants_the_plain_one(tmp_path):
+    plain, half = tensors(), tensors(dtype=np.float16)
+    write(tmp_path, half, "model.fp16.safetensors")
+    assert open_tensors(tmp_path)["gain"].dtype == "F16"
+    write_parts(tmp_path, {f"model.fp16-{k[6:]}": v for k, v in halves(half).items()},
+                name="model.safetensors.index.fp16.json")  # fmt: skip
+    write_parts(tmp_path, halves(plain))
+    assert open_tensors(tmp_path)["gain"].dtype == "F32"
+    assert open_tensors(tmp_path / "model.safetensors.index.fp16.json")["gain"].dtype == "F16"
+    assert open_tensors(tmp_path / "model.fp16.safetensors")["gain"].dtype == "F16"
+
+
+def test_only_a_variant_in_parts(tmp_path):
+    parts = {f"model.fp16-{k[6:]}": v for k, v in halves(tensors(dtype=np.float16)).items()}
+    write_parts(tmp_path, parts, name="model.safetensors.index.fp16.json")
+    assert open_tensors(tmp_path).keys() == tensors().keys()
+
+
+def test_refuses_pickles_and_says_how_to_convert(tmp_path):
+    for name in "diffusion_pytorch_model.bin", "model.ckpt":
+        (tmp_path / name).write_bytes(b"\x80\x04cos\nsystem\n(S'true'\ntR.")
+        for path in tmp_path, tmp_path / name:
+            with pytest.raises(ValueError, match=rf"(?s){name}.* is pickled.*weights_only=True.*save_file"):
+                open_tensors(path)
+    # Beside tensors nobody looks at them.
+    write(tmp_path)
+    assert "gain" in open_tensors(tmp_path)
+
+
+def test_no_tensors(tmp_path):
+    with pytest.raises(ValueError, match=r"no whole \.safetensors file and no index"):
+        open_tensors(tmp_path)
+    for name in "x", "x.safetensors", "x.safetensors.index.json":
+        with pytest.raises(ValueError, match="does not exist"):
+            open_tensors(tmp_path / name)
+    # Parts whose index is lost are not one of them at random.
+    write_parts(tmp_path, halves(tensors()))
+    (tmp_path / "model.safetensors.index.json").unlink()
+    with pytest.raises(ValueError, match=r"no whole \.safetensors file and no index"):
+        open_tensors(tmp_path)
+
+
+def test_the_class_of_a_config(tmp_path):
+    path = tmp_path / "config.json"
+    with pytest.raises(ValueError, match="does not exist"):
+        read_config(tmp_path)
+    for text, kind in ('{"_class_name": "A", "x": -Infinity}', "A"), ('{"architectures": ["B"]}', "B"):
+        path.write_text(text)
+        assert read_config(tmp_path)[0] == kind
+    for text in (
+        "{}",
+        '{"architectures": []}',
+        '{"architectures": ["A", "B"]}',
+        '{"_class_name": 3}',
+        '{"architectures": 3}',
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match="must name one class"):
+            read_config(tmp_path)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match="is no JSON"):
+        read_config(tmp_path)
