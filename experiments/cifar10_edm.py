@@ -1,7 +1,6 @@
 """EDM on CIFAR-10 (Karras et al. 2022, arXiv:2206.00364, table 1 and appendix F).
 
-The training and sampling are the paper's; the network is a U-Net of its class (`networks.wide_cifar10`), and mirroring
-is the only augmentation.
+The training, the sampling and the network, DDPM++, are the paper's; mirroring is the only augmentation.
 """
 
 import jax.numpy as jnp
@@ -32,7 +31,7 @@ def experiment(
         batch: images in an update.
         lr: learning rate.
         seed: of parameters, training noise and data order.
-        widths: channels by level.
+        widths: channels by level; the first convolution has half as many as the first.
         blocks: residual blocks in a level.
         warmup: steps of linear warm-up; the default is 10 million images.
         ema: decay of the parameters' average; the default has a half-life of half a million images.
@@ -42,7 +41,14 @@ def experiment(
         preview_every: steps between two grids of samples.
     """
     images = data.open_source(source, size=size, channels=3)
-    network = networks.wide_cifar10(widths=widths, blocks=blocks, dtype=compute_dtype())
+    network = networks.ddpmpp_cifar10(
+        resolution=size,
+        base=widths[0] // 2,
+        widths=widths,
+        blocks=blocks,
+        attention=(size // 2,),
+        dtype=compute_dtype(),
+    )
     apply = networks.as_apply(network)
     process, sigma_data = jd.processes.EDM(), 0.5
     row = jd.parameterize.edm(sigma_data)

@@ -8,6 +8,7 @@ from typing import Any
 
 from jaxdiff.interop.architecture import Architecture
 from jaxdiff.interop.autoencoders import autoencoder_kl, vq_model
+from jaxdiff.interop.edm import dhariwal_unet, edm2_unet, song_unet
 from jaxdiff.interop.encoders import bert, clip_text, t5_encoder
 from jaxdiff.interop.transformers import dit, flux, sd3
 from jaxdiff.interop.unets import controlnet, unet_2d, unet_2d_condition
@@ -22,9 +23,12 @@ CLASSES: dict[str, Callable[[Mapping[str, Any], Any], Architecture]] = {
     "CLIPTextModel": partial(clip_text, projection=False),
     "CLIPTextModelWithProjection": partial(clip_text, projection=True),
     "ControlNetModel": controlnet,
+    "DhariwalUNet": dhariwal_unet,
     "DiTTransformer2DModel": dit,
+    "EDM2UNet": edm2_unet,
     "FluxTransformer2DModel": flux,
     "SD3Transformer2DModel": sd3,
+    "SongUNet": song_unet,
     "T5EncoderModel": t5_encoder,
     "UNet2DConditionModel": unet_2d_condition,
     "UNet2DModel": unet_2d,

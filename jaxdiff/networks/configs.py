@@ -5,8 +5,10 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
+from jaxdiff.networks.edm2 import EDM2UNet
 from jaxdiff.networks.embed import Sinusoidal
 from jaxdiff.networks.layers import wide
+from jaxdiff.networks.song_unet import SongUNet
 from jaxdiff.networks.transformer2d import Transformers
 from jaxdiff.networks.unet import UNet
 
@@ -25,23 +27,51 @@ def ddpm_cifar10(**changes) -> UNet:
     return UNet(**config | changes)
 
 
-def wide_cifar10(**changes) -> UNet:
-    """A CIFAR-10 network of the class of DDPM++ (Song et al. 2021, app. H): 62,427,395 parameters at 32x32x3.
+def ddpmpp_cifar10(**changes) -> SongUNet:
+    """DDPM++ as Karras et al. 2022 (arXiv:2206.00364, app. F.3) train it on CIFAR-10.
 
-    It has the widths, depth, attention resolution, resampling blocks and dropout of the network that Karras et al.
-    2022 train on CIFAR-10, but not its narrower stem, its attention once per level on the way up, and its scaled
-    residual sums, with which that network has 55.7 million parameters.
+    With the condition of their augmentation, augment_dim=9, it has the published 55.7 million parameters.
+    """
+    config: dict[str, Any] = {"widths": (256, 256, 256), "base": 128, "blocks": 4, "attention": (16,), "dropout": 0.13}
+    return SongUNet(**config | changes)
+
+
+def ncsnpp_cifar10(**changes) -> SongUNet:
+    """NCSN++ as Karras et al. 2022 (arXiv:2206.00364, app. F.3) train it on CIFAR-10.
+
+    With the condition of their augmentation, augment_dim=9, it has 56.4 million parameters.
     """
     config: dict[str, Any] = {
-        "widths": (256, 256, 256),
-        "blocks": 4,
-        "attention": (1,),
-        "resample": "resblock",
-        "dropout": 0.13,
-        "eps": 1e-6,
-        "time": Sinusoidal(cos_first=False, shift=1),
+        "embedding": "fourier",
+        "noise_mult": 2,
+        "encoder": "residual",
+        "taps": (1.0, 3.0, 3.0, 1.0),
     }
-    return UNet(**config | changes)
+    return ddpmpp_cifar10(**config | changes)
+
+
+EDM2_WIDTHS = {"xs": 128, "s": 192, "m": 256, "l": 320, "xl": 384, "xxl": 448}
+
+
+def edm2(size: str, **changes) -> EDM2UNet:
+    """EDM2's networks for the latents of ImageNet-512, 64x64x4 (Karras et al. 2024, arXiv:2312.02696, tables 2 and 4).
+
+    Args:
+        size: "xs", "s", "m", "l", "xl" or "xxl", of 125, 280, 498, 777, 1119 and 1523 million parameters.
+        **changes: attributes of `EDM2UNet`; those for ImageNet-64 have the same.
+
+    Raises:
+        ValueError: there is no such size.
+    """
+    if size not in EDM2_WIDTHS:
+        raise ValueError(f"size must be one of {', '.join(EDM2_WIDTHS)}, got {size!r}")
+    config: dict[str, Any] = {
+        "widths": tuple(EDM2_WIDTHS[size] * mult for mult in (1, 2, 3, 4)),
+        "dropout": 0.0 if size in ("xs", "s") else 0.1,
+        "num_classes": 1000,
+        "log_variance": 128,
+    }
+    return EDM2UNet(**config | changes)
 
 
 def adm_imagenet64(**changes) -> UNet:

@@ -93,7 +93,7 @@ class _UNet(nn.Module):
                 h = block(h, f"{at}_block{i}", width, attend=size in self.attention and self._attends(i))
             channels = x.shape[-1] if self.out_channels is None else self.out_channels
             out = self._emit(h, out, at, level=level, channels=channels)
-        return self._answer(out)
+        return self._answer(jnp.asarray(out, wide(self.dtype)))
 
     def _style(self, width: int, *, way: str | None = None, attend: bool = False) -> dict:
         """Options of a block."""
@@ -119,10 +119,8 @@ class _UNet(nn.Module):
         """The image after a level on the way up."""
         raise NotImplementedError
 
-    def _answer(self, out: Array | None) -> Array | tuple[Array, Array]:
-        if out is None:
-            raise ValueError("a network needs at least one level, got no widths")
-        return out.astype(wide(self.dtype))
+    def _answer(self, out: Array) -> Array | tuple[Array, Array]:
+        return out
 
     def _conv(self, features: int, name: str, **options) -> Conv:
         return Conv(features, dtype=self.dtype, name=name, **options)
@@ -276,9 +274,8 @@ class DhariwalUNet(_UNet):
         channels *= 2 if self.learned_variance else 1
         return self._conv(channels, "out_conv", zero=True)(nn.silu(norm("out_norm", h, 1e-5)(h)))
 
-    def _answer(self, out: Array | None) -> Array | tuple[Array, Array]:
-        answer = super()._answer(out)
+    def _answer(self, out: Array) -> Array | tuple[Array, Array]:
         if not self.learned_variance:
-            return answer
-        f, v = jnp.split(answer, 2, axis=-1)
+            return out
+        f, v = jnp.split(out, 2, axis=-1)
         return f, (v + 1) / 2
