@@ -17,7 +17,7 @@ from parity.checkpoints import close, nchw, nhwc, randomize, roundtrip  # noqa: 
 from jaxdiff.interop.keys import places  # noqa: E402
 from jaxdiff.interop.unets import control_config  # noqa: E402
 from jaxdiff.networks.configs import sdxl_vector  # noqa: E402
-from jaxdiff.networks.controlnet import controlled  # noqa: E402
+from jaxdiff.networks.controlnet import controlled, copy_encoder  # noqa: E402
 
 # What differs between the published layouts: levels with attention, resampling, padding, embedding.
 DDPM = {
@@ -269,6 +269,23 @@ def test_controlnet(name, pooled, tmp_path):
     assert np.abs(nhwc(steered) - nhwc(case.theirs()[0])).max() > 0.1
     same_gradients(ours, grads, control, 5e-5)
     saved(ours, control, tmp_path / "ours")
+
+
+def test_a_new_controlnet_starts_as_the_reference_s(tmp_path):
+    model = Case("xl").model
+    unet = roundtrip(model, tmp_path / "unet")
+    config = control_config(unet.config, conditioning_embedding_out_channels=[4, 6])
+    built = jd.interop.architecture(config)
+    drawn = jax.tree.map(lambda a: jnp.full(a.shape, 7.0), jax.eval_shape(built.init, jax.random.key(0)))
+    ours = jd.interop.Loaded(built.apply, copy_encoder(drawn, unet.params), config)
+    jd.interop.save(ours, tmp_path / "control")
+    got = diffusers.ControlNetModel.from_pretrained(tmp_path / "control")
+    want = diffusers.ControlNetModel.from_unet(model, conditioning_embedding_out_channels=(4, 6))
+    same = [json.loads(m.to_json_string()) | {"_name_or_path": None} for m in (got, want)]
+    assert same[0] == same[1]
+    for key, value in want.state_dict().items():
+        copied = torch.equal(got.state_dict()[key], value)
+        assert copied == (not key.startswith("controlnet_")), key
 
 
 def test_the_published_cifar10_network_has_the_reference_checkpoint_s_shapes():
