@@ -58,6 +58,7 @@ def compare_kl(model, loaded, x, tolerance):
     close(run(loaded.apply.decode, loaded.params, nhwc(z)), nhwc(model.decode(z).sample), tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KL)
 def test_kl_in_float32(name, tmp_path):
     compare_kl(*load("AutoencoderKL", KL[name], tmp_path), images(), 5e-5)
@@ -67,6 +68,7 @@ def test_kl_in_float64(tmp_path, x64):
     compare_kl(*load("AutoencoderKL", KL["flux"], tmp_path, np.float64), images(dtype=np.float64), 1e-9)
 
 
+@pytest.mark.slow
 def test_the_kl_term_and_its_gradient(tmp_path):
     model, loaded = load("AutoencoderKL", TINY, tmp_path)
     x = images()
@@ -113,6 +115,7 @@ def test_the_old_names_of_the_attention(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, again.params, loaded.params)
 
 
+@pytest.mark.slow
 def test_half_precision_stays_near(tmp_path):
     model, _ = load("AutoencoderKL", TINY, tmp_path / "single")
     x = images()
@@ -142,6 +145,7 @@ def test_vq(tmp_path):
     close(run(loaded.apply.decode, loaded.params, z), nhwc(model.decode(h).sample), 5e-5)
 
 
+@pytest.mark.slow
 def test_the_gradient_passes_the_codebook(tmp_path):
     model, loaded = load("VQModel", VQ, tmp_path)
     x = images()
@@ -186,6 +190,7 @@ def test_tiles_of_the_decoder(tmp_path):
     assert np.abs(plain - want)[:, where].max() > 0.01, "tiles don't matter here"
 
 
+@pytest.mark.slow
 def test_tiles_of_the_encoder(tmp_path):
     model, loaded = load("AutoencoderKL", TILES, tmp_path)
     model.enable_tiling()
@@ -197,6 +202,7 @@ def test_tiles_of_the_encoder(tmp_path):
         close(got[:, where], nhwc(want)[:, where], 5e-5)
 
 
+@pytest.mark.slow
 def test_tiles_without_overlap_are_all_theirs(tmp_path):
     model, loaded = load("AutoencoderKL", TILES, tmp_path)
     model.enable_tiling()
