@@ -1,7 +1,18 @@
 """Networks: functions F(x, noise, cond) with parameters, in Flax Linen."""
 
 from jaxdiff.networks.apply import as_apply, init
-from jaxdiff.networks.configs import adm_imagenet64, ddpm_cifar10, ddpmpp_cifar10, edm2, ncsnpp_cifar10
+from jaxdiff.networks.configs import (
+    adm_imagenet64,
+    ddpm_cifar10,
+    ddpmpp_cifar10,
+    edm2,
+    ncsnpp_cifar10,
+    sdxl_vector,
+    stable_diffusion_1,
+    stable_diffusion_2,
+    stable_diffusion_xl,
+)
+from jaxdiff.networks.controlnet import ControlNet, controlled, copy_encoder
 from jaxdiff.networks.dit import DiT, dit_b_4, dit_s_2, dit_xl_2, sit_xl_2
 from jaxdiff.networks.edm2 import EDM2UNet, log_variance
 from jaxdiff.networks.embed import Fourier, Sinusoidal
@@ -10,10 +21,14 @@ from jaxdiff.networks.magnitude import force_weight_norm
 from jaxdiff.networks.mlp import MLP
 from jaxdiff.networks.mmdit import MMDiT
 from jaxdiff.networks.song_unet import DhariwalUNet, SongUNet
+from jaxdiff.networks.transformer2d import Transformers
 from jaxdiff.networks.unet import UNet
+from jaxdiff.networks.uvit import UViT, uvit_h_2_imagenet256, uvit_s_2_cifar10
+from jaxdiff.networks.video import VideoDiT, VideoUNet, inflate, per_frame
 
 __all__ = [
     "MLP",
+    "ControlNet",
     "DhariwalUNet",
     "DiT",
     "EDM2UNet",
@@ -22,9 +37,15 @@ __all__ = [
     "MMDiT",
     "Sinusoidal",
     "SongUNet",
+    "Transformers",
     "UNet",
+    "UViT",
+    "VideoDiT",
+    "VideoUNet",
     "adm_imagenet64",
     "as_apply",
+    "controlled",
+    "copy_encoder",
     "ddpm_cifar10",
     "ddpmpp_cifar10",
     "dit_b_4",
@@ -32,8 +53,16 @@ __all__ = [
     "dit_xl_2",
     "edm2",
     "force_weight_norm",
+    "inflate",
     "init",
     "log_variance",
     "ncsnpp_cifar10",
+    "per_frame",
+    "sdxl_vector",
     "sit_xl_2",
+    "stable_diffusion_1",
+    "stable_diffusion_2",
+    "stable_diffusion_xl",
+    "uvit_h_2_imagenet256",
+    "uvit_s_2_cifar10",
 ]
