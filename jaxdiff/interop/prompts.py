@@ -1,0 +1,122 @@
+"""What the networks of text-to-image pipelines see of a prompt: Stable Diffusion 1 and 2, XL, 3, and Flux."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+from jaxdiff.networks.configs import sdxl_vector
+
+__all__ = ["LAYOUTS", "Cond", "Layout", "Models"]
+
+Cond = dict[str, Array]
+
+
+class Models(NamedTuple):
+    """The models of a pipeline's directory, without their parameters.
+
+    Attributes:
+        apply: each one's pure function, by the name of its directory.
+        config: likewise.
+        length: of T5's text, in tokens.
+    """
+
+    apply: Mapping[str, Any]
+    config: Mapping[str, Mapping[str, Any]]
+    length: int
+
+
+class Layout(NamedTuple):
+    """A kind of pipeline.
+
+    Attributes:
+        network: directory of the network that denoises.
+        encoders: directories of the text encoders, and whether the pipeline can do without.
+        encode: (models, params, tokens) -> the condition, tokens int[B, L] by the encoder's name.
+        complete: (models, condition, (height, width)) -> with what does not depend on the prompt.
+        steps: the usual number of steps.
+        length: of T5's text, in tokens.
+        zeros: no prompt may be a condition of zeros.
+        patch: latents of a token along each axis, where the network's config does not say it.
+        even: see `scheduler`.
+    """
+
+    network: str
+    encoders: Mapping[str, bool]
+    encode: Callable[[Models, Any, Mapping[str, Array]], Cond]
+    complete: Callable[[Models, Cond, tuple[int, int]], Cond] = lambda models, cond, size: cond
+    steps: int = 50
+    length: int = 0
+    zeros: bool = False
+    patch: int | None = None
+    even: bool = False
+
+
+def _stable_diffusion(models: Models, params: Any, tokens: Mapping[str, Array]) -> Cond:
+    return {"tokens": models.apply["text_encoder"](params["text_encoder"], tokens["text_encoder"]).hidden}
+
+
+def _xl(models: Models, params: Any, tokens: Mapping[str, Array]) -> Cond:
+    hidden, pooled = _clips(models, params, tokens)
+    return {"tokens": hidden, "vector": pooled[-1]}
+
+
+def _complete_xl(models: Models, cond: Cond, size: tuple[int, int]) -> Cond:
+    # An image whose original had this size, and that is not cropped.
+    numbers = jnp.broadcast_to(jnp.asarray([*size, 0, 0, *size], jnp.float32), (len(cond["vector"]), 6))
+    features = models.config["unet"]["addition_time_embed_dim"]
+    return cond | {"vector": sdxl_vector(cond["vector"], numbers, features)}
+
+
+def _sd3(models: Models, params: Any, tokens: Mapping[str, Array]) -> Cond:
+    hidden, pooled = _clips(models, params, tokens)
+    width = models.config["transformer"]["joint_attention_dim"]
+    hidden = jnp.pad(hidden, ((0, 0), (0, 0), (0, width - hidden.shape[-1])))
+    if "text_encoder_3" in models.apply:
+        third = models.apply["text_encoder_3"](params["text_encoder_3"], tokens["text_encoder_3"]).hidden
+    else:
+        third = jnp.zeros((len(hidden), models.length, width), hidden.dtype)
+    return {"tokens": jnp.concatenate([hidden, third], axis=1), "vector": jnp.concatenate(pooled, axis=-1)}
+
+
+def _flux(models: Models, params: Any, tokens: Mapping[str, Array]) -> Cond:
+    first = models.apply["text_encoder"](params["text_encoder"], tokens["text_encoder"])
+    second = models.apply["text_encoder_2"](params["text_encoder_2"], tokens["text_encoder_2"])
+    return {"tokens": second.hidden, "vector": first.pooled}
+
+
+def _clips(models: Models, params: Any, tokens: Mapping[str, Array]) -> tuple[Array, list[Array]]:
+    """Of both CLIPs the layer before the last, side by side, and the vectors of the texts."""
+    names = "text_encoder", "text_encoder_2"
+    both = [models.apply[name](params[name], tokens[name], layer=-2, norm=False) for name in names]
+    return jnp.concatenate([one.hidden for one in both], axis=-1), [one.pooled for one in both]
+
+
+SD = Layout("unet", {"text_encoder": False}, _stable_diffusion)
+XL = Layout("unet", {"text_encoder": False, "text_encoder_2": False}, _xl, _complete_xl, zeros=True)
+SD3 = Layout(
+    "transformer", {"text_encoder": False, "text_encoder_2": False, "text_encoder_3": True}, _sd3, steps=28, length=256
+)
+FLUX = Layout(
+    "transformer", {"text_encoder": False, "text_encoder_2": False}, _flux, steps=28, length=512, patch=2, even=True
+)
+
+# By the class in model_index.json; those that begin with an image differ in nothing that is in the directory.
+LAYOUTS = {
+    "FluxImg2ImgPipeline": FLUX,
+    "FluxInpaintPipeline": FLUX,
+    "FluxPipeline": FLUX,
+    "LatentConsistencyModelPipeline": SD._replace(steps=4),
+    "StableDiffusion3Img2ImgPipeline": SD3,
+    "StableDiffusion3InpaintPipeline": SD3,
+    "StableDiffusion3Pipeline": SD3,
+    "StableDiffusionImg2ImgPipeline": SD,
+    "StableDiffusionInpaintPipeline": SD,
+    "StableDiffusionPipeline": SD,
+    "StableDiffusionXLImg2ImgPipeline": XL,
+    "StableDiffusionXLInpaintPipeline": XL,
+    "StableDiffusionXLPipeline": XL,
+}
