@@ -10,6 +10,7 @@ from jaxdiff.networks import UNet
 from jaxdiff.networks.dit import DiT
 from jaxdiff.networks.video import (
     Motion,
+    TemporalBlock,
     TemporalConv,
     VideoDiT,
     VideoUNet,
@@ -49,10 +50,14 @@ def run(apply, *args):
     return jax.jit(apply, compiler_options=QUICK)(*args)
 
 
+def frame(cond, t):
+    """One frame's conditions."""
+    return {name: value[:, t] if name == "concat" else value for name, value in cond.items()}
+
+
 def check_start(image, video, x, cond):
     """With an image network's parameters the video network is the image network; with others frames meet."""
-    one = {name: value[:, 0] if name == "concat" else value for name, value in cond.items()}
-    weights = random(shapes(image, x[:, 0], one))
+    weights = random(shapes(image, x[:, 0], frame(cond, 0)))
     shaped = shapes(video, x, cond)
     zeros = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shaped)
     drawn = random(shaped)
@@ -63,7 +68,8 @@ def check_start(image, video, x, cond):
     )
     apply = jax.jit(networks.as_apply(video), compiler_options=QUICK)
     got = apply(inflate(fresh, weights), x, NOISE, cond)
-    want = run(per_frame(networks.as_apply(image)), weights, x, NOISE, cond)
+    one = jax.jit(networks.as_apply(image), compiler_options=QUICK)
+    want = np.stack([one(weights, x[:, t], NOISE, frame(cond, t)) for t in range(FRAMES)], axis=1)
     assert np.abs(want).max() > 0.1
     np.testing.assert_allclose(got, want, rtol=0, atol=2e-5)
 
@@ -71,12 +77,60 @@ def check_start(image, video, x, cond):
     other[:, 1] += 1
     before, after = apply(drawn, x, NOISE, cond), apply(drawn, other, NOISE, cond)
     assert (np.abs(after - before).max(axis=(0, 2, 3, 4)) > 1e-4).all(), "a frame does not see the others"
-    return got
+    # Videos don't see each other, nor each other's conditions.
+    other[0], noise = 0, NOISE * np.array([9, 1], np.float32)
+    np.testing.assert_allclose(apply(drawn, other, noise, cond)[1], after[1], rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_transformer_starts_as_its_image_network():
     image, video = DiT(**DIT), VideoDiT(**DIT, frames=FRAMES)
     check_start(image, video, normal(0, 2, FRAMES, 4, 4, 3), {"label": np.array([2, 0], np.int32)})
+
+
+def test_each_frame_gets_its_video_s_conditions():
+    """Of a network whose output tells what it was given."""
+
+    def image(params, x, noise, cond, *, key):
+        residual = cond["residuals"][0].mean(axis=(1, 2), keepdims=True)
+        return params * x + noise[:, None, None, None] * cond["vector"][:, None, None] + cond["concat"] + residual
+
+    x, concat = normal(0, 2, 3, 4, 5, 6), normal(1, 2, 3, 4, 5, 6)
+    vector, residual = normal(2, 2, 6), normal(3, 2, 3, 2, 2, 6)
+    got = per_frame(image)(2, x, NOISE, {"vector": vector, "concat": concat, "residuals": [residual]})
+    each = NOISE[:, None, None, None, None] * vector[:, None, None, None]
+    np.testing.assert_array_equal(got, 2 * x + each + concat + residual.mean(axis=(2, 3), keepdims=True))
+
+
+def test_attention_among_frames_written_out(x64):
+    """The temporal block in loops over videos and positions."""
+    heads, rng = 2, np.random.default_rng(4)
+    x, emb = rng.standard_normal((2, FRAMES, 4, 8)), rng.standard_normal((2, 8))
+    module = TemporalBlock(heads, ratio=2, dtype=jnp.float64)
+    tree = jax.eval_shape(module.init, jax.random.key(0), x, emb)["params"]
+    params = jax.tree.map(lambda a: rng.standard_normal(a.shape) / np.sqrt(a.shape[0]), tree)
+
+    def linear(name, a, *path):
+        p = params[name] if not path else params[name][path[0]]
+        return a @ p["kernel"] + p["bias"]
+
+    def norm(a):
+        return (a - a.mean(-1, keepdims=True)) / np.sqrt(a.var(-1, keepdims=True) + 1e-6)
+
+    want = x.copy()
+    for b in range(2):
+        parts = np.split(linear("norm1.linear", emb[b] / (1 + np.exp(-emb[b]))), 6)
+        for n in range(4):
+            h = norm(x[b, :, n]) * (1 + parts[1]) + parts[0] + frame_positions(FRAMES, 8)
+            q, k, v = (np.split(linear(f"attn1.to_{a}", h), heads, axis=-1) for a in "qkv")
+            weights = [np.exp(q[i] @ k[i].T / 2) for i in range(heads)]
+            seen = np.concatenate([w / w.sum(-1, keepdims=True) @ v[i] for i, w in enumerate(weights)], axis=-1)
+            want[b, :, n] += parts[2] * linear("attn1.to_out.0", seen)
+            h = linear("ff", norm(want[b, :, n]) * (1 + parts[4]) + parts[3], "net.0.proj")
+            h = h / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3)))
+            want[b, :, n] += parts[5] * linear("ff", h, "net.2")
+    got = run(lambda p: module.apply({"params": p}, x, emb), params)
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-9)
 
 
 @pytest.mark.slow
@@ -118,14 +172,17 @@ def test_positions_of_frames():
     np.testing.assert_array_equal(table[0], [0, 1, 0, 1, 0, 1])
 
 
-@pytest.mark.slow
-def test_the_parameters_are_of_every_length():
+@pytest.mark.parametrize(
+    "module",
+    [VideoDiT(**DIT), pytest.param(VideoUNet(**SMALL, motion_heads=2), marks=pytest.mark.slow)],
+    ids=["dit", "unet"],
+)
+def test_the_parameters_are_of_every_length(module):
     label = {"label": jax.ShapeDtypeStruct((1,), jnp.int32)}
-    for module in VideoDiT(**DIT), VideoUNet(**SMALL, motion_heads=2):
-        short, long = (
-            shapes(module.clone(frames=n), jax.ShapeDtypeStruct((1, n, 4, 4, 3), jnp.float32), label) for n in (2, 7)
-        )
-        assert short == long
+    short, long = (
+        shapes(module.clone(frames=n), jax.ShapeDtypeStruct((1, n, 4, 4, 3), jnp.float32), label) for n in (2, 7)
+    )
+    assert short == long
 
 
 def test_inflate_refuses_what_has_no_place():
