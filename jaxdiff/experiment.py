@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,12 @@ class Experiment:
         guidance: the sampler's default scale; 1 is off.
         learned_variance: the network answers (F, frac).
         source: name of the data for `jaxdiff eval`; see `data.open_source`.
+        limit: what is done to the denoiser's answers while sampling, clipping say.
         draw: (experiment, params, path) draws samples that are no images into the file.
+        start: reads parameters to begin with, in place of init's.
+        frozen: what the network needs beside its trained parameters, on the devices; apply, loss and draw then take
+            (params, frozen) for params, as `whole` makes it.
+        export: what the parameters may be written as, for other projects: a name -> (params, folder) writes it.
     """
 
     init: Callable[[Array], Params]
@@ -77,7 +82,15 @@ class Experiment:
     guidance: float = 1.0
     learned_variance: bool = False
     source: str | None = None
+    limit: Callable[[Denoiser], Denoiser] = lambda denoise: denoise
     draw: Callable[[Experiment, Params, Path], None] | None = None
+    start: Callable[[], Params] | None = None
+    frozen: Any = None
+    export: Mapping[str, Callable[[Params, Path], None]] = field(default_factory=dict)
+
+    def whole(self, params: Params) -> Params:
+        """What apply takes, of the trained parameters."""
+        return params if self.frozen is None else (params, self.frozen)
 
 
 def compute_dtype() -> Any:
@@ -97,6 +110,7 @@ def sampler(
         guided: classifier-free guidance; without it `scale` is not looked at, and the network is asked half as often.
     Returns:
         (params, keys [B], label [B] or None, scale) -> x, [B, *shape]; each example depends on its own key alone.
+        Its params are `experiment.whole`'s.
     Raises:
         ValueError: guidance of a network that knows no null condition.
     """
@@ -116,6 +130,7 @@ def sampler(
         if guided:
             null = jnp.full(keys.shape, experiment.null_label, jnp.int32)  # type: ignore[arg-type]
             predict = guidance.cfg(predict, denoise(null), scale)
+        predict = experiment.limit(predict)
         prior_keys, path_keys = (fold_in(keys, i) for i in range(2))
         x = prior(levels, prior_keys, (keys.shape[0], *experiment.shape))
         return sample(predict, chosen, levels, x, path_keys)

@@ -1,4 +1,4 @@
-"""The command line: `jaxdiff train EXPERIMENT | sample RUN | eval RUN`."""
+"""The command line: `jaxdiff train EXPERIMENT | sample RUN | eval RUN | convert RUN`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ COMMANDS = {
     "train": "train an experiment, or go on where it stopped",
     "sample": "make pictures with a trained run",
     "eval": "measure a trained run's samples against real data",
+    "convert": "write a run's parameters as a Hugging Face folder",
 }
 
 
@@ -50,5 +51,9 @@ def _run(command: str, args: list[str]) -> None:
         from jaxdiff.cli.evaluate import command as evaluate
 
         tyro.cli(evaluate, args=args, prog="jaxdiff eval")
+    elif command == "convert":
+        from jaxdiff.cli.convert import command as convert
+
+        tyro.cli(convert, args=args, prog="jaxdiff convert")
     else:
         raise ValueError(f"unknown command {command!r}; there are: {', '.join(COMMANDS)}")

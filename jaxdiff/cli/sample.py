@@ -1,4 +1,4 @@
-"""`jaxdiff sample RUN`: pictures, arrays or single files of a trained run."""
+"""`jaxdiff sample RUN`: pictures, arrays or single files of a trained run, or of a prompt."""
 
 from __future__ import annotations
 
@@ -22,21 +22,24 @@ Generate = Callable[[Array, Array | None], Array]  # (keys [B], label [B] or Non
 
 def command(
     run: tyro.conf.Positional[Path],
-    num: int = 50,
+    num: int | None = None,
     label: int | None = None,
     guidance: float | None = None,
     solver: str | None = None,
     steps: int | None = None,
     seed: int = 0,
-    batch: int = 100,
+    batch: int | None = None,
     params: Literal["ema", "params"] = "ema",
     out: Path | None = None,
+    prompt: str | None = None,
+    negative: str | None = None,
+    size: tuple[int, int] | None = None,
 ) -> None:
-    """Make pictures with a trained run.
+    """Make pictures with a trained run, or with a prompt for Stable Diffusion or Flux.
 
     Args:
-        run: the run's folder.
-        num: number of pictures.
+        run: the run's folder, or a text-to-image directory with model_index.json.
+        num: number of pictures; by default 50 of a run, 1 of a prompt.
         label: class of all pictures; by default they take turns.
         guidance: classifier-free guidance scale, 1 is off; by default the experiment's.
         solver: one of jaxdiff.solvers, or FILE.py:NAME; by default the experiment's.
@@ -51,7 +54,7 @@ def command(
     if out.suffix not in ("", ".png", ".npz"):
         raise ValueError(f"--out must end in .png or .npz, or be a folder, got {out}")
     if experiment.draw is not None and out.suffix == ".png":
-        experiment.draw(experiment, train.load_params(run, params), out)
+        experiment.draw(experiment, experiment.whole(train.load_params(run, params)), out)
     else:
         generate = generator(experiment, run, params, guidance=guidance, solver=solver, steps=steps)
         x, labels = draw(experiment, generate, num, label=label, seed=seed, batch=batch)
@@ -72,7 +75,7 @@ def generator(
     scale = experiment.guidance if guidance is None else guidance
     chosen = None if solver is None else named_solver(solver)
     generate = sampler(experiment, solver=chosen, steps=steps, guided=scale != 1)
-    params = train.load_params(run, which)
+    params = experiment.whole(train.load_params(run, which))
     return lambda keys, label: generate(params, keys, label, scale)
 
 

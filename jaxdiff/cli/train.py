@@ -32,7 +32,9 @@ def command(args: list[str]) -> None:
     path, *rest = args
     build = load(path)
     knobs, workdir, mesh = _parse_knobs(build, rest, Path(path))
-    _train(build(**knobs), Path(path), knobs, workdir=workdir, mesh=mesh)
+    # An experiment that reads parameters takes the mesh to put them on; it is no knob of the run.
+    where = {"mesh": mesh} if "mesh" in inspect.signature(build).parameters else {}
+    _train(build(**knobs, **where), Path(path), knobs, workdir=workdir, mesh=mesh)
 
 
 def _train(experiment: Experiment, path: Path, knobs: dict[str, Any], *, workdir: Path, mesh: Mesh) -> None:
@@ -46,10 +48,12 @@ def _train(experiment: Experiment, path: Path, knobs: dict[str, Any], *, workdir
     shutil.copyfile(path, source)
     preview = _previewer(experiment, workdir)
     with training.Checkpointer(workdir) as checkpointer:
-        if checkpointer.latest() is None:
-            state = training.create(experiment.init, experiment.optimizer, init_key, mesh)
-        else:
+        if checkpointer.latest() is not None:
             state = checkpointer.restore(abstract)
+        elif experiment.start is not None:
+            state = training.adopt(experiment.start(), experiment.optimizer, mesh)
+        else:
+            state = training.create(experiment.init, experiment.optimizer, init_key, mesh)
         start = int(state.step)
         print(_summary(experiment, state, mesh))
         if start == experiment.steps:
@@ -62,6 +66,7 @@ def _train(experiment: Experiment, path: Path, knobs: dict[str, Any], *, workdir
                 key=step_key,
                 ema=experiment.ema,
                 accumulate=experiment.accumulate,
+                frozen=experiment.frozen,
             ),
             state,
             experiment.batches(start),
@@ -89,7 +94,8 @@ def _parse_knobs(build: Callable[..., Experiment], args: list[str], path: Path) 
         inspect.Parameter("mesh", inspect.Parameter.KEYWORD_ONLY, default="", annotation=str),
     ]
     hints = get_type_hints(build)
-    knobs = [p.replace(annotation=hints[name]) for name, p in inspect.signature(build).parameters.items()]
+    parameters = inspect.signature(build).parameters.items()
+    knobs = [p.replace(annotation=hints[name]) for name, p in parameters if name != "mesh"]
 
     def command(**values: Any) -> dict[str, Any]:
         return values
@@ -122,12 +128,13 @@ def _previewer(experiment: Experiment, workdir: Path) -> Callable[[training.Trai
     def preview(state: training.TrainState) -> None:
         last = int(state.step) == experiment.steps
         path = workdir / ("samples.png" if last else f"samples-{int(state.step):06d}.png")
+        params = experiment.whole(state.ema)
         if experiment.draw is not None:
-            experiment.draw(experiment, state.ema, path)
+            experiment.draw(experiment, params, path)
         else:
             x, _ = draw(
                 experiment,
-                lambda keys, label: generate(state.ema, keys, label, experiment.guidance),
+                lambda keys, label: generate(params, keys, label, experiment.guidance),
                 2 * PREVIEW if last else PREVIEW,
                 batch=PREVIEW,
             )

@@ -140,7 +140,8 @@ def _add(params: Params, adapters: Adapters, scale: float | Array) -> Params:
         more = _product(**pair)
         if more.shape != leaf.shape:
             raise ValueError(f"the adapter of {jax.tree_util.keystr(entries)} is {more.shape}, not {leaf.shape}")
-        wide = jnp.promote_types(leaf.dtype, more.dtype)
+        with jax.numpy_dtype_promotion("standard"):
+            wide = jnp.promote_types(leaf.dtype, more.dtype)
         return leaf.astype(wide) + jnp.asarray(scale, wide) * more.astype(wide)
 
     merged = jax.tree_util.tree_map_with_path(add, params)

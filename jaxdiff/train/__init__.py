@@ -1,10 +1,11 @@
 """Training: a loss is a function here; networks and solvers are unknown."""
 
 from jaxdiff.train.checkpoint import Checkpointer, load_params, read_knobs, write_knobs
+from jaxdiff.train.freeze import join, split
 from jaxdiff.train.loop import fit, metrics_file
 from jaxdiff.train.optimizer import adamw
 from jaxdiff.train.sharding import make_mesh, shard_batch, shard_params
-from jaxdiff.train.state import TrainState, abstract, create
+from jaxdiff.train.state import TrainState, abstract, adopt, create
 from jaxdiff.train.step import make_step
 
 __all__ = [
@@ -12,8 +13,10 @@ __all__ = [
     "TrainState",
     "abstract",
     "adamw",
+    "adopt",
     "create",
     "fit",
+    "join",
     "load_params",
     "make_mesh",
     "make_step",
@@ -21,5 +24,6 @@ __all__ = [
     "read_knobs",
     "shard_batch",
     "shard_params",
+    "split",
     "write_knobs",
 ]

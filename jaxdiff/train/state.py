@@ -42,6 +42,25 @@ def create(
     return jax.jit(build, out_shardings=shardings)(key)
 
 
+def adopt(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Make the first state of parameters that exist already, read from a file, say.
+
+    Args:
+        params: tree of arrays; they are donated.
+        optimizer: an optax optimizer.
+        mesh: from `make_mesh`.
+
+    Returns:
+        The state at step 0, like `create`'s.
+
+    Raises:
+        ValueError: a large array cannot be split over the mesh (see `shard_params`).
+    """
+    params = jax.device_put(params, shard_params(params, mesh), may_alias=True)
+    build = lambda params: _first(params, optimizer)  # noqa: E731
+    return jax.jit(build, donate_argnums=0, out_shardings=shard_params(jax.eval_shape(build, params), mesh))(params)
+
+
 def abstract(init: Callable[[jax.Array], Any], optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """Describe the state that `create` would make (shapes, dtypes, shardings) without making it.
 
@@ -59,10 +78,10 @@ def abstract(init: Callable[[jax.Array], Any], optimizer: optax.GradientTransfor
 
 
 def _builder(init: Callable[[jax.Array], Any], optimizer: optax.GradientTransformation) -> Callable[..., Any]:
-    def build(key: jax.Array) -> TrainState:
-        params = init(key)
-        # A copy: the average and the parameters are donated separately, so they may not share a buffer.
-        average = jax.tree.map(lambda x: jnp.copy(x).astype(jnp.float32), params)
-        return TrainState(jnp.zeros((), jnp.int32), params, average, optimizer.init(params))
+    return lambda key: _first(init(key), optimizer)
 
-    return build
+
+def _first(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+    # A copy: the average and the parameters are donated separately, so they may not share a buffer.
+    average = jax.tree.map(lambda x: jnp.copy(x).astype(jnp.float32), params)
+    return TrainState(jnp.zeros((), jnp.int32), params, average, optimizer.init(params))

@@ -25,6 +25,7 @@ def make_step(
     key: jax.Array,
     ema: averages.Decay,
     accumulate: int = 1,
+    frozen: Any = None,
 ) -> Step:
     """Compile a loss and an optimizer into `step(state, batch) -> (state, metrics)`.
 
@@ -38,6 +39,8 @@ def make_step(
         key: random key of the whole run.
         ema: decay of the parameters' average, from `jaxdiff.train.ema`.
         accumulate: number of microbatches whose gradients are averaged before one update.
+        frozen: tree of arrays that the loss needs and nobody trains, laid out as the state is; the loss is then given
+            (params, frozen) in place of params. An array that it closed over would be compiled in as a constant.
 
     Returns:
         The step. Its metrics are the loss's own, "loss", and "grad_norm" (the global norm before clipping).
@@ -48,9 +51,13 @@ def make_step(
     if accumulate < 1:
         raise ValueError(f"accumulate must be at least 1, got {accumulate}")
 
-    def update(state: TrainState, batch: Any, layout: _Layout) -> tuple[TrainState, Metrics]:
+    def update(state: TrainState, batch: Any, fixed: Any, layout: _Layout) -> tuple[TrainState, Metrics]:
         step_key = jax.random.fold_in(key, state.step)
-        sharded_loss = lambda params, k, b: loss(layout.gather(params), k, b)  # noqa: E731
+
+        def sharded_loss(params: Any, key: jax.Array, batch: Any) -> tuple[jax.Array, Metrics]:
+            params = layout.gather(params)
+            return loss(params if fixed is None else (params, layout.whole(fixed)), key, batch)
+
         if accumulate == 1:
             gradient = jax.value_and_grad(sharded_loss, has_aux=True)
             (value, aux), grads = gradient(state.params, step_key, batch)
@@ -67,7 +74,7 @@ def make_step(
         new = jax.tree.map(lambda fresh, old: jnp.where(finite, fresh, old), new, state)
         return new, {**aux, "loss": value, "grad_norm": norm}
 
-    return _Compiled(update)
+    return _Compiled(update, frozen)
 
 
 def _accumulated(loss: Loss, params: Any, key: jax.Array, parts: Any) -> tuple[tuple[jax.Array, Metrics], Any]:
@@ -96,17 +103,20 @@ class _Layout(NamedTuple):
         """
         if self.mesh is None:
             return params
-        whole = NamedSharding(self.mesh, P())
 
         @jax.custom_vjp
         def collect(params: Any) -> Any:
-            return jax.lax.with_sharding_constraint(params, jax.tree.map(lambda _: whole, params))
+            return self.whole(params)
 
         collect.defvjp(
             lambda params: (collect(params), None),
             lambda _, grads: (jax.lax.with_sharding_constraint(grads, self.shardings.params),),
         )
         return collect(params)
+
+    def whole(self, tree: Any) -> Any:
+        """Collect arrays on every device."""
+        return tree if self.mesh is None else jax.lax.with_sharding_constraint(tree, NamedSharding(self.mesh, P()))
 
     def split(self, batch: Any, count: int) -> Any:
         """Cut [B, ...] into [count, B/count, ...] such that no example leaves its device."""
@@ -130,16 +140,16 @@ class _Layout(NamedTuple):
 class _Compiled:
     """A step, compiled once for each mesh that it meets, so that a new state lies where the old one did."""
 
-    def __init__(self, update: Callable[..., Any]):
-        self._update = update
+    def __init__(self, update: Callable[..., Any], frozen: Any):
+        self._update, self._frozen = update, frozen
         self._jitted: dict[Any, Any] = {}
 
     def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        return self._for(state)(state, batch)
+        return self._for(state)(state, batch, self._frozen)
 
     def lower(self, state: TrainState, batch: Any) -> jax.stages.Lowered:
         """Lower for arrays or for `jax.ShapeDtypeStruct`s with shardings, as `jax.jit(...).lower` does."""
-        return self._for(state).lower(state, batch)
+        return self._for(state).lower(state, batch, self._frozen)
 
     def cache_size(self) -> int:
         """Count the programs compiled so far."""
@@ -158,4 +168,4 @@ class _Compiled:
         mesh = place.mesh if isinstance(place, NamedSharding) and isinstance(place.mesh, Mesh) else None
         layout = _Layout(mesh, shardings)
         out = None if mesh is None else (shardings, NamedSharding(mesh, P()))
-        return jax.jit(lambda s, b: self._update(s, b, layout), donate_argnums=0, out_shardings=out)
+        return jax.jit(lambda s, b, f: self._update(s, b, f, layout), donate_argnums=0, out_shardings=out)

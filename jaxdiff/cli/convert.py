@@ -1,0 +1,32 @@
+"""`jaxdiff convert RUN --out FOLDER`: a run's parameters as another project's files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from jaxdiff import train
+from jaxdiff.experiment import load_run
+
+
+def command(
+    run: tyro.conf.Positional[Path],
+    out: Path,
+    form: str = "model",
+    params: Literal["ema", "params"] = "ema",
+) -> None:
+    """Write what a run has trained as a Hugging Face folder, which PyTorch programs load.
+
+    Args:
+        run: the run's folder.
+        out: the folder to write; must not hold weights.
+        form: model is the whole network, with adapters merged into it; lora the adapters alone.
+        params: averaged or last parameters.
+    """
+    export = load_run(run).export
+    if form not in export:
+        raise ValueError(f"this run is written as {' or '.join(export) or 'nothing'}, got --form {form}")
+    export[form](train.load_params(run, params), out)
+    print(out)

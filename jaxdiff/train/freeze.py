@@ -1,0 +1,38 @@
+"""Training a part of a tree of parameters: the part is a tree, too, and so is the rest."""
+
+import re
+from typing import Any
+
+import jax
+
+
+def split(params: Any, pattern: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Cut a tree in two by the paths of its leaves.
+
+    Args:
+        params: a nested dict.
+        pattern: a regular expression, looked for in the dotted path of a leaf ("mid_block.resnets.0.conv1.kernel").
+
+    Returns:
+        (the leaves that it finds, the rest), each a nested dict.
+
+    Raises:
+        ValueError: it finds none.
+    """
+    found: dict[str, Any] = {}
+    rest: dict[str, Any] = {}
+    for entries, leaf in jax.tree_util.tree_leaves_with_path(params):
+        path = [entry.key for entry in entries]
+        folder = found if re.search(pattern, ".".join(path)) else rest
+        for segment in path[:-1]:
+            folder = folder.setdefault(segment, {})
+        folder[path[-1]] = leaf
+    if not found:
+        raise ValueError(f"no parameter's path holds {pattern!r}")
+    return found, rest
+
+
+def join(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Put together what `split` cut."""
+    both = {name: join(below, other[name]) for name, below in one.items() if name in other}
+    return {**other, **one, **both}

@@ -1,0 +1,178 @@
+"""Fine-tuning a network that was read from a folder: what is trained moves, what is frozen doesn't, on any mesh."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+import jaxdiff as jd
+from jaxdiff import train
+from jaxdiff.cli import main
+from jaxdiff.experiment import load
+from jaxdiff.networks import lora
+
+FILE = Path(__file__).parents[1] / "experiments" / "finetune.py"
+UNET = {
+    "_class_name": "UNet2DModel",
+    "sample_size": 8,
+    "in_channels": 1,
+    "out_channels": 1,
+    "layers_per_block": 1,
+    "block_out_channels": [16, 32],
+    "norm_num_groups": 8,
+    "attention_head_dim": 8,
+    "num_class_embeds": 11,
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
+    "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
+}
+DIT = {
+    "_class_name": "DiTTransformer2DModel",
+    "sample_size": 8,
+    "in_channels": 1,
+    "num_layers": 2,
+    "attention_head_dim": 8,
+    "num_attention_heads": 4,
+    "num_embeds_ada_norm": 10,
+}
+TINY = {"steps": 4, "batch": 8, "lr": 1e-2}
+
+
+def folder(config, path, seed=0):
+    """A network with random numbers in all of its parameters, as a folder."""
+    built = jd.interop.architecture(config)
+    params = jax.jit(built.init)(jax.random.key(seed))
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+    noise = [x + 0.05 * jax.random.normal(key, x.shape) for key, x in zip(keys, leaves, strict=True)]
+    jd.interop.save(jd.interop.Loaded(built.apply, tree.unflatten(noise), config), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def unet(tmp_path_factory):
+    return str(folder(UNET, tmp_path_factory.mktemp("unet")))
+
+
+@pytest.fixture(scope="module")
+def dit(tmp_path_factory):
+    return str(folder(DIT, tmp_path_factory.mktemp("dit")))
+
+
+def run(count, directory, steps=4, *, state=None, optimizer=None, **knobs):
+    """Trains on the first devices; returns the experiment, the state and the losses."""
+    mesh = train.make_mesh(1, count, devices=jax.devices()[:count])
+    made = load(FILE)(directory, **(TINY | knobs), mesh=mesh)
+    made = made if optimizer is None else replace(made, optimizer=optimizer)
+    step = train.make_step(
+        made.loss, made.optimizer, key=jax.random.key(3), ema=made.ema, accumulate=made.accumulate, frozen=made.frozen
+    )
+    if state is None and made.start is not None:
+        state = train.adopt(made.start(), made.optimizer, mesh)
+    elif state is None:
+        state = train.create(made.init, made.optimizer, jax.random.key(2), mesh)
+    batches, losses = made.batches(int(state.step)), []
+    for _ in range(steps):
+        state, metrics = step(state, train.shard_batch(next(batches), mesh))
+        losses.append(float(metrics["loss"]))
+    assert step.cache_size() == 1
+    return made, state, losses
+
+
+def error(made, params):
+    """The loss of what is trained, on the first batches with fixed noise."""
+    batches = made.batches(0)
+    whole = [next(batches) for _ in range(16)]
+    batch = jax.tree.map(lambda *parts: np.concatenate(parts), *whole)
+    return float(jax.jit(made.loss)(made.whole(params), jax.random.key(9), batch)[0])
+
+
+def same(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "only"), [("unet", ""), ("dit", "ff|proj_out|to_[qv]$")])
+def test_adapters_are_trained_and_nothing_else(kind, only, request):
+    directory = request.getfixturevalue(kind)
+    before = jd.interop.load(directory).params
+    made, state, _ = run(1, directory, mode="lora", only=only, rank=2, steps=40)
+    assert error(made, state.params) < 0.95 * error(made, made.init(jax.random.key(2)))
+    same(made.frozen["base"], before)
+    # The state is the adapters', its average and moments too.
+    kernels = [".".join(path[:-1]) for path, _ in lora.pairs(state.params)]
+    assert kernels and all(re.search(only or "to_", path) for path in kernels)
+    for tree in (state.params, state.ema, state.opt[1][0].mu):
+        assert all(pair["up"].any() and pair["down"].any() for _, pair in lora.pairs(tree))
+
+
+@pytest.mark.slow
+def test_all_parameters(unet):
+    made, state, _ = run(1, unet, steps=30, lr=2e-3)
+    assert error(made, state.params) < 0.8 * error(made, made.start())
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), state.params, jd.interop.load(unet).params)
+    assert all(jax.tree.leaves(moved))
+
+
+@pytest.mark.slow
+def test_a_part_is_trained_and_the_rest_stays(unet, tmp_path):
+    made, state, _ = run(1, unet, only=r"attentions", steps=30)
+    assert error(made, state.params) < 0.95 * error(made, made.start())
+    made.export["model"](state.params, tmp_path / "out")
+    before, after = jd.interop.load(unet).params, jd.interop.load(tmp_path / "out").params
+    for entries, leaf in jax.tree_util.tree_leaves_with_path(after):
+        old = before
+        for entry in entries:
+            old = old[entry.key]
+        assert np.array_equal(leaf, old) != ("attentions" in jax.tree_util.keystr(entries))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("knobs", [{"mode": "lora"}, {}, {"only": "attn1"}], ids=["lora", "full", "part"])
+def test_eight_devices_are_one(knobs, dit, monkeypatch):
+    # Tiny arrays are split, too, as large ones are.
+    monkeypatch.setattr(train.sharding, "SMALL", 64)
+    # Plain descent: Adam divides by the gradient's size, so where that is a rounding error, it moves all the same.
+    knobs = {"optimizer": optax.sgd(0.1), "steps": 3, **knobs}
+    _, one, losses = run(1, dit, **knobs)
+    made, eight, sharded = run(8, dit, **knobs)
+    np.testing.assert_allclose(sharded, losses, rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), eight.params, one.params)
+    assert any(not x.sharding.is_fully_replicated for x in jax.tree.leaves((eight.params, made.frozen["base"])))
+
+
+@pytest.mark.slow
+def test_resumed_run_is_the_same(dit, tmp_path):
+    _, straight, losses = run(8, dit, mode="lora")
+    made, state, _ = run(8, dit, steps=2, mode="lora")
+    with train.Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(state)
+        checkpointer.wait()
+        like = train.abstract(made.init, made.optimizer, train.make_mesh(1, 8))
+        resumed, last = run(8, dit, steps=2, state=checkpointer.restore(like), mode="lora")[1:]
+    same(resumed, straight)
+    assert last == losses[2:]
+
+
+@pytest.mark.slow
+def test_command_line(dit, tmp_path, capsys):
+    knobs = ["--directory", dit, "--mode", "lora", "--rank", "2", "--batch", "8", "--sample-steps", "2"]
+    whole = tmp_path / "whole"
+    begin = ["train", str(FILE), *knobs]
+    main([*begin, "--steps", "4", "--preview-every", "2", "--workdir", str(whole), "--mesh", "data=8"])
+    main(["sample", str(whole), "--num", "3", "--out", str(tmp_path / "x.npz")])
+    assert np.load(tmp_path / "x.npz")["x"].shape == (3, 8, 8, 1)
+
+    main(["convert", str(whole), "--out", str(tmp_path / "adapters"), "--form", "lora"])
+    main(["convert", str(whole), "--out", str(tmp_path / "merged")])
+    base = jd.interop.load(dit)
+    adapters = jd.interop.load_lora(tmp_path / "adapters", {"transformer": base})["transformer"]
+    same(adapters, train.load_params(whole))
+    merged = jd.interop.load(tmp_path / "merged")
+    same(merged.params, lora.merge(base.params, adapters))
+    with pytest.raises(SystemExit):
+        main(["convert", str(whole), "--out", str(tmp_path / "other"), "--form", "onnx"])
+    assert "model or lora" in capsys.readouterr().err
