@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -131,7 +130,7 @@ def _needed(c: Fields, name: str) -> int:
     return value
 
 
-def _built(module: nn.Module, c: Fields, prefix: str, *, channels: str = "in_channels") -> Architecture:
+def _built(module: Any, c: Fields, prefix: str, *, channels: str = "in_channels") -> Architecture:
     c.skip("_class_name")
     size = (2 ** (len(module.widths) - 1),) * 2
     x = jax.ShapeDtypeStruct((1, *size, _needed(c, channels)), jnp.float32)

@@ -60,11 +60,15 @@ def attend(
 
 
 def _standard(q, k, v, where=None, *, scale: float, bias=None, causal: bool = False, implementation=None) -> Array:
+    half = q.dtype
+    if half == jnp.float16 and implementation is None:
+        q, k, v = (a.astype(jnp.float32) for a in (q, k, v))  # a CPU can't multiply float16 into float32
     # It promotes bfloat16 to float32 implicitly, which strict promotion refuses.
     with jax.numpy_dtype_promotion("standard"):
-        return jax.nn.dot_product_attention(
+        y = jax.nn.dot_product_attention(
             q, k, v, bias, where, scale=scale, is_causal=causal, implementation=implementation
         )
+    return y.astype(half)
 
 
 def _in_float64(q, k, v, where=None, *, scale: float, bias, causal: bool) -> Array:

@@ -120,11 +120,10 @@ def _jvp(primals: Any, tangents: Any, **kernels: Kernel) -> tuple[Array, Array]:
 
 def _batch(args: Any, axes: Any, **kernels: Kernel) -> tuple[Array, int]:
     """Folds the new axis into the batch axis, over which attention is independent."""
-    size = next(x.shape[axis] for x, axis in zip(args, axes, strict=True) if axis is not batching.not_mapped)
+    size = next(x.shape[axis] for x, axis in zip(args, axes, strict=True) if axis is not None)
 
     def fold(x, axis):
-        mapped = axis is not batching.not_mapped
-        x = jnp.moveaxis(x, axis, 0) if mapped else jnp.broadcast_to(x, (size, *x.shape))
+        x = jnp.broadcast_to(x, (size, *x.shape)) if axis is None else jnp.moveaxis(x, axis, 0)
         return x.reshape(-1, *x.shape[2:])
 
     y = _tangent.bind(*map(fold, args, axes), **kernels)

@@ -33,6 +33,10 @@ def test_attend_is_softmax_of_scaled_products_head_by_head():
     check_attend(np.float32, 1e-5)
 
 
+def test_attend_computes_half_precision_in_single():
+    check_attend(np.float16, 1e-2)
+
+
 def test_attend_keeps_double_precision(x64):
     check_attend(np.float64, 1e-12)
 
