@@ -11,7 +11,8 @@ from jax.sharding import Mesh
 
 import jaxdiff as jd
 from jaxdiff import data, interop, train
-from jaxdiff.experiment import Experiment, compute_dtype
+from jaxdiff.cli.images import save_png
+from jaxdiff.experiment import Experiment, compute_dtype, example_keys, sampler
 from jaxdiff.interop.files import read_config
 from jaxdiff.networks import lora
 
@@ -25,6 +26,7 @@ def experiment(
     source: str = "fashion_mnist",
     size: int = 0,
     cond: str = "",
+    vae: str = "",
     steps: int = 1000,
     batch: int = 32,
     accumulate: int = 1,
@@ -51,9 +53,10 @@ def experiment(
         rank: of the adapters.
         scale: of the adapters' part, alpha / rank.
         source: fashion_mnist, tfds:NAME or folder:PATH.
-        size: of the images; by default as the network's config has it.
+        size: of the images; by default as the network's config and the autoencoder have it.
         cond: an .npz file of what the network is conditioned on, by its names ("tokens", "vector"): one row for each
             class of the data and a last one that says nothing.
+        vae: folder of the autoencoder whose latents the network is of; a pipeline's is found.
         steps: updates of the parameters.
         batch: images in an update.
         accumulate: microbatches in an update.
@@ -70,8 +73,10 @@ def experiment(
     kind, config = read_config(folder)
     config = {**config, "_class_name": kind}
     sampling = _sampling(folder, kind)
-    images = data.open_source(source, size=size or config.get("sample_size"), channels=config.get("in_channels"))
     place = None if mesh is None else lambda tree: train.shard_params(tree, mesh)
+    codec = _autoencoder(vae, folder, place)
+    size = size or config.get("sample_size", 0) * (codec.apply.factor if codec else 1)
+    images = data.open_source(source, size=size or None, channels=3 if codec else config.get("in_channels"))
     tables = _tables(cond, place)
     null = _null_label(kind, config, tables)
     if null is not None and not 0 < images.num_classes <= null:
@@ -93,28 +98,29 @@ def experiment(
 
     learned = config.get("out_channels") == 2 * config.get("in_channels", 0)
     discrete = isinstance(sampling.process, jd.processes.Discrete)
-    loss = jd.losses.hybrid_loss if learned and discrete else jd.losses.denoising_loss
+    make_loss = jd.losses.hybrid_loss if learned and discrete else jd.losses.denoising_loss
+    loss = make_loss(
+        apply,
+        sampling.process,
+        sampling.row,
+        null=None if null is None else {"label": jnp.full((1,), null)},
+        drop_rate=0.0 if null is None else drop_rate,
+    )
     return Experiment(
         init=tuned.init,
         start=tuned.start,
-        frozen={"base": tuned.base, "cond": tables},
+        frozen={"base": tuned.base, "cond": tables, "vae": codec.params if codec else {}},
         export=tuned.export,
         apply=apply,
         process=sampling.process,
         row=sampling.row,
-        loss=loss(
-            apply,
-            sampling.process,
-            sampling.row,
-            null=None if null is None else {"label": jnp.full((1,), null)},
-            drop_rate=0.0 if null is None else drop_rate,
-        ),
+        loss=_of_latents(loss, codec.apply) if codec else loss,
         optimizer=train.adamw(lr, warmup=min(100, steps // 10)),
         ema=train.ema.warmup(ema),
         batches=batches,
         steps=steps,
         seed=seed,
-        shape=images.shape,
+        shape=_latent_shape(images.shape, codec.apply) if codec else images.shape,
         grid=sampling.grid,
         solver=sampling.solver,
         limit=sampling.limit,
@@ -126,6 +132,7 @@ def experiment(
         guidance=guidance,
         learned_variance=learned,
         source=source,
+        draw=_drawing(codec.apply) if codec else None,
     )
 
 
@@ -183,6 +190,41 @@ def _adapters(folder: Path, place: Any, *, only: str, rank: int, scale: float) -
             "lora": lambda params, out: interop.save_lora(out, {name: params}, {name: loaded}, scale=scale),
         },
     )
+
+
+def _autoencoder(vae: str, folder: Path, place: Any) -> interop.Loaded | None:
+    path = Path(vae) if vae else folder.parent / "vae"
+    if not vae and not (path / "config.json").is_file():
+        return None
+    return interop.load(path, dtype=compute_dtype(), place=place)
+
+
+def _of_latents(loss: Any, codec: Any) -> Any:
+    """The loss of latents, drawn from the autoencoder's posterior, as a loss of images."""
+
+    def of_images(params: Any, key: Any, batch: dict[str, Any]) -> Any:
+        draw_key, key = jax.random.split(key)
+        mean, std = codec.encode(params[1]["vae"], batch["x"])
+        z = codec.standardize(mean + std * jd.noise.normal_like(draw_key, mean))
+        return loss(params, key, {**batch, "x": z.astype(jnp.float32)})
+
+    return of_images
+
+
+def _latent_shape(shape: tuple[int, ...], codec: Any) -> tuple[int, ...]:
+    return (*(length // codec.factor for length in shape[:-1]), codec.channels)
+
+
+def _drawing(codec: Any) -> Callable[[Experiment, Any, Path], None]:
+    def draw(made: Experiment, params: Any, path: Path) -> None:
+        columns = made.num_classes or 4
+        label = jnp.arange(2 * columns, dtype=jnp.int32) % made.num_classes if made.num_classes else None
+        generate = sampler(made, guided=made.guidance != 1)
+        z = generate(params, example_keys(made.seed, 2 * columns), label, made.guidance)
+        images = jax.jit(lambda params, z: codec.decode(params, codec.restore(z)))(params[1]["vae"], z)
+        save_png(path, np.asarray(images, np.float32), columns)
+
+    return draw
 
 
 def _network_folder(directory: Path) -> Path:

@@ -1,10 +1,12 @@
 """Fine-tuning a network that was read from a folder: what is trained moves, what is frozen doesn't, on any mesh."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -142,6 +144,43 @@ def test_eight_devices_are_one(knobs, dit, monkeypatch):
     np.testing.assert_allclose(sharded, losses, rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), eight.params, one.params)
     assert any(not x.sharding.is_fully_replicated for x in jax.tree.leaves((eight.params, made.frozen["base"])))
+
+
+@pytest.mark.slow
+def test_latents_and_cached_tokens(tmp_path):
+    """A pipeline's conditional U-Net on its autoencoder's latents, the tokens of each class from a file."""
+    cross = {
+        "_class_name": "UNet2DConditionModel",
+        "sample_size": 8,
+        "layers_per_block": 1,
+        "block_out_channels": [8, 16],
+        "norm_num_groups": 4,
+        "attention_head_dim": 2,
+        "cross_attention_dim": 6,
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+    }
+    vae = {"_class_name": "AutoencoderKL", "block_out_channels": [8, 8], "norm_num_groups": 4, "sample_size": 16}
+    vae |= {"down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2}
+    folder(cross, tmp_path / "unet")
+    folder(vae, tmp_path / "vae", seed=5)
+    (tmp_path / "scheduler").mkdir()
+    settings = {"_class_name": "DDIMScheduler", "beta_schedule": "scaled_linear", "prediction_type": "v_prediction"}
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(settings))
+    tokens = np.random.default_rng(0).normal(size=(11, 3, 6)).astype(np.float32)
+    np.savez(tmp_path / "cond.npz", tokens=tokens)
+
+    made, state, losses = run(1, str(tmp_path), mode="lora", cond=str(tmp_path / "cond.npz"), sample_steps=2)
+    assert made.shape == (8, 8, 4) and np.isfinite(losses).all()
+    assert made.process.T == 1000 and made.null_label == 10
+    network = jd.interop.load(tmp_path / "unet")
+    x, noise = jax.random.normal(jax.random.key(1), (2, 8, 8, 4)), jnp.array([3.0, 500.0])
+    label = np.array([4, 10])
+    got = made.apply(made.whole(state.params), x, noise, {"label": jnp.asarray(label)})
+    want = network.apply(lora.merge(network.params, state.params), x, noise, {"tokens": jnp.asarray(tokens[label])})
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    made.draw(made, made.whole(state.ema), tmp_path / "x.png")
+    assert (tmp_path / "x.png").stat().st_size > 0
 
 
 @pytest.mark.slow
