@@ -12,7 +12,7 @@ import jaxdiff as jd
 from jaxdiff.interop.edm import edm2_config, edm_config
 from jaxdiff.interop.keys import places
 from jaxdiff.interop.openai import as_diffusers, openai_config, openai_unet, split_attention
-from jaxdiff.interop.originals import BUILD, load_original
+from jaxdiff.interop.originals import BUILD
 
 
 class Fake:
@@ -184,13 +184,13 @@ def write(directory, tensors):
 
 def test_wrong_files(tmp_path):
     with pytest.raises(ValueError, match="kind must be one of edm, edm2, openai, got 'adm'"):
-        load_original(tmp_path, "adm")
+        jd.interop.load_original(tmp_path, "adm")
     tensors = fused(tensors_of(OPENAI | HEADS))
     del tensors["middle_block.0.in_layers.0.bias"]
     tensors["middle_block.1.qkv.bias"] = Fake((189,))
     write(tmp_path, tensors | {"ghost": Fake((2,))})
     with pytest.raises(ValueError) as error:
-        load_original(tmp_path, "openai", {"num_heads": 1})
+        jd.interop.load_original(tmp_path, "openai", {"num_heads": 1})
     for part in (
         "missing: middle_block.0.in_layers.0.bias;",
         "not of this network: ghost;",
@@ -198,19 +198,19 @@ def test_wrong_files(tmp_path):
     ):
         assert part in str(error.value)
     with pytest.raises(ValueError, match="no levels of an encoder"):
-        load_original(tmp_path, "edm")
+        jd.interop.load_original(tmp_path, "edm")
     write(tmp_path, {"time_embed.0.weight": Fake((8, 2)), "output_blocks.0.0.in_layers.0.bias": Fake((2,))})
     with pytest.raises(ValueError, match="don't mirror each other"):
-        load_original(tmp_path, "openai", HEADS)
+        jd.interop.load_original(tmp_path, "openai", HEADS)
     tensors = tensors_of(MP)
     del tensors["unet.emb_noise.weight"]
     write(tmp_path, tensors)
     with pytest.raises(ValueError, match=r"unet\.emb_noise\.weight is missing"):
-        load_original(tmp_path, "edm2")
+        jd.interop.load_original(tmp_path, "edm2")
 
 
 @pytest.mark.slow
 def test_edm2_loads_with_its_scalars(tmp_path):
     write(tmp_path, tensors_of(MP))
-    params = load_original(tmp_path, "edm2").params
+    params = jd.interop.load_original(tmp_path, "edm2").params
     assert params["out_gain"].shape == () and params["enc.8x8_block0"]["emb_gain"].shape == ()

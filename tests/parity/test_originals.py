@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
 from jaxdiff.interop.keys import places  # noqa: E402
-from jaxdiff.interop.originals import load_original  # noqa: E402
 from jaxdiff.networks.edm2 import log_variance  # noqa: E402
 
 
@@ -217,7 +216,7 @@ def run(loaded, inputs, dtype):
 def test_edm(name, tmp_path):
     tensors, buffers, inputs, reference = edm_case(EDM[name], torch.float32)
     save_file(tensors | (buffers if name != "adm" else {}), tmp_path / "network.safetensors")
-    loaded = load_original(tmp_path / "network.safetensors", "edm")
+    loaded = jd.interop.load_original(tmp_path / "network.safetensors", "edm")
     w = Weights(tensors, "model.")
     close(jax.jit(run(loaded, inputs, jnp.float32))(loaded.params), nhwc(reference(w)), 5e-5)
     assert w.used == set(tensors)
@@ -236,7 +235,7 @@ def saved_equals(loaded, tensors, directory):
 def test_edm_in_float64_with_gradients(tmp_path, x64):
     tensors, buffers, inputs, reference = edm_case(EDM["ncsn++"], torch.float64)
     save_file(tensors | buffers, tmp_path / "network.safetensors")
-    loaded = load_original(tmp_path, "edm", dtype=jnp.float64)
+    loaded = jd.interop.load_original(tmp_path, "edm", dtype=jnp.float64)
     gradients_agree(loaded, tensors, "model.", reference, run(loaded, inputs, jnp.float64))
 
 
@@ -359,7 +358,7 @@ def edm2_case(dtype):
 def test_edm2(tmp_path):
     tensors, inputs, reference = edm2_case(torch.float32)
     save_file(tensors, tmp_path / "network.safetensors")
-    loaded = load_original(tmp_path, "edm2", HIDDEN)
+    loaded = jd.interop.load_original(tmp_path, "edm2", HIDDEN)
     w = Weights(tensors, "unet.")
     close(10 * jax.jit(run(loaded, inputs, jnp.float32))(loaded.params), nhwc(reference(w)), 5e-5)
     head = Weights(tensors, "")
@@ -374,7 +373,7 @@ def test_edm2(tmp_path):
 def test_edm2_in_float64_with_gradients(tmp_path, x64):
     tensors, inputs, reference = edm2_case(torch.float64)
     save_file(tensors, tmp_path / "network.safetensors")
-    loaded = load_original(tmp_path, "edm2", HIDDEN, dtype=jnp.float64)
+    loaded = jd.interop.load_original(tmp_path, "edm2", HIDDEN, dtype=jnp.float64)
     ours = run(loaded, inputs, jnp.float64)
     gradients_agree(loaded, tensors, "unet.", reference, lambda params: 10 * ours(params))
 
@@ -465,7 +464,7 @@ def test_openai(config, given, tmp_path):
     state = model.state_dict()
     theirs = openai_layout(state, 4, given.get("use_new_attention_order", False))
     save_file(theirs, tmp_path / "network.safetensors")
-    loaded = load_original(tmp_path, "openai", given)
+    loaded = jd.interop.load_original(tmp_path, "openai", given)
 
     x, noise, label = np.random.default_rng(0).standard_normal((2, 16, 16, 3), np.float32), [7.0, 731.0], [3, 9]
     learned = config["out_channels"] == 6
