@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from jaxdiff import solvers, train
 from jaxdiff.cli.images import save_npz, save_png, save_pngs
+from jaxdiff.cli.prompt import draw_prompt, is_pipeline
 from jaxdiff.experiment import Experiment, example_keys, load_function, load_run, sampler
 
 Generate = Callable[[Array, Array | None], Array]  # (keys [B], label [B] or None) -> x [B, ...]
@@ -41,24 +42,44 @@ def command(
         run: the run's folder, or a text-to-image directory with model_index.json.
         num: number of pictures; by default 50 of a run, 1 of a prompt.
         label: class of all pictures; by default they take turns.
-        guidance: classifier-free guidance scale, 1 is off; by default the experiment's.
-        solver: one of jaxdiff.solvers, or FILE.py:NAME; by default the experiment's.
-        steps: number of steps; by default the experiment's.
+        guidance: guidance scale, 1 is off; by default the experiment's, or the network's usual one.
+        solver: one of jaxdiff.solvers, or FILE.py:NAME; of a prompt a scheduler such as EulerDiscreteScheduler.
+        steps: number of steps; by default the experiment's, or the usual one.
         seed: picture i depends on the seed and i alone.
-        batch: pictures at a time.
+        batch: pictures at a time; by default 100 of a run, 4 of a prompt.
         params: averaged or last parameters.
-        out: FILE.png is a grid, FILE.npz arrays, a folder single PNGs; by default RUN/samples-SEED.png.
+        out: FILE.png is a grid, FILE.npz arrays, a folder single PNGs; by default RUN/samples-SEED.png, or for a
+            prompt the folder samples-SEED.
+        prompt: what the pictures show.
+        negative: what they keep away from.
+        size: height and width of a prompt's pictures; by default the network's own.
     """
-    experiment = load_run(run)
-    out = run / f"samples-{seed}.png" if out is None else out
+    of_prompt = is_pipeline(run)
+    usual = (1, 4) if of_prompt else (50, 100)
+    num, batch = (given if own is None else own for own, given in zip((num, batch), usual, strict=True))
+    out = (Path(f"samples-{seed}") if of_prompt else run / f"samples-{seed}.png") if out is None else out
     if out.suffix not in ("", ".png", ".npz"):
         raise ValueError(f"--out must end in .png or .npz, or be a folder, got {out}")
-    if experiment.draw is not None and out.suffix == ".png":
-        experiment.draw(experiment, experiment.whole(train.load_params(run, params)), out)
+    if of_prompt:
+        if prompt is None or label is not None:
+            raise ValueError(f"{run} is a text-to-image directory: it needs --prompt, and has no --label")
+        x = draw_prompt(
+            run, prompt, num=num, negative=negative, guidance=guidance, steps=steps, size=size,
+            scheduler=solver, seed=seed, batch=batch,
+        )  # fmt: skip
+        _write(out, x, None, columns=4)
     else:
-        generate = generator(experiment, run, params, guidance=guidance, solver=solver, steps=steps)
-        x, labels = draw(experiment, generate, num, label=label, seed=seed, batch=batch)
-        _write(out, x, labels, columns=experiment.num_classes or 10)
+        if prompt is not None or negative is not None or size is not None:
+            raise ValueError(
+                f"--prompt, --negative and --size are of text-to-image directories, and {run} has no model_index.json"
+            )
+        experiment = load_run(run)
+        if experiment.draw is not None and out.suffix == ".png":
+            experiment.draw(experiment, experiment.whole(train.load_params(run, params)), out)
+        else:
+            generate = generator(experiment, run, params, guidance=guidance, solver=solver, steps=steps)
+            x, labels = draw(experiment, generate, num, label=label, seed=seed, batch=batch)
+            _write(out, x, labels, columns=experiment.num_classes or 10)
     print(out)
 
 

@@ -38,6 +38,9 @@ class Pipeline(NamedTuple):
         tokenize: prompts -> tokens, int32[B, L] by the name of the text encoder.
         size: (height, width) of the images.
         steps: number of steps.
+        guidance: the reference's usual scale; None where there is none.
+        negative: whether guidance is classifier-free, and takes negative tokens.
+        zeros: whether it does without them, with a condition of zeros.
     """
 
     params: dict[str, Any]
@@ -45,6 +48,9 @@ class Pipeline(NamedTuple):
     tokenize: Callable[[Sequence[str]], dict[str, Any]]
     size: tuple[int, int]
     steps: int
+    guidance: float | None
+    negative: bool
+    zeros: bool
 
 
 class _Made(NamedTuple):
@@ -153,7 +159,11 @@ def text_to_image(
     def tokenize(prompts: Sequence[str]) -> dict[str, Any]:
         return {encoder: encode(prompts)[0] for encoder, encode in _tokenizers(directory, models, layout).items()}
 
-    return Pipeline({part: model.params for part, model in loaded.items()}, generate, tokenize, size, len(levels.t) - 1)
+    # Flux is guided by what it is told, or not at all.
+    negative = not made.distilled and not layout.even
+    scale = layout.guidance if made.distilled or negative else None
+    params = {part: model.params for part, model in loaded.items()}
+    return Pipeline(params, generate, tokenize, size, len(levels.t) - 1, scale, negative, zeros)
 
 
 def _generate(

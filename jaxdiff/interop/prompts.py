@@ -38,6 +38,7 @@ class Layout(NamedTuple):
         encode: (models, params, tokens) -> the condition, tokens int[B, L] by the encoder's name.
         complete: (models, condition, (height, width)) -> with what does not depend on the prompt.
         steps: the usual number of steps.
+        guidance: the usual scale.
         length: of T5's text, in tokens.
         zeros: no prompt may be a condition of zeros.
         patch: latents of a token along each axis, where the network's config does not say it.
@@ -49,6 +50,7 @@ class Layout(NamedTuple):
     encode: Callable[[Models, Any, Mapping[str, Array]], Cond]
     complete: Callable[[Models, Cond, tuple[int, int]], Cond] = lambda models, cond, size: cond
     steps: int = 50
+    guidance: float = 7.5
     length: int = 0
     zeros: bool = False
     patch: int | None = None
@@ -96,12 +98,24 @@ def _clips(models: Models, params: Any, tokens: Mapping[str, Array]) -> tuple[Ar
 
 
 SD = Layout("unet", {"text_encoder": False}, _stable_diffusion)
-XL = Layout("unet", {"text_encoder": False, "text_encoder_2": False}, _xl, _complete_xl, zeros=True)
+XL = Layout("unet", {"text_encoder": False, "text_encoder_2": False}, _xl, _complete_xl, guidance=5.0, zeros=True)
 SD3 = Layout(
-    "transformer", {"text_encoder": False, "text_encoder_2": False, "text_encoder_3": True}, _sd3, steps=28, length=256
+    "transformer",
+    {"text_encoder": False, "text_encoder_2": False, "text_encoder_3": True},
+    _sd3,
+    steps=28,
+    guidance=7.0,
+    length=256,
 )
 FLUX = Layout(
-    "transformer", {"text_encoder": False, "text_encoder_2": False}, _flux, steps=28, length=512, patch=2, even=True
+    "transformer",
+    {"text_encoder": False, "text_encoder_2": False},
+    _flux,
+    steps=28,
+    guidance=3.5,
+    length=512,
+    patch=2,
+    even=True,
 )
 
 # By the class in model_index.json; those that begin with an image differ in nothing that is in the directory.
@@ -109,7 +123,7 @@ LAYOUTS = {
     "FluxImg2ImgPipeline": FLUX,
     "FluxInpaintPipeline": FLUX,
     "FluxPipeline": FLUX,
-    "LatentConsistencyModelPipeline": SD._replace(steps=4),
+    "LatentConsistencyModelPipeline": SD._replace(steps=4, guidance=8.5),
     "StableDiffusion3Img2ImgPipeline": SD3,
     "StableDiffusion3InpaintPipeline": SD3,
     "StableDiffusion3Pipeline": SD3,

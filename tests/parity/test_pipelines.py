@@ -55,16 +55,18 @@ SCHEDULERS = {
 }
 
 
-FAST = ("pndm", "ddim-v")
+def fast(one, *slow):
+    return [one, *(pytest.param(other, marks=pytest.mark.slow) for other in slow)]
 
 
-@pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in SCHEDULERS])
+@pytest.mark.parametrize("name", fast("ddim-v", *(name for name in SCHEDULERS if name != "ddim-v")))
 def test_stable_diffusion(name, tmp_path):
     pipe, z = tiny.stable_diffusion(tmp_path, SCHEDULERS[name]()), tiny.latents()
     want = theirs(pipe, latents=z, guidance_scale=3.0, negative_prompt=tiny.NEGATIVE, guidance_rescale=0.7)
     same(ours(tmp_path, pipe, guidance=3.0, negative=True, rescale=0.7, noise=z), want)
 
 
+@pytest.mark.slow
 def test_stable_diffusion_without_guidance_of_another_size_by_another_scheduler(tmp_path):
     pipe, z = tiny.stable_diffusion(tmp_path, SCHEDULERS["ddim-v"]()), tiny.latents(12, 4)
     build = {"size": (24, 8), "kind": "EulerDiscreteScheduler"}
@@ -73,6 +75,7 @@ def test_stable_diffusion_without_guidance_of_another_size_by_another_scheduler(
     same(got, theirs(pipe, latents=z, guidance_scale=1.0, height=24, width=8))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zeros", [True, False])
 def test_stable_diffusion_xl(zeros, tmp_path):
     scheduler = diffusers.EulerDiscreteScheduler(**tiny.SD, timestep_spacing="leading", steps_offset=1)
@@ -82,6 +85,7 @@ def test_stable_diffusion_xl(zeros, tmp_path):
     same(ours(tmp_path, pipe, guidance=4.0, negative=not zeros, rescale=0.5, noise=z), want)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_t5", [True, False])
 def test_stable_diffusion_3(with_t5, tmp_path):
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
@@ -90,7 +94,7 @@ def test_stable_diffusion_3(with_t5, tmp_path):
     same(ours(tmp_path, pipe, {"length": 14}, guidance=4.0, negative=True, noise=z), want)
 
 
-@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("told", fast(True, False))
 def test_flux(told, tmp_path):
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=told)
     pipe, z = tiny.flux(tmp_path, scheduler, told), tiny.latents(8, 12)
@@ -99,6 +103,7 @@ def test_flux(told, tmp_path):
     same(ours(tmp_path, pipe, {"length": 14, "size": (16, 24)}, guidance=3.5 if told else None, noise=z), want)
 
 
+@pytest.mark.slow
 def test_latent_consistency_is_told_its_guidance(tmp_path, monkeypatch):
     pipe = tiny.stable_diffusion(tmp_path, diffusers.LCMScheduler(**tiny.SD), time_cond_proj_dim=8)
     z, drawn = tiny.latents(), torch.randn((N, *tiny.latents().shape))
@@ -130,6 +135,7 @@ def picture(monkeypatch):
     return image, mask
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strength", [1.0, 0.6])
 @pytest.mark.parametrize("name", ["ddim-v", "euler"])
 def test_image_to_image(name, strength, picture, tmp_path):
@@ -140,6 +146,7 @@ def test_image_to_image(name, strength, picture, tmp_path):
     same(ours(tmp_path, pipe, negative=True, noise=tiny.latents(), **options), want)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strength", [1.0, 0.6])
 @pytest.mark.parametrize("channels", [tiny.CHANNELS, 2 * tiny.CHANNELS + 1])
 def test_inpainting(channels, strength, picture, tmp_path):

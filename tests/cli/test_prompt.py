@@ -1,0 +1,55 @@
+"""`jaxdiff sample DIRECTORY --prompt`: pictures of a text-to-image directory, and what is said to mistakes."""
+
+import json
+
+import numpy as np
+import pytest
+from interop import pipelines as tiny
+from PIL import Image
+
+from jaxdiff.cli import main
+
+
+def fails(capsys, *args):
+    with pytest.raises(SystemExit) as stop:
+        main(["sample", *map(str, args)])
+    assert stop.value.code == 2
+    return " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+def test_a_runs_folder_has_no_prompt_and_a_directory_needs_one(tmp_path, capsys):
+    assert "no model_index.json" in fails(capsys, tmp_path, "--prompt", "a cat")
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "AudioPipeline"}))
+    assert "needs --prompt" in fails(capsys, tmp_path)
+    assert "no --label" in fails(capsys, tmp_path, "--prompt", "a cat", "--label", "1")
+    assert "unknown pipeline 'AudioPipeline'" in fails(capsys, tmp_path, "--prompt", "a cat")
+    assert "at least 1" in fails(capsys, tmp_path, "--prompt", "a cat", "--num", "0")
+    assert ".png or .npz" in fails(capsys, tmp_path, "--prompt", "a cat", "--out", "a.gif")
+
+
+@pytest.mark.slow
+def test_a_prompt_makes_pictures(tmp_path, capsys, monkeypatch):
+    directory = str(tiny.write(tmp_path / "model"))
+    monkeypatch.chdir(tmp_path)
+    common = ["sample", directory, "--prompt", "a cat", "--steps", "2"]
+    main([*common, "--num", "3", "--size", "8", "12", "--guidance", "3"])
+    said = capsys.readouterr()
+    assert said.out.split()[-1] == "samples-0" and "2/2" in said.err
+    names = sorted(path.name for path in (tmp_path / "samples-0").iterdir())
+    assert names == ["00000.png", "00001.png", "00002.png"]
+    assert Image.open(tmp_path / "samples-0" / names[0]).size == (12, 8)
+
+    arrays = {}
+    for name, options in {
+        "usual": [], "off": ["--guidance", "1"], "away": ["--negative", "dog"], "seed": ["--seed", "1"],
+        "euler": ["--solver", "EulerDiscreteScheduler"],
+    }.items():  # fmt: skip
+        out = tmp_path / f"{name}.npz"
+        main([*common, "--num", "2", "--out", str(out), *options])
+        arrays[name] = np.load(out)["x"]
+        assert arrays[name].shape == (2, 8, 8, 3)
+        assert name == "usual" or np.abs(arrays[name] - arrays["usual"]).max() > 1e-4, name
+    main([*common, "--num", "10", "--out", str(tmp_path / "many.npz")])  # in two batches: eight devices
+    np.testing.assert_allclose(np.load(tmp_path / "many.npz")["x"][:2], arrays["usual"], atol=1e-5)
+    assert "4/4" in capsys.readouterr().err
+    assert "classifier-free" in fails(capsys, *common[1:], "--guidance", "1", "--negative", "dog")
