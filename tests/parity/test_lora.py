@@ -290,3 +290,31 @@ def test_older_names_of_diffusers(shapes, tmp_path):
     back = load_file(tmp_path / "back" / "pytorch_lora_weights.safetensors")
     assert set(back) == {f"unet.{key}" for key in state}
     assert all(torch.equal(back[f"unet.{key}"], value) for key, value in state.items())
+
+
+def test_text_encoder(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.CLIPTextConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, eos_token_id=49
+    )
+    model = randomize(transformers.CLIPTextModel(config))
+    model.save_pretrained(tmp_path / "base")
+    loaded = jd.interop.load(tmp_path / "base")
+    state, _ = adapt(model, ["q_proj", "v_proj", "fc1"], rank=2, alpha=2)
+    ids = np.array([[0, 5, 7, 49], [0, 11, 49, 49]], np.int32)
+    with torch.no_grad():
+        theirs = model(torch.from_numpy(ids).long()).last_hidden_state.numpy()
+    kohya, named = {}, {}
+    for key, value in state.items():
+        module, end = key.removeprefix("text_model.").split(".lora_")
+        half = "down" if end.startswith("A") else "up"
+        kohya[f"lora_te_text_model_{module.replace('.', '_')}.lora_{half}.weight"] = value.contiguous()
+        old = (
+            module.replace("q_proj", "to_q_lora").replace("v_proj", "to_v_lora").replace("fc1", "fc1.lora_linear_layer")
+        )
+        named[f"text_encoder.text_model.{old}.{half}.weight"] = value.contiguous()
+    for held in (kohya, named):
+        save_file(held, tmp_path / "x.safetensors")
+        adapters = jd.interop.load_lora(tmp_path / "x.safetensors", {"text_encoder": loaded})["text_encoder"]
+        ours = loaded.apply(lora.merge(loaded.params, adapters), jnp.asarray(ids))
+        close(ours[0], theirs, 5e-5)
