@@ -19,6 +19,7 @@ from jaxdiff.interop.files import read_json
 from jaxdiff.interop.prompts import LAYOUTS, Cond, Layout, Models
 from jaxdiff.interop.schedulers import Sampling, scheduler
 from jaxdiff.levels import Level, q_sample
+from jaxdiff.networks.layers import wide
 from jaxdiff.noise import fold_in, normal_like
 from jaxdiff.parameterize import Denoiser
 from jaxdiff.sample import sample
@@ -149,8 +150,7 @@ def text_to_image(
     sampling = _sampling(directory, models, layout, size, kind)
     levels = sampling.grid(layout.steps if steps is None else steps)
     zeros = bool(layout.zeros and index.get("force_zeros_for_empty_prompt", True))
-    wide = jnp.promote_types(dtype, jnp.float32)
-    made = _Made(layout, models, sampling, levels, size, wide, zeros, progress)
+    made = _Made(layout, models, sampling, levels, size, wide(dtype), zeros, progress)
     _check_channels(made)
 
     def generate(params: Any, tokens: Tokens, keys: Array, guidance: Any = None, **options: Any) -> Array:

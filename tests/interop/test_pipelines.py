@@ -1,0 +1,121 @@
+"""Text-to-image pipelines as functions: laws and mistakes; parity with diffusers' is in tests/parity."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from interop import pipelines as tiny
+from jax.sharding import NamedSharding, PartitionSpec
+
+import jaxdiff as jd
+from jaxdiff import train
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return tiny.write(tmp_path_factory.mktemp("pipeline"))
+
+
+@pytest.fixture(scope="module")
+def pipe(directory):
+    return jd.interop.text_to_image(directory, steps=2)
+
+
+@pytest.mark.slow
+def test_a_picture_is_its_own_keys_and_prompts_on_any_mesh_and_is_compiled_once(directory, pipe):
+    prompts = [tiny.LETTERS[i : i + 3] for i in range(8)]
+    keys = jax.random.split(jax.random.key(0), 8)
+    generate = jax.jit(pipe.generate)
+    negative = pipe.tokenize([""] * 8)
+    alone = generate(pipe.params, pipe.tokenize(prompts), keys, 3.0, negative=negative, rescale=0.5)
+    compiled = generate._cache_size()
+    again = generate(pipe.params, pipe.tokenize(prompts), keys, 5.0, negative=negative, rescale=0.2)
+    assert generate._cache_size() == compiled and not np.allclose(alone, again, atol=1e-3)
+    mesh = train.make_mesh()
+    place = lambda tree: train.shard_params(tree, mesh)  # noqa: E731
+    split = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    spread = jd.interop.text_to_image(directory, steps=2, place=place)
+    data = jax.device_put((spread.tokenize(prompts[::-1]), keys[::-1], negative), split)
+    images = jax.jit(spread.generate)(spread.params, data[0], data[1], 3.0, negative=data[2], rescale=0.5)
+    assert images.sharding.is_equivalent_to(split, 4)
+    np.testing.assert_allclose(images[::-1], alone, atol=1e-5)
+    assert np.abs(alone).max() <= 1 and np.abs(alone[0] - alone[1]).max() > 1e-3
+
+
+@pytest.mark.slow
+def test_strength_is_traced_and_0_is_the_autoencoders_answer(pipe):
+    image = jax.random.uniform(jax.random.key(1), (1, 8, 8, 3), minval=-1)
+    generate = jax.jit(pipe.generate)
+
+    def by(strength):
+        tokens = pipe.tokenize(["a"])
+        return generate(pipe.params, tokens, jax.random.key(0), image=image, strength=jnp.asarray(strength))
+
+    same = by(0.0)
+    compiled = generate._cache_size()
+    half, whole = by(0.5), by(1.0)
+    assert generate._cache_size() == compiled
+    codec = jd.interop.architecture(tiny.VAE).apply
+    mean, _ = codec.encode(pipe.params["vae"], image)
+    levels = jd.interop.scheduler(tiny.SCHEDULER).grid(2)
+    drawn = jd.noise.normal_like(jax.random.fold_in(jax.random.key(0), 0), mean)
+    z = levels.alpha[-1] * codec.standardize(mean) + levels.sigma[-1] * drawn
+    want = jnp.clip(codec.decode(pipe.params["vae"], codec.restore(z)), -1, 1)
+    np.testing.assert_allclose(same, want, atol=1e-4)
+    assert not np.allclose(same, half, atol=1e-3) and not np.allclose(half, whole, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_bfloat16_is_near(directory, pipe):
+    half = jd.interop.text_to_image(directory, steps=2, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
+    options = {"negative": pipe.tokenize([""]), "rescale": 0.5, "image": jnp.full((1, 8, 8, 3), 0.3), "strength": 0.9}
+    images = [
+        jax.jit(one.generate)(one.params, one.tokenize(["a"]), jax.random.key(0), 2.0, **options)
+        for one in (half, pipe)
+    ]
+    assert images[0].dtype == jnp.float32
+    np.testing.assert_allclose(*images, atol=0.1)
+
+
+@pytest.mark.slow
+def test_what_is_kept_is_kept(pipe):
+    image = jax.random.uniform(jax.random.key(1), (1, 8, 8, 3), minval=-1)
+    none = jnp.zeros((1, 8, 8))
+    kept = jax.jit(pipe.generate)(pipe.params, pipe.tokenize(["a"]), jax.random.key(0), image=image, mask=none)
+    codec = jd.interop.architecture(tiny.VAE).apply
+    mean, _ = codec.encode(pipe.params["vae"], image)
+    np.testing.assert_allclose(kept, jnp.clip(codec.decode(pipe.params["vae"], mean), -1, 1), atol=1e-4)
+
+
+@pytest.mark.slow
+def test_mistakes(directory, pipe):
+    tokens, key = pipe.tokenize(["a"]), jax.random.key(0)
+    image, mask = jnp.zeros((1, 8, 8, 3)), jnp.zeros((1, 8, 8))
+    for options, words in (
+        ({"guidance": 3.0}, "negative"),
+        ({"negative": tokens}, "there is no guidance"),
+        ({"mask": mask}, "an image and a mask"),
+        ({"image": image[:, :4]}, "images must have shape"),
+        ({"image": image, "mask": mask[:, 1:]}, "masks must have shape"),
+        ({"image": image, "strength": 1.5}, "strength"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            jax.eval_shape(lambda options=options: pipe.generate(pipe.params, tokens, key, **options))
+    for options, words in (
+        ({"size": (9, 8)}, "multiples of 2"),
+        ({"kind": "Euler"}, "EulerDiscreteScheduler"),
+        ({"steps": 0}, "number of steps"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            jd.interop.text_to_image(directory, **options)
+
+
+def test_directories_that_are_none(tmp_path):
+    with pytest.raises(ValueError, match=r"model_index\.json does not exist"):
+        jd.interop.text_to_image(tmp_path)
+    (tmp_path / "model_index.json").write_text('{"_class_name": "AudioPipeline"}')
+    with pytest.raises(ValueError, match="StableDiffusionXLPipeline"):
+        jd.interop.text_to_image(tmp_path)
+    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    with pytest.raises(ValueError, match="lacks unet, vae, text_encoder"):
+        jd.interop.text_to_image(tmp_path)
