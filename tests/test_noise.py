@@ -110,6 +110,7 @@ def increments(keys, x, lams):
     return jax.lax.map(lambda pair: draw(keys, x, level(pair[0]), level(pair[1])), (lams[:-1], lams[1:]))
 
 
+@pytest.mark.slow
 def test_increments_of_a_path_are_standard_normal_and_independent():
     n, lams = 20_000, jnp.array([-jnp.inf, -8.0, -2.0, -1.9, 0.0, 0.7, 0.75, 5.0, jnp.inf])
     draw = lambda lams: increments(jax.random.split(jax.random.key(3), n), jnp.zeros((n, 1)), lams)  # noqa: E731

@@ -28,6 +28,7 @@ def one_picture_a_class(x, label, classify, count):
     return x[best][labels], labels
 
 
+@pytest.mark.slow
 def test_real_images_as_samples_are_as_good_as_real_ones(classify):
     report = judge(*shapes(300, 2), classify)
     fake, real = report["samples"], report["real"]
@@ -45,6 +46,7 @@ def assert_collapse_shows(report):
     assert fake["recall"] < 0.05 < 0.75 < real["recall"]
 
 
+@pytest.mark.slow
 def test_one_picture_a_class_shows_in_distance_and_recall_but_not_in_accuracy(classify):
     assert_collapse_shows(judge(*one_picture_a_class(*TRAIN, classify, 300), classify))
 
@@ -57,6 +59,7 @@ def test_one_piece_of_clothing_a_class_shows_too():
     assert_collapse_shows(judge(*one_picture_a_class(*train, classify, 1000), classify, train, test))
 
 
+@pytest.mark.slow
 def test_wrong_classes_show(classify):
     x, label = shapes(300, 2)
     report = judge(x, (label + 1) % CLASSES, classify)
@@ -65,6 +68,7 @@ def test_wrong_classes_show(classify):
     assert fake["kernel_distance"] > 20 * (abs(real["kernel_distance"]) + real["kernel_distance_error"])
 
 
+@pytest.mark.slow
 def test_samples_of_one_class_are_compared_with_that_class(classify):
     x, label = shapes(300, 2)
     only = label == 1
@@ -100,6 +104,7 @@ def test_the_distance_does_not_depend_on_the_scale_of_the_features():
     assert a["samples"]["kernel_distance"] == pytest.approx(b["samples"]["kernel_distance"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_report_is_json_and_a_table(tmp_path, classify):
     x, label = shapes(300, 2)
     report = judge(x[label != 2], label[label != 2], classify)
@@ -117,6 +122,7 @@ def test_the_report_is_json_and_a_table(tmp_path, classify):
         format_report(report, ["a", "b"])
 
 
+@pytest.mark.slow
 def test_wrong_samples_are_refused(classify):
     x, label = shapes(60, 2)
     with pytest.raises(ValueError, match="not finite"):

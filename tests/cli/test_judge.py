@@ -18,6 +18,7 @@ def fitted():
     return fit_once()
 
 
+@pytest.mark.slow
 def test_it_learns_and_generalizes(fitted):
     x, label = shapes(150, 1)
     logits, features = fitted(x)
@@ -26,6 +27,7 @@ def test_it_learns_and_generalizes(fitted):
     assert features.shape == (150, 128) and features.dtype == np.float32
 
 
+@pytest.mark.slow
 def test_calls_are_the_networks_whatever_the_number_of_images(fitted, monkeypatch):
     monkeypatch.setattr(judge, "_ROWS", 8)
     x, _ = shapes(19, 2)
@@ -60,6 +62,7 @@ def test_shifts_reach_each_neighbour_and_no_further():
     assert seen == {(i, j) for i in (1, 2, 3) for j in (1, 2, 3)}
 
 
+@pytest.mark.slow
 def test_a_saved_classifier_comes_back(tmp_path, fitted):
     path = save_classifier(tmp_path / "deep" / "classifier.npz", fitted)
     x, _ = shapes(10, 3)
@@ -68,6 +71,7 @@ def test_a_saved_classifier_comes_back(tmp_path, fitted):
     assert [p.name for p in path.parent.iterdir()] == ["classifier.npz"]
 
 
+@pytest.mark.slow
 def test_files_that_do_not_fit_are_refused(tmp_path, fitted):
     with pytest.raises(ValueError, match=r"\.npz"):
         save_classifier(tmp_path / "a.bin", fitted)
@@ -105,6 +109,7 @@ def test_wrong_training_data_are_refused(change, message):
         fit_classifier(**({"train_images": x, "train_labels": label, "num_classes": CLASSES} | change))
 
 
+@pytest.mark.slow
 def test_images_of_another_shape_are_refused(fitted):
     with pytest.raises(ValueError, match=r"\(12, 12, 1\), got \(8, 8, 1\)"):
         fitted(np.zeros((2, 8, 8, 1)))

@@ -182,6 +182,7 @@ def write(directory, tensors):
     save_file({name: np.zeros(t.shape, np.float32) for name, t in tensors.items()}, directory / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_wrong_files(tmp_path):
     with pytest.raises(ValueError, match="kind must be one of edm, edm2, openai, got 'adm'"):
         jd.interop.load_original(tmp_path, "adm")

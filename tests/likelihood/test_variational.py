@@ -222,6 +222,7 @@ def test_bound_of_gaussian_data_is_above_its_likelihood_by_the_expected_gap(vari
     np.testing.assert_allclose(gap, exact_gap, atol=4 * np.asarray(got.total).reshape(4, n).std(1).max() / np.sqrt(n))
 
 
+@pytest.mark.slow
 def test_bound_of_an_example_is_its_keys_alone_and_compiles_once(x64):
     rng = np.random.default_rng(0)
     x0, keys = jnp.asarray(rng.choice(GRID, (4, 3, 2))), jax.random.split(jax.random.key(1), 4)

@@ -54,6 +54,7 @@ def test_filters():
     np.testing.assert_allclose(resample(line, (1, 3, 3, 1), "down").ravel(), [1, 3])
 
 
+@pytest.mark.slow
 def test_up_is_the_transpose_of_down():
     rng = np.random.default_rng(1)
     x, y = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in ((1, 8, 4, 2), (1, 4, 2, 2)))

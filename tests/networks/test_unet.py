@@ -46,6 +46,7 @@ def run(module, params, x, noise, cond=None):
 NOISE = np.array([3.0, 700.0], np.float32)
 
 
+@pytest.mark.slow
 def test_published_parameter_counts():
     assert count(networks.ddpm_cifar10(), (1, 32, 32, 3)) == 35_746_307
     label = {"label": jax.ShapeDtypeStruct((1,), jnp.int32)}
@@ -281,6 +282,7 @@ def test_wrong_shapes_and_options_are_refused():
     refused(UNet(**(TINY | {"groups": 3})), x, match="3 groups for 8 channels")
 
 
+@pytest.mark.slow
 def test_identity_attention_perturbs_its_stages_alone():
     x, module = normal(0, 2, 8, 3), UNet(**TINY)
     params = randomized(module, x)

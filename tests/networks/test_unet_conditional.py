@@ -58,6 +58,7 @@ def net():
     return compiled(networks.as_apply(module)), randomized(module, X, COND)
 
 
+@pytest.mark.slow
 def test_every_condition_matters_and_hidden_tokens_do_not(net):
     apply, params = net
     plain = apply(params, X, NOISE, COND)

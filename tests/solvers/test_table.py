@@ -165,6 +165,7 @@ def counted(monkeypatch, z):
         for id in NOISY
     ],
 )
+@pytest.mark.slow
 def test_weak_order_of_convergence(name, process, solver_of, monkeypatch):
     data, errors = gaussian([0.7], [[0.3]]), []
     for n in (100, 400):
