@@ -1,4 +1,4 @@
-"""Go on training another project's network: all of it, a part, or low-rank adapters beside it."""
+"""Go on training another project's network: all of it, a part, low-rank adapters, or a ControlNet that steers it."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,18 +11,21 @@ from jax.sharding import Mesh
 
 import jaxdiff as jd
 from jaxdiff import data, interop, train
-from jaxdiff.cli.images import save_png
-from jaxdiff.experiment import Experiment, compute_dtype, example_keys, sampler
+from jaxdiff.experiment import Experiment, compute_dtype
 from jaxdiff.interop.files import read_config
+from jaxdiff.interop.unets import control_config
 from jaxdiff.networks import lora
+from jaxdiff.networks.controlnet import controlled, copy_encoder
 
 
 def experiment(
     directory: str,
-    mode: Literal["full", "lora"] = "full",
+    mode: Literal["full", "lora", "control"] = "full",
     only: str = "",
     rank: int = 8,
     scale: float = 1.0,
+    control: str = "",
+    hints: str = "edges",
     source: str = "fashion_mnist",
     size: int = 0,
     cond: str = "",
@@ -39,7 +42,7 @@ def experiment(
     preview_every: int = 1000,
     mesh: Mesh | None = None,
 ) -> Experiment:
-    """Fine-tuning, of all parameters or of low-rank adapters (Hu et al. 2021, arXiv:2106.09685).
+    """Fine-tuning, of all parameters, low-rank adapters (arXiv:2106.09685) or a ControlNet (arXiv:2302.05543).
 
     What noises the data and what the network predicts is read from scheduler_config.json in the network's folder or in
     "scheduler" beside it. Without one it is DDPM's linear table and the noise, or for SD3 and Flux a flow and its
@@ -47,11 +50,15 @@ def experiment(
 
     Args:
         directory: a Hugging Face folder of a diffusion network, or of a pipeline that has one.
-        mode: full trains the network's own parameters; lora leaves them and trains low-rank adapters.
+        mode: full trains the network's own parameters; lora leaves them and trains low-rank adapters; control trains a
+            ControlNet beside a conditional U-Net.
         only: a regular expression for dotted paths: what is trained or adapted; by default everything, or the
             projections of attention.
         rank: of the adapters.
         scale: of the adapters' part, alpha / rank.
+        control: folder of a ControlNet to begin with; by default one that begins as the U-Net's encoder.
+        hints: what a ControlNet sees: edges of the images, or an .npz file of "hint", uint8 [N, H, W, C], a row for
+            each image of the data.
         source: fashion_mnist, tfds:NAME or folder:PATH.
         size: of the images; by default as the network's config and the autoencoder have it.
         cond: an .npz file of what the network is conditioned on, by its names ("tokens", "vector"): one row for each
@@ -77,11 +84,17 @@ def experiment(
     codec = _autoencoder(vae, folder, place)
     size = size or config.get("sample_size", 0) * (codec.apply.factor if codec else 1)
     images = data.open_source(source, size=size or None, channels=3 if codec else config.get("in_channels"))
+    shape = _latent_shape(images.shape, codec)
     tables = _tables(cond, place)
     null = _null_label(kind, config, tables)
     if null is not None and not 0 < images.num_classes <= null:
         raise ValueError(f"{source} has {images.num_classes} classes, the network's condition 1 to {null}")
-    if mode == "lora":
+    if mode == "control":
+        if null is None:
+            raise ValueError("a ControlNet is trained beside the U-Net's condition: --cond FILE.npz is missing")
+        images = data.open_hints(hints, images)
+        tuned = _control(folder, place, begin=control, seed=seed, shape=shape, hint=images.hint_shape)
+    elif mode == "lora":
         tuned = _adapters(folder, place, only=only, rank=rank, scale=scale)
     else:
         tuned = _parameters(folder, config, place, only)
@@ -89,27 +102,30 @@ def experiment(
     def apply(params: Any, x: Any, noise: Any, cond: Any = None, **options: Any) -> Any:
         trained, frozen = params
         if frozen["cond"]:
-            cond = {name: table[cond["label"]] for name, table in frozen["cond"].items()}
+            label, rest = cond["label"], {name: value for name, value in cond.items() if name != "label"}
+            cond = rest | {name: table[label] for name, table in frozen["cond"].items()}
         return tuned.apply((trained, frozen["base"]), x, noise, cond, **options)
 
     def batches(start: int) -> Iterator[dict[str, np.ndarray]]:
         for one in data.batches(images, batch, seed=seed, start=start):
-            yield one if null is not None else {"x": one["x"]}
+            yield one if null is not None else {name: value for name, value in one.items() if name != "label"}
+
+    # Samples are steered by a hint for each class.
+    shown = _placed({"hint": images.of_classes()} if mode == "control" else {}, place)
+
+    def beside(params: Any, label: Any) -> dict[str, Any]:
+        return {name: hints[label].astype(jnp.float32) / 255 for name, hints in params[1]["shown"].items()}
 
     learned = config.get("out_channels") == 2 * config.get("in_channels", 0)
     discrete = isinstance(sampling.process, jd.processes.Discrete)
     make_loss = jd.losses.hybrid_loss if learned and discrete else jd.losses.denoising_loss
-    loss = make_loss(
-        apply,
-        sampling.process,
-        sampling.row,
-        null=None if null is None else {"label": jnp.full((1,), null)},
-        drop_rate=0.0 if null is None else drop_rate,
-    )
+    loss = make_loss(apply, sampling.process, sampling.row)
+    if null is not None:
+        loss = _of_some(loss, null, drop_rate)
     return Experiment(
         init=tuned.init,
         start=tuned.start,
-        frozen={"base": tuned.base, "cond": tables, "vae": codec.params if codec else {}},
+        frozen={"base": tuned.base, "cond": tables, "vae": codec.params if codec else {}, "shown": shown},
         export=tuned.export,
         apply=apply,
         process=sampling.process,
@@ -120,19 +136,22 @@ def experiment(
         batches=batches,
         steps=steps,
         seed=seed,
-        shape=_latent_shape(images.shape, codec.apply) if codec else images.shape,
+        shape=shape,
         grid=sampling.grid,
         solver=sampling.solver,
         limit=sampling.limit,
+        std=sampling.std,
         sample_steps=sample_steps,
         accumulate=accumulate,
         preview_every=preview_every,
+        preview=8 if codec else 50,
         num_classes=0 if null is None else images.num_classes,
         null_label=null,
         guidance=guidance,
         learned_variance=learned,
         source=source,
-        draw=_drawing(codec.apply) if codec else None,
+        beside=beside,
+        decode=_decoding(codec),
     )
 
 
@@ -192,11 +211,63 @@ def _adapters(folder: Path, place: Any, *, only: str, rank: int, scale: float) -
     )
 
 
+def _control(folder: Path, place: Any, *, begin: str, seed: int, shape: tuple, hint: tuple) -> _Tuned:
+    """Train a ControlNet of a conditional U-Net, which stays as it was read."""
+    loaded = interop.load(folder, dtype=compute_dtype(), place=place)
+    if loaded.config["_class_name"] != "UNet2DConditionModel":
+        raise ValueError(f"a ControlNet is for a UNet2DConditionModel, got {loaded.config['_class_name']}")
+    if begin:
+        kind, config = read_config(Path(begin))
+        config = {**config, "_class_name": kind}
+    else:
+        # Each width after the first halves the hint.
+        widths = (16, 32, 96, 256)[: (hint[0] // shape[0]).bit_length()]
+        fields = {"conditioning_channels": hint[-1], "conditioning_embedding_out_channels": widths}
+        config = control_config(loaded.config, **fields)
+    if config["_class_name"] != "ControlNetModel":
+        raise ValueError(f"{begin} must hold a ControlNetModel, got {config['_class_name']}")
+    seen = [one.get("in_channels", 4) for one in (loaded.config, config)]
+    own = min(shape[-1], loaded.config.get("out_channels", 4))
+    if seen != [own, own]:
+        raise ValueError(f"U-Net and ControlNet must see x alone, {own} channels; theirs are {seen[0]} and {seen[1]}")
+    factor = 2 ** (len(config.get("conditioning_embedding_out_channels", (16, 32, 96, 256))) - 1)
+    wanted = (factor * shape[0], factor * shape[1], config.get("conditioning_channels", 3))
+    if hint != wanted:
+        raise ValueError(f"the ControlNet takes hints of shape {wanted}, got {hint}")
+    built = interop.architecture(config, compute_dtype())
+    steered = controlled(built.apply, loaded.apply)
+
+    def start() -> Any:
+        if begin:
+            return interop.load(begin, param_dtype=jnp.float32, place=place).params
+        copied = copy_encoder(built.init(jax.random.key(seed)), loaded.params)
+        return jax.tree.map(lambda a: a.astype(jnp.float32), copied)
+
+    return _Tuned(
+        init=built.init,
+        apply=lambda params, *args, **options: steered({"controlnet": params[0], "unet": params[1]}, *args, **options),
+        base=loaded.params,
+        export={"model": lambda params, out: interop.save(interop.Loaded(built.apply, params, config), out)},
+        start=start,
+    )
+
+
 def _autoencoder(vae: str, folder: Path, place: Any) -> interop.Loaded | None:
     path = Path(vae) if vae else folder.parent / "vae"
     if not vae and not (path / "config.json").is_file():
         return None
     return interop.load(path, dtype=compute_dtype(), place=place)
+
+
+def _of_some(loss: Any, null: int, rate: float) -> Any:
+    """The loss of examples some of which have lost their class, but nothing else."""
+
+    def of_some(params: Any, key: Any, batch: dict[str, Any]) -> Any:
+        drop_key, key = jax.random.split(key)
+        label = jd.guidance.drop_condition(drop_key, batch["label"], jnp.full((1,), null), rate)
+        return loss(params, key, {**batch, "label": label})
+
+    return of_some
 
 
 def _of_latents(loss: Any, codec: Any) -> Any:
@@ -211,20 +282,22 @@ def _of_latents(loss: Any, codec: Any) -> Any:
     return of_images
 
 
-def _latent_shape(shape: tuple[int, ...], codec: Any) -> tuple[int, ...]:
-    return (*(length // codec.factor for length in shape[:-1]), codec.channels)
+def _latent_shape(shape: tuple[int, ...], vae: interop.Loaded | None) -> tuple[int, ...]:
+    if vae is None:
+        return shape
+    return (*(length // vae.apply.factor for length in shape[:-1]), vae.apply.channels)
 
 
-def _drawing(codec: Any) -> Callable[[Experiment, Any, Path], None]:
-    def draw(made: Experiment, params: Any, path: Path) -> None:
-        columns = made.num_classes or 4
-        label = jnp.arange(2 * columns, dtype=jnp.int32) % made.num_classes if made.num_classes else None
-        generate = sampler(made, guided=made.guidance != 1)
-        z = generate(params, example_keys(made.seed, 2 * columns), label, made.guidance)
-        images = jax.jit(lambda params, z: codec.decode(params, codec.restore(z)))(params[1]["vae"], z)
-        save_png(path, np.asarray(images, np.float32), columns)
+def _decoding(vae: interop.Loaded | None) -> Callable[[Any, Any], Any]:
+    if vae is None:
+        return lambda params, x: x
 
-    return draw
+    def decode(params: Any, z: Any) -> Any:
+        # One at a time: within the decoder an image takes many times the memory of its latents.
+        images = jax.lax.map(lambda one: vae.apply.decode(params[1]["vae"], vae.apply.restore(one[None]))[0], z)
+        return images.astype(jnp.float32)
+
+    return decode
 
 
 def _network_folder(directory: Path) -> Path:
@@ -252,7 +325,11 @@ def _tables(cond: str, place: Callable[[Any], Any] | None) -> dict[str, Any]:
         raise ValueError(
             f"{cond} must hold arrays of equally many rows, got { {k: v.shape for k, v in tables.items()} }"
         )
-    return jax.device_put(tables, None if place is None else place(tables))
+    return _placed(tables, place)
+
+
+def _placed(arrays: dict[str, Any], place: Callable[[Any], Any] | None) -> dict[str, Any]:
+    return jax.device_put(arrays, None if place is None else place(arrays))
 
 
 def _null_label(kind: str, config: dict, tables: dict[str, Any]) -> int | None:

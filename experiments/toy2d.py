@@ -114,7 +114,7 @@ def draw_paths(experiment: Experiment, params, path: Path, count: int = 2000, sh
         denoise = jd.denoiser(experiment.apply, params, experiment.row)
         return x, jd.sample_path(denoise, experiment.solver, levels, x, keys)[1]
 
-    start, way = run(params, example_keys(0, count))
+    start, way = run(params, example_keys(experiment.seed, count))
     way = np.concatenate([np.asarray(start)[None], np.asarray(way)])  # [N + 1, count, 2]
     if not np.isfinite(way).all():
         raise ValueError("the particles' paths are not finite")

@@ -15,7 +15,7 @@ from jax import Array
 from jaxdiff import guidance
 from jaxdiff.levels import Level
 from jaxdiff.losses import Batch, Loss
-from jaxdiff.noise import fold_in, prior
+from jaxdiff.noise import fold_in, normal_like
 from jaxdiff.parameterize import Apply, Denoiser, Params, Row, denoiser, mean_only
 from jaxdiff.processes import Process
 from jaxdiff.sample import sample
@@ -42,22 +42,27 @@ class Experiment:
         batches: first step -> iterator of this host's batches from there on.
         steps: updates in the whole run.
         seed: of parameters, training noise and data order.
-        shape: of one example.
+        shape: of one example, as the network sees it.
         grid: number of steps -> the levels to sample on.
         solver: the sampler's default.
         sample_steps: its default number of steps.
         accumulate: microbatches in an update.
         preview_every: steps between two previews.
+        preview: pictures in one, drawn at a time; the last has twice as many.
         num_classes: of the condition "label"; 0 without one.
         null_label: the label that says nothing; None for a network that was never trained without its condition.
         guidance: the sampler's default scale; 1 is off.
         learned_variance: the network answers (F, frac).
         source: name of the data for `jaxdiff eval`; see `data.open_source`.
         limit: what is done to the denoiser's answers while sampling, clipping say.
-        draw: (experiment, params, path) draws samples that are no images into the file.
+        std: levels -> the standard deviation of the noise to begin with.
+        beside: (params, label [B] or None) -> what samples are conditioned on beside their class; guidance keeps it.
+        decode: (params, samples) -> images, for a network of latents.
+        draw: (experiment, params, path) draws a picture of samples that are no images, by the experiment's seed,
+            solver and sample_steps.
         start: reads parameters to begin with, in place of init's.
-        frozen: what the network needs beside its trained parameters, on the devices; apply, loss and draw then take
-            (params, frozen) for params, as `whole` makes it.
+        frozen: what the network needs beside its trained parameters, on the devices; apply, loss, beside, decode and
+            draw then take (params, frozen) for params, as `whole` makes it.
         export: what the parameters may be written as, for other projects: a name -> (params, folder) writes it.
     """
 
@@ -77,12 +82,16 @@ class Experiment:
     sample_steps: int
     accumulate: int = 1
     preview_every: int = 1000
+    preview: int = 50
     num_classes: int = 0
     null_label: int | None = None
     guidance: float = 1.0
     learned_variance: bool = False
     source: str | None = None
     limit: Callable[[Denoiser], Denoiser] = lambda denoise: denoise
+    std: Callable[[Level], Array] = lambda levels: levels.sigma[0]
+    beside: Callable[[Params, Array | None], dict[str, Any]] = lambda params, label: {}
+    decode: Callable[[Params, Array], Array] = lambda params, x: x
     draw: Callable[[Experiment, Params, Path], None] | None = None
     start: Callable[[], Params] | None = None
     frozen: Any = None
@@ -109,8 +118,8 @@ def sampler(
         steps: None is the experiment's own number.
         guided: classifier-free guidance; without it `scale` is not looked at, and the network is asked half as often.
     Returns:
-        (params, keys [B], label [B] or None, scale) -> x, [B, *shape]; each example depends on its own key alone.
-        Its params are `experiment.whole`'s.
+        (params, keys [B], label [B] or None, scale) -> x, [B, *shape], decoded where the experiment says how; each
+        example depends on its own key alone. Its params are `experiment.whole`'s.
     Raises:
         ValueError: guidance of a network that knows no null condition.
     """
@@ -121,8 +130,10 @@ def sampler(
     chosen = experiment.solver if solver is None else solver
 
     def generate(params: Params, keys: Array, label: Array | None, scale: float | Array) -> Array:
+        beside = experiment.beside(params, label)
+
         def denoise(label: Any) -> Denoiser:
-            cond = {} if label is None else {"label": label}
+            cond = beside if label is None else beside | {"label": label}
             answer = denoiser(experiment.apply, params, experiment.row, cond)
             return mean_only(answer) if drops_variance else answer
 
@@ -132,8 +143,9 @@ def sampler(
             predict = guidance.cfg(predict, denoise(null), scale)
         predict = experiment.limit(predict)
         prior_keys, path_keys = (fold_in(keys, i) for i in range(2))
-        x = prior(levels, prior_keys, (keys.shape[0], *experiment.shape))
-        return sample(predict, chosen, levels, x, path_keys)
+        noise = normal_like(prior_keys, jnp.zeros((keys.shape[0], *experiment.shape), jnp.float32))
+        x = jnp.asarray(experiment.std(levels), jnp.float32) * noise
+        return experiment.decode(params, sample(predict, chosen, levels, x, path_keys))
 
     return jax.jit(generate)
 

@@ -14,8 +14,9 @@ import pytest
 import jaxdiff as jd
 from jaxdiff import train
 from jaxdiff.cli import main
-from jaxdiff.experiment import load
+from jaxdiff.experiment import example_keys, load, sampler
 from jaxdiff.networks import lora
+from jaxdiff.networks.controlnet import controlled
 
 FILE = Path(__file__).parents[1] / "experiments" / "finetune.py"
 UNET = {
@@ -39,6 +40,19 @@ DIT = {
     "attention_head_dim": 8,
     "num_attention_heads": 4,
     "num_embeds_ada_norm": 10,
+}
+CROSS = {
+    "_class_name": "UNet2DConditionModel",
+    "sample_size": 8,
+    "in_channels": 1,
+    "out_channels": 1,
+    "layers_per_block": 1,
+    "block_out_channels": [8, 16],
+    "norm_num_groups": 4,
+    "attention_head_dim": 2,
+    "cross_attention_dim": 6,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
 }
 TINY = {"steps": 4, "batch": 8, "lr": 1e-2}
 
@@ -149,17 +163,7 @@ def test_eight_devices_are_one(knobs, dit, monkeypatch):
 @pytest.mark.slow
 def test_latents_and_cached_tokens(tmp_path):
     """A pipeline's conditional U-Net on its autoencoder's latents, the tokens of each class from a file."""
-    cross = {
-        "_class_name": "UNet2DConditionModel",
-        "sample_size": 8,
-        "layers_per_block": 1,
-        "block_out_channels": [8, 16],
-        "norm_num_groups": 4,
-        "attention_head_dim": 2,
-        "cross_attention_dim": 6,
-        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
-        "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
-    }
+    cross = CROSS | {"in_channels": 4, "out_channels": 4}
     vae = {"_class_name": "AutoencoderKL", "block_out_channels": [8, 8], "norm_num_groups": 4, "sample_size": 16}
     vae |= {"down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2}
     folder(cross, tmp_path / "unet")
@@ -179,8 +183,99 @@ def test_latents_and_cached_tokens(tmp_path):
     got = made.apply(made.whole(state.params), x, noise, {"label": jnp.asarray(label)})
     want = network.apply(lora.merge(network.params, state.params), x, noise, {"tokens": jnp.asarray(tokens[label])})
     np.testing.assert_allclose(got, want, atol=1e-5)
-    made.draw(made, made.whole(state.ema), tmp_path / "x.png")
-    assert (tmp_path / "x.png").stat().st_size > 0
+
+    # Samples are decoded: by the sampler here and by the parts there.
+    keys, label = example_keys(3, 2), jnp.array([1, 2])
+    images = sampler(made, guided=False)(made.whole(state.ema), keys, label, 1.0)
+    latents = sampler(replace(made, decode=lambda params, z: z), guided=False)(made.whole(state.ema), keys, label, 1.0)
+    vae = jd.interop.load(tmp_path / "vae")
+    np.testing.assert_allclose(images, vae.apply.decode(vae.params, vae.apply.restore(latents)), atol=1e-4)
+    assert images.shape == (2, 16, 16, 3)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """A conditional U-Net of pixels, and tokens for each class."""
+    path = tmp_path_factory.mktemp("cross")
+    folder(CROSS, path)
+    tokens = np.random.default_rng(0).normal(size=(11, 3, 6)).astype(np.float32)
+    np.savez(path / "cond.npz", tokens=tokens)
+    return {"directory": str(path), "cond": str(path / "cond.npz"), "mode": "control"}
+
+
+@pytest.mark.slow
+def test_controlnet(pair, tmp_path):
+    network = jd.interop.load(pair["directory"])
+    made, state, _ = run(1, **pair, steps=40, drop_rate=0.5)
+    first = made.start()
+    zero = {name: leaf for name, leaf in first.items() if not jax.tree.reduce(lambda a, x: a or x.any(), leaf, False)}
+    assert sum("controlnet_down_blocks" in name for name in zero) == 4 and "controlnet_mid_block" in zero
+    assert error(made, state.params) < 0.97 * error(made, first)
+    same(made.frozen["base"], network.params)
+    assert all(leaf["kernel"].any() for name, leaf in state.params.items() if name in zero)
+
+    # At the beginning it says nothing; then it sees the hint, each part of which has its own effect.
+    x, noise = jax.random.normal(jax.random.key(1), (2, 8, 8, 1)), jnp.array([3.0, 500.0])
+    label = jnp.array([4, 10])
+    hint = jax.random.uniform(jax.random.key(2), (2, 8, 8, 3))
+    tokens = jnp.asarray(np.load(pair["cond"])["tokens"])[label]
+    plain = network.apply(network.params, x, noise, {"tokens": tokens})
+    cond = {"label": label, "hint": hint}
+    np.testing.assert_allclose(made.apply(made.whole(first), x, noise, cond), plain, atol=1e-6)
+    made.export["model"](state.params, tmp_path / "out")
+    written = jd.interop.load(tmp_path / "out")
+    same(written.params, state.params)
+    steered = controlled(written.apply, network.apply)(
+        {"controlnet": written.params, "unet": network.params}, x, noise, {"tokens": tokens, "hint": hint}
+    )
+    np.testing.assert_allclose(made.apply(made.whole(state.params), x, noise, cond), steered, atol=1e-6)
+    other = made.apply(made.whole(state.params), x, noise, {**cond, "hint": 1 - hint})
+    assert float(jnp.abs(steered - plain).max()) > 1e-2 and float(jnp.abs(steered - other).max()) > 1e-4
+
+    # Going on from a folder begins where it was.
+    again = load(FILE)(**pair, **TINY, control=str(tmp_path / "out"))
+    same(again.start(), state.params)
+
+
+@pytest.mark.slow
+def test_hints_of_a_file(pair, tmp_path):
+    """The batch's hints are the images' own, and a sample's is of its class, with guidance too."""
+    rows = np.zeros((10_000, 8, 8, 1), np.uint8)
+    images = jd.data.open_source("fashion_mnist", size=8)
+    rows[:] = 20 * images.label[:, None, None, None]
+    np.savez(tmp_path / "hints.npz", hint=rows)
+    made = load(FILE)(**pair, **TINY, hints=str(tmp_path / "hints.npz"))
+    batch = next(made.batches(0))
+    np.testing.assert_allclose(
+        batch["hint"], np.broadcast_to(batch["label"][:, None, None, None] / 12.75, (8, 8, 8, 1)), rtol=1e-6
+    )
+    seen = made.beside(made.whole(made.start()), jnp.array([7, 2]))["hint"]
+    np.testing.assert_allclose(seen[:, 0, 0, 0], [140 / 255, 40 / 255], rtol=1e-6)
+
+    def apply(params, x, noise, cond):
+        return jnp.zeros_like(x) + cond["hint"] + jnp.where(cond["label"] == 10, 1.0, 0.0)[:, None, None, None]
+
+    probe = replace(made, apply=apply, row=jd.parameterize.x0, solver=jd.solvers.ddim(), limit=lambda denoise: denoise)
+    got = sampler(probe, steps=2)(made.whole(made.start()), example_keys(0, 2), jnp.array([7, 2]), 3.0)
+    # u + 3 (c - u) with u = hint + 1, c = hint.
+    np.testing.assert_allclose(got[:, 0, 0, 0], np.array([140, 40]) / 255 - 2, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_mistakes_of_a_controlnet(pair, unet, tmp_path):
+    def fails(words, **knobs):
+        with pytest.raises(ValueError, match=words):
+            load(FILE)(**(pair | TINY | knobs))
+
+    fails("UNet2DConditionModel, got UNet2DModel", directory=unet, cond="")
+    fails("--cond", cond="")
+    fails("must hold a ControlNetModel", control=pair["directory"])
+    wider = CROSS | {"in_channels": 3, "sample_size": 8}
+    fails(r"x alone, 1 channels; theirs are 3 and 3", directory=str(folder(wider, tmp_path / "wider")))
+    np.savez(tmp_path / "few.npz", hint=np.zeros((3, 8, 8, 3), np.uint8))
+    fails("one for each image", hints=str(tmp_path / "few.npz"))
+    np.savez(tmp_path / "large.npz", hint=np.zeros((10_000, 12, 8, 3), np.uint8))
+    fails(r"hints of shape \(8, 8, 3\), got \(12, 8, 3\)", hints=str(tmp_path / "large.npz"))
 
 
 @pytest.mark.slow

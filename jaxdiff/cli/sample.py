@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -46,7 +47,7 @@ def command(
         solver: one of jaxdiff.solvers, or FILE.py:NAME; of a prompt a scheduler such as EulerDiscreteScheduler.
         steps: number of steps; by default the experiment's, or the usual one.
         seed: picture i depends on the seed and i alone.
-        batch: pictures at a time; by default 100 of a run, 4 of a prompt.
+        batch: pictures at a time; by default as in the run's previews, 4 of a prompt.
         params: averaged or last parameters.
         out: FILE.png is a grid, FILE.npz arrays, a folder single PNGs; by default RUN/samples-SEED.png, or for a
             prompt the folder samples-SEED.
@@ -55,8 +56,6 @@ def command(
         size: height and width of a prompt's pictures; by default the network's own.
     """
     of_prompt = is_pipeline(run)
-    usual = (1, 4) if of_prompt else (50, 100)
-    num, batch = (given if own is None else own for own, given in zip((num, batch), usual, strict=True))
     out = (Path(f"samples-{seed}") if of_prompt else run / f"samples-{seed}.png") if out is None else out
     if out.suffix not in ("", ".png", ".npz"):
         raise ValueError(f"--out must end in .png or .npz, or be a folder, got {out}")
@@ -64,10 +63,10 @@ def command(
         if prompt is None or label is not None:
             raise ValueError(f"{run} is a text-to-image directory: it needs --prompt, and has no --label")
         x = draw_prompt(
-            run, prompt, num=num, negative=negative, guidance=guidance, steps=steps, size=size,
-            scheduler=solver, seed=seed, batch=batch,
+            run, prompt, num=1 if num is None else num, negative=negative, guidance=guidance, steps=steps, size=size,
+            scheduler=solver, seed=seed, batch=4 if batch is None else batch,
         )  # fmt: skip
-        _write(out, x, None, columns=4)
+        _write(out, x, None, 4)
     else:
         if prompt is not None or negative is not None or size is not None:
             raise ValueError(
@@ -75,11 +74,19 @@ def command(
             )
         experiment = load_run(run)
         if experiment.draw is not None and out.suffix == ".png":
+            if any(value is not None for value in (num, label, guidance, batch)):
+                raise ValueError(
+                    f"{run} draws a picture of its own: --num, --label, --guidance and --batch are for --out FILE.npz"
+                )
+            chosen = experiment.solver if solver is None else named_solver(solver)
+            steps = experiment.sample_steps if steps is None else steps
+            experiment = replace(experiment, seed=seed, solver=chosen, sample_steps=steps)
             experiment.draw(experiment, experiment.whole(train.load_params(run, params)), out)
         else:
             generate = generator(experiment, run, params, guidance=guidance, solver=solver, steps=steps)
+            num, batch = 50 if num is None else num, experiment.preview if batch is None else batch
             x, labels = draw(experiment, generate, num, label=label, seed=seed, batch=batch)
-            _write(out, x, labels, columns=experiment.num_classes or 10)
+            _write(out, x, labels, columns(experiment))
     print(out)
 
 
@@ -98,6 +105,11 @@ def generator(
     generate = sampler(experiment, solver=chosen, steps=steps, guided=scale != 1)
     params = experiment.whole(train.load_params(run, which))
     return lambda keys, label: generate(params, keys, label, scale)
+
+
+def columns(experiment: Experiment) -> int:
+    """Pictures in a row of a grid: a class in each column, where there are few."""
+    return min(experiment.num_classes or 10, 10)
 
 
 def draw(

@@ -15,10 +15,8 @@ from tqdm import tqdm
 
 from jaxdiff import train as training
 from jaxdiff.cli.images import save_png
-from jaxdiff.cli.sample import draw
+from jaxdiff.cli.sample import columns, draw
 from jaxdiff.experiment import SOURCE, Experiment, load, sampler
-
-PREVIEW = 50  # pictures drawn at a time: one program serves the previews and the last, larger grid
 
 
 def command(args: list[str]) -> None:
@@ -124,6 +122,7 @@ def _mesh(text: str) -> Mesh:
 def _previewer(experiment: Experiment, workdir: Path) -> Callable[[training.TrainState], None]:
     """Draw samples of the averaged parameters on the way, and a larger grid at the end."""
     generate = sampler(experiment, guided=experiment.guidance != 1)
+    size = experiment.preview  # one program serves the previews and the last, larger grid
 
     def preview(state: training.TrainState) -> None:
         last = int(state.step) == experiment.steps
@@ -135,10 +134,10 @@ def _previewer(experiment: Experiment, workdir: Path) -> Callable[[training.Trai
             x, _ = draw(
                 experiment,
                 lambda keys, label: generate(params, keys, label, experiment.guidance),
-                2 * PREVIEW if last else PREVIEW,
-                batch=PREVIEW,
+                2 * size if last else size,
+                batch=size,
             )
-            save_png(path, x, experiment.num_classes or 10)
+            save_png(path, x, columns(experiment))
         tqdm.write(str(path))
 
     return preview

@@ -37,7 +37,8 @@ def batches(
     Host h of H gets rows [h B/H, (h+1) B/H) of the global batch, which is the same for any number of hosts.
 
     Args:
-      source: a random-access sequence of {"x": uint8[H, W, C], "label": int} ("label" may be absent).
+      source: a random-access sequence of {"x": uint8[H, W, C], "label": int} ("label" may be absent); it may have a
+        "hint", uint8[H', W', C'], too, see `Hinted`.
       batch_size: examples in the global batch, over all hosts.
       seed: any non-negative integer; decides the order and the flips.
       start: number of the first batch.
@@ -49,7 +50,8 @@ def batches(
       shard_count: number of hosts; default `jax.process_count()`.
 
     Returns:
-      An iterator with a `close()` method, of {"x": float32[B/H, H, W, C] in [-1, 1], "label": int32[B/H]}.
+      An iterator with a `close()` method, of {"x": float32[B/H, H, W, C] in [-1, 1], "label": int32[B/H]},
+      and "hint": float32[B/H, H', W', C'] in [0, 1], mirrored with its image.
 
     Raises:
       ValueError: if a number is out of range, or the batch larger than the source or indivisible by hosts.
@@ -110,12 +112,16 @@ def load_arrays(source: Source, count: int | None = None) -> Batch:
 
 def _finish(index: int, batch: Batch, *, key: int, flip: bool) -> Batch:
     """Augment and normalize a whole batch at once; `index` counts the batches of all hosts."""
-    x = batch["x"]
+    images = {name: batch[name] for name in ("x", "hint") if name in batch}
     if flip:
         # Philox is counter-based: four words for each place in the stream, whatever the batch size.
-        words = np.random.Philox(key=key, counter=index * len(x)).random_raw((len(x), 4))
-        x = flip_some(x, (words[:, 0] >> np.uint64(63)).astype(bool))
-    out = {"x": to_float(x)}
+        size = len(images["x"])
+        words = np.random.Philox(key=key, counter=index * size).random_raw((size, 4))
+        flipped = (words[:, 0] >> np.uint64(63)).astype(bool)
+        images = {name: flip_some(value, flipped) for name, value in images.items()}
+    out = {"x": to_float(images["x"])}
+    if "hint" in batch:
+        out["hint"] = images["hint"].astype(np.float32) / 255
     if "label" in batch:
         out["label"] = batch["label"].astype(np.int32)
     return out

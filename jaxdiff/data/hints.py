@@ -1,0 +1,96 @@
+"""Images with another image beside each, from which a network learns to be steered."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from jaxdiff.data.sources import Source
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Hinted:
+    """A source whose examples have a "hint", uint8[H', W', C'], beside the image.
+
+    Attributes:
+      images: the source.
+      hints: uint8[N, H', W', C'], one for each image in the source's order; None is the image's own `edges`.
+    """
+
+    images: Source
+    hints: np.ndarray | None = None
+
+    def __post_init__(self):
+        hints = self.hints
+        if hints is not None and (hints.dtype != np.uint8 or hints.ndim != 4 or len(hints) != len(self.images)):
+            raise ValueError(
+                f"hints must be uint8[{len(self.images)}, H, W, C], one for each image, "
+                f"got {hints.dtype}{list(hints.shape)}"
+            )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.images.shape
+
+    @property
+    def hint_shape(self) -> tuple[int, ...]:
+        return (*self.shape[:2], 3) if self.hints is None else self.hints.shape[1:]
+
+    @property
+    def num_classes(self) -> int:
+        return self.images.num_classes
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.images.class_names
+
+    def of_classes(self) -> np.ndarray:
+        """A hint of each class, of an image at random; black where ten images a class hold none.
+
+        Returns:
+          uint8[num_classes, H', W', C'], the same at every call.
+        """
+        found = np.zeros((self.num_classes, *self.hint_shape), np.uint8)
+        for i in np.random.default_rng(0).permutation(len(self))[: 10 * self.num_classes]:
+            example = self[int(i)]
+            found[example["label"]] = example["hint"]
+        return found
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        example = self.images[index]
+        return {**example, "hint": edges(example["x"]) if self.hints is None else self.hints[index]}
+
+
+def open_hints(name: str, images: Source) -> Hinted:
+    """Put hints beside images.
+
+    Args:
+      name: "edges", or an .npz file of "hint"; see `Hinted`.
+      images: the source.
+
+    Raises:
+      ValueError: the file holds no "hint", or not one for each image.
+    """
+    if name == "edges":
+        return Hinted(images)
+    with np.load(name) as file:
+        if "hint" not in file.files:
+            raise ValueError(f'{name} must hold "hint", got {", ".join(file.files)}')
+        return Hinted(images, file["hint"])
+
+
+def edges(image: np.ndarray) -> np.ndarray:
+    """How steeply an image's brightness changes, as a picture.
+
+    Args:
+      image: uint8[H, W, C], H and W at least 2.
+
+    Returns:
+      uint8[H, W, 3]: twice the size of the gradient of the channels' mean, by central differences, at most 255.
+    """
+    down, right = np.gradient(image.mean(-1, dtype=np.float32))
+    steep = np.minimum(2 * np.hypot(down, right), 255).round().astype(np.uint8)
+    return np.repeat(steep[..., None], 3, axis=-1)
