@@ -34,7 +34,7 @@ def normalize(x: Array, axes: tuple[int, ...], eps: float = 1e-4) -> Array:
 def force_weight_norm(params: Any) -> Any:
     """Brings every kernel back to unit magnitude (Karras et al. 2024, eq. 66; sec. 2.3).
 
-    To be applied to the parameters after each step of the optimizer: without it they grow, and the effective learning
+    To be applied after each step of the optimizer (`train.projected`): without it they grow, and the effective learning
     rate decays.
 
     Args:

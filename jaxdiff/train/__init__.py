@@ -3,7 +3,7 @@
 from jaxdiff.train.checkpoint import Checkpointer, load_params, read_knobs, write_knobs
 from jaxdiff.train.freeze import join, split
 from jaxdiff.train.loop import fit, metrics_file
-from jaxdiff.train.optimizer import adamw
+from jaxdiff.train.optimizer import adamw, projected
 from jaxdiff.train.sharding import make_mesh, shard_batch, shard_params
 from jaxdiff.train.state import TrainState, abstract, adopt, create
 from jaxdiff.train.step import make_step
@@ -21,6 +21,7 @@ __all__ = [
     "make_mesh",
     "make_step",
     "metrics_file",
+    "projected",
     "read_knobs",
     "shard_batch",
     "shard_params",

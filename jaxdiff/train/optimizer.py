@@ -1,7 +1,9 @@
 """The optimizer that diffusion models are usually trained with, put together from optax."""
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
+import jax
 import optax
 
 
@@ -48,3 +50,24 @@ def adamw(
         rate = optax.join_schedules([optax.linear_schedule(0.0, lr, warmup), rate], [warmup])
     clipping = optax.clip_by_global_norm(clip) if clip is not None else optax.identity()
     return optax.chain(clipping, optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay))
+
+
+def projected(optimizer: optax.GradientTransformation, project: Callable[[Any], Any]) -> optax.GradientTransformation:
+    """Bring the parameters back to a set after each update, as EDM2's kernels to unit magnitude.
+
+    Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Models" (2024), section 2.3.
+
+    Args:
+        optimizer: an optax optimizer.
+        project: parameters -> parameters, such as `networks.force_weight_norm`.
+
+    Returns:
+        An optimizer whose updated parameters are the projection of the other's.
+    """
+
+    def update(grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        updates, state = optimizer.update(grads, state, params)
+        moved = project(optax.apply_updates(params, updates))
+        return jax.tree.map(lambda new, old: new - old, moved, params), state
+
+    return optax.GradientTransformation(optimizer.init, update)  # type: ignore[arg-type]

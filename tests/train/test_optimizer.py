@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdiff.train import adamw
+from jaxdiff.train import adamw, projected
 
 
 def moves(optimizer, gradients, start=1.0):
@@ -56,3 +56,11 @@ def test_weight_decay_is_decoupled():
 def test_refused(arguments):
     with pytest.raises(ValueError, match="schedule"):
         adamw(0.1, **arguments)
+
+
+def test_projected_updates_end_where_the_projection_of_the_others_does():
+    circle = lambda x: x / jnp.linalg.norm(x)  # noqa: E731
+    with jax.numpy_dtype_promotion("standard"):
+        optimizer, x = projected(optax.sgd(0.5), circle), jnp.array([0.6, 0.8])
+        updates, _ = optimizer.update(jnp.array([-1.0, 1.0]), optimizer.init(x), x)
+    np.testing.assert_allclose(x + updates, np.array([1.1, 0.3]) / np.hypot(1.1, 0.3), rtol=1e-6)
