@@ -1,5 +1,6 @@
 """Every experiment builds, takes a step that moves its parameters, and draws from its own sampler."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import chex
@@ -9,6 +10,7 @@ import pytest
 
 from jaxdiff import train
 from jaxdiff.experiment import example_keys, load, sampler
+from jaxdiff.solvers import Solver
 
 FOLDER = Path(__file__).parents[1] / "experiments"
 TINY = {
@@ -68,6 +70,26 @@ def test_sampler(name):
     alone = generate(params, example_keys(0, 3, first=2), label, experiment.guidance)
     np.testing.assert_allclose(alone[0], generate(params, example_keys(0, 3), label.at[2].set(0), 1.0)[2], atol=2e-5)
     assert generate._cache_size() == 1
+
+
+@pytest.mark.slow
+def test_where_samples_begin_and_how_they_end():
+    """The noise has the experiment's std, and the last x is decoded."""
+    experiment = replace(load(FOLDER / "toy2d.py")(), apply=lambda params, x, noise, cond: x)
+    still = Solver(lambda x: (), lambda denoise, key, x, state, cur, nxt: (x, state))
+    seen = replace(
+        experiment,
+        solver=still,
+        std=lambda levels: 3 * levels.sigma[0],
+        decode=lambda params, x: x + params,
+    )
+    keys = example_keys(0, 4)
+    start, moved = (
+        sampler(e, guided=False)(jax.numpy.float32(5), keys, None, 1.0)
+        for e in (replace(experiment, solver=still), seen)
+    )
+    assert np.abs(start).max() > 0.5
+    np.testing.assert_allclose(moved, 3 * start + 5, rtol=1e-6)
 
 
 def test_guidance_without_null_condition():

@@ -147,14 +147,19 @@ def test_a_part_is_trained_and_the_rest_stays(unet, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("knobs", [{"mode": "lora"}, {}, {"only": "attn1"}], ids=["lora", "full", "part"])
-def test_eight_devices_are_one(knobs, dit, monkeypatch):
+@pytest.mark.parametrize("name", ["lora", "full", "part", "control"])
+def test_eight_devices_are_one(name, request, monkeypatch):
     # Tiny arrays are split, too, as large ones are.
     monkeypatch.setattr(train.sharding, "SMALL", 64)
     # Plain descent: Adam divides by the gradient's size, so where that is a rounding error, it moves all the same.
-    knobs = {"optimizer": optax.sgd(0.1), "steps": 3, **knobs}
-    _, one, losses = run(1, dit, **knobs)
-    made, eight, sharded = run(8, dit, **knobs)
+    knobs = {"optimizer": optax.sgd(0.1), "steps": 3}
+    if name == "control":
+        knobs |= request.getfixturevalue("pair")
+    else:
+        own = {"lora": {"mode": "lora"}, "full": {}, "part": {"only": "attn1"}}[name]
+        knobs |= own | {"directory": request.getfixturevalue("dit")}
+    _, one, losses = run(1, **knobs)
+    made, eight, sharded = run(8, **knobs)
     np.testing.assert_allclose(sharded, losses, rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), eight.params, one.params)
     assert any(not x.sharding.is_fully_replicated for x in jax.tree.leaves((eight.params, made.frozen["base"])))
@@ -245,6 +250,8 @@ def test_hints_of_a_file(pair, tmp_path):
     rows[:] = 20 * images.label[:, None, None, None]
     np.savez(tmp_path / "hints.npz", hint=rows)
     made = load(FILE)(**pair, **TINY, hints=str(tmp_path / "hints.npz"))
+    levels = made.grid(2)
+    assert float(made.std(levels)) == pytest.approx(1) and float(levels.sigma[0]) < 0.99999  # the config's, not sigma
     batch = next(made.batches(0))
     np.testing.assert_allclose(
         batch["hint"], np.broadcast_to(batch["label"][:, None, None, None] / 12.75, (8, 8, 8, 1)), rtol=1e-6

@@ -78,6 +78,25 @@ def test_the_same_command_goes_on(tmp_path):
     assert Image.open(tmp_path / "samples.png").size == (800, 800)
 
 
+@pytest.mark.slow
+def test_a_run_that_draws_its_own_picture(tmp_path, capsys):
+    knobs = ["--batch", "8", "--width", "8", "--workdir", str(tmp_path), "--steps", "20", "--lr", "0.1"]
+    main(["train", TOY, *knobs])
+
+    def picture(*options: str) -> bytes:
+        main(["sample", str(tmp_path), "--out", str(tmp_path / "x.png"), *options])
+        return np.asarray(Image.open(tmp_path / "x.png")).tobytes()
+
+    usual = picture()
+    assert picture("--seed", "0", "--solver", "heun", "--steps", "40") == usual
+    for option in (["--seed", "1"], ["--solver", "ddim"], ["--steps", "2"]):
+        assert picture(*option) != usual
+    for option in (["--num", "3"], ["--label", "1"], ["--guidance", "2"], ["--batch", "5"]):
+        assert "a picture of its own" in fails(capsys, "sample", str(tmp_path), *option)
+    main(["sample", str(tmp_path), "--num", "3", "--out", str(tmp_path / "x.npz")])
+    assert np.load(tmp_path / "x.npz")["x"].shape == (3, 2)
+
+
 def test_another_runs_folder_is_refused(tmp_path, capsys):
     knobs = ["--batch", "8", "--width", "8", "--workdir", str(tmp_path), "--steps", "1"]
     main(["train", TOY, *knobs])
