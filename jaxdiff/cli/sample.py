@@ -80,8 +80,8 @@ def command(
                 )
             chosen = experiment.solver if solver is None else named_solver(solver)
             steps = experiment.sample_steps if steps is None else steps
-            experiment = replace(experiment, seed=seed, solver=chosen, sample_steps=steps)
-            experiment.draw(experiment, experiment.whole(train.load_params(run, params)), out)
+            asked = replace(experiment, seed=seed, solver=chosen, sample_steps=steps)
+            experiment.draw(asked, experiment.whole(train.load_params(run, params)), out)
         else:
             generate = generator(experiment, run, params, guidance=guidance, solver=solver, steps=steps)
             num, batch = 50 if num is None else num, experiment.preview if batch is None else batch
