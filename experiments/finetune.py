@@ -28,6 +28,7 @@ def experiment(
     hints: str = "edges",
     source: str = "fashion_mnist",
     size: int = 0,
+    prompt: str = "",
     cond: str = "",
     vae: str = "",
     steps: int = 1000,
@@ -61,7 +62,9 @@ def experiment(
             each image of the data.
         source: fashion_mnist, tfds:NAME or folder:PATH.
         size: of the images; by default as the network's config and the autoencoder have it.
-        cond: an .npz file of what the network is conditioned on, by its names ("tokens", "vector"): one row for each
+        prompt: for a pipeline: what its text encoders are told of a class, whose name stands for {}, such as
+            "a photo of a {}"; an empty text says nothing.
+        cond: in place of a prompt an .npz file of the condition by its names ("tokens", "vector"): one row for each
             class of the data and a last one that says nothing.
         vae: folder of the autoencoder whose latents the network is of; a pipeline's is found.
         steps: updates of the parameters.
@@ -85,13 +88,16 @@ def experiment(
     size = size or config.get("sample_size", 0) * (codec.apply.factor if codec else 1)
     images = data.open_source(source, size=size or None, channels=3 if codec else config.get("in_channels"))
     shape = _latent_shape(images.shape, codec)
-    tables = _tables(cond, place)
+    told = [prompt.format(name) for name in images.class_names] + [""] if prompt else []
+    tables = _placed(_prompted(folder.parent, told, images.shape) if told else _tables(cond), place)
+    if not tables and {"cross_attention_dim", "joint_attention_dim"} & config.keys():
+        raise ValueError("the network sees texts: give --prompt or --cond FILE.npz")
     null = _null_label(kind, config, tables)
     if null is not None and not 0 < images.num_classes <= null:
         raise ValueError(f"{source} has {images.num_classes} classes, the network's condition 1 to {null}")
     if mode == "control":
         if null is None:
-            raise ValueError("a ControlNet is trained beside the U-Net's condition: --cond FILE.npz is missing")
+            raise ValueError("a ControlNet is trained beside the U-Net's condition: give --prompt or --cond FILE.npz")
         images = data.open_hints(hints, images)
         tuned = _control(folder, place, begin=control, seed=seed, shape=shape, hint=images.hint_shape)
     elif mode == "lora":
@@ -316,7 +322,13 @@ def _sampling(folder: Path, kind: str) -> interop.Sampling:
     return interop.scheduler({"_class_name": "FlowMatchEulerDiscreteScheduler" if kind in flows else "DDPMScheduler"})
 
 
-def _tables(cond: str, place: Callable[[Any], Any] | None) -> dict[str, Any]:
+def _prompted(directory: Path, told: list[str], shape: tuple[int, ...]) -> dict[str, Any]:
+    if len(told) == 1:
+        raise ValueError("a prompt tells the classes of the data by their names, and this data has none")
+    return interop.encode_prompts(directory, told, size=(shape[0], shape[1]), dtype=compute_dtype())
+
+
+def _tables(cond: str) -> dict[str, Any]:
     if not cond:
         return {}
     with np.load(cond) as file:
@@ -325,7 +337,7 @@ def _tables(cond: str, place: Callable[[Any], Any] | None) -> dict[str, Any]:
         raise ValueError(
             f"{cond} must hold arrays of equally many rows, got { {k: v.shape for k, v in tables.items()} }"
         )
-    return _placed(tables, place)
+    return tables
 
 
 def _placed(arrays: dict[str, Any], place: Callable[[Any], Any] | None) -> dict[str, Any]:

@@ -10,10 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from interop.pipelines import write
 
 import jaxdiff as jd
 from jaxdiff import train
 from jaxdiff.cli import main
+from jaxdiff.data import open_source
 from jaxdiff.experiment import example_keys, load, sampler
 from jaxdiff.networks import lora
 from jaxdiff.networks.controlnet import controlled
@@ -317,3 +319,19 @@ def test_command_line(dit, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["convert", str(whole), "--out", str(tmp_path / "other"), "--form", "onnx"])
     assert "model or lora" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_prompt_tells_the_classes_by_their_names(tmp_path):
+    pipeline = write(tmp_path / "pipeline")
+    made = load(FILE)(str(pipeline), prompt="a {}", mode="lora", rank=1, **TINY)
+    names = open_source("fashion_mnist").class_names
+    encoder, tokenize = jd.interop.load(pipeline / "text_encoder"), jd.text.tokenizer(pipeline / "tokenizer")
+    ids, _ = tokenize([*(f"a {name}" for name in names), ""])
+    want = encoder.apply(encoder.params, ids).hidden
+    np.testing.assert_allclose(made.frozen["cond"]["tokens"], want, atol=1e-5)
+    assert made.num_classes == made.null_label == len(names)
+    value, _ = made.loss((made.init(jax.random.key(1)), made.frozen), jax.random.key(0), next(made.batches(0)))
+    assert np.isfinite(value)
+    with pytest.raises(ValueError, match="--prompt or --cond"):
+        load(FILE)(str(pipeline), **TINY)

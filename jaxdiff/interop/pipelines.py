@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from math import floor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,11 +11,12 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff import guidance as guides
-from jaxdiff import parameterize, text
+from jaxdiff import parameterize
 from jaxdiff.autoencoders import Codec
 from jaxdiff.interop.checkpoint import load
 from jaxdiff.interop.files import read_json
-from jaxdiff.interop.prompts import LAYOUTS, Cond, Layout, Models
+from jaxdiff.interop.index import check_parts, encoders, read_index, tokenizers
+from jaxdiff.interop.prompts import Cond, Layout, Models
 from jaxdiff.interop.schedulers import Sampling, scheduler
 from jaxdiff.levels import Level, q_sample
 from jaxdiff.networks.layers import wide
@@ -110,8 +110,8 @@ def text_to_image(
         image: [B, height, width, 3] in [-1, 1] to begin with; its latents are the mean of their posterior.
         mask: [B, height, width], 1 where the image is painted anew, else 0. A network for inpainting sees it. With
             others the rest of the picture is put back after each step, with the noise of the level arrived at.
-        strength: how much of the image is changed, in [0, 1]: the last floor(strength N) steps are taken. May be
-            traced.
+        strength: how much of the image is changed, in [0, 1]: the last strength N steps are taken, rounded down, but
+            up for Stable Diffusion 3 and Flux, as the references do. May be traced.
         noise: [B, height / factor, width / factor, D], standard normal, in place of the keys' at the beginning.
         images: [B, height, width, 3] in [-1, 1], float32 at least.
 
@@ -134,12 +134,9 @@ def text_to_image(
             of the latents'.
     """
     directory = Path(directory)
-    index = read_json(directory / "model_index.json")
-    name = index.get("_class_name")
-    if name not in LAYOUTS:
-        raise ValueError(f"unknown pipeline {name!r} in {directory}; there are: {', '.join(sorted(LAYOUTS))}")
-    layout = LAYOUTS[name]
-    parts = _parts(directory, index, layout)
+    index, layout = read_index(directory)
+    parts = [layout.network, "vae", *encoders(index, layout)]
+    check_parts(directory, parts)
     loaded = {part: load(directory / part, dtype=dtype, param_dtype=param_dtype, place=place) for part in parts}
     models = Models(
         {part: model.apply for part, model in loaded.items()},
@@ -157,7 +154,7 @@ def text_to_image(
         return _generate(made, params, tokens, keys, guidance, **options)
 
     def tokenize(prompts: Sequence[str]) -> dict[str, Any]:
-        return {encoder: encode(prompts)[0] for encoder, encode in _tokenizers(directory, models, layout).items()}
+        return {encoder: encode(prompts)[0] for encoder, encode in tokenizers(directory, models, layout).items()}
 
     # Flux is guided by what it is told, or not at all.
     negative = not made.distilled and not layout.even
@@ -179,7 +176,7 @@ def _generate(
     x, solver, start, extra = made.sampling.std(levels).astype(made.dtype) * noise, made.sampling.solver, None, {}
     if image is not None:
         known = _encode(made, params, image, batch)
-        start = _first_step(len(levels.t) - 1, strength)
+        start = _first_step(len(levels.t) - 1, strength, made.layout.up)
         noised = q_sample(known, noise, _at(levels, start, made.dtype))
         if mask is None:
             x = noised
@@ -273,28 +270,16 @@ def _put_back(solver: Solver, known: Array, noise: Array, mask: Array, end: Arra
     return solver._replace(step=step)
 
 
-def _first_step(n: int, strength: float | Array) -> int | Array:
-    if isinstance(strength, (int, float)):
-        if not 0 <= strength <= 1:
-            raise ValueError(f"strength must lie in [0, 1], got {strength}")
-        return n - floor(n * strength)
-    return n - jnp.floor(n * strength).astype(jnp.int32)
+def _first_step(n: int, strength: float | Array, up: bool) -> Array:
+    if isinstance(strength, (int, float)) and not 0 <= strength <= 1:
+        raise ValueError(f"strength must lie in [0, 1], got {strength}")
+    # Whole numbers of steps as they are meant: 0.58 of 50 is 29, whatever a product in float32 or float64 says.
+    taken = jnp.ceil(n * strength - 1e-3) if up else jnp.floor(n * strength + 1e-3)
+    return n - taken.astype(jnp.int32)
 
 
 def _at(levels: Level, i: int | Array, dtype: Any) -> Level:
     return Level(*(field[i].astype(dtype) for field in levels))
-
-
-def _parts(directory: Path, index: Mapping[str, Any], layout: Layout) -> list[str]:
-    """Directories of the models."""
-    names = [layout.network, "vae"]
-    for name, optional in layout.encoders.items():
-        if not optional or any(index.get(name) or ()):
-            names.append(name)
-    missing = [name for name in names if not (directory / name).is_dir()]
-    if missing:
-        raise ValueError(f"{directory} lacks {', '.join(missing)}")
-    return names
 
 
 def _checked_size(models: Models, layout: Layout, size: tuple[int, int] | None) -> tuple[int, int]:
@@ -326,13 +311,3 @@ def _check_channels(made: _Made) -> None:
             f"the network takes {given} channels, which are neither the {latent} of the latents nor, with a mask and a "
             f"picture, {1 + 2 * latent}"
         )
-
-
-def _tokenizers(directory: Path, models: Models, layout: Layout) -> dict[str, Any]:
-    """By the encoder's name; "text_encoder_2" has "tokenizer_2"."""
-    made = {}
-    for name in layout.encoders:
-        if name in models.apply:
-            length = models.length if models.config[name]["_class_name"] == "T5EncoderModel" else None
-            made[name] = text.tokenizer(directory / name.replace("text_encoder", "tokenizer"), length=length)
-    return made

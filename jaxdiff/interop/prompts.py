@@ -43,6 +43,7 @@ class Layout(NamedTuple):
         zeros: no prompt may be a condition of zeros.
         patch: latents of a token along each axis, where the network's config does not say it.
         even: see `scheduler`.
+        up: part of a step counts as one where an image is begun with.
     """
 
     network: str
@@ -55,6 +56,7 @@ class Layout(NamedTuple):
     zeros: bool = False
     patch: int | None = None
     even: bool = False
+    up: bool = False
 
 
 def _stable_diffusion(models: Models, params: Any, tokens: Mapping[str, Array]) -> Cond:
@@ -106,6 +108,7 @@ SD3 = Layout(
     steps=28,
     guidance=7.0,
     length=256,
+    up=True,
 )
 FLUX = Layout(
     "transformer",
@@ -116,6 +119,7 @@ FLUX = Layout(
     length=512,
     patch=2,
     even=True,
+    up=True,
 )
 
 # By the class in model_index.json; those that begin with an image differ in nothing that is in the directory.

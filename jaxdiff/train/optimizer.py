@@ -70,4 +70,4 @@ def projected(optimizer: optax.GradientTransformation, project: Callable[[Any], 
         moved = project(optax.apply_updates(params, updates))
         return jax.tree.map(lambda new, old: new - old, moved, params), state
 
-    return optax.GradientTransformation(optimizer.init, update)  # type: ignore[arg-type]
+    return optax.GradientTransformation(optimizer.init, update)
