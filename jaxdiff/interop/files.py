@@ -15,6 +15,34 @@ __all__ = ["Tensor", "open_tensors", "read_config", "read_json"]
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 LIMIT = 100 * 2**20  # bytes of a header, the limit of the format's own library
+MAPPED = 2**28  # bytes that are read through one opening of a file
+
+
+class _File:
+    """A safetensors file, opened anew now and then.
+
+    The format's library maps it into memory, and what has been read of a mapping is the process's memory until it is
+    closed: without this a host would hold all that it has passed on to its devices.
+    """
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._open()
+
+    def _open(self) -> None:
+        from safetensors import safe_open
+
+        self._file, self._read = safe_open(self._path, "numpy"), 0
+
+    def slices(self, name: str) -> Any:
+        return self._file.get_slice(name)
+
+    def read(self, name: str, index: Any) -> np.ndarray:
+        if self._read >= MAPPED:
+            self._open()
+        value = self._file.get_slice(name)[index]
+        self._read += value.nbytes
+        return value
 
 
 class Tensor:
@@ -25,14 +53,15 @@ class Tensor:
         dtype: as the file names it: "F32", "F16", "BF16", ...
     """
 
-    def __init__(self, file: Any, name: str):
-        self._slice = file.get_slice(name)
-        self.shape = tuple(self._slice.get_shape())
-        self.dtype = self._slice.get_dtype()
+    def __init__(self, file: _File, name: str):
+        self._file, self._name = file, name
+        seen = file.slices(name)
+        self.shape = tuple(seen.get_shape())
+        self.dtype = seen.get_dtype()
 
     def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
         """Reads a part, [slices of each axis]; () reads all."""
-        return self._slice[index if index else (slice(None),) * len(self.shape)] if self.shape else self._slice[...]
+        return self._file.read(self._name, (index or (slice(None),) * len(self.shape)) if self.shape else ...)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -146,11 +175,11 @@ def _refuse_pickles(path: Path) -> None:
 
 
 def _open(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     names = _header(path)
     try:
-        file = safe_open(path, "numpy")
+        file = _File(path)
         return {name: Tensor(file, name) for name in names}
     except SafetensorError as error:
         raise ValueError(f"{path} is malformed or truncated: {error}") from None

@@ -2,12 +2,14 @@
 
 import json
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
 from interop.tiny import halves, tensors, write, write_parts
 from safetensors.numpy import save
 
+from jaxdiff.interop import files
 from jaxdiff.interop.files import open_tensors, read_config
 
 WHOLE = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.arange(4, dtype=np.float32)}
@@ -28,6 +30,25 @@ def test_reads_parts_of_tensors(tmp_path):
     assert held.keys() == WHOLE.keys() and held["a"].shape == (2, 3) and held["a"].dtype == "F32"
     np.testing.assert_array_equal(held["a"][()], WHOLE["a"])
     np.testing.assert_array_equal(held["a"][1:2, 1:3], WHOLE["a"][1:2, 1:3])
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="the kernel doesn't tell what is mapped")
+def test_what_has_been_read_is_let_go(tmp_path, monkeypatch):
+    held = {str(i): np.full(2**20, i, np.uint8) for i in range(16)}
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(save(held))
+
+    def resident(limit):
+        """Bytes of the file that are the process's memory once all has been read."""
+        monkeypatch.setattr(files, "MAPPED", limit)
+        opened = open_tensors(path)
+        for name, tensor in opened.items():
+            np.testing.assert_array_equal(tensor[()], held[name])
+        lines = Path("/proc/self/smaps").read_text().splitlines()
+        starts = [i for i, line in enumerate(lines) if line.endswith(str(path))]
+        return sum(1024 * int(next(x for x in lines[i:] if x.startswith("Rss:")).split()[1]) for i in starts)
+
+    assert resident(2**30) >= 2**24 > 2**23 > resident(2**20)
 
 
 BROKEN = {
