@@ -192,6 +192,8 @@ def _put(stack: jax.Array, group: jax.Array, start: jax.Array) -> jax.Array:
 def save(loaded: Loaded, directory: str | Path, *, shard_bytes: int = 5 * 10**9) -> None:
     """Saves a model as a Hugging Face directory, which diffusers or transformers load in PyTorch.
 
+    A config that tells the parameters' type, which transformers casts to, tells that of these parameters.
+
     Args:
         loaded: the model; every device's part of its parameters must be of this process.
         directory: is made where it does not exist; must hold no weights.
@@ -208,7 +210,10 @@ def save(loaded: Loaded, directory: str | Path, *, shard_bytes: int = 5 * 10**9)
     if directory.is_dir() and any(directory.glob("*.safetensors*")):
         raise ValueError(f"{directory} holds weights already")
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.json").write_text(json.dumps(dict(loaded.config), indent=2, sort_keys=True) + "\n")
+    with jax.numpy_dtype_promotion("standard"):
+        dtype = jnp.result_type(*jax.tree.leaves(loaded.params)).name
+    config = {k: dtype if k in ("dtype", "torch_dtype") and v else v for k, v in loaded.config.items()}
+    (directory / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
     files = _split(loaded.params, built, shard_bytes)
     index: dict[str, str] = {}

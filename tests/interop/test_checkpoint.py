@@ -195,6 +195,15 @@ def test_saves_what_it_loads_bit_for_bit(dtype, tmp_path):
     check(again, held)
 
 
+def test_a_config_that_tells_a_type_tells_that_of_what_is_saved(tmp_path):
+    write(tmp_path / "in", tensors(dtype=np.float16), dtype="float16", torch_dtype=None)
+    jd.interop.save(jd.interop.load(tmp_path / "in"), tmp_path / "same")
+    jd.interop.save(jd.interop.load(tmp_path / "in", param_dtype=jnp.float32), tmp_path / "wide")
+    for name, dtype in ("same", "float16"), ("wide", "float32"):
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        assert config == CONFIG | {"dtype": dtype, "torch_dtype": None}
+
+
 def test_saves_in_parts(tmp_path):
     """Of at most 1200 bytes, but for a tensor that is larger itself."""
     held = write(tmp_path / "in", tensors(width=16), width=16)  # layers of 2048 bytes, the rest is smaller

@@ -120,6 +120,16 @@ def test_saved_back(tmp_path, name):
     assert ours.keys() == {key if key.startswith(prefix) else prefix + key for key in theirs}
 
 
+def test_half_precision_trained_further_in_single(tmp_path):
+    reference("bert").to(torch.bfloat16).save_pretrained(tmp_path / "half")
+    loaded = jd.interop.load(tmp_path / "half", param_dtype=jnp.float32)
+    loaded = loaded._replace(params=jax.tree.map(lambda p: p * 1.001, loaded.params))
+    jd.interop.save(loaded, tmp_path / "ours")
+    state = transformers.BertModel.from_pretrained(tmp_path / "ours").state_dict()
+    for key, want in jd.interop.flatten(loaded.params, lambda key: key):
+        assert state[key].dtype == torch.float32 and np.array_equal(state[key].numpy(), want)
+
+
 def test_hidden_layers_of_clip(tmp_path):
     model = reference("clip")
     loaded = roundtrip(model, tmp_path)
