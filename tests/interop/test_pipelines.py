@@ -9,6 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxdiff as jd
 from jaxdiff import train
+from jaxdiff.interop.pipelines import _first_step
 
 
 @pytest.fixture(scope="module")
@@ -119,3 +120,12 @@ def test_directories_that_are_none(tmp_path):
     (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
     with pytest.raises(ValueError, match="lacks unet, vae, text_encoder"):
         jd.interop.text_to_image(tmp_path)
+
+
+def test_strength_is_a_number_of_steps_as_meant():
+    for n in (4, 50, 100):
+        hundredths = np.arange(101)
+        for up, taken in ((False, n * hundredths // 100), (True, -(-n * hundredths // 100))):
+            traced = _first_step(n, jnp.asarray(hundredths / 100, jnp.float32), up)
+            np.testing.assert_array_equal(traced, n - taken)
+            assert [int(_first_step(n, s, up)) for s in (0.0, 0.29, 0.58, 1.0)] == list(traced[[0, 29, 58, 100]])

@@ -88,14 +88,14 @@ def xl(folder, scheduler, zeros):
     )  # fmt: skip
 
 
-def sd3(folder, scheduler, with_t5):
+def sd3(folder, scheduler, with_t5, channels=CHANNELS):
     transformer = diffusers.SD3Transformer2DModel(
-        sample_size=8, patch_size=2, in_channels=CHANNELS, num_layers=2, attention_head_dim=8, num_attention_heads=2,
-        caption_projection_dim=16, joint_attention_dim=32, pooled_projection_dim=20, out_channels=CHANNELS,
+        sample_size=8, patch_size=2, in_channels=channels, num_layers=2, attention_head_dim=8, num_attention_heads=2,
+        caption_projection_dim=16, joint_attention_dim=32, pooled_projection_dim=20, out_channels=channels,
         pos_embed_max_size=8,
     )  # fmt: skip
     return diffusers.StableDiffusion3Pipeline(
-        vae=vae(shift_factor=0.06, use_quant_conv=False, use_post_quant_conv=False, scaling_factor=1.5),
+        vae=vae(channels, shift_factor=0.06, use_quant_conv=False, use_post_quant_conv=False, scaling_factor=1.5),
         text_encoder=clip(1, projection=8), text_encoder_2=clip(2, 16, 12), text_encoder_3=t5(32) if with_t5 else None,
         tokenizer=clip_tokenizer(folder / "words"), tokenizer_2=clip_tokenizer(folder / "words2", pad="!</w>"),
         tokenizer_3=t5_tokenizer() if with_t5 else None, transformer=randomize(transformer, 5), scheduler=scheduler,

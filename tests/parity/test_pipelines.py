@@ -1,6 +1,7 @@
 """Parity of whole text-to-image pipelines with diffusers': the same prompts and noise give the same images.
 
-Departure of ours, on purpose: the latents of an image are the mean of their posterior, where diffusers draws them.
+Departures of ours, on purpose: the latents of an image are the mean of their posterior, where diffusers draws them;
+and those of Stable Diffusion 3 get the autoencoder's shift before they are decoded, which its inpainting there forgets.
 """
 
 from importlib import import_module
@@ -18,6 +19,7 @@ from parity import pipelines as tiny  # noqa: E402
 from parity.checkpoints import nhwc  # noqa: E402
 
 import jaxdiff as jd  # noqa: E402
+from jaxdiff.interop.schedulers import KINDS  # noqa: E402
 
 N = 4
 KEYS = jax.random.split(jax.random.key(0), 2)
@@ -103,17 +105,85 @@ def test_flux(told, tmp_path):
     same(ours(tmp_path, pipe, {"length": 14, "size": (16, 24)}, guidance=3.5 if told else None, noise=z), want)
 
 
+@pytest.fixture
+def drawn(monkeypatch):
+    """Of a scheduler's class: has its step i and ours draw the same noise."""
+
+    def inject(kind):
+        numbers = torch.randn((N, *tiny.latents().shape), generator=torch.Generator().manual_seed(2))
+        rest = iter(numbers)
+        theirs, ours = getattr(diffusers, kind).__module__, jnp.asarray(np.stack([nhwc(one) for one in numbers]))
+        monkeypatch.setattr(f"{theirs}.randn_tensor", lambda *args, **kwargs: next(rest), raising=False)
+        monkeypatch.setattr(import_module("jaxdiff.sample"), "fold_in", lambda key, i: i)
+        monkeypatch.setattr(jd.noise, "_normal", lambda i, shape, dtype: ours[i])
+
+    return inject
+
+
 @pytest.mark.slow
-def test_latent_consistency_is_told_its_guidance(tmp_path, monkeypatch):
-    pipe = tiny.stable_diffusion(tmp_path, diffusers.LCMScheduler(**tiny.SD), time_cond_proj_dim=8)
-    z, drawn = tiny.latents(), torch.randn((N, *tiny.latents().shape))
-    rest = iter(drawn)
-    monkeypatch.setattr("diffusers.schedulers.scheduling_lcm.randn_tensor", lambda *args, **kwargs: next(rest))
+def test_latent_consistency_is_told_its_guidance(tmp_path, drawn):
+    pipe, z = tiny.stable_diffusion(tmp_path, diffusers.LCMScheduler(**tiny.SD), time_cond_proj_dim=8), tiny.latents()
+    drawn("LCMScheduler")
     want = theirs(pipe, latents=z, guidance_scale=5.0)
-    monkeypatch.setattr(import_module("jaxdiff.sample"), "fold_in", lambda key, i: i)
-    numbers = jnp.asarray(np.stack([nhwc(one) for one in drawn]))
-    monkeypatch.setattr(jd.noise, "_normal", lambda i, shape, dtype: numbers[i])
     same(ours(tmp_path, pipe, guidance=5.0, noise=z), want)
+
+
+# The calls of theirs after which a step of ours is whole.
+TWO_CALLS = [1, 3, 5, 6]
+ENDS = {"PNDMScheduler": [1, 2, 3, 4], "HeunDiscreteScheduler": TWO_CALLS, "FlowMatchHeunDiscreteScheduler": TWO_CALLS}
+ENDS |= {"KDPM2DiscreteScheduler": TWO_CALLS, "KDPM2AncestralDiscreteScheduler": TWO_CALLS}
+
+
+@pytest.fixture
+def by_steps(monkeypatch):
+    """(theirs, ours): latents after each step, of `theirs` and `ours`."""
+    kept = {"theirs": [], "ours": []}
+
+    def sample(denoise, solver, levels, x, key, **options):
+        x, path = jd.sample_path(denoise, solver, levels, x, key, **options)
+        jax.debug.callback(lambda path: kept["ours"].extend(np.asarray(path)), path)
+        return x
+
+    monkeypatch.setattr(import_module("jaxdiff.interop.pipelines"), "sample", sample)
+
+    def after(pipe, i, t, now):
+        kept["theirs"].append(nhwc(now["latents"]))
+        return now
+
+    def compare(folder, pipe, z, kind, build=(), **options):
+        guided = {"guidance_scale": 3.0, "negative_prompt": tiny.NEGATIVE}
+        want = theirs(pipe, latents=z, callback_on_step_end=after, **guided, **options)
+        rescale = {"rescale": options["guidance_rescale"]} if "guidance_rescale" in options else {}
+        got = ours(folder, pipe, build, negative=True, guidance=3.0, noise=z, **rescale)
+        jax.effects_barrier()
+        assert len(kept["ours"]) == N
+        path = [kept["theirs"][i] for i in ENDS.get(kind, range(N))]
+        np.testing.assert_allclose(kept["ours"], path, rtol=0, atol=2e-5 * max(1, np.abs(path).max()))
+        same(got, want, 5e-5)
+
+    return compare
+
+
+FLOWS = ["FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"]
+TABLES = sorted(set(KINDS) - {*FLOWS, "EDMEulerScheduler", "LCMScheduler"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", TABLES)
+def test_each_scheduler_step_by_step_with_guidance_and_rescale(kind, by_steps, drawn, tmp_path):
+    config = diffusers.DDIMScheduler(**DDIM).config | {"skip_prk_steps": True}
+    if kind == "DEISMultistepScheduler":
+        config |= {"lower_order_final": False}  # see `interop.schedulers`
+    pipe = tiny.stable_diffusion(tmp_path, getattr(diffusers, kind).from_config(config))
+    drawn(kind)
+    by_steps(tmp_path, pipe, tiny.latents(), kind, guidance_rescale=0.7)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", FLOWS)
+def test_each_flow_step_by_step_with_guidance(kind, by_steps, tmp_path):
+    pipe = tiny.sd3(tmp_path, getattr(diffusers, kind)(shift=3.0), with_t5=False)
+    by_steps(tmp_path, pipe, tiny.latents(), kind, {"length": 14}, max_sequence_length=14)
 
 
 # With an image.
@@ -129,9 +199,10 @@ def picture(monkeypatch):
     mask = torch.zeros((2, 1, 16, 16))
     mask[0, :, 4:, :9], mask[1, :, :7] = 1, 1
     monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mode())
-    for name in ("img2img", "inpaint"):
-        path = f"diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_{name}.randn_tensor"
-        monkeypatch.setattr(path, lambda *args, **kwargs: tiny.latents())
+    for family in ("stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", "flux"):
+        for name in ("img2img", "inpaint"):
+            path = f"diffusers.pipelines.{family}.pipeline_{family}_{name}.randn_tensor"
+            monkeypatch.setattr(path, lambda shape, **kwargs: tiny.latents(channels=shape[1]))
     return image, mask
 
 
@@ -157,3 +228,31 @@ def test_inpainting(channels, strength, picture, tmp_path):
     want = theirs(pipe, image=(image + 1) / 2, mask_image=mask, **options)
     options = {"image": image, "mask": jnp.asarray(mask[:, 0].numpy()), "strength": strength, "guidance": 3.0}
     same(ours(tmp_path, pipe, negative=True, noise=tiny.latents(), **options), want)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("kind", ["StableDiffusionXL", "StableDiffusion3", "Flux"])
+def test_an_image_to_begin_with_and_a_mask_in_others(kind, masked, picture, tmp_path, monkeypatch):
+    """A strength between two numbers of steps: XL takes the lower number, the flows the higher."""
+    image, mask = picture
+    channels = 16 if kind == "StableDiffusion3" else tiny.CHANNELS  # theirs wants as many
+    flow = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    build = {"length": 14, "size": (16, 16)}
+    guided, options = {"guidance_scale": 3.0, "negative_prompt": tiny.NEGATIVE}, {"max_sequence_length": 14}
+    if kind == "StableDiffusionXL":
+        pipe, options, build = tiny.xl(tmp_path, SCHEDULERS["euler"](), zeros=False), {}, {}
+    elif kind == "StableDiffusion3":
+        pipe = tiny.sd3(tmp_path, flow, with_t5=True, channels=channels)
+    else:
+        pipe, guided = tiny.flux(tmp_path, flow, told=True), {"guidance_scale": 3.0}
+    begun = getattr(diffusers, f"{kind}{'Inpaint' if masked else 'Img2Img'}Pipeline")(**pipe.components)
+    if kind == "StableDiffusion3" and masked:
+        shift, decode = pipe.vae.config.shift_factor, pipe.vae.decode
+        monkeypatch.setattr(pipe.vae, "decode", lambda z, **options: decode(z + shift, **options))
+    options |= {"mask_image": mask} if masked else {}
+    options |= {} if kind == "StableDiffusionXL" and not masked else {"height": 16, "width": 16}
+    want = theirs(begun, image=(image + 1) / 2, strength=0.6, **guided, **options)
+    more = {"mask": jnp.asarray(mask[:, 0].numpy())} if masked else {}
+    more |= {"image": image, "strength": 0.6, "guidance": 3.0, "noise": tiny.latents(channels=channels)}
+    same(ours(tmp_path, pipe, build, negative=kind != "Flux", **more), want)
