@@ -13,7 +13,7 @@ from jax import Array
 from jaxdiff import guidance as guides
 from jaxdiff import parameterize
 from jaxdiff.autoencoders import Codec
-from jaxdiff.interop.checkpoint import load
+from jaxdiff.interop.checkpoint import Loaded, load
 from jaxdiff.interop.files import read_json
 from jaxdiff.interop.index import check_parts, encoders, read_index, tokenizers
 from jaxdiff.interop.prompts import Cond, Layout, Models
@@ -34,7 +34,7 @@ class Pipeline(NamedTuple):
     """A text-to-image directory.
 
     Attributes:
-        params: of each model, by the name of its directory.
+        models: each by the name of its directory.
         generate: see `text_to_image`.
         tokenize: prompts -> tokens, int32[B, L] by the name of the text encoder.
         size: (height, width) of the images.
@@ -44,7 +44,7 @@ class Pipeline(NamedTuple):
         zeros: whether it does without them, with a condition of zeros.
     """
 
-    params: dict[str, Any]
+    models: dict[str, Loaded]
     generate: Callable[..., Array]
     tokenize: Callable[[Sequence[str]], dict[str, Any]]
     size: tuple[int, int]
@@ -52,6 +52,11 @@ class Pipeline(NamedTuple):
     guidance: float | None
     negative: bool
     zeros: bool
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """Of each model, by the same names."""
+        return {name: model.params for name, model in self.models.items()}
 
 
 class _Made(NamedTuple):
@@ -115,6 +120,10 @@ def text_to_image(
         noise: [B, height / factor, width / factor, D], standard normal, in place of the keys' at the beginning.
         images: [B, height, width, 3] in [-1, 1], float32 at least.
 
+    With a file of low-rank adapters, at a scale, the parameters are
+
+        networks.lora.merge(pipe.params, load_lora(file, pipe.models), scale)
+
     Args:
         directory: with model_index.json. A safety checker in it is not read.
         steps: N; by default the reference's 50, or 28 for Stable Diffusion 3 and Flux.
@@ -127,7 +136,7 @@ def text_to_image(
         progress: called on the host with the number of steps done, after each step.
 
     Returns:
-        The parameters, the function and the tokenizer.
+        The models, the function and the tokenizer.
 
     Raises:
         ValueError: the pipeline's class is not known, a model is missing or not supported, or the size is no multiple
@@ -159,8 +168,7 @@ def text_to_image(
     # Flux is guided by what it is told, or not at all.
     negative = not made.distilled and not layout.even
     scale = layout.guidance if made.distilled or negative else None
-    params = {part: model.params for part, model in loaded.items()}
-    return Pipeline(params, generate, tokenize, size, len(levels.t) - 1, scale, negative, zeros)
+    return Pipeline(loaded, generate, tokenize, size, len(levels.t) - 1, scale, negative, zeros)
 
 
 def _generate(

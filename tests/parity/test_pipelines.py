@@ -20,6 +20,7 @@ from parity.checkpoints import nhwc  # noqa: E402
 
 import jaxdiff as jd  # noqa: E402
 from jaxdiff.interop.schedulers import KINDS  # noqa: E402
+from jaxdiff.networks import lora  # noqa: E402
 
 N = 4
 KEYS = jax.random.split(jax.random.key(0), 2)
@@ -256,3 +257,31 @@ def test_an_image_to_begin_with_and_a_mask_in_others(kind, masked, picture, tmp_
     more = {"mask": jnp.asarray(mask[:, 0].numpy())} if masked else {}
     more |= {"image": image, "strength": 0.6, "guidance": 3.0, "noise": tiny.latents(channels=channels)}
     same(ours(tmp_path, pipe, build, negative=kind != "Flux", **more), want)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["StableDiffusion", "StableDiffusion3"])
+def test_adapters_of_all_models_from_our_file(kind, tmp_path):
+    if kind == "StableDiffusion":
+        pipe, build, options = tiny.stable_diffusion(tmp_path, SCHEDULERS["euler"]()), {}, {}
+    else:
+        scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+        pipe, build, options = tiny.sd3(tmp_path, scheduler, False), {"length": 14}, {"max_sequence_length": 14}
+    z = tiny.latents()
+    plain = theirs(pipe, latents=z, guidance_scale=3.0, negative_prompt=tiny.NEGATIVE, **options)
+    pipe.save_pretrained(tmp_path / "model")
+    made = jd.interop.text_to_image(tmp_path / "model", steps=N, **build)
+    adapted = {name: made.params[name] for name in made.models if name != "vae"}
+    adapters = lora.init(jax.random.key(0), adapted, 2)
+    drawn = jax.random.split(jax.random.key(1), len(jax.tree.leaves(adapters)))
+    keys = jax.tree.unflatten(jax.tree.structure(adapters), list(drawn))
+    adapters = jax.tree.map(lambda a, key: 0.3 * jax.random.normal(key, a.shape), adapters, keys)
+    file = jd.interop.save_lora(tmp_path / "lora", adapters, made.models)
+
+    params = lora.merge(made.params, jd.interop.load_lora(file, made.models))
+    more = {"guidance": 3.0, "negative": made.tokenize(tiny.NEGATIVE), "noise": jnp.asarray(nhwc(z))}
+    got = jax.jit(made.generate)(params, made.tokenize(tiny.PROMPTS), KEYS, **more)
+    pipe.load_lora_weights(tmp_path / "lora")
+    want = theirs(pipe, latents=z, guidance_scale=3.0, negative_prompt=tiny.NEGATIVE, **options)
+    assert np.abs(want - plain).max() > 0.05
+    same(got, want)
