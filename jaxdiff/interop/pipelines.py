@@ -176,10 +176,14 @@ def _generate(
     rescale: Any = None, image: Array | None = None, mask: Array | None = None, strength: float | Array = 1.0,
     noise: Array | None = None,
 ) -> Array:  # fmt: skip
-    batch, codec, levels = len(next(iter(tokens.values()))), made.codec, made.levels
+    batch, codec, levels = _check_tokens(made, tokens, negative), made.codec, made.levels
     if (mask is not None or made.inpaints) and (image is None or mask is None):
         raise ValueError("inpainting needs an image and a mask")  # also where the network does nothing else
+    if image is None and (not isinstance(strength, (int, float)) or strength != 1):
+        raise ValueError("strength is of an image to begin with, and there is none")
     shape = (batch, *(side // codec.factor for side in made.size), codec.channels)
+    if noise is not None and noise.shape != shape:
+        raise ValueError(f"noise must have shape {shape}, got {noise.shape}")
     noise = normal_like(fold_in(keys, 0), jnp.zeros(shape, made.dtype)) if noise is None else noise.astype(made.dtype)
     x, solver, start, extra = made.sampling.std(levels).astype(made.dtype) * noise, made.sampling.solver, None, {}
     if image is not None:
@@ -245,14 +249,28 @@ def _check_unguided(made: _Made, guidance: Any, negative: Tokens | None, rescale
         raise ValueError(f"negative and rescale are of classifier-free guidance, but {why}")
 
 
+def _check_tokens(made: _Made, tokens: Tokens, negative: Tokens | None) -> int:
+    """The size of the batch."""
+    names = [name for name in made.layout.encoders if name in made.models.apply]
+    shapes = {name: ids.shape for name, ids in tokens.items()}
+    if set(shapes) != set(names) or len({shape[0] for shape in shapes.values()}) != 1:
+        raise ValueError(f"tokens must be [B, L] for {' and '.join(names)}, got {shapes}")
+    others = shapes if negative is None else {name: ids.shape for name, ids in negative.items()}
+    if others != shapes:
+        raise ValueError(f"negative tokens must have the shapes of the others, {shapes}, got {others}")
+    return shapes[names[0]][0]
+
+
 def _pairs(first: Any, second: Any) -> Any:
     """One batch of twice the size, in which an example's two are neighbours: on the device that has the example."""
     return jax.tree.map(lambda a, b: jnp.stack([a, b], 1).reshape(-1, *a.shape[1:]), first, second)
 
 
 def _encode(made: _Made, params: Any, image: Array, batch: int) -> Array:
-    if image.shape != (batch, *made.size, 3):
-        raise ValueError(f"images must have shape {(batch, *made.size, 3)}, got {image.shape}")
+    if image.shape != (batch, *made.size, 3) or not jnp.issubdtype(image.dtype, jnp.floating):
+        raise ValueError(
+            f"images must be floats in [-1, 1] of shape {(batch, *made.size, 3)}, got {image.dtype}, {image.shape}"
+        )
     mean, _ = made.codec.encode(params["vae"], image.astype(made.dtype))
     return made.codec.standardize(mean).astype(made.dtype)
 
@@ -281,6 +299,8 @@ def _put_back(solver: Solver, known: Array, noise: Array, mask: Array, end: Arra
 def _first_step(n: int, strength: float | Array, up: bool) -> Array:
     if isinstance(strength, (int, float)) and not 0 <= strength <= 1:
         raise ValueError(f"strength must lie in [0, 1], got {strength}")
+    if jnp.ndim(strength):
+        raise ValueError(f"strength must be one number for all images, got shape {jnp.shape(strength)}")
     # Whole numbers of steps as they are meant: 0.58 of 50 is 29, whatever a product in float32 or float64 says.
     taken = jnp.ceil(n * strength - 1e-3) if up else jnp.floor(n * strength + 1e-3)
     return n - taken.astype(jnp.int32)
@@ -296,8 +316,9 @@ def _checked_size(models: Models, layout: Layout, size: tuple[int, int] | None) 
         height, width = (sides, sides) if isinstance(sides, int) else sides
         return height * factor, width * factor
     step = factor * (layout.patch or models.config[layout.network].get("patch_size", 1))
-    if len(size) != 2 or any(side < 1 or side % step for side in size):
-        raise ValueError(f"height and width must be multiples of {step}, got {size}")
+    whole = isinstance(size, Sequence) and len(size) == 2 and all(isinstance(side, int) for side in size)
+    if not whole or any(side < 1 or side % step for side in size):
+        raise ValueError(f"size must be (height, width), multiples of {step}, got {size}")
     return size[0], size[1]
 
 

@@ -96,14 +96,22 @@ def test_mistakes(directory, pipe):
         ({"guidance": 3.0}, "negative"),
         ({"negative": tokens}, "there is no guidance"),
         ({"mask": mask}, "an image and a mask"),
-        ({"image": image[:, :4]}, "images must have shape"),
+        ({"image": image[:, :4]}, r"images must be floats .* got float32, \(1, 4, 8, 3\)"),
+        ({"image": image.astype(jnp.uint8)}, r"images must be floats in \[-1, 1\] .* got uint8"),
         ({"image": image, "mask": mask[:, 1:]}, "masks must have shape"),
-        ({"image": image, "strength": 1.5}, "strength"),
+        ({"image": image, "strength": 1.5}, r"strength must lie in \[0, 1\]"),
+        ({"image": image, "strength": jnp.ones(1)}, "one number"),
+        ({"strength": 0.5}, "there is none"),
+        ({"noise": jnp.zeros((1, 6, 4, 4))}, r"noise must have shape \(1, 4, 4, 4\), got \(1, 6, 4, 4\)"),
+        ({"guidance": 3.0, "negative": pipe.tokenize(["", ""])}, r"shapes of the others, .*\(1, 8\).*\(2, 8\)"),
     ):
         with pytest.raises(ValueError, match=words):
             jax.eval_shape(lambda options=options: pipe.generate(pipe.params, tokens, key, **options))
+    with pytest.raises(ValueError, match=r"tokens must be \[B, L\] for text_encoder, got {}"):
+        pipe.generate(pipe.params, {}, key)
     for options, words in (
         ({"size": (9, 8)}, "multiples of 2"),
+        ({"size": 8}, "multiples of 2"),
         ({"kind": "Euler"}, "EulerDiscreteScheduler"),
         ({"steps": 0}, "number of steps"),
     ):
@@ -125,6 +133,6 @@ def test_directories_that_are_none(tmp_path):
 def test_strength_is_a_number_of_steps_as_meant():
     hundredths = np.arange(101)
     for up, taken in ((False, 50 * hundredths // 100), (True, -(-50 * hundredths // 100))):
-        traced = np.asarray(_first_step(50, jnp.asarray(hundredths / 100, jnp.float32), up))
+        traced = np.asarray(jax.vmap(lambda s, up=up: _first_step(50, s, up))(jnp.float32(hundredths / 100)))
         np.testing.assert_array_equal(traced, 50 - taken)
         assert int(_first_step(50, 0.58, up)) == traced[58]
