@@ -7,7 +7,7 @@ import sys
 
 COMMANDS = {
     "train": "train an experiment, or go on where it stopped",
-    "sample": "make pictures with a trained run",
+    "sample": "make pictures with a trained run, or of a prompt with a text-to-image directory",
     "eval": "measure a trained run's samples against real data",
     "convert": "write a run's parameters as a Hugging Face folder",
 }
