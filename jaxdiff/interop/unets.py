@@ -36,7 +36,8 @@ def unet_2d(config: Mapping[str, Any], dtype: Any) -> Architecture:
     """diffusers' UNet2DModel: DDPM, ADM and plain U-Nets.
 
     The network's null class is the last of the num_class_embeds classes. Where in_channels exceeds out_channels, the
-    rest of the input is cond["concat"].
+    rest of the input is cond["concat"]. Twice as many channels out as in are a learned variance: apply returns
+    (F, frac).
 
     Args:
         config: fields of its config.json.
@@ -64,7 +65,7 @@ def unet_2d(config: Mapping[str, Any], dtype: Any) -> Architecture:
             "without attn_norm_num_groups, is not supported"
         )
     attention, resample = _levels(c)
-    given, out = c.take("in_channels", 3), c.take("out_channels", 3)
+    channels, sizes = _channels(c, 3)
     module = UNet(
         widths,
         blocks=c.take("layers_per_block", 2),
@@ -79,19 +80,19 @@ def unet_2d(config: Mapping[str, Any], dtype: Any) -> Architecture:
         eps=c.take("norm_eps", 1e-5),
         time=_time(c),
         num_classes=_classes(c),
-        concat_channels=given - out if given > out else None,
-        out_channels=out,
+        **sizes,
         dtype=dtype,
     )
     c.done()
-    return _built(module, min(given, out))
+    return _built(module, channels)
 
 
 def unet_2d_condition(config: Mapping[str, Any], dtype: Any) -> Architecture:
     """diffusers' UNet2DConditionModel, as Stable Diffusion 1, 2 and XL use it.
 
-    Where in_channels exceeds out_channels, the rest of the input is cond["concat"]. cond["vector"] is XL's (see
-    `networks.configs.sdxl_vector`) or unCLIP's embedding of an image; cond["guidance"] a guidance-distilled network's.
+    Where in_channels exceeds out_channels, the rest of the input is cond["concat"]; twice as many channels out as in
+    are a learned variance. cond["vector"] is XL's (see `networks.configs.sdxl_vector`) or unCLIP's embedding of an
+    image; cond["guidance"] a guidance-distilled network's.
 
     Args:
         config: fields of its config.json.
@@ -119,17 +120,16 @@ def unet_2d_condition(config: Mapping[str, Any], dtype: Any) -> Architecture:
     c.only("time_embedding_dim", None, 4 * fields["widths"][0])
     up = tuple(reversed(c.take("up_block_types", (PLAIN[1], *(CROSS[1],) * 3))))
     _mirrored(fields["attention"], up, CROSS[1], PLAIN[1], len(fields["widths"]))
-    given, out = c.take("in_channels", 4), c.take("out_channels", 4)
+    channels, sizes = _channels(c, 4)
     module = UNet(
         **fields,
         dropout=c.take("dropout", 0.0),
         guidance_dim=c.take("time_cond_proj_dim", None),
-        concat_channels=given - out if given > out else None,
-        out_channels=out,
+        **sizes,
         dtype=dtype,
     )
     c.done()
-    return _built(module, min(given, out), c)
+    return _built(module, channels, c)
 
 
 def controlnet(config: Mapping[str, Any], dtype: Any) -> Architecture:
@@ -253,6 +253,17 @@ def _levels(c: Fields) -> tuple[tuple[int, ...], str]:
     if len(kinds) > 1:
         raise ValueError("UNet2DModel: all levels must resample the same way, by convolutions or by residual blocks")
     return sides[0], {"conv": "conv", "resnet": "resblock"}[kinds.pop() if kinds else "conv"]
+
+
+def _channels(c: Fields, default: int) -> tuple[int, dict[str, Any]]:
+    """Channels of what is denoised, and the network's attributes that tell the others."""
+    given, out = c.take("in_channels", default), c.take("out_channels", default)
+    learned = out == 2 * given
+    return min(given, out), {
+        "concat_channels": given - out if given > out else None,
+        "out_channels": given if learned else out,
+        "learned_variance": learned,
+    }
 
 
 def _time(c: Fields) -> Sinusoidal:

@@ -477,5 +477,7 @@ def test_openai(config, given, tmp_path):
     close(got, nhwc(want), 5e-5)
 
     jd.interop.save(loaded, tmp_path / "again")
+    reread = jax.eval_shape(jd.interop.load(tmp_path / "again").apply, loaded.params, x, jnp.array(noise), cond)
+    assert jax.tree.map(jnp.shape, reread) == jax.tree.map(jnp.shape, answer), "the same function, as its config says"
     again = diffusers.UNet2DModel.from_pretrained(tmp_path / "again").state_dict()
     assert again.keys() == state.keys() and all(torch.equal(again[k], state[k]) for k in state)

@@ -152,7 +152,10 @@ class Case:
         x, noise, cond = jax.tree.map(lambda a: jnp.asarray(a, dtype if a.dtype == np.float64 else None), args)
         if "pooled" in cond:
             cond["vector"] = sdxl_vector(cond.pop("pooled"), cond.pop("sizes"), 8)
-        return apply(params, x, noise, cond)
+        y = apply(params, x, noise, cond)
+        if self.model.config.out_channels == 2 * self.model.config.in_channels:  # F and the place of its variance
+            return jnp.concatenate([y[0], 2 * y[1] - 1], -1)
+        return y
 
     def theirs(self, dtype=torch.float32, **more):
         """The reference's, and the input that it saw."""
