@@ -74,7 +74,7 @@ def experiment(
         seed: of adapters, training noise and data order.
         drop_rate: share of images trained without their class, where the network has classes.
         ema: decay of the parameters' average.
-        guidance: classifier-free guidance scale of the samples.
+        guidance: classifier-free guidance scale of the samples; or what a network made for it is told of it, always.
         sample_steps: steps of a sample.
         preview_every: steps between two grids of samples.
         mesh: where the network's own parameters lie; None is the default device.
@@ -82,14 +82,18 @@ def experiment(
     folder = _network_folder(Path(directory))
     kind, config = read_config(folder)
     config = {**config, "_class_name": kind}
-    sampling = _sampling(folder, kind)
     place = None if mesh is None else lambda tree: train.shard_params(tree, mesh)
     codec = _autoencoder(vae, folder, place)
     size = size or config.get("sample_size", 0) * (codec.apply.factor if codec else 1)
-    images = data.open_source(source, size=size or None, channels=3 if codec else config.get("in_channels"))
+    images = data.open_source(source, size=size or None, channels=3 if codec else _channels(config))
     shape = _latent_shape(images.shape, codec)
+    sampling = _sampling(folder, config, shape)
     told = [prompt.format(name) for name in images.class_names] + [""] if prompt else []
     tables = _placed(_prompted(folder.parent, told, images.shape) if told else _tables(cond), place)
+    distilled = bool(config.get("guidance_embeds") or config.get("time_cond_proj_dim"))
+    if distilled and tables:
+        rows = len(next(iter(tables.values())))
+        tables["guidance"] = _placed({"guidance": np.full(rows, guidance, np.float32)}, place)["guidance"]
     if not tables and {"cross_attention_dim", "joint_attention_dim"} & config.keys():
         raise ValueError("the network sees texts: give --prompt or --cond FILE.npz")
     null = _null_label(kind, config, tables)
@@ -153,7 +157,7 @@ def experiment(
         preview=8 if codec else 50,
         num_classes=0 if null is None else images.num_classes,
         null_label=null,
-        guidance=guidance,
+        guidance=1.0 if distilled else guidance,
         learned_variance=learned,
         source=source,
         beside=beside,
@@ -314,12 +318,19 @@ def _network_folder(directory: Path) -> Path:
     raise ValueError(f"no config.json in {', '.join(map(str, folders))}")
 
 
-def _sampling(folder: Path, kind: str) -> interop.Sampling:
-    for place in (folder, folder.parent / "scheduler"):
-        if (place / "scheduler_config.json").is_file():
-            return interop.scheduler(place)
-    flows = ("SD3Transformer2DModel", "FluxTransformer2DModel")
-    return interop.scheduler({"_class_name": "FlowMatchEulerDiscreteScheduler" if kind in flows else "DDPMScheduler"})
+def _channels(config: dict) -> int | None:
+    # Flux's config counts those of 2x2 pixels.
+    return (
+        config["in_channels"] // 4 if config["_class_name"] == "FluxTransformer2DModel" else config.get("in_channels")
+    )
+
+
+def _sampling(folder: Path, config: dict, shape: tuple[int, ...]) -> interop.Sampling:
+    kind = config["_class_name"]
+    places = [place for place in (folder, folder.parent / "scheduler") if (place / "scheduler_config.json").is_file()]
+    flow = kind in ("SD3Transformer2DModel", "FluxTransformer2DModel")
+    default = {"_class_name": "FlowMatchEulerDiscreteScheduler" if flow else "DDPMScheduler"}
+    return interop.network_sampling(places[0] if places else default, config, shape[:2])
 
 
 def _prompted(directory: Path, told: list[str], shape: tuple[int, ...]) -> dict[str, Any]:

@@ -56,6 +56,18 @@ CROSS = {
     "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
     "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
 }
+FLUX = {
+    "_class_name": "FluxTransformer2DModel",
+    "in_channels": 4,
+    "num_layers": 1,
+    "num_single_layers": 1,
+    "attention_head_dim": 8,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 6,
+    "pooled_projection_dim": 5,
+    "guidance_embeds": True,
+    "axes_dims_rope": [2, 2, 4],
+}
 TINY = {"steps": 4, "batch": 8, "lr": 1e-2}
 
 
@@ -335,3 +347,21 @@ def test_a_prompt_tells_the_classes_by_their_names(tmp_path):
     assert np.isfinite(value)
     with pytest.raises(ValueError, match="--prompt or --cond"):
         load(FILE)(str(pipeline), **TINY)
+
+
+@pytest.mark.slow
+def test_flux_is_told_the_time_as_it_is_and_its_guidance(tmp_path):
+    directory = folder(FLUX, tmp_path / "flux" / "transformer")
+    shift = {"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True}
+    (tmp_path / "flux" / "scheduler").mkdir()
+    (tmp_path / "flux" / "scheduler" / "scheduler_config.json").write_text(json.dumps(shift))
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "cond.npz", tokens=rng.normal(size=(11, 3, 6)), vector=rng.normal(size=(11, 5)))
+    made = load(FILE)(
+        str(directory), cond=str(tmp_path / "cond.npz"), mode="lora", rank=1, size=8, guidance=3.5, **TINY
+    )
+    assert made.row(made.process(0.5)).noise == 0.5
+    np.testing.assert_array_equal(made.frozen["cond"]["guidance"], np.full(11, 3.5))
+    assert made.guidance == 1
+    value, _ = made.loss((made.init(jax.random.key(1)), made.frozen), jax.random.key(0), next(made.batches(0)))
+    assert np.isfinite(value)

@@ -14,10 +14,9 @@ from jaxdiff import guidance as guides
 from jaxdiff import parameterize
 from jaxdiff.autoencoders import Codec
 from jaxdiff.interop.checkpoint import Loaded, load
-from jaxdiff.interop.files import read_json
 from jaxdiff.interop.index import check_parts, encoders, read_index, tokenizers
 from jaxdiff.interop.prompts import Cond, Layout, Models
-from jaxdiff.interop.schedulers import Sampling, scheduler
+from jaxdiff.interop.schedulers import Sampling, network_sampling
 from jaxdiff.levels import Level, q_sample
 from jaxdiff.networks.layers import wide
 from jaxdiff.noise import fold_in, normal_like
@@ -153,7 +152,8 @@ def text_to_image(
         layout.length if length is None else length,
     )
     size = _checked_size(models, layout, size)
-    sampling = _sampling(directory, models, layout, size, kind)
+    latents = tuple(side // models.apply["vae"].factor for side in size)
+    sampling = network_sampling(directory / "scheduler", models.config[layout.network], latents, kind)
     levels = sampling.grid(layout.steps if steps is None else steps)
     zeros = bool(layout.zeros and index.get("force_zeros_for_empty_prompt", True))
     made = _Made(layout, models, sampling, levels, size, wide(dtype), zeros, progress)
@@ -320,15 +320,6 @@ def _checked_size(models: Models, layout: Layout, size: tuple[int, int] | None) 
     if not whole or any(side < 1 or side % step for side in size):
         raise ValueError(f"size must be (height, width), multiples of {step}, got {size}")
     return size[0], size[1]
-
-
-def _sampling(directory: Path, models: Models, layout: Layout, size: tuple[int, int], kind: str | None) -> Sampling:
-    patch = models.apply["vae"].factor * (layout.patch or models.config[layout.network].get("patch_size", 1))
-    tokens = (size[0] // patch) * (size[1] // patch)
-    config = read_json(directory / "scheduler" / "scheduler_config.json")
-    made = scheduler(config, kind, tokens=tokens, even=layout.even)
-    # Flux's network is told the time of the flow as it is, not in thousandths.
-    return made._replace(row=parameterize.velocity) if layout.even else made
 
 
 def _check_channels(made: _Made) -> None:

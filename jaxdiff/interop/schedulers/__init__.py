@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxdiff import parameterize
 from jaxdiff.interop.architecture import Fields
 from jaxdiff.interop.files import read_json
 from jaxdiff.interop.schedulers import exponential, flow, k_diffusion, strides
@@ -89,3 +90,27 @@ def scheduler(
     made = flow.flow_euler(c, tokens, even) if kind == FLOW else KINDS[kind](c)
     c.done()
     return made
+
+
+def network_sampling(
+    config: str | Path | Mapping[str, Any], network: Mapping[str, Any], size: tuple[int, ...], kind: str | None = None
+) -> Sampling:
+    """Reads the config of a network's scheduler, with what the network's class adds to it.
+
+    Args:
+        config: see `scheduler`.
+        network: fields of the network's config, its class in `_class_name`.
+        size: (height, width) of what it denoises.
+        kind: see `scheduler`.
+
+    Returns:
+        The process, prediction, grid and solver.
+
+    Raises:
+        ValueError: see `scheduler`.
+    """
+    flux = network["_class_name"] == "FluxTransformer2DModel"
+    patch = 2 if flux else network.get("patch_size", 1)
+    made = scheduler(config, kind, tokens=(size[0] // patch) * (size[1] // patch), even=flux)
+    # Flux's network is told the time of the flow as it is, not in thousandths.
+    return made._replace(row=parameterize.velocity) if flux else made
