@@ -9,6 +9,7 @@ from jax import Array
 from jaxdiff.networks.apply import check_cond
 from jaxdiff.networks.embed import ClassEmbedding, EmbeddingMLP, Fourier, Sinusoidal
 from jaxdiff.networks.initializers import kernel_init, zeros_init
+from jaxdiff.networks.layers import wide
 
 
 class MLP(nn.Module):
@@ -20,6 +21,8 @@ class MLP(nn.Module):
         dropout: rate within the blocks while training.
         time: embedding of the noise level: `Sinusoidal` or `Fourier`.
         num_classes: classes of cond["label"]; None: no label.
+        dtype: type of the computation (float32, bfloat16, float64); parameters are float32, the embedding, the norms
+            and the output float32 at least.
     """
 
     width: int = 128
@@ -27,6 +30,7 @@ class MLP(nn.Module):
     dropout: float = 0.0
     time: Sinusoidal | Fourier = Sinusoidal()
     num_classes: int | None = None
+    dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(
@@ -41,7 +45,7 @@ class MLP(nn.Module):
             train: dropout on; takes the random key "dropout".
 
         Returns:
-            float32[B, D], zero at initialization.
+            [B, D], float32 at least, zero at initialization.
 
         Raises:
             ValueError: for a missing, unknown or misshapen condition, or an x that is not [B, D].
@@ -52,19 +56,24 @@ class MLP(nn.Module):
         cond = {} if cond is None else cond
         check_cond({"noise": noise, **cond}, shapes)
 
-        emb = EmbeddingMLP(self.width, name="time_embedding")(self.time(noise, self.width))
+        high = wide(self.dtype)
+        features = self.time(noise.astype(high), self.width)
+        emb = EmbeddingMLP(self.width, self.dtype, name="time_embedding")(features)
         if self.num_classes is not None:
-            emb = emb + ClassEmbedding(self.num_classes, self.width, name="class_embedding")(cond["label"])
+            emb = emb + ClassEmbedding(self.num_classes, self.width, self.dtype, name="class_embedding")(cond["label"])
         emb = nn.silu(emb)
 
         def dense(features, name, init=kernel_init):
-            return nn.Dense(features, kernel_init=init, name=name)
+            return nn.Dense(features, dtype=self.dtype, kernel_init=init, name=name)
 
-        h = dense(self.width, "linear_in")(x.astype(jnp.float32))
+        def norm(h, name):
+            return nn.LayerNorm(dtype=high, name=name)(h.astype(high))
+
+        h = dense(self.width, "linear_in")(x)
         for i in range(self.blocks):
-            scale, shift = jnp.split(dense(2 * self.width, f"blocks.{i}.emb_proj")(emb), 2, axis=-1)
-            y = nn.silu(nn.LayerNorm(name=f"blocks.{i}.norm")(h) * (1 + scale) + shift)
+            scale, shift = jnp.split(dense(2 * self.width, f"blocks.{i}.emb_proj")(emb).astype(high), 2, axis=-1)
+            y = nn.silu(norm(h, f"blocks.{i}.norm") * (1 + scale) + shift)
             y = nn.silu(dense(self.width, f"blocks.{i}.linear_1")(y))
             y = nn.Dropout(self.dropout, name=f"blocks.{i}.dropout")(y, deterministic=not train)
             h = h + dense(self.width, f"blocks.{i}.linear_2", zeros_init)(y)
-        return dense(x.shape[-1], "linear_out", zeros_init)(nn.silu(nn.LayerNorm(name="norm_out")(h)))
+        return dense(x.shape[-1], "linear_out", zeros_init)(nn.silu(norm(h, "norm_out"))).astype(high)

@@ -49,6 +49,15 @@ def test_dropout_with_a_key_only(network):
     np.testing.assert_array_equal(apply(params, X, NOISE, LABEL), apply(params, X, NOISE, LABEL))
 
 
+@pytest.mark.slow
+def test_in_bfloat16(network):
+    apply, _, params = network
+    half = MLP(width=16, blocks=2, num_classes=2, dtype=jnp.bfloat16)
+    want, got = apply(params, X, NOISE, LABEL), networks.as_apply(half)(params, X, NOISE, LABEL)
+    assert got.dtype == jnp.float32
+    assert 0 < np.abs(got - want).max() < 0.05 * np.abs(want).max()
+
+
 def test_wrong_inputs_are_refused():
     def refused(module, x, cond, match):
         with pytest.raises(ValueError, match=match):
