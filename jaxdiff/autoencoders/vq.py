@@ -146,8 +146,10 @@ class VQAutoencoder(nn.Module):
         return quantize(self.codebook(), z)
 
     def lookup(self, indices: Array) -> Array:
-        """The codes [..., D] of int[...] in 0 .. K - 1."""
-        return self.codebook()[indices].astype(wide(self.dtype))
+        """The codes [..., D] of int[...] in 0 .. K - 1; NaN for any other, since a compiled program can't raise."""
+        # Negative indices would count from the end: send them out of range too.
+        indices = jnp.where(indices < 0, self.codes, indices)
+        return jnp.take(self.codebook(), indices, axis=0, mode="fill", fill_value=jnp.nan).astype(wide(self.dtype))
 
     def decode(self, z: Array) -> Array:
         """Quantizes latents [B, h, w, D] and maps them to images [B, factor h, factor w, out_channels]."""

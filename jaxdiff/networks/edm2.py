@@ -19,7 +19,7 @@ from jaxdiff.networks.apply import check_cond
 from jaxdiff.networks.attention import attend
 from jaxdiff.networks.layers import wide
 from jaxdiff.networks.magnitude import MPConv, MPFourier, mp_cat, mp_silu, mp_sum, normalize
-from jaxdiff.networks.song_layers import one_hot, resample, split_qkv
+from jaxdiff.networks.song_layers import check_attention, check_taps, one_hot, resample, split_qkv
 
 
 class Block(nn.Module):
@@ -205,8 +205,8 @@ class EDM2UNet(nn.Module):
 
     def _check(self, x: Array, noise: Array, cond: Mapping[str, Array]) -> None:
         sizes = [self.resolution >> level for level in range(len(self.widths))]
-        if not set(self.attention) <= set(sizes):
-            raise ValueError(f"attention names sizes out of {sizes}, got {self.attention}")
+        check_attention(sizes, self.widths, self.attention, self.head_dim)
+        check_taps(self.taps)
         if not 3 <= x.ndim <= 5:
             raise ValueError(f"x must be [B, *spatial, C], one to three spatial axes, got shape {x.shape}")
         layers.check_divisible(x.shape, 2 ** (len(self.widths) - 1))

@@ -1,6 +1,6 @@
 """Parts of EDM's U-Nets (Karras et al. 2022, arXiv:2206.00364, app. F.3), most of which EDM2 keeps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
@@ -80,6 +80,36 @@ def split_qkv(x: Array, heads: int) -> tuple[Array, Array, Array]:
     """Parts [B, *spatial, 3 C] into q, k, v [B, N, H, C / H]; they alternate innermost, within heads."""
     x = x.reshape(x.shape[0], -1, heads, x.shape[-1] // (3 * heads), 3)
     return x[..., 0], x[..., 1], x[..., 2]
+
+
+def check_taps(taps: Sequence[float]) -> None:
+    """Refuses a filter that would shift what it halves or doubles.
+
+    Raises:
+        ValueError: the number of taps is odd.
+    """
+    if len(taps) % 2:
+        raise ValueError(f"taps must be an even number of them, got {tuple(taps)}")
+
+
+def check_attention(sizes: Sequence[int], widths: Sequence[int], attention: Sequence[int], head_dim: int = 1) -> None:
+    """Refuses attention at a size that is none of the levels', and heads that the channels don't make up.
+
+    Args:
+        sizes: at which the levels work.
+        widths: their channels.
+        attention: sizes with attention, which the last level has anyway.
+        head_dim: channels per head.
+
+    Raises:
+        ValueError: as above.
+    """
+    if not set(attention) <= set(sizes):
+        raise ValueError(f"attention names sizes out of {list(sizes)}, got {attention}")
+    attending = {width for size, width in zip(sizes, widths, strict=True) if size in attention} | {widths[-1]}
+    odd = sorted(width for width in attending if width % head_dim)
+    if odd:
+        raise ValueError(f"head_dim must divide the widths with attention, got {head_dim} for {odd}")
 
 
 def scaled(factor: float) -> Callable[..., Array]:

@@ -15,7 +15,17 @@ from jaxdiff.networks.apply import check_cond
 from jaxdiff.networks.embed import Sinusoidal
 from jaxdiff.networks.initializers import kernel_init, table_init, zeros_init
 from jaxdiff.networks.layers import Conv, wide
-from jaxdiff.networks.song_layers import Block, Frequencies, halve, norm, one_hot, resample, scaled
+from jaxdiff.networks.song_layers import (
+    Block,
+    Frequencies,
+    check_attention,
+    check_taps,
+    halve,
+    norm,
+    one_hot,
+    resample,
+    scaled,
+)
 
 
 class _UNet(nn.Module):
@@ -99,6 +109,10 @@ class _UNet(nn.Module):
         """Options of a block."""
         raise NotImplementedError
 
+    def _head_dim(self) -> int:
+        """What the channels with attention must be a multiple of."""
+        return 1
+
     def _stem(self) -> int:
         """Channels of the first convolution."""
         raise NotImplementedError
@@ -144,8 +158,7 @@ class _UNet(nn.Module):
 
     def _check(self, x: Array, noise: Array, cond: Mapping[str, Array]) -> None:
         sizes = [self.resolution >> level for level in range(len(self.widths))]
-        if not set(self.attention) <= set(sizes):
-            raise ValueError(f"attention names sizes out of {sizes}, got {self.attention}")
+        check_attention(sizes, self.widths, self.attention, self._head_dim())
         if not 3 <= x.ndim <= 5:
             raise ValueError(f"x must be [B, *spatial, C], one to three spatial axes, got shape {x.shape}")
         layers.check_divisible(x.shape, 2 ** (len(self.widths) - 1))
@@ -236,6 +249,7 @@ class SongUNet(_UNet):
         for name, allowed in known.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        check_taps(self.taps)
         super()._check(x, noise, cond)
 
 
@@ -252,6 +266,9 @@ class DhariwalUNet(_UNet):
 
     def _style(self, width: int, *, way: str | None = None, attend: bool = False) -> dict:
         return {"way": way, "heads": width // self.head_dim if attend else 0}
+
+    def _head_dim(self) -> int:
+        return self.head_dim
 
     def _stem(self) -> int:
         return self.widths[0]

@@ -57,6 +57,13 @@ def test_the_losses_and_whom_they_move():
     np.testing.assert_allclose(to_z, 2 * gap / gap.size, rtol=0, atol=1e-6)
 
 
+def test_what_is_no_code_is_nan():
+    module = autoencoders.VQAutoencoder(codes=7, code_dim=2)
+    params = {"quantize.embedding": {"embedding": jnp.arange(14.0).reshape(7, 2)}}
+    got = autoencoders.vq_codec(module).lookup(params, jnp.array([[0, 6], [7, -1]]))
+    np.testing.assert_array_equal(got, [[[0, 1], [12, 13]], [[np.nan] * 2] * 2])
+
+
 def test_shapes_and_types():
     module = autoencoders.VQAutoencoder(
         widths=(4, 8), blocks=1, groups=2, codes=7, code_dim=5, latent_channels=3, dtype=jnp.bfloat16

@@ -30,6 +30,20 @@ def test_unknown_size():
         networks.edm2("tiny")
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"head_dim": 64}, r"head_dim must divide the widths with attention, got 64 for \[16\]"),
+        ({"head_dim": 8, "taps": (1.0,)}, r"taps must be an even number of them, got \(1.0,\)"),
+        ({"head_dim": 8, "attention": (16,)}, r"attention names sizes out of \[8\], got \(16,\)"),
+    ],
+)
+def test_unknown_options(changes, message):
+    module = networks.EDM2UNet(**{"resolution": 8, "widths": (16,), "blocks": 1, "attention": (8,)} | changes)
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)), jnp.zeros(1))
+
+
 def normal(seed, *shape):
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
 

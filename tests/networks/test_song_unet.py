@@ -93,11 +93,17 @@ def test_no_augmentation_is_zero_and_remat_changes_nothing():
         ({"encoder": "wide"}, "encoder must be one of standard, residual, skip, got 'wide'"),
         ({"embedding": "none"}, "embedding must be one of positional, fourier"),
         ({"attention": (16,)}, r"attention names sizes out of \[8, 4\], got \(16,\)"),
+        ({"taps": (1.0, 2.0, 1.0)}, r"taps must be an even number of them, got \(1.0, 2.0, 1.0\)"),
     ],
 )
 def test_unknown_options(changes, message):
     with pytest.raises(ValueError, match=message):
         shapes(SongUNet(**TINY | changes))
+
+
+def test_heads_that_do_not_fit_are_not_dropped():
+    with pytest.raises(ValueError, match=r"head_dim must divide the widths with attention, got 64 for \[16\]"):
+        shapes(DhariwalUNet(**TINY, head_dim=64))
 
 
 def test_bad_input():
