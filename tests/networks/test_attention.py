@@ -37,6 +37,25 @@ def test_attend_computes_half_precision_in_single():
     check_attend(np.float16, 1e-2)
 
 
+@pytest.mark.parametrize("dtype", (jnp.bfloat16, jnp.float16))
+def test_half_precision_has_gradients_near_single_s(dtype):
+    qkv = [normal(seed, 2, 5, 2, 8) for seed in range(3)]
+    loss = lambda q, k, v: jnp.square(attend(q, k, v).astype(jnp.float32)).sum()  # noqa: E731
+    got = jax.grad(loss, (0, 1, 2))(*(jnp.asarray(a, dtype) for a in qkv))
+    for a, b in zip(got, jax.grad(loss, (0, 1, 2))(*qkv), strict=True):
+        assert a.dtype == dtype
+        np.testing.assert_allclose(a.astype(jnp.float32), b, atol=0.05)
+
+
+def test_bias_and_causality_are_the_formula_s():
+    q, k, v = (normal(seed, 2, 5, 2, 3) for seed in range(3))
+    bias = normal(3, 2, 5, 5)
+    logits = np.einsum("bnhd,blhd->bhnl", q, k) * 0.7 + bias
+    weights = np.exp(logits) * np.tri(5)
+    want = np.einsum("bhnl,blhd->bnhd", weights / weights.sum(-1, keepdims=True), v)
+    np.testing.assert_allclose(attend(q, k, v, bias=bias[None], causal=True, scale=0.7), want, rtol=1e-5, atol=1e-5)
+
+
 def test_attend_keeps_double_precision(x64):
     check_attend(np.float64, 1e-12)
 
