@@ -13,7 +13,7 @@ import pytest
 from interop.pipelines import write
 
 import jaxdiff as jd
-from jaxdiff import train
+from jaxdiff import sharding, train
 from jaxdiff.cli import main
 from jaxdiff.data import open_source
 from jaxdiff.experiment import example_keys, load, sampler
@@ -164,7 +164,7 @@ def test_a_part_is_trained_and_the_rest_stays(unet, tmp_path):
 @pytest.mark.parametrize("name", ["lora", "full", "part", "control"])
 def test_eight_devices_are_one(name, request, monkeypatch):
     # Tiny arrays are split, too, as large ones are.
-    monkeypatch.setattr(train.sharding, "SMALL", 64)
+    monkeypatch.setattr(sharding, "SMALL", 64)
     # Plain descent: Adam divides by the gradient's size, so where that is a rounding error, it moves all the same.
     knobs = {"optimizer": optax.sgd(0.1), "steps": 3}
     if name == "control":

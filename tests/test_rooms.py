@@ -29,11 +29,13 @@ MATHS = {
 MATHS["losses"] = {"levels", "noise", "processes", "parameterize", "times", "weights", "likelihood", "guidance"}
 MATHS["tune"] = {"levels", "noise", "processes", "parameterize", "grids", "solvers", "sample"}
 MATHS["distill"] = MATHS["losses"] | {"losses", "solvers", "sample", "grids", "weights"}
+WHERE = {"sharding"}  # where arrays lie: numpy and jax alone; known to whoever makes or holds large arrays
 LEAVES = {room: set() for room in ("networks", "autoencoders", "text", "train", "data", "metrics")}
 FLAX = {"networks", "autoencoders", "text"}  # flax here alone, and nothing but jax and flax
 # An autoencoder and a text encoder are made of the same layers; a pipeline is maths around networks.
-LEAVES |= {"autoencoders": {"networks"}, "text": {"networks"}}
-ALLOWED = {**MATHS, **LEAVES, "interop": FLAX | MATHS.keys()}
+LEAVES |= {"sharding": set(), "train": WHERE, "networks": WHERE}
+LEAVES |= {"autoencoders": {"networks"} | WHERE, "text": {"networks"} | WHERE}
+ALLOWED = {**MATHS, **LEAVES, "interop": FLAX | WHERE | MATHS.keys()}
 FRONT = {"__init__", "__main__", "cli", "demo", "plan", "experiment", "experiments"}
 HEAVY = {
     "tensorflow_datasets", "tensorflow", "torch", "grain", "orbax", "matplotlib", "PIL", "safetensors", "transformers",

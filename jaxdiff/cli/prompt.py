@@ -12,7 +12,7 @@ from tqdm import tqdm
 from jaxdiff import train
 from jaxdiff.experiment import compute_dtype, example_keys
 from jaxdiff.interop import Pipeline, text_to_image
-from jaxdiff.train.sharding import BATCH_AXES
+from jaxdiff.sharding import BATCH_AXES
 
 __all__ = ["draw_prompt", "is_pipeline"]
 

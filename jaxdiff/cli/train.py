@@ -17,6 +17,7 @@ from jaxdiff import train as training
 from jaxdiff.cli.images import save_png
 from jaxdiff.cli.sample import columns, draw
 from jaxdiff.experiment import SOURCE, Experiment, load, sampler
+from jaxdiff.sharding import parse_mesh
 
 
 def command(args: list[str]) -> None:
@@ -102,21 +103,11 @@ def _parse_knobs(build: Callable[..., Experiment], args: list[str], path: Path) 
     command.__annotations__ = {p.name: p.annotation for p in knobs + own}
     command.__doc__ = f"""{inspect.getdoc(build)}
     workdir: folder of checkpoints, samples and metrics; the same command goes on where it stopped.
-    mesh: devices as data=N,fsdp=N; data takes those that are left.
+    mesh: devices as data=8,fsdp=4,tensor=2,sequence=2; data takes those that are left.
 """
     values = tyro.cli(command, args=args, prog=f"jaxdiff train {path}")
     workdir, mesh = values.pop("workdir"), values.pop("mesh")
-    return values, workdir, _mesh(mesh)
-
-
-def _mesh(text: str) -> Mesh:
-    sizes: dict[str, int] = {}
-    for part in filter(None, text.split(",")):
-        name, _, size = part.partition("=")
-        if name not in ("data", "fsdp") or not size.isdigit():
-            raise ValueError(f"--mesh is like data=4,fsdp=2, got {text!r}")
-        sizes[name] = int(size)
-    return training.make_mesh(sizes.get("data"), sizes.get("fsdp", 1))
+    return values, workdir, parse_mesh(mesh)
 
 
 def _previewer(experiment: Experiment, workdir: Path) -> Callable[[training.TrainState], None]:

@@ -1,10 +1,10 @@
 """Training: a loss is a function here; networks and solvers are unknown."""
 
+from jaxdiff.sharding import make_mesh, shard_batch, shard_params
 from jaxdiff.train.checkpoint import Checkpointer, load_params, read_knobs, write_knobs
 from jaxdiff.train.freeze import join, split
 from jaxdiff.train.loop import fit, metrics_file
 from jaxdiff.train.optimizer import adamw, projected
-from jaxdiff.train.sharding import make_mesh, shard_batch, shard_params
 from jaxdiff.train.state import TrainState, abstract, adopt, create
 from jaxdiff.train.step import make_step
 

@@ -17,8 +17,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from jaxdiff.sharding import shard_batch
 from jaxdiff.train.checkpoint import Checkpointer
-from jaxdiff.train.sharding import shard_batch
 from jaxdiff.train.state import TrainState
 from jaxdiff.train.step import Step
 

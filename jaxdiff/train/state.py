@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from jaxdiff.train.sharding import shard_params
+from jaxdiff.sharding import shard_params
 
 
 class TrainState(NamedTuple):

@@ -1,5 +1,6 @@
 """The train step: one pure, donated, sharded function of (state, batch)."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,8 +10,8 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxdiff.sharding import BATCH_AXES, on
 from jaxdiff.train import ema as averages
-from jaxdiff.train.sharding import BATCH_AXES
 from jaxdiff.train.state import TrainState
 
 Metrics = dict[str, jax.Array]
@@ -54,16 +55,15 @@ def make_step(
     def update(state: TrainState, batch: Any, fixed: Any, layout: _Layout) -> tuple[TrainState, Metrics]:
         step_key = jax.random.fold_in(key, state.step)
 
-        def sharded_loss(params: Any, key: jax.Array, batch: Any) -> tuple[jax.Array, Metrics]:
-            params = layout.gather(params)
-            return loss(params if fixed is None else (params, layout.whole(fixed)), key, batch)
+        def gradient(params: Any, key: jax.Array, batch: Any) -> tuple[tuple[jax.Array, Metrics], Any]:
+            whole = lambda params: loss(params if fixed is None else (params, fixed), key, batch)  # noqa: E731
+            out, grads = jax.value_and_grad(whole, has_aux=True)(params)
+            return out, layout.scatter(grads)
 
         if accumulate == 1:
-            gradient = jax.value_and_grad(sharded_loss, has_aux=True)
             (value, aux), grads = gradient(state.params, step_key, batch)
         else:
-            parts = layout.split(batch, accumulate)
-            (value, aux), grads = _accumulated(sharded_loss, state.params, step_key, parts)
+            (value, aux), grads = _accumulated(gradient, state.params, step_key, layout.split(batch, accumulate))
         with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes, whatever the caller allows
             norm = optax.tree.norm(grads)
             updates, opt = optimizer.update(grads, state.opt, state.params)
@@ -77,13 +77,15 @@ def make_step(
     return _Compiled(update, frozen)
 
 
-def _accumulated(loss: Loss, params: Any, key: jax.Array, parts: Any) -> tuple[tuple[jax.Array, Metrics], Any]:
+def _accumulated(
+    gradient: Callable[..., Any], params: Any, key: jax.Array, parts: Any
+) -> tuple[tuple[jax.Array, Metrics], Any]:
     """Average loss, metrics and gradient over microbatches [A, B/A, ...]; the sum is one carry."""
     count = jax.tree.leaves(parts)[0].shape[0]
 
     def body(total: Any, indexed: tuple[jax.Array, Any]) -> tuple[Any, tuple[jax.Array, Metrics]]:
         index, part = indexed
-        out, grads = jax.value_and_grad(loss, has_aux=True)(params, jax.random.fold_in(key, index), part)
+        out, grads = gradient(params, jax.random.fold_in(key, index), part)
         return jax.tree.map(jnp.add, total, grads), out
 
     total, outs = jax.lax.scan(body, jax.tree.map(jnp.zeros_like, params), (jnp.arange(count), parts))
@@ -96,37 +98,19 @@ class _Layout(NamedTuple):
     mesh: Mesh | None
     shardings: Any  # a TrainState of NamedSharding
 
-    def gather(self, params: Any) -> Any:
-        """Collect the parameters before the network uses them, and scatter their gradients after.
-
-        Left to itself, the compiler at times moves activations rather than weights: slow, and more memory.
-        """
-        if self.mesh is None:
-            return params
-
-        @jax.custom_vjp
-        def collect(params: Any) -> Any:
-            return self.whole(params)
-
-        collect.defvjp(
-            lambda params: (collect(params), None),
-            lambda _, grads: (jax.lax.with_sharding_constraint(grads, self.shardings.params),),
-        )
-        return collect(params)
-
-    def whole(self, tree: Any) -> Any:
-        """Collect arrays on every device."""
-        return tree if self.mesh is None else jax.lax.with_sharding_constraint(tree, NamedSharding(self.mesh, P()))
+    def scatter(self, grads: Any) -> Any:
+        """Leave to each device the part of the gradient whose parameters it holds."""
+        return grads if self.mesh is None else jax.lax.with_sharding_constraint(grads, self.shardings.params)
 
     def split(self, batch: Any, count: int) -> Any:
         """Cut [B, ...] into [count, B/count, ...] such that no example leaves its device."""
-        devices = self.mesh.size if self.mesh is not None else 1
+        groups = 1 if self.mesh is None else math.prod(self.mesh.shape[axis] for axis in BATCH_AXES)
 
         def cut(x: jax.Array) -> jax.Array:
-            if x.shape[0] % (count * devices):
+            if x.shape[0] % (count * groups):
                 raise ValueError(
                     f"a batch of {x.shape[0]} cannot be cut into accumulate={count} microbatches on "
-                    f"{devices} devices; it must be a multiple of {count * devices}"
+                    f"{groups} parts of the mesh; it must be a multiple of {count * groups}"
                 )
             # Each microbatch takes every count-th example: contiguous ones would sit on a few devices only.
             x = jnp.moveaxis(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 1, 0)
@@ -168,4 +152,9 @@ class _Compiled:
         mesh = place.mesh if isinstance(place, NamedSharding) and isinstance(place.mesh, Mesh) else None
         layout = _Layout(mesh, shardings)
         out = None if mesh is None else (shardings, NamedSharding(mesh, P()))
-        return jax.jit(lambda s, b, f: self._update(s, b, f, layout), donate_argnums=0, out_shardings=out)
+
+        def step(state: TrainState, batch: Any, fixed: Any) -> tuple[TrainState, Metrics]:
+            with on(mesh):
+                return self._update(state, batch, fixed, layout)
+
+        return jax.jit(step, donate_argnums=0, out_shardings=out)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdiff import train
+from jaxdiff import sharding, train
 
 WIDTH, HIDDEN = 8, 512  # WIDTH * HIDDEN is just enough elements to be sharded over "fsdp"
 ADAMW = train.adamw(1e-3, warmup=3, steps=100, schedule="cosine")
@@ -29,8 +29,8 @@ def init(key):
 
 
 def network(params, x):
-    hidden = jnp.tanh(x @ params["hidden"]["kernel"] + params["hidden"]["bias"][None])
-    return hidden @ params["out"]["kernel"] + params["out"]["bias"][None]
+    first, second = (sharding.weight((name, "kernel"), params[name]["kernel"], x.dtype) for name in ("hidden", "out"))
+    return jnp.tanh(x @ first + params["hidden"]["bias"][None]) @ second + params["out"]["bias"][None]
 
 
 def plain_loss(params, key, batch):

@@ -4,8 +4,7 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from jaxdiff.train import make_mesh, shard_batch, shard_params
-from jaxdiff.train.sharding import LARGE, SMALL
+from jaxdiff.sharding import AXES, LARGE, SMALL, make_mesh, shard_batch, shard_params
 
 
 def shaped(*shape):
@@ -17,9 +16,9 @@ def shaped(*shape):
 )
 def test_mesh(arguments, shape):
     mesh = make_mesh(*arguments)
-    assert mesh.axis_names == ("data", "fsdp")
-    assert mesh.devices.shape == shape
-    assert mesh.axis_types == (AxisType.Auto, AxisType.Auto)
+    assert mesh.axis_names == AXES
+    assert mesh.devices.shape == (*shape, 1, 1)
+    assert mesh.axis_types == (AxisType.Auto,) * 4
 
 
 @pytest.mark.parametrize(("data", "fsdp"), [(3, 2), (None, 3), (8, 2), (4, 1), (0, 8), (None, 0), (-2, -4), (None, 16)])
@@ -73,5 +72,5 @@ def test_batch_is_split_over_all_devices_in_order(fsdp):
 
 @pytest.mark.parametrize("x", [np.zeros((12, 2)), np.float32(1)])
 def test_batch_that_does_not_divide(x):
-    with pytest.raises(ValueError, match="multiple of its 8 devices; 'x' has shape"):
+    with pytest.raises(ValueError, match="multiple of the 8 parts it is cut into; 'x' has shape"):
         shard_batch({"x": x}, make_mesh())
