@@ -13,6 +13,7 @@ and then nothing here does anything.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -37,8 +38,8 @@ GATHERED = "gathered"
 
 # Layers that tensor parallelism splits by their outputs, and those after them, split by their inputs (Shoeybi et al.
 # 2019, arXiv:1909.08053, sec. 3): one sum over "tensor" for each pair.
-COLUMN = ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj", "net.0.proj", "conv1")
-ROW = ("to_out.0", "to_add_out", "net.2", "conv2")
+COLUMN = re.compile(r"(.*\.)?(to_[qkv]|add_[qkv]_proj|fc1)|net\.0\.proj|conv1")
+ROW = re.compile(r"(.*\.)?(to_out\.0|to_add_out|fc2)|net\.2|conv2")
 
 
 def make_mesh(
@@ -119,6 +120,11 @@ def constrain(x: Array, *axes: str | tuple[str, ...] | None) -> Array:
     return jax.lax.with_sharding_constraint(x, P(*fits))
 
 
+def constrain_tokens(x: Array) -> Array:
+    """Split tokens [B, N, D], or pixels [B, *spatial, C], by example and position, not by feature."""
+    return constrain(x, BATCH_AXES, "sequence")
+
+
 def weight(path: Sequence[str], w: Array, dtype: Any) -> Array:
     """Make of a layer's stored weight what the layer multiplies by: in its type, gathered over "fsdp".
 
@@ -153,8 +159,8 @@ def shard_params(tree: Any, mesh: Mesh) -> Any:
     """Give every array of a tree its place: small ones everywhere, others split over "fsdp" and "tensor".
 
     "tensor" splits the layers of `COLUMN` and `ROW`. "fsdp" takes the last axis that it divides and "tensor" leaves,
-    that is the output channels wherever they fit, and never the axis of stacked layers. Paths and shapes are all that matters, so an optimizer's moments and the averaged parameters lie where
-    their parameters do.
+    that is the output channels wherever they fit, and never the axis of stacked layers. Paths and shapes are all that
+    matters, so an optimizer's moments and the averaged parameters lie where their parameters do.
 
     Args:
         tree: parameters, or a whole `TrainState`; arrays or `jax.ShapeDtypeStruct`.
@@ -232,7 +238,7 @@ def _tensor_axis(path: Sequence[str], shape: tuple[int, ...], mesh: Any) -> int 
     layer, kind = path[-2:] if len(path) > 1 else ("", "")
     if kind != "kernel" or mesh.shape["tensor"] == 1 or len(shape) < 2:
         return None
-    axis = len(shape) - 1 if layer in COLUMN else len(shape) - 2 if layer in ROW else None
+    axis = len(shape) - 1 if COLUMN.fullmatch(layer) else len(shape) - 2 if ROW.fullmatch(layer) else None
     return axis if axis is not None and shape[axis] % mesh.shape["tensor"] == 0 else None
 
 

@@ -9,7 +9,8 @@ from jax import Array
 
 from jaxdiff.networks.initializers import kernel_init, zeros_init
 from jaxdiff.networks.kernels import blockwise, fused
-from jaxdiff.networks.layers import GroupNorm, wide
+from jaxdiff.networks.layers import Dense, GroupNorm, wide
+from jaxdiff.sharding import BATCH_AXES, constrain, platform
 
 # From this many keys on the logits are never held whole: a block of keys is looked at at a time.
 LONG, BLOCK = 4096, 1024
@@ -42,6 +43,8 @@ def attend(
     Returns:
         [B, N, H, D].
     """
+    # Each device sees its own heads, and for its own positions all keys.
+    q, k, v = (constrain(a, BATCH_AXES, axis, "tensor") for a, axis in ((q, "sequence"), (k, None), (v, None)))
     masks = () if mask is None else (mask[:, None, None, :],)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     plain = bias is None and not causal
@@ -86,7 +89,7 @@ def _formula(q, k, v, where=None, *, scale: float, bias=None, causal: bool = Fal
 
 def _fits_cudnn(q: Array) -> bool:
     half = q.dtype in (jnp.bfloat16, jnp.float16)
-    return half and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128 and jax.default_backend() == "gpu"
+    return half and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128 and platform() == "gpu"
 
 
 def split_heads(x: Array, heads: int) -> Array:
@@ -133,7 +136,7 @@ class Attention(nn.Module):
             raise ValueError(f"head_dim must divide the channels, got {head_dim} for {channels} channels")
 
         def dense(name, init=kernel_init):
-            return nn.Dense(channels, dtype=self.dtype, kernel_init=init, name=name)
+            return Dense(channels, dtype=self.dtype, kernel_init=init, name=name)
 
         h = GroupNorm(self.groups, self.eps, name="group_norm")(x).reshape(batch, -1, channels)
         source = h if tokens is None else tokens.astype(self.dtype)

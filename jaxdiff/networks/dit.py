@@ -26,6 +26,7 @@ from jaxdiff.networks.tokens import (
     modulations,
     stacked,
 )
+from jaxdiff.sharding import constrain_tokens
 
 FEATURES = 256  # of the noise level, sines and cosines
 
@@ -83,8 +84,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Array, seen: _Seen) -> tuple[Array, Array | None]:
         """Maps tokens x[B, N, D] to the same; returns the block's own embedding [B, D], too."""
-        width = x.shape[-1]
-        emb = seen.emb
+        x, width, emb = constrain_tokens(x), x.shape[-1], seen.emb
         if self.own:
             emb = Embedding(width, self.num_classes, self.dtype, name="norm1.emb")(seen.features, seen.label)
         condition = nn.silu(emb).astype(self.dtype)

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxdiff.networks.initializers import kernel_init, table_init
-from jaxdiff.networks.layers import wide
+from jaxdiff.networks.initializers import table_init
+from jaxdiff.networks.layers import Dense, wide
+from jaxdiff.sharding import weight
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,8 @@ class EmbeddingMLP(nn.Module):
     def __call__(self, x: Array) -> Array:
         """Maps [B, D] to [B, features]."""
         dtype = wide(self.dtype)
-        x = nn.Dense(self.features, dtype=dtype, kernel_init=kernel_init, name="linear_1")(x.astype(dtype))
-        return nn.Dense(self.features, dtype=dtype, kernel_init=kernel_init, name="linear_2")(nn.silu(x))
+        x = Dense(self.features, dtype=dtype, name="linear_1")(x.astype(dtype))
+        return Dense(self.features, dtype=dtype, name="linear_2")(nn.silu(x))
 
 
 class ClassEmbedding(nn.Module):
@@ -102,7 +103,7 @@ class ClassEmbedding(nn.Module):
     def __call__(self, label: Array) -> Array:
         """Looks up label[B]; returns [B, features]."""
         shape = self.num_classes + 1, self.features
-        table = self.param("embedding", table_init, shape).astype(wide(self.dtype))
+        table = weight((*self.path, "embedding"), self.param("embedding", table_init, shape), wide(self.dtype))
         # Negative indices would count from the end: send them out of range too.
         label = jnp.where(label < 0, self.num_classes + 1, label)
         return jnp.take(table, label, axis=0, mode="fill", fill_value=jnp.nan)

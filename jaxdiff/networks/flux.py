@@ -27,6 +27,7 @@ from jaxdiff.networks.tokens import (
     stacked,
     unpack,
 )
+from jaxdiff.sharding import constrain_tokens
 
 PATCH = 2
 
@@ -45,7 +46,7 @@ class SingleBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array, condition: Array, turn: Rotary) -> tuple[Array, None]:
         """Maps tokens x[B, N, D] to the same, given condition [B, D] and the rotary positions of all tokens."""
-        width = x.shape[-1]
+        x, width = constrain_tokens(x), x.shape[-1]
         shift, scale, gate = modulations(condition, 3, self.dtype, "norm.linear")
         h = modulated_norm(x, shift, scale)
         names, norms = ("attn.to_q", "attn.to_k", "attn.to_v"), ("attn.norm_q", "attn.norm_k")

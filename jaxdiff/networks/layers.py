@@ -1,4 +1,4 @@
-"""Group norm, convolution and resampling for 1-, 2- and 3-D data, channels last."""
+"""Group norm, linear layer, convolution and resampling for 1-, 2- and 3-D data, channels last."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.networks.initializers import kernel_init, zeros_init
+from jaxdiff.sharding import weight
 
 
 def wide(dtype) -> jnp.dtype:
@@ -101,6 +102,33 @@ def convolve(x: Array, kernel: Array, *, stride: int = 1, pad: tuple[int, int]) 
     return jax.lax.conv_general_dilated(x, kernel, (stride,) * dims, [pad] * dims, dimension_numbers=layout)
 
 
+class Dense(nn.Module):
+    """Linear layer on the last axis of x.
+
+    Attributes:
+        features: outputs.
+        bias: add one.
+        dtype: type of the computation; the parameters are float32.
+        kernel_init: of the initial kernel, (key, shape, dtype) -> array.
+    """
+
+    features: int
+    bias: bool = True
+    dtype: jnp.dtype = jnp.float32
+    kernel_init: Callable[..., Array] = kernel_init
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps [..., D] to [..., features]."""
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        kernel = weight((*self.path, "kernel"), kernel, self.dtype)
+        y = jax.lax.dot_general(x.astype(self.dtype), kernel, (((x.ndim - 1,), (0,)), ((), ())))
+        if not self.bias:
+            return y
+        bias = self.param("bias", zeros_init, (self.features,)).astype(self.dtype)
+        return y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
+
+
 class Conv(nn.Module):
     """Convolution over all spatial axes of x, with the same size and padding along each.
 
@@ -131,7 +159,8 @@ class Conv(nn.Module):
         shape = (self.size,) * dims + (x.shape[-1], self.features)
         kernel = self.param("kernel", zeros_init if self.zero else self.draw, shape)
         bias = self.param("bias", zeros_init, (self.features,))
-        y = convolve(x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride, pad=pad)
+        kernel = weight((*self.path, "kernel"), kernel, self.dtype)
+        y = convolve(x.astype(self.dtype), kernel, stride=self.stride, pad=pad)
         return y + bias.astype(self.dtype).reshape((1,) * (dims + 1) + (-1,))
 
 

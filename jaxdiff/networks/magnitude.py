@@ -11,6 +11,7 @@ from jax import Array
 from jaxdiff.networks import layers
 from jaxdiff.networks.initializers import table_init
 from jaxdiff.networks.layers import wide
+from jaxdiff.sharding import weight
 
 
 def normalize(x: Array, axes: tuple[int, ...], eps: float = 1e-4) -> Array:
@@ -90,7 +91,7 @@ class MPConv(nn.Module):
         w = w / math.sqrt(math.prod(shape[:-1]))
         if gain is not None:
             w = w * gain.astype(w.dtype)
-        x, w = x.astype(self.dtype), w.astype(self.dtype)
+        x, w = x.astype(self.dtype), weight((*self.path, "kernel"), w, self.dtype)
         return layers.convolve(x, w, pad=(self.size // 2,) * 2) if self.size else x @ w
 
 

@@ -9,7 +9,7 @@ from jax import Array
 from jaxdiff.networks.apply import check_cond
 from jaxdiff.networks.embed import ClassEmbedding, EmbeddingMLP, Fourier, Sinusoidal
 from jaxdiff.networks.initializers import kernel_init, zeros_init
-from jaxdiff.networks.layers import wide
+from jaxdiff.networks.layers import Dense, wide
 
 
 class MLP(nn.Module):
@@ -64,7 +64,7 @@ class MLP(nn.Module):
         emb = nn.silu(emb)
 
         def dense(features, name, init=kernel_init):
-            return nn.Dense(features, dtype=self.dtype, kernel_init=init, name=name)
+            return Dense(features, dtype=self.dtype, kernel_init=init, name=name)
 
         def norm(h, name):
             return nn.LayerNorm(dtype=high, name=name)(h.astype(high))

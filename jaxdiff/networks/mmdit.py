@@ -33,6 +33,7 @@ from jaxdiff.networks.tokens import (
     rotate,
     stacked,
 )
+from jaxdiff.sharding import constrain_tokens
 
 
 def project(x: Array, names: tuple[str, ...], norms: tuple[str, ...], *, heads: int, dtype) -> list[Array]:
@@ -83,7 +84,7 @@ class JointBlock(nn.Module):
         Returns:
             ((image, text), None), the text unchanged where `last` is set.
         """
-        x, text = both
+        x, text = map(constrain_tokens, both)
         shift, scale, gate, shift2, scale2, gate2, *more = modulations(
             condition, 9 if self.dual else 6, self.dtype, "norm1.linear"
         )

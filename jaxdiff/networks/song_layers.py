@@ -10,7 +10,7 @@ from jax import Array
 from jaxdiff.networks import layers
 from jaxdiff.networks.attention import attend
 from jaxdiff.networks.initializers import kernel_init
-from jaxdiff.networks.layers import Conv
+from jaxdiff.networks.layers import Conv, Dense
 
 
 def resample(x: Array, taps: tuple[float, ...], way: str | None) -> Array:
@@ -153,7 +153,7 @@ class Block(nn.Module):
         h = nn.silu(norm("norm0", x, self.eps)(x))
         h = self._conv("conv0")(resample(h, self.taps, self.way))
         width = self.features * (2 if self.adaptive else 1)
-        emb = nn.Dense(width, dtype=emb.dtype, kernel_init=kernel_init, name="affine")(emb)
+        emb = Dense(width, dtype=emb.dtype, name="affine")(emb)
         norm1 = norm("norm1", h, self.eps)
         if self.adaptive:
             h = norm1(h, *jnp.split(emb, 2, axis=-1))

@@ -14,7 +14,7 @@ from jaxdiff.networks import layers
 from jaxdiff.networks.apply import check_cond
 from jaxdiff.networks.embed import Sinusoidal
 from jaxdiff.networks.initializers import kernel_init, table_init, zeros_init
-from jaxdiff.networks.layers import Conv, wide
+from jaxdiff.networks.layers import Conv, Dense, wide
 from jaxdiff.networks.song_layers import (
     Block,
     Frequencies,
@@ -139,8 +139,8 @@ class _UNet(nn.Module):
     def _conv(self, features: int, name: str, **options) -> Conv:
         return Conv(features, dtype=self.dtype, name=name, **options)
 
-    def _dense(self, features: int, name: str, **options) -> nn.Dense:
-        return nn.Dense(features, dtype=wide(self.dtype), name=name, **{"kernel_init": kernel_init} | options)
+    def _dense(self, features: int, name: str, **options) -> Dense:
+        return Dense(features, dtype=wide(self.dtype), name=name, **{"kernel_init": kernel_init} | options)
 
     def _mapped(self, emb: Array) -> Array:
         """The embedding's two layers, without what follows the second."""
@@ -152,7 +152,7 @@ class _UNet(nn.Module):
         if self.augment_dim is None:
             return emb
         none = jnp.zeros((emb.shape[0], self.augment_dim), emb.dtype)
-        return emb + self._dense(emb.shape[-1], "map_augment", use_bias=False, kernel_init=init)(
+        return emb + self._dense(emb.shape[-1], "map_augment", bias=False, kernel_init=init)(
             cond.get("augment", none).astype(emb.dtype)
         )
 
@@ -281,7 +281,7 @@ class DhariwalUNet(_UNet):
         emb = self._mapped(self._augmented(Sinusoidal()(noise, self.base), cond, zeros_init))
         if self.num_classes is not None:
             label = one_hot(cond["label"], self.num_classes, emb.dtype)
-            emb = emb + self._dense(emb.shape[-1], "map_label", use_bias=False, kernel_init=table_init)(label)
+            emb = emb + self._dense(emb.shape[-1], "map_label", bias=False, kernel_init=table_init)(label)
         return nn.silu(emb)
 
     def _emit(self, h: Array, out: Array | None, at: str, *, level: int, channels: int) -> Array | None:

@@ -9,7 +9,8 @@ import numpy as np
 from jax import Array
 
 from jaxdiff.networks.initializers import kernel_init, zeros_init
-from jaxdiff.networks.layers import depth_to_space, space_to_depth, wide
+from jaxdiff.networks.layers import Dense, depth_to_space, space_to_depth, wide
+from jaxdiff.sharding import BATCH_AXES, constrain
 
 Rotary = tuple[Array, Array]  # cosines and sines, [N, D / 2] each
 
@@ -66,9 +67,9 @@ class RMSNorm(nn.Module):
         return (y * scale.reshape((1,) * (x.ndim - 1) + scale.shape)).astype(x.dtype)
 
 
-def dense(features: int, dtype, name: str, *, zero: bool = False, bias: bool = True) -> nn.Dense:
+def dense(features: int, dtype, name: str, *, zero: bool = False, bias: bool = True) -> Dense:
     """A linear layer, computed in dtype; zero: it starts from zero."""
-    return nn.Dense(features, bias, dtype, kernel_init=zeros_init if zero else kernel_init, name=name)
+    return Dense(features, bias, dtype, kernel_init=zeros_init if zero else kernel_init, name=name)
 
 
 def modulations(emb: Array, count: int, dtype, name: str) -> list[Array]:
@@ -108,7 +109,8 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Maps [..., D] to [..., D]."""
-        h = jax.nn.gelu(dense(self.features, self.dtype, "net.0.proj")(x), approximate=not self.exact)
+        h = constrain(dense(self.features, self.dtype, "net.0.proj")(x), BATCH_AXES, "sequence", "tensor")
+        h = jax.nn.gelu(h, approximate=not self.exact)
         return dense(x.shape[-1], self.dtype, "net.2")(h)
 
 

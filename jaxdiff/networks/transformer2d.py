@@ -15,6 +15,7 @@ from jax import Array
 from jaxdiff.networks.attention import attend, split_heads
 from jaxdiff.networks.layers import Conv, GroupNorm
 from jaxdiff.networks.tokens import LayerNorm, dense, stacked
+from jaxdiff.sharding import constrain_tokens
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Array, tokens: Array, mask: Array | None) -> tuple[Array, None]:
         """Maps x[B, N, C], which sees tokens[B, L, D] where mask[B, L] is True, to the same."""
+        x = constrain_tokens(x)
         h = LayerNorm(name="norm1")(x)
         if self.cross_only:
             x = x + self._attend(h, tokens, mask, "attn1")

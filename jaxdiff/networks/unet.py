@@ -19,10 +19,10 @@ from jaxdiff.networks import layers
 from jaxdiff.networks.apply import check_cond
 from jaxdiff.networks.attention import Attention
 from jaxdiff.networks.embed import ClassEmbedding, EmbeddingMLP, Fourier, Sinusoidal
-from jaxdiff.networks.initializers import kernel_init
-from jaxdiff.networks.layers import Conv, Downsample, GroupNorm, Upsample, wide
+from jaxdiff.networks.layers import Conv, Dense, Downsample, GroupNorm, Upsample, wide
 from jaxdiff.networks.tokens import dense
 from jaxdiff.networks.transformer2d import Transformer2D, Transformers
+from jaxdiff.sharding import BATCH_AXES, constrain, constrain_tokens
 
 
 class ResBlock(nn.Module):
@@ -50,14 +50,16 @@ class ResBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array, emb: Array) -> Array:
         """Maps x[B, *spatial, C] to [B, *spatial', features]; emb[B, E] has been through its SiLU already."""
+        x = constrain_tokens(x)
         h = nn.silu(GroupNorm(self.groups, self.eps, name="norm1")(x))
         if self.resample is not None:
             change = {"up": layers.upsample, "down": layers.downsample}[self.resample]
             h, x = change(h), change(x)
         h = Conv(self.features, dtype=self.dtype, name="conv1")(h)
+        h = constrain(h, BATCH_AXES, "sequence", *(None,) * (h.ndim - 3), "tensor")
 
         width = self.features * (2 if self.scale_shift else 1)
-        emb = nn.Dense(width, dtype=emb.dtype, kernel_init=kernel_init, name="time_emb_proj")(emb)
+        emb = Dense(width, dtype=emb.dtype, name="time_emb_proj")(emb)
         norm2 = GroupNorm(self.groups, self.eps, name="norm2")
         if self.scale_shift:
             scale, shift = jnp.split(emb, 2, axis=-1)

@@ -19,6 +19,7 @@ from jaxdiff.networks.embed import ClassEmbedding, Sinusoidal
 from jaxdiff.networks.initializers import table_init
 from jaxdiff.networks.layers import Conv, depth_to_space, wide
 from jaxdiff.networks.tokens import LayerNorm, check_patches, dense, stacked
+from jaxdiff.sharding import constrain_tokens
 
 
 class Block(nn.Module):
@@ -37,7 +38,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Array, mask: Array | None, skip: Array | None = None) -> tuple[Array, Array]:
         """Maps tokens x[B, N, D], of which bool[B, N] may be seen, with skip[B, N, D], to the same, twice."""
-        width = x.shape[-1]
+        x, width = constrain_tokens(x), x.shape[-1]
         if skip is not None:
             x = dense(width, self.dtype, "skip_linear")(jnp.concatenate([x, skip], axis=-1))
         qkv = dense(3 * width, self.dtype, "attn.qkv", bias=False)(LayerNorm(name="norm1")(x))

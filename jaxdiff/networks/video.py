@@ -23,6 +23,7 @@ from jaxdiff.networks.initializers import kernel_init, zeros_init
 from jaxdiff.networks.layers import GroupNorm
 from jaxdiff.networks.tokens import FeedForward, LayerNorm, dense, modulated_norm, modulations, sines, stacked
 from jaxdiff.networks.unet import UNet
+from jaxdiff.sharding import weight
 
 # Conditions with a value for each frame; the others hold for all frames of a video.
 FRAMED = ("concat", "residuals")
@@ -125,12 +126,12 @@ class _AlongTime(nn.Module):
     def __call__(self, x: Array) -> Array:
         channels = x.shape[-1]
         init = zeros_init if self.zero else kernel_init
-        kernel = self.param("kernel", init, (3, 1, 1, channels, channels)).astype(self.dtype)
+        kernel = self.param("kernel", init, (3, 1, 1, channels, channels))
         bias = self.param("bias", zeros_init, (channels,)).astype(self.dtype)
         # In two dimensions, all positions in one: every backend is quick at those.
         y = jax.lax.conv_general_dilated(
             x.astype(self.dtype).reshape(*x.shape[:2], -1, channels),
-            kernel[:, 0],
+            weight((*self.path, "kernel"), kernel, self.dtype)[:, 0],
             (1, 1),
             [(1, 1), (0, 0)],
             dimension_numbers=("NHWC", "HWIO", "NHWC"),

@@ -15,7 +15,7 @@ from jax import Array
 
 from jaxdiff.networks.attention import attend, split_heads
 from jaxdiff.networks.initializers import kernel_init
-from jaxdiff.networks.layers import wide
+from jaxdiff.networks.layers import Dense, wide
 from jaxdiff.networks.tokens import RMSNorm, dense, stacked
 from jaxdiff.text.parts import Encoded, Table, check_tokens, scaled
 
@@ -63,7 +63,7 @@ class Block(nn.Module):
         h = RMSNorm(self.eps, name="layer.0.layer_norm")(x).astype(self.dtype)
         # The missing scale is in the queries' initial kernel.
         draw = scaled(kernel_init, self.head_dim**-0.5)
-        q = nn.Dense(inner, False, self.dtype, kernel_init=draw, name="layer.0.SelfAttention.q")(h)
+        q = Dense(inner, False, self.dtype, kernel_init=draw, name="layer.0.SelfAttention.q")(h)
         k, v = (self._dense(inner, f"layer.0.SelfAttention.{name}")(h) for name in "kv")
         q, k, v = (split_heads(a, self.heads) for a in (q, k, v))
         h = attend(q, k, v, mask=mask, bias=bias, scale=1.0).reshape(*x.shape[:-1], inner)
@@ -72,7 +72,7 @@ class Block(nn.Module):
         h = RMSNorm(self.eps, name="layer.1.layer_norm")(x).astype(self.dtype)
         return x + self._feed_forward(h, width).astype(x.dtype), None
 
-    def _dense(self, features: int, name: str) -> nn.Dense:
+    def _dense(self, features: int, name: str) -> Dense:
         return dense(features, self.dtype, name, bias=False)
 
     def _feed_forward(self, h: Array, width: int) -> Array:
