@@ -21,8 +21,12 @@ from jaxdiff.sharding import shard_batch
 from jaxdiff.train.checkpoint import Checkpointer
 from jaxdiff.train.state import TrainState
 from jaxdiff.train.step import Step
+from jaxdiff.train.watchdog import Watchdog
 
 Record = dict[str, float]
+
+# How many times as long as a step may take what compiles (the first step, a preview) or writes (a checkpoint).
+RARE = 10
 
 
 def fit(
@@ -37,6 +41,7 @@ def fit(
     preview: Callable[[TrainState], None] | None = None,
     preview_every: int = 1000,
     log: Callable[[Record], None] | None = None,
+    patience: float | None = None,
 ) -> TrainState:
     """Train until `state.step` is `steps`; a state from a checkpoint goes on where it stopped.
 
@@ -53,12 +58,15 @@ def fit(
         preview: called with the state every `preview_every` steps and at the end.
         preview_every: steps between two previews.
         log: called after each step with its metrics, "step" and "images_per_s".
+        patience: seconds without a finished step, ten times as many where something compiles or is saved, until the
+            process shows its stacks and ends with status 75, so that a peer that hangs ends the job; None: never.
 
     Returns:
         The last state.
 
     Raises:
-        ValueError: a count is less than 1, the batches end early, or a loss or gradient is not finite.
+        ValueError: a count is less than 1, patience not positive, the batches end early, or a loss or gradient is not
+            finite.
     """
     for name, value in (("steps", steps), ("save_every", save_every), ("preview_every", preview_every)):
         if value < 1:
@@ -66,7 +74,8 @@ def fit(
     start = int(state.step)
     if start >= steps:
         return state
-    with _stop_flag() as stop, _Display(start, steps, log) as display:
+    with Watchdog(patience) as watchdog, _stop_flag() as stop, _Display(start, steps, log) as display:
+        watchdog.beat(RARE)  # the first step compiles
         # Steps in flight on simulated devices can wait for each other's collectives; real devices queue them.
         ahead = 0 if mesh.size > 1 and mesh.devices.flat[0].platform == "cpu" else 1
         batch = _next(batches, mesh, start)
@@ -80,13 +89,16 @@ def fit(
             saving = checkpointer is not None and (last or done % save_every == 0)
             previewing = preview is not None and (done == steps or done % preview_every == 0)
             # What is kept or shown must be known to be finite, so nothing may be left in flight.
-            display.settle(0 if saving or previewing or last else ahead)
+            if display.settle(0 if saving or previewing or last else ahead):
+                watchdog.beat(RARE if saving or previewing else 1)
             if saving:
                 checkpointer.save(state)  # type: ignore[union-attr]
             if previewing:
                 preview(state)  # type: ignore[misc]
             if last:
                 break
+            if saving or previewing:
+                watchdog.beat()
         if checkpointer is not None:
             checkpointer.wait()
         if done < steps:
@@ -190,8 +202,9 @@ class _Display:
     def push(self, done: int, metrics: Any, size: int) -> None:
         self._pending.append((done, metrics, size))
 
-    def settle(self, ahead: int) -> None:
-        """Wait until at most `ahead` steps are in flight; show and log the others."""
+    def settle(self, ahead: int) -> bool:
+        """Wait until at most `ahead` steps are in flight; show and log the others. Return whether there were any."""
+        finished = len(self._pending) > ahead
         while len(self._pending) > ahead:
             done, metrics, size = self._pending.popleft()
             values = {name: float(value) for name, value in jax.device_get(metrics).items()}
@@ -202,6 +215,7 @@ class _Display:
                         f"checkpoints are good. Try a smaller learning rate or stronger clipping"
                     )
             self._show({"step": done, **values}, size)
+        return finished
 
     def _show(self, record: Record, size: int) -> None:
         now = time.perf_counter()

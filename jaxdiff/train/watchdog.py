@@ -1,0 +1,69 @@
+"""A watchdog: ends a process whose work has come to a halt."""
+
+import faulthandler
+import os
+import sys
+import threading
+import time
+from types import TracebackType
+
+import jax
+
+# EX_TEMPFAIL of sysexits.h: starting again may help, which SLURM and Kubernetes can be told to do.
+STATUS = 75
+
+
+class Watchdog:
+    """Ends the process with status 75, showing where each thread stands, when nobody has called `beat` for too long.
+
+    A peer that hangs or is gone leaves the others waiting within a collective for ever (jax#38503), and no exception
+    can be raised there.
+    """
+
+    def __init__(self, seconds: float | None):
+        """Watch a `with` block.
+
+        Args:
+            seconds: how long a wait may last; None watches nothing.
+
+        Raises:
+            ValueError: seconds is not positive.
+        """
+        if seconds is not None and not seconds > 0:
+            raise ValueError(f"a watchdog's seconds must be positive, got {seconds}")
+        self._seconds = seconds
+        self._allowed, self._deadline = 0.0, float("inf")
+        self._over = threading.Event()
+
+    def beat(self, times: float = 1) -> None:
+        """Say that the work goes on.
+
+        Args:
+            times: how many times as long as usual the next call may take.
+        """
+        if self._seconds is not None:
+            self._allowed = times * self._seconds
+            self._deadline = time.monotonic() + self._allowed
+
+    def __enter__(self) -> "Watchdog":
+        if self._seconds is not None:
+            self._process = jax.process_index()  # asked now: a backend that hangs might not answer
+            self.beat()
+            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
+        # With others the clock goes on after an exception: what is closed on the way out may wait for them.
+        if kind is None or jax.process_count() == 1:
+            self._over.set()
+        else:
+            self.beat()
+
+    def _watch(self) -> None:
+        while (left := self._deadline - time.monotonic()) > 0:
+            if self._over.wait(min(left, 1.0)):  # in short naps: a beat may bring the deadline nearer
+                return
+        what = f"process {self._process} has come no further for {self._allowed:g} s"
+        print(f"jaxdiff: {what}, and ends with status {STATUS}", file=sys.stderr, flush=True)
+        faulthandler.dump_traceback(file=2)  # a notebook's sys.stderr is no file
+        os._exit(STATUS)

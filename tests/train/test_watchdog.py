@@ -1,0 +1,91 @@
+"""A watchdog ends a process that has come to a halt, and no other."""
+
+import time
+
+import jax
+import pytest
+from train import toy
+
+from jaxdiff import train
+from jaxdiff.train import watchdog
+
+
+@pytest.fixture
+def ended(monkeypatch):
+    """Statuses with which the process would have ended."""
+    statuses = []
+    monkeypatch.setattr(watchdog.os, "_exit", statuses.append)
+    return statuses
+
+
+def stuck_here(ended):
+    deadline = time.monotonic() + 10
+    while not ended and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def test_ends_with_75_and_shows_where_each_thread_is(ended, capfd):
+    with watchdog.Watchdog(0.1):
+        stuck_here(ended)
+    assert ended[0] == 75
+    shown = capfd.readouterr().err
+    assert "process 0 has come no further for 0.1 s, and ends with status 75" in shown
+    assert "in stuck_here" in shown
+
+
+def test_beats_keep_it_quiet_and_may_buy_more_time(ended):
+    with watchdog.Watchdog(0.15) as dog:
+        for _ in range(8):
+            time.sleep(0.03)
+            dog.beat()
+        dog.beat(10)
+        time.sleep(0.3)
+    time.sleep(0.3)  # after the block nobody is watched
+    assert ended == []
+
+
+def test_nothing_is_watched_without_seconds(ended):
+    with watchdog.Watchdog(None) as dog:
+        dog.beat()
+    assert ended == []
+
+
+@pytest.mark.parametrize("seconds", [0, -1.0, float("nan")])
+def test_seconds_must_be_positive(seconds):
+    with pytest.raises(ValueError, match="must be positive"):
+        watchdog.Watchdog(seconds)
+
+
+def test_a_step_without_an_end_ends_the_run(ended, capfd):
+    """Data that never comes is one; the first step's compilation, which takes longer than the patience, is not."""
+    mesh, state, step = toy.new()
+    source = toy.batches()
+    compiled = []
+
+    def batches():
+        for number in range(3):
+            if number == 1:
+                time.sleep(0.5)  # asked for while the first step runs
+                compiled.extend(ended)
+            yield next(source)
+        stuck_here(ended)
+        yield next(source)
+
+    train.fit(step, state, batches(), steps=4, mesh=mesh, patience=0.2)
+    assert compiled == [] and ended[0] == 75
+    assert "in stuck_here" in capfd.readouterr().err
+
+
+def test_one_process_that_fails_is_let_go(ended):
+    with pytest.raises(KeyError), watchdog.Watchdog(0.05):
+        raise KeyError
+    time.sleep(0.2)
+    assert ended == []
+
+
+def test_one_of_many_that_fails_is_still_watched(ended, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(KeyError), watchdog.Watchdog(0.05):
+        raise KeyError
+    stuck_here(ended)
+    assert ended[0] == 75
