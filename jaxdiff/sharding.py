@@ -185,11 +185,11 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
     """Put a host's part of a batch onto its devices, split along the first axis over "data" and "fsdp".
 
     Args:
-        batch: tree of numpy arrays [B_host, ...]: the examples of this process only.
+        batch: tree of numpy arrays [B_host, ...]: the examples of this process only, see `host_rows`.
         mesh: from `make_mesh`.
 
     Returns:
-        The tree of global arrays [B_host * number of processes, ...]; the copies run asynchronously.
+        The tree of global arrays [B, ...]; the copies run asynchronously.
 
     Raises:
         ValueError: B_host is not a multiple of the number of parts that lie on this process's devices.
@@ -206,6 +206,29 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
         return jax.make_array_from_process_local_data(sharding, np.asarray(x))
 
     return jax.tree_util.tree_map_with_path(put, batch)
+
+
+def host_rows(mesh: Mesh, size: int) -> np.ndarray:
+    """Tell which examples of a global batch this process has to read: those that its devices hold.
+
+    Which these are is the mesh's affair: a slice's best order of devices need not be that of its hosts, and hosts
+    that share an example, as parts of "tensor", read it both.
+
+    Args:
+        mesh: from `make_mesh`.
+        size: examples in the global batch.
+
+    Returns:
+        int [B_host], increasing: the rows of the global batch that `shard_batch` takes from this process.
+
+    Raises:
+        ValueError: the batch cannot be cut into the mesh's parts.
+    """
+    parts = _size(mesh, BATCH_AXES)
+    if size < 1 or size % parts:
+        raise ValueError(f"a batch is cut into data * fsdp = {parts} parts, got {size} examples")
+    held = batch_sharding(mesh).addressable_devices_indices_map((size,)).values()
+    return np.unique(np.concatenate([np.arange(size)[index] for index in held]))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
