@@ -1,9 +1,9 @@
-"""From a random-access source to host batches that are a pure function of (seed, batch number, host)."""
+"""From a random-access source to host batches that are a pure function of (seed, batch number, rows)."""
 
 import functools
 import operator
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,18 +23,17 @@ def batches(
     *,
     seed: int,
     start: int = 0,
+    rows: Sequence[int] | np.ndarray | None = None,
     flip: bool = False,
     workers: int = 0,
     prefetch: int = 8,
-    shard_index: int | None = None,
-    shard_count: int | None = None,
 ) -> Iterator[Batch]:
     """Endless batches of a source, reshuffled every epoch, read ahead while the device works.
 
     The stream of examples is one epoch's permutation after the other, cut into batches of `batch_size`:
     nothing is dropped, so a batch may hold the end of one epoch and the beginning of the next. Batch k is a
-    pure function of (source, seed, batch_size, k, host): `start=k` continues a run bit for bit, at no cost.
-    Host h of H gets rows [h B/H, (h+1) B/H) of the global batch, which is the same for any number of hosts.
+    pure function of (source, seed, batch_size, k): `start=k` continues a run bit for bit, at no cost, and a host
+    that asks for some rows of it reads only these.
 
     Args:
       source: a random-access sequence of {"x": uint8[H, W, C], "label": int} ("label" may be absent); it may have a
@@ -42,38 +41,37 @@ def batches(
       batch_size: examples in the global batch, over all hosts.
       seed: any non-negative integer; decides the order and the flips.
       start: number of the first batch.
+      rows: which examples of each batch this host reads, in any order; see `train.host_rows`. None is all, where there
+        is one process.
       flip: mirror each image left to right with probability 1/2; drawn anew every epoch.
       workers: processes that read and transform; 0 does it in threads of this process. A script that asks
         for workers needs the usual `if __name__ == "__main__":`.
       prefetch: batches kept ready ahead of the consumer (per worker); 0 reads on demand.
-      shard_index: this host's number; default `jax.process_index()`.
-      shard_count: number of hosts; default `jax.process_count()`.
 
     Returns:
-      An iterator with a `close()` method, of {"x": float32[B/H, H, W, C] in [-1, 1], "label": int32[B/H]},
-      and "hint": float32[B/H, H', W', C'] in [0, 1], mirrored with its image.
+      An iterator with a `close()` method, of {"x": float32[R, H, W, C] in [-1, 1], "label": int32[R]}, and
+      "hint": float32[R, H', W', C'] in [0, 1], mirrored with its image; R is the number of rows.
 
     Raises:
-      ValueError: if a number is out of range, or the batch larger than the source or indivisible by hosts.
+      ValueError: if a number is out of range, the batch larger than the source, or no rows are given in one of many
+        processes.
     """
     import grain
 
-    host, hosts = _shard(shard_index, shard_count)
     size = _integer("batch_size", batch_size, 1)
     if size > len(source):
         raise ValueError(f"batch_size {size} is larger than the data set, which has {len(source)} examples")
-    if size % hosts:
-        raise ValueError(f"batch_size {size} is not divisible by the number of hosts, {hosts}")
+    mine = _rows(rows, size)
     begin = _integer("start", start, 0)
     ahead, workers = _integer("prefetch", prefetch, 0), _integer("workers", workers, 0)
     # One seed for the order and an independent key for the flips; neighbouring seeds give unrelated streams.
     order, *key = np.random.SeedSequence(_integer("seed", seed, 0)).generate_state(3, np.uint32).tolist()
 
-    local = size // hosts
-    finish = functools.partial(_finish, key=key[0] << 32 | key[1], flip=flip)
-    ds = grain.MapDataset.source(source).shuffle(seed=order).repeat().batch(local).map_with_index(finish)
-    # Slicing after the index is known keeps the flips a function of the place in the global stream.
-    ds = ds.slice(slice(begin * hosts + host, sys.maxsize, hosts))
+    examples = grain.MapDataset.source(source).shuffle(seed=order).repeat()
+    read = functools.partial(
+        _read, examples=examples, size=size, rows=mine, key=key[0] << 32 | key[1] if flip else None
+    )
+    ds = grain.MapDataset.range(begin, sys.maxsize // size).map(read)
     stream = ds.to_iter_dataset(grain.ReadOptions(num_threads=min(THREADS, ahead), prefetch_buffer_size=ahead))
     if workers:
         from absl import flags
@@ -110,20 +108,21 @@ def load_arrays(source: Source, count: int | None = None) -> Batch:
     return out
 
 
-def _finish(index: int, batch: Batch, *, key: int, flip: bool) -> Batch:
-    """Augment and normalize a whole batch at once; `index` counts the batches of all hosts."""
-    images = {name: batch[name] for name in ("x", "hint") if name in batch}
-    if flip:
+def _read(batch: int, *, examples: Any, size: int, rows: np.ndarray, key: int | None) -> Batch:
+    """Read rows of a batch of `size`, and normalize them; the key is that of the flips."""
+    found = [examples[batch * size + row] for row in rows.tolist()]
+    stacked = {name: np.stack([example[name] for example in found]) for name in found[0]}
+    images = {name: stacked[name] for name in ("x", "hint") if name in stacked}
+    if key is not None:
         # Philox is counter-based: four words for each place in the stream, whatever the batch size.
-        size = len(images["x"])
-        words = np.random.Philox(key=key, counter=index * size).random_raw((size, 4))
+        words = np.random.Philox(key=key, counter=batch * size).random_raw((size, 4))[rows]
         flipped = (words[:, 0] >> np.uint64(63)).astype(bool)
         images = {name: flip_some(value, flipped) for name, value in images.items()}
     out = {"x": to_float(images["x"])}
-    if "hint" in batch:
+    if "hint" in stacked:
         out["hint"] = images["hint"].astype(np.float32) / 255
-    if "label" in batch:
-        out["label"] = batch["label"].astype(np.int32)
+    if "label" in stacked:
+        out["label"] = stacked["label"].astype(np.int32)
     return out
 
 
@@ -132,18 +131,18 @@ def _own(batch: Batch) -> Batch:
     return {name: np.array(value) for name, value in batch.items()}
 
 
-def _shard(index: int | None, count: int | None) -> tuple[int, int]:
-    if (index is None) != (count is None):
-        raise ValueError(f"give both shard_index and shard_count or neither, got {index} and {count}")
-    if index is None:
+def _rows(rows: Sequence[int] | np.ndarray | None, size: int) -> np.ndarray:
+    if rows is None:
         import jax
 
-        return jax.process_index(), jax.process_count()
-    hosts = _integer("shard_count", count, 1)
-    host = _integer("shard_index", index, 0)
-    if host >= hosts:
-        raise ValueError(f"shard_index must be below shard_count {hosts}, got {host}")
-    return host, hosts
+        if jax.process_count() > 1:
+            raise ValueError(f"in many processes each reads its own rows: give rows=train.host_rows(mesh, {size})")
+        return np.arange(size)
+    chosen = np.asarray(rows)
+    whole = chosen.ndim == 1 and chosen.size and np.issubdtype(chosen.dtype, np.integer)
+    if not whole or chosen.min() < 0 or chosen.max() >= size:
+        raise ValueError(f"rows must be integers from 0 to {size - 1}, at least one, got {rows!r:.80}")
+    return chosen
 
 
 def _integer(name: str, value: Any, low: int) -> int:

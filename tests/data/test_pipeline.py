@@ -1,4 +1,4 @@
-"""The stream of batches is a pure function of (seed, batch number, host), and every epoch is a permutation."""
+"""The stream of batches is a pure function of (seed, batch number, rows), and every epoch is a permutation."""
 
 import itertools
 import time
@@ -100,20 +100,31 @@ def test_resume_far_away_costs_nothing():
     )
 
 
-@pytest.mark.parametrize("hosts", [2, 4])
-def test_shards_concatenate_to_the_global_batch(hosts):
+@pytest.mark.parametrize("parts", [[range(0, 4), range(4, 8)], [[0, 1, 4, 5], [2, 3, 6, 7]], [[5], [7, 2, 0]]])
+def test_rows_are_those_of_the_global_batch(parts):
     source = numbered(24)
     whole = take(9, source, 8, seed=2, flip=True, start=1)
-    shards = [take(9, source, 8, seed=2, flip=True, start=1, shard_index=h, shard_count=hosts) for h in range(hosts)]
-    for k, batch in enumerate(whole):
-        for name in batch:
-            np.testing.assert_array_equal(np.concatenate([s[k][name] for s in shards]), batch[name])
+    for rows in parts:
+        some = take(9, source, 8, seed=2, flip=True, start=1, rows=rows)
+        assert_same(some, [{name: value[np.asarray(rows)] for name, value in batch.items()} for batch in whole])
 
 
-def test_shards_of_an_epoch_are_disjoint_and_complete():
-    shards = [set(numbers(take(3, numbered(24), 8, seed=6, shard_index=h, shard_count=2))) for h in (0, 1)]
-    assert len(shards[0]) == len(shards[1]) == 12
-    assert shards[0] | shards[1] == set(range(24))
+def test_a_host_reads_its_own_rows_only():
+    reads = []
+
+    class Counted(data.ArraySource):
+        def __getitem__(self, index):
+            reads.append(index)
+            return super().__getitem__(index)
+
+    seen = numbers(take(3, Counted(numbered(24).x), 8, seed=6, prefetch=0, rows=[1, 6]))
+    assert reads == seen.tolist() and len(reads) == 6
+
+
+def test_one_of_many_processes_has_to_say_which_rows(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ValueError, match=r"rows=train.host_rows\(mesh, 4\)"):
+        data.batches(numbered(), 4, seed=0)
 
 
 def test_flips_are_half_reproducible_and_new_every_epoch():
@@ -191,9 +202,10 @@ def test_workers_give_the_same_stream():
         ({"batch_size": 2.0}, "batch_size must be an integer"),
         ({"batch_size": True}, "batch_size must be an integer"),
         ({"batch_size": 11}, "batch_size 11 is larger than the data set, which has 10 examples"),
-        ({"shard_index": 0, "shard_count": 3}, "batch_size 4 is not divisible by the number of hosts, 3"),
-        ({"shard_index": 2, "shard_count": 2}, "shard_index must be below shard_count 2, got 2"),
-        ({"shard_index": 0}, "both shard_index and shard_count"),
+        ({"rows": [0, 4]}, "rows must be integers from 0 to 3"),
+        ({"rows": [-1]}, "rows must be"),
+        ({"rows": []}, "rows must be integers from 0 to 3, at least one"),
+        ({"rows": [0.5]}, "rows must be"),
         ({"seed": -1}, "seed must be an integer of at least 0, got -1"),
         ({"start": -1}, "start must be"),
         ({"workers": -1}, "workers must be"),
