@@ -70,6 +70,7 @@ def experiment(
         batches=lambda start: (
             {"x": each["x"]} for each in data.batches(images, batch, seed=seed, start=start, flip=True)
         ),
+        batch=batch,
         steps=steps,
         seed=seed,
         shape=images.shape,

@@ -66,6 +66,7 @@ def experiment(
         optimizer=train.adamw(lr, warmup=min(100, steps // 10), steps=steps, schedule="cosine"),
         ema=train.ema.warmup(ema),
         batches=lambda start: data.batches(images, batch, seed=seed, start=start),
+        batch=batch,
         steps=steps,
         seed=seed,
         shape=images.shape,

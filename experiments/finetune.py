@@ -120,6 +120,12 @@ def experiment(
         for one in data.batches(images, batch, seed=seed, start=start):
             yield one if null is not None else {name: value for name, value in one.items() if name != "label"}
 
+    # What a batch holds: pixels even where the network is of latents, and hints.
+    example = {"x": jax.ShapeDtypeStruct(images.shape, jnp.float32)}
+    if null is not None:
+        example["label"] = jax.ShapeDtypeStruct((), jnp.int32)
+    if mode == "control":
+        example["hint"] = jax.ShapeDtypeStruct(images.hint_shape, jnp.float32)
     # Samples are steered by a hint for each class.
     shown = _placed({"hint": images.of_classes()} if mode == "control" else {}, place)
 
@@ -144,6 +150,8 @@ def experiment(
         optimizer=train.adamw(lr, warmup=min(100, steps // 10)),
         ema=train.ema.warmup(ema),
         batches=batches,
+        batch=batch,
+        example=example,
         steps=steps,
         seed=seed,
         shape=shape,

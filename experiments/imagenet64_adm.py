@@ -62,6 +62,7 @@ def experiment(
         optimizer=train.adamw(lr, clip=None),
         ema=train.ema.constant(ema),
         batches=lambda start: data.batches(images, batch, seed=seed, start=start, flip=True),
+        batch=batch,
         steps=steps,
         seed=seed,
         shape=images.shape,

@@ -84,6 +84,7 @@ def experiment(
         optimizer=train.adamw(lr, steps=steps, schedule="cosine"),
         ema=train.ema.warmup(0.999),
         batches=batches,
+        batch=batch,
         steps=steps,
         seed=seed,
         shape=(2,),

@@ -19,6 +19,7 @@ from jaxdiff.noise import fold_in, normal_like
 from jaxdiff.parameterize import Apply, Denoiser, Params, Row, denoiser, mean_only
 from jaxdiff.processes import Process
 from jaxdiff.sample import sample
+from jaxdiff.sharding import platform
 from jaxdiff.solvers import Solver
 from jaxdiff.train import read_knobs
 
@@ -40,9 +41,12 @@ class Experiment:
         optimizer: an optax optimizer.
         ema: step -> decay of the parameters' average; see `train.ema`.
         batches: first step -> iterator of this host's batches from there on.
+        batch: examples in an update, of all hosts together.
         steps: updates in the whole run.
         seed: of parameters, training noise and data order.
         shape: of one example, as the network sees it.
+        example: one example of a batch, whose arrays have one more axis in front; by default "x", float32 of that
+            shape, and for classes "label", int32.
         grid: number of steps -> the levels to sample on.
         solver: the sampler's default.
         sample_steps: its default number of steps.
@@ -74,6 +78,7 @@ class Experiment:
     optimizer: Any
     ema: Callable[[Array], Array]
     batches: Callable[[int], Iterator[Batch]]
+    batch: int
     steps: int
     seed: int
     shape: tuple[int, ...]
@@ -96,6 +101,13 @@ class Experiment:
     start: Callable[[], Params] | None = None
     frozen: Any = None
     export: Mapping[str, Callable[[Params, Path], None]] = field(default_factory=dict)
+    example: Mapping[str, jax.ShapeDtypeStruct] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.example:
+            label = {"label": jax.ShapeDtypeStruct((), jnp.int32)} if self.num_classes else {}
+            example = {"x": jax.ShapeDtypeStruct(self.shape, jnp.float32), **label}
+            object.__setattr__(self, "example", example)
 
     def whole(self, params: Params) -> Params:
         """What apply takes, of the trained parameters."""
@@ -104,7 +116,7 @@ class Experiment:
 
 def compute_dtype() -> Any:
     """bfloat16 on an accelerator, float32 on a CPU, where bfloat16 is no faster."""
-    return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    return jnp.float32 if platform() == "cpu" else jnp.bfloat16
 
 
 def sampler(

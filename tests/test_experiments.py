@@ -45,6 +45,9 @@ def test_first_step(name):
     step = train.make_step(experiment.loss, experiment.optimizer, key=jax.random.key(1), ema=experiment.ema)
     before = jax.device_get(state.params)
     batches = experiment.batches(0)
+    described = {name: ((4, *one.shape), one.dtype) for name, one in experiment.example.items()}
+    assert experiment.batch == 4
+    assert {name: (one.shape, one.dtype) for name, one in next(batches).items()} == described
     # Two steps: with warm-up the first has a learning rate of zero.
     for _ in range(2):
         state, metrics = step(state, train.shard_batch(next(batches), mesh))
@@ -114,6 +117,9 @@ def test_load_errors(tmp_path):
         load(tmp_path / "empty.py")
 
 
-def test_unprepared_data_set_says_how():
-    with pytest.raises(ValueError, match=r"cifar10"):
-        load(FOLDER / "cifar10_ddpm.py")()
+@pytest.mark.parametrize(("name", "classes"), [("cifar10_ddpm", 0), ("cifar10_edm", 0), ("imagenet64_adm", 1000)])
+def test_unprepared_data_set_is_missed_when_it_is_read(name, classes):
+    experiment = load(FOLDER / f"{name}.py")()
+    assert experiment.num_classes == classes
+    with pytest.raises(ValueError, match="not prepared"):
+        experiment.batches(0)

@@ -106,7 +106,10 @@ def run(count, directory, steps=4, *, state=None, optimizer=None, **knobs):
         state = train.create(made.init, made.optimizer, jax.random.key(2), mesh)
     batches, losses = made.batches(int(state.step)), []
     for _ in range(steps):
-        state, metrics = step(state, train.shard_batch(next(batches), mesh))
+        batch = next(batches)
+        assert {name: (made.batch, *one.shape) for name, one in made.example.items()} == jax.tree.map(np.shape, batch)
+        assert {name: one.dtype for name, one in made.example.items()} == {name: a.dtype for name, a in batch.items()}
+        state, metrics = step(state, train.shard_batch(batch, mesh))
         losses.append(float(metrics["loss"]))
     assert step.cache_size() == 1
     return made, state, losses

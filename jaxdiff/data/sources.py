@@ -102,7 +102,7 @@ def open_source(
 
     Args:
       name: "fashion_mnist", the embedded subset (28x28 grey, 10 classes, 10,000 training and 2,000 test
-        images); "tfds:NAME", any prepared image set of tensorflow-datasets, or "tfds:NAME/CONFIG:1.0.0";
+        images); "tfds:NAME", any image set of tensorflow-datasets, or "tfds:NAME/CONFIG:1.0.0";
         "folder:PATH", images in one subfolder for each class, whose sorted names are the labels, or directly
         in PATH, without labels.
       split: "train", "test", or what the set has; for "tfds:" also a slice, as in "train[:90%]".
@@ -113,11 +113,12 @@ def open_source(
       data_dir: where tensorflow-datasets keeps its data; None is its default.
 
     Returns:
-      A random-access source.
+      A random-access source. That of a "tfds:" set tells its shape and its classes before the set is prepared; its
+      length and its images then raise a ValueError that says how to prepare it.
 
     Raises:
-      ValueError: if the name, the split, the size or the channels are not known or possible, the set is not
-        prepared, or the folder has no images.
+      ValueError: if the name, the split, the size or the channels are not known or possible, or the folder has no
+        images.
     """
     if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
         raise ValueError(f"size must be a positive integer or None, got {size!r}")

@@ -1,6 +1,7 @@
 """Image sets of tensorflow-datasets, read at random and without TensorFlow."""
 
 import difflib
+import functools
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,10 @@ from jaxdiff.data.transforms import fit_array
 
 
 class TfdsSource:
-    """One split of a prepared set; its image feature is "x" and its class label, if it has one, "label"."""
+    """One split of a set; its image feature is "x" and its class label, if it has one, "label".
+
+    The shape and the classes of a set that is known by name need no files: only its length and its images do.
+    """
 
     def __init__(
         self,
@@ -20,7 +24,7 @@ class TfdsSource:
         size: int | None = None,
         channels: int | None = None,
     ):
-        """Open the files of a prepared set.
+        """Describe a set, and open its files if it is prepared.
 
         Args:
           name: as in `tfds.builder`: NAME, NAME/CONFIG, NAME:VERSION.
@@ -30,9 +34,10 @@ class TfdsSource:
           channels: 1, 3, or None to keep theirs.
 
         Raises:
-          ValueError: if the set is unknown or not prepared, has no such split, or no images of known shape.
+          ValueError: if the set is unknown, has no such split, or no images of known shape; from its length and its
+            images, if it is not prepared.
         """
-        builder = _open_builder(name, data_dir)
+        builder = _find_builder(name, data_dir)
         features = builder.info.features
         self._image = _find(features, "image", _is_image)
         if self._image is None:
@@ -48,7 +53,13 @@ class TfdsSource:
             raise ValueError(f"the images of {name} have {depth} channels: pass channels=1 or 3")
         self.shape = (size or height, size or width, channels or depth)
         self._size, self._channels = size, channels
-        self._records = builder.as_data_source(split=split)
+        self._open = functools.partial(_open_records, builder, name, split, data_dir)
+        if builder.is_prepared():
+            len(self)  # a split that is not there shows now
+
+    @functools.cached_property
+    def _records(self):
+        return self._open()
 
     def __len__(self) -> int:
         return len(self._records)
@@ -59,16 +70,19 @@ class TfdsSource:
         return {"x": x, "label": int(record[self._label])} if self._label else {"x": x}
 
 
-def _open_builder(name: str, data_dir: str | None):
+def _find_builder(name: str, data_dir: str | None):
     import tensorflow_datasets as tfds
 
     try:
-        builder = tfds.builder(name, data_dir=data_dir)
+        return tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError as error:
         known = tfds.list_builders(with_community_datasets=False)
         near = difflib.get_close_matches(name.split("/")[0].split(":")[0], known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"tensorflow-datasets knows no set {name!r}, and none is prepared{hint}") from error
+
+
+def _open_records(builder, name: str, split: str, data_dir: str | None):
     if not builder.is_prepared():
         where = "" if data_dir is None else f", data_dir={data_dir!r}"
         raise ValueError(
@@ -83,7 +97,7 @@ def _open_builder(name: str, data_dir: str | None):
             f"{name} is prepared as {', '.join(sorted(formats))}, without random access. Convert it once:\n"
             f"  tfds convert_format --dataset_dir={builder.data_dir} --out_file_format=array_record"
         )
-    return builder
+    return builder.as_data_source(split=split)
 
 
 def _find(features, usual: str, accepts) -> str | None:

@@ -128,9 +128,27 @@ def test_sets_without_images(data_dir):
         data.open_source("tfds:tiny_numbers", data_dir=data_dir)
 
 
+@pytest.mark.parametrize(
+    ("name", "size", "shape", "classes"),
+    [
+        ("cifar10", None, (32, 32, 3), 10),
+        ("imagenet_resized/64x64", None, (64, 64, 3), 1000),
+        ("imagenet2012", 256, (256, 256, 3), 1000),
+        ("celeb_a", 64, (64, 64, 3), 0),
+    ],
+)
+def test_known_sets_describe_themselves_before_they_are_prepared(tmp_path, name, size, shape, classes):
+    source = data.open_source(f"tfds:{name}", size=size, data_dir=str(tmp_path))
+    assert source.shape == shape and source.num_classes == len(source.class_names) == classes
+    for use in (len, lambda source: source[0], lambda source: data.batches(source, 2, seed=0)):
+        with pytest.raises(ValueError, match="not prepared"):
+            use(source)
+    assert not list(tmp_path.iterdir())
+
+
 def test_not_prepared_says_how(tmp_path):
     with pytest.raises(ValueError, match=r"not prepared") as error:
-        data.open_source("tfds:cifar10", data_dir=str(tmp_path))
+        len(data.open_source("tfds:cifar10", data_dir=str(tmp_path)))
     for part in ("cifar10", "array_record", "download_and_prepare()", str(tmp_path), "pip install tensorflow"):
         assert part in str(error.value)
 
