@@ -23,7 +23,16 @@ from jaxdiff.sharding import platform
 from jaxdiff.solvers import Solver
 from jaxdiff.train import read_knobs
 
-__all__ = ["Experiment", "compute_dtype", "example_keys", "load", "load_function", "load_run", "sampler"]
+__all__ = [
+    "Experiment",
+    "compute_dtype",
+    "example_keys",
+    "load",
+    "load_function",
+    "load_run",
+    "numbered_keys",
+    "sampler",
+]
 
 SOURCE = "experiment.py"
 
@@ -164,7 +173,12 @@ def sampler(
 
 def example_keys(seed: int, count: int, first: int = 0) -> Array:
     """One key for each of the examples first .. first + count - 1 of a seed."""
-    return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(jnp.arange(first, first + count))
+    return numbered_keys(seed, jnp.arange(first, first + count))
+
+
+def numbered_keys(seed: int | Array, index: Array) -> Array:
+    """The keys of the examples with these numbers [B] of a seed."""
+    return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(index)
 
 
 def load(path: str | Path) -> Callable[..., Experiment]:
