@@ -1,4 +1,4 @@
-"""The command line: `jaxdiff train EXPERIMENT | sample RUN | eval RUN | convert RUN`."""
+"""The command line: `jaxdiff train EXPERIMENT | sample RUN | eval RUN | convert RUN | plan EXPERIMENT`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ COMMANDS = {
     "sample": "make pictures with a trained run, or of a prompt with a text-to-image directory",
     "eval": "measure a trained run's samples against real data",
     "convert": "write a run's parameters as a Hugging Face folder",
+    "plan": "say what an experiment needs and can reach on a TPU slice that is not there",
 }
 
 
@@ -55,5 +56,9 @@ def _run(command: str, args: list[str]) -> None:
         from jaxdiff.cli.convert import command as convert
 
         tyro.cli(convert, args=args, prog="jaxdiff convert")
+    elif command == "plan":
+        from jaxdiff.cli.plan import command as plan
+
+        plan(args)
     else:
         raise ValueError(f"unknown command {command!r}; there are: {', '.join(COMMANDS)}")

@@ -6,15 +6,15 @@ import inspect
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import jax
-import tyro
 from jax.sharding import Mesh
 from tqdm import tqdm
 
 from jaxdiff import train as training
 from jaxdiff.cli.images import save_png
+from jaxdiff.cli.knobs import parse_knobs
 from jaxdiff.cli.sample import columns, draw
 from jaxdiff.experiment import SOURCE, Experiment, load, sampler
 from jaxdiff.sharding import parse_mesh
@@ -30,10 +30,19 @@ def command(args: list[str]) -> None:
         return
     path, *rest = args
     build = load(path)
-    knobs, workdir, mesh = _parse_knobs(build, rest, Path(path))
+    own = {
+        "workdir": (
+            Path,
+            Path("runs") / Path(path).stem,
+            "folder of checkpoints, samples and metrics; the same command goes on where it stopped.",
+        ),
+        "mesh": (str, "", "devices as data=8,fsdp=4,tensor=2,sequence=2; data takes those that are left."),
+    }
+    knobs, options = parse_knobs(build, rest, own, prog=f"jaxdiff train {path}")
+    mesh = parse_mesh(options["mesh"])
     # An experiment that reads parameters takes the mesh to put them on; it is no knob of the run.
     where = {"mesh": mesh} if "mesh" in inspect.signature(build).parameters else {}
-    _train(build(**knobs, **where), Path(path), knobs, workdir=workdir, mesh=mesh)
+    _train(build(**knobs, **where), Path(path), knobs, workdir=options["workdir"], mesh=mesh)
 
 
 def _train(experiment: Experiment, path: Path, knobs: dict[str, Any], *, workdir: Path, mesh: Mesh) -> None:
@@ -43,6 +52,7 @@ def _train(experiment: Experiment, path: Path, knobs: dict[str, Any], *, workdir
     init_key, step_key = jax.random.split(jax.random.key(experiment.seed))
     # A network that doesn't fit its data shows here, before the folder belongs to this run.
     abstract = training.abstract(experiment.init, experiment.optimizer, mesh)
+    experiment.batches(0)  # so does data that is not there
     training.write_knobs(workdir, knobs)
     shutil.copyfile(path, source)
     preview = _previewer(experiment, workdir)
@@ -84,30 +94,6 @@ def _summary(experiment: Experiment, state: training.TrainState, mesh: Mesh) -> 
     devices = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     where = f"step {int(state.step)} of {experiment.steps}"
     return f"{count:,} parameters on {mesh.devices.flat[0].device_kind} ({devices}), {where}"
-
-
-def _parse_knobs(build: Callable[..., Experiment], args: list[str], path: Path) -> tuple[dict[str, Any], Path, Mesh]:
-    """Read an experiment's knobs from the command line, by its function's signature; and where it runs."""
-    own = [
-        inspect.Parameter("workdir", inspect.Parameter.KEYWORD_ONLY, default=Path("runs") / path.stem, annotation=Path),
-        inspect.Parameter("mesh", inspect.Parameter.KEYWORD_ONLY, default="", annotation=str),
-    ]
-    hints = get_type_hints(build)
-    parameters = inspect.signature(build).parameters.items()
-    knobs = [p.replace(annotation=hints[name]) for name, p in parameters if name != "mesh"]
-
-    def command(**values: Any) -> dict[str, Any]:
-        return values
-
-    command.__signature__ = inspect.Signature(knobs + own)  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in knobs + own}
-    command.__doc__ = f"""{inspect.getdoc(build)}
-    workdir: folder of checkpoints, samples and metrics; the same command goes on where it stopped.
-    mesh: devices as data=8,fsdp=4,tensor=2,sequence=2; data takes those that are left.
-"""
-    values = tyro.cli(command, args=args, prog=f"jaxdiff train {path}")
-    workdir, mesh = values.pop("workdir"), values.pop("mesh")
-    return values, workdir, parse_mesh(mesh)
 
 
 def _previewer(experiment: Experiment, workdir: Path) -> Callable[[training.TrainState], None]:

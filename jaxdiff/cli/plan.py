@@ -1,0 +1,93 @@
+"""`jaxdiff plan EXPERIMENT --topology NAME`: what a run needs and can reach on chips that nobody has rented yet."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxdiff.cli.knobs import parse_knobs
+from jaxdiff.experiment import Experiment, load
+from jaxdiff.plan import Estimate, Topology, as_json, estimate, sampling, sweep, table, topology, train_step
+from jaxdiff.plan.topologies import EXAMPLES
+from jaxdiff.sharding import on, parse_mesh
+
+OWN = {
+    "topology": (str, inspect.Parameter.empty, f"the slice, in chips: {EXAMPLES} (simulated devices)."),
+    "mesh": (str, "", "its devices as data=128,fsdp=8,tensor=2,sequence=2; data takes those that are left."),
+    "sample": (bool, False, "plan the sampler in place of the train step; batch is then what it draws at a time."),
+    "sweep": (bool, False, "compile many, best first: each of mesh, batch and remat that the command does not give."),
+    "json": (Path | None, None, "also write the plan to this file."),
+}
+
+
+def command(args: list[str]) -> None:
+    """`jaxdiff plan EXPERIMENT --topology NAME [--knobs]`."""
+    if not args or args[0] in ("-h", "--help"):
+        print(
+            "usage: jaxdiff plan EXPERIMENT --topology NAME [--mesh MESH] [--sample] [--sweep] [--json FILE] [knobs]\n"
+            f"\nNAME is a slice such as {EXAMPLES}.\nAll options: jaxdiff plan EXPERIMENT --help"
+        )
+        return
+    # What is computed here, a table of betas say, is computed on the CPU, whatever this machine has; and the time that
+    # compiling takes is told, which a cache would hide.
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_compilation_cache", False)
+    path, *rest = args
+    build = load(path)
+    knobs, options = parse_knobs(build, rest, OWN, prog=f"jaxdiff plan {path}")
+    slice = topology(options["topology"])
+    name = Path(path).stem
+    made: Estimate | list[Estimate]
+    if options["sweep"]:
+        free = [knob for knob in ("batch", "remat") if not _given(knob, rest)]
+        tried = sweep.candidates(options["mesh"] or None, len(slice.devices), knobs, free)
+        plan = lambda one: plan_one(build, one.knobs, slice, one.mesh, name=name, sample=options["sample"])  # noqa: E731
+        made, failed = sweep.sweep(tried, plan)
+        print(sweep.table(made, failed))
+        if not made:
+            raise ValueError(f"none of the {len(tried)} candidates could be planned")
+    else:
+        made = plan_one(build, knobs, slice, options["mesh"], name=name, sample=options["sample"])
+        print(table(made))
+    if options["json"] is not None:
+        options["json"].parent.mkdir(parents=True, exist_ok=True)
+        options["json"].write_text(as_json(made) + "\n")
+
+
+def plan_one(
+    build: Callable[..., Experiment], knobs: dict[str, Any], slice: Topology, mesh: str, *, name: str, sample: bool
+) -> Estimate:
+    """Compile an experiment's program for a slice, and estimate.
+
+    Args:
+        build: the experiment's function.
+        knobs: its arguments.
+        slice: from `topology`.
+        mesh: as `parse_mesh` reads it.
+        name: of the experiment.
+        sample: the sampler in place of the train step.
+
+    Raises:
+        ValueError: the mesh does not fit the slice, or the batch or the parameters not the mesh.
+    """
+    try:
+        arranged = parse_mesh(mesh, devices=slice.devices)
+    except NotImplementedError as error:  # JAX finds no place on the torus
+        raise ValueError(
+            f"mesh {mesh!r} cannot be laid on {slice.name}: make each axis a product of the slice's sides"
+        ) from error
+    with on(arranged):
+        experiment = build(**knobs)
+    program = (sampling if sample else train_step)(experiment, arranged)
+    title = f"{name}, {'sampler' if sample else 'train step'}"
+    return estimate(
+        program, slice, arranged, title=title, batch=experiment.batch, remat=str(knobs.get("remat", ""))
+    )  # fmt: skip
+
+
+def _given(knob: str, args: list[str]) -> bool:
+    return any(arg == f"--{knob}" or arg.startswith(f"--{knob}=") for arg in args)

@@ -1,0 +1,19 @@
+"""Plans: what an experiment needs and can reach on a named slice of TPUs, by compiling it here."""
+
+from jaxdiff.plan import sweep
+from jaxdiff.plan.compiling import sampling, train_step
+from jaxdiff.plan.report import Estimate, as_json, estimate, table
+from jaxdiff.plan.topologies import CHIPS, Topology, topology
+
+__all__ = [
+    "CHIPS",
+    "Estimate",
+    "Topology",
+    "as_json",
+    "estimate",
+    "sampling",
+    "sweep",
+    "table",
+    "topology",
+    "train_step",
+]

@@ -1,0 +1,180 @@
+"""An experiment's real train step or sampler, compiled ahead of time for devices that need not be there."""
+
+from __future__ import annotations
+
+import math
+import re
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from jaxdiff import train
+from jaxdiff.experiment import Experiment, sampler
+from jaxdiff.plan import flops, hlo
+from jaxdiff.sharding import batch_sharding, on, shard_params
+
+_OOM = re.compile(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)")
+_UNITS = {unit: 1024**power for power, unit in enumerate(("", "K", "M", "G", "T"))}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one device. Where the compiler gave up for want of memory it tells the total alone.
+
+    Attributes:
+        arguments: the state and the batch, or the parameters and the keys.
+        outputs: the new state, say.
+        shared: of the outputs those that take the place of donated arguments.
+        temporaries: activations and the like, at their peak.
+        code: the program.
+        total: arguments + outputs - shared + temporaries + code.
+    """
+
+    arguments: int
+    outputs: int | None
+    shared: int | None
+    temporaries: int | None
+    code: int | None
+    total: int
+
+
+class Program(NamedTuple):
+    """What a compiler made.
+
+    Attributes:
+        memory: of one device.
+        module: the program's text, read; None if it does not fit.
+        traced_flops: of the traced program on all devices together (see `flops.of_jaxpr`).
+        model_flops: the part of them that the mathematics needs: three times the loss for a train step, since a
+            gradient costs two more (Chowdhery et al. 2022, arXiv:2204.02311, appendix B), all of them for a sampler.
+        seconds: that tracing and compiling took here.
+    """
+
+    memory: Memory
+    module: hlo.Module | None
+    traced_flops: int
+    model_flops: int
+    seconds: float
+
+
+def train_step(experiment: Experiment, mesh: Mesh) -> Program:
+    """Compile the step that `jaxdiff train` would run.
+
+    Args:
+        experiment: made within `on(mesh)`, so that it computes in the precision of the mesh's devices.
+        mesh: of real, simulated or only described devices.
+
+    Raises:
+        ValueError: the batch or the parameters cannot be split over the mesh.
+    """
+    _check_batch(experiment, mesh)
+    begun = time.perf_counter()
+    state = train.abstract(experiment.init, experiment.optimizer, mesh)
+    batch = _batch(experiment, mesh)
+    frozen = _described(experiment.frozen, mesh)
+    step = train.make_step(
+        experiment.loss,
+        experiment.optimizer,
+        key=jax.random.key(experiment.seed),
+        ema=experiment.ema,
+        accumulate=experiment.accumulate,
+        frozen=frozen,
+    )
+    params = state.params if frozen is None else (state.params, frozen)
+    with on(mesh):
+        once = jax.make_jaxpr(experiment.loss)(params, jax.random.key(0), batch)
+        gradient = jax.make_jaxpr(jax.grad(experiment.loss, has_aux=True))(params, jax.random.key(0), batch)
+        lowered = step.lower(state, batch)  # type: ignore[attr-defined]
+    memory, module = _compile(lowered, (state, batch), mesh)
+    traced = flops.of_jaxpr(gradient)
+    return Program(memory, module, traced, 3 * flops.of_jaxpr(once), time.perf_counter() - begun)
+
+
+def sampling(experiment: Experiment, mesh: Mesh) -> Program:
+    """Compile the sampler that `jaxdiff sample` would run, drawing `experiment.batch` examples at a time.
+
+    Args:
+        experiment: made within `on(mesh)`.
+        mesh: of real, simulated or only described devices.
+
+    Raises:
+        ValueError: the batch or the parameters cannot be split over the mesh.
+    """
+    _check_batch(experiment, mesh)
+    begun = time.perf_counter()
+    average = train.abstract(experiment.init, experiment.optimizer, mesh).ema
+    params = average if experiment.frozen is None else (average, _described(experiment.frozen, mesh))
+    count, place = experiment.batch, batch_sharding(mesh)
+    keys = jax.ShapeDtypeStruct((count,), jax.random.key(0).dtype, sharding=place)
+    label = jax.ShapeDtypeStruct((count,), jnp.int32, sharding=place) if experiment.num_classes else None
+    with on(mesh):
+        arguments = params, keys, label, experiment.guidance
+        generate = sampler(experiment, guided=experiment.guidance != 1)
+        traced = flops.of_jaxpr(jax.make_jaxpr(generate)(*arguments))
+        lowered = generate.lower(*arguments)  # type: ignore[attr-defined]
+    memory, module = _compile(lowered, arguments, mesh)
+    return Program(memory, module, traced, traced, time.perf_counter() - begun)
+
+
+def _check_batch(experiment: Experiment, mesh: Mesh) -> None:
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    if experiment.batch % parts:
+        raise ValueError(
+            f"a batch of {experiment.batch} cannot be split over data={mesh.shape['data']} x "
+            f"fsdp={mesh.shape['fsdp']}: it must be a multiple of {parts}"
+        )
+
+
+def _batch(experiment: Experiment, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    place = batch_sharding(mesh)
+    return {
+        name: jax.ShapeDtypeStruct((experiment.batch, *one.shape), one.dtype, sharding=place)
+        for name, one in experiment.example.items()
+    }
+
+
+def _described(tree: Any, mesh: Mesh) -> Any:
+    """A tree's shapes, laid out over the mesh: a described device can hold no array."""
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, shard_params(tree, mesh)
+    )
+
+
+def _compile(lowered: jax.stages.Lowered, arguments: Any, mesh: Mesh) -> tuple[Memory, hlo.Module | None]:
+    with tempfile.TemporaryDirectory() as folder:
+        # libtpu's own dump, since JAX cannot read back every instruction of a newer libtpu.
+        dumping: dict[str, str | bool] = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        on_tpu = mesh.devices.flat[0].platform == "tpu"
+        try:
+            compiled = lowered.compile(compiler_options=dumping if on_tpu else None)
+        except jax.errors.JaxRuntimeError as error:
+            needed = _OOM.search(str(error))
+            if needed is None:
+                raise
+            return Memory(_bytes_of(arguments), None, None, None, None, _parse_size(needed[1], needed[2])), None
+        dumped = list(Path(folder).glob("*.after_optimizations.txt"))
+        text = dumped[0].read_text() if dumped else compiled.as_text() or ""
+    told: Any = compiled.memory_analysis()
+    shared, code = told.alias_size_in_bytes, told.generated_code_size_in_bytes
+    given, made, working = told.argument_size_in_bytes, told.output_size_in_bytes, told.temp_size_in_bytes
+    total = given + made - shared + working + code
+    return Memory(given, made, shared, working, code, total), hlo.parse(text)
+
+
+def _parse_size(number: str, unit: str) -> int:
+    return int(float(number) * _UNITS[unit])
+
+
+def _bytes_of(tree: Any) -> int:
+    """Bytes of a tree's arrays on one device, by their shardings."""
+    return sum(
+        x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape))
+        for x in jax.tree.leaves(tree)
+        if isinstance(x, jax.ShapeDtypeStruct)
+    )

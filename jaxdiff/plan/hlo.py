@@ -1,0 +1,215 @@
+"""A compiled program's text, read: its computations, its instructions, and how often each one runs.
+
+The compiler's own count of operations takes the body of a loop once, so layers that are scanned and microbatches that
+are accumulated would not count. Here a loop's body counts as often as the loop goes round.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+_ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,<=]*)\](?:\{([^}]*)\})?")
+_NAME = re.compile(r"%([\w.\-]+)")
+_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+# What else runs computations, and which attributes name them. Which branch is taken is not known: all of them count.
+_CALLS = {
+    "call": "to_apply",
+    "async-start": "calls",
+    "custom-call": "called_computations",
+    "conditional": "branch_computations|true_computation|false_computation",
+}
+_LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
+
+
+class Array(NamedTuple):
+    """Type, shape and memory of one array: space 0 is the device's large memory, others are nearer or the host's."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    space: int = 0
+
+    @property
+    def bytes(self) -> int:
+        """Size without padding."""
+        bits = 8 if self.dtype == "pred" else int((re.findall(r"\d+", self.dtype) or ["0"])[0])
+        return -(-math.prod(self.shape) * bits // 8)
+
+
+class Instruction(NamedTuple):
+    """One line: `name = results opcode(operands), attributes`; of a constant the operand is its value."""
+
+    name: str
+    opcode: str
+    results: tuple[Array, ...]
+    operands: tuple[str, ...]
+    attributes: str
+    value: str = ""
+
+    def all_called(self, attributes: str) -> list[str]:
+        """Names of the computations that an attribute such as "body", or "one|other", refers to."""
+        found = re.findall(rf"\b(?:{attributes})=(\{{[^}}]*\}}|%?[\w.\-]+)", self.attributes)
+        return [name for text in found for name in re.findall(r"%?([\w.\-]+)", text)]
+
+    def called(self, attribute: str) -> str | None:
+        """The first of them."""
+        return next(iter(self.all_called(attribute)), None)
+
+
+class Computation(NamedTuple):
+    """A function: its instructions by name, in order; the root is what it returns."""
+
+    instructions: dict[str, Instruction]
+    root: Instruction
+
+    def resolve(self, name: str) -> Instruction:
+        """Find an instruction, past copies and changes of shape that keep its value."""
+        found = self.instructions[name]
+        while found.opcode in ("copy", "bitcast", "copy-done", "copy-start", "convert") and found.operands:
+            found = self.instructions[found.operands[0]]
+        return found
+
+
+class Module(NamedTuple):
+    """A compiled program."""
+
+    computations: dict[str, Computation]
+    entry: str
+
+
+class Run(NamedTuple):
+    """An instruction where it stands, and how often a run of the program comes by."""
+
+    instruction: Instruction
+    computation: Computation
+    times: int
+    fusion: str = ""  # the fusion that holds it, and the computation that this one calls
+    caller: str = ""  # the computation that the fusion stands in
+
+
+def parse(text: str) -> Module:
+    """Read the text of a compiled program.
+
+    Args:
+        text: of an optimized HLO module, as `compiled.as_text()` gives it.
+
+    Raises:
+        ValueError: it has no entry computation.
+    """
+    computations: dict[str, Computation] = {}
+    entry = name = ""
+    instructions: dict[str, Instruction] = {}
+    root = None
+    for line in text.splitlines():
+        header = _HEADER.match(line)
+        if header:
+            name, instructions, root = header[2], {}, None
+            entry = name if header[1] else entry
+        elif line.startswith("}") and instructions:
+            computations[name] = Computation(instructions, root or next(reversed(instructions.values())))
+        elif name and (match := _LINE.match(line)):
+            instruction = _instruction(match[2], match[3])
+            instructions[instruction.name] = instruction
+            root = instruction if match[1] else root
+    if not entry:
+        raise ValueError("the text is no compiled HLO module: it has no ENTRY computation")
+    return Module(computations, entry)
+
+
+def _instruction(name: str, text: str) -> Instruction:
+    end = _closing(text, 0) if text.startswith("(") else text.index(" ")
+    kind, rest = text[:end], text[end:].lstrip()
+    opening = rest.index("(")
+    closing = _closing(rest, opening)
+    inside = rest[opening + 1 : closing - 1]
+    return Instruction(
+        name, rest[:opening], arrays(kind), tuple(_NAME.findall(inside)), rest[closing:].lstrip(", "), value=inside
+    )
+
+
+def _closing(text: str, start: int) -> int:
+    """Position after the parenthesis that closes the one at `start`."""
+    depth = 0
+    for match in re.compile(r"[()]").finditer(text, start):
+        depth += 1 if match[0] == "(" else -1
+        if depth == 0:
+            return match.end()
+    raise ValueError(f"a parenthesis is left open in {text[:80]!r}")
+
+
+def arrays(text: str) -> tuple[Array, ...]:
+    """Read the arrays of a type such as `(f32[2,3]{1,0}, bf16[4]{0:S(1)})`, tuples flattened."""
+    found = []
+    for dtype, shape, layout in _ARRAY.findall(text):
+        space = re.search(r"S\((\d+)\)", layout)
+        sizes = tuple(int(size.removeprefix("<=")) for size in shape.split(",") if size)
+        found.append(Array(dtype, sizes, int(space[1]) if space else 0))
+    return tuple(found)
+
+
+def runs(module: Module) -> Iterator[Run]:
+    """Walk over all instructions that a run of the program reaches, those inside of loops and fusions, too."""
+    yield from _walk(module, module.entry, 1)
+
+
+def _walk(module: Module, name: str, times: int, fusion: str = "", caller: str = "") -> Iterator[Run]:
+    computation = module.computations[name]
+    for one in computation.instructions.values():
+        yield Run(one, computation, times, fusion, caller)
+        if one.opcode == "while":
+            count = times * (trips(module, computation, one) or 1)
+            yield from _walk(module, one.called("body") or "", count, fusion, caller)
+        elif one.opcode == "fusion":
+            inner = one.called("calls") or ""
+            yield from _walk(module, inner, times, f"{one.name} {inner}", caller or name)
+        elif one.opcode in _CALLS:
+            for inner in one.all_called(_CALLS[one.opcode]):
+                yield from _walk(module, inner, times, fusion, caller)
+
+
+def trips(module: Module, computation: Computation, loop: Instruction) -> int | None:
+    """How often a while loop goes round, where its text tells; else None.
+
+    Compilers for some devices write the count next to the loop. For others it follows from the loop's counter: where
+    it starts, what is added to it, and the constant that it is compared with.
+    """
+    known = re.search(r'"known_trip_count":\{"n":"?(\d+)', loop.attributes)
+    if known:
+        return int(known[1])
+    condition = module.computations[loop.called("condition") or ""]
+    test = condition.root
+    if test.opcode == "fusion":
+        inner = module.computations[test.called("calls") or ""]
+        places = {one.name: int(one.value) for one in inner.instructions.values() if one.opcode == "parameter"}
+        sides = [inner.resolve(name) for name in inner.root.operands]
+        given = [condition.resolve(test.operands[places[s.name]]) if s.name in places else s for s in sides]
+        test = inner.root
+    else:
+        given = [condition.resolve(name) for name in test.operands]
+    if test.opcode != "compare" or "direction=LT" not in test.attributes:
+        return None
+    counter, limit = given
+    index = re.search(r"index=(\d+)", counter.attributes)
+    if counter.opcode != "get-tuple-element" or limit.opcode != "constant" or index is None:
+        return None
+    place = int(index[1])
+    first = computation.resolve(_element(computation.resolve(loop.operands[0]), place))
+    if first.opcode != "constant":
+        return None
+    step = _step(module.computations[loop.called("body") or ""], place)
+    return None if step is None else max(0, -(-(int(limit.value) - int(first.value)) // step))
+
+
+def _element(made: Instruction, place: int) -> str:
+    return made.operands[place] if made.opcode == "tuple" else made.name
+
+
+def _step(body: Computation, place: int) -> int | None:
+    """What the body adds to the counter at a place of its carry."""
+    update = body.resolve(_element(body.root, place))
+    if update.opcode != "add":
+        return None
+    constants = [one for one in map(body.resolve, update.operands) if one.opcode == "constant"]
+    return int(constants[0].value) if len(constants) == 1 else None

@@ -1,0 +1,194 @@
+"""From a compiled program to what a user wants to know: does it fit, what bounds it, how well can it use the chips."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from jax.sharding import Mesh
+
+from jaxdiff.plan import flops, traffic
+from jaxdiff.plan.collectives import Collective, collectives
+from jaxdiff.plan.compiling import Memory, Program
+from jaxdiff.plan.topologies import Chip, Topology, links
+
+NOTE = "estimates of a compiler and of published peak figures, not measurements"
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """Least time of a run of the program, were nothing in its way but one of the chip's three limits.
+
+    Attributes:
+        compute, memory, interconnect: seconds that each limit alone asks for.
+        seconds: the longest of them, as if the others hid behind it.
+        bound: its name.
+        utilization: share of the chips' peak that goes into the model's own operations, at best.
+    """
+
+    compute: float
+    memory: float
+    interconnect: float
+    seconds: float
+    bound: str
+    utilization: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One plan; numbers are of one device and one run of the program.
+
+    Attributes:
+        title: experiment and program.
+        topology: the slice's name.
+        mesh: sizes by axis.
+        batch: examples of all devices.
+        remat: the experiment's policy, "" where it has none.
+        memory: what the program needs.
+        capacity: bytes that a device has; None for a simulated one.
+        fits: whether it has enough.
+        flops: of matrix products and convolutions, as compiled; None if it does not fit.
+        model_flops: those that the mathematics needs.
+        bytes: read from and written to the device's large memory.
+        collectives: what devices send.
+        roofline: None where the chip has no published figures, or it does not fit.
+        compile_seconds: here.
+    """
+
+    title: str
+    topology: str
+    mesh: dict[str, int]
+    batch: int
+    remat: str
+    memory: Memory
+    capacity: float | None
+    fits: bool
+    flops: float | None
+    model_flops: float
+    bytes: int | None
+    collectives: Sequence[Collective]
+    roofline: Roofline | None
+    compile_seconds: float
+
+
+def estimate(program: Program, slice: Topology, mesh: Mesh, *, title: str, batch: int, remat: str = "") -> Estimate:
+    """Put together what is known of a compiled program.
+
+    Args:
+        program: from `compiling`.
+        slice: where it would run.
+        mesh: of the slice's devices.
+        title: experiment and program.
+        batch: examples of all devices.
+        remat: the experiment's policy.
+    """
+    chip, module = slice.chip, program.module
+    capacity = None if chip is None else chip.hbm / chip.devices
+    fits = module is not None and (capacity is None or program.memory.total <= capacity)
+    done = moved = roof = None
+    sent: list[Collective] = []
+    if module is not None:
+        # The compiler's own kernels, of attention say, hide their operations from its text: then the traced ones count.
+        done = max(flops.of_module(module), program.traced_flops / mesh.size)
+        moved = traffic.of_module(module)
+        sent = collectives(module, mesh)
+        if chip is not None:
+            roof = roofline(chip, mesh, flops=done, bytes=moved, sent=sent, model_flops=program.model_flops / mesh.size)
+    return Estimate(
+        title, slice.name, dict(mesh.shape), batch, remat, program.memory, capacity, fits, done,
+        program.model_flops / mesh.size, moved, sent, roof, program.seconds,
+    )  # fmt: skip
+
+
+def roofline(
+    chip: Chip, mesh: Mesh, *, flops: float, bytes: float, sent: Sequence[Collective], model_flops: float
+) -> Roofline:
+    """Bound a program's time by a chip's peak figures (Williams et al. 2009, doi:10.1145/1498765.1498785).
+
+    Args:
+        chip: its figures.
+        mesh: tells which links each collective has.
+        flops: of one device.
+        bytes: that one device reads and writes.
+        sent: collectives.
+        model_flops: of one device.
+    """
+    share = 1 / chip.devices
+    out = chip.interconnect / 2 * share  # the published figure adds both directions
+    times = {
+        "compute": flops / (chip.flops * share),
+        "memory": bytes / (chip.bandwidth * share),
+        "interconnect": sum(one.sent / (out * links(chip, mesh, one.axes)) for one in sent),
+    }
+    bound = max(times, key=lambda name: times[name])
+    seconds = times[bound]
+    return Roofline(**times, seconds=seconds, bound=bound, utilization=model_flops / (seconds * chip.flops * share))
+
+
+def as_json(estimates: Estimate | Sequence[Estimate]) -> str:
+    """Write one plan, or those of a sweep, as JSON."""
+    if isinstance(estimates, Estimate):
+        return json.dumps({"note": NOTE} | asdict(estimates), indent=2)
+    return json.dumps({"note": NOTE, "plans": [asdict(one) for one in estimates]}, indent=2)
+
+
+def table(one: Estimate) -> str:
+    """Lay out one plan for a person to read."""
+    memory, roof = one.memory, one.roofline
+    rows = [
+        ("arguments", _gib(memory.arguments)),
+        ("outputs beside them", None if memory.outputs is None else _gib(memory.outputs - (memory.shared or 0))),
+        ("temporaries", None if memory.temporaries is None else _gib(memory.temporaries)),
+        ("program", None if memory.code is None else _gib(memory.code)),
+        ("total", f"{_gib(memory.total)}{_verdict(one)}"),
+        ("model FLOPs", f"{one.model_flops / 1e12:.4g} TFLOP"),
+        ("FLOPs", None if one.flops is None else f"{one.flops / 1e12:.4g} TFLOP"),
+        ("bytes moved", None if one.bytes is None else f"{one.bytes / 1e9:.4g} GB"),
+    ]
+    if roof is not None:
+        rows += [
+            ("time of compute", _ms(roof.compute)),
+            ("time of memory", _ms(roof.memory)),
+            ("time of interconnect", _ms(roof.interconnect)),
+            ("bound", f"{roof.bound}: at least {_ms(roof.seconds)}, {one.batch / roof.seconds:.4g} examples/s at most"),
+            ("model-FLOPs utilization", f"{roof.utilization:.1%} at most"),
+        ]
+    rows.append(("compiled in", f"{one.compile_seconds:.1f} s"))
+    head = f"{one.title} on {one.topology}, mesh {mesh_text(one.mesh)}, batch {one.batch}"
+    parts = [head + (f", remat {one.remat}" if one.remat else ""), f"({NOTE}; of one device and one run)", ""]
+    parts += aligned([(name, value) for name, value in rows if value is not None])
+    if one.collectives:
+        shown = [
+            (c.kind, " x ".join(c.axes), f"{c.count}", f"{c.bytes / 1e6:.4g}", f"{c.sent / 1e6:.4g}")
+            for c in one.collectives
+        ]
+        parts += ["", *aligned([("collective", "axes", "count", "MB", "MB sent"), *shown])]
+    return "\n".join(parts)
+
+
+def mesh_text(mesh: dict[str, int]) -> str:
+    """Write a mesh as the command line takes it, axes of size 1 left out."""
+    return ",".join(f"{axis}={size}" for axis, size in mesh.items() if size > 1) or "data=1"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Pad columns: the first and those of words to the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _verdict(one: Estimate) -> str:
+    if one.capacity is None:
+        return ""
+    spare = one.capacity - one.memory.total
+    fits = f"fits, {_gib(spare)} to spare" if one.fits else f"does not fit, {_gib(max(-spare, 0))} too much"
+    return f" of {_gib(one.capacity)}: {fits}"
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.3f} GiB" if size >= 2**24 else f"{size / 2**20:.3f} MiB"
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:.4g} ms"

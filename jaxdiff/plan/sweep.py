@@ -1,0 +1,110 @@
+"""Many plans of one experiment, the best first."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from jaxdiff.plan.report import Estimate, aligned, mesh_text
+
+REMAT = ("none", "dots", "full")
+
+
+class Candidate(NamedTuple):
+    """What a sweep tries: a mesh as `parse_mesh` reads it, and knobs in place of the given ones."""
+
+    mesh: str
+    knobs: dict[str, Any]
+
+
+class Failure(NamedTuple):
+    """A candidate that could not be planned, and why."""
+
+    candidate: Candidate
+    why: str
+
+
+def meshes(devices: int) -> list[str]:
+    """Choose meshes to try: none or all of the state shared out, or among 8 or 64 devices; weights whole or in 4 parts.
+
+    Args:
+        devices: of the slice.
+    """
+    fsdp = [size for size in (1, 8, 64) if size < devices and devices % size == 0] + [devices]
+    tensor = [size for size in (1, 4) if devices % size == 0]
+    sizes = [(f, t) for f, t in itertools.product(fsdp, tensor) if devices % (f * t) == 0]
+    return [f"data={devices // (f * t)},fsdp={f}" + (f",tensor={t}" if t > 1 else "") for f, t in sizes]
+
+
+def candidates(mesh: str | None, devices: int, knobs: dict[str, Any], free: Sequence[str]) -> list[Candidate]:
+    """Vary what the user left open.
+
+    Args:
+        mesh: the user's; None tries several.
+        devices: of the slice.
+        knobs: the experiment's.
+        free: of "batch" and "remat" those that may vary.
+    """
+    batch = knobs.get("batch")
+    values: dict[str, Sequence[Any]] = {}
+    if "batch" in free and isinstance(batch, int):
+        values["batch"] = (batch, 2 * batch, 4 * batch)
+    if "remat" in free and "remat" in knobs:
+        values["remat"] = REMAT
+    return [
+        Candidate(one, knobs | dict(zip(values, chosen, strict=True)))
+        for one in ([mesh] if mesh else meshes(devices))
+        for chosen in itertools.product(*values.values())
+    ]
+
+
+def sweep(tried: Sequence[Candidate], plan: Callable[[Candidate], Estimate]) -> tuple[list[Estimate], list[Failure]]:
+    """Plan all candidates; one that fails does not stop the others.
+
+    Args:
+        tried: from `candidates`.
+        plan: candidate -> estimate.
+
+    Returns:
+        (plans by least time an example, those that do not fit last and by their size; failures).
+    """
+    made, failed = [], []
+    for candidate in (bar := tqdm(tried, desc="compiling", unit="plan")):
+        bar.set_postfix_str(candidate.mesh)
+        try:
+            made.append(plan(candidate))
+        except Exception as error:  # of the compiler, of several types
+            failed.append(Failure(candidate, str(error).strip().partition("\n")[0][:200] or type(error).__name__))
+    return sorted(made, key=_rank), failed
+
+
+def _rank(one: Estimate) -> tuple[Any, ...]:
+    if not one.fits:
+        return (1, one.memory.total)
+    return (0, one.roofline.seconds / one.batch if one.roofline else one.memory.total / one.batch)
+
+
+def table(made: Sequence[Estimate], failed: Sequence[Failure]) -> str:
+    """Lay out a sweep, a line for each plan."""
+    return "\n".join(itertools.chain(aligned([_HEAD, *map(_row, made)]), _failures(failed)))
+
+
+_HEAD = ("mesh", "batch", "remat", "GiB/device", "", "ms", "bound", "examples/s", "utilization")
+
+
+def _row(one: Estimate) -> tuple[str, ...]:
+    roof = one.roofline
+    shown = ("",) * 4
+    if one.fits and roof is not None:
+        shown = (f"{1e3 * roof.seconds:.4g}", roof.bound, f"{one.batch / roof.seconds:.4g}", f"{roof.utilization:.1%}")
+    fits = "fits" if one.fits else "does not fit"
+    return (mesh_text(one.mesh), str(one.batch), one.remat, f"{one.memory.total / 2**30:.2f}", fits, *shown)
+
+
+def _failures(failed: Sequence[Failure]) -> Iterator[str]:
+    for candidate, why in failed:
+        knobs = "".join(f", {name} {candidate.knobs[name]}" for name in ("batch", "remat") if name in candidate.knobs)
+        yield f"not planned: {candidate.mesh}{knobs}: {why}"

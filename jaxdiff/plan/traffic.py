@@ -1,0 +1,82 @@
+"""Bytes that a compiled program reads from and writes to a device's large memory."""
+
+from __future__ import annotations
+
+from jaxdiff.plan.hlo import Array, Computation, Instruction, Module, Run, runs
+
+# No data moves here, or it is counted where it does: in the loop's body, at the start of a copy.
+_FREE = {
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
+    "iota", "partition-id", "replica-id", "opt-barrier", "async-start", "async-update", "async-done",
+}  # fmt: skip
+
+
+def of_module(module: Module) -> int:
+    """Count the bytes of one device, loops as often as they go round.
+
+    An instruction reads its operands and writes its results once; what is fused stays in registers. Of an array that
+    is only sliced, the slice counts, and of one that is updated in place, the update. Arrays that the compiler keeps
+    in a nearer memory do not count.
+    """
+    return sum(run.times * _of_run(module, run) for run in runs(module) if not run.fusion)
+
+
+def _of_run(module: Module, run: Run) -> int:
+    one, find = run.instruction, run.computation.instructions
+    if one.opcode in _FREE or one.opcode.endswith("-done"):
+        return 0
+    read = [find[name].results for name in one.operands]
+    inner = module.computations.get(one.called("calls") or "") if one.opcode == "fusion" else None
+    if inner is not None:
+        used = {int(p.value): _used(inner, p) for p in inner.instructions.values() if p.opcode == "parameter"}
+        scale = [used.get(place) for place in range(len(read))]
+        return sum(_near(given, part) for given, part in zip(read, scale, strict=True)) + _written(inner, one)
+    if one.opcode in ("dynamic-slice", "gather", "slice"):
+        return 2 * _size(one.results) + sum(map(_size, read[1:]))
+    if one.opcode == "dynamic-update-slice":
+        return 2 * _size(read[1])
+    if one.opcode.endswith("-start"):  # the results hold the operands again
+        return max(_size(one.results), sum(map(_size, read)))
+    return sum(map(_size, read)) + _size(one.results)
+
+
+def _size(arrays: tuple[Array, ...]) -> int:
+    return sum(array.bytes for array in arrays if array.space == 0)
+
+
+def _near(given: tuple[Array, ...], part: int | None) -> int:
+    """Bytes of an operand of which `part` bytes are used; None is all."""
+    return _size(given) if part is None else min(part, _size(given))
+
+
+def _used(inner: Computation, parameter: Instruction) -> int | None:
+    """Bytes of a fusion's operand that it looks at; None is all of them."""
+    names, total = [parameter.name], 0
+    while names:
+        name = names.pop()
+        for user in inner.instructions.values():
+            if name not in user.operands:
+                continue
+            if user.opcode == "bitcast":
+                names.append(user.name)
+            elif user.opcode in ("dynamic-slice", "slice", "gather") and user.operands[0] == name:
+                total += sum(array.bytes for array in user.results)
+            elif user.opcode != "dynamic-update-slice" or user.operands[0] != name:
+                return None
+        if name == inner.root.name:
+            return None
+    return total
+
+
+def _written(inner: Computation, fusion: Instruction) -> int:
+    roots = [inner.instructions[n] for n in inner.root.operands] if inner.root.opcode == "tuple" else [inner.root]
+    if len(roots) != len(fusion.results):
+        return _size(fusion.results)
+    total = 0
+    for root, result in zip(roots, fusion.results, strict=True):
+        source = inner.resolve(root.name)
+        if source.opcode == "dynamic-update-slice" and result.space == 0:
+            total += sum(array.bytes for array in inner.instructions[source.operands[1]].results)
+        else:
+            total += _size((result,))
+    return total
