@@ -17,6 +17,7 @@ from jaxdiff.networks.apply import check_cond
 from jaxdiff.networks.attention import attend, split_heads
 from jaxdiff.networks.embed import ClassEmbedding, EmbeddingMLP, Sinusoidal
 from jaxdiff.networks.layers import Conv, depth_to_space, wide
+from jaxdiff.networks.remat import Remat
 from jaxdiff.networks.tokens import (
     FeedForward,
     check_patches,
@@ -116,7 +117,7 @@ class DiT(nn.Module):
         eps: of the norm before the feed-forward.
         own_embeddings: each block embeds noise level and class with parameters of its own, as in diffusers'
             checkpoints, where they start as copies of one; False: one embedding for all, as in the paper.
-        remat: recompute each block in the backward pass in place of storing its activations.
+        remat: what of each block the backward pass computes again: "none", "dots" (all but products) or "full".
         unroll: blocks per turn of the loop over them.
         dtype: type of the computation (float32, bfloat16, float64); parameters are float32, embedding, norms and
             output float32 at least.
@@ -134,7 +135,7 @@ class DiT(nn.Module):
     grid: int | None = None
     eps: float = 1e-6
     own_embeddings: bool = False
-    remat: bool = False
+    remat: Remat = "none"
     unroll: int = 1
     dtype: jnp.dtype = jnp.float32
 

@@ -19,6 +19,7 @@ from jaxdiff.networks.apply import check_cond
 from jaxdiff.networks.attention import attend
 from jaxdiff.networks.layers import wide
 from jaxdiff.networks.magnitude import MPConv, MPFourier, mp_cat, mp_silu, mp_sum, normalize
+from jaxdiff.networks.remat import Remat, rematted
 from jaxdiff.networks.song_layers import check_attention, check_taps, one_hot, resample, split_qkv
 
 
@@ -98,7 +99,7 @@ class EDM2UNet(nn.Module):
         dropout: rate within residual blocks while training.
         log_variance: Fourier features of the learned uncertainty, see the function `log_variance`; None: off.
         out_channels: channels of the output; None: as many as x has.
-        remat: recompute each block in the backward pass in place of storing its activations.
+        remat: what of each block the backward pass computes again: "none", "dots" (all but products) or "full".
         dtype: type of the computation; parameters are float32, the embedding, the normalization of weights and the
             output float32 at least.
     """
@@ -119,7 +120,7 @@ class EDM2UNet(nn.Module):
     dropout: float = 0.0
     log_variance: int | None = None
     out_channels: int | None = None
-    remat: bool = False
+    remat: Remat = "none"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -149,7 +150,7 @@ class EDM2UNet(nn.Module):
         dims, bottom = x.ndim - 2, len(self.widths) - 1
 
         def block(h: Array, name: str, width: int, *, way: str | None = None, attend: bool = False) -> Array:
-            build = nn.remat(Block) if self.remat else Block
+            build = rematted(Block, self.remat)
             return build(
                 width,
                 decoder=name.startswith("dec"),

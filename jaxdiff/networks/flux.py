@@ -15,6 +15,7 @@ from jax import Array
 from jaxdiff.networks.apply import check_cond
 from jaxdiff.networks.attention import attend
 from jaxdiff.networks.mmdit import JointBlock, finish, project, time_and_text
+from jaxdiff.networks.remat import Remat
 from jaxdiff.networks.tokens import (
     Rotary,
     check_patches,
@@ -69,7 +70,7 @@ class Flux(nn.Module):
         vector_dim: D of cond["vector"], which joins the noise embedding.
         guidance: cond["guidance"] is given, the scale of the classifier-free guidance that the network imitates.
         concat_channels: C' of cond["concat"], an image at the latents' size beside them; None: off.
-        remat: recompute each block in the backward pass in place of storing its activations.
+        remat: what of each block the backward pass computes again: "none", "dots" (all but products) or "full".
         unroll: blocks per turn of the loops over them.
         dtype: type of the computation (float32, bfloat16, float64); parameters are float32, embedding, norms and
             output float32 at least.
@@ -84,7 +85,7 @@ class Flux(nn.Module):
     vector_dim: int = 768
     guidance: bool = False
     concat_channels: int | None = None
-    remat: bool = False
+    remat: Remat = "none"
     unroll: int = 1
     dtype: jnp.dtype = jnp.float32
 

@@ -21,6 +21,7 @@ from jaxdiff.networks.attention import attend, split_heads
 from jaxdiff.networks.dit import FEATURES
 from jaxdiff.networks.embed import EmbeddingMLP, Sinusoidal
 from jaxdiff.networks.layers import Conv, depth_to_space, wide
+from jaxdiff.networks.remat import Remat, rematted
 from jaxdiff.networks.tokens import (
     FeedForward,
     RMSNorm,
@@ -151,7 +152,7 @@ class MMDiT(nn.Module):
             its middle.
         qk_norm: RMS norm of queries and keys (Stable Diffusion 3.5).
         dual: the blocks with a second attention over the image alone (Stable Diffusion 3.5 medium).
-        remat: recompute each block in the backward pass in place of storing its activations.
+        remat: what of each block the backward pass computes again: "none", "dots" (all but products) or "full".
         unroll: blocks per turn of the loops over equal ones.
         dtype: type of the computation (float32, bfloat16, float64); parameters are float32, embedding, norms and
             output float32 at least.
@@ -168,7 +169,7 @@ class MMDiT(nn.Module):
     max_grid: int = 96
     qk_norm: bool = False
     dual: tuple[int, ...] = ()
-    remat: bool = False
+    remat: Remat = "none"
     unroll: int = 1
     dtype: jnp.dtype = jnp.float32
 
@@ -204,7 +205,7 @@ class MMDiT(nn.Module):
             block = stacked(JointBlock, length, remat=self.remat, unroll=self.unroll)
             both, _ = block(self.heads, self.qk_norm, dual, dtype=self.dtype, name=name)(both, condition)
         final = self.layers - 1
-        block = nn.remat(JointBlock) if self.remat else JointBlock
+        block = rematted(JointBlock, self.remat)
         (h, _), _ = block(
             self.heads, self.qk_norm, final in self.dual, True, self.dtype, name=f"transformer_blocks.{final}"
         )(both, condition)

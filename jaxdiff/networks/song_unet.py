@@ -15,6 +15,7 @@ from jaxdiff.networks.apply import check_cond
 from jaxdiff.networks.embed import Sinusoidal
 from jaxdiff.networks.initializers import kernel_init, table_init, zeros_init
 from jaxdiff.networks.layers import Conv, Dense, wide
+from jaxdiff.networks.remat import Remat, rematted
 from jaxdiff.networks.song_layers import (
     Block,
     Frequencies,
@@ -41,7 +42,7 @@ class _UNet(nn.Module):
     num_classes: int | None = None
     augment_dim: int | None = None
     out_channels: int | None = None
-    remat: bool = False
+    remat: Remat = "none"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -70,7 +71,7 @@ class _UNet(nn.Module):
         dims, bottom = x.ndim - 2, len(self.widths) - 1
 
         def block(h: Array, name: str, width: int, **options) -> Array:
-            build = nn.remat(Block) if self.remat else Block
+            build = rematted(Block, self.remat)
             rate = self.dropout if train else 0.0
             return build(width, dropout=rate, dtype=self.dtype, name=name, **self._style(width, **options))(h, emb)
 
@@ -184,7 +185,7 @@ class SongUNet(_UNet):
         num_classes: classes of cond["label"]; None: off.
         augment_dim: length of cond["augment"]; None: off.
         out_channels: channels of the output; None: as many as x has.
-        remat: recompute each block in the backward pass in place of storing its activations.
+        remat: what of each block the backward pass computes again: "none", "dots" (all but products) or "full".
         dtype: type of the computation; parameters are float32, the embeddings and the output float32 at least.
         embedding: "positional" (DDPM++) or "fourier" (NCSN++).
         noise_mult: width of the noise's features, in base.

@@ -10,6 +10,7 @@ from jax import Array
 
 from jaxdiff.networks.initializers import kernel_init, zeros_init
 from jaxdiff.networks.layers import Dense, depth_to_space, space_to_depth, wide
+from jaxdiff.networks.remat import Remat, rematted
 from jaxdiff.sharding import BATCH_AXES, constrain
 
 Rotary = tuple[Array, Array]  # cosines and sines, [N, D / 2] each
@@ -202,23 +203,21 @@ def unpack(x: Array, patch: int) -> Array:
     return depth_to_space(y.reshape(x.shape), patch)
 
 
-def stacked(block: type[nn.Module], layers: int, *, remat: bool = False, unroll: int = 1) -> type[nn.Module]:
+def stacked(block: type[nn.Module], layers: int, *, remat: Remat = "none", unroll: int = 1) -> type[nn.Module]:
     """Equal blocks as one scanned block, so that compile time does not grow with their number.
 
     Args:
         block: a module called as block(carry, *shared) -> (carry, out).
         layers: how many.
-        remat: recompute a block in the backward pass in place of storing its activations.
+        remat: what of each block the backward pass computes again: "none", "dots" (all but products) or "full".
         unroll: blocks per turn of the loop.
 
     Returns:
         A module of the same fields and arguments, its parameters stacked along axis 0; give it a name that ends in
         `.*`. It returns the last carry, and what the blocks put out, stacked.
     """
-    # Within a loop nothing can be merged across the recomputation's border.
-    inner = nn.remat(block, prevent_cse=False) if remat else block
     return nn.scan(
-        inner,
+        rematted(block, remat, in_loop=True),
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=nn.broadcast,

@@ -14,6 +14,7 @@ from jax import Array
 
 from jaxdiff.networks.attention import attend, split_heads
 from jaxdiff.networks.layers import Conv, GroupNorm
+from jaxdiff.networks.remat import Remat
 from jaxdiff.networks.tokens import LayerNorm, dense, stacked
 from jaxdiff.sharding import constrain_tokens
 
@@ -88,7 +89,7 @@ class Transformer2D(nn.Module):
         cross_only: see `Block`.
         identity: see `Block`.
         groups: of the group norm, whose epsilon is 1e-6.
-        remat: recompute each block in the backward pass in place of storing its activations.
+        remat: what of each block the backward pass computes again: "none", "dots" (all but products) or "full".
         dtype: type of the computation.
     """
 
@@ -98,7 +99,7 @@ class Transformer2D(nn.Module):
     cross_only: bool = False
     identity: bool = False
     groups: int = 32
-    remat: bool = False
+    remat: Remat = "none"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact

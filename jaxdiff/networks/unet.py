@@ -20,6 +20,7 @@ from jaxdiff.networks.apply import check_cond
 from jaxdiff.networks.attention import Attention
 from jaxdiff.networks.embed import ClassEmbedding, EmbeddingMLP, Fourier, Sinusoidal
 from jaxdiff.networks.layers import Conv, Dense, Downsample, GroupNorm, Upsample, wide
+from jaxdiff.networks.remat import Remat, rematted
 from jaxdiff.networks.tokens import dense
 from jaxdiff.networks.transformer2d import Transformer2D, Transformers
 from jaxdiff.sharding import BATCH_AXES, constrain, constrain_tokens
@@ -109,7 +110,7 @@ class UNet(nn.Module):
         learned_variance: return (F, frac); frac is v of Nichol & Dhariwal 2021, eq. 15, the place of the log
             variance between its bounds, mapped from the network's [-1, 1] to [0, 1] but not clipped.
         patch: edge of the blocks that are folded into channels at the entry and unfolded at the end.
-        remat: recompute each block in the backward pass in place of storing its activations.
+        remat: what of each block the backward pass computes again: "none", "dots" (all but products) or "full".
         dtype: type of the computation (float32, bfloat16, float64); parameters are float32, the noise
             embedding and the output float32 at least.
     """
@@ -138,7 +139,7 @@ class UNet(nn.Module):
     out_channels: int | None = None
     learned_variance: bool = False
     patch: int = 1
-    remat: bool = False
+    remat: Remat = "none"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -209,7 +210,7 @@ class UNet(nn.Module):
         return Conv(features, dtype=self.dtype, name=name, **options)
 
     def _block(self, h: Array, seen: "_Seen", name: str, *, width: int, way: str | None = None) -> Array:
-        block = nn.remat(ResBlock) if self.remat else ResBlock
+        block = rematted(ResBlock, self.remat)
         return block(
             width,
             scale_shift=self.scale_shift,
@@ -237,7 +238,7 @@ class UNet(nn.Module):
         return self._attend(f"{name}.cross_attentions.{index}", level)(h, seen.tokens, seen.mask)
 
     def _attend(self, name: str, level: int, *, identity: bool = False) -> Attention:
-        attention = nn.remat(Attention) if self.remat else Attention
+        attention = rematted(Attention, self.remat)
         head_dim = self.head_dim if self.heads is None else self.widths[level] // self.heads
         return attention(head_dim, self.groups, self.eps, self.dtype, identity, name=name)
 

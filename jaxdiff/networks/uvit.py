@@ -18,6 +18,7 @@ from jaxdiff.networks.attention import attend, split_heads
 from jaxdiff.networks.embed import ClassEmbedding, Sinusoidal
 from jaxdiff.networks.initializers import table_init
 from jaxdiff.networks.layers import Conv, depth_to_space, wide
+from jaxdiff.networks.remat import Remat, rematted
 from jaxdiff.networks.tokens import LayerNorm, check_patches, dense, stacked
 from jaxdiff.sharding import constrain_tokens
 
@@ -65,7 +66,7 @@ class UViT(nn.Module):
         num_classes: classes of cond["label"]; None: off.
         token_dim: D' of cond["tokens"]; None: off.
         conv: a convolution of size 3 on the assembled image, the last layer.
-        remat: recompute each block in the backward pass in place of storing its activations.
+        remat: what of each block the backward pass computes again: "none", "dots" (all but products) or "full".
         unroll: blocks per turn of the loops over them.
         dtype: type of the computation (float32, bfloat16, float64); parameters are float32, norms, noise embedding
             and output float32 at least.
@@ -80,7 +81,7 @@ class UViT(nn.Module):
     num_classes: int | None = None
     token_dim: int | None = None
     conv: bool = True
-    remat: bool = False
+    remat: Remat = "none"
     unroll: int = 1
     dtype: jnp.dtype = jnp.float32
 
@@ -113,7 +114,7 @@ class UViT(nn.Module):
 
         kind, half = (self.heads, self.ratio, self.dtype), self.layers // 2
         h, skips = stacked(Block, half, remat=self.remat, unroll=self.unroll)(*kind, name="in_blocks.*")(h, mask)
-        h, _ = (nn.remat(Block) if self.remat else Block)(*kind, name="mid_block")(h, mask)
+        h, _ = rematted(Block, self.remat)(*kind, name="mid_block")(h, mask)
         h, _ = _joined(half, self.remat, self.unroll)(*kind, name="out_blocks.*")(h, mask, skips[::-1])
 
         h = LayerNorm(name="norm")(h[:, -patches.shape[1] :])
@@ -168,10 +169,10 @@ class UViT(nn.Module):
         check_cond({"noise": noise, **cond}, shapes)
 
 
-def _joined(layers: int, remat: bool, unroll: int) -> type[nn.Module]:
+def _joined(layers: int, remat: Remat, unroll: int) -> type[nn.Module]:
     """`stacked` blocks of which each gets a skip of its own, [layers, B, N, D]."""
     return nn.scan(
-        nn.remat(Block, prevent_cse=False) if remat else Block,
+        rematted(Block, remat, in_loop=True),
         variable_axes={"params": 0},
         split_rngs={"params": True},
         in_axes=(nn.broadcast, 0),

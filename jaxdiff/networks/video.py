@@ -21,6 +21,7 @@ from jaxdiff.networks.attention import attend, split_heads
 from jaxdiff.networks.dit import Block, DiT
 from jaxdiff.networks.initializers import kernel_init, zeros_init
 from jaxdiff.networks.layers import GroupNorm
+from jaxdiff.networks.remat import Remat
 from jaxdiff.networks.tokens import FeedForward, LayerNorm, dense, modulated_norm, modulations, sines, stacked
 from jaxdiff.networks.unet import UNet
 from jaxdiff.sharding import weight
@@ -179,14 +180,14 @@ class Motion(nn.Module):
         depth: blocks.
         heads: of the attentions; divides C.
         groups: of the group norm, whose means run over the whole video; its epsilon is 1e-6.
-        remat: recompute each block in the backward pass in place of storing its activations.
+        remat: what of each block the backward pass computes again: "none", "dots" (all but products) or "full".
         dtype: type of the computation.
     """
 
     depth: int = 1
     heads: int = 8
     groups: int = 32
-    remat: bool = False
+    remat: Remat = "none"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact

@@ -12,6 +12,7 @@ from jax import Array
 
 from jaxdiff.networks.attention import attend, split_heads
 from jaxdiff.networks.layers import wide
+from jaxdiff.networks.remat import Remat
 from jaxdiff.networks.tokens import LayerNorm, dense, stacked
 from jaxdiff.text.parts import Encoded, Table, activation, check_tokens
 
@@ -52,7 +53,7 @@ class Bert(nn.Module):
         pooler: whether the first token's vector, through a linear map and tanh, is the text's.
         act: the feed-forward networks' activation, "gelu", "gelu_new" or "relu".
         eps: of the norms.
-        remat: recompute each layer in the backward pass in place of storing its activations.
+        remat: what of each layer the backward pass computes again: "none", "dots" (all but products) or "full".
         dtype: type of the computation; parameters are float32.
     """
 
@@ -66,7 +67,7 @@ class Bert(nn.Module):
     pooler: bool = True
     act: str = "gelu"
     eps: float = 1e-12
-    remat: bool = False
+    remat: Remat = "none"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.networks.attention import attend, split_heads
+from jaxdiff.networks.remat import Remat
 from jaxdiff.networks.tokens import LayerNorm, dense, stacked
 from jaxdiff.text.parts import Encoded, Table, activation, check_tokens
 
@@ -56,7 +57,7 @@ class CLIPText(nn.Module):
         act: the feed-forward networks' activation, "quick_gelu" (OpenAI's models) or "gelu" (OpenCLIP's).
         eos: id of the token whose vector, at its first place, is the text's; None: that of the largest id.
         eps: of the norms.
-        remat: recompute each layer in the backward pass in place of storing its activations.
+        remat: what of each layer the backward pass computes again: "none", "dots" (all but products) or "full".
         dtype: type of the computation; parameters are float32.
     """
 
@@ -70,7 +71,7 @@ class CLIPText(nn.Module):
     act: str = "quick_gelu"
     eos: int | None = 49407
     eps: float = 1e-5
-    remat: bool = False
+    remat: Remat = "none"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact

@@ -16,6 +16,7 @@ from jax import Array
 from jaxdiff.networks.attention import attend, split_heads
 from jaxdiff.networks.initializers import kernel_init
 from jaxdiff.networks.layers import Dense, wide
+from jaxdiff.networks.remat import Remat
 from jaxdiff.networks.tokens import RMSNorm, dense, stacked
 from jaxdiff.text.parts import Encoded, Table, check_tokens, scaled
 
@@ -103,7 +104,7 @@ class T5Encoder(nn.Module):
         buckets: of the relative positions.
         farthest: the distance in tokens from which on all are equal.
         eps: of the norms.
-        remat: recompute each block in the backward pass in place of storing its activations.
+        remat: what of each block the backward pass computes again: "none", "dots" (all but products) or "full".
         dtype: type of the computation; parameters are float32.
     """
 
@@ -117,7 +118,7 @@ class T5Encoder(nn.Module):
     buckets: int = 32
     farthest: int = 128
     eps: float = 1e-6
-    remat: bool = False
+    remat: Remat = "none"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact

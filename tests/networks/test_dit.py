@@ -97,6 +97,6 @@ def test_options_of_the_loop_change_no_gradient():
         return jax.jit(jax.grad(lambda p: networks.as_apply(module)(p, x, noise, cond).sum()))(params)
 
     want = gradient(plain)
-    for options in ({"remat": True}, {"unroll": 2}):
+    for options in ({"remat": "dots"}, {"remat": "full"}, {"unroll": 2}):
         got = gradient(plain.clone(**options))
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, want)

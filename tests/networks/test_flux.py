@@ -34,7 +34,7 @@ def test_published_size():
 
 @pytest.mark.slow
 def test_options():
-    module = Flux(**TINY, guidance=True, concat_channels=2, remat=True, dtype=jnp.bfloat16)
+    module = Flux(**TINY, guidance=True, concat_channels=2, remat="dots", dtype=jnp.bfloat16)
     cond = COND | {"guidance": NOISE, "concat": jax.ShapeDtypeStruct((2, 4, 6, 2), jnp.float32)}
     tree = shapes(module, cond=cond)
     assert tree["x_embedder"]["kernel"].shape == (20, 16)

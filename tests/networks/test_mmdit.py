@@ -53,7 +53,7 @@ def test_refusals(changes, x, cond, message):
 
 @pytest.mark.slow
 def test_output_in_half_precision():
-    module = MMDiT(**TINY, dtype=jnp.bfloat16, out_channels=7, qk_norm=True, remat=True)
+    module = MMDiT(**TINY, dtype=jnp.bfloat16, out_channels=7, qk_norm=True, remat="dots")
     y = jax.eval_shape(networks.as_apply(module), shapes(module), X, NOISE, COND)
     assert (y.shape, y.dtype) == ((2, 4, 4, 7), jnp.float32)
 

@@ -79,7 +79,7 @@ def test_no_augmentation_is_zero_and_remat_changes_nothing():
     np.testing.assert_array_equal(networks.as_apply(module)(params, x, noise, none), want)
     other = networks.as_apply(module)(params, x, noise, {"augment": jnp.ones((2, 3))})
     assert np.abs(other - want).max() > 1e-3
-    remat = networks.as_apply(module.clone(remat=True))(params, x, noise)
+    remat = networks.as_apply(module.clone(remat="full"))(params, x, noise)
     np.testing.assert_allclose(remat, want, rtol=1e-4, atol=1e-5)
     dropped = networks.as_apply(module)(params, x, noise, key=jax.random.key(1))
     assert np.abs(dropped - want).max() > 1e-3

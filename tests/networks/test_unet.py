@@ -237,9 +237,11 @@ def test_remat_changes_no_value():
         apply = networks.as_apply(module)
         return compiled(jax.value_and_grad(lambda p: jnp.square(apply(p, x, NOISE, key=key)).mean()))(params)
 
-    (got, got_grad), (want, want_grad) = value_and_grad(UNet(**config, remat=True)), value_and_grad(UNet(**config))
-    np.testing.assert_allclose(got, want, rtol=1e-6)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), got_grad, want_grad)
+    want, want_grad = value_and_grad(UNet(**config))
+    for remat in ("dots", "full"):
+        got, got_grad = value_and_grad(UNet(**config, remat=remat))
+        np.testing.assert_allclose(got, want, rtol=1e-6)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), got_grad, want_grad)
 
 
 @pytest.mark.parametrize("resample", ["conv", "pool", "resblock"])
