@@ -22,7 +22,6 @@ from typing import Any
 import jax
 import numpy as np
 from jax import Array
-from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -33,8 +32,6 @@ BATCH_AXES = ("data", "fsdp")
 SMALL = 4096
 # Arrays of at least this many elements (4 MiB in float32) must not be replicated behind the user's back.
 LARGE = 2**20
-# What `weight` has gathered bears this name, so that a backward pass can gather it again in place of keeping it.
-GATHERED = "gathered"
 
 # Layers that tensor parallelism splits by their outputs, and those after them, split by their inputs (Shoeybi et al.
 # 2019, arXiv:1909.08053, sec. 3): one sum over "tensor" for each pair.
@@ -125,6 +122,12 @@ def constrain_tokens(x: Array) -> Array:
     return constrain(x, BATCH_AXES, "sequence")
 
 
+def gathers() -> bool:
+    """Whether `weight` gathers, which a backward pass had better do again than keep what it made."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and mesh.shape["fsdp"] > 1
+
+
 def weight(path: Sequence[str], w: Array, dtype: Any) -> Array:
     """Make of a layer's stored weight what the layer multiplies by: in its type, gathered over "fsdp".
 
@@ -141,7 +144,7 @@ def weight(path: Sequence[str], w: Array, dtype: Any) -> Array:
         return w
     stored = _spec(path, w.shape, mesh)
     used = P(*(_without_fsdp(axis) for axis in stored))
-    return checkpoint_name(_gather(w, used, stored), GATHERED) if used != stored else w
+    return _gather(w, used, stored) if used != stored else w
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
@@ -156,7 +159,7 @@ _gather.defvjp(
 
 
 def shard_params(tree: Any, mesh: Mesh) -> Any:
-    """Give every array of a tree its place: small ones everywhere, others split over "fsdp" and "tensor".
+    """Give every array of a tree its place: vectors and small ones everywhere, others split by "fsdp" and "tensor".
 
     "tensor" splits the layers of `COLUMN` and `ROW`. "fsdp" takes the last axis that it divides and "tensor" leaves,
     that is the output channels wherever they fit, and never the axis of stacked layers. Paths and shapes are all that
@@ -239,7 +242,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def _spec(path: Sequence[str], shape: tuple[int, ...], mesh: Any, stacks: int = 0) -> P:
     """The rule for an array whose first `stacks` axes count equal layers, which a loop takes one by one."""
     fsdp, size = mesh.shape["fsdp"], math.prod(shape[stacks:])
-    if fsdp == mesh.shape["tensor"] == 1 or size < SMALL:
+    if fsdp == mesh.shape["tensor"] == 1 or size < SMALL or len(shape) - stacks < 2:
         return P()
     axes: list[Any] = [None] * len(shape)
     split = _tensor_axis(path, shape, mesh)

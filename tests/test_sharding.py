@@ -37,8 +37,9 @@ def test_mesh_of_chosen_devices():
     [
         ((3, 3, 64, 128), P(None, None, None, "fsdp")),  # output channels
         ((3, 3, 128, 6), P(None, None, "fsdp")),  # they do not divide: input channels
-        ((SMALL,), P("fsdp")),
-        ((SMALL - 4,), P()),  # small
+        ((1, SMALL), P(None, "fsdp")),
+        ((1, SMALL - 4), P()),  # small
+        ((4 * SMALL,), P()),  # a vector
         ((63, 65), P()),  # nothing divides, but not large
         ((), P()),
     ],

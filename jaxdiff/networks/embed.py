@@ -9,7 +9,7 @@ from jax import Array
 
 from jaxdiff.networks.initializers import table_init
 from jaxdiff.networks.layers import Dense, wide
-from jaxdiff.sharding import weight
+from jaxdiff.sharding import constrain, weight
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,7 @@ class ClassEmbedding(nn.Module):
         """Looks up label[B]; returns [B, features]."""
         shape = self.num_classes + 1, self.features
         table = weight((*self.path, "embedding"), self.param("embedding", table_init, shape), wide(self.dtype))
+        table = constrain(table, None, None)  # its gradient is summed where it is: rows are scattered by example
         # Negative indices would count from the end: send them out of range too.
         label = jnp.where(label < 0, self.num_classes + 1, label)
         return jnp.take(table, label, axis=0, mode="fill", fill_value=jnp.nan)

@@ -5,7 +5,7 @@ from typing import Any, Literal, TypeVar, get_args
 import flax.linen as nn
 import jax
 
-from jaxdiff.sharding import GATHERED, gathers
+from jaxdiff.sharding import gathers
 
 Remat = Literal["none", "dots", "full"]
 Block = TypeVar("Block", bound=type[nn.Module])
@@ -34,8 +34,9 @@ def rematted(block: Block, remat: Remat, *, in_loop: bool = False) -> Block:
     return nn.remat(block, prevent_cse=not in_loop, policy=policies[remat])
 
 
-# Weights that were gathered for a block are gathered again, or each device would come to hold them all.
-_all_but_gathered = jax.checkpoint_policies.save_anything_except_these_names(GATHERED)
+def _all_but_gathered(primitive: Any, *args: Any, **params: Any) -> bool:
+    """Keep all but what was moved between devices: kept, gathered weights would come to fill each device."""
+    return primitive.name not in ("custom_vjp_call", "sharding_constraint")  # `sharding.weight`, `sharding.constrain`
 
 
 def _costly(primitive: Any, *args: Any, **params: Any) -> bool:
