@@ -1,4 +1,5 @@
-"""The command line: `jaxdiff train EXPERIMENT | sample RUN | eval RUN | convert RUN | plan EXPERIMENT`."""
+"""The command line: `jaxdiff train EXPERIMENT | sample RUN | eval RUN | convert RUN | export RUN |
+plan EXPERIMENT`."""
 
 from __future__ import annotations
 
@@ -9,7 +10,9 @@ COMMANDS = {
     "train": "train an experiment, or go on where it stopped",
     "sample": "make pictures with a trained run, or of a prompt with a text-to-image directory",
     "eval": "measure a trained run's samples against real data",
+    "encode": "write a data set's latents, for networks that are trained on those",
     "convert": "write a run's parameters as a Hugging Face folder",
+    "export": "write a run's sampler as one file, which runs where there is nothing but JAX",
     "plan": "say what an experiment needs and can reach on a TPU slice that is not there",
 }
 
@@ -23,10 +26,11 @@ def main(args: list[str] | None = None) -> None:
         print("\n".join(f"  {name:{width}}  {what}" for name, what in COMMANDS.items()))
         return
     command, *rest = args
-    # Before jax is imported: with more simulated devices than cores, its thread pools can wait for each other.
-    os.environ.setdefault("NPROC", "32")
     import absl.logging
 
+    from jaxdiff.cli.environment import prepare
+
+    prepare()
     absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax warns of what is meant
     try:
         _run(command, rest)
@@ -52,10 +56,18 @@ def _run(command: str, args: list[str]) -> None:
         from jaxdiff.cli.evaluate import command as evaluate
 
         tyro.cli(evaluate, args=args, prog="jaxdiff eval")
+    elif command == "encode":
+        from jaxdiff.cli.encode import command as encode
+
+        tyro.cli(encode, args=args, prog="jaxdiff encode")
     elif command == "convert":
         from jaxdiff.cli.convert import command as convert
 
         tyro.cli(convert, args=args, prog="jaxdiff convert")
+    elif command == "export":
+        from jaxdiff.cli.export import command as export
+
+        tyro.cli(export, args=args, prog="jaxdiff export")
     elif command == "plan":
         from jaxdiff.cli.plan import command as plan
 
