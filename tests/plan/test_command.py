@@ -1,0 +1,154 @@
+"""`jaxdiff plan` of an experiment on simulated devices, against the run itself; and on described TPUs."""
+
+import json
+
+import jax
+import pytest
+
+from jaxdiff import train
+from jaxdiff.cli import main
+from jaxdiff.experiment import load
+from jaxdiff.sharding import make_mesh, on, shard_batch
+
+EXPERIMENT = '''
+import jax.numpy as jnp
+import numpy as np
+import jaxdiff as jd
+from jaxdiff import networks, train
+from jaxdiff.experiment import Experiment
+
+def experiment(batch: int = 32, width: int = 64, accumulate: int = 1) -> Experiment:
+    """A small network of points.
+
+    Args:
+        batch: points.
+        width: units.
+        accumulate: microbatches.
+    """
+    network = networks.MLP(width=width)
+    apply = networks.as_apply(network)
+    process, row = jd.processes.Flow(), jd.parameterize.velocity
+
+    def batches(start):
+        while True:
+            yield {"x": np.ones((batch, 2), np.float32)}
+
+    return Experiment(
+        init=lambda key: networks.init(network, key, jnp.zeros((1, 2))),
+        apply=apply, process=process, row=row, loss=jd.losses.denoising_loss(apply, process, row),
+        optimizer=train.adamw(1e-3), ema=train.ema.constant(0.9), batches=batches, batch=batch, steps=3, seed=0,
+        shape=(2,), grid=lambda n: jd.grids.by_time(process, n), solver=jd.solvers.heun(), sample_steps=4,
+        accumulate=accumulate,
+    )
+'''
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("plan") / "points.py"
+    path.write_text(EXPERIMENT)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def settings():
+    """The command sets the process's JAX; other tests share that process."""
+    cache = jax.config.jax_enable_compilation_cache
+    yield
+    jax.config.update("jax_enable_compilation_cache", cache)
+
+
+def _plan(path, *options):
+    out = path.with_suffix(".json")
+    main(["plan", str(path), *options, "--json", str(out)])
+    return json.loads(out.read_text())
+
+
+def _held(tree, device):
+    shards = [shard for x in jax.tree.leaves(tree) for shard in x.addressable_shards]
+    return sum(shard.data.nbytes for shard in shards if shard.device == device)
+
+
+@pytest.mark.slow
+def test_memory_is_what_the_run_holds(path, capsys):
+    told = _plan(path, "--topology", "cpu:8", "--mesh", "data=2,fsdp=4")
+    assert "not measurements" in capsys.readouterr().out
+    real = make_mesh(2, 4)
+    with on(real):
+        experiment = load(path)()
+    state = train.create(experiment.init, experiment.optimizer, jax.random.key(0), real)
+    batch = shard_batch(next(experiment.batches(0)), real)
+    held = [_held((state, batch), device) for device in real.devices.flat]
+    assert told["memory"]["arguments"] == pytest.approx(max(held), rel=0.1)
+    step = train.make_step(experiment.loss, experiment.optimizer, key=jax.random.key(0), ema=experiment.ema)
+    analysis = step.lower(state, batch).compile().memory_analysis()
+    assert told["memory"]["temporaries"] == pytest.approx(analysis.temp_size_in_bytes, rel=0.1)
+    after, _ = step(state, batch)  # the old state's buffers are the new one's
+    assert told["memory"]["outputs"] == pytest.approx(max(_held(after, d) for d in real.devices.flat), rel=0.1)
+    assert told["memory"]["shared"] == pytest.approx(told["memory"]["outputs"], rel=0.1)
+
+
+@pytest.mark.slow
+def test_gradients_cross_the_data_axis_once(path):
+    told = _plan(path, "--topology", "cpu:8", "--mesh", "data=8")
+    params = jax.eval_shape(load(path)().init, jax.random.key(0))
+    size = sum(4 * x.size for x in jax.tree.leaves(params))
+    assert {tuple(each["axes"]) for each in told["collectives"]} == {("data",)}
+    assert {each["kind"] for each in told["collectives"]} == {"all-reduce"}
+    assert sum(each["bytes"] for each in told["collectives"]) == pytest.approx(size, rel=0.01)
+
+
+@pytest.mark.slow
+def test_accumulation_computes_as_much(path):
+    one = _plan(path, "--topology", "cpu:8")
+    four = _plan(path, "--topology", "cpu:8", "--accumulate", "4")
+    assert four["flops"] == pytest.approx(one["flops"], rel=0.02)
+    assert four["model_flops"] == one["model_flops"]
+
+
+@pytest.mark.slow
+def test_a_sampler_asks_its_network_twice_a_step_of_heun(path):
+    training, sampling = (_plan(path, "--topology", "cpu:1", *more) for more in ((), ("--sample",)))
+    assert sampling["model_flops"] == 2 * 4 * training["model_flops"] / 3
+
+
+@pytest.mark.parametrize(
+    ("options", "hint"),
+    [
+        (["--topology", "v9:2x2"], "known chips are"),
+        (["--topology", "cpu:8", "--mesh", "data=3"], "number of devices, 8"),
+        (["--topology", "cpu:8", "--mesh", "rows=8"], "a mesh is written like"),
+        (["--topology", "cpu:8", "--batch", "12"], "must be a multiple of 8"),
+    ],
+)
+def test_mistakes(path, options, hint, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["plan", str(path), *options])
+    assert stop.value.code == 2
+    assert hint in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("topology", ["v5e:2x4", "v6e:2x4", "tpu7x:2x2x1"])
+def test_described_tpus(path, topology):
+    pytest.importorskip("libtpu")
+    told = _plan(path, "--topology", topology, "--mesh", "fsdp=4", "--width", "256", "--batch", "1024")
+    params = jax.eval_shape(load(path)(width=256).init, jax.random.key(0))
+    bytes = sum(4 * x.size for x in jax.tree.leaves(params))
+    # Parameters, their average and two moments, most of them in four parts.
+    assert bytes < told["memory"]["arguments"] < 2 * bytes
+    assert told["fits"] and told["flops"] >= 0.9 * told["model_flops"]
+    kinds = {(each["kind"], tuple(each["axes"])) for each in told["collectives"]}
+    assert ("all-gather", ("fsdp",)) in kinds
+    assert any("data" in axes for kind, axes in kinds if kind in ("all-reduce", "reduce-scatter"))
+    roof = told["roofline"]
+    assert roof["seconds"] == max(roof["compute"], roof["memory"], roof["interconnect"]) == roof[roof["bound"]]
+    assert 0 < roof["utilization"] <= 1
+
+
+@pytest.mark.slow
+def test_what_does_not_fit_says_by_how_much(path, capsys):
+    pytest.importorskip("libtpu")
+    # 2^13 x 2^13 weights, with their average and two moments, are 1 GiB; the network has 14 such matrices and more.
+    main(["plan", str(path), "--topology", "v5e:2x4", "--batch", "8", "--width", str(2**13)])
+    assert "of 16.000 GiB: does not fit, " in capsys.readouterr().out
