@@ -89,7 +89,8 @@ def experiment(
     shape = _latent_shape(images.shape, codec)
     sampling = _sampling(folder, config, shape)
     told = [prompt.format(name) for name in images.class_names] + [""] if prompt else []
-    tables = _placed(_prompted(folder.parent, told, images.shape) if told else _tables(cond), place)
+    texts = _prompted(folder.parent, told, images.shape) if told else data.open_table(cond) if cond else {}
+    tables = _placed(texts, place)
     distilled = bool(config.get("guidance_embeds") or config.get("time_cond_proj_dim"))
     if distilled and tables:
         rows = len(next(iter(tables.values())))
@@ -116,8 +117,8 @@ def experiment(
             cond = rest | {name: table[label] for name, table in frozen["cond"].items()}
         return tuned.apply((trained, frozen["base"]), x, noise, cond, **options)
 
-    def batches(start: int) -> Iterator[dict[str, np.ndarray]]:
-        for one in data.batches(images, batch, seed=seed, start=start):
+    def batches(start: int, rows: np.ndarray | None = None) -> Iterator[dict[str, np.ndarray]]:
+        for one in data.batches(images, batch, seed=seed, start=start, rows=rows):
             yield one if null is not None else {name: value for name, value in one.items() if name != "label"}
 
     # What a batch holds: pixels even where the network is of latents, and hints.
@@ -169,7 +170,7 @@ def experiment(
         learned_variance=learned,
         source=source,
         beside=beside,
-        decode=_decoding(codec),
+        decode=(lambda params, z: codec.apply.to_images(params[1]["vae"], z)) if codec else (lambda params, x: x),
     )
 
 
@@ -290,12 +291,12 @@ def _of_some(loss: Any, null: int, rate: float) -> Any:
 
 def _of_latents(loss: Any, codec: Any) -> Any:
     """The loss of latents, drawn from the autoencoder's posterior, as a loss of images."""
+    drawn = jd.losses.latent_loss(loss)
 
     def of_images(params: Any, key: Any, batch: dict[str, Any]) -> Any:
-        draw_key, key = jax.random.split(key)
-        mean, std = codec.encode(params[1]["vae"], batch["x"])
-        z = codec.standardize(mean + std * jd.noise.normal_like(draw_key, mean))
-        return loss(params, key, {**batch, "x": z.astype(jnp.float32)})
+        mean, std = codec.posterior(params[1]["vae"], batch["x"])
+        rest = {name: value for name, value in batch.items() if name != "x"}
+        return drawn(params, key, {**rest, "mean": mean, "std": std})
 
     return of_images
 
@@ -304,18 +305,6 @@ def _latent_shape(shape: tuple[int, ...], vae: interop.Loaded | None) -> tuple[i
     if vae is None:
         return shape
     return (*(length // vae.apply.factor for length in shape[:-1]), vae.apply.channels)
-
-
-def _decoding(vae: interop.Loaded | None) -> Callable[[Any, Any], Any]:
-    if vae is None:
-        return lambda params, x: x
-
-    def decode(params: Any, z: Any) -> Any:
-        # One at a time: within the decoder an image takes many times the memory of its latents.
-        images = jax.lax.map(lambda one: vae.apply.decode(params[1]["vae"], vae.apply.restore(one[None]))[0], z)
-        return images.astype(jnp.float32)
-
-    return decode
 
 
 def _network_folder(directory: Path) -> Path:
@@ -345,18 +334,6 @@ def _prompted(directory: Path, told: list[str], shape: tuple[int, ...]) -> dict[
     if len(told) == 1:
         raise ValueError("a prompt tells the classes of the data by their names, and this data has none")
     return interop.encode_prompts(directory, told, size=(shape[0], shape[1]), dtype=compute_dtype())
-
-
-def _tables(cond: str) -> dict[str, Any]:
-    if not cond:
-        return {}
-    with np.load(cond) as file:
-        tables = {name: file[name] for name in file.files}
-    if len({len(table) for table in tables.values()}) != 1:
-        raise ValueError(
-            f"{cond} must hold arrays of equally many rows, got { {k: v.shape for k, v in tables.items()} }"
-        )
-    return tables
 
 
 def _placed(arrays: dict[str, Any], place: Callable[[Any], Any] | None) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from jaxdiff.processes import EDM, Discrete, Process
 from jaxdiff.times import Times, integers, log_normal, uniform
 from jaxdiff.weights import Weight
 
-__all__ = ["Loss", "denoising_loss", "hybrid_loss", "vlb_loss"]
+__all__ = ["Loss", "denoising_loss", "hybrid_loss", "latent_loss", "vlb_loss"]
 
 Batch = dict[str, Array]
 Metrics = dict[str, Array]
@@ -172,6 +172,29 @@ def hybrid_loss(
         }
 
     return loss
+
+
+def latent_loss(loss: Loss) -> Loss:
+    """A loss of latents that are drawn anew in each step (Rombach et al. 2022, arXiv:2112.10752, section 3.1).
+
+    Args:
+        loss: of a batch with "x".
+    Returns:
+        the loss of a batch with "mean" and "std" in its place, [B, ...] each: those of the autoencoder's Gaussian.
+    Raises (the loss):
+        ValueError: a batch without them.
+    """
+
+    def drawn(params: Params, key: Array, batch: Batch) -> tuple[Array, Metrics]:
+        if not {"mean", "std"} <= batch.keys():
+            raise ValueError(f'a batch of latents holds "mean" and "std", got the entries {sorted(batch)}')
+        check_key(key)
+        draw_key, key = jax.random.split(key)
+        mean, std = (batch[name].astype(jnp.float32) for name in ("mean", "std"))
+        rest = {name: value for name, value in batch.items() if name not in ("mean", "std")}
+        return loss(params, key, rest | {"x": mean + std * normal_like(draw_key, mean)})
+
+    return drawn
 
 
 def _split(batch: Batch) -> tuple[Array, Batch]:

@@ -19,9 +19,26 @@ TINY = {
     "cifar10_ddpm": {"widths": (32, 32), "blocks": 1, "source": "fashion_mnist", "size": 8},
     "cifar10_edm": {"widths": (32, 32), "blocks": 1, "source": "fashion_mnist", "size": 8},
     "imagenet64_adm": {"widths": (64, 64), "blocks": 1, "source": "fashion_mnist", "size": 8},
+    "imagenet256_dit": {"width": 16, "layers": 2, "heads": 2, "latent": (4, 4, 2), "num_classes": 3},
+    "text_mmdit": {"depth": 1, "latent": (4, 4, 2), "tokens": (3, 6), "vector": 5},
 }
 
 SLOW = TINY.keys() - {"toy2d"}  # U-Nets compile for long; the command line's tests train fashion
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """By its name, an experiment of little size on data at hand: latents and texts are drawn at random."""
+    folder, rng = tmp_path_factory.mktemp("latents"), np.random.default_rng(0)
+    arrays = {name: rng.normal(size=(8, 4, 4, 2)) for name in ("mean", "std")}
+    arrays |= {"tokens": rng.normal(size=(8, 3, 6)), "vector": rng.normal(size=(8, 5)), "label": rng.integers(0, 3, 8)}
+    np.savez(folder / "0.npz", **arrays)
+
+    def build(name, **knobs):
+        source = {"source": str(folder)} if name in ("imagenet256_dit", "text_mmdit") else {}
+        return load(FOLDER / f"{name}.py")(**TINY[name], **source, **knobs)
+
+    return build
 
 
 def test_table_is_complete():
@@ -38,11 +55,13 @@ def test_common_knobs(name):
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in TINY]
 )
-def test_first_step(name):
-    experiment = load(FOLDER / f"{name}.py")(steps=10, batch=4, **TINY[name])
+def test_first_step(name, tiny):
+    experiment = tiny(name, steps=10, batch=4)
     mesh = train.make_mesh(devices=jax.devices()[:1])
     state = train.create(experiment.init, experiment.optimizer, jax.random.key(0), mesh)
-    step = train.make_step(experiment.loss, experiment.optimizer, key=jax.random.key(1), ema=experiment.ema)
+    step = train.make_step(
+        experiment.loss, experiment.optimizer, key=jax.random.key(1), ema=experiment.ema, frozen=experiment.frozen
+    )
     before = jax.device_get(state.params)
     batches = experiment.batches(0)
     described = {name: ((4, *one.shape), one.dtype) for name, one in experiment.example.items()}
@@ -76,6 +95,29 @@ def test_sampler(name):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("told", [False, True])
+def test_samples_of_texts(tiny, tmp_path, told):
+    """The network is told the text of a sample's number: the last one says nothing, as no number does."""
+    said = {"tokens": np.arange(54).reshape(3, 3, 6), "vector": np.arange(15.0).reshape(3, 5)}
+    np.savez(tmp_path / "said.npz", **said)
+    experiment = tiny("text_mmdit", batch=4, **({"prompts": str(tmp_path / "said.npz")} if told else {}))
+    assert (experiment.num_classes, experiment.null_label) == ((2, 2) if told else (0, 0))
+    params = experiment.init(jax.random.key(0))
+    # What is zero at first hides the text.
+    params = jax.tree.map(lambda a: a + 0.1 * jax.random.normal(jax.random.key(1), a.shape), params)
+    x, noise = jax.numpy.ones((1, 4, 4, 2)), jax.numpy.full((1,), 300.0)
+    apply = jax.jit(lambda cond: experiment.apply(experiment.whole(params), x, noise, cond))
+    rows = said if told else {name: np.zeros_like(array[:1]) for name, array in said.items()}
+    for label in range(len(rows["vector"])):
+        direct = apply({name: array[label][None].astype(np.float32) for name, array in rows.items()})
+        named = apply({"label": np.array([label], np.int32)})
+        np.testing.assert_allclose(named, direct, atol=1e-5)
+    np.testing.assert_allclose(apply({}), named, atol=1e-5)
+    if told:
+        assert np.abs(named - apply({"label": np.array([0], np.int32)})).max() > 1e-3
+
+
+@pytest.mark.slow
 def test_where_samples_begin_and_how_they_end():
     """The noise has the experiment's std, and the last x is decoded."""
     experiment = replace(load(FOLDER / "toy2d.py")(), apply=lambda params, x, noise, cond: x)
@@ -93,6 +135,24 @@ def test_where_samples_begin_and_how_they_end():
     )
     assert np.abs(start).max() > 0.5
     np.testing.assert_allclose(moved, 3 * start + 5, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "batch"),
+    [
+        # As published: DiT's count has a table of 256 positions; that of Stable Diffusion 3.5 large, which is this
+        # network, has not its table of 192 x 192 positions, which is a parameter here.
+        ("imagenet256_dit", 675_129_632 - 256 * 1152, 256),
+        ("text_mmdit", 8_056_627_520 + 192**2 * 2432, 4096),
+    ],
+)
+def test_large_networks_have_their_published_size_and_need_no_data_to_be_described(name, parameters, batch):
+    experiment = load(FOLDER / f"{name}.py")()
+    shapes = jax.eval_shape(experiment.init, jax.random.key(0))
+    assert sum(one.size for one in jax.tree.leaves(shapes)) == parameters
+    assert experiment.batch == batch and experiment.example["mean"].shape == experiment.shape
+    with pytest.raises(ValueError, match=r"no \.npz files in latents"):
+        experiment.batches(0)
 
 
 def test_guidance_without_null_condition():

@@ -436,3 +436,22 @@ def test_gradients_are_finite_at_pure_noise(row):
                 jnp.float32(0.5)
             )
             assert np.isfinite(value) and np.isfinite(grad)
+
+
+def test_latents_are_drawn_anew_in_each_step():
+    """The loss sees mean + std eps: of the posterior's moments, another at each key, and all else as it was."""
+    seen = lambda params, key, batch: (batch["x"], {"cond": batch["label"], "key": jax.random.key_data(key)})  # noqa: E731
+    loss = jax.jit(losses.latent_loss(seen))
+    mean = jnp.broadcast_to(jnp.array([-3.0, 0.5])[None], (20_000, 2)).astype(jnp.float16)
+    std = jnp.broadcast_to(jnp.array([2.0, 0.0])[None], mean.shape).astype(jnp.float16)
+    batch = {"mean": mean, "std": std, "label": jnp.arange(20_000)}
+    (x, told), (other, _) = (loss(None, jax.random.key(i), batch) for i in range(2))
+    assert x.dtype == jnp.float32 and told["cond"].shape == (20_000,)
+    np.testing.assert_allclose(x[:, 0].mean(), -3, atol=5 * 2 / 20_000**0.5)
+    np.testing.assert_allclose(x[:, 0].std(), 2, rtol=5 / 40_000**0.5)
+    np.testing.assert_array_equal(x[:, 1], 0.5)
+    assert abs(np.corrcoef(x[:, 0], other[:, 0])[0, 1]) < 5 / 20_000**0.5
+    # The noise of the latents is not that of the diffusion, whose key is another.
+    assert not np.array_equal(told["key"], jax.random.key_data(jax.random.key(0)))
+    with pytest.raises(ValueError, match=r"\"mean\" and \"std\", got the entries \['x'\]"):
+        loss(None, jax.random.key(0), {"x": x})

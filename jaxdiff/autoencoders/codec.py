@@ -41,6 +41,19 @@ class Codec(NamedTuple):
         """The inverse of `standardize`."""
         return z / _like(z, self.scale) + _like(z, self.shift)
 
+    def posterior(self, params: Any, images: Array) -> tuple[Array, Array]:
+        """Maps images to the mean and std of the diffusion model's latents, float32 at least."""
+        mean, std = self.encode(params, images)
+        return self.standardize(mean), std * _like(std, self.scale)
+
+    def to_images(self, params: Any, latents: Array) -> Array:
+        """Maps the diffusion model's latents to images, float32.
+
+        One at a time: within the decoder an image takes many times the memory of its latents.
+        """
+        images = jax.lax.map(lambda z: self.decode(params, self.restore(z[None]))[0], latents)
+        return images.astype(jnp.float32)
+
 
 def init(module: nn.Module, key: Array) -> dict:
     """Draws an autoencoder's parameters.

@@ -2,17 +2,20 @@
 
 from jaxdiff.data.hints import Hinted, open_hints
 from jaxdiff.data.pipeline import batches, load_arrays
+from jaxdiff.data.shards import Shards, open_table
 from jaxdiff.data.sources import ArraySource, Source, open_source
 from jaxdiff.data.transforms import to_float, to_uint8
 
 __all__ = [
     "ArraySource",
     "Hinted",
+    "Shards",
     "Source",
     "batches",
     "load_arrays",
     "open_hints",
     "open_source",
+    "open_table",
     "to_float",
     "to_uint8",
 ]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxdiff.data.sources import Source
+from jaxdiff.data.sources import Examples, Source
 from jaxdiff.data.transforms import flip_some, to_float
 
 Batch = dict[str, np.ndarray]
@@ -18,7 +18,7 @@ THREADS = 4
 
 
 def batches(
-    source: Source,
+    source: Examples,
     batch_size: int,
     *,
     seed: int,
@@ -37,7 +37,7 @@ def batches(
 
     Args:
       source: a random-access sequence of {"x": uint8[H, W, C], "label": int} ("label" may be absent); it may have a
-        "hint", uint8[H', W', C'], too, see `Hinted`.
+        "hint", uint8[H', W', C'], too, see `Hinted`; or of other arrays, see `Shards`, which stay as they are.
       batch_size: examples in the global batch, over all hosts.
       seed: any non-negative integer; decides the order and the flips.
       start: number of the first batch.
@@ -118,7 +118,9 @@ def _read(batch: int, *, examples: Any, size: int, rows: np.ndarray, key: int | 
         words = np.random.Philox(key=key, counter=batch * size).random_raw((size, 4))[rows]
         flipped = (words[:, 0] >> np.uint64(63)).astype(bool)
         images = {name: flip_some(value, flipped) for name, value in images.items()}
-    out = {"x": to_float(images["x"])}
+    out = dict(stacked)
+    if "x" in stacked:
+        out["x"] = to_float(images["x"])
     if "hint" in stacked:
         out["hint"] = images["hint"].astype(np.float32) / 255
     if "label" in stacked:

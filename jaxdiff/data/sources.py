@@ -24,7 +24,15 @@ FASHION_MNIST = (
 FORMS = '"fashion_mnist", "tfds:NAME" or "folder:PATH"'
 
 
-class Source(Protocol):
+class Examples(Protocol):
+    """A random-access sequence of dicts of arrays."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+
+class Source(Examples, Protocol):
     """A random-access sequence of {"x": uint8[H, W, C], "label": int}; no "label" if there are no classes.
 
     Attributes:
@@ -41,10 +49,6 @@ class Source(Protocol):
 
     @property
     def class_names(self) -> tuple[str, ...]: ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -10,6 +10,7 @@ from jaxdiff.networks.configs import (
     sdxl_vector,
     stable_diffusion_1,
     stable_diffusion_2,
+    stable_diffusion_3,
     stable_diffusion_xl,
 )
 from jaxdiff.networks.controlnet import ControlNet, controlled, copy_encoder
@@ -62,6 +63,7 @@ __all__ = [
     "sit_xl_2",
     "stable_diffusion_1",
     "stable_diffusion_2",
+    "stable_diffusion_3",
     "stable_diffusion_xl",
     "uvit_h_2_imagenet256",
     "uvit_s_2_cifar10",

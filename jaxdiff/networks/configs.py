@@ -8,6 +8,7 @@ from jax import Array
 from jaxdiff.networks.edm2 import EDM2UNet
 from jaxdiff.networks.embed import Sinusoidal
 from jaxdiff.networks.layers import wide
+from jaxdiff.networks.mmdit import MMDiT
 from jaxdiff.networks.song_unet import SongUNet
 from jaxdiff.networks.transformer2d import Transformers
 from jaxdiff.networks.unet import UNet
@@ -123,6 +124,18 @@ def stable_diffusion_xl(**changes) -> UNet:
         "vector_dim": 2816,
     }
     return UNet(**config | changes)
+
+
+def stable_diffusion_3(depth: int, **changes) -> MMDiT:
+    """An MMDiT whose blocks, heads and width grow together (Esser et al. 2024, arXiv:2403.03206, sec. 5.3).
+
+    Args:
+        depth: blocks, heads, and the width over 64; 24 for Stable Diffusion 3 medium with its 2 billion parameters, 38
+            for the paper's largest and Stable Diffusion 3.5 large, with qk_norm, of 8 billion.
+        **changes: attributes of `MMDiT`.
+    """
+    config: dict[str, Any] = {"width": 64 * depth, "layers": depth, "heads": depth, "max_grid": 192}
+    return MMDiT(**config | changes)
 
 
 def sdxl_vector(pooled: Array, numbers: Array, features: int = 256) -> Array:

@@ -1,0 +1,102 @@
+"""`jaxdiff encode DIRECTORY`: a data set as latents and features of texts, for networks that are trained on those."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+from jaxdiff import data, interop
+from jaxdiff.autoencoders import Codec
+from jaxdiff.experiment import compute_dtype
+from jaxdiff.sharding import make_mesh, shard_batch, shard_params
+
+Rows = dict[str, np.ndarray]
+
+
+def command(
+    directory: tyro.conf.Positional[Path],
+    out: Path,
+    source: str = "tfds:imagenet2012",
+    split: str = "train",
+    size: int = 256,
+    flip: bool = True,
+    prompt: str = "",
+    batch: int = 32,
+    rows: int = 4096,
+) -> None:
+    """Write the latents of images: the autoencoder's mean and standard deviation, as a diffusion model sees them.
+
+    Args:
+        directory: of an AutoencoderKL, or of a pipeline that has one.
+        out: the folder to write, of .npz files; with a prompt, prompts/classes.npz in it holds what is said of each
+            class and, last, of none.
+        source: tfds:NAME, folder:PATH or fashion_mnist.
+        split: of the source.
+        size: side of the images in pixels.
+        flip: also write each image mirrored.
+        prompt: for a pipeline: what its text encoders are told of an image, whose class's name stands for {}.
+        batch: images at a time, a multiple of the devices.
+        rows: examples in a file.
+    """
+    if any(out.glob("*.npz")):
+        raise ValueError(f"{out} holds .npz files already: choose another --out")
+    mesh = make_mesh()
+    own = directory / "vae" if (directory / "vae").is_dir() else directory
+    vae = interop.load(own, dtype=compute_dtype(), place=lambda tree: shard_params(tree, mesh))
+    if not isinstance(vae.apply, Codec):
+        raise ValueError(f"latents are those of an AutoencoderKL, got {vae.config['_class_name']} in {own}")
+    images = data.open_source(source, split, size=size, channels=vae.config.get("in_channels", 3))
+    said = _said(directory, prompt, images.class_names, size) if prompt else {}
+    posterior = jax.jit(vae.apply.posterior)
+
+    def encode(x: np.ndarray) -> Rows:
+        padded = np.concatenate([x, np.repeat(x[-1:], batch - len(x), axis=0)])
+        mean, std = posterior(vae.params, shard_batch(padded, mesh))
+        return {"mean": np.asarray(mean)[: len(x)], "std": np.asarray(std)[: len(x)]}
+
+    for number, shard in enumerate(_shards(_batches(images, encode, said, batch=batch, flip=flip), rows)):
+        out.mkdir(parents=True, exist_ok=True)
+        np.savez(out / f"{number:05d}.npz", **shard)  # type: ignore[arg-type]
+    if said:
+        (out / "prompts").mkdir()
+        np.savez(out / "prompts" / "classes.npz", **said)  # type: ignore[arg-type]
+    print(out)
+
+
+def _said(directory: Path, prompt: str, names: tuple[str, ...], size: int) -> Rows:
+    if not names:
+        raise ValueError("a prompt tells the classes of the data by their names, and this data has none")
+    told = [prompt.format(name) for name in names] + [""]
+    cond = interop.encode_prompts(directory, told, size=(size, size), dtype=compute_dtype())
+    return {name: np.asarray(value, np.float16) for name, value in cond.items()}
+
+
+def _batches(
+    images: data.Source, encode: Callable[[np.ndarray], Rows], said: Rows, *, batch: int, flip: bool
+) -> Iterator[Rows]:
+    for start in tqdm(range(0, len(images), batch), desc="encoding", unit="batch"):
+        examples = [images[i] for i in range(start, min(start + batch, len(images)))]
+        x = data.to_float(np.stack([one["x"] for one in examples]))
+        beside: Rows = {}
+        if images.num_classes:
+            beside["label"] = np.array([one["label"] for one in examples], np.int32)
+            beside |= {name: table[beside["label"]] for name, table in said.items()}
+        for pixels in (x, x[:, :, ::-1]) if flip else (x,):
+            yield {name: value.astype(np.float16) for name, value in encode(pixels).items()} | beside
+
+
+def _shards(batches: Iterator[Rows], rows: int) -> Iterator[Rows]:
+    """Join batches to parts of `rows` rows, the last of what is left."""
+    held: Rows = {}
+    for one in batches:
+        held = {name: np.concatenate([held[name], value]) if held else value for name, value in one.items()}
+        while len(held["mean"]) >= rows:
+            yield {name: value[:rows] for name, value in held.items()}
+            held = {name: value[rows:] for name, value in held.items()}
+    if held and len(held["mean"]):
+        yield held

@@ -1,0 +1,83 @@
+"""A data set becomes latents and features of its texts, on which experiments train and from which they decode."""
+
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from interop.pipelines import write
+from PIL import Image
+
+from jaxdiff import data, interop
+from jaxdiff.cli import main
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+CLASSES = ("boot", "coat", "shirt")
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("pipeline"))
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Seven images of each class of Fashion-MNIST, as files."""
+    folder, x = (
+        tmp_path_factory.mktemp("pictures"),
+        data.load_arrays(data.open_source("fashion_mnist", "test"), 21)["x"],
+    )
+    for i, image in enumerate(x[..., 0]):
+        (folder / CLASSES[i // 7]).mkdir(exist_ok=True)
+        Image.fromarray(image).resize((16, 16)).save(folder / CLASSES[i // 7] / f"{i:02d}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def latents(pipeline, pictures, tmp_path_factory):
+    out = tmp_path_factory.mktemp("latents")
+    command = ["encode", str(pipeline), "--source", f"folder:{pictures}", "--size", "16", "--prompt", "a {}"]
+    main([*command, "--out", str(out), "--batch", "8", "--rows", "25"])
+    return out
+
+
+@pytest.mark.slow
+def test_latents_are_those_of_the_images_and_of_their_mirrors(pipeline, pictures, latents):
+    files = [np.load(latents / name) for name in ("00000.npz", "00001.npz")]
+    assert [len(file["mean"]) for file in files] == [25, 17] and not (latents / "00002.npz").exists()
+    found = {name: np.concatenate([file[name] for file in files]) for name in ("mean", "std", "label", "tokens")}
+    images = data.load_arrays(data.open_source(f"folder:{pictures}", channels=3))
+    x, vae = data.to_float(images["x"]), interop.load(pipeline / "vae")
+    mean, std = vae.apply.encode(vae.params, jnp.concatenate([x, x[:, :, ::-1]]))
+    # The latents of a batch of eight, then those of its mirrors.
+    order = np.concatenate([[*range(b, min(b + 8, 21)), *range(21 + b, 21 + min(b + 8, 21))] for b in (0, 8, 16)])
+    scale = vae.apply.scale
+    np.testing.assert_allclose(found["mean"], scale * np.asarray(mean)[order], rtol=2e-3, atol=2e-5)
+    np.testing.assert_allclose(found["std"], scale * np.asarray(std)[order], rtol=2e-3)
+    np.testing.assert_array_equal(found["label"], np.tile(images["label"], 2)[order])
+    said = interop.encode_prompts(pipeline, [*(f"a {name}" for name in CLASSES), ""], size=(16, 16))
+    np.testing.assert_allclose(found["tokens"], said["tokens"][found["label"]], rtol=2e-3, atol=1e-3)
+    table = data.open_table(latents / "prompts" / "classes.npz")
+    np.testing.assert_allclose(table["tokens"], said["tokens"], rtol=2e-3, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_dit_of_them_trains_and_its_samples_are_decoded(pipeline, latents, tmp_path):
+    knobs = {"steps": 2, "batch": 8, "width": 32, "layers": 2, "heads": 2, "num-classes": 3, "preview-every": 10}
+    knobs |= {"source": latents, "autoencoder": pipeline / "vae", "workdir": tmp_path / "run", "mesh": "data=2,fsdp=4"}
+    given = [text for name, value in knobs.items() for text in (f"--{name}", str(value))]
+    main(["train", str(EXPERIMENTS / "imagenet256_dit.py"), *given, "--latent", "8", "8", "4"])
+    # Twenty images of 16 pixels, a class in each of three columns, with gaps of 2.
+    assert Image.open(tmp_path / "run" / "samples.png").size == (3 * 18 - 2, 7 * 18 - 2)
+
+
+def test_mistakes(pipeline, tmp_path, capsys):
+    np.savez(tmp_path / "0.npz", x=np.zeros(1))
+    for given, message in (
+        (["--out", str(tmp_path)], "holds .npz files already"),
+        (["--out", str(tmp_path / "new"), "--source", "fashion-mnist"], "did you mean 'fashion_mnist'"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["encode", str(pipeline), *given])
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
