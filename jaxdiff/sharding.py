@@ -184,12 +184,13 @@ def shard_params(tree: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
-def shard_batch(batch: Any, mesh: Mesh) -> Any:
-    """Put a host's part of a batch onto its devices, split along the first axis over "data" and "fsdp".
+def shard_batch(batch: Any, mesh: Mesh, axis: int = 0) -> Any:
+    """Put a host's part of a batch onto its devices, split over "data" and "fsdp".
 
     Args:
         batch: tree of numpy arrays [B_host, ...]: the examples of this process only, see `host_rows`.
         mesh: from `make_mesh`.
+        axis: that counts examples: 1 for a stack of batches.
 
     Returns:
         The tree of global arrays [B, ...]; the copies run asynchronously.
@@ -197,11 +198,11 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
     Raises:
         ValueError: B_host is not a multiple of the number of parts that lie on this process's devices.
     """
-    sharding = batch_sharding(mesh)
+    sharding = batch_sharding(mesh, axis)
     local = max(1, _size(mesh, BATCH_AXES) // jax.process_count())
 
     def put(path: tuple[Any, ...], x: Any) -> Array:
-        if np.ndim(x) == 0 or np.shape(x)[0] % local:
+        if np.ndim(x) <= axis or np.shape(x)[axis] % local:
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             raise ValueError(
                 f"a host batch must be a multiple of the {local} parts it is cut into; {name!r} has shape {np.shape(x)}"
@@ -234,9 +235,9 @@ def host_rows(mesh: Mesh, size: int) -> np.ndarray:
     return np.unique(np.concatenate([np.arange(size)[index] for index in held]))
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Return the place of arrays whose first axis counts examples."""
-    return NamedSharding(mesh, P(BATCH_AXES))
+def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """Return the place of arrays whose axis number `axis` counts examples, the first one unless told."""
+    return NamedSharding(mesh, P(*(None,) * axis, BATCH_AXES))
 
 
 def _spec(path: Sequence[str], shape: tuple[int, ...], mesh: Any, stacks: int = 0) -> P:

@@ -1,21 +1,24 @@
 """Training: a loss is a function here; networks and solvers are unknown."""
 
-from jaxdiff.sharding import make_mesh, shard_batch, shard_params
+from jaxdiff.sharding import host_rows, make_mesh, shard_batch, shard_params
 from jaxdiff.train.checkpoint import Checkpointer, load_params, read_knobs, write_knobs
 from jaxdiff.train.freeze import join, split
 from jaxdiff.train.loop import fit, metrics_file
-from jaxdiff.train.optimizer import adamw, projected
-from jaxdiff.train.state import TrainState, abstract, adopt, create
+from jaxdiff.train.optimizer import adafactor, adamw, projected
+from jaxdiff.train.state import TrainState, abstract, adopt, average, create
 from jaxdiff.train.step import make_step
 
 __all__ = [
     "Checkpointer",
     "TrainState",
     "abstract",
+    "adafactor",
     "adamw",
     "adopt",
+    "average",
     "create",
     "fit",
+    "host_rows",
     "join",
     "load_params",
     "make_mesh",

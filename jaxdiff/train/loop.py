@@ -1,7 +1,9 @@
 """The training loop: batches in, steps out, and everything that a person wants to see or keep on the way."""
 
 import contextlib
+import itertools
 import json
+import math
 import os
 import signal
 import sys
@@ -40,6 +42,8 @@ def fit(
     save_every: int = 1000,
     preview: Callable[[TrainState], None] | None = None,
     preview_every: int = 1000,
+    snapshot: Callable[[TrainState], None] | None = None,
+    snapshot_every: int = 1000,
     log: Callable[[Record], None] | None = None,
     patience: float | None = None,
 ) -> TrainState:
@@ -57,6 +61,8 @@ def fit(
         save_every: steps between two checkpoints.
         preview: called with the state every `preview_every` steps and at the end.
         preview_every: steps between two previews.
+        snapshot: called likewise every `snapshot_every` steps and at the end, with `Snapshots.save` say.
+        snapshot_every: steps between two snapshots.
         log: called after each step with its metrics, "step" and "images_per_s".
         patience: seconds without a finished step, ten times as many where something compiles or is saved, until the
             process shows its stacks and ends with status 75, so that a peer that hangs ends the job; None: never.
@@ -65,39 +71,46 @@ def fit(
         The last state.
 
     Raises:
-        ValueError: a count is less than 1, patience not positive, the batches end early, or a loss or gradient is not
-            finite.
+        ValueError: a count is less than 1 or no multiple of the step's `per_dispatch`, patience not positive, the
+            batches end early, or a loss or gradient is not finite.
     """
-    for name, value in (("steps", steps), ("save_every", save_every), ("preview_every", preview_every)):
+    start, stride = int(state.step), step.per_dispatch
+    rhythm = {"save_every": save_every, "preview_every": preview_every, "snapshot_every": snapshot_every}
+    for name, value in {"steps": steps, **rhythm}.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    start = int(state.step)
     if start >= steps:
         return state
+    used = zip(rhythm, (checkpointer, preview, snapshot), strict=True)
+    _check_multiples({"state.step": start, "steps": steps, **{name: rhythm[name] for name, by in used if by}}, stride)
     with Watchdog(patience) as watchdog, _stop_flag() as stop, _Display(start, steps, log) as display:
         watchdog.beat(RARE)  # the first step compiles
         # Steps in flight on simulated devices can wait for each other's collectives; real devices queue them.
         ahead = 0 if mesh.size > 1 and mesh.devices.flat[0].platform == "cpu" else 1
-        batch = _next(batches, mesh, start)
-        for done in range(start + 1, steps + 1):
-            size = _batch_size(batch)
+        batch = _next(batches, mesh, start, stride)
+        for done in range(start + stride, steps + 1, stride):
+            images = jax.tree.leaves(batch)[0].shape[: 1 + (stride > 1)]
             state, metrics = step(state, batch)
-            display.push(done, metrics, size)
+            display.push(done, metrics, math.prod(images))
             last = done == steps or stop(done)
             if not last:
-                batch = _next(batches, mesh, done)  # loads and copies while the device computes
+                batch = _next(batches, mesh, done, stride)  # loads and copies while the device computes
             saving = checkpointer is not None and (last or done % save_every == 0)
             previewing = preview is not None and (done == steps or done % preview_every == 0)
+            snapping = snapshot is not None and (done == steps or done % snapshot_every == 0)
+            rare = saving or previewing or snapping
             # What is kept or shown must be known to be finite, so nothing may be left in flight.
-            if display.settle(0 if saving or previewing or last else ahead):
-                watchdog.beat(RARE if saving or previewing else 1)
+            if display.settle(0 if rare or last else ahead):
+                watchdog.beat(RARE if rare else 1)
             if saving:
                 checkpointer.save(state)  # type: ignore[union-attr]
             if previewing:
                 preview(state)  # type: ignore[misc]
+            if snapping:
+                snapshot(state)  # type: ignore[misc]
             if last:
                 break
-            if saving or previewing:
+            if rare:
                 watchdog.beat()
         if checkpointer is not None:
             checkpointer.wait()
@@ -135,15 +148,20 @@ def _step_of(line: str) -> float:
         return float("inf")
 
 
-def _next(batches: Iterator[Any], mesh: Mesh, done: int) -> Any:
-    try:
-        return shard_batch(next(batches), mesh)
-    except StopIteration:
-        raise ValueError(f"the batches ended after step {done}; training needs one for each step") from None
+def _check_multiples(counts: dict[str, int], stride: int) -> None:
+    for name, value in counts.items():
+        if value % stride:
+            raise ValueError(f"{name} must be a multiple of per_dispatch={stride}, got {value}")
 
 
-def _batch_size(batch: Any) -> int:
-    return jax.tree.leaves(batch)[0].shape[0]
+def _next(batches: Iterator[Any], mesh: Mesh, done: int, count: int) -> Any:
+    """The next batch, or a stack of more than one, on the devices."""
+    loaded = list(itertools.islice(batches, count))
+    if len(loaded) < count:
+        raise ValueError(f"the batches ended after step {done + len(loaded)}; training needs one for each step")
+    if count == 1:
+        return shard_batch(loaded[0], mesh)
+    return shard_batch(jax.tree.map(lambda *parts: np.stack(parts), *loaded), mesh, axis=1)
 
 
 @contextlib.contextmanager
@@ -207,27 +225,33 @@ class _Display:
         finished = len(self._pending) > ahead
         while len(self._pending) > ahead:
             done, metrics, size = self._pending.popleft()
-            values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-            for name in ("loss", "grad_norm"):
-                if not np.isfinite(values[name]):
+            # One number a metric, or one for each update of a dispatch.
+            values = {name: np.ravel(value) for name, value in jax.device_get(metrics).items()}
+            count = len(values["loss"])
+            records = [
+                {"step": done - count + 1 + i, **{name: float(value[i]) for name, value in values.items()}}
+                for i in range(count)
+            ]
+            for record, name in itertools.product(records, ("loss", "grad_norm")):
+                if not np.isfinite(record[name]):
                     raise ValueError(
-                        f"{name} is {values[name]} at step {done}; the update was not made, and earlier "
+                        f"{name} is {record[name]} at step {record['step']}; the update was not made, and earlier "
                         f"checkpoints are good. Try a smaller learning rate or stronger clipping"
                     )
-            self._show({"step": done, **values}, size)
+            self._show(records, size)
         return finished
 
-    def _show(self, record: Record, size: int) -> None:
+    def _show(self, records: list[Record], size: int) -> None:
         now = time.perf_counter()
         if self._since is None:
             self._bar.set_description("training", refresh=False)
             self._bar.unpause()  # the time left should not count the compilation
         else:
-            record["images_per_s"] = size / (now - self._since)
+            records = [record | {"images_per_s": size / (now - self._since)} for record in records]
         self._since = now
-        self._bar.set_postfix_str(
-            f"loss {record['loss']:.4f}, {record.get('images_per_s', 0):.0f} images/s", refresh=False
-        )
-        self._bar.update()
+        last = records[-1]
+        self._bar.set_postfix_str(f"loss {last['loss']:.4f}, {last.get('images_per_s', 0):.0f} images/s", refresh=False)
+        self._bar.update(len(records))
         if self._log is not None:
-            self._log(record)
+            for record in records:
+                self._log(record)

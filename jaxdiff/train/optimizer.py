@@ -1,10 +1,13 @@
-"""The optimizer that diffusion models are usually trained with, put together from optax."""
+"""The optimizers that diffusion models are usually trained with, put together from optax."""
 
 from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import optax
+
+Schedule = Literal["constant", "cosine", "linear"]
 
 
 def adamw(
@@ -12,11 +15,12 @@ def adamw(
     *,
     warmup: int = 0,
     steps: int | None = None,
-    schedule: Literal["constant", "cosine", "linear"] = "constant",
+    schedule: Schedule = "constant",
     clip: float | None = 1.0,
     weight_decay: float = 0.0,
     b1: float = 0.9,
     b2: float = 0.999,
+    mu_dtype: Any = None,
 ) -> optax.GradientTransformation:
     """Build AdamW with a linear warm-up, a schedule and clipping by the global norm.
 
@@ -30,11 +34,62 @@ def adamw(
         clip: the largest global gradient norm; None is off.
         weight_decay: decay of all parameters per step, as a multiple of the learning rate.
         b1: decay of the gradient's average.
-        b2: decay of the squared gradient's average.
+        b2: decay of the squared gradient's average, which is float32: it changes by less than bfloat16's last digit.
+        mu_dtype: what the gradient's average is stored as, float32 or bfloat16; None: as the parameters are.
 
     Raises:
-        ValueError: an unknown schedule, or one that decays without `steps` beyond the warm-up.
+        ValueError: an unknown schedule, one that decays without `steps` beyond the warm-up, or another mu_dtype.
     """
+    _check(mu_dtype)
+    rate = _rate(lr, warmup, steps, schedule)
+    adam = optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay, mu_dtype=mu_dtype)
+    return optax.chain(_clipping(clip), adam)
+
+
+def adafactor(
+    lr: float,
+    *,
+    warmup: int = 0,
+    steps: int | None = None,
+    schedule: Schedule = "constant",
+    clip: float | None = 1.0,
+    weight_decay: float = 0.0,
+    b1: float | None = 0.9,
+    b2: float = 0.999,
+    mu_dtype: Any = jnp.bfloat16,
+) -> optax.GradientTransformation:
+    """Build Adafactor as it takes AdamW's place: a matrix has a mean squared gradient for each row and each column.
+
+    Shazeer and Stern, "Adafactor" (2018), Algorithm 4, without its relative step sizes; with a momentum in half
+    precision and a bound on the second decay, as in Zhai et al., "Scaling Vision Transformers" (2022), section 3.4.
+
+    Args:
+        lr: the highest learning rate; AdamW's suits.
+        warmup: steps in which the rate rises linearly from 0.
+        steps: step at which "cosine" and "linear" reach 0; not needed by "constant".
+        schedule: how the rate goes on after the warm-up.
+        clip: the largest global gradient norm; None is off.
+        weight_decay: decay of all parameters per step, as a multiple of the learning rate.
+        b1: decay of the updates' average; None keeps none, and least memory.
+        b2: the squared gradients' decay is 1 - t^-0.8 at update t, and at most this.
+        mu_dtype: what the updates' average is stored as, float32 or bfloat16; None: as the parameters are.
+
+    Raises:
+        ValueError: an unknown schedule, one that decays without `steps` beyond the warm-up, or another mu_dtype.
+    """
+    _check(mu_dtype)
+    decay = lambda step, power: jnp.minimum(1.0 - (jnp.asarray(step, jnp.float32) + 1.0) ** -power, b2)  # noqa: E731
+    return optax.chain(
+        _clipping(clip),
+        optax.scale_by_factored_rms(decay_rate_fn=decay),
+        optax.clip_by_block_rms(1.0),
+        optax.identity() if b1 is None else optax.ema(b1, accumulator_dtype=mu_dtype),
+        optax.add_decayed_weights(weight_decay),
+        optax.scale_by_learning_rate(_rate(lr, warmup, steps, schedule)),
+    )
+
+
+def _rate(lr: float, warmup: int, steps: int | None, schedule: Schedule) -> optax.Schedule:
     if schedule not in ("constant", "cosine", "linear"):
         raise ValueError(f"schedule must be constant, cosine or linear, got {schedule!r}")
     if schedule != "constant" and (steps is None or steps <= warmup):
@@ -48,8 +103,16 @@ def adamw(
         rate = optax.constant_schedule(lr)
     if warmup:
         rate = optax.join_schedules([optax.linear_schedule(0.0, lr, warmup), rate], [warmup])
-    clipping = optax.clip_by_global_norm(clip) if clip is not None else optax.identity()
-    return optax.chain(clipping, optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay))
+    return rate
+
+
+def _clipping(clip: float | None) -> optax.GradientTransformation:
+    return optax.clip_by_global_norm(clip) if clip is not None else optax.identity()
+
+
+def _check(mu_dtype: Any) -> None:
+    if mu_dtype not in (None, jnp.float32, jnp.bfloat16):
+        raise ValueError(f"mu_dtype must be float32, bfloat16 or None, got {mu_dtype}")
 
 
 def projected(optimizer: optax.GradientTransformation, project: Callable[[Any], Any]) -> optax.GradientTransformation:

@@ -1,5 +1,7 @@
 """The train step: one pure, donated, sharded function of (state, batch)."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,7 +18,6 @@ from jaxdiff.train.state import TrainState
 
 Metrics = dict[str, jax.Array]
 Loss = Callable[[Any, jax.Array, Any], tuple[jax.Array, Metrics]]
-Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 
 
 def make_step(
@@ -24,8 +25,9 @@ def make_step(
     optimizer: optax.GradientTransformation,
     *,
     key: jax.Array,
-    ema: averages.Decay,
+    ema: averages.Decays,
     accumulate: int = 1,
+    per_dispatch: int = 1,
     frozen: Any = None,
 ) -> Step:
     """Compile a loss and an optimizer into `step(state, batch) -> (state, metrics)`.
@@ -38,8 +40,10 @@ def make_step(
         loss: (params, key, batch) -> (mean over the batch, dict of scalars).
         optimizer: an optax optimizer, clipping and schedule included.
         key: random key of the whole run.
-        ema: decay of the parameters' average, from `jaxdiff.train.ema`.
+        ema: decay of the parameters' average, from `jaxdiff.train.ema`, or a tuple of decays: one for each average.
         accumulate: number of microbatches whose gradients are averaged before one update.
+        per_dispatch: updates in one call, to spare small networks the host's work between them; with more than one the
+            step takes as many batches stacked, [per_dispatch, B, ...], and returns its metrics stacked.
         frozen: tree of arrays that the loss needs and nobody trains, laid out as the state is; the loss is then given
             (params, frozen) in place of params. An array that it closed over would be compiled in as a constant.
 
@@ -47,13 +51,16 @@ def make_step(
         The step. Its metrics are the loss's own, "loss", and "grad_norm" (the global norm before clipping).
 
     Raises:
-        ValueError: accumulate is less than 1, or (when called) the batch is not a multiple of what it needs.
+        ValueError: accumulate or per_dispatch is less than 1, or (when called) the batch is not a multiple of what it
+            needs, or the state does not hold an average for each decay.
     """
-    if accumulate < 1:
-        raise ValueError(f"accumulate must be at least 1, got {accumulate}")
+    for name, count in (("accumulate", accumulate), ("per_dispatch", per_dispatch)):
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}")
 
     def update(state: TrainState, batch: Any, fixed: Any, layout: _Layout) -> tuple[TrainState, Metrics]:
         step_key = jax.random.fold_in(key, state.step)
+        state = layout.load(state)
 
         def gradient(params: Any, key: jax.Array, batch: Any) -> tuple[tuple[jax.Array, Metrics], Any]:
             whole = lambda params: loss(params if fixed is None else (params, fixed), key, batch)  # noqa: E731
@@ -68,13 +75,13 @@ def make_step(
             norm = optax.tree.norm(grads)
             updates, opt = optimizer.update(grads, state.opt, state.params)
             params = optax.apply_updates(state.params, updates)
-        average = averages.update(state.ema, params, ema(state.step))
+        average = averages.track(state.ema, params, ema, state.step)
         new = TrainState(state.step + 1, params, average, opt)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
         new = jax.tree.map(lambda fresh, old: jnp.where(finite, fresh, old), new, state)
-        return new, {**aux, "loss": value, "grad_norm": norm}
+        return layout.store(new), {**aux, "loss": value, "grad_norm": norm}
 
-    return _Compiled(update, frozen)
+    return Step(update, per_dispatch, frozen)
 
 
 def _accumulated(
@@ -97,6 +104,17 @@ class _Layout(NamedTuple):
 
     mesh: Mesh | None
     shardings: Any  # a TrainState of NamedSharding
+
+    def load(self, state: TrainState) -> TrainState:
+        """Bring averages that wait in the host's memory to the devices."""
+        return state if self._resident() else state._replace(ema=jax.device_put(state.ema, jax.memory.Space.Device))
+
+    def store(self, state: TrainState) -> TrainState:
+        """Send the averages back to where they wait."""
+        return state if self._resident() else state._replace(ema=jax.device_put(state.ema, self.shardings.ema))
+
+    def _resident(self) -> bool:
+        return self.mesh is None or jax.tree.leaves(self.shardings.ema)[0].memory_kind == "device"
 
     def scatter(self, grads: Any) -> Any:
         """Leave to each device the part of the gradient whose parameters it holds."""
@@ -121,10 +139,15 @@ class _Layout(NamedTuple):
         return jax.tree.map(cut, batch)
 
 
-class _Compiled:
-    """A step, compiled once for each mesh that it meets, so that a new state lies where the old one did."""
+class Step:
+    """What `make_step` returns, compiled once for each mesh that it meets; a new state lies where the old one did.
 
-    def __init__(self, update: Callable[..., Any], frozen: Any):
+    Attributes:
+        per_dispatch: updates in one call.
+    """
+
+    def __init__(self, update: Callable[..., Any], per_dispatch: int, frozen: Any):
+        self.per_dispatch = per_dispatch
         self._update, self._frozen = update, frozen
         self._jitted: dict[Any, Any] = {}
 
@@ -155,6 +178,9 @@ class _Compiled:
 
         def step(state: TrainState, batch: Any, fixed: Any) -> tuple[TrainState, Metrics]:
             with on(mesh):
-                return self._update(state, batch, fixed, layout)
+                if self.per_dispatch == 1:
+                    return self._update(state, batch, fixed, layout)
+                body = lambda state, batch: self._update(state, batch, fixed, layout)  # noqa: E731
+                return jax.lax.scan(body, state, batch, length=self.per_dispatch)
 
         return jax.jit(step, donate_argnums=0, out_shardings=out)

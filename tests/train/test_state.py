@@ -2,7 +2,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 from train import toy
@@ -60,10 +59,52 @@ def test_abstract_describes_what_create_makes():
         assert (a.shape, a.dtype, a.sharding) == (b.shape, b.dtype, b.sharding)
 
 
-def test_optimizer_leaves_of_other_shapes():
-    """Adafactor keeps the means over rows and over columns instead of whole moments."""
-    factored = optax.adafactor(1e-3, min_dim_size_to_factor=8)
-    init = lambda key: {"w": jnp.zeros((64, 8192))}  # noqa: E731
-    described = train.abstract(init, factored, toy.mesh("fsdp"))
-    places = {x.shape: x.sharding.spec for x in jax.tree.leaves(described.opt)}
-    assert places == {(): P(), (1,): P(), (64,): P(), (8192,): P("fsdp")}
+def test_factored_moments_lie_where_the_rule_says():
+    """Means over rows and over columns: a matrix for each layer of a stack, vectors, and stand-ins of one number."""
+    mesh = train.make_mesh(fsdp=4, tensor=2)
+    shapes = {"blocks.*": {"to_out.0": {"kernel": (2, 512, 4096)}}, "out": {"kernel": (256, 8192), "bias": (8192,)}}
+    init = lambda key: jax.tree.map(jnp.zeros, shapes, is_leaf=lambda x: isinstance(x, tuple))  # noqa: E731
+    described = train.abstract(init, train.adafactor(1e-3), mesh)
+    assert described.params["blocks.*"]["to_out.0"]["kernel"].sharding.spec == P(None, "tensor", "fsdp")
+    _, factored, _, momentum, *_ = described.opt
+    places = {x.shape: x.sharding.spec for x in jax.tree.leaves(factored)}
+    assert places == {shape: P() for shape in [(), (1,), (2, 512), (2, 4096), (256,), (8192,)]}
+    for moment, param in zip(jax.tree.leaves(momentum.ema), jax.tree.leaves(described.params), strict=True):
+        assert (moment.sharding, moment.dtype) == (param.sharding, jnp.bfloat16)
+
+
+DECAYS = (train.ema.power(0.05), train.ema.power(0.1))
+
+
+def test_as_many_averages_as_decays():
+    mesh = toy.mesh("mixed")
+    state = train.create(toy.init, toy.ADAMW, jax.random.key(0), mesh, ema=DECAYS)
+    first, second = state.ema
+    assert toy.same(first, state.params) and toy.same(second, state.params)
+    leaves = jax.tree.leaves((state.params, state.ema))
+    pointers = [shard.data.unsafe_buffer_pointer() for leaf in leaves for shard in leaf.addressable_shards]
+    assert len(pointers) == len(set(pointers))
+    described = train.abstract(toy.init, toy.ADAMW, mesh, ema=DECAYS)
+    assert jax.tree.map(lambda x: x.sharding, described) == jax.tree.map(lambda x: x.sharding, state)
+    adopted = train.adopt(jax.jit(toy.init)(jax.random.key(0)), toy.ADAMW, mesh, ema=DECAYS)
+    assert toy.same(adopted, state)
+    assert toy.same(train.average(state), first)
+
+
+def test_averages_in_the_hosts_memory():
+    mesh = toy.mesh("mixed")
+    arguments = {"ema": DECAYS, "ema_memory": "pinned_host"}
+    state = train.create(toy.init, toy.ADAMW, jax.random.key(0), mesh, **arguments)
+    described = train.abstract(toy.init, toy.ADAMW, mesh, **arguments)
+    adopted = train.adopt(jax.jit(toy.init)(jax.random.key(0)), toy.ADAMW, mesh, **arguments)
+    for made in (state, described, adopted):
+        assert {x.sharding.memory_kind for x in jax.tree.leaves(made.ema)} == {"pinned_host"}
+        assert {x.sharding.memory_kind for x in jax.tree.leaves(made.params)} == {"device"}
+    on_device = train.average(state)
+    assert {x.sharding.memory_kind for x in jax.tree.leaves(on_device)} == {"device"}
+    assert toy.same(on_device, state.params)
+
+
+def test_memory_that_is_not_there():
+    with pytest.raises(ValueError, match="memory of cpu: device, pinned_host.*got 'moon'"):
+        train.abstract(toy.init, toy.ADAMW, toy.mesh("one"), ema_memory="moon")
