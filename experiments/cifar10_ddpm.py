@@ -1,5 +1,7 @@
 """DDPM on CIFAR-10, as published (Ho et al. 2020, arXiv:2006.11239, appendix B): 35.7 million parameters."""
 
+from typing import Literal
+
 import jax.numpy as jnp
 
 import jaxdiff as jd
@@ -17,6 +19,7 @@ def experiment(
     warmup: int = 5000,
     ema: float = 0.9999,
     accumulate: int = 1,
+    remat: Literal["none", "dots", "full"] = "none",
     source: str = "tfds:cifar10",
     size: int = 32,
     preview_every: int = 10_000,
@@ -33,12 +36,13 @@ def experiment(
         warmup: steps of linear warm-up.
         ema: decay of the parameters' average.
         accumulate: microbatches in an update.
+        remat: what the backward pass computes again: none, dots (all but products) or full (each block).
         source: tfds:NAME, folder:PATH or fashion_mnist.
         size: side of the images in pixels.
         preview_every: steps between two grids of samples.
     """
     images = data.open_source(source, size=size, channels=3)
-    network = networks.ddpm_cifar10(widths=widths, blocks=blocks, dtype=compute_dtype())
+    network = networks.ddpm_cifar10(widths=widths, blocks=blocks, remat=remat, dtype=compute_dtype())
     apply = networks.as_apply(network)
     process = jd.processes.Discrete.linear()
     row = jd.parameterize.indexed(jd.parameterize.eps)
@@ -50,8 +54,8 @@ def experiment(
         loss=jd.losses.denoising_loss(apply, process, row, dropout=True),
         optimizer=train.adamw(lr, warmup=warmup, clip=1.0),
         ema=train.ema.warmup(ema),
-        batches=lambda start: (
-            {"x": each["x"]} for each in data.batches(images, batch, seed=seed, start=start, flip=True)
+        batches=lambda start, rows=None: (
+            {"x": each["x"]} for each in data.batches(images, batch, seed=seed, start=start, rows=rows, flip=True)
         ),
         batch=batch,
         steps=steps,

@@ -3,6 +3,8 @@
 The training, the sampling and the network, DDPM++, are the paper's; mirroring is the only augmentation.
 """
 
+from typing import Literal
+
 import jax.numpy as jnp
 
 import jaxdiff as jd
@@ -20,6 +22,7 @@ def experiment(
     warmup: int = 19_531,
     ema: float = 0.9993,
     accumulate: int = 1,
+    remat: Literal["none", "dots", "full"] = "none",
     source: str = "tfds:cifar10",
     size: int = 32,
     preview_every: int = 10_000,
@@ -36,6 +39,7 @@ def experiment(
         warmup: steps of linear warm-up; the default is 10 million images.
         ema: decay of the parameters' average; the default has a half-life of half a million images.
         accumulate: microbatches in an update.
+        remat: what the backward pass computes again: none, dots (all but products) or full (each block).
         source: tfds:NAME, folder:PATH or fashion_mnist.
         size: side of the images in pixels.
         preview_every: steps between two grids of samples.
@@ -47,6 +51,7 @@ def experiment(
         widths=widths,
         blocks=blocks,
         attention=(size // 2,),
+        remat=remat,
         dtype=compute_dtype(),
     )
     apply = networks.as_apply(network)
@@ -67,8 +72,8 @@ def experiment(
         ),
         optimizer=train.adamw(lr, warmup=warmup, clip=None),
         ema=train.ema.warmup(ema),
-        batches=lambda start: (
-            {"x": each["x"]} for each in data.batches(images, batch, seed=seed, start=start, flip=True)
+        batches=lambda start, rows=None: (
+            {"x": each["x"]} for each in data.batches(images, batch, seed=seed, start=start, rows=rows, flip=True)
         ),
         batch=batch,
         steps=steps,

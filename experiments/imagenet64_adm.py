@@ -1,5 +1,7 @@
 """ADM on ImageNet 64x64 (Dhariwal and Nichol 2021, arXiv:2105.05233): class-conditional, with learned variance."""
 
+from typing import Literal
+
 import jax.numpy as jnp
 
 import jaxdiff as jd
@@ -16,6 +18,7 @@ def experiment(
     blocks: int = 3,
     ema: float = 0.9999,
     accumulate: int = 1,
+    remat: Literal["none", "dots", "full"] = "none",
     drop_rate: float = 0.0,
     source: str = "tfds:imagenet_resized/64x64",
     size: int = 64,
@@ -32,6 +35,7 @@ def experiment(
         blocks: residual blocks in a level.
         ema: decay of the parameters' average.
         accumulate: microbatches in an update.
+        remat: what the backward pass computes again: none, dots (all but products) or full (each block).
         drop_rate: share of images trained without their class: 0 as published, 0.1 for classifier-free guidance.
         source: tfds:NAME, folder:PATH or fashion_mnist.
         size: side of the images in pixels.
@@ -44,6 +48,7 @@ def experiment(
         blocks=blocks,
         attention=tuple(range(1, len(widths))),
         num_classes=null,
+        remat=remat,
         dtype=compute_dtype(),
     )
     apply = networks.as_apply(network)
@@ -61,7 +66,7 @@ def experiment(
         ),
         optimizer=train.adamw(lr, clip=None),
         ema=train.ema.constant(ema),
-        batches=lambda start: data.batches(images, batch, seed=seed, start=start, flip=True),
+        batches=lambda start, rows=None: data.batches(images, batch, seed=seed, start=start, rows=rows, flip=True),
         batch=batch,
         steps=steps,
         seed=seed,
