@@ -65,7 +65,7 @@ def experiment(
         ),
         optimizer=train.adamw(lr, warmup=min(100, steps // 10), steps=steps, schedule="cosine"),
         ema=train.ema.warmup(ema),
-        batches=lambda start: data.batches(images, batch, seed=seed, start=start),
+        batches=lambda start, rows=None: data.batches(images, batch, seed=seed, start=start, rows=rows),
         batch=batch,
         steps=steps,
         seed=seed,

@@ -68,11 +68,11 @@ def experiment(
     process = jd.processes.Flow()
     row = jd.parameterize.conditioned(jd.parameterize.velocity, lambda level: 1000 * level.t)
 
-    def batches(start: int) -> Iterator[dict[str, np.ndarray]]:
-        step = start
+    def batches(start: int, rows: np.ndarray | None = None) -> Iterator[dict[str, np.ndarray]]:
+        step, mine = start, slice(None) if rows is None else rows
         while True:
             points = DENSITIES[density](np.random.default_rng((seed, step)), batch)
-            yield {"x": points.astype(np.float32)}
+            yield {"x": points[mine].astype(np.float32)}
             step += 1
 
     return Experiment(

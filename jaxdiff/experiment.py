@@ -49,7 +49,7 @@ class Experiment:
         loss: (params, key, batch) -> (loss, metrics).
         optimizer: an optax optimizer.
         ema: step -> decay of the parameters' average; see `train.ema`.
-        batches: first step -> iterator of this host's batches from there on.
+        batches: (first step, rows of a batch that this host reads; None, all) -> iterator of batches from there on.
         batch: examples in an update, of all hosts together.
         steps: updates in the whole run.
         seed: of parameters, training noise and data order.
@@ -86,7 +86,7 @@ class Experiment:
     loss: Loss
     optimizer: Any
     ema: Callable[[Array], Array]
-    batches: Callable[[int], Iterator[Batch]]
+    batches: Callable[..., Iterator[Batch]]
     batch: int
     steps: int
     seed: int

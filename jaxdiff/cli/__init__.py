@@ -28,23 +28,28 @@ def main(args: list[str] | None = None) -> None:
     command, *rest = args
     import absl.logging
 
+    from jaxdiff.cli.cluster import end_together
     from jaxdiff.cli.environment import prepare
 
     prepare()
     absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax warns of what is meant
-    try:
-        _run(command, rest)
-    except ValueError as error:
-        if os.environ.get("JAXDIFF_TRACEBACK"):
-            raise
-        print(f"jaxdiff: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    with end_together():
+        try:
+            _run(command, rest)
+        except ValueError as error:
+            if os.environ.get("JAXDIFF_TRACEBACK"):
+                raise
+            print(f"jaxdiff: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
 
 
 def _run(command: str, args: list[str]) -> None:
     import tyro
 
     if command == "train":
+        from jaxdiff.cli.cluster import join
+
+        join()
         from jaxdiff.cli.train import command as train
 
         train(args)

@@ -9,15 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from tqdm import tqdm
 
 from jaxdiff import train as training
+from jaxdiff.cli.cluster import gather
 from jaxdiff.cli.images import save_png
 from jaxdiff.cli.knobs import parse_knobs
 from jaxdiff.cli.sample import columns, draw
 from jaxdiff.experiment import SOURCE, Experiment, load, sampler
 from jaxdiff.sharding import parse_mesh
+
+# Seconds: longer than a step of the largest networks, shorter than a night.
+PATIENCE = 900.0
 
 
 def command(args: list[str]) -> None:
@@ -37,24 +42,35 @@ def command(args: list[str]) -> None:
             "folder of checkpoints, samples and metrics; the same command goes on where it stopped.",
         ),
         "mesh": (str, "", "devices as data=8,fsdp=4,tensor=2,sequence=2; data takes those that are left."),
+        "patience": (
+            float | None,
+            None,
+            "seconds without a finished step until it ends with status 75; by default 900 in many processes.",
+        ),
     }
     knobs, options = parse_knobs(build, rest, own, prog=f"jaxdiff train {path}")
     mesh = parse_mesh(options["mesh"])
     # An experiment that reads parameters takes the mesh to put them on; it is no knob of the run.
     where = {"mesh": mesh} if "mesh" in inspect.signature(build).parameters else {}
-    _train(build(**knobs, **where), Path(path), knobs, workdir=options["workdir"], mesh=mesh)
+    patience = options["patience"]
+    if patience is None and jax.process_count() > 1:
+        patience = PATIENCE
+    _train(build(**knobs, **where), Path(path), knobs, workdir=options["workdir"], mesh=mesh, patience=patience)
 
 
-def _train(experiment: Experiment, path: Path, knobs: dict[str, Any], *, workdir: Path, mesh: Mesh) -> None:
+def _train(
+    experiment: Experiment, path: Path, knobs: dict[str, Any], *, workdir: Path, mesh: Mesh, patience: float | None
+) -> None:
     source = workdir / SOURCE
     if source.exists() and source.read_text() != path.read_text():
         raise ValueError(f"{path} differs from {source}, which made this run: choose another --workdir")
     init_key, step_key = jax.random.split(jax.random.key(experiment.seed))
     # A network that doesn't fit its data shows here, before the folder belongs to this run.
     abstract = training.abstract(experiment.init, experiment.optimizer, mesh)
-    experiment.batches(0)  # so does data that is not there
+    rows = training.host_rows(mesh, experiment.batch)
+    experiment.batches(0, rows)  # so does data that is not there
     training.write_knobs(workdir, knobs)
-    shutil.copyfile(path, source)
+    _keep(path, source)
     preview = _previewer(experiment, workdir)
     with training.Checkpointer(workdir) as checkpointer:
         if checkpointer.latest() is not None:
@@ -64,7 +80,7 @@ def _train(experiment: Experiment, path: Path, knobs: dict[str, Any], *, workdir
         else:
             state = training.create(experiment.init, experiment.optimizer, init_key, mesh)
         start = int(state.step)
-        print(_summary(experiment, state, mesh))
+        _say(_summary(experiment, state, mesh))
         if start == experiment.steps:
             preview(state)
             return
@@ -78,7 +94,7 @@ def _train(experiment: Experiment, path: Path, knobs: dict[str, Any], *, workdir
                 frozen=experiment.frozen,
             ),
             state,
-            experiment.batches(start),
+            experiment.batches(start, rows),
             steps=experiment.steps,
             mesh=mesh,
             checkpointer=checkpointer,
@@ -86,7 +102,21 @@ def _train(experiment: Experiment, path: Path, knobs: dict[str, Any], *, workdir
             preview=preview,
             preview_every=experiment.preview_every,
             log=training.metrics_file(workdir / "metrics.jsonl", start),
+            patience=patience,
         )
+
+
+def _keep(path: Path, source: Path) -> None:
+    """Leave the experiment in the run's folder, whole or not at all: other processes compare theirs with it."""
+    if jax.process_index() == 0:
+        partial = source.with_suffix(".tmp")
+        shutil.copyfile(path, partial)
+        partial.replace(source)
+
+
+def _say(text: str) -> None:
+    if jax.process_index() == 0:
+        tqdm.write(text)
 
 
 def _summary(experiment: Experiment, state: training.TrainState, mesh: Mesh) -> str:
@@ -99,6 +129,7 @@ def _summary(experiment: Experiment, state: training.TrainState, mesh: Mesh) -> 
 def _previewer(experiment: Experiment, workdir: Path) -> Callable[[training.TrainState], None]:
     """Draw samples of the averaged parameters on the way, and a larger grid at the end."""
     generate = sampler(experiment, guided=experiment.guidance != 1)
+    first = jax.process_index() == 0
     size = experiment.preview  # one program serves the previews and the last, larger grid
 
     def preview(state: training.TrainState) -> None:
@@ -106,7 +137,11 @@ def _previewer(experiment: Experiment, workdir: Path) -> Callable[[training.Trai
         path = workdir / ("samples.png" if last else f"samples-{int(state.step):06d}.png")
         params = experiment.whole(state.ema)
         if experiment.draw is not None:
-            experiment.draw(experiment, params, path)
+            # It may do as it likes with its parameters: one process draws, and the others wait for it.
+            params = gather(params)
+            if first:
+                experiment.draw(experiment, params, path)
+            multihost_utils.sync_global_devices("preview")
         else:
             x, _ = draw(
                 experiment,
@@ -114,7 +149,8 @@ def _previewer(experiment: Experiment, workdir: Path) -> Callable[[training.Trai
                 2 * size if last else size,
                 batch=size,
             )
-            save_png(path, x, columns(experiment))
-        tqdm.write(str(path))
+            if first:
+                save_png(path, x, columns(experiment))
+        _say(str(path))
 
     return preview

@@ -1,0 +1,132 @@
+"""One run in many processes: each joins the others before it touches a device, and no failure leaves them waiting."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Any
+
+# By hand: all three, or JAX_NUM_PROCESSES=1 for a process that shall stay alone wherever it is.
+ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+# Seconds until the others notice that a process is gone. JAX's own 100 are long where each costs a thousand chips.
+HEARTBEAT = 30
+
+
+def join() -> None:
+    """Join the other processes of this run, where the environment tells of others; before any use of a device.
+
+    It tells by JAX_COORDINATOR_ADDRESS (HOST:PORT of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID; or it is a step
+    of SLURM or Open MPI, a TPU slice on Google's VMs or Kubernetes, or an indexed Job of Kubernetes, which JAX knows.
+
+    Raises:
+        ValueError: the variables are incomplete or no numbers, or a Job's pods cannot find each other.
+    """
+    settings = arguments(os.environ)
+    if settings is not None:
+        import jax
+
+        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT, **settings)
+
+
+def arguments(environ: Mapping[str, str]) -> dict[str, Any] | None:
+    """Return what `jax.distributed.initialize` needs, or None for a process without others.
+
+    Args:
+        environ: the environment's variables.
+
+    Raises:
+        ValueError: as `join` does.
+    """
+    if environ.get(COUNT) or environ.get(INDEX):
+        return _by_hand(environ)
+    if _number(environ, "SLURM_NTASKS") > 1 and "SLURM_STEP_NODELIST" in environ:
+        # JAX gives each process the GPU of its number on the node: right for a process a GPU, not for one a node.
+        alone = environ["SLURM_NTASKS"] == environ.get("SLURM_STEP_NUM_NODES")
+        return {"cluster_detection_method": "slurm"} | ({"local_device_ids": []} if alone else {})
+    if _number(environ, "OMPI_COMM_WORLD_SIZE") > 1:
+        return {"cluster_detection_method": "ompi"}
+    if "TPU_WORKER_HOSTNAMES" in environ or "TPU_PROCESS_ADDRESSES" in environ:
+        hosts = environ.get("TPU_PROCESS_ADDRESSES", environ.get("TPU_WORKER_HOSTNAMES", ""))
+        many = "," in hosts or _number(environ, "MEGASCALE_NUM_SLICES") > 1
+        return {"cluster_detection_method": "gketpu"} if many else None
+    if "JOB_COMPLETION_INDEX" in environ:
+        return _job(environ)
+    return {"cluster_detection_method": "gcetpu"} if _tpu_vm() else None
+
+
+def gather(tree: Any) -> Any:
+    """Collect the arrays that other processes hold parts of, as numpy's; each of them has to call this."""
+    import jax
+    from jax.experimental import multihost_utils
+
+    def collect(x: Any) -> Any:
+        shared = isinstance(x, jax.Array) and not x.is_fully_addressable
+        return multihost_utils.process_allgather(x, tiled=True) if shared else x
+
+    return jax.tree.map(collect, tree)
+
+
+@contextmanager
+def end_together() -> Iterator[None]:
+    """End a process that fails at once, so that the others end, too.
+
+    An orderly exit would wait for them, while they wait for this one within a collective (jax#38503).
+    """
+    try:
+        yield
+    except BaseException as error:
+        import jax
+
+        if not jax.distributed.is_initialized():
+            raise
+        if not isinstance(error, SystemExit):
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1)
+
+
+def _by_hand(environ: Mapping[str, str]) -> dict[str, Any] | None:
+    if environ.get(COUNT) == "1" and environ.get(INDEX, "0") == "0":
+        return None
+    missing = [name for name in (ADDRESS, COUNT, INDEX) if not environ.get(name)]
+    if missing:
+        raise ValueError(f"a run in many processes needs {ADDRESS}, {COUNT} and {INDEX}; not set: {', '.join(missing)}")
+    count, index = environ[COUNT], environ[INDEX]
+    if not (count.isdigit() and index.isdigit() and int(index) < int(count)):
+        raise ValueError(f"{INDEX} must be a number from 0 to {COUNT} - 1, got {index!r} and {count!r}")
+    host, _, port = environ[ADDRESS].rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError(f"{ADDRESS} must be HOST:PORT of process 0, got {environ[ADDRESS]!r}")
+    found = {"coordinator_address": environ[ADDRESS], "num_processes": int(count), "process_id": int(index)}
+    return found | {"cluster_detection_method": "deactivate"}
+
+
+def _job(environ: Mapping[str, str]) -> dict[str, Any] | None:
+    """An indexed Job of Kubernetes: JAX asks the cluster's API for the other pods."""
+    if find_spec("kubernetes") is not None:
+        return {"cluster_detection_method": "k8s"}
+    if environ["JOB_COMPLETION_INDEX"] == "0":
+        return None  # a Job of one pod, or the others' errors end this one
+    raise ValueError(
+        f"this is pod {environ['JOB_COMPLETION_INDEX']} of a Job: set {ADDRESS}, {COUNT} and {INDEX}, or install "
+        f"jax[k8s] to have them found; {COUNT}=1 is a run of its own"
+    )
+
+
+def _tpu_vm() -> bool:
+    """Whether Google's metadata server knows of other TPU hosts: asked only on a machine with a TPU."""
+    if find_spec("libtpu") is None or os.environ.get("JAX_PLATFORMS", "tpu").split(",")[0] != "tpu":
+        return False
+    import jax  # noqa: F401  # sets the variable where there is no TPU
+
+    return "TPU_SKIP_MDS_QUERY" not in os.environ
+
+
+def _number(environ: Mapping[str, str], name: str) -> int:
+    text = environ.get(name, "")
+    return int(text) if text.isdigit() else 0

@@ -1,0 +1,87 @@
+"""An experiment that trains in a second, for runs in many processes: images through the pipeline, a preview, a mesh."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxdiff as jd
+from jaxdiff import data, train
+from jaxdiff.experiment import Experiment
+
+SIDE, HIDDEN = 4, 512
+
+
+def init(key):
+    first, second = jax.random.split(key)
+    return {
+        "hidden": {"kernel": 0.2 * jax.random.normal(first, (SIDE * SIDE, HIDDEN)), "bias": jnp.zeros((HIDDEN,))},
+        "out": {"kernel": 0.02 * jax.random.normal(second, (HIDDEN, SIDE * SIDE))},
+    }
+
+
+def apply(params, x, noise, cond):
+    flat = x.reshape(x.shape[0], -1) + noise[:, None] + cond["label"][:, None].astype(jnp.float32)
+    hidden = jnp.tanh(flat @ params["hidden"]["kernel"] + params["hidden"]["bias"][None])
+    return (hidden @ params["out"]["kernel"]).reshape(x.shape)
+
+
+def experiment(
+    steps: int = 4,
+    batch: int = 16,
+    seed: int = 0,
+    lr: float = 1e-3,
+    preview_every: int = 2,
+    fault: str = "",
+    drawn: bool = False,
+) -> Experiment:
+    """Flow matching of noise.
+
+    Args:
+        steps: updates.
+        batch: images in an update.
+        seed: of everything.
+        lr: learning rate.
+        preview_every: steps between two previews.
+        fault: what process 1 does before its third batch: "raise", "hang" or nothing.
+        drawn: the preview is drawn by the experiment.
+    """
+    rng = np.random.default_rng(7)
+    images = data.ArraySource(rng.integers(0, 256, (40, SIDE, SIDE, 1), dtype=np.uint8), np.arange(40) % 4, 4)
+    process = jd.processes.Flow()
+
+    def batches(start, rows=None):
+        stream = data.batches(images, batch, seed=seed, start=start, rows=rows, flip=True)
+        for number, one in enumerate(stream):
+            if fault and jax.process_index() == 1 and number == 2:
+                if fault == "raise":
+                    raise KeyError("no such image")
+                time.sleep(600)
+            yield one
+
+    def draw(experiment, params, path):
+        np.savez(path.with_suffix(".npz"), **{"bias": params["hidden"]["bias"], "kernel": params["out"]["kernel"]})
+        path.write_bytes(b"drawn")
+
+    return Experiment(
+        init=init,
+        apply=apply,
+        process=process,
+        row=jd.parameterize.velocity,
+        loss=jd.losses.denoising_loss(apply, process, jd.parameterize.velocity),
+        optimizer=train.adamw(lr),
+        ema=train.ema.constant(0.5),
+        batches=batches,
+        batch=batch,
+        steps=steps,
+        seed=seed,
+        shape=(SIDE, SIDE, 1),
+        grid=lambda n: jd.grids.by_time(process, n),
+        solver=jd.solvers.euler(),
+        sample_steps=3,
+        preview_every=preview_every,
+        preview=8,
+        num_classes=4,
+        draw=draw if drawn else None,
+    )
