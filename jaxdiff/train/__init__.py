@@ -5,11 +5,13 @@ from jaxdiff.train.checkpoint import Checkpointer, load_params, read_knobs, writ
 from jaxdiff.train.freeze import join, split
 from jaxdiff.train.loop import fit, metrics_file
 from jaxdiff.train.optimizer import adafactor, adamw, projected
+from jaxdiff.train.snapshots import Snapshots
 from jaxdiff.train.state import TrainState, abstract, adopt, average, create
 from jaxdiff.train.step import make_step
 
 __all__ = [
     "Checkpointer",
+    "Snapshots",
     "TrainState",
     "abstract",
     "adafactor",

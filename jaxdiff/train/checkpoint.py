@@ -11,6 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.sharding import Mesh
+
+from jaxdiff.sharding import shard_params
 
 FOLDER = "checkpoints"
 KNOBS = "run.json"
@@ -19,20 +22,28 @@ KNOBS = "run.json"
 class Checkpointer:
     """Saves states under `workdir/checkpoints/STEP`, in the background, and restores them onto any mesh."""
 
-    def __init__(self, workdir: str | os.PathLike[str], *, keep: int = 2, read_only: bool = False):
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        *,
+        keep: int | None = 2,
+        read_only: bool = False,
+        folder: str = FOLDER,
+    ):
         """Open a run's checkpoints.
 
         Args:
             workdir: the run's folder.
-            keep: number of newest checkpoints that stay on disk, at least 1.
+            keep: number of newest checkpoints that stay on disk, at least 1; None: all.
             read_only: never make, change or clean up anything (for sampling beside a run that goes on).
+            folder: under the run's, in place of `checkpoints`.
 
         Raises:
             ValueError: keep is less than 1.
         """
-        if keep < 1:
+        if keep is not None and keep < 1:
             raise ValueError(f"keep must be at least 1, got {keep}")
-        self.folder = Path(workdir).absolute() / FOLDER
+        self.folder = Path(workdir).absolute() / folder
         writing = {"create": True, "cleanup_tmp_directories": True, "max_to_keep": keep}
         options = ocp.CheckpointManagerOptions(**({"read_only": True, "create": False} if read_only else writing))
         handlers = {"state": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
@@ -41,6 +52,10 @@ class Checkpointer:
     def latest(self) -> int | None:
         """Return the newest checkpoint's step, or None."""
         return self._manager.latest_step()
+
+    def steps(self) -> list[int]:
+        """Return the steps of all checkpoints, increasing."""
+        return sorted(self._manager.all_steps())
 
     def save(self, state: Any) -> None:
         """Start to save a state under its step; it may be donated as soon as this returns.
@@ -86,19 +101,29 @@ class Checkpointer:
             raise ValueError(f"checkpoint {self.folder / str(step)} does not fit:\n  " + "\n  ".join(differences))
         return _unflatten_like(like, self._read(step, wanted))
 
-    def restore_params(self, which: Literal["ema", "params"], step: int | None = None) -> Any:
-        """Read only the averaged or the plain parameters, as a nested dict (see `load_params`)."""
+    def restore_params(self, which: str, step: int | None = None, *, mesh: Mesh | None = None) -> Any:
+        """Read a part of a state, as a nested dict.
+
+        Args:
+            which: "params", "ema" (the first of several averages) or "ema/1", say.
+            step: which checkpoint; None is the newest.
+            mesh: where its arrays shall lie; None is the default device.
+
+        Raises:
+            ValueError: there is no such checkpoint, or it is damaged.
+        """
         step = self._existing(step)
         try:
             saved = self._manager.item_metadata(step)["state"].tree
-            wanted = {
-                name: jax.ShapeDtypeStruct(x.shape, x.dtype)
-                for name, x in saved.items()
-                if name.startswith(which + "/")
-            }
+            prefix = _prefix(saved, which)
+            part = _nest({n.removeprefix(prefix): x for n, x in saved.items() if n.startswith(prefix)})
+            places = jax.tree.map(lambda x: None, part) if mesh is None else shard_params(part, mesh)
+            describe = lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)  # noqa: E731
+            wanted = _flatten(jax.tree.map(describe, part, places))
         except Exception as error:
             raise self._damaged(step, error) from error
-        return _nest({name.partition("/")[2]: x for name, x in self._read(step, wanted).items()})
+        read = self._read(step, {prefix + name: x for name, x in wanted.items()})
+        return _nest({name.removeprefix(prefix): x for name, x in read.items()})
 
     def wait(self) -> None:
         """Block until everything is on disk; a failed save (a full disk, say) raises here."""
@@ -116,7 +141,7 @@ class Checkpointer:
 
     def _existing(self, step: int | None) -> int:
         self.wait()  # a step that is still being written would look damaged
-        steps = sorted(self._manager.all_steps())
+        steps = self.steps()
         if not steps or (step is not None and step not in steps):
             raise ValueError(f"no checkpoint{'' if step is None else f' {step}'} in {self.folder}; it holds {steps}")
         return steps[-1] if step is None else step
@@ -139,7 +164,7 @@ class Checkpointer:
         return flat
 
     def _damaged(self, step: int, why: object) -> ValueError:
-        older = [s for s in self._manager.all_steps() if s < step]
+        older = [s for s in self.steps() if s < step]
         advice = f"move it away to go on from step {max(older)}" if older else "there is no older one"
         return ValueError(f"checkpoint {self.folder / str(step)} is damaged; {advice} ({why})")
 
@@ -238,6 +263,13 @@ def _nest(flat: dict[str, Any]) -> dict[str, Any]:
     return nested
 
 
+def _prefix(saved: Mapping[str, Any], which: str) -> str:
+    """What begins the names of a part; "ema" is the first of several averages, where these are numbered."""
+    names = [name.removeprefix("params/") for name in saved if name.startswith("params/")]
+    several = which == "ema" and any(f"ema/{name}" not in saved for name in names)
+    return "ema/0/" if several else which + "/"
+
+
 def _differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     lines = []
     for name in sorted(saved.keys() | wanted.keys()):
@@ -251,6 +283,7 @@ def _differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[st
 @jax.jit
 def _checksum(x: jax.Array) -> jax.Array:
     """Sum an array's words times odd numbers, modulo 2**32: a flipped bit changes it, a sharding does not."""
+    x = jax.device_put(x, jax.memory.Space.Device)  # an average may wait in the host's memory
     kind = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[x.dtype.itemsize]
     words = x.astype(jnp.uint8) if x.dtype == jnp.bool_ else jax.lax.bitcast_convert_type(x, kind)
     weight = jnp.ones(words.shape, jnp.uint32)

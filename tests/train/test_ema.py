@@ -45,3 +45,95 @@ def test_decay_out_of_range(decay):
 def test_offset_out_of_range():
     with pytest.raises(ValueError, match="offset"):
         ema.warmup(0.9, offset=1.0)
+
+
+def quadrature(function, end, points=400_001):
+    """The integral over [0, end]; the variable's square root is what is even, for powers between 0 and 1."""
+    root = np.linspace(0, np.sqrt(end), points)
+    return np.trapezoid(function(root**2) * 2 * root, root)
+
+
+def profile(std, end):
+    """Karras et al. 2024, equation 3, its gamma found by bisection: the standard deviation falls with it."""
+    low, high = 0.0, 1e6
+    for _ in range(200):
+        gamma = (low + high) / 2
+        mean = (gamma + 1) / (gamma + 2)
+        wide = np.sqrt((gamma + 1) / (gamma + 3) - mean**2) > std
+        low, high = (gamma, high) if wide else (low, gamma)
+    return gamma, lambda tau: np.where(tau <= end, (gamma + 1) * tau**gamma / end ** (gamma + 1), 0.0)
+
+
+@pytest.mark.parametrize("std", [0.02, 0.05, 0.1, 0.25])
+def test_power_weights_the_path_by_a_power(std):
+    """The decays' product gives the parameters at tau the profile's integral over the step that ends at tau."""
+    gamma, _ = profile(std, 1.0)
+    np.testing.assert_allclose(ema.power(std).gamma, gamma, rtol=1e-9)
+    steps = 50
+    decays = np.array([ema.power(std)(jnp.int32(step)) for step in range(steps)], np.float64)
+    weights = (1 - decays) * np.append(np.cumprod(decays[:0:-1])[::-1], 1.0)
+    want = np.diff(np.arange(steps + 1.0) ** (gamma + 1)) / float(steps) ** (gamma + 1)
+    np.testing.assert_allclose(weights, want, rtol=1e-4, atol=1e-7)
+    tau = np.arange(1, 10_001) / 10_000
+    share = np.diff(np.append(0.0, tau) ** (gamma + 1))
+    np.testing.assert_allclose(
+        np.sqrt(np.average((tau - np.average(tau, weights=share)) ** 2, weights=share)), std, rtol=1e-2
+    )
+
+
+def test_power_at_a_late_step():
+    gamma = ema.power(0.05).gamma
+    np.testing.assert_allclose(1 - ema.power(0.05)(jnp.int32(10**6 - 1)), (gamma + 1) / 1e6, rtol=5e-3)
+
+
+@pytest.mark.parametrize("std", [0.0, -0.1, 0.2887, 1.0, float("nan")])
+def test_std_out_of_range(std):
+    with pytest.raises(ValueError, match=r"between 0 and 0\.2886"):
+        ema.power(std)
+
+
+def test_posthoc_against_numerical_integration():
+    """The weights make the distance between profiles least: its gradient, by quadrature, vanishes."""
+    stored = [(t, std) for t in (40, 60, 100) for std in (0.05, 0.1)]
+    weights, error = ema.posthoc([(t, ema.power(std)) for t, std in stored], (100, ema.power(0.07)))
+    own = [profile(std, t)[1] for t, std in stored]
+    wanted = profile(0.07, 100)[1]
+    rest = lambda tau: sum(w * p(tau) for w, p in zip(weights, own, strict=True)) - wanted(tau)  # noqa: E731
+    norm = np.sqrt(quadrature(lambda tau: wanted(tau) ** 2, 100))
+    for p, (t, _) in zip(own, stored, strict=True):
+        assert abs(quadrature(lambda tau: rest(tau) * p(tau), t)) < 1e-6 * norm**2  # noqa: B023
+    np.testing.assert_allclose(error, np.sqrt(quadrature(lambda tau: rest(tau) ** 2, 100)) / norm, rtol=1e-3)
+    assert 0.01 < error < 0.1
+
+
+def test_posthoc_of_what_is_stored_is_exact():
+    stored = [(t, ema.power(std)) for t in range(1000, 17_000, 1000) for std in (0.05, 0.1)]
+    weights, error = ema.posthoc(stored, stored[25])
+    np.testing.assert_allclose(weights, np.eye(len(stored))[25], atol=1e-9)
+    assert error < 1e-6
+    with pytest.raises(ValueError, match="none is stored"):
+        ema.posthoc([], stored[0])
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0, 3.0])
+def test_posthoc_average_of_a_path_that_grows_as_a_power(power):
+    """Of theta(t) = t^k the average at t is (g + 1) / (g + k + 1) t^k, of the stored ones and of the wanted one."""
+    of = lambda t, p: (p.gamma + 1) / (p.gamma + power + 1) * (t / 1000) ** power  # noqa: E731
+    stored = [(t, ema.power(std)) for t in range(125, 1001, 125) for std in (0.05, 0.1)]
+    wanted = (1000, ema.power(0.08))
+    weights, error = ema.posthoc(stored, wanted)
+    got, want = weights @ [of(*each) for each in stored], of(*wanted)
+    assert error < 0.02 and abs(got - want) < 1e-3 * want
+    assert abs(of(*stored[-1]) - want) > 1e-2 * want  # than the nearest one stored
+
+
+def test_several_averages_at_once():
+    decays = (ema.constant(0.5), ema.power(0.1))
+    params = {"w": jnp.array([1.0, 3.0])}
+    first = ema.start({"w": jnp.zeros(2)}, decays)
+    after = ema.track(first, params, decays, jnp.int32(0))
+    np.testing.assert_array_equal(after[0]["w"], [0.5, 1.5])
+    np.testing.assert_array_equal(after[1]["w"], params["w"])  # the first update leaves nothing of the start
+    for wrong in (first[:1], first[0]):
+        with pytest.raises(ValueError, match="tuple of 2 averages, but the state holds"):
+            ema.track(wrong, params, decays, jnp.int32(0))

@@ -106,5 +106,5 @@ def test_averages_in_the_hosts_memory():
 
 
 def test_memory_that_is_not_there():
-    with pytest.raises(ValueError, match="memory of cpu: device, pinned_host.*got 'moon'"):
+    with pytest.raises(ValueError, match=r"memory of cpu: device, pinned_host.*got 'moon'"):
         train.abstract(toy.init, toy.ADAMW, toy.mesh("one"), ema_memory="moon")
