@@ -90,7 +90,7 @@ def train_step(experiment: Experiment, mesh: Mesh) -> Program:
     with on(mesh):
         once = jax.make_jaxpr(experiment.loss)(params, jax.random.key(0), batch)
         gradient = jax.make_jaxpr(jax.grad(experiment.loss, has_aux=True))(params, jax.random.key(0), batch)
-        lowered = step.lower(state, batch)  # type: ignore[attr-defined]
+        lowered = step.lower(state, batch)
     memory, module = _compile(lowered, (state, batch), mesh)
     traced = flops.of_jaxpr(gradient)
     return Program(memory, module, traced, 3 * flops.of_jaxpr(once), time.perf_counter() - begun)
