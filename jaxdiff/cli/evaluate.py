@@ -12,6 +12,7 @@ import tyro
 
 from jaxdiff import data
 from jaxdiff.cli.judge import FittedClassifier, as_images, fit_classifier, load_classifier, save_classifier
+from jaxdiff.cli.progress import busy
 from jaxdiff.cli.sample import draw, generator
 from jaxdiff.experiment import Experiment, load_run
 from jaxdiff.metrics import KernelDistance, accuracy, kernel_distance, precision_recall
@@ -51,15 +52,16 @@ def command(
     train_set, test_set = (_real(experiment, split) for split in ("train", "test"))
     judge = _judge(run, train_set, experiment.num_classes)
     x, labels = draw(experiment, generate, num, seed=seed, batch=batch)
-    report = evaluate(
-        x,
-        labels,
-        test_set["x"],
-        test_set["label"],
-        train_x=train_set["x"],
-        train_label=train_set["label"],
-        classify=judge,
-    )
+    with busy("compiling and judging"):
+        report = evaluate(
+            x,
+            labels,
+            test_set["x"],
+            test_set["label"],
+            train_x=train_set["x"],
+            train_label=train_set["label"],
+            classify=judge,
+        )
     names = data.open_source(experiment.source).class_names
     print(format_report(report, names))
     print(write_report(run / "eval.json", report))

@@ -17,6 +17,7 @@ from jax.export import Exported
 from jax.sharding import AbstractDevice, AbstractMesh
 
 from jaxdiff import train
+from jaxdiff.cli.progress import busy
 from jaxdiff.cli.prompt import is_pipeline
 from jaxdiff.cli.sample import named_solver
 from jaxdiff.experiment import Experiment, load_run, numbered_keys, sampler
@@ -55,7 +56,7 @@ def command(
     out = run / "sampler.jaxdiff" if out is None else out
     if is_pipeline(run):
         raise ValueError(f"{run} is a text-to-image directory, whose tokenizers are no part of a program: give a run")
-    with portable(dtype):
+    with portable(dtype), busy(f"lowering for {', '.join(platforms)}"):
         experiment = load_run(run)
         tree = experiment.whole(train.load_params(run, params))
         exported = export_sampler(

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 
 from jaxdiff import train
+from jaxdiff.cli.progress import Progress
 from jaxdiff.networks.classifier import Classifier
 from jaxdiff.train import ema
 
@@ -102,7 +103,7 @@ def fit_classifier(
     state = train.TrainState(jnp.int32(0), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
     step = train.make_step(_loss(network), optimizer, key=key_steps, ema=ema.warmup(0.995))
     metrics: dict[str, jax.Array] = {}
-    with _bar(steps, progress) as bar:
+    with Progress("classifier", steps, "step", disable=not progress) as bar:
         for index in _batches(len(images), min(batch_size, len(images)), steps, seed):
             state, metrics = step(state, {"x": images[index], "label": labels[index].astype(np.int32)})
             bar.update()
@@ -203,12 +204,6 @@ def _batches(size: int, batch_size: int, steps: int, seed: int) -> Iterator[np.n
             order = np.concatenate([order, rng.permutation(size)])
         yield order[:batch_size]
         order = order[batch_size:]
-
-
-def _bar(steps: int, progress: bool):
-    from tqdm import tqdm
-
-    return tqdm(total=steps, desc="classifier", unit="step", disable=not progress)
 
 
 def _name(path) -> str:

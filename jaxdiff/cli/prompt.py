@@ -7,9 +7,9 @@ from pathlib import Path
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from tqdm import tqdm
 
 from jaxdiff import train
+from jaxdiff.cli.progress import Progress, busy
 from jaxdiff.experiment import compute_dtype, example_keys
 from jaxdiff.interop import Pipeline, text_to_image
 from jaxdiff.sharding import BATCH_AXES
@@ -58,29 +58,28 @@ def draw_prompt(
     mesh = train.make_mesh()
     batch = -(-min(batch, num) // mesh.size) * mesh.size
     rounds = -(-num // batch)
-    with tqdm(desc="sampling", unit="step") as bar:
-        first = 0  # step of the round
+    first = 0  # step of the round
 
-        def progress(done) -> None:
-            bar.update(first + int(done) - bar.n)  # several devices may tell of one step
+    def progress(done) -> None:
+        bar.update(first + int(done) - bar.n)  # several devices may tell of one step
 
+    with busy("loading"):
         pipe = text_to_image(
             directory, steps=steps, size=size, kind=scheduler, dtype=compute_dtype(), progress=progress,
             place=lambda tree: train.shard_params(tree, mesh),
         )  # fmt: skip
-        scale, negative = _guidance(pipe, guidance, negative)
-        split = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
-        tokens = jax.device_put(pipe.tokenize([prompt] * batch), split)
-        away = None if negative is None else jax.device_put(pipe.tokenize([negative] * batch), split)
-        keys = example_keys(seed, rounds * batch).reshape(rounds, batch)
-        generate = jax.jit(pipe.generate)
-        bar.reset(rounds * pipe.steps)
-        pictures = []
+    scale, negative = _guidance(pipe, guidance, negative)
+    split = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+    tokens = jax.device_put(pipe.tokenize([prompt] * batch), split)
+    away = None if negative is None else jax.device_put(pipe.tokenize([negative] * batch), split)
+    keys = example_keys(seed, rounds * batch).reshape(rounds, batch)
+    generate = jax.jit(pipe.generate)
+    pictures = []
+    with Progress("sampling", rounds * pipe.steps, "step") as bar:
         for i in range(rounds):
             first = i * pipe.steps
-            pictures.append(
-                np.asarray(generate(pipe.params, tokens, jax.device_put(keys[i], split), scale, negative=away))
-            )
+            part = generate(pipe.params, tokens, jax.device_put(keys[i], split), scale, negative=away)
+            pictures.append(np.asarray(part))
             jax.effects_barrier()
     return np.concatenate(pictures)[:num]
 

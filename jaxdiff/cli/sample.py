@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from jax import Array
-from tqdm import tqdm
 
 from jaxdiff import solvers, train
+from jaxdiff.cli.cluster import gather
 from jaxdiff.cli.images import save_npz, save_png, save_pngs
+from jaxdiff.cli.progress import Progress
 from jaxdiff.cli.prompt import draw_prompt, is_pipeline
 from jaxdiff.experiment import Experiment, example_keys, load_function, load_run, sampler
 
@@ -120,6 +121,7 @@ def draw(
     label: int | None = None,
     seed: int = 0,
     batch: int = 100,
+    compiled: bool = False,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Draw samples in batches of one compiled size.
 
@@ -130,6 +132,7 @@ def draw(
         label: their class; None takes the classes in turn.
         seed: example i depends on the seed and i alone.
         batch: examples at a time.
+        compiled: `generate` has been compiled for such a batch; only for what the bar says.
     Returns:
         (x [num, ...], labels [num] or None).
     Raises:
@@ -148,10 +151,12 @@ def draw(
     if classes:
         turns = jnp.arange(padded, dtype=jnp.int32) % classes
         labels = turns if label is None else jnp.full_like(turns, label)
-    parts = [
-        np.asarray(generate(keys[i : i + batch], None if labels is None else labels[i : i + batch]))
-        for i in tqdm(range(0, padded, batch), desc="sampling", unit="batch", disable=padded == batch)
-    ]
+    parts = []
+    with Progress("sampling", padded // batch, "batch", compiled=compiled) as bar:
+        for i in range(0, padded, batch):
+            part = generate(keys[i : i + batch], None if labels is None else labels[i : i + batch])
+            parts.append(np.asarray(gather(part)))
+            bar.update()
     return np.concatenate(parts)[:num], None if labels is None else np.asarray(labels)[:num]
 
 

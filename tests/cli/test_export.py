@@ -1,0 +1,132 @@
+"""A run's sampler as a file: the five lines of the documentation, with nothing but JAX, draw what `sampler` draws."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxdiff as jd
+from jaxdiff import train
+from jaxdiff.cli import export, main
+from jaxdiff.experiment import SOURCE, Experiment, compute_dtype, example_keys, load, load_run, sampler
+from jaxdiff.sharding import platform
+
+ROOT = Path(__file__).parents[2]
+LINES = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "export.md").read_text(), re.S)[0]
+BLOCKED = ("jaxdiff", "flax", "optax", "orbax", "tyro", "tqdm")
+
+
+def tiny(**options) -> Experiment:
+    """A network of one weight, unconditional unless told otherwise."""
+
+    def apply(params, x, noise, cond):
+        shift = 0.0 if "label" not in cond else cond["label"].astype(jnp.float32)[:, None]
+        return params["a"].astype(jnp.float32)[None, :] * x + shift
+
+    process = jd.processes.Flow()
+    nothing = lambda *args: None  # noqa: E731
+    return Experiment(
+        init=nothing, apply=apply, process=process, row=jd.parameterize.velocity, loss=nothing, optimizer=None,
+        ema=nothing, batches=nothing, batch=1, steps=1, seed=0, shape=(3,), solver=jd.solvers.ddim(), sample_steps=2,
+        grid=lambda n: jd.grids.by_time(process, n), **options,
+    )  # fmt: skip
+
+
+PARAMS = {"a": jnp.asarray([0.5, -0.25, 2.0], jnp.bfloat16)}
+
+
+@pytest.mark.slow
+def test_an_unconditional_sampler_with_its_weights_as_an_argument():
+    experiment = tiny()
+    with export.portable("float32"):
+        made = export.export_sampler(experiment, PARAMS, inside=False)
+    assert made.platforms == ("cpu", "cuda", "tpu")
+    weights = export.flat_weights(PARAMS)
+    assert weights["a"].dtype == np.uint16  # numpy's files know no bfloat16
+    drawn = made.call(seed=5, index=jnp.arange(2, 6), weights=weights)
+    keys = example_keys(5, 4, first=2)
+    assert np.array_equal(drawn, sampler(experiment, guided=False)(PARAMS, keys, None, 1.0))
+    assert not np.array_equal(drawn, made.call(seed=5, index=jnp.arange(2, 6), weights={"a": 2 * weights["a"]}))
+
+
+@pytest.mark.slow
+def test_guidance_is_an_argument_unless_it_is_built_in():
+    experiment = tiny(num_classes=4, null_label=4, guidance=3.0)
+    label = jnp.asarray([0, 3, 1], jnp.int32)
+    given = {"seed": 1, "index": jnp.arange(3), "label": label}
+    want = sampler(experiment)(PARAMS, example_keys(1, 3), label, 2.5)
+    with export.portable("float32"):
+        open_, fixed, off = (export.export_sampler(experiment, PARAMS, guidance=g) for g in (None, 2.5, 1.0))
+    assert np.array_equal(open_.call(**given, guidance=2.5), want)
+    assert np.array_equal(fixed.call(**given), want)
+    plain = sampler(experiment, guided=False)(PARAMS, example_keys(1, 3), label, 1.0)
+    assert np.array_equal(off.call(**given), plain) and not np.array_equal(plain, want)
+    with pytest.raises(ValueError, match="guidance"), export.portable("float32"):
+        export.export_sampler(tiny(), PARAMS, guidance=2.0)
+
+
+def test_weights_that_a_file_cannot_hold_and_directories_are_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(export, "LARGEST", 5)
+    with pytest.raises(ValueError, match="--weights argument"):
+        export.export_sampler(tiny(), PARAMS)
+    (tmp_path / "model_index.json").write_text("{}")
+    with pytest.raises(ValueError, match="tokenizers"):
+        export.command(tmp_path)
+
+
+def test_the_type_is_asked_for_and_not_the_exporting_machines():
+    with export.portable("bfloat16"):
+        assert compute_dtype() == jnp.bfloat16 and platform() not in ("gpu", "tpu", "cpu")
+    with export.portable("float32"):
+        assert compute_dtype() == jnp.float32
+
+
+def alone(code: str, folder: Path) -> str:
+    """What a process prints that runs this in the folder, where nothing but JAX can be imported."""
+    block = f"import sys\nfor name in {BLOCKED}: sys.modules[name] = None\n"
+    environ = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    run = subprocess.run([sys.executable, "-c", block + code], cwd=folder, env=environ, capture_output=True, text=True)
+    return run.stdout + run.stderr.splitlines()[-1] if run.returncode else run.stdout
+
+
+def untrained(workdir: Path, path: Path, **knobs) -> None:
+    """A run whose parameters are those it would begin with."""
+    experiment = load(path)(**knobs)
+    train.write_knobs(workdir, knobs)
+    shutil.copyfile(path, workdir / SOURCE)
+    mesh = train.make_mesh(devices=jax.devices()[:1])
+    with train.Checkpointer(workdir) as checkpointer:
+        checkpointer.save(train.create(experiment.init, experiment.optimizer, jax.random.key(0), mesh))
+
+
+@pytest.mark.slow
+def test_five_lines_with_nothing_but_jax(tmp_path):
+    assert len(LINES.splitlines()) == 5
+    run, file = tmp_path / "run", tmp_path / "sampler.jaxdiff"
+    untrained(run, ROOT / "experiments" / "fashion.py", width=8)
+    main(["export", str(run), "--steps", "2", "--out", str(file)])
+    both = (
+        f"import numpy as np\nfor n in (16, 3):\n    exec({LINES!r}.replace('16', str(n)))\n    np.save(f'{{n}}', x)\n"
+    )
+    assert alone(both, tmp_path) == ""
+    experiment, params = load_run(run), train.load_params(run)
+    generate = sampler(experiment, steps=2)
+    for n in (16, 3):
+        want = generate(params, example_keys(0, n), jnp.arange(n) % 10, 2.0)
+        assert np.array_equal(np.load(tmp_path / f"{n}.npy"), want)
+    whole = file.read_bytes()
+    kind, version, program = whole.split(b"\n", 2)
+    for changed in (
+        b"\n".join([b"jaxdiff sampler 2", version, program]),
+        b"\n".join([kind, b"99.0.0", program]),
+        b"PK\x03\x04\n\n" + whole,
+    ):
+        file.write_bytes(changed)
+        assert "ValueError" in (said := alone(LINES, tmp_path)) and f"jax {jax.__version__}" in said
