@@ -148,6 +148,7 @@ def _previewer(experiment: Experiment, workdir: Path) -> Callable[[training.Trai
                 lambda keys, label: generate(params, keys, label, experiment.guidance),
                 2 * size if last else size,
                 batch=size,
+                compiled=generate._cache_size() > 0,  # type: ignore[attr-defined]
             )
             if first:
                 save_png(path, x, columns(experiment))

@@ -1,0 +1,58 @@
+"""What a GPU would be given, lowered on a machine without one: cuDNN's attention, convolutions with channels last."""
+
+import re
+
+import jax
+import jax._src.cudnn.fused_attention_stablehlo as cudnn
+import jax.numpy as jnp
+import pytest
+from jax import ShapeDtypeStruct
+from jax.sharding import AbstractDevice, AbstractMesh
+
+from jaxdiff import networks
+from jaxdiff.networks.attention import attend
+
+CALL = re.compile(r"custom_call @__cudnn\$(\w+)")
+
+
+@pytest.fixture
+def lower(monkeypatch):
+    """(function, its arguments) -> StableHLO for cuda; JAX asks for cuDNN's version, which this machine has not."""
+    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(cudnn, "check_compute_capability", lambda wanted: True)
+    monkeypatch.setattr(cudnn, "is_cuda_compute_capability_equal", lambda wanted: False)
+    gpu = AbstractMesh((), (), abstract_device=AbstractDevice("GPU", None, "gpu"))
+
+    def lower(f, *args) -> str:
+        with jax.sharding.use_abstract_mesh(gpu):
+            return jax.jit(f).trace(*args).lower(lowering_platforms=("cuda",)).as_text()
+
+    return lower
+
+
+@pytest.mark.parametrize(
+    ("dtype", "head_dim", "calls"),
+    [(jnp.bfloat16, 64, ["fmhaSoftmax"]), (jnp.float32, 64, []), (jnp.bfloat16, 36, [])],
+)
+def test_attention_in_half_precision_is_cudnns(lower, dtype, head_dim, calls):
+    q = ShapeDtypeStruct((2, 16, 2, head_dim), dtype)
+    assert CALL.findall(lower(attend, q, q, q)) == calls
+
+
+@pytest.mark.slow
+def test_a_training_unet_has_cudnns_attention_and_channels_last(lower):
+    network = networks.UNet(widths=(16, 32), blocks=1, groups=8, dtype=jnp.bfloat16)
+    apply = networks.as_apply(network)
+    x, time = ShapeDtypeStruct((2, 8, 8, 3), jnp.float32), ShapeDtypeStruct((2,), jnp.float32)
+    params = jax.eval_shape(lambda key: networks.init(network, key, jnp.zeros(x.shape), {}), jax.random.key(0))
+    text = lower(jax.grad(lambda params, x, time: apply(params, x, time, {}).sum()), params, x, time)
+    assert set(CALL.findall(text)) == {"fmhaSoftmax", "fmhaSoftmaxBackward"}
+    layouts = re.findall(
+        r"stablehlo\.convolution\(.*dim_numbers = \[(.*?)\]x\[.*?\]->\[(.*?)\].*-> tensor<(\S+)>", text
+    )
+    # Forwards and for the inputs: channels last. For the weights the batch is what is summed over, still in place.
+    assert {pair[:2] for pair in layouts} == {("b, 0, 1, f", "b, 0, 1, f"), ("f, 0, 1, b", "0, 1, b, f")}
+    assert len(layouts) > 30 and all(shape.endswith("bf16") for *_, shape in layouts)
+    # Nothing moves the channels of [B, H, W, C] on the way.
+    moved = re.findall(r"stablehlo\.transpose .*dims = \[(.*?)\]", text)
+    assert not {"0, 3, 1, 2", "0, 2, 3, 1"} & set(moved)
