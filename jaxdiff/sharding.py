@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax import Array
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -69,8 +70,10 @@ def make_mesh(
     if any(size is None or size < 1 for size in sizes) or groups * inner != count:  # type: ignore[operator]
         shown = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, (data, *sizes[1:]), strict=True))
         raise ValueError(f"data * fsdp * tensor * sequence must be the number of devices, {count}; got {shown}")
+    # A side of a TPU's torus may serve several axes, which jax.make_mesh refuses.
+    grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)  # type: ignore[arg-type]
     # Auto, not Explicit (the default): the compiler then finds the shardings inside networks by itself.
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 4, devices=devices)  # type: ignore[arg-type]
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 4)
 
 
 def parse_mesh(text: str, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -120,6 +123,20 @@ def constrain(x: Array, *axes: str | tuple[str, ...] | None) -> Array:
 def constrain_tokens(x: Array) -> Array:
     """Split tokens [B, N, D], or pixels [B, *spatial, C], by example and position, not by feature."""
     return constrain(x, BATCH_AXES, "sequence")
+
+
+def check_rows_or_features() -> None:
+    """Refuse to split the rows and the features of a convolution at once.
+
+    Raises:
+        ValueError: a mesh with both, on which XLA counts the gradient of the kernel several times.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty and mesh.shape["tensor"] > 1 and mesh.shape["sequence"] > 1:
+        raise ValueError(
+            f"convolutions are split over tensor or over sequence, not over both; "
+            f"got tensor={mesh.shape['tensor']}, sequence={mesh.shape['sequence']}"
+        )
 
 
 def gathers() -> bool:

@@ -1,0 +1,171 @@
+"""Networks on every mesh: the numbers of one device, and the collectives that theory asks for."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxdiff as jd
+from jaxdiff import networks, sharding, train
+
+NETWORKS = {
+    "dit": networks.DiT(width=32, layers=2, heads=4, patch=2, num_classes=10),
+    "unet": networks.UNet(widths=(16, 32), blocks=1, attention=(1,), head_dim=8, groups=4, num_classes=10),
+}
+MESHES = {
+    "data": {"data": 8},
+    "fsdp": {"data": 1, "fsdp": 8},
+    "tensor": {"data": 1, "tensor": 4},
+    "data fsdp": {"data": 2, "fsdp": 4},
+    "data tensor": {"data": 4, "tensor": 2},
+    "fsdp tensor": {"data": 1, "fsdp": 4, "tensor": 2},
+    "data sequence": {"data": 4, "sequence": 2},
+    "fsdp sequence": {"data": 1, "fsdp": 4, "sequence": 2},
+}
+# Plain descent: Adam divides by the gradient's size, so where that is a rounding error, it moves all the same.
+SGD = optax.sgd(0.1)
+each_network = pytest.mark.parametrize("name", NETWORKS)
+each_mesh = pytest.mark.parametrize("where", MESHES)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """Tiny arrays are split, too, as large ones are."""
+    monkeypatch.setattr(sharding, "SMALL", 64)
+
+
+def mesh(sizes):
+    return train.make_mesh(**sizes, devices=jax.devices()[: int(np.prod(list(sizes.values())))])
+
+
+def init(name, key):
+    """Parameters none of which is zero."""
+    params = networks.init(NETWORKS[name], key, jnp.zeros((1, 8, 8, 4)), {"label": jnp.zeros((1,), jnp.int32)})
+    keys = iter(jax.random.split(key, 400))
+    return jax.tree.map(lambda x: x + 0.02 * jax.random.normal(next(keys), x.shape), params)
+
+
+def batch():
+    rng = np.random.default_rng(0)
+    return {"x": rng.standard_normal((8, 8, 8, 4)).astype(np.float32), "label": np.arange(8, dtype=np.int32)}
+
+
+def trained(name, sizes):
+    """(compiled program, loss, gradient's norm, parameters after two steps)."""
+    apply = networks.as_apply(NETWORKS[name])
+    loss = jd.losses.denoising_loss(apply, jd.processes.Flow(), jd.parameterize.velocity)
+    where = mesh(sizes)
+    state = train.create(functools.partial(init, name), SGD, jax.random.key(0), where)
+    step = train.make_step(loss, SGD, key=jax.random.key(1), ema=train.ema.constant(0.9))
+    data = train.shard_batch(batch(), where)
+    program = step.lower(state, data).compile()
+    for _ in range(2):
+        state, metrics = program(state, data, None)
+    return program, jax.tree.map(np.asarray, (metrics["loss"], metrics["grad_norm"], state.params, state.ema))
+
+
+@pytest.fixture(scope="module")
+def one():
+    return functools.cache(lambda name: trained(name, {"data": 1})[1])
+
+
+def count(program, kind):
+    return len(re.findall(rf" {kind}(?:-start)?\(", program.as_text()))
+
+
+@pytest.mark.slow
+@each_mesh
+@each_network
+def test_training_equals_that_of_one_device(one, name, where):
+    program, got = trained(name, MESHES[where])
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(one(name)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    assert count(program, "all-to-all") == 0
+    if where == "data":
+        assert count(program, "all-gather") == 0
+        assert count(program, "all-reduce") <= 2  # the gradient's and the mean loss, combined
+
+
+@pytest.mark.slow
+def test_layers_are_gathered_one_by_one():
+    """With fsdp no stack of weights is ever whole on a device, and the backward pass gathers again."""
+    program, _ = trained("dit", MESHES["fsdp"])
+    text = program.as_text()
+    width, layers = NETWORKS["dit"].width, NETWORKS["dit"].layers
+    gathered = re.findall(rf"f32\[1,{width},{4 * width}\]\S* all-gather", text)
+    assert len(gathered) >= 1
+    assert f"f32[{layers},{width},{4 * width}]" not in text
+    assert f"f32[{layers},{width},{width // 2}]" in text  # a device's part of four times the width: it looked right
+
+
+@pytest.mark.slow
+def test_heads_and_inner_layers_are_split_over_tensor():
+    """Two sums of the tokens forward and two backward for each block (Shoeybi et al. 2019, sec. 3), in a loop."""
+    program, _ = trained("dit", {"data": 1, "tensor": 4})
+    tokens = [line for line in program.as_text().splitlines() if re.search(r"f32\[8,16,32\]\S*\)? all-reduce", line)]
+    assert len(tokens) == 4, tokens
+
+
+SAMPLED = {
+    "data": {"data": 8},
+    "fsdp tensor": {"data": 1, "fsdp": 4, "tensor": 2},
+    "sequence": {"data": 2, "sequence": 4},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", SAMPLED)
+@each_network
+def test_sampling_equals_that_of_one_device(name, where):
+    process, key = jd.processes.Flow(), jax.random.key(2)
+    levels = jd.grids.by_time(process, 4)
+    params, label = init(name, key), jnp.arange(8) % 10
+    apply = networks.as_apply(NETWORKS[name])
+
+    def generate(where):
+        def run(params, keys, label):
+            with sharding.on(where):
+                x = sharding.constrain_tokens(jd.noise.prior(levels, keys, (8, 8, 8, 4)))
+                denoise = jd.denoiser(apply, params, jd.parameterize.velocity, {"label": label})
+                return jd.sample(denoise, jd.solvers.heun(), levels, x, keys)
+
+        placed = jax.device_put(params, sharding.shard_params(params, where))
+        return jax.jit(run)(placed, jax.random.split(key, 8), label)
+
+    np.testing.assert_allclose(generate(mesh(SAMPLED[where])), generate(mesh({"data": 1})), atol=2e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["data", "fsdp tensor"])
+def test_likelihood_equals_that_of_one_device(where):
+    process, key = jd.processes.VP(), jax.random.key(3)
+    params, x = init("dit", key), jax.random.normal(key, (8, 8, 8, 4))
+    apply = networks.as_apply(NETWORKS["dit"])
+    levels = process(jnp.linspace(1.0, 0.01, 4))
+
+    def value(where):
+        def run(params, x):
+            with sharding.on(where):
+                denoise = jd.denoiser(apply, params, jd.parameterize.eps, {"label": jnp.arange(8)})
+                return jd.likelihood.log_likelihood(denoise, levels, x, key, probes=2).log_prob
+
+        placed = jax.device_put(params, sharding.shard_params(params, where))
+        return jax.jit(run)(placed, jax.device_put(x, sharding.batch_sharding(where)))
+
+    np.testing.assert_allclose(value(mesh(SAMPLED[where])), value(mesh({"data": 1})), rtol=1e-5)
+
+
+def test_a_unet_with_rows_and_features_split_is_refused():
+    with pytest.raises(ValueError, match="tensor or over sequence, not over both; got tensor=2, sequence=4"):
+        trained("unet", {"data": 1, "tensor": 2, "sequence": 4})
+
+
+@pytest.mark.slow
+def test_a_transformer_may_split_tokens_and_features():
+    _, got = trained("dit", {"data": 2, "tensor": 2, "sequence": 2})
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(trained("dit", {"data": 1})[1]), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
