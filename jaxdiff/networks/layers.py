@@ -22,6 +22,15 @@ def spatial(x: Array, y: Array) -> Array:
     return y.reshape(y.shape[0], *(1,) * (x.ndim - 2), y.shape[-1])
 
 
+def offset(x: Array, by: Array) -> Array:
+    """Adds a smaller array, a bias say, in x's type.
+
+    It is cast after it is broadcast: so the sum that is its gradient is taken in its own type, over all positions and
+    devices, and not in half precision.
+    """
+    return x + jnp.broadcast_to(by, x.shape).astype(x.dtype)
+
+
 def group_norm(x: Array, gamma: Array, beta: Array, *, groups: int, eps: float) -> Array:
     """Group normalization (Wu & He, 2018, eq. 1-3), in float32 at least.
 
@@ -123,10 +132,7 @@ class Dense(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
         kernel = weight((*self.path, "kernel"), kernel, self.dtype)
         y = jax.lax.dot_general(x.astype(self.dtype), kernel, (((x.ndim - 1,), (0,)), ((), ())))
-        if not self.bias:
-            return y
-        bias = self.param("bias", zeros_init, (self.features,)).astype(self.dtype)
-        return y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
+        return offset(y, self.param("bias", zeros_init, (self.features,))) if self.bias else y
 
 
 class Conv(nn.Module):
@@ -161,15 +167,13 @@ class Conv(nn.Module):
         bias = self.param("bias", zeros_init, (self.features,))
         kernel = weight((*self.path, "kernel"), kernel, self.dtype)
         x = x.astype(self.dtype)
-        if self.stride == self.size and pad == (
-            0,
-            0,
-        ):  # each value in one window: a product, which is partitioned better
+        tiles = self.stride == self.size and pad == (0, 0)
+        if tiles:  # each value in one window: a product, which is partitioned better
             x, kernel = space_to_depth(x, self.size), kernel.reshape(-1, self.features)
             y = jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
         else:
             y = convolve(x, kernel, stride=self.stride, pad=pad)
-        return y + bias.astype(self.dtype).reshape((1,) * (dims + 1) + (-1,))
+        return offset(y, bias)
 
 
 def upsample(x: Array) -> Array:

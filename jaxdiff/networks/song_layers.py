@@ -155,10 +155,7 @@ class Block(nn.Module):
         width = self.features * (2 if self.adaptive else 1)
         emb = Dense(width, dtype=emb.dtype, name="affine")(emb)
         norm1 = norm("norm1", h, self.eps)
-        if self.adaptive:
-            h = norm1(h, *jnp.split(emb, 2, axis=-1))
-        else:
-            h = norm1(h + layers.spatial(h, emb.astype(h.dtype)))
+        h = norm1(h, *jnp.split(emb, 2, axis=-1)) if self.adaptive else norm1(layers.offset(h, layers.spatial(h, emb)))
         h = nn.silu(h)
         if self.dropout:
             h = nn.Dropout(self.dropout, name="dropout")(h, deterministic=False)

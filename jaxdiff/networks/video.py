@@ -20,7 +20,7 @@ from jax import Array
 from jaxdiff.networks.attention import attend, split_heads
 from jaxdiff.networks.dit import Block, DiT
 from jaxdiff.networks.initializers import kernel_init, zeros_init
-from jaxdiff.networks.layers import GroupNorm
+from jaxdiff.networks.layers import GroupNorm, offset
 from jaxdiff.networks.remat import Remat
 from jaxdiff.networks.tokens import FeedForward, LayerNorm, dense, modulated_norm, modulations, sines, stacked
 from jaxdiff.networks.unet import UNet
@@ -128,7 +128,7 @@ class _AlongTime(nn.Module):
         channels = x.shape[-1]
         init = zeros_init if self.zero else kernel_init
         kernel = self.param("kernel", init, (3, 1, 1, channels, channels))
-        bias = self.param("bias", zeros_init, (channels,)).astype(self.dtype)
+        bias = self.param("bias", zeros_init, (channels,))
         # In two dimensions, all positions in one: every backend is quick at those.
         y = jax.lax.conv_general_dilated(
             x.astype(self.dtype).reshape(*x.shape[:2], -1, channels),
@@ -137,7 +137,7 @@ class _AlongTime(nn.Module):
             [(1, 1), (0, 0)],
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        return y.reshape(x.shape) + bias.reshape((1,) * 4 + (-1,))
+        return offset(y.reshape(x.shape), bias)
 
 
 def frame_positions(frames: int, dim: int) -> np.ndarray:
