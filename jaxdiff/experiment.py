@@ -10,7 +10,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+from jax.sharding import Mesh
 
 from jaxdiff import guidance
 from jaxdiff.levels import Level
@@ -19,7 +21,7 @@ from jaxdiff.noise import fold_in, normal_like
 from jaxdiff.parameterize import Apply, Denoiser, Params, Row, denoiser, mean_only
 from jaxdiff.processes import Process
 from jaxdiff.sample import sample
-from jaxdiff.sharding import platform
+from jaxdiff.sharding import batch_parts, constrain_tokens, on, platform
 from jaxdiff.solvers import Solver
 from jaxdiff.train import read_knobs
 
@@ -129,7 +131,12 @@ def compute_dtype() -> Any:
 
 
 def sampler(
-    experiment: Experiment, *, solver: Solver | None = None, steps: int | None = None, guided: bool = True
+    experiment: Experiment,
+    *,
+    solver: Solver | None = None,
+    steps: int | None = None,
+    guided: bool = True,
+    mesh: Mesh | None = None,
 ) -> Callable[[Params, Array, Array | None, float | Array], Array]:
     """The experiment's sampler as one compiled function.
 
@@ -138,6 +145,7 @@ def sampler(
         solver: None is the experiment's own.
         steps: None is the experiment's own number.
         guided: classifier-free guidance; without it `scale` is not looked at, and the network is asked half as often.
+        mesh: where the parameters lie; examples, and where it says so rows or tokens, are split over it.
     Returns:
         (params, keys [B], label [B] or None, scale) -> x, [B, *shape], decoded where the experiment says how; each
         example depends on its own key alone. Its params are `experiment.whole`'s.
@@ -150,7 +158,7 @@ def sampler(
     levels = experiment.grid(experiment.sample_steps if steps is None else steps)
     chosen = experiment.solver if solver is None else solver
 
-    def generate(params: Params, keys: Array, label: Array | None, scale: float | Array) -> Array:
+    def draw(params: Params, keys: Array, label: Array | None, scale: float | Array) -> Array:
         beside = experiment.beside(params, label)
 
         def denoise(label: Any) -> Denoiser:
@@ -165,8 +173,17 @@ def sampler(
         predict = experiment.limit(predict)
         prior_keys, path_keys = (fold_in(keys, i) for i in range(2))
         noise = normal_like(prior_keys, jnp.zeros((keys.shape[0], *experiment.shape), jnp.float32))
-        x = jnp.asarray(experiment.std(levels), jnp.float32) * noise
+        x = constrain_tokens(jnp.asarray(experiment.std(levels), jnp.float32) * noise)
         return experiment.decode(params, sample(predict, chosen, levels, x, path_keys))
+
+    def generate(params: Params, keys: Array, label: Array | None, scale: float | Array) -> Array:
+        if mesh is None:
+            return draw(params, keys, label, scale)
+        # As many examples as the devices can share out evenly; some are drawn twice.
+        count = keys.shape[0]
+        turns = np.arange(count + -count % batch_parts(mesh)) % count
+        with on(mesh):
+            return draw(params, keys[turns], None if label is None else label[turns], scale)[:count]
 
     return jax.jit(generate)
 

@@ -92,7 +92,7 @@ def parse_mesh(text: str, *, devices: Sequence[jax.Device] | None = None) -> Mes
         if name not in AXES or not size.isdigit() or name in sizes:
             raise ValueError(f"a mesh is written like data=4,fsdp=2, of the axes {', '.join(AXES)}; got {text!r}")
         sizes[name] = int(size)
-    return make_mesh(**sizes, devices=devices)  # type: ignore[arg-type]
+    return make_mesh(**sizes, devices=devices)
 
 
 def on(mesh: Mesh | None) -> AbstractContextManager[Any]:
@@ -216,7 +216,7 @@ def shard_batch(batch: Any, mesh: Mesh, axis: int = 0) -> Any:
         ValueError: B_host is not a multiple of the number of parts that lie on this process's devices.
     """
     sharding = batch_sharding(mesh, axis)
-    local = max(1, _size(mesh, BATCH_AXES) // jax.process_count())
+    local = max(1, batch_parts(mesh) // jax.process_count())
 
     def put(path: tuple[Any, ...], x: Any) -> Array:
         if np.ndim(x) <= axis or np.shape(x)[axis] % local:
@@ -245,11 +245,16 @@ def host_rows(mesh: Mesh, size: int) -> np.ndarray:
     Raises:
         ValueError: the batch cannot be cut into the mesh's parts.
     """
-    parts = _size(mesh, BATCH_AXES)
+    parts = batch_parts(mesh)
     if size < 1 or size % parts:
         raise ValueError(f"a batch is cut into data * fsdp = {parts} parts, got {size} examples")
     held = batch_sharding(mesh).addressable_devices_indices_map((size,)).values()
     return np.unique(np.concatenate([np.arange(size)[index] for index in held]))
+
+
+def batch_parts(mesh: Mesh) -> int:
+    """Return the number of parts that a batch is split into."""
+    return _size(mesh, BATCH_AXES)
 
 
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:

@@ -2,6 +2,7 @@
 
 import functools
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,9 @@ import pytest
 
 import jaxdiff as jd
 from jaxdiff import networks, sharding, train
+from jaxdiff.experiment import example_keys, load, sampler
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
 NETWORKS = {
     "dit": networks.DiT(width=32, layers=2, heads=4, patch=2, num_classes=10),
@@ -137,6 +141,19 @@ def test_sampling_equals_that_of_one_device(name, where):
         return jax.jit(run)(placed, jax.random.split(key, 8), label)
 
     np.testing.assert_allclose(generate(mesh(SAMPLED[where])), generate(mesh({"data": 1})), atol=2e-6)
+
+
+@pytest.mark.slow
+def test_an_experiments_sampler_shares_out_what_does_not_divide():
+    """Ten pictures are shared out among eight devices, and each is what it is alone."""
+    made = load(EXPERIMENTS / "fashion.py")()
+    params, keys, label = made.init(jax.random.key(0)), example_keys(0, 10), jnp.arange(10) % 10
+    where = mesh({"data": 2, "fsdp": 4})
+    generate = sampler(made, steps=2, mesh=where)
+    placed = jax.device_put(params, sharding.shard_params(params, where))
+    shared = generate(placed, keys, label, 2.0)
+    np.testing.assert_allclose(shared, sampler(made, steps=2)(params, keys, label, 2.0), atol=2e-6)
+    assert "[2,28,28,1]" in generate.lower(placed, keys, label, 2.0).compile().as_text()  # 16 by 8 devices
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from jaxdiff.cli.progress import busy
 from jaxdiff.cli.sample import draw, generator
 from jaxdiff.experiment import Experiment, load_run
 from jaxdiff.metrics import KernelDistance, accuracy, kernel_distance, precision_recall
+from jaxdiff.sharding import parse_mesh
 
 Classify = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # images -> (logits, features)
 
@@ -29,6 +30,7 @@ def command(
     seed: int = 0,
     batch: int = 100,
     params: Literal["ema", "params"] = "ema",
+    mesh: str = "",
 ) -> None:
     """Measure a run's samples against real test images; trains a judge on real data first.
 
@@ -44,11 +46,12 @@ def command(
         seed: of the samples.
         batch: samples at a time.
         params: averaged or last parameters.
+        mesh: devices as data=4,fsdp=2; data takes those that are left.
     """
     experiment = load_run(run)
     if not experiment.num_classes or experiment.source is None:
         raise ValueError("eval needs an experiment with classes and a data source: its judge recognizes classes")
-    generate = generator(experiment, run, params, guidance=guidance, solver=solver, steps=steps)
+    generate = generator(experiment, run, params, guidance=guidance, solver=solver, steps=steps, mesh=parse_mesh(mesh))
     train_set, test_set = (_real(experiment, split) for split in ("train", "test"))
     judge = _judge(run, train_set, experiment.num_classes)
     x, labels = draw(experiment, generate, num, seed=seed, batch=batch)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from jax import Array
+from jax.sharding import Mesh
 
 from jaxdiff import solvers, train
 from jaxdiff.cli.cluster import gather
@@ -19,6 +20,7 @@ from jaxdiff.cli.images import save_npz, save_png, save_pngs
 from jaxdiff.cli.progress import Progress
 from jaxdiff.cli.prompt import draw_prompt, is_pipeline
 from jaxdiff.experiment import Experiment, example_keys, load_function, load_run, sampler
+from jaxdiff.sharding import parse_mesh
 
 Generate = Callable[[Array, Array | None], Array]  # (keys [B], label [B] or None) -> x [B, ...]
 
@@ -37,6 +39,7 @@ def command(
     prompt: str | None = None,
     negative: str | None = None,
     size: tuple[int, int] | None = None,
+    mesh: str = "",
 ) -> None:
     """Make pictures with a trained run, or with a prompt for Stable Diffusion or Flux.
 
@@ -55,6 +58,7 @@ def command(
         prompt: what the pictures show.
         negative: what they keep away from.
         size: height and width of a prompt's pictures; by default the network's own.
+        mesh: devices as data=4,fsdp=2,sequence=2; data takes those that are left.
     """
     of_prompt = is_pipeline(run)
     out = (Path(f"samples-{seed}") if of_prompt else run / f"samples-{seed}.png") if out is None else out
@@ -84,7 +88,9 @@ def command(
             asked = replace(experiment, seed=seed, solver=chosen, sample_steps=steps)
             experiment.draw(asked, experiment.whole(train.load_params(run, params)), out)
         else:
-            generate = generator(experiment, run, params, guidance=guidance, solver=solver, steps=steps)
+            generate = generator(
+                experiment, run, params, guidance=guidance, solver=solver, steps=steps, mesh=parse_mesh(mesh)
+            )
             num, batch = 50 if num is None else num, experiment.preview if batch is None else batch
             x, labels = draw(experiment, generate, num, label=label, seed=seed, batch=batch)
             _write(out, x, labels, columns(experiment))
@@ -99,12 +105,13 @@ def generator(
     guidance: float | None,
     solver: str | None,
     steps: int | None,
+    mesh: Mesh,
 ) -> Generate:
     """A run's sampler with its parameters and settings closed in."""
     scale = experiment.guidance if guidance is None else guidance
     chosen = None if solver is None else named_solver(solver)
-    generate = sampler(experiment, solver=chosen, steps=steps, guided=scale != 1)
-    params = experiment.whole(train.load_params(run, which))
+    generate = sampler(experiment, solver=chosen, steps=steps, guided=scale != 1, mesh=mesh)
+    params = experiment.whole(train.load_params(run, which, mesh=mesh))
     return lambda keys, label: generate(params, keys, label, scale)
 
 

@@ -71,7 +71,7 @@ def _train(
     experiment.batches(0, rows)  # so does data that is not there
     training.write_knobs(workdir, knobs)
     _keep(path, source)
-    preview = _previewer(experiment, workdir)
+    preview = _previewer(experiment, workdir, mesh)
     with training.Checkpointer(workdir) as checkpointer:
         if checkpointer.latest() is not None:
             state = checkpointer.restore(abstract)
@@ -126,9 +126,9 @@ def _summary(experiment: Experiment, state: training.TrainState, mesh: Mesh) -> 
     return f"{count:,} parameters on {mesh.devices.flat[0].device_kind} ({devices}), {where}"
 
 
-def _previewer(experiment: Experiment, workdir: Path) -> Callable[[training.TrainState], None]:
+def _previewer(experiment: Experiment, workdir: Path, mesh: Mesh) -> Callable[[training.TrainState], None]:
     """Draw samples of the averaged parameters on the way, and a larger grid at the end."""
-    generate = sampler(experiment, guided=experiment.guidance != 1)
+    generate = sampler(experiment, guided=experiment.guidance != 1, mesh=mesh)
     first = jax.process_index() == 0
     size = experiment.preview  # one program serves the previews and the last, larger grid
 

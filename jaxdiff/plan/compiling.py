@@ -115,7 +115,7 @@ def sampling(experiment: Experiment, mesh: Mesh) -> Program:
     label = jax.ShapeDtypeStruct((count,), jnp.int32, sharding=place) if experiment.num_classes else None
     with on(mesh):
         arguments = params, keys, label, experiment.guidance
-        generate = sampler(experiment, guided=experiment.guidance != 1)
+        generate = sampler(experiment, guided=experiment.guidance != 1, mesh=mesh)
         traced = flops.of_jaxpr(jax.make_jaxpr(generate)(*arguments))
         lowered = generate.lower(*arguments)  # type: ignore[attr-defined]
     memory, module = _compile(lowered, arguments, mesh)

@@ -170,7 +170,11 @@ class Checkpointer:
 
 
 def load_params(
-    workdir: str | os.PathLike[str], which: Literal["ema", "params"] = "ema", *, step: int | None = None
+    workdir: str | os.PathLike[str],
+    which: Literal["ema", "params"] = "ema",
+    *,
+    step: int | None = None,
+    mesh: Mesh | None = None,
 ) -> Any:
     """Load a run's parameters for sampling, without its optimizer.
 
@@ -178,9 +182,10 @@ def load_params(
         workdir: the run's folder.
         which: the moving average, or the parameters as the optimizer left them.
         step: which checkpoint; None is the newest.
+        mesh: where they shall lie; None is the default device.
 
     Returns:
-        Nested dict of arrays on the default device.
+        Nested dict of arrays.
 
     Raises:
         ValueError: there is no such checkpoint, or it is damaged.
@@ -190,7 +195,7 @@ def load_params(
     if not (Path(workdir) / FOLDER).is_dir():
         raise ValueError(f"{workdir} is not a run: it has no folder {FOLDER!r}")
     with Checkpointer(workdir, read_only=True) as checkpointer:
-        return jax.tree.map(jnp.asarray, checkpointer.restore_params(which, step))
+        return jax.tree.map(jnp.asarray, checkpointer.restore_params(which, step, mesh=mesh))
 
 
 def write_knobs(workdir: str | os.PathLike[str], knobs: Mapping[str, Any], *, may_change: Collection[str] = ()) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,7 +11,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxdiff.sharding import BATCH_AXES, on
+from jaxdiff.sharding import BATCH_AXES, batch_parts, on
 from jaxdiff.train import ema as averages
 from jaxdiff.train.state import TrainState
 
@@ -122,7 +121,7 @@ class _Layout(NamedTuple):
 
     def split(self, batch: Any, count: int) -> Any:
         """Cut [B, ...] into [count, B/count, ...] such that no example leaves its device."""
-        groups = 1 if self.mesh is None else math.prod(self.mesh.shape[axis] for axis in BATCH_AXES)
+        groups = 1 if self.mesh is None else batch_parts(self.mesh)
 
         def cut(x: jax.Array) -> jax.Array:
             if x.shape[0] % (count * groups):
