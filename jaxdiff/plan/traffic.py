@@ -28,9 +28,9 @@ def _of_run(module: Module, run: Run) -> int:
     read = [find[name].results for name in one.operands]
     inner = module.computations.get(one.called("calls") or "") if one.opcode == "fusion" else None
     if inner is not None:
-        used = {int(p.value): _used(inner, p) for p in inner.instructions.values() if p.opcode == "parameter"}
+        used = {place: _used(module, inner, name) for place, name in _parameters(inner).items()}
         scale = [used.get(place) for place in range(len(read))]
-        return sum(_near(given, part) for given, part in zip(read, scale, strict=True)) + _written(inner, one)
+        return sum(_near(given, part) for given, part in zip(read, scale, strict=True)) + _written(module, inner, one)
     if one.opcode in ("dynamic-slice", "gather", "slice"):
         return 2 * _size(one.results) + sum(map(_size, read[1:]))
     if one.opcode == "dynamic-update-slice":
@@ -49,9 +49,13 @@ def _near(given: tuple[Array, ...], part: int | None) -> int:
     return _size(given) if part is None else min(part, _size(given))
 
 
-def _used(inner: Computation, parameter: Instruction) -> int | None:
+def _parameters(inner: Computation) -> dict[int, str]:
+    return {int(one.value): one.name for one in inner.instructions.values() if one.opcode == "parameter"}
+
+
+def _used(module: Module, inner: Computation, parameter: str) -> int | None:
     """Bytes of a fusion's operand that it looks at; None is all of them."""
-    names, total = [parameter.name], 0
+    names, total = [parameter], 0
     while names:
         name = names.pop()
         for user in inner.instructions.values():
@@ -61,6 +65,14 @@ def _used(inner: Computation, parameter: Instruction) -> int | None:
                 names.append(user.name)
             elif user.opcode in ("dynamic-slice", "slice", "gather") and user.operands[0] == name:
                 total += sum(array.bytes for array in user.results)
+            elif user.opcode == "fusion":
+                nested = module.computations[user.called("calls") or ""]
+                places = _parameters(nested)
+                for place in (place for place, operand in enumerate(user.operands) if operand == name):
+                    part = _used(module, nested, places[place])
+                    if part is None:
+                        return None
+                    total += part
             elif user.opcode != "dynamic-update-slice" or user.operands[0] != name:
                 return None
         if name == inner.root.name:
@@ -68,15 +80,23 @@ def _used(inner: Computation, parameter: Instruction) -> int | None:
     return total
 
 
-def _written(inner: Computation, fusion: Instruction) -> int:
+def _written(module: Module, inner: Computation, fusion: Instruction) -> int:
     roots = [inner.instructions[n] for n in inner.root.operands] if inner.root.opcode == "tuple" else [inner.root]
     if len(roots) != len(fusion.results):
         return _size(fusion.results)
     total = 0
     for root, result in zip(roots, fusion.results, strict=True):
-        source = inner.resolve(root.name)
-        if source.opcode == "dynamic-update-slice" and result.space == 0:
-            total += sum(array.bytes for array in inner.instructions[source.operands[1]].results)
-        else:
-            total += _size((result,))
+        update = _update(module, inner, root)
+        total += _size((result,)) if update is None or result.space != 0 else update
     return total
+
+
+def _update(module: Module, inner: Computation, root: Instruction) -> int | None:
+    """Bytes that a fusion puts into an array which is otherwise left as it is; None: it makes the whole array."""
+    source = inner.resolve(root.name)
+    if source.opcode == "fusion":
+        nested = module.computations[source.called("calls") or ""]
+        return None if nested.root.opcode == "tuple" else _update(module, nested, nested.root)
+    if source.opcode != "dynamic-update-slice":
+        return None
+    return sum(array.bytes for array in inner.instructions[source.operands[1]].results)

@@ -73,6 +73,33 @@ def test_bytes_of_a_slice_and_not_of_what_it_is_cut_from():
     assert traffic.of_module(hlo.parse(LOOP)) == 4 * (12 + 16 + 4 + 16) + 8
 
 
+def test_bytes_of_a_slice_in_a_fusion_within_a_fusion():
+    """As TPUs put them: the outer fusion reads and writes what the inner ones cut and replace."""
+    outer = """%outer (o.0: f32[10,4], o.1: s32[]) -> f32[10,4] {
+  %o.0 = f32[10,4]{1,0} parameter(0)
+  %o.1 = s32[] parameter(1)
+  %cut = f32[4]{0} fusion(%o.0, %o.1), kind=kLoop, calls=%fused
+  ROOT %put = f32[10,4]{1,0} fusion(%o.0, %o.1, %cut), kind=kLoop, calls=%replaced
+}
+
+%replaced (r.0: f32[10,4], r.1: s32[], r.2: f32[4]) -> f32[10,4] {
+  %r.0 = f32[10,4]{1,0} parameter(0)
+  %r.1 = s32[] parameter(1)
+  %r.2 = f32[4]{0} parameter(2)
+  %row = f32[1,4]{1,0} bitcast(%r.2)
+  %nought = s32[] constant(0)
+  ROOT %new = f32[10,4]{1,0} dynamic-update-slice(%r.0, %row, %r.1, %nought)
+}
+
+%body ("""
+    text = LOOP.replace("%body (", outer, 1)
+    text = text.replace(
+        "%one = f32[4]{0} fusion(%all, %i), kind=kLoop, calls=%fused",
+        "%one = f32[10,4]{1,0} fusion(%all, %i), kind=kLoop, calls=%outer",
+    )
+    assert traffic.of_module(hlo.parse(text)) == 4 * (12 + 16 + 4 + 16) + 8
+
+
 def test_bytes_of_nearer_memories_do_not_count():
     near = LOOP.replace("%one = f32[4]{0} fusion", "%one = f32[4]{0:S(1)} fusion")
     assert traffic.of_module(hlo.parse(near)) == 4 * (12 + 16 + 4) + 8
