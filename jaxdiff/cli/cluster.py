@@ -41,21 +41,8 @@ def arguments(environ: Mapping[str, str]) -> dict[str, Any] | None:
     Raises:
         ValueError: as `join` does.
     """
-    if environ.get(COUNT) or environ.get(INDEX):
-        return _by_hand(environ)
-    if _number(environ, "SLURM_NTASKS") > 1 and "SLURM_STEP_NODELIST" in environ:
-        # JAX gives each process the GPU of its number on the node: right for a process a GPU, not for one a node.
-        alone = environ["SLURM_NTASKS"] == environ.get("SLURM_STEP_NUM_NODES")
-        return {"cluster_detection_method": "slurm"} | ({"local_device_ids": []} if alone else {})
-    if _number(environ, "OMPI_COMM_WORLD_SIZE") > 1:
-        return {"cluster_detection_method": "ompi"}
-    if "TPU_WORKER_HOSTNAMES" in environ or "TPU_PROCESS_ADDRESSES" in environ:
-        hosts = environ.get("TPU_PROCESS_ADDRESSES", environ.get("TPU_WORKER_HOSTNAMES", ""))
-        many = "," in hosts or _number(environ, "MEGASCALE_NUM_SLICES") > 1
-        return {"cluster_detection_method": "gketpu"} if many else None
-    if "JOB_COMPLETION_INDEX" in environ:
-        return _job(environ)
-    return {"cluster_detection_method": "gcetpu"} if _tpu_vm() else None
+    found = None if environ.get(COUNT) or environ.get(INDEX) else _launched(environ)
+    return found or _by_hand(environ)
 
 
 def gather(tree: Any) -> Any:
@@ -90,8 +77,26 @@ def end_together() -> Iterator[None]:
         os._exit(error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1)
 
 
+def _launched(environ: Mapping[str, str]) -> dict[str, Any] | None:
+    """What a launcher's variables tell; JAX has a way to ask each of them for the rest."""
+    if _number(environ, "SLURM_NTASKS") > 1 and "SLURM_STEP_NODELIST" in environ:
+        # JAX gives each process the GPU of its number on the node: right for a process a GPU, not for one a node.
+        alone = environ["SLURM_NTASKS"] == environ.get("SLURM_STEP_NUM_NODES")
+        return {"cluster_detection_method": "slurm"} | ({"local_device_ids": []} if alone else {})
+    if _number(environ, "OMPI_COMM_WORLD_SIZE") > 1:
+        return {"cluster_detection_method": "ompi"}
+    if "TPU_WORKER_HOSTNAMES" in environ or "TPU_PROCESS_ADDRESSES" in environ:
+        hosts = environ.get("TPU_PROCESS_ADDRESSES", environ.get("TPU_WORKER_HOSTNAMES", ""))
+        many = "," in hosts or _number(environ, "MEGASCALE_NUM_SLICES") > 1
+        return {"cluster_detection_method": "gketpu"} if many else None
+    if "JOB_COMPLETION_INDEX" in environ:
+        return _job(environ)
+    return {"cluster_detection_method": "gcetpu"} if _tpu_vm() else None
+
+
 def _by_hand(environ: Mapping[str, str]) -> dict[str, Any] | None:
-    if environ.get(COUNT) == "1" and environ.get(INDEX, "0") == "0":
+    given = [environ.get(name) for name in (ADDRESS, COUNT, INDEX)]
+    if not any(given) or (given[1] == "1" and given[2] in (None, "0")):
         return None
     missing = [name for name in (ADDRESS, COUNT, INDEX) if not environ.get(name)]
     if missing:

@@ -1,13 +1,10 @@
-"""Train the toy in a process of its own: resume.py WORKDIR STEPS MESH [RANK PORT].
-
-With RANK and PORT it is one of two processes with four devices each.
-"""
+"""Train the toy in a process of its own: resume.py WORKDIR STEPS MESH."""
 
 import os
 import sys
 from pathlib import Path
 
-os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={4 if sys.argv[4:] else 8}"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["NPROC"] = "32"
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -36,7 +33,4 @@ def main(workdir, steps, where):
 
 
 if __name__ == "__main__":
-    if sys.argv[4:]:
-        rank, port = map(int, sys.argv[4:])
-        jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=rank)
     main(sys.argv[1], int(sys.argv[2]), sys.argv[3])

@@ -1,0 +1,107 @@
+"""How a process learns of others: from the variables of the launchers, and from none where it is alone."""
+
+import pytest
+
+from jaxdiff.cli import cluster
+
+ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+HAND = {ADDRESS: "host0:1234", COUNT: "4", INDEX: "3"}
+SLURM = {"SLURM_NTASKS": "16", "SLURM_STEP_NODELIST": "node[1-2]", "SLURM_STEP_NUM_NODES": "2"}
+
+
+@pytest.fixture(autouse=True)
+def no_tpu(monkeypatch):
+    """Whatever is installed here, no TPU and no client of Kubernetes is looked for."""
+    monkeypatch.setattr(cluster, "find_spec", lambda name: None)
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {},
+        {COUNT: "1"},
+        SLURM | {COUNT: "1"},  # a sweep: each task a run of its own
+        SLURM | {"SLURM_NTASKS": "1"},
+        {"SLURM_NTASKS": "16"},  # the script of a job, not a step of it
+        {"OMPI_COMM_WORLD_SIZE": "1"},
+        {"TPU_WORKER_HOSTNAMES": "localhost"},
+        {"JOB_COMPLETION_INDEX": "0"},
+    ],
+)
+def test_alone(environ):
+    assert cluster.arguments(environ) is None
+
+
+def test_by_hand():
+    assert cluster.arguments(HAND | SLURM) == {
+        "coordinator_address": "host0:1234",
+        "num_processes": 4,
+        "process_id": 3,
+        "cluster_detection_method": "deactivate",
+    }
+
+
+@pytest.mark.parametrize(
+    ("environ", "method"),
+    [
+        (SLURM, "slurm"),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, "ompi"),
+        (SLURM | {ADDRESS: "host0:1234"}, "slurm"),
+        ({"TPU_WORKER_HOSTNAMES": "a,b", "JOB_COMPLETION_INDEX": "1"}, "gketpu"),
+        ({"TPU_WORKER_HOSTNAMES": "localhost", "MEGASCALE_NUM_SLICES": "2"}, "gketpu"),
+    ],
+)
+def test_launchers(environ, method):
+    from jax._src.clusters import ClusterEnv
+
+    assert cluster.arguments(environ) == {"cluster_detection_method": method}
+    # JAX ignores a method that it does not know.
+    assert method in {known.name for known in ClusterEnv._cluster_types}
+
+
+def test_kubernetes(monkeypatch):
+    with pytest.raises(ValueError, match=r"pod 3 of a Job: set JAX_COORDINATOR_ADDRESS.*or install jax\[k8s\]"):
+        cluster.arguments({"JOB_COMPLETION_INDEX": "3"})
+    monkeypatch.setattr(cluster, "find_spec", lambda name: name == "kubernetes")
+    assert cluster.arguments({"JOB_COMPLETION_INDEX": "0"}) == {"cluster_detection_method": "k8s"}
+
+
+def test_one_task_a_node_takes_all_of_its_gpus():
+    one_a_node = SLURM | {"SLURM_NTASKS": "2"}
+    assert cluster.arguments(one_a_node) == {"cluster_detection_method": "slurm", "local_device_ids": []}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({ADDRESS: ""}, "not set: JAX_COORDINATOR_ADDRESS"),
+        ({COUNT: "", INDEX: ""}, "not set: JAX_NUM_PROCESSES, JAX_PROCESS_ID"),
+        ({INDEX: ""}, "not set: JAX_PROCESS_ID"),
+        ({COUNT: ""}, "not set: JAX_NUM_PROCESSES"),
+        ({COUNT: "1"}, "JAX_PROCESS_ID must be a number from 0 to JAX_NUM_PROCESSES - 1, got '3' and '1'"),
+        ({INDEX: "4"}, "got '4' and '4'"),
+        ({INDEX: "-1"}, "got '-1' and '4'"),
+        ({COUNT: "four"}, "got '3' and 'four'"),
+        ({ADDRESS: "host0"}, "must be HOST:PORT of process 0, got 'host0'"),
+        ({ADDRESS: ":80"}, "must be HOST:PORT"),
+    ],
+)
+def test_settings_that_are_incomplete_or_wrong(change, message):
+    with pytest.raises(ValueError, match=message):
+        cluster.arguments(HAND | change)
+
+
+def test_a_failure_of_one_alone_is_raised_as_ever():
+    with pytest.raises(KeyError), cluster.end_together():
+        raise KeyError
+
+
+def test_a_failure_of_one_of_many_ends_it_at_once(monkeypatch, capsys):
+    statuses = []
+    monkeypatch.setattr("jax.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr(cluster.os, "_exit", statuses.append)
+    for error in (KeyError("lost"), SystemExit(2), SystemExit("words")):
+        with cluster.end_together():
+            raise error
+    assert statuses == [1, 2, 1]
+    assert "KeyError: 'lost'" in capsys.readouterr().err

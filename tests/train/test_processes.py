@@ -1,0 +1,172 @@
+"""Runs in many processes that form a cluster on this machine: the same curve, one writer, nobody left waiting."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxdiff.train import host_rows, load_params, make_mesh
+
+HERE = Path(__file__).parent
+FLAGS = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count"
+TINY = str(HERE / "tiny.py")
+TRAIN = ("-m", "jaxdiff", "train", TINY)
+# Several runs, one after the other, for one start of the processes.
+EACH = """
+import json, sys
+from jaxdiff.cli.cluster import join
+from jaxdiff.cli.train import command
+join()
+for arguments in json.loads(sys.argv[1]):
+    command(arguments)
+"""
+
+
+def test_one_process_reads_every_row():
+    mesh = make_mesh(2, 2, 2)
+    np.testing.assert_array_equal(host_rows(mesh, 8), np.arange(8))
+    for size in (0, 6):
+        with pytest.raises(ValueError, match=rf"data \* fsdp = 4 parts, got {size} examples"):
+            host_rows(mesh, size)
+
+
+def by_hand(rank, count, port):
+    return {
+        "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+        "JAX_NUM_PROCESSES": f"{count}",
+        "JAX_PROCESS_ID": f"{rank}",
+    }
+
+
+def slurm(rank, count, port):
+    """What srun sets for one of `count` tasks on this machine; the port is left to be chosen by hand."""
+    return {
+        "SLURM_JOB_ID": "4711",
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_STEP_NUM_NODES": "1",
+        "SLURM_NTASKS": f"{count}",
+        "SLURM_PROCID": f"{rank}",
+        "SLURM_LOCALID": f"{rank}",
+        "JAX_COORDINATOR_PORT": f"{port}",
+    }
+
+
+@contextlib.contextmanager
+def cluster(count, devices, *arguments, told=by_hand, folder):
+    """Processes of `python *arguments`, killed for certain in the end."""
+    with socket.socket() as opened:
+        opened.bind(("localhost", 0))
+        port = opened.getsockname()[1]
+    own = {"XLA_FLAGS": f"{FLAGS}={devices}", "JAX_PLATFORMS": "cpu", "NPROC": "32"}
+    started = []
+    try:
+        for rank in range(count):
+            environ = os.environ | own | {"XDG_CACHE_HOME": str(folder / "cache")} | told(rank, count, port)
+            with (folder / f"{rank}.log").open("w") as log:
+                command = [sys.executable, *arguments]
+                started.append(subprocess.Popen(command, env=environ, stdout=log, stderr=log, cwd=HERE.parent))
+        yield started
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
+def run(count, devices, *arguments, folder, **more):
+    """Run to the end; return the statuses and what each process has said."""
+    with cluster(count, devices, *arguments, folder=folder, **more) as started:
+        statuses = [process.wait(timeout=240) for process in started]
+    return statuses, [(folder / f"{rank}.log").read_text() for rank in range(count)]
+
+
+def train(count, *runs, folder):
+    """Train in several folders on eight devices; return what each process has said."""
+    arguments = [[TINY, "--workdir", str(workdir), *knobs] for workdir, *knobs in runs]
+    statuses, said = run(count, 8 // count, "-c", EACH, json.dumps(arguments), folder=folder)
+    assert statuses == [0] * count, said
+    return said
+
+
+def losses(workdir):
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == list(range(1, len(records) + 1))
+    return np.array([record["loss"] for record in records])
+
+
+def pixels(path):
+    return np.asarray(Image.open(path)).astype(int)
+
+
+@pytest.mark.slow
+def test_the_same_curve_and_pictures_in_one_two_and_four_processes(tmp_path):
+    one, two, four, again = (tmp_path / name for name in ("one", "two", "four", "again"))
+    plain, within = ("--mesh", "data=4,fsdp=2"), ("--mesh", "data=1,fsdp=4,tensor=2", "--drawn", "--steps", "2")
+    train(1, (one, *plain), (tmp_path / "drawn1", *within), folder=tmp_path)
+    said = train(2, (two, *plain), (tmp_path / "drawn2", *within), folder=tmp_path)
+    shutil.copytree(two, again)
+    shutil.rmtree(again / "checkpoints" / "4")
+    last = train(4, (four, *plain), (again, *plain), folder=tmp_path)
+    # From the first step on, and from the second, which two processes have saved and four have restored.
+    assert "step 2 of 4" in last[0]
+    assert len(losses(one)) == 4 and len(set(losses(one))) == 4
+    for other in (two, four, again):
+        np.testing.assert_allclose(losses(other), losses(one), rtol=0, atol=1e-6)
+        assert np.abs(pixels(other / "samples.png") - pixels(one / "samples.png")).max() <= 1
+    # What two have saved, one restores.
+    saved, expected = (load_params(workdir, "params") for workdir in (two, one))
+    for a, b in zip(jax.tree.leaves(saved), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
+    # The first process speaks and writes for all; an experiment that draws does so there, with whole parameters.
+    for sign in ("training: 100%", "step 0 of 4", "samples.png"):
+        assert sign in said[0] and sign not in said[1]
+    assert (two / "experiment.py").read_text() == (HERE / "tiny.py").read_text()
+    drawn, alone = (np.load(tmp_path / name / "samples.npz") for name in ("drawn2", "drawn1"))
+    for name in ("bias", "kernel"):
+        np.testing.assert_allclose(drawn[name], alone[name], rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_slurm_and_meshes_whose_rows_are_not_the_hosts_order(tmp_path):
+    statuses, said = run(2, 4, str(HERE / "rows.py"), told=slurm, folder=tmp_path)
+    assert statuses == [0, 0], said
+    assert [text.splitlines()[-1] for text in said] == ["process 0 of 2: all right", "process 1 of 2: all right"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["raise", "hang"])
+def test_a_process_that_fails_or_hangs_ends_the_others(tmp_path, fault):
+    knobs = ("--workdir", str(tmp_path / "run"), "--fault", fault, "--patience", "3", "--preview-every", "4")
+    statuses, said = run(2, 1, *TRAIN, *knobs, folder=tmp_path)
+    assert 0 not in statuses
+    if fault == "hang":
+        assert statuses[1] == 75 and "in batches" in said[1]
+    else:
+        assert statuses[1] == 1 and "KeyError: 'no such image'" in said[1]
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_process_stops_all_after_the_same_step(tmp_path):
+    workdir = tmp_path / "run"
+    knobs = ("--workdir", str(workdir), "--steps", "100000", "--preview-every", "100000")
+    path = workdir / "metrics.jsonl"
+    with cluster(2, 1, *TRAIN, *knobs, folder=tmp_path) as started:
+        deadline = time.monotonic() + 120
+        while not (path.exists() and path.read_text().count("\n") > 3) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        started[1].send_signal(signal.SIGTERM)
+        statuses = [process.wait(timeout=120) for process in started]
+    assert statuses == [0, 0]
+    (saved,) = (int(folder.name) for folder in (workdir / "checkpoints").iterdir())
+    assert 3 < saved == len(losses(workdir)) < 100_000
+    assert f"stopped by a signal after step {saved} of 100000; saved step {saved}" in (tmp_path / "0.log").read_text()
