@@ -38,30 +38,35 @@ def command(
     params: Literal["ema", "params"] = "ema",
     weights: Literal["inside", "argument"] = "inside",
     dtype: Literal["float32", "bfloat16"] = "float32",
-    platforms: tuple[Literal["cpu", "cuda", "rocm", "tpu"], ...] = ("cpu", "cuda", "tpu"),
+    platforms: str = "cpu,cuda,tpu",
 ) -> None:
     """Write a run's sampler as one program for any batch size; five lines with nothing but JAX load and run it.
 
     Args:
         run: the run's folder.
-        out: the file; by default RUN/sampler.jaxdiff.
+        out: FILE.jaxdiff; by default RUN/sampler.jaxdiff.
         solver: one of jaxdiff.solvers, or FILE.py:NAME; by default the experiment's.
         steps: number of steps; by default the experiment's.
         guidance: scale to build in, 1 is off; by default an argument of the program, where the network knows guidance.
         params: averaged or last parameters.
         weights: inside the file, or an argument of the program and in a file .npz beside it.
         dtype: in which the network computes: float32, or bfloat16 as on an accelerator.
-        platforms: where the program runs.
+        platforms: where the program runs, of cpu, cuda, rocm and tpu.
     """
     out = run / "sampler.jaxdiff" if out is None else out
+    names = platforms.split(",")
+    if out.suffix != ".jaxdiff":
+        raise ValueError(f"--out must end in .jaxdiff, got {out}")
+    if not set(names) <= {"cpu", "cuda", "rocm", "tpu"}:
+        raise ValueError(f"--platforms are some of cpu, cuda, rocm and tpu, like cpu,cuda; got {platforms!r}")
     if is_pipeline(run):
         raise ValueError(f"{run} is a text-to-image directory, whose tokenizers are no part of a program: give a run")
-    with portable(dtype), busy(f"lowering for {', '.join(platforms)}"):
+    with portable(dtype), busy(f"lowering for {platforms}"):
         experiment = load_run(run)
         tree = experiment.whole(train.load_params(run, params))
         exported = export_sampler(
             experiment, tree, inside=weights == "inside", solver=None if solver is None else named_solver(solver),
-            steps=steps, guidance=guidance, platforms=platforms,
+            steps=steps, guidance=guidance, platforms=names,
         )  # fmt: skip
     write_program(out, exported)
     if weights == "argument":
@@ -69,7 +74,7 @@ def command(
         np.savez(beside, **flat_weights(tree))  # type: ignore[arg-type]
         print(beside)
     print(out)
-    print(f"  {dtype} on {', '.join(platforms)}: {signature(exported)}")
+    print(f"  {dtype} on {platforms}: {signature(exported)}")
 
 
 def portable(dtype: Literal["float32", "bfloat16"]) -> AbstractContextManager[Any]:

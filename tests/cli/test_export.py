@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import chdir
 from pathlib import Path
 
 import jax
@@ -79,6 +80,9 @@ def test_weights_that_a_file_cannot_hold_and_directories_are_refused(monkeypatch
     (tmp_path / "model_index.json").write_text("{}")
     with pytest.raises(ValueError, match="tokenizers"):
         export.command(tmp_path)
+    for options, words in (({"out": Path("x.npz")}, "end in .jaxdiff"), ({"platforms": "cpu,gpu"}, "cpu,gpu")):
+        with pytest.raises(ValueError, match=words):
+            export.command(tmp_path, **options)
 
 
 def test_the_type_is_asked_for_and_not_the_exporting_machines():
@@ -121,12 +125,9 @@ def test_five_lines_with_nothing_but_jax(tmp_path):
     for n in (16, 3):
         want = generate(params, example_keys(0, n), jnp.arange(n) % 10, 2.0)
         assert np.array_equal(np.load(tmp_path / f"{n}.npy"), want)
-    whole = file.read_bytes()
-    kind, version, program = whole.split(b"\n", 2)
-    for changed in (
-        b"\n".join([b"jaxdiff sampler 2", version, program]),
-        b"\n".join([kind, b"99.0.0", program]),
-        b"PK\x03\x04\n\n" + whole,
-    ):
-        file.write_bytes(changed)
-        assert "ValueError" in (said := alone(LINES, tmp_path)) and f"jax {jax.__version__}" in said
+    kind, version, program = file.read_bytes().split(b"\n", 2)
+    changed = [(b"jaxdiff sampler 2", version), (kind, b"99.0.0"), (b"PK\x03\x04", b"")]
+    for head in changed:
+        file.write_bytes(b"\n".join([*head, program]))
+        with pytest.raises(ValueError, match=f"not for this script and jax {jax.__version__}"), chdir(tmp_path):
+            exec(LINES, {})
