@@ -121,20 +121,6 @@ def start(params: Any, decays: Decays) -> Any:
     return tuple(copy() for _ in decays) if isinstance(decays, tuple) else copy()
 
 
-def track(average: Any, params: Any, decays: Decays, step: jax.Array) -> Any:
-    """Update one average, or each of a tuple of averages, after the update number `step`, counted from 0.
-
-    Raises:
-        ValueError: there are as many decays as averages, or one of each, and these differ.
-    """
-    if not isinstance(decays, tuple):
-        return update(average, params, decays(step))
-    if not isinstance(average, tuple) or len(average) != len(decays):
-        found = len(average) if isinstance(average, tuple) else "one average alone"
-        raise ValueError(f"the step tracks a tuple of {len(decays)} averages, but the state holds {found}")
-    return tuple(update(one, params, decay(step)) for one, decay in zip(average, decays, strict=True))
-
-
 def update(average: Any, params: Any, decay: jax.Array) -> Any:
     """Move the average towards the parameters: decay * average + (1 - decay) * params, in float32.
 
@@ -153,6 +139,27 @@ def update(average: Any, params: Any, decay: jax.Array) -> Any:
         return old + (1.0 - decay) * (new.astype(jnp.float32) - old)
 
     return jax.tree.map(move, average, params)
+
+
+def track(average: Any, params: Any, decays: Decays, step: jax.Array, move: Callable[..., Any] = update) -> Any:
+    """Update one average, or each of a tuple of averages, after the update number `step`, counted from 0.
+
+    Args:
+        average: float32, like `params`; a tuple of such trees for a tuple of decays.
+        params: after the update.
+        decays: from this module.
+        step: int32 scalar.
+        move: how one average is updated, like `update`.
+
+    Raises:
+        ValueError: there are as many decays as averages, or one of each, and these differ.
+    """
+    if not isinstance(decays, tuple):
+        return move(average, params, decays(step))
+    if not isinstance(average, tuple) or len(average) != len(decays):
+        found = len(average) if isinstance(average, tuple) else "one average alone"
+        raise ValueError(f"the step tracks a tuple of {len(decays)} averages, but the state holds {found}")
+    return tuple(move(one, params, decay(step)) for one, decay in zip(average, decays, strict=True))
 
 
 def _check(decay: float) -> None:

@@ -59,7 +59,6 @@ def make_step(
 
     def update(state: TrainState, batch: Any, fixed: Any, layout: _Layout) -> tuple[TrainState, Metrics]:
         step_key = jax.random.fold_in(key, state.step)
-        state = layout.load(state)
 
         def gradient(params: Any, key: jax.Array, batch: Any) -> tuple[tuple[jax.Array, Metrics], Any]:
             whole = lambda params: loss(params if fixed is None else (params, fixed), key, batch)  # noqa: E731
@@ -74,11 +73,12 @@ def make_step(
             norm = optax.tree.norm(grads)
             updates, opt = optimizer.update(grads, state.opt, state.params)
             params = optax.apply_updates(state.params, updates)
-        average = averages.track(state.ema, params, ema, state.step)
-        new = TrainState(state.step + 1, params, average, opt)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
-        new = jax.tree.map(lambda fresh, old: jnp.where(finite, fresh, old), new, state)
-        return layout.store(new), {**aux, "loss": value, "grad_norm": norm}
+        fresh, old = (state.step + 1, params, opt), (state.step, state.params, state.opt)
+        count, params, opt = jax.tree.map(lambda new, old: jnp.where(finite, new, old), fresh, old)
+        decays = jax.tree.map(lambda decay: lambda step: jnp.where(finite, decay(step), 1.0), ema)
+        average = averages.track(state.ema, params, decays, state.step, layout.average)
+        return TrainState(count, params, average, opt), {**aux, "loss": value, "grad_norm": norm}
 
     return Step(update, per_dispatch, frozen)
 
@@ -104,16 +104,18 @@ class _Layout(NamedTuple):
     mesh: Mesh | None
     shardings: Any  # a TrainState of NamedSharding
 
-    def load(self, state: TrainState) -> TrainState:
-        """Bring averages that wait in the host's memory to the devices."""
-        return state if self._resident() else state._replace(ema=jax.device_put(state.ema, jax.memory.Space.Device))
-
-    def store(self, state: TrainState) -> TrainState:
-        """Send the averages back to where they wait."""
-        return state if self._resident() else state._replace(ema=jax.device_put(state.ema, self.shardings.ema))
-
-    def _resident(self) -> bool:
-        return self.mesh is None or jax.tree.leaves(self.shardings.ema)[0].memory_kind == "device"
+    def average(self, average: Any, params: Any, decay: jax.Array) -> Any:
+        """Update an average; of one that waits in the host's memory one array after the other is on the devices."""
+        kind = jax.tree.leaves(self.shardings.ema)[0].memory_kind
+        if self.mesh is None or kind in (None, "device"):
+            return averages.update(average, params, decay)
+        moved: list[Any] = []
+        for old, new in zip(jax.tree.leaves(average), jax.tree.leaves(params), strict=True):
+            if moved:  # the next one is fetched when the last one is back
+                old, moved[-1] = jax.lax.optimization_barrier((old, moved[-1]))
+            fresh = averages.update(jax.device_put(old, jax.memory.Space.Device), new, decay)
+            moved.append(jax.device_put(fresh, jax.memory.Space.Host))
+        return jax.tree.unflatten(jax.tree.structure(average), moved)
 
     def scatter(self, grads: Any) -> Any:
         """Leave to each device the part of the gradient whose parameters it holds."""
