@@ -21,6 +21,8 @@ def experiment(
     blocks: int = 4,
     warmup: int = 19_531,
     ema: float = 0.9993,
+    power: tuple[float, ...] = (),
+    snapshots: int = 0,
     accumulate: int = 1,
     remat: Literal["none", "dots", "full"] = "none",
     source: str = "tfds:cifar10",
@@ -38,6 +40,8 @@ def experiment(
         blocks: residual blocks in a level.
         warmup: steps of linear warm-up; the default is 10 million images.
         ema: decay of the parameters' average; the default has a half-life of half a million images.
+        power: lengths of power-function averages in place of that one, 0.05 0.1 say, as in EDM2.
+        snapshots: steps between two snapshots of them, of which `sample --ema` makes other lengths; 0: none.
         accumulate: microbatches in an update.
         remat: what the backward pass computes again: none, dots (all but products) or full (each block).
         source: tfds:NAME, folder:PATH or fashion_mnist.
@@ -71,7 +75,7 @@ def experiment(
             dropout=True,
         ),
         optimizer=train.adamw(lr, warmup=warmup, clip=None),
-        ema=train.ema.warmup(ema),
+        ema=tuple(train.ema.power(std) for std in power) or train.ema.warmup(ema),
         batches=lambda start, rows=None: (
             {"x": each["x"]} for each in data.batches(images, batch, seed=seed, start=start, rows=rows, flip=True)
         ),
@@ -83,6 +87,7 @@ def experiment(
         solver=jd.solvers.heun(),
         sample_steps=18,
         accumulate=accumulate,
+        snapshot_every=snapshots,
         preview_every=preview_every,
         source=source,
     )

@@ -24,6 +24,7 @@ from jaxdiff.sample import sample
 from jaxdiff.sharding import batch_parts, constrain_tokens, on, platform
 from jaxdiff.solvers import Solver
 from jaxdiff.train import read_knobs
+from jaxdiff.train.ema import Decays
 
 __all__ = [
     "Experiment",
@@ -50,7 +51,7 @@ class Experiment:
         row: what the network predicts.
         loss: (params, key, batch) -> (loss, metrics).
         optimizer: an optax optimizer.
-        ema: step -> decay of the parameters' average; see `train.ema`.
+        ema: step -> decay of the parameters' average, or a tuple of such for as many averages; see `train.ema`.
         batches: (first step, rows of a batch that this host reads; None, all) -> iterator of batches from there on.
         batch: examples in an update, of all hosts together.
         steps: updates in the whole run.
@@ -62,6 +63,9 @@ class Experiment:
         solver: the sampler's default.
         sample_steps: its default number of steps.
         accumulate: microbatches in an update.
+        per_dispatch: updates in one call of the step.
+        ema_memory: where the averages wait between two updates; see `train.create`.
+        snapshot_every: steps between two snapshots of the averages, which stay; 0: none.
         preview_every: steps between two previews.
         preview: pictures in one, drawn at a time; the last has twice as many.
         num_classes: of the condition "label"; 0 without one.
@@ -87,7 +91,7 @@ class Experiment:
     row: Row
     loss: Loss
     optimizer: Any
-    ema: Callable[[Array], Array]
+    ema: Decays
     batches: Callable[..., Iterator[Batch]]
     batch: int
     steps: int
@@ -97,6 +101,9 @@ class Experiment:
     solver: Solver
     sample_steps: int
     accumulate: int = 1
+    per_dispatch: int = 1
+    ema_memory: str = "device"
+    snapshot_every: int = 0
     preview_every: int = 1000
     preview: int = 50
     num_classes: int = 0

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
 import tyro
 from jax import Array
 from jax.sharding import Mesh
+from tqdm import tqdm
 
 from jaxdiff import solvers, train
 from jaxdiff.cli.cluster import gather
@@ -35,6 +37,7 @@ def command(
     seed: int = 0,
     batch: int | None = None,
     params: Literal["ema", "params"] = "ema",
+    ema: float | None = None,
     out: Path | None = None,
     prompt: str | None = None,
     negative: str | None = None,
@@ -53,6 +56,7 @@ def command(
         seed: picture i depends on the seed and i alone.
         batch: pictures at a time; by default as in the run's previews, 4 of a prompt.
         params: averaged or last parameters.
+        ema: length of another average, 0.075 say, made of the run's snapshots.
         out: FILE.png is a grid, FILE.npz arrays, a folder single PNGs; by default RUN/samples-SEED.png, or for a
             prompt the folder samples-SEED.
         prompt: what the pictures show.
@@ -65,8 +69,8 @@ def command(
     if out.suffix not in ("", ".png", ".npz"):
         raise ValueError(f"--out must end in .png or .npz, or be a folder, got {out}")
     if of_prompt:
-        if prompt is None or label is not None:
-            raise ValueError(f"{run} is a text-to-image directory: it needs --prompt, and has no --label")
+        if prompt is None or label is not None or ema is not None:
+            raise ValueError(f"{run} is a text-to-image directory: it needs --prompt, and has no --label or --ema")
         x = draw_prompt(
             run, prompt, num=1 if num is None else num, negative=negative, guidance=guidance, steps=steps, size=size,
             scheduler=solver, seed=seed, batch=4 if batch is None else batch,
@@ -86,10 +90,10 @@ def command(
             chosen = experiment.solver if solver is None else named_solver(solver)
             steps = experiment.sample_steps if steps is None else steps
             asked = replace(experiment, seed=seed, solver=chosen, sample_steps=steps)
-            experiment.draw(asked, experiment.whole(train.load_params(run, params)), out)
+            experiment.draw(asked, experiment.whole(parameters(experiment, run, params, ema)), out)
         else:
             generate = generator(
-                experiment, run, params, guidance=guidance, solver=solver, steps=steps, mesh=parse_mesh(mesh)
+                experiment, run, params, ema=ema, guidance=guidance, solver=solver, steps=steps, mesh=parse_mesh(mesh)
             )
             num, batch = 50 if num is None else num, experiment.preview if batch is None else batch
             x, labels = draw(experiment, generate, num, label=label, seed=seed, batch=batch)
@@ -106,13 +110,28 @@ def generator(
     solver: str | None,
     steps: int | None,
     mesh: Mesh,
+    ema: float | None = None,
 ) -> Generate:
     """A run's sampler with its parameters and settings closed in."""
     scale = experiment.guidance if guidance is None else guidance
     chosen = None if solver is None else named_solver(solver)
     generate = sampler(experiment, solver=chosen, steps=steps, guided=scale != 1, mesh=mesh)
-    params = experiment.whole(train.load_params(run, which, mesh=mesh))
+    params = experiment.whole(parameters(experiment, run, which, ema, mesh=mesh))
     return lambda keys, label: generate(params, keys, label, scale)
+
+
+def parameters(
+    experiment: Experiment, run: Path, which: Literal["ema", "params"], ema: float | None, *, mesh: Mesh | None = None
+) -> Any:
+    """A run's parameters: the last, their average, or one of another length, made of the run's snapshots."""
+    if ema is None:
+        return train.load_params(run, which, mesh=mesh)
+    if which == "params":
+        raise ValueError("--ema is the length of an average: it goes without --params params")
+    with train.Snapshots(run, read_only=True) as snapshots:
+        params, error = snapshots.reconstruct(experiment.ema, ema, mesh=mesh)
+    tqdm.write(f"the average of length {ema:g}, its weights to within {error:.2%}", file=sys.stderr)
+    return params
 
 
 def columns(experiment: Experiment) -> int:

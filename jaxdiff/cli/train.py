@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import shutil
 from collections.abc import Callable
@@ -66,19 +67,22 @@ def _train(
         raise ValueError(f"{path} differs from {source}, which made this run: choose another --workdir")
     init_key, step_key = jax.random.split(jax.random.key(experiment.seed))
     # A network that doesn't fit its data shows here, before the folder belongs to this run.
-    abstract = training.abstract(experiment.init, experiment.optimizer, mesh)
+    averages: dict[str, Any] = {"ema": experiment.ema, "ema_memory": experiment.ema_memory}
+    abstract = training.abstract(experiment.init, experiment.optimizer, mesh, **averages)
     rows = training.host_rows(mesh, experiment.batch)
     experiment.batches(0, rows)  # so does data that is not there
     training.write_knobs(workdir, knobs)
     _keep(path, source)
     preview = _previewer(experiment, workdir, mesh)
-    with training.Checkpointer(workdir) as checkpointer:
+    with contextlib.ExitStack() as stack:
+        checkpointer = stack.enter_context(training.Checkpointer(workdir))
+        snapshots = stack.enter_context(training.Snapshots(workdir)) if experiment.snapshot_every else None
         if checkpointer.latest() is not None:
             state = checkpointer.restore(abstract)
         elif experiment.start is not None:
-            state = training.adopt(experiment.start(), experiment.optimizer, mesh)
+            state = training.adopt(experiment.start(), experiment.optimizer, mesh, **averages)
         else:
-            state = training.create(experiment.init, experiment.optimizer, init_key, mesh)
+            state = training.create(experiment.init, experiment.optimizer, init_key, mesh, **averages)
         start = int(state.step)
         _say(_summary(experiment, state, mesh))
         if start == experiment.steps:
@@ -91,6 +95,7 @@ def _train(
                 key=step_key,
                 ema=experiment.ema,
                 accumulate=experiment.accumulate,
+                per_dispatch=experiment.per_dispatch,
                 frozen=experiment.frozen,
             ),
             state,
@@ -101,6 +106,8 @@ def _train(
             save_every=experiment.preview_every,
             preview=preview,
             preview_every=experiment.preview_every,
+            snapshot=snapshots.save if snapshots is not None else None,
+            snapshot_every=experiment.snapshot_every or 1,
             log=training.metrics_file(workdir / "metrics.jsonl", start),
             patience=patience,
         )
@@ -135,7 +142,7 @@ def _previewer(experiment: Experiment, workdir: Path, mesh: Mesh) -> Callable[[t
     def preview(state: training.TrainState) -> None:
         last = int(state.step) == experiment.steps
         path = workdir / ("samples.png" if last else f"samples-{int(state.step):06d}.png")
-        params = experiment.whole(state.ema)
+        params = experiment.whole(training.average(state))
         if experiment.draw is not None:
             # It may do as it likes with its parameters: one process draws, and the others wait for it.
             params = gather(params)

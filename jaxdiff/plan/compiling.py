@@ -75,7 +75,9 @@ def train_step(experiment: Experiment, mesh: Mesh) -> Program:
     """
     _check_batch(experiment, mesh)
     begun = time.perf_counter()
-    state = train.abstract(experiment.init, experiment.optimizer, mesh)
+    state = train.abstract(
+        experiment.init, experiment.optimizer, mesh, ema=experiment.ema, ema_memory=experiment.ema_memory
+    )
     batch = _batch(experiment, mesh)
     frozen = _described(experiment.frozen, mesh)
     step = train.make_step(

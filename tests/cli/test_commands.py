@@ -139,3 +139,44 @@ def test_help_fits_a_screen(command, capsys):
 def test_module_is_the_same_program():
     said = subprocess.run([sys.executable, "-m", "jaxdiff", "--help"], check=True, capture_output=True, text=True)
     assert said.stdout.startswith("usage: jaxdiff COMMAND")
+
+
+OWN = f"""
+from dataclasses import replace
+from jaxdiff import train
+from jaxdiff.experiment import load
+
+def experiment(steps: int = 8, snapshots: int = 4):
+    toy = load({TOY!r})(steps=steps, batch=64, width=16, lr=0.05, preview_every=8)
+    return replace(
+        toy, ema=tuple(train.ema.power(std) for std in (0.05, 0.1)), ema_memory="pinned_host",
+        snapshot_every=snapshots, per_dispatch=2, draw=lambda *_: None,
+    )
+"""
+
+
+@pytest.mark.slow
+def test_averages_of_other_lengths(tmp_path, capsys):
+    """Of a run of two updates a dispatch, two averages on the host, and snapshots, which outlive a resumed run."""
+    own, run = tmp_path / "own.py", tmp_path / "run"
+    own.write_text(OWN)
+    main(["train", str(own), "--workdir", str(run)])
+    assert sorted(int(path.name) for path in (run / "snapshots").iterdir()) == [4, 8]
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == list(range(1, 9))
+
+    def draw(*options):
+        main(["sample", str(run), "--num", "16", "--steps", "4", "--out", str(run / "x.npz"), *options])
+        return np.load(run / "x.npz")["x"]
+
+    tracked, last = draw(), draw("--params", "params")
+    capsys.readouterr()
+    np.testing.assert_allclose(draw("--ema", "0.05"), tracked, atol=2e-5)  # the first of the two
+    assert "to within 0.00%" in capsys.readouterr().err
+    other = draw("--ema", "0.1")
+    assert min(np.abs(each - tracked).max() for each in (other, last)) > 2e-4
+    assert "between 0 and 0.2886" in fails(capsys, "sample", str(run), "--ema", "0.5")
+    assert "without --params params" in fails(capsys, "sample", str(run), "--ema", "0.1", "--params", "params")
+    assert "per_dispatch=2, got 3" in fails(
+        capsys, "train", str(own), "--workdir", str(tmp_path / "bad"), "--snapshots", "3"
+    )
