@@ -12,6 +12,7 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 )
 os.environ["NPROC"] = "32"
+os.environ["JAX_PLATFORMS"] = "cpu"
 # The command line keeps what it compiles; tests say so where they want that.
 os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
 
