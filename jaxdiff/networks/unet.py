@@ -23,7 +23,7 @@ from jaxdiff.networks.layers import Conv, Dense, Downsample, GroupNorm, Upsample
 from jaxdiff.networks.remat import Remat, rematted
 from jaxdiff.networks.tokens import dense
 from jaxdiff.networks.transformer2d import Transformer2D, Transformers
-from jaxdiff.sharding import BATCH_AXES, constrain, constrain_tokens
+from jaxdiff.sharding import BATCH_AXES, check_rows_or_features, constrain, constrain_tokens
 
 
 class ResBlock(nn.Module):
@@ -52,6 +52,7 @@ class ResBlock(nn.Module):
     def __call__(self, x: Array, emb: Array) -> Array:
         """Maps x[B, *spatial, C] to [B, *spatial', features]; emb[B, E] has been through its SiLU already."""
         x = constrain_tokens(x)
+        check_rows_or_features()
         h = nn.silu(GroupNorm(self.groups, self.eps, name="norm1")(x))
         if self.resample is not None:
             change = {"up": layers.upsample, "down": layers.downsample}[self.resample]
@@ -66,7 +67,7 @@ class ResBlock(nn.Module):
             scale, shift = jnp.split(emb, 2, axis=-1)
             h = norm2(h, scale, shift)
         else:
-            h = norm2(h + layers.spatial(h, emb.astype(h.dtype)))
+            h = norm2(layers.offset(h, layers.spatial(h, emb)))
         h = nn.silu(h)
         if self.dropout:
             h = nn.Dropout(self.dropout, name="dropout")(h, deterministic=False)
