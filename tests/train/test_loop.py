@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 import signal
@@ -60,6 +61,55 @@ def test_saves_and_previews_when_told(tmp_path):
     assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == [3, 6, 7]
 
 
+def dispatching(count=2):
+    mesh, state, _ = toy.new()
+    average = train.ema.constant(0.9)
+    step = train.make_step(toy.noisy_loss, toy.ADAMW, key=jax.random.key(1), ema=average, per_dispatch=count)
+    return mesh, state, step
+
+
+@pytest.mark.slow
+def test_several_updates_in_a_dispatch(tmp_path):
+    """They log, save, preview and keep snapshots as single ones do, at multiples."""
+    mesh, state, step = dispatching()
+    records, seen = [], {"preview": [], "snapshot": []}
+    with train.Checkpointer(tmp_path, keep=5) as checkpointer:
+        state = train.fit(
+            step, state, toy.batches(), steps=6, mesh=mesh, checkpointer=checkpointer, save_every=4, preview_every=2,
+            snapshot_every=4, log=records.append,
+            **{name: lambda state, steps=steps: steps.append(int(state.step)) for name, steps in seen.items()},
+        )  # fmt: skip
+        assert checkpointer.steps() == [4, 6]
+    assert seen == {"preview": [2, 4, 6], "snapshot": [4, 6]}
+    want, single = fit(6)
+    assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
+    np.testing.assert_allclose([r["loss"] for r in records], [r["loss"] for r in single], rtol=1e-6)
+    assert records[2]["images_per_s"] == records[3]["images_per_s"] > 0
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"steps": 5}, "steps must be a multiple of per_dispatch=2, got 5"),
+        ({"preview_every": 3, "preview": print}, "preview_every must be a multiple of per_dispatch=2, got 3"),
+        ({"snapshot_every": 3, "snapshot": print}, "snapshot_every must be a multiple of per_dispatch=2, got 3"),
+    ],
+)
+def test_counts_that_dispatches_do_not_divide(arguments, message):
+    mesh, state, step = dispatching()
+    with pytest.raises(ValueError, match=message):
+        train.fit(step, state, toy.batches(), **{"steps": 6, "mesh": mesh} | arguments)
+
+
+@pytest.mark.slow
+def test_batches_that_end_within_a_dispatch():
+    mesh, state, step = dispatching()
+    with pytest.raises(ValueError, match="ended after step 3"):
+        train.fit(step, state, itertools.islice(toy.batches(), 3), steps=6, mesh=mesh)
+
+
 def test_resumes_bit_for_bit(tmp_path):
     straight, all_records = fit(6)
     with train.Checkpointer(tmp_path) as checkpointer:
@@ -81,7 +131,7 @@ def test_a_finished_run_stays_as_it_is(tmp_path):
     assert records == []
 
 
-@pytest.mark.parametrize("name", ["steps", "save_every", "preview_every"])
+@pytest.mark.parametrize("name", ["steps", "save_every", "preview_every", "snapshot_every"])
 @pytest.mark.parametrize("value", [0, -3])
 def test_counts_below_one(name, value):
     with pytest.raises(ValueError, match=f"{name} must be at least 1, got {value}"):

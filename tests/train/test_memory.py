@@ -76,6 +76,7 @@ def test_dispatches_of_no_update():
         made("one", per_dispatch=0)
 
 
+@pytest.mark.slow
 def test_several_averages_each_by_its_decay(one_by_one):
     state, _ = run(4, "mixed", DECAYS)
     close(state.ema[0], one_by_one[0].ema)
@@ -102,6 +103,7 @@ def test_averages_that_wait_on_the_host(one_by_one, options):
     assert kinds == {"device"}
 
 
+@pytest.mark.slow
 def test_checkpoints_of_several_averages_on_the_host(tmp_path):
     _, state, _ = made("mixed", DECAYS, "pinned_host")
     state = state._replace(step=jnp.int32(7), ema=(state.params, state.ema[1]))

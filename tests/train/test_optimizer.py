@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdiff.train import adamw, projected
+from jaxdiff.train import adafactor, adamw, projected
 
 
 def moves(optimizer, gradients, start=1.0):
@@ -33,8 +33,9 @@ def test_constant_gradient_moves_by_the_learning_rate():
     ],
 )
 def test_warmup_and_schedule(schedule, rates):
-    path = moves(adamw(0.1, warmup=2, steps=6, schedule=schedule, clip=None), [0.5] * 7)
-    np.testing.assert_allclose(-np.diff(path, prepend=1.0), rates, atol=1e-6)
+    for make in (adamw, adafactor):
+        path = moves(make(0.1, warmup=2, steps=6, schedule=schedule, clip=None, mu_dtype=jnp.float32), [0.5] * 7)
+        np.testing.assert_allclose(-np.diff(path, prepend=1.0), rates, atol=1e-6)
 
 
 def test_clipping_by_the_global_norm():
@@ -54,8 +55,9 @@ def test_weight_decay_is_decoupled():
     [{"schedule": "step"}, {"schedule": "cosine"}, {"schedule": "linear", "warmup": 5, "steps": 5}],
 )
 def test_refused(arguments):
-    with pytest.raises(ValueError, match="schedule"):
-        adamw(0.1, **arguments)
+    for make in (adamw, adafactor):
+        with pytest.raises(ValueError, match="schedule"):
+            make(0.1, **arguments)
 
 
 def test_projected_updates_end_where_the_projection_of_the_others_does():
@@ -64,3 +66,45 @@ def test_projected_updates_end_where_the_projection_of_the_others_does():
         optimizer, x = projected(optax.sgd(0.5), circle), jnp.array([0.6, 0.8])
         updates, _ = optimizer.update(jnp.array([-1.0, 1.0]), optimizer.init(x), x)
     np.testing.assert_allclose(x + updates, np.array([1.1, 0.3]) / np.hypot(1.1, 0.3), rtol=1e-6)
+
+
+@pytest.mark.parametrize("make", [adamw, adafactor])
+@pytest.mark.parametrize(("dtype", "error"), [(jnp.float32, 1e-6), (jnp.bfloat16, 0.02)])
+def test_moments_in_half_precision_are_near_and_the_parameters_stay_exact(make, dtype, error):
+    gradients = np.random.default_rng(0).normal(size=20) + 1.0
+    want = moves(make(0.1, warmup=3, steps=20, schedule="cosine", mu_dtype=None), gradients)
+    got = moves(make(0.1, warmup=3, steps=20, schedule="cosine", mu_dtype=dtype), gradients)
+    assert np.abs(got - want).max() <= error * np.abs(want - 1.0).max()
+    state = make(0.1, mu_dtype=dtype).init(jnp.ones((3,)))
+    stored = [x.dtype for x in jax.tree.leaves(state) if x.shape == (3,)]
+    assert sorted(stored, key=str) == sorted([jnp.dtype(dtype), jnp.dtype("float32")], key=str)
+
+
+def test_adafactor_against_its_paper():
+    """Shazeer and Stern 2018, Algorithm 4: row and column means, the bound on the update's size, then momentum."""
+    rng = np.random.default_rng(0)
+    x, lr, decay, momentum, shrink = rng.normal(size=(128, 160)), 0.01, 0.99, 0.9, 0.1
+    optimizer = adafactor(lr, clip=None, weight_decay=shrink, b1=momentum, b2=decay, mu_dtype=jnp.float32)
+    params = jnp.asarray(x, jnp.float32)
+    rows, columns, average = np.zeros(128), np.zeros(160), np.zeros_like(x)
+    with jax.numpy_dtype_promotion("standard"):
+        state = optimizer.init(params)
+        for t in range(1, 4):
+            gradient = rng.normal(size=x.shape) * np.exp(rng.normal(size=(128, 1))) * 10.0**t
+            beta = min(1 - t**-0.8, decay)
+            rows = beta * rows + (1 - beta) * (gradient**2).mean(axis=1)
+            columns = beta * columns + (1 - beta) * (gradient**2).mean(axis=0)
+            step = gradient / np.sqrt(np.outer(rows, columns) / rows.mean())
+            step /= max(1.0, np.sqrt((step**2).mean()))
+            average = momentum * average + (1 - momentum) * step
+            x = x - lr * (average / (1 - momentum**t) + shrink * x)
+            updates, state = optimizer.update(jnp.asarray(gradient, jnp.float32), state, params)
+            params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(params, x, rtol=1e-4, atol=1e-5)
+    assert sum(leaf.size for leaf in jax.tree.leaves(state)) < params.size + 1000
+
+
+@pytest.mark.parametrize("make", [adamw, adafactor])
+def test_moments_in_other_types(make):
+    with pytest.raises(ValueError, match="float32, bfloat16 or None"):
+        make(0.1, mu_dtype=jnp.float16)
