@@ -70,13 +70,13 @@ def collectives(module: Module, mesh: Mesh) -> list[Collective]:
     return sorted(made, key=lambda one: -one.sent)
 
 
-def _key(run: Run) -> tuple[str, str, str]:
+def _key(run: Run) -> tuple[str, str]:
     channel = re.search(r"channel_id=\d+", run.instruction.attributes)
-    return run.caller, run.instruction.opcode, channel[0] if channel else ""
+    return run.instruction.opcode, channel[0] if channel else ""
 
 
 def _starts(run: Run) -> bool:
-    """Whether this is where a TPU starts a collective; it is written again in what runs meanwhile and at its end."""
+    """Whether this is where a TPU starts a collective; it is written again in what runs meanwhile, loops too, and at its end."""
     return any(
         "AsyncCollectiveStart" in user.attributes and run.instruction.name in user.operands
         for user in run.computation.instructions.values()

@@ -86,7 +86,6 @@ class Run(NamedTuple):
     computation: Computation
     times: int
     fusion: str = ""  # the fusion that holds it, and the computation that this one calls
-    caller: str = ""  # the computation that the fusion stands in
 
 
 def parse(text: str) -> Module:
@@ -154,19 +153,19 @@ def runs(module: Module) -> Iterator[Run]:
     yield from _walk(module, module.entry, 1)
 
 
-def _walk(module: Module, name: str, times: int, fusion: str = "", caller: str = "") -> Iterator[Run]:
+def _walk(module: Module, name: str, times: int, fusion: str = "") -> Iterator[Run]:
     computation = module.computations[name]
     for one in computation.instructions.values():
-        yield Run(one, computation, times, fusion, caller)
+        yield Run(one, computation, times, fusion)
         if one.opcode == "while":
             count = times * (trips(module, computation, one) or 1)
-            yield from _walk(module, one.called("body") or "", count, fusion, caller)
+            yield from _walk(module, one.called("body") or "", count, fusion)
         elif one.opcode == "fusion":
             inner = one.called("calls") or ""
-            yield from _walk(module, inner, times, f"{one.name} {inner}", caller or name)
+            yield from _walk(module, inner, times, f"{one.name} {inner}")
         elif one.opcode in _CALLS:
             for inner in one.all_called(_CALLS[one.opcode]):
-                yield from _walk(module, inner, times, fusion, caller)
+                yield from _walk(module, inner, times, fusion)
 
 
 def trips(module: Module, computation: Computation, loop: Instruction) -> int | None:

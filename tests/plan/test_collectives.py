@@ -93,7 +93,7 @@ def test_a_loop_of_sums_within_a_loop(mesh):
     }
 
 
-# As libtpu writes them: a gather that runs beside a product stands in several fusions; a sum whose slice each device
+# As libtpu writes them: a gather that runs beside products, in a loop too, stands in several fusions; a sum whose slice each device
 # keeps stands in one of a telling name; a start's results hold its operand again.
 TPU = """HloModule tpu
 
@@ -116,8 +116,25 @@ TPU = """HloModule tpu
   ROOT %slice = f32[4,8]{1,0} dynamic-slice(%r, %zero, %zero), dynamic_slice_sizes={4,8}
 }
 
+%meanwhile (p: f32[4,8]) -> f32[4,8] {
+  %p = f32[4,8]{1,0} parameter(0)
+  %g3 = f32[16,8]{1,0} all-gather(%p), channel_id=7, replica_groups=mesh['a'=2,'b'=4] {'b'}, dimensions={0}
+  ROOT %q = f32[4,8]{1,0} negate(%p)
+}
+
+%body (p: f32[4,8]) -> f32[4,8] {
+  %p = f32[4,8]{1,0} parameter(0)
+  ROOT %f = f32[4,8]{1,0} fusion(%p), kind=kOutput, calls=%meanwhile
+}
+
+%never (p: f32[4,8]) -> pred[] {
+  %p = f32[4,8]{1,0} parameter(0)
+  ROOT %n = pred[] constant(false)
+}
+
 ENTRY %main (x: f32[4,8]) -> f32[4,8] {
   %x = f32[4,8]{1,0} parameter(0)
+  %w = f32[4,8]{1,0} while(%x), condition=%never, body=%body, backend_config={"known_trip_count":{"n":"5"}}
   %a = (f32[4,8]{1,0}, f32[16,8]{1,0}) fusion(%x), kind=kCustom, calls=%start
   %b = f32[16,8]{1,0} fusion(%x), kind=kCustom, calls=%done
   %c = (f32[4,8]{1,0:S(1)}, f32[4,8]{1,0}, u32[]) collective-permute-start(%x), source_target_pairs={{0,4},{4,0},{1,1}}
