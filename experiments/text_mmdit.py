@@ -32,7 +32,7 @@ def experiment(
     shift: float = 1.0,
     source: str = "latents/texts",
     latent: tuple[int, int, int] = (32, 32, 16),
-    tokens: tuple[int, int] = (154, 4096),
+    tokens: tuple[int, int] = (333, 4096),
     vector: int = 2048,
     prompts: str = "",
     autoencoder: str = "",
@@ -56,7 +56,7 @@ def experiment(
         shift: of the times towards noise, 1 for images of 256 pixels, 3 for 1024.
         source: folder of .npz files of mean, std, tokens and vector.
         latent: height, width and channels of the latents.
-        tokens: number and width of a text's tokens.
+        tokens: number and width of a text's tokens, by default 77 of CLIP and 256 of T5.
         vector: width of its pooled vector.
         prompts: .npz file of tokens and vector, a row for each text of the previews, and a last one that says nothing,
             as where training drops a text; by default that is 0, and previews are of no text.

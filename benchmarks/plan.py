@@ -1,0 +1,114 @@
+"""The table of `docs/plan.md`: each experiment planned on slices that suit it: python benchmarks/plan.py.
+
+Takes an hour of two cores; what has been planned is kept in runs/plans, and planned again after its file is removed.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+
+from jaxdiff.experiment import load
+
+ROOT = Path(__file__).parents[1]
+KEPT = ROOT / "runs" / "plans"
+# (experiment, slice, options of `jaxdiff plan`)
+PLANS = [
+    ("cifar10_ddpm", "v5e:2x4", "--batch 128"),
+    ("cifar10_edm", "v5e:2x4", "--batch 512 --accumulate 2"),
+    ("imagenet64_adm", "v5e:4x8", "--mesh data=8,fsdp=4 --batch 2048 --accumulate 8 --remat dots"),
+    ("imagenet256_dit", "v5p:4x4x4", "--batch 256"),
+    ("imagenet256_dit", "v6e:16x16", "--batch 1024"),
+    ("text_mmdit", "v5p:8x8x16", "--mesh data=16,fsdp=64 --batch 4096 --remat dots --moments bfloat16"),
+]
+CHIPS = {"v5p:1x1x1": 1, "v5p:4x4x4": 64, "v5p:8x8x16": 1024}
+WEAK = [
+    (experiment, slice, f"--batch {each * count}")
+    for experiment, each in (("cifar10_ddpm", 16), ("imagenet256_dit", 4))
+    for slice, count in CHIPS.items()
+]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="plan what has this in its name, and leave the page as it is")
+    only = parser.parse_args().only
+    chosen = [one for one in PLANS + WEAK if only in " ".join(one)]
+    made = {one: planned(*one) for one in chosen}
+    if not only:
+        page = ROOT / "docs" / "plan.md"
+        text = replaced(page.read_text(), "plans", table([(one, made[one]) for one in PLANS]))
+        page.write_text(replaced(text, "weak scaling", weak_table([(one, made[one]) for one in WEAK])))
+
+
+def planned(experiment, slice, options):
+    """Plan with the command line, unless that has been done; the plan as its JSON has it."""
+    words = ["plan", f"experiments/{experiment}.py", "--topology", slice, *options.split()]
+    file = KEPT / ("-".join(word.strip("-").replace("/", "_") for word in words) + ".json")
+    if not file.exists():
+        print("jaxdiff", *words, flush=True)
+        subprocess.run([sys.executable, "-m", "jaxdiff", *words, "--json", str(file)], cwd=ROOT, check=True)
+    plan = json.loads(file.read_text())
+    if not plan["fits"]:
+        raise SystemExit(f"{' '.join(words)} does not fit: choose other options")
+    return plan
+
+
+def table(made):
+    """A line for each experiment on its slice."""
+    head = "experiment|slice|options|GiB of|TFLOP|GB moved|GB sent|at least|bound|images/s|utilization|compiled in"
+    rows = [head.split("|"), ["---"] * len(head.split("|"))]
+    for (experiment, slice, options), plan in made:
+        roof, total = plan["roofline"], plan["memory"]["total"]
+        rows.append([
+            experiment, slice, f"`{options}`", f"{total / 2**30:.1f} of {plan['capacity'] / 2**30:.0f}",
+            f"{plan['flops'] / 1e12:.3g}", f"{plan['bytes'] / 1e9:.3g}", f"{sent(plan) / 1e9:.3g}",
+            f"{1e3 * roof['seconds']:.3g} ms", roof["bound"], f"{plan['batch'] / roof['seconds']:,.0f}",
+            f"{roof['utilization']:.0%}", f"{plan['compile_seconds']:.0f} s",
+        ])  # fmt: skip
+    return lines(rows)
+
+
+def weak_table(made):
+    """A line for each experiment and number of chips, with ratios to one chip and to theory."""
+    head = ["experiment", "chips", "batch", "FLOPs", "memory", "bytes moved", "GB sent", "2 (n-1)/n 2 B x parameters"]
+    rows = [head, ["---"] * len(head)]
+    first = {}
+    for (experiment, slice, _), plan in made:
+        one, count = first.setdefault(experiment, plan), CHIPS[slice]
+        pairs = [(each["flops"], each["memory"]["total"], each["bytes"]) for each in (plan, one)]
+        theory = 2 * (count - 1) / count * 2 * parameters(experiment)
+        rows.append([
+            experiment, f"{count:,}", f"{plan['batch']:,}", *(f"{a / b:.3f}" for a, b in zip(*pairs, strict=True)),
+            f"{sent(plan) / 1e9:.3f}", f"{theory / 1e9:.3f}",
+        ])  # fmt: skip
+    return lines(rows)
+
+
+def parameters(experiment):
+    made = load(ROOT / "experiments" / f"{experiment}.py")()
+    return sum(one.size for one in jax.tree.leaves(jax.eval_shape(made.init, jax.random.key(0))))
+
+
+def sent(plan):
+    return sum(each["sent"] for each in plan["collectives"])
+
+
+def lines(rows):
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def replaced(page, name, text):
+    """The page with another text between the comments that name its place."""
+    before, begin, rest = page.partition(f"<!-- {name} -->\n")
+    _, end, after = rest.partition(f"<!-- end of {name} -->\n")
+    if not begin or not end:
+        raise SystemExit(f"docs/plan.md has no place for {name}")
+    return f"{before}{begin}{text}\n{end}{after}"
+
+
+if __name__ == "__main__":
+    main()
