@@ -76,7 +76,7 @@ def _key(run: Run) -> tuple[str, str]:
 
 
 def _starts(run: Run) -> bool:
-    """Whether this is where a TPU starts a collective; it is written again in what runs meanwhile, loops too, and at its end."""
+    """Whether a TPU starts a collective here; it is written again in what runs meanwhile, loops too, and at its end."""
     return any(
         "AsyncCollectiveStart" in user.attributes and run.instruction.name in user.operands
         for user in run.computation.instructions.values()

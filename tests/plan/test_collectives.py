@@ -93,8 +93,8 @@ def test_a_loop_of_sums_within_a_loop(mesh):
     }
 
 
-# As libtpu writes them: a gather that runs beside products, in a loop too, stands in several fusions; a sum whose slice each device
-# keeps stands in one of a telling name; a start's results hold its operand again.
+# As libtpu writes them: a gather that runs beside products, in a loop too, stands in several fusions; a sum whose slice
+# each device keeps stands in one of a telling name; a start's results hold its operand again.
 TPU = """HloModule tpu
 
 %start (p: f32[4,8]) -> (f32[4,8], f32[16,8]) {
