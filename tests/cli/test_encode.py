@@ -71,6 +71,7 @@ def test_dit_of_them_trains_and_its_samples_are_decoded(pipeline, latents, tmp_p
     assert Image.open(tmp_path / "run" / "samples.png").size == (3 * 18 - 2, 7 * 18 - 2)
 
 
+@pytest.mark.slow
 def test_mistakes(pipeline, tmp_path, capsys):
     np.savez(tmp_path / "0.npz", x=np.zeros(1))
     for given, message in (
