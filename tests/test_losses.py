@@ -361,6 +361,7 @@ def test_bound_is_t_times_the_mean_of_its_terms():
     assert bound(1.0) > bound(0.0)  # the decoder's share, which tests/likelihood computes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("variance", "frac"), [("small", 0.0), ("large", 1.0)])
 def test_learned_variance_reaches_from_small_to_large(variance, frac):
     fixed = losses.vlb_loss(lambda p, x, n, c: 0.5 * x, TABLE, parameterize.x0, variance=variance, times=_all_steps)

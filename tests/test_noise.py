@@ -125,6 +125,7 @@ def test_increments_of_a_path_are_standard_normal_and_independent():
     assert abs(np.mean(z[1:] * z[:-1]) - 0.0025) < 4.5 / np.sqrt(z.size)
 
 
+@pytest.mark.slow
 def test_increments_add_up_along_any_grid(x64):
     """sqrt(tau_c - tau_a) z_ac = sqrt(tau_b - tau_a) z_ab + sqrt(tau_c - tau_b) z_bc, from pure noise on."""
     fine = np.array([-np.inf, -7.3, -2.1, -0.4, 0.33, 1.2, 1.25, 4.0, 8.0])

@@ -206,7 +206,8 @@ def test_settings_are_swept_in_one_program():
 SOME = [jd.solvers.heun(), jd.solvers.dpmpp_2m(), jd.solvers.ddim(0.5)]  # with no state, with one, with noise
 
 
-@pytest.mark.parametrize("solver", [*(pytest.param(s, marks=pytest.mark.slow) for s in SOME[:2]), SOME[2]])
+@pytest.mark.slow
+@pytest.mark.parametrize("solver", SOME)
 def test_the_number_of_steps_up_to_a_maximum_is_traced(solver):
     """A grid that repeats its last level, and `stop`: the shorter grid's sample, one program, for many by `vmap`."""
     short, long = [0.9, 0.6, 0.3, 0.0], [0.9, 0.7, 0.5, 0.3, 0.1, 0.0]

@@ -99,7 +99,8 @@ def test_each_sde_carries_the_processs_moments_forward_and_back(name, x64):
         np.testing.assert_allclose(back, start, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["vp", "edm", "flow", pytest.param("table", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vp", "edm", "flow", "table"])
 def test_probability_flow_is_the_derivative_of_the_exact_map(name, x64):
     process, clean, noisy = PROCESSES[name]
     x, _ = _points()
@@ -130,6 +131,7 @@ def test_probability_flow_is_finite_from_pure_noise():
     assert all(np.all(np.isfinite(grad)) for grad in grads)
 
 
+@pytest.mark.slow
 def test_langevin_has_its_stationary_law():
     """Of N(m, c^2), step e: variance c^2 / (1 - e / (4 c^2)); by its keys alone, the step's size traced."""
     n, level = 4000, jax.tree.map(jnp.float32, LEVEL)

@@ -77,6 +77,7 @@ def test_all_levels_of_a_table_chosen_are_the_table():
     assert levels.t.dtype == jnp.int32
 
 
+@pytest.mark.slow
 def test_a_few_iterations_lower_the_loss_and_give_the_best_grid_met():
     given, x = grids.karras(EDM, 3, sigma_min=0.1, sigma_max=10.0), noise(0, 8, 10.0)
     end = jax.jit(lambda levels: jd.sample(rational, solvers.euler(), levels, x, KEY))

@@ -71,10 +71,9 @@ def test_every_grid_falls_on_every_process(name, n):
 MOST = 5
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize(
-    ("name", "plain_ones"), [("vp", (1, 4)), pytest.param("table", range(1, MOST + 1), marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("name", "plain_ones"), [("vp", (1, 4)), ("table", range(1, MOST + 1))])
 def test_a_traced_number_of_steps_gives_the_grid_of_the_plain_one(name, plain_ones):
     run = partial(every_grid, *PROCESSES[name])
     traced = jax.jit(jax.vmap(partial(run, at_most=MOST)))(jnp.arange(1, MOST + 1))

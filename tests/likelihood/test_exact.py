@@ -115,6 +115,7 @@ def _wide(d=12):
     )
 
 
+@pytest.mark.slow
 def test_hutchinsons_estimate_is_unbiased_and_its_error_honest(x64):
     """For many keys: within four of its standard errors, which cover as a normal's would, and shrink with probes."""
     mixture, levels = _wide(), jd.grids.by_lambda(EDM(), 12, start=20.0, end=0.1)

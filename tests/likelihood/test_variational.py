@@ -129,6 +129,7 @@ def test_per_example_and_any_shape():
     np.testing.assert_allclose(one, batch[1:2], rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variance", ["small", "large", "learned"])
 def test_gradients_are_finite_at_every_t(variance):
     """At t = 1 the KL, and elsewhere the decoder, is computed and thrown away: neither may leave a NaN."""

@@ -32,7 +32,8 @@ def data(n=8):
     return jnp.asarray(CLUSTERS.draw(np.random.default_rng(0), n))
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n == "vp" else pytest.mark.slow) for n in STARTS])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STARTS)
 def test_is_undone_by_ddim_to_the_fixed_points_error_and_in_one_iteration_to_order_1(name):
     process, start = STARTS[name]
     error = {

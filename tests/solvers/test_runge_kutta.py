@@ -97,6 +97,7 @@ def test_each_example_takes_scipys_steps(name):
     assert len(set(state.nfe.tolist())) > 1 and not state.failed.any()
 
 
+@pytest.mark.slow
 def test_the_error_falls_with_the_tolerance_in_float32_too_and_turning_it_compiles_nothing():
     x = 80 * start(16)
     solve_to.clear_cache()
@@ -138,6 +139,7 @@ def test_reports_its_evaluations_and_asks_at_one_level_per_example():
     assert np.all(np.isfinite(out)) and np.array_equal(out.shape, (4, 2))
 
 
+@pytest.mark.slow
 def test_an_example_is_solved_as_if_it_were_alone():
     # With others that are easy (near the data's mean) or hard; any shape, through a network told VP's time.
     x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 2, 3))) * jnp.array([0.1, 1.0, 30.0])[:, None, None]
