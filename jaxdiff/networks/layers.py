@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxdiff.networks.convolution import convolve
 from jaxdiff.networks.initializers import kernel_init, zeros_init
 from jaxdiff.sharding import weight
 
@@ -91,24 +92,6 @@ class GroupNorm(nn.Module):
             factor = 1 + scale.astype(dtype)
             gamma, beta = gamma * factor, beta * factor + shift.astype(dtype)
         return group_norm(x, gamma, beta, groups=self.groups, eps=self.eps)
-
-
-def convolve(x: Array, kernel: Array, *, stride: int = 1, pad: tuple[int, int]) -> Array:
-    """Cross-correlates over all spatial axes.
-
-    Args:
-        x: [B, *spatial, C].
-        kernel: [*size, C, features], of the type of x.
-        stride: along each axis.
-        pad: zeros before and after each axis.
-
-    Returns:
-        [B, *spatial', features].
-    """
-    dims = x.ndim - 2
-    letters = "DHW"[3 - dims :]
-    layout = (f"N{letters}C", f"{letters}IO", f"N{letters}C")
-    return jax.lax.conv_general_dilated(x, kernel, (stride,) * dims, [pad] * dims, dimension_numbers=layout)
 
 
 class Dense(nn.Module):

@@ -1,0 +1,74 @@
+"""The convolution whose gradients a CPU is quick at, against XLA's own derivatives."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdiff.networks.convolution import convolve
+
+CASES = {"same": (2, 3, 1, (1, 1)), "down": (2, 3, 2, (0, 1)), "torch": (1, 3, 2, (1, 1)), "video": (3, 2, 1, (1, 0))}
+
+
+def theirs(x, kernel, *, stride, pad):
+    dims = x.ndim - 2
+    letters = "DHW"[3 - dims :]
+    names = (f"N{letters}C", f"{letters}IO", f"N{letters}C")
+    return jax.lax.conv_general_dilated(x, kernel, (stride,) * dims, [pad] * dims, dimension_numbers=names)
+
+
+def arrays(dims, size):
+    draw = np.random.default_rng(0).normal
+    return draw(size=(2, *(5, 6, 4)[:dims], 3)), draw(size=(*(size,) * dims, 3, 4))
+
+
+@pytest.mark.parametrize("case", [pytest.param(name, marks=[pytest.mark.slow] * (name != "torch")) for name in CASES])
+def test_derivatives_of_both_modes_and_second_order(case, x64):
+    dims, size, stride, pad = CASES[case]
+    x, kernel = arrays(dims, size)
+
+    def derivatives(conv):
+        run = lambda x, kernel: conv(x, kernel, stride=stride, pad=pad)  # noqa: E731
+        loss = lambda x, kernel: jnp.sum(jnp.sin(run(x, kernel)))  # noqa: E731
+        slope = lambda x, kernel: jnp.sum(jnp.sin(jax.grad(loss, argnums=1)(x, kernel)))  # noqa: E731
+        return (
+            run(x, kernel),
+            jax.grad(loss, argnums=(0, 1))(x, kernel),
+            jax.jvp(run, (x, kernel), (jnp.cos(x), jnp.sin(kernel))),
+            jax.jvp(lambda x: run(x, kernel), (x,), (jnp.cos(x),)),
+            jax.grad(slope, argnums=(0, 1))(x, kernel),
+            jax.jvp(jax.grad(loss), (x, kernel), (jnp.cos(x), jnp.sin(kernel))),
+        )
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10), derivatives(convolve), derivatives(theirs))
+
+
+def test_derivatives_under_vmap(x64):
+    x, kernel = arrays(2, 3)
+    directions = np.random.default_rng(1).normal(size=(3, *x.shape))
+
+    def along(conv):
+        move = jax.linearize(lambda x: conv(x, kernel, stride=1, pad=(1, 1)), x)[1]
+        turn = lambda v: jax.jvp(lambda k: conv(x, k, stride=1, pad=(1, 1)), (kernel,), (kernel * v,))[1]  # noqa: E731
+        return jax.vmap(move)(directions), jax.vmap(turn)(np.arange(3.0))
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10), along(convolve), along(theirs))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_in_loops_all_convolutions_are_in_the_order_of_the_fast_kernel(dtype):
+    x, kernel = (jnp.asarray(a, dtype) for a in arrays(2, 3))
+
+    def orders(conv):
+        def body(total, x):
+            inner = lambda x: jnp.sin(conv(x, kernel, stride=1, pad=(1, 1)))  # noqa: E731
+            slope = jax.grad(lambda x, kernel: conv(jnp.tanh(x), kernel, stride=2, pad=(1, 1)).sum(), argnums=(0, 1))
+            return jax.tree.map(jnp.add, total, (slope(x, kernel), jax.jvp(inner, (x,), (x,)))), None
+
+        zero = ((jnp.zeros_like(x), jnp.zeros_like(kernel)), (jnp.zeros((2, 5, 6, 4), dtype),) * 2)
+        program = jax.jit(lambda xs: jax.lax.scan(body, zero, xs)[0]).lower(x[None]).compile().as_text()
+        return set(re.findall(r"dim_labels=(\S+?)[,\s]", program))
+
+    assert orders(convolve) == {"b01f_01io->b01f"} < orders(theirs)
