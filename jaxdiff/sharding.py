@@ -107,14 +107,14 @@ def platform() -> str:
 
 
 def constrain(x: Array, *axes: str | tuple[str, ...] | None) -> Array:
-    """Say how an array inside a program lies on the mesh; without a mesh it is returned as it is.
+    """Say how an array inside a program lies on the mesh; without a mesh, or on one device, it is returned as it is.
 
     Args:
         x: the array.
         axes: for its leading axes the mesh axis that splits each, or None. One that does not divide is left out.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
+    if mesh.empty or mesh.size == 1:
         return x
     fits = (a if a is None or x.shape[i] % _size(mesh, a) == 0 else None for i, a in enumerate(axes))
     return jax.lax.with_sharding_constraint(x, P(*fits))
