@@ -1,6 +1,7 @@
 """The table of `docs/plan.md`: each experiment planned on slices that suit it: python benchmarks/plan.py.
 
-Takes an hour of two cores; what has been planned is kept in runs/plans, and planned again after its file is removed.
+Takes more than an hour of two cores. What has been planned is kept in runs/plans for as long as the committed code is
+the same, so that a table is of one version; the page says what is missing in it.
 """
 
 import argparse
@@ -14,7 +15,6 @@ import jax
 from jaxdiff.experiment import load
 
 ROOT = Path(__file__).parents[1]
-KEPT = ROOT / "runs" / "plans"
 # (experiment, slice, options of `jaxdiff plan`)
 PLANS = [
     ("cifar10_ddpm", "v5e:2x4", "--batch 128"),
@@ -34,27 +34,42 @@ WEAK = [
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default="", help="plan what has this in its name, and leave the page as it is")
+    parser.add_argument("--only", default="", help="plan what has this in its name; 'nothing' plans no more")
     only = parser.parse_args().only
-    chosen = [one for one in PLANS + WEAK if only in " ".join(one)]
-    made = {one: planned(*one) for one in chosen}
-    if not only:
-        page = ROOT / "docs" / "plan.md"
-        text = replaced(page.read_text(), "plans", table([(one, made[one]) for one in PLANS]))
-        page.write_text(replaced(text, "weak scaling", weak_table([(one, made[one]) for one in WEAK])))
+    for one in PLANS + WEAK:
+        if only in " ".join(one) and not kept(one).exists():
+            words = command(one)
+            print("jaxdiff", *words, flush=True)
+            subprocess.run([sys.executable, "-m", "jaxdiff", *words, "--json", str(kept(one))], cwd=ROOT, check=True)
+    page = ROOT / "docs" / "plan.md"
+    text = replaced(page.read_text(), "plans", lines_of(table, PLANS))
+    page.write_text(replaced(text, "weak scaling", lines_of(weak_table, WEAK)))
 
 
-def planned(experiment, slice, options):
-    """Plan with the command line, unless that has been done; the plan as its JSON has it."""
-    words = ["plan", f"experiments/{experiment}.py", "--topology", slice, *options.split()]
-    file = KEPT / ("-".join(word.strip("-").replace("/", "_") for word in words) + ".json")
-    if not file.exists():
-        print("jaxdiff", *words, flush=True)
-        subprocess.run([sys.executable, "-m", "jaxdiff", *words, "--json", str(file)], cwd=ROOT, check=True)
-    plan = json.loads(file.read_text())
-    if not plan["fits"]:
-        raise SystemExit(f"{' '.join(words)} does not fit: choose other options")
-    return plan
+def command(one):
+    experiment, slice, options = one
+    return ["plan", f"experiments/{experiment}.py", "--topology", slice, *options.split()]
+
+
+def kept(one):
+    """Where a plan by this version of the code is, or will be."""
+    git = ["git", "rev-parse", "HEAD:jaxdiff", "HEAD:experiments"]
+    trees = subprocess.run(git, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split()
+    name = "-".join(word.strip("-").replace("/", "_") for word in command(one))
+    return ROOT / "runs" / "plans" / "-".join(tree[:8] for tree in trees) / f"{name}.json"
+
+
+def lines_of(make, ones):
+    """The table of the plans that there are, and which are missing."""
+    there = [one for one in ones if kept(one).exists()]
+    made = [(one, json.loads(kept(one).read_text())) for one in there]
+    large = [one for one, plan in made if not plan["fits"]]
+    if large:
+        raise SystemExit(f"these do not fit, choose other options: {large}")
+    missing = [
+        f"{experiment} on {slice}" for experiment, slice, options in ones if (experiment, slice, options) not in there
+    ]
+    return make(made) + (f"\n\nNot planned with this version yet: {', '.join(missing)}." if missing else "")
 
 
 def table(made):
