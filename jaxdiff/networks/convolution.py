@@ -51,7 +51,8 @@ def _(stride, pad, primals, tangents):
     (x, kernel), (dx, dk) = primals, tangents
     moves = [(dx, kernel)] * (type(dx) is not SymbolicZero) + [(x, dk)] * (type(dk) is not SymbolicZero)
     # The plain one: what a block keeps for its backward pass is chosen by the primitive's name.
-    return _convolve(x, kernel, stride, pad), sum(_moved.bind(*pair, stride=stride, pad=pad) for pair in moves)
+    tangent, *other = (_moved.bind(*pair, stride=stride, pad=pad) for pair in moves)
+    return _convolve(x, kernel, stride, pad), tangent + other[0] if other else tangent
 
 
 # The same convolution as a part of a tangent, where one of its two arguments is differentiated.
