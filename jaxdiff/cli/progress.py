@@ -30,7 +30,10 @@ class Progress(tqdm):
         """Count what is done; the time left does not count the compilation."""
         if self.n == 0 and n and not self.disable:
             self.set_description(self._what, refresh=False)
-        return super().update(n)
+        shown = super().update(n)
+        if self.n == self.total:
+            self.refresh()  # the last unit shows, however soon it came after the one before
+        return shown
 
 
 def busy(what: str) -> Any:

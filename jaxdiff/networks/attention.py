@@ -53,9 +53,7 @@ def attend(
     elif plain and k.shape[1] >= LONG:
         y = blockwise(q, k, v, mask, scale=scale, block=BLOCK)
     else:
-        # A gradient computes the weights again, of which there are many more than queries, keys and values.
-        formula = jax.checkpoint(partial(_formula, scale=scale, bias=bias, causal=causal))
-        y = formula(q, k, v, *masks)
+        y = _formula(q, k, v, *masks, scale=scale, bias=bias, causal=causal)
     if mask is None:
         return y
     return jnp.where(mask.any(axis=1)[:, None, None, None], y, jnp.zeros_like(y))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -90,19 +88,10 @@ def modulations(emb: Array, count: int, dtype, name: str) -> list[Array]:
     return jnp.split(dense(count * emb.shape[-1], dtype, name, zero=True)(emb)[:, None], count, axis=-1)
 
 
-# A gradient does the elementwise work again: that is quicker than to write what it needs to memory and read it back.
-_again = partial(jax.checkpoint, prevent_cse=False)
-
-
 def modulated_norm(x: Array, shift: Array, scale: Array, eps: float = 1e-6) -> Array:
     """layer_norm(x) (1 + scale) + shift of x[B, N, D] by [B, 1, D] each, in float32 at least; returns x's type."""
-
-    @_again
-    def norm(x: Array, shift: Array, scale: Array) -> Array:
-        y = layer_norm(x, eps)
-        return (y * (1 + scale.astype(y.dtype)) + shift.astype(y.dtype)).astype(x.dtype)
-
-    return norm(x, shift, scale)
+    y = layer_norm(x, eps)
+    return (y * (1 + scale.astype(y.dtype)) + shift.astype(y.dtype)).astype(x.dtype)
 
 
 class FeedForward(nn.Module):
@@ -122,7 +111,7 @@ class FeedForward(nn.Module):
     def __call__(self, x: Array) -> Array:
         """Maps [..., D] to [..., D]."""
         h = constrain(dense(self.features, self.dtype, "net.0.proj")(x), BATCH_AXES, "sequence", "tensor")
-        h = _again(partial(jax.nn.gelu, approximate=not self.exact))(h)
+        h = jax.nn.gelu(h, approximate=not self.exact)
         return dense(x.shape[-1], self.dtype, "net.2")(h)
 
 

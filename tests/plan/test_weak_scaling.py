@@ -61,10 +61,8 @@ def test_copies_of_the_state(one, name):
 def test_parts_of_the_state(one):
     """With the state in 16 parts, gradients are summed among those, and then each part among the 64 copies."""
     gradient, split, many = plan("imagenet256_dit", 1024, "fsdp=16")
-    assert many.flops == pytest.approx(one("imagenet256_dit").flops, rel=0.03)
-    assert many.memory.total < one("imagenet256_dit").memory.total
-    # Gathered weights are written and read, forward and backward.
-    assert many.bytes < one("imagenet256_dit").bytes + 4 * split
+    assert many.flops == pytest.approx(one("imagenet256_dit").flops, rel=0.02)
+    assert many.memory.total < one("imagenet256_dit").memory.total and many.bytes < one("imagenet256_dit").bytes
     by = {(each.kind, each.axes): each for each in many.collectives}
     assert {kind for kind, _ in by} == {"all-gather", "reduce-scatter", "all-reduce"}
     summed = by["reduce-scatter", ("fsdp",)].bytes + by["all-reduce", ("fsdp",)].bytes
