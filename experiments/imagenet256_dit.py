@@ -26,7 +26,7 @@ def experiment(
     drop_rate: float = 0.1,
     ema: float = 0.9999,
     accumulate: int = 1,
-    remat: Literal["none", "dots", "full"] = "none",
+    remat: Literal["none", "dots", "full"] = "dots",
     source: str = "latents/imagenet256",
     latent: tuple[int, int, int] = (32, 32, 4),
     num_classes: int = 1000,

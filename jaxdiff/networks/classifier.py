@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
+from jaxdiff.networks.layers import Dropout
+
 
 class Classifier(nn.Module):
     """Three strided convolutions and a hidden layer, for images of about 28 x 28.
@@ -47,7 +49,8 @@ class Classifier(nn.Module):
             x = nn.gelu(x)
         # Flattened, not averaged over positions: the outline of the object is what tells the classes apart.
         x = x.reshape(x.shape[0], -1)
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        x = Dropout(self.dropout, name="dropout_0")(x, train=train)
         hidden = nn.gelu(nn.Dense(self.features, name="hidden")(x))
-        logits = nn.Dense(self.num_classes, name="head")(nn.Dropout(self.dropout, deterministic=not train)(hidden))
+        x = Dropout(self.dropout, name="dropout_1")(hidden, train=train)
+        logits = nn.Dense(self.num_classes, name="head")(x)
         return logits.astype(jnp.float32), hidden.astype(jnp.float32)

@@ -135,7 +135,7 @@ class DiT(nn.Module):
     grid: int | None = None
     eps: float = 1e-6
     own_embeddings: bool = False
-    remat: Remat = "none"
+    remat: Remat = "dots"
     unroll: int = 1
     dtype: jnp.dtype = jnp.float32
 

@@ -17,7 +17,7 @@ from jax import Array
 from jaxdiff.networks import layers
 from jaxdiff.networks.apply import check_cond
 from jaxdiff.networks.attention import attend
-from jaxdiff.networks.layers import wide
+from jaxdiff.networks.layers import Dropout, wide
 from jaxdiff.networks.magnitude import MPConv, MPFourier, mp_cat, mp_silu, mp_sum, normalize
 from jaxdiff.networks.remat import Remat, rematted
 from jaxdiff.networks.song_layers import check_attention, check_taps, one_hot, resample, split_qkv
@@ -63,7 +63,7 @@ class Block(nn.Module):
         scale = 1 + MPConv(self.features, dtype=emb.dtype, name="emb_linear")(emb, gain)
         y = mp_silu(y * layers.spatial(y, scale.astype(y.dtype)))
         if self.dropout:
-            y = nn.Dropout(self.dropout, name="dropout")(y, deterministic=False)
+            y = Dropout(self.dropout, name="dropout")(y)
         y = self._conv("conv_res1", 3)(y)
         if self.decoder and shortcut:
             x = self._conv("conv_skip", 1)(x)

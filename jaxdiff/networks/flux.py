@@ -85,7 +85,7 @@ class Flux(nn.Module):
     vector_dim: int = 768
     guidance: bool = False
     concat_channels: int | None = None
-    remat: Remat = "none"
+    remat: Remat = "dots"
     unroll: int = 1
     dtype: jnp.dtype = jnp.float32
 

@@ -1,15 +1,12 @@
-"""Initial parameters, drawn so that a large network's `init` compiles in a second.
-
-jax.random's generator compiles anew for each shape, about a quarter second a parameter on a CPU. Initial weights
-need neither its strength nor its cost: here an element is a hash of its position and the parameter's key.
-"""
+"""Initial parameters, drawn so that a large network's `init` compiles in a second."""
 
 import math
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import Array
+
+from jaxdiff.networks.bits import random_bits
 
 zeros_init = nn.initializers.zeros_init()
 
@@ -25,11 +22,8 @@ def unit_uniform(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array
     Returns:
         The numbers, the same on every device and under every sharding.
     """
-    bits = jax.lax.iota(jnp.uint32, math.prod(shape))
-    for word in jax.random.key_data(key).ravel():
-        bits = _mix(bits * jnp.uint32(0x9E3779B9) + word)
     # 23 bits and a half, so that neither end is reached and the distribution is symmetric.
-    return (((bits >> 9).astype(dtype) + 0.5) * 2.0**-22 - 1.0).reshape(shape)
+    return ((random_bits(key, shape) >> 9).astype(dtype) + 0.5) * 2.0**-22 - 1.0
 
 
 def kernel_init(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
@@ -59,10 +53,3 @@ def table_init(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
         The initial table.
     """
     return math.sqrt(3) * unit_uniform(key, shape, dtype)
-
-
-def _mix(bits: Array) -> Array:
-    """A bijection of uint32 in which every input bit moves every output bit (multiply and xor-shift)."""
-    bits = (bits ^ (bits >> 16)) * jnp.uint32(0x7FEB352D)
-    bits = (bits ^ (bits >> 15)) * jnp.uint32(0x846CA68B)
-    return bits ^ (bits >> 16)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxdiff.networks.bits import random_bits
 from jaxdiff.networks.convolution import convolve
 from jaxdiff.networks.initializers import kernel_init, zeros_init
 from jaxdiff.sharding import weight
@@ -157,6 +158,26 @@ class Conv(nn.Module):
         else:
             y = convolve(x, kernel, stride=self.stride, pad=pad)
         return offset(y, bias)
+
+
+class Dropout(nn.Module):
+    """Zeroes elements at random, and scales the others so that the mean stays (Srivastava et al. 2014, sec. 10).
+
+    Attributes:
+        rate: probability of zeroing an element, in [0, 1).
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool = True) -> Array:
+        """Maps x of any shape to the same, by the random key "dropout"; without `train` it is the identity."""
+        if not 0 <= self.rate < 1:
+            raise ValueError(f"the rate of dropout must be in [0, 1), got {self.rate}")
+        if not train or self.rate == 0:
+            return x
+        kept = random_bits(self.make_rng("dropout"), x.shape) >= jnp.uint32(round(self.rate * 2**32))
+        return jnp.where(kept, x / (1 - self.rate), 0)
 
 
 def upsample(x: Array) -> Array:

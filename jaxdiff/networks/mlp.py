@@ -9,7 +9,7 @@ from jax import Array
 from jaxdiff.networks.apply import check_cond
 from jaxdiff.networks.embed import ClassEmbedding, EmbeddingMLP, Fourier, Sinusoidal
 from jaxdiff.networks.initializers import kernel_init, zeros_init
-from jaxdiff.networks.layers import Dense, wide
+from jaxdiff.networks.layers import Dense, Dropout, wide
 
 
 class MLP(nn.Module):
@@ -74,6 +74,6 @@ class MLP(nn.Module):
             scale, shift = jnp.split(dense(2 * self.width, f"blocks.{i}.emb_proj")(emb).astype(high), 2, axis=-1)
             y = nn.silu(norm(h, f"blocks.{i}.norm") * (1 + scale) + shift)
             y = nn.silu(dense(self.width, f"blocks.{i}.linear_1")(y))
-            y = nn.Dropout(self.dropout, name=f"blocks.{i}.dropout")(y, deterministic=not train)
+            y = Dropout(self.dropout, name=f"blocks.{i}.dropout")(y, train=train)
             h = h + dense(self.width, f"blocks.{i}.linear_2", zeros_init)(y)
         return dense(x.shape[-1], "linear_out", zeros_init)(nn.silu(norm(h, "norm_out"))).astype(high)

@@ -169,7 +169,7 @@ class MMDiT(nn.Module):
     max_grid: int = 96
     qk_norm: bool = False
     dual: tuple[int, ...] = ()
-    remat: Remat = "none"
+    remat: Remat = "dots"
     unroll: int = 1
     dtype: jnp.dtype = jnp.float32
 

@@ -10,7 +10,7 @@ from jax import Array
 from jaxdiff.networks import layers
 from jaxdiff.networks.attention import attend
 from jaxdiff.networks.initializers import kernel_init
-from jaxdiff.networks.layers import Conv, Dense
+from jaxdiff.networks.layers import Conv, Dense, Dropout
 
 
 def resample(x: Array, taps: tuple[float, ...], way: str | None) -> Array:
@@ -158,7 +158,7 @@ class Block(nn.Module):
         h = norm1(h, *jnp.split(emb, 2, axis=-1)) if self.adaptive else norm1(layers.offset(h, layers.spatial(h, emb)))
         h = nn.silu(h)
         if self.dropout:
-            h = nn.Dropout(self.dropout, name="dropout")(h, deterministic=False)
+            h = Dropout(self.dropout, name="dropout")(h)
         h = self._conv("conv1", draw=last)(h)
 
         changes = x.shape[-1] != self.features

@@ -203,13 +203,14 @@ def unpack(x: Array, patch: int) -> Array:
     return depth_to_space(y.reshape(x.shape), patch)
 
 
-def stacked(block: type[nn.Module], layers: int, *, remat: Remat = "none", unroll: int = 1) -> type[nn.Module]:
+def stacked(block: type[nn.Module], layers: int, *, remat: Remat = "dots", unroll: int = 1) -> type[nn.Module]:
     """Equal blocks as one scanned block, so that compile time does not grow with their number.
 
     Args:
         block: a module called as block(carry, *shared) -> (carry, out).
         layers: how many.
-        remat: what of each block the backward pass computes again: "none", "dots" (all but products) or "full".
+        remat: what of each block the backward pass computes again: "none", "dots" (all but products) or "full". What a
+            loop keeps goes through memory, so that elementwise work is done again sooner than it is read.
         unroll: blocks per turn of the loop.
 
     Returns:

@@ -99,7 +99,7 @@ class Transformer2D(nn.Module):
     cross_only: bool = False
     identity: bool = False
     groups: int = 32
-    remat: Remat = "none"
+    remat: Remat = "dots"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact

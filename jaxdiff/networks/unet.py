@@ -19,7 +19,7 @@ from jaxdiff.networks import layers
 from jaxdiff.networks.apply import check_cond
 from jaxdiff.networks.attention import Attention
 from jaxdiff.networks.embed import ClassEmbedding, EmbeddingMLP, Fourier, Sinusoidal
-from jaxdiff.networks.layers import Conv, Dense, Downsample, GroupNorm, Upsample, wide
+from jaxdiff.networks.layers import Conv, Dense, Downsample, Dropout, GroupNorm, Upsample, wide
 from jaxdiff.networks.remat import Remat, rematted
 from jaxdiff.networks.tokens import dense
 from jaxdiff.networks.transformer2d import Transformer2D, Transformers
@@ -70,7 +70,7 @@ class ResBlock(nn.Module):
             h = norm2(layers.offset(h, layers.spatial(h, emb)))
         h = nn.silu(h)
         if self.dropout:
-            h = nn.Dropout(self.dropout, name="dropout")(h, deterministic=False)
+            h = Dropout(self.dropout, name="dropout")(h)
         h = Conv(self.features, zero=True, dtype=self.dtype, name="conv2")(h)
         if x.shape[-1] != self.features:
             x = Conv(self.features, size=1, dtype=self.dtype, name="conv_shortcut")(x)

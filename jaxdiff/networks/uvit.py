@@ -81,7 +81,7 @@ class UViT(nn.Module):
     num_classes: int | None = None
     token_dim: int | None = None
     conv: bool = True
-    remat: Remat = "none"
+    remat: Remat = "dots"
     unroll: int = 1
     dtype: jnp.dtype = jnp.float32
 

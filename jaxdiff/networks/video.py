@@ -20,7 +20,7 @@ from jax import Array
 from jaxdiff.networks.attention import attend, split_heads
 from jaxdiff.networks.dit import Block, DiT
 from jaxdiff.networks.initializers import kernel_init, zeros_init
-from jaxdiff.networks.layers import GroupNorm, offset
+from jaxdiff.networks.layers import Dropout, GroupNorm, offset
 from jaxdiff.networks.remat import Remat
 from jaxdiff.networks.tokens import FeedForward, LayerNorm, dense, modulated_norm, modulations, sines, stacked
 from jaxdiff.networks.unet import UNet
@@ -112,7 +112,7 @@ class TemporalConv(nn.Module):
         for i in range(1, 5):
             h = nn.silu(GroupNorm(self.groups, name=f"conv{i}.0")(h))
             if i > 1:
-                h = nn.Dropout(self.dropout, name=f"conv{i}.2")(h, deterministic=not train)
+                h = Dropout(self.dropout, name=f"conv{i}.2")(h, train=train)
             h = _AlongTime(zero=i == 4, dtype=self.dtype, name=f"conv{i}.{2 if i == 1 else 3}")(h)
         return x + h
 
@@ -187,7 +187,7 @@ class Motion(nn.Module):
     depth: int = 1
     heads: int = 8
     groups: int = 32
-    remat: Remat = "none"
+    remat: Remat = "dots"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact

@@ -67,7 +67,7 @@ class Bert(nn.Module):
     pooler: bool = True
     act: str = "gelu"
     eps: float = 1e-12
-    remat: Remat = "none"
+    remat: Remat = "dots"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact

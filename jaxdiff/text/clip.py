@@ -71,7 +71,7 @@ class CLIPText(nn.Module):
     act: str = "quick_gelu"
     eos: int | None = 49407
     eps: float = 1e-5
-    remat: Remat = "none"
+    remat: Remat = "dots"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact

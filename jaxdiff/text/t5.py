@@ -118,7 +118,7 @@ class T5Encoder(nn.Module):
     buckets: int = 32
     farthest: int = 128
     eps: float = 1e-6
-    remat: Remat = "none"
+    remat: Remat = "dots"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact

@@ -152,3 +152,39 @@ def test_initial_values_do_not_depend_on_sharding():
 
     key = jax.random.key(0)
     np.testing.assert_array_equal(jax.jit(draw, out_shardings=sharding)(key), jax.jit(draw)(key))
+
+
+def test_dropout_keeps_the_mean_and_drops_independently():
+    module = layers.Dropout(0.3)
+    x = 1 + np.abs(normal(0, 100, 50, 20))
+
+    def drop(seed):
+        return module.apply({}, x, rngs={"dropout": jax.random.key(seed)})
+
+    y, other = np.asarray(drop(0), np.float64), np.asarray(drop(1))
+    kept = y != 0
+    np.testing.assert_allclose(y[kept], x[kept] / 0.7, rtol=1e-6)
+    assert abs(kept.mean() - 0.7) < 5 * np.sqrt(0.3 * 0.7 / x.size)
+    for axis in range(x.ndim):  # neighbours along each axis, and the same place under another key
+        here, there = np.take(kept, range(1, x.shape[axis]), axis), np.take(kept, range(x.shape[axis] - 1), axis)
+        assert abs((here & there).mean() - 0.49) < 5 * np.sqrt(0.49 * 0.51 / here.size)
+    assert abs((kept & (other != 0)).mean() - 0.49) < 5 * np.sqrt(0.49 * 0.51 / x.size)
+    np.testing.assert_array_equal(y, drop(0))
+    np.testing.assert_array_equal(jax.grad(lambda x: module.apply({}, x, rngs={"dropout": jax.random.key(0)}).sum())(x)
+                                  != 0, kept)  # fmt: skip
+    np.testing.assert_array_equal(module.apply({}, x, train=False), x)
+    with pytest.raises(ValueError, match=r"in \[0, 1\), got 1.0"):
+        layers.Dropout(1.0).apply({}, x, rngs={"dropout": jax.random.key(0)})
+
+
+@pytest.mark.parametrize("axis", range(3))
+def test_dropout_does_not_depend_on_sharding(axis):
+    devices = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("a",))
+    spec = jax.sharding.PartitionSpec(*("a" if i == axis else None for i in range(3)))
+    sharding = jax.sharding.NamedSharding(devices, spec)
+
+    def drop(x):
+        return layers.Dropout(0.5).apply({}, x, rngs={"dropout": jax.random.key(0)})
+
+    x = normal(0, 4, 8, 12)
+    np.testing.assert_array_equal(jax.jit(drop, in_shardings=sharding)(x), jax.jit(drop)(x))
