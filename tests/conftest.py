@@ -6,10 +6,14 @@ from importlib.metadata import version
 # Before jax is imported: eight CPU devices; NPROC keeps their thread pools from deadlocking on few cores. Compiling is
 # most of what the tests do: LLVM's optimizations are a third of that, and the newer emitters of fused loops, which
 # versions after 0.10 can't do without, another.
-FLAGS = ["--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"]
-if version("jaxlib").startswith("0.10."):
-    FLAGS.append("--xla_cpu_use_fusion_emitters=false")
-os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+        "--xla_backend_optimization_level=0",
+        *(["--xla_cpu_use_fusion_emitters=false"] if version("jaxlib").startswith("0.10.") else []),
+    ]
+)
 os.environ["NPROC"] = "32"
 os.environ["JAX_PLATFORMS"] = "cpu"
 # The command line keeps what it compiles; tests say so where they want that.
