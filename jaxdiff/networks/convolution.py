@@ -2,19 +2,25 @@
 
 XLA's CPU compiler brings a convolution into the order of axes that it has a fast kernel for, but outside of loops
 alone: in the loop of a sampler or of microbatches the gradient of a convolution would take some fifty times as long. So
-here gradients are written in that order to begin with.
+here gradients are written in that order to begin with; and a kernel's gradient sums over bands of rows that fit a
+core's cache, which is up to 2.5 times as fast.
 """
 
+import math
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from jaxdiff.sharding import platform
+
+# Numbers that a core's cache holds; the gradient of a kernel whose input has more sums so many positions at a time.
+CACHE, BAND = 2**19, 2048
 
 
 def convolve(x: Array, kernel: Array, *, stride: int = 1, pad: tuple[int, int]) -> Array:
@@ -73,13 +79,33 @@ def _to_x(ct, x, kernel, *, stride: int, pad: tuple[int, int]) -> Array:
 
 
 def _to_kernel(ct, x, kernel, *, stride: int, pad: tuple[int, int]) -> Array:
-    swapped = jnp.swapaxes(x, 0, -1)
+    # Padded by hand, so that each band of rows is a convolution of its own.
+    swapped = jnp.pad(jnp.swapaxes(x, 0, -1), [(0, 0), *[pad] * (x.ndim - 2), (0, 0)])
+    count = _rows_of_a_band(x.size, ct.shape)
 
-    def forward(kernel):
-        y = _convolve(swapped, jnp.moveaxis(kernel, -2, 0), stride, pad, ("CsN", "IsO", "sNC"))
-        return jnp.moveaxis(y, -2, 0)
+    def band(start: Array | int) -> Array:
+        seen = (count - 1) * stride + kernel.aval.shape[0]
+        rows = jax.lax.dynamic_slice_in_dim(swapped, start * stride, seen, 1)
 
-    return jax.linear_transpose(forward, kernel.aval)(ct)[0]
+        def forward(kernel):
+            y = _convolve(rows, jnp.moveaxis(kernel, -2, 0), stride, (0, 0), ("CsN", "IsO", "sNC"))
+            return jnp.moveaxis(y, -2, 0)
+
+        return jax.linear_transpose(forward, kernel.aval)(jax.lax.dynamic_slice_in_dim(ct, start, count, 1))[0]
+
+    if count == ct.shape[1]:
+        return band(0)
+    total = jnp.zeros(kernel.aval.shape, np.promote_types(ct.dtype, np.float32))
+    add = lambda total, start: (total + band(start).astype(total.dtype), None)  # noqa: E731
+    return jax.lax.scan(add, total, jnp.arange(0, ct.shape[1], count))[0].astype(ct.dtype)
+
+
+def _rows_of_a_band(size: int, shape: tuple[int, ...]) -> int:
+    """How many rows of [B, rows, ...] make up a band, where the input has so many numbers."""
+    rows, others = shape[1], math.prod(shape[:-1]) // shape[1]
+    if size <= CACHE or jax.sharding.get_abstract_mesh().size > 1:
+        return rows
+    return max(count for count in range(1, rows + 1) if rows % count == 0 and (count == 1 or count * others <= BAND))
 
 
 def _batch(args, axes, *, stride: int, pad: tuple[int, int]) -> tuple[Array, int]:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdiff.networks import convolution
 from jaxdiff.networks.convolution import convolve
 
 CASES = {"same": (2, 3, 1, (1, 1)), "down": (2, 3, 2, (0, 1)), "torch": (1, 3, 2, (1, 1)), "video": (3, 2, 1, (1, 0))}
@@ -55,6 +56,30 @@ def test_derivatives_under_vmap(x64):
         return jax.vmap(move)(directions), jax.vmap(turn)(np.arange(3.0))
 
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10), along(convolve), along(theirs))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_large_input_s_gradient_is_summed_by_bands_of_rows(case, x64, monkeypatch):
+    dims, size, stride, pad = CASES[case]
+    x, kernel = arrays(dims, size)
+    monkeypatch.setattr(convolution, "CACHE", x.size - 1)
+    monkeypatch.setattr(convolution, "BAND", 1)
+
+    def slope(conv):
+        loss = lambda x, kernel: jnp.sum(jnp.sin(conv(x, kernel, stride=stride, pad=pad)))  # noqa: E731
+        return jax.grad(lambda x, kernel: jnp.sum(jnp.sin(jax.grad(loss, argnums=1)(x, kernel))), argnums=(0, 1))
+
+    assert "scan[" in str(jax.make_jaxpr(slope(convolve))(x, kernel))
+    ours, reference = slope(convolve)(x, kernel), slope(theirs)(x, kernel)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10), ours, reference)
+
+
+def test_bands_of_rows_sum_in_float32(monkeypatch):
+    x = jnp.ones((1, 1024, 1, 1), jnp.bfloat16)
+    monkeypatch.setattr(convolution, "CACHE", 1)
+    monkeypatch.setattr(convolution, "BAND", 1)
+    slope = jax.grad(lambda kernel: convolve(x, kernel, stride=1, pad=(0, 0)).sum())(jnp.ones((1, 1, 1, 1), x.dtype))
+    assert float(slope[0, 0, 0, 0]) == 1024  # bfloat16 counts to 256
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
