@@ -2,16 +2,19 @@
 
 import os
 from importlib.metadata import version
+from importlib.util import find_spec
 
 # Before jax is imported: eight CPU devices; NPROC keeps their thread pools from deadlocking on few cores. Compiling is
-# most of what the tests do: LLVM's optimizations are a third of that, and the newer emitters of fused loops, which
-# versions after 0.10 can't do without, another.
+# most of what the tests do: LLVM's optimizations are a third of that, and the newer emitters of fused loops another. But
+# versions after 0.10 can't do without these, and libtpu stops a process that gives it a flag it does not know.
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=8",
         "--xla_backend_optimization_level=0",
-        *(["--xla_cpu_use_fusion_emitters=false"] if version("jaxlib").startswith("0.10.") else []),
+        "--xla_cpu_use_fusion_emitters=false"
+        if version("jaxlib").startswith("0.10.") and not find_spec("libtpu")
+        else "",
     ]
 )
 os.environ["NPROC"] = "32"
