@@ -5,8 +5,8 @@ from importlib.metadata import version
 from importlib.util import find_spec
 
 # Before jax is imported: eight CPU devices; NPROC keeps their thread pools from deadlocking on few cores. Compiling is
-# most of what the tests do: LLVM's optimizations are a third of that, and the newer emitters of fused loops another. But
-# versions after 0.10 can't do without these, and libtpu stops a process that gives it a flag it does not know.
+# most of what the tests do: LLVM's optimizations are a third of that, the newer emitters of fused loops another. Later
+# versions can't do without these, and libtpu stops a process that gives it a flag it does not know.
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
