@@ -103,6 +103,7 @@ def _to_kernel(ct, x, kernel, *, stride: int, pad: tuple[int, int]) -> Array:
 def _rows_of_a_band(size: int, shape: tuple[int, ...]) -> int:
     """How many rows of [B, rows, ...] make up a band, where the input has so many numbers."""
     rows, others = shape[1], math.prod(shape[:-1]) // shape[1]
+    # Over several devices each round of the loop would sum over them anew.
     if size <= CACHE or jax.sharding.get_abstract_mesh().size > 1:
         return rows
     return max(count for count in range(1, rows + 1) if rows % count == 0 and (count == 1 or count * others <= BAND))
