@@ -3,6 +3,7 @@
 import inspect
 from functools import partial
 from importlib import import_module
+from typing import NamedTuple
 
 import jax
 import jax.extend
@@ -385,6 +386,21 @@ EVERYWHERE = {
 }
 
 
+ROWS = [jd.parameterize.eps, jd.parameterize.x0, jd.parameterize.v, jd.parameterize.velocity]
+
+
+class OneOf(NamedTuple):
+    """The process of a traced number, so that one program serves all."""
+
+    number: jax.Array
+
+    def __call__(self, t):
+        return jax.lax.switch(self.number, [process for process, _ in EVERYWHERE.values()], t)
+
+    def time(self, lam):
+        return jax.lax.switch(self.number, [process.time for process, _ in EVERYWHERE.values()], lam)
+
+
 def knowing(process, row):
     """A network that knows data from N(0.3, 0.5^2), is told t, and predicts what the row says."""
 
@@ -402,21 +418,27 @@ def knowing(process, row):
 def test_every_process_and_every_prediction_in_any_shape(solver, request):
     """Networks that know Gaussian data exactly and say so as eps, x0, v or velocity give one and the same sample."""
     make, x = getattr(solvers, request.node.callspec.id), np.random.default_rng(0).normal(size=(2, 3, 1, 2))
-    rows = [jd.parameterize.eps, jd.parameterize.x0, jd.parameterize.v, jd.parameterize.velocity]
+    # What is inside of a step has to be named by the process, since these networks are told t alone.
+    inner = "process" in inspect.signature(make).parameters
+    levels = [process(jnp.asarray(ts)) for process, ts in EVERYWHERE.values()]
+    levels = Level(*(jnp.stack(field) for field in zip(*levels, strict=True)))
 
     @jax.jit
     def ends(x):
-        out = {}
-        for name, (process, ts) in EVERYWHERE.items():
-            # What is inside of a step has to be named by the process, since these networks are told t alone.
-            inner = "process" in inspect.signature(make).parameters
-            method, levels = make(process=process) if inner else solver, process(jnp.asarray(ts))
-            for i, row in enumerate(rows):
-                denoise = jd.denoiser(knowing(process, row), None, row)
-                out[name, i] = jd.sample(denoise, method, levels, levels.sigma[0] * x, jax.random.key(0))
-        return out
+        def end(pair):
+            process, row = OneOf(pair[0]), pair[1]
+            each = [jd.denoiser(knowing(process, r), None, r) for r in ROWS]
+            grid = Level(*(field[pair[0]] for field in levels))
+            denoise = lambda x, level: jax.lax.switch(row, each, x, level)  # noqa: E731
+            method = make(process=process) if inner else solver
+            return jd.sample(denoise, method, grid, grid.sigma[0] * x, jax.random.key(0))
+
+        pairs = jnp.stack(jnp.meshgrid(jnp.arange(len(EVERYWHERE)), jnp.arange(len(ROWS)), indexing="ij"), axis=-1)
+        return jax.lax.map(lambda pairs: jax.lax.map(end, pairs), pairs)
 
     out = ends(jnp.asarray(x))
-    for (name, i), end in out.items():
-        assert end.shape == x.shape and np.all(np.isfinite(end))
-        np.testing.assert_allclose(end, out[name, 0], rtol=1e-5, atol=1e-6, err_msg=f"{name}, {rows[i].__name__}")
+    assert out.shape == (len(EVERYWHERE), len(ROWS), *x.shape) and np.all(np.isfinite(out))
+    for name, of_rows in zip(EVERYWHERE, out, strict=True):
+        for row, end in zip(ROWS, of_rows, strict=True):
+            np.testing.assert_allclose(end, of_rows[0], rtol=1e-5, atol=1e-6, err_msg=f"{name}, {row.__name__}")
+    assert np.ptp(out[:, 0], axis=0).max() > 0.1  # the processes are not one
