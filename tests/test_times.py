@@ -64,7 +64,7 @@ def test_logit_normal():
 
 
 def test_scheduled():
-    """log SNR of Hang et al.'s Laplace law for a network that is told sigma; and a density over the schedule's times."""
+    """log SNR of Hang et al.'s law for a network that is told sigma; and a density over the schedule's own times."""
 
     @jax.jit
     def draw(key):

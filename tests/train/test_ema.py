@@ -114,7 +114,11 @@ def test_std_out_of_range(std):
 
 
 def solve_posthoc_coefficients(stored, wanted):
-    """EDM2's phema.py, written out: the profiles' inner products (eq. 151), the solution, and the division by its sum."""
+    """EDM2's phema.py, written out: the profiles' inner products (eq. 151), the solution, its division by its sum.
+
+    Returns:
+        (the weights, what was their sum).
+    """
 
     def inner(a, b):
         (s, g), (t, d) = a, b
