@@ -119,25 +119,29 @@ def _pair(
     Section 3 of the paper, whose noise is written by differences from the first: as in `dpm_solver`.
     """
     h = end.lam - cur.lam
-    start, final, length = cur.like(x), end.like(x), per_example(h, x)
+    start, final, zero = cur.like(x), end.like(x), jnp.zeros_like(x)
+    # The integral of eps' slope up to the third point, and to the end: only DPM-Solver-3 has one.
+    bend = jnp.zeros((2, *h.shape), x.dtype)
+    if order == 3:
+        bend = moments(-jnp.stack([2 / 3 * h, h]), 2)[1]
+    bends = jnp.zeros((order, *h.shape), x.dtype).at[-1].set(2 * bend[0])
 
-    def stage(carry, r: Array):
-        x0, first, previous = carry
+    def stage(carry, row):
+        (x0, first, previous), (r, bend) = carry, row
         level = at(cur.lam + r * h)
         mid = level.like(x)
-        u = mid.sigma / start.sigma * x - mid.alpha * jnp.expm1(-r * length) * x0
-        u = u + 2 * mid.sigma * moments(-r * length, 2)[1] * (previous - first)  # 0 but for the last of three
+        u = mid.sigma / start.sigma * x - mid.alpha * per_example(jnp.expm1(-r * h), x) * x0
+        u = u + mid.sigma * per_example(bend, x) * (previous - first)
         ends = from_x0(denoise(u, level), u, level)
         x0, first = (jnp.where(r == 0, new, old) for new, old in zip(ends, (x0, first), strict=True))
         return (x0, first, ends.eps), ends.eps
 
-    zero = jnp.zeros_like(x)
-    (x0, first, _), eps = jax.lax.scan(stage, (zero, zero, zero), jnp.asarray(_INNER[order], x.dtype))
-    base, inner = exponential(x, x0, start, final), eps[1] - first
+    rows = jnp.asarray(_INNER[order], x.dtype), bends
+    (x0, first, _), eps = jax.lax.scan(stage, (zero, zero, zero), rows)
+    base, inner = exponential(x, x0, start, final), final.sigma * per_example(jnp.expm1(h), x) * (eps[1] - first)
     if order == 2:
-        return base, base - final.sigma * jnp.expm1(length) * inner
-    low = base - 1.5 * final.sigma * jnp.expm1(length) * inner
-    return low, base + 1.5 * final.sigma * moments(-length, 2)[1] * (eps[2] - first)
+        return base, base - inner
+    return base - 1.5 * inner, base + 1.5 * final.sigma * per_example(bend[1], x) * (eps[2] - first)
 
 
 def _ancestral(eta, x: Array, here: Level, there: Level, nxt: Level) -> tuple[Level, Array]:

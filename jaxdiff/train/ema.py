@@ -51,7 +51,8 @@ def half_life(updates: float, ramp_up: float | None = 0.05) -> Decay:
     """Forget half of what is older than so many updates, and at first than a share of the training so far.
 
     Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models" (2022), arXiv:2206.00364, and the
-    authors' code: the decay is 2^(-1 / h) with h = min(updates, ramp_up * step). They count images: divide by the batch.
+    authors' code: the decay is 2^(-1 / h) with h = min(updates, ramp_up * step). What they count is images: divide by
+    the batch.
 
     Args:
         updates: in which the weight of the past halves; greater than 0.
