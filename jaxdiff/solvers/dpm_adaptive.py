@@ -63,8 +63,7 @@ def dpm_adaptive(
     if isinstance(h_init, (int, float)) and not h_init > 0:
         raise ValueError(f"h_init must be positive, got {h_init}")
     deterministic = check_eta(eta)
-    # With noise the error is of order 3/2 in h.
-    control = _controller(pid, 1.5 if not deterministic else order, accept_safety)
+    control = _controller(pid, order if deterministic else 1.5, accept_safety)  # k-diffusion's exponents
 
     def step(denoise, key: Array, x: Array, state: Adaptive, cur: Level, nxt: Level):
         h, finite = finite_h(cur, nxt)
@@ -78,7 +77,7 @@ def dpm_adaptive(
             lam = nxt.lam - walk.left
             here, there = at(lam), at(lam + h)
             down, up = (there, None) if deterministic else _ancestral(eta, x, here, there, nxt)
-            low, high = _pair(inner, order, walk.x, here, down, at)
+            low, high = _pair(inner, walk.x, here, down, order=order, at=at)
             tolerated = jnp.maximum(jnp.abs(low), jnp.abs(x_low)) * jnp.asarray(rtol, x.dtype)
             tolerated = jnp.maximum(tolerated, jnp.asarray(atol, x.dtype))
             square = jnp.mean(jnp.square((low - high) / tolerated), axis=tuple(range(1, x.ndim)))
@@ -95,7 +94,8 @@ def dpm_adaptive(
             start = Walk(
                 x,
                 left=zeros + jnp.where(finite, h, 0),
-                step=jnp.where(state.step > 0, state.step, jnp.asarray(h_init, x.dtype)),
+                # Not more than there is: over many short intervals it would grow without bound.
+                step=jnp.minimum(jnp.where(state.step > 0, state.step, jnp.asarray(h_init, x.dtype)), h),
                 tries=jnp.zeros_like(state.nfe),
                 failed=state.failed,
                 memory=(x, zeros, zeros),
@@ -111,12 +111,14 @@ def dpm_adaptive(
     return Solver(init_adaptive, step, order=None, nfe=None, stochastic=not deterministic)
 
 
-def _pair(
-    denoise, order: int, x: Array, cur: Level, end: Level, at: Callable[[Array], Level]
-) -> tuple[Array, Array]:  # fmt: skip
-    """DPM-Solver's steps of order `order` - 1 and `order` with the same inner points, from `cur` to `end`; levels [B].
+def _pair(denoise, x: Array, cur: Level, end: Level, *, order: int, at: Callable[[Array], Level]):
+    """Where DPM-Solver's steps of order - 1 and of order lead from `cur` to `end`, through the same inner points.
 
-    Section 3 of the paper, whose noise is written by differences from the first: as in `dpm_solver`.
+    Args:
+        denoise, x: as for a solver's step.
+        cur, end: levels [B].
+        order: 2 or 3.
+        at: lam -> the level of an inner point, both [B].
     """
     h = end.lam - cur.lam
     start, final, zero = cur.like(x), end.like(x), jnp.zeros_like(x)

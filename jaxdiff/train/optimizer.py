@@ -102,7 +102,7 @@ def _rate(lr: float, warmup: int, steps: int | None, schedule: Schedule) -> opta
         rate = optax.linear_schedule(lr, 0.0, steps - warmup)  # type: ignore[operator]
     elif schedule == "inverse_sqrt":
         # Counted from the end of the warm-up, as the others are.
-        rate = lambda count: lr * jnp.sqrt(steps / jnp.maximum(count + warmup, steps))  # noqa: E731
+        rate = lambda count: lr / jnp.sqrt(jnp.maximum((count + warmup) / steps, 1.0))  # noqa: E731
     else:
         rate = optax.constant_schedule(lr)
     if warmup:

@@ -120,6 +120,13 @@ def test_with_noise_it_follows_one_brownian_path_whatever_the_tolerance():
 
 
 @pytest.mark.slow
+def test_the_step_that_goes_on_stays_finite_over_many_easy_intervals():
+    levels = EDM(np.geomspace(80, 0.01, 201))
+    _, state = solve(lambda x, level: 0.5 * jnp.ones_like(x), adaptive(), levels, start(dtype=jnp.float32))
+    assert np.all(np.isfinite(state.step)) and np.all(state.nfe == 3 * 200) and not state.failed.any()
+
+
+@pytest.mark.slow
 def test_a_traced_eta_of_0_adds_no_noise():
     @jax.jit
     def traced(eta):  # the controller takes another order where noise may be drawn
