@@ -40,7 +40,8 @@ def dpm_adaptive(
         atol: what is tolerated at least; > 0, may be traced. The default is two levels of an 8-bit picture.
         process: names the times of inner points, as for `rk45`. Pass it wherever the network is told a time that is
             not EDM's or Flow's.
-        eta: share of the posterior's noise in each step, in [0, 1]; may be traced. A plain 0 draws no noise at all.
+        eta: share of the posterior's noise in each step, in [0, 1]; may be traced. A plain 0 draws no noise at all. The
+            controller sees the error of the step between two draws only: with noise, ask for a smaller tolerance.
         s_noise: standard deviation of the noise that is drawn, in units of the right one; may be traced.
         noise: `noise.white`, or `noise.brownian(keys)`, one key an example, for a path that does not depend on the
             steps.
