@@ -32,7 +32,7 @@ from exact import CLUSTERS
 
 KEY = jax.random.key(0)
 BUDGETS, FINE = (6, 8, 12, 16, 24, 32, 48, 64), 1024
-TOLERANCES = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 1e-4)
+TOLERANCES = (1.0, 3e-1, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 1e-4)
 
 
 def all_solvers(process, path):
@@ -92,11 +92,9 @@ def errors(name, solver, denoise, grid, x, limit, budgets, fine: int) -> dict[in
     return found
 
 
-def adaptive(denoise, levels, x, limit, process) -> dict[int, float]:
-    """As `errors`, of rk45 over its tolerances; evaluations are the batch's, which waits for its slowest example."""
-    run = jax.jit(
-        lambda tol: jd.sample_state(denoise, solvers.rk45(rtol=tol, atol=tol, process=process), levels, x, KEY)
-    )
+def adaptive(make, denoise, levels, x, limit, process) -> dict[int, float]:
+    """As `errors`, of an adaptive solver over tolerances; evaluations are the batch's, for it waits for the slowest."""
+    run = jax.jit(lambda tol: jd.sample_state(denoise, make(rtol=tol, atol=tol, process=process), levels, x, KEY))
     found = {}
     for tol in TOLERANCES:
         end, state = run(tol)
@@ -119,7 +117,8 @@ def on_the_mixture() -> dict[str, dict[int, float]]:
         name: errors(name, solver, CLUSTERS.denoise, grid, x, reference, BUDGETS, FINE)
         for name, solver in all_solvers(process, keys)
     }
-    table["rk45"] = adaptive(CLUSTERS.denoise, grid(1), x, reference, process)
+    for name in ("rk45", "dpm_adaptive"):
+        table[name] = adaptive(getattr(solvers, name), CLUSTERS.denoise, grid(1), x, reference, process)
     return table
 
 

@@ -20,7 +20,7 @@ def experiment(
     widths: tuple[int, ...] = (256, 256, 256),
     blocks: int = 4,
     warmup: int = 19_531,
-    ema: float = 0.9993,
+    half_life: float = 500_000,
     power: tuple[float, ...] = (),
     snapshots: int = 0,
     accumulate: int = 1,
@@ -39,7 +39,7 @@ def experiment(
         widths: channels by level; the first convolution has half as many as the first.
         blocks: residual blocks in a level.
         warmup: steps of linear warm-up; the default is 10 million images.
-        ema: decay of the parameters' average; the default has a half-life of half a million images.
+        half_life: of the parameters' average, in images; at first a twentieth of those seen.
         power: lengths of power-function averages in place of that one, 0.05 0.1 say, as in EDM2.
         snapshots: steps between two snapshots of them, of which `sample --ema` makes other lengths; 0: none.
         accumulate: microbatches in an update.
@@ -75,7 +75,7 @@ def experiment(
             dropout=True,
         ),
         optimizer=train.adamw(lr, warmup=warmup, clip=None),
-        ema=tuple(train.ema.power(std) for std in power) or train.ema.warmup(ema),
+        ema=tuple(train.ema.power(std) for std in power) or train.ema.half_life(half_life / batch),
         batches=lambda start, rows=None: (
             {"x": each["x"]} for each in data.batches(images, batch, seed=seed, start=start, rows=rows, flip=True)
         ),

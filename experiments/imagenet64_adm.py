@@ -71,7 +71,7 @@ def experiment(
         steps=steps,
         seed=seed,
         shape=images.shape,
-        grid=lambda n: jd.grids.ddpm(process, n),
+        grid=lambda n: jd.grids.respaced(process, (n,)),
         solver=jd.solvers.ddpm("learned"),
         sample_steps=250,
         accumulate=accumulate,

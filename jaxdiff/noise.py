@@ -78,10 +78,20 @@ def brownian(path: Array) -> Noise:
         path: one key, or [B] keys; the same key is the same path.
     Returns:
         (key, x, cur, nxt) -> the standardized increment from `cur` to `nxt`, like x; the step's own key is not used.
+        The levels are scalars, or [B] where there are [B] keys.
     Raises:
-        ValueError: `path` is no typed key.
+        ValueError: `path` is no typed key; or, where it is called, one key for levels that differ by example.
     """
     check_key(path)
+
+    def at(lam: Array, x: Array) -> Array:
+        if lam.ndim == 0:
+            return _path(path, x.shape, lam)
+        if path.ndim == 0:
+            raise ValueError(
+                "a Brownian path at one level an example, as adaptive solvers need, takes one key an example"
+            )
+        return jax.vmap(lambda key, lam: _path(key, x.shape[1:], lam))(path, lam)
 
     def increment(key: Array, x: Array, cur: Level, nxt: Level) -> Array:
         # Counted in units of the end's alpha / sigma, so that nothing overflows; clean data ends where the tree does.
@@ -90,9 +100,11 @@ def brownian(path: Array) -> Noise:
         lam = lambda level: Level(*(jnp.asarray(field).astype(dtype) for field in level)).lam  # noqa: E731
         end = jnp.minimum(lam(nxt), _EDGE)
         begin = jnp.minimum(lam(cur), end)
-        gained = -jnp.expm1(2 * (begin - end))
+        w_end, w_begin = at(end, x), at(begin, x)
+        shrink = (begin - end).reshape(begin.shape + (1,) * (x.ndim - 1) if begin.ndim else ())
+        gained = -jnp.expm1(2 * shrink)
         safe = jnp.where(gained > 0, gained, 1)
-        change = _path(path, x.shape, end) - jnp.exp(begin - end) * _path(path, x.shape, begin)
+        change = w_end - jnp.exp(shrink) * w_begin
         return jnp.where(gained > 0, change / jnp.sqrt(safe), 0).astype(x.dtype)
 
     return increment

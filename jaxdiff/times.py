@@ -14,7 +14,7 @@ from jax import Array
 
 from jaxdiff.processes import Process
 
-__all__ = ["importance", "integers", "log_normal", "logit_normal", "stratified", "uniform"]
+__all__ = ["importance", "integers", "log_normal", "logit_normal", "scheduled", "stratified", "uniform"]
 
 Times = Callable[[Array, int], tuple[Array, Array]]
 
@@ -70,6 +70,26 @@ def logit_normal(mean: float = 0.0, std: float = 1.0) -> Times:
         std: the spread.
     """
     return lambda key, batch: _unweighted(jax.nn.sigmoid(mean + std * jax.random.normal(key, (batch,))))
+
+
+def scheduled(process: Process, schedule: Process, times: Times | None = None) -> Times:
+    """The levels that another process has at its own times: its schedule is the training density of lam.
+
+    A network that is told the time of `process`, and is sampled with it, is trained as by `schedule` (Kingma and Gao
+    2023, arXiv:2303.00848), for instance by `processes.Laplace` (Hang et al. 2024, arXiv:2407.03297).
+
+    Args:
+        process: names the time of each level.
+        schedule: the process whose lam over its own times is drawn.
+        times: of `schedule`; None is `uniform()`.
+    """
+    times = uniform() if times is None else times
+
+    def renamed(key: Array, batch: int) -> tuple[Array, Array]:
+        t, weight = times(key, batch)
+        return process.time(schedule(t).lam), weight
+
+    return renamed
 
 
 def integers(T: int, probs: Array | None = None) -> Times:

@@ -10,7 +10,7 @@ import pytest
 
 from jaxdiff import levels, processes
 from jaxdiff.levels import Level
-from jaxdiff.processes import EDM, VE, VP, Cosine, Discrete, Flow, Learned, Shifted, Sigmoid, SubVP
+from jaxdiff.processes import EDM, VE, VP, Cosine, Discrete, Flow, Laplace, Learned, Shifted, Sigmoid, SubVP
 
 
 def _logistic(z):
@@ -46,6 +46,10 @@ def _shifted_cosine(t, d=4.0):  # Hoogeboom et al. 2023, section 3.1: log SNR of
     return _of_log_snr(-2 * np.log(np.tan(np.pi * t / 2)) - 2 * np.log(d))
 
 
+def _laplace(t, mu=0.3, b=0.7):  # Hang et al. 2024, table 1
+    return _of_log_snr(mu - b * np.sign(0.5 - t) * np.log(1 - 2 * np.abs(t - 0.5)))
+
+
 LOGITS = np.array([0.3, -1.0, 0.5, 1.2, 0.0])
 
 
@@ -65,6 +69,7 @@ PROCESSES = {
     "flow": (Flow(), lambda t: (1 - t, t), (0.0, 1.0)),
     "cosine": (Cosine(), lambda t: (np.cos(np.pi * t / 2), np.sin(np.pi * t / 2)), (0.0, 1.0)),
     "sigmoid": (Sigmoid(tau=0.7), _sigmoid, (0.0, 1.0)),
+    "laplace": (Laplace(0.3, 0.7), _laplace, (0.0, 1.0)),
     "shifted_flow": (Shifted(Flow(), 3.0), _shifted_flow, (0.0, 1.0)),
     "shifted_cosine": (Shifted(Cosine(), 4.0), _shifted_cosine, (0.0, 1.0)),
     "learned": (Learned(LOGITS), _learned, (0.0, 1.0)),
@@ -161,7 +166,7 @@ def test_ends(name):
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
 
 
-@pytest.mark.parametrize("name", ["flow", "cosine", "sigmoid", "shifted_flow"])
+@pytest.mark.parametrize("name", ["flow", "cosine", "sigmoid", "laplace", "shifted_flow"])
 def test_exact_zeros(name):
     """alpha = 0 and sigma = 0 are exact, since lam = inf and the refusal of pure noise hang on it."""
     level = _float32(PROCESSES[name][0])(jnp.array([0.0, 1.0]))

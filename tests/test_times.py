@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from jaxdiff import times
-from jaxdiff.processes import EDM, VP, Discrete, Flow
+from jaxdiff.processes import EDM, VP, Cosine, Discrete, Flow, Laplace
 
 N = 20_000
 KEY = jax.random.key(0)
@@ -61,6 +61,21 @@ def test_logit_normal():
     _same(np.log(t / (1 - t)), stats.norm(0.5, 0.8).cdf)
     assert np.mean(t) > 0.55  # above 0 favours noise
     assert t.min() > 0 and t.max() < 1
+
+
+def test_scheduled():
+    """log SNR of Hang et al.'s law for a network that is told sigma; and a density over the schedule's own times."""
+
+    @jax.jit
+    def draw(key):
+        t, _ = times.scheduled(EDM(), Laplace(0.2, 0.5))(key, N)
+        return EDM()(t).log_snr, times.scheduled(Cosine(), Flow(), times.importance(jnp.array([1.0, 3.0])))(key, N)
+
+    log_snr, (t, weight) = draw(KEY)
+    _same(log_snr, stats.laplace(0.2, 0.5).cdf)
+    flow = 1 / (1 + 1 / np.tan(0.5 * np.pi * np.asarray(t, np.float64)))  # its sigma, of the same sigma / alpha
+    _same(flow, lambda x: np.interp(x, [0, 0.5, 1], [0, 0.25, 1]))
+    np.testing.assert_allclose(weight, np.where(flow < 0.50005, 2.0, 2 / 3), rtol=1e-6)
 
 
 def test_integers():

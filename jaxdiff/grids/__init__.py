@@ -9,7 +9,7 @@ The number of steps n may be traced where `at_most`, its static bound, is given.
 
 from jaxdiff.grids.in_noise import by_angle, by_lambda, exponential, karras, polyexponential
 from jaxdiff.grids.in_time import beta, by_time, cosine, shifted
-from jaxdiff.grids.listed import AYS, ddpm, from_sigmas
+from jaxdiff.grids.listed import AYS, ddpm, from_sigmas, respaced
 from jaxdiff.grids.parts import nearest, truncate
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "karras",
     "nearest",
     "polyexponential",
+    "respaced",
     "shifted",
     "truncate",
 ]

@@ -1,6 +1,8 @@
-"""Grids that are lists: published noise levels, and a DDPM's strides."""
+"""Grids that are lists: published noise levels, a DDPM's strides and its sections."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,7 @@ from jaxdiff.grids.in_noise import by_sigma
 from jaxdiff.levels import Level
 from jaxdiff.processes import Discrete, Process
 
-__all__ = ["AYS", "ddpm", "from_sigmas"]
+__all__ = ["AYS", "ddpm", "from_sigmas", "respaced"]
 
 # sigma / alpha of ten steps each (Sabour et al. 2024, arXiv:2404.14507, table 3).
 AYS = {
@@ -95,3 +97,49 @@ def _strides(T: int, n: int, spacing: str, room: int) -> np.ndarray:
     else:
         t = 1 + np.round(np.linspace(T - 1, 0, n))
     return np.append(t, np.zeros(room + 1 - n))
+
+
+def respaced(process: Discrete, sections: str | Sequence[int]) -> Level:
+    """A DDPM's integer times, so many of each section, then clean data (Nichol and Dhariwal 2021, arXiv:2102.09672).
+
+    The `timestep_respacing` of the authors' code: T times in as many parts of (nearly) equal length as there are
+    numbers, the first of which is the cleanest; of each part its first time, its last, and others evenly between them.
+
+    Args:
+        process: a beta table.
+        sections: numbers of times, as (10, 15, 20) or "10,15,20"; or "ddim25" for 25 times from 1 on at the smallest
+            whole stride that leaves 25.
+    Returns:
+        levels, fields [N + 1] for N the sum of the numbers, with integer t, the last 0.
+    Raises:
+        ValueError: no list of whole numbers and no "ddimN", no time at all, more times than a section has, or no such
+            stride.
+    """
+    t = _fixed_stride(process.T, sections) if str(sections).startswith("ddim") else _sections(process.T, sections)
+    return process(jnp.asarray(np.append(t[::-1], 0), jnp.int32))
+
+
+def _fixed_stride(T: int, sections: str | Sequence[int]) -> np.ndarray:
+    count = str(sections).removeprefix("ddim")
+    for stride in range(1, T) if count.isdecimal() else ():
+        if -(-T // stride) == int(count):
+            return np.arange(1, T + 1, stride)
+    raise ValueError(f"no whole stride below T = {T} leaves so many of its times, got {sections!r}")
+
+
+def _sections(T: int, sections: str | Sequence[int]) -> np.ndarray:
+    numbers = sections.split(",") if isinstance(sections, str) else list(sections)
+    if not all(str(n).strip().isdecimal() for n in numbers) or not sum(counts := [int(n) for n in numbers]):
+        raise ValueError(f'sections are whole numbers of times, as "10,15,20", or "ddim25"; got {sections!r}')
+    ends = np.cumsum([T // len(counts) + (i < T % len(counts)) for i in range(len(counts))])
+    times, start = [], 1
+    for count, end in zip(counts, ends, strict=True):
+        size = int(end) - start + 1
+        if count > size:
+            raise ValueError(f"a section of {size} times has no {count}: got {sections!r} for T = {T}")
+        # Added up one by one, as the reference does: its roundings are kept, too.
+        strides = np.full(count, (size - 1) / max(count - 1, 1))
+        strides[:1] = 0
+        times.append(start + np.round(np.cumsum(strides)))
+        start = int(end) + 1
+    return np.concatenate(times)

@@ -1,7 +1,7 @@
 """Guidance: functions from denoisers to a denoiser, one file a theme."""
 
 from jaxdiff.guidance.cfg_pp import cfg_pp
-from jaxdiff.guidance.classifier import classifier
+from jaxdiff.guidance.classifier import classifier, classifier_gradient
 from jaxdiff.guidance.classifier_free import cfg, cfg_batched, drop_condition
 from jaxdiff.guidance.compose import compose
 from jaxdiff.guidance.interval import interval
@@ -20,6 +20,7 @@ __all__ = [
     "cfg_pp",
     "cfg_zero_star",
     "classifier",
+    "classifier_gradient",
     "clip",
     "compose",
     "drop_condition",

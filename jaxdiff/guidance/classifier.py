@@ -13,13 +13,17 @@ from jaxdiff.guidance.base import Scale, answer, at_level, check_denoisers, chec
 from jaxdiff.levels import Level
 from jaxdiff.parameterize import Denoiser
 
-__all__ = ["classifier"]
+__all__ = ["classifier", "classifier_gradient"]
+
+LogProb = Callable[[Array, Level], Array]  # (x_t, level) -> [B]
 
 
-def classifier(denoise: Denoiser, log_prob: Callable[[Array, Level], Array], scale: Scale = 1.0) -> Denoiser:
+def classifier(denoise: Denoiser, log_prob: LogProb, scale: Scale = 1.0) -> Denoiser:
     """Classifier guidance: score + scale grad log p(y | x_t) (Dhariwal and Nichol 2021, arXiv:2105.05233, eq. 14).
 
     By Tweedie's formula, x0_hat + scale (sigma^2 / alpha) grad log p(y | x_t): pure noise (alpha = 0) has no guidance.
+    For any solver. DDPM's mean is moved by the model's own variance instead by `solvers.ddpm` with a
+    `classifier_gradient`; with short steps both are the same.
 
     Args:
         denoise: the denoiser to guide.
@@ -31,15 +35,32 @@ def classifier(denoise: Denoiser, log_prob: Callable[[Array, Level], Array], sca
         ValueError: no function where one is needed, or a scale as for `cfg`.
     """
     check_denoisers(denoise=denoise)
+    gradient = classifier_gradient(log_prob, scale)
+
+    def guided(x: Array, level: Level) -> Any:
+        at = level.like(x)
+        pull = jnp.where(at.alpha > 0, jnp.square(at.sigma) / jnp.where(at.alpha > 0, at.alpha, 1), 0)
+        x0, *variance = parts(denoise(x, level))
+        return answer(x0 + pull * gradient(x, level), *variance)
+
+    return guided
+
+
+def classifier_gradient(log_prob: LogProb, scale: Scale = 1.0) -> Callable[[Array, Level], Array]:
+    """scale grad log p(y | x_t), for the mean of `solvers.ddpm` (Dhariwal and Nichol 2021, algorithm 1).
+
+    Args:
+        log_prob, scale: as for `classifier`.
+    Returns:
+        (x_t, level) -> like x_t.
+    Raises:
+        ValueError: log_prob is no function, or a scale as for `cfg`.
+    """
     if not callable(log_prob):
         raise ValueError(f"log_prob must be a function (x_t, level) -> [B], got {log_prob!r:.80}")
     check_number("scale", scale)
 
-    def guided(x: Array, level: Level) -> Any:
-        grad = jax.grad(lambda x: jnp.sum(log_prob(x, level)))(x)
-        at = level.like(x)
-        pull = jnp.where(at.alpha > 0, jnp.square(at.sigma) / jnp.where(at.alpha > 0, at.alpha, 1), 0)
-        x0, *variance = parts(denoise(x, level))
-        return answer(x0 + at_level(scale, x, level) * pull * grad, *variance)
+    def gradient(x: Array, level: Level) -> Array:
+        return at_level(scale, x, level) * jax.grad(lambda x: jnp.sum(log_prob(x, level)))(x)
 
-    return guided
+    return gradient

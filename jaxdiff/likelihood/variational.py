@@ -72,8 +72,9 @@ def variational_term(
         x0: [B, ...], on `bins` equally spaced values from -1 to 1.
         eps: standard normal noise, like x0.
         t: int, one for all or [B], in 1..T.
-        variance: "small", "large" or "learned", as for `solvers.ddpm`; at t = 1 small is its value at t = 2
-            (Nichol and Dhariwal 2021, arXiv:2102.09672).
+        variance: "small", "large" or "learned", as for `solvers.ddpm`. At t = 1, where the posterior has none, "small"
+            and "large" are the posterior's at t = 2, for a better decoder (Ho et al. 2020's code), and "learned" lies
+            between that and beta_1 (Nichol and Dhariwal 2021, arXiv:2102.09672).
         bins: number of values of the data.
     Returns:
         [B].
@@ -81,10 +82,12 @@ def variational_term(
         ValueError: another variance.
     """
     check_variance(variance)
+    t = jnp.asarray(t)
     cur, nxt = process(t), process(t - 1)
     x = q_sample(x0, eps, cur)
-    answer = denoise(x, cur)
-    x0_hat, frac = answer if variance == "learned" else (answer, float(variance == "large"))
+    answer, decoder = denoise(x, cur), (t == 1).reshape(cur.like(x).sigma.shape)
+    large_share = jnp.where(decoder, 0.0, float(variance == "large"))
+    x0_hat, frac = answer if variance == "learned" else (answer, large_share)
     mean, _ = posterior(x0, x, cur, nxt)
     mean_hat, _ = posterior(x0_hat, x, cur, nxt)
     second = jnp.maximum(t, 2)
@@ -93,7 +96,7 @@ def variational_term(
     std_hat = small * (large / small) ** frac
     kl = normal_kl(mean, small, mean_hat, std_hat)
     nll = discretized_normal_nll(x0, mean_hat, std_hat, bins=bins)
-    term = jnp.where((t == 1).reshape(small.shape), nll, kl)
+    term = jnp.where(decoder, nll, kl)
     return jnp.mean(term, axis=range(1, x.ndim)) / log(2)
 
 

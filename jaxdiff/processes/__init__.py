@@ -6,9 +6,22 @@ an array of times, `process(ts)` with decreasing `ts` is a grid to sample on. Nu
 """
 
 from jaxdiff.processes.base import Process
-from jaxdiff.processes.continuous import EDM, VE, VP, Cosine, Flow, Sigmoid, SubVP
+from jaxdiff.processes.continuous import EDM, VE, VP, Cosine, Flow, Laplace, Sigmoid, SubVP
 from jaxdiff.processes.discrete import Discrete
 from jaxdiff.processes.learned import Learned
 from jaxdiff.processes.shifted import Shifted
 
-__all__ = ["EDM", "VE", "VP", "Cosine", "Discrete", "Flow", "Learned", "Process", "Shifted", "Sigmoid", "SubVP"]
+__all__ = [
+    "EDM",
+    "VE",
+    "VP",
+    "Cosine",
+    "Discrete",
+    "Flow",
+    "Laplace",
+    "Learned",
+    "Process",
+    "Shifted",
+    "Sigmoid",
+    "SubVP",
+]

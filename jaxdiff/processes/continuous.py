@@ -1,4 +1,4 @@
-"""Processes with a formula: VP, SubVP, VE, EDM, Flow, Cosine, Sigmoid."""
+"""Processes with a formula: VP, SubVP, VE, EDM, Flow, Cosine, Sigmoid, Laplace."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.levels import Level, safe_sqrt
-from jaxdiff.processes.base import to_float
+from jaxdiff.processes.base import Differentiated, to_float
 
-__all__ = ["EDM", "VE", "VP", "Cosine", "Flow", "Sigmoid", "SubVP"]
+__all__ = ["EDM", "VE", "VP", "Cosine", "Flow", "Laplace", "Sigmoid", "SubVP"]
 
 
 @jax.tree_util.register_dataclass
@@ -193,3 +193,35 @@ class Sigmoid:
 
     def _half_ends(self) -> tuple[float | Array, float | Array]:
         return 0.5 * self.start / self.tau, 0.5 * self.end / self.tau
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Laplace(Differentiated):
+    """Variance preserving, with log SNR of a Laplace law over uniform t (Hang et al. 2024, arXiv:2407.03297, table 1).
+
+    Most times are of a middle noise, about log SNR = mu: a schedule to train by, also for a network that is told and
+    sampled with another process's time (`times.scheduled`).
+
+    Attributes:
+        mu: mean of log SNR = 2 lam.
+        b: its scale, the mean distance from mu, > 0.
+    """
+
+    mu: float | Array = 0.0
+    b: float | Array = 0.5
+
+    def __call__(self, t: Array) -> Level:
+        # SNR = exp(mu) (2t)^-b up to t = 1/2 and exp(mu) (2 - 2t)^b after: the smaller variance over the larger, which
+        # is exactly 0 at both ends.
+        t = to_float(t)
+        late, edge = t > 0.5, 2 * jnp.minimum(t, 1 - t)
+        power = jnp.where(edge > 0, jnp.where(edge > 0, edge, 1) ** self.b, 0)
+        ratio = power * jnp.exp(jnp.where(late, self.mu, -self.mu))
+        small, large = safe_sqrt(ratio / (1 + ratio)), jnp.sqrt(1 / (1 + ratio))
+        return Level(t, jnp.where(late, small, large), jnp.where(late, large, small))
+
+    def time(self, lam: Array) -> Array:
+        z = (2 * to_float(lam) - self.mu) / self.b
+        tail = 0.5 * jnp.exp(-jnp.abs(z))
+        return jnp.where(z > 0, tail, 1 - tail)

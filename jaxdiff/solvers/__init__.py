@@ -8,6 +8,7 @@ from jaxdiff.solvers.ddpm import ddpm
 from jaxdiff.solvers.deis import deis
 from jaxdiff.solvers.dpm import dpm_solver
 from jaxdiff.solvers.dpm_2 import dpm_2, dpm_2_ancestral
+from jaxdiff.solvers.dpm_adaptive import dpm_adaptive
 from jaxdiff.solvers.dpmpp import (
     dpmpp_2m,
     dpmpp_2m_sde,
@@ -37,6 +38,7 @@ __all__ = [
     "deis",
     "dpm_2",
     "dpm_2_ancestral",
+    "dpm_adaptive",
     "dpm_solver",
     "dpmpp_2m",
     "dpmpp_2m_sde",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 from jax import Array
 
@@ -12,28 +14,40 @@ from jaxdiff.solvers.base import Solver, stateless
 __all__ = ["ddpm"]
 
 
-def ddpm(variance: str = "small", *, noise: Noise = white) -> Solver:
+def ddpm(
+    variance: str = "small", *, gradient: Callable[[Array, Level], Array] | None = None, noise: Noise = white
+) -> Solver:
     """Ancestral sampling: x_s ~ N(posterior mean at x0_hat, variance) (Ho et al. 2020, arXiv:2006.11239, algorithm 2).
+
+    With a gradient g the mean moves by the variance times g(x_t, t): classifier guidance by the model's own variance
+    (Dhariwal and Nichol 2021, arXiv:2105.05233, algorithm 1).
 
     Args:
         variance: "small" is the posterior's beta-tilde, "large" is q(x_t | x_s)'s beta (section 3.2), "learned" lies
             between them, by the denoiser's second answer frac in [0, 1]: exp(frac log beta + (1 - frac) log beta-tilde)
             (Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 15).
+        gradient: (x_t, level) -> like x, for instance `guidance.classifier_gradient`; None is no guidance.
         noise: `noise.white`, or `noise.brownian(key)` for a path that does not depend on the number of steps.
     Returns:
-        a solver of order 1; the step to sigma = 0 adds no noise.
+        a solver of order 1; the step to sigma = 0 has no variance of either kind, and adds neither noise nor a
+        gradient. (Where a likelihood needs one there, see `likelihood.variational_term`.)
     Raises:
-        ValueError: another variance.
+        ValueError: another variance, or a gradient that is no function.
     """
     check_variance(variance)
+    if gradient is not None and not callable(gradient):
+        raise ValueError(f"gradient must be a function (x_t, level) -> like x, got {gradient!r:.80}")
 
     def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
         frac: Array | float = float(variance == "large")
         x0 = denoise(x, cur)
         if variance == "learned":
             x0, frac = x0
-        mean, std = posterior(x0, x, cur, nxt)
-        return mean + interpolated_std(std, frac, cur, nxt) * noise(key, x, cur, nxt), state
+        mean, small = posterior(x0, x, cur, nxt)
+        std = interpolated_std(small, frac, cur, nxt)
+        if gradient is not None:
+            mean = mean + jnp.square(std) * gradient(x, cur)
+        return mean + std * noise(key, x, cur, nxt), state
 
     return Solver(stateless, step, stochastic=True)
 

@@ -17,9 +17,10 @@ from jax import Array
 
 from jaxdiff.levels import Level, from_x0
 from jaxdiff.processes import Process
+from jaxdiff.solvers.adaptive import Adaptive, Try, Walk, check_adaptive, init_adaptive, per_example, walk
 from jaxdiff.solvers.base import Solver, chord, on_path, or_cur, stateless
 
-__all__ = ["Adaptive", "rk4", "rk23", "rk45"]
+__all__ = ["rk4", "rk23", "rk45"]
 
 
 def rk4(process: Process | None = None) -> Solver:
@@ -50,20 +51,6 @@ def _slope(denoise: Callable, x: Array, level: Level, cur: Level, nxt: Level) ->
     """dx/dw = D dalpha + E dsigma at a level of the line from `cur` to `nxt`."""
     x0, eps = from_x0(denoise(x, level), x, level)
     return (nxt.alpha - cur.alpha) * x0 + (nxt.sigma - cur.sigma) * eps
-
-
-class Adaptive(NamedTuple):
-    """What an adaptive solver remembers and reports, for each example.
-
-    Attributes:
-        nfe: [B] int32, evaluations of the denoiser so far.
-        step: [B], the step to try next, a length in the plane of alpha and sigma; 0 before the first.
-        failed: [B], whether some interval was ended without reaching the tolerance, after `max_steps`.
-    """
-
-    nfe: Array
-    step: Array
-    failed: Array
 
 
 class _Pair(NamedTuple):
@@ -142,28 +129,8 @@ def rk23(
     return _adaptive(_BOGACKI_SHAMPINE, rtol, atol, process, max_steps)
 
 
-class _Walk(NamedTuple):
-    """Where each example is on its way: x, the share of the line that is left, the slope there, and its tries."""
-
-    x: Array
-    left: Array
-    slope: Array
-    step: Array
-    tries: Array
-    rejected: Array  # the last try
-    failed: Array
-
-
 def _adaptive(pair: _Pair, rtol, atol, process: Process | None, max_steps: int) -> Solver:
-    for name, tolerance in (("rtol", rtol), ("atol", atol)):
-        if isinstance(tolerance, (int, float)) and not tolerance > 0:
-            raise ValueError(f"{name} must be positive, got {tolerance}")
-    if max_steps < 1:
-        raise ValueError(f"max_steps must be at least 1, got {max_steps}")
-
-    def init(x: Array) -> Adaptive:
-        batch = x.shape[:1]
-        return Adaptive(jnp.zeros(batch, jnp.int32), jnp.zeros(batch, x.dtype), jnp.zeros(batch, bool))
+    check_adaptive(rtol, atol, max_steps)
 
     def step(denoise, key: Array, x: Array, state: Adaptive, cur: Level, nxt: Level):
         moving = nxt.sigma > 0
@@ -171,64 +138,51 @@ def _adaptive(pair: _Pair, rtol, atol, process: Process | None, max_steps: int) 
         slope = _slope(denoise, x, cur, cur, nxt)
         inner = on_path(denoise, process)
 
-        def stages(walk: _Walk, h: Array) -> Array:
+        def stages(x: Array, left: Array, slope: Array, h: Array) -> Array:
             """The slopes at each stage, [S, B, ...]."""
 
             def stage(k: Array, row):
                 i, c, a = row
-                w = walk.left - c * h  # counted from the clean end, where sigma may be small beside cur's
-                y = walk.x + _like(h, x) * jnp.tensordot(a, k, 1, precision="highest")
+                w = left - c * h  # counted from the clean end, where sigma may be small beside cur's
+                y = x + per_example(h, x) * jnp.tensordot(a, k, 1, precision="highest")
                 return k.at[i].set(_slope(inner, y, chord(end, cur, w), cur, nxt)), None
 
             rows = (np.arange(1, len(pair.c)), *(jnp.asarray(field[1:], x.dtype) for field in (pair.c, pair.a)))
-            first = jnp.zeros((len(pair.c), *x.shape), x.dtype).at[0].set(walk.slope)
+            first = jnp.zeros((len(pair.c), *x.shape), x.dtype).at[0].set(slope)
             return jax.lax.scan(stage, first, rows)[0]
 
+        def attempt(walk: Walk, h: Array, last: Array) -> Try:
+            slope, rejected = walk.memory
+            k = stages(walk.x, walk.left, slope, h)
+            moved, square = _moved(pair, walk.x, h, k, rtol=rtol, atol=atol)
+            # Hairer, Norsett and Wanner 1993, II.4: 0.9 error^(-1/order) in [0.2, 10], no growth after a rejection.
+            grow = 0.9 * jnp.maximum(square, 1e-30) ** (-0.5 / pair.order)
+            grow, good = jnp.clip(grow, 0.2, jnp.where(rejected, 1.0, 10.0)), square < 1
+            slope = jnp.where(per_example(good | last, slope), k[-1], slope)
+            return Try(moved, good, grow * h, (slope, ~(good | last)))
+
         length = jnp.hypot(nxt.alpha - cur.alpha, nxt.sigma - cur.sigma)
-        start = _Walk(
+        start = Walk(
             x,
-            left=jnp.where(moving, jnp.ones_like(state.step), 0),
-            slope=slope,
+            left=jnp.where(moving, jnp.ones_like(state.step), 0),  # a share of the line
             step=jnp.where(state.step > 0, jnp.minimum(state.step / length, 1), 1),
             tries=jnp.zeros_like(state.nfe),
-            rejected=jnp.zeros_like(state.failed),
             failed=state.failed,
+            memory=(slope, jnp.zeros_like(state.failed)),  # at x; whether the last try was rejected
         )
-        attempt = lambda walk: _attempt(pair, stages, walk, rtol=rtol, atol=atol, max_steps=max_steps)  # noqa: E731
-        walk = jax.lax.while_loop(lambda walk: jnp.any(walk.left > 0), attempt, start)
-        nfe = state.nfe + 1 + (len(pair.c) - 1) * walk.tries
-        return jnp.where(moving, walk.x, x + slope), Adaptive(nfe, length * walk.step, walk.failed)
+        end_of_walk = walk(attempt, start, max_steps)
+        nfe = state.nfe + 1 + (len(pair.c) - 1) * end_of_walk.tries
+        state = Adaptive(nfe, length * end_of_walk.step, end_of_walk.failed)
+        return jnp.where(moving, end_of_walk.x, x + slope), state
 
-    return Solver(init, step, order=None, nfe=None)
-
-
-def _attempt(pair: _Pair, stages: Callable, walk: _Walk, *, rtol, atol, max_steps: int) -> _Walk:
-    """Try one step of each example that has some way left; the others stay as they are."""
-    tiny = 10 * jnp.finfo(walk.x.dtype).eps
-    last = (walk.tries == max_steps - 1) | (walk.step < tiny * walk.left)  # a step of rounding's size goes nowhere
-    h = jnp.where(last, walk.left, jnp.minimum(walk.step, walk.left))
-    k = stages(walk, h)
-    moved = walk.x + _like(h, walk.x) * jnp.tensordot(jnp.asarray(pair.a[-1], h.dtype), k, 1, precision="highest")
-    estimate = _like(h, walk.x) * jnp.tensordot(jnp.asarray(pair.error, h.dtype), k, 1, precision="highest")
-    scale = jnp.asarray(atol, h.dtype) + jnp.asarray(rtol, h.dtype) * jnp.maximum(jnp.abs(walk.x), jnp.abs(moved))
-    square = jnp.mean(jnp.square(estimate / scale), axis=tuple(range(1, walk.x.ndim)))
-    square = jnp.where(jnp.isfinite(square), square, jnp.inf)  # an overflow is an error like others: try less
-    # Hairer, Norsett and Wanner 1993, II.4: 0.9 error^(-1/order), within [0.2, 10], and no growth after a rejection.
-    grow = jnp.clip(0.9 * jnp.maximum(square, 1e-30) ** (-0.5 / pair.order), 0.2, jnp.where(walk.rejected, 1.0, 10.0))
-    good = square < 1
-    arrived = good | last
-    tried = _Walk(
-        x=jnp.where(_like(arrived, walk.x), moved, walk.x),
-        left=jnp.where(arrived, walk.left - h, walk.left),
-        slope=jnp.where(_like(arrived, walk.x), k[-1], walk.slope),
-        step=grow * h,
-        tries=walk.tries + 1,
-        rejected=~arrived,
-        failed=walk.failed | (last & ~good),
-    )
-    return jax.tree.map(lambda new, old: jnp.where(_like(walk.left > 0, new), new, old), tried, walk)
+    return Solver(init_adaptive, step, order=None, nfe=None)
 
 
-def _like(each: Array, x: Array) -> Array:
-    """One value an example, [B], with axes appended to meet x."""
-    return each.reshape(each.shape + (1,) * (x.ndim - 1))
+def _moved(pair: _Pair, x: Array, h: Array, k: Array, *, rtol, atol) -> tuple[Array, Array]:
+    """x after a step h with slopes k, and its squared error [B] in units of what is tolerated."""
+    row, error = (jnp.asarray(weights, h.dtype) for weights in (pair.a[-1], pair.error))
+    moved = x + per_example(h, x) * jnp.tensordot(row, k, 1, precision="highest")
+    estimate = per_example(h, x) * jnp.tensordot(error, k, 1, precision="highest")
+    scale = jnp.asarray(atol, h.dtype) + jnp.asarray(rtol, h.dtype) * jnp.maximum(jnp.abs(x), jnp.abs(moved))
+    square = jnp.mean(jnp.square(estimate / scale), axis=tuple(range(1, x.ndim)))
+    return moved, jnp.where(jnp.isfinite(square), square, jnp.inf)  # an overflow is an error like others: try less

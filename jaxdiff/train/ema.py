@@ -47,6 +47,33 @@ def warmup(max_decay: float, offset: float = 10.0) -> Decay:
     return decay
 
 
+def half_life(updates: float, ramp_up: float | None = 0.05) -> Decay:
+    """Forget half of what is older than so many updates, and at first than a share of the training so far.
+
+    Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models" (2022), arXiv:2206.00364, and the
+    authors' code: the decay is 2^(-1 / h) with h = min(updates, ramp_up * step). What they count is images: divide by
+    the batch.
+
+    Args:
+        updates: in which the weight of the past halves; greater than 0.
+        ramp_up: how much of the training so far the half-life is at most; greater than 0, None is off.
+
+    Raises:
+        ValueError: updates or ramp_up is not greater than 0.
+    """
+    for name, value in (("updates", updates), ("ramp_up", ramp_up)):
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} of a half-life must be greater than 0, got {value}")
+
+    def decay(step: jax.Array) -> jax.Array:
+        count = jnp.asarray(step, jnp.float32)
+        length = updates if ramp_up is None else jnp.minimum(updates, ramp_up * count)
+        # The first update has no past to keep: 2^-inf.
+        return jnp.exp2(-1.0 / jnp.asarray(length, jnp.float32))
+
+    return decay
+
+
 @dataclass(frozen=True)
 class Power:
     """The decay (1 - 1/t)^(gamma + 1) of the t-th update; see `power`."""
@@ -82,7 +109,8 @@ def posthoc(stored: Sequence[tuple[int, Power]], wanted: tuple[int, Power]) -> t
     """Find the weights of stored averages whose sum is nearest to an average that nobody tracked.
 
     Karras et al. 2024, section 3.2 and Algorithm 3: least squares between the averages' profiles, the weights that they
-    give to the parameters over time.
+    give to the parameters over time. The weights are then divided by their sum, as in the authors' code, so that
+    parameters that stay where they are remain what they are.
 
     Args:
         stored: (updates made, decay) of each stored average.
@@ -103,6 +131,7 @@ def posthoc(stored: Sequence[tuple[int, Power]], wanted: tuple[int, Power]) -> t
     outer = _inner(t, gamma, end, own)
     scale = np.diag(inner) ** -0.5  # profiles of norm 1 make better numbers
     weights = scale * np.linalg.lstsq(inner * scale * scale[:, None], outer * scale, rcond=None)[0]
+    weights = weights / np.sum(weights)
     norm = _inner(end, own, end, own)
     left = norm - 2 * weights @ outer + weights @ inner @ weights
     return weights, math.sqrt(max(left, 0.0) / norm)

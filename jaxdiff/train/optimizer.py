@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-Schedule = Literal["constant", "cosine", "linear"]
+Schedule = Literal["constant", "cosine", "linear", "inverse_sqrt"]
 
 
 def adamw(
@@ -29,8 +29,9 @@ def adamw(
     Args:
         lr: the highest learning rate.
         warmup: steps in which the rate rises linearly from 0.
-        steps: step at which "cosine" and "linear" reach 0; not needed by "constant".
-        schedule: how the rate goes on after the warm-up.
+        steps: step at which "cosine" and "linear" reach 0, or after which "inverse_sqrt" falls; "constant" needs none.
+        schedule: how the rate goes on after the warm-up; "inverse_sqrt" is lr / sqrt(max(step / steps, 1)), as in
+            Karras et al. (2024), arXiv:2312.02696, equation 67.
         clip: the largest global gradient norm; None is off.
         weight_decay: decay of all parameters per step, as a multiple of the learning rate.
         b1: decay of the gradient's average.
@@ -66,8 +67,8 @@ def adafactor(
     Args:
         lr: the highest learning rate; AdamW's suits.
         warmup: steps in which the rate rises linearly from 0.
-        steps: step at which "cosine" and "linear" reach 0; not needed by "constant".
-        schedule: how the rate goes on after the warm-up.
+        steps: as for `adamw`.
+        schedule: as for `adamw`.
         clip: the largest global gradient norm; None is off.
         weight_decay: decay of all parameters per step, as a multiple of the learning rate.
         b1: decay of the updates' average; None keeps none, and least memory.
@@ -90,8 +91,8 @@ def adafactor(
 
 
 def _rate(lr: float, warmup: int, steps: int | None, schedule: Schedule) -> optax.Schedule:
-    if schedule not in ("constant", "cosine", "linear"):
-        raise ValueError(f"schedule must be constant, cosine or linear, got {schedule!r}")
+    if schedule not in ("constant", "cosine", "linear", "inverse_sqrt"):
+        raise ValueError(f"schedule must be constant, cosine, linear or inverse_sqrt, got {schedule!r}")
     if schedule != "constant" and (steps is None or steps <= warmup):
         raise ValueError(f"schedule {schedule!r} needs steps greater than warmup={warmup}, got {steps}")
     rate: optax.Schedule
@@ -99,6 +100,9 @@ def _rate(lr: float, warmup: int, steps: int | None, schedule: Schedule) -> opta
         rate = optax.cosine_decay_schedule(lr, steps - warmup)  # type: ignore[operator]
     elif schedule == "linear":
         rate = optax.linear_schedule(lr, 0.0, steps - warmup)  # type: ignore[operator]
+    elif schedule == "inverse_sqrt":
+        # Counted from the end of the warm-up, as the others are.
+        rate = lambda count: lr / jnp.sqrt(jnp.maximum((count + warmup) / steps, 1.0))  # noqa: E731
     else:
         rate = optax.constant_schedule(lr)
     if warmup:

@@ -102,3 +102,70 @@ def test_ddpm_strides_refuse_more_steps_than_the_table_has_and_other_spacings():
             grids.ddpm(TABLE, n, at_most=at_most)
     with pytest.raises(ValueError, match="leading, trailing, linspace, got 'uniform'"):
         grids.ddpm(TABLE, 10, "uniform")
+
+
+def space_timesteps(T, counts):
+    """guided_diffusion/respace.py, written out: a sorted list of times that are counted from 0."""
+    if isinstance(counts, str) and counts.startswith("ddim"):
+        return next(list(range(0, T, i)) for i in range(1, T) if len(range(0, T, i)) == int(counts[4:]))
+    counts = [int(n) for n in counts.split(",")] if isinstance(counts, str) else counts
+    start, times = 0, []
+    for i, count in enumerate(counts):
+        size = T // len(counts) + (i < T % len(counts))
+        place = 0.0
+        for _ in range(count):
+            times.append(start + round(place))
+            place += 1 if count <= 1 else (size - 1) / (count - 1)
+        start += size
+    return sorted(set(times))
+
+
+def times_of(T, sections, monkeypatch):
+    with monkeypatch.context() as patch:  # numpy, for thousands of shapes
+        patch.setattr(import_module("jaxdiff.grids.listed"), "jnp", np)
+        patch.setattr(type(TABLE), "__call__", lambda self, t: t)
+        patch.setattr(type(TABLE), "T", T)
+        return grids.respaced(TABLE, sections)
+
+
+def test_respaced_is_guided_diffusions(monkeypatch):
+    rng = np.random.default_rng(0)
+    asked = [(1000, "10,15,20"), (300, (10, 15, 20)), (1000, "90,60,60,20,20"), (1000, " 5, 0,1"), (4000, "ddim250")]
+    asked += [(1000, f"ddim{n}") for n in (2, 5, 25, 50, 100, 250, 334, 500, 1000)]
+    asked += [(T, (n,)) for T in (1000, 4000) for n in range(1, T + 1, 29)] + [(100, (n,)) for n in range(1, 101)]
+    for _ in range(300):
+        T, parts = int(rng.integers(5, 1200)), int(rng.integers(1, 6))
+        asked.append((T, tuple(map(int, rng.integers(1, T // parts + 1, parts)))))
+    for T, sections in asked:
+        t = times_of(T, sections, monkeypatch)
+        np.testing.assert_array_equal(t[::-1], [0, *(1 + i for i in space_timesteps(T, sections))], f"{T} {sections}")
+
+
+def test_respaced_levels_are_those_of_the_respaced_betas():
+    levels = grids.respaced(TABLE, "2,3,4")
+    assert levels.t.dtype == jnp.int32 and levels.t.tolist()[-3:] == [334, 1, 0]
+    abar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))[space_timesteps(1000, [2, 3, 4])]
+    betas = 1 - abar / np.append(1, abar[:-1])  # SpacedDiffusion's
+    np.testing.assert_allclose(1 - np.square(levels.alpha[:-1] / levels.alpha[1:])[::-1], betas, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ("ddim1", "no whole stride below T = 1000"),
+        ("ddim400", "no whole stride"),
+        ("ddimten", "no whole stride"),
+        ("ddim", "no whole stride"),
+        ("10,x", "whole numbers of times"),
+        ("", "whole numbers of times"),
+        ([], "whole numbers of times"),
+        ((3, -1), "whole numbers of times"),
+        ((3, 2.5), "whole numbers of times"),
+        ("0,0", "whole numbers of times"),
+        ("501,10", "a section of 500 times has no 501"),
+        ((334, 334, 334), "a section of 333 times has no 334"),
+    ],
+)
+def test_respaced_refuses_what_cannot_be(sections, said):
+    with pytest.raises(ValueError, match=said):
+        grids.respaced(TABLE, sections)

@@ -65,6 +65,8 @@ def _expected_term(t, x0, x0_hat, variance, frac):
     """L_{t-1} in bits: a network whose x0_hat is a constant makes it independent of eps."""
     coefficient = np.sqrt(ABAR[t - 1]) * BETAS[t - 1] / (1 - ABAR[t])
     small, large = _posterior_var(max(t, 2)), BETAS[t - 1]  # Nichol and Dhariwal clip beta-tilde_1 to beta-tilde_2
+    if variance == "large":  # Ho et al.'s code: np.append(posterior_variance[1], betas[1:])
+        large = np.append(_posterior_var(2), BETAS[1:])[t - 1]
     var = np.exp(frac * np.log(large) + (1 - frac) * np.log(small))
     if t == 1:
         half = 1 / 255
@@ -80,7 +82,7 @@ def _expected_term(t, x0, x0_hat, variance, frac):
     ("variance", "frac"), [("small", 0.0), ("large", 1.0), ("learned", 0.0), ("learned", 1.0), ("learned", 0.3)]
 )
 def test_terms_are_the_papers(variance, frac, x64):
-    """Every t of a table, with KL and decoder written out; frac 0 is the small variance and frac 1 the large."""
+    """Every t of a table, with KL and decoder written out; frac 0 is the small variance, frac 1 is beta."""
     x0 = GRID[np.array([[0, 3, 100, 255], [128, 7, 250, 40], [60, 61, 62, 63], [255, 0, 0, 1]])]
     x0_hat, t = 0.2, np.array([1, 2, 3, 4])
 
@@ -180,7 +182,7 @@ class Linear:
         self.pull = np.sqrt(ABAR[:-1]) * BETAS / (1 - ABAR[1:])
         self.keep = np.sqrt(1 - BETAS) * (1 - ABAR[:-1]) / (1 - ABAR[1:])
         self.small = np.array([_posterior_var(max(i, 2)) for i in t])
-        self.var = self.small if variance == "small" else BETAS
+        self.var = self.small if variance == "small" else np.append(self.small[0], BETAS[1:])
 
     def denoise(self, x, level):
         i = jnp.asarray(level.t) - 1

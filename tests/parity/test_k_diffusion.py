@@ -8,6 +8,7 @@ Departures of ours, each on purpose:
 - dpmpp_3m_sde gives the second derivative its whole share, k-diffusion's half of it, which leaves order 2 (see
   tests/solvers/test_dpmpp.py): here only the steps before there is one are compared.
 - lms integrates its polynomials exactly, k-diffusion by quadrature to a tolerance of 1e-4, here set to 1e-13.
+- dpm_adaptive chooses the steps of each example, k-diffusion those of the batch: here examples go alone.
 """
 
 import importlib.util
@@ -124,6 +125,37 @@ def test_with_noise(name, k_diffusion):
         solver = WITH_NOISE[name](eta=eta, s_noise=s_noise, noise=noise)
         sigma = SIGMA[:3] if name == "dpmpp_3m_sde" else SIGMA
         np.testing.assert_allclose(ours(solver, sigma), theirs(sampler, sigma, **settings), rtol=1e-8, atol=1e-8)
+
+
+ADAPTIVE = {
+    "order 3": {"order": 3},
+    "order 2": {"order": 2},
+    "pid": {"order": 3, "rtol": 2**-8, "atol": 2**-10, "pid": (0.4, 0.3, 0.05), "accept_safety": 0.9, "h_init": 1.5},
+    "noise": {"order": 3, "eta": 1.0},
+    "some noise": {"order": 2, "eta": 0.6, "s_noise": 1.02, "pid": (0.2, 0.5, 0.0)},
+}
+
+
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_adaptive_steps_of_each_example(name, k_diffusion):
+    settings = {"rtol": 2**-4, "atol": 2**-7} | ADAPTIVE[name]  # exact in float32, as torch.tensor(atol) is
+    levels = jd.processes.EDM()(jnp.asarray([20.0, 0.05]))
+    z = lambda key, x, cur, nxt: jnp.asarray(DIRECTION) * increment(cur.like(x).sigma, nxt.like(x).sigma, jnp)  # noqa: E731
+    solver = S.dpm_adaptive(**settings, noise=z)
+    denoise = lambda x, level: denoised(x, level.like(x).sigma)  # noqa: E731
+    x, state = jax.jit(lambda x: jd.sample_state(denoise, solver, levels, x, jax.random.key(0)))(jnp.asarray(START))
+    settings |= dict(zip(("pcoeff", "icoeff", "dcoeff"), settings.pop("pid", (0.0, 1.0, 0.0)), strict=True))
+    theirs = k_diffusion.DPMSolver(lambda x, sigma: denoised(x, sigma[:, None]))
+    ends = [-torch.log(torch.tensor(sigma, dtype=torch.float64)) for sigma in (20.0, 0.05)]
+    rejected = 0
+    for i, start in enumerate(START):
+        noise = lambda s, t, i=i: torch.from_numpy(DIRECTION[i : i + 1]) * increment(float(s), float(t), np)  # noqa: E731
+        x_i, info = theirs.dpm_solver_adaptive(torch.from_numpy(start[None]), *ends, **settings, noise_sampler=noise)
+        np.testing.assert_allclose(x[i], x_i[0].detach(), rtol=1e-8, atol=1e-8)
+        assert state.nfe[i] == info["nfe"] and not state.failed[i]
+        rejected += info["n_reject"]
+    print("evaluations:", state.nfe, "rejected steps:", rejected)
+    assert len(set(state.nfe.tolist())) > 1
 
 
 @pytest.mark.parametrize("name", ["euler", "heun", "dpm_2"])

@@ -17,6 +17,27 @@ def test_warmup(step):
     np.testing.assert_allclose(ema.warmup(0.9, offset=2.0)(jnp.int32(step)), expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("ratio", [0.05, None])
+def test_half_life_is_edms(ratio):
+    """ema_beta of its training loop, where cur_nimg is the images before this update's."""
+    batch, halflife_nimg = 512, 500_000
+    for step in (0, 1, 2, 7, 977, 19_531, 19_532, 10**6):
+        nimg = halflife_nimg if ratio is None else min(halflife_nimg, step * batch * ratio)
+        got = ema.half_life(halflife_nimg / batch, ratio)(jnp.int32(step))
+        np.testing.assert_allclose(got, 0.5 ** (batch / max(nimg, 1e-8)), rtol=1e-6)
+        assert got.dtype == jnp.float32
+    average, decay = jnp.float32(1), ema.half_life(7.0, None)
+    for step in range(14):
+        average = ema.update(average, jnp.float32(0), decay(jnp.int32(step)))
+    np.testing.assert_allclose(average, 1 / 4, rtol=1e-5)
+
+
+def test_half_life_out_of_range():
+    for updates, ramp_up in ((0, 0.05), (float("nan"), 0.05), (10, 0), (10, -1)):
+        with pytest.raises(ValueError, match="half-life must be greater than 0"):
+            ema.half_life(updates, ramp_up)
+
+
 def test_update_against_a_weighted_sum():
     """The average after n updates is d^n e_0 + (1 - d) sum_k d^(n-1-k) p_k."""
     values = np.random.default_rng(0).normal(size=(6, 5))
@@ -92,17 +113,51 @@ def test_std_out_of_range(std):
         ema.power(std)
 
 
+def solve_posthoc_coefficients(stored, wanted):
+    """EDM2's phema.py, written out: the profiles' inner products (eq. 151), the solution, its division by its sum.
+
+    Returns:
+        (the weights, what was their sum).
+    """
+
+    def inner(a, b):
+        (s, g), (t, d) = a, b
+        return (g + 1) * (d + 1) * (s / t) ** (d if s < t else -g) / ((g + d + 1) * max(s, t))
+
+    matrix = np.array([[inner(a, b) for b in stored] for a in stored])
+    solution = np.linalg.solve(matrix, [inner(a, wanted) for a in stored])
+    return solution / solution.sum(), solution.sum()
+
+
+def test_posthoc_is_edm2s_and_leaves_constant_parameters_alone():
+    for std, end in ((0.07, 100), (0.15, 100), (0.02, 70)):
+        stored = [(t, s) for t in (40, 60, 70, 100) for s in (0.05, 0.1)]
+        weights, _ = ema.posthoc([(t, ema.power(s)) for t, s in stored], (end, ema.power(std)))
+        want, total = solve_posthoc_coefficients(
+            [(t, profile(s, t)[0]) for t, s in stored], (end, profile(std, end)[0])
+        )
+        np.testing.assert_allclose(weights, want, rtol=1e-5, atol=1e-8)
+        np.testing.assert_allclose(weights.sum(), 1, rtol=1e-12)
+        assert abs(total - 1) > 1e-4  # what the division changes
+
+
 def test_posthoc_against_numerical_integration():
-    """The weights make the distance between profiles least: its gradient, by quadrature, vanishes."""
+    """Up to the division by their sum, the weights make the distance between profiles least; the error is after it.
+
+    So a multiple of the weights' profile has the wanted one's inner products with all that are stored, by quadrature.
+    """
     stored = [(t, std) for t in (40, 60, 100) for std in (0.05, 0.1)]
     weights, error = ema.posthoc([(t, ema.power(std)) for t, std in stored], (100, ema.power(0.07)))
     own = [profile(std, t)[1] for t, std in stored]
     wanted = profile(0.07, 100)[1]
-    rest = lambda tau: sum(w * p(tau) for w, p in zip(weights, own, strict=True)) - wanted(tau)  # noqa: E731
+    total = lambda tau: sum(w * p(tau) for w, p in zip(weights, own, strict=True))  # noqa: E731
     norm = np.sqrt(quadrature(lambda tau: wanted(tau) ** 2, 100))
-    for p, (t, _) in zip(own, stored, strict=True):
-        assert abs(quadrature(lambda tau: rest(tau) * p(tau), t)) < 1e-6 * norm**2  # noqa: B023
-    np.testing.assert_allclose(error, np.sqrt(quadrature(lambda tau: rest(tau) ** 2, 100)) / norm, rtol=1e-3)
+    projected = [quadrature(lambda tau: total(tau) * p(tau), t) for p, (t, _) in zip(own, stored, strict=True)]  # noqa: B023
+    asked = [quadrature(lambda tau: wanted(tau) * p(tau), t) for p, (t, _) in zip(own, stored, strict=True)]  # noqa: B023
+    scale = asked[0] / projected[0]
+    np.testing.assert_allclose(np.multiply(scale, projected), asked, rtol=1e-4, atol=1e-6 * norm**2)
+    rest = quadrature(lambda tau: (total(tau) - wanted(tau)) ** 2, 100)
+    np.testing.assert_allclose(error, np.sqrt(rest) / norm, rtol=1e-3)
     assert 0.01 < error < 0.1
 
 

@@ -30,12 +30,22 @@ def test_constant_gradient_moves_by_the_learning_rate():
         ("constant", [0, 0.05, 0.1, 0.1, 0.1, 0.1, 0.1]),
         ("linear", [0, 0.05, 0.1, 0.075, 0.05, 0.025, 0]),
         ("cosine", [0, 0.05, *(0.05 * (1 + np.cos(np.pi * np.arange(5) / 4)))]),
+        ("inverse_sqrt", [0, 0.05, 0.1, 0.1, 0.1, 0.1, 0.1]),
     ],
 )
 def test_warmup_and_schedule(schedule, rates):
     for make in (adamw, adafactor):
         path = moves(make(0.1, warmup=2, steps=6, schedule=schedule, clip=None, mu_dtype=jnp.float32), [0.5] * 7)
         np.testing.assert_allclose(-np.diff(path, prepend=1.0), rates, atol=1e-6)
+
+
+def test_inverse_sqrt_is_edm2s():
+    """learning_rate_schedule of its training loop: lr_ref / sqrt(max(t / t_ref, 1)), and min(t / t_rampup, 1) of it."""
+    nimg = np.arange(0, 40 * 64, 64)
+    rates = 0.01 / np.sqrt(np.maximum(nimg / (9 * 64), 1)) * np.minimum(nimg / (5 * 64), 1)
+    path = moves(adamw(0.01, warmup=5, steps=9, schedule="inverse_sqrt", clip=None), [0.5] * 40)
+    np.testing.assert_allclose(-np.diff(path, prepend=1.0), rates, rtol=1e-3, atol=1e-6)
+    assert rates[36] == 0.005
 
 
 def test_clipping_by_the_global_norm():
@@ -52,7 +62,12 @@ def test_weight_decay_is_decoupled():
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"schedule": "step"}, {"schedule": "cosine"}, {"schedule": "linear", "warmup": 5, "steps": 5}],
+    [
+        {"schedule": "step"},
+        {"schedule": "cosine"},
+        {"schedule": "inverse_sqrt"},
+        {"schedule": "linear", "warmup": 5, "steps": 5},
+    ],
 )
 def test_refused(arguments):
     for make in (adamw, adafactor):

@@ -1,0 +1,172 @@
+"""DPM-Solver-12 and 23 (Lu et al. 2022): steps in lam whose size is controlled by the error of an embedded pair."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxdiff.levels import Level, from_x0, safe_sqrt
+from jaxdiff.noise import Noise, fold_in, white
+from jaxdiff.processes import Process
+from jaxdiff.solvers.adams import moments
+from jaxdiff.solvers.adaptive import Adaptive, Try, Walk, check_adaptive, init_adaptive, per_example, walk
+from jaxdiff.solvers.ancestral import check_eta, split
+from jaxdiff.solvers.base import Solver, between, exponential, finite_h, on_path
+
+__all__ = ["dpm_adaptive"]
+
+_INNER = {2: (0.0, 1 / 2), 3: (0.0, 1 / 3, 2 / 3)}  # where a step's evaluations lie, as shares of it
+
+
+def dpm_adaptive(
+    order: int = 3, rtol: float | Array = 0.05, atol: float | Array = 0.0078, process: Process | None = None, *,
+    eta: float | Array = 0.0, s_noise: float | Array = 1.0, noise: Noise = white, h_init: float | Array = 0.05,
+    pid: tuple[float | Array, ...] = (0.0, 1.0, 0.0), accept_safety: float | Array = 0.81, max_steps: int = 1000,
+) -> Solver:  # fmt: skip
+    """DPM-Solver-12 or 23 with a step size for each example (Lu et al. 2022, arXiv:2206.00927, appendix C).
+
+    With the controller of k-diffusion's `sample_dpm_adaptive`, whose defaults these are, for each example alone. A grid
+    of one interval to the lowest sigma, and one to clean data, is usual; `sample_state` then answers x and the number
+    of evaluations, in the state's `nfe`. An example takes the steps that it would take alone; the batch is evaluated
+    until all have ended. Differentiable in forward mode only, since the number of steps is not known beforehand.
+
+    Args:
+        order: 3 compares steps of order 3 and 2, 2 those of order 2 and 1; the higher one is taken.
+        rtol: tolerance of one step's error (the root mean square of an example's numbers), relative to |x|; > 0, may
+            be traced.
+        atol: what is tolerated at least; > 0, may be traced. The default is two levels of an 8-bit picture.
+        process: names the times of inner points, as for `rk45`. Pass it wherever the network is told a time that is
+            not EDM's or Flow's.
+        eta: share of the posterior's noise in each step, in [0, 1]; may be traced. A plain 0 draws no noise at all. The
+            controller sees the error of the step between two draws only: with noise, ask for a smaller tolerance.
+        s_noise: standard deviation of the noise that is drawn, in units of the right one; may be traced.
+        noise: `noise.white`, or `noise.brownian(keys)`, one key an example, for a path that does not depend on the
+            steps.
+        h_init: length of the first step in lam, > 0; may be traced.
+        pid: coefficients of the controller, proportional, integral and derivative; may be traced. Its memory of errors
+            starts anew in each interval.
+        accept_safety: a step is taken where the next is to be at least this share of it; may be traced.
+        max_steps: attempts that an example has in an interval. The last takes what is left in one step, whatever its
+            error, so that every program ends; the state's `failed` tells.
+    Returns:
+        a solver whose error is set by the tolerance, with `order` evaluations an attempt; the steps from pure noise and
+        to sigma = 0 are DDIM's, of one.
+    Raises:
+        ValueError: another order; a tolerance or h_init that is a number and not positive; max_steps < 1; eta a number
+            outside [0, 1].
+    """
+    check_adaptive(rtol, atol, max_steps)
+    if order not in _INNER:
+        raise ValueError(f"order of dpm_adaptive must be 2 or 3, got {order}")
+    if isinstance(h_init, (int, float)) and not h_init > 0:
+        raise ValueError(f"h_init must be positive, got {h_init}")
+    deterministic = check_eta(eta)
+    control = _controller(pid, order if deterministic else 1.5, accept_safety)  # k-diffusion's exponents
+
+    def step(denoise, key: Array, x: Array, state: Adaptive, cur: Level, nxt: Level):
+        h, finite = finite_h(cur, nxt)
+        inner = on_path(denoise, process)
+
+        def at(lam: Array) -> Level:
+            return between(nxt, cur, lam)  # counted from the clean end, where sigma may be small beside cur's
+
+        def attempt(walk: Walk, h: Array, last: Array) -> Try:
+            x_low, *errors = walk.memory
+            lam = nxt.lam - walk.left
+            here, there = at(lam), at(lam + h)
+            down, up = (there, None) if deterministic else _ancestral(eta, x, here, there, nxt)
+            low, high = _pair(inner, walk.x, here, down, order=order, at=at)
+            tolerated = jnp.maximum(jnp.abs(low), jnp.abs(x_low)) * jnp.asarray(rtol, x.dtype)
+            tolerated = jnp.maximum(tolerated, jnp.asarray(atol, x.dtype))
+            square = jnp.mean(jnp.square((low - high) / tolerated), axis=tuple(range(1, x.ndim)))
+            good, factor, errors = control(square, walk.tries == 0, errors, last)
+            if up is not None:
+                # Those on their way have made equally many tries.
+                z = noise(fold_in(key, jnp.max(walk.tries)), x, here, there)
+                high = high + jnp.asarray(s_noise, x.dtype) * per_example(up, x) * z
+            taken = good | last
+            return Try(high, good, factor * walk.step, (jnp.where(per_example(taken, x), low, x_low), *errors))
+
+        def walked() -> tuple[Array, Adaptive]:
+            zeros = jnp.zeros_like(state.step)
+            start = Walk(
+                x,
+                left=zeros + jnp.where(finite, h, 0),
+                # Not more than there is: over many short intervals it would grow without bound.
+                step=jnp.minimum(jnp.where(state.step > 0, state.step, jnp.asarray(h_init, x.dtype)), h),
+                tries=jnp.zeros_like(state.nfe),
+                failed=state.failed,
+                memory=(x, zeros, zeros),
+            )
+            end = walk(attempt, start, max_steps)
+            return end.x, Adaptive(state.nfe + order * end.tries, end.step, end.failed)
+
+        def at_once() -> tuple[Array, Adaptive]:
+            return exponential(x, denoise(x, cur), cur, nxt), state._replace(nfe=state.nfe + 1)
+
+        return jax.lax.cond(finite, walked, at_once)
+
+    return Solver(init_adaptive, step, order=None, nfe=None, stochastic=not deterministic)
+
+
+def _pair(denoise, x: Array, cur: Level, end: Level, *, order: int, at: Callable[[Array], Level]):
+    """Where DPM-Solver's steps of order - 1 and of order lead from `cur` to `end`, through the same inner points.
+
+    Args:
+        denoise, x: as for a solver's step.
+        cur, end: levels [B].
+        order: 2 or 3.
+        at: lam -> the level of an inner point, both [B].
+    """
+    h = end.lam - cur.lam
+    start, final, zero = cur.like(x), end.like(x), jnp.zeros_like(x)
+    # The integral of eps' slope up to the third point, and to the end: only DPM-Solver-3 has one.
+    bend = jnp.zeros((2, *h.shape), x.dtype)
+    if order == 3:
+        bend = moments(-jnp.stack([2 / 3 * h, h]), 2)[1]
+    bends = jnp.zeros((order, *h.shape), x.dtype).at[-1].set(2 * bend[0])
+
+    def stage(carry, row):
+        (x0, first, previous), (r, bend) = carry, row
+        level = at(cur.lam + r * h)
+        mid = level.like(x)
+        u = mid.sigma / start.sigma * x - mid.alpha * per_example(jnp.expm1(-r * h), x) * x0
+        u = u + mid.sigma * per_example(bend, x) * (previous - first)
+        ends = from_x0(denoise(u, level), u, level)
+        x0, first = (jnp.where(r == 0, new, old) for new, old in zip(ends, (x0, first), strict=True))
+        return (x0, first, ends.eps), ends.eps
+
+    rows = jnp.asarray(_INNER[order], x.dtype), bends
+    (x0, first, _), eps = jax.lax.scan(stage, (zero, zero, zero), rows)
+    base, inner = exponential(x, x0, start, final), final.sigma * per_example(jnp.expm1(h), x) * (eps[1] - first)
+    if order == 2:
+        return base, base - inner
+    return base - 1.5 * inner, base + 1.5 * final.sigma * per_example(bend[1], x) * (eps[2] - first)
+
+
+def _ancestral(eta, x: Array, here: Level, there: Level, nxt: Level) -> tuple[Level, Array]:
+    """The level from which noise leads up to `there`, not past the interval's end, and how much noise; levels [B]."""
+    down, _ = split(eta, x, here, there)
+    down = down._replace(sigma=jnp.maximum(down.sigma, there.alpha * (nxt.sigma / nxt.alpha)))
+    return down, safe_sqrt(jnp.maximum((there.sigma - down.sigma) * (there.sigma + down.sigma), 0))
+
+
+def _controller(pid, order: float, accept_safety):
+    """(squared error, whether it is the first, [earlier inverse errors], last) -> (good, factor, [...]); all [B]."""
+
+    def control(square: Array, begins: Array, errors: list[Array], last: Array):
+        p, i, d = (jnp.asarray(c, square.dtype) for c in pid)
+        # A NaN or an overflow is an error like others: try less.
+        error = jnp.sqrt(jnp.clip(jnp.where(jnp.isfinite(square), square, 1e20), 1e-20, 1e20))
+        now = 1 / (error + 1e-8)
+        one, two = (jnp.where(begins, now, earlier) for earlier in errors)
+        factor = now ** ((p + i + d) / order) * one ** (-(p + 2 * d) / order) * two ** (d / order)
+        factor = 1 + jnp.arctan(factor - 1)
+        good = factor >= jnp.asarray(accept_safety, factor.dtype)
+        kept = [jnp.where(good | last, new, old) for new, old in ((now, one), (one, two))]
+        return good, factor, kept
+
+    return control
