@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxdiff.messages import listed
+
 __all__ = ["ATTENTION", "adapted", "init", "merge", "unmerge"]
 
 # The projections of attention, as diffusers and transformers call them.
@@ -146,7 +148,7 @@ def _add(params: Params, adapters: Adapters, scale: float | Array) -> Params:
 
     merged = jax.tree_util.tree_map_with_path(add, params)
     if rest:
-        raise ValueError(f"adapters of kernels that are not there: {', '.join('/'.join(path) for path in rest)}")
+        raise ValueError(f"adapters of kernels that are not there: {listed('/'.join(path) for path in rest)}")
     return merged
 
 
