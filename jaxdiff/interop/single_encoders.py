@@ -96,7 +96,9 @@ def _clip_config(tensors: Tensors, given: Mapping[str, Any], projection: bool) -
     vocab, width = shape(tensors, TABLE)
     size = {"projection_dim": tensors["text_projection.weight"].shape[0]} if "text_projection.weight" in tensors else {}
     if width % HEAD and "num_attention_heads" not in given:
-        raise ValueError(f"the tensors don't tell the heads, {width} is no multiple of {HEAD}: give num_attention_heads")
+        raise ValueError(
+            f"the tensors don't tell the heads, {width} is no multiple of {HEAD}: give num_attention_heads"
+        )
     return size | {
         "_class_name": "CLIPTextModelWithProjection" if projection else "CLIPTextModel",
         "vocab_size": vocab,

@@ -158,9 +158,7 @@ def sd3_part(tensors: Tensors, given: Mapping[str, Any]) -> tuple[Config, dict[s
         "pooled_projection_dim": shape(tensors, "y_embedder.mlp.0.weight")[1],
         "pos_embed_max_size": math.isqrt(shape(tensors, "pos_embed")[1]),
         "qk_norm": "rms_norm" if norm in tensors else None,
-        "dual_attention_layers": [
-            i for i in range(layers) if f"joint_blocks.{i}.x_block.attn2.qkv.weight" in tensors
-        ],
+        "dual_attention_layers": [i for i in range(layers) if f"joint_blocks.{i}.x_block.attn2.qkv.weight" in tensors],
     }
     found = _split(tensors, sd3_modules(config))
     found["pos_embed.pos_embed"] = found.pop("pos_embed")

@@ -50,7 +50,9 @@ def read_model(path: str | Path, given: Mapping[str, Any] | None = None) -> tupl
         return beside | given, tensors
     name = part if part is not None or len(single.parts) > 1 else next(iter(single.parts))
     if name not in single.parts:
-        raise ValueError(f"{file} holds {listed(single.parts)}: name one of them, as in {file / next(iter(single.parts))}")
+        raise ValueError(
+            f"{file} holds {listed(single.parts)}: name one of them, as in {file / next(iter(single.parts))}"
+        )
     # A config beside the file tells what tensors don't, where it is of this class.
     kind, read = single.parts[name]
     if part is None and beside is not None and beside["_class_name"] == kind:

@@ -123,7 +123,10 @@ def test_an_index_that_does_not_fit_its_files(tmp_path):
         (right | {"gain": "model-00003-of-00002.safetensors"}, "'model-00003-of-00002.safetensors', which is missing"),
         ({}, "must hold a weight_map"),
         ([], "must hold a weight_map"),
-        (right | {f"ghost.{i:02}": next(iter(parts)) for i in range(25)}, "25 tensors: ghost.00, .* and 5 more .25 in all"),
+        (
+            right | {f"ghost.{i:02}": next(iter(parts)) for i in range(25)},
+            "25 tensors: ghost.00, .* and 5 more .25 in all",
+        ),
     ):
         write_parts(tmp_path, parts, index)
         with pytest.raises(ValueError, match=message):
