@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 import jaxdiff as jd
 from jaxdiff import data, interop, train
-from jaxdiff.experiment import Experiment, compute_dtype
+from jaxdiff.experiment import Experiment, File, Kept, Source, absolute, compute_dtype
 from jaxdiff.interop.files import read_config
 from jaxdiff.interop.unets import control_config
 from jaxdiff.networks import lora
@@ -19,18 +19,18 @@ from jaxdiff.networks.controlnet import controlled, copy_encoder
 
 
 def experiment(
-    directory: str,
+    directory: File,
     mode: Literal["full", "lora", "control"] = "full",
     only: str = "",
     rank: int = 8,
     scale: float = 1.0,
-    control: str = "",
-    hints: str = "edges",
-    source: str = "fashion_mnist",
+    control: File = "",
+    hints: Annotated[str, Kept(lambda text: absolute(text) if text.endswith(".npz") else text)] = "edges",
+    source: Source = "fashion_mnist",
     size: int = 0,
     prompt: str = "",
-    cond: str = "",
-    vae: str = "",
+    cond: File = "",
+    vae: File = "",
     steps: int = 1000,
     batch: int = 32,
     accumulate: int = 1,

@@ -36,7 +36,7 @@ def command(
     steps: int | None = None,
     seed: int = 0,
     batch: int | None = None,
-    params: Literal["ema", "params"] = "ema",
+    params: Literal["ema", "params"] | None = None,
     ema: float | None = None,
     out: Path | None = None,
     prompt: str | None = None,
@@ -55,7 +55,7 @@ def command(
         steps: number of steps; by default the experiment's, or the usual one.
         seed: picture i depends on the seed and i alone.
         batch: pictures at a time; by default as in the run's previews, 4 of a prompt.
-        params: averaged or last parameters.
+        params: averaged or last parameters; by default the average.
         ema: length of another average, 0.075 say, made of the run's snapshots.
         out: FILE.png is a grid, FILE.npz arrays, a folder single PNGs; by default RUN/samples-SEED.png, or for a
             prompt the folder samples-SEED.
@@ -64,16 +64,18 @@ def command(
         size: height and width of a prompt's pictures; by default the network's own.
         mesh: devices as data=4,fsdp=2,sequence=2; data takes those that are left.
     """
-    of_prompt = is_pipeline(run)
+    of_prompt, where = is_pipeline(run), parse_mesh(mesh)
     out = (Path(f"samples-{seed}") if of_prompt else run / f"samples-{seed}.png") if out is None else out
     if out.suffix not in ("", ".png", ".npz"):
         raise ValueError(f"--out must end in .png or .npz, or be a folder, got {out}")
     if of_prompt:
-        if prompt is None or label is not None or ema is not None:
-            raise ValueError(f"{run} is a text-to-image directory: it needs --prompt, and has no --label or --ema")
+        if prompt is None or any(value is not None for value in (label, params, ema)):
+            raise ValueError(
+                f"{run} is a text-to-image directory: it needs --prompt, and has no --label, --params or --ema"
+            )
         x = draw_prompt(
             run, prompt, num=1 if num is None else num, negative=negative, guidance=guidance, steps=steps, size=size,
-            scheduler=solver, seed=seed, batch=4 if batch is None else batch,
+            scheduler=solver, seed=seed, batch=4 if batch is None else batch, mesh=where,
         )  # fmt: skip
         _write(out, x, None, 4)
     else:
@@ -81,7 +83,7 @@ def command(
             raise ValueError(
                 f"--prompt, --negative and --size are of text-to-image directories, and {run} has no model_index.json"
             )
-        experiment = load_run(run)
+        experiment, params = load_run(run, mesh=where), params or "ema"
         if experiment.draw is not None and out.suffix == ".png":
             if any(value is not None for value in (num, label, guidance, batch)):
                 raise ValueError(
@@ -90,10 +92,10 @@ def command(
             chosen = experiment.solver if solver is None else named_solver(solver)
             steps = experiment.sample_steps if steps is None else steps
             asked = replace(experiment, seed=seed, solver=chosen, sample_steps=steps)
-            experiment.draw(asked, experiment.whole(parameters(experiment, run, params, ema)), out)
+            experiment.draw(asked, experiment.whole(parameters(experiment, run, params, ema, mesh=where)), out)
         else:
             generate = generator(
-                experiment, run, params, ema=ema, guidance=guidance, solver=solver, steps=steps, mesh=parse_mesh(mesh)
+                experiment, run, params, ema=ema, guidance=guidance, solver=solver, steps=steps, mesh=where
             )
             num, batch = 50 if num is None else num, experiment.preview if batch is None else batch
             x, labels = draw(experiment, generate, num, label=label, seed=seed, batch=batch)

@@ -13,7 +13,8 @@ from jax import Array
 from jaxdiff import guidance as guides
 from jaxdiff import parameterize
 from jaxdiff.autoencoders import Codec
-from jaxdiff.interop.checkpoint import Loaded, load
+from jaxdiff.interop.checkpoint import Loaded, architecture, load
+from jaxdiff.interop.files import read_config
 from jaxdiff.interop.index import check_parts, encoders, read_index, tokenizers
 from jaxdiff.interop.prompts import Cond, Layout, Models
 from jaxdiff.interop.schedulers import Sampling, network_sampling
@@ -115,7 +116,8 @@ def text_to_image(
         mask: [B, height, width], 1 where the image is painted anew, else 0. A network for inpainting sees it. With
             others the rest of the picture is put back after each step, with the noise of the level arrived at.
         strength: how much of the image is changed, in [0, 1]: the last strength N steps are taken, rounded down, but
-            up for Stable Diffusion 3 and Flux, as the references do. May be traced.
+            up for Stable Diffusion 3 and Flux, as the references do; where that is none, the answer is what the
+            autoencoder makes of the image. May be traced.
         noise: [B, height / factor, width / factor, D], standard normal, in place of the keys' at the beginning.
         images: [B, height, width, 3] in [-1, 1], float32 at least.
 
@@ -138,19 +140,14 @@ def text_to_image(
         The models, the function and the tokenizer.
 
     Raises:
-        ValueError: the pipeline's class is not known, a model is missing or not supported, or the size is no multiple
-            of the latents'.
+        ValueError: the pipeline's class is not known, a model is missing or not supported, or the size is not one
+            that the networks can make. All but what the files of weights hold is found before they are read.
     """
     directory = Path(directory)
     index, layout = read_index(directory)
     parts = [layout.network, "vae", *encoders(index, layout)]
     check_parts(directory, parts)
-    loaded = {part: load(directory / part, dtype=dtype, param_dtype=param_dtype, place=place) for part in parts}
-    models = Models(
-        {part: model.apply for part, model in loaded.items()},
-        {part: model.config for part, model in loaded.items()},
-        layout.length if length is None else length,
-    )
+    models = _described(directory, parts, dtype, layout.length if length is None else length)
     size = _checked_size(models, layout, size)
     latents = tuple(side // models.apply["vae"].factor for side in size)
     sampling = network_sampling(directory / "scheduler", models.config[layout.network], latents, kind)
@@ -158,6 +155,7 @@ def text_to_image(
     zeros = bool(layout.zeros and index.get("force_zeros_for_empty_prompt", True))
     made = _Made(layout, models, sampling, levels, size, wide(dtype), zeros, progress)
     _check_channels(made)
+    loaded = {part: load(directory / part, dtype=dtype, param_dtype=param_dtype, place=place) for part in parts}
 
     def generate(params: Any, tokens: Tokens, keys: Array, guidance: Any = None, **options: Any) -> Array:
         return _generate(made, params, tokens, keys, guidance, **options)
@@ -169,6 +167,15 @@ def text_to_image(
     negative = not made.distilled and not layout.even
     scale = layout.guidance if made.distilled or negative else None
     return Pipeline(loaded, generate, tokenize, size, len(levels.t) - 1, scale, negative, zeros)
+
+
+def _described(directory: Path, parts: Sequence[str], dtype: Any, length: int) -> Models:
+    """The models as their configs describe them."""
+    configs = {}
+    for part in parts:
+        kind, config = read_config(directory / part)
+        configs[part] = config | {"_class_name": kind}
+    return Models({part: architecture(config, dtype).apply for part, config in configs.items()}, configs, length)
 
 
 def _generate(
@@ -188,8 +195,10 @@ def _generate(
     x, solver, start, extra = made.sampling.std(levels).astype(made.dtype) * noise, made.sampling.solver, None, {}
     if image is not None:
         known = _encode(made, params, image, batch)
-        start = _first_step(len(levels.t) - 1, strength, made.layout.up)
-        noised = q_sample(known, noise, _at(levels, start, made.dtype))
+        n = len(levels.t) - 1
+        start = _first_step(n, strength, made.layout.up)
+        # The last level may have a little noise, which there must be a step to take away.
+        noised = jnp.where(start == n, known, q_sample(known, noise, _at(levels, start, made.dtype)))
         if mask is None:
             x = noised
         else:
@@ -311,14 +320,18 @@ def _at(levels: Level, i: int | Array, dtype: Any) -> Level:
 
 
 def _checked_size(models: Models, layout: Layout, size: tuple[int, int] | None) -> tuple[int, int]:
-    factor, sides = models.apply["vae"].factor, models.config[layout.network].get("sample_size") or 128
+    factor, config = models.apply["vae"].factor, models.config[layout.network]
     if size is None:
+        sides = config.get("sample_size") or 128
         height, width = (sides, sides) if isinstance(sides, int) else sides
         return height * factor, width * factor
-    step = factor * (layout.patch or models.config[layout.network].get("patch_size", 1))
+    step = factor * (layout.patch or config.get("patch_size", 1))
+    # Stable Diffusion 3 has a table of positions.
+    most = config.get("pos_embed_max_size", 96) * step if config["_class_name"] == "SD3Transformer2DModel" else None
     whole = isinstance(size, Sequence) and len(size) == 2 and all(isinstance(side, int) for side in size)
-    if not whole or any(side < 1 or side % step for side in size):
-        raise ValueError(f"size must be (height, width), multiples of {step}, got {size}")
+    if not whole or any(side < 1 or side % step or (most and side > most) for side in size):
+        limit = f" up to {most}" if most else ""
+        raise ValueError(f"size must be (height, width) in pixels, multiples of {step}{limit}, got {size}")
     return size[0], size[1]
 
 

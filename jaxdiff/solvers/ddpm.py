@@ -35,7 +35,7 @@ def ddpm(variance: str = "small", *, noise: Noise = white) -> Solver:
         mean, std = posterior(x0, x, cur, nxt)
         return mean + interpolated_std(std, frac, cur, nxt) * noise(key, x, cur, nxt), state
 
-    return Solver(stateless, step, stochastic=True)
+    return Solver(stateless, step, stochastic=True, learned_variance=variance == "learned")
 
 
 def interpolated_std(small: Array, frac: Array | float, cur: Level, nxt: Level) -> Array:
