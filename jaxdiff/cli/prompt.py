@@ -14,19 +14,20 @@ from jaxdiff.cli.cluster import gather
 from jaxdiff.cli.progress import Progress, busy
 from jaxdiff.experiment import compute_dtype, example_keys
 from jaxdiff.interop import Pipeline, text_to_image
-from jaxdiff.interop.index import read_index
+from jaxdiff.interop.index import read_kind
+from jaxdiff.interop.sources import is_file
 from jaxdiff.sharding import batch_parts, batch_sharding, make_mesh, on
 
 __all__ = ["draw_prompt", "is_pipeline"]
 
 
 def is_pipeline(directory: Path) -> bool:
-    """Whether a directory is a text-to-image pipeline's, and no run.
+    """Whether a path is of a text-to-image directory or of such a checkpoint in one file, and no run.
 
     Raises:
         ValueError: it is a pipeline's of another kind.
     """
-    return (directory / "model_index.json").is_file() and bool(read_index(directory))
+    return (is_file(directory) or (directory / "model_index.json").is_file()) and bool(read_kind(directory))
 
 
 def draw_prompt(
@@ -39,6 +40,8 @@ def draw_prompt(
     steps: int | None = None,
     size: tuple[int, int] | None = None,
     scheduler: str | None = None,
+    base: Path | None = None,
+    variant: str | None = None,
     seed: int = 0,
     batch: int = 4,
     mesh: Mesh | None = None,
@@ -46,7 +49,7 @@ def draw_prompt(
     """Draw pictures of a prompt, in batches of one compiled size that are split over the devices.
 
     Args:
-        directory: of Stable Diffusion 1, 2, XL, 3 or Flux.
+        directory: of Stable Diffusion 1, 2, XL, 3 or Flux, or a checkpoint in one file.
         prompt: what to show.
         num: how many.
         negative: what to keep away from; None: an empty prompt.
@@ -54,6 +57,8 @@ def draw_prompt(
         steps: number of steps; None is the usual one.
         size: (height, width); None is the network's own.
         scheduler: class of the scheduler, in place of the directory's.
+        base: directory that gives what the other lacks; see `text_to_image`.
+        variant: of the weights in a directory.
         seed: picture i depends on the seed and i alone.
         batch: pictures at a time, rounded up to a multiple of the mesh's parts of a batch.
         mesh: where the parameters lie, and over which pictures are split; None: pictures alone, over all devices.
@@ -75,7 +80,7 @@ def draw_prompt(
 
     with busy("loading"):
         pipe = text_to_image(
-            directory, steps=steps, size=size, kind=scheduler, dtype=compute_dtype(), progress=progress,
+            directory, steps=steps, size=size, kind=scheduler, base=base, variant=variant, dtype=compute_dtype(), progress=progress,
             place=lambda tree: train.shard_params(tree, where),
         )  # fmt: skip
     scale, negative = _guidance(pipe, guidance, negative)

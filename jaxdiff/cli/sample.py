@@ -42,12 +42,14 @@ def command(
     prompt: str | None = None,
     negative: str | None = None,
     size: tuple[int, int] | None = None,
+    base: Path | None = None,
+    variant: str | None = None,
     mesh: str = "",
 ) -> None:
     """Make pictures with a trained run, or with a prompt for Stable Diffusion or Flux.
 
     Args:
-        run: the run's folder, or a text-to-image directory with model_index.json.
+        run: the run's folder, a text-to-image directory with model_index.json, or a checkpoint in one file.
         num: number of pictures; by default 50 of a run, 1 of a prompt.
         label: class of all pictures; by default they take turns.
         guidance: guidance scale, 1 is off; by default the experiment's, or the network's usual one.
@@ -62,6 +64,8 @@ def command(
         prompt: what the pictures show.
         negative: what they keep away from.
         size: height and width of a prompt's pictures; by default the network's own.
+        base: for a prompt: a directory that gives what the other lacks; of a file the tokenizers, at least.
+        variant: for a prompt: of the directory's weights, such as fp16.
         mesh: devices as data=4,fsdp=2,sequence=2; data takes those that are left.
     """
     of_prompt, where = is_pipeline(run), parse_mesh(mesh)
@@ -75,13 +79,14 @@ def command(
             )
         x = draw_prompt(
             run, prompt, num=1 if num is None else num, negative=negative, guidance=guidance, steps=steps, size=size,
-            scheduler=solver, seed=seed, batch=4 if batch is None else batch, mesh=where,
+            base=base, variant=variant, scheduler=solver, seed=seed, batch=4 if batch is None else batch, mesh=where,
         )  # fmt: skip
         _write(out, x, None, 4)
     else:
-        if prompt is not None or negative is not None or size is not None:
+        if any(value is not None for value in (prompt, negative, size, base, variant)):
             raise ValueError(
-                f"--prompt, --negative and --size are of text-to-image directories, and {run} has no model_index.json"
+                "--prompt, --negative, --size, --base and --variant are of text-to-image directories, and "
+                f"{run} has no model_index.json"
             )
         experiment, params = load_run(run, mesh=where), params or "ema"
         if experiment.draw is not None and out.suffix == ".png":

@@ -14,10 +14,10 @@ from jaxdiff import guidance as guides
 from jaxdiff import parameterize
 from jaxdiff.autoencoders import Codec
 from jaxdiff.interop.checkpoint import Loaded, architecture, load
-from jaxdiff.interop.files import read_config
-from jaxdiff.interop.index import check_parts, encoders, read_index, tokenizers
+from jaxdiff.interop.index import read_index, tokenizers
 from jaxdiff.interop.prompts import Cond, Layout, Models
 from jaxdiff.interop.schedulers import Sampling, network_sampling
+from jaxdiff.interop.sources import read_fields
 from jaxdiff.levels import Level, q_sample
 from jaxdiff.networks.layers import wide
 from jaxdiff.noise import fold_in, normal_like
@@ -93,8 +93,8 @@ class _Made(NamedTuple):
 
 def text_to_image(
     directory: str | Path, *, steps: int | None = None, size: tuple[int, int] | None = None, kind: str | None = None,
-    length: int | None = None, dtype: Any = jnp.float32, param_dtype: Any = None,
-    place: Callable[[Any], Any] | None = None, progress: Callable[[Array], None] | None = None,
+    base: str | Path | None = None, variant: str | None = None, length: int | None = None, dtype: Any = jnp.float32,
+    param_dtype: Any = None, place: Callable[[Any], Any] | None = None, progress: Callable[[Array], None] | None = None,
 ) -> Pipeline:  # fmt: skip
     """Loads a directory of Stable Diffusion 1, 2, XL, 3 or Flux.
 
@@ -126,10 +126,13 @@ def text_to_image(
         networks.lora.merge(pipe.params, load_lora(file, pipe.models), scale)
 
     Args:
-        directory: with model_index.json. A safety checker in it is not read.
+        directory: with model_index.json, or a checkpoint in one file. A safety checker in it is not read.
         steps: N; by default the reference's 50, or 28 for Stable Diffusion 3 and Flux.
         size: (height, width) of the images; by default the network's own, 1024 for Flux.
         kind: class of the scheduler, in place of the directory's; see `scheduler`.
+        base: a directory that gives what the other lacks: for a file, which holds no vocabularies, its "tokenizer"
+            folders, and its scheduler and models where there are such.
+        variant: of the weights in a directory, such as "fp16".
         length: of T5's text in tokens; by default 256 for Stable Diffusion 3 and 512 for Flux.
         dtype: of the networks' computation. The steps are taken in float32 at least.
         param_dtype: of the parameters; None: as in the files.
@@ -143,25 +146,24 @@ def text_to_image(
         ValueError: the pipeline's class is not known, a model is missing or not supported, or the size is not one
             that the networks can make. All but what the files of weights hold is found before they are read.
     """
-    directory = Path(directory)
-    index, layout = read_index(directory)
-    parts = [layout.network, "vae", *encoders(index, layout)]
-    check_parts(directory, parts)
-    models = _described(directory, parts, dtype, layout.length if length is None else length)
+    index = read_index(directory, base)
+    layout = index.layout
+    models = _described(index.models, dtype, layout.length if length is None else length)
     size = _checked_size(models, layout, size)
     latents = tuple(side // models.apply["vae"].factor for side in size)
-    sampling = network_sampling(directory / "scheduler", models.config[layout.network], latents, kind)
+    sampling = network_sampling(index.scheduler, models.config[layout.network], latents, kind)
     levels = sampling.grid(layout.steps if steps is None else steps)
-    zeros = bool(layout.zeros and index.get("force_zeros_for_empty_prompt", True))
+    zeros = bool(layout.zeros and index.fields.get("force_zeros_for_empty_prompt", True))
     made = _Made(layout, models, sampling, levels, size, wide(dtype), zeros, progress)
     _check_channels(made)
-    loaded = {part: load(directory / part, dtype=dtype, param_dtype=param_dtype, place=place) for part in parts}
+    options = {"variant": variant, "dtype": dtype, "param_dtype": param_dtype, "place": place}
+    loaded = {part: load(path, **options) for part, path in index.models.items()}
 
     def generate(params: Any, tokens: Tokens, keys: Array, guidance: Any = None, **options: Any) -> Array:
         return _generate(made, params, tokens, keys, guidance, **options)
 
     def tokenize(prompts: Sequence[str]) -> dict[str, Any]:
-        return {encoder: encode(prompts)[0] for encoder, encode in tokenizers(directory, models, layout).items()}
+        return {encoder: encode(prompts)[0] for encoder, encode in tokenizers(index, models).items()}
 
     # Flux is guided by what it is told, or not at all.
     negative = not made.distilled and not layout.even
@@ -169,12 +171,9 @@ def text_to_image(
     return Pipeline(loaded, generate, tokenize, size, len(levels.t) - 1, scale, negative, zeros)
 
 
-def _described(directory: Path, parts: Sequence[str], dtype: Any, length: int) -> Models:
+def _described(paths: Mapping[str, Path], dtype: Any, length: int) -> Models:
     """The models as their configs describe them."""
-    configs = {}
-    for part in parts:
-        kind, config = read_config(directory / part)
-        configs[part] = config | {"_class_name": kind}
+    configs = {part: read_fields(path) for part, path in paths.items()}
     return Models({part: architecture(config, dtype).apply for part, config in configs.items()}, configs, length)
 
 

@@ -39,11 +39,13 @@ class Single(NamedTuple):
     Attributes:
         index: what its model_index.json would be; empty where there is no network that denoises.
         scheduler: the published models' config of it.
+        told: fields of it that the file itself tells.
         parts: the models by the names of their directories.
     """
 
     index: Config
     scheduler: Config
+    told: Config
     parts: dict[str, Part]
 
 
@@ -135,7 +137,7 @@ def read_single(tensors: Tensors) -> Single | None:
         family, name, kind, read = _stable_diffusion(tensors, network), "unet", "UNet2DConditionModel", unet_part
     else:
         vae = _vae(tensors)
-        return None if vae is None else Single({}, {}, {"vae": Part("AutoencoderKL", partial(vae_part, vae))})
+        return None if vae is None else Single({}, {}, {}, {"vae": Part("AutoencoderKL", partial(vae_part, vae))})
     parts = {name: Part(kind, lambda given: read(network, family.network | dict(given)))}
     if (vae := _vae(tensors)) is not None:
         parts["vae"] = Part("AutoencoderKL", lambda given: vae_part(vae, family.latents | dict(given)))
@@ -143,7 +145,9 @@ def read_single(tensors: Tensors) -> Single | None:
         if held := _inside(tensors, prefix):
             parts[encoder] = Part(class_name, partial(reader, held))
     index = {"_class_name": family.pipeline} | {part: [None, "held"] for part in parts}
-    return Single(index | {"force_zeros_for_empty_prompt": True}, family.scheduler, parts)
+    told = {"prediction_type": "v_prediction"} if "v_pred" in tensors else {}
+    told |= {"rescale_betas_zero_snr": True} if "ztsnr" in tensors else {}
+    return Single(index | {"force_zeros_for_empty_prompt": True}, family.scheduler, told, parts)
 
 
 def _flux(network: Tensors) -> _Family:
@@ -166,9 +170,7 @@ def _stable_diffusion(tensors: Tensors, network: Tensors) -> _Family:
         family = SD2._replace(scheduler=PNDM, network={"sample_size": 64}) if step == 875000 else SD2
     else:
         family = SD1
-    more = {"prediction_type": "v_prediction"} if "v_pred" in tensors else {}
-    more |= {"rescale_betas_zero_snr": True} if "ztsnr" in tensors else {}
-    return family._replace(scheduler=family.scheduler | more)
+    return family
 
 
 def _vae(tensors: Tensors) -> Tensors | None:

@@ -14,7 +14,7 @@ from jaxdiff.interop.files import PICKLES, open_tensors, read_config
 from jaxdiff.interop.single_file import Single, read_single
 from jaxdiff.messages import listed
 
-__all__ = ["find_part", "open_single", "read_fields", "read_model"]
+__all__ = ["find_part", "is_file", "open_single", "pipeline_of", "read_fields", "read_model"]
 
 Config = dict[str, Any]
 
@@ -35,7 +35,7 @@ def read_model(path: str | Path, given: Mapping[str, Any] | None = None) -> tupl
     """
     given = dict(given or {})
     file, part = _split(Path(path))
-    if part is None and not _is_file(file):
+    if part is None and not is_file(file):
         return _beside(file) | given, None
     tensors = open_tensors(file)
     single = read_single(tensors)
@@ -55,7 +55,7 @@ def read_model(path: str | Path, given: Mapping[str, Any] | None = None) -> tupl
         )
     # A config beside the file tells what tensors don't, where it is of this class.
     kind, read = single.parts[name]
-    if part is None and beside is not None and beside["_class_name"] == kind:
+    if len(single.parts) == 1 and beside is not None and beside["_class_name"] == kind:
         given = beside | given
     try:
         return read(given)
@@ -74,7 +74,7 @@ def open_single(path: Path) -> Single | None:
     Raises:
         ValueError: the file is none.
     """
-    if not _is_file(path):
+    if not is_file(path):
         return None
     single = read_single(open_tensors(path))
     if single is None:
@@ -85,19 +85,28 @@ def open_single(path: Path) -> Single | None:
 def find_part(path: str | Path, *names: str) -> Path:
     """The first of some models that a pipeline has, in its directory or its file; otherwise the path itself."""
     path = Path(path)
-    if _is_file(path):
+    if is_file(path):
         single = read_single(open_tensors(path))
-        held = [name for name in names if single is not None and len(single.parts) > 1 and name in single.parts]
+        held = [name for name in names if single is not None and name in single.parts]
     else:
         held = [name for name in names if (path / name / "config.json").is_file()]
     return path / held[0] if held else path
 
 
+def pipeline_of(path: str | Path) -> Path:
+    """The directory or the file of the pipeline that a model is a part of."""
+    file, part = _split(Path(path))
+    if part is not None or (is_file(file) and read_single(open_tensors(file)) is not None):
+        return file
+    return file.parent.parent if is_file(file) else file.parent
+
+
 def _split(path: Path) -> tuple[Path, str | None]:
-    return (path.parent, path.name) if _is_file(path.parent) else (path, None)
+    return (path.parent, path.name) if is_file(path.parent) else (path, None)
 
 
-def _is_file(path: Path) -> bool:
+def is_file(path: Path) -> bool:
+    """Whether a path names a file of weights, which may be missing."""
     return path.suffix in (".safetensors", ".json", *PICKLES) and not path.is_dir()
 
 
