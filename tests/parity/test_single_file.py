@@ -2,6 +2,8 @@
 
 import inspect
 
+import jax
+import numpy as np
 import pytest
 
 import jaxdiff as jd
@@ -12,7 +14,7 @@ transformers = pytest.importorskip("transformers")
 
 from diffusers.loaders import single_file_utils as reference  # noqa: E402
 from parity import single_files as made  # noqa: E402
-from parity.pipelines import clip_tokenizer, t5, t5_tokenizer  # noqa: E402
+from parity.pipelines import clip_tokenizer, t5  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
 from jaxdiff.interop.files import open_tensors  # noqa: E402
@@ -117,3 +119,53 @@ def test_flux(guidance, prefix, tmp_path):
     single, parts = read(held, tmp_path / "x.safetensors")
     check(parts, {"transformer": model}, {"transformer": converted_flux(held, 64)})
     assert single.scheduler.get("use_dynamic_shifting", False) is guidance
+
+
+def test_a_whole_pipeline(tmp_path):
+    """XL in one file: parameters, schedule and size are those of its directory; the vocabularies are the base's."""
+    second, first, vae = made.clip(2, projection=12, act="gelu"), made.clip(1), made.vae(scale=0.13025)
+    unet = made.unet("xl", sample_size=128)
+    held = made.original_unet(unet) | made.original_vae(vae)
+    held |= made.state(first, "conditioner.embedders.0.transformer.")
+    file, base = tmp_path / "xl.safetensors", tmp_path / "base"
+    save_file(held | made.original_open_clip(second, "conditioner.embedders.1.model."), file)
+    with pytest.raises(ValueError, match=r"holds unet, vae, .*, and lacks tokenizer, tokenizer_2: give a base"):
+        jd.interop.text_to_image(file)
+    with pytest.raises(ValueError, match=r"holds unet, vae, .*: name one of them, as in .*xl.safetensors/unet"):
+        jd.interop.load(file)
+    base.mkdir()
+    clip_tokenizer(base / "tokenizer").save_pretrained(base / "tokenizer")
+    clip_tokenizer(base / "tokenizer_2", pad="!</w>").save_pretrained(base / "tokenizer_2")
+
+    pipe = jd.interop.text_to_image(file, base=base, steps=3)
+    assert pipe.size == (256, 256) and pipe.steps == 3 and pipe.zeros and pipe.negative
+    for name, model in (("unet", unet), ("vae", vae), ("text_encoder", first), ("text_encoder_2", second)):
+        want = made.state(model)
+        built = jd.interop.architecture(pipe.models[name].config)
+        got = dict(jd.interop.flatten(pipe.params[name], built.rename))
+        made.equal(got, want)
+    tokens = pipe.tokenize(["a cat"])
+    assert tokens["text_encoder"][0, -1] != tokens["text_encoder_2"][0, -1] == 52
+
+    closed = [cell.cell_contents for cell in pipe.generate.__closure__]
+    levels = next(value.levels for value in closed if hasattr(value, "levels"))
+    scheduler = diffusers.EulerDiscreteScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="leading", steps_offset=1
+    )  # as in stable-diffusion-xl-base-1.0
+    scheduler.set_timesteps(3)
+    np.testing.assert_allclose(levels.sigma / levels.alpha, scheduler.sigmas, rtol=1e-5)
+
+
+def test_an_autoencoder_in_its_authors_names_beside_another(tmp_path):
+    """In a directory of diffusers its own file is meant; the other, by its path, is told its factor by the config."""
+    vae = made.vae(scale=0.13025)
+    vae.save_pretrained(tmp_path)
+    save_file({name: 2 * value for name, value in made.original_vae(vae, "").items()}, tmp_path / "sdxl_vae.safetensors")
+    plain, other = jd.interop.load(tmp_path), jd.interop.load(tmp_path / "sdxl_vae.safetensors")
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(2 * a, b), plain.params, other.params)
+    assert plain.apply.scale == other.apply.scale == 0.13025
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"sdxl_vae.safetensors: .*give scaling_factor.*0.13025 for XL"):
+        jd.interop.load(tmp_path / "sdxl_vae.safetensors")
+    given = jd.interop.load(tmp_path / "sdxl_vae.safetensors", config={"scaling_factor": 0.5})
+    assert given.apply.scale == 0.5
