@@ -326,7 +326,9 @@ def _channels(config: dict) -> int | None:
 
 def _sampling(folder: Path, base: str, config: dict, shape: tuple[int, ...]) -> interop.Sampling:
     kind = config["_class_name"]
-    own = folder if (folder / "scheduler_config.json").is_file() else scheduler_config(pipeline_of(folder), base or None)
+    own = (
+        folder if (folder / "scheduler_config.json").is_file() else scheduler_config(pipeline_of(folder), base or None)
+    )
     flow = kind in ("SD3Transformer2DModel", "FluxTransformer2DModel")
     default = {"_class_name": "FlowMatchEulerDiscreteScheduler" if flow else "DDPMScheduler"}
     return interop.network_sampling(own or default, config, shape[:2])

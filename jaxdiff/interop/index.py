@@ -73,7 +73,9 @@ def read_index(path: str | Path, base: str | Path | None = None) -> Index:
     parts = [layout.network, "vae", *encoders]
     models = {part: _find(part, path, *others) for part in parts}
     names = {part: part.replace("text_encoder", "tokenizer") for part in encoders}
-    words = {part: next((p / name for p in (path, *others) if (p / name).is_dir()), None) for part, name in names.items()}
+    words = {
+        part: next((p / name for p in (path, *others) if (p / name).is_dir()), None) for part, name in names.items()
+    }
     missing = [part for part, where in models.items() if where is None]
     missing += [names[part] for part, where in words.items() if where is None and single is not None]
     if missing:

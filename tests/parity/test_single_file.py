@@ -160,7 +160,9 @@ def test_an_autoencoder_in_its_authors_names_beside_another(tmp_path):
     """In a directory of diffusers its own file is meant; the other, by its path, is told its factor by the config."""
     vae = made.vae(scale=0.13025)
     vae.save_pretrained(tmp_path)
-    save_file({name: 2 * value for name, value in made.original_vae(vae, "").items()}, tmp_path / "sdxl_vae.safetensors")
+    save_file(
+        {name: 2 * value for name, value in made.original_vae(vae, "").items()}, tmp_path / "sdxl_vae.safetensors"
+    )
     plain, other = jd.interop.load(tmp_path), jd.interop.load(tmp_path / "sdxl_vae.safetensors")
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(2 * a, b), plain.params, other.params)
     assert plain.apply.scale == other.apply.scale == 0.13025
