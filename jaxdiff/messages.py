@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os.path
 from collections.abc import Iterable
 
 __all__ = ["listed", "shared_prefix"]
@@ -33,6 +32,10 @@ def listed(names: Iterable[str], limit: int = 20) -> str:
 
 def shared_prefix(names: Iterable[str]) -> str:
     """The longest beginning, up to a dot, that dotted names share, such as "_orig_mod."; "" where there is none."""
-    found = list(names)
-    begin, dot, _ = os.path.commonprefix(found).rpartition(".") if len(found) > 1 else ("", "", "")
-    return begin + dot
+    found = [name.split(".")[:-1] for name in names]
+    shared: list[str] = []
+    for segments in zip(*found, strict=False):
+        if len(set(segments)) > 1:
+            break
+        shared.append(segments[0])
+    return "".join(f"{segment}." for segment in shared) if len(found) > 1 else ""

@@ -80,8 +80,8 @@ def draw_prompt(
 
     with busy("loading"):
         pipe = text_to_image(
-            directory, steps=steps, size=size, kind=scheduler, base=base, variant=variant, dtype=compute_dtype(), progress=progress,
-            place=lambda tree: train.shard_params(tree, where),
+            directory, steps=steps, size=size, kind=scheduler, base=base, variant=variant, dtype=compute_dtype(),
+            progress=progress, place=lambda tree: train.shard_params(tree, where),
         )  # fmt: skip
     scale, negative = _guidance(pipe, guidance, negative)
     split = batch_sharding(where)

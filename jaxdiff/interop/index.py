@@ -44,9 +44,9 @@ def read_kind(path: Path) -> tuple[Mapping[str, Any], Layout]:
         ValueError: there are none, or its class is not known.
     """
     single = open_single(path)
-    if single is not None and not single.index:
+    if single is not None and not single.fields:
         raise ValueError(f"{path} holds {listed(single.parts)}, and no network that makes pictures")
-    fields = single.index if single is not None else read_json(path / "model_index.json")
+    fields = single.fields if single is not None else read_json(path / "model_index.json")
     name = fields.get("_class_name")
     if name not in LAYOUTS:
         raise ValueError(f"unknown pipeline {name!r} in {path}; there are: {', '.join(sorted(LAYOUTS))}")
@@ -66,9 +66,10 @@ def read_index(path: str | Path, base: str | Path | None = None) -> Index:
     path, others = Path(path), [] if base is None else [Path(base)]
     fields, layout = read_kind(path)
     single = open_single(path)
-    if single is not None:
-        others_fields = [read_json(p / "model_index.json") for p in others if (p / "model_index.json").is_file()]
-        fields = {key: value for one in (*others_fields, fields) for key, value in one.items()}
+    # An encoder that this kind of pipeline can do without comes from a base of the same kind.
+    for other in (p for p in others if (p / "model_index.json").is_file()):
+        found = read_json(other / "model_index.json")
+        fields = {**(found if found.get("_class_name") == fields["_class_name"] else {}), **fields}
     encoders = [part for part, optional in layout.encoders.items() if not optional or any(fields.get(part) or ())]
     parts = [layout.network, "vae", *encoders]
     models = {part: _find(part, path, *others) for part in parts}

@@ -14,6 +14,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff.interop.architecture import Architecture
 from jaxdiff.interop.checkpoint import Loaded, architecture
 from jaxdiff.interop.files import find_weights, open_tensors, read_json
-from jaxdiff.interop.keys import Place
 from jaxdiff.interop.lora_kinds import Change, Group, ending, rank_of, read_change, unread
 from jaxdiff.interop.lora_names import Target, find, kernels, network
 from jaxdiff.messages import listed
@@ -84,7 +83,7 @@ def load_lora(path: str | Path, models: Mapping[str, Loaded], *, dtype: Any = jn
         model, targets = where[module]
         total = sum(target.place.shape[0] for target in targets), *targets[0].place.shape[1:]
         scale = _scale(group, settings, f"{model}.{targets[0].module}")
-        change = read_change(group, total, scale, lambda m=model, t=targets: _weight(models[m].params, t))
+        change = read_change(group, total, scale, partial(_weight, models[model].params, targets))
         for target in targets:
             held = layers.setdefault(model, {}).setdefault(target.place.path, {})
             if target.place.layer in held:

@@ -145,7 +145,7 @@ def _decomposed(
     delta = np.tensordot(change[1], change[0], 1) if isinstance(change, tuple) else change
     merged = weight + delta
     # dora_scale [1, in, ...] is of the inputs' columns, as some files have it.
-    scale = held.get("dora_scale", held.get("magnitude"))
+    scale = held["dora_scale" if "dora_scale" in held else "magnitude"]
     columns = "dora_scale" in held and scale.ndim > 1 and scale.shape[0] == 1 != shape[0]
     kept = 1 if columns else 0
     if scale.size != shape[kept]:

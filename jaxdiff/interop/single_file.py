@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,13 +38,13 @@ class Single(NamedTuple):
     """What a file holds.
 
     Attributes:
-        index: what its model_index.json would be; empty where there is no network that denoises.
+        fields: what its model_index.json would be; empty where there is no network that denoises.
         scheduler: the published models' config of it.
         told: fields of it that the file itself tells.
         parts: the models by the names of their directories.
     """
 
-    index: Config
+    fields: Config
     scheduler: Config
     told: Config
     parts: dict[str, Part]
@@ -54,7 +55,7 @@ class _Family(NamedTuple):
     scheduler: Config
     latents: Config  # what an autoencoder's tensors don't tell
     encoders: dict[str, tuple[str, str, Callable[..., Any]]]  # by directory: what names begin with, class, reader
-    network: Config = {}  # what the network's tensors don't tell
+    network: Mapping[str, Any] = MappingProxyType({})  # what the network's tensors don't tell
 
 
 NETWORK = "model.diffusion_model."
@@ -138,16 +139,16 @@ def read_single(tensors: Tensors) -> Single | None:
     else:
         vae = _vae(tensors)
         return None if vae is None else Single({}, {}, {}, {"vae": Part("AutoencoderKL", partial(vae_part, vae))})
-    parts = {name: Part(kind, lambda given: read(network, family.network | dict(given)))}
+    parts = {name: Part(kind, lambda given: read(network, {**family.network, **given}))}
     if (vae := _vae(tensors)) is not None:
         parts["vae"] = Part("AutoencoderKL", lambda given: vae_part(vae, family.latents | dict(given)))
     for encoder, (prefix, class_name, reader) in family.encoders.items():
         if held := _inside(tensors, prefix):
             parts[encoder] = Part(class_name, partial(reader, held))
-    index = {"_class_name": family.pipeline} | {part: [None, "held"] for part in parts}
-    told = {"prediction_type": "v_prediction"} if "v_pred" in tensors else {}
+    told: Config = {"prediction_type": "v_prediction"} if "v_pred" in tensors else {}
     told |= {"rescale_betas_zero_snr": True} if "ztsnr" in tensors else {}
-    return Single(index | {"force_zeros_for_empty_prompt": True}, family.scheduler, told, parts)
+    fields = {"_class_name": family.pipeline, "force_zeros_for_empty_prompt": family.pipeline == XL.pipeline}
+    return Single(fields | {part: [None, "held"] for part in parts}, family.scheduler, told, parts)
 
 
 def _flux(network: Tensors) -> _Family:

@@ -97,7 +97,7 @@ def vae_part(tensors: Tensors, given: Mapping[str, Any]) -> tuple[Config, dict[s
     """An AutoencoderKL. What its latents are multiplied by leaves no trace: `given` has it."""
     if "scaling_factor" not in given:
         raise ValueError(
-            "an autoencoder's tensors don't tell the factor of its latents: give scaling_factor, and shift_factor where "
+            "an autoencoder's tensors don't tell the factor of its latents: give scaling_factor, and shift_factor if "
             "there is one, in the config or in a config.json beside the file (0.18215 for Stable Diffusion 1 and 2, "
             "0.13025 for XL, 1.5305 and 0.0609 for 3, 0.3611 and 0.1159 for Flux.1)"
         )

@@ -88,7 +88,7 @@ def flux_modules(config: Mapping[str, Any]) -> Modules:
     Args:
         config: its fields; num_layers and num_single_layers are read.
     """
-    found = {name: {ours: (0,)} for name, ours in FLUX.items()}
+    found: Modules = {name: {ours: (0,)} for name, ours in FLUX.items()}
     found["final_layer.adaLN_modulation.1"] = {"norm_out.linear": SHIFT_FIRST}
     for i in range(config.get("num_layers", 19)):
         theirs, ours = f"double_blocks.{i}.", f"transformer_blocks.{i}."
@@ -99,7 +99,7 @@ def flux_modules(config: Mapping[str, Any]) -> Modules:
         theirs, ours = f"single_blocks.{i}.", f"single_transformer_blocks.{i}."
         found |= {theirs + name: {ours + module: (0,)} for name, module in FLUX_SINGLE.items()}
         # The feed-forward layer is four times as wide.
-        split = {ours + module: (part,) for part, module in enumerate(QKV)}
+        split: dict[str, tuple[int, ...]] = {ours + module: (part,) for part, module in enumerate(QKV)}
         found[f"{theirs}linear1"] = split | {f"{ours}proj_mlp": (3, 4, 5, 6)}
     return found
 
@@ -110,7 +110,7 @@ def sd3_modules(config: Mapping[str, Any]) -> Modules:
     Args:
         config: its fields; num_layers is read.
     """
-    found = {name: {ours: (0,)} for name, ours in SD3.items()}
+    found: Modules = {name: {ours: (0,)} for name, ours in SD3.items()}
     found["final_layer.adaLN_modulation.1"] = {"norm_out.linear": SHIFT_FIRST}
     last = config.get("num_layers", 18) - 1
     for i in range(last + 1):
