@@ -53,12 +53,13 @@ def read_kind(path: Path) -> tuple[Mapping[str, Any], Layout]:
     return fields, LAYOUTS[name]
 
 
-def read_index(path: str | Path, base: str | Path | None = None) -> Index:
+def read_index(path: str | Path, base: str | Path | None = None, *, decodes: bool = True) -> Index:
     """Finds the parts of a pipeline, and tells its kind.
 
     Args:
         path: a directory with model_index.json, or a checkpoint in one file.
         base: a pipeline's directory that gives what the path lacks: for a file the tokenizers, at least.
+        decodes: whether the autoencoder is needed.
 
     Raises:
         ValueError: there is no model_index.json, the pipeline's class is not known, or a part is missing.
@@ -71,7 +72,7 @@ def read_index(path: str | Path, base: str | Path | None = None) -> Index:
         found = read_json(other / "model_index.json")
         fields = {**(found if found.get("_class_name") == fields["_class_name"] else {}), **fields}
     encoders = [part for part, optional in layout.encoders.items() if not optional or any(fields.get(part) or ())]
-    parts = [layout.network, "vae", *encoders]
+    parts = [layout.network, *(["vae"] if decodes else []), *encoders]
     models = {part: _find(part, path, *others) for part in parts}
     names = {part: part.replace("text_encoder", "tokenizer") for part in encoders}
     words = {
@@ -137,7 +138,7 @@ def encode_prompts(
     Raises:
         ValueError: the pipeline's class is not known, or an encoder is missing.
     """
-    index = read_index(directory, base)
+    index = read_index(directory, base, decodes=False)
     layout = index.layout
     loaded = {part: load(index.models[part], dtype=dtype) for part in index.tokenizers}
     configs = {part: model.config for part, model in loaded.items()}
