@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 import jaxdiff as jd
 from jaxdiff import data, networks, train
-from jaxdiff.experiment import Experiment, compute_dtype
+from jaxdiff.experiment import Experiment, Source, compute_dtype
 
 
 def experiment(
@@ -20,7 +20,7 @@ def experiment(
     ema: float = 0.9999,
     accumulate: int = 1,
     remat: Literal["none", "dots", "full"] = "none",
-    source: str = "tfds:cifar10",
+    source: Source = "tfds:cifar10",
     size: int = 32,
     preview_every: int = 10_000,
 ) -> Experiment:

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 import jaxdiff as jd
 from jaxdiff import data, networks, train
-from jaxdiff.experiment import Experiment, compute_dtype
+from jaxdiff.experiment import Experiment, Source, compute_dtype
 
 
 def experiment(
@@ -15,7 +15,7 @@ def experiment(
     width: int = 32,
     drop_rate: float = 0.1,
     ema: float = 0.995,
-    source: str = "fashion_mnist",
+    source: Source = "fashion_mnist",
     preview_every: int = 900,
 ) -> Experiment:
     """Flow matching (Lipman et al. 2022), classifier-free guidance (Ho and Salimans 2022).

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,26 +11,28 @@ from jax.sharding import Mesh
 
 import jaxdiff as jd
 from jaxdiff import data, interop, train
-from jaxdiff.experiment import Experiment, compute_dtype
-from jaxdiff.interop.files import read_config
+from jaxdiff.experiment import Experiment, File, Kept, Source, absolute, compute_dtype
+from jaxdiff.interop.index import scheduler_config
+from jaxdiff.interop.sources import find_part, is_file, pipeline_of, read_fields
 from jaxdiff.interop.unets import control_config
 from jaxdiff.networks import lora
 from jaxdiff.networks.controlnet import controlled, copy_encoder
 
 
 def experiment(
-    directory: str,
+    directory: File,
     mode: Literal["full", "lora", "control"] = "full",
     only: str = "",
     rank: int = 8,
     scale: float = 1.0,
-    control: str = "",
-    hints: str = "edges",
-    source: str = "fashion_mnist",
+    control: File = "",
+    hints: Annotated[str, Kept(lambda text: absolute(text) if text.endswith(".npz") else text)] = "edges",
+    source: Source = "fashion_mnist",
     size: int = 0,
     prompt: str = "",
-    cond: str = "",
-    vae: str = "",
+    cond: File = "",
+    vae: File = "",
+    base: File = "",
     steps: int = 1000,
     batch: int = 32,
     accumulate: int = 1,
@@ -50,7 +52,7 @@ def experiment(
     velocity.
 
     Args:
-        directory: a Hugging Face folder of a diffusion network, or of a pipeline that has one.
+        directory: a Hugging Face folder of a diffusion network, or of a pipeline that has one; or a file of either.
         mode: full trains the network's own parameters; lora leaves them and trains low-rank adapters; control trains a
             ControlNet beside a conditional U-Net.
         only: a regular expression for dotted paths: what is trained or adapted; by default everything, or the
@@ -66,7 +68,8 @@ def experiment(
             "a photo of a {}"; an empty text says nothing.
         cond: in place of a prompt an .npz file of the condition by its names ("tokens", "vector"): one row for each
             class of the data and a last one that says nothing.
-        vae: folder of the autoencoder whose latents the network is of; a pipeline's is found.
+        vae: folder or file of the autoencoder whose latents the network is of; a pipeline's is found.
+        base: folder of a pipeline that gives what the other lacks; of a checkpoint in one file the tokenizers.
         steps: updates of the parameters.
         batch: images in an update.
         accumulate: microbatches in an update.
@@ -80,16 +83,16 @@ def experiment(
         mesh: where the network's own parameters lie; None is the default device.
     """
     folder = _network_folder(Path(directory))
-    kind, config = read_config(folder)
-    config = {**config, "_class_name": kind}
+    config = read_fields(folder)
+    kind = config["_class_name"]
     place = None if mesh is None else lambda tree: train.shard_params(tree, mesh)
     codec = _autoencoder(vae, folder, place)
     size = size or config.get("sample_size", 0) * (codec.apply.factor if codec else 1)
     images = data.open_source(source, size=size or None, channels=3 if codec else _channels(config))
     shape = _latent_shape(images.shape, codec)
-    sampling = _sampling(folder, config, shape)
+    sampling = _sampling(folder, base, config, shape)
     told = [prompt.format(name) for name in images.class_names] + [""] if prompt else []
-    texts = _prompted(folder.parent, told, images.shape) if told else data.open_table(cond) if cond else {}
+    texts = _prompted(pipeline_of(folder), base, told, images.shape) if told else data.open_table(cond) if cond else {}
     tables = _placed(texts, place)
     distilled = bool(config.get("guidance_embeds") or config.get("time_cond_proj_dim"))
     if distilled and tables:
@@ -236,8 +239,7 @@ def _control(folder: Path, place: Any, *, begin: str, seed: int, shape: tuple, h
     if loaded.config["_class_name"] != "UNet2DConditionModel":
         raise ValueError(f"a ControlNet is for a UNet2DConditionModel, got {loaded.config['_class_name']}")
     if begin:
-        kind, config = read_config(Path(begin))
-        config = {**config, "_class_name": kind}
+        config = read_fields(begin)
     else:
         # Each width after the first halves the hint.
         widths = (16, 32, 96, 256)[: (hint[0] // shape[0]).bit_length()]
@@ -272,8 +274,9 @@ def _control(folder: Path, place: Any, *, begin: str, seed: int, shape: tuple, h
 
 
 def _autoencoder(vae: str, folder: Path, place: Any) -> interop.Loaded | None:
-    path = Path(vae) if vae else folder.parent / "vae"
-    if not vae and not (path / "config.json").is_file():
+    pipeline = pipeline_of(folder)
+    path = Path(vae) if vae else find_part(pipeline, "vae")
+    if path == pipeline:
         return None
     return interop.load(path, dtype=compute_dtype(), place=place)
 
@@ -308,11 +311,10 @@ def _latent_shape(shape: tuple[int, ...], vae: interop.Loaded | None) -> tuple[i
 
 
 def _network_folder(directory: Path) -> Path:
-    folders = [directory, directory / "unet", directory / "transformer"]
-    for folder in folders:
-        if (folder / "config.json").is_file():
-            return folder
-    raise ValueError(f"no config.json in {', '.join(map(str, folders))}")
+    found = find_part(directory, "unet", "transformer")
+    if not is_file(found) and not is_file(found.parent) and not (found / "config.json").is_file():
+        raise ValueError(f"no config.json in {directory}, nor in unet or transformer below it")
+    return found
 
 
 def _channels(config: dict) -> int | None:
@@ -322,18 +324,20 @@ def _channels(config: dict) -> int | None:
     )
 
 
-def _sampling(folder: Path, config: dict, shape: tuple[int, ...]) -> interop.Sampling:
+def _sampling(folder: Path, base: str, config: dict, shape: tuple[int, ...]) -> interop.Sampling:
     kind = config["_class_name"]
-    places = [place for place in (folder, folder.parent / "scheduler") if (place / "scheduler_config.json").is_file()]
+    own = (
+        folder if (folder / "scheduler_config.json").is_file() else scheduler_config(pipeline_of(folder), base or None)
+    )
     flow = kind in ("SD3Transformer2DModel", "FluxTransformer2DModel")
     default = {"_class_name": "FlowMatchEulerDiscreteScheduler" if flow else "DDPMScheduler"}
-    return interop.network_sampling(places[0] if places else default, config, shape[:2])
+    return interop.network_sampling(own or default, config, shape[:2])
 
 
-def _prompted(directory: Path, told: list[str], shape: tuple[int, ...]) -> dict[str, Any]:
+def _prompted(directory: Path, base: str, told: list[str], shape: tuple[int, ...]) -> dict[str, Any]:
     if len(told) == 1:
         raise ValueError("a prompt tells the classes of the data by their names, and this data has none")
-    return interop.encode_prompts(directory, told, size=(shape[0], shape[1]), dtype=compute_dtype())
+    return interop.encode_prompts(directory, told, size=(shape[0], shape[1]), base=base or None, dtype=compute_dtype())
 
 
 def _placed(arrays: dict[str, Any], place: Callable[[Any], Any] | None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 import jaxdiff as jd
 from jaxdiff import data, interop, networks, train
-from jaxdiff.experiment import Experiment, compute_dtype
+from jaxdiff.experiment import Experiment, File, compute_dtype
 
 
 def experiment(
@@ -27,10 +27,10 @@ def experiment(
     ema: float = 0.9999,
     accumulate: int = 1,
     remat: Literal["none", "dots", "full"] = "dots",
-    source: str = "latents/imagenet256",
+    source: File = "latents/imagenet256",
     latent: tuple[int, int, int] = (32, 32, 4),
     num_classes: int = 1000,
-    autoencoder: str = "",
+    autoencoder: File = "",
     preview_every: int = 10_000,
     mesh: Mesh | None = None,
 ) -> Experiment:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 import jaxdiff as jd
 from jaxdiff import data, networks, train
-from jaxdiff.experiment import Experiment, compute_dtype
+from jaxdiff.experiment import Experiment, Source, compute_dtype
 
 
 def experiment(
@@ -20,7 +20,7 @@ def experiment(
     accumulate: int = 1,
     remat: Literal["none", "dots", "full"] = "none",
     drop_rate: float = 0.0,
-    source: str = "tfds:imagenet_resized/64x64",
+    source: Source = "tfds:imagenet_resized/64x64",
     size: int = 64,
     preview_every: int = 10_000,
 ) -> Experiment:

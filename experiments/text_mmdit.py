@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 import jaxdiff as jd
 from jaxdiff import data, interop, networks, train
-from jaxdiff.experiment import Experiment, compute_dtype
+from jaxdiff.experiment import Experiment, File, compute_dtype
 
 
 def experiment(
@@ -30,12 +30,12 @@ def experiment(
     remat: Literal["none", "dots", "full"] = "dots",
     moments: Literal["float32", "bfloat16"] = "float32",
     shift: float = 1.0,
-    source: str = "latents/texts",
+    source: File = "latents/texts",
     latent: tuple[int, int, int] = (32, 32, 16),
     tokens: tuple[int, int] = (333, 4096),
     vector: int = 2048,
-    prompts: str = "",
-    autoencoder: str = "",
+    prompts: File = "",
+    autoencoder: File = "",
     preview_every: int = 10_000,
     mesh: Mesh | None = None,
 ) -> Experiment:

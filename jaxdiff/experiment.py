@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +30,11 @@ from jaxdiff.train.ema import Decays
 
 __all__ = [
     "Experiment",
+    "File",
+    "Kept",
+    "Source",
+    "absolute",
+    "build",
     "compute_dtype",
     "example_keys",
     "load",
@@ -38,6 +45,26 @@ __all__ = [
 ]
 
 SOURCE = "experiment.py"
+
+
+class Kept(NamedTuple):
+    """Marks a knob, as in `Annotated[str, Kept(absolute)]`: what the command line was given is kept as how(it)."""
+
+    how: Callable[[str], str]
+
+
+def absolute(path: str) -> str:
+    """The path from the root, so that a run finds it from any folder; an empty one stays."""
+    return os.path.abspath(path) if path else path
+
+
+def _source(name: str) -> str:
+    return FOLDER + absolute(name.removeprefix(FOLDER)) if name.startswith(FOLDER) else name
+
+
+FOLDER = "folder:"
+File = Annotated[str, Kept(absolute)]  # a knob that names a file or folder
+Source = Annotated[str, Kept(_source)]  # one for `data.open_source`
 
 
 @dataclass(frozen=True)
@@ -157,13 +184,15 @@ def sampler(
         (params, keys [B], label [B] or None, scale) -> x, [B, *shape], decoded where the experiment says how; each
         example depends on its own key alone. Its params are `experiment.whole`'s.
     Raises:
-        ValueError: guidance of a network that knows no null condition.
+        ValueError: guidance of a network that knows no null condition, or a solver that takes a variance which the
+            network does not answer.
     """
     if guided and experiment.null_label is None:
         raise ValueError("guidance needs a network that was also trained without its condition: use --guidance 1")
-    drops_variance = experiment.learned_variance and solver is not None
     levels = experiment.grid(experiment.sample_steps if steps is None else steps)
     chosen = experiment.solver if solver is None else solver
+    if chosen.learned_variance and not experiment.learned_variance:
+        raise ValueError("the solver takes a learned variance, which the network does not answer: choose another")
 
     def draw(params: Params, keys: Array, label: Array | None, scale: float | Array) -> Array:
         beside = experiment.beside(params, label)
@@ -171,7 +200,7 @@ def sampler(
         def denoise(label: Any) -> Denoiser:
             cond = beside if label is None else beside | {"label": label}
             answer = denoiser(experiment.apply, params, experiment.row, cond)
-            return mean_only(answer) if drops_variance else answer
+            return mean_only(answer) if experiment.learned_variance and not chosen.learned_variance else answer
 
         predict = denoise(label)
         if guided:
@@ -242,11 +271,18 @@ def load_function(path: str | Path, name: str, purpose: str) -> Callable[..., An
     return getattr(module, name)
 
 
-def load_run(workdir: str | Path) -> Experiment:
+def build(function: Callable[..., Experiment], knobs: Mapping[str, Any], mesh: Mesh | None = None) -> Experiment:
+    """Call an experiment's function, with the mesh where it takes one: to put the parameters that it reads on."""
+    where = {"mesh": mesh} if "mesh" in inspect.signature(function).parameters else {}
+    return function(**knobs, **where)
+
+
+def load_run(workdir: str | Path, *, mesh: Mesh | None = None) -> Experiment:
     """Rebuild a run's experiment from the file and the knobs that training left in its folder.
 
     Args:
         workdir: the run's folder.
+        mesh: where the parameters that it reads lie; None is the default device.
     Returns:
         the experiment.
     Raises:
@@ -255,4 +291,4 @@ def load_run(workdir: str | Path) -> Experiment:
     workdir = Path(workdir)
     if not (workdir / SOURCE).is_file():
         raise ValueError(f"{workdir} holds no run: `jaxdiff train EXPERIMENT --workdir {workdir}` makes one")
-    return load(workdir / SOURCE)(**read_knobs(workdir))
+    return build(load(workdir / SOURCE), read_knobs(workdir), mesh)

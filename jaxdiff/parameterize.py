@@ -194,7 +194,7 @@ def to_x0(s: Scalings, x: Array, F: Array) -> Array:
 
 
 def mean_only(denoise: Denoiser) -> Denoiser:
-    """The denoiser of a network with learned variance, without the variance: for every solver but DDPM's."""
+    """The denoiser of a network with learned variance, without the variance; see `Solver.learned_variance`."""
     return lambda x, level: denoise(x, level)[0]
 
 

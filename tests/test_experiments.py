@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdiff import train
+from jaxdiff import solvers, train
 from jaxdiff.experiment import example_keys, load, sampler
 from jaxdiff.solvers import Solver
 
@@ -153,6 +153,24 @@ def test_large_networks_have_their_published_size_and_need_no_data_to_be_describ
     assert experiment.batch == batch and experiment.example["mean"].shape == experiment.shape
     with pytest.raises(ValueError, match=r"no \.npz files in latents"):
         experiment.batches(0)
+
+
+def test_a_learned_variance_is_for_the_solver_that_takes_it():
+    """Whoever chose the solver, and guidance or not."""
+    experiment = replace(load(FOLDER / "toy2d.py")(), num_classes=3, null_label=3, sample_steps=2)
+    pair = replace(experiment, apply=lambda params, x, noise, cond: (x, 0 * x), learned_variance=True)
+    mean = replace(experiment, apply=lambda params, x, noise, cond: x)
+    draw = lambda e, **options: sampler(e, **options)(0.0, example_keys(0, 2), np.zeros(2, np.int32), 1.5)  # noqa: E731
+    for name, guided in (("ddim", True), ("ddpm", False)):
+        solver = getattr(solvers, name)()
+        want = draw(replace(mean, solver=solver), guided=guided)
+        np.testing.assert_array_equal(draw(replace(pair, solver=solver), guided=guided), want)
+        np.testing.assert_array_equal(draw(pair, solver=solver, guided=guided), want)
+    learned = solvers.ddpm("learned")  # of frac 0, which is the small variance
+    np.testing.assert_allclose(draw(pair, solver=learned, guided=False), want, rtol=1e-6)
+    with pytest.raises(ValueError, match="takes a learned variance"):
+        sampler(mean, solver=learned, guided=False)
+    assert solvers.restart(learned).learned_variance
 
 
 def test_guidance_without_null_condition():

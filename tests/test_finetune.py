@@ -16,7 +16,7 @@ import jaxdiff as jd
 from jaxdiff import sharding, train
 from jaxdiff.cli import main
 from jaxdiff.data import open_source
-from jaxdiff.experiment import example_keys, load, sampler
+from jaxdiff.experiment import example_keys, load, load_run, sampler
 from jaxdiff.networks import lora
 from jaxdiff.networks.controlnet import controlled
 
@@ -140,6 +140,26 @@ def test_adapters_are_trained_and_nothing_else(kind, only, request):
     assert kernels and all(re.search(only or "to_", path) for path in kernels)
     for tree in (state.params, state.ema, state.opt[1][0].mu):
         assert all(pair["up"].any() and pair["down"].any() for _, pair in lora.pairs(tree))
+
+
+@pytest.mark.parametrize(
+    ("fields", "takes"),
+    [
+        ({"_class_name": "DDIMScheduler"}, False),
+        ({"_class_name": "DDPMScheduler"}, False),
+        ({"_class_name": "DDPMScheduler", "variance_type": "learned_range"}, True),
+    ],
+)
+def test_a_learned_variance_under_each_kind_of_scheduler(fields, takes, tmp_path):
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(fields))
+    directory = folder(DIT | {"num_layers": 1, "out_channels": 2}, tmp_path / "transformer")
+    made = load(FILE)(str(directory), **TINY, guidance=2.0)
+    assert made.learned_variance and made.solver.learned_variance == takes
+    x = jax.eval_shape(
+        sampler(made, steps=2), jax.eval_shape(made.start), example_keys(0, 2), jnp.zeros(2, jnp.int32), 2.0
+    )
+    assert x.shape == (2, 8, 8, 1)
 
 
 @pytest.mark.slow
@@ -316,13 +336,22 @@ def test_resumed_run_is_the_same(dit, tmp_path):
 
 
 @pytest.mark.slow
-def test_command_line(dit, tmp_path, capsys):
-    knobs = ["--directory", dit, "--mode", "lora", "--rank", "2", "--batch", "8", "--sample-steps", "2"]
+def test_command_line(dit, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sharding, "SMALL", 64)
+    monkeypatch.chdir(Path(dit).parent)  # the run finds its network from other folders
+    knobs = ["--directory", Path(dit).name, "--mode", "lora", "--rank", "2", "--batch", "8", "--sample-steps", "2"]
     whole = tmp_path / "whole"
     begin = ["train", str(FILE), *knobs]
     main([*begin, "--steps", "4", "--preview-every", "2", "--workdir", str(whole), "--mesh", "data=8"])
-    main(["sample", str(whole), "--num", "3", "--out", str(tmp_path / "x.npz")])
-    assert np.load(tmp_path / "x.npz")["x"].shape == (3, 8, 8, 1)
+    monkeypatch.chdir(tmp_path)
+    main(["sample", "whole", "--num", "3", "--out", "x.npz"])
+    main(["sample", "whole", "--num", "3", "--out", "split.npz", "--mesh", "data=4,fsdp=2"])
+    one, split = (np.load(f"{name}.npz")["x"] for name in ("x", "split"))
+    assert one.shape == (3, 8, 8, 1)
+    np.testing.assert_allclose(split, one, atol=1e-5)
+    base = load_run(whole, mesh=train.make_mesh(4, 2)).frozen["base"]
+    assert {len(a.devices()) for a in jax.tree.leaves(base)} == {8}
+    assert any(not a.sharding.is_fully_replicated for a in jax.tree.leaves(base))
 
     main(["convert", str(whole), "--out", str(tmp_path / "adapters"), "--form", "lora"])
     main(["convert", str(whole), "--out", str(tmp_path / "merged")])

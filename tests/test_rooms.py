@@ -35,7 +35,9 @@ FLAX = {"networks", "autoencoders", "text"}  # flax here alone, and nothing but 
 # An autoencoder and a text encoder are made of the same layers; a pipeline is maths around networks.
 LEAVES |= {"sharding": set(), "train": WHERE, "networks": WHERE}
 LEAVES |= {"autoencoders": {"networks"} | WHERE, "text": {"networks"} | WHERE}
-ALLOWED = {**MATHS, **LEAVES, "interop": FLAX | WHERE | MATHS.keys()}
+WORDS = {"messages"}  # how names are listed: known to whoever has many to list
+LEAVES |= {"networks": LEAVES["networks"] | WORDS, "data": WORDS}
+ALLOWED = {**MATHS, **LEAVES, "messages": set(), "interop": FLAX | WHERE | WORDS | MATHS.keys()}
 FRONT = {"__init__", "__main__", "cli", "demo", "plan", "experiment", "experiments"}
 HEAVY = {
     "tensorflow_datasets", "tensorflow", "torch", "grain", "orbax", "matplotlib", "PIL", "safetensors", "transformers",

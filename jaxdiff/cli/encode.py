@@ -13,6 +13,7 @@ from tqdm import tqdm
 from jaxdiff import data, interop
 from jaxdiff.autoencoders import Codec
 from jaxdiff.experiment import compute_dtype
+from jaxdiff.interop.sources import find_part
 from jaxdiff.sharding import make_mesh, shard_batch, shard_params
 
 Rows = dict[str, np.ndarray]
@@ -26,13 +27,14 @@ def command(
     size: int = 256,
     flip: bool = True,
     prompt: str = "",
+    base: Path | None = None,
     batch: int = 32,
     rows: int = 4096,
 ) -> None:
     """Write the latents of images: the autoencoder's mean and standard deviation, as a diffusion model sees them.
 
     Args:
-        directory: of an AutoencoderKL, or of a pipeline that has one.
+        directory: of an AutoencoderKL, or of a pipeline that has one; or a file of either.
         out: the folder to write, of .npz files; with a prompt, prompts/classes.npz in it holds what is said of each
             class and, last, of none.
         source: tfds:NAME, folder:PATH or fashion_mnist.
@@ -40,18 +42,19 @@ def command(
         size: side of the images in pixels.
         flip: also write each image mirrored.
         prompt: for a pipeline: what its text encoders are told of an image, whose class's name stands for {}.
+        base: for a prompt: a directory that gives what the other lacks; of a file the tokenizers, at least.
         batch: images at a time, a multiple of the devices.
         rows: examples in a file.
     """
     if any(out.glob("*.npz")):
         raise ValueError(f"{out} holds .npz files already: choose another --out")
     mesh = make_mesh()
-    own = directory / "vae" if (directory / "vae").is_dir() else directory
+    own = find_part(directory, "vae")
     vae = interop.load(own, dtype=compute_dtype(), place=lambda tree: shard_params(tree, mesh))
     if not isinstance(vae.apply, Codec):
         raise ValueError(f"latents are those of an AutoencoderKL, got {vae.config['_class_name']} in {own}")
     images = data.open_source(source, split, size=size, channels=vae.config.get("in_channels", 3))
-    said = _said(directory, prompt, images.class_names, size) if prompt else {}
+    said = _said(directory, base, prompt, images.class_names, size=size) if prompt else {}
     posterior = jax.jit(vae.apply.posterior)
 
     def encode(x: np.ndarray) -> Rows:
@@ -68,11 +71,11 @@ def command(
     print(out)
 
 
-def _said(directory: Path, prompt: str, names: tuple[str, ...], size: int) -> Rows:
+def _said(directory: Path, base: Path | None, prompt: str, names: tuple[str, ...], *, size: int) -> Rows:
     if not names:
         raise ValueError("a prompt tells the classes of the data by their names, and this data has none")
     told = [prompt.format(name) for name in names] + [""]
-    cond = interop.encode_prompts(directory, told, size=(size, size), dtype=compute_dtype())
+    cond = interop.encode_prompts(directory, told, size=(size, size), base=base, dtype=compute_dtype())
     return {name: np.asarray(value, np.float16) for name, value in cond.items()}
 
 

@@ -48,10 +48,11 @@ def command(
         params: averaged or last parameters.
         mesh: devices as data=4,fsdp=2; data takes those that are left.
     """
-    experiment = load_run(run)
+    where = parse_mesh(mesh)
+    experiment = load_run(run, mesh=where)
     if not experiment.num_classes or experiment.source is None:
         raise ValueError("eval needs an experiment with classes and a data source: its judge recognizes classes")
-    generate = generator(experiment, run, params, guidance=guidance, solver=solver, steps=steps, mesh=parse_mesh(mesh))
+    generate = generator(experiment, run, params, guidance=guidance, solver=solver, steps=steps, mesh=where)
     train_set, test_set = (_real(experiment, split) for split in ("train", "test"))
     judge = _judge(run, train_set, experiment.num_classes)
     x, labels = draw(experiment, generate, num, seed=seed, batch=batch)

@@ -8,7 +8,7 @@ from typing import Any, get_type_hints
 
 import tyro
 
-from jaxdiff.experiment import Experiment
+from jaxdiff.experiment import Experiment, Kept
 
 
 def parse_knobs(
@@ -17,7 +17,7 @@ def parse_knobs(
     """Read an experiment's knobs, and the command's own options beside them.
 
     Args:
-        build: the experiment's function.
+        build: the experiment's function; its annotations may say how a knob is kept, see `experiment.Kept`.
         args: from the command line.
         own: the command's options: name -> (type, default, help); `inspect.Parameter.empty` for one that must be given.
             A knob called "mesh" is none: the command says where to run.
@@ -30,7 +30,7 @@ def parse_knobs(
     options = [
         inspect.Parameter(name, keyword, default=default, annotation=kind) for name, (kind, default, _) in own.items()
     ]
-    hints = get_type_hints(build)
+    hints = get_type_hints(build, include_extras=True)
     parameters = inspect.signature(build).parameters.items()
     knobs = [p.replace(annotation=hints[name], kind=keyword) for name, p in parameters if name != "mesh"]
     taken = sorted({p.name for p in knobs} & own.keys())
@@ -44,4 +44,10 @@ def parse_knobs(
     command.__annotations__ = {p.name: p.annotation for p in knobs + options}
     command.__doc__ = "\n".join([inspect.getdoc(build) or "", *(f"    {name}: {h}" for name, (_, _, h) in own.items())])
     values = tyro.cli(command, args=args, prog=prog)
-    return {p.name: values[p.name] for p in knobs}, {name: values[name] for name in own}
+    return {p.name: _kept(values[p.name], hints[p.name]) for p in knobs}, {name: values[name] for name in own}
+
+
+def _kept(value: Any, hint: Any) -> Any:
+    for mark in getattr(hint, "__metadata__", ()):
+        value = mark.how(value) if isinstance(mark, Kept) else value
+    return value

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from jaxdiff import train
+from jaxdiff.cli.cluster import gather
 from jaxdiff.cli.progress import Progress, busy
 from jaxdiff.experiment import compute_dtype, example_keys
 from jaxdiff.interop import Pipeline, text_to_image
-from jaxdiff.sharding import BATCH_AXES
+from jaxdiff.interop.index import read_kind
+from jaxdiff.interop.sources import is_file
+from jaxdiff.sharding import batch_parts, batch_sharding, make_mesh, on
 
 __all__ = ["draw_prompt", "is_pipeline"]
 
 
 def is_pipeline(directory: Path) -> bool:
-    """Whether a directory is a text-to-image pipeline's, and no run."""
-    return (directory / "model_index.json").is_file()
+    """Whether a path is of a text-to-image directory or of such a checkpoint in one file, and no run.
+
+    Raises:
+        ValueError: it is a pipeline's of another kind.
+    """
+    return (is_file(directory) or (directory / "model_index.json").is_file()) and bool(read_kind(directory))
 
 
 def draw_prompt(
@@ -32,13 +40,16 @@ def draw_prompt(
     steps: int | None = None,
     size: tuple[int, int] | None = None,
     scheduler: str | None = None,
+    base: Path | None = None,
+    variant: str | None = None,
     seed: int = 0,
     batch: int = 4,
+    mesh: Mesh | None = None,
 ) -> np.ndarray:
-    """Draw pictures of a prompt, in batches of one compiled size that are split over all devices.
+    """Draw pictures of a prompt, in batches of one compiled size that are split over the devices.
 
     Args:
-        directory: of Stable Diffusion 1, 2, XL, 3 or Flux.
+        directory: of Stable Diffusion 1, 2, XL, 3 or Flux, or a checkpoint in one file.
         prompt: what to show.
         num: how many.
         negative: what to keep away from; None: an empty prompt.
@@ -46,8 +57,11 @@ def draw_prompt(
         steps: number of steps; None is the usual one.
         size: (height, width); None is the network's own.
         scheduler: class of the scheduler, in place of the directory's.
+        base: directory that gives what the other lacks; see `text_to_image`.
+        variant: of the weights in a directory.
         seed: picture i depends on the seed and i alone.
-        batch: pictures at a time, rounded up to a multiple of the devices.
+        batch: pictures at a time, rounded up to a multiple of the mesh's parts of a batch.
+        mesh: where the parameters lie, and over which pictures are split; None: pictures alone, over all devices.
     Returns:
         float32 [num, height, width, 3] in [-1, 1].
     Raises:
@@ -55,8 +69,9 @@ def draw_prompt(
     """
     if num < 1 or batch < 1:
         raise ValueError(f"num and batch must be at least 1, got {num} and {batch}")
-    mesh = train.make_mesh()
-    batch = -(-min(batch, num) // mesh.size) * mesh.size
+    where = make_mesh() if mesh is None else mesh
+    parts = batch_parts(where)
+    batch = -(-min(batch, num) // parts) * parts
     rounds = -(-num // batch)
     first = 0  # step of the round
 
@@ -65,21 +80,26 @@ def draw_prompt(
 
     with busy("loading"):
         pipe = text_to_image(
-            directory, steps=steps, size=size, kind=scheduler, dtype=compute_dtype(), progress=progress,
-            place=lambda tree: train.shard_params(tree, mesh),
+            directory, steps=steps, size=size, kind=scheduler, base=base, variant=variant, dtype=compute_dtype(),
+            progress=progress, place=lambda tree: train.shard_params(tree, where),
         )  # fmt: skip
     scale, negative = _guidance(pipe, guidance, negative)
-    split = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+    split = batch_sharding(where)
     tokens = jax.device_put(pipe.tokenize([prompt] * batch), split)
     away = None if negative is None else jax.device_put(pipe.tokenize([negative] * batch), split)
     keys = example_keys(seed, rounds * batch).reshape(rounds, batch)
-    generate = jax.jit(pipe.generate)
+
+    @jax.jit
+    def generate(*args: Any, **options: Any) -> jax.Array:
+        with on(where):
+            return pipe.generate(*args, **options)
+
     pictures = []
     with Progress("sampling", rounds * pipe.steps, "step") as bar:
         for i in range(rounds):
             first = i * pipe.steps
             part = generate(pipe.params, tokens, jax.device_put(keys[i], split), scale, negative=away)
-            pictures.append(np.asarray(part))
+            pictures.append(np.asarray(gather(part)))
             jax.effects_barrier()
     return np.concatenate(pictures)[:num]
 

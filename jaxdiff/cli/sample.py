@@ -36,18 +36,20 @@ def command(
     steps: int | None = None,
     seed: int = 0,
     batch: int | None = None,
-    params: Literal["ema", "params"] = "ema",
+    params: Literal["ema", "params"] | None = None,
     ema: float | None = None,
     out: Path | None = None,
     prompt: str | None = None,
     negative: str | None = None,
     size: tuple[int, int] | None = None,
+    base: Path | None = None,
+    variant: str | None = None,
     mesh: str = "",
 ) -> None:
     """Make pictures with a trained run, or with a prompt for Stable Diffusion or Flux.
 
     Args:
-        run: the run's folder, or a text-to-image directory with model_index.json.
+        run: the run's folder, a text-to-image directory with model_index.json, or a checkpoint in one file.
         num: number of pictures; by default 50 of a run, 1 of a prompt.
         label: class of all pictures; by default they take turns.
         guidance: guidance scale, 1 is off; by default the experiment's, or the network's usual one.
@@ -55,33 +57,38 @@ def command(
         steps: number of steps; by default the experiment's, or the usual one.
         seed: picture i depends on the seed and i alone.
         batch: pictures at a time; by default as in the run's previews, 4 of a prompt.
-        params: averaged or last parameters.
+        params: averaged or last parameters; by default the average.
         ema: length of another average, 0.075 say, made of the run's snapshots.
         out: FILE.png is a grid, FILE.npz arrays, a folder single PNGs; by default RUN/samples-SEED.png, or for a
             prompt the folder samples-SEED.
         prompt: what the pictures show.
         negative: what they keep away from.
         size: height and width of a prompt's pictures; by default the network's own.
+        base: for a prompt: a directory that gives what the other lacks; of a file the tokenizers, at least.
+        variant: for a prompt: of the directory's weights, such as fp16.
         mesh: devices as data=4,fsdp=2,sequence=2; data takes those that are left.
     """
-    of_prompt = is_pipeline(run)
+    of_prompt, where = is_pipeline(run), parse_mesh(mesh)
     out = (Path(f"samples-{seed}") if of_prompt else run / f"samples-{seed}.png") if out is None else out
     if out.suffix not in ("", ".png", ".npz"):
         raise ValueError(f"--out must end in .png or .npz, or be a folder, got {out}")
     if of_prompt:
-        if prompt is None or label is not None or ema is not None:
-            raise ValueError(f"{run} is a text-to-image directory: it needs --prompt, and has no --label or --ema")
+        if prompt is None or any(value is not None for value in (label, params, ema)):
+            raise ValueError(
+                f"{run} is a text-to-image directory: it needs --prompt, and has no --label, --params or --ema"
+            )
         x = draw_prompt(
             run, prompt, num=1 if num is None else num, negative=negative, guidance=guidance, steps=steps, size=size,
-            scheduler=solver, seed=seed, batch=4 if batch is None else batch,
+            base=base, variant=variant, scheduler=solver, seed=seed, batch=4 if batch is None else batch, mesh=where,
         )  # fmt: skip
         _write(out, x, None, 4)
     else:
-        if prompt is not None or negative is not None or size is not None:
+        if any(value is not None for value in (prompt, negative, size, base, variant)):
             raise ValueError(
-                f"--prompt, --negative and --size are of text-to-image directories, and {run} has no model_index.json"
+                "--prompt, --negative, --size, --base and --variant are of text-to-image directories, and "
+                f"{run} has no model_index.json"
             )
-        experiment = load_run(run)
+        experiment, params = load_run(run, mesh=where), params or "ema"
         if experiment.draw is not None and out.suffix == ".png":
             if any(value is not None for value in (num, label, guidance, batch)):
                 raise ValueError(
@@ -90,10 +97,10 @@ def command(
             chosen = experiment.solver if solver is None else named_solver(solver)
             steps = experiment.sample_steps if steps is None else steps
             asked = replace(experiment, seed=seed, solver=chosen, sample_steps=steps)
-            experiment.draw(asked, experiment.whole(parameters(experiment, run, params, ema)), out)
+            experiment.draw(asked, experiment.whole(parameters(experiment, run, params, ema, mesh=where)), out)
         else:
             generate = generator(
-                experiment, run, params, ema=ema, guidance=guidance, solver=solver, steps=steps, mesh=parse_mesh(mesh)
+                experiment, run, params, ema=ema, guidance=guidance, solver=solver, steps=steps, mesh=where
             )
             num, batch = 50 if num is None else num, experiment.preview if batch is None else batch
             x, labels = draw(experiment, generate, num, label=label, seed=seed, batch=batch)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,7 @@ from jaxdiff.cli.cluster import gather
 from jaxdiff.cli.images import save_png
 from jaxdiff.cli.knobs import parse_knobs
 from jaxdiff.cli.sample import columns, draw
-from jaxdiff.experiment import SOURCE, Experiment, load, sampler
+from jaxdiff.experiment import SOURCE, Experiment, build, load, sampler
 from jaxdiff.sharding import parse_mesh
 
 # Seconds: longer than a step of the largest networks, shorter than a night.
@@ -35,7 +34,7 @@ def command(args: list[str]) -> None:
         )
         return
     path, *rest = args
-    build = load(path)
+    function = load(path)
     own = {
         "workdir": (
             Path,
@@ -49,14 +48,12 @@ def command(args: list[str]) -> None:
             "seconds without a finished step until it ends with status 75; by default 900 in many processes.",
         ),
     }
-    knobs, options = parse_knobs(build, rest, own, prog=f"jaxdiff train {path}")
+    knobs, options = parse_knobs(function, rest, own, prog=f"jaxdiff train {path}")
     mesh = parse_mesh(options["mesh"])
-    # An experiment that reads parameters takes the mesh to put them on; it is no knob of the run.
-    where = {"mesh": mesh} if "mesh" in inspect.signature(build).parameters else {}
     patience = options["patience"]
     if patience is None and jax.process_count() > 1:
         patience = PATIENCE
-    _train(build(**knobs, **where), Path(path), knobs, workdir=options["workdir"], mesh=mesh, patience=patience)
+    _train(build(function, knobs, mesh), Path(path), knobs, workdir=options["workdir"], mesh=mesh, patience=patience)
 
 
 def _train(

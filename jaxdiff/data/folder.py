@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from jaxdiff.data.transforms import GREY_MODES, fit_image
+from jaxdiff.messages import listed
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 SPLITS = ("train", "val", "valid", "validation", "test")
@@ -40,7 +41,7 @@ class FolderSource:
             raise ValueError(f"no images in {path}: looked for {', '.join(SUFFIXES)}, there and in subfolders")
         empty = [p.name for p, files in zip(folders, found, strict=True) if not files]
         if empty and not loose:
-            raise ValueError(f"classes without images in {path}: {', '.join(empty)}")
+            raise ValueError(f"classes without images in {path}: {listed(empty)}")
 
         self.files = loose or [file for files in found for file in files]
         self.class_names = () if loose else tuple(p.name for p in folders)

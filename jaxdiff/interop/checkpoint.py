@@ -16,8 +16,10 @@ from jax.dtypes import canonicalize_dtype
 
 from jaxdiff.interop.architecture import Architecture
 from jaxdiff.interop.classes import CLASSES
-from jaxdiff.interop.files import Tensor, open_tensors, read_config
+from jaxdiff.interop.files import Tensor, open_tensors
 from jaxdiff.interop.keys import Place, flatten, places
+from jaxdiff.interop.sources import read_model
+from jaxdiff.messages import listed, shared_prefix
 
 __all__ = ["Loaded", "architecture", "fill", "load", "save"]
 
@@ -43,18 +45,23 @@ class Loaded(NamedTuple):
 def load(
     path: str | Path,
     *,
-    file: str | None = None,
+    variant: str | None = None,
+    config: Mapping[str, Any] | None = None,
     dtype: Any = jnp.float32,
     param_dtype: Any = None,
     place: Placing | None = None,
 ) -> Loaded:
-    """Loads a model from a Hugging Face directory.
+    """Loads a model from a Hugging Face directory, or from a checkpoint of Stable Diffusion or Flux in one file.
 
     Tensors go one by one from the file to their devices: the host holds one at a time, or some small ones.
 
     Args:
-        path: the directory, with config.json and safetensors files.
-        file: a file or index in it, where there are several variants; by default the one with the shortest name.
+        path: the directory, with config.json and safetensors files; of several the one that has the class's own name
+            is read, then that name with a variant, then the only one. Or a file or index in it; a single file of one
+            model in its authors' names; a part of a single file, such as "sdxl.safetensors/vae".
+        variant: of the weights in a directory, such as "fp16".
+        config: fields that a single file's tensors don't tell, such as an autoencoder's scaling_factor, or that replace
+            those that were read.
         dtype: of the computation.
         param_dtype: of the parameters; None: as in the file.
         place: tree of shapes -> tree of shardings, such as `lambda t: train.shard_params(t, mesh)`; None: the
@@ -64,14 +71,16 @@ def load(
         The model.
 
     Raises:
-        ValueError: the class is not known, a field of the config is not supported, or the tensors are not
-            those that the config asks for; the message lists them.
+        ValueError: the class is not known, a field of the config is not supported, it is not said which of several
+            files or parts is meant, or the tensors are not those that the config asks for; the message lists them.
     """
-    path = Path(path)
-    kind, config = read_config(path)
-    built = architecture(config | {"_class_name": kind}, dtype)
-    params = fill(built, open_tensors(path / file if file else path), param_dtype=param_dtype, place=place)
-    return Loaded(built.apply, params, config | {"_class_name": kind})
+    fields, tensors = read_model(path, config)
+    built = architecture(fields, dtype)
+    if tensors is None:
+        tensors = open_tensors(path, built.weights, variant)
+    elif variant is not None:
+        raise ValueError(f"a variant is of a directory's weights, and {path} names a file")
+    return Loaded(built.apply, fill(built, tensors, param_dtype=param_dtype, place=place), fields)
 
 
 def architecture(config: Mapping[str, Any], dtype: Any = jnp.float32) -> Architecture:
@@ -122,8 +131,11 @@ def _check(wanted: Mapping[str, Place], named: Mapping[str, Tensor]) -> None:
     types = [f"{k} is {named[k].dtype}" for k in shared if named[k].dtype not in DTYPES]
     faults = {"missing": missing, "not of this network": extra, "misshapen": shapes, "not of a floating type": types}
     if any(faults.values()):
-        listed = "; ".join(f"{what}: {', '.join(names)}" for what, names in faults.items() if names)
-        raise ValueError(f"the tensors are not those that the config asks for: {listed}")
+        told = [f"{what}: {listed(names)}" for what, names in faults.items() if names]
+        prefix = shared_prefix(extra)
+        if prefix and any(name.removeprefix(prefix) in wanted for name in extra):
+            told.append(f"names in the file begin with {prefix!r}, which belongs to no network")
+        raise ValueError(f"the tensors are not those that the config asks for: {'; '.join(told)}")
 
 
 def _widest(parts: list[tuple[Place, Tensor]]) -> Any:
@@ -253,5 +265,5 @@ def _check_shapes(wanted: Any, got: Any) -> None:
     ]
     odd = sorted(k for k in flat[0].keys() | flat[1].keys() if flat[0].get(k) != flat[1].get(k))
     if odd:
-        listed = ", ".join(f"{k} is {flat[1].get(k)}, not {flat[0].get(k)}" for k in odd[:20])
-        raise ValueError(f"the parameters are not those that the config asks for: {listed}")
+        told = listed(f"{k} is {flat[1].get(k)}, not {flat[0].get(k)}" for k in odd)
+        raise ValueError(f"the parameters are not those that the config asks for: {told}")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-__all__ = ["Tensor", "open_tensors", "read_config", "read_json"]
+from jaxdiff.messages import listed
+
+__all__ = ["Tensor", "find_weights", "open_tensors", "read_config", "read_json"]
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 LIMIT = 100 * 2**20  # bytes of a header, the limit of the format's own library
@@ -99,25 +102,28 @@ def read_config(directory: Path) -> tuple[str, dict[str, Any]]:
     return kinds[0], config
 
 
-def open_tensors(path: str | Path) -> dict[str, Tensor]:
-    """Opens the tensors of a file, or of a directory: of its single file, or of the files that its index names.
-
-    Of several variants in one directory the one with the shortest name is taken, which is the one without
-    `.fp16`; name a file to take another.
+def open_tensors(path: str | Path, own: str | None = None, variant: str | None = None) -> dict[str, Tensor]:
+    """Opens the tensors of a file, of the files that an index names, or of the one that is meant in a directory.
 
     Args:
-        path: a directory, a `.safetensors` file, or an index, `.safetensors.index.json` or one of a variant,
-            `.safetensors.index.fp16.json`.
+        path: a directory, see `find_weights`, a `.safetensors` file, or an index, `.safetensors.index.json` or one of a
+            variant, `.safetensors.index.fp16.json`.
+        own: name of the class's own weights in a directory, without `.safetensors`.
+        variant: "fp16" or another, of a directory.
 
     Returns:
         The tensors by name; nothing has been read of them.
 
     Raises:
-        ValueError: there are none, a file is malformed or truncated, a tensor is in two files, the index names what
-            the files don't hold or a file outside of the directory, or the weights are pickled.
+        ValueError: there are none, or several and none is meant, a file is malformed or truncated, a tensor is in two
+            files, the index names what the files don't hold or a file outside of the directory, or the weights are
+            pickled.
     """
+    path = Path(path)
+    if path.is_dir():
+        path = find_weights(path, own, variant)
     found: dict[str, Tensor] = {}
-    for file in _files(Path(path)):
+    for file in _files(path):
         for name, tensor in _open(file).items():
             if name in found:
                 raise ValueError(f"{file}: the tensor {name!r} is in another file, too")
@@ -125,15 +131,49 @@ def open_tensors(path: str | Path) -> dict[str, Tensor]:
     return found
 
 
+def find_weights(directory: Path, own: str | None = None, variant: str | None = None) -> Path:
+    """The weights that are meant in a directory: a file, or the index of several.
+
+    They are, in this order: what has the class's own name; what has that name with a variant, of which there may be
+    one; the only file or index that there is. With a variant asked for, the own name with that variant.
+
+    Args:
+        directory: where to look.
+        own: the class's own name, without `.safetensors`; None: there is none.
+        variant: "fp16" or another.
+
+    Returns:
+        A `.safetensors` file or an index; of both, under one name, the file.
+
+    Raises:
+        ValueError: there are none, or several that may be meant; the message lists them.
+    """
+    held = dict(_weights(directory))
+    if not held:
+        _refuse_pickles(directory)
+        raise ValueError(f"{directory} holds no whole .safetensors file and no index of parts")
+    variants = [name for name in held if own is not None and name.startswith(f"{own}.")]
+    asked = [f"{own}.{variant}"] if variant else [own] if own in held else variants or list(held)
+    found = [held[name] for name in asked if name in held]
+    if len(found) != 1:
+        fault = f"no {asked[0]}.safetensors" if variant else "several weights"
+        fault += f", but no {own}.safetensors" if own and not variant else ""
+        remedy = "the path of one" + (" or its variant" if variants else "")
+        raise ValueError(f"{directory} holds {fault}: {listed(path.name for path in held.values())}; give {remedy}")
+    return found[0]
+
+
+def _weights(directory: Path) -> Iterator[tuple[str, Path]]:
+    """The whole files and the indices of a directory, by name and variant, "model.fp16"; files after indices."""
+    for path in sorted(directory.glob("[!.]*.safetensors.index*.json")):
+        if match := re.fullmatch(r"(.+)\.safetensors\.index(\..+)?\.json", path.name):
+            yield match[1] + (match[2] or ""), path
+    for path in sorted(directory.glob("[!.]*.safetensors")):
+        if "-of-" not in path.name:
+            yield path.stem, path
+
+
 def _files(path: Path) -> list[Path]:
-    if path.is_dir():
-        indices = sorted(path.glob("*.safetensors.index*.json"), key=lambda p: len(p.name))
-        singles = sorted((p for p in path.glob("*.safetensors") if "-of-" not in p.name), key=lambda p: len(p.name))
-        candidates = sorted([*singles[:1], *indices[:1]], key=lambda p: len(p.name.split(".safetensors")[0]))
-        if not candidates:
-            _refuse_pickles(path)
-            raise ValueError(f"{path} holds no whole .safetensors file and no index of parts")
-        path = candidates[0]
     if path.suffix in PICKLES:
         _refuse_pickles(path)
     if path.suffix == ".json":
@@ -160,7 +200,7 @@ def _from_index(path: Path) -> list[Path]:
     held = set().union(*(_header(file) for file in files))
     if held != set(names):
         odd = sorted(held ^ set(names))
-        raise ValueError(f"{path} and the files that it names differ in {len(odd)} tensors: {', '.join(odd[:10])}")
+        raise ValueError(f"{path} and the files that it names differ in {len(odd)} tensors: {listed(odd)}")
     return files
 
 
@@ -168,7 +208,7 @@ def _refuse_pickles(path: Path) -> None:
     pickles = sorted(p.name for p in path.iterdir() if p.suffix in PICKLES) if path.is_dir() else [path.name]
     if pickles:
         raise ValueError(
-            f"{path}: {', '.join(pickles)} is pickled, and reading a pickle runs whatever program it contains. Where "
+            f"{path}: {listed(pickles)} is pickled, and reading a pickle runs whatever program it contains. Where "
             'you trust it, convert it with PyTorch: `state = torch.load(FILE, map_location="cpu", weights_only=True); '
             "safetensors.torch.save_file({k: v.contiguous() for k, v in state.items()}, OUT)`"
         )
@@ -191,7 +231,7 @@ def _header(path: Path) -> set[str]:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = sorted(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
         if twice:
-            raise ValueError(f"{path} names twice: {', '.join(twice)}")
+            raise ValueError(f"{path} names twice: {listed(twice)}")
         return dict(pairs)
 
     with path.open("rb") as file:

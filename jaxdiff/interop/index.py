@@ -1,70 +1,135 @@
-"""The parts of a text-to-image directory, as its model_index.json names them."""
+"""The parts of a text-to-image pipeline: of a directory, as its model_index.json names them, or of one file."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxdiff import text
 from jaxdiff.interop.checkpoint import load
-from jaxdiff.interop.files import read_config, read_json
+from jaxdiff.interop.files import read_json
 from jaxdiff.interop.prompts import LAYOUTS, Cond, Layout, Models
+from jaxdiff.interop.sources import find_part, open_single, read_fields
+from jaxdiff.messages import listed
 
-__all__ = ["check_parts", "encode_prompts", "encoders", "read_index", "tokenizers"]
+__all__ = ["Index", "encode_prompts", "read_index", "read_kind", "scheduler_config", "tokenizers"]
 
 
-def read_index(directory: Path) -> tuple[dict[str, Any], Layout]:
-    """Reads model_index.json, and tells the kind of pipeline.
+class Index(NamedTuple):
+    """Where the parts of a pipeline lie.
+
+    Attributes:
+        fields: of model_index.json.
+        layout: the kind of pipeline.
+        models: the network, the autoencoder and the text encoders, by the names of their directories.
+        tokenizers: the directories of the text encoders' vocabularies, by the text encoders' names.
+        scheduler: its directory, or its config.
+    """
+
+    fields: Mapping[str, Any]
+    layout: Layout
+    models: dict[str, Path]
+    tokenizers: dict[str, Path]
+    scheduler: Path | Mapping[str, Any]
+
+
+def read_kind(path: Path) -> tuple[Mapping[str, Any], Layout]:
+    """The fields of a pipeline's model_index.json, and its kind.
 
     Raises:
-        ValueError: there is none, or its class is not known.
+        ValueError: there are none, or its class is not known.
     """
-    index = read_json(directory / "model_index.json")
-    name = index.get("_class_name")
+    single = open_single(path)
+    if single is not None and not single.fields:
+        raise ValueError(f"{path} holds {listed(single.parts)}, and no network that makes pictures")
+    fields = single.fields if single is not None else read_json(path / "model_index.json")
+    name = fields.get("_class_name")
     if name not in LAYOUTS:
-        raise ValueError(f"unknown pipeline {name!r} in {directory}; there are: {', '.join(sorted(LAYOUTS))}")
-    return index, LAYOUTS[name]
+        raise ValueError(f"unknown pipeline {name!r} in {path}; there are: {', '.join(sorted(LAYOUTS))}")
+    return fields, LAYOUTS[name]
 
 
-def encoders(index: Mapping[str, Any], layout: Layout) -> list[str]:
-    """The directories of the text encoders."""
-    return [name for name, optional in layout.encoders.items() if not optional or any(index.get(name) or ())]
+def read_index(path: str | Path, base: str | Path | None = None, *, decodes: bool = True) -> Index:
+    """Finds the parts of a pipeline, and tells its kind.
 
-
-def check_parts(directory: Path, parts: Sequence[str]) -> None:
-    """Refuses a directory that lacks one of its parts' directories.
+    Args:
+        path: a directory with model_index.json, or a checkpoint in one file.
+        base: a pipeline's directory that gives what the path lacks: for a file the tokenizers, at least.
+        decodes: whether the autoencoder is needed.
 
     Raises:
-        ValueError: it does.
+        ValueError: there is no model_index.json, the pipeline's class is not known, or a part is missing.
     """
-    missing = [name for name in parts if not (directory / name).is_dir()]
+    path, others = Path(path), [] if base is None else [Path(base)]
+    fields, layout = read_kind(path)
+    single = open_single(path)
+    # An encoder that this kind of pipeline can do without comes from a base of the same kind.
+    for other in (p for p in others if (p / "model_index.json").is_file()):
+        found = read_json(other / "model_index.json")
+        fields = {**(found if found.get("_class_name") == fields["_class_name"] else {}), **fields}
+    encoders = [part for part, optional in layout.encoders.items() if not optional or any(fields.get(part) or ())]
+    parts = [layout.network, *(["vae"] if decodes else []), *encoders]
+    models = {part: _find(part, path, *others) for part in parts}
+    names = {part: part.replace("text_encoder", "tokenizer") for part in encoders}
+    words = {
+        part: next((p / name for p in (path, *others) if (p / name).is_dir()), None) for part, name in names.items()
+    }
+    missing = [part for part, where in models.items() if where is None]
+    missing += [names[part] for part, where in words.items() if where is None and single is not None]
     if missing:
-        raise ValueError(f"{directory} lacks {', '.join(missing)}")
+        held = f"holds {listed(single.parts)}, and lacks" if single is not None else "lacks"
+        raise ValueError(f"{path} {held} {', '.join(missing)}: give a base, a directory of this kind that has them")
+    return Index(
+        fields,
+        layout,
+        {part: where for part, where in models.items() if where is not None},
+        {part: where or path / names[part] for part, where in words.items()},
+        scheduler_config(path, base) or path / "scheduler",
+    )
 
 
-def tokenizers(directory: Path, models: Models, layout: Layout) -> dict[str, Any]:
-    """By the encoder's name; "text_encoder_2" has "tokenizer_2"."""
-    made = {}
-    for name in layout.encoders:
-        if name in models.apply:
-            length = models.length if models.config[name]["_class_name"] == "T5EncoderModel" else None
-            made[name] = text.tokenizer(directory / name.replace("text_encoder", "tokenizer"), length=length)
-    return made
+def _find(part: str, *pipelines: Path) -> Path | None:
+    found = (find_part(pipeline, part) for pipeline in pipelines)
+    return next((where for where, pipeline in zip(found, pipelines, strict=True) if where != pipeline), None)
+
+
+def scheduler_config(path: Path, base: str | Path | None = None) -> Path | Mapping[str, Any] | None:
+    """The scheduler of a pipeline: its directory, its config, or None where there is none.
+
+    That of a file is the base's, or the published models'; what the file itself says of its prediction goes before.
+    """
+    folders = [Path(p) / "scheduler" for p in (path, base) if p is not None]
+    own = [folder for folder in folders if (folder / "scheduler_config.json").is_file()]
+    single = open_single(path)
+    if single is None:
+        return own[0] if own else None
+    return (read_json(own[0] / "scheduler_config.json") if own else single.scheduler) | single.told
+
+
+def tokenizers(index: Index, models: Models) -> dict[str, Any]:
+    """Texts -> tokens, by the text encoder's name."""
+    lengths = {
+        name: models.length if models.config[name]["_class_name"] == "T5EncoderModel" else None
+        for name in index.tokenizers
+    }
+    return {name: text.tokenizer(folder, length=lengths[name]) for name, folder in index.tokenizers.items()}
 
 
 def encode_prompts(
-    directory: str | Path, prompts: Sequence[str], *, size: tuple[int, int], dtype: Any = jnp.float32
-) -> Cond:
+    directory: str | Path, prompts: Sequence[str], *, size: tuple[int, int], base: str | Path | None = None,
+    dtype: Any = jnp.float32,
+) -> Cond:  # fmt: skip
     """What the network of a text-to-image directory sees of prompts; the text encoders are read for it and dropped.
 
     Args:
-        directory: of Stable Diffusion 1, 2, XL, 3 or Flux.
+        directory: of Stable Diffusion 1, 2, XL, 3 or Flux, or a checkpoint in one file.
         prompts: B texts.
         size: (height, width) of the images, which Stable Diffusion XL is told.
+        base: a directory that gives what the other lacks; for a file the tokenizers, at least.
         dtype: of the encoders' computation.
 
     Returns:
@@ -73,15 +138,13 @@ def encode_prompts(
     Raises:
         ValueError: the pipeline's class is not known, or an encoder is missing.
     """
-    directory = Path(directory)
-    index, layout = read_index(directory)
-    parts = encoders(index, layout)
-    check_parts(directory, [layout.network, *parts])
-    loaded = {part: load(directory / part, dtype=dtype) for part in parts}
+    index = read_index(directory, base, decodes=False)
+    layout = index.layout
+    loaded = {part: load(index.models[part], dtype=dtype) for part in index.tokenizers}
     configs = {part: model.config for part, model in loaded.items()}
-    configs[layout.network] = read_config(directory / layout.network)[1]
+    configs[layout.network] = read_fields(index.models[layout.network])
     models = Models({part: model.apply for part, model in loaded.items()}, configs, layout.length)
-    tokens = {part: encode(prompts)[0] for part, encode in tokenizers(directory, models, layout).items()}
+    tokens = {part: encode(prompts)[0] for part, encode in tokenizers(index, models).items()}
 
     def encode(params: Any, tokens: Any) -> Cond:
         cond = layout.complete(models, layout.encode(models, params, tokens), size)

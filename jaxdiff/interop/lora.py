@@ -1,13 +1,11 @@
-"""Files of low-rank adapters: those of diffusers and PEFT, old and new, and of kohya's scripts.
+"""Files of adapters: those of diffusers and PEFT, old and new, of kohya's scripts and of LyCORIS.
 
-A file names an adapted module in one of three ways:
+A file names an adapted module in one of four ways:
 
     unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight      by its key
     unet.down_blocks.0.[...].attn1.processor.to_q_lora.down.weight                     by diffusers' older key
     lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q.lora_down.weight
-
-The last cannot be taken apart, since names hold underscores as well. So names are made from the network's keys, and
-the file's are looked up among them.
+    lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight                            by its authors' name
 """
 
 from __future__ import annotations
@@ -16,91 +14,81 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff.interop.architecture import Architecture
 from jaxdiff.interop.checkpoint import Loaded, architecture
-from jaxdiff.interop.files import PICKLES, Tensor, open_tensors, read_json
-from jaxdiff.interop.keys import Place, places
+from jaxdiff.interop.files import find_weights, open_tensors, read_json
+from jaxdiff.interop.lora_kinds import Change, Group, ending, rank_of, read_change, unread
+from jaxdiff.interop.lora_names import Target, find, kernels, network
+from jaxdiff.messages import listed
 from jaxdiff.networks.lora import pairs, put
 
 __all__ = ["load_lora", "save_lora"]
 
 FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
 METADATA = "lora_adapter_metadata"
-Layers = dict[int | None, tuple[np.ndarray, np.ndarray]]  # (down, up) by layer of a stacked kernel, otherwise by None
-KOHYA = {
-    "lora_unet_": ("unet", "transformer"),
-    "lora_te_": ("text_encoder",),
-    "lora_te1_": ("text_encoder",),
-    "lora_te2_": ("text_encoder_2",),
-    "lora_te3_": ("text_encoder_3",),
-}
-# The end of a tensor's name, and what it holds; what stands before it names the module. Older names of diffusers
-# write "to_q_lora" for the module "to_q", hence the underscore.
-ENDS = {
-    r"\.lora_A(\.\w+)?\.weight": "down",
-    r"\.lora_B(\.\w+)?\.weight": "up",
-    r"[._]lora(_linear_layer)?\.down\.weight": "down",
-    r"[._]lora(_linear_layer)?\.up\.weight": "up",
-    r"\.lora_down\.weight": "down",
-    r"\.lora_up\.weight": "up",
-    r"\.alpha": "alpha",
-}
-
-
-class _Network(NamedTuple):
-    """A network's modules with a kernel, by every name that a file may have for them; None where two share a name."""
-
-    built: Architecture
-    modules: dict[str, tuple[str, Place] | None]
+Layers = dict[int | None, Change]  # by layer of a stacked kernel, otherwise by None
 
 
 def load_lora(path: str | Path, models: Mapping[str, Loaded], *, dtype: Any = jnp.float32) -> dict[str, Any]:
     """Reads a file of adapters, for `networks.lora.merge` and `adapted` with a scale of 1.
 
-    The file's alpha / rank is multiplied into `up`. Where adapters of stacked layers have several ranks, or some
-    layers have none, they are filled up with zeros.
+    LoRA, also that of a convolution in three parts (`lora_mid`), gives pairs `down` and `up`, with the file's
+    alpha / rank multiplied into `up`. LoHa, LoKr and DoRA change a kernel by what is of no low rank: they give that
+    change as `delta`, as large as the kernel. Where adapters of stacked layers have several ranks, or some layers have
+    none, they are filled up with zeros.
 
     Args:
         path: a .safetensors file, or a directory with one.
         models: the networks by the name that the file has for them: "unet", "transformer", "text_encoder",
-            "text_encoder_2". A file without such names needs a single one. Of their parameters the shapes matter.
+            "text_encoder_2". A file without such names needs a single one. Of their parameters the shapes matter; for
+            DoRA the numbers, too.
         dtype: of the adapters.
 
     Returns:
         The adapters by the same names, of the networks that the file adapts.
 
     Raises:
-        ValueError: tensors that belong to no kernel of these networks, pairs that are not whole, or other shapes than
-            the kernels'; the message lists them.
+        ValueError: tensors that belong to no kernel of these networks or are of another kind of adapter, tensors that
+            are missing, or other shapes than the kernels'; the message lists them.
     """
     file = _file(Path(path))
-    networks = {name: _network(loaded) for name, loaded in models.items()}
-    parts: dict[tuple[str, str], dict[str, tuple[str, Tensor]]] = {}
-    where: dict[tuple[str, str], Place] = {}
+    networks = {name: network(loaded) for name, loaded in models.items()}
+    groups: dict[str, dict[str, Any]] = {}
+    where: dict[str, tuple[str, tuple[Target, ...]]] = {}
     unknown = []
     for name, tensor in open_tensors(file).items():
-        module, role = _ending(name)
-        model, key, place = _find(module, networks)
-        if role is None or place is None or role in parts.get((model, key), {}):
+        module, role = ending(name)
+        model, targets = where.setdefault(module, find(module, networks)) if role else ("", ())
+        if role is None or not targets or role in groups.get(module, {}):
             unknown.append(name)
         else:
-            parts.setdefault((model, key), {})[role] = name, tensor
-            where[model, key] = place
+            groups.setdefault(module, {})[role] = name, tensor
     if unknown:
-        raise ValueError(f"{file}: {len(unknown)} tensors belong to no kernel of the networks: {', '.join(unknown)}")
+        kinds = unread(unknown)
+        raise ValueError(
+            f"{file}: {len(unknown)} tensors belong to no kernel of the networks: {listed(unknown)}"
+            + (f"; {' and '.join(kinds)} are not read" if kinds else "")
+        )
 
     settings = _settings(file)
     layers: dict[str, dict[tuple[str, ...], Layers]] = {}
-    for (model, key), part in parts.items():
-        place = where[model, key]
-        pair = _read(part, place, _scale(part, settings, f"{model}.{key}"))
-        layers.setdefault(model, {}).setdefault(place.path, {})[place.layer] = pair
+    for module, group in groups.items():
+        model, targets = where[module]
+        total = sum(target.place.shape[0] for target in targets), *targets[0].place.shape[1:]
+        scale = _scale(group, settings, f"{model}.{targets[0].module}")
+        change = read_change(group, total, scale, partial(_weight, models[model].params, targets))
+        for target in targets:
+            held = layers.setdefault(model, {}).setdefault(target.place.path, {})
+            if target.place.layer in held:
+                raise ValueError(f"{file}: {model}.{target.module} has two adapters, the second one {module}")
+            held[target.place.layer] = _of(change, target)
     return {model: _tree(held, models[model].params, dtype) for model, held in layers.items()}
 
 
@@ -119,7 +107,7 @@ def save_lora(
         The file.
 
     Raises:
-        ValueError: there is such a file, or an adapter is of no kernel of its network.
+        ValueError: there is such a file, or an adapter is of no kernel of its network, or of no low rank.
     """
     from safetensors.numpy import save_file
 
@@ -128,8 +116,8 @@ def save_lora(
         raise ValueError(f"{path} exists already")
     tensors: dict[str, np.ndarray] = {}
     for model, tree in adapters.items():
-        known = _kernels(models[model], architecture(models[model].config))
-        spots = {(place.path, place.layer): (module, place) for module, place in known}
+        known = kernels(models[model], architecture(models[model].config))
+        spots = {(place.path, place.layer): (module, place) for module, place in known.items()}
         for kernel, layer, down, up in _single(tree, {path for path, layer in spots if layer is not None}):
             if (kernel, layer) not in spots:
                 raise ValueError(f"{model} has no kernel {'/'.join(kernel)}, layer {layer}")
@@ -148,6 +136,10 @@ def _single(
 ) -> Iterator[tuple[tuple[str, ...], int | None, np.ndarray, np.ndarray]]:
     """Adapters one by one: (path of the kernel, layer, down, up); not those that are zero, of layers without any."""
     for path, pair in pairs(tree):
+        if "delta" in pair:
+            raise ValueError(
+                f"{'/'.join(path)} is changed by what is of no low rank, as LoHa, LoKr and DoRA do: merge it instead"
+            )
         down, up = np.asarray(pair["down"]), np.asarray(pair["up"])
         if path not in stacked:
             yield path, None, down, up
@@ -158,97 +150,7 @@ def _single(
 
 
 def _file(path: Path) -> Path:
-    if not path.is_dir():
-        return path
-    files = sorted(path.glob("*.safetensors"))
-    if len(files) != 1:
-        pickled = [p.name for p in path.iterdir() if p.suffix in PICKLES]
-        raise ValueError(
-            f"{path} must hold one .safetensors file, it holds {', '.join(p.name for p in files) or 'none'}"
-            + (f"; {', '.join(pickled)} is pickled" if pickled else "")
-        )
-    return files[0]
-
-
-def _ending(name: str) -> tuple[str, str | None]:
-    for end, role in ENDS.items():
-        if match := re.fullmatch(f"(.+?){end}", name):
-            return match[1], role
-    return name, None
-
-
-def _kernels(loaded: Loaded, built: Architecture) -> list[tuple[str, Place]]:
-    """The modules with a kernel, by key without ".weight"."""
-    known = places(loaded.params, built.rename).items()
-    return [(key.removesuffix(".weight"), place) for key, place in known if place.path[-1] == "kernel"]
-
-
-def _network(loaded: Loaded) -> _Network:
-    built = architecture(loaded.config)
-    found: dict[str, tuple[str, Place] | None] = {}
-    for module, place in _kernels(loaded, built):
-        for name in _names(module, loaded.config):
-            found[name] = None if name in found else (module, place)
-    return _Network(built, found)
-
-
-def _names(module: str, config: Mapping[str, Any]) -> set[str]:
-    # A file may name a text encoder's modules from outside or from inside of the one module that wraps them all.
-    inside = module.removeprefix("text_model.")
-    names = {module, inside, f"text_model.{inside}"}
-    # diffusers' older names: "to_out_lora" for "to_out.0"; in text encoders "to_q_lora" for "q_proj".
-    names |= {name.removesuffix(".0") for name in names if name.endswith("to_out.0")}
-    old = r"\.(q|k|v|out)_proj$"
-    names |= {re.sub(old, r".to_\1", name) for name in names if re.search(old, name)}
-    if config["_class_name"] == "UNet2DConditionModel":
-        names.add(_original(module, config))
-    return names | {name.replace(".", "_") for name in names}
-
-
-def _original(module: str, config: Mapping[str, Any]) -> str:
-    """A module of diffusers' U-Net by the name in Stable Diffusion's original code, which kohya's SDXL files use."""
-    layers = config.get("layers_per_block", 2)
-    if not isinstance(layers, int):
-        return module
-    if match := re.fullmatch(
-        r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)(.*)", module
-    ):
-        way, block, kind, index, rest = match[1], int(match[2]), match[3], int(match[4]), match[5]
-        # On the way down a block ends in its downsampler, after one input block more, the first convolution.
-        row = block * (layers + 1) + (index if kind in ("resnets", "attentions") else layers) + (way == "down")
-        types = config.get(f"{way}_block_types", ())
-        last = 2 if block < len(types) and "CrossAttn" in types[block] else 1
-        column = {"resnets": 0, "attentions": 1, "downsamplers": 0, "upsamplers": last}[kind]
-        name = f"{'input' if way == 'down' else 'output'}_blocks.{row}.{column}"
-        rest = ".op" if kind == "downsamplers" else rest
-    elif match := re.fullmatch(r"mid_block\.(resnets|attentions)\.(\d+)(.*)", module):
-        kind, rest = match[1], match[3]
-        name = f"middle_block.{1 if kind == 'attentions' else 2 * int(match[2])}"
-    else:
-        outside = {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2"}
-        outside |= {"add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2"}
-        return (outside | {"conv_in": "input_blocks.0.0", "conv_out": "out.2"}).get(module, module)
-    within = {".conv1": ".in_layers.2", ".conv2": ".out_layers.3", ".time_emb_proj": ".emb_layers.1"}
-    return name + (within | {".conv_shortcut": ".skip_connection"}).get(rest, rest)
-
-
-def _find(name: str, networks: Mapping[str, _Network]) -> tuple[str, str, Place | None]:
-    """What a file means by a module: (network, module, where its kernel is); None where there is none."""
-    candidates = [(model, name.removeprefix(f"{model}.")) for model in networks if name.startswith(f"{model}.")]
-    for prefix, meant in KOHYA.items():
-        candidates += [(model, name.removeprefix(prefix)) for model in meant if name.startswith(prefix)]
-    if len(networks) == 1:
-        candidates.append((next(iter(networks)), name.removeprefix("base_model.model.")))
-    for model, module in candidates:
-        if model not in networks:
-            continue
-        built, modules = networks[model]
-        module = module.replace(".processor.", ".")
-        alias = built.alias(f"{module}.weight") or ""
-        spot = modules.get(module) or modules.get(alias.removesuffix(".weight"))
-        if spot is not None:
-            return model, *spot
-    return "", name, None
+    return find_weights(path, FILE.removesuffix(".safetensors")) if path.is_dir() else path
 
 
 def _settings(file: Path) -> dict[str, Any]:
@@ -263,50 +165,78 @@ def _settings(file: Path) -> dict[str, Any]:
     return read_json(beside) if beside.exists() else {}
 
 
-def _scale(part: Mapping[str, tuple[str, Tensor]], settings: Mapping[str, Any], name: str) -> float:
-    """Alpha / rank of a module; PEFT's settings have it by pattern, with or without the network's name."""
-    if "down" not in part or "up" not in part:
-        held = ", ".join(held for held, _ in part.values())
-        raise ValueError(f"{name} needs both halves of an adapter, the file has {held}")
-    rank = part["down"][1].shape[0]
-    if "alpha" in part:
-        return float(np.asarray(part["alpha"][1][()]).reshape(())) / rank
+def _scale(group: Group, settings: Mapping[str, Any], name: str) -> float:
+    """Alpha / rank of a module; PEFT's settings have them by pattern, with or without the network's name."""
     model, _, module = name.partition(".")
     own = {key.removeprefix(f"{model}."): value for key, value in settings.items()}
-    alpha = own.get("lora_alpha", rank)
-    for pattern, value in (own.get("alpha_pattern") or {}).items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", module):
-            alpha = value
-            break
+
+    def of_module(patterns: str, default: Any) -> Any:
+        held = (own.get(patterns) or {}).items()
+        return next((value for pattern, value in held if re.fullmatch(rf"(.*\.)?({pattern})", module)), default)
+
+    rank = rank_of(group)
+    if rank is None:
+        rank = of_module("rank_pattern", own.get("r"))
+        if rank is None:
+            return 1.0  # nothing is factored: LyCORIS writes an alpha that is the rank it was asked for
+    elif "alpha" in group:
+        return float(np.asarray(group["alpha"][1][()]).reshape(())) / rank
+    alpha = of_module("alpha_pattern", own.get("lora_alpha", own.get("alpha", rank)))
     return alpha / (math.sqrt(rank) if own.get("use_rslora") else rank)
 
 
-def _read(part: Mapping[str, tuple[str, Tensor]], place: Place, scale: float) -> tuple[np.ndarray, np.ndarray]:
-    (down_name, down), (up_name, up) = part["down"], part["up"]
-    rank, (out, *inside) = down.shape[0], place.shape
-    # A 1x1 convolution and a dense layer are the same: some files have one for the other.
-    whole = math.prod(down.shape) == rank * math.prod(inside) and math.prod(up.shape) == out * rank
-    if not whole or up.shape[:2] != (out, rank):
-        raise ValueError(
-            f"{down_name} {down.shape} and {up_name} {up.shape} are no adapter of a kernel of shape {place.shape}"
-        )
-    a = np.asarray(down[()], np.float64).reshape(rank, *inside).transpose(place.axes)
-    return a, scale * np.asarray(up[()], np.float64).reshape(out, rank).T
+def _weight(params: Any, targets: tuple[Target, ...]) -> np.ndarray:
+    """The kernels of a file's module as one, [out, in, *size]."""
+    first = targets[0].place
+    whole = np.empty((sum(target.place.shape[0] for target in targets), *first.shape[1:]))
+    for _, place, rows in targets:
+        leaf = params
+        for segment in place.path:
+            leaf = leaf[segment]
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            raise ValueError("DoRA needs the networks' parameters, not their shapes alone")
+        kernel = np.asarray(leaf if place.layer is None else leaf[place.layer], np.float64)
+        whole[rows] = kernel.transpose(np.argsort(place.axes))
+    return whole
+
+
+def _of(change: Change, target: Target) -> Change:
+    """A kernel's part of a change, in our layout: (down [*size, in, rank], up [rank, out]), or [*size, in, out]."""
+    _, place, rows = target
+    if not isinstance(change, tuple):
+        return change[rows].transpose(place.axes)
+    down, up = change
+    return down.transpose(place.axes), up[rows].T
 
 
 def _tree(held: Mapping[tuple[str, ...], Layers], params: Any, dtype: Any) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for path, layers in held.items():
-        if None in layers:
-            down, up = layers[None]
+        leaf = params
+        for segment in path:
+            leaf = leaf[segment]
+        if all(isinstance(change, tuple) for change in layers.values()):
+            made = _pair(layers, leaf.shape)
         else:
-            leaf = params
-            for segment in path:
-                leaf = leaf[segment]
-            rank = max(down.shape[-1] for down, _ in layers.values())
-            down = np.zeros((*leaf.shape[:-1], rank))
-            up = np.zeros((leaf.shape[0], rank, leaf.shape[-1]))
-            for layer, (a, b) in layers.items():
-                down[layer, ..., : a.shape[-1]], up[layer, : len(b)] = a, b
-        put(tree, path, {"down": jnp.asarray(down, dtype), "up": jnp.asarray(up, dtype)})
+            made = {"delta": _delta(layers, leaf.shape)}
+        put(tree, path, {name: jnp.asarray(value, dtype) for name, value in made.items()})
     return tree
+
+
+def _pair(layers: Mapping[int | None, Any], shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+    if None in layers:
+        down, up = layers[None]
+        return {"down": down, "up": up}
+    rank = max(down.shape[-1] for down, _ in layers.values())
+    down, up = np.zeros((*shape[:-1], rank)), np.zeros((shape[0], rank, shape[-1]))
+    for layer, (a, b) in layers.items():
+        down[layer, ..., : a.shape[-1]], up[layer, : len(b)] = a, b
+    return {"down": down, "up": up}
+
+
+def _delta(layers: Mapping[int | None, Change], shape: tuple[int, ...]) -> np.ndarray:
+    whole = np.zeros(shape)
+    for layer, change in layers.items():
+        # Layers of one kernel may be adapted in several ways.
+        whole[... if layer is None else layer] = change[0] @ change[1] if isinstance(change, tuple) else change
+    return whole

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.interop.architecture import Architecture, Fields
+from jaxdiff.interop.blocks import RESNET, WHOLE, unet_blocks, unet_layout
+from jaxdiff.interop.views import Rows
 from jaxdiff.networks import UNet, as_apply, init
 
 __all__ = ["as_diffusers", "openai_config", "openai_unet", "split_attention"]
@@ -25,18 +27,11 @@ Tensors = Mapping[str, Any]
 
 # Our names of the parts of a block -> theirs.
 PARTS = {
-    "resnets": {
-        "norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",
-        "conv2": "out_layers.3", "conv_shortcut": "skip_connection",
-    },
+    "resnets": RESNET,
     "attentions": {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"},
     "downsamplers": {"conv": "op"},
     "upsamplers": {"conv": "conv"},
-}  # fmt: skip
-WHOLE = {
-    "conv_in": "input_blocks.0.0", "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
-    "class_embedding": "label_emb", "conv_norm_out": "out.0", "conv_out": "out.2",
-}  # fmt: skip
+}
 
 
 def openai_unet(config: Mapping[str, Any], dtype: Any) -> Architecture:
@@ -86,57 +81,20 @@ def openai_unet(config: Mapping[str, Any], dtype: Any) -> Architecture:
     if concat:
         cond["concat"] = jax.ShapeDtypeStruct((1, *size, concat), jnp.float32)
     x = jax.ShapeDtypeStruct((1, *size, channels - concat), jnp.float32)
-    return Architecture(
-        partial(init, module, x=x, cond=cond), as_apply(module), rename=partial(_rename, _blocks(module))
-    )
-
-
-def _blocks(module: UNet) -> dict[str, str]:
-    """Our names of the network's blocks -> theirs, which count the entries on the way down and on the way up."""
-    bottom, period = len(module.widths) - 1, module.blocks + 1
-    found = {
-        f"mid_block.{kind}": f"middle_block.{i}" for i, kind in enumerate(("resnets.0", "attentions.0", "resnets.1"))
-    }
-    for level in range(bottom + 1):
-        for i in range(period):
-            entry = f"input_blocks.{1 + level * period + i}"
-            if i < module.blocks:
-                found[f"down_blocks.{level}.resnets.{i}"] = f"{entry}.0"
-                found[f"down_blocks.{level}.attentions.{i}"] = f"{entry}.1"
-            else:
-                found[f"down_blocks.{level}.downsamplers.0"] = f"{entry}.0"
-            entry = f"output_blocks.{(bottom - level) * period + i}"
-            found[f"up_blocks.{bottom - level}.resnets.{i}"] = f"{entry}.0"
-            found[f"up_blocks.{bottom - level}.attentions.{i}"] = f"{entry}.1"
-        found[f"up_blocks.{bottom - level}.upsamplers.0"] = f"{entry}.{2 if level in module.attention else 1}"
-    return found
+    blocks = unet_blocks(len(module.widths), module.blocks, module.attention)
+    return Architecture(partial(init, module, x=x, cond=cond), as_apply(module), rename=partial(_rename, blocks))
 
 
 def _rename(blocks: Mapping[str, str], key: str) -> str | None:
     whole, leaf = key.rsplit(".", 1)
-    if whole in WHOLE:
-        return f"{WHOLE[whole]}.{leaf}"
+    if whole in WHOLE or whole == "class_embedding":
+        return f"{WHOLE.get(whole, 'label_emb')}.{leaf}"
     match = re.fullmatch(r"((?:\w+_blocks\.\d+|mid_block)\.(\w+)\.\d+)\.(.+)", whole)
     if match is None or match[1] not in blocks:
         return None
     # A block that resamples is a residual block, or a convolution of its own.
-    parts = PARTS[match[2]] | PARTS["resnets"]
+    parts = PARTS[match[2]] | RESNET
     return f"{blocks[match[1]]}.{parts[match[3]]}.{leaf}"
-
-
-class _Part:
-    """Some rows of a tensor, without its last axis where that has length one (a convolution over one position)."""
-
-    def __init__(self, tensor: Any, rows: np.ndarray | None = None):
-        self._tensor, self._rows = tensor, np.arange(tensor.shape[0]) if rows is None else rows
-        self._flat = len(tensor.shape) == 3
-        self.shape = (len(self._rows), *tensor.shape[1 : 2 if self._flat else None])
-        self.dtype = tensor.dtype
-
-    def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
-        first, *rest = index if index else (slice(None),) * len(self.shape)
-        read = self._tensor[(slice(None), *rest, *((slice(None),) if self._flat else ()))]
-        return read.reshape(read.shape[: len(self.shape)])[self._rows[first]]
 
 
 def split_attention(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -155,14 +113,19 @@ def split_attention(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, An
     found: dict[str, Any] = {}
     for name, tensor in tensors.items():
         if re.search(r"\.proj_out\.weight$", name):
-            found[name] = _Part(tensor)
+            found[name] = _matrix(tensor)
         match = re.fullmatch(r"(.+)\.qkv\.(weight|bias)", name)
         if match is None:
             found.setdefault(name, tensor)
             continue
         for part, rows in zip("qkv", _rows(tensor.shape[0], config), strict=True):
-            found[f"{match[1]}.{part}.{match[2]}"] = _Part(tensor, rows)
+            found[f"{match[1]}.{part}.{match[2]}"] = _matrix(tensor, rows)
     return found
+
+
+def _matrix(tensor: Any, rows: np.ndarray | None = None) -> Rows:
+    """Attention's maps are convolutions over positions, [out, in, 1]."""
+    return Rows(tensor, rows, min(2, len(tensor.shape)))
 
 
 def _rows(total: int, config: Mapping[str, Any]) -> np.ndarray:
@@ -193,7 +156,7 @@ def openai_config(tensors: Tensors, given: Mapping[str, Any]) -> Config:
     """
     if not {"num_heads", "num_head_channels"} & given.keys():
         raise ValueError("the tensors don't tell the heads: give num_head_channels or num_heads in the config")
-    levels, blocks, resample = _layout(tensors)
+    levels, blocks, resample = unet_layout(tensors)
     firsts = [f"input_blocks.{1 + level * (blocks + 1)}" for level in range(levels)]
     widths = [_shape(tensors, f"{entry}.0.out_layers.3.weight")[0] for entry in firsts]
     base = _shape(tensors, "time_embed.0.weight")[1]
@@ -211,31 +174,6 @@ def openai_config(tensors: Tensors, given: Mapping[str, Any]) -> Config:
         "num_classes": _shape(tensors, "label_emb.weight")[0] if "label_emb.weight" in tensors else None,
     }
     return config | dict(given)
-
-
-def _layout(tensors: Tensors) -> tuple[int, int, str]:
-    """(levels, blocks per level, how the network resamples)."""
-    entries: dict[str, set[int]] = {"input": set(), "output": set()}
-    up: dict[int, str] = {}
-    for name in tensors:
-        match = re.match(r"(input|output)_blocks\.(\d+)\.(\d+)\.(\w+)", name)
-        if match is None:
-            continue
-        entries[match[1]].add(int(match[2]))
-        if match[1] == "output" and int(match[3]) > 0 and match[4] in ("conv", "in_layers"):
-            up[int(match[2])] = {"conv": "conv", "in_layers": "resblock"}[match[4]]
-    total = 1 + max(entries["output"], default=-1)
-    # Where nothing is learned in resampling, its entries on the way down hold no tensors.
-    silent = set(range(total)) - entries["input"]
-    if up:
-        blocks, levels, resample = min(up), 1 + len(up), up[min(up)]
-    elif silent:
-        blocks, levels, resample = min(silent) - 1, 1 + len(silent), "pool"
-    else:
-        blocks, levels, resample = total - 1, 1, "conv"
-    if total != levels * (blocks + 1) or blocks < 1:
-        raise ValueError(f"input_blocks and output_blocks don't mirror each other: {total} entries, {levels} levels")
-    return levels, blocks, resample
 
 
 def _shape(tensors: Tensors, name: str) -> tuple[int, ...]:

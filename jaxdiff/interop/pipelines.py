@@ -13,10 +13,11 @@ from jax import Array
 from jaxdiff import guidance as guides
 from jaxdiff import parameterize
 from jaxdiff.autoencoders import Codec
-from jaxdiff.interop.checkpoint import Loaded, load
-from jaxdiff.interop.index import check_parts, encoders, read_index, tokenizers
+from jaxdiff.interop.checkpoint import Loaded, architecture, load
+from jaxdiff.interop.index import read_index, tokenizers
 from jaxdiff.interop.prompts import Cond, Layout, Models
 from jaxdiff.interop.schedulers import Sampling, network_sampling
+from jaxdiff.interop.sources import read_fields
 from jaxdiff.levels import Level, q_sample
 from jaxdiff.networks.layers import wide
 from jaxdiff.noise import fold_in, normal_like
@@ -92,8 +93,8 @@ class _Made(NamedTuple):
 
 def text_to_image(
     directory: str | Path, *, steps: int | None = None, size: tuple[int, int] | None = None, kind: str | None = None,
-    length: int | None = None, dtype: Any = jnp.float32, param_dtype: Any = None,
-    place: Callable[[Any], Any] | None = None, progress: Callable[[Array], None] | None = None,
+    base: str | Path | None = None, variant: str | None = None, length: int | None = None, dtype: Any = jnp.float32,
+    param_dtype: Any = None, place: Callable[[Any], Any] | None = None, progress: Callable[[Array], None] | None = None,
 ) -> Pipeline:  # fmt: skip
     """Loads a directory of Stable Diffusion 1, 2, XL, 3 or Flux.
 
@@ -115,7 +116,8 @@ def text_to_image(
         mask: [B, height, width], 1 where the image is painted anew, else 0. A network for inpainting sees it. With
             others the rest of the picture is put back after each step, with the noise of the level arrived at.
         strength: how much of the image is changed, in [0, 1]: the last strength N steps are taken, rounded down, but
-            up for Stable Diffusion 3 and Flux, as the references do. May be traced.
+            up for Stable Diffusion 3 and Flux, as the references do; where that is none, the answer is what the
+            autoencoder makes of the image. May be traced.
         noise: [B, height / factor, width / factor, D], standard normal, in place of the keys' at the beginning.
         images: [B, height, width, 3] in [-1, 1], float32 at least.
 
@@ -124,10 +126,13 @@ def text_to_image(
         networks.lora.merge(pipe.params, load_lora(file, pipe.models), scale)
 
     Args:
-        directory: with model_index.json. A safety checker in it is not read.
+        directory: with model_index.json, or a checkpoint in one file. A safety checker in it is not read.
         steps: N; by default the reference's 50, or 28 for Stable Diffusion 3 and Flux.
         size: (height, width) of the images; by default the network's own, 1024 for Flux.
         kind: class of the scheduler, in place of the directory's; see `scheduler`.
+        base: a directory that gives what the other lacks: for a file, which holds no vocabularies, its "tokenizer"
+            folders, and its scheduler and models where there are such.
+        variant: of the weights in a directory, such as "fp16".
         length: of T5's text in tokens; by default 256 for Stable Diffusion 3 and 512 for Flux.
         dtype: of the networks' computation. The steps are taken in float32 at least.
         param_dtype: of the parameters; None: as in the files.
@@ -138,37 +143,38 @@ def text_to_image(
         The models, the function and the tokenizer.
 
     Raises:
-        ValueError: the pipeline's class is not known, a model is missing or not supported, or the size is no multiple
-            of the latents'.
+        ValueError: the pipeline's class is not known, a model is missing or not supported, or the size is not one
+            that the networks can make. All but what the files of weights hold is found before they are read.
     """
-    directory = Path(directory)
-    index, layout = read_index(directory)
-    parts = [layout.network, "vae", *encoders(index, layout)]
-    check_parts(directory, parts)
-    loaded = {part: load(directory / part, dtype=dtype, param_dtype=param_dtype, place=place) for part in parts}
-    models = Models(
-        {part: model.apply for part, model in loaded.items()},
-        {part: model.config for part, model in loaded.items()},
-        layout.length if length is None else length,
-    )
+    index = read_index(directory, base)
+    layout = index.layout
+    models = _described(index.models, dtype, layout.length if length is None else length)
     size = _checked_size(models, layout, size)
     latents = tuple(side // models.apply["vae"].factor for side in size)
-    sampling = network_sampling(directory / "scheduler", models.config[layout.network], latents, kind)
+    sampling = network_sampling(index.scheduler, models.config[layout.network], latents, kind)
     levels = sampling.grid(layout.steps if steps is None else steps)
-    zeros = bool(layout.zeros and index.get("force_zeros_for_empty_prompt", True))
+    zeros = bool(layout.zeros and index.fields.get("force_zeros_for_empty_prompt", True))
     made = _Made(layout, models, sampling, levels, size, wide(dtype), zeros, progress)
     _check_channels(made)
+    options = {"variant": variant, "dtype": dtype, "param_dtype": param_dtype, "place": place}
+    loaded = {part: load(path, **options) for part, path in index.models.items()}
 
     def generate(params: Any, tokens: Tokens, keys: Array, guidance: Any = None, **options: Any) -> Array:
         return _generate(made, params, tokens, keys, guidance, **options)
 
     def tokenize(prompts: Sequence[str]) -> dict[str, Any]:
-        return {encoder: encode(prompts)[0] for encoder, encode in tokenizers(directory, models, layout).items()}
+        return {encoder: encode(prompts)[0] for encoder, encode in tokenizers(index, models).items()}
 
     # Flux is guided by what it is told, or not at all.
     negative = not made.distilled and not layout.even
     scale = layout.guidance if made.distilled or negative else None
     return Pipeline(loaded, generate, tokenize, size, len(levels.t) - 1, scale, negative, zeros)
+
+
+def _described(paths: Mapping[str, Path], dtype: Any, length: int) -> Models:
+    """The models as their configs describe them."""
+    configs = {part: read_fields(path) for part, path in paths.items()}
+    return Models({part: architecture(config, dtype).apply for part, config in configs.items()}, configs, length)
 
 
 def _generate(
@@ -188,8 +194,10 @@ def _generate(
     x, solver, start, extra = made.sampling.std(levels).astype(made.dtype) * noise, made.sampling.solver, None, {}
     if image is not None:
         known = _encode(made, params, image, batch)
-        start = _first_step(len(levels.t) - 1, strength, made.layout.up)
-        noised = q_sample(known, noise, _at(levels, start, made.dtype))
+        n = len(levels.t) - 1
+        start = _first_step(n, strength, made.layout.up)
+        # The last level may have a little noise, which there must be a step to take away.
+        noised = jnp.where(start == n, known, q_sample(known, noise, _at(levels, start, made.dtype)))
         if mask is None:
             x = noised
         else:
@@ -311,14 +319,18 @@ def _at(levels: Level, i: int | Array, dtype: Any) -> Level:
 
 
 def _checked_size(models: Models, layout: Layout, size: tuple[int, int] | None) -> tuple[int, int]:
-    factor, sides = models.apply["vae"].factor, models.config[layout.network].get("sample_size") or 128
+    factor, config = models.apply["vae"].factor, models.config[layout.network]
     if size is None:
+        sides = config.get("sample_size") or 128
         height, width = (sides, sides) if isinstance(sides, int) else sides
         return height * factor, width * factor
-    step = factor * (layout.patch or models.config[layout.network].get("patch_size", 1))
+    step = factor * (layout.patch or config.get("patch_size", 1))
+    # Stable Diffusion 3 has a table of positions.
+    most = config.get("pos_embed_max_size", 96) * step if config["_class_name"] == "SD3Transformer2DModel" else None
     whole = isinstance(size, Sequence) and len(size) == 2 and all(isinstance(side, int) for side in size)
-    if not whole or any(side < 1 or side % step for side in size):
-        raise ValueError(f"size must be (height, width), multiples of {step}, got {size}")
+    if not whole or any(side < 1 or side % step or (most and side > most) for side in size):
+        limit = f" up to {most}" if most else ""
+        raise ValueError(f"size must be (height, width) in pixels, multiples of {step}{limit}, got {size}")
     return size[0], size[1]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jaxdiff.networks.bits import random_bits
@@ -180,10 +181,22 @@ class Dropout(nn.Module):
         return jnp.where(kept, x / (1 - self.rate), 0)
 
 
-def upsample(x: Array) -> Array:
-    """Doubles every spatial axis of x[B, *spatial, C] by repeating each value (nearest neighbour)."""
-    for axis in range(1, x.ndim - 1):
-        x = jnp.repeat(x, 2, axis)
+def upsample(x: Array, size: Sequence[int] | None = None) -> Array:
+    """Doubles every spatial axis of x[B, *spatial, C] by repeating each value, or brings it to a size near that.
+
+    Args:
+        x: [B, *spatial, C].
+        size: of the spatial axes; value i of m is taken from place floor(i n / m) of n (nearest neighbour).
+
+    Returns:
+        [B, *size, C].
+    """
+    size = [2 * n for n in x.shape[1:-1]] if size is None else size
+    for axis, (n, m) in enumerate(zip(x.shape[1:-1], size, strict=True), 1):
+        if 2 * n - 1 <= m <= 2 * n:  # a half of an odd axis, rounded up, or of an even one: no gather
+            x = jax.lax.slice_in_dim(jnp.repeat(x, 2, axis), 0, m, axis=axis)
+        else:
+            x = jnp.take(x, np.arange(m) * n // m, axis)
     return x
 
 
@@ -209,15 +222,15 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Doubles every spatial axis by repetition, then convolves; see `Conv` for the attributes."""
+    """Doubles every spatial axis by repetition, or as `upsample` does, then convolves; see `Conv`."""
 
     features: int
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """Maps [B, *spatial, C] to [B, *2 spatial, features]."""
-        return Conv(self.features, dtype=self.dtype, name="conv")(upsample(x))
+    def __call__(self, x: Array, size: Sequence[int] | None = None) -> Array:
+        """Maps [B, *spatial, C] to [B, *size, features]; see `upsample`."""
+        return Conv(self.features, dtype=self.dtype, name="conv")(upsample(x, size))
 
 
 def space_to_depth(x: Array, patch: int) -> Array:
@@ -272,6 +285,6 @@ def check_divisible(shape: Sequence[int], factor: int) -> None:
         if size % factor or size == 0:
             near = max(factor, size - size % factor)
             raise ValueError(
-                f"every spatial size must be a multiple of {factor} (patch * 2^(levels - 1)), got {size} in "
+                f"every spatial size must be a multiple of {factor}, got {size} in "
                 f"shape {tuple(shape)}; the nearest are {near} and {factor * math.ceil((size + 1) / factor)}"
             )

@@ -5,7 +5,8 @@ Adapters are a tree, too: that of the network, pruned to the adapted kernels, ea
     {"down": [*size, in, rank], "up": [rank, out]}
 
 so that a dense kernel [in, out] and a convolution's [*size, in, out] are one case. Stacked layers (a path with a
-segment that ends in `.*`) have a leading axis more in both. The paper's A is `down`, its B is `up`.
+segment that ends in `.*`) have a leading axis more in both. The paper's A is `down`, its B is `up`. In place of a pair
+{"delta": [*size, in, out]} is a change of any rank.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+
+from jaxdiff.messages import listed
 
 __all__ = ["ATTENTION", "adapted", "init", "merge", "unmerge"]
 
@@ -70,7 +73,7 @@ def init(
 
 
 def merge(params: Params, adapters: Adapters, scale: float | Array = 1.0) -> Params:
-    """W + scale down up for the adapted kernels (Hu et al. 2021, eq. 3).
+    """W + scale down up, or W + scale delta, for the adapted kernels (Hu et al. 2021, eq. 3).
 
     Args:
         params: the network's; they stay as they are, so that whoever keeps them unloads adapters exactly.
@@ -120,13 +123,13 @@ def put(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
 
 
 def pairs(adapters: Adapters, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Mapping[str, Array]]]:
-    """The adapters one by one: (path of the kernel, {"down", "up"})."""
-    if set(adapters) == {"down", "up"} and not isinstance(adapters["up"], Mapping):
+    """The adapters one by one: (path of the kernel, {"down", "up"} or {"delta"})."""
+    if set(adapters) in ({"down", "up"}, {"delta"}) and not any(isinstance(a, Mapping) for a in adapters.values()):
         yield path, adapters
         return
     for name, below in adapters.items():
         if not isinstance(below, Mapping):
-            raise ValueError(f"{'/'.join((*path, name))} is no pair of arrays 'down' and 'up'")
+            raise ValueError(f"{'/'.join((*path, name))} is no pair of arrays 'down' and 'up', nor a 'delta'")
         yield from pairs(below, (*path, name))
 
 
@@ -137,7 +140,7 @@ def _add(params: Params, adapters: Adapters, scale: float | Array) -> Params:
         pair = rest.pop(tuple(entry.key for entry in entries), None)
         if pair is None:
             return leaf
-        more = _product(**pair)
+        more = pair["delta"] if "delta" in pair else _product(**pair)
         if more.shape != leaf.shape:
             raise ValueError(f"the adapter of {jax.tree_util.keystr(entries)} is {more.shape}, not {leaf.shape}")
         with jax.numpy_dtype_promotion("standard"):
@@ -146,7 +149,7 @@ def _add(params: Params, adapters: Adapters, scale: float | Array) -> Params:
 
     merged = jax.tree_util.tree_map_with_path(add, params)
     if rest:
-        raise ValueError(f"adapters of kernels that are not there: {', '.join('/'.join(path) for path in rest)}")
+        raise ValueError(f"adapters of kernels that are not there: {listed('/'.join(path) for path in rest)}")
     return merged
 
 

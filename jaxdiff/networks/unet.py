@@ -150,7 +150,8 @@ class UNet(nn.Module):
         """Evaluates F(x, noise, cond).
 
         Args:
-            x: [B, *spatial, C], one to three spatial axes, each a multiple of patch * 2^(levels - 1).
+            x: [B, *spatial, C], one to three spatial axes, each a multiple of patch * 2^(levels - 1); with
+                resample "conv" of patch alone: the way up goes to the sizes of the way down.
             noise: float[B], the network's view of the noise level.
             cond: what is configured out of "label" int[B] (num_classes is the null class), "tokens" [B, L, D]
                 with an optional "mask" bool[B, L] (True: visible), "vector" [B, D], "guidance" float[B], the
@@ -204,7 +205,7 @@ class UNet(nn.Module):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
                 h = self._stage(h, seen, (name, i), level=level, attend=level in self.attention)
             if level > 0:
-                h = self._resample(h, seen, f"{name}.upsamplers.0", way="up")
+                h = self._resample(h, seen, f"{name}.upsamplers.0", way="up", size=skips[-1].shape[1:-1])
         return self._output(h, channels)
 
     def _conv(self, features: int, name: str, **options) -> Conv:
@@ -256,7 +257,7 @@ class UNet(nn.Module):
             name=name,
         )
 
-    def _resample(self, h: Array, seen: "_Seen", name: str, *, way: str) -> Array:
+    def _resample(self, h: Array, seen: "_Seen", name: str, *, way: str, size: Sequence[int] | None = None) -> Array:
         width = h.shape[-1]
         if self.resample == "resblock":
             return self._block(h, seen, name, width=width, way=way)
@@ -264,7 +265,7 @@ class UNet(nn.Module):
             return layers.downsample(h) if way == "down" else layers.upsample(h)
         if way == "down":
             return Downsample(width, pad=self.down_pad, dtype=self.dtype, name=name)(h)
-        return Upsample(width, dtype=self.dtype, name=name)(h)
+        return Upsample(width, dtype=self.dtype, name=name)(h, size)
 
     def _embed(self, noise: Array, cond: Mapping[str, Any]) -> Array:
         base = self.widths[0] if self.base is None else self.base
@@ -317,9 +318,16 @@ class UNet(nn.Module):
             self._check_transformer(self.transformer)
         if not 3 <= x.ndim <= 5:
             raise ValueError(f"x must be [B, *spatial, C], one to three spatial axes, got shape {x.shape}")
-        layers.check_divisible(x.shape, self.patch * 2 ** (len(self.widths) - 1))
+        self._check_size(x.shape)
         cond = {name: value for name, value in cond.items() if name != "residuals"}
         check_cond({"noise": noise, **cond}, {"noise": x.shape[:1], **self._shapes(x, cond)})
+
+    def _check_size(self, shape: tuple[int, ...]) -> None:
+        halvings = len(self.widths) - 1
+        layers.check_divisible(shape, self.patch * (1 if self.resample == "conv" else 2**halvings))
+        least = 2**halvings if sum(self.down_pad) < 2 else 1
+        if self.resample == "conv" and min(shape[1:-1]) < self.patch * least:
+            raise ValueError(f"every spatial size must be at least {self.patch * least}, got shape {shape}")
 
     def _check_transformer(self, config: Transformers) -> None:
         if self.token_dim is None:

@@ -49,7 +49,7 @@ def ddpm(
             mean = mean + jnp.square(std) * gradient(x, cur)
         return mean + std * noise(key, x, cur, nxt), state
 
-    return Solver(stateless, step, stochastic=True)
+    return Solver(stateless, step, stochastic=True, learned_variance=variance == "learned")
 
 
 def interpolated_std(small: Array, frac: Array | float, cur: Level, nxt: Level) -> Array:

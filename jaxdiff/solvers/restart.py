@@ -62,7 +62,7 @@ def restart(solver: Solver | None = None, interval: Level | None = None, repeats
 
     often = 1 + repeats if interval is None else 1
     nfe = None if inner.nfe is None else often * inner.nfe
-    return Solver(inner.init, step, order=inner.order, nfe=nfe, stochastic=inner.stochastic or repeats > 0)
+    return inner._replace(step=step, nfe=nfe, stochastic=inner.stochastic or repeats > 0)
 
 
 def _grid(interval: Level | None, cur: Level, nxt: Level) -> tuple[Level, Array]:

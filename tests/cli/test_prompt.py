@@ -2,12 +2,16 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 from interop import pipelines as tiny
 from PIL import Image
 
+from jaxdiff import sharding
 from jaxdiff.cli import main
+from jaxdiff.experiment import example_keys
+from jaxdiff.interop import text_to_image
 
 
 def fails(capsys, *args):
@@ -20,9 +24,12 @@ def fails(capsys, *args):
 def test_a_runs_folder_has_no_prompt_and_a_directory_needs_one(tmp_path, capsys):
     assert "no model_index.json" in fails(capsys, tmp_path, "--prompt", "a cat")
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "AudioPipeline"}))
+    assert "unknown pipeline 'AudioPipeline'" in fails(capsys, tmp_path)
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
     assert "needs --prompt" in fails(capsys, tmp_path)
+    assert "no --label, --params" in fails(capsys, tmp_path, "--prompt", "a cat", "--params", "ema")
+    assert "of the axes data" in fails(capsys, tmp_path, "--prompt", "a cat", "--mesh", "8")
     assert "no --label" in fails(capsys, tmp_path, "--prompt", "a cat", "--label", "1")
-    assert "unknown pipeline 'AudioPipeline'" in fails(capsys, tmp_path, "--prompt", "a cat")
     assert "at least 1" in fails(capsys, tmp_path, "--prompt", "a cat", "--num", "0")
     assert ".png or .npz" in fails(capsys, tmp_path, "--prompt", "a cat", "--out", "a.gif")
 
@@ -49,6 +56,14 @@ def test_a_prompt_makes_pictures(tmp_path, capsys, monkeypatch):
         arrays[name] = np.load(out)["x"]
         assert arrays[name].shape == (2, 8, 8, 3)
         assert name == "usual" or np.abs(arrays[name] - arrays["usual"]).max() > 1e-4, name
+    # The state is split, too; one device alone is told the same.
+    monkeypatch.setattr(sharding, "SMALL", 64)
+    main([*common, "--num", "2", "--mesh", "data=2,fsdp=2,tensor=2", "--out", str(tmp_path / "split.npz")])
+    np.testing.assert_allclose(np.load(tmp_path / "split.npz")["x"], arrays["usual"], atol=2e-5)
+    pipe = text_to_image(directory, steps=2)
+    options = {"guidance": pipe.guidance, "negative": pipe.tokenize([""] * 2)}
+    alone = jax.jit(pipe.generate)(pipe.params, pipe.tokenize(["a cat"] * 2), example_keys(0, 2), **options)
+    np.testing.assert_allclose(arrays["usual"], alone, atol=2e-5)
     main([*common, "--num", "10", "--out", str(tmp_path / "many.npz")])  # in two batches: eight devices
     np.testing.assert_allclose(np.load(tmp_path / "many.npz")["x"][:2], arrays["usual"], atol=1e-5)
     assert "4/4" in capsys.readouterr().err

@@ -123,7 +123,7 @@ def test_a_variant_beside_the_plain_file(tmp_path):
     half = write(tmp_path, tensors(dtype=np.float16), "model.fp16.safetensors")
     held = write(tmp_path)
     check(jd.interop.load(tmp_path), held)
-    check(jd.interop.load(tmp_path, file="model.fp16.safetensors"), half)
+    check(jd.interop.load(tmp_path, variant="fp16"), half)
 
 
 def test_several_files(tmp_path):
@@ -244,3 +244,23 @@ def test_saves_only_what_fits_the_config(tmp_path):
     with pytest.raises(ValueError, match="unknown class"):
         jd.interop.save(loaded._replace(config={"width": 8}), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module."])
+def test_a_prefix_of_the_file_is_named(prefix, tmp_path):
+    write(tmp_path, {prefix + name: value for name, value in tensors(layers=12).items()}, layers=12)
+    with pytest.raises(ValueError, match=rf"and 8 more \(28 in all.*names in the file begin with '{prefix}'") as error:
+        jd.interop.load(tmp_path)
+    assert len(str(error.value)) < 2500
+
+
+def test_a_file_in_a_directory(tmp_path):
+    held = write(tmp_path)
+    other = write(tmp_path, {name: np.asarray(value + 1) for name, value in held.items()}, "tiny.safetensors")
+    check(jd.interop.load(tmp_path), held)
+    check(jd.interop.load(tmp_path / "tiny.safetensors"), other)
+    with pytest.raises(ValueError, match="a variant is of a directory's weights"):
+        jd.interop.load(tmp_path / "tiny.safetensors", variant="fp16")
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"tiny.safetensors has no config.json beside it"):
+        jd.interop.load(tmp_path / "tiny.safetensors")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from interop.tiny import halves, tensors, write, write_parts
-from safetensors.numpy import save
+from safetensors.numpy import save, save_file
 
 from jaxdiff.interop import files
 from jaxdiff.interop.files import open_tensors, read_config
@@ -123,6 +123,10 @@ def test_an_index_that_does_not_fit_its_files(tmp_path):
         (right | {"gain": "model-00003-of-00002.safetensors"}, "'model-00003-of-00002.safetensors', which is missing"),
         ({}, "must hold a weight_map"),
         ([], "must hold a weight_map"),
+        (
+            right | {f"ghost.{i:02}": next(iter(parts)) for i in range(25)},
+            "25 tensors: ghost.00, .* and 5 more .25 in all",
+        ),
     ):
         write_parts(tmp_path, parts, index)
         with pytest.raises(ValueError, match=message):
@@ -133,16 +137,47 @@ def test_an_index_that_does_not_fit_its_files(tmp_path):
             open_tensors(tmp_path)
 
 
-def test_of_variants_the_plain_one(tmp_path):
+@pytest.mark.parametrize(
+    ("held", "variant", "want"),
+    [
+        (["own", "a"], None, "own"),  # the own name, whatever else there is: a shorter name, too
+        (["own", "own.fp16", "own.non_ema", "a"], None, "own"),
+        (["own.fp16", "a", "b"], None, "own.fp16"),
+        (["own.fp16", "own"], "fp16", "own.fp16"),
+        (["a"], None, "a"),
+        ([".a", "b"], None, "b"),  # hidden files are other programs'
+        (["own.fp16", "own.bf16", "a"], None, "several weights, but no own.safetensors: .*own.bf16.*own.fp16.*variant"),
+        (["a", "b"], None, "several weights, but no own.safetensors: a.safetensors, b.safetensors; give the path"),
+        (["own", "own.bf16"], "fp16", "no own.fp16.safetensors: own.bf16.safetensors, own.safetensors"),
+        (["owner", "a"], None, "several weights"),
+    ],
+)
+def test_which_of_several_files(held, variant, want, tmp_path):
+    for name in held:
+        save_file({name: np.zeros(1, np.float32)}, tmp_path / f"{name}.safetensors")
+    if want in held:
+        assert list(open_tensors(tmp_path, "own", variant)) == [want]
+        return
+    with pytest.raises(ValueError, match=want):
+        open_tensors(tmp_path, "own", variant)
+
+
+def test_which_of_files_and_indices(tmp_path):
     plain, half = tensors(), tensors(dtype=np.float16)
     write(tmp_path, half, "model.fp16.safetensors")
-    assert open_tensors(tmp_path)["gain"].dtype == "F16"
+    assert open_tensors(tmp_path, "model")["gain"].dtype == "F16"
     write_parts(tmp_path, {f"model.fp16-{k[6:]}": v for k, v in halves(half).items()},
                 name="model.safetensors.index.fp16.json")  # fmt: skip
     write_parts(tmp_path, halves(plain))
-    assert open_tensors(tmp_path)["gain"].dtype == "F32"
+    assert open_tensors(tmp_path, "model")["gain"].dtype == "F32"
+    assert open_tensors(tmp_path, "model", "fp16")["gain"].dtype == "F16"
+    with pytest.raises(ValueError, match="several weights: "):
+        open_tensors(tmp_path)
     assert open_tensors(tmp_path / "model.safetensors.index.fp16.json")["gain"].dtype == "F16"
     assert open_tensors(tmp_path / "model.fp16.safetensors")["gain"].dtype == "F16"
+    # Under one name a whole file comes before an index of parts.
+    write(tmp_path, {"whole": np.zeros(1, np.float32)}, "model.safetensors")
+    assert list(open_tensors(tmp_path, "model")) == ["whole"]
 
 
 def test_only_a_variant_in_parts(tmp_path):

@@ -113,3 +113,30 @@ def test_refusals():
         lora.merge(params, {"to_k": {"kernel": pair}})
     with pytest.raises(ValueError, match=r"is \(4, 6\), not \(3, 3, 4, 5\)"):
         lora.merge(params, {"conv": {"kernel": pair}})
+
+
+def test_a_change_of_any_rank():
+    params = tree()
+    change = {path: random(leaf.shape, 30 + i) for i, (path, leaf) in enumerate(kernels(params))}
+    adapters: dict = {}
+    for path, value in change.items():
+        lora.put(adapters, path, {"delta": value})
+    merged, beside = lora.merge(params, adapters, 0.5), lora.adapted(lambda p: p, 0.5)((adapters, params))
+    for path, leaf in kernels(params):
+        for got in (merged, beside):
+            np.testing.assert_allclose(dict(kernels(got))[path], leaf + 0.5 * change[path], atol=1e-6)
+    back = lora.unmerge(merged, adapters, 0.5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), back, params)
+    with pytest.raises(ValueError, match=r"is \(4, 5\), not \(4, 6\)"):
+        lora.merge(params, {"to_v": {"kernel": {"delta": jnp.zeros((4, 5))}}})
+    with pytest.raises(ValueError, match="nor a 'delta'"):
+        lora.merge(params, {"to_v": {"kernel": jnp.zeros((4, 6))}})
+    missing = {f"m{i:02}": {"kernel": {"delta": jnp.zeros(1)}} for i in range(23)}
+    with pytest.raises(ValueError, match=r"not there: m00/kernel, .*, m19/kernel and 3 more \(23 in all\)"):
+        lora.merge(params, missing)
+
+
+def kernels(params):
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    found = [(tuple(entry.key for entry in path), leaf) for path, leaf in leaves]
+    return [(path, leaf) for path, leaf in found if path[-1] == "kernel"]

@@ -1,5 +1,6 @@
 """Adapters by PEFT in PyTorch against ours: applied, merged, from files and to files."""
 
+import inspect
 import json
 
 import jax
@@ -318,3 +319,105 @@ def test_text_encoder(tmp_path):
         adapters = jd.interop.load_lora(tmp_path / "x.safetensors", {"text_encoder": loaded})["text_encoder"]
         ours = loaded.apply(lora.merge(loaded.params, adapters), jnp.asarray(ids))
         close(ours[0], theirs, 5e-5)
+
+
+def small_unet():
+    """Dense layers and convolutions, little of each."""
+    return diffusers.UNet2DModel(
+        sample_size=8, layers_per_block=1, block_out_channels=(8, 16), norm_num_groups=4, attention_head_dim=8,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    )  # fmt: skip
+
+
+TARGETS = ["to_q", "to_out.0", "conv1", "conv_shortcut", "downsamplers.0.conv"]
+KINDS = {
+    "loha": lambda: peft.LoHaConfig(r=3, alpha=6, target_modules=TARGETS),
+    "loha, cores": lambda: peft.LoHaConfig(r=2, alpha=3, target_modules=TARGETS, use_effective_conv2d=True),
+    "lokr": lambda: peft.LoKrConfig(r=2, alpha=6, target_modules=TARGETS, rank_pattern={"conv1": 3}),
+    "lokr, whole": lambda: peft.LoKrConfig(r=99, alpha=3, target_modules=TARGETS),
+    "lokr, both": lambda: peft.LoKrConfig(
+        r=1, alpha=2, target_modules=TARGETS, decompose_both=True, use_effective_conv2d=True
+    ),
+    "dora": lambda: peft.LoraConfig(r=3, lora_alpha=6, target_modules=TARGETS, use_dora=True),
+}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    return plain(small_unet(), tmp_path_factory.mktemp("small"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_changes_of_no_low_rank(kind, small, tmp_path):
+    """PEFT's LoHa, LoKr and DoRA, saved by it: each kernel's change, of dense layers and convolutions."""
+    model = randomize(small_unet())
+    wrapped = peft.get_peft_model(model, KINDS[kind]())
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, p in wrapped.named_parameters():
+            if any(part in name for part in ("lora_", "hada_", "lokr_")):
+                p.copy_(torch.rand(p.shape, generator=generator) + 0.5 if "magnitude" in name else
+                        torch.randn(p.shape, generator=generator))  # fmt: skip
+    wrapped.save_pretrained(tmp_path)
+    adapted = {name: m for name, m in wrapped.base_model.model.named_modules() if hasattr(m, "get_base_layer")}
+    before = {name: m.get_base_layer().weight.detach().clone() for name, m in adapted.items()}
+    for m in adapted.values():
+        m.merge()
+    want = {name: (m.get_base_layer().weight - before[name]).detach().numpy() for name, m in adapted.items()}
+    assert len(want) > 8 and {change.ndim for change in want.values()} == {2, 4}
+
+    adapters = jd.interop.load_lora(tmp_path, {"unet": small})["unet"]
+    built = jd.interop.architecture(small.config)
+    merged = dict(jd.interop.flatten(lora.merge(small.params, adapters), built.rename))
+    plain_weights = dict(jd.interop.flatten(small.params, built.rename))
+    for key, weight in plain_weights.items():
+        change = want.get(key.removesuffix(".weight"))
+        if change is None:
+            np.testing.assert_array_equal(merged[key], weight)
+        else:
+            assert np.abs(change).max() > 0.01
+            np.testing.assert_allclose(merged[key] - weight, change, rtol=1e-4, atol=2e-5, err_msg=key)
+
+
+def converted_flux(held):
+    """The reference's converter of kohya's names for Flux, in which the published width is written."""
+    source = inspect.getsource(reference._convert_kohya_flux_lora_to_diffusers)
+    assert source.count("[3072, 3072, 3072, 12288]") == 1
+    space = dict(vars(reference))
+    exec(source.replace("[3072, 3072, 3072, 12288]", "[32, 32, 32, 128]"), space)
+    return space["_convert_kohya_flux_lora_to_diffusers"](dict(held))
+
+
+def test_kohya_files_for_flux_against_diffusers_converter(tmp_path):
+    config = {
+        "_class_name": "FluxTransformer2DModel", "in_channels": 16, "num_layers": 2, "num_single_layers": 2,
+        "attention_head_dim": 16, "num_attention_heads": 2, "joint_attention_dim": 24, "pooled_projection_dim": 8,
+        "axes_dims_rope": [4, 4, 8], "guidance_embeds": True,
+    }  # fmt: skip
+    shapes = jax.eval_shape(jd.interop.architecture(config).init, jax.random.key(0))
+    loaded, generator, held = jd.interop.Loaded(None, shapes, config), torch.Generator().manual_seed(0), {}
+    sizes = {
+        "img_in": (32, 16), "txt_in": (32, 24), "time_in_in_layer": (32, 256), "vector_in_out_layer": (32, 32),
+        "guidance_in_in_layer": (32, 256), "final_layer_linear": (16, 32), "final_layer_adaLN_modulation_1": (64, 32),
+    }  # fmt: skip
+    for i in range(2):
+        for side in "img", "txt":
+            parts = {"attn_qkv": (96, 32), "attn_proj": (32, 32), "mlp_0": (128, 32), "mlp_2": (32, 128)}
+            parts |= {"mod_lin": (192, 32)}
+            sizes |= {f"double_blocks_{i}_{side}_{part}": size for part, size in parts.items()}
+        singles = {"linear1": (224, 32), "linear2": (32, 160), "modulation_lin": (96, 32)}
+        sizes |= {f"single_blocks_{i}_{part}": size for part, size in singles.items()}
+    for name, (out, inside) in sizes.items():
+        held[f"lora_unet_{name}.lora_down.weight"] = torch.randn(4, inside, generator=generator)
+        held[f"lora_unet_{name}.lora_up.weight"] = torch.randn(out, 4, generator=generator)
+        if "final_layer" not in name:  # there the reference leaves alpha out
+            held[f"lora_unet_{name}.alpha"] = torch.tensor(6.0)
+    save_file(held, tmp_path / "kohya.safetensors")
+    adapters = jd.interop.load_lora(tmp_path / "kohya.safetensors", {"transformer": loaded})
+    jd.interop.save_lora(tmp_path, adapters, {"transformer": loaded})
+    ours = load_file(tmp_path / "pytorch_lora_weights.safetensors")
+    theirs = {f"transformer.{key.removeprefix('transformer.')}": v for key, v in converted_flux(held).items()}
+    assert ours.keys() == theirs.keys() and len(ours) == 2 * 47
+    for key in (key for key in ours if "lora_B" in key):
+        down = key.replace("lora_B", "lora_A")
+        np.testing.assert_allclose(ours[key] @ ours[down], theirs[key] @ theirs[down], atol=1e-4, err_msg=key)

@@ -18,6 +18,7 @@ from jaxdiff.interop.keys import places  # noqa: E402
 from jaxdiff.interop.unets import control_config  # noqa: E402
 from jaxdiff.networks.configs import sdxl_vector  # noqa: E402
 from jaxdiff.networks.controlnet import controlled, copy_encoder  # noqa: E402
+from jaxdiff.networks.layers import upsample  # noqa: E402
 
 # What differs between the published layouts: levels with attention, resampling, padding, embedding.
 DDPM = {
@@ -305,3 +306,26 @@ def test_the_published_cifar10_network_has_the_reference_checkpoint_s_shapes():
     with torch.device("meta"):
         model = diffusers.UNet2DModel(**full)
     assert got == {k: tuple(v.shape) for k, v in model.state_dict().items()}
+
+
+def test_the_nearest_neighbour_of_any_size():
+    for n, m in ((3, 5), (3, 6), (8, 17), (1, 1), (4, 3)):
+        x = torch.arange(2.0 * n).reshape(1, 2, n)
+        want = torch.nn.functional.interpolate(x, size=m, mode="nearest")
+        np.testing.assert_array_equal(upsample(jnp.asarray(nhwc(x)), (m,)), nhwc(want))
+
+
+def test_sizes_that_no_level_halves(tmp_path):
+    """The way up goes to the sizes of the way down: 17 x 15, 9 x 8, 5 x 4."""
+    widths = {"block_out_channels": (8, 16, 16), "norm_num_groups": 4, "layers_per_block": 1}
+    types = {name: (f"{name}2D",) * 3 for name in ("DownBlock", "UpBlock")}
+    model = diffusers.UNet2DConditionModel(
+        **SD1 | widths, down_block_types=types["DownBlock"], up_block_types=types["UpBlock"]
+    )
+    ours = roundtrip(randomize(model, 5), tmp_path)
+    x = torch.randn((2, 4, 17, 15), generator=torch.Generator().manual_seed(1))
+    tokens = torch.randn((2, 3, 12), generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        want = model(x, torch.tensor([3, 500]), tokens).sample
+    noise, cond = jnp.array([3.0, 500.0]), {"tokens": jnp.asarray(tokens.numpy())}
+    close(jax.jit(ours.apply)(ours.params, jnp.asarray(nhwc(x)), noise, cond), nhwc(want), 1e-5)

@@ -1,0 +1,154 @@
+"""What the tensors of an adapter change a kernel by: low rank, its Hadamard and Kronecker products, and DoRA.
+
+With PyTorch's layout of kernels, [out, in, *size], and the scale s = alpha / rank:
+
+    LoRA   s up down (Hu et al. 2021, eq. 3); of a convolution with `mid` in the middle s sum_mn up_om mid_mn down_ni
+    LoHa   s (w1_a w1_b) * (w2_a w2_b), element by element (Hyeon-Woo et al. 2022, arXiv:2108.06098, eq. 3)
+    LoKr   s w1 (x) w2, Kronecker's product, each of which may be a product w_a w_b (Yeh et al. 2024, arXiv:2309.14859)
+    DoRA   m (W + change) / |W + change| - W, the norm of each output's row (Liu et al. 2024, arXiv:2402.09353, eq. 5)
+
+A core t [r, r, *size] of a convolution makes t_mn.. a_mo b_ni of two factors a [r, out] and b [r, in].
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+__all__ = ["Change", "Group", "ending", "rank_of", "read_change", "unread"]
+
+Group = Mapping[str, tuple[str, Any]]  # what a tensor holds -> (its name, the tensor)
+Change = tuple[np.ndarray, np.ndarray] | np.ndarray  # (down [r, in, *size], up [out, r]), or the change itself
+
+# The end of a tensor's name, and what it holds; what stands before it names the module. Older names of diffusers
+# write "to_q_lora" for the module "to_q", hence the underscore.
+ENDS = {
+    r"\.lora_A(\.\w+)?\.weight": "down",
+    r"\.lora_B(\.\w+)?\.weight": "up",
+    r"[._]lora(_linear_layer)?\.down\.weight": "down",
+    r"[._]lora(_linear_layer)?\.up\.weight": "up",
+    r"\.lora_down\.weight": "down",
+    r"\.lora_up\.weight": "up",
+    r"\.lora_mid\.weight": "mid",
+    r"\.lora_magnitude_vector(\.\w+)?(\.weight)?": "magnitude",
+    r"\.dora_scale": "dora_scale",
+    r"\.alpha": "alpha",
+    **{
+        rf"\.{name}(\.\w+)?": name
+        for name in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")
+    },
+    **{
+        rf"\.{name}(\.\w+)?": name
+        for name in ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")
+    },
+}
+LORA = {"down", "up"}
+LOHA = {f"hada_w{i}_{side}" for i in (1, 2) for side in "ab"}
+# Kinds that are not read, by what their tensors' names end in.
+UNREAD = {
+    "OFT and BOFT": r"\.(b?oft_\w+|rescale)(\.\w+)*$",
+    "GLoRA": r"\.[ab][12]\.weight$",
+    "IA3": r"\.(on_input|ia3_l(\.\w+)?)$",
+    "full differences": r"\.(diff(_b)?|set_weight|[wb]_norm)$",
+    "biases of adapters": r"\.(lora_[AB](\.\w+)?|lora_(up|down))\.bias$",
+    "adapters of embeddings": r"\.lora_embedding_[AB](\.\w+)?$",
+    "VeRA": r"\.vera_lambda_\w+(\.\w+)?$",
+}
+
+
+def ending(name: str) -> tuple[str, str | None]:
+    """(module, what the tensor holds), the latter None where the name is not understood."""
+    for end, role in ENDS.items():
+        if match := re.fullmatch(f"(.+?){end}", name):
+            return match[1], role
+    return name, None
+
+
+def unread(names: Iterable[str]) -> list[str]:
+    """The kinds of adapters that are not read, which tensors of these names are of."""
+    found = list(names)
+    return [kind for kind, end in UNREAD.items() if any(re.search(end, name) for name in found)]
+
+
+def rank_of(group: Group) -> int | None:
+    """The rank that alpha is divided by; None where nothing is factored (LoKr), and there is no scale."""
+    for role in ("down", "hada_w1_b", "lokr_w1_b", "lokr_w2_b"):
+        if role in group:
+            return group[role][1].shape[0]
+    return None
+
+
+def read_change(group: Group, shape: tuple[int, ...], scale: float, weight: Callable[[], np.ndarray]) -> Change:
+    """Reads an adapter.
+
+    Args:
+        group: its tensors.
+        shape: of the kernel, [out, in, *size].
+        scale: alpha / rank.
+        weight: the kernel, which DoRA needs.
+
+    Returns:
+        In float64, scaled.
+
+    Raises:
+        ValueError: a tensor is missing, or is not of such a kernel.
+    """
+    held = {role: np.asarray(tensor[()], np.float64) for role, (_, tensor) in group.items()}
+    roles = held.keys() - {"alpha", "magnitude", "dora_scale"}
+    base = weight() if {"magnitude", "dora_scale"} & held.keys() else None
+    try:
+        if roles >= LORA and not roles - LORA - {"mid"}:
+            change: Change = _low_rank(held, shape, scale)
+        elif roles >= LOHA and not roles - LOHA - {"hada_t1", "hada_t2"}:
+            change = scale * (_product(held, "hada_w1", "hada_t1") * _product(held, "hada_w2", "hada_t2")).reshape(
+                shape
+            )
+        elif roles and all(role.startswith("lokr_") for role in roles):
+            first, second = _product(held, "lokr_w1"), _product(held, "lokr_w2", "lokr_t2")
+            change = scale * np.kron(first, second.reshape(len(second), -1)).reshape(shape)
+        else:
+            raise ValueError("which are not all of an adapter: both halves are needed")
+        if base is not None:
+            change = _decomposed(held, change, shape, base)
+    except (ValueError, KeyError) as error:
+        told = ", ".join(f"{name} {tensor.shape}" for name, tensor in group.values())
+        lacking = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"{told}: no adapter of a kernel of shape {shape}: {lacking}") from None
+    return change
+
+
+def _low_rank(held: Mapping[str, np.ndarray], shape: tuple[int, ...], scale: float) -> tuple[np.ndarray, np.ndarray]:
+    down, up, (out, *inside) = held["down"], held["up"], shape
+    rank = len(down)
+    if "mid" in held:
+        down = np.tensordot(held["mid"], down.reshape(rank, -1), ((1,), (0,)))  # [m, *size, in]
+        down = np.moveaxis(down, -1, 1)
+    # A 1x1 convolution and a dense layer are the same: some files have one for the other.
+    if up.shape[:2] != (out, rank):
+        raise ValueError(f"up must have {out} rows of {rank}")
+    return down.reshape(rank, *inside), scale * up.reshape(out, rank)
+
+
+def _product(held: Mapping[str, np.ndarray], name: str, core: str = "") -> np.ndarray:
+    if name in held:
+        return held[name]
+    a, b = held[f"{name}_a"], held[f"{name}_b"]
+    return np.einsum("mn...,mo,ni->oi...", held[core], a, b) if core in held else a @ b
+
+
+def _decomposed(
+    held: Mapping[str, np.ndarray], change: Change, shape: tuple[int, ...], weight: np.ndarray
+) -> np.ndarray:
+    delta = np.tensordot(change[1], change[0], 1) if isinstance(change, tuple) else change
+    merged = weight + delta
+    # dora_scale [1, in, ...] is of the inputs' columns, as some files have it.
+    scale = held["dora_scale" if "dora_scale" in held else "magnitude"]
+    columns = "dora_scale" in held and scale.ndim > 1 and scale.shape[0] == 1 != shape[0]
+    kept = 1 if columns else 0
+    if scale.size != shape[kept]:
+        raise ValueError(f"DoRA's magnitudes must be {shape[kept]}")
+    norm = np.sqrt((merged**2).sum(tuple(axis for axis in range(merged.ndim) if axis != kept), keepdims=True))
+    return scale.reshape(norm.shape) * merged / norm - weight

@@ -1,0 +1,115 @@
+"""Where a model lies: a directory, a file in it, or a part of a checkpoint in one file.
+
+A part is named as if the file were a directory: "sdxl.safetensors/vae". So whatever takes a pipeline's directory takes
+such a file as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxdiff.interop.files import PICKLES, open_tensors, read_config
+from jaxdiff.interop.single_file import Single, read_single
+from jaxdiff.messages import listed
+
+__all__ = ["find_part", "is_file", "open_single", "pipeline_of", "read_fields", "read_model"]
+
+Config = dict[str, Any]
+
+
+def read_model(path: str | Path, given: Mapping[str, Any] | None = None) -> tuple[Config, dict[str, Any] | None]:
+    """Reads a model's config, and opens its tensors where the path says in which file they are.
+
+    Args:
+        path: a directory with config.json; a file or an index in such a directory; a single-file checkpoint of one
+            model; or FILE/PART of several.
+        given: fields of the config that a file does not tell, or that replace what it tells.
+
+    Returns:
+        (fields, the class in `_class_name`; the tensors by name, or None for a directory).
+
+    Raises:
+        ValueError: there is no config, the file holds several models and none is named, or not the one that is.
+    """
+    given = dict(given or {})
+    file, part = _split(Path(path))
+    if part is None and not is_file(file):
+        return _beside(file) | given, None
+    tensors = open_tensors(file)
+    single = read_single(tensors)
+    beside = _beside(file.parent) if (file.parent / "config.json").is_file() else None
+    if single is None:
+        if part is not None or beside is None:
+            raise ValueError(
+                f"{file} has no config.json beside it, and is no checkpoint of Stable Diffusion or Flux in one file"
+                if part is None
+                else f"{file} is no checkpoint of Stable Diffusion or Flux in one file: it has no part {part!r}"
+            )
+        return beside | given, tensors
+    name = part if part is not None or len(single.parts) > 1 else next(iter(single.parts))
+    if name not in single.parts:
+        raise ValueError(
+            f"{file} holds {listed(single.parts)}: name one of them, as in {file / next(iter(single.parts))}"
+        )
+    # A config beside the file tells what tensors don't, where it is of this class.
+    kind, read = single.parts[name]
+    if len(single.parts) == 1 and beside is not None and beside["_class_name"] == kind:
+        given = beside | given
+    try:
+        return read(given)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+
+
+def read_fields(path: str | Path) -> Config:
+    """The fields of a model's config, the class in `_class_name`; see `read_model`."""
+    return read_model(path)[0]
+
+
+def open_single(path: Path) -> Single | None:
+    """What a checkpoint in one file holds; None for a directory.
+
+    Raises:
+        ValueError: the file is none.
+    """
+    if not is_file(path):
+        return None
+    single = read_single(open_tensors(path))
+    if single is None:
+        raise ValueError(f"{path} is no checkpoint of Stable Diffusion or Flux in one file")
+    return single
+
+
+def find_part(path: str | Path, *names: str) -> Path:
+    """The first of some models that a pipeline has, in its directory or its file; otherwise the path itself."""
+    path = Path(path)
+    if is_file(path):
+        single = read_single(open_tensors(path))
+        held = [name for name in names if single is not None and name in single.parts]
+    else:
+        held = [name for name in names if (path / name / "config.json").is_file()]
+    return path / held[0] if held else path
+
+
+def pipeline_of(path: str | Path) -> Path:
+    """The directory or the file of the pipeline that a model is a part of."""
+    file, part = _split(Path(path))
+    if part is not None or (is_file(file) and read_single(open_tensors(file)) is not None):
+        return file
+    return file.parent.parent if is_file(file) else file.parent
+
+
+def _split(path: Path) -> tuple[Path, str | None]:
+    return (path.parent, path.name) if is_file(path.parent) else (path, None)
+
+
+def is_file(path: Path) -> bool:
+    """Whether a path names a file of weights, which may be missing."""
+    return path.suffix in (".safetensors", ".json", *PICKLES) and not path.is_dir()
+
+
+def _beside(directory: Path) -> Config:
+    kind, config = read_config(directory)
+    return config | {"_class_name": kind}

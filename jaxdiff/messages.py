@@ -1,0 +1,41 @@
+"""Lists of names in messages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+__all__ = ["listed", "shared_prefix"]
+
+
+def listed(names: Iterable[str], limit: int = 20) -> str:
+    """Joins names for a message; of more than `limit` the first ones, their number, and what all of them begin with.
+
+    >>> listed(["a", "b"])
+    'a, b'
+    >>> listed((f"module.{i}" for i in range(300)), limit=3)
+    "module.0, module.1, module.2 and 297 more (300 in all, each begins with 'module.')"
+
+    Args:
+        names: in the order in which they are shown.
+        limit: how many are shown.
+
+    Returns:
+        The text.
+    """
+    found = list(names)
+    if len(found) <= limit:
+        return ", ".join(found)
+    prefix = shared_prefix(found)
+    more = f", each begins with {prefix!r}" if prefix else ""
+    return f"{', '.join(found[:limit])} and {len(found) - limit} more ({len(found)} in all{more})"
+
+
+def shared_prefix(names: Iterable[str]) -> str:
+    """The longest beginning, up to a dot, that dotted names share, such as "_orig_mod."; "" where there is none."""
+    found = [name.split(".")[:-1] for name in names]
+    shared: list[str] = []
+    for segments in zip(*found, strict=False):
+        if len(set(segments)) > 1:
+            break
+        shared.append(segments[0])
+    return "".join(f"{segment}." for segment in shared) if len(found) > 1 else ""
