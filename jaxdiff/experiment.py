@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
+import inspect
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -21,23 +23,66 @@ from jaxdiff.noise import fold_in, normal_like
 from jaxdiff.parameterize import Apply, Denoiser, Params, Row, denoiser, mean_only
 from jaxdiff.processes import Process
 from jaxdiff.sample import sample
+from jaxdiff.script import SOURCE, Script
 from jaxdiff.sharding import batch_parts, constrain_tokens, on, platform
 from jaxdiff.solvers import Solver
 from jaxdiff.train import read_knobs
 from jaxdiff.train.ema import Decays
 
 __all__ = [
+    "Count",
     "Experiment",
+    "Natural",
+    "Range",
+    "Seed",
+    "UserError",
     "compute_dtype",
     "example_keys",
     "load",
-    "load_function",
     "load_run",
     "numbered_keys",
     "sampler",
+    "seed_key",
 ]
 
-SOURCE = "experiment.py"
+
+class UserError(ValueError):
+    """What an experiment raises where it cannot be made of the knobs given: a command ends with its sentence alone."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """Which integers are allowed: a part of an option's type, `Annotated[int, Range(1)]`.
+
+    Attributes:
+        least: the least.
+        most: the largest; None: any.
+    """
+
+    least: int
+    most: int | None = None
+
+    def check(self, name: str, value: Any) -> int:
+        """Return the value.
+
+        Raises:
+            ValueError: it is no integer, or not in the range.
+        """
+        try:
+            number = None if isinstance(value, bool) else operator.index(value)
+        except TypeError:
+            number = None
+        if number is None or number < self.least or (self.most is not None and number > self.most):
+            allowed = f"at least {self.least}" if self.most is None else f"from {self.least} to {self.most}"
+            raise ValueError(f"{name} must be an integer, {allowed}; got {value!r:.80}")
+        return number
+
+
+# The types of an experiment's knobs and a command's options that count something, and of seeds.
+Count = Annotated[int, Range(1)]
+Natural = Annotated[int, Range(0)]
+SEED = Range(0, 2**64 - 1)
+Seed = Annotated[int, SEED]
 
 
 @dataclass(frozen=True)
@@ -122,6 +167,11 @@ class Experiment:
     example: Mapping[str, jax.ShapeDtypeStruct] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name in ("batch", "steps", "sample_steps", "accumulate", "per_dispatch", "preview_every", "preview"):
+            Range(1).check(name, getattr(self, name))
+        for name in ("snapshot_every", "num_classes"):
+            Range(0).check(name, getattr(self, name))
+        SEED.check("seed", self.seed)
         if not self.example:
             label = {"label": jax.ShapeDtypeStruct((), jnp.int32)} if self.num_classes else {}
             example = {"x": jax.ShapeDtypeStruct(self.shape, jnp.float32), **label}
@@ -195,55 +245,60 @@ def sampler(
     return jax.jit(generate)
 
 
+def seed_key(seed: int) -> Array:
+    """The key of a seed, of which all 64 bits count; `jax.random.key` takes 32 of them, unless JAX is told otherwise.
+
+    Args:
+        seed: 0 to 2^64 - 1. Below 2^32 the key is that of `jax.random.key`.
+    Raises:
+        ValueError: another seed.
+    """
+    if SEED.check("seed", seed) < 2**32:
+        return jax.random.key(seed)
+    with jax.enable_x64(True):
+        return jax.random.key(np.uint64(seed))
+
+
 def example_keys(seed: int, count: int, first: int = 0) -> Array:
     """One key for each of the examples first .. first + count - 1 of a seed."""
-    return numbered_keys(seed, jnp.arange(first, first + count))
+    return numbered_keys(seed_key(seed), jnp.arange(first, first + count))
 
 
-def numbered_keys(seed: int | Array, index: Array) -> Array:
-    """The keys of the examples with these numbers [B] of a seed."""
-    return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(index)
+def numbered_keys(key: Array, index: Array) -> Array:
+    """The keys of the examples with these numbers [B] of a seed, whose key this is."""
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
 
 
-def load(path: str | Path) -> Callable[..., Experiment]:
-    """Import the function `experiment` of a Python file.
+def load(path: str | Path | Script) -> Callable[..., Experiment]:
+    """Import the function `experiment` of a Python file, which may import the modules beside it.
 
     Args:
-        path: the file.
+        path: the file, the name of an experiment that comes with jaxdiff, or a `Script`.
     Returns:
-        the function; its arguments are the run's knobs.
+        the function; its arguments are the run's knobs. Called, it raises a ValueError where it does not know them, or
+        returns something else than an Experiment.
     Raises:
         ValueError: no such file, or it has no such function.
     """
-    return load_function(path, "experiment", "returns a jaxdiff.experiment.Experiment")
+    script = path if isinstance(path, Script) else Script(path)
+    build = script.function("experiment", "returns a jaxdiff.experiment.Experiment")
 
+    @wraps(build)
+    def checked(*args: Any, **knobs: Any) -> Experiment:
+        try:
+            inspect.signature(build).bind(*args, **knobs)
+        except TypeError as error:
+            raise ValueError(f"the knobs are not those of {script.path}: {error}") from None
+        made = build(*args, **knobs)
+        if not isinstance(made, Experiment):
+            raise ValueError(f"experiment(...) in {script.path} must return an Experiment, got {made!r:.80}")
+        return made
 
-def load_function(path: str | Path, name: str, purpose: str) -> Callable[..., Any]:
-    """Import a function of a Python file.
-
-    Args:
-        path: the file.
-        name: the function.
-        purpose: what the function has to do, for the message where it is missing.
-    Returns:
-        the function.
-    Raises:
-        ValueError: no such file, or it has no such function.
-    """
-    path = Path(path)
-    if path.suffix != ".py" or not path.is_file():
-        near = ", ".join(sorted(str(p) for p in path.parent.glob("*.py"))) if path.parent.is_dir() else ""
-        raise ValueError(f"{path} is no Python file" + (f"; beside it there are: {near}" if near else ""))
-    spec = importlib.util.spec_from_file_location(f"jaxdiff_file_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
-    spec.loader.exec_module(module)  # type: ignore[union-attr]
-    if not callable(getattr(module, name, None)):
-        raise ValueError(f"{path} has no function `{name}(...)` that {purpose}")
-    return getattr(module, name)
+    return checked
 
 
 def load_run(workdir: str | Path) -> Experiment:
-    """Rebuild a run's experiment from the file and the knobs that training left in its folder.
+    """Rebuild a run's experiment from the files and the knobs that training left in its folder.
 
     Args:
         workdir: the run's folder.
@@ -255,4 +310,4 @@ def load_run(workdir: str | Path) -> Experiment:
     workdir = Path(workdir)
     if not (workdir / SOURCE).is_file():
         raise ValueError(f"{workdir} holds no run: `jaxdiff train EXPERIMENT --workdir {workdir}` makes one")
-    return load(workdir / SOURCE)(**read_knobs(workdir))
+    return load(Script(workdir / SOURCE, kept=True))(**read_knobs(workdir))

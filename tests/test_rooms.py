@@ -36,7 +36,7 @@ FLAX = {"networks", "autoencoders", "text"}  # flax here alone, and nothing but 
 LEAVES |= {"sharding": set(), "train": WHERE, "networks": WHERE}
 LEAVES |= {"autoencoders": {"networks"} | WHERE, "text": {"networks"} | WHERE}
 ALLOWED = {**MATHS, **LEAVES, "interop": FLAX | WHERE | MATHS.keys()}
-FRONT = {"__init__", "__main__", "cli", "demo", "plan", "experiment", "experiments"}
+FRONT = {"__init__", "__main__", "cli", "demo", "plan", "experiment", "experiments", "script"}
 HEAVY = {
     "tensorflow_datasets", "tensorflow", "torch", "grain", "orbax", "matplotlib", "PIL", "safetensors", "transformers",
     "tokenizers", "gradio", "fastapi", "pandas", "diffusers", "onnx",

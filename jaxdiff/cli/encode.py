@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from jaxdiff import data, interop
 from jaxdiff.autoencoders import Codec
-from jaxdiff.experiment import compute_dtype
+from jaxdiff.cli.places import try_folder
+from jaxdiff.experiment import Count, Range, compute_dtype
 from jaxdiff.sharding import make_mesh, shard_batch, shard_params
 
 Rows = dict[str, np.ndarray]
@@ -23,11 +24,11 @@ def command(
     out: Path,
     source: str = "tfds:imagenet2012",
     split: str = "train",
-    size: int = 256,
+    size: Count = 256,
     flip: bool = True,
     prompt: str = "",
-    batch: int = 32,
-    rows: int = 4096,
+    batch: Count = 32,
+    rows: Count = 4096,
 ) -> None:
     """Write the latents of images: the autoencoder's mean and standard deviation, as a diffusion model sees them.
 
@@ -45,6 +46,12 @@ def command(
     """
     if any(out.glob("*.npz")):
         raise ValueError(f"{out} holds .npz files already: choose another --out")
+    for name, value in (("batch", batch), ("rows", rows)):
+        Range(1).check(name, value)
+    texts = out / "prompts" / "classes.npz"
+    if prompt and texts.exists():
+        raise ValueError(f"{texts} holds prompts already: choose another --out")
+    try_folder(texts.parent if prompt else out, "--out")
     mesh = make_mesh()
     own = directory / "vae" if (directory / "vae").is_dir() else directory
     vae = interop.load(own, dtype=compute_dtype(), place=lambda tree: shard_params(tree, mesh))
@@ -63,15 +70,15 @@ def command(
         out.mkdir(parents=True, exist_ok=True)
         np.savez(out / f"{number:05d}.npz", **shard)  # type: ignore[arg-type]
     if said:
-        (out / "prompts").mkdir()
-        np.savez(out / "prompts" / "classes.npz", **said)  # type: ignore[arg-type]
+        texts.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(texts, **said)  # type: ignore[arg-type]
     print(out)
 
 
 def _said(directory: Path, prompt: str, names: tuple[str, ...], size: int) -> Rows:
     if not names:
         raise ValueError("a prompt tells the classes of the data by their names, and this data has none")
-    told = [prompt.format(name) for name in names] + [""]
+    told = [prompt.replace("{}", name) for name in names] + [""]
     cond = interop.encode_prompts(directory, told, size=(size, size), dtype=compute_dtype())
     return {name: np.asarray(value, np.float16) for name, value in cond.items()}
 

@@ -12,9 +12,10 @@ import tyro
 
 from jaxdiff import data
 from jaxdiff.cli.judge import FittedClassifier, as_images, fit_classifier, load_classifier, save_classifier
+from jaxdiff.cli.places import try_file
 from jaxdiff.cli.progress import busy
 from jaxdiff.cli.sample import draw, generator
-from jaxdiff.experiment import Experiment, load_run
+from jaxdiff.experiment import Count, Experiment, Seed, load_run
 from jaxdiff.metrics import KernelDistance, accuracy, kernel_distance, precision_recall
 from jaxdiff.sharding import parse_mesh
 
@@ -23,12 +24,12 @@ Classify = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # images -> (l
 
 def command(
     run: tyro.conf.Positional[Path],
-    num: int = 1000,
+    num: Count = 1000,
     guidance: float | None = None,
     solver: str | None = None,
-    steps: int | None = None,
-    seed: int = 0,
-    batch: int = 100,
+    steps: Count | None = None,
+    seed: Seed = 0,
+    batch: Count = 100,
     params: Literal["ema", "params"] = "ema",
     mesh: str = "",
 ) -> None:
@@ -51,6 +52,8 @@ def command(
     experiment = load_run(run)
     if not experiment.num_classes or experiment.source is None:
         raise ValueError("eval needs an experiment with classes and a data source: its judge recognizes classes")
+    for name in ("eval.json", "judge.npz"):
+        try_file(run / name, "a run's")
     generate = generator(experiment, run, params, guidance=guidance, solver=solver, steps=steps, mesh=parse_mesh(mesh))
     train_set, test_set = (_real(experiment, split) for split in ("train", "test"))
     judge = _judge(run, train_set, experiment.num_classes)
