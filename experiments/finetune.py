@@ -88,7 +88,7 @@ def experiment(
     images = data.open_source(source, size=size or None, channels=3 if codec else _channels(config))
     shape = _latent_shape(images.shape, codec)
     sampling = _sampling(folder, config, shape)
-    told = [prompt.replace("{}", name) for name in images.class_names] + [""] if prompt else []
+    told = data.class_prompts(prompt, images.class_names) if prompt else []
     texts = _prompted(folder.parent, told, images.shape) if told else data.open_table(cond) if cond else {}
     tables = _placed(texts, place)
     distilled = bool(config.get("guidance_embeds") or config.get("time_cond_proj_dim"))
@@ -331,8 +331,6 @@ def _sampling(folder: Path, config: dict, shape: tuple[int, ...]) -> interop.Sam
 
 
 def _prompted(directory: Path, told: list[str], shape: tuple[int, ...]) -> dict[str, Any]:
-    if len(told) == 1:
-        raise UserError("a prompt tells the classes of the data by their names, and this data has none")
     return interop.encode_prompts(directory, told, size=(shape[0], shape[1]), dtype=compute_dtype())
 
 

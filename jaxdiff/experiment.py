@@ -73,8 +73,8 @@ class Range:
         except TypeError:
             number = None
         if number is None or number < self.least or (self.most is not None and number > self.most):
-            allowed = f"at least {self.least}" if self.most is None else f"from {self.least} to {self.most}"
-            raise ValueError(f"{name} must be an integer, {allowed}; got {value!r:.80}")
+            allowed = f"of at least {self.least}" if self.most is None else f"from {self.least} to {self.most}"
+            raise ValueError(f"{name} must be an integer {allowed}, got {value!r:.80}")
         return number
 
 

@@ -76,9 +76,7 @@ def command(
 
 
 def _said(directory: Path, prompt: str, names: tuple[str, ...], size: int) -> Rows:
-    if not names:
-        raise ValueError("a prompt tells the classes of the data by their names, and this data has none")
-    told = [prompt.replace("{}", name) for name in names] + [""]
+    told = data.class_prompts(prompt, names)
     cond = interop.encode_prompts(directory, told, size=(size, size), dtype=compute_dtype())
     return {name: np.asarray(value, np.float16) for name, value in cond.items()}
 

@@ -49,11 +49,11 @@ def command(
         params: averaged or last parameters.
         mesh: devices as data=4,fsdp=2; data takes those that are left.
     """
+    for name in ("eval.json", "judge.npz"):
+        try_file(run / name, "a run's")
     experiment = load_run(run)
     if not experiment.num_classes or experiment.source is None:
         raise ValueError("eval needs an experiment with classes and a data source: its judge recognizes classes")
-    for name in ("eval.json", "judge.npz"):
-        try_file(run / name, "a run's")
     generate = generator(experiment, run, params, guidance=guidance, solver=solver, steps=steps, mesh=parse_mesh(mesh))
     train_set, test_set = (_real(experiment, split) for split in ("train", "test"))
     judge = _judge(run, train_set, experiment.num_classes)

@@ -61,14 +61,14 @@ def check_goes_on(workdir: Path, experiment: Experiment, before: Any, abstract: 
 def _change(optimizers: tuple[Any, Any], params: Any, opt: Any) -> jax.Array:
     """The largest difference between two optimizers' next updates, in shares of the second one's largest update."""
 
+    def largest(tree: Any) -> jax.Array:
+        return jnp.stack([jnp.abs(x).max() for x in jax.tree.leaves(tree)]).max()
+
     @jax.jit
     def change(params: Any, opt: Any) -> jax.Array:
         grads = jax.tree.map(jnp.ones_like, params)
         one, other = (optimizer.update(grads, opt, params)[0] for optimizer in optimizers)
-        largest = [
-            jnp.stack([jnp.abs(x).max() for x in jax.tree.leaves(tree)]).max()
-            for tree in (jax.tree.map(jnp.subtract, one, other), other)
-        ]
-        return largest[0] / largest[1]
+        return largest(jax.tree.map(jnp.subtract, one, other)) / largest(other)
 
-    return change(params, opt)
+    with jax.numpy_dtype_promotion("standard"):  # as in a step: optax counts on it
+        return change(params, opt)

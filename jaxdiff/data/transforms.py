@@ -85,7 +85,9 @@ def fit_image(image: "Image", size: int | None, channels: int) -> np.ndarray:
     from PIL import Image, ImageOps
 
     if image.mode not in GREY_MODES + RGB_MODES:
-        raise ValueError(f"images must be grey, RGB, CMYK or of a palette, of 8 bits a channel, got mode {image.mode!r}")
+        raise ValueError(
+            f"images must be grey, RGB, CMYK or of a palette, of 8 bits a channel, got mode {image.mode!r}"
+        )
     image = ImageOps.exif_transpose(image)
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
