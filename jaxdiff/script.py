@@ -100,8 +100,9 @@ class Script:
     @contextmanager
     def _importing(self) -> Iterator[None]:
         """Put the file's folder first on the import path, and its modules among those that are imported."""
-        hidden = {name: sys.modules.pop(name) for name in list(sys.modules) if self._kept and self._owns(name)}
-        before = set(sys.modules)
+        own = self._own() if self._kept else set()
+        hidden = {name: sys.modules.pop(name) for name in list(sys.modules) if _first(name) in own}
+        before = set(map(_first, sys.modules))
         sys.modules.update(self._beside)
         sys.path.insert(0, str(self._folder))
         invalidate_caches()
@@ -109,20 +110,27 @@ class Script:
             yield
         finally:
             sys.path.remove(str(self._folder))
-            self._beside |= {name: one for name, one in list(sys.modules.items()) if self._is_beside(name, one)}
-            for name in self._beside.keys() - before:
+            own = self._own()
+            found = {name: module for name, module in sys.modules.items() if _first(name) in own}
+            self._beside |= {name: module for name, module in found.items() if self._is_beside(name, module)}
+            for name in [name for name in self._beside if _first(name) not in before]:
                 del sys.modules[name]
             sys.modules.update(hidden)
 
-    def _owns(self, name: str) -> bool:
-        first = self._folder / name.partition(".")[0]
-        return first.with_suffix(".py").is_file() or first.is_dir()
+    def _own(self) -> set[str]:
+        """The first names of modules that may be those of the folder: never ours, where a checkout is the folder."""
+        names = {name for name in map(_first, sys.modules) if name not in ("", "jaxdiff")}
+        return {n for n in names if (self._folder / f"{n}.py").is_file() or (self._folder / n).is_dir()}
 
     def _is_beside(self, name: str, module: ModuleType) -> bool:
         place = self._folder.joinpath(*name.split("."))
         spec = getattr(module, "__spec__", None)
         folders = (spec and spec.submodule_search_locations) or ()
-        return getattr(module, "__file__", None) == str(place) + ".py" or str(place) in folders
+        return getattr(module, "__file__", None) == f"{place}.py" or str(place) in folders
+
+
+def _first(name: str) -> str:
+    return name.partition(".")[0]
 
 
 def load_function(path: str | Path, name: str, purpose: str) -> Callable[..., Any]:

@@ -85,6 +85,25 @@ def test_a_runs_modules_go_before_those_that_are_imported(write, tmp_path, monke
     assert sys.modules["helpers"] is own
 
 
+ROOM = """
+import sys
+from types import ModuleType
+
+room = sys.modules["jaxdiff.room"] = ModuleType("jaxdiff.room")
+room.__file__ = __file__.replace("main.py", "jaxdiff/room.py")
+"""
+
+
+def test_a_file_beside_the_package_itself_leaves_it_alone(write, tmp_path, monkeypatch):
+    """In a checkout, where a file may be the first to import one of our rooms, which others will import, too."""
+    monkeypatch.setitem(sys.modules, "jaxdiff.room", None)  # to be as it was in the end
+    write("jaxdiff/room.py", "")
+    made = Script(write("main.py", ROOM))
+    assert sys.modules["jaxdiff.room"].__file__ == str(tmp_path / "jaxdiff" / "room.py")
+    made.keep(tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").rglob("*.py")] == ["experiment.py"]
+
+
 def test_a_module_with_the_name_of_a_runs_own_file_is_refused(write, tmp_path):
     write("experiment.py", "VALUE = 1\n")
     made = Script(write("main.py", "import experiment\n"))

@@ -27,6 +27,8 @@ def command(
         params: averaged or last parameters.
     """
     try_folder(out, "--out")
+    if any(out.glob("*.safetensors*")):
+        raise ValueError(f"{out} holds weights already: choose another --out")
     export = load_run(run).export
     if form not in export:
         raise ValueError(f"this run is written as {' or '.join(export) or 'nothing'}, got --form {form}")
