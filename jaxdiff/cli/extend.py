@@ -51,24 +51,31 @@ def check_goes_on(workdir: Path, experiment: Experiment, before: Any, abstract: 
     done = int(state.step)
     if experiment.steps < done:
         raise ValueError(f"steps must be at least {done}, which this run has done; got {experiment.steps}")
-    if not _change((before, experiment.optimizer), state.params, state.opt) < 1e-5:
+    if not change(before, experiment.optimizer, state.params, state.opt) < 1e-5:
         raise ValueError(
             f"the learning rate of this run depends on its number of steps: with --steps {experiment.steps} it would "
             f"not go on after step {done} as it was; choose another --workdir"
         )
 
 
-def _change(optimizers: tuple[Any, Any], params: Any, opt: Any) -> jax.Array:
-    """The largest difference between two optimizers' next updates, in shares of the second one's largest update."""
+def change(one: Any, other: Any, params: Any, opt: Any) -> jax.Array:
+    """How far two optimizers' next updates are apart, the largest difference in shares of the other's largest update.
+
+    Args:
+        one: an optax optimizer.
+        other: another, with the same state.
+        params: parameters.
+        opt: the optimizers' state.
+    """
 
     def largest(tree: Any) -> jax.Array:
         return jnp.stack([jnp.abs(x).max() for x in jax.tree.leaves(tree)]).max()
 
     @jax.jit
-    def change(params: Any, opt: Any) -> jax.Array:
+    def apart(params: Any, opt: Any) -> jax.Array:
         grads = jax.tree.map(jnp.ones_like, params)
-        one, other = (optimizer.update(grads, opt, params)[0] for optimizer in optimizers)
-        return largest(jax.tree.map(jnp.subtract, one, other)) / largest(other)
+        a, b = (optimizer.update(grads, opt, params)[0] for optimizer in (one, other))
+        return largest(jax.tree.map(jnp.subtract, a, b)) / largest(b)
 
     with jax.numpy_dtype_promotion("standard"):  # as in a step: optax counts on it
-        return change(params, opt)
+        return apart(params, opt)

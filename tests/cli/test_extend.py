@@ -2,7 +2,6 @@
 
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -68,46 +67,46 @@ def test_more_steps(mine, tmp_path, capsys):
     assert "lr: 0.01 -> 0.5" in said and "steps: " not in said
     assert train.read_knobs(run)["steps"] == 4
 
+    made = load(mine)(steps=8)
+    abstract = train.abstract(made.init, made.optimizer, train.make_mesh())
+    with pytest.raises(
+        ValueError, match="depends on its number of steps: with --steps 8 it would not go on after step 4"
+    ):
+        extend.check_goes_on(run, made, load(mine)(steps=4, schedule="cosine").optimizer, abstract)
+
     (tmp_path / "recipe.py").write_text(RECIPE + "\n\n")
     assert "recipe.py differs from" in refused(capsys, *train_, "--steps", "4")
     (tmp_path / "recipe.py").unlink()
     assert load_run(run).steps == 4
 
 
-def test_a_schedule_that_ends_is_not_stretched(mine, tmp_path):
-    """After its end and before it; where the schedules agree from here on, a run may go on."""
-    build = load(mine)
-    made = build(steps=4, schedule="cosine")
-    mesh = train.make_mesh(devices=jax.devices()[:1])
-    state = train.create(made.init, made.optimizer, jax.random.key(0), mesh)
-    abstract = train.abstract(made.init, made.optimizer, mesh)
+def cosine(steps: int):
+    return train.adamw(0.1, steps=steps, schedule="cosine")
 
-    def at(step: int):
-        counts = jax.tree.map(lambda x: jnp.full_like(x, step) if x.dtype == jnp.int32 else x, state.opt)
-        return state._replace(step=jnp.int32(step), opt=counts)
 
-    def trapezoid(steps: int):
-        parts = [optax.constant_schedule(0.1), optax.linear_schedule(0.1, 0, 2)]
-        return optax.chain(optax.identity(), optax.adamw(optax.join_schedules(parts, [steps - 2])))
+def late(steps: int):
+    """Flat until the last two steps, as a trapezoid ends."""
+    parts = [optax.constant_schedule(0.1), optax.linear_schedule(0.1, 0, 2)]
+    return optax.chain(optax.identity(), optax.adamw(optax.join_schedules(parts, [steps - 2])))
 
-    longer = build(steps=8, schedule="cosine")
-    for name, step, before, after, goes_on in (
-        ("cosine, done", 4, made.optimizer, longer.optimizer, False),
-        ("cosine, on its way", 2, made.optimizer, longer.optimizer, False),
-        ("flat still", 1, trapezoid(4), trapezoid(8), True),
-        ("falling", 3, trapezoid(4), trapezoid(8), False),
-    ):
-        run = tmp_path / name
-        with train.Checkpointer(run) as checkpointer:
-            checkpointer.save(at(step))
-        if goes_on:
-            extend.check_goes_on(run, replace(longer, optimizer=after), before, abstract)
-        else:
-            with pytest.raises(
-                ValueError, match=f"depends on its number of steps: with --steps 8 .* after step {step}"
-            ):
-                extend.check_goes_on(run, replace(longer, optimizer=after), before, abstract)
-    with train.Checkpointer(tmp_path / "empty") as checkpointer:
-        assert checkpointer.latest() is None
-    extend.check_goes_on(tmp_path / "empty", longer, made.optimizer, abstract)  # nothing has been done
-    assert np.isfinite(float(state.step))
+
+@pytest.mark.parametrize(
+    ("make", "step", "apart"),
+    [
+        # The rates of cosines of 4 and of 8 steps: 0 and 1/2; 1/2 and (1 + cos(pi / 4)) / 2.
+        (cosine, 4, 1.0),
+        (cosine, 2, 1 - 1 / (1 + np.sqrt(0.5))),
+        (late, 1, 0.0),
+        (late, 3, 0.5),
+        (lambda steps: train.adamw(0.1, warmup=2), 1, 0.0),
+    ],
+)
+def test_how_far_the_next_updates_are_apart(make, step, apart):
+    params = {"a": jnp.ones(2)}
+    opt = jax.tree.map(lambda x: jnp.full_like(x, step) if x.dtype == jnp.int32 else x, make(4).init(params))
+    np.testing.assert_allclose(extend.change(make(4), make(8), params, opt), apart, atol=1e-6)
+
+
+def test_a_run_that_has_saved_nothing_may_have_any_number_of_steps(tmp_path):
+    with train.Checkpointer(tmp_path):
+        extend.check_goes_on(tmp_path, None, None, None)
