@@ -6,23 +6,24 @@ import jax.numpy as jnp
 
 import jaxdiff as jd
 from jaxdiff import data, networks, train
-from jaxdiff.experiment import Experiment, Source, compute_dtype
+from jaxdiff.experiment import Experiment, compute_dtype
+from jaxdiff.options import Count, Natural, Seed, Source
 
 
 def experiment(
-    steps: int = 800_000,
-    batch: int = 128,
+    steps: Count = 800_000,
+    batch: Count = 128,
     lr: float = 2e-4,
-    seed: int = 0,
-    widths: tuple[int, ...] = (128, 256, 256, 256),
-    blocks: int = 2,
-    warmup: int = 5000,
+    seed: Seed = 0,
+    widths: tuple[Count, ...] = (128, 256, 256, 256),
+    blocks: Count = 2,
+    warmup: Natural = 5000,
     ema: float = 0.9999,
-    accumulate: int = 1,
+    accumulate: Count = 1,
     remat: Literal["none", "dots", "full"] = "none",
     source: Source = "tfds:cifar10",
-    size: int = 32,
-    preview_every: int = 10_000,
+    size: Count = 32,
+    preview_every: Count = 10_000,
 ) -> Experiment:
     """Ancestral sampling of eps predictions on 1000 linear betas.
 

@@ -9,25 +9,26 @@ import jax.numpy as jnp
 
 import jaxdiff as jd
 from jaxdiff import data, networks, train
-from jaxdiff.experiment import Experiment, Source, compute_dtype
+from jaxdiff.experiment import Experiment, compute_dtype
+from jaxdiff.options import Count, Natural, Seed, Source
 
 
 def experiment(
-    steps: int = 390_625,
-    batch: int = 512,
+    steps: Count = 390_625,
+    batch: Count = 512,
     lr: float = 1e-3,
-    seed: int = 0,
-    widths: tuple[int, ...] = (256, 256, 256),
-    blocks: int = 4,
-    warmup: int = 19_531,
+    seed: Seed = 0,
+    widths: tuple[Count, ...] = (256, 256, 256),
+    blocks: Count = 4,
+    warmup: Natural = 19_531,
     half_life: float = 500_000,
     power: tuple[float, ...] = (),
-    snapshots: int = 0,
-    accumulate: int = 1,
+    snapshots: Natural = 0,
+    accumulate: Count = 1,
     remat: Literal["none", "dots", "full"] = "none",
     source: Source = "tfds:cifar10",
-    size: int = 32,
-    preview_every: int = 10_000,
+    size: Count = 32,
+    preview_every: Count = 10_000,
 ) -> Experiment:
     """Preconditioned denoising over log-normal noise, sampled by Heun's method on 18 levels.
 

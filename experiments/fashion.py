@@ -4,19 +4,20 @@ import jax.numpy as jnp
 
 import jaxdiff as jd
 from jaxdiff import data, networks, train
-from jaxdiff.experiment import Experiment, Source, compute_dtype
+from jaxdiff.experiment import Experiment, compute_dtype
+from jaxdiff.options import Count, Seed, Source
 
 
 def experiment(
-    steps: int = 1800,
-    batch: int = 32,
+    steps: Count = 1800,
+    batch: Count = 32,
     lr: float = 3e-3,
-    seed: int = 0,
-    width: int = 32,
+    seed: Seed = 0,
+    width: Count = 32,
     drop_rate: float = 0.1,
     ema: float = 0.995,
     source: Source = "fashion_mnist",
-    preview_every: int = 900,
+    preview_every: Count = 900,
 ) -> Experiment:
     """Flow matching (Lipman et al. 2022), classifier-free guidance (Ho and Salimans 2022).
 

@@ -11,38 +11,39 @@ from jax.sharding import Mesh
 
 import jaxdiff as jd
 from jaxdiff import data, interop, train
-from jaxdiff.experiment import Experiment, File, Kept, Source, absolute, compute_dtype
+from jaxdiff.experiment import Experiment, UserError, compute_dtype, seed_key
 from jaxdiff.interop.index import scheduler_config
 from jaxdiff.interop.sources import find_part, is_file, pipeline_of, read_fields
 from jaxdiff.interop.unets import control_config
 from jaxdiff.networks import lora
 from jaxdiff.networks.controlnet import controlled, copy_encoder
+from jaxdiff.options import Count, File, Kept, Natural, Seed, Source, absolute
 
 
 def experiment(
     directory: File,
     mode: Literal["full", "lora", "control"] = "full",
     only: str = "",
-    rank: int = 8,
+    rank: Count = 8,
     scale: float = 1.0,
     control: File = "",
     hints: Annotated[str, Kept(lambda text: absolute(text) if text.endswith(".npz") else text)] = "edges",
     source: Source = "fashion_mnist",
-    size: int = 0,
+    size: Natural = 0,
     prompt: str = "",
     cond: File = "",
     vae: File = "",
     base: File = "",
-    steps: int = 1000,
-    batch: int = 32,
-    accumulate: int = 1,
+    steps: Count = 1000,
+    batch: Count = 32,
+    accumulate: Count = 1,
     lr: float = 1e-4,
-    seed: int = 0,
+    seed: Seed = 0,
     drop_rate: float = 0.1,
     ema: float = 0.999,
     guidance: float = 1.0,
-    sample_steps: int = 50,
-    preview_every: int = 1000,
+    sample_steps: Count = 50,
+    preview_every: Count = 1000,
     mesh: Mesh | None = None,
 ) -> Experiment:
     """Fine-tuning, of all parameters, low-rank adapters (arXiv:2106.09685) or a ControlNet (arXiv:2302.05543).
@@ -91,7 +92,7 @@ def experiment(
     images = data.open_source(source, size=size or None, channels=3 if codec else _channels(config))
     shape = _latent_shape(images.shape, codec)
     sampling = _sampling(folder, base, config, shape)
-    told = [prompt.format(name) for name in images.class_names] + [""] if prompt else []
+    told = data.class_prompts(prompt, images.class_names) if prompt else []
     texts = _prompted(pipeline_of(folder), base, told, images.shape) if told else data.open_table(cond) if cond else {}
     tables = _placed(texts, place)
     distilled = bool(config.get("guidance_embeds") or config.get("time_cond_proj_dim"))
@@ -99,13 +100,13 @@ def experiment(
         rows = len(next(iter(tables.values())))
         tables["guidance"] = _placed({"guidance": np.full(rows, guidance, np.float32)}, place)["guidance"]
     if not tables and {"cross_attention_dim", "joint_attention_dim"} & config.keys():
-        raise ValueError("the network sees texts: give --prompt or --cond FILE.npz")
+        raise UserError("the network sees texts: give --prompt or --cond FILE.npz")
     null = _null_label(kind, config, tables)
     if null is not None and not 0 < images.num_classes <= null:
-        raise ValueError(f"{source} has {images.num_classes} classes, the network's condition 1 to {null}")
+        raise UserError(f"{source} has {images.num_classes} classes, the network's condition 1 to {null}")
     if mode == "control":
         if null is None:
-            raise ValueError("a ControlNet is trained beside the U-Net's condition: give --prompt or --cond FILE.npz")
+            raise UserError("a ControlNet is trained beside the U-Net's condition: give --prompt or --cond FILE.npz")
         images = data.open_hints(hints, images)
         tuned = _control(folder, place, begin=control, seed=seed, shape=shape, hint=images.hint_shape)
     elif mode == "lora":
@@ -237,7 +238,7 @@ def _control(folder: Path, place: Any, *, begin: str, seed: int, shape: tuple, h
     """Train a ControlNet of a conditional U-Net, which stays as it was read."""
     loaded = interop.load(folder, dtype=compute_dtype(), place=place)
     if loaded.config["_class_name"] != "UNet2DConditionModel":
-        raise ValueError(f"a ControlNet is for a UNet2DConditionModel, got {loaded.config['_class_name']}")
+        raise UserError(f"a ControlNet is for a UNet2DConditionModel, got {loaded.config['_class_name']}")
     if begin:
         config = read_fields(begin)
     else:
@@ -246,22 +247,22 @@ def _control(folder: Path, place: Any, *, begin: str, seed: int, shape: tuple, h
         fields = {"conditioning_channels": hint[-1], "conditioning_embedding_out_channels": widths}
         config = control_config(loaded.config, **fields)
     if config["_class_name"] != "ControlNetModel":
-        raise ValueError(f"{begin} must hold a ControlNetModel, got {config['_class_name']}")
+        raise UserError(f"{begin} must hold a ControlNetModel, got {config['_class_name']}")
     seen = [one.get("in_channels", 4) for one in (loaded.config, config)]
     own = min(shape[-1], loaded.config.get("out_channels", 4))
     if seen != [own, own]:
-        raise ValueError(f"U-Net and ControlNet must see x alone, {own} channels; theirs are {seen[0]} and {seen[1]}")
+        raise UserError(f"U-Net and ControlNet must see x alone, {own} channels; theirs are {seen[0]} and {seen[1]}")
     factor = 2 ** (len(config.get("conditioning_embedding_out_channels", (16, 32, 96, 256))) - 1)
     wanted = (factor * shape[0], factor * shape[1], config.get("conditioning_channels", 3))
     if hint != wanted:
-        raise ValueError(f"the ControlNet takes hints of shape {wanted}, got {hint}")
+        raise UserError(f"the ControlNet takes hints of shape {wanted}, got {hint}")
     built = interop.architecture(config, compute_dtype())
     steered = controlled(built.apply, loaded.apply)
 
     def start() -> Any:
         if begin:
             return interop.load(begin, param_dtype=jnp.float32, place=place).params
-        copied = copy_encoder(built.init(jax.random.key(seed)), loaded.params)
+        copied = copy_encoder(built.init(seed_key(seed)), loaded.params)
         return jax.tree.map(lambda a: a.astype(jnp.float32), copied)
 
     return _Tuned(
@@ -313,7 +314,7 @@ def _latent_shape(shape: tuple[int, ...], vae: interop.Loaded | None) -> tuple[i
 def _network_folder(directory: Path) -> Path:
     found = find_part(directory, "unet", "transformer")
     if not is_file(found) and not is_file(found.parent) and not (found / "config.json").is_file():
-        raise ValueError(f"no config.json in {directory}, nor in unet or transformer below it")
+        raise UserError(f"no config.json in {directory}, nor in unet or transformer below it")
     return found
 
 
@@ -335,8 +336,6 @@ def _sampling(folder: Path, base: str, config: dict, shape: tuple[int, ...]) -> 
 
 
 def _prompted(directory: Path, base: str, told: list[str], shape: tuple[int, ...]) -> dict[str, Any]:
-    if len(told) == 1:
-        raise ValueError("a prompt tells the classes of the data by their names, and this data has none")
     return interop.encode_prompts(directory, told, size=(shape[0], shape[1]), base=base or None, dtype=compute_dtype())
 
 

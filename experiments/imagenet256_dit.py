@@ -11,27 +11,28 @@ from jax.sharding import Mesh
 
 import jaxdiff as jd
 from jaxdiff import data, interop, networks, train
-from jaxdiff.experiment import Experiment, File, compute_dtype
+from jaxdiff.experiment import Experiment, compute_dtype
+from jaxdiff.options import Count, File, Seed
 
 
 def experiment(
-    steps: int = 7_000_000,
-    batch: int = 256,
+    steps: Count = 7_000_000,
+    batch: Count = 256,
     lr: float = 1e-4,
-    seed: int = 0,
-    width: int = 1152,
-    layers: int = 28,
-    heads: int = 16,
-    patch: int = 2,
+    seed: Seed = 0,
+    width: Count = 1152,
+    layers: Count = 28,
+    heads: Count = 16,
+    patch: Count = 2,
     drop_rate: float = 0.1,
     ema: float = 0.9999,
-    accumulate: int = 1,
+    accumulate: Count = 1,
     remat: Literal["none", "dots", "full"] = "dots",
     source: File = "latents/imagenet256",
-    latent: tuple[int, int, int] = (32, 32, 4),
-    num_classes: int = 1000,
+    latent: tuple[Count, Count, Count] = (32, 32, 4),
+    num_classes: Count = 1000,
     autoencoder: File = "",
-    preview_every: int = 10_000,
+    preview_every: Count = 10_000,
     mesh: Mesh | None = None,
 ) -> Experiment:
     """Eps predictions with learned variance on 1000 linear betas, sampled by 250 ancestral steps.

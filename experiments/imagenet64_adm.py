@@ -6,23 +6,24 @@ import jax.numpy as jnp
 
 import jaxdiff as jd
 from jaxdiff import data, networks, train
-from jaxdiff.experiment import Experiment, Source, compute_dtype
+from jaxdiff.experiment import Experiment, compute_dtype
+from jaxdiff.options import Count, Seed, Source
 
 
 def experiment(
-    steps: int = 540_000,
-    batch: int = 2048,
+    steps: Count = 540_000,
+    batch: Count = 2048,
     lr: float = 3e-4,
-    seed: int = 0,
-    widths: tuple[int, ...] = (192, 384, 576, 768),
-    blocks: int = 3,
+    seed: Seed = 0,
+    widths: tuple[Count, ...] = (192, 384, 576, 768),
+    blocks: Count = 3,
     ema: float = 0.9999,
-    accumulate: int = 1,
+    accumulate: Count = 1,
     remat: Literal["none", "dots", "full"] = "none",
     drop_rate: float = 0.0,
     source: Source = "tfds:imagenet_resized/64x64",
-    size: int = 64,
-    preview_every: int = 10_000,
+    size: Count = 64,
+    preview_every: Count = 10_000,
 ) -> Experiment:
     """The hybrid loss on cosine betas (Nichol and Dhariwal 2021), sampled by 250 ancestral steps.
 

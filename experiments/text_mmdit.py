@@ -14,29 +14,30 @@ from jax.sharding import Mesh
 
 import jaxdiff as jd
 from jaxdiff import data, interop, networks, train
-from jaxdiff.experiment import Experiment, File, compute_dtype
+from jaxdiff.experiment import Experiment, compute_dtype
+from jaxdiff.options import Count, File, Natural, Seed
 
 
 def experiment(
-    steps: int = 500_000,
-    batch: int = 4096,
+    steps: Count = 500_000,
+    batch: Count = 4096,
     lr: float = 1e-4,
-    seed: int = 0,
-    depth: int = 38,
-    warmup: int = 1000,
+    seed: Seed = 0,
+    depth: Count = 38,
+    warmup: Natural = 1000,
     drop_rate: float = 0.1,
     ema: float = 0.9999,
-    accumulate: int = 1,
+    accumulate: Count = 1,
     remat: Literal["none", "dots", "full"] = "dots",
     moments: Literal["float32", "bfloat16"] = "float32",
     shift: float = 1.0,
     source: File = "latents/texts",
-    latent: tuple[int, int, int] = (32, 32, 16),
-    tokens: tuple[int, int] = (333, 4096),
-    vector: int = 2048,
+    latent: tuple[Count, Count, Count] = (32, 32, 16),
+    tokens: tuple[Count, Count] = (333, 4096),
+    vector: Count = 2048,
     prompts: File = "",
     autoencoder: File = "",
-    preview_every: int = 10_000,
+    preview_every: Count = 10_000,
     mesh: Mesh | None = None,
 ) -> Experiment:
     """Rectified flow at logit-normal times, with classifier-free guidance.

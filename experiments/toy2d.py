@@ -9,7 +9,8 @@ import numpy as np
 
 import jaxdiff as jd
 from jaxdiff import networks, train
-from jaxdiff.experiment import Experiment, example_keys
+from jaxdiff.experiment import Experiment, UserError, example_keys
+from jaxdiff.options import Count, Seed
 
 
 def moons(rng: np.random.Generator, n: int) -> np.ndarray:
@@ -42,13 +43,13 @@ DENSITIES: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
 
 
 def experiment(
-    steps: int = 3000,
-    batch: int = 512,
+    steps: Count = 3000,
+    batch: Count = 512,
     lr: float = 2e-3,
-    seed: int = 0,
+    seed: Seed = 0,
     density: str = "moons",
-    width: int = 128,
-    preview_every: int = 1000,
+    width: Count = 128,
+    preview_every: Count = 1000,
 ) -> Experiment:
     """Flow matching on points, sampled by Heun's method; the picture shows the paths from noise to data.
 
@@ -62,7 +63,7 @@ def experiment(
         preview_every: steps between two pictures.
     """
     if density not in DENSITIES:
-        raise ValueError(f"density must be one of {', '.join(DENSITIES)}, got {density!r}")
+        raise UserError(f"density must be one of {', '.join(DENSITIES)}, got {density!r}")
     network = networks.MLP(width=width)
     apply = networks.as_apply(network)
     process = jd.processes.Flow()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +19,11 @@ from jaxdiff import guidance
 from jaxdiff.levels import Level
 from jaxdiff.losses import Batch, Loss
 from jaxdiff.noise import fold_in, normal_like
+from jaxdiff.options import SEED, Range
 from jaxdiff.parameterize import Apply, Denoiser, Params, Row, denoiser, mean_only
 from jaxdiff.processes import Process
 from jaxdiff.sample import sample
+from jaxdiff.script import SOURCE, Script
 from jaxdiff.sharding import batch_parts, constrain_tokens, on, platform
 from jaxdiff.solvers import Solver
 from jaxdiff.train import read_knobs
@@ -30,41 +31,20 @@ from jaxdiff.train.ema import Decays
 
 __all__ = [
     "Experiment",
-    "File",
-    "Kept",
-    "Source",
-    "absolute",
+    "UserError",
     "build",
     "compute_dtype",
     "example_keys",
     "load",
-    "load_function",
     "load_run",
     "numbered_keys",
     "sampler",
+    "seed_key",
 ]
 
-SOURCE = "experiment.py"
 
-
-class Kept(NamedTuple):
-    """Marks a knob, as in `Annotated[str, Kept(absolute)]`: what the command line was given is kept as how(it)."""
-
-    how: Callable[[str], str]
-
-
-def absolute(path: str) -> str:
-    """The path from the root, so that a run finds it from any folder; an empty one stays."""
-    return os.path.abspath(path) if path else path
-
-
-def _source(name: str) -> str:
-    return FOLDER + absolute(name.removeprefix(FOLDER)) if name.startswith(FOLDER) else name
-
-
-FOLDER = "folder:"
-File = Annotated[str, Kept(absolute)]  # a knob that names a file or folder
-Source = Annotated[str, Kept(_source)]  # one for `data.open_source`
+class UserError(ValueError):
+    """What an experiment raises where it cannot be made of the knobs given: a command ends with its sentence alone."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +129,11 @@ class Experiment:
     example: Mapping[str, jax.ShapeDtypeStruct] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name in ("batch", "steps", "sample_steps", "accumulate", "per_dispatch", "preview_every", "preview"):
+            Range(1).check(name, getattr(self, name))
+        for name in ("snapshot_every", "num_classes"):
+            Range(0).check(name, getattr(self, name))
+        SEED.check("seed", self.seed)
         if not self.example:
             label = {"label": jax.ShapeDtypeStruct((), jnp.int32)} if self.num_classes else {}
             example = {"x": jax.ShapeDtypeStruct(self.shape, jnp.float32), **label}
@@ -224,51 +209,56 @@ def sampler(
     return jax.jit(generate)
 
 
+def seed_key(seed: int) -> Array:
+    """The key of a seed, of which all 64 bits count; `jax.random.key` takes 32 of them, unless JAX is told otherwise.
+
+    Args:
+        seed: 0 to 2^64 - 1. Below 2^32 the key is that of `jax.random.key`.
+    Raises:
+        ValueError: another seed.
+    """
+    if SEED.check("seed", seed) < 2**32:
+        return jax.random.key(seed)
+    with jax.enable_x64(True):
+        return jax.random.key(np.uint64(seed))
+
+
 def example_keys(seed: int, count: int, first: int = 0) -> Array:
     """One key for each of the examples first .. first + count - 1 of a seed."""
-    return numbered_keys(seed, jnp.arange(first, first + count))
+    return numbered_keys(seed_key(seed), jnp.arange(first, first + count))
 
 
-def numbered_keys(seed: int | Array, index: Array) -> Array:
-    """The keys of the examples with these numbers [B] of a seed."""
-    return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(index)
+def numbered_keys(key: Array, index: Array) -> Array:
+    """The keys of the examples with these numbers [B] of a seed, whose key this is."""
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
 
 
-def load(path: str | Path) -> Callable[..., Experiment]:
-    """Import the function `experiment` of a Python file.
+def load(path: str | Path | Script) -> Callable[..., Experiment]:
+    """Import the function `experiment` of a Python file, which may import the modules beside it.
 
     Args:
-        path: the file.
+        path: the file, the name of an experiment that comes with jaxdiff, or a `Script`.
     Returns:
-        the function; its arguments are the run's knobs.
+        the function; its arguments are the run's knobs. Called, it raises a ValueError where it does not know them, or
+        returns something else than an Experiment.
     Raises:
         ValueError: no such file, or it has no such function.
     """
-    return load_function(path, "experiment", "returns a jaxdiff.experiment.Experiment")
+    script = path if isinstance(path, Script) else Script(path)
+    build = script.function("experiment", "returns a jaxdiff.experiment.Experiment")
 
+    @wraps(build)
+    def checked(*args: Any, **knobs: Any) -> Experiment:
+        try:
+            inspect.signature(build).bind(*args, **knobs)
+        except TypeError as error:
+            raise ValueError(f"the knobs are not those of {script.path}: {error}") from None
+        made = build(*args, **knobs)
+        if not isinstance(made, Experiment):
+            raise ValueError(f"experiment(...) in {script.path} must return an Experiment, got {made!r:.80}")
+        return made
 
-def load_function(path: str | Path, name: str, purpose: str) -> Callable[..., Any]:
-    """Import a function of a Python file.
-
-    Args:
-        path: the file.
-        name: the function.
-        purpose: what the function has to do, for the message where it is missing.
-    Returns:
-        the function.
-    Raises:
-        ValueError: no such file, or it has no such function.
-    """
-    path = Path(path)
-    if path.suffix != ".py" or not path.is_file():
-        near = ", ".join(sorted(str(p) for p in path.parent.glob("*.py"))) if path.parent.is_dir() else ""
-        raise ValueError(f"{path} is no Python file" + (f"; beside it there are: {near}" if near else ""))
-    spec = importlib.util.spec_from_file_location(f"jaxdiff_file_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
-    spec.loader.exec_module(module)  # type: ignore[union-attr]
-    if not callable(getattr(module, name, None)):
-        raise ValueError(f"{path} has no function `{name}(...)` that {purpose}")
-    return getattr(module, name)
+    return checked
 
 
 def build(function: Callable[..., Experiment], knobs: Mapping[str, Any], mesh: Mesh | None = None) -> Experiment:
@@ -278,7 +268,7 @@ def build(function: Callable[..., Experiment], knobs: Mapping[str, Any], mesh: M
 
 
 def load_run(workdir: str | Path, *, mesh: Mesh | None = None) -> Experiment:
-    """Rebuild a run's experiment from the file and the knobs that training left in its folder.
+    """Rebuild a run's experiment from the files and the knobs that training left in its folder.
 
     Args:
         workdir: the run's folder.
@@ -291,4 +281,4 @@ def load_run(workdir: str | Path, *, mesh: Mesh | None = None) -> Experiment:
     workdir = Path(workdir)
     if not (workdir / SOURCE).is_file():
         raise ValueError(f"{workdir} holds no run: `jaxdiff train EXPERIMENT --workdir {workdir}` makes one")
-    return build(load(workdir / SOURCE), read_knobs(workdir), mesh)
+    return build(load(Script(workdir / SOURCE, kept=True)), read_knobs(workdir), mesh)

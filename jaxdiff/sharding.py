@@ -89,7 +89,7 @@ def parse_mesh(text: str, *, devices: Sequence[jax.Device] | None = None) -> Mes
     sizes: dict[str, int] = {}
     for part in filter(None, text.split(",")):
         name, _, size = part.strip().partition("=")
-        if name not in AXES or not size.isdigit() or name in sizes:
+        if name not in AXES or not size.isdecimal() or name in sizes:
             raise ValueError(f"a mesh is written like data=4,fsdp=2, of the axes {', '.join(AXES)}; got {text!r}")
         sizes[name] = int(size)
     return make_mesh(**sizes, devices=devices)

@@ -38,7 +38,7 @@ LEAVES |= {"autoencoders": {"networks"} | WHERE, "text": {"networks"} | WHERE}
 WORDS = {"messages"}  # how names are listed: known to whoever has many to list
 LEAVES |= {"networks": LEAVES["networks"] | WORDS, "data": WORDS}
 ALLOWED = {**MATHS, **LEAVES, "messages": set(), "interop": FLAX | WHERE | WORDS | MATHS.keys()}
-FRONT = {"__init__", "__main__", "cli", "demo", "plan", "experiment", "experiments"}
+FRONT = {"__init__", "__main__", "cli", "demo", "plan", "experiment", "experiments", "options", "script"}
 HEAVY = {
     "tensorflow_datasets", "tensorflow", "torch", "grain", "orbax", "matplotlib", "PIL", "safetensors", "transformers",
     "tokenizers", "gradio", "fastapi", "pandas", "diffusers", "onnx",

@@ -1,12 +1,16 @@
-"""The command line: `jaxdiff train EXPERIMENT | sample RUN | eval RUN | convert RUN | export RUN |
-plan EXPERIMENT`."""
+"""The command line: `jaxdiff list | new FILE | train EXPERIMENT | sample RUN | eval RUN | encode DIRECTORY |
+convert RUN | export RUN | plan EXPERIMENT`."""
 
 from __future__ import annotations
 
 import os
 import sys
+from importlib import import_module
+from importlib.metadata import version
 
 COMMANDS = {
+    "list": "name the experiments that come with jaxdiff",
+    "new": "begin an experiment of your own with a copy of one",
     "train": "train an experiment, or go on where it stopped",
     "sample": "make pictures with a trained run, or of a prompt with a text-to-image directory",
     "eval": "measure a trained run's samples against real data",
@@ -15,15 +19,20 @@ COMMANDS = {
     "export": "write a run's sampler as one file, which runs where there is nothing but JAX",
     "plan": "say what an experiment needs and can reach on a TPU slice that is not there",
 }
+# Where a command is not the function `command` of the module of its name.
+ELSEWHERE = {"list": ("gallery", "names"), "new": ("gallery", "new"), "eval": ("evaluate", "command")}
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the program; a user's mistake ends it with the ValueError's sentence and status 2."""
+    """Run the program; a user's mistake ends it with a sentence and status 2, anything else with its traceback."""
     args = sys.argv[1:] if args is None else args
     if not args or args[0] in ("-h", "--help"):
         width = max(map(len, COMMANDS))
-        print("usage: jaxdiff COMMAND ... (each with --help)\n")
+        print("usage: jaxdiff COMMAND ... (each with --help), or jaxdiff --version\n")
         print("\n".join(f"  {name:{width}}  {what}" for name, what in COMMANDS.items()))
+        return
+    if args == ["--version"]:
+        print(f"jaxdiff {version('jaxdiff')}")
         return
     command, *rest = args
     import absl.logging
@@ -36,46 +45,28 @@ def main(args: list[str] | None = None) -> None:
     with end_together():
         try:
             _run(command, rest)
-        except ValueError as error:
-            if os.environ.get("JAXDIFF_TRACEBACK"):
+        except (ValueError, OSError) as error:
+            from jaxdiff.cli.errors import sentence
+
+            said = None if os.environ.get("JAXDIFF_TRACEBACK") else sentence(error)
+            if said is None:
                 raise
-            print(f"jaxdiff: {error}", file=sys.stderr)
+            print(f"jaxdiff: {said}", file=sys.stderr)
             raise SystemExit(2) from None
 
 
 def _run(command: str, args: list[str]) -> None:
-    import tyro
-
+    if command not in COMMANDS:
+        raise ValueError(f"unknown command {command!r}; there are: {', '.join(COMMANDS)}")
     if command == "train":
         from jaxdiff.cli.cluster import join
 
         join()
-        from jaxdiff.cli.train import command as train
+    module, name = ELSEWHERE.get(command, (command, "command"))
+    function = getattr(import_module(f"jaxdiff.cli.{module}"), name)
+    if command in ("train", "plan"):
+        function(args)  # an experiment's knobs are among its options
+        return
+    from jaxdiff.cli.knobs import run
 
-        train(args)
-    elif command == "sample":
-        from jaxdiff.cli.sample import command as sample
-
-        tyro.cli(sample, args=args, prog="jaxdiff sample")
-    elif command == "eval":
-        from jaxdiff.cli.evaluate import command as evaluate
-
-        tyro.cli(evaluate, args=args, prog="jaxdiff eval")
-    elif command == "encode":
-        from jaxdiff.cli.encode import command as encode
-
-        tyro.cli(encode, args=args, prog="jaxdiff encode")
-    elif command == "convert":
-        from jaxdiff.cli.convert import command as convert
-
-        tyro.cli(convert, args=args, prog="jaxdiff convert")
-    elif command == "export":
-        from jaxdiff.cli.export import command as export
-
-        tyro.cli(export, args=args, prog="jaxdiff export")
-    elif command == "plan":
-        from jaxdiff.cli.plan import command as plan
-
-        plan(args)
-    else:
-        raise ValueError(f"unknown command {command!r}; there are: {', '.join(COMMANDS)}")
+    run(function, args, prog=f"jaxdiff {command}")

@@ -102,10 +102,10 @@ def _by_hand(environ: Mapping[str, str]) -> dict[str, Any] | None:
     if missing:
         raise ValueError(f"a run in many processes needs {ADDRESS}, {COUNT} and {INDEX}; not set: {', '.join(missing)}")
     count, index = environ[COUNT], environ[INDEX]
-    if not (count.isdigit() and index.isdigit() and int(index) < int(count)):
+    if not (count.isdecimal() and index.isdecimal() and int(index) < int(count)):
         raise ValueError(f"{INDEX} must be a number from 0 to {COUNT} - 1, got {index!r} and {count!r}")
     host, _, port = environ[ADDRESS].rpartition(":")
-    if not host or not port.isdigit():
+    if not host or not port.isdecimal():
         raise ValueError(f"{ADDRESS} must be HOST:PORT of process 0, got {environ[ADDRESS]!r}")
     found = {"coordinator_address": environ[ADDRESS], "num_processes": int(count), "process_id": int(index)}
     return found | {"cluster_detection_method": "deactivate"}
@@ -134,4 +134,4 @@ def _tpu_vm() -> bool:
 
 def _number(environ: Mapping[str, str], name: str) -> int:
     text = environ.get(name, "")
-    return int(text) if text.isdigit() else 0
+    return int(text) if text.isdecimal() else 0

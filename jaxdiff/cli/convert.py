@@ -8,6 +8,7 @@ from typing import Literal
 import tyro
 
 from jaxdiff import train
+from jaxdiff.cli.places import try_folder
 from jaxdiff.experiment import load_run
 
 
@@ -25,6 +26,9 @@ def command(
         form: model is the whole network, with adapters merged into it; lora the adapters alone.
         params: averaged or last parameters.
     """
+    try_folder(out, "--out")
+    if any(out.glob("*.safetensors*")):
+        raise ValueError(f"{out} holds weights already: choose another --out")
     export = load_run(run).export
     if form not in export:
         raise ValueError(f"this run is written as {' or '.join(export) or 'nothing'}, got --form {form}")

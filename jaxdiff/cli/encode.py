@@ -12,8 +12,10 @@ from tqdm import tqdm
 
 from jaxdiff import data, interop
 from jaxdiff.autoencoders import Codec
+from jaxdiff.cli.places import try_folder
 from jaxdiff.experiment import compute_dtype
 from jaxdiff.interop.sources import find_part
+from jaxdiff.options import Count, Range
 from jaxdiff.sharding import make_mesh, shard_batch, shard_params
 
 Rows = dict[str, np.ndarray]
@@ -24,12 +26,12 @@ def command(
     out: Path,
     source: str = "tfds:imagenet2012",
     split: str = "train",
-    size: int = 256,
+    size: Count = 256,
     flip: bool = True,
     prompt: str = "",
     base: Path | None = None,
-    batch: int = 32,
-    rows: int = 4096,
+    batch: Count = 32,
+    rows: Count = 4096,
 ) -> None:
     """Write the latents of images: the autoencoder's mean and standard deviation, as a diffusion model sees them.
 
@@ -48,6 +50,12 @@ def command(
     """
     if any(out.glob("*.npz")):
         raise ValueError(f"{out} holds .npz files already: choose another --out")
+    for name, value in (("batch", batch), ("rows", rows)):
+        Range(1).check(name, value)
+    texts = out / "prompts" / "classes.npz"
+    if prompt and texts.exists():
+        raise ValueError(f"{texts} holds prompts already: choose another --out")
+    try_folder(texts.parent if prompt else out, "--out")
     mesh = make_mesh()
     own = find_part(directory, "vae")
     vae = interop.load(own, dtype=compute_dtype(), place=lambda tree: shard_params(tree, mesh))
@@ -66,15 +74,13 @@ def command(
         out.mkdir(parents=True, exist_ok=True)
         np.savez(out / f"{number:05d}.npz", **shard)  # type: ignore[arg-type]
     if said:
-        (out / "prompts").mkdir()
-        np.savez(out / "prompts" / "classes.npz", **said)  # type: ignore[arg-type]
+        texts.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(texts, **said)  # type: ignore[arg-type]
     print(out)
 
 
 def _said(directory: Path, base: Path | None, prompt: str, names: tuple[str, ...], *, size: int) -> Rows:
-    if not names:
-        raise ValueError("a prompt tells the classes of the data by their names, and this data has none")
-    told = [prompt.format(name) for name in names] + [""]
+    told = data.class_prompts(prompt, names)
     cond = interop.encode_prompts(directory, told, size=(size, size), base=base, dtype=compute_dtype())
     return {name: np.asarray(value, np.float16) for name, value in cond.items()}
 

@@ -12,10 +12,12 @@ import tyro
 
 from jaxdiff import data
 from jaxdiff.cli.judge import FittedClassifier, as_images, fit_classifier, load_classifier, save_classifier
+from jaxdiff.cli.places import try_file
 from jaxdiff.cli.progress import busy
 from jaxdiff.cli.sample import draw, generator
 from jaxdiff.experiment import Experiment, load_run
 from jaxdiff.metrics import KernelDistance, accuracy, kernel_distance, precision_recall
+from jaxdiff.options import Count, Seed
 from jaxdiff.sharding import parse_mesh
 
 Classify = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # images -> (logits, features)
@@ -23,12 +25,12 @@ Classify = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # images -> (l
 
 def command(
     run: tyro.conf.Positional[Path],
-    num: int = 1000,
+    num: Count = 1000,
     guidance: float | None = None,
     solver: str | None = None,
-    steps: int | None = None,
-    seed: int = 0,
-    batch: int = 100,
+    steps: Count | None = None,
+    seed: Seed = 0,
+    batch: Count = 100,
     params: Literal["ema", "params"] = "ema",
     mesh: str = "",
 ) -> None:
@@ -48,6 +50,8 @@ def command(
         params: averaged or last parameters.
         mesh: devices as data=4,fsdp=2; data takes those that are left.
     """
+    for name in ("eval.json", "judge.npz"):
+        try_file(run / name, "a run's")
     where = parse_mesh(mesh)
     experiment = load_run(run, mesh=where)
     if not experiment.num_classes or experiment.source is None:

@@ -17,10 +17,12 @@ from jax.export import Exported
 from jax.sharding import AbstractDevice, AbstractMesh
 
 from jaxdiff import train
+from jaxdiff.cli.places import try_file
 from jaxdiff.cli.progress import busy
 from jaxdiff.cli.prompt import is_pipeline
 from jaxdiff.cli.sample import named_solver
 from jaxdiff.experiment import Experiment, load_run, numbered_keys, sampler
+from jaxdiff.options import Count
 from jaxdiff.solvers import Solver
 
 # A file's first line. Its second is the version of JAX that wrote it, whose programs an older one need not understand.
@@ -33,7 +35,7 @@ def command(
     run: tyro.conf.Positional[Path],
     out: Path | None = None,
     solver: str | None = None,
-    steps: int | None = None,
+    steps: Count | None = None,
     guidance: float | None = None,
     params: Literal["ema", "params"] = "ema",
     weights: Literal["inside", "argument"] = "inside",
@@ -61,6 +63,9 @@ def command(
         raise ValueError(f"--platforms are some of cpu, cuda, rocm and tpu, like cpu,cuda; got {platforms!r}")
     if is_pipeline(run):
         raise ValueError(f"{run} is a text-to-image directory, whose tokenizers are no part of a program: give a run")
+    beside = out.with_suffix(".npz")
+    for path in [out, beside] if weights == "argument" else [out]:
+        try_file(path, "--out")
     with portable(dtype), busy(f"lowering for {platforms}"):
         experiment = load_run(run)
         tree = experiment.whole(train.load_params(run, params))
@@ -70,7 +75,6 @@ def command(
         )  # fmt: skip
     write_program(out, exported)
     if weights == "argument":
-        beside = out.with_suffix(".npz")
         np.savez(beside, **flat_weights(tree))  # type: ignore[arg-type]
         print(beside)
     print(out)
@@ -131,7 +135,7 @@ def export_sampler(
     def program(*, seed: Array, index: Array, label=None, guidance=guidance, weights=None) -> Array:
         # The barrier keeps the compiler from computing with constants on its own, for minutes and to other roundings.
         tree = jax.lax.optimization_barrier(params) if weights is None else _tree(weights, params)
-        return generate(tree, numbered_keys(seed, index), label, 1.0 if guidance is None else guidance)
+        return generate(tree, numbered_keys(jax.random.key(seed), index), label, 1.0 if guidance is None else guidance)
 
     return jax.export.export(jax.jit(program), platforms=platforms)(**shapes)
 

@@ -16,6 +16,7 @@ import optax
 
 from jaxdiff import train
 from jaxdiff.cli.progress import Progress
+from jaxdiff.experiment import seed_key
 from jaxdiff.networks.classifier import Classifier
 from jaxdiff.train import ema
 
@@ -96,7 +97,7 @@ def fit_classifier(
     for name, value, least in (("steps", steps, 2), ("batch_size", batch_size, 1)):
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
-    key_init, key_steps = jax.random.split(jax.random.key(seed))
+    key_init, key_steps = jax.random.split(seed_key(seed))
     network = Classifier(num_classes)
     optimizer = train.adamw(3e-3, warmup=max(1, steps // 7), steps=steps, schedule="cosine", weight_decay=0.02)
     params = jax.jit(network.init)(key_init, jnp.asarray(images[:1]))["params"]

@@ -1,18 +1,39 @@
-"""An experiment's knobs, read from the command line by its function's signature."""
+"""Options and knobs, read from the command line by a function's signature, and checked by its types."""
 
 from __future__ import annotations
 
 import inspect
+import types
 from collections.abc import Callable, Mapping
-from typing import Any, get_type_hints
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import tyro
 
-from jaxdiff.experiment import Experiment, Kept
+from jaxdiff.experiment import Experiment
+from jaxdiff.options import Kept, Range
+
+Own = Mapping[str, tuple[Any, Any, str]]
+
+
+def run(command: Callable[..., None], args: list[str], *, prog: str) -> None:
+    """Call a command with its options.
+
+    Args:
+        command: its parameters are the options, and its docstring their help.
+        args: from the command line.
+        prog: the program's name in its help.
+
+    Raises:
+        ValueError: an option is not in its type's `Range`.
+    """
+    signature = inspect.signature(command)
+    hints = get_type_hints(command, include_extras=True)
+    options = [p.replace(annotation=hints[name]) for name, p in signature.parameters.items()]
+    command(**_read(options, inspect.getdoc(command) or "", args, prog))
 
 
 def parse_knobs(
-    build: Callable[..., Experiment], args: list[str], own: Mapping[str, tuple[Any, Any, str]], *, prog: str
+    build: Callable[..., Experiment], args: list[str], own: Own, *, prog: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read an experiment's knobs, and the command's own options beside them.
 
@@ -25,29 +46,72 @@ def parse_knobs(
 
     Returns:
         (the knobs, the command's options), by name.
+
+    Raises:
+        ValueError: an argument of the experiment can be no knob, or a knob is not in its type's `Range`.
     """
     keyword = inspect.Parameter.KEYWORD_ONLY
     options = [
         inspect.Parameter(name, keyword, default=default, annotation=kind) for name, (kind, default, _) in own.items()
     ]
-    hints = get_type_hints(build, include_extras=True)
-    parameters = inspect.signature(build).parameters.items()
-    knobs = [p.replace(annotation=hints[name], kind=keyword) for name, p in parameters if name != "mesh"]
+    knobs = _knobs(build)
     taken = sorted({p.name for p in knobs} & own.keys())
     if taken:
         raise ValueError(f"the experiment's knob {taken[0]!r} has the name of an option of `{prog}`; rename it")
+    doc = "\n".join([inspect.getdoc(build) or "", *(f"    {name}: {h}" for name, (_, _, h) in own.items())])
+    values = _read(knobs + options, doc, args, prog)
+    return {p.name: values[p.name] for p in knobs}, {name: values[name] for name in own}
+
+
+def _knobs(build: Callable[..., Experiment]) -> list[inspect.Parameter]:
+    """The arguments of an experiment, with their types."""
+    try:
+        hints = get_type_hints(build, include_extras=True)
+    except NameError as error:
+        raise ValueError(f"the types of experiment's arguments cannot be read: {error}") from None
+    parameters = [p for p in inspect.signature(build).parameters.values() if p.name != "mesh"]
+    for p in parameters:
+        if p.kind not in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY):
+            raise ValueError(f"experiment's arguments are knobs of their own name, got {p}")
+        if p.name not in hints:
+            raise ValueError(f"experiment's argument {p.name!r} needs a type, as in `{p.name}: int`, to be a knob")
+    return [p.replace(annotation=hints[p.name], kind=p.KEYWORD_ONLY) for p in parameters]
+
+
+def _read(options: list[inspect.Parameter], doc: str, args: list[str], prog: str) -> dict[str, Any]:
+    """The options' values; help and errors of form end the program here."""
 
     def command(**values: Any) -> dict[str, Any]:
         return values
 
-    command.__signature__ = inspect.Signature(knobs + options)  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in knobs + options}
-    command.__doc__ = "\n".join([inspect.getdoc(build) or "", *(f"    {name}: {h}" for name, (_, _, h) in own.items())])
+    command.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in options}
+    command.__doc__ = doc
     values = tyro.cli(command, args=args, prog=prog)
-    return {p.name: _kept(values[p.name], hints[p.name]) for p in knobs}, {name: values[name] for name in own}
+    return {p.name: checked(f"--{p.name.replace('_', '-')}", p.annotation, values[p.name]) for p in options}
 
 
-def _kept(value: Any, hint: Any) -> Any:
-    for mark in getattr(hint, "__metadata__", ()):
-        value = mark.how(value) if isinstance(mark, Kept) else value
+def checked(name: str, kind: Any, value: Any) -> Any:
+    """Return a value as its type keeps it: `Count`, `File`, `Count | None`, `tuple[Count, ...]` and so on.
+
+    Args:
+        name: what it is called in the message.
+        kind: the type, whose parts may be annotated with `Range` and `Kept`.
+        value: of that type.
+
+    Raises:
+        ValueError: it, or a part of it, is not in its range.
+    """
+    if get_origin(kind) is Annotated:
+        kind, *marks = get_args(kind)
+        for mark in marks:
+            if isinstance(mark, (Range, Kept)):
+                value = mark.check(name, value)
+    if value is None:
+        return None
+    parts = [each for each in get_args(kind) if each not in (type(None), Ellipsis)]
+    if get_origin(kind) in (Union, types.UnionType) and len(parts) == 1:
+        return checked(name, parts[0], value)
+    if get_origin(kind) is tuple:
+        return tuple(checked(name, parts[min(i, len(parts) - 1)], part) for i, part in enumerate(value))
     return value

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from jaxdiff.cli.knobs import parse_knobs
+from jaxdiff.cli.places import try_file
 from jaxdiff.experiment import Experiment, load
 from jaxdiff.plan import Estimate, Topology, as_json, estimate, sampling, sweep, table, topology, train_step
 from jaxdiff.plan.topologies import EXAMPLES
@@ -39,6 +40,8 @@ def command(args: list[str]) -> None:
     path, *rest = args
     build = load(path)
     knobs, options = parse_knobs(build, rest, OWN, prog=f"jaxdiff plan {path}")
+    if options["json"] is not None:
+        try_file(options["json"], "--json")
     slice = topology(options["topology"])
     name = Path(path).stem
     made: Estimate | list[Estimate]

@@ -19,9 +19,12 @@ from tqdm import tqdm
 from jaxdiff import solvers, train
 from jaxdiff.cli.cluster import gather
 from jaxdiff.cli.images import save_npz, save_png, save_pngs
+from jaxdiff.cli.places import try_file, try_folder
 from jaxdiff.cli.progress import Progress
 from jaxdiff.cli.prompt import draw_prompt, is_pipeline
-from jaxdiff.experiment import Experiment, example_keys, load_function, load_run, sampler
+from jaxdiff.experiment import Experiment, example_keys, load_run, sampler
+from jaxdiff.options import Count, Natural, Seed
+from jaxdiff.script import load_function
 from jaxdiff.sharding import parse_mesh
 
 Generate = Callable[[Array, Array | None], Array]  # (keys [B], label [B] or None) -> x [B, ...]
@@ -29,19 +32,19 @@ Generate = Callable[[Array, Array | None], Array]  # (keys [B], label [B] or Non
 
 def command(
     run: tyro.conf.Positional[Path],
-    num: int | None = None,
-    label: int | None = None,
+    num: Count | None = None,
+    label: Natural | None = None,
     guidance: float | None = None,
     solver: str | None = None,
-    steps: int | None = None,
-    seed: int = 0,
-    batch: int | None = None,
+    steps: Count | None = None,
+    seed: Seed = 0,
+    batch: Count | None = None,
     params: Literal["ema", "params"] | None = None,
     ema: float | None = None,
     out: Path | None = None,
     prompt: str | None = None,
     negative: str | None = None,
-    size: tuple[int, int] | None = None,
+    size: tuple[Count, Count] | None = None,
     base: Path | None = None,
     variant: str | None = None,
     mesh: str = "",
@@ -72,6 +75,7 @@ def command(
     out = (Path(f"samples-{seed}") if of_prompt else run / f"samples-{seed}.png") if out is None else out
     if out.suffix not in ("", ".png", ".npz"):
         raise ValueError(f"--out must end in .png or .npz, or be a folder, got {out}")
+    (try_file if out.suffix else try_folder)(out, "--out")
     if of_prompt:
         if prompt is None or any(value is not None for value in (label, params, ema)):
             raise ValueError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,13 @@ from tqdm import tqdm
 
 from jaxdiff import train as training
 from jaxdiff.cli.cluster import gather
+from jaxdiff.cli.extend import MAY_CHANGE, check_goes_on, planned_before
 from jaxdiff.cli.images import save_png
 from jaxdiff.cli.knobs import parse_knobs
+from jaxdiff.cli.places import try_folder
 from jaxdiff.cli.sample import columns, draw
-from jaxdiff.experiment import SOURCE, Experiment, build, load, sampler
+from jaxdiff.experiment import Experiment, build, load, sampler, seed_key
+from jaxdiff.script import Script
 from jaxdiff.sharding import parse_mesh
 
 # Seconds: longer than a step of the largest networks, shorter than a night.
@@ -29,16 +31,17 @@ def command(args: list[str]) -> None:
     """`jaxdiff train EXPERIMENT [--knobs]`."""
     if not args or args[0] in ("-h", "--help"):
         print(
-            "usage: jaxdiff train EXPERIMENT [knobs]\n\nEXPERIMENT is a Python file with a function `experiment`, "
-            "e.g. experiments/fashion.py.\nIts knobs: jaxdiff train EXPERIMENT --help"
+            "usage: jaxdiff train EXPERIMENT [knobs]\n\nEXPERIMENT is a name that `jaxdiff list` tells, such as "
+            "fashion, or a Python file with a function\n`experiment`. Its knobs: jaxdiff train EXPERIMENT --help"
         )
         return
     path, *rest = args
-    function = load(path)
+    script = Script(path)
+    function = load(script)
     own = {
         "workdir": (
             Path,
-            Path("runs") / Path(path).stem,
+            Path("runs") / script.path.stem,
             "folder of checkpoints, samples and metrics; the same command goes on where it stopped.",
         ),
         "mesh": (str, "", "devices as data=8,fsdp=4,tensor=2,sequence=2; data takes those that are left."),
@@ -49,27 +52,41 @@ def command(args: list[str]) -> None:
         ),
     }
     knobs, options = parse_knobs(function, rest, own, prog=f"jaxdiff train {path}")
-    mesh = parse_mesh(options["mesh"])
+    workdir, mesh = options["workdir"], parse_mesh(options["mesh"])
+    try_folder(workdir, "--workdir")
+    script.check_kept(workdir)
     patience = options["patience"]
     if patience is None and jax.process_count() > 1:
         patience = PATIENCE
-    _train(build(function, knobs, mesh), Path(path), knobs, workdir=options["workdir"], mesh=mesh, patience=patience)
+    training.check_knobs(workdir, knobs, may_change=MAY_CHANGE)
+    shorter = planned_before(workdir, knobs)
+    before = None if shorter is None else build(function, shorter, mesh).optimizer
+    experiment = build(function, knobs, mesh)
+    script.check_kept(workdir)  # also what was imported while it was built
+    _train(experiment, script, knobs, workdir=workdir, mesh=mesh, patience=patience, before=before)
 
 
 def _train(
-    experiment: Experiment, path: Path, knobs: dict[str, Any], *, workdir: Path, mesh: Mesh, patience: float | None
+    experiment: Experiment,
+    script: Script,
+    knobs: dict[str, Any],
+    *,
+    workdir: Path,
+    mesh: Mesh,
+    patience: float | None,
+    before: Any,
 ) -> None:
-    source = workdir / SOURCE
-    if source.exists() and source.read_text() != path.read_text():
-        raise ValueError(f"{path} differs from {source}, which made this run: choose another --workdir")
-    init_key, step_key = jax.random.split(jax.random.key(experiment.seed))
+    init_key, step_key = jax.random.split(seed_key(experiment.seed))
     # A network that doesn't fit its data shows here, before the folder belongs to this run.
     averages: dict[str, Any] = {"ema": experiment.ema, "ema_memory": experiment.ema_memory}
     abstract = training.abstract(experiment.init, experiment.optimizer, mesh, **averages)
     rows = training.host_rows(mesh, experiment.batch)
     experiment.batches(0, rows)  # so does data that is not there
-    training.write_knobs(workdir, knobs)
-    _keep(path, source)
+    if before is not None:
+        check_goes_on(workdir, experiment, before, abstract)
+    training.write_knobs(workdir, knobs, may_change=MAY_CHANGE)
+    if jax.process_index() == 0:
+        script.keep(workdir)
     preview = _previewer(experiment, workdir, mesh)
     with contextlib.ExitStack() as stack:
         checkpointer = stack.enter_context(training.Checkpointer(workdir))
@@ -108,14 +125,6 @@ def _train(
             log=training.metrics_file(workdir / "metrics.jsonl", start),
             patience=patience,
         )
-
-
-def _keep(path: Path, source: Path) -> None:
-    """Leave the experiment in the run's folder, whole or not at all: other processes compare theirs with it."""
-    if jax.process_index() == 0:
-        partial = source.with_suffix(".tmp")
-        shutil.copyfile(path, partial)
-        partial.replace(source)
 
 
 def _say(text: str) -> None:

@@ -3,7 +3,7 @@
 from jaxdiff.data.hints import Hinted, open_hints
 from jaxdiff.data.pipeline import batches, load_arrays
 from jaxdiff.data.shards import Shards, open_table
-from jaxdiff.data.sources import ArraySource, Source, open_source
+from jaxdiff.data.sources import ArraySource, Source, class_prompts, open_source
 from jaxdiff.data.transforms import to_float, to_uint8
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Shards",
     "Source",
     "batches",
+    "class_prompts",
     "load_arrays",
     "open_hints",
     "open_source",

@@ -1,13 +1,18 @@
 """Images in a folder, one subfolder for each class."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jaxdiff.data.transforms import GREY_MODES, fit_image
 from jaxdiff.messages import listed
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 SPLITS = ("train", "val", "valid", "validation", "test")
@@ -22,16 +27,18 @@ class FolderSource:
         """Find the files.
 
         Args:
-          path: holds one subfolder for each class (images at any depth below it), or images directly.
+          path: holds one subfolder for each class (images at any depth below it), or images directly. Links are
+            followed. What is hidden, by a name that begins with a dot, is left out, at any depth. An animation is its
+            first picture.
           size: side of the square images; None: all must have the size of the first.
           channels: 1, 3, or None: grey if all of some files spread over the folder are, otherwise RGB.
 
         Raises:
           ValueError: if there are no images, an empty class, or images both beside and inside subfolders.
         """
-        folders = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+        folders = subfolders(path)
         loose = [str(p) for p in sorted(path.iterdir()) if _is_image(p)]
-        found = [[str(p) for p in sorted(folder.rglob("*")) if _is_image(p)] for folder in folders]
+        found = [[str(p) for p in sorted(_images(folder, ()))] for folder in folders]
         if loose and any(found):
             raise ValueError(
                 f"{path} holds images both directly and in subfolders: move all of them into one subfolder "
@@ -66,15 +73,10 @@ class FolderSource:
         return 1 if all(_mode(file) in GREY_MODES for file in self.files[::step]) else 3
 
     def _read(self, file: str) -> np.ndarray:
-        from PIL import Image
-
-        try:
-            with Image.open(file) as image:
-                if self._asked is None and self._channels == 1 and image.mode not in GREY_MODES:
-                    raise ValueError("is in colour, in a folder that looked grey: pass channels=3 or 1")
-                return fit_image(image, self._size, self._channels)
-        except (OSError, SyntaxError, ValueError) as error:
-            raise ValueError(f"cannot read the image {file}: {error}") from error
+        with _opened(file) as image:
+            if self._asked is None and self._channels == 1 and image.mode not in GREY_MODES:
+                raise ValueError("is in colour, in a folder that looked grey: pass channels=3 or 1")
+            return fit_image(image, self._size, self._channels)
 
 
 def find_split(path: str, split: str) -> Path:
@@ -93,7 +95,7 @@ def find_split(path: str, split: str) -> Path:
     folder = Path(os.path.expanduser(path))
     if not folder.is_dir():
         raise ValueError(f"no folder {folder}")
-    names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    names = [p.name for p in subfolders(folder)]
     if not names or not set(names) <= set(SPLITS):
         names, inside = ["train"], folder
     else:
@@ -103,15 +105,39 @@ def find_split(path: str, split: str) -> Path:
     return inside
 
 
+def subfolders(path: Path) -> list[Path]:
+    """The folders in a folder, links to folders included, by name; without hidden ones."""
+    return sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _images(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
+    """The images at any depth, not entering a folder that a link leads back to; `above` are those on the way."""
+    here = folder.resolve()
+    if here in above:
+        return
+    yield from (p for p in folder.iterdir() if _is_image(p))
+    for below in subfolders(folder):
+        yield from _images(below, (*above, here))
+
+
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+    # A link that leads nowhere is an image that cannot be read, which is said when it is.
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and not path.is_dir()
 
 
 def _mode(file: str) -> str:
+    with _opened(file) as image:
+        return image.mode
+
+
+@contextlib.contextmanager
+def _opened(file: str) -> Iterator["Image"]:
+    """Open an image; what goes wrong with it is said with its name."""
     from PIL import Image
 
     try:
         with Image.open(file) as image:
-            return image.mode
-    except OSError as error:
+            yield image
+    # Decoders fail in as many ways as files are broken; an image too large to be meant is an exception of its own.
+    except Exception as error:
         raise ValueError(f"cannot read the image {file}: {error}") from error

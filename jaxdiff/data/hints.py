@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxdiff.data.shards import read_npz
 from jaxdiff.data.sources import Source
 
 
@@ -72,14 +73,16 @@ def open_hints(name: str, images: Source) -> Hinted:
       images: the source.
 
     Raises:
-      ValueError: the file holds no "hint", or not one for each image.
+      ValueError: there is no such file, or it holds no "hint", or not one for each image.
     """
     if name == "edges":
         return Hinted(images)
-    with np.load(name) as file:
-        if "hint" not in file.files:
-            raise ValueError(f'{name} must hold "hint", got {", ".join(file.files)}')
-        return Hinted(images, file["hint"])
+    if not name.endswith(".npz"):
+        raise ValueError(f'hints are "edges" or an .npz file, got {name!r}')
+    arrays = read_npz(name)
+    if "hint" not in arrays:
+        raise ValueError(f'{name} must hold "hint", got {", ".join(arrays)}')
+    return Hinted(images, arrays["hint"])
 
 
 def edges(image: np.ndarray) -> np.ndarray:

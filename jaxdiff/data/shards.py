@@ -1,8 +1,10 @@
 """Arrays computed beforehand, latents or features of texts say, in the .npz files of a folder."""
 
+import contextlib
 import functools
 import zipfile
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +79,27 @@ def open_table(path: str | Path) -> dict[str, np.ndarray]:
       The arrays by name.
 
     Raises:
-      ValueError: if they do not have equally many rows.
+      ValueError: if there is no such file, or it does not hold arrays of equally many rows.
     """
-    with np.load(path) as file:
-        arrays = {name: file[name] for name in file.files}
+    arrays = read_npz(path)
     _check_rows(path, arrays)
     return arrays
+
+
+def read_npz(path: str | Path) -> dict[str, np.ndarray]:
+    """Read the arrays of an .npz file.
+
+    Args:
+      path: the file.
+
+    Returns:
+      The arrays by name.
+
+    Raises:
+      ValueError: if there is no such file, or it is damaged or of another kind.
+    """
+    with _readable(path), zipfile.ZipFile(path), np.load(path) as file:
+        return {name: file[name] for name in file.files}
 
 
 def open_npz(path: Path) -> dict[str, np.ndarray]:
@@ -95,13 +112,13 @@ def open_npz(path: Path) -> dict[str, np.ndarray]:
       The arrays by name, read-only.
 
     Raises:
-      ValueError: if the file is compressed.
+      ValueError: if there is no such file, or it is damaged, compressed or of another kind.
     """
     arrays: dict[str, np.ndarray] = {}
-    with zipfile.ZipFile(path) as archive:
+    with _readable(path), zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
             if member.compress_type != zipfile.ZIP_STORED:
-                raise ValueError(f"{path} is compressed, which hinders reading at random: write it with numpy.savez")
+                raise ValueError("it is compressed, which hinders reading at random; write it with numpy.savez")
             with archive.open(member) as stream:
                 version = np.lib.format.read_magic(stream)
                 read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -113,6 +130,17 @@ def open_npz(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
+@contextlib.contextmanager
+def _readable(path: str | Path) -> Iterator[None]:
+    """Say which file it is that cannot be read."""
+    if not Path(path).is_file():
+        raise ValueError(f"there is no file {path}")
+    try:
+        yield
+    except (ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"cannot read {path} as an .npz file: {error}") from error
+
+
 def _begin(path: Path, member: zipfile.ZipInfo) -> int:
     """Where a member's bytes begin: after a header of 30, which ends with the lengths of two fields behind it."""
     with path.open("rb") as file:
@@ -122,6 +150,7 @@ def _begin(path: Path, member: zipfile.ZipInfo) -> int:
 
 
 def _check_rows(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
-    if len({array.shape[:1] for array in arrays.values()}) != 1:
+    rows = {array.shape[:1] for array in arrays.values()}
+    if len(rows) != 1 or () in rows:
         shapes = {name: array.shape for name, array in arrays.items()}
         raise ValueError(f"{path} must hold arrays of equally many rows, got {shapes}")

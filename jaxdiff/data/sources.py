@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+from collections.abc import Sequence
 from importlib import resources
 from typing import Any, Protocol
 
@@ -140,6 +141,21 @@ def open_source(
     if name != "fashion_mnist":
         raise ValueError(f"unknown data set {name!r}: allowed are {FORMS}{_hint(kind, rest)}")
     return _fashion_mnist(split, size, channels)
+
+
+def class_prompts(prompt: str, class_names: Sequence[str]) -> list[str]:
+    """What a prompt says of each class, and last the empty text, which says nothing.
+
+    Args:
+      prompt: in which a class's name stands for {}, such as "a photo of a {}"; other braces are as they are.
+      class_names: one for each class.
+
+    Raises:
+      ValueError: if there are no names.
+    """
+    if not class_names:
+        raise ValueError("a prompt tells the classes of the data by their names, and this data has none")
+    return [*(prompt.replace("{}", name) for name in class_names), ""]
 
 
 def _hint(kind: str, rest: str) -> str:

@@ -71,7 +71,7 @@ def fit_image(image: "Image", size: int | None, channels: int) -> np.ndarray:
     """One image as an array: turned upright, on white where it is transparent, resized and cropped.
 
     Args:
-      image: a Pillow image of 8 bits a channel.
+      image: a Pillow image: grey, RGB, CMYK or of a palette, of 8 bits a channel; of an animation the frame shown.
       size: side in pixels of the centre square that is kept, after scaling the shorter side to it by
         antialiased bicubic interpolation; None keeps the image's own size.
       channels: 1 (grey) or 3 (RGB).
@@ -80,12 +80,14 @@ def fit_image(image: "Image", size: int | None, channels: int) -> np.ndarray:
       uint8[H, W, channels].
 
     Raises:
-      ValueError: if the image has more than 8 bits a channel.
+      ValueError: if the image is of another kind.
     """
     from PIL import Image, ImageOps
 
     if image.mode not in GREY_MODES + RGB_MODES:
-        raise ValueError(f"images must have 8 bits a channel, got mode {image.mode!r}")
+        raise ValueError(
+            f"images must be grey, RGB, CMYK or of a palette, of 8 bits a channel, got mode {image.mode!r}"
+        )
     image = ImageOps.exif_transpose(image)
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")

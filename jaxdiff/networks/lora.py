@@ -53,11 +53,14 @@ def init(
         The adapters.
 
     Raises:
-        ValueError: a rank below 1, or no kernel is meant by the targets.
+        ValueError: a rank below 1, or the targets are no regular expression or mean no kernel.
     """
     if rank < 1:
         raise ValueError(f"rank must be at least 1, got {rank}")
-    meant = re.compile(targets).search if isinstance(targets, str) else targets
+    try:
+        meant = re.compile(targets).search if isinstance(targets, str) else targets
+    except re.error as error:
+        raise ValueError(f"targets={targets!r} is no regular expression: {error}") from error
     shapes = {path: leaf.shape for path, leaf in _leaves(params) if path[-1] == "kernel"}
     chosen = {path: shape for path, shape in shapes.items() if meant(".".join(path[:-1]))}
     if not chosen:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxdiff import train
-from jaxdiff.experiment import Experiment, sampler
+from jaxdiff.experiment import Experiment, sampler, seed_key
 from jaxdiff.plan import flops, hlo
 from jaxdiff.sharding import batch_sharding, on, shard_params
 
@@ -83,7 +83,7 @@ def train_step(experiment: Experiment, mesh: Mesh) -> Program:
     step = train.make_step(
         experiment.loss,
         experiment.optimizer,
-        key=jax.random.key(experiment.seed),
+        key=seed_key(experiment.seed),
         ema=experiment.ema,
         accumulate=experiment.accumulate,
         frozen=frozen,

@@ -204,31 +204,55 @@ def write_knobs(workdir: str | os.PathLike[str], knobs: Mapping[str, Any], *, ma
     Args:
         workdir: the run's folder; made if missing.
         knobs: name -> a value that JSON can hold.
+        may_change: as for `check_knobs`.
+
+    Raises:
+        ValueError: as `check_knobs` does.
+    """
+    check_knobs(workdir, knobs, may_change=may_change)
+    if jax.process_index() == 0:
+        path = Path(workdir) / KNOBS
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".tmp")
+        partial.write_text(json.dumps(dict(knobs), indent=2) + "\n")
+        partial.replace(path)  # whole or not at all, also when the machine stops here
+
+
+def check_knobs(workdir: str | os.PathLike[str], knobs: Mapping[str, Any], *, may_change: Collection[str] = ()) -> None:
+    """Refuse a folder that belongs to another run; one without a run is good.
+
+    Args:
+        workdir: the run's folder.
+        knobs: name -> a value that JSON can hold.
         may_change: knobs that may differ from what is written, since they only extend the run ("steps").
 
     Raises:
-        ValueError: the folder holds other knobs; the message lists each as old -> new.
+        ValueError: the folder holds other knobs, and the message lists each as old -> new; or JSON cannot hold one.
     """
-    path = Path(workdir) / KNOBS
-    text = json.dumps(dict(knobs), indent=2)
-    new = json.loads(text)  # tuples become lists, as they do in the file
-    if path.exists():
-        old = read_knobs(workdir)
-        missing = object()
-        changed = [
-            f"{name}: {json.dumps(old[name]) if name in old else 'absent'} -> "
-            f"{json.dumps(new[name]) if name in new else 'absent'}"
-            for name in sorted(old.keys() | new.keys())
-            if name not in may_change and old.get(name, missing) != new.get(name, missing)
-        ]
-        if changed:
-            listed = "\n  ".join(changed)
-            raise ValueError(f"{workdir} holds a run with other knobs; choose another workdir:\n  {listed}")
-    if jax.process_index() == 0:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".tmp")
-        partial.write_text(text + "\n")
-        partial.replace(path)  # whole or not at all, also when the machine stops here
+    new = {}
+    for name, value in knobs.items():
+        try:
+            new[name] = json.loads(json.dumps(value))  # tuples become lists, as they do in the file
+        except TypeError:
+            raise ValueError(f"the knob {name!r} is a {type(value).__name__}, which {KNOBS} cannot hold") from None
+    if not has_knobs(workdir):
+        return
+    old = read_knobs(workdir)
+    missing = object()
+    changed = [
+        f"{name}: {json.dumps(old[name]) if name in old else 'absent'} -> "
+        f"{json.dumps(new[name]) if name in new else 'absent'}"
+        for name in sorted(old.keys() | new.keys())
+        if name not in may_change and old.get(name, missing) != new.get(name, missing)
+    ]
+    if changed:
+        listed = "\n  ".join(changed)
+        raise ValueError(f"{workdir} holds a run with other knobs; choose another workdir:\n  {listed}")
+
+
+def has_knobs(workdir: str | os.PathLike[str]) -> bool:
+    """Whether a folder is a run's: whether there are knobs in it."""
+    return (Path(workdir) / KNOBS).is_file()
 
 
 def read_knobs(workdir: str | os.PathLike[str]) -> dict[str, Any]:
@@ -238,12 +262,15 @@ def read_knobs(workdir: str | os.PathLike[str]) -> dict[str, Any]:
         ValueError: there is no `run.json`, or it is not JSON.
     """
     path = Path(workdir) / KNOBS
-    if not path.is_file():
+    if not has_knobs(workdir):
         raise ValueError(f"{workdir} is not a run: it has no {KNOBS}")
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        knobs = json.loads(path.read_text())
+    except ValueError as error:  # no JSON, or no text
         raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(knobs, dict):
+        raise ValueError(f"{path} is damaged: it must hold names and values, got {knobs!r:.80}")
+    return knobs
 
 
 # A state is stored as one flat dict, path -> array: it then depends on no class of ours or of optax, and a

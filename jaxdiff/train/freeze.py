@@ -17,13 +17,17 @@ def split(params: Any, pattern: str) -> tuple[dict[str, Any], dict[str, Any]]:
         (the leaves that it finds, the rest), each a nested dict.
 
     Raises:
-        ValueError: it finds none.
+        ValueError: it is no regular expression, or finds none.
     """
+    try:
+        search = re.compile(pattern).search
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
     found: dict[str, Any] = {}
     rest: dict[str, Any] = {}
     for entries, leaf in jax.tree_util.tree_leaves_with_path(params):
         path = [entry.key for entry in entries]
-        folder = found if re.search(pattern, ".".join(path)) else rest
+        folder = found if search(".".join(path)) else rest
         for segment in path[:-1]:
             folder = folder.setdefault(segment, {})
         folder[path[-1]] = leaf

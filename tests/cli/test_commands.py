@@ -63,7 +63,7 @@ def test_sample_mistakes(fashion_run, tmp_path, capsys):
     assert "dpmpp_2m" in fails(capsys, "sample", run, "--solver", "dpm2m")
     assert "0..9" in fails(capsys, "sample", run, "--label", "10")
     assert "at least 1" in fails(capsys, "sample", run, "--num", "0")
-    assert "at least one step" in fails(capsys, "sample", run, "--steps", "0")
+    assert "--steps must be an integer of at least 1" in fails(capsys, "sample", run, "--steps", "0")
     assert ".png or .npz" in fails(capsys, "sample", run, "--out", "a.gif")
     assert "holds no run" in fails(capsys, "sample", str(tmp_path))
 

@@ -38,6 +38,32 @@ def test_sorted_names_are_labels(classes):
     ]
 
 
+def test_what_is_hidden_holds_no_examples_at_any_depth(classes):
+    for place in (".git", "cat/.ipynb_checkpoints", "dog/deep/.thumbnails/large", "dog/.hidden.d"):
+        save(classes / place / "x.png", 99)
+    save(classes / "dog" / "deep" / ".hidden.png", 99)
+    source = data.open_source(f"folder:{classes}")
+    assert [int(source[i]["x"][0, 0, 0]) for i in range(len(source))] == [10, 20, 30, 40]
+
+
+def test_links_are_followed_and_lead_nowhere_twice(classes, tmp_path_factory):
+    """A class and a folder in one that lie elsewhere; links back to a class, and to all of them, end there."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    save(elsewhere / "a.png", 50)
+    save(elsewhere / "more" / "b.png", 60)
+    (classes / "eel").symlink_to(elsewhere)
+    (classes / "cat" / "more").symlink_to(elsewhere / "more")
+    (classes / "cat" / "itself").symlink_to(classes / "cat")
+    (elsewhere / "more" / "back").symlink_to(elsewhere)
+    source = data.open_source(f"folder:{classes}")
+    found = [(int(source[i]["x"][0, 0, 0]), source[i]["label"]) for i in range(len(source))]
+    # cat/more/b.png, then cat/more/back/a.png, where "more" is on the way already.
+    assert found == [(10, 0), (60, 0), (50, 0), (20, 0), (30, 1), (40, 1), (50, 2), (60, 2)]
+    (classes / "dog" / "lost.png").symlink_to(elsewhere / "nowhere.png")
+    with pytest.raises(ValueError, match=r"cannot read the image .*lost\.png.*No such file"):
+        data.load_arrays(data.open_source(f"folder:{classes}"))
+
+
 def test_without_subfolders_there_are_no_labels(tmp_path):
     for i in range(3):
         save(tmp_path / f"{i}.png", i)
@@ -106,6 +132,61 @@ def test_unreadable_files_are_named(classes):
     (classes / "cat" / "a.bmp").write_text("nothing")
     with pytest.raises(ValueError, match=r"cannot read the image .*a\.bmp"):
         data.open_source(f"folder:{classes}")
+
+
+def test_images_too_large_to_be_meant_are_named(classes, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # Pillow refuses twice as many
+    with pytest.raises(ValueError, match=r"cannot read the image .*a\.bmp: Image size \(36 pixels\) exceeds"):
+        data.open_source(f"folder:{classes}")
+    with pytest.raises(ValueError, match=r"cannot read the image .*a\.bmp: Image size"):
+        data.open_source(f"folder:{classes}", channels=1)
+
+
+ODD = {
+    "palette.png": lambda image, path: image.quantize(8).save(path, transparency=3),
+    "palette-alpha.png": lambda image, path: image.convert("RGBA").quantize(8).save(path),
+    "cmyk.jpg": lambda image, path: image.convert("CMYK").save(path),
+    "animated.gif": lambda image, path: image.save(path, save_all=True, append_images=[image.rotate(180)]),
+    "animated.webp": lambda image, path: image.save(path, save_all=True, append_images=[image.rotate(180)]),
+    "pages.tif": lambda image, path: image.save(path, save_all=True, append_images=[image.rotate(180)]),
+    "row.png": lambda image, path: image.crop((0, 0, 7, 1)).save(path),
+    "column.png": lambda image, path: image.crop((0, 0, 1, 9)).save(path),
+    "line.png": lambda image, path: image.resize((2000, 1)).save(path),
+}
+BAD = {
+    "sixteen.png": lambda image, path: Image.fromarray(np.zeros((6, 6), np.uint16)).save(path),
+    "floats.tif": lambda image, path: Image.fromarray(np.zeros((6, 6), np.float32)).save(path),
+    "lab.tif": lambda image, path: image.convert("LAB").save(path),
+    "page.png": lambda image, path: path.write_text("<html>"),
+    "empty.jpg": lambda image, path: path.touch(),
+    "half.webp": lambda image, path: (image.save(path), path.write_bytes(path.read_bytes()[:40])),
+    "half.gif": lambda image, path: (image.save(path), path.write_bytes(path.read_bytes()[:40])),
+    "half.tif": lambda image, path: (image.save(path), path.write_bytes(path.read_bytes()[:90])),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Truncated File Read")
+@pytest.mark.parametrize("name", [*ODD, *BAD])
+def test_odd_images_are_read_or_named(name, tmp_path):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8))
+    (ODD | BAD)[name](image, tmp_path / name)
+    for options in ({"size": 4, "channels": 3}, {"channels": 1}, {}):
+        if name in ODD:
+            x = data.open_source(f"folder:{tmp_path}", **options)[0]["x"]
+            assert x.dtype == np.uint8 and x.shape[-1] == options.get("channels", 3)
+            assert "size" not in options or x.shape == (4, 4, 3)
+        else:
+            with pytest.raises(ValueError, match=rf"cannot read the image .*{name}: "):
+                data.open_source(f"folder:{tmp_path}", **options)[0]
+
+
+def test_an_animation_is_its_first_picture(tmp_path):
+    first, second = (Image.new("RGB", (5, 5), colour) for colour in ("red", "blue"))
+    for name in ("a.gif", "b.png", "c.tif"):
+        first.save(tmp_path / name, save_all=True, append_images=[second])
+    source = data.open_source(f"folder:{tmp_path}", channels=3)
+    for i in range(3):
+        np.testing.assert_array_equal(source[i]["x"], np.broadcast_to([255, 0, 0], (5, 5, 3)))
 
 
 def test_folders_that_cannot_be_used(tmp_path):

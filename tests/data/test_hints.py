@@ -54,6 +54,9 @@ def test_a_file_of_hints(tmp_path):
     np.savez(tmp_path / "b.npz", hints=source.x)
     with pytest.raises(ValueError, match='must hold "hint", got hints'):
         data.open_hints(str(tmp_path / "b.npz"), source)
+    for name, words in (("edge", '"edges" or an .npz file, got .edge'), ("no.npz", "there is no file no.npz")):
+        with pytest.raises(ValueError, match=words):
+            data.open_hints(name, source)
     for wrong in (source.x[:5], source.x.astype(np.float32), source.x[..., 0]):
         with pytest.raises(ValueError, match=r"uint8\[12, H, W, C\]"):
             data.Hinted(source, wrong)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxdiff import data
+from jaxdiff.data import shards
 
 EXAMPLE = {"mean": jax.ShapeDtypeStruct((2, 2, 3), np.float32), "label": jax.ShapeDtypeStruct((), np.int32)}
 SIZES = (5, 1, 4)
@@ -81,6 +82,32 @@ def test_compressed_files_are_refused(tmp_path):
     np.savez_compressed(tmp_path / "0.npz", mean=np.zeros((2, 2, 2, 3)), label=np.zeros(2, int))
     with pytest.raises(ValueError, match=r"compressed.*numpy\.savez"):
         len(data.Shards(tmp_path, EXAMPLE))
+
+
+@pytest.mark.parametrize("name", ["missing.npz", "text.npz", "empty.npz", "cut.npz", "flipped.npz", "one.npy"])
+def test_files_that_cannot_be_read_are_named(tmp_path, name):
+    """A table, a file of hints, and a shard, of which the bytes of the arrays are looked at later."""
+    (tmp_path / "text.npz").write_text("hello")
+    (tmp_path / "empty.npz").touch()
+    np.savez(tmp_path / "good.npz", mean=np.zeros((2, 2, 2, 3)), label=np.zeros(2, int))
+    whole = (tmp_path / "good.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "flipped.npz").write_bytes(whole[:90] + b"?" + whole[91:])
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    path = tmp_path / name
+    words = f"there is no file .*{name}" if name == "missing.npz" else f"cannot read .*{name} as an .npz file"
+    for read in (data.open_table, shards.open_npz) if name != "flipped.npz" else (data.open_table,):
+        with pytest.raises(ValueError, match=words):
+            read(path)
+
+
+def test_arrays_of_objects_and_single_numbers_are_refused(tmp_path):
+    np.savez(tmp_path / "objects.npz", a=np.array([{}, {}]))
+    np.savez(tmp_path / "scalars.npz", a=np.float32(1))
+    with pytest.raises(ValueError, match=r"cannot read .*objects\.npz as an .npz file"):
+        data.open_table(tmp_path / "objects.npz")
+    with pytest.raises(ValueError, match="equally many rows"):
+        data.open_table(tmp_path / "scalars.npz")
 
 
 def test_tables_have_equally_many_rows(tmp_path):

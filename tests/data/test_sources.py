@@ -126,3 +126,13 @@ def test_read_idx_follows_the_header(tmp_path):
 def test_first_of_each_class_keeps_the_order():
     label = np.array([1, 0, 1, 1, 0, 0])
     np.testing.assert_array_equal(embed.first_of_each_class(label, 2), [0, 1, 2, 4])
+
+
+def test_a_prompt_says_each_class_and_nothing_last():
+    assert data.class_prompts("a {} of {cat}, {}{0}", ["boot", "{}"]) == [
+        "a boot of {cat}, boot{0}",
+        "a {} of {cat}, {}{0}",
+        "",
+    ]
+    with pytest.raises(ValueError, match="this data has none"):
+        data.class_prompts("a {}", ())

@@ -240,3 +240,19 @@ def test_knobs_missing_or_damaged(tmp_path):
     Path(tmp_path, "run.json").write_text('{"lr": ')
     with pytest.raises(ValueError, match="damaged"):
         train.read_knobs(tmp_path)
+
+
+def test_knobs_are_checked_without_being_written(tmp_path):
+    train.check_knobs(tmp_path / "new", {"steps": 1})
+    assert not (tmp_path / "new").exists() and not train.has_knobs(tmp_path)
+    with pytest.raises(ValueError, match=r"the knob 'folder' is a PosixPath, which run\.json cannot hold"):
+        train.check_knobs(tmp_path, {"folder": tmp_path})
+    train.write_knobs(tmp_path, {"steps": 1, "widths": (1, 2)})
+    assert train.has_knobs(tmp_path)
+    train.check_knobs(tmp_path, {"steps": 9, "widths": (1, 2)}, may_change=("steps",))
+    with pytest.raises(ValueError, match=r"steps: 1 -> 9"):
+        train.check_knobs(tmp_path, {"steps": 9, "widths": (1, 2)})
+    assert train.read_knobs(tmp_path)["steps"] == 1
+    (tmp_path / "run.json").write_text("[1]")
+    with pytest.raises(ValueError, match=r"damaged: it must hold names and values, got \[1\]"):
+        train.read_knobs(tmp_path)

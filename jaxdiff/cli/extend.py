@@ -1,0 +1,81 @@
+"""A run goes on with another number of steps, where that leaves what it has done as it would have been."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxdiff import train
+from jaxdiff.experiment import Experiment
+
+# Knobs that may differ from those that a run began with.
+MAY_CHANGE = ("steps",)
+
+
+def planned_before(workdir: Path, knobs: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return these knobs with the number of steps that the run in a folder was to have until now.
+
+    Args:
+        workdir: the run's folder.
+        knobs: the experiment's.
+
+    Returns:
+        None where there is no run, or it keeps its number of steps.
+    """
+    if not train.has_knobs(workdir):
+        return None
+    old = {name: value for name, value in train.read_knobs(workdir).items() if name in MAY_CHANGE}
+    return None if old.items() <= knobs.items() else {**knobs, **old}
+
+
+def check_goes_on(workdir: Path, experiment: Experiment, before: Any, abstract: Any) -> None:
+    """Make sure that the next update is the one that the run would have made with its old number of steps.
+
+    Args:
+        workdir: the run's folder.
+        experiment: with the new number.
+        before: its optimizer with the old one.
+        abstract: of the state, as `train.abstract` makes it.
+
+    Raises:
+        ValueError: the run has done more steps already, or its learning rate depends on their number.
+    """
+    with train.Checkpointer(workdir, read_only=True) as checkpointer:
+        if checkpointer.latest() is None:
+            return
+        state = checkpointer.restore(abstract)
+    done = int(state.step)
+    if experiment.steps < done:
+        raise ValueError(f"steps must be at least {done}, which this run has done; got {experiment.steps}")
+    if not change(before, experiment.optimizer, state.params, state.opt) < 1e-5:
+        raise ValueError(
+            f"the learning rate of this run depends on its number of steps: with --steps {experiment.steps} it would "
+            f"not go on after step {done} as it was; choose another --workdir"
+        )
+
+
+def change(one: Any, other: Any, params: Any, opt: Any) -> jax.Array:
+    """How far two optimizers' next updates are apart, the largest difference in shares of the other's largest update.
+
+    Args:
+        one: an optax optimizer.
+        other: another, with the same state.
+        params: parameters.
+        opt: the optimizers' state.
+    """
+
+    def largest(tree: Any) -> jax.Array:
+        return jnp.stack([jnp.abs(x).max() for x in jax.tree.leaves(tree)]).max()
+
+    @jax.jit
+    def apart(params: Any, opt: Any) -> jax.Array:
+        grads = jax.tree.map(jnp.ones_like, params)
+        a, b = (optimizer.update(grads, opt, params)[0] for optimizer in (one, other))
+        return largest(jax.tree.map(jnp.subtract, a, b)) / largest(b)
+
+    with jax.numpy_dtype_promotion("standard"):  # as in a step: optax counts on it
+        return apart(params, opt)

@@ -1,0 +1,96 @@
+"""Every integer that a command takes has a range, in its type, and is held against it."""
+
+import inspect
+from importlib import import_module
+from types import UnionType
+from typing import Annotated, Literal, Union, get_args, get_origin, get_type_hints
+
+import pytest
+
+from jaxdiff.cli import COMMANDS, ELSEWHERE, knobs, main, plan
+from jaxdiff.experiment import load
+from jaxdiff.options import Count, Natural, Range, Seed
+from jaxdiff.script import shipped
+
+
+def options():
+    """(where, name, type) of each option of each command, and of each knob of each experiment."""
+    for command in COMMANDS.keys() - {"train", "plan"}:
+        module, name = ELSEWHERE.get(command, (command, "command"))
+        function = getattr(import_module(f"jaxdiff.cli.{module}"), name)
+        for option, kind in get_type_hints(function, include_extras=True).items():
+            yield command, option, kind
+    for option, (kind, *_) in plan.OWN.items():
+        yield "plan", option, kind
+    for experiment in shipped():
+        for option, kind in get_type_hints(load(experiment), include_extras=True).items():
+            yield experiment, option, kind
+
+
+def bare(kind) -> bool:
+    """Whether a type allows an integer without a range."""
+    if get_origin(kind) is Annotated:
+        kind, *more = get_args(kind)
+        return bare(kind) and not any(isinstance(one, Range) for one in more)
+    return kind is int or (get_origin(kind) is not Literal and any(map(bare, get_args(kind))))
+
+
+def test_the_walk_sees_integers():
+    assert all(map(bare, (int, int | None, tuple[int, ...], tuple[Count, int], Annotated[int, "x"])))
+    assert not any(map(bare, (Count, Seed | None, tuple[Natural, Count], bool, float, Literal[3], None)))
+
+
+def test_every_integer_has_a_range():
+    found = list(options())
+    assert [(where, name) for where, name, kind in found if name != "return" and bare(kind)] == []
+    counted = {(where, name) for where, name, kind in found if "Range" in str(kind)}
+    assert counted >= {("sample", "num"), ("encode", "rows"), ("eval", "batch"), ("fashion", "preview_every")}
+
+
+def test_every_range_is_looked_at():
+    """Whatever an integer is wrapped in, one below its range is refused."""
+    for where, name, kind in options():
+        if "Range" not in str(kind):
+            continue
+        inner = next(k for k in get_args(kind) if k is not type(None)) if optional(kind) else kind
+        parts = [each for each in get_args(inner) if each is not Ellipsis] if get_origin(inner) is tuple else []
+        knobs.checked(name, kind, tuple(5 for _ in parts) if parts else 5)
+        for value in (-1, 2**70 if kind is Seed else -5):
+            with pytest.raises(ValueError, match=f"{name} must be an integer"):
+                knobs.checked(name, kind, (*(5 for _ in parts[1:]), value) if parts else value)
+        if optional(kind):
+            knobs.checked(name, kind, None)
+        assert where
+
+
+def optional(kind) -> bool:
+    return get_origin(kind) in (Union, UnionType) and type(None) in get_args(kind)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["encode", "DIR", "--out", "OUT", "--rows", "0"], "--rows must be an integer of at least 1, got 0"),
+        (["encode", "DIR", "--out", "OUT", "--batch", "-2"], "--batch must be an integer of at least 1, got -2"),
+        (["plan", "fashion", "--topology", "v5e:2x4", "--batch", "0"], "--batch must be an integer of at least 1"),
+        (["train", "toy2d", "--preview-every", "0"], "--preview-every must be an integer of at least 1, got 0"),
+        (["train", "cifar10_ddpm", "--widths", "32", "0"], "--widths must be an integer of at least 1, got 0"),
+        (["sample", "DIR", "--size", "64", "0"], "--size must be an integer of at least 1, got 0"),
+        (["sample", "DIR", "--seed", "-1"], "--seed must be an integer from 0 to 18446744073709551615, got -1"),
+        (["eval", "DIR", "--seed", str(2**64)], "--seed must be an integer from 0 to"),
+    ],
+)
+def test_the_command_line_says_so(args, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(args)
+    assert stop.value.code == 2 and words in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("field", ["batch", "steps", "sample_steps", "accumulate", "preview_every", "seed"])
+def test_an_experiments_own_numbers_are_checked_however_it_is_built(field):
+    made = load("toy2d")()
+    with pytest.raises(ValueError, match=rf"{field} must be an integer .*, got -1"):
+        type(made)(**{**vars(made), field: -1})
+    assert inspect.signature(load("toy2d")).parameters["seed"].default == 0
