@@ -142,6 +142,7 @@ def test_adapters_are_trained_and_nothing_else(kind, only, request):
         assert all(pair["up"].any() and pair["down"].any() for _, pair in lora.pairs(tree))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fields", "takes"),
     [
@@ -156,9 +157,8 @@ def test_a_learned_variance_under_each_kind_of_scheduler(fields, takes, tmp_path
     directory = folder(DIT | {"num_layers": 1, "out_channels": 2}, tmp_path / "transformer")
     made = load(FILE)(str(directory), **TINY, guidance=2.0)
     assert made.learned_variance and made.solver.learned_variance == takes
-    x = jax.eval_shape(
-        sampler(made, steps=2), jax.eval_shape(made.start), example_keys(0, 2), jnp.zeros(2, jnp.int32), 2.0
-    )
+    params = made.whole(jax.eval_shape(made.start))
+    x = jax.eval_shape(sampler(made, steps=2), params, example_keys(0, 2), jnp.zeros(2, jnp.int32), 2.0)
     assert x.shape == (2, 8, 8, 1)
 
 

@@ -120,7 +120,7 @@ def read_single(tensors: Tensors) -> Single | None:
     """Tells what a file of tensors holds; None where the names are not those of these models' authors.
 
     The published models' scheduler is that of 768 pixels and v-prediction for Stable Diffusion 2, unless the file's
-    step says that it is the one of 512; a finetuned model that has a tensor "v_pred" predicts v, one with "ztsnr" has
+    step or its U-Net's channels say that it is one of 512; a finetuned model that has a tensor "v_pred" predicts v, one with "ztsnr" has
     no signal at the last step.
 
     Args:
@@ -168,7 +168,10 @@ def _stable_diffusion(tensors: Tensors, network: Tensors) -> _Family:
         family = REFINER if _inside(tensors, "conditioner.embedders.0.model.") else XL
     elif cross == 1024 or _inside(tensors, "cond_stage_model.model."):
         step = int(np.asarray(tensors["global_step"][()]).reshape(())) if "global_step" in tensors else None
-        family = SD2._replace(scheduler=PNDM, network={"sample_size": 64}) if step == 875000 else SD2
+        first = network.get("input_blocks.0.0.weight")
+        # The model of 512 pixels, and those made of it for inpainting and from depth, predict the noise.
+        small = step == 875000 or (first is not None and first.shape[1] != 4)
+        family = SD2._replace(scheduler=PNDM, network={"sample_size": 64}) if small else SD2
     else:
         family = SD1
     return family

@@ -6,8 +6,6 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
-
 from jaxdiff.plan.report import Estimate, aligned, mesh_text
 
 REMAT = ("none", "dots", "full")
@@ -72,6 +70,8 @@ def sweep(tried: Sequence[Candidate], plan: Callable[[Candidate], Estimate]) -> 
         (plans by least time an example, those that do not fit last and by their size; failures).
     """
     made, failed = [], []
+    from tqdm import tqdm
+
     for candidate in (bar := tqdm(tried, desc="compiling", unit="plan")):
         bar.set_postfix_str(candidate.mesh)
         try:

@@ -17,7 +17,6 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from jaxdiff.sharding import shard_batch
 from jaxdiff.train.checkpoint import Checkpointer
@@ -197,6 +196,8 @@ class _Display:
         self._pending: deque[tuple[int, Any, int]] = deque()
         self._since: float | None = None  # when the last step finished; None: still compiling
         # In a file each refresh is a line of its own, so there are few of them.
+        from tqdm import tqdm
+
         self._bar = tqdm(
             total=steps,
             initial=start,

@@ -84,3 +84,16 @@ def test_prompts_that_are_there_are_kept(tmp_path, capsys):
         main(["encode", "RUN", "--out", str(tmp_path), "--prompt", "a {}"])
     assert "holds prompts already" in capsys.readouterr().err
     assert places.try_folder(tmp_path / "prompts", "--out") is None
+
+
+def test_a_file_that_may_not_be_changed(tmp_path, monkeypatch):
+    """Said by opening it, since permissions mean nothing to an administrator, whom these tests may run as."""
+    (tmp_path / "old.png").touch()
+
+    def refuse(path, mode):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    try_file(tmp_path / "new.png", "--out")
+    with pytest.raises(PermissionError):
+        try_file(tmp_path / "old.png", "--out")

@@ -70,7 +70,7 @@ def test_lists_what_is_missing_extra_and_misshapen(tmp_path):
         "missing: gain, layers.1.norm.weight;",
         "not of this network: ghost, layers.3.norm.weight;",
         "misshapen: conv_in.bias is (9,), not (8,);",
-        "not of a floating type: label.weight is I8",
+        "of a type that is not read: label.weight is I8",
     ):
         assert part in str(error.value)
     # A kernel in our layout is not taken for theirs.

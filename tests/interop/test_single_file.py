@@ -58,6 +58,8 @@ def test_what_a_file_says_of_its_prediction():
     assert read_single(SD2 | {"global_step": Step(number=110000)}).scheduler["prediction_type"] == "v_prediction"
     base = read_single(SD2 | {"global_step": Step(number=875000)})  # the model of 512 pixels
     assert "prediction_type" not in base.scheduler
+    painting = read_single(SD2 | tensors(**{"model.diffusion_model.input_blocks.0.0.weight": (320, 9, 3, 3)}))
+    assert "prediction_type" not in painting.scheduler
     told = read_single(XL | tensors(v_pred=(), ztsnr=())).told
     assert told == {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
 

@@ -277,8 +277,8 @@ def test_wrong_conditions_are_refused():
 
 def test_wrong_shapes_and_options_are_refused():
     x = np.zeros((2, 8, 8, 3), np.float32)
-    refused(UNet(**TINY, patch=2, resample="pool"), x[:, :6], match="multiple of 4 .* got 6 .* nearest are 4 and 8")
-    refused(UNet(**TINY, patch=2), x[:, :5], match="multiple of 2 .* got 5 .* nearest are 4 and 6")
+    refused(UNet(**TINY, patch=2, resample="pool"), x[:, :6], match="multiple of 4, got 6 .* nearest are 4 and 8")
+    refused(UNet(**TINY, patch=2), x[:, :5], match="multiple of 2, got 5 .* nearest are 4 and 6")
     refused(UNet(**TINY, down_pad=(0, 1)), x[:, :1], match="at least 2, got shape")
     refused(UNet(**TINY), x[:, 0, 0], match="one to three spatial axes")
     refused(UNet(**TINY, resample="magic"), x, match="'conv', 'pool' or 'resblock', got 'magic'")
