@@ -66,9 +66,9 @@ def run_all(arguments: argparse.Namespace) -> int:
         results["parts"][part] = found = one_part(part, limit, arguments)
         results |= found.pop("machine", {})
         print(f"  {found['status']}, {found['wall_s']:.0f} s", flush=True)
-        written = write(results, arguments.out)
+        write(results, arguments.out)
     print("\n" + table(results))
-    print("\n".join(map(str, written)))
+    print(*write(results, arguments.out), sep="\n")
     rows = [row for found in results["parts"].values() for row in found["rows"]]
     failed = [part for part, found in results["parts"].items() if found["status"].startswith("failed")]
     return int(bool(failed) or not all(row.get("correct", True) for row in rows))

@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from argparse import Namespace
 from importlib import import_module
 from pathlib import Path
 
@@ -29,7 +31,7 @@ sys.meta_path.insert(0, Finder())
 def parts():
     sys.path.insert(0, str(FOLDER))
     try:
-        yield {name: import_module(name) for name in ("gpu_cases", "gpu_models")}
+        yield {name: import_module(name) for name in ("gpu", "gpu_cases", "gpu_models")}
     finally:
         sys.path.remove(str(FOLDER))
 
@@ -66,11 +68,15 @@ def test_a_tiny_run(tmp_path):
     assert draw["flops"] / 40 == update["flops"] / 3
 
 
-@pytest.mark.slow
-def test_what_is_there_when_the_time_is_over_comes_back(tmp_path):
-    status, results, _ = run(tmp_path, "--minutes", "0.1", "--only", "correct", "dit")
-    assert status == 0 and "stopped" in results["parts"]["correct"]["status"]
-    assert results["parts"]["dit"]["status"] == "no time left"
+def test_a_part_is_stopped_when_its_time_is_over(parts, tmp_path):
+    asked = Namespace(out=tmp_path, tiny=True, minutes=0, only=["correct", "dit"])
+    begin = time.monotonic()
+    found = parts["gpu"].one_part("dit", 0.2, asked)
+    assert found["status"] == "stopped after 0 s" and found["rows"] == [] and time.monotonic() - begin < 30
+    assert parts["gpu"].run_all(asked) == 0
+    (written,) = tmp_path.glob("*.json")
+    left = {name: part["status"] for name, part in json.loads(written.read_text())["parts"].items()}
+    assert left == {"correct": "no time left", "dit": "no time left"}
 
 
 def test_wrong_answers_are_told(parts):

@@ -317,11 +317,9 @@ def test_the_nearest_neighbour_of_any_size():
 
 def test_sizes_that_no_level_halves(tmp_path):
     """The way up goes to the sizes of the way down: 17 x 15, 9 x 8, 5 x 4."""
-    widths = {"block_out_channels": (8, 16, 16), "norm_num_groups": 4, "layers_per_block": 1}
-    types = {name: (f"{name}2D",) * 3 for name in ("DownBlock", "UpBlock")}
-    model = diffusers.UNet2DConditionModel(
-        **SD1 | widths, down_block_types=types["DownBlock"], up_block_types=types["UpBlock"]
-    )
+    config = SD1 | {"block_out_channels": (8, 16, 16), "norm_num_groups": 4, "layers_per_block": 1}
+    config |= {"down_block_types": ("DownBlock2D",) * 3, "up_block_types": ("UpBlock2D",) * 3}
+    model = diffusers.UNet2DConditionModel(**config)
     ours = roundtrip(randomize(model, 5), tmp_path)
     x = torch.randn((2, 4, 17, 15), generator=torch.Generator().manual_seed(1))
     tokens = torch.randn((2, 3, 12), generator=torch.Generator().manual_seed(2))
