@@ -7,7 +7,7 @@ from collections.abc import Iterable
 __all__ = ["listed", "shared_prefix"]
 
 
-def listed(names: Iterable[str], limit: int = 20) -> str:
+def listed(names: Iterable[str], limit: int = 20, between: str = ", ") -> str:
     """Joins names for a message; of more than `limit` the first ones, their number, and what all of them begin with.
 
     >>> listed(["a", "b"])
@@ -18,16 +18,17 @@ def listed(names: Iterable[str], limit: int = 20) -> str:
     Args:
         names: in the order in which they are shown.
         limit: how many are shown.
+        between: what stands between two.
 
     Returns:
         The text.
     """
     found = list(names)
     if len(found) <= limit:
-        return ", ".join(found)
+        return between.join(found)
     prefix = shared_prefix(found)
     more = f", each begins with {prefix!r}" if prefix else ""
-    return f"{', '.join(found[:limit])} and {len(found) - limit} more ({len(found)} in all{more})"
+    return f"{between.join(found[:limit])} and {len(found) - limit} more ({len(found)} in all{more})"
 
 
 def shared_prefix(names: Iterable[str]) -> str:

@@ -8,6 +8,7 @@ def test_twenty_names_their_number_and_their_prefix():
     assert listed(names[:20]) == ", ".join(names[:20]) and listed([]) == ""
     assert listed(iter(names)) == ", ".join(names[:20]) + " and 1 more (21 in all, each begins with '_orig_mod.block.')"
     assert listed([*names, "other"]) == ", ".join(names[:20]) + " and 2 more (22 in all)"
+    assert listed("abc", between="\n") == "a\nb\nc"
     assert listed("abc", 2) == "a, b and 1 more (3 in all)"
 
 

@@ -17,6 +17,7 @@ import optax
 from jaxdiff import train
 from jaxdiff.cli.progress import Progress
 from jaxdiff.experiment import seed_key
+from jaxdiff.messages import listed
 from jaxdiff.networks.classifier import Classifier
 from jaxdiff.train import ema
 
@@ -165,7 +166,7 @@ def load_classifier(path) -> FittedClassifier:
     got = {name: array.shape for name, array in arrays.items()}
     if want != got:
         different = sorted(n for n in want.keys() | got.keys() if want.get(n) != got.get(n))
-        raise ValueError(f"{path} is of another version: {', '.join(different)} differ; delete it to fit anew")
+        raise ValueError(f"{path} is of another version: {listed(different)} differ; delete it to fit anew")
     return FittedClassifier(jax.tree.map_with_path(lambda where, _: arrays[_name(where)], expected), shape)
 
 

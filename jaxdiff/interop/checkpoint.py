@@ -129,7 +129,12 @@ def _check(wanted: Mapping[str, Place], named: Mapping[str, Tensor]) -> None:
     shared = sorted(wanted.keys() & named.keys())
     shapes = [f"{k} is {named[k].shape}, not {wanted[k].shape}" for k in shared if named[k].shape != wanted[k].shape]
     types = [f"{k} is {named[k].dtype}" for k in shared if named[k].dtype not in DTYPES]
-    faults = {"missing": missing, "not of this network": extra, "misshapen": shapes, "of a type that is not read": types}
+    faults = {
+        "missing": missing,
+        "not of this network": extra,
+        "misshapen": shapes,
+        "of a type that is not read": types,
+    }
     if any(faults.values()):
         told = [f"{what}: {listed(names)}" for what, names in faults.items() if names]
         prefix = shared_prefix(extra)

@@ -120,8 +120,8 @@ def read_single(tensors: Tensors) -> Single | None:
     """Tells what a file of tensors holds; None where the names are not those of these models' authors.
 
     The published models' scheduler is that of 768 pixels and v-prediction for Stable Diffusion 2, unless the file's
-    step or its U-Net's channels say that it is one of 512; a finetuned model that has a tensor "v_pred" predicts v, one with "ztsnr" has
-    no signal at the last step.
+    step or its U-Net's channels say that it is one of 512. A finetuned model that has a tensor "v_pred" predicts v, one
+    with "ztsnr" has no signal at the last step.
 
     Args:
         tensors: by name.

@@ -13,6 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
+from jaxdiff.messages import listed
 from jaxdiff.sharding import shard_params
 
 FOLDER = "checkpoints"
@@ -98,7 +99,8 @@ class Checkpointer:
             raise self._damaged(step, error) from error
         differences = _differences(saved, wanted)
         if differences:
-            raise ValueError(f"checkpoint {self.folder / str(step)} does not fit:\n  " + "\n  ".join(differences))
+            told = listed(differences, between="\n  ")
+            raise ValueError(f"checkpoint {self.folder / str(step)} does not fit:\n  {told}")
         return _unflatten_like(like, self._read(step, wanted))
 
     def restore_params(self, which: str, step: int | None = None, *, mesh: Mesh | None = None) -> Any:
@@ -160,7 +162,7 @@ class Checkpointer:
             raise self._damaged(step, error) from error
         bad = [name for name, value in _checksums(flat).items() if value != expected[name]]
         if bad:
-            raise self._damaged(step, f"the bits of {', '.join(bad[:5])} changed since they were saved")
+            raise self._damaged(step, f"the bits of {listed(bad)} changed since they were saved")
         return flat
 
     def _damaged(self, step: int, why: object) -> ValueError:

@@ -261,6 +261,8 @@ def test_a_file_in_a_directory(tmp_path):
     check(jd.interop.load(tmp_path / "tiny.safetensors"), other)
     with pytest.raises(ValueError, match="a variant is of a directory's weights"):
         jd.interop.load(tmp_path / "tiny.safetensors", variant="fp16")
+    with pytest.raises(ValueError, match="act must be 'silu', got 'relu'"):
+        jd.interop.load(tmp_path, config={"act": "relu"})
     (tmp_path / "config.json").unlink()
     with pytest.raises(ValueError, match=r"tiny.safetensors has no config.json beside it"):
         jd.interop.load(tmp_path / "tiny.safetensors")

@@ -223,6 +223,28 @@ def test_where_shift_and_scale_change_places(transformers, tmp_path):
     np.testing.assert_allclose(only_change(adapters), np.roll(up, 32, 0) @ down, atol=1e-5)
 
 
+def test_the_third_text_encoder_is_the_second_of_flux(tmp_path):
+    config = {"_class_name": "T5EncoderModel", "vocab_size": 30, "d_model": 8, "d_kv": 4, "d_ff": 6, "num_layers": 1,
+              "num_heads": 2}  # fmt: skip
+    shapes = jax.eval_shape(jd.interop.architecture(config).init, jax.random.key(0))
+    name = "lora_te3_encoder_block_0_layer_0_SelfAttention_q"
+    held = {f"{name}.lora_down.weight": numbers(2, 8), f"{name}.lora_up.weight": numbers(8, 2)}
+    save_file(held, tmp_path / "x.safetensors")
+    models = {"text_encoder_2": jd.interop.Loaded(None, shapes, config)}
+    ((path, pair),) = lora.pairs(jd.interop.load_lora(tmp_path / "x.safetensors", models)["text_encoder_2"])
+    assert "SelfAttention.q" in ".".join(path)
+    np.testing.assert_array_equal(pair["down"].reshape(8, 2), numbers(2, 8).T)
+    np.testing.assert_array_equal(pair["up"].reshape(2, 8), numbers(8, 2).T)
+
+
+def test_a_kernel_with_two_adapters(unet, tmp_path):
+    a, b = numbers(2, 16), numbers(16, 2)
+    held = {f"unet.{Q}.lora_A.weight": a, f"unet.{Q}.lora_B.weight": b}
+    held |= {f"lora_unet_{UNDERSCORED}.lora_down.weight": a, f"lora_unet_{UNDERSCORED}.lora_up.weight": b}
+    with pytest.raises(ValueError, match=f"{Q} has two adapters, the second one"):
+        load(tmp_path, unet, held)
+
+
 def test_dora_and_its_limits(unet, tmp_path):
     """With the norms of the changed rows as magnitudes DoRA is LoRA; twice these double the changed kernel."""
     params = jax.tree.map(lambda a: numbers(*a.shape), unet.params)

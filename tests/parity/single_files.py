@@ -157,9 +157,10 @@ def original_transformer(model, prefix="model.diffusion_model."):
                 continue
             own = {module: held[f"{module}.{leaf}"] for module in sharing}
             total = sum(len(tensor) for tensor in own.values())
-            whole = torch.empty(total, *next(iter(own.values())).shape[1:])
+            first = next(iter(own.values()))
+            whole = torch.empty(total, *first.shape[1:], device=first.device)
             for module, tensor in own.items():
-                whole[torch.from_numpy(rows(total, sharing, module))] = tensor
+                whole[torch.from_numpy(rows(total, sharing, module)).to(first.device)] = tensor
             end = "scale" if theirs.endswith(("query_norm", "key_norm")) else leaf
             found[f"{prefix}{theirs}.{end}"] = whole
     return found if is_flux else found | {f"{prefix}pos_embed": held["pos_embed.pos_embed"]}

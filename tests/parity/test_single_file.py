@@ -171,3 +171,57 @@ def test_an_autoencoder_in_its_authors_names_beside_another(tmp_path):
         jd.interop.load(tmp_path / "sdxl_vae.safetensors")
     given = jd.interop.load(tmp_path / "sdxl_vae.safetensors", config={"scaling_factor": 0.5})
     assert given.apply.scale == 0.5
+
+
+WIDE = {"block_out_channels": (320, 640, 1280, 1280), "sample_size": 64}
+DEEP = {"use_linear_projection": True, "cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20)}
+LARGE = {
+    "sample_size": 128, "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
+    "use_linear_projection": True, "block_out_channels": (320, 640, 1280), "attention_head_dim": (5, 10, 20),
+    "cross_attention_dim": 2048, "projection_class_embeddings_input_dim": 2816,
+    "transformer_layers_per_block": (1, 2, 10),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+}  # fmt: skip
+REFINER = LARGE | {
+    "block_out_channels": (384, 768, 1536, 1536), "attention_head_dim": (6, 12, 24, 24), "cross_attention_dim": 1280,
+    "projection_class_embeddings_input_dim": 2560,
+    "transformer_layers_per_block": (1, 4, 4, 4),  # published as 4, which says nothing where nothing attends
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+}  # fmt: skip
+MEDIUM = {"pooled_projection_dim": 2048, "joint_attention_dim": 4096, "in_channels": 16, "out_channels": 16}
+# The published configs, as far as they differ from the classes' defaults.
+PUBLISHED = {
+    "1.5": ("UNet2DConditionModel", WIDE | {"cross_attention_dim": 768, "attention_head_dim": 8}),
+    "1.5 inpainting": ("UNet2DConditionModel", WIDE | {"cross_attention_dim": 768, "in_channels": 9}),
+    "2.1": ("UNet2DConditionModel", WIDE | DEEP | {"sample_size": 96}),
+    "xl": ("UNet2DConditionModel", LARGE),
+    "refiner": ("UNet2DConditionModel", REFINER),
+    "3": ("SD3Transformer2DModel", MEDIUM | {
+        "num_layers": 24, "num_attention_heads": 24, "caption_projection_dim": 1536, "pos_embed_max_size": 192}),
+    "3.5 medium": ("SD3Transformer2DModel", MEDIUM | {
+        "num_layers": 24, "num_attention_heads": 24, "caption_projection_dim": 1536, "pos_embed_max_size": 384,
+        "qk_norm": "rms_norm", "dual_attention_layers": tuple(range(13))}),
+    "3.5 large": ("SD3Transformer2DModel", MEDIUM | {
+        "num_layers": 38, "num_attention_heads": 38, "caption_projection_dim": 2432, "pos_embed_max_size": 192,
+        "qk_norm": "rms_norm"}),
+    "flux dev": ("FluxTransformer2DModel", {"guidance_embeds": True}),
+    "flux schnell": ("FluxTransformer2DModel", {"guidance_embeds": False}),
+    "flux fill": ("FluxTransformer2DModel", {"guidance_embeds": True, "in_channels": 384, "out_channels": 64}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_published_networks_are_told_by_their_shapes(name):
+    kind, fields = PUBLISHED[name]
+    with torch.device("meta"):
+        model = getattr(diffusers, kind)(**fields)
+    original = made.original_unet if kind.startswith("UNet") else made.original_transformer
+    single = read_single(original(model))
+    (part,) = single.parts.values()
+    config, tensors = part.read({})
+    assert network_of(config) == network_of({**model.config, "_class_name": kind})
+    assert config.get("sample_size") == model.config.get("sample_size")
+    shapes = {name: tuple(tensor.shape) for name, tensor in made.state(model).items()}
+    assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == shapes
