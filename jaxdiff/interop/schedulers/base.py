@@ -33,13 +33,13 @@ class Sampling(NamedTuple):
 
         denoise = limit(denoiser(apply, params, row, cond))
         levels = grid(20)
-        x = sample(denoise, solver, levels, std(levels) * normal, key)
+        x = sample(denoise, solver(20), levels, std(levels) * normal, key)
 
     Attributes:
         process: time -> level.
         row: what the network predicts, and how it is told the level.
-        grid: number of steps -> levels, fields [N + 1]. A last step that goes nowhere, as in some lists, is left out.
-        solver: the steps.
+        grid: number of steps -> levels, fields [N + 1].
+        solver: number of steps -> the solver for that grid.
         std: levels -> the standard deviation of the noise to begin with, which is often not the first level's.
         limit: denoiser -> denoiser, clipped or thresholded where the config says so.
     """
@@ -47,7 +47,7 @@ class Sampling(NamedTuple):
     process: Process
     row: Row
     grid: Callable[[int], Level]
-    solver: Solver
+    solver: Callable[[int], Solver]
     std: Callable[[Level], Array]
     limit: Limit
 

@@ -32,13 +32,16 @@ def times(T: int, n: int, spacing: str, offset: int = 0) -> np.ndarray:
     return np.round(T - np.arange(n) * (T / n)) - 1
 
 
-def inner_times(T: int, n: int, spacing: str, offset: int, last: int) -> np.ndarray:
-    """N times as the DPM-Solvers list them: all but the last of N + 1, of the table's first `last`."""
+def inner_times(T: int, n: int, spacing: str, offset: int, last: int, *, rises: bool = False) -> np.ndarray:
+    """N times as the DPM-Solvers list them: all but the last of N + 1, of the table's first `last`; falling or rising."""
+    if spacing == "trailing":
+        t = np.round(np.arange(last, 0, -T / n)) - 1
+        return t[::-1] if rises else t
     if spacing == "linspace":
-        return np.round(np.linspace(0, last - 1, n + 1))[:0:-1]
-    if spacing == "leading":
-        return np.arange(n, 0, -1) * (last // (n + 1)) + float(offset)
-    return np.round(last - np.arange(np.ceil(last * n / T)) * (T / n)) - 1
+        t = np.round(np.linspace(0, last - 1, n + 1))
+    else:
+        t = np.arange(n + 1) * (last // (n + 1)) + float(offset)
+    return t[:-1] if rises else t[:0:-1]
 
 
 def bent(kind: str, n: int, high: float, low: float) -> np.ndarray:
@@ -48,7 +51,7 @@ def bent(kind: str, n: int, high: float, low: float) -> np.ndarray:
     if kind == "karras":
         return karras(n, high, low, 7.0)
     if kind == "exponential":
-        return np.geomspace(high, low, n)
+        return np.exp(np.linspace(np.log(high), np.log(low), n))
     with jax.ensure_compile_time_eval():  # a grid is a constant of the program
         return np.asarray(grids.beta(EDM(), n - 1, start=high, end=low).sigma, np.float64)
 
