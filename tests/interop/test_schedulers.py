@@ -51,7 +51,7 @@ def test_a_flow_is_shifted_by_the_number_of_tokens():
 def test_a_grid_is_a_constant_inside_of_jit(curve):
     made = scheduler({"_class_name": "DPMSolverMultistepScheduler", f"use_{curve}_sigmas": True, **SD})
     denoise = jd.denoiser(lambda params, x, noise, cond: 0.1 * x, None, made.row)
-    x = jax.jit(lambda x, key: jd.sample(denoise, made.solver, made.grid(4), x, key))(
+    x = jax.jit(lambda x, key: jd.sample(denoise, made.solver(4), made.grid(4), x, key))(
         jnp.ones((2, 3)), jax.random.key(0)
     )
     assert jnp.all(jnp.isfinite(x))

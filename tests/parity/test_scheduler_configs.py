@@ -164,7 +164,7 @@ def ours(sampling, n):
     levels = sampling.grid(n)
     x = jnp.asarray(start()) * sampling.std(levels)
     denoise = sampling.limit(jd.denoiser(apply, None, sampling.row))
-    path = jax.jit(lambda x: jd.sample_path(denoise, sampling.solver, levels, x, KEY)[1])(x)
+    path = jax.jit(lambda x: jd.sample_path(denoise, sampling.solver(n), levels, x, KEY)[1])(x)
     return np.concatenate([x[None], path])
 
 

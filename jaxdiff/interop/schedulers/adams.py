@@ -6,12 +6,13 @@ import numpy as np
 
 from jaxdiff.interop.architecture import Fields
 from jaxdiff.interop.schedulers import base
-from jaxdiff.interop.schedulers.base import LAST, Sampling
+from jaxdiff.interop.schedulers.base import LAST, Limit, Sampling
 from jaxdiff.interop.schedulers.coefficients import rule, step_between
 from jaxdiff.interop.schedulers.dpm import falling_order, order_of
 from jaxdiff.interop.schedulers.exponential import Lists, flow_shift, sampling, shifted, tabled
 from jaxdiff.interop.schedulers.lists import bent, check, ratio, time_of
 from jaxdiff.interop.schedulers.multistep import Points, Step, multistep
+from jaxdiff.parameterize import Denoiser
 from jaxdiff.processes import Discrete
 from jaxdiff.solvers import Solver
 
@@ -31,14 +32,33 @@ def deis(c: Fields) -> Sampling:
 
         return multistep(points, step_of, depth=min(order, 3) - 1, of_noise=True)
 
-    return sampling(c, table, tabled(c, table, ends=False, repeats=True), solver)
+    limit = base.thresholded(c) or base.free
+    if c.take("prediction_type", "epsilon") == "flow_prediction" and not c.take("use_flow_sigmas", False):
+        limit = _as_eps(limit)
+    return sampling(c, table, tabled(c, table, ends=False, repeats=True), solver, limit=limit)
+
+
+def _as_eps(limit: Limit) -> Limit:
+    """Theirs divides x - alpha x_0 by sigma / alpha, in place of sigma: the x_0 that has this for its eps."""
+
+    def limited(denoise: Denoiser) -> Denoiser:
+        inner = limit(denoise)
+        return lambda x, level: (1 / level.alpha - 1) * x + level.alpha * inner(x, level)
+
+    return limited
 
 
 def unipc(c: Fields) -> Sampling:
     """UniPCMultistepScheduler."""
     c.only("solver_p", None)
-    order, lower, of_noise = order_of(c, "solver_order", 2), c.take("lower_order_final", True), not c.take("predict_x0", True)
-    kind = c.only("solver_type", "bh2", "bh1", "midpoint", "heun", "logrho")  # theirs takes the last three for the first
+    order, lower, of_noise = (
+        order_of(c, "solver_order", 2),
+        c.take("lower_order_final", True),
+        not c.take("predict_x0", True),
+    )
+    kind = c.only(
+        "solver_type", "bh2", "bh1", "midpoint", "heun", "logrho"
+    )  # theirs takes the last three for the first
     integral, off = rule("half" if kind == "bh1" else "midpoint"), set(c.take("disable_corrector", ()) or ())
     table = base.rescaled(c, base.table(c), LAST)
 
@@ -68,7 +88,12 @@ def _unipc_lists(c: Fields, table: Discrete) -> Lists:
     """`tabled`, but a flow's own times and curves, and the ends of a curve."""
     c.only("use_dynamic_shifting", False)
     high, low = c.take("sigma_max", None), c.take("sigma_min", None)
-    flow, curve, shift, terminal = c.take("use_flow_sigmas", False), base.curve(c), flow_shift(c), c.take("shift_terminal", None)
+    flow, curve, shift, terminal = (
+        c.take("use_flow_sigmas", False),
+        base.curve(c),
+        flow_shift(c),
+        c.take("shift_terminal", None),
+    )
     if terminal is not None and not flow:
         raise ValueError("shift_terminal is of use_flow_sigmas")
     plain, end = tabled(c, table, repeats=True), c.take("final_sigmas_type", "zero")
@@ -80,7 +105,7 @@ def _unipc_lists(c: Fields, table: Discrete) -> Lists:
         check(n, table.T)
         if not curve:
             s = shifted(np.linspace(1, 1 / table.T, n + 1)[:-1], shift)
-            s = 1 - (1 - s) * (1 - terminal) / (1 - s[-1]) if terminal else s
+            s = 1 - (1 - s) / ((1 - s[-1]) / (1 - terminal)) if terminal else s
             s[0] -= 1e-6 * (abs(s[0] - 1) < 1e-6)  # theirs keeps away from pure noise
             t = s * table.T
         else:

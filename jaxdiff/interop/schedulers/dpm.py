@@ -61,12 +61,16 @@ def edm_dpm(c: Fields) -> Sampling:
 def _algorithm(c: Fields, *known: str, clean: bool = True) -> str:
     algorithm = c.only("algorithm_type", *known, "deis")  # theirs takes "deis" for the first
     if "++" not in algorithm and clean and c.take("final_sigmas_type", "zero") == "zero":
-        raise ValueError(f"{algorithm} integrates noise, of which clean data has none: final_sigmas_type must be sigma_min")
+        raise ValueError(
+            f"{algorithm} integrates noise, of which clean data has none: final_sigmas_type must be sigma_min"
+        )
     return known[0] if algorithm == "deis" else algorithm
 
 
 def _line(c: Fields) -> str:
-    kind = c.only("solver_type", "midpoint", "heun", "logrho", "bh1", "bh2")  # theirs takes the last three for the first
+    kind = c.only(
+        "solver_type", "midpoint", "heun", "logrho", "bh1", "bh2"
+    )  # theirs takes the last three for the first
     return "exact" if kind == "heun" else "midpoint"
 
 
@@ -74,7 +78,9 @@ def order_of(c: Fields, name: str, default: int, most: int | None = None) -> int
     """The config's order, a whole number of at least 1."""
     order = c.take(name, default)
     if not isinstance(order, int) or order < 1 or (most and order > most):
-        raise ValueError(f"{name} must be a whole number {f'from 1 to {most}' if most else 'of at least 1'}, got {order!r}")
+        raise ValueError(
+            f"{name} must be a whole number {f'from 1 to {most}' if most else 'of at least 1'}, got {order!r}"
+        )
     return order
 
 
@@ -122,7 +128,11 @@ def dpm_singlestep(c: Fields) -> Sampling:
 
 def _singlestep(c: Fields, algorithm: str) -> Made:
     order, line, eta = order_of(c, "solver_order", 2, 3), _line(c), float("sde" in algorithm)
-    lower, zero, of_noise = c.take("lower_order_final", False), c.take("final_sigmas_type", "zero") == "zero", "++" not in algorithm
+    lower, zero, of_noise = (
+        c.take("lower_order_final", False),
+        c.take("final_sigmas_type", "zero") == "zero",
+        "++" not in algorithm,
+    )
     integral = rule(line, lambda H, m: -(2 * m[1] / H + 1) if eta else m[2])
 
     def solver(points: Points) -> Solver:

@@ -54,15 +54,18 @@ def tabled(
         if curve:  # in s = exp(-lam), Lu et al.'s curve is the exponential one
             s = bent("exponential" if curve == "lu" else curve, n, first, s_of[-1] if rises else s_of[0])
             t = time_of(table, s)
-            t = np.round(t) if curve in whole else np.floor(t)
+            t = np.round(t) if curve in whole else t
         elif flow:
             s = shifted(1 - np.linspace(1, 1 / table.T, n + 1), shift)[:0:-1]
-            t = np.floor(s * table.T)
+            t = s * table.T
         else:
             t = inner_times(table.T, n, spacing, offset, last, rises=rises)
             s = np.interp(t, np.arange(table.T), s_of)
         kept = s[-1] if repeats and (curve or flow) else final
-        return t, np.append(s, 0.0 if end == "zero" else kept)
+        s = np.append(s, 0.0 if end == "zero" else kept)
+        if rises:  # each time once, which leaves the last levels out
+            t = t[np.sort(np.unique(t, return_index=True)[1])]
+        return np.floor(t), s[: len(t) + 1]
 
     return list_of
 
@@ -143,4 +146,3 @@ def sampling(
 
 def _one(levels: Level) -> Array:
     return jnp.ones_like(levels.sigma[0])
-

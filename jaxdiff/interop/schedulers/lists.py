@@ -45,7 +45,7 @@ def inner_times(T: int, n: int, spacing: str, offset: int, last: int, *, rises: 
 
 
 def bent(kind: str, n: int, high: float, low: float) -> np.ndarray:
-    """N values of sigma / alpha from high to low: "karras" (rho = 7), "exponential" or "beta" (0.6, 0.6)."""
+    """N values of sigma / alpha from one to another: "karras" (rho = 7), "exponential" or "beta" (0.6, 0.6)."""
     if n == 1:
         return np.array([high])
     if kind == "karras":
@@ -53,7 +53,8 @@ def bent(kind: str, n: int, high: float, low: float) -> np.ndarray:
     if kind == "exponential":
         return np.exp(np.linspace(np.log(high), np.log(low), n))
     with jax.ensure_compile_time_eval():  # a grid is a constant of the program
-        return np.asarray(grids.beta(EDM(), n - 1, start=high, end=low).sigma, np.float64)
+        share = np.asarray(grids.beta(EDM(), n - 1).sigma, np.float64)
+    return low + share * (high - low)
 
 
 def karras(n: int, high: float, low: float, rho: float) -> np.ndarray:
@@ -67,8 +68,18 @@ def ratio(table: Discrete) -> np.ndarray:
 
 
 def time_of(table: Discrete, s: np.ndarray) -> np.ndarray:
-    """The times of values of sigma / alpha, whose logarithm is linear between the table's."""
-    return np.interp(np.log(s), np.log(ratio(table)), np.arange(table.T))
+    """The times of values of sigma / alpha, whose logarithm is linear between the table's.
+
+    Where the table's last level has less noise than some before it (zero terminal SNR, with a last abar in place of 0),
+    the last two levels with the value between them count.
+    """
+    of_table, s = np.log(ratio(table)), np.log(s)
+    reached = s[:, None] >= of_table
+    low = np.where(reached.any(1), table.T - 1 - np.argmax(reached[:, ::-1], axis=1), 0)
+    low = np.minimum(low, table.T - 2)
+    w = (of_table[low] - s) / (of_table[low] - of_table[low + 1])
+    w = np.clip(w, 0, 1)
+    return (1 - w) * low + w * (low + 1)
 
 
 def check(n: int, most: int | None) -> None:

@@ -110,8 +110,10 @@ def multistep(
 def _step(of_noise: bool, stochastic: bool, corrects: bool, *, anchored: bool) -> Callable:
     def step(denoise, key: Array, x: Array, state: _State, cur: Level, nxt: Level) -> tuple[Array, _State]:
         depth = len(state.answers)
-        here = (state.alpha == cur.alpha) & (state.sigma == cur.sigma)
-        at = jnp.argmax(here), jnp.minimum(state.taken, depth)
+        at = (
+            jnp.argmin(jnp.abs(state.alpha - cur.alpha) + jnp.abs(state.sigma - cur.sigma)),
+            jnp.minimum(state.taken, depth),
+        )
         keep, noise, *rest = state.table[at]
         x0, eps = from_x0(denoise(x, cur), x, cur)
         answers = [eps if of_noise else x0, *state.answers]
