@@ -109,7 +109,7 @@ BROKEN = {
         and config["final_sigmas_type"] == "zero"
         and (not config["predict_x0"] or config["solver_type"] == "bh1" or not config["lower_order_final"])
     ),
-    "a step from a level to itself divides by its length, or takes the root of less than 0": lambda kind, config, times: (
+    "a step from a level to itself divides by 0, or takes a root of less than 0": lambda kind, config, times: (
         _rests(kind, config)
         and (config.get("solver_order", 0) > 2 or config.get("solver_type") == "heun" or "sde" in _algorithm(config))
     ),

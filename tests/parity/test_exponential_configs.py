@@ -17,6 +17,7 @@ diffusers = pytest.importorskip("diffusers")
 
 from parity.common import in_double, network, noises, start  # noqa: E402
 from parity.exponential_options import BROKEN, OPTIONS, STEPS, walk  # noqa: E402
+from parity.exponential_options import LIMITS as OPTION_LIMITS  # noqa: E402
 
 import jaxdiff as jd  # noqa: E402
 from jaxdiff.interop.schedulers.base import free  # noqa: E402
@@ -60,14 +61,16 @@ def ours(kind, config, n, first=0):
     x = jnp.asarray(start()) * made.std(levels)
     state = solver.init(x)
     padded = state._replace(**{name: pad(getattr(state, name)) for name in ("table", "fresh", "alpha", "sigma")})
-    limit = None if made.limit is free else made.limit
-    if limit is not None:  # of each kind, one function stands for all
-        limit = LIMITS.setdefault((made.limit.__qualname__, str(config.get("prediction_type"))), made.limit)
     grid, scalings = jax.tree.map(pad, (levels, made.row(levels)))
-    return np.asarray(run(solver.step, limit, (x, padded), grid, scalings, (first, len(levels.t) - 1)))
+    # Of limits that say the same, the first stands for all; and one that is not used, for none.
+    limited = made.limit is not free
+    limit = LIMITS.setdefault((made.limit.__qualname__, str(config.get("thresholding"))), made.limit)
+    limit = limit if limited else THRESHOLDED
+    return np.asarray(run(solver.step, limit, (x, padded), grid, scalings, (first, len(levels.t) - 1, limited)))
 
 
-LIMITS = {}
+THRESHOLDED = jd.interop.scheduler({"_class_name": "DPMSolverMultistepScheduler", **OPTION_LIMITS[-1]}).limit
+LIMITS = {(THRESHOLDED.__qualname__, "True"): THRESHOLDED}
 
 
 def pad(field):
@@ -76,17 +79,21 @@ def pad(field):
 
 @partial(jax.jit, static_argnums=(0, 1))
 def run(step, limit, carry, levels, scalings, steps):
-    def body(i, carry):
-        s, cur, nxt = (
-            jax.tree.map(lambda f, j=j: f[j], tree) for tree, j in ((scalings, i), (levels, i), (levels, i + 1))
-        )
+    first, last, limited = steps
 
-        def denoise(x, level):
+    def body(i, carry):
+        s, cur = (jax.tree.map(lambda field: field[i], tree) for tree in (scalings, levels))
+        nxt = jax.tree.map(lambda field: field[i + 1], levels)
+
+        def plain(x, level):
             return s.skip * x + s.out * network(None, s.inp * x, jnp.full((4, 1), s.noise))
 
-        return step(denoise if limit is None else limit(denoise), i, *carry, cur, nxt)
+        def denoise(x, level):
+            return jnp.where(limited, limit(plain)(x, level), plain(x, level))
 
-    return jax.lax.fori_loop(*steps, body, carry)[0]
+        return step(denoise, i, *carry, cur, nxt)
+
+    return jax.lax.fori_loop(first, last, body, carry)[0]
 
 
 def compare(kind, config, n, first=0):
