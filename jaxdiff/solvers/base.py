@@ -30,6 +30,7 @@ class Solver(NamedTuple):
             noise is drawn); None where the number of steps does not set the error.
         nfe: evaluations of the denoiser a step; None where the tolerance sets it.
         stochastic: whether it draws noise.
+        falling: whether the noise of its grid has to fall; other solvers stay at a level, or rise.
     """
 
     init: Callable[[Array], Any]
@@ -37,6 +38,7 @@ class Solver(NamedTuple):
     order: int | None = 1
     nfe: int | None = 1
     stochastic: bool = False
+    falling: bool = True
 
 
 def stateless(x: Array) -> tuple[()]:

@@ -29,16 +29,19 @@ def times(T: int, n: int, spacing: str, offset: int = 0) -> np.ndarray:
         return np.linspace(0, T - 1, n)[::-1]
     if spacing == "leading":
         return np.arange(n)[::-1] * (T // n) + float(offset)
-    return np.round(T - np.arange(n) * (T / n)) - 1
+    return np.round(np.arange(T, 0, -T / n)) - 1  # theirs, which rounding makes N + 1 times for N = 61 of 1,000
 
 
-def inner_times(T: int, n: int, spacing: str, offset: int, last: int) -> np.ndarray:
-    """N times as the DPM-Solvers list them: all but the last of N + 1, of the table's first `last`."""
+def inner_times(T: int, n: int, spacing: str, offset: int, last: int, *, rises: bool = False) -> np.ndarray:
+    """N times as the DPM-Solvers list them: all but the last of N + 1, of the table's first `last`; falling or rising."""
+    if spacing == "trailing":
+        t = np.round(np.arange(last, 0, -T / n)) - 1
+        return t[::-1] if rises else t
     if spacing == "linspace":
-        return np.round(np.linspace(0, last - 1, n + 1))[:0:-1]
-    if spacing == "leading":
-        return np.arange(n, 0, -1) * (last // (n + 1)) + float(offset)
-    return np.round(last - np.arange(np.ceil(last * n / T)) * (T / n)) - 1
+        t = np.round(np.linspace(0, last - 1, n + 1))
+    else:
+        t = np.arange(n + 1) * (last // (n + 1)) + float(offset)
+    return t[:-1] if rises else t[:0:-1]
 
 
 def bent(kind: str, n: int, high: float, low: float) -> np.ndarray:
@@ -48,7 +51,7 @@ def bent(kind: str, n: int, high: float, low: float) -> np.ndarray:
     if kind == "karras":
         return karras(n, high, low, 7.0)
     if kind == "exponential":
-        return np.geomspace(high, low, n)
+        return np.exp(np.linspace(np.log(high), np.log(low), n))
     with jax.ensure_compile_time_eval():  # a grid is a constant of the program
         return np.asarray(grids.beta(EDM(), n - 1, start=high, end=low).sigma, np.float64)
 
@@ -76,14 +79,5 @@ def check(n: int, most: int | None) -> None:
 
 
 def levels(t: np.ndarray, alpha: np.ndarray, sigma: np.ndarray) -> Level:
-    """A grid, without a last step that goes nowhere.
-
-    Args:
-        t, alpha, sigma: [N + 1].
-    Returns:
-        levels, fields [N + 1], or [N].
-    """
-    n = len(t)
-    if n > 2 and np.isclose(sigma[-1] * alpha[-2], sigma[-2] * alpha[-1], rtol=1e-9, atol=0):
-        n -= 1
-    return Level(*(jnp.asarray(np.asarray(field, np.float64)[:n]) for field in (t, alpha, sigma)))
+    """A grid, fields [N + 1]."""
+    return Level(*(jnp.asarray(np.asarray(field, np.float64)) for field in (t, alpha, sigma)))
