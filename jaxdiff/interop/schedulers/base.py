@@ -19,14 +19,15 @@ from jaxdiff.processes import Discrete, Process
 from jaxdiff.solvers import Solver
 
 __all__ = [
-    "FLOW", "LAST", "ROWS", "Limit", "Sampling", "clipped", "curve", "free", "noisiest", "rescaled", "row", "spacing",
-    "table", "thresholded", "unit",
+    "FLOW", "LAST", "LEAST", "ROWS", "Limit", "Sampling", "clipped", "curve", "free", "noisiest", "rescaled", "rescaled_within",
+    "row", "spacing", "table", "thresholded", "unit",
 ]  # fmt: skip
 
 Limit = Callable[[Denoiser], Denoiser]
 ROWS = {"epsilon": parameterize.eps, "v_prediction": parameterize.v, "sample": parameterize.x0}
 FLOW = "FlowMatchEulerDiscreteScheduler"
 LAST = 2.0**-24  # the last abar, in place of 0, where sigma / alpha has to be finite
+LEAST = 1e-60  # and where x_0 only has to be beyond its limits, as a quotient by 0 is in theirs
 
 
 class Sampling(NamedTuple):
@@ -86,6 +87,13 @@ def rescaled(c: Fields, table: Discrete, last: float = 0.0) -> Discrete:
     table = table.zero_terminal_snr()
     alpha, sigma = (np.append(a[:-1], b**0.5) for a, b in ((table.alpha, last), (table.sigma, 1 - last)))
     return replace(table, alpha=alpha, sigma=sigma)
+
+
+def rescaled_within(c: Fields, table: Discrete, limit: Limit | None) -> Discrete:
+    """With zero terminal SNR if asked for. A network that predicts eps says nothing of x_0 there, but its sign, which is
+    an answer where x_0 is limited."""
+    blind = limit is not None and c.take("prediction_type", "epsilon") == "epsilon"
+    return rescaled(c, table, LEAST if blind else 0.0)
 
 
 def spacing(c: Fields, default: str) -> tuple[str, int]:

@@ -10,7 +10,7 @@ from jax import Array
 
 from jaxdiff.interop.architecture import Fields
 from jaxdiff.interop.schedulers import base
-from jaxdiff.interop.schedulers.base import Sampling
+from jaxdiff.interop.schedulers.base import Limit, Sampling
 from jaxdiff.interop.schedulers.lists import check, levels
 from jaxdiff.interop.schedulers.strides import end_of
 from jaxdiff.levels import Level, from_x0, q_sample
@@ -24,8 +24,8 @@ __all__ = ["lcm", "tcd"]
 
 def lcm(c: Fields) -> Sampling:
     """LCMScheduler: x_0 through the consistency function of Luo et al. 2023 (arXiv:2310.04378, section 4.1)."""
-    table, grid = _listed(c, to_clean=True)
-    limit, scaling = base.thresholded(c) or base.clipped(c, False) or base.free, c.take("timestep_scaling", 10.0)
+    limit, scaling = base.thresholded(c) or base.clipped(c, False), c.take("timestep_scaling", 10.0)
+    table, grid = _listed(c, limit, to_clean=True)
 
     def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
         t = (scaling * (cur.t - 1)).astype(x.dtype)
@@ -33,7 +33,7 @@ def lcm(c: Fields) -> Sampling:
         return q_sample(out * denoise(x, cur) + skip * x, normal_like(key, x), nxt), state
 
     solver = Solver(stateless, step, order=None, stochastic=True)
-    return Sampling(table, base.row(c), grid, solver, base.unit, limit)
+    return Sampling(table, base.row(c), grid, solver, base.unit, limit or base.free)
 
 
 def tcd(c: Fields) -> Sampling:
@@ -41,7 +41,7 @@ def tcd(c: Fields) -> Sampling:
 
     arXiv:2402.19159. Like theirs it limits no x_0, whatever the config says.
     """
-    table, grid = _listed(c, to_clean=False)
+    table, grid = _listed(c, None, to_clean=False)
     alpha, sigma = (a[1 + np.floor(0.7 * np.arange(table.T)).astype(int)] for a in (table.alpha, table.sigma))
 
     def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
@@ -55,9 +55,9 @@ def tcd(c: Fields) -> Sampling:
     return Sampling(table, base.row(c), grid, Solver(stateless, step, stochastic=True, falling=False), base.unit, base.free)
 
 
-def _listed(c: Fields, *, to_clean: bool) -> tuple[Discrete, Callable[[int], Level]]:
+def _listed(c: Fields, limit: Limit | None, *, to_clean: bool) -> tuple[Discrete, Callable[[int], Level]]:
     """The table, and a grid on N of the `original_inference_steps` times that the network has learned."""
-    table = base.rescaled(c, base.table(c, 0.00085, 0.012, "scaled_linear"))
+    table = base.rescaled_within(c, base.table(c, 0.00085, 0.012, "scaled_linear"), limit)
     T, most = c.take("num_train_timesteps", 1000), c.take("original_inference_steps", 50)
     check(most, T)
     learned = (T // most) * np.arange(most, 0, -1) - 1

@@ -67,8 +67,14 @@ def ratio(table: Discrete) -> np.ndarray:
 
 
 def time_of(table: Discrete, s: np.ndarray) -> np.ndarray:
-    """The times of values of sigma / alpha, whose logarithm is linear between the table's."""
-    return np.interp(np.log(s), np.log(ratio(table)), np.arange(table.T))
+    """The times of values of sigma / alpha, whose logarithm is linear between the table's, and stops at its ends.
+
+    A table with zero terminal SNR may fall at its end, where the last 0 was replaced: the last piece that begins at or
+    below a value is its.
+    """
+    known, value = np.log(ratio(table)), np.log(np.maximum(s, 1e-10))
+    i = np.clip(np.max((value[..., None] >= known) * np.arange(table.T), axis=-1), 0, table.T - 2)
+    return i + np.clip((known[i] - value) / (known[i] - known[i + 1]), 0, 1)
 
 
 def check(n: int, most: int | None) -> None:

@@ -24,12 +24,12 @@ __all__ = ["ddim", "ddim_inverse", "ddpm", "end_of", "lookup", "whole_times"]
 
 def ddpm(c: Fields) -> Sampling:
     """DDPMScheduler."""
-    table = base.rescaled(c, base.table(c, more=("sigmoid", "laplace")))
-    limit = base.thresholded(c) or base.clipped(c, True) or base.free
+    limit = base.thresholded(c) or base.clipped(c, True)
+    table = base.rescaled_within(c, base.table(c, more=("sigmoid", "laplace")), limit)
     variance = c.only("variance_type", "fixed_small", "fixed_small_log", "fixed_large", "learned", "learned_range")
     list_of = whole_times(c, table, "leading")
     grid = _grid(table, list_of, clean_end=True)
-    return Sampling(table, base.row(c), grid, _ddpm(variance), base.unit, limit)
+    return Sampling(table, base.row(c), grid, _ddpm(variance), base.unit, limit or base.free)
 
 
 def _ddpm(variance: str) -> Solver:
@@ -56,7 +56,8 @@ def _ddpm(variance: str) -> Solver:
 
 def ddim(c: Fields) -> Sampling:
     """DDIMScheduler: from each time of its list T // N down, wherever the next one is."""
-    table, limit = base.rescaled(c, base.table(c)), base.thresholded(c) or base.clipped(c, True)
+    limit = base.thresholded(c) or base.clipped(c, True)
+    table = base.rescaled_within(c, base.table(c), limit)
     T, to_clean = c.take("num_train_timesteps", 1000), c.take("set_alpha_to_one", True)
     grid = _grid(table, whole_times(c, table, "leading"), clean_end=to_clean)
     to = lookup(table, end_of(table, to_clean))
@@ -97,6 +98,8 @@ def ddim_inverse(c: Fields) -> Sampling:
         t = list_of(n)[::-1]
         at = np.append(np.minimum(t - T // n, T - 1), t[-1]) + 1
         first = at <= 0
+        if np.any(first) and from_clean and kind == "sample":
+            raise ValueError("DDIMInverseScheduler begins at clean data, where a predicted sample says nothing of eps")
         ends = end_of(table, from_clean)
         alpha, sigma = (
             np.where(first, end, a[np.maximum(at, 0)]) for a, end in zip((table.alpha, table.sigma), ends[1:], strict=True)
