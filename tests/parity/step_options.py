@@ -22,7 +22,9 @@ ENDS = [{}, {"sigma_min": 0.05, "sigma_max": 9.0}]
 CLIPS = [{"clip_sample": False}, {"clip_sample": True, "clip_sample_range": 0.7}, {"clip_sample": True}]
 LIMITS = [*CLIPS, {"thresholding": True, "sample_max_value": 1.3, "dynamic_thresholding_ratio": 0.8}]
 ZERO, ONE = field("rescale_betas_zero_snr", False, True), field("set_alpha_to_one", False, True)
+TWO = [*PREDICTIONS[:2], *PREDICTIONS[:2], *PREDICTIONS]  # where the third is refused
 SIGMAS = [SPACINGS, PREDICTIONS, CURVES, ENDS]
+STAGES = [BETAS, SPACINGS, TWO, CURVES, ENDS]
 LEARNED = [BETAS, PREDICTIONS, LIMITS, ZERO, ONE, field("original_inference_steps", 50, 30)]
 OPTIONS = {
     "DDIMScheduler": [BETAS, SPACINGS, PREDICTIONS, LIMITS, ZERO, ONE],
@@ -32,20 +34,20 @@ OPTIONS = {
         field("variance_type", "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned",
               "learned_range"),
     ],
-    "PNDMScheduler": [BETAS, SPACINGS, PREDICTIONS, ONE, field("skip_prk_steps", False, True)],
+    "PNDMScheduler": [BETAS, SPACINGS, TWO, ONE, field("skip_prk_steps", False, True)],
     "IPNDMScheduler": [[{}, {"num_train_timesteps": 100}, {"trained_betas": list(np.linspace(0.9, 0, 13))}]],
     "LMSDiscreteScheduler": [BETAS, *SIGMAS],
     "EulerDiscreteScheduler": [
         BETAS, *SIGMAS, ZERO, field("interpolation_type", "linear", "log_linear"),
         field("timestep_type", "discrete", "continuous"), field("final_sigmas_type", "zero", "sigma_min"),
     ],
-    "EulerAncestralDiscreteScheduler": [BETAS, SPACINGS, PREDICTIONS, ZERO],
+    "EulerAncestralDiscreteScheduler": [BETAS, SPACINGS, TWO, ZERO],
     "HeunDiscreteScheduler": [[*BETAS, {"beta_schedule": "exp"}], *SIGMAS, CLIPS],
-    "KDPM2DiscreteScheduler": [BETAS, *SIGMAS],
-    "KDPM2AncestralDiscreteScheduler": [BETAS, *SIGMAS],
-    "DPMSolverSDEScheduler": [BETAS, *SIGMAS],
+    "KDPM2DiscreteScheduler": STAGES,
+    "KDPM2AncestralDiscreteScheduler": STAGES,
+    "DPMSolverSDEScheduler": STAGES,
     "EDMEulerScheduler": [
-        PREDICTIONS, field("sigma_schedule", "karras", "exponential"), field("final_sigmas_type", "zero", "sigma_min"),
+        TWO, field("sigma_schedule", "karras", "exponential"), field("final_sigmas_type", "zero", "sigma_min"),
         field("sigma_data", 0.5, 1.0), field("rho", 7.0, 3.0), [{}, {"sigma_min": 0.01, "sigma_max": 20.0}],
     ],
     "FlowMatchEulerDiscreteScheduler": [

@@ -66,7 +66,7 @@ def pndm(c: Fields) -> Sampling:
         return levels(np.append(t + 1, end[0]), alpha, sigma)
 
     def solver(n: int) -> Solver:
-        at, stride, begins = lookup(table, end), T // n, list_of(n)[1][::4]
+        at, stride, begins = lookup(table, end), T // n, list_of(n)[1][::4].astype(np.int32)
 
         def reach(called: Array, t: Array) -> tuple[Array, Array]:
             """From where to where a call's formula goes."""
