@@ -64,6 +64,8 @@ class _Made(NamedTuple):
     layout: Layout
     models: Models
     sampling: Sampling
+    solver: Solver
+    steps: int  # N; a list of levels may have more
     levels: Level
     size: tuple[int, int]
     dtype: Any  # of the steps
@@ -154,9 +156,10 @@ def text_to_image(
     size = _checked_size(models, layout, size)
     latents = tuple(side // models.apply["vae"].factor for side in size)
     sampling = network_sampling(directory / "scheduler", models.config[layout.network], latents, kind)
-    levels = sampling.grid(layout.steps if steps is None else steps)
+    steps = layout.steps if steps is None else steps
+    levels, solver = sampling.grid(steps), sampling.solver(steps)
     zeros = bool(layout.zeros and index.get("force_zeros_for_empty_prompt", True))
-    made = _Made(layout, models, sampling, levels, size, wide(dtype), zeros, progress)
+    made = _Made(layout, models, sampling, solver, steps, levels, size, wide(dtype), zeros, progress)
     _check_channels(made)
 
     def generate(params: Any, tokens: Tokens, keys: Array, guidance: Any = None, **options: Any) -> Array:
@@ -185,10 +188,11 @@ def _generate(
     if noise is not None and noise.shape != shape:
         raise ValueError(f"noise must have shape {shape}, got {noise.shape}")
     noise = normal_like(fold_in(keys, 0), jnp.zeros(shape, made.dtype)) if noise is None else noise.astype(made.dtype)
-    x, solver, start, extra = made.sampling.std(levels).astype(made.dtype) * noise, made.sampling.solver, None, {}
+    x, solver, start, extra = made.sampling.std(levels).astype(made.dtype) * noise, made.solver, None, {}
     if image is not None:
         known = _encode(made, params, image, batch)
-        start = _first_step(len(levels.t) - 1, strength, made.layout.up)
+        start = _first_step(made.steps, strength, made.layout.up)
+        start = jnp.where(start == made.steps, len(levels.t) - 1, start)  # no step is none of a longer list
         noised = q_sample(known, noise, _at(levels, start, made.dtype))
         if mask is None:
             x = noised

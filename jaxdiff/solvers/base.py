@@ -17,7 +17,19 @@ from jax import Array
 from jaxdiff.levels import Level
 from jaxdiff.processes import Process
 
-__all__ = ["Solver", "between", "chord", "exponential", "finite_h", "inside", "on_path", "or_cur", "push", "stateless"]
+__all__ = [
+    "Solver",
+    "between",
+    "chord",
+    "exponential",
+    "finite_h",
+    "inside",
+    "on_path",
+    "or_cur",
+    "push",
+    "stateless",
+    "steps_left",
+]
 
 
 class Solver(NamedTuple):
@@ -104,6 +116,14 @@ def on_path(denoise: Callable, process: Process | None) -> Callable:
         return denoise(jnp.hypot(on.alpha, on.sigma) / jnp.hypot(off.alpha, off.sigma) * x, true)
 
     return named
+
+
+def steps_left(grid: Level | None, cur: Level) -> Array | float:
+    """The number of steps from `cur` to the end of a grid that it is a level of, fields [N + 1]; inf without a grid."""
+    if grid is None:
+        return jnp.inf
+    alpha, sigma = (jnp.asarray(field, cur.sigma.dtype) for field in (grid.alpha, grid.sigma))
+    return jnp.sum(sigma * cur.alpha < cur.sigma * alpha)
 
 
 def push(history: Array, new: Array) -> Array:

@@ -1,4 +1,4 @@
-"""A walk over configs of diffusers' schedulers: where theirs runs, ours is the same path; where theirs refuses, so do we.
+"""A walk over configs of diffusers' schedulers: where theirs runs, ours is the same path; what it refuses, so do we.
 
 In float64, theirs by reading its float32 as float64, to 1e-8. Ours takes its steps one by one, without a program:
 `test_scheduler_configs` has whole programs. A third of the walk begins at the first step, the rest in the middle, as
@@ -120,7 +120,7 @@ def ours(kind, config, n, first, **options):
 
 
 def outcome(monkeypatch, kind, config, n, first):
-    """"same", "refused", or why theirs does not answer; fails where ours differs."""
+    """ "same", "refused", or why theirs does not answer; fails where ours differs."""
     tokens, mu = None, {}
     if config.get("use_dynamic_shifting"):
         few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)

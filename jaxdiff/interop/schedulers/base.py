@@ -19,7 +19,7 @@ from jaxdiff.processes import Discrete, Process
 from jaxdiff.solvers import Solver
 
 __all__ = [
-    "FLOW", "LAST", "LEAST", "ROWS", "Limit", "Sampling", "clipped", "curve", "free", "noisiest", "rescaled", "rescaled_within",
+    "FLOW", "LAST", "LEAST", "ROWS", "Limit", "Sampling", "clipped", "curve", "free", "rescaled", "rescaled_within",
     "row", "spacing", "table", "thresholded", "unit",
 ]  # fmt: skip
 
@@ -90,8 +90,7 @@ def rescaled(c: Fields, table: Discrete, last: float = 0.0) -> Discrete:
 
 
 def rescaled_within(c: Fields, table: Discrete, limit: Limit | None) -> Discrete:
-    """With zero terminal SNR if asked for. A network that predicts eps says nothing of x_0 there, but its sign, which is
-    an answer where x_0 is limited."""
+    """With zero terminal SNR if asked for. There a predicted eps gives x_0's sign alone, which will do for a limit."""
     blind = limit is not None and c.take("prediction_type", "epsilon") == "epsilon"
     return rescaled(c, table, LEAST if blind else 0.0)
 
@@ -136,8 +135,3 @@ def free(denoise: Denoiser) -> Denoiser:
 def unit(levels: Level) -> Array:
     """The standard deviation of x_t for data of standard deviation 1."""
     return jnp.hypot(levels.alpha[0], levels.sigma[0])
-
-
-def noisiest(levels: Level) -> Array:
-    """That of the noise in x_t."""
-    return levels.sigma[0]

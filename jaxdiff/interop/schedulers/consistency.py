@@ -11,8 +11,7 @@ from jax import Array
 from jaxdiff.interop.architecture import Fields
 from jaxdiff.interop.schedulers import base
 from jaxdiff.interop.schedulers.base import Limit, Sampling
-from jaxdiff.interop.schedulers.lists import check, levels
-from jaxdiff.interop.schedulers.strides import end_of
+from jaxdiff.interop.schedulers.lists import check, end_of, of_table
 from jaxdiff.levels import Level, from_x0, q_sample
 from jaxdiff.noise import normal_like
 from jaxdiff.processes import Discrete
@@ -52,7 +51,8 @@ def tcd(c: Fields) -> Sampling:
         drawn = jnp.sqrt(jnp.maximum(jnp.square(nxt.sigma) - jnp.square(keep * s), 0))
         return nxt.alpha * x0 + keep * s * eps + drawn * normal_like(key, x), state
 
-    return Sampling(table, base.row(c), grid, Solver(stateless, step, stochastic=True, falling=False), base.unit, base.free)
+    solver = Solver(stateless, step, stochastic=True, falling=False)
+    return Sampling(table, base.row(c), grid, solver, base.unit, base.free)
 
 
 def _listed(c: Fields, limit: Limit | None, *, to_clean: bool) -> tuple[Discrete, Callable[[int], Level]]:
@@ -67,8 +67,6 @@ def _listed(c: Fields, limit: Limit | None, *, to_clean: bool) -> tuple[Discrete
         t = learned[np.floor(np.linspace(0, most, n, endpoint=False)).astype(int)]
         if t[0] >= table.T:
             raise ValueError(f"the list begins at {t[0]}, beyond a table of {table.T} times")
-        end = end_of(table, to_clean)
-        alpha, sigma = (np.append(a[1:][t], last) for a, last in zip((table.alpha, table.sigma), end[1:], strict=True))
-        return levels(np.append(t + 1, end[0]), alpha, sigma)
+        return of_table(table, t, end_of(table, to_clean))
 
     return table, grid

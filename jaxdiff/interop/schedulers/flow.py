@@ -84,9 +84,7 @@ def _flow(T: int, list_of: Callable[[int], np.ndarray], solver: Solver, *, inver
         return levels(s, 1 - s, s)
 
     row = parameterize.conditioned(parameterize.velocity, lambda level: T * (level.alpha if inverted else level.t))
-    return Sampling(
-        Flow(), _negated(row) if inverted else row, grid, solver._replace(falling=False), _one, base.free
-    )
+    return Sampling(Flow(), _negated(row) if inverted else row, grid, solver._replace(falling=False), _one, base.free)
 
 
 def _one(levels: Level) -> Array:

@@ -65,7 +65,7 @@ def lms(c: Fields) -> Sampling:
 def _lms(s: np.ndarray) -> Solver:
     """Adams and Bashforth's method with the list's own steps; `s` is its N + 1 values of sigma.
 
-    The order grows with the place in the list. Begun in the middle, it is full at once, and answers that it lacks are 0.
+    The order grows with the place in the list. Begun in the middle it is full at once, and the answers it lacks are 0.
     """
     half, middle = 0.5 * np.diff(s), 0.5 * (s[1:] + s[:-1])
     table = np.zeros((len(half), 4))
@@ -145,9 +145,7 @@ def _lists(
         if curve is None:
             return t, s
         first, last = ratio(table)[[-1, 0]] if whole_range else s[[0, -1]]
-        first, last = (
-            own if given is None or not ends else given for own, given in ((first, high), (last, low))
-        )
+        first, last = (own if given is None or not ends else given for own, given in ((first, high), (last, low)))
         s = bent(curve, n, first, last)
         return time_of(table, s), s
 

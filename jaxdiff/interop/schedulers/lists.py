@@ -5,15 +5,20 @@ A table's times count from 0 to T - 1 in these lists, as theirs do, with -1 for 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from jaxdiff import grids
 from jaxdiff.levels import Level
 from jaxdiff.processes import EDM, Discrete
 
-__all__ = ["bent", "check", "inner_times", "karras", "levels", "ratio", "time_of", "times"]
+__all__ = [
+    "bent", "check", "end_of", "inner_times", "karras", "levels", "lookup", "of_table", "ratio", "time_of", "times",
+]  # fmt: skip
 
 
 def times(T: int, n: int, spacing: str, offset: int = 0) -> np.ndarray:
@@ -45,7 +50,7 @@ def inner_times(T: int, n: int, spacing: str, offset: int, last: int, *, rises: 
 
 
 def bent(kind: str, n: int, high: float, low: float) -> np.ndarray:
-    """N values of sigma / alpha from high to low: "karras" (rho = 7), "exponential" or "beta" (0.6, 0.6)."""
+    """N values of sigma / alpha from one to another: "karras" (rho = 7), "exponential" or "beta" (0.6, 0.6)."""
     if n == 1:
         return np.array([high])
     if kind == "karras":
@@ -53,7 +58,8 @@ def bent(kind: str, n: int, high: float, low: float) -> np.ndarray:
     if kind == "exponential":
         return np.exp(np.linspace(np.log(high), np.log(low), n))
     with jax.ensure_compile_time_eval():  # a grid is a constant of the program
-        return np.asarray(grids.beta(EDM(), n - 1, start=high, end=low).sigma, np.float64)
+        share = np.asarray(grids.beta(EDM(), n - 1).sigma, np.float64)
+    return low + share * (high - low)
 
 
 def karras(n: int, high: float, low: float, rho: float) -> np.ndarray:
@@ -67,14 +73,18 @@ def ratio(table: Discrete) -> np.ndarray:
 
 
 def time_of(table: Discrete, s: np.ndarray) -> np.ndarray:
-    """The times of values of sigma / alpha, whose logarithm is linear between the table's, and stops at its ends.
+    """The times of values of sigma / alpha, whose logarithm is linear between the table's.
 
-    A table with zero terminal SNR may fall at its end, where the last 0 was replaced: the last piece that begins at or
-    below a value is its.
+    Where the table's last level has less noise than some before it (zero terminal SNR, with a last abar in place of 0),
+    the last two levels with the value between them count.
     """
-    known, value = np.log(ratio(table)), np.log(np.maximum(s, 1e-10))
-    i = np.clip(np.max((value[..., None] >= known) * np.arange(table.T), axis=-1), 0, table.T - 2)
-    return i + np.clip((known[i] - value) / (known[i] - known[i + 1]), 0, 1)
+    of_table, s = np.log(ratio(table)), np.log(s)
+    reached = s[:, None] >= of_table
+    low = np.where(reached.any(1), table.T - 1 - np.argmax(reached[:, ::-1], axis=1), 0)
+    low = np.minimum(low, table.T - 2)
+    w = (of_table[low] - s) / (of_table[low] - of_table[low + 1])
+    w = np.clip(w, 0, 1)
+    return (1 - w) * low + w * (low + 1)
 
 
 def check(n: int, most: int | None) -> None:
@@ -87,3 +97,26 @@ def check(n: int, most: int | None) -> None:
 def levels(t: np.ndarray, alpha: np.ndarray, sigma: np.ndarray) -> Level:
     """A grid, fields [N + 1]."""
     return Level(*(jnp.asarray(np.asarray(field, np.float64)) for field in (t, alpha, sigma)))
+
+
+def of_table(table: Discrete, t: np.ndarray, end: tuple[int, float, float]) -> Level:
+    """The grid of whole times, counted from 0, and an end. The last before 0, -1, is the table's last, as in theirs."""
+    alpha, sigma = (np.append(a[1:][t], last) for a, last in zip((table.alpha, table.sigma), end[1:], strict=True))
+    return levels(np.append(t + 1, end[0]), alpha, sigma)
+
+
+def end_of(table: Discrete, to_clean: bool) -> tuple[int, float, float]:
+    """t, alpha and sigma where the steps end: clean data, or the table's first level."""
+    i = 0 if to_clean else 1
+    return i, float(table.alpha[i]), float(table.sigma[i])
+
+
+def lookup(table: Discrete, end: tuple[int, float, float]) -> Callable[[Array], Level]:
+    """Times counted from 0 -> their levels in the table, and below 0 the end."""
+
+    def level(t: Array) -> Level:
+        i = jnp.round(t).astype(jnp.int32) + 1
+        at = Level(i, *(jnp.asarray(a)[jnp.clip(i, 0, table.T)] for a in (table.alpha, table.sigma)))
+        return Level(*(jnp.where(i > 0, field, last) for field, last in zip(at, end, strict=True)))
+
+    return level

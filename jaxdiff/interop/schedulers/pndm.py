@@ -12,8 +12,7 @@ from jaxdiff import parameterize
 from jaxdiff.interop.architecture import Fields
 from jaxdiff.interop.schedulers import base
 from jaxdiff.interop.schedulers.base import Sampling
-from jaxdiff.interop.schedulers.lists import check, levels, times
-from jaxdiff.interop.schedulers.strides import end_of, lookup
+from jaxdiff.interop.schedulers.lists import check, end_of, levels, lookup, of_table, times
 from jaxdiff.levels import Level, from_x0
 from jaxdiff.parameterize import Row
 from jaxdiff.processes import Cosine
@@ -62,8 +61,7 @@ def pndm(c: Fields) -> Sampling:
         t = list_of(n)[0]
         if max(t) >= table.T:
             raise ValueError(f"{n} steps and steps_offset {offset} begin at {max(t)}, beyond {table.T} times")
-        alpha, sigma = (np.append(a[1:][t], last) for a, last in zip((table.alpha, table.sigma), end[1:], strict=True))
-        return levels(np.append(t + 1, end[0]), alpha, sigma)
+        return of_table(table, t, end)
 
     def solver(n: int) -> Solver:
         at, stride, begins = lookup(table, end), T // n, list_of(n)[1][::4].astype(np.int32)

@@ -11,15 +11,15 @@ from jax import Array
 from jaxdiff.interop.architecture import Fields
 from jaxdiff.interop.schedulers import base
 from jaxdiff.interop.schedulers.base import Limit, Sampling
-from jaxdiff.interop.schedulers.lists import check, levels, times
+from jaxdiff.interop.schedulers.lists import check, end_of, levels, lookup, of_table, times
 from jaxdiff.levels import Level, clean, from_x0, gained, posterior
 from jaxdiff.noise import normal_like
-from jaxdiff.parameterize import Row, Scalings
+from jaxdiff.parameterize import Scalings
 from jaxdiff.processes import Discrete
 from jaxdiff.solvers import Solver
 from jaxdiff.solvers.base import stateless
 
-__all__ = ["ddim", "ddim_inverse", "ddpm", "end_of", "lookup", "whole_times"]
+__all__ = ["ddim", "ddim_inverse", "ddpm"]
 
 
 def ddpm(c: Fields) -> Sampling:
@@ -27,8 +27,8 @@ def ddpm(c: Fields) -> Sampling:
     limit = base.thresholded(c) or base.clipped(c, True)
     table = base.rescaled_within(c, base.table(c, more=("sigmoid", "laplace")), limit)
     variance = c.only("variance_type", "fixed_small", "fixed_small_log", "fixed_large", "learned", "learned_range")
-    list_of = whole_times(c, table, "leading")
-    grid = _grid(table, list_of, clean_end=True)
+    list_of, end = _whole_times(c, table), end_of(table, True)
+    grid = lambda n: of_table(table, list_of(n), end)  # noqa: E731
     return Sampling(table, base.row(c), grid, _ddpm(variance), base.unit, limit or base.free)
 
 
@@ -58,60 +58,68 @@ def ddim(c: Fields) -> Sampling:
     """DDIMScheduler: from each time of its list T // N down, wherever the next one is."""
     limit = base.thresholded(c) or base.clipped(c, True)
     table = base.rescaled_within(c, base.table(c), limit)
-    T, to_clean = c.take("num_train_timesteps", 1000), c.take("set_alpha_to_one", True)
-    grid = _grid(table, whole_times(c, table, "leading"), clean_end=to_clean)
-    to = lookup(table, end_of(table, to_clean))
+    T, list_of = c.take("num_train_timesteps", 1000), _whole_times(c, table)
+    end = end_of(table, c.take("set_alpha_to_one", True))
+    to = lookup(table, end)
+
+    def grid(n: int) -> Level:
+        return of_table(table, list_of(n), end)
 
     def solver(n: int) -> Solver:
-        return _stepping(lambda cur, nxt: to(cur.t - 1 - T // n), limit)
+        return _stepping(lambda cur: to(cur.t - 1 - T // n), limit)
 
     return Sampling(table, base.row(c), grid, solver, base.unit, base.free)
 
 
-def _stepping(to: Callable[[Level, Level], Level], limit: Limit | None) -> Solver:
+def _stepping(to: Callable[[Level], Level], limit: Limit | None) -> Solver:
     """DDIM to a level that is not the grid's next. Its eps is the network's, not that of x_0 after it was limited."""
 
     def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
         x0, eps = from_x0(denoise(x, cur), x, cur)
-        nxt = to(cur, nxt)
-        x0 = x0 if limit is None else limit(lambda x, level: x0)(x, cur)
-        return nxt.alpha.astype(x.dtype) * x0 + nxt.sigma.astype(x.dtype) * eps, state
+        return _arrive(to(cur), _limited(limit, x0, x, cur), eps), state
 
     return Solver(stateless, step, falling=False)
+
+
+def _limited(limit: Limit | None, x0: Array, x: Array, level: Level) -> Array:
+    return x0 if limit is None else limit(lambda x, level: x0)(x, level)
+
+
+def _arrive(level: Level, x0: Array, eps: Array) -> Array:
+    return level.alpha.astype(x0.dtype) * x0 + level.sigma.astype(x0.dtype) * eps
 
 
 def ddim_inverse(c: Fields) -> Sampling:
     """DDIMInverseScheduler, which rises to each time of its list from T // N below.
 
-    Its first x may be clean data, where x_0 says nothing of eps. So `row` is none of the table: what the network answers
-    is taken as it is, and the solver knows what it means.
+    Its first x may be clean data, where x_0 says nothing of eps. So `row` takes what the network answers as it is, and
+    the solver knows what it means.
     """
     table, limit = base.rescaled(c, base.table(c)), base.clipped(c, True)
     T, from_clean = c.take("num_train_timesteps", 1000), c.take("set_alpha_to_one", True)
     from_clean = c.take("set_alpha_to_zero", from_clean)  # its name in older versions
     c.only("timestep_spacing", "leading", "trailing")
-    list_of = whole_times(c, table, "leading")
+    list_of = _whole_times(c, table)
     kind = c.only("prediction_type", *base.ROWS)
-    here, there = lookup(table, end_of(table, from_clean)), lookup(table, end_of(table, False))
+    begin = end_of(table, from_clean)
+    at_time = lookup(table, begin)
 
     def grid(n: int) -> Level:
         t = list_of(n)[::-1]
         at = np.append(np.minimum(t - T // n, T - 1), t[-1]) + 1
-        first = at <= 0
-        if np.any(first) and from_clean and kind == "sample":
+        if np.any(at <= 0) and from_clean and kind == "sample":
             raise ValueError("DDIMInverseScheduler begins at clean data, where a predicted sample says nothing of eps")
-        ends = end_of(table, from_clean)
         alpha, sigma = (
-            np.where(first, end, a[np.maximum(at, 0)]) for a, end in zip((table.alpha, table.sigma), ends[1:], strict=True)
+            np.where(at > 0, a[np.maximum(at, 0)], first)
+            for a, first in zip((table.alpha, table.sigma), begin[1:], strict=True)
         )
         return levels(np.append(t, t[-1]) + 1, alpha, sigma)
 
     def solver(n: int) -> Solver:
         def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
-            F, cur, nxt = denoise(x, cur), here(jnp.minimum(cur.t - 1 - T // n, T - 1)), there(cur.t - 1)
+            F, cur, nxt = denoise(x, cur), at_time(jnp.minimum(cur.t - 1 - T // n, T - 1)), at_time(cur.t - 1)
             x0, eps = _meant(kind, F, x, cur)
-            x0 = x0 if limit is None else limit(lambda x, level: x0)(x, cur)
-            return nxt.alpha.astype(x.dtype) * x0 + nxt.sigma.astype(x.dtype) * eps, state
+            return _arrive(nxt, _limited(limit, x0, x, cur), eps), state
 
         return Solver(stateless, step, falling=False)
 
@@ -133,9 +141,9 @@ def _meant(kind: str, F: Array, x: Array, level: Level) -> tuple[Array, Array]:
     return alpha * x - sigma * F, sigma * x + alpha * F
 
 
-def whole_times(c: Fields, table: Discrete, default: str) -> Callable[[int], np.ndarray]:
+def _whole_times(c: Fields, table: Discrete) -> Callable[[int], np.ndarray]:
     """The list of times, counted from 0; -1, which rounding may append, is the table's last for the network."""
-    spacing, offset = base.spacing(c, default)
+    spacing, offset = base.spacing(c, "leading")
     T = c.take("num_train_timesteps", 1000)
 
     def list_of(n: int) -> np.ndarray:
@@ -146,29 +154,3 @@ def whole_times(c: Fields, table: Discrete, default: str) -> Callable[[int], np.
         return t
 
     return list_of
-
-
-def _grid(table: Discrete, list_of: Callable[[int], np.ndarray], *, clean_end: bool) -> Callable[[int], Level]:
-    def grid(n: int) -> Level:
-        t, end = list_of(n), end_of(table, clean_end)
-        alpha, sigma = (np.append(a[1:][t], last) for a, last in zip((table.alpha, table.sigma), end[1:], strict=True))
-        return levels(np.append(t + 1, end[0]), alpha, sigma)
-
-    return grid
-
-
-def end_of(table: Discrete, to_clean: bool) -> tuple[int, float, float]:
-    """t, alpha and sigma where the steps end: clean data, or the table's first level."""
-    i = 0 if to_clean else 1
-    return i, float(table.alpha[i]), float(table.sigma[i])
-
-
-def lookup(table: Discrete, end: tuple[int, float, float]) -> Callable[[Array], Level]:
-    """Times counted from 0 -> their levels in the table, and below 0 the end."""
-
-    def level(t: Array) -> Level:
-        i = jnp.round(t).astype(jnp.int32) + 1
-        at = Level(i, *(jnp.asarray(a)[jnp.clip(i, 0, table.T)] for a in (table.alpha, table.sigma)))
-        return Level(*(jnp.where(i > 0, field, last) for field, last in zip(at, end, strict=True)))
-
-    return level

@@ -1,4 +1,4 @@
-"""k-diffusion's steps with an inner point halfway in log sigma, told its time by the table: DPM2, and DPM++ for the SDE."""
+"""k-diffusion's steps with an inner point halfway in log sigma: DPM2, and DPM-Solver++ for the SDE."""
 
 from __future__ import annotations
 
