@@ -167,7 +167,7 @@ def sampler(
     if not isinstance(chosen, Solver):
         chosen = chosen(steps)
     elif chosen.falling:
-        levels = _without_rest(levels)
+        levels = _falling(levels)
 
     def draw(params: Params, keys: Array, label: Array | None, scale: float | Array) -> Array:
         beside = experiment.beside(params, label)
@@ -199,11 +199,11 @@ def sampler(
     return jax.jit(generate)
 
 
-def _without_rest(levels: Level) -> Level:
-    """The grid without a last step from a level to itself, which some lists have and their own solvers take."""
-    alpha, sigma = (np.asarray(field) for field in (levels.alpha, levels.sigma))
-    rests = len(alpha) > 2 and alpha[-1] == alpha[-2] and sigma[-1] == sigma[-2]
-    return Level(*(field[:-1] for field in levels)) if rests else levels
+def _falling(levels: Level) -> Level:
+    """The grid without levels that have as much noise as an earlier one: some lists have them for their own solver."""
+    angle = np.arctan2(np.asarray(levels.sigma), np.asarray(levels.alpha))
+    falls = angle < np.append(np.inf, np.minimum.accumulate(angle)[:-1])
+    return Level(*(field[falls] for field in levels))
 
 
 def example_keys(seed: int, count: int, first: int = 0) -> Array:

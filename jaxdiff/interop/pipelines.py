@@ -65,6 +65,7 @@ class _Made(NamedTuple):
     models: Models
     sampling: Sampling
     solver: Solver
+    steps: int  # N; a list of levels may have more
     levels: Level
     size: tuple[int, int]
     dtype: Any  # of the steps
@@ -158,7 +159,7 @@ def text_to_image(
     steps = layout.steps if steps is None else steps
     levels, solver = sampling.grid(steps), sampling.solver(steps)
     zeros = bool(layout.zeros and index.get("force_zeros_for_empty_prompt", True))
-    made = _Made(layout, models, sampling, solver, levels, size, wide(dtype), zeros, progress)
+    made = _Made(layout, models, sampling, solver, steps, levels, size, wide(dtype), zeros, progress)
     _check_channels(made)
 
     def generate(params: Any, tokens: Tokens, keys: Array, guidance: Any = None, **options: Any) -> Array:
@@ -190,7 +191,8 @@ def _generate(
     x, solver, start, extra = made.sampling.std(levels).astype(made.dtype) * noise, made.solver, None, {}
     if image is not None:
         known = _encode(made, params, image, batch)
-        start = _first_step(len(levels.t) - 1, strength, made.layout.up)
+        start = _first_step(made.steps, strength, made.layout.up)
+        start = jnp.where(start == made.steps, len(levels.t) - 1, start)  # no step is none of a longer list
         noised = q_sample(known, noise, _at(levels, start, made.dtype))
         if mask is None:
             x = noised

@@ -5,15 +5,20 @@ A table's times count from 0 to T - 1 in these lists, as theirs do, with -1 for 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from jaxdiff import grids
 from jaxdiff.levels import Level
 from jaxdiff.processes import EDM, Discrete
 
-__all__ = ["bent", "check", "inner_times", "karras", "levels", "ratio", "time_of", "times"]
+__all__ = [
+    "bent", "check", "end_of", "inner_times", "karras", "levels", "lookup", "of_table", "ratio", "time_of", "times",
+]  # fmt: skip
 
 
 def times(T: int, n: int, spacing: str, offset: int = 0) -> np.ndarray:
@@ -29,7 +34,7 @@ def times(T: int, n: int, spacing: str, offset: int = 0) -> np.ndarray:
         return np.linspace(0, T - 1, n)[::-1]
     if spacing == "leading":
         return np.arange(n)[::-1] * (T // n) + float(offset)
-    return np.round(T - np.arange(n) * (T / n)) - 1
+    return np.round(np.arange(T, 0, -T / n)) - 1  # theirs, which rounding makes N + 1 times for N = 61 of 1,000
 
 
 def inner_times(T: int, n: int, spacing: str, offset: int, last: int, *, rises: bool = False) -> np.ndarray:
@@ -90,14 +95,28 @@ def check(n: int, most: int | None) -> None:
 
 
 def levels(t: np.ndarray, alpha: np.ndarray, sigma: np.ndarray) -> Level:
-    """A grid, without a last step that goes nowhere.
+    """A grid, fields [N + 1]."""
+    return Level(*(jnp.asarray(np.asarray(field, np.float64)) for field in (t, alpha, sigma)))
 
-    Args:
-        t, alpha, sigma: [N + 1].
-    Returns:
-        levels, fields [N + 1], or [N].
-    """
-    n = len(t)
-    if n > 2 and np.isclose(sigma[-1] * alpha[-2], sigma[-2] * alpha[-1], rtol=1e-9, atol=0):
-        n -= 1
-    return Level(*(jnp.asarray(np.asarray(field, np.float64)[:n]) for field in (t, alpha, sigma)))
+
+def of_table(table: Discrete, t: np.ndarray, end: tuple[int, float, float]) -> Level:
+    """The grid of whole times, counted from 0, and an end. The last before 0, -1, is the table's last, as in theirs."""
+    alpha, sigma = (np.append(a[1:][t], last) for a, last in zip((table.alpha, table.sigma), end[1:], strict=True))
+    return levels(np.append(t + 1, end[0]), alpha, sigma)
+
+
+def end_of(table: Discrete, to_clean: bool) -> tuple[int, float, float]:
+    """t, alpha and sigma where the steps end: clean data, or the table's first level."""
+    i = 0 if to_clean else 1
+    return i, float(table.alpha[i]), float(table.sigma[i])
+
+
+def lookup(table: Discrete, end: tuple[int, float, float]) -> Callable[[Array], Level]:
+    """Times counted from 0 -> their levels in the table, and below 0 the end."""
+
+    def level(t: Array) -> Level:
+        i = jnp.round(t).astype(jnp.int32) + 1
+        at = Level(i, *(jnp.asarray(a)[jnp.clip(i, 0, table.T)] for a in (table.alpha, table.sigma)))
+        return Level(*(jnp.where(i > 0, field, last) for field, last in zip(at, end, strict=True)))
+
+    return level
