@@ -67,7 +67,7 @@ class Experiment:
         example: one example of a batch, whose arrays have one more axis in front; by default "x", float32 of that
             shape, and for classes "label", int32.
         grid: number of steps -> the levels to sample on.
-        solver: the sampler's default.
+        solver: the sampler's default; or number of steps -> a solver made for that grid.
         sample_steps: its default number of steps.
         accumulate: microbatches in an update.
         per_dispatch: updates in one call of the step.
@@ -105,7 +105,7 @@ class Experiment:
     seed: int
     shape: tuple[int, ...]
     grid: Callable[[int], Level]
-    solver: Solver
+    solver: Solver | Callable[[int], Solver]
     sample_steps: int
     accumulate: int = 1
     per_dispatch: int = 1
@@ -174,8 +174,12 @@ def sampler(
     """
     if guided and experiment.null_label is None:
         raise ValueError("guidance needs a network that was also trained without its condition: use --guidance 1")
-    levels = experiment.grid(experiment.sample_steps if steps is None else steps)
-    chosen = experiment.solver if solver is None else solver
+    steps = experiment.sample_steps if steps is None else steps
+    levels, chosen = experiment.grid(steps), experiment.solver if solver is None else solver
+    if not isinstance(chosen, Solver):
+        chosen = chosen(steps)
+    elif chosen.falling:
+        levels = _falling(levels)
     if chosen.learned_variance and not experiment.learned_variance:
         raise ValueError("the solver takes a learned variance, which the network does not answer: choose another")
 
@@ -207,6 +211,13 @@ def sampler(
             return draw(params, keys[turns], None if label is None else label[turns], scale)[:count]
 
     return jax.jit(generate)
+
+
+def _falling(levels: Level) -> Level:
+    """The grid without levels that have as much noise as an earlier one: some lists have them for their own solver."""
+    angle = np.arctan2(np.asarray(levels.sigma), np.asarray(levels.alpha))
+    falls = angle < np.append(np.inf, np.minimum.accumulate(angle)[:-1])
+    return Level(*(field[falls] for field in levels))
 
 
 def seed_key(seed: int) -> Array:

@@ -140,7 +140,7 @@ def _scan(
     progress=None,
 ):  # fmt: skip
     check_key(key)
-    check_levels(levels, may_repeat=stop is not None)
+    check_levels(levels, may_repeat=stop is not None, falling=solver.falling)
     _try_pure_noise(denoise, levels, x, start)
     levels = _typed(levels, x)
     n = levels.t.shape[0] - 1
@@ -185,15 +185,16 @@ def _typed(levels: Level, x: Array) -> Level:
     return levels._replace(alpha=levels.alpha.astype(x.dtype), sigma=levels.sigma.astype(x.dtype))
 
 
-def check_levels(levels: Level, *, may_repeat: bool = False) -> None:
+def check_levels(levels: Level, *, may_repeat: bool = False, falling: bool = True) -> None:
     """Raise ValueError unless the levels are a grid: fields [N + 1], N >= 1, sigma / alpha falling.
 
-    Values are looked at only where they are concrete. With `may_repeat`, the last level may stand there several times.
+    Values are looked at only where they are concrete, and not at all unless `falling`. With `may_repeat`, the last
+    level may stand there several times.
     """
     shapes = {np.shape(field) for field in levels}
     if len(shapes) != 1 or len(next(iter(shapes))) != 1 or next(iter(shapes))[0] < 2:
         raise ValueError(f"a grid is a Level whose fields all have shape [N + 1], N >= 1, got shapes {shapes}")
-    if any(isinstance(field, jax.core.Tracer) for field in (levels.alpha, levels.sigma)):
+    if not falling or any(isinstance(field, jax.core.Tracer) for field in (levels.alpha, levels.sigma)):
         return
     alpha, sigma = (np.asarray(field, np.float64) for field in (levels.alpha, levels.sigma))
     angle = np.arctan2(sigma, alpha)  # rises with sigma / alpha, and is finite at both ends

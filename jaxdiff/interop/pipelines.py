@@ -65,6 +65,8 @@ class _Made(NamedTuple):
     layout: Layout
     models: Models
     sampling: Sampling
+    solver: Solver
+    steps: int  # N; a list of levels may have more
     levels: Level
     size: tuple[int, int]
     dtype: Any  # of the steps
@@ -152,9 +154,10 @@ def text_to_image(
     size = _checked_size(models, layout, size)
     latents = tuple(side // models.apply["vae"].factor for side in size)
     sampling = network_sampling(index.scheduler, models.config[layout.network], latents, kind)
-    levels = sampling.grid(layout.steps if steps is None else steps)
+    steps = layout.steps if steps is None else steps
+    levels, solver = sampling.grid(steps), sampling.solver(steps)
     zeros = bool(layout.zeros and index.fields.get("force_zeros_for_empty_prompt", True))
-    made = _Made(layout, models, sampling, levels, size, wide(dtype), zeros, progress)
+    made = _Made(layout, models, sampling, solver, steps, levels, size, wide(dtype), zeros, progress)
     _check_channels(made)
     options = {"variant": variant, "dtype": dtype, "param_dtype": param_dtype, "place": place}
     loaded = {part: load(path, **options) for part, path in index.models.items()}
@@ -191,13 +194,14 @@ def _generate(
     if noise is not None and noise.shape != shape:
         raise ValueError(f"noise must have shape {shape}, got {noise.shape}")
     noise = normal_like(fold_in(keys, 0), jnp.zeros(shape, made.dtype)) if noise is None else noise.astype(made.dtype)
-    x, solver, start, extra = made.sampling.std(levels).astype(made.dtype) * noise, made.sampling.solver, None, {}
+    x, solver, start, extra = made.sampling.std(levels).astype(made.dtype) * noise, made.solver, None, {}
     if image is not None:
         known = _encode(made, params, image, batch)
-        n = len(levels.t) - 1
-        start = _first_step(n, strength, made.layout.up)
-        # The last level may have a little noise, which there must be a step to take away.
-        noised = jnp.where(start == n, known, q_sample(known, noise, _at(levels, start, made.dtype)))
+        start = _first_step(made.steps, strength, made.layout.up)
+        # No step is none of a longer list; and the last level may have a little noise, which a step takes away.
+        still = start == made.steps
+        start = jnp.where(still, len(levels.t) - 1, start)
+        noised = jnp.where(still, known, q_sample(known, noise, _at(levels, start, made.dtype)))
         if mask is None:
             x = noised
         else:

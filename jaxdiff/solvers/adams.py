@@ -20,7 +20,7 @@ from jax import Array
 
 from jaxdiff.levels import Level, safe_sqrt
 from jaxdiff.noise import Noise, white
-from jaxdiff.solvers.base import Solver, finite_h, push
+from jaxdiff.solvers.base import Solver, finite_h, push, steps_left
 
 __all__ = ["adams", "along", "moments", "nodes", "weights"]
 
@@ -39,6 +39,7 @@ class Memory(NamedTuple):
 def adams(
     predictor: int, corrector: int = 0, *, eta: float | Array | Callable[[Level], Array] = 0.0,
     s_noise: float | Array = 1.0, two: str = "exact", noise: Noise = white, order: int,
+    lower_order_final: Level | None = None,
 ) -> Solver:  # fmt: skip
     """The method whose polynomials go through `predictor` answers up to now, then through `corrector` with the next.
 
@@ -51,6 +52,8 @@ def adams(
         two: the integral of u where there are two answers, see `_moments`.
         noise: (key, x, cur, nxt) -> z.
         order: of the result.
+        lower_order_final: a grid, the last of whose steps go through 1 answer, the one before it through 2, ...; and
+            their correctors through one more.
     """
     deterministic = isinstance(eta, (int, float)) and eta == 0
     kept = max(predictor - 1, corrector - 1, 1)
@@ -61,13 +64,15 @@ def adams(
 
     def step(denoise, key: Array, x: Array, memory: Memory, cur: Level, nxt: Level):
         x0 = denoise(x, cur)
-        if corrector:
-            x = _corrected(x, x0, memory, cur, corrector, two)
+        left = steps_left(lower_order_final, cur)
+        known = lambda most: memory._replace(lams=jnp.where(jnp.arange(kept) < most, memory.lams, -jnp.inf))  # noqa: E731
+        if corrector:  # of a step before which one more was left
+            x = _corrected(x, x0, known(left + 1), cur, corrector, two)
         eta_now = jnp.asarray(eta(cur) if callable(eta) else eta, x.dtype)
         h, finite = finite_h(cur, nxt)
         eta_h = eta_now * jnp.where(finite, h, _ENDLESS).astype(x.dtype)
         added = -nxt.alpha * jnp.expm1(cur.lam - nxt.lam - eta_h) * x0
-        share = along(memory.lams[: predictor - 1], cur, h, finite, (1 + eta_now) * h, two)
+        share = along(known(left - 1).lams[: predictor - 1], cur, h, finite, (1 + eta_now) * h, two)
         for k in range(predictor - 1):
             added = added + nxt.alpha * share[k] * (memory.x0s[k] - x0)
         x = nxt.sigma / cur.sigma * jnp.exp(-eta_h) * x + added

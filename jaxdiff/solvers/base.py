@@ -17,7 +17,19 @@ from jax import Array
 from jaxdiff.levels import Level
 from jaxdiff.processes import Process
 
-__all__ = ["Solver", "between", "chord", "exponential", "finite_h", "inside", "on_path", "or_cur", "push", "stateless"]
+__all__ = [
+    "Solver",
+    "between",
+    "chord",
+    "exponential",
+    "finite_h",
+    "inside",
+    "on_path",
+    "or_cur",
+    "push",
+    "stateless",
+    "steps_left",
+]
 
 
 class Solver(NamedTuple):
@@ -31,6 +43,7 @@ class Solver(NamedTuple):
         nfe: evaluations of the denoiser a step; None where the tolerance sets it.
         stochastic: whether it draws noise.
         learned_variance: whether its denoiser must answer (x0_hat, frac); others take x0_hat alone.
+        falling: whether the noise of its grid has to fall; other solvers stay at a level, or rise.
     """
 
     init: Callable[[Array], Any]
@@ -39,6 +52,7 @@ class Solver(NamedTuple):
     nfe: int | None = 1
     stochastic: bool = False
     learned_variance: bool = False
+    falling: bool = True
 
 
 def stateless(x: Array) -> tuple[()]:
@@ -104,6 +118,14 @@ def on_path(denoise: Callable, process: Process | None) -> Callable:
         return denoise(jnp.hypot(on.alpha, on.sigma) / jnp.hypot(off.alpha, off.sigma) * x, true)
 
     return named
+
+
+def steps_left(grid: Level | None, cur: Level) -> Array | float:
+    """The number of steps from `cur` to the end of a grid that it is a level of, fields [N + 1]; inf without a grid."""
+    if grid is None:
+        return jnp.inf
+    alpha, sigma = (jnp.asarray(field, cur.sigma.dtype) for field in (grid.alpha, grid.sigma))
+    return jnp.sum(sigma * cur.alpha < cur.sigma * alpha)
 
 
 def push(history: Array, new: Array) -> Array:

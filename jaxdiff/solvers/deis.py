@@ -7,12 +7,12 @@ from jax import Array
 
 from jaxdiff.levels import Level, from_x0
 from jaxdiff.solvers.adams import along
-from jaxdiff.solvers.base import Solver, exponential, finite_h, push
+from jaxdiff.solvers.base import Solver, exponential, finite_h, push, steps_left
 
 __all__ = ["deis"]
 
 
-def deis(order: int = 2) -> Solver:
+def deis(order: int = 2, *, lower_order_final: Level | None = None) -> Solver:
     """DEIS-AB: eps_hat as a polynomial through past answers (Zhang and Chen 2022, arXiv:2204.13902).
 
     The polynomial is in lam = -log rho with rho = sigma / alpha, as in diffusers' "logrho". In rho itself (the paper's
@@ -20,6 +20,8 @@ def deis(order: int = 2) -> Solver:
 
     Args:
         order: number of eps_hat that the polynomial goes through, 1 to 3; 1 is DDIM. The paper's tAB0 to tAB2.
+        lower_order_final: the grid that is sampled on, fields [N + 1], which may be traced: its last steps are then at
+            most of order ..., 3, 2, 1, which helps where few steps end short of clean data. None keeps the order.
     Returns:
         a solver of this order with one evaluation a step; the first steps are of order 1 and 2, and the step to
         sigma = 0 of order 1.
@@ -37,9 +39,10 @@ def deis(order: int = 2) -> Solver:
         x0, eps = from_x0(denoise(x, cur), x, cur)
         h, finite = finite_h(cur, nxt)
         new = exponential(x, x0, cur, nxt)
+        lams = jnp.where(jnp.arange(order - 1) < steps_left(lower_order_final, cur) - 1, lams, -jnp.inf)
         share = along(lams, cur, h, finite, -h)
         for k in range(order - 1):
             new = new + nxt.sigma * share[k] * (past[k] - eps)
-        return new, (push(past, eps), push(lams, cur.lam)) if order > 1 else state
+        return new, (push(past, eps), push(state[1], cur.lam)) if order > 1 else state
 
     return Solver(init, step, order=order)

@@ -105,32 +105,39 @@ def dpmpp_sde(
     return Solver(stateless, step, order=2, nfe=2, stochastic=not deterministic)
 
 
-def dpmpp_2m() -> Solver:
+def dpmpp_2m(*, lower_order_final: Level | None = None) -> Solver:
     """DPM-Solver++(2M), the multistep method of order 2 (Lu et al. 2022, arXiv:2211.01095, algorithm 2).
 
+    Args:
+        lower_order_final: the grid that is sampled on, fields [N + 1], which may be traced: its last steps are then at
+            most of order ..., 3, 2, 1, which helps where few steps end short of clean data. None keeps the order.
     Returns:
         a solver of order 2 with one evaluation a step. The first step, the step after pure noise (lam = -inf), and the
         step to sigma = 0 (where no polynomial in lam reaches) are of order 1.
     """
-    return adams(2, two="midpoint", order=2)
+    return adams(2, two="midpoint", order=2, lower_order_final=lower_order_final)
 
 
-def dpmpp_3m() -> Solver:
+def dpmpp_3m(*, lower_order_final: Level | None = None) -> Solver:
     """DPM-Solver++(3M), the multistep method of order 3, with the grid's own steps (Lu et al. 2022, arXiv:2211.01095).
 
     The authors' code, k-diffusion and diffusers multiply the integral of half of (lam - lam_t)^2 by half of the second
     derivative, so that half of its share is lost and order 2 is left; here the polynomial is integrated as it is.
 
+    Args:
+        lower_order_final: the grid that is sampled on, fields [N + 1], which may be traced: its last steps are then at
+            most of order ..., 3, 2, 1, which helps where few steps end short of clean data. None keeps the order.
     Returns:
         a solver of order 3 with one evaluation a step; the first steps are of order 1 and 2, and the step to sigma = 0
         of order 1.
     """
-    return adams(3, order=3)
+    return adams(3, order=3, lower_order_final=lower_order_final)
 
 
 def dpmpp_2m_sde(
-    eta: float | Array = 1.0, s_noise: float | Array = 1.0, variant: str = "midpoint", *, noise: Noise = white
-) -> Solver:
+    eta: float | Array = 1.0, s_noise: float | Array = 1.0, variant: str = "midpoint", *, noise: Noise = white,
+    lower_order_final: Level | None = None,
+) -> Solver:  # fmt: skip
     """DPM-Solver++(2M) for the SDE (k-diffusion's `sample_dpmpp_2m_sde`; SDE-DPM-Solver++(2M) of Lu et al. 2022).
 
     Args:
@@ -139,6 +146,8 @@ def dpmpp_2m_sde(
         s_noise: standard deviation of the noise that is drawn, in units of the right one; may be traced.
         variant: "midpoint" or "heun", which integrates the slope exactly.
         noise: `noise.white`, or `noise.brownian(key)` for a path that does not depend on the number of steps.
+        lower_order_final: the grid that is sampled on, fields [N + 1], which may be traced: its last steps are then at
+            most of order ..., 3, 2, 1, which helps where few steps end short of clean data. None keeps the order.
     Returns:
         a solver of weak order 2 with one evaluation a step; the first step and the step to sigma = 0 are of order 1.
     Raises:
@@ -148,10 +157,13 @@ def dpmpp_2m_sde(
         raise ValueError(f"variant must be midpoint or heun, got {variant!r}")
     _check_at_least_0(eta)
     two = "midpoint" if variant == "midpoint" else "exact"
-    return adams(2, eta=eta, s_noise=s_noise, two=two, noise=noise, order=2)
+    return adams(2, eta=eta, s_noise=s_noise, two=two, noise=noise, order=2, lower_order_final=lower_order_final)
 
 
-def dpmpp_3m_sde(eta: float | Array = 1.0, s_noise: float | Array = 1.0, *, noise: Noise = white) -> Solver:
+def dpmpp_3m_sde(
+    eta: float | Array = 1.0, s_noise: float | Array = 1.0, *, noise: Noise = white,
+    lower_order_final: Level | None = None,
+) -> Solver:  # fmt: skip
     """DPM-Solver++(3M) for the SDE (k-diffusion's `sample_dpmpp_3m_sde`, with `dpmpp_3m`'s second derivative).
 
     Args:
@@ -159,13 +171,16 @@ def dpmpp_3m_sde(eta: float | Array = 1.0, s_noise: float | Array = 1.0, *, nois
             May be traced.
         s_noise: standard deviation of the noise that is drawn, in units of the right one; may be traced.
         noise: `noise.white`, or `noise.brownian(key)` for a path that does not depend on the number of steps.
+        lower_order_final: the grid that is sampled on, fields [N + 1], which may be traced: its last steps are then at
+            most of order ..., 3, 2, 1, which helps where few steps end short of clean data. None keeps the order.
     Returns:
         a solver of weak order 2 (3 for a plain eta = 0) with one evaluation a step; the first steps are of order 1 and
         2, and the step to sigma = 0 of order 1.
     Raises:
         ValueError: eta is a number below 0.
     """
-    return adams(3, eta=eta, s_noise=s_noise, noise=noise, order=3 if _check_at_least_0(eta) else 2)
+    order = 3 if _check_at_least_0(eta) else 2
+    return adams(3, eta=eta, s_noise=s_noise, noise=noise, order=order, lower_order_final=lower_order_final)
 
 
 def _check_at_least_0(eta: float | Array) -> bool:

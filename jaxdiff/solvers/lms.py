@@ -6,18 +6,20 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.levels import Level, from_x0
-from jaxdiff.solvers.base import Solver, push
+from jaxdiff.solvers.base import Solver, push, steps_left
 
 __all__ = ["lms"]
 
 
-def lms(order: int = 4) -> Solver:
+def lms(order: int = 4, *, lower_order_final: Level | None = None) -> Solver:
     """x / alpha moves by the integral, over s = sigma / alpha, of the polynomial through the last eps_hat.
 
     k-diffusion's `sample_lms`, whose numerical integrals are exact here (Gauss-Legendre's two points for a cubic).
 
     Args:
         order: number of eps_hat that the polynomial goes through, 1 to 4; 1 is Euler's method and DDIM.
+        lower_order_final: the grid that is sampled on, fields [N + 1], which may be traced: its last steps are then at
+            most of order ..., 3, 2, 1, which helps where few steps end short of clean data. None keeps the order.
     Returns:
         a solver of this order with one evaluation a step. The first steps are of order 1, 2, ... and the step from
         pure noise, which is left out of the polynomial, of order 1. s reaches sigma = 0, and the full order with it.
@@ -36,7 +38,8 @@ def lms(order: int = 4) -> Solver:
         x0, eps = from_x0(denoise(x, cur), x, cur)
         r = (cur.alpha / cur.sigma).astype(x.dtype)
         change = jnp.zeros_like(x)
-        for j, weight in enumerate(_integrals(r, r_past, nxt.sigma / nxt.alpha)):
+        seen = jnp.where(jnp.arange(order - 1) < steps_left(lower_order_final, cur) - 1, r_past, 0)
+        for j, weight in enumerate(_integrals(r, seen, nxt.sigma / nxt.alpha)):
             change = change + nxt.alpha * weight * (past[j] - eps)
         # Weights of the present and the past add up to the step that the present alone would take.
         return nxt.alpha * x0 + nxt.sigma * eps + change, (push(past, eps), push(r_past, r)) if order > 1 else state

@@ -13,7 +13,7 @@ from jax import Array
 
 from jaxdiff.levels import Level, from_x0
 from jaxdiff.processes import Process
-from jaxdiff.solvers.base import Solver, chord, or_cur, push
+from jaxdiff.solvers.base import Solver, chord, or_cur, push, steps_left
 
 __all__ = ["ipndm", "plms", "pndm"]
 
@@ -34,23 +34,28 @@ def pndm(process: Process | None = None) -> Solver:
     return _adams(4, (0.0, 0.5, 0.5, 1.0), (1 / 6, 1 / 3, 1 / 3, 1 / 6), steps=3, process=process)
 
 
-def plms() -> Solver:
+def plms(*, lower_order_final: Level | None = None) -> Solver:
     """PNDM with a pseudo Heun step ahead and orders 2 and 3 after it: the PLMS of latent and Stable Diffusion.
 
     Rombach et al. 2022, arXiv:2112.10752 (their published code); the multistep method is Liu et al.'s
     (arXiv:2202.09778).
 
+    Args:
+        lower_order_final: the grid that is sampled on, fields [N + 1], which may be traced: its last steps are then at
+            most of order ..., 3, 2, 1, which helps where few steps end short of clean data. None keeps the order.
     Returns:
         a solver of order 2 with one evaluation a step, but two in the first.
     """
-    return _adams(4, (0.0, 1.0), (1 / 2, 1 / 2), steps=1)
+    return _adams(4, (0.0, 1.0), (1 / 2, 1 / 2), steps=1, lower_order_final=lower_order_final)
 
 
-def ipndm(order: int = 4) -> Solver:
+def ipndm(order: int = 4, *, lower_order_final: Level | None = None) -> Solver:
     """PNDM with lower orders ahead, in place of Runge-Kutta steps (iPNDM; Zhang and Chen 2022, arXiv:2204.13902).
 
     Args:
         order: number of eps_hat that are combined, 1 to 4; 1 is DDIM.
+        lower_order_final: the grid that is sampled on, fields [N + 1], which may be traced: its last steps are then at
+            most of order ..., 3, 2, 1, which helps where few steps end short of clean data. None keeps the order.
     Returns:
         a solver of order min(order, 2) with one evaluation a step.
     Raises:
@@ -58,12 +63,13 @@ def ipndm(order: int = 4) -> Solver:
     """
     if order not in (1, 2, 3, 4):
         raise ValueError(f"order of ipndm must be 1, 2, 3 or 4, got {order}")
-    return _adams(order, (0.0,), (1.0,), steps=0)
+    return _adams(order, (0.0,), (1.0,), steps=0, lower_order_final=lower_order_final)
 
 
 def _adams(
-    order: int, points: tuple[float, ...], weights: tuple[float, ...], *, steps: int, process: Process | None = None
-) -> Solver:
+    order: int, points: tuple[float, ...], weights: tuple[float, ...], *, steps: int, process: Process | None = None,
+    lower_order_final: Level | None = None,
+) -> Solver:  # fmt: skip
     """Adams-Bashforth of this order, after `steps` Runge-Kutta steps that look at `points` of the step.
 
     A step is x + (alpha_s - alpha_t) x0 + (sigma_s - sigma_t) eps with a mean eps of the evaluations, and the x0 that x
@@ -98,7 +104,8 @@ def _adams(
         _, (x0, eps) = jax.lax.scan(stage, nothing, (jnp.arange(len(points)), levels))
         # At sigma = 0 there is no eps to look at: a warm-up step is Euler's.
         ahead = jnp.where(nxt.sigma > 0, jnp.asarray(weights, x.dtype), jnp.eye(len(points), dtype=x.dtype)[0])
-        adams = jnp.asarray(_WEIGHTS, x.dtype)[jnp.minimum(done, order - 1)]
+        least = jnp.minimum(jnp.minimum(done, order - 1), steps_left(lower_order_final, cur) - 1).astype(jnp.int32)
+        adams = jnp.asarray(_WEIGHTS, x.dtype)[least]
         mean = lambda w, values: jnp.tensordot(w, values, 1, precision="highest")  # noqa: E731
         of_history = mean(adams[:1], eps[:1]) + mean(adams[1:order], past)
         ends = ends_at(mean(ahead, x0), jnp.where(warming, mean(ahead, eps), of_history))

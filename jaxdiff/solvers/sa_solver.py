@@ -17,7 +17,7 @@ __all__ = ["sa_solver"]
 
 def sa_solver(
     predictor_order: int = 3, corrector_order: int = 4, tau: float | Array | Callable[[Level], Array] = 1.0, *,
-    s_noise: float | Array = 1.0, noise: Noise = white,
+    s_noise: float | Array = 1.0, noise: Noise = white, lower_order_final: Level | None = None,
 ) -> Solver:  # fmt: skip
     """The variance-controlled SDE by an Adams-Bashforth predictor and an Adams-Moulton corrector (Xue et al. 2023).
 
@@ -31,6 +31,8 @@ def sa_solver(
             which may be traced, or a function of the level where the step begins.
         s_noise: standard deviation of the noise that is drawn, in units of the right one; may be traced.
         noise: `noise.white`, or `noise.brownian(key)` for a path that does not depend on the number of steps.
+        lower_order_final: the grid that is sampled on, fields [N + 1], which may be traced: its last steps are then at
+            most of order ..., 3, 2, 1, which helps where few steps end short of clean data. None keeps the order.
     Returns:
         a solver of weak order 2 (1 for a predictor of order 1 without a corrector; for a plain tau = 0 the order of the
         better of the two, where the predictor is at most 1 behind) with one evaluation a step. The first steps are of a
@@ -48,4 +50,7 @@ def sa_solver(
     ode = isinstance(tau, (int, float)) and tau == 0
     eta = tau**2 if isinstance(tau, (int, float)) else (lambda level: jnp.square(tau(level) if callable(tau) else tau))
     order = best if ode else min(best, 2)
-    return adams(predictor_order, corrector_order, eta=eta, s_noise=s_noise, noise=noise, order=order)
+    return adams(
+        predictor_order, corrector_order, eta=eta, s_noise=s_noise, noise=noise, order=order,
+        lower_order_final=lower_order_final,
+    )  # fmt: skip

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from jaxdiff.levels import Level
 from jaxdiff.solvers.adams import adams
 from jaxdiff.solvers.base import Solver
 
 __all__ = ["unipc"]
 
 
-def unipc(order: int = 3, variant: str = "bh2", *, corrector: bool = True) -> Solver:
+def unipc(
+    order: int = 3, variant: str = "bh2", *, corrector: bool = True, lower_order_final: Level | None = None
+) -> Solver:
     """UniPC-p: UniP-p predicts, UniC-p corrects at the beginning of the next step (Zhao et al. 2023, arXiv:2302.04867).
 
     On the denoiser (the paper's data prediction). Solving the paper's linear system is interpolating: B(h) drops out of
@@ -19,6 +22,8 @@ def unipc(order: int = 3, variant: str = "bh2", *, corrector: bool = True) -> So
             more. Beyond 4 little is gained: the polynomials swing.
         variant: "bh1" for B(h) = h, "bh2" for B(h) = exp(h) - 1.
         corrector: whether to correct. Without it bh2 of order 2 is `dpmpp_2m`.
+        lower_order_final: the grid that is sampled on, fields [N + 1], which may be traced: its last steps are then at
+            most of order ..., 3, 2, 1, which helps where few steps end short of clean data. None keeps the order.
     Returns:
         a solver of order p + 1 (p without a corrector) with one evaluation a step. The first steps are of a lower
         order, and the step to sigma = 0 of order 1; what the last step predicts is not corrected.
@@ -30,4 +35,5 @@ def unipc(order: int = 3, variant: str = "bh2", *, corrector: bool = True) -> So
     if variant not in ("bh1", "bh2"):
         raise ValueError(f"variant must be bh1 or bh2, got {variant!r}")
     two = {"bh1": "half", "bh2": "midpoint"}[variant]
-    return adams(order, order + 1 if corrector else 0, two=two, order=order + 1 if corrector else order)
+    points, reached = (order + 1, order + 1) if corrector else (0, order)
+    return adams(order, points, two=two, order=reached, lower_order_final=lower_order_final)

@@ -20,7 +20,7 @@ def test_stable_diffusion_is_told_981_first_and_ends_at_the_tables_first_level(t
     made = scheduler(tmp_path)
     levels = made.grid(50)
     told = made.row(levels).noise
-    assert told[0] == 981 and told[-2] == 1 and levels.t[-1] == 1
+    assert told[0] == 981 and told[1] == told[2] == 961 and told[-2] == 1 and levels.t[-1] == 1
     np.testing.assert_allclose(levels.sigma[-1], math.sqrt(0.00085), rtol=1e-5)
     assert made.std(levels) == pytest.approx(1)
 
@@ -51,10 +51,71 @@ def test_a_flow_is_shifted_by_the_number_of_tokens():
 def test_a_grid_is_a_constant_inside_of_jit(curve):
     made = scheduler({"_class_name": "DPMSolverMultistepScheduler", f"use_{curve}_sigmas": True, **SD})
     denoise = jd.denoiser(lambda params, x, noise, cond: 0.1 * x, None, made.row)
-    x = jax.jit(lambda x, key: jd.sample(denoise, made.solver, made.grid(4), x, key))(
+    x = jax.jit(lambda x, key: jd.sample(denoise, made.solver(4), made.grid(4), x, key))(
         jnp.ones((2, 3)), jax.random.key(0)
     )
     assert jnp.all(jnp.isfinite(x))
+
+
+def test_a_field_of_other_versions_says_nothing_and_an_empty_one_what_it_says_in_theirs():
+    """Empty, a flag is down; sigma_min, a class's name for nothing; and others are as if they weren't there."""
+    plain = scheduler({"_class_name": "DDIMScheduler", "clip_sample": False, "set_alpha_to_one": False})
+    other = {"tensor_format": "pt", "clip_sample": None, "set_alpha_to_one": None, "steps_offset": None}
+    made = scheduler({"_class_name": "DDIMScheduler", "skip_prk_steps": True, "trained_betas": None, **other})
+    x, key = jnp.full((2, 3), 0.3), jax.random.key(0)
+    apply = lambda params, x, noise, cond: 0.5 * x + 0.001 * noise[:, None]  # noqa: E731
+    answers = [
+        jd.sample(made.limit(jd.denoiser(apply, None, made.row)), made.solver(3), made.grid(3), x, key)
+        for made in (plain, made)
+    ]
+    np.testing.assert_array_equal(*answers)
+    assert float(made.grid(3).sigma[-1]) > 0
+
+
+def test_ddim_goes_down_by_the_whole_part_of_T_over_N_wherever_its_list_goes():
+    """3 steps of 10 times: 9, 4.5 rounded to 4, and 0; told of 4, x is where 9 - 3 led, and goes to 4 - 3."""
+    betas = np.linspace(0.1, 0.5, 10)
+    config = {"_class_name": "DDIMScheduler", "num_train_timesteps": 10, "trained_betas": list(betas)}
+    made = scheduler({**config, "timestep_spacing": "linspace", "clip_sample": False, "prediction_type": "sample"})
+    levels = made.grid(3)
+    np.testing.assert_array_equal(made.row(levels).noise[:-1], [9, 4, 0])
+    abar = np.cumprod(1 - betas)
+    x, want = 0.3, 0.3
+    for t, s in ((9, abar[6]), (4, abar[1]), (0, 1.0)):
+        eps = (want - abar[t] ** 0.5 * 0.1 * t) / (1 - abar[t]) ** 0.5
+        want = s**0.5 * 0.1 * t + (1 - s) ** 0.5 * eps
+    apply = lambda params, x, noise, cond: jnp.broadcast_to(0.1 * noise[:, None], x.shape)  # noqa: E731
+    denoise = jd.denoiser(apply, None, made.row)
+    got = jax.jit(lambda x: jd.sample(denoise, made.solver(3), levels, x, jax.random.key(0)))(jnp.full((1, 1), x))
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kind",
+    ["DDIMInverseScheduler", "DPMSolverSDEScheduler", "IPNDMScheduler", "PNDMScheduler", "TCDScheduler"],
+)
+def test_a_program_in_float32_is_near_that_in_float64(kind):
+    made = scheduler({"_class_name": kind})
+    denoise = made.limit(
+        jd.denoiser(lambda params, x, noise, cond: jnp.tanh(x) + 1e-4 * noise[:, None], None, made.row)
+    )
+    x = np.random.default_rng(0).normal(size=(2, 3))
+
+    def draw(x):
+        levels = made.grid(5)
+        zero = lambda key, shape, dtype: jnp.zeros(shape, dtype)  # noqa: E731
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(jd.noise, "_normal", zero)  # a type's own numbers differ
+            return jax.jit(lambda x: jd.sample(denoise, made.solver(5), levels, x, jax.random.key(0)))(
+                x * made.std(levels)
+            )
+
+    got = draw(jnp.asarray(x, jnp.float32))
+    assert got.dtype == jnp.float32
+    with jax.enable_x64():
+        want = draw(jnp.asarray(x, jnp.float64))
+    np.testing.assert_allclose(got, want, rtol=2e-4, atol=2e-4)
 
 
 def test_what_is_not_supported_is_named():
@@ -62,19 +123,18 @@ def test_what_is_not_supported_is_named():
         ({"_class_name": "ScheduleScheduler"}, "PNDMScheduler"),
         ({"_class_name": "DDIMScheduler", "wobble": 2}, "wobble"),
         ({"_class_name": "DDIMScheduler", "prediction_type": "score"}, "prediction_type must be 'epsilon'"),
-        ({"_class_name": "DDPMScheduler", "beta_schedule": "laplace"}, "beta_schedule"),
+        ({"_class_name": "DDIMScheduler", "beta_schedule": "laplace"}, "beta_schedule"),
+        ({"_class_name": "PNDMScheduler", "prediction_type": "sample"}, "prediction_type"),
+        ({"_class_name": "TCDScheduler", "original_inference_steps": 1001}, "number of steps"),
         ({"_class_name": "DDPMScheduler", "variance_type": "fixed_large_log"}, "variance_type"),
-        ({"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "dpmsolver"}, "algorithm_type"),
-        ({"_class_name": "DPMSolverMultistepScheduler", "use_flow_sigmas": True}, "use_flow_sigmas"),
-        ({"_class_name": "UniPCMultistepScheduler", "predict_x0": False}, "predict_x0"),
-        ({"_class_name": "LCMScheduler", "clip_sample": True}, "clip_sample"),
-        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "invert_sigmas": True}, "invert_sigmas"),
         ({"_class_name": "EulerDiscreteScheduler", "use_karras_sigmas": True, "use_beta_sigmas": True}, "one way"),
     ):
         with pytest.raises(ValueError, match=words):
             scheduler(config)
     for n in (0, 1001, 2.5):
         with pytest.raises(ValueError, match="number of steps"):
-            scheduler(PNDM).grid(n)
+            scheduler({**PNDM, "_class_name": "DDIMScheduler"}).grid(n)
+    with pytest.raises(ValueError, match="at least 4 steps"):
+        scheduler({**PNDM, "skip_prk_steps": False}).grid(3)
     with pytest.raises(ValueError, match="does not exist"):
         scheduler("nowhere")

@@ -1,14 +1,8 @@
 """diffusers' scheduler configs as a process, what the network predicts, a grid and a solver.
 
-The same steps as theirs, but for these, each on purpose:
-- Steps go from each of the list's times to the next. Theirs of DDIM and PNDM go T // N down whatever the list, which is
-  the same for "leading" spacing, and for "trailing" where N divides T.
-- PNDM combines values of eps whatever the network predicts; theirs combines values of v where it predicts v.
-- No order is lowered towards the end but in a step to clean data. With `lower_order_final` theirs lowers it in the last
-  steps to other ends, too: DPM-Solver++ and DEIS for N < 15, UniPC always, whose order 3 falls to 2 before clean data.
-- A last step from a level to itself, which some lists have, is left out, and with it UniPC's last correction.
-- DPM-Solver++'s order 3 is 3: see `solvers.dpmpp_3m`.
-- DDPM adds no noise in the step to clean data; theirs does with a large variance that ends above its t = 0.
+The numbers are theirs, to rounding: the same times, levels, orders and noise in every step, whatever the config says.
+Where that is not what a paper's method would do, `solvers` has the method. What theirs refuses, or fails at, is a
+ValueError.
 """
 
 from __future__ import annotations
@@ -20,45 +14,57 @@ from typing import Any
 from jaxdiff import parameterize
 from jaxdiff.interop.architecture import Fields
 from jaxdiff.interop.files import read_json
-from jaxdiff.interop.schedulers import exponential, flow, k_diffusion, strides
+from jaxdiff.interop.schedulers import adams, consistency, dpm, flow, k_diffusion, pndm, strides
 from jaxdiff.interop.schedulers.base import FLOW, Sampling
+from jaxdiff.solvers import Solver
 
 __all__ = ["Sampling", "scheduler"]
 
 KINDS: dict[str, Callable[..., Sampling]] = {
+    "DDIMInverseScheduler": strides.ddim_inverse,
+    "DDIMParallelScheduler": strides.ddim,
     "DDIMScheduler": strides.ddim,
+    "DDPMParallelScheduler": strides.ddpm,
     "DDPMScheduler": strides.ddpm,
-    "DEISMultistepScheduler": exponential.deis,
-    "DPMSolverMultistepScheduler": exponential.dpm_multistep,
-    "DPMSolverSinglestepScheduler": exponential.dpm_singlestep,
+    "DEISMultistepScheduler": adams.deis,
+    "DPMSolverMultistepInverseScheduler": dpm.dpm_inverse,
+    "DPMSolverMultistepScheduler": dpm.dpm_multistep,
+    "DPMSolverSDEScheduler": k_diffusion.dpm_sde,
+    "DPMSolverSinglestepScheduler": dpm.dpm_singlestep,
+    "EDMDPMSolverMultistepScheduler": dpm.edm_dpm,
     "EDMEulerScheduler": flow.edm_euler,
     "EulerAncestralDiscreteScheduler": k_diffusion.euler_ancestral,
     "EulerDiscreteScheduler": k_diffusion.euler,
     FLOW: flow.flow_euler,
     "FlowMatchHeunDiscreteScheduler": flow.flow_heun,
     "HeunDiscreteScheduler": k_diffusion.heun,
+    "IPNDMScheduler": pndm.ipndm,
     "KDPM2AncestralDiscreteScheduler": k_diffusion.dpm_2_ancestral,
     "KDPM2DiscreteScheduler": k_diffusion.dpm_2,
-    "LCMScheduler": strides.lcm,
+    "LCMScheduler": consistency.lcm,
     "LMSDiscreteScheduler": k_diffusion.lms,
-    "PNDMScheduler": strides.pndm,
-    "UniPCMultistepScheduler": exponential.unipc,
+    "PNDMScheduler": pndm.pndm,
+    "SASolverScheduler": adams.sa_solver,
+    "TCDScheduler": consistency.tcd,
+    "UniPCMultistepScheduler": adams.unipc,
 }
 
 # Every field that some scheduler of diffusers has. One that a class does not have says nothing to it, as in the
 # reference, and many configs carry some; one that none has is an error.
 FIELDS = [
     "algorithm_type", "base_image_seq_len", "base_shift", "beta_end", "beta_schedule", "beta_start", "clip_sample",
-    "clip_sample_range", "disable_corrector", "dynamic_thresholding_ratio", "euler_at_final", "final_sigmas_type",
-    "flow_shift", "interpolation_type", "invert_sigmas", "lambda_min_clipped", "lower_order_final",
-    "max_image_seq_len", "max_shift", "num_train_timesteps", "original_inference_steps", "predict_x0",
-    "prediction_type", "rescale_betas_zero_snr", "rho", "sample_max_value", "set_alpha_to_one", "shift",
-    "shift_terminal", "sigma_data", "sigma_max", "sigma_min", "sigma_schedule", "skip_prk_steps", "solver_order",
-    "solver_p", "solver_type", "steps_offset", "stochastic_sampling", "thresholding", "time_shift_type",
-    "timestep_scaling", "timestep_spacing", "timestep_type", "trained_betas", "use_beta_sigmas",
-    "use_dynamic_shifting", "use_exponential_sigmas", "use_flow_sigmas", "use_karras_sigmas", "use_lu_lambdas",
-    "variance_type",
+    "clip_sample_range", "corrector_order", "disable_corrector", "dynamic_thresholding_ratio", "euler_at_final",
+    "final_sigmas_type", "flow_shift", "interpolation_type", "invert_sigmas", "lambda_min_clipped",
+    "lower_order_final", "max_image_seq_len", "max_shift", "noise_sampler_seed", "num_train_timesteps",
+    "original_inference_steps", "predict_x0", "prediction_type", "predictor_order", "rescale_betas_zero_snr", "rho",
+    "sample_max_value", "set_alpha_to_one", "set_alpha_to_zero", "shift", "shift_terminal", "sigma_data", "sigma_max",
+    "sigma_min", "sigma_schedule", "skip_prk_steps", "solver_order", "solver_p", "solver_type", "steps_offset",
+    "stochastic_sampling", "tau_func", "tensor_format", "thresholding", "time_shift_type", "timestep_scaling",
+    "timestep_spacing", "timestep_type", "trained_betas", "use_beta_sigmas", "use_dynamic_shifting",
+    "use_exponential_sigmas", "use_flow_sigmas", "use_karras_sigmas", "use_lu_lambdas", "variance_type",
 ]  # fmt: skip
+
+UP = ("clip_sample", "lower_order_final", "predict_x0", "set_alpha_to_one")  # flags that are up by default
 
 
 def scheduler(
@@ -85,10 +91,14 @@ def scheduler(
     kind = config.get("_class_name") if kind is None else kind
     if kind not in KINDS:
         raise ValueError(f"unknown scheduler {kind!r}; there are: {', '.join(sorted(KINDS))}")
-    c = Fields({k: v for k, v in config.items() if k not in defaulted}, kind)
+    # Empty, a flag is down, as theirs is, and another field is the class's default.
+    given = {k: False if v is None and k in UP else v for k, v in config.items() if k not in defaulted}
+    c = Fields({k: v for k, v in given.items() if v is not None}, kind)
     c.skip(*FIELDS)
     made = flow.flow_euler(c, tokens, even) if kind == FLOW else KINDS[kind](c)
     c.done()
+    if isinstance(made.solver, Solver):  # for any number of steps
+        return made._replace(solver=lambda n, solver=made.solver: solver)
     return made
 
 

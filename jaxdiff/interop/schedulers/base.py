@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from math import copysign, exp, log
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -18,14 +19,15 @@ from jaxdiff.processes import Discrete, Process
 from jaxdiff.solvers import Solver
 
 __all__ = [
-    "FLOW", "LAST", "ROWS", "Limit", "Sampling", "clipped", "curve", "free", "noisiest", "rescaled", "row", "spacing",
-    "table", "thresholded", "unit",
+    "FLOW", "LAST", "LEAST", "ROWS", "Limit", "Sampling", "clipped", "curve", "free", "rescaled", "rescaled_within",
+    "row", "spacing", "table", "thresholded", "unit",
 ]  # fmt: skip
 
 Limit = Callable[[Denoiser], Denoiser]
 ROWS = {"epsilon": parameterize.eps, "v_prediction": parameterize.v, "sample": parameterize.x0}
 FLOW = "FlowMatchEulerDiscreteScheduler"
 LAST = 2.0**-24  # the last abar, in place of 0, where sigma / alpha has to be finite
+LEAST = 1e-60  # and where x_0 only has to be beyond its limits, as a quotient by 0 is in theirs
 
 
 class Sampling(NamedTuple):
@@ -33,13 +35,13 @@ class Sampling(NamedTuple):
 
         denoise = limit(denoiser(apply, params, row, cond))
         levels = grid(20)
-        x = sample(denoise, solver, levels, std(levels) * normal, key)
+        x = sample(denoise, solver(20), levels, std(levels) * normal, key)
 
     Attributes:
         process: time -> level.
         row: what the network predicts, and how it is told the level.
-        grid: number of steps -> levels, fields [N + 1]. A last step that goes nowhere, as in some lists, is left out.
-        solver: the steps.
+        grid: number of steps -> levels, fields [N + 1].
+        solver: number of steps -> the solver for that grid.
         std: levels -> the standard deviation of the noise to begin with, which is often not the first level's.
         limit: denoiser -> denoiser, clipped or thresholded where the config says so.
     """
@@ -47,19 +49,35 @@ class Sampling(NamedTuple):
     process: Process
     row: Row
     grid: Callable[[int], Level]
-    solver: Solver
+    solver: Callable[[int], Solver]
     std: Callable[[Level], Array]
     limit: Limit
 
 
-def table(c: Fields, start: float = 0.0001, end: float = 0.02, schedule: str = "linear") -> Discrete:
-    """The table of betas."""
+def table(
+    c: Fields, start: float = 0.0001, end: float = 0.02, schedule: str = "linear", more: tuple[str, ...] = ()
+) -> Discrete:
+    """The table of betas; `more` are schedules of this class beside the three of all."""
     T, given = c.take("num_train_timesteps", 1000), c.take("trained_betas", None)
     start, end = c.take("beta_start", start), c.take("beta_end", end)
-    schedule = c.only("beta_schedule", schedule, "linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
     if given is not None:
+        c.skip("beta_schedule")
         return Discrete.from_betas(np.asarray(given))
+    schedule = c.only("beta_schedule", schedule, "linear", "scaled_linear", "squaredcos_cap_v2", *more)
+    if schedule in ABAR:
+        abar = np.array([ABAR[schedule](t) for t in np.arange(T + 1) / T])
+        return Discrete.from_betas(np.minimum(1 - abar[1:] / abar[:-1], 0.999))
     return Discrete.cosine(T) if schedule == "squaredcos_cap_v2" else getattr(Discrete, schedule)(T, start, end)
+
+
+def _laplace(t: float) -> float:
+    """diffusers' "laplace": the square root of a logistic function of a Laplace distribution's quantile."""
+    log_snr = -0.5 * copysign(1, 0.5 - t) * log(1 - 2 * abs(0.5 - t) + 1e-6)
+    return (exp(log_snr) / (1 + exp(log_snr))) ** 0.5
+
+
+# abar of time in [0, 1], of which a class's betas are the ratios, at most 0.999.
+ABAR = {"laplace": _laplace, "exp": lambda t: exp(-12 * t)}
 
 
 def rescaled(c: Fields, table: Discrete, last: float = 0.0) -> Discrete:
@@ -71,14 +89,20 @@ def rescaled(c: Fields, table: Discrete, last: float = 0.0) -> Discrete:
     return replace(table, alpha=alpha, sigma=sigma)
 
 
+def rescaled_within(c: Fields, table: Discrete, limit: Limit | None) -> Discrete:
+    """With zero terminal SNR if asked for. There a predicted eps gives x_0's sign alone, which will do for a limit."""
+    blind = limit is not None and c.take("prediction_type", "epsilon") == "epsilon"
+    return rescaled(c, table, LEAST if blind else 0.0)
+
+
 def spacing(c: Fields, default: str) -> tuple[str, int]:
     """How times are spaced, and what is added to leading ones."""
     return c.only("timestep_spacing", default, "leading", "trailing", "linspace"), c.take("steps_offset", 0)
 
 
-def row(c: Fields) -> Row:
-    """What the network predicts, with a table's times counted from 0."""
-    return parameterize.indexed(ROWS[c.only("prediction_type", *ROWS)])
+def row(c: Fields, *kinds: str) -> Row:
+    """What the network predicts, one of these kinds or any, with a table's times counted from 0."""
+    return parameterize.indexed(ROWS[c.only("prediction_type", *(kinds or ROWS))])
 
 
 def curve(c: Fields) -> str | None:
@@ -111,8 +135,3 @@ def free(denoise: Denoiser) -> Denoiser:
 def unit(levels: Level) -> Array:
     """The standard deviation of x_t for data of standard deviation 1."""
     return jnp.hypot(levels.alpha[0], levels.sigma[0])
-
-
-def noisiest(levels: Level) -> Array:
-    """That of the noise in x_t."""
-    return levels.sigma[0]

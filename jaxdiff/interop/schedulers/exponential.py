@@ -1,110 +1,148 @@
-"""Schedulers that integrate exponentially in lam: DPM-Solver++, DEIS, UniPC."""
+"""What the exponential integrators' configs share: their lists of levels, and what the network predicts there."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxdiff import solvers
+from jaxdiff import parameterize
 from jaxdiff.interop.architecture import Fields
 from jaxdiff.interop.schedulers import base
-from jaxdiff.interop.schedulers.base import LAST, Sampling
-from jaxdiff.interop.schedulers.lists import bent, check, inner_times, levels, ratio, time_of
+from jaxdiff.interop.schedulers.base import Limit, Sampling
+from jaxdiff.interop.schedulers.lists import bent, check, inner_times, ratio, time_of
+from jaxdiff.interop.schedulers.multistep import Points
 from jaxdiff.levels import Level
-from jaxdiff.processes import Discrete
+from jaxdiff.parameterize import Row, Scalings
+from jaxdiff.processes import Discrete, Flow
 from jaxdiff.solvers import Solver
-from jaxdiff.solvers.base import exponential
 
-__all__ = ["deis", "dpm_multistep", "dpm_singlestep", "unipc"]
+__all__ = ["Lists", "flow_shift", "points_of", "row_of", "sampling", "shifted", "tabled"]
 
-
-def dpm_multistep(c: Fields) -> Sampling:
-    """DPMSolverMultistepScheduler."""
-    algorithm = c.only("algorithm_type", "dpmsolver++", "sde-dpmsolver++", "deis")  # theirs reads "deis" as the first
-    kind, order = c.only("solver_type", "midpoint", "heun", "logrho", "bh1", "bh2"), c.only("solver_order", 2, 1, 3)
-    c.only("variance_type", None)
-    c.only("euler_at_final", False)
-    c.skip("lower_order_final")
-    eta, variant = float(algorithm == "sde-dpmsolver++"), "heun" if kind == "heun" else "midpoint"
-    orders = [solvers.ddim, lambda eta: solvers.dpmpp_2m_sde(eta, variant=variant), solvers.dpmpp_3m_sde]
-    whole = c.take("beta_schedule", "linear") != "squaredcos_cap_v2"
-    return _sampling(c, base.rescaled(c, base.table(c), LAST), orders[order - 1](eta), whole=whole)
+Lists = Callable[[int], tuple[np.ndarray, np.ndarray]]  # N -> (times [N], s [N + 1])
 
 
-def dpm_singlestep(c: Fields) -> Sampling:
-    """DPMSolverSinglestepScheduler."""
-    c.only("algorithm_type", "dpmsolver++", "deis")
-    c.only("solver_type", "midpoint", "logrho", "bh1", "bh2")
-    c.only("solver_order", 2)
-    c.only("variance_type", None)
-    c.only("final_sigmas_type", "zero")
-    c.skip("lower_order_final")  # which theirs is where it ends at clean data
-    return _sampling(c, base.table(c), _pairs(), lists=False)
+def tabled(
+    c: Fields, table: Discrete, *, spaced: bool = True, ends: bool = True, repeats: bool = False, rises: bool = False,
+    whole: tuple[str, ...] = ("karras",),
+) -> Lists:  # fmt: skip
+    """The list of a scheduler with a table: times, counted from 0, and s, which is sigma of a flow, else sigma / alpha.
 
+    Args:
+        c: the config.
+        table: of betas.
+        spaced: whether the spacing can be chosen.
+        ends: whether the list may end at clean data.
+        repeats: whether a list that is a curve or a flow's ends otherwise by repeating its last level, and not at the
+            table's first.
+        rises: whether lists go from the table's first level to its last.
+        whole: the curves whose times are rounded; others are rounded down.
+    """
+    end = c.only("final_sigmas_type", "zero", "sigma_min") if ends else "sigma_min"
+    spacing, offset = base.spacing(c, "linspace") if spaced else ("linspace", 0)
+    flow, shift, curve = c.take("use_flow_sigmas", False), flow_shift(c), base.curve(c)
+    least, s_of = c.take("lambda_min_clipped", -np.inf), ratio(table)
+    last = int(np.sum(-np.log(s_of) >= least))
+    if curve != "karras" and c.take("use_lu_lambdas", False):
+        curve = "lu"
+    first, final = (s_of[0], s_of[last - 1]) if rises else (s_of[-1], s_of[0])
 
-def _pairs() -> Solver:
-    """DPM-Solver++(2S) with every second level of the grid as the inner point of the step between its neighbours."""
-
-    def init(x: Array) -> tuple[Array, Array, Array]:
-        # Where the pair began, x and x0_hat, and its sigma and lam; a pair that is not begun has sigma = 0.
-        return jnp.zeros_like(x), jnp.zeros_like(x), jnp.zeros(2, x.dtype)
-
-    def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
-        begun, first, (sigma, lam) = state
-        x0 = denoise(x, cur)
-        alone = exponential(x, x0, cur, nxt)
-        second = (sigma > 0) & (nxt.sigma > 0)  # to clean data the order is 1
-        lam = jnp.where(second, lam, cur.lam - 1)
-        h = jnp.where(second, nxt.lam, cur.lam) - lam
-        slope = 0.5 * h / (cur.lam - lam) * (x0 - first)
-        start = cur._replace(sigma=jnp.where(second, sigma, 1))
-        paired = nxt.sigma / start.sigma * begun - nxt.alpha * jnp.expm1(-h) * (first + slope)
-        here = jnp.where(second, 0, jnp.stack([cur.sigma, cur.lam]))
-        return jnp.where(second, paired, alone), (x, x0, here)
-
-    return Solver(init, step, order=2)
-
-
-def deis(c: Fields) -> Sampling:
-    """DEISMultistepScheduler."""
-    c.skip("algorithm_type", "solver_type", "lower_order_final")  # theirs knows one of each
-    return _sampling(c, base.table(c), solvers.deis(c.only("solver_order", 2, 1, 3)), to_clean=False)
-
-
-def unipc(c: Fields) -> Sampling:
-    """UniPCMultistepScheduler."""
-    kind = c.only("solver_type", "bh2", "bh1", "midpoint", "heun", "logrho")
-    c.only("predict_x0", True)
-    c.only("disable_corrector", (), None)
-    c.only("solver_p", None)
-    c.skip("lower_order_final", "sigma_min", "sigma_max")
-    solver = solvers.unipc(c.take("solver_order", 2), "bh1" if kind == "bh1" else "bh2")
-    return _sampling(c, base.rescaled(c, base.table(c), LAST), solver)
-
-
-def _sampling(
-    c: Fields, table: Discrete, solver: Solver, *, lists: bool = True, to_clean: bool | None = None, whole: bool = True,
-) -> Sampling:  # fmt: skip
-    for name in ("use_lu_lambdas", "use_flow_sigmas", "use_dynamic_shifting"):
-        c.only(name, False)
-    curve, limit = base.curve(c), base.thresholded(c) or base.free
-    spacing, offset = base.spacing(c, "linspace") if lists else ("linspace", 0)
-    if to_clean is None:
-        to_clean = c.only("final_sigmas_type", "zero", "sigma_min") == "zero"
-    least = c.take("lambda_min_clipped", -np.inf)
-    last = int(np.sum(-np.log(ratio(table)) >= least))
-
-    def grid(n: int) -> Level:
-        check(n, table.T - 1)
-        if curve:
-            s = bent(curve, n, ratio(table)[-1], ratio(table)[0])
+    def list_of(n: int) -> tuple[np.ndarray, np.ndarray]:
+        check(n, table.T)
+        if curve:  # in s = exp(-lam), Lu et al.'s curve is the exponential one
+            s = bent("exponential" if curve == "lu" else curve, n, first, s_of[-1] if rises else s_of[0])
             t = time_of(table, s)
-            t = np.round(t) if whole and curve == "karras" else np.floor(t)
+            t = np.round(t) if curve in whole else t
+        elif flow:
+            s = shifted(1 - np.linspace(1, 1 / table.T, n + 1), shift)[:0:-1]
+            t = s * table.T
         else:
-            t = inner_times(table.T, n, spacing, offset, last)
-            s = np.interp(t, np.arange(table.T), ratio(table))
-        t, s = np.append(t, -1 if to_clean else 0), np.append(s, 0 if to_clean else ratio(table)[0])
-        return levels(t + 1, 1 / np.hypot(1, s), s / np.hypot(1, s))
+            t = inner_times(table.T, n, spacing, offset, last, rises=rises)
+            s = np.interp(t, np.arange(table.T), s_of)
+        kept = s[-1] if repeats and (curve or flow) else final
+        s = np.append(s, 0.0 if end == "zero" else kept)
+        if rises:  # each time once, which leaves the last levels out
+            t = t[np.sort(np.unique(t, return_index=True)[1])]
+        return np.floor(t), s[: len(t) + 1]
 
-    return Sampling(table, base.row(c), grid, solver, base.unit, limit)
+    return list_of
+
+
+def flow_shift(c: Fields) -> float:
+    """The shift of a flow's times."""
+    c.skip("use_dynamic_shifting", "time_shift_type")  # of a shift that is given with the number of steps
+    return c.take("flow_shift", 1.0)
+
+
+def shifted(s: np.ndarray, shift: float) -> np.ndarray:
+    """Esser et al. 2024 (arXiv:2403.03206), eq. 23."""
+    return shift * s / (1 + (shift - 1) * s)
+
+
+def points_of(table: Discrete, flow: bool, t: np.ndarray, s: np.ndarray) -> Points:
+    """The list's levels.
+
+    Args:
+        table: of betas.
+        flow: whether s is sigma, and alpha = 1 - sigma; else it is sigma / alpha where variance is preserved.
+        t: [N], times as the network is told them.
+        s: [N + 1].
+    """
+    if flow:
+        return Points(np.append(t / table.T, s[-1]), 1 - s, s)
+    end = time_of(table, s[-1:]) if s[-1] > 0 else [-1]
+    return Points(np.append(t, end) + 1, 1 / np.sqrt(1 + s**2), s / np.sqrt(1 + s**2))
+
+
+def row_of(c: Fields, table: Discrete, flow: bool, of_noise: bool) -> Row:
+    """What the network predicts. Away from the path that they belong to, predictions are what the schedulers take
+    them for: a v where alpha = 1 - sigma, or a flow's velocity in x = alpha (x_0 + s eps)."""
+    predicted = c.only("prediction_type", *base.ROWS, "flow_prediction")
+    if of_noise and predicted == "flow_prediction":
+        raise ValueError("flow_prediction is a prediction of x_0, and this algorithm needs one of the noise")
+    if not flow and predicted != "flow_prediction":
+        return parameterize.indexed(base.ROWS[predicted])
+
+    def v(level: Level) -> Scalings:
+        skip = (1 - level.sigma**2) / level.alpha if of_noise else level.alpha
+        return Scalings(skip, -level.sigma, jnp.ones_like(skip), level.t)
+
+    def velocity(level: Level) -> Scalings:
+        one = jnp.ones_like(level.sigma)
+        return Scalings(one, -level.sigma if flow else -level.sigma / level.alpha, one, level.t)
+
+    row = {"v_prediction": v, "flow_prediction": velocity}.get(predicted) or base.ROWS[predicted]
+    return parameterize.conditioned(row, lambda level: table.T * level.t if flow else level.t - 1)
+
+
+def sampling(
+    c: Fields, table: Discrete, list_of: Lists, solver: Callable[[Points], Solver], *, of_noise: bool = False,
+    limit: Limit | None = None,
+) -> Sampling:  # fmt: skip
+    """What the config makes.
+
+    Args:
+        c: the config.
+        table: of betas.
+        list_of: see `tabled`.
+        solver: the list -> the solver that is made for it.
+        of_noise: whether the answers that are combined are eps_hat.
+        limit: in place of the config's thresholding.
+    """
+    c.only("variance_type", None, "learned", "learned_range")  # the network's variance is not used
+    flow = c.take("use_flow_sigmas", False)
+    points = lambda n: points_of(table, flow, *list_of(n))  # noqa: E731
+    return Sampling(
+        process=Flow() if flow else table,
+        row=row_of(c, table, flow, of_noise),
+        grid=lambda n: points(n).levels(),
+        solver=lambda n: solver(points(n)),
+        std=_one,
+        limit=limit or base.thresholded(c) or base.free,
+    )
+
+
+def _one(levels: Level) -> Array:
+    return jnp.ones_like(levels.sigma[0])

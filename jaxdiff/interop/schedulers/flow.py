@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import exp
 
+import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from jaxdiff import parameterize, solvers
 from jaxdiff.interop.architecture import Fields
 from jaxdiff.interop.schedulers import base
 from jaxdiff.interop.schedulers.base import Sampling
 from jaxdiff.interop.schedulers.lists import bent, check, karras, levels
-from jaxdiff.levels import Level
-from jaxdiff.parameterize import Scalings
+from jaxdiff.levels import Level, from_x0
+from jaxdiff.noise import normal_like
+from jaxdiff.parameterize import Row, Scalings
 from jaxdiff.processes import EDM, Flow
+from jaxdiff.solvers import Solver
+from jaxdiff.solvers.base import stateless
 
 __all__ = ["edm_euler", "flow_euler", "flow_heun"]
 
@@ -22,31 +27,47 @@ __all__ = ["edm_euler", "flow_euler", "flow_heun"]
 def flow_euler(c: Fields, tokens: int | None, even: bool) -> Sampling:
     """FlowMatchEulerDiscreteScheduler; see `scheduler` for the arguments."""
     T, shift, dynamic = c.take("num_train_timesteps", 1000), c.take("shift", 1.0), c.take("use_dynamic_shifting", False)
-    low, high = c.take("base_shift", 0.5), c.take("max_shift", 1.15)
-    few, many = c.take("base_image_seq_len", 256), c.take("max_image_seq_len", 4096)
-    kind, curve, end = c.only("time_shift_type", "exponential", "linear"), base.curve(c), c.take("shift_terminal", None)
-    c.only("invert_sigmas", False)
+    curve, end = base.curve(c), c.take("shift_terminal", None)
+    low, high, inverted = c.take("sigma_min", None), c.take("sigma_max", None), c.take("invert_sigmas", False)
     last = 1 / T if dynamic else _shifted(1 / T, shift)
-    if dynamic:
-        if tokens is None:
-            raise ValueError(f"{base.FLOW} with use_dynamic_shifting needs tokens, the number of an image's tokens")
-        mu = low + (high - low) * (tokens - few) / (many - few)
-        shift = exp(mu) if kind == "exponential" else mu
+    shift = _dynamic(c, tokens) if dynamic else shift
 
     def list_of(n: int) -> np.ndarray:
         s = _shifted(np.linspace(1, 1 / n if even else last, n), shift)
+        if end and n == 1:
+            raise ValueError(f"{base.FLOW}: shift_terminal is of the last of at least 2 times, got 1 step")
         if end:
             s = 1 - (1 - s) * (1 - end) / (1 - s[-1])
-        return bent(curve, n, s[0], s[-1]) if curve else s
+        return bent(curve, n, high or s[0], low or s[-1]) if curve else s
 
-    solver = solvers.consistency() if c.take("stochastic_sampling", False) else solvers.euler()
-    return _flow(T, list_of)._replace(solver=solver)
+    solver = _renoising(inverted) if c.take("stochastic_sampling", False) else solvers.euler()
+    return _flow(T, list_of, solver, inverted=inverted)
+
+
+def _dynamic(c: Fields, tokens: int | None) -> float:
+    low, high = c.take("base_shift", 0.5), c.take("max_shift", 1.15)
+    few, many = c.take("base_image_seq_len", 256), c.take("max_image_seq_len", 4096)
+    if tokens is None:
+        raise ValueError(f"{base.FLOW} with use_dynamic_shifting needs tokens, the number of an image's tokens")
+    mu = low + (high - low) * (tokens - few) / (many - few)
+    return exp(mu) if c.only("time_shift_type", "exponential", "linear") == "exponential" else mu
+
+
+def _renoising(inverted: bool) -> Solver:
+    """The end of the flow where x has no noise, and noise again; theirs of inverted times keeps the other end."""
+
+    def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
+        x0, eps = from_x0(denoise(x, cur), x, cur)
+        z = normal_like(key, x)
+        return nxt.sigma * eps + nxt.alpha * z if inverted else nxt.alpha * x0 + nxt.sigma * z, state
+
+    return Solver(stateless, step, order=None, stochastic=True)
 
 
 def flow_heun(c: Fields) -> Sampling:
     """FlowMatchHeunDiscreteScheduler."""
     T, shift = c.take("num_train_timesteps", 1000), c.take("shift", 1.0)
-    return _flow(T, lambda n: _shifted(np.linspace(1, _shifted(1 / T, shift), n), shift))
+    return _flow(T, lambda n: _shifted(np.linspace(1, _shifted(1 / T, shift), n), shift), solvers.heun())
 
 
 def _shifted(s, shift: float):
@@ -54,14 +75,28 @@ def _shifted(s, shift: float):
     return shift * s / (1 + (shift - 1) * s)
 
 
-def _flow(T: int, list_of: Callable[[int], np.ndarray]) -> Sampling:
+def _flow(T: int, list_of: Callable[[int], np.ndarray], solver: Solver, *, inverted: bool = False) -> Sampling:
+    """The flow of these times; inverted, the network counts them from noise to data, and predicts x_0 - eps."""
+
     def grid(n: int) -> Level:
-        check(n, T)
+        check(n, None)
         s = np.append(list_of(n), 0)
         return levels(s, 1 - s, s)
 
-    row = parameterize.conditioned(parameterize.velocity, lambda level: T * level.t)
-    return Sampling(Flow(), row, grid, solvers.heun(), base.noisiest, base.free)
+    row = parameterize.conditioned(parameterize.velocity, lambda level: T * (level.alpha if inverted else level.t))
+    return Sampling(Flow(), _negated(row) if inverted else row, grid, solver._replace(falling=False), _one, base.free)
+
+
+def _one(levels: Level) -> Array:
+    return jnp.ones_like(levels.sigma[0])
+
+
+def _negated(row: Row) -> Row:
+    def negated(level: Level) -> Scalings:
+        s = row(level)
+        return s._replace(out=-s.out)
+
+    return negated
 
 
 def edm_euler(c: Fields) -> Sampling:
@@ -73,16 +108,16 @@ def edm_euler(c: Fields) -> Sampling:
     )
     to_clean = c.only("final_sigmas_type", "zero", "sigma_min") == "zero"
     c.skip("num_train_timesteps")
-    inner = parameterize.edm(c.take("sigma_data", 0.5))
-
-    def row(level: Level) -> Scalings:
-        s = inner(level)
-        return s if predicted == "epsilon" else s._replace(out=-s.out)
+    row = parameterize.edm(c.take("sigma_data", 0.5))
 
     def grid(n: int) -> Level:
         check(n, None)
-        s = karras(n, high, low, rho) if kind == "karras" else np.geomspace(high, low, n)
+        s = karras(n, high, low, rho) if kind == "karras" else np.exp(np.linspace(np.log(low), np.log(high), n))[::-1]
         s = np.append(s, 0 if to_clean else s[-1])
         return levels(s, np.ones_like(s), s)
 
-    return Sampling(EDM(), row, grid, solvers.euler(), base.unit, base.free)
+    def std(levels: Level) -> Array:
+        return jnp.asarray(np.hypot(1, high), levels.sigma.dtype)
+
+    solver = solvers.euler()._replace(falling=False)
+    return Sampling(EDM(), row if predicted == "epsilon" else _negated(row), grid, solver, std, base.free)

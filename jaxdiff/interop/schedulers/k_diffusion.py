@@ -2,86 +2,182 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from jaxdiff import parameterize, solvers
 from jaxdiff.interop.architecture import Fields
-from jaxdiff.interop.schedulers import base
+from jaxdiff.interop.schedulers import base, two_stage
 from jaxdiff.interop.schedulers.base import LAST, Limit, Sampling
 from jaxdiff.interop.schedulers.lists import bent, check, levels, ratio, time_of, times
-from jaxdiff.levels import Level
-from jaxdiff.parameterize import Scalings
+from jaxdiff.levels import Level, from_x0
+from jaxdiff.parameterize import Row, Scalings
 from jaxdiff.processes import Discrete
 from jaxdiff.solvers import Solver
+from jaxdiff.solvers.base import push
 
-__all__ = ["dpm_2", "dpm_2_ancestral", "euler", "euler_ancestral", "heun", "lms"]
+__all__ = ["dpm_2", "dpm_2_ancestral", "dpm_sde", "euler", "euler_ancestral", "heun", "lms"]
+
+TOLD_SIGMA = ("continuous", "v_prediction")  # for other predictions theirs tells the time all the same
+TWO = ("epsilon", "v_prediction")
 
 
 def euler(c: Fields) -> Sampling:
     """EulerDiscreteScheduler."""
-    c.only("interpolation_type", "linear")
-    told, predicted = c.only("timestep_type", "discrete", "continuous"), c.take("prediction_type", "epsilon")
-    ends = c.take("sigma_min", None), c.take("sigma_max", None)
+    kind = c.take("prediction_type", "epsilon")
+    row = base.row(c, *base.ROWS, "original_sample")
     to_clean = c.only("final_sigmas_type", "zero", "sigma_min") == "zero"
     table = base.rescaled(c, base.table(c), LAST)
-    made = _sampling(c, table, solvers.euler(), base.curve(c), ends=ends, to_clean=to_clean)
-    if told == "continuous" and predicted == "v_prediction":  # for other predictions theirs tells the time all the same
+    straight = c.only("interpolation_type", "linear", "log_linear") == "log_linear"
+    curve = base.curve(c)
+    last = 0.0 if to_clean else ratio(table)[0]
+
+    def list_of(n: int) -> tuple[np.ndarray, np.ndarray]:
+        t, s = of_times(n)
+        if straight and curve is None:  # N + 1 values, of which theirs goes to the last, whatever is said of the end
+            return t, np.exp(np.linspace(np.log(ratio(table)[-1]), np.log(ratio(table)[0]), len(t) + 1))
+        return t, np.append(s, last)
+
+    of_times = _lists(c, table, curve, whole_range=straight)
+    made = _sampling(c, table, list_of, solvers.euler()._replace(falling=False), row=row)
+    if (c.only("timestep_type", "discrete", "continuous"), kind) == TOLD_SIGMA:
         return made._replace(row=parameterize.conditioned(made.row, lambda level: -level.lam / 4))
     return made
 
 
 def euler_ancestral(c: Fields) -> Sampling:
     """EulerAncestralDiscreteScheduler."""
-    return _sampling(c, base.rescaled(c, base.table(c), LAST), solvers.euler_ancestral())
+    table = base.rescaled(c, base.table(c), LAST)
+    solver = solvers.euler_ancestral()._replace(falling=False)
+    return _sampling(c, table, _to_clean(_lists(c, table, None)), solver, row=base.row(c, *TWO))
 
 
 def lms(c: Fields) -> Sampling:
     """LMSDiscreteScheduler."""
-    return _sampling(c, base.table(c), solvers.lms(), base.curve(c))
+    table, curve = base.table(c), base.curve(c)
+    list_of = _to_clean(_lists(c, table, curve, ends=curve != "karras"))
+    return _sampling(c, table, list_of, lambda n: _lms(list_of(n)[1]), row=base.row(c))
+
+
+def _lms(s: np.ndarray) -> Solver:
+    """Adams and Bashforth's method with the list's own steps; `s` is its N + 1 values of sigma.
+
+    The order grows with the place in the list. Begun in the middle it is full at once, and the answers it lacks are 0.
+    """
+    half, middle = 0.5 * np.diff(s), 0.5 * (s[1:] + s[:-1])
+    table = np.zeros((len(half), 4))
+    for i in range(len(half)):
+        nodes = s[i - np.arange(min(i + 1, 4))]
+        for at in middle[i] + half[i] / 3**0.5 * np.array([-1, 1]):  # Gauss and Legendre's points, exact for a cubic
+            for j, node in enumerate(nodes):
+                others = np.delete(nodes, j)
+                with np.errstate(divide="ignore", invalid="ignore"):
+                    table[i, j] += half[i] * np.prod((at - others) / (node - others))
+
+    def init(x: Array) -> Array:
+        return jnp.zeros((3, *x.shape), x.dtype)
+
+    def step(denoise, key: Array, x: Array, past: Array, cur: Level, nxt: Level):
+        w = jnp.asarray(table, x.dtype)[jnp.argmin(jnp.abs(jnp.asarray(s[:-1], x.dtype) - cur.sigma))]
+        eps = from_x0(denoise(x, cur), x, cur).eps
+        return x + w[0] * eps + jnp.tensordot(w[1:], past, 1, precision="highest"), push(past, eps)
+
+    return Solver(init, step, order=4, falling=False)
 
 
 def heun(c: Fields) -> Sampling:
     """HeunDiscreteScheduler."""
+    table = base.table(c, 0.00085, 0.012, more=("exp",))
+    list_of = _to_clean(_lists(c, table, base.curve(c)))
     limit = base.clipped(c, False) or base.free
-    return _sampling(c, base.table(c, 0.00085, 0.012), solvers.heun(), base.curve(c), limit=limit)
+    return _sampling(c, table, list_of, solvers.heun()._replace(falling=False), row=base.row(c), limit=limit)
 
 
 def dpm_2(c: Fields) -> Sampling:
     """KDPM2DiscreteScheduler."""
-    table = base.table(c, 0.00085, 0.012)
-    return _sampling(c, table, solvers.dpm_2(table), base.curve(c), whole=True)
+    return _two_stage(c, lambda table: two_stage.midpoint(table, ancestral=False))
 
 
 def dpm_2_ancestral(c: Fields) -> Sampling:
     """KDPM2AncestralDiscreteScheduler."""
-    table = base.table(c, 0.00085, 0.012)
-    return _sampling(c, table, solvers.dpm_2_ancestral(process=table), base.curve(c), whole=True)
+    return _two_stage(c, lambda table: two_stage.midpoint(table, ancestral=True))
+
+
+def dpm_sde(c: Fields) -> Sampling:
+    """DPMSolverSDEScheduler. A seed for its noise says nothing: the noise is the sampler's."""
+    c.skip("noise_sampler_seed")
+    return _two_stage(c, two_stage.sde, ends=False)
+
+
+def _two_stage(c: Fields, solver_of: Callable[[Discrete], Solver], *, ends: bool = True) -> Sampling:
+    table, curve = base.table(c, 0.00085, 0.012), base.curve(c)
+    of_times = _lists(c, table, curve, ends=ends or curve != "karras")
+
+    def list_of(n: int) -> tuple[np.ndarray, np.ndarray]:
+        t, s = of_times(n)
+        return np.round(t) if curve == "karras" and ends else t, np.append(s, 0)
+
+    return _sampling(c, table, list_of, solver_of(table), row=base.row(c, *TWO))
+
+
+def _lists(
+    c: Fields, table: Discrete, curve: str | None, *, ends: bool = True, whole_range: bool = False
+) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
+    """N -> the times that the network is told, and sigma there.
+
+    Args:
+        c: the fields.
+        table: the table.
+        curve: by what formula sigma runs, see `base.curve`.
+        ends: whether sigma_min and sigma_max, where given, are a curve's ends.
+        whole_range: whether they are otherwise those of the table, not of its part that the times say.
+    """
+    T, (spacing, offset) = c.take("num_train_timesteps", 1000), base.spacing(c, "linspace")
+    low, high = c.take("sigma_min", None), c.take("sigma_max", None)
+
+    def list_of(n: int) -> tuple[np.ndarray, np.ndarray]:
+        check(n, None)
+        t = times(T, n, spacing, offset)
+        s = np.interp(t, np.arange(table.T), ratio(table))
+        if curve is None:
+            return t, s
+        first, last = ratio(table)[[-1, 0]] if whole_range else s[[0, -1]]
+        first, last = (own if given is None or not ends else given for own, given in ((first, high), (last, low)))
+        s = bent(curve, n, first, last)
+        return time_of(table, s), s
+
+    return list_of
+
+
+def _to_clean(list_of: Callable[[int], tuple[np.ndarray, np.ndarray]]):
+    def whole(n: int) -> tuple[np.ndarray, np.ndarray]:
+        t, s = list_of(n)
+        return t, np.append(s, 0)
+
+    return whole
 
 
 def _sampling(
-    c: Fields, table: Discrete, solver: Solver, curve: str | None = None, *, whole: bool = False,
-    limit: Limit = base.free, ends: tuple[float | None, float | None] = (None, None), to_clean: bool = True,
+    c: Fields, table: Discrete, list_of: Callable[[int], tuple[np.ndarray, np.ndarray]],
+    solver: Solver | Callable[[int], Solver], *, row: Row, limit: Limit = base.free,
 ) -> Sampling:  # fmt: skip
-    spacing, offset = base.spacing(c, "linspace")
-    inner = base.row(c)
+    """The sampling of lists of N times and N + 1 values of sigma."""
 
-    def row(level: Level) -> Scalings:
+    def scaled(level: Level) -> Scalings:
         r = jnp.hypot(level.alpha, level.sigma)
-        s = inner(Level(level.t, level.alpha / r, level.sigma / r))
+        s = row(Level(level.t, level.alpha / r, level.sigma / r))
         return s._replace(skip=s.skip / r, inp=s.inp / r)
 
     def grid(n: int) -> Level:
-        check(n, table.T)
-        t = times(table.T, n, spacing, offset)
-        s = np.interp(t, np.arange(table.T), ratio(table))
-        if curve:
-            low, high = (given or own for given, own in zip(ends, (s[-1], s[0]), strict=True))
-            s = bent(curve, n, high, low)
-            t = time_of(table, s)
-            t = np.round(t) if whole and curve == "karras" else t
-        t, s = np.append(t, -1 if to_clean else 0), np.append(s, 0 if to_clean else ratio(table)[0])
-        return levels(t + 1, np.ones_like(s), s)
+        t, s = list_of(n)
+        end = -1 if s[-1] == 0 else 0
+        return levels(np.append(t, end) + 1, np.ones_like(s), s)
 
-    std = base.unit if spacing == "leading" else base.noisiest
-    return Sampling(table, row, grid, solver, std, limit)
+    def std(levels: Level) -> Array:
+        most = jnp.max(levels.sigma)
+        return jnp.hypot(jnp.ones_like(most), most) if base.spacing(c, "linspace")[0] == "leading" else most
+
+    return Sampling(table, scaled, grid, solver, std, limit)

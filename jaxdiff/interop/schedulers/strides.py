@@ -1,4 +1,4 @@
-"""Schedulers on whole times of a table: DDPM, DDIM, PNDM, LCM."""
+"""Schedulers on whole times of a table: DDPM, DDIM and its inverse."""
 
 from __future__ import annotations
 
@@ -8,85 +8,149 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxdiff import solvers
 from jaxdiff.interop.architecture import Fields
 from jaxdiff.interop.schedulers import base
 from jaxdiff.interop.schedulers.base import Limit, Sampling
-from jaxdiff.interop.schedulers.lists import check, levels, times
-from jaxdiff.levels import Level
+from jaxdiff.interop.schedulers.lists import check, end_of, levels, lookup, of_table, times
+from jaxdiff.levels import Level, clean, from_x0, gained, posterior
+from jaxdiff.noise import normal_like
 from jaxdiff.parameterize import Scalings
 from jaxdiff.processes import Discrete
 from jaxdiff.solvers import Solver
+from jaxdiff.solvers.base import stateless
 
-__all__ = ["ddim", "ddpm", "lcm", "pndm"]
+__all__ = ["ddim", "ddim_inverse", "ddpm"]
 
 
 def ddpm(c: Fields) -> Sampling:
     """DDPMScheduler."""
-    table, limit = base.rescaled(c, base.table(c)), base.thresholded(c) or base.clipped(c, True) or base.free
-    variance = c.only("variance_type", "fixed_small", "fixed_small_log", "fixed_large", "learned_range")
-    solver = solvers.ddpm({"fixed_large": "large", "learned_range": "learned"}.get(variance, "small"))
-    return Sampling(table, base.row(c), _grid(c, table, True), solver, base.unit, limit)
+    limit = base.thresholded(c) or base.clipped(c, True)
+    table = base.rescaled_within(c, base.table(c, more=("sigmoid", "laplace")), limit)
+    variance = c.only("variance_type", "fixed_small", "fixed_small_log", "fixed_large", "learned", "learned_range")
+    list_of, end = _whole_times(c, table), end_of(table, True)
+    grid = lambda n: of_table(table, list_of(n), end)  # noqa: E731
+    return Sampling(table, base.row(c), grid, _ddpm(variance), base.unit, limit or base.free)
+
+
+def _ddpm(variance: str) -> Solver:
+    """Ancestral sampling. The small variance is at least 1e-20; and there is noise in each step that does not begin at
+    the first time, in the one to clean data too, where it is the large variance's."""
+
+    def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
+        nxt = Level(*(jnp.where(nxt.t > 0, a, b) for a, b in zip(nxt, clean(nxt), strict=True)))
+        x0 = denoise(x, cur)
+        if variance.startswith("learned"):
+            x0, frac = x0
+        mean, std = posterior(x0, x, cur, nxt)
+        small = jnp.maximum(jnp.square(std), 1e-20)
+        large = jnp.square(cur.sigma) * gained(cur, nxt)
+        if variance == "learned_range":
+            of_noise = jnp.exp(0.5 * (frac * jnp.log(large) + (1 - frac) * jnp.log(small)))
+        else:  # "learned" is the variance itself, of which frac is half, and a half
+            kinds = {"fixed_large": large, "learned": 2 * frac - 1 if variance == "learned" else 0}
+            of_noise = jnp.sqrt(kinds.get(variance, small))
+        return mean + jnp.where(cur.t > 1, of_noise, 0) * normal_like(key, x), state
+
+    return Solver(stateless, step, stochastic=True, falling=False)
 
 
 def ddim(c: Fields) -> Sampling:
-    """DDIMScheduler."""
-    table, limit = base.rescaled(c, base.table(c)), base.thresholded(c) or base.clipped(c, True)
-    grid = _grid(c, table, c.take("set_alpha_to_one", True))
-    solver = solvers.ddim() if limit is None else _limited_ddim(limit)
+    """DDIMScheduler: from each time of its list T // N down, wherever the next one is."""
+    limit = base.thresholded(c) or base.clipped(c, True)
+    table = base.rescaled_within(c, base.table(c), limit)
+    T, list_of = c.take("num_train_timesteps", 1000), _whole_times(c, table)
+    end = end_of(table, c.take("set_alpha_to_one", True))
+    to = lookup(table, end)
+
+    def grid(n: int) -> Level:
+        return of_table(table, list_of(n), end)
+
+    def solver(n: int) -> Solver:
+        return _stepping(lambda cur: to(cur.t - 1 - T // n), limit)
+
     return Sampling(table, base.row(c), grid, solver, base.unit, base.free)
 
 
-def _limited_ddim(limit: Limit) -> Solver:
-    """DDIM whose eps is the network's, not that of x_0 after it has been limited."""
-    free = solvers.ddim()
+def _stepping(to: Callable[[Level], Level], limit: Limit | None) -> Solver:
+    """DDIM to a level that is not the grid's next. Its eps is the network's, not that of x_0 after it was limited."""
 
     def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
-        x0 = denoise(x, cur)
-        moved, state = free.step(lambda x, level: x0, key, x, state, cur, nxt)
-        return moved + nxt.alpha * (limit(lambda x, level: x0)(x, cur) - x0), state
+        x0, eps = from_x0(denoise(x, cur), x, cur)
+        return _arrive(to(cur), _limited(limit, x0, x, cur), eps), state
 
-    return free._replace(step=step)
-
-
-def pndm(c: Fields) -> Sampling:
-    """PNDMScheduler."""
-    table = base.table(c)
-    grid = _grid(c, table, c.take("set_alpha_to_one", False))
-    solver = solvers.plms() if c.take("skip_prk_steps", False) else solvers.pndm(table)
-    return Sampling(table, base.row(c), grid, solver, base.unit, base.free)
+    return Solver(stateless, step, falling=False)
 
 
-def lcm(c: Fields) -> Sampling:
-    """LCMScheduler."""
-    table, inner = base.rescaled(c, base.table(c, 0.00085, 0.012, "scaled_linear")), base.row(c)
-    k, scaling = table.T // c.take("original_inference_steps", 50), c.take("timestep_scaling", 10.0)
-    c.only("clip_sample", False)
-    c.only("thresholding", False)
+def _limited(limit: Limit | None, x0: Array, x: Array, level: Level) -> Array:
+    return x0 if limit is None else limit(lambda x, level: x0)(x, level)
 
-    def row(level: Level) -> Scalings:
-        """A consistency function: x itself at the first time (Luo et al. 2023, arXiv:2310.04378, section 4.1)."""
-        s, t = inner(level), scaling * (level.t - 1)
-        skip, out = 0.25 / (t**2 + 0.25), t / jnp.sqrt(t**2 + 0.25)
-        return s._replace(skip=out * s.skip + skip, out=out * s.out)
+
+def _arrive(level: Level, x0: Array, eps: Array) -> Array:
+    return level.alpha.astype(x0.dtype) * x0 + level.sigma.astype(x0.dtype) * eps
+
+
+def ddim_inverse(c: Fields) -> Sampling:
+    """DDIMInverseScheduler, which rises to each time of its list from T // N below.
+
+    Its first x may be clean data, where x_0 says nothing of eps. So `row` takes what the network answers as it is, and
+    the solver knows what it means.
+    """
+    table, limit = base.rescaled(c, base.table(c)), base.clipped(c, True)
+    T, from_clean = c.take("num_train_timesteps", 1000), c.take("set_alpha_to_one", True)
+    from_clean = c.take("set_alpha_to_zero", from_clean)  # its name in older versions
+    c.only("timestep_spacing", "leading", "trailing")
+    list_of = _whole_times(c, table)
+    kind = c.only("prediction_type", *base.ROWS)
+    begin = end_of(table, from_clean)
+    at_time = lookup(table, begin)
 
     def grid(n: int) -> Level:
-        check(n, table.T // k)
-        learned = k * np.arange(table.T // k, 0, -1) - 1
-        t = np.append(learned[np.floor(np.linspace(0, len(learned), n, endpoint=False)).astype(int)], -1)
-        return levels(t + 1, table.alpha[t + 1], table.sigma[t + 1])
+        t = list_of(n)[::-1]
+        at = np.append(np.minimum(t - T // n, T - 1), t[-1]) + 1
+        if np.any(at <= 0) and from_clean and kind == "sample":
+            raise ValueError("DDIMInverseScheduler begins at clean data, where a predicted sample says nothing of eps")
+        alpha, sigma = (
+            np.where(at > 0, a[np.maximum(at, 0)], first)
+            for a, first in zip((table.alpha, table.sigma), begin[1:], strict=True)
+        )
+        return levels(np.append(t, t[-1]) + 1, alpha, sigma)
 
-    return Sampling(table, row, grid, solvers.consistency(), base.unit, base.free)
+    def solver(n: int) -> Solver:
+        def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
+            F, cur, nxt = denoise(x, cur), at_time(jnp.minimum(cur.t - 1 - T // n, T - 1)), at_time(cur.t - 1)
+            x0, eps = _meant(kind, F, x, cur)
+            return _arrive(nxt, _limited(limit, x0, x, cur), eps), state
+
+        return Solver(stateless, step, falling=False)
+
+    return Sampling(table, _as_it_is, grid, solver, base.unit, base.free)
 
 
-def _grid(c: Fields, table: Discrete, to_clean: bool) -> Callable[[int], Level]:
+def _as_it_is(level: Level) -> Scalings:
+    one = jnp.ones_like(level.alpha)
+    return Scalings(jnp.zeros_like(one), one, one, level.t - 1)
+
+
+def _meant(kind: str, F: Array, x: Array, level: Level) -> tuple[Array, Array]:
+    """x_0 and eps of what a network predicts."""
+    alpha, sigma = (field.astype(x.dtype) for field in level[1:])
+    if kind == "epsilon":
+        return (x - sigma * F) / alpha, F
+    if kind == "sample":
+        return F, (x - alpha * F) / sigma
+    return alpha * x - sigma * F, sigma * x + alpha * F
+
+
+def _whole_times(c: Fields, table: Discrete) -> Callable[[int], np.ndarray]:
+    """The list of times, counted from 0; -1, which rounding may append, is the table's last for the network."""
     spacing, offset = base.spacing(c, "leading")
+    T = c.take("num_train_timesteps", 1000)
 
-    def grid(n: int) -> Level:
-        check(n, table.T)
-        t = np.append(np.round(times(table.T, n, spacing, offset)), -1 if to_clean else 0).astype(int)
+    def list_of(n: int) -> np.ndarray:
+        check(n, T)
+        t = np.round(times(T, n, spacing, offset)).astype(int)
         if t[0] >= table.T:
-            raise ValueError(f"steps_offset {offset} leads {n} steps beyond the last of {table.T} times")
-        return levels(t + 1, table.alpha[t + 1], table.sigma[t + 1])
+            raise ValueError(f"{n} steps and steps_offset {offset} begin at {t[0]}, beyond a table of {table.T} times")
+        return t
 
-    return grid
+    return list_of

@@ -1,0 +1,160 @@
+"""Multistep methods with exact integrals: DEIS, UniPC and SA-Solver."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jaxdiff.interop.architecture import Fields
+from jaxdiff.interop.schedulers import base
+from jaxdiff.interop.schedulers.base import LAST, Limit, Sampling
+from jaxdiff.interop.schedulers.coefficients import rule, step_between
+from jaxdiff.interop.schedulers.dpm import falling_order, order_of
+from jaxdiff.interop.schedulers.exponential import Lists, flow_shift, sampling, shifted, tabled
+from jaxdiff.interop.schedulers.lists import bent, check, ratio, time_of
+from jaxdiff.interop.schedulers.multistep import Points, Step, multistep
+from jaxdiff.parameterize import Denoiser
+from jaxdiff.processes import Discrete
+from jaxdiff.solvers import Solver
+
+__all__ = ["deis", "sa_solver", "unipc"]
+
+
+def deis(c: Fields) -> Sampling:
+    """DEISMultistepScheduler."""
+    c.only("algorithm_type", "deis", "dpmsolver", "dpmsolver++")  # theirs takes each for the first
+    c.only("solver_type", "logrho", "midpoint", "heun", "bh1", "bh2")
+    order, lower, table = order_of(c, "solver_order", 2), c.take("lower_order_final", True), base.table(c)
+
+    def solver(points: Points) -> Solver:
+        def step_of(k: int, taken: int) -> Step:
+            p = falling_order(order, k, points, taken, lower=lower)
+            return step_between(points, (k, k + 1), range(k, k - p, -1), rule("exact"), of_noise=True)
+
+        return multistep(points, step_of, depth=min(order, 3) - 1, of_noise=True)
+
+    limit = base.thresholded(c) or base.free
+    if c.take("prediction_type", "epsilon") == "flow_prediction" and not c.take("use_flow_sigmas", False):
+        limit = _as_eps(limit)
+    return sampling(c, table, tabled(c, table, ends=False, repeats=True), solver, limit=limit)
+
+
+def _as_eps(limit: Limit) -> Limit:
+    """Theirs divides x - alpha x_0 by sigma / alpha, in place of sigma: the x_0 that has this for its eps."""
+
+    def limited(denoise: Denoiser) -> Denoiser:
+        inner = limit(denoise)
+        return lambda x, level: (1 / level.alpha - 1) * x + level.alpha * inner(x, level)
+
+    return limited
+
+
+def unipc(c: Fields) -> Sampling:
+    """UniPCMultistepScheduler."""
+    c.only("solver_p", None)
+    order, lower, of_noise = (
+        order_of(c, "solver_order", 2),
+        c.take("lower_order_final", True),
+        not c.take("predict_x0", True),
+    )
+    kind = c.only(
+        "solver_type", "bh2", "bh1", "midpoint", "heun", "logrho"
+    )  # theirs takes the last three for the first
+    integral, off = rule("half" if kind == "bh1" else "midpoint"), set(c.take("disable_corrector", ()) or ())
+    table = base.rescaled(c, base.table(c), LAST)
+
+    def solver(points: Points) -> Solver:
+        def between(ends: tuple[int, int], nodes: range) -> Step:
+            return step_between(points, ends, nodes, integral, of_noise=of_noise)
+
+        def predicted(k: int, taken: int) -> Step:
+            p = min(order, taken + 1, points.N - k if lower else order)
+            return between((k, k + 1), range(k, k - p, -1))
+
+        def step_of(k: int, taken: int) -> Step:
+            made = predicted(k, taken)
+            if taken == 0 or k - 1 in off:
+                return made
+            before = predicted(k - 1, taken - 1).weights
+            after = between((k - 1, k), range(k, k - 1 - len(before), -1)).weights
+            return made._replace(correction=_less(after, before))
+
+        return multistep(points, step_of, depth=order, of_noise=of_noise)
+
+    limit = base.free if of_noise else None  # theirs limits x_0 where it is what is combined
+    return sampling(c, table, _unipc_lists(c, table), solver, of_noise=of_noise, limit=limit)
+
+
+def _unipc_lists(c: Fields, table: Discrete) -> Lists:
+    """`tabled`, but a flow's own times and curves, and the ends of a curve."""
+    c.only("use_dynamic_shifting", False)
+    high, low = c.take("sigma_max", None), c.take("sigma_min", None)
+    flow, curve, shift, terminal = (
+        c.take("use_flow_sigmas", False),
+        base.curve(c),
+        flow_shift(c),
+        c.take("shift_terminal", None),
+    )
+    if terminal is not None and not flow:
+        raise ValueError("shift_terminal is of use_flow_sigmas")
+    plain, end = tabled(c, table, repeats=True), c.take("final_sigmas_type", "zero")
+    high, low = (ratio(table)[-1] if high is None else high), (ratio(table)[0] if low is None else low)
+
+    def list_of(n: int) -> tuple[np.ndarray, np.ndarray]:
+        if not curve and not flow:
+            return plain(n)
+        check(n, table.T)
+        if not curve:
+            s = shifted(np.linspace(1, 1 / table.T, n + 1)[:-1], shift)
+            s = 1 - (1 - s) / ((1 - s[-1]) / (1 - terminal)) if terminal else s
+            s[0] -= 1e-6 * (abs(s[0] - 1) < 1e-6)  # theirs keeps away from pure noise
+            t = s * table.T
+        else:
+            s = bent(curve, n, high, low)
+            t = time_of(table, s)
+            t = np.round(t) if curve == "karras" else t
+            if flow and curve == "karras":
+                s = s / (s + 1)
+                t = s * table.T
+        return np.floor(t), np.append(s, 0.0 if end == "zero" else s[-1])
+
+    return list_of
+
+
+def sa_solver(c: Fields) -> Sampling:
+    """SASolverScheduler."""
+    c.only("tau_func", None)
+    of_noise = c.only("algorithm_type", "data_prediction", "noise_prediction") == "noise_prediction"
+    order, corrector = order_of(c, "predictor_order", 2, 4), order_of(c, "corrector_order", 2, 4)
+    lower, table = c.take("lower_order_final", True), base.table(c)
+    lists, flow = tabled(c, table, ends=False, repeats=True), c.take("use_flow_sigmas", False)
+    integral = rule("exact" if of_noise else "half")
+
+    def solver(points: Points) -> Solver:
+        told = np.round(table.T * points.t if flow else points.t - 1)
+
+        def between(ends: tuple[int, int], nodes: range) -> Step:
+            eta = float(200 <= told[ends[0]] <= 800)  # the square of the reference's tau
+            return step_between(points, ends, nodes, integral, eta=eta, of_noise=of_noise)
+
+        def predicted(k: int, taken: int) -> Step:
+            p = min(order, taken + 1, points.N - k if lower else order)
+            return between((k, k + 1), range(k, k - p, -1))
+
+        def step_of(k: int, taken: int) -> Step:
+            made = predicted(k, taken)
+            if taken == 0:
+                return made
+            p = min(corrector, taken + 1, points.N - k + 2 if lower else corrector)
+            after = between((k - 1, k), range(k, k - p, -1)).weights
+            return made._replace(correction=_less(after, predicted(k - 1, taken - 1).weights))
+
+        depth = max(order, corrector - 1)
+        return multistep(points, step_of, depth=depth, of_noise=of_noise, stochastic=True)
+
+    return sampling(c, table, lists, solver, of_noise=of_noise)
+
+
+def _less(after: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """What the corrector's weights add to the predictor's, which begin one answer earlier."""
+    n = max(len(after), len(before) + 1)
+    return np.pad(after, (0, n - len(after))) - np.pad(before, (1, n - 1 - len(before)))

@@ -1,0 +1,161 @@
+"""DPM-Solver and DPM-Solver++: multistep, singlestep, inverse, and EDM's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdiff.interop.architecture import Fields
+from jaxdiff.interop.schedulers import base, flow
+from jaxdiff.interop.schedulers.base import LAST, Sampling
+from jaxdiff.interop.schedulers.coefficients import rule, step_between
+from jaxdiff.interop.schedulers.exponential import sampling, tabled
+from jaxdiff.interop.schedulers.lists import check, karras
+from jaxdiff.interop.schedulers.multistep import Points, Step, multistep
+from jaxdiff.solvers import Solver
+
+__all__ = ["dpm_inverse", "dpm_multistep", "dpm_singlestep", "edm_dpm", "falling_order", "order_of"]
+
+ALGORITHMS = ["dpmsolver++", "dpmsolver", "sde-dpmsolver++", "sde-dpmsolver"]
+Made = Callable[[Points], Solver]
+
+
+def dpm_multistep(c: Fields) -> Sampling:
+    """DPMSolverMultistepScheduler."""
+    algorithm, table = _algorithm(c, *ALGORITHMS), base.rescaled(c, base.table(c), LAST)
+    whole = () if c.take("beta_schedule", "linear") == "squaredcos_cap_v2" else ("karras", "lu")
+    solver = _multistep(c, algorithm, no_third=("sde-dpmsolver",))
+    return sampling(c, table, tabled(c, table, whole=whole), solver, of_noise="++" not in algorithm)
+
+
+def dpm_inverse(c: Fields) -> Sampling:
+    """DPMSolverMultistepInverseScheduler, whose grids rise from the table's first level to its last."""
+    algorithm, table = _algorithm(c, *ALGORITHMS, clean=False), base.table(c)
+    solver = _multistep(c, algorithm, no_third=("sde-dpmsolver", "sde-dpmsolver++"), clean=False)
+    lists = tabled(c, table, ends=False, repeats=True, rises=True)
+    return sampling(c, table, lists, solver, of_noise="++" not in algorithm)
+
+
+def edm_dpm(c: Fields) -> Sampling:
+    """EDMDPMSolverMultistepScheduler."""
+    made, high, low, rho = flow.edm_euler(c), c.take("sigma_max", 80.0), c.take("sigma_min", 0.002), c.take("rho", 7.0)
+    bent, end = c.take("sigma_schedule", "karras") == "karras", c.take("final_sigmas_type", "zero")
+    solver = _multistep(c, _algorithm(c, "dpmsolver++", "sde-dpmsolver++"), no_third=("sde-dpmsolver++",))
+
+    def points(n: int) -> Points:
+        check(n, None)
+        s = karras(n, high, low, rho) if bent else np.exp(np.linspace(np.log(low), np.log(high), n))[::-1]
+        s = np.append(s, 0 if end == "zero" else low)
+        return Points(s, np.ones_like(s), s)
+
+    return made._replace(
+        grid=lambda n: points(n).levels(),
+        solver=lambda n: solver(points(n)),
+        std=lambda levels: jnp.hypot(jnp.ones_like(levels.sigma[0]), high),
+        limit=base.thresholded(c) or base.free,
+    )
+
+
+def _algorithm(c: Fields, *known: str, clean: bool = True) -> str:
+    algorithm = c.only("algorithm_type", *known, "deis")  # theirs takes "deis" for the first
+    if "++" not in algorithm and clean and c.take("final_sigmas_type", "zero") == "zero":
+        raise ValueError(
+            f"{algorithm} integrates noise, of which clean data has none: final_sigmas_type must be sigma_min"
+        )
+    return known[0] if algorithm == "deis" else algorithm
+
+
+def _line(c: Fields) -> str:
+    kind = c.only("solver_type", "midpoint", "heun", "logrho", "bh1", "bh2")  # theirs takes the last three for midpoint
+    return "exact" if kind == "heun" else "midpoint"
+
+
+def order_of(c: Fields, name: str, default: int, most: int | None = None) -> int:
+    """The config's order, a whole number of at least 1."""
+    order = c.take(name, default)
+    if not isinstance(order, int) or order < 1 or (most and order > most):
+        allowed = f"from 1 to {most}" if most else "of at least 1"
+        raise ValueError(f"{name} must be a whole number {allowed}, got {order!r}")
+    return order
+
+
+def falling_order(order: int, k: int, points: Points, taken: int, *, lower: bool, last: int | None = None) -> int:
+    """The order of step k, up to 3, after as many steps as are taken.
+
+    Args:
+        order: the config's.
+        k: index of the step.
+        points: the list.
+        taken: steps before this one.
+        lower: whether the last two of less than 15 steps have at most orders 2 and 1.
+        last: at most the last step's order, of any number of steps.
+    """
+    left = points.N - k
+    most = left if lower and points.N < 15 else 3
+    return min(order, taken + 1, 3, most, last if last and left == 1 else 3)
+
+
+def _multistep(c: Fields, algorithm: str, no_third: tuple[str, ...], clean: bool = True) -> Made:
+    order, line, eta = order_of(c, "solver_order", 2), _line(c), float("sde" in algorithm)
+    lower, of_noise = c.take("lower_order_final", True), "++" not in algorithm
+    euler = c.take("euler_at_final", False) or (clean and c.take("final_sigmas_type", "zero") == "zero")
+    # Theirs halves the integral of u^2, or what it takes for it with noise.
+    integral = rule(line, lambda H, m: -(m[1] / H + 0.5) if eta and not of_noise else m[2] / 2)
+
+    def solver(points: Points) -> Solver:
+        def step_of(k: int, taken: int) -> Step:
+            p = falling_order(order, k, points, taken, lower=lower, last=1 if euler else None)
+            if p == 3 and algorithm in no_third:
+                raise ValueError(f"{algorithm} has no order 3 in this scheduler")
+            return step_between(points, (k, k + 1), range(k, k - p, -1), integral, eta=eta, of_noise=of_noise)
+
+        return multistep(points, step_of, depth=min(order, 3) - 1, of_noise=of_noise, stochastic=bool(eta))
+
+    return solver
+
+
+def dpm_singlestep(c: Fields) -> Sampling:
+    """DPMSolverSinglestepScheduler, whose steps begin again where orders 1, 2, (3) do."""
+    algorithm, table = _algorithm(c, "dpmsolver++", "dpmsolver", "sde-dpmsolver++"), base.table(c)
+    of_noise = "++" not in algorithm
+    return sampling(c, table, tabled(c, table, spaced=False), _singlestep(c, algorithm), of_noise=of_noise)
+
+
+def _singlestep(c: Fields, algorithm: str) -> Made:
+    order, line, eta = order_of(c, "solver_order", 2, 3), _line(c), float("sde" in algorithm)
+    lower, zero, of_noise = (
+        c.take("lower_order_final", False),
+        c.take("final_sigmas_type", "zero") == "zero",
+        "++" not in algorithm,
+    )
+    integral = rule(line, lambda H, m: -(2 * m[1] / H + 1) if eta else m[2])
+
+    def solver(points: Points) -> Solver:
+        orders = _orders(order, points.N, lower, zero)
+
+        def step_of(k: int, taken: int) -> Step:
+            p = min(orders[k], taken + 1)
+            nodes = list(range(k, k - p, -1))
+            between = lambda nodes, integral: step_between(  # noqa: E731
+                points, (k - p + 1, k + 1), nodes, integral, eta=eta, of_noise=of_noise
+            )
+            if p == 3 and line == "midpoint":  # without the middle answer
+                made = between([k, k - 2], rule("exact"))
+                made = made._replace(weights=np.insert(made.weights, 1, 0.0))
+            else:
+                made = between(nodes, integral)
+            return made._replace(fresh=p == 1)
+
+        return multistep(points, step_of, depth=order - 1, of_noise=of_noise, stochastic=bool(eta))
+
+    return solver
+
+
+def _orders(order: int, N: int, lower: bool, zero: bool) -> list[int]:
+    """1, 2, (3), 1, 2, (3), ... of N steps; the last is of order 1 where it is lowered or ends at clean data."""
+    orders = (list(range(1, order + 1)) * N)[:N]
+    if zero or (lower and N % order == 0):
+        orders[-1] = 1
+    return orders

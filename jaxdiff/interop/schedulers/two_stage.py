@@ -1,0 +1,66 @@
+"""k-diffusion's steps with an inner point halfway in log sigma: DPM2, and DPM-Solver++ for the SDE."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxdiff.interop.schedulers.lists import ratio
+from jaxdiff.levels import Level, from_x0
+from jaxdiff.noise import fold_in, normal_like
+from jaxdiff.processes import Discrete
+from jaxdiff.solvers import Solver
+from jaxdiff.solvers.ancestral import split
+from jaxdiff.solvers.base import or_cur, stateless
+
+__all__ = ["midpoint", "sde"]
+
+
+def midpoint(table: Discrete, *, ancestral: bool) -> Solver:
+    """DPM2 in sigma, x = x_0 + sigma eps; the step to sigma = 0 is Euler's."""
+
+    def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
+        moving = nxt.sigma > 0
+        down, up = split(1.0, x, cur, nxt) if ancestral else (nxt, jnp.zeros((), x.dtype))
+        inner = moving & (down.sigma > 0)
+        mid = or_cur(inner, cur, _between(table, cur, jnp.where(inner, down.sigma, cur.sigma)))
+        x0, eps = from_x0(denoise(x, cur), x, cur)
+        ahead = x0 + mid.sigma * eps
+        eps_mid = from_x0(denoise(ahead, mid), ahead, mid).eps
+        moved = x + (down.sigma - cur.sigma) * eps_mid
+        moved = moved + up * normal_like(key, x) if ancestral else moved
+        return jnp.where(moving, moved, x0), state
+
+    return Solver(stateless, step, order=2, nfe=2, stochastic=ancestral, falling=False)
+
+
+def sde(table: Discrete) -> Solver:
+    """DPM-Solver++ of one stage to the inner point and, with what is found there, from the start to the end.
+
+    Both draw noise, of one Brownian path whose clock is sigma: the second's is partly the first's.
+    """
+
+    def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
+        moving = nxt.sigma > 0
+        mid = _between(table, cur, jnp.where(moving, nxt.sigma, cur.sigma))
+        x0, eps = from_x0(denoise(x, cur), x, cur)
+        first, rest = normal_like(key, x), normal_like(fold_in(key, 1), x)
+        down, up = split(1.0, x, cur, mid)
+        ahead = x0 + down.sigma * eps + up * first
+        x0_mid = denoise(ahead, mid)
+        down, up = split(1.0, x, cur, nxt)
+        share = (cur.sigma - mid.sigma) / jnp.where(moving, cur.sigma - nxt.sigma, 1)
+        z = jnp.sqrt(share) * first + jnp.sqrt(jnp.maximum(1 - share, 0)) * rest
+        moved = x0_mid + down.sigma / cur.sigma * (x - x0_mid) + up * z
+        return jnp.where(moving, moved, x0), state
+
+    return Solver(stateless, step, order=2, nfe=2, stochastic=True, falling=False)
+
+
+def _between(table: Discrete, cur: Level, sigma: Array) -> Level:
+    """The level halfway in log sigma, at the table's time, which stops at the table's ends."""
+    middle = jnp.sqrt(cur.sigma * sigma)
+    known = jnp.asarray(np.log(ratio(table)), middle.dtype)
+    t = 1 + jnp.interp(jnp.log(middle), known, jnp.arange(table.T, dtype=middle.dtype))
+    return Level(t.astype(cur.t.dtype), cur.alpha, middle)

@@ -1,0 +1,86 @@
+"""The options of diffusers' schedulers that are no exponential integrators, and walks over their product."""
+
+import numpy as np
+
+STEPS = (1, 2, 3, 5, 7, 10, 15, 20)
+SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+BETAS = [
+    {}, SD, {"beta_schedule": "squaredcos_cap_v2"}, {"num_train_timesteps": 100, "beta_end": 0.15},
+    {"trained_betas": list(np.linspace(1e-3, 0.05, 200)), "num_train_timesteps": 200, "beta_schedule": "any"},
+]  # fmt: skip
+
+
+def field(name, *values):
+    return [{name: value} for value in values]
+
+
+WHOLE = [*field("timestep_spacing", "trailing", "leading"), {"timestep_spacing": "leading", "steps_offset": 1}]
+SPACINGS = [*WHOLE, {"timestep_spacing": "linspace"}]
+PREDICTIONS = field("prediction_type", "epsilon", "v_prediction", "sample")
+CURVES = [{}, *({f"use_{name}_sigmas": True} for name in ("karras", "exponential", "beta"))]
+ENDS = [{}, {"sigma_min": 0.05, "sigma_max": 9.0}]
+CLIPS = [{"clip_sample": False}, {"clip_sample": True, "clip_sample_range": 0.7}, {"clip_sample": True}]
+LIMITS = [*CLIPS, {"thresholding": True, "sample_max_value": 1.3, "dynamic_thresholding_ratio": 0.8}]
+ZERO, ONE = field("rescale_betas_zero_snr", False, True), field("set_alpha_to_one", False, True)
+TWO = [*PREDICTIONS[:2], *PREDICTIONS[:2], *PREDICTIONS]  # where the third is refused
+SIGMAS = [SPACINGS, PREDICTIONS, CURVES, ENDS]
+STAGES = [BETAS, SPACINGS, TWO, CURVES, ENDS]
+LEARNED = [BETAS, PREDICTIONS, LIMITS, ZERO, ONE, field("original_inference_steps", 50, 30)]
+OPTIONS = {
+    "DDIMScheduler": [BETAS, SPACINGS, PREDICTIONS, LIMITS, ZERO, ONE],
+    "DDIMInverseScheduler": [BETAS, WHOLE, PREDICTIONS, CLIPS, ZERO, ONE],
+    "DDPMScheduler": [
+        [*BETAS, *field("beta_schedule", "sigmoid", "laplace")], SPACINGS, PREDICTIONS, LIMITS, ZERO,
+        field("variance_type", "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned",
+              "learned_range"),
+    ],
+    "PNDMScheduler": [BETAS, SPACINGS, TWO, ONE, field("skip_prk_steps", False, True)],
+    "IPNDMScheduler": [[{}, {"num_train_timesteps": 100}, {"trained_betas": list(np.linspace(0.9, 0, 13))}]],
+    "LMSDiscreteScheduler": [BETAS, *SIGMAS],
+    "EulerDiscreteScheduler": [
+        BETAS, *SIGMAS, ZERO, field("interpolation_type", "linear", "log_linear"),
+        field("timestep_type", "discrete", "continuous"), field("final_sigmas_type", "zero", "sigma_min"),
+    ],
+    "EulerAncestralDiscreteScheduler": [BETAS, SPACINGS, TWO, ZERO],
+    "HeunDiscreteScheduler": [[*BETAS, {"beta_schedule": "exp"}], *SIGMAS, CLIPS],
+    "KDPM2DiscreteScheduler": STAGES,
+    "KDPM2AncestralDiscreteScheduler": STAGES,
+    "DPMSolverSDEScheduler": STAGES,
+    "EDMEulerScheduler": [
+        TWO, field("sigma_schedule", "karras", "exponential"), field("final_sigmas_type", "zero", "sigma_min"),
+        field("sigma_data", 0.5, 1.0), field("rho", 7.0, 3.0), [{}, {"sigma_min": 0.01, "sigma_max": 20.0}],
+    ],
+    "FlowMatchEulerDiscreteScheduler": [
+        field("shift", 1.0, 3.0), field("invert_sigmas", False, True), field("shift_terminal", None, 0.1), CURVES,
+        [{}, {"use_dynamic_shifting": True}, {"use_dynamic_shifting": True, "base_shift": 0.3, "max_shift": 1.4,
+                                              "base_image_seq_len": 100, "max_image_seq_len": 2000}],
+        field("time_shift_type", "exponential", "linear"), field("stochastic_sampling", False, True),
+        field("num_train_timesteps", 1000, 100),
+    ],
+    "FlowMatchHeunDiscreteScheduler": [field("shift", 1.0, 3.0, 0.5), field("num_train_timesteps", 1000, 100)],
+    "LCMScheduler": [*LEARNED, field("timestep_scaling", 10.0, 5.0)],
+    "TCDScheduler": LEARNED,
+}  # fmt: skip
+
+
+def nan(kind, config):
+    """Why the reference answers NaN or infinity, or worse than that, if it may."""
+    predicted = config.get("prediction_type", "epsilon")
+    if config.get("variance_type") == "fixed_large_log":
+        return "the square root of a variance's logarithm"
+    if config.get("rescale_betas_zero_snr") and predicted == "epsilon" and not kind.startswith("Euler"):
+        return "x_0 from a predicted eps where there is nothing but noise"
+    if kind == "DDIMInverseScheduler" and predicted == "sample":
+        return "eps from a predicted x_0 where there is no noise"
+    return None
+
+
+def walk(kind, count, seed=0):
+    """(config, number of steps, how many of them are left out at the beginning), drawn from the product."""
+    rng, options = np.random.default_rng([seed, *map(ord, kind)]), OPTIONS[kind]
+    for i in range(count):
+        config = {}
+        for choices in options:
+            config |= choices[rng.integers(len(choices))]
+        n = int(rng.choice(STEPS))
+        yield config, n, i % 3 * n // 4
