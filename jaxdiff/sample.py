@@ -188,8 +188,8 @@ def _typed(levels: Level, x: Array) -> Level:
 def check_levels(levels: Level, *, may_repeat: bool = False, falling: bool = True) -> None:
     """Raise ValueError unless the levels are a grid: fields [N + 1], N >= 1, sigma / alpha falling.
 
-    Values are looked at only where they are concrete, and not at all unless `falling`. With `may_repeat`, the last level
-    may stand there several times.
+    Values are looked at only where they are concrete, and not at all unless `falling`. With `may_repeat`, the last
+    level may stand there several times.
     """
     shapes = {np.shape(field) for field in levels}
     if len(shapes) != 1 or len(next(iter(shapes))) != 1 or next(iter(shapes))[0] < 2:

@@ -1,10 +1,12 @@
 """What the comparisons with diffusers' schedulers share: a network and a table for both, and the path of each."""
 
+from contextlib import contextmanager
 from importlib import import_module
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import torch
 
 import jaxdiff as jd
@@ -40,6 +42,17 @@ def in_float64(scheduler):
     scheduler.alphas = 1 - scheduler.betas
     scheduler.alphas_cumprod = torch.cumprod(scheduler.alphas, 0)
     return scheduler
+
+
+@contextmanager
+def in_double():
+    """All of diffusers in float64: its float32 is read as that."""
+    with pytest.MonkeyPatch.context() as patch:
+        for library in (torch, np):
+            patch.setattr(library, "float32", library.float64)
+        torch.set_default_dtype(torch.float64)
+        yield patch
+    torch.set_default_dtype(torch.float32)
 
 
 def path_of(scheduler, model=lambda x, t: network(None, x, t), **kwargs):

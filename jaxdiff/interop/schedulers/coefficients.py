@@ -37,7 +37,7 @@ def rule(two: str, squares: Callable[[float, np.ndarray], float] | None = None) 
     """`moments` as a scheduler has them.
 
     Args:
-        two: the integral of u where the polynomial is a line: "exact", "midpoint" (half of that of 1), or "half" (H / 2).
+        two: the integral of u where the polynomial is a line: "exact", "midpoint" (half that of 1) or "half" (H / 2).
         squares: (H, moments) -> the integral of u^2 where it is a parabola; None is the exact one.
     """
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxdiff.interop.architecture import Fields
 from jaxdiff.interop.schedulers import base, flow
 from jaxdiff.interop.schedulers.base import LAST, Sampling
-from jaxdiff.interop.schedulers.coefficients import Integral, rule, step_between
+from jaxdiff.interop.schedulers.coefficients import rule, step_between
 from jaxdiff.interop.schedulers.exponential import sampling, tabled
 from jaxdiff.interop.schedulers.lists import check, karras
 from jaxdiff.interop.schedulers.multistep import Points, Step, multistep
@@ -68,9 +68,7 @@ def _algorithm(c: Fields, *known: str, clean: bool = True) -> str:
 
 
 def _line(c: Fields) -> str:
-    kind = c.only(
-        "solver_type", "midpoint", "heun", "logrho", "bh1", "bh2"
-    )  # theirs takes the last three for the first
+    kind = c.only("solver_type", "midpoint", "heun", "logrho", "bh1", "bh2")  # theirs takes the last three for midpoint
     return "exact" if kind == "heun" else "midpoint"
 
 
@@ -78,9 +76,8 @@ def order_of(c: Fields, name: str, default: int, most: int | None = None) -> int
     """The config's order, a whole number of at least 1."""
     order = c.take(name, default)
     if not isinstance(order, int) or order < 1 or (most and order > most):
-        raise ValueError(
-            f"{name} must be a whole number {f'from 1 to {most}' if most else 'of at least 1'}, got {order!r}"
-        )
+        allowed = f"from 1 to {most}" if most else "of at least 1"
+        raise ValueError(f"{name} must be a whole number {allowed}, got {order!r}")
     return order
 
 
@@ -157,7 +154,7 @@ def _singlestep(c: Fields, algorithm: str) -> Made:
 
 
 def _orders(order: int, N: int, lower: bool, zero: bool) -> list[int]:
-    """1, 2, (3), 1, 2, (3), ... of N steps, the last of which is of order 1 where it is lowered or ends at clean data."""
+    """1, 2, (3), 1, 2, (3), ... of N steps; the last is of order 1 where it is lowered or ends at clean data."""
     orders = (list(range(1, order + 1)) * N)[:N]
     if zero or (lower and N % order == 0):
         orders[-1] = 1

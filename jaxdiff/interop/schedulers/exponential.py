@@ -28,7 +28,7 @@ def tabled(
     c: Fields, table: Discrete, *, spaced: bool = True, ends: bool = True, repeats: bool = False, rises: bool = False,
     whole: tuple[str, ...] = ("karras",),
 ) -> Lists:  # fmt: skip
-    """The list of a scheduler with a table: its times, counted from 0, and s, which is sigma of a flow, else sigma / alpha.
+    """The list of a scheduler with a table: times, counted from 0, and s, which is sigma of a flow, else sigma / alpha.
 
     Args:
         c: the config.

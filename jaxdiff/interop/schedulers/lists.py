@@ -38,7 +38,7 @@ def times(T: int, n: int, spacing: str, offset: int = 0) -> np.ndarray:
 
 
 def inner_times(T: int, n: int, spacing: str, offset: int, last: int, *, rises: bool = False) -> np.ndarray:
-    """N times as the DPM-Solvers list them: all but the last of N + 1, of the table's first `last`; falling or rising."""
+    """N times as the DPM-Solvers list them, all but the last of N + 1, of the table's first `last`."""
     if spacing == "trailing":
         t = np.round(np.arange(last, 0, -T / n)) - 1
         return t[::-1] if rises else t

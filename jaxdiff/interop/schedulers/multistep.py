@@ -98,9 +98,10 @@ def multistep(
     corrects = bool(table[:, :, 3 + depth :].any())
 
     def init(x: Array) -> _State:
-        of_type = [jnp.asarray(a, x.dtype) for a in (table, points.alpha[:-1], points.sigma[:-1])]
-        answers, begun = jnp.zeros((depth, *x.shape), x.dtype), jnp.zeros_like(x if not fresh.all() else x[:0])
-        return _State(of_type[0], jnp.asarray(fresh), *of_type[1:], answers, jnp.zeros((), jnp.int32), begun)
+        alpha, sigma = (jnp.asarray(field[:-1], x.dtype) for field in (points.alpha, points.sigma))
+        answers, begun = jnp.zeros((depth, *x.shape), x.dtype), jnp.zeros_like(x[:0] if fresh.all() else x)
+        taken = jnp.zeros((), jnp.int32)
+        return _State(jnp.asarray(table, x.dtype), jnp.asarray(fresh), alpha, sigma, answers, taken, begun)
 
     step = _step(of_noise, stochastic, corrects, anchored=not fresh.all())
     return Solver(init, step, stochastic=stochastic, falling=False)

@@ -1,0 +1,132 @@
+"""Parity with diffusers' exponential integrators over a product of their options, in float64 and to 1e-8.
+
+Where theirs ends in NaN or in an error that is not meant, one of the reasons in `BROKEN` says so.
+"""
+
+from collections import Counter
+from functools import partial
+from importlib import import_module
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers")
+
+from parity.common import in_double, network, noises, start  # noqa: E402
+from parity.exponential_options import BROKEN, OPTIONS, STEPS, walk  # noqa: E402
+from parity.exponential_options import LIMITS as OPTION_LIMITS  # noqa: E402
+
+import jaxdiff as jd  # noqa: E402
+from jaxdiff.interop.schedulers.base import free  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+MODULES = (
+    "dpmsolver_multistep", "dpmsolver_singlestep", "dpmsolver_multistep_inverse", "sasolver", "edm_dpmsolver_multistep",
+)  # fmt: skip
+Z = noises(max(STEPS) + 1)
+
+
+@pytest.fixture(autouse=True)
+def double():
+    """Diffusers in float64, without its warnings; a key of ours is a step's number, which draws Z there."""
+    diffusers.utils.logging.set_verbosity_error()
+    with in_double() as patch:
+        patch.setattr(import_module("jaxdiff.noise"), "_normal", lambda i, shape, dtype: jnp.asarray(Z)[i])
+        yield
+
+
+def theirs(scheduler, first=0):
+    """x after the steps from `first` on."""
+    drawn = iter(Z[first:])
+    for name in MODULES:
+        module = import_module(f"diffusers.schedulers.scheduling_{name}")
+        module.randn_tensor = lambda shape, **options: torch.from_numpy(next(drawn)).reshape(shape)
+    if first:
+        scheduler.set_begin_index(first)
+    x = torch.from_numpy(start()) * scheduler.init_noise_sigma
+    x = x.reshape(4, 3, 2) if scheduler.config.thresholding else x  # which asks for more axes
+    for t in scheduler.timesteps[first:]:
+        x = scheduler.step(network(None, scheduler.scale_model_input(x, t), t), t, x).prev_sample
+    return x.numpy().reshape(4, 6)
+
+
+def ours(kind, config, n, first=0):
+    """The same, by one program for all configs whose solvers share a step."""
+    made = jd.interop.scheduler({"_class_name": kind, **config})
+    levels, solver = made.grid(n), made.solver(n)
+    x = jnp.asarray(start()) * made.std(levels)
+    state = solver.init(x)
+    padded = state._replace(**{name: pad(getattr(state, name)) for name in ("table", "fresh", "alpha", "sigma")})
+    grid, scalings = jax.tree.map(pad, (levels, made.row(levels)))
+    # Of limits that say the same, the first stands for all; and one that is not used, for none.
+    limited = made.limit is not free
+    limit = LIMITS.setdefault((made.limit.__qualname__, str(config.get("thresholding"))), made.limit)
+    limit = limit if limited else THRESHOLDED
+    return np.asarray(run(solver.step, limit, (x, padded), grid, scalings, (first, len(levels.t) - 1, limited)))
+
+
+THRESHOLDED = jd.interop.scheduler({"_class_name": "DPMSolverMultistepScheduler", **OPTION_LIMITS[-1]}).limit
+LIMITS = {(THRESHOLDED.__qualname__, "True"): THRESHOLDED}
+
+
+def pad(field):
+    return jnp.concatenate([field, jnp.full((max(STEPS) + 2 - len(field), *field.shape[1:]), 7, field.dtype)])
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def run(step, limit, carry, levels, scalings, steps):
+    first, last, limited = steps
+
+    def body(i, carry):
+        s, cur = (jax.tree.map(lambda field: field[i], tree) for tree in (scalings, levels))
+        nxt = jax.tree.map(lambda field: field[i + 1], levels)
+
+        def plain(x, level):
+            return s.skip * x + s.out * network(None, s.inp * x, jnp.full((4, 1), s.noise))
+
+        def denoise(x, level):
+            return jnp.where(limited, limit(plain)(x, level), plain(x, level))
+
+        return step(denoise, i, *carry, cur, nxt)
+
+    return jax.lax.fori_loop(first, last, body, carry)[0]
+
+
+def compare(kind, config, n, first=0):
+    """ "same", or which of both says no."""
+    try:
+        scheduler = getattr(diffusers, kind).from_config(config)
+        scheduler.set_timesteps(n)
+        want = theirs(scheduler, first)
+    except (ValueError, NotImplementedError):
+        with pytest.raises(ValueError):
+            ours(kind, config, n, first)
+        return "refused"
+    except Exception:  # of theirs, whatever it is
+        want = np.full((4, 6), np.nan)
+    if not np.all(np.isfinite(want)):
+        assert any(is_so(kind, config, scheduler.timesteps) for is_so in BROKEN.values()), (kind, config, n)
+        return "broken"
+    scale = max(1, np.abs(want).max())
+    np.testing.assert_allclose(ours(kind, config, n, first), want, rtol=0, atol=1e-8 * scale, err_msg=f"{config} {n}")
+    return "same"
+
+
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_a_product_of_options(kind):
+    counts = Counter(compare(kind, config, n) for config, n in walk(kind, 120))
+    print(kind, dict(counts))
+    assert counts["same"] >= 40
+
+
+@pytest.mark.parametrize("kind", [kind for kind in OPTIONS if "Inverse" not in kind])
+def test_beginning_in_the_middle(kind):
+    """As from an image: the history is empty there, and the end is as far as it is."""
+    starts = ((config, n, first) for config, n in walk(kind, 60, seed=1) for first in (1, n // 2) if 0 < first < n)
+    counts = Counter(compare(kind, config, n, first) for config, n, first in starts)
+    print(kind, dict(counts))
+    assert counts["same"] >= 20

@@ -1,0 +1,95 @@
+"""Multistep solvers whose last steps are of a lower order, on request."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from exact import BLOB, rational
+
+import jaxdiff as jd
+from jaxdiff import Level, solvers
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+KEY = jax.random.key(0)
+X = jnp.asarray(np.random.default_rng(0).normal(size=(4, 2)))
+
+
+def path(denoise, factory, levels, x=X):
+    """x after each step, of a solver that is made for levels that are traced."""
+
+    def run(levels, x):
+        return jd.sample_path(denoise, factory(lower_order_final=levels), levels, x, KEY)[1]
+
+    return jax.jit(run)(levels, x)
+
+
+def config(kind, **fields):
+    return jd.interop.scheduler({"_class_name": kind, **fields})
+
+
+@pytest.mark.parametrize(
+    ("ours", "kind", "fields"),
+    [
+        (partial(solvers.unipc, 3), "UniPCMultistepScheduler", {"solver_order": 3}),
+        pytest.param(
+            partial(solvers.unipc, 2, "bh1"), "UniPCMultistepScheduler", {"solver_type": "bh1"}, marks=pytest.mark.slow
+        ),
+        pytest.param(
+            partial(solvers.deis, 3), "DEISMultistepScheduler", {"solver_order": 3}, marks=pytest.mark.slow
+        ),
+        pytest.param(solvers.dpmpp_2m, "DPMSolverMultistepScheduler", {}, marks=pytest.mark.slow),
+        pytest.param(
+            partial(solvers.dpmpp_2m_sde, 1.0), "DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"},
+            marks=pytest.mark.slow,
+        ),
+    ],
+)  # fmt: skip
+def test_it_is_what_the_schedulers_do(ours, kind, fields):
+    """Less than 15 steps of the lists that end at the table's first level."""
+    made = config(kind, final_sigmas_type="sigma_min", **fields)
+    levels = made.grid(8)
+    want = jax.jit(lambda x: jd.sample_path(rational, made.solver(8), levels, x, KEY)[1])(X)
+    np.testing.assert_allclose(path(rational, ours, levels), want, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("high", "low"),
+    [
+        (solvers.lms, partial(solvers.lms, 2)),
+        pytest.param(solvers.ipndm, partial(solvers.ipndm, 2), marks=pytest.mark.slow),
+        pytest.param(partial(solvers.deis, 3), solvers.deis, marks=pytest.mark.slow),
+        pytest.param(solvers.dpmpp_3m_sde, partial(solvers.dpmpp_2m_sde, variant="heun"), marks=pytest.mark.slow),
+        pytest.param(solvers.dpmpp_3m, partial(solvers.dpmpp_2m_sde, 0.0, variant="heun"), marks=pytest.mark.slow),
+        pytest.param(
+            partial(solvers.sa_solver, 4, 0), partial(solvers.sa_solver, 2, 0), marks=pytest.mark.slow
+        ),
+        pytest.param(partial(solvers.sa_solver, 4, 5), partial(solvers.sa_solver, 2, 3), marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
+def test_of_four_steps_the_orders_are_1_2_2_1(high, low):
+    """And so the same for every order from 2 on."""
+    levels = config("DPMSolverMultistepScheduler", final_sigmas_type="sigma_min").grid(4)
+    np.testing.assert_allclose(path(rational, high, levels), path(rational, low, levels), rtol=1e-12)
+
+
+@pytest.mark.parametrize("factory", [solvers.plms, pytest.param(solvers.lms, marks=pytest.mark.slow)])
+def test_the_last_step_is_of_order_1(factory):
+    levels = config("DPMSolverMultistepScheduler", final_sigmas_type="sigma_min").grid(6)
+    cur, nxt = (Level(*(field[i] for field in levels)) for i in (-2, -1))
+    before, after = path(rational, factory, levels)[-2:]
+    np.testing.assert_allclose(after, solvers.ddim().step(rational, KEY, before, (), cur, nxt)[0], rtol=1e-9)
+
+
+@pytest.mark.parametrize("factory", [partial(solvers.unipc, 2), pytest.param(solvers.dpmpp_3m, marks=pytest.mark.slow)])
+def test_it_helps_where_a_large_step_ends_short_of_clean_data(factory):
+    """Linear betas in equal times: the last of 20 steps is the longest in lam, and polynomials in x_0 overshoot."""
+    levels = config("DPMSolverMultistepScheduler", final_sigmas_type="sigma_min").grid(20)
+    first, last = (Level(*(field[i] for field in levels)) for i in (0, -1))
+    x = jnp.asarray(BLOB.draw(np.random.default_rng(0), 64, first))
+    exact = BLOB.flow(x, first, last)
+    kept = jax.jit(lambda x: jd.sample(BLOB.denoise, factory(), levels, x, KEY))(x)
+    error = lambda x: float(jnp.sqrt(jnp.mean((x - exact) ** 2)))  # noqa: E731
+    assert error(path(BLOB.denoise, factory, levels, x)[-1]) < 0.3 * error(kept)
