@@ -27,6 +27,10 @@ SIGMAS = [SPACINGS, PREDICTIONS, CURVES, ENDS]
 STAGES = [BETAS, SPACINGS, TWO, CURVES, ENDS]
 LEARNED = [BETAS, PREDICTIONS, LIMITS, ZERO, ONE, field("original_inference_steps", 50, 30)]
 OPTIONS = {
+    "CMStochasticIterativeScheduler": [
+        field("num_train_timesteps", 40, 20), field("clip_denoised", True, False), field("s_noise", 1.0, 0.9),
+        field("rho", 7.0, 3.0), field("sigma_data", 0.5, 1.0), [{}, {"sigma_min": 0.01, "sigma_max": 20.0}],
+    ],
     "DDIMScheduler": [BETAS, SPACINGS, PREDICTIONS, LIMITS, ZERO, ONE],
     "DDIMInverseScheduler": [BETAS, WHOLE, PREDICTIONS, CLIPS, ZERO, ONE],
     "DDPMScheduler": [
@@ -38,8 +42,9 @@ OPTIONS = {
     "IPNDMScheduler": [[{}, {"num_train_timesteps": 100}, {"trained_betas": list(np.linspace(0.9, 0, 13))}]],
     "LMSDiscreteScheduler": [BETAS, *SIGMAS],
     "EulerDiscreteScheduler": [
-        BETAS, *SIGMAS, ZERO, field("interpolation_type", "linear", "log_linear"),
-        field("timestep_type", "discrete", "continuous"), field("final_sigmas_type", "zero", "sigma_min"),
+        BETAS, SPACINGS, [*PREDICTIONS, *field("prediction_type", "original_sample")], CURVES, ENDS, ZERO,
+        field("interpolation_type", "linear", "log_linear"), field("timestep_type", "discrete", "continuous"),
+        field("final_sigmas_type", "zero", "sigma_min"),
     ],
     "EulerAncestralDiscreteScheduler": [BETAS, SPACINGS, TWO, ZERO],
     "HeunDiscreteScheduler": [[*BETAS, {"beta_schedule": "exp"}], *SIGMAS, CLIPS],

@@ -27,8 +27,9 @@ SHAPE = (2, 3, 2)
 X = np.random.default_rng(0).normal(size=SHAPE)
 Z, REST = np.random.default_rng(1).normal(size=(2, 40, *SHAPE))  # of each step, and of its second draw
 COUNT = {  # fewer where there are few options, or theirs is slow
-    "DPMSolverSDEScheduler": 16, "FlowMatchHeunDiscreteScheduler": 8, "IPNDMScheduler": 8, "KDPM2DiscreteScheduler": 16,
-    "KDPM2AncestralDiscreteScheduler": 16, "LMSDiscreteScheduler": 14,
+    "CMStochasticIterativeScheduler": 8, "DPMSolverSDEScheduler": 16, "FlowMatchHeunDiscreteScheduler": 8,
+    "IPNDMScheduler": 8, "KDPM2AncestralDiscreteScheduler": 16, "KDPM2DiscreteScheduler": 16,
+    "LMSDiscreteScheduler": 14,
 }  # fmt: skip
 
 

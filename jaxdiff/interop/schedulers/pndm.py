@@ -148,4 +148,4 @@ def ipndm(c: Fields) -> Sampling:
         return nxt.alpha * x0 + nxt.sigma * mixed, state._replace(called=state.called + 1, past=push(state.past, eps))
 
     solver = Solver(_init, step, order=2, falling=False)
-    return Sampling(Cosine(), parameterize.v, grid, solver, base.unit, base.free)
+    return Sampling(Cosine(), parameterize.v, grid, base.always(solver), base.unit, base.free)
