@@ -12,8 +12,8 @@ from jax.sharding import Mesh
 import jaxdiff as jd
 from jaxdiff import data, interop, train
 from jaxdiff.experiment import Experiment, compute_dtype
+from jaxdiff.interop.conditional_unets import control_config
 from jaxdiff.interop.files import read_config
-from jaxdiff.interop.unets import control_config
 from jaxdiff.networks import lora
 from jaxdiff.networks.controlnet import controlled, copy_encoder
 
@@ -344,7 +344,7 @@ def _null_label(kind: str, config: dict, tables: dict[str, Any]) -> int | None:
     """The label that says nothing; None for a network without a condition."""
     if tables:
         return len(next(iter(tables.values()))) - 1
-    if kind == "DiTTransformer2DModel":
+    if kind in ("DiTTransformer2DModel", "Transformer2DModel"):
         return config.get("num_embeds_ada_norm", 1000)
     classes = config.get("num_class_embeds")
     return None if classes is None else classes - 1

@@ -18,9 +18,11 @@ from jaxdiff.networks.dit import DiT, dit_b_4, dit_s_2, dit_xl_2, sit_xl_2
 from jaxdiff.networks.edm2 import EDM2UNet, log_variance
 from jaxdiff.networks.embed import Fourier, Sinusoidal
 from jaxdiff.networks.flux import Flux
+from jaxdiff.networks.joint_unet import JointUNet
 from jaxdiff.networks.magnitude import force_weight_norm
 from jaxdiff.networks.mlp import MLP
 from jaxdiff.networks.mmdit import MMDiT
+from jaxdiff.networks.score_unet import ScoreUNet
 from jaxdiff.networks.song_unet import DhariwalUNet, SongUNet
 from jaxdiff.networks.transformer2d import Transformers
 from jaxdiff.networks.unet import UNet
@@ -35,7 +37,9 @@ __all__ = [
     "EDM2UNet",
     "Flux",
     "Fourier",
+    "JointUNet",
     "MMDiT",
+    "ScoreUNet",
     "Sinusoidal",
     "SongUNet",
     "Transformers",

@@ -8,7 +8,7 @@ import numpy as np
 from jax import Array
 
 from jaxdiff.networks.initializers import table_init
-from jaxdiff.networks.layers import Dense, wide
+from jaxdiff.networks.layers import Dense, activation, wide
 from jaxdiff.sharding import constrain, weight
 
 
@@ -66,22 +66,24 @@ def _sin_cos(noise: Array, frequencies: np.ndarray, cos_first: bool) -> Array:
 
 
 class EmbeddingMLP(nn.Module):
-    """Linear, SiLU, linear; float32 at least, since everything the network knows of the noise passes here.
+    """Linear, activation, linear; float32 at least, since everything the network knows of the noise passes here.
 
     Attributes:
         features: width of both layers.
         dtype: type of the network's computation.
+        act: the activation; see `layers.activation`.
     """
 
     features: int
     dtype: jnp.dtype = jnp.float32
+    act: str = "silu"
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Maps [B, D] to [B, features]."""
         dtype = wide(self.dtype)
         x = Dense(self.features, dtype=dtype, name="linear_1")(x.astype(dtype))
-        return Dense(self.features, dtype=dtype, name="linear_2")(nn.silu(x))
+        return Dense(self.features, dtype=dtype, name="linear_2")(activation(self.act)(x))
 
 
 class ClassEmbedding(nn.Module):

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -13,10 +14,28 @@ from jaxdiff.networks.convolution import convolve
 from jaxdiff.networks.initializers import kernel_init, zeros_init
 from jaxdiff.sharding import weight
 
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "silu": nn.silu,
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "mish": jax.nn.mish,
+    "relu": nn.relu,
+}
+
 
 def wide(dtype) -> jnp.dtype:
     """The type for what must not be computed in half precision: float32, or `dtype` where that is float64."""
     return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
+
+
+def activation(name: str) -> Callable[[Array], Array]:
+    """The activation of that name, "silu", "gelu" (by the error function), "mish" or "relu".
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in ACTIVATIONS:
+        raise ValueError(f"act must be one of {', '.join(ACTIVATIONS)}, got {name!r}")
+    return ACTIVATIONS[name]
 
 
 def spatial(x: Array, y: Array) -> Array:

@@ -18,22 +18,32 @@ from jaxdiff.networks.remat import Remat
 from jaxdiff.networks.tokens import LayerNorm, dense, stacked
 from jaxdiff.sharding import constrain_tokens
 
+Depth = int | tuple[int, ...]
+
 
 @dataclass(frozen=True)
 class Transformers:
     """The transformers of a U-Net (Rombach et al. 2022, sec. 3.3; Podell et al. 2023, sec. 2.1).
 
     Attributes:
-        depth: blocks of a transformer, by level; the bottom has as many as the last level.
+        depth: blocks of a transformer, by level: one number, or one for each residual block; the bottom has as many as
+            the last level.
         heads: of the attention, by level, likewise.
         linear: linear layers before and after the blocks; False: convolutions of size 1, the same functions.
         cross_only: levels, the bottom aside, where the blocks' first attention sees the tokens, too.
+        up_depth: depth on the way up, by level, too; None: as on the way down.
     """
 
-    depth: tuple[int, ...]
+    depth: tuple[Depth, ...]
     heads: tuple[int, ...]
     linear: bool = False
     cross_only: tuple[int, ...] = ()
+    up_depth: tuple[Depth, ...] | None = None
+
+    def blocks(self, level: int, index: int, *, up: bool = False) -> int:
+        """Blocks of the transformer behind a level's residual block of this index."""
+        depth = (self.depth if self.up_depth is None or not up else self.up_depth)[level]
+        return depth if isinstance(depth, int) else depth[index]
 
 
 class Block(nn.Module):

@@ -108,7 +108,7 @@ def test_double_precision(kind, tmp_path, monkeypatch, x64):
         want = nhwc(theirs(model, x, 0 * noise, cond))
     got = loaded.apply(loaded.params, x, 0 * noise, cond)
     assert got.dtype == jnp.float64
-    close(got, want, 1e-9)
+    close(got, want, 1e-13)
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,11 @@ import jaxdiff as jd
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
+from diffusers.models.embeddings import Timesteps  # noqa: E402
 from parity.checkpoints import close, nchw, nhwc, randomize, roundtrip  # noqa: E402
 
+from jaxdiff.interop.conditional_unets import control_config  # noqa: E402
 from jaxdiff.interop.keys import places  # noqa: E402
-from jaxdiff.interop.unets import control_config  # noqa: E402
 from jaxdiff.networks.configs import sdxl_vector  # noqa: E402
 from jaxdiff.networks.controlnet import controlled, copy_encoder  # noqa: E402
 
@@ -48,7 +49,30 @@ PLAIN = {
     "up_block_types": ("UpBlock2D", "UpBlock2D"),
     "add_attention": False,
 }
-UNCONDITIONAL = {"ddpm": DDPM, "adm": ADM, "plain": PLAIN}
+# The input skips and output skips, the filter, the divided sums; the attention's 32 groups need these widths.
+NCSNPP = {
+    "block_out_channels": (64, 64, 64),
+    "down_block_types": ("SkipDownBlock2D", "AttnSkipDownBlock2D", "SkipDownBlock2D"),
+    "up_block_types": ("SkipUpBlock2D", "AttnSkipUpBlock2D", "SkipUpBlock2D"),
+    "time_embedding_type": "fourier",
+    "mid_block_scale_factor": 2**0.5,
+    "norm_num_groups": None,
+    "norm_eps": 1e-6,
+    "attention_head_dim": None,
+}
+# Fields that don't touch each other: several in one network.
+NUMBERED = ADM | {
+    "attn_norm_num_groups": None,
+    "class_embed_type": "timestep",
+    "num_class_embeds": None,
+    "center_input_sample": True,
+    "mid_block_scale_factor": 1.4,
+    "time_embedding_dim": 24,
+}
+BOTTOMLESS = PLAIN | {"mid_block_type": None, "class_embed_type": "identity", "time_embedding_type": "fourier"}
+UNCONDITIONAL = {
+    "ddpm": DDPM, "adm": ADM, "plain": PLAIN, "ncsnpp": NCSNPP, "numbered": NUMBERED, "bottomless": BOTTOMLESS,
+}  # fmt: skip
 
 # Two levels at most: what matters is that they differ.
 SD1 = {
@@ -80,8 +104,62 @@ XL = {
 UPSCALER = SD2 | {"in_channels": 7, "only_cross_attention": (True, False), "num_class_embeds": 10}
 UNCLIP = SD2 | {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 14}
 DISTILLED = SD1 | {"time_cond_proj_dim": 6}
+# Kolors' projection of the tokens, and SSD-1B's transformers, each of its own depth, without any at the bottom.
+PRUNED = XL | {
+    "encoder_hid_dim": 14,
+    "mid_block_type": "UNetMidBlock2D",
+    "transformer_layers_per_block": [0, [2]],
+    "reverse_transformer_layers_per_block": [[1, 2], 0],
+}
+# BK-SDM has no bottom, AudioLDM its vector beside the embedding.
+SMALLER = SD1 | {
+    "layers_per_block": (1, 2),
+    "mid_block_type": None,
+    "act_fn": "gelu",
+    "class_embed_type": "simple_projection",
+    "class_embeddings_concat": True,
+    "projection_class_embeddings_input_dim": 14,
+    "time_embedding_dim": 24,
+    "center_input_sample": True,
+}
+JOINT = {
+    "block_out_channels": (16, 32),
+    "down_block_types": ("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+    "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+    "up_block_types": ("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+    "attention_head_dim": 8,
+    "resnet_time_scale_shift": "scale_shift",
+    "cross_attention_dim": 32,
+}
+IF = JOINT | {
+    "in_channels": 3,
+    "out_channels": 6,
+    "act_fn": "gelu",
+    "encoder_hid_dim": 24,
+    "addition_embed_type": "text",
+    "addition_embed_type_num_heads": 4,
+    "cross_attention_norm": "group_norm",
+}
+IF_2 = IF | {
+    "in_channels": 6,
+    "class_embed_type": "timestep",
+    "only_cross_attention": True,
+    "time_embedding_act_fn": "gelu",
+    "resnet_skip_time_act": True,
+    "resnet_out_scale_factor": 1.4,
+    "mid_block_scale_factor": 1.3,
+}
+KARLO = JOINT | {"class_embed_type": "identity"}
+KANDINSKY_1 = JOINT | {
+    "encoder_hid_dim": 24,
+    "encoder_hid_dim_type": "text_image_proj",
+    "addition_embed_type": "text_image",
+}
+KANDINSKY_2 = JOINT | {"encoder_hid_dim": 24, "encoder_hid_dim_type": "image_proj", "addition_embed_type": "image"}
 CONDITIONAL = {
     "sd1": SD1, "sd2": SD2, "xl": XL, "upscaler": UPSCALER, "unclip": UNCLIP, "distilled": DISTILLED,
+    "pruned": PRUNED, "smaller": SMALLER, "if": IF, "if 2": IF_2, "karlo": KARLO,
+    "kandinsky 2.1": KANDINSKY_1, "kandinsky 2.2": KANDINSKY_2,
 }  # fmt: skip
 SMALL = {"layers_per_block": 1, "norm_num_groups": 8}
 NOISE = np.array([7.0, 731.0])
@@ -110,7 +188,7 @@ def double(model):
     """The model in float64."""
     model = model.double()
     for name in ("time_proj", "add_time_proj"):
-        if hasattr(model, name):
+        if isinstance(getattr(model, name, None), Timesteps):
             setattr(model, name, DoubleTime(getattr(model, name)))
     return model
 
@@ -129,19 +207,40 @@ class Case:
         if config.num_class_embeds:
             self.cond["label"] = np.array([3, 9], np.int32)
             self.extra["class_labels"] = torch.tensor(self.cond["label"]).long()
+        if config.class_embed_type == "identity":
+            self.cond["vector"] = normal(4, 2, 64)
+            self.extra["class_labels"] = torch.tensor(self.cond["vector"])
+        if config.class_embed_type == "timestep":
+            self.cond["label"] = np.array([250.0, 3.0])
+            self.extra["class_labels"] = torch.tensor(self.cond["label"])
         if config.in_channels > self.channels:
             self.cond["concat"] = normal(1, 2, 8, 8, config.in_channels - self.channels)
         if name in CONDITIONAL:
-            self.cond["tokens"] = normal(2, 2, 5, config.cross_attention_dim)
-            self.extra["encoder_hidden_states"] = torch.tensor(self.cond["tokens"])
-        if name == "xl":
+            self.conditions(config)
+
+    def conditions(self, config):
+        dim = config.encoder_hid_dim or config.cross_attention_dim
+        vector = {"projection": 14, "simple_projection": 14}.get(config.class_embed_type)
+        tokens, image = normal(2, 2, 5, dim), normal(6, 2, dim)
+        self.extra["encoder_hidden_states"] = torch.tensor(tokens)
+        added = config.addition_embed_type
+        if added != "image":
+            self.cond["tokens"] = tokens
+        if added == "text_time":
             pooled, sizes = normal(3, 2, 10), np.array([[64, 48, 0, 8, 64, 64], [512, 9, 1, 0, 32, 16]], np.float64)
             self.cond |= {"pooled": pooled, "sizes": sizes}
             self.extra["added_cond_kwargs"] = {"text_embeds": torch.tensor(pooled), "time_ids": torch.tensor(sizes)}
-        if name == "unclip":
-            self.cond["vector"] = normal(4, 2, 14)
+        if added == "image":
+            self.cond["image"] = image
+            self.extra["added_cond_kwargs"] = {"image_embeds": torch.tensor(image)}
+        if added == "text_image":
+            self.cond |= {"image": normal(6, 2, 32), "vector": normal(4, 2, 32)}
+            both = {"image_embeds": self.cond["image"], "text_embeds": self.cond["vector"]}
+            self.extra["added_cond_kwargs"] = {name: torch.tensor(a) for name, a in both.items()}
+        if vector:
+            self.cond["vector"] = normal(4, 2, vector)
             self.extra["class_labels"] = torch.tensor(self.cond["vector"])
-        if name == "distilled":
+        if config.time_cond_proj_dim:
             self.cond["guidance"] = np.array([1.5, 8.0])
             angle = 1000 * (self.cond["guidance"][:, None] - 1) * 10_000.0 ** (-np.arange(3) / 2)
             self.extra["timestep_cond"] = torch.tensor(np.concatenate([np.sin(angle), np.cos(angle)], 1))
