@@ -61,12 +61,12 @@ AVERAGE = {
         (
             PLAIN,
             {"time_embedding_type": "learned"},
-            "time_embedding_type must be 'positional' or 'fourier', got 'learned'",
+            "time_embedding_type must be .*, got 'learned'",
         ),
         (PLAIN, {"down_block_types": ["KDownBlock2D"] * 4}, "got KDownBlock2D"),
         (PLAIN, SKIP, "norm_num_groups must be null with Skip blocks"),
         (PLAIN, SKIP | {"norm_num_groups": None}, "time_embedding_type 'fourier' alone"),
-        (PLAIN, {"norm_num_groups": None}, "a number with others, got None"),
+        (PLAIN, {"norm_num_groups": None}, "a number without, got None"),
         (PLAIN, {"up_block_types": ["AttnUpBlock2D"] * 4}, "must mirror"),
         (PLAIN, SKIP | {"down_block_types": ["DownBlock2D"] * 4}, "all blocks or none must be Skip"),
         (PLAIN, {"downsample_type": "resnet"}, "resample the same way"),
@@ -113,16 +113,17 @@ def test_what_is_not_supported_is_refused(kind, change, match):
     ],
 )
 def test_fields_that_say_nothing(kind, change):
-    built, plain = (jd.interop.architecture({"_class_name": kind} | more) for more in (change, {}))
-    assert jax.eval_shape(built.init, jax.random.key(0)) == jax.eval_shape(plain.init, jax.random.key(0))
+    assert module(kind, change) == module(kind, {})
 
 
 def test_a_flag_that_is_null_is_off():
-    null, off, on = (
-        jd.interop.architecture({"_class_name": PLAIN, "add_attention": value}).init for value in (None, False, True)
-    )
-    shapes = [jax.eval_shape(init, jax.random.key(0)) for init in (null, off, on)]
-    assert shapes[0] == shapes[1] != shapes[2]
+    null, off, on = (module(PLAIN, {"add_attention": value}) for value in (None, False, True))
+    assert null == off != on
+
+
+def module(kind, change):
+    """The network that a config describes, which its `init` draws."""
+    return jd.interop.architecture({"_class_name": kind} | change).init.args[0]
 
 
 def test_a_controlnet_s_config_leaves_out_what_only_the_way_up_has():
