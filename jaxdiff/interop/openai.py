@@ -93,14 +93,15 @@ def openai_unet(config: Mapping[str, Any], dtype: Any) -> Architecture:
 
 def _blocks(module: UNet) -> dict[str, str]:
     """Our names of the network's blocks -> theirs, which count the entries on the way down and on the way up."""
-    bottom, period = len(module.widths) - 1, module.blocks + 1
+    blocks = module.blocks_at(0)
+    bottom, period = len(module.widths) - 1, blocks + 1
     found = {
         f"mid_block.{kind}": f"middle_block.{i}" for i, kind in enumerate(("resnets.0", "attentions.0", "resnets.1"))
     }
     for level in range(bottom + 1):
         for i in range(period):
             entry = f"input_blocks.{1 + level * period + i}"
-            if i < module.blocks:
+            if i < blocks:
                 found[f"down_blocks.{level}.resnets.{i}"] = f"{entry}.0"
                 found[f"down_blocks.{level}.attentions.{i}"] = f"{entry}.1"
             else:

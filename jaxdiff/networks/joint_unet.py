@@ -92,7 +92,7 @@ class AttentionPool(nn.Module):
 class JointUNet(UNet):
     """A U-Net with `JointAttention` after its residual blocks, at the levels with attention and at the bottom.
 
-    Attributes, beside those of `UNet`, of which head_dim has to be set:
+    Attributes, beside those of `UNet`:
         cross_only: levels where attention sees the tokens alone; -1 is the bottom.
         token_norm: a group norm of the tokens before each attention.
         pool_heads: heads of the attention that makes a vector of cond["tokens"], which joins the noise embedding
@@ -113,7 +113,7 @@ class JointUNet(UNet):
         name, index = place
         attention = rematted(JointAttention, self.remat)
         return attention(
-            self.head_dim,
+            self.head_dim or h.shape[-1],
             level in self.cross_only,
             self.token_norm,
             self._groups(level),
@@ -129,15 +129,16 @@ class JointUNet(UNet):
         image = jnp.ones((len(seen.mask), self.image_tokens), bool)
         return seen._replace(mask=jnp.concatenate([image, seen.mask], axis=1))
 
-    def _tokens(self, cond: Mapping[str, Any]) -> Array:
-        if self.image_dim is None:
+    def _tokens(self, cond: Mapping[str, Any]) -> Array | None:
+        width = self.token_width
+        if self.image_dim is None or width is None:
             return super()._tokens(cond)
         image = cond["image"].astype(self.dtype)
-        many = dense(self.image_tokens * self.token_width, self.dtype, "encoder_hid_proj.image_embeds")(image)
-        many = many.reshape(len(image), self.image_tokens, self.token_width)
+        many = dense(self.image_tokens * width, self.dtype, "encoder_hid_proj.image_embeds")(image)
+        many = many.reshape(len(image), self.image_tokens, width)
         if self.token_dim is None:
             return LayerNorm(name="encoder_hid_proj.norm")(many)
-        own = dense(self.token_width, self.dtype, "encoder_hid_proj.text_proj")(cond["tokens"])
+        own = dense(width, self.dtype, "encoder_hid_proj.text_proj")(cond["tokens"])
         return jnp.concatenate([many, own], axis=1)
 
     def _embed(self, noise: Array, cond: Mapping[str, Any]) -> Array:
@@ -157,6 +158,13 @@ class JointUNet(UNet):
             return super()._vector(vector, dim)
         # Beside an image's embedding it is a text's.
         return LayerNorm(name="add_embedding.text_norm")(dense(dim, vector.dtype, "add_embedding.text_proj")(vector))
+
+    def _check(self, x: Array, noise: Array, cond: Mapping[str, Any]) -> None:
+        if self.transformer is not None:
+            raise ValueError("joint attention takes the place of transformers")
+        if (self.token_width if self.image_dim else self.token_dim) is None:
+            raise ValueError("joint attention sees tokens: token_dim must be set, or image_dim and token_width")
+        super()._check(x, noise, cond)
 
     def _shapes(self, x: Array, cond: Mapping[str, Any]) -> dict[str, tuple[int | None, ...]]:
         image = {} if self.image_dim is None else {"image": (x.shape[0], self.image_dim)}

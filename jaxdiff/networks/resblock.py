@@ -74,7 +74,7 @@ class ResBlock(nn.Module):
     def _resampled(self, x: Array) -> Array:
         if self.taps is not None:
             return resample(x, self.taps, self.resample)
-        return {"up": layers.upsample, "down": layers.downsample}[self.resample](x)
+        return layers.upsample(x) if self.resample == "up" else layers.downsample(x)
 
 
 def quarter(channels: int) -> int:

@@ -63,7 +63,7 @@ class ScoreUNet(UNet):
         kept = [h]
         for level, width in enumerate(self.widths):
             name = f"down_blocks.{level}"
-            for i in range(self._count(level)):
+            for i in range(self.blocks_at(level)):
                 h = self._stage(h, seen, (name, i), level=level, attend=level in self.attention)
                 kept.append(h)
             if level < len(self.widths) - 1:
@@ -79,7 +79,7 @@ class ScoreUNet(UNet):
         picture = None
         for level in reversed(range(len(self.widths))):
             name = f"up_blocks.{len(self.widths) - 1 - level}"
-            for i in range(self._count(level) + 1):
+            for i in range(self.blocks_at(level) + 1):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
                 h = self._stage(h, seen, (name, i), level=level, attend=False)
             if level in self.attention:
@@ -90,7 +90,7 @@ class ScoreUNet(UNet):
                 out = self._conv(channels, f"{name}.skip_conv")(out)
                 picture = out if picture is None else picture + out
                 h = self._filtered(h, seen, f"{name}.resnet_up", way="up")
-        y = self._output(h, channels)
+        y: Any = self._output(h, channels)
         return y if picture is None else y + picture.astype(y.dtype)
 
     def _attend(self, name: str, level: int, *, identity: bool = False) -> Attention:
@@ -104,6 +104,8 @@ class ScoreUNet(UNet):
 
     def _check(self, x: Array, noise: Array, cond: Mapping[str, Any]) -> None:
         super()._check(x, noise, cond)
+        if self.skips and self.learned_variance:
+            raise ValueError("with skips, which add up to the output, there can be no learned variance")
         if self.skips and self.groups is not None:
             raise ValueError(f"with skips the groups follow from the widths: groups must be None, got {self.groups}")
         # Narrower ones would have other groups in the reference, by a slip of its formula.

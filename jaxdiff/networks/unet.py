@@ -156,7 +156,7 @@ class UNet(nn.Module):
         skips = [h]
         for level in range(len(self.widths)):
             name = f"down_blocks.{level}"
-            for i in range(self._count(level)):
+            for i in range(self.blocks_at(level)):
                 h = self._stage(h, seen, (name, i), level=level, attend=level in self.attention)
                 skips.append(h)
             if level < len(self.widths) - 1:
@@ -174,12 +174,13 @@ class UNet(nn.Module):
             return cond.get("tokens")
         return dense(self.token_width, self.dtype, "encoder_hid_proj")(cond["tokens"])
 
-    def _count(self, level: int) -> int:
+    def blocks_at(self, level: int) -> int:
+        """Residual blocks of a level on the way down."""
         return self.blocks if isinstance(self.blocks, int) else self.blocks[level]
 
     def _middle(self, h: Array, seen: "_Seen") -> Array:
         if self.mid_blocks > 0:
-            h = self._stage(h, seen, ("mid_block", 0), level=-1, attend=self.mid_attention)
+            h = self._stage(h, seen, ("mid_block", 0), level=-1, attend=self.mid_attention and self.mid_blocks > 1)
         if self.mid_blocks > 1:
             h = self._block(h, seen, "mid_block.resnets.1", width=self.widths[-1])
         return h
@@ -188,7 +189,7 @@ class UNet(nn.Module):
         """The way up, which takes the skips from their end."""
         for level in reversed(range(len(self.widths))):
             name = f"up_blocks.{len(self.widths) - 1 - level}"
-            for i in range(self._count(level) + 1):
+            for i in range(self.blocks_at(level) + 1):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
                 h = self._stage(h, seen, (name, i), level=level, attend=level in self.attention)
             if level > 0:
@@ -313,7 +314,7 @@ class UNet(nn.Module):
     def _attending(self) -> list[str]:
         """The stages with self-attention, from the input to the output."""
         levels, bottom = sorted(set(self.attention)), len(self.widths) - 1
-        mid = ["mid_block"] if self.mid_attention and self.mid_blocks else []
+        mid = ["mid_block"] if self.mid_attention and self.mid_blocks > 1 else []
         return [*(f"down_blocks.{i}" for i in levels), *mid, *(f"up_blocks.{bottom - i}" for i in reversed(levels))]
 
     def _check(self, x: Array, noise: Array, cond: Mapping[str, Any]) -> None:

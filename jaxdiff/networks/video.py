@@ -234,12 +234,14 @@ class VideoUNet(UNet):
         name, index = place
         video = h.reshape(-1, self.frames, *h.shape[1:])
         if self.temporal_conv:
-            convs = TemporalConv(self.groups, self.dropout, self.dtype, name=f"{name}.temp_convs.{index}")
+            convs = TemporalConv(
+                self._groups(options["level"]), self.dropout, self.dtype, name=f"{name}.temp_convs.{index}"
+            )
             video = convs(video, train=seen.train)
         motion = Motion(
             self.motion_depth,
             self.motion_heads,
-            self.groups,
+            self._groups(options["level"]),
             self.remat,
             self.dtype,
             name=f"{name}.motion_modules.{index}",
