@@ -75,7 +75,7 @@ def _complete_xl(models: Models, cond: Cond, size: tuple[int, int], guided: bool
     features = config["addition_time_embed_dim"]
     # An image whose original had this size, and that is not cropped; then the size aimed at, in place of which the
     # refiner is told an aesthetic score.
-    rows = [[*size, 0, 0, *size]]
+    rows: list[list[float]] = [[*size, 0, 0, *size]]
     if config["projection_class_embeddings_input_dim"] == vector.shape[-1] + 5 * features:
         rows = [[*size, 0, 0, score] for score in (SCORES if guided else SCORES[:1])]
     numbers = jnp.tile(jnp.asarray(rows, jnp.float32), (len(vector) // len(rows), 1))
