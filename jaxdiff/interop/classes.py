@@ -14,6 +14,7 @@ from jaxdiff.interop.encoders import bert, clip_text, t5_encoder
 from jaxdiff.interop.transformers import dit, flux, sd3
 from jaxdiff.interop.unets import unet_2d
 from jaxdiff.interop.uvit import uvit
+from jaxdiff.interop.video_unets import unet_3d_condition
 
 __all__ = ["CLASSES"]
 
@@ -34,6 +35,7 @@ CLASSES: dict[str, Callable[[Mapping[str, Any], Any], Architecture]] = {
     "Transformer2DModel": dit,
     "UNet2DConditionModel": unet_2d_condition,
     "UNet2DModel": unet_2d,
+    "UNet3DConditionModel": unet_3d_condition,
     "UViT": uvit,
     "VQModel": vq_model,
 }

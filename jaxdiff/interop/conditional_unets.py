@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxdiff.interop.architecture import Architecture, Fields
-from jaxdiff.interop.unets import PLAIN, RESNET, built, channels, classes, names, sinusoidal
+from jaxdiff.interop.unets import PLAIN, RESNET, built, channels, classes, mirrored, names, sinusoidal
 from jaxdiff.networks import ControlNet, JointUNet, Transformers, UNet
 
 __all__ = ["control_config", "controlnet", "unet_2d_condition"]
@@ -64,10 +64,10 @@ def unet_2d_condition(config: Mapping[str, Any], dtype: Any) -> Architecture:
     fields = _conditional(c)
     module: UNet
     if set(JOINT) & {*down, *up}:
-        _mirrored(fields["attention"], up, (JOINT[1], RESNET[1]), count)
+        mirrored(fields["attention"], up, (JOINT[1], RESNET[1]), count)
         module = JointUNet(**fields, **_joint(c, count), **more, **sizes)
     else:
-        _mirrored(fields["attention"], up, (CROSS[1], PLAIN[1]), count)
+        mirrored(fields["attention"], up, (CROSS[1], PLAIN[1]), count)
         module = UNet(**fields, **_crossing(c, fields["attention"], count), **more, **sizes)
     c.done()
     return built(module, given, center=center, rename=_rename(c))
@@ -119,7 +119,7 @@ def _conditional(c: Fields) -> dict[str, Any]:
     down = names(c, "down_block_types", (*(CROSS[0],) * 3, PLAIN[0]))
     attention = tuple(i for i, name in enumerate(down) if name in (CROSS[0], JOINT[0]))
     kinds = (JOINT[0], RESNET[0]) if JOINT[0] in down else (CROSS[0], PLAIN[0])
-    _mirrored(attention, down, kinds, len(widths))
+    mirrored(attention, down, kinds, len(widths))
     return {
         "widths": widths,
         "blocks": _each(c, "layers_per_block", 2, len(widths)),
@@ -270,9 +270,3 @@ def _one(c: Fields, name: str, default: int) -> int:
     if not isinstance(value, int):
         raise ValueError(f"{name} must be the same number for all levels, got {value}")
     return value
-
-
-def _mirrored(levels: tuple[int, ...], types: tuple[str, ...], kinds: tuple[str, str], count: int) -> None:
-    wanted = tuple(kinds[0] if i in levels else kinds[1] for i in range(count))
-    if types != wanted:
-        raise ValueError(f"the levels' blocks, from the largest size, must be {wanted}, got {types}")

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxdiff.interop.architecture import Architecture, Fields
 from jaxdiff.networks import ControlNet, JointUNet, ScoreUNet, Sinusoidal, UNet, as_apply, init
 
-__all__ = ["PLAIN", "RESNET", "built", "channels", "classes", "names", "sinusoidal", "unet_2d"]
+__all__ = ["PLAIN", "RESNET", "built", "channels", "classes", "mirrored", "names", "sinusoidal", "unet_2d"]
 
 # A block's name on the way down, and on the way up.
 PLAIN = "DownBlock2D", "UpBlock2D"
@@ -92,6 +92,13 @@ def names(c: Fields, field: str, default: Sequence[str]) -> tuple[str, ...]:
     """The blocks' names, from the largest size, without a prefix that they once had."""
     own = tuple(name.removeprefix("UNetRes") for name in c.take(field, tuple(default)))
     return own if field.startswith("down") else own[::-1]
+
+
+def mirrored(levels: tuple[int, ...], types: tuple[str, ...], kinds: tuple[str, str], count: int) -> None:
+    """Refuses blocks that are not of the first kind at these levels, and of the second at the others."""
+    wanted = tuple(kinds[0] if i in levels else kinds[1] for i in range(count))
+    if types != wanted:
+        raise ValueError(f"the levels' blocks, from the largest size, must be {wanted}, got {types}")
 
 
 def _levels(c: Fields) -> tuple[tuple[int, ...], str]:

@@ -24,6 +24,7 @@ from jaxdiff.networks.mlp import MLP
 from jaxdiff.networks.mmdit import MMDiT
 from jaxdiff.networks.score_unet import ScoreUNet
 from jaxdiff.networks.song_unet import DhariwalUNet, SongUNet
+from jaxdiff.networks.text_video import TextVideoUNet
 from jaxdiff.networks.transformer2d import Transformers
 from jaxdiff.networks.unet import UNet
 from jaxdiff.networks.uvit import UViT, uvit_h_2_imagenet256, uvit_s_2_cifar10
@@ -42,6 +43,7 @@ __all__ = [
     "ScoreUNet",
     "Sinusoidal",
     "SongUNet",
+    "TextVideoUNet",
     "Transformers",
     "UNet",
     "UViT",

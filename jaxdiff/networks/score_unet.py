@@ -59,7 +59,7 @@ class ScoreUNet(UNet):
         if not self.skips:
             return super()._encode(x, noise, cond, train, hint=hint)
         seen, picture = self._seen(noise, cond, train), x.astype(self.dtype)
-        h = self._conv(self.widths[0], "conv_in")(picture)
+        h = self._enter(x, cond)
         kept = [h]
         for level, width in enumerate(self.widths):
             name = f"down_blocks.{level}"

@@ -147,10 +147,7 @@ class UNet(nn.Module):
     ) -> tuple[Array, list[Array], "_Seen"]:
         """The way down to the bottom, and what the way up will see of it; a hint joins what enters."""
         seen = self._seen(noise, cond, train)
-        h = x.astype(self.dtype)
-        if self.concat_channels is not None:
-            h = jnp.concatenate([h, cond["concat"].astype(self.dtype)], axis=-1)
-        h = self._conv(self.widths[0], "conv_in")(layers.space_to_depth(h, self.patch))
+        h = self._enter(x, cond)
         if hint is not None:
             h = h + hint
         skips = [h]
@@ -163,6 +160,13 @@ class UNet(nn.Module):
                 h = self._resample(h, seen, f"{name}.downsamplers.0", way="down")
                 skips.append(h)
         return self._middle(h, seen), skips, seen
+
+    def _enter(self, x: Array, cond: Mapping[str, Any]) -> Array:
+        """The first convolution."""
+        h = x.astype(self.dtype)
+        if self.concat_channels is not None:
+            h = jnp.concatenate([h, cond["concat"].astype(self.dtype)], axis=-1)
+        return self._conv(self.widths[0], "conv_in")(layers.space_to_depth(h, self.patch))
 
     def _seen(self, noise: Array, cond: Mapping[str, Any], train: bool) -> "_Seen":
         emb = activation(self.act)(self._embed(noise, cond))
@@ -244,7 +248,10 @@ class UNet(nn.Module):
         )
 
     def _groups(self, level: int) -> int:
-        return quarter(self.widths[level]) if self.groups is None else self.groups
+        return self._groups_of(self.widths[level])
+
+    def _groups_of(self, width: int) -> int:
+        return quarter(width) if self.groups is None else self.groups
 
     def _transformer(self, config: Transformers, name: str, *, level: int, depth: int, identity: bool) -> Transformer2D:
         return Transformer2D(

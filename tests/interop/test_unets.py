@@ -39,7 +39,7 @@ def test_names_of_attention_before_they_changed():
     assert alias("mid_block.attentions.0.proj_attn.bias") == "mid_block.attentions.0.to_out.0.bias"
 
 
-PLAIN, CROSS = "UNet2DModel", "UNet2DConditionModel"
+PLAIN, CROSS, VIDEO = "UNet2DModel", "UNet2DConditionModel", "UNet3DConditionModel"
 SKIP = {"down_block_types": ["SkipDownBlock2D"] * 4, "up_block_types": ["SkipUpBlock2D"] * 4}
 SIMPLE = {
     "down_block_types": ["ResnetDownsampleBlock2D"] + ["SimpleCrossAttnDownBlock2D"] * 3,
@@ -91,6 +91,9 @@ AVERAGE = {
             {"addition_embed_type": "text_time", "class_embed_type": "projection"},
             "addition_embed_type 'text_time' and class_embed_type 'projection' are not supported together",
         ),
+        (VIDEO, {"up_block_types": ["CrossAttnUpBlock3D"] * 4}, "must be .* got"),
+        (VIDEO, {"attention_head_dim": [5, 10, 20, 20]}, "attention_head_dim must be one number"),
+        (VIDEO, {"use_linear_projection": True}, "use_linear_projection"),
         ("ControlNetModel", {"controlnet_conditioning_channel_order": "bgr"}, "must be 'rgb', got 'bgr'"),
     ],
 )
