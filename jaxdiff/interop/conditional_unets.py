@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxdiff.interop.architecture import Architecture, Fields
-from jaxdiff.interop.unets import PLAIN, RESNET, built, channels, classes, mirrored, names, sinusoidal
+from jaxdiff.interop.unets import PLAIN, RESNET, built, channels, check_blocks, classes, names, sinusoidal
 from jaxdiff.networks import ControlNet, JointUNet, Transformers, UNet
 
 __all__ = ["control_config", "controlnet", "unet_2d_condition"]
@@ -64,10 +64,10 @@ def unet_2d_condition(config: Mapping[str, Any], dtype: Any) -> Architecture:
     fields = _conditional(c)
     module: UNet
     if set(JOINT) & {*down, *up}:
-        mirrored(fields["attention"], up, (JOINT[1], RESNET[1]), count)
+        check_blocks("up_block_types", up, (JOINT[1], RESNET[1]), levels=fields["attention"], count=count)
         module = JointUNet(**fields, **_joint(c, count), **more, **sizes)
     else:
-        mirrored(fields["attention"], up, (CROSS[1], PLAIN[1]), count)
+        check_blocks("up_block_types", up, (CROSS[1], PLAIN[1]), levels=fields["attention"], count=count)
         module = UNet(**fields, **_crossing(c, fields["attention"], count), **more, **sizes)
     c.done()
     return built(module, given, center=center, rename=_rename(c))
@@ -119,7 +119,7 @@ def _conditional(c: Fields) -> dict[str, Any]:
     down = names(c, "down_block_types", (*(CROSS[0],) * 3, PLAIN[0]))
     attention = tuple(i for i, name in enumerate(down) if name in (CROSS[0], JOINT[0]))
     kinds = (JOINT[0], RESNET[0]) if JOINT[0] in down else (CROSS[0], PLAIN[0])
-    mirrored(attention, down, kinds, len(widths))
+    check_blocks("down_block_types", down, kinds, levels=attention, count=len(widths))
     return {
         "widths": widths,
         "blocks": _each(c, "layers_per_block", 2, len(widths)),
@@ -215,6 +215,8 @@ def _image(c: Fields) -> dict[str, Any]:
 
 
 def _text(c: Fields) -> dict[str, Any]:
+    if c.take("cross_attention_dim", 1280) == _widths(c):
+        return {"token_dim": None}  # AudioLDM's and MusicLDM's second attentions see no text, but the positions again
     width, dim = _one(c, "cross_attention_dim", 1280), c.take("encoder_hid_dim", None)
     kind = c.only("encoder_hid_dim_type", None, "text_proj", "text_image_proj", "image_proj")
     if dim is None:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxdiff.interop.architecture import Architecture, Fields
 from jaxdiff.networks import ControlNet, JointUNet, ScoreUNet, Sinusoidal, UNet, as_apply, init
 
-__all__ = ["PLAIN", "RESNET", "built", "channels", "classes", "mirrored", "names", "sinusoidal", "unet_2d"]
+__all__ = ["PLAIN", "RESNET", "built", "channels", "check_blocks", "classes", "names", "sinusoidal", "unet_2d"]
 
 # A block's name on the way down, and on the way up.
 PLAIN = "DownBlock2D", "UpBlock2D"
@@ -94,11 +94,21 @@ def names(c: Fields, field: str, default: Sequence[str]) -> tuple[str, ...]:
     return own if field.startswith("down") else own[::-1]
 
 
-def mirrored(levels: tuple[int, ...], types: tuple[str, ...], kinds: tuple[str, str], count: int) -> None:
-    """Refuses blocks that are not of the first kind at these levels, and of the second at the others."""
+def check_blocks(
+    field: str, types: tuple[str, ...], kinds: tuple[str, str], *, levels: tuple[int, ...], count: int
+) -> None:
+    """Refuses blocks that are not of the first kind at these levels, and of the second at the others.
+
+    Args:
+        field: of the config.
+        types: the blocks' names, from the largest size.
+        kinds: the two that are meant.
+        levels: where the first is.
+        count: of levels.
+    """
     wanted = tuple(kinds[0] if i in levels else kinds[1] for i in range(count))
     if types != wanted:
-        raise ValueError(f"the levels' blocks, from the largest size, must be {wanted}, got {types}")
+        raise ValueError(f"{field}, from the largest size, must be {wanted}, got {types}")
 
 
 def _levels(c: Fields) -> tuple[tuple[int, ...], str]:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdiff.interop.architecture import Architecture, Fields
-from jaxdiff.interop.unets import channels, mirrored, names
+from jaxdiff.interop.unets import channels, check_blocks, names
 from jaxdiff.networks import Sinusoidal, TextVideoUNet, Transformers, as_apply, init
 
 __all__ = ["unet_3d_condition"]
@@ -37,9 +37,9 @@ def unet_3d_condition(config: Mapping[str, Any], dtype: Any) -> Architecture:
         raise ValueError(f"UNet3DConditionModel: attention_head_dim must be one number, got {size}")
     down = names(c, "down_block_types", (*(CROSS[0],) * 3, PLAIN[0]))
     attention = tuple(i for i, name in enumerate(down) if name == CROSS[0])
-    mirrored(attention, down, (CROSS[0], PLAIN[0]), len(widths))
+    check_blocks("down_block_types", down, (CROSS[0], PLAIN[0]), levels=attention, count=len(widths))
     up = names(c, "up_block_types", (PLAIN[1], *(CROSS[1],) * 3))
-    mirrored(attention, up, (CROSS[1], PLAIN[1]), len(widths))
+    check_blocks("up_block_types", up, (CROSS[1], PLAIN[1]), levels=attention, count=len(widths))
     given, sizes = channels(c, 4)
     # There, what is called the size of a head is one.
     heads = tuple(max(1, width // size) for width in widths)

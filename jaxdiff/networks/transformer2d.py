@@ -62,15 +62,16 @@ class Block(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, tokens: Array, mask: Array | None) -> tuple[Array, None]:
-        """Maps x[B, N, C], which sees tokens[B, L, D] where mask[B, L] is True, to the same."""
+    def __call__(self, x: Array, tokens: Array | None, mask: Array | None) -> tuple[Array, None]:
+        """Maps x[B, N, C], which sees tokens[B, L, D] where mask[B, L] is True, or itself again, to the same."""
         x = constrain_tokens(x)
         h = LayerNorm(name="norm1")(x)
-        if self.cross_only:
+        if self.cross_only and tokens is not None:
             x = x + self._attend(h, tokens, mask, "attn1")
         else:
             x = x + self._attend(h, h, None, "attn1", identity=self.identity)
-        x = x + self._attend(LayerNorm(name="norm2")(x), tokens, mask, "attn2")
+        h = LayerNorm(name="norm2")(x)
+        x = x + self._attend(h, h if tokens is None else tokens, mask, "attn2")
 
         h = dense(8 * x.shape[-1], self.dtype, "ff.net.0.proj")(LayerNorm(name="norm3")(x))
         h, gate = jnp.split(h, 2, axis=-1)
@@ -113,12 +114,12 @@ class Transformer2D(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, tokens: Array, mask: Array | None = None) -> Array:
+    def __call__(self, x: Array, tokens: Array | None, mask: Array | None = None) -> Array:
         """Lets every position see every other and the tokens.
 
         Args:
             x: [B, *spatial, C].
-            tokens: [B, L, D].
+            tokens: [B, L, D]; None: the positions see each other in their place.
             mask: bool[B, L], True for the tokens that may be seen.
 
         Returns:
@@ -130,8 +131,8 @@ class Transformer2D(nn.Module):
         channels = x.shape[-1]
         if channels % self.heads:
             raise ValueError(f"heads must divide the channels, got {self.heads} heads for {channels} channels")
-        tokens = tokens.astype(self.dtype)
-        if mask is not None:
+        tokens = None if tokens is None else tokens.astype(self.dtype)
+        if tokens is not None and mask is not None:
             # A weight of zero times a hidden NaN or infinity would still be NaN.
             tokens = jnp.where(mask[..., None], tokens, jnp.zeros_like(tokens))
         h = GroupNorm(self.groups, 1e-6, name="norm")(x)

@@ -42,7 +42,8 @@ class UNet(nn.Module):
         heads: attention heads at every level, in place of head_dim; None: off.
         base: the noise's features; None: the first of widths.
         emb_dim: width of the embedding; None: 4 times the noise's features.
-        transformer: what stands in place of attention (and of head_dim): transformers that see the tokens.
+        transformer: what stands in place of attention (and of head_dim): transformers that see the tokens, or, without
+            token_dim, the positions once more.
         identity_attention: stages ("down_blocks.1", "mid_block", "up_blocks.0") whose self-attention map is the
             identity, for perturbed-attention guidance: `module.clone(identity_attention=("mid_block",))` is the
             perturbed network, with the same parameters.
@@ -230,7 +231,7 @@ class UNet(nn.Module):
     def _attention(self, h: Array, seen: "_Seen", place: tuple[str, int], level: int) -> Array:
         name, index = place
         own, identity = f"{name}.attentions.{index}", name in self.identity_attention
-        if self.transformer is not None and seen.tokens is not None:
+        if self.transformer is not None:
             depth = self.transformer.blocks(level, index, up=name.startswith("up_blocks"))
             block = self._transformer(self.transformer, own, level=level, depth=depth, identity=identity)
             return block(h, seen.tokens, seen.mask)
@@ -352,8 +353,6 @@ class UNet(nn.Module):
         check_cond({"noise": noise, **cond}, {"noise": x.shape[:1], **self._shapes(x, cond)})
 
     def _check_transformer(self, config: Transformers) -> None:
-        if self.token_dim is None:
-            raise ValueError("transformers see tokens: token_dim must be set")
         if self.head_dim is not None:
             raise ValueError("transformers have their own number of heads: head_dim must be None")
         count, depths = len(self.widths), (config.depth, config.up_depth or config.depth)

@@ -109,7 +109,7 @@ PRUNED = XL | {
     "transformer_layers_per_block": [0, [2]],
     "reverse_transformer_layers_per_block": [[1, 2], 0],
 }
-# BK-SDM has no bottom, AudioLDM its vector beside the embedding.
+# BK-SDM has no bottom; AudioLDM has its vector beside the embedding, and no tokens.
 SMALLER = SD1 | {
     "layers_per_block": (1, 2),
     "mid_block_type": None,
@@ -117,6 +117,7 @@ SMALLER = SD1 | {
     "class_embed_type": "simple_projection",
     "class_embeddings_concat": True,
     "projection_class_embeddings_input_dim": 14,
+    "cross_attention_dim": (16, 32),
     "time_embedding_dim": 24,
     "center_input_sample": True,
 }
@@ -191,8 +192,12 @@ class Case:
             self.conditions(config)
 
     def conditions(self, config):
+        if not isinstance(config.cross_attention_dim, int):
+            self.extra["encoder_hidden_states"] = None
+            self.cond["vector"] = normal(4, 2, 14)
+            self.extra["class_labels"] = torch.tensor(self.cond["vector"])
+            return
         dim = config.encoder_hid_dim or config.cross_attention_dim
-        vector = {"projection": 14, "simple_projection": 14}.get(config.class_embed_type)
         tokens, image = normal(2, 2, 5, dim), normal(6, 2, dim)
         self.extra["encoder_hidden_states"] = torch.tensor(tokens)
         added = config.addition_embed_type
@@ -209,8 +214,8 @@ class Case:
             self.cond |= {"image": normal(6, 2, 32), "vector": normal(4, 2, 32)}
             both = {"image_embeds": self.cond["image"], "text_embeds": self.cond["vector"]}
             self.extra["added_cond_kwargs"] = {name: torch.tensor(a) for name, a in both.items()}
-        if vector:
-            self.cond["vector"] = normal(4, 2, vector)
+        if config.class_embed_type == "projection":
+            self.cond["vector"] = normal(4, 2, 14)
             self.extra["class_labels"] = torch.tensor(self.cond["vector"])
         if config.time_cond_proj_dim:
             self.cond["guidance"] = np.array([1.5, 8.0])
