@@ -5,6 +5,7 @@ Parameters are named like those of diffusers' Transformer2DModel; see `interop.k
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import flax.linen as nn
@@ -44,6 +45,25 @@ class Transformers:
         """Blocks of the transformer behind a level's residual block of this index."""
         depth = (self.depth if self.up_depth is None or not up else self.up_depth)[level]
         return depth if isinstance(depth, int) else depth[index]
+
+    def check(self, count: int, levels: Iterable[int]) -> None:
+        """Refuses what does not fit a U-Net.
+
+        Args:
+            count: of the U-Net's levels.
+            levels: those with transformers.
+
+        Raises:
+            ValueError: depth or heads are not as many as the levels, or are less than 1 where there are transformers.
+        """
+        told = self.depth, self.up_depth or self.depth, self.heads
+        fits = all(len(one) == count for one in told)
+        own: list[Depth] = [one[i] for one in told for i in levels] if fits else []
+        if not fits or any((min(n) if isinstance(n, tuple) else n) < 1 for n in own):
+            raise ValueError(
+                f"transformers need depth and heads, from 1 on, for each of the {count} levels, got {self.depth} "
+                f"and {self.heads}"
+            )
 
 
 class Block(nn.Module):

@@ -345,28 +345,15 @@ class UNet(nn.Module):
                 f"got {self.identity_attention}"
             )
         if self.transformer is not None:
-            self._check_transformer(self.transformer)
+            if self.head_dim is not None:
+                raise ValueError("transformers have their own number of heads: head_dim must be None")
+            bottom = {len(self.widths) - 1} if "mid_block" in attending else set()
+            self.transformer.check(len(self.widths), {*self.attention} | bottom)
         if not 3 <= x.ndim <= 5:
             raise ValueError(f"x must be [B, *spatial, C], one to three spatial axes, got shape {x.shape}")
         layers.check_divisible(x.shape, self.patch * 2 ** (len(self.widths) - 1))
         cond = {name: value for name, value in cond.items() if name != "residuals"}
         check_cond({"noise": noise, **cond}, {"noise": x.shape[:1], **self._shapes(x, cond)})
-
-    def _check_transformer(self, config: Transformers) -> None:
-        if self.head_dim is not None:
-            raise ValueError("transformers have their own number of heads: head_dim must be None")
-        count, depths = len(self.widths), (config.depth, config.up_depth or config.depth)
-        if not len(depths[0]) == len(depths[1]) == len(config.heads) == count or self._least(depths, config.heads) < 1:
-            raise ValueError(
-                f"transformers need depth and heads, from 1 on, for each of the {len(self.widths)} levels, got "
-                f"{config.depth} and {config.heads}"
-            )
-
-    def _least(self, depths: tuple[Any, ...], heads: tuple[int, ...]) -> int:
-        """The smallest number of a transformer's blocks or heads, where there are transformers."""
-        levels = {*self.attention, *([len(self.widths) - 1] if self.mid_attention and self.mid_blocks > 1 else [])}
-        own = [depth[i] for depth in depths for i in levels]
-        return min([n for one in own for n in (one if isinstance(one, tuple) else (one,))] + [*heads], default=1)
 
     def _shapes(self, x: Array, cond: Mapping[str, Any]) -> dict[str, tuple[int | None, ...]]:
         """What cond has to hold."""
