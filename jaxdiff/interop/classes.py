@@ -12,6 +12,7 @@ from jaxdiff.interop.conditional_unets import controlnet, unet_2d_condition
 from jaxdiff.interop.edm import dhariwal_unet, edm2_unet, song_unet
 from jaxdiff.interop.encoders import bert, clip_text, t5_encoder
 from jaxdiff.interop.transformers import dit, flux, sd3
+from jaxdiff.interop.unet_1d import unet_1d
 from jaxdiff.interop.unets import unet_2d
 from jaxdiff.interop.uvit import uvit
 from jaxdiff.interop.video_unets import unet_3d_condition
@@ -33,6 +34,7 @@ CLASSES: dict[str, Callable[[Mapping[str, Any], Any], Architecture]] = {
     "SongUNet": song_unet,
     "T5EncoderModel": t5_encoder,
     "Transformer2DModel": dit,
+    "UNet1DModel": unet_1d,
     "UNet2DConditionModel": unet_2d_condition,
     "UNet2DModel": unet_2d,
     "UNet3DConditionModel": unet_3d_condition,

@@ -14,6 +14,7 @@ from jaxdiff.networks.configs import (
     stable_diffusion_xl,
 )
 from jaxdiff.networks.controlnet import ControlNet, controlled, copy_encoder
+from jaxdiff.networks.dance import DanceUNet
 from jaxdiff.networks.dit import DiT, dit_b_4, dit_s_2, dit_xl_2, sit_xl_2
 from jaxdiff.networks.edm2 import EDM2UNet, log_variance
 from jaxdiff.networks.embed import Fourier, Sinusoidal
@@ -33,6 +34,7 @@ from jaxdiff.networks.video import VideoDiT, VideoUNet, inflate, per_frame
 __all__ = [
     "MLP",
     "ControlNet",
+    "DanceUNet",
     "DhariwalUNet",
     "DiT",
     "EDM2UNet",

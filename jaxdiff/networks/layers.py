@@ -150,6 +150,7 @@ class Conv(nn.Module):
         zero: start from zero.
         dtype: type of the computation; the parameters are float32.
         draw: of the initial kernel, (key, shape, dtype) -> array, unless it starts from zero.
+        bias: add one.
     """
 
     features: int
@@ -159,6 +160,7 @@ class Conv(nn.Module):
     zero: bool = False
     dtype: jnp.dtype = jnp.float32
     draw: Callable[..., Array] = kernel_init
+    bias: bool = True
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -167,7 +169,6 @@ class Conv(nn.Module):
         pad = (self.size // 2,) * 2 if self.pad is None else self.pad
         shape = (self.size,) * dims + (x.shape[-1], self.features)
         kernel = self.param("kernel", zeros_init if self.zero else self.draw, shape)
-        bias = self.param("bias", zeros_init, (self.features,))
         kernel = weight((*self.path, "kernel"), kernel, self.dtype)
         x = x.astype(self.dtype)
         tiles = self.stride == self.size and pad == (0, 0)
@@ -176,7 +177,7 @@ class Conv(nn.Module):
             y = jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
         else:
             y = convolve(x, kernel, stride=self.stride, pad=pad)
-        return offset(y, bias)
+        return offset(y, self.param("bias", zeros_init, (self.features,))) if self.bias else y
 
 
 class Dropout(nn.Module):

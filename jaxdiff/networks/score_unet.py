@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.networks.attention import Attention
+from jaxdiff.networks.embed import Frequencies
 from jaxdiff.networks.layers import GroupNorm, wide
 from jaxdiff.networks.remat import rematted
 from jaxdiff.networks.resblock import quarter
@@ -46,12 +47,7 @@ class ScoreUNet(UNet):
         return jax.tree.map(lambda a: a / divisor, y)
 
     def _features(self, noise: Array, dim: int) -> Array:
-        def start(key: Array, shape: tuple[int, ...]) -> Array:
-            return self.scale * jax.random.normal(key, shape, jnp.float32)
-
-        frequencies = jax.lax.stop_gradient(self.param("time_proj.weight", start, (dim,))).astype(noise.dtype)
-        angle = 2 * jnp.pi * jnp.log(noise)[:, None] * frequencies[None]
-        return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+        return Frequencies(self.scale, True, name="time_proj")(noise, 2 * dim)
 
     def _encode(
         self, x: Array, noise: Array, cond: Mapping[str, Any], train: bool, *, hint: Array | None = None

@@ -40,6 +40,7 @@ def test_names_of_attention_before_they_changed():
 
 
 PLAIN, CROSS, VIDEO = "UNet2DModel", "UNet2DConditionModel", "UNet3DConditionModel"
+SOUND = "UNet1DModel"
 SKIP = {"down_block_types": ["SkipDownBlock2D"] * 4, "up_block_types": ["SkipUpBlock2D"] * 4}
 SIMPLE = {
     "down_block_types": ["ResnetDownsampleBlock2D"] + ["SimpleCrossAttnDownBlock2D"] * 3,
@@ -94,6 +95,10 @@ AVERAGE = {
         (VIDEO, {"up_block_types": ["CrossAttnUpBlock3D"] * 4}, "must be .* got"),
         (VIDEO, {"attention_head_dim": [5, 10, 20, 20]}, "attention_head_dim must be one number"),
         (VIDEO, {"use_linear_projection": True}, "use_linear_projection"),
+        (SOUND, {"extra_in_channels": 16}, "extra_in_channels must be the 64 features"),
+        (SOUND, {"down_block_types": ["DownResnetBlock1D"] * 3}, "down_block_types must have DownBlock1DNoSkip"),
+        (SOUND, {"up_block_types": ["UpBlock1D", "UpBlock1D", "UpBlock1DNoSkip"]}, "up_block_types, from the largest"),
+        (SOUND, {"out_block_type": "ValueFunction"}, "out_block_type must be None, got 'ValueFunction'"),
         ("ControlNetModel", {"controlnet_conditioning_channel_order": "bgr"}, "must be 'rgb', got 'bgr'"),
     ],
 )

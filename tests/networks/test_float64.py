@@ -10,8 +10,10 @@ from jaxdiff.networks import as_apply
 WIDTHS = {"widths": (8, 8), "blocks": 1, "groups": 4}
 TOKENS, VECTOR = ("tokens", (2, 3, 4)), ("vector", (2, 4))
 TEXT = {"vocab": 9, "width": 8, "layers": 2, "heads": 2, "features": 8}
-# Each network and its condition; x is [2, 8, 8, 4].
+X = {"dance": (2, 8, 4), "text to video": (2, 3, 8, 8, 4)}  # others see [2, 8, 8, 4]
+# Each network and its condition.
 NETWORKS = {
+    "dance": (networks.DanceUNet(widths=(8, 32), attention=(1,), features=4), ()),
     "dit": (networks.DiT(width=8, layers=2, heads=2, num_classes=3, learned_variance=True), ("label",)),
     "dit, own embeddings": (networks.DiT(width=8, layers=2, heads=2, num_classes=3, own_embeddings=True), ("label",)),
     "edm2": (networks.EDM2UNet(widths=(8, 8), blocks=1, attention=(32,), head_dim=4, num_classes=3), ("label",)),
@@ -31,6 +33,17 @@ NETWORKS = {
     ),
     "score u-net": (networks.ScoreUNet(widths=(64, 64), blocks=1, attention=(1,), groups=None), ()),
     "song u-net": (networks.SongUNet(widths=(8, 8), blocks=1, attention=(16,), embedding="fourier"), ()),
+    "text to video": (
+        networks.TextVideoUNet(
+            **WIDTHS,
+            frames=3,
+            attention=(1,),
+            transformer=networks.Transformers(depth=(1, 1), heads=(2, 2)),
+            token_dim=4,
+            temporal_head_dim=4,
+        ),
+        (TOKENS,),
+    ),
     "u-net": (
         networks.UNet(**WIDTHS, attention=(1,), num_classes=3, time=networks.Fourier(), vector_dim=4),
         ("label", VECTOR),
@@ -81,7 +94,7 @@ def test_networks(name, x64):
     }
     cond = {n: plain[n] for n in names if isinstance(n, str)}
     cond |= {n[0]: jax.ShapeDtypeStruct(n[1], jnp.float64) for n in names if not isinstance(n, str)}
-    x = jax.ShapeDtypeStruct((2, 8, 8, 4), jnp.float64)
+    x = jax.ShapeDtypeStruct(X.get(name, (2, 8, 8, 4)), jnp.float64)
     shapes = jax.eval_shape(lambda key: networks.init(module, key, x, cond), jax.random.key(0))
     noise = jax.ShapeDtypeStruct((2,), jnp.float64)
     assert not reduced(as_apply(module), double(shapes), x, noise, cond)
