@@ -12,9 +12,9 @@ from jax.sharding import Mesh
 import jaxdiff as jd
 from jaxdiff import data, interop, train
 from jaxdiff.experiment import Experiment, UserError, compute_dtype, seed_key
+from jaxdiff.interop.conditional_unets import control_config
 from jaxdiff.interop.index import scheduler_config
 from jaxdiff.interop.sources import find_part, is_file, pipeline_of, read_fields
-from jaxdiff.interop.unets import control_config
 from jaxdiff.networks import lora
 from jaxdiff.networks.controlnet import controlled, copy_encoder
 from jaxdiff.options import Count, File, Kept, Natural, Seed, Source, absolute
@@ -347,7 +347,7 @@ def _null_label(kind: str, config: dict, tables: dict[str, Any]) -> int | None:
     """The label that says nothing; None for a network without a condition."""
     if tables:
         return len(next(iter(tables.values()))) - 1
-    if kind == "DiTTransformer2DModel":
+    if kind in ("DiTTransformer2DModel", "Transformer2DModel"):
         return config.get("num_embeds_ada_norm", 1000)
     classes = config.get("num_class_embeds")
     return None if classes is None else classes - 1

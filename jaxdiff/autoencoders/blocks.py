@@ -47,6 +47,7 @@ class _Half(nn.Module):
         mid_attention: attention between the two blocks at the bottom.
         groups: groups of the norms; divides all widths.
         dtype: type of the computation.
+        attention: levels with attention after each residual block.
     """
 
     features: int
@@ -55,16 +56,18 @@ class _Half(nn.Module):
     mid_attention: bool
     groups: int
     dtype: jnp.dtype
+    attention: tuple[int, ...] = ()
 
-    def _block(self, h: Array, name: str, width: int) -> Array:
-        return ResBlock(width, self.groups, self.dtype, name=name)(h)
+    def _stage(self, h: Array, name: str, index: int, level: int) -> Array:
+        """A residual block and its attention; level -1 is the bottom."""
+        h = ResBlock(self.widths[level], self.groups, self.dtype, name=f"{name}.resnets.{index}")(h)
+        attend = level in self.attention if level >= 0 else self.mid_attention and index == 0
+        if not attend:
+            return h
+        return Attention(None, self.groups, EPS, self.dtype, name=f"{name}.attentions.{index}")(h)
 
     def _middle(self, h: Array) -> Array:
-        h = self._block(h, "mid_block.resnets.0", self.widths[-1])
-        if self.mid_attention:
-            attention = Attention(None, self.groups, EPS, self.dtype, name="mid_block.attentions.0")
-            h = attention(h)
-        return self._block(h, "mid_block.resnets.1", self.widths[-1])
+        return self._stage(self._stage(h, "mid_block", 0, -1), "mid_block", 1, -1)
 
     def _output(self, h: Array) -> Array:
         h = nn.silu(GroupNorm(self.groups, EPS, name="conv_norm_out")(h))
@@ -81,7 +84,7 @@ class Encoder(_Half):
         for level, width in enumerate(self.widths):
             name = f"down_blocks.{level}"
             for i in range(self.blocks):
-                h = self._block(h, f"{name}.resnets.{i}", width)
+                h = self._stage(h, name, i, level)
             if level < len(self.widths) - 1:
                 h = Downsample(width, pad=(0, 1), dtype=self.dtype, name=f"{name}.downsamplers.0")(h)
         return self._output(self._middle(h))
@@ -97,7 +100,7 @@ class Decoder(_Half):
         for i, width in enumerate(reversed(self.widths)):
             name = f"up_blocks.{i}"
             for j in range(self.blocks + 1):
-                h = self._block(h, f"{name}.resnets.{j}", width)
+                h = self._stage(h, name, j, len(self.widths) - 1 - i)
             if i < len(self.widths) - 1:
                 h = Upsample(width, dtype=self.dtype, name=f"{name}.upsamplers.0")(h)
         return self._output(h)

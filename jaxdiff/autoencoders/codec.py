@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff.networks.layers import check_divisible
+from jaxdiff.networks.layers import check_divisible, wide
 
 
 class Codec(NamedTuple):
@@ -47,12 +47,12 @@ class Codec(NamedTuple):
         return self.standardize(mean), std * _like(std, self.scale)
 
     def to_images(self, params: Any, latents: Array) -> Array:
-        """Maps the diffusion model's latents to images, float32.
+        """Maps the diffusion model's latents to images, float32 at least.
 
         One at a time: within the decoder an image takes many times the memory of its latents.
         """
         images = jax.lax.map(lambda z: self.decode(params, self.restore(z[None]))[0], latents)
-        return images.astype(jnp.float32)
+        return images.astype(wide(images.dtype))
 
 
 def init(module: nn.Module, key: Array) -> dict:

@@ -20,6 +20,7 @@ class KLAutoencoder(nn.Module):
         latent_channels: of the latents.
         widths: channels by level, the finest first; each further level halves the image.
         blocks: residual blocks per level in the encoder; the decoder has one more.
+        attention: levels with attention after each residual block.
         mid_attention: attention between the two blocks at the bottom.
         use_quant_conv: a 1 x 1 convolution after the encoder.
         use_post_quant_conv: a 1 x 1 convolution before the decoder.
@@ -32,6 +33,7 @@ class KLAutoencoder(nn.Module):
     latent_channels: int = 4
     widths: tuple[int, ...] = (128, 256, 512, 512)
     blocks: int = 2
+    attention: tuple[int, ...] = ()
     mid_attention: bool = True
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
@@ -44,7 +46,7 @@ class KLAutoencoder(nn.Module):
         return 2 ** (len(self.widths) - 1)
 
     def setup(self):
-        layout = (self.widths, self.blocks, self.mid_attention, self.groups, self.dtype)
+        layout = (self.widths, self.blocks, self.mid_attention, self.groups, self.dtype, self.attention)
         self.encoder = Encoder(2 * self.latent_channels, *layout)
         self.decoder = Decoder(self.out_channels, *layout)
         if self.use_quant_conv:

@@ -102,6 +102,7 @@ class VQAutoencoder(nn.Module):
         code_dim: D, the length of a code.
         widths: channels by level, the finest first; each further level halves the image.
         blocks: residual blocks per level in the encoder; the decoder has one more.
+        attention: levels with attention after each residual block.
         mid_attention: attention between the two blocks at the bottom.
         groups: groups of the norms; divides all widths.
         dtype: type of the computation; parameters are float32, latents and images float32 at least.
@@ -114,6 +115,7 @@ class VQAutoencoder(nn.Module):
     code_dim: int = 3
     widths: tuple[int, ...] = (128, 256, 512)
     blocks: int = 2
+    attention: tuple[int, ...] = ()
     mid_attention: bool = True
     groups: int = 32
     dtype: jnp.dtype = jnp.float32
@@ -124,7 +126,7 @@ class VQAutoencoder(nn.Module):
         return 2 ** (len(self.widths) - 1)
 
     def setup(self):
-        layout = (self.widths, self.blocks, self.mid_attention, self.groups, self.dtype)
+        layout = (self.widths, self.blocks, self.mid_attention, self.groups, self.dtype, self.attention)
         self.encoder = Encoder(self.latent_channels, *layout)
         self.decoder = Decoder(self.out_channels, *layout)
         self.quant_conv = Conv(self.code_dim, size=1, dtype=self.dtype)

@@ -33,9 +33,11 @@ class Architecture(NamedTuple):
     weights: str = "diffusion_pytorch_model"
 
 
-# What says nothing about the network: where it came from, how it was stored, how it was trained.
+# What says nothing about the network: where it came from, how it was stored, how it was trained; the second line is
+# what diffusers' EMAModel writes into the config of the average that it saves.
 NOTES = {
     "architectures", "dtype", "gradient_checkpointing", "model_type", "torch_dtype", "transformers_version",
+    "decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup",
 }  # fmt: skip
 
 
@@ -53,9 +55,15 @@ class Fields:
         self._config, self._kind, self._seen = config, kind, set(NOTES)
 
     def take(self, name: str, default: Any) -> Any:
-        """The field, or its default in that class; lists come as tuples."""
+        """The field, or its default in that class; lists come as tuples.
+
+        A flag that is null is off, whatever its default: the reference asks for its truth. Any other null stays None,
+        which a class may mean something by.
+        """
         self._seen.add(name)
         value = self._config.get(name, default)
+        if value is None and isinstance(default, bool):
+            return False
         return tuple(value) if isinstance(value, list) else value
 
     def only(self, name: str, *allowed: Any) -> Any:

@@ -7,8 +7,11 @@ from typing import Any
 
 from jaxdiff.autoencoders import KLAutoencoder, VQAutoencoder, init, kl_codec, vq_codec
 from jaxdiff.interop.architecture import Architecture, Fields
+from jaxdiff.interop.unets import check_blocks
 
 __all__ = ["autoencoder_kl", "vq_model"]
+
+ATTENTION = "AttnDownEncoderBlock2D", "AttnUpDecoderBlock2D"
 
 # diffusers' names for the attention's maps until the end of 2022, which Stable Diffusion 1's files still have.
 OLD = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -73,16 +76,19 @@ def vq_model(config: Mapping[str, Any], dtype: Any) -> Architecture:
 
 def _layout(c: Fields) -> dict[str, Any]:
     widths = c.take("block_out_channels", (64,))
-    # Attention beside the residual blocks exists there, but in no published model of these classes.
-    c.only("down_block_types", ("DownEncoderBlock2D",) * len(widths))
-    c.only("up_block_types", ("UpDecoderBlock2D",) * len(widths))
-    c.only("act_fn", "silu")
+    down = c.take("down_block_types", ("DownEncoderBlock2D",) * len(widths))
+    attention = tuple(i for i, name in enumerate(down) if name == ATTENTION[0])
+    check_blocks("down_block_types", down, (ATTENTION[0], "DownEncoderBlock2D"), levels=attention, count=len(widths))
+    up = c.take("up_block_types", ("UpDecoderBlock2D",) * len(widths))[::-1]
+    check_blocks("up_block_types", up, (ATTENTION[1], "UpDecoderBlock2D"), levels=attention, count=len(widths))
+    c.only("act_fn", "silu", "swish")
     c.skip("_class_name", "sample_size", "force_upcast")
     return {
         "in_channels": c.take("in_channels", 3),
         "out_channels": c.take("out_channels", 3),
         "widths": widths,
         "blocks": c.take("layers_per_block", 1),
+        "attention": attention,
         "mid_attention": c.take("mid_block_add_attention", True),
         "groups": c.take("norm_num_groups", 32),
     }

@@ -8,11 +8,14 @@ from typing import Any
 
 from jaxdiff.interop.architecture import Architecture
 from jaxdiff.interop.autoencoders import autoencoder_kl, vq_model
+from jaxdiff.interop.conditional_unets import controlnet, unet_2d_condition
 from jaxdiff.interop.edm import dhariwal_unet, edm2_unet, song_unet
 from jaxdiff.interop.encoders import bert, clip_text, t5_encoder
 from jaxdiff.interop.transformers import dit, flux, sd3
-from jaxdiff.interop.unets import controlnet, unet_2d, unet_2d_condition
+from jaxdiff.interop.unet_1d import unet_1d
+from jaxdiff.interop.unets import unet_2d
 from jaxdiff.interop.uvit import uvit
+from jaxdiff.interop.video_unets import unet_3d_condition
 
 __all__ = ["CLASSES"]
 
@@ -30,8 +33,11 @@ CLASSES: dict[str, Callable[[Mapping[str, Any], Any], Architecture]] = {
     "SD3Transformer2DModel": sd3,
     "SongUNet": song_unet,
     "T5EncoderModel": t5_encoder,
+    "Transformer2DModel": dit,
+    "UNet1DModel": unet_1d,
     "UNet2DConditionModel": unet_2d_condition,
     "UNet2DModel": unet_2d,
+    "UNet3DConditionModel": unet_3d_condition,
     "UViT": uvit,
     "VQModel": vq_model,
 }

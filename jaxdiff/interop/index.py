@@ -147,7 +147,7 @@ def encode_prompts(
     tokens = {part: encode(prompts)[0] for part, encode in tokenizers(index, models).items()}
 
     def encode(params: Any, tokens: Any) -> Cond:
-        cond = layout.complete(models, layout.encode(models, params, tokens), size)
+        cond = layout.complete(models, layout.encode(models, params, tokens), size, False)
         return jax.tree.map(lambda a: a.astype(jnp.float32), cond)
 
     return jax.jit(encode)({part: model.params for part, model in loaded.items()}, tokens)

@@ -81,7 +81,7 @@ def openai_unet(config: Mapping[str, Any], dtype: Any) -> Architecture:
     if concat:
         cond["concat"] = jax.ShapeDtypeStruct((1, *size, concat), jnp.float32)
     x = jax.ShapeDtypeStruct((1, *size, channels - concat), jnp.float32)
-    blocks = unet_blocks(len(module.widths), module.blocks, module.attention)
+    blocks = unet_blocks(len(module.widths), module.blocks_at(0), module.attention)
     return Architecture(partial(init, module, x=x, cond=cond), as_apply(module), rename=partial(_rename, blocks))
 
 

@@ -223,16 +223,16 @@ def _denoiser(
 ) -> Denoiser:
     layout, row = made.layout, made.sampling.row
 
-    def predict(cond: Cond) -> Denoiser:
+    def predict(cond: Cond, guided: bool) -> Denoiser:
         apply, own = made.models.apply[layout.network], params[layout.network]
-        return parameterize.denoiser(apply, own, row, layout.complete(made.models, cond, made.size))
+        return parameterize.denoiser(apply, own, row, layout.complete(made.models, cond, made.size, guided))
 
     if made.distilled or guidance is None:
         _check_unguided(made, guidance, negative, rescale)
         cond = layout.encode(made.models, params, tokens) | extra
         if made.distilled:
             cond["guidance"] = jnp.broadcast_to(jnp.asarray(guidance, made.dtype), cond["tokens"].shape[:1])
-        return made.sampling.limit(predict(cond))
+        return made.sampling.limit(predict(cond, False))
 
     if negative is not None:
         both = layout.encode(made.models, params, _pairs(dict(tokens), dict(negative)))
@@ -241,7 +241,7 @@ def _denoiser(
         both = _pairs(cond, jax.tree.map(jnp.zeros_like, cond))
     else:
         raise ValueError('guidance needs negative tokens, such as tokenize([""] * B); or None for no guidance')
-    predict_both = predict(both | _pairs(extra, extra))
+    predict_both = predict(both | _pairs(extra, extra), True)
 
     def denoise(x: Array, level: Level) -> Array:
         answers = predict_both(_pairs(x, x), level).reshape(len(x), 2, *x.shape[1:])

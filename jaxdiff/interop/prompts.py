@@ -13,6 +13,7 @@ from jaxdiff.networks.configs import sdxl_vector
 __all__ = ["LAYOUTS", "Cond", "Layout", "Models"]
 
 Cond = dict[str, Array]
+SCORES = 6.0, 2.5  # the usual aesthetic scores of a prompt and of a negative one
 
 
 class Models(NamedTuple):
@@ -36,7 +37,8 @@ class Layout(NamedTuple):
         network: directory of the network that denoises.
         encoders: directories of the text encoders, and whether the pipeline can do without.
         encode: (models, params, tokens) -> the condition, tokens int[B, L] by the encoder's name.
-        complete: (models, condition, (height, width)) -> with what does not depend on the prompt.
+        complete: (models, condition, (height, width), guided) -> with what does not depend on the prompt; guided says
+            that every second example, from the second on, is of a negative prompt.
         steps: the usual number of steps.
         guidance: the usual scale.
         length: of T5's text, in tokens.
@@ -49,7 +51,7 @@ class Layout(NamedTuple):
     network: str
     encoders: Mapping[str, bool]
     encode: Callable[[Models, Any, Mapping[str, Array]], Cond]
-    complete: Callable[[Models, Cond, tuple[int, int]], Cond] = lambda models, cond, size: cond
+    complete: Callable[[Models, Cond, tuple[int, int], bool], Cond] = lambda models, cond, size, guided: cond
     steps: int = 50
     guidance: float = 7.5
     length: int = 0
@@ -68,11 +70,16 @@ def _xl(models: Models, params: Any, tokens: Mapping[str, Array]) -> Cond:
     return {"tokens": hidden, "vector": pooled[-1]}
 
 
-def _complete_xl(models: Models, cond: Cond, size: tuple[int, int]) -> Cond:
-    # An image whose original had this size, and that is not cropped.
-    numbers = jnp.broadcast_to(jnp.asarray([*size, 0, 0, *size], jnp.float32), (len(cond["vector"]), 6))
-    features = models.config["unet"]["addition_time_embed_dim"]
-    return cond | {"vector": sdxl_vector(cond["vector"], numbers, features)}
+def _complete_xl(models: Models, cond: Cond, size: tuple[int, int], guided: bool) -> Cond:
+    config, vector = models.config["unet"], cond["vector"]
+    features = config["addition_time_embed_dim"]
+    # An image whose original had this size, and that is not cropped; then the size aimed at, in place of which the
+    # refiner is told an aesthetic score.
+    rows: list[list[float]] = [[*size, 0, 0, *size]]
+    if config["projection_class_embeddings_input_dim"] == vector.shape[-1] + 5 * features:
+        rows = [[*size, 0, 0, score] for score in (SCORES if guided else SCORES[:1])]
+    numbers = jnp.tile(jnp.asarray(rows, jnp.float32), (len(vector) // len(rows), 1))
+    return cond | {"vector": sdxl_vector(vector, numbers, features)}
 
 
 def _sd3(models: Models, params: Any, tokens: Mapping[str, Array]) -> Cond:
@@ -93,14 +100,14 @@ def _flux(models: Models, params: Any, tokens: Mapping[str, Array]) -> Cond:
 
 
 def _clips(models: Models, params: Any, tokens: Mapping[str, Array]) -> tuple[Array, list[Array]]:
-    """Of both CLIPs the layer before the last, side by side, and the vectors of the texts."""
-    names = "text_encoder", "text_encoder_2"
+    """Of both CLIPs, or the refiner's one, the layer before the last, side by side, and the vectors of the texts."""
+    names = [name for name in ("text_encoder", "text_encoder_2") if name in models.apply]
     both = [models.apply[name](params[name], tokens[name], layer=-2, norm=False) for name in names]
     return jnp.concatenate([one.hidden for one in both], axis=-1), [one.pooled for one in both]
 
 
 SD = Layout("unet", {"text_encoder": False}, _stable_diffusion)
-XL = Layout("unet", {"text_encoder": False, "text_encoder_2": False}, _xl, _complete_xl, guidance=5.0, zeros=True)
+XL = Layout("unet", {"text_encoder": True, "text_encoder_2": False}, _xl, _complete_xl, guidance=5.0, zeros=True)
 SD3 = Layout(
     "transformer",
     {"text_encoder": False, "text_encoder_2": False, "text_encoder_3": True},

@@ -21,8 +21,8 @@ __all__ = ["dit", "flux", "sd3"]
 def dit(config: Mapping[str, Any], dtype: Any) -> Architecture:
     """diffusers' DiTTransformer2DModel, with an embedding of noise level and class in every block, as stored.
 
-    The null class is the last row of the table. Twice as many channels out as in are a learned variance: apply
-    returns (F, frac).
+    Until 2024 the class was Transformer2DModel, which is several networks: norm_type says which. The null class is the
+    last row of the table. Twice as many channels out as in are a learned variance: apply returns (F, frac).
 
     Args:
         config: fields of its config.json.
@@ -31,8 +31,13 @@ def dit(config: Mapping[str, Any], dtype: Any) -> Architecture:
     Raises:
         ValueError: a field is not supported.
     """
-    c = Fields(config, "DiTTransformer2DModel")
+    kind = config["_class_name"]
+    c = Fields(config, kind)
     c.skip("norm_num_groups", "upcast_attention")  # there is no group norm, and softmax is float32 at least
+    if kind != "DiTTransformer2DModel":
+        c.only("attention_type", "default", None)
+        if c.take("norm_type", None) != "ada_norm_zero":
+            raise ValueError(f"{kind}: of its networks DiT alone is supported, whose norm_type is 'ada_norm_zero'")
     c.only("dropout", 0.0)
     c.only("attention_bias", True)
     c.only("activation_fn", "gelu-approximate")

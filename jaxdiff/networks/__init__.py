@@ -14,14 +14,18 @@ from jaxdiff.networks.configs import (
     stable_diffusion_xl,
 )
 from jaxdiff.networks.controlnet import ControlNet, controlled, copy_encoder
+from jaxdiff.networks.dance import DanceUNet
 from jaxdiff.networks.dit import DiT, dit_b_4, dit_s_2, dit_xl_2, sit_xl_2
 from jaxdiff.networks.edm2 import EDM2UNet, log_variance
 from jaxdiff.networks.embed import Fourier, Sinusoidal
 from jaxdiff.networks.flux import Flux
+from jaxdiff.networks.joint_unet import JointUNet
 from jaxdiff.networks.magnitude import force_weight_norm
 from jaxdiff.networks.mlp import MLP
 from jaxdiff.networks.mmdit import MMDiT
+from jaxdiff.networks.score_unet import ScoreUNet
 from jaxdiff.networks.song_unet import DhariwalUNet, SongUNet
+from jaxdiff.networks.text_video import TextVideoUNet
 from jaxdiff.networks.transformer2d import Transformers
 from jaxdiff.networks.unet import UNet
 from jaxdiff.networks.uvit import UViT, uvit_h_2_imagenet256, uvit_s_2_cifar10
@@ -30,14 +34,18 @@ from jaxdiff.networks.video import VideoDiT, VideoUNet, inflate, per_frame
 __all__ = [
     "MLP",
     "ControlNet",
+    "DanceUNet",
     "DhariwalUNet",
     "DiT",
     "EDM2UNet",
     "Flux",
     "Fourier",
+    "JointUNet",
     "MMDiT",
+    "ScoreUNet",
     "Sinusoidal",
     "SongUNet",
+    "TextVideoUNet",
     "Transformers",
     "UNet",
     "UViT",

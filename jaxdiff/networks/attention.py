@@ -107,6 +107,8 @@ class Attention(nn.Module):
         dtype: type of the computation; softmax is float32 at least.
         identity: self-attention's map is the identity, every position sees itself alone (Ahn et al. 2024,
             arXiv:2403.17377); cross-attention stays.
+        norm: False leaves the norm out.
+        divide: the sum with the input is divided by it.
     """
 
     head_dim: int | None = None
@@ -114,6 +116,8 @@ class Attention(nn.Module):
     eps: float = 1e-5
     dtype: jnp.dtype = jnp.float32
     identity: bool = False
+    norm: bool = True
+    divide: float = 1.0
 
     @nn.compact
     def __call__(self, x: Array, tokens: Array | None = None, mask: Array | None = None) -> Array:
@@ -138,7 +142,8 @@ class Attention(nn.Module):
         def dense(name, init=kernel_init):
             return Dense(channels, dtype=self.dtype, kernel_init=init, name=name)
 
-        h = GroupNorm(self.groups, self.eps, name="group_norm")(x).reshape(batch, -1, channels)
+        h = GroupNorm(self.groups, self.eps, name="group_norm")(x) if self.norm else x
+        h = h.reshape(batch, -1, channels)
         source = h if tokens is None else tokens.astype(self.dtype)
         if mask is not None:
             # A weight of zero times a hidden NaN or infinity would still be NaN.
@@ -148,4 +153,5 @@ class Attention(nn.Module):
         if not (self.identity and tokens is None):
             q, k, v = (split_heads(a, channels // head_dim) for a in (q, k, v))
             v = attend(q, k, v, mask=mask).reshape(h.shape)
-        return x + dense("to_out.0", zeros_init)(v).reshape(x.shape)
+        y = x + dense("to_out.0", zeros_init)(v).reshape(x.shape)
+        return y if self.divide == 1 else y / self.divide

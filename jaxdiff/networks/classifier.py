@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff.networks.layers import Dropout
+from jaxdiff.networks.layers import Dropout, wide
 
 
 class Classifier(nn.Module):
@@ -35,7 +34,7 @@ class Classifier(nn.Module):
             train: drop units at random; needs the rng "dropout".
 
         Returns:
-            (logits float32[B, num_classes], features float32[B, features]).
+            (logits [B, num_classes], features [B, features]), float32 at least.
 
         Raises:
             ValueError: x has another rank.
@@ -53,4 +52,4 @@ class Classifier(nn.Module):
         hidden = nn.gelu(nn.Dense(self.features, name="hidden")(x))
         x = Dropout(self.dropout, name="dropout_1")(hidden, train=train)
         logits = nn.Dense(self.num_classes, name="head")(x)
-        return logits.astype(jnp.float32), hidden.astype(jnp.float32)
+        return logits.astype(wide(logits.dtype)), hidden.astype(wide(hidden.dtype))

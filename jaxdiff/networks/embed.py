@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from jaxdiff.networks.initializers import table_init
-from jaxdiff.networks.layers import Dense, wide
+from jaxdiff.networks.layers import Dense, activation, wide
 from jaxdiff.sharding import constrain, weight
 
 
@@ -58,7 +59,33 @@ class Fourier:
         return _sin_cos(noise, frequencies, self.cos_first)
 
 
-def _sin_cos(noise: Array, frequencies: np.ndarray, cos_first: bool) -> Array:
+class Frequencies(nn.Module):
+    """Random Fourier features whose frequencies are the parameter "weight", as in some checkpoints.
+
+    Their gradient is zero.
+
+    Attributes:
+        scale: standard deviation of the frequencies, in cycles.
+        log: of the logarithm of the noise.
+        cos_first: [cos, sin] or [sin, cos].
+    """
+
+    scale: float = 16.0
+    log: bool = False
+    cos_first: bool = False
+
+    @nn.compact
+    def __call__(self, noise: Array, dim: int) -> Array:
+        """Embeds noise[B] in [B, dim], dim even; float32 at least."""
+
+        def start(key: Array, shape: tuple[int, ...]) -> Array:
+            return self.scale * jax.random.normal(key, shape, jnp.float32)
+
+        frequencies = jax.lax.stop_gradient(self.param("weight", start, (dim // 2,))).astype(wide(noise.dtype))
+        return _sin_cos(jnp.log(noise) if self.log else noise, 2 * jnp.pi * frequencies, self.cos_first)
+
+
+def _sin_cos(noise: Array, frequencies: np.ndarray | Array, cos_first: bool) -> Array:
     dtype = wide(noise.dtype)
     angle = noise.astype(dtype)[:, None] * jnp.asarray(frequencies, dtype)[None]
     sin, cos = jnp.sin(angle), jnp.cos(angle)
@@ -66,22 +93,24 @@ def _sin_cos(noise: Array, frequencies: np.ndarray, cos_first: bool) -> Array:
 
 
 class EmbeddingMLP(nn.Module):
-    """Linear, SiLU, linear; float32 at least, since everything the network knows of the noise passes here.
+    """Linear, activation, linear; float32 at least, since everything the network knows of the noise passes here.
 
     Attributes:
         features: width of both layers.
         dtype: type of the network's computation.
+        act: the activation; see `layers.activation`.
     """
 
     features: int
     dtype: jnp.dtype = jnp.float32
+    act: str = "silu"
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Maps [B, D] to [B, features]."""
         dtype = wide(self.dtype)
         x = Dense(self.features, dtype=dtype, name="linear_1")(x.astype(dtype))
-        return Dense(self.features, dtype=dtype, name="linear_2")(nn.silu(x))
+        return Dense(self.features, dtype=dtype, name="linear_2")(activation(self.act)(x))
 
 
 class ClassEmbedding(nn.Module):

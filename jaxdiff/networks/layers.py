@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -14,10 +15,28 @@ from jaxdiff.networks.convolution import convolve
 from jaxdiff.networks.initializers import kernel_init, zeros_init
 from jaxdiff.sharding import weight
 
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "silu": nn.silu,
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "mish": jax.nn.mish,
+    "relu": nn.relu,
+}
+
 
 def wide(dtype) -> jnp.dtype:
     """The type for what must not be computed in half precision: float32, or `dtype` where that is float64."""
     return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
+
+
+def activation(name: str) -> Callable[[Array], Array]:
+    """The activation of that name, "silu", "gelu" (by the error function), "mish" or "relu".
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in ACTIVATIONS:
+        raise ValueError(f"act must be one of {', '.join(ACTIVATIONS)}, got {name!r}")
+    return ACTIVATIONS[name]
 
 
 def spatial(x: Array, y: Array) -> Array:
@@ -132,6 +151,7 @@ class Conv(nn.Module):
         zero: start from zero.
         dtype: type of the computation; the parameters are float32.
         draw: of the initial kernel, (key, shape, dtype) -> array, unless it starts from zero.
+        bias: add one.
     """
 
     features: int
@@ -141,6 +161,7 @@ class Conv(nn.Module):
     zero: bool = False
     dtype: jnp.dtype = jnp.float32
     draw: Callable[..., Array] = kernel_init
+    bias: bool = True
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -149,7 +170,6 @@ class Conv(nn.Module):
         pad = (self.size // 2,) * 2 if self.pad is None else self.pad
         shape = (self.size,) * dims + (x.shape[-1], self.features)
         kernel = self.param("kernel", zeros_init if self.zero else self.draw, shape)
-        bias = self.param("bias", zeros_init, (self.features,))
         kernel = weight((*self.path, "kernel"), kernel, self.dtype)
         x = x.astype(self.dtype)
         tiles = self.stride == self.size and pad == (0, 0)
@@ -158,7 +178,7 @@ class Conv(nn.Module):
             y = jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
         else:
             y = convolve(x, kernel, stride=self.stride, pad=pad)
-        return offset(y, bias)
+        return offset(y, self.param("bias", zeros_init, (self.features,))) if self.bias else y
 
 
 class Dropout(nn.Module):

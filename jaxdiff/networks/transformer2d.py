@@ -5,6 +5,7 @@ Parameters are named like those of diffusers' Transformer2DModel; see `interop.k
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import flax.linen as nn
@@ -18,22 +19,51 @@ from jaxdiff.networks.remat import Remat
 from jaxdiff.networks.tokens import LayerNorm, dense, stacked
 from jaxdiff.sharding import constrain_tokens
 
+Depth = int | tuple[int, ...]
+
 
 @dataclass(frozen=True)
 class Transformers:
     """The transformers of a U-Net (Rombach et al. 2022, sec. 3.3; Podell et al. 2023, sec. 2.1).
 
     Attributes:
-        depth: blocks of a transformer, by level; the bottom has as many as the last level.
+        depth: blocks of a transformer, by level: one number, or one for each residual block; the bottom has as many as
+            the last level.
         heads: of the attention, by level, likewise.
         linear: linear layers before and after the blocks; False: convolutions of size 1, the same functions.
         cross_only: levels, the bottom aside, where the blocks' first attention sees the tokens, too.
+        up_depth: depth on the way up, by level, too; None: as on the way down.
     """
 
-    depth: tuple[int, ...]
+    depth: tuple[Depth, ...]
     heads: tuple[int, ...]
     linear: bool = False
     cross_only: tuple[int, ...] = ()
+    up_depth: tuple[Depth, ...] | None = None
+
+    def blocks(self, level: int, index: int, *, up: bool = False) -> int:
+        """Blocks of the transformer behind a level's residual block of this index."""
+        depth = (self.depth if self.up_depth is None or not up else self.up_depth)[level]
+        return depth if isinstance(depth, int) else depth[index]
+
+    def check(self, count: int, levels: Iterable[int]) -> None:
+        """Refuses what does not fit a U-Net.
+
+        Args:
+            count: of the U-Net's levels.
+            levels: those with transformers.
+
+        Raises:
+            ValueError: depth or heads are not as many as the levels, or are less than 1 where there are transformers.
+        """
+        told = self.depth, self.up_depth or self.depth, self.heads
+        fits = all(len(one) == count for one in told)
+        own: list[Depth] = [one[i] for one in told for i in levels] if fits else []
+        if not fits or any((min(n) if isinstance(n, tuple) else n) < 1 for n in own):
+            raise ValueError(
+                f"transformers need depth and heads, from 1 on, for each of the {count} levels, got {self.depth} "
+                f"and {self.heads}"
+            )
 
 
 class Block(nn.Module):
@@ -52,15 +82,16 @@ class Block(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, tokens: Array, mask: Array | None) -> tuple[Array, None]:
-        """Maps x[B, N, C], which sees tokens[B, L, D] where mask[B, L] is True, to the same."""
+    def __call__(self, x: Array, tokens: Array | None, mask: Array | None) -> tuple[Array, None]:
+        """Maps x[B, N, C], which sees tokens[B, L, D] where mask[B, L] is True, or itself again, to the same."""
         x = constrain_tokens(x)
         h = LayerNorm(name="norm1")(x)
-        if self.cross_only:
+        if self.cross_only and tokens is not None:
             x = x + self._attend(h, tokens, mask, "attn1")
         else:
             x = x + self._attend(h, h, None, "attn1", identity=self.identity)
-        x = x + self._attend(LayerNorm(name="norm2")(x), tokens, mask, "attn2")
+        h = LayerNorm(name="norm2")(x)
+        x = x + self._attend(h, h if tokens is None else tokens, mask, "attn2")
 
         h = dense(8 * x.shape[-1], self.dtype, "ff.net.0.proj")(LayerNorm(name="norm3")(x))
         h, gate = jnp.split(h, 2, axis=-1)
@@ -103,12 +134,12 @@ class Transformer2D(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, tokens: Array, mask: Array | None = None) -> Array:
+    def __call__(self, x: Array, tokens: Array | None, mask: Array | None = None) -> Array:
         """Lets every position see every other and the tokens.
 
         Args:
             x: [B, *spatial, C].
-            tokens: [B, L, D].
+            tokens: [B, L, D]; None: the positions see each other in their place.
             mask: bool[B, L], True for the tokens that may be seen.
 
         Returns:
@@ -120,8 +151,8 @@ class Transformer2D(nn.Module):
         channels = x.shape[-1]
         if channels % self.heads:
             raise ValueError(f"heads must divide the channels, got {self.heads} heads for {channels} channels")
-        tokens = tokens.astype(self.dtype)
-        if mask is not None:
+        tokens = None if tokens is None else tokens.astype(self.dtype)
+        if tokens is not None and mask is not None:
             # A weight of zero times a hidden NaN or infinity would still be NaN.
             tokens = jnp.where(mask[..., None], tokens, jnp.zeros_like(tokens))
         h = GroupNorm(self.groups, 1e-6, name="norm")(x)

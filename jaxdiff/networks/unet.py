@@ -19,62 +19,11 @@ from jaxdiff.networks import layers
 from jaxdiff.networks.apply import check_cond
 from jaxdiff.networks.attention import Attention
 from jaxdiff.networks.embed import ClassEmbedding, EmbeddingMLP, Fourier, Sinusoidal
-from jaxdiff.networks.layers import Conv, Dense, Downsample, Dropout, GroupNorm, Upsample, wide
+from jaxdiff.networks.layers import Conv, Downsample, GroupNorm, Upsample, activation, wide
 from jaxdiff.networks.remat import Remat, rematted
+from jaxdiff.networks.resblock import ResBlock, quarter
 from jaxdiff.networks.tokens import dense
 from jaxdiff.networks.transformer2d import Transformer2D, Transformers
-from jaxdiff.sharding import BATCH_AXES, check_rows_or_features, constrain, constrain_tokens
-
-
-class ResBlock(nn.Module):
-    """Residual block: norm, SiLU, (resample,) conv, embedding, norm, SiLU, dropout, conv.
-
-    Attributes:
-        features: output channels.
-        scale_shift: the embedding scales and shifts the second norm's output (Dhariwal & Nichol 2021, eq. 3);
-            False: it is added before that norm.
-        resample: "up" or "down" doubles or halves the spatial axes in both branches; None keeps them.
-        dropout: rate; 0 is off.
-        groups: of the group norms.
-        eps: of the group norms.
-        dtype: type of the computation.
-    """
-
-    features: int
-    scale_shift: bool = False
-    resample: str | None = None
-    dropout: float = 0.0
-    groups: int = 32
-    eps: float = 1e-5
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Array, emb: Array) -> Array:
-        """Maps x[B, *spatial, C] to [B, *spatial', features]; emb[B, E] has been through its SiLU already."""
-        x = constrain_tokens(x)
-        check_rows_or_features()
-        h = nn.silu(GroupNorm(self.groups, self.eps, name="norm1")(x))
-        if self.resample is not None:
-            change = {"up": layers.upsample, "down": layers.downsample}[self.resample]
-            h, x = change(h), change(x)
-        h = Conv(self.features, dtype=self.dtype, name="conv1")(h)
-        h = constrain(h, BATCH_AXES, "sequence", *(None,) * (h.ndim - 3), "tensor")
-
-        width = self.features * (2 if self.scale_shift else 1)
-        emb = Dense(width, dtype=emb.dtype, name="time_emb_proj")(emb)
-        norm2 = GroupNorm(self.groups, self.eps, name="norm2")
-        if self.scale_shift:
-            scale, shift = jnp.split(emb, 2, axis=-1)
-            h = norm2(h, scale, shift)
-        else:
-            h = norm2(layers.offset(h, layers.spatial(h, emb)))
-        h = nn.silu(h)
-        if self.dropout:
-            h = Dropout(self.dropout, name="dropout")(h)
-        h = Conv(self.features, zero=True, dtype=self.dtype, name="conv2")(h)
-        if x.shape[-1] != self.features:
-            x = Conv(self.features, size=1, dtype=self.dtype, name="conv_shortcut")(x)
-        return x + h
 
 
 class UNet(nn.Module):
@@ -84,13 +33,17 @@ class UNet(nn.Module):
 
     Attributes:
         widths: channels by level; level i works at 1 / (patch 2^i) of the input's size.
-        blocks: residual blocks per level on the way down (one more on the way up).
+        blocks: residual blocks per level on the way down (one more on the way up); one number, or one for each level.
+        mid_blocks: residual blocks at the bottom: 2, or 1 or 0 without attention there.
         attention: levels with attention after each residual block.
         mid_attention: attention between the two blocks at the bottom.
+        mid_norm: a group norm before that attention, where there is no transformer.
         head_dim: channels per attention head; None is a single head.
         heads: attention heads at every level, in place of head_dim; None: off.
-        base: the embedding has 4 base channels, the noise's features base; None: the first of widths.
-        transformer: what stands in place of attention (and of head_dim): transformers that see the tokens.
+        base: the noise's features; None: the first of widths.
+        emb_dim: width of the embedding; None: 4 times the noise's features.
+        transformer: what stands in place of attention (and of head_dim): transformers that see the tokens, or, without
+            token_dim, the positions once more.
         identity_attention: stages ("down_blocks.1", "mid_block", "up_blocks.0") whose self-attention map is the
             identity, for perturbed-attention guidance: `module.clone(identity_attention=("mid_block",))` is the
             perturbed network, with the same parameters.
@@ -99,12 +52,19 @@ class UNet(nn.Module):
             "resblock" (a residual block that resamples).
         down_pad: zeros before and after an axis in a strided convolution; (0, 1) is TensorFlow's SAME.
         dropout: rate within residual blocks while training.
-        groups: groups of the norms; divides all widths.
+        groups: groups of the norms; divides all widths. None: see `resblock.ResBlock`.
         eps: epsilon of the norms.
+        act: the activation; see `layers.activation`.
+        divide: what the sums of the levels' residual blocks are divided by; the bottom's are by mid_divide.
+        mid_divide: see divide.
         time: embedding of the noise level: `Sinusoidal` or `Fourier`.
         num_classes: classes of cond["label"]; None: off.
+        numeric_label: cond["label"] is float[B], say the noise level of a picture beside x, and embedded as x's is.
         token_dim: D of cond["tokens"]; every self-attention is then followed by a cross-attention. None: off.
+        token_width: D of the tokens behind a linear layer of their own; None: there is no such layer.
         vector_dim: D of cond["vector"], which joins the noise embedding; None: off.
+        vector_map: how it joins: through "two" linear layers, "one", or as it is, "none".
+        vector_concat: it stands beside the embedding, in place of being added.
         guidance_dim: features of cond["guidance"], which joins the noise's features; None: off.
         concat_channels: C' of cond["concat"]; None: off.
         out_channels: channels of the output; None: as many as x has.
@@ -117,24 +77,34 @@ class UNet(nn.Module):
     """
 
     widths: tuple[int, ...] = (64, 128, 256)
-    blocks: int = 2
+    blocks: int | tuple[int, ...] = 2
+    mid_blocks: int = 2
     attention: tuple[int, ...] = ()
     mid_attention: bool = True
+    mid_norm: bool = True
     head_dim: int | None = None
     heads: int | None = None
     base: int | None = None
+    emb_dim: int | None = None
     transformer: Transformers | None = None
     identity_attention: tuple[str, ...] = ()
     scale_shift: bool = False
     resample: str = "conv"
     down_pad: tuple[int, int] = (1, 1)
     dropout: float = 0.0
-    groups: int = 32
+    groups: int | None = 32
     eps: float = 1e-5
+    act: str = "silu"
+    divide: float = 1.0
+    mid_divide: float = 1.0
     time: Sinusoidal | Fourier = Sinusoidal()
     num_classes: int | None = None
+    numeric_label: bool = False
     token_dim: int | None = None
+    token_width: int | None = None
     vector_dim: int | None = None
+    vector_map: str = "two"
+    vector_concat: bool = False
     guidance_dim: int | None = None
     concat_channels: int | None = None
     out_channels: int | None = None
@@ -178,30 +148,54 @@ class UNet(nn.Module):
         self, x: Array, noise: Array, cond: Mapping[str, Any], train: bool, *, hint: Array | None = None
     ) -> tuple[Array, list[Array], "_Seen"]:
         """The way down to the bottom, and what the way up will see of it; a hint joins what enters."""
-        seen = _Seen(nn.silu(self._embed(noise, cond)), cond.get("tokens"), cond.get("mask"), train)
-        h = x.astype(self.dtype)
-        if self.concat_channels is not None:
-            h = jnp.concatenate([h, cond["concat"].astype(self.dtype)], axis=-1)
-        h = self._conv(self.widths[0], "conv_in")(layers.space_to_depth(h, self.patch))
+        seen = self._seen(noise, cond, train)
+        h = self._enter(x, cond)
         if hint is not None:
             h = h + hint
         skips = [h]
         for level in range(len(self.widths)):
             name = f"down_blocks.{level}"
-            for i in range(self.blocks):
+            for i in range(self.blocks_at(level)):
                 h = self._stage(h, seen, (name, i), level=level, attend=level in self.attention)
                 skips.append(h)
             if level < len(self.widths) - 1:
                 h = self._resample(h, seen, f"{name}.downsamplers.0", way="down")
                 skips.append(h)
-        h = self._stage(h, seen, ("mid_block", 0), level=-1, attend=self.mid_attention)
-        return self._block(h, seen, "mid_block.resnets.1", width=self.widths[-1]), skips, seen
+        return self._middle(h, seen), skips, seen
+
+    def _enter(self, x: Array, cond: Mapping[str, Any]) -> Array:
+        """The first convolution."""
+        h = x.astype(self.dtype)
+        if self.concat_channels is not None:
+            h = jnp.concatenate([h, cond["concat"].astype(self.dtype)], axis=-1)
+        return self._conv(self.widths[0], "conv_in")(layers.space_to_depth(h, self.patch))
+
+    def _seen(self, noise: Array, cond: Mapping[str, Any], train: bool) -> "_Seen":
+        emb = activation(self.act)(self._embed(noise, cond))
+        return _Seen(emb, self._tokens(cond), cond.get("mask"), train)
+
+    def _tokens(self, cond: Mapping[str, Any]) -> Array | None:
+        """The tokens that attention sees."""
+        if self.token_width is None:
+            return cond.get("tokens")
+        return dense(self.token_width, self.dtype, "encoder_hid_proj")(cond["tokens"])
+
+    def blocks_at(self, level: int) -> int:
+        """Residual blocks of a level on the way down."""
+        return self.blocks if isinstance(self.blocks, int) else self.blocks[level]
+
+    def _middle(self, h: Array, seen: "_Seen") -> Array:
+        if self.mid_blocks > 0:
+            h = self._stage(h, seen, ("mid_block", 0), level=-1, attend=self.mid_attention and self.mid_blocks > 1)
+        if self.mid_blocks > 1:
+            h = self._block(h, seen, "mid_block.resnets.1", width=self.widths[-1])
+        return h
 
     def _decode(self, h: Array, skips: list[Array], seen: "_Seen", channels: int) -> Array | tuple[Array, Array]:
         """The way up, which takes the skips from their end."""
         for level in reversed(range(len(self.widths))):
             name = f"up_blocks.{len(self.widths) - 1 - level}"
-            for i in range(self.blocks + 1):
+            for i in range(self.blocks_at(level) + 1):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
                 h = self._stage(h, seen, (name, i), level=level, attend=level in self.attention)
             if level > 0:
@@ -211,7 +205,7 @@ class UNet(nn.Module):
     def _conv(self, features: int, name: str, **options) -> Conv:
         return Conv(features, dtype=self.dtype, name=name, **options)
 
-    def _block(self, h: Array, seen: "_Seen", name: str, *, width: int, way: str | None = None) -> Array:
+    def _block(self, h: Array, seen: "_Seen", name: str, *, width: int, way: str | None = None, **more: Any) -> Array:
         block = rematted(ResBlock, self.remat)
         return block(
             width,
@@ -221,7 +215,10 @@ class UNet(nn.Module):
             groups=self.groups,
             eps=self.eps,
             dtype=self.dtype,
+            act=self.act,
+            divide=self.mid_divide if name.startswith("mid_block") else self.divide,
             name=name,
+            **more,
         )(h, seen.emb)
 
     def _stage(self, h: Array, seen: "_Seen", place: tuple[str, int], *, level: int, attend: bool) -> Array:
@@ -230,9 +227,14 @@ class UNet(nn.Module):
         h = self._block(h, seen, f"{name}.resnets.{index}", width=self.widths[level])
         if not attend:
             return h
+        return self._attention(h, seen, place, level)
+
+    def _attention(self, h: Array, seen: "_Seen", place: tuple[str, int], level: int) -> Array:
+        name, index = place
         own, identity = f"{name}.attentions.{index}", name in self.identity_attention
-        if self.transformer is not None and seen.tokens is not None:
-            block = self._transformer(self.transformer, own, level=level, identity=identity)
+        if self.transformer is not None:
+            depth = self.transformer.blocks(level, index, up=name.startswith("up_blocks"))
+            block = self._transformer(self.transformer, own, level=level, depth=depth, identity=identity)
             return block(h, seen.tokens, seen.mask)
         h = self._attend(own, level, identity=identity)(h)
         if self.token_dim is None:
@@ -242,16 +244,25 @@ class UNet(nn.Module):
     def _attend(self, name: str, level: int, *, identity: bool = False) -> Attention:
         attention = rematted(Attention, self.remat)
         head_dim = self.head_dim if self.heads is None else self.widths[level] // self.heads
-        return attention(head_dim, self.groups, self.eps, self.dtype, identity, name=name)
+        norm, divide = (self.mid_norm, self.mid_divide) if level == -1 else (True, 1.0)
+        return attention(
+            head_dim, self._groups(level), self.eps, self.dtype, identity, norm=norm, divide=divide, name=name
+        )
 
-    def _transformer(self, config: Transformers, name: str, *, level: int, identity: bool) -> Transformer2D:
+    def _groups(self, level: int) -> int:
+        return self._groups_of(self.widths[level])
+
+    def _groups_of(self, width: int) -> int:
+        return quarter(width) if self.groups is None else self.groups
+
+    def _transformer(self, config: Transformers, name: str, *, level: int, depth: int, identity: bool) -> Transformer2D:
         return Transformer2D(
-            config.depth[level],
+            depth,
             config.heads[level],
             linear=config.linear,
             cross_only=level in config.cross_only,
             identity=identity,
-            groups=self.groups,
+            groups=self._groups(level),
             remat=self.remat,
             dtype=self.dtype,
             name=name,
@@ -269,25 +280,39 @@ class UNet(nn.Module):
 
     def _embed(self, noise: Array, cond: Mapping[str, Any]) -> Array:
         base = self.widths[0] if self.base is None else self.base
-        dim = 4 * base
+        dim = 4 * base if self.emb_dim is None else self.emb_dim
         dtype = wide(self.dtype)
-        features = self.time(noise.astype(dtype), base)
+        features = self._features(noise.astype(dtype), base)
         if self.guidance_dim is not None:
             # As the guidance-distilled networks have it (Luo et al. 2023, arXiv:2310.04378, sec. 4.2).
             scale = Sinusoidal(cos_first=False, shift=1)(1000 * (cond["guidance"].astype(dtype) - 1), self.guidance_dim)
             features = features + dense(base, dtype, "time_embedding.cond_proj", bias=False)(scale)
-        emb = EmbeddingMLP(dim, self.dtype, name="time_embedding")(features)
+        emb = EmbeddingMLP(dim, self.dtype, self.act, name="time_embedding")(features)
         if self.num_classes is not None:
             table = ClassEmbedding(self.num_classes, dim, self.dtype, name="class_embedding")
             emb = emb + table(cond["label"])
-        if self.vector_dim is not None:
-            emb = emb + EmbeddingMLP(dim, self.dtype, name="add_embedding")(cond["vector"])
-        return emb
+        if self.numeric_label:
+            label = self._features(cond["label"].astype(dtype), base)
+            emb = emb + EmbeddingMLP(dim, self.dtype, self.act, name="class_embedding")(label)
+        if self.vector_dim is None:
+            return emb
+        vector = self._vector(cond["vector"].astype(dtype), dim)
+        return jnp.concatenate([emb, vector], axis=-1) if self.vector_concat else emb + vector
+
+    def _features(self, noise: Array, dim: int) -> Array:
+        return self.time(noise, dim)
+
+    def _vector(self, vector: Array, dim: int) -> Array:
+        if self.vector_map == "none":
+            return vector
+        if self.vector_map == "one":
+            return dense(dim, vector.dtype, "add_embedding")(vector)
+        return EmbeddingMLP(dim, self.dtype, name="add_embedding")(vector)
 
     def _output(self, h: Array, channels: int) -> Array | tuple[Array, Array]:
         channels = channels if self.out_channels is None else self.out_channels
         features = channels * (2 if self.learned_variance else 1) * self.patch ** (h.ndim - 2)
-        h = nn.silu(GroupNorm(self.groups, self.eps, name="conv_norm_out")(h))
+        h = activation(self.act)(GroupNorm(self._groups(0), self.eps, name="conv_norm_out")(h))
         h = self._conv(features, "conv_out", zero=True)(h).astype(wide(self.dtype))
         h = layers.depth_to_space(h, self.patch)
         if not self.learned_variance:
@@ -298,10 +323,16 @@ class UNet(nn.Module):
     def _attending(self) -> list[str]:
         """The stages with self-attention, from the input to the output."""
         levels, bottom = sorted(set(self.attention)), len(self.widths) - 1
-        mid = ["mid_block"] if self.mid_attention else []
+        mid = ["mid_block"] if self.mid_attention and self.mid_blocks > 1 else []
         return [*(f"down_blocks.{i}" for i in levels), *mid, *(f"up_blocks.{bottom - i}" for i in reversed(levels))]
 
     def _check(self, x: Array, noise: Array, cond: Mapping[str, Any]) -> None:
+        if not isinstance(self.blocks, int) and len(self.blocks) != len(self.widths):
+            raise ValueError(f"blocks must be one number or {len(self.widths)}, one for each level, got {self.blocks}")
+        if self.vector_map not in ("two", "one", "none"):
+            raise ValueError(f"vector_map must be 'two', 'one' or 'none', got {self.vector_map!r}")
+        if self.num_classes is not None and self.numeric_label:
+            raise ValueError("a label is a class or a number: num_classes and numeric_label exclude each other")
         if self.resample not in ("conv", "pool", "resblock"):
             raise ValueError(f"resample must be 'conv', 'pool' or 'resblock', got {self.resample!r}")
         if any(not 0 <= level < len(self.widths) for level in self.attention):
@@ -315,7 +346,10 @@ class UNet(nn.Module):
                 f"got {self.identity_attention}"
             )
         if self.transformer is not None:
-            self._check_transformer(self.transformer)
+            if self.head_dim is not None:
+                raise ValueError("transformers have their own number of heads: head_dim must be None")
+            bottom = {len(self.widths) - 1} if "mid_block" in attending else set()
+            self.transformer.check(len(self.widths), {*self.attention} | bottom)
         if not 3 <= x.ndim <= 5:
             raise ValueError(f"x must be [B, *spatial, C], one to three spatial axes, got shape {x.shape}")
         self._check_size(x.shape)
@@ -329,22 +363,11 @@ class UNet(nn.Module):
         if self.resample == "conv" and min(shape[1:-1]) < self.patch * least:
             raise ValueError(f"every spatial size must be at least {self.patch * least}, got shape {shape}")
 
-    def _check_transformer(self, config: Transformers) -> None:
-        if self.token_dim is None:
-            raise ValueError("transformers see tokens: token_dim must be set")
-        if self.head_dim is not None:
-            raise ValueError("transformers have their own number of heads: head_dim must be None")
-        if not len(config.depth) == len(config.heads) == len(self.widths) or min(*config.depth, *config.heads) < 1:
-            raise ValueError(
-                f"transformers need depth and heads, from 1 on, for each of the {len(self.widths)} levels, got "
-                f"{config.depth} and {config.heads}"
-            )
-
     def _shapes(self, x: Array, cond: Mapping[str, Any]) -> dict[str, tuple[int | None, ...]]:
         """What cond has to hold."""
         batch = x.shape[0]
         shapes: dict[str, tuple[int | None, ...]] = {}
-        if self.num_classes is not None:
+        if self.num_classes is not None or self.numeric_label:
             shapes["label"] = (batch,)
         if self.token_dim is not None:
             shapes["tokens"] = (batch, None, self.token_dim)

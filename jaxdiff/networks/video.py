@@ -42,12 +42,12 @@ def per_frame(apply: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     def video(params, x, noise, cond=None, *, key=None):
-        return _unfold(apply(params, *_fold(x, noise, cond), key=key), x)
+        return unfold(apply(params, *fold(x, noise, cond), key=key), x)
 
     return video
 
 
-def _fold(x: Array, noise: Array, cond: Mapping[str, Any] | None) -> tuple[Array, Array, dict[str, Any]]:
+def fold(x: Array, noise: Array, cond: Mapping[str, Any] | None) -> tuple[Array, Array, dict[str, Any]]:
     if x.ndim != 5:
         raise ValueError(f"x must be [B, T, H, W, C], got shape {x.shape}")
     frames = x.shape[1]
@@ -63,7 +63,7 @@ def _fold(x: Array, noise: Array, cond: Mapping[str, Any] | None) -> tuple[Array
     return merge(x), repeat(noise), given
 
 
-def _unfold(y: Any, x: Array) -> Any:
+def unfold(y: Any, x: Array) -> Any:
     return jax.tree.map(lambda a: a.reshape(*x.shape[:2], *a.shape[1:]), y)
 
 
@@ -151,10 +151,12 @@ class MotionBlock(nn.Module):
     Attributes:
         heads: of both attentions; divides the width.
         dtype: type of the computation.
+        positions: False leaves the positions out.
     """
 
     heads: int
     dtype: jnp.dtype = jnp.float32
+    positions: bool = True
 
     @nn.compact
     def __call__(self, x: Array) -> tuple[Array, None]:
@@ -162,7 +164,8 @@ class MotionBlock(nn.Module):
         width = x.shape[-1]
         positions = jnp.asarray(frame_positions(x.shape[1], width), self.dtype)[None]
         for i in (1, 2):
-            h = LayerNorm(name=f"norm{i}")(x) + positions
+            h = LayerNorm(name=f"norm{i}")(x)
+            h = h + positions if self.positions else h
             q, k, v = (
                 split_heads(dense(width, self.dtype, f"attn{i}.to_{a}", bias=False)(h), self.heads) for a in "qkv"
             )
@@ -182,6 +185,8 @@ class Motion(nn.Module):
         groups: of the group norm, whose means run over the whole video; its epsilon is 1e-6.
         remat: what of each block the backward pass computes again: "none", "dots" (all but products) or "full".
         dtype: type of the computation.
+        width: of the blocks; None: C.
+        positions: see `MotionBlock`.
     """
 
     depth: int = 1
@@ -189,22 +194,25 @@ class Motion(nn.Module):
     groups: int = 32
     remat: Remat = "dots"
     dtype: jnp.dtype = jnp.float32
+    width: int | None = None
+    positions: bool = True
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Maps [B, T, H, W, C] to the same.
 
         Raises:
-            ValueError: if heads does not divide C.
+            ValueError: if heads does not divide the width.
         """
         channels = x.shape[-1]
-        if channels % self.heads:
-            raise ValueError(f"heads must divide the channels, got {self.heads} heads for {channels} channels")
+        width = channels if self.width is None else self.width
+        if width % self.heads:
+            raise ValueError(f"heads must divide the channels, got {self.heads} heads for {width} channels")
         h = jnp.moveaxis(GroupNorm(self.groups, 1e-6, name="norm")(x), 1, 3)
         shape = h.shape  # [B, H, W, T, C]
-        h = dense(channels, self.dtype, "proj_in")(h.reshape(-1, *shape[3:]))
+        h = dense(width, self.dtype, "proj_in")(h.reshape(-1, *shape[3:]))
         block = stacked(MotionBlock, self.depth, remat=self.remat)
-        h, _ = block(self.heads, self.dtype, name="transformer_blocks.*")(h)
+        h, _ = block(self.heads, self.dtype, self.positions, name="transformer_blocks.*")(h)
         h = dense(channels, self.dtype, "proj_out", zero=True)(h)
         return x + jnp.moveaxis(h.reshape(shape), 3, 1)
 
@@ -226,20 +234,22 @@ class VideoUNet(UNet):
 
     def __call__(self, x: Array, noise: Array, cond: Mapping[str, Array] | None = None, *, train: bool = False) -> Any:
         """Evaluates F(x, noise, cond) as `UNet` does, for x[B, T, H, W, C] and conditions as in `per_frame`."""
-        _check_frames(x, self.frames)
-        return _unfold(super().__call__(*_fold(x, noise, cond), train=train), x)
+        check_frames(x, self.frames)
+        return unfold(super().__call__(*fold(x, noise, cond), train=train), x)
 
     def _stage(self, h: Array, seen: Any, place: tuple[str, int], **options: Any) -> Array:
         h = super()._stage(h, seen, place, **options)
         name, index = place
         video = h.reshape(-1, self.frames, *h.shape[1:])
         if self.temporal_conv:
-            convs = TemporalConv(self.groups, self.dropout, self.dtype, name=f"{name}.temp_convs.{index}")
+            convs = TemporalConv(
+                self._groups(options["level"]), self.dropout, self.dtype, name=f"{name}.temp_convs.{index}"
+            )
             video = convs(video, train=seen.train)
         motion = Motion(
             self.motion_depth,
             self.motion_heads,
-            self.groups,
+            self._groups(options["level"]),
             self.remat,
             self.dtype,
             name=f"{name}.motion_modules.{index}",
@@ -311,13 +321,13 @@ class VideoDiT(DiT):
 
     def __call__(self, x: Array, noise: Array, cond: Mapping[str, Array] | None = None, *, train: bool = False) -> Any:
         """Evaluates F(x, noise, cond) as `DiT` does, for x[B, T, H, W, C]."""
-        _check_frames(x, self.frames)
-        return _unfold(super().__call__(*_fold(x, noise, cond), train=train), x)
+        check_frames(x, self.frames)
+        return unfold(super().__call__(*fold(x, noise, cond), train=train), x)
 
     def _stack(self, block: type[Block] = SpaceTimeBlock, **fields: Any) -> nn.Module:
         return super()._stack(block, frames=self.frames, **fields)
 
 
-def _check_frames(x: Array, frames: int) -> None:
+def check_frames(x: Array, frames: int) -> None:
     if x.ndim != 5 or x.shape[1] != frames:
         raise ValueError(f"x must be [B, T, H, W, C] with T = {frames}, got shape {x.shape}")

@@ -80,7 +80,7 @@ def test_the_affine_map_to_the_diffusion_model():
     "base, fields, match",
     [
         (STABLE_DIFFUSION, {"act_fn": "relu"}, "act_fn"),
-        (STABLE_DIFFUSION, {"down_block_types": ["AttnDownEncoderBlock2D"] * 4}, "down_block_types"),
+        (STABLE_DIFFUSION, {"down_block_types": ["AttnDownEncoderBlock2D"] * 4}, "up_block_types, from the largest"),
         (STABLE_DIFFUSION, {"up_block_types": ["UpDecoderBlock2D"] * 3}, "up_block_types"),
         (STABLE_DIFFUSION, {"latents_mean": [0.0] * 4}, "latents_std"),
         (STABLE_DIFFUSION, {"latents_mean": [0.0] * 4, "latents_std": [1.0] * 4, "shift_factor": 0.1}, "shift_factor"),

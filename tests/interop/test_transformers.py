@@ -11,6 +11,10 @@ SD3 = {"_class_name": "SD3Transformer2DModel", "num_attention_heads": 2, "attent
 SD3 |= {"caption_projection_dim": 8, "joint_attention_dim": 6, "pooled_projection_dim": 5, "pos_embed_max_size": 4}
 FLUX = {"_class_name": "FluxTransformer2DModel", "num_attention_heads": 2, "attention_head_dim": 8}
 FLUX |= {"num_layers": 2, "num_single_layers": 2, "axes_dims_rope": [2, 2, 4], "joint_attention_dim": 6}
+# DiT's class until 2024, with what it had for other networks.
+OLD = {"_class_name": "Transformer2DModel", "norm_type": "ada_norm_zero", "attention_type": "default"}
+OLD |= {"cross_attention_dim": None, "num_vector_embeds": None, "only_cross_attention": False}
+OLD |= {"use_linear_projection": False, "caption_channels": None, "double_self_attention": False}
 
 
 def keys(config):
@@ -27,6 +31,10 @@ def test_every_block_of_dit_embeds_noise_and_label():
         # 1000 classes and the null class.
         assert found[f"{at}.class_embedder.embedding_table.weight"] == (1001, 8)
     assert found["pos_embed.proj.weight"] == (8, 4, 2, 2)
+
+
+def test_dit_by_its_old_name():
+    assert keys(DIT | OLD) == keys(DIT)
 
 
 def test_sd3_numbers_its_blocks_across_the_runs():
@@ -60,6 +68,10 @@ def test_round_trip(tmp_path):
     [
         (DIT | {"activation_fn": "geglu"}, "activation_fn must be 'gelu-approximate'"),
         (DIT | {"norm_type": "ada_norm"}, "norm_type must be"),
+        (DIT | OLD | {"norm_type": None}, "Transformer2DModel: of its networks DiT alone is supported"),
+        (DIT | OLD | {"norm_type": "ada_norm_single"}, "Transformer2DModel: of its networks DiT alone is supported"),
+        (DIT | OLD | {"attention_type": "gated"}, "attention_type must be"),
+        (DIT | OLD | {"num_vector_embeds": 4096}, "num_vector_embeds"),
         (DIT | {"dropout": 0.1}, "dropout must be"),
         (DIT | {"interpolation": 2}, "not supported"),
         (SD3 | {"qk_norm": "layer_norm"}, "qk_norm must be"),

@@ -131,7 +131,7 @@ def refused(module, cond, *, match):
 
 def test_wrong_options_are_refused():
     tokens = {"tokens": COND["tokens"]}
-    refused(UNet(**CONFIG | {"token_dim": None}), {}, match="token_dim must be set")
+    refused(UNet(**CONFIG | {"token_dim": None}), tokens, match="unknown condition 'tokens'")
     refused(UNet(**CONFIG, head_dim=4), tokens, match="head_dim must be None")
     for depth, heads in (((1, 1), (2, 2)), ((0,), (2,))):
         config = CONFIG | {"transformer": Transformers(depth=depth, heads=heads)}

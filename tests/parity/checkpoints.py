@@ -26,6 +26,21 @@ def roundtrip(model, directory, dtype=jnp.float32):
     return jd.interop.load(directory, dtype=dtype)
 
 
+class Double:
+    """torch, with float64 for float32."""
+
+    float32 = torch.float64
+
+    def __getattr__(self, name):
+        return getattr(torch, name)
+
+
+def lift(monkeypatch):
+    """Has diffusers compute in double precision what it rounds otherwise: features of times, positions, a softmax."""
+    monkeypatch.setattr("diffusers.models.embeddings.torch", Double())
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+
+
 def nchw(x):
     """Our [B, *spatial, C] as a torch tensor [B, C, *spatial]."""
     return torch.from_numpy(np.ascontiguousarray(np.moveaxis(np.asarray(x), -1, 1)))

@@ -88,6 +88,19 @@ def xl(folder, scheduler, zeros):
     )  # fmt: skip
 
 
+def refiner(folder, scheduler):
+    """XL's: the second text encoder alone, and an aesthetic score."""
+    unet = diffusers.UNet2DConditionModel(
+        **CROSS, in_channels=CHANNELS, cross_attention_dim=24, addition_embed_type="text_time",
+        addition_time_embed_dim=8, projection_class_embeddings_input_dim=12 + 5 * 8, use_linear_projection=True,
+    )  # fmt: skip
+    return diffusers.StableDiffusionXLImg2ImgPipeline(
+        vae=vae(), text_encoder=None, text_encoder_2=clip(2, 24, 12), tokenizer=None,
+        tokenizer_2=clip_tokenizer(folder / "words2", pad="!</w>"), unet=randomize(unet, 5), scheduler=scheduler,
+        requires_aesthetics_score=True, force_zeros_for_empty_prompt=False, add_watermarker=False,
+    )  # fmt: skip
+
+
 def sd3(folder, scheduler, with_t5, channels=CHANNELS):
     transformer = diffusers.SD3Transformer2DModel(
         sample_size=8, patch_size=2, in_channels=channels, num_layers=2, attention_head_dim=8, num_attention_heads=2,

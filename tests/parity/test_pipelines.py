@@ -266,6 +266,17 @@ def test_an_image_to_begin_with_and_a_mask_in_others(kind, masked, picture, tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("guidance", [None, 3.0])
+def test_the_refiner(guidance, picture, tmp_path):
+    image, _ = picture
+    pipe = tiny.refiner(tmp_path, SCHEDULERS["euler"]())
+    guided = {} if guidance is None else {"negative_prompt": tiny.NEGATIVE}
+    want = theirs(pipe, image=(image + 1) / 2, strength=0.5, guidance_scale=guidance or 1.0, **guided)
+    more = {"image": image, "strength": 0.5, "guidance": guidance, "noise": tiny.latents()}
+    same(ours(tmp_path, pipe, negative=guidance is not None, **more), want)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["StableDiffusion", "StableDiffusion3"])
 def test_adapters_of_all_models_from_our_file(kind, tmp_path):
     if kind == "StableDiffusion":

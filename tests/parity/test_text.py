@@ -88,9 +88,9 @@ def test_equal_in_float64(tmp_path, name, x64):
     got = run(jd.interop.load(tmp_path, dtype=jnp.float64, param_dtype=jnp.float64))
     _, hidden, pooled = answers(in_float64(model))
     assert got.hidden.dtype == jnp.float64
-    close(got.hidden, hidden, 1e-9)
+    close(got.hidden, hidden, 1e-12)
     if pooled is not None:
-        close(got.pooled, pooled, 1e-9)
+        close(got.pooled, pooled, 1e-12)
 
 
 def in_float64(model):

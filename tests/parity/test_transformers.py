@@ -1,5 +1,6 @@
 """Image transformers against diffusers': DiT, SD3's and Flux's."""
 
+import json
 import math
 
 import jax
@@ -13,7 +14,7 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline  # noqa: E402
-from parity.checkpoints import close, gradients, nchw, nhwc, randomize, roundtrip  # noqa: E402
+from parity.checkpoints import close, gradients, lift, nchw, nhwc, randomize, roundtrip  # noqa: E402
 from safetensors.numpy import load_file  # noqa: E402
 
 HEADS = {"num_attention_heads": 2, "attention_head_dim": 8}
@@ -98,17 +99,16 @@ def test_the_reference_s_output(case, tmp_path):
 
 @pytest.mark.parametrize("kind", TINY)
 def test_double_precision(kind, tmp_path, monkeypatch, x64):
-    # The reference rounds positions, rotations and noise features to float32; at noise 0 the features are 0 and 1.
-    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    lift(monkeypatch)
     model = build(kind).double()
     model.save_pretrained(tmp_path)
     loaded = jd.interop.load(tmp_path, dtype=jnp.float64)
     x, noise, cond = inputs(kind, dtype=np.float64)
     with torch.no_grad():
-        want = nhwc(theirs(model, x, 0 * noise, cond))
-    got = loaded.apply(loaded.params, x, 0 * noise, cond)
+        want = nhwc(theirs(model, x, noise, cond))
+    got = loaded.apply(loaded.params, x, noise, cond)
     assert got.dtype == jnp.float64
-    close(got, want, 1e-9)
+    close(got, want, 1e-12)
 
 
 @pytest.mark.parametrize(
@@ -142,6 +142,22 @@ def test_saved_models_load_in_torch(kind, tmp_path):
     with torch.no_grad():
         want, got = (theirs(m, *inputs(kind)) for m in (model, again.eval()))
     assert torch.equal(got, want)
+
+
+def test_dit_by_its_old_name(tmp_path):
+    """Both sides read a directory of 2023, whose class and fields are of several networks."""
+    build(DIT, out_channels=6).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    old = {"_class_name": "Transformer2DModel", "cross_attention_dim": None, "num_vector_embeds": None}
+    old |= {"only_cross_attention": False, "use_linear_projection": False, "_diffusers_version": "0.12.0"}
+    (tmp_path / "config.json").write_text(json.dumps(config | old))
+    loaded = jd.interop.load(tmp_path)
+    model = diffusers.Transformer2DModel.from_pretrained(tmp_path)
+    assert type(model) is diffusers.DiTTransformer2DModel
+    x, noise, cond = inputs(DIT)
+    with torch.no_grad():
+        want = nhwc(theirs(model, x, noise, cond))
+    close(whole(loaded.apply(loaded.params, x, noise, cond)), want, 5e-5)
 
 
 @pytest.mark.parametrize("kind", TINY)

@@ -12,10 +12,10 @@ import jaxdiff as jd
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
-from parity.checkpoints import close, nchw, nhwc, randomize, roundtrip  # noqa: E402
+from parity.checkpoints import close, lift, nchw, nhwc, randomize, roundtrip  # noqa: E402
 
+from jaxdiff.interop.conditional_unets import control_config  # noqa: E402
 from jaxdiff.interop.keys import places  # noqa: E402
-from jaxdiff.interop.unets import control_config  # noqa: E402
 from jaxdiff.networks.configs import sdxl_vector  # noqa: E402
 from jaxdiff.networks.controlnet import controlled, copy_encoder  # noqa: E402
 from jaxdiff.networks.layers import upsample  # noqa: E402
@@ -49,7 +49,29 @@ PLAIN = {
     "up_block_types": ("UpBlock2D", "UpBlock2D"),
     "add_attention": False,
 }
+# The input skips and output skips, the filter, the divided sums; the attention's 32 groups need these widths.
+NCSNPP = {
+    "block_out_channels": (64, 64, 64),
+    "down_block_types": ("SkipDownBlock2D", "AttnSkipDownBlock2D", "SkipDownBlock2D"),
+    "up_block_types": ("SkipUpBlock2D", "AttnSkipUpBlock2D", "SkipUpBlock2D"),
+    "time_embedding_type": "fourier",
+    "mid_block_scale_factor": 2**0.5,
+    "norm_num_groups": None,
+    "norm_eps": 1e-6,
+    "attention_head_dim": None,
+}
+# Fields that don't touch each other: several in one network.
+NUMBERED = ADM | {
+    "attn_norm_num_groups": None,
+    "class_embed_type": "timestep",
+    "num_class_embeds": None,
+    "center_input_sample": True,
+    "mid_block_scale_factor": 1.4,
+    "time_embedding_dim": 24,
+}
+BOTTOMLESS = PLAIN | {"mid_block_type": None, "class_embed_type": "identity", "time_embedding_type": "fourier"}
 UNCONDITIONAL = {"ddpm": DDPM, "adm": ADM, "plain": PLAIN}
+RARE = {"ncsnpp": NCSNPP, "numbered": NUMBERED, "bottomless": BOTTOMLESS}
 
 # Two levels at most: what matters is that they differ.
 SD1 = {
@@ -81,8 +103,61 @@ XL = {
 UPSCALER = SD2 | {"in_channels": 7, "only_cross_attention": (True, False), "num_class_embeds": 10}
 UNCLIP = SD2 | {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 14}
 DISTILLED = SD1 | {"time_cond_proj_dim": 6}
+# Kolors' projection of the tokens, and SSD-1B's transformers, each of its own depth, without any at the bottom.
+PRUNED = XL | {
+    "encoder_hid_dim": 14,
+    "mid_block_type": "UNetMidBlock2D",
+    "transformer_layers_per_block": [0, [2]],
+    "reverse_transformer_layers_per_block": [[1, 2], 0],
+}
+# BK-SDM has no bottom; AudioLDM has its vector beside the embedding, and no tokens.
+SMALLER = SD1 | {
+    "layers_per_block": (1, 2),
+    "mid_block_type": None,
+    "act_fn": "gelu",
+    "class_embed_type": "simple_projection",
+    "class_embeddings_concat": True,
+    "projection_class_embeddings_input_dim": 14,
+    "cross_attention_dim": (16, 32),
+    "time_embedding_dim": 24,
+    "center_input_sample": True,
+}
+JOINT = {
+    "block_out_channels": (16, 32),
+    "down_block_types": ("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+    "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+    "up_block_types": ("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+    "attention_head_dim": 8,
+    "resnet_time_scale_shift": "scale_shift",
+    "cross_attention_dim": 32,
+}
+# Both stages of DeepFloyd IF in one; Karlo has less.
+IF = JOINT | {
+    "in_channels": 3,
+    "out_channels": 6,
+    "act_fn": "gelu",
+    "encoder_hid_dim": 24,
+    "addition_embed_type": "text",
+    "addition_embed_type_num_heads": 4,
+    "cross_attention_norm": "group_norm",
+    "class_embed_type": "timestep",
+    "only_cross_attention": (False, True),
+    "time_embedding_act_fn": "gelu",
+    "resnet_skip_time_act": True,
+    "resnet_out_scale_factor": 1.4,
+    "mid_block_scale_factor": 1.3,
+}
+KANDINSKY_1 = JOINT | {
+    "encoder_hid_dim": 24,
+    "encoder_hid_dim_type": "text_image_proj",
+    "addition_embed_type": "text_image",
+}
+KANDINSKY_2 = JOINT | {"encoder_hid_dim": 24, "encoder_hid_dim_type": "image_proj", "addition_embed_type": "image"}
 CONDITIONAL = {
     "sd1": SD1, "sd2": SD2, "xl": XL, "upscaler": UPSCALER, "unclip": UNCLIP, "distilled": DISTILLED,
+}  # fmt: skip
+RARE |= {
+    "pruned": PRUNED, "smaller": SMALLER, "if": IF, "kandinsky 2.1": KANDINSKY_1, "kandinsky 2.2": KANDINSKY_2,
 }  # fmt: skip
 SMALL = {"layers_per_block": 1, "norm_num_groups": 8}
 NOISE = np.array([7.0, 731.0])
@@ -92,57 +167,58 @@ def normal(seed, *shape):
     return np.random.default_rng(seed).standard_normal(shape)
 
 
-class DoubleTime(torch.nn.Module):
-    """The reference rounds the features of the time to float32; here they keep double precision."""
-
-    def __init__(self, features):
-        super().__init__()
-        self.features = features
-
-    def forward(self, t):
-        half = self.features.num_channels // 2
-        steps = torch.arange(half, dtype=torch.float64) / (half - self.features.downscale_freq_shift)
-        angle = t.double()[:, None] * 10_000.0**-steps
-        parts = [angle.cos(), angle.sin()] if self.features.flip_sin_to_cos else [angle.sin(), angle.cos()]
-        return torch.cat(parts, 1)
-
-
-def double(model):
-    """The model in float64."""
-    model = model.double()
-    for name in ("time_proj", "add_time_proj"):
-        if hasattr(model, name):
-            setattr(model, name, DoubleTime(getattr(model, name)))
-    return model
-
-
 class Case:
     """A model, an input and a condition, for both sides."""
 
     def __init__(self, name):
-        if name in UNCONDITIONAL:
-            self.model = randomize(diffusers.UNet2DModel(**SMALL | UNCONDITIONAL[name]))
-        else:
-            self.model = randomize(diffusers.UNet2DConditionModel(**SMALL | CONDITIONAL[name]))
+        fields = (UNCONDITIONAL | CONDITIONAL | RARE)[name]
+        conditional = "cross_attention_dim" in fields
+        kind = diffusers.UNet2DConditionModel if conditional else diffusers.UNet2DModel
+        self.model = randomize(kind(**SMALL | fields))
         config = self.model.config
         self.channels = min(config.in_channels, config.out_channels)
         self.x, self.noise, self.cond, self.extra = normal(0, 2, 8, 8, self.channels), NOISE, {}, {}
         if config.num_class_embeds:
             self.cond["label"] = np.array([3, 9], np.int32)
             self.extra["class_labels"] = torch.tensor(self.cond["label"]).long()
+        if config.class_embed_type == "identity":
+            self.cond["vector"] = normal(4, 2, 64)
+            self.extra["class_labels"] = torch.tensor(self.cond["vector"])
+        if config.class_embed_type == "timestep":
+            self.cond["label"] = np.array([250.0, 3.0])
+            self.extra["class_labels"] = torch.tensor(self.cond["label"])
         if config.in_channels > self.channels:
             self.cond["concat"] = normal(1, 2, 8, 8, config.in_channels - self.channels)
-        if name in CONDITIONAL:
-            self.cond["tokens"] = normal(2, 2, 5, config.cross_attention_dim)
-            self.extra["encoder_hidden_states"] = torch.tensor(self.cond["tokens"])
-        if name == "xl":
+        if conditional:
+            self.conditions(config)
+
+    def conditions(self, config):
+        if not isinstance(config.cross_attention_dim, int):
+            self.extra["encoder_hidden_states"] = None
+            self.cond["vector"] = normal(4, 2, 14)
+            self.extra["class_labels"] = torch.tensor(self.cond["vector"])
+            return
+        dim = config.encoder_hid_dim or config.cross_attention_dim
+        tokens, image = normal(2, 2, 5, dim), normal(6, 2, dim)
+        self.extra["encoder_hidden_states"] = torch.tensor(tokens)
+        added = config.addition_embed_type
+        if added != "image":
+            self.cond["tokens"] = tokens
+        if added == "text_time":
             pooled, sizes = normal(3, 2, 10), np.array([[64, 48, 0, 8, 64, 64], [512, 9, 1, 0, 32, 16]], np.float64)
             self.cond |= {"pooled": pooled, "sizes": sizes}
             self.extra["added_cond_kwargs"] = {"text_embeds": torch.tensor(pooled), "time_ids": torch.tensor(sizes)}
-        if name == "unclip":
+        if added == "image":
+            self.cond["image"] = image
+            self.extra["added_cond_kwargs"] = {"image_embeds": torch.tensor(image)}
+        if added == "text_image":
+            self.cond |= {"image": normal(6, 2, 32), "vector": normal(4, 2, 32)}
+            both = {"image_embeds": self.cond["image"], "text_embeds": self.cond["vector"]}
+            self.extra["added_cond_kwargs"] = {name: torch.tensor(a) for name, a in both.items()}
+        if config.class_embed_type == "projection":
             self.cond["vector"] = normal(4, 2, 14)
             self.extra["class_labels"] = torch.tensor(self.cond["vector"])
-        if name == "distilled":
+        if config.time_cond_proj_dim:
             self.cond["guidance"] = np.array([1.5, 8.0])
             angle = 1000 * (self.cond["guidance"][:, None] - 1) * 10_000.0 ** (-np.arange(3) / 2)
             self.extra["timestep_cond"] = torch.tensor(np.concatenate([np.sin(angle), np.cos(angle)], 1))
@@ -196,10 +272,25 @@ def saved(loaded, model, directory):
         assert torch.equal(value, theirs[key]), key
 
 
-@pytest.mark.parametrize("name", fast([*UNCONDITIONAL, *CONDITIONAL], "ddpm"))
-def test_float64_and_gradients(name, tmp_path, x64):
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RARE)
+def test_rare_ones_in_float64(name, tmp_path, x64, monkeypatch):
+    lift(monkeypatch)
     case = Case(name)
-    compare_gradients(case, double(case.model), tmp_path, jnp.float64, 1e-9)
+    case.model.double()
+    case.model.save_pretrained(tmp_path / "theirs")
+    loaded = jd.interop.load(tmp_path / "theirs", dtype=jnp.float64)
+    got = compiled(lambda params: case.ours(loaded.apply, params, jnp.float64))(loaded.params)
+    with torch.no_grad():
+        close(got, nhwc(case.theirs(torch.float64)[0]), 1e-12)
+    saved(loaded, case.model, tmp_path / "ours")
+
+
+@pytest.mark.parametrize("name", fast([*UNCONDITIONAL, *CONDITIONAL], "ddpm"))
+def test_float64_and_gradients(name, tmp_path, x64, monkeypatch):
+    lift(monkeypatch)
+    case = Case(name)
+    compare_gradients(case, case.model.double(), tmp_path, jnp.float64, 1e-12)
 
 
 @pytest.mark.slow
@@ -327,3 +418,15 @@ def test_sizes_that_no_level_halves(tmp_path):
         want = model(x, torch.tensor([3, 500]), tokens).sample
     noise, cond = jnp.array([3.0, 500.0]), {"tokens": jnp.asarray(tokens.numpy())}
     close(jax.jit(ours.apply)(ours.params, jnp.asarray(nhwc(x)), noise, cond), nhwc(want), 1e-5)
+
+
+@pytest.mark.slow
+def test_dance_diffusion_in_float64(tmp_path, x64):
+    fields = {"block_out_channels": (8, 32, 32), "extra_in_channels": 16, "in_channels": 3, "flip_sin_to_cos": False}
+    model = randomize(diffusers.UNet1DModel(**fields)).double()
+    loaded = roundtrip(model, tmp_path / "theirs", jnp.float64)
+    x, noise = normal(0, 2, 64, 3), np.array([0.3, 0.9])
+    with torch.no_grad():
+        want = nhwc(model(nchw(x), torch.tensor(noise)).sample)
+    close(compiled(loaded.apply)(loaded.params, x, noise), want, 1e-12)
+    saved(loaded, model, tmp_path / "ours")

@@ -17,8 +17,9 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
 from diffusers.models.resnet import TemporalConvLayer  # noqa: E402
+from diffusers.models.unets.unet_3d_condition import UNet3DConditionModel  # noqa: E402
 from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D, UNetMotionModel  # noqa: E402
-from parity.checkpoints import close, nchw, nhwc, randomize  # noqa: E402
+from parity.checkpoints import close, lift, nchw, nhwc, randomize, roundtrip  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 FRAMES = 5
@@ -128,3 +129,27 @@ def test_a_video_unet(tmp_path):
     each = torch.from_numpy(tokens).repeat_interleave(3, dim=0)  # its pipeline gives every frame its own
     want = theirs(video, torch.from_numpy(noise), each, return_dict=False)[0]
     close(got, nhwc(want), 5e-5)
+
+
+@pytest.mark.slow
+def test_text_to_video_in_float64_and_saved_back(tmp_path, x64, monkeypatch):
+    lift(monkeypatch)
+    fields = {
+        "block_out_channels": (16, 32),
+        "layers_per_block": 1,
+        "norm_num_groups": 8,
+        "mid_block_scale_factor": 1.3,
+    }
+    fields |= {"down_block_types": ("CrossAttnDownBlock3D", "DownBlock3D"), "cross_attention_dim": 12}
+    fields |= {"up_block_types": ("UpBlock3D", "CrossAttnUpBlock3D"), "attention_head_dim": 8}
+    model = randomize(UNet3DConditionModel(**fields)).double()
+    loaded = roundtrip(model, tmp_path / "theirs", jnp.float64)
+    rng = np.random.default_rng(0)
+    x, tokens, noise = rng.standard_normal((2, 3, 8, 8, 4)), rng.standard_normal((2, 5, 12)), np.array([7.0, 731.0])
+    with torch.no_grad():
+        want = nhwc(model(nchw(x), torch.tensor(noise), torch.tensor(tokens)).sample)
+    close(jax.jit(loaded.apply)(loaded.params, x, noise, {"tokens": tokens}), want, 1e-12)
+    jd.interop.save(loaded, tmp_path / "ours")
+    back = UNet3DConditionModel.from_pretrained(tmp_path / "ours").state_dict()
+    assert back.keys() == model.state_dict().keys()
+    assert all(torch.equal(back[key], value) for key, value in model.state_dict().items())

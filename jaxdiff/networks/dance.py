@@ -1,0 +1,171 @@
+"""Dance Diffusion's U-Net of sounds: one axis, fixed filters between the levels, attention at the deeper ones.
+
+Parameters are named like those of diffusers' UNet1DModel, but for attention's; see `interop.keys` for the rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxdiff.networks.apply import check_cond
+from jaxdiff.networks.attention import Attention
+from jaxdiff.networks.embed import Frequencies
+from jaxdiff.networks.layers import Conv, GroupNorm, check_divisible, wide
+
+HALF = np.array([-0.01171875, -0.03515625, 0.11328125, 0.43359375])
+CUBIC = np.concatenate([HALF, HALF[::-1]])  # cubic interpolation at half the rate
+gelu = partial(jax.nn.gelu, approximate=False)
+
+
+class ResConvBlock(nn.Module):
+    """Convolution, norm, GELU, twice, added to the input.
+
+    Attributes:
+        middle: channels between the convolutions.
+        features: output channels.
+        last: the second norm and GELU are left out.
+        dtype: type of the computation.
+    """
+
+    middle: int
+    features: int
+    last: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps [B, L, C] to [B, L, features]."""
+        h = Conv(self.middle, size=5, dtype=self.dtype, name="conv_1")(x)
+        h = gelu(GroupNorm(1, name="group_norm_1")(h))
+        h = Conv(self.features, size=5, dtype=self.dtype, name="conv_2")(h)
+        if not self.last:
+            h = gelu(GroupNorm(1, name="group_norm_2")(h))
+        if x.shape[-1] != self.features:
+            x = Conv(self.features, size=1, bias=False, dtype=self.dtype, name="conv_skip")(x)
+        return x.astype(self.dtype) + h
+
+
+class Level(nn.Module):
+    """Residual blocks of a level, attention after each, and a filter before or after them.
+
+    The filters are parameters, as in the checkpoints, but their gradients are zero.
+
+    Attributes:
+        widths: output channels of each block.
+        middle: channels within the blocks.
+        attend: whether there is attention.
+        down: the level begins by halving the axis.
+        up: it ends by doubling it.
+        last: of the last block; see `ResConvBlock`.
+        dtype: type of the computation.
+    """
+
+    widths: tuple[int, ...]
+    middle: int
+    attend: bool = False
+    down: bool = False
+    up: bool = False
+    last: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps [B, L, C] to [B, L', widths[-1]]."""
+        if self.down:
+            x = _filtered(x, self._taps("down", 1), pad=3, window_strides=(2,))
+        for i, width in enumerate(self.widths):
+            last = self.last and i == len(self.widths) - 1
+            x = ResConvBlock(self.middle, width, last, self.dtype, name=f"resnets.{i}")(x)
+            if self.attend:
+                head_dim = width // max(1, width // 32)
+                x = Attention(head_dim, 1, dtype=self.dtype, name=f"attentions.{i}")(x)
+        if self.up:
+            x = _filtered(x, self._taps("up", 2)[::-1], pad=2, window_strides=(1,), lhs_dilation=(2,))
+        return x
+
+    def _taps(self, way: str, scale: int) -> Array:
+        start = lambda key, shape: jnp.asarray(scale * CUBIC, jnp.float32)  # noqa: E731
+        return jax.lax.stop_gradient(self.param(f"{way}.kernel", start, CUBIC.shape)).astype(self.dtype)
+
+
+def _filtered(x: Array, taps: Array, *, pad: int, **options: Any) -> Array:
+    """Filters each channel of x[B, L, C], mirrored at its ends."""
+    flat = jnp.swapaxes(jnp.pad(x, ((0, 0), (pad, pad), (0, 0)), mode="reflect"), 1, 2)
+    names = ("NHC", "HIO", "NHC")
+    y = jax.lax.conv_general_dilated(
+        flat.reshape(-1, flat.shape[-1], 1), taps[:, None, None], padding=[(0, 0)], dimension_numbers=names, **options
+    )
+    return jnp.swapaxes(y.reshape(*flat.shape[:2], -1), 1, 2)
+
+
+class DanceUNet(nn.Module):
+    """U-Net of sounds, which sees the features of the noise level as further channels.
+
+    Attributes:
+        widths: channels by level; each but the first, and the bottom, halves the axis.
+        attention: levels with attention; the bottom always has it.
+        features: of the noise level.
+        cos_first: of these features.
+        out_channels: channels of the output; None: as many as x has.
+        dtype: type of the computation (float32, bfloat16, float64); parameters are float32, the features of the noise
+            level and the output float32 at least.
+    """
+
+    widths: tuple[int, ...] = (32, 32, 64)
+    attention: tuple[int, ...] = (2,)
+    features: int = 64
+    cos_first: bool = True
+    out_channels: int | None = None
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Array, noise: Array, cond: Mapping[str, Array] | None = None, *, train: bool = False
+    ) -> Array:
+        """Evaluates F(x, noise).
+
+        Args:
+            x: [B, L, C], L a multiple of 2^levels.
+            noise: float[B], the network's view of the noise level.
+            cond: nothing.
+            train: without effect; there is no dropout.
+
+        Returns:
+            [B, L, out_channels].
+
+        Raises:
+            ValueError: for a condition, or a length that can't be halved often enough.
+        """
+        if x.ndim != 3:
+            raise ValueError(f"x must be [B, L, C], got shape {x.shape}")
+        check_divisible(x.shape, 2 ** len(self.widths))
+        check_cond({"noise": noise, **(cond or {})}, {"noise": x.shape[:1]})
+        told = Frequencies(1.0, False, self.cos_first, name="time_proj")(noise.astype(wide(self.dtype)), self.features)
+        told = jnp.broadcast_to(told[:, None], (*x.shape[:2], self.features)).astype(self.dtype)
+        h, kept = jnp.concatenate([x.astype(self.dtype), told], axis=-1), []
+        for level, width in enumerate(self.widths):
+            h = self._level(
+                f"down_blocks.{level}", (width,) * 3, width, attend=level in self.attention, down=level > 0
+            )(h)
+            kept.append(h)
+        bottom = self.widths[-1]
+        h = self._level("mid_block", (bottom,) * 6, bottom, attend=True, down=True, up=True)(h)
+        outs = (x.shape[-1] if self.out_channels is None else self.out_channels, *self.widths[:-1])
+        for level in reversed(range(len(self.widths))):
+            attend, out = level in self.attention, outs[level]
+            middle = out if attend else self.widths[level]
+            h = jnp.concatenate([h, kept.pop()], axis=-1)
+            name = f"up_blocks.{len(self.widths) - 1 - level}"
+            h = self._level(name, (middle, middle, out), middle, attend=attend, up=level > 0, last=level == 0)(h)
+        return h.astype(wide(self.dtype))
+
+    def _level(self, name: str, widths: tuple[int, ...], middle: int, **options: Any) -> Level:
+        return Level(widths, middle, dtype=self.dtype, name=name, **options)

@@ -1,0 +1,171 @@
+"""U-Nets whose attention sees positions and tokens at once (Nichol et al. 2021, arXiv:2112.10741, sec. 4).
+
+These are GLIDE's descendants: DeepFloyd IF, Karlo, Kandinsky 2. Parameters are named like those of diffusers'
+UNet2DConditionModel with "SimpleCrossAttn" blocks; see `interop.keys` for the rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array
+
+from jaxdiff.networks.attention import attend, split_heads
+from jaxdiff.networks.initializers import table_init
+from jaxdiff.networks.layers import GroupNorm, wide
+from jaxdiff.networks.remat import rematted
+from jaxdiff.networks.tokens import LayerNorm, dense
+from jaxdiff.networks.unet import UNet
+
+TOKEN_GROUPS = 32  # of the norm of the tokens
+
+
+class JointAttention(nn.Module):
+    """Self-attention whose keys and values are joined by those of the tokens; projects (from zero), adds to its input.
+
+    Attributes:
+        head_dim: channels per head; divides C.
+        cross_only: the tokens alone are seen.
+        token_norm: a group norm of the tokens, over all of them.
+        groups: of the group norm of x.
+        dtype: type of the computation; softmax is float32 at least.
+        identity: self-attention's map is the identity; see `attention.Attention`.
+    """
+
+    head_dim: int
+    cross_only: bool = False
+    token_norm: bool = False
+    groups: int = 32
+    dtype: jnp.dtype = jnp.float32
+    identity: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array, tokens: Array, mask: Array | None = None) -> Array:
+        """Lets every position of x[B, *spatial, C] see the tokens[B, L, D] where mask[B, L] is True, and the others."""
+        batch, channels = x.shape[0], x.shape[-1]
+        if channels % self.head_dim:
+            raise ValueError(f"head_dim must divide the channels, got {self.head_dim} for {channels} channels")
+
+        def heads(a: Array, name: str) -> Array:
+            return split_heads(dense(channels, self.dtype, name)(a), channels // self.head_dim)
+
+        h = GroupNorm(self.groups, name="group_norm")(x).reshape(batch, -1, channels)
+        tokens = tokens.astype(self.dtype)
+        if self.token_norm:
+            tokens = GroupNorm(TOKEN_GROUPS, name="norm_cross")(tokens)
+        q, k, v = heads(h, "to_q"), heads(tokens, "add_k_proj"), heads(tokens, "add_v_proj")
+        if not self.cross_only:
+            own = heads(h, "to_k"), heads(h, "to_v")
+            k, v = (jnp.concatenate(pair, axis=1) for pair in zip((k, v), own, strict=True))
+            if mask is not None:
+                mask = jnp.concatenate([mask, jnp.ones(h.shape[:2], bool)], axis=1)
+        y = own[1] if self.identity and not self.cross_only else attend(q, k, v, mask=mask)
+        return x + dense(channels, self.dtype, "to_out.0", zero=True)(y.reshape(h.shape)).reshape(x.shape)
+
+
+class AttentionPool(nn.Module):
+    """One vector of several: the answer to a question that their mean asks (Radford et al. 2021, sec. 2.4).
+
+    Attributes:
+        heads: of the attention; divides D.
+        dtype: type of the computation; softmax is float32 at least.
+    """
+
+    heads: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens: Array) -> Array:
+        """Maps tokens[B, L, D] to [B, D]."""
+        width = tokens.shape[-1]
+        place = self.param("positional_embedding", table_init, (1, width)).astype(self.dtype)
+        mean = tokens.mean(axis=1, keepdims=True) + place[None]
+        seen = jnp.concatenate([mean, tokens], axis=1)
+        parts = (("q_proj", mean), ("k_proj", seen), ("v_proj", seen))
+        q, k, v = (split_heads(dense(width, self.dtype, name)(a), self.heads) for name, a in parts)
+        return attend(q, k, v).reshape(len(tokens), width)
+
+
+class JointUNet(UNet):
+    """A U-Net with `JointAttention` after its residual blocks, at the levels with attention and at the bottom.
+
+    Attributes, beside those of `UNet`:
+        cross_only: levels where attention sees the tokens alone; -1 is the bottom.
+        token_norm: a group norm of the tokens before each attention.
+        pool_heads: heads of the attention that makes a vector of cond["tokens"], which joins the noise embedding
+            (Saharia et al. 2022, arXiv:2205.11487, sec. 2.1); None: off.
+        image_dim: D of cond["image"] [B, D], the embedding of an image, which joins the noise embedding, and becomes
+            tokens, too. None: off.
+        image_tokens: as how many tokens attention sees that embedding: before those of cond["tokens"], or, where
+            token_dim is None, alone.
+    """
+
+    cross_only: tuple[int, ...] = ()
+    token_norm: bool = False
+    pool_heads: int | None = None
+    image_dim: int | None = None
+    image_tokens: int = 10
+
+    def _attention(self, h: Array, seen: Any, place: tuple[str, int], level: int) -> Array:
+        name, index = place
+        attention = rematted(JointAttention, self.remat)
+        return attention(
+            self.head_dim or h.shape[-1],
+            level in self.cross_only,
+            self.token_norm,
+            self._groups(level),
+            self.dtype,
+            name in self.identity_attention,
+            name=f"{name}.attentions.{index}",
+        )(h, seen.tokens, seen.mask)
+
+    def _seen(self, noise: Array, cond: Mapping[str, Any], train: bool) -> Any:
+        seen = super()._seen(noise, cond, train)
+        if seen.mask is None or self.image_dim is None:
+            return seen
+        image = jnp.ones((len(seen.mask), self.image_tokens), bool)
+        return seen._replace(mask=jnp.concatenate([image, seen.mask], axis=1))
+
+    def _tokens(self, cond: Mapping[str, Any]) -> Array | None:
+        width = self.token_width
+        if self.image_dim is None or width is None:
+            return super()._tokens(cond)
+        image = cond["image"].astype(self.dtype)
+        many = dense(self.image_tokens * width, self.dtype, "encoder_hid_proj.image_embeds")(image)
+        many = many.reshape(len(image), self.image_tokens, width)
+        if self.token_dim is None:
+            return LayerNorm(name="encoder_hid_proj.norm")(many)
+        own = dense(width, self.dtype, "encoder_hid_proj.text_proj")(cond["tokens"])
+        return jnp.concatenate([many, own], axis=1)
+
+    def _embed(self, noise: Array, cond: Mapping[str, Any]) -> Array:
+        emb = super()._embed(noise, cond)
+        dim, dtype = emb.shape[-1], wide(self.dtype)
+        if self.pool_heads is not None:
+            h = LayerNorm(name="add_embedding.norm1")(cond["tokens"].astype(dtype))
+            h = AttentionPool(self.pool_heads, dtype, name="add_embedding.pool")(h)
+            emb = emb + LayerNorm(name="add_embedding.norm2")(dense(dim, dtype, "add_embedding.proj")(h))
+        if self.image_dim is not None:
+            image = dense(dim, dtype, "add_embedding.image_proj")(cond["image"])
+            emb = emb + (LayerNorm(name="add_embedding.image_norm")(image) if self.token_dim is None else image)
+        return emb
+
+    def _vector(self, vector: Array, dim: int) -> Array:
+        if self.image_dim is None:
+            return super()._vector(vector, dim)
+        # Beside an image's embedding it is a text's.
+        return LayerNorm(name="add_embedding.text_norm")(dense(dim, vector.dtype, "add_embedding.text_proj")(vector))
+
+    def _check(self, x: Array, noise: Array, cond: Mapping[str, Any]) -> None:
+        if self.transformer is not None:
+            raise ValueError("joint attention takes the place of transformers")
+        if (self.token_width if self.image_dim else self.token_dim) is None:
+            raise ValueError("joint attention sees tokens: token_dim must be set, or image_dim and token_width")
+        super()._check(x, noise, cond)
+
+    def _shapes(self, x: Array, cond: Mapping[str, Any]) -> dict[str, tuple[int | None, ...]]:
+        image = {} if self.image_dim is None else {"image": (x.shape[0], self.image_dim)}
+        return super()._shapes(x, cond) | image

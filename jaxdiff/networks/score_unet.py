@@ -1,0 +1,110 @@
+"""U-Nets of score-based models: NCSN++ with input and output skips (Song et al. 2021, arXiv:2011.13456, app. H).
+
+Parameters are named like those of diffusers' UNet2DModel; see `interop.keys` for the rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxdiff.networks.attention import Attention
+from jaxdiff.networks.embed import Frequencies
+from jaxdiff.networks.layers import GroupNorm, wide
+from jaxdiff.networks.remat import rematted
+from jaxdiff.networks.resblock import quarter
+from jaxdiff.networks.song_layers import resample
+from jaxdiff.networks.unet import UNet
+
+TAPS, GROUPS = (1.0, 3.0, 3.0, 1.0), 32  # of the filter; of the norms before attention
+
+
+class ScoreUNet(UNet):
+    """A U-Net that sees the standard deviation sigma of the noise, and whose output is divided by it.
+
+    Its noise must be positive. The random frequencies of log(sigma) are the parameter "time_proj", as in the
+    checkpoints, but their gradient is zero.
+
+    Attributes, beside those of `UNet`:
+        skips: the picture itself joins every level on the way down, by a filter and a convolution, and on the way up
+            each level adds to the output. Residual blocks resample with that filter, attention's sums are divided like
+            theirs, and on the way up a level has one attention, at its end. groups must be None.
+        scale: standard deviation of the frequencies.
+    """
+
+    skips: bool = True
+    scale: float = 16.0
+
+    def __call__(self, x: Array, noise: Array, cond: Mapping[str, Any] | None = None, *, train: bool = False) -> Any:
+        """Evaluates F(x, noise, cond) as `UNet` does."""
+        y = super().__call__(x, noise, cond, train=train)
+        divisor = noise.astype(wide(self.dtype)).reshape(-1, *(1,) * (x.ndim - 1))
+        return jax.tree.map(lambda a: a / divisor, y)
+
+    def _features(self, noise: Array, dim: int) -> Array:
+        return Frequencies(self.scale, True, name="time_proj")(noise, 2 * dim)
+
+    def _encode(
+        self, x: Array, noise: Array, cond: Mapping[str, Any], train: bool, *, hint: Array | None = None
+    ) -> tuple[Array, list[Array], Any]:
+        if not self.skips:
+            return super()._encode(x, noise, cond, train, hint=hint)
+        seen, picture = self._seen(noise, cond, train), x.astype(self.dtype)
+        h = self._enter(x, cond)
+        kept = [h]
+        for level, width in enumerate(self.widths):
+            name = f"down_blocks.{level}"
+            for i in range(self.blocks_at(level)):
+                h = self._stage(h, seen, (name, i), level=level, attend=level in self.attention)
+                kept.append(h)
+            if level < len(self.widths) - 1:
+                h = self._filtered(h, seen, f"{name}.resnet_down", way="down")
+                picture = resample(picture, TAPS, "down")
+                h = h + self._conv(width, f"{name}.skip_conv", size=1)(picture)
+                kept.append(h)
+        return self._middle(h, seen), kept, seen
+
+    def _decode(self, h: Array, skips: list[Array], seen: Any, channels: int) -> Any:
+        if not self.skips:
+            return super()._decode(h, skips, seen, channels)
+        picture = None
+        for level in reversed(range(len(self.widths))):
+            name = f"up_blocks.{len(self.widths) - 1 - level}"
+            for i in range(self.blocks_at(level) + 1):
+                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = self._stage(h, seen, (name, i), level=level, attend=False)
+            if level in self.attention:
+                h = self._attention(h, seen, (name, 0), level)
+            picture = None if picture is None else resample(picture, TAPS, "up")
+            if level > 0:
+                out = nn.silu(GroupNorm(quarter(h.shape[-1]), self.eps, name=f"{name}.skip_norm")(h))
+                out = self._conv(channels, f"{name}.skip_conv")(out)
+                picture = out if picture is None else picture + out
+                h = self._filtered(h, seen, f"{name}.resnet_up", way="up")
+        y: Any = self._output(h, channels)
+        return y if picture is None else y + picture.astype(y.dtype)
+
+    def _attend(self, name: str, level: int, *, identity: bool = False) -> Attention:
+        if not self.skips or level == -1:
+            return super()._attend(name, level, identity=identity)
+        attention = rematted(Attention, self.remat)
+        return attention(self.head_dim, GROUPS, self.eps, self.dtype, identity, divide=self.divide, name=name)
+
+    def _filtered(self, h: Array, seen: Any, name: str, *, way: str) -> Array:
+        return self._block(h, seen, name, width=h.shape[-1], way=way, taps=TAPS, shortcut=True)
+
+    def _check(self, x: Array, noise: Array, cond: Mapping[str, Any]) -> None:
+        super()._check(x, noise, cond)
+        if self.skips and self.learned_variance:
+            raise ValueError("with skips, which add up to the output, there can be no learned variance")
+        if self.skips and self.groups is not None:
+            raise ValueError(f"with skips the groups follow from the widths: groups must be None, got {self.groups}")
+        # Narrower ones would have other groups in the reference, by a slip of its formula.
+        narrow = [self.widths[i] for level in self.attention for i in (max(level - 1, 0), level) if self.widths[i] < 64]
+        if self.skips and narrow:
+            raise ValueError(f"levels with attention, and the next finer ones, must be 64 wide at least, got {narrow}")

@@ -1,0 +1,125 @@
+"""In double precision nothing is computed in less, in any network, encoder or autoencoder."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxdiff import autoencoders, networks, text
+from jaxdiff.networks import as_apply
+
+WIDTHS = {"widths": (8, 8), "blocks": 1, "groups": 4}
+TOKENS, VECTOR = ("tokens", (2, 3, 4)), ("vector", (2, 4))
+TEXT = {"vocab": 9, "width": 8, "layers": 2, "heads": 2, "features": 8}
+X = {"dance": (2, 8, 4), "text to video": (2, 3, 8, 8, 4)}  # others see [2, 8, 8, 4]
+# Each network and its condition.
+NETWORKS = {
+    "dance": (networks.DanceUNet(widths=(8, 32), attention=(1,), features=4), ()),
+    "dit": (networks.DiT(width=8, layers=2, heads=2, num_classes=3, learned_variance=True), ("label",)),
+    "dit, own embeddings": (networks.DiT(width=8, layers=2, heads=2, num_classes=3, own_embeddings=True), ("label",)),
+    "edm2": (networks.EDM2UNet(widths=(8, 8), blocks=1, attention=(32,), head_dim=4, num_classes=3), ("label",)),
+    "flux": (
+        networks.Flux(
+            width=16, layers=1, single_layers=1, heads=2, axes=(2, 2, 4), token_dim=4, vector_dim=4, guidance=True
+        ),
+        (TOKENS, VECTOR, "guidance"),
+    ),
+    "joint u-net": (
+        networks.JointUNet(**WIDTHS, attention=(1,), resample="resblock", token_dim=32, token_norm=True, pool_heads=2),
+        (("tokens", (2, 3, 32)), "mask"),
+    ),
+    "mmdit": (
+        networks.MMDiT(width=8, layers=2, heads=2, token_dim=4, vector_dim=4, max_grid=8, qk_norm=True, dual=(0,)),
+        (TOKENS, VECTOR),
+    ),
+    "score u-net": (networks.ScoreUNet(widths=(64, 64), blocks=1, attention=(1,), groups=None), ()),
+    "song u-net": (networks.SongUNet(widths=(8, 8), blocks=1, attention=(16,), embedding="fourier"), ()),
+    "text to video": (
+        networks.TextVideoUNet(
+            **WIDTHS,
+            frames=3,
+            attention=(1,),
+            transformer=networks.Transformers(depth=(1, 1), heads=(2, 2)),
+            token_dim=4,
+            temporal_head_dim=4,
+        ),
+        (TOKENS,),
+    ),
+    "u-net": (
+        networks.UNet(**WIDTHS, attention=(1,), num_classes=3, time=networks.Fourier(), vector_dim=4),
+        ("label", VECTOR),
+    ),
+    "u-net of transformers": (
+        networks.UNet(
+            **WIDTHS,
+            attention=(1,),
+            transformer=networks.Transformers(depth=(1, 2), heads=(2, 2)),
+            token_dim=4,
+            guidance_dim=4,
+        ),
+        (TOKENS, "mask", "guidance"),
+    ),
+    "u-vit": (networks.UViT(width=8, layers=2, heads=2, num_classes=3), ("label",)),
+}
+
+
+def reduced(function, *args):
+    """The operations of a function whose results are floats of less than double precision."""
+    found = []
+
+    def walk(jaxpr):
+        for equation in jaxpr.eqns:
+            kinds = {v.aval.dtype for v in equation.outvars if jnp.issubdtype(v.aval.dtype, jnp.floating)}
+            if kinds - {jnp.dtype(jnp.float64)}:
+                found.append(f"{equation.primitive} {equation.source_info.name_stack}")
+            for inner in jax.core.jaxprs_in_params(equation.params):
+                walk(inner)
+
+    walk(jax.make_jaxpr(function)(*args).jaxpr)
+    return found
+
+
+def double(tree):
+    kinds = {jnp.dtype(jnp.float32): jnp.float64}
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, kinds.get(a.dtype, a.dtype)), tree)
+
+
+@pytest.mark.parametrize("name", ["dit", *(pytest.param(n, marks=pytest.mark.slow) for n in NETWORKS if n != "dit")])
+def test_networks(name, x64):
+    module, names = NETWORKS[name]
+    module = module.clone(dtype=jnp.float64)
+    plain = {
+        "label": jax.ShapeDtypeStruct((2,), jnp.int32),
+        "mask": jax.ShapeDtypeStruct((2, 3), bool),
+        "guidance": jax.ShapeDtypeStruct((2,), jnp.float64),
+    }
+    cond = {n: plain[n] for n in names if isinstance(n, str)}
+    cond |= {n[0]: jax.ShapeDtypeStruct(n[1], jnp.float64) for n in names if not isinstance(n, str)}
+    x = jax.ShapeDtypeStruct(X.get(name, (2, 8, 8, 4)), jnp.float64)
+    shapes = jax.eval_shape(lambda key: networks.init(module, key, x, cond), jax.random.key(0))
+    noise = jax.ShapeDtypeStruct((2,), jnp.float64)
+    assert not reduced(as_apply(module), double(shapes), x, noise, cond)
+
+
+@pytest.mark.parametrize("module", [text.Bert, text.CLIPText, text.T5Encoder])
+def test_text_encoders(module, x64):
+    encoder = module(**TEXT, dtype=jnp.float64)
+    shapes = jax.eval_shape(lambda key: text.init(encoder, key), jax.random.key(0))
+    ids, mask = (jax.ShapeDtypeStruct((2, 5), kind) for kind in (jnp.int32, bool))
+    assert not reduced(text.as_apply(encoder), double(shapes), ids, mask)
+
+
+@pytest.mark.parametrize("kind", ["kl", "vq"])
+def test_autoencoders(kind, x64):
+    layout = {"widths": (8, 8), "blocks": 1, "groups": 4, "dtype": jnp.float64}
+    if kind == "kl":
+        module, latent = autoencoders.KLAutoencoder(**layout), 4
+        codec = autoencoders.kl_codec(module, scale=0.2, shift=0.1)
+    else:
+        module, latent = autoencoders.VQAutoencoder(**layout, latent_channels=3, codes=5, code_dim=3), 3
+        codec = autoencoders.vq_codec(module, scale=0.2)
+    shapes = double(jax.eval_shape(lambda key: autoencoders.init(module, key), jax.random.key(0)))
+    x, z = (jax.ShapeDtypeStruct(shape, jnp.float64) for shape in ((2, 8, 8, 3), (2, 4, 4, latent)))
+    assert not reduced(codec.encode, shapes, x)
+    assert not reduced(codec.decode, shapes, z)
+    if kind == "kl":
+        assert not reduced(codec.to_images, shapes, z)
