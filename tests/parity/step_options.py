@@ -2,7 +2,7 @@
 
 import numpy as np
 
-STEPS = (1, 2, 3, 5, 7, 10, 15, 20)
+STEPS = (1, 2, 3, 5, 7, 10, 15, 20, 29)  # of 100 times or 200, theirs lists 30 for 29 with trailing spacing
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 BETAS = [
     {}, SD, {"beta_schedule": "squaredcos_cap_v2"}, {"num_train_timesteps": 100, "beta_end": 0.15},
@@ -27,6 +27,10 @@ SIGMAS = [SPACINGS, PREDICTIONS, CURVES, ENDS]
 STAGES = [BETAS, SPACINGS, TWO, CURVES, ENDS]
 LEARNED = [BETAS, PREDICTIONS, LIMITS, ZERO, ONE, field("original_inference_steps", 50, 30)]
 OPTIONS = {
+    "CMStochasticIterativeScheduler": [
+        field("num_train_timesteps", 40, 20), field("clip_denoised", True, False), field("s_noise", 1.0, 0.9),
+        field("rho", 7.0, 3.0), field("sigma_data", 0.5, 1.0), [{}, {"sigma_min": 0.01, "sigma_max": 20.0}],
+    ],
     "DDIMScheduler": [BETAS, SPACINGS, PREDICTIONS, LIMITS, ZERO, ONE],
     "DDIMInverseScheduler": [BETAS, WHOLE, PREDICTIONS, CLIPS, ZERO, ONE],
     "DDPMScheduler": [
@@ -38,8 +42,9 @@ OPTIONS = {
     "IPNDMScheduler": [[{}, {"num_train_timesteps": 100}, {"trained_betas": list(np.linspace(0.9, 0, 13))}]],
     "LMSDiscreteScheduler": [BETAS, *SIGMAS],
     "EulerDiscreteScheduler": [
-        BETAS, *SIGMAS, ZERO, field("interpolation_type", "linear", "log_linear"),
-        field("timestep_type", "discrete", "continuous"), field("final_sigmas_type", "zero", "sigma_min"),
+        BETAS, SPACINGS, [*PREDICTIONS, *field("prediction_type", "original_sample")], CURVES, ENDS, ZERO,
+        field("interpolation_type", "linear", "log_linear"), field("timestep_type", "discrete", "continuous"),
+        field("final_sigmas_type", "zero", "sigma_min"),
     ],
     "EulerAncestralDiscreteScheduler": [BETAS, SPACINGS, TWO, ZERO],
     "HeunDiscreteScheduler": [[*BETAS, {"beta_schedule": "exp"}], *SIGMAS, CLIPS],
@@ -55,7 +60,7 @@ OPTIONS = {
         [{}, {"use_dynamic_shifting": True}, {"use_dynamic_shifting": True, "base_shift": 0.3, "max_shift": 1.4,
                                               "base_image_seq_len": 100, "max_image_seq_len": 2000}],
         field("time_shift_type", "exponential", "linear"), field("stochastic_sampling", False, True),
-        field("num_train_timesteps", 1000, 100),
+        field("num_train_timesteps", 1000, 100), field("even", False, True),
     ],
     "FlowMatchHeunDiscreteScheduler": [field("shift", 1.0, 3.0, 0.5), field("num_train_timesteps", 1000, 100)],
     "LCMScheduler": [*LEARNED, field("timestep_scaling", 10.0, 5.0)],

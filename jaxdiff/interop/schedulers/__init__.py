@@ -16,11 +16,11 @@ from jaxdiff.interop.architecture import Fields
 from jaxdiff.interop.files import read_json
 from jaxdiff.interop.schedulers import adams, consistency, dpm, flow, k_diffusion, pndm, strides
 from jaxdiff.interop.schedulers.base import FLOW, Sampling
-from jaxdiff.solvers import Solver
 
 __all__ = ["Sampling", "scheduler"]
 
 KINDS: dict[str, Callable[..., Sampling]] = {
+    "CMStochasticIterativeScheduler": consistency.iterative,
     "DDIMInverseScheduler": strides.ddim_inverse,
     "DDIMParallelScheduler": strides.ddim,
     "DDIMScheduler": strides.ddim,
@@ -52,16 +52,17 @@ KINDS: dict[str, Callable[..., Sampling]] = {
 # Every field that some scheduler of diffusers has. One that a class does not have says nothing to it, as in the
 # reference, and many configs carry some; one that none has is an error.
 FIELDS = [
-    "algorithm_type", "base_image_seq_len", "base_shift", "beta_end", "beta_schedule", "beta_start", "clip_sample",
-    "clip_sample_range", "corrector_order", "disable_corrector", "dynamic_thresholding_ratio", "euler_at_final",
-    "final_sigmas_type", "flow_shift", "interpolation_type", "invert_sigmas", "lambda_min_clipped",
+    "algorithm_type", "base_image_seq_len", "base_shift", "beta_end", "beta_schedule", "beta_start", "clip_denoised",
+    "clip_sample", "clip_sample_range", "corrector_order", "disable_corrector", "dynamic_thresholding_ratio",
+    "euler_at_final", "final_sigmas_type", "flow_shift", "interpolation_type", "invert_sigmas", "lambda_min_clipped",
     "lower_order_final", "max_image_seq_len", "max_shift", "noise_sampler_seed", "num_train_timesteps",
     "original_inference_steps", "predict_x0", "prediction_type", "predictor_order", "rescale_betas_zero_snr", "rho",
-    "sample_max_value", "set_alpha_to_one", "set_alpha_to_zero", "shift", "shift_terminal", "sigma_data", "sigma_max",
-    "sigma_min", "sigma_schedule", "skip_prk_steps", "solver_order", "solver_p", "solver_type", "steps_offset",
-    "stochastic_sampling", "tau_func", "tensor_format", "thresholding", "time_shift_type", "timestep_scaling",
-    "timestep_spacing", "timestep_type", "trained_betas", "use_beta_sigmas", "use_dynamic_shifting",
-    "use_exponential_sigmas", "use_flow_sigmas", "use_karras_sigmas", "use_lu_lambdas", "variance_type",
+    "s_noise", "sample_max_value", "set_alpha_to_one", "set_alpha_to_zero", "shift", "shift_terminal", "sigma_data",
+    "sigma_max", "sigma_min", "sigma_schedule", "skip_prk_steps", "solver_order", "solver_p", "solver_type",
+    "steps_offset", "stochastic_sampling", "tau_func", "tensor_format", "thresholding", "time_shift_type",
+    "timestep_scaling", "timestep_spacing", "timestep_type", "trained_betas", "use_beta_sigmas",
+    "use_dynamic_shifting", "use_exponential_sigmas", "use_flow_sigmas", "use_karras_sigmas", "use_lu_lambdas",
+    "variance_type",
 ]  # fmt: skip
 
 UP = ("clip_sample", "lower_order_final", "predict_x0", "set_alpha_to_one")  # flags that are up by default
@@ -97,8 +98,6 @@ def scheduler(
     c.skip(*FIELDS)
     made = flow.flow_euler(c, tokens, even) if kind == FLOW else KINDS[kind](c)
     c.done()
-    if isinstance(made.solver, Solver):  # for any number of steps
-        return made._replace(solver=lambda n, solver=made.solver: solver)
     return made
 
 

@@ -19,8 +19,8 @@ from jaxdiff.processes import Discrete, Process
 from jaxdiff.solvers import Solver
 
 __all__ = [
-    "FLOW", "LAST", "LEAST", "ROWS", "Limit", "Sampling", "clipped", "curve", "free", "rescaled", "rescaled_within",
-    "row", "spacing", "table", "thresholded", "unit",
+    "FLOW", "LAST", "LEAST", "ROWS", "Limit", "Sampling", "always", "clipped", "curve", "free", "rescaled",
+    "rescaled_within", "row", "spacing", "table", "thresholded", "unit",
 ]  # fmt: skip
 
 Limit = Callable[[Denoiser], Denoiser]
@@ -101,8 +101,8 @@ def spacing(c: Fields, default: str) -> tuple[str, int]:
 
 
 def row(c: Fields, *kinds: str) -> Row:
-    """What the network predicts, one of these kinds or any, with a table's times counted from 0."""
-    return parameterize.indexed(ROWS[c.only("prediction_type", *(kinds or ROWS))])
+    """What the network predicts, one of these kinds (a name that is not in the table is x_0's) or any of the table."""
+    return parameterize.indexed(ROWS.get(c.only("prediction_type", *(kinds or ROWS)), parameterize.x0))
 
 
 def curve(c: Fields) -> str | None:
@@ -125,6 +125,11 @@ def clipped(c: Fields, default: bool) -> Limit | None:
     """Clipping of x_0, where it is asked for."""
     reach = c.take("clip_sample_range", 1.0)
     return (lambda denoise: guidance.clip(denoise, -reach, reach)) if c.take("clip_sample", default) else None
+
+
+def always(solver: Solver) -> Callable[[int], Solver]:
+    """The same for any number of steps."""
+    return lambda n: solver
 
 
 def free(denoise: Denoiser) -> Denoiser:

@@ -1,4 +1,4 @@
-"""Schedulers of distilled networks: LCM and TCD."""
+"""Schedulers of distilled networks: consistency models, LCM and TCD."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxdiff import guidance
 from jaxdiff.interop.architecture import Fields
 from jaxdiff.interop.schedulers import base
 from jaxdiff.interop.schedulers.base import Limit, Sampling
-from jaxdiff.interop.schedulers.lists import check, end_of, of_table
+from jaxdiff.interop.schedulers.lists import check, end_of, levels, of_table
 from jaxdiff.levels import Level, from_x0, q_sample
 from jaxdiff.noise import normal_like
-from jaxdiff.processes import Discrete
+from jaxdiff.parameterize import Scalings
+from jaxdiff.processes import EDM, Discrete
 from jaxdiff.solvers import Solver
 from jaxdiff.solvers.base import stateless
 
-__all__ = ["lcm", "tcd"]
+__all__ = ["iterative", "lcm", "tcd"]
 
 
 def lcm(c: Fields) -> Sampling:
@@ -32,7 +34,7 @@ def lcm(c: Fields) -> Sampling:
         return q_sample(out * denoise(x, cur) + skip * x, normal_like(key, x), nxt), state
 
     solver = Solver(stateless, step, order=None, stochastic=True)
-    return Sampling(table, base.row(c), grid, solver, base.unit, limit or base.free)
+    return Sampling(table, base.row(c), grid, base.always(solver), base.unit, limit or base.free)
 
 
 def tcd(c: Fields) -> Sampling:
@@ -52,7 +54,36 @@ def tcd(c: Fields) -> Sampling:
         return nxt.alpha * x0 + keep * s * eps + drawn * normal_like(key, x), state
 
     solver = Solver(stateless, step, stochastic=True, falling=False)
-    return Sampling(table, base.row(c), grid, solver, base.unit, base.free)
+    return Sampling(table, base.row(c), grid, base.always(solver), base.unit, base.free)
+
+
+def iterative(c: Fields) -> Sampling:
+    """CMStochasticIterativeScheduler: a consistency model on EDM's sigmas (Song et al. 2023, arXiv:2303.01469)."""
+    T, low, high = c.take("num_train_timesteps", 40), c.take("sigma_min", 0.002), c.take("sigma_max", 80.0)
+    data, scale, rho = c.take("sigma_data", 0.5), c.take("s_noise", 1.0), c.take("rho", 7.0)
+
+    def row(level: Level) -> Scalings:
+        """The paper's eq. 5, but for sigma in the root of its c_out."""
+        s, above = level.sigma, level.sigma - low
+        norm = jnp.sqrt(s**2 + data**2)
+        return Scalings(data**2 / (above**2 + data**2), above * data / norm, 1 / norm, 250 * jnp.log(s))
+
+    def grid(n: int) -> Level:
+        check(n, T)
+        ramp = np.arange(n) * (T // n) / max(T - 1, 1)
+        s = np.append((high ** (1 / rho) + ramp * (low ** (1 / rho) - high ** (1 / rho))) ** rho, low)
+        return levels(s, np.ones_like(s), s)
+
+    def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
+        drawn = scale * jnp.sqrt(jnp.maximum(jnp.square(nxt.sigma) - jnp.asarray(low, x.dtype) ** 2, 0))
+        return denoise(x, cur) + drawn * normal_like(key, x), state
+
+    def std(levels: Level) -> Array:
+        return jnp.asarray(high, levels.sigma.dtype)
+
+    limit = guidance.clip if c.take("clip_denoised", True) else base.free
+    solver = Solver(stateless, step, order=None, stochastic=True, falling=False)
+    return Sampling(EDM(), row, grid, base.always(solver), std, limit)
 
 
 def _listed(c: Fields, limit: Limit | None, *, to_clean: bool) -> tuple[Discrete, Callable[[int], Level]]:

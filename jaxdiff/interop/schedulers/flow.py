@@ -84,7 +84,8 @@ def _flow(T: int, list_of: Callable[[int], np.ndarray], solver: Solver, *, inver
         return levels(s, 1 - s, s)
 
     row = parameterize.conditioned(parameterize.velocity, lambda level: T * (level.alpha if inverted else level.t))
-    return Sampling(Flow(), _negated(row) if inverted else row, grid, solver._replace(falling=False), _one, base.free)
+    any_way = base.always(solver._replace(falling=False))
+    return Sampling(Flow(), _negated(row) if inverted else row, grid, any_way, _one, base.free)
 
 
 def _one(levels: Level) -> Array:
@@ -120,4 +121,4 @@ def edm_euler(c: Fields) -> Sampling:
         return jnp.asarray(np.hypot(1, high), levels.sigma.dtype)
 
     solver = solvers.euler()._replace(falling=False)
-    return Sampling(EDM(), row if predicted == "epsilon" else _negated(row), grid, solver, std, base.free)
+    return Sampling(EDM(), row if predicted == "epsilon" else _negated(row), grid, base.always(solver), std, base.free)

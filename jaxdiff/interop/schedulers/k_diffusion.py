@@ -35,15 +35,18 @@ def euler(c: Fields) -> Sampling:
     curve = base.curve(c)
     last = 0.0 if to_clean else ratio(table)[0]
 
+    told_sigma = (c.only("timestep_type", "discrete", "continuous"), kind) == TOLD_SIGMA
+
     def list_of(n: int) -> tuple[np.ndarray, np.ndarray]:
         t, s = of_times(n)
-        if straight and curve is None:  # N + 1 values, of which theirs goes to the last, whatever is said of the end
-            return t, np.exp(np.linspace(np.log(ratio(table)[-1]), np.log(ratio(table)[0]), len(t) + 1))
-        return t, np.append(s, last)
+        if straight and curve is None:  # N + 1 values, so that the end that is asked for comes too late
+            s = np.exp(np.linspace(np.log(ratio(table)[-1]), np.log(ratio(table)[0]), n + 1))
+        s = np.append(s, last)
+        return (time_of(table, s[:-1]), s) if told_sigma else (t, s[: len(t) + 1])  # or not, where each sigma is told
 
     of_times = _lists(c, table, curve, whole_range=straight)
-    made = _sampling(c, table, list_of, solvers.euler()._replace(falling=False), row=row)
-    if (c.only("timestep_type", "discrete", "continuous"), kind) == TOLD_SIGMA:
+    made = _sampling(c, table, list_of, _any_way(solvers.euler()), row=row)
+    if told_sigma:
         return made._replace(row=parameterize.conditioned(made.row, lambda level: -level.lam / 4))
     return made
 
@@ -51,7 +54,7 @@ def euler(c: Fields) -> Sampling:
 def euler_ancestral(c: Fields) -> Sampling:
     """EulerAncestralDiscreteScheduler."""
     table = base.rescaled(c, base.table(c), LAST)
-    solver = solvers.euler_ancestral()._replace(falling=False)
+    solver = _any_way(solvers.euler_ancestral())
     return _sampling(c, table, _to_clean(_lists(c, table, None)), solver, row=base.row(c, *TWO))
 
 
@@ -93,7 +96,12 @@ def heun(c: Fields) -> Sampling:
     table = base.table(c, 0.00085, 0.012, more=("exp",))
     list_of = _to_clean(_lists(c, table, base.curve(c)))
     limit = base.clipped(c, False) or base.free
-    return _sampling(c, table, list_of, solvers.heun()._replace(falling=False), row=base.row(c), limit=limit)
+    return _sampling(c, table, list_of, _any_way(solvers.heun()), row=base.row(c), limit=limit)
+
+
+def _any_way(solver: Solver) -> Callable[[int], Solver]:
+    """For lists that repeat a level, or rise."""
+    return base.always(solver._replace(falling=False))
 
 
 def dpm_2(c: Fields) -> Sampling:
@@ -120,7 +128,7 @@ def _two_stage(c: Fields, solver_of: Callable[[Discrete], Solver], *, ends: bool
         t, s = of_times(n)
         return np.round(t) if curve == "karras" and ends else t, np.append(s, 0)
 
-    return _sampling(c, table, list_of, solver_of(table), row=base.row(c, *TWO))
+    return _sampling(c, table, list_of, base.always(solver_of(table)), row=base.row(c, *TWO))
 
 
 def _lists(
@@ -162,7 +170,7 @@ def _to_clean(list_of: Callable[[int], tuple[np.ndarray, np.ndarray]]):
 
 def _sampling(
     c: Fields, table: Discrete, list_of: Callable[[int], tuple[np.ndarray, np.ndarray]],
-    solver: Solver | Callable[[int], Solver], *, row: Row, limit: Limit = base.free,
+    solver: Callable[[int], Solver], *, row: Row, limit: Limit = base.free,
 ) -> Sampling:  # fmt: skip
     """The sampling of lists of N times and N + 1 values of sigma."""
 

@@ -78,7 +78,8 @@ def pndm(c: Fields) -> Sampling:
 
         def step(denoise, key: Array, x: Array, state: _State, cur: Level, nxt: Level):
             F = _answer(row, denoise(x, cur), x, cur)
-            first, last = (at(t) for t in reach(state.called, jnp.round(cur.t).astype(jnp.int32) - 1))
+            begin, goal = reach(state.called, jnp.round(cur.t).astype(jnp.int32) - 1)
+            first, last = at(jnp.where(begin < 0, begin + table.T, begin)), at(goal)
             mixed, x, state = (_plms if plms else _runge_kutta)(F, x, state)
             return _move(row, mixed, x, first, last), state
 
@@ -148,4 +149,4 @@ def ipndm(c: Fields) -> Sampling:
         return nxt.alpha * x0 + nxt.sigma * mixed, state._replace(called=state.called + 1, past=push(state.past, eps))
 
     solver = Solver(_init, step, order=2, falling=False)
-    return Sampling(Cosine(), parameterize.v, grid, solver, base.unit, base.free)
+    return Sampling(Cosine(), parameterize.v, grid, base.always(solver), base.unit, base.free)

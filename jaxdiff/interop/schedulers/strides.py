@@ -29,7 +29,7 @@ def ddpm(c: Fields) -> Sampling:
     variance = c.only("variance_type", "fixed_small", "fixed_small_log", "fixed_large", "learned", "learned_range")
     list_of, end = _whole_times(c, table), end_of(table, True)
     grid = lambda n: of_table(table, list_of(n), end)  # noqa: E731
-    return Sampling(table, base.row(c), grid, _ddpm(variance), base.unit, limit or base.free)
+    return Sampling(table, base.row(c), grid, base.always(_ddpm(variance)), base.unit, limit or base.free)
 
 
 def _ddpm(variance: str) -> Solver:
