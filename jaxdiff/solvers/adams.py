@@ -65,14 +65,13 @@ def adams(
     def step(denoise, key: Array, x: Array, memory: Memory, cur: Level, nxt: Level):
         x0 = denoise(x, cur)
         left = steps_left(lower_order_final, cur)
-        known = lambda most: memory._replace(lams=jnp.where(jnp.arange(kept) < most, memory.lams, -jnp.inf))  # noqa: E731
         if corrector:  # of a step before which one more was left
-            x = _corrected(x, x0, known(left + 1), cur, corrector, two)
+            x = _corrected(x, x0, _first(memory, left + 1), cur, corrector, two)
         eta_now = jnp.asarray(eta(cur) if callable(eta) else eta, x.dtype)
         h, finite = finite_h(cur, nxt)
         eta_h = eta_now * jnp.where(finite, h, _ENDLESS).astype(x.dtype)
         added = -nxt.alpha * jnp.expm1(cur.lam - nxt.lam - eta_h) * x0
-        share = along(known(left - 1).lams[: predictor - 1], cur, h, finite, (1 + eta_now) * h, two)
+        share = along(_first(memory, left - 1).lams[: predictor - 1], cur, h, finite, (1 + eta_now) * h, two)
         for k in range(predictor - 1):
             added = added + nxt.alpha * share[k] * (memory.x0s[k] - x0)
         x = nxt.sigma / cur.sigma * jnp.exp(-eta_h) * x + added
@@ -83,6 +82,12 @@ def adams(
         return x, Memory(x0s, lams, added if corrector else memory.added, eta_now)
 
     return Solver(init, step, order=order, stochastic=not deterministic)
+
+
+def _first(memory: Memory, most: Array | int) -> Memory:
+    """The memory of so many answers at most."""
+    known = jnp.arange(len(memory.lams), dtype=jnp.int32) < most
+    return memory._replace(lams=jnp.where(known, memory.lams, -jnp.inf))
 
 
 def _corrected(x: Array, x0: Array, memory: Memory, cur: Level, count: int, two: str) -> Array:

@@ -120,12 +120,12 @@ def on_path(denoise: Callable, process: Process | None) -> Callable:
     return named
 
 
-def steps_left(grid: Level | None, cur: Level) -> Array | float:
-    """The number of steps from `cur` to the end of a grid that it is a level of, fields [N + 1]; inf without a grid."""
+def steps_left(grid: Level | None, cur: Level) -> Array | int:
+    """The number of steps from `cur` to the end of a grid that has this level, fields [N + 1]; many without a grid."""
     if grid is None:
-        return jnp.inf
+        return 2**30
     alpha, sigma = (jnp.asarray(field, cur.sigma.dtype) for field in (grid.alpha, grid.sigma))
-    return jnp.sum(sigma * cur.alpha < cur.sigma * alpha)
+    return jnp.sum(sigma * cur.alpha < cur.sigma * alpha, dtype=jnp.int32)
 
 
 def push(history: Array, new: Array) -> Array:

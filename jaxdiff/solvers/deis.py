@@ -39,7 +39,9 @@ def deis(order: int = 2, *, lower_order_final: Level | None = None) -> Solver:
         x0, eps = from_x0(denoise(x, cur), x, cur)
         h, finite = finite_h(cur, nxt)
         new = exponential(x, x0, cur, nxt)
-        lams = jnp.where(jnp.arange(order - 1) < steps_left(lower_order_final, cur) - 1, lams, -jnp.inf)
+        lams = jnp.where(
+            jnp.arange(order - 1, dtype=jnp.int32) < steps_left(lower_order_final, cur) - 1, lams, -jnp.inf
+        )
         share = along(lams, cur, h, finite, -h)
         for k in range(order - 1):
             new = new + nxt.sigma * share[k] * (past[k] - eps)

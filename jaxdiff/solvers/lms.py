@@ -38,7 +38,7 @@ def lms(order: int = 4, *, lower_order_final: Level | None = None) -> Solver:
         x0, eps = from_x0(denoise(x, cur), x, cur)
         r = (cur.alpha / cur.sigma).astype(x.dtype)
         change = jnp.zeros_like(x)
-        seen = jnp.where(jnp.arange(order - 1) < steps_left(lower_order_final, cur) - 1, r_past, 0)
+        seen = jnp.where(jnp.arange(order - 1, dtype=jnp.int32) < steps_left(lower_order_final, cur) - 1, r_past, 0)
         for j, weight in enumerate(_integrals(r, seen, nxt.sigma / nxt.alpha)):
             change = change + nxt.alpha * weight * (past[j] - eps)
         # Weights of the present and the past add up to the step that the present alone would take.

@@ -104,7 +104,7 @@ def _adams(
         _, (x0, eps) = jax.lax.scan(stage, nothing, (jnp.arange(len(points)), levels))
         # At sigma = 0 there is no eps to look at: a warm-up step is Euler's.
         ahead = jnp.where(nxt.sigma > 0, jnp.asarray(weights, x.dtype), jnp.eye(len(points), dtype=x.dtype)[0])
-        least = jnp.minimum(jnp.minimum(done, order - 1), steps_left(lower_order_final, cur) - 1).astype(jnp.int32)
+        least = jnp.minimum(jnp.minimum(done, order - 1), steps_left(lower_order_final, cur) - 1)
         adams = jnp.asarray(_WEIGHTS, x.dtype)[least]
         mean = lambda w, values: jnp.tensordot(w, values, 1, precision="highest")  # noqa: E731
         of_history = mean(adams[:1], eps[:1]) + mean(adams[1:order], past)

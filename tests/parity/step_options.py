@@ -2,7 +2,7 @@
 
 import numpy as np
 
-STEPS = (1, 2, 3, 5, 7, 10, 15, 20)
+STEPS = (1, 2, 3, 5, 7, 10, 15, 20, 29)  # of 100 times or 200, theirs lists 30 for 29 with trailing spacing
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 BETAS = [
     {}, SD, {"beta_schedule": "squaredcos_cap_v2"}, {"num_train_timesteps": 100, "beta_end": 0.15},
@@ -60,7 +60,7 @@ OPTIONS = {
         [{}, {"use_dynamic_shifting": True}, {"use_dynamic_shifting": True, "base_shift": 0.3, "max_shift": 1.4,
                                               "base_image_seq_len": 100, "max_image_seq_len": 2000}],
         field("time_shift_type", "exponential", "linear"), field("stochastic_sampling", False, True),
-        field("num_train_timesteps", 1000, 100),
+        field("num_train_timesteps", 1000, 100), field("even", False, True),
     ],
     "FlowMatchHeunDiscreteScheduler": [field("shift", 1.0, 3.0, 0.5), field("num_train_timesteps", 1000, 100)],
     "LCMScheduler": [*LEARNED, field("timestep_scaling", 10.0, 5.0)],

@@ -1,7 +1,7 @@
 """Parity with diffusers' schedulers made by `from_config` of the same config: the same network, the same path.
 
-Whole programs, of configs as they are published; `test_step_configs` walks over the options. Both in float64, theirs by
-reading its float32 as float64, and to 1e-8.
+Whole programs, of configs as they are published; `test_step_configs` and `test_exponential_configs` walk over the
+options. Both in float64, theirs by reading its float32 as float64, and to 1e-8.
 """
 
 import json
@@ -15,7 +15,7 @@ import pytest
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
-from parity.common import KEY, apply, inject, network, start  # noqa: E402
+from parity.common import KEY, apply, in_double, inject, network, start  # noqa: E402
 
 import jaxdiff as jd  # noqa: E402
 
@@ -69,44 +69,13 @@ PUBLISHED = {
         "variance_type": "fixed_small"},
     ),
 }  # fmt: skip
-OTHERS = {
-    "DPMSolverMultistepScheduler": [
-        {}, {"use_karras_sigmas": True, **SD},
-        {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True, **SD},
-        {"algorithm_type": "sde-dpmsolver++", "solver_type": "heun", "timestep_spacing": "trailing"},
-        {"solver_type": "heun", "timestep_spacing": "leading", "steps_offset": 1, "prediction_type": "v_prediction"},
-        {"solver_order": 1, "use_beta_sigmas": True, "prediction_type": "sample"},
-        {"final_sigmas_type": "sigma_min", "use_exponential_sigmas": True, "lower_order_final": False},
-        {"beta_schedule": "squaredcos_cap_v2", "lambda_min_clipped": -5.1, "use_karras_sigmas": True},
-        {"beta_schedule": "squaredcos_cap_v2", "lambda_min_clipped": -5.1, "thresholding": True,
-         "sample_max_value": 1.2},
-        {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing", **SD},
-    ],
-    "DPMSolverSinglestepScheduler": [
-        {"lower_order_final": True}, {"use_karras_sigmas": True, "prediction_type": "v_prediction", **SD},
-    ],
-    "DEISMultistepScheduler": [
-        {"lower_order_final": False}, {"solver_order": 3, "lower_order_final": False, "use_karras_sigmas": True, **SD},
-    ],
-    "UniPCMultistepScheduler": [
-        {}, {"use_karras_sigmas": True, **SD},
-        {"solver_type": "bh1", "final_sigmas_type": "sigma_min", "lower_order_final": False},
-        {"prediction_type": "v_prediction", "timestep_spacing": "trailing"},
-        {"solver_order": 3, "lower_order_final": False, "final_sigmas_type": "sigma_min"},
-    ],
-}  # fmt: skip
-CASES = PUBLISHED | {f"{kind}-{i}": (kind, 10, config) for kind, all in OTHERS.items() for i, config in enumerate(all)}
 
 
 @pytest.fixture
-def double(monkeypatch):
+def double():
     """diffusers in float64."""
-    for library in (torch, np):
-        monkeypatch.setattr(library, "float32", library.float64)
-    torch.set_default_dtype(torch.float64)
-    yield
-    monkeypatch.undo()
-    torch.set_default_dtype(torch.float32)
+    with in_double():
+        yield
 
 
 def theirs(scheduler, n, **options):
@@ -132,13 +101,12 @@ def ours(sampling, n):
 
 MODULES = {
     "DDPMScheduler": "ddpm", "EulerAncestralDiscreteScheduler": "euler_ancestral_discrete", "LCMScheduler": "lcm",
-    "DPMSolverMultistepScheduler": "dpmsolver_multistep",
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_a_config_is_the_same_path(name, double, monkeypatch, tmp_path):
-    kind, n, config = CASES[name]
+    kind, n, config = PUBLISHED[name]
     if kind in MODULES:
         inject(monkeypatch, f"scheduling_{MODULES[kind]}", n)
         module = import_module(f"diffusers.schedulers.scheduling_{MODULES[kind]}")

@@ -17,6 +17,7 @@ import pytest
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
+from parity.common import in_double  # noqa: E402
 from parity.step_options import OPTIONS, nan, walk  # noqa: E402
 
 import jaxdiff as jd  # noqa: E402
@@ -34,18 +35,14 @@ COUNT = {  # fewer where there are few options, or theirs is slow
 
 
 @pytest.fixture
-def double(monkeypatch):
+def double():
     """diffusers in float64, and the noise of both ours."""
-    for library in (torch, np):
-        monkeypatch.setattr(library, "float32", library.float64)
-    torch.set_default_dtype(torch.float64)
-    monkeypatch.setitem(sys.modules, "torchsde", ModuleType("torchsde"))  # whose tree of noise is replaced
-    monkeypatch.setattr(jd.noise, "_normal", lambda key, shape, dtype: jnp.asarray((REST if key[1] else Z)[key[0]]))
     two_stage = import_module("jaxdiff.interop.schedulers.two_stage")
-    monkeypatch.setattr(two_stage, "fold_in", lambda key, i: (key[0], i))
-    yield
-    monkeypatch.undo()
-    torch.set_default_dtype(torch.float32)
+    with in_double() as patch:
+        patch.setitem(sys.modules, "torchsde", ModuleType("torchsde"))  # whose tree of noise is replaced
+        patch.setattr(jd.noise, "_normal", lambda key, shape, dtype: jnp.asarray((REST if key[1] else Z)[key[0]]))
+        patch.setattr(two_stage, "fold_in", lambda key, i: (key[0], i))
+        yield
 
 
 def network(x, t):
@@ -122,12 +119,13 @@ def ours(kind, config, n, first, **options):
 
 def outcome(monkeypatch, kind, config, n, first):
     """ "same", "refused", or why theirs does not answer; fails where ours differs."""
-    tokens, mu = None, {}
+    tokens, mu, even = None, {}, config.pop("even", False)  # the last are sigmas that a pipeline gives
     if config.get("use_dynamic_shifting"):
         few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
         low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
         tokens, mu = 1024, {"mu": low + (high - low) * (1024 - few) / (many - few)}
-    options = {"tokens": tokens} if tokens else {}
+    mu |= {"sigmas": np.linspace(1, 1 / n, n)} if even else {}
+    options = {"tokens": tokens, "even": even}
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")

@@ -14,7 +14,7 @@ from jaxdiff import Level, solvers
 pytestmark = pytest.mark.usefixtures("x64")
 
 KEY = jax.random.key(0)
-X = jnp.asarray(np.random.default_rng(0).normal(size=(4, 2)))
+X = np.random.default_rng(0).normal(size=(4, 2))
 
 
 def path(denoise, factory, levels, x=X):
@@ -23,7 +23,7 @@ def path(denoise, factory, levels, x=X):
     def run(levels, x):
         return jd.sample_path(denoise, factory(lower_order_final=levels), levels, x, KEY)[1]
 
-    return jax.jit(run)(levels, x)
+    return jax.jit(run)(levels, jnp.asarray(x))
 
 
 def config(kind, **fields):
@@ -51,7 +51,7 @@ def test_it_is_what_the_schedulers_do(ours, kind, fields):
     """Less than 15 steps of the lists that end at the table's first level."""
     made = config(kind, final_sigmas_type="sigma_min", **fields)
     levels = made.grid(8)
-    want = jax.jit(lambda x: jd.sample_path(rational, made.solver(8), levels, x, KEY)[1])(X)
+    want = jax.jit(lambda x: jd.sample_path(rational, made.solver(8), levels, x, KEY)[1])(jnp.asarray(X))
     np.testing.assert_allclose(path(rational, ours, levels), want, rtol=1e-9)
 
 

@@ -78,7 +78,8 @@ def pndm(c: Fields) -> Sampling:
 
         def step(denoise, key: Array, x: Array, state: _State, cur: Level, nxt: Level):
             F = _answer(row, denoise(x, cur), x, cur)
-            first, last = (at(t) for t in reach(state.called, jnp.round(cur.t).astype(jnp.int32) - 1))
+            begin, goal = reach(state.called, jnp.round(cur.t).astype(jnp.int32) - 1)
+            first, last = at(jnp.where(begin < 0, begin + table.T, begin)), at(goal)
             mixed, x, state = (_plms if plms else _runge_kutta)(F, x, state)
             return _move(row, mixed, x, first, last), state
 
