@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from jaxdiff import autoencoders, networks, text
 from jaxdiff.networks import as_apply
@@ -71,7 +72,7 @@ def reduced(function, *args):
             kinds = {v.aval.dtype for v in equation.outvars if jnp.issubdtype(v.aval.dtype, jnp.floating)}
             if kinds - {jnp.dtype(jnp.float64)}:
                 found.append(f"{equation.primitive} {equation.source_info.name_stack}")
-            for inner in jax.core.jaxprs_in_params(equation.params):
+            for inner in jaxprs_in_params(equation.params):
                 walk(inner)
 
     walk(jax.make_jaxpr(function)(*args).jaxpr)
@@ -100,7 +101,9 @@ def test_networks(name, x64):
     assert not reduced(as_apply(module), double(shapes), x, noise, cond)
 
 
-@pytest.mark.parametrize("module", [text.Bert, text.CLIPText, text.T5Encoder])
+@pytest.mark.parametrize(
+    "module", [text.T5Encoder, *(pytest.param(m, marks=pytest.mark.slow) for m in (text.Bert, text.CLIPText))]
+)
 def test_text_encoders(module, x64):
     encoder = module(**TEXT, dtype=jnp.float64)
     shapes = jax.eval_shape(lambda key: text.init(encoder, key), jax.random.key(0))
@@ -108,6 +111,7 @@ def test_text_encoders(module, x64):
     assert not reduced(text.as_apply(encoder), double(shapes), ids, mask)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["kl", "vq"])
 def test_autoencoders(kind, x64):
     layout = {"widths": (8, 8), "blocks": 1, "groups": 4, "dtype": jnp.float64}
