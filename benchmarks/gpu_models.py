@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -69,13 +70,10 @@ def model(name: str, *, tiny: bool) -> Model:
     return Model(module, (side, side, 4), {"tokens": (77, token)}, 2 if tiny else 8, (1, 2) if tiny else (1, 8))
 
 
-def run(name: str, report: Report, *, tiny: bool, deadline: float) -> None:
-    """Measures a network's samplers, then its train step: what they hold is freed in between."""
-    made = model(name, tiny=tiny)
-    meter = Meter(report, name, deadline)
-    for batch in made.draws:
-        draw(made, batch, meter)
-    update(made, meter)
+def jobs(name: str, report: Report, *, tiny: bool, deadline: float) -> list[Callable[[], None]]:
+    """A network's samplers, then its train step: what they hold is freed in between."""
+    made, meter = model(name, tiny=tiny), Meter(report, name, deadline)
+    return [*(partial(draw, made, batch, meter) for batch in made.draws), partial(update, made, meter)]
 
 
 class Meter:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -24,6 +25,15 @@ def missing(*, tiny: bool) -> str | None:
     except ImportError as error:
         return f"cannot import PyTorch and diffusers ({error})"
     return None if torch.cuda.is_available() or tiny else "this PyTorch sees no GPU"
+
+
+def machine() -> dict[str, Any]:
+    """The device, and the versions."""
+    import diffusers
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return {"device": device, "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__}}
 
 
 def network(name: str, *, tiny: bool) -> tuple[Any, tuple[int, ...], int, tuple[int, ...]]:
@@ -56,8 +66,8 @@ def network(name: str, *, tiny: bool) -> tuple[Any, tuple[int, ...], int, tuple[
     return model, (4, 8, 8) if tiny else (4, 64, 64), 2 if tiny else 8, (1, 2) if tiny else (1, 8)
 
 
-def run(name: str, report: Report, *, tiny: bool, deadline: float) -> None:
-    """Measures a network's samplers and its train step."""
+def jobs(name: str, report: Report, *, tiny: bool, deadline: float) -> list[Callable[[], None]]:
+    """A network's samplers, then its train step."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -77,11 +87,16 @@ def run(name: str, report: Report, *, tiny: bool, deadline: float) -> None:
 
     fast: Callable[[Any], Any] = torch.compile if device == "cuda" else lambda f: f
     meter = _Meter(report, name, device, deadline)
-    for batch in draws:
-        half = model.to(torch.bfloat16).eval()
-        meter.measure(f"sampler, {STEPS} steps", batch, _sampler(fast(half), inputs(batch, torch.bfloat16), name))
-    model = model.float().train()
-    meter.measure("train step", examples, _step(model, fast(model), inputs(examples, torch.float32), device))
+
+    def draw(batch: int) -> None:
+        half = fast(model.to(torch.bfloat16).eval())
+        meter.measure(f"sampler, {STEPS} steps", batch, _sampler(half, inputs(batch, torch.bfloat16), name))
+
+    def update() -> None:
+        model.float().train()
+        meter.measure("train step", examples, _step(model, fast(model), inputs(examples, torch.float32), device))
+
+    return [*(partial(draw, batch) for batch in draws), update]
 
 
 def _sampler(model: Any, inputs: tuple[Any, ...], name: str) -> Callable[[], None]:
