@@ -175,26 +175,13 @@ def test_a_path_has_finite_gradients_from_pure_noise_to_clean_data(x64):
     np.testing.assert_allclose(grads.sigma[1], (moved[0] - moved[1]) / 2e-7, rtol=1e-5)
 
 
-@pytest.mark.slow
-def test_a_path_at_one_level_an_example_is_that_at_each_level(x64):
-    cur, nxt, x = jnp.array([-3.0, -1.0, 0.5]), jnp.array([-1.0, 1.5, jnp.inf]), jnp.zeros((3, 2, 2))
-
-    @jax.jit
-    def both():
-        draw = noise.brownian(KEYS[:3])
-        each = jnp.stack([draw(KEYS[0], x, level(cur[i]), level(nxt[i]))[i] for i in range(3)])
-        return draw(KEYS[0], x, level(cur), level(nxt)), each
-
-    np.testing.assert_allclose(*both(), rtol=1e-9)
-    with pytest.raises(ValueError, match="one key an example"):
-        noise.brownian(KEYS[0])(KEYS[0], x, level(cur), level(nxt))
-
-
 def test_a_path_needs_a_typed_key():
     with pytest.raises(ValueError, match=r"jax\.random\.key\(seed\)"):
         noise.brownian(jax.random.PRNGKey(0))
     with pytest.raises(ValueError, match="one key per example: got 6 keys"):
         noise.brownian(KEYS)(KEYS[0], jnp.zeros((5, 2)), level(-1.0), level(1.0))
+    with pytest.raises(ValueError, match="one key an example"):
+        noise.brownian(KEYS[0])(KEYS[0], jnp.zeros((2, 2)), level([-1.0, 0.0]), level([1.0, 2.0]))
 
 
 def test_white_noise_is_the_steps_own_whatever_the_levels():

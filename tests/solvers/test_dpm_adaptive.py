@@ -24,15 +24,14 @@ def start(n=4, dtype=jnp.float64):
     return jnp.asarray(np.random.default_rng(0).normal(size=(n, 2)), dtype)
 
 
-@pytest.mark.parametrize("order", [pytest.param(2, marks=pytest.mark.slow), 3])
-def test_one_step_an_interval_is_dpm_solvers(order):
+def test_one_step_an_interval_is_dpm_solvers():
     """Of a denoiser that depends on t through its level alone, so that the names of inner points show, too."""
     levels = VP(np.array([0.9, 0.7, 0.4, 0.1, 0.0]))
     told = lambda x, level: rational(x, VP(level.t))  # noqa: E731
-    out, state = solve(told, adaptive(order, process=VP, max_steps=1), levels, start())
-    expected, _ = solve(told, jd.solvers.dpm_solver(order, VP), levels, start())
+    out, state = solve(told, adaptive(3, process=VP, max_steps=1), levels, start())
+    expected, _ = solve(told, jd.solvers.dpm_solver(3, VP), levels, start())
     np.testing.assert_allclose(out, expected, rtol=1e-9)
-    assert np.all(state.nfe == 3 * order + 1) and np.any(state.failed)
+    assert np.all(state.nfe == 10) and np.any(state.failed)
 
 
 @pytest.mark.slow
@@ -55,24 +54,23 @@ def test_the_error_falls_with_the_tolerance_in_float32_too_and_turning_it_compil
         assert all(error < 20 * tolerance for error, tolerance in zip(errors, tolerances, strict=True))
         # A step of length h errs by h^order, and as many are needed.
         np.testing.assert_allclose(np.log(nfe[2] / nfe[1]) / np.log(10), 1 / order, atol=0.1)
-        single, state = solve_to(jnp.float32(1e-3), x.astype(jnp.float32))
-        assert single.dtype == state.step.dtype == jnp.float32
-        np.testing.assert_allclose(single, ends[0][0], atol=1e-3)
+    single, state = solve_to(jnp.float32(1e-3), x.astype(jnp.float32))
+    assert single.dtype == state.step.dtype == jnp.float32
+    np.testing.assert_allclose(single, ends[0][0], atol=1e-3)
 
 
 @pytest.mark.slow
-def test_of_a_gaussian_it_is_exact_to_the_tolerance_on_every_process():
-    for process, ends in ((VP, [1.0, 0.001]), (FLOW, [0.999, 0.001])):
-        levels = process(np.array(ends))
-        first, last = (jax.tree.map(lambda field: field[i], levels) for i in (0, 1))  # noqa: B023
-        told = lambda x, level, p=process: BLOB.denoise(x, p(level.t))  # noqa: E731
-        x = first.sigma * start()
-        out, state = solve(told, adaptive(3, 1e-6, 1e-6, process), levels, x)
-        print(type(process).__name__, state.nfe)
-        np.testing.assert_allclose(out, BLOB.flow(x, first, last), atol=1e-4)
-        assert not state.failed.any()
+def test_of_a_gaussian_it_is_exact_to_the_tolerance_where_the_network_is_told_the_time():
+    levels = VP(np.array([1.0, 0.001]))
+    first, last = (jax.tree.map(lambda field: field[i], levels) for i in (0, 1))  # noqa: B023
+    told = lambda x, level: BLOB.denoise(x, VP(level.t))  # noqa: E731
+    x = first.sigma * start()
+    out, state = solve(told, adaptive(3, 1e-6, 1e-6, VP), levels, x)
+    np.testing.assert_allclose(out, BLOB.flow(x, first, last), atol=1e-4)
+    assert not state.failed.any()
 
 
+@pytest.mark.slow
 def test_reports_its_evaluations_and_asks_at_one_level_per_example():
     batches = []
 
@@ -87,6 +85,7 @@ def test_reports_its_evaluations_and_asks_at_one_level_per_example():
     assert np.all((state.nfe - 2) % 3 == 0) and np.all(np.isfinite(out)) and not state.failed.any()
 
 
+@pytest.mark.slow
 def test_a_network_that_breaks_on_an_example_breaks_that_example_and_the_program_ends():
     broken = lambda x, level: jnp.where(x[:, :1] > 1e6, jnp.nan, rational(x, level))  # noqa: E731
     x = jnp.concatenate([start(2), 1e7 * jnp.ones((1, 2))])
@@ -98,25 +97,22 @@ def test_a_network_that_breaks_on_an_example_breaks_that_example_and_the_program
 @pytest.mark.slow
 def test_with_noise_it_follows_one_brownian_path_whatever_the_tolerance():
     """At eta = 1 it solves the reverse SDE: where many steps of another solver end along the same path."""
-    keys, x = jax.random.split(jax.random.key(7), 16), 80 * start(16)
-    path = jd.noise.brownian(keys)
-    fine = EDM(np.geomspace(80, 0.01, 1001))
-    exact, _ = solve(CLUSTERS.denoise, jd.solvers.dpmpp_2m_sde(noise=path), fine, x, keys)
+    keys, others = jax.random.split(jax.random.key(7), (2, 16))
+    x, fine = 80 * start(16), EDM(np.geomspace(80, 0.01, 1001))
+    exact, _ = solve(CLUSTERS.denoise, jd.solvers.dpmpp_2m_sde(noise=jd.noise.brownian(keys)), fine, x, keys)
 
     @jax.jit
-    def error(tolerance, key):
-        solver = adaptive(2, tolerance, tolerance, eta=1.0, noise=path)
-        other = jd.sample(CLUSTERS.denoise, adaptive(2, tolerance, tolerance, eta=1.0), WHOLE, x, key)
-        ends = jd.sample(CLUSTERS.denoise, solver, WHOLE, x, key), other
-        return [jnp.sqrt(jnp.mean(jnp.square(end - exact))) for end in ends]
+    def end(tolerance, eta, keys):
+        solver = adaptive(2, tolerance, tolerance, eta=eta, noise=jd.noise.brownian(keys))
+        return jd.sample(CLUSTERS.denoise, solver, WHOLE, x, keys)
 
-    errors = [error(tolerance, KEY) for tolerance in (1e-1, 1e-3, 1e-5)]
-    print("errors along the path, and with other noise:", errors)
-    assert errors[2][0] < errors[1][0] / 2 < errors[0][0] / 4 and errors[2][0] < 0.02
-    assert min(other for _, other in errors) > 0.3
-    single = jd.noise.brownian(KEY)
-    with pytest.raises(ValueError, match="one key an example"):
-        solve(CLUSTERS.denoise, adaptive(eta=1.0, noise=single), WHOLE, x)
+    far = lambda end: float(jnp.sqrt(jnp.mean(jnp.square(end - exact))))  # noqa: E731
+    errors = [far(end(tolerance, 1.0, keys)) for tolerance in (1e-1, 1e-3, 1e-5)]
+    print("errors along the path:", errors, "and along others:", far(end(1e-3, 1.0, others)))
+    assert errors[2] < errors[1] / 2 < errors[0] / 4 and errors[2] < 0.02
+    assert far(end(1e-3, 1.0, others)) > 0.3
+    # Without noise no path is seen.
+    np.testing.assert_allclose(end(1e-3, 0.0, keys), end(1e-3, 0.0, others), rtol=1e-9)
 
 
 @pytest.mark.slow
@@ -124,18 +120,6 @@ def test_the_step_that_goes_on_stays_finite_over_many_easy_intervals():
     levels = EDM(np.geomspace(80, 0.01, 201))
     _, state = solve(lambda x, level: 0.5 * jnp.ones_like(x), adaptive(), levels, start(dtype=jnp.float32))
     assert np.all(np.isfinite(state.step)) and np.all(state.nfe == 3 * 200) and not state.failed.any()
-
-
-@pytest.mark.slow
-def test_a_traced_eta_of_0_adds_no_noise():
-    @jax.jit
-    def traced(eta):  # the controller takes another order where noise may be drawn
-        return [
-            jd.sample(CLUSTERS.denoise, adaptive(2, eta=eta), WHOLE, 80 * start(), jax.random.key(i)) for i in (0, 1)
-        ]
-
-    np.testing.assert_allclose(*traced(0.0), rtol=1e-10)
-    assert np.abs(np.subtract(*traced(0.5))).max() > 0.1
 
 
 @pytest.mark.slow

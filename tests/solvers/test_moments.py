@@ -63,7 +63,6 @@ CASES = {
     "heun churn, vp": Case(solvers.heun(VP, 0.05), VP(np.linspace(0.95, 0.0, 151))),
     "euler_ancestral, ve": Case(solvers.euler_ancestral(), FROM_80(500)),
     "dpm_2_ancestral, flow": Case(solvers.dpm_2_ancestral(process=FLOW), ALL_OF_FLOW),
-    "dpm_adaptive, noise": Case(solvers.dpm_adaptive(2, 0.005, 0.001, eta=1.0), VP(np.array([1.0, 1e-4, 0.0]))),
     "reverse_diffusion, flow": Case(solvers.reverse_diffusion(), ALL_OF_FLOW),
 }
 
