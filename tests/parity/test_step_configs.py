@@ -152,6 +152,7 @@ def outcome(monkeypatch, kind, config, n, first):
 def test_a_walk_is_theirs(kind, double, monkeypatch):
     found = []
     for config, n, first in walk(kind, COUNT.get(kind, 32)):
+        first = 0 if kind == "DDIMInverseScheduler" else first  # an inversion begins at clean data
         try:
             found.append(outcome(monkeypatch, kind, config, n, first))
         except Exception as error:
