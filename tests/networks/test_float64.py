@@ -33,7 +33,7 @@ NETWORKS = {
         (TOKENS, VECTOR),
     ),
     "score u-net": (networks.ScoreUNet(widths=(64, 64), blocks=1, attention=(1,), groups=None), ()),
-    "song u-net": (networks.SongUNet(widths=(8, 8), blocks=1, attention=(16,), embedding="fourier"), ()),
+    "song u-net": (networks.SongUNet(widths=(16, 16), base=16, blocks=1, attention=(16,), embedding="fourier"), ()),
     "text to video": (
         networks.TextVideoUNet(
             **WIDTHS,
