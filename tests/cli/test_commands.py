@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 
 from jaxdiff.cli import main
+from jaxdiff.cli.knobs import parse_knobs
+from jaxdiff.experiment import File, Source
 
 ROOT = Path(__file__).parents[2]
 TOY = str(ROOT / "experiments" / "toy2d.py")
@@ -180,3 +182,16 @@ def test_averages_of_other_lengths(tmp_path, capsys):
     assert "per_dispatch=2, got 3" in fails(
         capsys, "train", str(own), "--workdir", str(tmp_path / "bad"), "--snapshots", "3"
     )
+
+
+def test_files_are_remembered_by_their_whole_paths(tmp_path, monkeypatch):
+    def build(directory: File, source: Source = "fashion_mnist", vae: File = "", name: str = "a"):
+        """An experiment."""
+
+    monkeypatch.chdir(tmp_path)
+    given = {"directory": "net", "source": "folder:pictures", "name": "b"}
+    options = [word for name, value in given.items() for word in (f"--{name}", value)]
+    knobs, _ = parse_knobs(build, options, {}, prog="train")
+    assert knobs == {"directory": f"{tmp_path}/net", "source": f"folder:{tmp_path}/pictures", "vae": "", "name": "b"}
+    knobs, _ = parse_knobs(build, ["--directory", "/net"], {}, prog="train")
+    assert knobs == {"directory": "/net", "source": "fashion_mnist", "vae": "", "name": "a"}
