@@ -52,7 +52,7 @@ def command(
     """Make pictures with a trained run, or with a prompt for Stable Diffusion or Flux.
 
     Args:
-        run: the run's folder, a text-to-image directory with model_index.json, or a checkpoint in one file.
+        run: the run's folder, or a text-to-image directory or file.
         num: number of pictures; by default 50 of a run, 1 of a prompt.
         label: class of all pictures; by default they take turns.
         guidance: guidance scale, 1 is off; by default the experiment's, or the network's usual one.
@@ -67,8 +67,8 @@ def command(
         prompt: what the pictures show.
         negative: what they keep away from.
         size: height and width of a prompt's pictures; by default the network's own.
-        base: for a prompt: a directory that gives what the other lacks; of a file the tokenizers, at least.
-        variant: for a prompt: of the directory's weights, such as fp16.
+        base: directory with what a file lacks.
+        variant: weights' variant, such as fp16.
         mesh: devices as data=4,fsdp=2,sequence=2; data takes those that are left.
     """
     of_prompt, where = is_pipeline(run), parse_mesh(mesh)
