@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import types
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import tyro
@@ -85,10 +86,20 @@ def _read(options: list[inspect.Parameter], doc: str, args: list[str], prog: str
         return values
 
     command.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in options}
+    command.__annotations__ = {p.name: _shown(p.annotation) if p.default is None else p.annotation for p in options}
     command.__doc__ = doc
     values = tyro.cli(command, args=args, prog=prog)
     return {p.name: checked(f"--{p.name.replace('_', '-')}", p.annotation, values[p.name]) for p in options}
+
+
+def _shown(kind: Any) -> Any:
+    """The type of an option that may be left out, without None in its help, whose text says what happens then."""
+    parts = [part for part in get_args(kind) if part is not type(None)]
+    part = parts[0] if get_origin(kind) in (Union, types.UnionType) and len(parts) == 1 else None
+    part = get_args(part)[0] if get_origin(part) is Annotated else part
+    if part not in (int, float, str, Path):
+        return kind
+    return Annotated[kind, tyro.conf.arg(metavar=part.__name__.upper(), help_behavior_hint="")]
 
 
 def checked(name: str, kind: Any, value: Any) -> Any:

@@ -77,7 +77,7 @@ def test_weights_that_a_file_cannot_hold_and_directories_are_refused(monkeypatch
     monkeypatch.setattr(export, "LARGEST", 5)
     with pytest.raises(ValueError, match="--weights argument"):
         export.export_sampler(tiny(), PARAMS)
-    (tmp_path / "model_index.json").write_text("{}")
+    (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     with pytest.raises(ValueError, match="tokenizers"):
         export.command(tmp_path)
     for options, words in (({"out": Path("x.npz")}, "end in .jaxdiff"), ({"platforms": "cpu,gpu"}, "cpu,gpu")):
