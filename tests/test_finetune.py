@@ -156,7 +156,7 @@ def test_a_learned_variance_under_each_kind_of_scheduler(fields, takes, tmp_path
     (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(fields))
     directory = folder(DIT | {"num_layers": 1, "out_channels": 2}, tmp_path / "transformer")
     made = load(FILE)(str(directory), **TINY, guidance=2.0)
-    assert made.learned_variance and made.solver.learned_variance == takes
+    assert made.learned_variance and made.solver(2).learned_variance == takes
     params = made.whole(jax.eval_shape(made.start))
     x = jax.eval_shape(sampler(made, steps=2), params, example_keys(0, 2), jnp.zeros(2, jnp.int32), 2.0)
     assert x.shape == (2, 8, 8, 1)

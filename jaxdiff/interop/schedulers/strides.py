@@ -51,7 +51,8 @@ def _ddpm(variance: str) -> Solver:
             of_noise = jnp.sqrt(kinds.get(variance, small))
         return mean + jnp.where(cur.t > 1, of_noise, 0) * normal_like(key, x), state
 
-    return Solver(stateless, step, stochastic=True, falling=False)
+    learned = variance.startswith("learned")
+    return Solver(stateless, step, stochastic=True, learned_variance=learned, falling=False)
 
 
 def ddim(c: Fields) -> Sampling:
