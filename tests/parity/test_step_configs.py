@@ -28,9 +28,9 @@ SHAPE = (2, 3, 2)
 X = np.random.default_rng(0).normal(size=SHAPE)
 Z, REST = np.random.default_rng(1).normal(size=(2, 40, *SHAPE))  # of each step, and of its second draw
 COUNT = {  # fewer where there are few options, or theirs is slow
-    "CMStochasticIterativeScheduler": 8, "DPMSolverSDEScheduler": 16, "FlowMatchHeunDiscreteScheduler": 8,
-    "IPNDMScheduler": 8, "KDPM2AncestralDiscreteScheduler": 16, "KDPM2DiscreteScheduler": 16,
-    "LMSDiscreteScheduler": 14,
+    "CMStochasticIterativeScheduler": 8, "DPMSolverSDEScheduler": 12, "FlowMatchHeunDiscreteScheduler": 8,
+    "IPNDMScheduler": 8, "KDPM2AncestralDiscreteScheduler": 12, "KDPM2DiscreteScheduler": 12,
+    "LMSDiscreteScheduler": 8,
 }  # fmt: skip
 
 
@@ -151,7 +151,8 @@ def outcome(monkeypatch, kind, config, n, first):
 @pytest.mark.parametrize("kind", OPTIONS)
 def test_a_walk_is_theirs(kind, double, monkeypatch):
     found = []
-    for config, n, first in walk(kind, COUNT.get(kind, 32)):
+    for config, n, first in walk(kind, COUNT.get(kind, 24)):
+        first = 0 if kind == "DDIMInverseScheduler" else first  # an inversion begins at clean data
         try:
             found.append(outcome(monkeypatch, kind, config, n, first))
         except Exception as error:

@@ -117,7 +117,8 @@ def ddim_inverse(c: Fields) -> Sampling:
 
     def solver(n: int) -> Solver:
         def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
-            F, cur, nxt = denoise(x, cur), at_time(jnp.minimum(cur.t - 1 - T // n, T - 1)), at_time(cur.t - 1)
+            F, goal = denoise(x, cur), cur.t - 1
+            cur, nxt = at_time(jnp.minimum(goal - T // n, T - 1)), at_time(jnp.where(goal < 0, goal + table.T, goal))
             x0, eps = _meant(kind, F, x, cur)
             return _arrive(nxt, _limited(limit, x0, x, cur), eps), state
 
