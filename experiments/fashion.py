@@ -8,17 +8,17 @@ from jaxdiff.experiment import Experiment, compute_dtype
 
 
 def experiment(
-    steps: int = 1800,
+    steps: int = 1000,
     batch: int = 32,
-    lr: float = 3e-3,
+    lr: float = 8e-3,
     seed: int = 0,
     width: int = 32,
     drop_rate: float = 0.1,
     ema: float = 0.995,
     source: str = "fashion_mnist",
-    preview_every: int = 900,
+    preview_every: int = 500,
 ) -> Experiment:
-    """Flow matching (Lipman et al. 2022), classifier-free guidance (Ho and Salimans 2022).
+    """Flow matching (Lipman et al. 2022), classifier-free guidance (Ho and Salimans 2022), Muon (Jordan et al. 2024).
 
     Args:
         steps: updates of the parameters.
@@ -63,7 +63,7 @@ def experiment(
             null={"label": jnp.full((1,), null)},
             drop_rate=drop_rate,
         ),
-        optimizer=train.adamw(lr, warmup=min(100, steps // 10), steps=steps, schedule="cosine"),
+        optimizer=train.muon(lr, warmup=min(50, steps // 10), steps=steps, schedule="cosine"),
         ema=train.ema.warmup(ema),
         batches=lambda start, rows=None: data.batches(images, batch, seed=seed, start=start, rows=rows),
         batch=batch,
