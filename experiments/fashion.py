@@ -8,15 +8,15 @@ from jaxdiff.experiment import Experiment, compute_dtype
 
 
 def experiment(
-    steps: int = 1000,
-    batch: int = 32,
+    steps: int = 1500,
+    batch: int = 16,
     lr: float = 8e-3,
     seed: int = 0,
     width: int = 32,
     drop_rate: float = 0.1,
     ema: float = 0.995,
     source: str = "fashion_mnist",
-    preview_every: int = 500,
+    preview_every: int = 750,
 ) -> Experiment:
     """Flow matching (Lipman et al. 2022), classifier-free guidance (Ho and Salimans 2022), Muon (Jordan et al. 2024).
 
@@ -72,7 +72,7 @@ def experiment(
         shape=images.shape,
         grid=lambda n: jd.grids.by_time(process, n),
         solver=jd.solvers.heun(),
-        sample_steps=20,
+        sample_steps=10,
         preview_every=preview_every,
         num_classes=images.num_classes,
         null_label=null,

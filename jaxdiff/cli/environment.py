@@ -89,7 +89,7 @@ def keep_pages(environ: Mapping[str, str]) -> bool:
         libc.gnu_get_libc_version  # noqa: B018  # other libraries give mallopt's numbers other meanings
     except (AttributeError, OSError, TypeError):
         return False
-    # Before 2.36 the first had to be at most 32 MiB.
+    # The manual allows 32 MiB; glibc 2.36 takes more.
     heap = libc.mallopt(MMAP_THRESHOLD, TWO_GIB) or libc.mallopt(MMAP_THRESHOLD, 2**25)
     return bool(heap and libc.mallopt(TRIM_THRESHOLD, TWO_GIB))
 
