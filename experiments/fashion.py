@@ -9,17 +9,17 @@ from jaxdiff.options import Count, Seed, Source
 
 
 def experiment(
-    steps: Count = 1800,
-    batch: Count = 32,
-    lr: float = 3e-3,
+    steps: Count = 1500,
+    batch: Count = 16,
+    lr: float = 8e-3,
     seed: Seed = 0,
     width: Count = 32,
     drop_rate: float = 0.1,
     ema: float = 0.995,
     source: Source = "fashion_mnist",
-    preview_every: Count = 900,
+    preview_every: Count = 750,
 ) -> Experiment:
-    """Flow matching (Lipman et al. 2022), classifier-free guidance (Ho and Salimans 2022).
+    """Flow matching (Lipman et al. 2022), classifier-free guidance (Ho and Salimans 2022), Muon (Jordan et al. 2024).
 
     Args:
         steps: updates of the parameters.
@@ -64,7 +64,7 @@ def experiment(
             null={"label": jnp.full((1,), null)},
             drop_rate=drop_rate,
         ),
-        optimizer=train.adamw(lr, warmup=min(100, steps // 10), steps=steps, schedule="cosine"),
+        optimizer=train.muon(lr, warmup=min(50, steps // 10), steps=steps, schedule="cosine"),
         ema=train.ema.warmup(ema),
         batches=lambda start, rows=None: data.batches(images, batch, seed=seed, start=start, rows=rows),
         batch=batch,
@@ -73,7 +73,7 @@ def experiment(
         shape=images.shape,
         grid=lambda n: jd.grids.by_time(process, n),
         solver=jd.solvers.heun(),
-        sample_steps=20,
+        sample_steps=10,
         preview_every=preview_every,
         num_classes=images.num_classes,
         null_label=null,

@@ -4,7 +4,7 @@ from jaxdiff.sharding import host_rows, make_mesh, shard_batch, shard_params
 from jaxdiff.train.checkpoint import Checkpointer, check_knobs, has_knobs, load_params, read_knobs, write_knobs
 from jaxdiff.train.freeze import join, split
 from jaxdiff.train.loop import fit, metrics_file
-from jaxdiff.train.optimizer import adafactor, adamw, projected
+from jaxdiff.train.optimizer import adafactor, adamw, muon, projected
 from jaxdiff.train.snapshots import Snapshots
 from jaxdiff.train.state import TrainState, abstract, adopt, average, create
 from jaxdiff.train.step import make_step
@@ -28,6 +28,7 @@ __all__ = [
     "make_mesh",
     "make_step",
     "metrics_file",
+    "muon",
     "projected",
     "read_knobs",
     "shard_batch",

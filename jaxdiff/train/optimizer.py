@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxdiff.train.muon import kinds, scale_by_muon
+
 Schedule = Literal["constant", "cosine", "linear", "inverse_sqrt"]
 
 
@@ -88,6 +90,47 @@ def adafactor(
         optax.add_decayed_weights(weight_decay),
         optax.scale_by_learning_rate(_rate(lr, warmup, steps, schedule)),
     )
+
+
+def muon(
+    lr: float,
+    *,
+    warmup: int = 0,
+    steps: int | None = None,
+    schedule: Schedule = "constant",
+    clip: float | None = 1.0,
+    weight_decay: float = 0.0,
+    momentum: float = 0.95,
+    b1: float = 0.9,
+    b2: float = 0.999,
+) -> optax.GradientTransformation:
+    """Build Muon for the kernels and AdamW for the rest: biases, norms, embeddings.
+
+    Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024), scaled as by Liu et al., "Muon is
+    Scalable for LLM Training" (2025), eq. 4, so that one learning rate serves both. A kernel is an array named "kernel"
+    with two axes or more; that of a convolution is one matrix of its outputs by all its inputs.
+
+    Args:
+        lr: the highest learning rate; AdamW's suits, and in short trainings up to three times as much.
+        warmup: steps in which the rate rises linearly from 0.
+        steps: step at which "cosine" and "linear" reach 0; not needed by "constant".
+        schedule: how the rate goes on after the warm-up.
+        clip: the largest global gradient norm; None is off.
+        weight_decay: decay of all parameters per step, as a multiple of the learning rate.
+        momentum: decay of the sum of the kernels' gradients.
+        b1: decay of the average of the other gradients.
+        b2: decay of the average of their squares.
+
+    Raises:
+        ValueError: an unknown schedule, or one that decays without `steps` beyond the warm-up; from the optimizer's
+            init, parameters without a kernel.
+    """
+    rate = _rate(lr, warmup, steps, schedule)
+    orthogonal = optax.chain(
+        scale_by_muon(momentum), optax.add_decayed_weights(weight_decay), optax.scale_by_learning_rate(rate)
+    )
+    adam = optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay)
+    return optax.chain(_clipping(clip), optax.partition({"muon": orthogonal, "adamw": adam}, kinds))
 
 
 def _rate(lr: float, warmup: int, steps: int | None, schedule: Schedule) -> optax.Schedule:

@@ -1,0 +1,112 @@
+"""Muon's part of an optimizer: momentum whose matrices are brought near orthogonal ones."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+ROUNDS = 5
+# Of a x + b x^3 + c x^5: as steep at 0 as five rounds allow that end near 1.
+A, B, C = 3.4445, -4.7750, 2.0315
+# An orthogonal matrix scaled by RMS sqrt(longer side) moves its entries as far as AdamW does.
+RMS = 0.2
+
+
+class MuonState(NamedTuple):
+    """What is kept between two updates."""
+
+    momentum: Any  # like the kernels
+
+
+def orthogonalize(x: Array) -> Array:
+    """Bring the singular values of matrices near 1 and leave their singular vectors.
+
+    Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024): five Newton-Schulz rounds of
+    X <- a X + b X (X^T X) + c X (X^T X)^2. Every round multiplies X by a polynomial of the first Gram matrix, so these
+    are multiplied with each other first, in the size of the shorter side, and with X at the end.
+
+    Args:
+        x: [..., M, N].
+
+    Returns:
+        Like x. Singular values of at least 0.01 of the Frobenius norm end between 0.67 and 1.21; those of a matrix of
+        zeros stay zero.
+    """
+    if x.shape[-2] < x.shape[-1]:
+        return jnp.swapaxes(orthogonalize(jnp.swapaxes(x, -1, -2)), -1, -2)
+    if jnp.finfo(x.dtype).bits < 32:
+        x = x.astype(jnp.float32)
+
+    def dot(a: Array, b: Array) -> Array:
+        return jnp.matmul(a, b, precision="highest")  # a Gram matrix has squares: half precision would not do
+
+    gram = dot(jnp.swapaxes(x, -1, -2), x)
+    square = jnp.trace(gram, axis1=-2, axis2=-1)[..., None, None]  # of the Frobenius norm
+    square = jnp.maximum(square, jnp.finfo(x.dtype).tiny)
+    gram, one = gram / square, jnp.broadcast_to(jnp.eye(gram.shape[-1], dtype=x.dtype), gram.shape)
+    product = one
+    for i in range(ROUNDS):
+        factor = A * one + B * gram + C * dot(gram, gram)
+        product = dot(product, factor) if i > 0 else factor
+        gram = dot(factor, dot(gram, factor))
+    return dot(x, product) * jax.lax.rsqrt(square)
+
+
+def scale_by_muon(momentum: float) -> optax.GradientTransformation:
+    """Turn gradients into orthogonalized Nesterov momentum, of the size that AdamW's updates have.
+
+    Kernels [*size, in, out] are matrices [prod(size) in, out], or a stack of these for each axis of equal layers, whose
+    names end in ".*" (`jaxdiff.sharding`). The scale is that of Liu et al., "Muon is Scalable for LLM Training" (2025),
+    eq. 4.
+
+    Args:
+        momentum: decay of the gradients' sum.
+    """
+
+    def init(params: Any) -> MuonState:
+        return MuonState(jax.tree.map(jnp.zeros_like, params))
+
+    def update(grads: Any, state: MuonState, params: Any = None) -> tuple[Any, MuonState]:
+        total = jax.tree.map(lambda old, g: momentum * old + g, state.momentum, grads)
+        ahead = jax.tree.map(lambda new, g: momentum * new + g, total, grads)
+        return jax.tree.map_with_path(_scaled, ahead), MuonState(total)
+
+    return optax.GradientTransformation(init, update)
+
+
+def kinds(params: Any) -> Any:
+    """Tell by "muon" and "adamw" which rule each array of a tree is trained by.
+
+    Raises:
+        ValueError: there is no kernel in the tree.
+    """
+    found = jax.tree.map_with_path(lambda path, x: "muon" if _is_kernel(path, x) else "adamw", params)
+    if "muon" not in jax.tree.leaves(found):
+        names = [
+            jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(params)
+        ]
+        raise ValueError(f"muon trains arrays named 'kernel', of two axes or more, and found none; got {names[:20]}")
+    return found
+
+
+def _scaled(path: tuple[Any, ...], x: Array) -> Array:
+    stacks = _stacks(path)
+    matrices = x.reshape(*x.shape[:stacks], math.prod(x.shape[stacks:-1]), x.shape[-1])
+    scale = RMS * math.sqrt(max(matrices.shape[-2:]))
+    return (scale * orthogonalize(matrices)).reshape(x.shape).astype(x.dtype)
+
+
+def _is_kernel(path: tuple[Any, ...], x: Any) -> bool:
+    return _names(path)[-1:] == ["kernel"] and x.ndim - _stacks(path) > 1
+
+
+def _stacks(path: tuple[Any, ...]) -> int:
+    """How many axes of equal layers come first, as in `jaxdiff.sharding`."""
+    return sum(name.endswith(".*") for name in _names(path))
+
+
+def _names(path: tuple[Any, ...]) -> list[str]:
+    return [jax.tree_util.keystr((key,), simple=True) for key in path]
