@@ -122,7 +122,7 @@ def compare(kind, config, n, first=0):
 
 @pytest.mark.parametrize("kind", OPTIONS)
 def test_a_product_of_options(kind):
-    counts = Counter(compare(kind, config, n) for config, n in walk(kind, 80))
+    counts = Counter(compare(kind, config, n) for config, n in walk(kind, 40))
     print(kind, dict(counts))
     assert counts["same"] >= 30
 
