@@ -18,7 +18,8 @@ PAGE = (Path(__file__).parents[2] / "docs" / "solvers.md").read_text()
 @pytest.fixture
 def mine(tmp_path):
     path = tmp_path / "mine.py"
-    path.write_text(re.search(r"```python\n(.*?)```", PAGE, re.S)[1])
+    blocks = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+    path.write_text(next(block for block in blocks if "def ab2" in block))
     return path
 
 

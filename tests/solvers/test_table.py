@@ -27,7 +27,7 @@ PROCESSES = {
 
 
 def each(names, fast=FEW):
-    marks = {name: () if fast is None or name in fast else pytest.mark.slow for name in names}
+    marks = {name: () if name in fast else pytest.mark.slow for name in names}
     return pytest.mark.parametrize("solver", [pytest.param(SOLVERS[n], id=n, marks=m) for n, m in marks.items()])
 
 
@@ -212,7 +212,7 @@ def a_batch(dtype=jnp.float32, n=8):
     return params, x, jax.random.split(jax.random.key(1), n)
 
 
-@each(SOLVERS, fast=None)
+@EVERY
 def test_one_step_to_clean_data_is_the_denoiser(solver):
     params, x, keys = a_batch()
     t, alpha, sigma = np.float32([[0.6, 4.0, 0.8], [0.7, 1.0, 0.2], [np.sqrt(0.51), 4.0, 0.8]])  # like VP, EDM, flow
