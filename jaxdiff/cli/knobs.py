@@ -39,7 +39,7 @@ def parse_knobs(
     """Read an experiment's knobs, and the command's own options beside them.
 
     Args:
-        build: the experiment's function; its annotations may say how a knob is kept, see `experiment.Kept`.
+        build: the experiment's function; its annotations may say how a knob is kept, see `jaxdiff.options`.
         args: from the command line.
         own: the command's options: name -> (type, default, help); `inspect.Parameter.empty` for one that must be given.
             A knob called "mesh" is none: the command says where to run.

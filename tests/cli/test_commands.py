@@ -12,7 +12,7 @@ from PIL import Image
 
 from jaxdiff.cli import main
 from jaxdiff.cli.knobs import parse_knobs
-from jaxdiff.experiment import File, Source
+from jaxdiff.options import File, Source
 
 ROOT = Path(__file__).parents[2]
 TOY = str(ROOT / "experiments" / "toy2d.py")
