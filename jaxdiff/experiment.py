@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from jaxdiff import guidance
+from jaxdiff.guidance import cfg
 from jaxdiff.levels import Level
 from jaxdiff.losses import Batch, Loss
 from jaxdiff.noise import fold_in, normal_like
@@ -78,6 +78,7 @@ class Experiment:
         num_classes: of the condition "label"; 0 without one.
         null_label: the label that says nothing; None for a network that was never trained without its condition.
         guidance: the sampler's default scale; 1 is off.
+        guide: how it guides, (denoiser of the class, denoiser of none, scale) -> denoiser.
         learned_variance: the network answers (F, frac).
         source: name of the data for `jaxdiff eval`; see `data.open_source`.
         limit: what is done to the denoiser's answers while sampling, clipping say.
@@ -116,6 +117,7 @@ class Experiment:
     num_classes: int = 0
     null_label: int | None = None
     guidance: float = 1.0
+    guide: Callable[[Denoiser, Denoiser, Any], Denoiser] = cfg
     learned_variance: bool = False
     source: str | None = None
     limit: Callable[[Denoiser], Denoiser] = lambda denoise: denoise
@@ -194,7 +196,7 @@ def sampler(
         predict = denoise(label)
         if guided:
             null = jnp.full(keys.shape, experiment.null_label, jnp.int32)  # type: ignore[arg-type]
-            predict = guidance.cfg(predict, denoise(null), scale)
+            predict = experiment.guide(predict, denoise(null), scale)
         predict = experiment.limit(predict)
         prior_keys, path_keys = (fold_in(keys, i) for i in range(2))
         noise = normal_like(prior_keys, jnp.zeros((keys.shape[0], *experiment.shape), jnp.float32))

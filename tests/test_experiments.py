@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdiff import solvers, train
+from jaxdiff import parameterize, solvers, train
 from jaxdiff.experiment import example_keys, load, sampler
 from jaxdiff.solvers import Solver
 
@@ -171,6 +171,21 @@ def test_a_learned_variance_is_for_the_solver_that_takes_it():
     with pytest.raises(ValueError, match="takes a learned variance"):
         sampler(mean, solver=learned, guided=False)
     assert solvers.restart(learned).learned_variance
+
+
+def test_the_experiment_says_how_it_guides():
+    """Of the class's answer, of none's and of the scale."""
+    answer = Solver(lambda x: (), lambda denoise, key, x, state, cur, nxt: (denoise(x, cur), state))
+    experiment = replace(
+        load(FOLDER / "toy2d.py")(),
+        apply=lambda params, x, noise, cond: x * 0 + cond["label"][:, None].astype(x.dtype),
+        row=parameterize.x0,
+        solver=answer,
+        null_label=7,
+        guide=lambda cond, uncond, scale: lambda x, level: 100 * cond(x, level) + scale * uncond(x, level),
+    )
+    x = sampler(experiment, steps=1)(None, example_keys(0, 3), jax.numpy.arange(3), 2.0)
+    np.testing.assert_allclose(x, np.array([[14.0] * 2, [114.0] * 2, [214.0] * 2]))
 
 
 def test_guidance_without_null_condition():
