@@ -8,7 +8,6 @@ from cli.shapes import fitted as fit_once
 
 from jaxdiff.cli import judge
 from jaxdiff.cli.judge import FittedClassifier, fit_classifier, load_classifier, save_classifier
-from jaxdiff.data import load_arrays, open_source, to_float
 from jaxdiff.metrics import accuracy
 from jaxdiff.networks.classifier import Classifier
 
@@ -113,11 +112,3 @@ def test_wrong_training_data_are_refused(change, message):
 def test_images_of_another_shape_are_refused(fitted):
     with pytest.raises(ValueError, match=r"\(12, 12, 1\), got \(8, 8, 1\)"):
         fitted(np.zeros((2, 8, 8, 1)))
-
-
-@pytest.mark.slow
-def test_it_recognizes_real_clothes():
-    train, test = (load_arrays(open_source("fashion_mnist", split)) for split in ("train", "test"))
-    classifier = fit_classifier(to_float(train["x"]), train["label"], num_classes=10)
-    logits, _ = classifier(to_float(test["x"]))
-    assert accuracy(logits, test["label"]).overall >= 0.88
