@@ -9,7 +9,7 @@ from jaxdiff.options import Count, Seed, Source
 
 
 def experiment(
-    steps: Count = 850,
+    steps: Count = 900,
     batch: Count = 32,
     lr: float = 8e-3,
     seed: Seed = 0,
@@ -17,7 +17,7 @@ def experiment(
     drop_rate: float = 0.1,
     ema: float = 0.99,
     source: Source = "fashion_mnist",
-    preview_every: Count = 425,
+    preview_every: Count = 450,
 ) -> Experiment:
     """Flow matching (Lipman et al. 2022), classifier-free guidance (Ho and Salimans 2022), Muon (Jordan et al. 2024).
 
@@ -77,7 +77,7 @@ def experiment(
         preview_every=preview_every,
         num_classes=images.num_classes,
         null_label=null,
-        guidance=4.4,
+        guidance=4.5,
         # Guidance in the middle alone (Kynkäänniemi et al. 2024): at the highest noise levels it costs variety, at the
         # lowest it changes little.
         guide=lambda cond, uncond, scale: jd.guidance.interval(jd.guidance.cfg(cond, uncond, scale), cond, 0.18, 2.7),
