@@ -36,8 +36,10 @@ FLAX = {"networks", "autoencoders", "text"}  # flax here alone, and nothing but 
 LEAVES |= {"sharding": set(), "train": WHERE, "networks": WHERE}
 LEAVES |= {"autoencoders": {"networks"} | WHERE, "text": {"networks"} | WHERE}
 WORDS = {"messages"}  # how names are listed: known to whoever has many to list
-LEAVES |= {"networks": LEAVES["networks"] | WORDS, "train": LEAVES["train"] | WORDS, "data": WORDS}
-ALLOWED = {**MATHS, **LEAVES, "messages": set(), "interop": FLAX | WHERE | WORDS | MATHS.keys()}
+DISK = {"storage", "faults"}  # how files are written, and what may befall them: known to whoever reads or writes
+LEAVES |= {"networks": LEAVES["networks"] | WORDS, "train": LEAVES["train"] | WORDS | DISK, "data": WORDS | DISK}
+ALLOWED = {**MATHS, **LEAVES, **{room: set() for room in WORDS | DISK}}
+ALLOWED["interop"] = FLAX | WHERE | WORDS | DISK | MATHS.keys()
 FRONT = {"__init__", "__main__", "cli", "demo", "plan", "experiment", "experiments", "options", "script"}
 HEAVY = {
     "tensorflow_datasets", "tensorflow", "torch", "grain", "orbax", "matplotlib", "PIL", "safetensors", "transformers",

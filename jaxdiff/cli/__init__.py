@@ -24,7 +24,7 @@ ELSEWHERE = {"list": ("gallery", "names"), "new": ("gallery", "new"), "eval": ("
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the program; a user's mistake ends it with a sentence and status 2, anything else with its traceback."""
+    """Run the program; a failure that a sentence explains ends it with a status of `faults`, a bug with a traceback."""
     args = sys.argv[1:] if args is None else args
     if not args or args[0] in ("-h", "--help"):
         width = max(map(len, COMMANDS))
@@ -47,12 +47,13 @@ def main(args: list[str] | None = None) -> None:
             _run(command, rest)
         except (ValueError, OSError) as error:
             from jaxdiff.cli.errors import sentence
+            from jaxdiff.faults import status
 
             said = None if os.environ.get("JAXDIFF_TRACEBACK") else sentence(error)
             if said is None:
                 raise
             print(f"jaxdiff: {said}", file=sys.stderr)
-            raise SystemExit(2) from None
+            raise SystemExit(status(error)) from None
 
 
 def _run(command: str, args: list[str]) -> None:

@@ -1,0 +1,38 @@
+import os
+import stat
+
+import pytest
+
+from jaxdiff import storage
+
+
+def test_a_file_is_replaced_whole(tmp_path):
+    path = tmp_path / "new" / "a.json"
+    storage.write_text(path, "old")
+    storage.write_text(path, "new")
+    assert path.read_text() == "new" and [p.name for p in path.parent.iterdir()] == ["a.json"]
+    plain = tmp_path / "plain"
+    plain.write_text("")
+    assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
+
+
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(OSError, match="full"), storage.replacing(path) as beside:
+        beside.write_text("half of the n")
+        assert path.read_text() == "old" and beside.suffix == ".txt"
+        raise OSError("full")
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_it_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """A machine may stop between any two calls: data first, then the name, then the folder."""
+    done = []
+    sync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: (done.append(os.readlink(f"/proc/self/fd/{handle}")), sync(handle)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (done.append("name"), replace(a, b)))
+    monkeypatch.setattr(type(tmp_path), "replace", lambda a, b: os.replace(a, b))
+    storage.write_text(tmp_path / "a.txt", "new")
+    data, name, folder = done
+    assert name == "name" and folder == str(tmp_path) and os.path.dirname(data) == folder and data != folder
