@@ -77,7 +77,7 @@ def experiment(
         preview_every=preview_every,
         num_classes=images.num_classes,
         null_label=null,
-        guidance=4.5,
+        guidance=4.35,
         # Guidance in the middle alone (Kynkäänniemi et al. 2024): at the highest noise levels it costs variety, at the
         # lowest it changes little.
         guide=lambda cond, uncond, scale: jd.guidance.interval(jd.guidance.cfg(cond, uncond, scale), cond, 0.18, 2.7),
