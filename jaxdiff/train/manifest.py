@@ -8,7 +8,7 @@ import os
 import stat
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from errno import EIO, ELOOP, ENOENT, ENOTDIR
+from errno import EIO, EISDIR, ELOOP, ENOENT, ENOTDIR
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,10 +21,11 @@ from jaxdiff.faults import Damaged
 NAME = "manifest.json"
 # A file's hash is the SHA-256 of its blocks' SHA-256s, so that threads share a large file.
 BLOCK = 16 * 2**20
+_LARGEST = 64 * 2**20  # bytes of a manifest, some 100 for an array
 _READ = 2**20  # at a time: it stays in a core's cache
 _THREADS = min(16, os.cpu_count() or 1)
 # What the file system says of a file that is not as it was. Anything else, a server that is away, says nothing of it.
-_GONE = {EIO, ELOOP, ENOENT, ENOTDIR}
+_GONE = {EIO, EISDIR, ELOOP, ENOENT, ENOTDIR}
 
 
 class File(NamedTuple):
@@ -103,15 +104,17 @@ def read(folder: Path) -> Manifest:
     """
     path = folder / NAME
     try:
-        if path.is_symlink():
-            raise Damaged(f"{NAME} is a link")
+        seen = path.lstat()
+        if not stat.S_ISREG(seen.st_mode) or seen.st_size > _LARGEST:
+            raise Damaged(f"{NAME} is no file, or one of more than {_LARGEST} bytes")
+        text = path.read_bytes()
+    except OSError as error:
+        raise Damaged(f"{NAME} {_refused(error)}") from None
+    try:
         content = storage.read_json(path)
-        whole = _text({name: content[name] for name in ("arrays", "files", "step")}) == path.read_text()
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, OSError) and error.errno not in _GONE:
-            raise
-        missing = isinstance(error, OSError) and error.errno in (ENOENT, ENOTDIR)
-        raise Damaged(f"{NAME} {'is missing' if missing else 'has changed'}") from error
+        whole = _text({name: content[name] for name in ("arrays", "files", "step")}).encode() == text
+    except (Damaged, KeyError):
+        whole = False
     if not whole:
         raise Damaged(f"{NAME} has changed")
     if str(content["step"]) != folder.name:
