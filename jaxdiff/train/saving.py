@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import sys
 from collections.abc import Mapping
@@ -72,11 +74,21 @@ class Saving:
 
     def _write(self, flat: dict[str, Any]) -> None:
         first = together.first_process()
-        self._all_do(lambda: (self._place / STATE).mkdir(parents=True) if first else None)
+        self._all_do(lambda: self._make_place() if first else None)
         parts = self._all_do(lambda: self._write_own(flat))
         self._all_do(lambda: self._publish(parts) if first else None)
         if first and self._keep is not None:
             self._delete(steps.whole(self._folder)[: -self._keep])
+
+    def _make_place(self) -> None:
+        """Make the folder, unless the disk cannot hold another step like the last one: it is not filled to see that."""
+        held = steps.whole(self._folder)
+        last = manifest.read(self._folder / str(held[-1])).files if held else {}
+        needed, free = sum(file.size for file in last.values()), shutil.disk_usage(self._folder).free
+        if free < needed:
+            said = f"{os.strerror(errno.ENOSPC)} ({needed} bytes are needed, {free} are free)"
+            raise OSError(errno.ENOSPC, said, str(self._folder / str(self._step)))
+        (self._place / STATE).mkdir(parents=True)
 
     def _write_own(self, flat: dict[str, Any]) -> dict[str, manifest.File]:
         """Write this process's arrays, and return what its files are."""

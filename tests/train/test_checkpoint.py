@@ -228,6 +228,22 @@ def test_a_full_disk_fails_the_save_and_nothing_else(saved, run, place, monkeypa
         assert toy.same(checkpointer.restore(like()), state)
 
 
+def test_a_disk_without_room_for_another_step_is_not_filled(saved, run, monkeypatch):
+    state = jax.tree.map(jnp.asarray, saved[1][3])._replace(step=jnp.int32(4))
+    size = sum(path.stat().st_size for path in (run / "checkpoints" / "3").rglob("*") if path.name != "manifest.json"
+               and path.is_file())  # fmt: skip
+    monkeypatch.setattr(arrays.Arrays, "start", lambda *_: pytest.fail("it was begun"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, size - 1))
+    with train.Checkpointer(run) as checkpointer:
+        checkpointer.save(state)
+        with pytest.raises(OSError, match=rf"No space left on device \({size} bytes are needed, {size - 1} are free\)"):
+            checkpointer.wait()
+        monkeypatch.undo()
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, size))
+        checkpointer.save(state)
+    assert toy.same(restore(run, like()), state)
+
+
 def test_what_cannot_be_saved_at_all_is_said_at_once(tmp_path):
     _, state, _ = trained()
     with train.Checkpointer(tmp_path) as checkpointer:
