@@ -71,7 +71,7 @@ class Life:
 
 
 def dying(say, run, at):
-    """Die at one of the things done to a run's files: at the first of a name, or by its number; None: tell all names."""
+    """Die at something done to a run's files: the first of a name, or that of a number; None: tell the names of all."""
     count = 0
 
     def event(name, path):
