@@ -140,7 +140,7 @@ def test_what_is_no_damage(run, capsys):
 def test_nothing_is_left(run, capsys):
     for step in (10, 20, 30):
         flip(run / "checkpoints" / f"{step}" / "state" / "manifest.ocdbt")
-    status, rows, last = verified(run, capsys)
+    status, _, last = verified(run, capsys)
     assert status == 4 and last.endswith("there is no checkpoint to go on from")
     for step in (10, 20, 30):
         (run / "checkpoints" / f"{step}").rename(run / "checkpoints" / f"quarantine-{step}")

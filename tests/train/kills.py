@@ -197,6 +197,7 @@ def main(folder):
     for step in (1, 2):
         assert Life(save, base, step, None).end()[0] == 0
     whole = killed(base, folder, save, None)  # saves step 3 and deletes step 1
+    whole["files"] = sum(path.is_file() for path in (folder / "run" / "checkpoints" / "3" / "state").rglob("*"))
     events = [killed(base, folder, save, label) for label in dict.fromkeys(whole["said"])]
     (lasts,) = killed(base, folder, save_until, 60.0)["said"]
     timed = [killed(base, folder, save_until, float(t)) for t in rng.uniform(0, lasts, 8)]

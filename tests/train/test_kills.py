@@ -53,6 +53,18 @@ def test_killed_at_each_phase_of_a_save_and_of_a_deletion(lives):
 
 
 @pytest.mark.slow
+def test_a_step_is_on_disk_before_it_has_its_name(lives):
+    """Also if the machine stops, and not this process alone: files, then their folders, then the name."""
+    said = lives["whole"]["said"]
+    named = said.index("os.rename .saving")
+    synced = [label.removeprefix("fsync .saving") for label in said[:named] if label.startswith("fsync .saving")]
+    assert "/.manifest" in synced and synced[-1] == ""  # the folder with the manifest's name in it
+    assert len([label for label in synced if label.startswith("/state")]) >= lives["whole"]["files"]
+    assert "fsync folder" in said[named : said.index("os.rename 1")]  # and the old one goes when the new one has come
+    assert not any(label.startswith("fsync .saving") for label in said[named:])
+
+
+@pytest.mark.slow
 def test_killed_at_any_time_of_a_save(lives):
     """Within what TensorStore writes, too, of which Python sees nothing."""
     for life in lives["timed"]:
