@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 def lives(tmp_path_factory):
     """What kills.py tells of its processes; they are started once for all tests."""
     command = [sys.executable, str(HERE / "kills.py"), str(tmp_path_factory.mktemp("lives"))]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400, start_new_session=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=550, start_new_session=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

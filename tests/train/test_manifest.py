@@ -340,6 +340,7 @@ def test_what_the_manifest_says(saved):
     assert json.loads((step / "manifest.json").read_text())["files"].keys() != said["files"].keys()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_disk_that_cannot_be_read_for_a_while_is_no_damage(run, monkeypatch):
     """A server that is away says nothing of a file; an unreadable sector does."""
     import errno
