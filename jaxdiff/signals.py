@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -38,6 +39,7 @@ class Signals:
     Attributes:
         received: the first signal's name, or None.
         doing: what a second signal would interrupt, for the message.
+        since: when they were made, by `time.monotonic`: for a command about when it began.
     """
 
     def __init__(self, *, ends: bool = False):
@@ -49,7 +51,7 @@ class Signals:
                 nothing is raised outside of `raising`, and a second Ctrl-C is a KeyboardInterrupt.
         """
         self.received: str | None = None
-        self.doing = ""
+        self.doing, self.since = "", time.monotonic()
         self._ends, self._raises = ends, ends
         self._unsaved, self._many = False, False
         self._old: dict[int, Any] = {}

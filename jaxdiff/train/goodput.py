@@ -24,10 +24,15 @@ class Goodput:
     "seconds": {"training" and each of `LOSSES`: seconds since the process began}}.
     """
 
-    def __init__(self) -> None:
-        """Start the clock: the process begins."""
+    def __init__(self, since: float | None = None) -> None:
+        """Start the clock.
+
+        Args:
+            since: when the process began, by `time.monotonic`; None: now.
+        """
         self.write: Callable[[Record], None] = lambda record: None
-        self._began, self._since = time.time(), time.monotonic()
+        self._since = time.monotonic() if since is None else since
+        self._began = time.time() - (time.monotonic() - self._since)
         self._seconds = dict.fromkeys(LOSSES, 0.0)
         self._written = float("-inf")
         self._run: dict[str, int] = {}
@@ -96,6 +101,14 @@ class Summary(NamedTuple):
     def goodput(self) -> float:
         """The share of training in all; 0 of nothing."""
         return self.training / self.total if self.total else 0.0
+
+
+def whole(record: Record) -> bool:
+    """Whether a line that was read is one that `Goodput` has written."""
+    seconds = record.get("seconds")
+    numbers = [record.get(name) for name in ("began", "time", "from", "step", "steps", "skipped")]
+    numbers += [seconds.get(name) for name in ("training", *LOSSES)] if isinstance(seconds, dict) else [None]
+    return all(isinstance(value, int | float) for value in numbers)
 
 
 def summary(records: Sequence[Record]) -> Summary:

@@ -83,11 +83,12 @@ class LineFile:
             os.close(self._handle)
 
 
-def read_lines(path: Path) -> tuple[list[Record], int]:
+def read_lines(path: Path, tail: int | None = None) -> tuple[list[Record], int]:
     """Read records, each with an integer "step".
 
     Args:
         path: a file of lines of JSON; a missing one has none.
+        tail: how many bytes of its end are read; None: all.
 
     Returns:
         (the records, the number of damaged lines).
@@ -96,7 +97,10 @@ def read_lines(path: Path) -> tuple[list[Record], int]:
         OSError: it cannot be read.
     """
     try:
-        lines = path.read_bytes().splitlines()
+        with path.open("rb") as file:
+            skipped = 0 if tail is None else max(0, path.stat().st_size - tail)
+            file.seek(skipped)
+            lines = file.read().splitlines()[bool(skipped) :]  # the first may be half of one
     except FileNotFoundError:
         return [], 0
     records = [record for line in lines if (record := _parsed(line)) is not None]
