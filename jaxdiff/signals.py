@@ -55,6 +55,7 @@ class Signals:
         self._ends, self._raises = ends, ends
         self._unsaved, self._many = False, False
         self._old: dict[int, Any] = {}
+        self._outer: Signals | None = None
 
     def unsaved(self, is_so: bool) -> None:
         """Say whether there is something to keep: from then on a signal is only remembered."""
@@ -84,7 +85,7 @@ class Signals:
         global _active
         if threading.current_thread() is not threading.main_thread():
             return self  # only the main thread may handle signals
-        _active = self
+        self._outer, _active = _active, self
         if self._ends:
             # The number of a signal can be read here at once, also while the main thread is within a compiler.
             self._read, self._write = socket.socketpair()
@@ -96,15 +97,18 @@ class Signals:
         return self
 
     def __exit__(self, *_: object) -> None:
+        global _active
+        if not self._old:
+            return
         self._close()
-        if self._ends and self._old:
+        if self._ends:
             self._write.close()  # the watching thread reads the end
-        self._old = {}
+        self._old, _active = {}, self._outer
 
     def _close(self) -> None:
         for number, handler in self._old.items():
             signal.signal(number, handler)
-        if self._ends and self._old:
+        if self._ends:
             signal.set_wakeup_fd(self._old_wakeup)
 
     def _handle(self, number: int, frame: Any) -> None:
@@ -144,10 +148,21 @@ class Signals:
 _active: Signals | None = None
 
 
+def _hold_back() -> None:
+    if _active is not None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, NUMBERS)
+
+
+def _let_go() -> None:
+    if _active is not None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, NUMBERS)
+
+
 def _forked() -> None:
-    # A signal to a process that reads data, say, would be told to this one's thread.
+    # A signal to a process that reads data, say, is none to this one's thread, which shares its socket.
     if _active is not None:
         _active._close()
+    _let_go()
 
 
-os.register_at_fork(after_in_child=_forked)
+os.register_at_fork(before=_hold_back, after_in_parent=_let_go, after_in_child=_forked)
