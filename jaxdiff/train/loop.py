@@ -19,7 +19,7 @@ from jaxdiff.signals import Signals, Stopped
 from jaxdiff.train.display import Display
 from jaxdiff.train.goodput import Goodput
 from jaxdiff.train.log import Record
-from jaxdiff.train.saving import Saves, Store, warn_of_space
+from jaxdiff.train.keeper import Keeper, Store
 from jaxdiff.train.state import TrainState
 from jaxdiff.train.step import Step
 from jaxdiff.train.watchdog import Watchdog
@@ -102,9 +102,9 @@ def fit(
         watchdog = stack.enter_context(Watchdog(patience))
         signals = stack.enter_context(Signals()) if signals is None else signals
         display = stack.enter_context(Display(start, steps, log, max_skipped))
-        saves = Saves(checkpointer, save_every, start, display.say)
+        keeper = Keeper(checkpointer, save_every, start, display.say)
         looks = (_Look("preview", preview, preview_every), _Look("snapshot", snapshot, snapshot_every))
-        run = _Run(step, state, batches, mesh, steps, start, looks, display, saves, watchdog, signals, goodput)
+        run = _Run(step, state, batches, mesh, steps, start, looks, display, keeper, watchdog, signals, goodput)
         run.train()
     return run.state
 
@@ -133,7 +133,7 @@ class _Run:
     done: int
     looks: tuple[_Look, _Look]
     display: Display
-    saves: Saves
+    keeper: Keeper
     watchdog: Watchdog
     signals: Signals
     goodput: Goodput
@@ -157,18 +157,18 @@ class _Run:
                     break
             self.doing(f"saving step {self.done}")
             with self.goodput.spend("checkpoint"):
-                self.saves.finish()
+                self.keeper.finish()
         except Exception as error:
             # Of many processes those that go on would wait for this one within a collective, and not for a save.
             if jax.process_count() == 1 or isinstance(error, NotFinite):
                 self.watchdog.beat(RARE)
-                self.saves.rescue(self.state)
+                self.keeper.rescue(self.state)
             raise
         finally:
             self.record(now=True)
             self.signals.unsaved(False)
         if self.stopping:
-            kept = f"saved step {self.done}" if self.saves.store is not None else "nothing is saved"
+            kept = f"saved step {self.done}" if self.keeper.store is not None else "nothing is saved"
             kept = kept if self.done > self.start else "nothing was lost"
             self.display.say(f"stopped by a signal after step {self.done} of {self.steps}; {kept}")
 
@@ -215,7 +215,7 @@ class _Run:
 
     def look_after(self, *, last: bool) -> None:
         """Save, keep and show what is due after a step."""
-        saving = self.saves.due(self.done) or last
+        saving = self.keeper.due(self.done) or last
         preview, snapshot = (look if look.due(self.done, self.steps) else None for look in self.looks)
         rare = saving or preview is not None or snapshot is not None
         self.settle(0 if rare else self.ahead, RARE if rare else 1)
@@ -239,7 +239,7 @@ class _Run:
     def save(self) -> None:
         self.doing(f"saving step {self.done}")
         with self.goodput.spend("checkpoint"):
-            self.saves.save(self.state, self.done)
+            self.keeper.save(self.state, self.done)
 
     def show(self, look: _Look, what: str) -> None:
         try:

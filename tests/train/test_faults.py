@@ -11,7 +11,7 @@ from train import toy
 
 from jaxdiff import train
 from jaxdiff.faults import NotFinite
-from jaxdiff.train import saving
+from jaxdiff.train import keeper
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
@@ -97,7 +97,7 @@ def test_a_huge_learning_rate_saves_nothing_that_is_not_finite(disk):
 
 
 def test_a_full_disk_is_said_and_tried_again(disk, capfd, monkeypatch):
-    monkeypatch.setattr(saving, "PAUSE", 1e6)
+    monkeypatch.setattr(keeper, "PAUSE", 1e6)
     disk.bad = lambda step: step in (3, 6)
     state = fit(toy.batches(), disk, save_every=3)
     assert disk.tried == [3, 6, 9, 12] and toy.same(disk.states[12], state)
@@ -107,7 +107,7 @@ def test_a_full_disk_is_said_and_tried_again(disk, capfd, monkeypatch):
 
 
 def test_after_a_pause_a_failed_save_is_tried_before_the_next_one_is_due(disk, monkeypatch):
-    monkeypatch.setattr(saving, "PAUSE", 0.0)
+    monkeypatch.setattr(keeper, "PAUSE", 0.0)
     disk.bad = lambda step: step in (3, 4)
     fit(toy.batches(), disk, steps=8, save_every=3)
     assert disk.tried == [3, 4, 5, 6, 8]
