@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import tyro
 
-from jaxdiff.train.checkpoint import FOLDER, has_knobs
+from jaxdiff.train import has_knobs
+from jaxdiff.train.checkpoint import FOLDER
 from jaxdiff.train.goodput import summary, whole
 from jaxdiff.train.log import EVENTS, METRICS, Record, read_lines
 

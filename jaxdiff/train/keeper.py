@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,10 +23,10 @@ class Store(Protocol):
     def save(self, state: Any) -> None: ...
     def failure(self) -> Exception | None: ...
     def wait(self) -> None: ...
-    def steps(self) -> list[int]: ...
+    def room(self, state: Any) -> Any: ...
 
 
-class Saves:
+class Keeper:
     """Saves a state at regular steps, and sooner after a failure; remembers what is not on disk."""
 
     def __init__(self, store: Store | None, every: int, start: int, say: Callable[[str], None]):
@@ -46,10 +44,12 @@ class Saves:
 
     def due(self, done: int) -> bool:
         """Whether to save the state after this step."""
-        self.look()
+        if self.store is None:
+            return False
+        self._look(self.store)
         # By the clock only where there is nobody who would have to save the same step.
         soon = jax.process_count() == 1 and time.monotonic() >= self._again
-        return self.store is not None and (done % self._every == 0 or soon)
+        return done % self._every == 0 or soon
 
     def save(self, state: TrainState, done: int) -> None:
         """Start to save a state, unless that of this step is saved."""
@@ -57,27 +57,14 @@ class Saves:
             self._step, self._again = done, float("inf")
             self.store.save(state)
 
-    def look(self) -> None:
-        """Say what became of a save that has failed since the last look."""
-        error = self.store.failure() if self.store is not None else None
-        if error is not None:
-            self._step, self._again = None, time.monotonic() + self._pause
-            soon = f"after {self._pause:g} s, or when the next one is due" if jax.process_count() == 1 else "when due"
-            _say_here(f"a checkpoint was not saved: {error}; training goes on, and saves again {soon}")
-            self._pause *= 2
-
     def finish(self) -> None:
         """Wait until everything is on disk.
 
         Raises:
             Exception: the last save has failed.
         """
-        if self.store is None:
-            return
-        self.store.wait()
-        error = self.store.failure()
-        if error is not None:
-            raise error
+        if self.store is not None:
+            self.store.wait()
 
     def rescue(self, state: TrainState) -> None:
         """Save a state before an exception goes on, if there are steps to lose; say what becomes of it."""
@@ -93,23 +80,25 @@ class Saves:
         except Exception as error:
             self._say(f"what was done since the last checkpoint is lost: {error}")
 
+    def warn_of_space(self, state: TrainState) -> None:
+        """Say so if the disk has no room for the checkpoints that stay and the one that is being written."""
+        if self.store is None:
+            return
+        try:
+            needed, free = self.store.room(state)
+        except OSError as error:
+            self._say(f"the free space of {self.store.folder} is not known: {error}")
+            return
+        if free < needed:
+            left, more = free / 1e9, needed / 1e9
+            self._say(f"warning: {self.store.folder} has {left:.2f} GB left, and checkpoints will need {more:.2f} GB")
 
-def warn_of_space(store: Store, state: TrainState) -> None:
-    """Say so if the disk has no room for two checkpoints and a third one that is being written."""
-    size = sum(x.nbytes for x in jax.tree.leaves(state))
-    try:
-        free = shutil.disk_usage(store.folder).free
-    except OSError as error:
-        _say_here(f"the free space of {store.folder} is not known: {error}")
-        return
-    room = free // size + len(store.steps())
-    if room < 3:
-        _say_here(
-            f"warning: {store.folder} has {free / 1e9:.2f} GB left, and a checkpoint has {size / 1e9:.2f} GB: "
-            f"there is room for {room} in all, and a run needs 3, the one that is being written included"
-        )
-
-
-def _say_here(text: str) -> None:
-    """Each process speaks for itself: a disk may be full on one host alone."""
-    print(f"jaxdiff: {text}", file=sys.stderr, flush=True)
+    def _look(self, store: Store) -> None:
+        """Say what became of a save that has failed since the last look."""
+        error = store.failure()
+        if error is None:
+            return
+        self._step, self._again = None, time.monotonic() + self._pause
+        soon = f"after {self._pause:g} s, or when the next one is due" if jax.process_count() == 1 else "when due"
+        self._say(f"a checkpoint was not saved: {error}; training goes on, and saves again {soon}")
+        self._pause *= 2

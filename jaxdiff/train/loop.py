@@ -95,14 +95,13 @@ def fit(
         return state
     used = zip(rhythm, (checkpointer, preview, snapshot), strict=True)
     _check_multiples({"state.step": start, "steps": steps, **{name: rhythm[name] for name, by in used if by}}, stride)
-    if checkpointer is not None and jax.process_index() == 0:
-        warn_of_space(checkpointer, state)
     goodput = goodput or Goodput()
     with contextlib.ExitStack() as stack:
         watchdog = stack.enter_context(Watchdog(patience))
         signals = stack.enter_context(Signals()) if signals is None else signals
         display = stack.enter_context(Display(start, steps, log, max_skipped))
         keeper = Keeper(checkpointer, save_every, start, display.say)
+        keeper.warn_of_space(state)
         looks = (_Look("preview", preview, preview_every), _Look("snapshot", snapshot, snapshot_every))
         run = _Run(step, state, batches, mesh, steps, start, looks, display, keeper, watchdog, signals, goodput)
         run.train()

@@ -147,7 +147,11 @@ def test_numbers_end_with_3_and_the_same_command_goes_on_after_the_bad_batches(s
 
 def test_a_disk_that_stays_full_ends_with_5(script, tmp_path, monkeypatch, capfd):
     full = OSError(errno.ENOSPC, "No space left on device")
-    monkeypatch.setattr(train.Checkpointer, "failure", lambda self: full)
+
+    def stays_full(*_):
+        raise full
+
+    monkeypatch.setattr("jaxdiff.train.saving.Saving._write", stays_full)
     assert status("train", script, "--workdir", tmp_path / "run") == 5
     said = capfd.readouterr().err
     assert "training goes on" in said and said.endswith("jaxdiff: No space left on device\n")

@@ -35,7 +35,11 @@ class Disk:
         return failed
 
     def wait(self):
-        pass
+        if self.failed is not None:
+            raise self.failed
+
+    def room(self, state):
+        return (2, 2)
 
     def steps(self):
         return sorted(self.states)
@@ -120,14 +124,22 @@ def test_the_last_save_must_not_fail(disk):
     assert disk.steps() == [3, 6]
 
 
-@pytest.mark.parametrize(("free", "kept", "warned"), [(3, 0, False), (2.9, 0, True), (1, 2, False), (0.9, 2, True)])
-def test_little_space_is_said_before_the_first_step(disk, capfd, monkeypatch, free, kept, warned):
-    _, state, _ = toy.new()
-    size = sum(x.nbytes for x in jax.tree.leaves(state))
-    monkeypatch.setattr(saving.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": int(free * size)}))
-    monkeypatch.setattr(disk, "steps", lambda: list(range(kept)))
-    saving.warn_of_space(disk, state)
-    assert ("there is room for" in capfd.readouterr().err) == warned
+def test_little_space_is_said_before_the_first_step(disk, capfd, monkeypatch):
+    seen = []
+
+    def room(state):
+        seen.append(int(state.step))
+        return (3e9, 1e9)
+
+    fit(toy.batches(), disk, steps=1)
+    assert "GB" not in capfd.readouterr().err
+    monkeypatch.setattr(disk, "room", room)
+    fit(toy.batches(), disk, steps=2)
+    said = capfd.readouterr().err
+    assert "has 1.00 GB left, and checkpoints will need 3.00 GB" in said and seen == [0]
+    monkeypatch.setattr(disk, "room", lambda state: (_ for _ in ()).throw(FULL))
+    fit(toy.batches(), disk, steps=3)
+    assert "free space" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("part", ["batches", "preview", "snapshot"])

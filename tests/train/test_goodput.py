@@ -107,7 +107,7 @@ def test_a_run_tells_where_its_time_went(tmp_path):
     class Slow:
         folder = tmp_path
         save = failure = staticmethod(lambda *_: None)
-        steps = staticmethod(lambda: [])
+        room = staticmethod(lambda state: (0, 0))
         wait = staticmethod(lambda: time.sleep(0.07))
 
     events = []
