@@ -121,20 +121,31 @@ class Signals:
             raise KeyboardInterrupt
 
     def _watch(self) -> None:
-        seen = 0
         with self._read:
-            while number := self._read.recv(1):
-                if number[0] not in NUMBERS:
-                    continue
-                seen += 1
-                if seen > 1 and number[0] == signal.SIGINT:
+            for count, number in enumerate(self._numbers()):
+                if count and number == signal.SIGINT:
                     self._end(f"interrupted again: {self.doing or 'the end'} is given up; what was saved before is whole")
-                if seen > 1:
+                if count:
                     self._say(f"{self.doing or 'ending'}: this goes on to its end; Ctrl-C gives it up")
-                if self._unsaved or self._many:
-                    continue
-                if not select.select([self._read], [], [], GRACE)[0]:
+                if not self._unsaved and not self._many and not self._comes(GRACE):
                     self._end("ends at once: there is nothing to save, and nothing was lost")
+
+    def _numbers(self) -> Iterator[int]:
+        """The signals that come, each once."""
+        echo, until = 0, 0.0
+        while number := self._read.recv(1):
+            if number[0] not in NUMBERS or (number[0] == echo and time.monotonic() < until):
+                echo = 0
+                continue
+            if self.received is None and not self._comes(0.1) and self.received is None:
+                # The kernel has given it to another thread, and the main one, which alone may handle it, sleeps.
+                echo, until = number[0], time.monotonic() + 0.2
+                signal.pthread_kill(threading.main_thread().ident, number[0])  # type: ignore[arg-type]
+            yield number[0]
+
+    def _comes(self, seconds: float) -> bool:
+        """Whether there is another signal, or the end of the block, within some seconds."""
+        return bool(select.select([self._read], [], [], seconds)[0])
 
     def _say(self, what: str) -> None:
         print(f"jaxdiff: {what}", file=sys.stderr, flush=True)

@@ -18,24 +18,40 @@ from jaxdiff.cli import main
 
 # A run of eight steps that compiles in no time. What the environment names happens once, at the place named.
 RUN = """
-import itertools, os, signal
+import itertools, os, signal, time
 import jax.numpy as jnp, numpy as np
 import jaxdiff as jd
 from jaxdiff import train
 from jaxdiff.experiment import Experiment
+from jaxdiff.train.saving import Saving
 
 def here(where):
     if os.environ.get("AT") == where:
         os.environ["AT"] = ""
         signal.raise_signal(signal.SIGTERM)
+    if os.environ.get("STOP") == where:
+        print(f"at {where}", flush=True)
+        time.sleep(float(os.environ["SECONDS"]))
 
 here("import")
+if os.environ.get("STOP") == "publish":
+    publish = Saving._publish
+    Saving._publish = lambda self, parts: (here("publish"), publish(self, parts))
+
+def heavy(x):
+    # What a compiler needs a minute for.
+    for i in range(2_000):
+        x = jnp.sin(x + i)
+    print("at compile", flush=True)
+    return x.sum()
 
 def experiment(steps: int = 8, preview_every: int = 3) -> Experiment:
     here("build")
 
     def loss(params, key, batch):
         here("trace")
+        if os.environ.get("STOP") == "compile":
+            return heavy(params["w"]), {}
         return jnp.mean((batch["x"] - params["w"][None]) ** 2), {}
 
     def batches(start, rows=None):
@@ -168,3 +184,94 @@ def test_checkpoints_have_a_rhythm_of_their_own(script, tmp_path, monkeypatch):
     saved.clear()
     assert status("train", script, "--workdir", tmp_path / "b") == 0
     assert saved == [3, 6, 8]
+
+
+def test_damage_ends_with_4_where_nothing_older_is_whole(script, tmp_path, capfd):
+    workdir = tmp_path / "run"
+    assert status("train", script, "--workdir", workdir, "--steps", "6") == 0
+    for step, ends, said in ((6, 0, "set aside as quarantine-6"), (3, 4, "is whole")):
+        (path, *_) = (p for p in sorted((workdir / "checkpoints" / str(step)).rglob("*")) if p.is_file() and p.stat().st_size)
+        path.write_bytes(path.read_bytes()[:-1])
+        (workdir / "checkpoints" / "6").rename(workdir / "elsewhere") if step == 3 else None
+        assert status("train", script, "--workdir", workdir, "--steps", "6") == ends
+        assert said in capfd.readouterr().err
+
+
+class Program:
+    """`jaxdiff train` in a process of its own, killed for certain in the end."""
+
+    def __init__(self, script, workdir, **environ):
+        flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1", "PYTHONUNBUFFERED": "1"}
+        self.path = workdir.with_suffix(".log")
+        with self.path.open("w") as log:
+            command = [sys.executable, "-m", "jaxdiff", "train", script, "--workdir", str(workdir)]
+            self.process = subprocess.Popen(command, env=os.environ | flags | environ, stdout=log, stderr=log)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+
+    def until(self, true):
+        deadline = time.monotonic() + 90
+        while not true(self.said()) and self.process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert true(self.said()), self.said()
+
+    def said(self):
+        return self.path.read_text()
+
+    def signal(self, number):
+        self.process.send_signal(number)
+
+    def ends(self, within):
+        began = time.monotonic()
+        assert self.process.wait(timeout=30) == 75, self.said()
+        assert time.monotonic() - began < within
+        return self.said()
+
+
+def catches(pid: int) -> bool:
+    """Whether a process has a handler of SIGTERM."""
+    (line,) = (line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigCgt"))
+    return bool(int(line.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+
+@pytest.mark.slow
+def test_sigterm_during_imports_and_within_the_compiler(script, tmp_path):
+    """Of which the second runs no Python for a minute."""
+    with Program(script, tmp_path / "a") as program:
+        program.until(lambda said: catches(program.process.pid))
+        program.signal(signal.SIGTERM)
+        assert "stopped by SIGTERM: there was nothing to save" in program.ends(within=20)
+    with Program(script, tmp_path / "b", STOP="compile") as program:
+        program.until(lambda said: "at compile" in said)
+        time.sleep(8)  # its gradient is traced first
+        program.signal(signal.SIGTERM)
+        assert "ends at once: there is nothing to save, and nothing was lost" in program.ends(within=15)
+
+
+@pytest.mark.slow
+def test_a_signal_while_data_is_awaited_and_a_second_one_while_saving(script, straight, tmp_path):
+    workdir = tmp_path / "run"
+    # A loader that takes ten minutes for a batch.
+    with Program(script, workdir, STOP="batch 4", SECONDS="600") as program:
+        program.until(lambda said: "at batch 4" in said)
+        program.signal(signal.SIGINT)
+        assert "stopped by a signal after step 4 of 8; saved step 4" in program.ends(within=20)
+    # A disk that takes ten minutes for a checkpoint, and a person who does not want to wait.
+    with Program(script, workdir, STOP="publish", SECONDS="600", AT="batch 5") as program:
+        program.until(lambda said: "at publish" in said)
+        program.signal(signal.SIGTERM)
+        program.until(lambda said: "saving step 5: this goes on to its end; Ctrl-C gives it up" in said)
+        program.signal(signal.SIGINT)
+        assert "interrupted again: saving step 5 is given up; what was saved before is whole" in program.ends(within=5)
+    # A slow one, and a scheduler that signals twice.
+    with Program(script, workdir, STOP="publish", SECONDS="2", AT="batch 5") as program:
+        program.until(lambda said: "at publish" in said)
+        program.signal(signal.SIGTERM)
+        assert "saved step 5" in program.ends(within=20)
+    assert status("train", script, "--workdir", workdir) == 0
+    assert losses(workdir) == losses(straight)

@@ -219,3 +219,25 @@ def test_a_step_without_an_end_ends_the_run(monkeypatch, capfd):
     train.fit(step, state, batches(), steps=4, mesh=mesh, patience=0.4)
     assert early == [] and ended == [75]
     assert "in wait_for" in capfd.readouterr().err
+
+
+def test_storage_that_hangs_ends_the_run(tmp_path, monkeypatch, capfd):
+    """At the first save that waits for it: here at once."""
+    mesh, state, step = toy.new()
+    ended = []
+    monkeypatch.setattr("jaxdiff.train.watchdog.os._exit", ended.append)
+
+    class Hangs:
+        folder = tmp_path
+        failure = wait = staticmethod(lambda: None)
+        room = staticmethod(lambda state: (0, 0))
+
+        def save(self, state):
+            deadline = time.monotonic() + 20
+            while not ended and time.monotonic() < deadline:
+                time.sleep(0.01)
+
+    train.fit(step, state, toy.batches(), steps=4, mesh=mesh, checkpointer=Hangs(), patience=0.2)
+    assert ended[0] == 75
+    said = capfd.readouterr().err
+    assert "has come no further for 2 s (saving step 4), and ends with status 75" in said and "in save" in said
