@@ -22,6 +22,7 @@ from jaxdiff.cli.sample import columns, draw
 from jaxdiff.experiment import Experiment, build, load, sampler, seed_key
 from jaxdiff.script import Script
 from jaxdiff.sharding import parse_mesh
+from jaxdiff.train.lock import hold
 
 # Seconds: longer than a step of the largest networks, shorter than a night.
 PATIENCE = 900.0
@@ -63,7 +64,8 @@ def command(args: list[str]) -> None:
     before = None if shorter is None else build(function, shorter, mesh).optimizer
     experiment = build(function, knobs, mesh)
     script.check_kept(workdir)  # also what was imported while it was built
-    _train(experiment, script, knobs, workdir=workdir, mesh=mesh, patience=patience, before=before)
+    with hold(workdir):
+        _train(experiment, script, knobs, workdir=workdir, mesh=mesh, patience=patience, before=before)
 
 
 def _train(
