@@ -3,6 +3,7 @@ convert RUN | export RUN | plan EXPERIMENT`."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from importlib import import_module
@@ -25,6 +26,7 @@ ELSEWHERE = {"list": ("gallery", "names"), "new": ("gallery", "new"), "eval": ("
 
 def main(args: list[str] | None = None) -> None:
     """Run the program; a failure that a sentence explains ends it with a status of `faults`, a bug with a traceback."""
+    program = args is None  # then the process is this program's, and its end is the process's
     args = sys.argv[1:] if args is None else args
     if not args or args[0] in ("-h", "--help"):
         width = max(map(len, COMMANDS))
@@ -37,12 +39,12 @@ def main(args: list[str] | None = None) -> None:
     command, *rest = args
     import absl.logging
 
-    from jaxdiff.cli.cluster import end_together
+    from jaxdiff.cli.cluster import end_in_time, end_together
     from jaxdiff.cli.environment import prepare
 
     prepare()
     absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax warns of what is meant
-    with end_together():
+    with end_in_time() if program else contextlib.nullcontext(), end_together():
         try:
             _run(command, rest)
         except (ValueError, OSError) as error:

@@ -10,6 +10,7 @@ import tyro
 from jaxdiff import train
 from jaxdiff.cli.places import try_folder
 from jaxdiff.experiment import load_run
+from jaxdiff.train.lock import Lock
 
 
 def command(
@@ -27,10 +28,17 @@ def command(
         params: averaged or last parameters.
     """
     try_folder(out, "--out")
-    if any(out.glob("*.safetensors*")):
-        raise ValueError(f"{out} holds weights already: choose another --out")
+    _check_free(out)
     export = load_run(run).export
     if form not in export:
         raise ValueError(f"this run is written as {' or '.join(export) or 'nothing'}, got --form {form}")
-    export[form](train.load_params(run, params), out)
+    trained = train.load_params(run, params)
+    with Lock(out, what="converting"):
+        _check_free(out)
+        export[form](trained, out)
     print(out)
+
+
+def _check_free(out: Path) -> None:
+    if any(out.glob("[!.]*.safetensors*")):
+        raise ValueError(f"{out} holds weights already: choose another --out")

@@ -19,6 +19,7 @@ from jaxdiff.experiment import Experiment, load_run
 from jaxdiff.metrics import KernelDistance, accuracy, kernel_distance, precision_recall
 from jaxdiff.options import Count, Seed
 from jaxdiff.sharding import parse_mesh
+from jaxdiff.storage import write_text
 
 Classify = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # images -> (logits, features)
 
@@ -196,10 +197,8 @@ def write_report(path, report: dict[str, Any]) -> Path:
     Returns:
         The path written.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
-    return path
+    write_text(path, json.dumps(report, indent=2, allow_nan=False) + "\n")
+    return Path(path)
 
 
 def _draw(rows: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +23,7 @@ from jaxdiff.cli.sample import named_solver
 from jaxdiff.experiment import Experiment, load_run, numbered_keys, sampler
 from jaxdiff.options import Count
 from jaxdiff.solvers import Solver
+from jaxdiff.storage import replacing
 
 # A file's first line. Its second is the version of JAX that wrote it, whose programs an older one need not understand.
 KIND = b"jaxdiff sampler 1"
@@ -73,9 +73,13 @@ def command(
             experiment, tree, inside=weights == "inside", solver=None if solver is None else named_solver(solver),
             steps=steps, guidance=guidance, platforms=names,
         )  # fmt: skip
-    write_program(out, exported)
+    with ExitStack() as stack:
+        if weights == "argument":
+            # Both are on disk before either has its name: an old program never meets new weights for long.
+            part = stack.enter_context(replacing(beside))
+            np.savez(part, **flat_weights(tree))  # type: ignore[arg-type]
+        write_program(out, exported)
     if weights == "argument":
-        np.savez(beside, **flat_weights(tree))  # type: ignore[arg-type]
         print(beside)
     print(out)
     print(f"  {dtype} on {platforms}: {signature(exported)}")
@@ -143,10 +147,8 @@ def export_sampler(
 def write_program(path: Path, exported: Exported) -> None:
     """Write a program behind two lines that tell its kind and the version of JAX."""
     version = ".".join(map(str, jax.__version_info__))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_bytes(b"\n".join([KIND, version.encode(), exported.serialize()]))
-    os.replace(part, path)
+    with replacing(path) as part:
+        part.write_bytes(b"\n".join([KIND, version.encode(), exported.serialize()]))
 
 
 def flat_weights(params: Any) -> dict[str, np.ndarray]:

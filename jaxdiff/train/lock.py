@@ -129,7 +129,7 @@ class Lock:
             os.close(handle)  # its last holder has removed it
 
     def _is_silent(self, holder: dict[str, Any]) -> bool:
-        """Watch a holder that the kernel cannot tell about: True when it shows no life, False when it ends meanwhile."""
+        """Watch a holder of whom the kernel tells nothing: True where it shows no life, False when it ends."""
         watched = f"{self._folder} was locked by {_described(holder)}; watching for {SILENCE:g} s whether that lives"
         print(f"jaxdiff: {watched}", file=sys.stderr, flush=True)
         first, end = _state(self._path), time.monotonic() + SILENCE
