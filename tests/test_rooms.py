@@ -40,7 +40,7 @@ DISK = {"storage", "faults"}  # how files are written, and what may befall them:
 LEAVES |= {"networks": LEAVES["networks"] | WORDS, "train": LEAVES["train"] | WORDS | DISK, "data": WORDS | DISK}
 ALLOWED = {**MATHS, **LEAVES, **{room: set() for room in WORDS | DISK}}
 ALLOWED["interop"] = FLAX | WHERE | WORDS | DISK | MATHS.keys()
-FRONT = {"__init__", "__main__", "cli", "demo", "plan", "experiment", "experiments", "options", "script"}
+FRONT = {"__init__", "__main__", "cli", "demo", "plan", "experiment", "experiments", "options", "script", "trust"}
 HEAVY = {
     "tensorflow_datasets", "tensorflow", "torch", "grain", "orbax", "matplotlib", "PIL", "safetensors", "transformers",
     "tokenizers", "gradio", "fastapi", "pandas", "diffusers", "onnx",

@@ -18,6 +18,7 @@ def command(
     out: Path,
     form: str = "model",
     params: Literal["ema", "params"] = "ema",
+    trust: bool = False,
 ) -> None:
     """Write what a run has trained as a Hugging Face folder, which PyTorch programs load.
 
@@ -26,10 +27,11 @@ def command(
         out: the folder to write; must not hold weights.
         form: model is the whole network, with adapters merged into it; lora the adapters alone.
         params: averaged or last parameters.
+        trust: execute the run's experiment though others may have written it.
     """
     try_folder(out, "--out")
     _check_free(out)
-    export = load_run(run).export
+    export = load_run(run, trust=trust).export
     if form not in export:
         raise ValueError(f"this run is written as {' or '.join(export) or 'nothing'}, got --form {form}")
     trained = train.load_params(run, params)

@@ -34,6 +34,7 @@ def command(
     batch: Count = 100,
     params: Literal["ema", "params"] = "ema",
     mesh: str = "",
+    trust: bool = False,
 ) -> None:
     """Measure a run's samples against real test images; trains a judge on real data first.
 
@@ -50,11 +51,12 @@ def command(
         batch: samples at a time.
         params: averaged or last parameters.
         mesh: devices as data=4,fsdp=2; data takes those that are left.
+        trust: execute the run's experiment though others may have written it.
     """
     for name in ("eval.json", "judge.npz"):
         try_file(run / name, "a run's")
     where = parse_mesh(mesh)
-    experiment = load_run(run, mesh=where)
+    experiment = load_run(run, mesh=where, trust=trust)
     if not experiment.num_classes or experiment.source is None:
         raise ValueError("eval needs an experiment with classes and a data source: its judge recognizes classes")
     generate = generator(experiment, run, params, guidance=guidance, solver=solver, steps=steps, mesh=where)

@@ -41,6 +41,7 @@ def command(
     weights: Literal["inside", "argument"] = "inside",
     dtype: Literal["float32", "bfloat16"] = "float32",
     platforms: str = "cpu,cuda,tpu",
+    trust: bool = False,
 ) -> None:
     """Write a run's sampler as one program for any batch size; five lines with nothing but JAX load and run it.
 
@@ -54,6 +55,7 @@ def command(
         weights: inside the file, or an argument of the program and in a file .npz beside it.
         dtype: in which the network computes: float32, or bfloat16 as on an accelerator.
         platforms: where the program runs, of cpu, cuda, rocm and tpu.
+        trust: execute the run's experiment though others may have written it.
     """
     out = run / "sampler.jaxdiff" if out is None else out
     names = platforms.split(",")
@@ -67,7 +69,7 @@ def command(
     for path in [out, beside] if weights == "argument" else [out]:
         try_file(path, "--out")
     with portable(dtype), busy(f"lowering for {platforms}"):
-        experiment = load_run(run)
+        experiment = load_run(run, trust=trust)
         tree = experiment.whole(train.load_params(run, params))
         exported = export_sampler(
             experiment, tree, inside=weights == "inside", solver=None if solver is None else named_solver(solver),
