@@ -13,9 +13,12 @@ from jaxdiff.experiment import load_run
 from jaxdiff.trust import check_own
 
 # It tells that it has been executed, whatever becomes of it then.
-PROGRAM = (
-    "from pathlib import Path\nPath(__file__).with_name('ran').touch()\ndef experiment(steps: int = 1):\n    return 3\n"
-)
+PROGRAM = """
+from pathlib import Path
+Path(__file__).with_name("ran").touch()
+def experiment(steps: int = 1):
+    return 3
+"""
 
 
 @pytest.fixture
@@ -69,7 +72,12 @@ def test_new_modules_and_links_beside_it_count(run):
             check_own(run / "experiment.py")
         (run / name).unlink()
     (run.parent / "other.py").touch()
-    for name, target in (("other.py", run.parent / "other.py"), ("package", run.parent)):
+    (run / "experiment.py").unlink()
+    for name, target in (
+        ("experiment.py", run.parent / "other.py"),
+        ("other.py", run.parent / "other.py"),
+        ("package", run.parent),
+    ):
         (run / name).symlink_to(target)
         with pytest.raises(ValueError, match=f"{name} is a link"):
             check_own(run / "experiment.py")
