@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxdiff.cli import main
 from jaxdiff.train import host_rows, load_params, make_mesh
+from jaxdiff.train.lock import Lock
 
 HERE = Path(__file__).parent
 FLAGS = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count"
@@ -153,6 +155,44 @@ def test_a_process_that_fails_or_hangs_ends_the_others(tmp_path, fault):
         assert statuses[1] == 75 and "in batches" in said[1]
     else:
         assert statuses[1] == 1 and "KeyError: 'no such image'" in said[1]
+
+
+# A folder that is locked first, in which all are refused, and then another one.
+REFUSED_FIRST = """
+import json, sys
+from jaxdiff.cli import cluster
+from jaxdiff.cli.cluster import end_together, join
+from jaxdiff.cli.train import command
+cluster.HEARTBEAT = 10
+join()
+with end_together():
+    locked, other = json.loads(sys.argv[1])
+    try:
+        command(locked)
+    except ValueError as error:
+        print(error, flush=True)
+        command(other)
+"""
+
+
+@pytest.mark.slow
+def test_one_that_is_killed_while_it_saves_ends_the_others_and_a_restart_goes_on(tmp_path):
+    """The step stays invisible; and what comes before: in a folder of another trainer's all of them are refused."""
+    workdir, locked, straight = (tmp_path / name for name in ("run", "locked", "straight"))
+    knobs = ["--steps", "6", "--fault", "kill"]
+    arguments = [[TINY, "--workdir", str(folder), *knobs] for folder in (locked, workdir)]
+    with Lock(locked):
+        statuses, said = run(2, 1, "-c", REFUSED_FIRST, json.dumps(arguments), folder=tmp_path)
+        assert [path.name for path in locked.iterdir()] == [".lock"]
+    for text in said:
+        assert f"{locked} is in use by process {os.getpid()} on" in text
+    assert statuses[1] == -signal.SIGKILL and statuses[0] != 0
+    whole = [path.name for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal()]
+    assert whole == ["2"]
+    for folder in (workdir, straight):
+        main(["train", TINY, "--workdir", str(folder), *knobs])
+    np.testing.assert_allclose(losses(workdir), losses(straight), rtol=0, atol=1e-6)
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["4", "6"]
 
 
 @pytest.mark.slow
