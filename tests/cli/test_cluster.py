@@ -117,7 +117,7 @@ from jaxdiff.cli import cluster
 cluster.GRACE = 0.5
 sys.argv = ["jaxdiff", "list"]
 for error in (OSError(28, "the disk is full"), KeyError("lost"), KeyboardInterrupt()):
-    def fail(command, args):
+    def fail(*_):
         threading.Thread(target=time.sleep, args=(600,), name="stuck").start()
         raise error
     cli._run = fail

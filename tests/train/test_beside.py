@@ -9,10 +9,11 @@ from train import toy
 
 from jaxdiff import train
 
-READS = 12
+STEPS = 5  # that it comes to see, at least
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(120)
 @pytest.mark.xfail(reason="a step that is deleted while it is read is called damaged", strict=False)
 def test_parameters_are_read_while_checkpoints_come_and_go(tmp_path):
     _, state, _ = toy.new()
@@ -34,7 +35,7 @@ def test_parameters_are_read_while_checkpoints_come_and_go(tmp_path):
     writer.start()
     seen = []
     try:
-        while not failed and len(seen) < READS:
+        while not failed and len(set(seen)) < STEPS:
             if not seen and not any(path.name.isdecimal() for path in tmp_path.glob("checkpoints/*")):
                 continue  # the first is still to come
             params = train.load_params(tmp_path)
@@ -44,4 +45,4 @@ def test_parameters_are_read_while_checkpoints_come_and_go(tmp_path):
     finally:
         stop.set()
         writer.join(timeout=60)
-    assert not failed and seen == sorted(seen) and len(set(seen)) > READS / 2
+    assert not failed and seen == sorted(seen)
