@@ -77,7 +77,6 @@ class Lock:
             OSError: the folder cannot be written.
         """
         self._made = not self._folder.exists()
-        self._folder.mkdir(parents=True, exist_ok=True)
         while self._handle is None:
             handle, locked = self._take()
             try:
@@ -111,7 +110,11 @@ class Lock:
     def _take(self) -> tuple[int, bool]:
         """Open the file and lock it; whether this file system has locks."""
         while True:
-            handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+            self._folder.mkdir(parents=True, exist_ok=True)
+            try:
+                handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+            except FileNotFoundError:
+                continue  # its last holder has removed the folder, in which nothing was written
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
