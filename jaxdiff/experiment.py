@@ -28,6 +28,7 @@ from jaxdiff.sharding import batch_parts, constrain_tokens, on, platform
 from jaxdiff.solvers import Solver
 from jaxdiff.train import read_knobs
 from jaxdiff.train.ema import Decays
+from jaxdiff.trust import check_own
 
 __all__ = [
     "Experiment",
@@ -284,18 +285,21 @@ def build(function: Callable[..., Experiment], knobs: Mapping[str, Any], mesh: M
     return function(**knobs, **where)
 
 
-def load_run(workdir: str | Path, *, mesh: Mesh | None = None) -> Experiment:
+def load_run(workdir: str | Path, *, mesh: Mesh | None = None, trust: bool = False) -> Experiment:
     """Rebuild a run's experiment from the files and the knobs that training left in its folder.
 
     Args:
         workdir: the run's folder.
         mesh: where the parameters that it reads lie; None is the default device.
+        trust: execute the folder's Python files whoever has written them, or may have.
     Returns:
         the experiment.
     Raises:
-        ValueError: the folder holds no run.
+        ValueError: the folder holds no run, or others than the user may have written its files.
     """
     workdir = Path(workdir)
     if not (workdir / SOURCE).is_file():
         raise ValueError(f"{workdir} holds no run: `jaxdiff train EXPERIMENT --workdir {workdir}` makes one")
+    if not trust:
+        check_own(workdir / SOURCE)
     return build(load(Script(workdir / SOURCE, kept=True)), read_knobs(workdir), mesh)

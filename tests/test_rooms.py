@@ -41,7 +41,7 @@ LEAVES |= {"networks": LEAVES["networks"] | WORDS, "train": LEAVES["train"] | WO
 ALLOWED = {**MATHS, **LEAVES, **{room: set() for room in WORDS | DISK}}
 ALLOWED |= {"signals": {"faults"}, "train": ALLOWED["train"] | {"signals"}}  # who asks a program to end, and how it does
 ALLOWED["interop"] = FLAX | WHERE | WORDS | DISK | MATHS.keys()
-FRONT = {"__init__", "__main__", "cli", "demo", "plan", "experiment", "experiments", "options", "script"}
+FRONT = {"__init__", "__main__", "cli", "demo", "plan", "experiment", "experiments", "options", "script", "trust"}
 HEAVY = {
     "tensorflow_datasets", "tensorflow", "torch", "grain", "orbax", "matplotlib", "PIL", "safetensors", "transformers",
     "tokenizers", "gradio", "fastapi", "pandas", "diffusers", "onnx",

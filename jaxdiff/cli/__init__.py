@@ -3,11 +3,13 @@ encode DIRECTORY | convert RUN | export RUN | plan EXPERIMENT`."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from importlib import import_module
 from importlib.metadata import version
 
+from jaxdiff.faults import AGAIN
 from jaxdiff.signals import Signals, Stopped
 
 COMMANDS = {
@@ -31,6 +33,7 @@ def main(args: list[str] | None = None) -> None:
 
     SIGTERM and Ctrl-C end every command with status 75, and no half-written file is left.
     """
+    program = args is None  # then the process is this program's, and its end is the process's
     args = sys.argv[1:] if args is None else args
     if not args or args[0] in ("-h", "--help"):
         width = max(map(len, COMMANDS))
@@ -40,26 +43,32 @@ def main(args: list[str] | None = None) -> None:
     if args == ["--version"]:
         print(f"jaxdiff {version('jaxdiff')}")
         return
-    with Signals(ends=True) as signals:
-        try:
-            _prepared(*args, signals=signals)
-        except Stopped as stop:
+    try:
+        with Signals(ends=True) as signals:
+            _prepared(args[0], args[1:], signals, program=program)
+    except SystemExit as stop:
+        if isinstance(stop, Stopped):
             lost = ": there was nothing to save, and nothing was lost" if args[0] == "train" else ""
             print(f"jaxdiff: stopped by {stop.signal}{lost}", file=sys.stderr)
-            raise
+        if program and stop.code == AGAIN:
+            # An orderly exit would wait for what a signal has interrupted: a compiler's threads, say.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(AGAIN)
+        raise
 
 
-def _prepared(command: str, *args: str, signals: Signals) -> None:
+def _prepared(command: str, args: list[str], signals: Signals, *, program: bool) -> None:
     import absl.logging
 
-    from jaxdiff.cli.cluster import end_together
+    from jaxdiff.cli.cluster import end_in_time, end_together
     from jaxdiff.cli.environment import prepare
 
     prepare()
     absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax warns of what is meant
-    with end_together():
+    with end_in_time() if program else contextlib.nullcontext(), end_together():
         try:
-            _run(command, list(args), signals)
+            _run(command, args, signals)
         except (ValueError, OSError) as error:
             from jaxdiff.cli.errors import sentence
             from jaxdiff.faults import status

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,6 +18,8 @@ from jaxdiff.faults import AGAIN
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 # Seconds until the others notice that a process is gone. JAX's own 100 are long where each costs a thousand chips.
 HEARTBEAT = 30
+# Seconds that an orderly exit may take after a failure.
+GRACE = 10.0
 
 
 def join() -> bool:
@@ -107,6 +110,30 @@ def _first_to_fail(error: BaseException) -> str:
         asking.start()
         asking.join(3)  # seconds; nobody answers for a process that is gone
     return found[0] if found else "process 0, which knows of the others, does not answer: look at what it says"
+
+
+@contextmanager
+def end_in_time() -> Iterator[None]:
+    """End a process that fails within `GRACE` seconds.
+
+    An orderly exit waits for every thread, and one that writes a checkpoint may wait for what never comes.
+    """
+    try:
+        yield
+    except BaseException as error:
+        status = error.code if isinstance(error, SystemExit) else 130 if isinstance(error, KeyboardInterrupt) else 1
+        number = status if isinstance(status, int) else int(status is not None)
+
+        def end() -> None:
+            time.sleep(GRACE)
+            names = [thread.name for thread in threading.enumerate() if not thread.daemon]
+            print(f"jaxdiff: ended with status {number} while there were threads: {', '.join(names)}", file=sys.stderr)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(number)
+
+        threading.Thread(target=end, name="end in time", daemon=True).start()
+        raise
 
 
 def _launched(environ: Mapping[str, str]) -> dict[str, Any] | None:

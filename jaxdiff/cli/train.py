@@ -26,6 +26,7 @@ from jaxdiff.options import Count
 from jaxdiff.script import Script
 from jaxdiff.sharding import parse_mesh
 from jaxdiff.signals import Signals
+from jaxdiff.train.lock import hold
 from jaxdiff.train.log import EVENTS, METRICS
 
 # Seconds: longer than a step of the largest networks, shorter than a night. A process that hangs alone costs no others.
@@ -78,7 +79,9 @@ def command(args: list[str], signals: Signals | None = None) -> None:
         experiment = replace(experiment, save_every=options["save_every"])
     script.check_kept(workdir)  # also what was imported while it was built
     where = _Where(workdir, mesh, patience, goodput, signals)
-    if not _train(experiment, script, knobs, where=where, before=before):
+    with hold(workdir):
+        finished = _train(experiment, script, knobs, where=where, before=before)
+    if not finished:
         raise SystemExit(AGAIN)
 
 
