@@ -111,7 +111,9 @@ def _per_second(last: Record) -> float | None:
     """Steps a second of the newest process since its first one."""
     if not last or last["step"] == last["from"]:
         return None
-    return (last["step"] - last["from"]) / sum(last["seconds"][name] for name in last["seconds"].keys() - {"start", "compile"})
+    return (last["step"] - last["from"]) / sum(
+        last["seconds"][name] for name in last["seconds"].keys() - {"start", "compile"}
+    )
 
 
 def _numbers(records: Sequence[Record], name: str) -> list[float]:

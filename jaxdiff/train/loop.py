@@ -18,8 +18,8 @@ from jaxdiff.sharding import shard_batch
 from jaxdiff.signals import Signals, Stopped
 from jaxdiff.train.display import Display
 from jaxdiff.train.goodput import Goodput
-from jaxdiff.train.log import Record
 from jaxdiff.train.keeper import Keeper, Store
+from jaxdiff.train.log import Record
 from jaxdiff.train.state import TrainState
 from jaxdiff.train.step import Step
 from jaxdiff.train.watchdog import Watchdog
