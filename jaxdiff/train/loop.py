@@ -200,10 +200,10 @@ class _Run:
                 self.goodput.took(time.monotonic() - since)
         return metrics
 
-    def settle(self, ahead: int, times: float = 1) -> None:
+    def settle(self, ahead: int) -> None:
         self.doing("waiting for the devices")
         if self.display.settle(ahead):
-            self.watchdog.beat(times)
+            self.watchdog.beat()
 
     def asked(self) -> bool:
         """Whether a signal asks to stop: in many processes of all after the same step, by JAX's own handler."""
@@ -217,7 +217,9 @@ class _Run:
         saving = self.keeper.due(self.done) or last
         preview, snapshot = (look if look.due(self.done, self.steps) else None for look in self.looks)
         rare = saving or preview is not None or snapshot is not None
-        self.settle(0 if rare else self.ahead, RARE if rare else 1)
+        self.settle(0 if rare else self.ahead)
+        if rare:
+            self.watchdog.beat(RARE)
         if saving:
             self.save()
         if snapshot is not None:

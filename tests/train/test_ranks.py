@@ -18,14 +18,14 @@ def steps(workdir):
 
 def trains(workdir, beyond):
     """Wait until steps beyond a number are done."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not any(step > beyond for step in steps(workdir)) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert steps(workdir)[-1] > beyond
 
 
 def ends(process):
-    return process.wait(timeout=120)
+    return process.wait(timeout=240)
 
 
 @pytest.mark.slow
