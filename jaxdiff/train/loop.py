@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -149,8 +150,9 @@ class _Run:
             batch = self.load()
             while batch is not None:
                 metrics = self.dispatch(batch)
-                self.stopping = self.asked()
-                batch = None if self.stopping or self.done == self.steps else self.load(metrics)
+                last = self.done == self.steps  # which what is due at the end belongs to
+                self.stopping = not last and self.asked()
+                batch = None if self.stopping or last else self.load(metrics)
                 self.look_after(last=batch is None)
                 if self.stopping:
                     break
@@ -162,6 +164,9 @@ class _Run:
             if jax.process_count() == 1 or isinstance(error, NotFinite):
                 self.watchdog.beat(RARE)
                 self.keeper.rescue(self.state)
+            else:
+                lost = "what was done since the last checkpoint is not saved: all processes would have to save it"
+                print(f"jaxdiff: process {jax.process_index()} ends: {lost}", file=sys.stderr, flush=True)
             raise
         finally:
             self.record(now=True)
