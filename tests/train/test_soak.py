@@ -23,7 +23,7 @@ from jaxdiff.experiment import load_run
 
 HERE = Path(__file__).parent
 MINUTES = float(os.environ.get("JAXDIFF_SOAK", 0))
-PAUSE = 0.05  # seconds of a batch, so that the disturbed run does not end before its time
+PAUSE = 0.1  # seconds of a batch, so that the disturbed run does not end before its time
 STEPS = int(MINUTES * 60 / PAUSE)
 RESTARTS = {"early": {75, -signal.SIGTERM}, "terminate": {75}, "interrupt": {75}, "twice": {75, 130}, "stall": {75}}
 FLAGS = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=1"
