@@ -62,7 +62,7 @@ class Experiment:
         ema: step -> decay of the parameters' average, or a tuple of such for as many averages; see `train.ema`.
         batches: (first step, rows of a batch that this host reads; None, all) -> iterator of batches from there on.
         batch: examples in an update, of all hosts together.
-        steps: updates in the whole run.
+        steps: batches in the whole run.
         seed: of parameters, training noise and data order.
         shape: of one example, as the network sees it.
         example: one example of a batch, whose arrays have one more axis in front; by default "x", float32 of that
@@ -75,6 +75,7 @@ class Experiment:
         ema_memory: where the averages wait between two updates; see `train.create`.
         snapshot_every: steps between two snapshots of the averages, which stay; 0: none.
         preview_every: steps between two previews.
+        save_every: steps between two checkpoints; None: as between two previews.
         preview: pictures in one, drawn at a time; the last has twice as many.
         num_classes: of the condition "label"; 0 without one.
         null_label: the label that says nothing; None for a network that was never trained without its condition.
@@ -114,6 +115,7 @@ class Experiment:
     ema_memory: str = "device"
     snapshot_every: int = 0
     preview_every: int = 1000
+    save_every: int | None = None
     preview: int = 50
     num_classes: int = 0
     null_label: int | None = None
@@ -134,6 +136,8 @@ class Experiment:
     def __post_init__(self) -> None:
         for name in ("batch", "steps", "sample_steps", "accumulate", "per_dispatch", "preview_every", "preview"):
             Range(1).check(name, getattr(self, name))
+        if self.save_every is not None:
+            Range(1).check("save_every", self.save_every)
         for name in ("snapshot_every", "num_classes"):
             Range(0).check(name, getattr(self, name))
         SEED.check("seed", self.seed)

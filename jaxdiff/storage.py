@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-__all__ = ["replacing", "sync", "write_text"]
+from jaxdiff.faults import Damaged
+
+__all__ = ["read_json", "replacing", "sync", "write_text"]
 
 
 @contextlib.contextmanager
@@ -48,6 +52,31 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """
     with replacing(path) as beside:
         beside.write_text(text)
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a file that holds names and values.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Name -> value.
+
+    Raises:
+        Damaged: it is no text, no JSON, nested too deeply, or holds something else.
+    """
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        raise Damaged(f"{path} is damaged: it is not text") from None
+    except RecursionError:
+        raise Damaged(f"{path} is damaged: it is nested too deeply") from None
+    except ValueError as error:
+        raise Damaged(f"{path} is damaged: {error}") from None
+    if not isinstance(found, dict):
+        raise Damaged(f"{path} is damaged: it must hold names and values, got {found!r:.80}")
+    return found
 
 
 def sync(path: Path) -> None:

@@ -102,7 +102,8 @@ def fit_classifier(
     network = Classifier(num_classes)
     optimizer = train.adamw(3e-3, warmup=max(1, steps // 7), steps=steps, schedule="cosine", weight_decay=0.02)
     params = jax.jit(network.init)(key_init, jnp.asarray(images[:1]))["params"]
-    state = train.TrainState(jnp.int32(0), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
+    average = jax.tree.map(jnp.copy, params)
+    state = train.TrainState(jnp.int32(0), params, average, optimizer.init(params), jnp.int32(0))
     step = train.make_step(_loss(network), optimizer, key=key_steps, ema=ema.warmup(0.995))
     metrics: dict[str, jax.Array] = {}
     with Progress("classifier", steps, "step", disable=not progress) as bar:

@@ -1,27 +1,44 @@
-"""Checkpoints of a run: the only module that knows Orbax."""
+"""Checkpoints of a run: saved in the background, verified when they are read, and replaced by older ones if damaged."""
 
-import json
+from __future__ import annotations
+
 import os
-from collections.abc import Collection, Mapping
+import shutil
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
+from jaxdiff.faults import Damaged
 from jaxdiff.messages import listed
 from jaxdiff.sharding import shard_params
+from jaxdiff.train import flat, steps, together
+from jaxdiff.train.arrays import Arrays
+from jaxdiff.train.reading import Choose, Described, read
+from jaxdiff.train.saving import Saving
 
 FOLDER = "checkpoints"
-KNOBS = "run.json"
+
+
+class Room(NamedTuple):
+    """Bytes that checkpoints will need on disk beside those that are there, and bytes that are free."""
+
+    needed: int
+    free: int
 
 
 class Checkpointer:
-    """Saves states under `workdir/checkpoints/STEP`, in the background, and restores them onto any mesh."""
+    """Saves states under `workdir/checkpoints/STEP`, in the background, and restores them onto any mesh.
+
+    A step has its name only when all of it is on disk, with a manifest that holds a hash of every file; what does not
+    agree with it is never returned. In many processes, all of them make the same calls.
+    """
 
     def __init__(
         self,
@@ -31,7 +48,7 @@ class Checkpointer:
         read_only: bool = False,
         folder: str = FOLDER,
     ):
-        """Open a run's checkpoints.
+        """Open a run's checkpoints, and remove what a save that was killed has left.
 
         Args:
             workdir: the run's folder.
@@ -45,21 +62,57 @@ class Checkpointer:
         if keep is not None and keep < 1:
             raise ValueError(f"keep must be at least 1, got {keep}")
         self.folder = Path(workdir).absolute() / folder
-        writing = {"create": True, "cleanup_tmp_directories": True, "max_to_keep": keep}
-        options = ocp.CheckpointManagerOptions(**({"read_only": True, "create": False} if read_only else writing))
-        handlers = {"state": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
-        self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
+        self.quarantined: list[Path] = []  # what this has set aside
+        self._keep, self._read_only = keep, read_only
+        self._arrays = Arrays()
+        self._saving: Saving | None = None
+        self._attempts = 0
+        self._failed: Exception | None = None  # of the last save that ended
+        self._unsaid: Exception | None = None
+        self._said_ignored = False
+        if not read_only and together.first_process():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            steps.clean_up(self.folder)
 
     def latest(self) -> int | None:
-        """Return the newest checkpoint's step, or None."""
-        return self._manager.latest_step()
+        """Return the newest checkpoint's step, or None where there is none yet; waits for a save that runs.
+
+        Raises:
+            Damaged: there are checkpoints, and none has a good manifest.
+        """
+
+        def newest() -> int | None:
+            held = steps.whole(self.folder)
+            if not held and (steps.numbered(self.folder) or steps.set_aside(self.folder)):
+                raise self._none_left({})
+            return held[-1] if held else None
+
+        self._settle()
+        return self._first_does(newest)
 
     def steps(self) -> list[int]:
-        """Return the steps of all checkpoints, increasing."""
-        return sorted(self._manager.all_steps())
+        """Return the steps of all checkpoints with a good manifest, increasing; waits for a save that runs."""
+        self._settle()
+        return self._first_does(lambda: steps.whole(self.folder))
+
+    def room(self, state: Any) -> Room:
+        """Return how much space the checkpoints of states like this one will need, and how much there is.
+
+        Args:
+            state: arrays or `jax.ShapeDtypeStruct`.
+        """
+        size = sum(x.size * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(state))
+        place = self.folder
+        while not place.exists():
+            place = place.parent
+        # The newest is written before the oldest goes.
+        more = 1 if self._keep is None else max(1, self._keep + 1 - len(steps.whole(self.folder)))
+        return Room(more * size, shutil.disk_usage(place).free)
 
     def save(self, state: Any) -> None:
         """Start to save a state under its step; it may be donated as soon as this returns.
+
+        A full disk, say, fails the save and nothing else: see `failure`.
 
         Args:
             state: a `TrainState`.
@@ -68,107 +121,169 @@ class Checkpointer:
             ValueError: a checkpoint of this or a later step exists, or this is read-only.
         """
         step = int(state.step)
-        latest = self.latest()
-        if latest is not None and step <= latest:
-            raise ValueError(f"cannot save step {step}: {self.folder} already holds step {latest}")
-        flat = _flatten(state)
-        meta = {"step": step, "checksums": _checksums(flat)}
-        args = ocp.args.Composite(state=ocp.args.PyTreeSave(flat), meta=ocp.args.JsonSave(meta))
-        if not self._manager.save(step, args=args):
+        if self._read_only:
             raise ValueError(f"step {step} was not saved: {self.folder} is open for reading only")
+        try:
+            held = self.steps()
+        except OSError as error:
+            self._failed = self._unsaid = error
+            return
+        if step in held or (self._keep is not None and held and step < held[-1]):
+            raise ValueError(f"cannot save step {step}: {self.folder} already holds step {held[-1]}")
+        self._attempts += 1
+        self._saving = Saving(
+            self._arrays, self.folder, step, flat.flatten(state), keep=self._keep, attempt=self._attempts
+        )
+        self._saving.copied()
+
+    def failure(self) -> Exception | None:
+        """Return why a save failed, once; None if none has since the last call, or it has not ended."""
+        saving = self._saving
+        if saving is not None and self._first_does(saving.ended):
+            self._settle()
+        unsaid, self._unsaid = self._unsaid, None
+        return unsaid
 
     def restore(self, like: Any, step: int | None = None) -> Any:
         """Read a state and lay it out as `like` says, whatever mesh it was saved from.
 
+        A newest checkpoint that is damaged is renamed to `quarantine-STEP`, or only passed over where this is
+        read-only; a line on stderr says so, and the one before it is read.
+
         Args:
             like: tree of arrays or `jax.ShapeDtypeStruct` with shardings, for example `state.abstract(...)`.
-            step: which checkpoint; None is the newest.
+            step: which checkpoint; None is the newest that is good.
 
         Returns:
             A tree like `like` of arrays, bit for bit as they were saved.
 
         Raises:
-            ValueError: there is no such checkpoint, it is damaged, or its arrays differ from `like` in name,
-                shape or dtype; the differences are listed, nothing is cast.
+            Damaged: the checkpoint is damaged, or all are.
+            ValueError: there is no such checkpoint, or its arrays differ from `like` in name, shape or dtype; the
+                differences are listed, nothing is cast.
         """
-        step = self._existing(step)
-        wanted = _flatten(like)
-        try:
-            saved = self._manager.item_metadata(step)["state"].tree
-        except Exception as error:
-            raise self._damaged(step, error) from error
-        differences = _differences(saved, wanted)
-        if differences:
-            told = listed(differences, between="\n  ")
-            raise ValueError(f"checkpoint {self.folder / str(step)} does not fit:\n  {told}")
-        return _unflatten_like(like, self._read(step, wanted))
+        wanted = flat.flatten(like)
+
+        def all_of_it(place: Path, saved: Described) -> Described:
+            differences = flat.differences(saved, wanted)
+            if differences:
+                raise ValueError(f"checkpoint {place} does not fit:\n  {listed(differences, between=chr(10) + '  ')}")
+            return wanted
+
+        return flat.unflatten_like(like, self._load(step, all_of_it))
 
     def restore_params(self, which: str, step: int | None = None, *, mesh: Mesh | None = None) -> Any:
         """Read a part of a state, as a nested dict.
 
         Args:
             which: "params", "ema" (the first of several averages) or "ema/1", say.
-            step: which checkpoint; None is the newest.
+            step: which checkpoint; None is the newest that is good, as for `restore`.
             mesh: where its arrays shall lie; None is the default device.
 
         Raises:
-            ValueError: there is no such checkpoint, or it is damaged.
+            Damaged: the checkpoint is damaged, or all are.
+            ValueError: there is no such checkpoint, or it has no such part.
         """
-        step = self._existing(step)
-        try:
-            saved = self._manager.item_metadata(step)["state"].tree
-            prefix = _prefix(saved, which)
-            part = _nest({n.removeprefix(prefix): x for n, x in saved.items() if n.startswith(prefix)})
+        prefix = ""
+
+        def one_part(place: Path, saved: Described) -> Described:
+            nonlocal prefix
+            prefix = flat.prefix(saved, which)
+            part = flat.nest({n.removeprefix(prefix): x for n, x in saved.items() if n.startswith(prefix)})
+            if not part:
+                raise ValueError(f"checkpoint {place} has no {which!r}")
             places = jax.tree.map(lambda x: None, part) if mesh is None else shard_params(part, mesh)
             describe = lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)  # noqa: E731
-            wanted = _flatten(jax.tree.map(describe, part, places))
-        except Exception as error:
-            raise self._damaged(step, error) from error
-        read = self._read(step, {prefix + name: x for name, x in wanted.items()})
-        return _nest({name.removeprefix(prefix): x for name, x in read.items()})
+            return {prefix + name: x for name, x in flat.flatten(jax.tree.map(describe, part, places)).items()}
+
+        found = self._load(step, one_part)
+        return flat.nest({name.removeprefix(prefix): x for name, x in found.items()})
 
     def wait(self) -> None:
-        """Block until everything is on disk; a failed save (a full disk, say) raises here."""
-        self._manager.wait_until_finished()
+        """Block until everything is on disk; if the last save failed (a full disk, say), raise why."""
+        self._settle()
+        if self._failed is not None:
+            raise self._failed
 
     def close(self) -> None:
-        """Wait for running saves and release the background threads."""
-        self._manager.close()
+        """Wait as `wait` does."""
+        self.wait()
 
-    def __enter__(self) -> "Checkpointer":
+    def __enter__(self) -> Checkpointer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: TracebackType | BaseException | None) -> None:
-        self.close()
+        self.close() if kind is None else self._settle()
 
-    def _existing(self, step: int | None) -> int:
-        self.wait()  # a step that is still being written would look damaged
-        steps = self.steps()
-        if not steps or (step is not None and step not in steps):
-            raise ValueError(f"no checkpoint{'' if step is None else f' {step}'} in {self.folder}; it holds {steps}")
-        return steps[-1] if step is None else step
+    def _settle(self) -> None:
+        """Wait for the save that runs, if any, and note how it ended."""
+        if self._saving is not None:
+            saving, self._saving = self._saving, None
+            self._failed = saving.result()
+            self._unsaid = self._failed or self._unsaid
 
-    def _read(self, step: int, wanted: dict[str, Any]) -> dict[str, Any]:
-        args = ocp.args.Composite(
-            state=ocp.args.PyTreeRestore(
-                wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
-            ),
-            meta=ocp.args.JsonRestore(),
+    def _first_does(self, act: Callable[[], Any]) -> Any:
+        return together.first_does(self.folder.name, act)
+
+    def _load(self, step: int | None, choose: Choose) -> dict[str, Any]:
+        """Read what `choose` takes of a step's arrays: the given step, or the newest one that is good."""
+        self._settle()
+        bad: dict[int, str] = {}
+        while True:
+            number = self._first_does(lambda: self._newest(step, bad))
+            place = self.folder / str(number)
+            try:
+                return read(self._arrays, place, choose)
+            except Damaged as error:
+                if not self._first_does(place.is_dir):
+                    continue  # a trainer has deleted it meanwhile
+                if step is not None:
+                    others = listed(str(other) for other in self.steps() if other != step) or "none"
+                    raise Damaged(f"checkpoint {place} is damaged ({error}); others: {others}") from None
+                bad[number] = str(error)
+                self._pass_over(number, str(error))
+
+    def _newest(self, step: int | None, bad: Mapping[int, str]) -> int:
+        held = steps.numbered(self.folder)
+        if step is not None:
+            if step not in held:
+                raise ValueError(f"no checkpoint {step} in {self.folder}; it holds {steps.whole(self.folder)}")
+            return step
+        self._say_ignored()
+        left = [number for number in held if number not in bad]
+        if left:
+            return left[-1]
+        if bad or steps.set_aside(self.folder):
+            raise self._none_left(bad)
+        raise ValueError(f"no checkpoint in {self.folder}; it holds []")
+
+    def _pass_over(self, number: int, why: str) -> None:
+        """Set a damaged step aside, unless this only reads, and say so."""
+        if self._read_only:
+            self._say(f"checkpoint {self.folder / str(number)} is damaged ({why}): passed over")
+            return
+        aside = self._first_does(lambda: str(steps.quarantine(self.folder, number)))
+        self.quarantined.append(Path(aside))
+        self._say(f"checkpoint {self.folder / str(number)} is damaged ({why}): set aside as {Path(aside).name}")
+
+    def _none_left(self, bad: Mapping[int, str]) -> Damaged:
+        reasons = [f"{number}: {why}" for number, why in bad.items()]
+        reasons += [f"{number} has no good manifest" for number in steps.numbered(self.folder) if number not in bad]
+        reasons += [name for name in steps.set_aside(self.folder) if self.folder / name not in self.quarantined]
+        return Damaged(
+            f"no checkpoint in {self.folder} is whole ({listed(reasons, limit=4, between='; ')}); "
+            "to begin again, move that folder away"
         )
-        try:
-            read = self._manager.restore(step, args=args)
-            flat, expected = read["state"], read["meta"]["checksums"]
-        except Exception as error:
-            raise self._damaged(step, error) from error
-        bad = [name for name, value in _checksums(flat).items() if value != expected[name]]
-        if bad:
-            raise self._damaged(step, f"the bits of {listed(bad)} changed since they were saved")
-        return flat
 
-    def _damaged(self, step: int, why: object) -> ValueError:
-        older = [s for s in self.steps() if s < step]
-        advice = f"move it away to go on from step {max(older)}" if older else "there is no older one"
-        return ValueError(f"checkpoint {self.folder / str(step)} is damaged; {advice} ({why})")
+    def _say_ignored(self) -> None:
+        found = [f"{name} ({why})" for name, why in steps.ignored(self.folder).items() if name[0] != "."]
+        if found and not self._said_ignored:
+            self._say(f"{self.folder} holds more than steps: {listed(found)}")
+        self._said_ignored = True
+
+    def _say(self, text: str) -> None:
+        if together.first_process():
+            print(f"jaxdiff: {text}", file=sys.stderr)
 
 
 def load_params(
@@ -183,14 +298,15 @@ def load_params(
     Args:
         workdir: the run's folder.
         which: the moving average, or the parameters as the optimizer left them.
-        step: which checkpoint; None is the newest.
+        step: which checkpoint; None is the newest that is good.
         mesh: where they shall lie; None is the default device.
 
     Returns:
         Nested dict of arrays.
 
     Raises:
-        ValueError: there is no such checkpoint, or it is damaged.
+        Damaged: the checkpoint is damaged, or all are.
+        ValueError: there is no such checkpoint.
     """
     if which not in ("ema", "params"):
         raise ValueError(f"which must be 'ema' or 'params', got {which!r}")
@@ -198,136 +314,3 @@ def load_params(
         raise ValueError(f"{workdir} is not a run: it has no folder {FOLDER!r}")
     with Checkpointer(workdir, read_only=True) as checkpointer:
         return jax.tree.map(jnp.asarray, checkpointer.restore_params(which, step, mesh=mesh))
-
-
-def write_knobs(workdir: str | os.PathLike[str], knobs: Mapping[str, Any], *, may_change: Collection[str] = ()) -> None:
-    """Put a run's knobs into `workdir/run.json`, and refuse a folder that belongs to another run.
-
-    Args:
-        workdir: the run's folder; made if missing.
-        knobs: name -> a value that JSON can hold.
-        may_change: as for `check_knobs`.
-
-    Raises:
-        ValueError: as `check_knobs` does.
-    """
-    check_knobs(workdir, knobs, may_change=may_change)
-    if jax.process_index() == 0:
-        path = Path(workdir) / KNOBS
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".tmp")
-        partial.write_text(json.dumps(dict(knobs), indent=2) + "\n")
-        partial.replace(path)  # whole or not at all, also when the machine stops here
-
-
-def check_knobs(workdir: str | os.PathLike[str], knobs: Mapping[str, Any], *, may_change: Collection[str] = ()) -> None:
-    """Refuse a folder that belongs to another run; one without a run is good.
-
-    Args:
-        workdir: the run's folder.
-        knobs: name -> a value that JSON can hold.
-        may_change: knobs that may differ from what is written, since they only extend the run ("steps").
-
-    Raises:
-        ValueError: the folder holds other knobs, and the message lists each as old -> new; or JSON cannot hold one.
-    """
-    new = {}
-    for name, value in knobs.items():
-        try:
-            new[name] = json.loads(json.dumps(value))  # tuples become lists, as they do in the file
-        except TypeError:
-            raise ValueError(f"the knob {name!r} is a {type(value).__name__}, which {KNOBS} cannot hold") from None
-    if not has_knobs(workdir):
-        return
-    old = read_knobs(workdir)
-    missing = object()
-    changed = [
-        f"{name}: {json.dumps(old[name]) if name in old else 'absent'} -> "
-        f"{json.dumps(new[name]) if name in new else 'absent'}"
-        for name in sorted(old.keys() | new.keys())
-        if name not in may_change and old.get(name, missing) != new.get(name, missing)
-    ]
-    if changed:
-        listed = "\n  ".join(changed)
-        raise ValueError(f"{workdir} holds a run with other knobs; choose another workdir:\n  {listed}")
-
-
-def has_knobs(workdir: str | os.PathLike[str]) -> bool:
-    """Whether a folder is a run's: whether there are knobs in it."""
-    return (Path(workdir) / KNOBS).is_file()
-
-
-def read_knobs(workdir: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read the knobs of the run in a folder.
-
-    Raises:
-        ValueError: there is no `run.json`, or it is not JSON.
-    """
-    path = Path(workdir) / KNOBS
-    if not has_knobs(workdir):
-        raise ValueError(f"{workdir} is not a run: it has no {KNOBS}")
-    try:
-        knobs = json.loads(path.read_text())
-    except ValueError as error:  # no JSON, or no text
-        raise ValueError(f"{path} is damaged: {error}") from error
-    if not isinstance(knobs, dict):
-        raise ValueError(f"{path} is damaged: it must hold names and values, got {knobs!r:.80}")
-    return knobs
-
-
-# A state is stored as one flat dict, path -> array: it then depends on no class of ours or of optax, and a
-# difference has a name.
-def _flatten(tree: Any) -> dict[str, Any]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
-def _unflatten_like(like: Any, flat: dict[str, Any]) -> Any:
-    return jax.tree.unflatten(jax.tree.structure(like), [flat[name] for name in _flatten(like)])
-
-
-def _nest(flat: dict[str, Any]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for name, value in flat.items():
-        *parents, last = name.split("/")
-        folder = nested
-        for parent in parents:
-            folder = folder.setdefault(parent, {})
-        folder[last] = value
-    return nested
-
-
-def _prefix(saved: Mapping[str, Any], which: str) -> str:
-    """What begins the names of a part; "ema" is the first of several averages, where these are numbered."""
-    names = [name.removeprefix("params/") for name in saved if name.startswith("params/")]
-    several = which == "ema" and any(f"ema/{name}" not in saved for name in names)
-    return "ema/0/" if several else which + "/"
-
-
-def _differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    lines = []
-    for name in sorted(saved.keys() | wanted.keys()):
-        old = f"{np.dtype(saved[name].dtype).name}{list(saved[name].shape)}" if name in saved else "absent"
-        new = f"{np.dtype(wanted[name].dtype).name}{list(wanted[name].shape)}" if name in wanted else "absent"
-        if old != new:
-            lines.append(f"{name}: {old} saved, {new} expected")
-    return lines
-
-
-@jax.jit
-def _checksum(x: jax.Array) -> jax.Array:
-    """Sum an array's words times odd numbers, modulo 2**32: a flipped bit changes it, a sharding does not."""
-    x = jax.device_put(x, jax.memory.Space.Device)  # an average may wait in the host's memory
-    kind = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[x.dtype.itemsize]
-    words = x.astype(jnp.uint8) if x.dtype == jnp.bool_ else jax.lax.bitcast_convert_type(x, kind)
-    weight = jnp.ones(words.shape, jnp.uint32)
-    for axis in range(words.ndim):
-        place = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
-        weight = weight * (2 * place + 2 * axis + 3)
-    return jnp.sum(words.astype(jnp.uint32) * weight, dtype=jnp.uint32)
-
-
-def _checksums(flat: dict[str, Any]) -> dict[str, int]:
-    """Orbax does not notice changed bits: its files carry no checksum of the data."""
-    # One program a shape, not one for the whole tree: that would take many seconds to compile.
-    return {name: int(_checksum(x)) for name, x in flat.items()}

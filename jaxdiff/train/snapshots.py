@@ -1,6 +1,7 @@
 """A run's averages, kept from its way, and averages of other lengths put together from them afterwards."""
 
 import os
+import sys
 from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -38,9 +39,14 @@ class Snapshots:
     def save(self, state: TrainState) -> None:
         """Start to save a state's averages; one that exists stays, as a resumed run makes the same again.
 
+        If the last one could not be written, a line on stderr says so: there is none of that step.
+
         Args:
             state: a `TrainState`; it may be donated as soon as this returns.
         """
+        failure = self._store.failure()
+        if failure is not None and jax.process_index() == 0:
+            print(f"jaxdiff: a snapshot was not saved: {failure}", file=sys.stderr)
         if int(state.step) not in self._store.steps():
             several = state.ema if isinstance(state.ema, tuple) else (state.ema,)
             self._store.save(Snapshot(state.step, several))

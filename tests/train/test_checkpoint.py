@@ -1,5 +1,5 @@
+import errno
 import shutil
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,8 @@ import optax
 import pytest
 from train import toy
 
-from jaxdiff import train
+from jaxdiff import faults, train
+from jaxdiff.train import arrays, manifest, steps
 
 
 def trained(where="one", steps=2):
@@ -130,13 +131,22 @@ def cut(folder):
 
 
 @pytest.mark.parametrize("damage", [empty, without_data, without_metadata, cut])
-@pytest.mark.parametrize("load", [lambda run, like: train.load_params(run), lambda run, like: restore(run, like)])
-def test_damage_names_the_step_to_go_on_from(run, damage, load):
+def test_a_damaged_step_is_set_aside_and_the_one_before_it_is_read(saved, run, damage, capsys):
     damage(run / "checkpoints" / "3")
-    with pytest.raises(ValueError, match=r"checkpoints/3 is damaged; move it away to go on from step 2"):
-        load(run, like())
-    shutil.rmtree(run / "checkpoints" / "3")
-    assert int(restore(run, like()).step) == 2
+    there = sorted(path.name for path in run.rglob("*"))
+    with pytest.raises(faults.Damaged, match=r"checkpoints/3 is damaged \(.*\); others: 2"):
+        train.load_params(run, step=3)
+    assert toy.same(train.load_params(run), saved[1][2].ema)
+    assert "damaged" in capsys.readouterr().err and sorted(path.name for path in run.rglob("*")) == there
+    with train.Checkpointer(run) as checkpointer:
+        assert toy.same(checkpointer.restore(like()), saved[1][2])
+        assert checkpointer.quarantined == [run / "checkpoints" / "quarantine-3"]
+        assert checkpointer.latest() == 2 and checkpointer.steps() == [2]
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "checkpoints/3 is damaged" in line and "set aside as quarantine-3" in line and len(line) < 500
+        checkpointer.save(saved[1][3])  # its name is free again
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["2", "3", "quarantine-3"]
+    assert toy.same(restore(run, like()), saved[1][3])
 
 
 def restore(run, like):
@@ -147,33 +157,93 @@ def restore(run, like):
 def test_damage_without_an_older_step(run):
     shutil.rmtree(run / "checkpoints" / "2")
     empty(run / "checkpoints" / "3")
-    with pytest.raises(ValueError, match="damaged; there is no older one"):
+    with train.Checkpointer(run) as checkpointer, pytest.raises(faults.Damaged, match="3 has no good manifest"):
+        checkpointer.latest()  # not None: a run would begin anew, and write over what there is
+    with pytest.raises(faults.Damaged, match=r"is whole \(3: manifest\.json is missing\)"):
         restore(run, like())
+    for _ in range(2):  # nor the next time
+        with train.Checkpointer(run) as checkpointer, pytest.raises(faults.Damaged, match=r"whole \(quarantine-3\)"):
+            checkpointer.latest()
+        with pytest.raises(faults.Damaged, match=r"whole \(quarantine-3\)"):
+            restore(run, like())
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["quarantine-3"]
 
 
-def test_one_flipped_bit_is_noticed(tmp_path):
-    """Uncompressed data on disk: flip a bit of a known value. Orbax itself restores it silently."""
-    _, state, _ = trained()
-    marker = np.frombuffer(np.random.default_rng(0).bytes(4 * 16 * 1024), np.uint32).view(np.float32)
-    marker = np.where(np.isfinite(marker), marker, 1.0).reshape(16, 1024)
-    state = state._replace(params={"w": jnp.asarray(marker)}, ema={}, opt={})
-    with train.Checkpointer(tmp_path) as checkpointer:
+def test_a_step_that_is_deleted_while_it_is_read_is_not_damaged(saved, run, monkeypatch, capsys):
+    """As a trainer does it; once in the middle of reading, where what is missing would be read as zeros."""
+    reading = arrays.Arrays.read
+
+    def slowly(self, folder, wanted):
+        if folder.parent.name == "3":
+            read = reading(self, folder, wanted)
+            steps.remove(folder.parent.parent, 3)
+            return read
+        return reading(self, folder, wanted)
+
+    monkeypatch.setattr(arrays.Arrays, "read", slowly)
+    assert toy.same(train.load_params(run), saved[1][2].ema)
+    assert capsys.readouterr().err == ""
+    with pytest.raises(ValueError, match=r"no checkpoint 3 .* holds \[2\]"):
+        train.load_params(run, step=3)
+
+
+def test_a_good_step_is_not_blamed_for_what_the_devices_refuse(run, monkeypatch):
+    def refuse(self, folder, wanted):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(arrays.Arrays, "read", refuse)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        restore(run, like())
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["2", "3"]
+
+
+@pytest.mark.parametrize("place", ["start", "finish", "seal", "write", "publish"])
+def test_a_full_disk_fails_the_save_and_nothing_else(saved, run, place, monkeypatch):
+    """At each stage of a save: once by the error that TensorStore raises, else by the system's."""
+    state = jax.tree.map(jnp.asarray, saved[1][3])._replace(step=jnp.int32(4))
+    owner = {"start": arrays.Arrays, "finish": arrays.Arrays, "publish": steps}.get(place, manifest)
+    whole = getattr(owner, place)
+
+    def full(*_):
+        if place == "start":
+            raise ValueError("RESOURCE_EXHAUSTED: Error writing \"x\": pages of it [os_error_code='28']")
+        raise OSError(errno.ENOSPC, "No space left on device", "somewhere")
+
+    with train.Checkpointer(run) as checkpointer:
+        monkeypatch.setattr(owner, place, full)
         checkpointer.save(state)
-    rng, checked = np.random.default_rng(1), 0
-    for path in (tmp_path / "checkpoints" / "2" / "state").rglob("d/*"):
-        whole = path.read_bytes()
-        if len(whole) < marker.nbytes // 2:
-            continue
-        for place in rng.integers(len(whole) // 4, 3 * len(whole) // 4, 4):
-            flipped = bytearray(whole)
-            flipped[place] ^= 1 << int(rng.integers(8))
-            path.write_bytes(bytes(flipped))
-            with pytest.raises(ValueError, match="damaged"):
-                restore(tmp_path, state)
-            checked += 1
-        path.write_bytes(whole)
-    assert checked >= 4
-    assert toy.same(restore(tmp_path, state), state)
+        with pytest.raises(OSError, match="No space left") as caught:
+            checkpointer.wait()
+        assert faults.status(caught.value) == faults.STORAGE and len(str(caught.value)) < 300
+        failure = checkpointer.failure()
+        assert failure.errno == errno.ENOSPC and checkpointer.failure() is None  # said once
+        assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["2", "3"]
+        assert toy.same(checkpointer.restore(like()), saved[1][3])
+        with pytest.raises(OSError, match="No space left"):
+            checkpointer.wait()  # as long as no other save has ended well
+        monkeypatch.setattr(owner, place, whole)
+        checkpointer.save(state)
+        checkpointer.wait()
+        assert checkpointer.failure() is None
+        assert toy.same(checkpointer.restore(like()), state)
+
+
+def test_what_cannot_be_saved_at_all_is_said_at_once(tmp_path):
+    _, state, _ = trained()
+    with train.Checkpointer(tmp_path) as checkpointer:
+        with pytest.raises(ValueError, match="zero"):
+            checkpointer.save(state._replace(params={"w": jnp.zeros((0, 3))}))
+        checkpointer.save(state)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
+
+
+def test_room(run):
+    _, state, _ = trained()
+    size = sum(x.nbytes for x in jax.tree.leaves(state))
+    for workdir, keep, more in [(run, 2, 1), (run, 4, 3), (run, None, 1), (run / "new", 2, 3)]:
+        with train.Checkpointer(workdir, keep=keep) as checkpointer:
+            needed, free = checkpointer.room(like())
+        assert needed == more * size and 0 < free == pytest.approx(shutil.disk_usage(run).free, rel=0.2)
 
 
 def test_differences_are_listed(run):
@@ -211,48 +281,3 @@ def test_nothing_to_restore(tmp_path):
 def test_keep_of_zero(tmp_path):
     with pytest.raises(ValueError, match="keep must be at least 1, got 0"):
         train.Checkpointer(tmp_path, keep=0)
-
-
-def test_knobs(tmp_path):
-    workdir = tmp_path / "new" / "run"
-    knobs = {"lr": 1e-3, "channels": (32, 64), "steps": 100, "name": None}
-    train.write_knobs(workdir, knobs)
-    assert train.read_knobs(workdir) == {"lr": 1e-3, "channels": [32, 64], "steps": 100, "name": None}
-    train.write_knobs(workdir, knobs)  # the same run again
-    train.write_knobs(workdir, knobs | {"steps": 200}, may_change={"steps"})
-    assert train.read_knobs(workdir)["steps"] == 200
-    assert [path.name for path in workdir.iterdir()] == ["run.json"]
-
-
-def test_knobs_of_another_run_are_refused_with_the_difference(tmp_path):
-    train.write_knobs(tmp_path, {"lr": 1e-3, "batch": 64, "old": 1})
-    before = (tmp_path / "run.json").read_text()
-    with pytest.raises(ValueError) as caught:
-        train.write_knobs(tmp_path, {"lr": 2e-3, "batch": 64, "new": None}, may_change={"steps"})
-    lines = [line.strip() for line in str(caught.value).splitlines()[1:]]
-    assert lines == ["lr: 0.001 -> 0.002", "new: absent -> null", "old: 1 -> absent"]
-    assert (tmp_path / "run.json").read_text() == before
-
-
-def test_knobs_missing_or_damaged(tmp_path):
-    with pytest.raises(ValueError, match=r"not a run: it has no run\.json"):
-        train.read_knobs(tmp_path)
-    Path(tmp_path, "run.json").write_text('{"lr": ')
-    with pytest.raises(ValueError, match="damaged"):
-        train.read_knobs(tmp_path)
-
-
-def test_knobs_are_checked_without_being_written(tmp_path):
-    train.check_knobs(tmp_path / "new", {"steps": 1})
-    assert not (tmp_path / "new").exists() and not train.has_knobs(tmp_path)
-    with pytest.raises(ValueError, match=r"the knob 'folder' is a PosixPath, which run\.json cannot hold"):
-        train.check_knobs(tmp_path, {"folder": tmp_path})
-    train.write_knobs(tmp_path, {"steps": 1, "widths": (1, 2)})
-    assert train.has_knobs(tmp_path)
-    train.check_knobs(tmp_path, {"steps": 9, "widths": (1, 2)}, may_change=("steps",))
-    with pytest.raises(ValueError, match=r"steps: 1 -> 9"):
-        train.check_knobs(tmp_path, {"steps": 9, "widths": (1, 2)})
-    assert train.read_knobs(tmp_path)["steps"] == 1
-    (tmp_path / "run.json").write_text("[1]")
-    with pytest.raises(ValueError, match=r"damaged: it must hold names and values, got \[1\]"):
-        train.read_knobs(tmp_path)

@@ -1,0 +1,95 @@
+"""Arrays on disk: the only module that knows Orbax."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+# Its index names the process that wrote each part.
+_OWN = ("ocdbt.process_{0}/", "array_metadatas/process_{0}")
+
+
+class Arrays:
+    """Writes and reads flat dicts of arrays, each process its part."""
+
+    def __init__(self) -> None:
+        self._handler = ocp.PyTreeCheckpointHandler()
+        logging.getLogger("absl").addFilter(_reaches_nobody)
+
+    def start(self, folder: Path, flat: Mapping[str, jax.Array]) -> list[Any]:
+        """Begin to write arrays, which may be donated as soon as this returns.
+
+        Args:
+            folder: where; it exists.
+            flat: name -> array.
+
+        Returns:
+            Futures of this process's part.
+        """
+        loop = asyncio.new_event_loop()
+        try:
+            saving = self._handler.async_save(epath.Path(folder), args=ocp.args.PyTreeSave(dict(flat)))
+            return loop.run_until_complete(saving) or []
+        finally:
+            loop.close()
+
+    def finish(self, folder: Path) -> None:
+        """Make one index of the parts that all processes have written; the first process does it.
+
+        Args:
+            folder: where they are.
+        """
+        self._handler.finalize(epath.Path(folder))
+
+    def read(self, folder: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+        """Read arrays.
+
+        Args:
+            folder: where they are.
+            wanted: name -> shape, dtype and sharding of those to read.
+        """
+        described = dict(wanted)
+        how = ocp.checkpoint_utils.construct_restore_args(described)
+        args = ocp.args.PyTreeRestore(described, restore_args=how, partial_restore=True)
+        return self._handler.restore(epath.Path(folder), args=args)
+
+
+def own_part(name: str, process: int) -> bool:
+    """Whether a file, by its path below the arrays' folder, is one that a process alone writes.
+
+    Args:
+        name: the path.
+        process: the process's number.
+    """
+    folder, file = (part.format(process) for part in _OWN)
+    return name.startswith(folder) or name == file
+
+
+def storage_error(error: Exception, path: Path) -> Exception:
+    """Return an error that the disk gave as an OSError, and any other as it is.
+
+    Args:
+        error: what ended a write; TensorStore has but one class, and says the rest in words.
+        path: what was to be written.
+    """
+    if isinstance(error, OSError):
+        return error if error.errno is None else OSError(error.errno, os.strerror(error.errno), str(path))
+    found = re.search(r"os_error_code='(\d+)'|OS error (\d+)", str(error))
+    if found is None:
+        return error
+    number = int(found[1] or found[2])
+    return OSError(number, os.strerror(number), str(path))
+
+
+def _reaches_nobody(record: logging.LogRecord) -> bool:
+    """Whether to show what Orbax logs: a thread's exception reaches us, and would be shown with pages of its own."""
+    return not (record.exc_info and "orbax" in record.pathname)

@@ -1,0 +1,198 @@
+"""What a step's folder must hold, byte for byte, and what arrays that is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Collection, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from errno import EIO, EISDIR, ELOOP, ENOENT, ENOTDIR
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxdiff import storage
+from jaxdiff.faults import Damaged
+
+NAME = "manifest.json"
+# A file's hash is the SHA-256 of its blocks' SHA-256s, so that threads share a large file.
+BLOCK = 16 * 2**20
+_LARGEST = 64 * 2**20  # bytes of a manifest, some 100 for an array
+_READ = 2**20  # at a time: it stays in a core's cache
+_THREADS = min(16, os.cpu_count() or 1)
+# What the file system says of a file that is not as it was. Anything else, a server that is away, says nothing of it.
+_GONE = {EIO, EISDIR, ELOOP, ENOENT, ENOTDIR}
+
+
+class File(NamedTuple):
+    """A file's size in bytes and its hash."""
+
+    size: int
+    sha256: str
+
+
+class Manifest(NamedTuple):
+    """A step, its arrays (name -> shape and dtype) and its files (path below its folder -> size and hash)."""
+
+    step: int
+    arrays: dict[str, jax.ShapeDtypeStruct]
+    files: dict[str, File]
+
+
+def files_of(folder: Path) -> list[str]:
+    """Return the paths of all in a folder but its manifest, sorted; of links, too, which are not followed."""
+    found = []
+    for place, folders, files in os.walk(folder):
+        links = [name for name in folders if os.path.islink(os.path.join(place, name))]
+        found += [os.path.relpath(os.path.join(place, name), folder) for name in files + links]
+    return sorted(set(found) - {NAME})
+
+
+def seal(folder: Path, names: Iterable[str]) -> dict[str, File]:
+    """Wait until files are on disk, and hash them.
+
+    Args:
+        folder: the step's.
+        names: paths below it.
+
+    Returns:
+        Path -> size and hash.
+    """
+    names = list(names)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        list(pool.map(lambda name: storage.sync(folder / name), names))
+    sizes = {name: (folder / name).stat().st_size for name in names}
+    sealed = {}
+    for name, found in _digests(folder, sizes).items():
+        if isinstance(found, OSError):
+            raise found
+        sealed[name] = File(sizes[name], found)
+    return sealed
+
+
+def write(folder: Path, step: int, arrays: Mapping[str, Any], files: Mapping[str, File]) -> None:
+    """Write a step's manifest, and wait until it and all names in its folder are on disk.
+
+    Args:
+        folder: the step's.
+        step: its number.
+        arrays: name -> anything with a shape and a dtype.
+        files: path -> size and hash.
+    """
+    content = {
+        "arrays": {n: {"dtype": np.dtype(x.dtype).name, "shape": list(x.shape)} for n, x in arrays.items()},
+        "files": {name: file._asdict() for name, file in files.items()},
+        "step": step,
+    }
+    for place, _, _ in os.walk(folder):
+        storage.sync(Path(place))
+    storage.write_text(folder / NAME, _text(content))
+
+
+def read(folder: Path) -> Manifest:
+    """Read the manifest of the step that a folder is named after.
+
+    Args:
+        folder: the step's.
+
+    Raises:
+        Damaged: there is none, or it is not as it was written, or of another step.
+    """
+    path = folder / NAME
+    try:
+        seen = path.lstat()
+        if not stat.S_ISREG(seen.st_mode) or seen.st_size > _LARGEST:
+            raise Damaged(f"{NAME} is no file, or one of more than {_LARGEST} bytes")
+        text = path.read_bytes()
+    except OSError as error:
+        raise Damaged(f"{NAME} {_refused(error)}") from None
+    try:
+        content = storage.read_json(path)
+        whole = _text({name: content[name] for name in ("arrays", "files", "step")}).encode() == text
+    except (Damaged, KeyError):
+        whole = False
+    if not whole:
+        raise Damaged(f"{NAME} has changed")
+    if str(content["step"]) != folder.name:
+        raise Damaged(f"{NAME} is that of step {content['step']}")
+    arrays = {n: jax.ShapeDtypeStruct(x["shape"], np.dtype(x["dtype"])) for n, x in content["arrays"].items()}
+    return Manifest(content["step"], arrays, {name: File(**file) for name, file in content["files"].items()})
+
+
+def small(files: Mapping[str, File]) -> set[str]:
+    """Return the paths of the files of less than a block: an index, say, but not the arrays."""
+    return {name for name, file in files.items() if file.size < BLOCK}
+
+
+def problems(folder: Path, files: Mapping[str, File], names: Collection[str]) -> list[str]:
+    """Return what is wrong with some of a step's files, a line each; nothing if they are what was written.
+
+    Args:
+        folder: the step's.
+        files: its manifest's.
+        names: those to look at; all that are not in the manifest are wrong.
+    """
+    found = {name: _mismatch(folder / name, files.get(name)) for name in names}
+    same = {name: files[name].size for name in names if not found[name]}
+    for name, digest in _digests(folder, same).items():
+        if isinstance(digest, OSError):
+            found[name] = _refused(digest)
+        elif digest != files[name].sha256:
+            found[name] = "has changed"
+    return [f"{name} {problem}" for name, problem in found.items() if problem]
+
+
+def _mismatch(path: Path, file: File | None) -> str | None:
+    """What is wrong with a file, as far as one sees without reading it."""
+    if file is None:
+        return "is no part of it"
+    try:
+        seen = path.lstat()
+    except OSError as error:
+        return _refused(error)
+    if not stat.S_ISREG(seen.st_mode):
+        return "is a link" if stat.S_ISLNK(seen.st_mode) else "is no file"
+    return None if seen.st_size == file.size else f"has {seen.st_size} bytes, not {file.size}"
+
+
+def _refused(error: OSError) -> str:
+    if error.errno not in _GONE:
+        raise error
+    return "is missing" if error.errno in (ENOENT, ENOTDIR) else f"cannot be read ({error.strerror})"
+
+
+def _digests(folder: Path, sizes: Mapping[str, int]) -> dict[str, str | OSError]:
+    """Hash files of known sizes, or say why one cannot be read."""
+    blocks = [(name, start) for name, size in sizes.items() for start in range(0, size, BLOCK)]
+    found: dict[str, Any] = {name: hashlib.sha256() for name in sizes}
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for (name, _), digest in zip(blocks, pool.map(lambda block: _block(folder, *block), blocks), strict=True):
+            if isinstance(digest, OSError):
+                found[name] = digest
+            elif not isinstance(found[name], OSError):
+                found[name].update(digest)
+    return {name: x if isinstance(x, OSError) else x.hexdigest() for name, x in found.items()}
+
+
+def _block(folder: Path, name: str, start: int) -> bytes | OSError:
+    digest, buffer = hashlib.sha256(), bytearray(_READ)
+    try:
+        handle = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW)
+        try:
+            for place in range(start, start + BLOCK, _READ):
+                digest.update(memoryview(buffer)[: os.preadv(handle, [buffer], place)])
+        finally:
+            os.close(handle)
+    except OSError as error:
+        return error
+    return digest.digest()
+
+
+def _text(content: Any) -> str:
+    """The manifest's only spelling, with the hash of what it says: another byte anywhere is noticed."""
+    said = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return json.dumps({"sha256": hashlib.sha256(said.encode()).hexdigest(), **content}, indent=1, sort_keys=True) + "\n"

@@ -1,0 +1,71 @@
+"""One checkpoint from disk: verified while it is read, and returned only if every byte is as it was written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxdiff.faults import Damaged
+from jaxdiff.messages import listed
+from jaxdiff.train import manifest, steps, together
+from jaxdiff.train.arrays import Arrays
+from jaxdiff.train.saving import STATE
+
+Described = dict[str, jax.ShapeDtypeStruct]
+# (the step's folder, what it holds) -> what to read of that, with shardings
+Choose = Callable[[Path, Described], Described]
+
+
+def read(arrays: Arrays, place: Path, choose: Choose) -> dict[str, jax.Array]:
+    """Read some of a step's arrays; each process verifies its share of the files, and none goes on without the others.
+
+    Args:
+        arrays: reads them.
+        place: the step's folder.
+        choose: says which.
+
+    Returns:
+        Name -> array.
+
+    Raises:
+        Damaged: the step is not what was written, or is there no more.
+        Exception: what `choose` raises, or the devices.
+    """
+    found: dict[str, Any] = {}
+    error: Exception | None = None
+
+    def part() -> list[str]:
+        nonlocal found, error
+        before = steps.identity(place)
+        said = manifest.read(place)
+        names = {*said.files, *manifest.files_of(place)}
+        early = manifest.small(said.files) | (names - said.files.keys())  # the index before it is used
+        problems = manifest.problems(place, said.files, early)
+        if problems:
+            return problems
+        late = sorted(names - early)[jax.process_index() :: jax.process_count()]
+        with ThreadPoolExecutor(1) as beside:
+            verified = beside.submit(manifest.problems, place, said.files, late)
+            try:
+                found = jax.block_until_ready(arrays.read(place / STATE, choose(place, said.arrays)))
+            except Exception as raised:
+                error = raised
+            problems = verified.result()
+        if steps.identity(place) != before:  # renamed meanwhile: what was read may have holes
+            problems.append("was deleted")
+        return problems
+
+    problems = [problem for said in together.all_do(place.parent.name, part) for problem in said]
+    if problems:
+        raise Damaged(listed(problems, limit=3))
+    together.all_do(place.parent.name, lambda: _raise(error))
+    return found
+
+
+def _raise(error: Exception | None) -> None:
+    if error is not None:
+        raise error

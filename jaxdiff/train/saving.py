@@ -1,0 +1,113 @@
+"""One checkpoint on its way to disk: copied off the devices at once, written, hashed and named in the background."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import jax
+
+from jaxdiff.train import manifest, steps, together
+from jaxdiff.train.arrays import Arrays, own_part, storage_error
+
+STATE = "state"  # the arrays' folder in a step's
+
+
+class Saving:
+    """A save that runs. All processes write, each its arrays; the first one makes the folder and names the step."""
+
+    def __init__(
+        self, arrays: Arrays, folder: Path, step: int, flat: dict[str, Any], *, keep: int | None, attempt: int
+    ):
+        """Begin.
+
+        Args:
+            arrays: writes them.
+            folder: of the steps.
+            step: its number.
+            flat: name -> array.
+            keep: number of newest steps that stay; None: all.
+            attempt: another one for each save.
+        """
+        self._arrays, self._folder, self._step, self._keep = arrays, folder, step, keep
+        self._place = steps.place(folder, step, attempt)
+        self._described = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in flat.items()}
+        self._copied: Future[None] = Future()
+        self._failure: Exception | None = None
+        self._thread = Thread(target=self._run, args=(flat,), name=f"save step {step}")
+        self._thread.start()
+
+    def copied(self) -> None:
+        """Wait until the arrays may be donated.
+
+        Raises:
+            Exception: they cannot be saved at all; what the disk refuses is the result's.
+        """
+        self._copied.result()
+
+    def ended(self) -> bool:
+        """Whether this is over."""
+        return not self._thread.is_alive()
+
+    def result(self) -> Exception | None:
+        """Wait for the end, and return what went wrong."""
+        self._thread.join()
+        return self._failure
+
+    def _run(self, flat: dict[str, Any]) -> None:
+        try:
+            self._write(flat)
+        except Exception as error:
+            self._failure = error
+            if together.first_process():
+                shutil.rmtree(self._place, ignore_errors=True)  # if something is left, the next start removes it
+        if not self._copied.done():
+            at_once = self._failure if not isinstance(self._failure, OSError) else None
+            self._copied.set_exception(at_once) if at_once else self._copied.set_result(None)
+
+    def _write(self, flat: dict[str, Any]) -> None:
+        first = together.first_process()
+        self._all_do(lambda: (self._place / STATE).mkdir(parents=True) if first else None)
+        parts = self._all_do(lambda: self._write_own(flat))
+        self._all_do(lambda: self._publish(parts) if first else None)
+        if first and self._keep is not None:
+            self._delete(steps.whole(self._folder)[: -self._keep])
+
+    def _write_own(self, flat: dict[str, Any]) -> dict[str, manifest.File]:
+        """Write this process's arrays, and return what its files are."""
+        writing = self._arrays.start(self._place / STATE, flat)
+        flat.clear()  # the devices' memory is the training's again
+        self._copied.set_result(None)
+        for part in writing:
+            part.result()
+        names = manifest.files_of(self._place / STATE)
+        own = [f"{STATE}/{name}" for name in names if own_part(name, jax.process_index())]
+        return manifest.seal(self._place, own)
+
+    def _publish(self, parts: list[Mapping[str, Any]]) -> None:
+        self._arrays.finish(self._place / STATE)
+        sealed = {name: manifest.File(*file) for part in parts for name, file in part.items()}
+        rest = set(manifest.files_of(self._place)) - sealed.keys()
+        manifest.write(self._place, self._step, self._described, sealed | manifest.seal(self._place, rest))
+        steps.publish(self._place, self._folder, self._step)
+
+    def _delete(self, old: list[int]) -> None:
+        for step in old:
+            try:
+                steps.remove(self._folder, step)
+            except OSError as error:
+                print(f"jaxdiff: {self._folder / str(step)} was not deleted: {error}", file=sys.stderr)
+
+    def _all_do(self, act: Any) -> list[Any]:
+        def as_storage() -> Any:
+            try:
+                return act()
+            except Exception as error:
+                raise storage_error(error, self._folder / str(self._step)) from None
+
+        return together.all_do(f"{self._folder.name}/save", as_storage)
