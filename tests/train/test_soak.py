@@ -50,7 +50,7 @@ class Run:
     def start(self, pause=PAUSE):
         self.process = self.command(pause, self.log)
 
-    def end(self, timeout=180):
+    def end(self, timeout=600):
         return self.process.wait(timeout=timeout)
 
     def trained(self):
@@ -59,7 +59,7 @@ class Run:
         return path.stat().st_size if path.exists() else 0
 
     def wait_for_training(self):
-        before, deadline = self.trained(), time.monotonic() + 120
+        before, deadline = self.trained(), time.monotonic() + 600
         while self.process.poll() is None and time.monotonic() < deadline:
             if self.trained() not in (0, before):  # less, where lines of lost steps are removed
                 return
@@ -160,7 +160,7 @@ def second_trainer(run):
     log = run.log.with_suffix(".second")
     second = run.command(0, log)
     try:
-        assert second.wait(timeout=120) == 2, log.read_text()[-3000:]
+        assert second.wait(timeout=600) == 2, log.read_text()[-3000:]
     finally:
         second.kill()
 
@@ -216,7 +216,7 @@ def test_the_disturbed_run_ends_as_the_other(tmp_path):
         seen = disturb(disturbed)
         for run in (disturbed, straight):
             run.start(pause=0)
-            assert run.end(timeout=120 + STEPS) == 0, run.log.read_text()[-3000:]
+            assert run.end(timeout=600 + STEPS) == 0, run.log.read_text()[-3000:]
     finally:
         for run in (disturbed, straight):
             if run.process is not None:
