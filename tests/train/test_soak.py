@@ -178,7 +178,9 @@ def disturb(run):
         fault, due = FAULTS[index], time.monotonic() + run.rng.uniform(20, 40)
         run.wait_for_training()
         while time.monotonic() < min(due, end):
-            assert run.process.poll() is None, run.log.read_text()[-3000:]
+            if run.process.poll() is not None:  # of itself only when the machine is too slow for its patience
+                assert run.process.returncode == 75, run.log.read_text()[-3000:]
+                run.start()
             time.sleep(0.1)
         if time.monotonic() >= end:
             run.process.kill()
