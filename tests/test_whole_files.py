@@ -66,6 +66,15 @@ def test_a_full_disk_leaves_the_old_files(name, tmp_path):
     assert found.value.errno == errno.EFBIG and contents(tmp_path) == before
 
 
+def test_a_link_is_replaced_and_what_it_leads_to_stays(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "a.npz").write_bytes(b"of somebody")
+    (tmp_path / "a.npz").symlink_to(tmp_path / "elsewhere" / "a.npz")
+    images.save_npz(tmp_path / "a.npz", x=PICTURES)
+    assert not (tmp_path / "a.npz").is_symlink()
+    assert contents(tmp_path / "elsewhere") == {"a.npz": b"of somebody"}
+
+
 def test_a_copy_that_fails_is_not_there(tmp_path):
     with largest_file(2500), pytest.raises(OSError):
         gallery.new(tmp_path / "mine.py", "toy2d")
@@ -127,8 +136,6 @@ OTHERS = {
     ("jaxdiff/cli/places.py", "try_file"),  # opens it, and leaves it as it is
     ("jaxdiff/interop/checkpoint.py", "write_tensors"),  # is called with such a name
     ("jaxdiff/storage.py", "write_text"),
-    ("jaxdiff/train/checkpoint.py", "write_knobs"),
-    ("jaxdiff/train/loop.py", "metrics_file"),  # appends
 }
 ANY_FILE = {"savez", "savez_compressed", "save_file", "savefig", "serialize_file", "tofile"}
 

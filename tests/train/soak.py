@@ -1,7 +1,7 @@
 """The experiment of the soak run: that of tiny.py, larger, with a batch now and then that is not a number.
 
-The environment says how long a batch takes (SOAK_PAUSE, seconds), and names a file: once it is there, the next batch never
-comes (SOAK_STALL).
+The environment says how long a batch takes (SOAK_PAUSE, seconds), and names a file (SOAK_STALL): once it is there, the
+next batch never comes.
 """
 
 import os

@@ -14,7 +14,6 @@ STEPS = 5  # that it comes to see, at least
 
 @pytest.mark.slow
 @pytest.mark.timeout(120)
-@pytest.mark.xfail(reason="a step that is deleted while it is read is called damaged", strict=False)
 def test_parameters_are_read_while_checkpoints_come_and_go(tmp_path):
     _, state, _ = toy.new()
     stop, failed = threading.Event(), []

@@ -7,11 +7,12 @@ import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from jaxdiff import train
-from jaxdiff.cli import main
+from jaxdiff.cli import convert, main
 from jaxdiff.train import lock
 from jaxdiff.train.lock import FILE, Lock, hold
 
@@ -222,6 +223,18 @@ def test_a_full_disk_hides_the_name_not_the_lock(tmp_path, monkeypatch):
         assert held._holds() and (tmp_path / FILE).read_text() == ""
         with pytest.raises(ValueError, match="is in use by another process"):
             Lock(tmp_path).__enter__()
+
+
+def test_a_folder_that_is_being_converted_into_is_in_use(tmp_path, monkeypatch):
+    written = []
+    run = SimpleNamespace(export={"model": lambda params, out: written.append((params, (out / FILE).is_file()))})
+    monkeypatch.setattr(convert, "load_run", lambda workdir, trust: run)
+    monkeypatch.setattr(convert.train, "load_params", lambda workdir, which: which)
+    with Lock(tmp_path / "out"), pytest.raises(ValueError, match="out is in use by process"):
+        convert.command(tmp_path, tmp_path / "out")
+    assert not written
+    convert.command(tmp_path, tmp_path / "out")
+    assert written == [("ema", True)]
 
 
 def test_a_second_trainer_changes_nothing(tmp_path, capsys):

@@ -23,7 +23,7 @@ from jaxdiff.experiment import load_run
 
 HERE = Path(__file__).parent
 MINUTES = float(os.environ.get("JAXDIFF_SOAK", 0))
-PAUSE = 0.05  # seconds of a batch, so that the disturbed run does not end before its time
+PAUSE = 0.1  # seconds of a batch, so that the disturbed run does not end before its time
 STEPS = int(MINUTES * 60 / PAUSE)
 RESTARTS = {"early": {75, -signal.SIGTERM}, "terminate": {75}, "interrupt": {75}, "twice": {75, 130}, "stall": {75}}
 FLAGS = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=1"
@@ -50,7 +50,7 @@ class Run:
     def start(self, pause=PAUSE):
         self.process = self.command(pause, self.log)
 
-    def end(self, timeout=180):
+    def end(self, timeout=600):
         return self.process.wait(timeout=timeout)
 
     def trained(self):
@@ -59,7 +59,7 @@ class Run:
         return path.stat().st_size if path.exists() else 0
 
     def wait_for_training(self):
-        before, deadline = self.trained(), time.monotonic() + 120
+        before, deadline = self.trained(), time.monotonic() + 600
         while self.process.poll() is None and time.monotonic() < deadline:
             if self.trained() not in (0, before):  # less, where lines of lost steps are removed
                 return
@@ -160,7 +160,7 @@ def second_trainer(run):
     log = run.log.with_suffix(".second")
     second = run.command(0, log)
     try:
-        assert second.wait(timeout=120) == 2, log.read_text()[-3000:]
+        assert second.wait(timeout=600) == 2, log.read_text()[-3000:]
     finally:
         second.kill()
 
@@ -178,7 +178,9 @@ def disturb(run):
         fault, due = FAULTS[index], time.monotonic() + run.rng.uniform(20, 40)
         run.wait_for_training()
         while time.monotonic() < min(due, end):
-            assert run.process.poll() is None, run.log.read_text()[-3000:]
+            if run.process.poll() is not None:  # of itself only when the machine is too slow for its patience
+                assert run.process.returncode == 75, run.log.read_text()[-3000:]
+                run.start()
             time.sleep(0.1)
         if time.monotonic() >= end:
             run.process.kill()
@@ -216,7 +218,7 @@ def test_the_disturbed_run_ends_as_the_other(tmp_path):
         seen = disturb(disturbed)
         for run in (disturbed, straight):
             run.start(pause=0)
-            assert run.end(timeout=120 + STEPS) == 0, run.log.read_text()[-3000:]
+            assert run.end(timeout=600 + STEPS) == 0, run.log.read_text()[-3000:]
     finally:
         for run in (disturbed, straight):
             if run.process is not None:
