@@ -43,8 +43,8 @@ def status(run: Path) -> dict[str, Any]:
         Names and numbers: "step", "steps" (of the whole run), "skipped" (updates not made), "loss" (the last one),
         "mean_loss", "images_per_s" (of the last 100 steps), "steps_per_s", "seconds_left", "seconds_silent" (since the
         last line was written), "damaged_lines", "checkpoints" (their steps), "checkpoint_seconds" (age of the newest),
-        "quarantined" (checkpoints set aside as damaged), "starts" (processes that trained), "goodput", "lost_steps", and
-        "seconds" by what they were spent on.
+        "quarantined" (checkpoints set aside as damaged), "starts" (processes that trained), "goodput", "lost_steps",
+        and "seconds" by what they were spent on.
     """
     metrics, damaged = read_lines(run / METRICS, TAIL)
     lines, bad = read_lines(run / EVENTS)
