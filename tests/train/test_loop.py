@@ -205,7 +205,7 @@ def test_a_step_without_an_end_ends_the_run(monkeypatch, capfd):
     def batches():
         for number, batch in enumerate(toy.batches()):
             if number == 0:
-                time.sleep(0.6)  # the first step may take long: this stands for its compilation
+                time.sleep(1.2)  # the first step may take long: this stands for its compilation
                 early.extend(ended)
             if number == 3:
                 wait_for(ended)
@@ -216,7 +216,7 @@ def test_a_step_without_an_end_ends_the_run(monkeypatch, capfd):
         while not ended and time.monotonic() < deadline:
             time.sleep(0.01)
 
-    train.fit(step, state, batches(), steps=4, mesh=mesh, patience=0.4)
+    train.fit(step, state, batches(), steps=4, mesh=mesh, patience=1.0)
     assert early == [] and ended == [75]
     assert "in wait_for" in capfd.readouterr().err
 
