@@ -11,6 +11,7 @@ import jaxdiff as jd
 from jaxdiff import networks, train
 from jaxdiff.experiment import Experiment, UserError, example_keys
 from jaxdiff.options import Count, Seed
+from jaxdiff.storage import replacing
 
 
 def moons(rng: np.random.Generator, n: int) -> np.ndarray:
@@ -129,5 +130,5 @@ def draw_paths(experiment: Experiment, params, path: Path, count: int = 2000, sh
     for points, colour, radius in ((pixels[0, :shown], (240, 140, 40), 3), (pixels[-1], (40, 90, 200), 1)):
         for x, y in points:
             pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)
+    with replacing(path) as beside:
+        picture.save(beside)

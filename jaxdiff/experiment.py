@@ -28,6 +28,7 @@ from jaxdiff.sharding import batch_parts, constrain_tokens, on, platform
 from jaxdiff.solvers import Solver
 from jaxdiff.train import read_knobs
 from jaxdiff.train.ema import Decays
+from jaxdiff.trust import check_own
 
 __all__ = [
     "Experiment",
@@ -61,7 +62,7 @@ class Experiment:
         ema: step -> decay of the parameters' average, or a tuple of such for as many averages; see `train.ema`.
         batches: (first step, rows of a batch that this host reads; None, all) -> iterator of batches from there on.
         batch: examples in an update, of all hosts together.
-        steps: updates in the whole run.
+        steps: batches in the whole run.
         seed: of parameters, training noise and data order.
         shape: of one example, as the network sees it.
         example: one example of a batch, whose arrays have one more axis in front; by default "x", float32 of that
@@ -74,6 +75,7 @@ class Experiment:
         ema_memory: where the averages wait between two updates; see `train.create`.
         snapshot_every: steps between two snapshots of the averages, which stay; 0: none.
         preview_every: steps between two previews.
+        save_every: steps between two checkpoints; None: as between two previews.
         preview: pictures in one, drawn at a time; the last has twice as many.
         num_classes: of the condition "label"; 0 without one.
         null_label: the label that says nothing; None for a network that was never trained without its condition.
@@ -113,6 +115,7 @@ class Experiment:
     ema_memory: str = "device"
     snapshot_every: int = 0
     preview_every: int = 1000
+    save_every: int | None = None
     preview: int = 50
     num_classes: int = 0
     null_label: int | None = None
@@ -133,6 +136,8 @@ class Experiment:
     def __post_init__(self) -> None:
         for name in ("batch", "steps", "sample_steps", "accumulate", "per_dispatch", "preview_every", "preview"):
             Range(1).check(name, getattr(self, name))
+        if self.save_every is not None:
+            Range(1).check("save_every", self.save_every)
         for name in ("snapshot_every", "num_classes"):
             Range(0).check(name, getattr(self, name))
         SEED.check("seed", self.seed)
@@ -280,18 +285,21 @@ def build(function: Callable[..., Experiment], knobs: Mapping[str, Any], mesh: M
     return function(**knobs, **where)
 
 
-def load_run(workdir: str | Path, *, mesh: Mesh | None = None) -> Experiment:
+def load_run(workdir: str | Path, *, mesh: Mesh | None = None, trust: bool = False) -> Experiment:
     """Rebuild a run's experiment from the files and the knobs that training left in its folder.
 
     Args:
         workdir: the run's folder.
         mesh: where the parameters that it reads lie; None is the default device.
+        trust: execute the folder's Python files whoever has written them, or may have.
     Returns:
         the experiment.
     Raises:
-        ValueError: the folder holds no run.
+        ValueError: the folder holds no run, or others than the user may have written its files.
     """
     workdir = Path(workdir)
     if not (workdir / SOURCE).is_file():
         raise ValueError(f"{workdir} holds no run: `jaxdiff train EXPERIMENT --workdir {workdir}` makes one")
+    if not trust:
+        check_own(workdir / SOURCE)
     return build(load(Script(workdir / SOURCE, kept=True)), read_knobs(workdir), mesh)

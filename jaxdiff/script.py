@@ -13,6 +13,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from jaxdiff.storage import replacing
+
 __all__ = ["SOURCE", "Script", "find", "load_function", "shipped"]
 
 # What a run's folder calls its experiment's file; the modules beside that keep their names.
@@ -82,12 +84,15 @@ class Script:
                 raise ValueError(f"{path} differs from {there}, which made this run: choose another --workdir")
 
     def keep(self, folder: Path) -> None:
-        """Copy the file to `SOURCE` in a folder, and the modules imported from beside it; each whole or not at all."""
+        """Copy the file to `SOURCE` in a folder, and the modules imported from beside it; each whole or not at all.
+
+        Raises:
+            ValueError: as `check_kept` does.
+        """
+        self.check_kept(folder)
         for name, path in self._files().items():
-            partial = (folder / name).with_suffix(".tmp")
-            partial.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(path.read_bytes())
-            partial.replace(folder / name)
+            with replacing(folder / name) as beside:
+                beside.write_bytes(path.read_bytes())
 
     def _files(self) -> dict[str, Path]:
         """The files that make this one, by where they lie in a run's folder."""

@@ -40,12 +40,12 @@ def test_commands_are_taken(monkeypatch):
     runs = []
     # The devices of the mesh are not here; the rest is read and built as ever, up to the training.
     monkeypatch.setattr(command_line, "parse_mesh", lambda text: text)
-    monkeypatch.setattr(command_line, "_train", lambda *args, **where: runs.append(where))
+    monkeypatch.setattr(command_line, "_train", lambda *args, where, before: runs.append(where) or True)
     for arguments, devices in commands():
         command_line.command(arguments)
-        sizes = dict(part.split("=") for part in runs[-1]["mesh"].split(","))
+        sizes = dict(part.split("=") for part in runs[-1].mesh.split(","))
         assert int(sizes["data"]) * int(sizes["fsdp"]) == devices
-        assert runs[-1]["workdir"].parent.name == "runs"
+        assert runs[-1].workdir.parent.name == "runs"
     assert len(runs) == 6
 
 

@@ -1,17 +1,22 @@
-"""The command line: `jaxdiff list | new FILE | train EXPERIMENT | sample RUN | eval RUN | encode DIRECTORY |
-convert RUN | export RUN | verify RUN | plan EXPERIMENT`."""
+"""The command line: `jaxdiff list | new FILE | train EXPERIMENT | status RUN | sample RUN | eval RUN |
+encode DIRECTORY | convert RUN | export RUN | verify RUN | plan EXPERIMENT`."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from importlib import import_module
 from importlib.metadata import version
 
+from jaxdiff.faults import AGAIN
+from jaxdiff.signals import Signals, Stopped
+
 COMMANDS = {
     "list": "name the experiments that come with jaxdiff",
     "new": "begin an experiment of your own with a copy of one",
     "train": "train an experiment, or go on where it stopped",
+    "status": "say how far a run is, how fast, and where its time goes",
     "sample": "make pictures with a trained run, or of a prompt with a text-to-image directory",
     "eval": "measure a trained run's samples against real data",
     "encode": "write a data set's latents, for networks that are trained on those",
@@ -25,7 +30,11 @@ ELSEWHERE = {"list": ("gallery", "names"), "new": ("gallery", "new"), "eval": ("
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the program; a failure that a sentence explains ends it with a status of `faults`, a bug with a traceback."""
+    """Run the program; a failure that a sentence explains ends it with a status of `faults`, a bug with a traceback.
+
+    SIGTERM and Ctrl-C end every command with status 75, and no half-written file is left.
+    """
+    program = args is None  # then the process is this program's, and its end is the process's
     args = sys.argv[1:] if args is None else args
     if not args or args[0] in ("-h", "--help"):
         width = max(map(len, COMMANDS))
@@ -35,17 +44,32 @@ def main(args: list[str] | None = None) -> None:
     if args == ["--version"]:
         print(f"jaxdiff {version('jaxdiff')}")
         return
-    command, *rest = args
+    try:
+        with Signals(ends=True) as signals:
+            _prepared(args[0], args[1:], signals, program=program)
+    except SystemExit as stop:
+        if isinstance(stop, Stopped):
+            lost = ": there was nothing to save, and nothing was lost" if args[0] == "train" else ""
+            print(f"jaxdiff: stopped by {stop.signal}{lost}", file=sys.stderr)
+        if program and stop.code == AGAIN:
+            # An orderly exit would wait for what a signal has interrupted: a compiler's threads, say.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(AGAIN)
+        raise
+
+
+def _prepared(command: str, args: list[str], signals: Signals, *, program: bool) -> None:
     import absl.logging
 
-    from jaxdiff.cli.cluster import end_together
+    from jaxdiff.cli.cluster import end_in_time, end_together
     from jaxdiff.cli.environment import prepare
 
     prepare()
     absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax warns of what is meant
-    with end_together():
+    with end_in_time() if program else contextlib.nullcontext(), end_together():
         try:
-            _run(command, rest)
+            _run(command, args, signals)
         except (ValueError, OSError) as error:
             from jaxdiff.cli.errors import sentence
             from jaxdiff.faults import status
@@ -57,17 +81,22 @@ def main(args: list[str] | None = None) -> None:
             raise SystemExit(status(error)) from None
 
 
-def _run(command: str, args: list[str]) -> None:
+def _run(command: str, args: list[str], signals: Signals) -> None:
     if command not in COMMANDS:
         raise ValueError(f"unknown command {command!r}; there are: {', '.join(COMMANDS)}")
     if command == "train":
         from jaxdiff.cli.cluster import join
 
-        join()
+        if join():
+            signals.many()
+        from jaxdiff.cli.train import command as train
+
+        train(args, signals)  # an experiment's knobs are among its options
+        return
     module, name = ELSEWHERE.get(command, (command, "command"))
     function = getattr(import_module(f"jaxdiff.cli.{module}"), name)
-    if command in ("train", "plan"):
-        function(args)  # an experiment's knobs are among its options
+    if command == "plan":
+        function(args)
         return
     from jaxdiff.cli.knobs import run
 

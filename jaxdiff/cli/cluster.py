@@ -4,32 +4,43 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from typing import Any
+
+from jaxdiff.faults import AGAIN
 
 # By hand: all three, or JAX_NUM_PROCESSES=1 for a process that shall stay alone wherever it is.
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 # Seconds until the others notice that a process is gone. JAX's own 100 are long where each costs a thousand chips.
 HEARTBEAT = 30
+# Seconds that an orderly exit may take after a failure.
+GRACE = 10.0
 
 
-def join() -> None:
+def join() -> bool:
     """Join the other processes of this run, where the environment tells of others; before any use of a device.
 
     It tells by JAX_COORDINATOR_ADDRESS (HOST:PORT of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID; or it is a step
     of SLURM or Open MPI, a TPU slice on Google's VMs or Kubernetes, or an indexed Job of Kubernetes, which JAX knows.
 
+    Returns:
+        Whether there are others.
+
     Raises:
         ValueError: the variables are incomplete or no numbers, or a Job's pods cannot find each other.
     """
     settings = arguments(os.environ)
-    if settings is not None:
-        import jax
+    if settings is None:
+        return False
+    import jax
 
-        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT, **settings)
+    jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT, **settings)
+    return jax.process_count() > 1
 
 
 def arguments(environ: Mapping[str, str]) -> dict[str, Any] | None:
@@ -59,7 +70,7 @@ def gather(tree: Any) -> Any:
 
 @contextmanager
 def end_together() -> Iterator[None]:
-    """End a process that fails at once, so that the others end, too.
+    """End a process that fails at once, so that the others end, too, each with a line that says who failed first.
 
     An orderly exit would wait for them, while they wait for this one within a collective (jax#38503).
     """
@@ -72,9 +83,57 @@ def end_together() -> Iterator[None]:
             raise
         if not isinstance(error, SystemExit):
             traceback.print_exc()
+        if not (isinstance(error, SystemExit) and error.code in (0, None, AGAIN)):
+            print(f"jaxdiff: {_first_to_fail(error)}", file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1)
+
+
+def _first_to_fail(error: BaseException) -> str:
+    """Who of all processes failed first: the first to write that down with the process that they all ask."""
+    import jax
+    from jax._src import distributed  # there is no public way to JAX's coordination service
+
+    cause = error.__context__ if isinstance(error, SystemExit) and error.__context__ else error
+    found: list[str] = []
+
+    def ask() -> None:
+        client: Any = distributed.global_state.client
+        mine = f"process {jax.process_index()} failed first: {type(cause).__name__}: {cause}".splitlines()[0][:300]
+        with suppress(Exception):  # another one was
+            client.key_value_set("jaxdiff/failed", mine)
+        found.append(client.blocking_key_value_get("jaxdiff/failed", 1000))
+
+    asking = threading.Thread(target=ask, daemon=True)
+    with suppress(Exception):
+        asking.start()
+        asking.join(3)  # seconds; nobody answers for a process that is gone
+    return found[0] if found else "process 0, which knows of the others, does not answer: look at what it says"
+
+
+@contextmanager
+def end_in_time() -> Iterator[None]:
+    """End a process that fails within `GRACE` seconds.
+
+    An orderly exit waits for every thread, and one that writes a checkpoint may wait for what never comes.
+    """
+    try:
+        yield
+    except BaseException as error:
+        status = error.code if isinstance(error, SystemExit) else 130 if isinstance(error, KeyboardInterrupt) else 1
+        number = status if isinstance(status, int) else int(status is not None)
+
+        def end() -> None:
+            time.sleep(GRACE)
+            names = [thread.name for thread in threading.enumerate() if not thread.daemon]
+            print(f"jaxdiff: ended with status {number} while there were threads: {', '.join(names)}", file=sys.stderr)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(number)
+
+        threading.Thread(target=end, name="end in time", daemon=True).start()
+        raise
 
 
 def _launched(environ: Mapping[str, str]) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ import tyro
 from jaxdiff import train
 from jaxdiff.cli.places import try_folder
 from jaxdiff.experiment import load_run
+from jaxdiff.train.lock import Lock
 
 
 def command(
@@ -17,6 +18,7 @@ def command(
     out: Path,
     form: str = "model",
     params: Literal["ema", "params"] = "ema",
+    trust: bool = False,
 ) -> None:
     """Write what a run has trained as a Hugging Face folder, which PyTorch programs load.
 
@@ -25,12 +27,20 @@ def command(
         out: the folder to write; must not hold weights.
         form: model is the whole network, with adapters merged into it; lora the adapters alone.
         params: averaged or last parameters.
+        trust: execute the run's experiment though others may have written it.
     """
     try_folder(out, "--out")
-    if any(out.glob("*.safetensors*")):
-        raise ValueError(f"{out} holds weights already: choose another --out")
-    export = load_run(run).export
+    _check_free(out)
+    export = load_run(run, trust=trust).export
     if form not in export:
         raise ValueError(f"this run is written as {' or '.join(export) or 'nothing'}, got --form {form}")
-    export[form](train.load_params(run, params), out)
+    trained = train.load_params(run, params)
+    with Lock(out, what="converting"):
+        _check_free(out)
+        export[form](trained, out)
     print(out)
+
+
+def _check_free(out: Path) -> None:
+    if any(out.glob("[!.]*.safetensors*")):
+        raise ValueError(f"{out} holds weights already: choose another --out")

@@ -13,10 +13,13 @@ from tqdm import tqdm
 from jaxdiff import data, interop
 from jaxdiff.autoencoders import Codec
 from jaxdiff.cli.places import try_folder
+from jaxdiff.data.shards import UNFINISHED
 from jaxdiff.experiment import compute_dtype
 from jaxdiff.interop.sources import find_part
 from jaxdiff.options import Count, Range
 from jaxdiff.sharding import make_mesh, shard_batch, shard_params
+from jaxdiff.storage import replacing, sync, write_text
+from jaxdiff.train.lock import Lock
 
 Rows = dict[str, np.ndarray]
 
@@ -48,8 +51,7 @@ def command(
         batch: images at a time, a multiple of the devices.
         rows: examples in a file.
     """
-    if any(out.glob("*.npz")):
-        raise ValueError(f"{out} holds .npz files already: choose another --out")
+    _check_free(out)
     for name, value in (("batch", batch), ("rows", rows)):
         Range(1).check(name, value)
     texts = out / "prompts" / "classes.npz"
@@ -70,13 +72,41 @@ def command(
         mean, std = posterior(vae.params, shard_batch(padded, mesh))
         return {"mean": np.asarray(mean)[: len(x)], "std": np.asarray(std)[: len(x)]}
 
-    for number, shard in enumerate(_shards(_batches(images, encode, said, batch=batch, flip=flip), rows)):
-        out.mkdir(parents=True, exist_ok=True)
-        np.savez(out / f"{number:05d}.npz", **shard)  # type: ignore[arg-type]
-    if said:
-        texts.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(texts, **said)  # type: ignore[arg-type]
+    with Lock(out, what="encoding"):
+        _check_free(out)
+        write(out, _shards(_batches(images, encode, said, batch=batch, flip=flip), rows), {texts: said} if said else {})
     print(out)
+
+
+def write(out: Path, shards: Iterator[Rows], tables: dict[Path, Rows]) -> None:
+    """Write files of arrays, each whole or not at all, and a mark that stays until all of them are there.
+
+    Args:
+        out: the folder.
+        shards: the arrays of the files 00000.npz and so on.
+        tables: those of files of other names.
+    """
+    mark = out / UNFINISHED
+    for number, shard in enumerate(shards):
+        if number == 0:
+            write_text(mark, "The files in this folder are half of a data set, until this one is gone.\n")
+        _save(out / f"{number:05d}.npz", shard)
+    for path, table in tables.items():
+        _save(path, table)
+    mark.unlink(missing_ok=True)
+    sync(out)
+
+
+def _save(path: Path, arrays: Rows) -> None:
+    with replacing(path) as beside:
+        np.savez(beside, **arrays)  # type: ignore[arg-type]
+
+
+def _check_free(out: Path) -> None:
+    if (out / UNFINISHED).exists():
+        raise ValueError(f"{out} holds half of a data set: delete it, or choose another --out")
+    if any(out.glob("[!.]*.npz")):
+        raise ValueError(f"{out} holds .npz files already: choose another --out")
 
 
 def _said(directory: Path, base: Path | None, prompt: str, names: tuple[str, ...], *, size: int) -> Rows:

@@ -19,6 +19,7 @@ from jaxdiff.experiment import Experiment, load_run
 from jaxdiff.metrics import KernelDistance, accuracy, kernel_distance, precision_recall
 from jaxdiff.options import Count, Seed
 from jaxdiff.sharding import parse_mesh
+from jaxdiff.storage import write_text
 
 Classify = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # images -> (logits, features)
 
@@ -33,6 +34,7 @@ def command(
     batch: Count = 100,
     params: Literal["ema", "params"] = "ema",
     mesh: str = "",
+    trust: bool = False,
 ) -> None:
     """Measure a run's samples against real test images; trains a judge on real data first.
 
@@ -49,11 +51,12 @@ def command(
         batch: samples at a time.
         params: averaged or last parameters.
         mesh: devices as data=4,fsdp=2; data takes those that are left.
+        trust: execute the run's experiment though others may have written it.
     """
     for name in ("eval.json", "judge.npz"):
         try_file(run / name, "a run's")
     where = parse_mesh(mesh)
-    experiment = load_run(run, mesh=where)
+    experiment = load_run(run, mesh=where, trust=trust)
     if not experiment.num_classes or experiment.source is None:
         raise ValueError("eval needs an experiment with classes and a data source: its judge recognizes classes")
     generate = generator(experiment, run, params, guidance=guidance, solver=solver, steps=steps, mesh=where)
@@ -196,10 +199,8 @@ def write_report(path, report: dict[str, Any]) -> Path:
     Returns:
         The path written.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
-    return path
+    write_text(path, json.dumps(report, indent=2, allow_nan=False) + "\n")
+    return Path(path)
 
 
 def _draw(rows: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:

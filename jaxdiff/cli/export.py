@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +23,7 @@ from jaxdiff.cli.sample import named_solver
 from jaxdiff.experiment import Experiment, load_run, numbered_keys, sampler
 from jaxdiff.options import Count
 from jaxdiff.solvers import Solver
+from jaxdiff.storage import replacing
 
 # A file's first line. Its second is the version of JAX that wrote it, whose programs an older one need not understand.
 KIND = b"jaxdiff sampler 1"
@@ -41,6 +41,7 @@ def command(
     weights: Literal["inside", "argument"] = "inside",
     dtype: Literal["float32", "bfloat16"] = "float32",
     platforms: str = "cpu,cuda,tpu",
+    trust: bool = False,
 ) -> None:
     """Write a run's sampler as one program for any batch size; five lines with nothing but JAX load and run it.
 
@@ -54,6 +55,7 @@ def command(
         weights: inside the file, or an argument of the program and in a file .npz beside it.
         dtype: in which the network computes: float32, or bfloat16 as on an accelerator.
         platforms: where the program runs, of cpu, cuda, rocm and tpu.
+        trust: execute the run's experiment though others may have written it.
     """
     out = run / "sampler.jaxdiff" if out is None else out
     names = platforms.split(",")
@@ -67,15 +69,19 @@ def command(
     for path in [out, beside] if weights == "argument" else [out]:
         try_file(path, "--out")
     with portable(dtype), busy(f"lowering for {platforms}"):
-        experiment = load_run(run)
+        experiment = load_run(run, trust=trust)
         tree = experiment.whole(train.load_params(run, params))
         exported = export_sampler(
             experiment, tree, inside=weights == "inside", solver=None if solver is None else named_solver(solver),
             steps=steps, guidance=guidance, platforms=names,
         )  # fmt: skip
-    write_program(out, exported)
+    with ExitStack() as stack:
+        if weights == "argument":
+            # Both are on disk before either has its name: an old program never meets new weights for long.
+            part = stack.enter_context(replacing(beside))
+            np.savez(part, **flat_weights(tree))  # type: ignore[arg-type]
+        write_program(out, exported)
     if weights == "argument":
-        np.savez(beside, **flat_weights(tree))  # type: ignore[arg-type]
         print(beside)
     print(out)
     print(f"  {dtype} on {platforms}: {signature(exported)}")
@@ -143,10 +149,8 @@ def export_sampler(
 def write_program(path: Path, exported: Exported) -> None:
     """Write a program behind two lines that tell its kind and the version of JAX."""
     version = ".".join(map(str, jax.__version_info__))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_bytes(b"\n".join([KIND, version.encode(), exported.serialize()]))
-    os.replace(part, path)
+    with replacing(path) as part:
+        part.write_bytes(b"\n".join([KIND, version.encode(), exported.serialize()]))
 
 
 def flat_weights(params: Any) -> dict[str, np.ndarray]:

@@ -73,7 +73,9 @@ def change(one: Any, other: Any, params: Any, opt: Any) -> jax.Array:
 
     @jax.jit
     def apart(params: Any, opt: Any) -> jax.Array:
-        grads = jax.tree.map(jnp.ones_like, params)
+        # Short ones: `train.skip_spikes` would refuse others.
+        length = 1e3 * sum(x.size for x in jax.tree.leaves(params)) ** 0.5
+        grads = jax.tree.map(lambda x: jnp.full_like(x, 1 / length), params)
         a, b = (optimizer.update(grads, opt, params)[0] for optimizer in (one, other))
         return largest(jax.tree.map(jnp.subtract, a, b)) / largest(b)
 

@@ -10,6 +10,7 @@ import tyro
 
 from jaxdiff.cli.places import try_file
 from jaxdiff.script import find, shipped
+from jaxdiff.storage import write_text
 
 
 def names() -> None:
@@ -34,6 +35,5 @@ def new(file: tyro.conf.Positional[Path], source: Annotated[str, tyro.conf.arg(n
         raise ValueError(f"{file} exists already: choose another name")
     text = find(source).read_text()
     try_file(file, "an experiment")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text)
+    write_text(file, text)
     print(file)

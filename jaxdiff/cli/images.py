@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxdiff.data import to_uint8
+from jaxdiff.storage import replacing
 
 _GAP = 2  # pixels between the pictures of a grid
 
@@ -90,8 +91,8 @@ def save_npz(path, **arrays) -> Path:
     host = {name: np.asarray(value) for name, value in arrays.items()}
     for name, value in host.items():
         _check_finite(value, name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(path, **host)  # type: ignore[arg-type]
+    with replacing(path) as beside:
+        np.savez_compressed(beside, **host)  # type: ignore[arg-type]
     return path
 
 
@@ -113,6 +114,6 @@ def _check_finite(values: np.ndarray, name: str) -> None:
 def _write(path: Path, pixels: np.ndarray) -> Path:
     from PIL import Image
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(path, format="PNG")
+    with replacing(path) as beside:
+        Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(beside, format="PNG")
     return path

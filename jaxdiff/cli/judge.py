@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from jaxdiff.cli.progress import Progress
 from jaxdiff.experiment import seed_key
 from jaxdiff.messages import listed
 from jaxdiff.networks.classifier import Classifier
+from jaxdiff.storage import replacing
 from jaxdiff.train import ema
 
 _SHIFT = 1  # pixels; more costs accuracy in a training this short
@@ -102,7 +102,8 @@ def fit_classifier(
     network = Classifier(num_classes)
     optimizer = train.adamw(3e-3, warmup=max(1, steps // 7), steps=steps, schedule="cosine", weight_decay=0.02)
     params = jax.jit(network.init)(key_init, jnp.asarray(images[:1]))["params"]
-    state = train.TrainState(jnp.int32(0), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
+    average = jax.tree.map(jnp.copy, params)
+    state = train.TrainState(jnp.int32(0), params, average, optimizer.init(params), jnp.int32(0))
     step = train.make_step(_loss(network), optimizer, key=key_steps, ema=ema.warmup(0.995))
     metrics: dict[str, jax.Array] = {}
     with Progress("classifier", steps, "step", disable=not progress) as bar:
@@ -132,11 +133,9 @@ def save_classifier(path, classifier: FittedClassifier) -> Path:
     path = Path(path)
     if path.suffix != ".npz":
         raise ValueError(f"the path must end in .npz, got {path}")
-    path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {_name(where): leaf for where, leaf in jax.tree.leaves_with_path(classifier.params)}
-    partial_path = path.with_name(f".{path.name}.{os.getpid()}.npz")
-    np.savez(partial_path, shape=np.array(classifier.shape), **arrays)
-    os.replace(partial_path, path)
+    with replacing(path) as beside:
+        np.savez(beside, shape=np.array(classifier.shape), **arrays)
     return path
 
 

@@ -15,6 +15,7 @@ from jaxdiff.experiment import Experiment, load
 from jaxdiff.plan import Estimate, Topology, as_json, estimate, sampling, sweep, table, topology, train_step
 from jaxdiff.plan.topologies import EXAMPLES
 from jaxdiff.sharding import on, parse_mesh
+from jaxdiff.storage import write_text
 
 OWN = {
     "topology": (str, inspect.Parameter.empty, f"the slice, in chips: {EXAMPLES} (simulated devices)."),
@@ -57,8 +58,7 @@ def command(args: list[str]) -> None:
         made = plan_one(build, knobs, slice, options["mesh"], name=name, sample=options["sample"])
         print(table(made))
     if options["json"] is not None:
-        options["json"].parent.mkdir(parents=True, exist_ok=True)
-        options["json"].write_text(as_json(made) + "\n")
+        write_text(options["json"], as_json(made) + "\n")
 
 
 def plan_one(

@@ -48,6 +48,7 @@ def command(
     base: Path | None = None,
     variant: str | None = None,
     mesh: str = "",
+    trust: bool = False,
 ) -> None:
     """Make pictures with a trained run, or with a prompt for Stable Diffusion or Flux.
 
@@ -70,6 +71,7 @@ def command(
         base: directory with what a file lacks.
         variant: weights' variant, such as fp16.
         mesh: devices as data=4,fsdp=2,sequence=2; data takes those that are left.
+        trust: execute the run's experiment though others may have written it.
     """
     of_prompt, where = is_pipeline(run), parse_mesh(mesh)
     out = (Path(f"samples-{seed}") if of_prompt else run / f"samples-{seed}.png") if out is None else out
@@ -92,7 +94,7 @@ def command(
                 "--prompt, --negative, --size, --base and --variant are of text-to-image directories, and "
                 f"{run} has no model_index.json"
             )
-        experiment, params = load_run(run, mesh=where), params or "ema"
+        experiment, params = load_run(run, mesh=where, trust=trust), params or "ema"
         if experiment.draw is not None and out.suffix == ".png":
             if any(value is not None for value in (num, label, guidance, batch)):
                 raise ValueError(

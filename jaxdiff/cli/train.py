@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import multihost_utils
@@ -20,15 +21,26 @@ from jaxdiff.cli.knobs import parse_knobs
 from jaxdiff.cli.places import try_folder
 from jaxdiff.cli.sample import columns, draw
 from jaxdiff.experiment import Experiment, build, load, sampler, seed_key
+from jaxdiff.faults import AGAIN
+from jaxdiff.options import Count
 from jaxdiff.script import Script
 from jaxdiff.sharding import parse_mesh
+from jaxdiff.signals import Signals
+from jaxdiff.train.lock import hold
+from jaxdiff.train.log import EVENTS, METRICS
 
-# Seconds: longer than a step of the largest networks, shorter than a night.
-PATIENCE = 900.0
+# Seconds: longer than a step of the largest networks, shorter than a night. A process that hangs alone costs no others.
+PATIENCE, PATIENCE_ALONE = 900.0, 3600.0
 
 
-def command(args: list[str]) -> None:
-    """`jaxdiff train EXPERIMENT [--knobs]`."""
+def command(args: list[str], signals: Signals | None = None) -> None:
+    """`jaxdiff train EXPERIMENT [--knobs]`.
+
+    Args:
+        args: from the command line.
+        signals: of the program; None handles none before training begins.
+    """
+    goodput = training.Goodput(None if signals is None else signals.since)
     if not args or args[0] in ("-h", "--help"):
         print(
             "usage: jaxdiff train EXPERIMENT [knobs]\n\nEXPERIMENT is a name that `jaxdiff list` tells, such as "
@@ -48,34 +60,44 @@ def command(args: list[str]) -> None:
         "patience": (
             float | None,
             None,
-            "seconds without a finished step until it ends with status 75; by default 900 in many processes.",
+            "seconds without a finished step until it ends with status 75; by default 3600, in many processes 900.",
         ),
+        "save_every": (Count | None, None, "steps between two checkpoints; by default the experiment's."),
     }
     knobs, options = parse_knobs(function, rest, own, prog=f"jaxdiff train {path}")
     workdir, mesh = options["workdir"], parse_mesh(options["mesh"])
     try_folder(workdir, "--workdir")
     script.check_kept(workdir)
     patience = options["patience"]
-    if patience is None and jax.process_count() > 1:
-        patience = PATIENCE
+    if patience is None:
+        patience = PATIENCE if jax.process_count() > 1 else PATIENCE_ALONE
     training.check_knobs(workdir, knobs, may_change=MAY_CHANGE)
     shorter = planned_before(workdir, knobs)
     before = None if shorter is None else build(function, shorter, mesh).optimizer
     experiment = build(function, knobs, mesh)
+    if options["save_every"] is not None:
+        experiment = replace(experiment, save_every=options["save_every"])
     script.check_kept(workdir)  # also what was imported while it was built
-    _train(experiment, script, knobs, workdir=workdir, mesh=mesh, patience=patience, before=before)
+    where = _Where(workdir, mesh, patience, goodput, signals)
+    with hold(workdir):
+        finished = _train(experiment, script, knobs, where=where, before=before)
+    if not finished:
+        raise SystemExit(AGAIN)
 
 
-def _train(
-    experiment: Experiment,
-    script: Script,
-    knobs: dict[str, Any],
-    *,
-    workdir: Path,
-    mesh: Mesh,
-    patience: float | None,
-    before: Any,
-) -> None:
+class _Where(NamedTuple):
+    """Where and how a run trains: what changes none of its numbers."""
+
+    workdir: Path
+    mesh: Mesh
+    patience: float
+    goodput: training.Goodput
+    signals: Signals | None
+
+
+def _train(experiment: Experiment, script: Script, knobs: dict[str, Any], *, where: _Where, before: Any) -> bool:
+    """Train to the end, or until a signal comes; return whether it is the end."""
+    workdir, mesh = where.workdir, where.mesh
     init_key, step_key = jax.random.split(seed_key(experiment.seed))
     # A network that doesn't fit its data shows here, before the folder belongs to this run.
     averages: dict[str, Any] = {"ema": experiment.ema, "ema_memory": experiment.ema_memory}
@@ -91,18 +113,22 @@ def _train(
     with contextlib.ExitStack() as stack:
         checkpointer = stack.enter_context(training.Checkpointer(workdir))
         snapshots = stack.enter_context(training.Snapshots(workdir)) if experiment.snapshot_every else None
-        if checkpointer.latest() is not None:
-            state = checkpointer.restore(abstract)
-        elif experiment.start is not None:
-            state = training.adopt(experiment.start(), experiment.optimizer, mesh, **averages)
-        else:
-            state = training.create(experiment.init, experiment.optimizer, init_key, mesh, **averages)
+        with training.Watchdog(10 * where.patience) as watchdog:  # storage may hang, and leave the others waiting
+            watchdog.doing = "making or reading the state"
+            if checkpointer.latest() is not None:
+                state = checkpointer.restore(abstract)
+            elif experiment.start is not None:
+                state = training.adopt(experiment.start(), experiment.optimizer, mesh, **averages)
+            else:
+                state = training.create(experiment.init, experiment.optimizer, init_key, mesh, **averages)
         start = int(state.step)
         _say(_summary(experiment, state, mesh))
         if start == experiment.steps:
             preview(state)
-            return
-        training.fit(
+            return True
+        if jax.process_index() == 0:
+            where.goodput.write = training.LineFile(workdir / EVENTS)
+        state = training.fit(
             training.make_step(
                 experiment.loss,
                 experiment.optimizer,
@@ -117,14 +143,18 @@ def _train(
             steps=experiment.steps,
             mesh=mesh,
             checkpointer=checkpointer,
-            save_every=experiment.preview_every,
+            save_every=experiment.save_every or experiment.preview_every,
             preview=preview,
             preview_every=experiment.preview_every,
             snapshot=snapshots.save if snapshots is not None else None,
             snapshot_every=experiment.snapshot_every or 1,
-            log=training.metrics_file(workdir / "metrics.jsonl", start),
-            patience=patience,
+            log=training.metrics_file(workdir / METRICS, start),
+            patience=where.patience,
+            signals=where.signals,
+            goodput=where.goodput,
         )
+        signalled = where.signals is not None and where.signals.received is not None and jax.process_count() == 1
+        return int(state.step) == experiment.steps and not signalled
 
 
 def _say(text: str) -> None:
@@ -152,9 +182,11 @@ def _previewer(experiment: Experiment, workdir: Path, mesh: Mesh) -> Callable[[t
         if experiment.draw is not None:
             # It may do as it likes with its parameters: one process draws, and the others wait for it.
             params = gather(params)
-            if first:
-                experiment.draw(experiment, params, path)
-            multihost_utils.sync_global_devices("preview")
+            try:
+                if first:
+                    experiment.draw(experiment, params, path)
+            finally:
+                multihost_utils.sync_global_devices("preview")
         else:
             x, _ = draw(
                 experiment,

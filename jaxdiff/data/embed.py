@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxdiff.storage import replacing
+
 TRAIN_PER_CLASS, TEST_PER_CLASS = 1000, 200
 
 
@@ -53,7 +55,8 @@ def main(folder: str) -> None:
         label = read_idx(Path(folder) / f"{stem}-labels-idx1-ubyte.gz")
         keep = first_of_each_class(label, per_class)
         arrays[f"{split}_x"], arrays[f"{split}_label"] = x[keep], label[keep]
-    np.savez_compressed(Path(__file__).with_name("fashion_mnist.npz"), **arrays)
+    with replacing(Path(__file__).with_name("fashion_mnist.npz")) as beside:
+        np.savez_compressed(beside, **arrays)
 
 
 if __name__ == "__main__":

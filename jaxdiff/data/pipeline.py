@@ -1,8 +1,11 @@
 """From a random-access source to host batches that are a pure function of (seed, batch number, rows)."""
 
 import functools
+import multiprocessing
 import operator
+import os
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -80,7 +83,7 @@ def batches(
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
         options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=max(1, ahead))
-        stream = stream.mp_prefetch(options).map(_own)
+        stream = stream.mp_prefetch(options, _end_with_parent).map(_own)
     return iter(stream)
 
 
@@ -126,6 +129,17 @@ def _read(batch: int, *, examples: Any, size: int, rows: np.ndarray, key: int | 
     if "label" in stacked:
         out["label"] = stacked["label"].astype(np.int32)
     return out
+
+
+def _end_with_parent(worker: int, count: int) -> None:
+    """End this worker as soon as the process that started it is gone: one that is killed does not end its own."""
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        parent.join()  # type: ignore[union-attr]
+        os._exit(1)
+
+    threading.Thread(target=wait, name="end with parent", daemon=True).start()
 
 
 def _own(batch: Batch) -> Batch:

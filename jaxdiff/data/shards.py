@@ -10,6 +10,9 @@ from typing import Any
 
 import numpy as np
 
+# Beside the files of a folder that is still being written, or never was to the end.
+UNFINISHED = "unfinished"
+
 
 class Shards:
     """A random-access sequence of examples: one in each row of the arrays of all files, by the files' sorted names.
@@ -43,7 +46,9 @@ class Shards:
 
     @functools.cached_property
     def _files(self) -> list[dict[str, np.ndarray]]:
-        paths = sorted(self.folder.glob("*.npz"))
+        if (self.folder / UNFINISHED).exists():
+            raise ValueError(f"{self.folder} is half of a data set: what should write it has not come to its end")
+        paths = sorted(self.folder.glob("[!.]*.npz"))
         if not paths:
             raise ValueError(f"no .npz files in {self.folder}: `jaxdiff encode` writes them")
         return [self._open(path) for path in paths]

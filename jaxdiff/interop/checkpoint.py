@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -20,6 +23,7 @@ from jaxdiff.interop.files import Tensor, open_tensors
 from jaxdiff.interop.keys import Place, flatten, places
 from jaxdiff.interop.sources import read_model
 from jaxdiff.messages import listed, shared_prefix
+from jaxdiff.storage import replacing
 
 __all__ = ["Loaded", "architecture", "fill", "load", "save"]
 
@@ -219,32 +223,59 @@ def save(loaded: Loaded, directory: str | Path, *, shard_bytes: int = 5 * 10**9)
     Raises:
         ValueError: the directory holds weights, or the parameters are not those of the config.
     """
-    from safetensors.numpy import save_file
-
     directory = Path(directory)
     built = architecture(loaded.config)
     _check_shapes(jax.eval_shape(built.init, jax.random.key(0)), loaded.params)
-    if directory.is_dir() and any(directory.glob("*.safetensors*")):
+    if any(directory.glob("[!.]*.safetensors*")):
         raise ValueError(f"{directory} holds weights already")
-    directory.mkdir(parents=True, exist_ok=True)
     with jax.numpy_dtype_promotion("standard"):
         dtype = jnp.result_type(*jax.tree.leaves(loaded.params)).name
     config = {k: dtype if k in ("dtype", "torch_dtype") and v else v for k, v in loaded.config.items()}
-    (directory / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-
     files = _split(loaded.params, built, shard_bytes)
     index: dict[str, str] = {}
-    for number, keys in enumerate(files, 1):
-        name = f"{built.weights}.safetensors"
+    # Everything is written before anything has its name. The names come in the reverse order: the config, which no
+    # weights beside it contradict, since there are none, and last those by which the weights are found.
+    with contextlib.ExitStack() as stack:
         if len(files) > 1:
-            name = f"{built.weights}-{number:05}-of-{len(files):05}.safetensors"
-        held = dict(flatten(loaded.params, built.rename, keys))
-        save_file(held, directory / name, {"format": "pt"})
-        index |= dict.fromkeys(held, name)
-    if len(files) > 1:
-        total = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(loaded.params))
-        text = json.dumps({"metadata": {"total_size": total}, "weight_map": index}, indent=2, sort_keys=True)
-        (directory / f"{built.weights}.safetensors.index.json").write_text(text + "\n")
+            listing = stack.enter_context(replacing(directory / f"{built.weights}.safetensors.index.json"))
+        for number, keys in enumerate(files, 1):
+            name = f"{built.weights}.safetensors"
+            if len(files) > 1:
+                name = f"{built.weights}-{number:05}-of-{len(files):05}.safetensors"
+            held = dict(flatten(loaded.params, built.rename, keys))
+            write_tensors(held, stack.enter_context(replacing(directory / name)))
+            index |= dict.fromkeys(held, name)
+        if len(files) > 1:
+            total = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(loaded.params))
+            listing.write_text(_json({"metadata": {"total_size": total}, "weight_map": index}))
+        beside = stack.enter_context(replacing(directory / "config.json"))
+        beside.write_text(_json(config))
+
+
+def write_tensors(tensors: Mapping[str, np.ndarray], path: Path) -> None:
+    """Writes a safetensors file, as PyTorch programs expect it.
+
+    Args:
+        tensors: by name.
+        path: the file.
+
+    Raises:
+        OSError: the disk is full, say.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    try:
+        save_file(dict(tensors), path, {"format": "pt"})
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))  # all that it keeps of an error of the system
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2, sort_keys=True) + "\n"
 
 
 def _split(params: Any, built: Architecture, limit: int) -> list[list[str]]:

@@ -22,12 +22,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff.interop.checkpoint import Loaded, architecture
+from jaxdiff.interop.checkpoint import Loaded, architecture, write_tensors
 from jaxdiff.interop.files import find_weights, open_tensors, read_json
 from jaxdiff.interop.lora_kinds import Change, Group, ending, rank_of, read_change, unread
 from jaxdiff.interop.lora_names import Target, find, kernels, network
 from jaxdiff.messages import listed
 from jaxdiff.networks.lora import pairs, put
+from jaxdiff.storage import replacing
 
 __all__ = ["load_lora", "save_lora"]
 
@@ -109,8 +110,6 @@ def save_lora(
     Raises:
         ValueError: there is such a file, or an adapter is of no kernel of its network, or of no low rank.
     """
-    from safetensors.numpy import save_file
-
     path = Path(directory) / FILE
     if path.exists():
         raise ValueError(f"{path} exists already")
@@ -126,8 +125,8 @@ def save_lora(
             up = up.reshape(*up.shape, *(1,) * (len(place.shape) - 2))
             tensors[f"{model}.{module}.lora_A.weight"] = np.ascontiguousarray(down.transpose(np.argsort(place.axes)))
             tensors[f"{model}.{module}.lora_B.weight"] = np.ascontiguousarray(up)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path, {"format": "pt"})
+    with replacing(path) as beside:
+        write_tensors(tensors, beside)
     return path
 
 

@@ -3,17 +3,23 @@
 from jaxdiff.sharding import host_rows, make_mesh, shard_batch, shard_params
 from jaxdiff.train.checkpoint import Checkpointer, load_params
 from jaxdiff.train.freeze import join, split
+from jaxdiff.train.goodput import Goodput
 from jaxdiff.train.knobs import check_knobs, has_knobs, read_knobs, write_knobs
-from jaxdiff.train.loop import fit, metrics_file
-from jaxdiff.train.optimizer import adafactor, adamw, muon, projected
+from jaxdiff.train.log import LineFile, metrics_file
+from jaxdiff.train.loop import fit
+from jaxdiff.train.optimizer import adafactor, adamw, muon, projected, skip_spikes
 from jaxdiff.train.snapshots import Snapshots
 from jaxdiff.train.state import TrainState, abstract, adopt, average, create
 from jaxdiff.train.step import make_step
+from jaxdiff.train.watchdog import Watchdog
 
 __all__ = [
     "Checkpointer",
+    "Goodput",
+    "LineFile",
     "Snapshots",
     "TrainState",
+    "Watchdog",
     "abstract",
     "adafactor",
     "adamw",
@@ -34,6 +40,7 @@ __all__ = [
     "read_knobs",
     "shard_batch",
     "shard_params",
+    "skip_spikes",
     "split",
     "write_knobs",
 ]

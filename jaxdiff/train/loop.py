@@ -2,15 +2,11 @@
 
 import contextlib
 import itertools
-import json
 import math
-import os
-import signal
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -18,16 +14,23 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from jaxdiff.faults import NotFinite
 from jaxdiff.sharding import shard_batch
-from jaxdiff.train.checkpoint import Checkpointer
+from jaxdiff.signals import Signals, Stopped
+from jaxdiff.train.display import Display
+from jaxdiff.train.goodput import Goodput
+from jaxdiff.train.keeper import Keeper, Store
+from jaxdiff.train.log import Record
 from jaxdiff.train.state import TrainState
 from jaxdiff.train.step import Step
 from jaxdiff.train.watchdog import Watchdog
 
-Record = dict[str, float]
-
 # How many times as long as a step may take what compiles (the first step, a preview) or writes (a checkpoint).
 RARE = 10
+# Dispatches that are waited for one by one, to know how long a step takes: the compiled first one and a few more.
+PROBES = 4
+
+Look = Callable[[TrainState], None]
 
 
 def fit(
@@ -37,24 +40,30 @@ def fit(
     *,
     steps: int,
     mesh: Mesh,
-    checkpointer: Checkpointer | None = None,
+    checkpointer: Store | None = None,
     save_every: int = 1000,
-    preview: Callable[[TrainState], None] | None = None,
+    preview: Look | None = None,
     preview_every: int = 1000,
-    snapshot: Callable[[TrainState], None] | None = None,
+    snapshot: Look | None = None,
     snapshot_every: int = 1000,
     log: Callable[[Record], None] | None = None,
+    max_skipped: int = 10,
     patience: float | None = None,
+    signals: Signals | None = None,
+    goodput: Goodput | None = None,
 ) -> TrainState:
     """Train until `state.step` is `steps`; a state from a checkpoint goes on where it stopped.
 
-    SIGTERM or the first Ctrl-C lets the running step finish, saves, and returns early (state.step < steps).
+    SIGTERM or the first Ctrl-C lets the running step finish, saves, and returns early (state.step < steps); it does not
+    wait for data or a preview. Neither a failed save, nor a preview or a snapshot that the disk refuses, nor a log that
+    raises ends training: a line says what is wrong, and a save is tried again. Before any other exception goes on, the
+    state is saved; in many processes only where all raise it, since a save needs all of them.
 
     Args:
         step: from `make_step`.
         state: from `create` or a checkpoint; it is donated.
         batches: iterator of this host's numpy batches, the next one being number `state.step`.
-        steps: number of updates in all, those before a resume included.
+        steps: number of batches in all, those before a resume included.
         mesh: from `make_mesh`.
         checkpointer: where to save every `save_every` steps and at the end; None saves nothing.
         save_every: steps between two checkpoints.
@@ -63,88 +72,193 @@ def fit(
         snapshot: called likewise every `snapshot_every` steps and at the end, with `Snapshots.save` say.
         snapshot_every: steps between two snapshots.
         log: called after each step with its metrics, "step" and "images_per_s".
+        max_skipped: updates in a row that are not made, see `make_step`, before training ends.
         patience: seconds without a finished step, ten times as many where something compiles or is saved, until the
             process shows its stacks and ends with status 75, so that a peer that hangs ends the job; None: never.
+        signals: of a command, which has entered them; None handles signals while this runs.
+        goodput: told where the time goes.
 
     Returns:
         The last state.
 
     Raises:
-        ValueError: a count is less than 1 or no multiple of the step's `per_dispatch`, patience not positive, the
-            batches end early, or a loss or gradient is not finite.
+        NotFinite: `max_skipped` updates in a row were not made.
+        ValueError: a count is less than 1 or no multiple of the step's `per_dispatch`, patience not positive, or the
+            batches end early.
+        Exception: the last save failed; or what batches, preview or snapshot raise.
     """
     start, stride = int(state.step), step.per_dispatch
     rhythm = {"save_every": save_every, "preview_every": preview_every, "snapshot_every": snapshot_every}
-    for name, value in {"steps": steps, **rhythm}.items():
+    for name, value in {"steps": steps, "max_skipped": max_skipped, **rhythm}.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     if start >= steps:
         return state
     used = zip(rhythm, (checkpointer, preview, snapshot), strict=True)
     _check_multiples({"state.step": start, "steps": steps, **{name: rhythm[name] for name, by in used if by}}, stride)
-    with Watchdog(patience) as watchdog, _stop_flag() as stop, _Display(start, steps, log) as display:
-        watchdog.beat(RARE)  # the first step compiles
+    goodput = goodput or Goodput()
+    with contextlib.ExitStack() as stack:
+        watchdog = stack.enter_context(Watchdog(patience))
+        signals = stack.enter_context(Signals()) if signals is None else signals
+        display = stack.enter_context(Display(start, steps, log, max_skipped))
+        keeper = Keeper(checkpointer, save_every, start, display.say)
+        keeper.warn_of_space(state)
+        looks = (_Look("preview", preview, preview_every), _Look("snapshot", snapshot, snapshot_every))
+        run = _Run(step, state, batches, mesh, steps, start, looks, display, keeper, watchdog, signals, goodput)
+        run.train()
+    return run.state
+
+
+@dataclass
+class _Look:
+    """A function of the state, and how often it is called."""
+
+    name: str
+    call: Look | None
+    every: int
+
+    def due(self, done: int, steps: int) -> bool:
+        return self.call is not None and (done == steps or done % self.every == 0)
+
+
+@dataclass
+class _Run:
+    """One call of `fit`: the state, what is done with it, and who looks after it."""
+
+    step: Step
+    state: TrainState
+    batches: Iterator[Any]
+    mesh: Mesh
+    steps: int
+    done: int
+    looks: tuple[_Look, _Look]
+    display: Display
+    keeper: Keeper
+    watchdog: Watchdog
+    signals: Signals
+    goodput: Goodput
+
+    def __post_init__(self) -> None:
+        self.start, self.skipped, self.stopping = self.done, int(self.state.skipped), False
         # Steps in flight on simulated devices can wait for each other's collectives; real devices queue them.
-        ahead = 0 if mesh.size > 1 and mesh.devices.flat[0].platform == "cpu" else 1
-        batch = _next(batches, mesh, start, stride)
-        for done in range(start + stride, steps + 1, stride):
-            images = jax.tree.leaves(batch)[0].shape[: 1 + (stride > 1)]
-            state, metrics = step(state, batch)
-            display.push(done, metrics, math.prod(images))
-            last = done == steps or stop(done)
-            if not last:
-                batch = _next(batches, mesh, done, stride)  # loads and copies while the device computes
-            saving = checkpointer is not None and (last or done % save_every == 0)
-            previewing = preview is not None and (done == steps or done % preview_every == 0)
-            snapping = snapshot is not None and (done == steps or done % snapshot_every == 0)
-            rare = saving or previewing or snapping
-            # What is kept or shown must be known to be finite, so nothing may be left in flight.
-            if display.settle(0 if rare or last else ahead):
-                watchdog.beat(RARE if rare else 1)
-            if saving:
-                checkpointer.save(state)  # type: ignore[union-attr]
-            if previewing:
-                preview(state)  # type: ignore[misc]
-            if snapping:
-                snapshot(state)  # type: ignore[misc]
-            if last:
-                break
-            if rare:
-                watchdog.beat()
-        if checkpointer is not None:
-            checkpointer.wait()
-        if done < steps:
-            saved = f"saved step {done}" if checkpointer is not None else "nothing is saved"
-            display.say(f"stopped by a signal after step {done} of {steps}; {saved}")
-    return state
+        self.ahead = 0 if self.mesh.size > 1 and self.mesh.devices.flat[0].platform == "cpu" else 1
 
+    def train(self) -> None:
+        self.goodput.begin(self.start, self.steps)
+        self.watchdog.beat(RARE)  # the first step compiles
+        try:
+            batch = self.load()
+            while batch is not None:
+                metrics = self.dispatch(batch)
+                last = self.done == self.steps  # which what is due at the end belongs to
+                self.stopping = not last and self.asked()
+                batch = None if self.stopping or last else self.load(metrics)
+                self.look_after(last=batch is None)
+                if self.stopping:
+                    break
+            self.doing(f"saving step {self.done}")
+            with self.goodput.spend("checkpoint"):
+                self.keeper.finish()
+        except Exception as error:
+            # Of many processes those that go on would wait for this one within a collective, and not for a save.
+            if jax.process_count() == 1 or isinstance(error, NotFinite):
+                self.watchdog.beat(RARE)
+                self.keeper.rescue(self.state)
+            else:
+                lost = "what was done since the last checkpoint is not saved: all processes would have to save it"
+                print(f"jaxdiff: process {jax.process_index()} ends: {lost}", file=sys.stderr, flush=True)
+            raise
+        finally:
+            self.record(now=True)
+            self.signals.unsaved(False)
+        if self.stopping:
+            kept = f"saved step {self.done}" if self.keeper.store is not None else "nothing is saved"
+            kept = kept if self.done > self.start else "nothing was lost"
+            self.display.say(f"stopped by a signal after step {self.done} of {self.steps}; {kept}")
 
-def metrics_file(path: str | os.PathLike[str], start: int = 0) -> Callable[[Record], None]:
-    """Log each record as a line of JSON; only the first process writes.
+    def load(self, metrics: Any = None) -> Any:
+        """The next batch on the devices, loaded while they compute `metrics`; None: a signal came meanwhile."""
+        self.doing("waiting for data")
+        idle = lambda: all(x.is_ready() for x in jax.tree.leaves(metrics))  # noqa: E731
+        try:
+            with self.signals.raising(), self.goodput.load(idle, busy=not self.probing()):
+                return _next(self.batches, self.mesh, self.done, self.step.per_dispatch)
+        except Stopped:
+            self.stopping = True
+            return None
 
-    Args:
-        path: the file; its folder is made if missing.
-        start: the step that the run resumes from. Later lines, of steps that were lost, are removed.
+    def probing(self) -> bool:
+        return self.done - self.start <= PROBES * self.step.per_dispatch
 
-    Returns:
-        A function to pass to `fit` as `log`.
-    """
-    if jax.process_index() != 0:
-        return lambda record: None
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists():
-        kept = [line for line in path.read_text().splitlines() if _step_of(line) <= start]
-        path.write_text("".join(line + "\n" for line in kept))
-    file = path.open("a", buffering=1)  # a line is on its way to disk as soon as it is whole
-    return lambda record: print(json.dumps(record), file=file)
+    def dispatch(self, batch: Any) -> Any:
+        """Begin a step; return its metrics."""
+        first, since = self.done == self.start, time.monotonic()
+        with self.goodput.spend("compile") if first else contextlib.nullcontext():
+            self.state, metrics = self.step(self.state, batch)
+        self.signals.unsaved(True)
+        self.done += self.step.per_dispatch
+        images = jax.tree.leaves(batch)[0].shape[: 1 + (self.step.per_dispatch > 1)]
+        self.display.push(self.done, metrics, math.prod(images))
+        if self.probing():
+            self.settle(0)
+            if not first:
+                self.goodput.took(time.monotonic() - since)
+        return metrics
 
+    def settle(self, ahead: int) -> None:
+        self.doing("waiting for the devices")
+        if self.display.settle(ahead):
+            self.watchdog.beat()
 
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError, TypeError):  # the last line of a run that was killed
-        return float("inf")
+    def asked(self) -> bool:
+        """Whether a signal asks to stop: in many processes of all after the same step, by JAX's own handler."""
+        if jax.process_count() == 1:
+            return self.signals.received is not None
+        # JAX stops at one certain number, so that these may leave out none.
+        return multihost_utils.reached_preemption_sync_point((self.done - self.start) // self.step.per_dispatch)
+
+    def look_after(self, *, last: bool) -> None:
+        """Save, keep and show what is due after a step."""
+        saving = self.keeper.due(self.done) or last
+        preview, snapshot = (look if look.due(self.done, self.steps) else None for look in self.looks)
+        rare = saving or preview is not None or snapshot is not None
+        self.settle(0 if rare else self.ahead)
+        if rare:
+            self.watchdog.beat(RARE)
+        if saving:
+            self.save()
+        if snapshot is not None:
+            self.doing(f"keeping a snapshot of step {self.done}")
+            self.show(snapshot, "checkpoint")
+        if preview is not None and not self.stopping:
+            self.doing(f"drawing a preview of step {self.done}")
+            try:
+                with self.signals.raising():
+                    self.show(preview, "preview")
+            except Stopped:
+                self.stopping = True
+                self.save()
+        self.record()
+        if rare and not last:
+            self.watchdog.beat()
+
+    def save(self) -> None:
+        self.doing(f"saving step {self.done}")
+        with self.goodput.spend("checkpoint"):
+            self.keeper.save(self.state, self.done)
+
+    def show(self, look: _Look, what: str) -> None:
+        try:
+            with self.goodput.spend(what):
+                look.call(self.state)  # type: ignore[misc]
+        except OSError as error:
+            self.display.say(f"no {look.name} of step {self.done}: {error}; training goes on")
+
+    def record(self, *, now: bool = False) -> None:
+        self.goodput.record(self.done, self.skipped + self.display.skipped, now=now)
+
+    def doing(self, what: str) -> None:
+        self.watchdog.doing = self.signals.doing = what
 
 
 def _check_multiples(counts: dict[str, int], stride: int) -> None:
@@ -161,98 +275,3 @@ def _next(batches: Iterator[Any], mesh: Mesh, done: int, count: int) -> Any:
     if count == 1:
         return shard_batch(loaded[0], mesh)
     return shard_batch(jax.tree.map(lambda *parts: np.stack(parts), *loaded), mesh, axis=1)
-
-
-@contextlib.contextmanager
-def _stop_flag() -> Iterator[Callable[[int], bool]]:
-    """Turn SIGTERM and the first SIGINT into a flag, read once a step; the second SIGINT interrupts."""
-    if jax.process_count() > 1:
-        # All hosts have to stop after the same step. JAX's own handler of SIGTERM makes them agree on it.
-        yield multihost_utils.reached_preemption_sync_point
-        return
-    seen: list[int] = []
-    old: dict[signal.Signals, Any] = {}
-
-    def handle(number: int, frame: Any) -> None:
-        if seen and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        seen.append(number)
-
-    with contextlib.suppress(ValueError):  # only the main thread may handle signals
-        for number in (signal.SIGTERM, signal.SIGINT):
-            old[number] = signal.signal(number, handle)
-    try:
-        yield lambda step: bool(seen)
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-
-
-class _Display:
-    """The progress bar and the log; metrics wait here until their step has finished on the device."""
-
-    def __init__(self, start: int, steps: int, log: Callable[[Record], None] | None):
-        self._log = log
-        self._pending: deque[tuple[int, Any, int]] = deque()
-        self._since: float | None = None  # when the last step finished; None: still compiling
-        # In a file each refresh is a line of its own, so there are few of them.
-        from tqdm import tqdm
-
-        self._bar = tqdm(
-            total=steps,
-            initial=start,
-            unit="step",
-            desc="compiling",
-            dynamic_ncols=True,
-            mininterval=0.2 if sys.stderr.isatty() else 30.0,
-            disable=jax.process_index() != 0,
-        )
-
-    def __enter__(self) -> "_Display":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    def say(self, message: str) -> None:
-        if jax.process_index() == 0:
-            self._bar.write(message, file=sys.stderr)
-
-    def push(self, done: int, metrics: Any, size: int) -> None:
-        self._pending.append((done, metrics, size))
-
-    def settle(self, ahead: int) -> bool:
-        """Wait until at most `ahead` steps are in flight; show and log the others. Return whether there were any."""
-        finished = len(self._pending) > ahead
-        while len(self._pending) > ahead:
-            done, metrics, size = self._pending.popleft()
-            # One number a metric, or one for each update of a dispatch.
-            values = {name: np.ravel(value) for name, value in jax.device_get(metrics).items()}
-            count = len(values["loss"])
-            records = [
-                {"step": done - count + 1 + i, **{name: float(value[i]) for name, value in values.items()}}
-                for i in range(count)
-            ]
-            for record, name in itertools.product(records, ("loss", "grad_norm")):
-                if not np.isfinite(record[name]):
-                    raise ValueError(
-                        f"{name} is {record[name]} at step {record['step']}; the update was not made, and earlier "
-                        f"checkpoints are good. Try a smaller learning rate or stronger clipping"
-                    )
-            self._show(records, size)
-        return finished
-
-    def _show(self, records: list[Record], size: int) -> None:
-        now = time.perf_counter()
-        if self._since is None:
-            self._bar.set_description("training", refresh=False)
-            self._bar.unpause()  # the time left should not count the compilation
-        else:
-            records = [record | {"images_per_s": size / (now - self._since)} for record in records]
-        self._since = now
-        last = records[-1]
-        self._bar.set_postfix_str(f"loss {last['loss']:.4f}, {last.get('images_per_s', 0):.0f} images/s", refresh=False)
-        self._bar.update(len(records))
-        if self._log is not None:
-            for record in records:
-                self._log(record)

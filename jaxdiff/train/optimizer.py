@@ -1,7 +1,7 @@
 """The optimizers that diffusion models are usually trained with, put together from optax."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -181,3 +181,43 @@ def projected(optimizer: optax.GradientTransformation, project: Callable[[Any], 
         return jax.tree.map(lambda new, old: new - old, moved, params), state
 
     return optax.GradientTransformation(optimizer.init, update)
+
+
+class Spikes(NamedTuple):
+    """What `skip_spikes` keeps."""
+
+    made: jax.Array  # int32 scalar: updates made
+    norm: jax.Array  # float32 scalar: running average of their gradients' norms
+    inner: Any
+
+
+def skip_spikes(optimizer: optax.GradientTransformation, times: float) -> optax.GradientTransformation:
+    """Refuse an update whose gradient is far longer than those before: the updated parameters are NaN, and `make_step`
+    makes no such update.
+
+    What is compared is the global norm, before the optimizer clips it, with an average over the last hundred updates
+    that were made; the first update has nothing to be compared with.
+
+    Args:
+        optimizer: an optax optimizer.
+        times: how many times the average a norm may be, greater than 1.
+
+    Raises:
+        ValueError: times is not greater than 1.
+    """
+    if not times > 1:
+        raise ValueError(f"skip_spikes needs a number of times greater than 1, got {times}")
+
+    def init(params: Any) -> Spikes:
+        return Spikes(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32), optimizer.init(params))
+
+    def update(grads: Any, state: Spikes, params: Any = None) -> tuple[Any, Spikes]:
+        norm = optax.tree.norm(grads).astype(jnp.float32)
+        spike = (state.made > 0) & (norm > times * state.norm)
+        updates, inner = optimizer.update(grads, state.inner, params)
+        updates = jax.tree.map(lambda x: jnp.where(spike, jnp.nan, x), updates)
+        # A plain mean at first, so that the average owes nothing to where it begins.
+        weight = jnp.maximum(0.01, 1.0 / (state.made + 1.0))
+        return updates, Spikes(state.made + 1, state.norm + weight * (norm - state.norm), inner)
+
+    return optax.GradientTransformation(init, update)

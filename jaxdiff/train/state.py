@@ -18,10 +18,11 @@ ONE = averages.constant(0.0)
 class TrainState(NamedTuple):
     """Everything that a step changes; the random key and the data position follow from `step`."""
 
-    step: jax.Array  # int32 scalar: updates made so far
+    step: jax.Array  # int32 scalar: batches consumed so far
     params: Any  # float32
     ema: Any  # like params: their moving average; a tuple of such trees where several are tracked
     opt: Any  # the optimizer's state
+    skipped: jax.Array  # int32 scalar: batches whose update was not made; step - skipped updates were
 
 
 def create(
@@ -130,4 +131,5 @@ def _builder(
 
 
 def _first(params: Any, optimizer: optax.GradientTransformation, ema: averages.Decays) -> TrainState:
-    return TrainState(jnp.zeros((), jnp.int32), params, averages.start(params, ema), optimizer.init(params))
+    zero = lambda: jnp.zeros((), jnp.int32)  # noqa: E731  # two: they are donated separately
+    return TrainState(zero(), params, averages.start(params, ema), optimizer.init(params), zero())

@@ -31,9 +31,11 @@ def make_step(
 ) -> Step:
     """Compile a loss and an optimizer into `step(state, batch) -> (state, metrics)`.
 
-    The old state is donated: its buffers become the new state's. The step's key is
-    `fold_in(key, state.step)`. An update whose loss or gradient is not finite is not made: the state comes
-    back unchanged.
+    The old state is donated: its buffers become the new state's. The step's key is `fold_in(key, state.step)`.
+
+    An update is made if the loss, the gradient and the parameters that it leads to are finite. Otherwise parameters,
+    averages and the optimizer's state stay as they are, `step` goes on to the next batch, and `skipped` counts. What
+    counts updates, as optax's schedules and the averages' decays do, counts those that were made.
 
     Args:
         loss: (params, key, batch) -> (mean over the batch, dict of scalars).
@@ -47,7 +49,8 @@ def make_step(
             (params, frozen) in place of params. An array that it closed over would be compiled in as a constant.
 
     Returns:
-        The step. Its metrics are the loss's own, "loss", and "grad_norm" (the global norm before clipping).
+        The step. Its metrics are the loss's own, "loss", "grad_norm" (the global norm before clipping), and "skipped":
+        1 for an update that was not made, else 0.
 
     Raises:
         ValueError: accumulate or per_dispatch is less than 1, or (when called) the batch is not a multiple of what it
@@ -73,14 +76,23 @@ def make_step(
             norm = optax.tree.norm(grads)
             updates, opt = optimizer.update(grads, state.opt, state.params)
             params = optax.apply_updates(state.params, updates)
-        finite = jnp.isfinite(value) & jnp.isfinite(norm)
-        fresh, old = (state.step + 1, params, opt), (state.step, state.params, state.opt)
-        count, params, opt = jax.tree.map(lambda new, old: jnp.where(finite, new, old), fresh, old)
-        decays = jax.tree.map(lambda decay: lambda step: jnp.where(finite, decay(step), 1.0), ema)
-        average = averages.track(state.ema, params, decays, state.step, layout.average)
-        return TrainState(count, params, average, opt), {**aux, "loss": value, "grad_norm": norm}
+        # A finite norm bounds what an optimizer averages of gradients and their squares: its state is finite, too.
+        good = jnp.isfinite(value) & jnp.isfinite(norm) & _finite(params)
+        fresh, old = (params, opt), (state.params, state.opt)
+        params, opt = jax.tree.map(lambda new, old: jnp.where(good, new, old), fresh, old)
+        decays = jax.tree.map(lambda decay: lambda made: jnp.where(good, decay(made), 1.0), ema)
+        average = averages.track(state.ema, params, decays, state.step - state.skipped, layout.average)
+        bad = 1 - good.astype(jnp.int32)
+        metrics = {**aux, "loss": value, "grad_norm": norm, "skipped": bad}
+        return TrainState(state.step + 1, params, average, opt, state.skipped + bad), metrics
 
     return Step(update, per_dispatch, frozen)
+
+
+def _finite(tree: Any) -> jax.Array:
+    """Whether every number of a tree is finite: 0 times a number is 0, of NaN and infinity NaN."""
+    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.isfinite(sum(jnp.sum(0 * x, dtype=jnp.float32) for x in floats))
 
 
 def _accumulated(

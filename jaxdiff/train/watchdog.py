@@ -9,8 +9,7 @@ from types import TracebackType
 
 import jax
 
-# EX_TEMPFAIL of sysexits.h: starting again may help, which SLURM and Kubernetes can be told to do.
-STATUS = 75
+from jaxdiff.faults import AGAIN
 
 
 class Watchdog:
@@ -18,6 +17,9 @@ class Watchdog:
 
     A peer that hangs or is gone leaves the others waiting within a collective for ever (jax#38503), and no exception
     can be raised there.
+
+    Attributes:
+        doing: what is being done, which tells the one that hangs from those that wait for it.
     """
 
     def __init__(self, seconds: float | None):
@@ -31,6 +33,7 @@ class Watchdog:
         """
         if seconds is not None and not seconds > 0:
             raise ValueError(f"a watchdog's seconds must be positive, got {seconds}")
+        self.doing = ""
         self._seconds = seconds
         self._allowed, self._deadline = 0.0, float("inf")
         self._over = threading.Event()
@@ -63,7 +66,8 @@ class Watchdog:
         while (left := self._deadline - time.monotonic()) > 0:
             if self._over.wait(min(left, 1.0)):  # in short naps: a beat may bring the deadline nearer
                 return
-        what = f"process {self._process} has come no further for {self._allowed:g} s"
-        print(f"jaxdiff: {what}, and ends with status {STATUS}", file=sys.stderr, flush=True)
+        where = f" ({self.doing})" if self.doing else ""
+        what = f"process {self._process} has come no further for {self._allowed:g} s{where}"
+        print(f"jaxdiff: {what}, and ends with status {AGAIN}", file=sys.stderr, flush=True)
         faulthandler.dump_traceback(file=2)  # a notebook's sys.stderr is no file
-        os._exit(STATUS)
+        os._exit(AGAIN)

@@ -1,5 +1,8 @@
 """How a process learns of others: from the variables of the launchers, and from none where it is alone."""
 
+import subprocess
+import sys
+
 import pytest
 
 from jaxdiff.cli import cluster
@@ -105,3 +108,32 @@ def test_a_failure_of_one_of_many_ends_it_at_once(monkeypatch, capsys):
             raise error
     assert statuses == [1, 2, 1]
     assert "KeyError: 'lost'" in capsys.readouterr().err
+
+
+STUCK = """
+import os, sys, threading, time
+from jaxdiff import cli
+from jaxdiff.cli import cluster
+cluster.GRACE = 0.5
+sys.argv = ["jaxdiff", "list"]
+for error in (OSError(28, "the disk is full"), KeyError("lost"), KeyboardInterrupt()):
+    def fail(*_):
+        threading.Thread(target=time.sleep, args=(600,), name="stuck").start()
+        raise error
+    cli._run = fail
+    child = os.fork()
+    if child == 0:
+        cli.main()
+        break
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_failure_ends_the_process_though_a_thread_does_not():
+    done = subprocess.run([sys.executable, "-c", STUCK], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.split() == ["5", "1", "130"], done.stderr
+    for sign in ("jaxdiff: the disk is full", "KeyError: 'lost'", "KeyboardInterrupt"):
+        assert sign in done.stderr
+    for status in (5, 1, 130):
+        assert f"ended with status {status} while there were threads: MainThread, stuck" in done.stderr

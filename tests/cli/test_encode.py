@@ -10,6 +10,7 @@ from PIL import Image
 
 from jaxdiff import data, interop
 from jaxdiff.cli import main
+from jaxdiff.train.lock import Lock
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 CLASSES = ("boot", "coat", "shirt")
@@ -82,3 +83,6 @@ def test_mistakes(pipeline, tmp_path, capsys):
             main(["encode", str(pipeline), *given])
         assert message in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+    with Lock(tmp_path / "taken", what="encoding"), pytest.raises(SystemExit):
+        main(["encode", str(pipeline), "--out", str(tmp_path / "taken"), "--source", "fashion_mnist", "--size", "16"])
+    assert "taken is in use by process" in capsys.readouterr().err

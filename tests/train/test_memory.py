@@ -68,7 +68,8 @@ def test_an_update_that_is_not_finite_stays_out_of_its_dispatch():
     stacked = jax.tree.map(lambda *parts: np.stack(parts), *batches)
     state, metrics = step(state, train.shard_batch(stacked, mesh, axis=1))
     assert np.isfinite(metrics["loss"]).tolist() == [True, False, True]
-    assert int(state.step) == 2 and all(np.isfinite(x).all() for x in jax.tree.leaves(state))
+    assert (int(state.step), int(state.skipped)) == (3, 1) and metrics["skipped"].tolist() == [0, 1, 0]
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
 
 
 def test_dispatches_of_no_update():

@@ -4,7 +4,8 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdiff.train import adafactor, adamw, projected
+from jaxdiff import train
+from jaxdiff.train import adafactor, adamw, projected, skip_spikes
 
 
 def moves(optimizer, gradients, start=1.0):
@@ -123,3 +124,34 @@ def test_adafactor_against_its_paper():
 def test_moments_in_other_types(make):
     with pytest.raises(ValueError, match="float32, bfloat16 or None"):
         make(0.1, mu_dtype=jnp.float16)
+
+
+def test_spikes_are_refused_and_leave_no_trace():
+    """By make_step, which makes no update of NaN: the rest is as if the batch had not been there."""
+    mesh = train.make_mesh(devices=jax.devices()[:1])
+    optimizer = skip_spikes(optax.sgd(0.25), 3.0)
+
+    def run(slopes):
+        state = train.create(lambda key: {"w": jnp.zeros((2,))}, optimizer, jax.random.key(0), mesh)
+        for slope in slopes:
+            state, metrics = step(state, {"x": jnp.full((1,), slope)})
+            skipped.append(int(metrics["skipped"]))
+        return state
+
+    skipped = []
+    step = train.make_step(lambda params, key, batch: (batch["x"][0] * params["w"][0], {}), optimizer,
+                           key=jax.random.key(0), ema=train.ema.constant(0.5))  # fmt: skip
+    # Their mean is 2 before the third: 1e3 is a spike, 5.9 is none; then it is 3.3, and 9.8 is none.
+    state = run([1.0, 3.0, 1e3, 5.9, -9.8, 30.0])
+    assert skipped == [0, 0, 1, 0, 0, 1] and int(state.skipped) == 2
+    without = run([1.0, 3.0, 5.9, -9.8])
+    for a, b in zip(jax.tree.leaves(state[1:4]), jax.tree.leaves(without[1:4]), strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_allclose(state.params["w"], [-0.25 * (1.0 + 3.0 + 5.9 - 9.8), 0.0], rtol=1e-5)
+    np.testing.assert_allclose(state.opt.norm, (1.0 + 3.0 + 5.9 + 9.8) / 4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("times", [1.0, 0, float("nan")])
+def test_times_that_refuse_everything(times):
+    with pytest.raises(ValueError, match="greater than 1"):
+        skip_spikes(optax.sgd(1.0), times)

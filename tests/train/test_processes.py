@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jax
@@ -16,7 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxdiff.cli import main
 from jaxdiff.train import host_rows, load_params, make_mesh
+from jaxdiff.train.lock import Lock
 
 HERE = Path(__file__).parent
 FLAGS = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count"
@@ -98,6 +99,11 @@ def train(count, *runs, folder):
     return said
 
 
+def copy(workdir, to):
+    """Copy a run, without what it has drawn."""
+    shutil.copytree(workdir, to, ignore=shutil.ignore_patterns("samples*"))
+
+
 def losses(workdir):
     records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == list(range(1, len(records) + 1))
@@ -116,7 +122,8 @@ def test_the_same_curve_and_pictures_in_one_two_and_four_processes(tmp_path):
     said = train(2, (two, *plain), (tmp_path / "drawn2", *within), folder=tmp_path)
     shutil.copytree(two, again)
     shutil.rmtree(again / "checkpoints" / "4")
-    last = train(4, (four, *plain), (again, *plain), folder=tmp_path)
+    copy(tmp_path / "drawn2", tmp_path / "drawn4")
+    last = train(4, (four, *plain), (again, *plain), (tmp_path / "drawn4", *within), folder=tmp_path)
     # From the first step on, and from the second, which two processes have saved and four have restored.
     assert "step 2 of 4" in last[0]
     assert len(losses(one)) == 4 and len(set(losses(one))) == 4
@@ -134,6 +141,16 @@ def test_the_same_curve_and_pictures_in_one_two_and_four_processes(tmp_path):
     drawn, alone = (np.load(tmp_path / name / "samples.npz") for name in ("drawn2", "drawn1"))
     for name in ("bias", "kernel"):
         np.testing.assert_allclose(drawn[name], alone[name], rtol=0, atol=1e-6)
+    # A finished run draws again: what two have saved, four and one restore bit for bit. And one trains on.
+    copy(tmp_path / "drawn4", tmp_path / "drawn")
+    main(["train", TINY, "--workdir", str(tmp_path / "drawn"), *within])
+    for other in ("drawn4", "drawn"):
+        restored = np.load(tmp_path / other / "samples.npz")
+        assert all(np.array_equal(restored[name], drawn[name]) for name in drawn.files)
+    for workdir in (one, again):
+        main(["train", TINY, "--workdir", str(workdir), *plain, "--steps", "6"])
+    assert len(losses(again)) == 6
+    np.testing.assert_allclose(losses(again), losses(one), rtol=0, atol=1e-6)
 
 
 @pytest.mark.slow
@@ -150,23 +167,45 @@ def test_a_process_that_fails_or_hangs_ends_the_others(tmp_path, fault):
     statuses, said = run(2, 1, *TRAIN, *knobs, folder=tmp_path)
     assert 0 not in statuses
     if fault == "hang":
-        assert statuses[1] == 75 and "in batches" in said[1]
+        assert statuses[1] == 75 and "in batches" in said[1] and "(waiting for data)" in said[1]
     else:
-        assert statuses[1] == 1 and "KeyError: 'no such image'" in said[1]
+        assert statuses[1] == 1
+        for text in said:
+            assert "jaxdiff: process 1 failed first: KeyError: 'no such image'" in text
+
+
+# A folder that is locked first, in which all are refused, and then another one.
+REFUSED_FIRST = """
+import json, sys
+from jaxdiff.cli import cluster
+from jaxdiff.cli.cluster import end_together, join
+from jaxdiff.cli.train import command
+cluster.HEARTBEAT = 10
+join()
+with end_together():
+    locked, other = json.loads(sys.argv[1])
+    try:
+        command(locked)
+    except ValueError as error:
+        print(error, flush=True)
+        command(other)
+"""
 
 
 @pytest.mark.slow
-def test_sigterm_to_one_process_stops_all_after_the_same_step(tmp_path):
-    workdir = tmp_path / "run"
-    knobs = ("--workdir", str(workdir), "--steps", "100000", "--preview-every", "100000")
-    path = workdir / "metrics.jsonl"
-    with cluster(2, 1, *TRAIN, *knobs, folder=tmp_path) as started:
-        deadline = time.monotonic() + 120
-        while not (path.exists() and path.read_text().count("\n") > 3) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        started[1].send_signal(signal.SIGTERM)
-        statuses = [process.wait(timeout=120) for process in started]
-    assert statuses == [0, 0]
-    (saved,) = (int(folder.name) for folder in (workdir / "checkpoints").iterdir())
-    assert 3 < saved == len(losses(workdir)) < 100_000
-    assert f"stopped by a signal after step {saved} of 100000; saved step {saved}" in (tmp_path / "0.log").read_text()
+def test_one_that_is_killed_while_it_saves_ends_the_others_and_a_restart_goes_on(tmp_path):
+    """The step stays invisible; and what comes before: in a folder of another trainer's all of them are refused."""
+    workdir, locked = tmp_path / "run", tmp_path / "locked"
+    knobs = ["--steps", "6", "--fault", "kill"]
+    arguments = [[TINY, "--workdir", str(folder), *knobs] for folder in (locked, workdir)]
+    with Lock(locked):
+        statuses, said = run(2, 1, "-c", REFUSED_FIRST, json.dumps(arguments), folder=tmp_path)
+        assert [path.name for path in locked.iterdir()] == [".lock"]
+    for text in said:
+        assert f"{locked} is in use by process {os.getpid()} on" in text
+    assert statuses[1] == -signal.SIGKILL and statuses[0] != 0
+    whole = [path.name for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal()]
+    assert whole == ["2"]
+    main(["train", TINY, "--workdir", str(workdir), *knobs])
+    assert len(losses(workdir)) == 6
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["4", "6"]

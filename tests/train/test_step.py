@@ -138,19 +138,48 @@ def test_grad_norm_is_before_clipping():
     np.testing.assert_allclose(moved, 1e-3, rtol=1e-2)
 
 
+def left_out(state, before, steps=1):
+    """Whether nothing has changed but what counts."""
+    assert (int(state.step), int(state.skipped)) == (int(before.step) + steps, int(before.skipped) + steps)
+    return toy.same(state._replace(step=before.step, skipped=before.skipped), before)
+
+
 @pytest.mark.parametrize("where", ["one", "mixed"])
-def test_a_step_that_is_not_finite_changes_nothing(where):
+def test_a_batch_that_is_not_finite_changes_nothing_but_counts(where):
     mesh, state, step = toy.new(where)
     before = jax.tree.map(np.array, state)
     state, metrics = step(state, train.shard_batch(next(toy.batches(poison=0)), mesh))
-    assert np.isnan(float(metrics["loss"]))
-    assert toy.same(state, before)
+    assert np.isnan(float(metrics["loss"])) and int(metrics["skipped"]) == 1
+    assert left_out(state, before)
+    # The next batches are trained on, as the first updates of the schedule, whose rate is 0 at first.
+    for number in (1, 2):
+        state, metrics = step(state, train.shard_batch(next(toy.batches(start=number)), mesh))
+    assert (int(state.step), int(state.skipped), int(metrics["skipped"])) == (3, 1, 0)
+    assert not toy.same(state.params, before.params) and not toy.same(state.ema, before.ema)
+    assert {int(x) for x in jax.tree.leaves(state.opt) if x.dtype == jnp.int32} == {2}
+
+
+def test_averages_count_the_updates_that_were_made():
+    """The decay is told 0, 1, 2: not the number of the batch that was left out."""
+    mesh = toy.mesh("one")
+    decay = lambda made: jnp.where(made == 2, 0.0, 0.5)  # noqa: E731
+    state = train.create(lambda key: {"w": jnp.zeros(())}, toy.SGD, jax.random.key(0), mesh)
+    step = train.make_step(
+        lambda params, key, batch: (batch["x"][0] * params["w"], {}), toy.SGD, key=jax.random.key(0), ema=decay
+    )
+    averages = []
+    for slope in (-10.0, jnp.inf, -10.0, -10.0):
+        state, _ = step(state, {"x": jnp.full((1,), slope)})
+        averages.append(float(state.ema["w"]))
+    # The parameter is 1, 1, 2, 3 after these; the third update that was made takes it as it is.
+    np.testing.assert_allclose(averages, [0.5, 0.5, 1.25, 3.0], rtol=1e-6)
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing():
     """sqrt has a finite value and an infinite slope at 0."""
     mesh = toy.mesh("one")
     state = train.create(lambda key: {"w": jnp.zeros((2,))}, toy.SGD, jax.random.key(0), mesh)
+    before = jax.tree.map(np.array, state)
 
     def loss(params, key, batch):
         return jnp.sum(jnp.sqrt(params["w"])), {}
@@ -159,5 +188,25 @@ def test_a_gradient_that_is_not_finite_changes_nothing():
     state, metrics = step(state, {"x": jnp.zeros((1, 1))})
     assert np.isfinite(float(metrics["loss"]))
     assert not np.isfinite(float(metrics["grad_norm"]))
-    np.testing.assert_array_equal(state.params["w"], 0.0)
-    assert int(state.step) == 0
+    assert left_out(state, before)
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate": 2}])
+def test_parameters_that_would_not_be_finite_are_not_made(options):
+    """A finite loss and gradient, and an update that leads one number of one array out of float32."""
+    mesh = toy.mesh("one")
+    huge = optax.stateless(lambda grads, params: jax.tree.map(lambda g: -1e38 * jnp.sign(g), grads))
+    init = lambda key: {"a": jnp.zeros((4,)), "b": jnp.full((3, 3), -3e38)}  # noqa: E731
+    state = train.create(init, huge, jax.random.key(0), mesh)
+    before = jax.tree.map(np.array, state)
+
+    def loss(params, key, batch):
+        return params["b"][1, 2] * batch["x"][0], {}
+
+    step = train.make_step(loss, huge, key=jax.random.key(0), ema=train.ema.constant(0.9), **options)
+    state, metrics = step(state, {"x": jnp.full((2,), 1e-30)})
+    assert np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"]) and int(metrics["skipped"]) == 1
+    assert left_out(state, before)
+    state, metrics = step(state, {"x": jnp.full((2,), -1e-30)})  # the other way there is room
+    assert int(metrics["skipped"]) == 0
+    np.testing.assert_allclose(state.params["b"][1], [-3e38, -3e38, -2e38], rtol=1e-6)

@@ -1,5 +1,9 @@
 """An experiment that trains in a second, for runs in many processes: images through the pipeline, a preview, a mesh."""
 
+import os
+import re
+import signal
+import sys
 import time
 
 import jax
@@ -35,6 +39,7 @@ def experiment(
     preview_every: int = 2,
     fault: str = "",
     drawn: bool = False,
+    per_dispatch: int = 1,
 ) -> Experiment:
     """Flow matching of noise.
 
@@ -44,17 +49,26 @@ def experiment(
         seed: of everything.
         lr: learning rate.
         preview_every: steps between two previews.
-        fault: what process 1 does before its third batch: "raise", "hang" or nothing.
+        fault: what process 1 does before its third batch, "raise" or "hang"; or, "kill", while step 4 is saved.
         drawn: the preview is drawn by the experiment.
+        per_dispatch: updates in a call of the step.
     """
     rng = np.random.default_rng(7)
     images = data.ArraySource(rng.integers(0, 256, (40, SIDE, SIDE, 1), dtype=np.uint8), np.arange(40) % 4, 4)
     process = jd.processes.Flow()
 
+    def kill(event, args):
+        # Only this process's part of the checkpoint is on its way: the commit waits for it.
+        if event in ("open", "os.mkdir", "os.rename") and re.search(r"/checkpoints/\D*4(\D|$)", str(args[0])):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    if fault == "kill" and jax.process_index() == 1:
+        sys.addaudithook(kill)
+
     def batches(start, rows=None):
         stream = data.batches(images, batch, seed=seed, start=start, rows=rows, flip=True)
         for number, one in enumerate(stream):
-            if fault and jax.process_index() == 1 and number == 2:
+            if fault in ("raise", "hang") and jax.process_index() == 1 and number == 2:
                 if fault == "raise":
                     raise KeyError("no such image")
                 time.sleep(600)
@@ -84,4 +98,5 @@ def experiment(
         preview=8,
         num_classes=4,
         draw=draw if drawn else None,
+        per_dispatch=per_dispatch,
     )

@@ -1,0 +1,181 @@
+"""SIGTERM and Ctrl-C: a program ends with status 75, and what it has to keep is kept first."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from jaxdiff.faults import AGAIN
+
+__all__ = ["Signals", "Stopped"]
+
+NUMBERS = (signal.SIGTERM, signal.SIGINT)
+# Seconds that a program with nothing to keep has to close its files, or to come back from a compiler.
+GRACE = 5.0
+
+
+class Stopped(SystemExit):
+    """A signal ends the program; its status says that the same command goes on."""
+
+    def __init__(self, signal: str):
+        super().__init__(AGAIN)
+        self.signal = signal
+
+
+class Signals:
+    """Within a `with` block, the first SIGTERM or SIGINT asks the program to end; nothing outside the main thread.
+
+    Where nothing has to be kept, `Stopped` is raised. A loop that has something to keep says so by `unsaved`, looks at
+    `received` when it is ready to keep it, and lets long waits of its own be cut short within `raising`.
+
+    Attributes:
+        received: the first signal's name, or None.
+        doing: what a second signal would interrupt, for the message.
+        since: when they were made, by `time.monotonic`: for a command about when it began.
+    """
+
+    def __init__(self, *, ends: bool = False):
+        """Prepare them.
+
+        Args:
+            ends: the program is a command, which the signals may end at any time, also where Python does not run:
+                one with nothing to keep after a few seconds, any other at a second Ctrl-C. Otherwise, in a library,
+                nothing is raised outside of `raising`, and a second Ctrl-C is a KeyboardInterrupt.
+        """
+        self.received: str | None = None
+        self.doing, self.since = "", time.monotonic()
+        self._ends, self._raises = ends, ends
+        self._unsaved, self._many = False, False
+        self._old: dict[int, Any] = {}
+        self._outer: Signals | None = None
+
+    def unsaved(self, is_so: bool) -> None:
+        """Say whether there is something to keep: from then on a signal is only remembered."""
+        self._unsaved, self._raises = is_so, self._ends and not is_so
+
+    def many(self) -> None:
+        """Leave SIGTERM to JAX, whose handler makes all processes of a run agree on a step; Ctrl-C is one, too."""
+        self._many = True
+
+    @contextlib.contextmanager
+    def raising(self) -> Iterator[None]:
+        """Within a `with` block a signal raises `Stopped`: one that comes, and one that came before."""
+        before, self._raises = self._raises, not self._many
+        try:
+            if self.received and self._raises:
+                raise Stopped(self.received)
+            yield
+        except Exception as error:
+            # A scheduler and a terminal signal all processes: those that read the data may have ended before this one.
+            if self.received and self._raises:
+                raise Stopped(self.received) from error
+            raise
+        finally:
+            self._raises = before
+
+    def __enter__(self) -> Signals:
+        global _active
+        if threading.current_thread() is not threading.main_thread():
+            return self  # only the main thread may handle signals
+        self._outer, _active = _active, self
+        if self._ends:
+            # The number of a signal can be read here at once, also while the main thread is within a compiler.
+            self._read, self._write = socket.socketpair()
+            self._write.setblocking(False)
+            self._old_wakeup = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
+            threading.Thread(target=self._watch, name="signals", daemon=True).start()
+        for number in NUMBERS:
+            self._old[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        global _active
+        if not self._old:
+            return
+        self._close()
+        if self._ends:
+            self._write.close()  # the watching thread reads the end
+        self._old, _active = {}, self._outer
+
+    def _close(self) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+        if self._ends:
+            signal.set_wakeup_fd(self._old_wakeup)
+
+    def _handle(self, number: int, frame: Any) -> None:
+        first, self.received = self.received is None, self.received or signal.Signals(number).name
+        if self._many and first:
+            os.kill(os.getpid(), signal.SIGTERM)
+        elif first and self._raises:
+            raise Stopped(self.received)
+        elif not first and not self._ends and number == signal.SIGINT:
+            raise KeyboardInterrupt
+
+    def _watch(self) -> None:
+        with self._read:
+            for count, number in enumerate(self._numbers()):
+                if count and number == signal.SIGINT:
+                    self._end(
+                        f"interrupted again: {self.doing or 'the end'} is given up; what was saved before is whole"
+                    )
+                if count:
+                    self._say(f"{self.doing or 'ending'}: this goes on to its end; Ctrl-C gives it up")
+                if not self._unsaved and not self._many and not self._comes(GRACE):
+                    self._end("ends at once: there is nothing to save, and nothing was lost")
+
+    def _numbers(self) -> Iterator[int]:
+        """The signals that come, each once."""
+        echo, until = 0, 0.0
+        while number := self._read.recv(1):
+            if number[0] not in NUMBERS or (number[0] == echo and time.monotonic() < until):
+                echo = 0
+                continue
+            if self.received is None and not self._comes(0.1) and self.received is None:
+                # The kernel has given it to another thread, and the main one, which alone may handle it, sleeps.
+                echo, until = number[0], time.monotonic() + 0.2
+                signal.pthread_kill(threading.main_thread().ident, number[0])  # type: ignore[arg-type]
+            yield number[0]
+
+    def _comes(self, seconds: float) -> bool:
+        """Whether there is another signal, or the end of the block, within some seconds."""
+        return bool(select.select([self._read], [], [], seconds)[0])
+
+    def _say(self, what: str) -> None:
+        print(f"jaxdiff: {what}", file=sys.stderr, flush=True)
+
+    def _end(self, what: str) -> None:
+        self._say(what)
+        sys.stdout.flush()
+        os._exit(AGAIN)
+
+
+_active: Signals | None = None
+
+
+def _hold_back() -> None:
+    if _active is not None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, NUMBERS)
+
+
+def _let_go() -> None:
+    if _active is not None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, NUMBERS)
+
+
+def _forked() -> None:
+    # A signal to a process that reads data, say, is none to this one's thread, which shares its socket.
+    if _active is not None:
+        _active._close()
+    _let_go()
+
+
+os.register_at_fork(before=_hold_back, after_in_parent=_let_go, after_in_child=_forked)

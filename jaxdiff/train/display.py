@@ -1,0 +1,131 @@
+"""What a person sees of a run while it trains, what its log gets, and what is said of updates that were not made."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxdiff.faults import NotFinite
+from jaxdiff.train.log import Record
+
+
+class Display:
+    """The progress bar and the log; metrics wait here until their step has finished on the device."""
+
+    def __init__(self, start: int, steps: int, log: Callable[[Record], None] | None, max_skipped: int):
+        """Show a bar.
+
+        Args:
+            start: the step that training begins with.
+            steps: of the whole run.
+            log: called with each step's record.
+            max_skipped: updates in a row that may not be made before `settle` raises.
+        """
+        from tqdm import tqdm
+
+        self.skipped = 0
+        self._log, self._log_failed = log, False
+        self._most, self._in_a_row = max_skipped, 0
+        self._pending: deque[tuple[int, Any, int]] = deque()
+        self._since: float | None = None  # when the last step finished; None: still compiling
+        # In a file each refresh is a line of its own, so there are few of them.
+        self._bar = tqdm(
+            total=steps,
+            initial=start,
+            unit="step",
+            desc="compiling",
+            dynamic_ncols=True,
+            mininterval=0.2 if sys.stderr.isatty() else 30.0,
+            disable=jax.process_index() != 0,
+        )
+
+    def __enter__(self) -> Display:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def say(self, message: str) -> None:
+        """Show a line above the bar, in the first process."""
+        if jax.process_index() == 0:
+            self._bar.write(message, file=sys.stderr)
+
+    def push(self, done: int, metrics: Any, size: int) -> None:
+        """Take the metrics of steps up to number `done`, which may be running, on `size` examples."""
+        self._pending.append((done, metrics, size))
+
+    def settle(self, ahead: int) -> bool:
+        """Wait until at most `ahead` dispatches are running; show and log the others.
+
+        Returns:
+            Whether there were any.
+
+        Raises:
+            NotFinite: too many updates in a row were not made.
+        """
+        finished = len(self._pending) > ahead
+        while len(self._pending) > ahead:
+            done, metrics, size = self._pending.popleft()
+            # One number a metric, or one for each update of a dispatch.
+            values = {name: np.ravel(value) for name, value in jax.device_get(metrics).items()}
+            count = len(values["loss"])
+            records = [
+                {"step": done - count + 1 + i, **{name: value[i].item() for name, value in values.items()}}
+                for i in range(count)
+            ]
+            self._show(records, size)
+            for record in records:
+                self._look(record)
+        return finished
+
+    def _look(self, record: Record) -> None:
+        """Say that an update was not made, ever less often; raise after too many in a row."""
+        if not record["skipped"]:
+            self._in_a_row = 0
+            return
+        self.skipped += 1
+        self._in_a_row += 1
+        step, why = record["step"], _why(record)
+        if self._in_a_row >= self._most:
+            raise NotFinite(
+                f"{why} at step {step}: the updates of {self._in_a_row} batches in a row were not made, and the "
+                f"parameters are those of step {step - self._in_a_row}. Try a smaller learning rate or stronger "
+                f"clipping, and look at the data of these steps"
+            )
+        if self.skipped & (self.skipped - 1) == 0:
+            self.say(f"{why} at step {step}: its update was not made ({self.skipped} so far)")
+
+    def _show(self, records: list[Record], size: int) -> None:
+        now = time.perf_counter()
+        if self._since is None:
+            self._bar.set_description("training", refresh=False)
+            self._bar.unpause()  # the time left should not count the compilation
+        else:
+            records = [record | {"images_per_s": size / (now - self._since)} for record in records]
+        self._since = now
+        last = records[-1]
+        self._bar.set_postfix_str(f"loss {last['loss']:.4f}, {last.get('images_per_s', 0):.0f} images/s", refresh=False)
+        self._bar.update(len(records))
+        for record in records if self._log is not None else ():
+            self._tell(record)
+
+    def _tell(self, record: Record) -> None:
+        try:
+            self._log(record)  # type: ignore[misc]
+        except Exception as error:  # a tracker that is gone is no reason to stop
+            if not self._log_failed:
+                self._log_failed = True
+                self.say(f"the log fails: {type(error).__name__}: {error}; training goes on")
+
+
+def _why(record: Record) -> str:
+    for name in ("loss", "grad_norm"):
+        if not np.isfinite(record[name]):
+            return f"{name} is {record[name]}"
+    return f"the update is not finite, or was refused as a spike (grad_norm is {record['grad_norm']:.4g})"

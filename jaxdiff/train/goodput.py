@@ -1,0 +1,135 @@
+"""Where a run's time goes: the share that training had, and what the rest was spent on."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from jaxdiff.train.log import Record
+
+# What a process spends time on beside training: everything before its first step; compiling that; waiting for data
+# while no device works; saving, as far as training waits for it; drawing previews.
+LOSSES = ("start", "compile", "data", "checkpoint", "preview")
+# Seconds between two records.
+PERIOD = 30.0
+
+
+class Goodput:
+    """Splits the time of a training process; the clock is one that only runs forward.
+
+    Each record is {"began": when the process started, and "time": when it was written (Unix seconds), "from": the step
+    it began with, "step", "steps": those of the whole run, "skipped": updates of the run that were not made,
+    "seconds": {"training" and each of `LOSSES`: seconds since the process began}}.
+    """
+
+    def __init__(self, since: float | None = None) -> None:
+        """Start the clock.
+
+        Args:
+            since: when the process began, by `time.monotonic`; None: now.
+        """
+        self.write: Callable[[Record], None] = lambda record: None
+        self._since = time.monotonic() if since is None else since
+        self._began = time.time() - (time.monotonic() - self._since)
+        self._seconds = dict.fromkeys(LOSSES, 0.0)
+        self._written = float("-inf")
+        self._run: dict[str, int] = {}
+        self._step = float("inf")
+
+    def begin(self, start: int, steps: int) -> None:
+        """Say that training begins.
+
+        Args:
+            start: the step that it begins with.
+            steps: of the whole run.
+        """
+        self._seconds["start"] = time.monotonic() - self._since - sum(self._seconds.values())
+        self._run = {"from": start, "steps": steps}
+
+    @contextlib.contextmanager
+    def spend(self, what: str) -> Iterator[None]:
+        """Count the time within a `with` block as one of `LOSSES`."""
+        since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._seconds[what] += time.monotonic() - since
+
+    @contextlib.contextmanager
+    def load(self, idle: Callable[[], bool], *, busy: bool = True) -> Iterator[None]:
+        """Count as "data" the part of a `with` block in which no device worked.
+
+        Args:
+            idle: whether the devices have finished, asked at the end.
+            busy: whether they began a step when the block began, whose length `took` has told.
+        """
+        since = time.monotonic()
+        try:
+            yield
+        finally:
+            if idle():
+                self._seconds["data"] += max(0.0, time.monotonic() - since - (self._step if busy else 0.0))
+
+    def took(self, seconds: float) -> None:
+        """Tell how long a step took that was waited for; the shortest counts."""
+        self._step = min(self._step, seconds)
+
+    def record(self, step: int, skipped: int, *, now: bool = False) -> None:
+        """Write a record, if the last one is `PERIOD` old, or `now`."""
+        passed = time.monotonic()
+        if not now and passed - self._written < PERIOD:
+            return
+        self._written = passed
+        training = passed - self._since - sum(self._seconds.values())
+        seconds = {name: round(value, 3) for name, value in {"training": training, **self._seconds}.items()}
+        counts = {"from": self._run["from"], "step": step, "steps": self._run["steps"], "skipped": skipped}
+        self.write({"began": self._began, "time": time.time(), **counts, "seconds": seconds})
+
+
+class Summary(NamedTuple):
+    """What became of the time of a run's processes."""
+
+    starts: int  # processes that trained
+    total: float  # seconds of all of them
+    training: float  # seconds of steps that count
+    losses: dict[str, float]  # seconds of `LOSSES`, and "lost": of steps that were done again
+    lost_steps: int
+
+    @property
+    def goodput(self) -> float:
+        """The share of training in all; 0 of nothing."""
+        return self.training / self.total if self.total else 0.0
+
+
+def whole(record: Record) -> bool:
+    """Whether a line that was read is one that `Goodput` has written."""
+    seconds = record.get("seconds")
+    numbers = [record.get(name) for name in ("began", "time", "from", "step", "steps", "skipped")]
+    numbers += [seconds.get(name) for name in ("training", *LOSSES)] if isinstance(seconds, dict) else [None]
+    return all(isinstance(value, int | float) for value in numbers)
+
+
+def summary(records: Sequence[Record]) -> Summary:
+    """Add up the records of a run.
+
+    Args:
+        records: from `Goodput`, in the order written.
+
+    Returns:
+        The Summary. A step that a process had done and the next one did again is lost, and its time with it.
+    """
+    last: dict[Any, Record] = {record["began"]: record for record in records}
+    ends = list(last.values())
+    losses = {name: sum(end["seconds"][name] for end in ends) for name in LOSSES} | {"lost": 0.0}
+    training, lost_steps = sum(end["seconds"]["training"] for end in ends), 0
+    kept = float("inf")  # the step up to which later processes did not do again what was done
+    for end in reversed(ends):
+        done = end["step"] - end["from"]
+        again = max(0, min(done, end["step"] - kept))
+        lost_steps += again
+        losses["lost"] += end["seconds"]["training"] * again / max(done, 1)
+        kept = min(kept, end["from"])
+    total = training + sum(losses.values()) - losses["lost"]
+    return Summary(len(ends), total, training - losses["lost"], losses, lost_steps)

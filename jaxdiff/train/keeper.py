@@ -1,0 +1,104 @@
+"""When a run's states are saved, and what is done when that fails: training goes on, and it is tried again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+
+from jaxdiff.train.state import TrainState
+
+# Seconds until a save that has failed is tried again; twice as many after each further failure.
+PAUSE = 60.0
+
+
+class Store(Protocol):
+    """What training needs of a `Checkpointer`."""
+
+    folder: Path
+
+    def save(self, state: Any) -> None: ...
+    def failure(self) -> Exception | None: ...
+    def wait(self) -> None: ...
+    def room(self, state: Any) -> Any: ...
+
+
+class Keeper:
+    """Saves a state at regular steps, and sooner after a failure; remembers what is not on disk."""
+
+    def __init__(self, store: Store | None, every: int, start: int, say: Callable[[str], None]):
+        """Begin.
+
+        Args:
+            store: a `Checkpointer`; None saves nothing.
+            every: steps between two saves.
+            start: step of the state that training begins with.
+            say: shows a line.
+        """
+        self.store, self._every, self._say = store, every, say
+        self._step: int | None = start  # of the newest state that is saved, as far as is known
+        self._pause, self._again = PAUSE, float("inf")
+
+    def due(self, done: int) -> bool:
+        """Whether to save the state after this step."""
+        if self.store is None:
+            return False
+        self._look(self.store)
+        # By the clock only where there is nobody who would have to save the same step.
+        soon = jax.process_count() == 1 and time.monotonic() >= self._again
+        return done % self._every == 0 or soon
+
+    def save(self, state: TrainState, done: int) -> None:
+        """Start to save a state, unless that of this step is saved."""
+        if self.store is not None and done != self._step:
+            self._step, self._again = done, float("inf")
+            self.store.save(state)
+
+    def finish(self) -> None:
+        """Wait until everything is on disk.
+
+        Raises:
+            Exception: the last save has failed.
+        """
+        if self.store is not None:
+            self.store.wait()
+
+    def rescue(self, state: TrainState) -> None:
+        """Save a state before an exception goes on, if there are steps to lose; say what becomes of it."""
+        if self.store is None:
+            return
+        try:
+            done = int(state.step)  # waits for it, and raises if a step that failed has taken the state with it
+            if done == self._step:
+                return
+            self.save(state, done)
+            self.finish()
+            self._say(f"saved step {done} before this failure ends the run")
+        except Exception as error:
+            self._say(f"what was done since the last checkpoint is lost: {error}")
+
+    def warn_of_space(self, state: TrainState) -> None:
+        """Say so if the disk has no room for the checkpoints that stay and the one that is being written."""
+        if self.store is None:
+            return
+        try:
+            needed, free = self.store.room(state)
+        except OSError as error:
+            self._say(f"the free space of {self.store.folder} is not known: {error}")
+            return
+        if free < needed:
+            left, more = free / 1e9, needed / 1e9
+            self._say(f"warning: {self.store.folder} has {left:.2f} GB left, and checkpoints will need {more:.2f} GB")
+
+    def _look(self, store: Store) -> None:
+        """Say what became of a save that has failed since the last look."""
+        error = store.failure()
+        if error is None:
+            return
+        self._step, self._again = None, time.monotonic() + self._pause
+        soon = f"after {self._pause:g} s, or when the next one is due" if jax.process_count() == 1 else "when due"
+        self._say(f"a checkpoint was not saved: {error}; training goes on, and saves again {soon}")
+        self._pause *= 2

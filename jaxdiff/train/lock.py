@@ -1,0 +1,256 @@
+"""A lock on a run's folder: it has one writer at a time, also where many machines see it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import secrets
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from jaxdiff import faults
+
+__all__ = ["FILE", "Lock", "hold"]
+
+FILE = ".lock"
+BEAT = 10.0  # seconds between two signs of life of the holder
+SILENCE = 60.0  # seconds without one, after which a holder on another machine is taken for dead
+_SIZE = 4096  # bytes of the note in the file: written by one call, so that nobody reads half of one
+# Errors of file systems that have no such locks; the signs of life alone have to do there.
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
+
+_open: set[int] = set()  # what a forked child closes: it would hold the lock beyond its parent's death
+
+
+def _close_in_child() -> None:
+    for handle in _open:
+        with contextlib.suppress(OSError):
+            os.close(handle)
+    _open.clear()
+
+
+os.register_at_fork(after_in_child=_close_in_child)
+
+
+class Lock:
+    """Makes this process the only one that writes to a folder, for a `with` block.
+
+    The kernel holds it (flock) and lets it go however the process ends, so that a killed one never stands in the way of
+    the next on the same machine. File systems that share no locks between machines are served by the file's time, which
+    the holder renews every `BEAT` seconds: another machine's lock is taken over once it has been silent for `SILENCE`,
+    as seen here, whatever the clocks say. Of two that take it over at once the last to write its name has it, and the
+    other ends when it sees that; so does a holder that was stopped for so long that it lost its lock.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], *, what: str = "training"):
+        """Describe a lock.
+
+        Args:
+            folder: what nobody else shall write to; made if missing.
+            what: what this process does there, for the message that another one gets.
+        """
+        self._folder = Path(folder)
+        self._path = self._folder / FILE
+        self._what = what
+        self._note: dict[str, Any] = {}
+        self._handle: int | None = None
+        self._made = False
+        self._over = threading.Event()
+
+    def __enter__(self) -> Lock:
+        """Take the lock.
+
+        Raises:
+            ValueError: another process has it, and the message says which, where and for how long.
+            OSError: the folder cannot be written.
+        """
+        self._made = not self._folder.exists()
+        while self._handle is None:
+            handle, locked = self._take()
+            try:
+                holder = _read(handle)
+                if not holder or (locked and holder.get("machine") == _machine()) or self._is_silent(holder):
+                    self._sign(handle, locked)
+                    self._handle = handle
+                    _open.add(handle)
+            finally:
+                if self._handle is None:
+                    os.close(handle)
+        self._over.clear()
+        threading.Thread(target=self._live, name="lock", daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        handle, self._handle = self._handle, None
+        if handle not in _open:
+            return  # a forked child, which has closed it
+        self._over.set()
+        # Removed while it is locked: who opened it meanwhile sees that it is gone, and opens the next.
+        with contextlib.suppress(OSError):
+            if self._holds():
+                self._path.unlink()
+        _open.discard(handle)
+        os.close(handle)
+        if self._made:
+            with contextlib.suppress(OSError):  # what was written stays
+                self._folder.rmdir()
+
+    def _take(self) -> tuple[int, bool]:
+        """Open the file and lock it; whether this file system has locks."""
+        while True:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            try:
+                handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+            except FileNotFoundError:
+                continue  # its last holder has removed the folder, in which nothing was written
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = _read(handle)
+                os.close(handle)
+                raise self._refusal(holder) from None
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    os.close(handle)
+                    raise
+                return handle, False
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(handle), os.stat(self._path)):
+                    return handle, True
+            os.close(handle)  # its last holder has removed it
+
+    def _is_silent(self, holder: dict[str, Any]) -> bool:
+        """Watch a holder of whom the kernel tells nothing: True where it shows no life, False when it ends."""
+        watched = f"{self._folder} was locked by {_described(holder)}; watching for {SILENCE:g} s whether that lives"
+        print(f"jaxdiff: {watched}", file=sys.stderr, flush=True)
+        first, end = _state(self._path), time.monotonic() + SILENCE
+        while time.monotonic() < end:
+            time.sleep(min(1.0, BEAT / 4))
+            now = _state(self._path)
+            if now is None:
+                return False
+            if now != first:
+                raise self._refusal(now[1])
+        return True
+
+    def _sign(self, handle: int, locked: bool) -> None:
+        self._note = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time(), "what": self._what}
+        self._note |= {"machine": _machine(), "token": secrets.token_hex(8)}
+        try:
+            os.pwrite(handle, json.dumps(self._note).encode().ljust(_SIZE), 0)
+            os.fsync(handle)
+        except OSError:
+            # On a full disk the kernel's lock holds all the same; only what others are told is missing.
+            if not locked:
+                raise
+            os.ftruncate(handle, 0)
+
+    def _refusal(self, holder: dict[str, Any]) -> ValueError:
+        return ValueError(
+            f"{self._folder} is in use by {_described(holder)}: wait for its end, end it, or choose another folder"
+        )
+
+    def _holds(self) -> bool:
+        """Whether nobody else's name is in the file."""
+        _, note = _state(self._path) or (0, {})
+        return not note or note.get("token") == self._note["token"]
+
+    def _live(self) -> None:
+        """Give signs of life, and end the process if another one has taken its place."""
+        pause = min(1.0, BEAT)  # then it is known which of two that began together has it
+        while not self._over.wait(pause):
+            pause = BEAT
+            try:
+                held = self._holds()
+                if held:
+                    os.utime(self._path)
+            except OSError:  # the disk may be full, read-only or away for a while
+                continue
+            if not held and not self._over.is_set():
+                _, note = _state(self._path) or (0, {})
+                print(f"jaxdiff: {self._refusal(note)}", file=sys.stderr, flush=True)
+                os._exit(faults.MISTAKE)
+
+
+@contextlib.contextmanager
+def hold(workdir: str | os.PathLike[str]) -> Iterator[None]:
+    """Lock a run's folder for all its processes: the first one takes the lock, and all are refused together.
+
+    Args:
+        workdir: the run's folder.
+
+    Raises:
+        ValueError: as `Lock` does.
+        OSError: as `Lock` does, in the first process.
+    """
+    error: BaseException | None = None
+    with contextlib.ExitStack() as stack:
+        if jax.process_index() == 0:
+            try:
+                stack.enter_context(Lock(workdir))
+            except (ValueError, OSError) as found:
+                error = found
+        if jax.process_count() > 1:
+            words = np.frombuffer(str(error or "").encode()[:_SIZE].ljust(_SIZE), np.uint8)
+            said = bytes(multihost_utils.broadcast_one_to_all(words)).decode(errors="ignore").strip()
+            if said and error is None:
+                raise ValueError(said)
+        if error is not None:
+            raise error
+        yield
+
+
+def _machine() -> str:
+    """What the processes of one kernel share; a container's host name is no such thing."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return socket.gethostname()
+
+
+def _read(handle: int) -> dict[str, Any]:
+    """The note in a lock's file; empty where there is none."""
+    try:
+        found = json.loads(os.pread(handle, _SIZE, 0) or b"{}")
+    except ValueError:
+        return {"machine": None}  # of somebody, then, who is not known
+    return found if isinstance(found, dict) else {"machine": None}
+
+
+def _state(path: Path) -> tuple[int, dict[str, Any]] | None:
+    """The last sign of life and the note, read anew: over a network an open file may show an old state."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    try:
+        return os.fstat(handle).st_mtime_ns, _read(handle)
+    finally:
+        os.close(handle)
+
+
+def _described(holder: dict[str, Any]) -> str:
+    try:
+        seconds = max(0.0, time.time() - float(holder["since"]))
+        return f"process {int(holder['pid'])} on {holder['host']}, {holder['what']} for {_duration(seconds)}"
+    except (KeyError, TypeError, ValueError):
+        return "another process"
+
+
+def _duration(seconds: float) -> str:
+    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds // size:.0f} {unit}"
+    return f"{seconds:.0f} s"

@@ -1,0 +1,233 @@
+"""A run that is disturbed every 20 to 40 seconds ends as the undisturbed one does, bit for bit.
+
+It takes as many minutes as the variable JAXDIFF_SOAK says, and is skipped without it.
+"""
+
+import itertools
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxdiff import train
+from jaxdiff.experiment import load_run
+
+HERE = Path(__file__).parent
+MINUTES = float(os.environ.get("JAXDIFF_SOAK", 0))
+PAUSE = 0.1  # seconds of a batch, so that the disturbed run does not end before its time
+STEPS = int(MINUTES * 60 / PAUSE)
+RESTARTS = {"early": {75, -signal.SIGTERM}, "terminate": {75}, "interrupt": {75}, "twice": {75, 130}, "stall": {75}}
+FLAGS = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=1"
+
+
+class Run:
+    """A run in a folder, and the process that trains it at the time."""
+
+    def __init__(self, workdir, seed=0):
+        self.workdir, self.process = workdir, None
+        self.rng = np.random.default_rng(seed)
+        self.log = workdir.with_suffix(".log")
+        self.stalls = workdir.with_suffix(".stall")
+
+    def command(self, pause, log):
+        own = {"XLA_FLAGS": FLAGS, "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(self.workdir.parent / "cache")}
+        own |= {"SOAK_PAUSE": str(pause), "SOAK_STALL": str(self.stalls), "PYTHONUNBUFFERED": "1"}
+        own |= {"JAX_ENABLE_COMPILATION_CACHE": "true"}
+        command = [sys.executable, "-m", "jaxdiff", "train", str(HERE / "soak.py"), "--workdir", str(self.workdir)]
+        command += ["--steps", str(STEPS), "--save-every", "40", "--patience", "15"]
+        with log.open("a") as file:
+            return subprocess.Popen(command, env=os.environ | own, stdout=file, stderr=file, cwd=HERE.parents[1])
+
+    def start(self, pause=PAUSE):
+        self.process = self.command(pause, self.log)
+
+    def end(self, timeout=600):
+        return self.process.wait(timeout=timeout)
+
+    def trained(self):
+        """How many bytes of metrics there are: they grow once it trains."""
+        path = self.workdir / "metrics.jsonl"
+        return path.stat().st_size if path.exists() else 0
+
+    def wait_for_training(self):
+        before, deadline = self.trained(), time.monotonic() + 600
+        while self.process.poll() is None and time.monotonic() < deadline:
+            if self.trained() not in (0, before):  # less, where lines of lost steps are removed
+                return
+            time.sleep(0.05)
+        raise AssertionError(f"it does not train: {self.process.poll()}\n{self.log.read_text()[-3000:]}")
+
+    def steps(self):
+        folder = self.workdir / "checkpoints"
+        return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal()) if folder.is_dir() else []
+
+
+# Each disturbs a run that trains, and says by which statuses it may end; None, if it goes on.
+def early(run):
+    run.process.kill()
+    run.end()
+    run.start()
+    time.sleep(run.rng.uniform(0, 5))
+    run.process.send_signal(signal.SIGTERM)
+
+
+def terminate(run):
+    run.process.send_signal(signal.SIGTERM)
+
+
+def interrupt(run):
+    run.process.send_signal(signal.SIGINT)
+
+
+def twice(run):
+    interrupt(run)
+    time.sleep(run.rng.uniform(0, 0.2))
+    interrupt(run)
+
+
+def stall(run):
+    run.stalls.touch()
+
+
+def kill(run):
+    run.process.kill()
+
+
+def kill_while_saving(run):
+    """Once a name that is no step's appears among the checkpoints."""
+    folder, deadline = run.workdir / "checkpoints", time.monotonic() + 20
+    while time.monotonic() < deadline and all(path.name.isdecimal() for path in folder.iterdir()):
+        time.sleep(0.002)
+    time.sleep(run.rng.uniform(0, 0.3))
+    run.process.kill()
+
+
+def damage(run):
+    """Kill it, and spoil its newest checkpoint, or put beside it what is none."""
+    run.process.kill()
+    run.end()
+    if len(run.steps()) < 2:
+        return
+    newest = run.workdir / "checkpoints" / str(run.steps()[-1])
+    later = newest.with_name(str(int(newest.name) + 1000))
+    files = sorted(path for path in newest.rglob("*") if path.is_file() and path.stat().st_size)
+    path = files[run.rng.integers(len(files))]
+    content = bytearray(path.read_bytes())
+    kind = run.rng.integers(7)
+    if kind == 0:
+        content[run.rng.integers(len(content))] ^= 1 << run.rng.integers(8)
+        path.write_bytes(content)
+    elif kind == 1:
+        path.write_bytes(content[: len(content) // 2])
+    elif kind == 2:
+        path.write_bytes(b"")
+    elif kind == 3:
+        path.unlink()
+    elif kind == 4:
+        later.mkdir()
+    elif kind == 5:
+        shutil.copytree(newest, later)
+    else:
+        later.symlink_to("/etc")
+
+
+def full_disk(run):
+    """No file gets longer than the log will be meanwhile: checkpoints fail."""
+    limits = resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE, (run.trained() + 200_000, limits[1]))
+    time.sleep(run.rng.uniform(3, 8))
+    if run.process.poll() is None:
+        resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE, limits)
+
+
+def stop_for_a_while(run):
+    run.process.send_signal(signal.SIGSTOP)
+    time.sleep(run.rng.uniform(1, 5))
+    run.process.send_signal(signal.SIGCONT)
+
+
+def second_trainer(run):
+    """It is refused."""
+    log = run.log.with_suffix(".second")
+    second = run.command(0, log)
+    try:
+        assert second.wait(timeout=600) == 2, log.read_text()[-3000:]
+    finally:
+        second.kill()
+
+
+GO_ON = (full_disk, stop_for_a_while, second_trainer)
+FAULTS = (early, terminate, interrupt, twice, stall, kill, kill_while_saving, damage, *GO_ON)
+
+
+def disturb(run):
+    """Train until the time is up; return how often each fault was there."""
+    seen, end = dict.fromkeys((fault.__name__ for fault in FAULTS), 0), time.monotonic() + 60 * MINUTES
+    order = itertools.chain.from_iterable(run.rng.permutation(len(FAULTS)) for _ in itertools.count())
+    run.start()
+    for index in order:
+        fault, due = FAULTS[index], time.monotonic() + run.rng.uniform(20, 40)
+        run.wait_for_training()
+        while time.monotonic() < min(due, end):
+            if run.process.poll() is not None:  # of itself only when the machine is too slow for its patience
+                assert run.process.returncode == 75, run.log.read_text()[-3000:]
+                run.start()
+            time.sleep(0.1)
+        if time.monotonic() >= end:
+            run.process.kill()
+            run.end()
+            return seen
+        print(f"{time.strftime('%H:%M:%S')} {fault.__name__}, checkpoints {run.steps()}", flush=True)
+        fault(run)
+        seen[fault.__name__] += 1
+        if fault not in GO_ON:
+            status, allowed = run.end(), RESTARTS.get(fault.__name__, {-signal.SIGKILL})
+            assert status in allowed, f"{fault.__name__}: {status}\n{run.log.read_text()[-3000:]}"
+            run.start()
+    raise AssertionError
+
+
+def state(run):
+    mesh = train.make_mesh(devices=jax.devices()[:1])
+    experiment = load_run(run.workdir)
+    like = train.abstract(experiment.init, experiment.optimizer, mesh, ema=experiment.ema)
+    with train.Checkpointer(run.workdir, read_only=True) as checkpointer:
+        return jax.tree.map(np.asarray, checkpointer.restore(like))
+
+
+def records(run):
+    lines = (run.workdir / "metrics.jsonl").read_text().splitlines()
+    return [{name: value for name, value in json.loads(line).items() if name != "images_per_s"} for line in lines]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not MINUTES, reason="JAXDIFF_SOAK is not set")
+@pytest.mark.timeout(300 * MINUTES + 1800)
+def test_the_disturbed_run_ends_as_the_other(tmp_path):
+    disturbed, straight = Run(tmp_path / "disturbed"), Run(tmp_path / "straight")
+    try:
+        seen = disturb(disturbed)
+        for run in (disturbed, straight):
+            run.start(pause=0)
+            assert run.end(timeout=600 + STEPS) == 0, run.log.read_text()[-3000:]
+    finally:
+        for run in (disturbed, straight):
+            if run.process is not None:
+                run.process.kill()
+                run.process.wait()
+    print(json.dumps(seen))
+    a, b = state(disturbed), state(straight)
+    assert int(a.step) == STEPS
+    names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(a)]
+    pairs = zip(names, jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    assert [name for name, x, y in pairs if x.tobytes() != y.tobytes()] == []
+    assert records(disturbed) == records(straight)
