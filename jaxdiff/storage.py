@@ -1,14 +1,19 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and read with care."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-__all__ = ["replacing", "sync", "write_text"]
+__all__ = ["parse_json", "read_json", "replacing", "sync", "write_text"]
+
+JSON_BYTES = 64 * 2**20  # of a file; the largest published vocabularies have about a quarter of it
+JSON_DEPTH = 100
 
 
 @contextlib.contextmanager
@@ -48,6 +53,50 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """
     with replacing(path) as beside:
         beside.write_text(text)
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a file that holds a JSON object; `-Infinity` and the like are numbers.
+
+    Args:
+        path: the file.
+
+    Raises:
+        ValueError: there is no such file, or it holds no object, or more than a person or a program would write.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist")
+    if (size := path.stat().st_size) > JSON_BYTES:
+        raise ValueError(f"{path} has {size:,} bytes, and JSON of at most {JSON_BYTES:,} is read")
+    return parse_json(path.read_bytes(), path)
+
+
+def parse_json(text: str | bytes, name: object, pairs: Callable[[list[tuple[str, Any]]], Any] = dict) -> dict[str, Any]:
+    """Return the JSON object that a text is.
+
+    Args:
+        text: in UTF-8, if it is bytes.
+        name: of what it stands in, for the message.
+        pairs: makes an object of its names and values.
+
+    Raises:
+        ValueError: it is no object, or one of more than `JSON_DEPTH` levels.
+    """
+    try:
+        text = text.decode("utf-8") if isinstance(text, bytes) else text
+        value = json.loads(text, object_pairs_hook=None if pairs is dict else pairs)
+    except (ValueError, RecursionError) as error:  # a number of too many digits is a plain ValueError
+        raise ValueError(f"{name} is no JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} must hold an object, got a {type(value).__name__}")
+    level: list[Any] = [value]
+    for _ in range(JSON_DEPTH):
+        level = [one for held in level for one in (held.values() if isinstance(held, dict) else held)]
+        level = [one for one in level if isinstance(one, dict | list)]
+        if not level:
+            return value
+    raise ValueError(f"{name} is nested deeper than {JSON_DEPTH} levels")
 
 
 def sync(path: Path) -> None:

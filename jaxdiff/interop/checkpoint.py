@@ -20,6 +20,7 @@ from jaxdiff.interop.files import Tensor, open_tensors
 from jaxdiff.interop.keys import Place, flatten, places
 from jaxdiff.interop.sources import read_model
 from jaxdiff.messages import listed, shared_prefix
+from jaxdiff.schema import look_up
 
 __all__ = ["Loaded", "architecture", "fill", "load", "save"]
 
@@ -93,10 +94,7 @@ def architecture(config: Mapping[str, Any], dtype: Any = jnp.float32) -> Archite
     Raises:
         ValueError: the class is not known, or a field is not supported.
     """
-    kind = config.get("_class_name")
-    if kind not in CLASSES:
-        raise ValueError(f"unknown class {kind!r}; there are: {', '.join(sorted(CLASSES))}")
-    return CLASSES[kind](config, dtype)
+    return look_up(CLASSES, config.get("_class_name"), "class")(config, dtype)
 
 
 def fill(built: Architecture, tensors: Mapping[str, Tensor], *, param_dtype: Any, place: Placing | None) -> Any:

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 
 from jaxdiff import text
 from jaxdiff.interop.checkpoint import load
-from jaxdiff.interop.files import read_json
 from jaxdiff.interop.prompts import LAYOUTS, Cond, Layout, Models
 from jaxdiff.interop.sources import find_part, open_single, read_fields
 from jaxdiff.messages import listed
+from jaxdiff.schema import look_up
+from jaxdiff.storage import read_json
 
 __all__ = ["Index", "encode_prompts", "read_index", "read_kind", "scheduler_config", "tokenizers"]
 
@@ -47,10 +48,7 @@ def read_kind(path: Path) -> tuple[Mapping[str, Any], Layout]:
     if single is not None and not single.fields:
         raise ValueError(f"{path} holds {listed(single.parts)}, and no network that makes pictures")
     fields = single.fields if single is not None else read_json(path / "model_index.json")
-    name = fields.get("_class_name")
-    if name not in LAYOUTS:
-        raise ValueError(f"unknown pipeline {name!r} in {path}; there are: {', '.join(sorted(LAYOUTS))}")
-    return fields, LAYOUTS[name]
+    return fields, look_up(LAYOUTS, fields.get("_class_name"), f"pipeline in {path},")
 
 
 def read_index(path: str | Path, base: str | Path | None = None, *, decodes: bool = True) -> Index:
