@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -25,8 +26,9 @@ from jaxdiff.experiment import Experiment, load_run, numbered_keys, sampler
 from jaxdiff.options import Count
 from jaxdiff.solvers import Solver
 
-# A file's first line. Its second is the version of JAX that wrote it, whose programs an older one need not understand.
-KIND = b"jaxdiff sampler 1"
+# A file's first line, with the SHA-256 of all that follows it. The second is the version of JAX that wrote it, whose
+# programs an older one need not understand.
+KIND = "jaxdiff sampler 2 {}"
 # Bytes of weights inside a file; its format and XLA's count them in 31 bits, with the rest of the program.
 LARGEST = 2**31 - 2**26
 
@@ -141,11 +143,12 @@ def export_sampler(
 
 
 def write_program(path: Path, exported: Exported) -> None:
-    """Write a program behind two lines that tell its kind and the version of JAX."""
-    version = ".".join(map(str, jax.__version_info__))
+    """Write a program behind two lines: its kind with the hash of what follows, and the version of JAX."""
+    version, code = ".".join(map(str, jax.__version_info__)).encode(), exported.serialize()
+    kind = KIND.format(hashlib.sha256(version + code).hexdigest()).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_bytes(b"\n".join([KIND, version.encode(), exported.serialize()]))
+    part.write_bytes(b"\n".join([kind, version, code]))
     os.replace(part, path)
 
 
