@@ -16,6 +16,7 @@ from jax.dtypes import canonicalize_dtype
 
 from jaxdiff.interop.architecture import Architecture
 from jaxdiff.interop.classes import CLASSES
+from jaxdiff.interop.fields import check_layers
 from jaxdiff.interop.files import Tensor, open_tensors
 from jaxdiff.interop.keys import Place, flatten, places
 from jaxdiff.interop.sources import read_model
@@ -81,6 +82,7 @@ def load(
         tensors = open_tensors(path, built.weights, variant)
     elif variant is not None:
         raise ValueError(f"a variant is of a directory's weights, and {path} names a file")
+    check_layers(fields, len(tensors))
     return Loaded(built.apply, fill(built, tensors, param_dtype=param_dtype, place=place), fields)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from jaxdiff.schema import FLAG, WORD, Kind, each, either, number, optional, whole
 
-__all__ = ["COUNT", "DEPTH", "FIELDS", "PER_LEVEL", "SIDE", "SIZE", "SIZES", "layers"]
+__all__ = ["COUNT", "DEPTH", "FIELDS", "PER_LEVEL", "SIDE", "SIZE", "SIZES", "check_layers"]
 
 FACTOR, SHARE = number(1e-9, 1e9), number(0.0, 1.0)  # a positive factor; a part of one
 SIZE = whole(1, 2**20)  # channels, features, ids
@@ -113,15 +113,21 @@ FIELDS: dict[str, Kind] = {
 }
 
 
-def layers(config: Mapping[str, Any]) -> int:
-    """The number of layers that a config asks for at least: no file of such a network holds fewer tensors."""
+def check_layers(config: Mapping[str, Any], tensors: int) -> None:
+    """Refuses a config of more layers than there are tensors, before such a network is traced, layer by layer.
+
+    Args:
+        config: fields.
+        tensors: how many the file holds, which then bounds the work of finding out what they should be.
+    """
     widths = config.get("block_out_channels") or config.get("channel_mult")
     levels = len(widths) if isinstance(widths, list | tuple) else 1
     total = 0
     for name in ROWS | BLOCKS:
         value = config.get(name)
         if isinstance(value, list | tuple):
-            total += sum(one for one in value if type(one) is int)
-        elif type(value) is int:
+            total += sum(one for one in value if isinstance(one, int))
+        elif isinstance(value, int):
             total += value * (levels if name in BLOCKS else 1)
-    return total
+    if total > tensors:
+        raise ValueError(f"the config asks for {total} layers, and there are {tensors} tensors")

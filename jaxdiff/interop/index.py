@@ -69,7 +69,7 @@ def read_index(path: str | Path, base: str | Path | None = None, *, decodes: boo
     for other in (p for p in others if (p / "model_index.json").is_file()):
         found = read_json(other / "model_index.json")
         fields = {**(found if found.get("_class_name") == fields["_class_name"] else {}), **fields}
-    encoders = [part for part, optional in layout.encoders.items() if not optional or any(fields.get(part) or ())]
+    encoders = [part for part, optional in layout.encoders.items() if not optional or _named(fields, part)]
     parts = [layout.network, *(["vae"] if decodes else []), *encoders]
     models = {part: _find(part, path, *others) for part in parts}
     names = {part: part.replace("text_encoder", "tokenizer") for part in encoders}
@@ -88,6 +88,12 @@ def read_index(path: str | Path, base: str | Path | None = None, *, decodes: boo
         {part: where or path / names[part] for part, where in words.items()},
         scheduler_config(path, base) or path / "scheduler",
     )
+
+
+def _named(fields: Mapping[str, Any], part: str) -> bool:
+    """Whether an index names a class for a part; one that is left out has nulls."""
+    held = fields.get(part)
+    return isinstance(held, list) and any(held)
 
 
 def _find(part: str, *pipelines: Path) -> Path | None:
@@ -141,6 +147,7 @@ def encode_prompts(
     loaded = {part: load(index.models[part], dtype=dtype) for part in index.tokenizers}
     configs = {part: model.config for part, model in loaded.items()}
     configs[layout.network] = read_fields(index.models[layout.network])
+    layout.check(configs[layout.network])
     models = Models({part: model.apply for part, model in loaded.items()}, configs, layout.length)
     tokens = {part: encode(prompts)[0] for part, encode in tokenizers(index, models).items()}
 
