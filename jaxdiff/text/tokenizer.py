@@ -90,7 +90,7 @@ def _encoder(directory: Path, config: dict[str, Any], length: int) -> Tokenizer:
             raise ValueError("texts must be a sequence of strings, got one string")
         with _named(directory):
             found = made.encode_batch(list(texts))
-        ids = np.array([e.ids for e in found], np.int32).reshape(-1, length)
+            ids = np.array([e.ids for e in found], np.int32).reshape(-1, length)  # an id may be too large
         mask = np.array([e.attention_mask for e in found], bool).reshape(-1, length)
         return ids, mask
 

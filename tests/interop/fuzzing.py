@@ -179,10 +179,10 @@ def _data():
     return int(told.read_text().split()[5]) * resource.getpagesize() if told.exists() else None
 
 
-def outcome(read, folder):
+def outcome(read, folder, seconds=SECONDS):
     """(What a reader ends in: "ok", "ValueError" or "Damaged", or a fault's name; the text of a fault)."""
     try:
-        with guarded(folder):
+        with guarded(folder, seconds):
             try:
                 read()
             except ValueError as error:
