@@ -72,25 +72,28 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     return parse_json(path.read_bytes(), path)
 
 
-def parse_json(text: str | bytes, name: object, pairs: Callable[[list[tuple[str, Any]]], Any] = dict) -> dict[str, Any]:
+def parse_json(
+    text: str | bytes, name: object, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None, deep: bool = False
+) -> dict[str, Any]:
     """Return the JSON object that a text is.
 
     Args:
         text: in UTF-8, if it is bytes.
         name: of what it stands in, for the message.
-        pairs: makes an object of its names and values.
+        pairs: makes an object of its names and values; None: a dict, of equal names the last.
+        deep: it may have any number of levels, which somebody else looks at.
 
     Raises:
         ValueError: it is no object, or one of more than `JSON_DEPTH` levels.
     """
     try:
         text = text.decode("utf-8") if isinstance(text, bytes) else text
-        value = json.loads(text, object_pairs_hook=None if pairs is dict else pairs)
+        value = json.loads(text, object_pairs_hook=pairs)
     except (ValueError, RecursionError) as error:  # a number of too many digits is a plain ValueError
         raise ValueError(f"{name} is no JSON: {error}") from None
     if not isinstance(value, dict):
         raise ValueError(f"{name} must hold an object, got a {type(value).__name__}")
-    level: list[Any] = [value]
+    level: list[Any] = [] if deep else [value]
     for _ in range(JSON_DEPTH):
         level = [one for held in level for one in (held.values() if isinstance(held, dict) else held)]
         level = [one for one in level if isinstance(one, dict | list)]

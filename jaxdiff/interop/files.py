@@ -231,4 +231,4 @@ def _header(path: Path) -> dict[str, Any]:
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else None
         if length is None or length > LIMIT or len(text := file.read(length)) < length:
             raise ValueError(f"{path} is malformed or truncated: its header is not whole")
-    return parse_json(text, f"{path} is malformed: its header", once)
+    return parse_json(text, f"{path} is malformed: its header", once, deep=True)  # the format's library looks at it

@@ -92,14 +92,14 @@ MODELS = {
 }  # fmt: skip
 MODELS = {kind: config | {"_class_name": kind} for kind, config in MODELS.items()}
 
-# Of every field some published value; a class looks at its own.
+# Of every field some published value; a class looks at its own. Not of the beta curve, whose quantiles are compiled.
 SCHEDULER = {
     "num_train_timesteps": 40, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
     "trained_betas": None, "clip_sample": False, "clip_sample_range": 1.0, "prediction_type": "epsilon",
     "steps_offset": 1, "timestep_spacing": "leading", "rescale_betas_zero_snr": False, "sigma_min": 0.02,
     "sigma_max": 14.0, "sigma_data": 0.5, "rho": 7.0, "s_noise": 1.0, "solver_order": 2, "thresholding": False,
     "dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0, "use_karras_sigmas": False, "shift": 3.0,
-    "use_exponential_sigmas": False, "use_beta_sigmas": False, "use_flow_sigmas": False, "flow_shift": 1.0,
+    "use_exponential_sigmas": False, "use_flow_sigmas": False, "flow_shift": 1.0,
     "final_sigmas_type": "sigma_min", "lower_order_final": True, "euler_at_final": False, "use_lu_lambdas": False,
     "lambda_min_clipped": -5.1, "predictor_order": 2, "corrector_order": 2, "disable_corrector": [0],
     "original_inference_steps": 20, "timestep_scaling": 10.0, "set_alpha_to_one": False, "skip_prk_steps": True,

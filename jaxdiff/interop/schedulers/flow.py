@@ -53,9 +53,7 @@ def _dynamic(c: Fields, tokens: int | None) -> float:
         raise ValueError(f"{base.FLOW}: base_image_seq_len must be less than max_image_seq_len, got {few} and {many}")
     mu = low + (high - low) * (tokens - few) / (many - few)
     if not abs(mu) < 100:
-        raise ValueError(
-            f"{base.FLOW}: {tokens} tokens are shifted by exp({mu:.3g}): base_shift to max_shift is not meant"
-        )
+        raise ValueError(f"{base.FLOW}: base_shift and max_shift make a shift of exp({mu:.3g}) for {tokens} tokens")
     return exp(mu) if c.only("time_shift_type", "exponential", "linear") == "exponential" else mu
 
 
