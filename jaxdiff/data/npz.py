@@ -74,20 +74,19 @@ def map_npz(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Array]]:
     """
     with _readable(path), zipfile.ZipFile(path) as archive:
         found = {array.name: array for array in _arrays(archive)}
-        maps = {}
-        for name, array in found.items():
+        for array in found.values():
             if array.member.compress_type != zipfile.ZIP_STORED:
                 raise ValueError("it is compressed, which hinders reading at random; write it with numpy.savez")
-            begin, order = _begin(path, array.member) + array.header, "F" if array.fortran else "C"
-            if begin + math.prod(array.shape) * array.dtype.itemsize > path.stat().st_size:
-                raise ValueError(f"{name!r:.80} is longer than the file")
-            empty = 0 in array.shape  # of which there is no map
-            maps[name] = (
-                np.zeros(array.shape, array.dtype)
-                if empty
-                else np.memmap(path, array.dtype, "r", begin, array.shape, order)
-            )
-    return maps, found
+        return {name: _mapped(path, array) for name, array in found.items()}, found
+
+
+def _mapped(path: Path, array: Array) -> np.ndarray:
+    size, begin = math.prod(array.shape) * array.dtype.itemsize, _begin(path, array.member) + array.header
+    if begin + size > path.stat().st_size:
+        raise ValueError(f"{array.name!r:.80} is longer than the file")
+    if not size:  # of which there is no map
+        return np.zeros(array.shape, array.dtype)
+    return np.memmap(path, array.dtype, "r", begin, array.shape, "F" if array.fortran else "C")
 
 
 def check_npz(path: Path, arrays: Iterable[Array]) -> None:

@@ -120,8 +120,9 @@ def _plain(held: mmap.mmap) -> Any:
     """The value of the pickle that begins here: the few steps that a state dict is made of, none of which imports."""
     stack: list[Any] = []
     marks: list[int] = []
-    memo: dict[int, Any] = {}
-    for number, (step, value, _) in enumerate(pickletools.genops(held)):
+    memo: dict[Any, Any] = {}
+    file: Any = held  # whatever reads
+    for number, (step, value, _) in enumerate(pickletools.genops(file)):
         name = step.name
         if number > MOST:
             raise ValueError(f"its description has more than {MOST:,} steps")

@@ -91,7 +91,7 @@ def scheduler(
         config = read_json(Path(config) / "scheduler_config.json")
     # The written class's defaults, which another class replaces.
     defaulted = each(WORD, 1000, 0).check("_use_default_values", config.get("_use_default_values") or ())
-    kind = config.get("_class_name") if kind is None else kind
+    kind = str(config.get("_class_name") if kind is None else kind)
     make = look_up(KINDS, kind, "scheduler")
     # Empty, a flag is down, as theirs is, and another field is the class's default.
     given = {k: False if v is None and k in UP else v for k, v in config.items() if k not in defaulted}
