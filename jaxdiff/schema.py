@@ -92,19 +92,20 @@ def _is(value: Any, kind: type) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
-def look_up(table: Mapping[str, T], name: Any, what: str) -> T:
+def look_up(table: Mapping[str, T], name: Any, what: str, where: str = "") -> T:
     """Return what a table has for a name.
 
     Args:
         table: by name.
         name: any value.
         what: what the name is of, for the message.
+        where: what stands behind the name there.
 
     Raises:
         ValueError: it is no name of the table's; the message lists them.
     """
     if not isinstance(name, str) or name not in table:
-        raise ValueError(f"unknown {what} {name!r:.80}; there are: {', '.join(sorted(table))}")
+        raise ValueError(f"unknown {what} {name!r:.80}{where}; there are: {', '.join(sorted(table))}")
     return table[name]
 
 

@@ -52,5 +52,5 @@ def test_what_is_said():
 def test_a_name_of_a_table():
     assert look_up({"a": 3}, "a", "thing") == 3
     for name in ("b", None, ["a"], {}, 1):
-        with pytest.raises(ValueError, match=r"unknown thing .*; there are: a"):
-            look_up({"a": 3}, name, "thing")
+        with pytest.raises(ValueError, match=r"unknown thing .* in here; there are: a"):
+            look_up({"a": 3}, name, "thing", " in here")

@@ -48,7 +48,7 @@ def read_kind(path: Path) -> tuple[Mapping[str, Any], Layout]:
     if single is not None and not single.fields:
         raise ValueError(f"{path} holds {listed(single.parts)}, and no network that makes pictures")
     fields = single.fields if single is not None else read_json(path / "model_index.json")
-    return fields, look_up(LAYOUTS, fields.get("_class_name"), f"pipeline in {path},")
+    return fields, look_up(LAYOUTS, fields.get("_class_name"), "pipeline", f" in {path}")
 
 
 def read_index(path: str | Path, base: str | Path | None = None, *, decodes: bool = True) -> Index:

@@ -209,5 +209,5 @@ def _split(tensors: Tensors, modules: Modules) -> dict[str, Any]:
             found[f"{next(iter(sharing))}.{leaf}"] = tensor
         else:
             for ours in sharing:
-                found[f"{ours}.{leaf}"] = Rows(tensor, rows(tensor.shape[0], sharing, ours))
+                found[f"{ours}.{leaf}"] = Rows(tensor, rows(side(tensors, name, 0), sharing, ours))
     return found

@@ -8,7 +8,6 @@ connection begun.
 
 import contextlib
 import copy
-import itertools
 import math
 import os
 import resource
@@ -213,7 +212,3 @@ def files_of(whole, path, read, rng, count):
     for i in range(count):
         path.write_bytes(mutated_bytes(whole, rng))
         yield f"{path.name} #{i}", read
-
-
-def take(cases, count):
-    return itertools.islice(cases, count)
