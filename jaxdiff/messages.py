@@ -23,12 +23,20 @@ def listed(names: Iterable[str], limit: int = 20, between: str = ", ") -> str:
     Returns:
         The text.
     """
-    found = list(names)
+    found = [_plain(name) for name in names]
     if len(found) <= limit:
         return between.join(found)
     prefix = shared_prefix(found)
     more = f", each begins with {prefix!r}" if prefix else ""
     return f"{between.join(found[:limit])} and {len(found) - limit} more ({len(found)} in all{more})"
+
+
+def _plain(name: str) -> str:
+    """A name as a line can show it: it may come from a stranger's file, and be long or speak to the terminal."""
+    shown = name if len(name) <= 300 else f"{name[:300]}..."
+    return (
+        shown if shown.isprintable() else "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in shown)
+    )
 
 
 def shared_prefix(names: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and read with care."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxdiff.faults import Damaged
+__all__ = ["parse_json", "read_json", "replacing", "sync", "write_text"]
 
-__all__ = ["read_json", "replacing", "sync", "write_text"]
+JSON_BYTES = 64 * 2**20  # of a file; the largest published vocabularies have about a quarter of it
+JSON_DEPTH = 100
 
 
 @contextlib.contextmanager
@@ -55,28 +56,50 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a file that holds names and values.
+    """Read a file that holds a JSON object; `-Infinity` and the like are numbers.
 
     Args:
         path: the file.
 
-    Returns:
-        Name -> value.
+    Raises:
+        ValueError: there is no such file, or it holds no object, or more than a person or a program would write.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist")
+    if (size := path.stat().st_size) > JSON_BYTES:
+        raise ValueError(f"{path} has {size:,} bytes, and JSON of at most {JSON_BYTES:,} is read")
+    return parse_json(path.read_bytes(), path)
+
+
+def parse_json(
+    text: str | bytes, name: object, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None, deep: bool = False
+) -> dict[str, Any]:
+    """Return the JSON object that a text is.
+
+    Args:
+        text: in UTF-8, if it is bytes.
+        name: of what it stands in, for the message.
+        pairs: makes an object of its names and values; None: a dict, of equal names the last.
+        deep: it may have any number of levels, which somebody else looks at.
 
     Raises:
-        Damaged: it is no text, no JSON, nested too deeply, or holds something else.
+        ValueError: it is no object, or one of more than `JSON_DEPTH` levels.
     """
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except UnicodeDecodeError:
-        raise Damaged(f"{path} is damaged: it is not text") from None
-    except RecursionError:
-        raise Damaged(f"{path} is damaged: it is nested too deeply") from None
-    except ValueError as error:
-        raise Damaged(f"{path} is damaged: {error}") from None
-    if not isinstance(found, dict):
-        raise Damaged(f"{path} is damaged: it must hold names and values, got {found!r:.80}")
-    return found
+        text = text.decode("utf-8") if isinstance(text, bytes) else text
+        value = json.loads(text, object_pairs_hook=pairs)
+    except (ValueError, RecursionError) as error:  # a number of too many digits is a plain ValueError
+        raise ValueError(f"{name} is no JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} must hold an object, got a {type(value).__name__}")
+    level: list[Any] = [] if deep else [value]
+    for _ in range(JSON_DEPTH):
+        level = [one for held in level for one in (held.values() if isinstance(held, dict) else held)]
+        level = [one for one in level if isinstance(one, dict | list)]
+        if not level:
+            return value
+    raise ValueError(f"{name} is nested deeper than {JSON_DEPTH} levels")
 
 
 def sync(path: Path) -> None:

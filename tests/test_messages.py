@@ -15,3 +15,8 @@ def test_twenty_names_their_number_and_their_prefix():
 def test_a_prefix_ends_at_a_dot():
     assert shared_prefix(["module.conv1.weight", "module.conv2.weight"]) == "module."
     assert shared_prefix(["conv1.weight", "conv2.weight"]) == shared_prefix(["a.b"]) == shared_prefix([]) == ""
+
+
+def test_a_name_that_is_long_or_speaks_to_the_terminal():
+    assert listed(["x" * 1000]) == "x" * 300 + "..."
+    assert listed(["a\x1b[2Jb\n", "ü"]) == "a\ufffd[2Jb\ufffd, ü"

@@ -35,9 +35,10 @@ FLAX = {"networks", "autoencoders", "text"}  # flax here alone, and nothing but 
 # An autoencoder and a text encoder are made of the same layers; a pipeline is maths around networks.
 LEAVES |= {"sharding": set(), "train": WHERE, "networks": WHERE}
 LEAVES |= {"autoencoders": {"networks"} | WHERE, "text": {"networks"} | WHERE}
-WORDS = {"messages"}  # how names are listed: known to whoever has many to list
+WORDS = {"messages", "schema"}  # how names are listed, and what a stranger's value may be
 DISK = {"storage", "faults"}  # how files are written, and what may befall them: known to whoever reads or writes
-LEAVES |= {"networks": LEAVES["networks"] | WORDS, "train": LEAVES["train"] | WORDS | DISK, "data": WORDS | DISK}
+LEAVES |= {"networks": LEAVES["networks"] | WORDS, "train": LEAVES["train"] | WORDS | DISK}
+LEAVES |= {"text": LEAVES["text"] | WORDS | DISK, "data": WORDS | DISK}
 ALLOWED = {**MATHS, **LEAVES, **{room: set() for room in WORDS | DISK}}
 # Who asks a program to end, and how it does; what storage reads may be damaged.
 ALLOWED |= {"signals": {"faults"}, "storage": {"faults"}, "train": ALLOWED["train"] | {"signals"}}

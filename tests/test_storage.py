@@ -36,3 +36,41 @@ def test_it_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
     storage.write_text(tmp_path / "a.txt", "new")
     data, name, folder = done
     assert name == "name" and folder == str(tmp_path) and os.path.dirname(data) == folder and data != folder
+
+
+def nested(depth):
+    return '{"a":' * depth + "1" + "}" * depth
+
+
+def test_an_object_of_json_is_read(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('{"a": [1, -Infinity], "ü": null}', encoding="utf-8")
+    assert storage.read_json(path) == {"a": [1, -float("inf")], "ü": None}
+    path.write_text(nested(100))
+    assert list(storage.read_json(path)) == ["a"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"", b"{", b"\xff", b'{"a": 1', b'{"a": ' + b"9" * 5000 + b"}", b"[" * 10**5, b'{"a":' * 10**5],
+)
+def test_what_is_no_json_is_named(text, tmp_path):
+    path = tmp_path / "a.json"
+    path.write_bytes(text)
+    with pytest.raises(ValueError, match=r"a\.json is no JSON: "):
+        storage.read_json(path)
+
+
+def test_what_is_no_object_or_too_much(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    with pytest.raises(ValueError, match=r"a\.json does not exist"):
+        storage.read_json(path)
+    path.write_text("[1]")
+    with pytest.raises(ValueError, match=r"a\.json must hold an object, got a list"):
+        storage.read_json(path)
+    path.write_text(nested(101))
+    with pytest.raises(ValueError, match=r"a\.json is nested deeper than 100 levels"):
+        storage.read_json(path)
+    monkeypatch.setattr(storage, "JSON_BYTES", 10)
+    with pytest.raises(ValueError, match=r"a\.json has 607 bytes, and JSON of at most 10 is read"):
+        storage.read_json(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -25,8 +26,9 @@ from jaxdiff.options import Count
 from jaxdiff.solvers import Solver
 from jaxdiff.storage import replacing
 
-# A file's first line. Its second is the version of JAX that wrote it, whose programs an older one need not understand.
-KIND = b"jaxdiff sampler 1"
+# A file's first line, with the SHA-256 of all that follows it. The second is the version of JAX that wrote it, whose
+# programs an older one need not understand.
+KIND = "jaxdiff sampler 2 {}"
 # Bytes of weights inside a file; its format and XLA's count them in 31 bits, with the rest of the program.
 LARGEST = 2**31 - 2**26
 
@@ -147,10 +149,11 @@ def export_sampler(
 
 
 def write_program(path: Path, exported: Exported) -> None:
-    """Write a program behind two lines that tell its kind and the version of JAX."""
-    version = ".".join(map(str, jax.__version_info__))
+    """Write a program behind two lines: its kind with the hash of what follows, and the version of JAX."""
+    version, code = ".".join(map(str, jax.__version_info__)).encode(), exported.serialize()
+    kind = KIND.format(hashlib.sha256(version + code).hexdigest()).encode()
     with replacing(path) as part:
-        part.write_bytes(b"\n".join([KIND, version.encode(), exported.serialize()]))
+        part.write_bytes(b"\n".join([kind, version, code]))
 
 
 def flat_weights(params: Any) -> dict[str, np.ndarray]:

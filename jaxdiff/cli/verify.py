@@ -10,13 +10,12 @@ from typing import NamedTuple
 
 import tyro
 
-from jaxdiff import storage
 from jaxdiff.faults import Damaged
 from jaxdiff.messages import listed
 from jaxdiff.script import SOURCE
 from jaxdiff.train import manifest, steps
 from jaxdiff.train.checkpoint import FOLDER
-from jaxdiff.train.knobs import KNOBS
+from jaxdiff.train.knobs import KNOBS, read_knobs
 from jaxdiff.train.snapshots import FOLDER as SNAPSHOTS
 
 METRICS = "metrics.jsonl"
@@ -96,7 +95,7 @@ def _step(place: Path) -> str:
 
 
 def _knobs(path: Path) -> str:
-    return f"{len(storage.read_json(path))} knobs"
+    return f"{len(read_knobs(path.parent))} knobs"
 
 
 def _program(path: Path) -> str:

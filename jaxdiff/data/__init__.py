@@ -3,6 +3,7 @@
 from jaxdiff.data.hints import Hinted, open_hints
 from jaxdiff.data.pipeline import batches, load_arrays
 from jaxdiff.data.shards import Shards, open_table
+from jaxdiff.data.skipping import Skipping
 from jaxdiff.data.sources import ArraySource, Source, class_prompts, open_source
 from jaxdiff.data.transforms import to_float, to_uint8
 
@@ -10,6 +11,7 @@ __all__ = [
     "ArraySource",
     "Hinted",
     "Shards",
+    "Skipping",
     "Source",
     "batches",
     "class_prompts",

@@ -137,6 +137,9 @@ def _opened(file: str) -> Iterator["Image"]:
 
     try:
         with Image.open(file) as image:
+            # Pillow only warns of up to twice as many.
+            if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
+                raise ValueError(f"Image size ({image.width} x {image.height}) exceeds {Image.MAX_IMAGE_PIXELS} pixels")
             yield image
     # Decoders fail in as many ways as files are broken; an image too large to be meant is an exception of its own.
     except Exception as error:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxdiff.data.shards import read_npz
+from jaxdiff.data.npz import read_npz
 from jaxdiff.data.sources import Source
 
 

@@ -98,9 +98,11 @@ def load_arrays(source: Source, count: int | None = None) -> Batch:
       {"x": uint8[count, H, W, C], "label": int32[count]}; no "label" where the source has none.
 
     Raises:
-      ValueError: if count is not between 1 and the size of the source.
+      ValueError: if count is not between 1 and the size of the source, or the source is empty.
     """
     total = len(source)
+    if not total:
+        raise ValueError("the data set has no examples")
     count = total if count is None else _integer("count", count, 1)
     if count > total:
         raise ValueError(f"count {count} is larger than the data set, which has {total} examples")

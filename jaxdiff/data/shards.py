@@ -1,14 +1,14 @@
 """Arrays computed beforehand, latents or features of texts say, in the .npz files of a folder."""
 
-import contextlib
 import functools
-import zipfile
-import zlib
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from jaxdiff.data.npz import Array, check_npz, map_npz, read_npz
 
 # Beside the files of a folder that is still being written, or never was to the end.
 UNFINISHED = "unfinished"
@@ -17,7 +17,8 @@ UNFINISHED = "unfinished"
 class Shards:
     """A random-access sequence of examples: one in each row of the arrays of all files, by the files' sorted names.
 
-    The files are mapped into memory, so that an example costs its own bytes alone; numpy.savez writes them.
+    The files are mapped into memory, so that an example costs its own bytes alone; numpy.savez writes them. With the
+    first example of a file its arrays are read once, and compared with the checksums that numpy.savez has left in it.
     """
 
     def __init__(self, folder: str | Path, example: Mapping[str, Any]):
@@ -41,11 +42,13 @@ class Shards:
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         file = int(np.searchsorted(self._ends, index, side="right"))
         row = index - (int(self._ends[file - 1]) if file else 0)
-        arrays = self._files[file]
+        shard = self._files[file]
+        shard.check()
+        arrays = shard.arrays
         return {name: np.asarray(arrays[name][row], one.dtype) for name, one in self.example.items()}
 
     @functools.cached_property
-    def _files(self) -> list[dict[str, np.ndarray]]:
+    def _files(self) -> list["_Shard"]:
         if (self.folder / UNFINISHED).exists():
             raise ValueError(f"{self.folder} is half of a data set: what should write it has not come to its end")
         paths = sorted(self.folder.glob("[!.]*.npz"))
@@ -55,10 +58,10 @@ class Shards:
 
     @functools.cached_property
     def _ends(self) -> np.ndarray:
-        return np.cumsum([len(next(iter(arrays.values()))) for arrays in self._files])
+        return np.cumsum([len(next(iter(shard.arrays.values()))) for shard in self._files])
 
-    def _open(self, path: Path) -> dict[str, np.ndarray]:
-        arrays = open_npz(path)
+    def _open(self, path: Path) -> "_Shard":
+        arrays, entries = map_npz(path)
         missing = sorted(self.example.keys() - arrays.keys())
         if missing:
             raise ValueError(f"{path} must hold {', '.join(self.example)}; it lacks {', '.join(missing)}")
@@ -71,7 +74,24 @@ class Shards:
                     f"got {found.dtype}{list(found.shape)}"
                 )
         _check_rows(path, arrays)
-        return arrays
+        return _Shard(path, arrays, [entries[name] for name in arrays])
+
+
+class _Shard:
+    """A file of examples."""
+
+    def __init__(self, path: Path, arrays: dict[str, np.ndarray], entries: list[Array]):
+        self._path, self.arrays, self._entries = path, arrays, entries
+        self._whole, self._lock = False, threading.Lock()
+
+    def check(self) -> None:
+        """Compare the file with its checksums, once; while one thread does, others that need the file wait."""
+        if self._whole:
+            return
+        with self._lock:
+            if not self._whole:
+                check_npz(self._path, self._entries)
+                self._whole = True
 
 
 def open_table(path: str | Path) -> dict[str, np.ndarray]:
@@ -84,74 +104,11 @@ def open_table(path: str | Path) -> dict[str, np.ndarray]:
       The arrays by name.
 
     Raises:
-      ValueError: if there is no such file, or it does not hold arrays of equally many rows.
+      ValueError: if there is no such file, it is damaged, or does not hold arrays of equally many rows.
     """
     arrays = read_npz(path)
     _check_rows(path, arrays)
     return arrays
-
-
-def read_npz(path: str | Path) -> dict[str, np.ndarray]:
-    """Read the arrays of an .npz file.
-
-    Args:
-      path: the file.
-
-    Returns:
-      The arrays by name.
-
-    Raises:
-      ValueError: if there is no such file, or it is damaged or of another kind.
-    """
-    with _readable(path), zipfile.ZipFile(path), np.load(path) as file:
-        return {name: file[name] for name in file.files}
-
-
-def open_npz(path: Path) -> dict[str, np.ndarray]:
-    """Map the arrays of a file into memory, without reading them.
-
-    Args:
-      path: an .npz file as numpy.savez writes it, without compression.
-
-    Returns:
-      The arrays by name, read-only.
-
-    Raises:
-      ValueError: if there is no such file, or it is damaged, compressed or of another kind.
-    """
-    arrays: dict[str, np.ndarray] = {}
-    with _readable(path), zipfile.ZipFile(path) as archive:
-        for member in archive.infolist():
-            if member.compress_type != zipfile.ZIP_STORED:
-                raise ValueError("it is compressed, which hinders reading at random; write it with numpy.savez")
-            with archive.open(member) as stream:
-                version = np.lib.format.read_magic(stream)
-                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                shape, fortran, dtype = read(stream)
-                header = stream.tell()
-            arrays[member.filename.removesuffix(".npy")] = np.memmap(
-                path, dtype, "r", _begin(path, member) + header, shape, "F" if fortran else "C"
-            )
-    return arrays
-
-
-@contextlib.contextmanager
-def _readable(path: str | Path) -> Iterator[None]:
-    """Say which file it is that cannot be read."""
-    if not Path(path).is_file():
-        raise ValueError(f"there is no file {path}")
-    try:
-        yield
-    except (ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"cannot read {path} as an .npz file: {error}") from error
-
-
-def _begin(path: Path, member: zipfile.ZipInfo) -> int:
-    """Where a member's bytes begin: after a header of 30, which ends with the lengths of two fields behind it."""
-    with path.open("rb") as file:
-        file.seek(member.header_offset + 26)
-        lengths = np.frombuffer(file.read(4), "<u2")
-    return member.header_offset + 30 + int(lengths.sum())
 
 
 def _check_rows(path: str | Path, arrays: dict[str, np.ndarray]) -> None:

@@ -37,6 +37,7 @@ class TfdsSource:
           ValueError: if the set is unknown, has no such split, or no images of known shape; from its length and its
             images, if it is not prepared.
         """
+        self._name = f"{name}, split {split}"
         builder = _find_builder(name, data_dir)
         features = builder.info.features
         self._image = _find(features, "image", _is_image)
@@ -65,8 +66,13 @@ class TfdsSource:
         return len(self._records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        record = self._records[index]
-        x = fit_array(np.asarray(record[self._image]), self._size, self._channels)
+        records = self._records
+        # A damaged record fails in as many ways as decoders and formats of files have.
+        try:
+            record = records[index]
+            x = fit_array(np.asarray(record[self._image]), self._size, self._channels)
+        except Exception as error:
+            raise ValueError(f"cannot read example {index} of {self._name}: {error!s:.500}") from error
         return {"x": x, "label": int(record[self._label])} if self._label else {"x": x}
 
 

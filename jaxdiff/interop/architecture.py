@@ -7,6 +7,9 @@ from typing import Any, NamedTuple
 
 from jax import Array
 
+from jaxdiff.interop.fields import FIELDS
+from jaxdiff.schema import Kind
+
 __all__ = ["Architecture", "Fields"]
 
 
@@ -42,26 +45,35 @@ NOTES = {
 
 
 class Fields:
-    """Reads a config's fields, and in the end refuses what nobody has read.
+    """Reads a config's fields, each of the type and in the range of the schema, and in the end refuses what nobody
+    has read.
 
     A field that is not understood may change the function that the network computes: it is an error, not a shrug.
 
     Args:
         config: the fields by name.
         kind: name of the class, for messages.
+        own: what fields of this class may hold, where that is not what the schema says of the name.
     """
 
-    def __init__(self, config: Mapping[str, Any], kind: str):
+    def __init__(self, config: Mapping[str, Any], kind: str, own: Mapping[str, Kind] | None = None):
         self._config, self._kind, self._seen = config, kind, set(NOTES)
+        self._schema = FIELDS | dict(own or {})
 
     def take(self, name: str, default: Any) -> Any:
         """The field, or its default in that class; lists come as tuples.
 
         A flag that is null is off, whatever its default: the reference asks for its truth. Any other null stays None,
         which a class may mean something by.
+
+        Raises:
+            ValueError: it is of another type than the schema's, or out of its range.
         """
         self._seen.add(name)
+        schema = self._schema[name]
         value = self._config.get(name, default)
+        if name in self._config:
+            schema.check(f"{self._kind}: {name}", value)
         if value is None and isinstance(default, bool):
             return False
         return tuple(value) if isinstance(value, list) else value
@@ -72,10 +84,12 @@ class Fields:
         Raises:
             ValueError: it is another.
         """
-        value = self.take(name, allowed[0])
+        self._seen.add(name)
+        value = self._config.get(name, allowed[0])
+        value = False if value is None and isinstance(allowed[0], bool) else value
         if value not in allowed:
-            raise ValueError(f"{self._kind}: {name} must be {' or '.join(map(repr, allowed))}, got {value!r}")
-        return value
+            raise ValueError(f"{self._kind}: {name} must be {' or '.join(map(repr, allowed))}, got {value!r:.80}")
+        return allowed[allowed.index(value)]  # 1 where the config says 1.0 or true
 
     def skip(self, *names: str) -> None:
         """Name fields that don't change what the network computes."""
@@ -90,4 +104,4 @@ class Fields:
         rest = {k: v for k, v in self._config.items() if k not in self._seen and not k.startswith("_")}
         unknown = {k: v for k, v in rest.items() if v is not None and v is not False}
         if unknown:
-            raise ValueError(f"{self._kind}: fields that are not supported: {unknown}")
+            raise ValueError(f"{self._kind}: fields that are not supported: {unknown!r:.500}")

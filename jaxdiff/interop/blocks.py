@@ -55,6 +55,7 @@ def unet_layout(names: Iterable[str]) -> tuple[int, int, str]:
     Raises:
         ValueError: the way up does not mirror the way down.
     """
+    names = list(names)
     entries: dict[str, set[int]] = {"input": set(), "output": set()}
     up: dict[int, str] = {}
     for name in names:
@@ -65,6 +66,8 @@ def unet_layout(names: Iterable[str]) -> tuple[int, int, str]:
         if match[1] == "output" and int(match[3]) > 0 and match[4] in ("conv", "in_layers"):
             up[int(match[2])] = {"conv": "conv", "in_layers": "resblock"}[match[4]]
     total = 1 + max(entries["output"], default=-1)
+    if total > len(names):
+        raise ValueError(f"{total} output_blocks are named, and there are {len(names)} tensors")
     # Where nothing is learned in resampling, its entries on the way down hold no tensors.
     silent = set(range(total)) - entries["input"]
     if up:

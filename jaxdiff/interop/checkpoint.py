@@ -19,10 +19,12 @@ from jax.dtypes import canonicalize_dtype
 
 from jaxdiff.interop.architecture import Architecture
 from jaxdiff.interop.classes import CLASSES
+from jaxdiff.interop.fields import check_layers
 from jaxdiff.interop.files import Tensor, open_tensors
 from jaxdiff.interop.keys import Place, flatten, places
 from jaxdiff.interop.sources import read_model
 from jaxdiff.messages import listed, shared_prefix
+from jaxdiff.schema import look_up
 from jaxdiff.storage import replacing
 
 __all__ = ["Loaded", "architecture", "fill", "load", "save"]
@@ -84,6 +86,7 @@ def load(
         tensors = open_tensors(path, built.weights, variant)
     elif variant is not None:
         raise ValueError(f"a variant is of a directory's weights, and {path} names a file")
+    check_layers(fields, len(tensors))
     return Loaded(built.apply, fill(built, tensors, param_dtype=param_dtype, place=place), fields)
 
 
@@ -97,10 +100,7 @@ def architecture(config: Mapping[str, Any], dtype: Any = jnp.float32) -> Archite
     Raises:
         ValueError: the class is not known, or a field is not supported.
     """
-    kind = config.get("_class_name")
-    if kind not in CLASSES:
-        raise ValueError(f"unknown class {kind!r}; there are: {', '.join(sorted(CLASSES))}")
-    return CLASSES[kind](config, dtype)
+    return look_up(CLASSES, config.get("_class_name"), "class")(config, dtype)
 
 
 def fill(built: Architecture, tensors: Mapping[str, Tensor], *, param_dtype: Any, place: Placing | None) -> Any:

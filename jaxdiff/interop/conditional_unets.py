@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxdiff.interop.architecture import Architecture, Fields
+from jaxdiff.interop.fields import COUNT, DEPTH, PER_LEVEL, SIZE
 from jaxdiff.interop.unets import PLAIN, RESNET, built, channels, check_blocks, classes, names, sinusoidal
 from jaxdiff.networks import ControlNet, JointUNet, Transformers, UNet
+from jaxdiff.schema import optional
 
 __all__ = ["control_config", "controlnet", "unet_2d_condition"]
 
@@ -15,6 +17,12 @@ CROSS = "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"
 JOINT = "SimpleCrossAttnDownBlock2D", "SimpleCrossAttnUpBlock2D"
 # How many residual blocks the bottom has; the first and the last kind have attention between theirs.
 BOTTOM = {"UNetMidBlock2DCrossAttn": 2, "UNetMidBlock2D": 1, None: 0, "UNetMidBlock2DSimpleCrossAttn": 2}
+
+# Fields that may have a value for each level here.
+OWN = {
+    "attention_head_dim": PER_LEVEL[COUNT], "cross_attention_dim": PER_LEVEL[SIZE],
+    "layers_per_block": PER_LEVEL[DEPTH], "num_attention_heads": optional(PER_LEVEL[COUNT]),
+}  # fmt: skip
 
 # What a conditional U-Net and its ControlNet have in common.
 SHARED = {
@@ -42,14 +50,15 @@ def unet_2d_condition(config: Mapping[str, Any], dtype: Any) -> Architecture:
     Raises:
         ValueError: a field is not supported.
     """
-    c = Fields(config, "UNet2DConditionModel")
+    c = Fields(config, "UNet2DConditionModel", OWN)
     c.only("dual_cross_attention", False)
     c.only("time_embedding_type", "positional")
     c.only("timestep_post_act", None)
     c.only("conv_in_kernel", 3)
     c.only("conv_out_kernel", 3)
     c.only("attention_type", "default", None)
-    c.skip("sample_size")
+    c.take("sample_size", None)  # and what follows: other parts of a pipeline ask for them
+    c.take("addition_time_embed_dim", None)
     center = c.take("center_input_sample", False)
     down, count = names(c, "down_block_types", (*(CROSS[0],) * 3, PLAIN[0])), len(_widths(c))
     up = names(c, "up_block_types", (PLAIN[1], *(CROSS[1],) * 3))
@@ -83,7 +92,7 @@ def controlnet(config: Mapping[str, Any], dtype: Any) -> Architecture:
     Raises:
         ValueError: a field is not supported.
     """
-    c = Fields(config, "ControlNetModel")
+    c = Fields(config, "ControlNetModel", OWN)
     c.only("controlnet_conditioning_channel_order", "rgb")
     fields = _conditional(c)
     module = ControlNet(
@@ -112,7 +121,7 @@ def control_config(config: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
 
 def _conditional(c: Fields) -> dict[str, Any]:
     """What all conditional U-Nets and ControlNets share."""
-    c.skip("upcast_attention", "addition_time_embed_dim", "_class_name")
+    c.skip("upcast_attention", "_class_name")
     act = c.take("act_fn", "silu")
     bottom = c.only("mid_block_type", *BOTTOM)
     widths = _widths(c)

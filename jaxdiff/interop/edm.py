@@ -12,15 +12,19 @@ import jax
 import jax.numpy as jnp
 
 from jaxdiff.interop.architecture import Architecture, Fields
+from jaxdiff.interop.fields import COUNT, SIZE
 from jaxdiff.interop.files import Tensor
+from jaxdiff.interop.shapes import at_most, shape, side
 from jaxdiff.networks import as_apply, init
 from jaxdiff.networks.edm2 import EDM2UNet
 from jaxdiff.networks.song_unet import DhariwalUNet, SongUNet
+from jaxdiff.schema import each, optional
 
 __all__ = ["dhariwal_unet", "edm2_config", "edm2_unet", "edm_config", "song_unet"]
 
 Config = dict[str, Any]
 Tensors = Mapping[str, Tensor]
+MULTIPLES = {"channel_mult": each(COUNT, 16)}  # of whole numbers here
 
 
 def song_unet(config: Mapping[str, Any], dtype: Any) -> Architecture:
@@ -33,7 +37,7 @@ def song_unet(config: Mapping[str, Any], dtype: Any) -> Architecture:
     Raises:
         ValueError: a field is missing or not supported.
     """
-    c = Fields(config, "SongUNet")
+    c = Fields(config, "SongUNet", {**MULTIPLES, "out_channels": optional(SIZE)})
     module = SongUNet(
         **_shared(c, base=128, mults=(1, 2, 2, 2), blocks=4, attention=(16,)),
         embedding=c.take("embedding_type", "positional"),
@@ -59,7 +63,7 @@ def dhariwal_unet(config: Mapping[str, Any], dtype: Any) -> Architecture:
     Raises:
         ValueError: a field is missing or not supported.
     """
-    c = Fields(config, "DhariwalUNet")
+    c = Fields(config, "DhariwalUNet", {**MULTIPLES, "out_channels": optional(SIZE)})
     channels, out = c.take("in_channels", None), c.take("out_channels", None)
     learned = channels is not None and out == 2 * channels
     module = DhariwalUNet(
@@ -81,7 +85,8 @@ def edm2_unet(config: Mapping[str, Any], dtype: Any) -> Architecture:
     Raises:
         ValueError: a field is missing or not supported.
     """
-    c = Fields(config, "EDM2UNet")
+    some = {name: optional(COUNT) for name in ("channel_mult_emb", "channel_mult_noise")}
+    c = Fields(config, "EDM2UNet", MULTIPLES | some)
     c.skip("use_fp16", "sigma_data")
     base = c.take("model_channels", 192)
     noise, emb = c.take("channel_mult_noise", None), c.take("channel_mult_emb", None)
@@ -165,19 +170,19 @@ def edm_config(tensors: Tensors, given: Mapping[str, Any]) -> Config:
     adm = "model.out_norm.weight" in tensors
     sizes, blocks = _layout(tensors, "model.")
     enc = [f"model.enc.{size}x{size}_block0." for size in sizes]
-    stem = _shape(tensors, f"model.enc.{sizes[0]}x{sizes[0]}_conv.weight")
-    features, emb = (_shape(tensors, f"model.map_layer{i}.weight") for i in (0, 1))
+    stem = shape(tensors, f"model.enc.{sizes[0]}x{sizes[0]}_conv.weight", 4)
+    features, emb = (shape(tensors, f"model.map_layer{i}.weight", 2) for i in (0, 1))
     base = features[1] if adm else stem[0]
     out = "model.out_conv" if adm else f"model.dec.{sizes[0]}x{sizes[0]}_aux_conv"
     config: Config = {
         "_class_name": "DhariwalUNet" if adm else "SongUNet",
         "img_resolution": sizes[0],
         "in_channels": stem[1],
-        "out_channels": _shape(tensors, f"{out}.weight")[0],
+        "out_channels": side(tensors, f"{out}.weight", 0),
         "label_dim": _inputs(tensors, "model.map_label.weight"),
         "augment_dim": _inputs(tensors, "model.map_augment.weight"),
         "model_channels": base,
-        "channel_mult": [_multiple(_shape(tensors, f"{name}conv1.weight")[0], base) for name in enc],
+        "channel_mult": [_multiple(side(tensors, f"{name}conv1.weight", 0), base) for name in enc],
         "channel_mult_emb": _multiple(emb[0], base),
         "num_blocks": blocks,
         "attn_resolutions": [s for s, name in zip(sizes, enc, strict=True) if f"{name}qkv.weight" in tensors],
@@ -215,13 +220,13 @@ def edm2_config(tensors: Tensors, given: Mapping[str, Any]) -> Config:
     """
     sizes, blocks = _layout(tensors, "unet.")
     enc = [f"unet.enc.{size}x{size}_block0." for size in sizes]
-    widths = [_shape(tensors, f"{name}conv_res1.weight")[0] for name in enc]
-    emb, noise = _shape(tensors, "unet.emb_noise.weight")
+    widths = [side(tensors, f"{name}conv_res1.weight", 0) for name in enc]
+    emb, noise = shape(tensors, "unet.emb_noise.weight", 2)
     base = math.gcd(emb, noise, *widths)
     config = {
         "_class_name": "EDM2UNet",
         "img_resolution": sizes[0],
-        "img_channels": _shape(tensors, f"unet.enc.{sizes[0]}x{sizes[0]}_conv.weight")[1] - 1,
+        "img_channels": side(tensors, f"unet.enc.{sizes[0]}x{sizes[0]}_conv.weight", 1) - 1,
         "label_dim": _inputs(tensors, "unet.emb_label.weight"),
         "model_channels": base,
         "channel_mult": [width // base for width in widths],
@@ -241,18 +246,12 @@ def _layout(tensors: Tensors, prefix: str) -> tuple[list[int], int]:
     sizes = sorted({size for size, _ in pairs}, reverse=True)
     if not sizes or sizes != [sizes[0] >> i for i in range(len(sizes))]:
         raise ValueError(f"no levels of an encoder whose sizes halve, {prefix}enc.*_block*: got sizes {sizes}")
-    return sizes, 1 + max(index for _, index in pairs)
-
-
-def _shape(tensors: Tensors, name: str) -> tuple[int, ...]:
-    if name not in tensors:
-        raise ValueError(f"the tensors are not those of such a network: {name} is missing")
-    return tensors[name].shape
+    return sizes, at_most(tensors, 1 + max(index for _, index in pairs), "blocks")
 
 
 def _inputs(tensors: Tensors, name: str) -> int:
     """Columns of a layer, 0 where there is none."""
-    return tensors[name].shape[1] if name in tensors else 0
+    return side(tensors, name, 1) if name in tensors else 0
 
 
 def _multiple(width: int, base: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import struct
 from collections import Counter
@@ -13,11 +12,13 @@ from typing import Any
 import numpy as np
 
 from jaxdiff.messages import listed
+from jaxdiff.storage import parse_json, read_json
 
-__all__ = ["Tensor", "find_weights", "open_tensors", "read_config", "read_json"]
+__all__ = ["Tensor", "find_weights", "open_metadata", "open_tensors", "read_config"]
 
+METADATA = "__metadata__"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-LIMIT = 100 * 2**20  # bytes of a header, the limit of the format's own library
+LIMIT = 32 * 2**20  # bytes of a header; those of published models of 70,000 tensors have a third of it
 MAPPED = 2**28  # bytes that are read through one opening of a file
 
 
@@ -33,17 +34,22 @@ class _File:
         self._open()
 
     def _open(self) -> None:
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
-        self._file, self._read = safe_open(self._path, "numpy"), 0
-
-    def slices(self, name: str) -> Any:
-        return self._file.get_slice(name)
+        try:
+            self._file, self._read = safe_open(self._path, "numpy"), 0
+        except SafetensorError as error:
+            raise ValueError(f"{self._path} is malformed or truncated: {error}") from None
 
     def read(self, name: str, index: Any) -> np.ndarray:
+        from safetensors import SafetensorError
+
         if self._read >= MAPPED:
             self._open()
-        value = self._file.get_slice(name)[index]
+        try:
+            value = self._file.get_slice(name)[index]
+        except (SafetensorError, TypeError, AttributeError) as error:  # numpy lacks some of the format's types
+            raise ValueError(f"{self._path}: {name!r:.300} can't be read: {error}") from None
         self._read += value.nbytes
         return value
 
@@ -56,32 +62,16 @@ class Tensor:
         dtype: as the file names it: "F32", "F16", "BF16", ...
     """
 
-    def __init__(self, file: _File, name: str):
+    def __init__(self, file: _File, name: str, entry: Mapping[str, Any]):
         self._file, self._name = file, name
-        seen = file.slices(name)
-        self.shape = tuple(seen.get_shape())
-        self.dtype = seen.get_dtype()
+        self.shape = tuple(entry["shape"])
+        self.dtype = entry["dtype"]
 
     def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
         """Reads a part, [slices of each axis]; () reads all."""
+        if 0 in self.shape:  # which the format's library has no slices of
+            return np.zeros(self.shape, np.float32)[index]
         return self._file.read(self._name, (index or (slice(None),) * len(self.shape)) if self.shape else ...)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object, `-Infinity` and the like included.
-
-    Raises:
-        ValueError: there is no such file, or it holds no object.
-    """
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} must hold an object, got a {type(value).__name__}")
-    return value
 
 
 def read_config(directory: Path) -> tuple[str, dict[str, Any]]:
@@ -187,17 +177,17 @@ def _from_index(path: Path) -> list[Path]:
     names = read_json(path).get("weight_map")
     if not isinstance(names, Mapping) or not names:
         raise ValueError(f"{path} must hold a weight_map from tensors to files")
-    root = path.parent.resolve()
+    root, entries = path.parent.resolve(), {entry.name for entry in path.parent.iterdir()}
     files = []
     odd = [name for name in names.values() if not isinstance(name, str)]
     for name in odd or sorted(set(names.values())):
         # A link inside of the directory may lead out of it (the hub's cache consists of such); a name may not.
         if odd or Path(name).name != name or not name.endswith(".safetensors"):
-            raise ValueError(f"{path} names {name!r}, which is no .safetensors file in {root}")
-        if not (path.parent / name).is_file():
-            raise ValueError(f"{path} names {name!r}, which is missing")
+            raise ValueError(f"{path} names {name!r:.300}, which is no .safetensors file in {root}")
+        if name not in entries or not (path.parent / name).is_file():
+            raise ValueError(f"{path} names {name!r:.300}, which is missing")
         files.append(path.parent / name)
-    held = set().union(*(_header(file) for file in files))
+    held = set().union(*(_header(file) for file in files)) - {METADATA}
     if held != set(names):
         odd = sorted(held ^ set(names))
         raise ValueError(f"{path} and the files that it names differ in {len(odd)} tensors: {listed(odd)}")
@@ -215,34 +205,30 @@ def _refuse_pickles(path: Path) -> None:
 
 
 def _open(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-
-    names = _header(path)
-    try:
-        file = _File(path)
-        return {name: Tensor(file, name) for name in names}
-    except SafetensorError as error:
-        raise ValueError(f"{path} is malformed or truncated: {error}") from None
+    header = _header(path)
+    file = _File(path)  # which refuses entries that are not whole, overlap, or leave the file
+    return {name: Tensor(file, name, entry) for name, entry in header.items() if name != METADATA}
 
 
-def _header(path: Path) -> set[str]:
-    """The names in a safetensors file; the format's library takes the last of several equal ones in silence."""
+def open_metadata(path: Path) -> Mapping[str, str]:
+    """The texts that a safetensors file has beside its tensors, by name."""
+    _open(path)
+    return _header(path).get(METADATA) or {}
+
+
+def _header(path: Path) -> dict[str, Any]:
+    """The header of a safetensors file; the format's library takes the last of several equal names in silence."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        twice = sorted(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        if twice:
+        held = dict(pairs)
+        if len(held) < len(pairs):
+            twice = sorted(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
             raise ValueError(f"{path} names twice: {listed(twice)}")
-        return dict(pairs)
+        return held
 
     with path.open("rb") as file:
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else None
         if length is None or length > LIMIT or len(text := file.read(length)) < length:
             raise ValueError(f"{path} is malformed or truncated: its header is not whole")
-    try:
-        header = json.loads(text, object_pairs_hook=once)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is malformed: its header is no JSON: {error}") from None
-    if not isinstance(header, dict):
-        raise ValueError(f"{path} is malformed: its header is no object")
-    return header.keys() - {"__metadata__"}
+    return parse_json(text, f"{path} is malformed: its header", once, deep=True)  # the format's library looks at it

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 
 from jaxdiff import text
 from jaxdiff.interop.checkpoint import load
-from jaxdiff.interop.files import read_json
 from jaxdiff.interop.prompts import LAYOUTS, Cond, Layout, Models
 from jaxdiff.interop.sources import find_part, open_single, read_fields
 from jaxdiff.messages import listed
+from jaxdiff.schema import look_up
+from jaxdiff.storage import read_json
 
 __all__ = ["Index", "encode_prompts", "read_index", "read_kind", "scheduler_config", "tokenizers"]
 
@@ -47,10 +48,7 @@ def read_kind(path: Path) -> tuple[Mapping[str, Any], Layout]:
     if single is not None and not single.fields:
         raise ValueError(f"{path} holds {listed(single.parts)}, and no network that makes pictures")
     fields = single.fields if single is not None else read_json(path / "model_index.json")
-    name = fields.get("_class_name")
-    if name not in LAYOUTS:
-        raise ValueError(f"unknown pipeline {name!r} in {path}; there are: {', '.join(sorted(LAYOUTS))}")
-    return fields, LAYOUTS[name]
+    return fields, look_up(LAYOUTS, fields.get("_class_name"), "pipeline", f" in {path}")
 
 
 def read_index(path: str | Path, base: str | Path | None = None, *, decodes: bool = True) -> Index:
@@ -71,7 +69,7 @@ def read_index(path: str | Path, base: str | Path | None = None, *, decodes: boo
     for other in (p for p in others if (p / "model_index.json").is_file()):
         found = read_json(other / "model_index.json")
         fields = {**(found if found.get("_class_name") == fields["_class_name"] else {}), **fields}
-    encoders = [part for part, optional in layout.encoders.items() if not optional or any(fields.get(part) or ())]
+    encoders = [part for part, optional in layout.encoders.items() if not optional or _named(fields, part)]
     parts = [layout.network, *(["vae"] if decodes else []), *encoders]
     models = {part: _find(part, path, *others) for part in parts}
     names = {part: part.replace("text_encoder", "tokenizer") for part in encoders}
@@ -90,6 +88,12 @@ def read_index(path: str | Path, base: str | Path | None = None, *, decodes: boo
         {part: where or path / names[part] for part, where in words.items()},
         scheduler_config(path, base) or path / "scheduler",
     )
+
+
+def _named(fields: Mapping[str, Any], part: str) -> bool:
+    """Whether an index names a class for a part; one that is left out has nulls."""
+    held = fields.get(part)
+    return isinstance(held, list) and any(held)
 
 
 def _find(part: str, *pipelines: Path) -> Path | None:
@@ -143,6 +147,7 @@ def encode_prompts(
     loaded = {part: load(index.models[part], dtype=dtype) for part in index.tokenizers}
     configs = {part: model.config for part, model in loaded.items()}
     configs[layout.network] = read_fields(index.models[layout.network])
+    layout.check(configs[layout.network])
     models = Models({part: model.apply for part, model in loaded.items()}, configs, layout.length)
     tokens = {part: encode(prompts)[0] for part, encode in tokenizers(index, models).items()}
 

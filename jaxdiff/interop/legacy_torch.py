@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import pickle
-import struct
-from collections import OrderedDict
+import math
+import mmap
+import pickletools
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,48 +21,35 @@ STORAGES = {
     "LongStorage": "<i8",
     "IntStorage": "<i4",
 }
+MOST = 300_000  # steps of a pickle: those of some thousand tensors
 
 
 class _View(NamedTuple):
     """A tensor as the file describes it: a strided part of a storage, which comes later in the file."""
 
-    storage: str
+    storage: _Storage
     offset: int
     size: tuple[int, ...]
     stride: tuple[int, ...]
 
 
-class _Unpickler(pickle.Unpickler):
-    """Knows tensors and dictionaries; all else that a pickle can ask for is refused."""
+class _Storage(NamedTuple):
+    key: str
+    dtype: str
 
-    def __init__(self, file: BinaryIO):
-        super().__init__(file)
-        self.dtypes: dict[str, str] = {}
 
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return self._view
-        if module == "torch" and name in STORAGES:
-            return STORAGES[name]
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+class _Name(NamedTuple):
+    """What a pickle would import."""
 
-    def persistent_load(self, pid: Any) -> str:
-        kind, dtype, key, _location, _numel, part = pid
-        if kind != "storage" or dtype not in STORAGES.values() or not isinstance(key, str) or part is not None:
-            raise pickle.UnpicklingError(f"it asks for {kind!r}, which is no plain storage")
-        self.dtypes[key] = dtype
-        return key
-
-    def _view(self, storage: str, offset: int, size: tuple, stride: tuple, *_rest: Any) -> _View:
-        return _View(storage, offset, tuple(size), tuple(stride))
+    module: str
+    name: str
 
 
 def read_legacy(path: str | Path) -> dict[str, np.ndarray]:
     """Reads a state dict, a flat dictionary from names to tensors, that `torch.save` wrote before PyTorch 1.6.
 
-    Nothing of the file is run: its pickles may ask for dictionaries and tensors, and for nothing else.
+    Nothing of the file is run: of what its pickles are made, plain values, dictionaries and tensors are understood, and
+    nothing else.
 
     Args:
         path: the file.
@@ -78,38 +66,161 @@ def read_legacy(path: str | Path) -> dict[str, np.ndarray]:
     with path.open("rb") as file:
         if file.read(2) == b"PK":
             raise ValueError(f"{path} is of the format that PyTorch writes since 1.6; only the older one is read")
-        file.seek(0)
         try:
-            return _read(file, path.stat().st_size)
-        # A malformed pickle can fail anywhere in the machine that reads it.
-        except Exception as error:
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as held:
+                return _read(held)
+        except (ValueError, TypeError, LookupError, OverflowError) as error:
             raise ValueError(f"{path} is no state dict in PyTorch's old format, or malformed: {error}") from None
 
 
-def _read(file: BinaryIO, length: int) -> dict[str, np.ndarray]:
+def _read(held: mmap.mmap) -> dict[str, np.ndarray]:
     for wanted in (MAGIC, PROTOCOL):
-        if (got := _Unpickler(file).load()) != wanted:
-            raise ValueError(f"it begins with {got!r} where {wanted} should be")
-    system = _Unpickler(file).load()
-    if system.get("little_endian") is not True:
+        if type(got := _plain(held)) is not int or got != wanted:
+            raise ValueError(f"it does not begin with {wanted}")
+    system = _plain(held)
+    if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise ValueError("it was written on a big-endian machine")
-    unpickler = _Unpickler(file)
-    views = unpickler.load()
+    views = _plain(held)
     if not isinstance(views, dict) or not all(isinstance(v, _View) for v in views.values()):
         raise ValueError("it holds something else than names and tensors")
+    dtypes: dict[str, str] = {}
+    for storage in (view.storage for view in views.values()):
+        if dtypes.setdefault(storage.key, storage.dtype) != storage.dtype:
+            raise ValueError(f"the storage {storage.key!r:.80} is of two types")
     storages = {}
-    for key in _Unpickler(file).load():
-        dtype = np.dtype(unpickler.dtypes[key])
-        (number,) = struct.unpack("<q", file.read(8))
-        if not 0 <= number * dtype.itemsize <= length - file.tell():
-            raise ValueError(f"the storage {key!r} of {number} numbers is longer than the file")
-        storages[key] = np.fromfile(file, dtype, number)
-    return {str(name): _tensor(storages[view.storage], view) for name, view in views.items()}
+    for key in _plain(held):
+        dtype = np.dtype(dtypes[key])
+        number, begin = int.from_bytes(held.read(8), "little", signed=True), held.tell()
+        if not 0 <= number * dtype.itemsize <= len(held) - begin:
+            raise ValueError(f"the storage {key!r:.80} of {number} numbers is longer than the file")
+        held.seek(begin + number * dtype.itemsize)
+        storages[key] = begin, number
+    total = sum(math.prod(view.size) * np.dtype(view.storage.dtype).itemsize for view in views.values())
+    if total > 2 * len(held):
+        raise ValueError(f"its tensors would have {total:,} bytes, and it has {len(held):,}")
+    return {name: _tensor(held, view, *storages[view.storage.key]) for name, view in views.items()}
 
 
-def _tensor(storage: np.ndarray, view: _View) -> np.ndarray:
+def _tensor(held: mmap.mmap, view: _View, begin: int, number: int) -> np.ndarray:
     last = view.offset + sum((n - 1) * s for n, s in zip(view.size, view.stride, strict=True))
-    if min((view.offset, *view.size, *view.stride)) < 0 or (0 not in view.size and last >= len(storage)):
-        raise ValueError(f"a tensor reaches outside of its storage of {len(storage)} numbers: {view}")
-    strides = [s * storage.itemsize for s in view.stride]
-    return np.lib.stride_tricks.as_strided(storage[view.offset :], view.size, strides).copy()
+    if min((view.offset, *view.size, *view.stride)) < 0 or (0 not in view.size and last >= number):
+        raise ValueError(f"a tensor reaches outside of its storage of {number} numbers: {view}")
+    if math.prod(view.size) > number:
+        raise ValueError(f"a tensor has more elements than its storage of {number} numbers: {view}")
+    dtype = np.dtype(view.storage.dtype)
+    if 0 in view.size:
+        return np.zeros(view.size, dtype)
+    # A copy, since the map is closed and its numbers begin anywhere.
+    whole = np.frombuffer(held[begin : begin + number * dtype.itemsize], dtype)
+    strides = [s * dtype.itemsize for s in view.stride]
+    return np.lib.stride_tricks.as_strided(whole[view.offset :], view.size, strides).copy()
+
+
+def _plain(held: mmap.mmap) -> Any:
+    """The value of the pickle that begins here: the few steps that a state dict is made of, none of which imports."""
+    stack: list[Any] = []
+    marks: list[int] = []
+    memo: dict[Any, Any] = {}
+    file: Any = held  # whatever reads
+    for number, (step, value, _) in enumerate(pickletools.genops(file)):
+        name = step.name
+        if number > MOST:
+            raise ValueError(f"its description has more than {MOST:,} steps")
+        if name in VALUES:
+            stack.append(VALUES[name](value))
+        elif name == "MARK":
+            marks.append(len(stack))
+        elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
+            memo[value] = stack[-1]
+        elif name in ("GET", "BINGET", "LONG_BINGET"):
+            stack.append(memo[value])
+        elif name in SINCE_MARK:
+            begin = marks.pop()
+            SINCE_MARK[name](stack, [stack.pop() for _ in range(len(stack) - begin)][::-1])
+        elif name in TAKE:
+            take, make = TAKE[name]
+            stack.append(make(*[stack.pop() for _ in range(take)][::-1]))
+        elif name == "STOP":
+            break
+        elif name != "PROTO":
+            raise ValueError(f"it asks for {name}, which no state dict needs")
+    return stack.pop()
+
+
+def _global(value: str) -> _Name:
+    module, _, name = value.partition(" ")
+    known = {("collections", "OrderedDict"), ("torch._utils", "_rebuild_tensor_v2")}
+    if (module, name) not in known and not (module == "torch" and name in STORAGES):
+        raise ValueError(f"it asks for {module}.{name}"[:200])
+    return _Name(module, name)
+
+
+def _called(what: Any, given: Any) -> Any:
+    if what == ("collections", "OrderedDict") and given in ((), []):
+        return {}
+    if what == ("torch._utils", "_rebuild_tensor_v2") and isinstance(given, tuple) and len(given) >= 4:
+        storage, offset, size, stride = given[:4]
+        numbers = (offset, *size, *stride)
+        if isinstance(storage, _Storage) and all(type(n) is int for n in numbers) and len(numbers) < 100:
+            return _View(storage, offset, tuple(size), tuple(stride))
+    raise ValueError("a tensor is not described by a storage, an offset, sizes and strides")
+
+
+def _storage(pid: Any) -> _Storage:
+    kind, named, key, _location, _numel, part = pid
+    if kind != "storage" or type(named) is not _Name or named.name not in STORAGES or part is not None:
+        raise ValueError("it asks for what is no plain storage")
+    return _Storage(_key(key), STORAGES[named.name])
+
+
+def _key(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"a name must be a string, got a {type(value).__name__}")
+    return value
+
+
+def _set(held: Any, pairs: list[Any]) -> Any:
+    if type(held) is not dict or len(pairs) % 2:
+        raise ValueError("it puts names into what is no dictionary")
+    held |= {_key(key): value for key, value in zip(pairs[::2], pairs[1::2], strict=True)}
+    return held
+
+
+def _appended(held: Any, values: list[Any]) -> Any:
+    if type(held) is not list:
+        raise ValueError("it appends to what is no list")
+    held.extend(values)
+    return held
+
+
+# Steps that give a value, those that take all since the last mark, and those that take some values and give one.
+VALUES: dict[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(
+        ("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE"),
+        lambda value: value,
+    ),
+    "NONE": lambda _: None,
+    "NEWTRUE": lambda _: True,
+    "NEWFALSE": lambda _: False,
+    "EMPTY_DICT": lambda _: {},
+    "EMPTY_LIST": lambda _: [],
+    "EMPTY_TUPLE": lambda _: (),
+    "GLOBAL": _global,
+}
+SINCE_MARK: dict[str, Callable[[list[Any], list[Any]], Any]] = {
+    "TUPLE": lambda stack, taken: stack.append(tuple(taken)),
+    "LIST": lambda stack, taken: stack.append(taken),
+    "DICT": lambda stack, taken: stack.append(_set({}, taken)),
+    "SETITEMS": lambda stack, taken: _set(stack[-1], taken),
+    "APPENDS": lambda stack, taken: _appended(stack[-1], taken),
+}
+TAKE: dict[str, tuple[int, Callable[..., Any]]] = {
+    "TUPLE1": (1, lambda *values: values),
+    "TUPLE2": (2, lambda *values: values),
+    "TUPLE3": (3, lambda *values: values),
+    "SETITEM": (3, lambda held, key, value: _set(held, [key, value])),
+    "APPEND": (2, lambda held, value: _appended(held, [value])),
+    "REDUCE": (2, _called),
+    "BUILD": (2, lambda held, _state: held),  # attributes of a state dict: its versions
+    "BINPERSID": (1, _storage),
+}

@@ -10,7 +10,6 @@ A file names an adapted module in one of four ways:
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -23,17 +22,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.interop.checkpoint import Loaded, architecture, write_tensors
-from jaxdiff.interop.files import find_weights, open_tensors, read_json
+from jaxdiff.interop.files import find_weights, open_metadata, open_tensors
 from jaxdiff.interop.lora_kinds import Change, Group, ending, rank_of, read_change, unread
 from jaxdiff.interop.lora_names import Target, find, kernels, network
 from jaxdiff.messages import listed
 from jaxdiff.networks.lora import pairs, put
-from jaxdiff.storage import replacing
+from jaxdiff.schema import FLAG, mapping, number, whole
+from jaxdiff.storage import parse_json, read_json, replacing
 
 __all__ = ["load_lora", "save_lora"]
 
 FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
+ALPHA = number(-1e9, 1e9)
 METADATA = "lora_adapter_metadata"
+# What PEFT's settings say of a scale; others say nothing here.
+SETTINGS = {
+    "r": whole(1, 2**20), "lora_alpha": ALPHA, "alpha": ALPHA, "use_rslora": FLAG,
+    "rank_pattern": mapping(whole(1, 2**20), 100_000), "alpha_pattern": mapping(ALPHA, 100_000),
+}  # fmt: skip
 Layers = dict[int | None, Change]  # by layer of a stacked kernel, otherwise by None
 
 
@@ -154,13 +160,9 @@ def _file(path: Path) -> Path:
 
 def _settings(file: Path) -> dict[str, Any]:
     """PEFT's settings, from the file's own metadata or from the file beside it."""
-    from safetensors import safe_open
-
-    with safe_open(file, "numpy") as opened:
-        metadata = opened.metadata() or {}
+    metadata, beside = open_metadata(file), file.with_name("adapter_config.json")
     if METADATA in metadata:
-        return json.loads(metadata[METADATA])
-    beside = file.with_name("adapter_config.json")
+        return parse_json(metadata[METADATA], f"{METADATA} of {file}")
     return read_json(beside) if beside.exists() else {}
 
 
@@ -168,10 +170,11 @@ def _scale(group: Group, settings: Mapping[str, Any], name: str) -> float:
     """Alpha / rank of a module; PEFT's settings have them by pattern, with or without the network's name."""
     model, _, module = name.partition(".")
     own = {key.removeprefix(f"{model}."): value for key, value in settings.items()}
+    own = {name: kind.check(name, own[name]) for name, kind in SETTINGS.items() if own.get(name) is not None}
 
     def of_module(patterns: str, default: Any) -> Any:
-        held = (own.get(patterns) or {}).items()
-        return next((value for pattern, value in held if re.fullmatch(rf"(.*\.)?({pattern})", module)), default)
+        held = own.get(patterns, {}).items()
+        return next((value for pattern, value in held if _matches(pattern, module)), default)
 
     rank = rank_of(group)
     if rank is None:
@@ -182,6 +185,20 @@ def _scale(group: Group, settings: Mapping[str, Any], name: str) -> float:
         return float(np.asarray(group["alpha"][1][()]).reshape(())) / rank
     alpha = of_module("alpha_pattern", own.get("lora_alpha", own.get("alpha", rank)))
     return alpha / (math.sqrt(rank) if own.get("use_rslora") else rank)
+
+
+def _matches(pattern: str, module: str) -> bool:
+    """Whether a module's name ends in what a pattern of PEFT's says: a name, or a regular expression.
+
+    A stranger's expression may take for ever; so of repetitions there are two at most, and none of a group.
+    """
+    repeats = sum(map(pattern.count, "*+?"))
+    if len(pattern) > 300 or repeats > 2 or "{" in pattern or re.search(r"\)[*+?]", pattern):
+        raise ValueError(f"patterns of modules must be names or expressions of two repetitions, got {pattern!r:.80}")
+    try:
+        return re.fullmatch(rf"(.*\.)?({pattern})", module) is not None
+    except re.error as error:
+        raise ValueError(f"a pattern of modules is no regular expression: {pattern!r:.80}: {error}") from None
 
 
 def _weight(params: Any, targets: tuple[Target, ...]) -> np.ndarray:

@@ -12,6 +12,7 @@ A core t [r, r, *size] of a convolution makes t_mn.. a_mo b_ni of two factors a 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -77,7 +78,10 @@ def rank_of(group: Group) -> int | None:
     """The rank that alpha is divided by; None where nothing is factored (LoKr), and there is no scale."""
     for role in ("down", "hada_w1_b", "lokr_w1_b", "lokr_w2_b"):
         if role in group:
-            return group[role][1].shape[0]
+            name, tensor = group[role]
+            if 0 in tensor.shape or not tensor.shape:
+                raise ValueError(f"{name} must be a matrix with a row for each rank, got shape {tensor.shape}")
+            return tensor.shape[0]
     return None
 
 
@@ -100,14 +104,16 @@ def read_change(group: Group, shape: tuple[int, ...], scale: float, weight: Call
     roles = held.keys() - {"alpha", "magnitude", "dora_scale"}
     base = weight() if {"magnitude", "dora_scale"} & held.keys() else None
     try:
+        if any(held[role].ndim < 2 or not held[role].size for role in roles):
+            raise ValueError("which are no matrices")
         if roles >= LORA and not roles - LORA - {"mid"}:
             change: Change = _low_rank(held, shape, scale)
         elif roles >= LOHA and not roles - LOHA - {"hada_t1", "hada_t2"}:
-            change = scale * (_product(held, "hada_w1", "hada_t1") * _product(held, "hada_w2", "hada_t2")).reshape(
-                shape
-            )
+            first, second = (_product(held, f"hada_w{i}", f"hada_t{i}", shape) for i in (1, 2))
+            change = scale * (first.reshape(shape) * second.reshape(shape))
         elif roles and all(role.startswith("lokr_") for role in roles):
-            first, second = _product(held, "lokr_w1"), _product(held, "lokr_w2", "lokr_t2")
+            first, second = _product(held, "lokr_w1", "", shape), _product(held, "lokr_w2", "lokr_t2", shape)
+            _check_size(first.size * second.size, shape)
             change = scale * np.kron(first, second.reshape(len(second), -1)).reshape(shape)
         else:
             raise ValueError("which are not all of an adapter: both halves are needed")
@@ -124,6 +130,7 @@ def _low_rank(held: Mapping[str, np.ndarray], shape: tuple[int, ...], scale: flo
     down, up, (out, *inside) = held["down"], held["up"], shape
     rank = len(down)
     if "mid" in held:
+        _check_size(out * (held["mid"].size // rank) * (down.size // rank) // rank, shape)
         down = np.tensordot(held["mid"], down.reshape(rank, -1), ((1,), (0,)))  # [m, *size, in]
         down = np.moveaxis(down, -1, 1)
     # A 1x1 convolution and a dense layer are the same: some files have one for the other.
@@ -132,11 +139,19 @@ def _low_rank(held: Mapping[str, np.ndarray], shape: tuple[int, ...], scale: flo
     return down.reshape(rank, *inside), scale * up.reshape(out, rank)
 
 
-def _product(held: Mapping[str, np.ndarray], name: str, core: str = "") -> np.ndarray:
+def _product(held: Mapping[str, np.ndarray], name: str, core: str, shape: tuple[int, ...]) -> np.ndarray:
     if name in held:
         return held[name]
     a, b = held[f"{name}_a"], held[f"{name}_b"]
+    outer = a.shape[-1] * math.prod(held[core].shape[2:]) if core in held else a.shape[0]
+    _check_size(outer * b.shape[-1], shape)
     return np.einsum("mn...,mo,ni->oi...", held[core], a, b) if core in held else a @ b
+
+
+def _check_size(size: int, shape: tuple[int, ...]) -> None:
+    """Before it is made: small factors may have a product that no memory holds."""
+    if size > math.prod(shape):
+        raise ValueError(f"they make {size:,} numbers, and the kernel has {math.prod(shape):,}")
 
 
 def _decomposed(

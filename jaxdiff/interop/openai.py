@@ -17,8 +17,11 @@ import numpy as np
 
 from jaxdiff.interop.architecture import Architecture, Fields
 from jaxdiff.interop.blocks import RESNET, WHOLE, unet_blocks, unet_layout
+from jaxdiff.interop.fields import SIZE
+from jaxdiff.interop.shapes import side
 from jaxdiff.interop.views import Rows
 from jaxdiff.networks import UNet, as_apply, init
+from jaxdiff.schema import optional
 
 __all__ = ["as_diffusers", "openai_config", "openai_unet", "split_attention"]
 
@@ -44,7 +47,7 @@ def openai_unet(config: Mapping[str, Any], dtype: Any) -> Architecture:
     Raises:
         ValueError: a field is missing or not supported.
     """
-    c = Fields(config, "UNetModel")
+    c = Fields(config, "UNetModel", {"num_classes": optional(SIZE)})
     c.skip("_class_name", "image_size", "use_checkpoint", "use_fp16", "use_new_attention_order")
     c.only("dims", 2)
     c.only("num_heads_upsample", -1, c.take("num_heads", 1))
@@ -118,7 +121,7 @@ def split_attention(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, An
         if match is None:
             found.setdefault(name, tensor)
             continue
-        for part, rows in zip("qkv", _rows(tensor.shape[0], config), strict=True):
+        for part, rows in zip("qkv", _rows(side(tensors, name, 0), config), strict=True):
             found[f"{match[1]}.{part}.{match[2]}"] = _matrix(tensor, rows)
     return found
 
@@ -158,28 +161,22 @@ def openai_config(tensors: Tensors, given: Mapping[str, Any]) -> Config:
         raise ValueError("the tensors don't tell the heads: give num_head_channels or num_heads in the config")
     levels, blocks, resample = unet_layout(tensors)
     firsts = [f"input_blocks.{1 + level * (blocks + 1)}" for level in range(levels)]
-    widths = [_shape(tensors, f"{entry}.0.out_layers.3.weight")[0] for entry in firsts]
-    base = _shape(tensors, "time_embed.0.weight")[1]
+    widths = [side(tensors, f"{entry}.0.out_layers.3.weight", 0) for entry in firsts]
+    base = side(tensors, "time_embed.0.weight", 1)
     config = {
         "_class_name": "UNetModel",
-        "in_channels": _shape(tensors, "input_blocks.0.0.weight")[1],
-        "out_channels": _shape(tensors, "out.2.weight")[0],
+        "in_channels": side(tensors, "input_blocks.0.0.weight", 1),
+        "out_channels": side(tensors, "out.2.weight", 0),
         "model_channels": base,
         "channel_mult": [width / base for width in widths],
         "num_res_blocks": blocks,
         "attention_levels": [i for i, entry in enumerate(firsts) if f"{entry}.1.qkv.weight" in tensors],
-        "use_scale_shift_norm": _shape(tensors, f"{firsts[0]}.0.emb_layers.1.weight")[0] == 2 * widths[0],
+        "use_scale_shift_norm": side(tensors, f"{firsts[0]}.0.emb_layers.1.weight", 0) == 2 * widths[0],
         "resblock_updown": resample == "resblock",
         "conv_resample": resample == "conv",
-        "num_classes": _shape(tensors, "label_emb.weight")[0] if "label_emb.weight" in tensors else None,
+        "num_classes": side(tensors, "label_emb.weight", 0) if "label_emb.weight" in tensors else None,
     }
     return config | dict(given)
-
-
-def _shape(tensors: Tensors, name: str) -> tuple[int, ...]:
-    if name not in tensors:
-        raise ValueError(f"the tensors are not those of a UNetModel: {name} is missing")
-    return tensors[name].shape
 
 
 def as_diffusers(config: Mapping[str, Any]) -> Config:

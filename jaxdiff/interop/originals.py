@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxdiff.interop.checkpoint import Loaded, Placing, fill
 from jaxdiff.interop.edm import dhariwal_unet, edm2_config, edm2_unet, edm_config, song_unet
+from jaxdiff.interop.fields import check_layers
 from jaxdiff.interop.files import open_tensors
 from jaxdiff.interop.openai import as_diffusers, openai_config, openai_unet, split_attention
 
@@ -60,6 +61,7 @@ def load_original(
     tensors: Mapping[str, Any] = open_tensors(path)
     fields = READ[kind](tensors, config or {})
     built = BUILD[fields["_class_name"]](fields, dtype)
+    check_layers(fields, len(tensors))
     if kind == "openai":
         tensors, fields = split_attention(tensors, fields), as_diffusers(fields)
     return Loaded(built.apply, fill(built, tensors, param_dtype=param_dtype, place=place), fields)

@@ -151,6 +151,7 @@ def text_to_image(
     index = read_index(directory, base)
     layout = index.layout
     models = _described(index.models, dtype, layout.length if length is None else length)
+    layout.check(models.config[layout.network])
     size = _checked_size(models, layout, size)
     latents = tuple(side // models.apply["vae"].factor for side in size)
     sampling = network_sampling(index.scheduler, models.config[layout.network], latents, kind)

@@ -46,6 +46,7 @@ class Layout(NamedTuple):
         patch: latents of a token along each axis, where the network's config does not say it.
         even: see `scheduler`.
         up: part of a step counts as one where an image is begun with.
+        asks: fields of the network's config that the pipeline needs, all of which are numbers.
     """
 
     network: str
@@ -59,6 +60,13 @@ class Layout(NamedTuple):
     patch: int | None = None
     even: bool = False
     up: bool = False
+    asks: tuple[str, ...] = ("in_channels", "out_channels")
+
+    def check(self, config: Mapping[str, Any]) -> None:
+        """Raises ValueError unless the network's config gives what the pipeline asks of it."""
+        lacking = [name for name in self.asks if not isinstance(config.get(name), int)]
+        if lacking:
+            raise ValueError(f"the config of {self.network} must give {', '.join(lacking)} for such a pipeline")
 
 
 def _stable_diffusion(models: Models, params: Any, tokens: Mapping[str, Array]) -> Cond:
@@ -107,7 +115,8 @@ def _clips(models: Models, params: Any, tokens: Mapping[str, Array]) -> tuple[Ar
 
 
 SD = Layout("unet", {"text_encoder": False}, _stable_diffusion)
-XL = Layout("unet", {"text_encoder": True, "text_encoder_2": False}, _xl, _complete_xl, guidance=5.0, zeros=True)
+XL = Layout("unet", {"text_encoder": True, "text_encoder_2": False}, _xl, _complete_xl, guidance=5.0, zeros=True,
+            asks=(*SD.asks, "addition_time_embed_dim", "projection_class_embeddings_input_dim"))  # fmt: skip
 SD3 = Layout(
     "transformer",
     {"text_encoder": False, "text_encoder_2": False, "text_encoder_3": True},
@@ -116,6 +125,7 @@ SD3 = Layout(
     guidance=7.0,
     length=256,
     up=True,
+    asks=("in_channels", "joint_attention_dim"),
 )
 FLUX = Layout(
     "transformer",
@@ -127,6 +137,7 @@ FLUX = Layout(
     patch=2,
     even=True,
     up=True,
+    asks=("in_channels",),
 )
 
 # By the class in model_index.json; those that begin with an image differ in nothing that is in the directory.

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxdiff.interop.single_networks import count, shape
+from jaxdiff.interop.shapes import count, shape, side
 from jaxdiff.interop.views import Identity, Rows, Transposed
 
 __all__ = ["clip_part", "open_clip_part", "t5_part"]
@@ -76,7 +76,7 @@ def open_clip_part(tensors: Tensors, given: Mapping[str, Any], *, projection: bo
             number, _, rest = name.removeprefix("transformer.resblocks.").partition(".")
             layer = f"text_model.encoder.layers.{number}"
             if rest.startswith("attn.in_proj_"):
-                leaf, each = rest.removeprefix("attn.in_proj_"), tensor.shape[0] // 3
+                leaf, each = rest.removeprefix("attn.in_proj_"), side(tensors, name, 0) // 3
                 for i, part in enumerate("qkv"):
                     own = np.arange(i * each, (i + 1) * each)
                     found[f"{layer}.self_attn.{part}_proj.{leaf}"] = Rows(tensor, own)
@@ -93,8 +93,8 @@ def _last(tensors: Tensors) -> int:
 
 
 def _clip_config(tensors: Tensors, given: Mapping[str, Any], projection: bool) -> Config:
-    vocab, width = shape(tensors, TABLE)
-    size = {"projection_dim": tensors["text_projection.weight"].shape[0]} if "text_projection.weight" in tensors else {}
+    vocab, width = shape(tensors, TABLE, 2)
+    size = {"projection_dim": side(tensors, "text_projection.weight", 0)} if "text_projection.weight" in tensors else {}
     if width % HEAD and "num_attention_heads" not in given:
         raise ValueError(
             f"the tensors don't tell the heads, {width} is no multiple of {HEAD}: give num_attention_heads"
@@ -105,8 +105,8 @@ def _clip_config(tensors: Tensors, given: Mapping[str, Any], projection: bool) -
         "hidden_size": width,
         "num_hidden_layers": count(tensors, "text_model.encoder.layers"),
         "num_attention_heads": width // HEAD,
-        "intermediate_size": shape(tensors, "text_model.encoder.layers.0.mlp.fc1.weight")[0],
-        "max_position_embeddings": shape(tensors, "text_model.embeddings.position_embedding.weight")[0],
+        "intermediate_size": side(tensors, "text_model.encoder.layers.0.mlp.fc1.weight", 0),
+        "max_position_embeddings": side(tensors, "text_model.embeddings.position_embedding.weight", 0),
         "eos_token_id": 2,  # as the published configs have it: the largest id of a text
     }
 
@@ -114,8 +114,8 @@ def _clip_config(tensors: Tensors, given: Mapping[str, Any], projection: bool) -
 def t5_part(tensors: Tensors, given: Mapping[str, Any]) -> tuple[Config, dict[str, Any]]:
     """The encoder of a T5."""
     bias = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-    buckets, heads = shape(tensors, bias)
-    vocab, width = shape(tensors, "shared.weight")
+    buckets, heads = shape(tensors, bias, 2)
+    vocab, width = shape(tensors, "shared.weight", 2)
     gated = "encoder.block.0.layer.1.DenseReluDense.wi_0.weight"
     inside = gated if gated in tensors else gated.replace("wi_0", "wi")
     config = {
@@ -124,8 +124,8 @@ def t5_part(tensors: Tensors, given: Mapping[str, Any]) -> tuple[Config, dict[st
         "d_model": width,
         "num_layers": count(tensors, "encoder.block"),
         "num_heads": heads,
-        "d_kv": shape(tensors, "encoder.block.0.layer.0.SelfAttention.q.weight")[0] // heads,
-        "d_ff": shape(tensors, inside)[0],
+        "d_kv": side(tensors, "encoder.block.0.layer.0.SelfAttention.q.weight", 0) // heads,
+        "d_ff": side(tensors, inside, 0),
         "feed_forward_proj": "gated-gelu" if inside == gated else "relu",
         "relative_attention_num_buckets": buckets,
     }

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxdiff.interop.shapes import side
 from jaxdiff.interop.single_encoders import clip_part, open_clip_part, t5_part
 from jaxdiff.interop.single_networks import flux_part, sd3_part, unet_part, vae_part
 
@@ -161,16 +162,16 @@ def _stable_diffusion(tensors: Tensors, network: Tensors) -> _Family:
     other = [name for name in ("edm_mean", "edm_vpred.sigma_max") if name in tensors]
     if other:
         raise ValueError(f"a file with {other[0]} is of another noise schedule; its diffusers directory is read")
-    cross = network["middle_block.1.transformer_blocks.0.attn2.to_k.weight"].shape[1]
+    cross = side(network, "middle_block.1.transformer_blocks.0.attn2.to_k.weight", 1)
     if "label_emb.0.0.weight" in network:
         if cross == 1024:
             return SD2._replace(pipeline="StableUnCLIPPipeline")
         family = REFINER if _inside(tensors, "conditioner.embedders.0.model.") else XL
     elif cross == 1024 or _inside(tensors, "cond_stage_model.model."):
         step = int(np.asarray(tensors["global_step"][()]).reshape(())) if "global_step" in tensors else None
-        first = network.get("input_blocks.0.0.weight")
         # The model of 512 pixels, and those made of it for inpainting and from depth, predict the noise.
-        small = step == 875000 or (first is not None and first.shape[1] != 4)
+        first = "input_blocks.0.0.weight"
+        small = step == 875000 or (first in network and side(network, first, 1) != 4)
         family = SD2._replace(scheduler=PNDM, network={"sample_size": 64}) if small else SD2
     else:
         family = SD1

@@ -13,10 +13,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxdiff.interop.blocks import RESNET, WHOLE, unet_blocks, unet_layout
+from jaxdiff.interop.shapes import count, shape, side
 from jaxdiff.interop.transformer_names import Modules, flux_modules, rows, sd3_modules
 from jaxdiff.interop.views import Rows
 
-__all__ = ["count", "flux_part", "sd3_part", "shape", "unet_part", "vae_part"]
+__all__ = ["flux_part", "sd3_part", "unet_part", "vae_part"]
 
 Tensors = Mapping[str, Any]
 Config = dict[str, Any]
@@ -37,20 +38,20 @@ def unet_part(tensors: Tensors, given: Mapping[str, Any]) -> tuple[Config, dict[
         raise ValueError("a U-Net with a table of classes, such as the 4x upscaler's, is not read from a single file")
     levels, blocks, _ = unet_layout(tensors)
     entries = [f"input_blocks.{1 + level * (blocks + 1)}" for level in range(levels)]
-    widths = [shape(tensors, f"{entry}.0.out_layers.3.weight")[0] for entry in entries]
+    widths = [side(tensors, f"{entry}.0.out_layers.3.weight", 0) for entry in entries]
     depths = [count(tensors, f"{entry}.1.transformer_blocks") for entry in entries]
     bottom = count(tensors, "middle_block.1.transformer_blocks")
     if not bottom or depths[-1] not in (0, bottom):
         raise ValueError(f"transformers of {depths} layers by level and {bottom} at the bottom are not supported")
     linear = len(shape(tensors, "middle_block.1.proj_in.weight")) == 2
-    cross = shape(tensors, "middle_block.1.transformer_blocks.0.attn2.to_k.weight")[1]
-    channels = shape(tensors, "input_blocks.0.0.weight")[1]
-    vector = shape(tensors, "label_emb.0.0.weight")[1] if "label_emb.0.0.weight" in tensors else None
+    cross = side(tensors, "middle_block.1.transformer_blocks.0.attn2.to_k.weight", 1)
+    channels = side(tensors, "input_blocks.0.0.weight", 1)
+    vector = side(tensors, "label_emb.0.0.weight", 1) if "label_emb.0.0.weight" in tensors else None
     unclip = vector is not None and cross == 1024
     config = {
         "_class_name": "UNet2DConditionModel",
         "in_channels": channels,
-        "out_channels": shape(tensors, "out.2.weight")[0],
+        "out_channels": side(tensors, "out.2.weight", 0),
         "block_out_channels": widths,
         "layers_per_block": blocks,
         "down_block_types": ["CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in depths],
@@ -104,10 +105,10 @@ def vae_part(tensors: Tensors, given: Mapping[str, Any]) -> tuple[Config, dict[s
     levels = count(tensors, "encoder.down")
     config = {
         "_class_name": "AutoencoderKL",
-        "in_channels": shape(tensors, "encoder.conv_in.weight")[1],
-        "out_channels": shape(tensors, "decoder.conv_out.weight")[0],
-        "latent_channels": shape(tensors, "decoder.conv_in.weight")[1],
-        "block_out_channels": [shape(tensors, f"encoder.down.{i}.block.0.conv1.weight")[0] for i in range(levels)],
+        "in_channels": side(tensors, "encoder.conv_in.weight", 1),
+        "out_channels": side(tensors, "decoder.conv_out.weight", 0),
+        "latent_channels": side(tensors, "decoder.conv_in.weight", 1),
+        "block_out_channels": [side(tensors, f"encoder.down.{i}.block.0.conv1.weight", 0) for i in range(levels)],
         "down_block_types": ["DownEncoderBlock2D"] * levels,
         "up_block_types": ["UpDecoderBlock2D"] * levels,
         "layers_per_block": count(tensors, "encoder.down.0.block"),
@@ -140,23 +141,23 @@ def _vae_name(module: str, levels: int) -> str:
 
 def sd3_part(tensors: Tensors, given: Mapping[str, Any]) -> tuple[Config, dict[str, Any]]:
     """The transformer of Stable Diffusion 3 and 3.5, with heads of 64 where no norm of queries tells."""
-    width, channels, patch, _ = shape(tensors, "x_embedder.proj.weight")
+    width, channels, patch, _ = shape(tensors, "x_embedder.proj.weight", 4)
     norm = "joint_blocks.0.x_block.attn.ln_q.weight"
-    head = tensors[norm].shape[0] if norm in tensors else given.get("attention_head_dim", 64)
+    head = side(tensors, norm, 0) if norm in tensors else given.get("attention_head_dim", 64)
     layers = count(tensors, "joint_blocks")
     config = {
         "_class_name": "SD3Transformer2DModel",
         "sample_size": 128,
         "patch_size": patch,
         "in_channels": channels,
-        "out_channels": shape(tensors, "final_layer.linear.weight")[0] // patch**2,
+        "out_channels": side(tensors, "final_layer.linear.weight", 0) // patch**2,
         "num_layers": layers,
         "attention_head_dim": head,
         "num_attention_heads": _heads(width, head),
-        "joint_attention_dim": shape(tensors, "context_embedder.weight")[1],
+        "joint_attention_dim": side(tensors, "context_embedder.weight", 1),
         "caption_projection_dim": width,
-        "pooled_projection_dim": shape(tensors, "y_embedder.mlp.0.weight")[1],
-        "pos_embed_max_size": math.isqrt(shape(tensors, "pos_embed")[1]),
+        "pooled_projection_dim": side(tensors, "y_embedder.mlp.0.weight", 1),
+        "pos_embed_max_size": math.isqrt(side(tensors, "pos_embed", 1)),
         "qk_norm": "rms_norm" if norm in tensors else None,
         "dual_attention_layers": [i for i in range(layers) if f"joint_blocks.{i}.x_block.attn2.qkv.weight" in tensors],
     }
@@ -167,19 +168,19 @@ def sd3_part(tensors: Tensors, given: Mapping[str, Any]) -> tuple[Config, dict[s
 
 def flux_part(tensors: Tensors, given: Mapping[str, Any]) -> tuple[Config, dict[str, Any]]:
     """The transformer of Flux.1: dev, schnell, and those that see an image beside the latents."""
-    width, channels = shape(tensors, "img_in.weight")
-    head = shape(tensors, "double_blocks.0.img_attn.norm.query_norm.scale")[0]
+    width, channels = shape(tensors, "img_in.weight", 2)
+    head = side(tensors, "double_blocks.0.img_attn.norm.query_norm.scale", 0)
     config = {
         "_class_name": "FluxTransformer2DModel",
         "patch_size": 1,
         "in_channels": channels,
-        "out_channels": shape(tensors, "final_layer.linear.weight")[0],
+        "out_channels": side(tensors, "final_layer.linear.weight", 0),
         "num_layers": count(tensors, "double_blocks"),
         "num_single_layers": count(tensors, "single_blocks"),
         "attention_head_dim": head,
         "num_attention_heads": _heads(width, head),
-        "joint_attention_dim": shape(tensors, "txt_in.weight")[1],
-        "pooled_projection_dim": shape(tensors, "vector_in.in_layer.weight")[1],
+        "joint_attention_dim": side(tensors, "txt_in.weight", 1),
+        "pooled_projection_dim": side(tensors, "vector_in.in_layer.weight", 1),
         "guidance_embeds": "guidance_in.in_layer.weight" in tensors,
         # Halves of rows and of columns share what the numbers of images leave of a head.
         "axes_dims_rope": [head // 8, 7 * head // 16, 7 * head // 16],
@@ -208,22 +209,5 @@ def _split(tensors: Tensors, modules: Modules) -> dict[str, Any]:
             found[f"{next(iter(sharing))}.{leaf}"] = tensor
         else:
             for ours in sharing:
-                found[f"{ours}.{leaf}"] = Rows(tensor, rows(tensor.shape[0], sharing, ours))
+                found[f"{ours}.{leaf}"] = Rows(tensor, rows(side(tensors, name, 0), sharing, ours))
     return found
-
-
-def shape(tensors: Tensors, name: str) -> tuple[int, ...]:
-    """The shape of a tensor that has to be there.
-
-    Raises:
-        ValueError: it is missing.
-    """
-    if name not in tensors:
-        raise ValueError(f"the tensors are not those of a whole model: {name} is missing")
-    return tensors[name].shape
-
-
-def count(tensors: Tensors, prefix: str) -> int:
-    """How many there are of what is counted after a name: "down.0.conv", "down.1.conv" are two of "down"."""
-    numbers = {name[len(prefix) + 1 :].split(".")[0] for name in tensors if name.startswith(f"{prefix}.")}
-    return 1 + max((int(number) for number in numbers if number.isdigit()), default=-1)

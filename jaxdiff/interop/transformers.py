@@ -10,10 +10,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxdiff.interop.architecture import Architecture, Fields
+from jaxdiff.interop.fields import SIDE, SIZE
 from jaxdiff.networks import Sinusoidal, as_apply, init
 from jaxdiff.networks.dit import DiT
 from jaxdiff.networks.flux import Flux
 from jaxdiff.networks.mmdit import MMDiT
+from jaxdiff.schema import optional
 
 __all__ = ["dit", "flux", "sd3"]
 
@@ -32,7 +34,7 @@ def dit(config: Mapping[str, Any], dtype: Any) -> Architecture:
         ValueError: a field is not supported.
     """
     kind = config["_class_name"]
-    c = Fields(config, kind)
+    c = Fields(config, kind, {"sample_size": SIDE, "out_channels": optional(SIZE)})
     c.skip("norm_num_groups", "upcast_attention")  # there is no group norm, and softmax is float32 at least
     if kind != "DiTTransformer2DModel":
         c.only("attention_type", "default", None)
@@ -76,7 +78,7 @@ def sd3(config: Mapping[str, Any], dtype: Any) -> Architecture:
     Raises:
         ValueError: a field is not supported.
     """
-    c = Fields(config, "SD3Transformer2DModel")
+    c = Fields(config, "SD3Transformer2DModel", {"sample_size": SIDE})
     heads, patch, channels = c.take("num_attention_heads", 18), c.take("patch_size", 2), c.take("in_channels", 16)
     width = heads * c.take("attention_head_dim", 64)
     if c.take("caption_projection_dim", 1152) != width:
@@ -111,7 +113,7 @@ def flux(config: Mapping[str, Any], dtype: Any) -> Architecture:
     Raises:
         ValueError: a field is not supported.
     """
-    c = Fields(config, "FluxTransformer2DModel")
+    c = Fields(config, "FluxTransformer2DModel", {"out_channels": optional(SIZE)})
     c.only("patch_size", 1)
     heads, channels = c.take("num_attention_heads", 24), c.take("in_channels", 64)
     out = c.take("out_channels", None) or channels

@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxdiff.interop.architecture import Architecture, Fields
+from jaxdiff.interop.fields import COUNT
 from jaxdiff.networks import ControlNet, JointUNet, ScoreUNet, Sinusoidal, UNet, as_apply, init
+from jaxdiff.schema import optional
 
 __all__ = ["PLAIN", "RESNET", "built", "channels", "check_blocks", "classes", "names", "sinusoidal", "unet_2d"]
 
@@ -36,7 +38,7 @@ def unet_2d(config: Mapping[str, Any], dtype: Any) -> Architecture:
     Raises:
         ValueError: a field is not supported.
     """
-    c = Fields(config, "UNet2DModel")
+    c = Fields(config, "UNet2DModel", {name: optional(COUNT) for name in ("attention_head_dim", "norm_num_groups")})
     c.skip("sample_size", "num_train_timesteps", "_class_name")
     c.only("act_fn", "silu", "swish")
     widths = c.take("block_out_channels", (224, 448, 672, 896))

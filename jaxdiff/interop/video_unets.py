@@ -33,8 +33,6 @@ def unet_3d_condition(config: Mapping[str, Any], dtype: Any) -> Architecture:
     c.only("act_fn", "silu", "swish")
     c.only("num_attention_heads", None)
     widths, size = c.take("block_out_channels", (320, 640, 1280, 1280)), c.take("attention_head_dim", 64)
-    if not isinstance(size, int):
-        raise ValueError(f"UNet3DConditionModel: attention_head_dim must be one number, got {size}")
     down = names(c, "down_block_types", (*(CROSS[0],) * 3, PLAIN[0]))
     attention = tuple(i for i, name in enumerate(down) if name == CROSS[0])
     check_blocks("down_block_types", down, (CROSS[0], PLAIN[0]), levels=attention, count=len(widths))

@@ -21,6 +21,8 @@ class Rows:
     """
 
     def __init__(self, tensor: Any, rows: np.ndarray | None = None, ndim: int | None = None):
+        if 0 in tensor.shape:  # where a side may be of any length
+            raise ValueError(f"a tensor of shape {tensor.shape} has no rows")
         self._tensor, self._rows = tensor, np.arange(tensor.shape[0]) if rows is None else rows
         self._dropped = len(tensor.shape) - (ndim or len(tensor.shape))
         kept = tensor.shape[1 : len(tensor.shape) - self._dropped]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from jaxdiff.schema import FLAG, Kind, choice, mapping, number, optional, whole
+from jaxdiff.storage import JSON_BYTES, read_json
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken
@@ -17,6 +20,29 @@ Tokenizer = Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]
 
 # What an unset model_max_length is written as, about 1e30, is no length.
 LONGEST = 10**6
+MOST = 10**7  # tokens of a vocabulary
+CONTENT = Kind("a string of at most 10,000 characters", lambda v: isinstance(v, str) and len(v) <= 10_000)
+SIDE = choice("right", "left")
+FLAGS = "single_word", "lstrip", "rstrip", "normalized", "special"
+
+
+def _is_token(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return CONTENT.holds(value)
+    return CONTENT.holds(value.get("content")) and all(isinstance(value.get(name, True), bool) for name in FLAGS)
+
+
+TOKEN = Kind("a token: a string, or an object of its content and flags", _is_token)
+CONFIG = {
+    "added_tokens_decoder": mapping(TOKEN, MOST),
+    "do_lower_case": FLAG,
+    "model_max_length": optional(number(1, 1e40)),
+    "padding_side": SIDE,
+    "strip_accents": FLAG,
+    "tokenize_chinese_chars": FLAG,
+    "truncation_side": SIDE,
+}
+ADDED = mapping(whole(0, MOST), MOST)
 # Contractions, words, single digits, and runs of anything else but spaces (Radford et al. 2021, their code).
 CLIP_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
@@ -38,11 +64,19 @@ def tokenizer(directory: str | Path, *, length: int | None = None) -> Tokenizer:
     """
     directory = Path(directory)
     config = _read(directory / "tokenizer_config.json")
-    made, pad = _build(directory, config)
+    for name, kind in CONFIG.items():
+        if name in config:
+            kind.check(f"{directory}: {name}", config[name])
     if length is None:
         length = config.get("model_max_length")
         if length is None or length > LONGEST:
             raise ValueError(f"{directory}: tokenizer_config.json has no model_max_length; give a length")
+    with _named(directory):
+        return _encoder(directory, config, int(length))
+
+
+def _encoder(directory: Path, config: dict[str, Any], length: int) -> Tokenizer:
+    made, pad = _build(directory, config)
     if length <= made.num_special_tokens_to_add(False):
         raise ValueError(f"length must hold the tokens around a text and one more, got {length}")
     pad_id = made.token_to_id(pad)
@@ -54,12 +88,26 @@ def tokenizer(directory: str | Path, *, length: int | None = None) -> Tokenizer:
     def encode(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         if isinstance(texts, str):
             raise ValueError("texts must be a sequence of strings, got one string")
-        found = made.encode_batch(list(texts))
-        ids = np.array([e.ids for e in found], np.int32).reshape(-1, length)
+        with _named(directory):
+            found = made.encode_batch(list(texts))
+            ids = np.array([e.ids for e in found], np.int32).reshape(-1, length)  # an id may be too large
         mask = np.array([e.attention_mask for e in found], bool).reshape(-1, length)
         return ids, mask
 
     return encode
+
+
+@contextlib.contextmanager
+def _named(directory: Path) -> Iterator[None]:
+    """Make a ValueError that names the directory of what the library raises: plain Exceptions, and Rust's panics."""
+    try:
+        yield
+    except ValueError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"{directory} holds no tokenizer that can be read: {error!s:.300}") from error
 
 
 def _build(directory: Path, config: dict[str, Any]) -> tuple[Library, str]:
@@ -70,6 +118,9 @@ def _build(directory: Path, config: dict[str, Any]) -> tuple[Library, str]:
     files = {
         name for name in ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt") if (directory / name).is_file()
     }
+    for name in files:
+        if (size := (directory / name).stat().st_size) > JSON_BYTES:
+            raise ValueError(f"{directory / name} has {size:,} bytes, and at most {JSON_BYTES:,} are read")
     if "tokenizer.json" in files:
         made = Library.from_file(str(directory / "tokenizer.json"))
         if "pad_token" not in roles:
@@ -141,7 +192,8 @@ def _roles(directory: Path, config: dict[str, Any]) -> dict[str, AddedToken]:
     named = config
     if "added_tokens_decoder" not in config:
         named = config | _read(directory / "special_tokens_map.json")
-    return {name: _token(v) for name, v in named.items() if name.endswith("_token") and isinstance(v, str | dict)}
+    roles = {name: v for name, v in named.items() if name.endswith("_token") and isinstance(v, str | dict)}
+    return {name: _token(TOKEN.check(f"{directory}: {name}", v)) for name, v in roles.items()}
 
 
 def _add(made: Library, directory: Path, config: dict[str, Any]) -> None:
@@ -150,12 +202,12 @@ def _add(made: Library, directory: Path, config: dict[str, Any]) -> None:
 
     added = {int(number): _token(value) for number, value in config.get("added_tokens_decoder", {}).items()}
     if not added:
-        named = _read(directory / "added_tokens.json")
+        named = ADDED.check(f"{directory}: added_tokens.json", _read(directory / "added_tokens.json"))
         added = {number: AddedToken(content) for content, number in named.items()}
-    for number, token in sorted(added.items(), key=lambda item: item[0]):
+    for place, token in sorted(added.items(), key=lambda item: item[0]):
         made.add_tokens([token])
-        if made.token_to_id(token.content) != number:
-            raise ValueError(f"{directory}: {token.content!r} can't be token {number} of the vocabulary")
+        if made.token_to_id(token.content) != place:
+            raise ValueError(f"{directory}: {token.content!r} can't be token {place} of the vocabulary")
 
 
 def _token(value: str | dict[str, Any]) -> AddedToken:
@@ -168,12 +220,4 @@ def _token(value: str | dict[str, Any]) -> AddedToken:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} must hold an object, got a {type(value).__name__}")
-    return value
+    return read_json(path) if path.is_file() else {}

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from jaxdiff import storage
+from jaxdiff.faults import Damaged
 
 KNOBS = "run.json"
 
@@ -78,4 +79,7 @@ def read_knobs(workdir: str | os.PathLike[str]) -> dict[str, Any]:
     path = Path(workdir) / KNOBS
     if not has_knobs(workdir):
         raise ValueError(f"{workdir} is not a run: it has no {KNOBS}")
-    return storage.read_json(path)
+    try:
+        return storage.read_json(path)
+    except ValueError as error:
+        raise Damaged(f"{path} is damaged: {error}") from None

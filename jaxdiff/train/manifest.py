@@ -111,9 +111,9 @@ def read(folder: Path) -> Manifest:
     except OSError as error:
         raise Damaged(f"{NAME} {_refused(error)}") from None
     try:
-        content = storage.read_json(path)
+        content = storage.parse_json(text, NAME)
         whole = _text({name: content[name] for name in ("arrays", "files", "step")}).encode() == text
-    except (Damaged, KeyError):
+    except (ValueError, KeyError):
         whole = False
     if not whole:
         raise Damaged(f"{NAME} has changed")

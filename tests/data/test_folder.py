@@ -140,6 +140,9 @@ def test_images_too_large_to_be_meant_are_named(classes, monkeypatch):
         data.open_source(f"folder:{classes}")
     with pytest.raises(ValueError, match=r"cannot read the image .*a\.bmp: Image size"):
         data.open_source(f"folder:{classes}", channels=1)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30)  # and of fewer it only warns
+    with pytest.warns(Image.DecompressionBombWarning), pytest.raises(ValueError, match=r"a\.bmp: .*exceeds 30 pixels"):
+        data.open_source(f"folder:{classes}")
 
 
 ODD = {

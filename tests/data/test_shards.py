@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxdiff import data
-from jaxdiff.data import shards
+from jaxdiff.data import npz
 
 EXAMPLE = {"mean": jax.ShapeDtypeStruct((2, 2, 3), np.float32), "label": jax.ShapeDtypeStruct((), np.int32)}
 SIZES = (5, 1, 4)
@@ -96,7 +96,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path, name):
     np.save(tmp_path / "one.npy", np.zeros(3))
     path = tmp_path / name
     words = f"there is no file .*{name}" if name == "missing.npz" else f"cannot read .*{name} as an .npz file"
-    for read in (data.open_table, shards.open_npz) if name != "flipped.npz" else (data.open_table,):
+    for read in (data.open_table, npz.map_npz) if name != "flipped.npz" else (data.open_table,):
         with pytest.raises(ValueError, match=words):
             read(path)
 

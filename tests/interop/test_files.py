@@ -2,10 +2,12 @@
 
 import json
 import struct
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from interop.fuzzing import guarded
 from interop.tiny import halves, tensors, write, write_parts
 from safetensors.numpy import save, save_file
 
@@ -230,3 +232,66 @@ def test_the_class_of_a_config(tmp_path):
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match="is no JSON"):
         read_config(tmp_path)
+
+
+def test_tensors_without_elements(tmp_path):
+    held = {"empty": np.zeros((3, 0), np.float32), "none": np.zeros(0, np.float16), "a": np.ones(2, np.float32)}
+    save_file(held, tmp_path / "x.safetensors")
+    got = open_tensors(tmp_path)
+    assert got["empty"].shape == (3, 0) and got["none"].dtype == "F16"
+    assert got["empty"][()].shape == (3, 0) and got["empty"][1:, :].shape == (2, 0) and got["none"][()].shape == (0,)
+    np.testing.assert_array_equal(got["a"][()], held["a"])
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_tensors_cost_little_more_than_their_header(tmp_path):
+    """A quarter of a second on an idle machine; measured against the header's JSON alone, which is half of that."""
+    header = {f"n{i}": entry(4 * i, 4 * i + 4) for i in range(10**5)}
+    (tmp_path / "x.safetensors").write_bytes(raw(header, b"\0" * 4 * 10**5))
+    text, start = json.dumps(header), time.process_time()
+    json.loads(text)
+    plain, start = time.process_time() - start, time.process_time()
+    with guarded(tmp_path, seconds=10):
+        held = open_tensors(tmp_path)
+    assert time.process_time() - start < 6 * plain
+    assert len(held) == 10**5 and held["n99999"][()] == 0
+
+
+def test_a_header_longer_than_any(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LIMIT", 100)
+    save_file({f"tensor {i}": np.zeros(1) for i in range(9)}, tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match="its header is not whole"):
+        open_tensors(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["n" * 300 + ".safetensors", "\0.safetensors", "\ud800.safetensors"])
+def test_an_index_of_names_that_no_file_can_have(name, tmp_path):
+    parts = halves(tensors())
+    right = {key: file for file, held in parts.items() for key in held}
+    write_parts(tmp_path, parts, right | {"gain": name})
+    with pytest.raises(ValueError, match=r"index\.json names .*which is missing"):
+        open_tensors(tmp_path)
+
+
+def test_links_in_a_directory_are_followed_and_names_are_not(tmp_path):
+    """As the hub's cache has them: each entry of a snapshot is a link to a file elsewhere."""
+    held, real, snapshot = tensors(), tmp_path / "blobs", tmp_path / "snapshot"
+    write_parts(real, halves(held))
+    snapshot.mkdir()
+    for path in real.iterdir():
+        (snapshot / path.name).symlink_to(path)
+    assert open_tensors(snapshot).keys() == held.keys()
+    (snapshot / "model-00001-of-00002.safetensors").unlink()
+    with pytest.raises(ValueError, match="which is missing"):
+        open_tensors(snapshot)
+    (snapshot / "model-00001-of-00002.safetensors").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="which is missing"):
+        open_tensors(snapshot)
+
+
+def test_a_type_that_numpy_lacks(tmp_path):
+    (tmp_path / "x.safetensors").write_bytes(raw({"a": entry(0, 4, (4,), "F8_E4M3")}, b"\0" * 4))
+    held = open_tensors(tmp_path)
+    assert held["a"].dtype == "F8_E4M3"
+    with pytest.raises(ValueError, match="'a' can't be read"):
+        held["a"][()]

@@ -1,14 +1,18 @@
 """PyTorch's old file format, written here by hand: what is read, and what is refused unrun."""
 
+import ast
 import pickle
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import jaxdiff
 from jaxdiff.interop.efficientnet import efficientnet_lite0
 from jaxdiff.interop.legacy_torch import read_legacy
 
+ROOT = Path(jaxdiff.__file__).parent
 OPEN = pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2)
 DATA = np.arange(6, dtype="<f4")
 
@@ -69,6 +73,47 @@ def test_nothing_is_run(file, tmp_path):
 def test_a_tensor_outside_of_its_storage_is_refused(value, file):
     with pytest.raises(ValueError, match="malformed"):
         read_legacy(write(file, value))
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (tensor((10**6, 10**6), (0, 0)), "its tensors would have 4,000,000,000,000 bytes"),
+        (tensor((7,), (0,)), "a tensor has more elements than its storage of 6 numbers"),
+        (
+            tensor((6,), (1,)) + b"sVa\n" + tensor((6,), (1,), kind=b"torch\nDoubleStorage"),
+            "the storage '0' is of two types",
+        ),
+    ],
+)  # fmt: skip
+def test_a_tensor_larger_than_its_numbers_is_refused(value, words, file):
+    with pytest.raises(ValueError, match=words):
+        read_legacy(write(file, value))
+
+
+def test_tensors_that_share_their_numbers(file):
+    held = read_legacy(write(file, tensor((6,), (1,)) + b"sVa\n" + tensor((3,), (2,))))
+    np.testing.assert_array_equal(held["name"], DATA)
+    np.testing.assert_array_equal(held["a"], DATA[::2])
+    assert all(array.flags.owndata and array.flags.aligned for array in held.values())
+
+
+UNPICKLERS = {"pickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+
+
+def test_nothing_here_unpickles():
+    """No module imports an unpickler, or asks numpy or PyTorch for one."""
+    texts = {path: path.read_text() for path in ROOT.rglob("*.py")}
+    asking = {path: text for path, text in texts.items() if any(word in text for word in (*UNPICKLERS, "torch.load"))}
+    assert {path.name for path in asking} >= {"legacy_torch.py", "npz.py"}
+    for path, text in asking.items():
+        for node in ast.walk(ast.parse(text)):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not UNPICKLERS & {name.split(".")[0] for name in names}, path
+            if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
+                assert isinstance(node.value, ast.Constant) and node.value.value is False, path
+            assert not isinstance(node, ast.Attribute) or ast.unparse(node) != "torch.load", path
 
 
 def test_other_contents_are_refused(file):

@@ -1,10 +1,12 @@
 """Files of adapters without PyTorch: names, layouts, scales, and what is refused."""
 
 import json
+import math
 
 import jax
 import numpy as np
 import pytest
+from interop.fuzzing import guarded
 from safetensors.numpy import load_file, save_file
 
 import jaxdiff as jd
@@ -274,3 +276,46 @@ def test_dora_and_its_limits(unet, tmp_path):
 def leaf(tree, dotted):
     flat = {".".join(e.key for e in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
     return flat[dotted]
+
+
+@pytest.mark.parametrize(
+    ("tensors", "words"),
+    [
+        (
+            {"hada_w1_a": (10**5, 1), "hada_w1_b": (1, 10**5), "hada_w2_a": (16, 1), "hada_w2_b": (1, 16)},
+            "10,000,000,000",
+        ),
+        ({"lokr_w1": (10**3, 10**3), "lokr_w2": (10**3, 10**3)}, "they make 1,000,000,000,000 numbers"),
+        ({"lokr_w1_a": (10**5, 1), "lokr_w1_b": (1, 10**5), "lokr_w2": (1, 1)}, "they make 10,000,000,000 numbers"),
+        ({"lora_A.weight": (1, 16), "lora_B.weight": (16, 1), "lora_mid.weight": (10**5, 1, 100)}, "they make"),
+        ({"lora_A.weight": (0, 16), "lora_B.weight": (16, 0)}, "a row for each rank"),
+        ({"lora_A.weight": (), "lora_B.weight": (16, 2)}, "a row for each rank"),
+        ({"lora_A.weight": (2, 16), "lora_B.weight": (16,)}, "which are no matrices"),
+    ],
+)
+def test_small_factors_of_a_large_product(tensors, words, unet, tmp_path):
+    held = {f"unet.{Q}.{name}": np.zeros(shape, np.float32) for name, shape in tensors.items()}
+    save_file(held, tmp_path / "x.safetensors")
+    with guarded(tmp_path), pytest.raises(ValueError, match=words):
+        jd.interop.load_lora(tmp_path / "x.safetensors", {"unet": unet})
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"r": 0}, "r must be a whole number"),
+        ({"lora_alpha": math.nan}, "lora_alpha must be a number"),
+        ({"alpha_pattern": [1]}, "alpha_pattern must be an object"),
+        ({"alpha_pattern": {"to_q": "4"}}, "alpha_pattern must be an object"),
+        ({"alpha_pattern": {"(a|a)*b": 1}}, "names or expressions of two repetitions"),
+        ({"alpha_pattern": {".*.*.*q": 1}}, "names or expressions of two repetitions"),
+        ({"alpha_pattern": {"(a": 1}}, "is no regular expression"),
+    ],
+)
+def test_settings_of_a_stranger(settings, words, unet, tmp_path):
+    held = {f"unet.{Q}.lora_A.weight": numbers(2, 16), f"unet.{Q}.lora_B.weight": numbers(16, 2)}
+    with pytest.raises(ValueError, match=words):
+        load(tmp_path, unet, held, {"lora_adapter_metadata": json.dumps({f"unet.{k}": v for k, v in settings.items()})})
+    for text in ("{", "[]", "[" * 10**5):
+        with pytest.raises(ValueError, match=r"lora_adapter_metadata of .*x\.safetensors"):
+            load(tmp_path, unet, held, {"lora_adapter_metadata": text})

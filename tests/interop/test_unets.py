@@ -93,7 +93,7 @@ AVERAGE = {
             "addition_embed_type 'text_time' and class_embed_type 'projection' are not supported together",
         ),
         (VIDEO, {"up_block_types": ["CrossAttnUpBlock3D"] * 4}, "must be .* got"),
-        (VIDEO, {"attention_head_dim": [5, 10, 20, 20]}, "attention_head_dim must be one number"),
+        (VIDEO, {"attention_head_dim": [5, 10, 20, 20]}, "attention_head_dim must be a whole number"),
         (VIDEO, {"use_linear_projection": True}, "use_linear_projection"),
         (SOUND, {"extra_in_channels": 16}, "extra_in_channels must be the 64 features"),
         (SOUND, {"down_block_types": ["DownResnetBlock1D"] * 3}, "down_block_types must have DownBlock1DNoSkip"),

@@ -1,6 +1,7 @@
 """Tokenizers of small vocabularies, read from their files; ids worked out by hand."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -38,6 +39,34 @@ def test_clip(tmp_path):
     assert mask[:, 0].all()
     assert (ids.dtype, mask.dtype) == (np.int32, np.bool_)
     assert encode([])[0].shape == (0, 6)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"model_max_length": "8"}, "model_max_length must be a number"),
+        ({"model_max_length": 8, "padding_side": "up"}, "padding_side must be 'right' or 'left', got 'up'"),
+        ({"model_max_length": 8, "pad_token": {"content": 3}}, "pad_token must be a token"),
+        ({"model_max_length": 8, "added_tokens_decoder": {"8": {"content": END, "lstrip": 1}}}, "added_tokens_decoder"),
+        ({"model_max_length": 8, "added_tokens_decoder": []}, "added_tokens_decoder must be an object"),
+    ],
+)
+def test_a_config_of_other_types(tmp_path, config, words):
+    with pytest.raises(ValueError, match=words):
+        text.tokenizer(clip(tmp_path, **config))
+
+
+def test_files_that_the_library_cannot_read(tmp_path, monkeypatch):
+    clip(tmp_path, model_max_length=8)
+    (tmp_path / "added_tokens.json").write_text('{"<new>": "9"}')
+    with pytest.raises(ValueError, match=r"added_tokens\.json must be an object"):
+        text.tokenizer(tmp_path)
+    (tmp_path / "vocab.json").write_text("[1]")
+    with pytest.raises(ValueError, match="holds no tokenizer that can be read"):
+        text.tokenizer(tmp_path)
+    monkeypatch.setattr(sys.modules["jaxdiff.text.tokenizer"], "JSON_BYTES", 10)  # a function has the name, too
+    with pytest.raises(ValueError, match=r"has .* bytes, and at most 10 are read"):
+        text.tokenizer(tmp_path)
 
 
 def test_bert(tmp_path):

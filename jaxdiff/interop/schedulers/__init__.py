@@ -13,9 +13,10 @@ from typing import Any
 
 from jaxdiff import parameterize
 from jaxdiff.interop.architecture import Fields
-from jaxdiff.interop.files import read_json
 from jaxdiff.interop.schedulers import adams, consistency, dpm, flow, k_diffusion, pndm, strides
 from jaxdiff.interop.schedulers.base import FLOW, Sampling
+from jaxdiff.schema import WORD, each, look_up
+from jaxdiff.storage import read_json
 
 __all__ = ["Sampling", "scheduler"]
 
@@ -88,15 +89,15 @@ def scheduler(
     """
     if not isinstance(config, Mapping):
         config = read_json(Path(config) / "scheduler_config.json")
-    defaulted = config.get("_use_default_values", ())  # the written class's defaults, which another class replaces
-    kind = config.get("_class_name") if kind is None else kind
-    if kind not in KINDS:
-        raise ValueError(f"unknown scheduler {kind!r}; there are: {', '.join(sorted(KINDS))}")
+    # The written class's defaults, which another class replaces.
+    defaulted = each(WORD, 1000, 0).check("_use_default_values", config.get("_use_default_values") or ())
+    kind = str(config.get("_class_name") if kind is None else kind)
+    make = look_up(KINDS, kind, "scheduler")
     # Empty, a flag is down, as theirs is, and another field is the class's default.
     given = {k: False if v is None and k in UP else v for k, v in config.items() if k not in defaulted}
     c = Fields({k: v for k, v in given.items() if v is not None}, kind)
     c.skip(*FIELDS)
-    made = flow.flow_euler(c, tokens, even) if kind == FLOW else KINDS[kind](c)
+    made = flow.flow_euler(c, tokens, even) if kind == FLOW else make(c)
     c.done()
     return made
 

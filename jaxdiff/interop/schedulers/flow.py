@@ -49,7 +49,11 @@ def _dynamic(c: Fields, tokens: int | None) -> float:
     few, many = c.take("base_image_seq_len", 256), c.take("max_image_seq_len", 4096)
     if tokens is None:
         raise ValueError(f"{base.FLOW} with use_dynamic_shifting needs tokens, the number of an image's tokens")
+    if few >= many:
+        raise ValueError(f"{base.FLOW}: base_image_seq_len must be less than max_image_seq_len, got {few} and {many}")
     mu = low + (high - low) * (tokens - few) / (many - few)
+    if not abs(mu) < 100:
+        raise ValueError(f"{base.FLOW}: base_shift and max_shift make a shift of exp({mu:.3g}) for {tokens} tokens")
     return exp(mu) if c.only("time_shift_type", "exponential", "linear") == "exponential" else mu
 
 

@@ -1,0 +1,76 @@
+"""A source of which some records may be broken."""
+
+import dataclasses
+import sys
+import threading
+from typing import Any
+
+from jaxdiff.data.sources import Source
+from jaxdiff.messages import listed
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Skipping:
+    """A source in which the next record that can be read stands for one that cannot.
+
+    Which record that is depends on the data alone: a run that is resumed, or split otherwise over hosts and workers,
+    sees the same. Every broken record is named on stderr, once in each process.
+
+    Attributes:
+      source: whose broken records raise a ValueError.
+      most: how many of them a process may meet.
+    """
+
+    source: Source
+    most: int
+    _broken: dict[int, str] = dataclasses.field(default_factory=dict, repr=False)
+    _lock: Any = dataclasses.field(default_factory=threading.Lock, repr=False)
+
+    def __post_init__(self):
+        if isinstance(self.most, bool) or not isinstance(self.most, int) or self.most < 0:
+            raise ValueError(f"most must be a whole number of at least 0, got {self.most!r}")
+
+    def __reduce__(self):
+        return Skipping, (self.source, self.most)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.source.shape
+
+    @property
+    def num_classes(self) -> int:
+        return self.source.num_classes
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.source.class_names
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Read a record, or the next one after it that is whole, the first after the last.
+
+        Raises:
+          ValueError: more than `most` records are broken; the message has what is wrong with each.
+        """
+        for step in range(len(self)):
+            at = (index + step) % len(self)
+            if at in self._broken:
+                continue
+            try:
+                return self.source[at]
+            except ValueError as error:
+                self._count(at, str(error))
+        raise ValueError(f"none of {len(self)} records can be read: {listed(self._broken.values(), 3, '; ')}")
+
+    def _count(self, at: int, told: str) -> None:
+        with self._lock:  # several threads read
+            if at not in self._broken:
+                self._broken[at] = told
+                print(f"record {at} is skipped: {told}", file=sys.stderr)
+            if len(self._broken) > self.most:
+                raise ValueError(
+                    f"{len(self._broken)} records can't be read, and {self.most} may be skipped: "
+                    f"{listed(self._broken.values(), 3, '; ')}"
+                )
