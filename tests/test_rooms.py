@@ -39,7 +39,8 @@ WORDS = {"messages"}  # how names are listed: known to whoever has many to list
 DISK = {"storage", "faults"}  # how files are written, and what may befall them: known to whoever reads or writes
 LEAVES |= {"networks": LEAVES["networks"] | WORDS, "train": LEAVES["train"] | WORDS | DISK, "data": WORDS | DISK}
 ALLOWED = {**MATHS, **LEAVES, **{room: set() for room in WORDS | DISK}}
-ALLOWED |= {"signals": {"faults"}, "train": ALLOWED["train"] | {"signals"}}  # who asks a program to end, and how it does
+# Who asks a program to end, and how it does; what storage reads may be damaged.
+ALLOWED |= {"signals": {"faults"}, "storage": {"faults"}, "train": ALLOWED["train"] | {"signals"}}
 ALLOWED["interop"] = FLAX | WHERE | WORDS | DISK | MATHS.keys()
 FRONT = {"__init__", "__main__", "cli", "demo", "plan", "experiment", "experiments", "options", "script", "trust"}
 HEAVY = {

@@ -1,5 +1,5 @@
 """The command line: `jaxdiff list | new FILE | train EXPERIMENT | status RUN | sample RUN | eval RUN |
-encode DIRECTORY | convert RUN | export RUN | plan EXPERIMENT`."""
+encode DIRECTORY | convert RUN | export RUN | verify RUN | plan EXPERIMENT`."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ COMMANDS = {
     "encode": "write a data set's latents, for networks that are trained on those",
     "convert": "write a run's parameters as a Hugging Face folder",
     "export": "write a run's sampler as one file, which runs where there is nothing but JAX",
+    "verify": "check every file of a run against what was written",
     "plan": "say what an experiment needs and can reach on a TPU slice that is not there",
 }
 # Where a command is not the function `command` of the module of its name.

@@ -99,7 +99,7 @@ def _first_to_fail(error: BaseException) -> str:
     found: list[str] = []
 
     def ask() -> None:
-        client = distributed.global_state.client
+        client: Any = distributed.global_state.client
         mine = f"process {jax.process_index()} failed first: {type(cause).__name__}: {cause}".splitlines()[0][:300]
         with suppress(Exception):  # another one was
             client.key_value_set("jaxdiff/failed", mine)

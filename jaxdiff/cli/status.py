@@ -43,11 +43,13 @@ def status(run: Path) -> dict[str, Any]:
         Names and numbers: "step", "steps" (of the whole run), "skipped" (updates not made), "loss" (the last one),
         "mean_loss", "images_per_s" (of the last 100 steps), "steps_per_s", "seconds_left", "seconds_silent" (since the
         last line was written), "damaged_lines", "checkpoints" (their steps), "checkpoint_seconds" (age of the newest),
-        "starts" (processes that trained), "goodput", "lost_steps", and "seconds" by what they were spent on.
+        "quarantined" (checkpoints set aside as damaged), "starts" (processes that trained), "goodput", "lost_steps",
+        and "seconds" by what they were spent on.
     """
     metrics, damaged = read_lines(run / METRICS, TAIL)
-    events, bad = read_lines(run / EVENTS)
-    events = [record for record in events if whole(record)]
+    lines, bad = read_lines(run / EVENTS)
+    events = [record for record in lines if whole(record)]
+    bad += len(lines) - len(events)
     last = events[-1] if events else {}
     times, saved = summary(events), _checkpoints(run)
     step = max([record["step"] for record in (*metrics[-1:], *events[-1:])], default=0)
@@ -67,6 +69,7 @@ def status(run: Path) -> dict[str, Any]:
         "damaged_lines": damaged + bad,
         "checkpoints": [int(path.name) for path in saved],
         "checkpoint_seconds": _age(saved[-1:]),
+        "quarantined": len(list((run / FOLDER).glob("quarantine-*"))),
         "starts": times.starts,
         "goodput": times.goodput if times.total else None,
         "lost_steps": times.lost_steps,
@@ -87,8 +90,10 @@ def _written(found: dict[str, Any]) -> str:
         speed = f"{found['steps_per_s']:.3g} steps/s, " if found["steps_per_s"] else ""
         lines["rate"] = f"{speed}{found['images_per_s']:,.0f} images/s{left}"
     newest = f", the newest {_long(found['checkpoint_seconds'])} old" if found["checkpoints"] else ""
-    lines["checkpoints"] = (", ".join(map(str, found["checkpoints"])) or "none") + newest
-    lines["skipped"] = f"{found['skipped'] or 0} updates were not finite"
+    aside = f", {found['quarantined']} set aside as damaged" if found["quarantined"] else ""
+    lines["checkpoints"] = (", ".join(map(str, found["checkpoints"])) or "none") + newest + aside
+    if found["skipped"]:
+        lines["skipped"] = f"{found['skipped']} update{'s were' if found['skipped'] > 1 else ' was'} not made"
     if found["damaged_lines"]:
         lines["damaged"] = f"{found['damaged_lines']} lines of {METRICS} and {EVENTS}"
     if found["goodput"] is not None:
@@ -111,7 +116,9 @@ def _per_second(last: Record) -> float | None:
     """Steps a second of the newest process since its first one."""
     if not last or last["step"] == last["from"]:
         return None
-    return (last["step"] - last["from"]) / sum(last["seconds"][name] for name in last["seconds"].keys() - {"start", "compile"})
+    return (last["step"] - last["from"]) / sum(
+        last["seconds"][name] for name in last["seconds"].keys() - {"start", "compile"}
+    )
 
 
 def _numbers(records: Sequence[Record], name: str) -> list[float]:

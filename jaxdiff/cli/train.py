@@ -113,7 +113,8 @@ def _train(experiment: Experiment, script: Script, knobs: dict[str, Any], *, whe
     with contextlib.ExitStack() as stack:
         checkpointer = stack.enter_context(training.Checkpointer(workdir))
         snapshots = stack.enter_context(training.Snapshots(workdir)) if experiment.snapshot_every else None
-        with training.Watchdog(10 * where.patience):  # storage may hang, and leave the others waiting
+        with training.Watchdog(10 * where.patience) as watchdog:  # storage may hang, and leave the others waiting
+            watchdog.doing = "making or reading the state"
             if checkpointer.latest() is not None:
                 state = checkpointer.restore(abstract)
             elif experiment.start is not None:

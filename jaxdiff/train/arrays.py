@@ -82,7 +82,7 @@ def storage_error(error: Exception, path: Path) -> Exception:
         path: what was to be written.
     """
     if isinstance(error, OSError):
-        return error if error.errno is None else OSError(error.errno, os.strerror(error.errno), str(path))
+        return error
     found = re.search(r"os_error_code='(\d+)'|OS error (\d+)", str(error))
     if found is None:
         return error

@@ -123,8 +123,9 @@ class Checkpointer:
         step = int(state.step)
         if self._read_only:
             raise ValueError(f"step {step} was not saved: {self.folder} is open for reading only")
+        self._settle()
         try:
-            held = self.steps()
+            held = together.all_do(self.folder.name, lambda: steps.whole(self.folder))[0]
         except OSError as error:
             self._failed = self._unsaid = error
             return

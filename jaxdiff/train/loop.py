@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,8 +19,8 @@ from jaxdiff.sharding import shard_batch
 from jaxdiff.signals import Signals, Stopped
 from jaxdiff.train.display import Display
 from jaxdiff.train.goodput import Goodput
-from jaxdiff.train.log import Record
 from jaxdiff.train.keeper import Keeper, Store
+from jaxdiff.train.log import Record
 from jaxdiff.train.state import TrainState
 from jaxdiff.train.step import Step
 from jaxdiff.train.watchdog import Watchdog
@@ -149,8 +150,9 @@ class _Run:
             batch = self.load()
             while batch is not None:
                 metrics = self.dispatch(batch)
-                self.stopping = self.asked()
-                batch = None if self.stopping or self.done == self.steps else self.load(metrics)
+                last = self.done == self.steps  # which what is due at the end belongs to
+                self.stopping = not last and self.asked()
+                batch = None if self.stopping or last else self.load(metrics)
                 self.look_after(last=batch is None)
                 if self.stopping:
                     break
@@ -162,6 +164,9 @@ class _Run:
             if jax.process_count() == 1 or isinstance(error, NotFinite):
                 self.watchdog.beat(RARE)
                 self.keeper.rescue(self.state)
+            else:
+                lost = "what was done since the last checkpoint is not saved: all processes would have to save it"
+                print(f"jaxdiff: process {jax.process_index()} ends: {lost}", file=sys.stderr, flush=True)
             raise
         finally:
             self.record(now=True)
@@ -200,10 +205,10 @@ class _Run:
                 self.goodput.took(time.monotonic() - since)
         return metrics
 
-    def settle(self, ahead: int, times: float = 1) -> None:
+    def settle(self, ahead: int) -> None:
         self.doing("waiting for the devices")
         if self.display.settle(ahead):
-            self.watchdog.beat(times)
+            self.watchdog.beat()
 
     def asked(self) -> bool:
         """Whether a signal asks to stop: in many processes of all after the same step, by JAX's own handler."""
@@ -217,7 +222,9 @@ class _Run:
         saving = self.keeper.due(self.done) or last
         preview, snapshot = (look if look.due(self.done, self.steps) else None for look in self.looks)
         rare = saving or preview is not None or snapshot is not None
-        self.settle(0 if rare else self.ahead, RARE if rare else 1)
+        self.settle(0 if rare else self.ahead)
+        if rare:
+            self.watchdog.beat(RARE)
         if saving:
             self.save()
         if snapshot is not None:

@@ -184,7 +184,10 @@ def _block(folder: Path, name: str, start: int) -> bytes | OSError:
         handle = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW)
         try:
             for place in range(start, start + BLOCK, _READ):
-                digest.update(memoryview(buffer)[: os.preadv(handle, [buffer], place)])
+                count = os.preadv(handle, [buffer], place)
+                digest.update(memoryview(buffer)[:count])
+                if count < _READ:
+                    break
         finally:
             os.close(handle)
     except OSError as error:

@@ -186,7 +186,7 @@ def projected(optimizer: optax.GradientTransformation, project: Callable[[Any], 
 class Spikes(NamedTuple):
     """What `skip_spikes` keeps."""
 
-    count: jax.Array  # int32 scalar: updates made
+    made: jax.Array  # int32 scalar: updates made
     norm: jax.Array  # float32 scalar: running average of their gradients' norms
     inner: Any
 
@@ -213,11 +213,11 @@ def skip_spikes(optimizer: optax.GradientTransformation, times: float) -> optax.
 
     def update(grads: Any, state: Spikes, params: Any = None) -> tuple[Any, Spikes]:
         norm = optax.tree.norm(grads).astype(jnp.float32)
-        spike = (state.count > 0) & (norm > times * state.norm)
+        spike = (state.made > 0) & (norm > times * state.norm)
         updates, inner = optimizer.update(grads, state.inner, params)
         updates = jax.tree.map(lambda x: jnp.where(spike, jnp.nan, x), updates)
         # A plain mean at first, so that the average owes nothing to where it begins.
-        weight = jnp.maximum(0.01, 1.0 / (state.count + 1.0))
-        return updates, Spikes(state.count + 1, state.norm + weight * (norm - state.norm), inner)
+        weight = jnp.maximum(0.01, 1.0 / (state.made + 1.0))
+        return updates, Spikes(state.made + 1, state.norm + weight * (norm - state.norm), inner)
 
     return optax.GradientTransformation(init, update)

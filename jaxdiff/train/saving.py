@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import sys
+import traceback
 from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
@@ -63,7 +66,7 @@ class Saving:
         try:
             self._write(flat)
         except Exception as error:
-            self._failure = error
+            self._failure = _without_arrays(error)
             if together.first_process():
                 shutil.rmtree(self._place, ignore_errors=True)  # if something is left, the next start removes it
         if not self._copied.done():
@@ -72,11 +75,22 @@ class Saving:
 
     def _write(self, flat: dict[str, Any]) -> None:
         first = together.first_process()
-        self._all_do(lambda: (self._place / STATE).mkdir(parents=True) if first else None)
+        self._all_do(lambda: self._make_place() if first else None)
         parts = self._all_do(lambda: self._write_own(flat))
         self._all_do(lambda: self._publish(parts) if first else None)
         if first and self._keep is not None:
             self._delete(steps.whole(self._folder)[: -self._keep])
+
+    def _make_place(self) -> None:
+        """Make the folder, unless the disk cannot hold another step like the last one: it is not filled to see that."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        held = steps.whole(self._folder)
+        last = manifest.read(self._folder / str(held[-1])).files if held else {}
+        needed, free = sum(file.size for file in last.values()), shutil.disk_usage(self._folder).free
+        if free < needed:
+            said = f"{os.strerror(errno.ENOSPC)} ({needed} bytes are needed, {free} are free)"
+            raise OSError(errno.ENOSPC, said, str(self._folder / str(self._step)))
+        (self._place / STATE).mkdir(parents=True)
 
     def _write_own(self, flat: dict[str, Any]) -> dict[str, manifest.File]:
         """Write this process's arrays, and return what its files are."""
@@ -111,3 +125,12 @@ class Saving:
                 raise storage_error(error, self._folder / str(self._step)) from None
 
         return together.all_do(f"{self._folder.name}/save", as_storage)
+
+
+def _without_arrays(error: Exception) -> Exception:
+    """Let go of what the functions that an exception has ended held: copies of the whole state."""
+    inner: BaseException | None = error
+    while inner is not None:
+        traceback.clear_frames(inner.__traceback__)
+        inner = inner.__context__
+    return error

@@ -76,7 +76,7 @@ def make_step(
             norm = optax.tree.norm(grads)
             updates, opt = optimizer.update(grads, state.opt, state.params)
             params = optax.apply_updates(state.params, updates)
-        # A finite norm bounds what an optimizer averages of gradients and their squares, so that its state is finite, too.
+        # A finite norm bounds what an optimizer averages of gradients and their squares: its state is finite, too.
         good = jnp.isfinite(value) & jnp.isfinite(norm) & _finite(params)
         fresh, old = (params, opt), (state.params, state.opt)
         params, opt = jax.tree.map(lambda new, old: jnp.where(good, new, old), fresh, old)

@@ -42,6 +42,13 @@ def ignored(folder: Path) -> dict[str, str]:
     return {name: why for name, why in found.items() if why and not name.startswith(QUARANTINE)}
 
 
+def unfinished(folder: Path) -> dict[str, str]:
+    """Return what a save or a deletion that runs, or was killed, has there."""
+    names = sorted(os.listdir(folder)) if folder.is_dir() else []
+    found = {name: "a save that runs or was killed" for name in names if name.startswith(_SAVING)}
+    return found | {name: "a deletion that runs or was killed" for name in names if name.startswith(_DELETING)}
+
+
 def identity(path: Path) -> int | None:
     """Return what tells a folder from another one of its name later, or None where there is none."""
     try:
@@ -104,10 +111,9 @@ def remove(folder: Path, step: int) -> None:
 
 def clean_up(folder: Path) -> None:
     """Remove what a process that died left of saves and deletions."""
-    for name in os.listdir(folder):
-        if name.startswith((_SAVING, _DELETING)):
-            path = folder / name
-            path.unlink() if path.is_symlink() or not path.is_dir() else shutil.rmtree(path)
+    for name in unfinished(folder):
+        path = folder / name
+        path.unlink() if path.is_symlink() or not path.is_dir() else shutil.rmtree(path)
 
 
 def _names(folder: Path) -> list[str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import count
 from typing import Any
 
 import jax
@@ -13,7 +14,8 @@ from jaxdiff.faults import Damaged
 
 # Longer than any write to a slow disk takes. A process that died is noticed by its heartbeat, far earlier.
 _PATIENCE_MS = 6 * 3600 * 1000
-_turns: dict[str, int] = defaultdict(int)
+_turns: dict[str, Iterator[int]] = defaultdict(count)
+_said: dict[str, list[int]] = defaultdict(list)  # turns whose messages the service still keeps
 
 
 def first_process() -> bool:
@@ -36,16 +38,7 @@ def all_do(channel: str, act: Callable[[], Any]) -> list[Any]:
     """
     if jax.process_count() == 1:
         return [act()]
-    own: Exception | None = None
-    try:
-        said = {"result": act()}
-    except Exception as error:
-        own, said = error, _told(error)
-    heard = _exchange(channel, said)
-    for rank, other in enumerate(heard):  # the same failure is raised in all
-        if "kind" in other:
-            raise own if own is not None and rank == jax.process_index() else _heard(rank, other)
-    return [other["result"] for other in heard]
+    return _results(channel, act, range(jax.process_count()))
 
 
 def first_does(channel: str, act: Callable[[], Any]) -> Any:
@@ -58,11 +51,27 @@ def first_does(channel: str, act: Callable[[], Any]) -> Any:
     Raises:
         Exception: as `all_do`.
     """
-    return all_do(channel, lambda: act() if first_process() else None)[0]
+    return act() if jax.process_count() == 1 else _results(channel, act, range(1))[0]
 
 
-def _exchange(channel: str, said: dict[str, Any]) -> list[dict[str, Any]]:
-    """Give a message to all processes and get theirs, through the service by which they have found each other.
+def _results(channel: str, act: Callable[[], Any], ranks: range) -> list[Any]:
+    """What comes of the parts of some processes, in all processes."""
+    own: Exception | None = None
+    said: dict[str, Any] = {}
+    if jax.process_index() in ranks:
+        try:
+            said = {"result": act()}
+        except Exception as error:
+            own, said = error, _told(error)
+    heard = _exchange(channel, said, ranks)
+    for rank, other in enumerate(heard):  # the same failure is raised in all
+        if "kind" in other:
+            raise own if own is not None and rank == jax.process_index() else _heard(rank, other)
+    return [other["result"] for other in heard]
+
+
+def _exchange(channel: str, said: dict[str, Any], ranks: range) -> list[dict[str, Any]]:
+    """Hear what some processes say, this one perhaps among them, through the service by which all found each other.
 
     Collectives of the devices would have to come in the same order as those of the training that goes on meanwhile.
     """
@@ -71,14 +80,18 @@ def _exchange(channel: str, said: dict[str, Any]) -> list[dict[str, Any]]:
     client = distributed.global_state.client
     if client is None:
         raise ValueError("processes that share a run must have called jax.distributed.initialize")
-    turn = _turns[channel]
-    _turns[channel] += 1
+    turn, me = next(_turns[channel]), jax.process_index()
     place = f"jaxdiff/{channel}"
-    client.key_value_set(f"{place}/{turn}/{jax.process_index()}", json.dumps(said))
-    ranks = range(jax.process_count())
-    heard = [json.loads(client.blocking_key_value_get(f"{place}/{turn}/{rank}", _PATIENCE_MS)) for rank in ranks]
-    if turn > 0 and first_process():  # who has spoken in this turn has heard all of the last one
-        client.key_value_delete(f"{place}/{turn - 1}/")
+    if me in ranks:
+        client.key_value_set(f"{place}/{turn}/{me}", json.dumps(said))
+    heard = [said if r == me else json.loads(client.blocking_key_value_get(f"{place}/{turn}/{r}", _PATIENCE_MS))
+             for r in ranks]  # fmt: skip
+    if len(ranks) == jax.process_count():  # each has spoken, and has heard all of the turns before
+        for old in _said[channel]:
+            client.key_value_delete(f"{place}/{old}/")
+        _said[channel].clear()
+    if me == 0:
+        _said[channel].append(turn)
     return heard
 
 

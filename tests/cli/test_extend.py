@@ -107,6 +107,14 @@ def test_how_far_the_next_updates_are_apart(make, step, apart):
     np.testing.assert_allclose(extend.change(make(4), make(8), params, opt), apart, atol=1e-6)
 
 
+def test_an_optimizer_that_refuses_spikes_is_compared_by_what_it_does_otherwise():
+    params = {"a": jnp.ones(2)}
+    make = lambda steps: train.skip_spikes(cosine(steps), 3.0)  # noqa: E731
+    opt = jax.tree.map(lambda x: jnp.full_like(x, 2) if x.dtype == jnp.int32 else x, make(4).init(params))
+    apart = extend.change(make(4), make(8), params, opt._replace(norm=jnp.float32(0.5)))
+    np.testing.assert_allclose(apart, 1 - 1 / (1 + np.sqrt(0.5)), atol=1e-6)
+
+
 def test_a_run_that_has_saved_nothing_may_have_any_number_of_steps(tmp_path):
     with train.Checkpointer(tmp_path):
         extend.check_goes_on(tmp_path, None, None, None)

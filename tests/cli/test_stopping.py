@@ -1,4 +1,4 @@
-"""How a run ends: the status that tells a scheduler what to do, whenever a signal comes, and what goes on afterwards."""
+"""How a run ends, whenever a signal comes: the status that tells a scheduler what to do, and what goes on then."""
 
 import errno
 import json
@@ -69,8 +69,8 @@ def experiment(steps: int = 8, preview_every: int = 3) -> Experiment:
     process = jd.processes.Flow()
     return Experiment(
         init=lambda key: {"w": jnp.ones((2,))}, apply=lambda params, x, noise, cond: x, process=process,
-        row=jd.parameterize.velocity, loss=loss, optimizer=train.adamw(0.1), ema=train.ema.constant(0.5), batches=batches,
-        batch=8, steps=steps, seed=0, shape=(2,), grid=lambda n: jd.grids.by_time(process, n),
+        row=jd.parameterize.velocity, loss=loss, optimizer=train.adamw(0.1), ema=train.ema.constant(0.5),
+        batches=batches, batch=8, steps=steps, seed=0, shape=(2,), grid=lambda n: jd.grids.by_time(process, n),
         solver=jd.solvers.euler(), sample_steps=2, preview_every=preview_every, draw=draw,
     )
 """
@@ -149,7 +149,9 @@ def test_a_mistake_and_a_bug(script, tmp_path, monkeypatch, capfd):
     assert state(tmp_path / "b")[0] == 5 and "saved step 5 before this failure" in capfd.readouterr().err
 
 
-def test_numbers_end_with_3_and_the_same_command_goes_on_after_the_bad_batches(script, straight, tmp_path, monkeypatch, capfd):
+def test_numbers_end_with_3_and_the_same_command_goes_on_after_the_bad_batches(
+    script, straight, tmp_path, monkeypatch, capfd
+):
     workdir = tmp_path / "run"
     monkeypatch.setenv("TIMES", "nan")
     assert status("train", script, "--workdir", workdir, "--steps", "40") == 3
@@ -177,10 +179,16 @@ def test_a_disk_that_stays_full_ends_with_5(script, tmp_path, monkeypatch, capfd
 def test_checkpoints_have_a_rhythm_of_their_own(script, tmp_path, monkeypatch):
     saved = []
     save = train.Checkpointer.save
-    monkeypatch.setattr(train.Checkpointer, "save", lambda self, state: (saved.append(int(state.step)), save(self, state)))
+    monkeypatch.setattr(
+        train.Checkpointer, "save", lambda self, state: (saved.append(int(state.step)), save(self, state))
+    )
     assert status("train", script, "--workdir", tmp_path / "a", "--save-every", "2") == 0
     assert saved == [2, 4, 6, 8]
-    assert sorted(path.name for path in (tmp_path / "a").glob("*.png")) == ["samples-000003.png", "samples-000006.png", "samples.png"]
+    assert sorted(path.name for path in (tmp_path / "a").glob("*.png")) == [
+        "samples-000003.png",
+        "samples-000006.png",
+        "samples.png",
+    ]
     saved.clear()
     assert status("train", script, "--workdir", tmp_path / "b") == 0
     assert saved == [3, 6, 8]
@@ -190,7 +198,9 @@ def test_damage_ends_with_4_where_nothing_older_is_whole(script, tmp_path, capfd
     workdir = tmp_path / "run"
     assert status("train", script, "--workdir", workdir, "--steps", "6") == 0
     for step, ends, said in ((6, 0, "set aside as quarantine-6"), (3, 4, "is whole")):
-        (path, *_) = (p for p in sorted((workdir / "checkpoints" / str(step)).rglob("*")) if p.is_file() and p.stat().st_size)
+        (path, *_) = (
+            p for p in sorted((workdir / "checkpoints" / str(step)).rglob("*")) if p.is_file() and p.stat().st_size
+        )
         path.write_bytes(path.read_bytes()[:-1])
         (workdir / "checkpoints" / "6").rename(workdir / "elsewhere") if step == 3 else None
         assert status("train", script, "--workdir", workdir, "--steps", "6") == ends

@@ -1,5 +1,6 @@
 import errno
 import shutil
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -85,6 +86,11 @@ def test_load_params_refuses(saved, tmp_path):
     with pytest.raises(ValueError, match=r"no checkpoint 7 .* holds \[2, 3\]"):
         train.load_params(saved[0], step=7)
     assert list(tmp_path.iterdir()) == []
+    with (
+        train.Checkpointer(saved[0], read_only=True) as checkpointer,
+        pytest.raises(ValueError, match="has no 'ema/3'"),
+    ):
+        checkpointer.restore_params("ema/3")
 
 
 def test_keeps_the_newest(tmp_path):
@@ -187,6 +193,33 @@ def test_a_step_that_is_deleted_while_it_is_read_is_not_damaged(saved, run, monk
         train.load_params(run, step=3)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # TensorStore's, of files that are gone
+def test_reading_beside_a_trainer_that_deletes_what_it_reads(tmp_path, capsys):
+    """Each read is a whole state, that of one step."""
+    _, state, _ = trained()
+    made = lambda step: state._replace(step=jnp.int32(step), params={"w": jnp.full((300, 300), float(step))})  # noqa: E731
+    ended = threading.Event()
+
+    def trainer():
+        with train.Checkpointer(tmp_path, keep=1) as checkpointer:
+            for step in range(2, 14):
+                checkpointer.save(made(step))
+        ended.set()
+
+    with train.Checkpointer(tmp_path, keep=1) as checkpointer:
+        checkpointer.save(made(1))
+    beside = threading.Thread(target=trainer)
+    beside.start()
+    seen = []
+    while not ended.is_set():
+        with train.Checkpointer(tmp_path, read_only=True) as checkpointer:
+            found = checkpointer.restore(made(0))
+        seen.append(int(found.step))
+        assert toy.same(found, made(seen[-1]))
+    beside.join()
+    assert seen == sorted(seen) and len(set(seen)) >= 3 and capsys.readouterr().err == ""
+
+
 def test_a_good_step_is_not_blamed_for_what_the_devices_refuse(run, monkeypatch):
     def refuse(self, folder, wanted):
         raise RuntimeError("out of memory")
@@ -218,7 +251,7 @@ def test_a_full_disk_fails_the_save_and_nothing_else(saved, run, place, monkeypa
         failure = checkpointer.failure()
         assert failure.errno == errno.ENOSPC and checkpointer.failure() is None  # said once
         assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["2", "3"]
-        assert toy.same(checkpointer.restore(like()), saved[1][3])
+        assert checkpointer.latest() == 3 and toy.same(checkpointer.restore(like()), saved[1][3])
         with pytest.raises(OSError, match="No space left"):
             checkpointer.wait()  # as long as no other save has ended well
         monkeypatch.setattr(owner, place, whole)
@@ -226,6 +259,22 @@ def test_a_full_disk_fails_the_save_and_nothing_else(saved, run, place, monkeypa
         checkpointer.wait()
         assert checkpointer.failure() is None
         assert toy.same(checkpointer.restore(like()), state)
+
+
+def test_a_disk_without_room_for_another_step_is_not_filled(saved, run, monkeypatch):
+    state = jax.tree.map(jnp.asarray, saved[1][3])._replace(step=jnp.int32(4))
+    size = sum(path.stat().st_size for path in (run / "checkpoints" / "3").rglob("*") if path.name != "manifest.json"
+               and path.is_file())  # fmt: skip
+    monkeypatch.setattr(arrays.Arrays, "start", lambda *_: pytest.fail("it was begun"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, size - 1))
+    with train.Checkpointer(run) as checkpointer:
+        checkpointer.save(state)
+        with pytest.raises(OSError, match=rf"No space left on device \({size} bytes are needed, {size - 1} are free\)"):
+            checkpointer.wait()
+        monkeypatch.undo()
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, size))
+        checkpointer.save(state)
+    assert toy.same(restore(run, like()), state)
 
 
 def test_what_cannot_be_saved_at_all_is_said_at_once(tmp_path):

@@ -82,7 +82,7 @@ def test_bad_batches_are_left_out_and_training_goes_on(disk, capfd):
 def test_too_many_in_a_row_end_the_run_with_its_last_good_state_saved(tmp_path, where):
     mesh, state, step = toy.new(where)
     disk = Disk(tmp_path)
-    with pytest.raises(NotFinite, match="loss is nan at step 7: the updates of 3 batches.*those of step 4.*smaller"):
+    with pytest.raises(NotFinite, match=r"loss is nan at step 7: the updates of 3 batches.*those of step 4.*smaller"):
         train.fit(step, state, poisoned(2, *range(4, 99)), steps=50, mesh=mesh, checkpointer=disk, max_skipped=3)
     (saved,) = disk.steps()
     assert saved in (7, 8) and int(disk.states[saved].skipped) == saved - 4 + 1 and finite(disk.states[saved])
@@ -94,7 +94,7 @@ def test_a_huge_learning_rate_saves_nothing_that_is_not_finite(disk):
     optimizer = train.adamw(1e39)
     state = train.create(toy.init, optimizer, jax.random.key(0), mesh)
     step = train.make_step(toy.plain_loss, optimizer, key=jax.random.key(0), ema=train.ema.constant(0.9))
-    with pytest.raises(NotFinite, match="the update is not finite.* at step 4: the updates of 4 .*those of step 0"):
+    with pytest.raises(NotFinite, match=r"the update is not finite.* at step 4: the updates of 4 .*those of step 0"):
         train.fit(step, state, toy.batches(), steps=9, mesh=mesh, checkpointer=disk, save_every=1, max_skipped=4)
     assert disk.steps() and all(finite(state) for state in disk.states.values())
     assert toy.same(disk.states[max(disk.steps())].params, before)

@@ -111,13 +111,14 @@ def test_a_run_tells_where_its_time_went(tmp_path):
         wait = staticmethod(lambda: time.sleep(0.07))
 
     events = []
-    counted = train.Goodput(time.monotonic() - 5.0)
-    counted.write = events.append
     began = time.monotonic()
+    counted = train.Goodput(began - 5.0)
+    counted.write = events.append
     preview = lambda state: time.sleep(0.1)  # noqa: E731
-    train.fit(step, state, batches(), steps=20, mesh=mesh, preview=preview, checkpointer=Slow(), goodput=counted)
+    train.fit(step, state, batches(), steps=12, mesh=mesh, preview=preview, checkpointer=Slow(), goodput=counted)
     passed = time.monotonic() - began
     seconds = events[-1]["seconds"]
-    assert events[-1]["step"] == 20 and sum(seconds.values()) == pytest.approx(5.0 + passed, abs=0.1)
+    assert events[-1]["step"] == 12 and 5.8 < sum(seconds.values()) < 5.01 + passed
     assert seconds["start"] >= 5.0 and seconds["preview"] >= 0.1 and seconds["checkpoint"] >= 0.07
-    assert 0.5 < seconds["data"] <= passed and seconds["training"] < passed - 0.17
+    # Five loads while no device works: the first one, and after each of the steps that are waited for.
+    assert 0.24 < seconds["data"] <= passed and seconds["training"] < passed - 0.41

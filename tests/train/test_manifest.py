@@ -285,6 +285,7 @@ def test_several_bad_ones_in_a_row(run, capsys):
     assert len(capsys.readouterr().err.splitlines()) == 4
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # TensorStore's, of damaged files
 def test_large_files_are_hashed_in_blocks_beside_the_reading(run, monkeypatch):
     """Blocks of 1 KB in place of 16 MB: most flips are in files that are read before they are known to be good."""
     monkeypatch.setattr(manifest, "BLOCK", 1024)

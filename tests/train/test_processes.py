@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jax
@@ -168,9 +167,11 @@ def test_a_process_that_fails_or_hangs_ends_the_others(tmp_path, fault):
     statuses, said = run(2, 1, *TRAIN, *knobs, folder=tmp_path)
     assert 0 not in statuses
     if fault == "hang":
-        assert statuses[1] == 75 and "in batches" in said[1]
+        assert statuses[1] == 75 and "in batches" in said[1] and "(waiting for data)" in said[1]
     else:
-        assert statuses[1] == 1 and "KeyError: 'no such image'" in said[1]
+        assert statuses[1] == 1
+        for text in said:
+            assert "jaxdiff: process 1 failed first: KeyError: 'no such image'" in text
 
 
 # A folder that is locked first, in which all are refused, and then another one.
@@ -208,20 +209,3 @@ def test_one_that_is_killed_while_it_saves_ends_the_others_and_a_restart_goes_on
     main(["train", TINY, "--workdir", str(workdir), *knobs])
     assert len(losses(workdir)) == 6
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["4", "6"]
-
-
-@pytest.mark.slow
-def test_sigterm_to_one_process_stops_all_after_the_same_step(tmp_path):
-    workdir = tmp_path / "run"
-    knobs = ("--workdir", str(workdir), "--steps", "100000", "--preview-every", "100000")
-    path = workdir / "metrics.jsonl"
-    with cluster(2, 1, *TRAIN, *knobs, folder=tmp_path) as started:
-        deadline = time.monotonic() + 120
-        while not (path.exists() and path.read_text().count("\n") > 3) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        started[1].send_signal(signal.SIGTERM)
-        statuses = [process.wait(timeout=120) for process in started]
-    assert statuses == [75, 75]
-    (saved,) = (int(folder.name) for folder in (workdir / "checkpoints").iterdir())
-    assert 3 < saved == len(losses(workdir)) < 100_000
-    assert f"stopped by a signal after step {saved} of 100000; saved step {saved}" in (tmp_path / "0.log").read_text()

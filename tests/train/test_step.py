@@ -164,7 +164,9 @@ def test_averages_count_the_updates_that_were_made():
     mesh = toy.mesh("one")
     decay = lambda made: jnp.where(made == 2, 0.0, 0.5)  # noqa: E731
     state = train.create(lambda key: {"w": jnp.zeros(())}, toy.SGD, jax.random.key(0), mesh)
-    step = train.make_step(lambda params, key, batch: (batch["x"][0] * params["w"], {}), toy.SGD, key=jax.random.key(0), ema=decay)
+    step = train.make_step(
+        lambda params, key, batch: (batch["x"][0] * params["w"], {}), toy.SGD, key=jax.random.key(0), ema=decay
+    )
     averages = []
     for slope in (-10.0, jnp.inf, -10.0, -10.0):
         state, _ = step(state, {"x": jnp.full((1,), slope)})

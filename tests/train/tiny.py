@@ -39,6 +39,7 @@ def experiment(
     preview_every: int = 2,
     fault: str = "",
     drawn: bool = False,
+    per_dispatch: int = 1,
 ) -> Experiment:
     """Flow matching of noise.
 
@@ -50,6 +51,7 @@ def experiment(
         preview_every: steps between two previews.
         fault: what process 1 does before its third batch, "raise" or "hang"; or, "kill", while step 4 is saved.
         drawn: the preview is drawn by the experiment.
+        per_dispatch: updates in a call of the step.
     """
     rng = np.random.default_rng(7)
     images = data.ArraySource(rng.integers(0, 256, (40, SIDE, SIDE, 1), dtype=np.uint8), np.arange(40) % 4, 4)
@@ -96,4 +98,5 @@ def experiment(
         preview=8,
         num_classes=4,
         draw=draw if drawn else None,
+        per_dispatch=per_dispatch,
     )

@@ -1,0 +1,61 @@
+"""Signals and losses of single processes of a run: all stop after the same step, nobody waits for ever."""
+
+import json
+import signal
+import time
+
+import numpy as np
+import pytest
+from train.test_processes import TRAIN, cluster
+
+LONG = ("--steps", "100000", "--preview-every", "100000", "--per-dispatch", "2")
+
+
+def steps(workdir):
+    path = workdir / "metrics.jsonl"
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def trains(workdir, beyond):
+    """Wait until steps beyond a number are done."""
+    deadline = time.monotonic() + 240
+    while not any(step > beyond for step in steps(workdir)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert steps(workdir)[-1] > beyond
+
+
+def ends(process):
+    return process.wait(timeout=240)
+
+
+@pytest.mark.slow
+def test_one_of_two_is_signalled_dies_or_is_stopped(tmp_path):
+    """Each start goes on from the step that both have saved; two updates a dispatch, so that no odd step is one."""
+    workdir, last = tmp_path / "run", 0
+    start = lambda *more: cluster(2, 1, *TRAIN, "--workdir", str(workdir), *LONG, *more, folder=tmp_path)  # noqa: E731
+    for signalled, number in ((1, signal.SIGTERM), (0, signal.SIGINT)):
+        with start() as started:
+            trains(workdir, last + 3)
+            started[signalled].send_signal(number)
+            assert [ends(process) for process in started] == [75, 75]
+        saved = max(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal())
+        assert steps(workdir) == list(range(1, saved + 1)) and last < saved < 100_000
+        assert f"stopped by a signal after step {saved} of 100000; saved step {saved}" in said(tmp_path, 0)
+        last = saved
+    # The coordinator dies: the other one notices, and what is saved stays.
+    with start() as started:
+        trains(workdir, last + 3)
+        started[0].kill()
+        assert ends(started[1]) not in (0, 75)
+    # A process that is stopped does no harm to the others' wait: it is over after their patience.
+    with start("--patience", "2") as started:
+        trains(workdir, last + 3)
+        assert f"step {last} of 100000" in said(tmp_path, 0)
+        started[1].send_signal(signal.SIGSTOP)
+        assert ends(started[0]) == 75
+    assert "process 0 has come no further for 2 s (waiting for the devices)" in said(tmp_path, 0)
+    assert np.all(np.diff(steps(workdir)) == 1)
+
+
+def said(folder, rank):
+    return (folder / f"{rank}.log").read_text()
