@@ -141,10 +141,13 @@ def damage(run):
 
 
 def full_disk(run):
-    """No file gets longer than the log will be meanwhile: checkpoints fail."""
+    """No file gets longer than the log will be meanwhile, until a checkpoint has failed."""
+    failures = lambda: run.log.read_text().count("was not saved")  # noqa: E731
+    before, deadline = failures(), time.monotonic() + 60
     limits = resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE)
     resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE, (run.trained() + 200_000, limits[1]))
-    time.sleep(run.rng.uniform(3, 8))
+    while failures() == before and time.monotonic() < deadline and run.process.poll() is None:
+        time.sleep(0.2)
     if run.process.poll() is None:
         resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE, limits)
 
