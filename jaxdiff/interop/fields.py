@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from jaxdiff.schema import FLAG, WORD, Kind, each, either, number, optional, whole
+from jaxdiff.schema import FLAG, WORD, Kind, choice, each, either, number, optional, whole
 
 __all__ = ["COUNT", "DEPTH", "FIELDS", "PER_LEVEL", "SIDE", "SIZE", "SIZES", "check_layers"]
 
@@ -66,7 +66,8 @@ FIELDS: dict[str, Kind] = {
         "addition_embed_type_num_heads channel_mult_emb channel_mult_noise norm_num_groups num_attention_heads "
         "num_heads patch_size relative_attention_num_buckets type_vocab_size",
     ),
-    **_named(whole(-1, 2**20), "num_head_channels num_heads_upsample num_classes"),
+    **_named(whole(-1, 2**20), "num_classes"),
+    **_named(either(choice(-1), SIZE), "num_head_channels"),  # -1: as many as make the heads that are given
     **_named(LAYERS, " ".join(ROWS)),
     **_named(DEPTH, " ".join(BLOCKS)),
     **_named(NESTED, "transformer_layers_per_block"),
