@@ -57,8 +57,7 @@ def unet_2d_condition(config: Mapping[str, Any], dtype: Any) -> Architecture:
     c.only("conv_in_kernel", 3)
     c.only("conv_out_kernel", 3)
     c.only("attention_type", "default", None)
-    c.take("sample_size", None)  # and what follows: other parts of a pipeline ask for them
-    c.take("addition_time_embed_dim", None)
+    c.take("sample_size", None)  # which a pipeline asks for
     center = c.take("center_input_sample", False)
     down, count = names(c, "down_block_types", (*(CROSS[0],) * 3, PLAIN[0])), len(_widths(c))
     up = names(c, "up_block_types", (PLAIN[1], *(CROSS[1],) * 3))
@@ -122,6 +121,7 @@ def control_config(config: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
 def _conditional(c: Fields) -> dict[str, Any]:
     """What all conditional U-Nets and ControlNets share."""
     c.skip("upcast_attention", "_class_name")
+    c.take("addition_time_embed_dim", None)  # which a pipeline asks for
     act = c.take("act_fn", "silu")
     bottom = c.only("mid_block_type", *BOTTOM)
     widths = _widths(c)
