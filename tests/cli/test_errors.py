@@ -14,6 +14,7 @@ from jaxdiff.cli import main
 from jaxdiff.cli.errors import sentence
 from jaxdiff.cli.images import grid
 from jaxdiff.experiment import UserError, numbered_keys
+from jaxdiff.faults import DAMAGE, MISTAKE
 from jaxdiff.networks import lora
 
 
@@ -64,10 +65,10 @@ def test_what_the_file_system_refuses_is_a_sentence(tmp_path):
     assert sentence(OSError("of a library")) is None
 
 
-def fails(capsys, *args: str) -> str:
+def fails(capsys, *args: str, status: int = MISTAKE) -> str:
     with pytest.raises(SystemExit) as stop:
         main(list(args))
-    assert stop.value.code == 2
+    assert stop.value.code == status
     return capsys.readouterr().err
 
 
@@ -106,11 +107,12 @@ def test_runs_that_do_not_fit_their_knobs(tmp_path, capsys):
     for text, words in (
         (json.dumps({"lr": 1}), "unexpected keyword argument 'lr'"),
         (json.dumps({"steps": 1}), "must return an Experiment"),
-        ("[1]", "must hold names and values"),
+        ("[1]", "must hold an object"),
         ("{", "is damaged"),
     ):
         (tmp_path / "run.json").write_text(text)
-        assert words in fails(capsys, "sample", str(tmp_path))
+        status = DAMAGE if text in ("[1]", "{") else MISTAKE
+        assert words in fails(capsys, "sample", str(tmp_path), status=status)
 
 
 def test_patterns_that_are_none():

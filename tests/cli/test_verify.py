@@ -20,7 +20,7 @@ def saved(tmp_path_factory):
     (run / "experiment.py").write_text("def experiment(lr: float = 0.1, steps: int = 30):\n    ...\n")
     (run / "metrics.jsonl").write_text("".join(json.dumps({"step": i, "loss": 1 / i}) + "\n" for i in range(1, 31)))
     average = ({"w": jnp.arange(12.0)},)
-    state = train.TrainState(jnp.int32(0), {"w": jnp.arange(12.0)}, average, {})
+    state = train.TrainState(jnp.int32(0), {"w": jnp.arange(12.0)}, average, {}, jnp.int32(0))
     with train.Checkpointer(run, keep=3) as checkpointer, train.Snapshots(run) as snapshots:
         for step in (10, 20, 30):
             checkpointer.save(state._replace(step=jnp.int32(step)))
@@ -88,9 +88,9 @@ def test_every_file_counts(run, capsys):
 @pytest.mark.parametrize(
     ("name", "content", "why"),
     [
-        ("run.json", b"[]", "it must hold names and values"),
+        ("run.json", b"[]", "must hold an object"),
         ("run.json", b'{"lr": ', "is damaged"),
-        ("run.json", b"\xff\xfe", "it is not text"),
+        ("run.json", b"\xff\xfe", "is no JSON"),
         ("run.json", b"[" * 100_000, "is damaged: "),
         ("experiment.py", b"def experiment(:\n", "is no Python program"),
         ("experiment.py", b"a = 1\0\n", "is no Python program"),

@@ -29,7 +29,7 @@ def state(step):
     for number in range(step):
         w = np.roll(w, 1, axis=0) * np.float32(0.99) + np.float32(number)
     arrays = {"w": w, "b": w[0] - w[1]}
-    return train.TrainState(np.int32(step), arrays, {"w": w / 2, "b": w[3]}, {"count": np.int32(step)})
+    return train.TrainState(np.int32(step), arrays, {"w": w / 2, "b": w[3]}, {"count": np.int32(step)}, np.int32(0))
 
 
 def on_device(tree):
@@ -156,7 +156,7 @@ def train_on(say, run, steps, at):
             step, w = int(now.step) + 1, np.asarray(now.params["w"])
             w = np.roll(w, 1, axis=0) * np.float32(0.99) + np.float32(step - 1)
             now = on_device(train.TrainState(np.int32(step), {"w": w, "b": w[0] - w[1]}, {"w": w / 2, "b": w[3]},
-                                             {"count": np.int32(step)}))  # fmt: skip
+                                             {"count": np.int32(step)}, np.int32(0)))  # fmt: skip
             if step % 2 == 0:
                 checkpointer.save(now)
         checkpointer.wait()

@@ -22,7 +22,9 @@ def state(seed, step):
     rng = np.random.default_rng(seed)
     draw = lambda *shape: jnp.asarray(rng.standard_normal(shape, dtype=np.float32))  # noqa: E731
     params = {"a": draw(16, 64), "b": draw(16, 64), "half": draw(3, 5).astype(jnp.bfloat16), "flags": draw(7) > 0}
-    return train.TrainState(jnp.int32(step), params, jax.tree.map(jnp.zeros_like, params), {"count": jnp.int32(step)})
+    return train.TrainState(
+        jnp.int32(step), params, jax.tree.map(jnp.zeros_like, params), {"count": jnp.int32(step)}, jnp.int32(0)
+    )
 
 
 STATES = {1: state(1, 1), 2: state(2, 2)}

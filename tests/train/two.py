@@ -27,7 +27,7 @@ def state(step):
         return jax.make_array_from_callback(x.shape, NamedSharding(MESH, where), lambda index: x[index])
 
     params = {name: lay(x.astype(np.float32), PLACES[name]) for name, x in values.items()}
-    return train.TrainState(lay(np.int32(step), PartitionSpec()), params, {}, {})
+    return train.TrainState(lay(np.int32(step), PartitionSpec()), params, {}, {}, lay(np.int32(0), PartitionSpec()))
 
 
 def same(a, b):
