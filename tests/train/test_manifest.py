@@ -332,7 +332,7 @@ def test_what_the_manifest_says(saved):
     assert said["step"] == 2
     assert said["arrays"]["params/half"] == {"shape": [3, 5], "dtype": "bfloat16"}
     assert said["arrays"]["params/flags"] == {"shape": [7], "dtype": "bool"}
-    assert said["arrays"].keys() == {"step", "opt/count"} | {f"{tree}/{name}" for tree in ("params", "ema")
+    assert said["arrays"].keys() == {"step", "skipped", "opt/count"} | {f"{tree}/{name}" for tree in ("params", "ema")
                                                             for name in STATES[2].params}  # fmt: skip
     listed = {path.relative_to(newest(saved)).as_posix(): path.stat().st_size for path in files(saved)}
     del listed["manifest.json"]
