@@ -68,7 +68,7 @@ def test_a_good_run(run, capsys):
     assert all(row.startswith("good ") for row in rows.values())
     assert rows["metrics.jsonl"].split(maxsplit=1)[1] == "30 lines" and "2 knobs" in rows["run.json"]
     size = sum(path.stat().st_size for path in (run / "checkpoints" / "30" / "state").rglob("*") if path.is_file())
-    assert f"3 arrays, {size / 1e6:,.1f} MB" in rows["checkpoints/30"]
+    assert f"4 arrays, {size / 1e6:,.1f} MB" in rows["checkpoints/30"]
 
 
 def test_every_file_counts(run, capsys):
