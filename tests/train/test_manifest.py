@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import xxhash
 from train import toy
 
 from jaxdiff import faults, train
@@ -288,9 +289,9 @@ def test_several_bad_ones_in_a_row(run, capsys):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # TensorStore's, of damaged files
-def test_large_files_are_hashed_in_blocks_beside_the_reading(run, monkeypatch):
-    """Blocks of 1 KB in place of 16 MB: most flips are in files that are read before they are known to be good."""
-    monkeypatch.setattr(manifest, "BLOCK", 1024)
+def test_large_files_are_hashed_beside_the_reading(run, monkeypatch):
+    """Large is 1 KB in place of 16 MB: most flips are in files that are read before they are known to be good."""
+    monkeypatch.setattr(manifest, "LARGE", 1024)
     monkeypatch.setattr(manifest, "_READ", 256)
     with train.Checkpointer(run) as checkpointer:
         checkpointer.save(state(3, 3))
@@ -308,23 +309,20 @@ def test_large_files_are_hashed_in_blocks_beside_the_reading(run, monkeypatch):
             path.write_bytes(whole)
         largest = max(large, key=lambda path: path.stat().st_size)
         whole = largest.read_bytes()
-        for start in (0, 1024):  # blocks exchanged
+        for start in (0, 1024):  # parts exchanged
             blocks = whole[start + 1024 : start + 2048] + whole[start : start + 1024]
             largest.write_bytes(whole[:start] + blocks + whole[start + 2048 :])
             with pytest.raises(faults.Damaged, match="has changed"):
                 checkpointer.restore(STATES[2], step=3)
 
 
-def test_the_hash_is_of_the_blocks_hashes(tmp_path):
-    """By hand, of sizes about a block's."""
-    import hashlib
-
-    for size in (0, 1, manifest.BLOCK - 1, manifest.BLOCK, manifest.BLOCK + 1):
-        (tmp_path / "x").write_bytes(np.random.default_rng(size).bytes(size))
-        whole = (tmp_path / "x").read_bytes()
-        blocks = [whole[i : i + manifest.BLOCK] for i in range(0, size, manifest.BLOCK)]
-        expected = hashlib.sha256(b"".join(hashlib.sha256(block).digest() for block in blocks)).hexdigest()
-        assert manifest.seal(tmp_path, ["x"]) == {"x": (size, expected)}
+def test_the_hash_is_xxh3_of_the_whole_file(tmp_path):
+    """By XXH3's published value for nothing, and for more than is read at a time by the library itself."""
+    (tmp_path / "x").write_bytes(b"")
+    assert manifest.seal(tmp_path, ["x"]) == {"x": (0, "99aa06d3014798d86001c324468d497f")}
+    whole = np.random.default_rng(0).bytes(2**20 + 1)
+    (tmp_path / "x").write_bytes(whole)
+    assert manifest.seal(tmp_path, ["x"]) == {"x": (len(whole), xxhash.xxh3_128_hexdigest(whole))}
 
 
 def test_what_the_manifest_says(saved):
@@ -347,16 +345,16 @@ def test_a_disk_that_cannot_be_read_for_a_while_is_no_damage(run, monkeypatch):
     """A server that is away says nothing of a file; an unreadable sector does."""
     import errno
 
-    read = os.preadv
+    read = os.readv
     for number, damage in [(errno.ESTALE, False), (errno.EACCES, False), (errno.EIO, True)]:
 
         def failing(*arguments, number=number):
             raise OSError(number, os.strerror(number))
 
-        monkeypatch.setattr(os, "preadv", failing)
+        monkeypatch.setattr(os, "readv", failing)
         with train.Checkpointer(run, read_only=True) as checkpointer:
             with pytest.raises(faults.Damaged if damage else OSError) as caught:
                 checkpointer.restore(STATES[2], step=2)
             assert damage or caught.value.errno == number
-        monkeypatch.setattr(os, "preadv", read)
+        monkeypatch.setattr(os, "readv", read)
     assert not refused(run)
