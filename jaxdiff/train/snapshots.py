@@ -20,12 +20,12 @@ FOLDER = "snapshots"
 class Snapshot(NamedTuple):
     """What is kept of a state."""
 
-    step: jax.Array
+    step: jax.Array  # updates made so far
     ema: tuple[Any, ...]
 
 
 class Snapshots:
-    """Saves a run's averages under `workdir/snapshots/STEP`, in the background, for good."""
+    """Saves a run's averages under `workdir/snapshots/UPDATES`, in the background, for good."""
 
     def __init__(self, workdir: str | os.PathLike[str], *, read_only: bool = False):
         """Open a run's snapshots.
@@ -47,9 +47,10 @@ class Snapshots:
         failure = self._store.failure()
         if failure is not None and jax.process_index() == 0:
             print(f"jaxdiff: a snapshot was not saved: {failure}", file=sys.stderr)
-        if int(state.step) not in self._store.steps():
+        made = state.step - state.skipped  # what the averages count
+        if int(made) not in self._store.steps():
             several = state.ema if isinstance(state.ema, tuple) else (state.ema,)
-            self._store.save(Snapshot(state.step, several))
+            self._store.save(Snapshot(made, several))
 
     def reconstruct(
         self, decays: averages.Decays, std: float, *, step: int | None = None, mesh: Mesh | None = None
@@ -61,7 +62,7 @@ class Snapshots:
         Args:
             decays: what the run tracked, from `ema.power` all of them.
             std: of the average wanted, see `ema.power`.
-            step: of which snapshot, the end of the average; None is the last.
+            step: of which snapshot, the end of the average, in updates; None is the last.
             mesh: where the parameters shall lie; None is the default device.
 
         Returns:

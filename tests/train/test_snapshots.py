@@ -28,11 +28,13 @@ def run(tmp_path_factory):
     make = lambda key: {"a": {"kernel": jnp.zeros((64, 128))}}  # noqa: E731
     state = train.create(make, toy.SGD, jax.random.key(0), mesh, ema=DECAYS)
     advance = jax.jit(lambda state, params: state._replace(
-        step=state.step + 1, ema=train.ema.track(state.ema, params, DECAYS, state.step)
+        step=state.step + 1, ema=train.ema.track(state.ema, params, DECAYS, state.step - state.skipped)
     ))  # fmt: skip
     with train.Snapshots(workdir) as snapshots:
         for number, values in enumerate(PATH):
             state = advance(state, {"a": {"kernel": values}})
+            if number == 9:  # a batch whose update was not made
+                state = state._replace(step=state.step + 1, skipped=state.skipped + 1)
             if (number + 1) % EVERY == 0:
                 snapshots.save(state)
         snapshots.save(state._replace(ema=jax.tree.map(jnp.zeros_like, state.ema)))  # again: the first one stays
