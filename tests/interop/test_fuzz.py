@@ -12,6 +12,7 @@ import pytest
 import safetensors.numpy  # noqa: F401
 from interop.fuzz_kinds import KINDS
 from interop.fuzzing import guarded, outcome, run
+from jax.experimental.compilation_cache import compilation_cache
 
 tokenizers = pytest.importorskip("tokenizers")
 
@@ -26,8 +27,14 @@ NEVER = {"bombs", "exports"}  # in which no mutation leaves a file that is read
 
 @pytest.fixture(autouse=True)
 def begun():
-    """What starts threads and takes memory once a process."""
+    """What starts threads and takes memory once a process; and compiled programs are not kept, which writes files."""
+    kept = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # it asks once
     jax.block_until_ready(jax.numpy.ones(3) + 1)
+    yield
+    jax.config.update("jax_enable_compilation_cache", kept)
+    compilation_cache.reset_cache()
 
 
 def fuzzed(kind, count, seed, folder):
