@@ -45,7 +45,7 @@ def command(
     platforms: str = "cpu,cuda,tpu",
     trust: bool = False,
 ) -> None:
-    """Write a run's sampler as one program for any batch size; five lines with nothing but JAX load and run it.
+    """Write a run's sampler as one program for any batch size; six lines with nothing but JAX load and run it.
 
     Args:
         run: the run's folder.

@@ -23,7 +23,8 @@ SIZES, LEVELS = each(SIZE, 16), each(WORD, 16)  # by level of resolution
 NONE_OR_MORE = whole(0, 2**20)
 TIMES = whole(1, 100_000)  # of a schedule, of a text
 PER_LEVEL = {kind: either(kind, each(kind, 16)) for kind in (SIZE, COUNT, DEPTH)}
-NESTED = either(DEPTH, each(either(DEPTH, each(DEPTH, 100)), 16))
+DEPTHS = whole(0, 100)  # of a block that may be left out
+NESTED = either(DEPTHS, each(either(DEPTHS, each(DEPTHS, 100)), 16))
 
 # Layers of which each has tensors of its own; those of the second set are counted for each level of resolution.
 ROWS = {"depth", "num_hidden_layers", "num_layers", "num_single_layers"}

@@ -1,4 +1,4 @@
-"""A run's sampler as a file: the five lines of the documentation, with nothing but JAX, draw what `sampler` draws."""
+"""A run's sampler as a file: the six lines of the documentation, with nothing but JAX, draw what `sampler` draws."""
 
 import hashlib
 import os
@@ -112,8 +112,8 @@ def untrained(workdir: Path, path: Path, **knobs) -> None:
 
 
 @pytest.mark.slow
-def test_five_lines_with_nothing_but_jax(tmp_path):
-    assert len(LINES.replace("\n\n", "\n").splitlines()) == 5
+def test_six_lines_with_nothing_but_jax(tmp_path):
+    assert len(LINES.replace("\n\n", "\n").splitlines()) == 6
     run, file = tmp_path / "run", tmp_path / "sampler.jaxdiff"
     untrained(run, ROOT / "experiments" / "fashion.py", width=8)
     main(["export", str(run), "--steps", "2", "--out", str(file)])

@@ -69,7 +69,7 @@ def cluster(count, devices, *arguments, told=by_hand, folder):
     with socket.socket() as opened:
         opened.bind(("localhost", 0))
         port = opened.getsockname()[1]
-    own = {"XLA_FLAGS": f"{FLAGS}={devices}", "JAX_PLATFORMS": "cpu", "NPROC": "32"}
+    own = {"XLA_FLAGS": f"{FLAGS}={devices}", "JAX_PLATFORMS": "cpu", "NPROC": "32", "PYTHONUNBUFFERED": "1"}
     started = []
     try:
         for rank in range(count):
