@@ -30,7 +30,7 @@ def state(megabytes: float) -> train.TrainState:
     tree = lambda: {  # noqa: E731
         f"{i}/{j}": rng.standard_normal(s, np.float32) for i in range(count) for j, s in enumerate(shapes)
     }
-    arrays = train.TrainState(np.int32(1), tree(), tree(), {"mu": tree(), "nu": tree()})
+    arrays = train.TrainState(np.int32(1), tree(), tree(), {"mu": tree(), "nu": tree()}, np.int32(0))
     return jax.tree.map(jax.device_put, arrays)
 
 
