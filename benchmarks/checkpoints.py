@@ -15,9 +15,9 @@ import jax
 import numpy as np
 
 from jaxdiff import train
-from jaxdiff.train import flat, manifest
-from jaxdiff.train.arrays import Arrays
-from jaxdiff.train.saving import STATE
+from jaxdiff.train.checkpoint import flat, manifest
+from jaxdiff.train.checkpoint.arrays import Arrays
+from jaxdiff.train.checkpoint.saving import STATE
 
 TURNS = 3
 

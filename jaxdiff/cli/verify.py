@@ -13,8 +13,7 @@ import tyro
 from jaxdiff.faults import Damaged
 from jaxdiff.messages import listed
 from jaxdiff.script import SOURCE
-from jaxdiff.train import manifest, steps
-from jaxdiff.train.checkpoint import FOLDER
+from jaxdiff.train.checkpoint import FOLDER, manifest, steps
 from jaxdiff.train.knobs import KNOBS, read_knobs
 from jaxdiff.train.snapshots import FOLDER as SNAPSHOTS
 

@@ -23,7 +23,7 @@ import jax.numpy as jnp, numpy as np
 import jaxdiff as jd
 from jaxdiff import train
 from jaxdiff.experiment import Experiment
-from jaxdiff.train.saving import Saving
+from jaxdiff.train.checkpoint.saving import Saving
 
 def here(where):
     if os.environ.get("AT") == where:
@@ -169,7 +169,7 @@ def test_a_disk_that_stays_full_ends_with_5(script, tmp_path, monkeypatch, capfd
     def stays_full(*_):
         raise full
 
-    monkeypatch.setattr("jaxdiff.train.saving.Saving._write", stays_full)
+    monkeypatch.setattr("jaxdiff.train.checkpoint.saving.Saving._write", stays_full)
     assert status("train", script, "--workdir", tmp_path / "run") == 5
     said = capfd.readouterr().err
     assert "training goes on" in said and said.endswith("jaxdiff: No space left on device\n")

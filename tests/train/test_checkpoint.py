@@ -10,7 +10,7 @@ import pytest
 from train import toy
 
 from jaxdiff import faults, train
-from jaxdiff.train import arrays, manifest, steps
+from jaxdiff.train.checkpoint import arrays, manifest, steps
 
 
 def trained(where="one", steps=2):

@@ -13,7 +13,7 @@ import xxhash
 from train import toy
 
 from jaxdiff import faults, train
-from jaxdiff.train import manifest, steps
+from jaxdiff.train.checkpoint import manifest, steps
 
 FLIPS = 200
 

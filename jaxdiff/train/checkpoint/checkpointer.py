@@ -18,10 +18,10 @@ from jax.sharding import Mesh
 from jaxdiff.faults import Damaged
 from jaxdiff.messages import listed
 from jaxdiff.sharding import shard_params
-from jaxdiff.train import flat, steps, together
-from jaxdiff.train.arrays import Arrays
-from jaxdiff.train.reading import Choose, Described, read
-from jaxdiff.train.saving import Saving
+from jaxdiff.train.checkpoint import flat, steps, together
+from jaxdiff.train.checkpoint.arrays import Arrays
+from jaxdiff.train.checkpoint.reading import Choose, Described, read
+from jaxdiff.train.checkpoint.saving import Saving
 
 FOLDER = "checkpoints"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jaxdiff import storage
 from jaxdiff.faults import Damaged
-from jaxdiff.train import manifest
+from jaxdiff.train.checkpoint import manifest
 
 # Names of what is being made or removed. A process that dies leaves them; nothing reads them.
 _SAVING, _DELETING = ".saving-", ".deleting-"

@@ -15,8 +15,8 @@ from typing import Any
 
 import jax
 
-from jaxdiff.train import manifest, steps, together
-from jaxdiff.train.arrays import Arrays, own_part, storage_error
+from jaxdiff.train.checkpoint import manifest, steps, together
+from jaxdiff.train.checkpoint.arrays import Arrays, own_part, storage_error
 
 STATE = "state"  # the arrays' folder in a step's
 

@@ -11,9 +11,9 @@ import jax
 
 from jaxdiff.faults import Damaged
 from jaxdiff.messages import listed
-from jaxdiff.train import manifest, steps, together
-from jaxdiff.train.arrays import Arrays
-from jaxdiff.train.saving import STATE
+from jaxdiff.train.checkpoint import manifest, steps, together
+from jaxdiff.train.checkpoint.arrays import Arrays
+from jaxdiff.train.checkpoint.saving import STATE
 
 Described = dict[str, jax.ShapeDtypeStruct]
 # (the step's folder, what it holds) -> what to read of that, with shardings
