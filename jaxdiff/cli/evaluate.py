@@ -51,7 +51,7 @@ def command(
         batch: samples at a time.
         params: averaged or last parameters.
         mesh: devices as data=4,fsdp=2; data takes those that are left.
-        trust: execute the run's experiment though others may have written it.
+        trust: execute the run's program, whoever wrote it.
     """
     for name in ("eval.json", "judge.npz"):
         try_file(run / name, "a run's")

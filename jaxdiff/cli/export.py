@@ -57,7 +57,7 @@ def command(
         weights: inside the file, or an argument of the program and in a file .npz beside it.
         dtype: in which the network computes: float32, or bfloat16 as on an accelerator.
         platforms: where the program runs, of cpu, cuda, rocm and tpu.
-        trust: execute the run's experiment though others may have written it.
+        trust: execute the run's program, whoever wrote it.
     """
     out = run / "sampler.jaxdiff" if out is None else out
     names = platforms.split(",")

@@ -58,7 +58,7 @@ def command(
         label: class of all pictures; by default they take turns.
         guidance: guidance scale, 1 is off; by default the experiment's, or the network's usual one.
         solver: one of jaxdiff.solvers, or FILE.py:NAME; of a prompt a scheduler such as EulerDiscreteScheduler.
-        steps: number of steps; by default the experiment's, or the usual one.
+        steps: number of steps; by default the run's or the usual one.
         seed: picture i depends on the seed and i alone.
         batch: pictures at a time; by default as in the run's previews, 4 of a prompt.
         params: averaged or last parameters; by default the average.
@@ -71,7 +71,7 @@ def command(
         base: directory with what a file lacks.
         variant: weights' variant, such as fp16.
         mesh: devices as data=4,fsdp=2,sequence=2; data takes those that are left.
-        trust: execute the run's experiment though others may have written it.
+        trust: execute the run's program, whoever wrote it.
     """
     of_prompt, where = is_pipeline(run), parse_mesh(mesh)
     out = (Path(f"samples-{seed}") if of_prompt else run / f"samples-{seed}.png") if out is None else out

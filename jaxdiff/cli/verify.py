@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -15,9 +14,9 @@ from jaxdiff.messages import listed
 from jaxdiff.script import SOURCE
 from jaxdiff.train.checkpoint import FOLDER, manifest, steps
 from jaxdiff.train.knobs import KNOBS, read_knobs
+from jaxdiff.train.log import METRICS, parsed
 from jaxdiff.train.snapshots import FOLDER as SNAPSHOTS
 
-METRICS = "metrics.jsonl"
 GOOD, DAMAGED, ASIDE, IGNORED = "good", "DAMAGED", "set aside", "ignored"
 
 
@@ -110,16 +109,8 @@ def _log(path: Path) -> str:
     with path.open("rb") as file:
         for count, line in enumerate(file, 1):
             whole = line.endswith(b"\n")
-            if whole and not _record(line):
+            if whole and parsed(line) is None:
                 bad.append(count)
     if bad:
         raise Damaged(f"{'line' if len(bad) == 1 else 'lines'} {listed(map(str, bad), limit=5)} of {count}: no step")
     return f"{count:,} lines" + ("" if whole else ", the last one unfinished: training drops it")
-
-
-def _record(line: bytes) -> bool:
-    try:
-        step = json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return False
-    return isinstance(step, int) and not isinstance(step, bool)

@@ -11,6 +11,8 @@ import jax
 
 from jaxdiff.train.state import TrainState
 
+# Of many processes each look for a failure is a message; all of them look after as many steps.
+LOOK = 50
 # Seconds until a save that has failed is tried again; twice as many after each further failure.
 PAUSE = 60.0
 
@@ -40,13 +42,15 @@ class Keeper:
         """
         self.store, self._every, self._say = store, every, say
         self._step: int | None = start  # of the newest state that is saved, as far as is known
-        self._pause, self._again = PAUSE, float("inf")
+        self._pause, self._again, self._asked = PAUSE, float("inf"), 0
 
     def due(self, done: int) -> bool:
         """Whether to save the state after this step."""
         if self.store is None:
             return False
-        self._look(self.store)
+        self._asked += 1
+        if jax.process_count() == 1 or self._asked % LOOK == 0:
+            self._look(self.store)
         # By the clock only where there is nobody who would have to save the same step.
         soon = jax.process_count() == 1 and time.monotonic() >= self._again
         return done % self._every == 0 or soon

@@ -103,7 +103,7 @@ def read_lines(path: Path, tail: int | None = None) -> tuple[list[Record], int]:
             lines = file.read().splitlines()[bool(skipped) :]  # the first may be half of one
     except FileNotFoundError:
         return [], 0
-    records = [record for line in lines if (record := _parsed(line)) is not None]
+    records = [record for line in lines if (record := parsed(line)) is not None]
     return records, len(lines) - len(records)
 
 
@@ -122,7 +122,8 @@ def _text(records: Iterable[Record]) -> str:
     return "".join(json.dumps(_strict(record)) + "\n" for record in records)
 
 
-def _parsed(line: bytes) -> Record | None:
+def parsed(line: bytes) -> Record | None:
+    """Return the record that a line holds, or None if it is damaged."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):  # no JSON, or no UTF-8

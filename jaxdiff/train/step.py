@@ -11,6 +11,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxdiff import sharding
 from jaxdiff.sharding import BATCH_AXES, batch_parts, on
 from jaxdiff.train import ema as averages
 from jaxdiff.train.state import TrainState
@@ -92,7 +93,11 @@ def make_step(
 def _finite(tree: Any) -> jax.Array:
     """Whether every number of a tree is finite: 0 times a number is 0, of NaN and infinity NaN."""
     floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
-    return jnp.isfinite(sum(jnp.sum(0 * x, dtype=jnp.float32) for x in floats))
+    # Small arrays, which every device has whole, as one: a sum for each took as long to compile as all else in a step.
+    small = [x.astype(jnp.float32).ravel() for x in floats if x.size < sharding.SMALL]
+    large = [x for x in floats if x.size >= sharding.SMALL]
+    parts = [*large, jnp.concatenate(small)] if small else large
+    return jnp.isfinite(sum(jnp.sum(0 * x, dtype=jnp.float32) for x in parts))
 
 
 def _accumulated(

@@ -250,18 +250,27 @@ def catches(pid: int) -> bool:
     return bool(int(line.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
 
 
+# By the main thread, or by the one that watches where that comes to no Python or loses the exception in a callback.
+NOTHING = (
+    "stopped by SIGTERM: there was nothing to save, and nothing was lost",
+    "ends at once: there is nothing to save, and nothing was lost",
+)
+
+
 @pytest.mark.slow
 def test_sigterm_during_imports_and_within_the_compiler(script, tmp_path):
     """Of which the second runs no Python for a minute."""
     with Program(script, tmp_path / "a") as program:
         program.until(lambda said: catches(program.process.pid))
         program.signal(signal.SIGTERM)
-        assert "nothing was lost" in program.ends(within=20)
+        said = program.ends(within=20)
+        assert any(text in said for text in NOTHING)
     with Program(script, tmp_path / "b", STOP="compile") as program:
         program.until(lambda said: "at compile" in said)
         time.sleep(8)  # its gradient is traced first
         program.signal(signal.SIGTERM)
-        assert "nothing was lost" in program.ends(within=15)
+        said = program.ends(within=15)
+        assert any(text in said for text in NOTHING)
 
 
 @pytest.mark.slow
