@@ -298,7 +298,7 @@ def test_large_files_are_hashed_beside_the_reading(run, monkeypatch):
     folder = run / "checkpoints" / "3"
     listed = manifest.read(folder).files
     large = [folder / name for name in sorted(listed.keys() - manifest.small(listed))]
-    assert large and max(file.size for file in listed.values()) > 7 * 1024
+    assert any("/d/" in str(path) for path in large)  # the arrays; how many files they are in depends on the clock
     with train.Checkpointer(run, read_only=True) as checkpointer:
         assert toy.same(checkpointer.restore(STATES[2], step=3), state(3, 3))
         rng = np.random.default_rng(0)
@@ -309,9 +309,10 @@ def test_large_files_are_hashed_beside_the_reading(run, monkeypatch):
             path.write_bytes(whole)
         largest = max(large, key=lambda path: path.stat().st_size)
         whole = largest.read_bytes()
-        for start in (0, 1024):  # parts exchanged
-            blocks = whole[start + 1024 : start + 2048] + whole[start : start + 1024]
-            largest.write_bytes(whole[:start] + blocks + whole[start + 2048 :])
+        third = len(whole) // 3
+        for start in (0, third):  # parts exchanged
+            parts = whole[start + third : start + 2 * third] + whole[start : start + third]
+            largest.write_bytes(whole[:start] + parts + whole[start + 2 * third :])
             with pytest.raises(faults.Damaged, match="has changed"):
                 checkpointer.restore(STATES[2], step=3)
 
