@@ -99,6 +99,7 @@ def test_a_run_that_draws_its_own_picture(tmp_path, capsys):
     assert np.load(tmp_path / "x.npz")["x"].shape == (3, 2)
 
 
+@pytest.mark.slow
 def test_another_runs_folder_is_refused(tmp_path, capsys):
     knobs = ["--batch", "8", "--width", "8", "--workdir", str(tmp_path), "--steps", "1"]
     main(["train", TOY, *knobs])

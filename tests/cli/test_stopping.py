@@ -149,6 +149,7 @@ def test_a_mistake_and_a_bug(script, tmp_path, monkeypatch, capfd):
     assert state(tmp_path / "b")[0] == 5 and "saved step 5 before this failure" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_numbers_end_with_3_and_the_same_command_goes_on_after_the_bad_batches(
     script, straight, tmp_path, monkeypatch, capfd
 ):

@@ -171,6 +171,7 @@ def test_a_step_deleted_meanwhile(run, capsys, monkeypatch):
     assert found["checkpoints/10"].how == "ignored" and found["checkpoints/30"].how == "good"
 
 
+@pytest.mark.slow
 def test_no_device_is_touched(saved):
     """On a machine whose accelerator is in use, or away: no platform of this name can be started."""
     environ = os.environ | {"JAX_PLATFORMS": "nothing"}

@@ -193,6 +193,7 @@ def test_a_step_that_is_deleted_while_it_is_read_is_not_damaged(saved, run, monk
         train.load_params(run, step=3)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # TensorStore's, of files that are gone
 def test_reading_beside_a_trainer_that_deletes_what_it_reads(tmp_path, capsys):
     """Each read is a whole state, that of one step."""

@@ -80,6 +80,7 @@ def test_the_age_is_told():
     assert lock._described({"machine": None}) == "another process"
 
 
+@pytest.mark.slow
 def test_of_many_at_once_one_has_it(tmp_path):
     """Also where all of them find what a killed one has left."""
     for _ in range(4):
@@ -196,6 +197,7 @@ def test_one_that_ends_while_it_is_watched_is_followed(tmp_path, two_machines):
     assert not (tmp_path / FILE).exists()
 
 
+@pytest.mark.slow
 def test_of_two_that_take_over_at_once_one_stays(tmp_path, two_machines):
     first = Lock(tmp_path).__enter__()
     first._over.set()

@@ -196,6 +196,7 @@ def test_new_process_goes_on_bit_for_bit(tmp_path, where):
     assert len(losses) == 9
 
 
+@pytest.mark.slow
 def test_a_step_without_an_end_ends_the_run(monkeypatch, capfd):
     """Data that never comes is one; a first step that compiles for longer than the patience is not."""
     mesh, state, step = toy.new()
@@ -221,6 +222,7 @@ def test_a_step_without_an_end_ends_the_run(monkeypatch, capfd):
     assert "in wait_for" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_storage_that_hangs_ends_the_run(tmp_path, monkeypatch, capfd):
     """At the first save that waits for it: here at once."""
     mesh, state, step = toy.new()
