@@ -18,6 +18,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import jaxdiff
+
 SECONDS = 1.0
 BYTES = 2**28
 # Values that stand in a field's place, of every type and of absurd sizes.
@@ -129,8 +131,9 @@ FORBIDDEN = {
     "os.remove", "os.rename", "os.rmdir", "os.symlink", "os.link", "os.truncate", "shutil.rmtree", "os.chmod",
 }  # fmt: skip
 # Modules that are imported when they are needed.
-SYSTEM = tuple({sys.prefix, sys.base_prefix, *sysconfig.get_paths().values(), "/proc/", "/dev/", "/usr/"}) + tuple(
-    str(Path(p).resolve()) for p in sys.path if p
+SYSTEM = (
+    *{sys.prefix, sys.base_prefix, *sysconfig.get_paths().values(), "/proc/", "/dev/", "/usr/"},
+    *{str(Path(path).resolve()) for path in (*sys.path, *jaxdiff.__path__) if path},
 )
 _guard = _Guard()
 
