@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 import jaxdiff as jd
 from jaxdiff import conditions, data, models, networks, train, training
 from jaxdiff.experiment import Experiment, Sampling, compute_dtype
-from jaxdiff.options import Count, Decay, DropRate, File, Remat, Run
+from jaxdiff.options import Autoencoder, Count, Decay, DropRate, File, Remat, Run
 
 
 def experiment(
@@ -25,7 +25,7 @@ def experiment(
     source: File = "latents/imagenet256",
     latent: tuple[Count, Count, Count] = (32, 32, 4),
     num_classes: Count = 1000,
-    autoencoder: File = "",
+    autoencoder: Autoencoder = "",
     mesh: Mesh | None = None,
 ) -> Experiment:
     """Eps predictions with learned variance on 1000 linear betas, sampled by 250 ancestral steps.
@@ -38,7 +38,6 @@ def experiment(
         source: folder of .npz files of mean, std and label.
         latent: height, width and channels of the latents.
         num_classes: of the labels.
-        autoencoder: folder of the autoencoder that decodes samples; without it they are latents.
         mesh: where the autoencoder lies; None is the default device.
     """
     condition, vae = conditions.label(num_classes), models.load_autoencoder(autoencoder, mesh)
@@ -48,10 +47,7 @@ def experiment(
         dtype=compute_dtype(),
     )  # fmt: skip
     process, eps = jd.processes.Discrete.linear(), jd.parameterize.indexed(jd.parameterize.eps)
-    model = models.of(
-        network, process, eps, shape=latent, condition=condition, learned_variance=True,
-        frozen=None if vae is None else {"vae": vae.params},
-    )  # fmt: skip
+    model = models.of(network, process, eps, shape=latent, condition=condition, learned_variance=True, autoencoder=vae)
     hybrid = jd.losses.hybrid_loss(model.apply, process, eps, null=condition.null, drop_rate=drop_rate)
     learning = training.of(
         run, data.Shards(source, {"mean": moments, "std": moments, **condition.spec}), condition,

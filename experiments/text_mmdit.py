@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 import jaxdiff as jd
 from jaxdiff import conditions, data, models, networks, train, training
 from jaxdiff.experiment import Experiment, Sampling, compute_dtype
-from jaxdiff.options import Count, Decay, DropRate, File, Natural, Remat, Run
+from jaxdiff.options import Autoencoder, Count, Decay, DropRate, File, Natural, Remat, Run
 
 
 def experiment(
@@ -31,7 +31,7 @@ def experiment(
     tokens: tuple[Count, Count] = (333, 4096),
     vector: Count = 2048,
     prompts: File = "",
-    autoencoder: File = "",
+    autoencoder: Autoencoder = "",
     mesh: Mesh | None = None,
 ) -> Experiment:
     """Rectified flow at logit-normal times, with classifier-free guidance.
@@ -46,7 +46,6 @@ def experiment(
         tokens: number and width of a text's tokens, by default 77 of CLIP and 256 of T5.
         vector: width of its pooled vector.
         prompts: .npz file of tokens and vector: one row per preview prompt, and last the null prompt; else zeros.
-        autoencoder: folder of the autoencoder that decodes samples; without it they are latents.
         mesh: where the autoencoder lies; None is the default device.
     """
     empty = {"tokens": np.zeros((1, *tokens), np.float16), "vector": np.zeros((1, vector), np.float16)}
@@ -57,8 +56,7 @@ def experiment(
     )
     process = jd.processes.Flow()
     velocity = jd.parameterize.conditioned(jd.parameterize.velocity, lambda level: 1000 * level.t)
-    frozen = None if vae is None else {"vae": vae.params}
-    model = models.of(network, process, velocity, shape=latent, condition=condition, frozen=frozen)
+    model = models.of(network, process, velocity, shape=latent, condition=condition, autoencoder=vae)
     times = jd.times.logit_normal(mean=math.log(shift))  # the logit of a shifted time is larger by log(shift)
     flow = jd.losses.denoising_loss(
         model.apply, process, velocity, times=times, null=condition.null, drop_rate=drop_rate

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ def of(
     shape: tuple[int, ...],
     condition: Condition,
     learned_variance: bool = False,
-    frozen: Mapping[str, Any] | None = None,
+    autoencoder: interop.Loaded | None = None,
 ) -> Model:
     """Make a model of a Flax network that is called as network(x, noise, cond, train=...).
 
@@ -39,7 +38,7 @@ def of(
         shape: of one example.
         condition: what the network is given besides x and the noise level.
         learned_variance: whether it returns (F, frac).
-        frozen: arrays for the medium, an autoencoder's say; the network does not get them.
+        autoencoder: what decodes its samples, whose parameters become the model's frozen["vae"].
 
     Returns:
         The model.
@@ -51,11 +50,11 @@ def of(
 
     return Model(
         init=lambda key: networks.init(network, key, jnp.zeros((1, *shape)), condition.zeros()),
-        apply=apply if frozen is None else of_first,
+        apply=apply if autoencoder is None else of_first,
         process=process,
         prediction=prediction,
         learned_variance=learned_variance,
-        frozen=frozen,
+        frozen=None if autoencoder is None else {"vae": autoencoder.params},
     )
 
 

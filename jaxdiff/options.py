@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 __all__ = [
-    "SEED", "Count", "Decay", "DropRate", "File", "Help", "Kept", "Natural", "Range", "Remat", "Run", "Seed", "Source",
+    "SEED", "Autoencoder", "Count", "Decay", "DropRate", "File", "Help", "Kept", "Natural", "Range", "Remat", "Run", "Seed", "Source",
     "absolute",
 ]  # fmt: skip
 
@@ -85,6 +85,7 @@ Seed = Annotated[int, SEED]
 File = Annotated[str, Kept(absolute)]  # names a file or folder
 # One for `data.open_source`.
 Source = Annotated[str, Kept(_absolute_source), Help("data: fashion_mnist, tfds:NAME or folder:PATH.")]
+Autoencoder = Annotated[File, Help("folder of the autoencoder that decodes samples; without it they are latents.")]
 Decay = Annotated[float, Help("decay of the parameters' average.")]
 DropRate = Annotated[float, Help("share of examples trained without their condition, for classifier-free guidance.")]
 Remat = Annotated[
