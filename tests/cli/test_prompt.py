@@ -10,8 +10,8 @@ from PIL import Image
 
 from jaxdiff import sharding
 from jaxdiff.cli import main
-from jaxdiff.seeds import example_keys
 from jaxdiff.interop import text_to_image
+from jaxdiff.seeds import example_keys
 
 
 def fails(capsys, *args):
