@@ -81,7 +81,8 @@ def _loss(players: Mapping[str, Player]) -> Loss:
     def loss(seen: Any, key: jax.Array, batch: Any) -> tuple[jax.Array, Metrics]:
         params, (turns, context) = seen
         held = jax.lax.stop_gradient(params)
-        total, metrics = 0.0, {}
+        total: Any = 0.0
+        metrics: Metrics = {}
         for i, (name, player) in enumerate(players.items()):
 
             def play(i: int = i, name: str = name, player: Player = player) -> Any:
