@@ -7,16 +7,19 @@ from jaxdiff.train.goodput import Goodput
 from jaxdiff.train.knobs import check_knobs, has_knobs, read_knobs, write_knobs
 from jaxdiff.train.log import LineFile, metrics_file
 from jaxdiff.train.loop import fit
-from jaxdiff.train.optimizer import adafactor, adamw, muon, projected, skip_spikes
+from jaxdiff.train.optimizer import adafactor, adamw, muon, projected, restarting, skip_spikes
+from jaxdiff.train.players import Game, Player, players
 from jaxdiff.train.snapshots import Snapshots
-from jaxdiff.train.state import TrainState, abstract, adopt, average, create
-from jaxdiff.train.step import make_step
+from jaxdiff.train.state import TrainState, abstract, adopt, average, create, new_state
+from jaxdiff.train.step import make_step, make_update
 from jaxdiff.train.watchdog import Watchdog
 
 __all__ = [
     "Checkpointer",
+    "Game",
     "Goodput",
     "LineFile",
+    "Player",
     "Snapshots",
     "TrainState",
     "Watchdog",
@@ -34,10 +37,14 @@ __all__ = [
     "load_params",
     "make_mesh",
     "make_step",
+    "make_update",
     "metrics_file",
     "muon",
+    "new_state",
+    "players",
     "projected",
     "read_knobs",
+    "restarting",
     "shard_batch",
     "shard_params",
     "skip_spikes",

@@ -1,4 +1,7 @@
-"""Exponential moving averages of parameters: a decay is a function of the number of updates made so far."""
+"""Exponential moving averages of parameters: a decay is a function of the number of updates made so far.
+
+Any such function is a decay, a schedule of the average that serves as a target, say.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -72,6 +75,23 @@ def half_life(updates: float, ramp_up: float | None = 0.05) -> Decay:
         return jnp.exp2(-1.0 / jnp.asarray(length, jnp.float32))
 
     return decay
+
+
+def every(updates: int) -> Decay:
+    """Replace the average by the parameters at every so many updates, and keep it in between: a teacher by stages.
+
+    A student becomes the teacher of the next stage (Salimans and Ho, "Progressive Distillation for Fast Sampling of
+    Diffusion Models" (2022), arXiv:2202.00512, Algorithm 2). Of the first stage it is the first parameters.
+
+    Args:
+        updates: in a stage, at least 1.
+
+    Raises:
+        ValueError: updates is less than 1.
+    """
+    if updates < 1:
+        raise ValueError(f"a stage must have at least 1 update, got {updates}")
+    return lambda step: jnp.where((step + 1) % updates == 0, 0.0, 1.0).astype(jnp.float32)
 
 
 @dataclass(frozen=True)

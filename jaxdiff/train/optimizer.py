@@ -221,3 +221,38 @@ def skip_spikes(optimizer: optax.GradientTransformation, times: float) -> optax.
         return updates, Spikes(state.made + 1, state.norm + weight * (norm - state.norm), inner)
 
     return optax.GradientTransformation(init, update)
+
+
+class Restarts(NamedTuple):
+    """What `restarting` keeps."""
+
+    made: jax.Array  # int32 scalar: updates made
+    inner: Any
+
+
+def restarting(optimizer: optax.GradientTransformation, every: int) -> optax.GradientTransformation:
+    """Start an optimizer anew every so many updates: its moments are zero again, its schedule is at its beginning.
+
+    As each stage of progressive distillation does (Salimans and Ho 2022, arXiv:2202.00512, Algorithm 2); see
+    `ema.every`. Updates that `make_step` did not make are not counted.
+
+    Args:
+        optimizer: an optax optimizer.
+        every: updates in a stage, at least 1.
+
+    Raises:
+        ValueError: every is less than 1.
+    """
+    if every < 1:
+        raise ValueError(f"an optimizer restarts after at least 1 update, got every={every}")
+
+    def init(params: Any) -> Restarts:
+        return Restarts(jnp.zeros((), jnp.int32), optimizer.init(params))
+
+    def update(grads: Any, state: Restarts, params: Any = None) -> tuple[Any, Restarts]:
+        first = state.made % every == 0
+        inner = jax.tree.map(lambda new, old: jnp.where(first, new, old), optimizer.init(params), state.inner)
+        updates, inner = optimizer.update(grads, inner, params)
+        return updates, Restarts(state.made + 1, inner)
+
+    return optax.GradientTransformation(init, update)

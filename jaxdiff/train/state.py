@@ -14,13 +14,15 @@ from jaxdiff.train import ema as averages
 # The decays that a state is made for, where only their number matters: one average.
 ONE = averages.constant(0.0)
 
+Averaged = Callable[[Any], Any] | None  # parameters -> the tree that is averaged; None: all of them
+
 
 class TrainState(NamedTuple):
     """Everything that a step changes; the random key and the data position follow from `step`."""
 
     step: jax.Array  # int32 scalar: batches consumed so far
     params: Any  # float32
-    ema: Any  # like params: their moving average; a tuple of such trees where several are tracked
+    ema: Any  # like params: their moving average, or that of a part; a tuple of such trees where several are tracked
     opt: Any  # the optimizer's state
     skipped: jax.Array  # int32 scalar: batches whose update was not made; step - skipped updates were
 
@@ -33,6 +35,7 @@ def create(
     *,
     ema: averages.Decays = ONE,
     ema_memory: str = "device",
+    averaged: Averaged = None,
 ) -> TrainState:
     """Make the first state directly where it will live, so that no device ever holds all of a sharded model.
 
@@ -43,15 +46,16 @@ def create(
         mesh: from `make_mesh`.
         ema: what `make_step` gets; for each of a tuple of decays there is an average.
         ema_memory: "device", or "pinned_host": the average waits in its host's memory while the device computes.
+        averaged: parameters -> the tree that is averaged, e.g. the student of several players; None: all of them.
 
     Returns:
         The state at step 0; the average starts as a copy of the parameters.
 
     Raises:
-        ValueError: a large array cannot be split over the mesh (see `shard_params`), or its devices have no such
-            memory.
+        ValueError: a large array cannot be split over the mesh (see `shard_params`), its devices have no such memory,
+            or `averaged` returns a tree without names at its top.
     """
-    build = _builder(init, optimizer, ema)
+    build = _builder(init, optimizer, ema, averaged)
     return jax.jit(build, out_shardings=_places(jax.eval_shape(build, key), mesh, ema_memory))(key)
 
 
@@ -62,6 +66,7 @@ def adopt(
     *,
     ema: averages.Decays = ONE,
     ema_memory: str = "device",
+    averaged: Averaged = None,
 ) -> TrainState:
     """Make the first state of parameters that exist already, read from a file, say.
 
@@ -71,6 +76,7 @@ def adopt(
         mesh: from `make_mesh`.
         ema: as for `create`.
         ema_memory: as for `create`.
+        averaged: as for `create`.
 
     Returns:
         The state at step 0, like `create`'s.
@@ -79,7 +85,7 @@ def adopt(
         ValueError: as by `create`.
     """
     params = jax.device_put(params, shard_params(params, mesh), may_alias=True)
-    build = lambda params: _first(params, optimizer, ema)  # noqa: E731
+    build = lambda params: new_state(params, optimizer, ema=ema, averaged=averaged)  # noqa: E731
     places = _places(jax.eval_shape(build, params), mesh, ema_memory)
     return jax.jit(build, donate_argnums=0, out_shardings=places)(params)
 
@@ -91,6 +97,7 @@ def abstract(
     *,
     ema: averages.Decays = ONE,
     ema_memory: str = "device",
+    averaged: Averaged = None,
 ) -> TrainState:
     """Describe the state that `create` would make (shapes, dtypes, shardings) without making it.
 
@@ -100,13 +107,42 @@ def abstract(
         mesh: from `make_mesh`.
         ema: as for `create`.
         ema_memory: as for `create`.
+        averaged: as for `create`.
 
     Returns:
         A `TrainState` of `jax.ShapeDtypeStruct`: what a checkpoint is restored onto.
     """
-    shapes = jax.eval_shape(_builder(init, optimizer, ema), jax.random.key(0))
+    shapes = jax.eval_shape(_builder(init, optimizer, ema, averaged), jax.random.key(0))
     place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)  # noqa: E731
     return jax.tree.map(place, shapes, _places(shapes, mesh, ema_memory))
+
+
+def new_state(
+    params: Any,
+    optimizer: optax.GradientTransformation,
+    *,
+    ema: averages.Decays = ONE,
+    averaged: Averaged = None,
+) -> TrainState:
+    """Make the first state of parameters by a pure function, for `make_update` inside `jit`, `vmap` and `scan`.
+
+    Args:
+        params: tree of arrays.
+        optimizer: an optax optimizer; its numbers may be traced, as a learning rate is under `vmap`.
+        ema: as for `create`.
+        averaged: as for `create`.
+
+    Returns:
+        The state at step 0, where the parameters are; the average starts as a copy of them.
+
+    Raises:
+        ValueError: `averaged` returns a tree without names at its top.
+    """
+    part = params if averaged is None else averaged(params)
+    if averaged is not None:
+        _check_names(part)
+    zero = lambda: jnp.zeros((), jnp.int32)  # noqa: E731  # two: they are donated separately
+    return TrainState(zero(), params, averages.start(part, ema), optimizer.init(params), zero())
 
 
 def average(state: TrainState) -> Any:
@@ -125,11 +161,17 @@ def _places(shapes: TrainState, mesh: Mesh, ema_memory: str) -> TrainState:
 
 
 def _builder(
-    init: Callable[[jax.Array], Any], optimizer: optax.GradientTransformation, ema: averages.Decays
+    init: Callable[[jax.Array], Any],
+    optimizer: optax.GradientTransformation,
+    ema: averages.Decays,
+    averaged: Averaged,
 ) -> Callable[..., Any]:
-    return lambda key: _first(init(key), optimizer, ema)
+    return lambda key: new_state(init(key), optimizer, ema=ema, averaged=averaged)
 
 
-def _first(params: Any, optimizer: optax.GradientTransformation, ema: averages.Decays) -> TrainState:
-    zero = lambda: jnp.zeros((), jnp.int32)  # noqa: E731  # two: they are donated separately
-    return TrainState(zero(), params, averages.start(params, ema), optimizer.init(params), zero())
+def _check_names(tree: Any) -> None:
+    # "ema/0/NAME" in a checkpoint belongs to the first of several averages.
+    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(tree)]
+    tops = sorted({path.split("/")[0] for path in paths})
+    if all(not top or top.isdecimal() for top in tops):
+        raise ValueError(f"averaged must return a tree with names at its top, such as {{'student': ...}}; got {tops}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,10 +15,12 @@ from jax.sharding import PartitionSpec as P
 from jaxdiff import sharding
 from jaxdiff.sharding import BATCH_AXES, batch_parts, on
 from jaxdiff.train import ema as averages
-from jaxdiff.train.state import TrainState
+from jaxdiff.train.state import Averaged, TrainState
 
 Metrics = dict[str, jax.Array]
 Loss = Callable[[Any, jax.Array, Any], tuple[jax.Array, Metrics]]
+Given = Callable[[TrainState, Any], Any]  # (state, frozen) -> what the loss gets besides the parameters
+Update = Callable[..., tuple[TrainState, Metrics]]
 
 
 def make_step(
@@ -29,43 +32,86 @@ def make_step(
     accumulate: int = 1,
     per_dispatch: int = 1,
     frozen: Any = None,
+    given: Given | None = None,
+    averaged: Averaged = None,
 ) -> Step:
-    """Compile a loss and an optimizer into `step(state, batch) -> (state, metrics)`.
+    """Compile `make_update`'s update into `step(state, batch) -> (state, metrics)`, on the mesh that the state lies on.
 
-    The old state is donated: its buffers become the new state's. The step's key is `fold_in(key, state.step)`.
-
-    An update is made if the loss, the gradient and the parameters that it leads to are finite. Otherwise parameters,
-    averages and the optimizer's state stay as they are, `step` goes on to the next batch, and `skipped` counts. What
-    counts updates, as optax's schedules and the averages' decays do, counts those that were made.
+    The old state is donated: its buffers become the new state's.
 
     Args:
-        loss: (params, key, batch) -> (mean over the batch, dict of scalars).
+        loss: as for `make_update`.
+        optimizer: an optax optimizer, clipping and schedule included.
+        key: random key of the whole run.
+        ema: as for `make_update`.
+        accumulate: as for `make_update`.
+        per_dispatch: updates in one call, to spare small networks the host's work between them; with more than one the
+            step takes as many batches stacked, [per_dispatch, B, ...], and returns its metrics stacked.
+        frozen: tree of arrays that the loss needs and nobody trains, laid out as the state is. An array that the loss
+            closed over would be compiled in as a constant.
+        given: as for `make_update`.
+        averaged: as for `make_update`.
+
+    Returns:
+        The step.
+
+    Raises:
+        ValueError: accumulate or per_dispatch is less than 1, or (when called) the batch is not a multiple of what it
+            needs, the state does not hold an average for each decay, or `given` reads averages that wait in the host's
+            memory.
+    """
+    if per_dispatch < 1:
+        raise ValueError(f"per_dispatch must be at least 1, got {per_dispatch}")
+    update = make_update(loss, optimizer, key=key, ema=ema, accumulate=accumulate, given=given, averaged=averaged)
+    return Step(update, per_dispatch, frozen)
+
+
+def make_update(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    *,
+    key: jax.Array,
+    ema: averages.Decays,
+    accumulate: int = 1,
+    given: Given | None = None,
+    averaged: Averaged = None,
+) -> Update:
+    """Build `update(state, batch, frozen=None) -> (state, metrics)`: pure, for `jit`, `vmap` and `scan`.
+
+    The update's key is `fold_in(key, state.step)`. An update is made if the loss, the gradient and the parameters that
+    it leads to are finite. Otherwise parameters, averages and the optimizer's state stay as they are, `step` goes on to
+    the next batch, and `skipped` counts. What counts updates, as optax's schedules, the averages' decays, stages and
+    turns do, counts those that were made: `state.step - state.skipped`.
+
+    Args:
+        loss: (params, key, batch) -> (mean over the batch, dict of scalars). Where there is `given` or `frozen`, the
+            loss gets the pair (params, given(state, frozen)) in place of params; `given` returns `frozen` by default.
         optimizer: an optax optimizer, clipping and schedule included.
         key: random key of the whole run.
         ema: decay of the parameters' average, from `jaxdiff.train.ema`, or a tuple of decays: one for each average.
         accumulate: number of microbatches whose gradients are averaged before one update.
-        per_dispatch: updates in one call, to spare small networks the host's work between them; with more than one the
-            step takes as many batches stacked, [per_dispatch, B, ...], and returns its metrics stacked.
-        frozen: tree of arrays that the loss needs and nobody trains, laid out as the state is; the loss is then given
-            (params, frozen) in place of params. An array that it closed over would be compiled in as a constant.
+        given: (state before the update, frozen) -> what the loss gets besides the parameters: the step, an average as
+            its target, the frozen arrays of a teacher. No gradient passes through it.
+        averaged: parameters -> the tree that is averaged, as for `create`.
 
     Returns:
-        The step. Its metrics are the loss's own, "loss", "grad_norm" (the global norm before clipping), and "skipped":
-        1 for an update that was not made, else 0.
+        The update. Its metrics are the loss's own, "loss", "grad_norm" (the global norm before clipping), and
+        "skipped": 1 for an update that was not made, else 0.
 
     Raises:
-        ValueError: accumulate or per_dispatch is less than 1, or (when called) the batch is not a multiple of what it
-            needs, or the state does not hold an average for each decay.
+        ValueError: accumulate is less than 1, or (when called) as by `make_step`.
     """
-    for name, count in (("accumulate", accumulate), ("per_dispatch", per_dispatch)):
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}")
+    if accumulate < 1:
+        raise ValueError(f"accumulate must be at least 1, got {accumulate}")
 
-    def update(state: TrainState, batch: Any, fixed: Any, layout: _Layout) -> tuple[TrainState, Metrics]:
+    def update(state: TrainState, batch: Any, frozen: Any = None, layout: Any = None) -> tuple[TrainState, Metrics]:
+        layout = _Layout() if layout is None else layout
         step_key = jax.random.fold_in(key, state.step)
+        context = frozen if given is None else layout.give(given, state, frozen)
 
         def gradient(params: Any, key: jax.Array, batch: Any) -> tuple[tuple[jax.Array, Metrics], Any]:
-            whole = lambda params: loss(params if fixed is None else (params, fixed), key, batch)  # noqa: E731
+            alone = given is None and frozen is None
+            whole = lambda params: loss(params if alone else (params, context), key, batch)  # noqa: E731
             out, grads = jax.value_and_grad(whole, has_aux=True)(params)
             return out, layout.scatter(grads)
 
@@ -82,12 +128,13 @@ def make_step(
         fresh, old = (params, opt), (state.params, state.opt)
         params, opt = jax.tree.map(lambda new, old: jnp.where(good, new, old), fresh, old)
         decays = jax.tree.map(lambda decay: lambda made: jnp.where(good, decay(made), 1.0), ema)
-        average = averages.track(state.ema, params, decays, state.step - state.skipped, layout.average)
+        part = params if averaged is None else averaged(params)
+        average = averages.track(state.ema, part, decays, state.step - state.skipped, layout.average)
         bad = 1 - good.astype(jnp.int32)
         metrics = {**aux, "loss": value, "grad_norm": norm, "skipped": bad}
         return TrainState(state.step + 1, params, average, opt, state.skipped + bad), metrics
 
-    return Step(update, per_dispatch, frozen)
+    return update
 
 
 def _finite(tree: Any) -> jax.Array:
@@ -118,13 +165,26 @@ def _accumulated(
 class _Layout(NamedTuple):
     """Where a state's arrays lie, as constraints inside the step; without a mesh they are no constraints."""
 
-    mesh: Mesh | None
-    shardings: Any  # a TrainState of NamedSharding
+    mesh: Mesh | None = None
+    shardings: Any = None  # a TrainState of NamedSharding
+
+    def waits(self) -> bool:
+        """Whether the averages lie in the host's memory between two updates."""
+        return self.mesh is not None and jax.tree.leaves(self.shardings.ema)[0].memory_kind not in (None, "device")
+
+    def give(self, given: Given, state: TrainState, frozen: Any) -> Any:
+        """Return what the loss gets besides the parameters.
+
+        Raises:
+            ValueError: it is made of averages that wait in the host's memory.
+        """
+        if self.waits() and _reads_averages(given, state, frozen):
+            raise ValueError("given reads state.ema, which waits in the host's memory; it needs ema_memory='device'")
+        return given(state, frozen)
 
     def average(self, average: Any, params: Any, decay: jax.Array) -> Any:
         """Update an average; of one that waits in the host's memory one array after the other is on the devices."""
-        kind = jax.tree.leaves(self.shardings.ema)[0].memory_kind
-        if self.mesh is None or kind in (None, "device"):
+        if not self.waits():
             return averages.update(average, params, decay)
         moved: list[Any] = []
         for old, new in zip(jax.tree.leaves(average), jax.tree.leaves(params), strict=True):
@@ -157,6 +217,15 @@ class _Layout(NamedTuple):
         return jax.tree.map(cut, batch)
 
 
+def _reads_averages(given: Given, state: TrainState, frozen: Any) -> bool:
+    jaxpr = jax.make_jaxpr(given)(state, frozen).jaxpr
+    is_average = jax.tree.leaves(
+        jax.tree.map(lambda _: False, state)._replace(ema=jax.tree.map(lambda _: True, state.ema))
+    )
+    used = {id(x) for x in itertools.chain(jaxpr.outvars, *(equation.invars for equation in jaxpr.eqns))}
+    return any(id(x) in used for x, flag in zip(jaxpr.invars, is_average, strict=False) if flag)
+
+
 class Step:
     """What `make_step` returns, compiled once for each mesh that it meets; a new state lies where the old one did.
 
@@ -164,7 +233,7 @@ class Step:
         per_dispatch: updates in one call.
     """
 
-    def __init__(self, update: Callable[..., Any], per_dispatch: int, frozen: Any):
+    def __init__(self, update: Update, per_dispatch: int, frozen: Any):
         self.per_dispatch = per_dispatch
         self._update, self._frozen = update, frozen
         self._jitted: dict[Any, Any] = {}
@@ -194,11 +263,11 @@ class Step:
         layout = _Layout(mesh, shardings)
         out = None if mesh is None else (shardings, NamedSharding(mesh, P()))
 
-        def step(state: TrainState, batch: Any, fixed: Any) -> tuple[TrainState, Metrics]:
+        def step(state: TrainState, batch: Any, frozen: Any) -> tuple[TrainState, Metrics]:
             with on(mesh):
                 if self.per_dispatch == 1:
-                    return self._update(state, batch, fixed, layout)
-                body = lambda state, batch: self._update(state, batch, fixed, layout)  # noqa: E731
+                    return self._update(state, batch, frozen, layout)
+                body = lambda state, batch: self._update(state, batch, frozen, layout)  # noqa: E731
                 return jax.lax.scan(body, state, batch, length=self.per_dispatch)
 
         return jax.jit(step, donate_argnums=0, out_shardings=out)

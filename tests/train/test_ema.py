@@ -56,6 +56,13 @@ def test_update_is_float32_and_exact_where_nothing_moves():
     np.testing.assert_array_equal(moved, old)
 
 
+def test_every_takes_the_parameters_at_the_end_of_each_stage():
+    decays = ema.every(3)(jnp.arange(8, dtype=jnp.int32))  # of the first update, the second, ...
+    assert decays.tolist() == [1, 1, 0, 1, 1, 0, 1, 1] and decays.dtype == jnp.float32
+    with pytest.raises(ValueError, match="at least 1 update, got 0"):
+        ema.every(0)
+
+
 @pytest.mark.parametrize("decay", [-0.1, 1.0, float("nan")])
 def test_decay_out_of_range(decay):
     for make in (ema.constant, ema.warmup):

@@ -5,7 +5,7 @@ import optax
 import pytest
 
 from jaxdiff import train
-from jaxdiff.train import adafactor, adamw, projected, skip_spikes
+from jaxdiff.train import adafactor, adamw, projected, restarting, skip_spikes
 
 
 def moves(optimizer, gradients, start=1.0):
@@ -155,3 +155,18 @@ def test_spikes_are_refused_and_leave_no_trace():
 def test_times_that_refuse_everything(times):
     with pytest.raises(ValueError, match="greater than 1"):
         skip_spikes(optax.sgd(1.0), times)
+
+
+def test_a_restarting_optimizer_is_a_new_one_at_each_stage():
+    """Momentum and schedule: bit for bit what a new optimizer does with each stage's gradients."""
+    gradients = [0.5, -0.2, 1.5, 0.1, 0.3, -0.7, 0.4]
+    make = lambda: optax.sgd(optax.linear_schedule(0.1, 0.0, 4), momentum=0.9)  # noqa: E731
+    want, start = [], 1.0
+    for i in range(0, len(gradients), 3):
+        want.extend(moves(make(), gradients[i : i + 3], start))
+        start = want[-1]
+    got = moves(restarting(make(), 3), gradients)
+    np.testing.assert_array_equal(got, want)
+    assert np.abs(got - moves(make(), gradients)).max() > 1e-2
+    with pytest.raises(ValueError, match="at least 1 update, got every=0"):
+        restarting(make(), 0)

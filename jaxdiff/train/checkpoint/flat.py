@@ -36,8 +36,10 @@ def nest(flat: dict[str, Any]) -> dict[str, Any]:
 def prefix(saved: Mapping[str, Any], which: str) -> str:
     """Return what begins the names of a part; "ema" is the first of several averages, where these are numbered."""
     names = [name.removeprefix("params/") for name in saved if name.startswith("params/")]
-    several = which == "ema" and any(f"ema/{name}" not in saved for name in names)
-    return "ema/0/" if several else which + "/"
+    averages = {name.removeprefix("ema/") for name in saved if name.startswith("ema/")}
+    # An average of all parameters has their names, which may be numbers; that of a part of them has other ones.
+    several = any(name not in averages for name in names) and all(name.split("/")[0].isdecimal() for name in averages)
+    return "ema/0/" if which == "ema" and several else which + "/"
 
 
 def differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:

@@ -1,0 +1,148 @@
+"""Several players: parts of the parameters that take turns, each with a loss and an optimizer of its own."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxdiff.train.state import TrainState
+from jaxdiff.train.step import Given, Loss, Metrics
+
+# int32 scalar, the number of updates made so far -> for each player whether the next update is its turn.
+Turn = Callable[[jax.Array], Mapping[str, Any]]
+
+
+class Player(NamedTuple):
+    """How one part of the parameters is trained.
+
+    Attributes:
+        loss: ((params of all players, what `given` returns), key, batch) -> (mean over the batch, dict of scalars);
+            its gradient is taken with respect to this player's parameters alone.
+        optimizer: an optax optimizer of this player's parameters.
+    """
+
+    loss: Loss
+    optimizer: optax.GradientTransformation
+
+
+class Game(NamedTuple):
+    """What `create`, `make_step` and their kin take for several players, see `players`."""
+
+    loss: Loss
+    optimizer: optax.GradientTransformation
+    given: Given
+
+
+class Moves(NamedTuple):
+    """The state of a game's optimizer."""
+
+    made: jax.Array  # int32 scalar: updates made
+    inner: dict[str, Any]  # the state of each player's optimizer
+
+
+def players(players: Mapping[str, Player], turn: Turn, given: Given | None = None) -> Game:
+    """Train several parts of the parameters in turns: a generator and a critic, a student and the score of its samples.
+
+    The parameters are a dict with a tree for each player. The loss of a player whose turn it is not is not computed,
+    and its parameters and its optimizer's state stay as they are. A turn whose update was not made, since it was not
+    finite, is taken again with the next batch.
+
+    Player number i gets `fold_in(key, i)` of the update's key. The sum of the losses is minimized; their metrics are
+    named "PLAYER/METRIC", "PLAYER/loss" among them, and are NaN where it is another player's turn.
+
+    Args:
+        players: by name. Their gradients do not mix: each moves its own parameters only.
+        turn: number of updates made so far -> whether the next update is a player's turn, for each name; several may
+            move at once.
+        given: (state, frozen) -> what the losses get besides the parameters, as for `make_step`; None: `frozen`.
+
+    Returns:
+        (loss, optimizer, given), as `make_step` takes them. The averages count all updates; a decay of 1 while
+        the player is idle averages over its own turns only.
+
+    Raises:
+        ValueError: `turn` names other players, or (when a state is made) the parameters do.
+    """
+    _check_names("turn", jax.eval_shape(turn, jax.ShapeDtypeStruct((), jnp.int32)), players)
+    return Game(_loss(players), _optimizer(players, turn), _given(turn, given))
+
+
+def _given(turn: Turn, given: Given | None) -> Given:
+    def both(state: TrainState, frozen: Any) -> tuple[Mapping[str, Any], Any]:
+        context = frozen if given is None else given(state, frozen)
+        return turn(state.step - state.skipped), context
+
+    return both
+
+
+def _loss(players: Mapping[str, Player]) -> Loss:
+    def loss(seen: Any, key: jax.Array, batch: Any) -> tuple[jax.Array, Metrics]:
+        params, (turns, context) = seen
+        held = jax.lax.stop_gradient(params)
+        total: Any = 0.0
+        metrics: Metrics = {}
+        for i, (name, player) in enumerate(players.items()):
+
+            def play(i: int = i, name: str = name, player: Player = player) -> Any:
+                own = lambda own: player.loss(({**held, name: own}, context), jax.random.fold_in(key, i), batch)  # noqa: E731
+                return jax.value_and_grad(own, has_aux=True)(held[name])
+
+            # The gradient is taken inside, so that no activations leave the branch: an idle player's would be zeros.
+            like = jax.eval_shape(play)
+            (value, aux), grads = jax.lax.cond(turns[name], play, lambda like=like: _idle(like))
+            total = total + _with_gradient(params[name], jnp.where(turns[name], value, 0), grads)
+            metrics |= {f"{name}/{metric}": x for metric, x in {**aux, "loss": value}.items()}
+        return total, metrics
+
+    return loss
+
+
+def _idle(like: Any) -> Any:
+    """The loss and the metrics of a player that does not play, NaN, and its gradient, zero."""
+    out, grads = like
+    absent = lambda x: jnp.full(x.shape, jnp.nan if jnp.issubdtype(x.dtype, jnp.inexact) else 0, x.dtype)  # noqa: E731
+    return jax.tree.map(absent, out), jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), grads)
+
+
+@jax.custom_vjp
+def _with_gradient(params: Any, value: jax.Array, grads: Any) -> jax.Array:
+    """Return a value whose gradient with respect to params is known."""
+    return value
+
+
+def _known(params: Any, value: jax.Array, grads: Any) -> tuple[jax.Array, Any]:
+    return value, grads
+
+
+def _scaled(grads: Any, scale: jax.Array) -> tuple[Any, None, None]:
+    return jax.tree.map(lambda x: (scale * x).astype(x.dtype), grads), None, None
+
+
+_with_gradient.defvjp(_known, _scaled)
+
+
+def _optimizer(players: Mapping[str, Player], turn: Turn) -> optax.GradientTransformation:
+    def init(params: Any) -> Moves:
+        _check_names("params", params, players)
+        inner = {name: player.optimizer.init(params[name]) for name, player in players.items()}
+        return Moves(jnp.zeros((), jnp.int32), inner)
+
+    def update(grads: Any, state: Moves, params: Any) -> tuple[Any, Moves]:
+        turns, updates, inner = turn(state.made), {}, {}
+        for name, player in players.items():
+            moved, kept = player.optimizer.update(grads[name], state.inner[name], params[name])
+            # Adam moves without a gradient, too. A conditional would hold the old and the new moments at once.
+            select = lambda new, old, on=turns[name]: jnp.where(on, new, old)  # noqa: E731
+            updates[name] = jax.tree.map(lambda x, select=select: select(x, jnp.zeros_like(x)), moved)
+            inner[name] = jax.tree.map(select, kept, state.inner[name])
+        return updates, Moves(state.made + 1, inner)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _check_names(what: str, tree: Any, players: Mapping[str, Player]) -> None:
+    found = sorted(tree) if isinstance(tree, Mapping) else type(tree).__name__
+    if found != sorted(players):
+        raise ValueError(f"{what} must have a value for each of the players {sorted(players)}, got {found}")
