@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxdiff import trees
 from jaxdiff.messages import listed
 
 __all__ = ["ATTENTION", "adapted", "init", "merge", "unmerge"]
@@ -61,17 +62,17 @@ def init(
         meant = re.compile(targets).search if isinstance(targets, str) else targets
     except re.error as error:
         raise ValueError(f"targets={targets!r} is no regular expression: {error}") from error
-    shapes = {path: leaf.shape for path, leaf in _leaves(params) if path[-1] == "kernel"}
+    shapes = {path: leaf.shape for path, leaf in trees.leaves(params).items() if path[-1] == "kernel"}
     chosen = {path: shape for path, shape in shapes.items() if meant(".".join(path[:-1]))}
     if not chosen:
         raise ValueError(f"none of the {len(shapes)} kernels is meant by targets={targets!r}")
     adapters: dict[str, Any] = {}
     for one, (path, shape) in zip(jax.random.split(key, len(chosen)), chosen.items(), strict=True):
-        stack = shape[: any(segment.endswith(".*") for segment in path)]
+        stack = shape[: trees.stack_axes(path)]
         fan_in = math.prod(shape[len(stack) : -1])
         down = jax.random.normal(one, (*shape[:-1], rank), dtype) * fan_in**-0.5
         pair = {"down": down, "up": jnp.zeros((*stack, rank, shape[-1]), dtype)}
-        put(adapters, path, pair)
+        trees.put(adapters, path, pair)
     return adapters
 
 
@@ -118,13 +119,6 @@ def adapted(apply: Callable[..., Any], scale: float | Array = 1.0) -> Callable[.
     return call
 
 
-def put(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
-    """Sets an entry of a nested dict, and makes the dicts on the way."""
-    for segment in path[:-1]:
-        tree = tree.setdefault(segment, {})
-    tree[path[-1]] = value
-
-
 def pairs(adapters: Adapters, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Mapping[str, Array]]]:
     """The adapters one by one: (path of the kernel, {"down", "up"} or {"delta"})."""
     if set(adapters) in ({"down", "up"}, {"delta"}) and not any(isinstance(a, Mapping) for a in adapters.values()):
@@ -140,12 +134,13 @@ def _add(params: Params, adapters: Adapters, scale: float | Array) -> Params:
     rest = dict(pairs(adapters))
 
     def add(entries: Any, leaf: Array) -> Array:
-        pair = rest.pop(tuple(entry.key for entry in entries), None)
+        path = trees.keys(entries)
+        pair = rest.pop(path, None)
         if pair is None:
             return leaf
         more = pair["delta"] if "delta" in pair else _product(**pair)
         if more.shape != leaf.shape:
-            raise ValueError(f"the adapter of {jax.tree_util.keystr(entries)} is {more.shape}, not {leaf.shape}")
+            raise ValueError(f"the adapter of {'/'.join(path)} is {more.shape}, not {leaf.shape}")
         with jax.numpy_dtype_promotion("standard"):
             wide = jnp.promote_types(leaf.dtype, more.dtype)
         return leaf.astype(wide) + jnp.asarray(scale, wide) * more.astype(wide)
@@ -160,8 +155,3 @@ def _product(down: Array, up: Array) -> Array:
     # Axes of size 1 stand for a convolution's, so that stacked layers meet their own.
     up = up.reshape(*up.shape[:-2], *(1,) * (down.ndim - up.ndim), *up.shape[-2:])
     return jnp.matmul(down, up, precision="highest")
-
-
-def _leaves(params: Params) -> Iterator[tuple[tuple[str, ...], Any]]:
-    for entries, leaf in jax.tree_util.tree_leaves_with_path(params):
-        yield tuple(entry.key for entry in entries), leaf
