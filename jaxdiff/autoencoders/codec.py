@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff.networks.layers import check_divisible, wide
+from jaxdiff.networks.layers import check_divisible, per_channel, wide
 
 
 class Codec(NamedTuple):
@@ -96,4 +96,4 @@ def check_channels(x: Array, channels: int) -> None:
 
 
 def _like(z: Array, value: float | tuple[float, ...]) -> Array:
-    return jnp.asarray(value, z.dtype).reshape((1,) * (z.ndim - 1) + (-1,))
+    return per_channel(z, jnp.asarray(value, z.dtype))

@@ -14,7 +14,7 @@ from jax.lax import stop_gradient
 from jaxdiff.autoencoders.blocks import Decoder, Encoder
 from jaxdiff.autoencoders.codec import check_channels, check_images
 from jaxdiff.networks.initializers import unit_uniform
-from jaxdiff.networks.layers import Conv, wide
+from jaxdiff.networks.layers import Conv, per_channel, wide
 
 
 class Quantized(NamedTuple):
@@ -46,7 +46,7 @@ def nearest(codebook: Array, z: Array) -> Array:
     # |z - e|^2 without |z|^2, which is the same for all codes. The default precision of a TPU's or GPU's matrix
     # product would pick wrong neighbours.
     products = jnp.einsum("...d,kd->...k", z, codebook, precision=jax.lax.Precision.HIGHEST)
-    squares = jnp.square(codebook).sum(1).reshape((1,) * (z.ndim - 1) + (-1,))
+    squares = per_channel(z, jnp.square(codebook).sum(1))
     return jnp.argmin(squares - 2 * products, axis=-1).astype(jnp.int32)
 
 

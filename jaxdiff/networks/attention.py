@@ -92,6 +92,11 @@ def _fits_cudnn(q: Array) -> bool:
     return half and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128 and platform() == "gpu"
 
 
+def visible(tokens: Array, mask: Array) -> Array:
+    """Tokens[B, L, D] where mask[B, L] is True, and zeros: a weight of zero times a hidden NaN would still be NaN."""
+    return jnp.where(mask[..., None], tokens, jnp.zeros_like(tokens))
+
+
 def split_heads(x: Array, heads: int) -> Array:
     """[B, N, C] as [B, N, H, C / H]."""
     return x.reshape(*x.shape[:2], heads, x.shape[2] // heads)
@@ -146,8 +151,7 @@ class Attention(nn.Module):
         h = h.reshape(batch, -1, channels)
         source = h if tokens is None else tokens.astype(self.dtype)
         if mask is not None:
-            # A weight of zero times a hidden NaN or infinity would still be NaN.
-            source = jnp.where(mask[..., None], source, jnp.zeros_like(source))
+            source = visible(source, mask)
         q, k, v = dense("to_q")(h), dense("to_k")(source), dense("to_v")(source)
         # An identity map passes the values through; queries and keys keep their parameters, `jit` drops the rest.
         if not (self.identity and tokens is None):

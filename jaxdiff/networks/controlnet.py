@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxdiff.networks.apply import Shape
 from jaxdiff.networks.layers import Conv
 from jaxdiff.networks.unet import UNet
 
@@ -51,8 +52,7 @@ class ControlNet(UNet):
         Raises:
             ValueError: as `UNet`.
         """
-        cond = {} if cond is None else cond
-        self._check(x, noise, cond)
+        cond = self._check(x, noise, cond)
         h, skips, _ = self._encode(x, noise, cond, train, hint=self._embedded(cond["hint"]))
         names = [*(f"controlnet_down_blocks.{i}" for i in range(len(skips))), "controlnet_mid_block"]
         values = [
@@ -72,7 +72,7 @@ class ControlNet(UNet):
             h = nn.silu(conv(h, following, f"blocks.{2 * i + 1}", stride=2))
         return conv(h, self.widths[0], "conv_out", zero=True)
 
-    def _shapes(self, x: Array, cond: Mapping[str, Any]) -> dict[str, tuple[int | None, ...]]:
+    def _shapes(self, x: Array, cond: Mapping[str, Any]) -> dict[str, Shape]:
         factor = 2 ** (len(self.hint_widths) - 1)
         hint = (x.shape[0], *(factor * size for size in x.shape[1:-1]), self.hint_channels)
         return super()._shapes(x, cond) | {"hint": hint}

@@ -147,7 +147,7 @@ class DanceUNet(nn.Module):
         if x.ndim != 3:
             raise ValueError(f"x must be [B, L, C], got shape {x.shape}")
         check_divisible(x.shape, 2 ** len(self.widths))
-        check_cond({"noise": noise, **(cond or {})}, {"noise": x.shape[:1]})
+        check_cond(x, noise, cond, {})
         told = Frequencies(1.0, False, self.cos_first, name="time_proj")(noise.astype(wide(self.dtype)), self.features)
         told = jnp.broadcast_to(told[:, None], (*x.shape[:2], self.features)).astype(self.dtype)
         h, kept = jnp.concatenate([x.astype(self.dtype), told], axis=-1), []

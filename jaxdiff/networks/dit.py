@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxdiff.networks.apply import check_cond
-from jaxdiff.networks.attention import attend, split_heads
+from jaxdiff.networks.apply import check_cond, cond_shapes, split_output
+from jaxdiff.networks.attention import attend
 from jaxdiff.networks.embed import ClassEmbedding, EmbeddingMLP, Sinusoidal
 from jaxdiff.networks.layers import Conv, depth_to_space, wide
 from jaxdiff.networks.remat import Remat
@@ -25,6 +25,7 @@ from jaxdiff.networks.tokens import (
     grid_table,
     modulated_norm,
     modulations,
+    qkv,
     stacked,
 )
 from jaxdiff.sharding import constrain_tokens
@@ -92,7 +93,7 @@ class Block(nn.Module):
         shift, scale, gate, shift2, scale2, gate2 = modulations(condition, 6, self.dtype, "norm1.linear")
 
         h = modulated_norm(x, shift, scale)
-        q, k, v = (split_heads(dense(width, self.dtype, f"attn1.to_{a}")(h), self.heads) for a in "qkv")
+        q, k, v = qkv(h, [f"attn1.to_{a}" for a in "qkv"], heads=self.heads, dtype=self.dtype)
         x = x + gate * dense(width, self.dtype, "attn1.to_out.0")(attend(q, k, v).reshape(h.shape))
         h = modulated_norm(x, shift2, scale2, self.eps)
         x = x + gate2 * FeedForward(self.ratio * width, dtype=self.dtype, name="ff")(h)
@@ -157,8 +158,7 @@ class DiT(nn.Module):
         Raises:
             ValueError: for a missing, unknown or misshapen condition, or a size that patches don't tile.
         """
-        cond = {} if cond is None else cond
-        self._check(x, noise, cond)
+        cond = self._check(x, noise, cond)
         seen = self._embed(noise, cond.get("label"))
         h = Conv(self.width, self.patch, self.patch, (0, 0), dtype=self.dtype, name="pos_embed.proj")(x)
         rows, columns = h.shape[1:3]
@@ -196,19 +196,13 @@ class DiT(nn.Module):
         channels = channels if self.out_channels is None else self.out_channels
         features = channels * (2 if self.learned_variance else 1) * self.patch**2
         h = dense(features, self.dtype, "proj_out_2", zero=True)(h).astype(wide(self.dtype))
-        h = depth_to_space(h, self.patch)
-        if not self.learned_variance:
-            return h
-        f, v = jnp.split(h, 2, axis=-1)
-        return f, (v + 1) / 2
+        return split_output(depth_to_space(h, self.patch), self.learned_variance)
 
-    def _check(self, x: Array, noise: Array, cond: Mapping[str, Array]) -> None:
+    def _check(self, x: Array, noise: Array, cond: Mapping[str, Array] | None) -> Mapping[str, Array]:
         check_patches(x, self.patch)
         if self.width % self.heads or self.width % 4:
             raise ValueError(f"width must be a multiple of heads and of 4, got {self.width} and {self.heads} heads")
-        batch = x.shape[:1]
-        shapes = {"noise": batch} | ({} if self.num_classes is None else {"label": batch})
-        check_cond({"noise": noise, **cond}, shapes)
+        return check_cond(x, noise, cond, cond_shapes(x, cond, num_classes=self.num_classes))
 
 
 def dit_s_2(**changes) -> DiT:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.networks.initializers import kernel_init, zeros_init
-from jaxdiff.networks.layers import wide
+from jaxdiff.networks.layers import per_channel, wide
 
 # (repeats, kernel size, stride of the first, expansion, channels) by stage (Tan & Le 2019, table 1).
 STAGES = (
@@ -99,8 +99,7 @@ class BatchNorm(nn.Module):
         """Normalizes x[B, *spatial, C]."""
 
         def param(name, init):
-            value = self.param(name, init, (x.shape[-1],)).astype(wide(x.dtype))
-            return value.reshape((1,) * (x.ndim - 1) + (-1,))
+            return per_channel(x, self.param(name, init, (x.shape[-1],)).astype(wide(x.dtype)))
 
         ones = nn.initializers.ones_init()
         mean, var = param("running_mean", zeros_init), param("running_var", ones)

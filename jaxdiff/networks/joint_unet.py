@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
+from jaxdiff.networks.apply import Shape
 from jaxdiff.networks.attention import attend, split_heads
 from jaxdiff.networks.initializers import table_init
 from jaxdiff.networks.layers import GroupNorm, wide
@@ -159,13 +160,13 @@ class JointUNet(UNet):
         # Beside an image's embedding it is a text's.
         return LayerNorm(name="add_embedding.text_norm")(dense(dim, vector.dtype, "add_embedding.text_proj")(vector))
 
-    def _check(self, x: Array, noise: Array, cond: Mapping[str, Any]) -> None:
+    def _check(self, x: Array, noise: Array, cond: Mapping[str, Any] | None) -> Mapping[str, Any]:
         if self.transformer is not None:
             raise ValueError("joint attention takes the place of transformers")
         if (self.token_width if self.image_dim else self.token_dim) is None:
             raise ValueError("joint attention sees tokens: token_dim must be set, or image_dim and token_width")
-        super()._check(x, noise, cond)
+        return super()._check(x, noise, cond)
 
-    def _shapes(self, x: Array, cond: Mapping[str, Any]) -> dict[str, tuple[int | None, ...]]:
+    def _shapes(self, x: Array, cond: Mapping[str, Any]) -> dict[str, Shape]:
         image = {} if self.image_dim is None else {"image": (x.shape[0], self.image_dim)}
         return super()._shapes(x, cond) | image

@@ -44,6 +44,11 @@ def spatial(x: Array, y: Array) -> Array:
     return y.reshape(y.shape[0], *(1,) * (x.ndim - 2), y.shape[-1])
 
 
+def per_channel(x: Array, y: Array) -> Array:
+    """Gives a number, or one for each channel, y[C], the axes of x[..., C]."""
+    return y.reshape((1,) * (x.ndim - 1) + (-1,))
+
+
 def offset(x: Array, by: Array) -> Array:
     """Adds a smaller array, a bias say, in x's type.
 

@@ -98,8 +98,8 @@ class ScoreUNet(UNet):
     def _filtered(self, h: Array, seen: Any, name: str, *, way: str) -> Array:
         return self._block(h, seen, name, width=h.shape[-1], way=way, taps=TAPS, shortcut=True)
 
-    def _check(self, x: Array, noise: Array, cond: Mapping[str, Any]) -> None:
-        super()._check(x, noise, cond)
+    def _check(self, x: Array, noise: Array, cond: Mapping[str, Any] | None) -> Mapping[str, Any]:
+        cond = super()._check(x, noise, cond)
         if self.skips and self.learned_variance:
             raise ValueError("with skips, which add up to the output, there can be no learned variance")
         if self.skips and self.groups is not None:
@@ -108,3 +108,4 @@ class ScoreUNet(UNet):
         narrow = [self.widths[i] for level in self.attention for i in (max(level - 1, 0), level) if self.widths[i] < 64]
         if self.skips and narrow:
             raise ValueError(f"levels with attention, and the next finer ones, must be 64 wide at least, got {narrow}")
+        return cond

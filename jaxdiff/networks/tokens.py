@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxdiff.networks.attention import split_heads
 from jaxdiff.networks.initializers import kernel_init, zeros_init
-from jaxdiff.networks.layers import Dense, depth_to_space, space_to_depth, wide
+from jaxdiff.networks.layers import Dense, depth_to_space, per_channel, space_to_depth, wide
 from jaxdiff.networks.remat import Remat, rematted
 from jaxdiff.sharding import BATCH_AXES, constrain
 
@@ -44,9 +48,8 @@ class LayerNorm(nn.Module):
     def __call__(self, x: Array) -> Array:
         """Normalizes x[..., D]."""
         y = layer_norm(x, self.eps)
-        shape = (1,) * (x.ndim - 1) + x.shape[-1:]
-        scale = self.param("scale", nn.initializers.ones_init(), x.shape[-1:]).astype(y.dtype).reshape(shape)
-        bias = self.param("bias", zeros_init, x.shape[-1:]).astype(y.dtype).reshape(shape)
+        scale = per_channel(y, self.param("scale", nn.initializers.ones_init(), x.shape[-1:]).astype(y.dtype))
+        bias = per_channel(y, self.param("bias", zeros_init, x.shape[-1:]).astype(y.dtype))
         return (y * scale + bias).astype(x.dtype)
 
 
@@ -65,12 +68,32 @@ class RMSNorm(nn.Module):
         y = x.astype(wide(x.dtype))
         scale = self.param("scale", nn.initializers.ones_init(), x.shape[-1:]).astype(y.dtype)
         y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
-        return (y * scale.reshape((1,) * (x.ndim - 1) + scale.shape)).astype(x.dtype)
+        return (y * per_channel(y, scale)).astype(x.dtype)
 
 
 def dense(features: int, dtype, name: str, *, zero: bool = False, bias: bool = True) -> Dense:
     """A linear layer, computed in dtype; zero: it starts from zero."""
     return Dense(features, bias, dtype, kernel_init=zeros_init if zero else kernel_init, name=name)
+
+
+def qkv(
+    x: Array, names: Sequence[str], *, heads: int, dtype: Any, bias: bool = True, norms: Sequence[str] = ()
+) -> list[Array]:
+    """Return queries, keys and values of tokens, by linear layers.
+
+    Args:
+        x: [B, N, D].
+        names: of the three layers.
+        heads: H, divides D.
+        dtype: of the computation.
+        bias: whether the layers add one.
+        norms: names of the RMS norms over the features of each head, of the queries and of the keys; () for none.
+
+    Returns:
+        [q, k, v], each [B, N, H, D / H].
+    """
+    out = [split_heads(dense(x.shape[-1], dtype, name, bias=bias)(x), heads) for name in names]
+    return [RMSNorm(name=name)(a) for name, a in zip(norms, out, strict=False)] + out[len(norms) :]
 
 
 def modulations(emb: Array, count: int, dtype, name: str) -> list[Array]:
@@ -113,6 +136,22 @@ class FeedForward(nn.Module):
         h = constrain(dense(self.features, self.dtype, "net.0.proj")(x), BATCH_AXES, "sequence", "tensor")
         h = jax.nn.gelu(h, approximate=not self.exact)
         return dense(x.shape[-1], self.dtype, "net.2")(h)
+
+
+def geglu(x: Array, dtype: Any, name: str) -> Array:
+    """Return a feed-forward layer's output whose inner layer is gated by a GELU (Shazeer 2020, eq. 5).
+
+    Args:
+        x: [..., D].
+        dtype: of the computation.
+        name: before the names of the two linear layers.
+
+    Returns:
+        [..., D].
+    """
+    h = dense(8 * x.shape[-1], dtype, f"{name}.net.0.proj")(x)
+    h, gate = jnp.split(h, 2, axis=-1)
+    return dense(x.shape[-1], dtype, f"{name}.net.2")(h * jax.nn.gelu(gate, approximate=False))
 
 
 def sines(positions: np.ndarray, dim: int, period: float = 10_000.0) -> tuple[np.ndarray, np.ndarray]:

@@ -9,14 +9,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff.networks.attention import attend, split_heads
+from jaxdiff.networks.attention import attend, split_heads, visible
 from jaxdiff.networks.layers import Conv, GroupNorm
 from jaxdiff.networks.remat import Remat
-from jaxdiff.networks.tokens import LayerNorm, dense, stacked
+from jaxdiff.networks.tokens import LayerNorm, dense, geglu, stacked
 from jaxdiff.sharding import constrain_tokens
 
 Depth = int | tuple[int, ...]
@@ -93,10 +92,7 @@ class Block(nn.Module):
         h = LayerNorm(name="norm2")(x)
         x = x + self._attend(h, h if tokens is None else tokens, mask, "attn2")
 
-        h = dense(8 * x.shape[-1], self.dtype, "ff.net.0.proj")(LayerNorm(name="norm3")(x))
-        h, gate = jnp.split(h, 2, axis=-1)
-        h = h * jax.nn.gelu(gate, approximate=False)  # GEGLU, Shazeer 2020, eq. 5
-        return x + dense(x.shape[-1], self.dtype, "ff.net.2")(h), None
+        return x + geglu(LayerNorm(name="norm3")(x), self.dtype, "ff"), None
 
     def _attend(self, x: Array, source: Array, mask: Array | None, name: str, *, identity: bool = False) -> Array:
         def project(a: Array, to: str) -> Array:
@@ -153,8 +149,7 @@ class Transformer2D(nn.Module):
             raise ValueError(f"heads must divide the channels, got {self.heads} heads for {channels} channels")
         tokens = None if tokens is None else tokens.astype(self.dtype)
         if tokens is not None and mask is not None:
-            # A weight of zero times a hidden NaN or infinity would still be NaN.
-            tokens = jnp.where(mask[..., None], tokens, jnp.zeros_like(tokens))
+            tokens = visible(tokens, mask)
         h = GroupNorm(self.groups, 1e-6, name="norm")(x)
         h = self._project(h, "proj_in").reshape(x.shape[0], -1, channels)
         block = stacked(Block, self.depth, remat=self.remat)(

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.networks import layers
-from jaxdiff.networks.apply import check_cond
+from jaxdiff.networks.apply import Shape, check_cond, check_spatial, cond_shapes, split_output
 from jaxdiff.networks.attention import Attention
 from jaxdiff.networks.embed import ClassEmbedding, EmbeddingMLP, Fourier, Sinusoidal
 from jaxdiff.networks.layers import Conv, Downsample, GroupNorm, Upsample, activation, wide
@@ -137,8 +137,7 @@ class UNet(nn.Module):
             ValueError: for a missing, unknown or misshapen condition, a size that can't be halved often
                 enough, or an unknown option.
         """
-        cond = {} if cond is None else cond
-        self._check(x, noise, cond)
+        cond = self._check(x, noise, cond)
         h, skips, seen = self._encode(x, noise, cond, train)
         if "residuals" in cond:
             *skips, h = _added([*skips, h], cond["residuals"])
@@ -314,11 +313,7 @@ class UNet(nn.Module):
         features = channels * (2 if self.learned_variance else 1) * self.patch ** (h.ndim - 2)
         h = activation(self.act)(GroupNorm(self._groups(0), self.eps, name="conv_norm_out")(h))
         h = self._conv(features, "conv_out", zero=True)(h).astype(wide(self.dtype))
-        h = layers.depth_to_space(h, self.patch)
-        if not self.learned_variance:
-            return h
-        f, v = jnp.split(h, 2, axis=-1)
-        return f, (v + 1) / 2
+        return split_output(layers.depth_to_space(h, self.patch), self.learned_variance)
 
     def _attending(self) -> list[str]:
         """The stages with self-attention, from the input to the output."""
@@ -326,7 +321,7 @@ class UNet(nn.Module):
         mid = ["mid_block"] if self.mid_attention and self.mid_blocks > 1 else []
         return [*(f"down_blocks.{i}" for i in levels), *mid, *(f"up_blocks.{bottom - i}" for i in reversed(levels))]
 
-    def _check(self, x: Array, noise: Array, cond: Mapping[str, Any]) -> None:
+    def _check(self, x: Array, noise: Array, cond: Mapping[str, Any] | None) -> Mapping[str, Any]:
         if not isinstance(self.blocks, int) and len(self.blocks) != len(self.widths):
             raise ValueError(f"blocks must be one number or {len(self.widths)}, one for each level, got {self.blocks}")
         if self.vector_map not in ("two", "one", "none"):
@@ -350,11 +345,12 @@ class UNet(nn.Module):
                 raise ValueError("transformers have their own number of heads: head_dim must be None")
             bottom = {len(self.widths) - 1} if "mid_block" in attending else set()
             self.transformer.check(len(self.widths), {*self.attention} | bottom)
-        if not 3 <= x.ndim <= 5:
-            raise ValueError(f"x must be [B, *spatial, C], one to three spatial axes, got shape {x.shape}")
+        check_spatial(x)
         self._check_size(x.shape)
-        cond = {name: value for name, value in cond.items() if name != "residuals"}
-        check_cond({"noise": noise, **cond}, {"noise": x.shape[:1], **self._shapes(x, cond)})
+        cond = {} if cond is None else cond
+        known = {name: value for name, value in cond.items() if name != "residuals"}
+        check_cond(x, noise, known, self._shapes(x, known))
+        return cond
 
     def _check_size(self, shape: tuple[int, ...]) -> None:
         halvings = len(self.widths) - 1
@@ -363,23 +359,19 @@ class UNet(nn.Module):
         if self.resample == "conv" and min(shape[1:-1]) < self.patch * least:
             raise ValueError(f"every spatial size must be at least {self.patch * least}, got shape {shape}")
 
-    def _shapes(self, x: Array, cond: Mapping[str, Any]) -> dict[str, tuple[int | None, ...]]:
-        """What cond has to hold."""
-        batch = x.shape[0]
-        shapes: dict[str, tuple[int | None, ...]] = {}
-        if self.num_classes is not None or self.numeric_label:
-            shapes["label"] = (batch,)
-        if self.token_dim is not None:
-            shapes["tokens"] = (batch, None, self.token_dim)
-            if "mask" in cond:
-                shapes["mask"] = (batch, cond["tokens"].shape[1] if "tokens" in cond else None)
-        if self.vector_dim is not None:
-            shapes["vector"] = (batch, self.vector_dim)
-        if self.guidance_dim is not None:
-            shapes["guidance"] = (batch,)
-        if self.concat_channels is not None:
-            shapes["concat"] = (*x.shape[:-1], self.concat_channels)
-        return shapes
+    def _shapes(self, x: Array, cond: Mapping[str, Any]) -> dict[str, Shape]:
+        """Shapes of the conditions."""
+        shapes = cond_shapes(
+            x,
+            cond,
+            num_classes=self.num_classes,
+            context_dim=self.token_dim,
+            mask=True,
+            pooled_dim=self.vector_dim,
+            guidance=self.guidance_dim is not None,
+            concat_channels=self.concat_channels,
+        )
+        return shapes | ({"label": x.shape[:1]} if self.numeric_label else {})
 
 
 def _added(values: Sequence[Array], residuals: Sequence[Array]) -> list[Array]:

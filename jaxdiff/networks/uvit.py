@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff.networks.apply import check_cond
-from jaxdiff.networks.attention import attend, split_heads
+from jaxdiff.networks.apply import check_cond, cond_shapes
+from jaxdiff.networks.attention import attend, split_heads, visible
 from jaxdiff.networks.embed import ClassEmbedding, Sinusoidal
 from jaxdiff.networks.initializers import table_init
 from jaxdiff.networks.layers import Conv, depth_to_space, wide
@@ -105,8 +105,7 @@ class UViT(nn.Module):
             ValueError: for a missing, unknown or misshapen condition, a size that patches don't tile, or another
                 number of tokens than the parameters have positions for.
         """
-        cond = {} if cond is None else cond
-        self._check(x, noise, cond)
+        cond = self._check(x, noise, cond)
         patches = Conv(self.width, self.patch, self.patch, (0, 0), dtype=self.dtype, name="patch_embed.proj")(x)
         grid = patches.shape[1:-1]
         patches = patches.reshape(x.shape[0], -1, self.width)
@@ -132,8 +131,7 @@ class UViT(nn.Module):
         if self.token_dim is not None:
             context = cond["tokens"].astype(self.dtype)
             if "mask" in cond:
-                # A weight of zero times a hidden NaN or infinity would still be NaN.
-                context = jnp.where(cond["mask"][..., None], context, jnp.zeros_like(context))
+                context = visible(context, cond["mask"])
                 before = jnp.ones((patches.shape[0], 1 + (self.num_classes is not None)), bool)
                 mask = jnp.concatenate([before, cond["mask"], jnp.ones(patches.shape[:2], bool)], axis=1)
             parts.insert(1, dense(self.width, self.dtype, "context_embed")(context))
@@ -151,22 +149,15 @@ class UViT(nn.Module):
             if made != count:
                 raise ValueError(f"the parameters have positions for {made} tokens, got {count}")
 
-    def _check(self, x: Array, noise: Array, cond: Mapping[str, Array]) -> None:
+    def _check(self, x: Array, noise: Array, cond: Mapping[str, Array] | None) -> Mapping[str, Array]:
         check_patches(x, self.patch)
         if self.layers % 2 or self.width % self.heads:
             raise ValueError(
                 f"layers must be even and heads divide the width, got {self.layers} layers, {self.heads} heads and "
                 f"width {self.width}"
             )
-        batch = x.shape[0]
-        shapes: dict[str, tuple[int | None, ...]] = {"noise": (batch,)}
-        if self.num_classes is not None:
-            shapes["label"] = (batch,)
-        if self.token_dim is not None:
-            shapes["tokens"] = (batch, None, self.token_dim)
-            if "mask" in cond:
-                shapes["mask"] = (batch, cond["tokens"].shape[1] if "tokens" in cond else None)
-        check_cond({"noise": noise, **cond}, shapes)
+        shapes = cond_shapes(x, cond, num_classes=self.num_classes, context_dim=self.token_dim, mask=True)
+        return check_cond(x, noise, cond, shapes)
 
 
 def _joined(layers: int, remat: Remat, unroll: int) -> type[nn.Module]:

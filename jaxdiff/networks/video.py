@@ -17,12 +17,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxdiff.networks.attention import attend, split_heads
+from jaxdiff.networks.attention import attend
 from jaxdiff.networks.dit import Block, DiT
 from jaxdiff.networks.initializers import kernel_init, zeros_init
 from jaxdiff.networks.layers import Dropout, GroupNorm, offset
 from jaxdiff.networks.remat import Remat
-from jaxdiff.networks.tokens import FeedForward, LayerNorm, dense, modulated_norm, modulations, sines, stacked
+from jaxdiff.networks.tokens import (
+    FeedForward,
+    LayerNorm,
+    dense,
+    geglu,
+    modulated_norm,
+    modulations,
+    qkv,
+    sines,
+    stacked,
+)
 from jaxdiff.networks.unet import UNet
 from jaxdiff.sharding import weight
 
@@ -166,14 +176,10 @@ class MotionBlock(nn.Module):
         for i in (1, 2):
             h = LayerNorm(name=f"norm{i}")(x)
             h = h + positions if self.positions else h
-            q, k, v = (
-                split_heads(dense(width, self.dtype, f"attn{i}.to_{a}", bias=False)(h), self.heads) for a in "qkv"
-            )
+            names = [f"attn{i}.to_{a}" for a in "qkv"]
+            q, k, v = qkv(h, names, heads=self.heads, dtype=self.dtype, bias=False)
             x = x + dense(width, self.dtype, f"attn{i}.to_out.0")(attend(q, k, v).reshape(x.shape))
-        h = dense(8 * width, self.dtype, "ff.net.0.proj")(LayerNorm(name="norm3")(x))
-        h, gate = jnp.split(h, 2, axis=-1)
-        h = h * jax.nn.gelu(gate, approximate=False)  # GEGLU, Shazeer 2020, eq. 5
-        return x + dense(width, self.dtype, "ff.net.2")(h), None
+        return x + geglu(LayerNorm(name="norm3")(x), self.dtype, "ff"), None
 
 
 class Motion(nn.Module):
@@ -302,7 +308,7 @@ class TemporalBlock(nn.Module):
         flat = x.reshape(batch, -1, width)
         positions = jnp.asarray(frame_positions(frames, width), self.dtype)[None, :, None]
         h = (modulated_norm(flat, shift, scale).reshape(x.shape) + positions).swapaxes(1, 2).reshape(-1, frames, width)
-        q, k, v = (split_heads(dense(width, self.dtype, f"attn1.to_{a}")(h), self.heads) for a in "qkv")
+        q, k, v = qkv(h, [f"attn1.to_{a}" for a in "qkv"], heads=self.heads, dtype=self.dtype)
         h = dense(width, self.dtype, "attn1.to_out.0")(attend(q, k, v).reshape(h.shape))
         flat = flat + gate * h.reshape(batch, -1, frames, width).swapaxes(1, 2).reshape(flat.shape)
         h = modulated_norm(flat, shift2, scale2)

@@ -10,28 +10,22 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff.networks.attention import attend, split_heads
+from jaxdiff.networks.attention import attend
 from jaxdiff.networks.layers import wide
 from jaxdiff.networks.remat import Remat
-from jaxdiff.networks.tokens import LayerNorm, dense, stacked
-from jaxdiff.text.parts import Encoded, Table, activation, check_tokens
+from jaxdiff.networks.tokens import LayerNorm, dense, qkv, stacked
+from jaxdiff.text.parts import Encoded, EncoderLayer, Table, activation, check_tokens
 
 
-class Layer(nn.Module):
-    """Self-attention and a feed-forward network, a norm behind each; see `Bert` for the attributes."""
-
-    heads: int
-    features: int
-    act: str
-    eps: float
-    dtype: jnp.dtype
+class Layer(EncoderLayer):
+    """Self-attention and a feed-forward network, each followed by a norm."""
 
     @nn.compact
     def __call__(self, x: Array, mask: Array | None) -> tuple[Array, None]:
         """Maps [B, L, D] to the same shape."""
         width = x.shape[-1]
-        names = (f"attention.self.{name}" for name in ("query", "key", "value"))
-        q, k, v = (split_heads(dense(width, self.dtype, name)(x), self.heads) for name in names)
+        names = [f"attention.self.{name}" for name in ("query", "key", "value")]
+        q, k, v = qkv(x, names, heads=self.heads, dtype=self.dtype)
         h = dense(width, self.dtype, "attention.output.dense")(attend(q, k, v, mask=mask).reshape(x.shape))
         x = LayerNorm(self.eps, name="attention.output.LayerNorm")(x + h)
         h = activation(self.act)(dense(self.features, self.dtype, "intermediate.dense")(x))

@@ -11,20 +11,14 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff.networks.attention import attend, split_heads
+from jaxdiff.networks.attention import attend
 from jaxdiff.networks.remat import Remat
-from jaxdiff.networks.tokens import LayerNorm, dense, stacked
-from jaxdiff.text.parts import Encoded, Table, activation, check_tokens
+from jaxdiff.networks.tokens import LayerNorm, dense, qkv, stacked
+from jaxdiff.text.parts import Encoded, EncoderLayer, Table, activation, check_tokens
 
 
-class Layer(nn.Module):
-    """Causal self-attention and a feed-forward network, each behind a norm; see `CLIPText` for the attributes."""
-
-    heads: int
-    features: int
-    act: str
-    eps: float
-    dtype: jnp.dtype
+class Layer(EncoderLayer):
+    """Causal self-attention and a feed-forward network, each preceded by a norm."""
 
     @nn.compact
     def __call__(self, carry: tuple[Array, Array, Array], mask: Array | None, chosen: int) -> tuple[Any, None]:
@@ -33,7 +27,7 @@ class Layer(nn.Module):
         width = x.shape[-1]
 
         h = LayerNorm(self.eps, name="layer_norm1")(x)
-        q, k, v = (split_heads(dense(width, self.dtype, f"self_attn.{n}_proj")(h), self.heads) for n in "qkv")
+        q, k, v = qkv(h, [f"self_attn.{name}_proj" for name in "qkv"], heads=self.heads, dtype=self.dtype)
         h = attend(q, k, v, mask=mask, causal=True).reshape(x.shape)
         x = x + dense(width, self.dtype, "self_attn.out_proj")(h)
 

@@ -53,6 +53,24 @@ def init(module: nn.Module, key: Array) -> dict:
     return jax.jit(draw)(key)
 
 
+class EncoderLayer(nn.Module):
+    """Fields of a layer that is followed by equal ones.
+
+    Attributes:
+        heads: of the attention; divides the width.
+        features: of the feed-forward network's inner layer.
+        act: its activation; see `activation`.
+        eps: of the norms.
+        dtype: type of the computation.
+    """
+
+    heads: int
+    features: int
+    act: str
+    eps: float
+    dtype: jnp.dtype
+
+
 class Table(nn.Module):
     """Vectors that are looked up.
 
