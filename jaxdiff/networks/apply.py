@@ -13,7 +13,7 @@ Shape = tuple[int | None, ...]
 
 
 def as_apply(module: nn.Module) -> Callable[..., Any]:
-    """Turns a network into the pure function that denoisers and losses take.
+    """Turn a network into a pure function, which denoisers and losses take.
 
     Args:
         module: a network called as module(x, noise, cond, train=...).
@@ -31,7 +31,7 @@ def as_apply(module: nn.Module) -> Callable[..., Any]:
 
 
 def init(module: nn.Module, key: Array, x: Any, cond: Mapping[str, Any] | None = None) -> dict:
-    """Draws a network's parameters.
+    """Draw a network's parameters.
 
     Args:
         module: a network called as module(x, noise, cond, train=...).
@@ -40,7 +40,7 @@ def init(module: nn.Module, key: Array, x: Any, cond: Mapping[str, Any] | None =
         cond: the condition that the network is configured for, likewise.
 
     Returns:
-        A plain nested dict of float32 arrays.
+        A nested dict of float32 arrays.
     """
 
     def draw(key):

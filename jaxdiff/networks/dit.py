@@ -1,4 +1,4 @@
-"""The diffusion transformer, DiT (Peebles & Xie 2022, arXiv:2212.09748), which is also SiT's network.
+"""The diffusion transformer, DiT (Peebles and Xie 2022, arXiv:2212.09748), which is also SiT's network.
 
 Parameters are named like those of diffusers' DiTTransformer2DModel; see `interop.keys` for the rule.
 """
@@ -34,7 +34,7 @@ FEATURES = 256  # of the noise level, sines and cosines
 
 
 class _Seen(NamedTuple):
-    """What every block of one call sees: the embedding, or (where that is None) what it makes its own from."""
+    """Inputs of all blocks of a call: the embedding or, where that is None, the inputs of a block's own embedding."""
 
     features: Array
     label: Any
@@ -56,7 +56,7 @@ class Embedding(nn.Module):
 
     @nn.compact
     def __call__(self, features: Array, label: Any) -> Array:
-        """Maps features[B, F] and label[B] to [B, width], in float32 at least."""
+        """Map features[B, F] and label[B] to [B, width], float32 at least."""
         emb = EmbeddingMLP(self.width, self.dtype, name="timestep_embedder")(features)
         if self.num_classes is None:
             return emb
@@ -85,7 +85,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, seen: _Seen) -> tuple[Array, Array | None]:
-        """Maps tokens x[B, N, D] to the same; returns the block's own embedding [B, D], too."""
+        """Map tokens x[B, N, D] to the same shape; also return the block's own embedding [B, D]."""
         x, width, emb = constrain_tokens(x), x.shape[-1], seen.emb
         if self.own:
             emb = Embedding(width, self.num_classes, self.dtype, name="norm1.emb")(seen.features, seen.label)
@@ -101,7 +101,7 @@ class Block(nn.Module):
 
 
 class DiT(nn.Module):
-    """Transformer over the patches of an image (Peebles & Xie 2022, sec. 3), conditioned by adaLN-Zero.
+    """Transformer over the patches of an image (Peebles and Xie 2022, sec. 3), conditioned by adaLN-Zero.
 
     Attributes:
         width: of the tokens.
@@ -113,8 +113,8 @@ class DiT(nn.Module):
         num_classes: classes of cond["label"]; None: off.
         out_channels: channels of the output; None: as many as x has.
         learned_variance: return (F, frac), as `UNet` does.
-        grid: patches along an edge of the images in training, if those of another size shall put their patches into
-            the same range of positions; None: patches lie at 0, 1, 2, ...
+        grid: patches along an edge of the training images, where the patches of images of any size span the same range
+            of positions; None: patches are at 0, 1, 2, ...
         eps: of the norm before the feed-forward.
         own_embeddings: each block embeds noise level and class with parameters of its own, as in diffusers'
             checkpoints, where they start as copies of one; False: one embedding for all, as in the paper.
@@ -144,13 +144,13 @@ class DiT(nn.Module):
     def __call__(
         self, x: Array, noise: Array, cond: Mapping[str, Array] | None = None, *, train: bool = False
     ) -> Array | tuple[Array, Array]:
-        """Evaluates F(x, noise, cond).
+        """Evaluate F(x, noise, cond).
 
         Args:
             x: [B, H, W, C], H and W multiples of patch.
             noise: float[B], the network's view of the noise level.
             cond: "label" int[B] where num_classes is set (num_classes is the null class).
-            train: without effect; there is no dropout.
+            train: no effect; there is no dropout.
 
         Returns:
             [B, H, W, out_channels], or a pair of them where learned_variance is set; zero at initialization.
@@ -165,7 +165,7 @@ class DiT(nn.Module):
         h = h + grid_table(self._places(rows), self._places(columns), self.width).astype(self.dtype)[None]
 
         h, embs = self._stack()(h.reshape(x.shape[0], -1, self.width), seen)
-        # The reference's last layer sees the embedding of the first block.
+        # As in the reference, the embedding of the first block modulates the last layer.
         emb = embs[0] if self.own_embeddings else seen.emb
         shift, scale = modulations(nn.silu(emb).astype(self.dtype), 2, self.dtype, "proj_out_1")
         return self._output(modulated_norm(h, shift, scale).reshape(-1, rows, columns, self.width), x.shape[-1])
@@ -206,17 +206,17 @@ class DiT(nn.Module):
 
 
 def dit_s_2(**changes) -> DiT:
-    """DiT-S/2 of Peebles & Xie 2022, table 1, for ImageNet latents."""
+    """DiT-S/2 of Peebles and Xie 2022 (arXiv:2212.09748), table 1, for ImageNet latents."""
     return _imagenet(384, 12, 6, 2, changes)
 
 
 def dit_b_4(**changes) -> DiT:
-    """DiT-B/4 of Peebles & Xie 2022, table 1, for ImageNet latents."""
+    """DiT-B/4 of Peebles and Xie 2022 (arXiv:2212.09748), table 1, for ImageNet latents."""
     return _imagenet(768, 12, 12, 4, changes)
 
 
 def dit_xl_2(**changes) -> DiT:
-    """DiT-XL/2 of Peebles & Xie 2022, table 1, for ImageNet latents.
+    """DiT-XL/2 of Peebles and Xie 2022 (arXiv:2212.09748), table 1, for ImageNet latents.
 
     With the table of positions, 256 x 1152 numbers that are no parameters here, it has the published 675,129,632.
     """

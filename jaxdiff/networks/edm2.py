@@ -1,9 +1,8 @@
 """EDM2's magnitude-preserving U-Net (Karras et al. 2024, arXiv:2312.02696), config G of table 1.
 
 Every layer keeps activations at unit magnitude in expectation: weights are normalized in the forward pass, there are no
-biases and no norms over groups, and sums and concatenations are rescaled. Train it with `force_weight_norm` after each
-step of the optimizer. A submodule's name is its key in the original checkpoints, which name a block by the size at
-which it works.
+biases and no group norms, and sums and concatenations are rescaled. Train it with `force_weight_norm` after each step
+of the optimizer. A submodule's name is its key in the original checkpoints, see `stages`.
 """
 
 import math
@@ -50,7 +49,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, emb: Array) -> Array:
-        """Maps x[B, *spatial, C] to [B, *spatial', features]; emb[B, E] has been through its SiLU already."""
+        """Map x[B, *spatial, C] to [B, *spatial', features]; emb[B, E] is the embedding after its SiLU."""
         residual, attention = self.balances
         x = resample(x, self.taps, self.way)
         shortcut = x.shape[-1] != self.features
@@ -127,7 +126,7 @@ class EDM2UNet(nn.Module):
     def __call__(
         self, x: Array, noise: Array, cond: Mapping[str, Array] | None = None, *, train: bool = False
     ) -> Array:
-        """Evaluates F(x, noise, cond).
+        """Evaluate F(x, noise, cond).
 
         Args:
             x: [B, *spatial, C], one to three spatial axes, each a multiple of 2^(levels - 1).

@@ -47,7 +47,7 @@ class SingleBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, condition: Array, turn: Rotary) -> tuple[Array, None]:
-        """Maps tokens x[B, N, D] to the same, given condition [B, D] and the rotary positions of all tokens."""
+        """Map tokens x[B, N, D] to the same, given condition [B, D] and the rotary positions of all tokens."""
         x, width = constrain_tokens(x), x.shape[-1]
         shift, scale, gate = modulations(condition, 3, self.dtype, "norm.linear")
         h = modulated_norm(x, shift, scale)
@@ -66,11 +66,11 @@ class Flux(nn.Module):
         layers: joint blocks.
         single_layers: single blocks after them.
         heads: of the attention; divides the width.
-        axes: the features of a head that turn with an image's number, row and column; sum to width / heads.
+        axes: rotary features of a head for an image's number, row and column; they sum to width / heads.
         token_dim: D of cond["tokens"].
         vector_dim: D of cond["vector"], which joins the noise embedding.
-        guidance: cond["guidance"] is given, the scale of the classifier-free guidance that the network imitates.
-        concat_channels: C' of cond["concat"], an image at the latents' size beside them; None: off.
+        guidance: whether cond["guidance"] is an input, the scale of the guidance that was distilled into the network.
+        concat_channels: C' of cond["concat"], an image of the latents' size, concatenated to them; None: off.
         remat: what of each block the backward pass computes again: "none", "dots" (all but products) or "full".
         unroll: blocks per turn of the loops over them.
         dtype: type of the computation (float32, bfloat16, float64); parameters are float32, embedding, norms and
@@ -94,14 +94,14 @@ class Flux(nn.Module):
     def __call__(
         self, x: Array, noise: Array, cond: Mapping[str, Array] | None = None, *, train: bool = False
     ) -> Array:
-        """Evaluates F(x, noise, cond).
+        """Evaluate F(x, noise, cond).
 
         Args:
             x: [B, H, W, C], H and W even; blocks of 2 x 2 are a token.
             noise: float[B], the flow's time in [0, 1].
             cond: "tokens" [B, L, token_dim] and "vector" [B, vector_dim]; where configured "guidance" float[B] and
                 "concat" [B, H, W, concat_channels].
-            train: without effect; there is no dropout.
+            train: no effect; there is no dropout.
 
         Returns:
             Like x, in float32 at least; zero at initialization.

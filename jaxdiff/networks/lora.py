@@ -40,21 +40,21 @@ def init(
     targets: str | Callable[[str], bool] = ATTENTION,
     dtype: Any = jnp.float32,
 ) -> Adapters:
-    """Draws adapters that change nothing yet: `down` is Gaussian, `up` is zero (Hu et al. 2021, sec. 4.1).
+    """Draw adapters whose initial change is zero: `down` is Gaussian, `up` is zero (Hu et al. 2021, sec. 4.1).
 
     Args:
         key: a random key.
         params: a nested dict of arrays or of their shapes.
         rank: r, at least 1.
-        targets: which kernels: a regular expression to find in the dotted path of the module that owns the kernel
-            ("down_blocks.1.attentions.0.to_q"), or a predicate on it.
+        targets: of the kernels, a regular expression that is searched for in the dotted path of the kernel's module,
+            e.g. "down_blocks.1.attentions.0.to_q", or a predicate on this path.
         dtype: of the adapters.
 
     Returns:
         The adapters.
 
     Raises:
-        ValueError: a rank below 1, or the targets are no regular expression or mean no kernel.
+        ValueError: the rank is below 1, or the targets are no regular expression or match no kernel.
     """
     if rank < 1:
         raise ValueError(f"rank must be at least 1, got {rank}")
@@ -77,10 +77,10 @@ def init(
 
 
 def merge(params: Params, adapters: Adapters, scale: float | Array = 1.0) -> Params:
-    """W + scale down up, or W + scale delta, for the adapted kernels (Hu et al. 2021, eq. 3).
+    """Add adapters to their kernels: W + scale down up, or W + scale delta (Hu et al. 2021, eq. 3).
 
     Args:
-        params: the network's; they stay as they are, so that whoever keeps them unloads adapters exactly.
+        params: the network's, which are not changed: to unload adapters exactly, keep them.
         adapters: from `init` or a file.
         scale: the paper's alpha / r; it may be traced.
 
@@ -94,22 +94,22 @@ def merge(params: Params, adapters: Adapters, scale: float | Array = 1.0) -> Par
 
 
 def unmerge(params: Params, adapters: Adapters, scale: float | Array = 1.0) -> Params:
-    """Takes merged adapters out again, up to rounding: W - scale down up; see `merge`."""
+    """Subtract merged adapters, up to rounding: W - scale down up; see `merge`."""
     return merge(params, adapters, -scale)
 
 
 def adapted(apply: Callable[..., Any], scale: float | Array = 1.0) -> Callable[..., Any]:
-    """The network as a function of its adapters and, beside them, its own parameters.
+    """Return a network as a function of its adapters and its own parameters.
 
-    Both are arguments. A base that was closed over instead would become a constant of the program: a copy of it on
-    every device, compiled in for seconds a gigabyte.
+    Both are arguments. Parameters in a closure would be constants of the program, copied to every device, and would
+    cost seconds of compilation per gigabyte.
 
     Args:
         apply: (params, ...) -> output.
         scale: as for `merge`.
 
     Returns:
-        ((adapters, params), ...) -> output, with its derivative by the adapters alone.
+        ((adapters, params), ...) -> output, differentiated with respect to the adapters alone.
     """
 
     def call(trained: tuple[Adapters, Params], *args: Any, **kwargs: Any) -> Any:
@@ -120,7 +120,7 @@ def adapted(apply: Callable[..., Any], scale: float | Array = 1.0) -> Callable[.
 
 
 def pairs(adapters: Adapters, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Mapping[str, Array]]]:
-    """The adapters one by one: (path of the kernel, {"down", "up"} or {"delta"})."""
+    """Yield the adapters: (path of the kernel, {"down", "up"} or {"delta"})."""
     if set(adapters) in ({"down", "up"}, {"delta"}) and not any(isinstance(a, Mapping) for a in adapters.values()):
         yield path, adapters
         return

@@ -43,8 +43,8 @@ class JointBlock(nn.Module):
     Attributes:
         heads: of the attention; divides the width.
         qk_norm: RMS norm of queries and keys (sec. 5.3.2).
-        dual: a second attention, over the image alone, beside the joint one (Stable Diffusion 3.5 medium).
-        last: the text goes no further than into this block's attention.
+        dual: a second attention, over the image alone, parallel to the joint one (Stable Diffusion 3.5 medium).
+        last: the block does not update the text.
         dtype: type of the computation.
     """
 
@@ -58,12 +58,12 @@ class JointBlock(nn.Module):
     def __call__(
         self, both: tuple[Array, Array], condition: Array, turn: Rotary | None = None
     ) -> tuple[tuple[Array, Array], None]:
-        """Maps the tokens of image and text to the same.
+        """Map the tokens of image and text to the same shapes.
 
         Args:
             both: image [B, N, D] and text [B, L, D].
             condition: [B, D], through its SiLU.
-            turn: rotary positions of the image's tokens; those of the text stay unturned.
+            turn: rotary positions of the image's tokens; the text has none.
 
         Returns:
             ((image, text), None), the text unchanged where `last` is set.
@@ -160,13 +160,13 @@ class MMDiT(nn.Module):
     def __call__(
         self, x: Array, noise: Array, cond: Mapping[str, Array] | None = None, *, train: bool = False
     ) -> Array:
-        """Evaluates F(x, noise, cond).
+        """Evaluate F(x, noise, cond).
 
         Args:
             x: [B, H, W, C], H and W multiples of patch, max_grid patches at most.
             noise: float[B], the network's view of the noise level; 1000 times the time of a flow in the published ones.
             cond: "tokens" [B, L, token_dim] and "vector" [B, vector_dim].
-            train: without effect; there is no dropout.
+            train: no effect; there is no dropout.
 
         Returns:
             [B, H, W, out_channels], zero at initialization.
@@ -226,7 +226,7 @@ class MMDiT(nn.Module):
 
 
 def time_and_text(numbers: Mapping[str, Array], vector: Array, width: int, dtype: Any) -> Array:
-    """Sum of the embeddings of some numbers, such as the noise level, and of the text's vector.
+    """Return the sum of the embeddings of numbers, e.g. the noise level, and of the text's vector.
 
     Args:
         numbers: float[B] by name.
@@ -245,6 +245,6 @@ def time_and_text(numbers: Mapping[str, Array], vector: Array, width: int, dtype
 
 
 def finish(h: Array, condition: Array, features: int, dtype: Any) -> Array:
-    """The last, modulated norm and projection, [B, N, D] to [B, N, features], in float32 at least."""
+    """Apply the last norm, modulated, and the projection of [B, N, D] to [B, N, features], float32 at least."""
     scale, shift = modulations(condition, 2, dtype, "norm_out.linear")
     return dense(features, dtype, "proj_out", zero=True)(modulated_norm(h, shift, scale)).astype(wide(dtype))

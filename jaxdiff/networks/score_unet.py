@@ -25,15 +25,15 @@ TAPS, GROUPS = (1.0, 3.0, 3.0, 1.0), 32  # of the filter; of the norms before at
 
 
 class ScoreUNet(UNet):
-    """A U-Net that sees the standard deviation sigma of the noise, and whose output is divided by it.
+    """A U-Net whose noise input is the standard deviation sigma of the noise, and whose output is divided by sigma.
 
-    Its noise must be positive. The random frequencies of log(sigma) are the parameter "time_proj", as in the
-    checkpoints, but their gradient is zero.
+    sigma must be positive. The random frequencies of log(sigma) are the parameter "time_proj", as in the checkpoints,
+    but their gradient is zero.
 
-    Attributes, beside those of `UNet`:
-        skips: the picture itself joins every level on the way down, by a filter and a convolution, and on the way up
-            each level adds to the output. Residual blocks resample with that filter, attention's sums are divided like
-            theirs, and on the way up a level has one attention, at its end. groups must be None.
+    Attributes, in addition to those of `UNet`:
+        skips: every level of the encoder adds the downsampled input, by a filter and a convolution, and every level of
+            the decoder adds to the output. Residual blocks resample with that filter, attention's sums have the same
+            divisor as theirs, and a level of the decoder has one attention, at its end. groups must be None.
         scale: standard deviation of the frequencies.
     """
 
@@ -41,7 +41,7 @@ class ScoreUNet(UNet):
     scale: float = 16.0
 
     def __call__(self, x: Array, noise: Array, cond: Mapping[str, Any] | None = None, *, train: bool = False) -> Any:
-        """Evaluates F(x, noise, cond) as `UNet` does."""
+        """Evaluate F(x, noise, cond) as `UNet` does."""
         y = super().__call__(x, noise, cond, train=train)
         divisor = noise.astype(wide(self.dtype)).reshape(-1, *(1,) * (x.ndim - 1))
         return jax.tree.map(lambda a: a / divisor, y)

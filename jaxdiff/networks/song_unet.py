@@ -1,7 +1,7 @@
 """The U-Nets of EDM (Karras et al. 2022, arXiv:2206.00364, app. F.3): DDPM++ and NCSN++ (Song et al. 2021), and ADM.
 
-A submodule's name is its key in the original checkpoints, which name a block by the size at which it works,
-`enc.32x32_block0`: so the networks know the size of their images, although they run on others.
+A submodule's name is its key in the original checkpoints, which name a block by the size at which it works, e.g.
+`enc.32x32_block0`: so the networks have a resolution, although they run on images of other sizes, too.
 """
 
 from collections.abc import Callable, Mapping
@@ -31,7 +31,7 @@ from jaxdiff.networks.stages import Stage
 
 
 class _UNet(nn.Module):
-    """What the three share; see `SongUNet` for the attributes."""
+    """What DDPM++, NCSN++ and ADM have in common; see `SongUNet` for the attributes."""
 
     resolution: int = 32
     base: int = 128
@@ -50,13 +50,13 @@ class _UNet(nn.Module):
     def __call__(
         self, x: Array, noise: Array, cond: Mapping[str, Array] | None = None, *, train: bool = False
     ) -> Array | tuple[Array, Array]:
-        """Evaluates F(x, noise, cond).
+        """Evaluate F(x, noise, cond).
 
         Args:
             x: [B, *spatial, C], one to three spatial axes, each a multiple of 2^(levels - 1).
             noise: float[B], the network's view of the noise level; EDM's is log(sigma) / 4.
-            cond: what is configured out of "label" int[B] (num_classes is the null class) and "augment"
-                [B, augment_dim], how the images were augmented (Karras et al. 2022, app. F.2), which may be left out.
+            cond: those that are configured of "label" int[B] (num_classes is the null class) and the optional
+                "augment" [B, augment_dim], the images' augmentation (Karras et al. 2022, app. F.2).
             train: dropout on; takes the random key "dropout".
 
         Returns:
@@ -90,7 +90,7 @@ class _UNet(nn.Module):
                 h, attend = jnp.concatenate([h, skips.pop()], axis=-1), attend and self._attends(stage.block)
             h = block(h, stage, attend=attend)
             if stage.block == self.blocks:
-                out = self._level_output(h, out, stage, channels)
+                out = self._aux_output(h, out, stage, channels)
         return self._output(jnp.asarray(out, wide(self.dtype)))
 
     def _block_options(self, width: int, way: str | None, attend: bool) -> dict[str, Any]:
@@ -117,7 +117,7 @@ class _UNet(nn.Module):
         del at
         return h, aux
 
-    def _level_output(self, h: Array, out: Array | None, stage: Stage, channels: int) -> Array | None:
+    def _aux_output(self, h: Array, out: Array | None, stage: Stage, channels: int) -> Array | None:
         """The image after a level of the decoder, given that of the level before."""
         raise NotImplementedError
 
@@ -203,7 +203,7 @@ class SongUNet(_UNet):
             aux = resample(aux, self.taps, "down")
             h = h + self._conv(h.shape[-1], f"{at}_aux_skip", size=1)(aux)
         if self.encoder == "residual":
-            # The convolution sees as far beyond the edge as the filter after it, which then pads no more.
+            # The convolution pads for the filter after it, too, which then needs no padding.
             pad = (len(self.taps) - 1) // 2
             aux = self._conv(h.shape[-1], f"{at}_aux_residual", pad=(1 + pad, 1 + pad))(aux)
             for axis in range(1, aux.ndim - 1):
@@ -211,7 +211,7 @@ class SongUNet(_UNet):
             h = aux = (h + aux) * 0.5**0.5
         return h, aux
 
-    def _level_output(self, h: Array, out: Array | None, stage: Stage, channels: int) -> Array | None:
+    def _aux_output(self, h: Array, out: Array | None, stage: Stage, channels: int) -> Array | None:
         if stage.level > 0 and self.decoder == "standard":
             return None
         h = nn.silu(norm(f"{stage.at}_aux_norm", h, 1e-6)(h))
@@ -232,9 +232,9 @@ class SongUNet(_UNet):
 
 
 class DhariwalUNet(_UNet):
-    """ADM (Dhariwal & Nichol 2021, arXiv:2105.05233, as in Karras et al. 2022, app. F.3).
+    """ADM (Dhariwal and Nichol 2021, arXiv:2105.05233, as in Karras et al. 2022, app. F.3).
 
-    Attributes, beside `SongUNet`'s:
+    Attributes, in addition to those of `SongUNet`:
         head_dim: channels per attention head.
         learned_variance: return (F, frac), as `UNet` does.
     """
@@ -262,7 +262,7 @@ class DhariwalUNet(_UNet):
             emb = emb + self._dense(emb.shape[-1], "map_label", bias=False, kernel_init=table_init)(label)
         return nn.silu(emb)
 
-    def _level_output(self, h: Array, out: Array | None, stage: Stage, channels: int) -> Array | None:
+    def _aux_output(self, h: Array, out: Array | None, stage: Stage, channels: int) -> Array | None:
         del out
         if stage.level > 0:
             return None

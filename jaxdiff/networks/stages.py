@@ -13,7 +13,7 @@ from jaxdiff.networks.song_layers import check_attention
 
 
 class SizedUNet(Protocol):
-    """A U-Net that knows the size of its images.
+    """A U-Net whose layers are named by the size of the images.
 
     Attributes:
         resolution: edge of the images.

@@ -1,4 +1,4 @@
-"""Transformers over the positions of [B, *spatial, C] data, which see a condition's tokens (Rombach et al. 2022).
+"""Transformers over the positions of [B, *spatial, C] data, with cross-attention to tokens (Rombach et al. 2022).
 
 Parameters are named like those of diffusers' Transformer2DModel; see `interop.keys` for the rule.
 """
@@ -30,7 +30,7 @@ class Transformers:
             the last level.
         heads: of the attention, by level, likewise.
         linear: linear layers before and after the blocks; False: convolutions of size 1, the same functions.
-        cross_only: levels, the bottom aside, where the blocks' first attention sees the tokens, too.
+        cross_only: levels, other than the bottom, where the blocks' first attention is to the tokens, too.
         up_depth: depth on the way up, by level, too; None: as on the way down.
     """
 
@@ -41,19 +41,20 @@ class Transformers:
     up_depth: tuple[Depth, ...] | None = None
 
     def blocks(self, level: int, index: int, *, up: bool = False) -> int:
-        """Blocks of the transformer behind a level's residual block of this index."""
+        """The number of blocks of the transformer that follows a level's residual block of this index."""
         depth = (self.depth if self.up_depth is None or not up else self.up_depth)[level]
         return depth if isinstance(depth, int) else depth[index]
 
     def check(self, count: int, levels: Iterable[int]) -> None:
-        """Refuses what does not fit a U-Net.
+        """Check the fields against a U-Net.
 
         Args:
-            count: of the U-Net's levels.
-            levels: those with transformers.
+            count: number of the U-Net's levels.
+            levels: the levels with transformers.
 
         Raises:
-            ValueError: depth or heads are not as many as the levels, or are less than 1 where there are transformers.
+            ValueError: the number of depths or heads is not that of the levels, or one is below 1 at a level with
+                transformers.
         """
         told = self.depth, self.up_depth or self.depth, self.heads
         fits = all(len(one) == count for one in told)
@@ -70,7 +71,7 @@ class Block(nn.Module):
 
     Attributes:
         heads: of both attentions; divides the width.
-        cross_only: the first attention sees the tokens, too.
+        cross_only: the first attention is to the tokens, too.
         identity: self-attention's map is the identity; see `attention.Attention`.
         dtype: type of the computation.
     """
@@ -82,7 +83,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, tokens: Array | None, mask: Array | None) -> tuple[Array, None]:
-        """Maps x[B, N, C], which sees tokens[B, L, D] where mask[B, L] is True, or itself again, to the same."""
+        """Map x[B, N, C] to the same shape, with attention to tokens[B, L, D] where mask[B, L] is True, or to x."""
         x = constrain_tokens(x)
         h = LayerNorm(name="norm1")(x)
         if self.cross_only and tokens is not None:
@@ -131,12 +132,12 @@ class Transformer2D(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, tokens: Array | None, mask: Array | None = None) -> Array:
-        """Lets every position see every other and the tokens.
+        """Attend from every position to all positions and to the tokens.
 
         Args:
             x: [B, *spatial, C].
-            tokens: [B, L, D]; None: the positions see each other in their place.
-            mask: bool[B, L], True for the tokens that may be seen.
+            tokens: [B, L, D]; None: the positions take their place.
+            mask: bool[B, L], True for visible tokens.
 
         Returns:
             Like x.

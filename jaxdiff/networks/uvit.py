@@ -38,7 +38,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, mask: Array | None, skip: Array | None = None) -> tuple[Array, Array]:
-        """Maps tokens x[B, N, D], of which bool[B, N] may be seen, with skip[B, N, D], to the same, twice."""
+        """Map tokens x[B, N, D], visible where mask[B, N] is True, and skip[B, N, D] to the same shape, twice."""
         x, width = constrain_tokens(x), x.shape[-1]
         if skip is not None:
             x = dense(width, self.dtype, "skip_linear")(jnp.concatenate([x, skip], axis=-1))
@@ -53,8 +53,8 @@ class Block(nn.Module):
 class UViT(nn.Module):
     """Transformer over tokens of noise level, condition and patches (Bao et al. 2022, sec. 3).
 
-    The first half of its blocks hands what it makes to the second half, last to first: a U-Net's skips. Positions are
-    learned, so a set of parameters is for one size of images and one number of context tokens.
+    Outputs of the first half of the blocks are skips of the second half, last to first, as in a U-Net. Positions are
+    learned, so that parameters are for one size of images and one number of context tokens.
 
     Attributes:
         width: of the tokens.
@@ -89,14 +89,14 @@ class UViT(nn.Module):
     def __call__(
         self, x: Array, noise: Array, cond: Mapping[str, Array] | None = None, *, train: bool = False
     ) -> Array:
-        """Evaluates F(x, noise, cond).
+        """Evaluate F(x, noise, cond).
 
         Args:
             x: [B, H, W, C], H and W multiples of patch.
             noise: float[B], the network's view of the noise level.
-            cond: what is configured out of "label" int[B] (num_classes is the null class) and "tokens" [B, L, D']
+            cond: those that are configured of "label" int[B] (num_classes is the null class) and "tokens" [B, L, D']
                 with an optional "mask" bool[B, L] (True: visible).
-            train: without effect; there is no dropout.
+            train: no effect; there is no dropout.
 
         Returns:
             Like x.
