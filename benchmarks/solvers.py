@@ -28,7 +28,7 @@ from jaxdiff.experiment import example_keys, load_run
 from jaxdiff.train import load_params
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
-from exact import CLUSTERS
+from helpers.exact import CLUSTERS
 
 KEY = jax.random.key(0)
 BUDGETS, FINE = (6, 8, 12, 16, 24, 32, 48, 64), 1024

@@ -8,7 +8,7 @@ __all__ = ["listed", "shared_prefix"]
 
 
 def listed(names: Iterable[str], limit: int = 20, between: str = ", ") -> str:
-    """Joins names for a message; of more than `limit` the first ones, their number, and what all of them begin with.
+    """Join names for a message; of more than `limit` the first ones, their number, and what all of them begin with.
 
     >>> listed(["a", "b"])
     'a, b'

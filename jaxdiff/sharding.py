@@ -26,6 +26,8 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxdiff import trees
+
 AXES = ("data", "fsdp", "tensor", "sequence")
 # The batch is split over both: with fsdp every device works on its own examples, too.
 BATCH_AXES = ("data", "fsdp")
@@ -194,9 +196,8 @@ def shard_params(tree: Any, mesh: Mesh) -> Any:
     """
 
     def place(path: tuple[Any, ...], x: Any) -> NamedSharding:
-        names = [jax.tree_util.keystr((key,), simple=True) for key in path]
-        stacks = sum(name.endswith(".*") for name in names)
-        return NamedSharding(mesh, _spec(names, x.shape, mesh, stacks))
+        names = trees.keys(path)
+        return NamedSharding(mesh, _spec(names, x.shape, mesh, trees.stack_axes(names)))
 
     return jax.tree_util.tree_map_with_path(place, tree)
 
@@ -220,7 +221,7 @@ def shard_batch(batch: Any, mesh: Mesh, axis: int = 0) -> Any:
 
     def put(path: tuple[Any, ...], x: Any) -> Array:
         if np.ndim(x) <= axis or np.shape(x)[axis] % local:
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            name = "/".join(trees.keys(path))
             raise ValueError(
                 f"a host batch must be a multiple of the {local} parts it is cut into; {name!r} has shape {np.shape(x)}"
             )

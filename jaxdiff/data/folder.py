@@ -27,14 +27,14 @@ class FolderSource:
         """Find the files.
 
         Args:
-          path: holds one subfolder for each class (images at any depth below it), or images directly. Links are
-            followed. What is hidden, by a name that begins with a dot, is left out, at any depth. An animation is its
-            first picture.
-          size: side of the square images; None: all must have the size of the first.
-          channels: 1, 3, or None: grey if all of some files spread over the folder are, otherwise RGB.
+            path: holds one subfolder for each class (images at any depth below it), or images directly. Links are
+                followed. What is hidden, by a name that begins with a dot, is left out, at any depth. An animation is
+                its first picture.
+            size: side of the square images; None: all must have the size of the first.
+            channels: 1, 3, or None: grey if all of some files spread over the folder are, otherwise RGB.
 
         Raises:
-          ValueError: if there are no images, an empty class, or images both beside and inside subfolders.
+            ValueError: if there are no images, an empty class, or images both beside and inside subfolders.
         """
         folders = subfolders(path)
         loose = [str(p) for p in sorted(path.iterdir()) if _is_image(p)]
@@ -83,14 +83,14 @@ def find_split(path: str, split: str) -> Path:
     """The folder of one split.
 
     Args:
-      path: a folder; "~" is the home directory. If all of its subfolders are called like splits, they are.
-      split: which one; without splits, the whole folder is "train".
+        path: a folder; "~" is the home directory. If all of its subfolders are called like splits, they are.
+        split: which one; without splits, the whole folder is "train".
 
     Returns:
-      The folder that holds the split's classes or images.
+        The folder that holds the split's classes or images.
 
     Raises:
-      ValueError: if the folder or the split does not exist.
+        ValueError: if the folder or the split does not exist.
     """
     folder = Path(os.path.expanduser(path))
     if not folder.is_dir():

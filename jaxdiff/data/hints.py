@@ -14,8 +14,8 @@ class Hinted:
     """A source whose examples have a "hint", uint8[H', W', C'], beside the image.
 
     Attributes:
-      images: the source.
-      hints: uint8[N, H', W', C'], one for each image in the source's order; None is the image's own `edges`.
+        images: the source.
+        hints: uint8[N, H', W', C'], one for each image in the source's order; None is the image's own `edges`.
     """
 
     images: Source
@@ -49,7 +49,7 @@ class Hinted:
         """A hint of each class, of an image at random; black where ten images a class hold none.
 
         Returns:
-          uint8[num_classes, H', W', C'], the same at every call.
+            uint8[num_classes, H', W', C'], the same at every call.
         """
         found = np.zeros((self.num_classes, *self.hint_shape), np.uint8)
         for i in np.random.default_rng(0).permutation(len(self))[: 10 * self.num_classes]:
@@ -69,11 +69,11 @@ def open_hints(name: str, images: Source) -> Hinted:
     """Put hints beside images.
 
     Args:
-      name: "edges", or an .npz file of "hint"; see `Hinted`.
-      images: the source.
+        name: "edges", or an .npz file of "hint"; see `Hinted`.
+        images: the source.
 
     Raises:
-      ValueError: there is no such file, or it holds no "hint", or not one for each image.
+        ValueError: there is no such file, or it holds no "hint", or not one for each image.
     """
     if name == "edges":
         return Hinted(images)
@@ -89,10 +89,10 @@ def edges(image: np.ndarray) -> np.ndarray:
     """How steeply an image's brightness changes, as a picture.
 
     Args:
-      image: uint8[H, W, C], H and W at least 2.
+        image: uint8[H, W, C], H and W at least 2.
 
     Returns:
-      uint8[H, W, 3]: twice the size of the gradient of the channels' mean, by central differences, at most 255.
+        uint8[H, W, 3]: twice the size of the gradient of the channels' mean, by central differences, at most 255.
     """
     down, right = np.gradient(image.mean(-1, dtype=np.float32))
     steep = np.minimum(2 * np.hypot(down, right), 255).round().astype(np.uint8)

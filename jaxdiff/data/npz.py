@@ -23,12 +23,12 @@ class Array(NamedTuple):
     """An array that lies in a file.
 
     Attributes:
-      name: without the ending.
-      member: its entry in the archive.
-      shape: of the array.
-      dtype: of the array.
-      fortran: whether the first axis runs fastest.
-      header: bytes before its numbers.
+        name: without the ending.
+        member: its entry in the archive.
+        shape: of the array.
+        dtype: of the array.
+        fortran: whether the first axis runs fastest.
+        header: bytes before its numbers.
     """
 
     name: str
@@ -43,14 +43,14 @@ def read_npz(path: str | Path) -> dict[str, np.ndarray]:
     """Read the arrays of an .npz file.
 
     Args:
-      path: the file.
+        path: the file.
 
     Returns:
-      The arrays by name.
+        The arrays by name.
 
     Raises:
-      ValueError: if there is no such file, it is of another kind, holds objects, or much more than its size lets
-        expect; `faults.Damaged`, if an array is not what was written.
+        ValueError: if there is no such file, it is of another kind, holds objects, or much more than its size lets
+            expect; `faults.Damaged`, if an array is not what was written.
     """
     with _readable(path), zipfile.ZipFile(path) as archive:
         found = list(_arrays(archive))
@@ -64,13 +64,13 @@ def map_npz(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Array]]:
     """Map the arrays of a file into memory, without reading them.
 
     Args:
-      path: an .npz file as numpy.savez writes it, without compression.
+        path: an .npz file as numpy.savez writes it, without compression.
 
     Returns:
-      The arrays by name, read-only; and what `check_npz` needs of each.
+        The arrays by name, read-only; and what `check_npz` needs of each.
 
     Raises:
-      ValueError: if there is no such file, or it is damaged, compressed or of another kind.
+        ValueError: if there is no such file, or it is damaged, compressed or of another kind.
     """
     with _readable(path), zipfile.ZipFile(path) as archive:
         found = {array.name: array for array in _arrays(archive)}
@@ -93,11 +93,11 @@ def check_npz(path: Path, arrays: Iterable[Array]) -> None:
     """Compare the bytes of arrays with the checksums that their file has, each array in a thread.
 
     Args:
-      path: the file.
-      arrays: those to look at.
+        path: the file.
+        arrays: those to look at.
 
     Raises:
-      Damaged: the bytes are not those that were written.
+        Damaged: the bytes are not those that were written.
     """
     arrays = list(arrays)
     with concurrent.futures.ThreadPoolExecutor(max(1, len(arrays))) as pool:

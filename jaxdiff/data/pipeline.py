@@ -39,25 +39,25 @@ def batches(
     that asks for some rows of it reads only these.
 
     Args:
-      source: a random-access sequence of {"x": uint8[H, W, C], "label": int} ("label" may be absent); it may have a
-        "hint", uint8[H', W', C'], too, see `Hinted`; or of other arrays, see `Shards`, which stay as they are.
-      batch_size: examples in the global batch, over all hosts.
-      seed: any non-negative integer; decides the order and the flips.
-      start: number of the first batch.
-      rows: which examples of each batch this host reads, in any order; see `train.host_rows`. None is all, where there
-        is one process.
-      flip: mirror each image left to right with probability 1/2; drawn anew every epoch.
-      workers: processes that read and transform; 0 does it in threads of this process. A script that asks
-        for workers needs the usual `if __name__ == "__main__":`.
-      prefetch: batches kept ready ahead of the consumer (per worker); 0 reads on demand.
+        source: a random-access sequence of {"x": uint8[H, W, C], "label": int} ("label" may be absent); it may have a
+            "hint", uint8[H', W', C'], too, see `Hinted`; or of other arrays, see `Shards`, which stay as they are.
+        batch_size: examples in the global batch, over all hosts.
+        seed: any non-negative integer; decides the order and the flips.
+        start: number of the first batch.
+        rows: which examples of each batch this host reads, in any order; see `train.host_rows`. None is all, where
+            there is one process.
+        flip: mirror each image left to right with probability 1/2; drawn anew every epoch.
+        workers: processes that read and transform; 0 does it in threads of this process. A script that asks
+            for workers needs the usual `if __name__ == "__main__":`.
+        prefetch: batches kept ready ahead of the consumer (per worker); 0 reads on demand.
 
     Returns:
-      An iterator with a `close()` method, of {"x": float32[R, H, W, C] in [-1, 1], "label": int32[R]}, and
-      "hint": float32[R, H', W', C'] in [0, 1], mirrored with its image; R is the number of rows.
+        An iterator with a `close()` method, of {"x": float32[R, H, W, C] in [-1, 1], "label": int32[R]}, and
+        "hint": float32[R, H', W', C'] in [0, 1], mirrored with its image; R is the number of rows.
 
     Raises:
-      ValueError: if a number is out of range, the batch larger than the source, or no rows are given in one of many
-        processes.
+        ValueError: if a number is out of range, the batch larger than the source, or no rows are given in one of many
+            processes.
     """
     import grain
 
@@ -91,14 +91,14 @@ def load_arrays(source: Source, count: int | None = None) -> Batch:
     """Examples of a source as arrays, for evaluation.
 
     Args:
-      source: a random-access source.
-      count: how many; None is all. They are spread evenly over the source, since a folder is sorted by class.
+        source: a random-access source.
+        count: how many; None is all. They are spread evenly over the source, since a folder is sorted by class.
 
     Returns:
-      {"x": uint8[count, H, W, C], "label": int32[count]}; no "label" where the source has none.
+        {"x": uint8[count, H, W, C], "label": int32[count]}; no "label" where the source has none.
 
     Raises:
-      ValueError: if count is not between 1 and the size of the source, or the source is empty.
+        ValueError: if count is not between 1 and the size of the source, or the source is empty.
     """
     total = len(source)
     if not total:

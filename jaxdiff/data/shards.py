@@ -25,9 +25,9 @@ class Shards:
         """Describe the examples; the files are opened with the first question for one.
 
         Args:
-          folder: of the .npz files.
-          example: the arrays by name, of which shape and dtype of one example are looked at. What is stored in another
-            precision is converted.
+            folder: of the .npz files.
+            example: the arrays by name, of which shape and dtype of one example are looked at. What is stored in
+                another precision is converted.
         """
         self.folder = Path(folder)
         self.example = dict(example)
@@ -98,13 +98,13 @@ def open_table(path: str | Path) -> dict[str, np.ndarray]:
     """Read the arrays of one .npz file, a row of each for everything that can be asked for by its number.
 
     Args:
-      path: the file.
+        path: the file.
 
     Returns:
-      The arrays by name.
+        The arrays by name.
 
     Raises:
-      ValueError: if there is no such file, it is damaged, or does not hold arrays of equally many rows.
+        ValueError: if there is no such file, it is damaged, or does not hold arrays of equally many rows.
     """
     arrays = read_npz(path)
     _check_rows(path, arrays)

@@ -17,8 +17,8 @@ class Skipping:
     sees the same. Every broken record is named on stderr, once in each process.
 
     Attributes:
-      source: whose broken records raise a ValueError.
-      most: how many of them a process may meet.
+        source: whose broken records raise a ValueError.
+        most: how many of them a process may meet.
     """
 
     source: Source
@@ -52,7 +52,7 @@ class Skipping:
         """Read a record, or the next one after it that is whole, the first after the last.
 
         Raises:
-          ValueError: more than `most` records are broken; the message has what is wrong with each.
+            ValueError: more than `most` records are broken; the message has what is wrong with each.
         """
         for step in range(len(self)):
             at = (index + step) % len(self)

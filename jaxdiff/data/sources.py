@@ -37,9 +37,9 @@ class Source(Examples, Protocol):
     """A random-access sequence of {"x": uint8[H, W, C], "label": int}; no "label" if there are no classes.
 
     Attributes:
-      shape: (H, W, C).
-      num_classes: labels are 0 .. num_classes - 1; 0 if there are none.
-      class_names: one for each class; empty if they are not known.
+        shape: (H, W, C).
+        num_classes: labels are 0 .. num_classes - 1; 0 if there are none.
+        class_names: one for each class; empty if they are not known.
     """
 
     @property
@@ -57,10 +57,10 @@ class ArraySource:
     """A source of images that are in memory.
 
     Attributes:
-      x: uint8[N, H, W, C].
-      label: int[N] in [0, num_classes), or None.
-      num_classes: 0 without labels.
-      class_names: one for each class, or empty.
+        x: uint8[N, H, W, C].
+        label: int[N] in [0, num_classes), or None.
+        num_classes: 0 without labels.
+        class_names: one for each class, or empty.
     """
 
     x: np.ndarray
@@ -106,24 +106,24 @@ def open_source(
     """Open a data set by name.
 
     Args:
-      name: "fashion_mnist", the embedded subset (28x28 grey, 10 classes, 10,000 training and 2,000 test
-        images); "tfds:NAME", any image set of tensorflow-datasets, or "tfds:NAME/CONFIG:1.0.0";
-        "folder:PATH", images in one subfolder for each class, whose sorted names are the labels, or directly
-        in PATH, without labels.
-      split: "train", "test", or what the set has; for "tfds:" also a slice, as in "train[:90%]".
-        A folder has the splits that it has as subfolders (PATH/train/CLASS/...), otherwise only "train".
-      size: resize the shorter side to this many pixels and crop the centre square; None keeps the images,
-        which must then all have one size.
-      channels: 1 (grey) or 3 (RGB); None keeps what the set has.
-      data_dir: where tensorflow-datasets keeps its data; None is its default.
+        name: "fashion_mnist", the embedded subset (28x28 grey, 10 classes, 10,000 training and 2,000 test
+            images); "tfds:NAME", any image set of tensorflow-datasets, or "tfds:NAME/CONFIG:1.0.0";
+            "folder:PATH", images in one subfolder for each class, whose sorted names are the labels, or directly
+            in PATH, without labels.
+        split: "train", "test", or what the set has; for "tfds:" also a slice, as in "train[:90%]".
+            A folder has the splits that it has as subfolders (PATH/train/CLASS/...), otherwise only "train".
+        size: resize the shorter side to this many pixels and crop the centre square; None keeps the images,
+            which must then all have one size.
+        channels: 1 (grey) or 3 (RGB); None keeps what the set has.
+        data_dir: where tensorflow-datasets keeps its data; None is its default.
 
     Returns:
-      A random-access source. That of a "tfds:" set tells its shape and its classes before the set is prepared; its
-      length and its images then raise a ValueError that says how to prepare it.
+        A random-access source. That of a "tfds:" set tells its shape and its classes before the set is prepared; its
+        length and its images then raise a ValueError that says how to prepare it.
 
     Raises:
-      ValueError: if the name, the split, the size or the channels are not known or possible, or the folder has no
-        images.
+        ValueError: if the name, the split, the size or the channels are not known or possible, or the folder has no
+            images.
     """
     if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
         raise ValueError(f"size must be a positive integer or None, got {size!r}")
@@ -147,11 +147,11 @@ def class_prompts(prompt: str, class_names: Sequence[str]) -> list[str]:
     """What a prompt says of each class, and last the empty text, which says nothing.
 
     Args:
-      prompt: in which a class's name stands for {}, such as "a photo of a {}"; other braces are as they are.
-      class_names: one for each class.
+        prompt: in which a class's name stands for {}, such as "a photo of a {}"; other braces are as they are.
+        class_names: one for each class.
 
     Raises:
-      ValueError: if there are no names.
+        ValueError: if there are no names.
     """
     if not class_names:
         raise ValueError("a prompt tells the classes of the data by their names, and this data has none")

@@ -27,15 +27,15 @@ class TfdsSource:
         """Describe a set, and open its files if it is prepared.
 
         Args:
-          name: as in `tfds.builder`: NAME, NAME/CONFIG, NAME:VERSION.
-          split: a split or a slice of one, such as "train[:90%]".
-          data_dir: where the sets are; None is tensorflow-datasets' default.
-          size: side of the square images; None keeps theirs, which must then be fixed.
-          channels: 1, 3, or None to keep theirs.
+            name: as in `tfds.builder`: NAME, NAME/CONFIG, NAME:VERSION.
+            split: a split or a slice of one, such as "train[:90%]".
+            data_dir: where the sets are; None is tensorflow-datasets' default.
+            size: side of the square images; None keeps theirs, which must then be fixed.
+            channels: 1, 3, or None to keep theirs.
 
         Raises:
-          ValueError: if the set is unknown, has no such split, or no images of known shape; from its length and its
-            images, if it is not prepared.
+            ValueError: if the set is unknown, has no such split, or no images of known shape; from its length and its
+                images, if it is not prepared.
         """
         self._name = f"{name}, split {split}"
         builder = _find_builder(name, data_dir)

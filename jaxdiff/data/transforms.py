@@ -16,13 +16,13 @@ def to_float(x: ArrayLike) -> np.ndarray:
     """Bytes to floats: 0 becomes -1, 255 becomes 1.
 
     Args:
-      x: uint8, any shape.
+        x: uint8, any shape.
 
     Returns:
-      float32, same shape, in [-1, 1].
+        float32, same shape, in [-1, 1].
 
     Raises:
-      ValueError: if x is not uint8.
+        ValueError: if x is not uint8.
     """
     x = np.asarray(x)
     if x.dtype != np.uint8:
@@ -37,13 +37,13 @@ def to_uint8(x: ArrayLike) -> np.ndarray:
     """Floats to the nearest bytes, clipped: the exact inverse of `to_float`.
 
     Args:
-      x: floating (numpy or JAX array, bfloat16 included), any shape; -1 is black, 1 is white.
+        x: floating (numpy or JAX array, bfloat16 included), any shape; -1 is black, 1 is white.
 
     Returns:
-      uint8, same shape.
+        uint8, same shape.
 
     Raises:
-      ValueError: if x is an integer array, or holds NaN (infinities are clipped).
+        ValueError: if x is an integer array, or holds NaN (infinities are clipped).
     """
     x = np.asarray(x)
     if x.dtype.kind in "iub":
@@ -58,11 +58,11 @@ def flip_some(x: np.ndarray, flipped: np.ndarray) -> np.ndarray:
     """Mirror some images of a batch left to right.
 
     Args:
-      x: [B, H, W, C].
-      flipped: bool[B].
+        x: [B, H, W, C].
+        flipped: bool[B].
 
     Returns:
-      Like x.
+        Like x.
     """
     return np.where(flipped[:, None, None, None], x[:, :, ::-1], x)
 
@@ -71,16 +71,16 @@ def fit_image(image: "Image", size: int | None, channels: int) -> np.ndarray:
     """One image as an array: turned upright, on white where it is transparent, resized and cropped.
 
     Args:
-      image: a Pillow image: grey, RGB, CMYK or of a palette, of 8 bits a channel; of an animation the frame shown.
-      size: side in pixels of the centre square that is kept, after scaling the shorter side to it by
-        antialiased bicubic interpolation; None keeps the image's own size.
-      channels: 1 (grey) or 3 (RGB).
+        image: a Pillow image: grey, RGB, CMYK or of a palette, of 8 bits a channel; of an animation the frame shown.
+        size: side in pixels of the centre square that is kept, after scaling the shorter side to it by
+            antialiased bicubic interpolation; None keeps the image's own size.
+        channels: 1 (grey) or 3 (RGB).
 
     Returns:
-      uint8[H, W, channels].
+        uint8[H, W, channels].
 
     Raises:
-      ValueError: if the image is of another kind.
+        ValueError: if the image is of another kind.
     """
     from PIL import Image, ImageOps
 
@@ -102,12 +102,12 @@ def fit_array(x: np.ndarray, size: int | None, channels: int | None) -> np.ndarr
     """`fit_image` for an image that is an array already.
 
     Args:
-      x: uint8[H, W, C], C = 1 or 3.
-      size: as in `fit_image`.
-      channels: 1, 3, or None for the array's own.
+        x: uint8[H, W, C], C = 1 or 3.
+        size: as in `fit_image`.
+        channels: 1, 3, or None for the array's own.
 
     Returns:
-      uint8[H', W', C'].
+        uint8[H', W', C'].
     """
     channels = channels or x.shape[-1]
     if size in (None, x.shape[0]) and x.shape[0] == x.shape[1] and channels == x.shape[-1]:

@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 import pytest
-from cli.shapes import CLASSES, fitted, shapes
+from helpers.shapes import CLASSES, fitted, shapes
 
 from jaxdiff.cli.evaluate import evaluate, fit_classifier, format_report, write_report
 from jaxdiff.data import load_arrays, open_source, to_float

@@ -3,8 +3,8 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
-from cli.shapes import CLASSES, shapes
-from cli.shapes import fitted as fit_once
+from helpers.shapes import CLASSES, shapes
+from helpers.shapes import fitted as fit_once
 
 from jaxdiff.cli import judge
 from jaxdiff.cli.judge import FittedClassifier, fit_classifier, load_classifier, save_classifier

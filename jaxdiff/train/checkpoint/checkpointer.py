@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxdiff import trees
 from jaxdiff.faults import Damaged
 from jaxdiff.messages import listed
 from jaxdiff.sharding import shard_params
@@ -133,7 +134,7 @@ class Checkpointer:
             raise ValueError(f"cannot save step {step}: {self.folder} already holds step {held[-1]}")
         self._attempts += 1
         self._saving = Saving(
-            self._arrays, self.folder, step, flat.flatten(state), keep=self._keep, attempt=self._attempts
+            self._arrays, self.folder, step, trees.flatten(state), keep=self._keep, attempt=self._attempts
         )
         self._saving.copied()
 
@@ -163,7 +164,7 @@ class Checkpointer:
             ValueError: there is no such checkpoint, or its arrays differ from `like` in name, shape or dtype; the
                 differences are listed, nothing is cast.
         """
-        wanted = flat.flatten(like)
+        wanted = trees.flatten(like)
 
         def all_of_it(place: Path, saved: Described) -> Described:
             differences = flat.differences(saved, wanted)
@@ -190,15 +191,15 @@ class Checkpointer:
         def one_part(place: Path, saved: Described) -> Described:
             nonlocal prefix
             prefix = flat.prefix(saved, which)
-            part = flat.nest({n.removeprefix(prefix): x for n, x in saved.items() if n.startswith(prefix)})
+            part = trees.nest({n.removeprefix(prefix): x for n, x in saved.items() if n.startswith(prefix)})
             if not part:
                 raise ValueError(f"checkpoint {place} has no {which!r}")
             places = jax.tree.map(lambda x: None, part) if mesh is None else shard_params(part, mesh)
             describe = lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)  # noqa: E731
-            return {prefix + name: x for name, x in flat.flatten(jax.tree.map(describe, part, places)).items()}
+            return {prefix + name: x for name, x in trees.flatten(jax.tree.map(describe, part, places)).items()}
 
         found = self._load(step, one_part)
-        return flat.nest({name.removeprefix(prefix): x for name, x in found.items()})
+        return trees.nest({name.removeprefix(prefix): x for name, x in found.items()})
 
     def wait(self) -> None:
         """Block until everything is on disk; if the last save failed (a full disk, say), raise why."""

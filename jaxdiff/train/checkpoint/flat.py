@@ -9,28 +9,12 @@ from typing import Any
 import jax
 import numpy as np
 
-
-def flatten(tree: Any) -> dict[str, Any]:
-    """Return a tree's leaves by their paths."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+from jaxdiff import trees
 
 
 def unflatten_like(like: Any, flat: dict[str, Any]) -> Any:
     """Make a tree like another one of a flat dict."""
-    return jax.tree.unflatten(jax.tree.structure(like), [flat[name] for name in flatten(like)])
-
-
-def nest(flat: dict[str, Any]) -> dict[str, Any]:
-    """Make nested dicts of a flat one."""
-    nested: dict[str, Any] = {}
-    for name, value in flat.items():
-        *parents, last = name.split("/")
-        folder = nested
-        for parent in parents:
-            folder = folder.setdefault(parent, {})
-        folder[last] = value
-    return nested
+    return jax.tree.unflatten(jax.tree.structure(like), [flat[name] for name in trees.flatten(like)])
 
 
 def prefix(saved: Mapping[str, Any], which: str) -> str:
