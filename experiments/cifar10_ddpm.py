@@ -46,7 +46,7 @@ def experiment(
     network = networks.ddpm_cifar10(widths=widths, blocks=blocks, remat=remat, dtype=compute_dtype())
     apply = networks.as_apply(network)
     process = jd.processes.Discrete.linear()
-    row = jd.parameterize.indexed(jd.parameterize.eps)
+    row = jd.parameterize.zero_based(jd.parameterize.eps)
     return Experiment(
         init=lambda key: networks.init(network, key, jnp.zeros((1, *images.shape))),
         apply=apply,

@@ -48,7 +48,7 @@ def experiment(
     apply = networks.as_apply(network)
     process = jd.processes.Flow()
     # The network's sinusoids are made for times of hundreds.
-    row = jd.parameterize.conditioned(jd.parameterize.velocity, lambda level: 1000 * level.t)
+    row = jd.parameterize.time_scaled(jd.parameterize.velocity)
     x, label = jnp.zeros((1, *images.shape)), jnp.zeros((1,), jnp.int32)
     null = images.num_classes
     return Experiment(

@@ -73,7 +73,7 @@ def experiment(
     place = None if mesh is None else lambda tree: train.shard_params(tree, mesh)
     vae = interop.load(autoencoder, dtype=compute_dtype(), place=place) if autoencoder else None
     process = jd.processes.Discrete.linear()
-    row = jd.parameterize.indexed(jd.parameterize.eps)
+    row = jd.parameterize.zero_based(jd.parameterize.eps)
     apply = lambda params, *args, **options: of_network(params[0], *args, **options)  # noqa: E731
     null = {"label": jnp.full((1,), num_classes)}
     return Experiment(

@@ -54,7 +54,7 @@ def experiment(
     )
     apply = networks.as_apply(network)
     process = jd.processes.Discrete.cosine()
-    row = jd.parameterize.indexed(jd.parameterize.eps)
+    row = jd.parameterize.zero_based(jd.parameterize.eps)
     return Experiment(
         init=lambda key: networks.init(
             network, key, jnp.zeros((1, *images.shape)), {"label": jnp.zeros((1,), jnp.int32)}

@@ -81,7 +81,7 @@ def experiment(
     place = None if mesh is None else lambda tree: train.shard_params(tree, mesh)
     vae = interop.load(autoencoder, dtype=compute_dtype(), place=place) if autoencoder else None
     process = jd.processes.Flow()
-    row = jd.parameterize.conditioned(jd.parameterize.velocity, lambda level: 1000 * level.t)
+    row = jd.parameterize.time_scaled(jd.parameterize.velocity)
 
     def apply(params: Any, x: Any, noise: Any, cond: Any, **options: Any) -> Any:
         if "tokens" not in cond:  # samples know the number of their prompt

@@ -68,7 +68,7 @@ def experiment(
     network = networks.MLP(width=width)
     apply = networks.as_apply(network)
     process = jd.processes.Flow()
-    row = jd.parameterize.conditioned(jd.parameterize.velocity, lambda level: 1000 * level.t)
+    row = jd.parameterize.time_scaled(jd.parameterize.velocity)
 
     def batches(start: int, rows: np.ndarray | None = None) -> Iterator[dict[str, np.ndarray]]:
         step, mine = start, slice(None) if rows is None else rows

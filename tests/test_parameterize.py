@@ -112,16 +112,16 @@ def test_network_is_told_the_level_of_each_example():
 def test_indexed_counts_from_zero():
     """The published DDPMs' networks are told 0..T-1 for t = 1..T, as floats."""
     seen = []
-    denoise = parameterize.denoiser(_spy(seen), {}, parameterize.indexed(parameterize.eps))
+    denoise = parameterize.denoiser(_spy(seen), {}, parameterize.zero_based(parameterize.eps))
     denoise(jnp.ones((3, 1)), Discrete.linear()(jnp.array([1, 500, 1000])))
     np.testing.assert_array_equal(seen[0][1], [0.0, 499.0, 999.0])
     assert seen[0][1].dtype == jnp.float32
-    plain, indexed = (row(VP()(jnp.float32(0.5))) for row in (parameterize.eps, parameterize.indexed(parameterize.eps)))
+    plain, indexed = (row(VP()(jnp.float32(0.5))) for row in (parameterize.eps, parameterize.zero_based(parameterize.eps)))
     assert plain[:3] == indexed[:3]
 
 
 def test_conditioned_replaces_only_the_noise():
-    row = parameterize.conditioned(parameterize.velocity, lambda level: 1000 * level.t)
+    row = parameterize.time_scaled(parameterize.velocity)
     level = Flow()(jnp.float32(0.25))
     assert row(level).noise == 250 and row(level)[:3] == parameterize.velocity(level)[:3]
 
@@ -145,7 +145,7 @@ def test_answers_in_bfloat16_are_cast_to_the_type_of_x():
 def test_noise_is_never_told_in_bfloat16(dtype, x64):
     """bfloat16 would round step 998 to 1000; x0_hat stays in the type of x."""
     seen = []
-    row = parameterize.indexed(parameterize.v)
+    row = parameterize.zero_based(parameterize.v)
     out = parameterize.denoiser(_spy(seen), {}, row)(jnp.ones((1, 2), dtype), Discrete.linear()(jnp.array([999])))
     assert float(seen[0][1][0]) == 998 and seen[0][0].dtype == out.dtype == dtype
 

@@ -33,7 +33,7 @@ def load_original(
 
     - "openai": improved-diffusion's and guided-diffusion's UNetModel. The config has to give num_head_channels or
       num_heads, and use_new_attention_order where that is set; concat_channels for super-resolution, whose small image,
-      resized, is cond["concat"]. The noise is the step, 0 to 999: `parameterize.indexed`. The null class is the last
+      resized, is cond["concat"]. The noise is the step, 0 to 999: `parameterize.zero_based`. The null class is the last
       class, since there is none. A learned variance comes as (F, frac), see `UNet`.
     - "edm": a preconditioner with a SongUNet (DDPM++, NCSN++) or DhariwalUNet (ADM) of EDM; with EDMPrecond the
       prediction is `parameterize.edm(0.5)`, and the null class is a vector of zeros.

@@ -102,7 +102,7 @@ def spacing(c: Fields, default: str) -> tuple[str, int]:
 
 def row(c: Fields, *kinds: str) -> Row:
     """What the network predicts, one of these kinds (a name that is not in the table is x_0's) or any of the table."""
-    return parameterize.indexed(ROWS.get(c.only("prediction_type", *(kinds or ROWS)), parameterize.x0))
+    return parameterize.zero_based(ROWS.get(c.only("prediction_type", *(kinds or ROWS)), parameterize.x0))
 
 
 def curve(c: Fields) -> str | None:

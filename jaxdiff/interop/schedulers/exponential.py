@@ -103,7 +103,7 @@ def row_of(c: Fields, table: Discrete, flow: bool, of_noise: bool) -> Row:
     if of_noise and predicted == "flow_prediction":
         raise ValueError("flow_prediction is a prediction of x_0, and this algorithm needs one of the noise")
     if not flow and predicted != "flow_prediction":
-        return parameterize.indexed(base.ROWS[predicted])
+        return parameterize.zero_based(base.ROWS[predicted])
 
     def v(level: Level) -> Scalings:
         skip = (1 - level.sigma**2) / level.alpha if of_noise else level.alpha
@@ -114,7 +114,7 @@ def row_of(c: Fields, table: Discrete, flow: bool, of_noise: bool) -> Row:
         return Scalings(one, -level.sigma if flow else -level.sigma / level.alpha, one, level.t)
 
     row = {"v_prediction": v, "flow_prediction": velocity}.get(predicted) or base.ROWS[predicted]
-    return parameterize.conditioned(row, lambda level: table.T * level.t if flow else level.t - 1)
+    return parameterize.with_noise_input(row, lambda level: table.T * level.t if flow else level.t - 1)
 
 
 def sampling(

@@ -87,7 +87,7 @@ def _flow(T: int, list_of: Callable[[int], np.ndarray], solver: Solver, *, inver
         s = np.append(list_of(n), 0)
         return levels(s, 1 - s, s)
 
-    row = parameterize.conditioned(parameterize.velocity, lambda level: T * (level.alpha if inverted else level.t))
+    row = parameterize.with_noise_input(parameterize.velocity, lambda level: T * (level.alpha if inverted else level.t))
     any_way = base.always(solver._replace(falling=False))
     return Sampling(Flow(), _negated(row) if inverted else row, grid, any_way, _one, base.free)
 

@@ -47,7 +47,7 @@ def euler(c: Fields) -> Sampling:
     of_times = _lists(c, table, curve, whole_range=straight)
     made = _sampling(c, table, list_of, _any_way(solvers.euler()), row=row)
     if told_sigma:
-        return made._replace(row=parameterize.conditioned(made.row, lambda level: -level.lam / 4))
+        return made._replace(row=parameterize.with_noise_input(made.row, lambda level: -level.lam / 4))
     return made
 
 

@@ -58,7 +58,7 @@ def bent(kind: str, n: int, high: float, low: float) -> np.ndarray:
     if kind == "exponential":
         return np.exp(np.linspace(np.log(high), np.log(low), n))
     with jax.ensure_compile_time_eval():  # a grid is a constant of the program
-        share = np.asarray(grids.beta(EDM(), n - 1).sigma, np.float64)
+        share = np.asarray(grids.beta(EDM(), n - 1, start=1.0).sigma, np.float64)
     return low + share * (high - low)
 
 
