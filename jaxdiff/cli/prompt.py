@@ -10,12 +10,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxdiff import train
-from jaxdiff.cli.cluster import gather
-from jaxdiff.cli.progress import Progress, busy
-from jaxdiff.experiment import compute_dtype, example_keys
+from jaxdiff.distributed import gather
+from jaxdiff.experiment import compute_dtype
 from jaxdiff.interop import Pipeline, text_to_image
 from jaxdiff.interop.index import read_kind
 from jaxdiff.interop.sources import is_file
+from jaxdiff.progress import Progress, busy
+from jaxdiff.seeds import example_keys
 from jaxdiff.sharding import batch_parts, batch_sharding, make_mesh, on
 
 __all__ = ["draw_prompt", "is_pipeline"]
