@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from jaxdiff import train
-from jaxdiff.experiment import load_run
+from jaxdiff import load_run
 
 TESTS = Path(__file__).parents[1]
 EXPERIMENT = str(TESTS / "helpers" / "processes" / "soak.py")
