@@ -1,6 +1,6 @@
 """jaxdiff: a functional diffusion toolkit in JAX/Flax for TPUs and GPUs."""
 
-from importlib import import_module
+from importlib import import_module as _import_module
 from types import ModuleType
 
 from jaxdiff import (
@@ -17,6 +17,7 @@ from jaxdiff import (
     solvers,
     times,
     tune,
+    types,
     weights,
 )
 from jaxdiff.levels import Level
@@ -43,6 +44,7 @@ __all__ = [
     "solvers",
     "times",
     "tune",
+    "types",
     "weights",
 ]
 
@@ -52,5 +54,9 @@ _LATER = ("autoencoders", "data", "interop", "metrics", "networks", "text", "tra
 
 def __getattr__(name: str) -> ModuleType:
     if name in _LATER:
-        return import_module(f"jaxdiff.{name}")
+        return _import_module(f"jaxdiff.{name}")
     raise AttributeError(f"module 'jaxdiff' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *_LATER, *(name for name in globals() if name.startswith("__"))})
