@@ -42,13 +42,10 @@ def concrete(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        if not is_traced(args, kwargs):
-            try:
-                with jax.ensure_compile_time_eval():
-                    return function(*args, **kwargs)
-            except jax.errors.UnexpectedTracerError:
-                pass  # the function or an argument holds a tracer that is no leaf, e.g. a process that is no pytree
-        return function(*args, **kwargs)
+        if is_traced(args, kwargs):
+            return function(*args, **kwargs)
+        with jax.ensure_compile_time_eval():
+            return function(*args, **kwargs)
 
     return call
 
@@ -63,7 +60,7 @@ def factory(make: Callable[P, R]) -> Callable[P, R]:
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         made = make(*args, **kwargs)
         arguments = [describe(value) for value in args] + [f"{k}={describe(v)}" for k, v in kwargs.items()]
-        function = getattr(made, "step", made)  # a solver's step
+        function: Any = getattr(made, "step", made)  # a solver's step
         function.__qualname__ = f"{make.__name__}({', '.join(arguments)})"
         return made
 

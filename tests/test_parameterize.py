@@ -109,15 +109,15 @@ def test_network_is_told_the_level_of_each_example():
     assert seen[0][2] == {} and seen[0][3] == {}
 
 
-def test_indexed_counts_from_zero():
-    """The published DDPMs' networks are told 0..T-1 for t = 1..T, as floats."""
+def test_zero_based_counts_from_zero():
+    """The published DDPMs' networks are given 0..T-1 for t = 1..T, as floats."""
     seen = []
     denoise = parameterize.denoiser(_spy(seen), {}, parameterize.zero_based(parameterize.eps))
     denoise(jnp.ones((3, 1)), Discrete.linear()(jnp.array([1, 500, 1000])))
     np.testing.assert_array_equal(seen[0][1], [0.0, 499.0, 999.0])
     assert seen[0][1].dtype == jnp.float32
-    plain, indexed = (row(VP()(jnp.float32(0.5))) for row in (parameterize.eps, parameterize.zero_based(parameterize.eps)))
-    assert plain[:3] == indexed[:3]
+    level = VP()(jnp.float32(0.5))
+    assert parameterize.eps(level)[:3] == parameterize.zero_based(parameterize.eps)(level)[:3]
 
 
 def test_conditioned_replaces_only_the_noise():
@@ -174,5 +174,6 @@ def test_jit_and_a_level_per_example(row):
 
 
 def test_every_row_is_tested():
-    others = {"edm", "indexed", "conditioned", "Scalings", "denoiser", "mean_only", "predict", "target", "to_x0"}
+    others = {"edm", "Scalings", "denoiser", "mean_only", "predict", "scalings", "target", "to_x0"}
+    others |= {"time_scaled", "with_noise_input", "zero_based"}
     assert {*ROWS} | others == set(parameterize.__all__)

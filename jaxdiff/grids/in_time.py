@@ -108,8 +108,8 @@ def cosine(
     Returns:
         levels, fields [N + 1], or [at_most + 1].
     Raises:
-        ValueError: sway beyond its range, where times would not fall; n outside 1..at_most, end above start, or a process
-            without such a time of its own.
+        ValueError: sway beyond its range, where times would not fall; n outside 1..at_most, end above start, or a
+            process without such a time of its own.
     """
     if not is_traced(sway) and not -1 <= sway <= 2 / (pi - 2):
         raise ValueError(f"sway must lie in [-1, 2 / (pi - 2)], where times fall, got {sway}")
