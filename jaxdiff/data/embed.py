@@ -31,7 +31,7 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def first_of_each_class(label: np.ndarray, per_class: int) -> np.ndarray:
-    """Indices of the first `per_class` examples of every class, in their original order.
+    """Return the indices of the first `per_class` examples of every class, in their original order.
 
     Args:
         label: int[N].
