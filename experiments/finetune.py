@@ -10,14 +10,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 import jaxdiff as jd
-from jaxdiff import data, interop, train
+from jaxdiff import data, interop, text_to_image, train
 from jaxdiff.experiment import Experiment, UserError, compute_dtype, seed_key
-from jaxdiff.interop.conditional_unets import control_config
-from jaxdiff.interop.index import scheduler_config
+from jaxdiff.interop.models.conditional_unets import control_config
 from jaxdiff.interop.sources import find_part, is_file, pipeline_of, read_fields
 from jaxdiff.networks import lora
 from jaxdiff.networks.controlnet import controlled, copy_encoder
 from jaxdiff.options import Count, File, Kept, Natural, Seed, Source, absolute
+from jaxdiff.text_to_image.index import scheduler_config
 
 
 def experiment(
@@ -336,7 +336,8 @@ def _sampling(folder: Path, base: str, config: dict, shape: tuple[int, ...]) -> 
 
 
 def _prompted(directory: Path, base: str, told: list[str], shape: tuple[int, ...]) -> dict[str, Any]:
-    return interop.encode_prompts(directory, told, size=(shape[0], shape[1]), base=base or None, dtype=compute_dtype())
+    size = shape[0], shape[1]
+    return text_to_image.encode_prompts(directory, told, size=size, base=base or None, dtype=compute_dtype())
 
 
 def _placed(arrays: dict[str, Any], place: Callable[[Any], Any] | None) -> dict[str, Any]:

@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 # Rooms with Flax, Orbax or files: imported when first used, so that `import jaxdiff` costs little more than jax.
-_LATER = ("autoencoders", "data", "interop", "metrics", "networks", "text", "train")
+_LATER = ("autoencoders", "data", "interop", "metrics", "networks", "text", "text_to_image", "train")
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -16,7 +16,7 @@ from interop import tiny
 from jaxdiff import data, interop, storage
 from jaxdiff.cli import encode, evaluate, export, gallery, images, judge
 from jaxdiff.data.shards import UNFINISHED, Shards
-from jaxdiff.interop.classes import CLASSES
+from jaxdiff.interop.models.classes import CLASSES
 from jaxdiff.script import Script
 
 ROOT = Path(__file__).parents[1]

@@ -20,7 +20,7 @@ from parity.exponential_options import BROKEN, OPTIONS, STEPS, walk  # noqa: E40
 from parity.exponential_options import LIMITS as OPTION_LIMITS  # noqa: E402
 
 import jaxdiff as jd  # noqa: E402
-from jaxdiff.interop.schedulers.base import free  # noqa: E402
+from jaxdiff.interop.schedulers.config import free  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("x64")
 

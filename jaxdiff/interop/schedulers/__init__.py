@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from jaxdiff import parameterize
-from jaxdiff.interop.architecture import Fields
-from jaxdiff.interop.schedulers import adams, consistency, dpm, flow, k_diffusion, pndm, strides
-from jaxdiff.interop.schedulers.base import FLOW, Sampling
+from jaxdiff.interop.formats.config import Fields
+from jaxdiff.interop.schedulers import adams, consistency, discrete, dpm, flow, k_diffusion, pndm
+from jaxdiff.interop.schedulers.config import FLOW, Sampling
 from jaxdiff.schema import WORD, each, look_up
 from jaxdiff.storage import read_json
 
@@ -22,11 +22,11 @@ __all__ = ["Sampling", "scheduler"]
 
 KINDS: dict[str, Callable[..., Sampling]] = {
     "CMStochasticIterativeScheduler": consistency.iterative,
-    "DDIMInverseScheduler": strides.ddim_inverse,
-    "DDIMParallelScheduler": strides.ddim,
-    "DDIMScheduler": strides.ddim,
-    "DDPMParallelScheduler": strides.ddpm,
-    "DDPMScheduler": strides.ddpm,
+    "DDIMInverseScheduler": discrete.ddim_inverse,
+    "DDIMParallelScheduler": discrete.ddim,
+    "DDIMScheduler": discrete.ddim,
+    "DDPMParallelScheduler": discrete.ddpm,
+    "DDPMScheduler": discrete.ddpm,
     "DEISMultistepScheduler": adams.deis,
     "DPMSolverMultistepInverseScheduler": dpm.dpm_inverse,
     "DPMSolverMultistepScheduler": dpm.dpm_multistep,

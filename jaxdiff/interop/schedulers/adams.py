@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from jaxdiff.interop.architecture import Fields
-from jaxdiff.interop.schedulers import base
-from jaxdiff.interop.schedulers.base import LAST, Limit, Sampling
+from jaxdiff.interop.formats.config import Fields
+from jaxdiff.interop.schedulers import config
 from jaxdiff.interop.schedulers.coefficients import rule, step_between
+from jaxdiff.interop.schedulers.config import LAST, Limit, Sampling
 from jaxdiff.interop.schedulers.dpm import falling_order, order_of
 from jaxdiff.interop.schedulers.exponential import Lists, flow_shift, sampling, shifted, tabled
-from jaxdiff.interop.schedulers.lists import bent, check, ratio, time_of
 from jaxdiff.interop.schedulers.multistep import Points, Step, multistep
+from jaxdiff.interop.schedulers.timesteps import bent, check, ratio, time_of
 from jaxdiff.parameterize import Denoiser
 from jaxdiff.processes import Discrete
 from jaxdiff.solvers import Solver
@@ -23,7 +23,7 @@ def deis(c: Fields) -> Sampling:
     """DEISMultistepScheduler."""
     c.only("algorithm_type", "deis", "dpmsolver", "dpmsolver++")  # theirs takes each for the first
     c.only("solver_type", "logrho", "midpoint", "heun", "bh1", "bh2")
-    order, lower, table = order_of(c, "solver_order", 2), c.take("lower_order_final", True), base.table(c)
+    order, lower, table = order_of(c, "solver_order", 2), c.take("lower_order_final", True), config.table(c)
 
     def solver(points: Points) -> Solver:
         def step_of(k: int, taken: int) -> Step:
@@ -32,7 +32,7 @@ def deis(c: Fields) -> Sampling:
 
         return multistep(points, step_of, depth=min(order, 3) - 1, of_noise=True)
 
-    limit = base.thresholded(c) or base.free
+    limit = config.thresholded(c) or config.free
     if c.take("prediction_type", "epsilon") == "flow_prediction" and not c.take("use_flow_sigmas", False):
         limit = _as_eps(limit)
     return sampling(c, table, tabled(c, table, ends=False, repeats=True), solver, limit=limit)
@@ -60,7 +60,7 @@ def unipc(c: Fields) -> Sampling:
         "solver_type", "bh2", "bh1", "midpoint", "heun", "logrho"
     )  # theirs takes the last three for the first
     integral, off = rule("half" if kind == "bh1" else "midpoint"), set(c.take("disable_corrector", ()) or ())
-    table = base.rescaled(c, base.table(c), LAST)
+    table = config.rescaled(c, config.table(c), LAST)
 
     def solver(points: Points) -> Solver:
         def between(ends: tuple[int, int], nodes: range) -> Step:
@@ -80,7 +80,7 @@ def unipc(c: Fields) -> Sampling:
 
         return multistep(points, step_of, depth=order, of_noise=of_noise)
 
-    limit = base.free if of_noise else None  # theirs limits x_0 where it is what is combined
+    limit = config.free if of_noise else None  # theirs limits x_0 where it is what is combined
     return sampling(c, table, _unipc_lists(c, table), solver, of_noise=of_noise, limit=limit)
 
 
@@ -90,7 +90,7 @@ def _unipc_lists(c: Fields, table: Discrete) -> Lists:
     high, low = c.take("sigma_max", None), c.take("sigma_min", None)
     flow, curve, shift, terminal = (
         c.take("use_flow_sigmas", False),
-        base.curve(c),
+        config.curve(c),
         flow_shift(c),
         c.take("shift_terminal", None),
     )
@@ -125,7 +125,7 @@ def sa_solver(c: Fields) -> Sampling:
     c.only("tau_func", None)
     of_noise = c.only("algorithm_type", "data_prediction", "noise_prediction") == "noise_prediction"
     order, corrector = order_of(c, "predictor_order", 2, 4), order_of(c, "corrector_order", 2, 4)
-    lower, table = c.take("lower_order_final", True), base.table(c)
+    lower, table = c.take("lower_order_final", True), config.table(c)
     lists, flow = tabled(c, table, ends=False, repeats=True), c.take("use_flow_sigmas", False)
     integral = rule("exact" if of_noise else "half")
 

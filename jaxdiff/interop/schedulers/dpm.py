@@ -7,13 +7,13 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff.interop.architecture import Fields
-from jaxdiff.interop.schedulers import base, flow
-from jaxdiff.interop.schedulers.base import LAST, Sampling
+from jaxdiff.interop.formats.config import Fields
+from jaxdiff.interop.schedulers import config, flow
 from jaxdiff.interop.schedulers.coefficients import rule, step_between
+from jaxdiff.interop.schedulers.config import LAST, Sampling
 from jaxdiff.interop.schedulers.exponential import sampling, tabled
-from jaxdiff.interop.schedulers.lists import check, karras
 from jaxdiff.interop.schedulers.multistep import Points, Step, multistep
+from jaxdiff.interop.schedulers.timesteps import check, karras
 from jaxdiff.solvers import Solver
 
 __all__ = ["dpm_inverse", "dpm_multistep", "dpm_singlestep", "edm_dpm", "falling_order", "order_of"]
@@ -24,7 +24,7 @@ Made = Callable[[Points], Solver]
 
 def dpm_multistep(c: Fields) -> Sampling:
     """DPMSolverMultistepScheduler."""
-    algorithm, table = _algorithm(c, *ALGORITHMS), base.rescaled(c, base.table(c), LAST)
+    algorithm, table = _algorithm(c, *ALGORITHMS), config.rescaled(c, config.table(c), LAST)
     whole = () if c.take("beta_schedule", "linear") == "squaredcos_cap_v2" else ("karras", "lu")
     solver = _multistep(c, algorithm, no_third=("sde-dpmsolver",))
     return sampling(c, table, tabled(c, table, whole=whole), solver, of_noise="++" not in algorithm)
@@ -32,7 +32,7 @@ def dpm_multistep(c: Fields) -> Sampling:
 
 def dpm_inverse(c: Fields) -> Sampling:
     """DPMSolverMultistepInverseScheduler, whose grids rise from the table's first level to its last."""
-    algorithm, table = _algorithm(c, *ALGORITHMS, clean=False), base.table(c)
+    algorithm, table = _algorithm(c, *ALGORITHMS, clean=False), config.table(c)
     solver = _multistep(c, algorithm, no_third=("sde-dpmsolver", "sde-dpmsolver++"), clean=False)
     lists = tabled(c, table, ends=False, repeats=True, rises=True)
     return sampling(c, table, lists, solver, of_noise="++" not in algorithm)
@@ -54,7 +54,7 @@ def edm_dpm(c: Fields) -> Sampling:
         grid=lambda n: points(n).levels(),
         solver=lambda n: solver(points(n)),
         std=lambda levels: jnp.hypot(jnp.ones_like(levels.sigma[0]), high),
-        limit=base.thresholded(c) or base.free,
+        limit=config.thresholded(c) or config.free,
     )
 
 
@@ -118,7 +118,7 @@ def _multistep(c: Fields, algorithm: str, no_third: tuple[str, ...], clean: bool
 
 def dpm_singlestep(c: Fields) -> Sampling:
     """DPMSolverSinglestepScheduler, whose steps begin again where orders 1, 2, (3) do."""
-    algorithm, table = _algorithm(c, "dpmsolver++", "dpmsolver", "sde-dpmsolver++"), base.table(c)
+    algorithm, table = _algorithm(c, "dpmsolver++", "dpmsolver", "sde-dpmsolver++"), config.table(c)
     of_noise = "++" not in algorithm
     return sampling(c, table, tabled(c, table, spaced=False), _singlestep(c, algorithm), of_noise=of_noise)
 

@@ -9,11 +9,11 @@ import numpy as np
 from jax import Array
 
 from jaxdiff import parameterize
-from jaxdiff.interop.architecture import Fields
-from jaxdiff.interop.schedulers import base
-from jaxdiff.interop.schedulers.base import Limit, Sampling
-from jaxdiff.interop.schedulers.lists import bent, check, inner_times, ratio, time_of
+from jaxdiff.interop.formats.config import Fields
+from jaxdiff.interop.schedulers import config
+from jaxdiff.interop.schedulers.config import Limit, Sampling
 from jaxdiff.interop.schedulers.multistep import Points
+from jaxdiff.interop.schedulers.timesteps import bent, check, inner_times, ratio, time_of
 from jaxdiff.levels import Level
 from jaxdiff.parameterize import Row, Scalings
 from jaxdiff.processes import Discrete, Flow
@@ -41,8 +41,8 @@ def tabled(
         whole: the curves whose times are rounded; others are rounded down.
     """
     end = c.only("final_sigmas_type", "zero", "sigma_min") if ends else "sigma_min"
-    spacing, offset = base.spacing(c, "linspace") if spaced else ("linspace", 0)
-    flow, shift, curve = c.take("use_flow_sigmas", False), flow_shift(c), base.curve(c)
+    spacing, offset = config.spacing(c, "linspace") if spaced else ("linspace", 0)
+    flow, shift, curve = c.take("use_flow_sigmas", False), flow_shift(c), config.curve(c)
     least, s_of = c.take("lambda_min_clipped", -np.inf), ratio(table)
     last = int(np.sum(-np.log(s_of) >= least))
     if curve != "karras" and c.take("use_lu_lambdas", False):
@@ -99,11 +99,11 @@ def points_of(table: Discrete, flow: bool, t: np.ndarray, s: np.ndarray) -> Poin
 def row_of(c: Fields, table: Discrete, flow: bool, of_noise: bool) -> Row:
     """What the network predicts. Away from the path that they belong to, predictions are what the schedulers take
     them for: a v where alpha = 1 - sigma, or a flow's velocity in x = alpha (x_0 + s eps)."""
-    predicted = c.only("prediction_type", *base.ROWS, "flow_prediction")
+    predicted = c.only("prediction_type", *config.ROWS, "flow_prediction")
     if of_noise and predicted == "flow_prediction":
         raise ValueError("flow_prediction is a prediction of x_0, and this algorithm needs one of the noise")
     if not flow and predicted != "flow_prediction":
-        return parameterize.indexed(base.ROWS[predicted])
+        return parameterize.indexed(config.ROWS[predicted])
 
     def v(level: Level) -> Scalings:
         skip = (1 - level.sigma**2) / level.alpha if of_noise else level.alpha
@@ -113,7 +113,7 @@ def row_of(c: Fields, table: Discrete, flow: bool, of_noise: bool) -> Row:
         one = jnp.ones_like(level.sigma)
         return Scalings(one, -level.sigma if flow else -level.sigma / level.alpha, one, level.t)
 
-    row = {"v_prediction": v, "flow_prediction": velocity}.get(predicted) or base.ROWS[predicted]
+    row = {"v_prediction": v, "flow_prediction": velocity}.get(predicted) or config.ROWS[predicted]
     return parameterize.conditioned(row, lambda level: table.T * level.t if flow else level.t - 1)
 
 
@@ -140,7 +140,7 @@ def sampling(
         grid=lambda n: points(n).levels(),
         solver=lambda n: solver(points(n)),
         std=_one,
-        limit=limit or base.thresholded(c) or base.free,
+        limit=limit or config.thresholded(c) or config.free,
     )
 
 

@@ -10,10 +10,10 @@ import numpy as np
 from jax import Array
 
 from jaxdiff import parameterize, solvers
-from jaxdiff.interop.architecture import Fields
-from jaxdiff.interop.schedulers import base
-from jaxdiff.interop.schedulers.base import Sampling
-from jaxdiff.interop.schedulers.lists import bent, check, karras, levels
+from jaxdiff.interop.formats.config import Fields
+from jaxdiff.interop.schedulers import config
+from jaxdiff.interop.schedulers.config import Sampling
+from jaxdiff.interop.schedulers.timesteps import bent, check, karras, levels
 from jaxdiff.levels import Level, from_x0
 from jaxdiff.noise import normal_like
 from jaxdiff.parameterize import Row, Scalings
@@ -27,7 +27,7 @@ __all__ = ["edm_euler", "flow_euler", "flow_heun"]
 def flow_euler(c: Fields, tokens: int | None, even: bool) -> Sampling:
     """FlowMatchEulerDiscreteScheduler; see `scheduler` for the arguments."""
     T, shift, dynamic = c.take("num_train_timesteps", 1000), c.take("shift", 1.0), c.take("use_dynamic_shifting", False)
-    curve, end = base.curve(c), c.take("shift_terminal", None)
+    curve, end = config.curve(c), c.take("shift_terminal", None)
     low, high, inverted = c.take("sigma_min", None), c.take("sigma_max", None), c.take("invert_sigmas", False)
     last = 1 / T if dynamic else _shifted(1 / T, shift)
     shift = _dynamic(c, tokens) if dynamic else shift
@@ -35,7 +35,7 @@ def flow_euler(c: Fields, tokens: int | None, even: bool) -> Sampling:
     def list_of(n: int) -> np.ndarray:
         s = _shifted(np.linspace(1, 1 / n if even else last, n), shift)
         if end and n == 1:
-            raise ValueError(f"{base.FLOW}: shift_terminal is of the last of at least 2 times, got 1 step")
+            raise ValueError(f"{config.FLOW}: shift_terminal is of the last of at least 2 times, got 1 step")
         if end:
             s = 1 - (1 - s) * (1 - end) / (1 - s[-1])
         return bent(curve, n, high or s[0], low or s[-1]) if curve else s
@@ -48,12 +48,12 @@ def _dynamic(c: Fields, tokens: int | None) -> float:
     low, high = c.take("base_shift", 0.5), c.take("max_shift", 1.15)
     few, many = c.take("base_image_seq_len", 256), c.take("max_image_seq_len", 4096)
     if tokens is None:
-        raise ValueError(f"{base.FLOW} with use_dynamic_shifting needs tokens, the number of an image's tokens")
+        raise ValueError(f"{config.FLOW} with use_dynamic_shifting needs tokens, the number of an image's tokens")
     if few >= many:
-        raise ValueError(f"{base.FLOW}: base_image_seq_len must be less than max_image_seq_len, got {few} and {many}")
+        raise ValueError(f"{config.FLOW}: base_image_seq_len must be less than max_image_seq_len, got {few} and {many}")
     mu = low + (high - low) * (tokens - few) / (many - few)
     if not abs(mu) < 100:
-        raise ValueError(f"{base.FLOW}: base_shift and max_shift make a shift of exp({mu:.3g}) for {tokens} tokens")
+        raise ValueError(f"{config.FLOW}: base_shift and max_shift make a shift of exp({mu:.3g}) for {tokens} tokens")
     return exp(mu) if c.only("time_shift_type", "exponential", "linear") == "exponential" else mu
 
 
@@ -88,8 +88,8 @@ def _flow(T: int, list_of: Callable[[int], np.ndarray], solver: Solver, *, inver
         return levels(s, 1 - s, s)
 
     row = parameterize.conditioned(parameterize.velocity, lambda level: T * (level.alpha if inverted else level.t))
-    any_way = base.always(solver._replace(falling=False))
-    return Sampling(Flow(), _negated(row) if inverted else row, grid, any_way, _one, base.free)
+    any_way = config.always(solver._replace(falling=False))
+    return Sampling(Flow(), _negated(row) if inverted else row, grid, any_way, _one, config.free)
 
 
 def _one(levels: Level) -> Array:
@@ -125,4 +125,6 @@ def edm_euler(c: Fields) -> Sampling:
         return jnp.asarray(np.hypot(1, high), levels.sigma.dtype)
 
     solver = solvers.euler()._replace(falling=False)
-    return Sampling(EDM(), row if predicted == "epsilon" else _negated(row), grid, base.always(solver), std, base.free)
+    return Sampling(
+        EDM(), row if predicted == "epsilon" else _negated(row), grid, config.always(solver), std, config.free
+    )

@@ -9,10 +9,10 @@ import numpy as np
 from jax import Array
 
 from jaxdiff import parameterize
-from jaxdiff.interop.architecture import Fields
-from jaxdiff.interop.schedulers import base
-from jaxdiff.interop.schedulers.base import Sampling
-from jaxdiff.interop.schedulers.lists import check, end_of, levels, lookup, of_table, times
+from jaxdiff.interop.formats.config import Fields
+from jaxdiff.interop.schedulers import config
+from jaxdiff.interop.schedulers.config import Sampling
+from jaxdiff.interop.schedulers.timesteps import check, end_of, levels, lookup, of_table, times
 from jaxdiff.levels import Level, from_x0
 from jaxdiff.parameterize import Row
 from jaxdiff.processes import Cosine
@@ -39,9 +39,9 @@ def pndm(c: Fields) -> Sampling:
     It counts its calls and not the steps of the grid: begun in the middle, it starts with the first calls' formulas at
     later times. What is combined is what the network predicts, from T // N to T // N.
     """
-    table, row = base.table(c), base.row(c, "epsilon", "v_prediction")
+    table, row = config.table(c), config.row(c, "epsilon", "v_prediction")
     T, plms = c.take("num_train_timesteps", 1000), c.take("skip_prk_steps", False)
-    spacing, offset = base.spacing(c, "leading")
+    spacing, offset = config.spacing(c, "leading")
     end = end_of(table, c.take("set_alpha_to_one", False))
 
     def list_of(n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -85,7 +85,7 @@ def pndm(c: Fields) -> Sampling:
 
         return Solver(_init, step, falling=False)
 
-    return Sampling(table, row, grid, solver, base.unit, base.free)
+    return Sampling(table, row, grid, solver, config.unit, config.free)
 
 
 def _init(x: Array) -> _State:
@@ -149,4 +149,4 @@ def ipndm(c: Fields) -> Sampling:
         return nxt.alpha * x0 + nxt.sigma * mixed, state._replace(called=state.called + 1, past=push(state.past, eps))
 
     solver = Solver(_init, step, order=2, falling=False)
-    return Sampling(Cosine(), parameterize.v, grid, base.always(solver), base.unit, base.free)
+    return Sampling(Cosine(), parameterize.v, grid, config.always(solver), config.unit, config.free)
