@@ -1,0 +1,8 @@
+"""What one may ask of a model: one file for each kind, each of which returns a Condition."""
+
+from jaxdiff.conditions.base import Cond, Condition
+from jaxdiff.conditions.label import label
+from jaxdiff.conditions.none import none
+from jaxdiff.conditions.text import text
+
+__all__ = ["Cond", "Condition", "label", "none", "text"]

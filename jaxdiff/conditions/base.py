@@ -1,0 +1,85 @@
+"""The type of a condition: what one may ask of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxdiff.options import Range
+from jaxdiff.parameterize import Params
+
+__all__ = ["Cond", "Condition", "unchanged"]
+
+Cond = dict[str, Any]
+
+
+def unchanged(params: Params, cond: Cond) -> Cond:
+    """The condition as it is."""
+    return cond
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What one may ask of a model: a class, a text, a picture.
+
+    A condition is a dict of arrays with leading axis [B], e.g. {"label": int32 [B]}.
+
+    Attributes:
+        spec: name -> shape and dtype of one example's entry, without the leading axis.
+        choose: numbers int [B] -> condition; previews and evaluations number their examples, and so take turns.
+        parse: words of the command line -> condition of one example, leaves [1, ...].
+        choices: how many conditions `choose` takes in turn; 0: one or none.
+        names: of the choices, where they have names.
+        null: the condition that stands for none, leaves [1, ...], of all or some of the entries (the others are kept);
+            None: the model was never trained without its condition, so that guidance is impossible.
+        encode: (params, condition) -> what the network is given, on the devices, e.g. by a text encoder whose
+            parameters are among the model's frozen ones. By default the condition itself.
+    """
+
+    spec: Mapping[str, jax.ShapeDtypeStruct]
+    choose: Callable[[np.ndarray], Cond] = field(repr=False)
+    parse: Callable[[str], Cond] = field(repr=False)
+    choices: int = 0
+    names: tuple[str, ...] = field(default=(), repr=False)
+    null: Mapping[str, Array] | None = field(default=None, repr=False)
+    encode: Callable[[Params, Cond], Cond] = field(default=unchanged, repr=False)
+
+    def __post_init__(self) -> None:
+        Range(0).check("condition.choices", self.choices)
+        if self.names and len(self.names) != self.choices:
+            raise ValueError(f"condition.names must be {self.choices}, one for each choice, got {len(self.names)}")
+        unknown = sorted((self.null or {}).keys() - self.spec.keys())
+        if unknown:
+            raise ValueError(f"condition.null must have entries of spec, {sorted(self.spec)}, got {unknown}")
+
+    def zeros(self) -> Cond:
+        """Make the condition of one example, leaves [1, ...], of zeros: to initialize a network with."""
+        return {name: jnp.zeros((1, *one.shape), one.dtype) for name, one in self.spec.items()}
+
+    def without(self, cond: Cond) -> Cond:
+        """Replace what `null` has by it: the condition of the unconditional model.
+
+        Args:
+            cond: leaves [B, ...].
+
+        Returns:
+            The condition, leaves [B, ...].
+
+        Raises:
+            ValueError: there is no null condition.
+        """
+        self.check_null()
+        size = len(jax.tree.leaves(cond)[0])
+        spread = lambda a, one: jnp.broadcast_to(jnp.asarray(a, one.dtype), (size, *one.shape))  # noqa: E731
+        return {**cond, **{name: spread(a, self.spec[name]) for name, a in (self.null or {}).items()}}
+
+    def check_null(self) -> None:
+        """Raise ValueError unless there is a null condition."""
+        if self.null is None:
+            raise ValueError("guidance needs a model that was also trained without its condition: use --guidance 1")

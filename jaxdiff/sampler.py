@@ -1,0 +1,95 @@
+"""The sampler of a model: one compiled function, for runs and for other projects' pipelines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+
+from jaxdiff.conditions import Cond, Condition
+from jaxdiff.media import Medium
+from jaxdiff.noise import fold_in, normal_like
+from jaxdiff.parameterize import Denoiser, Params, denoiser, mean_only
+from jaxdiff.sample import sample, sample_path
+from jaxdiff.sampling import Sampling
+from jaxdiff.sharding import batch_parts, constrain_tokens, on
+
+if TYPE_CHECKING:
+    from jaxdiff.experiment import Model
+
+__all__ = ["Generate", "sampler"]
+
+Generate = Callable[[Params, Array, Cond, Any], Any]
+
+
+def sampler(
+    model: Model,
+    sampling: Sampling,
+    condition: Condition,
+    medium: Medium,
+    *,
+    guided: bool | None = None,
+    mesh: Mesh | None = None,
+    path: bool = False,
+) -> Generate:
+    """Make the sampler of a model as one compiled function.
+
+    Args:
+        model: what denoises.
+        sampling: schedule, solver and guidance.
+        condition: what may be asked for.
+        medium: how x is decoded.
+        guided: whether there is guidance; without it `scale` is not used, and the network is evaluated half as often.
+            None: where `sampling.guidance` is not 1.
+        mesh: where the parameters lie; examples, and where it says so rows or tokens, are split over it.
+        path: also return x before each step and at the end.
+
+    Returns:
+        (params, keys [B], cond, scale) -> x [B, ...], decoded; or (x, path [steps + 1, B, *shape]), not decoded. `cond`
+        is as `condition.spec` describes it, leaves [B, ...]; params are `model.merge_frozen`'s. Each example depends on
+        its own key and condition alone.
+
+    Raises:
+        ValueError: guidance of a model without a null condition, or a solver that needs a learned variance which the
+            network does not return.
+    """
+    guided = sampling.guidance != 1 if guided is None else guided
+    if guided:
+        condition.check_null()
+    levels, solver = sampling.prepare()
+    if solver.learned_variance and not model.learned_variance:
+        raise ValueError("the solver takes a learned variance, which the network does not answer: choose another")
+
+    def denoise(params: Params, cond: Cond) -> Denoiser:
+        predict = denoiser(model.apply, params, model.prediction, condition.encode(params, cond))
+        return mean_only(predict) if model.learned_variance and not solver.learned_variance else predict
+
+    def draw(params: Params, keys: Array, cond: Cond, scale: Any) -> Any:
+        predict = denoise(params, cond)
+        if guided:
+            predict = sampling.guide(predict, denoise(params, condition.without(cond)), scale)
+        predict = sampling.clip(predict)
+        prior_keys, path_keys = (fold_in(keys, i) for i in range(2))
+        noise = normal_like(prior_keys, jnp.zeros((keys.shape[0], *medium.shape), jnp.float32))
+        x = constrain_tokens(jnp.asarray(sampling.init_noise_std(levels), jnp.float32) * noise)
+        if not path:
+            return medium.decode(params, sample(predict, solver, levels, x, path_keys))
+        last, steps = sample_path(predict, solver, levels, x, path_keys)
+        return medium.decode(params, last), jnp.concatenate([x[None], steps])
+
+    def generate(params: Params, keys: Array, cond: Cond, scale: Any) -> Any:
+        if mesh is None:
+            return draw(params, keys, cond, scale)
+        # As many examples as the devices can share out evenly; some are drawn twice.
+        count = keys.shape[0]
+        turns = np.arange(count + -count % batch_parts(mesh)) % count
+        with on(mesh):
+            drawn = draw(params, keys[turns], jax.tree.map(lambda a: a[turns], cond), scale)
+        return (drawn[0][:count], drawn[1][:, :count]) if path else drawn[:count]
+
+    return jax.jit(generate)
