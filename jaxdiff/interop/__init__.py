@@ -7,9 +7,9 @@ from jaxdiff.interop.models.architecture import Loaded
 from jaxdiff.interop.models.classes import architecture
 from jaxdiff.interop.models.efficientnet import efficientnet_lite0
 from jaxdiff.interop.models.originals import load_original
-from jaxdiff.interop.schedulers import Sampling, network_sampling, scheduler
+from jaxdiff.interop.schedulers import Scheduler, network_scheduler, scheduler
 
 __all__ = [
-    "Loaded", "Sampling", "architecture", "efficientnet_lite0", "flatten", "load", "load_lora", "load_original",
-    "network_sampling", "save", "save_lora", "scheduler",
+    "Loaded", "Scheduler", "architecture", "efficientnet_lite0", "flatten", "load", "load_lora", "load_original",
+    "network_scheduler", "save", "save_lora", "scheduler",
 ]  # fmt: skip

@@ -152,7 +152,7 @@ def encode_prompts(
     tokens = {part: encode(prompts)[0] for part, encode in tokenizers(index, models).items()}
 
     def encode(params: Any, tokens: Any) -> Cond:
-        cond = layout.complete(models, layout.encode(models, params, tokens), size, False)
+        cond = layout.complete(models, layout.encode(models, params, tokens), size, jnp.zeros(len(prompts), bool))
         return jax.tree.map(lambda a: a.astype(jnp.float32), cond)
 
     return jax.jit(encode)({part: model.params for part, model in loaded.items()}, tokens)

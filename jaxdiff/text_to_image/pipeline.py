@@ -3,37 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff import guidance as guides
-from jaxdiff import parameterize
-from jaxdiff.autoencoders import Codec
-from jaxdiff.interop.checkpoint import load as load_model
-from jaxdiff.interop.models.architecture import Loaded
-from jaxdiff.interop.models.classes import architecture
-from jaxdiff.interop.schedulers import Sampling, network_sampling
+from jaxdiff.conditions import Condition
+from jaxdiff.experiment import Model
+from jaxdiff.interop import Loaded, architecture, network_scheduler
+from jaxdiff.interop import load as load_model
 from jaxdiff.interop.sources import read_fields
-from jaxdiff.levels import Level, q_sample
+from jaxdiff.media import Medium
 from jaxdiff.networks.layers import wide
-from jaxdiff.noise import fold_in, normal_like
-from jaxdiff.parameterize import Denoiser
-from jaxdiff.sample import sample
-from jaxdiff.solvers import Solver
+from jaxdiff.sampling import Sampling
+from jaxdiff.text_to_image.generate import generate_images
 from jaxdiff.text_to_image.index import read_index, tokenizers
-from jaxdiff.text_to_image.prompts import Cond, Layout, Models
+from jaxdiff.text_to_image.parts import Parts, make_parts
+from jaxdiff.text_to_image.prompts import Layout, Models
 
 __all__ = ["Pipeline", "load"]
-
-Tokens = Mapping[str, Array]
 
 
 class Pipeline(NamedTuple):
     """A text-to-image directory.
+
+    `sampler.sampler(pipe.model, pipe.sampling, pipe.condition, pipe.medium)` draws from its parts as from those of an
+    experiment. `generate` also begins with pictures, and evaluates the network once for both halves of guidance.
 
     Attributes:
         models: each by the name of its directory.
@@ -44,6 +41,10 @@ class Pipeline(NamedTuple):
         guidance: the reference's usual scale; None where there is none.
         negative: whether guidance is classifier-free, and takes negative tokens.
         zeros: whether it does without them, with a condition of zeros.
+        model: the network, as a function of the parameters of all models.
+        sampling: the scheduler's.
+        condition: tokens by the names of the text encoders, and what else the network is told.
+        medium: images, of latents that the autoencoder decodes.
     """
 
     models: dict[str, Loaded]
@@ -54,45 +55,15 @@ class Pipeline(NamedTuple):
     guidance: float | None
     negative: bool
     zeros: bool
+    model: Model
+    sampling: Sampling
+    condition: Condition
+    medium: Medium
 
     @property
     def params(self) -> dict[str, Any]:
         """Of each model, by the same names."""
         return {name: model.params for name, model in self.models.items()}
-
-
-class _Made(NamedTuple):
-    """What `generate` closes over: no arrays of parameters."""
-
-    layout: Layout
-    models: Models
-    sampling: Sampling
-    solver: Solver
-    steps: int  # N; a list of levels may have more
-    levels: Level
-    size: tuple[int, int]
-    dtype: Any  # of the steps
-    zeros: bool  # no prompt is a condition of zeros
-    progress: Callable[[Array], None] | None
-
-    @property
-    def codec(self) -> Codec:
-        return self.models.apply["vae"]
-
-    @property
-    def config(self) -> Mapping[str, Any]:
-        """Of the network that denoises."""
-        return self.models.config[self.layout.network]
-
-    @property
-    def distilled(self) -> bool:
-        """Whether the network is told the guidance."""
-        return bool(self.config.get("guidance_embeds") or self.config.get("time_cond_proj_dim"))
-
-    @property
-    def inpaints(self) -> bool:
-        """Whether the network sees the mask and the picture around it."""
-        return self.layout.network == "unet" and self.config["in_channels"] > self.config["out_channels"]
 
 
 def load(
@@ -144,7 +115,7 @@ def load(
         progress: called on the host with the number of steps done, after each step.
 
     Returns:
-        The models, the function and the tokenizer.
+        The models, the function, the tokenizer, and the parts of an experiment.
 
     Raises:
         ValueError: the pipeline's class is not known, a model is missing or not supported, or the size is not one
@@ -153,176 +124,38 @@ def load(
     index = read_index(directory, base)
     layout = index.layout
     models = _described(index.models, dtype, layout.length if length is None else length)
-    layout.check(models.config[layout.network])
+    network = models.config[layout.network]
+    layout.check(network)
     size = _checked_size(models, layout, size)
     latents = tuple(side // models.apply["vae"].factor for side in size)
-    sampling = network_sampling(index.scheduler, models.config[layout.network], latents, kind)
-    steps = layout.steps if steps is None else steps
-    levels, solver = sampling.grid(steps), sampling.solver(steps)
-    zeros = bool(layout.zeros and index.fields.get("force_zeros_for_empty_prompt", True))
-    made = _Made(layout, models, sampling, solver, steps, levels, size, wide(dtype), zeros, progress)
-    _check_channels(made)
-    options = {"variant": variant, "dtype": dtype, "param_dtype": param_dtype, "place": place}
-    loaded = {part: load_model(path, **options) for part, path in index.models.items()}
-
-    def generate(params: Any, tokens: Tokens, keys: Array, guidance: Any = None, **options: Any) -> Array:
-        return _generate(made, params, tokens, keys, guidance, **options)
+    scheduler = network_scheduler(index.scheduler, network, latents, kind)
+    encoders = tokenizers(index, models)
 
     def tokenize(prompts: Sequence[str]) -> dict[str, Any]:
-        return {encoder: encode(prompts)[0] for encoder, encode in tokenizers(index, models).items()}
+        return {encoder: encode(prompts)[0] for encoder, encode in encoders.items()}
 
-    # Flux is guided by what it is told, or not at all.
-    negative = not made.distilled and not layout.even
-    scale = layout.guidance if made.distilled or negative else None
-    return Pipeline(loaded, generate, tokenize, size, len(levels.t) - 1, scale, negative, zeros)
+    zeros = bool(layout.zeros and index.fields.get("force_zeros_for_empty_prompt", True))
+    parts = make_parts(
+        layout, models, scheduler, tokenize,
+        steps=layout.steps if steps is None else steps, size=size, dtype=wide(dtype), zeros=zeros,
+    )  # fmt: skip
+    _check_channels(parts)
+    options = {"variant": variant, "dtype": dtype, "param_dtype": param_dtype, "place": place}
+    loaded = {part: load_model(path, **options) for part, path in index.models.items()}
+    generate = partial(generate_images, parts, progress)
+    scale = layout.guidance if parts.distilled or parts.classifier_free else None
+    return Pipeline(
+        loaded, generate, tokenize, size, len(parts.prepared[0].t) - 1, scale, parts.classifier_free, zeros,
+        parts.model, parts.sampling, parts.condition, parts.medium,
+    )  # fmt: skip
 
 
 def _described(paths: Mapping[str, Path], dtype: Any, length: int) -> Models:
     """The models as their configs describe them."""
     configs = {part: read_fields(path) for part, path in paths.items()}
-    return Models({part: architecture(config, dtype).apply for part, config in configs.items()}, configs, length)
-
-
-def _generate(
-    made: _Made, params: Any, tokens: Tokens, keys: Array, guidance: Any, *, negative: Tokens | None = None,
-    rescale: Any = None, image: Array | None = None, mask: Array | None = None, strength: float | Array = 1.0,
-    noise: Array | None = None,
-) -> Array:  # fmt: skip
-    batch, codec, levels = _check_tokens(made, tokens, negative), made.codec, made.levels
-    if (mask is not None or made.inpaints) and (image is None or mask is None):
-        raise ValueError("inpainting needs an image and a mask")  # also where the network does nothing else
-    if image is None and (not isinstance(strength, (int, float)) or strength != 1):
-        raise ValueError("strength is of an image to begin with, and there is none")
-    shape = (batch, *(side // codec.factor for side in made.size), codec.channels)
-    if noise is not None and noise.shape != shape:
-        raise ValueError(f"noise must have shape {shape}, got {noise.shape}")
-    noise = normal_like(fold_in(keys, 0), jnp.zeros(shape, made.dtype)) if noise is None else noise.astype(made.dtype)
-    x, solver, start, extra = made.sampling.std(levels).astype(made.dtype) * noise, made.solver, None, {}
-    if image is not None:
-        known = _encode(made, params, image, batch)
-        start = _first_step(made.steps, strength, made.layout.up)
-        # No step is none of a longer list; and the last level may have a little noise, which a step takes away.
-        still = start == made.steps
-        start = jnp.where(still, len(levels.t) - 1, start)
-        noised = jnp.where(still, known, q_sample(known, noise, _at(levels, start, made.dtype)))
-        if mask is None:
-            x = noised
-        else:
-            # Where all is painted anew, from noise alone.
-            x = jnp.where(start == 0, x, noised)
-            keep, anew = _masks(made, mask, batch)
-            if made.inpaints:
-                around = _encode(made, params, jnp.where(keep, image, 0), batch)
-                extra = {"concat": jnp.concatenate([anew, around], axis=-1)}
-            else:
-                solver = _put_back(solver, known, noise, anew, levels.t[-1])
-    denoise = _denoiser(made, params, tokens, guidance, negative=negative, rescale=rescale, extra=extra)
-    x = sample(denoise, solver, levels, x, fold_in(keys, 1), start=start, progress=made.progress)
-    return jnp.clip(codec.decode(params["vae"], codec.restore(x)).astype(made.dtype), -1, 1)
-
-
-def _denoiser(
-    made: _Made, params: Any, tokens: Tokens, guidance: Any, *, negative: Tokens | None, rescale: Any, extra: Cond
-) -> Denoiser:
-    layout, row = made.layout, made.sampling.row
-
-    def predict(cond: Cond, guided: bool) -> Denoiser:
-        apply, own = made.models.apply[layout.network], params[layout.network]
-        return parameterize.denoiser(apply, own, row, layout.complete(made.models, cond, made.size, guided))
-
-    if made.distilled or guidance is None:
-        _check_unguided(made, guidance, negative, rescale)
-        cond = layout.encode(made.models, params, tokens) | extra
-        if made.distilled:
-            cond["guidance"] = jnp.broadcast_to(jnp.asarray(guidance, made.dtype), cond["tokens"].shape[:1])
-        return made.sampling.limit(predict(cond, False))
-
-    if negative is not None:
-        both = layout.encode(made.models, params, _pairs(dict(tokens), dict(negative)))
-    elif made.zeros:
-        cond = layout.encode(made.models, params, tokens)
-        both = _pairs(cond, jax.tree.map(jnp.zeros_like, cond))
-    else:
-        raise ValueError('guidance needs negative tokens, such as tokenize([""] * B); or None for no guidance')
-    predict_both = predict(both | _pairs(extra, extra), True)
-
-    def denoise(x: Array, level: Level) -> Array:
-        answers = predict_both(_pairs(x, x), level).reshape(len(x), 2, *x.shape[1:])
-        cond, null = (lambda x, level, i=i: answers[:, i] for i in range(2))
-        if rescale is None:
-            return guides.cfg(cond, null, guidance)(x, level)
-        return guides.rescale(lambda cond: guides.cfg(cond, null, guidance), cond, rescale, row)(x, level)
-
-    return made.sampling.limit(denoise)
-
-
-def _check_unguided(made: _Made, guidance: Any, negative: Tokens | None, rescale: Any) -> None:
-    if made.distilled and guidance is None:
-        raise ValueError("this network is told the guidance: give a number")
-    if negative is not None or rescale is not None:
-        why = "this network is told the guidance" if made.distilled else "there is no guidance"
-        raise ValueError(f"negative and rescale are of classifier-free guidance, but {why}")
-
-
-def _check_tokens(made: _Made, tokens: Tokens, negative: Tokens | None) -> int:
-    """The size of the batch."""
-    names = [name for name in made.layout.encoders if name in made.models.apply]
-    shapes = {name: ids.shape for name, ids in tokens.items()}
-    if set(shapes) != set(names) or len({shape[0] for shape in shapes.values()}) != 1:
-        raise ValueError(f"tokens must be [B, L] for {' and '.join(names)}, got {shapes}")
-    others = shapes if negative is None else {name: ids.shape for name, ids in negative.items()}
-    if others != shapes:
-        raise ValueError(f"negative tokens must have the shapes of the others, {shapes}, got {others}")
-    return shapes[names[0]][0]
-
-
-def _pairs(first: Any, second: Any) -> Any:
-    """One batch of twice the size, in which an example's two are neighbours: on the device that has the example."""
-    return jax.tree.map(lambda a, b: jnp.stack([a, b], 1).reshape(-1, *a.shape[1:]), first, second)
-
-
-def _encode(made: _Made, params: Any, image: Array, batch: int) -> Array:
-    if image.shape != (batch, *made.size, 3) or not jnp.issubdtype(image.dtype, jnp.floating):
-        raise ValueError(
-            f"images must be floats in [-1, 1] of shape {(batch, *made.size, 3)}, got {image.dtype}, {image.shape}"
-        )
-    mean, _ = made.codec.encode(params["vae"], image.astype(made.dtype))
-    return made.codec.standardize(mean).astype(made.dtype)
-
-
-def _masks(made: _Made, mask: Array, batch: int) -> tuple[Array, Array]:
-    """Which pixels are kept, and which latents are painted anew."""
-    if mask.shape != (batch, *made.size):
-        raise ValueError(f"masks must have shape {(batch, *made.size)}, got {mask.shape}")
-    anew = mask.astype(made.dtype)[..., None] >= 0.5
-    step = made.codec.factor
-    return ~anew, anew[:, ::step, ::step].astype(made.dtype)
-
-
-def _put_back(solver: Solver, known: Array, noise: Array, mask: Array, end: Array) -> Solver:
-    """The solver's steps, after each of which the known part is set to what it is at that level."""
-
-    def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
-        x, state = solver.step(denoise, key, x, state, cur, nxt)
-        # The last level may have a little noise left, which the answer has not.
-        there = jnp.where(nxt.t == end, known, q_sample(known, noise, nxt))
-        return mask * x + (1 - mask) * there, state
-
-    return solver._replace(step=step)
-
-
-def _first_step(n: int, strength: float | Array, up: bool) -> Array:
-    if isinstance(strength, (int, float)) and not 0 <= strength <= 1:
-        raise ValueError(f"strength must lie in [0, 1], got {strength}")
-    if jnp.ndim(strength):
-        raise ValueError(f"strength must be one number for all images, got shape {jnp.shape(strength)}")
-    # Whole numbers of steps as they are meant: 0.58 of 50 is 29, whatever a product in float32 or float64 says.
-    taken = jnp.ceil(n * strength - 1e-3) if up else jnp.floor(n * strength + 1e-3)
-    return n - taken.astype(jnp.int32)
-
-
-def _at(levels: Level, i: int | Array, dtype: Any) -> Level:
-    return Level(*(field[i].astype(dtype) for field in levels))
+    built = {part: architecture(config, dtype) for part, config in configs.items()}
+    apply, init = ({part: getattr(one, name) for part, one in built.items()} for name in ("apply", "init"))
+    return Models(apply, configs, length, init)
 
 
 def _checked_size(models: Models, layout: Layout, size: tuple[int, int] | None) -> tuple[int, int]:
@@ -341,10 +174,10 @@ def _checked_size(models: Models, layout: Layout, size: tuple[int, int] | None) 
     return size[0], size[1]
 
 
-def _check_channels(made: _Made) -> None:
-    config, latent = made.config, made.codec.channels
-    more = 1 + 2 * latent if made.inpaints else latent
-    given = config["in_channels"] // (made.layout.patch or 1) ** 2
+def _check_channels(parts: Parts) -> None:
+    config, latent = parts.config, parts.codec.channels
+    more = 1 + 2 * latent if parts.inpaints else latent
+    given = config["in_channels"] // (parts.layout.patch or 1) ** 2
     if given != more:
         raise ValueError(
             f"the network takes {given} channels, which are neither the {latent} of the latents nor, with a mask and a "

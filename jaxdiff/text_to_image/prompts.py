@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -23,11 +24,13 @@ class Models(NamedTuple):
         apply: each one's pure function, by the name of its directory.
         config: likewise.
         length: of T5's text, in tokens.
+        init: each one's key -> parameters, drawn at random.
     """
 
     apply: Mapping[str, Any]
     config: Mapping[str, Mapping[str, Any]]
     length: int
+    init: Mapping[str, Callable[[Array], Any]] = MappingProxyType({})
 
 
 class Layout(NamedTuple):
@@ -37,8 +40,8 @@ class Layout(NamedTuple):
         network: directory of the network that denoises.
         encoders: directories of the text encoders, and whether the pipeline can do without.
         encode: (models, params, tokens) -> the condition, tokens int[B, L] by the encoder's name.
-        complete: (models, condition, (height, width), guided) -> with what does not depend on the prompt; guided says
-            that every second example, from the second on, is of a negative prompt.
+        complete: (models, condition, (height, width), negative) -> with what does not depend on the prompt; negative is
+            bool [B], which prompts are negative ones.
         steps: the usual number of steps.
         guidance: the usual scale.
         length: of T5's text, in tokens.
@@ -52,7 +55,7 @@ class Layout(NamedTuple):
     network: str
     encoders: Mapping[str, bool]
     encode: Callable[[Models, Any, Mapping[str, Array]], Cond]
-    complete: Callable[[Models, Cond, tuple[int, int], bool], Cond] = lambda models, cond, size, guided: cond
+    complete: Callable[[Models, Cond, tuple[int, int], Array], Cond] = lambda models, cond, size, negative: cond
     steps: int = 50
     guidance: float = 7.5
     length: int = 0
@@ -68,6 +71,10 @@ class Layout(NamedTuple):
         if lacking:
             raise ValueError(f"the config of {self.network} must give {', '.join(lacking)} for such a pipeline")
 
+    def distilled(self, config: Mapping[str, Any]) -> bool:
+        """Whether a network with this config is told the guidance."""
+        return bool(config.get("guidance_embeds") or config.get("time_cond_proj_dim"))
+
 
 def _stable_diffusion(models: Models, params: Any, tokens: Mapping[str, Array]) -> Cond:
     return {"tokens": models.apply["text_encoder"](params["text_encoder"], tokens["text_encoder"]).hidden}
@@ -78,15 +85,16 @@ def _xl(models: Models, params: Any, tokens: Mapping[str, Array]) -> Cond:
     return {"tokens": hidden, "vector": pooled[-1]}
 
 
-def _complete_xl(models: Models, cond: Cond, size: tuple[int, int], guided: bool) -> Cond:
+def _complete_xl(models: Models, cond: Cond, size: tuple[int, int], negative: Array) -> Cond:
     config, vector = models.config["unet"], cond["vector"]
     features = config["addition_time_embed_dim"]
     # An image whose original had this size, and that is not cropped; then the size aimed at, in place of which the
     # refiner is told an aesthetic score.
-    rows: list[list[float]] = [[*size, 0, 0, *size]]
+    last = jnp.tile(jnp.asarray([size], jnp.float32), (len(vector), 1))
     if config["projection_class_embeddings_input_dim"] == vector.shape[-1] + 5 * features:
-        rows = [[*size, 0, 0, score] for score in (SCORES if guided else SCORES[:1])]
-    numbers = jnp.tile(jnp.asarray(rows, jnp.float32), (len(vector) // len(rows), 1))
+        last = jnp.where(negative, jnp.float32(SCORES[1]), jnp.float32(SCORES[0]))[:, None]
+    original = jnp.tile(jnp.asarray([[*size, 0, 0]], jnp.float32), (len(vector), 1))
+    numbers = jnp.concatenate([original, last], axis=1)
     return cond | {"vector": sdxl_vector(vector, numbers, features)}
 
 

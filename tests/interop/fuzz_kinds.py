@@ -118,7 +118,7 @@ def schedulers(folder, rng, count):
 
 def _scheduled(folder):
     made = jd.interop.scheduler(folder)
-    made.grid(4), made.solver(4)
+    made.sampling.grid(4), made.sampling.solver(4)
 
 
 def tokenizers(folder, rng, count):

@@ -145,7 +145,7 @@ def by_steps(monkeypatch):
         jax.debug.callback(lambda path: kept["ours"].extend(np.asarray(path)), path)
         return x
 
-    monkeypatch.setattr(import_module("jaxdiff.text_to_image.pipeline"), "sample", sample)
+    monkeypatch.setattr(import_module("jaxdiff.sampler"), "sample", sample)
 
     def after(pipe, i, t, now):
         kept["theirs"].append(nhwc(now["latents"]))

@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxdiff as jd
 from jaxdiff import train
-from jaxdiff.text_to_image.pipeline import _first_step
+from jaxdiff.text_to_image.generate import _first_step
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_strength_is_traced_and_0_is_the_autoencoders_answer(pipe):
     compiled = generate._cache_size()
     half, whole = by(0.5), by(1.0)
     assert generate._cache_size() == compiled
-    assert jd.interop.scheduler(tiny.SCHEDULER).grid(2).sigma[-1] > 0.02  # the schedule does not end at clean data
+    assert jd.interop.scheduler(tiny.SCHEDULER).sampling.grid(2).sigma[-1] > 0.02  # the schedule does not end at clean data
     np.testing.assert_allclose(same, autoencoded(pipe, image), atol=1e-5)
     np.testing.assert_array_equal(by(0.49), same)  # rounded down to no step
     assert not np.allclose(same, half, atol=1e-3) and not np.allclose(half, whole, atol=1e-3)
@@ -116,7 +116,7 @@ def test_mistakes(directory, pipe, monkeypatch):
         ({"size": (9, 8)}, r"in pixels, multiples of 2, got \(9, 8\)"),
         ({"size": 8}, "multiples of 2"),
         ({"kind": "Euler"}, "EulerDiscreteScheduler"),
-        ({"steps": 0}, "number of steps"),
+        ({"steps": 0}, r"sampling\.steps must be an integer of at least 1, got 0"),
     ):
         with pytest.raises(ValueError, match=words):
             jd.text_to_image.load(directory, **options)

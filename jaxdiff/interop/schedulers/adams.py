@@ -7,19 +7,20 @@ import numpy as np
 from jaxdiff.interop.formats.config import Fields
 from jaxdiff.interop.schedulers import config
 from jaxdiff.interop.schedulers.coefficients import rule, step_between
-from jaxdiff.interop.schedulers.config import LAST, Limit, Sampling
+from jaxdiff.interop.schedulers.config import LAST, Limit, Scheduler
 from jaxdiff.interop.schedulers.dpm import falling_order, order_of
-from jaxdiff.interop.schedulers.exponential import Lists, flow_shift, sampling, shifted, tabled
+from jaxdiff.interop.schedulers.exponential import Lists, build, flow_shift, tabled
 from jaxdiff.interop.schedulers.multistep import Points, Step, multistep
-from jaxdiff.interop.schedulers.timesteps import bent, check, ratio, time_of
+from jaxdiff.interop.schedulers.timesteps import bent, check, ratio, shifted, time_of
 from jaxdiff.parameterize import Denoiser
 from jaxdiff.processes import Discrete
+from jaxdiff.sampling import identity
 from jaxdiff.solvers import Solver
 
 __all__ = ["deis", "sa_solver", "unipc"]
 
 
-def deis(c: Fields) -> Sampling:
+def deis(c: Fields) -> Scheduler:
     """DEISMultistepScheduler."""
     c.only("algorithm_type", "deis", "dpmsolver", "dpmsolver++")  # theirs takes each for the first
     c.only("solver_type", "logrho", "midpoint", "heun", "bh1", "bh2")
@@ -32,10 +33,10 @@ def deis(c: Fields) -> Sampling:
 
         return multistep(points, step_of, depth=min(order, 3) - 1, of_noise=True)
 
-    limit = config.thresholded(c) or config.free
+    limit = config.thresholded(c) or identity
     if c.take("prediction_type", "epsilon") == "flow_prediction" and not c.take("use_flow_sigmas", False):
         limit = _as_eps(limit)
-    return sampling(c, table, tabled(c, table, ends=False, repeats=True), solver, limit=limit)
+    return build(c, table, tabled(c, table, ends=False, repeats=True), solver, limit=limit)
 
 
 def _as_eps(limit: Limit) -> Limit:
@@ -48,7 +49,7 @@ def _as_eps(limit: Limit) -> Limit:
     return limited
 
 
-def unipc(c: Fields) -> Sampling:
+def unipc(c: Fields) -> Scheduler:
     """UniPCMultistepScheduler."""
     c.only("solver_p", None)
     order, lower, of_noise = (
@@ -80,8 +81,8 @@ def unipc(c: Fields) -> Sampling:
 
         return multistep(points, step_of, depth=order, of_noise=of_noise)
 
-    limit = config.free if of_noise else None  # theirs limits x_0 where it is what is combined
-    return sampling(c, table, _unipc_lists(c, table), solver, of_noise=of_noise, limit=limit)
+    limit = identity if of_noise else None  # theirs limits x_0 where it is what is combined
+    return build(c, table, _unipc_lists(c, table), solver, of_noise=of_noise, limit=limit)
 
 
 def _unipc_lists(c: Fields, table: Discrete) -> Lists:
@@ -120,7 +121,7 @@ def _unipc_lists(c: Fields, table: Discrete) -> Lists:
     return list_of
 
 
-def sa_solver(c: Fields) -> Sampling:
+def sa_solver(c: Fields) -> Scheduler:
     """SASolverScheduler."""
     c.only("tau_func", None)
     of_noise = c.only("algorithm_type", "data_prediction", "noise_prediction") == "noise_prediction"
@@ -151,7 +152,7 @@ def sa_solver(c: Fields) -> Sampling:
         depth = max(order, corrector - 1)
         return multistep(points, step_of, depth=depth, of_noise=of_noise, stochastic=True)
 
-    return sampling(c, table, lists, solver, of_noise=of_noise)
+    return build(c, table, lists, solver, of_noise=of_noise)
 
 
 def _less(after: np.ndarray, before: np.ndarray) -> np.ndarray:

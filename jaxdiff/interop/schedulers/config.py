@@ -16,42 +16,49 @@ from jaxdiff.interop.formats.config import Fields
 from jaxdiff.levels import Level
 from jaxdiff.parameterize import Denoiser, Row
 from jaxdiff.processes import Discrete, Process
+from jaxdiff.sampling import Sampling, identity
 from jaxdiff.solvers import Solver
 
 __all__ = [
-    "FLOW", "LAST", "LEAST", "ROWS", "Limit", "Sampling", "always", "clipped", "curve", "free", "rescaled",
+    "FLOW", "LAST", "LEAST", "ROWS", "Limit", "Scheduler", "always", "build", "clipped", "curve", "one", "rescaled",
     "rescaled_within", "row", "spacing", "table", "thresholded", "unit",
 ]  # fmt: skip
 
 Limit = Callable[[Denoiser], Denoiser]
 ROWS = {"epsilon": parameterize.eps, "v_prediction": parameterize.v, "sample": parameterize.x0}
 FLOW = "FlowMatchEulerDiscreteScheduler"
+STEPS = 50
 LAST = 2.0**-24  # the last abar, in place of 0, where sigma / alpha has to be finite
 LEAST = 1e-60  # and where x_0 only has to be beyond its limits, as a quotient by 0 is in theirs
 
 
-class Sampling(NamedTuple):
+class Scheduler(NamedTuple):
     """What a scheduler's config says, to be used as
 
-        denoise = limit(denoiser(apply, params, row, cond))
-        levels = grid(20)
-        x = sample(denoise, solver(20), levels, std(levels) * normal, key)
+        denoise = sampling.clip(denoiser(apply, params, prediction, cond))
+        levels, solver = sampling.prepare()
+        x = sample(denoise, solver, levels, sampling.init_noise_std(levels) * normal, key)
 
     Attributes:
         process: time -> level.
-        row: what the network predicts, and how it is told the level.
-        grid: number of steps -> levels, fields [N + 1].
-        solver: number of steps -> the solver for that grid.
-        std: levels -> the standard deviation of the noise to begin with, which is often not the first level's.
-        limit: denoiser -> denoiser, clipped or thresholded where the config says so.
+        prediction: what the network predicts, and its noise input.
+        sampling: levels, solver, clipping or thresholding, and the standard deviation of the initial noise, which is
+            often not the first level's. Its number of steps is the reference's usual 50, without guidance;
+            `dataclasses.replace` changes them.
     """
 
     process: Process
-    row: Row
-    grid: Callable[[int], Level]
-    solver: Callable[[int], Solver]
-    std: Callable[[Level], Array]
-    limit: Limit
+    prediction: Row
+    sampling: Sampling
+
+
+def build(
+    process: Process, prediction: Row, grid: Callable[[int], Level], solver: Callable[[int], Solver], *,
+    std: Callable[[Level], Array] | None = None, limit: Limit | None = None,
+) -> Scheduler:  # fmt: skip
+    """Put a scheduler together; `std` is `unit` by default."""
+    sampling = Sampling(grid, solver, STEPS, clip=limit or identity, init_noise_std=std or unit)
+    return Scheduler(process, prediction, sampling)
 
 
 def table(
@@ -132,11 +139,11 @@ def always(solver: Solver) -> Callable[[int], Solver]:
     return lambda n: solver
 
 
-def free(denoise: Denoiser) -> Denoiser:
-    """No limit."""
-    return denoise
-
-
 def unit(levels: Level) -> Array:
     """The standard deviation of x_t for data of standard deviation 1."""
     return jnp.hypot(levels.alpha[0], levels.sigma[0])
+
+
+def one(levels: Level) -> Array:
+    """The number 1, like the levels."""
+    return jnp.ones_like(levels.sigma[0])

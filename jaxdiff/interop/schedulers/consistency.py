@@ -11,7 +11,7 @@ from jax import Array
 from jaxdiff import guidance
 from jaxdiff.interop.formats.config import Fields
 from jaxdiff.interop.schedulers import config
-from jaxdiff.interop.schedulers.config import Limit, Sampling
+from jaxdiff.interop.schedulers.config import Limit, Scheduler
 from jaxdiff.interop.schedulers.timesteps import check, end_of, levels, of_table
 from jaxdiff.levels import Level, from_x0, q_sample
 from jaxdiff.noise import normal_like
@@ -23,7 +23,7 @@ from jaxdiff.solvers.base import stateless
 __all__ = ["iterative", "lcm", "tcd"]
 
 
-def lcm(c: Fields) -> Sampling:
+def lcm(c: Fields) -> Scheduler:
     """LCMScheduler: x_0 through the consistency function of Luo et al. 2023 (arXiv:2310.04378, section 4.1)."""
     limit, scaling = config.thresholded(c) or config.clipped(c, False), c.take("timestep_scaling", 10.0)
     table, grid = _listed(c, limit, to_clean=True)
@@ -34,10 +34,10 @@ def lcm(c: Fields) -> Sampling:
         return q_sample(out * denoise(x, cur) + skip * x, normal_like(key, x), nxt), state
 
     solver = Solver(stateless, step, order=None, stochastic=True)
-    return Sampling(table, config.row(c), grid, config.always(solver), config.unit, limit or config.free)
+    return config.build(table, config.row(c), grid, config.always(solver), limit=limit)
 
 
-def tcd(c: Fields) -> Sampling:
+def tcd(c: Fields) -> Scheduler:
     """TCDScheduler with its eta of 0.3: DDIM to 0.7 of the next time, and noise up to it (Zheng et al. 2024, alg. 3).
 
     arXiv:2402.19159. Like theirs it limits no x_0, whatever the config says.
@@ -54,10 +54,10 @@ def tcd(c: Fields) -> Sampling:
         return nxt.alpha * x0 + keep * s * eps + drawn * normal_like(key, x), state
 
     solver = Solver(stateless, step, stochastic=True, falling=False)
-    return Sampling(table, config.row(c), grid, config.always(solver), config.unit, config.free)
+    return config.build(table, config.row(c), grid, config.always(solver))
 
 
-def iterative(c: Fields) -> Sampling:
+def iterative(c: Fields) -> Scheduler:
     """CMStochasticIterativeScheduler: a consistency model on EDM's sigmas (Song et al. 2023, arXiv:2303.01469)."""
     T, low, high = c.take("num_train_timesteps", 40), c.take("sigma_min", 0.002), c.take("sigma_max", 80.0)
     data, scale, rho = c.take("sigma_data", 0.5), c.take("s_noise", 1.0), c.take("rho", 7.0)
@@ -81,9 +81,9 @@ def iterative(c: Fields) -> Sampling:
     def std(levels: Level) -> Array:
         return jnp.asarray(high, levels.sigma.dtype)
 
-    limit = guidance.clip if c.take("clip_denoised", True) else config.free
+    limit = guidance.clip if c.take("clip_denoised", True) else None
     solver = Solver(stateless, step, order=None, stochastic=True, falling=False)
-    return Sampling(EDM(), row, grid, config.always(solver), std, limit)
+    return config.build(EDM(), row, grid, config.always(solver), std=std, limit=limit)
 
 
 def _listed(c: Fields, limit: Limit | None, *, to_clean: bool) -> tuple[Discrete, Callable[[int], Level]]:

@@ -10,7 +10,7 @@ from jax import Array
 
 from jaxdiff.interop.formats.config import Fields
 from jaxdiff.interop.schedulers import config
-from jaxdiff.interop.schedulers.config import Limit, Sampling
+from jaxdiff.interop.schedulers.config import Limit, Scheduler
 from jaxdiff.interop.schedulers.timesteps import check, end_of, levels, lookup, of_table, times
 from jaxdiff.levels import Level, clean, from_x0, gained, posterior
 from jaxdiff.noise import normal_like
@@ -22,14 +22,14 @@ from jaxdiff.solvers.base import stateless
 __all__ = ["ddim", "ddim_inverse", "ddpm"]
 
 
-def ddpm(c: Fields) -> Sampling:
+def ddpm(c: Fields) -> Scheduler:
     """DDPMScheduler."""
     limit = config.thresholded(c) or config.clipped(c, True)
     table = config.rescaled_within(c, config.table(c, more=("sigmoid", "laplace")), limit)
     variance = c.only("variance_type", "fixed_small", "fixed_small_log", "fixed_large", "learned", "learned_range")
     list_of, end = _whole_times(c, table), end_of(table, True)
     grid = lambda n: of_table(table, list_of(n), end)  # noqa: E731
-    return Sampling(table, config.row(c), grid, config.always(_ddpm(variance)), config.unit, limit or config.free)
+    return config.build(table, config.row(c), grid, config.always(_ddpm(variance)), limit=limit)
 
 
 def _ddpm(variance: str) -> Solver:
@@ -55,7 +55,7 @@ def _ddpm(variance: str) -> Solver:
     return Solver(stateless, step, stochastic=True, learned_variance=learned, falling=False)
 
 
-def ddim(c: Fields) -> Sampling:
+def ddim(c: Fields) -> Scheduler:
     """DDIMScheduler: from each time of its list T // N down, wherever the next one is."""
     limit = config.thresholded(c) or config.clipped(c, True)
     table = config.rescaled_within(c, config.table(c), limit)
@@ -69,7 +69,7 @@ def ddim(c: Fields) -> Sampling:
     def solver(n: int) -> Solver:
         return _stepping(lambda cur: to(cur.t - 1 - T // n), limit)
 
-    return Sampling(table, config.row(c), grid, solver, config.unit, config.free)
+    return config.build(table, config.row(c), grid, solver)
 
 
 def _stepping(to: Callable[[Level], Level], limit: Limit | None) -> Solver:
@@ -90,7 +90,7 @@ def _arrive(level: Level, x0: Array, eps: Array) -> Array:
     return level.alpha.astype(x0.dtype) * x0 + level.sigma.astype(x0.dtype) * eps
 
 
-def ddim_inverse(c: Fields) -> Sampling:
+def ddim_inverse(c: Fields) -> Scheduler:
     """DDIMInverseScheduler, which rises to each time of its list from T // N below.
 
     Its first x may be clean data, where x_0 says nothing of eps. So `row` takes what the network answers as it is, and
@@ -125,7 +125,7 @@ def ddim_inverse(c: Fields) -> Sampling:
 
         return Solver(stateless, step, falling=False)
 
-    return Sampling(table, _as_it_is, grid, solver, config.unit, config.free)
+    return config.build(table, _as_it_is, grid, solver)
 
 
 def _as_it_is(level: Level) -> Scalings:

@@ -6,20 +6,19 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from jaxdiff import parameterize
 from jaxdiff.interop.formats.config import Fields
 from jaxdiff.interop.schedulers import config
-from jaxdiff.interop.schedulers.config import Limit, Sampling
+from jaxdiff.interop.schedulers.config import Limit, Scheduler
 from jaxdiff.interop.schedulers.multistep import Points
-from jaxdiff.interop.schedulers.timesteps import bent, check, inner_times, ratio, time_of
+from jaxdiff.interop.schedulers.timesteps import bent, check, inner_times, ratio, shifted, time_of
 from jaxdiff.levels import Level
 from jaxdiff.parameterize import Row, Scalings
 from jaxdiff.processes import Discrete, Flow
 from jaxdiff.solvers import Solver
 
-__all__ = ["Lists", "flow_shift", "points_of", "row_of", "sampling", "shifted", "tabled"]
+__all__ = ["Lists", "build", "flow_shift", "points_of", "row_of", "tabled"]
 
 Lists = Callable[[int], tuple[np.ndarray, np.ndarray]]  # N -> (times [N], s [N + 1])
 
@@ -76,11 +75,6 @@ def flow_shift(c: Fields) -> float:
     return c.take("flow_shift", 1.0)
 
 
-def shifted(s: np.ndarray, shift: float) -> np.ndarray:
-    """Esser et al. 2024 (arXiv:2403.03206), eq. 23."""
-    return shift * s / (1 + (shift - 1) * s)
-
-
 def points_of(table: Discrete, flow: bool, t: np.ndarray, s: np.ndarray) -> Points:
     """The list's levels.
 
@@ -117,11 +111,11 @@ def row_of(c: Fields, table: Discrete, flow: bool, of_noise: bool) -> Row:
     return parameterize.conditioned(row, lambda level: table.T * level.t if flow else level.t - 1)
 
 
-def sampling(
+def build(
     c: Fields, table: Discrete, list_of: Lists, solver: Callable[[Points], Solver], *, of_noise: bool = False,
     limit: Limit | None = None,
-) -> Sampling:  # fmt: skip
-    """What the config makes.
+) -> Scheduler:  # fmt: skip
+    """Put a scheduler together.
 
     Args:
         c: the config.
@@ -129,20 +123,16 @@ def sampling(
         list_of: see `tabled`.
         solver: the list -> the solver that is made for it.
         of_noise: whether the answers that are combined are eps_hat.
-        limit: in place of the config's thresholding.
+        limit: in place of the config's thresholding; `identity` for none.
     """
     c.only("variance_type", None, "learned", "learned_range")  # the network's variance is not used
     flow = c.take("use_flow_sigmas", False)
     points = lambda n: points_of(table, flow, *list_of(n))  # noqa: E731
-    return Sampling(
-        process=Flow() if flow else table,
-        row=row_of(c, table, flow, of_noise),
-        grid=lambda n: points(n).levels(),
-        solver=lambda n: solver(points(n)),
-        std=_one,
-        limit=limit or config.thresholded(c) or config.free,
+    return config.build(
+        Flow() if flow else table,
+        row_of(c, table, flow, of_noise),
+        lambda n: points(n).levels(),
+        lambda n: solver(points(n)),
+        std=config.one,
+        limit=limit or config.thresholded(c),
     )
-
-
-def _one(levels: Level) -> Array:
-    return jnp.ones_like(levels.sigma[0])

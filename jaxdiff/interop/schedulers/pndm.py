@@ -11,7 +11,7 @@ from jax import Array
 from jaxdiff import parameterize
 from jaxdiff.interop.formats.config import Fields
 from jaxdiff.interop.schedulers import config
-from jaxdiff.interop.schedulers.config import Sampling
+from jaxdiff.interop.schedulers.config import Scheduler
 from jaxdiff.interop.schedulers.timesteps import check, end_of, levels, lookup, of_table, times
 from jaxdiff.levels import Level, from_x0
 from jaxdiff.parameterize import Row
@@ -33,7 +33,7 @@ class _State(NamedTuple):
     begun: Array  # x where a step of several calls began
 
 
-def pndm(c: Fields) -> Sampling:
+def pndm(c: Fields) -> Scheduler:
     """PNDMScheduler. A step of the grid is one call of the network, as in its list, in which times stand twice.
 
     It counts its calls and not the steps of the grid: begun in the middle, it starts with the first calls' formulas at
@@ -85,7 +85,7 @@ def pndm(c: Fields) -> Sampling:
 
         return Solver(_init, step, falling=False)
 
-    return Sampling(table, row, grid, solver, config.unit, config.free)
+    return config.build(table, row, grid, solver)
 
 
 def _init(x: Array) -> _State:
@@ -131,7 +131,7 @@ def _move(row: Row, F: Array, x: Array, cur: Level, nxt: Level) -> Array:
     return nxt.alpha * x0 + nxt.sigma * eps
 
 
-def ipndm(c: Fields) -> Sampling:
+def ipndm(c: Fields) -> Scheduler:
     """IPNDMScheduler: eps of a network that predicts v, orders 1 to 4; from pure noise x_0 is taken to be 0."""
     given = c.take("trained_betas", None)
     c.skip("num_train_timesteps")
@@ -149,4 +149,4 @@ def ipndm(c: Fields) -> Sampling:
         return nxt.alpha * x0 + nxt.sigma * mixed, state._replace(called=state.called + 1, past=push(state.past, eps))
 
     solver = Solver(_init, step, order=2, falling=False)
-    return Sampling(Cosine(), parameterize.v, grid, config.always(solver), config.unit, config.free)
+    return config.build(Cosine(), parameterize.v, grid, config.always(solver))

@@ -6,6 +6,7 @@ A table's times count from 0 to T - 1 in these lists, as theirs do, with -1 for 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,8 @@ from jaxdiff.levels import Level
 from jaxdiff.processes import EDM, Discrete
 
 __all__ = [
-    "bent", "check", "end_of", "inner_times", "karras", "levels", "lookup", "of_table", "ratio", "time_of", "times",
+    "bent", "check", "end_of", "inner_times", "karras", "levels", "lookup", "of_table", "ratio", "shifted",
+    "time_of", "times",
 ]  # fmt: skip
 
 
@@ -65,6 +67,11 @@ def bent(kind: str, n: int, high: float, low: float) -> np.ndarray:
 def karras(n: int, high: float, low: float, rho: float) -> np.ndarray:
     """N values whose rho-th roots are equally spaced (Karras et al. 2022, arXiv:2206.00364, eq. 5)."""
     return np.linspace(high ** (1 / rho), low ** (1 / rho), n) ** rho
+
+
+def shifted(s: Any, shift: float) -> Any:
+    """Esser et al. 2024 (arXiv:2403.03206), eq. 23."""
+    return shift * s / (1 + (shift - 1) * s)
 
 
 def ratio(table: Discrete) -> np.ndarray:

@@ -58,8 +58,8 @@ def test_to_clean_data_and_to_the_same_level():
 def test_steps_are_found_by_their_level_and_begin_without_a_history():
     """Begun in the middle, the first step is DDIM's, in float32 too."""
     made = scheduler({"_class_name": "UniPCMultistepScheduler", "solver_order": 3})
-    levels, x = made.grid(6), jnp.asarray(np.random.default_rng(0).normal(size=(2, 2)), jnp.float32)
-    run = jax.jit(lambda x, start, stop: jd.sample(rational, made.solver(6), levels, x, KEY, start=start, stop=stop))
+    levels, x = made.sampling.grid(6), jnp.asarray(np.random.default_rng(0).normal(size=(2, 2)), jnp.float32)
+    run = jax.jit(lambda x, start, stop: jd.sample(rational, made.sampling.solver(6), levels, x, KEY, start=start, stop=stop))
     cur, nxt = (Level(*(field[i] for field in levels)) for i in (3, 4))
     want = jd.solvers.ddim().step(rational, KEY, x, (), cur, nxt)[0]
     np.testing.assert_allclose(run(x, 3, 4), want, rtol=2e-5)
@@ -68,4 +68,4 @@ def test_steps_are_found_by_their_level_and_begin_without_a_history():
 def test_a_flow_on_a_curve_beyond_1_is_refused():
     made = scheduler({"_class_name": "DEISMultistepScheduler", "use_flow_sigmas": True, "use_karras_sigmas": True})
     with pytest.raises(ValueError, match="no finite coefficients"):
-        made.solver(5)
+        made.sampling.solver(5)

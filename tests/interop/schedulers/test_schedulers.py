@@ -18,22 +18,22 @@ PNDM = {"_class_name": "PNDMScheduler", "set_alpha_to_one": False, "skip_prk_ste
 def test_stable_diffusion_is_told_981_first_and_ends_at_the_tables_first_level(tmp_path):
     (tmp_path / "scheduler_config.json").write_text(json.dumps(PNDM))
     made = scheduler(tmp_path)
-    levels = made.grid(50)
-    told = made.row(levels).noise
+    levels = made.sampling.grid(50)
+    told = made.prediction(levels).noise
     assert told[0] == 981 and told[1] == told[2] == 961 and told[-2] == 1 and levels.t[-1] == 1
     np.testing.assert_allclose(levels.sigma[-1], math.sqrt(0.00085), rtol=1e-5)
-    assert made.std(levels) == pytest.approx(1)
+    assert made.sampling.init_noise_std(levels) == pytest.approx(1)
 
 
 def test_euler_starts_at_the_known_sigma_and_scales_the_networks_input():
     made = scheduler({"_class_name": "EulerDiscreteScheduler", **SD})
-    levels = made.grid(20)
+    levels = made.sampling.grid(20)
     assert float(levels.sigma[0]) == pytest.approx(14.6146, rel=1e-5) and float(levels.sigma[-1]) == 0
-    row = made.row(levels)
+    row = made.prediction(levels)
     np.testing.assert_allclose(row.inp[0], 1 / np.hypot(1, 14.6146), rtol=1e-5)
     np.testing.assert_allclose(row.out[0], -14.6146, rtol=1e-5)
     assert float(row.noise[0]) == 999
-    assert float(made.std(levels)) == pytest.approx(14.6146, rel=1e-5)
+    assert float(made.sampling.init_noise_std(levels)) == pytest.approx(14.6146, rel=1e-5)
 
 
 def test_a_flow_is_shifted_by_the_number_of_tokens():
@@ -41,8 +41,8 @@ def test_a_flow_is_shifted_by_the_number_of_tokens():
     made = scheduler(config, tokens=4096, even=True)
     t = np.linspace(1, 0, 5)
     shift = math.exp(1.15)
-    np.testing.assert_allclose(made.grid(4).sigma, shift * t / (1 + (shift - 1) * t), rtol=1e-5)
-    np.testing.assert_allclose(made.row(made.grid(4)).noise, 1000 * made.grid(4).sigma, rtol=1e-6)
+    np.testing.assert_allclose(made.sampling.grid(4).sigma, shift * t / (1 + (shift - 1) * t), rtol=1e-5)
+    np.testing.assert_allclose(made.prediction(made.sampling.grid(4)).noise, 1000 * made.sampling.grid(4).sigma, rtol=1e-6)
     with pytest.raises(ValueError, match="tokens"):
         scheduler(config)
 
@@ -50,8 +50,8 @@ def test_a_flow_is_shifted_by_the_number_of_tokens():
 @pytest.mark.parametrize("curve", ["karras", pytest.param("beta", marks=pytest.mark.slow)])
 def test_a_grid_is_a_constant_inside_of_jit(curve):
     made = scheduler({"_class_name": "DPMSolverMultistepScheduler", f"use_{curve}_sigmas": True, **SD})
-    denoise = jd.denoiser(lambda params, x, noise, cond: 0.1 * x, None, made.row)
-    x = jax.jit(lambda x, key: jd.sample(denoise, made.solver(4), made.grid(4), x, key))(
+    denoise = jd.denoiser(lambda params, x, noise, cond: 0.1 * x, None, made.prediction)
+    x = jax.jit(lambda x, key: jd.sample(denoise, made.sampling.solver(4), made.sampling.grid(4), x, key))(
         jnp.ones((2, 3)), jax.random.key(0)
     )
     assert jnp.all(jnp.isfinite(x))
@@ -65,11 +65,11 @@ def test_a_field_of_other_versions_says_nothing_and_an_empty_one_what_it_says_in
     x, key = jnp.full((2, 3), 0.3), jax.random.key(0)
     apply = lambda params, x, noise, cond: 0.5 * x + 0.001 * noise[:, None]  # noqa: E731
     answers = [
-        jd.sample(made.limit(jd.denoiser(apply, None, made.row)), made.solver(3), made.grid(3), x, key)
+        jd.sample(made.sampling.clip(jd.denoiser(apply, None, made.prediction)), made.sampling.solver(3), made.sampling.grid(3), x, key)
         for made in (plain, made)
     ]
     np.testing.assert_array_equal(*answers)
-    assert float(made.grid(3).sigma[-1]) > 0
+    assert float(made.sampling.grid(3).sigma[-1]) > 0
 
 
 def test_ddim_goes_down_by_the_whole_part_of_T_over_N_wherever_its_list_goes():
@@ -77,16 +77,16 @@ def test_ddim_goes_down_by_the_whole_part_of_T_over_N_wherever_its_list_goes():
     betas = np.linspace(0.1, 0.5, 10)
     config = {"_class_name": "DDIMScheduler", "num_train_timesteps": 10, "trained_betas": list(betas)}
     made = scheduler({**config, "timestep_spacing": "linspace", "clip_sample": False, "prediction_type": "sample"})
-    levels = made.grid(3)
-    np.testing.assert_array_equal(made.row(levels).noise[:-1], [9, 4, 0])
+    levels = made.sampling.grid(3)
+    np.testing.assert_array_equal(made.prediction(levels).noise[:-1], [9, 4, 0])
     abar = np.cumprod(1 - betas)
     x, want = 0.3, 0.3
     for t, s in ((9, abar[6]), (4, abar[1]), (0, 1.0)):
         eps = (want - abar[t] ** 0.5 * 0.1 * t) / (1 - abar[t]) ** 0.5
         want = s**0.5 * 0.1 * t + (1 - s) ** 0.5 * eps
     apply = lambda params, x, noise, cond: jnp.broadcast_to(0.1 * noise[:, None], x.shape)  # noqa: E731
-    denoise = jd.denoiser(apply, None, made.row)
-    got = jax.jit(lambda x: jd.sample(denoise, made.solver(3), levels, x, jax.random.key(0)))(jnp.full((1, 1), x))
+    denoise = jd.denoiser(apply, None, made.prediction)
+    got = jax.jit(lambda x: jd.sample(denoise, made.sampling.solver(3), levels, x, jax.random.key(0)))(jnp.full((1, 1), x))
     np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
@@ -97,18 +97,18 @@ def test_ddim_goes_down_by_the_whole_part_of_T_over_N_wherever_its_list_goes():
 )
 def test_a_program_in_float32_is_near_that_in_float64(kind):
     made = scheduler({"_class_name": kind})
-    denoise = made.limit(
-        jd.denoiser(lambda params, x, noise, cond: jnp.tanh(x) + 1e-4 * noise[:, None], None, made.row)
+    denoise = made.sampling.clip(
+        jd.denoiser(lambda params, x, noise, cond: jnp.tanh(x) + 1e-4 * noise[:, None], None, made.prediction)
     )
     x = np.random.default_rng(0).normal(size=(2, 3))
 
     def draw(x):
-        levels = made.grid(5)
+        levels = made.sampling.grid(5)
         zero = lambda key, shape, dtype: jnp.zeros(shape, dtype)  # noqa: E731
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(jd.noise, "_normal", zero)  # a type's own numbers differ
-            return jax.jit(lambda x: jd.sample(denoise, made.solver(5), levels, x, jax.random.key(0)))(
-                x * made.std(levels)
+            return jax.jit(lambda x: jd.sample(denoise, made.sampling.solver(5), levels, x, jax.random.key(0)))(
+                x * made.sampling.init_noise_std(levels)
             )
 
     got = draw(jnp.asarray(x, jnp.float32))
@@ -133,8 +133,8 @@ def test_what_is_not_supported_is_named():
             scheduler(config)
     for n in (0, 1001, 2.5):
         with pytest.raises(ValueError, match="number of steps"):
-            scheduler({**PNDM, "_class_name": "DDIMScheduler"}).grid(n)
+            scheduler({**PNDM, "_class_name": "DDIMScheduler"}).sampling.grid(n)
     with pytest.raises(ValueError, match="at least 4 steps"):
-        scheduler({**PNDM, "skip_prk_steps": False}).grid(3)
+        scheduler({**PNDM, "skip_prk_steps": False}).sampling.grid(3)
     with pytest.raises(ValueError, match="does not exist"):
         scheduler("nowhere")
