@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 
 from jaxdiff import train
-from jaxdiff.experiment import load
+from jaxdiff.recipe import load
 
 FASHION = Path(__file__).parents[1] / "experiments" / "fashion.py"
 
@@ -37,20 +37,21 @@ def main():
     arguments = parser.parse_args()
     experiment = load(FASHION)()
     mesh = train.make_mesh()
-    state = train.create(experiment.init, experiment.optimizer, jax.random.key(0), mesh)
-    step = train.make_step(experiment.loss, experiment.optimizer, key=jax.random.key(1), ema=experiment.ema)
-    batch = train.shard_batch(next(experiment.batches(0)), mesh)
+    part = experiment.training
+    state = train.create(experiment.model.init, part.optimizer, jax.random.key(0), mesh)
+    step = train.make_step(part.loss, part.optimizer, key=jax.random.key(1), ema=part.ema)
+    batch = train.shard_batch(next(part.batches(0)), mesh)
     state, _ = training(step, state, batch, 2)
     pairs = []
     for _ in range(arguments.rounds):
         state, used = training(step, state, batch, arguments.steps)
         # A new stream each time: what another one reads ahead would compete with the step.
-        stream = experiment.batches(0)
+        stream = part.batches(0)
         next(stream)
         pairs.append((used, loading(stream, arguments.batches)))
         stream.close()
     # The fastest of each: other work on the machine only ever adds time.
-    used, loaded = (experiment.batch / min(column) for column in zip(*pairs, strict=True))
+    used, loaded = (part.batch / min(column) for column in zip(*pairs, strict=True))
     print(f"pipeline {loaded:.0f} images/s, step {used:.0f} images/s; ratio {loaded / used:.1f} (goal: at least 3)")
 
 

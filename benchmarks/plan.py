@@ -12,7 +12,7 @@ from pathlib import Path
 
 import jax
 
-from jaxdiff.experiment import load
+from jaxdiff.recipe import load
 
 ROOT = Path(__file__).parents[1]
 # (experiment, slice, options of `jaxdiff plan`)
@@ -105,7 +105,7 @@ def weak_table(made):
 
 def parameters(experiment):
     made = load(ROOT / "experiments" / f"{experiment}.py")()
-    return sum(one.size for one in jax.tree.leaves(jax.eval_shape(made.init, jax.random.key(0))))
+    return sum(one.size for one in jax.tree.leaves(jax.eval_shape(made.model.init, jax.random.key(0))))
 
 
 def sent(plan):

@@ -24,7 +24,8 @@ from scan import in_turns
 
 import jaxdiff as jd
 from jaxdiff import solvers
-from jaxdiff.experiment import example_keys, load_run
+from jaxdiff.recipe import load_run
+from jaxdiff.seeds import example_keys
 from jaxdiff.train import load_params
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
@@ -125,15 +126,16 @@ def on_the_mixture() -> dict[str, dict[int, float]]:
 def on_the_fashion_model(run: Path, n: int = 40) -> dict[str, dict[int, float]]:
     """A trained flow-matching U-Net with guidance 2: from t = 1 to 0 in equal steps."""
     experiment, params = load_run(run), load_params(run, "ema")
-    keys, label = example_keys(0, n), jnp.arange(n, dtype=jnp.int32) % experiment.num_classes
-    null = jnp.full_like(label, experiment.null_label)
-    cond, uncond = (jd.denoiser(experiment.apply, params, experiment.row, {"label": y}) for y in (label, null))
+    keys, model, grid = example_keys(0, n), experiment.model, experiment.sampling.grid
+    label = experiment.condition.choose(np.arange(n))
+    conds = (label, experiment.condition.without(label))
+    cond, uncond = (jd.denoiser(model.apply, params, model.prediction, one) for one in conds)
     denoise = jd.guidance.cfg(cond, uncond, 2.0)
-    x = jd.noise.prior(experiment.grid(1), keys, (n, *experiment.shape))
-    reference = jax.jit(lambda x: jd.sample(denoise, solvers.heun(), experiment.grid(200), x, KEY))(x)
+    x = jd.noise.prior(grid(1), keys, (n, *experiment.medium.shape))
+    reference = jax.jit(lambda x: jd.sample(denoise, solvers.heun(), grid(200), x, KEY))(x)
     return {
-        name: errors(name, solver, denoise, experiment.grid, x, reference, (8, 16, 32), 128)
-        for name, solver in all_solvers(experiment.process, keys)
+        name: errors(name, solver, denoise, grid, x, reference, (8, 16, 32), 128)
+        for name, solver in all_solvers(model.process, keys)
     }
 
 

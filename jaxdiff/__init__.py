@@ -1,7 +1,7 @@
 """jaxdiff: a functional diffusion toolkit in JAX/Flax for TPUs and GPUs."""
 
 from importlib import import_module
-from types import ModuleType
+from typing import Any
 
 from jaxdiff import (
     grids,
@@ -47,10 +47,16 @@ __all__ = [
 ]
 
 # Rooms with Flax, Orbax or files: imported when first used, so that `import jaxdiff` costs little more than jax.
-_LATER = ("autoencoders", "data", "interop", "metrics", "networks", "text", "text_to_image", "train")
+_LATER = (
+    "autoencoders", "conditions", "data", "experiment", "interop", "media", "metrics", "models", "networks", "run",
+    "text", "text_to_image", "train", "training",
+)  # fmt: skip
+_NAMES = {"Experiment": "experiment", "load": "recipe", "load_run": "recipe"}
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> Any:
     if name in _LATER:
         return import_module(f"jaxdiff.{name}")
+    if name in _NAMES:
+        return getattr(import_module(f"jaxdiff.{_NAMES[name]}"), name)
     raise AttributeError(f"module 'jaxdiff' has no attribute {name!r}")

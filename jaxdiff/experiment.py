@@ -140,8 +140,8 @@ class Experiment:
             if not isinstance(getattr(self, name), kind):
                 raise ValueError(f"{name} must be a {kind.__name__}, got {getattr(self, name)!r:.80}")
         SEED.check("seed", self.seed)
-        if self.sampling.guidance != 1 and self.condition.null is None:
-            raise ValueError(f"sampling.guidance of {self.sampling.guidance} needs a condition with a null condition")
+        if self.sampling.guidance != 1:
+            self.condition.check_null()
         if not self.training.batch_spec:
             spec = {"x": jax.ShapeDtypeStruct(self.medium.shape, jnp.float32), **self.condition.spec}
             object.__setattr__(self, "training", replace(self.training, batch_spec=spec))

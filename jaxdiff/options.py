@@ -6,9 +6,12 @@ import operator
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-__all__ = ["SEED", "Count", "File", "Kept", "Natural", "Range", "Seed", "Source", "absolute"]
+__all__ = [
+    "SEED", "Autoencoder", "Count", "Decay", "DropRate", "File", "Help", "Kept", "Natural", "Range", "Remat", "Run", "Seed", "Source",
+    "absolute",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,17 @@ class Kept:
         return self.how(value)
 
 
+@dataclass(frozen=True)
+class Help:
+    """What an option is for: a part of its type, where many experiments have the same option.
+
+    Attributes:
+        text: as a docstring's Args would say it.
+    """
+
+    text: str
+
+
 def absolute(path: str) -> str:
     """The path from the root, so that a run finds it from any folder; an empty one stays."""
     return os.path.abspath(path) if path else path
@@ -69,4 +83,24 @@ Natural = Annotated[int, Range(0)]
 SEED = Range(0, 2**64 - 1)
 Seed = Annotated[int, SEED]
 File = Annotated[str, Kept(absolute)]  # names a file or folder
-Source = Annotated[str, Kept(_absolute_source)]  # one for `data.open_source`
+# One for `data.open_source`.
+Source = Annotated[str, Kept(_absolute_source), Help("data: fashion_mnist, tfds:NAME or folder:PATH.")]
+Autoencoder = Annotated[File, Help("folder of the autoencoder that decodes samples; without it they are latents.")]
+Decay = Annotated[float, Help("decay of the parameters' average.")]
+DropRate = Annotated[float, Help("share of examples trained without their condition, for classifier-free guidance.")]
+Remat = Annotated[
+    Literal["none", "dots", "full"],
+    Help("what the backward pass computes again: none, dots (all but products) or full (each block)."),
+]
+
+
+@dataclass(frozen=True)
+class Run:
+    """The knobs that every experiment has; an experiment's argument of this type is all of them."""
+
+    steps: Annotated[Count, Help("updates of the parameters.")]
+    batch: Annotated[Count, Help("examples in an update.")]
+    lr: Annotated[float, Help("highest learning rate.")]
+    seed: Annotated[Seed, Help("of parameters, training noise and data order.")] = 0
+    accumulate: Annotated[Count, Help("microbatches in an update.")] = 1
+    preview_every: Annotated[Natural, Help("steps between two previews; 0: none.")] = 1000

@@ -8,8 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdiff import parameterize, solvers, train
-from jaxdiff.experiment import example_keys, load, sampler
+from jaxdiff import conditions, parameterize, solvers, train
+from jaxdiff.drawing import draw
+from jaxdiff.recipe import load
+from jaxdiff.sampler import sampler
+from jaxdiff.seeds import example_keys
 from jaxdiff.solvers import Solver
 
 FOLDER = Path(__file__).parents[1] / "experiments"
@@ -49,7 +52,8 @@ def test_table_is_complete():
 @pytest.mark.parametrize("name", TINY)
 def test_common_knobs(name):
     parameters = load(FOLDER / f"{name}.py").__annotations__
-    assert {"steps", "batch", "seed", "lr"} <= set(parameters)
+    assert {"steps", "batch", "seed", "lr", "accumulate", "preview_every"} <= set(parameters)
+    assert len((FOLDER / f"{name}.py").read_text().splitlines()) <= 70
 
 
 @pytest.mark.parametrize(
@@ -57,15 +61,14 @@ def test_common_knobs(name):
 )
 def test_first_step(name, tiny):
     experiment = tiny(name, steps=10, batch=4)
+    model, part = experiment.model, experiment.training
     mesh = train.make_mesh(devices=jax.devices()[:1])
-    state = train.create(experiment.init, experiment.optimizer, jax.random.key(0), mesh)
-    step = train.make_step(
-        experiment.loss, experiment.optimizer, key=jax.random.key(1), ema=experiment.ema, frozen=experiment.frozen
-    )
+    state = train.create(model.init, part.optimizer, jax.random.key(0), mesh)
+    step = train.make_step(part.loss, part.optimizer, key=jax.random.key(1), ema=part.ema, frozen=model.frozen)
     before = jax.device_get(state.params)
-    batches = experiment.batches(0)
-    described = {name: ((4, *one.shape), one.dtype) for name, one in experiment.example.items()}
-    assert experiment.batch == 4
+    batches = part.batches(0)
+    described = {name: ((4, *one.shape), one.dtype) for name, one in part.batch_spec.items()}
+    assert part.batch == 4
     assert {name: (one.shape, one.dtype) for name, one in next(batches).items()} == described
     # Two steps: with warm-up the first has a learning rate of zero.
     for _ in range(2):
@@ -75,66 +78,75 @@ def test_first_step(name, tiny):
     chex.assert_trees_all_equal_shapes_and_dtypes(state.params, state.ema)
     moved = jax.tree.map(lambda a, b: np.abs(a - np.asarray(b)).max(), before, state.params)
     assert max(jax.tree.leaves(moved)) > 0
-    levels = experiment.grid(experiment.sample_steps)
-    assert levels.sigma.shape == (experiment.sample_steps + 1,) and levels.sigma[-1] == 0
+    levels = experiment.sampling.grid(experiment.sampling.steps)
+    assert levels.sigma.shape == (experiment.sampling.steps + 1,) and levels.sigma[-1] == 0
+
+
+def change(experiment, model=(), **sampling):
+    """The experiment with other attributes of its model and its sampling."""
+    return replace(
+        experiment, model=replace(experiment.model, **dict(model)), sampling=replace(experiment.sampling, **sampling)
+    )
+
+
+def sampler_of(experiment, **options):
+    return sampler(experiment.model, experiment.sampling, experiment.condition, experiment.medium, **options)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["fashion", "imagenet64_adm"])
 def test_sampler(name):
-    experiment = load(FOLDER / f"{name}.py")(batch=4, **TINY[name])
-    params = experiment.init(jax.random.key(0))
-    generate = sampler(experiment, steps=2, guided=experiment.guidance != 1)
+    experiment = change(load(FOLDER / f"{name}.py")(batch=4, **TINY[name]), steps=2)
+    params, scale = experiment.model.init(jax.random.key(0)), experiment.sampling.guidance
+    generate = sampler_of(experiment)
     label = jax.numpy.arange(3, dtype=jax.numpy.int32)
-    x = generate(params, example_keys(0, 3), label, experiment.guidance)
-    assert x.shape == (3, *experiment.shape) and np.isfinite(x).all()
+    x = generate(params, example_keys(0, 3), {"label": label}, scale)
+    assert x.shape == (3, *experiment.medium.shape) and np.isfinite(x).all()
     # The third picture of seed 0 is the same in another batch, at another place; the scale compiles nothing.
-    alone = generate(params, example_keys(0, 3, first=2), label, experiment.guidance)
-    np.testing.assert_allclose(alone[0], generate(params, example_keys(0, 3), label.at[2].set(0), 1.0)[2], atol=2e-5)
+    alone = generate(params, example_keys(0, 3, first=2), {"label": label}, scale)
+    again = generate(params, example_keys(0, 3), {"label": label.at[2].set(0)}, 1.0)
+    np.testing.assert_allclose(alone[0], again[2], atol=2e-5)
     assert generate._cache_size() == 1
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("told", [False, True])
-def test_samples_of_texts(tiny, tmp_path, told):
-    """The network is told the text of a sample's number: the last one says nothing, as no number does."""
-    said = {"tokens": np.arange(54).reshape(3, 3, 6), "vector": np.arange(15.0).reshape(3, 5)}
-    np.savez(tmp_path / "said.npz", **said)
-    experiment = tiny("text_mmdit", batch=4, **({"prompts": str(tmp_path / "said.npz")} if told else {}))
-    assert (experiment.num_classes, experiment.null_label) == ((2, 2) if told else (0, 0))
-    params = experiment.init(jax.random.key(0))
-    # What is zero at first hides the text.
+@pytest.mark.parametrize("given", [False, True])
+def test_samples_of_texts(tiny, tmp_path, given):
+    """Samples take the table's prompts in turn; without any they are of the null prompt, which is the last row."""
+    table = {"tokens": np.arange(54).reshape(3, 3, 6), "vector": np.arange(15.0).reshape(3, 5)}
+    np.savez(tmp_path / "table.npz", **table)
+    experiment = tiny("text_mmdit", batch=4, **({"prompts": str(tmp_path / "table.npz")} if given else {}))
+    condition = experiment.condition
+    assert condition.choices == (2 if given else 0)
+    rows = table if given else {name: np.zeros_like(array[:1]) for name, array in table.items()}
+    for number, row in enumerate((0, 1, 0) if given else (0, 0, 0)):
+        got = condition.choose(np.arange(3))
+        assert all(np.array_equal(got[name][number], rows[name][row]) for name in rows)
+    for name, array in condition.without(condition.choose(np.arange(3))).items():
+        np.testing.assert_array_equal(array, np.repeat(rows[name][-1:], 3, axis=0))
+    # The model gets them: what is zero at first hides the text.
+    params = experiment.model.init(jax.random.key(0))
     params = jax.tree.map(lambda a: a + 0.1 * jax.random.normal(jax.random.key(1), a.shape), params)
-    x, noise = jax.numpy.ones((1, 4, 4, 2)), jax.numpy.full((1,), 300.0)
-    apply = jax.jit(lambda cond: experiment.apply(experiment.whole(params), x, noise, cond))
-    rows = said if told else {name: np.zeros_like(array[:1]) for name, array in said.items()}
-    for label in range(len(rows["vector"])):
-        direct = apply({name: array[label][None].astype(np.float32) for name, array in rows.items()})
-        named = apply({"label": np.array([label], np.int32)})
-        np.testing.assert_allclose(named, direct, atol=1e-5)
-    np.testing.assert_allclose(apply({}), named, atol=1e-5)
-    if told:
-        assert np.abs(named - apply({"label": np.array([0], np.int32)})).max() > 1e-3
+    short = change(experiment, steps=1, guidance=1.0)
+    x = draw(short, params, 4).x
+    assert x.shape == (4, 4, 4, 2) and np.isfinite(x).all()
+    if given:
+        assert np.abs(x[0] - draw(short, params, 1, words="1").x[0]).max() > 1e-3
 
 
 @pytest.mark.slow
 def test_where_samples_begin_and_how_they_end():
-    """The noise has the experiment's std, and the last x is decoded."""
-    experiment = replace(load(FOLDER / "toy2d.py")(), apply=lambda params, x, noise, cond: x)
+    """The noise has the experiment's std, the last x is decoded, and the path is as it was."""
     still = Solver(lambda x: (), lambda denoise, key, x, state, cur, nxt: (x, state))
-    seen = replace(
-        experiment,
-        solver=still,
-        std=lambda levels: 3 * levels.sigma[0],
-        decode=lambda params, x: x + params,
-    )
+    experiment = change(load(FOLDER / "toy2d.py")(), {"apply": lambda params, x, noise, cond: x}, solver=still)
+    seen = change(experiment, init_noise_std=lambda levels: 3 * levels.sigma[0])
+    seen = replace(seen, medium=replace(seen.medium, decode=lambda params, x: x + params))
     keys = example_keys(0, 4)
-    start, moved = (
-        sampler(e, guided=False)(jax.numpy.float32(5), keys, None, 1.0)
-        for e in (replace(experiment, solver=still), seen)
-    )
-    assert np.abs(start).max() > 0.5
+    start = sampler_of(experiment)(jax.numpy.float32(5), keys, {}, 1.0)
+    moved, path = sampler_of(seen, path=True)(jax.numpy.float32(5), keys, {}, 1.0)
+    assert np.abs(start).max() > 0.5 and path.shape == (41, 4, 2)
     np.testing.assert_allclose(moved, 3 * start + 5, rtol=1e-6)
+    np.testing.assert_allclose(path, np.broadcast_to(3 * start, path.shape), rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -148,58 +160,72 @@ def test_where_samples_begin_and_how_they_end():
 )
 def test_large_networks_have_their_published_size_and_need_no_data_to_be_described(name, parameters, batch):
     experiment = load(FOLDER / f"{name}.py")()
-    shapes = jax.eval_shape(experiment.init, jax.random.key(0))
+    shapes = jax.eval_shape(experiment.model.init, jax.random.key(0))
     assert sum(one.size for one in jax.tree.leaves(shapes)) == parameters
-    assert experiment.batch == batch and experiment.example["mean"].shape == experiment.shape
+    part = experiment.training
+    assert part.batch == batch and part.batch_spec["mean"].shape == experiment.medium.shape
     with pytest.raises(ValueError, match=r"no \.npz files in latents"):
-        experiment.batches(0)
+        part.batches(0)
 
 
 def test_a_learned_variance_is_for_the_solver_that_takes_it():
     """Whoever chose the solver, and guidance or not."""
-    experiment = replace(load(FOLDER / "toy2d.py")(), num_classes=3, null_label=3, sample_steps=2)
-    pair = replace(experiment, apply=lambda params, x, noise, cond: (x, 0 * x), learned_variance=True)
-    mean = replace(experiment, apply=lambda params, x, noise, cond: x)
-    draw = lambda e, **options: sampler(e, **options)(0.0, example_keys(0, 2), np.zeros(2, np.int32), 1.5)  # noqa: E731
+    experiment = replace(change(load(FOLDER / "toy2d.py")(), steps=2), condition=conditions.label(3))
+    mean = {"apply": lambda params, x, noise, cond: x}
+    pair = {"apply": lambda params, x, noise, cond: (x, 0 * x), "learned_variance": True}
+
+    def drawn(model, solver, guided):
+        made = sampler_of(change(experiment, model, solver=solver), guided=guided)
+        return made(0.0, example_keys(0, 2), {"label": np.zeros(2, np.int32)}, 1.5)
+
     for name, guided in (("ddim", True), ("ddpm", False)):
         solver = getattr(solvers, name)()
-        want = draw(replace(mean, solver=solver), guided=guided)
-        np.testing.assert_array_equal(draw(replace(pair, solver=solver), guided=guided), want)
-        np.testing.assert_array_equal(draw(pair, solver=solver, guided=guided), want)
+        want = drawn(mean, solver, guided)
+        np.testing.assert_array_equal(drawn(pair, solver, guided), want)
     learned = solvers.ddpm("learned")  # of frac 0, which is the small variance
-    np.testing.assert_allclose(draw(pair, solver=learned, guided=False), want, rtol=1e-6)
+    np.testing.assert_allclose(drawn(pair, learned, False), want, rtol=1e-6)
     with pytest.raises(ValueError, match="takes a learned variance"):
-        sampler(mean, solver=learned, guided=False)
+        drawn(mean, learned, False)
     assert solvers.restart(learned).learned_variance
 
 
-def test_the_experiment_says_how_it_guides():
-    """Of the class's answer, of none's and of the scale."""
+def test_the_experiment_says_how_it_guides_and_what_the_condition_is():
+    """Of the class's answer, of none's and of the scale; an entry without a null is kept."""
     answer = Solver(lambda x: (), lambda denoise, key, x, state, cur, nxt: (denoise(x, cur), state))
-    experiment = replace(
+    apply = lambda params, x, noise, cond: x * 0 + (cond["label"] + cond["hint"])[:, None].astype(x.dtype)  # noqa: E731
+    experiment = change(
         load(FOLDER / "toy2d.py")(),
-        apply=lambda params, x, noise, cond: x * 0 + cond["label"][:, None].astype(x.dtype),
-        row=parameterize.x0,
+        {"apply": apply, "prediction": parameterize.x0},
         solver=answer,
-        null_label=7,
+        steps=1,
         guide=lambda cond, uncond, scale: lambda x, level: 100 * cond(x, level) + scale * uncond(x, level),
     )
-    x = sampler(experiment, steps=1)(None, example_keys(0, 3), jax.numpy.arange(3), 2.0)
-    np.testing.assert_allclose(x, np.array([[14.0] * 2, [114.0] * 2, [214.0] * 2]))
+    label = conditions.label(3, null=7)
+    hint = {"hint": label.spec["label"]}
+    condition = replace(
+        label, spec={**label.spec, **hint}, encode=lambda params, cond: {**cond, "hint": cond["hint"] + params}
+    )
+    index = np.arange(3, dtype=np.int32)
+    generate = sampler_of(replace(experiment, condition=condition), guided=True)
+    x = generate(np.int32(1), example_keys(0, 3), {"label": index, "hint": 10 * index}, 2.0)
+    # 100 (label + hint + 1) + 2 (7 + hint + 1)
+    np.testing.assert_allclose(x, np.array([[116.0] * 2, [1236.0] * 2, [2356.0] * 2]))
 
 
 def test_guidance_without_null_condition():
     experiment = load(FOLDER / "imagenet64_adm.py")(batch=4, **TINY["imagenet64_adm"])
     with pytest.raises(ValueError, match="--guidance 1"):
-        sampler(experiment, guided=True)
+        sampler_of(experiment, guided=True)
+    with pytest.raises(ValueError, match="--guidance 1"):
+        change(experiment, guidance=2.0)
 
 
 def test_seed_decides_data_and_not_the_start():
     build = load(FOLDER / "toy2d.py")
-    stream = build(seed=3).batches(0)
+    stream = build(seed=3).training.batches(0)
     third = [next(stream)["x"] for _ in range(3)][2]
-    np.testing.assert_array_equal(third, next(build(seed=3).batches(2))["x"])
-    assert not np.array_equal(third, next(build(seed=4).batches(2))["x"])
+    np.testing.assert_array_equal(third, next(build(seed=3).training.batches(2))["x"])
+    assert not np.array_equal(third, next(build(seed=4).training.batches(2))["x"])
 
 
 def test_load_errors(tmp_path):
@@ -213,6 +239,6 @@ def test_load_errors(tmp_path):
 @pytest.mark.parametrize(("name", "classes"), [("cifar10_ddpm", 0), ("cifar10_edm", 0), ("imagenet64_adm", 1000)])
 def test_unprepared_data_set_is_missed_when_it_is_read(name, classes):
     experiment = load(FOLDER / f"{name}.py")()
-    assert experiment.num_classes == classes
+    assert experiment.condition.choices == classes
     with pytest.raises(ValueError, match="not prepared"):
-        experiment.batches(0)
+        experiment.training.batches(0)

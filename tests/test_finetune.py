@@ -16,9 +16,12 @@ import jaxdiff as jd
 from jaxdiff import sharding, train
 from jaxdiff.cli import main
 from jaxdiff.data import open_source
-from jaxdiff.experiment import example_keys, load, load_run, sampler
+from jaxdiff.experiment import Sampling
 from jaxdiff.networks import lora
 from jaxdiff.networks.controlnet import controlled
+from jaxdiff.recipe import load, load_run
+from jaxdiff.sampler import sampler
+from jaxdiff.seeds import example_keys
 
 FILE = Path(__file__).parents[1] / "experiments" / "finetune.py"
 UNET = {
@@ -95,20 +98,22 @@ def dit(tmp_path_factory):
 def run(count, directory, steps=4, *, state=None, optimizer=None, **knobs):
     """Trains on the first devices; returns the experiment, the state and the losses."""
     mesh = train.make_mesh(1, count, devices=jax.devices()[:count])
-    made = load(FILE)(directory, **(TINY | knobs), mesh=mesh)
-    made = made if optimizer is None else replace(made, optimizer=optimizer)
+    made = load(FILE)(directory=directory, **(TINY | knobs), mesh=mesh)
+    if optimizer is not None:
+        made = replace(made, training=replace(made.training, optimizer=optimizer))
+    model, part = made.model, made.training
     step = train.make_step(
-        made.loss, made.optimizer, key=jax.random.key(3), ema=made.ema, accumulate=made.accumulate, frozen=made.frozen
+        part.loss, part.optimizer, key=jax.random.key(3), ema=part.ema, accumulate=part.accumulate, frozen=model.frozen
     )
-    if state is None and made.start is not None:
-        state = train.adopt(made.start(), made.optimizer, mesh)
+    if state is None and model.pretrained is not None:
+        state = train.adopt(model.pretrained(), part.optimizer, mesh)
     elif state is None:
-        state = train.create(made.init, made.optimizer, jax.random.key(2), mesh)
-    batches, losses = made.batches(int(state.step)), []
+        state = train.create(model.init, part.optimizer, jax.random.key(2), mesh)
+    batches, losses, spec = part.batches(int(state.step)), [], part.batch_spec
     for _ in range(steps):
         batch = next(batches)
-        assert {name: (made.batch, *one.shape) for name, one in made.example.items()} == jax.tree.map(np.shape, batch)
-        assert {name: one.dtype for name, one in made.example.items()} == {name: a.dtype for name, a in batch.items()}
+        assert {name: (part.batch, *one.shape) for name, one in spec.items()} == jax.tree.map(np.shape, batch)
+        assert {name: one.dtype for name, one in spec.items()} == {name: a.dtype for name, a in batch.items()}
         state, metrics = step(state, train.shard_batch(batch, mesh))
         losses.append(float(metrics["loss"]))
     assert step.cache_size() == 1
@@ -117,10 +122,17 @@ def run(count, directory, steps=4, *, state=None, optimizer=None, **knobs):
 
 def error(made, params):
     """The loss of what is trained, on the first batches with fixed noise."""
-    batches = made.batches(0)
+    batches = made.training.batches(0)
     whole = [next(batches) for _ in range(16)]
     batch = jax.tree.map(lambda *parts: np.concatenate(parts), *whole)
-    return float(jax.jit(made.loss)(made.whole(params), jax.random.key(9), batch)[0])
+    return float(jax.jit(made.training.loss)(made.model.merge_frozen(params), jax.random.key(9), batch)[0])
+
+
+def draw(made, params, keys, cond, *, steps=None, **medium):
+    """Samples, guided or not as the experiment has it."""
+    sampling = made.sampling if steps is None else replace(made.sampling, steps=steps)
+    generate = sampler(made.model, sampling, made.condition, replace(made.medium, **medium))
+    return generate(made.model.merge_frozen(params), keys, cond, sampling.guidance)
 
 
 def same(one, other):
@@ -133,8 +145,8 @@ def test_adapters_are_trained_and_nothing_else(kind, only, request):
     directory = request.getfixturevalue(kind)
     before = jd.interop.load(directory).params
     made, state, _ = run(1, directory, mode="lora", only=only, rank=2, steps=40)
-    assert error(made, state.params) < 0.95 * error(made, made.init(jax.random.key(2)))
-    same(made.frozen["base"], before)
+    assert error(made, state.params) < 0.95 * error(made, made.model.init(jax.random.key(2)))
+    same(made.model.frozen["base"], before)
     # The state is the adapters', its average and moments too.
     kernels = [".".join(path[:-1]) for path, _ in lora.pairs(state.params)]
     assert kernels and all(re.search(only or "to_", path) for path in kernels)
@@ -155,17 +167,17 @@ def test_a_learned_variance_under_each_kind_of_scheduler(fields, takes, tmp_path
     (tmp_path / "scheduler").mkdir()
     (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(fields))
     directory = folder(DIT | {"num_layers": 1, "out_channels": 2}, tmp_path / "transformer")
-    made = load(FILE)(str(directory), **TINY, guidance=2.0)
-    assert made.learned_variance and made.solver(2).learned_variance == takes
-    params = made.whole(jax.eval_shape(made.start))
-    x = jax.eval_shape(sampler(made, steps=2), params, example_keys(0, 2), jnp.zeros(2, jnp.int32), 2.0)
+    made = load(FILE)(directory=str(directory), **TINY, guidance=2.0)
+    assert made.model.learned_variance and made.sampling.solver(2).learned_variance == takes
+    params, label = jax.eval_shape(made.model.pretrained), jnp.zeros(2, jnp.int32)
+    x = jax.eval_shape(lambda params: draw(made, params, example_keys(0, 2), {"label": label}, steps=2), params)
     assert x.shape == (2, 8, 8, 1)
 
 
 @pytest.mark.slow
 def test_all_parameters(unet):
     made, state, _ = run(1, unet, steps=30, lr=2e-3)
-    assert error(made, state.params) < 0.8 * error(made, made.start())
+    assert error(made, state.params) < 0.8 * error(made, made.model.pretrained())
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), state.params, jd.interop.load(unet).params)
     assert all(jax.tree.leaves(moved))
 
@@ -173,8 +185,8 @@ def test_all_parameters(unet):
 @pytest.mark.slow
 def test_a_part_is_trained_and_the_rest_stays(unet, tmp_path):
     made, state, _ = run(1, unet, only=r"attentions", steps=30)
-    assert error(made, state.params) < 0.95 * error(made, made.start())
-    made.export["model"](state.params, tmp_path / "out")
+    assert error(made, state.params) < 0.95 * error(made, made.model.pretrained())
+    made.model.export["model"](state.params, tmp_path / "out")
     before, after = jd.interop.load(unet).params, jd.interop.load(tmp_path / "out").params
     for entries, leaf in jax.tree_util.tree_leaves_with_path(after):
         old = before
@@ -194,7 +206,7 @@ def test_eight_devices_are_one(own, dit, monkeypatch):
     made, eight, sharded = run(8, **knobs)
     np.testing.assert_allclose(sharded, losses, rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), eight.params, one.params)
-    assert any(not x.sharding.is_fully_replicated for x in jax.tree.leaves((eight.params, made.frozen["base"])))
+    assert any(not x.sharding.is_fully_replicated for x in jax.tree.leaves((eight.params, made.model.frozen["base"])))
 
 
 @pytest.mark.slow
@@ -212,19 +224,19 @@ def test_latents_and_cached_tokens(tmp_path):
     np.savez(tmp_path / "cond.npz", tokens=tokens)
 
     made, state, losses = run(1, str(tmp_path), mode="lora", cond=str(tmp_path / "cond.npz"), sample_steps=2)
-    assert made.shape == (8, 8, 4) and np.isfinite(losses).all()
-    assert made.process.T == 1000 and made.null_label == 10
+    assert made.medium.shape == (8, 8, 4) and np.isfinite(losses).all()
+    assert made.model.process.T == 1000 and made.condition.null["label"].tolist() == [10]
     network = jd.interop.load(tmp_path / "unet")
     x, noise = jax.random.normal(jax.random.key(1), (2, 8, 8, 4)), jnp.array([3.0, 500.0])
     label = np.array([4, 10])
-    got = made.apply(made.whole(state.params), x, noise, {"label": jnp.asarray(label)})
+    got = made.model.apply(made.model.merge_frozen(state.params), x, noise, {"label": jnp.asarray(label)})
     want = network.apply(lora.merge(network.params, state.params), x, noise, {"tokens": jnp.asarray(tokens[label])})
     np.testing.assert_allclose(got, want, atol=1e-5)
 
     # Samples are decoded: by the sampler here and by the parts there.
     keys, label = example_keys(3, 2), jnp.array([1, 2])
-    images = sampler(made, guided=False)(made.whole(state.ema), keys, label, 1.0)
-    latents = sampler(replace(made, decode=lambda params, z: z), guided=False)(made.whole(state.ema), keys, label, 1.0)
+    images = draw(made, state.ema, keys, {"label": label})
+    latents = draw(made, state.ema, keys, {"label": label}, decode=lambda params, z: z)
     vae = jd.interop.load(tmp_path / "vae")
     np.testing.assert_allclose(images, vae.apply.decode(vae.params, vae.apply.restore(latents)), atol=1e-4)
     assert images.shape == (2, 16, 16, 3)
@@ -244,11 +256,11 @@ def pair(tmp_path_factory):
 def test_controlnet(pair, tmp_path):
     network = jd.interop.load(pair["directory"])
     made, state, _ = run(1, **pair, steps=40, drop_rate=0.5)
-    first = made.start()
+    first = made.model.pretrained()
     zero = {name: leaf for name, leaf in first.items() if not jax.tree.reduce(lambda a, x: a or x.any(), leaf, False)}
     assert sum("controlnet_down_blocks" in name for name in zero) == 4 and "controlnet_mid_block" in zero
     assert error(made, state.params) < 0.97 * error(made, first)
-    same(made.frozen["base"], network.params)
+    same(made.model.frozen["base"], network.params)
     assert all(leaf["kernel"].any() for name, leaf in state.params.items() if name in zero)
 
     # At the beginning it says nothing; then it sees the hint, each part of which has its own effect.
@@ -258,20 +270,22 @@ def test_controlnet(pair, tmp_path):
     tokens = jnp.asarray(np.load(pair["cond"])["tokens"])[label]
     plain = network.apply(network.params, x, noise, {"tokens": tokens})
     cond = {"label": label, "hint": hint}
-    np.testing.assert_allclose(made.apply(made.whole(first), x, noise, cond), plain, atol=1e-6)
-    made.export["model"](state.params, tmp_path / "out")
+    np.testing.assert_allclose(made.model.apply(made.model.merge_frozen(first), x, noise, cond), plain, atol=1e-6)
+    made.model.export["model"](state.params, tmp_path / "out")
     written = jd.interop.load(tmp_path / "out")
     same(written.params, state.params)
     steered = controlled(written.apply, network.apply)(
         {"controlnet": written.params, "unet": network.params}, x, noise, {"tokens": tokens, "hint": hint}
     )
-    np.testing.assert_allclose(made.apply(made.whole(state.params), x, noise, cond), steered, atol=1e-6)
-    other = made.apply(made.whole(state.params), x, noise, {**cond, "hint": 1 - hint})
+    np.testing.assert_allclose(
+        made.model.apply(made.model.merge_frozen(state.params), x, noise, cond), steered, atol=1e-6
+    )
+    other = made.model.apply(made.model.merge_frozen(state.params), x, noise, {**cond, "hint": 1 - hint})
     assert float(jnp.abs(steered - plain).max()) > 1e-2 and float(jnp.abs(steered - other).max()) > 1e-4
 
     # Going on from a folder begins where it was.
     again = load(FILE)(**pair, **TINY, control=str(tmp_path / "out"))
-    same(again.start(), state.params)
+    same(again.model.pretrained(), state.params)
 
 
 @pytest.mark.slow
@@ -282,20 +296,25 @@ def test_hints_of_a_file(pair, tmp_path):
     rows[:] = 20 * images.label[:, None, None, None]
     np.savez(tmp_path / "hints.npz", hint=rows)
     made = load(FILE)(**pair, **TINY, hints=str(tmp_path / "hints.npz"))
-    levels = made.grid(2)
-    assert float(made.std(levels)) == pytest.approx(1) and float(levels.sigma[0]) < 0.99999  # the config's, not sigma
-    batch = next(made.batches(0))
+    levels = made.sampling.grid(2)
+    assert float(made.sampling.init_noise_std(levels)) == pytest.approx(1)  # the config's, not sigma
+    assert float(levels.sigma[0]) < 0.99999
+    batch = next(made.training.batches(0))
     np.testing.assert_allclose(
         batch["hint"], np.broadcast_to(batch["label"][:, None, None, None] / 12.75, (8, 8, 8, 1)), rtol=1e-6
     )
-    seen = made.beside(made.whole(made.start()), jnp.array([7, 2]))["hint"]
-    np.testing.assert_allclose(seen[:, 0, 0, 0], [140 / 255, 40 / 255], rtol=1e-6)
+    asked = made.condition.choose(np.array([7, 2]))
+    np.testing.assert_allclose(asked["hint"][:, 0, 0, 0], [140 / 255, 40 / 255], rtol=1e-6)
 
     def apply(params, x, noise, cond):
         return jnp.zeros_like(x) + cond["hint"] + jnp.where(cond["label"] == 10, 1.0, 0.0)[:, None, None, None]
 
-    probe = replace(made, apply=apply, row=jd.parameterize.x0, solver=jd.solvers.ddim(), limit=lambda denoise: denoise)
-    got = sampler(probe, steps=2)(made.whole(made.start()), example_keys(0, 2), jnp.array([7, 2]), 3.0)
+    probe = replace(
+        made,
+        model=replace(made.model, apply=apply, prediction=jd.parameterize.x0),
+        sampling=Sampling(made.sampling.grid, jd.solvers.ddim(), steps=2, guidance=3.0),
+    )
+    got = draw(probe, made.model.pretrained(), example_keys(0, 2), asked)
     # u + 3 (c - u) with u = hint + 1, c = hint.
     np.testing.assert_allclose(got[:, 0, 0, 0], np.array([140, 40]) / 255 - 2, atol=1e-5)
 
@@ -324,7 +343,7 @@ def test_resumed_run_is_the_same(dit, tmp_path):
     with train.Checkpointer(tmp_path) as checkpointer:
         checkpointer.save(state)
         checkpointer.wait()
-        like = train.abstract(made.init, made.optimizer, train.make_mesh(1, 8))
+        like = train.abstract(made.model.init, made.training.optimizer, train.make_mesh(1, 8))
         resumed, last = run(8, dit, steps=2, state=checkpointer.restore(like), mode="lora")[1:]
     same(resumed, straight)
     assert last == losses[2:]
@@ -344,7 +363,7 @@ def test_command_line(dit, tmp_path, capsys, monkeypatch):
     one, split = (np.load(f"{name}.npz")["x"] for name in ("x", "split"))
     assert one.shape == (3, 8, 8, 1)
     np.testing.assert_allclose(split, one, atol=1e-5)
-    base = load_run(whole, mesh=train.make_mesh(4, 2)).frozen["base"]
+    base = load_run(whole, mesh=train.make_mesh(4, 2)).model.frozen["base"]
     assert {len(a.devices()) for a in jax.tree.leaves(base)} == {8}
     assert any(not a.sharding.is_fully_replicated for a in jax.tree.leaves(base))
 
@@ -363,17 +382,19 @@ def test_command_line(dit, tmp_path, capsys, monkeypatch):
 @pytest.mark.slow
 def test_a_prompt_tells_the_classes_by_their_names(tmp_path):
     pipeline = write(tmp_path / "pipeline")
-    made = load(FILE)(str(pipeline), prompt="a {}", mode="lora", rank=1, **TINY)
+    made = load(FILE)(directory=str(pipeline), prompt="a {}", mode="lora", rank=1, **TINY)
     names = open_source("fashion_mnist").class_names
     encoder, tokenize = jd.interop.load(pipeline / "text_encoder"), jd.text.tokenizer(pipeline / "tokenizer")
     ids, _ = tokenize([*(f"a {name}" for name in names), ""])
     want = encoder.apply(encoder.params, ids).hidden
-    np.testing.assert_allclose(made.frozen["cond"]["tokens"], want, atol=1e-5)
-    assert made.num_classes == made.null_label == len(names)
-    value, _ = made.loss((made.init(jax.random.key(1)), made.frozen), jax.random.key(0), next(made.batches(0)))
+    np.testing.assert_allclose(made.model.frozen["cond"]["tokens"], want, atol=1e-5)
+    assert made.condition.choices == made.condition.null["label"][0] == len(names)
+    value, _ = made.training.loss(
+        made.model.merge_frozen(made.model.init(jax.random.key(1))), jax.random.key(0), next(made.training.batches(0))
+    )
     assert np.isfinite(value)
     with pytest.raises(ValueError, match="--prompt or --cond"):
-        load(FILE)(str(pipeline), **TINY)
+        load(FILE)(directory=str(pipeline), **TINY)
 
 
 @pytest.mark.slow
@@ -385,10 +406,12 @@ def test_flux_is_told_the_time_as_it_is_and_its_guidance(tmp_path):
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "cond.npz", tokens=rng.normal(size=(11, 3, 6)), vector=rng.normal(size=(11, 5)))
     made = load(FILE)(
-        str(directory), cond=str(tmp_path / "cond.npz"), mode="lora", rank=1, size=8, guidance=3.5, **TINY
+        directory=str(directory), cond=str(tmp_path / "cond.npz"), mode="lora", rank=1, size=8, guidance=3.5, **TINY
     )
-    assert made.row(made.process(0.5)).noise == 0.5
-    np.testing.assert_array_equal(made.frozen["cond"]["guidance"], np.full(11, 3.5))
-    assert made.guidance == 1
-    value, _ = made.loss((made.init(jax.random.key(1)), made.frozen), jax.random.key(0), next(made.batches(0)))
+    assert made.model.prediction(made.model.process(0.5)).noise == 0.5
+    np.testing.assert_array_equal(made.model.frozen["cond"]["guidance"], np.full(11, 3.5))
+    assert made.sampling.guidance == 1
+    value, _ = made.training.loss(
+        made.model.merge_frozen(made.model.init(jax.random.key(1))), jax.random.key(0), next(made.training.batches(0))
+    )
     assert np.isfinite(value)

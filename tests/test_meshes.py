@@ -3,6 +3,7 @@
 import functools
 import itertools
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -13,7 +14,9 @@ import pytest
 
 import jaxdiff as jd
 from jaxdiff import networks, sharding, train
-from jaxdiff.experiment import example_keys, load, sampler
+from jaxdiff.recipe import load
+from jaxdiff.sampler import sampler
+from jaxdiff.seeds import example_keys
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
@@ -154,13 +157,14 @@ def test_sampling_equals_that_of_one_device(name, where):
 def test_an_experiments_sampler_shares_out_what_does_not_divide():
     """Ten pictures are shared out among eight devices, and each is what it is alone."""
     made = load(EXPERIMENTS / "fashion.py")()
-    params, keys, label = made.init(jax.random.key(0)), example_keys(0, 10), jnp.arange(10) % 10
+    params, keys, cond = made.model.init(jax.random.key(0)), example_keys(0, 10), {"label": jnp.arange(10) % 10}
     where = mesh({"data": 2, "fsdp": 4})
-    generate = sampler(made, steps=2, mesh=where)
+    parts = made.model, replace(made.sampling, steps=2), made.condition, made.medium
+    generate = sampler(*parts, mesh=where)
     placed = jax.device_put(params, sharding.shard_params(params, where))
-    shared = generate(placed, keys, label, 2.0)
-    np.testing.assert_allclose(shared, sampler(made, steps=2)(params, keys, label, 2.0), atol=2e-6)
-    assert "[2,28,28,1]" in generate.lower(placed, keys, label, 2.0).compile().as_text()  # 16 by 8 devices
+    shared = generate(placed, keys, cond, 2.0)
+    np.testing.assert_allclose(shared, sampler(*parts)(params, keys, cond, 2.0), atol=2e-6)
+    assert "[2,28,28,1]" in generate.lower(placed, keys, cond, 2.0).compile().as_text()  # 16 by 8 devices
 
 
 @pytest.mark.slow

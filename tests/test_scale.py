@@ -3,12 +3,13 @@
 import re
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 import jaxdiff.cli.train as command_line
-from jaxdiff.cli import cluster
+from jaxdiff import distributed
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "scale.md").read_text()
@@ -40,12 +41,19 @@ def test_commands_are_taken(monkeypatch):
     runs = []
     # The devices of the mesh are not here; the rest is read and built as ever, up to the training.
     monkeypatch.setattr(command_line, "parse_mesh", lambda text: text)
-    monkeypatch.setattr(command_line, "_train", lambda *args, where, before: runs.append(where) or True)
+    monkeypatch.setattr(
+        command_line.run,
+        "train",
+        lambda experiment, workdir, mesh, **_: (
+            runs.append((workdir, mesh)) or SimpleNamespace(step=experiment.training.steps)
+        ),
+    )
     for arguments, devices in commands():
         command_line.command(arguments)
-        sizes = dict(part.split("=") for part in runs[-1].mesh.split(","))
+        workdir, mesh = runs[-1]
+        sizes = dict(part.split("=") for part in mesh.split(","))
         assert int(sizes["data"]) * int(sizes["fsdp"]) == devices
-        assert runs[-1].workdir.parent.name == "runs"
+        assert workdir.parent.name == "runs"
     assert len(runs) == 6
 
 
@@ -64,7 +72,7 @@ def test_pods_of_a_manifest_find_each_other(manifest):
         return
     (source,) = (entry["valueFrom"] for entry in container["env"] if "valueFrom" in entry)
     assert source == {"fieldRef": {"fieldPath": "metadata.annotations['batch.kubernetes.io/job-completion-index']"}}
-    settings = cluster.arguments(environ | {"JAX_PROCESS_ID": str(job["completions"] - 1)})
+    settings = distributed.arguments(environ | {"JAX_PROCESS_ID": str(job["completions"] - 1)})
     assert settings["num_processes"] == job["completions"]
     name, replicated = manifest["metadata"]["name"], manifest["spec"]["replicatedJobs"][0]["name"]
     assert settings["coordinator_address"].startswith(f"{name}-{replicated}-0-0.{name}:")

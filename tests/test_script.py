@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from jaxdiff import script
-from jaxdiff.experiment import load
+from jaxdiff.recipe import load
 from jaxdiff.script import SOURCE, Script, find, load_function, shipped
 
 
@@ -120,7 +120,7 @@ def test_an_error_while_it_is_imported_leaves_the_path_as_it_was(write):
 
 def test_names_and_paths(write, tmp_path, monkeypatch):
     assert find("fashion") == shipped()["fashion"] and shipped()["fashion"].is_file()
-    assert load("toy2d")(steps=7).steps == 7
+    assert load("toy2d")(steps=7).training.steps == 7
     path = write("fashion.py", "x = 1\n")
     assert find(path) == path
     for name, words in (

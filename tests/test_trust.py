@@ -9,7 +9,7 @@ import pytest
 
 from jaxdiff import trust
 from jaxdiff.cli import main
-from jaxdiff.experiment import load_run
+from jaxdiff.recipe import load_run
 from jaxdiff.trust import check_own
 
 # It tells that it has been executed, whatever becomes of it then.

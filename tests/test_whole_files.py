@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from interop import tiny
 
-from jaxdiff import data, interop, storage
-from jaxdiff.cli import encode, evaluate, export, gallery, images, judge
+from jaxdiff import data, export, interop, storage
+from jaxdiff.cli import encode, gallery
 from jaxdiff.data.shards import UNFINISHED, Shards
 from jaxdiff.interop.models.classes import CLASSES
+from jaxdiff.media import classifier, files
 from jaxdiff.script import Script
 
 ROOT = Path(__file__).parents[1]
@@ -45,13 +46,12 @@ def contents(folder):
 
 RNG = np.random.default_rng(0)
 PICTURES = RNG.uniform(-1, 1, (4, 32, 32, 3)).astype(np.float32)
-CLASSIFIER = judge.FittedClassifier({"head": {"bias": RNG.normal(size=2000)}}, (4, 4, 1))
+CLASSIFIER = classifier.FittedClassifier({"head": {"bias": RNG.normal(size=2000)}}, (4, 4, 1))
 WRITERS = {
-    "grid": lambda to: images.save_png(to / "a.png", PICTURES, 2),
-    "single pictures": lambda to: images.save_pngs(to, PICTURES),
-    "arrays": lambda to: images.save_npz(to / "a.npz", x=PICTURES),
-    "report": lambda to: evaluate.write_report(to / "eval.json", {"numbers": list(range(2000))}),
-    "judge": lambda to: judge.save_classifier(to / "judge.npz", CLASSIFIER),
+    "grid": lambda to: files.save_png(to / "a.png", PICTURES, 2),
+    "single pictures": lambda to: files.save_pngs(to, PICTURES),
+    "arrays": lambda to: files.save_npz(to / "a.npz", x=PICTURES),
+    "classifier": lambda to: classifier.save_classifier(to / "judge.npz", CLASSIFIER),
     "program": lambda to: export.write_program(to / "a.jaxdiff", SimpleNamespace(serialize=lambda: RNG.bytes(9000))),
     "kept script": lambda to: Script("toy2d").keep(to),
     "text": lambda to: storage.write_text(to / "plan.json", "x" * 9000),
@@ -73,7 +73,7 @@ def test_a_link_is_replaced_and_what_it_leads_to_stays(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "a.npz").write_bytes(b"of somebody")
     (tmp_path / "a.npz").symlink_to(tmp_path / "elsewhere" / "a.npz")
-    images.save_npz(tmp_path / "a.npz", x=PICTURES)
+    files.save_npz(tmp_path / "a.npz", x=PICTURES)
     assert not (tmp_path / "a.npz").is_symlink()
     assert contents(tmp_path / "elsewhere") == {"a.npz": b"of somebody"}
 

@@ -27,6 +27,8 @@ COMMANDS = {
 }
 # Where a command is not the function `command` of the module of its name.
 ELSEWHERE = {"list": ("gallery", "names"), "new": ("gallery", "new"), "eval": ("evaluate", "command")}
+# Commands that read their own arguments, since an experiment's knobs are among them.
+OF_EXPERIMENTS = ("train", "plan")
 
 
 def main(args: list[str] | None = None) -> None:
@@ -62,8 +64,8 @@ def main(args: list[str] | None = None) -> None:
 def _prepared(command: str, args: list[str], signals: Signals, *, program: bool) -> None:
     import absl.logging
 
-    from jaxdiff.cli.cluster import end_in_time, end_together
     from jaxdiff.cli.environment import prepare
+    from jaxdiff.distributed import end_in_time, end_together
 
     prepare()
     absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax warns of what is meant
@@ -85,18 +87,14 @@ def _run(command: str, args: list[str], signals: Signals) -> None:
     if command not in COMMANDS:
         raise ValueError(f"unknown command {command!r}; there are: {', '.join(COMMANDS)}")
     if command == "train":
-        from jaxdiff.cli.cluster import join
+        from jaxdiff.distributed import join
 
         if join():
             signals.many()
-        from jaxdiff.cli.train import command as train
-
-        train(args, signals)  # an experiment's knobs are among its options
-        return
     module, name = ELSEWHERE.get(command, (command, "command"))
     function = getattr(import_module(f"jaxdiff.cli.{module}"), name)
-    if command == "plan":
-        function(args)
+    if command in OF_EXPERIMENTS:
+        function(args, **({"signals": signals} if command == "train" else {}))
         return
     from jaxdiff.cli.knobs import run
 

@@ -9,7 +9,7 @@ import tyro
 
 from jaxdiff import train
 from jaxdiff.cli.places import try_folder
-from jaxdiff.experiment import load_run
+from jaxdiff.recipe import load_run
 from jaxdiff.train.lock import Lock
 
 
@@ -31,9 +31,11 @@ def command(
     """
     try_folder(out, "--out")
     _check_free(out)
-    export = load_run(run, trust=trust).export
+    export = load_run(run, trust=trust).model.export
+    if not export:
+        raise ValueError("this run's experiment does not say how its parameters are written: see Model.export")
     if form not in export:
-        raise ValueError(f"this run is written as {' or '.join(export) or 'nothing'}, got --form {form}")
+        raise ValueError(f"this run is written as {' or '.join(export)}, got --form {form}")
     trained = train.load_params(run, params)
     with Lock(out, what="converting"):
         _check_free(out)

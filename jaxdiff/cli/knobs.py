@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 import tyro
 
 from jaxdiff.experiment import Experiment
-from jaxdiff.options import Kept, Range
+from jaxdiff.options import Help, Kept, Range
 
 Own = Mapping[str, tuple[Any, Any, str]]
 
@@ -59,9 +60,22 @@ def parse_knobs(
     taken = sorted({p.name for p in knobs} & own.keys())
     if taken:
         raise ValueError(f"the experiment's knob {taken[0]!r} has the name of an option of `{prog}`; rename it")
-    doc = "\n".join([inspect.getdoc(build) or "", *(f"    {name}: {h}" for name, (_, _, h) in own.items())])
+    doc = _with_help(inspect.getdoc(build) or "", {p.name: _help(p.annotation) for p in knobs}, own)
     values = _read(knobs + options, doc, args, prog)
     return {p.name: values[p.name] for p in knobs}, {name: values[name] for name in own}
+
+
+def _with_help(doc: str, types: Mapping[str, str], own: Own) -> str:
+    """Add to a docstring's Args what the types of knobs say of them, and the command's own options."""
+    told = set(re.findall(r"^ +(\w+):", doc, re.M))
+    lines = [f"    {name}: {text}" for name, text in types.items() if text and name not in told]
+    lines += [f"    {name}: {text}" for name, (_, _, text) in own.items()]
+    return "\n".join([doc if "Args:" in doc else f"{doc}\n\nArgs:", *lines])
+
+
+def _help(kind: Any) -> str:
+    marks = get_args(kind)[1:] if get_origin(kind) is Annotated else ()
+    return next((mark.text for mark in reversed(marks) if isinstance(mark, Help)), "")
 
 
 def _knobs(build: Callable[..., Experiment]) -> list[inspect.Parameter]:

@@ -11,9 +11,10 @@ import jax
 
 from jaxdiff.cli.knobs import parse_knobs
 from jaxdiff.cli.places import try_file
-from jaxdiff.experiment import Experiment, load
+from jaxdiff.experiment import Experiment
 from jaxdiff.plan import Estimate, Topology, as_json, estimate, sampling, sweep, table, topology, train_step
 from jaxdiff.plan.topologies import EXAMPLES
+from jaxdiff.recipe import load
 from jaxdiff.sharding import on, parse_mesh
 from jaxdiff.storage import write_text
 
@@ -83,7 +84,7 @@ def plan_one(
     program = (sampling if sample else train_step)(experiment, arranged)
     title = f"{name}, {'sampler' if sample else 'train step'}"
     return estimate(
-        program, slice, arranged, title=title, batch=experiment.batch, remat=str(knobs.get("remat", ""))
+        program, slice, arranged, title=title, batch=experiment.training.batch, remat=str(knobs.get("remat", ""))
     )  # fmt: skip
 
 

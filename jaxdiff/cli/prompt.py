@@ -10,10 +10,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxdiff import text_to_image, train
-from jaxdiff.cli.cluster import gather
-from jaxdiff.cli.progress import Progress, busy
-from jaxdiff.experiment import compute_dtype, example_keys
+from jaxdiff.distributed import gather
+from jaxdiff.experiment import compute_dtype
 from jaxdiff.interop.sources import is_file
+from jaxdiff.progress import Progress, busy
+from jaxdiff.seeds import example_keys
 from jaxdiff.sharding import batch_parts, batch_sharding, make_mesh, on
 from jaxdiff.text_to_image import Pipeline
 from jaxdiff.text_to_image.index import read_kind

@@ -47,7 +47,7 @@ class Condition:
     parse: Callable[[str], Cond] = field(repr=False)
     choices: int = 0
     names: tuple[str, ...] = field(default=(), repr=False)
-    null: Mapping[str, Array] | None = field(default=None, repr=False)
+    null: Mapping[str, Array | np.ndarray] | None = field(default=None, repr=False)
     encode: Callable[[Params, Cond], Cond] = field(default=unchanged, repr=False)
 
     def __post_init__(self) -> None:

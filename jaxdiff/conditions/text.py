@@ -24,6 +24,9 @@ def text(table: Mapping[str, np.ndarray]) -> Condition:
     Raises:
         ValueError: arrays of different lengths, or none.
     """
+    table = {
+        name: a if a.dtype.itemsize <= 4 and a.dtype.kind != "i" else a.astype(np.float32) for name, a in table.items()
+    }
     lengths = {len(array) for array in table.values()}
     if len(lengths) != 1 or 0 in lengths:
         raise ValueError(f"a table of prompts needs as many rows in each array, at least 1, got {sorted(lengths)}")

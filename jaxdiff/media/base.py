@@ -32,6 +32,10 @@ class Samples(NamedTuple):
     choices: int = 0
     path: np.ndarray | None = None
 
+    def numbers(self) -> dict[str, np.ndarray]:
+        """Return the entries of `cond` that are one number for each example, such as labels."""
+        return {name: np.asarray(a) for name, a in self.cond.items() if np.ndim(a) == 1}
+
 
 class Report(NamedTuple):
     """What an evaluation has found.

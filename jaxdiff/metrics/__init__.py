@@ -3,6 +3,7 @@
 from jaxdiff.metrics.classification import Accuracy, accuracy
 from jaxdiff.metrics.coverage import PrecisionRecall, precision_recall
 from jaxdiff.metrics.distances import KernelDistance, frechet, kernel_distance
+from jaxdiff.metrics.report import evaluate, format_report
 from jaxdiff.metrics.statistics import Statistics
 
 __all__ = [
@@ -11,6 +12,8 @@ __all__ = [
     "PrecisionRecall",
     "Statistics",
     "accuracy",
+    "evaluate",
+    "format_report",
     "frechet",
     "kernel_distance",
     "precision_recall",

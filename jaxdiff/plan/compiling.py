@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxdiff import train
-from jaxdiff.experiment import Experiment, sampler, seed_key
+from jaxdiff.experiment import Experiment
 from jaxdiff.plan import flops, hlo
+from jaxdiff.sampler import sampler
+from jaxdiff.seeds import seed_key
 from jaxdiff.sharding import batch_sharding, on, shard_params
 
 _OOM = re.compile(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)")
@@ -73,25 +74,24 @@ def train_step(experiment: Experiment, mesh: Mesh) -> Program:
     Raises:
         ValueError: the batch or the parameters cannot be split over the mesh.
     """
-    _check_batch(experiment, mesh)
+    part = experiment.training
+    _check_batch(part.batch, mesh)
     begun = time.perf_counter()
-    state = train.abstract(
-        experiment.init, experiment.optimizer, mesh, ema=experiment.ema, ema_memory=experiment.ema_memory
-    )
-    batch = _batch(experiment, mesh)
-    frozen = _described(experiment.frozen, mesh)
+    state = train.abstract(experiment.model.init, part.optimizer, mesh, ema=part.ema, ema_memory=part.ema_memory)
+    batch = _described_batch(part.batch_spec, part.batch, mesh)
+    frozen = _described(experiment.model.frozen, mesh)
     step = train.make_step(
-        experiment.loss,
-        experiment.optimizer,
+        part.loss,
+        part.optimizer,
         key=seed_key(experiment.seed),
-        ema=experiment.ema,
-        accumulate=experiment.accumulate,
+        ema=part.ema,
+        accumulate=part.accumulate,
         frozen=frozen,
     )
     params = state.params if frozen is None else (state.params, frozen)
     with on(mesh):
-        once = jax.make_jaxpr(experiment.loss)(params, jax.random.key(0), batch)
-        gradient = jax.make_jaxpr(jax.grad(experiment.loss, has_aux=True))(params, jax.random.key(0), batch)
+        once = jax.make_jaxpr(part.loss)(params, jax.random.key(0), batch)
+        gradient = jax.make_jaxpr(jax.grad(part.loss, has_aux=True))(params, jax.random.key(0), batch)
         lowered = step.lower(state, batch)
     memory, module = _compile(lowered, (state, batch), mesh)
     traced = flops.of_jaxpr(gradient)
@@ -99,7 +99,7 @@ def train_step(experiment: Experiment, mesh: Mesh) -> Program:
 
 
 def sampling(experiment: Experiment, mesh: Mesh) -> Program:
-    """Compile the sampler that `jaxdiff sample` would run, drawing `experiment.batch` examples at a time.
+    """Compile the sampler that `jaxdiff sample` would run, drawing `experiment.training.batch` examples at a time.
 
     Args:
         experiment: made within `on(mesh)`.
@@ -108,37 +108,35 @@ def sampling(experiment: Experiment, mesh: Mesh) -> Program:
     Raises:
         ValueError: the batch or the parameters cannot be split over the mesh.
     """
-    _check_batch(experiment, mesh)
+    part = experiment.training
+    _check_batch(part.batch, mesh)
     begun = time.perf_counter()
-    average = train.abstract(experiment.init, experiment.optimizer, mesh).ema
-    params = average if experiment.frozen is None else (average, _described(experiment.frozen, mesh))
-    count, place = experiment.batch, batch_sharding(mesh)
-    keys = jax.ShapeDtypeStruct((count,), jax.random.key(0).dtype, sharding=place)
-    label = jax.ShapeDtypeStruct((count,), jnp.int32, sharding=place) if experiment.num_classes else None
+    average = train.abstract(experiment.model.init, part.optimizer, mesh).ema
+    frozen = experiment.model.frozen
+    params = average if frozen is None else (average, _described(frozen, mesh))
+    keys = jax.ShapeDtypeStruct((part.batch,), jax.random.key(0).dtype, sharding=batch_sharding(mesh))
+    cond = _described_batch(experiment.condition.spec, part.batch, mesh)
     with on(mesh):
-        arguments = params, keys, label, experiment.guidance
-        generate = sampler(experiment, guided=experiment.guidance != 1, mesh=mesh)
+        arguments = params, keys, cond, experiment.sampling.guidance
+        generate = sampler(experiment.model, experiment.sampling, experiment.condition, experiment.medium, mesh=mesh)
         traced = flops.of_jaxpr(jax.make_jaxpr(generate)(*arguments))
         lowered = generate.lower(*arguments)  # type: ignore[attr-defined]
     memory, module = _compile(lowered, arguments, mesh)
     return Program(memory, module, traced, traced, time.perf_counter() - begun)
 
 
-def _check_batch(experiment: Experiment, mesh: Mesh) -> None:
+def _check_batch(batch: int, mesh: Mesh) -> None:
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
-    if experiment.batch % parts:
+    if batch % parts:
         raise ValueError(
-            f"a batch of {experiment.batch} cannot be split over data={mesh.shape['data']} x "
+            f"a batch of {batch} cannot be split over data={mesh.shape['data']} x "
             f"fsdp={mesh.shape['fsdp']}: it must be a multiple of {parts}"
         )
 
 
-def _batch(experiment: Experiment, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+def _described_batch(spec: Any, batch: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     place = batch_sharding(mesh)
-    return {
-        name: jax.ShapeDtypeStruct((experiment.batch, *one.shape), one.dtype, sharding=place)
-        for name, one in experiment.example.items()
-    }
+    return {name: jax.ShapeDtypeStruct((batch, *one.shape), one.dtype, sharding=place) for name, one in spec.items()}
 
 
 def _described(tree: Any, mesh: Mesh) -> Any:

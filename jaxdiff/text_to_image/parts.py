@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +16,7 @@ from jaxdiff.conditions import Condition
 from jaxdiff.experiment import Model
 from jaxdiff.interop import Scheduler
 from jaxdiff.levels import Level
-from jaxdiff.media import Medium, Samples
+from jaxdiff.media import Medium, images
 from jaxdiff.sampling import Sampling
 from jaxdiff.solvers import Solver
 from jaxdiff.text_to_image.prompts import Cond, Layout, Models
@@ -121,7 +120,7 @@ def make_parts(
 
     model = Model(init, apply, scheduler.process, scheduler.prediction)
     condition = _condition(layout, models, tokenize, size, zeros=zeros)
-    medium = Medium((*(side // codec.factor for side in size), codec.channels), _save, decode=decode, preview=4)
+    medium = images((*(side // codec.factor for side in size), codec.channels), decode=decode, preview=4)
     return Parts(layout, models, model, sampling, condition, medium, sampling.prepare(), size, dtype, zeros)
 
 
@@ -139,10 +138,6 @@ def complete(layout: Layout, models: Models, size: tuple[int, int], encoded: Con
     negative = cond.get(NEGATIVE, jnp.zeros(len(jax.tree.leaves(encoded)[0]), bool))
     told = {"guidance": cond["guidance"]} if "guidance" in cond else {}
     return layout.complete(models, encoded, size, negative) | told
-
-
-def _save(path: Path, samples: Samples) -> None:
-    np.savez(path, x=samples.x)
 
 
 def _condition(layout: Layout, models: Models, tokenize: Tokenize, size: tuple[int, int], *, zeros: bool) -> Condition:

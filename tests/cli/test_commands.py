@@ -55,7 +55,7 @@ def test_sample_writes_grid_arrays_or_files(fashion_run, tmp_path, capsys):
     assert arrays["x"].shape == (3, 28, 28, 1) and arrays["label"].tolist() == [0, 1, 2]
     main([*common, "--out", str(tmp_path / "singles"), "--guidance", "1", "--solver", "dpmpp_2m"])
     assert sorted(p.name for p in (tmp_path / "singles").iterdir()) == ["00000.png", "00001.png", "00002.png"]
-    main([*common, "--label", "7", "--seed", "5"])
+    main([*common, "--label", "Sneaker", "--seed", "5"])
     assert capsys.readouterr().out.split()[-1] == str(fashion_run / "samples-5.png")
 
 
@@ -63,8 +63,9 @@ def test_sample_writes_grid_arrays_or_files(fashion_run, tmp_path, capsys):
 def test_sample_mistakes(fashion_run, tmp_path, capsys):
     run = str(fashion_run)
     assert "dpmpp_2m" in fails(capsys, "sample", run, "--solver", "dpm2m")
-    assert "0..9" in fails(capsys, "sample", run, "--label", "10")
+    assert "0..9, or one of T-shirt/top, " in fails(capsys, "sample", run, "--label", "10")
     assert "at least 1" in fails(capsys, "sample", run, "--num", "0")
+    assert "by_time" in fails(capsys, "sample", run, "--grid", "by_tim")
     assert "--steps must be an integer of at least 1" in fails(capsys, "sample", run, "--steps", "0")
     assert ".png or .npz" in fails(capsys, "sample", run, "--out", "a.gif")
     assert "holds no run" in fails(capsys, "sample", str(tmp_path))
@@ -93,8 +94,10 @@ def test_a_run_that_draws_its_own_picture(tmp_path, capsys):
     assert picture("--seed", "0", "--solver", "heun", "--steps", "40") == usual
     for option in (["--seed", "1"], ["--solver", "ddim"], ["--steps", "2"]):
         assert picture(*option) != usual
-    for option in (["--num", "3"], ["--label", "1"], ["--guidance", "2"], ["--batch", "5"]):
-        assert "a picture of its own" in fails(capsys, "sample", str(tmp_path), *option)
+    assert picture("--num", "3") != usual
+    assert "no condition to ask for" in fails(capsys, "sample", str(tmp_path), "--label", "1")
+    assert "--guidance 1" in fails(capsys, "sample", str(tmp_path), "--guidance", "2")
+    assert "--out must end in .png or .npz, got" in fails(capsys, "sample", str(tmp_path), "--out", str(tmp_path / "x"))
     main(["sample", str(tmp_path), "--num", "3", "--out", str(tmp_path / "x.npz")])
     assert np.load(tmp_path / "x.npz")["x"].shape == (3, 2)
 
@@ -147,14 +150,15 @@ def test_module_is_the_same_program():
 OWN = f"""
 from dataclasses import replace
 from jaxdiff import train
-from jaxdiff.experiment import load
+from jaxdiff.recipe import load
 
 def experiment(steps: int = 8, snapshots: int = 4):
-    toy = load({TOY!r})(steps=steps, batch=64, width=16, lr=0.05, preview_every=8)
-    return replace(
-        toy, ema=tuple(train.ema.power(std) for std in (0.05, 0.1)), ema_memory="pinned_host",
-        snapshot_every=snapshots, per_dispatch=2, draw=lambda *_: None,
+    toy = load({TOY!r})(steps=steps, batch=64, width=16, lr=0.05, preview_every=0)
+    training = replace(
+        toy.training, ema=tuple(train.ema.power(std) for std in (0.05, 0.1)), ema_memory="pinned_host",
+        snapshot_every=snapshots, per_dispatch=2, save_every=8,
     )
+    return replace(toy, training=training)
 """
 
 

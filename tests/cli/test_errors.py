@@ -12,10 +12,11 @@ import jaxdiff as jd
 from jaxdiff import data, train
 from jaxdiff.cli import main
 from jaxdiff.cli.errors import sentence
-from jaxdiff.cli.images import grid
-from jaxdiff.experiment import UserError, numbered_keys
+from jaxdiff.experiment import UserError
 from jaxdiff.faults import DAMAGE, MISTAKE
+from jaxdiff.media.files import grid
 from jaxdiff.networks import lora
+from jaxdiff.seeds import keys_at
 
 
 def raised(function, *args) -> Exception:
@@ -46,7 +47,7 @@ def test_what_jaxdiff_refuses_is_a_sentence():
 
 def test_what_others_refuse_is_none():
     """Below our frames, too, whether they are written in Python, which JAX hides, or in C."""
-    jax_hidden = raised(numbered_keys, jax.random.key(0), jnp.int32(3))
+    jax_hidden = raised(keys_at, jax.random.key(0), jnp.int32(3))
     in_c = raised(grid, [[1.0], [1.0, 2.0]], 1)
     mine = raised(lambda: int("three"))
     own = raised(lambda: (_ for _ in ()).throw(ValueError("of the user's code")))

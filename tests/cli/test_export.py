@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import chdir
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -15,9 +16,14 @@ import numpy as np
 import pytest
 
 import jaxdiff as jd
-from jaxdiff import train
-from jaxdiff.cli import export, main
-from jaxdiff.experiment import SOURCE, Experiment, compute_dtype, example_keys, load, load_run, sampler
+from jaxdiff import conditions, export, train
+from jaxdiff.cli import export as command
+from jaxdiff.cli import main
+from jaxdiff.experiment import Experiment, Medium, Model, Sampling, Training, compute_dtype
+from jaxdiff.recipe import load, load_run
+from jaxdiff.sampler import sampler
+from jaxdiff.script import SOURCE
+from jaxdiff.seeds import example_keys
 from jaxdiff.sharding import platform
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +31,7 @@ LINES = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "export.md").read_te
 BLOCKED = ("jaxdiff", "flax", "optax", "orbax", "tyro", "tqdm")
 
 
-def tiny(**options) -> Experiment:
+def tiny(classes: int = 0, guidance: float = 1.0) -> Experiment:
     """A network of one weight, unconditional unless told otherwise."""
 
     def apply(params, x, noise, cond):
@@ -35,10 +41,18 @@ def tiny(**options) -> Experiment:
     process = jd.processes.Flow()
     nothing = lambda *args: None  # noqa: E731
     return Experiment(
-        init=nothing, apply=apply, process=process, row=jd.parameterize.velocity, loss=nothing, optimizer=None,
-        ema=nothing, batches=nothing, batch=1, steps=1, seed=0, shape=(3,), solver=jd.solvers.ddim(), sample_steps=2,
-        grid=lambda n: jd.grids.by_time(process, n), **options,
-    )  # fmt: skip
+        Model(nothing, apply, process, jd.parameterize.velocity),
+        Training(nothing, None, nothing, nothing, batch=1, steps=1),
+        Sampling(lambda n: jd.grids.by_time(process, n), jd.solvers.ddim(), steps=2, guidance=guidance),
+        conditions.label(classes) if classes else conditions.none(),
+        Medium((3,), nothing),
+        seed=0,
+    )
+
+
+def draw(experiment: Experiment, keys, cond=None, scale=1.0):
+    parts = experiment.model, experiment.sampling, experiment.condition, experiment.medium
+    return sampler(*parts, guided=scale != 1)(PARAMS, keys, {} if cond is None else cond, scale)
 
 
 PARAMS = {"a": jnp.asarray([0.5, -0.25, 2.0], jnp.bfloat16)}
@@ -47,49 +61,49 @@ PARAMS = {"a": jnp.asarray([0.5, -0.25, 2.0], jnp.bfloat16)}
 @pytest.mark.slow
 def test_an_unconditional_sampler_with_its_weights_as_an_argument():
     experiment = tiny()
-    with export.portable("float32"):
-        made = export.export_sampler(experiment, PARAMS, inside=False)
+    with export.for_export("float32"):
+        made = export.export_sampler(experiment, PARAMS, embed_weights=False)
     assert made.platforms == ("cpu", "cuda", "tpu")
     weights = export.flat_weights(PARAMS)
     assert weights["a"].dtype == np.uint16  # numpy's files know no bfloat16
     drawn = made.call(seed=5, index=jnp.arange(2, 6), weights=weights)
     keys = example_keys(5, 4, first=2)
-    assert np.array_equal(drawn, sampler(experiment, guided=False)(PARAMS, keys, None, 1.0))
+    assert np.array_equal(drawn, draw(experiment, keys))
     assert not np.array_equal(drawn, made.call(seed=5, index=jnp.arange(2, 6), weights={"a": 2 * weights["a"]}))
 
 
 @pytest.mark.slow
 def test_guidance_is_an_argument_unless_it_is_built_in():
-    experiment = tiny(num_classes=4, null_label=4, guidance=3.0)
+    experiment = tiny(classes=4, guidance=3.0)
     label = jnp.asarray([0, 3, 1], jnp.int32)
     given = {"seed": 1, "index": jnp.arange(3), "label": label}
-    want = sampler(experiment)(PARAMS, example_keys(1, 3), label, 2.5)
-    with export.portable("float32"):
+    want = draw(experiment, example_keys(1, 3), {"label": label}, 2.5)
+    with export.for_export("float32"):
         open_, fixed, off = (export.export_sampler(experiment, PARAMS, guidance=g) for g in (None, 2.5, 1.0))
     assert np.array_equal(open_.call(**given, guidance=2.5), want)
     assert np.array_equal(fixed.call(**given), want)
-    plain = sampler(experiment, guided=False)(PARAMS, example_keys(1, 3), label, 1.0)
+    plain = draw(experiment, example_keys(1, 3), {"label": label})
     assert np.array_equal(off.call(**given), plain) and not np.array_equal(plain, want)
-    with pytest.raises(ValueError, match="guidance"), export.portable("float32"):
+    with pytest.raises(ValueError, match="guidance"), export.for_export("float32"):
         export.export_sampler(tiny(), PARAMS, guidance=2.0)
 
 
 def test_weights_that_a_file_cannot_hold_and_directories_are_refused(monkeypatch, tmp_path):
-    monkeypatch.setattr(export, "LARGEST", 5)
+    monkeypatch.setattr(export, "MAX_EMBEDDED_BYTES", 5)
     with pytest.raises(ValueError, match="--weights argument"):
         export.export_sampler(tiny(), PARAMS)
     (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     with pytest.raises(ValueError, match="tokenizers"):
-        export.command(tmp_path)
+        command.command(tmp_path)
     for options, words in (({"out": Path("x.npz")}, "end in .jaxdiff"), ({"platforms": "cpu,gpu"}, "cpu,gpu")):
         with pytest.raises(ValueError, match=words):
-            export.command(tmp_path, **options)
+            command.command(tmp_path, **options)
 
 
 def test_the_type_is_asked_for_and_not_the_exporting_machines():
-    with export.portable("bfloat16"):
+    with export.for_export("bfloat16"):
         assert compute_dtype() == jnp.bfloat16 and platform() not in ("gpu", "tpu", "cpu")
-    with export.portable("float32"):
+    with export.for_export("float32"):
         assert compute_dtype() == jnp.float32
 
 
@@ -108,7 +122,7 @@ def untrained(workdir: Path, path: Path, **knobs) -> None:
     shutil.copyfile(path, workdir / SOURCE)
     mesh = train.make_mesh(devices=jax.devices()[:1])
     with train.Checkpointer(workdir) as checkpointer:
-        checkpointer.save(train.create(experiment.init, experiment.optimizer, jax.random.key(0), mesh))
+        checkpointer.save(train.create(experiment.model.init, experiment.training.optimizer, jax.random.key(0), mesh))
 
 
 @pytest.mark.slow
@@ -122,13 +136,14 @@ def test_six_lines_with_nothing_but_jax(tmp_path):
     )
     assert alone(both, tmp_path) == ""
     experiment, params = load_run(run), train.load_params(run)
-    generate = sampler(experiment, steps=2)
+    sampling = replace(experiment.sampling, steps=2)
+    generate = sampler(experiment.model, sampling, experiment.condition, experiment.medium)
     for n in (16, 3):
-        want = generate(params, example_keys(0, n), jnp.arange(n) % 10, 2.0)
+        want = generate(params, example_keys(0, n), {"label": jnp.arange(n) % 10}, 2.0)
         assert np.array_equal(np.load(tmp_path / f"{n}.npy"), want)
     kind, version, program = file.read_bytes().split(b"\n", 2)
     newer = b"99.0.0"
-    again = export.KIND.format(hashlib.sha256(newer + program).hexdigest()).encode()
+    again = export.MAGIC.format(hashlib.sha256(newer + program).hexdigest()).encode()
     changed = [(kind.replace(b"2", b"3", 1), version), (again, newer), (kind, newer), (b"PK\x03\x04", b"")]
     for head in changed:
         file.write_bytes(b"\n".join([*head, program]))

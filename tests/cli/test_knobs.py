@@ -1,6 +1,7 @@
 """Every integer that a command takes has a range, in its type, and is held against it."""
 
 import inspect
+from dataclasses import replace
 from importlib import import_module
 from types import UnionType
 from typing import Annotated, Literal, Union, get_args, get_origin, get_type_hints
@@ -8,8 +9,8 @@ from typing import Annotated, Literal, Union, get_args, get_origin, get_type_hin
 import pytest
 
 from jaxdiff.cli import COMMANDS, ELSEWHERE, knobs, main, plan
-from jaxdiff.experiment import load
 from jaxdiff.options import Count, Natural, Range, Seed
+from jaxdiff.recipe import load
 from jaxdiff.script import shipped
 
 
@@ -73,7 +74,7 @@ def optional(kind) -> bool:
         (["encode", "DIR", "--out", "OUT", "--rows", "0"], "--rows must be an integer of at least 1, got 0"),
         (["encode", "DIR", "--out", "OUT", "--batch", "-2"], "--batch must be an integer of at least 1, got -2"),
         (["plan", "fashion", "--topology", "v5e:2x4", "--batch", "0"], "--batch must be an integer of at least 1"),
-        (["train", "toy2d", "--preview-every", "0"], "--preview-every must be an integer of at least 1, got 0"),
+        (["train", "toy2d", "--preview-every", "-1"], "--preview-every must be an integer of at least 0, got -1"),
         (["train", "cifar10_ddpm", "--widths", "32", "0"], "--widths must be an integer of at least 1, got 0"),
         (["sample", "DIR", "--size", "64", "0"], "--size must be an integer of at least 1, got 0"),
         (["sample", "DIR", "--seed", "-1"], "--seed must be an integer from 0 to 18446744073709551615, got -1"),
@@ -88,9 +89,15 @@ def test_the_command_line_says_so(args, words, tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("field", ["batch", "steps", "sample_steps", "accumulate", "preview_every", "seed"])
-def test_an_experiments_own_numbers_are_checked_however_it_is_built(field):
+@pytest.mark.parametrize(
+    ("part", "field"),
+    [("training", name) for name in ("batch", "steps", "accumulate", "preview_every", "save_every")]
+    + [("sampling", "steps"), ("medium", "preview")],
+)
+def test_an_experiments_own_numbers_are_checked_however_it_is_built(part, field):
     made = load("toy2d")()
-    with pytest.raises(ValueError, match=rf"{field} must be an integer .*, got -1"):
-        type(made)(**{**vars(made), field: -1})
+    with pytest.raises(ValueError, match=rf"{part}.{field} must be an integer .*, got -1"):
+        replace(getattr(made, part), **{field: -1})
+    with pytest.raises(ValueError, match=r"seed must be an integer from 0 .*, got -1"):
+        replace(made, seed=-1)
     assert inspect.signature(load("toy2d")).parameters["seed"].default == 0

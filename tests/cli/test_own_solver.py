@@ -10,7 +10,7 @@ import pytest
 from exact import BLOB
 
 import jaxdiff as jd
-from jaxdiff.cli.sample import named_solver
+from jaxdiff import hooks
 
 PAGE = (Path(__file__).parents[2] / "docs" / "solvers.md").read_text()
 
@@ -25,7 +25,7 @@ def mine(tmp_path):
 
 @pytest.mark.usefixtures("x64")
 def test_the_pages_solver_is_found_and_of_its_order(mine):
-    solver, flow, key = named_solver(f"{mine}:ab2"), jd.processes.Flow(), jax.random.key(0)
+    solver, flow, key = hooks.solver(f"{mine}:ab2"), jd.processes.Flow(), jax.random.key(0)
     function = mine.read_text().split("def ab2")[1]
     assert len(function.strip().splitlines()) <= 20
     x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 2)))
@@ -48,7 +48,7 @@ def test_mistakes_say_what_is_allowed(mine, tmp_path):
         (f"{mine}:from_x0", r"called without arguments: give defaults to all of \(x0"),
     ):
         with pytest.raises(ValueError, match=words):
-            named_solver(name)
+            hooks.solver(name)
     mine.write_text("def ab2():\n    return 2\n")
     with pytest.raises(ValueError, match=r"must return a jaxdiff\.solvers\.Solver, got 2"):
-        named_solver(f"{mine}:ab2")
+        hooks.solver(f"{mine}:ab2")

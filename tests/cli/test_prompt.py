@@ -10,7 +10,7 @@ from PIL import Image
 
 from jaxdiff import sharding, text_to_image
 from jaxdiff.cli import main
-from jaxdiff.experiment import example_keys
+from jaxdiff.seeds import example_keys
 
 
 def fails(capsys, *args):

@@ -21,8 +21,8 @@ RUN = """
 import itertools, os, signal, time
 import jax.numpy as jnp, numpy as np
 import jaxdiff as jd
-from jaxdiff import train
-from jaxdiff.experiment import Experiment
+from jaxdiff import conditions, train
+from jaxdiff.experiment import Experiment, Medium, Model, Sampling, Training
 from jaxdiff.train.checkpoint.saving import Saving
 
 def here(where):
@@ -62,16 +62,18 @@ def experiment(steps: int = 8, preview_every: int = 3) -> Experiment:
             x = np.random.default_rng(number).normal(size=(8, 2)).astype(np.float32)
             yield {"x": x * float(os.environ.get("TIMES", 1))}
 
-    def draw(experiment, params, path):
+    def save(path, samples):
         here("preview")
         path.write_bytes(b"drawn")
 
     process = jd.processes.Flow()
     return Experiment(
-        init=lambda key: {"w": jnp.ones((2,))}, apply=lambda params, x, noise, cond: x, process=process,
-        row=jd.parameterize.velocity, loss=loss, optimizer=train.adamw(0.1), ema=train.ema.constant(0.5),
-        batches=batches, batch=8, steps=steps, seed=0, shape=(2,), grid=lambda n: jd.grids.by_time(process, n),
-        solver=jd.solvers.euler(), sample_steps=2, preview_every=preview_every, draw=draw,
+        Model(lambda key: {"w": jnp.ones((2,))}, lambda params, x, noise, cond: x, process, jd.parameterize.velocity),
+        Training(
+            loss, train.adamw(0.1), train.ema.constant(0.5), batches, batch=8, steps=steps, preview_every=preview_every
+        ),
+        Sampling(lambda n: jd.grids.by_time(process, n), jd.solvers.euler(), steps=2),
+        conditions.none(), Medium((2,), save, suffixes=(".png",), preview=2), seed=0,
     )
 """
 

@@ -296,10 +296,10 @@ def exports(folder, rng, count):
     """The documentation's lines up to the call; mutations that leave the file as it is are left out."""
     from cli.test_export import PARAMS, tiny
 
-    from jaxdiff.cli import export
+    from jaxdiff import export
 
     path = folder / "sampler.jaxdiff"
-    with export.portable("float32"):
+    with export.for_export("float32"):
         export.write_program(path, export.export_sampler(tiny(), PARAMS, platforms=("cpu",)))
     whole, lines = path.read_bytes(), LINES.split("x = jax.export")[0] + "jax.export.deserialize(bytearray(code))"
     lines = lines.replace("sampler.jaxdiff", str(path))

@@ -7,15 +7,14 @@ import pytest
 
 from jaxdiff import train
 from jaxdiff.cli import main
-from jaxdiff.experiment import load
+from jaxdiff.recipe import load
 from jaxdiff.sharding import make_mesh, on, shard_batch
 
 EXPERIMENT = '''
-import jax.numpy as jnp
 import numpy as np
 import jaxdiff as jd
-from jaxdiff import networks, train
-from jaxdiff.experiment import Experiment
+from jaxdiff import conditions, media, models, networks, train
+from jaxdiff.experiment import Experiment, Sampling, Training
 
 def experiment(batch: int = 32, width: int = 64, accumulate: int = 1) -> Experiment:
     """A small network of points.
@@ -25,21 +24,19 @@ def experiment(batch: int = 32, width: int = 64, accumulate: int = 1) -> Experim
         width: units.
         accumulate: microbatches.
     """
-    network = networks.MLP(width=width)
-    apply = networks.as_apply(network)
-    process, row = jd.processes.Flow(), jd.parameterize.velocity
+    process, velocity, medium, condition = jd.processes.Flow(), jd.parameterize.velocity, media.points(), conditions.none()
+    model = models.of(networks.MLP(width=width), process, velocity, shape=medium.shape, condition=condition)
 
     def batches(start):
         while True:
             yield {"x": np.ones((batch, 2), np.float32)}
 
-    return Experiment(
-        init=lambda key: networks.init(network, key, jnp.zeros((1, 2))),
-        apply=apply, process=process, row=row, loss=jd.losses.denoising_loss(apply, process, row),
-        optimizer=train.adamw(1e-3), ema=train.ema.constant(0.9), batches=batches, batch=batch, steps=3, seed=0,
-        shape=(2,), grid=lambda n: jd.grids.by_time(process, n), solver=jd.solvers.heun(), sample_steps=4,
-        accumulate=accumulate,
+    learning = Training(
+        loss=jd.losses.denoising_loss(model.apply, process, velocity), optimizer=train.adamw(1e-3),
+        ema=train.ema.constant(0.9), batches=batches, batch=batch, steps=3, accumulate=accumulate,
     )
+    sampling = Sampling(lambda n: jd.grids.by_time(process, n), jd.solvers.heun(), steps=4)
+    return Experiment(model, learning, sampling, condition, medium, seed=0)
 '''
 
 
@@ -76,11 +73,12 @@ def test_memory_is_what_the_run_holds(path, capsys):
     real = make_mesh(2, 4)
     with on(real):
         experiment = load(path)()
-    state = train.create(experiment.init, experiment.optimizer, jax.random.key(0), real)
-    batch = shard_batch(next(experiment.batches(0)), real)
+    model, part = experiment.model, experiment.training
+    state = train.create(model.init, part.optimizer, jax.random.key(0), real)
+    batch = shard_batch(next(part.batches(0)), real)
     held = [_held((state, batch), device) for device in real.devices.flat]
     assert told["memory"]["arguments"] == pytest.approx(max(held), rel=0.1)
-    step = train.make_step(experiment.loss, experiment.optimizer, key=jax.random.key(0), ema=experiment.ema)
+    step = train.make_step(part.loss, part.optimizer, key=jax.random.key(0), ema=part.ema)
     analysis = step.lower(state, batch).compile().memory_analysis()
     assert told["memory"]["temporaries"] == pytest.approx(analysis.temp_size_in_bytes, rel=0.1)
     after, _ = step(state, batch)  # the old state's buffers are the new one's
@@ -91,7 +89,7 @@ def test_memory_is_what_the_run_holds(path, capsys):
 @pytest.mark.slow
 def test_gradients_cross_the_data_axis_once(path):
     told = _plan(path, "--topology", "cpu:8", "--mesh", "data=8")
-    params = jax.eval_shape(load(path)().init, jax.random.key(0))
+    params = jax.eval_shape(load(path)().model.init, jax.random.key(0))
     size = sum(4 * x.size for x in jax.tree.leaves(params))
     assert {tuple(each["axes"]) for each in told["collectives"]} == {("data",)}
     assert {each["kind"] for each in told["collectives"]} == {"all-reduce"}
@@ -133,7 +131,7 @@ def test_mistakes(path, options, hint, capsys):
 def test_described_tpus(path, topology):
     pytest.importorskip("libtpu")
     told = _plan(path, "--topology", topology, "--mesh", "fsdp=4", "--width", "256", "--batch", "1024")
-    params = jax.eval_shape(load(path)(width=256).init, jax.random.key(0))
+    params = jax.eval_shape(load(path)(width=256).model.init, jax.random.key(0))
     bytes = sum(4 * x.size for x in jax.tree.leaves(params))
     # Parameters, their average and two moments, most of them in four parts.
     assert bytes < told["memory"]["arguments"] < 2 * bytes

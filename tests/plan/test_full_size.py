@@ -6,8 +6,8 @@ import jax
 import pytest
 
 from jaxdiff.cli.plan import plan_one
-from jaxdiff.experiment import load
 from jaxdiff.plan import topology
+from jaxdiff.recipe import load
 
 pytest.importorskip("libtpu")
 FOLDER = Path(__file__).parents[2] / "experiments"
@@ -21,5 +21,5 @@ def test_a_dit_fits_and_gathers_its_weights_twice():
     sent = {(each.kind, each.axes): each for each in made.collectives}
     assert not [kind for kind, _ in sent if kind == "all-to-all"]
     # In bfloat16, forward and backward; vectors and small arrays are whole everywhere.
-    params = sum(x.size for x in jax.tree.leaves(jax.eval_shape(build(**knobs).init, jax.random.key(0))))
+    params = sum(x.size for x in jax.tree.leaves(jax.eval_shape(build(**knobs).model.init, jax.random.key(0))))
     assert sent["all-gather", ("fsdp",)].bytes == pytest.approx(2 * 2 * params, rel=0.03)

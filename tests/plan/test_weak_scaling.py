@@ -7,8 +7,8 @@ import jax
 import pytest
 
 from jaxdiff import train
-from jaxdiff.experiment import load
 from jaxdiff.plan import estimate, topology, train_step
+from jaxdiff.recipe import load
 from jaxdiff.sharding import parse_mesh
 
 pytest.importorskip("libtpu")
@@ -30,9 +30,9 @@ def plan(name, chips, mesh=""):
     where = parse_mesh(mesh, devices=slice.devices)
     # Made outside of the mesh it computes in float32, so that every gradient has 4 bytes.
     experiment = load(FOLDER / f"{name}.py")(batch=EACH * chips, **NETWORKS[name])
-    params = train.abstract(experiment.init, experiment.optimizer, where).params
+    params = train.abstract(experiment.model.init, experiment.training.optimizer, where).params
     sizes = [(4 * x.size, x.sharding.is_fully_replicated) for x in jax.tree.leaves(params)]
-    made = estimate(train_step(experiment, where), slice, where, title=name, batch=experiment.batch)
+    made = estimate(train_step(experiment, where), slice, where, title=name, batch=experiment.training.batch)
     return sum(size for size, _ in sizes), sum(size for size, whole in sizes if not whole), made
 
 

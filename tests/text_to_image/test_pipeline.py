@@ -62,7 +62,9 @@ def test_strength_is_traced_and_0_is_the_autoencoders_answer(pipe):
     compiled = generate._cache_size()
     half, whole = by(0.5), by(1.0)
     assert generate._cache_size() == compiled
-    assert jd.interop.scheduler(tiny.SCHEDULER).sampling.grid(2).sigma[-1] > 0.02  # the schedule does not end at clean data
+    assert (
+        jd.interop.scheduler(tiny.SCHEDULER).sampling.grid(2).sigma[-1] > 0.02
+    )  # the schedule does not end at clean data
     np.testing.assert_allclose(same, autoencoded(pipe, image), atol=1e-5)
     np.testing.assert_array_equal(by(0.49), same)  # rounded down to no step
     assert not np.allclose(same, half, atol=1e-3) and not np.allclose(half, whole, atol=1e-3)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from jaxdiff import data, train
-from jaxdiff.cli.cluster import join
+from jaxdiff.distributed import join
 from jaxdiff.sharding import parse_mesh
 
 join()

@@ -27,11 +27,11 @@ def experiment(steps: int = 1000) -> Experiment:
 
     def batches(start, rows=None):
         stall = Path(os.environ.get("SOAK_STALL", "/nowhere"))
-        for number, batch in enumerate(made.batches(start, rows), start):
+        for number, batch in enumerate(made.training.batches(start, rows), start):
             time.sleep(float(os.environ.get("SOAK_PAUSE", 0)))
             if stall.exists():
                 stall.unlink()
                 time.sleep(3600)
             yield batch | {"x": batch["x"] * np.float32(np.nan)} if number % 100 == 50 else batch
 
-    return replace(made, batches=batches)
+    return replace(made, training=replace(made.training, batches=batches))

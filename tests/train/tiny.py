@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxdiff as jd
-from jaxdiff import data, train
-from jaxdiff.experiment import Experiment
+from jaxdiff import conditions, data, media, train
+from jaxdiff.experiment import Experiment, Medium, Model, Sampling, Training
 
 SIDE, HIDDEN = 4, 512
 
@@ -50,7 +50,7 @@ def experiment(
         lr: learning rate.
         preview_every: steps between two previews.
         fault: what process 1 does before its third batch, "raise" or "hang"; or, "kill", while step 4 is saved.
-        drawn: the preview is drawn by the experiment.
+        drawn: samples are of a medium of its own.
         per_dispatch: updates in a call of the step.
     """
     rng = np.random.default_rng(7)
@@ -74,29 +74,24 @@ def experiment(
                 time.sleep(600)
             yield one
 
-    def draw(experiment, params, path):
-        np.savez(path.with_suffix(".npz"), **{"bias": params["hidden"]["bias"], "kernel": params["out"]["kernel"]})
-        path.write_bytes(b"drawn")
+    def save(path, samples):
+        np.savez(path, x=samples.x)
 
+    shape = (SIDE, SIDE, 1)
     return Experiment(
-        init=init,
-        apply=apply,
-        process=process,
-        row=jd.parameterize.velocity,
-        loss=jd.losses.denoising_loss(apply, process, jd.parameterize.velocity),
-        optimizer=train.adamw(lr),
-        ema=train.ema.constant(0.5),
-        batches=batches,
-        batch=batch,
-        steps=steps,
+        model=Model(init, apply, process, jd.parameterize.velocity),
+        training=Training(
+            jd.losses.denoising_loss(apply, process, jd.parameterize.velocity),
+            optimizer=train.adamw(lr),
+            ema=train.ema.constant(0.5),
+            batches=batches,
+            batch=batch,
+            steps=steps,
+            preview_every=preview_every,
+            per_dispatch=per_dispatch,
+        ),
+        sampling=Sampling(lambda n: jd.grids.by_time(process, n), jd.solvers.euler(), steps=3),
+        condition=conditions.label(4),
+        medium=Medium(shape, save, preview=8) if drawn else media.images(shape, preview=8),
         seed=seed,
-        shape=(SIDE, SIDE, 1),
-        grid=lambda n: jd.grids.by_time(process, n),
-        solver=jd.solvers.euler(),
-        sample_steps=3,
-        preview_every=preview_every,
-        preview=8,
-        num_classes=4,
-        draw=draw if drawn else None,
-        per_dispatch=per_dispatch,
     )

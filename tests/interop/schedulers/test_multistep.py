@@ -59,7 +59,9 @@ def test_steps_are_found_by_their_level_and_begin_without_a_history():
     """Begun in the middle, the first step is DDIM's, in float32 too."""
     made = scheduler({"_class_name": "UniPCMultistepScheduler", "solver_order": 3})
     levels, x = made.sampling.grid(6), jnp.asarray(np.random.default_rng(0).normal(size=(2, 2)), jnp.float32)
-    run = jax.jit(lambda x, start, stop: jd.sample(rational, made.sampling.solver(6), levels, x, KEY, start=start, stop=stop))
+    run = jax.jit(
+        lambda x, start, stop: jd.sample(rational, made.sampling.solver(6), levels, x, KEY, start=start, stop=stop)
+    )
     cur, nxt = (Level(*(field[i] for field in levels)) for i in (3, 4))
     want = jd.solvers.ddim().step(rational, KEY, x, (), cur, nxt)[0]
     np.testing.assert_allclose(run(x, 3, 4), want, rtol=2e-5)

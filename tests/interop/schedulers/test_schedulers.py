@@ -42,7 +42,9 @@ def test_a_flow_is_shifted_by_the_number_of_tokens():
     t = np.linspace(1, 0, 5)
     shift = math.exp(1.15)
     np.testing.assert_allclose(made.sampling.grid(4).sigma, shift * t / (1 + (shift - 1) * t), rtol=1e-5)
-    np.testing.assert_allclose(made.prediction(made.sampling.grid(4)).noise, 1000 * made.sampling.grid(4).sigma, rtol=1e-6)
+    np.testing.assert_allclose(
+        made.prediction(made.sampling.grid(4)).noise, 1000 * made.sampling.grid(4).sigma, rtol=1e-6
+    )
     with pytest.raises(ValueError, match="tokens"):
         scheduler(config)
 
@@ -65,7 +67,13 @@ def test_a_field_of_other_versions_says_nothing_and_an_empty_one_what_it_says_in
     x, key = jnp.full((2, 3), 0.3), jax.random.key(0)
     apply = lambda params, x, noise, cond: 0.5 * x + 0.001 * noise[:, None]  # noqa: E731
     answers = [
-        jd.sample(made.sampling.clip(jd.denoiser(apply, None, made.prediction)), made.sampling.solver(3), made.sampling.grid(3), x, key)
+        jd.sample(
+            made.sampling.clip(jd.denoiser(apply, None, made.prediction)),
+            made.sampling.solver(3),
+            made.sampling.grid(3),
+            x,
+            key,
+        )
         for made in (plain, made)
     ]
     np.testing.assert_array_equal(*answers)
@@ -86,7 +94,9 @@ def test_ddim_goes_down_by_the_whole_part_of_T_over_N_wherever_its_list_goes():
         want = s**0.5 * 0.1 * t + (1 - s) ** 0.5 * eps
     apply = lambda params, x, noise, cond: jnp.broadcast_to(0.1 * noise[:, None], x.shape)  # noqa: E731
     denoise = jd.denoiser(apply, None, made.prediction)
-    got = jax.jit(lambda x: jd.sample(denoise, made.sampling.solver(3), levels, x, jax.random.key(0)))(jnp.full((1, 1), x))
+    got = jax.jit(lambda x: jd.sample(denoise, made.sampling.solver(3), levels, x, jax.random.key(0)))(
+        jnp.full((1, 1), x)
+    )
     np.testing.assert_allclose(got, want, rtol=1e-5)
 
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from jaxdiff.cli import cluster
+from jaxdiff import distributed
 
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 HAND = {ADDRESS: "host0:1234", COUNT: "4", INDEX: "3"}
@@ -15,7 +15,7 @@ SLURM = {"SLURM_NTASKS": "16", "SLURM_STEP_NODELIST": "node[1-2]", "SLURM_STEP_N
 @pytest.fixture(autouse=True)
 def no_tpu(monkeypatch):
     """Whatever is installed here, no TPU and no client of Kubernetes is looked for."""
-    monkeypatch.setattr(cluster, "find_spec", lambda name: None)
+    monkeypatch.setattr(distributed, "find_spec", lambda name: None)
 
 
 @pytest.mark.parametrize(
@@ -32,11 +32,11 @@ def no_tpu(monkeypatch):
     ],
 )
 def test_alone(environ):
-    assert cluster.arguments(environ) is None
+    assert distributed.arguments(environ) is None
 
 
 def test_by_hand():
-    assert cluster.arguments(HAND | SLURM) == {
+    assert distributed.arguments(HAND | SLURM) == {
         "coordinator_address": "host0:1234",
         "num_processes": 4,
         "process_id": 3,
@@ -57,21 +57,21 @@ def test_by_hand():
 def test_launchers(environ, method):
     from jax._src.clusters import ClusterEnv
 
-    assert cluster.arguments(environ) == {"cluster_detection_method": method}
+    assert distributed.arguments(environ) == {"cluster_detection_method": method}
     # JAX ignores a method that it does not know.
     assert method in {known.name for known in ClusterEnv._cluster_types}
 
 
 def test_kubernetes(monkeypatch):
     with pytest.raises(ValueError, match=r"pod 3 of a Job: set JAX_COORDINATOR_ADDRESS.*or install jax\[k8s\]"):
-        cluster.arguments({"JOB_COMPLETION_INDEX": "3"})
-    monkeypatch.setattr(cluster, "find_spec", lambda name: name == "kubernetes")
-    assert cluster.arguments({"JOB_COMPLETION_INDEX": "0"}) == {"cluster_detection_method": "k8s"}
+        distributed.arguments({"JOB_COMPLETION_INDEX": "3"})
+    monkeypatch.setattr(distributed, "find_spec", lambda name: name == "kubernetes")
+    assert distributed.arguments({"JOB_COMPLETION_INDEX": "0"}) == {"cluster_detection_method": "k8s"}
 
 
 def test_one_task_a_node_takes_all_of_its_gpus():
     one_a_node = SLURM | {"SLURM_NTASKS": "2"}
-    assert cluster.arguments(one_a_node) == {"cluster_detection_method": "slurm", "local_device_ids": []}
+    assert distributed.arguments(one_a_node) == {"cluster_detection_method": "slurm", "local_device_ids": []}
 
 
 @pytest.mark.parametrize(
@@ -91,20 +91,20 @@ def test_one_task_a_node_takes_all_of_its_gpus():
 )
 def test_settings_that_are_incomplete_or_wrong(change, message):
     with pytest.raises(ValueError, match=message):
-        cluster.arguments(HAND | change)
+        distributed.arguments(HAND | change)
 
 
 def test_a_failure_of_one_alone_is_raised_as_ever():
-    with pytest.raises(KeyError), cluster.end_together():
+    with pytest.raises(KeyError), distributed.end_together():
         raise KeyError
 
 
 def test_a_failure_of_one_of_many_ends_it_at_once(monkeypatch, capsys):
     statuses = []
     monkeypatch.setattr("jax.distributed.is_initialized", lambda: True)
-    monkeypatch.setattr(cluster.os, "_exit", statuses.append)
+    monkeypatch.setattr(distributed.os, "_exit", statuses.append)
     for error in (KeyError("lost"), SystemExit(2), SystemExit("words")):
-        with cluster.end_together():
+        with distributed.end_together():
             raise error
     assert statuses == [1, 2, 1]
     assert "KeyError: 'lost'" in capsys.readouterr().err
@@ -113,8 +113,8 @@ def test_a_failure_of_one_of_many_ends_it_at_once(monkeypatch, capsys):
 STUCK = """
 import os, sys, threading, time
 from jaxdiff import cli
-from jaxdiff.cli import cluster
-cluster.GRACE = 0.5
+from jaxdiff import distributed
+distributed.GRACE = 0.5
 sys.argv = ["jaxdiff", "list"]
 for error in (OSError(28, "the disk is full"), KeyError("lost"), KeyboardInterrupt()):
     def fail(*_):

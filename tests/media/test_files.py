@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdiff.cli.images import grid, save_npz, save_png, save_pngs
+from jaxdiff.media.files import grid, save_npz, save_png, save_pngs
 
 
 def ramp(n, channels=1, height=3, width=4):
@@ -79,7 +79,7 @@ def test_values_that_are_not_finite_are_refused_and_nothing_is_written(tmp_path,
 
 
 def test_wrong_arguments_are_refused(tmp_path):
-    for shape in [(3, 4, 1), (0, 3, 4, 1), (2, 3, 4, 2)]:
+    for shape in [(3, 4, 1), (0, 3, 4, 1), (2, 3, 4, 2), (2, 3, 4, 4)]:
         with pytest.raises(ValueError, match="N, H, W, C"):
             grid(np.zeros(shape), 1)
     with pytest.raises(ValueError, match="columns"):

@@ -1,4 +1,4 @@
-"""The judge of samples: a classifier fitted to the real data, its training and its file."""
+"""The classifier that recognizes samples: fitted to real images, with its file."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ import numpy as np
 import optax
 
 from jaxdiff import train
-from jaxdiff.cli.progress import Progress
-from jaxdiff.experiment import seed_key
 from jaxdiff.messages import listed
+from jaxdiff.metrics.report import as_images
 from jaxdiff.networks.classifier import Classifier
+from jaxdiff.progress import Progress
+from jaxdiff.seeds import seed_key
 from jaxdiff.storage import replacing
 from jaxdiff.train import ema
 
@@ -209,26 +210,6 @@ def _batches(size: int, batch_size: int, steps: int, seed: int) -> Iterator[np.n
 
 def _name(path) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def as_images(images) -> np.ndarray:
-    """Check images and return them as float32 on the host.
-
-    Args:
-        images: numeric array [N, H, W, C], N >= 1.
-
-    Returns:
-        float32 array [N, H, W, C].
-
-    Raises:
-        ValueError: another shape, or values that are not finite.
-    """
-    images = np.asarray(images, np.float32)
-    if images.ndim != 4 or 0 in images.shape:
-        raise ValueError(f"images must be [N, H, W, C] with N >= 1, got shape {images.shape}")
-    if not np.isfinite(images).all():
-        raise ValueError("images has values that are not finite")
-    return images
 
 
 def _check_labels(labels: np.ndarray, count: int, num_classes: int) -> None:

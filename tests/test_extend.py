@@ -10,19 +10,19 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdiff import train
-from jaxdiff.cli import extend, main
-from jaxdiff.experiment import load, load_run
+from jaxdiff import extend, train
+from jaxdiff.cli import main
+from jaxdiff.recipe import load, load_run
 
 MINE = """
 from dataclasses import replace
 import numpy as np
 import recipe
-from jaxdiff.experiment import load
+from jaxdiff.recipe import load
 
 def experiment(steps: int = 1, lr: float = 1e-2, schedule: str = "constant"):
-    toy = load("toy2d")(steps=steps, batch=8, width=4, preview_every=100)
-    return replace(toy, optimizer=recipe.optimizer(lr, steps, schedule), draw=lambda *_: None, sample_steps=2)
+    toy = load("toy2d")(steps=steps, batch=8, width=4, preview_every=0)
+    return replace(toy, training=replace(toy.training, optimizer=recipe.optimizer(lr, steps, schedule)))
 """
 RECIPE = """
 from jaxdiff import train
@@ -68,16 +68,16 @@ def test_more_steps(mine, tmp_path, capsys):
     assert train.read_knobs(run)["steps"] == 4
 
     made = load(mine)(steps=8)
-    abstract = train.abstract(made.init, made.optimizer, train.make_mesh())
+    abstract = train.abstract(made.model.init, made.training.optimizer, train.make_mesh())
     with pytest.raises(
         ValueError, match="depends on its number of steps: with --steps 8 it would not go on after step 4"
     ):
-        extend.check_goes_on(run, made, load(mine)(steps=4, schedule="cosine").optimizer, abstract)
+        extend.check_goes_on(run, made, load(mine)(steps=4, schedule="cosine").training.optimizer, abstract)
 
     (tmp_path / "recipe.py").write_text(RECIPE + "\n\n")
     assert "recipe.py differs from" in refused(capsys, *train_, "--steps", "4")
     (tmp_path / "recipe.py").unlink()
-    assert load_run(run).steps == 4
+    assert load_run(run).training.steps == 4
 
 
 def cosine(steps: int):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +10,6 @@ import jax.numpy as jnp
 
 from jaxdiff import train
 from jaxdiff.experiment import Experiment
-
-# Knobs that may differ from those that a run began with.
-MAY_CHANGE = ("steps",)
-
-
-def planned_before(workdir: Path, knobs: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return these knobs with the number of steps that the run in a folder was to have until now.
-
-    Args:
-        workdir: the run's folder.
-        knobs: the experiment's.
-
-    Returns:
-        None where there is no run, or it keeps its number of steps.
-    """
-    if not train.has_knobs(workdir):
-        return None
-    old = {name: value for name, value in train.read_knobs(workdir).items() if name in MAY_CHANGE}
-    return None if old.items() <= knobs.items() else {**knobs, **old}
 
 
 def check_goes_on(workdir: Path, experiment: Experiment, before: Any, abstract: Any) -> None:
@@ -49,11 +29,12 @@ def check_goes_on(workdir: Path, experiment: Experiment, before: Any, abstract: 
             return
         state = checkpointer.restore(abstract)
     done = int(state.step)
-    if experiment.steps < done:
-        raise ValueError(f"steps must be at least {done}, which this run has done; got {experiment.steps}")
-    if not change(before, experiment.optimizer, state.params, state.opt) < 1e-5:
+    steps = experiment.training.steps
+    if steps < done:
+        raise ValueError(f"steps must be at least {done}, which this run has done; got {steps}")
+    if not change(before, experiment.training.optimizer, state.params, state.opt) < 1e-5:
         raise ValueError(
-            f"the learning rate of this run depends on its number of steps: with --steps {experiment.steps} it would "
+            f"the learning rate of this run depends on its number of steps: with --steps {steps} it would "
             f"not go on after step {done} as it was; choose another --workdir"
         )
 

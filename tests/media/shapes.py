@@ -4,7 +4,7 @@ from functools import cache
 
 import numpy as np
 
-from jaxdiff.cli.judge import FittedClassifier, fit_classifier
+from jaxdiff.media.classifier import FittedClassifier, fit_classifier
 
 CLASSES = 3
 
@@ -23,5 +23,5 @@ def shapes(n, seed):
 
 @cache
 def fitted() -> FittedClassifier:
-    """The judge of these pictures, trained once for all tests."""
+    """The classifier of these pictures, trained once for all tests."""
     return fit_classifier(*shapes(600, 0), num_classes=CLASSES, steps=40, batch_size=32)

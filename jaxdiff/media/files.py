@@ -16,8 +16,7 @@ def grid(images, columns: int) -> np.ndarray:
     """Lay pictures out row by row, with white gaps between them.
 
     Args:
-        images: float [N, H, W, C] in [-1, 1] (beyond is clipped), C = 1 (grey) or 3 (RGB), N >= 1; of latents, which
-            have more channels, the first three are shown.
+        images: float [N, H, W, C] in [-1, 1] (beyond is clipped), C = 1 (grey) or 3 (RGB), N >= 1.
         columns: pictures in a row, >= 1; cells that the last row lacks stay white.
 
     Returns:
@@ -99,10 +98,10 @@ def save_npz(path, **arrays) -> Path:
 def _to_pixels(images) -> np.ndarray:
     """Return uint8 [N, H, W, C], -1 as 0 and 1 as 255."""
     images = np.asarray(images, np.float32)
-    if images.ndim != 4 or images.shape[-1] == 2 or 0 in images.shape:
-        raise ValueError(f"images must be [N, H, W, C] with N >= 1 and C = 1 or at least 3, got shape {images.shape}")
+    if images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape:
+        raise ValueError(f"images must be [N, H, W, C] with N >= 1 and C = 1 or 3, got shape {images.shape}")
     _check_finite(images, "images")
-    return to_uint8(images[..., :3])
+    return to_uint8(images)
 
 
 def _check_finite(values: np.ndarray, name: str) -> None:

@@ -3,11 +3,11 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
-from cli.shapes import CLASSES, shapes
-from cli.shapes import fitted as fit_once
+from media.shapes import CLASSES, shapes
+from media.shapes import fitted as fit_once
 
-from jaxdiff.cli import judge
-from jaxdiff.cli.judge import FittedClassifier, fit_classifier, load_classifier, save_classifier
+from jaxdiff.media import classifier
+from jaxdiff.media.classifier import FittedClassifier, fit_classifier, load_classifier, save_classifier
 from jaxdiff.metrics import accuracy
 from jaxdiff.networks.classifier import Classifier
 
@@ -28,7 +28,7 @@ def test_it_learns_and_generalizes(fitted):
 
 @pytest.mark.slow
 def test_calls_are_the_networks_whatever_the_number_of_images(fitted, monkeypatch):
-    monkeypatch.setattr(judge, "_ROWS", 8)
+    monkeypatch.setattr(classifier, "_ROWS", 8)
     x, _ = shapes(19, 2)
     logits, features = fitted(x)
     want = jax.jit(Classifier(CLASSES).apply)({"params": fitted.params}, x)
@@ -38,7 +38,7 @@ def test_calls_are_the_networks_whatever_the_number_of_images(fitted, monkeypatc
 
 @pytest.mark.slow
 def test_the_seed_decides_everything(monkeypatch):
-    monkeypatch.setattr(judge, "Classifier", partial(Classifier, channels=(4,), features=8))
+    monkeypatch.setattr(classifier, "Classifier", partial(Classifier, channels=(4,), features=8))
     x, label = shapes(30, 0)
     fit = partial(fit_classifier, x, label, num_classes=CLASSES, steps=2, batch_size=8)
     a, b = fit(seed=1).params, fit(seed=1).params
@@ -46,16 +46,16 @@ def test_the_seed_decides_everything(monkeypatch):
 
 
 def test_an_epoch_shows_each_image_once():
-    index = np.concatenate(list(judge._batches(10, 4, 5, seed=0)))
+    index = np.concatenate(list(classifier._batches(10, 4, 5, seed=0)))
     assert sorted(index[:10]) == sorted(index[10:]) == list(range(10))
-    other = np.concatenate(list(judge._batches(10, 4, 5, seed=1)))
+    other = np.concatenate(list(classifier._batches(10, 4, 5, seed=1)))
     assert index.tolist() != other.tolist()
 
 
 def test_shifts_reach_each_neighbour_and_no_further():
     x = np.zeros((400, 5, 5, 1), np.float32)
     x[:, 2, 2] = 1.0
-    moved = np.asarray(judge._shift(x, jax.random.key(0)))[..., 0]
+    moved = np.asarray(classifier._shift(x, jax.random.key(0)))[..., 0]
     np.testing.assert_array_equal(moved.sum((1, 2)), 1.0)
     seen = {tuple(np.argwhere(image)[0]) for image in moved}
     assert seen == {(i, j) for i in (1, 2, 3) for j in (1, 2, 3)}

@@ -1,0 +1,92 @@
+"""What the network is trained to be asked for: classes of the data, by labels, texts or hints."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxdiff import conditions, data, text_to_image
+from jaxdiff.conditions import Condition
+from jaxdiff.experiment import UserError, compute_dtype
+from jaxdiff.finetune.knobs import Pictures
+from jaxdiff.finetune.origin import Origin
+from jaxdiff.interop.sources import pipeline_of
+
+__all__ = ["Asked", "open_condition"]
+
+
+class Asked(NamedTuple):
+    """The data, and the condition of its classes.
+
+    Attributes:
+        images: the source.
+        condition: of the classes; none for a network without a condition.
+        null_label: the label of the null condition; None without a condition.
+        tables: name -> [classes + 1, ...], what the network gets in place of a label, on the devices; {}: labels.
+    """
+
+    images: Any
+    condition: Condition
+    null_label: int | None
+    tables: dict[str, Any]
+
+
+def open_condition(origin: Origin, pictures: Pictures, *, guidance: float, hints: bool) -> Asked:
+    """Open the data, and make the condition of its classes that the network needs.
+
+    Args:
+        origin: the network.
+        pictures: the data.
+        guidance: the scale that a distilled network gets.
+        hints: whether each image has a hint, for a ControlNet.
+
+    Raises:
+        UserError: the network needs texts and there are none, or the classes do not fit it.
+    """
+    channels = 3 if origin.autoencoder else origin.channels
+    images: Any = data.open_source(pictures.source, size=origin.image_size(pictures.size), channels=channels)
+    tables = _tables(origin, pictures, images)
+    if origin.distilled and tables:
+        rows = len(next(iter(tables.values())))
+        tables |= _placed({"guidance": np.full(rows, guidance, np.float32)}, origin)
+    if not tables and {"cross_attention_dim", "joint_attention_dim"} & origin.config.keys():
+        raise UserError("the network needs texts: give --prompt or --cond FILE.npz")
+    null = _null_label(origin, tables)
+    if null is None:
+        if hints:
+            raise UserError("a ControlNet is trained with the U-Net's condition: give --prompt or --cond FILE.npz")
+        return Asked(images, conditions.none(), None, tables)
+    if not 0 < images.num_classes <= null:
+        raise UserError(f"{pictures.source} has {images.num_classes} classes, the network's condition 1 to {null}")
+    condition = conditions.label(images.num_classes, images.class_names, null=null)
+    if hints:
+        images = data.open_hints(pictures.hints, images)
+        condition = conditions.hint(condition, images.of_classes())
+    return Asked(images, condition, null, tables)
+
+
+def _tables(origin: Origin, pictures: Pictures, images: Any) -> dict[str, Any]:
+    if not pictures.prompt:
+        return _placed(data.open_table(pictures.cond), origin) if pictures.cond else {}
+    texts = data.class_prompts(pictures.prompt, images.class_names)
+    size = images.shape[0], images.shape[1]
+    encoded = text_to_image.encode_prompts(
+        pipeline_of(origin.folder), texts, size=size, base=origin.base, dtype=compute_dtype()
+    )
+    return _placed(encoded, origin)
+
+
+def _placed(arrays: dict[str, Any], origin: Origin) -> dict[str, Any]:
+    return jax.device_put(arrays, None if origin.place is None else origin.place(arrays))
+
+
+def _null_label(origin: Origin, tables: dict[str, Any]) -> int | None:
+    """The label of the null condition; None for a network without a condition."""
+    if tables:
+        return len(next(iter(tables.values()))) - 1
+    if origin.kind in ("DiTTransformer2DModel", "Transformer2DModel"):
+        return origin.config.get("num_embeds_ada_norm", 1000)
+    classes = origin.config.get("num_class_embeds")
+    return None if classes is None else classes - 1

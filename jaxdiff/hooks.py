@@ -1,0 +1,167 @@
+"""Solvers, schedules and guidance by name, as on the command line: "ddim", "ddim(eta=1.0)", "mine.py:f"."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+from jaxdiff import grids, guidance, solvers
+from jaxdiff.experiment import Experiment
+from jaxdiff.levels import Level
+from jaxdiff.processes import Process
+from jaxdiff.sampling import Guide
+from jaxdiff.script import load_function
+from jaxdiff.solvers import Solver
+
+__all__ = ["change_sampling", "grid", "guide", "solver"]
+
+
+def change_sampling(
+    experiment: Experiment,
+    *,
+    guidance: float | None = None,
+    guidance_fn: str | None = None,
+    solver: str | None = None,
+    grid: str | None = None,
+    steps: int | None = None,
+) -> Experiment:
+    """Change how an experiment is sampled, by the options that commands share; None leaves a part as it is.
+
+    Args:
+        experiment: the experiment.
+        guidance: scale; 1 is off.
+        guidance_fn: as for `guide`.
+        solver: as for `solver`.
+        grid: as for `grid`.
+        steps: number of steps.
+
+    Returns:
+        The experiment with another `sampling`.
+
+    Raises:
+        ValueError: a text that names nothing, a number out of range, guidance of a model without a null condition.
+    """
+    changes = {
+        "guidance": guidance,
+        "guide": None if guidance_fn is None else guide(guidance_fn),
+        "solver": None if solver is None else _solver(solver),
+        "grid": None if grid is None else _grid(grid, experiment.model.process),
+        "steps": steps,
+    }
+    given: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
+    return replace(experiment, sampling=replace(experiment.sampling, **given))
+
+
+def solver(text: str) -> Solver:
+    """Make a solver.
+
+    Args:
+        text: a function of `jaxdiff.solvers` or FILE.py:NAME, alone or with arguments: "ddim(eta=1.0)".
+
+    Raises:
+        ValueError: there is none of that name (the message lists those there are), it does not take the arguments, or
+            it returns no Solver.
+    """
+    known = {name: getattr(solvers, name) for name in solvers.__all__ if name != "Solver"}
+    factory, name, arguments = _find(text, "solver", known, "returns a jaxdiff.solvers.Solver")
+    missing = [p for p in inspect.signature(factory).parameters.values() if p.default is p.empty]
+    if any(p.name not in arguments for p in missing):
+        allowed = inspect.signature(factory)
+        raise ValueError(
+            f"{name} is called without arguments: give defaults to all of {allowed}, or {name}(NAME=VALUE)"
+        )
+    made = factory(**arguments)
+    if not isinstance(made, Solver):
+        raise ValueError(f"{name}() must return a jaxdiff.solvers.Solver, got {made!r:.80}")
+    return made
+
+
+def grid(text: str, process: Process) -> Callable[[int], Level]:
+    """Make a schedule, number of steps -> levels.
+
+    Args:
+        text: a function (process, number of steps) of `jaxdiff.grids` or FILE.py:NAME, alone or with arguments:
+            "karras(sigma_min=0.002, sigma_max=80.0)".
+        process: what noises the data.
+
+    Raises:
+        ValueError: as by `solver`.
+    """
+    known = _taking(grids, ("process", "n"))
+    function, name, arguments = _find(text, "grid", known, "takes a process and a number of steps, and returns levels")
+
+    def made(n: int) -> Level:
+        levels = function(process, n, **arguments)
+        if not isinstance(levels, Level):
+            raise ValueError(f"{name} must return levels, a jaxdiff.Level, got {levels!r:.80}")
+        return levels
+
+    return made
+
+
+def guide(text: str) -> Guide:
+    """Make a guidance, (conditional denoiser, unconditional denoiser, scale) -> denoiser.
+
+    Args:
+        text: a function (cond, uncond, scale) of `jaxdiff.guidance` or FILE.py:NAME, alone or with arguments:
+            "apg(eta=0.0)".
+
+    Raises:
+        ValueError: as by `solver`.
+    """
+    known = _taking(guidance, ("cond", "uncond", "scale"))
+    function, _, arguments = _find(text, "guidance", known, "takes two denoisers and a scale, and returns a denoiser")
+    return partial(function, **arguments) if arguments else function
+
+
+def _find(
+    text: str, kind: str, known: Mapping[str, Callable[..., Any]], purpose: str
+) -> tuple[Callable[..., Any], str, dict[str, Any]]:
+    """The function that a text names, its name, and the arguments that the text gives it."""
+    name, bracket, rest = text.partition("(")
+    path, colon, own = name.rpartition(":")
+    arguments = _arguments(f"f({rest}", text) if bracket else {}
+    if colon and path.endswith(".py"):
+        function = load_function(path, own, purpose)
+    elif name in known:
+        function = known[name]
+    else:
+        raise ValueError(
+            f"unknown {kind} {name!r}; there are: {', '.join(sorted(known))}, and FILE.py:NAME for your own"
+        )
+    allowed = inspect.signature(function).parameters
+    unknown = sorted(arguments.keys() - allowed.keys())
+    if unknown and not any(p.kind is p.VAR_KEYWORD for p in allowed.values()):
+        raise ValueError(f"{name} has no argument {unknown[0]!r}; it takes {inspect.signature(function)}")
+    return function, name, arguments
+
+
+def _arguments(call: str, text: str) -> dict[str, Any]:
+    """The values of a call like f(a=1, b=(2, 3.0))."""
+    try:
+        node = ast.parse(call, mode="eval").body
+        if not isinstance(node, ast.Call) or node.args or any(one.arg is None for one in node.keywords):
+            raise SyntaxError
+        return {str(one.arg): ast.literal_eval(one.value) for one in node.keywords}
+    except (SyntaxError, ValueError):
+        raise ValueError(f"arguments are written like ddim(eta=1.0), with plain values, got {text!r}") from None
+
+
+def _taking(room: ModuleType, names: tuple[str, ...]) -> dict[str, Callable[..., Any]]:
+    """The public functions of a room whose first arguments have these names and whose others have defaults or names."""
+    found: dict[str, Callable[..., Any]] = {}
+    for name in room.__all__:
+        function = getattr(room, name)
+        if inspect.isfunction(function):
+            parameters = list(inspect.signature(function).parameters.values())
+            if tuple(p.name for p in parameters[: len(names)]) == names:
+                found[name] = function
+    return found
+
+
+_solver, _grid = solver, grid  # an option of the same name hides each

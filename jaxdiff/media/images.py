@@ -1,0 +1,107 @@
+"""Images: grids of pictures, single files, arrays; measured by a classifier where the data has classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxdiff import data
+from jaxdiff.conditions import Condition
+from jaxdiff.media.base import Evaluator, Medium, Report, Samples, as_decoded
+from jaxdiff.media.files import save_npz, save_png, save_pngs
+from jaxdiff.metrics import evaluate, format_report
+from jaxdiff.progress import busy
+
+__all__ = ["images", "save_images"]
+
+
+def images(
+    shape: tuple[int, ...],
+    *,
+    source: str | None = None,
+    decode: Callable[..., Any] | None = None,
+    preview: int = 50,
+) -> Medium:
+    """Images in [-1, 1].
+
+    Args:
+        shape: (height, width, channels) as the network sees it; 1 or 3 channels, unless they are decoded.
+        source: name of the data for `jaxdiff eval`, see `data.open_source`; None: samples are not measured.
+        decode: (params, x) -> images, of a network of latents.
+        preview: images in a preview; the last has twice as many.
+
+    Returns:
+        The medium.
+
+    Raises:
+        ValueError: a shape that is not that of images.
+    """
+    if decode is None and (len(shape) != 3 or shape[-1] not in (1, 3)):
+        raise ValueError(
+            f"images have a shape (height, width, 1 or 3), got {tuple(shape)}: media.latents and media.points are for "
+            "other data, and docs/experiment.md shows a medium of your own"
+        )
+
+    def evaluator(run: Path, condition: Condition) -> Evaluator:
+        return _evaluator(run, condition, str(source), shape)
+
+    return Medium(
+        tuple(shape),
+        save_images,
+        (".png", ".npz", ""),
+        decode=as_decoded if decode is None else decode,
+        preview=preview,
+        evaluator=None if source is None else evaluator,
+    )
+
+
+def save_images(out: Path, samples: Samples) -> None:
+    """Write images as a grid (.png), arrays (.npz), or a folder of single pictures.
+
+    Args:
+        out: its suffix says which.
+        samples: images; a grid has a column for each of up to ten conditions that take turns.
+    """
+    if out.suffix == ".npz":
+        save_npz(out, x=samples.x, **samples.numbers())
+    elif out.suffix == ".png":
+        save_png(out, samples.x, min(samples.choices or 10, 10))
+    else:
+        save_pngs(out, samples.x)
+
+
+def _evaluator(run: Path, condition: Condition, source: str, shape: tuple[int, ...]) -> Evaluator:
+    """Fit the run's classifier, the first time that it is needed, and return what measures samples."""
+    from jaxdiff.media.classifier import fit_classifier, load_classifier, save_classifier
+
+    classes = condition.choices
+    if "label" not in condition.spec or not classes:
+        raise ValueError("eval needs an experiment with classes: its classifier recognizes them")
+    train_set, test_set = (_real(source, split, shape) for split in ("train", "test"))
+    path = run / "judge.npz"
+    if not path.exists():
+        save_classifier(path, fit_classifier(train_set["x"], train_set["label"], num_classes=classes, progress=True))
+    classify = load_classifier(path)
+
+    def measure(samples: Samples) -> Report:
+        with busy("compiling and classifying"):
+            report = evaluate(
+                samples.x,
+                samples.cond["label"],
+                test_set["x"],
+                test_set["label"],
+                train_x=train_set["x"],
+                train_label=train_set["label"],
+                classify=classify,
+            )
+        return Report(report | {"class_names": list(condition.names)}, format_report(report, condition.names))
+
+    return measure
+
+
+def _real(source: str, split: str, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+    arrays = data.load_arrays(data.open_source(source, split, size=shape[0], channels=shape[-1]))
+    return {"x": data.to_float(arrays["x"]), "label": arrays["label"]}

@@ -1,0 +1,85 @@
+"""Models made of Flax networks, and the autoencoders beside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from jaxdiff import interop, networks
+from jaxdiff.conditions import Condition
+from jaxdiff.experiment import Model, compute_dtype
+from jaxdiff.media import Medium, images, latents
+from jaxdiff.parameterize import Row
+from jaxdiff.processes import Process
+from jaxdiff.sharding import shard_params
+
+__all__ = ["latent_medium", "load_autoencoder", "of"]
+
+
+def of(
+    network: Any,
+    process: Process,
+    prediction: Row,
+    *,
+    shape: tuple[int, ...],
+    condition: Condition,
+    learned_variance: bool = False,
+    autoencoder: interop.Loaded | None = None,
+) -> Model:
+    """Make a model of a Flax network that is called as network(x, noise, cond, train=...).
+
+    Args:
+        network: a module of `jaxdiff.networks`, or one like those.
+        process: what noises the data.
+        prediction: what the network predicts.
+        shape: of one example.
+        condition: what the network is given besides x and the noise level.
+        learned_variance: whether it returns (F, frac).
+        autoencoder: what decodes its samples, whose parameters become the model's frozen["vae"].
+
+    Returns:
+        The model.
+    """
+    apply = networks.as_apply(network)
+
+    def of_first(params: Any, *args: Any, **options: Any) -> Any:
+        return apply(params[0], *args, **options)
+
+    return Model(
+        init=lambda key: networks.init(network, key, jnp.zeros((1, *shape)), condition.zeros()),
+        apply=apply if autoencoder is None else of_first,
+        process=process,
+        prediction=prediction,
+        learned_variance=learned_variance,
+        frozen=None if autoencoder is None else {"vae": autoencoder.params},
+    )
+
+
+def load_autoencoder(path: str | Path, mesh: Mesh | None = None) -> interop.Loaded | None:
+    """Read an autoencoder's folder; None where there is no path.
+
+    Args:
+        path: a folder or file that `interop.load` reads.
+        mesh: where its parameters lie; None is the default device.
+    """
+    if not path:
+        return None
+    place = None if mesh is None else lambda tree: shard_params(tree, mesh)
+    return interop.load(path, dtype=compute_dtype(), place=place)
+
+
+def latent_medium(shape: tuple[int, ...], autoencoder: interop.Loaded | None, *, preview: int = 10) -> Medium:
+    """Make the medium of a network of latents: images, or latents in false colours without an autoencoder.
+
+    Args:
+        shape: of one example's latents.
+        autoencoder: what decodes them; its parameters are the model's frozen["vae"].
+        preview: examples in a preview.
+    """
+    if autoencoder is None:
+        return latents(shape, preview=preview)
+    codec = autoencoder.apply
+    return images(shape, decode=lambda params, z: codec.to_images(params[1]["vae"], z), preview=preview)

@@ -1,0 +1,194 @@
+"""What a run was made of: a Python file and the values of its knobs, kept in the run's folder."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, get_type_hints
+
+from jax.sharding import Mesh
+
+from jaxdiff import train
+from jaxdiff.experiment import Experiment
+from jaxdiff.script import SOURCE, Script
+from jaxdiff.trust import check_own
+
+__all__ = ["MAY_CHANGE", "Recipe", "flat", "load", "load_run"]
+
+# Knobs that may differ from those that a run began with.
+MAY_CHANGE = ("steps",)
+
+
+class Recipe(NamedTuple):
+    """A file's function and its arguments, from which a run's experiment can be made again.
+
+    Attributes:
+        script: the file.
+        knobs: name -> value; JSON has to be able to hold them.
+    """
+
+    script: Script
+    knobs: Mapping[str, Any]
+
+    def build(self, mesh: Mesh | None = None) -> Experiment:
+        """Make the experiment.
+
+        Args:
+            mesh: where the parameters that it reads lie; None is the default device.
+        """
+        return _build(load(self.script), self.knobs, mesh)
+
+    def check(self, workdir: Path) -> None:
+        """Raise ValueError if a folder holds a run of another file, or of other knobs than may change."""
+        self.script.check_kept(workdir)
+        train.check_knobs(workdir, self.knobs, may_change=MAY_CHANGE)
+
+    def before(self, workdir: Path) -> Recipe | None:
+        """Return the recipe with the number of steps that the run in a folder has had so far.
+
+        Returns:
+            None where there is no run, or it keeps its number of steps.
+        """
+        if not train.has_knobs(workdir):
+            return None
+        old = {name: value for name, value in train.read_knobs(workdir).items() if name in MAY_CHANGE}
+        return None if old.items() <= self.knobs.items() else self._replace(knobs={**self.knobs, **old})
+
+    def keep(self, workdir: Path) -> None:
+        """Write the knobs, the file and the modules that it has imported from its folder into a run's folder.
+
+        Raises:
+            ValueError: as `check` does.
+        """
+        import jax
+
+        train.write_knobs(workdir, self.knobs, may_change=MAY_CHANGE)
+        if jax.process_index() == 0:
+            self.script.keep(workdir)
+
+
+def load(path: str | Path | Script) -> Callable[..., Experiment]:
+    """Import the function `experiment` of a Python file, which may import the modules beside it.
+
+    Args:
+        path: the file, the name of an experiment that comes with jaxdiff, or a `Script`.
+
+    Returns:
+        The function; its arguments are the run's knobs, those of an `options.Run` among them by their own names.
+        Called, it raises a ValueError where it does not know them, or returns something else than an Experiment.
+
+    Raises:
+        ValueError: no such file, it has no such function, or the types of its arguments cannot be read.
+    """
+    script = path if isinstance(path, Script) else Script(path)
+    build = flat(script.function("experiment", "returns a jaxdiff.experiment.Experiment"))
+
+    def checked(*args: Any, **knobs: Any) -> Experiment:
+        try:
+            inspect.signature(build).bind(*args, **knobs)
+        except TypeError as error:
+            raise ValueError(f"the knobs are not those of {script.path}: {error}") from None
+        made = build(*args, **knobs)
+        if not isinstance(made, Experiment):
+            raise ValueError(f"experiment(...) in {script.path} must return an Experiment, got {made!r:.80}")
+        return made
+
+    return _like(checked, build, inspect.signature(build).parameters.values())
+
+
+def load_run(workdir: str | Path, *, mesh: Mesh | None = None, trust: bool = False) -> Experiment:
+    """Rebuild a run's experiment from the files and the knobs that training left in its folder.
+
+    Args:
+        workdir: the run's folder.
+        mesh: where the parameters that it reads lie; None is the default device.
+        trust: execute the folder's Python files whoever has written them, or may have.
+
+    Returns:
+        The experiment.
+
+    Raises:
+        ValueError: the folder holds no run, or others than the user may have written its files.
+    """
+    workdir = Path(workdir)
+    if not (workdir / SOURCE).is_file():
+        raise ValueError(f"{workdir} holds no run: `jaxdiff train EXPERIMENT --workdir {workdir}` makes one")
+    if not trust:
+        check_own(workdir / SOURCE)
+    return Recipe(Script(workdir / SOURCE, kept=True), train.read_knobs(workdir)).build(mesh)
+
+
+def flat(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a function the fields of its dataclass arguments as arguments of their own.
+
+    Args:
+        function: e.g. `experiment(run: Run = Run(steps=900, batch=32, lr=1e-3), width: int = 32)`.
+
+    Returns:
+        The same function of `steps`, `batch`, ... and `width`, whose defaults are those of the dataclass argument.
+
+    Raises:
+        ValueError: the types of the arguments cannot be read, or two arguments have one name.
+    """
+    try:
+        hints = get_type_hints(function, include_extras=True)
+    except NameError as error:
+        raise ValueError(f"the types of experiment's arguments cannot be read: {error}") from None
+    groups: dict[str, list[inspect.Parameter]] = {}
+    parameters: list[inspect.Parameter] = []
+    for p in inspect.signature(function).parameters.values():
+        p = p.replace(annotation=hints.get(p.name, p.empty))
+        if is_dataclass(p.annotation):
+            groups[p.name] = _fields(p)
+            parameters += groups[p.name]
+        else:
+            parameters.append(p)
+    names = [p.name for p in parameters]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"experiment has two arguments of the name {twice[0]!r}")
+
+    def call(*args: Any, **options: Any) -> Any:
+        given = inspect.signature(call).bind(*args, **options)
+        given.apply_defaults()
+        values = dict(given.arguments)
+        for name, parts in groups.items():
+            values[name] = hints[name](**{part.name: values.pop(part.name) for part in parts})
+        return function(**values)
+
+    # Arguments without defaults come first, as in any signature.
+    order = sorted(parameters, key=lambda p: p.default is not p.empty) if groups else parameters
+    return _like(call if groups else function, function, order)
+
+
+def _fields(p: inspect.Parameter) -> list[inspect.Parameter]:
+    """The fields of a dataclass argument as parameters, with the defaults of its default."""
+    hints, given = get_type_hints(p.annotation, include_extras=True), p.default
+    made = []
+    for one in fields(p.annotation):
+        own = inspect.Parameter.empty if one.default is MISSING else one.default
+        default = own if given is p.empty else getattr(given, one.name)
+        made.append(inspect.Parameter(one.name, p.KEYWORD_ONLY, default=default, annotation=hints[one.name]))
+    return made
+
+
+def _like(call: Callable[..., Any], function: Callable[..., Any], parameters: Any) -> Callable[..., Any]:
+    """Give a function the documentation of another one, and these parameters."""
+    listed = list(parameters)
+    if any(p.kind is p.KEYWORD_ONLY for p in listed):  # they come last
+        listed = [
+            *(p for p in listed if p.kind is not p.KEYWORD_ONLY),
+            *(p for p in listed if p.kind is p.KEYWORD_ONLY),
+        ]
+    call.__doc__, call.__name__ = function.__doc__, function.__name__
+    call.__signature__ = inspect.Signature(listed)  # type: ignore[attr-defined]
+    call.__annotations__ = {p.name: p.annotation for p in listed if p.annotation is not p.empty}
+    return call
+
+
+def _build(function: Callable[..., Experiment], knobs: Mapping[str, Any], mesh: Mesh | None) -> Experiment:
+    """Call an experiment's function, with the mesh where it takes one: to put the parameters that it reads on."""
+    where = {"mesh": mesh} if "mesh" in inspect.signature(function).parameters else {}
+    return function(**knobs, **where)

@@ -1,0 +1,188 @@
+"""A run from beginning to end, by functions that work in a notebook and from the command line alike.
+
+experiment = load("fashion")(steps=900)
+state = run.train(experiment, "runs/fashion")
+samples = run.draw(experiment, run.parameters(experiment, "runs/fashion"), 16)
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from jaxdiff import train as training
+from jaxdiff.drawing import draw, evaluate, parameters, preview_of
+from jaxdiff.experiment import Experiment
+from jaxdiff.extend import check_goes_on
+from jaxdiff.recipe import Recipe, load, load_run
+from jaxdiff.seeds import seed_key
+from jaxdiff.signals import Signals
+from jaxdiff.train.lock import hold
+from jaxdiff.train.log import EVENTS, METRICS
+
+__all__ = ["draw", "evaluate", "load", "load_run", "parameters", "train"]
+
+# Seconds: longer than a step of the largest networks, shorter than a night. A process that hangs alone costs no others.
+PATIENCE, PATIENCE_ALONE = 900.0, 3600.0
+
+
+def train(
+    experiment: Experiment,
+    workdir: str | Path,
+    *,
+    mesh: Mesh | None = None,
+    recipe: Recipe | None = None,
+    init_from: str | Path | None = None,
+    patience: float | None = None,
+    signals: Signals | None = None,
+    goodput: training.Goodput | None = None,
+) -> training.TrainState:
+    """Train an experiment, or go on where it stopped.
+
+    Writes checkpoints, metrics.jsonl, events.jsonl and previews into the run's folder. With a recipe the folder also
+    holds what the experiment was made of, from which `load_run` and the command line make it again.
+
+    Args:
+        experiment: what to train.
+        workdir: the run's folder; the same call goes on with the run that is there.
+        mesh: where to train, see `sharding.make_mesh`; None: on all devices, with a copy of the state on each.
+        recipe: the file and knobs that made the experiment; other knobs than the run began with are refused.
+        init_from: another run, with whose averaged parameters this one begins.
+        patience: seconds without a finished step until the process ends with status 75; None: 3600, in many processes
+            900.
+        signals: of a command, which has entered them; None handles signals while this runs.
+        goodput: told where the time goes.
+
+    Returns:
+        The last state; `state.step` is less than the experiment's steps where a signal has ended the training.
+
+    Raises:
+        ValueError: the folder holds another run; the data, the network or the mesh do not fit; as `train.fit` does.
+    """
+    workdir, mesh = Path(workdir), training.make_mesh() if mesh is None else mesh
+    if patience is None:
+        patience = PATIENCE if jax.process_count() > 1 else PATIENCE_ALONE
+    goodput = training.Goodput() if goodput is None else goodput
+    before = None
+    if recipe is not None:
+        recipe.check(workdir)
+        earlier = recipe.before(workdir)
+        before = None if earlier is None else earlier.build(mesh).training.optimizer
+    with hold(workdir):
+        return _Training(experiment, workdir, mesh, patience, signals, goodput).run(recipe, before, init_from)
+
+
+class _Training:
+    """A call of `train`: where and how it trains changes none of its numbers."""
+
+    def __init__(
+        self, experiment: Experiment, workdir: Path, mesh: Mesh, patience: float, signals: Any, goodput: Any
+    ) -> None:
+        self.experiment, self.workdir, self.mesh = experiment, workdir, mesh
+        self.patience, self.signals, self.goodput = patience, signals, goodput
+        part = experiment.training
+        averaged = {} if part.averaged is None else {"averaged": part.averaged}
+        self.averages: dict[str, Any] = {"ema": part.ema, "ema_memory": part.ema_memory, **averaged}
+
+    def run(self, recipe: Recipe | None, before: Any, init_from: str | Path | None) -> training.TrainState:
+        experiment, part, workdir = self.experiment, self.experiment.training, self.workdir
+        init_key, step_key = jax.random.split(seed_key(experiment.seed))
+        # A network that doesn't fit its data shows here, before the folder belongs to this run.
+        shapes = training.abstract(experiment.model.init, part.optimizer, self.mesh, **self.averages)
+        rows = training.host_rows(self.mesh, part.batch)
+        part.batches(0, rows)  # so does data that is not there
+        if before is not None:
+            check_goes_on(workdir, experiment, before, shapes)
+        average = shapes.ema[0] if isinstance(shapes.ema, tuple) else shapes.ema
+        preview = preview_of(experiment, workdir, self.mesh, average, say=_say) if part.preview_every else None
+        if recipe is not None:
+            recipe.keep(workdir)
+        with contextlib.ExitStack() as stack:
+            checkpointer = stack.enter_context(training.Checkpointer(workdir))
+            snapshots = stack.enter_context(training.Snapshots(workdir)) if part.snapshot_every else None
+            with training.Watchdog(10 * self.patience) as watchdog:  # storage may hang, and leave the others waiting
+                watchdog.doing = "making or reading the state"
+                state = self.first_state(checkpointer, shapes, init_key, init_from)
+            start = int(state.step)
+            _say(_summary(experiment, state, self.mesh))
+            if start == part.steps:
+                if preview is not None:
+                    preview(state)
+                return state
+            if jax.process_index() == 0:
+                self.goodput.write = training.LineFile(workdir / EVENTS)
+            return training.fit(
+                self.make_step(step_key),
+                state,
+                part.batches(start, rows),
+                steps=part.steps,
+                mesh=self.mesh,
+                checkpointer=checkpointer,
+                save_every=part.save_every or part.preview_every or 1000,
+                preview=preview,
+                preview_every=part.preview_every or 1,
+                snapshot=snapshots.save if snapshots is not None else None,
+                snapshot_every=part.snapshot_every or 1,
+                log=training.metrics_file(workdir / METRICS, start),
+                patience=self.patience,
+                signals=self.signals,
+                goodput=self.goodput,
+            )
+
+    def first_state(
+        self, checkpointer: training.Checkpointer, shapes: Any, key: Any, init_from: str | Path | None
+    ) -> training.TrainState:
+        """The checkpoint's state; else that of given parameters; else a new one."""
+        model, optimizer = self.experiment.model, self.experiment.training.optimizer
+        if checkpointer.latest() is not None:
+            return checkpointer.restore(shapes)
+        if init_from is not None:
+            params = training.load_params(init_from, "ema", mesh=self.mesh)
+            _check_shapes(params, shapes.params, Path(init_from))
+            return training.adopt(params, optimizer, self.mesh, **self.averages)
+        if model.pretrained is not None:
+            return training.adopt(model.pretrained(), optimizer, self.mesh, **self.averages)
+        return training.create(model.init, optimizer, key, self.mesh, **self.averages)
+
+    def make_step(self, key: Any) -> Any:
+        part = self.experiment.training
+        seen = {"given": part.given, "averaged": part.averaged}
+        return training.make_step(
+            part.loss,
+            part.optimizer,
+            key=key,
+            ema=part.ema,
+            accumulate=part.accumulate,
+            per_dispatch=part.per_dispatch,
+            frozen=self.experiment.model.frozen,
+            **{name: value for name, value in seen.items() if value is not None},
+        )
+
+
+def _check_shapes(params: Any, expected: Any, where: Path) -> None:
+    """Raise ValueError unless the parameters of another run have the names and shapes of this one's."""
+    name = lambda path: jax.tree_util.keystr(path, simple=True, separator=".")  # noqa: E731
+    got, want = (
+        {name(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(tree)} for tree in (params, expected)
+    )
+    for path in sorted(got.keys() | want.keys()):
+        if got.get(path) != want.get(path):
+            found, needed = (f"has the shape {a[path]}" if path in a else "is missing" for a in (got, want))
+            raise ValueError(f"{where} cannot begin this run: {path} {found} there and {needed} here")
+
+
+def _say(text: str) -> None:
+    if jax.process_index() == 0:
+        tqdm.write(text)
+
+
+def _summary(experiment: Experiment, state: training.TrainState, mesh: Mesh) -> str:
+    count = sum(x.size for x in jax.tree.leaves(state.params))
+    devices = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    where = f"step {int(state.step)} of {experiment.training.steps}"
+    return f"{count:,} parameters on {mesh.devices.flat[0].device_kind} ({devices}), {where}"

@@ -1,0 +1,58 @@
+"""The training of an experiment from the knobs that every experiment has, and its data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdiff import data
+from jaxdiff.conditions import Condition
+from jaxdiff.experiment import Training
+from jaxdiff.losses import Loss
+from jaxdiff.options import Run
+
+__all__ = ["of"]
+
+
+def of(run: Run, source: Any, condition: Condition, *, loss: Loss, optimizer: Any, ema: Any, **more: Any) -> Training:
+    """Make the training on a source of `jaxdiff.data`.
+
+    Args:
+        run: the common knobs.
+        source: what batches are made of: images with their classes, of which the condition's entries are kept, or
+            `data.Shards`, all of whose arrays are.
+        condition: what the network is given.
+        loss: (params, key, batch) -> (loss, metrics).
+        optimizer: an optax optimizer.
+        ema: decay of the parameters' average; see `train.ema`.
+        **more: other attributes of `Training`, and `flip`: mirror each image with probability 1/2.
+
+    Returns:
+        The training.
+    """
+    flip = more.pop("flip", False)
+    spec = getattr(source, "example", None)
+    if spec is None:
+        spec = {"x": jax.ShapeDtypeStruct(tuple(source.shape), jnp.float32), **condition.spec}
+    names = tuple(spec)
+
+    def batches(start: int, rows: np.ndarray | None = None) -> Iterator[dict[str, Any]]:
+        stream = data.batches(source, run.batch, seed=run.seed, start=start, rows=rows, flip=flip)
+        return ({name: each[name] for name in names} for each in stream)
+
+    return Training(
+        loss=loss,
+        optimizer=optimizer,
+        ema=ema,
+        batches=batches,
+        batch=run.batch,
+        steps=run.steps,
+        batch_spec=spec,
+        accumulate=run.accumulate,
+        preview_every=run.preview_every,
+        **more,
+    )
