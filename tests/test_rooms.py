@@ -43,8 +43,8 @@ LEAVES |= {"text": LEAVES["text"] | WORDS | DISK, "data": WORDS | DISK}
 ALLOWED = {**MATHS, **LEAVES, **{room: set() for room in WORDS | DISK}}
 # Who asks a program to end, and how it does; what storage reads may be damaged.
 ALLOWED |= {"signals": {"faults"}, "storage": {"faults"}, "train": ALLOWED["train"] | {"signals"}}
-ALLOWED["interop"] = FLAX | WHERE | WORDS | DISK | MATHS.keys()
-ALLOWED["text_to_image"] = ALLOWED["interop"] | {"interop"}
+ALLOWED["interop"] = FLAX | WHERE | WORDS | DISK | MATHS.keys() | {"sampling"}
+ALLOWED["text_to_image"] = ALLOWED["interop"] | {"interop", "experiment", "conditions", "media", "sampler"}
 FRONT = {"__init__", "__main__", "cli", "demo", "plan", "experiment", "experiments", "options", "script", "trust"}
 HEAVY = {
     "tensorflow_datasets", "tensorflow", "torch", "grain", "orbax", "matplotlib", "PIL", "safetensors", "transformers",

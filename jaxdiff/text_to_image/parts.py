@@ -70,8 +70,8 @@ class Parts(NamedTuple):
 
     @property
     def classifier_free(self) -> bool:
-        """Whether there is guidance by a second condition. Flux has none: it is told its guidance, or goes without."""
-        return not self.distilled and not self.layout.even
+        """Whether guidance needs a null condition."""
+        return self.layout.classifier_free(self.config)
 
     @property
     def inpaints(self) -> bool:
@@ -105,8 +105,8 @@ def make_parts(
     """
     codec = models.apply["vae"]
     network = layout.network
-    distilled = layout.distilled(models.config[network])
-    sampling = replace(scheduler.sampling, steps=steps, guidance=1.0 if distilled or layout.even else layout.guidance)
+    guided = layout.classifier_free(models.config[network])
+    sampling = replace(scheduler.sampling, steps=steps, guidance=layout.guidance if guided else 1.0)
 
     def init(key: Array) -> Any:
         names = sorted(models.init)
@@ -142,14 +142,14 @@ def complete(layout: Layout, models: Models, size: tuple[int, int], encoded: Con
 
 def _condition(layout: Layout, models: Models, tokenize: Tokenize, size: tuple[int, int], *, zeros: bool) -> Condition:
     """A prompt, the guidance where the network is told it, and otherwise a null condition, the empty prompt."""
-    distilled = layout.distilled(models.config[layout.network])
+    config = models.config[layout.network]
 
     def ask(prompts: Sequence[str], **flags: bool) -> dict[str, Any]:
         tokens = {name: np.asarray(ids) for name, ids in tokenize(prompts).items()}
-        guidance = {"guidance": np.full(len(prompts), layout.guidance, np.float32)} if distilled else {}
+        guidance = {"guidance": np.full(len(prompts), layout.guidance, np.float32)} if layout.distilled(config) else {}
         return tokens | guidance | {name: np.full(len(prompts), flag) for name, flag in flags.items()}
 
-    flags = {} if distilled or layout.even else {NEGATIVE: False, **({ZERO: False} if zeros else {})}
+    flags = {NEGATIVE: False, **({ZERO: False} if zeros else {})} if layout.classifier_free(config) else {}
     empty = ask([""], **flags)
 
     def encode(params: Any, cond: Cond) -> Cond:

@@ -75,6 +75,10 @@ class Layout(NamedTuple):
         """Whether a network with this config is told the guidance."""
         return bool(config.get("guidance_embeds") or config.get("time_cond_proj_dim"))
 
+    def classifier_free(self, config: Mapping[str, Any]) -> bool:
+        """Whether a network with this config is guided by a null condition; Flux is told its guidance, or has none."""
+        return not self.distilled(config) and not self.even
+
 
 def _stable_diffusion(models: Models, params: Any, tokens: Mapping[str, Array]) -> Cond:
     return {"tokens": models.apply["text_encoder"](params["text_encoder"], tokens["text_encoder"]).hidden}

@@ -9,6 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxdiff as jd
 from jaxdiff import train
+from jaxdiff.sampler import sampler
 from jaxdiff.text_to_image.generate import _first_step
 
 
@@ -43,6 +44,19 @@ def test_a_picture_is_its_own_keys_and_prompts_on_any_mesh_and_is_compiled_once(
     assert np.abs(alone).max() <= 1 and np.abs(alone[0] - alone[1]).max() > 1e-3
 
 
+@pytest.mark.slow
+def test_the_sampler_of_the_parts_draws_the_same_pictures(pipe):
+    """With two evaluations of the network in place of one, of twice the batch."""
+    keys = jax.random.split(jax.random.key(0), 2)
+    negative = pipe.tokenize([""] * 2)
+    want = jax.jit(pipe.generate)(pipe.params, pipe.tokenize(["abc"] * 2), keys, 3.0, negative=negative)
+    draw = sampler(pipe.model, pipe.sampling, pipe.condition, pipe.medium)
+    cond = {name: jnp.repeat(jnp.asarray(a), 2, axis=0) for name, a in pipe.condition.parse("abc").items()}
+    np.testing.assert_allclose(draw(pipe.params, keys, cond, 3.0), want, atol=1e-5)
+    shapes = [jax.tree.map(jnp.shape, params) for params in (pipe.params, jax.eval_shape(pipe.model.init, keys[0]))]
+    assert shapes[0] == shapes[1]
+
+
 def autoencoded(pipe, image):
     codec = jd.interop.architecture(tiny.VAE).apply
     mean, _ = codec.encode(pipe.params["vae"], image)
@@ -62,9 +76,7 @@ def test_strength_is_traced_and_0_is_the_autoencoders_answer(pipe):
     compiled = generate._cache_size()
     half, whole = by(0.5), by(1.0)
     assert generate._cache_size() == compiled
-    assert (
-        jd.interop.scheduler(tiny.SCHEDULER).sampling.grid(2).sigma[-1] > 0.02
-    )  # the schedule does not end at clean data
+    assert pipe.sampling.grid(2).sigma[-1] > 0.02  # the schedule does not end at clean data
     np.testing.assert_allclose(same, autoencoded(pipe, image), atol=1e-5)
     np.testing.assert_array_equal(by(0.49), same)  # rounded down to no step
     assert not np.allclose(same, half, atol=1e-3) and not np.allclose(half, whole, atol=1e-3)
