@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "jaxdiff"
 FILES = sorted(ROOT.rglob("*.py"))
+FILES_OF_INTEROP = sorted((ROOT / "interop").glob("*/*.py"))
 
 # Room -> the rooms it may import. A room that is not here may be imported by nobody but the front door.
 MATHS = {
@@ -47,7 +48,8 @@ LEAVES |= {"text": LEAVES["text"] | WORDS | DISK, "data": WORDS | DISK}
 ALLOWED = {**MATHS, **LEAVES, **{room: set() for room in WORDS | DISK}}
 # Who asks a program to end, and how it does; what storage reads may be damaged.
 ALLOWED |= {"signals": {"faults"}, "storage": {"faults"}, "train": ALLOWED["train"] | {"signals"}}
-ALLOWED["interop"] = FLAX | WHERE | WORDS | DISK | MATHS.keys()
+ALLOWED["interop"] = FLAX | WHERE | WORDS | DISK | MATHS.keys() | {"sampling"}
+ALLOWED["text_to_image"] = ALLOWED["interop"] | {"interop", "experiment", "conditions", "media", "sampler"}
 FRONT = {"__init__", "__main__", "cli", "demo", "plan", "experiment", "experiments", "options", "script", "trust"}
 HEAVY = {
     "tensorflow_datasets", "tensorflow", "torch", "grain", "orbax", "matplotlib", "PIL", "safetensors", "transformers",
@@ -83,6 +85,17 @@ def _imports(path, *, top_only):
 def _rooms_imported(path):
     names = (name.split(".") for name in _imports(path, top_only=False) if name.startswith("jaxdiff."))
     return {name[1] for name in names} - {_room(path)}
+
+
+# Within `interop`: what reads files knows no model, and only the modules outside of its rooms know them all.
+INTEROP = {"formats": set(), "models": {"formats"}, "schedulers": {"formats"}, "adapters": {"formats", "models"}}
+
+
+@pytest.mark.parametrize("path", FILES_OF_INTEROP, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_rooms_of_interop_import_only_those_they_may_know(path):
+    names = (name.split(".") for name in _imports(path, top_only=False) if name.startswith("jaxdiff.interop."))
+    room = path.relative_to(ROOT).parts[1]
+    assert {name[2] for name in names} - {room} <= INTEROP[room]
 
 
 def _packages(path, *, top_only):

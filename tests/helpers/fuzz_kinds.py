@@ -20,14 +20,14 @@ from safetensors.numpy import save, save_file
 
 import jaxdiff as jd
 from jaxdiff import data, text
-from jaxdiff.interop.edm import edm2_config, edm_config
-from jaxdiff.interop.files import open_tensors
-from jaxdiff.interop.index import read_index
-from jaxdiff.interop.legacy_torch import read_legacy
-from jaxdiff.interop.openai import openai_config
+from jaxdiff.interop.formats.files import open_tensors
+from jaxdiff.interop.formats.legacy_torch import read_legacy
+from jaxdiff.interop.models.edm import edm2_config, edm_config
+from jaxdiff.interop.models.openai import openai_config
+from jaxdiff.interop.models.single_file import read_single
 from jaxdiff.interop.schedulers import KINDS as SCHEDULERS
-from jaxdiff.interop.single_file import read_single
 from jaxdiff.interop.sources import read_fields
+from jaxdiff.text_to_image.index import read_index
 
 LINES = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[2] / "docs" / "export.md").read_text(), re.S)[0]
 
@@ -118,7 +118,7 @@ def schedulers(folder, rng, count):
 
 def _scheduled(folder):
     made = jd.interop.scheduler(folder)
-    made.grid(4), made.solver(4)
+    made.sampling.grid(4), made.sampling.solver(4)
 
 
 def tokenizers(folder, rng, count):
@@ -214,7 +214,7 @@ _SHAPES: dict = {}
 
 
 def legacy(folder, rng, count):
-    from interop.test_legacy_torch import tensor, write
+    from interop.formats.test_legacy_torch import tensor, write
 
     path = folder / "state.pth"
     write(path, tensor((2, 3), (3, 1)))
@@ -228,7 +228,7 @@ def legacy(folder, rng, count):
 
 def bombs(folder, rng, count):
     """Programs for the unpickler that make much of little."""
-    from interop.test_legacy_torch import OPEN
+    from interop.formats.test_legacy_torch import OPEN
 
     path = folder / "state.pth"
     double = b"(lp0\n" + b"".join(b"(lp%d\ng%d\nag%d\na" % (i + 1, i, i) for i in range(40)) + b"."

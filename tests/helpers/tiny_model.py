@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
-from jaxdiff.interop.architecture import Architecture, Fields
+from jaxdiff.interop.formats.config import Fields
+from jaxdiff.interop.models.architecture import Architecture
 from jaxdiff.schema import whole
 
 CONFIG = {"_class_name": "Tiny", "_diffusers_version": "0.1", "width": 8, "act": "silu"}
