@@ -86,8 +86,7 @@ class _Training:
         self.experiment, self.workdir, self.mesh = experiment, workdir, mesh
         self.patience, self.signals, self.goodput = patience, signals, goodput
         part = experiment.training
-        averaged = {} if part.averaged is None else {"averaged": part.averaged}
-        self.averages: dict[str, Any] = {"ema": part.ema, "ema_memory": part.ema_memory, **averaged}
+        self.averages: dict[str, Any] = {"ema": part.ema, "ema_memory": part.ema_memory, "averaged": part.averaged}
 
     def run(self, recipe: Recipe | None, before: Any, init_from: str | Path | None) -> training.TrainState:
         experiment, part, workdir = self.experiment, self.experiment.training, self.workdir
@@ -151,7 +150,6 @@ class _Training:
 
     def make_step(self, key: Any) -> Any:
         part = self.experiment.training
-        seen = {"given": part.given, "averaged": part.averaged}
         return training.make_step(
             part.loss,
             part.optimizer,
@@ -160,7 +158,8 @@ class _Training:
             accumulate=part.accumulate,
             per_dispatch=part.per_dispatch,
             frozen=self.experiment.model.frozen,
-            **{name: value for name, value in seen.items() if value is not None},
+            given=part.given,
+            averaged=part.averaged,
         )
 
 

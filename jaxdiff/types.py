@@ -65,7 +65,7 @@ class Prediction(Protocol):
 class Apply(Protocol):
     """A network as a pure function."""
 
-    def __call__(self, params: Params, x: Array, noise: Array, cond: Cond, /, **key: Array) -> Any:
+    def __call__(self, params: Params, x: Array, noise: Array, cond: Cond, /, **options: Any) -> Any:
         """What the network predicts, F.
 
         Args:
@@ -73,7 +73,7 @@ class Apply(Protocol):
             x: scaled input, inp x_t, [B, ...].
             noise: [B], what the prediction tells it of the level.
             cond: the condition, {} for none.
-            key: `key=`, a random key for dropout, where a loss asks for dropout.
+            options: `key=`, a random key for dropout, where a loss asks for dropout.
         Returns:
             F, like x; with a learned variance (F, frac).
         """

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from found import SOLVERS
+from helpers.solvers import SOLVERS
 
 import jaxdiff as jd
 from jaxdiff import guidance, losses, parameterize, solvers, times, weights

@@ -112,8 +112,8 @@ def make_parts(
         names = sorted(models.init)
         return {name: models.init[name](k) for name, k in zip(names, jax.random.split(key, len(names)), strict=True)}
 
-    def apply(params: Any, x: Array, noise: Array, cond: Cond) -> Array:
-        return models.apply[network](params[network], x, noise, cond)
+    def apply(params: Any, x: Array, noise: Array, cond: Cond, **options: Any) -> Array:
+        return models.apply[network](params[network], x, noise, cond, **options)
 
     def decode(params: Any, z: Array) -> Array:
         return jnp.clip(codec.decode(params["vae"], codec.restore(z)).astype(dtype), -1, 1)

@@ -18,8 +18,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdiff import train
-from jaxdiff import load_run
+from jaxdiff import load_run, train
 
 TESTS = Path(__file__).parents[1]
 EXPERIMENT = str(TESTS / "helpers" / "processes" / "soak.py")
