@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 __all__ = [
-    "SEED", "Autoencoder", "Count", "Decay", "DropRate", "File", "Help", "Kept", "Natural", "Range", "Remat", "Run", "Seed", "Source",
-    "absolute",
+    "SEED", "Autoencoder", "Count", "Decay", "DropRate", "File", "Help", "Kept", "Natural", "Range", "Remat", "Run",
+    "Seed", "Source", "absolute",
 ]  # fmt: skip
 
 

@@ -63,9 +63,9 @@ class Prediction(Protocol):
 
 
 class Apply(Protocol):
-    """A network as a pure function."""
+    """A network as a pure function; one with dropout also takes `key=`, which a loss passes while training."""
 
-    def __call__(self, params: Params, x: Array, noise: Array, cond: Cond, /, **options: Any) -> Any:
+    def __call__(self, params: Params, x: Array, noise: Array, cond: Cond, /) -> Any:
         """What the network predicts, F.
 
         Args:
@@ -73,7 +73,6 @@ class Apply(Protocol):
             x: scaled input, inp x_t, [B, ...].
             noise: [B], what the prediction tells it of the level.
             cond: the condition, {} for none.
-            options: `key=`, a random key for dropout, where a loss asks for dropout.
         Returns:
             F, like x; with a learned variance (F, frac).
         """

@@ -43,21 +43,18 @@ def command(
 
     Args:
         run: the run's folder, or a text-to-image directory or file.
-        num: number of samples; by default as many as in the run's previews, 1 of a prompt.
-        label: what all samples are of: a class by its name or number, a prompt of the run's table by its number; by
-            default they take turns.
-        guidance: guidance scale, 1 is off; by default the experiment's, or the network's usual one.
-        guidance_fn: one of jaxdiff.guidance such as apg(eta=0.5), or FILE.py:NAME; by default the experiment's.
-        solver: one of jaxdiff.solvers such as ddim(eta=1.0), or FILE.py:NAME; of a prompt a scheduler such as
-            EulerDiscreteScheduler.
-        grid: one of jaxdiff.grids such as karras(sigma_min=0.002,sigma_max=80.0), or FILE.py:NAME.
+        num: number of samples; by default as in a preview, or 1 of a prompt.
+        label: a class by its name or number, or a prompt of the run's by its number; by default they take turns.
+        guidance: scale, 1 is off; by default the experiment's, or the usual one.
+        guidance_fn: of jaxdiff.guidance, such as apg(eta=0.5), or FILE.py:NAME.
+        solver: of jaxdiff.solvers, such as ddim(eta=1.0), or FILE.py:NAME; of a prompt a scheduler's class.
+        grid: of jaxdiff.grids, such as beta(alpha=0.5), or FILE.py:NAME.
         steps: number of steps; by default the run's or the usual one.
         seed: sample i depends on the seed and i alone.
-        batch: samples at a time; by default as in the run's previews, 4 of a prompt.
+        batch: samples at a time; by default as in a preview, or 4.
         params: averaged or last parameters; by default the average.
-        ema: length of another average, 0.075 say, made of the run's snapshots.
-        out: FILE.png is a picture of all, FILE.npz arrays, a folder single PNGs; by default RUN/samples-SEED, or for a
-            prompt the folder samples-SEED.
+        ema: length of another average, made of the run's snapshots.
+        out: FILE.png for a picture of all, FILE.npz for arrays, or a folder of PNGs; by default RUN/samples-SEED.png.
         prompt: what the pictures show.
         negative: what they keep away from.
         size: height and width of a prompt's pictures; by default the network's own.

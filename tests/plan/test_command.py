@@ -24,7 +24,8 @@ def experiment(batch: int = 32, width: int = 64, accumulate: int = 1) -> Experim
         width: units.
         accumulate: microbatches.
     """
-    process, velocity, medium, condition = jd.processes.Flow(), jd.parameterize.velocity, media.points(), conditions.none()
+    process, velocity = jd.processes.Flow(), jd.parameterize.velocity
+    medium, condition = media.points(), conditions.none()
     model = models.of(networks.MLP(width=width), process, velocity, shape=medium.shape, condition=condition)
 
     def batches(start):
