@@ -211,7 +211,7 @@ def predict(
     noise = s.noise.astype(jnp.float32 if jnp.finfo(x.dtype).bits < 32 else x.dtype)
     noise = jnp.broadcast_to(noise.reshape(-1), x.shape[:1])
     extra = {} if key is None else {"key": key}
-    answer = apply(params, s.inp.astype(x.dtype) * x, noise, {} if cond is None else cond, **extra)  # type: ignore[call-arg]
+    answer = apply(params, s.inp.astype(x.dtype) * x, noise, {} if cond is None else cond, **extra)
     return tuple(a.astype(x.dtype) for a in (answer if isinstance(answer, tuple) else (answer,)))
 
 

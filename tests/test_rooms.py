@@ -48,44 +48,20 @@ LEAVES |= {"text": LEAVES["text"] | WORDS | DISK, "data": WORDS | DISK}
 ALLOWED = {**MATHS, **LEAVES, **{room: set() for room in WORDS | DISK}}
 # Who asks a program to end, and how it does; what storage reads may be damaged.
 ALLOWED |= {"signals": {"faults"}, "storage": {"faults"}, "train": ALLOWED["train"] | {"signals"}}
-<<<<<<< HEAD
-ALLOWED["interop"] = FLAX | WHERE | WORDS | DISK | MATHS.keys() | {"sampling"}
+ALLOWED["interop"] = FLAX | WHERE | WORDS | DISK | MATHS.keys() | {"sampling", "options"}
 ALLOWED["text_to_image"] = ALLOWED["interop"] | {"interop", "experiment", "conditions", "media", "sampler"}
-FRONT = {"__init__", "__main__", "cli", "demo", "plan", "experiment", "experiments", "options", "script", "trust"}
-=======
-ALLOWED["interop"] = FLAX | WHERE | WORDS | DISK | MATHS.keys()
 # The parts of an experiment: what passes between them and the sampler that they make.
+PARTS = {"parameterize", "options", "types"}
 ALLOWED |= {"options": set(), "seeds": {"options"}, "progress": set(), "distributed": {"faults"}}
-ALLOWED["sampling"] = {"levels", "parameterize", "guidance", "solvers", "options"}
-ALLOWED["conditions"] = {"parameterize", "options", "messages"}
-ALLOWED["media"] = {
-    "conditions",
-    "data",
-    "metrics",
-    "networks",
-    "train",
-    "seeds",
-    "progress",
-    "parameterize",
-    "options",
-}
-ALLOWED["media"] |= WORDS | DISK
-ALLOWED["experiment"] = {
-    "conditions",
-    "media",
-    "sampling",
-    "train",
-    "losses",
-    "processes",
-    "parameterize",
-    "options",
-} | WHERE
-ALLOWED["sampler"] = {"experiment", "conditions", "media", "sampling", "sample", "noise", "parameterize"} | WHERE
+ALLOWED["sampling"] = {"levels", "guidance", "solvers"} | PARTS
+ALLOWED["conditions"] = {"messages"} | PARTS
+ALLOWED["media"] = {"conditions", "data", "metrics", "networks", "train", "seeds", "progress"} | PARTS | WORDS | DISK
+ALLOWED["experiment"] = {"conditions", "media", "sampling", "train", "losses", "processes"} | PARTS | WHERE
+ALLOWED["sampler"] = {"experiment", "conditions", "media", "sampling", "sample", "noise"} | PARTS | WHERE
 # What is made of experiments; and who nobody imports.
 USERS = {"recipe", "run", "drawing", "extend", "export", "hooks", "models", "training", "finetune", "plan"}
 NOBODYS = {"cli", "demo", "experiments"}
 FRONT = {"__init__", "__main__", "script", "trust"} | USERS | NOBODYS
->>>>>>> w/parts
 HEAVY = {
     "tensorflow_datasets", "tensorflow", "torch", "grain", "orbax", "matplotlib", "PIL", "safetensors", "transformers",
     "tokenizers", "gradio", "fastapi", "pandas", "diffusers", "onnx",

@@ -10,10 +10,6 @@ from PIL import Image
 
 from jaxdiff import sharding, text_to_image
 from jaxdiff.cli import main
-<<<<<<< HEAD
-=======
-from jaxdiff.interop import text_to_image
->>>>>>> w/parts
 from jaxdiff.seeds import example_keys
 
 
