@@ -9,11 +9,25 @@ error with its name rather than minutes of work.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from typing import Any, NamedTuple, TypeVar
 
-__all__ = ["FLAG", "WORD", "Kind", "choice", "each", "either", "look_up", "mapping", "number", "optional", "whole"]
+__all__ = [
+    "FLAG",
+    "WORD",
+    "Kind",
+    "choice",
+    "each",
+    "either",
+    "integer",
+    "look_up",
+    "mapping",
+    "number",
+    "optional",
+    "whole",
+]
 
 
 T = TypeVar("T")
@@ -86,6 +100,28 @@ def either(*kinds: Kind) -> Kind:
 def optional(kind: Kind) -> Kind:
     """A value of a kind, or null."""
     return either(kind, Kind("null", lambda v: v is None))
+
+
+def integer(name: str, value: Any, low: int, high: int | None = None) -> int:
+    """Return an argument that must be an integer in a range, both ends included.
+
+    Args:
+        name: of the argument, for the message.
+        value: any value; numpy's integers are integers, True and False are not.
+        low: the smallest integer.
+        high: the largest integer; None: any.
+
+    Raises:
+        ValueError: the value is no integer, or not in the range.
+    """
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or number < low or (high is not None and number > high):
+        allowed = f"of at least {low}" if high is None else f"from {low} to {high}"
+        raise ValueError(f"{name} must be an integer {allowed}, got {value!r:.80}")
+    return number
 
 
 def _is(value: Any, kind: type) -> bool:
