@@ -2,7 +2,6 @@
 
 import functools
 import multiprocessing
-import operator
 import os
 import sys
 import threading
@@ -13,6 +12,7 @@ import numpy as np
 
 from jaxdiff.data.sources import Examples, Source
 from jaxdiff.data.transforms import flip_some, to_float
+from jaxdiff.schema import integer
 
 Batch = dict[str, np.ndarray]
 
@@ -60,14 +60,14 @@ def batches(
     """
     import grain
 
-    size = _integer("batch_size", batch_size, 1)
+    size = integer("batch_size", batch_size, 1)
     if size > len(source):
         raise ValueError(f"batch_size {size} is larger than the data set, which has {len(source)} examples")
     mine = _rows(rows, size)
-    begin = _integer("start", start, 0)
-    ahead, workers = _integer("prefetch", prefetch, 0), _integer("workers", workers, 0)
+    begin = integer("start", start, 0)
+    ahead, workers = integer("prefetch", prefetch, 0), integer("workers", workers, 0)
     # One seed for the order and an independent key for the flips; neighbouring seeds give unrelated streams.
-    order, *key = np.random.SeedSequence(_integer("seed", seed, 0)).generate_state(3, np.uint32).tolist()
+    order, *key = np.random.SeedSequence(integer("seed", seed, 0)).generate_state(3, np.uint32).tolist()
 
     examples = grain.MapDataset.source(source).shuffle(seed=order).repeat()
     read = functools.partial(
@@ -102,7 +102,7 @@ def load_arrays(source: Source, count: int | None = None) -> Batch:
     total = len(source)
     if not total:
         raise ValueError("the data set has no examples")
-    count = total if count is None else _integer("count", count, 1)
+    count = total if count is None else integer("count", count, 1)
     if count > total:
         raise ValueError(f"count {count} is larger than the data set, which has {total} examples")
     examples = [source[i * total // count] for i in range(count)]
@@ -160,13 +160,3 @@ def _rows(rows: Sequence[int] | np.ndarray | None, size: int) -> np.ndarray:
     if not whole or chosen.min() < 0 or chosen.max() >= size:
         raise ValueError(f"rows must be integers from 0 to {size - 1}, at least one, got {rows!r:.80}")
     return chosen
-
-
-def _integer(name: str, value: Any, low: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or isinstance(value, bool) or number < low:
-        raise ValueError(f"{name} must be an integer of at least {low}, got {value!r}")
-    return number

@@ -7,6 +7,7 @@ from typing import Any
 
 from jaxdiff.data.sources import Source
 from jaxdiff.messages import listed
+from jaxdiff.schema import integer
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,8 +28,7 @@ class Skipping:
     _lock: Any = dataclasses.field(default_factory=threading.Lock, repr=False)
 
     def __post_init__(self):
-        if isinstance(self.most, bool) or not isinstance(self.most, int) or self.most < 0:
-            raise ValueError(f"most must be a whole number of at least 0, got {self.most!r}")
+        integer("most", self.most, 0)
 
     def __reduce__(self):
         return Skipping, (self.source, self.most)

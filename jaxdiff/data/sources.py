@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from jaxdiff.data.transforms import fit_array
+from jaxdiff.schema import integer
 
 FASHION_MNIST = (
     "T-shirt/top",
@@ -125,8 +126,7 @@ def open_source(
         ValueError: the name, the split, the size or the channels are unknown or impossible, or the folder has no
             images.
     """
-    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-        raise ValueError(f"size must be a positive integer or None, got {size!r}")
+    size = None if size is None else integer("size", size, 1)
     if channels not in (None, 1, 3):
         raise ValueError(f"channels must be 1, 3 or None, got {channels!r}")
     kind, _, rest = name.partition(":")
