@@ -120,10 +120,14 @@ def test_zero_based_counts_from_zero():
     assert parameterize.eps(level)[:3] == parameterize.zero_based(parameterize.eps)(level)[:3]
 
 
-def test_conditioned_replaces_only_the_noise():
-    row = parameterize.time_scaled(parameterize.velocity)
+def test_the_noise_input_alone_is_replaced():
     level = Flow()(jnp.float32(0.25))
-    assert row(level).noise == 250 and row(level)[:3] == parameterize.velocity(level)[:3]
+    for row, noise in (
+        (parameterize.time_scaled(parameterize.velocity), 250),
+        (parameterize.time_scaled(parameterize.velocity, 8), 2),
+        (parameterize.with_noise_input(parameterize.velocity, lambda level: level.sigma + 1), 1.25),
+    ):
+        assert row(level).noise == noise and row(level)[:3] == parameterize.velocity(level)[:3]
 
 
 def test_input_is_scaled_and_condition_and_key_are_passed():
