@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from jaxdiff import levels, parameterize
-from jaxdiff.levels import Level
 from jaxdiff.processes import EDM, VE, VP, Discrete, Flow, SubVP
 
 T = np.array([0.1, 0.31, 0.9, 0.95])
@@ -173,7 +172,7 @@ def test_jit_and_a_level_per_example(row):
     batched = denoise(x, level)
     np.testing.assert_allclose(jax.jit(denoise)(x, level), batched, rtol=1e-4, atol=1e-5)
     for i in range(4):
-        one = denoise(x[i : i + 1], Level(*(f[i] for f in level)))
+        one = denoise(x[i : i + 1], level.at(i))
         np.testing.assert_allclose(one[0], batched[i], rtol=1e-4, atol=1e-5)
 
 
