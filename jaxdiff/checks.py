@@ -36,16 +36,20 @@ def is_traced(*trees: Any) -> bool:
 def concrete(function: Callable[P, R]) -> Callable[P, R]:
     """The function, whose result stays concrete inside `jit` where its arguments are.
 
-    Inside `jit` even operations on constants are traced, and checks of values would see nothing. With a traced
-    argument the function is as it was.
+    Inside `jit` even operations on constants are traced, and checks of values would see nothing. Here they are done as
+    outside of it, to the same bits: `jax.ensure_compile_time_eval` would evaluate the parts of jnp's functions, and
+    round elsewhere. With a traced argument the function is as it was.
     """
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        if is_traced(args, kwargs):
-            return function(*args, **kwargs)
-        with jax.ensure_compile_time_eval():
-            return function(*args, **kwargs)
+        if not is_traced(args, kwargs):
+            try:
+                with jax.core.eval_context():
+                    return function(*args, **kwargs)
+            except jax.errors.UnexpectedTracerError:
+                pass  # an argument holds a tracer that is no leaf of it, e.g. a process that is no pytree
+        return function(*args, **kwargs)
 
     return call
 

@@ -16,11 +16,11 @@ import numpy as np
 from jax import Array
 
 from jaxdiff import levels
-from jaxdiff.checks import is_traced
+from jaxdiff.checks import check_denoiser, is_traced
 from jaxdiff.levels import Level, from_x0
 from jaxdiff.noise import check_key, fold_in, normal_like
 from jaxdiff.processes import Process
-from jaxdiff.processes.base import to_float
+from jaxdiff.processes.base import check_process, to_float
 from jaxdiff.types import Denoiser
 
 __all__ = ["SDE", "forward", "jvp", "langevin", "probability_flow", "reverse", "score", "score_jvp"]
@@ -82,6 +82,7 @@ def forward(process: Process) -> SDE:
     Returns:
         drift f(t) x and diffusion g(t).
     """
+    check_process(process, "sde")
     return SDE(lambda x, t: _like(process.sde(t)[0], x) * x, lambda t: process.sde(t)[1])
 
 
@@ -100,6 +101,8 @@ def reverse(process: Process, denoise: Denoiser, *, tau: float | Array = 1.0) ->
     Raises:
         ValueError: a concrete tau below 0.
     """
+    check_process(process, "sde")
+    check_denoiser("denoise", denoise)
     if not is_traced(tau) and not np.all(np.asarray(tau) >= 0):
         raise ValueError(f"tau, the share of the noise, is at least 0, got {tau}")
     flow = probability_flow(process, denoise)

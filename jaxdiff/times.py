@@ -14,6 +14,7 @@ from jax import Array
 
 from jaxdiff.checks import factory
 from jaxdiff.processes import Process
+from jaxdiff.processes.base import check_process
 from jaxdiff.types import TimeSampler
 
 __all__ = ["importance", "integers", "log_normal", "logit_normal", "scheduled", "stratified", "uniform"]
@@ -62,6 +63,7 @@ def log_normal(process: Process, mean: float = -1.2, std: float = 1.2) -> TimeSa
         process: names the time of each level.
         mean, std: the paper's P_mean and P_std.
     """
+    check_process(process, "time")
     return lambda key, batch: _unweighted(process.time(-(mean + std * jax.random.normal(key, (batch,)))))
 
 
@@ -88,6 +90,7 @@ def scheduled(process: Process, schedule: Process, times: TimeSampler | None = N
         schedule: the process whose lam over its own times is drawn.
         times: of `schedule`; None is `uniform()`.
     """
+    check_process(process, "time")
     times = uniform() if times is None else times
 
     def renamed(key: Array, batch: int) -> tuple[Array, Array]:

@@ -13,6 +13,7 @@ from jax import Array
 from jaxdiff.checks import factory
 from jaxdiff.levels import Level
 from jaxdiff.processes import Process
+from jaxdiff.processes.base import check_process
 from jaxdiff.types import Weight
 
 __all__ = [
@@ -85,7 +86,10 @@ def likelihood(process: Process) -> Weight:
 
     Args:
         process: the one that the loss uses; its t at the level is read.
+    Raises:
+        ValueError: a process without `sde`.
     """
+    check_process(process, "sde")
 
     def weight(level: Level) -> Array:
         _, g = process.sde(level.t)

@@ -71,6 +71,11 @@ WRONG = {
         r"process is the class Flow: call Flow\(\)",
     ),
     "a class that is trained": (lambda: loss(process=jd.processes.VP), r"process is the class VP: call VP\(\)"),
+    "a process without its inverse": (
+        lambda: jd.grids.karras(lambda t: FLOW(t), 3, sigma_min=0.1, sigma_max=1.0),
+        "has no method `time`",
+    ),
+    "a process without its SDE": (lambda: weights.likelihood(lambda t: FLOW(t)), "has no method `sde`"),
     "a scale in words": (lambda: guidance.cfg(denoise, denoise, "3"), "scale must be a finite number, got '3'"),
     "a level outside": (lambda: LEVELS.at(4), "a grid of 4 levels has no level 4"),
 }
@@ -131,7 +136,7 @@ def test_a_factory_names_what_it_makes():
 
 def test_every_factory_of_solvers_weights_and_times_is_marked():
     for name, solver in SOLVERS.items():
-        assert repr(solver).startswith(f"<Solver {name}(")
+        assert repr(solver).startswith(f"<Solver {name}")
     for room, plain in ((weights, {"simple", "snr_plus_one"}), (times, set())):
         assert {name for name in room.__all__ if not hasattr(getattr(room, name), "is_factory")} == plain
 

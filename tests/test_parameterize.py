@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from jaxdiff import levels, parameterize
-from jaxdiff.levels import Level
 from jaxdiff.processes import EDM, VE, VP, Discrete, Flow, SubVP
 
 T = np.array([0.1, 0.31, 0.9, 0.95])
@@ -120,10 +119,14 @@ def test_zero_based_counts_from_zero():
     assert parameterize.eps(level)[:3] == parameterize.zero_based(parameterize.eps)(level)[:3]
 
 
-def test_conditioned_replaces_only_the_noise():
-    row = parameterize.time_scaled(parameterize.velocity)
+def test_the_noise_input_alone_is_replaced():
     level = Flow()(jnp.float32(0.25))
-    assert row(level).noise == 250 and row(level)[:3] == parameterize.velocity(level)[:3]
+    for row, noise in (
+        (parameterize.time_scaled(parameterize.velocity), 250),
+        (parameterize.time_scaled(parameterize.velocity, 8), 2),
+        (parameterize.with_noise_input(parameterize.velocity, lambda level: level.sigma + 1), 1.25),
+    ):
+        assert row(level).noise == noise and row(level)[:3] == parameterize.velocity(level)[:3]
 
 
 def test_input_is_scaled_and_condition_and_key_are_passed():
@@ -169,7 +172,7 @@ def test_jit_and_a_level_per_example(row):
     batched = denoise(x, level)
     np.testing.assert_allclose(jax.jit(denoise)(x, level), batched, rtol=1e-4, atol=1e-5)
     for i in range(4):
-        one = denoise(x[i : i + 1], Level(*(f[i] for f in level)))
+        one = denoise(x[i : i + 1], level.at(i))
         np.testing.assert_allclose(one[0], batched[i], rtol=1e-4, atol=1e-5)
 
 

@@ -34,7 +34,7 @@ def by_lambda(
         ValueError: n outside 1..at_most, end above start, or an infinite lam.
     """
     room = check_steps(n, at_most)
-    check_process(process)
+    check_process(process, "time")
     check_falling("start", start, "end", end)
     lam = [process(jnp.asarray(t, float)).lam for t in (start, end)]
     if not is_traced(lam) and not np.all(np.isfinite(lam)):
@@ -173,7 +173,7 @@ def polyexponential(
 
 def by_sigma(process: Process, sigma: Array, n: int | Array) -> Level:
     """The levels of sigma / alpha, fields [len(sigma) + 1], clean from step n on."""
-    check_process(process)
+    check_process(process, "time")
     levels = append_clean(process(process.time(-jnp.log(sigma))))
     over = jnp.arange(sigma.shape[0] + 1) >= n
     return Level(*(jnp.where(over, end, field) for end, field in zip(clean(levels), levels, strict=True)))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff.checks import check_function
+from jaxdiff.checks import check_function, describe
 from jaxdiff.levels import Level, safe_sqrt
 
 __all__ = ["Differentiated", "Process", "UnitTime", "check_process", "level_vp", "time_range", "to_float"]
@@ -52,9 +52,12 @@ class Differentiated:
         return f, jnp.sqrt(2 * level.sigma * (slope.sigma - f * level.sigma))
 
 
-def check_process(process: Any) -> None:
-    """Raise ValueError unless `process` is a function, and no class that has to be called first."""
-    check_function("process", process, "(t) -> Level with a method time(lam), as those of jaxdiff.processes")
+def check_process(process: Any, *methods: str) -> None:
+    """Raise ValueError unless `process` is a function, no class that has to be called first, and has the methods."""
+    check_function("process", process, "(t) -> Level, as those of jaxdiff.processes")
+    for method in methods:
+        if not hasattr(process, method):
+            raise ValueError(f"{describe(process)} has no method `{method}`, which a process needs here: see Process")
 
 
 def time_range(process: Process, start: Any = None, end: Any = None) -> tuple[Any, Any]:

@@ -12,18 +12,19 @@ import jaxdiff as jd
 from jaxdiff import Level, grids, parameterize
 from jaxdiff.checks import is_traced
 from jaxdiff.levels import append_clean
+from jaxdiff.processes.base import time_range
 
 VP, EDM, FLOW, TABLE = jd.processes.VP(), jd.processes.EDM(), jd.processes.Flow(), jd.processes.Discrete.linear(100)
 SIGMAS = {"sigma_min": 0.1, "sigma_max": 3.0}
 GRIDS = {
     "by_time": lambda: grids.by_time(FLOW, 4),
     "beta": lambda: grids.beta(VP, 4, alpha=0.5),
-    "cosine": lambda: grids.cosine(TABLE, 4),
+    "cosine": lambda: grids.cosine(VP, 4),
     "shifted": lambda: grids.shifted(FLOW, 4, 3.0),
     "by_lambda": lambda: grids.by_lambda(VP, 4, start=0.9, end=0.1),
     "by_angle": lambda: grids.by_angle(FLOW, 4, scale=0.5),
     "karras": lambda: grids.karras(EDM, 4, **SIGMAS),
-    "exponential": lambda: grids.exponential(TABLE, 4, **SIGMAS),
+    "exponential": lambda: grids.exponential(EDM, 4, **SIGMAS),
     "polyexponential": lambda: grids.polyexponential(FLOW, 4, rho=2.0, **SIGMAS),
     "from_sigmas": lambda: grids.from_sigmas(EDM, grids.AYS["deepfloyd-if"], 4),
     "ddpm": lambda: grids.ddpm(TABLE, 4),
@@ -76,7 +77,13 @@ def test_every_grid_is_here():
     assert found == GRIDS.keys() == REFUSED.keys()
 
 
-@pytest.mark.parametrize("name", GRIDS)
+def each(names, slow):
+    return pytest.mark.parametrize(
+        "name", [pytest.param(n, marks=[pytest.mark.slow] if n in slow else []) for n in names]
+    )
+
+
+@each(GRIDS, slow={"beta", "truncate", "by_lambda"})
 def test_a_grid_is_concrete_and_the_same(name):
     levels = in_jit(GRIDS[name])
     assert not is_traced(levels)
@@ -162,20 +169,32 @@ def test_a_process_with_traced_numbers_still_works():
         np.testing.assert_allclose(jax.vmap(total)(jnp.array([0.9, 1.0])), [total(0.9), total(1.0)], rtol=1e-6)
 
 
+def ends(levels):
+    return float(levels.t[0]), float(levels.t[-1])
+
+
 def test_a_process_says_its_range():
-    ends = lambda levels: (float(levels.t[0]), float(levels.t[-1]))  # noqa: E731
     learned = jd.processes.Learned(jnp.zeros(4))
     unit = [VP, FLOW, learned, jd.processes.VE(), jd.processes.Cosine(), jd.processes.Sigmoid(), jd.processes.Laplace()]
     for process in [*unit, jd.processes.SubVP(), jd.processes.Shifted(VP, 2.0)]:
-        assert ends(grids.by_time(process, 4)) == (1.0, 0.0)
-    for grid in (grids.by_time, grids.beta, grids.cosine, grids.by_angle):
-        assert ends(grid(TABLE, 4)) == (100.0, 0.0)
-        np.testing.assert_array_equal(grid(TABLE, 4).sigma[0], TABLE.sigma[-1].astype(np.float32))
-        assert ends(grid(EDM, 4, start=8.0)) == (8.0, 0.0)
-        for process in (EDM, jd.processes.Shifted(EDM, 2.0)):
-            with pytest.raises(ValueError, match=r"has no noisiest time of its own: give start"):
-                grid(process, 4)
+        assert time_range(process) == time_range(process, None, 0.0) == (1.0, 0.0)
+        assert time_range(process, 0.9, 0.1) == (0.9, 0.1)
+    assert time_range(TABLE) == (100.0, 0.0) and time_range(EDM, 80.0) == (80.0, 0.0)
     with pytest.raises(ValueError, match=r"shifted lie in \[0, 1\], got start = 100"):
         grids.shifted(TABLE, 4, 3.0)
     with pytest.raises(ValueError, match="function has no noisiest time of its own: give start"):
         grids.by_time(lambda t: FLOW(t), 4)
+    with pytest.raises(ValueError, match="noisiest time of its own: give times"):
+        jd.losses.denoising_loss(network, lambda t: FLOW(t), parameterize.velocity)
+
+
+@each(["by_time", "beta", "cosine", "by_angle"], slow={"beta", "by_angle"})
+def test_grids_take_the_range_of_the_process(name):
+    grid = getattr(grids, name)
+    levels = grid(TABLE, 4)
+    assert ends(levels) == (100.0, 0.0) and levels.sigma[-1] == 0
+    np.testing.assert_allclose(levels.sigma[0], TABLE.sigma[-1], rtol=1e-6)
+    assert ends(grid(EDM, 4, start=8.0)) == (8.0, 0.0)
+    for process in (EDM, jd.processes.Shifted(EDM, 2.0)):
+        with pytest.raises(ValueError, match=r"has no noisiest time of its own: give start"):
+            grid(process, 4)

@@ -111,7 +111,7 @@ def ours(kind, config, n, first, **options):
     levels = _typed(levels, x)
     path, state = [np.asarray(x)], solver.init(x)
     for i in range(first, len(levels.t) - 1):
-        cur, nxt = (jd.Level(*(field[j] for field in levels)) for j in (i, i + 1))
+        cur, nxt = (levels.at(j) for j in (i, i + 1))
         x, state = solver.step(denoise, (i, 0), x, state, cur, nxt)
         path.append(np.asarray(x))
     return path

@@ -9,7 +9,7 @@ import pytest
 from helpers.exact import BLOB, rational
 
 import jaxdiff as jd
-from jaxdiff import Level, solvers
+from jaxdiff import solvers
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -78,7 +78,7 @@ def test_of_four_steps_the_orders_are_1_2_2_1(high, low):
 @pytest.mark.parametrize("factory", [solvers.plms, pytest.param(solvers.lms, marks=pytest.mark.slow)])
 def test_the_last_step_is_of_order_1(factory):
     levels = config("DPMSolverMultistepScheduler", final_sigmas_type="sigma_min").sampling.grid(6)
-    cur, nxt = (Level(*(field[i] for field in levels)) for i in (-2, -1))
+    cur, nxt = (levels.at(i) for i in (-2, -1))
     before, after = path(rational, factory, levels)[-2:]
     np.testing.assert_allclose(after, solvers.ddim().step(rational, KEY, before, (), cur, nxt)[0], rtol=1e-9)
 
@@ -87,7 +87,7 @@ def test_the_last_step_is_of_order_1(factory):
 def test_it_helps_where_a_large_step_ends_short_of_clean_data(factory):
     """Linear betas in equal times: the last of 20 steps is the longest in lam, and polynomials in x_0 overshoot."""
     levels = config("DPMSolverMultistepScheduler", final_sigmas_type="sigma_min").sampling.grid(20)
-    first, last = (Level(*(field[i] for field in levels)) for i in (0, -1))
+    first, last = (levels.at(i) for i in (0, -1))
     x = jnp.asarray(BLOB.draw(np.random.default_rng(0), 64, first))
     exact = BLOB.flow(x, first, last)
     kept = jax.jit(lambda x: jd.sample(BLOB.denoise, factory(), levels, x, KEY))(x)

@@ -7,7 +7,6 @@ import pytest
 from helpers.exact import rational
 
 import jaxdiff as jd
-from jaxdiff import Level
 from jaxdiff.interop import scheduler
 from jaxdiff.interop.schedulers.coefficients import moments, rule, step_between
 from jaxdiff.interop.schedulers.multistep import Points
@@ -62,7 +61,7 @@ def test_steps_are_found_by_their_level_and_begin_without_a_history():
     run = jax.jit(
         lambda x, start, stop: jd.sample(rational, made.sampling.solver(6), levels, x, KEY, start=start, stop=stop)
     )
-    cur, nxt = (Level(*(field[i] for field in levels)) for i in (3, 4))
+    cur, nxt = (levels.at(i) for i in (3, 4))
     want = jd.solvers.ddim().step(rational, KEY, x, (), cur, nxt)[0]
     np.testing.assert_allclose(run(x, 3, 4), want, rtol=2e-5)
 
