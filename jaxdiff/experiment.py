@@ -82,8 +82,8 @@ class Training:
         snapshot_every: steps between two snapshots of the averages, which stay; 0: none.
         preview_every: steps between two previews; 0: none.
         save_every: steps between two checkpoints; None: as between two previews, or 1000 without previews.
-        given: (state, frozen) -> what the loss is given beside the parameters; see `train.make_step`.
-        averaged: (params) -> what is averaged of them; see `train.make_step`.
+        given: (state, frozen) -> what the loss gets besides the parameters; see `train.make_update`.
+        averaged: parameters -> the tree that is averaged, of which samples are made; None: all of them.
     """
 
     loss: Loss = field(repr=False)

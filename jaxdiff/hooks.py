@@ -18,6 +18,8 @@ from jaxdiff.sampling import Guide
 from jaxdiff.script import load_function
 from jaxdiff.solvers import Solver
 
+_GUIDED = "cond", "uncond", "scale"
+
 __all__ = ["change_sampling", "grid", "guide", "solver"]
 
 
@@ -68,13 +70,7 @@ def solver(text: str) -> Solver:
             it returns no Solver.
     """
     known = {name: getattr(solvers, name) for name in solvers.__all__ if name != "Solver"}
-    factory, name, arguments = _find(text, "solver", known, "returns a jaxdiff.solvers.Solver")
-    missing = [p for p in inspect.signature(factory).parameters.values() if p.default is p.empty]
-    if any(p.name not in arguments for p in missing):
-        allowed = inspect.signature(factory)
-        raise ValueError(
-            f"{name} is called without arguments: give defaults to all of {allowed}, or {name}(NAME=VALUE)"
-        )
+    factory, name, arguments = _find(text, "solver", known, "returns a jaxdiff.solvers.Solver", given=0)
     made = factory(**arguments)
     if not isinstance(made, Solver):
         raise ValueError(f"{name}() must return a jaxdiff.solvers.Solver, got {made!r:.80}")
@@ -92,8 +88,8 @@ def grid(text: str, process: Process) -> Callable[[int], Level]:
     Raises:
         ValueError: as by `solver`.
     """
-    known = _taking(grids, ("process", "n"))
-    function, name, arguments = _find(text, "grid", known, "takes a process and a number of steps, and returns levels")
+    purpose = "takes a process and a number of steps, and returns levels"
+    function, name, arguments = _find(text, "grid", _taking(grids, ("process", "n")), purpose, given=2)
 
     def made(n: int) -> Level:
         levels = function(process, n, **arguments)
@@ -114,13 +110,15 @@ def guide(text: str) -> Guide:
     Raises:
         ValueError: as by `solver`.
     """
-    known = _taking(guidance, ("cond", "uncond", "scale"))
-    function, _, arguments = _find(text, "guidance", known, "takes two denoisers and a scale, and returns a denoiser")
+    purpose, known = "takes two denoisers and a scale, and returns a denoiser", _taking(guidance, _GUIDED)
+    # Others need levels, which a text cannot give.
+    known = {name: function for name, function in known.items() if not _required(function, 3)}
+    function, _, arguments = _find(text, "guidance", known, purpose, given=3)
     return partial(function, **arguments) if arguments else function
 
 
 def _find(
-    text: str, kind: str, known: Mapping[str, Callable[..., Any]], purpose: str
+    text: str, kind: str, known: Mapping[str, Callable[..., Any]], purpose: str, *, given: int
 ) -> tuple[Callable[..., Any], str, dict[str, Any]]:
     """The function that a text names, its name, and the arguments that the text gives it."""
     name, bracket, rest = text.partition("(")
@@ -138,7 +136,18 @@ def _find(
     unknown = sorted(arguments.keys() - allowed.keys())
     if unknown and not any(p.kind is p.VAR_KEYWORD for p in allowed.values()):
         raise ValueError(f"{name} has no argument {unknown[0]!r}; it takes {inspect.signature(function)}")
+    missing = [argument for argument in _required(function, given) if argument not in arguments]
+    if missing:
+        raise ValueError(
+            f"{name} is called without {', '.join(missing)}: write {name}({missing[0]}=VALUE), or give defaults"
+        )
     return function, name, arguments
+
+
+def _required(function: Callable[..., Any], given: int) -> list[str]:
+    """The arguments without defaults after the first ones, which are given."""
+    parameters = list(inspect.signature(function).parameters.values())[given:]
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
 
 
 def _arguments(call: str, text: str) -> dict[str, Any]:

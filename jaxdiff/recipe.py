@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
@@ -95,7 +95,7 @@ def load(path: str | Path | Script) -> Callable[..., Experiment]:
             raise ValueError(f"experiment(...) in {script.path} must return an Experiment, got {made!r:.80}")
         return made
 
-    return _like(checked, build, inspect.signature(build).parameters.values())
+    return _like(checked, build, list(inspect.signature(build).parameters.values()))
 
 
 def load_run(workdir: str | Path, *, mesh: Mesh | None = None, trust: bool = False) -> Experiment:
@@ -127,7 +127,8 @@ def flat(function: Callable[..., Any]) -> Callable[..., Any]:
         function: e.g. `experiment(run: Run = Run(steps=900, batch=32, lr=1e-3), width: int = 32)`.
 
     Returns:
-        The same function of `steps`, `batch`, ... and `width`, whose defaults are those of the dataclass argument.
+        The same function of `steps`, `batch`, ... and `width` by name, whose defaults are those of the dataclass
+        argument.
 
     Raises:
         ValueError: the types of the arguments cannot be read, or two arguments have one name.
@@ -158,9 +159,9 @@ def flat(function: Callable[..., Any]) -> Callable[..., Any]:
             values[name] = hints[name](**{part.name: values.pop(part.name) for part in parts})
         return function(**values)
 
-    # Arguments without defaults come first, as in any signature.
-    order = sorted(parameters, key=lambda p: p.default is not p.empty) if groups else parameters
-    return _like(call if groups else function, function, order)
+    if groups:
+        parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in parameters]
+    return _like(call if groups else function, function, parameters)
 
 
 def _fields(p: inspect.Parameter) -> list[inspect.Parameter]:
@@ -174,17 +175,13 @@ def _fields(p: inspect.Parameter) -> list[inspect.Parameter]:
     return made
 
 
-def _like(call: Callable[..., Any], function: Callable[..., Any], parameters: Any) -> Callable[..., Any]:
+def _like(
+    call: Callable[..., Any], function: Callable[..., Any], parameters: Sequence[inspect.Parameter]
+) -> Callable[..., Any]:
     """Give a function the documentation of another one, and these parameters."""
-    listed = list(parameters)
-    if any(p.kind is p.KEYWORD_ONLY for p in listed):  # they come last
-        listed = [
-            *(p for p in listed if p.kind is not p.KEYWORD_ONLY),
-            *(p for p in listed if p.kind is p.KEYWORD_ONLY),
-        ]
     call.__doc__, call.__name__ = function.__doc__, function.__name__
-    call.__signature__ = inspect.Signature(listed)  # type: ignore[attr-defined]
-    call.__annotations__ = {p.name: p.annotation for p in listed if p.annotation is not p.empty}
+    call.__signature__ = inspect.Signature(list(parameters))  # type: ignore[attr-defined]
+    call.__annotations__ = {p.name: p.annotation for p in parameters if p.annotation is not p.empty}
     return call
 
 

@@ -43,9 +43,9 @@ def command(
 
     Args:
         run: the run's folder, or a text-to-image directory or file.
-        num: number of samples; by default as in a preview, or 1 of a prompt.
+        num: number of samples; by default as in a preview, or 1.
         label: a class by its name or number, or a prompt of the run's by its number; by default they take turns.
-        guidance: scale, 1 is off; by default the experiment's, or the usual one.
+        guidance: scale, 1 is off; by default the usual one.
         guidance_fn: of jaxdiff.guidance, such as apg(eta=0.5), or FILE.py:NAME.
         solver: of jaxdiff.solvers, such as ddim(eta=1.0), or FILE.py:NAME; of a prompt a scheduler's class.
         grid: of jaxdiff.grids, such as beta(alpha=0.5), or FILE.py:NAME.

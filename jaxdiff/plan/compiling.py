@@ -77,7 +77,9 @@ def train_step(experiment: Experiment, mesh: Mesh) -> Program:
     part = experiment.training
     _check_batch(part.batch, mesh)
     begun = time.perf_counter()
-    state = train.abstract(experiment.model.init, part.optimizer, mesh, ema=part.ema, ema_memory=part.ema_memory)
+    state = train.abstract(
+        experiment.model.init, part.optimizer, mesh, ema=part.ema, ema_memory=part.ema_memory, averaged=part.averaged
+    )
     batch = _described_batch(part.batch_spec, part.batch, mesh)
     frozen = _described(experiment.model.frozen, mesh)
     step = train.make_step(
@@ -87,8 +89,11 @@ def train_step(experiment: Experiment, mesh: Mesh) -> Program:
         ema=part.ema,
         accumulate=part.accumulate,
         frozen=frozen,
+        given=part.given,
+        averaged=part.averaged,
     )
-    params = state.params if frozen is None else (state.params, frozen)
+    context = frozen if part.given is None else jax.eval_shape(part.given, state, frozen)
+    params = state.params if context is None else (state.params, context)
     with on(mesh):
         once = jax.make_jaxpr(part.loss)(params, jax.random.key(0), batch)
         gradient = jax.make_jaxpr(jax.grad(part.loss, has_aux=True))(params, jax.random.key(0), batch)
@@ -111,7 +116,7 @@ def sampling(experiment: Experiment, mesh: Mesh) -> Program:
     part = experiment.training
     _check_batch(part.batch, mesh)
     begun = time.perf_counter()
-    average = train.abstract(experiment.model.init, part.optimizer, mesh).ema
+    average = train.abstract(experiment.model.init, part.optimizer, mesh, averaged=part.averaged).ema
     frozen = experiment.model.frozen
     params = average if frozen is None else (average, _described(frozen, mesh))
     keys = jax.ShapeDtypeStruct((part.batch,), jax.random.key(0).dtype, sharding=batch_sharding(mesh))

@@ -1,0 +1,69 @@
+"""What one may ask for: in turn, by words, and not at all."""
+
+import numpy as np
+import pytest
+
+from jaxdiff import conditions
+from jaxdiff.conditions import Condition
+
+CLOTHES = conditions.label(3, ("Coat", "7", "Ankle boot"))
+
+
+def test_classes_in_turn_by_number_and_by_name():
+    label = CLOTHES.choose(np.arange(2, 7))["label"]
+    assert label.tolist() == [2, 0, 1, 2, 0] and label.dtype == np.int32
+    for words, number in (("Ankle boot", 2), ("0", 0), ("7", 1)):
+        assert CLOTHES.parse(words)["label"].tolist() == [number]
+    for words in ("3", "-1", "1.0", "coat", ""):
+        with pytest.raises(ValueError, match=r"label must be in 0..2, or one of Coat, 7, Ankle boot; got"):
+            CLOTHES.parse(words)
+    assert CLOTHES.without({"label": np.array([0, 2], np.int32)})["label"].tolist() == [3, 3]
+    assert conditions.label(3, null=10).null["label"].tolist() == [10]
+    with pytest.raises(ValueError, match="--guidance 1"):
+        conditions.label(3, null=None).check_null()
+    with pytest.raises(ValueError, match="data with classes, got num_classes = 0"):
+        conditions.label(0)
+    assert {name: (a.shape, a.dtype) for name, a in CLOTHES.zeros().items()} == {"label": ((1,), np.int32)}
+
+
+def test_a_hint_belongs_to_its_class_and_stays_without_it():
+    pictures = np.arange(3, dtype=np.uint8).repeat(4).reshape(3, 2, 2, 1) * 100
+    condition = conditions.hint(CLOTHES, pictures)
+    cond = condition.choose(np.array([1, 5]))
+    np.testing.assert_allclose(cond["hint"][:, 0, 0, 0], [100 / 255, 200 / 255], rtol=1e-6)
+    np.testing.assert_array_equal(condition.parse("Ankle boot")["hint"][0], cond["hint"][1])
+    empty = condition.without(cond)
+    assert empty["label"].tolist() == [3, 3] and empty["hint"] is cond["hint"]
+    assert condition.spec["hint"].shape == (2, 2, 1)
+
+
+def test_prompts_of_a_table():
+    table = {"tokens": np.arange(12, dtype=np.float16).reshape(3, 2, 2), "vector": np.arange(3.0)[:, None]}
+    condition = conditions.text(table)
+    assert condition.choices == 2 and condition.spec["vector"].dtype == np.float32
+    cond = condition.choose(np.arange(3))
+    np.testing.assert_array_equal(cond["tokens"], table["tokens"][[0, 1, 0]])
+    np.testing.assert_array_equal(condition.parse("1")["vector"], [[1.0]])
+    np.testing.assert_array_equal(condition.without(cond)["vector"], [[2.0]] * 3)
+    with pytest.raises(ValueError, match=r"a prompt's number in 0..1; got 2"):
+        condition.parse("2")
+    alone = conditions.text({"vector": np.zeros((1, 4), np.float16)})
+    assert alone.choices == 0 and alone.choose(np.arange(3))["vector"].shape == (3, 4)
+    with pytest.raises(ValueError, match="no prompts"):
+        alone.parse("0")
+    with pytest.raises(ValueError, match=r"as many rows in each array, at least 1, got \[1, 2\]"):
+        conditions.text({"a": np.zeros((1, 2)), "b": np.zeros((2, 2))})
+
+
+def test_none():
+    condition = conditions.none()
+    assert condition.choose(np.arange(3)) == {} and condition.zeros() == {}
+    with pytest.raises(ValueError, match="no condition to ask for, got '3'"):
+        condition.parse("3")
+
+
+def test_wrong_parts_are_refused_by_name():
+    with pytest.raises(ValueError, match=r"condition.names must be 2, one for each choice, got 1"):
+        Condition({}, dict, dict, choices=2, names=("a",))
+    with pytest.raises(ValueError, match=r"condition.null must have entries of spec, \['label'\], got \['text'\]"):
+        Condition(CLOTHES.spec, dict, dict, null={"text": np.zeros(1)})
