@@ -30,11 +30,12 @@ MATHS = {
 MATHS["losses"] = {"levels", "noise", "processes", "parameterize", "times", "weights", "likelihood", "guidance"}
 MATHS["tune"] = {"levels", "noise", "processes", "parameterize", "grids", "solvers", "sample"}
 MATHS["distill"] = MATHS["losses"] | {"losses", "solvers", "sample", "grids", "weights"}
-WHERE = {"sharding"}  # where arrays lie: numpy and jax alone; known to whoever makes or holds large arrays
+# Where arrays lie, and their paths in trees: numpy and jax alone; known to whoever makes or holds large arrays.
+WHERE = {"sharding", "trees"}
 LEAVES = {room: set() for room in ("networks", "autoencoders", "text", "train", "data", "metrics")}
 FLAX = {"networks", "autoencoders", "text"}  # flax here alone, and nothing but jax and flax
 # An autoencoder and a text encoder are made of the same layers; a pipeline is maths around networks.
-LEAVES |= {"sharding": set(), "train": WHERE, "networks": WHERE}
+LEAVES |= {"trees": set(), "sharding": {"trees"}, "train": WHERE, "networks": WHERE}
 LEAVES |= {"autoencoders": {"networks"} | WHERE, "text": {"networks"} | WHERE}
 WORDS = {"messages", "schema"}  # how names are listed, and what a stranger's value may be
 DISK = {"storage", "faults"}  # how files are written, and what may befall them: known to whoever reads or writes

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from exact import CLUSTERS, rational
+from helpers.exact import CLUSTERS, rational
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxdiff as jd

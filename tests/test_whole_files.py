@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from interop import tiny
+from helpers import tiny_model as tiny
 
 from jaxdiff import data, export, interop, storage
 from jaxdiff.cli import encode, gallery

@@ -5,7 +5,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from interop.pipelines import write
+from helpers.tiny_pipeline import write
 from PIL import Image
 
 from jaxdiff import data, interop, text_to_image

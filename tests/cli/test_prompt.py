@@ -5,7 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from interop import pipelines as tiny
+from helpers import tiny_pipeline as tiny
 from PIL import Image
 
 from jaxdiff import sharding, text_to_image

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from interop.tiny import CONFIG, halves, tensors, tiny, write, write_parts
+from helpers.tiny_model import CONFIG, halves, tensors, tiny, write, write_parts
 from safetensors.numpy import load_file
 
 import jaxdiff as jd

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from exact import CLUSTERS, gaussian
+from helpers.exact import CLUSTERS, gaussian
 
 from jaxdiff import Level
 from jaxdiff.likelihood import continuous_bound

@@ -10,8 +10,8 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from exact import BLOB, CLUSTERS, gaussian, rational
-from found import SOLVERS
+from helpers.exact import BLOB, CLUSTERS, gaussian, rational
+from helpers.solvers import SOLVERS
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxdiff as jd

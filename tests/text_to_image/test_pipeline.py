@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from interop import pipelines as tiny
+from helpers import tiny_pipeline as tiny
 from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxdiff as jd

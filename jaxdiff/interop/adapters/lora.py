@@ -21,13 +21,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdiff import trees
 from jaxdiff.interop.adapters.kinds import Change, Group, ending, rank_of, read_change, unread
 from jaxdiff.interop.adapters.names import Target, find, kernels, network
 from jaxdiff.interop.formats.files import find_weights, open_metadata, open_tensors, write_tensors
 from jaxdiff.interop.models.architecture import Loaded
 from jaxdiff.interop.models.classes import architecture
 from jaxdiff.messages import listed
-from jaxdiff.networks.lora import pairs, put
+from jaxdiff.networks.lora import pairs
 from jaxdiff.schema import FLAG, mapping, number, whole
 from jaxdiff.storage import parse_json, read_json, replacing
 
@@ -236,7 +237,7 @@ def _tree(held: Mapping[tuple[str, ...], Layers], params: Any, dtype: Any) -> di
             made = _pair(layers, leaf.shape)
         else:
             made = {"delta": _delta(layers, leaf.shape)}
-        put(tree, path, {name: jnp.asarray(value, dtype) for name, value in made.items()})
+        trees.put(tree, path, {name: jnp.asarray(value, dtype) for name, value in made.items()})
     return tree
 
 

@@ -6,7 +6,7 @@ import math
 import jax
 import numpy as np
 import pytest
-from interop.fuzzing import guarded
+from helpers.fuzzing import guarded
 from safetensors.numpy import load_file, save_file
 
 import jaxdiff as jd

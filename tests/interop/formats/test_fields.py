@@ -5,8 +5,8 @@ import math
 
 import numpy as np
 import pytest
-from interop.fuzz_configs import MODELS, SCHEDULER
-from interop.fuzzing import guarded
+from helpers.fuzz_configs import MODELS, SCHEDULER
+from helpers.fuzzing import guarded
 from safetensors.numpy import save_file
 
 import jaxdiff as jd

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from interop.fuzzing import guarded
-from interop.tiny import halves, tensors, write, write_parts
+from helpers.fuzzing import guarded
+from helpers.tiny_model import halves, tensors, write, write_parts
 from safetensors.numpy import save, save_file
 
 from jaxdiff.interop.formats import files

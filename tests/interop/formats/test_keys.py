@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from interop.tiny import tensors, tiny
+from helpers.tiny_model import tensors, tiny
 
 from jaxdiff.interop.formats.keys import flatten, places
 

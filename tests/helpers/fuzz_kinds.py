@@ -12,9 +12,9 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from interop.fuzz_configs import MODELS, SCHEDULER
-from interop.fuzzing import files_of, mutated_bytes, mutated_json
-from interop.tiny import halves, tensors
+from helpers.fuzz_configs import MODELS, SCHEDULER
+from helpers.fuzzing import files_of, mutated_bytes, mutated_json
+from helpers.tiny_model import halves, tensors
 from PIL import Image
 from safetensors.numpy import save, save_file
 

@@ -1,6 +1,6 @@
 """A small valid config of every class of model, and a full one of every class of scheduler."""
 
-from interop.pipelines import TEXT, UNET, VAE
+from helpers.tiny_pipeline import TEXT, UNET, VAE
 
 SMALL = {"block_out_channels": [8, 16], "layers_per_block": 1, "norm_num_groups": 4}
 EDM = {
