@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-__all__ = ["flatten", "keys", "leaves", "nest", "put", "stack_axes"]
+__all__ = ["flatten", "get", "keys", "leaves", "nest", "put", "stack_axes"]
 
 
 def keys(path: Sequence[Any]) -> tuple[str, ...]:
@@ -45,6 +45,18 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for name, leaf in flat.items():
         put(tree, name.split("/"), leaf)
+    return tree
+
+
+def get(tree: Any, path: Sequence[str]) -> Any:
+    """Return an entry of a nested dict.
+
+    Args:
+        tree: the dict.
+        path: its keys.
+    """
+    for key in path:
+        tree = tree[key]
     return tree
 
 

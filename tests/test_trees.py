@@ -28,7 +28,7 @@ def test_an_entry_is_put_beside_others():
     tree = {"a": {"b": 1}}
     trees.put(tree, ("a", "c", "d"), 2)
     trees.put(tree, ("e",), 3)
-    assert tree == {"a": {"b": 1, "c": {"d": 2}}, "e": 3}
+    assert tree == {"a": {"b": 1, "c": {"d": 2}}, "e": 3} and trees.get(tree, ("a", "c", "d")) == 2
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxdiff import trees
 from jaxdiff.interop.formats.fields import check_layers
 from jaxdiff.interop.formats.files import open_tensors, write_tensors
 from jaxdiff.interop.formats.keys import flatten, places
@@ -118,10 +119,7 @@ def _split(params: Any, built: Architecture, limit: int) -> list[list[str]]:
     files: list[list[str]] = []
     size = 0
     for key, spot in places(params, built.rename).items():
-        leaf = params
-        for segment in spot.path:
-            leaf = leaf[segment]
-        more = math.prod(spot.shape) * leaf.dtype.itemsize
+        more = math.prod(spot.shape) * trees.get(params, spot.path).dtype.itemsize
         if not files or size + more > limit:
             files.append([])
             size = 0
@@ -131,9 +129,7 @@ def _split(params: Any, built: Architecture, limit: int) -> list[list[str]]:
 
 
 def _check_shapes(wanted: Any, got: Any) -> None:
-    flat = [
-        {jax.tree_util.keystr(p): a.shape for p, a in jax.tree_util.tree_leaves_with_path(t)} for t in (wanted, got)
-    ]
+    flat = [{name: a.shape for name, a in trees.flatten(tree).items()} for tree in (wanted, got)]
     odd = sorted(k for k in flat[0].keys() | flat[1].keys() if flat[0].get(k) != flat[1].get(k))
     if odd:
         told = listed(f"{k} is {flat[1].get(k)}, not {flat[0].get(k)}" for k in odd)

@@ -208,9 +208,7 @@ def _weight(params: Any, targets: tuple[Target, ...]) -> np.ndarray:
     first = targets[0].place
     whole = np.empty((sum(target.place.shape[0] for target in targets), *first.shape[1:]))
     for _, place, rows in targets:
-        leaf = params
-        for segment in place.path:
-            leaf = leaf[segment]
+        leaf = trees.get(params, place.path)
         if isinstance(leaf, jax.ShapeDtypeStruct):
             raise ValueError("DoRA needs the networks' parameters, not their shapes alone")
         kernel = np.asarray(leaf if place.layer is None else leaf[place.layer], np.float64)
@@ -230,13 +228,9 @@ def _of(change: Change, target: Target) -> Change:
 def _tree(held: Mapping[tuple[str, ...], Layers], params: Any, dtype: Any) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for path, layers in held.items():
-        leaf = params
-        for segment in path:
-            leaf = leaf[segment]
-        if all(isinstance(change, tuple) for change in layers.values()):
-            made = _pair(layers, leaf.shape)
-        else:
-            made = {"delta": _delta(layers, leaf.shape)}
+        shape = trees.get(params, path).shape
+        pairs = all(isinstance(change, tuple) for change in layers.values())
+        made = _pair(layers, shape) if pairs else {"delta": _delta(layers, shape)}
         trees.put(tree, path, {name: jnp.asarray(value, dtype) for name, value in made.items()})
     return tree
 

@@ -17,8 +17,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
+
+from jaxdiff import trees
 
 __all__ = ["Place", "flatten", "places"]
 
@@ -53,8 +54,8 @@ def places(tree: Any, rename: Callable[[str], str | None]) -> dict[str, Place]:
         ValueError: two leaves, or two layers of one, get the same key.
     """
     found: dict[str, Place] = {}
-    for entries, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        for name, place in _of_leaf(tuple(entry.key for entry in entries), leaf.shape):
+    for path, leaf in trees.leaves(tree).items():
+        for name, place in _of_leaf(path, leaf.shape):
             key = rename(name)
             if key is None or key in found:
                 raise ValueError(f"{name} gets the key {key!r}, which " + ("is none" if key is None else "is taken"))
@@ -78,9 +79,7 @@ def flatten(
     known = places(tree, rename)
     for key in known if keys is None else keys:
         place = known[key]
-        leaf = tree
-        for segment in place.path:
-            leaf = leaf[segment]
+        leaf = trees.get(tree, place.path)
         value = np.asarray(leaf if place.layer is None else leaf[place.layer])
         yield key, np.asarray(value.transpose(np.argsort(place.axes)), order="C")
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.dtypes import canonicalize_dtype
 
+from jaxdiff import trees
 from jaxdiff.interop.formats.files import Tensor
 from jaxdiff.interop.formats.keys import Place, places
 from jaxdiff.interop.models.architecture import Architecture, Placing
@@ -41,7 +42,7 @@ def fill(built: Architecture, tensors: Mapping[str, Tensor], *, param_dtype: Any
     where = jax.tree.map(lambda _: None, shapes) if place is None else place(shapes)
 
     def leaf(path: Any, shape: jax.ShapeDtypeStruct, sharding: Any) -> jax.Array:
-        parts = sources[tuple(entry.key for entry in path)]
+        parts = sources[trees.keys(path)]
         dtype = canonicalize_dtype(_widest(parts) if param_dtype is None else param_dtype)
         return _read(parts, jax.ShapeDtypeStruct(shape.shape, dtype), sharding)
 
