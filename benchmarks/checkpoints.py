@@ -14,8 +14,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxdiff import train
-from jaxdiff.train.checkpoint import flat, manifest
+from jaxdiff import train, trees
+from jaxdiff.train.checkpoint import manifest
 from jaxdiff.train.checkpoint.arrays import Arrays
 from jaxdiff.train.checkpoint.saving import STATE
 
@@ -48,7 +48,7 @@ def digest(name: str, path: Path) -> bytes:
 
 def main(megabytes: float) -> None:
     now = state(megabytes)
-    wanted = flat.flatten(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), now))
+    wanted = trees.flatten(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), now))
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder)
         sides: dict[str, list[tuple[float, float]]] = {}
@@ -57,7 +57,7 @@ def main(megabytes: float) -> None:
             place = run / "bare"
             shutil.rmtree(place, ignore_errors=True)
             place.mkdir()
-            for part in arrays.start(place, flat.flatten(now)):
+            for part in arrays.start(place, trees.flatten(now)):
                 part.result()
             arrays.finish(place)
 

@@ -180,7 +180,7 @@ def filled(tree: Any, dtype: Any) -> Any:
 
 def draw(made: Model, batch: int, meter: Meter) -> None:
     """A sampler of DDIM's steps with parameters in bfloat16; guided where there is a condition."""
-    apply, row = networks.as_apply(made.module), jd.parameterize.indexed(jd.parameterize.eps)
+    apply, row = networks.as_apply(made.module), jd.parameterize.zero_based(jd.parameterize.eps)
     levels = jd.grids.ddpm(jd.processes.Discrete.linear(1000), STEPS)
 
     def sampled(params: Any, keys: Any, cond: Any, null: Any, scale: Any) -> Any:
@@ -202,7 +202,7 @@ def draw(made: Model, batch: int, meter: Meter) -> None:
 
 def update(made: Model, meter: Meter) -> None:
     """A train step: loss, gradient, clipping, AdamW and an average; its state is donated."""
-    process, row = jd.processes.Discrete.linear(1000), jd.parameterize.indexed(jd.parameterize.eps)
+    process, row = jd.processes.Discrete.linear(1000), jd.parameterize.zero_based(jd.parameterize.eps)
     loss = jd.losses.denoising_loss(networks.as_apply(made.module), process, row)
     mesh, optimizer = train.make_mesh(devices=jax.devices()[:1]), train.adamw(1e-4)
     step = train.make_step(loss, optimizer, key=jax.random.key(0), ema=train.ema.constant(0.9999))

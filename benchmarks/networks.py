@@ -45,7 +45,7 @@ def ours(config, channels, classes, batch):
     noise = jnp.arange(batch) * 10.0
 
     process = jd.processes.Discrete.linear(1000)
-    loss = jd.losses.denoising_loss(built.apply, process, jd.parameterize.indexed(jd.parameterize.eps))
+    loss = jd.losses.denoising_loss(built.apply, process, jd.parameterize.zero_based(jd.parameterize.eps))
     optimizer = train.adamw(1e-4)
     step = train.make_step(loss, optimizer, key=jax.random.key(0), ema=train.ema.constant(0.9999))
     mesh = train.make_mesh()

@@ -29,7 +29,7 @@ from jaxdiff.seeds import example_keys
 from jaxdiff.train import load_params
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
-from exact import CLUSTERS
+from helpers.exact import CLUSTERS
 
 KEY = jax.random.key(0)
 BUDGETS, FINE = (6, 8, 12, 16, 24, 32, 48, 64), 1024

@@ -26,7 +26,7 @@ def experiment(
     """
     images, condition = data.open_source(source, size=size, channels=3), conditions.none()
     network = networks.ddpm_cifar10(widths=widths, blocks=blocks, remat=remat, dtype=compute_dtype())
-    process, eps = jd.processes.Discrete.linear(), jd.parameterize.indexed(jd.parameterize.eps)
+    process, eps = jd.processes.Discrete.linear(), jd.parameterize.zero_based(jd.parameterize.eps)
     model = models.of(network, process, eps, shape=images.shape, condition=condition)
     learning = training.of(
         run,

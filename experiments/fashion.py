@@ -34,7 +34,7 @@ def experiment(
     )
     process = jd.processes.Flow()
     # The network's sinusoids are made for times of hundreds.
-    velocity = jd.parameterize.conditioned(jd.parameterize.velocity, lambda level: 1000 * level.t)
+    velocity = jd.parameterize.time_scaled(jd.parameterize.velocity)
     model = models.of(network, process, velocity, shape=clothes.shape, condition=condition)
     loss = jd.losses.denoising_loss(
         model.apply, process, velocity, times=jd.times.logit_normal(), null=condition.null, drop_rate=drop_rate

@@ -1,5 +1,7 @@
 """Go on training another project's network: all of it, a part, low-rank adapters, or a ControlNet that steers it."""
 
+from dataclasses import replace
+
 from jax.sharding import Mesh
 
 from jaxdiff import finetune, train, training
@@ -46,7 +48,7 @@ def experiment(
     return Experiment(
         model,
         learning,
-        finetune.make_sampling(scheduler, steps=sample_steps, guidance=1.0 if origin.distilled else guidance),
+        replace(scheduler.sampling, steps=sample_steps, guidance=1.0 if origin.distilled else guidance),
         asked.condition,
         finetune.make_medium(origin, shape, pictures.source),
         run.seed,

@@ -46,7 +46,7 @@ def experiment(
         width=width, layers=layers, heads=heads, patch=patch, num_classes=num_classes, remat=remat,
         dtype=compute_dtype(),
     )  # fmt: skip
-    process, eps = jd.processes.Discrete.linear(), jd.parameterize.indexed(jd.parameterize.eps)
+    process, eps = jd.processes.Discrete.linear(), jd.parameterize.zero_based(jd.parameterize.eps)
     model = models.of(network, process, eps, shape=latent, condition=condition, learned_variance=True, autoencoder=vae)
     hybrid = jd.losses.hybrid_loss(model.apply, process, eps, null=condition.null, drop_rate=drop_rate)
     learning = training.of(

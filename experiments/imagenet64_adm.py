@@ -34,7 +34,7 @@ def experiment(
         remat=remat,
         dtype=compute_dtype(),
     )
-    process, eps = jd.processes.Discrete.cosine(), jd.parameterize.indexed(jd.parameterize.eps)
+    process, eps = jd.processes.Discrete.cosine(), jd.parameterize.zero_based(jd.parameterize.eps)
     model = models.of(network, process, eps, shape=images.shape, condition=condition, learned_variance=True)
     learning = training.of(
         run,

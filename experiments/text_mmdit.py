@@ -55,7 +55,7 @@ def experiment(
         depth, token_dim=tokens[1], vector_dim=vector, qk_norm=True, remat=remat, dtype=compute_dtype()
     )
     process = jd.processes.Flow()
-    velocity = jd.parameterize.conditioned(jd.parameterize.velocity, lambda level: 1000 * level.t)
+    velocity = jd.parameterize.time_scaled(jd.parameterize.velocity)
     model = models.of(network, process, velocity, shape=latent, condition=condition, autoencoder=vae)
     times = jd.times.logit_normal(mean=math.log(shift))  # the logit of a shifted time is larger by log(shift)
     flow = jd.losses.denoising_loss(

@@ -53,7 +53,7 @@ def experiment(run: Run = Run(3000, batch=512, lr=2e-3), density: str = "moons",
             step += 1
 
     condition, medium, process = conditions.none(), media.points(), jd.processes.Flow()
-    velocity = jd.parameterize.conditioned(jd.parameterize.velocity, lambda level: 1000 * level.t)
+    velocity = jd.parameterize.time_scaled(jd.parameterize.velocity)
     model = models.of(networks.MLP(width=width), process, velocity, shape=medium.shape, condition=condition)
     training = Training(
         loss=jd.losses.denoising_loss(model.apply, process, velocity, times=jd.times.stratified()),

@@ -1,7 +1,7 @@
 """jaxdiff: a functional diffusion toolkit in JAX/Flax for TPUs and GPUs."""
 
-from importlib import import_module
-from typing import Any
+from importlib import import_module as _import_module
+from typing import Any as _Any
 
 from jaxdiff import (
     grids,
@@ -17,6 +17,7 @@ from jaxdiff import (
     solvers,
     times,
     tune,
+    types,
     weights,
 )
 from jaxdiff.levels import Level
@@ -43,20 +44,25 @@ __all__ = [
     "solvers",
     "times",
     "tune",
+    "types",
     "weights",
 ]
 
 # Rooms with Flax, Orbax or files: imported when first used, so that `import jaxdiff` costs little more than jax.
 _LATER = (
     "autoencoders", "conditions", "data", "experiment", "interop", "media", "metrics", "models", "networks", "run",
-    "text", "train", "training",
+    "text", "text_to_image", "train", "training",
 )  # fmt: skip
 _NAMES = {"Experiment": "experiment", "load": "recipe", "load_run": "recipe"}
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> _Any:
     if name in _LATER:
-        return import_module(f"jaxdiff.{name}")
+        return _import_module(f"jaxdiff.{name}")
     if name in _NAMES:
-        return getattr(import_module(f"jaxdiff.{_NAMES[name]}"), name)
+        return getattr(_import_module(f"jaxdiff.{_NAMES[name]}"), name)
     raise AttributeError(f"module 'jaxdiff' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *_LATER, *_NAMES, *(name for name in globals() if name.startswith("__"))})

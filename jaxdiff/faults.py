@@ -1,4 +1,4 @@
-"""What ends a program: kinds of failures, and the statuses by which a scheduler tells them apart."""
+"""Failures that end a program, and their exit statuses, by which a scheduler distinguishes them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import errno
 __all__ = ["AGAIN", "DAMAGE", "DONE", "MISTAKE", "NUMBERS", "STORAGE", "Damaged", "NotFinite", "status"]
 
 DONE = 0
-MISTAKE = 2  # what a person gave cannot be done
-NUMBERS = 3  # loss, gradient or update were not finite too often
-DAMAGE = 4  # what is on disk is not what was written, and there is nothing older
+MISTAKE = 2  # the user's input is invalid
+NUMBERS = 3  # losses, gradients or updates were not finite too often
+DAMAGE = 4  # files are not what was written, and there are no older ones
 STORAGE = 5  # the disk is full, over quota, read-only or broken
-AGAIN = 75  # stopped from outside or by a peer: the same command goes on (EX_TEMPFAIL of sysexits.h)
+AGAIN = 75  # stopped by a signal or by another process: the same command resumes (EX_TEMPFAIL of sysexits.h)
 
 _STORAGE = {
     errno.ENOSPC,
@@ -34,10 +34,10 @@ class Damaged(ValueError):
 
 
 def status(error: BaseException) -> int:
-    """Return the status that a program ends with for an error that a sentence explains.
+    """Return the exit status of a program for an error whose message explains it.
 
     Args:
-        error: what ended it.
+        error: the error that ends the program.
     """
     if isinstance(error, NotFinite):
         return NUMBERS

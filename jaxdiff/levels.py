@@ -16,15 +16,19 @@ example) aligns with the leading axes of the data: `level.like(x)` appends the m
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+
+from jaxdiff.checks import concrete, describe
 
 __all__ = [
     "Ends",
     "Level",
     "append_clean",
+    "check_grid",
     "check_variance",
     "clean",
     "from_eps",
@@ -75,7 +79,24 @@ class Level(NamedTuple):
 
     def like(self, x: Array) -> Level:
         """Append axes to the fields until they broadcast against x of shape [*level, ...]."""
-        return Level(*(_align(field, x) for field in self))
+        return _align(self, x.ndim)
+
+    @concrete
+    def at(self, index: Any) -> Level:
+        """One level of a grid, or a part of it: index the fields, which `levels[index]` does not do.
+
+        Args:
+            index: an integer, which may be traced, a slice or an array of integers: `levels.at(0)` is the noisiest
+                level, `levels.at(slice(None, -1))` is the grid without its last.
+        Returns:
+            level or levels, every field indexed.
+        Raises:
+            ValueError: a plain integer outside the grid.
+        """
+        size = np.shape(self.sigma)[0] if np.ndim(self.sigma) else 0
+        if isinstance(index, int | np.integer) and not -size <= index < size:
+            raise ValueError(f"a grid of {size} levels has no level {index}")
+        return Level(*(jnp.asarray(field)[index] for field in self))
 
 
 class Ends(NamedTuple):
@@ -85,11 +106,13 @@ class Ends(NamedTuple):
     eps: Array
 
 
+@concrete
 def clean(like: Level) -> Level:
     """The level of clean data, (t, alpha, sigma) = (0, 1, 0), with the shape and type of `like`'s fields."""
     return Level(jnp.zeros_like(like.t), jnp.ones_like(like.alpha), jnp.zeros_like(like.sigma))
 
 
+@concrete
 def append_clean(levels: Level) -> Level:
     """Append the level of clean data to a grid of levels.
 
@@ -98,7 +121,7 @@ def append_clean(levels: Level) -> Level:
     Returns:
         fields of shape [N + 1], the last of which is (t, alpha, sigma) = (0, 1, 0).
     """
-    last = clean(Level(*(field[-1:] for field in levels)))
+    last = clean(levels.at(slice(-1, None)))
     return Level(*(jnp.concatenate(pair) for pair in zip(levels, last, strict=True)))
 
 
@@ -172,6 +195,15 @@ def gained(cur: Level, nxt: Level) -> Array:
     return -jnp.expm1(2 * (cur.lam - nxt.lam))
 
 
+def check_grid(levels: Any) -> None:
+    """Raise ValueError unless `levels` is a grid: a Level whose fields all have shape [N + 1], N >= 1."""
+    if not isinstance(levels, Level):
+        raise ValueError(f"levels must be a grid, a Level as jaxdiff.grids make it, got {describe(levels)}")
+    shapes = {np.shape(field) for field in levels}
+    if len(shapes) != 1 or len(next(iter(shapes))) != 1 or next(iter(shapes))[0] < 2:
+        raise ValueError(f"a grid is a Level whose fields all have shape [N + 1], N >= 1, got shapes {shapes}")
+
+
 def check_variance(variance: str) -> None:
     """Raise ValueError unless `variance`, of p(x_s | x_t), is "small" (the posterior's), "large" or "learned"."""
     allowed = ("small", "large", "learned")
@@ -236,6 +268,7 @@ def safe_sqrt(x: Array) -> Array:
     return jnp.where(x == 0, 0, jnp.sqrt(jnp.where(x == 0, 1, x)))
 
 
-def _align(field: Array, x: Array) -> Array:
-    field = jnp.asarray(field)
-    return field if field.ndim == 0 else field.reshape(field.shape + (1,) * (x.ndim - field.ndim))
+@concrete
+def _align(level: Level, ndim: int) -> Level:
+    fields = (jnp.asarray(field) for field in level)
+    return Level(*(f if f.ndim == 0 else f.reshape(f.shape + (1,) * (ndim - f.ndim)) for f in fields))

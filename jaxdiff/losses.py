@@ -12,20 +12,18 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxdiff.checks import check_function, check_inexact
 from jaxdiff.guidance import drop_condition
 from jaxdiff.levels import check_variance, q_sample
 from jaxdiff.likelihood import variational_term
 from jaxdiff.noise import check_key, normal_like
-from jaxdiff.parameterize import Apply, Params, Row, predict, target, to_x0
+from jaxdiff.parameterize import Row, predict, scalings, target, to_x0
 from jaxdiff.processes import EDM, Discrete, Process
-from jaxdiff.times import Times, integers, log_normal, uniform
-from jaxdiff.weights import Weight
+from jaxdiff.processes.base import check_process
+from jaxdiff.times import integers, log_normal, uniform
+from jaxdiff.types import Apply, Batch, Loss, Metrics, Params, TimeSampler, Weight
 
-__all__ = ["Loss", "denoising_loss", "hybrid_loss", "latent_loss", "vlb_loss"]
-
-Batch = dict[str, Array]
-Metrics = dict[str, Array]
-Loss = Callable[[Params, Array, Batch], tuple[Array, Metrics]]
+__all__ = ["denoising_loss", "hybrid_loss", "latent_loss", "vlb_loss"]
 
 
 def denoising_loss(
@@ -34,7 +32,7 @@ def denoising_loss(
     row: Row,
     *,
     weight: Weight | None = None,
-    times: Times | None = None,
+    times: TimeSampler | None = None,
     null: Any = None,
     drop_rate: float = 0.0,
     dropout: bool = False,
@@ -51,7 +49,8 @@ def denoising_loss(
         process: what noises the data.
         row: what F is.
         weight: of the squared error of x_0, by level; None counts the error of F as it is.
-        times: distribution of t; None is uniform, over 1..T for a beta table, and log-normal for EDM.
+        times: distribution of t; None is uniform up to the process's noisiest time, over 1..T for a beta table, and
+            log-normal for EDM.
         null: with drop_rate, the null condition: like the condition, with leading axis 1.
         drop_rate: share of examples trained without condition, for classifier-free guidance.
         dropout: the network takes `key=`, and uses it while training.
@@ -60,9 +59,14 @@ def denoising_loss(
     Returns:
         a loss, the mean over batch and dimensions; metrics: "mse", the unweighted mean square of F's error.
     Raises:
-        ValueError: drop_rate outside [0, 1], or without null; from the loss, a batch without "x".
+        ValueError: drop_rate outside [0, 1], or without null; a process without a noisiest time of its own where no
+            times are given; from the loss, a batch without "x".
     """
+    check_process(process)
     times = _default_times(process) if times is None else times
+    _check(apply, row, times)
+    if weight is not None:
+        check_function("weight", weight, "(level) -> [B]")
     _check_drop_rate(drop_rate, null)
 
     def loss(params: Params, key: Array, batch: Batch) -> tuple[Array, Metrics]:
@@ -73,7 +77,7 @@ def denoising_loss(
         x = q_sample(x0, normal_like(eps_key, x0), level)
         if drop_rate > 0:
             cond = drop_condition(drop_key, cond, null, drop_rate)
-        s = row(level.like(x))
+        s = scalings(row, level, x)
         F, *_ = predict(apply, params, s, x, cond, key=net_key if dropout else None)
         mse = _mean(jnp.square(F - target(row, x0, x, level)))
         each = mse
@@ -88,14 +92,14 @@ def denoising_loss(
 
 
 def vlb_loss(
-    apply: Apply, process: Discrete, row: Row, *, variance: str = "learned", times: Times | None = None
+    apply: Apply, process: Discrete, row: Row, *, variance: str = "learned", times: TimeSampler | None = None
 ) -> Loss:
     """The variational bound of a DDPM, without the prior's constant, in bits per dimension (Ho et al. 2020, eq. 5).
 
     Args:
         apply: the network; with learned variance it answers (F, frac).
         process: the beta table.
-        row: what F is, usually `parameterize.indexed(parameterize.eps)`.
+        row: what F is, usually `parameterize.zero_based(parameterize.eps)`.
         variance: "small", "large" or "learned", as for `solvers.ddpm`.
         times: distribution of the integer t; None is uniform over 1..T.
     Returns:
@@ -104,6 +108,7 @@ def vlb_loss(
         ValueError: a process without a table of at least two betas; another variance.
     """
     times = _table_times(process, times)
+    _check(apply, row, times)
     check_variance(variance)
 
     def loss(params: Params, key: Array, batch: Batch) -> tuple[Array, Metrics]:
@@ -112,7 +117,7 @@ def vlb_loss(
         t, t_weight = times(t_key, x0.shape[0])
 
         def denoise(x, level):
-            s = row(level.like(x))
+            s = scalings(row, level, x)
             F, *frac = predict(apply, params, s, x, cond)
             return (to_x0(s, x, F), *frac) if variance == "learned" else to_x0(s, x, F)
 
@@ -128,7 +133,7 @@ def hybrid_loss(
     row: Row,
     *,
     vlb_weight: float = 0.001,
-    times: Times | None = None,
+    times: TimeSampler | None = None,
     null: Any = None,
     drop_rate: float = 0.0,
     dropout: bool = False,
@@ -150,6 +155,7 @@ def hybrid_loss(
         ValueError: a process without a table of at least two betas; drop_rate outside [0, 1], or without null.
     """
     times = _table_times(process, times)
+    _check(apply, row, times)
     _check_drop_rate(drop_rate, null)
 
     def loss(params: Params, key: Array, batch: Batch) -> tuple[Array, Metrics]:
@@ -161,7 +167,7 @@ def hybrid_loss(
         x = q_sample(x0, eps, level)
         if drop_rate > 0:
             cond = drop_condition(drop_key, cond, null, drop_rate)
-        s = row(level.like(x))
+        s = scalings(row, level, x)
         F, frac = predict(apply, params, s, x, cond, key=net_key if dropout else None)
         mse = _mean(jnp.square(F - target(row, x0, x, level)))
         x0_hat = jax.lax.stop_gradient(to_x0(s, x, F))
@@ -200,7 +206,14 @@ def latent_loss(loss: Loss) -> Loss:
 def _split(batch: Batch) -> tuple[Array, Batch]:
     if "x" not in batch:
         raise ValueError(f'a batch holds the data under "x", got the entries {sorted(batch)}')
+    check_inexact('the batch\'s "x"', batch["x"])
     return batch["x"], {name: value for name, value in batch.items() if name != "x"}
+
+
+def _check(apply: Apply, row: Row, times: TimeSampler) -> None:
+    check_function("apply", apply, "(params, x, noise, cond) -> F")
+    check_function("prediction", row, "(level) -> Scalings")
+    check_function("times", times, "(key, batch) -> (t, weight)")
 
 
 def _check_drop_rate(drop_rate: float, null: Any) -> None:
@@ -217,13 +230,18 @@ def _mean(x: Array) -> Array:
     return jnp.mean(x, axis=range(1, x.ndim))
 
 
-def _default_times(process: Process) -> Times:
+def _default_times(process: Process) -> TimeSampler:
+    if isinstance(process, Discrete):
+        return integers(process.T)
     if isinstance(process, EDM):  # its time is sigma, and has no natural end to be uniform up to
         return log_normal(process)
-    return integers(process.T) if isinstance(process, Discrete) else uniform()
+    t_max = getattr(process, "t_max", None)
+    if t_max is None:
+        raise ValueError(f"{type(process).__name__} has no noisiest time of its own: give times")
+    return uniform(high=t_max)
 
 
-def _table_times(process: Process, times: Times | None) -> Times:
+def _table_times(process: Process, times: TimeSampler | None) -> TimeSampler:
     if not isinstance(process, Discrete) or process.T < 2:
         raise ValueError(f"the bound by steps needs a table of at least two betas (processes.Discrete), got {process}")
     return _default_times(process) if times is None else times

@@ -8,7 +8,7 @@ __all__ = ["listed", "shared_prefix"]
 
 
 def listed(names: Iterable[str], limit: int = 20, between: str = ", ") -> str:
-    """Joins names for a message; of more than `limit` the first ones, their number, and what all of them begin with.
+    """Join names for a message; beyond `limit`, show the first ones, their number and their common prefix.
 
     >>> listed(["a", "b"])
     'a, b'
@@ -17,8 +17,8 @@ def listed(names: Iterable[str], limit: int = 20, between: str = ", ") -> str:
 
     Args:
         names: in the order in which they are shown.
-        limit: how many are shown.
-        between: what stands between two.
+        limit: maximal number of names that are shown.
+        between: separator.
 
     Returns:
         The text.
@@ -32,7 +32,7 @@ def listed(names: Iterable[str], limit: int = 20, between: str = ", ") -> str:
 
 
 def _plain(name: str) -> str:
-    """A name as a line can show it: it may come from a stranger's file, and be long or speak to the terminal."""
+    """A name as a line can show it: a name in an untrusted file may be long, or hold control characters."""
     shown = name if len(name) <= 300 else f"{name[:300]}..."
     return (
         shown if shown.isprintable() else "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in shown)
@@ -40,7 +40,7 @@ def _plain(name: str) -> str:
 
 
 def shared_prefix(names: Iterable[str]) -> str:
-    """The longest beginning, up to a dot, that dotted names share, such as "_orig_mod."; "" where there is none."""
+    """Return the longest common prefix of dotted names, up to a dot, e.g. "_orig_mod."; "" where there is none."""
     found = [name.split(".")[:-1] for name in names]
     shared: list[str] = []
     for segments in zip(*found, strict=False):

@@ -45,8 +45,8 @@ def of(
     """
     apply = networks.as_apply(network)
 
-    def of_first(params: Any, *args: Any, **options: Any) -> Any:
-        return apply(params[0], *args, **options)
+    def of_first(params: Any, x: Any, noise: Any, cond: Any, **options: Any) -> Any:
+        return apply(params[0], x, noise, cond, **options)
 
     return Model(
         init=lambda key: networks.init(network, key, jnp.zeros((1, *shape)), condition.zeros()),

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff.levels import Level
+from jaxdiff.levels import Level, check_grid
+from jaxdiff.types import NoiseSampler
 
-__all__ = ["Noise", "brownian", "check_key", "fold_in", "normal_like", "prior", "white"]
-
-Noise = Callable[[Array, Array, Level, Level], Array]  # (the step's key, x, cur, nxt) -> standard normal like x
+__all__ = ["brownian", "check_key", "fold_in", "normal_like", "prior", "white"]
 
 # A path is told apart down to 2 _EDGE / 2^_DEPTH = 0.00015 in lam, and straight below that: an increment over h lacks
 # about 0.00005 / h of its variance, which its neighbours have. A sampler of 1,000 steps takes h = 0.01 at a time.
 _EDGE, _DEPTH = 10.0, 17
 
 
-def check_key(key: Array) -> None:
-    """Raise ValueError unless `key` is a typed JAX key, or a vector of them (one per example)."""
+def check_key(key: Array, batch: tuple[int, ...] | None = None) -> None:
+    """Raise ValueError unless `key` is a typed JAX key, or one for each example, of which `batch` = (B,) are known."""
     dtype = getattr(key, "dtype", None)
     if dtype is None or not jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) or key.ndim > 1:
         raise ValueError(f"expected a key of jax.random.key(seed), or a vector of one key per example, got {key!r:.80}")
+    if batch is not None and key.ndim and key.shape != batch:
+        raise ValueError(f"one key per example: got {key.shape[0]} keys for {batch[0] if batch else 'no'} examples")
 
 
 def normal_like(key: Array, x: Array) -> Array:
@@ -53,7 +52,10 @@ def prior(levels: Level, key: Array, shape: tuple[int, ...], dtype=jnp.float32) 
         dtype: of x_T.
     Returns:
         x_T ~ N(0, sigma_0^2 I). The data's share alpha_0 x_0 is left out, as all samplers do: start where it is small.
+    Raises:
+        ValueError: levels that are no grid; an untyped key, or another number of keys than examples.
     """
+    check_grid(levels)
     return levels.sigma[0].astype(dtype) * _normal(key, tuple(shape), dtype)
 
 
@@ -67,7 +69,7 @@ def white(key: Array, x: Array, cur: Level, nxt: Level) -> Array:
     return normal_like(key, x)
 
 
-def brownian(path: Array) -> Noise:
+def brownian(path: Array) -> NoiseSampler:
     """Increments of one Brownian path: another number of steps follows the same path, and refining it converges.
 
     The noise that a reverse SDE gathers from level t to s is an increment of W at the clock SNR = exp(2 lam), since
@@ -149,9 +151,7 @@ def _bridge(low: Array, mid: Array, high: Array) -> tuple[Array, Array, Array]:
 
 
 def _normal(key: Array, shape: tuple[int, ...], dtype) -> Array:
-    check_key(key)
+    check_key(key, shape[:1])
     if key.ndim == 0:
         return jax.random.normal(key, shape, dtype)
-    if key.shape != shape[:1]:
-        raise ValueError(f"one key per example: got {key.shape[0]} keys for {shape[:1] or 'no'} examples")
     return jax.vmap(lambda k: jax.random.normal(k, shape[1:], dtype))(key)

@@ -10,53 +10,36 @@ so the regression target is (x_0 - skip x) / out, and nothing else in jaxdiff as
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxdiff.checks import check_function, check_inexact, describe, factory, is_traced
 from jaxdiff.levels import Level
+from jaxdiff.types import Apply, Cond, Denoiser, Params, Prediction, Scalings
 
 __all__ = [
     "Scalings",
-    "conditioned",
     "denoiser",
     "edm",
     "eps",
-    "indexed",
     "mean_only",
     "predict",
+    "scalings",
     "score",
     "target",
+    "time_scaled",
     "to_x0",
     "v",
     "velocity",
+    "with_noise_input",
     "x0",
+    "zero_based",
 ]
 
-Params = Any
-Cond = Any
-Apply = Callable[..., Array]  # (params, x, noise[B], cond, *, key=None) -> like x
-Denoiser = Callable[[Array, Level], Array]  # (x_t, level) -> E[x_0 | x_t]
-
-
-class Scalings(NamedTuple):
-    """x0_hat = skip x + out F(inp x, noise).
-
-    Attributes:
-        skip, out, inp: scales, with the shape of the level's fields.
-        noise: how the network is told the level.
-    """
-
-    skip: Array
-    out: Array
-    inp: Array
-    noise: Array
-
-
-Row = Callable[[Level], Scalings]
+Row = Prediction
 
 
 def eps(level: Level) -> Scalings:
@@ -96,6 +79,7 @@ def score(level: Level) -> Scalings:
     return _plain(level, 1 / level.alpha, jnp.square(level.sigma) / level.alpha)
 
 
+@factory
 def edm(sigma_data: float | Array = 0.5) -> Row:
     """EDM's preconditioning (Karras et al. 2022, table 1), in sigma / alpha and so for any process.
 
@@ -121,19 +105,35 @@ def edm(sigma_data: float | Array = 0.5) -> Row:
     return row
 
 
-def conditioned(row: Row, noise: Callable[[Level], Array]) -> Row:
-    """The same prediction, with the network told `noise(level)`.
+@factory
+def with_noise_input(row: Row, noise: Callable[[Level], Array]) -> Row:
+    """The same prediction by a network whose time embedding is given `noise(level)` (EDM's c_noise).
 
     Args:
         row: a row of the table.
-        noise: Level -> what the network's time embedding receives, e.g. `lambda level: 1000 * level.t`.
+        noise: Level -> what the network's time embedding receives, e.g. `lambda level: -level.lam / 4`.
     """
     return lambda level: row(level)._replace(noise=noise(level))
 
 
-def indexed(row: Row) -> Row:
+@factory
+def time_scaled(row: Row, scale: float = 1000.0) -> Row:
+    """The same prediction by a network made for times of 0..scale, of a process whose time runs over [0, 1].
+
+    The networks of `jaxdiff.networks` embed time by sinusoids made for the 1,000 steps of a DDPM (Ho et al. 2020), as
+    the published ones do. With the times of Flow or VP as they are, most of these sinusoids hardly move.
+
+    Args:
+        row: a row of the table.
+        scale: the network is given scale * t.
+    """
+    return with_noise_input(row, lambda level: scale * level.t)
+
+
+@factory
+def zero_based(row: Row) -> Row:
     """The same prediction by a network that counts a beta table's steps 0..T-1, as the published DDPMs do."""
-    return conditioned(row, lambda level: level.t - 1)
+    return with_noise_input(row, lambda level: level.t - 1)
 
 
 def target(row: Row, x0: Array, x: Array, level: Level) -> Array:
@@ -147,8 +147,30 @@ def target(row: Row, x0: Array, x: Array, level: Level) -> Array:
     Returns:
         what F should answer, like x0.
     """
-    s = row(level.like(x))
+    s = scalings(row, level, x)
     return (x0 - s.skip * x) / s.out
+
+
+def scalings(row: Row, level: Level, x: Array) -> Scalings:
+    """The scales of a prediction at the level of x; a plain number counts for all examples.
+
+    Args:
+        row: a row of the table.
+        level: scalar or [B].
+        x: x_t, [B, ...].
+    Returns:
+        arrays that broadcast against x.
+    Raises:
+        ValueError: a prediction that returns no Scalings.
+    """
+    level = level.like(x)
+    s = row(level)
+    if not isinstance(s, Scalings):
+        raise ValueError(
+            f"a prediction is a function (level) -> Scalings(skip, out, inp, noise), got {describe(row)}, "
+            f"which returns {describe(s)}"
+        )
+    return Scalings(*(_like(field, level.alpha) for field in s))
 
 
 def denoiser(apply: Apply, params: Params, row: Row, cond: Cond = None, *, key: Array | None = None) -> Denoiser:
@@ -165,10 +187,15 @@ def denoiser(apply: Apply, params: Params, row: Row, cond: Cond = None, *, key: 
         key: passed on to the network when training, for dropout.
     Returns:
         (x, level) -> x0_hat, like x.
+    Raises:
+        ValueError: an `apply` or a prediction that is no such function; from the denoiser, an x of integers.
     """
+    check_function("apply", apply, "(params, x, noise, cond) -> F")
+    check_function("prediction", row, "(level) -> Scalings")
 
     def denoise(x: Array, level: Level) -> Any:
-        s = row(level.like(x))
+        check_inexact("x", x)
+        s = scalings(row, level, x)
         F, *frac = predict(apply, params, s, x, cond, key=key)
         x0 = to_x0(s, x, F)
         return (x0, *frac) if frac else x0
@@ -198,12 +225,18 @@ def mean_only(denoise: Denoiser) -> Denoiser:
     return lambda x, level: denoise(x, level)[0]
 
 
+def _like(field: Any, alpha: Array) -> Array:
+    if jnp.ndim(field) or (hasattr(field, "dtype") and alpha.ndim == 0):
+        return field
+    return jnp.full_like(alpha, field, dtype=getattr(field, "dtype", None))
+
+
 def _plain(level: Level, skip: Array, out: Array) -> Scalings:
     return Scalings(skip, out, jnp.ones_like(level.alpha), level.t)
 
 
 def _refuse_pure_noise(level: Level, name: str) -> None:
-    if not isinstance(level.alpha, jax.core.Tracer) and np.any(np.asarray(level.alpha) == 0):
+    if not is_traced(level.alpha) and np.any(np.asarray(level.alpha) == 0):
         raise ValueError(
             f"a network that predicts {name} cannot denoise pure noise (alpha = 0): start at a level with alpha > 0, "
             "or use a network that predicts x0, v or velocity"

@@ -86,9 +86,7 @@ class _Training:
         self.experiment, self.workdir, self.mesh = experiment, workdir, mesh
         self.patience, self.signals, self.goodput = patience, signals, goodput
         part = experiment.training
-        self.averages: dict[str, Any] = {
-            "ema": part.ema, "ema_memory": part.ema_memory, "averaged": part.averaged
-        }  # fmt: skip
+        self.averages: dict[str, Any] = {"ema": part.ema, "ema_memory": part.ema_memory, "averaged": part.averaged}
 
     def run(self, recipe: Recipe | None, before: Any, init_from: str | Path | None) -> training.TrainState:
         experiment, part, workdir = self.experiment, self.experiment.training, self.workdir

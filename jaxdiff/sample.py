@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxdiff.levels import Level, from_x0
+from jaxdiff.checks import check_denoiser, check_inexact, is_traced
+from jaxdiff.levels import Level, check_grid, from_x0
 from jaxdiff.noise import check_key, fold_in
-from jaxdiff.solvers.base import Solver
+from jaxdiff.solvers.base import Solver, check_solver
+from jaxdiff.types import Denoiser
 
 __all__ = ["check_levels", "invert", "sample", "sample_path", "sample_state"]
-
-Denoiser = Callable[[Array, Level], Array]
 
 
 def sample(
@@ -52,7 +52,8 @@ def sample(
     Returns:
         x at the last level, like x.
     Raises:
-        ValueError: levels that are no grid or do not fall; an untyped key; a prediction undefined at pure noise.
+        ValueError: levels that are no grid or do not fall; an untyped key, or another number of keys than examples; a
+            prediction undefined at pure noise; an x of integers; a solver or denoiser that is none.
     """
     return _scan(denoise, solver, levels, x, key, start=start, stop=stop, remat=remat, progress=progress)[0]
 
@@ -115,10 +116,12 @@ def invert(denoise: Denoiser, levels: Level, x: Array, *, iterations: int = 1) -
     Raises:
         ValueError: levels that are no grid, or begin at pure noise; iterations < 1.
     """
+    check_denoiser("denoise", denoise)
+    check_inexact("x", x)
     check_levels(levels)
     if iterations < 1:
         raise ValueError(f"iterations must be at least 1, got {iterations}")
-    if not isinstance(levels.alpha, jax.core.Tracer) and np.asarray(levels.alpha)[0] == 0:
+    if not is_traced(levels.alpha) and np.asarray(levels.alpha)[0] == 0:
         raise ValueError("pure noise (alpha = 0) says nothing of x: invert to a level with alpha > 0")
     levels = _typed(levels, x)
 
@@ -131,7 +134,7 @@ def invert(denoise: Denoiser, levels: Level, x: Array, *, iterations: int = 1) -
 
         return jax.lax.scan(iterate, x, length=iterations)[0], None
 
-    pairs = Level(*(field[:-1] for field in levels)), Level(*(field[1:] for field in levels))
+    pairs = levels.at(slice(None, -1)), levels.at(slice(1, None))
     return jax.lax.scan(step, x, pairs, reverse=True)[0]
 
 
@@ -139,7 +142,10 @@ def _scan(
     denoise, solver: Solver, levels: Level, x: Array, key: Array, *, trace=None, start=None, stop=None, remat=False,
     progress=None,
 ):  # fmt: skip
-    check_key(key)
+    check_denoiser("denoise", denoise)
+    check_solver(solver)
+    check_inexact("x", x)
+    check_key(key, x.shape[:1])
     check_levels(levels, may_repeat=stop is not None, falling=solver.falling)
     _try_pure_noise(denoise, levels, x, start)
     levels = _typed(levels, x)
@@ -150,7 +156,7 @@ def _scan(
 
     def take(carry, i):
         x, state = carry
-        x, state = solver.step(denoise, fold_in(key, i), x, state, _at(levels, i), _at(levels, i + 1))
+        x, state = solver.step(denoise, fold_in(key, i), x, state, levels.at(i), levels.at(i + 1))
         if progress is not None:
             jax.debug.callback(progress, i + 1)
         return x, state
@@ -162,7 +168,7 @@ def _scan(
             carry = jax.lax.cond(taken, take, lambda carry, _: carry, carry, jnp.where(taken, i, 0))
         else:
             carry = take(carry, i)
-        return carry, None if trace is None else trace(carry[0], _at(levels, i + 1))
+        return carry, None if trace is None else trace(carry[0], levels.at(i + 1))
 
     carry = x, solver.init(x)
     if remat:
@@ -173,10 +179,6 @@ def _scan(
     else:
         (x, state), path = jax.lax.scan(body, carry, steps[0])
     return x, state, path
-
-
-def _at(levels: Level, i: Array) -> Level:
-    return Level(*(field[i] for field in levels))
 
 
 def _typed(levels: Level, x: Array) -> Level:
@@ -191,10 +193,8 @@ def check_levels(levels: Level, *, may_repeat: bool = False, falling: bool = Tru
     Values are looked at only where they are concrete, and not at all unless `falling`. With `may_repeat`, the last
     level may stand there several times.
     """
-    shapes = {np.shape(field) for field in levels}
-    if len(shapes) != 1 or len(next(iter(shapes))) != 1 or next(iter(shapes))[0] < 2:
-        raise ValueError(f"a grid is a Level whose fields all have shape [N + 1], N >= 1, got shapes {shapes}")
-    if not falling or any(isinstance(field, jax.core.Tracer) for field in (levels.alpha, levels.sigma)):
+    check_grid(levels)
+    if not falling or is_traced(levels.alpha, levels.sigma):
         return
     alpha, sigma = (np.asarray(field, np.float64) for field in (levels.alpha, levels.sigma))
     angle = np.arctan2(sigma, alpha)  # rises with sigma / alpha, and is finite at both ends
@@ -212,9 +212,8 @@ def check_levels(levels: Level, *, may_repeat: bool = False, falling: bool = Tru
 def _try_pure_noise(denoise: Denoiser, levels: Level, x: Array, start: int | Array | None) -> None:
     # Inside the scan levels are traced, where a row like `eps` cannot see that alpha = 0. Where the grid starts there
     # and says so, an abstract call shows the concrete level to the row, which then refuses.
-    if start is not None or any(isinstance(field, jax.core.Tracer) for field in levels):
+    if start is not None or is_traced(levels):
         return
-    with jax.ensure_compile_time_eval():  # under `jit` indexing would be traced too
-        first = Level(*(jnp.asarray(field)[0] for field in levels))
+    first = levels.at(0)
     if np.asarray(first.alpha) == 0:
         jax.eval_shape(lambda x: denoise(x, first), x)

@@ -12,19 +12,68 @@ from jax import Array
 from jax.sharding import Mesh
 
 from jaxdiff.conditions import Cond, Condition
+from jaxdiff.levels import Level
 from jaxdiff.media import Medium
 from jaxdiff.noise import fold_in, normal_like
 from jaxdiff.parameterize import Denoiser, Params, denoiser, mean_only
 from jaxdiff.sample import sample, sample_path
 from jaxdiff.sampling import Sampling
 from jaxdiff.sharding import batch_parts, constrain_tokens, on
+from jaxdiff.solvers import Solver
 
 if TYPE_CHECKING:
     from jaxdiff.experiment import Model
 
-__all__ = ["Generate", "sampler"]
+__all__ = ["Begin", "Generate", "sampler", "solve"]
 
 Generate = Callable[[Params, Array, Cond, Any], Any]
+# (x of noise alone, the noise, levels, solver) -> (x to begin with, index of the first step, solver)
+Begin = Callable[[Array, Array, Level, Solver], tuple[Array, Array, Solver]]
+
+
+def solve(
+    denoise: Denoiser,
+    sampling: Sampling,
+    keys: Array,
+    shape: tuple[int, ...],
+    *,
+    prepared: tuple[Level, Solver],
+    dtype: Any = jnp.float32,
+    noise: Array | None = None,
+    begin: Begin | None = None,
+    path: bool = False,
+    progress: Callable[[Array], None] | None = None,
+) -> Any:
+    """Draw x from noise to data with a denoiser that knows its condition.
+
+    Args:
+        denoise: (x_t, level) -> x0_hat, guided but not clipped.
+        sampling: tells the initial noise, and clips.
+        keys: one key, or [B] keys; each example depends on its own key alone. fold_in(key, 0) is that of the initial
+            noise, fold_in(key, 1) the solver's.
+        shape: of x, [B, ...].
+        prepared: levels and solver, `sampling.prepare()`.
+        dtype: of x.
+        noise: like x, standard normal, in place of the key's.
+        begin: begins with other x than noise, e.g. with a noised image, or at a later level.
+        path: also return x before each step and at the end.
+        progress: called on the host with the number of steps done, after each step.
+
+    Returns:
+        x, not decoded; or (x, path [steps + 1, *shape]).
+    """
+    levels, solver = prepared
+    prior_keys, path_keys = (fold_in(keys, i) for i in range(2))
+    noise = normal_like(prior_keys, jnp.zeros(shape, dtype)) if noise is None else noise.astype(dtype)
+    x, start = constrain_tokens(jnp.asarray(sampling.init_noise_std(levels), dtype) * noise), None
+    if begin is not None:
+        x, start, solver = begin(x, noise, levels, solver)
+    predict = sampling.clip(denoise)
+    options: dict[str, Any] = {"start": start, "progress": progress}
+    if not path:
+        return sample(predict, solver, levels, x, path_keys, **options)
+    last, steps = sample_path(predict, solver, levels, x, path_keys, **options)
+    return last, jnp.concatenate([x[None], steps])
 
 
 def sampler(
@@ -61,7 +110,8 @@ def sampler(
     guided = sampling.guidance != 1 if guided is None else guided
     if guided:
         condition.check_null()
-    levels, solver = sampling.prepare()
+    prepared = sampling.prepare()
+    solver = prepared[1]
     if solver.learned_variance and not model.learned_variance:
         raise ValueError("the solver takes a learned variance, which the network does not answer: choose another")
 
@@ -73,14 +123,11 @@ def sampler(
         predict = denoise(params, cond)
         if guided:
             predict = sampling.guide(predict, denoise(params, condition.without(cond)), scale)
-        predict = sampling.clip(predict)
-        prior_keys, path_keys = (fold_in(keys, i) for i in range(2))
-        noise = normal_like(prior_keys, jnp.zeros((keys.shape[0], *medium.shape), jnp.float32))
-        x = constrain_tokens(jnp.asarray(sampling.init_noise_std(levels), jnp.float32) * noise)
+        shape = keys.shape[0], *medium.shape
         if not path:
-            return medium.decode(params, sample(predict, solver, levels, x, path_keys))
-        last, steps = sample_path(predict, solver, levels, x, path_keys)
-        return medium.decode(params, last), jnp.concatenate([x[None], steps])
+            return medium.decode(params, solve(predict, sampling, keys, shape, prepared=prepared))
+        x, steps = solve(predict, sampling, keys, shape, prepared=prepared, path=True)
+        return medium.decode(params, x), steps
 
     def generate(params: Params, keys: Array, cond: Cond, scale: Any) -> Any:
         if mesh is None:

@@ -1,7 +1,7 @@
-"""What a value that comes with a stranger's file may be: its type, its range, its length.
+"""Checks of values in untrusted files: their types, ranges and lengths.
 
-Whatever such a file says is checked before anything is computed or made from it, so that what follows can rely on
-types, and so that an absurd number is an error that names it and not minutes of work.
+Values are checked before they are used, so that later code can rely on their types, and so that an absurd number is an
+error with its name rather than minutes of work.
 
     count = whole(1, 100)
     optional(each(count, 8)).check("widths", [64, 128])
@@ -9,22 +9,36 @@ types, and so that an absurd number is an error that names it and not minutes of
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from typing import Any, NamedTuple, TypeVar
 
-__all__ = ["FLAG", "WORD", "Kind", "choice", "each", "either", "look_up", "mapping", "number", "optional", "whole"]
+__all__ = [
+    "FLAG",
+    "WORD",
+    "Kind",
+    "choice",
+    "each",
+    "either",
+    "integer",
+    "look_up",
+    "mapping",
+    "number",
+    "optional",
+    "whole",
+]
 
 
 T = TypeVar("T")
 
 
 class Kind(NamedTuple):
-    """What a value may be.
+    """A kind of values.
 
     Attributes:
-        allowed: in words, to stand behind "must be".
-        holds: whether a value is that.
+        allowed: its description, after "must be".
+        holds: whether a value is of this kind.
     """
 
     allowed: str
@@ -34,11 +48,11 @@ class Kind(NamedTuple):
         """Return the value.
 
         Args:
-            name: what it is the value of, for the message.
-            value: any.
+            name: of the value, for the message.
+            value: any value.
 
         Raises:
-            ValueError: it is of another kind.
+            ValueError: the value is of another kind.
         """
         if not self.holds(value):
             raise ValueError(f"{name} must be {self.allowed}, got {value!r:.80}")
@@ -61,7 +75,7 @@ def choice(*allowed: Any) -> Kind:
 
 
 def each(kind: Kind, most: int, least: int = 1) -> Kind:
-    """A list of some length, of values of one kind."""
+    """A list of values of one kind, of `least` to `most` values."""
 
     def holds(value: Any) -> bool:
         return isinstance(value, list | tuple) and least <= len(value) <= most and all(map(kind.holds, value))
@@ -70,7 +84,7 @@ def each(kind: Kind, most: int, least: int = 1) -> Kind:
 
 
 def mapping(kind: Kind, most: int) -> Kind:
-    """An object of some size at most, whose values are of one kind."""
+    """An object of at most `most` values, all of one kind."""
 
     def holds(value: Any) -> bool:
         return isinstance(value, dict) and len(value) <= most and all(map(kind.holds, value.values()))
@@ -88,21 +102,43 @@ def optional(kind: Kind) -> Kind:
     return either(kind, Kind("null", lambda v: v is None))
 
 
+def integer(name: str, value: Any, low: int, high: int | None = None) -> int:
+    """Return an argument that must be an integer in a range, both ends included.
+
+    Args:
+        name: of the argument, for the message.
+        value: any value; numpy's integers are integers, True and False are not.
+        low: the smallest integer.
+        high: the largest integer; None: any.
+
+    Raises:
+        ValueError: the value is no integer, or not in the range.
+    """
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or number < low or (high is not None and number > high):
+        allowed = f"of at least {low}" if high is None else f"from {low} to {high}"
+        raise ValueError(f"{name} must be an integer {allowed}, got {value!r:.80}")
+    return number
+
+
 def _is(value: Any, kind: type) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def look_up(table: Mapping[str, T], name: Any, what: str, where: str = "") -> T:
-    """Return what a table has for a name.
+    """Return the entry of a table.
 
     Args:
-        table: by name.
+        table: entries by name.
         name: any value.
-        what: what the name is of, for the message.
-        where: what stands behind the name there.
+        what: kind of the name, for the message.
+        where: text after the name in the message.
 
     Raises:
-        ValueError: it is no name of the table's; the message lists them.
+        ValueError: the table has no such name; the message lists its names.
     """
     if not isinstance(name, str) or name not in table:
         raise ValueError(f"unknown {what} {name!r:.80}{where}; there are: {', '.join(sorted(table))}")

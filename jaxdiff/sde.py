@@ -16,14 +16,14 @@ import numpy as np
 from jax import Array
 
 from jaxdiff import levels
+from jaxdiff.checks import check_denoiser, is_traced
 from jaxdiff.levels import Level, from_x0
 from jaxdiff.noise import check_key, fold_in, normal_like
 from jaxdiff.processes import Process
-from jaxdiff.processes.base import to_float
+from jaxdiff.processes.base import check_process, to_float
+from jaxdiff.types import Denoiser
 
 __all__ = ["SDE", "forward", "jvp", "langevin", "probability_flow", "reverse", "score", "score_jvp"]
-
-Denoiser = Callable[[Array, Level], Array]
 
 
 class SDE(NamedTuple):
@@ -82,6 +82,7 @@ def forward(process: Process) -> SDE:
     Returns:
         drift f(t) x and diffusion g(t).
     """
+    check_process(process, "sde")
     return SDE(lambda x, t: _like(process.sde(t)[0], x) * x, lambda t: process.sde(t)[1])
 
 
@@ -100,7 +101,9 @@ def reverse(process: Process, denoise: Denoiser, *, tau: float | Array = 1.0) ->
     Raises:
         ValueError: a concrete tau below 0.
     """
-    if not isinstance(tau, jax.core.Tracer) and not np.all(np.asarray(tau) >= 0):
+    check_process(process, "sde")
+    check_denoiser("denoise", denoise)
+    if not is_traced(tau) and not np.all(np.asarray(tau) >= 0):
         raise ValueError(f"tau, the share of the noise, is at least 0, got {tau}")
     flow = probability_flow(process, denoise)
 
@@ -151,7 +154,7 @@ def langevin(score: Callable[[Array], Array], x: Array, key: Array, *, step: flo
     check_key(key)
     if not isinstance(steps, int | np.integer) or steps < 0:
         raise ValueError(f"steps is an integer of at least 0, got {steps!r:.80}")
-    if not isinstance(step, jax.core.Tracer) and not np.all(np.asarray(step) > 0):
+    if not is_traced(step) and not np.all(np.asarray(step) > 0):
         raise ValueError(f"step must be positive, got {step}")
     size = _like(step, x)
 

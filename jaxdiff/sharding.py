@@ -1,4 +1,4 @@
-"""Where arrays lie: one mesh, and rules on paths and shapes.
+"""Sharding of arrays over one mesh, by rules on paths and shapes.
 
 The axes of a mesh:
     data      copies of the state, each with its own examples.
@@ -6,8 +6,8 @@ The axes of a mesh:
     tensor    parts of the heads and of the feed-forward's inner layer, for the same examples.
     sequence  parts of the tokens of a transformer, or of the rows of an image, of the same examples.
 
-A program learns its mesh from JAX's own context: code that is traced within `on(mesh)` sees it, other code sees none,
-and then nothing here does anything.
+The mesh of a program is that of JAX's context: code traced within `on(mesh)` is sharded over it. Without a mesh, the
+functions of this file return their arrays as they are.
 """
 
 from __future__ import annotations
@@ -26,12 +26,14 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxdiff import trees
+
 AXES = ("data", "fsdp", "tensor", "sequence")
 # The batch is split over both: with fsdp every device works on its own examples, too.
 BATCH_AXES = ("data", "fsdp")
 # Arrays of fewer elements are replicated: gathering them costs more time than holding them costs memory.
 SMALL = 4096
-# Arrays of at least this many elements (4 MiB in float32) must not be replicated behind the user's back.
+# Arrays of at least this many elements (4 MiB in float32) are never replicated without an error.
 LARGE = 2**20
 
 # Layers that tensor parallelism splits by their outputs, and those after them, split by their inputs (Shoeybi et al.
@@ -51,11 +53,11 @@ def make_mesh(
     """Arrange the devices as a mesh with the axes "data", "fsdp", "tensor" and "sequence".
 
     Args:
-        data: number of groups that each hold a copy of the state; None takes all devices that the others leave.
+        data: number of groups that each hold a copy of the state; None: the number of devices over the other sizes.
         fsdp: number of parts of one copy of the state.
         tensor: number of devices that share each layer's work.
         sequence: number of devices that share an example's tokens or rows.
-        devices: the devices to use; None means all of them.
+        devices: the devices to use; None: all of them.
 
     Returns:
         A mesh of shape [data, fsdp, tensor, sequence].
@@ -77,14 +79,14 @@ def make_mesh(
 
 
 def parse_mesh(text: str, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Make the mesh that a user wrote as "data=8,fsdp=16,tensor=2".
+    """Make a mesh of a text such as "data=8,fsdp=16,tensor=2".
 
     Args:
-        text: sizes by axis; data takes the devices that are left, others are 1. Empty: data alone.
-        devices: the devices to use; None means all of them.
+        text: sizes by axis; by default data takes the remaining devices, and other sizes are 1.
+        devices: the devices to use; None: all of them.
 
     Raises:
-        ValueError: not of that form, or the sizes do not fit the devices.
+        ValueError: the text is not of that form, or the sizes do not fit the devices.
     """
     sizes: dict[str, int] = {}
     for part in filter(None, text.split(",")):
@@ -96,22 +98,22 @@ def parse_mesh(text: str, *, devices: Sequence[jax.Device] | None = None) -> Mes
 
 
 def on(mesh: Mesh | None) -> AbstractContextManager[Any]:
-    """Let what is traced within know the mesh that it will run on; None: nothing to know."""
+    """Return a context in which programs are traced for a mesh; None: for one device."""
     return nullcontext() if mesh is None else jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
 def platform() -> str:
-    """Return "cpu", "gpu" or "tpu": what the program being traced will run on."""
+    """Return the platform of the program that is being traced: "cpu", "gpu" or "tpu"."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
 
 
 def constrain(x: Array, *axes: str | tuple[str, ...] | None) -> Array:
-    """Say how an array inside a program lies on the mesh; without a mesh, or on one device, it is returned as it is.
+    """Constrain the sharding of an array inside a program; without a mesh, or on one device, return it as it is.
 
     Args:
         x: the array.
-        axes: for its leading axes the mesh axis that splits each, or None. One that does not divide is left out.
+        axes: the mesh axis that splits each of its leading axes, or None. A mesh axis that does not divide is ignored.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
@@ -126,10 +128,10 @@ def constrain_tokens(x: Array) -> Array:
 
 
 def check_rows_or_features() -> None:
-    """Refuse to split the rows and the features of a convolution at once.
+    """Refuse to split both the rows and the features of a convolution.
 
     Raises:
-        ValueError: a mesh with both, on which XLA counts the gradient of the kernel several times.
+        ValueError: the mesh splits both, for which XLA adds the gradient of the kernel several times.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty and mesh.shape["tensor"] > 1 and mesh.shape["sequence"] > 1:
@@ -140,19 +142,19 @@ def check_rows_or_features() -> None:
 
 
 def gathers() -> bool:
-    """Whether `weight` gathers, which a backward pass had better do again than keep what it made."""
+    """Whether `weight` gathers: then a backward pass should gather again rather than keep the result."""
     mesh = jax.sharding.get_abstract_mesh()
     return not mesh.empty and mesh.shape["fsdp"] > 1
 
 
 def weight(path: Sequence[str], w: Array, dtype: Any) -> Array:
-    """Make of a layer's stored weight what the layer multiplies by: in its type, gathered over "fsdp".
+    """Cast a layer's stored weight to the type of the computation, and gather it over "fsdp".
 
-    The cast comes first, so that half precision moves half the bytes. The gradient is scattered again right away.
+    The cast comes first, so that half precision moves half the bytes. The gradient is scattered immediately.
 
     Args:
-        path: of the parameter, the layer's name and its own last.
-        w: the weight as it is stored.
+        path: of the parameter; it ends with the names of the layer and of the parameter.
+        w: the stored weight.
         dtype: of the computation.
     """
     w = w.astype(dtype)
@@ -176,51 +178,50 @@ _gather.defvjp(
 
 
 def shard_params(tree: Any, mesh: Mesh) -> Any:
-    """Give every array of a tree its place: vectors and small ones everywhere, others split by "fsdp" and "tensor".
+    """Return the sharding of every array of a tree: vectors and small arrays are replicated, others split.
 
-    "tensor" splits the layers of `COLUMN` and `ROW`. "fsdp" takes the last axis that it divides and "tensor" leaves,
-    that is the output channels wherever they fit, and never the axis of stacked layers. Paths and shapes are all that
-    matters, so an optimizer's moments and the averaged parameters lie where their parameters do.
+    "tensor" splits the layers of `COLUMN` and `ROW`. "fsdp" splits the last axis that it divides and "tensor" does not
+    split, i.e. the output channels wherever they fit, and never the axis of stacked layers. The rule depends on paths
+    and shapes alone, so that an optimizer's moments and averaged parameters are sharded like their parameters.
 
     Args:
-        tree: parameters, or a whole `TrainState`; arrays or `jax.ShapeDtypeStruct`.
+        tree: parameters or a `TrainState`, of arrays or `jax.ShapeDtypeStruct`.
         mesh: from `make_mesh`.
 
     Returns:
-        A tree like `tree` of `NamedSharding`.
+        A tree of `NamedSharding`, like `tree`.
 
     Raises:
         ValueError: an array of at least `LARGE` elements has no axis that "fsdp" divides.
     """
 
     def place(path: tuple[Any, ...], x: Any) -> NamedSharding:
-        names = [jax.tree_util.keystr((key,), simple=True) for key in path]
-        stacks = sum(name.endswith(".*") for name in names)
-        return NamedSharding(mesh, _spec(names, x.shape, mesh, stacks))
+        names = trees.keys(path)
+        return NamedSharding(mesh, _spec(names, x.shape, mesh, trees.stack_axes(names)))
 
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
 def shard_batch(batch: Any, mesh: Mesh, axis: int = 0) -> Any:
-    """Put a host's part of a batch onto its devices, split over "data" and "fsdp".
+    """Transfer a host's part of a batch to its devices, split over "data" and "fsdp".
 
     Args:
-        batch: tree of numpy arrays [B_host, ...]: the examples of this process only, see `host_rows`.
+        batch: tree of numpy arrays [B_host, ...]: the examples of this process, see `host_rows`.
         mesh: from `make_mesh`.
-        axis: that counts examples: 1 for a stack of batches.
+        axis: of the examples; 1 for a stack of batches.
 
     Returns:
         The tree of global arrays [B, ...]; the copies run asynchronously.
 
     Raises:
-        ValueError: B_host is not a multiple of the number of parts that lie on this process's devices.
+        ValueError: B_host is not a multiple of the number of parts on this process's devices.
     """
     sharding = batch_sharding(mesh, axis)
     local = max(1, batch_parts(mesh) // jax.process_count())
 
     def put(path: tuple[Any, ...], x: Any) -> Array:
         if np.ndim(x) <= axis or np.shape(x)[axis] % local:
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            name = "/".join(trees.keys(path))
             raise ValueError(
                 f"a host batch must be a multiple of the {local} parts it is cut into; {name!r} has shape {np.shape(x)}"
             )
@@ -230,20 +231,20 @@ def shard_batch(batch: Any, mesh: Mesh, axis: int = 0) -> Any:
 
 
 def host_rows(mesh: Mesh, size: int) -> np.ndarray:
-    """Tell which examples of a global batch this process has to read: those that its devices hold.
+    """Return the indices of the examples of a global batch that this process reads: those on its devices.
 
-    Which these are is the mesh's affair: a slice's best order of devices need not be that of its hosts, and hosts
-    that share an example, as parts of "tensor", read it both.
+    They depend on the mesh, since the best order of a slice's devices may differ from that of its hosts. Hosts that
+    share an example, e.g. over "tensor", all read it.
 
     Args:
         mesh: from `make_mesh`.
         size: examples in the global batch.
 
     Returns:
-        int [B_host], increasing: the rows of the global batch that `shard_batch` takes from this process.
+        int [B_host], increasing: rows of the global batch that `shard_batch` takes from this process.
 
     Raises:
-        ValueError: the batch cannot be cut into the mesh's parts.
+        ValueError: the mesh does not divide the batch.
     """
     parts = batch_parts(mesh)
     if size < 1 or size % parts:
@@ -258,12 +259,12 @@ def batch_parts(mesh: Mesh) -> int:
 
 
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """Return the place of arrays whose axis number `axis` counts examples, the first one unless told."""
+    """Return the sharding of arrays whose axis number `axis` counts examples."""
     return NamedSharding(mesh, P(*(None,) * axis, BATCH_AXES))
 
 
 def _spec(path: Sequence[str], shape: tuple[int, ...], mesh: Any, stacks: int = 0) -> P:
-    """The rule for an array whose first `stacks` axes count equal layers, which a loop takes one by one."""
+    """The rule for an array whose first `stacks` axes count equal layers of a loop."""
     fsdp, size = mesh.shape["fsdp"], math.prod(shape[stacks:])
     if fsdp == mesh.shape["tensor"] == 1 or size < SMALL or len(shape) - stacks < 2:
         return P()
@@ -283,7 +284,7 @@ def _spec(path: Sequence[str], shape: tuple[int, ...], mesh: Any, stacks: int = 
 
 
 def _tensor_axis(path: Sequence[str], shape: tuple[int, ...], mesh: Any) -> int | None:
-    """The axis that "tensor" splits, of a layer that stands on either side of heads or of an inner layer."""
+    """The axis that "tensor" splits, for layers before and after the heads or an inner layer."""
     layer, kind = path[-2:] if len(path) > 1 else ("", "")
     if kind != "kernel" or mesh.shape["tensor"] == 1 or len(shape) < 2:
         return None

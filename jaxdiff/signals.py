@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: a program ends with status 75, and what it has to keep is kept first."""
+"""SIGTERM and Ctrl-C: a program first saves its state, and then ends with status 75."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from jaxdiff.faults import AGAIN
 __all__ = ["Signals", "Stopped"]
 
 NUMBERS = (signal.SIGTERM, signal.SIGINT)
-# Seconds that a program with nothing to keep has to close its files, or to come back from a compiler.
+# Seconds that a program with nothing to save has to close its files, or to return from a compiler.
 GRACE = 5.0
 
 
 class Stopped(SystemExit):
-    """A signal ends the program; its status says that the same command goes on."""
+    """A signal ends the program, with the status of a command that can be resumed."""
 
     def __init__(self, signal: str):
         super().__init__(AGAIN)
@@ -31,24 +31,24 @@ class Stopped(SystemExit):
 
 
 class Signals:
-    """Within a `with` block, the first SIGTERM or SIGINT asks the program to end; nothing outside the main thread.
+    """Handles SIGTERM and SIGINT within a `with` block of the main thread: the first one requests the program's end.
 
-    Where nothing has to be kept, `Stopped` is raised. A loop that has something to keep says so by `unsaved`, looks at
-    `received` when it is ready to keep it, and lets long waits of its own be cut short within `raising`.
+    With nothing to save, `Stopped` is raised. A loop with something to save calls `unsaved`, checks `received` when it
+    can save, and makes its long waits interruptible by `raising`.
 
     Attributes:
         received: the first signal's name, or None.
-        doing: what a second signal would interrupt, for the message.
-        since: when they were made, by `time.monotonic`: for a command about when it began.
+        doing: the activity that a second signal would interrupt, for the message.
+        since: time of construction, by `time.monotonic`; about the start of a command.
     """
 
     def __init__(self, *, ends: bool = False):
-        """Prepare them.
+        """Prepare the handlers.
 
         Args:
-            ends: the program is a command, which the signals may end at any time, also where Python does not run:
-                one with nothing to keep after a few seconds, any other at a second Ctrl-C. Otherwise, in a library,
-                nothing is raised outside of `raising`, and a second Ctrl-C is a KeyboardInterrupt.
+            ends: the program is a command, which the signals may end at any time, also while Python does not run: after
+                a few seconds with nothing to save, and at a second Ctrl-C otherwise. In a library (False) nothing is
+                raised outside `raising`, and a second Ctrl-C is a KeyboardInterrupt.
         """
         self.received: str | None = None
         self.doing, self.since = "", time.monotonic()
@@ -58,23 +58,23 @@ class Signals:
         self._outer: Signals | None = None
 
     def unsaved(self, is_so: bool) -> None:
-        """Say whether there is something to keep: from then on a signal is only remembered."""
+        """Set whether there is something to save; if so, a signal only sets `received`."""
         self._unsaved, self._raises = is_so, self._ends and not is_so
 
     def many(self) -> None:
-        """Leave SIGTERM to JAX, whose handler makes all processes of a run agree on a step; Ctrl-C is one, too."""
+        """Leave SIGTERM and Ctrl-C to JAX, whose handler makes all processes of a run agree on a step."""
         self._many = True
 
     @contextlib.contextmanager
     def raising(self) -> Iterator[None]:
-        """Within a `with` block a signal raises `Stopped`: one that comes, and one that came before."""
+        """Raise `Stopped` within a `with` block for a signal that arrives, or that arrived before."""
         before, self._raises = self._raises, not self._many
         try:
             if self.received and self._raises:
                 raise Stopped(self.received)
             yield
         except Exception as error:
-            # A scheduler and a terminal signal all processes: those that read the data may have ended before this one.
+            # Schedulers and terminals signal all processes: those that read the data may end before this one.
             if self.received and self._raises:
                 raise Stopped(self.received) from error
             raise
@@ -87,7 +87,7 @@ class Signals:
             return self  # only the main thread may handle signals
         self._outer, _active = _active, self
         if self._ends:
-            # The number of a signal can be read here at once, also while the main thread is within a compiler.
+            # The socket has the signal's number at once, also while the main thread is within a compiler.
             self._read, self._write = socket.socketpair()
             self._write.setblocking(False)
             self._old_wakeup = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
@@ -133,20 +133,20 @@ class Signals:
                     self._end("ends at once: there is nothing to save, and nothing was lost")
 
     def _numbers(self) -> Iterator[int]:
-        """The signals that come, each once."""
+        """Yield the signals that arrive, each once."""
         echo, until = 0, 0.0
         while number := self._read.recv(1):
             if number[0] not in NUMBERS or (number[0] == echo and time.monotonic() < until):
                 echo = 0
                 continue
             if self.received is None and not self._comes(0.1) and self.received is None:
-                # The kernel has given it to another thread, and the main one, which alone may handle it, sleeps.
+                # The kernel has delivered it to another thread, while the main thread, which must handle it, sleeps.
                 echo, until = number[0], time.monotonic() + 0.2
                 signal.pthread_kill(threading.main_thread().ident, number[0])  # type: ignore[arg-type]
             yield number[0]
 
     def _comes(self, seconds: float) -> bool:
-        """Whether there is another signal, or the end of the block, within some seconds."""
+        """Whether another signal, or the end of the block, arrives within some seconds."""
         return bool(select.select([self._read], [], [], seconds)[0])
 
     def _say(self, what: str) -> None:
@@ -172,7 +172,7 @@ def _let_go() -> None:
 
 
 def _forked() -> None:
-    # A signal to a process that reads data, say, is none to this one's thread, which shares its socket.
+    # A child, e.g. one that reads data, shares the socket: its signals must not reach the parent's thread.
     if _active is not None:
         _active._close()
     _let_go()

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and read with care."""
+"""Files that are written atomically, and JSON that is checked when it is read."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ JSON_DEPTH = 100
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a place to write a file to, which replaces `path` at the end of the `with` block.
+    """Provide a path for a file that replaces `path` at the end of the `with` block.
 
-    What stood at `path` is there until the new file is whole and on disk, also if the machine stops; after an exception
-    it is as it was, and nothing of the new file is left.
+    The old file stays until the new one is complete and on disk, also if the machine stops; after an exception it is
+    unchanged, and the new file is removed.
 
     Args:
         path: the file; its folders are made if missing.
 
     Yields:
-        A path beside it, with the same ending.
+        A path in the same folder, with the same suffix.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,11 +45,11 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a file of text, whole or not at all.
+    """Write a file of text, atomically.
 
     Args:
         path: the file; its folders are made if missing.
-        text: what it shall hold.
+        text: of the file.
     """
     with replacing(path) as beside:
         beside.write_text(text)
@@ -62,7 +62,7 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
         path: the file.
 
     Raises:
-        ValueError: there is no such file, or it holds no object, or more than a person or a program would write.
+        ValueError: the file does not exist, holds no object, or is too large.
     """
     path = Path(path)
     if not path.is_file():
@@ -75,16 +75,16 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
 def parse_json(
     text: str | bytes, name: object, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None, deep: bool = False
 ) -> dict[str, Any]:
-    """Return the JSON object that a text is.
+    """Parse a JSON object.
 
     Args:
-        text: in UTF-8, if it is bytes.
-        name: of what it stands in, for the message.
-        pairs: makes an object of its names and values; None: a dict, of equal names the last.
-        deep: it may have any number of levels, which somebody else looks at.
+        text: str, or bytes in UTF-8.
+        name: of the file, for the message.
+        pairs: makes an object of its pairs (name, value); None: a dict, with the last of equal names.
+        deep: allow any number of levels, which the caller then checks.
 
     Raises:
-        ValueError: it is no object, or one of more than `JSON_DEPTH` levels.
+        ValueError: the text is no object, or has more than `JSON_DEPTH` levels.
     """
     try:
         text = text.decode("utf-8") if isinstance(text, bytes) else text
@@ -103,7 +103,7 @@ def parse_json(
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on disk."""
+    """Wait until a file, or the entries of a folder, are on disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -112,6 +112,6 @@ def sync(path: Path) -> None:
 
 
 def _umask() -> int:
-    mask = os.umask(0)  # there is no way to ask for it
+    mask = os.umask(0)  # it cannot be read without being set
     os.umask(mask)
     return mask

@@ -12,16 +12,18 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxdiff.checks import factory
 from jaxdiff.processes import Process
+from jaxdiff.processes.base import check_process
+from jaxdiff.types import TimeSampler
 
 __all__ = ["importance", "integers", "log_normal", "logit_normal", "scheduled", "stratified", "uniform"]
-
-Times = Callable[[Array, int], tuple[Array, Array]]
 
 T_MIN = 1e-4  # not 0: at sigma = 0 the target (x_0 - skip x) / out of most predictions is 0 / 0
 
 
-def uniform(low: float = T_MIN, high: float = 1.0) -> Times:
+@factory
+def uniform(low: float = T_MIN, high: float = 1.0) -> TimeSampler:
     """t ~ U[low, high).
 
     Args:
@@ -33,7 +35,8 @@ def uniform(low: float = T_MIN, high: float = 1.0) -> Times:
     return lambda key, batch: _unweighted(jax.random.uniform(key, (batch,), minval=low, maxval=high))
 
 
-def stratified(low: float = T_MIN, high: float = 1.0) -> Times:
+@factory
+def stratified(low: float = T_MIN, high: float = 1.0) -> TimeSampler:
     """One random offset for B equally spaced times (Kingma et al. 2021, arXiv:2107.00630, appendix I.1).
 
     Each t is uniform on [low, high), and a batch covers the range evenly: the loss varies less from step to step.
@@ -52,17 +55,20 @@ def stratified(low: float = T_MIN, high: float = 1.0) -> Times:
     return times
 
 
-def log_normal(process: Process, mean: float = -1.2, std: float = 1.2) -> Times:
+@factory
+def log_normal(process: Process, mean: float = -1.2, std: float = 1.2) -> TimeSampler:
     """log(sigma / alpha) ~ N(mean, std^2) (Karras et al. 2022, arXiv:2206.00364, table 1).
 
     Args:
         process: names the time of each level.
         mean, std: the paper's P_mean and P_std.
     """
+    check_process(process, "time")
     return lambda key, batch: _unweighted(process.time(-(mean + std * jax.random.normal(key, (batch,)))))
 
 
-def logit_normal(mean: float = 0.0, std: float = 1.0) -> Times:
+@factory
+def logit_normal(mean: float = 0.0, std: float = 1.0) -> TimeSampler:
     """logit(t) ~ N(mean, std^2), t in (0, 1) (Esser et al. 2024, arXiv:2403.03206, eq. 19).
 
     Args:
@@ -72,7 +78,8 @@ def logit_normal(mean: float = 0.0, std: float = 1.0) -> Times:
     return lambda key, batch: _unweighted(jax.nn.sigmoid(mean + std * jax.random.normal(key, (batch,))))
 
 
-def scheduled(process: Process, schedule: Process, times: Times | None = None) -> Times:
+@factory
+def scheduled(process: Process, schedule: Process, times: TimeSampler | None = None) -> TimeSampler:
     """The levels that another process has at its own times: its schedule is the training density of lam.
 
     A network that is told the time of `process`, and is sampled with it, is trained as by `schedule` (Kingma and Gao
@@ -83,6 +90,7 @@ def scheduled(process: Process, schedule: Process, times: Times | None = None) -
         schedule: the process whose lam over its own times is drawn.
         times: of `schedule`; None is `uniform()`.
     """
+    check_process(process, "time")
     times = uniform() if times is None else times
 
     def renamed(key: Array, batch: int) -> tuple[Array, Array]:
@@ -92,7 +100,8 @@ def scheduled(process: Process, schedule: Process, times: Times | None = None) -
     return renamed
 
 
-def integers(T: int, probs: Array | None = None) -> Times:
+@factory
+def integers(T: int, probs: Array | None = None) -> TimeSampler:
     """t in 1..T, uniform or with given probabilities (Nichol and Dhariwal 2021, arXiv:2102.09672, section 3.3).
 
     Args:
@@ -114,7 +123,8 @@ def integers(T: int, probs: Array | None = None) -> Times:
     return times
 
 
-def importance(density: Array, low: float = T_MIN, high: float = 1.0) -> Times:
+@factory
+def importance(density: Array, low: float = T_MIN, high: float = 1.0) -> TimeSampler:
     """t with a given density, each loss divided by it: the same expected loss as `uniform`, with less variance.
 
     Args:

@@ -10,14 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxdiff.checks import is_traced
 from jaxdiff.levels import Level
 from jaxdiff.processes import Process
 from jaxdiff.sample import check_levels, sample, sample_path
 from jaxdiff.solvers import Solver, heun
+from jaxdiff.types import Denoiser
 
 __all__ = ["by_dynamic_programming", "by_gradient"]
 
-Denoiser = Callable[[Array, Level], Array]
 _FINE = 128  # steps of the reference
 
 
@@ -113,7 +114,7 @@ def by_dynamic_programming(
         return _cheapest_path(cost, n)
 
     index = choose(x)
-    return Level(*(jnp.asarray(field)[index] for field in levels)), index
+    return levels.at(index), index
 
 
 # Gradient
@@ -191,7 +192,7 @@ def _one_step_errors(denoise: Denoiser, solver: Solver, levels: Level, path: Arr
     j = jnp.arange(path.shape[0])
 
     def of(i):
-        cur = Level(*(field[i] for field in levels))
+        cur = levels.at(i)
         reached = jax.vmap(lambda nxt: solver.step(denoise, key, path[i], (), cur, nxt)[0])(levels)
         error = jnp.mean(jnp.square(reached - path), axis=axes)
         return jnp.where(j > i, jnp.sqrt(error / scale), jnp.inf)
@@ -216,6 +217,6 @@ def _cheapest_path(cost: Array, n: int) -> Array:
 def _check(solver: Solver, levels: Level) -> None:
     if solver.stochastic:
         raise ValueError("a grid is tuned for a solver that draws no noise, got one that does")
-    if any(isinstance(field, jax.core.Tracer) for field in levels):
+    if is_traced(levels):
         raise ValueError("the levels to tune must be concrete: call it outside of jit")
     check_levels(levels)

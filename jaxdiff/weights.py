@@ -6,14 +6,15 @@ Each says how much a squared error of x_0 counts at a level: w(level) |x0_hat - 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxdiff.checks import factory
 from jaxdiff.levels import Level
 from jaxdiff.processes import Process
+from jaxdiff.processes.base import check_process
+from jaxdiff.types import Weight
 
 __all__ = [
     "edm",
@@ -27,8 +28,6 @@ __all__ = [
     "truncated_snr",
 ]
 
-Weight = Callable[[Level], Array]
-
 
 def simple(level: Level) -> Array:
     """SNR: |eps_hat - eps|^2 unweighted, the simple loss of Ho et al. 2020 (arXiv:2006.11239, eq. 14)."""
@@ -40,26 +39,31 @@ def snr_plus_one(level: Level) -> Array:
     return level.snr + 1
 
 
+@factory
 def truncated_snr(floor: float = 1.0) -> Weight:
     """max(SNR, floor) (Salimans and Ho 2022, section 4, with floor 1)."""
     return lambda level: jnp.maximum(level.snr, floor)
 
 
+@factory
 def min_snr(gamma: float = 5.0) -> Weight:
     """min(SNR, gamma) (Hang et al. 2023, arXiv:2303.09556, eq. 7)."""
     return lambda level: jnp.minimum(level.snr, gamma)
 
 
+@factory
 def soft_min_snr(gamma: float = 4.0) -> Weight:
     """1 / (1/SNR + 1/gamma), a smooth min-SNR (Crowson et al. 2024, arXiv:2401.11605, section 3.4)."""
     return lambda level: 1 / (jnp.exp(-level.log_snr) + 1 / gamma)
 
 
+@factory
 def p2(gamma: float = 1.0, k: float = 1.0) -> Weight:
     """SNR / (k + SNR)^gamma (Choi et al. 2022, arXiv:2204.00227, eq. 8, which weights the error of eps)."""
     return lambda level: level.snr / (k + level.snr) ** gamma
 
 
+@factory
 def sigmoid(bias: float = 2.0) -> Weight:
     """SNR sigmoid(bias - log SNR) (Kingma and Gao 2023, arXiv:2303.00848, table 1, which weights the error of eps).
 
@@ -68,11 +72,13 @@ def sigmoid(bias: float = 2.0) -> Weight:
     return lambda level: level.snr * jax.nn.sigmoid(bias - level.log_snr)
 
 
+@factory
 def edm(sigma_data: float = 0.5) -> Weight:
     """(sigma^2 + sigma_data^2) / (sigma sigma_data)^2 (Karras et al. 2022, arXiv:2206.00364, table 1): 1 on F."""
     return lambda level: level.snr + 1 / sigma_data**2
 
 
+@factory
 def likelihood(process: Process) -> Weight:
     """-SNR'(t) / 2: the variational bound in nats, for uniform t (Kingma et al. 2021, arXiv:2107.00630, eq. 13).
 
@@ -80,7 +86,10 @@ def likelihood(process: Process) -> Weight:
 
     Args:
         process: the one that the loss uses; its t at the level is read.
+    Raises:
+        ValueError: a process without `sde`.
     """
+    check_process(process, "sde")
 
     def weight(level: Level) -> Array:
         _, g = process.sde(level.t)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from exact import BLOB, CLUSTERS, Mixture, gaussian
+from helpers.exact import BLOB, CLUSTERS, Mixture, gaussian
 
 from jaxdiff.levels import Level
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from interop.pipelines import write
+from helpers.tiny_pipeline import write
 
 import jaxdiff as jd
 from jaxdiff import sharding, train

@@ -98,7 +98,7 @@ def test_posterior_is_ddpm_eq_7(end, x64):
     var = (1 - before) / (1 - now) * b
 
     level = Level(jnp.arange(201), jnp.asarray(np.sqrt(abar)), jnp.asarray(np.sqrt(1 - abar)))
-    cur, nxt = Level(*(f[1:] for f in level)), Level(*(f[:-1] for f in level))
+    cur, nxt = level.at(slice(1, None)), level.at(slice(None, -1))
     got, std = levels.posterior(jnp.asarray(x0), jnp.asarray(x), cur, nxt)
     np.testing.assert_allclose(got, mean, rtol=1e-9, atol=1e-11)
     np.testing.assert_allclose(np.asarray(std) ** 2, var, rtol=1e-9, atol=1e-15)
@@ -132,7 +132,7 @@ def test_float32_keeps_the_share_of_small_steps():
     abar = np.cumprod(1 - beta)
     alpha, sigma = np.sqrt(abar), np.sqrt(1 - abar)
     level = Level(*(jnp.asarray(f, jnp.float32) for f in (np.arange(1000), alpha, sigma)))
-    share = levels.gained(Level(*(f[1:] for f in level)), Level(*(f[:-1] for f in level)))
+    share = levels.gained(level.at(slice(1, None)), level.at(slice(None, -1)))
     exact = beta[1:] / (1 - abar[1:])
     np.testing.assert_allclose(share, exact, rtol=3e-4)
 
@@ -302,3 +302,22 @@ def test_append_clean_keeps_an_integer_time():
     np.testing.assert_array_equal(grid.alpha, jnp.array([0.1, 0.5, 1.0]))
     np.testing.assert_array_equal(grid.sigma, jnp.array([0.9, 0.5, 0.0]))
     assert grid.t.dtype == jnp.int32 and grid.alpha.dtype == jnp.float32
+
+
+def test_a_grid_is_indexed_and_sliced_by_at():
+    t = np.linspace(1.0, 0.0, 5, dtype=np.float32)
+    grid = Level(t, 1 - t, 2 * t)
+    for index in (0, 3, -1, slice(None, -1), slice(1, 4, 2), np.array([2, 0])):
+        for part in (grid.at(index), jax.tree.map(jnp.asarray, grid).at(index)):
+            assert isinstance(part, Level)
+            for got, field in zip(part, grid, strict=True):
+                np.testing.assert_array_equal(got, field[index])
+    traced = jax.jit(lambda grid, i: grid.at(i))(grid, 3)
+    np.testing.assert_array_equal(traced, grid.at(3))
+    by_index = jax.jit(jax.vmap(lambda i: grid.at(i)))(jnp.arange(5))
+    np.testing.assert_array_equal(by_index, grid)
+    for wrong in (5, -6):
+        with pytest.raises(ValueError, match=f"a grid of 5 levels has no level {wrong}"):
+            grid.at(wrong)
+    with pytest.raises(ValueError, match="no level 0"):
+        grid.at(0).at(0)

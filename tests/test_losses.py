@@ -22,7 +22,7 @@ slow = pytest.mark.slow
 
 
 def _told_t(row):
-    return parameterize.conditioned(row, lambda level: level.t)
+    return parameterize.with_noise_input(row, lambda level: level.t)
 
 
 def _network(process, row):
@@ -384,7 +384,7 @@ def _hybrid(vlb_weight):
     def apply(params, x, noise, cond):
         return params["F"] * x, jax.nn.sigmoid(params["frac"]) + 0 * x
 
-    row = parameterize.indexed(parameterize.eps)
+    row = parameterize.zero_based(parameterize.eps)
     return losses.hybrid_loss(apply, TABLE, row, vlb_weight=vlb_weight, times=_all_steps)
 
 
@@ -393,7 +393,7 @@ def test_hybrid_is_simple_plus_the_weighted_bound():
     value, metrics = _hybrid(0.25)(params, KEY, TABLE_BATCH)
     np.testing.assert_allclose(value, metrics["mse"] + 0.25 * metrics["vlb"], rtol=1e-6)
     apply = lambda p, x, n, c: (p["F"] * x, jax.nn.sigmoid(p["frac"]) + 0 * x)  # noqa: E731
-    row = parameterize.indexed(parameterize.eps)
+    row = parameterize.zero_based(parameterize.eps)
     vlb = losses.vlb_loss(apply, TABLE, row, times=_all_steps)(params, KEY, TABLE_BATCH)[0]
     np.testing.assert_allclose(metrics["vlb"], vlb, rtol=1e-5)
     simple = losses.denoising_loss(apply, TABLE, row, times=_all_steps)(params, KEY, TABLE_BATCH)[0]

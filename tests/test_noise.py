@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from exact import CLUSTERS
+from helpers.exact import CLUSTERS
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxdiff as jd

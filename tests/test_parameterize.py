@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from jaxdiff import levels, parameterize
-from jaxdiff.levels import Level
 from jaxdiff.processes import EDM, VE, VP, Discrete, Flow, SubVP
 
 T = np.array([0.1, 0.31, 0.9, 0.95])
@@ -109,21 +108,25 @@ def test_network_is_told_the_level_of_each_example():
     assert seen[0][2] == {} and seen[0][3] == {}
 
 
-def test_indexed_counts_from_zero():
-    """The published DDPMs' networks are told 0..T-1 for t = 1..T, as floats."""
+def test_zero_based_counts_from_zero():
+    """The published DDPMs' networks are given 0..T-1 for t = 1..T, as floats."""
     seen = []
-    denoise = parameterize.denoiser(_spy(seen), {}, parameterize.indexed(parameterize.eps))
+    denoise = parameterize.denoiser(_spy(seen), {}, parameterize.zero_based(parameterize.eps))
     denoise(jnp.ones((3, 1)), Discrete.linear()(jnp.array([1, 500, 1000])))
     np.testing.assert_array_equal(seen[0][1], [0.0, 499.0, 999.0])
     assert seen[0][1].dtype == jnp.float32
-    plain, indexed = (row(VP()(jnp.float32(0.5))) for row in (parameterize.eps, parameterize.indexed(parameterize.eps)))
-    assert plain[:3] == indexed[:3]
+    level = VP()(jnp.float32(0.5))
+    assert parameterize.eps(level)[:3] == parameterize.zero_based(parameterize.eps)(level)[:3]
 
 
-def test_conditioned_replaces_only_the_noise():
-    row = parameterize.conditioned(parameterize.velocity, lambda level: 1000 * level.t)
+def test_the_noise_input_alone_is_replaced():
     level = Flow()(jnp.float32(0.25))
-    assert row(level).noise == 250 and row(level)[:3] == parameterize.velocity(level)[:3]
+    for row, noise in (
+        (parameterize.time_scaled(parameterize.velocity), 250),
+        (parameterize.time_scaled(parameterize.velocity, 8), 2),
+        (parameterize.with_noise_input(parameterize.velocity, lambda level: level.sigma + 1), 1.25),
+    ):
+        assert row(level).noise == noise and row(level)[:3] == parameterize.velocity(level)[:3]
 
 
 def test_input_is_scaled_and_condition_and_key_are_passed():
@@ -145,7 +148,7 @@ def test_answers_in_bfloat16_are_cast_to_the_type_of_x():
 def test_noise_is_never_told_in_bfloat16(dtype, x64):
     """bfloat16 would round step 998 to 1000; x0_hat stays in the type of x."""
     seen = []
-    row = parameterize.indexed(parameterize.v)
+    row = parameterize.zero_based(parameterize.v)
     out = parameterize.denoiser(_spy(seen), {}, row)(jnp.ones((1, 2), dtype), Discrete.linear()(jnp.array([999])))
     assert float(seen[0][1][0]) == 998 and seen[0][0].dtype == out.dtype == dtype
 
@@ -169,10 +172,11 @@ def test_jit_and_a_level_per_example(row):
     batched = denoise(x, level)
     np.testing.assert_allclose(jax.jit(denoise)(x, level), batched, rtol=1e-4, atol=1e-5)
     for i in range(4):
-        one = denoise(x[i : i + 1], Level(*(f[i] for f in level)))
+        one = denoise(x[i : i + 1], level.at(i))
         np.testing.assert_allclose(one[0], batched[i], rtol=1e-4, atol=1e-5)
 
 
 def test_every_row_is_tested():
-    others = {"edm", "indexed", "conditioned", "Scalings", "denoiser", "mean_only", "predict", "target", "to_x0"}
+    others = {"edm", "Scalings", "denoiser", "mean_only", "predict", "scalings", "target", "to_x0"}
+    others |= {"time_scaled", "with_noise_input", "zero_based"}
     assert {*ROWS} | others == set(parameterize.__all__)

@@ -9,10 +9,13 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "jaxdiff"
 FILES = sorted(ROOT.rglob("*.py"))
+FILES_OF_INTEROP = sorted((ROOT / "interop").glob("*/*.py"))
 
 # Room -> the rooms it may import. A room that is not here may be imported by nobody but the front door.
 MATHS = {
+    "checks": set(),
     "levels": set(),
+    "types": {"levels"},
     "noise": {"levels"},
     "processes": {"levels"},
     "parameterize": {"levels", "processes"},
@@ -29,11 +32,14 @@ MATHS = {
 MATHS["losses"] = {"levels", "noise", "processes", "parameterize", "times", "weights", "likelihood", "guidance"}
 MATHS["tune"] = {"levels", "noise", "processes", "parameterize", "grids", "solvers", "sample"}
 MATHS["distill"] = MATHS["losses"] | {"losses", "solvers", "sample", "grids", "weights"}
-WHERE = {"sharding"}  # where arrays lie: numpy and jax alone; known to whoever makes or holds large arrays
+BASIS = {"checks", "levels", "types"}  # what is checked, a level, and the types that pass between rooms
+MATHS = {room: known | ({"checks"} - {room} if room in BASIS else BASIS) for room, known in MATHS.items()}
+# Where arrays lie, and their paths in trees: numpy and jax alone; known to whoever makes or holds large arrays.
+WHERE = {"sharding", "trees"}
 LEAVES = {room: set() for room in ("networks", "autoencoders", "text", "train", "data", "metrics")}
 FLAX = {"networks", "autoencoders", "text"}  # flax here alone, and nothing but jax and flax
 # An autoencoder and a text encoder are made of the same layers; a pipeline is maths around networks.
-LEAVES |= {"sharding": set(), "train": WHERE, "networks": WHERE}
+LEAVES |= {"trees": set(), "sharding": {"trees"}, "train": WHERE | {"types"}, "networks": WHERE}
 LEAVES |= {"autoencoders": {"networks"} | WHERE, "text": {"networks"} | WHERE}
 WORDS = {"messages", "schema"}  # how names are listed, and what a stranger's value may be
 DISK = {"storage", "faults"}  # how files are written, and what may befall them: known to whoever reads or writes
@@ -42,34 +48,16 @@ LEAVES |= {"text": LEAVES["text"] | WORDS | DISK, "data": WORDS | DISK}
 ALLOWED = {**MATHS, **LEAVES, **{room: set() for room in WORDS | DISK}}
 # Who asks a program to end, and how it does; what storage reads may be damaged.
 ALLOWED |= {"signals": {"faults"}, "storage": {"faults"}, "train": ALLOWED["train"] | {"signals"}}
-ALLOWED["interop"] = FLAX | WHERE | WORDS | DISK | MATHS.keys()
+ALLOWED["interop"] = FLAX | WHERE | WORDS | DISK | MATHS.keys() | {"sampling", "options"}
+ALLOWED["text_to_image"] = ALLOWED["interop"] | {"interop", "experiment", "conditions", "media", "sampler"}
 # The parts of an experiment: what passes between them and the sampler that they make.
+PARTS = {"parameterize", "options", "types"}
 ALLOWED |= {"options": set(), "seeds": {"options"}, "progress": set(), "distributed": {"faults"}}
-ALLOWED["sampling"] = {"levels", "parameterize", "guidance", "solvers", "options"}
-ALLOWED["conditions"] = {"parameterize", "options", "messages"}
-ALLOWED["media"] = {
-    "conditions",
-    "data",
-    "metrics",
-    "networks",
-    "train",
-    "seeds",
-    "progress",
-    "parameterize",
-    "options",
-}
-ALLOWED["media"] |= WORDS | DISK
-ALLOWED["experiment"] = {
-    "conditions",
-    "media",
-    "sampling",
-    "train",
-    "losses",
-    "processes",
-    "parameterize",
-    "options",
-} | WHERE
-ALLOWED["sampler"] = {"experiment", "conditions", "media", "sampling", "sample", "noise", "parameterize"} | WHERE
+ALLOWED["sampling"] = {"levels", "guidance", "solvers"} | PARTS
+ALLOWED["conditions"] = {"messages"} | PARTS
+ALLOWED["media"] = {"conditions", "data", "metrics", "networks", "train", "seeds", "progress"} | PARTS | WORDS | DISK
+ALLOWED["experiment"] = {"conditions", "media", "sampling", "train", "losses", "processes"} | PARTS | WHERE
+ALLOWED["sampler"] = {"experiment", "conditions", "media", "sampling", "sample", "noise", "levels", "solvers"} | PARTS | WHERE
 # What is made of experiments; and who nobody imports.
 USERS = {"recipe", "run", "drawing", "extend", "export", "hooks", "models", "training", "finetune", "plan"}
 NOBODYS = {"cli", "demo", "experiments"}
@@ -110,6 +98,17 @@ def _rooms_imported(path):
     return {name[1] for name in names} - {_room(path)}
 
 
+# Within `interop`: what reads files knows no model, and only the modules outside of its rooms know them all.
+INTEROP = {"formats": set(), "models": {"formats"}, "schedulers": {"formats"}, "adapters": {"formats", "models"}}
+
+
+@pytest.mark.parametrize("path", FILES_OF_INTEROP, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_rooms_of_interop_import_only_those_they_may_know(path):
+    names = (name.split(".") for name in _imports(path, top_only=False) if name.startswith("jaxdiff.interop."))
+    room = path.relative_to(ROOT).parts[1]
+    assert {name[2] for name in names} - {room} <= INTEROP[room]
+
+
 def _packages(path, *, top_only):
     return {name.split(".")[0] for name in _imports(path, top_only=top_only)} - {"jaxdiff"}
 
@@ -139,7 +138,7 @@ def test_flax_optax_and_orbax_stay_in_their_rooms(path):
     if room not in FLAX:
         assert "flax" not in packages
     if room in MATHS:
-        plain = {"__future__", "collections", "dataclasses", "math", "typing", "functools", "jax", "numpy"}
+        plain = {"__future__", "collections", "dataclasses", "functools", "inspect", "math", "typing", "jax", "numpy"}
         assert packages <= plain | ({"optax"} if room == "tune" else set())
     if room in FLAX:
         vocabularies = {"tokenizers"} if room == "text" else set()

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from exact import CLUSTERS, rational
+from helpers.exact import CLUSTERS, rational
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxdiff as jd
@@ -38,7 +38,7 @@ def test_the_path_ends_at_the_sample_and_starts_after_the_first_step():
     np.testing.assert_array_equal(last, out)
     assert path.shape == (3, 4, 2)
     np.testing.assert_array_equal(path[-1], out)
-    first = jd.sample(rational, solver, Level(*(field[:2] for field in levels)), x, KEY)
+    first = jd.sample(rational, solver, levels.at(slice(None, 2)), x, KEY)
     np.testing.assert_allclose(path[0], first, rtol=1e-6)
 
 

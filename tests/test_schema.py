@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from jaxdiff.schema import FLAG, WORD, choice, each, either, look_up, mapping, number, optional, whole
+from jaxdiff.schema import FLAG, WORD, choice, each, either, integer, look_up, mapping, number, optional, whole
 
 ODD = [None, True, 0, 1, 5, -1, 2**63, 0.5, 1e9, math.nan, math.inf, "", "a", [], [1], [1, 5], [[1]], {}, {"a": 1}]
 
@@ -37,6 +37,16 @@ def test_a_kind_holds_its_own(kind, held):
 def test_numbers_of_numpy_and_tuples_are_as_good():
     assert whole(0, 5).holds(np.int64(5)) and number(0, 1).holds(np.float32(0.5)) and each(FLAG, 2).holds((True, False))
     assert not whole(0, 1).holds(np.bool_(True)) and not WORD.holds("x" * 101)
+
+
+def test_an_argument_is_an_integer_in_a_range():
+    assert integer("n", np.int64(3), 1) == 3 and type(integer("n", np.int64(3), 1)) is int
+    assert [integer("n", value, 1, 4) for value in (1, 4)] == [1, 4]
+    for value in (0, 5, 2.0, True, np.bool_(True), "2", None):
+        with pytest.raises(ValueError, match="n must be an integer from 1 to 4, got"):
+            integer("n", value, 1, 4)
+    with pytest.raises(ValueError, match="n must be an integer of at least 1, got -1"):
+        integer("n", -1, 1)
 
 
 def test_what_is_said():

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from exact import BLOB, CLUSTERS, gaussian
+from helpers.exact import BLOB, CLUSTERS, gaussian
 
 from jaxdiff import Level, sde
 from jaxdiff.processes import EDM, VE, VP, Cosine, Discrete, Flow, Learned, Sigmoid, SubVP

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from exact import CLUSTERS, rational
+from helpers.exact import CLUSTERS, rational
 
 import jaxdiff as jd
 from jaxdiff import Level, grids, solvers, tune

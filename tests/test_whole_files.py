@@ -11,12 +11,12 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from interop import tiny
+from helpers import tiny_model as tiny
 
 from jaxdiff import data, export, interop, storage
 from jaxdiff.cli import encode, gallery
 from jaxdiff.data.shards import UNFINISHED, Shards
-from jaxdiff.interop.classes import CLASSES
+from jaxdiff.interop.models.classes import CLASSES
 from jaxdiff.media import classifier, files
 from jaxdiff.script import Script
 

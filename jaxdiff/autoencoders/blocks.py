@@ -1,4 +1,4 @@
-"""The two halves that the autoencoders share (Rombach et al. 2022, app. G), named like diffusers' keys."""
+"""Encoder and decoder of the autoencoders (Rombach et al. 2022, app. G), named like diffusers' keys."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ResBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Maps x[B, *spatial, C] to [B, *spatial, features]."""
+        """Map x[B, *spatial, C] to [B, *spatial, features]."""
         h = nn.silu(GroupNorm(self.groups, EPS, name="norm1")(x))
         h = Conv(self.features, dtype=self.dtype, name="conv1")(h)
         h = nn.silu(GroupNorm(self.groups, EPS, name="norm2")(h))
@@ -79,7 +79,7 @@ class Encoder(_Half):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Maps [B, *spatial, C] to [B, *spatial / 2^(levels - 1), features]."""
+        """Map [B, *spatial, C] to [B, *spatial / 2^(levels - 1), features]."""
         h = Conv(self.widths[0], dtype=self.dtype, name="conv_in")(x)
         for level, width in enumerate(self.widths):
             name = f"down_blocks.{level}"
@@ -95,7 +95,7 @@ class Decoder(_Half):
 
     @nn.compact
     def __call__(self, z: Array) -> Array:
-        """Maps [B, *spatial, C] to [B, *spatial * 2^(levels - 1), features]."""
+        """Map [B, *spatial, C] to [B, *spatial * 2^(levels - 1), features]."""
         h = self._middle(Conv(self.widths[-1], dtype=self.dtype, name="conv_in")(z))
         for i, width in enumerate(reversed(self.widths)):
             name = f"up_blocks.{i}"

@@ -1,4 +1,4 @@
-"""What other rooms see of an autoencoder: pure functions, and the affine map to latents of unit size."""
+"""Autoencoders as pure functions, and the affine map to latents of unit size."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff.networks.layers import check_divisible, wide
+from jaxdiff.networks.layers import check_divisible, per_channel, wide
 
 
 class Codec(NamedTuple):
@@ -22,8 +22,8 @@ class Codec(NamedTuple):
         decode: (params, z [B, *spatial, D]) -> images [B, *factor spatial, C], about in [-1, 1].
         factor: pixels per latent along every axis.
         channels: D.
-        scale: what a diffusion model sees is (z - shift) * scale; a number, or one per channel.
-        shift: see scale.
+        scale: of the diffusion model's latents, (z - shift) * scale; a number, or one per channel.
+        shift: of these latents, likewise.
     """
 
     encode: Callable[[Any, Array], tuple[Array, Array]]
@@ -34,36 +34,36 @@ class Codec(NamedTuple):
     shift: float | tuple[float, ...] = 0.0
 
     def standardize(self, z: Array) -> Array:
-        """Maps the autoencoder's latents to the diffusion model's, (z - shift) * scale."""
+        """Map the autoencoder's latents to the diffusion model's, (z - shift) * scale."""
         return (z - _like(z, self.shift)) * _like(z, self.scale)
 
     def restore(self, z: Array) -> Array:
-        """The inverse of `standardize`."""
+        """Invert `standardize`."""
         return z / _like(z, self.scale) + _like(z, self.shift)
 
     def posterior(self, params: Any, images: Array) -> tuple[Array, Array]:
-        """Maps images to the mean and std of the diffusion model's latents, float32 at least."""
+        """Map images to the mean and std of the diffusion model's latents, float32 at least."""
         mean, std = self.encode(params, images)
         return self.standardize(mean), std * _like(std, self.scale)
 
     def to_images(self, params: Any, latents: Array) -> Array:
-        """Maps the diffusion model's latents to images, float32 at least.
+        """Map the diffusion model's latents to images, float32 at least.
 
-        One at a time: within the decoder an image takes many times the memory of its latents.
+        Images are decoded one at a time: within the decoder an image takes many times the memory of its latents.
         """
         images = jax.lax.map(lambda z: self.decode(params, self.restore(z[None]))[0], latents)
         return images.astype(wide(images.dtype))
 
 
 def init(module: nn.Module, key: Array) -> dict:
-    """Draws an autoencoder's parameters.
+    """Draw an autoencoder's parameters.
 
     Args:
         module: a `KLAutoencoder` or `VQAutoencoder`.
         key: a random key.
 
     Returns:
-        A plain nested dict of float32 arrays.
+        A nested dict of float32 arrays.
     """
     # The network runs in the trace only: compilation drops everything but the parameters.
     image = jnp.zeros((1, module.factor, module.factor, module.in_channels), jnp.float32)
@@ -71,12 +71,12 @@ def init(module: nn.Module, key: Array) -> dict:
 
 
 def check_images(x: Array, channels: int, factor: int) -> None:
-    """Refuses images that an autoencoder can't encode.
+    """Refuse images that an autoencoder can't encode.
 
     Args:
-        x: the images, meant to be [B, H, W, channels].
+        x: the images, expected to be [B, H, W, channels].
         channels: of the images.
-        factor: what height and width must be multiples of.
+        factor: divisor of height and width.
 
     Raises:
         ValueError: for another rank or number of channels, or a size that is no multiple of the factor.
@@ -86,7 +86,7 @@ def check_images(x: Array, channels: int, factor: int) -> None:
 
 
 def check_channels(x: Array, channels: int) -> None:
-    """Refuses what is not [B, H, W, channels].
+    """Refuse arrays that are not [B, H, W, channels].
 
     Raises:
         ValueError: for another rank or number of channels.
@@ -96,4 +96,4 @@ def check_channels(x: Array, channels: int) -> None:
 
 
 def _like(z: Array, value: float | tuple[float, ...]) -> Array:
-    return jnp.asarray(value, z.dtype).reshape((1,) * (z.ndim - 1) + (-1,))
+    return per_channel(z, jnp.asarray(value, z.dtype))

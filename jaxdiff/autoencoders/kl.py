@@ -55,7 +55,7 @@ class KLAutoencoder(nn.Module):
             self.post_quant_conv = Conv(self.latent_channels, size=1, dtype=self.dtype)
 
     def encode(self, x: Array) -> tuple[Array, Array]:
-        """Maps images [B, H, W, C] in [-1, 1] to the posterior's mean and std, each [B, H / factor, W / factor, D].
+        """Map images [B, H, W, C] in [-1, 1] to the posterior's mean and std, each [B, H / factor, W / factor, D].
 
         Raises:
             ValueError: for another rank or number of channels, or a size that is no multiple of the factor.
@@ -68,7 +68,7 @@ class KLAutoencoder(nn.Module):
         return mean, jnp.exp(0.5 * jnp.clip(log_var, -30.0, 20.0))  # the reference's bounds
 
     def decode(self, z: Array) -> Array:
-        """Maps latents [B, h, w, D] to images [B, factor h, factor w, out_channels].
+        """Map latents [B, h, w, D] to images [B, factor h, factor w, out_channels].
 
         Raises:
             ValueError: for another rank or number of channels.
@@ -79,14 +79,14 @@ class KLAutoencoder(nn.Module):
         return self.decoder(z).astype(wide(self.dtype))
 
     def __call__(self, x: Array) -> Array:
-        """Decodes the posterior's mean."""
+        """Encode images, and decode the posterior's mean."""
         return self.decode(self.encode(x)[0])
 
 
 def kl_codec(
     module: KLAutoencoder, *, scale: float | tuple[float, ...] = 1.0, shift: float | tuple[float, ...] = 0.0
 ) -> Codec:
-    """Turns an autoencoder into pure functions.
+    """Turn an autoencoder into pure functions.
 
     Args:
         module: the autoencoder.
@@ -107,10 +107,10 @@ def kl_codec(
 
 
 def kl_loss(mean: Array, std: Array) -> Array:
-    """The mean over the batch of KL(N(mean, std^2) || N(0, 1)), summed over an example's latents, in nats.
+    """Return the batch mean of KL(N(mean, std^2) || N(0, 1)), summed over an example's latents, in nats.
 
-    Kingma & Welling 2014, app. B. The reconstruction term has to be a sum over an example, too, for the two
-    to make the variational bound.
+    Kingma and Welling 2014 (arXiv:1312.6114), app. B. For a variational bound, the reconstruction term must be a sum
+    over an example, too.
 
     Args:
         mean: [B, ...].

@@ -16,14 +16,14 @@ from jaxdiff.autoencoders.codec import Codec
 
 
 def tiled(codec: Codec, *, tile: int = 64, overlap: int = 16) -> Codec:
-    """Makes an autoencoder work in tiles, so that its memory does not grow with the image.
+    """Return an autoencoder that works in tiles, so that its memory does not grow with the image.
 
-    Nothing changes for what fits in one tile. Means, decoded images and logarithms of stds are what is faded.
+    Images of one tile are not changed. Tiles blend means, decoded images and logarithms of stds.
 
     Args:
         codec: the autoencoder.
         tile: edge of a tile, in latents; 64 latents of 8 pixels are 512 pixels.
-        overlap: of neighbouring tiles, in latents, 0 .. tile / 2.
+        overlap: of neighbouring tiles, in latents, 0..tile / 2.
 
     Returns:
         The autoencoder in tiles.
@@ -48,17 +48,17 @@ def tiled(codec: Codec, *, tile: int = 64, overlap: int = 16) -> Codec:
 
 
 def in_tiles(run: Callable[[Array], Any], x: Array, *, tile: int, overlap: int) -> Any:
-    """Computes run(x) from runs on tiles.
+    """Compute run(x) tile by tile.
 
-    All tiles have the same size, so one scan runs them all: the last one of a row or column is moved in from the
-    edge where it would not fit. A tile fades in linearly, over the overlap, where its neighbour fades out. diffusers
-    cuts the last tiles short instead, and fades twice where four tiles meet; elsewhere the results are equal.
+    All tiles have the same size, so that one scan runs them: the last tile of a row or column is moved inwards where it
+    would not fit. Neighbouring tiles are blended linearly over their overlap. diffusers cuts the last tiles short
+    instead, and blends twice where four tiles meet; elsewhere the results are equal.
 
     Args:
         run: [B, h, w, C] -> a tree of [B, r h, r w, any], with one rational r.
         x: [B, H, W, C].
-        tile: edge of a tile, in positions of x; whole after multiplication by r.
-        overlap: of neighbouring tiles, likewise, 0 .. tile / 2.
+        tile: edge of a tile, in positions of x; an integer after multiplication by r.
+        overlap: of neighbouring tiles, likewise, 0..tile / 2.
 
     Returns:
         Like run(x).
@@ -99,9 +99,9 @@ class _Plan(NamedTuple):
     """Tiles along one axis.
 
     Attributes:
-        start: int32[N], where each begins in x.
-        target: int32[N], where each begins in the result.
-        weight: float[N, size in the result], what it contributes; at every position of the result the sum is 1.
+        start: int32[N], first position in x.
+        target: int32[N], first position in the result.
+        weight: float[N, size in the result], of the blend; the weights sum to 1 at every position of the result.
     """
 
     start: Array
@@ -118,7 +118,7 @@ def _plan(length: int, tile: int, overlap: int, rate: Fraction) -> _Plan:
     position = target[:, None] + np.arange(int(rate * min(tile, length)))[None]
 
     def seen(seam: np.ndarray) -> np.ndarray:
-        """How much of the tile that begins at a seam has been faded in at each position."""
+        """The weight, before its end, of the tile that begins at a seam, at each position."""
         into = position - (seam * rate.numerator // rate.denominator)[:, None]
         return np.clip(into / float(rate * overlap), 0, 1) if overlap else (into >= 0).astype(float)
 

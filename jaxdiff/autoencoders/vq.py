@@ -14,16 +14,16 @@ from jax.lax import stop_gradient
 from jaxdiff.autoencoders.blocks import Decoder, Encoder
 from jaxdiff.autoencoders.codec import check_channels, check_images
 from jaxdiff.networks.initializers import unit_uniform
-from jaxdiff.networks.layers import Conv, wide
+from jaxdiff.networks.layers import Conv, per_channel, wide
 
 
 class Quantized(NamedTuple):
     """Latents on the codebook.
 
     Attributes:
-        latents: [..., D], the codes by value; their gradient goes to the latents that were quantized.
-        codes: [..., D], the codes; their gradient goes to the codebook.
-        indices: int32[...], which codes, 0 .. K - 1.
+        latents: [..., D], the codes, whose gradient goes to the latents that were quantized.
+        codes: [..., D], the codes, whose gradient goes to the codebook.
+        indices: int32[...], of the codes, 0..K - 1.
     """
 
     latents: Array
@@ -32,7 +32,7 @@ class Quantized(NamedTuple):
 
 
 def nearest(codebook: Array, z: Array) -> Array:
-    """The index of the code nearest to each latent (van den Oord et al. 2017, eq. 1).
+    """Return the index of the code nearest to each latent (van den Oord et al. 2017, eq. 1).
 
     Args:
         codebook: [K, D].
@@ -46,12 +46,12 @@ def nearest(codebook: Array, z: Array) -> Array:
     # |z - e|^2 without |z|^2, which is the same for all codes. The default precision of a TPU's or GPU's matrix
     # product would pick wrong neighbours.
     products = jnp.einsum("...d,kd->...k", z, codebook, precision=jax.lax.Precision.HIGHEST)
-    squares = jnp.square(codebook).sum(1).reshape((1,) * (z.ndim - 1) + (-1,))
+    squares = per_channel(z, jnp.square(codebook).sum(1))
     return jnp.argmin(squares - 2 * products, axis=-1).astype(jnp.int32)
 
 
 def quantize(codebook: Array, z: Array) -> Quantized:
-    """Moves latents to their nearest codes; the gradient passes straight through (ibid., sec. 3.2).
+    """Replace latents by their nearest codes, with a straight-through gradient (ibid., sec. 3.2).
 
     Args:
         codebook: [K, D].
@@ -66,7 +66,9 @@ def quantize(codebook: Array, z: Array) -> Quantized:
 
 
 def codebook_loss(z: Array, codes: Array) -> Array:
-    """The mean of |sg(z) - e|^2, which moves the codes to the latents (van den Oord et al. 2017, eq. 3, second term).
+    """Return the mean of |sg(z) - e|^2, which moves the codes to the latents.
+
+    van den Oord et al. 2017 (arXiv:1711.00937), eq. 3, second term.
 
     Args:
         z: [..., D], the encoder's latents.
@@ -79,7 +81,7 @@ def codebook_loss(z: Array, codes: Array) -> Array:
 
 
 def commitment_loss(z: Array, codes: Array) -> Array:
-    """The mean of |z - sg(e)|^2, which moves the latents to the codes (ibid., third term, without beta = 0.25).
+    """Return the mean of |z - sg(e)|^2, which moves the latents to the codes (ibid., third term, without beta = 0.25).
 
     Args:
         z: [..., D], the encoder's latents.
@@ -98,8 +100,8 @@ class VQAutoencoder(nn.Module):
         in_channels: of the images.
         out_channels: of the decoded images.
         latent_channels: of the encoder's result and of the decoder's input.
-        codes: K, how many codes.
-        code_dim: D, the length of a code.
+        codes: K, number of codes.
+        code_dim: D, length of a code.
         widths: channels by level, the finest first; each further level halves the image.
         blocks: residual blocks per level in the encoder; the decoder has one more.
         attention: levels with attention after each residual block.
@@ -134,7 +136,7 @@ class VQAutoencoder(nn.Module):
         self.codebook = Codebook(self.codes, self.code_dim, name="quantize.embedding")
 
     def encode(self, x: Array) -> Array:
-        """Maps images [B, H, W, C] in [-1, 1] to latents [B, H / factor, W / factor, D], not quantized yet.
+        """Map images [B, H, W, C] in [-1, 1] to latents [B, H / factor, W / factor, D], not quantized yet.
 
         Raises:
             ValueError: for another rank or number of channels, or a size that is no multiple of the factor.
@@ -143,28 +145,28 @@ class VQAutoencoder(nn.Module):
         return self.quant_conv(self.encoder(x)).astype(wide(self.dtype))
 
     def quantize(self, z: Array) -> Quantized:
-        """Moves latents [B, h, w, D] to their nearest codes."""
+        """Replace latents [B, h, w, D] by their nearest codes."""
         check_channels(z, self.code_dim)
         return quantize(self.codebook(), z)
 
     def lookup(self, indices: Array) -> Array:
-        """The codes [..., D] of int[...] in 0 .. K - 1; NaN for any other, since a compiled program can't raise."""
+        """Return the codes [..., D] of int[...] in 0..K - 1; NaN for others, since a compiled program can't raise."""
         # Negative indices would count from the end: send them out of range too.
         indices = jnp.where(indices < 0, self.codes, indices)
         return jnp.take(self.codebook(), indices, axis=0, mode="fill", fill_value=jnp.nan).astype(wide(self.dtype))
 
     def decode(self, z: Array) -> Array:
-        """Quantizes latents [B, h, w, D] and maps them to images [B, factor h, factor w, out_channels]."""
+        """Quantize latents [B, h, w, D], and map them to images [B, factor h, factor w, out_channels]."""
         z = self.post_quant_conv(self.quantize(z).latents)
         return self.decoder(z).astype(wide(self.dtype))
 
     def __call__(self, x: Array) -> Array:
-        """Encodes, quantizes and decodes."""
+        """Encode, quantize and decode images."""
         return self.decode(self.encode(x))
 
 
 class Codebook(nn.Module):
-    """A table [codes, dim], small at first so that all codes are in reach of the first latents."""
+    """A table [codes, dim] of small initial values, so that all codes are near the first latents."""
 
     codes: int
     dim: int
@@ -189,7 +191,7 @@ class VQCodec(NamedTuple):
         decode: (params, latents [B, *spatial, D]) -> images; quantizes first, which leaves codes as they are.
         factor: pixels per latent along every axis.
         channels: D.
-        scale: what a diffusion model sees is latents * scale.
+        scale: of the diffusion model's latents, latents * scale.
     """
 
     encode: Callable[[Any, Array], Array]
@@ -202,7 +204,7 @@ class VQCodec(NamedTuple):
 
 
 def vq_codec(module: VQAutoencoder, *, scale: float = 1.0) -> VQCodec:
-    """Turns an autoencoder into pure functions.
+    """Turn an autoencoder into pure functions.
 
     Args:
         module: the autoencoder.

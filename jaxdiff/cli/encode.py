@@ -10,7 +10,7 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from jaxdiff import data, interop
+from jaxdiff import data, interop, text_to_image
 from jaxdiff.autoencoders import Codec
 from jaxdiff.cli.places import try_folder
 from jaxdiff.data.shards import UNFINISHED
@@ -111,7 +111,7 @@ def _check_free(out: Path) -> None:
 
 def _said(directory: Path, base: Path | None, prompt: str, names: tuple[str, ...], *, size: int) -> Rows:
     told = data.class_prompts(prompt, names)
-    cond = interop.encode_prompts(directory, told, size=(size, size), base=base, dtype=compute_dtype())
+    cond = text_to_image.encode_prompts(directory, told, size=(size, size), base=base, dtype=compute_dtype())
     return {name: np.asarray(value, np.float16) for name, value in cond.items()}
 
 

@@ -9,15 +9,15 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxdiff import train
+from jaxdiff import text_to_image, train
 from jaxdiff.distributed import gather
 from jaxdiff.experiment import compute_dtype
-from jaxdiff.interop import Pipeline, text_to_image
-from jaxdiff.interop.index import read_kind
 from jaxdiff.interop.sources import is_file
 from jaxdiff.progress import Progress, busy
 from jaxdiff.seeds import example_keys
 from jaxdiff.sharding import batch_parts, batch_sharding, make_mesh, on
+from jaxdiff.text_to_image import Pipeline
+from jaxdiff.text_to_image.index import read_kind
 
 __all__ = ["draw_prompt", "is_pipeline"]
 
@@ -58,7 +58,7 @@ def draw_prompt(
         steps: number of steps; None is the usual one.
         size: (height, width); None is the network's own.
         scheduler: class of the scheduler, in place of the directory's.
-        base: directory that gives what the other lacks; see `text_to_image`.
+        base: directory that gives what the other lacks; see `text_to_image.load`.
         variant: of the weights in a directory.
         seed: picture i depends on the seed and i alone.
         batch: pictures at a time, rounded up to a multiple of the mesh's parts of a batch.
@@ -80,7 +80,7 @@ def draw_prompt(
         bar.update(first + int(done) - bar.n)  # several devices may tell of one step
 
     with busy("loading"):
-        pipe = text_to_image(
+        pipe = text_to_image.load(
             directory, steps=steps, size=size, kind=scheduler, base=base, variant=variant, dtype=compute_dtype(),
             progress=progress, place=lambda tree: train.shard_params(tree, where),
         )  # fmt: skip

@@ -21,20 +21,20 @@ PROBES = 32
 
 
 class FolderSource:
-    """The images of a folder; files are found once, in sorted order, and read when they are asked for."""
+    """The images of a folder; files are listed once, in sorted order, and read on access."""
 
     def __init__(self, path: Path, *, size: int | None = None, channels: int | None = None):
-        """Find the files.
+        """List the files.
 
         Args:
-          path: holds one subfolder for each class (images at any depth below it), or images directly. Links are
-            followed. What is hidden, by a name that begins with a dot, is left out, at any depth. An animation is its
-            first picture.
-          size: side of the square images; None: all must have the size of the first.
-          channels: 1, 3, or None: grey if all of some files spread over the folder are, otherwise RGB.
+            path: holds one subfolder for each class (images at any depth below it), or images directly. Links are
+                followed. Hidden files and folders, whose names begin with a dot, are left out, at any depth. Of an
+                animation the first frame is read.
+            size: side of the square images; None: all must have the size of the first.
+            channels: 1, 3, or None: grey if all of some files spread over the folder are, otherwise RGB.
 
         Raises:
-          ValueError: if there are no images, an empty class, or images both beside and inside subfolders.
+            ValueError: there are no images, a class is empty, or there are images both inside and outside subfolders.
         """
         folders = subfolders(path)
         loose = [str(p) for p in sorted(path.iterdir()) if _is_image(p)]
@@ -80,17 +80,17 @@ class FolderSource:
 
 
 def find_split(path: str, split: str) -> Path:
-    """The folder of one split.
+    """Return the folder of one split.
 
     Args:
-      path: a folder; "~" is the home directory. If all of its subfolders are called like splits, they are.
-      split: which one; without splits, the whole folder is "train".
+        path: a folder; "~" is the home directory. Its subfolders are splits if all of them are named like splits.
+        split: name of the split; without splits, the whole folder is "train".
 
     Returns:
-      The folder that holds the split's classes or images.
+        The folder that holds the split's classes or images.
 
     Raises:
-      ValueError: if the folder or the split does not exist.
+        ValueError: the folder or the split does not exist.
     """
     folder = Path(os.path.expanduser(path))
     if not folder.is_dir():
@@ -106,12 +106,12 @@ def find_split(path: str, split: str) -> Path:
 
 
 def subfolders(path: Path) -> list[Path]:
-    """The folders in a folder, links to folders included, by name; without hidden ones."""
+    """Return the folders in a folder, links to folders included, sorted by name; without hidden ones."""
     return sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
 def _images(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
-    """The images at any depth, not entering a folder that a link leads back to; `above` are those on the way."""
+    """Yield the images at any depth, without following links to `above`, the folders on the path."""
     here = folder.resolve()
     if here in above:
         return
@@ -121,7 +121,7 @@ def _images(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
 
 
 def _is_image(path: Path) -> bool:
-    # A link that leads nowhere is an image that cannot be read, which is said when it is.
+    # A broken link is an image that cannot be read: reading it raises the error.
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and not path.is_dir()
 
 
@@ -132,7 +132,7 @@ def _mode(file: str) -> str:
 
 @contextlib.contextmanager
 def _opened(file: str) -> Iterator["Image"]:
-    """Open an image; what goes wrong with it is said with its name."""
+    """Open an image; errors name its file."""
     from PIL import Image
 
     try:
@@ -141,6 +141,6 @@ def _opened(file: str) -> Iterator["Image"]:
             if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
                 raise ValueError(f"Image size ({image.width} x {image.height}) exceeds {Image.MAX_IMAGE_PIXELS} pixels")
             yield image
-    # Decoders fail in as many ways as files are broken; an image too large to be meant is an exception of its own.
+    # Decoders raise many types for broken files; Pillow has another one for images that are too large.
     except Exception as error:
         raise ValueError(f"cannot read the image {file}: {error}") from error

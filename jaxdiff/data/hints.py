@@ -1,4 +1,4 @@
-"""Images with another image beside each, from which a network learns to be steered."""
+"""Images with a second image each, the hint, on which a network is conditioned."""
 
 import dataclasses
 from typing import Any
@@ -11,11 +11,11 @@ from jaxdiff.data.sources import Source
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Hinted:
-    """A source whose examples have a "hint", uint8[H', W', C'], beside the image.
+    """A source of images with a "hint", uint8[H', W', C'].
 
     Attributes:
-      images: the source.
-      hints: uint8[N, H', W', C'], one for each image in the source's order; None is the image's own `edges`.
+        images: the source.
+        hints: uint8[N, H', W', C'], one for each image in the source's order; None: the image's `edges`.
     """
 
     images: Source
@@ -46,10 +46,10 @@ class Hinted:
         return self.images.class_names
 
     def of_classes(self) -> np.ndarray:
-        """A hint of each class, of an image at random; black where ten images a class hold none.
+        """Return a random image's hint of each class; zeros if 10 * num_classes random images have none of it.
 
         Returns:
-          uint8[num_classes, H', W', C'], the same at every call.
+            uint8[num_classes, H', W', C'], the same in every call.
         """
         found = np.zeros((self.num_classes, *self.hint_shape), np.uint8)
         for i in np.random.default_rng(0).permutation(len(self))[: 10 * self.num_classes]:
@@ -66,14 +66,14 @@ class Hinted:
 
 
 def open_hints(name: str, images: Source) -> Hinted:
-    """Put hints beside images.
+    """Add hints to the images of a source.
 
     Args:
-      name: "edges", or an .npz file of "hint"; see `Hinted`.
-      images: the source.
+        name: "edges", or an .npz file of "hint"; see `Hinted`.
+        images: the source.
 
     Raises:
-      ValueError: there is no such file, or it holds no "hint", or not one for each image.
+        ValueError: the file does not exist, holds no "hint", or not one for each image.
     """
     if name == "edges":
         return Hinted(images)
@@ -86,13 +86,13 @@ def open_hints(name: str, images: Source) -> Hinted:
 
 
 def edges(image: np.ndarray) -> np.ndarray:
-    """How steeply an image's brightness changes, as a picture.
+    """Return the gradient of an image's brightness as an image.
 
     Args:
-      image: uint8[H, W, C], H and W at least 2.
+        image: uint8[H, W, C], H and W at least 2.
 
     Returns:
-      uint8[H, W, 3]: twice the size of the gradient of the channels' mean, by central differences, at most 255.
+        uint8[H, W, 3]: twice the norm of the gradient of the channels' mean, by central differences, at most 255.
     """
     down, right = np.gradient(image.mean(-1, dtype=np.float32))
     steep = np.minimum(2 * np.hypot(down, right), 255).round().astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Arrays in numpy's .npz files, which may be a stranger's: sizes are looked at before memory is asked for."""
+"""Arrays in numpy's .npz files, which may be untrusted: sizes are checked before memory is allocated."""
 
 import concurrent.futures
 import contextlib
@@ -20,15 +20,15 @@ CHUNK = 4 * 2**20
 
 
 class Array(NamedTuple):
-    """An array that lies in a file.
+    """An array in a file.
 
     Attributes:
-      name: without the ending.
-      member: its entry in the archive.
-      shape: of the array.
-      dtype: of the array.
-      fortran: whether the first axis runs fastest.
-      header: bytes before its numbers.
+        name: without the suffix.
+        member: its entry in the archive.
+        shape: of the array.
+        dtype: of the array.
+        fortran: whether the first axis runs fastest.
+        header: bytes before its elements.
     """
 
     name: str
@@ -43,14 +43,14 @@ def read_npz(path: str | Path) -> dict[str, np.ndarray]:
     """Read the arrays of an .npz file.
 
     Args:
-      path: the file.
+        path: the file.
 
     Returns:
-      The arrays by name.
+        The arrays by name.
 
     Raises:
-      ValueError: if there is no such file, it is of another kind, holds objects, or much more than its size lets
-        expect; `faults.Damaged`, if an array is not what was written.
+        ValueError: the file does not exist, is of another kind, holds objects, or far more data than its size suggests;
+            `faults.Damaged`: an array is not what was written.
     """
     with _readable(path), zipfile.ZipFile(path) as archive:
         found = list(_arrays(archive))
@@ -64,13 +64,13 @@ def map_npz(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Array]]:
     """Map the arrays of a file into memory, without reading them.
 
     Args:
-      path: an .npz file as numpy.savez writes it, without compression.
+        path: an .npz file as numpy.savez writes it, without compression.
 
     Returns:
-      The arrays by name, read-only; and what `check_npz` needs of each.
+        The arrays by name, read-only, and the inputs of `check_npz` by name.
 
     Raises:
-      ValueError: if there is no such file, or it is damaged, compressed or of another kind.
+        ValueError: the file does not exist, or is damaged, compressed or of another kind.
     """
     with _readable(path), zipfile.ZipFile(path) as archive:
         found = {array.name: array for array in _arrays(archive)}
@@ -90,14 +90,14 @@ def _mapped(path: Path, array: Array) -> np.ndarray:
 
 
 def check_npz(path: Path, arrays: Iterable[Array]) -> None:
-    """Compare the bytes of arrays with the checksums that their file has, each array in a thread.
+    """Compare the bytes of arrays with the checksums in their file, each array in a thread.
 
     Args:
-      path: the file.
-      arrays: those to look at.
+        path: the file.
+        arrays: the arrays to check.
 
     Raises:
-      Damaged: the bytes are not those that were written.
+        Damaged: the bytes are not those that were written.
     """
     arrays = list(arrays)
     with concurrent.futures.ThreadPoolExecutor(max(1, len(arrays))) as pool:
@@ -119,7 +119,7 @@ def _crc(path: Path, member: zipfile.ZipInfo) -> int:
 
 
 def _arrays(archive: zipfile.ZipFile) -> Iterator[Array]:
-    """What the archive's arrays are like; the bytes that each has must be those that its shape needs."""
+    """Yield descriptions of the archive's arrays, whose sizes must match their shapes."""
     names = set()
     for member in archive.infolist():
         name = member.filename.removesuffix(".npy")
@@ -155,7 +155,7 @@ def _read(archive: zipfile.ZipFile, array: Array) -> np.ndarray:
 
 @contextlib.contextmanager
 def _readable(path: str | Path) -> Iterator[None]:
-    """Say which file it is that cannot be read."""
+    """Name the file in the error of a failed read."""
     if not Path(path).is_file():
         raise ValueError(f"there is no file {path}")
     try:
@@ -172,7 +172,7 @@ def _readable(path: str | Path) -> Iterator[None]:
 
 
 def _begin(path: Path, member: zipfile.ZipInfo) -> int:
-    """Where a member's bytes begin: after a header of 30, which ends with the lengths of two fields behind it."""
+    """The offset of a member's bytes: after a header of 30 bytes and two fields, whose lengths end the header."""
     with path.open("rb") as file:
         file.seek(member.header_offset + 26)
         lengths = np.frombuffer(file.read(4), "<u2")

@@ -2,7 +2,6 @@
 
 import functools
 import multiprocessing
-import operator
 import os
 import sys
 import threading
@@ -13,6 +12,7 @@ import numpy as np
 
 from jaxdiff.data.sources import Examples, Source
 from jaxdiff.data.transforms import flip_some, to_float
+from jaxdiff.schema import integer
 
 Batch = dict[str, np.ndarray]
 
@@ -31,44 +31,43 @@ def batches(
     workers: int = 0,
     prefetch: int = 8,
 ) -> Iterator[Batch]:
-    """Endless batches of a source, reshuffled every epoch, read ahead while the device works.
+    """Yield endless batches of a source, reshuffled every epoch, read ahead while the device works.
 
     The stream of examples is one epoch's permutation after the other, cut into batches of `batch_size`:
     nothing is dropped, so a batch may hold the end of one epoch and the beginning of the next. Batch k is a
     pure function of (source, seed, batch_size, k): `start=k` continues a run bit for bit, at no cost, and a host
-    that asks for some rows of it reads only these.
+    reads only its rows of a batch.
 
     Args:
-      source: a random-access sequence of {"x": uint8[H, W, C], "label": int} ("label" may be absent); it may have a
-        "hint", uint8[H', W', C'], too, see `Hinted`; or of other arrays, see `Shards`, which stay as they are.
-      batch_size: examples in the global batch, over all hosts.
-      seed: any non-negative integer; decides the order and the flips.
-      start: number of the first batch.
-      rows: which examples of each batch this host reads, in any order; see `train.host_rows`. None is all, where there
-        is one process.
-      flip: mirror each image left to right with probability 1/2; drawn anew every epoch.
-      workers: processes that read and transform; 0 does it in threads of this process. A script that asks
-        for workers needs the usual `if __name__ == "__main__":`.
-      prefetch: batches kept ready ahead of the consumer (per worker); 0 reads on demand.
+        source: a random-access sequence of {"x": uint8[H, W, C], "label": int} ("label" may be absent); it may have a
+            "hint", uint8[H', W', C'], too, see `Hinted`. Other arrays, see `Shards`, are not changed.
+        batch_size: examples in the global batch, over all hosts.
+        seed: any non-negative integer; decides the order and the flips.
+        start: number of the first batch.
+        rows: the examples of each batch that this host reads, in any order; see `train.host_rows`. None: all, for one
+            process.
+        flip: mirror each image left to right with probability 1/2; drawn anew every epoch.
+        workers: processes that read and transform; 0: threads of this process. A script with workers needs the usual
+            `if __name__ == "__main__":`.
+        prefetch: batches kept ready ahead of the consumer (per worker); 0 reads on demand.
 
     Returns:
-      An iterator with a `close()` method, of {"x": float32[R, H, W, C] in [-1, 1], "label": int32[R]}, and
-      "hint": float32[R, H', W', C'] in [0, 1], mirrored with its image; R is the number of rows.
+        An iterator with a `close()` method, of {"x": float32[R, H, W, C] in [-1, 1], "label": int32[R]}, and
+        "hint": float32[R, H', W', C'] in [0, 1], mirrored with its image; R is the number of rows.
 
     Raises:
-      ValueError: if a number is out of range, the batch larger than the source, or no rows are given in one of many
-        processes.
+        ValueError: a number is out of range, the batch is larger than the source, or one of many processes has no rows.
     """
     import grain
 
-    size = _integer("batch_size", batch_size, 1)
+    size = integer("batch_size", batch_size, 1)
     if size > len(source):
         raise ValueError(f"batch_size {size} is larger than the data set, which has {len(source)} examples")
     mine = _rows(rows, size)
-    begin = _integer("start", start, 0)
-    ahead, workers = _integer("prefetch", prefetch, 0), _integer("workers", workers, 0)
+    begin = integer("start", start, 0)
+    ahead, workers = integer("prefetch", prefetch, 0), integer("workers", workers, 0)
     # One seed for the order and an independent key for the flips; neighbouring seeds give unrelated streams.
-    order, *key = np.random.SeedSequence(_integer("seed", seed, 0)).generate_state(3, np.uint32).tolist()
+    order, *key = np.random.SeedSequence(integer("seed", seed, 0)).generate_state(3, np.uint32).tolist()
 
     examples = grain.MapDataset.source(source).shuffle(seed=order).repeat()
     read = functools.partial(
@@ -88,22 +87,22 @@ def batches(
 
 
 def load_arrays(source: Source, count: int | None = None) -> Batch:
-    """Examples of a source as arrays, for evaluation.
+    """Return examples of a source as arrays, for evaluation.
 
     Args:
-      source: a random-access source.
-      count: how many; None is all. They are spread evenly over the source, since a folder is sorted by class.
+        source: a random-access source.
+        count: number of examples; None: all. They are spread evenly over the source, since folders are sorted by class.
 
     Returns:
-      {"x": uint8[count, H, W, C], "label": int32[count]}; no "label" where the source has none.
+        {"x": uint8[count, H, W, C], "label": int32[count]}; no "label" where the source has none.
 
     Raises:
-      ValueError: if count is not between 1 and the size of the source, or the source is empty.
+        ValueError: count is not between 1 and the size of the source, or the source is empty.
     """
     total = len(source)
     if not total:
         raise ValueError("the data set has no examples")
-    count = total if count is None else _integer("count", count, 1)
+    count = total if count is None else integer("count", count, 1)
     if count > total:
         raise ValueError(f"count {count} is larger than the data set, which has {total} examples")
     examples = [source[i * total // count] for i in range(count)]
@@ -134,7 +133,7 @@ def _read(batch: int, *, examples: Any, size: int, rows: np.ndarray, key: int | 
 
 
 def _end_with_parent(worker: int, count: int) -> None:
-    """End this worker as soon as the process that started it is gone: one that is killed does not end its own."""
+    """End this worker when its parent process ends, since a killed process does not end its workers."""
     parent = multiprocessing.parent_process()
 
     def wait() -> None:
@@ -145,7 +144,7 @@ def _end_with_parent(worker: int, count: int) -> None:
 
 
 def _own(batch: Batch) -> Batch:
-    """Copy a worker's batch out of the scarce shared memory, which JAX on a CPU would alias and so keep."""
+    """Copy a worker's batch out of shared memory, which is scarce, and which JAX on a CPU would alias and keep."""
     return {name: np.array(value) for name, value in batch.items()}
 
 
@@ -161,13 +160,3 @@ def _rows(rows: Sequence[int] | np.ndarray | None, size: int) -> np.ndarray:
     if not whole or chosen.min() < 0 or chosen.max() >= size:
         raise ValueError(f"rows must be integers from 0 to {size - 1}, at least one, got {rows!r:.80}")
     return chosen
-
-
-def _integer(name: str, value: Any, low: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or isinstance(value, bool) or number < low:
-        raise ValueError(f"{name} must be an integer of at least {low}, got {value!r}")
-    return number

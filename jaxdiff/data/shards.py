@@ -1,4 +1,4 @@
-"""Arrays computed beforehand, latents or features of texts say, in the .npz files of a folder."""
+"""Precomputed arrays, e.g. latents or features of texts, in the .npz files of a folder."""
 
 import functools
 import threading
@@ -10,30 +10,30 @@ import numpy as np
 
 from jaxdiff.data.npz import Array, check_npz, map_npz, read_npz
 
-# Beside the files of a folder that is still being written, or never was to the end.
+# A file of this name marks a folder that is being written, or whose writing was interrupted.
 UNFINISHED = "unfinished"
 
 
 class Shards:
-    """A random-access sequence of examples: one in each row of the arrays of all files, by the files' sorted names.
+    """A random-access sequence of examples, the rows of the arrays of all files in the order of their names.
 
-    The files are mapped into memory, so that an example costs its own bytes alone; numpy.savez writes them. With the
-    first example of a file its arrays are read once, and compared with the checksums that numpy.savez has left in it.
+    The files, written by numpy.savez, are mapped into memory, so that an example costs its own bytes alone. The first
+    example of a file reads all of its arrays once, and compares them with the checksums in the file.
     """
 
     def __init__(self, folder: str | Path, example: Mapping[str, Any]):
-        """Describe the examples; the files are opened with the first question for one.
+        """Describe the examples; the files are opened on first access.
 
         Args:
-          folder: of the .npz files.
-          example: the arrays by name, of which shape and dtype of one example are looked at. What is stored in another
-            precision is converted.
+            folder: of the .npz files.
+            example: arrays of one example by name, or anything with their shapes and dtypes; other precisions are
+                converted.
         """
         self.folder = Path(folder)
         self.example = dict(example)
 
     def __reduce__(self):
-        # A process that reads maps the files anew: what is mapped would be sent whole.
+        # A worker maps the files anew: mapped arrays would be sent in full.
         return Shards, (self.folder, self.example)
 
     def __len__(self) -> int:
@@ -85,7 +85,7 @@ class _Shard:
         self._whole, self._lock = False, threading.Lock()
 
     def check(self) -> None:
-        """Compare the file with its checksums, once; while one thread does, others that need the file wait."""
+        """Compare the file with its checksums, once; other threads that need the file wait."""
         if self._whole:
             return
         with self._lock:
@@ -95,16 +95,16 @@ class _Shard:
 
 
 def open_table(path: str | Path) -> dict[str, np.ndarray]:
-    """Read the arrays of one .npz file, a row of each for everything that can be asked for by its number.
+    """Read the arrays of one .npz file, whose rows are looked up by index.
 
     Args:
-      path: the file.
+        path: the file.
 
     Returns:
-      The arrays by name.
+        The arrays by name.
 
     Raises:
-      ValueError: if there is no such file, it is damaged, or does not hold arrays of equally many rows.
+        ValueError: the file does not exist, is damaged, or its arrays differ in their numbers of rows.
     """
     arrays = read_npz(path)
     _check_rows(path, arrays)

@@ -1,4 +1,4 @@
-"""A source of which some records may be broken."""
+"""A source with broken records."""
 
 import dataclasses
 import sys
@@ -7,18 +7,19 @@ from typing import Any
 
 from jaxdiff.data.sources import Source
 from jaxdiff.messages import listed
+from jaxdiff.schema import integer
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Skipping:
-    """A source in which the next record that can be read stands for one that cannot.
+    """A source that replaces each broken record by the next one that can be read.
 
-    Which record that is depends on the data alone: a run that is resumed, or split otherwise over hosts and workers,
-    sees the same. Every broken record is named on stderr, once in each process.
+    The replacement depends on the data alone: it is the same in a resumed run, and for any number of hosts and workers.
+    Every broken record is named on stderr, once in each process.
 
     Attributes:
-      source: whose broken records raise a ValueError.
-      most: how many of them a process may meet.
+        source: a source whose broken records raise a ValueError.
+        most: maximal number of broken records per process.
     """
 
     source: Source
@@ -27,8 +28,7 @@ class Skipping:
     _lock: Any = dataclasses.field(default_factory=threading.Lock, repr=False)
 
     def __post_init__(self):
-        if isinstance(self.most, bool) or not isinstance(self.most, int) or self.most < 0:
-            raise ValueError(f"most must be a whole number of at least 0, got {self.most!r}")
+        integer("most", self.most, 0)
 
     def __reduce__(self):
         return Skipping, (self.source, self.most)
@@ -49,10 +49,10 @@ class Skipping:
         return len(self.source)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Read a record, or the next one after it that is whole, the first after the last.
+        """Read a record, or the next one after it that is not broken; after the last record comes the first.
 
         Raises:
-          ValueError: more than `most` records are broken; the message has what is wrong with each.
+            ValueError: more than `most` records are broken; the message has the error of each.
         """
         for step in range(len(self)):
             at = (index + step) % len(self)

@@ -1,4 +1,4 @@
-"""Where images come from: random-access sources, opened by name."""
+"""Sources of images: random-access sequences, opened by name."""
 
 import dataclasses
 import difflib
@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from jaxdiff.data.transforms import fit_array
+from jaxdiff.schema import integer
 
 FASHION_MNIST = (
     "T-shirt/top",
@@ -37,9 +38,9 @@ class Source(Examples, Protocol):
     """A random-access sequence of {"x": uint8[H, W, C], "label": int}; no "label" if there are no classes.
 
     Attributes:
-      shape: (H, W, C).
-      num_classes: labels are 0 .. num_classes - 1; 0 if there are none.
-      class_names: one for each class; empty if they are not known.
+        shape: (H, W, C).
+        num_classes: labels are 0..num_classes - 1; 0: no labels.
+        class_names: one for each class; empty if unknown.
     """
 
     @property
@@ -54,13 +55,13 @@ class Source(Examples, Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ArraySource:
-    """A source of images that are in memory.
+    """A source of images in memory.
 
     Attributes:
-      x: uint8[N, H, W, C].
-      label: int[N] in [0, num_classes), or None.
-      num_classes: 0 without labels.
-      class_names: one for each class, or empty.
+        x: uint8[N, H, W, C].
+        label: int[N] in [0, num_classes), or None.
+        num_classes: 0 without labels.
+        class_names: one for each class, or empty.
     """
 
     x: np.ndarray
@@ -106,27 +107,26 @@ def open_source(
     """Open a data set by name.
 
     Args:
-      name: "fashion_mnist", the embedded subset (28x28 grey, 10 classes, 10,000 training and 2,000 test
-        images); "tfds:NAME", any image set of tensorflow-datasets, or "tfds:NAME/CONFIG:1.0.0";
-        "folder:PATH", images in one subfolder for each class, whose sorted names are the labels, or directly
-        in PATH, without labels.
-      split: "train", "test", or what the set has; for "tfds:" also a slice, as in "train[:90%]".
-        A folder has the splits that it has as subfolders (PATH/train/CLASS/...), otherwise only "train".
-      size: resize the shorter side to this many pixels and crop the centre square; None keeps the images,
-        which must then all have one size.
-      channels: 1 (grey) or 3 (RGB); None keeps what the set has.
-      data_dir: where tensorflow-datasets keeps its data; None is its default.
+        name: "fashion_mnist", the embedded subset (28x28 grey, 10 classes, 10,000 training and 2,000 test
+            images); "tfds:NAME", any image set of tensorflow-datasets, or "tfds:NAME/CONFIG:1.0.0";
+            "folder:PATH", images in one subfolder for each class, whose sorted names are the labels, or directly
+            in PATH, without labels.
+        split: "train", "test", or another split of the set; for "tfds:" also a slice, e.g. "train[:90%]". The splits of
+            a folder are its subfolders of such names (PATH/train/CLASS/...), otherwise only "train".
+        size: resize the shorter side to this many pixels and crop the centre square; None: keep the images, which must
+            then have one size.
+        channels: 1 (grey) or 3 (RGB); None: those of the set.
+        data_dir: data folder of tensorflow-datasets; None: its default.
 
     Returns:
-      A random-access source. That of a "tfds:" set tells its shape and its classes before the set is prepared; its
-      length and its images then raise a ValueError that says how to prepare it.
+        A random-access source. For a "tfds:" set that is not prepared, it has a shape and classes; its length and its
+        images raise a ValueError that says how to prepare the set.
 
     Raises:
-      ValueError: if the name, the split, the size or the channels are not known or possible, or the folder has no
-        images.
+        ValueError: the name, the split, the size or the channels are unknown or impossible, or the folder has no
+            images.
     """
-    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-        raise ValueError(f"size must be a positive integer or None, got {size!r}")
+    size = None if size is None else integer("size", size, 1)
     if channels not in (None, 1, 3):
         raise ValueError(f"channels must be 1, 3 or None, got {channels!r}")
     kind, _, rest = name.partition(":")
@@ -144,14 +144,14 @@ def open_source(
 
 
 def class_prompts(prompt: str, class_names: Sequence[str]) -> list[str]:
-    """What a prompt says of each class, and last the empty text, which says nothing.
+    """Return the prompt of each class, and the empty prompt at the end.
 
     Args:
-      prompt: in which a class's name stands for {}, such as "a photo of a {}"; other braces are as they are.
-      class_names: one for each class.
+        prompt: a text where {} stands for the name of the class, e.g. "a photo of a {}"; other braces are kept.
+        class_names: one for each class.
 
     Raises:
-      ValueError: if there are no names.
+        ValueError: there are no names.
     """
     if not class_names:
         raise ValueError("a prompt tells the classes of the data by their names, and this data has none")

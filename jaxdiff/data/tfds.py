@@ -10,9 +10,9 @@ from jaxdiff.data.transforms import fit_array
 
 
 class TfdsSource:
-    """One split of a set; its image feature is "x" and its class label, if it has one, "label".
+    """One split of a set; its image feature is "x", and its class label, if there is one, "label".
 
-    The shape and the classes of a set that is known by name need no files: only its length and its images do.
+    Shape and classes of a registered set need no files; only its length and its images do.
     """
 
     def __init__(
@@ -27,15 +27,15 @@ class TfdsSource:
         """Describe a set, and open its files if it is prepared.
 
         Args:
-          name: as in `tfds.builder`: NAME, NAME/CONFIG, NAME:VERSION.
-          split: a split or a slice of one, such as "train[:90%]".
-          data_dir: where the sets are; None is tensorflow-datasets' default.
-          size: side of the square images; None keeps theirs, which must then be fixed.
-          channels: 1, 3, or None to keep theirs.
+            name: as in `tfds.builder`: NAME, NAME/CONFIG, NAME:VERSION.
+            split: a split or a slice of one, e.g. "train[:90%]".
+            data_dir: folder of the sets; None: tensorflow-datasets' default.
+            size: side of the square images; None: that of the set, which must then be fixed.
+            channels: 1, 3; None: those of the set.
 
         Raises:
-          ValueError: if the set is unknown, has no such split, or no images of known shape; from its length and its
-            images, if it is not prepared.
+            ValueError: the set is unknown, has no such split, or no images of known shape; the length and the images
+                raise it if the set is not prepared.
         """
         self._name = f"{name}, split {split}"
         builder = _find_builder(name, data_dir)
@@ -67,7 +67,7 @@ class TfdsSource:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         records = self._records
-        # A damaged record fails in as many ways as decoders and formats of files have.
+        # Decoders and file formats raise many types for damaged records.
         try:
             record = records[index]
             x = fit_array(np.asarray(record[self._image]), self._size, self._channels)

@@ -1,4 +1,4 @@
-"""From stored images to arrays of one shape, and from their bytes to floats in [-1, 1] and back."""
+"""Transforms of stored images: to arrays of one shape, and from bytes to floats in [-1, 1] and back."""
 
 from typing import TYPE_CHECKING
 
@@ -13,16 +13,16 @@ RGB_MODES = ("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 
 
 def to_float(x: ArrayLike) -> np.ndarray:
-    """Bytes to floats: 0 becomes -1, 255 becomes 1.
+    """Convert bytes to floats: 0 becomes -1, 255 becomes 1.
 
     Args:
-      x: uint8, any shape.
+        x: uint8, any shape.
 
     Returns:
-      float32, same shape, in [-1, 1].
+        float32, same shape, in [-1, 1].
 
     Raises:
-      ValueError: if x is not uint8.
+        ValueError: x is not uint8.
     """
     x = np.asarray(x)
     if x.dtype != np.uint8:
@@ -34,16 +34,16 @@ def to_float(x: ArrayLike) -> np.ndarray:
 
 
 def to_uint8(x: ArrayLike) -> np.ndarray:
-    """Floats to the nearest bytes, clipped: the exact inverse of `to_float`.
+    """Convert floats to the nearest bytes, clipped: the exact inverse of `to_float`.
 
     Args:
-      x: floating (numpy or JAX array, bfloat16 included), any shape; -1 is black, 1 is white.
+        x: floating (numpy or JAX array, bfloat16 included), any shape; -1 is black, 1 is white.
 
     Returns:
-      uint8, same shape.
+        uint8, same shape.
 
     Raises:
-      ValueError: if x is an integer array, or holds NaN (infinities are clipped).
+        ValueError: x is an integer array, or holds NaN (infinities are clipped).
     """
     x = np.asarray(x)
     if x.dtype.kind in "iub":
@@ -58,29 +58,29 @@ def flip_some(x: np.ndarray, flipped: np.ndarray) -> np.ndarray:
     """Mirror some images of a batch left to right.
 
     Args:
-      x: [B, H, W, C].
-      flipped: bool[B].
+        x: [B, H, W, C].
+        flipped: bool[B].
 
     Returns:
-      Like x.
+        Like x.
     """
     return np.where(flipped[:, None, None, None], x[:, :, ::-1], x)
 
 
 def fit_image(image: "Image", size: int | None, channels: int) -> np.ndarray:
-    """One image as an array: turned upright, on white where it is transparent, resized and cropped.
+    """Convert an image to an array: turned upright, on a white background, resized and cropped.
 
     Args:
-      image: a Pillow image: grey, RGB, CMYK or of a palette, of 8 bits a channel; of an animation the frame shown.
-      size: side in pixels of the centre square that is kept, after scaling the shorter side to it by
-        antialiased bicubic interpolation; None keeps the image's own size.
-      channels: 1 (grey) or 3 (RGB).
+        image: a Pillow image: grey, RGB, CMYK or of a palette, of 8 bits a channel; of an animation the current frame.
+        size: side in pixels of the centre square that is kept, after scaling the shorter side to it by
+            antialiased bicubic interpolation; None keeps the image's own size.
+        channels: 1 (grey) or 3 (RGB).
 
     Returns:
-      uint8[H, W, channels].
+        uint8[H, W, channels].
 
     Raises:
-      ValueError: if the image is of another kind.
+        ValueError: the image has another mode.
     """
     from PIL import Image, ImageOps
 
@@ -99,15 +99,15 @@ def fit_image(image: "Image", size: int | None, channels: int) -> np.ndarray:
 
 
 def fit_array(x: np.ndarray, size: int | None, channels: int | None) -> np.ndarray:
-    """`fit_image` for an image that is an array already.
+    """Apply `fit_image` to an array.
 
     Args:
-      x: uint8[H, W, C], C = 1 or 3.
-      size: as in `fit_image`.
-      channels: 1, 3, or None for the array's own.
+        x: uint8[H, W, C], C = 1 or 3.
+        size: as in `fit_image`.
+        channels: 1, 3; None: those of x.
 
     Returns:
-      uint8[H', W', C'].
+        uint8[H', W', C'].
     """
     channels = channels or x.shape[-1]
     if size in (None, x.shape[0]) and x.shape[0] == x.shape[1] and channels == x.shape[-1]:

@@ -3,7 +3,7 @@
 from jaxdiff.finetune.asked import Asked, open_condition
 from jaxdiff.finetune.knobs import Network, Pictures
 from jaxdiff.finetune.origin import Origin, read_origin
-from jaxdiff.finetune.parts import make_loss, make_medium, make_model, make_sampling
+from jaxdiff.finetune.parts import make_loss, make_medium, make_model
 from jaxdiff.finetune.tuned import Tuned, tune
 
 __all__ = [
@@ -15,7 +15,6 @@ __all__ = [
     "make_loss",
     "make_medium",
     "make_model",
-    "make_sampling",
     "open_condition",
     "read_origin",
     "tune",

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxdiff import conditions, data, interop
+from jaxdiff import conditions, data, text_to_image
 from jaxdiff.conditions import Condition
 from jaxdiff.experiment import UserError, compute_dtype
 from jaxdiff.finetune.knobs import Pictures
@@ -72,7 +72,7 @@ def _tables(origin: Origin, pictures: Pictures, images: Any) -> dict[str, Any]:
         return _placed(data.open_table(pictures.cond), origin) if pictures.cond else {}
     texts = data.class_prompts(pictures.prompt, images.class_names)
     size = images.shape[0], images.shape[1]
-    encoded = interop.encode_prompts(
+    encoded = text_to_image.encode_prompts(
         pipeline_of(origin.folder), texts, size=size, base=origin.base, dtype=compute_dtype()
     )
     return _placed(encoded, origin)

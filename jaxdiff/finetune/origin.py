@@ -11,9 +11,9 @@ from jax.sharding import Mesh
 from jaxdiff import interop
 from jaxdiff.experiment import UserError, compute_dtype
 from jaxdiff.finetune.knobs import Network
-from jaxdiff.interop.index import scheduler_config
 from jaxdiff.interop.sources import find_part, is_file, pipeline_of, read_fields
 from jaxdiff.sharding import shard_params
+from jaxdiff.text_to_image.index import scheduler_config
 
 __all__ = ["Origin", "read_origin"]
 
@@ -70,13 +70,13 @@ class Origin(NamedTuple):
         codec = self.autoencoder.apply
         return (*(length // codec.factor for length in images[:-1]), codec.channels)
 
-    def scheduler(self, shape: tuple[int, ...]) -> interop.Sampling:
+    def scheduler(self, shape: tuple[int, ...]) -> interop.Scheduler:
         """Read the scheduler's config; without one it is DDPM's, or a flow for SD3 and Flux."""
         own = self.folder if (self.folder / "scheduler_config.json").is_file() else None
         config = own or scheduler_config(pipeline_of(self.folder), self.base)
         flow = self.kind in ("SD3Transformer2DModel", "FluxTransformer2DModel")
         default = {"_class_name": "FlowMatchEulerDiscreteScheduler" if flow else "DDPMScheduler"}
-        return interop.network_sampling(config or default, self.config, shape[:2])
+        return interop.network_scheduler(config or default, self.config, shape[:2])
 
 
 def read_origin(network: Network, mesh: Mesh | None) -> Origin:

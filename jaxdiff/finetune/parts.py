@@ -16,12 +16,11 @@ from jaxdiff.guidance import drop_condition
 from jaxdiff.losses import Loss
 from jaxdiff.media import Medium
 from jaxdiff.processes import Discrete
-from jaxdiff.sampling import Sampling
 
-__all__ = ["make_loss", "make_medium", "make_model", "make_sampling"]
+__all__ = ["make_loss", "make_medium", "make_model"]
 
 
-def make_model(origin: Origin, asked: Asked, tuned: Tuned, scheduler: interop.Sampling) -> Model:
+def make_model(origin: Origin, asked: Asked, tuned: Tuned, scheduler: interop.Scheduler) -> Model:
     """Make the model: what is trained, and frozen {"base", "cond", "vae"} beside it.
 
     Args:
@@ -43,7 +42,7 @@ def make_model(origin: Origin, asked: Asked, tuned: Tuned, scheduler: interop.Sa
         init=tuned.init,
         apply=apply,
         process=scheduler.process,
-        prediction=scheduler.row,
+        prediction=scheduler.prediction,
         learned_variance=origin.learned_variance,
         frozen={"base": tuned.base, "cond": asked.tables, "vae": vae.params if vae else {}},
         pretrained=tuned.pretrained,
@@ -66,24 +65,6 @@ def make_loss(model: Model, origin: Origin, asked: Asked, drop_rate: float) -> L
     if asked.null_label is not None:
         loss = _drop_label(loss, asked.null_label, drop_rate)
     return loss if origin.autoencoder is None else _encoded(loss, origin.autoencoder.apply)
-
-
-def make_sampling(scheduler: interop.Sampling, *, steps: int, guidance: float) -> Sampling:
-    """Make the sampling that a scheduler's config describes.
-
-    Args:
-        scheduler: from `Origin.scheduler`.
-        steps: of a sample.
-        guidance: scale; 1 is off.
-    """
-    return Sampling(
-        scheduler.grid,
-        scheduler.solver,
-        steps=steps,
-        guidance=guidance,
-        clip=scheduler.limit,
-        init_noise_std=scheduler.std,
-    )
 
 
 def make_medium(origin: Origin, shape: tuple[int, ...], source: str) -> Medium:

@@ -13,7 +13,7 @@ from jaxdiff import interop, train
 from jaxdiff.experiment import UserError, compute_dtype
 from jaxdiff.finetune.knobs import Network
 from jaxdiff.finetune.origin import Origin
-from jaxdiff.interop.conditional_unets import control_config
+from jaxdiff.interop.models.conditional_unets import control_config
 from jaxdiff.interop.sources import read_fields
 from jaxdiff.networks import lora
 from jaxdiff.networks.controlnet import controlled, copy_encoder

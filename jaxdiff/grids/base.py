@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+
+from jaxdiff.checks import is_traced
 
 __all__ = ["check_falling", "check_steps", "is_static", "ramp"]
 
@@ -25,7 +26,7 @@ def check_steps(n: int | Array, at_most: int | None) -> int:
         raise ValueError(f"at_most, the largest number of steps, is an integer of at least 1, got {at_most!r:.80}")
     dtype = getattr(n, "dtype", None)
     integer = is_static(n) or (dtype is not None and jnp.issubdtype(dtype, jnp.integer) and jnp.ndim(n) == 0)
-    traced = isinstance(n, jax.core.Tracer)
+    traced = is_traced(n)
     if not integer or (not traced and n < 1):
         raise ValueError(f"a grid has an integer number of steps, at least one step, got n = {n!r:.80}")
     if at_most is None and not is_static(n):
@@ -37,7 +38,7 @@ def check_steps(n: int | Array, at_most: int | None) -> int:
 
 def check_falling(high_name: str, high, low_name: str, low, *, positive: bool = False) -> None:
     """Raise ValueError unless low < high, and 0 < low where it has to be positive; traced ends pass."""
-    if isinstance(high, jax.core.Tracer) or isinstance(low, jax.core.Tracer):
+    if is_traced(high, low):
         return
     if not low < high or (positive and not low > 0):
         bound = f"0 < {low_name} < {high_name}" if positive else f"{low_name} < {high_name}"

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from math import pi
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxdiff.checks import concrete, is_traced
 from jaxdiff.grids.base import check_falling, check_steps, ramp
 from jaxdiff.levels import Level, append_clean, clean
 from jaxdiff.processes import Process
+from jaxdiff.processes.base import check_process, time_range
 
 __all__ = ["by_angle", "by_lambda", "exponential", "karras", "polyexponential"]
 
 
+@concrete
 def by_lambda(
     process: Process, n: int | Array, *, start: float | Array, end: float | Array, at_most: int | None = None
 ) -> Level:
@@ -32,9 +34,10 @@ def by_lambda(
         ValueError: n outside 1..at_most, end above start, or an infinite lam.
     """
     room = check_steps(n, at_most)
+    check_process(process, "time")
     check_falling("start", start, "end", end)
     lam = [process(jnp.asarray(t, float)).lam for t in (start, end)]
-    if not any(isinstance(value, jax.core.Tracer) for value in lam) and not np.all(np.isfinite(lam)):
+    if not is_traced(lam) and not np.all(np.isfinite(lam)):
         raise ValueError(
             f"equal steps of lam need ends with finite lam, got lam {lam[0]} and {lam[1]}: "
             "move start or end to where alpha > 0 and sigma > 0"
@@ -42,12 +45,13 @@ def by_lambda(
     return _between(process, start, end, n, process.time(ramp(lam[0], lam[1], n, room)))
 
 
+@concrete
 def by_angle(
     process: Process,
     n: int | Array,
     *,
-    start: float | Array = 1.0,
-    end: float | Array = 0.0,
+    start: float | Array | None = None,
+    end: float | Array | None = None,
     scale: float | Array = 1.0,
     at_most: int | None = None,
 ) -> Level:
@@ -59,17 +63,18 @@ def by_angle(
     Args:
         process: the process.
         n: N, number of steps; may be traced if at_most is given.
-        start, end: the first and the last time; may be traced.
+        start, end: the first and the last time; None is the process's own. May be traced.
         scale: standard deviation of the data, > 0; may be traced.
         at_most: largest N, static.
     Returns:
         levels, fields [N + 1], or [at_most + 1].
     Raises:
-        ValueError: scale <= 0, n outside 1..at_most, or end above start.
+        ValueError: scale <= 0, n outside 1..at_most, end above start, or a process without such a time of its own.
     """
     room = check_steps(n, at_most)
+    start, end = time_range(process, start, end)
     check_falling("start", start, "end", end)
-    if not isinstance(scale, jax.core.Tracer) and not scale > 0:
+    if not is_traced(scale) and not scale > 0:
         raise ValueError(f"scale, the data's standard deviation, must be positive, got {scale}")
     scale = jnp.asarray(scale, float)
     high, low = (process(jnp.asarray(t, float)) for t in (start, end))
@@ -79,6 +84,7 @@ def by_angle(
     return _between(process, start, end, n, process.time(jnp.log(jnp.cos(inner) / (scale * jnp.sin(inner)))))
 
 
+@concrete
 def karras(
     process: Process,
     n: int | Array,
@@ -108,6 +114,7 @@ def karras(
     return by_sigma(process, ramp(high, low, n - 1, room - 1) ** rho, n)
 
 
+@concrete
 def exponential(
     process: Process,
     n: int | Array,
@@ -132,6 +139,7 @@ def exponential(
     return by_sigma(process, jnp.exp(ramp(jnp.log(sigma_max), jnp.log(sigma_min), n - 1, room - 1)), n)
 
 
+@concrete
 def polyexponential(
     process: Process,
     n: int | Array,
@@ -155,7 +163,7 @@ def polyexponential(
         ValueError: rho <= 0, n outside 1..at_most, or sigma_min >= sigma_max or <= 0.
     """
     room = _check(n, at_most, sigma_max, sigma_min)
-    if not isinstance(rho, jax.core.Tracer) and not rho > 0:
+    if not is_traced(rho) and not rho > 0:
         raise ValueError(f"rho must be positive, got {rho}")
     left = ramp(1.0, 0.0, n - 1, room - 1)
     power = jnp.where(left > 0, jnp.where(left > 0, left, 1) ** rho, 0)  # 0 ** rho has no gradient by rho
@@ -165,6 +173,7 @@ def polyexponential(
 
 def by_sigma(process: Process, sigma: Array, n: int | Array) -> Level:
     """The levels of sigma / alpha, fields [len(sigma) + 1], clean from step n on."""
+    check_process(process, "time")
     levels = append_clean(process(process.time(-jnp.log(sigma))))
     over = jnp.arange(sigma.shape[0] + 1) >= n
     return Level(*(jnp.where(over, end, field) for end, field in zip(clean(levels), levels, strict=True)))

@@ -9,44 +9,49 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxdiff.checks import concrete, is_traced
 from jaxdiff.grids.base import check_falling, check_steps, ramp
 from jaxdiff.levels import Level
 from jaxdiff.processes import Process
+from jaxdiff.processes.base import time_range
 
 __all__ = ["beta", "by_time", "cosine", "shifted"]
 
 
+@concrete
 def by_time(
     process: Process,
     n: int | Array,
     *,
-    start: float | Array = 1.0,
-    end: float | Array = 0.0,
+    start: float | Array | None = None,
+    end: float | Array | None = None,
     at_most: int | None = None,
 ) -> Level:
     """N steps of equal time.
 
     Args:
-        process: its time need not run over [0, 1]: set `start` and `end` for EDM (sigma) or a beta table (T..0).
+        process: the process.
         n: N, number of steps; may be traced if at_most is given.
-        start, end: the first and the last time; may be traced.
+        start, end: the first and the last time; None is the process's own. May be traced.
         at_most: largest N, static.
     Returns:
         levels, fields [N + 1], or [at_most + 1].
     Raises:
-        ValueError: n outside 1..at_most, or end above start.
+        ValueError: n outside 1..at_most, end above start, or a process without such a time of its own.
     """
+    start, end = time_range(process, start, end)
     return process(_times(n, start, end, at_most))
 
 
+@concrete
 def beta(
     process: Process,
     n: int | Array,
     *,
     alpha: float | Array = 0.6,
     beta: float | Array = 0.6,
-    start: float | Array = 1.0,
-    end: float | Array = 0.0,
+    start: float | Array | None = None,
+    end: float | Array | None = None,
     at_most: int | None = None,
 ) -> Level:
     """Times at equal steps of the probability of a Beta distribution (Lee et al. 2024, arXiv:2407.12173).
@@ -59,16 +64,18 @@ def beta(
         n: N, number of steps; may be traced if at_most is given.
         alpha, beta: of the Beta distribution, > 0; may be traced, not differentiated. A smaller beta gives more steps
             to the noisy end, a smaller alpha to the clean one.
-        start, end: the first and the last time; may be traced.
+        start, end: the first and the last time; None is the process's own. May be traced.
         at_most: largest N, static.
     Returns:
         levels, fields [N + 1], or [at_most + 1].
     Raises:
-        ValueError: alpha or beta <= 0, n outside 1..at_most, or end above start.
+        ValueError: alpha or beta <= 0, n outside 1..at_most, end above start, or a process without such a time of
+            its own.
     """
     for name, value in (("alpha", alpha), ("beta", beta)):
-        if not isinstance(value, jax.core.Tracer) and not value > 0:
+        if not is_traced(value) and not value > 0:
             raise ValueError(f"{name} of a Beta distribution must be positive, got {value}")
+    start, end = time_range(process, start, end)
     share = _times(n, 1.0, 0.0, at_most)
     check_falling("start", start, "end", end)
     # Each end is approached from its own side, where a difference from it is not rounded away.
@@ -77,13 +84,14 @@ def beta(
     return process(jnp.where(share > 0.5, start - (start - end) * high, end + (start - end) * low))
 
 
+@concrete
 def cosine(
     process: Process,
     n: int | Array,
     *,
     sway: float | Array = -1.0,
-    start: float | Array = 1.0,
-    end: float | Array = 0.0,
+    start: float | Array | None = None,
+    end: float | Array | None = None,
     at_most: int | None = None,
 ) -> Level:
     """Equal steps u of [0, 1], bent by a cosine: u + sway (cos(pi u / 2) - 1 + u) is the share of the time gone.
@@ -95,15 +103,17 @@ def cosine(
         process: the process.
         n: N, number of steps; may be traced if at_most is given.
         sway: in [-1, 2 / (pi - 2)]; may be traced.
-        start, end: the first and the last time; may be traced.
+        start, end: the first and the last time; None is the process's own. May be traced.
         at_most: largest N, static.
     Returns:
         levels, fields [N + 1], or [at_most + 1].
     Raises:
-        ValueError: sway beyond its range, where times would not fall; n outside 1..at_most, or end above start.
+        ValueError: sway beyond its range, where times would not fall; n outside 1..at_most, end above start, or a
+            process without such a time of its own.
     """
-    if not isinstance(sway, jax.core.Tracer) and not -1 <= sway <= 2 / (pi - 2):
+    if not is_traced(sway) and not -1 <= sway <= 2 / (pi - 2):
         raise ValueError(f"sway must lie in [-1, 2 / (pi - 2)], where times fall, got {sway}")
+    start, end = time_range(process, start, end)
     check_falling("start", start, "end", end)
     left = _times(n, 1.0, 0.0, at_most)  # 1 - u
     start, end, sway = (jnp.asarray(value, left.dtype) for value in (start, end, sway))
@@ -112,13 +122,14 @@ def cosine(
     return process(start * left + end * (1 - left))
 
 
+@concrete
 def shifted(
     process: Process,
     n: int | Array,
     shift: float | Array,
     *,
-    start: float | Array = 1.0,
-    end: float | Array = 0.0,
+    start: float | Array | None = None,
+    end: float | Array | None = None,
     at_most: int | None = None,
 ) -> Level:
     """Equal steps of time, moved to t' = shift t / (1 + (shift - 1) t) (Esser et al. 2024, arXiv:2403.03206, eq. 23).
@@ -130,17 +141,18 @@ def shifted(
         process: one whose time lies in [0, 1].
         n: N, number of steps; may be traced if at_most is given.
         shift: > 0, sqrt(m / n) for m pixels and a schedule tuned for n; may be traced.
-        start, end: the first and the last time before the shift, in [0, 1]; may be traced.
+        start, end: the first and the last time before the shift, in [0, 1]; None is the process's own. May be traced.
         at_most: largest N, static.
     Returns:
         levels, fields [N + 1], or [at_most + 1].
     Raises:
         ValueError: shift <= 0, n outside 1..at_most, or times that rise or leave [0, 1].
     """
-    if not isinstance(shift, jax.core.Tracer) and not shift > 0:
+    if not is_traced(shift) and not shift > 0:
         raise ValueError(f"shift must be positive, got {shift}")
+    start, end = time_range(process, start, end)
     for name, t in (("start", start), ("end", end)):
-        if not isinstance(t, jax.core.Tracer) and not 0 <= t <= 1:
+        if not is_traced(t) and not 0 <= t <= 1:
             raise ValueError(f"times that are shifted lie in [0, 1], got {name} = {t}")
     t = _times(n, start, end, at_most)
     moved = jnp.asarray(shift, t.dtype) * t

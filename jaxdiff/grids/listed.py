@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxdiff.checks import concrete, is_traced
 from jaxdiff.grids.base import check_steps, is_static, ramp
 from jaxdiff.grids.in_noise import by_sigma
 from jaxdiff.levels import Level
@@ -27,6 +27,7 @@ AYS = {
 _SPACINGS = ("leading", "trailing", "linspace")
 
 
+@concrete
 def from_sigmas(process: Process, sigmas: Array, n: int | Array | None = None, *, at_most: int | None = None) -> Level:
     """The levels of a list of sigma / alpha, such as those of "Align Your Steps" (`AYS`).
 
@@ -44,7 +45,7 @@ def from_sigmas(process: Process, sigmas: Array, n: int | Array | None = None, *
     Raises:
         ValueError: sigmas that are no list of at least two falling numbers, or n outside 1..at_most.
     """
-    traced = isinstance(sigmas, jax.core.Tracer)
+    traced = is_traced(sigmas)
     values = sigmas if traced else np.asarray(sigmas, np.float64)
     falls = traced or (np.all(np.diff(values) < 0) and np.all(np.isfinite(values)) and values[-1] >= 0)
     if values.ndim != 1 or len(values) < 2 or not falls:
@@ -61,6 +62,7 @@ def from_sigmas(process: Process, sigmas: Array, n: int | Array | None = None, *
     return by_sigma(process, knots, n) if ends_clean else process(process.time(-jnp.log(knots)))
 
 
+@concrete
 def ddpm(process: Discrete, n: int | Array, spacing: str = "trailing", *, at_most: int | None = None) -> Level:
     """A DDPM's integer times, N of its T, then clean data (Lin et al. 2023, arXiv:2305.08891, table 2).
 
@@ -99,6 +101,7 @@ def _strides(T: int, n: int, spacing: str, room: int) -> np.ndarray:
     return np.append(t, np.zeros(room + 1 - n))
 
 
+@concrete
 def respaced(process: Discrete, sections: str | Sequence[int]) -> Level:
     """A DDPM's integer times, so many of each section, then clean data (Nichol and Dhariwal 2021, arXiv:2102.09672).
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxdiff.checks import concrete, is_traced
 from jaxdiff.levels import Level
 
 __all__ = ["nearest", "truncate"]
@@ -29,6 +29,7 @@ def nearest(levels: Level, level: Level) -> Array:
     return jnp.argmin(jnp.abs(lam - at.astype(lam.dtype)))
 
 
+@concrete
 def truncate(levels: Level, *, start: Level | None = None, end: Level | None = None) -> tuple[Level, Array]:
     """The part of a grid between two levels, which become its first and its last.
 
@@ -60,7 +61,7 @@ def truncate(levels: Level, *, start: Level | None = None, end: Level | None = N
         last = jnp.minimum(N + 1 - jnp.sum(passed), N)
         levels = _choose(passed, end, levels)
     i = jnp.minimum(first + jnp.arange(N + 1), last)
-    return Level(*(field[i] for field in levels)), last - first
+    return levels.at(i), last - first
 
 
 def _choose(mask: Array, level: Level, levels: Level) -> Level:
@@ -76,11 +77,11 @@ def _like(level: Level, levels: Level) -> Level:
 
 
 def _check_order(levels: Level, start: Level | None, end: Level | None) -> None:
-    first, last = (Level(*(field[i] for field in levels)) for i in (0, -1))
+    first, last = levels.at(0), levels.at(-1)
     pairs = [("start", start, "the grid's last level", last), ("the grid's first level", first, "end", end)]
     pairs.append(("start", start, "end", end))
     for high_name, high, low_name, low in pairs:
-        if high is None or low is None or any(isinstance(x, jax.core.Tracer) for x in (*high[1:], *low[1:])):
+        if high is None or low is None or is_traced(high[1:], low[1:]):
             continue
         angles = [float(np.arctan2(level.sigma, level.alpha)) for level in (high, low)]
         if not angles[0] > angles[1]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
+from jaxdiff.checks import check_denoiser
 from jaxdiff.levels import Level, safe_sqrt
 
-__all__ = ["Scale", "answer", "at_level", "check_denoisers", "check_number", "guide", "norm", "parts", "ratio"]
+__all__ = ["Scale", "answer", "at_level", "check_denoisers", "guide", "norm", "parts", "ratio"]
 
 Scale = float | Array | Callable[[Level], float | Array]  # a number, [B], or a function of the level that returns one
 
@@ -64,20 +63,11 @@ def norm(x: Array) -> Array:
 
 
 def check_denoisers(**denoisers: Any) -> None:
-    """Raise ValueError unless each is a function."""
+    """Raise ValueError unless each is a denoiser, as far as its signature tells."""
     for name, denoise in denoisers.items():
-        if not callable(denoise):
+        if denoise is None:
             raise ValueError(
-                f"{name} must be a denoiser (x, level) -> x0_hat, got {denoise!r:.80}; a model that was never trained "
+                f"{name} must be a denoiser (x, level) -> x0_hat, got None; a model that was never trained "
                 "without its condition can be guided by classifier, autoguidance or perturbed_attention"
             )
-
-
-def check_number(name: str, value: Any, *, low: float = -np.inf, high: float = np.inf) -> None:
-    """Raise ValueError unless a plain number or NumPy array is finite and in [low, high]; others are not looked at."""
-    if callable(value) or isinstance(value, jax.Array):
-        return
-    number = np.asarray(value, np.float64)
-    if not np.all(np.isfinite(number) & (low <= number) & (number <= high)):
-        bounds = "" if low == -np.inf and high == np.inf else f" in [{low:g}, {high:g}]"
-        raise ValueError(f"{name} must be a finite number{bounds}, got {value}")
+        check_denoiser(name, denoise)

@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff.guidance.base import Scale, at_level, check_denoisers, check_number, guide
+from jaxdiff.checks import check_number
+from jaxdiff.guidance.base import Scale, at_level, check_denoisers, guide
 from jaxdiff.levels import Level
 from jaxdiff.noise import check_key
-from jaxdiff.parameterize import Apply, Denoiser, Params, Row, denoiser
+from jaxdiff.parameterize import Row, denoiser
+from jaxdiff.types import Apply, Cond, Denoiser, Params
 
 __all__ = ["cfg", "cfg_batched", "drop_condition"]
-
-Cond = Any
 
 
 def cfg(cond: Denoiser, uncond: Denoiser, scale: Scale) -> Denoiser:

@@ -11,7 +11,7 @@ from jax import Array
 
 from jaxdiff.guidance.base import check_denoisers, ratio
 from jaxdiff.levels import Level
-from jaxdiff.parameterize import Denoiser
+from jaxdiff.types import Denoiser
 
 __all__ = ["interval"]
 

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff.guidance.base import Scale, answer, at_level, check_denoisers, check_number, norm, parts
+from jaxdiff.checks import check_number, factory
+from jaxdiff.guidance.base import Scale, answer, at_level, check_denoisers, norm, parts
 from jaxdiff.levels import Level
-from jaxdiff.parameterize import Denoiser
 from jaxdiff.solvers.base import Solver
+from jaxdiff.types import Denoiser
 
 __all__ = ["apg", "apg_momentum"]
 
@@ -49,6 +50,7 @@ def apg(
     return denoise
 
 
+@factory
 def apg_momentum(
     solver: Solver,
     uncond: Denoiser,

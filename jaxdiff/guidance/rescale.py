@@ -9,9 +9,11 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff import parameterize
-from jaxdiff.guidance.base import Scale, answer, at_level, check_denoisers, check_number, norm, parts
+from jaxdiff.checks import check_number
+from jaxdiff.guidance.base import Scale, answer, at_level, check_denoisers, norm, parts
 from jaxdiff.levels import Level
-from jaxdiff.parameterize import Denoiser, Row
+from jaxdiff.parameterize import Row
+from jaxdiff.types import Denoiser
 
 __all__ = ["rescale"]
 

@@ -11,7 +11,7 @@ from jax import Array
 
 from jaxdiff.guidance.base import answer, check_denoisers, parts
 from jaxdiff.levels import Level
-from jaxdiff.parameterize import Denoiser
+from jaxdiff.types import Denoiser
 
 __all__ = ["clip", "dynamic_threshold"]
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from jaxdiff.guidance.base import Scale, check_denoisers, check_number
+from jaxdiff.checks import check_number
+from jaxdiff.guidance.base import Scale, check_denoisers
 from jaxdiff.guidance.classifier_free import cfg
-from jaxdiff.parameterize import Denoiser
+from jaxdiff.types import Denoiser
 
 __all__ = ["autoguidance", "perturbed_attention"]
 

@@ -7,9 +7,10 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff.guidance.base import Scale, answer, at_level, check_denoisers, check_number, parts
+from jaxdiff.checks import check_number
+from jaxdiff.guidance.base import Scale, answer, at_level, check_denoisers, parts
 from jaxdiff.levels import Level
-from jaxdiff.parameterize import Denoiser
+from jaxdiff.types import Denoiser
 
 __all__ = ["cfg_zero_star"]
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxdiff.interop.files import PICKLES, open_tensors, read_config
-from jaxdiff.interop.single_file import Single, read_single
+from jaxdiff.interop.formats.files import PICKLES, open_tensors, read_config
+from jaxdiff.interop.models.single_file import Single, read_single
 from jaxdiff.messages import listed
 
 __all__ = ["find_part", "is_file", "open_single", "pipeline_of", "read_fields", "read_model"]

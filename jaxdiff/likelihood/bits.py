@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxdiff.checks import is_traced
 from jaxdiff.noise import check_key
 
-__all__ = ["bits_per_dim", "check_bins", "dequantize", "draw"]
+__all__ = ["bits_per_dim", "check_binned", "check_bins", "dequantize", "draw"]
 
 
 def dequantize(key: Array, x: Array, *, bins: int = 256) -> Array:
@@ -34,29 +35,32 @@ def dequantize(key: Array, x: Array, *, bins: int = 256) -> Array:
     x = jnp.asarray(x)
     integers = jnp.issubdtype(x.dtype, jnp.integer)
     low, high = (0, bins - 1) if integers else (-1, 1)
-    if not isinstance(x, jax.core.Tracer) and x.size and not low <= x.min() <= x.max() <= high:
+    if not is_traced(x) and x.size and not low <= x.min() <= x.max() <= high:
         raise ValueError(f"{x.dtype} data of {bins} bins lies in {low}..{high}, got {x.min()}..{x.max()}")
     dtype = jnp.result_type(float) if integers else x.dtype
     k = x.astype(dtype) if integers else jnp.round((x + 1) * (0.5 * (bins - 1)))
     return (k + draw(jax.random.uniform, key, x.shape, dtype)) * (2 / bins) - 1
 
 
-def bits_per_dim(log_prob: Array, dims: int, *, bins: int = 256) -> Array:
-    """Bits per dimension of discrete data, from the log-density of `dequantize`d data: each bin is 2 / bins wide.
+def bits_per_dim(log_prob: Array, dims: int, *, bins: int | None = 256) -> Array:
+    """Bits per dimension, of discrete data from the log-density of `dequantize`d data, or of continuous data.
 
     Args:
         log_prob: in nats, [B].
         dims: numbers an example.
-        bins: number of values.
+        bins: number of values of discrete data, of which each takes 2 / bins of [-1, 1]. None for continuous data: the
+            result is minus the log-density in bits, may be negative, and depends on the data's unit.
     Returns:
         [B].
     Raises:
         ValueError: dims < 1 or bins < 2.
     """
-    check_bins(bins)
+    if bins is not None:
+        check_bins(bins)
     if dims < 1:
         raise ValueError(f"dims is the number of numbers an example, at least 1, got {dims}")
-    return -log_prob / (dims * log(2)) + log2(bins / 2)
+    bits = -log_prob / (dims * log(2))
+    return bits if bins is None else bits + log2(bins / 2)
 
 
 def check_bins(bins: int) -> None:
@@ -65,11 +69,25 @@ def check_bins(bins: int) -> None:
         raise ValueError(f"bins is the number of values that data takes, an integer of at least 2, got {bins!r:.80}")
 
 
+def check_binned(x: Array, bins: int) -> None:
+    """Raise ValueError unless x lies on `bins` equally spaced values from -1 to 1; traced values pass."""
+    check_bins(bins)
+    if is_traced(x) or not x.size:
+        return
+    k = (np.asarray(x, np.float64) + 1) * (0.5 * (bins - 1))
+    rounding = max(1e-3, float(bins * jnp.finfo(x.dtype).eps))  # what x's own type may be off by
+    off = np.maximum(np.abs(k - np.clip(np.round(k), 0, bins - 1)) - rounding, 0)
+    if np.any(off > 0):
+        worst = np.asarray(x, np.float64).reshape(-1)[int(np.argmax(off))]
+        raise ValueError(
+            f"the data lies on {bins} equally spaced values from -1 to 1, got {worst:.6g}; "
+            "for continuous data give bins=None"
+        )
+
+
 def draw(random: Callable, key: Array, shape: tuple[int, ...], dtype) -> Array:
     """`random(key, shape, dtype)`, with one key for all or one key per example, as in `noise.normal_like`."""
-    check_key(key)
+    check_key(key, shape[:1])
     if key.ndim == 0:
         return random(key, shape, dtype)
-    if key.shape != shape[:1]:
-        raise ValueError(f"one key per example: got {key.shape[0]} keys for {shape[:1] or 'no'} examples")
     return jax.vmap(lambda k: random(k, shape[1:], dtype))(key)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import e, log, pi
 from typing import NamedTuple
 
@@ -11,10 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxdiff.checks import check_denoiser, check_inexact, is_traced
 from jaxdiff.levels import Level, q_sample
-from jaxdiff.likelihood.bits import check_bins, draw
+from jaxdiff.likelihood.bits import check_binned, draw
 from jaxdiff.noise import check_key, fold_in, normal_like
 from jaxdiff.processes import Process
+from jaxdiff.processes.base import time_range
+from jaxdiff.types import Denoiser
 
 __all__ = ["ContinuousBound", "continuous_bound"]
 
@@ -36,15 +38,15 @@ class ContinuousBound(NamedTuple):
 
 
 def continuous_bound(
-    denoise: Callable[[Array, Level], Array],
+    denoise: Denoiser,
     process: Process,
     x0: Array,
     key: Array,
     *,
-    start: float | Array = 1.0,
-    end: float | Array = 0.0,
+    start: float | Array | None = None,
+    end: float | Array | None = None,
     samples: int = 1,
-    over: str = "time",
+    over: str = "lam",
     bins: int | None = 256,
 ) -> ContinuousBound:
     """KL(q(x_T | x_0) || p(x_T)) - 1/2 int SNR'(t) E|x_0 - x0_hat|^2 dt - E log p(x_0 | x_end) (Kingma et al. 2021).
@@ -56,24 +58,27 @@ def continuous_bound(
 
     Args:
         denoise: (x_t, level) -> x0_hat.
-        process: any; gradients reach its numbers. Its time need not run over [0, 1]: set `start` and `end`.
+        process: any; gradients reach its numbers.
         x0: [B, ...], on `bins` equally spaced values from -1 to 1, or any with bins=None.
         key: one key, which spreads the batch's times evenly; or [B] keys, and an example depends on its own alone.
-        start, end: the noisiest and the cleanest time, where sigma > 0; may be traced.
+        start, end: the noisiest and the cleanest time, where sigma > 0; None is the process's own. May be traced.
         samples: times an example, evenly spread.
-        over: in what times are uniform: "time", or "lam" = log(alpha / sigma), which varies less for EDM's sigma and
-            every schedule that was not made for this integral, and needs alpha > 0 at the start.
+        over: in what times are uniform: "lam" = log(alpha / sigma), which varies little and needs alpha > 0 at the
+            start; or "time", which varies as the schedule makes it: the one to learn a schedule by.
         bins: number of values of the data; None for a density, in bits per dimension too.
     Returns:
         the bound, in bits per dimension.
     Raises:
-        ValueError: sigma = 0 at the end, alpha = 0 at the start with "lam", end not below start; samples or bins out of
-            range; an untyped key.
+        ValueError: sigma = 0 at the end, alpha = 0 at the start with "lam", end not below start; a time that is neither
+            given nor the process's own; data off its bins; samples or bins out of range; an untyped key.
     """
+    check_denoiser("denoise", denoise)
+    check_inexact("x0", x0)
+    start, end = time_range(process, start, end)
     _check(process, start, end, samples, over)
-    check_key(key)
+    check_key(key, x0.shape[:1])
     if bins is not None:
-        check_bins(bins)
+        check_binned(x0, bins)
     first, last = (_level(process, jnp.asarray(t, float), x0.dtype) for t in (start, end))
     offset = _offsets(key, x0)
 
@@ -145,7 +150,7 @@ def _check(process: Process, start, end, samples: int, over: str) -> None:
         raise ValueError(f"samples is an integer of at least 1, got {samples!r:.80}")
     if over not in ("time", "lam"):
         raise ValueError(f"over must be one of time, lam, got {over!r}")
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((process, start, end))):
+    if is_traced(process, start, end):
         return
     with jax.ensure_compile_time_eval():  # under `jit` even constants would be traced
         first, last = (jax.tree.map(np.asarray, process(jnp.asarray(t, float))) for t in (start, end))

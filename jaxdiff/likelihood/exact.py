@@ -12,12 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxdiff.checks import check_denoiser, check_inexact, is_traced
 from jaxdiff.levels import Level, safe_sqrt
 from jaxdiff.likelihood.bits import draw
 from jaxdiff.noise import check_key, fold_in
 from jaxdiff.processes import Process
 from jaxdiff.sample import check_levels
 from jaxdiff.solvers.base import chord, on_path
+from jaxdiff.types import Denoiser
 
 __all__ = ["LogLikelihood", "log_likelihood"]
 
@@ -42,7 +44,7 @@ class LogLikelihood(NamedTuple):
 
 
 def log_likelihood(
-    denoise: Callable[[Array, Level], Array],
+    denoise: Denoiser,
     levels: Level,
     x: Array,
     key: Array | None = None,
@@ -79,7 +81,7 @@ def log_likelihood(
     _check_probes(probes, key)
     levels = jax.tree.map(jnp.asarray, levels)
     levels = levels._replace(alpha=levels.alpha.astype(x.dtype), sigma=levels.sigma.astype(x.dtype))
-    nxt, cur = (jax.tree.map(lambda field, s=s: field[s], levels) for s in (slice(None, -1), slice(1, None)))
+    nxt, cur = levels.at(slice(None, -1)), levels.at(slice(1, None))
     denoise, d = on_path(denoise, process), x.size // x.shape[0]
 
     @jax.checkpoint
@@ -159,17 +161,18 @@ def _log_normal(sigma: Array, x: Array) -> Array:
 
 
 def _check_levels(denoise, levels: Level, x: Array) -> None:
+    check_denoiser("denoise", denoise)
+    check_inexact("x", x)
     check_levels(levels)
-    if any(isinstance(field, jax.core.Tracer) for field in levels):
+    if is_traced(levels):
         return
     if np.asarray(levels.sigma)[-1] <= 0:
         raise ValueError(
             "clean data (sigma = 0) has no density that the ODE can reach: end the grid at a small sigma > 0, "
-            "for example by dropping its last level"
+            "for example without its last level, levels.at(slice(None, -1))"
         )
     if np.asarray(levels.alpha)[0] == 0:  # an abstract call, so that a row undefined there can refuse, as in `sample`
-        with jax.ensure_compile_time_eval():
-            first = Level(*(jnp.asarray(field)[0] for field in levels))
+        first = levels.at(0)
         jax.eval_shape(lambda x: denoise(x, first), x)
 
 

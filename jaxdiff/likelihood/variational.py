@@ -14,6 +14,7 @@ from jaxdiff.levels import check_variance, gained, posterior, q_mean_std, q_samp
 from jaxdiff.likelihood.bits import check_bins
 from jaxdiff.noise import check_key, fold_in, normal_like
 from jaxdiff.processes import Discrete
+from jaxdiff.types import Denoiser
 
 __all__ = ["Bound", "discretized_normal_nll", "normal_kl", "variational_bound", "variational_term"]
 
@@ -59,7 +60,7 @@ def discretized_normal_nll(x: Array, mean: Array, std: Array, *, bins: int = 256
 
 
 def variational_term(
-    denoise, process: Discrete, x0: Array, eps: Array, t: Array, *, variance: str = "learned", bins: int = 256
+    denoise: Denoiser, process: Discrete, x0: Array, eps: Array, t: Array, *, variance: str = "learned", bins: int = 256
 ) -> Array:
     """L_{t-1} of the variational bound of a DDPM, in bits per dimension (Ho et al. 2020, eq. 5).
 
@@ -101,7 +102,7 @@ def variational_term(
 
 
 def variational_bound(
-    denoise, process: Discrete, x0: Array, key: Array, *, variance: str = "learned", bins: int = 256
+    denoise: Denoiser, process: Discrete, x0: Array, key: Array, *, variance: str = "learned", bins: int = 256
 ) -> Bound:
     """The variational bound of a DDPM, L_T + ... + L_1 + L_0, with one draw of x_t for each t (Ho et al. 2020, eq. 5).
 

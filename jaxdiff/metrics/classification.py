@@ -1,4 +1,4 @@
-"""How often a classifier recognizes what was asked for."""
+"""Accuracy of a classifier on conditional samples."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 class Accuracy(NamedTuple):
-    """Share of examples recognized.
+    """Shares of examples that a classifier assigns to their label.
 
     Attributes:
         overall: over all examples, in [0, 1].
@@ -20,7 +20,7 @@ class Accuracy(NamedTuple):
 
 
 def accuracy(logits, labels) -> Accuracy:
-    """Return the share of examples whose largest logit is their label's, overall and by class.
+    """Compute the share of examples whose largest logit is their label's, overall and by class.
 
     Args:
         logits: [N, K].
@@ -30,7 +30,7 @@ def accuracy(logits, labels) -> Accuracy:
         Accuracy(overall, by_class).
 
     Raises:
-        ValueError: shapes that do not fit, no examples, labels that are not integers in range, or NaN logits.
+        ValueError: shapes do not fit, there are no examples, labels are not integers in range, or logits are NaN.
     """
     logits, labels = np.asarray(logits), np.asarray(labels)
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or 0 in logits.shape:

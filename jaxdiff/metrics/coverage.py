@@ -1,4 +1,4 @@
-"""How much of the real data the samples cover, and how many of the samples look real."""
+"""Precision and recall: shares of samples that look real, and of real data that samples cover."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ _ROWS = 1024  # rows of a distance matrix held at a time
 
 
 class PrecisionRecall(NamedTuple):
-    """The share of samples inside the real manifold, and of real data inside the samples', in [0, 1]."""
+    """The shares of samples inside the real manifold, and of real data inside the samples' manifold, in [0, 1]."""
 
     precision: float
     recall: float
 
 
 def precision_recall(real, fake, *, k: int = 3) -> PrecisionRecall:
-    """Return the improved precision and recall (Kynkaanniemi et al. 2019, eqs. 1 and 2).
+    """Compute the improved precision and recall (Kynkaanniemi et al. 2019, eq. 1 and 2).
 
-    A manifold is the union of balls around its examples, each reaching its k-th nearest neighbour, itself not
-    counted. Both shares depend on the numbers of examples: compare only values taken with the same counts.
+    A manifold is the union of balls around its examples, whose radius is the distance to the k-th nearest other
+    example. Both shares depend on the numbers of examples: compare only values of the same numbers.
 
     Args:
         real: features [N, D].
         fake: features [M, D].
-        k: the neighbour that sets the radius, in 1 .. min(N, M) - 1.
+        k: number of the neighbour on the ball's surface, in 1..min(N, M) - 1.
 
     Returns:
         PrecisionRecall(precision, recall).
 
     Raises:
-        ValueError: widths differ, k out of range, or features that are not finite.
+        ValueError: widths differ, k is out of range, or features are not finite.
     """
     real, fake = as_features(real, "real"), as_features(fake, "fake")
     if real.shape[1] != fake.shape[1]:

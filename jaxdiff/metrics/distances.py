@@ -10,14 +10,13 @@ from jaxdiff.metrics.statistics import Statistics, as_features
 
 
 def frechet(a, b) -> float:
-    """Return the squared Frechet distance of Gaussians fitted to two samples (Heusel et al. 2017, eq. 6).
+    """Compute the squared Frechet distance of Gaussians fitted to two samples (Heusel et al. 2017, eq. 6).
 
-    |mu_a - mu_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^{1/2}). It is only called FID with the features of that
-    paper's network.
+    |mu_a - mu_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^{1/2}). It is the FID only with the features of that paper's network.
 
-    The estimate is biased upwards by an amount that shrinks like 1/N and differs between feature networks.
-    With fewer examples than features the covariances are singular and the bias is as large as what is
-    measured: use `kernel_distance` there, and print real against real with the same counts beside it.
+    The estimate has a positive bias, which decays like 1/N and differs between feature networks. With fewer examples
+    than features the covariances are singular and the bias is as large as the distance: use `kernel_distance` there,
+    and report the distance of two real samples of the same sizes, too.
 
     Args:
         a: features [N, D], or the `Statistics` of a stream.
@@ -27,7 +26,7 @@ def frechet(a, b) -> float:
         The distance, in squared units of the features, >= 0.
 
     Raises:
-        ValueError: widths differ, fewer than two examples, or features that are not finite.
+        ValueError: widths differ, there are fewer than two examples, or features are not finite.
     """
     a, b = (s if isinstance(s, Statistics) else Statistics.of(s) for s in (a, b))
     if a.mean.shape != b.mean.shape:
@@ -54,24 +53,24 @@ class KernelDistance(NamedTuple):
 
 
 def kernel_distance(a, b, *, blocks: int = 10, seed: int = 0) -> KernelDistance:
-    """Return the unbiased squared MMD with a cubic kernel, the KID (Binkowski et al. 2018, sec. 4).
+    """Compute the unbiased squared MMD with a cubic kernel, the KID (Binkowski et al. 2018, sec. 4).
 
     k(x, y) = (x.y/D + 1)^3. Both samples are shuffled and cut into `blocks` parts; the value is the mean of
-    the parts' estimates (Zaremba et al. 2013). The parts are disjoint, hence independent, so that the spread
-    of their estimates gives an honest standard error; overlapping subsets would understate it. Unbiased for
-    any N: two samples of one distribution give values on both sides of zero.
+    the parts' estimates (Zaremba et al. 2013). The parts are disjoint, hence independent, so that the spread of their
+    estimates gives a valid standard error; overlapping subsets would underestimate it. The value is unbiased for any N:
+    for two samples of one distribution it may be negative.
 
     Args:
         a: features [N, D].
         b: features [M, D].
-        blocks: how many parts, >= 2; each needs at least two examples of either sample.
+        blocks: number of parts, >= 2; each needs at least two examples of either sample.
         seed: of the shuffle.
 
     Returns:
         KernelDistance(value, standard_error).
 
     Raises:
-        ValueError: widths differ, too few examples for the blocks, or features that are not finite.
+        ValueError: widths differ, there are too few examples for the blocks, or features are not finite.
     """
     a, b = as_features(a, "a"), as_features(b, "b")
     if a.shape[1] != b.shape[1]:

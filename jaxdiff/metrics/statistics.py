@@ -12,13 +12,13 @@ def as_features(features, name: str = "features") -> np.ndarray:
 
     Args:
         features: numeric array [N, D], N >= 1 and D >= 1.
-        name: what to call it in an error.
+        name: of the matrix, for errors.
 
     Returns:
         float64 array [N, D].
 
     Raises:
-        ValueError: not a matrix, empty, or with values that are not finite.
+        ValueError: it is no matrix, empty, or has values that are not finite.
     """
     array = np.asarray(features, np.float64)
     if array.ndim != 2 or 0 in array.shape:
@@ -29,13 +29,13 @@ def as_features(features, name: str = "features") -> np.ndarray:
 
 
 class Statistics(NamedTuple):
-    """Number, mean and scatter of the features seen so far.
+    """Number, mean and scatter of the features of a stream.
 
     The scatter is centred, sum_i (x_i - mean)(x_i - mean)^T: sums of raw squares would cancel in the
     covariance.
 
     Attributes:
-        n: how many examples.
+        n: number of examples.
         mean: float64 [D].
         scatter: float64 [D, D].
     """
@@ -55,7 +55,7 @@ class Statistics(NamedTuple):
             Its Statistics.
 
         Raises:
-            ValueError: not a matrix, empty, or not finite.
+            ValueError: it is no matrix, empty, or not finite.
         """
         array = as_features(features)
         mean = array.mean(0)
@@ -69,7 +69,7 @@ class Statistics(NamedTuple):
             other: Statistics of features of the same width.
 
         Returns:
-            What `Statistics.of` gives for the concatenated features.
+            `Statistics.of` the concatenated features.
 
         Raises:
             ValueError: the widths differ.

@@ -9,9 +9,11 @@ import jax.numpy as jnp
 from jax import Array
 from jax.dtypes import canonicalize_dtype
 
+Shape = tuple[int | None, ...]
+
 
 def as_apply(module: nn.Module) -> Callable[..., Any]:
-    """Turns a network into the pure function that denoisers and losses take.
+    """Turn a network into a pure function, which denoisers and losses take.
 
     Args:
         module: a network called as module(x, noise, cond, train=...).
@@ -29,7 +31,7 @@ def as_apply(module: nn.Module) -> Callable[..., Any]:
 
 
 def init(module: nn.Module, key: Array, x: Any, cond: Mapping[str, Any] | None = None) -> dict:
-    """Draws a network's parameters.
+    """Draw a network's parameters.
 
     Args:
         module: a network called as module(x, noise, cond, train=...).
@@ -38,7 +40,7 @@ def init(module: nn.Module, key: Array, x: Any, cond: Mapping[str, Any] | None =
         cond: the condition that the network is configured for, likewise.
 
     Returns:
-        A plain nested dict of float32 arrays.
+        A nested dict of float32 arrays.
     """
 
     def draw(key):
@@ -50,22 +52,99 @@ def init(module: nn.Module, key: Array, x: Any, cond: Mapping[str, Any] | None =
     return jax.jit(draw)(key)
 
 
-def check_cond(got: Mapping[str, Array], allowed: Mapping[str, tuple[int | None, ...]]) -> None:
-    """Refuses conditions that a network is not configured for.
+def cond_shapes(
+    x: Array,
+    cond: Mapping[str, Any] | None,
+    *,
+    num_classes: int | None = None,
+    context_dim: int | None = None,
+    mask: bool = False,
+    pooled_dim: int | None = None,
+    guidance: bool = False,
+    concat_channels: int | None = None,
+    augment_dim: int | None = None,
+) -> dict[str, Shape]:
+    """Return the shapes that a network's conditions must have.
 
     Args:
-        got: the arrays by name.
-        allowed: the shape that each must have; None stands for any length.
+        x: [B, *spatial, C], the input that they belong to.
+        cond: the conditions; of optional ones, "mask" and "augment", the shape is returned where they are given.
+        num_classes: "label" [B]; None: off.
+        context_dim: D of "tokens" [B, L, D]; None: off.
+        mask: "mask" [B, L] of the tokens may be given.
+        pooled_dim: D of "vector" [B, D]; None: off.
+        guidance: "guidance" [B].
+        concat_channels: C' of "concat" [B, *spatial, C']; None: off.
+        augment_dim: D of "augment" [B, D], which may be given; None: off.
+
+    Returns:
+        Shapes by name, for `check_cond`; None stands for any length.
+    """
+    batch, cond = x.shape[0], cond or {}
+    tokens = cond["tokens"].shape[1] if "tokens" in cond else None
+    shapes: dict[str, Shape | None] = {
+        "label": None if num_classes is None else (batch,),
+        "tokens": None if context_dim is None else (batch, None, context_dim),
+        "mask": (batch, tokens) if mask and context_dim is not None and "mask" in cond else None,
+        "vector": None if pooled_dim is None else (batch, pooled_dim),
+        "guidance": (batch,) if guidance else None,
+        "concat": None if concat_channels is None else (*x.shape[:-1], concat_channels),
+        "augment": None if augment_dim is None or "augment" not in cond else (batch, augment_dim),
+    }
+    return {name: shape for name, shape in shapes.items() if shape is not None}
+
+
+def check_cond(
+    x: Array, noise: Array, cond: Mapping[str, Any] | None, shapes: Mapping[str, Shape]
+) -> Mapping[str, Any]:
+    """Refuse conditions that a network is not configured for.
+
+    Args:
+        x: [B, ...], the network's input.
+        noise: the network's input, meant to be [B].
+        cond: arrays by name; None: none.
+        shapes: the shape that each of them must have, see `cond_shapes`; None stands for any length.
+
+    Returns:
+        cond, an empty one in place of None.
 
     Raises:
         ValueError: if one is missing, unknown or has another shape.
     """
-    for name in got.keys() - allowed.keys():
-        known = ", ".join(sorted(allowed.keys() - {"noise"})) or "none"
+    cond = {} if cond is None else cond
+    for name in cond.keys() - shapes.keys():
+        known = ", ".join(sorted(shapes)) or "none"
         raise ValueError(f"unknown condition {name!r}; this network is configured for: {known}")
-    for name in allowed.keys() - got.keys():
+    for name in shapes.keys() - cond.keys():
         raise ValueError(f"the network is configured for the condition {name!r}, which is missing")
+    got, allowed = {"noise": noise, **cond}, {"noise": x.shape[:1], **shapes}
     for name, shape in allowed.items():
         found = got[name].shape
         if len(found) != len(shape) or any(b not in (None, a) for a, b in zip(found, shape, strict=True)):
             raise ValueError(f"{name} must have shape {shape}, got {found}")
+    return cond
+
+
+def check_spatial(x: Array) -> None:
+    """Refuse what is not [B, *spatial, C].
+
+    Raises:
+        ValueError: x does not have one to three spatial axes.
+    """
+    if not 3 <= x.ndim <= 5:
+        raise ValueError(f"x must be [B, *spatial, C], one to three spatial axes, got shape {x.shape}")
+
+
+def split_output(y: Array, learned_variance: bool) -> Array | tuple[Array, Array]:
+    """Return a network's output, or the pair (F, frac) that its channels hold where the variance is learned.
+
+    frac is v of Nichol and Dhariwal 2021, eq. 15, mapped from [-1, 1] to [0, 1] but not clipped.
+
+    Args:
+        y: [..., C], or [..., 2 C] where the variance is learned.
+        learned_variance: whether it is.
+    """
+    if not learned_variance:
+        return y
+    f, v = jnp.split(y, 2, axis=-1)
+    return f, (v + 1) / 2

@@ -12,7 +12,7 @@ from jaxdiff.networks.kernels import blockwise, fused
 from jaxdiff.networks.layers import Dense, GroupNorm, wide
 from jaxdiff.sharding import BATCH_AXES, constrain, platform
 
-# From this many keys on the logits are never held whole: a block of keys is looked at at a time.
+# From this many keys on, attention is computed over blocks of keys, and never holds all logits.
 LONG, BLOCK = 4096, 1024
 
 
@@ -28,22 +28,23 @@ def attend(
 ) -> Array:
     """Multi-head scaled dot-product attention (Vaswani et al. 2017, eq. 1), by the kernel that suits the device.
 
-    In half precision on a GPU it is cuDNN's fused one. Elsewhere long sequences go by blocks of keys, which every
-    device and every sharding can do. All have derivatives in both modes.
+    In half precision on a GPU this is cuDNN's fused kernel. Elsewhere long sequences are processed in blocks of keys,
+    which works on every device and under every sharding. All kernels have derivatives in both modes.
 
     Args:
         q: [B, N, H, D].
         k: [B, L, H, D].
         v: [B, L, H, D].
-        mask: bool[B, L], True for the tokens that may be seen; None shows all. Who may see nothing gets zero.
+        mask: bool[B, L], True for visible tokens; None: all are visible. A query with no visible key returns
+            zeros.
         bias: added to the logits, broadcast against [B, H, N, L].
-        causal: position n sees the positions up to n only.
+        causal: position n attends to the positions 0..n only.
         scale: of the logits; None is D^-0.5.
 
     Returns:
         [B, N, H, D].
     """
-    # Each device sees its own heads, and for its own positions all keys.
+    # Each device computes its own heads, and attends from its own positions to all keys.
     q, k, v = (constrain(a, BATCH_AXES, axis, "tensor") for a, axis in ((q, "sequence"), (k, None), (v, None)))
     masks = () if mask is None else (mask[:, None, None, :],)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
@@ -92,23 +93,28 @@ def _fits_cudnn(q: Array) -> bool:
     return half and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128 and platform() == "gpu"
 
 
+def visible(tokens: Array, mask: Array) -> Array:
+    """The visible tokens[B, L, D], and zeros for the others: a weight of zero times a hidden NaN would be NaN."""
+    return jnp.where(mask[..., None], tokens, jnp.zeros_like(tokens))
+
+
 def split_heads(x: Array, heads: int) -> Array:
     """[B, N, C] as [B, N, H, C / H]."""
     return x.reshape(*x.shape[:2], heads, x.shape[2] // heads)
 
 
 class Attention(nn.Module):
-    """Normalizes, attends, projects (from zero) and adds to its input.
+    """Norm, multi-head attention and a projection that starts from zero, added to the input.
 
     Attributes:
         head_dim: channels per head; None is a single head.
         groups: of the group norm.
         eps: of the group norm.
         dtype: type of the computation; softmax is float32 at least.
-        identity: self-attention's map is the identity, every position sees itself alone (Ahn et al. 2024,
+        identity: self-attention's map is the identity: every position attends to itself alone (Ahn et al. 2024,
             arXiv:2403.17377); cross-attention stays.
         norm: False leaves the norm out.
-        divide: the sum with the input is divided by it.
+        divide: divisor of the sum with the input.
     """
 
     head_dim: int | None = None
@@ -121,12 +127,12 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, tokens: Array | None = None, mask: Array | None = None) -> Array:
-        """Lets every position of x see every other, or, where tokens are given, see the tokens.
+        """Attend from every position of x to all positions, or to the tokens where these are given.
 
         Args:
             x: [B, *spatial, C].
             tokens: [B, L, D], or None for self-attention.
-            mask: bool[B, L], True for the tokens that may be seen.
+            mask: bool[B, L], True for visible tokens.
 
         Returns:
             Like x.
@@ -146,8 +152,7 @@ class Attention(nn.Module):
         h = h.reshape(batch, -1, channels)
         source = h if tokens is None else tokens.astype(self.dtype)
         if mask is not None:
-            # A weight of zero times a hidden NaN or infinity would still be NaN.
-            source = jnp.where(mask[..., None], source, jnp.zeros_like(source))
+            source = visible(source, mask)
         q, k, v = dense("to_q")(h), dense("to_k")(source), dense("to_v")(source)
         # An identity map passes the values through; queries and keys keep their parameters, `jit` drops the rest.
         if not (self.identity and tokens is None):

@@ -10,11 +10,11 @@ from jax import Array
 
 
 def random_bits(key: Array, shape: tuple[int, ...]) -> Array:
-    """Draws independent numbers, uniform on 0 .. 2^32 - 1: each is a hash of its position and the key.
+    """Draw independent integers, uniform on 0 .. 2^32 - 1, by hashing each position with the key.
 
     Args:
         key: a random key.
-        shape: of the result; after 2^32 numbers they repeat.
+        shape: of the result; the numbers repeat after 2^32.
 
     Returns:
         uint32 numbers, the same on every device and under every sharding.

@@ -1,4 +1,4 @@
-"""A small convolutional classifier that judges samples, and whose hidden layer gives their features."""
+"""A small convolutional classifier of samples, whose hidden layer provides their features."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jaxdiff.networks.layers import Dropout, wide
 class Classifier(nn.Module):
     """Three strided convolutions and a hidden layer, for images of about 28 x 28.
 
-    The strides are what makes it quick on a CPU: all but the first layer work on at most 14 x 14 positions.
+    The strides make it fast on a CPU: all but the first layer work on at most 14 x 14 positions.
 
     Attributes:
         num_classes: number of logits.
@@ -46,7 +46,7 @@ class Classifier(nn.Module):
             if i > 0:
                 x = nn.LayerNorm(epsilon=1e-6, name=f"norm_{i}")(x)
             x = nn.gelu(x)
-        # Flattened, not averaged over positions: the outline of the object is what tells the classes apart.
+        # Flattened, not averaged over positions: the outline of an object distinguishes the classes.
         x = x.reshape(x.shape[0], -1)
         x = Dropout(self.dropout, name="dropout_0")(x, train=train)
         hidden = nn.gelu(nn.Dense(self.features, name="hidden")(x))

@@ -1,4 +1,4 @@
-"""Published networks as functions of nothing but what a user may want to change."""
+"""Published networks; keyword arguments change their attributes."""
 
 from typing import Any
 
@@ -76,7 +76,7 @@ def edm2(size: str, **changes) -> EDM2UNet:
 
 
 def adm_imagenet64(**changes) -> UNet:
-    """The class-conditional ImageNet-64 network of Dhariwal & Nichol 2021, app. I, with a null class.
+    """The class-conditional ImageNet-64 network of Dhariwal and Nichol 2021, app. I, with a null class.
 
     Without the null class's 768 numbers it has the published 295,904,454 parameters.
     """
@@ -139,7 +139,7 @@ def stable_diffusion_3(depth: int, **changes) -> MMDiT:
 
 
 def sdxl_vector(pooled: Array, numbers: Array, features: int = 256) -> Array:
-    """Makes the vector that Stable Diffusion XL's U-Nets see (Podell et al. 2023, sec. 2.2).
+    """Compute cond["vector"] of Stable Diffusion XL's U-Nets (Podell et al. 2023, sec. 2.2).
 
     Args:
         pooled: [B, D], the pooled text embedding: D is 1280.

@@ -1,4 +1,4 @@
-"""ControlNet: a copy of a U-Net's encoder that steers it by an image (Zhang et al. 2023, arXiv:2302.05543).
+"""ControlNet: a copy of a U-Net's encoder that conditions the U-Net on an image (Zhang et al. 2023, arXiv:2302.05543).
 
 Parameters are named like those of diffusers' ControlNetModel; see `interop.keys` for the rule.
 """
@@ -13,14 +13,15 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxdiff.networks.apply import Shape
 from jaxdiff.networks.layers import Conv
 from jaxdiff.networks.unet import UNet
 
 
 class ControlNet(UNet):
-    """The way down of a U-Net, which sees an image, a hint, and gives residuals for a U-Net's skips and bottom.
+    """The encoder of a U-Net with an image, the hint, as further input; returns residuals for another U-Net.
 
-    The attributes that only the way up knows (`out_channels`, `learned_variance`) are without effect.
+    The attributes of the decoder (`out_channels`, `learned_variance`) have no effect.
 
     Attributes:
         hint_channels: of cond["hint"].
@@ -36,12 +37,12 @@ class ControlNet(UNet):
     def __call__(  # type: ignore[override]
         self, x: Array, noise: Array, cond: Mapping[str, Any] | None = None, *, train: bool = False
     ) -> tuple[Array, ...]:
-        """Makes the residuals.
+        """Compute the residuals.
 
         Args:
-            x: [B, *spatial, C], as the U-Net sees it.
-            noise: float[B], likewise.
-            cond: what the U-Net sees, and "hint" [B, *2^(hint_widths - 1) spatial, hint_channels].
+            x: [B, *spatial, C], the U-Net's input.
+            noise: float[B], the U-Net's input.
+            cond: the U-Net's conditions and "hint" [B, *2^(hint_widths - 1) spatial, hint_channels].
             train: dropout on; takes the random key "dropout".
 
         Returns:
@@ -51,8 +52,7 @@ class ControlNet(UNet):
         Raises:
             ValueError: as `UNet`.
         """
-        cond = {} if cond is None else cond
-        self._check(x, noise, cond)
+        cond = self._check(x, noise, cond)
         h, skips, _ = self._encode(x, noise, cond, train, hint=self._embedded(cond["hint"]))
         names = [*(f"controlnet_down_blocks.{i}" for i in range(len(skips))), "controlnet_mid_block"]
         values = [
@@ -72,21 +72,21 @@ class ControlNet(UNet):
             h = nn.silu(conv(h, following, f"blocks.{2 * i + 1}", stride=2))
         return conv(h, self.widths[0], "conv_out", zero=True)
 
-    def _shapes(self, x: Array, cond: Mapping[str, Any]) -> dict[str, tuple[int | None, ...]]:
+    def _shapes(self, x: Array, cond: Mapping[str, Any]) -> dict[str, Shape]:
         factor = 2 ** (len(self.hint_widths) - 1)
         hint = (x.shape[0], *(factor * size for size in x.shape[1:-1]), self.hint_channels)
         return super()._shapes(x, cond) | {"hint": hint}
 
 
 def copy_encoder(control: Mapping[str, Any], unet: Mapping[str, Any]) -> dict[str, Any]:
-    """Starts a ControlNet from the weights of a U-Net (Zhang et al. 2023, sec. 3.1).
+    """Initialize a ControlNet with the weights of a U-Net (Zhang et al. 2023, sec. 3.1).
 
     Args:
         control: a ControlNet's parameters.
         unet: the U-Net's.
 
     Returns:
-        The ControlNet's parameters, what both networks have copied from the U-Net.
+        The ControlNet's parameters; those that both networks have are copies of the U-Net's.
 
     Raises:
         ValueError: the U-Net's encoder has other shapes.
@@ -100,7 +100,7 @@ def copy_encoder(control: Mapping[str, Any], unet: Mapping[str, Any]) -> dict[st
 def controlled(
     control: Callable[..., Any], unet: Callable[..., Any], scale: float | Array | Sequence[float] = 1.0
 ) -> Callable[..., Any]:
-    """A U-Net that a ControlNet steers, as one network.
+    """Return a U-Net and its ControlNet as one network.
 
     To train the ControlNet alone, differentiate `lambda p: loss({"controlnet": p, "unet": frozen}, ...)`.
 

@@ -1,4 +1,4 @@
-"""Convolution, with gradients that a CPU is quick at.
+"""Convolution, with gradients that are fast on a CPU.
 
 XLA's CPU compiler brings a convolution into the order of axes that it has a fast kernel for, but outside of loops
 alone: in the loop of a sampler or of microbatches the gradient of a convolution would take some fifty times as long. So
@@ -24,7 +24,7 @@ CACHE, BAND = 2**19, 2048
 
 
 def convolve(x: Array, kernel: Array, *, stride: int = 1, pad: tuple[int, int]) -> Array:
-    """Cross-correlates over all spatial axes.
+    """Cross-correlate x with a kernel over all spatial axes.
 
     Args:
         x: [B, *spatial, C].
@@ -41,7 +41,7 @@ def convolve(x: Array, kernel: Array, *, stride: int = 1, pad: tuple[int, int]) 
 def _convolve(
     x: Array, kernel: Array, stride: int, pad: tuple[int, int], layout: tuple[str, str, str] = ("NsC", "sIO", "NsC")
 ) -> Array:
-    """Cross-correlates arrays whose axes are named; `s` stands for the spatial ones."""
+    """Cross-correlate arrays whose axes are named; `s` stands for the spatial ones."""
     dims = x.ndim - 2
     a, b, y = (names.replace("s", "DHW"[3 - dims :]) for names in layout)
     return jax.lax.conv_general_dilated(x, kernel, (stride,) * dims, [pad] * dims, dimension_numbers=(a, b, y))
@@ -101,7 +101,7 @@ def _to_kernel(ct, x, kernel, *, stride: int, pad: tuple[int, int]) -> Array:
 
 
 def _rows_of_a_band(size: int, shape: tuple[int, ...]) -> int:
-    """How many rows of [B, rows, ...] make up a band, where the input has so many numbers."""
+    """The number of rows of [B, rows, ...] in a band, given the number of elements of the input."""
     rows, others = shape[1], math.prod(shape[:-1]) // shape[1]
     # Over several devices each round of the loop would sum over them anew.
     if size <= CACHE or jax.sharding.get_abstract_mesh().size > 1:

@@ -42,7 +42,7 @@ class ResConvBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Maps [B, L, C] to [B, L, features]."""
+        """Map [B, L, C] to [B, L, features]."""
         h = Conv(self.middle, size=5, dtype=self.dtype, name="conv_1")(x)
         h = gelu(GroupNorm(1, name="group_norm_1")(h))
         h = Conv(self.features, size=5, dtype=self.dtype, name="conv_2")(h)
@@ -78,7 +78,7 @@ class Level(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Maps [B, L, C] to [B, L', widths[-1]]."""
+        """Map [B, L, C] to [B, L', widths[-1]]."""
         if self.down:
             x = _filtered(x, self._taps("down", 1), pad=3, window_strides=(2,))
         for i, width in enumerate(self.widths):
@@ -97,7 +97,7 @@ class Level(nn.Module):
 
 
 def _filtered(x: Array, taps: Array, *, pad: int, **options: Any) -> Array:
-    """Filters each channel of x[B, L, C], mirrored at its ends."""
+    """Filter each channel of x[B, L, C], mirrored at its ends."""
     flat = jnp.swapaxes(jnp.pad(x, ((0, 0), (pad, pad), (0, 0)), mode="reflect"), 1, 2)
     names = ("NHC", "HIO", "NHC")
     y = jax.lax.conv_general_dilated(
@@ -107,7 +107,7 @@ def _filtered(x: Array, taps: Array, *, pad: int, **options: Any) -> Array:
 
 
 class DanceUNet(nn.Module):
-    """U-Net of sounds, which sees the features of the noise level as further channels.
+    """U-Net of sounds; features of the noise level are further channels of its input.
 
     Attributes:
         widths: channels by level; each but the first, and the bottom, halves the axis.
@@ -130,13 +130,13 @@ class DanceUNet(nn.Module):
     def __call__(
         self, x: Array, noise: Array, cond: Mapping[str, Array] | None = None, *, train: bool = False
     ) -> Array:
-        """Evaluates F(x, noise).
+        """Evaluate F(x, noise).
 
         Args:
             x: [B, L, C], L a multiple of 2^levels.
             noise: float[B], the network's view of the noise level.
-            cond: nothing.
-            train: without effect; there is no dropout.
+            cond: None or empty.
+            train: no effect; there is no dropout.
 
         Returns:
             [B, L, out_channels].
@@ -147,7 +147,7 @@ class DanceUNet(nn.Module):
         if x.ndim != 3:
             raise ValueError(f"x must be [B, L, C], got shape {x.shape}")
         check_divisible(x.shape, 2 ** len(self.widths))
-        check_cond({"noise": noise, **(cond or {})}, {"noise": x.shape[:1]})
+        check_cond(x, noise, cond, {})
         told = Frequencies(1.0, False, self.cos_first, name="time_proj")(noise.astype(wide(self.dtype)), self.features)
         told = jnp.broadcast_to(told[:, None], (*x.shape[:2], self.features)).astype(self.dtype)
         h, kept = jnp.concatenate([x.astype(self.dtype), told], axis=-1), []

@@ -1,4 +1,4 @@
-"""The diffusion transformer, DiT (Peebles & Xie 2022, arXiv:2212.09748), which is also SiT's network.
+"""The diffusion transformer, DiT (Peebles and Xie 2022, arXiv:2212.09748), which is also SiT's network.
 
 Parameters are named like those of diffusers' DiTTransformer2DModel; see `interop.keys` for the rule.
 """
@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxdiff.networks.apply import check_cond
-from jaxdiff.networks.attention import attend, split_heads
+from jaxdiff.networks.apply import check_cond, cond_shapes, split_output
+from jaxdiff.networks.attention import attend
 from jaxdiff.networks.embed import ClassEmbedding, EmbeddingMLP, Sinusoidal
 from jaxdiff.networks.layers import Conv, depth_to_space, wide
 from jaxdiff.networks.remat import Remat
@@ -25,6 +25,7 @@ from jaxdiff.networks.tokens import (
     grid_table,
     modulated_norm,
     modulations,
+    qkv,
     stacked,
 )
 from jaxdiff.sharding import constrain_tokens
@@ -33,7 +34,7 @@ FEATURES = 256  # of the noise level, sines and cosines
 
 
 class _Seen(NamedTuple):
-    """What every block of one call sees: the embedding, or (where that is None) what it makes its own from."""
+    """Inputs of all blocks of a call: the embedding or, where that is None, the inputs of a block's own embedding."""
 
     features: Array
     label: Any
@@ -55,7 +56,7 @@ class Embedding(nn.Module):
 
     @nn.compact
     def __call__(self, features: Array, label: Any) -> Array:
-        """Maps features[B, F] and label[B] to [B, width], in float32 at least."""
+        """Map features[B, F] and label[B] to [B, width], float32 at least."""
         emb = EmbeddingMLP(self.width, self.dtype, name="timestep_embedder")(features)
         if self.num_classes is None:
             return emb
@@ -84,7 +85,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, seen: _Seen) -> tuple[Array, Array | None]:
-        """Maps tokens x[B, N, D] to the same; returns the block's own embedding [B, D], too."""
+        """Map tokens x[B, N, D] to the same shape; also return the block's own embedding [B, D]."""
         x, width, emb = constrain_tokens(x), x.shape[-1], seen.emb
         if self.own:
             emb = Embedding(width, self.num_classes, self.dtype, name="norm1.emb")(seen.features, seen.label)
@@ -92,7 +93,7 @@ class Block(nn.Module):
         shift, scale, gate, shift2, scale2, gate2 = modulations(condition, 6, self.dtype, "norm1.linear")
 
         h = modulated_norm(x, shift, scale)
-        q, k, v = (split_heads(dense(width, self.dtype, f"attn1.to_{a}")(h), self.heads) for a in "qkv")
+        q, k, v = qkv(h, [f"attn1.to_{a}" for a in "qkv"], heads=self.heads, dtype=self.dtype)
         x = x + gate * dense(width, self.dtype, "attn1.to_out.0")(attend(q, k, v).reshape(h.shape))
         h = modulated_norm(x, shift2, scale2, self.eps)
         x = x + gate2 * FeedForward(self.ratio * width, dtype=self.dtype, name="ff")(h)
@@ -100,7 +101,7 @@ class Block(nn.Module):
 
 
 class DiT(nn.Module):
-    """Transformer over the patches of an image (Peebles & Xie 2022, sec. 3), conditioned by adaLN-Zero.
+    """Transformer over the patches of an image (Peebles and Xie 2022, sec. 3), conditioned by adaLN-Zero.
 
     Attributes:
         width: of the tokens.
@@ -112,8 +113,8 @@ class DiT(nn.Module):
         num_classes: classes of cond["label"]; None: off.
         out_channels: channels of the output; None: as many as x has.
         learned_variance: return (F, frac), as `UNet` does.
-        grid: patches along an edge of the images in training, if those of another size shall put their patches into
-            the same range of positions; None: patches lie at 0, 1, 2, ...
+        grid: patches along an edge of the training images, where the patches of images of any size span the same range
+            of positions; None: patches are at 0, 1, 2, ...
         eps: of the norm before the feed-forward.
         own_embeddings: each block embeds noise level and class with parameters of its own, as in diffusers'
             checkpoints, where they start as copies of one; False: one embedding for all, as in the paper.
@@ -143,13 +144,13 @@ class DiT(nn.Module):
     def __call__(
         self, x: Array, noise: Array, cond: Mapping[str, Array] | None = None, *, train: bool = False
     ) -> Array | tuple[Array, Array]:
-        """Evaluates F(x, noise, cond).
+        """Evaluate F(x, noise, cond).
 
         Args:
             x: [B, H, W, C], H and W multiples of patch.
             noise: float[B], the network's view of the noise level.
             cond: "label" int[B] where num_classes is set (num_classes is the null class).
-            train: without effect; there is no dropout.
+            train: no effect; there is no dropout.
 
         Returns:
             [B, H, W, out_channels], or a pair of them where learned_variance is set; zero at initialization.
@@ -157,15 +158,14 @@ class DiT(nn.Module):
         Raises:
             ValueError: for a missing, unknown or misshapen condition, or a size that patches don't tile.
         """
-        cond = {} if cond is None else cond
-        self._check(x, noise, cond)
+        cond = self._check(x, noise, cond)
         seen = self._embed(noise, cond.get("label"))
         h = Conv(self.width, self.patch, self.patch, (0, 0), dtype=self.dtype, name="pos_embed.proj")(x)
         rows, columns = h.shape[1:3]
         h = h + grid_table(self._places(rows), self._places(columns), self.width).astype(self.dtype)[None]
 
         h, embs = self._stack()(h.reshape(x.shape[0], -1, self.width), seen)
-        # The reference's last layer sees the embedding of the first block.
+        # As in the reference, the embedding of the first block modulates the last layer.
         emb = embs[0] if self.own_embeddings else seen.emb
         shift, scale = modulations(nn.silu(emb).astype(self.dtype), 2, self.dtype, "proj_out_1")
         return self._output(modulated_norm(h, shift, scale).reshape(-1, rows, columns, self.width), x.shape[-1])
@@ -196,33 +196,27 @@ class DiT(nn.Module):
         channels = channels if self.out_channels is None else self.out_channels
         features = channels * (2 if self.learned_variance else 1) * self.patch**2
         h = dense(features, self.dtype, "proj_out_2", zero=True)(h).astype(wide(self.dtype))
-        h = depth_to_space(h, self.patch)
-        if not self.learned_variance:
-            return h
-        f, v = jnp.split(h, 2, axis=-1)
-        return f, (v + 1) / 2
+        return split_output(depth_to_space(h, self.patch), self.learned_variance)
 
-    def _check(self, x: Array, noise: Array, cond: Mapping[str, Array]) -> None:
+    def _check(self, x: Array, noise: Array, cond: Mapping[str, Array] | None) -> Mapping[str, Array]:
         check_patches(x, self.patch)
         if self.width % self.heads or self.width % 4:
             raise ValueError(f"width must be a multiple of heads and of 4, got {self.width} and {self.heads} heads")
-        batch = x.shape[:1]
-        shapes = {"noise": batch} | ({} if self.num_classes is None else {"label": batch})
-        check_cond({"noise": noise, **cond}, shapes)
+        return check_cond(x, noise, cond, cond_shapes(x, cond, num_classes=self.num_classes))
 
 
 def dit_s_2(**changes) -> DiT:
-    """DiT-S/2 of Peebles & Xie 2022, table 1, for ImageNet latents."""
+    """DiT-S/2 of Peebles and Xie 2022 (arXiv:2212.09748), table 1, for ImageNet latents."""
     return _imagenet(384, 12, 6, 2, changes)
 
 
 def dit_b_4(**changes) -> DiT:
-    """DiT-B/4 of Peebles & Xie 2022, table 1, for ImageNet latents."""
+    """DiT-B/4 of Peebles and Xie 2022 (arXiv:2212.09748), table 1, for ImageNet latents."""
     return _imagenet(768, 12, 12, 4, changes)
 
 
 def dit_xl_2(**changes) -> DiT:
-    """DiT-XL/2 of Peebles & Xie 2022, table 1, for ImageNet latents.
+    """DiT-XL/2 of Peebles and Xie 2022 (arXiv:2212.09748), table 1, for ImageNet latents.
 
     With the table of positions, 256 x 1152 numbers that are no parameters here, it has the published 675,129,632.
     """

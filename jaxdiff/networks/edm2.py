@@ -1,9 +1,8 @@
 """EDM2's magnitude-preserving U-Net (Karras et al. 2024, arXiv:2312.02696), config G of table 1.
 
 Every layer keeps activations at unit magnitude in expectation: weights are normalized in the forward pass, there are no
-biases and no norms over groups, and sums and concatenations are rescaled. Train it with `force_weight_norm` after each
-step of the optimizer. A submodule's name is its key in the original checkpoints, which name a block by the size at
-which it works.
+biases and no group norms, and sums and concatenations are rescaled. Train it with `force_weight_norm` after each step
+of the optimizer. A submodule's name is its key in the original checkpoints, see `stages`.
 """
 
 import math
@@ -14,13 +13,13 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff.networks import layers
-from jaxdiff.networks.apply import check_cond
+from jaxdiff.networks import layers, stages
 from jaxdiff.networks.attention import attend
 from jaxdiff.networks.layers import Dropout, wide
 from jaxdiff.networks.magnitude import MPConv, MPFourier, mp_cat, mp_silu, mp_sum, normalize
 from jaxdiff.networks.remat import Remat, rematted
-from jaxdiff.networks.song_layers import check_attention, check_taps, one_hot, resample, split_qkv
+from jaxdiff.networks.song_layers import check_taps, one_hot, resample, split_qkv
+from jaxdiff.networks.stages import Stage
 
 
 class Block(nn.Module):
@@ -50,7 +49,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, emb: Array) -> Array:
-        """Maps x[B, *spatial, C] to [B, *spatial', features]; emb[B, E] has been through its SiLU already."""
+        """Map x[B, *spatial, C] to [B, *spatial', features]; emb[B, E] is the embedding after its SiLU."""
         residual, attention = self.balances
         x = resample(x, self.taps, self.way)
         shortcut = x.shape[-1] != self.features
@@ -127,7 +126,7 @@ class EDM2UNet(nn.Module):
     def __call__(
         self, x: Array, noise: Array, cond: Mapping[str, Array] | None = None, *, train: bool = False
     ) -> Array:
-        """Evaluates F(x, noise, cond).
+        """Evaluate F(x, noise, cond).
 
         Args:
             x: [B, *spatial, C], one to three spatial axes, each a multiple of 2^(levels - 1).
@@ -141,55 +140,36 @@ class EDM2UNet(nn.Module):
         Raises:
             ValueError: for a missing, unknown or misshapen condition, or a size that can't be halved often enough.
         """
-        cond = {} if cond is None else cond
-        self._check(x, noise, cond)
+        cond = self._check(x, noise, cond)
         noise = noise.astype(wide(self.dtype))
         emb = self._embed(noise, cond)
         if self.log_variance is not None:
             _log_variance(noise, self.log_variance)  # for its parameters
-        dims, bottom = x.ndim - 2, len(self.widths) - 1
 
-        def block(h: Array, name: str, width: int, *, way: str | None = None, attend: bool = False) -> Array:
-            build = rematted(Block, self.remat)
+        def block(h: Array, stage: Stage) -> Array:
+            width, build = stage.width or h.shape[-1], rematted(Block, self.remat)
             return build(
                 width,
-                decoder=name.startswith("dec"),
-                way=way,
-                heads=width // self.head_dim if attend else 0,
+                decoder=stage.at.startswith("dec"),
+                way=stage.way,
+                heads=width // self.head_dim if stage.attend else 0,
                 taps=self.taps,
                 balances=self.balances,
                 clip=self.clip,
                 dropout=self.dropout if train else 0.0,
                 dtype=self.dtype,
-                name=name,
+                name=stage.name,
             )(h, emb)
 
         # The channel of ones stands in for biases.
         h = jnp.concatenate([x.astype(self.dtype), jnp.ones((*x.shape[:-1], 1), self.dtype)], axis=-1)
         skips: list[Array] = []
-        for level, width in enumerate(self.widths):
-            size = self.resolution >> level
-            at = "enc." + "x".join([str(size)] * dims)
-            if level == 0:
-                h = MPConv(width, 3, self.dtype, name=f"{at}_conv")(h)
-            else:
-                h = block(h, f"{at}_down", h.shape[-1], way="down")
+        for stage in stages.encoder(self, x.ndim - 2):
+            h = block(h, stage) if skips else MPConv(self.widths[0], 3, self.dtype, name=stage.name)(h)
             skips.append(h)
-            for i in range(self.blocks):
-                h = block(h, f"{at}_block{i}", width, attend=size in self.attention)
-                skips.append(h)
-
-        for level, width in reversed(list(enumerate(self.widths))):
-            size = self.resolution >> level
-            at = "dec." + "x".join([str(size)] * dims)
-            if level == bottom:
-                h = block(h, f"{at}_in0", width, attend=True)
-                h = block(h, f"{at}_in1", width)
-            else:
-                h = block(h, f"{at}_up", h.shape[-1], way="up")
-            for i in range(self.blocks + 1):
-                h = mp_cat(h, skips.pop(), self.concat_balance)
-                h = block(h, f"{at}_block{i}", width, attend=size in self.attention)
+        for stage in stages.decoder(self, x.ndim - 2):
+            h = h if stage.block is None else mp_cat(h, skips.pop(), self.concat_balance)
+            h = block(h, stage)
 
         gain = self.param("out_gain", nn.initializers.zeros_init(), ())
         channels = x.shape[-1] if self.out_channels is None else self.out_channels
@@ -204,15 +184,9 @@ class EDM2UNet(nn.Module):
             emb = mp_sum(emb, MPConv(width, dtype=noise.dtype, name="emb_label")(label), self.label_balance)
         return mp_silu(emb)
 
-    def _check(self, x: Array, noise: Array, cond: Mapping[str, Array]) -> None:
-        sizes = [self.resolution >> level for level in range(len(self.widths))]
-        check_attention(sizes, self.widths, self.attention, self.head_dim)
+    def _check(self, x: Array, noise: Array, cond: Mapping[str, Array] | None) -> Mapping[str, Array]:
         check_taps(self.taps)
-        if not 3 <= x.ndim <= 5:
-            raise ValueError(f"x must be [B, *spatial, C], one to three spatial axes, got shape {x.shape}")
-        layers.check_divisible(x.shape, 2 ** (len(self.widths) - 1))
-        label = {} if self.num_classes is None else {"label": (x.shape[0],)}
-        check_cond({"noise": noise, **cond}, {"noise": (x.shape[0],), **label})
+        return stages.check(self, x, noise, cond, head_dim=self.head_dim)
 
 
 def log_variance(params: Mapping[str, Any], noise: Array) -> Array:

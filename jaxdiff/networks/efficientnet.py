@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0, whose pooled features judge samples by their distance from real images."""
+"""EfficientNet-Lite0, a feature network for distances between samples and real images."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.networks.initializers import kernel_init, zeros_init
-from jaxdiff.networks.layers import wide
+from jaxdiff.networks.layers import per_channel, wide
 
-# (repeats, kernel size, stride of the first, expansion, channels) by stage (Tan & Le 2019, table 1).
+# (repeats, kernel size, stride of the first, expansion, channels) by stage (Tan and Le 2019, table 1).
 STAGES = (
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
@@ -24,9 +24,9 @@ EPS = 1e-3  # of every batch norm
 
 
 class EfficientNetLite0(nn.Module):
-    """EfficientNet-B0 (Tan & Le 2019) with ReLU6 and without squeeze-and-excite, for inference.
+    """EfficientNet-B0 (Tan and Le 2019) with ReLU6 and without squeeze-and-excite, for inference.
 
-    A Frechet distance between its features is not FID, which is defined by another network's.
+    A Frechet distance between its features is not FID, which is defined with another network.
 
     Attributes:
         num_classes: number of logits.
@@ -38,7 +38,7 @@ class EfficientNetLite0(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> tuple[Array, Array]:
-        """Classifies images.
+        """Classify images.
 
         Args:
             x: [B, H, W, 3] in [-1, 1]; the published weights were trained on 224 x 224.
@@ -81,7 +81,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), features]."""
+        """Map [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), features]."""
         h, width = x, x.shape[-1] * self.expansion
         if self.expansion > 1:
             h = jax.nn.relu6(BatchNorm(name="bn0")(_conv(width, "expand_conv", x.dtype)(h)))
@@ -92,15 +92,14 @@ class Block(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """Batch norm by the statistics that it was trained with (Ioffe & Szegedy 2015, alg. 2)."""
+    """Batch norm by the statistics that it was trained with (Ioffe and Szegedy 2015, algorithm 2)."""
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Normalizes x[B, *spatial, C]."""
+        """Normalize x[B, *spatial, C]."""
 
         def param(name, init):
-            value = self.param(name, init, (x.shape[-1],)).astype(wide(x.dtype))
-            return value.reshape((1,) * (x.ndim - 1) + (-1,))
+            return per_channel(x, self.param(name, init, (x.shape[-1],)).astype(wide(x.dtype)))
 
         ones = nn.initializers.ones_init()
         mean, var = param("running_mean", zeros_init), param("running_var", ones)
@@ -123,7 +122,7 @@ class Depthwise(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), C]."""
+        """Map [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), C]."""
         kernel = self.param("kernel", kernel_init, (self.size, self.size, 1, x.shape[-1])).astype(wide(x.dtype))
         pads = jax.lax.padtype_to_pads(x.shape[1:3], (self.size,) * 2, (self.stride,) * 2, "SAME")
         padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
@@ -137,7 +136,7 @@ class Depthwise(nn.Module):
 
 
 def _conv(features: int, name: str, dtype: jnp.dtype, *, size: int = 1, stride: int = 1) -> nn.Conv:
-    """Padded like TensorFlow's convolutions: of the zeros around a stride's positions, the odd one comes last."""
+    """A convolution with TensorFlow's padding: of an odd number of zeros, one more is at the end."""
     return nn.Conv(
         features, (size, size), stride, "SAME", use_bias=False, dtype=dtype, kernel_init=kernel_init, name=name
     )

@@ -30,7 +30,7 @@ class Sinusoidal:
     max_period: float = 10_000.0
 
     def __call__(self, noise: Array, dim: int) -> Array:
-        """Embeds noise[B] in [B, dim], dim even."""
+        """Embed noise[B] in [B, dim], dim even."""
         half = dim // 2
         frequencies = self.max_period ** (-np.arange(half) / max(half - self.shift, 1))
         return _sin_cos(noise, frequencies, self.cos_first)
@@ -53,7 +53,7 @@ class Fourier:
     seed: int = 0
 
     def __call__(self, noise: Array, dim: int) -> Array:
-        """Embeds noise[B] in [B, dim], dim even."""
+        """Embed noise[B] in [B, dim], dim even."""
         # RandomState's stream is frozen for all versions of numpy, which a stored network relies on.
         frequencies = 2 * np.pi * self.scale * np.random.RandomState(self.seed).standard_normal(dim // 2)
         return _sin_cos(noise, frequencies, self.cos_first)
@@ -76,7 +76,7 @@ class Frequencies(nn.Module):
 
     @nn.compact
     def __call__(self, noise: Array, dim: int) -> Array:
-        """Embeds noise[B] in [B, dim], dim even; float32 at least."""
+        """Embed noise[B] in [B, dim], dim even; float32 at least."""
 
         def start(key: Array, shape: tuple[int, ...]) -> Array:
             return self.scale * jax.random.normal(key, shape, jnp.float32)
@@ -93,7 +93,7 @@ def _sin_cos(noise: Array, frequencies: np.ndarray | Array, cos_first: bool) -> 
 
 
 class EmbeddingMLP(nn.Module):
-    """Linear, activation, linear; float32 at least, since everything the network knows of the noise passes here.
+    """Linear, activation, linear; float32 at least, since it carries all information about the noise level.
 
     Attributes:
         features: width of both layers.
@@ -107,7 +107,7 @@ class EmbeddingMLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Maps [B, D] to [B, features]."""
+        """Map [B, D] to [B, features]."""
         dtype = wide(self.dtype)
         x = Dense(self.features, dtype=dtype, name="linear_1")(x.astype(dtype))
         return Dense(self.features, dtype=dtype, name="linear_2")(activation(self.act)(x))
@@ -116,7 +116,7 @@ class EmbeddingMLP(nn.Module):
 class ClassEmbedding(nn.Module):
     """A table of num_classes + 1 rows; the last is the null class of classifier-free guidance.
 
-    A label outside of 0..num_classes gives NaN, since a compiled program can't raise.
+    A label outside 0..num_classes returns NaN, since a compiled program can't raise.
 
     Attributes:
         num_classes: number of classes.
@@ -130,7 +130,7 @@ class ClassEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, label: Array) -> Array:
-        """Looks up label[B]; returns [B, features]."""
+        """Look up label[B]; returns [B, features]."""
         shape = self.num_classes + 1, self.features
         table = weight((*self.path, "embedding"), self.param("embedding", table_init, shape), wide(self.dtype))
         table = constrain(table, None, None)  # its gradient is summed where it is: rows are scattered by example

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff.networks.apply import check_cond
+from jaxdiff.networks.apply import check_cond, cond_shapes
 from jaxdiff.networks.attention import attend
-from jaxdiff.networks.mmdit import JointBlock, finish, project, time_and_text
+from jaxdiff.networks.mmdit import JointBlock, finish, time_and_text
 from jaxdiff.networks.remat import Remat
 from jaxdiff.networks.tokens import (
     Rotary,
@@ -23,6 +23,7 @@ from jaxdiff.networks.tokens import (
     modulated_norm,
     modulations,
     pack,
+    qkv,
     rotary,
     rotate,
     stacked,
@@ -46,12 +47,12 @@ class SingleBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, condition: Array, turn: Rotary) -> tuple[Array, None]:
-        """Maps tokens x[B, N, D] to the same, given condition [B, D] and the rotary positions of all tokens."""
+        """Map tokens x[B, N, D] to the same, given condition [B, D] and the rotary positions of all tokens."""
         x, width = constrain_tokens(x), x.shape[-1]
         shift, scale, gate = modulations(condition, 3, self.dtype, "norm.linear")
         h = modulated_norm(x, shift, scale)
         names, norms = ("attn.to_q", "attn.to_k", "attn.to_v"), ("attn.norm_q", "attn.norm_k")
-        q, k, v = project(h, names, norms, heads=self.heads, dtype=self.dtype)
+        q, k, v = qkv(h, names, norms=norms, heads=self.heads, dtype=self.dtype)
         seen = attend(rotate(q, turn), rotate(k, turn), v).reshape(h.shape)
         fed = jax.nn.gelu(dense(4 * width, self.dtype, "proj_mlp")(h))
         return x + gate * dense(width, self.dtype, "proj_out")(jnp.concatenate([seen, fed], axis=-1)), None
@@ -65,11 +66,11 @@ class Flux(nn.Module):
         layers: joint blocks.
         single_layers: single blocks after them.
         heads: of the attention; divides the width.
-        axes: the features of a head that turn with an image's number, row and column; sum to width / heads.
+        axes: rotary features of a head for an image's number, row and column; they sum to width / heads.
         token_dim: D of cond["tokens"].
         vector_dim: D of cond["vector"], which joins the noise embedding.
-        guidance: cond["guidance"] is given, the scale of the classifier-free guidance that the network imitates.
-        concat_channels: C' of cond["concat"], an image at the latents' size beside them; None: off.
+        guidance: whether cond["guidance"] is an input, the scale of the guidance that was distilled into the network.
+        concat_channels: C' of cond["concat"], an image of the latents' size, concatenated to them; None: off.
         remat: what of each block the backward pass computes again: "none", "dots" (all but products) or "full".
         unroll: blocks per turn of the loops over them.
         dtype: type of the computation (float32, bfloat16, float64); parameters are float32, embedding, norms and
@@ -93,14 +94,14 @@ class Flux(nn.Module):
     def __call__(
         self, x: Array, noise: Array, cond: Mapping[str, Array] | None = None, *, train: bool = False
     ) -> Array:
-        """Evaluates F(x, noise, cond).
+        """Evaluate F(x, noise, cond).
 
         Args:
             x: [B, H, W, C], H and W even; blocks of 2 x 2 are a token.
             noise: float[B], the flow's time in [0, 1].
             cond: "tokens" [B, L, token_dim] and "vector" [B, vector_dim]; where configured "guidance" float[B] and
                 "concat" [B, H, W, concat_channels].
-            train: without effect; there is no dropout.
+            train: no effect; there is no dropout.
 
         Returns:
             Like x, in float32 at least; zero at initialization.
@@ -108,8 +109,7 @@ class Flux(nn.Module):
         Raises:
             ValueError: for a missing, unknown or misshapen condition, or an odd size.
         """
-        cond = {} if cond is None else cond
-        self._check(x, noise, cond)
+        cond = self._check(x, noise, cond)
         numbers = {"timestep": 1000 * noise} | ({"guidance": 1000 * cond["guidance"]} if self.guidance else {})
         condition = nn.silu(time_and_text(numbers, cond["vector"], self.width, self.dtype)).astype(self.dtype)
 
@@ -139,17 +139,18 @@ class Flux(nn.Module):
         h = finish(h[:, text.shape[1] :], condition, x.shape[-1] * PATCH**2, self.dtype)
         return unpack(h.reshape(batch, rows, columns, -1), PATCH)
 
-    def _check(self, x: Array, noise: Array, cond: Mapping[str, Array]) -> None:
+    def _check(self, x: Array, noise: Array, cond: Mapping[str, Array] | None) -> Mapping[str, Array]:
         check_patches(x, PATCH)
         if self.width % self.heads or sum(self.axes) != self.width // self.heads or len(self.axes) != 3:
             raise ValueError(
                 f"axes must be three that sum to width / heads, got {self.axes} of {self.width}/{self.heads}"
             )
-        batch = x.shape[0]
-        shapes: dict[str, tuple[int | None, ...]] = {"tokens": (batch, None, self.token_dim)}
-        shapes |= {"noise": (batch,), "vector": (batch, self.vector_dim)}
-        if self.guidance:
-            shapes["guidance"] = (batch,)
-        if self.concat_channels is not None:
-            shapes["concat"] = (*x.shape[:-1], self.concat_channels)
-        check_cond({"noise": noise, **cond}, shapes)
+        shapes = cond_shapes(
+            x,
+            cond,
+            context_dim=self.token_dim,
+            pooled_dim=self.vector_dim,
+            guidance=self.guidance,
+            concat_channels=self.concat_channels,
+        )
+        return check_cond(x, noise, cond, shapes)

@@ -1,4 +1,4 @@
-"""Initial parameters, drawn so that a large network's `init` compiles in a second."""
+"""Initializers that compile fast: the `init` of a large network takes a second."""
 
 import math
 
@@ -12,7 +12,7 @@ zeros_init = nn.initializers.zeros_init()
 
 
 def unit_uniform(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
-    """Draws independent numbers, uniform on (-1, 1).
+    """Draw independent numbers, uniform on (-1, 1).
 
     Args:
         key: a random key.
@@ -27,7 +27,9 @@ def unit_uniform(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array
 
 
 def kernel_init(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
-    """Uniform with variance 2 / (fan_in + fan_out) (Glorot & Bengio 2010, eq. 16), the diffusion U-Nets' choice.
+    """Draw a uniform kernel of variance 2 / (fan_in + fan_out), as diffusion U-Nets do.
+
+    Glorot and Bengio 2010, eq. 16.
 
     Args:
         key: a random key.
@@ -42,7 +44,7 @@ def kernel_init(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
 
 
 def table_init(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
-    """Uniform with variance 1, for rows that are looked up.
+    """Draw a uniform table of variance 1, for embeddings.
 
     Args:
         key: a random key.

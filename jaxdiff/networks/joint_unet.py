@@ -1,4 +1,4 @@
-"""U-Nets whose attention sees positions and tokens at once (Nichol et al. 2021, arXiv:2112.10741, sec. 4).
+"""U-Nets with joint attention to positions and tokens (Nichol et al. 2021, arXiv:2112.10741, sec. 4).
 
 These are GLIDE's descendants: DeepFloyd IF, Karlo, Kandinsky 2. Parameters are named like those of diffusers'
 UNet2DConditionModel with "SimpleCrossAttn" blocks; see `interop.keys` for the rule.
@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
+from jaxdiff.networks.apply import Shape
 from jaxdiff.networks.attention import attend, split_heads
 from jaxdiff.networks.initializers import table_init
 from jaxdiff.networks.layers import GroupNorm, wide
@@ -24,11 +25,11 @@ TOKEN_GROUPS = 32  # of the norm of the tokens
 
 
 class JointAttention(nn.Module):
-    """Self-attention whose keys and values are joined by those of the tokens; projects (from zero), adds to its input.
+    """Self-attention over positions and tokens: the tokens' keys and values are appended; added to the input.
 
     Attributes:
         head_dim: channels per head; divides C.
-        cross_only: the tokens alone are seen.
+        cross_only: attends to the tokens alone.
         token_norm: a group norm of the tokens, over all of them.
         groups: of the group norm of x.
         dtype: type of the computation; softmax is float32 at least.
@@ -44,7 +45,7 @@ class JointAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, tokens: Array, mask: Array | None = None) -> Array:
-        """Lets every position of x[B, *spatial, C] see the tokens[B, L, D] where mask[B, L] is True, and the others."""
+        """Attend from x[B, *spatial, C] to the tokens[B, L, D], where mask[B, L] is True, and to x."""
         batch, channels = x.shape[0], x.shape[-1]
         if channels % self.head_dim:
             raise ValueError(f"head_dim must divide the channels, got {self.head_dim} for {channels} channels")
@@ -67,7 +68,7 @@ class JointAttention(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """One vector of several: the answer to a question that their mean asks (Radford et al. 2021, sec. 2.4).
+    """Attention pooling: one vector of several tokens, whose mean is the query (Radford et al. 2021, sec. 2.4).
 
     Attributes:
         heads: of the attention; divides D.
@@ -79,7 +80,7 @@ class AttentionPool(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: Array) -> Array:
-        """Maps tokens[B, L, D] to [B, D]."""
+        """Map tokens[B, L, D] to [B, D]."""
         width = tokens.shape[-1]
         place = self.param("positional_embedding", table_init, (1, width)).astype(self.dtype)
         mean = tokens.mean(axis=1, keepdims=True) + place[None]
@@ -92,15 +93,15 @@ class AttentionPool(nn.Module):
 class JointUNet(UNet):
     """A U-Net with `JointAttention` after its residual blocks, at the levels with attention and at the bottom.
 
-    Attributes, beside those of `UNet`:
-        cross_only: levels where attention sees the tokens alone; -1 is the bottom.
+    Attributes, in addition to those of `UNet`:
+        cross_only: levels where attention is to the tokens alone; -1 is the bottom.
         token_norm: a group norm of the tokens before each attention.
-        pool_heads: heads of the attention that makes a vector of cond["tokens"], which joins the noise embedding
+        pool_heads: heads of the attention that pools cond["tokens"]; the result is added to the noise embedding
             (Saharia et al. 2022, arXiv:2205.11487, sec. 2.1); None: off.
-        image_dim: D of cond["image"] [B, D], the embedding of an image, which joins the noise embedding, and becomes
-            tokens, too. None: off.
-        image_tokens: as how many tokens attention sees that embedding: before those of cond["tokens"], or, where
-            token_dim is None, alone.
+        image_dim: D of cond["image"] [B, D], the embedding of an image, which is added to the noise embedding and
+            mapped to tokens. None: off.
+        image_tokens: number of these tokens; they come before those of cond["tokens"] or, where token_dim is None,
+            are the only ones.
     """
 
     cross_only: tuple[int, ...] = ()
@@ -156,16 +157,16 @@ class JointUNet(UNet):
     def _vector(self, vector: Array, dim: int) -> Array:
         if self.image_dim is None:
             return super()._vector(vector, dim)
-        # Beside an image's embedding it is a text's.
+        # With an image's embedding, the vector is that of a text.
         return LayerNorm(name="add_embedding.text_norm")(dense(dim, vector.dtype, "add_embedding.text_proj")(vector))
 
-    def _check(self, x: Array, noise: Array, cond: Mapping[str, Any]) -> None:
+    def _check(self, x: Array, noise: Array, cond: Mapping[str, Any] | None) -> Mapping[str, Any]:
         if self.transformer is not None:
             raise ValueError("joint attention takes the place of transformers")
         if (self.token_width if self.image_dim else self.token_dim) is None:
-            raise ValueError("joint attention sees tokens: token_dim must be set, or image_dim and token_width")
-        super()._check(x, noise, cond)
+            raise ValueError("joint attention needs tokens: token_dim must be set, or image_dim and token_width")
+        return super()._check(x, noise, cond)
 
-    def _shapes(self, x: Array, cond: Mapping[str, Any]) -> dict[str, tuple[int | None, ...]]:
+    def _shapes(self, x: Array, cond: Mapping[str, Any]) -> dict[str, Shape]:
         image = {} if self.image_dim is None else {"image": (x.shape[0], self.image_dim)}
         return super()._shapes(x, cond) | image

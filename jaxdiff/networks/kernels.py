@@ -1,4 +1,4 @@
-"""Attention kernels: by blocks of keys, and fused ones with the derivatives that they lack."""
+"""Attention kernels: one over blocks of keys, and the derivatives that fused ones lack."""
 
 from collections.abc import Callable
 from functools import partial
@@ -18,19 +18,19 @@ Kernel = Callable[..., Array]  # (q, k, v, *masks) -> y
 
 
 def blockwise(q: Array, k: Array, v: Array, mask: Array | None, *, scale: float, block: int) -> Array:
-    """Attention that holds the logits of one block of keys at a time (Rabe & Staats 2021, arXiv:2112.05682, sec. 3).
+    """Compute attention with the logits of one block of keys at a time.
 
-    A derivative recomputes each block's logits rather than storing them.
+    Rabe and Staats 2021 (arXiv:2112.05682), sec. 3. Derivatives recompute each block's logits.
 
     Args:
         q: [B, N, H, D].
         k, v: [B, L, H, D].
-        mask: bool[B, L], True for the keys that may be seen; None shows all.
+        mask: bool[B, L], True for visible keys; None: all are visible.
         scale: of the logits.
         block: keys in a block.
 
     Returns:
-        [B, N, H, D]; zeros for who may see nothing.
+        [B, N, H, D]; zeros for a query with no visible key.
     """
     batch, length, heads, _ = k.shape
     pad = -length % block
@@ -65,7 +65,7 @@ def blockwise(q: Array, k: Array, v: Array, mask: Array | None, *, scale: float,
 
 
 def fused(kernel: Kernel, formula: Kernel) -> Kernel:
-    """Gives a kernel that knows its reverse derivative alone all others, by a formula for the same function.
+    """Add the missing derivatives to a kernel that has a reverse one alone, by a formula for the same function.
 
     Reverse mode stores q, k and v only, and runs the kernel's forward pass again for its backward pass.
 
@@ -119,7 +119,7 @@ def _jvp(primals: Any, tangents: Any, **kernels: Kernel) -> tuple[Array, Array]:
 
 
 def _batch(args: Any, axes: Any, **kernels: Kernel) -> tuple[Array, int]:
-    """Folds the new axis into the batch axis, over which attention is independent."""
+    """Fold the new axis into the batch axis, over which attention is independent."""
     size = next(x.shape[axis] for x, axis in zip(args, axes, strict=True) if axis is not None)
 
     def fold(x, axis):

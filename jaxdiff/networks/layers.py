@@ -24,15 +24,15 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 def wide(dtype) -> jnp.dtype:
-    """The type for what must not be computed in half precision: float32, or `dtype` where that is float64."""
+    """The type of computations that need more than half precision: float32, or float64 where dtype is that."""
     return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
 
 
 def activation(name: str) -> Callable[[Array], Array]:
-    """The activation of that name, "silu", "gelu" (by the error function), "mish" or "relu".
+    """The activation function of a name: "silu", "gelu" (by the error function), "mish" or "relu".
 
     Raises:
-        ValueError: there is none.
+        ValueError: for another name.
     """
     if name not in ACTIVATIONS:
         raise ValueError(f"act must be one of {', '.join(ACTIVATIONS)}, got {name!r}")
@@ -40,30 +40,35 @@ def activation(name: str) -> Callable[[Array], Array]:
 
 
 def spatial(x: Array, y: Array) -> Array:
-    """Gives y[B, C] the axes of x[B, *spatial, C]."""
+    """Reshape y[B, C] to broadcast against x[B, *spatial, C]."""
     return y.reshape(y.shape[0], *(1,) * (x.ndim - 2), y.shape[-1])
 
 
-def offset(x: Array, by: Array) -> Array:
-    """Adds a smaller array, a bias say, in x's type.
+def per_channel(x: Array, y: Array) -> Array:
+    """Reshape y[C], or a scalar, to broadcast against x[..., C]."""
+    return y.reshape((1,) * (x.ndim - 1) + (-1,))
 
-    It is cast after it is broadcast: so the sum that is its gradient is taken in its own type, over all positions and
-    devices, and not in half precision.
+
+def offset(x: Array, by: Array) -> Array:
+    """Add a smaller array, e.g. a bias, in x's type.
+
+    The cast follows the broadcast, so that the sum in its gradient, over all positions and devices, is taken in the
+    array's own type, not in half precision.
     """
     return x + jnp.broadcast_to(by, x.shape).astype(x.dtype)
 
 
 def group_norm(x: Array, gamma: Array, beta: Array, *, groups: int, eps: float) -> Array:
-    """Group normalization (Wu & He, 2018, eq. 1-3), in float32 at least.
+    """Normalize groups of channels (Wu and He 2018, eq. 1-3), in float32 at least.
 
     The sums run per channel, over the spatial axes alone, and meet in their groups on [B, C] numbers: no pass
     over the data needs the group axis, and XLA fuses the one affine map with what follows.
 
     Args:
         x: [B, *spatial, C].
-        gamma: [B or 1, C], multiplies the normalized x.
-        beta: [B or 1, C], is added to it.
-        groups: how many groups the channels form; divides C.
+        gamma: [B or 1, C], factor of the normalized x.
+        beta: [B or 1, C], added to it.
+        groups: number of groups; divides C.
         eps: added to the variance.
 
     Returns:
@@ -105,7 +110,7 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, scale: Array | None = None, shift: Array | None = None) -> Array:
-        """Normalizes x[B, *spatial, C]; scale and shift, [B, C], act as y (1 + scale) + shift."""
+        """Normalize x[B, *spatial, C]; scale and shift, [B, C], act as y (1 + scale) + shift."""
         dtype = wide(x.dtype)
         gamma = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],)).astype(dtype)[None]
         beta = self.param("bias", zeros_init, (x.shape[-1],)).astype(dtype)[None]
@@ -132,7 +137,7 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Maps [..., D] to [..., features]."""
+        """Map [..., D] to [..., features]."""
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
         kernel = weight((*self.path, "kernel"), kernel, self.dtype)
         y = jax.lax.dot_general(x.astype(self.dtype), kernel, (((x.ndim - 1,), (0,)), ((), ())))
@@ -147,7 +152,7 @@ class Conv(nn.Module):
         size: kernel size.
         stride: stride.
         pad: zeros before and after each axis; None means size // 2 on both sides, usual in torch. (0, 1)
-            is what TensorFlow's SAME does to an even axis with size 3 and stride 2.
+            is TensorFlow's SAME for an even axis, size 3 and stride 2.
         zero: start from zero.
         dtype: type of the computation; the parameters are float32.
         draw: of the initial kernel, (key, shape, dtype) -> array, unless it starts from zero.
@@ -165,7 +170,7 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Convolves x[B, *spatial, C]."""
+        """Convolve x[B, *spatial, C]."""
         dims = x.ndim - 2
         pad = (self.size // 2,) * 2 if self.pad is None else self.pad
         shape = (self.size,) * dims + (x.shape[-1], self.features)
@@ -182,7 +187,7 @@ class Conv(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Zeroes elements at random, and scales the others so that the mean stays (Srivastava et al. 2014, sec. 10).
+    """Dropout: random zeros, the other elements scaled to keep the mean (Srivastava et al. 2014, sec. 10).
 
     Attributes:
         rate: probability of zeroing an element, in [0, 1).
@@ -192,7 +197,7 @@ class Dropout(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = True) -> Array:
-        """Maps x of any shape to the same, by the random key "dropout"; without `train` it is the identity."""
+        """Drop elements of x of any shape, by the random key "dropout"; without `train`, return x."""
         if not 0 <= self.rate < 1:
             raise ValueError(f"the rate of dropout must be in [0, 1), got {self.rate}")
         if not train or self.rate == 0:
@@ -202,11 +207,11 @@ class Dropout(nn.Module):
 
 
 def upsample(x: Array, size: Sequence[int] | None = None) -> Array:
-    """Doubles every spatial axis of x[B, *spatial, C] by repeating each value, or brings it to a size near that.
+    """Double every spatial axis by repeating each value, or resize it to about twice its size.
 
     Args:
         x: [B, *spatial, C].
-        size: of the spatial axes; value i of m is taken from place floor(i n / m) of n (nearest neighbour).
+        size: of the spatial axes; value i of m is value floor(i n / m) of n (nearest neighbour).
 
     Returns:
         [B, *size, C].
@@ -221,7 +226,7 @@ def upsample(x: Array, size: Sequence[int] | None = None) -> Array:
 
 
 def downsample(x: Array) -> Array:
-    """Halves every spatial axis of x[B, *spatial, C], all even, by averaging blocks of two."""
+    """Halve every spatial axis of x[B, *spatial, C], all even, by averaging blocks of two."""
     shape = [x.shape[0]]
     for size in x.shape[1:-1]:
         shape += [size // 2, 2]
@@ -229,7 +234,7 @@ def downsample(x: Array) -> Array:
 
 
 class Downsample(nn.Module):
-    """Halves every spatial axis by a convolution of stride 2; see `Conv` for the attributes."""
+    """A convolution of stride 2, which halves every spatial axis; see `Conv` for the attributes."""
 
     features: int
     pad: tuple[int, int] = (1, 1)
@@ -237,24 +242,24 @@ class Downsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Maps [B, *spatial, C] to [B, *spatial/2, features]."""
+        """Map [B, *spatial, C] to [B, *spatial/2, features]."""
         return Conv(self.features, stride=2, pad=self.pad, dtype=self.dtype, name="conv")(x)
 
 
 class Upsample(nn.Module):
-    """Doubles every spatial axis by repetition, or as `upsample` does, then convolves; see `Conv`."""
+    """`upsample` and a convolution; see `Conv` for the attributes."""
 
     features: int
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array, size: Sequence[int] | None = None) -> Array:
-        """Maps [B, *spatial, C] to [B, *size, features]; see `upsample`."""
+        """Map [B, *spatial, C] to [B, *size, features]; see `upsample`."""
         return Conv(self.features, dtype=self.dtype, name="conv")(upsample(x, size))
 
 
 def space_to_depth(x: Array, patch: int) -> Array:
-    """Folds blocks of patch values along every spatial axis into channels (position first, then channel).
+    """Fold blocks of patch values along every spatial axis into channels (position first, then channel).
 
     Args:
         x: [B, *spatial, C], each spatial size a multiple of patch.
@@ -273,7 +278,7 @@ def space_to_depth(x: Array, patch: int) -> Array:
 
 
 def depth_to_space(x: Array, patch: int) -> Array:
-    """The inverse of `space_to_depth`.
+    """Invert `space_to_depth`.
 
     Args:
         x: [B, *spatial, patch^d C].
@@ -292,14 +297,14 @@ def depth_to_space(x: Array, patch: int) -> Array:
 
 
 def check_divisible(shape: Sequence[int], factor: int) -> None:
-    """Refuses spatial sizes that the network's levels can't halve.
+    """Refuse spatial sizes that a network's levels can't halve.
 
     Args:
         shape: [B, *spatial, C].
-        factor: what every spatial size must be a multiple of.
+        factor: divisor of every spatial size.
 
     Raises:
-        ValueError: if one is not, naming the nearest sizes that are.
+        ValueError: a size is no multiple; the message names the nearest sizes that are.
     """
     for size in shape[1:-1]:
         if size % factor or size == 0:

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxdiff import trees
 from jaxdiff.messages import listed
 
 __all__ = ["ATTENTION", "adapted", "init", "merge", "unmerge"]
@@ -39,21 +40,21 @@ def init(
     targets: str | Callable[[str], bool] = ATTENTION,
     dtype: Any = jnp.float32,
 ) -> Adapters:
-    """Draws adapters that change nothing yet: `down` is Gaussian, `up` is zero (Hu et al. 2021, sec. 4.1).
+    """Draw adapters whose initial change is zero: `down` is Gaussian, `up` is zero (Hu et al. 2021, sec. 4.1).
 
     Args:
         key: a random key.
         params: a nested dict of arrays or of their shapes.
         rank: r, at least 1.
-        targets: which kernels: a regular expression to find in the dotted path of the module that owns the kernel
-            ("down_blocks.1.attentions.0.to_q"), or a predicate on it.
+        targets: of the kernels, a regular expression that is searched for in the dotted path of the kernel's module,
+            e.g. "down_blocks.1.attentions.0.to_q", or a predicate on this path.
         dtype: of the adapters.
 
     Returns:
         The adapters.
 
     Raises:
-        ValueError: a rank below 1, or the targets are no regular expression or mean no kernel.
+        ValueError: the rank is below 1, or the targets are no regular expression or match no kernel.
     """
     if rank < 1:
         raise ValueError(f"rank must be at least 1, got {rank}")
@@ -61,25 +62,25 @@ def init(
         meant = re.compile(targets).search if isinstance(targets, str) else targets
     except re.error as error:
         raise ValueError(f"targets={targets!r} is no regular expression: {error}") from error
-    shapes = {path: leaf.shape for path, leaf in _leaves(params) if path[-1] == "kernel"}
+    shapes = {path: leaf.shape for path, leaf in trees.leaves(params).items() if path[-1] == "kernel"}
     chosen = {path: shape for path, shape in shapes.items() if meant(".".join(path[:-1]))}
     if not chosen:
         raise ValueError(f"none of the {len(shapes)} kernels is meant by targets={targets!r}")
     adapters: dict[str, Any] = {}
     for one, (path, shape) in zip(jax.random.split(key, len(chosen)), chosen.items(), strict=True):
-        stack = shape[: any(segment.endswith(".*") for segment in path)]
+        stack = shape[: trees.stack_axes(path)]
         fan_in = math.prod(shape[len(stack) : -1])
         down = jax.random.normal(one, (*shape[:-1], rank), dtype) * fan_in**-0.5
         pair = {"down": down, "up": jnp.zeros((*stack, rank, shape[-1]), dtype)}
-        put(adapters, path, pair)
+        trees.put(adapters, path, pair)
     return adapters
 
 
 def merge(params: Params, adapters: Adapters, scale: float | Array = 1.0) -> Params:
-    """W + scale down up, or W + scale delta, for the adapted kernels (Hu et al. 2021, eq. 3).
+    """Add adapters to their kernels: W + scale down up, or W + scale delta (Hu et al. 2021, eq. 3).
 
     Args:
-        params: the network's; they stay as they are, so that whoever keeps them unloads adapters exactly.
+        params: the network's, which are not changed: to unload adapters exactly, keep them.
         adapters: from `init` or a file.
         scale: the paper's alpha / r; it may be traced.
 
@@ -93,22 +94,22 @@ def merge(params: Params, adapters: Adapters, scale: float | Array = 1.0) -> Par
 
 
 def unmerge(params: Params, adapters: Adapters, scale: float | Array = 1.0) -> Params:
-    """Takes merged adapters out again, up to rounding: W - scale down up; see `merge`."""
+    """Subtract merged adapters, up to rounding: W - scale down up; see `merge`."""
     return merge(params, adapters, -scale)
 
 
 def adapted(apply: Callable[..., Any], scale: float | Array = 1.0) -> Callable[..., Any]:
-    """The network as a function of its adapters and, beside them, its own parameters.
+    """Return a network as a function of its adapters and its own parameters.
 
-    Both are arguments. A base that was closed over instead would become a constant of the program: a copy of it on
-    every device, compiled in for seconds a gigabyte.
+    Both are arguments. Parameters in a closure would be constants of the program, copied to every device, and would
+    cost seconds of compilation per gigabyte.
 
     Args:
         apply: (params, ...) -> output.
         scale: as for `merge`.
 
     Returns:
-        ((adapters, params), ...) -> output, with its derivative by the adapters alone.
+        ((adapters, params), ...) -> output, differentiated with respect to the adapters alone.
     """
 
     def call(trained: tuple[Adapters, Params], *args: Any, **kwargs: Any) -> Any:
@@ -118,15 +119,8 @@ def adapted(apply: Callable[..., Any], scale: float | Array = 1.0) -> Callable[.
     return call
 
 
-def put(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
-    """Sets an entry of a nested dict, and makes the dicts on the way."""
-    for segment in path[:-1]:
-        tree = tree.setdefault(segment, {})
-    tree[path[-1]] = value
-
-
 def pairs(adapters: Adapters, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Mapping[str, Array]]]:
-    """The adapters one by one: (path of the kernel, {"down", "up"} or {"delta"})."""
+    """Yield the adapters: (path of the kernel, {"down", "up"} or {"delta"})."""
     if set(adapters) in ({"down", "up"}, {"delta"}) and not any(isinstance(a, Mapping) for a in adapters.values()):
         yield path, adapters
         return
@@ -140,12 +134,13 @@ def _add(params: Params, adapters: Adapters, scale: float | Array) -> Params:
     rest = dict(pairs(adapters))
 
     def add(entries: Any, leaf: Array) -> Array:
-        pair = rest.pop(tuple(entry.key for entry in entries), None)
+        path = trees.keys(entries)
+        pair = rest.pop(path, None)
         if pair is None:
             return leaf
         more = pair["delta"] if "delta" in pair else _product(**pair)
         if more.shape != leaf.shape:
-            raise ValueError(f"the adapter of {jax.tree_util.keystr(entries)} is {more.shape}, not {leaf.shape}")
+            raise ValueError(f"the adapter of {'/'.join(path)} is {more.shape}, not {leaf.shape}")
         with jax.numpy_dtype_promotion("standard"):
             wide = jnp.promote_types(leaf.dtype, more.dtype)
         return leaf.astype(wide) + jnp.asarray(scale, wide) * more.astype(wide)
@@ -160,8 +155,3 @@ def _product(down: Array, up: Array) -> Array:
     # Axes of size 1 stand for a convolution's, so that stacked layers meet their own.
     up = up.reshape(*up.shape[:-2], *(1,) * (down.ndim - up.ndim), *up.shape[-2:])
     return jnp.matmul(down, up, precision="highest")
-
-
-def _leaves(params: Params) -> Iterator[tuple[tuple[str, ...], Any]]:
-    for entries, leaf in jax.tree_util.tree_leaves_with_path(params):
-        yield tuple(entry.key for entry in entries), leaf

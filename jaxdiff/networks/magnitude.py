@@ -15,11 +15,11 @@ from jaxdiff.sharding import weight
 
 
 def normalize(x: Array, axes: tuple[int, ...], eps: float = 1e-4) -> Array:
-    """Divides by the root mean square (Karras et al. 2024, eq. 30, 53, 66), taken in float32 at least.
+    """Divide by the root mean square, in float32 at least (Karras et al. 2024, eq. 30, 53, 66).
 
     Args:
         x: any array.
-        axes: over which the mean goes.
+        axes: of the mean.
         eps: added to the root.
 
     Returns:
@@ -33,9 +33,9 @@ def normalize(x: Array, axes: tuple[int, ...], eps: float = 1e-4) -> Array:
 
 
 def force_weight_norm(params: Any) -> Any:
-    """Brings every kernel back to unit magnitude (Karras et al. 2024, eq. 66; sec. 2.3).
+    """Normalize every kernel to unit magnitude (Karras et al. 2024, eq. 66; sec. 2.3).
 
-    To be applied after each step of the optimizer (`train.projected`): without it they grow, and the effective learning
+    Apply it after each step of the optimizer (`train.projected`): without it kernels grow, and the effective learning
     rate decays.
 
     Args:
@@ -52,17 +52,17 @@ def force_weight_norm(params: Any) -> Any:
 
 
 def mp_silu(x: Array) -> Array:
-    """SiLU over its root mean square on normal input (eq. 81)."""
+    """SiLU divided by its root mean square on normal input (eq. 81)."""
     return nn.silu(x) / 0.596
 
 
 def mp_sum(a: Array, b: Array, t: float) -> Array:
-    """(1 - t) a + t b over the root mean square that it has for independent a and b of unit magnitude (eq. 88)."""
+    """(1 - t) a + t b, divided by its root mean square for independent a and b of unit magnitude (eq. 88)."""
     return ((1 - t) * a + t * b) / math.hypot(1 - t, t)
 
 
 def mp_cat(a: Array, b: Array, t: float) -> Array:
-    """Concatenates channels so that a contributes 1 - t, and b t, whatever their numbers (eq. 103)."""
+    """Concatenate channels so that a contributes 1 - t and b contributes t, for any numbers of channels (eq. 103)."""
     n, m = a.shape[-1], b.shape[-1]
     scale = math.sqrt(n + m) / math.hypot(1 - t, t)
     return jnp.concatenate([a * (scale * (1 - t) / math.sqrt(n)), b * (scale * t / math.sqrt(m))], axis=-1)
@@ -83,7 +83,7 @@ class MPConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, gain: Array | None = None) -> Array:
-        """Maps x[B, *spatial, C] to [B, *spatial, features]; gain is a learned scalar."""
+        """Map x[B, *spatial, C] to [B, *spatial, features]; gain is a learned scalar."""
         shape = (self.size,) * (x.ndim - 2 if self.size else 0) + (x.shape[-1], self.features)
         # Normalization leaves of an initial kernel its direction alone: uniform numbers serve as well as normal ones.
         kernel = self.param("kernel", table_init, shape)
@@ -106,7 +106,7 @@ class MPFourier(nn.Module):
 
     @nn.compact
     def __call__(self, noise: Array) -> Array:
-        """Embeds noise[B] in [B, features]."""
+        """Embed noise[B] in [B, features]."""
         freqs = self.param("freqs", nn.initializers.normal(2 * math.pi), (self.features,))
         phases = self.param("phases", nn.initializers.uniform(2 * math.pi), (self.features,))
         freqs, phases = (jax.lax.stop_gradient(a).astype(noise.dtype)[None] for a in (freqs, phases))

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff.networks.apply import check_cond
+from jaxdiff.networks.apply import check_cond, cond_shapes
 from jaxdiff.networks.embed import ClassEmbedding, EmbeddingMLP, Fourier, Sinusoidal
 from jaxdiff.networks.initializers import kernel_init, zeros_init
 from jaxdiff.networks.layers import Dense, Dropout, wide
@@ -36,7 +36,7 @@ class MLP(nn.Module):
     def __call__(
         self, x: Array, noise: Array, cond: Mapping[str, Array] | None = None, *, train: bool = False
     ) -> Array:
-        """Evaluates F(x, noise, cond).
+        """Evaluate F(x, noise, cond).
 
         Args:
             x: [B, D].
@@ -52,9 +52,7 @@ class MLP(nn.Module):
         """
         if x.ndim != 2:
             raise ValueError(f"x must be [B, D], got shape {x.shape}")
-        shapes = {"noise": x.shape[:1]} | ({} if self.num_classes is None else {"label": x.shape[:1]})
-        cond = {} if cond is None else cond
-        check_cond({"noise": noise, **cond}, shapes)
+        cond = check_cond(x, noise, cond, cond_shapes(x, cond, num_classes=self.num_classes))
 
         high = wide(self.dtype)
         features = self.time(noise.astype(high), self.width)

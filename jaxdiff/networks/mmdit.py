@@ -16,42 +16,25 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxdiff.networks.apply import check_cond
-from jaxdiff.networks.attention import attend, split_heads
+from jaxdiff.networks.apply import check_cond, cond_shapes
+from jaxdiff.networks.attention import attend
 from jaxdiff.networks.dit import FEATURES
 from jaxdiff.networks.embed import EmbeddingMLP, Sinusoidal
 from jaxdiff.networks.layers import Conv, depth_to_space, wide
 from jaxdiff.networks.remat import Remat, rematted
 from jaxdiff.networks.tokens import (
     FeedForward,
-    RMSNorm,
     Rotary,
     check_patches,
     dense,
     grid_table,
     modulated_norm,
     modulations,
+    qkv,
     rotate,
     stacked,
 )
 from jaxdiff.sharding import constrain_tokens
-
-
-def project(x: Array, names: tuple[str, ...], norms: tuple[str, ...], *, heads: int, dtype) -> list[Array]:
-    """Queries, keys and values of x[B, N, D] as [B, N, H, D / H], by layers of these names.
-
-    Args:
-        x: the tokens.
-        names: of the three linear layers.
-        norms: of the RMS norms over the features of each head, first the queries', then the keys'; () for none.
-        heads: how many; divides D.
-        dtype: of the computation.
-
-    Returns:
-        [q, k, v].
-    """
-    out = [split_heads(dense(x.shape[-1], dtype, name)(x), heads) for name in names]
-    return [RMSNorm(name=name)(a) for name, a in zip(norms, out, strict=False)] + out[len(norms) :]
 
 
 class JointBlock(nn.Module):
@@ -60,8 +43,8 @@ class JointBlock(nn.Module):
     Attributes:
         heads: of the attention; divides the width.
         qk_norm: RMS norm of queries and keys (sec. 5.3.2).
-        dual: a second attention, over the image alone, beside the joint one (Stable Diffusion 3.5 medium).
-        last: the text goes no further than into this block's attention.
+        dual: a second attention, over the image alone, parallel to the joint one (Stable Diffusion 3.5 medium).
+        last: the block does not update the text.
         dtype: type of the computation.
     """
 
@@ -75,12 +58,12 @@ class JointBlock(nn.Module):
     def __call__(
         self, both: tuple[Array, Array], condition: Array, turn: Rotary | None = None
     ) -> tuple[tuple[Array, Array], None]:
-        """Maps the tokens of image and text to the same.
+        """Map the tokens of image and text to the same shapes.
 
         Args:
             both: image [B, N, D] and text [B, L, D].
             condition: [B, D], through its SiLU.
-            turn: rotary positions of the image's tokens; those of the text stay unturned.
+            turn: rotary positions of the image's tokens; the text has none.
 
         Returns:
             ((image, text), None), the text unchanged where `last` is set.
@@ -125,7 +108,7 @@ class JointBlock(nn.Module):
         return self._dense(attend(*self._project(x, names, norms)).reshape(x.shape), "attn2.to_out.0")
 
     def _project(self, x: Array, names: tuple[str, ...], norms: tuple[str, ...]) -> list[Array]:
-        return project(x, names, norms if self.qk_norm else (), heads=self.heads, dtype=self.dtype)
+        return qkv(x, names, norms=norms if self.qk_norm else (), heads=self.heads, dtype=self.dtype)
 
     def _dense(self, x: Array, name: str) -> Array:
         return dense(x.shape[-1], self.dtype, name)(x)
@@ -177,13 +160,13 @@ class MMDiT(nn.Module):
     def __call__(
         self, x: Array, noise: Array, cond: Mapping[str, Array] | None = None, *, train: bool = False
     ) -> Array:
-        """Evaluates F(x, noise, cond).
+        """Evaluate F(x, noise, cond).
 
         Args:
             x: [B, H, W, C], H and W multiples of patch, max_grid patches at most.
             noise: float[B], the network's view of the noise level; 1000 times the time of a flow in the published ones.
             cond: "tokens" [B, L, token_dim] and "vector" [B, vector_dim].
-            train: without effect; there is no dropout.
+            train: no effect; there is no dropout.
 
         Returns:
             [B, H, W, out_channels], zero at initialization.
@@ -191,8 +174,7 @@ class MMDiT(nn.Module):
         Raises:
             ValueError: for a missing, unknown or misshapen condition, or a size that patches don't tile.
         """
-        cond = {} if cond is None else cond
-        self._check(x, noise, cond)
+        cond = self._check(x, noise, cond)
         condition = nn.silu(time_and_text({"timestep": noise}, cond["vector"], self.width, self.dtype))
         condition = condition.astype(self.dtype)
         h = Conv(self.width, self.patch, self.patch, (0, 0), dtype=self.dtype, name="pos_embed.proj")(x)
@@ -231,7 +213,7 @@ class MMDiT(nn.Module):
         top, left = (self.max_grid - rows) // 2, (self.max_grid - columns) // 2
         return table[:, top : top + rows, left : left + columns]
 
-    def _check(self, x: Array, noise: Array, cond: Mapping[str, Array]) -> None:
+    def _check(self, x: Array, noise: Array, cond: Mapping[str, Array] | None) -> Mapping[str, Array]:
         check_patches(x, self.patch)
         if max(x.shape[1:3]) > self.max_grid * self.patch:
             raise ValueError(f"height and width must be {self.max_grid * self.patch} at most, got shape {x.shape}")
@@ -239,14 +221,12 @@ class MMDiT(nn.Module):
             raise ValueError(f"width must be a multiple of heads and of 4, got {self.width} and {self.heads} heads")
         if any(not 0 <= i < self.layers for i in self.dual):
             raise ValueError(f"dual must name blocks from 0 to {self.layers - 1}, got {self.dual}")
-        batch = x.shape[0]
-        shapes: dict[str, tuple[int | None, ...]] = {"tokens": (batch, None, self.token_dim)}
-        shapes |= {"noise": (batch,), "vector": (batch, self.vector_dim)}
-        check_cond({"noise": noise, **cond}, shapes)
+        shapes = cond_shapes(x, cond, context_dim=self.token_dim, pooled_dim=self.vector_dim)
+        return check_cond(x, noise, cond, shapes)
 
 
 def time_and_text(numbers: Mapping[str, Array], vector: Array, width: int, dtype: Any) -> Array:
-    """Sum of the embeddings of some numbers, such as the noise level, and of the text's vector.
+    """Return the sum of the embeddings of numbers, e.g. the noise level, and of the text's vector.
 
     Args:
         numbers: float[B] by name.
@@ -265,6 +245,6 @@ def time_and_text(numbers: Mapping[str, Array], vector: Array, width: int, dtype
 
 
 def finish(h: Array, condition: Array, features: int, dtype: Any) -> Array:
-    """The last, modulated norm and projection, [B, N, D] to [B, N, features], in float32 at least."""
+    """Apply the last norm, modulated, and the projection of [B, N, D] to [B, N, features], float32 at least."""
     scale, shift = modulations(condition, 2, dtype, "norm_out.linear")
     return dense(features, dtype, "proj_out", zero=True)(modulated_norm(h, shift, scale)).astype(wide(dtype))

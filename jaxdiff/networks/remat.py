@@ -1,4 +1,4 @@
-"""What a block keeps for its backward pass, and what that computes again."""
+"""Rematerialization: which values of a block its backward pass keeps, and which it recomputes."""
 
 from typing import Any, Literal, TypeVar, get_args
 
@@ -12,19 +12,19 @@ Block = TypeVar("Block", bound=type[nn.Module])
 
 
 def rematted(block: Block, remat: Remat, *, in_loop: bool = False) -> Block:
-    """A block that keeps less for its backward pass, by checkpointing (Chen et al. 2016, arXiv:1604.06174).
+    """Return a block that keeps less for its backward pass, by checkpointing (Chen et al. 2016, arXiv:1604.06174).
 
     Args:
         block: a module.
-        remat: "none" keeps all that the gradient needs; "dots" keeps what matrix products with weights and
-            convolutions gave, so that attention and elementwise work is done again; "full" keeps the block's inputs.
-        in_loop: it is the body of a scan, across whose border nothing can be merged that was to be computed twice.
+        remat: "none" keeps all that the gradient needs; "dots" keeps the outputs of matrix products with weights and of
+            convolutions, and recomputes attention and elementwise operations; "full" keeps the block's inputs.
+        in_loop: whether it is the body of a scan, where the compiler can't merge the two computations.
 
     Returns:
         A module of the same fields, arguments and values.
 
     Raises:
-        ValueError: for another word.
+        ValueError: for another value of remat.
     """
     if remat not in get_args(Remat):
         raise ValueError(f"remat must be one of {', '.join(get_args(Remat))}, got {remat!r}")
@@ -35,7 +35,7 @@ def rematted(block: Block, remat: Remat, *, in_loop: bool = False) -> Block:
 
 
 def _all_but_gathered(primitive: Any, *args: Any, **params: Any) -> bool:
-    """Keep all but what was moved between devices: kept, gathered weights would come to fill each device."""
+    """Keep all values but those that were moved between devices: gathered weights would fill each device."""
     return primitive.name not in ("custom_vjp_call", "sharding_constraint")  # `sharding.weight`, `sharding.constrain`
 
 

@@ -1,4 +1,4 @@
-"""The residual block of U-Nets, which sees the embedding of the noise level."""
+"""The residual block of U-Nets, which is conditioned on the embedding of the noise level."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ class ResBlock(nn.Module):
 
     Attributes:
         features: output channels.
-        scale_shift: the embedding scales and shifts the second norm's output (Dhariwal & Nichol 2021, eq. 3);
+        scale_shift: the embedding scales and shifts the second norm's output (Dhariwal and Nichol 2021, eq. 3);
             False: it is added before that norm.
         resample: "up" or "down" doubles or halves the spatial axes in both branches; None keeps them.
         dropout: rate; 0 is off.
@@ -23,9 +23,9 @@ class ResBlock(nn.Module):
         eps: of the group norms.
         dtype: type of the computation.
         act: the activation; see `layers.activation`.
-        divide: the sum of both branches is divided by it.
+        divide: divisor of the sum of both branches.
         taps: of the filter by which it resamples; see `song_layers.resample`. None: averages and repetitions.
-        shortcut: a convolution of size 1 in the other branch, even where the channels stay as many.
+        shortcut: a convolution of size 1 in the other branch, even where the number of channels stays.
     """
 
     features: int
@@ -42,7 +42,7 @@ class ResBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, emb: Array) -> Array:
-        """Maps x[B, *spatial, C] to [B, *spatial', features]; emb[B, E] has been through its activation already."""
+        """Map x[B, *spatial, C] to [B, *spatial', features]; emb[B, E] is the embedding after its activation."""
         x = constrain_tokens(x)
         check_rows_or_features()
         act = activation(self.act)

@@ -25,15 +25,15 @@ TAPS, GROUPS = (1.0, 3.0, 3.0, 1.0), 32  # of the filter; of the norms before at
 
 
 class ScoreUNet(UNet):
-    """A U-Net that sees the standard deviation sigma of the noise, and whose output is divided by it.
+    """A U-Net whose noise input is the standard deviation sigma of the noise, and whose output is divided by sigma.
 
-    Its noise must be positive. The random frequencies of log(sigma) are the parameter "time_proj", as in the
-    checkpoints, but their gradient is zero.
+    sigma must be positive. The random frequencies of log(sigma) are the parameter "time_proj", as in the checkpoints,
+    but their gradient is zero.
 
-    Attributes, beside those of `UNet`:
-        skips: the picture itself joins every level on the way down, by a filter and a convolution, and on the way up
-            each level adds to the output. Residual blocks resample with that filter, attention's sums are divided like
-            theirs, and on the way up a level has one attention, at its end. groups must be None.
+    Attributes, in addition to those of `UNet`:
+        skips: every level of the encoder adds the downsampled input, by a filter and a convolution, and every level of
+            the decoder adds to the output. Residual blocks resample with that filter, attention's sums have the same
+            divisor as theirs, and a level of the decoder has one attention, at its end. groups must be None.
         scale: standard deviation of the frequencies.
     """
 
@@ -41,7 +41,7 @@ class ScoreUNet(UNet):
     scale: float = 16.0
 
     def __call__(self, x: Array, noise: Array, cond: Mapping[str, Any] | None = None, *, train: bool = False) -> Any:
-        """Evaluates F(x, noise, cond) as `UNet` does."""
+        """Evaluate F(x, noise, cond) as `UNet` does."""
         y = super().__call__(x, noise, cond, train=train)
         divisor = noise.astype(wide(self.dtype)).reshape(-1, *(1,) * (x.ndim - 1))
         return jax.tree.map(lambda a: a / divisor, y)
@@ -98,8 +98,8 @@ class ScoreUNet(UNet):
     def _filtered(self, h: Array, seen: Any, name: str, *, way: str) -> Array:
         return self._block(h, seen, name, width=h.shape[-1], way=way, taps=TAPS, shortcut=True)
 
-    def _check(self, x: Array, noise: Array, cond: Mapping[str, Any]) -> None:
-        super()._check(x, noise, cond)
+    def _check(self, x: Array, noise: Array, cond: Mapping[str, Any] | None) -> Mapping[str, Any]:
+        cond = super()._check(x, noise, cond)
         if self.skips and self.learned_variance:
             raise ValueError("with skips, which add up to the output, there can be no learned variance")
         if self.skips and self.groups is not None:
@@ -108,3 +108,4 @@ class ScoreUNet(UNet):
         narrow = [self.widths[i] for level in self.attention for i in (max(level - 1, 0), level) if self.widths[i] < 64]
         if self.skips and narrow:
             raise ValueError(f"levels with attention, and the next finer ones, must be 64 wide at least, got {narrow}")
+        return cond

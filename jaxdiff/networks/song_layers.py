@@ -14,12 +14,12 @@ from jaxdiff.networks.layers import Conv, Dense, Dropout
 
 
 def resample(x: Array, taps: tuple[float, ...], way: str | None) -> Array:
-    """Doubles or halves every spatial axis with a filter.
+    """Double or halve every spatial axis with a filter.
 
     Args:
         x: [B, *spatial, C], the axes even where they are halved.
-        taps: of the filter along an axis, an even number; (1, 1) averages pairs, and repeats values. Their sum is
-            normalized.
+        taps: of the filter along an axis, an even number of them; (1, 1) averages pairs and repeats values. Their sum
+            is normalized.
         way: "up", "down", or None for x itself.
 
     Returns:
@@ -35,7 +35,7 @@ def resample(x: Array, taps: tuple[float, ...], way: str | None) -> Array:
 
 
 def halve(x: Array, taps: tuple[float, ...], axis: int) -> Array:
-    """Filters an axis at every other position, without padding."""
+    """Filter an axis at every other position, without padding."""
     span = x.shape[axis] - len(taps) + 1
     parts = [jax.lax.slice_in_dim(x, k, k + span, 2, axis) * (tap / sum(taps)) for k, tap in enumerate(taps)]
     return sum(parts[1:], parts[0])
@@ -62,11 +62,11 @@ def _padded(x: Array, axis: int, pad: int) -> Array:
 
 
 def one_hot(label: Array, classes: int, dtype) -> Array:
-    """Indicators of the classes, zeros for the null class `classes`, NaN for what is no class.
+    """Return indicators of the classes: zeros for the null class `classes`, NaN for invalid labels.
 
     Args:
         label: int[B].
-        classes: their number.
+        classes: number of classes.
         dtype: of the result.
 
     Returns:
@@ -77,13 +77,13 @@ def one_hot(label: Array, classes: int, dtype) -> Array:
 
 
 def split_qkv(x: Array, heads: int) -> tuple[Array, Array, Array]:
-    """Parts [B, *spatial, 3 C] into q, k, v [B, N, H, C / H]; they alternate innermost, within heads."""
+    """Split [B, *spatial, 3 C] into q, k, v [B, N, H, C / H], which alternate within a head."""
     x = x.reshape(x.shape[0], -1, heads, x.shape[-1] // (3 * heads), 3)
     return x[..., 0], x[..., 1], x[..., 2]
 
 
 def check_taps(taps: Sequence[float]) -> None:
-    """Refuses a filter that would shift what it halves or doubles.
+    """Refuse a filter that would shift its input.
 
     Raises:
         ValueError: the number of taps is odd.
@@ -93,12 +93,12 @@ def check_taps(taps: Sequence[float]) -> None:
 
 
 def check_attention(sizes: Sequence[int], widths: Sequence[int], attention: Sequence[int], head_dim: int = 1) -> None:
-    """Refuses attention at a size that is none of the levels', and heads that the channels don't make up.
+    """Refuse attention at sizes that no level has, and heads that do not divide the channels.
 
     Args:
-        sizes: at which the levels work.
-        widths: their channels.
-        attention: sizes with attention, which the last level has anyway.
+        sizes: of the levels.
+        widths: channels of the levels.
+        attention: sizes with attention; the last level always has it.
         head_dim: channels per head.
 
     Raises:
@@ -148,7 +148,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, emb: Array) -> Array:
-        """Maps x[B, *spatial, C] to [B, *spatial', features]; emb[B, E] has been through its SiLU already."""
+        """Map x[B, *spatial, C] to [B, *spatial', features]; emb[B, E] is the embedding after its SiLU."""
         last, attention = map(scaled, self.gains)
         h = nn.silu(norm("norm0", x, self.eps)(x))
         h = self._conv("conv0")(resample(h, self.taps, self.way))
@@ -192,7 +192,7 @@ class Frequencies(nn.Module):
 
     @nn.compact
     def __call__(self, noise: Array, dim: int) -> Array:
-        """Embeds noise[B] in [B, dim], dim even."""
+        """Embed noise[B] in [B, dim], dim even."""
         freqs = self.param("freqs", nn.initializers.normal(self.scale), (dim // 2,))
         freqs = jax.lax.stop_gradient(freqs).astype(noise.dtype)
         angle = noise[:, None] * (2 * jnp.pi * freqs)[None]

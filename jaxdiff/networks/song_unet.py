@@ -1,17 +1,18 @@
 """The U-Nets of EDM (Karras et al. 2022, arXiv:2206.00364, app. F.3): DDPM++ and NCSN++ (Song et al. 2021), and ADM.
 
-A submodule's name is its key in the original checkpoints, which name a block by the size at which it works,
-`enc.32x32_block0`: so the networks know the size of their images, although they run on others.
+A submodule's name is its key in the original checkpoints, which name a block by the size at which it works, e.g.
+`enc.32x32_block0`: so the networks have a resolution, although they run on images of other sizes, too.
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff.networks import layers
-from jaxdiff.networks.apply import check_cond
+from jaxdiff.networks import stages
+from jaxdiff.networks.apply import split_output
 from jaxdiff.networks.embed import Sinusoidal
 from jaxdiff.networks.initializers import kernel_init, table_init, zeros_init
 from jaxdiff.networks.layers import Conv, Dense, wide
@@ -19,7 +20,6 @@ from jaxdiff.networks.remat import Remat, rematted
 from jaxdiff.networks.song_layers import (
     Block,
     Frequencies,
-    check_attention,
     check_taps,
     halve,
     norm,
@@ -27,10 +27,11 @@ from jaxdiff.networks.song_layers import (
     resample,
     scaled,
 )
+from jaxdiff.networks.stages import Stage
 
 
 class _UNet(nn.Module):
-    """What the three share; see `SongUNet` for the attributes."""
+    """What DDPM++, NCSN++ and ADM have in common; see `SongUNet` for the attributes."""
 
     resolution: int = 32
     base: int = 128
@@ -49,13 +50,13 @@ class _UNet(nn.Module):
     def __call__(
         self, x: Array, noise: Array, cond: Mapping[str, Array] | None = None, *, train: bool = False
     ) -> Array | tuple[Array, Array]:
-        """Evaluates F(x, noise, cond).
+        """Evaluate F(x, noise, cond).
 
         Args:
             x: [B, *spatial, C], one to three spatial axes, each a multiple of 2^(levels - 1).
             noise: float[B], the network's view of the noise level; EDM's is log(sigma) / 4.
-            cond: what is configured out of "label" int[B] (num_classes is the null class) and "augment"
-                [B, augment_dim], how the images were augmented (Karras et al. 2022, app. F.2), which may be left out.
+            cond: those that are configured of "label" int[B] (num_classes is the null class) and the optional
+                "augment" [B, augment_dim], the images' augmentation (Karras et al. 2022, app. F.2).
             train: dropout on; takes the random key "dropout".
 
         Returns:
@@ -65,48 +66,34 @@ class _UNet(nn.Module):
             ValueError: for a missing, unknown or misshapen condition, a size that can't be halved often enough, or
                 an unknown option.
         """
-        cond = {} if cond is None else cond
-        self._check(x, noise, cond)
+        cond = self._check(x, noise, cond)
         emb = self._embed(noise.astype(wide(self.dtype)), cond)
-        dims, bottom = x.ndim - 2, len(self.widths) - 1
 
-        def block(h: Array, name: str, width: int, **options) -> Array:
-            build = rematted(Block, self.remat)
-            rate = self.dropout if train else 0.0
-            return build(width, dropout=rate, dtype=self.dtype, name=name, **self._style(width, **options))(h, emb)
+        def block(h: Array, stage: Stage, *, attend: bool) -> Array:
+            width, build = stage.width or h.shape[-1], rematted(Block, self.remat)
+            options = {"dropout": self.dropout if train else 0.0} | self._block_options(width, stage.way, attend)
+            return build(width, dtype=self.dtype, name=stage.name, **options)(h, emb)
 
         h = aux = x.astype(self.dtype)
         skips: list[Array] = []
-        for level, width in enumerate(self.widths):
-            size = self.resolution >> level
-            at = "enc." + "x".join([str(size)] * dims)
-            if level == 0:
-                h = self._conv(self._stem(), f"{at}_conv")(h)
-            else:
-                h = block(h, f"{at}_down", h.shape[-1], way="down")
-                h, aux = self._beside(h, aux, at)
+        for stage in stages.encoder(self, x.ndim - 2):
+            h = block(h, stage, attend=stage.attend) if skips else self._conv(self._stem(), stage.name)(h)
+            if stage.way == "down":
+                h, aux = self._join_input(h, aux, stage.at)
             skips.append(h)
-            for i in range(self.blocks):
-                h = block(h, f"{at}_block{i}", width, attend=size in self.attention)
-                skips.append(h)
 
         out: Array | None = None
-        for level, width in reversed(list(enumerate(self.widths))):
-            size = self.resolution >> level
-            at = "dec." + "x".join([str(size)] * dims)
-            if level == bottom:
-                h = block(h, f"{at}_in0", width, attend=True)
-                h = block(h, f"{at}_in1", width)
-            else:
-                h = block(h, f"{at}_up", h.shape[-1], way="up")
-            for i in range(self.blocks + 1):
-                h = jnp.concatenate([h, skips.pop()], axis=-1)
-                h = block(h, f"{at}_block{i}", width, attend=size in self.attention and self._attends(i))
-            channels = x.shape[-1] if self.out_channels is None else self.out_channels
-            out = self._emit(h, out, at, level=level, channels=channels)
-        return self._answer(jnp.asarray(out, wide(self.dtype)))
+        channels = x.shape[-1] if self.out_channels is None else self.out_channels
+        for stage in stages.decoder(self, x.ndim - 2):
+            attend = stage.attend
+            if stage.block is not None:
+                h, attend = jnp.concatenate([h, skips.pop()], axis=-1), attend and self._attends(stage.block)
+            h = block(h, stage, attend=attend)
+            if stage.block == self.blocks:
+                out = self._aux_output(h, out, stage, channels)
+        return self._output(jnp.asarray(out, wide(self.dtype)))
 
-    def _style(self, width: int, *, way: str | None = None, attend: bool = False) -> dict:
+    def _block_options(self, width: int, way: str | None, attend: bool) -> dict[str, Any]:
         """Options of a block."""
         raise NotImplementedError
 
@@ -125,16 +112,16 @@ class _UNet(nn.Module):
     def _embed(self, noise: Array, cond: Mapping[str, Array]) -> Array:
         raise NotImplementedError
 
-    def _beside(self, h: Array, aux: Array, at: str) -> tuple[Array, Array]:
-        """Joins the shrunk image to the encoder."""
+    def _join_input(self, h: Array, aux: Array, at: str) -> tuple[Array, Array]:
+        """Join the shrunk image to the encoder."""
         del at
         return h, aux
 
-    def _emit(self, h: Array, out: Array | None, at: str, *, level: int, channels: int) -> Array | None:
-        """The image after a level on the way up."""
+    def _aux_output(self, h: Array, out: Array | None, stage: Stage, channels: int) -> Array | None:
+        """The image after a level of the decoder, given that of the level before."""
         raise NotImplementedError
 
-    def _answer(self, out: Array) -> Array | tuple[Array, Array]:
+    def _output(self, out: Array) -> Array | tuple[Array, Array]:
         return out
 
     def _conv(self, features: int, name: str, **options) -> Conv:
@@ -157,18 +144,8 @@ class _UNet(nn.Module):
             cond.get("augment", none).astype(emb.dtype)
         )
 
-    def _check(self, x: Array, noise: Array, cond: Mapping[str, Array]) -> None:
-        sizes = [self.resolution >> level for level in range(len(self.widths))]
-        check_attention(sizes, self.widths, self.attention, self._head_dim())
-        if not 3 <= x.ndim <= 5:
-            raise ValueError(f"x must be [B, *spatial, C], one to three spatial axes, got shape {x.shape}")
-        layers.check_divisible(x.shape, 2 ** (len(self.widths) - 1))
-        shapes: dict[str, tuple[int | None, ...]] = {"noise": (x.shape[0],)}
-        if self.num_classes is not None:
-            shapes["label"] = (x.shape[0],)
-        if self.augment_dim is not None and "augment" in cond:
-            shapes["augment"] = (x.shape[0], self.augment_dim)
-        check_cond({"noise": noise, **cond}, shapes)
+    def _check(self, x: Array, noise: Array, cond: Mapping[str, Array] | None) -> Mapping[str, Array]:
+        return stages.check(self, x, noise, cond, head_dim=self._head_dim(), augment_dim=self.augment_dim)
 
 
 class SongUNet(_UNet):
@@ -200,7 +177,7 @@ class SongUNet(_UNet):
     decoder: str = "standard"
     taps: tuple[float, ...] = (1.0, 1.0)
 
-    def _style(self, width: int, *, way: str | None = None, attend: bool = False) -> dict:
+    def _block_options(self, width: int, way: str | None, attend: bool) -> dict[str, Any]:
         del width
         gains = 1e-5, 0.2**0.5
         fixed = {"adaptive": False, "project": True, "skip_scale": 0.5**0.5, "gains": gains, "eps": 1e-6}
@@ -221,12 +198,12 @@ class SongUNet(_UNet):
             emb = emb + self._dense(dim, "map_label")(label)
         return nn.silu(self._mapped(self._augmented(emb, cond, kernel_init)))
 
-    def _beside(self, h: Array, aux: Array, at: str) -> tuple[Array, Array]:
+    def _join_input(self, h: Array, aux: Array, at: str) -> tuple[Array, Array]:
         if self.encoder == "skip":
             aux = resample(aux, self.taps, "down")
             h = h + self._conv(h.shape[-1], f"{at}_aux_skip", size=1)(aux)
         if self.encoder == "residual":
-            # The convolution sees as far beyond the edge as the filter after it, which then pads no more.
+            # The convolution pads for the filter after it, too, which then needs no padding.
             pad = (len(self.taps) - 1) // 2
             aux = self._conv(h.shape[-1], f"{at}_aux_residual", pad=(1 + pad, 1 + pad))(aux)
             for axis in range(1, aux.ndim - 1):
@@ -234,14 +211,14 @@ class SongUNet(_UNet):
             h = aux = (h + aux) * 0.5**0.5
         return h, aux
 
-    def _emit(self, h: Array, out: Array | None, at: str, *, level: int, channels: int) -> Array | None:
-        if level > 0 and self.decoder == "standard":
+    def _aux_output(self, h: Array, out: Array | None, stage: Stage, channels: int) -> Array | None:
+        if stage.level > 0 and self.decoder == "standard":
             return None
-        h = nn.silu(norm(f"{at}_aux_norm", h, 1e-6)(h))
-        h = self._conv(channels, f"{at}_aux_conv", draw=scaled(1e-5))(h)
+        h = nn.silu(norm(f"{stage.at}_aux_norm", h, 1e-6)(h))
+        h = self._conv(channels, f"{stage.at}_aux_conv", draw=scaled(1e-5))(h)
         return h if out is None else h + resample(out, self.taps, "up")
 
-    def _check(self, x: Array, noise: Array, cond: Mapping[str, Array]) -> None:
+    def _check(self, x: Array, noise: Array, cond: Mapping[str, Array] | None) -> Mapping[str, Array]:
         known = {
             "embedding": ("positional", "fourier"),
             "encoder": ("standard", "residual", "skip"),
@@ -251,13 +228,13 @@ class SongUNet(_UNet):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         check_taps(self.taps)
-        super()._check(x, noise, cond)
+        return super()._check(x, noise, cond)
 
 
 class DhariwalUNet(_UNet):
-    """ADM (Dhariwal & Nichol 2021, arXiv:2105.05233, as in Karras et al. 2022, app. F.3).
+    """ADM (Dhariwal and Nichol 2021, arXiv:2105.05233, as in Karras et al. 2022, app. F.3).
 
-    Attributes, beside `SongUNet`'s:
+    Attributes, in addition to those of `SongUNet`:
         head_dim: channels per attention head.
         learned_variance: return (F, frac), as `UNet` does.
     """
@@ -265,7 +242,7 @@ class DhariwalUNet(_UNet):
     head_dim: int = 64
     learned_variance: bool = False
 
-    def _style(self, width: int, *, way: str | None = None, attend: bool = False) -> dict:
+    def _block_options(self, width: int, way: str | None, attend: bool) -> dict[str, Any]:
         return {"way": way, "heads": width // self.head_dim if attend else 0}
 
     def _head_dim(self) -> int:
@@ -285,15 +262,12 @@ class DhariwalUNet(_UNet):
             emb = emb + self._dense(emb.shape[-1], "map_label", bias=False, kernel_init=table_init)(label)
         return nn.silu(emb)
 
-    def _emit(self, h: Array, out: Array | None, at: str, *, level: int, channels: int) -> Array | None:
-        del out, at
-        if level > 0:
+    def _aux_output(self, h: Array, out: Array | None, stage: Stage, channels: int) -> Array | None:
+        del out
+        if stage.level > 0:
             return None
         channels *= 2 if self.learned_variance else 1
         return self._conv(channels, "out_conv", zero=True)(nn.silu(norm("out_norm", h, 1e-5)(h)))
 
-    def _answer(self, out: Array) -> Array | tuple[Array, Array]:
-        if not self.learned_variance:
-            return out
-        f, v = jnp.split(out, 2, axis=-1)
-        return f, (v + 1) / 2
+    def _output(self, out: Array) -> Array | tuple[Array, Array]:
+        return split_output(out, self.learned_variance)

@@ -19,8 +19,8 @@ HEADS = 8  # of the attention along time at the entry
 class TextVideoUNet(UNet):
     """A U-Net of videos: convolutions along time after residual blocks, attention along time after transformers.
 
-    Attributes, beside those of `UNet`, of which transformer has to be set:
-        frames: T. The parameters are of every length: `module.clone(frames=32)` takes them, too.
+    Attributes, in addition to those of `UNet`, whose transformer must be set:
+        frames: T. Parameters do not depend on it: `module.clone(frames=32)` takes the same.
         temporal_head_dim: features of a head of the attention along time.
         temporal_dropout: rate before convolutions along time while training.
     """
@@ -30,7 +30,7 @@ class TextVideoUNet(UNet):
     temporal_dropout: float = 0.1
 
     def __call__(self, x: Array, noise: Array, cond: Mapping[str, Any] | None = None, *, train: bool = False) -> Any:
-        """Evaluates F(x, noise, cond) as `UNet` does, for x[B, T, H, W, C] and conditions as in `video.per_frame`."""
+        """Evaluate F(x, noise, cond) as `UNet` does, for x[B, T, H, W, C] and the conditions of `video.per_frame`."""
         check_frames(x, self.frames)
         return unfold(super().__call__(*fold(x, noise, cond), train=train), x)
 

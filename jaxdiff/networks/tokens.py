@@ -1,6 +1,9 @@
-"""Parts that transformers over [B, N, D] tokens share: norms, modulation, projections, positions, stacked layers."""
+"""Layers of transformers over tokens [B, N, D]: norms, modulation, projections, positions, stacked layers."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -8,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxdiff.networks.attention import split_heads
 from jaxdiff.networks.initializers import kernel_init, zeros_init
-from jaxdiff.networks.layers import Dense, depth_to_space, space_to_depth, wide
+from jaxdiff.networks.layers import Dense, depth_to_space, per_channel, space_to_depth, wide
 from jaxdiff.networks.remat import Remat, rematted
 from jaxdiff.sharding import BATCH_AXES, constrain
 
@@ -17,7 +21,7 @@ Rotary = tuple[Array, Array]  # cosines and sines, [N, D / 2] each
 
 
 def layer_norm(x: Array, eps: float = 1e-6) -> Array:
-    """Layer normalization without parameters (Ba et al. 2016, eq. 4), in float32 at least.
+    """Normalize the last axis, without parameters (Ba et al. 2016, eq. 4), in float32 at least.
 
     Args:
         x: [..., D].
@@ -42,16 +46,15 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Normalizes x[..., D]."""
+        """Normalize x[..., D]."""
         y = layer_norm(x, self.eps)
-        shape = (1,) * (x.ndim - 1) + x.shape[-1:]
-        scale = self.param("scale", nn.initializers.ones_init(), x.shape[-1:]).astype(y.dtype).reshape(shape)
-        bias = self.param("bias", zeros_init, x.shape[-1:]).astype(y.dtype).reshape(shape)
+        scale = per_channel(y, self.param("scale", nn.initializers.ones_init(), x.shape[-1:]).astype(y.dtype))
+        bias = per_channel(y, self.param("bias", zeros_init, x.shape[-1:]).astype(y.dtype))
         return (y * scale + bias).astype(x.dtype)
 
 
 class RMSNorm(nn.Module):
-    """Division by the root mean square, with learned scales (Zhang & Sennrich 2019, eq. 4).
+    """Division by the root mean square, with learned scales (Zhang and Sennrich 2019, eq. 4).
 
     Attributes:
         eps: added to the mean square.
@@ -61,24 +64,46 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Normalizes x[..., D]."""
+        """Normalize x[..., D]."""
         y = x.astype(wide(x.dtype))
         scale = self.param("scale", nn.initializers.ones_init(), x.shape[-1:]).astype(y.dtype)
         y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
-        return (y * scale.reshape((1,) * (x.ndim - 1) + scale.shape)).astype(x.dtype)
+        return (y * per_channel(y, scale)).astype(x.dtype)
 
 
 def dense(features: int, dtype, name: str, *, zero: bool = False, bias: bool = True) -> Dense:
-    """A linear layer, computed in dtype; zero: it starts from zero."""
+    """A linear layer, computed in dtype; zero: its initial kernel is zero."""
     return Dense(features, bias, dtype, kernel_init=zeros_init if zero else kernel_init, name=name)
 
 
-def modulations(emb: Array, count: int, dtype, name: str) -> list[Array]:
-    """Shifts, scales and gates: linear in the condition, zero at first (adaLN-Zero, Peebles & Xie 2022, sec. 3.2).
+def qkv(
+    x: Array, names: Sequence[str], *, heads: int, dtype: Any, bias: bool = True, norms: Sequence[str] = ()
+) -> list[Array]:
+    """Return queries, keys and values of tokens, by linear layers.
 
     Args:
-        emb: [B, D], through its SiLU already.
-        count: how many.
+        x: [B, N, D].
+        names: of the three layers.
+        heads: H, divides D.
+        dtype: of the computation.
+        bias: whether the layers add one.
+        norms: names of the RMS norms over the features of each head, of the queries and of the keys; () for none.
+
+    Returns:
+        [q, k, v], each [B, N, H, D / H].
+    """
+    out = [split_heads(dense(x.shape[-1], dtype, name, bias=bias)(x), heads) for name in names]
+    return [RMSNorm(name=name)(a) for name, a in zip(norms, out, strict=False)] + out[len(norms) :]
+
+
+def modulations(emb: Array, count: int, dtype, name: str) -> list[Array]:
+    """Return shifts, scales and gates, linear in the condition and zero at initialization (adaLN-Zero).
+
+    Peebles and Xie 2022 (arXiv:2212.09748), sec. 3.2.
+
+    Args:
+        emb: [B, D], after its SiLU.
+        count: number of them.
         dtype: of the computation.
         name: of the linear layer.
 
@@ -89,7 +114,7 @@ def modulations(emb: Array, count: int, dtype, name: str) -> list[Array]:
 
 
 def modulated_norm(x: Array, shift: Array, scale: Array, eps: float = 1e-6) -> Array:
-    """layer_norm(x) (1 + scale) + shift of x[B, N, D] by [B, 1, D] each, in float32 at least; returns x's type."""
+    """layer_norm(x) (1 + scale) + shift, of x[B, N, D] and [B, 1, D] each, in float32 at least; x's type."""
     y = layer_norm(x, eps)
     return (y * (1 + scale.astype(y.dtype)) + shift.astype(y.dtype)).astype(x.dtype)
 
@@ -99,7 +124,7 @@ class FeedForward(nn.Module):
 
     Attributes:
         features: of the layer between.
-        exact: GELU by the error function; False: its approximation by tanh (Hendrycks & Gimpel 2016, sec. 2).
+        exact: GELU by the error function; False: its approximation by tanh (Hendrycks and Gimpel 2016, sec. 2).
         dtype: type of the computation.
     """
 
@@ -109,19 +134,35 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Maps [..., D] to [..., D]."""
+        """Map [..., D] to [..., D]."""
         h = constrain(dense(self.features, self.dtype, "net.0.proj")(x), BATCH_AXES, "sequence", "tensor")
         h = jax.nn.gelu(h, approximate=not self.exact)
         return dense(x.shape[-1], self.dtype, "net.2")(h)
 
 
+def geglu(x: Array, dtype: Any, name: str) -> Array:
+    """Return a feed-forward layer's output whose inner layer is gated by a GELU (Shazeer 2020, eq. 5).
+
+    Args:
+        x: [..., D].
+        dtype: of the computation.
+        name: before the names of the two linear layers.
+
+    Returns:
+        [..., D].
+    """
+    h = dense(8 * x.shape[-1], dtype, f"{name}.net.0.proj")(x)
+    h, gate = jnp.split(h, 2, axis=-1)
+    return dense(x.shape[-1], dtype, f"{name}.net.2")(h * jax.nn.gelu(gate, approximate=False))
+
+
 def sines(positions: np.ndarray, dim: int, period: float = 10_000.0) -> tuple[np.ndarray, np.ndarray]:
-    """Sines and cosines of positions times period^(-2i / dim) (Vaswani et al. 2017, sec. 3.5).
+    """Return sines and cosines of positions times period^(-2i / dim) (Vaswani et al. 2017, sec. 3.5).
 
     Args:
         positions: [N].
         dim: even.
-        period: inverse of the frequency that the lowest one tends to.
+        period: inverse of the limit of the lowest frequency.
 
     Returns:
         (sin, cos), float64[N, dim / 2].
@@ -133,11 +174,13 @@ def sines(positions: np.ndarray, dim: int, period: float = 10_000.0) -> tuple[np
 
 
 def grid_table(rows: np.ndarray, columns: np.ndarray, dim: int) -> Array:
-    """Positions in the plane as sines and cosines, first the column's, then the row's (Dosovitskiy et al. 2021, D.4).
+    """Return sines and cosines of positions in the plane, first the column's, then the row's.
+
+    Dosovitskiy et al. 2021 (arXiv:2010.11929), app. D.4.
 
     Args:
-        rows: [H], the rows' places.
-        columns: [W], the columns' places.
+        rows: [H], positions of the rows.
+        columns: [W], positions of the columns.
         dim: features, a multiple of 4.
 
     Returns:
@@ -151,12 +194,12 @@ def grid_table(rows: np.ndarray, columns: np.ndarray, dim: int) -> Array:
 
 
 def rotary(sizes: tuple[int, ...], dims: tuple[int, ...], period: float = 10_000.0) -> Rotary:
-    """Angles of rotary position embedding (Su et al. 2021, eq. 15), each axis of a grid in features of its own.
+    """Return the angles of rotary position embedding, with features of its own for each axis (Su et al. 2021, eq. 15).
 
     Args:
         sizes: of the grid's axes; positions count from 0.
-        dims: the features of a head that turn with each axis, even.
-        period: inverse of the frequency that the lowest one tends to.
+        dims: features of a head for each axis, even.
+        period: inverse of the limit of the lowest frequency.
 
     Returns:
         The cosines and sines, [prod(sizes), sum(dims) / 2] each, the last axis of the grid running fastest.
@@ -175,11 +218,11 @@ def rotary(sizes: tuple[int, ...], dims: tuple[int, ...], period: float = 10_000
 
 
 def rotate(x: Array, by: Rotary) -> Array:
-    """Turns neighbouring pairs of features by their position's angles.
+    """Rotate neighbouring pairs of features by their position's angles.
 
     Args:
         x: [B, N, H, D], queries or keys.
-        by: what `rotary` gives for the N positions.
+        by: `rotary` of the N positions.
 
     Returns:
         Like x.
@@ -192,30 +235,30 @@ def rotate(x: Array, by: Rotary) -> Array:
 
 
 def pack(x: Array, patch: int) -> Array:
-    """Folds blocks into channels like `space_to_depth`, but channel first, then position."""
+    """Fold blocks into channels as `space_to_depth` does, but channel first, then position."""
     y = space_to_depth(x, patch)
     return y.reshape(*y.shape[:-1], -1, x.shape[-1]).swapaxes(-1, -2).reshape(y.shape)
 
 
 def unpack(x: Array, patch: int) -> Array:
-    """The inverse of `pack`."""
+    """Invert `pack`."""
     y = x.reshape(*x.shape[:-1], -1, patch ** (x.ndim - 2)).swapaxes(-1, -2)
     return depth_to_space(y.reshape(x.shape), patch)
 
 
 def stacked(block: type[nn.Module], layers: int, *, remat: Remat = "dots", unroll: int = 1) -> type[nn.Module]:
-    """Equal blocks as one scanned block, so that compile time does not grow with their number.
+    """Return equal blocks as one scanned module, so that compile time does not grow with their number.
 
     Args:
         block: a module called as block(carry, *shared) -> (carry, out).
-        layers: how many.
-        remat: what of each block the backward pass computes again: "none", "dots" (all but products) or "full". What a
-            loop keeps goes through memory, so that elementwise work is done again sooner than it is read.
+        layers: number of blocks.
+        remat: what of each block the backward pass computes again: "none", "dots" (all but products) or "full". A loop
+            keeps values in memory, so that recomputing elementwise operations is faster than reading them.
         unroll: blocks per turn of the loop.
 
     Returns:
         A module of the same fields and arguments, its parameters stacked along axis 0; give it a name that ends in
-        `.*`. It returns the last carry, and what the blocks put out, stacked.
+        `.*`. It returns the last carry and the stacked outputs of the blocks.
     """
     return nn.scan(
         rematted(block, remat, in_loop=True),
@@ -228,7 +271,7 @@ def stacked(block: type[nn.Module], layers: int, *, remat: Remat = "dots", unrol
 
 
 def check_patches(x: Array, patch: int) -> None:
-    """Refuses what is not an image that patches tile.
+    """Refuse images that patches do not tile.
 
     Raises:
         ValueError: x is not [B, H, W, C] with H and W multiples of patch.

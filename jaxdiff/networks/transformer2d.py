@@ -1,4 +1,4 @@
-"""Transformers over the positions of [B, *spatial, C] data, which see a condition's tokens (Rombach et al. 2022).
+"""Transformers over the positions of [B, *spatial, C] data, with cross-attention to tokens (Rombach et al. 2022).
 
 Parameters are named like those of diffusers' Transformer2DModel; see `interop.keys` for the rule.
 """
@@ -9,14 +9,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff.networks.attention import attend, split_heads
+from jaxdiff.networks.attention import attend, split_heads, visible
 from jaxdiff.networks.layers import Conv, GroupNorm
 from jaxdiff.networks.remat import Remat
-from jaxdiff.networks.tokens import LayerNorm, dense, stacked
+from jaxdiff.networks.tokens import LayerNorm, dense, geglu, stacked
 from jaxdiff.sharding import constrain_tokens
 
 Depth = int | tuple[int, ...]
@@ -31,7 +30,7 @@ class Transformers:
             the last level.
         heads: of the attention, by level, likewise.
         linear: linear layers before and after the blocks; False: convolutions of size 1, the same functions.
-        cross_only: levels, the bottom aside, where the blocks' first attention sees the tokens, too.
+        cross_only: levels, other than the bottom, where the blocks' first attention is to the tokens, too.
         up_depth: depth on the way up, by level, too; None: as on the way down.
     """
 
@@ -42,19 +41,20 @@ class Transformers:
     up_depth: tuple[Depth, ...] | None = None
 
     def blocks(self, level: int, index: int, *, up: bool = False) -> int:
-        """Blocks of the transformer behind a level's residual block of this index."""
+        """The number of blocks of the transformer that follows a level's residual block of this index."""
         depth = (self.depth if self.up_depth is None or not up else self.up_depth)[level]
         return depth if isinstance(depth, int) else depth[index]
 
     def check(self, count: int, levels: Iterable[int]) -> None:
-        """Refuses what does not fit a U-Net.
+        """Check the fields against a U-Net.
 
         Args:
-            count: of the U-Net's levels.
-            levels: those with transformers.
+            count: number of the U-Net's levels.
+            levels: the levels with transformers.
 
         Raises:
-            ValueError: depth or heads are not as many as the levels, or are less than 1 where there are transformers.
+            ValueError: the number of depths or heads is not that of the levels, or one is below 1 at a level with
+                transformers.
         """
         told = self.depth, self.up_depth or self.depth, self.heads
         fits = all(len(one) == count for one in told)
@@ -71,7 +71,7 @@ class Block(nn.Module):
 
     Attributes:
         heads: of both attentions; divides the width.
-        cross_only: the first attention sees the tokens, too.
+        cross_only: the first attention is to the tokens, too.
         identity: self-attention's map is the identity; see `attention.Attention`.
         dtype: type of the computation.
     """
@@ -83,7 +83,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, tokens: Array | None, mask: Array | None) -> tuple[Array, None]:
-        """Maps x[B, N, C], which sees tokens[B, L, D] where mask[B, L] is True, or itself again, to the same."""
+        """Map x[B, N, C] to the same shape, with attention to tokens[B, L, D] where mask[B, L] is True, or to x."""
         x = constrain_tokens(x)
         h = LayerNorm(name="norm1")(x)
         if self.cross_only and tokens is not None:
@@ -93,10 +93,7 @@ class Block(nn.Module):
         h = LayerNorm(name="norm2")(x)
         x = x + self._attend(h, h if tokens is None else tokens, mask, "attn2")
 
-        h = dense(8 * x.shape[-1], self.dtype, "ff.net.0.proj")(LayerNorm(name="norm3")(x))
-        h, gate = jnp.split(h, 2, axis=-1)
-        h = h * jax.nn.gelu(gate, approximate=False)  # GEGLU, Shazeer 2020, eq. 5
-        return x + dense(x.shape[-1], self.dtype, "ff.net.2")(h), None
+        return x + geglu(LayerNorm(name="norm3")(x), self.dtype, "ff"), None
 
     def _attend(self, x: Array, source: Array, mask: Array | None, name: str, *, identity: bool = False) -> Array:
         def project(a: Array, to: str) -> Array:
@@ -135,12 +132,12 @@ class Transformer2D(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, tokens: Array | None, mask: Array | None = None) -> Array:
-        """Lets every position see every other and the tokens.
+        """Attend from every position to all positions and to the tokens.
 
         Args:
             x: [B, *spatial, C].
-            tokens: [B, L, D]; None: the positions see each other in their place.
-            mask: bool[B, L], True for the tokens that may be seen.
+            tokens: [B, L, D]; None: the positions take their place.
+            mask: bool[B, L], True for visible tokens.
 
         Returns:
             Like x.
@@ -153,8 +150,7 @@ class Transformer2D(nn.Module):
             raise ValueError(f"heads must divide the channels, got {self.heads} heads for {channels} channels")
         tokens = None if tokens is None else tokens.astype(self.dtype)
         if tokens is not None and mask is not None:
-            # A weight of zero times a hidden NaN or infinity would still be NaN.
-            tokens = jnp.where(mask[..., None], tokens, jnp.zeros_like(tokens))
+            tokens = visible(tokens, mask)
         h = GroupNorm(self.groups, 1e-6, name="norm")(x)
         h = self._project(h, "proj_in").reshape(x.shape[0], -1, channels)
         block = stacked(Block, self.depth, remat=self.remat)(

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.networks import layers
-from jaxdiff.networks.apply import check_cond
+from jaxdiff.networks.apply import Shape, check_cond, check_spatial, cond_shapes, split_output
 from jaxdiff.networks.attention import Attention
 from jaxdiff.networks.embed import ClassEmbedding, EmbeddingMLP, Fourier, Sinusoidal
 from jaxdiff.networks.layers import Conv, Downsample, GroupNorm, Upsample, activation, wide
@@ -27,9 +27,9 @@ from jaxdiff.networks.transformer2d import Transformer2D, Transformers
 
 
 class UNet(nn.Module):
-    """U-Net of residual blocks and attention (Ho et al. 2020, app. B; Dhariwal & Nichol 2021, sec. 3).
+    """U-Net of residual blocks and attention (Ho et al. 2020, app. B; Dhariwal and Nichol 2021, sec. 3).
 
-    What is configured as a condition has to be given, and nothing else may be: see `__call__`.
+    Every condition that is configured must be given, and no other: see `__call__`.
 
     Attributes:
         widths: channels by level; level i works at 1 / (patch 2^i) of the input's size.
@@ -42,8 +42,8 @@ class UNet(nn.Module):
         heads: attention heads at every level, in place of head_dim; None: off.
         base: the noise's features; None: the first of widths.
         emb_dim: width of the embedding; None: 4 times the noise's features.
-        transformer: what stands in place of attention (and of head_dim): transformers that see the tokens, or, without
-            token_dim, the positions once more.
+        transformer: transformers in place of attention (and of head_dim), with cross-attention to the tokens or,
+            without token_dim, to the positions.
         identity_attention: stages ("down_blocks.1", "mid_block", "up_blocks.0") whose self-attention map is the
             identity, for perturbed-attention guidance: `module.clone(identity_attention=("mid_block",))` is the
             perturbed network, with the same parameters.
@@ -55,20 +55,20 @@ class UNet(nn.Module):
         groups: groups of the norms; divides all widths. None: see `resblock.ResBlock`.
         eps: epsilon of the norms.
         act: the activation; see `layers.activation`.
-        divide: what the sums of the levels' residual blocks are divided by; the bottom's are by mid_divide.
-        mid_divide: see divide.
+        divide: divisor of the sums in the residual blocks of the levels.
+        mid_divide: divisor of those at the bottom.
         time: embedding of the noise level: `Sinusoidal` or `Fourier`.
         num_classes: classes of cond["label"]; None: off.
-        numeric_label: cond["label"] is float[B], say the noise level of a picture beside x, and embedded as x's is.
+        numeric_label: cond["label"] is float[B], e.g. the noise level of a second image, with an embedding like noise.
         token_dim: D of cond["tokens"]; every self-attention is then followed by a cross-attention. None: off.
         token_width: D of the tokens behind a linear layer of their own; None: there is no such layer.
-        vector_dim: D of cond["vector"], which joins the noise embedding; None: off.
-        vector_map: how it joins: through "two" linear layers, "one", or as it is, "none".
-        vector_concat: it stands beside the embedding, in place of being added.
-        guidance_dim: features of cond["guidance"], which joins the noise's features; None: off.
+        vector_dim: D of cond["vector"], which is added to the noise embedding; None: off.
+        vector_map: number of linear layers before that, "two", "one" or "none".
+        vector_concat: it is concatenated to the embedding, not added.
+        guidance_dim: features of cond["guidance"], which are added to those of the noise; None: off.
         concat_channels: C' of cond["concat"]; None: off.
         out_channels: channels of the output; None: as many as x has.
-        learned_variance: return (F, frac); frac is v of Nichol & Dhariwal 2021, eq. 15, the place of the log
+        learned_variance: return (F, frac); frac is v of Nichol and Dhariwal 2021, eq. 15, the place of the log
             variance between its bounds, mapped from the network's [-1, 1] to [0, 1] but not clipped.
         patch: edge of the blocks that are folded into channels at the entry and unfolded at the end.
         remat: what of each block the backward pass computes again: "none", "dots" (all but products) or "full".
@@ -117,17 +117,17 @@ class UNet(nn.Module):
     def __call__(
         self, x: Array, noise: Array, cond: Mapping[str, Any] | None = None, *, train: bool = False
     ) -> Array | tuple[Array, Array]:
-        """Evaluates F(x, noise, cond).
+        """Evaluate F(x, noise, cond).
 
         Args:
             x: [B, *spatial, C], one to three spatial axes, each a multiple of patch * 2^(levels - 1); with
                 resample "conv" of patch alone: the way up goes to the sizes of the way down.
             noise: float[B], the network's view of the noise level.
-            cond: what is configured out of "label" int[B] (num_classes is the null class), "tokens" [B, L, D]
+            cond: those that are configured of "label" int[B] (num_classes is the null class), "tokens" [B, L, D]
                 with an optional "mask" bool[B, L] (True: visible), "vector" [B, D], "guidance" float[B], the
-                scale of the classifier-free guidance that the network imitates, "concat" [B, *spatial, C'].
-                "residuals", always optional, are added to the skips, from the input on, and to the bottom: as
-                many arrays, of the same shapes or with spatial sizes of 1; see `controlnet.controlled`.
+                scale of the guidance that was distilled into the network, "concat" [B, *spatial, C']. The optional
+                "residuals" are added to the skips, from the input on, and to the bottom: as many arrays, of the
+                same shapes or with spatial sizes of 1; see `controlnet.controlled`.
             train: dropout on; takes the random key "dropout".
 
         Returns:
@@ -137,8 +137,7 @@ class UNet(nn.Module):
             ValueError: for a missing, unknown or misshapen condition, a size that can't be halved often
                 enough, or an unknown option.
         """
-        cond = {} if cond is None else cond
-        self._check(x, noise, cond)
+        cond = self._check(x, noise, cond)
         h, skips, seen = self._encode(x, noise, cond, train)
         if "residuals" in cond:
             *skips, h = _added([*skips, h], cond["residuals"])
@@ -147,7 +146,7 @@ class UNet(nn.Module):
     def _encode(
         self, x: Array, noise: Array, cond: Mapping[str, Any], train: bool, *, hint: Array | None = None
     ) -> tuple[Array, list[Array], "_Seen"]:
-        """The way down to the bottom, and what the way up will see of it; a hint joins what enters."""
+        """The bottom, the skips, and the inputs of all blocks; a hint is added to the first convolution's output."""
         seen = self._seen(noise, cond, train)
         h = self._enter(x, cond)
         if hint is not None:
@@ -175,7 +174,7 @@ class UNet(nn.Module):
         return _Seen(emb, self._tokens(cond), cond.get("mask"), train)
 
     def _tokens(self, cond: Mapping[str, Any]) -> Array | None:
-        """The tokens that attention sees."""
+        """The tokens that attention is to."""
         if self.token_width is None:
             return cond.get("tokens")
         return dense(self.token_width, self.dtype, "encoder_hid_proj")(cond["tokens"])
@@ -192,7 +191,7 @@ class UNet(nn.Module):
         return h
 
     def _decode(self, h: Array, skips: list[Array], seen: "_Seen", channels: int) -> Array | tuple[Array, Array]:
-        """The way up, which takes the skips from their end."""
+        """The output, given the bottom and the skips, of which the last comes first."""
         for level in reversed(range(len(self.widths))):
             name = f"up_blocks.{len(self.widths) - 1 - level}"
             for i in range(self.blocks_at(level) + 1):
@@ -314,11 +313,7 @@ class UNet(nn.Module):
         features = channels * (2 if self.learned_variance else 1) * self.patch ** (h.ndim - 2)
         h = activation(self.act)(GroupNorm(self._groups(0), self.eps, name="conv_norm_out")(h))
         h = self._conv(features, "conv_out", zero=True)(h).astype(wide(self.dtype))
-        h = layers.depth_to_space(h, self.patch)
-        if not self.learned_variance:
-            return h
-        f, v = jnp.split(h, 2, axis=-1)
-        return f, (v + 1) / 2
+        return split_output(layers.depth_to_space(h, self.patch), self.learned_variance)
 
     def _attending(self) -> list[str]:
         """The stages with self-attention, from the input to the output."""
@@ -326,7 +321,7 @@ class UNet(nn.Module):
         mid = ["mid_block"] if self.mid_attention and self.mid_blocks > 1 else []
         return [*(f"down_blocks.{i}" for i in levels), *mid, *(f"up_blocks.{bottom - i}" for i in reversed(levels))]
 
-    def _check(self, x: Array, noise: Array, cond: Mapping[str, Any]) -> None:
+    def _check(self, x: Array, noise: Array, cond: Mapping[str, Any] | None) -> Mapping[str, Any]:
         if not isinstance(self.blocks, int) and len(self.blocks) != len(self.widths):
             raise ValueError(f"blocks must be one number or {len(self.widths)}, one for each level, got {self.blocks}")
         if self.vector_map not in ("two", "one", "none"):
@@ -350,11 +345,12 @@ class UNet(nn.Module):
                 raise ValueError("transformers have their own number of heads: head_dim must be None")
             bottom = {len(self.widths) - 1} if "mid_block" in attending else set()
             self.transformer.check(len(self.widths), {*self.attention} | bottom)
-        if not 3 <= x.ndim <= 5:
-            raise ValueError(f"x must be [B, *spatial, C], one to three spatial axes, got shape {x.shape}")
+        check_spatial(x)
         self._check_size(x.shape)
-        cond = {name: value for name, value in cond.items() if name != "residuals"}
-        check_cond({"noise": noise, **cond}, {"noise": x.shape[:1], **self._shapes(x, cond)})
+        cond = {} if cond is None else cond
+        known = {name: value for name, value in cond.items() if name != "residuals"}
+        check_cond(x, noise, known, self._shapes(x, known))
+        return cond
 
     def _check_size(self, shape: tuple[int, ...]) -> None:
         halvings = len(self.widths) - 1
@@ -363,23 +359,19 @@ class UNet(nn.Module):
         if self.resample == "conv" and min(shape[1:-1]) < self.patch * least:
             raise ValueError(f"every spatial size must be at least {self.patch * least}, got shape {shape}")
 
-    def _shapes(self, x: Array, cond: Mapping[str, Any]) -> dict[str, tuple[int | None, ...]]:
-        """What cond has to hold."""
-        batch = x.shape[0]
-        shapes: dict[str, tuple[int | None, ...]] = {}
-        if self.num_classes is not None or self.numeric_label:
-            shapes["label"] = (batch,)
-        if self.token_dim is not None:
-            shapes["tokens"] = (batch, None, self.token_dim)
-            if "mask" in cond:
-                shapes["mask"] = (batch, cond["tokens"].shape[1] if "tokens" in cond else None)
-        if self.vector_dim is not None:
-            shapes["vector"] = (batch, self.vector_dim)
-        if self.guidance_dim is not None:
-            shapes["guidance"] = (batch,)
-        if self.concat_channels is not None:
-            shapes["concat"] = (*x.shape[:-1], self.concat_channels)
-        return shapes
+    def _shapes(self, x: Array, cond: Mapping[str, Any]) -> dict[str, Shape]:
+        """Shapes of the conditions."""
+        shapes = cond_shapes(
+            x,
+            cond,
+            num_classes=self.num_classes,
+            context_dim=self.token_dim,
+            mask=True,
+            pooled_dim=self.vector_dim,
+            guidance=self.guidance_dim is not None,
+            concat_channels=self.concat_channels,
+        )
+        return shapes | ({"label": x.shape[:1]} if self.numeric_label else {})
 
 
 def _added(values: Sequence[Array], residuals: Sequence[Array]) -> list[Array]:
@@ -392,7 +384,7 @@ def _added(values: Sequence[Array], residuals: Sequence[Array]) -> list[Array]:
 
 
 class _Seen(NamedTuple):
-    """What every block of one call sees."""
+    """Inputs of all blocks of a call."""
 
     emb: Array
     tokens: Array | None

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff.networks.apply import check_cond
-from jaxdiff.networks.attention import attend, split_heads
+from jaxdiff.networks.apply import check_cond, cond_shapes
+from jaxdiff.networks.attention import attend, split_heads, visible
 from jaxdiff.networks.embed import ClassEmbedding, Sinusoidal
 from jaxdiff.networks.initializers import table_init
 from jaxdiff.networks.layers import Conv, depth_to_space, wide
@@ -38,7 +38,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, mask: Array | None, skip: Array | None = None) -> tuple[Array, Array]:
-        """Maps tokens x[B, N, D], of which bool[B, N] may be seen, with skip[B, N, D], to the same, twice."""
+        """Map tokens x[B, N, D], visible where mask[B, N] is True, and skip[B, N, D] to the same shape, twice."""
         x, width = constrain_tokens(x), x.shape[-1]
         if skip is not None:
             x = dense(width, self.dtype, "skip_linear")(jnp.concatenate([x, skip], axis=-1))
@@ -53,8 +53,8 @@ class Block(nn.Module):
 class UViT(nn.Module):
     """Transformer over tokens of noise level, condition and patches (Bao et al. 2022, sec. 3).
 
-    The first half of its blocks hands what it makes to the second half, last to first: a U-Net's skips. Positions are
-    learned, so a set of parameters is for one size of images and one number of context tokens.
+    Outputs of the first half of the blocks are skips of the second half, last to first, as in a U-Net. Positions are
+    learned, so that parameters are for one size of images and one number of context tokens.
 
     Attributes:
         width: of the tokens.
@@ -89,14 +89,14 @@ class UViT(nn.Module):
     def __call__(
         self, x: Array, noise: Array, cond: Mapping[str, Array] | None = None, *, train: bool = False
     ) -> Array:
-        """Evaluates F(x, noise, cond).
+        """Evaluate F(x, noise, cond).
 
         Args:
             x: [B, H, W, C], H and W multiples of patch.
             noise: float[B], the network's view of the noise level.
-            cond: what is configured out of "label" int[B] (num_classes is the null class) and "tokens" [B, L, D']
+            cond: those that are configured of "label" int[B] (num_classes is the null class) and "tokens" [B, L, D']
                 with an optional "mask" bool[B, L] (True: visible).
-            train: without effect; there is no dropout.
+            train: no effect; there is no dropout.
 
         Returns:
             Like x.
@@ -105,8 +105,7 @@ class UViT(nn.Module):
             ValueError: for a missing, unknown or misshapen condition, a size that patches don't tile, or another
                 number of tokens than the parameters have positions for.
         """
-        cond = {} if cond is None else cond
-        self._check(x, noise, cond)
+        cond = self._check(x, noise, cond)
         patches = Conv(self.width, self.patch, self.patch, (0, 0), dtype=self.dtype, name="patch_embed.proj")(x)
         grid = patches.shape[1:-1]
         patches = patches.reshape(x.shape[0], -1, self.width)
@@ -132,8 +131,7 @@ class UViT(nn.Module):
         if self.token_dim is not None:
             context = cond["tokens"].astype(self.dtype)
             if "mask" in cond:
-                # A weight of zero times a hidden NaN or infinity would still be NaN.
-                context = jnp.where(cond["mask"][..., None], context, jnp.zeros_like(context))
+                context = visible(context, cond["mask"])
                 before = jnp.ones((patches.shape[0], 1 + (self.num_classes is not None)), bool)
                 mask = jnp.concatenate([before, cond["mask"], jnp.ones(patches.shape[:2], bool)], axis=1)
             parts.insert(1, dense(self.width, self.dtype, "context_embed")(context))
@@ -151,22 +149,15 @@ class UViT(nn.Module):
             if made != count:
                 raise ValueError(f"the parameters have positions for {made} tokens, got {count}")
 
-    def _check(self, x: Array, noise: Array, cond: Mapping[str, Array]) -> None:
+    def _check(self, x: Array, noise: Array, cond: Mapping[str, Array] | None) -> Mapping[str, Array]:
         check_patches(x, self.patch)
         if self.layers % 2 or self.width % self.heads:
             raise ValueError(
                 f"layers must be even and heads divide the width, got {self.layers} layers, {self.heads} heads and "
                 f"width {self.width}"
             )
-        batch = x.shape[0]
-        shapes: dict[str, tuple[int | None, ...]] = {"noise": (batch,)}
-        if self.num_classes is not None:
-            shapes["label"] = (batch,)
-        if self.token_dim is not None:
-            shapes["tokens"] = (batch, None, self.token_dim)
-            if "mask" in cond:
-                shapes["mask"] = (batch, cond["tokens"].shape[1] if "tokens" in cond else None)
-        check_cond({"noise": noise, **cond}, shapes)
+        shapes = cond_shapes(x, cond, num_classes=self.num_classes, context_dim=self.token_dim, mask=True)
+        return check_cond(x, noise, cond, shapes)
 
 
 def _joined(layers: int, remat: Remat, unroll: int) -> type[nn.Module]:

@@ -1,9 +1,9 @@
-"""Video, x of shape [B, T, H, W, C]: layers along time, and image networks that become video networks by them.
+"""Video, x of shape [B, T, H, W, C]: layers along time, and image networks with such layers.
 
-Space and time are factorized (Ho et al. 2022, arXiv:2204.03458, sec. 3): the image network sees frames as a batch,
-and layers between its own see each position's frames. Those start as zero, so that with an image network's
-parameters, see `inflate`, the video network starts as the image network frame by frame. Parameters are named like
-diffusers': motion modules (AnimateDiff, Guo et al. 2023, arXiv:2307.04725), temporal convolutions.
+Space and time are factorized (Ho et al. 2022, arXiv:2204.03458, sec. 3): the image network's layers take frames as a
+batch, and the layers between them work along time at each position. These start as zero, so that with an image
+network's parameters, see `inflate`, the video network equals the image network on each frame. Parameters are named
+like diffusers': motion modules (AnimateDiff, Guo et al. 2023, arXiv:2307.04725), temporal convolutions.
 """
 
 from __future__ import annotations
@@ -17,12 +17,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxdiff.networks.attention import attend, split_heads
+from jaxdiff.networks.attention import attend
 from jaxdiff.networks.dit import Block, DiT
 from jaxdiff.networks.initializers import kernel_init, zeros_init
 from jaxdiff.networks.layers import Dropout, GroupNorm, offset
 from jaxdiff.networks.remat import Remat
-from jaxdiff.networks.tokens import FeedForward, LayerNorm, dense, modulated_norm, modulations, sines, stacked
+from jaxdiff.networks.tokens import (
+    FeedForward,
+    LayerNorm,
+    dense,
+    geglu,
+    modulated_norm,
+    modulations,
+    qkv,
+    sines,
+    stacked,
+)
 from jaxdiff.networks.unet import UNet
 from jaxdiff.sharding import weight
 
@@ -31,14 +41,14 @@ FRAMED = ("concat", "residuals")
 
 
 def per_frame(apply: Callable[..., Any]) -> Callable[..., Any]:
-    """Turns an image network into one of videos that sees each frame alone.
+    """Turn an image network into one of videos that processes each frame alone.
 
     Args:
         apply: (params, x[B, H, W, C], noise[B], cond, key=...) -> like x.
 
     Returns:
         apply(params, x, noise, cond=None, *, key=None) of x[B, T, H, W, C] and noise[B]. Conditions are per video,
-        but cond["concat"] and cond["residuals"], which have the axis T, too.
+        other than cond["concat"] and cond["residuals"], which have the axis T, too.
     """
 
     def video(params, x, noise, cond=None, *, key=None):
@@ -68,14 +78,14 @@ def unfold(y: Any, x: Array) -> Any:
 
 
 def inflate(video: Mapping[str, Any], image: Mapping[str, Any]) -> dict[str, Any]:
-    """Puts an image network's parameters into a video network's.
+    """Insert an image network's parameters into those of a video network.
 
     Args:
         video: parameters of a video network.
         image: parameters of the image network that it extends.
 
     Returns:
-        Those of the image network where there are such, else the video network's.
+        The image network's parameters, and the video network's where the image network has none.
 
     Raises:
         ValueError: the video network has no place for one of the image network's.
@@ -107,7 +117,7 @@ class TemporalConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:
-        """Maps [B, T, H, W, C] to the same."""
+        """Map [B, T, H, W, C] to the same shape."""
         h = x
         for i in range(1, 5):
             h = nn.silu(GroupNorm(self.groups, name=f"conv{i}.0")(h))
@@ -160,20 +170,16 @@ class MotionBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> tuple[Array, None]:
-        """Maps frames x[B, T, D] to the same."""
+        """Map frames x[B, T, D] to the same shape."""
         width = x.shape[-1]
         positions = jnp.asarray(frame_positions(x.shape[1], width), self.dtype)[None]
         for i in (1, 2):
             h = LayerNorm(name=f"norm{i}")(x)
             h = h + positions if self.positions else h
-            q, k, v = (
-                split_heads(dense(width, self.dtype, f"attn{i}.to_{a}", bias=False)(h), self.heads) for a in "qkv"
-            )
+            names = [f"attn{i}.to_{a}" for a in "qkv"]
+            q, k, v = qkv(h, names, heads=self.heads, dtype=self.dtype, bias=False)
             x = x + dense(width, self.dtype, f"attn{i}.to_out.0")(attend(q, k, v).reshape(x.shape))
-        h = dense(8 * width, self.dtype, "ff.net.0.proj")(LayerNorm(name="norm3")(x))
-        h, gate = jnp.split(h, 2, axis=-1)
-        h = h * jax.nn.gelu(gate, approximate=False)  # GEGLU, Shazeer 2020, eq. 5
-        return x + dense(width, self.dtype, "ff.net.2")(h), None
+        return x + geglu(LayerNorm(name="norm3")(x), self.dtype, "ff"), None
 
 
 class Motion(nn.Module):
@@ -199,7 +205,7 @@ class Motion(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Maps [B, T, H, W, C] to the same.
+        """Map [B, T, H, W, C] to the same shape.
 
         Raises:
             ValueError: if heads does not divide the width.
@@ -218,10 +224,10 @@ class Motion(nn.Module):
 
 
 class VideoUNet(UNet):
-    """A U-Net of videos: `UNet`, frame by frame, with layers along time after every residual block and its attention.
+    """A U-Net of videos: `UNet` on each frame, with layers along time after every residual block and its attention.
 
-    Attributes, beside those of `UNet`:
-        frames: T. The parameters are of every length: `module.clone(frames=32)` takes them, too.
+    Attributes, in addition to those of `UNet`:
+        frames: T. Parameters do not depend on it: `module.clone(frames=32)` takes the same.
         motion_depth: blocks of each transformer along time.
         motion_heads: of their attentions.
         temporal_conv: convolutions along time before each of these transformers.
@@ -233,7 +239,7 @@ class VideoUNet(UNet):
     temporal_conv: bool = False
 
     def __call__(self, x: Array, noise: Array, cond: Mapping[str, Array] | None = None, *, train: bool = False) -> Any:
-        """Evaluates F(x, noise, cond) as `UNet` does, for x[B, T, H, W, C] and conditions as in `per_frame`."""
+        """Evaluate F(x, noise, cond) as `UNet` does, for x[B, T, H, W, C] and the conditions of `per_frame`."""
         check_frames(x, self.frames)
         return unfold(super().__call__(*fold(x, noise, cond), train=train), x)
 
@@ -263,7 +269,7 @@ class SpaceTimeBlock(Block):
     This is Latte's first variant (Ma et al. 2024, arXiv:2401.03048, sec. 3.1), with the frames' numbers entering the
     attention alone: the stream of an image network stays as it is.
 
-    Attributes, beside those of `dit.Block`:
+    Attributes, in addition to those of `dit.Block`:
         frames: T.
     """
 
@@ -271,7 +277,7 @@ class SpaceTimeBlock(Block):
 
     @nn.compact
     def __call__(self, x: Array, seen: Any) -> tuple[Array, Array | None]:
-        """Maps tokens x[B T, N, D] to the same, as `dit.Block` does."""
+        """Map tokens x[B T, N, D] to the same shape, as `dit.Block` does."""
         x, own = super().__call__(x, seen)
         emb = seen.emb if own is None else own
         block = TemporalBlock(self.heads, self.ratio, self.dtype, name="temporal")
@@ -294,7 +300,7 @@ class TemporalBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, emb: Array) -> Array:
-        """Maps tokens x[B, T, N, D], conditioned by emb[B, D], to the same."""
+        """Map tokens x[B, T, N, D], conditioned on emb[B, D], to the same shape."""
         batch, frames, _, width = x.shape
         shift, scale, gate, shift2, scale2, gate2 = modulations(
             nn.silu(emb).astype(self.dtype), 6, self.dtype, "norm1.linear"
@@ -302,7 +308,7 @@ class TemporalBlock(nn.Module):
         flat = x.reshape(batch, -1, width)
         positions = jnp.asarray(frame_positions(frames, width), self.dtype)[None, :, None]
         h = (modulated_norm(flat, shift, scale).reshape(x.shape) + positions).swapaxes(1, 2).reshape(-1, frames, width)
-        q, k, v = (split_heads(dense(width, self.dtype, f"attn1.to_{a}")(h), self.heads) for a in "qkv")
+        q, k, v = qkv(h, [f"attn1.to_{a}" for a in "qkv"], heads=self.heads, dtype=self.dtype)
         h = dense(width, self.dtype, "attn1.to_out.0")(attend(q, k, v).reshape(h.shape))
         flat = flat + gate * h.reshape(batch, -1, frames, width).swapaxes(1, 2).reshape(flat.shape)
         h = modulated_norm(flat, shift2, scale2)
@@ -313,14 +319,14 @@ class TemporalBlock(nn.Module):
 class VideoDiT(DiT):
     """A transformer of videos: `DiT`, frame by frame, with a block along time after each of its blocks.
 
-    Attributes, beside those of `DiT`:
-        frames: T. The parameters are of every length: `module.clone(frames=32)` takes them, too.
+    Attributes, in addition to those of `DiT`:
+        frames: T. Parameters do not depend on it: `module.clone(frames=32)` takes the same.
     """
 
     frames: int = 16
 
     def __call__(self, x: Array, noise: Array, cond: Mapping[str, Array] | None = None, *, train: bool = False) -> Any:
-        """Evaluates F(x, noise, cond) as `DiT` does, for x[B, T, H, W, C]."""
+        """Evaluate F(x, noise, cond) as `DiT` does, for x[B, T, H, W, C]."""
         check_frames(x, self.frames)
         return unfold(super().__call__(*fold(x, noise, cond), train=train), x)
 

@@ -1,4 +1,4 @@
-"""Plans: what an experiment needs and can reach on a named slice of TPUs, by compiling it here."""
+"""Plans: estimates of an experiment's memory and speed on a named TPU slice, by compiling it on this machine."""
 
 from jaxdiff.plan import sweep
 from jaxdiff.plan.compiling import sampling, train_step

@@ -1,4 +1,4 @@
-"""What devices send each other in a compiled program: which collectives, how many, how large, on which mesh axes."""
+"""Collectives of a compiled program: their kinds, numbers, sizes and mesh axes."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _PAIRS = re.compile(r"source_target_pairs=\{(\{[\d,{} ]*\})\}")
 
 @dataclass(frozen=True)
 class Collective:
-    """All collectives of one kind on the same axes of the mesh, in one run of the program.
+    """All collectives of one kind over the same mesh axes, in one run of the program.
 
     Attributes:
         kind: one of `KINDS`.
-        axes: the mesh axes whose devices take part.
-        count: how many there are, those of a loop as often as it goes round.
-        bytes: size of their arrays on a device, whole: after gathering, before scattering.
-        sent: bytes that a device sends, by an algorithm that sends no more than it must.
+        axes: mesh axes of the devices that take part.
+        count: number of collectives; those of a loop count once for each iteration.
+        bytes: size of their whole arrays: after gathering, before scattering.
+        sent: bytes that a device sends, by an algorithm that sends the least.
     """
 
     kind: str
@@ -43,10 +43,10 @@ def collectives(module: Module, mesh: Mesh) -> list[Collective]:
 
     Args:
         module: the program.
-        mesh: what it was compiled for; groups are numbered by positions in `mesh.devices`, not by devices' names.
+        mesh: that of the program; groups number positions in `mesh.devices`, not devices' ids.
 
     Returns:
-        One entry for each kind and axes, the one that sends most first.
+        One entry for each kind and axes, in the order of bytes sent, the largest first.
     """
     found: dict[tuple[str, tuple[str, ...]], np.ndarray] = defaultdict(lambda: np.zeros(3))
     sending = [run for run in runs(module) if run.instruction.opcode.removesuffix("-start") in KINDS]
@@ -76,7 +76,7 @@ def _key(run: Run) -> tuple[str, str]:
 
 
 def _starts(run: Run) -> bool:
-    """Whether a TPU starts a collective here; it is written again in what runs meanwhile, loops too, and at its end."""
+    """Whether a TPU starts a collective here; its text repeats in operations that run meanwhile and at its end."""
     return any(
         "AsyncCollectiveStart" in user.attributes and run.instruction.name in user.operands
         for user in run.computation.instructions.values()
@@ -84,7 +84,7 @@ def _starts(run: Run) -> bool:
 
 
 def factor(kind: str, size: int) -> float:
-    """Bytes that each of `size` devices must send, as a multiple of the whole array's bytes.
+    """Return the bytes that each of `size` devices must send, as a multiple of the whole array's bytes.
 
     A sum scatters and then gathers, hence twice (Patarasuk and Yuan 2009, doi:10.1016/j.jpdc.2008.09.002, theorem 1).
     """
@@ -103,14 +103,14 @@ def _bytes(run: Run, kind: str, size: int) -> int:
 
 
 def groups_of(attributes: str, devices: int) -> list[list[int]]:
-    """Read which devices take part with which: `replica_groups` in its four forms, or the pairs of a permute.
+    """Parse the groups of devices: `replica_groups` in its four forms, or the pairs of a permute.
 
     Args:
         attributes: text after an instruction's operands.
-        devices: how many there are: an empty list means all.
+        devices: number of devices; an empty list is all of them.
 
     Raises:
-        ValueError: there are none that can be read.
+        ValueError: the text has no groups that can be parsed.
     """
     pairs = _PAIRS.search(attributes)
     match = _GROUPS.search(attributes)
@@ -128,7 +128,7 @@ def groups_of(attributes: str, devices: int) -> list[list[int]]:
 
 
 def _of_named_axes(text: str) -> list[list[int]]:
-    """`mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}`; of an axis cut up, 'b':(2)3 is 3 after the first 2."""
+    """Parse `mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}`; 'b':(2)3 is a part of 'b', of size 3, after 2."""
     sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", text)}
     ids = re.search(r"device_ids=\((?:\[([\d,]+)\](?:T\(([\d,]+)\))?|([\d,]+))\)", text)
     order = np.arange(math.prod(sizes.values()))
@@ -149,7 +149,7 @@ def _of_named_axes(text: str) -> list[list[int]]:
 
 
 def _counted(shape: str, order: str) -> np.ndarray:
-    """0, 1, 2, ... in a shape, its axes then permuted, flat."""
+    """Return 0, 1, 2, ... in a shape, with permuted axes, flattened."""
     sizes = _numbers(shape)
     counted = np.arange(math.prod(sizes)).reshape(sizes)
     return counted.transpose(_numbers(order) if order else None).ravel()
@@ -160,7 +160,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def axes_of(groups: list[list[int]], mesh: Mesh) -> tuple[str, ...]:
-    """Name the mesh axes along which the members of a group differ."""
+    """Return the mesh axes along which the members of a group differ."""
     places = np.array([np.unravel_index(group, mesh.devices.shape) for group in groups])  # [groups, axes, members]
     differ = (places != places[..., :1]).any((0, 2))
     return tuple(axis for axis, yes in zip(mesh.axis_names, differ, strict=True) if yes)

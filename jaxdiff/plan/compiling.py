@@ -1,4 +1,4 @@
-"""An experiment's real train step or sampler, compiled ahead of time for devices that need not be there."""
+"""Ahead-of-time compilation of an experiment's train step or sampler, for devices that need not exist here."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _UNITS = {unit: 1024**power for power, unit in enumerate(("", "K", "M", "G", "T"
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one device. Where the compiler gave up for want of memory it tells the total alone.
+    """Bytes of one device. Where the program does not fit, the compiler reports the total alone.
 
     Attributes:
         arguments: the state and the batch, or the parameters and the keys.
-        outputs: the new state, say.
-        shared: of the outputs those that take the place of donated arguments.
-        temporaries: activations and the like, at their peak.
-        code: the program.
+        outputs: e.g. the new state.
+        shared: outputs in the memory of donated arguments.
+        temporaries: peak of the activations and other temporary arrays.
+        code: of the program.
         total: arguments + outputs - shared + temporaries + code.
     """
 
@@ -46,15 +46,15 @@ class Memory:
 
 
 class Program(NamedTuple):
-    """What a compiler made.
+    """A compiled program.
 
     Attributes:
         memory: of one device.
-        module: the program's text, read; None if it does not fit.
+        module: the parsed text of the program; None: it does not fit.
         traced_flops: of the traced program on all devices together (see `flops.of_jaxpr`).
-        model_flops: the part of them that the mathematics needs: three times the loss for a train step, since a
-            gradient costs two more (Chowdhery et al. 2022, arXiv:2204.02311, appendix B), all of them for a sampler.
-        seconds: that tracing and compiling took here.
+        model_flops: those of the model alone: three times the loss for a train step, since a gradient costs two more
+            (Chowdhery et al. 2022, arXiv:2204.02311, app. B), and all of them for a sampler.
+        seconds: of tracing and compiling.
     """
 
     memory: Memory
@@ -65,11 +65,11 @@ class Program(NamedTuple):
 
 
 def train_step(experiment: Experiment, mesh: Mesh) -> Program:
-    """Compile the step that `jaxdiff train` would run.
+    """Compile the train step of `jaxdiff train`.
 
     Args:
         experiment: made within `on(mesh)`, so that it computes in the precision of the mesh's devices.
-        mesh: of real, simulated or only described devices.
+        mesh: of real, simulated or described devices.
 
     Raises:
         ValueError: the batch or the parameters cannot be split over the mesh.
@@ -108,7 +108,7 @@ def sampling(experiment: Experiment, mesh: Mesh) -> Program:
 
     Args:
         experiment: made within `on(mesh)`.
-        mesh: of real, simulated or only described devices.
+        mesh: of real, simulated or described devices.
 
     Raises:
         ValueError: the batch or the parameters cannot be split over the mesh.
@@ -145,7 +145,7 @@ def _described_batch(spec: Any, batch: int, mesh: Mesh) -> dict[str, jax.ShapeDt
 
 
 def _described(tree: Any, mesh: Mesh) -> Any:
-    """A tree's shapes, laid out over the mesh: a described device can hold no array."""
+    """Shapes of a tree with their shardings, since described devices can hold no arrays."""
     return jax.tree.map(
         lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, shard_params(tree, mesh)
     )

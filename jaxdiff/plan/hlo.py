@@ -1,7 +1,7 @@
-"""A compiled program's text, read: its computations, its instructions, and how often each one runs.
+"""Parser of a compiled program's text: its computations, its instructions, and how often each one runs.
 
-The compiler's own count of operations takes the body of a loop once, so layers that are scanned and microbatches that
-are accumulated would not count. Here a loop's body counts as often as the loop goes round.
+The compiler's own statistics count the body of a loop once, which leaves out scanned layers and microbatches. Here a
+loop's body counts once for each iteration.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import NamedTuple
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,<=]*)\](?:\{([^}]*)\})?")
 _NAME = re.compile(r"%([\w.\-]+)")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
-# What else runs computations, and which attributes name them. Which branch is taken is not known: all of them count.
+# Other instructions that run computations, and the attributes that name these. All branches count, since it is unknown
+# which one is taken.
 _CALLS = {
     "call": "to_apply",
     "async-start": "calls",
@@ -39,7 +40,7 @@ class Array(NamedTuple):
 
 
 class Instruction(NamedTuple):
-    """One line: `name = results opcode(operands), attributes`; of a constant the operand is its value."""
+    """One line: `name = results opcode(operands), attributes`; a constant's operand is its value."""
 
     name: str
     opcode: str
@@ -49,12 +50,12 @@ class Instruction(NamedTuple):
     value: str = ""
 
     def all_called(self, attributes: str) -> list[str]:
-        """Names of the computations that an attribute such as "body", or "one|other", refers to."""
+        """Return the names of the computations in an attribute, e.g. "body", or in any of "one|other"."""
         found = re.findall(rf"\b(?:{attributes})=(\{{[^}}]*\}}|%?[\w.\-]+)", self.attributes)
         return [name for text in found for name in re.findall(r"%?([\w.\-]+)", text)]
 
     def called(self, attribute: str) -> str | None:
-        """The first of them."""
+        """Return the first of `all_called`, or None."""
         return next(iter(self.all_called(attribute)), None)
 
 
@@ -65,7 +66,7 @@ class Computation(NamedTuple):
     root: Instruction
 
     def resolve(self, name: str) -> Instruction:
-        """Find an instruction, past copies and changes of shape that keep its value."""
+        """Return an instruction, or its operand where it is a copy, a conversion or a change of shape."""
         found = self.instructions[name]
         while found.opcode in ("copy", "bitcast", "copy-done", "copy-start", "convert") and found.operands:
             found = self.instructions[found.operands[0]]
@@ -80,7 +81,7 @@ class Module(NamedTuple):
 
 
 class Run(NamedTuple):
-    """An instruction where it stands, and how often a run of the program comes by."""
+    """An instruction, its computation, and how often a run of the program executes it."""
 
     instruction: Instruction
     computation: Computation
@@ -89,10 +90,10 @@ class Run(NamedTuple):
 
 
 def parse(text: str) -> Module:
-    """Read the text of a compiled program.
+    """Parse the text of a compiled program.
 
     Args:
-        text: of an optimized HLO module, as `compiled.as_text()` gives it.
+        text: of an optimized HLO module, e.g. `compiled.as_text()`.
 
     Raises:
         ValueError: it has no entry computation.
@@ -129,7 +130,7 @@ def _instruction(name: str, text: str) -> Instruction:
 
 
 def _closing(text: str, start: int) -> int:
-    """Position after the parenthesis that closes the one at `start`."""
+    """The position after the parenthesis that closes the one at `start`."""
     depth = 0
     for match in re.compile(r"[()]").finditer(text, start):
         depth += 1 if match[0] == "(" else -1
@@ -139,7 +140,7 @@ def _closing(text: str, start: int) -> int:
 
 
 def arrays(text: str) -> tuple[Array, ...]:
-    """Read the arrays of a type such as `(f32[2,3]{1,0}, bf16[4]{0:S(1)})`, tuples flattened."""
+    """Parse the arrays of a type such as `(f32[2,3]{1,0}, bf16[4]{0:S(1)})`, tuples flattened."""
     found = []
     for dtype, shape, layout in _ARRAY.findall(text):
         space = re.search(r"S\((\d+)\)", layout)
@@ -149,7 +150,7 @@ def arrays(text: str) -> tuple[Array, ...]:
 
 
 def runs(module: Module) -> Iterator[Run]:
-    """Walk over all instructions that a run of the program reaches, those inside of loops and fusions, too."""
+    """Yield all instructions that a run of the program executes, including those in loops and fusions."""
     yield from _walk(module, module.entry, 1)
 
 
@@ -169,10 +170,10 @@ def _walk(module: Module, name: str, times: int, fusion: str = "") -> Iterator[R
 
 
 def trips(module: Module, computation: Computation, loop: Instruction) -> int | None:
-    """How often a while loop goes round, where its text tells; else None.
+    """Return the number of iterations of a while loop, or None where the text does not determine it.
 
-    Compilers for some devices write the count next to the loop. For others it follows from the loop's counter: where
-    it starts, what is added to it, and the constant that it is compared with.
+    Compilers for some devices write the number next to the loop. For others it follows from the loop's counter: its
+    start, its step, and the constant that it is compared with.
     """
     known = re.search(r'"known_trip_count":\{"n":"?(\d+)', loop.attributes)
     if known:
@@ -206,7 +207,7 @@ def _element(made: Instruction, place: int) -> str:
 
 
 def _step(body: Computation, place: int) -> int | None:
-    """What the body adds to the counter at a place of its carry."""
+    """The number that the body adds to the counter at a place of its carry."""
     update = body.resolve(_element(body.root, place))
     if update.opcode != "add":
         return None

@@ -1,4 +1,4 @@
-"""From a compiled program to what a user wants to know: does it fit, what bounds it, how well can it use the chips."""
+"""Estimates of a compiled program: whether it fits, what bounds its time, and its utilization of the chips."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ NOTE = "estimates of a compiler and of published peak figures, not measurements"
 
 @dataclass(frozen=True)
 class Roofline:
-    """Least time of a run of the program, were nothing in its way but one of the chip's three limits.
+    """Lower bounds of the time of a run of the program, one for each limit of the chip.
 
     Attributes:
-        compute, memory, interconnect: seconds that each limit alone asks for.
-        seconds: the longest of them, as if the others hid behind it.
+        compute, memory, interconnect: seconds by each limit alone.
+        seconds: the longest of them, as if the others overlapped with it.
         bound: its name.
-        utilization: share of the chips' peak that goes into the model's own operations, at best.
+        utilization: largest possible share of the chips' peak for the model's own operations.
     """
 
     compute: float
@@ -45,15 +45,15 @@ class Estimate:
         mesh: sizes by axis.
         batch: examples of all devices.
         remat: the experiment's policy, "" where it has none.
-        memory: what the program needs.
-        capacity: bytes that a device has; None for a simulated one.
-        fits: whether it has enough.
-        flops: of matrix products and convolutions, as compiled; None if it does not fit.
-        model_flops: those that the mathematics needs.
+        memory: of the program.
+        capacity: bytes of a device; None: a simulated one.
+        fits: whether the program fits into it.
+        flops: of matrix products and convolutions, as compiled; None: the program does not fit.
+        model_flops: those of the model alone.
         bytes: read from and written to the device's large memory.
-        collectives: what devices send.
-        roofline: None where the chip has no published figures, or it does not fit.
-        compile_seconds: here.
+        collectives: of the program.
+        roofline: None: the chip has no published figures, or the program does not fit.
+        compile_seconds: on this machine.
     """
 
     title: str
@@ -73,11 +73,11 @@ class Estimate:
 
 
 def estimate(program: Program, slice: Topology, mesh: Mesh, *, title: str, batch: int, remat: str = "") -> Estimate:
-    """Put together what is known of a compiled program.
+    """Estimate the memory and speed of a compiled program.
 
     Args:
         program: from `compiling`.
-        slice: where it would run.
+        slice: of the devices that would run it.
         mesh: of the slice's devices.
         title: experiment and program.
         batch: examples of all devices.
@@ -89,7 +89,7 @@ def estimate(program: Program, slice: Topology, mesh: Mesh, *, title: str, batch
     done = moved = roof = None
     sent: list[Collective] = []
     if module is not None:
-        # The compiler's own kernels, of attention say, hide their operations from its text: then the traced ones count.
+        # The text hides the operations of the compiler's kernels, e.g. of attention: then the traced ones count.
         done = max(flops.of_module(module), program.traced_flops / mesh.size)
         moved = traffic.of_module(module)
         sent = collectives(module, mesh)
@@ -107,8 +107,8 @@ def roofline(
     """Bound a program's time by a chip's peak figures (Williams et al. 2009, doi:10.1145/1498765.1498785).
 
     Args:
-        chip: its figures.
-        mesh: tells which links each collective has.
+        chip: the figures.
+        mesh: of the program, for the links of each collective.
         flops: of one device.
         bytes: that one device reads and writes.
         sent: collectives.
@@ -127,14 +127,14 @@ def roofline(
 
 
 def as_json(estimates: Estimate | Sequence[Estimate]) -> str:
-    """Write one plan, or those of a sweep, as JSON."""
+    """Return one plan, or those of a sweep, as JSON."""
     if isinstance(estimates, Estimate):
         return json.dumps({"note": NOTE} | asdict(estimates), indent=2)
     return json.dumps({"note": NOTE, "plans": [asdict(one) for one in estimates]}, indent=2)
 
 
 def table(one: Estimate) -> str:
-    """Lay out one plan for a person to read."""
+    """Format one plan as text."""
     memory, roof = one.memory, one.roofline
     rows = [
         ("arguments", _gib(memory.arguments)),
@@ -168,12 +168,12 @@ def table(one: Estimate) -> str:
 
 
 def mesh_text(mesh: dict[str, int]) -> str:
-    """Write a mesh as the command line takes it, axes of size 1 left out."""
+    """Return the command line's text of a mesh, without axes of size 1."""
     return ",".join(f"{axis}={size}" for axis, size in mesh.items() if size > 1) or "data=1"
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Pad columns: the first and those of words to the left."""
+    """Pad the columns of a table, aligned to the left."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 

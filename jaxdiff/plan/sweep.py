@@ -1,4 +1,4 @@
-"""Many plans of one experiment, the best first."""
+"""Plans of one experiment for several meshes and knobs, the best first."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ REMAT = ("none", "dots", "full")
 
 
 class Candidate(NamedTuple):
-    """What a sweep tries: a mesh as `parse_mesh` reads it, and knobs in place of the given ones."""
+    """A candidate of a sweep: a mesh as `parse_mesh` takes it, and the knobs of the experiment."""
 
     mesh: str
     knobs: dict[str, Any]
 
 
 class Failure(NamedTuple):
-    """A candidate that could not be planned, and why."""
+    """A candidate that could not be planned, and the error."""
 
     candidate: Candidate
     why: str
 
 
 def meshes(devices: int) -> list[str]:
-    """Choose meshes to try: none or all of the state shared out, or among 8 or 64 devices; weights whole or in 4 parts.
+    """Return meshes to try: fsdp over 1, 8, 64 or all devices, tensor over 1 or 4.
 
     Args:
-        devices: of the slice.
+        devices: number of devices of the slice.
     """
     fsdp = [size for size in (1, 8, 64) if size < devices and devices % size == 0] + [devices]
     tensor = [size for size in (1, 4) if devices % size == 0]
@@ -38,13 +38,13 @@ def meshes(devices: int) -> list[str]:
 
 
 def candidates(mesh: str | None, devices: int, knobs: dict[str, Any], free: Sequence[str]) -> list[Candidate]:
-    """Vary what the user left open.
+    """Return candidates for everything that the user left open.
 
     Args:
-        mesh: the user's; None tries several.
-        devices: of the slice.
-        knobs: the experiment's.
-        free: of "batch" and "remat" those that may vary.
+        mesh: the user's; None: several.
+        devices: number of devices of the slice.
+        knobs: of the experiment.
+        free: those of "batch" and "remat" that may vary.
     """
     batch = knobs.get("batch")
     values: dict[str, Sequence[Any]] = {}
@@ -60,14 +60,14 @@ def candidates(mesh: str | None, devices: int, knobs: dict[str, Any], free: Sequ
 
 
 def sweep(tried: Sequence[Candidate], plan: Callable[[Candidate], Estimate]) -> tuple[list[Estimate], list[Failure]]:
-    """Plan all candidates; one that fails does not stop the others.
+    """Plan all candidates; a failure does not stop the others.
 
     Args:
         tried: from `candidates`.
         plan: candidate -> estimate.
 
     Returns:
-        (plans by least time an example, those that do not fit last and by their size; failures).
+        (plans in the order of time per example, then those that do not fit in the order of memory; failures).
     """
     made, failed = [], []
     from tqdm import tqdm
@@ -88,7 +88,7 @@ def _rank(one: Estimate) -> tuple[Any, ...]:
 
 
 def table(made: Sequence[Estimate], failed: Sequence[Failure]) -> str:
-    """Lay out a sweep, a line for each plan."""
+    """Format a sweep as text, a line for each plan."""
     return "\n".join(itertools.chain(aligned([_HEAD, *map(_row, made)]), _failures(failed)))
 
 

@@ -25,7 +25,7 @@ class Chip(NamedTuple):
         bandwidth: bytes a second of the large memory.
         interconnect: bytes a second to all neighbours, both directions added.
         torus: dimensions of the network between the chips.
-        devices: how many JAX devices a chip is; they share all of the above.
+        devices: number of JAX devices of a chip; they share all of the above.
     """
 
     hbm: float
@@ -57,13 +57,13 @@ class Topology(NamedTuple):
 
 
 def topology(name: str) -> Topology:
-    """Look up a slice; no TPU and no network are needed.
+    """Look up a slice, without a TPU or a network.
 
     Args:
-        name: a chip and the slice's size in chips, "v5p:8x8x16", or "cpu:8" for that many simulated devices.
+        name: a chip and the slice's size in chips, e.g. "v5p:8x8x16", or "cpu:8" for 8 simulated devices.
 
     Raises:
-        ValueError: an unknown chip or size, or libtpu is missing.
+        ValueError: the chip or the size is unknown, or libtpu is missing.
     """
     kind, _, size = name.partition(":")
     if kind == "cpu" and re.fullmatch(r"[1-9]\d*", size):
@@ -76,8 +76,8 @@ def topology(name: str) -> Topology:
         raise ValueError(f"unknown topology {name!r}: a slice of {kind} is written {kind}:{shape}, as in {EXAMPLES}")
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError("TPU programs are compiled by libtpu, which is missing: pip install 'jaxdiff[plan]'")
-    # What libtpu would else ask of Google Cloud's metadata server, at length, or warn of; and another process may
-    # compile at the same time, since none holds a TPU.
+    # Without these, libtpu queries Google Cloud's metadata server, slowly, or warns. Other processes may compile at the
+    # same time, since none holds a TPU.
     for key, value in {
         "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-8",
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -105,12 +105,12 @@ def _first_line(error: BaseException) -> str:
 
 
 def links(chip: Chip, mesh: Mesh, axes: tuple[str, ...]) -> float:
-    """Share of a chip's links that a collective can use: those along the dimensions of the torus that it spans.
+    """Return the share of a chip's links that a collective can use: those along the torus' dimensions that it spans.
 
     Args:
         chip: of the slice.
         mesh: of the slice's devices.
-        axes: of the mesh, those that take part.
+        axes: mesh axes of the collective.
     """
     at = tuple(slice(None) if axis in axes else 0 for axis in mesh.axis_names)
     coords = np.array([device.coords for device in mesh.devices[at].ravel()])

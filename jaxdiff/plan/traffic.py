@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jaxdiff.plan.hlo import Array, Computation, Instruction, Module, Run, runs
 
-# No data moves here, or it is counted where it does: in the loop's body, at the start of a copy.
+# No data moves here, or it is counted elsewhere: in a loop's body, at the start of a copy.
 _FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
     "iota", "partition-id", "replica-id", "opt-barrier", "async-start", "async-update", "async-done",
@@ -12,11 +12,10 @@ _FREE = {
 
 
 def of_module(module: Module) -> int:
-    """Count the bytes of one device, loops as often as they go round.
+    """Count the bytes of one device, those of loops once for each iteration.
 
-    An instruction reads its operands and writes its results once; what is fused stays in registers. Of an array that
-    is only sliced, the slice counts, and of one that is updated in place, the update. Arrays that the compiler keeps
-    in a nearer memory do not count.
+    An instruction reads its operands and writes its results once; values inside a fusion stay in registers. Of a sliced
+    array the slice counts, and of one that is updated in place, the update. Arrays in other memories do not count.
     """
     return sum(run.times * _of_run(module, run) for run in runs(module) if not run.fusion)
 
@@ -45,7 +44,7 @@ def _size(arrays: tuple[Array, ...]) -> int:
 
 
 def _near(given: tuple[Array, ...], part: int | None) -> int:
-    """Bytes of an operand of which `part` bytes are used; None is all."""
+    """Bytes of an operand of which `part` bytes are used; None: all."""
     return _size(given) if part is None else min(part, _size(given))
 
 
@@ -54,7 +53,7 @@ def _parameters(inner: Computation) -> dict[int, str]:
 
 
 def _used(module: Module, inner: Computation, parameter: str) -> int | None:
-    """Bytes of a fusion's operand that it looks at; None is all of them."""
+    """Bytes of a fusion's operand that it reads; None: all of them."""
     names, total = [parameter], 0
     while names:
         name = names.pop()
@@ -92,7 +91,7 @@ def _written(module: Module, inner: Computation, fusion: Instruction) -> int:
 
 
 def _update(module: Module, inner: Computation, root: Instruction) -> int | None:
-    """Bytes that a fusion puts into an array which is otherwise left as it is; None: it makes the whole array."""
+    """Bytes that a fusion updates in place; None: it writes the whole array."""
     source = inner.resolve(root.name)
     if source.opcode == "fusion":
         nested = module.computations[source.called("calls") or ""]

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxdiff.checks import check_function, describe
 from jaxdiff.levels import Level, safe_sqrt
 
-__all__ = ["Differentiated", "Process", "level_vp", "to_float"]
+__all__ = ["Differentiated", "Process", "UnitTime", "check_process", "level_vp", "time_range", "to_float"]
 
 
 class Process(Protocol):
-    """What every process answers."""
+    """What every process answers.
+
+    A process that names its range of times has two more attributes, as the subclasses of `UnitTime` do: `t_max`, the
+    noisiest time, and `t_min`, the cleanest. Grids and losses take them where no times are given.
+    """
 
     def __call__(self, t: Array) -> Level:
         """The level at time t."""
@@ -29,6 +34,13 @@ class Process(Protocol):
         ...
 
 
+class UnitTime:
+    """The range of a process whose time runs over [0, 1], from data to noise."""
+
+    t_min: ClassVar[float] = 0.0
+    t_max: ClassVar[float] = 1.0
+
+
 class Differentiated:
     """`sde` by differentiating alpha and sigma: f = alpha'/alpha, g^2 = (sigma^2)' - 2 f sigma^2."""
 
@@ -38,6 +50,34 @@ class Differentiated:
         level, slope = jax.jvp(self, (t,), (jnp.ones_like(t),))  # type: ignore[arg-type]
         f = slope.alpha / level.alpha
         return f, jnp.sqrt(2 * level.sigma * (slope.sigma - f * level.sigma))
+
+
+def check_process(process: Any, *methods: str) -> None:
+    """Raise ValueError unless `process` is a function, no class that has to be called first, and has the methods."""
+    check_function("process", process, "(t) -> Level, as those of jaxdiff.processes")
+    for method in methods:
+        if not hasattr(process, method):
+            raise ValueError(f"{describe(process)} has no method `{method}`, which a process needs here: see Process")
+
+
+def time_range(process: Process, start: Any = None, end: Any = None) -> tuple[Any, Any]:
+    """The first and the last time of a grid: those that are given, else the process's own.
+
+    Args:
+        process: any.
+        start, end: the noisiest and the cleanest time; None is the process's.
+    Returns:
+        (start, end).
+    Raises:
+        ValueError: a time that is neither given nor known to the process.
+    """
+    check_process(process)
+    start = getattr(process, "t_max", None) if start is None else start
+    end = getattr(process, "t_min", None) if end is None else end
+    for name, value, what in (("start", start, "noisiest"), ("end", end, "cleanest")):
+        if value is None:
+            raise ValueError(f"{type(process).__name__} has no {what} time of its own: give {name}, in its time")
+    return start, end
 
 
 def level_vp(t: Array, lam: Array) -> Level:

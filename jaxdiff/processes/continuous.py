@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import pi
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxdiff.checks import concrete
 from jaxdiff.levels import Level, safe_sqrt
-from jaxdiff.processes.base import Differentiated, to_float
+from jaxdiff.processes.base import Differentiated, UnitTime, to_float
 
 __all__ = ["EDM", "VE", "VP", "Cosine", "Flow", "Laplace", "Sigmoid", "SubVP"]
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class VP:
+class VP(UnitTime):
     """Variance preserving, beta(t) linear on t in [0, 1] (Song et al. 2020, arXiv:2011.13456, eq. 32-33).
 
     Attributes:
@@ -28,6 +30,7 @@ class VP:
     beta_min: float | Array = 0.1
     beta_max: float | Array = 20.0
 
+    @concrete
     def __call__(self, t: Array) -> Level:
         t = to_float(t)
         log_alpha = self._log_alpha(t)
@@ -60,6 +63,7 @@ class VP:
 class SubVP(VP):
     """Sub-variance preserving: alpha of VP, sigma = 1 - alpha^2 (Song et al. 2020, eq. 29 and 33)."""
 
+    @concrete
     def __call__(self, t: Array) -> Level:
         t = to_float(t)
         log_alpha = self._log_alpha(t)
@@ -76,7 +80,7 @@ class SubVP(VP):
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class VE:
+class VE(UnitTime):
     """Variance exploding: alpha = 1, sigma geometric on t in [0, 1] (Song et al. 2020, eq. 30-31).
 
     Attributes:
@@ -87,6 +91,7 @@ class VE:
     sigma_min: float | Array = 0.01
     sigma_max: float | Array = 50.0
 
+    @concrete
     def __call__(self, t: Array) -> Level:
         t = to_float(t)
         return Level(t, jnp.ones_like(t), self.sigma_min * (self.sigma_max / self.sigma_min) ** t)
@@ -105,8 +110,14 @@ class VE:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class EDM:
-    """alpha = 1, sigma = t (Karras et al. 2022, arXiv:2206.00364, table 1): the time is the noise."""
+    """alpha = 1, sigma = t (Karras et al. 2022, arXiv:2206.00364, table 1): the time is the noise.
 
+    It ends at data, t = 0, and has no noisiest time of its own: the paper samples images from sigma = 80.
+    """
+
+    t_min: ClassVar[float] = 0.0
+
+    @concrete
     def __call__(self, t: Array) -> Level:
         t = to_float(t)
         return Level(t, jnp.ones_like(t), t)
@@ -121,12 +132,13 @@ class EDM:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Flow:
+class Flow(UnitTime):
     """Flow matching and rectified flow: alpha = 1 - t, sigma = t (Liu et al. 2022, arXiv:2209.03003, eq. 1).
 
     Data is at t = 0, noise at t = 1.
     """
 
+    @concrete
     def __call__(self, t: Array) -> Level:
         t = to_float(t)
         return Level(t, 1 - t, t)
@@ -141,9 +153,10 @@ class Flow:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Cosine:
+class Cosine(UnitTime):
     """alpha = cos(pi t / 2), sigma = sin(pi t / 2) (Salimans and Ho 2022, arXiv:2202.00512, section 2)."""
 
+    @concrete
     def __call__(self, t: Array) -> Level:
         t = to_float(t)
         return Level(t, jnp.sin(0.5 * pi * (1 - t)), jnp.sin(0.5 * pi * t))  # sin for both: exactly 0 at the ends
@@ -161,7 +174,7 @@ class Cosine:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Sigmoid:
+class Sigmoid(UnitTime):
     """alpha^2 a segment of the logistic curve, rescaled to run from 1 to 0 (Chen 2023, arXiv:2301.10972, alg. 1).
 
     Attributes:
@@ -173,6 +186,7 @@ class Sigmoid:
     end: float | Array = 3.0
     tau: float | Array = 1.0
 
+    @concrete
     def __call__(self, t: Array) -> Level:
         # logistic(a) - logistic(b) = sinh((a-b)/2) / (2 cosh(a/2) cosh(b/2)) takes no difference: both ends are exact.
         t, (s, e) = to_float(t), self._half_ends()
@@ -197,7 +211,7 @@ class Sigmoid:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Laplace(Differentiated):
+class Laplace(Differentiated, UnitTime):
     """Variance preserving, with log SNR of a Laplace law over uniform t (Hang et al. 2024, arXiv:2407.03297, table 1).
 
     Most times are of a middle noise, about log SNR = mu: a schedule to train by, also for a network that is told and
@@ -211,6 +225,7 @@ class Laplace(Differentiated):
     mu: float | Array = 0.0
     b: float | Array = 0.5
 
+    @concrete
     def __call__(self, t: Array) -> Level:
         # SNR = exp(mu) (2t)^-b up to t = 1/2 and exp(mu) (2 - 2t)^b after: the smaller variance over the larger, which
         # is exactly 0 at both ends.

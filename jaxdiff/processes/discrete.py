@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import pi
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxdiff.checks import concrete, is_traced
 from jaxdiff.levels import Level, safe_log
 from jaxdiff.processes.base import Differentiated, level_vp, to_float
 
@@ -31,15 +33,22 @@ class Discrete(Differentiated):
 
     alpha: np.ndarray
     sigma: np.ndarray
+    t_min: ClassVar[float] = 0.0
 
     @property
     def T(self) -> int:
         """The number of noisy levels."""
         return self.alpha.shape[0] - 1
 
+    @property
+    def t_max(self) -> float:
+        """The noisiest time, T."""
+        return float(self.T)
+
+    @concrete
     def __call__(self, t: Array) -> Level:
         t = jnp.asarray(t)
-        if not isinstance(t, jax.core.Tracer) and t.size:
+        if not is_traced(t) and t.size:
             times = np.asarray(t)  # numpy, since inside jit even a constant's jnp.min is traced
             if not 0 <= times.min() <= times.max() <= self.T:
                 raise ValueError(

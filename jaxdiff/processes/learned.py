@@ -8,15 +8,16 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxdiff.checks import concrete
 from jaxdiff.levels import Level
-from jaxdiff.processes.base import Differentiated, level_vp, to_float
+from jaxdiff.processes.base import Differentiated, UnitTime, level_vp, to_float
 
 __all__ = ["Learned"]
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
-class Learned(Differentiated):
+class Learned(Differentiated, UnitTime):
     """Variance preserving with a learned monotone log-SNR whose ends stay (after Kingma et al. 2021, section 5.1).
 
     lam falls from lam_max at t = 0 to lam_min at t = 1 through K straight pieces over equal times, each a learned
@@ -31,6 +32,7 @@ class Learned(Differentiated):
     lam_max: float | Array = 5.0
     lam_min: float | Array = -5.0
 
+    @concrete
     def __call__(self, t: Array) -> Level:
         t = to_float(t)
         lam_max, lam_min = self._ends()

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxdiff.checks import concrete
 from jaxdiff.levels import Level
 from jaxdiff.processes.base import Differentiated, Process, to_float
 from jaxdiff.processes.discrete import Discrete
@@ -43,6 +44,17 @@ class Shifted(Differentiated):
                 "use Discrete.shifted(shift), or subtract log(shift) from both ends of Learned"
             )
 
+    @property
+    def t_min(self) -> float | None:
+        """The cleanest time, that of the base."""
+        return getattr(self.base, "t_min", None)
+
+    @property
+    def t_max(self) -> float | None:
+        """The noisiest time, that of the base."""
+        return getattr(self.base, "t_max", None)
+
+    @concrete
     def __call__(self, t: Array) -> Level:
         t = to_float(t)
         return self.base(self.base.time(self.base(t).lam - jnp.log(self.shift)))._replace(t=t)

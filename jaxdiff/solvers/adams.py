@@ -18,9 +18,11 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
+from jaxdiff.checks import factory
 from jaxdiff.levels import Level, safe_sqrt
-from jaxdiff.noise import Noise, white
+from jaxdiff.noise import white
 from jaxdiff.solvers.base import Solver, finite_h, push, steps_left
+from jaxdiff.types import Denoiser, NoiseSampler
 
 __all__ = ["adams", "along", "moments", "nodes", "weights"]
 
@@ -36,9 +38,10 @@ class Memory(NamedTuple):
     eta: Array  # of the last step
 
 
+@factory
 def adams(
     predictor: int, corrector: int = 0, *, eta: float | Array | Callable[[Level], Array] = 0.0,
-    s_noise: float | Array = 1.0, two: str = "exact", noise: Noise = white, order: int,
+    s_noise: float | Array = 1.0, two: str = "exact", noise: NoiseSampler = white, order: int,
     lower_order_final: Level | None = None,
 ) -> Solver:  # fmt: skip
     """The method whose polynomials go through `predictor` answers up to now, then through `corrector` with the next.
@@ -62,7 +65,7 @@ def adams(
         x0s, lams = jnp.zeros((kept, *x.shape), x.dtype), jnp.full(kept, -jnp.inf, x.dtype)
         return Memory(x0s, lams, jnp.zeros_like(x if corrector else lams[:0]), jnp.zeros((), x.dtype))
 
-    def step(denoise, key: Array, x: Array, memory: Memory, cur: Level, nxt: Level):
+    def step(denoise: Denoiser, key: Array, x: Array, memory: Memory, cur: Level, nxt: Level):
         x0 = denoise(x, cur)
         left = steps_left(lower_order_final, cur)
         if corrector:  # of a step before which one more was left

@@ -5,14 +5,17 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import Array
 
+from jaxdiff.checks import factory
 from jaxdiff.levels import Level, from_x0, gained, safe_sqrt
-from jaxdiff.noise import Noise, white
+from jaxdiff.noise import white
 from jaxdiff.solvers.base import Solver, stateless
+from jaxdiff.types import Denoiser, NoiseSampler
 
 __all__ = ["check_eta", "euler_ancestral", "split"]
 
 
-def euler_ancestral(eta: float | Array = 1.0, s_noise: float | Array = 1.0, *, noise: Noise = white) -> Solver:
+@factory
+def euler_ancestral(eta: float | Array = 1.0, s_noise: float | Array = 1.0, *, noise: NoiseSampler = white) -> Solver:
     """Euler's method to sigma_down, then noise up to sigma (k-diffusion's `sample_euler_ancestral`).
 
     In sigma / alpha the split holds for every process, and written out it is DDIM's step with the same eta: at eta = 1
@@ -29,7 +32,7 @@ def euler_ancestral(eta: float | Array = 1.0, s_noise: float | Array = 1.0, *, n
     """
     deterministic = check_eta(eta)
 
-    def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
+    def step(denoise: Denoiser, key: Array, x: Array, state, cur: Level, nxt: Level):
         x0, eps = from_x0(denoise(x, cur), x, cur)
         down, up = split(eta, x, cur, nxt)
         x = down.alpha * x0 + down.sigma * eps

@@ -7,19 +7,22 @@ both ends, where h is infinite, and what a higher order adds has to vanish there
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxdiff.checks import describe
 from jaxdiff.levels import Level
 from jaxdiff.processes import Process
+from jaxdiff.types import Denoiser, SolverInit, SolverStep
 
 __all__ = [
     "Solver",
     "between",
+    "check_solver",
     "chord",
     "exponential",
     "finite_h",
@@ -37,7 +40,7 @@ class Solver(NamedTuple):
 
     Attributes:
         init: x -> state, what a multistep method remembers (any pytree; () for none).
-        step: (denoise, key, x, state, cur, nxt) -> (x, state). `cur` and `nxt` are scalar levels; `cur.sigma` > 0.
+        step: (denoise, key, x, state, cur, nxt) -> (x, state); see `types.SolverStep`.
         order: of convergence for smooth denoisers, once a multistep method has its history (the weak order where
             noise is drawn); None where the number of steps does not set the error.
         nfe: evaluations of the denoiser a step; None where the tolerance sets it.
@@ -46,13 +49,24 @@ class Solver(NamedTuple):
         falling: whether the noise of its grid has to fall; other solvers stay at a level, or rise.
     """
 
-    init: Callable[[Array], Any]
-    step: Callable[[Callable, Array, Array, Any, Level, Level], tuple[Array, Any]]
+    init: SolverInit
+    step: SolverStep
     order: int | None = 1
     nfe: int | None = 1
     stochastic: bool = False
     learned_variance: bool = False
     falling: bool = True
+
+    def __repr__(self) -> str:
+        name = describe(self.step).split(".step")[0]
+        return f"<Solver {name}: order={self.order}, nfe={self.nfe}{', stochastic' if self.stochastic else ''}>"
+
+
+def check_solver(solver: Any) -> None:
+    """Raise ValueError unless `solver` is a Solver."""
+    if not isinstance(solver, Solver):
+        call = f": call {solver.__name__}()" if inspect.isfunction(solver) else ", as jaxdiff.solvers make them"
+        raise ValueError(f"solver must be a Solver, got {describe(solver)}{call}")
 
 
 def stateless(x: Array) -> tuple[()]:
@@ -97,7 +111,7 @@ def inside(cur: Level, nxt: Level, lam: Array, finite: Array) -> Level:
     return or_cur(finite, cur, between(cur, nxt, jnp.where(finite, lam, 0)))
 
 
-def on_path(denoise: Callable, process: Process | None) -> Callable:
+def on_path(denoise: Denoiser, process: Process | None) -> Denoiser:
     """The denoiser for levels of a chord, which may lie off the process: x and its level are put back on it.
 
     A level off the path with the right alpha / sigma differs by a scale only: the answer at (c x; c alpha, c sigma) is

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from jax import Array
 
+from jaxdiff.checks import factory
 from jaxdiff.levels import Level, q_sample
-from jaxdiff.noise import Noise, white
+from jaxdiff.noise import white
 from jaxdiff.solvers.base import Solver, stateless
+from jaxdiff.types import Denoiser, NoiseSampler
 
 __all__ = ["consistency"]
 
 
-def consistency(*, noise: Noise = white) -> Solver:
+@factory
+def consistency(*, noise: NoiseSampler = white) -> Solver:
     """x_s = alpha_s f(x_t, t) + sigma_s z, with a consistency function f (Song et al. 2023, algorithm 1).
 
     arXiv:2303.01469. f(x_t, t) is where the probability flow ends, not E[x_0 | x_t]: the denoiser is that of a
@@ -23,7 +26,7 @@ def consistency(*, noise: Noise = white) -> Solver:
         a solver that is exact for any number of steps if f is; without an order.
     """
 
-    def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
+    def step(denoise: Denoiser, key: Array, x: Array, state, cur: Level, nxt: Level):
         return q_sample(denoise(x, cur), noise(key, x, cur, nxt), nxt), state
 
     return Solver(stateless, step, order=None, stochastic=True)

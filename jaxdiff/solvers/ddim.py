@@ -5,14 +5,17 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import Array
 
+from jaxdiff.checks import factory
 from jaxdiff.levels import Level, from_x0, gained, safe_sqrt
-from jaxdiff.noise import Noise, white
+from jaxdiff.noise import white
 from jaxdiff.solvers.base import Solver, stateless
+from jaxdiff.types import Denoiser, NoiseSampler
 
 __all__ = ["ddim"]
 
 
-def ddim(eta: float | Array = 0.0, *, noise: Noise = white) -> Solver:
+@factory
+def ddim(eta: float | Array = 0.0, *, noise: NoiseSampler = white) -> Solver:
     """x_s = alpha_s x0_hat + sqrt(sigma_s^2 - std^2) eps_hat + std z, std = eta times the posterior's (eq. 12, 16).
 
     Song, Meng and Ermon 2020, arXiv:2010.02502. eta = 0 is the probability-flow ODE, eta = 1 is DDPM's ancestral
@@ -30,7 +33,7 @@ def ddim(eta: float | Array = 0.0, *, noise: Noise = white) -> Solver:
     if isinstance(eta, (int, float)) and not 0 <= eta <= 1:
         raise ValueError(f"eta must lie in [0, 1], got {eta}")
 
-    def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
+    def step(denoise: Denoiser, key: Array, x: Array, state, cur: Level, nxt: Level):
         x0, eps = from_x0(denoise(x, cur), x, cur)
         if deterministic:
             return nxt.alpha * x0 + nxt.sigma * eps, state

@@ -7,15 +7,18 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jax import Array
 
+from jaxdiff.checks import factory
 from jaxdiff.levels import Level, check_variance, posterior
-from jaxdiff.noise import Noise, white
+from jaxdiff.noise import white
 from jaxdiff.solvers.base import Solver, stateless
+from jaxdiff.types import Denoiser, NoiseSampler
 
 __all__ = ["ddpm"]
 
 
+@factory
 def ddpm(
-    variance: str = "small", *, gradient: Callable[[Array, Level], Array] | None = None, noise: Noise = white
+    variance: str = "small", *, gradient: Callable[[Array, Level], Array] | None = None, noise: NoiseSampler = white
 ) -> Solver:
     """Ancestral sampling: x_s ~ N(posterior mean at x0_hat, variance) (Ho et al. 2020, arXiv:2006.11239, algorithm 2).
 
@@ -38,7 +41,7 @@ def ddpm(
     if gradient is not None and not callable(gradient):
         raise ValueError(f"gradient must be a function (x_t, level) -> like x, got {gradient!r:.80}")
 
-    def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
+    def step(denoise: Denoiser, key: Array, x: Array, state, cur: Level, nxt: Level):
         frac: Array | float = float(variance == "large")
         x0 = denoise(x, cur)
         if variance == "learned":

@@ -5,13 +5,16 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import Array
 
+from jaxdiff.checks import factory
 from jaxdiff.levels import Level, from_x0
 from jaxdiff.solvers.adams import along
 from jaxdiff.solvers.base import Solver, exponential, finite_h, push, steps_left
+from jaxdiff.types import Denoiser
 
 __all__ = ["deis"]
 
 
+@factory
 def deis(order: int = 2, *, lower_order_final: Level | None = None) -> Solver:
     """DEIS-AB: eps_hat as a polynomial through past answers (Zhang and Chen 2022, arXiv:2204.13902).
 
@@ -34,7 +37,7 @@ def deis(order: int = 2, *, lower_order_final: Level | None = None) -> Solver:
     def init(x: Array) -> tuple[Array, Array]:
         return jnp.zeros((order - 1, *x.shape), x.dtype), jnp.full(order - 1, -jnp.inf, x.dtype)
 
-    def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
+    def step(denoise: Denoiser, key: Array, x: Array, state, cur: Level, nxt: Level):
         past, lams = state
         x0, eps = from_x0(denoise(x, cur), x, cur)
         h, finite = finite_h(cur, nxt)

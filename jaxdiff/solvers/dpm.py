@@ -5,14 +5,17 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import Array
 
+from jaxdiff.checks import factory
 from jaxdiff.levels import Level, from_x0
 from jaxdiff.processes import Process
 from jaxdiff.solvers.adams import moments
 from jaxdiff.solvers.base import Solver, exponential, finite_h, inside, on_path, stateless
+from jaxdiff.types import Denoiser
 
 __all__ = ["dpm_solver"]
 
 
+@factory
 def dpm_solver(order: int = 2, process: Process | None = None) -> Solver:
     """DPM-Solver-1, 2 and 3, singlestep (Lu et al. 2022, arXiv:2206.00927, section 3).
 
@@ -29,7 +32,7 @@ def dpm_solver(order: int = 2, process: Process | None = None) -> Solver:
     if order not in (1, 2, 3):
         raise ValueError(f"order of dpm_solver must be 1, 2 or 3, got {order}")
 
-    def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
+    def step(denoise: Denoiser, key: Array, x: Array, state, cur: Level, nxt: Level):
         x0, eps = from_x0(denoise(x, cur), x, cur)
         h, finite = finite_h(cur, nxt)
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import Array
 
+from jaxdiff.checks import factory
 from jaxdiff.levels import Level, from_x0
-from jaxdiff.noise import Noise, white
+from jaxdiff.noise import white
 from jaxdiff.processes import Process
 from jaxdiff.solvers.ancestral import check_eta, split
 from jaxdiff.solvers.base import Solver, between, finite_h, on_path, stateless
 from jaxdiff.solvers.edm import Churn, churning
+from jaxdiff.types import Denoiser, NoiseSampler
 
 __all__ = ["dpm_2", "dpm_2_ancestral"]
 
 
+@factory
 def dpm_2(process: Process | None = None, churn: Churn | None = None, s_noise: float | Array = 1.0) -> Solver:
     """The midpoint method in sigma / alpha, its middle halfway in lam (k-diffusion's `sample_dpm_2`).
 
@@ -33,15 +36,20 @@ def dpm_2(process: Process | None = None, churn: Churn | None = None, s_noise: f
     """
     raise_noise = churning(process, churn, s_noise)
 
-    def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
+    def step(denoise: Denoiser, key: Array, x: Array, state, cur: Level, nxt: Level):
         x, cur = raise_noise(key, x, cur)
         return _midpoint(denoise, process, x, cur, nxt, nxt), state
 
     return Solver(stateless, step, order=2, nfe=2, stochastic=churn is not None)
 
 
+@factory
 def dpm_2_ancestral(
-    eta: float | Array = 1.0, s_noise: float | Array = 1.0, process: Process | None = None, *, noise: Noise = white
+    eta: float | Array = 1.0,
+    s_noise: float | Array = 1.0,
+    process: Process | None = None,
+    *,
+    noise: NoiseSampler = white,
 ) -> Solver:
     """`dpm_2` to sigma_down, then noise up to sigma (k-diffusion's `sample_dpm_2_ancestral`).
 
@@ -58,7 +66,7 @@ def dpm_2_ancestral(
     """
     deterministic = check_eta(eta)
 
-    def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
+    def step(denoise: Denoiser, key: Array, x: Array, state, cur: Level, nxt: Level):
         down, up = split(eta, x, cur, nxt)
         x = _midpoint(denoise, process, x, cur, nxt, down)
         return x if deterministic else x + jnp.asarray(s_noise, x.dtype) * up * noise(key, x, cur, nxt), state

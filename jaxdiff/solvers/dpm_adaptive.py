@@ -8,22 +8,25 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxdiff.checks import factory
 from jaxdiff.levels import Level, from_x0, safe_sqrt
-from jaxdiff.noise import Noise, fold_in, white
+from jaxdiff.noise import fold_in, white
 from jaxdiff.processes import Process
 from jaxdiff.solvers.adams import moments
 from jaxdiff.solvers.adaptive import Adaptive, Try, Walk, check_adaptive, init_adaptive, per_example, walk
 from jaxdiff.solvers.ancestral import check_eta, split
 from jaxdiff.solvers.base import Solver, between, exponential, finite_h, on_path
+from jaxdiff.types import Denoiser, NoiseSampler
 
 __all__ = ["dpm_adaptive"]
 
 _INNER = {2: (0.0, 1 / 2), 3: (0.0, 1 / 3, 2 / 3)}  # where a step's evaluations lie, as shares of it
 
 
+@factory
 def dpm_adaptive(
     order: int = 3, rtol: float | Array = 0.05, atol: float | Array = 0.0078, process: Process | None = None, *,
-    eta: float | Array = 0.0, s_noise: float | Array = 1.0, noise: Noise = white, h_init: float | Array = 0.05,
+    eta: float | Array = 0.0, s_noise: float | Array = 1.0, noise: NoiseSampler = white, h_init: float | Array = 0.05,
     pid: tuple[float | Array, ...] = (0.0, 1.0, 0.0), accept_safety: float | Array = 0.81, max_steps: int = 1000,
 ) -> Solver:  # fmt: skip
     """DPM-Solver-12 or 23 with a step size for each example (Lu et al. 2022, arXiv:2206.00927, appendix C).
@@ -66,7 +69,7 @@ def dpm_adaptive(
     deterministic = check_eta(eta)
     control = _controller(pid, order if deterministic else 1.5, accept_safety)  # k-diffusion's exponents
 
-    def step(denoise, key: Array, x: Array, state: Adaptive, cur: Level, nxt: Level):
+    def step(denoise: Denoiser, key: Array, x: Array, state: Adaptive, cur: Level, nxt: Level):
         h, finite = finite_h(cur, nxt)
         inner = on_path(denoise, process)
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import Array
 
+from jaxdiff.checks import factory
 from jaxdiff.levels import Level
-from jaxdiff.noise import Noise, fold_in, white
+from jaxdiff.noise import fold_in, white
 from jaxdiff.processes import Process
 from jaxdiff.solvers.adams import adams
 from jaxdiff.solvers.ancestral import check_eta, split
 from jaxdiff.solvers.base import Solver, exponential, finite_h, inside, on_path, or_cur, stateless
+from jaxdiff.types import Denoiser, NoiseSampler
 
 __all__ = ["dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2s", "dpmpp_2s_ancestral", "dpmpp_3m", "dpmpp_3m_sde", "dpmpp_sde"]
 
 
+@factory
 def dpmpp_2s(process: Process | None = None) -> Solver:
     """DPM-Solver++(2S), the singlestep method of order 2 (Lu et al. 2022, arXiv:2211.01095, algorithm 1; r = 1/2).
 
@@ -25,14 +28,19 @@ def dpmpp_2s(process: Process | None = None) -> Solver:
         a solver of order 2 with two evaluations a step; the steps from pure noise and to sigma = 0 are of order 1.
     """
 
-    def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
+    def step(denoise: Denoiser, key: Array, x: Array, state, cur: Level, nxt: Level):
         return _halfway(denoise, process, x, cur, nxt, nxt), state
 
     return Solver(stateless, step, order=2, nfe=2)
 
 
+@factory
 def dpmpp_2s_ancestral(
-    eta: float | Array = 1.0, s_noise: float | Array = 1.0, process: Process | None = None, *, noise: Noise = white
+    eta: float | Array = 1.0,
+    s_noise: float | Array = 1.0,
+    process: Process | None = None,
+    *,
+    noise: NoiseSampler = white,
 ) -> Solver:
     """`dpmpp_2s` to sigma_down, then noise up to sigma (k-diffusion's `sample_dpmpp_2s_ancestral`).
 
@@ -49,7 +57,7 @@ def dpmpp_2s_ancestral(
     """
     deterministic = check_eta(eta)
 
-    def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
+    def step(denoise: Denoiser, key: Array, x: Array, state, cur: Level, nxt: Level):
         down, up = split(eta, x, cur, nxt)
         x = _halfway(denoise, process, x, cur, nxt, down)
         return x if deterministic else x + jnp.asarray(s_noise, x.dtype) * up * noise(key, x, cur, nxt), state
@@ -57,9 +65,10 @@ def dpmpp_2s_ancestral(
     return Solver(stateless, step, order=2, nfe=2, stochastic=not deterministic)
 
 
+@factory
 def dpmpp_sde(
     eta: float | Array = 1.0, s_noise: float | Array = 1.0, r: float | Array = 0.5, process: Process | None = None, *,
-    noise: Noise = white,
+    noise: NoiseSampler = white,
 ) -> Solver:  # fmt: skip
     """DPM-Solver++ for the SDE, singlestep, with noise at the inner point too (k-diffusion's `sample_dpmpp_sde`).
 
@@ -79,7 +88,7 @@ def dpmpp_sde(
     if isinstance(r, (int, float)) and not 0 < r < 1:
         raise ValueError(f"r must lie between 0 and 1, got {r}")
 
-    def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
+    def step(denoise: Denoiser, key: Array, x: Array, state, cur: Level, nxt: Level):
         h, finite = finite_h(cur, nxt)
         before, after = jnp.asarray(r, x.dtype) * h, (1 - jnp.asarray(r, x.dtype)) * h
         mid = inside(cur, nxt, cur.lam + before, finite)
@@ -105,6 +114,7 @@ def dpmpp_sde(
     return Solver(stateless, step, order=2, nfe=2, stochastic=not deterministic)
 
 
+@factory
 def dpmpp_2m(*, lower_order_final: Level | None = None) -> Solver:
     """DPM-Solver++(2M), the multistep method of order 2 (Lu et al. 2022, arXiv:2211.01095, algorithm 2).
 
@@ -118,6 +128,7 @@ def dpmpp_2m(*, lower_order_final: Level | None = None) -> Solver:
     return adams(2, two="midpoint", order=2, lower_order_final=lower_order_final)
 
 
+@factory
 def dpmpp_3m(*, lower_order_final: Level | None = None) -> Solver:
     """DPM-Solver++(3M), the multistep method of order 3, with the grid's own steps (Lu et al. 2022, arXiv:2211.01095).
 
@@ -134,8 +145,9 @@ def dpmpp_3m(*, lower_order_final: Level | None = None) -> Solver:
     return adams(3, order=3, lower_order_final=lower_order_final)
 
 
+@factory
 def dpmpp_2m_sde(
-    eta: float | Array = 1.0, s_noise: float | Array = 1.0, variant: str = "midpoint", *, noise: Noise = white,
+    eta: float | Array = 1.0, s_noise: float | Array = 1.0, variant: str = "midpoint", *, noise: NoiseSampler = white,
     lower_order_final: Level | None = None,
 ) -> Solver:  # fmt: skip
     """DPM-Solver++(2M) for the SDE (k-diffusion's `sample_dpmpp_2m_sde`; SDE-DPM-Solver++(2M) of Lu et al. 2022).
@@ -160,8 +172,9 @@ def dpmpp_2m_sde(
     return adams(2, eta=eta, s_noise=s_noise, two=two, noise=noise, order=2, lower_order_final=lower_order_final)
 
 
+@factory
 def dpmpp_3m_sde(
-    eta: float | Array = 1.0, s_noise: float | Array = 1.0, *, noise: Noise = white,
+    eta: float | Array = 1.0, s_noise: float | Array = 1.0, *, noise: NoiseSampler = white,
     lower_order_final: Level | None = None,
 ) -> Solver:  # fmt: skip
     """DPM-Solver++(3M) for the SDE (k-diffusion's `sample_dpmpp_3m_sde`, with `dpmpp_3m`'s second derivative).

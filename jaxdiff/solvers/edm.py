@@ -13,16 +13,19 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxdiff.checks import factory
 from jaxdiff.levels import Level, from_x0, safe_sqrt
 from jaxdiff.noise import normal_like
 from jaxdiff.processes import Process
 from jaxdiff.solvers.base import Solver, or_cur, stateless
+from jaxdiff.types import Denoiser
 
 __all__ = ["Churn", "churning", "euler", "heun"]
 
 Churn = float | Array | Callable[[Level], float | Array]
 
 
+@factory
 def euler(process: Process | None = None, churn: Churn | None = None, s_noise: float | Array = 1.0) -> Solver:
     """Euler's method on the probability-flow ODE (Karras et al. 2022, arXiv:2206.00364, algorithm 2, lines 4-8).
 
@@ -38,7 +41,7 @@ def euler(process: Process | None = None, churn: Churn | None = None, s_noise: f
     """
     raise_noise = churning(process, churn, s_noise)
 
-    def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
+    def step(denoise: Denoiser, key: Array, x: Array, state, cur: Level, nxt: Level):
         x, cur = raise_noise(key, x, cur)
         x0, eps = from_x0(denoise(x, cur), x, cur)
         return nxt.alpha * x0 + nxt.sigma * eps, state
@@ -46,6 +49,7 @@ def euler(process: Process | None = None, churn: Churn | None = None, s_noise: f
     return Solver(stateless, step, stochastic=churn is not None)
 
 
+@factory
 def heun(process: Process | None = None, churn: Churn | None = None, s_noise: float | Array = 1.0) -> Solver:
     """Heun's method on the probability-flow ODE (Karras et al. 2022, algorithms 1 and 2).
 
@@ -61,7 +65,7 @@ def heun(process: Process | None = None, churn: Churn | None = None, s_noise: fl
     """
     raise_noise = churning(process, churn, s_noise)
 
-    def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
+    def step(denoise: Denoiser, key: Array, x: Array, state, cur: Level, nxt: Level):
         x, cur = raise_noise(key, x, cur)
         x0, eps = from_x0(denoise(x, cur), x, cur)
         ahead = nxt.alpha * x0 + nxt.sigma * eps

@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxdiff.checks import factory
 from jaxdiff.levels import Level, safe_sqrt
-from jaxdiff.noise import Noise, white
+from jaxdiff.noise import white
 from jaxdiff.solvers.adams import weights
 from jaxdiff.solvers.base import Solver, finite_h, push
+from jaxdiff.types import Denoiser, NoiseSampler
 
 __all__ = ["er_sde", "extended"]
 
@@ -24,9 +26,10 @@ def extended(rho: Array) -> Array:
     return jnp.logaddexp(rho**0.3, jnp.log(jnp.asarray(10, rho.dtype)))
 
 
+@factory
 def er_sde(
     order: int = 3, log_scale: Callable[[Array], Array] = extended, s_noise: float | Array = 1.0, *,
-    noise: Noise = white,
+    noise: NoiseSampler = white,
 ) -> Solver:  # fmt: skip
     """ER-SDE-Solver-1, 2 and 3 (Cui et al. 2023, arXiv:2309.06169), for any process by rho = sigma / alpha.
 
@@ -52,7 +55,7 @@ def er_sde(
     def init(x: Array) -> tuple[Array, Array]:
         return jnp.zeros((order - 1, *x.shape), x.dtype), jnp.full(order - 1, -jnp.inf, x.dtype)
 
-    def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
+    def step(denoise: Denoiser, key: Array, x: Array, state, cur: Level, nxt: Level):
         past, lams = state
         x0 = denoise(x, cur)
         h, finite = finite_h(cur, nxt)

@@ -9,14 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxdiff.checks import factory
 from jaxdiff.levels import Level, from_x0, safe_sqrt
 from jaxdiff.noise import fold_in, normal_like
 from jaxdiff.solvers.base import Solver, or_cur, stateless
 from jaxdiff.solvers.sde import reverse_diffusion
+from jaxdiff.types import Denoiser
 
 __all__ = ["annealed_langevin", "predictor_corrector"]
 
 
+@factory
 def predictor_corrector(predictor: Solver | None = None, steps: int = 1, snr: float | Array = 0.16) -> Solver:
     """A solver's step, then Langevin steps at the level that it has reached (Song et al. 2020, algorithms 2 to 5).
 
@@ -37,7 +40,7 @@ def predictor_corrector(predictor: Solver | None = None, steps: int = 1, snr: fl
     _check(steps, "snr", snr)
     inner = reverse_diffusion() if predictor is None else predictor
 
-    def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
+    def step(denoise: Denoiser, key: Array, x: Array, state, cur: Level, nxt: Level):
         x, state = inner.step(denoise, fold_in(key, 0), x, state, cur, nxt)
         moving = nxt.sigma > 0
         kept = jnp.square(cur.alpha / nxt.alpha)
@@ -53,6 +56,7 @@ def predictor_corrector(predictor: Solver | None = None, steps: int = 1, snr: fl
     return Solver(inner.init, step, order=None, nfe=nfe, stochastic=True)
 
 
+@factory
 def annealed_langevin(steps: int = 5, size: float | Array = 0.2) -> Solver:
     """Langevin steps x + e/2 score + sqrt(e) z at each level, e = size sigma^2 (Song and Ermon 2019, algorithm 1).
 
@@ -70,7 +74,7 @@ def annealed_langevin(steps: int = 5, size: float | Array = 0.2) -> Solver:
     """
     _check(steps, "size", size)
 
-    def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
+    def step(denoise: Denoiser, key: Array, x: Array, state, cur: Level, nxt: Level):
         moving = nxt.sigma > 0
         at = or_cur(moving, cur, nxt)
         pure = cur.alpha == 0  # nothing of the data is left to be kept: the noise goes to the next level

@@ -5,12 +5,15 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import Array
 
+from jaxdiff.checks import factory
 from jaxdiff.levels import Level, from_x0
 from jaxdiff.solvers.base import Solver, push, steps_left
+from jaxdiff.types import Denoiser
 
 __all__ = ["lms"]
 
 
+@factory
 def lms(order: int = 4, *, lower_order_final: Level | None = None) -> Solver:
     """x / alpha moves by the integral, over s = sigma / alpha, of the polynomial through the last eps_hat.
 
@@ -33,7 +36,7 @@ def lms(order: int = 4, *, lower_order_final: Level | None = None) -> Solver:
         # Evaluations are remembered by alpha / sigma. At 0, pure noise, they have no weight: neither has an empty past.
         return jnp.zeros((order - 1, *x.shape), x.dtype), jnp.zeros(order - 1, x.dtype)
 
-    def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
+    def step(denoise: Denoiser, key: Array, x: Array, state, cur: Level, nxt: Level):
         past, r_past = state
         x0, eps = from_x0(denoise(x, cur), x, cur)
         r = (cur.alpha / cur.sigma).astype(x.dtype)

@@ -11,9 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxdiff.checks import factory
 from jaxdiff.levels import Level, from_x0
 from jaxdiff.processes import Process
 from jaxdiff.solvers.base import Solver, chord, or_cur, push, steps_left
+from jaxdiff.types import Denoiser
 
 __all__ = ["ipndm", "plms", "pndm"]
 
@@ -21,6 +23,7 @@ __all__ = ["ipndm", "plms", "pndm"]
 _WEIGHTS = np.array([[24, 0, 0, 0], [36, -12, 0, 0], [46, -32, 10, 0], [55, -59, 37, -9]]) / 24
 
 
+@factory
 def pndm(process: Process | None = None) -> Solver:
     """PNDM with three pseudo Runge-Kutta steps ahead (F-PNDM; Liu et al. 2022, arXiv:2202.09778, algorithm 2).
 
@@ -34,6 +37,7 @@ def pndm(process: Process | None = None) -> Solver:
     return _adams(4, (0.0, 0.5, 0.5, 1.0), (1 / 6, 1 / 3, 1 / 3, 1 / 6), steps=3, process=process)
 
 
+@factory
 def plms(*, lower_order_final: Level | None = None) -> Solver:
     """PNDM with a pseudo Heun step ahead and orders 2 and 3 after it: the PLMS of latent and Stable Diffusion.
 
@@ -49,6 +53,7 @@ def plms(*, lower_order_final: Level | None = None) -> Solver:
     return _adams(4, (0.0, 1.0), (1 / 2, 1 / 2), steps=1, lower_order_final=lower_order_final)
 
 
+@factory
 def ipndm(order: int = 4, *, lower_order_final: Level | None = None) -> Solver:
     """PNDM with lower orders ahead, in place of Runge-Kutta steps (iPNDM; Zhang and Chen 2022, arXiv:2204.13902).
 
@@ -79,7 +84,7 @@ def _adams(
     def init(x: Array) -> tuple[Array, Array]:
         return jnp.zeros((order - 1, *x.shape), x.dtype), jnp.zeros((), jnp.int32)
 
-    def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
+    def step(denoise: Denoiser, key: Array, x: Array, state, cur: Level, nxt: Level):
         past, done = state
         warming = done < steps
 

@@ -7,14 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxdiff.checks import factory
 from jaxdiff.levels import Level, transition
 from jaxdiff.noise import fold_in, normal_like
 from jaxdiff.solvers.base import Solver
 from jaxdiff.solvers.edm import heun
+from jaxdiff.types import Denoiser
 
 __all__ = ["restart"]
 
 
+@factory
 def restart(solver: Solver | None = None, interval: Level | None = None, repeats: int = 1) -> Solver:
     """Noise x back to an interval's first level and solve down to its last, several times (Xu et al. 2023).
 
@@ -40,20 +43,20 @@ def restart(solver: Solver | None = None, interval: Level | None = None, repeats
     if interval is not None and len(set(map(np.shape, interval)) | {np.shape(interval.t)[:1]}) != 1:
         raise ValueError(f"an interval is a Level with fields [M + 1], got shapes {list(map(np.shape, interval))}")
 
-    def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
+    def step(denoise: Denoiser, key: Array, x: Array, state, cur: Level, nxt: Level):
         x, state = inner.step(denoise, fold_in(key, 0), x, state, cur, nxt)
         grid, here = _grid(interval, cur, nxt)
 
         def again(carry, k: Array):
             x, (up, down) = carry[0], (fold_in(key, 2 * k + 1), fold_in(key, 2 * k + 2))
-            mean, std = transition(x, nxt, Level(*(field[0] for field in grid)))
+            mean, std = transition(x, nxt, grid.at(0))
             x = mean + std * normal_like(up, x)
 
             def body(carry, i_cur_nxt):
                 (x, state), (i, cur, nxt) = carry, i_cur_nxt
                 return inner.step(denoise, fold_in(down, i), x, state, cur, nxt), None
 
-            pairs = Level(*(field[:-1] for field in grid)), Level(*(field[1:] for field in grid))
+            pairs = grid.at(slice(None, -1)), grid.at(slice(1, None))
             return jax.lax.scan(body, (x, inner.init(x)), (jnp.arange(grid.t.shape[0] - 1), *pairs))[0], None
 
         # The state is the interval's too: a multistep method's history from before it is of another trajectory.
@@ -71,7 +74,7 @@ def _grid(interval: Level | None, cur: Level, nxt: Level) -> tuple[Level, Array]
     if interval is None:
         return Level(*(jnp.stack([c.astype(n.dtype), n]) for c, n in zip(cur, nxt, strict=True))), moving
     typed = Level(*(jnp.asarray(field).astype(n.dtype) for field, n in zip(interval, nxt, strict=True)))
-    end = Level(*(field[-1] for field in typed)).lam
+    end = typed.at(-1).lam
     end = end - 1e-4 * (1 + jnp.abs(end))  # a level that is the interval's end give or take rounding has arrived
     grid = Level(*(field.at[-1].set(n) for field, n in zip(typed, nxt, strict=True)))
     return grid, moving & (cur.lam < end) & (end <= nxt.lam)

@@ -15,14 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxdiff.checks import factory
 from jaxdiff.levels import Level, from_x0
 from jaxdiff.processes import Process
 from jaxdiff.solvers.adaptive import Adaptive, Try, Walk, check_adaptive, init_adaptive, per_example, walk
 from jaxdiff.solvers.base import Solver, chord, on_path, or_cur, stateless
+from jaxdiff.types import Denoiser
 
 __all__ = ["rk4", "rk23", "rk45"]
 
 
+@factory
 def rk4(process: Process | None = None) -> Solver:
     """The classical Runge-Kutta method on the probability-flow ODE along the line between two levels.
 
@@ -33,7 +36,7 @@ def rk4(process: Process | None = None) -> Solver:
         a solver of order 4 with four evaluations a step; the step to sigma = 0 is Euler's.
     """
 
-    def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
+    def step(denoise: Denoiser, key: Array, x: Array, state, cur: Level, nxt: Level):
         moving = nxt.sigma > 0
         end = or_cur(moving, cur, nxt)
         mid = chord(cur, nxt, 0.5)
@@ -87,6 +90,7 @@ _BOGACKI_SHAMPINE = _Pair(
 )
 
 
+@factory
 def rk45(
     rtol: float | Array = 1e-5, atol: float | Array = 1e-5, process: Process | None = None, *, max_steps: int = 1000
 ) -> Solver:
@@ -114,6 +118,7 @@ def rk45(
     return _adaptive(_DORMAND_PRINCE, rtol, atol, process, max_steps)
 
 
+@factory
 def rk23(
     rtol: float | Array = 1e-3, atol: float | Array = 1e-3, process: Process | None = None, *, max_steps: int = 1000
 ) -> Solver:
@@ -132,7 +137,7 @@ def rk23(
 def _adaptive(pair: _Pair, rtol, atol, process: Process | None, max_steps: int) -> Solver:
     check_adaptive(rtol, atol, max_steps)
 
-    def step(denoise, key: Array, x: Array, state: Adaptive, cur: Level, nxt: Level):
+    def step(denoise: Denoiser, key: Array, x: Array, state: Adaptive, cur: Level, nxt: Level):
         moving = nxt.sigma > 0
         end = or_cur(moving, cur, nxt)  # to clean data no try is made; a safe level keeps the unused branch finite
         slope = _slope(denoise, x, cur, cur, nxt)

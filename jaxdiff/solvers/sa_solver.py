@@ -7,17 +7,20 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jax import Array
 
+from jaxdiff.checks import factory
 from jaxdiff.levels import Level
-from jaxdiff.noise import Noise, white
+from jaxdiff.noise import white
 from jaxdiff.solvers.adams import adams
 from jaxdiff.solvers.base import Solver
+from jaxdiff.types import NoiseSampler
 
 __all__ = ["sa_solver"]
 
 
+@factory
 def sa_solver(
     predictor_order: int = 3, corrector_order: int = 4, tau: float | Array | Callable[[Level], Array] = 1.0, *,
-    s_noise: float | Array = 1.0, noise: Noise = white, lower_order_final: Level | None = None,
+    s_noise: float | Array = 1.0, noise: NoiseSampler = white, lower_order_final: Level | None = None,
 ) -> Solver:  # fmt: skip
     """The variance-controlled SDE by an Adams-Bashforth predictor and an Adams-Moulton corrector (Xue et al. 2023).
 

@@ -7,14 +7,17 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jax import Array
 
+from jaxdiff.checks import factory
 from jaxdiff.levels import Level, from_x0, gained, safe_sqrt
-from jaxdiff.noise import Noise, white
+from jaxdiff.noise import white
 from jaxdiff.solvers.base import Solver, chord, or_cur, stateless
+from jaxdiff.types import Denoiser, NoiseSampler
 
 __all__ = ["euler_maruyama", "reverse_diffusion"]
 
 
-def euler_maruyama(*, noise: Noise = white) -> Solver:
+@factory
+def euler_maruyama(*, noise: NoiseSampler = white) -> Solver:
     """Euler and Maruyama's method on the reverse SDE, dx = (f x - g^2 score) dt + g dw (Song et al. 2020, eq. 6).
 
     arXiv:2011.13456. A step knows two levels and no time: f dt is log(alpha_t / alpha_s), and g^2 dt what the variance
@@ -35,7 +38,8 @@ def euler_maruyama(*, noise: Noise = white) -> Solver:
     return _reverse(coefficients, noise)
 
 
-def reverse_diffusion(*, noise: Noise = white) -> Solver:
+@factory
+def reverse_diffusion(*, noise: NoiseSampler = white) -> Solver:
     """The reverse of the forward process's own steps, x - f(x) + G^2 score + G z (Song et al. 2020, appendix E).
 
     x + f(x) and G are the mean and the standard deviation of q(x_t | x_s), so that for a beta table it is the paper's
@@ -53,10 +57,10 @@ def reverse_diffusion(*, noise: Noise = white) -> Solver:
     return _reverse(coefficients, noise)
 
 
-def _reverse(coefficients: Callable[[Level, Level], tuple[Array, Array]], noise: Noise) -> Solver:
+def _reverse(coefficients: Callable[[Level, Level], tuple[Array, Array]], noise: NoiseSampler) -> Solver:
     """x - f x + g^2 score + g z with (f, g^2) of a step, and the exact steps at both ends."""
 
-    def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
+    def step(denoise: Denoiser, key: Array, x: Array, state, cur: Level, nxt: Level):
         x0, eps = from_x0(denoise(x, cur), x, cur)
         z = noise(key, x, cur, nxt)
         pure = cur.alpha == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from jaxdiff.checks import factory
 from jaxdiff.levels import Level
 from jaxdiff.solvers.adams import adams
 from jaxdiff.solvers.base import Solver
@@ -9,6 +10,7 @@ from jaxdiff.solvers.base import Solver
 __all__ = ["unipc"]
 
 
+@factory
 def unipc(
     order: int = 3, variant: str = "bh2", *, corrector: bool = True, lower_order_final: Level | None = None
 ) -> Solver:

@@ -1,4 +1,4 @@
-"""Text encoders, which make of token ids what a network sees of a prompt, and tokenizers, which make the ids."""
+"""Text encoders and tokenizers: from prompts to the tokens and vectors that condition a network."""
 
 from jaxdiff.text.bert import Bert, sentence_embedding
 from jaxdiff.text.clip import CLIPText

@@ -1,4 +1,4 @@
-"""BERT (Devlin et al. 2019, arXiv:1810.04805), and sentence embeddings by it (Reimers & Gurevych 2019).
+"""BERT (Devlin et al. 2019, arXiv:1810.04805), and sentence embeddings by it (Reimers and Gurevych 2019).
 
 Parameters are named like those of transformers' BertModel; see `interop.keys` for the rule.
 """
@@ -10,28 +10,22 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff.networks.attention import attend, split_heads
+from jaxdiff.networks.attention import attend
 from jaxdiff.networks.layers import wide
 from jaxdiff.networks.remat import Remat
-from jaxdiff.networks.tokens import LayerNorm, dense, stacked
-from jaxdiff.text.parts import Encoded, Table, activation, check_tokens
+from jaxdiff.networks.tokens import LayerNorm, dense, qkv, stacked
+from jaxdiff.text.parts import Encoded, EncoderLayer, Table, activation, check_tokens
 
 
-class Layer(nn.Module):
-    """Self-attention and a feed-forward network, a norm behind each; see `Bert` for the attributes."""
-
-    heads: int
-    features: int
-    act: str
-    eps: float
-    dtype: jnp.dtype
+class Layer(EncoderLayer):
+    """Self-attention and a feed-forward network, each followed by a norm."""
 
     @nn.compact
     def __call__(self, x: Array, mask: Array | None) -> tuple[Array, None]:
-        """Maps [B, L, D] to the same shape."""
+        """Map [B, L, D] to the same shape."""
         width = x.shape[-1]
-        names = (f"attention.self.{name}" for name in ("query", "key", "value"))
-        q, k, v = (split_heads(dense(width, self.dtype, name)(x), self.heads) for name in names)
+        names = [f"attention.self.{name}" for name in ("query", "key", "value")]
+        q, k, v = qkv(x, names, heads=self.heads, dtype=self.dtype)
         h = dense(width, self.dtype, "attention.output.dense")(attend(q, k, v, mask=mask).reshape(x.shape))
         x = LayerNorm(self.eps, name="attention.output.LayerNorm")(x + h)
         h = activation(self.act)(dense(self.features, self.dtype, "intermediate.dense")(x))
@@ -49,8 +43,8 @@ class Bert(nn.Module):
         heads: of the attention; divides the width.
         features: of the feed-forward networks.
         positions: the longest text, in tokens.
-        types: how many kinds of sentences there are.
-        pooler: whether the first token's vector, through a linear map and tanh, is the text's.
+        types: number of segments, e.g. 2 for pairs of sentences.
+        pooler: pool the first token's vector by a linear map and tanh.
         act: the feed-forward networks' activation, "gelu", "gelu_new" or "relu".
         eps: of the norms.
         remat: what of each layer the backward pass computes again: "none", "dots" (all but products) or "full".
@@ -72,12 +66,12 @@ class Bert(nn.Module):
 
     @nn.compact
     def __call__(self, ids: Array, mask: Array | None = None, *, types: Array | None = None) -> Encoded:
-        """Encodes texts.
+        """Encode texts.
 
         Args:
             ids: int[B, L].
-            mask: bool[B, L], True for the tokens that may be seen; None shows all.
-            types: int[B, L], the sentence that each token belongs to; None: the first, 0.
+            mask: bool[B, L], True for visible tokens; None: all are visible.
+            types: int[B, L], each token's segment; None: 0 for all.
 
         Returns:
             The last layer's output [B, L, width], and the pooled [B, width] or None.
@@ -107,14 +101,14 @@ class Bert(nn.Module):
 
 
 def sentence_embedding(hidden: Array, mask: Array) -> Array:
-    """A vector of unit length for each text: the mean over its tokens (Reimers & Gurevych 2019, sec. 3).
+    """Return a unit vector for each text, its tokens' normalized mean (Reimers and Gurevych 2019, sec. 3).
 
     Args:
         hidden: [B, L, D], of the last layer.
         mask: bool[B, L], True for the tokens of the text.
 
     Returns:
-        [B, D], float32 at least; inner products are cosine similarities. A text without tokens gives zeros.
+        [B, D], float32 at least; inner products are cosine similarities. Zeros for a text without tokens.
     """
     seen = mask[..., None]
     h = jnp.where(seen, hidden.astype(wide(hidden.dtype)), 0)

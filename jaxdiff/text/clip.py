@@ -11,29 +11,23 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff.networks.attention import attend, split_heads
+from jaxdiff.networks.attention import attend
 from jaxdiff.networks.remat import Remat
-from jaxdiff.networks.tokens import LayerNorm, dense, stacked
-from jaxdiff.text.parts import Encoded, Table, activation, check_tokens
+from jaxdiff.networks.tokens import LayerNorm, dense, qkv, stacked
+from jaxdiff.text.parts import Encoded, EncoderLayer, Table, activation, check_tokens
 
 
-class Layer(nn.Module):
-    """Causal self-attention and a feed-forward network, each behind a norm; see `CLIPText` for the attributes."""
-
-    heads: int
-    features: int
-    act: str
-    eps: float
-    dtype: jnp.dtype
+class Layer(EncoderLayer):
+    """Causal self-attention and a feed-forward network, each preceded by a norm."""
 
     @nn.compact
     def __call__(self, carry: tuple[Array, Array, Array], mask: Array | None, chosen: int) -> tuple[Any, None]:
-        """Maps x[B, L, D]; the carry also counts the layers, and keeps what the chosen one, from 0, puts out."""
+        """Map x[B, L, D]; the carry also holds the output of the chosen layer and the number of this one, from 0."""
         x, kept, number = carry
         width = x.shape[-1]
 
         h = LayerNorm(self.eps, name="layer_norm1")(x)
-        q, k, v = (split_heads(dense(width, self.dtype, f"self_attn.{n}_proj")(h), self.heads) for n in "qkv")
+        q, k, v = qkv(h, [f"self_attn.{name}_proj" for name in "qkv"], heads=self.heads, dtype=self.dtype)
         h = attend(q, k, v, mask=mask, causal=True).reshape(x.shape)
         x = x + dense(width, self.dtype, "self_attn.out_proj")(h)
 
@@ -53,9 +47,9 @@ class CLIPText(nn.Module):
         heads: of the attention; divides the width.
         features: of the feed-forward networks.
         positions: the longest text, in tokens.
-        projection: features of the pooled vector, by a linear map; None: as the token has them.
+        projection: features of the pooled vector, by a linear map; None: no such map.
         act: the feed-forward networks' activation, "quick_gelu" (OpenAI's models) or "gelu" (OpenCLIP's).
-        eos: id of the token whose vector, at its first place, is the text's; None: that of the largest id.
+        eos: the first token with this id is pooled; None: the token with the largest id.
         eps: of the norms.
         remat: what of each layer the backward pass computes again: "none", "dots" (all but products) or "full".
         dtype: type of the computation; parameters are float32.
@@ -76,18 +70,18 @@ class CLIPText(nn.Module):
 
     @nn.compact
     def __call__(self, ids: Array, mask: Array | None = None, *, layer: int = -1, norm: bool = True) -> Encoded:
-        """Encodes texts.
+        """Encode texts.
 
         Args:
             ids: int[B, L].
-            mask: bool[B, L], True for the tokens that may be seen; None shows all.
-            layer: whose output is returned, from the end: -1 is the last, -2 the one before.
-            norm: whether the final norm is applied to it. Stable Diffusion's "clip skip" does, Stable Diffusion
-                XL and 3 take layer -2 without.
+            mask: bool[B, L], True for visible tokens; None: all are visible.
+            layer: of the returned output, counted from the end: -1 is the last layer, -2 the one before.
+            norm: apply the final norm to it, as Stable Diffusion's "clip skip" does; Stable Diffusion XL and 3 use
+                layer -2 without it.
 
         Returns:
-            That layer's output [B, L, width], and the pooled [B, projection or width], always of the last layer
-            after its norm.
+            The layer's output [B, L, width], and the pooled vector [B, projection or width] of the last layer after
+            the norm.
 
         Raises:
             ValueError: for misshapen ids or mask, too many tokens, or a layer that does not exist.

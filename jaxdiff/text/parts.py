@@ -1,4 +1,4 @@
-"""What the text encoders share: their result, the way to pure functions, tables of vectors, activations."""
+"""Parts of the text encoders: their output, pure functions of them, embeddings, activations."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from jaxdiff.networks.initializers import table_init
 
 
 class Encoded(NamedTuple):
-    """What a text encoder makes of token ids.
+    """The output of a text encoder.
 
     Attributes:
         hidden: [B, L, D], a vector for each token.
-        pooled: [B, P], a vector for the text; None where the encoder has none.
+        pooled: [B, P], a vector for the text; None: the encoder has none.
     """
 
     hidden: Array
@@ -27,14 +27,14 @@ class Encoded(NamedTuple):
 
 
 def as_apply(module: nn.Module) -> Callable[..., Encoded]:
-    """Turns a text encoder into a pure function.
+    """Turn a text encoder into a pure function.
 
     Args:
         module: called as module(ids, mask, **options).
 
     Returns:
-        apply(params, ids, mask=None, **options), with ids int[B, L] and mask bool[B, L], True for the tokens that
-        may be seen; no mask shows all.
+        apply(params, ids, mask=None, **options), with ids int[B, L] and mask bool[B, L], True for visible tokens; None:
+        all are visible.
     """
 
     def apply(params, ids, mask=None, **options):
@@ -44,7 +44,7 @@ def as_apply(module: nn.Module) -> Callable[..., Encoded]:
 
 
 def init(module: nn.Module, key: Array) -> dict:
-    """Draws a text encoder's parameters: a plain nested dict of float32 arrays."""
+    """Draw a text encoder's parameters, a nested dict of float32 arrays."""
 
     def draw(key):
         # The encoder runs on one token in the trace only: compilation drops everything but the parameters.
@@ -53,14 +53,32 @@ def init(module: nn.Module, key: Array) -> dict:
     return jax.jit(draw)(key)
 
 
-class Table(nn.Module):
-    """Vectors that are looked up.
-
-    An index outside of 0..rows-1 gives NaN, since a compiled program can't raise.
+class EncoderLayer(nn.Module):
+    """Fields of a layer that is followed by equal ones.
 
     Attributes:
-        rows: how many.
-        features: length of one.
+        heads: of the attention; divides the width.
+        features: of the feed-forward network's inner layer.
+        act: its activation; see `activation`.
+        eps: of the norms.
+        dtype: type of the computation.
+    """
+
+    heads: int
+    features: int
+    act: str
+    eps: float
+    dtype: jnp.dtype
+
+
+class Table(nn.Module):
+    """A table of vectors.
+
+    An index outside 0..rows-1 returns NaN, since a compiled program can't raise.
+
+    Attributes:
+        rows: number of vectors.
+        features: length of a vector.
         dtype: of the result.
         std: of the initial values.
     """
@@ -72,7 +90,7 @@ class Table(nn.Module):
 
     @nn.compact
     def __call__(self, ids: Array) -> Array:
-        """Maps int[...] to [..., features]."""
+        """Map int[...] to [..., features]."""
         table = self.param("embedding", scaled(table_init, self.std), (self.rows, self.features))
         # Negative indices would count from the end: send them out of range too. The few rows are converted, not all.
         ids = jnp.where(ids < 0, self.rows, ids)
@@ -80,12 +98,12 @@ class Table(nn.Module):
 
 
 def scaled(draw: Callable[..., Array], factor: float) -> Callable[..., Array]:
-    """An initializer whose values are another's times a factor."""
+    """An initializer, scaled by a factor."""
     return lambda *args: factor * draw(*args)
 
 
 def quick_gelu(x: Array) -> Array:
-    """The approximation of GELU by a sigmoid (Hendrycks & Gimpel 2016, sec. 2)."""
+    """The approximation of GELU by a sigmoid (Hendrycks and Gimpel 2016, sec. 2)."""
     return x * jax.nn.sigmoid(1.702 * x)
 
 
@@ -99,10 +117,10 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 def activation(name: str) -> Callable[[Array], Array]:
-    """The activation of that name.
+    """The activation function of a name.
 
     Raises:
-        ValueError: there is none.
+        ValueError: for an unknown name.
     """
     if name not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {name!r}")
@@ -110,12 +128,12 @@ def activation(name: str) -> Callable[[Array], Array]:
 
 
 def check_tokens(ids: Array, mask: Array | None, longest: int | None = None) -> None:
-    """Refuses what are no token ids.
+    """Check token ids and their mask.
 
     Args:
         ids: the ids.
-        mask: of the tokens that may be seen.
-        longest: how many tokens the encoder has positions for; None: any number.
+        mask: of visible tokens; None: all are visible.
+        longest: number of positions of the encoder; None: any.
 
     Raises:
         ValueError: ids is not int[B, L], L is too large, or mask is not bool[B, L].

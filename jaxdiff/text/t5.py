@@ -22,15 +22,15 @@ from jaxdiff.text.parts import Encoded, Table, check_tokens, scaled
 
 
 def buckets(length: int, count: int, farthest: int) -> np.ndarray:
-    """The bucket of the distance from each query to each key.
+    """Return the bucket of the distance from each query to each key.
 
-    Half of the buckets are for keys behind the query. Of each half the first half holds one distance each, from 0 on;
-    the others grow by a factor up to `farthest`, and the last holds all from there on.
+    Half of the buckets are for keys after the query. Of each half, the first buckets hold one distance each, from 0 on;
+    the others grow by a factor up to `farthest`, and the last one holds all larger distances.
 
     Args:
-        length: of the text.
-        count: of the buckets, from 4 on.
-        farthest: the distance from which on all are equal.
+        length: of the text, in tokens.
+        count: number of buckets, at least 4.
+        farthest: distances from this one on share a bucket.
 
     Returns:
         int32[length, length], by query and key.
@@ -58,7 +58,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, mask: Array | None, bias: Array) -> tuple[Array, None]:
-        """Maps x[B, L, D], in float32 at least; bias[1, H, L, L] joins the attention's logits."""
+        """Map x[B, L, D], in float32 at least; bias[1, H, L, L] joins the attention's logits."""
         width, inner = x.shape[-1], self.heads * self.head_dim
 
         h = RMSNorm(self.eps, name="layer.0.layer_norm")(x).astype(self.dtype)
@@ -91,7 +91,7 @@ class Block(nn.Module):
 class T5Encoder(nn.Module):
     """T5's encoder; the defaults are those of T5 v1.1 XXL, which Stable Diffusion 3 and Flux use.
 
-    Half precision is safe: the sum that runs through the blocks is kept in float32.
+    Half precision is safe: the residual stream is kept in float32.
 
     Attributes:
         vocab: number of tokens.
@@ -102,7 +102,7 @@ class T5Encoder(nn.Module):
         features: of the feed-forward networks.
         gated: a feed-forward network with gated GELU (T5 v1.1; Shazeer 2020, arXiv:2002.05202), or with ReLU.
         buckets: of the relative positions.
-        farthest: the distance in tokens from which on all are equal.
+        farthest: distances from this one on, in tokens, share a bucket.
         eps: of the norms.
         remat: what of each block the backward pass computes again: "none", "dots" (all but products) or "full".
         dtype: type of the computation; parameters are float32.
@@ -123,14 +123,14 @@ class T5Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, ids: Array, mask: Array | None = None) -> Encoded:
-        """Encodes texts.
+        """Encode texts.
 
         Args:
             ids: int[B, L].
-            mask: bool[B, L], True for the tokens that may be seen; None shows all.
+            mask: bool[B, L], True for visible tokens; None: all are visible.
 
         Returns:
-            The last block's output after the norm, [B, L, width]; nothing is pooled.
+            The last block's output after the norm, [B, L, width]; no pooled vector.
 
         Raises:
             ValueError: for misshapen ids or mask, or buckets that don't fit.

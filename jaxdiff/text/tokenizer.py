@@ -48,19 +48,19 @@ CLIP_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]
 
 
 def tokenizer(directory: str | Path, *, length: int | None = None) -> Tokenizer:
-    """Reads a tokenizer: tokenizer.json, or CLIP's vocab.json and merges.txt, or BERT's vocab.txt.
+    """Read a tokenizer: tokenizer.json, or CLIP's vocab.json and merges.txt, or BERT's vocab.txt.
 
     Args:
-        directory: of the files; what a pipeline's directory has in "tokenizer", "tokenizer_2", ...
+        directory: of the files, e.g. "tokenizer" or "tokenizer_2" of a pipeline.
         length: of the result in tokens; None: model_max_length of its tokenizer_config.json.
 
     Returns:
-        texts -> (ids int32[B, length], mask bool[B, length]). Longer texts are cut, the token that ends them stays;
-        shorter ones are padded. The mask is True for the text and the tokens around it, and says so by place, not by
-        id: a model may pad with the token that ends its texts.
+        texts -> (ids int32[B, length], mask bool[B, length]). Longer texts are cut, before their end token; shorter
+        ones are padded. The mask is True for the text and the tokens around it, by position, not by id: a model may
+        pad with its end token.
 
     Raises:
-        ValueError: the files are none of these, or tell neither length nor padding.
+        ValueError: the files are none of these, or define no length or padding.
     """
     directory = Path(directory)
     config = _read(directory / "tokenizer_config.json")
@@ -99,7 +99,7 @@ def _encoder(directory: Path, config: dict[str, Any], length: int) -> Tokenizer:
 
 @contextlib.contextmanager
 def _named(directory: Path) -> Iterator[None]:
-    """Make a ValueError that names the directory of what the library raises: plain Exceptions, and Rust's panics."""
+    """Turn exceptions of the library, plain ones and Rust's panics, into a ValueError that names the directory."""
     try:
         yield
     except ValueError:
@@ -178,7 +178,7 @@ def _bert(directory: Path, config: dict[str, Any], roles: dict[str, AddedToken])
 
 
 def _put_between(made: Library, start: str, end: str, directory: Path) -> None:
-    """Has every text stand between two tokens."""
+    """Have every text stand between two tokens."""
     from tokenizers.processors import TemplateProcessing
 
     ids = {token: made.token_to_id(token) for token in (start, end)}
@@ -197,7 +197,7 @@ def _roles(directory: Path, config: dict[str, Any]) -> dict[str, AddedToken]:
 
 
 def _add(made: Library, directory: Path, config: dict[str, Any]) -> None:
-    """Adds the tokens that a vocabulary got later, such as those of a textual inversion."""
+    """Add the tokens that a vocabulary got later, such as those of a textual inversion."""
     from tokenizers import AddedToken
 
     added = {int(number): _token(value) for number, value in config.get("added_tokens_decoder", {}).items()}

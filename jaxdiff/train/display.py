@@ -1,4 +1,4 @@
-"""What a person sees of a run while it trains, what its log gets, and what is said of updates that were not made."""
+"""The progress bar of training, the records of its log, and messages about skipped updates."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from jaxdiff.train.log import Record
 
 
 class Display:
-    """The progress bar and the log; metrics wait here until their step has finished on the device."""
+    """The progress bar and the log; metrics are queued until their step has finished on the device."""
 
     def __init__(self, start: int, steps: int, log: Callable[[Record], None] | None, max_skipped: int):
         """Show a bar.
 
         Args:
-            start: the step that training begins with.
-            steps: of the whole run.
+            start: first step of this training.
+            steps: number of steps of the whole run.
             log: called with each step's record.
-            max_skipped: updates in a row that may not be made before `settle` raises.
+            max_skipped: number of skipped updates in a row at which `settle` raises.
         """
         from tqdm import tqdm
 
@@ -34,7 +34,7 @@ class Display:
         self._most, self._in_a_row = max_skipped, 0
         self._pending: deque[tuple[int, Any, int]] = deque()
         self._since: float | None = None  # when the last step finished; None: still compiling
-        # In a file each refresh is a line of its own, so there are few of them.
+        # In a file each refresh is a line of its own: refresh rarely.
         self._bar = tqdm(
             total=steps,
             initial=start,
@@ -52,27 +52,27 @@ class Display:
         self._bar.close()
 
     def say(self, message: str) -> None:
-        """Show a line above the bar, in the first process."""
+        """Print a line above the bar, in the first process."""
         if jax.process_index() == 0:
             self._bar.write(message, file=sys.stderr)
 
     def push(self, done: int, metrics: Any, size: int) -> None:
-        """Take the metrics of steps up to number `done`, which may be running, on `size` examples."""
+        """Queue the metrics of steps up to number `done`, which may be running, on `size` examples."""
         self._pending.append((done, metrics, size))
 
     def settle(self, ahead: int) -> bool:
-        """Wait until at most `ahead` dispatches are running; show and log the others.
+        """Wait until at most `ahead` dispatches are running; show and log those that have finished.
 
         Returns:
-            Whether there were any.
+            Whether any had finished.
 
         Raises:
-            NotFinite: too many updates in a row were not made.
+            NotFinite: too many updates in a row were skipped.
         """
         finished = len(self._pending) > ahead
         while len(self._pending) > ahead:
             done, metrics, size = self._pending.popleft()
-            # One number a metric, or one for each update of a dispatch.
+            # One number for each metric, or one for each update of a dispatch.
             values = {name: np.ravel(value) for name, value in jax.device_get(metrics).items()}
             count = len(values["loss"])
             records = [
@@ -85,7 +85,7 @@ class Display:
         return finished
 
     def _look(self, record: Record) -> None:
-        """Say that an update was not made, ever less often; raise after too many in a row."""
+        """Report a skipped update, at increasing intervals; raise after too many in a row."""
         if not record["skipped"]:
             self._in_a_row = 0
             return

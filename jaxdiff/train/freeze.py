@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-import jax
+from jaxdiff import trees
 
 
 def split(params: Any, pattern: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -25,12 +25,8 @@ def split(params: Any, pattern: str) -> tuple[dict[str, Any], dict[str, Any]]:
         raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
     found: dict[str, Any] = {}
     rest: dict[str, Any] = {}
-    for entries, leaf in jax.tree_util.tree_leaves_with_path(params):
-        path = [entry.key for entry in entries]
-        folder = found if search(".".join(path)) else rest
-        for segment in path[:-1]:
-            folder = folder.setdefault(segment, {})
-        folder[path[-1]] = leaf
+    for path, leaf in trees.leaves(params).items():
+        trees.put(found if search(".".join(path)) else rest, path, leaf)
     if not found:
         raise ValueError(f"no parameter's path holds {pattern!r}")
     return found, rest

@@ -1,4 +1,4 @@
-"""Where a run's time goes: the share that training had, and what the rest was spent on."""
+"""Goodput: the share of a run's time spent on training, and what the rest was spent on."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from typing import Any, NamedTuple
 
 from jaxdiff.train.log import Record
 
-# What a process spends time on beside training: everything before its first step; compiling that; waiting for data
-# while no device works; saving, as far as training waits for it; drawing previews.
+# What a process spends time on, other than training: everything before its first step; compiling that; waiting for
+# data while no device works; saving, as far as training waits for it; drawing previews.
 LOSSES = ("start", "compile", "data", "checkpoint", "preview")
 # Seconds between two records.
 PERIOD = 30.0
 
 
 class Goodput:
-    """Splits the time of a training process; the clock is one that only runs forward.
+    """Accounts for the time of a training process, by a monotonic clock.
 
-    Each record is {"began": when the process started, and "time": when it was written (Unix seconds), "from": the step
-    it began with, "step", "steps": those of the whole run, "skipped": updates of the run that were not made,
-    "seconds": {"training" and each of `LOSSES`: seconds since the process began}}.
+    Each record is {"began": start of the process, and "time": that of the record (Unix seconds), "from": first step of
+    the process, "step", "steps": those of the whole run, "skipped": skipped updates of the run, "seconds": {"training"
+    and each of `LOSSES`: seconds since the process began}}.
     """
 
     def __init__(self, since: float | None = None) -> None:
         """Start the clock.
 
         Args:
-            since: when the process began, by `time.monotonic`; None: now.
+            since: start of the process, by `time.monotonic`; None: now.
         """
         self.write: Callable[[Record], None] = lambda record: None
         self._since = time.monotonic() if since is None else since
@@ -39,11 +39,11 @@ class Goodput:
         self._step = float("inf")
 
     def begin(self, start: int, steps: int) -> None:
-        """Say that training begins.
+        """Begin training.
 
         Args:
-            start: the step that it begins with.
-            steps: of the whole run.
+            start: first step of this process.
+            steps: number of steps of the whole run.
         """
         self._seconds["start"] = time.monotonic() - self._since - sum(self._seconds.values())
         self._run = {"from": start, "steps": steps}
@@ -62,8 +62,8 @@ class Goodput:
         """Count as "data" the part of a `with` block in which no device worked.
 
         Args:
-            idle: whether the devices have finished, asked at the end.
-            busy: whether they began a step when the block began, whose length `took` has told.
+            idle: returns whether the devices have finished; called at the end.
+            busy: whether they began a step when the block began; its duration is that of `took`.
         """
         since = time.monotonic()
         try:
@@ -73,7 +73,7 @@ class Goodput:
                 self._seconds["data"] += max(0.0, time.monotonic() - since - (self._step if busy else 0.0))
 
     def took(self, seconds: float) -> None:
-        """Tell how long a step took that was waited for; the shortest counts."""
+        """Add the duration of a step that was waited for; the shortest counts."""
         self._step = min(self._step, seconds)
 
     def record(self, step: int, skipped: int, *, now: bool = False) -> None:
@@ -89,7 +89,7 @@ class Goodput:
 
 
 class Summary(NamedTuple):
-    """What became of the time of a run's processes."""
+    """The time of a run's processes."""
 
     starts: int  # processes that trained
     total: float  # seconds of all of them
@@ -99,12 +99,12 @@ class Summary(NamedTuple):
 
     @property
     def goodput(self) -> float:
-        """The share of training in all; 0 of nothing."""
+        """The share of training in the total; 0 where the total is 0."""
         return self.training / self.total if self.total else 0.0
 
 
 def whole(record: Record) -> bool:
-    """Whether a line that was read is one that `Goodput` has written."""
+    """Whether a record has all fields of `Goodput`."""
     seconds = record.get("seconds")
     numbers = [record.get(name) for name in ("began", "time", "from", "step", "steps", "skipped")]
     numbers += [seconds.get(name) for name in ("training", *LOSSES)] if isinstance(seconds, dict) else [None]
@@ -118,7 +118,7 @@ def summary(records: Sequence[Record]) -> Summary:
         records: from `Goodput`, in the order written.
 
     Returns:
-        The Summary. A step that a process had done and the next one did again is lost, and its time with it.
+        The Summary. Steps that a later process repeated are lost, and their time with them.
     """
     last: dict[Any, Record] = {record["began"]: record for record in records}
     ends = list(last.values())

@@ -1,4 +1,4 @@
-"""When a run's states are saved, and what is done when that fails: training goes on, and it is tried again."""
+"""The schedule of checkpoints; where a save fails, training continues and the save is repeated later."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import jax
 
 from jaxdiff.train.state import TrainState
 
-# Of many processes each look for a failure is a message; all of them look after as many steps.
+# With many processes, each check for a failure exchanges messages; all of them check at the same steps.
 LOOK = 50
-# Seconds until a save that has failed is tried again; twice as many after each further failure.
+# Seconds until a failed save is repeated; doubled after each further failure.
 PAUSE = 60.0
 
 
 class Store(Protocol):
-    """What training needs of a `Checkpointer`."""
+    """The part of `Checkpointer` that training uses."""
 
     folder: Path
 
@@ -29,16 +29,16 @@ class Store(Protocol):
 
 
 class Keeper:
-    """Saves a state at regular steps, and sooner after a failure; remembers what is not on disk."""
+    """Saves states at regular steps, and earlier after a failure."""
 
     def __init__(self, store: Store | None, every: int, start: int, say: Callable[[str], None]):
         """Begin.
 
         Args:
-            store: a `Checkpointer`; None saves nothing.
+            store: a `Checkpointer`; None: no saves.
             every: steps between two saves.
-            start: step of the state that training begins with.
-            say: shows a line.
+            start: step of the initial state.
+            say: prints a line.
         """
         self.store, self._every, self._say = store, every, say
         self._step: int | None = start  # of the newest state that is saved, as far as is known
@@ -51,12 +51,12 @@ class Keeper:
         self._asked += 1
         if jax.process_count() == 1 or self._asked % LOOK == 0:
             self._look(self.store)
-        # By the clock only where there is nobody who would have to save the same step.
+        # By the clock with one process only: many must save the same step.
         soon = jax.process_count() == 1 and time.monotonic() >= self._again
         return done % self._every == 0 or soon
 
     def save(self, state: TrainState, done: int) -> None:
-        """Start to save a state, unless that of this step is saved."""
+        """Start to save a state, unless this step is saved already."""
         if self.store is not None and done != self._step:
             self._step, self._again = done, float("inf")
             self.store.save(state)
@@ -71,7 +71,7 @@ class Keeper:
             self.store.wait()
 
     def rescue(self, state: TrainState) -> None:
-        """Save a state before an exception goes on, if there are steps to lose; say what becomes of it."""
+        """Save a state before an exception ends the run, if steps would be lost; report the result."""
         if self.store is None:
             return
         try:
@@ -85,7 +85,7 @@ class Keeper:
             self._say(f"what was done since the last checkpoint is lost: {error}")
 
     def warn_of_space(self, state: TrainState) -> None:
-        """Say so if the disk has no room for the checkpoints that stay and the one that is being written."""
+        """Warn if the disk has no room for the checkpoints that are kept and the one that is being written."""
         if self.store is None:
             return
         try:
@@ -98,7 +98,7 @@ class Keeper:
             self._say(f"warning: {self.store.folder} has {left:.2f} GB left, and checkpoints will need {more:.2f} GB")
 
     def _look(self, store: Store) -> None:
-        """Say what became of a save that has failed since the last look."""
+        """Report a save that has failed since the last check."""
         error = store.failure()
         if error is None:
             return

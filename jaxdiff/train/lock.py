@@ -1,4 +1,4 @@
-"""A lock on a run's folder: it has one writer at a time, also where many machines see it."""
+"""A lock on a run's folder, so that it has one writer at a time, also on a file system of many machines."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ __all__ = ["FILE", "Lock", "hold"]
 
 FILE = ".lock"
 BEAT = 10.0  # seconds between two signs of life of the holder
-SILENCE = 60.0  # seconds without one, after which a holder on another machine is taken for dead
-_SIZE = 4096  # bytes of the note in the file: written by one call, so that nobody reads half of one
-# Errors of file systems that have no such locks; the signs of life alone have to do there.
+SILENCE = 60.0  # seconds without one, after which a holder on another machine counts as dead
+_SIZE = 4096  # bytes of the note in the file: written by one call, so that half of one is never read
+# Errors of file systems without such locks, where the signs of life must suffice.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
-_open: set[int] = set()  # what a forked child closes: it would hold the lock beyond its parent's death
+_open: set[int] = set()  # closed in forked children, which would hold the lock beyond the end of their parent
 
 
 def _close_in_child() -> None:
@@ -45,21 +45,21 @@ os.register_at_fork(after_in_child=_close_in_child)
 
 
 class Lock:
-    """Makes this process the only one that writes to a folder, for a `with` block.
+    """An exclusive lock on writing to a folder, for a `with` block.
 
-    The kernel holds it (flock) and lets it go however the process ends, so that a killed one never stands in the way of
-    the next on the same machine. File systems that share no locks between machines are served by the file's time, which
-    the holder renews every `BEAT` seconds: another machine's lock is taken over once it has been silent for `SILENCE`,
-    as seen here, whatever the clocks say. Of two that take it over at once the last to write its name has it, and the
-    other ends when it sees that; so does a holder that was stopped for so long that it lost its lock.
+    The kernel holds the lock (flock) and releases it however the process ends, so that a killed process never blocks
+    the next one on the same machine. For file systems that do not share locks between machines, the holder renews the
+    file's time every `BEAT` seconds: another machine's lock is taken over once its time has not changed for `SILENCE`
+    seconds of the local clock. Of two processes that take it over at once, the last to write its note has it, and the
+    other one ends when it reads that note; so does a holder that was suspended until it lost its lock.
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, what: str = "training"):
         """Describe a lock.
 
         Args:
-            folder: what nobody else shall write to; made if missing.
-            what: what this process does there, for the message that another one gets.
+            folder: to lock; made if missing.
+            what: the activity of this process, for the error of another one.
         """
         self._folder = Path(folder)
         self._path = self._folder / FILE
@@ -73,7 +73,7 @@ class Lock:
         """Take the lock.
 
         Raises:
-            ValueError: another process has it, and the message says which, where and for how long.
+            ValueError: another process holds it; the message has its id, its host and its duration.
             OSError: the folder cannot be written.
         """
         self._made = not self._folder.exists()
@@ -97,7 +97,7 @@ class Lock:
         if handle not in _open:
             return  # a forked child, which has closed it
         self._over.set()
-        # Removed while it is locked: who opened it meanwhile sees that it is gone, and opens the next.
+        # Removed while it is locked: a process that opened it meanwhile notices that it is gone, and opens a new one.
         with contextlib.suppress(OSError):
             if self._holds():
                 self._path.unlink()
@@ -108,13 +108,13 @@ class Lock:
                 self._folder.rmdir()
 
     def _take(self) -> tuple[int, bool]:
-        """Open the file and lock it; whether this file system has locks."""
+        """Open the file and lock it; return its handle and whether the file system has locks."""
         while True:
             self._folder.mkdir(parents=True, exist_ok=True)
             try:
                 handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
             except FileNotFoundError:
-                continue  # its last holder has removed the folder, in which nothing was written
+                continue  # its last holder has removed the folder, which was empty
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -132,7 +132,7 @@ class Lock:
             os.close(handle)  # its last holder has removed it
 
     def _is_silent(self, holder: dict[str, Any]) -> bool:
-        """Watch a holder of whom the kernel tells nothing: True where it shows no life, False when it ends."""
+        """Watch a holder that the kernel does not know: True if it gives no sign of life, False when it ends."""
         watched = f"{self._folder} was locked by {_described(holder)}; watching for {SILENCE:g} s whether that lives"
         print(f"jaxdiff: {watched}", file=sys.stderr, flush=True)
         first, end = _state(self._path), time.monotonic() + SILENCE
@@ -152,7 +152,7 @@ class Lock:
             os.pwrite(handle, json.dumps(self._note).encode().ljust(_SIZE), 0)
             os.fsync(handle)
         except OSError:
-            # On a full disk the kernel's lock holds all the same; only what others are told is missing.
+            # On a full disk the kernel's lock still holds; only the note for other processes is missing.
             if not locked:
                 raise
             os.ftruncate(handle, 0)
@@ -163,20 +163,20 @@ class Lock:
         )
 
     def _holds(self) -> bool:
-        """Whether nobody else's name is in the file."""
+        """Whether the file has no other process's note."""
         _, note = _state(self._path) or (0, {})
         return not note or note.get("token") == self._note["token"]
 
     def _live(self) -> None:
-        """Give signs of life, and end the process if another one has taken its place."""
-        pause = min(1.0, BEAT)  # then it is known which of two that began together has it
+        """Give signs of life, and end the process if another one has taken the lock."""
+        pause = min(1.0, BEAT)  # after which one of two that began together has it
         while not self._over.wait(pause):
             pause = BEAT
             try:
                 held = self._holds()
                 if held:
                     os.utime(self._path)
-            except OSError:  # the disk may be full, read-only or away for a while
+            except OSError:  # the disk may be full, read-only or unavailable for a while
                 continue
             if not held and not self._over.is_set():
                 _, note = _state(self._path) or (0, {})
@@ -186,14 +186,14 @@ class Lock:
 
 @contextlib.contextmanager
 def hold(workdir: str | os.PathLike[str]) -> Iterator[None]:
-    """Lock a run's folder for all its processes: the first one takes the lock, and all are refused together.
+    """Lock a run's folder for all its processes: the first one takes the lock, and all raise its error.
 
     Args:
         workdir: the run's folder.
 
     Raises:
-        ValueError: as `Lock` does.
-        OSError: as `Lock` does, in the first process.
+        ValueError: as `Lock`.
+        OSError: as `Lock`, in the first process.
     """
     error: BaseException | None = None
     with contextlib.ExitStack() as stack:
@@ -213,7 +213,7 @@ def hold(workdir: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _machine() -> str:
-    """What the processes of one kernel share; a container's host name is no such thing."""
+    """An id that all processes of one kernel share, unlike the host name of a container."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -221,16 +221,16 @@ def _machine() -> str:
 
 
 def _read(handle: int) -> dict[str, Any]:
-    """The note in a lock's file; empty where there is none."""
+    """The note in a lock's file; empty if there is none."""
     try:
         found = json.loads(os.pread(handle, _SIZE, 0) or b"{}")
     except ValueError:
-        return {"machine": None}  # of somebody, then, who is not known
+        return {"machine": None}  # of an unknown process
     return found if isinstance(found, dict) else {"machine": None}
 
 
 def _state(path: Path) -> tuple[int, dict[str, Any]] | None:
-    """The last sign of life and the note, read anew: over a network an open file may show an old state."""
+    """The last sign of life and the note, of the file opened anew: over a network an open file may be stale."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:

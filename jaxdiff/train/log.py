@@ -1,4 +1,4 @@
-"""Records of a run as lines of JSON: a log that nothing can stop, and that stops nobody."""
+"""Records of a run as lines of JSON; failures of the log never stop training."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ METRICS, EVENTS = "metrics.jsonl", "events.jsonl"
 def metrics_file(path: str | os.PathLike[str], start: int = 0) -> Callable[[Record], None]:
     """Log each record as a line of JSON; only the first process writes.
 
-    A file that cannot be read or written is said once, on stderr, and training goes on without; as soon as there is
-    room again its lines are written again. A number that is not finite is null.
+    A file that cannot be read or written is reported once, on stderr, and training continues; lines are written again
+    as soon as there is room. A number that is not finite is null.
 
     Args:
         path: the file; its folder is made if missing.
-        start: the step that the run resumes from. Later lines, of steps that were lost, are removed, and so are
-            damaged ones, whose number is said.
+        start: the step that the run resumes from. Later lines, of lost steps, are removed, and so are damaged ones,
+            whose number is reported.
 
     Returns:
         A function to pass to `fit` as `log`.
@@ -45,10 +45,10 @@ def metrics_file(path: str | os.PathLike[str], start: int = 0) -> Callable[[Reco
 
 
 class LineFile:
-    """Appends records to a file, one line of JSON each; a failure is said once and stops nobody."""
+    """Appends records to a file, one line of JSON each; a failure is reported once and raises nothing."""
 
     def __init__(self, path: Path):
-        """Open nothing yet.
+        """Describe the log; the file is opened with the first record.
 
         Args:
             path: the file; its folder is made if missing.
@@ -60,7 +60,7 @@ class LineFile:
     def __call__(self, record: Record) -> None:
         """Append a record."""
         line = json.dumps(_strict(record)) + "\n"
-        data = ("\n" + line if self._torn else line).encode()  # half a line, of a full disk, spoils itself alone
+        data = ("\n" + line if self._torn else line).encode()  # half a line, on a full disk, damages no other line
         try:
             if self._handle is None:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +73,7 @@ class LineFile:
             self.warn(error)
 
     def warn(self, error: OSError) -> None:
-        """Say what is wrong, the first time."""
+        """Report an error, the first time."""
         if not self._warned:
             self._warned = True
             print(f"jaxdiff: {self._path} lacks lines: {error}; training goes on", file=sys.stderr, flush=True)
@@ -87,14 +87,14 @@ def read_lines(path: Path, tail: int | None = None) -> tuple[list[Record], int]:
     """Read records, each with an integer "step".
 
     Args:
-        path: a file of lines of JSON; a missing one has none.
-        tail: how many bytes of its end are read; None: all.
+        path: a file of lines of JSON; a missing file has none.
+        tail: number of bytes to read at its end; None: all.
 
     Returns:
         (the records, the number of damaged lines).
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     try:
         with path.open("rb") as file:
@@ -133,7 +133,7 @@ def parsed(line: bytes) -> Record | None:
 
 
 def _strict(value: Any) -> Any:
-    """JSON has no NaN and no infinity."""
+    """Replace NaN and infinities, which JSON does not have, by null."""
     if isinstance(value, dict):
         return {name: _strict(part) for name, part in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from jaxdiff import trees
+
 ROUNDS = 5
 # Of a x + b x^3 + c x^5: as steep at 0 as five rounds allow that end near 1.
 A, B, C = 3.4445, -4.7750, 2.0315
@@ -85,28 +87,18 @@ def kinds(params: Any) -> Any:
     """
     found = jax.tree.map_with_path(lambda path, x: "muon" if _is_kernel(path, x) else "adamw", params)
     if "muon" not in jax.tree.leaves(found):
-        names = [
-            jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(params)
-        ]
-        raise ValueError(f"muon trains arrays named 'kernel', of two axes or more, and found none; got {names[:20]}")
+        names = list(trees.flatten(params))[:20]
+        raise ValueError(f"muon trains arrays named 'kernel', of two axes or more, and found none; got {names}")
     return found
 
 
 def _scaled(path: tuple[Any, ...], x: Array) -> Array:
-    stacks = _stacks(path)
+    stacks = trees.stack_axes(trees.keys(path))
     matrices = x.reshape(*x.shape[:stacks], math.prod(x.shape[stacks:-1]), x.shape[-1])
     scale = RMS * math.sqrt(max(matrices.shape[-2:]))
     return (scale * orthogonalize(matrices)).reshape(x.shape).astype(x.dtype)
 
 
 def _is_kernel(path: tuple[Any, ...], x: Any) -> bool:
-    return _names(path)[-1:] == ["kernel"] and x.ndim - _stacks(path) > 1
-
-
-def _stacks(path: tuple[Any, ...]) -> int:
-    """How many axes of equal layers come first, as in `jaxdiff.sharding`."""
-    return sum(name.endswith(".*") for name in _names(path))
-
-
-def _names(path: tuple[Any, ...]) -> list[str]:
-    return [jax.tree_util.keystr((key,), simple=True) for key in path]
+    names = trees.keys(path)
+    return names[-1:] == ("kernel",) and x.ndim - trees.stack_axes(names) > 1

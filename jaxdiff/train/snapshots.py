@@ -1,4 +1,4 @@
-"""A run's averages, kept from its way, and averages of other lengths put together from them afterwards."""
+"""Snapshots of a run's averages, and averages of other lengths, reconstructed from them afterwards."""
 
 import os
 import sys
@@ -18,14 +18,14 @@ FOLDER = "snapshots"
 
 
 class Snapshot(NamedTuple):
-    """What is kept of a state."""
+    """The part of a state that a snapshot has."""
 
     step: jax.Array  # updates made so far
     ema: tuple[Any, ...]
 
 
 class Snapshots:
-    """Saves a run's averages under `workdir/snapshots/UPDATES`, in the background, for good."""
+    """Saves a run's averages under `workdir/snapshots/UPDATES`, in the background; none is deleted."""
 
     def __init__(self, workdir: str | os.PathLike[str], *, read_only: bool = False):
         """Open a run's snapshots.
@@ -37,9 +37,9 @@ class Snapshots:
         self._store = Checkpointer(workdir, folder=FOLDER, keep=None, read_only=read_only)
 
     def save(self, state: TrainState) -> None:
-        """Start to save a state's averages; one that exists stays, as a resumed run makes the same again.
+        """Start to save a state's averages; an existing snapshot stays, since a resumed run makes the same one.
 
-        If the last one could not be written, a line on stderr says so: there is none of that step.
+        If the last snapshot could not be written, print a line on stderr.
 
         Args:
             state: a `TrainState`; it may be donated as soon as this returns.
@@ -47,7 +47,7 @@ class Snapshots:
         failure = self._store.failure()
         if failure is not None and jax.process_index() == 0:
             print(f"jaxdiff: a snapshot was not saved: {failure}", file=sys.stderr)
-        made = state.step - state.skipped  # what the averages count
+        made = state.step - state.skipped  # the averages count updates that were made
         if int(made) not in self._store.steps():
             several = state.ema if isinstance(state.ema, tuple) else (state.ema,)
             self._store.save(Snapshot(made, several))
@@ -55,18 +55,18 @@ class Snapshots:
     def reconstruct(
         self, decays: averages.Decays, std: float, *, step: int | None = None, mesh: Mesh | None = None
     ) -> tuple[Any, float]:
-        """Put together the power-function average of any length (Karras et al. 2024, arXiv:2312.02696, section 3.2).
+        """Reconstruct the power-function average of any length (Karras et al. 2024, arXiv:2312.02696, sec. 3.2).
 
-        One stored average at a time is read, onto the devices.
+        Stored averages are read one at a time, onto the devices.
 
         Args:
-            decays: what the run tracked, from `ema.power` all of them.
-            std: of the average wanted, see `ema.power`.
-            step: of which snapshot, the end of the average, in updates; None is the last.
-            mesh: where the parameters shall lie; None is the default device.
+            decays: those that the run tracked, all of them from `ema.power`.
+            std: of the average, see `ema.power`.
+            step: of a snapshot, the end of the average, in updates; None: the last.
+            mesh: for the parameters; None: the default device.
 
         Returns:
-            (the parameters, float32, and how far their profile is from the wanted one, see `ema.posthoc`).
+            (the parameters, float32, and the error of their profile, see `ema.posthoc`).
 
         Raises:
             ValueError: there are no snapshots, or none of `step`, one is damaged, std is out of range, or a decay

@@ -1,4 +1,4 @@
-"""A watchdog: ends a process whose work has come to a halt."""
+"""A watchdog, which ends a process that makes no progress."""
 
 import faulthandler
 import os
@@ -13,20 +13,20 @@ from jaxdiff.faults import AGAIN
 
 
 class Watchdog:
-    """Ends the process with status 75, showing where each thread stands, when nobody has called `beat` for too long.
+    """Ends the process with status 75 and a traceback of each thread, when `beat` was not called for too long.
 
-    A peer that hangs or is gone leaves the others waiting within a collective for ever (jax#38503), and no exception
-    can be raised there.
+    When a process hangs or ends, the others wait within a collective for ever (jax#38503), where no exception can be
+    raised.
 
     Attributes:
-        doing: what is being done, which tells the one that hangs from those that wait for it.
+        doing: the current activity, which distinguishes a process that hangs from those that wait for it.
     """
 
     def __init__(self, seconds: float | None):
         """Watch a `with` block.
 
         Args:
-            seconds: how long a wait may last; None watches nothing.
+            seconds: maximal duration of a wait; None: no watch.
 
         Raises:
             ValueError: seconds is not positive.
@@ -39,10 +39,10 @@ class Watchdog:
         self._over = threading.Event()
 
     def beat(self, times: float = 1) -> None:
-        """Say that the work goes on.
+        """Report progress.
 
         Args:
-            times: how many times as long as usual the next call may take.
+            times: factor of the time until the next call.
         """
         if self._seconds is not None:
             self._allowed = times * self._seconds
@@ -50,13 +50,13 @@ class Watchdog:
 
     def __enter__(self) -> "Watchdog":
         if self._seconds is not None:
-            self._process = jax.process_index()  # asked now: a backend that hangs might not answer
+            self._process = jax.process_index()  # now, since a backend that hangs might not return it
             self.beat()
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
-        # With others the clock goes on after an exception: what is closed on the way out may wait for them.
+        # With several processes the watch continues after an exception: closing files may wait for the others.
         if kind is None or jax.process_count() == 1:
             self._over.set()
         else:
@@ -64,7 +64,7 @@ class Watchdog:
 
     def _watch(self) -> None:
         while (left := self._deadline - time.monotonic()) > 0:
-            if self._over.wait(min(left, 1.0)):  # in short naps: a beat may bring the deadline nearer
+            if self._over.wait(min(left, 1.0)):  # in short waits, since a beat may bring the deadline nearer
                 return
         where = f" ({self.doing})" if self.doing else ""
         what = f"process {self._process} has come no further for {self._allowed:g} s{where}"

@@ -5,10 +5,10 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from interop.pipelines import write
+from helpers.tiny_pipeline import write
 from PIL import Image
 
-from jaxdiff import data, interop
+from jaxdiff import data, interop, text_to_image
 from jaxdiff.cli import main
 from jaxdiff.train.lock import Lock
 
@@ -56,7 +56,7 @@ def test_latents_are_those_of_the_images_and_of_their_mirrors(pipeline, pictures
     np.testing.assert_allclose(found["mean"], scale * np.asarray(mean)[order], rtol=2e-3, atol=2e-5)
     np.testing.assert_allclose(found["std"], scale * np.asarray(std)[order], rtol=2e-3)
     np.testing.assert_array_equal(found["label"], np.tile(images["label"], 2)[order])
-    said = interop.encode_prompts(pipeline, [*(f"a {name}" for name in CLASSES), ""], size=(16, 16))
+    said = text_to_image.encode_prompts(pipeline, [*(f"a {name}" for name in CLASSES), ""], size=(16, 16))
     np.testing.assert_allclose(found["tokens"], said["tokens"][found["label"]], rtol=2e-3, atol=1e-3)
     table = data.open_table(latents / "prompts" / "classes.npz")
     np.testing.assert_allclose(table["tokens"], said["tokens"], rtol=2e-3, atol=1e-3)

@@ -5,12 +5,11 @@ import json
 import jax
 import numpy as np
 import pytest
-from interop import pipelines as tiny
+from helpers import tiny_pipeline as tiny
 from PIL import Image
 
-from jaxdiff import sharding
+from jaxdiff import sharding, text_to_image
 from jaxdiff.cli import main
-from jaxdiff.interop import text_to_image
 from jaxdiff.seeds import example_keys
 
 
@@ -62,7 +61,7 @@ def test_a_prompt_makes_pictures(tmp_path, capsys, monkeypatch):
     main([*common, *many, "--out", str(tmp_path / "many.npz")])
     np.testing.assert_allclose(np.load(tmp_path / "many.npz")["x"][:2], arrays["usual"], atol=2e-5)
     assert "6/6" in capsys.readouterr().err
-    pipe = text_to_image(directory, steps=2)
+    pipe = text_to_image.load(directory, steps=2)
     options = {"guidance": pipe.guidance, "negative": pipe.tokenize([""] * 2)}
     alone = jax.jit(pipe.generate)(pipe.params, pipe.tokenize(["a cat"] * 2), example_keys(0, 2), **options)
     np.testing.assert_allclose(arrays["usual"], alone, atol=2e-5)

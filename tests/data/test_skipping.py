@@ -51,7 +51,7 @@ def test_no_more_than_the_cap(folder):
         source[9]
     with pytest.raises(ValueError, match=r"3\.png"):
         opened(folder, 0)[3]
-    with pytest.raises(ValueError, match="most must be a whole number"):
+    with pytest.raises(ValueError, match="most must be an integer of at least 0"):
         opened(folder, -1)
 
 

@@ -87,7 +87,7 @@ def test_unknown_names(name, message):
     ("arguments", "message"),
     [
         ({"split": "validation"}, 'splits "train" and "test", got \'validation\''),
-        ({"size": 0}, "size must be a positive integer or None, got 0"),
+        ({"size": 0}, "size must be an integer of at least 1, got 0"),
         ({"size": 2.5}, "size must be"),
         ({"channels": 4}, "channels must be 1, 3 or None, got 4"),
     ],

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from data import reader
+from helpers.processes import reader
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,7 +25,7 @@ def alive(pid):
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="asks the kernel who lives")
 def test_one_that_dies_is_told_of_and_none_outlives_its_trainer():
-    command = [sys.executable, str(Path(__file__).parent / "reader.py")]
+    command = [sys.executable, reader.__file__]
     environ = os.environ | {"PYTHONPATH": str(ROOT)}
     pids = []
     quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from exact import rational
+from helpers.exact import rational
 
 import jaxdiff as jd
 from jaxdiff import Level, guidance
@@ -91,6 +91,6 @@ def test_another_scale_and_levels_that_are_no_grid_are_refused():
     for scale in (-0.1, 7.5, np.nan):
         with pytest.raises(ValueError, match=r"scale must be a finite number in \[0, 1\]"):
             guidance.cfg_pp(rational, other, scale, grid)
-    for levels in (Level(*(field[0] for field in grid)), Level(*(field[:1] for field in grid))):
+    for levels in (grid.at(0), grid.at(slice(None, 1))):
         with pytest.raises(ValueError, match=r"\[N \+ 1\]"):
             guidance.cfg_pp(rational, other, 0.6, levels)

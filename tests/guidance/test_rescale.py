@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from exact import rational
+from helpers.exact import rational
 
 import jaxdiff as jd
 from jaxdiff import Level, guidance

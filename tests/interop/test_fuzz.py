@@ -10,8 +10,8 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy  # noqa: F401
-from interop.fuzz_kinds import KINDS
-from interop.fuzzing import guarded, outcome, run
+from helpers.fuzz_kinds import KINDS
+from helpers.fuzzing import guarded, outcome, run
 from jax.experimental.compilation_cache import compilation_cache
 
 tokenizers = pytest.importorskip("tokenizers")

@@ -27,6 +27,8 @@ def test_data_is_spread_evenly_over_its_bin():
 def test_bits_of_known_densities(x64):
     """The uniform density costs log2(bins); Jensen: the mean over a bin bounds the bits of its mass from above."""
     np.testing.assert_allclose(bits_per_dim(jnp.asarray([12 * np.log(1 / 2)]), 12), 8)
+    nats = stats.norm(3.0, 0.2).logpdf([[2.9, 3.3]]).sum(1)  # continuous data: a density, which has no bins
+    np.testing.assert_allclose(bits_per_dim(jnp.asarray(nats), 2, bins=None), -nats / np.log(4))
     density, bins = stats.norm(0.1, 0.2), 8
     k = np.arange(2, 7)
     x = dequantize(jax.random.key(1), jnp.broadcast_to(jnp.asarray(k), (20_000, 5)), bins=bins)
@@ -44,6 +46,7 @@ def test_wrong_arguments():
         (lambda: dequantize(KEYS, jnp.zeros((7, 1))), "one key per example: got 8 keys"),
         (lambda: dequantize(0, jnp.zeros((8, 1))), r"jax\.random\.key"),
         (lambda: dequantize(KEYS, jnp.zeros((8, 1)), bins=1), "at least 2, got 1"),
+        (lambda: bits_per_dim(jnp.zeros(2), 3, bins=1), "at least 2, got 1"),
         (lambda: bits_per_dim(jnp.zeros(2), 0), "at least 1, got 0"),
     ):
         with pytest.raises(ValueError, match=match):

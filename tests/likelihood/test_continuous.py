@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from exact import CLUSTERS, gaussian
+from helpers.exact import CLUSTERS, gaussian
 
 from jaxdiff import Level
 from jaxdiff.likelihood import continuous_bound
@@ -122,7 +122,7 @@ def test_a_learned_schedule_moves_the_variance_and_not_the_expectation(x64):
     def run(logits, keys):
         def diffusion(logits, x0, key):
             process = Learned(logits, 4.0, -4.0)
-            return continuous_bound(DATA.denoise, process, x0[None], key[None], bins=None).diffusion[0]
+            return continuous_bound(DATA.denoise, process, x0[None], key[None], over="time", bins=None).diffusion[0]
 
         return jax.vmap(jax.value_and_grad(diffusion), (None, 0, 0))(logits, x0, keys)
 
@@ -160,6 +160,35 @@ def test_an_example_is_its_keys_alone_in_any_shape_and_no_knob_compiles():
     assert run._cache_size() == 1 and not np.any(other.diffusion == got.diffusion)
 
 
+def test_the_default_varies_least(x64):
+    """Times uniform in lam and in t have one mean and another spread; lam's is the default."""
+    x0 = jnp.asarray(DATA.draw(np.random.default_rng(5), 100))
+
+    @jax.jit
+    def run(keys):
+        options = {"start": 20.0, "end": 0.2, "bins": None, "samples": 4}
+        bound = lambda key, **over: continuous_bound(DATA.denoise, EDM(), x0, key, **options, **over)  # noqa: E731
+        each = lambda key: [jnp.mean(bound(key, **over).diffusion) for over in ({}, {"over": "lam"}, {"over": "time"})]  # noqa: E731
+        return jax.lax.map(each, keys)
+
+    default, lam, time = map(np.asarray, run(jax.random.split(jax.random.key(6), 200)))
+    print("lam:", lam.mean(), "+-", lam.std(), "time:", time.mean(), "+-", time.std())
+    np.testing.assert_array_equal(default, lam)
+    assert lam.std() < 0.5 * time.std()
+    np.testing.assert_allclose(lam.mean(), time.mean(), atol=4 * time.std() / np.sqrt(200))
+
+
+def test_data_off_its_bins_is_refused():
+    bound = lambda x0, **bins: continuous_bound(lambda x, level: 0.5 * x, VE(), x0, jax.random.key(0), **bins)  # noqa: E731
+    on = np.random.default_rng(0).integers(0, 256, (2, 3)) / 127.5 - 1
+    for x0, bins in ((on, {}), (on.astype(jnp.bfloat16), {}), (np.linspace(-1, 1, 5), {"bins": 5})):
+        assert np.all(np.isfinite(bound(jnp.asarray(x0).reshape(1, -1), **bins).total))
+    for x0, bins, got in ((on + 1 / 255, {}, "256 .* got"), (1.5 * on[:1], {}, "256"), (on, {"bins": 5}, "5 equally")):
+        with pytest.raises(ValueError, match=f"{got}.*for continuous data give bins=None"):
+            bound(jnp.asarray(x0, jnp.float32), **bins)
+        assert bound(jnp.asarray(x0, jnp.float32), bins=None).total.shape == x0.shape[:1]
+
+
 def test_wrong_arguments():
     x0, key = jnp.zeros((2, 3)), jax.random.key(0)
     bound = lambda process=SHORT, key=key, **kw: continuous_bound(lambda x, level: x, process, x0, key, **kw)  # noqa: E731
@@ -170,6 +199,7 @@ def test_wrong_arguments():
         ({"samples": 0}, "at least 1, got 0"),
         ({"bins": 1}, "at least 2, got 1"),
         ({"over": "sigma"}, "one of time, lam, got 'sigma'"),
+        ({"process": EDM(), "end": 0.1}, "EDM has no noisiest time of its own: give start"),
         ({"key": 0}, r"jax\.random\.key"),
     ):
         with pytest.raises(ValueError, match=match):

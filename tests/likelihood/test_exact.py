@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from exact import BLOB, CLUSTERS, Mixture
+from helpers.exact import BLOB, CLUSTERS, Mixture
 
 import jaxdiff as jd
 from jaxdiff import Level

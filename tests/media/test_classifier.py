@@ -3,8 +3,8 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
-from media.shapes import CLASSES, shapes
-from media.shapes import fitted as fit_once
+from helpers.shapes import CLASSES, shapes
+from helpers.shapes import fitted as fit_once
 
 from jaxdiff.media import classifier
 from jaxdiff.media.classifier import FittedClassifier, fit_classifier, load_classifier, save_classifier

@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 import pytest
-from media.shapes import CLASSES, fitted, shapes
+from helpers.shapes import CLASSES, fitted, shapes
 
 from jaxdiff.data import load_arrays, open_source, to_float
 from jaxdiff.media.classifier import fit_classifier

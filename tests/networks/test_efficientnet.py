@@ -9,7 +9,7 @@ import pytest
 
 from jaxdiff import metrics
 from jaxdiff.data import open_source
-from jaxdiff.interop.efficientnet import efficientnet_lite0
+from jaxdiff.interop.models.efficientnet import efficientnet_lite0
 from jaxdiff.networks.efficientnet import BatchNorm, EfficientNetLite0
 
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdiff import trees
 from jaxdiff.networks import lora
 
 KEY = jax.random.key(0)
@@ -120,7 +121,7 @@ def test_a_change_of_any_rank():
     change = {path: random(leaf.shape, 30 + i) for i, (path, leaf) in enumerate(kernels(params))}
     adapters: dict = {}
     for path, value in change.items():
-        lora.put(adapters, path, {"delta": value})
+        trees.put(adapters, path, {"delta": value})
     merged, beside = lora.merge(params, adapters, 0.5), lora.adapted(lambda p: p, 0.5)((adapters, params))
     for path, leaf in kernels(params):
         for got in (merged, beside):

@@ -6,10 +6,10 @@ import torch
 import transformers
 from parity.checkpoints import randomize
 
-from jaxdiff.interop.blocks import RESNET, WHOLE, unet_blocks
-from jaxdiff.interop.single_encoders import OPEN_BLOCK, OPEN_WHOLE
-from jaxdiff.interop.single_networks import EMBEDDINGS, VAE_ATTENTION
-from jaxdiff.interop.transformer_names import flux_modules, rows, sd3_modules
+from jaxdiff.interop.models.blocks import RESNET, WHOLE, unet_blocks
+from jaxdiff.interop.models.single_encoders import OPEN_BLOCK, OPEN_WHOLE
+from jaxdiff.interop.models.single_networks import EMBEDDINGS, VAE_ATTENTION
+from jaxdiff.interop.models.transformer_names import flux_modules, rows, sd3_modules
 
 UNET = {
     "block_out_channels": (64, 128), "layers_per_block": 1, "sample_size": 8,

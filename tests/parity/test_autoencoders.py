@@ -7,7 +7,7 @@ import pytest
 
 import jaxdiff as jd
 from jaxdiff import autoencoders
-from jaxdiff.interop.keys import places
+from jaxdiff.interop.formats.keys import places
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")

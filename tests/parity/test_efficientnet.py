@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff.interop.efficientnet import efficientnet_lite0
-from jaxdiff.interop.legacy_torch import read_legacy
+from jaxdiff.interop.formats.legacy_torch import read_legacy
+from jaxdiff.interop.models.efficientnet import efficientnet_lite0
 
 torch = pytest.importorskip("torch")
 

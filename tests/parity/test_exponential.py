@@ -65,7 +65,7 @@ def drawn(levels):
 
 
 def ours(solver, rho=RHO, prediction="epsilon"):
-    row = jd.parameterize.conditioned(PREDICTIONS[prediction], lambda level: level.sigma / level.alpha)
+    row = jd.parameterize.with_noise_input(PREDICTIONS[prediction], lambda level: level.sigma / level.alpha)
     denoise = jd.denoiser(lambda params, x, rho, cond: network(params, x, rho[:, None]), None, row)
     levels, x = levels_of(rho), jnp.asarray(start())
     return np.asarray(jax.jit(lambda x: jd.sample_path(denoise, solver, levels, x, KEY)[1])(x))
@@ -150,7 +150,7 @@ def test_dpmpp_sde(monkeypatch):
         i = jnp.sum(levels.sigma > cur.sigma * (1 - 1e-9)) - 1
         return jnp.where(jnp.min(jnp.abs(levels.sigma - cur.sigma)) < 1e-9, 1, -1) * jnp.asarray(Z)[i]
 
-    row = jd.parameterize.conditioned(jd.parameterize.eps, lambda level: level.sigma)
+    row = jd.parameterize.with_noise_input(jd.parameterize.eps, lambda level: level.sigma)
     denoise = jd.denoiser(lambda params, x, rho, cond: network(params, x, rho[:, None]), None, row)
     run = lambda x: jd.sample_path(denoise, jd.solvers.dpmpp_sde(noise=noise), levels, x, KEY)[1]  # noqa: E731
     close(jax.jit(run)(jnp.asarray(start())), np.stack(expected))
@@ -178,12 +178,12 @@ def test_dpmpp_3m_less_half_of_the_second_derivative(monkeypatch):
     # Each of our steps from their x, so that only the step's own term differs.
     levels, solver = levels_of(RHO), jd.solvers.dpmpp_3m()
     lam = np.log(levels.alpha / levels.sigma)
-    row = jd.parameterize.conditioned(jd.parameterize.eps, lambda level: level.sigma / level.alpha)
+    row = jd.parameterize.with_noise_input(jd.parameterize.eps, lambda level: level.sigma / level.alpha)
     denoise = jd.denoiser(lambda params, x, rho, cond: network(params, x, rho[:, None]), None, row)
     step = jax.jit(lambda x, state, cur, nxt: (denoise(x, cur), *solver.step(denoise, KEY, x, state, cur, nxt)))
     x, state, past = jnp.asarray(start()), solver.init(jnp.asarray(start())), []
     for i, after in enumerate(expected):
-        x0, new, state = step(x, state, *(Level(*(field[k] for field in levels)) for k in (i, i + 1)))
+        x0, new, state = step(x, state, *(levels.at(k) for k in (i, i + 1)))
         past = [np.asarray(x0), *past[:2]]
         term = 0
         if i > 1:

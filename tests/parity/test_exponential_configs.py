@@ -20,7 +20,7 @@ from parity.exponential_options import BROKEN, OPTIONS, STEPS, walk  # noqa: E40
 from parity.exponential_options import LIMITS as OPTION_LIMITS  # noqa: E402
 
 import jaxdiff as jd  # noqa: E402
-from jaxdiff.interop.schedulers.base import free  # noqa: E402
+from jaxdiff.sampling import identity  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -57,19 +57,19 @@ def theirs(scheduler, first=0):
 def ours(kind, config, n, first=0):
     """The same, by one program for all configs whose solvers share a step."""
     made = jd.interop.scheduler({"_class_name": kind, **config})
-    solver, last = made.solver(n), len(made.grid(n).t) - 1
-    levels = jax.tree.map(pad, made.grid(n))
-    x = jnp.asarray(start()) * made.std(levels)
+    solver, last = made.sampling.solver(n), len(made.sampling.grid(n).t) - 1
+    levels = jax.tree.map(pad, made.sampling.grid(n))
+    x = jnp.asarray(start()) * made.sampling.init_noise_std(levels)
     state = solver.init(x)
     padded = state._replace(**{name: pad(getattr(state, name)) for name in ("table", "fresh", "alpha", "sigma")})
     # Of limits that say the same, the first stands for all; and one that is not used, for none.
-    limited = made.limit is not free
-    limit = LIMITS.setdefault((made.limit.__qualname__, str(config.get("thresholding"))), made.limit)
+    limited = made.sampling.clip is not identity
+    limit = LIMITS.setdefault((made.sampling.clip.__qualname__, str(config.get("thresholding"))), made.sampling.clip)
     limit = limit if limited else THRESHOLDED
-    return np.asarray(run(solver.step, limit, (x, padded), levels, made.row(levels), (first, last, limited)))
+    return np.asarray(run(solver.step, limit, (x, padded), levels, made.prediction(levels), (first, last, limited)))
 
 
-THRESHOLDED = jd.interop.scheduler({"_class_name": "DPMSolverMultistepScheduler", **OPTION_LIMITS[-1]}).limit
+THRESHOLDED = jd.interop.scheduler({"_class_name": "DPMSolverMultistepScheduler", **OPTION_LIMITS[-1]}).sampling.clip
 LIMITS = {(THRESHOLDED.__qualname__, "True"): THRESHOLDED}
 
 

@@ -132,7 +132,7 @@ def test_flow_match_heun(shift):
         x = scheduler.step(network(None, x, t), t, x).prev_sample
         if i % 2 or i == len(scheduler.timesteps) - 1:
             expected.append(x.numpy())
-    row = jd.parameterize.conditioned(jd.parameterize.velocity, lambda level: 1000 * level.t)
+    row = jd.parameterize.time_scaled(jd.parameterize.velocity)
     out = path_of_ours(jd.solvers.heun(), row, jd.processes.Flow()(sigmas))
     np.testing.assert_allclose(out, np.stack(expected), rtol=1e-5, atol=1e-5)
 
@@ -150,7 +150,7 @@ def test_pndm_and_plms(name):
     ends = [*range(1, 11)] if skip else [3, 7, 11, *range(12, 19)]
     assert len(path) == ends[-1] + 1
     solver = jd.solvers.plms() if skip else jd.solvers.pndm(TABLE)
-    row = jd.parameterize.indexed(jd.parameterize.eps)
+    row = jd.parameterize.zero_based(jd.parameterize.eps)
     out = path_of_ours(solver, row, jd.grids.ddpm(TABLE, 10, "leading"))
     np.testing.assert_allclose(out, path[ends], rtol=1e-8, atol=1e-8)
 
@@ -172,7 +172,7 @@ def test_ipndm():
 def test_ddim_inverse():
     scheduler = in_float64(diffusers.DDIMInverseScheduler(T, clip_sample=False))
     scheduler.set_timesteps(10)
-    denoise = jd.denoiser(apply, None, jd.parameterize.indexed(jd.parameterize.eps))
+    denoise = jd.denoiser(apply, None, jd.parameterize.zero_based(jd.parameterize.eps))
     levels = jd.grids.ddpm(TABLE, 10, "leading")
     out = jax.jit(lambda x: jd.invert(denoise, levels, x))(jnp.asarray(start()))
     np.testing.assert_allclose(out, path_of(scheduler)[-1], rtol=1e-8, atol=1e-8)

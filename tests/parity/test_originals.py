@@ -17,7 +17,7 @@ from parity.checkpoints import close, nchw, nhwc, randomize  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
-from jaxdiff.interop.keys import places  # noqa: E402
+from jaxdiff.interop.formats.keys import places  # noqa: E402
 from jaxdiff.networks.edm2 import log_variance  # noqa: E402
 
 

@@ -34,7 +34,7 @@ def theirs(pipe, **options):
 
 def ours(folder, pipe, build=(), negative=False, **options):
     pipe.save_pretrained(folder / "model")
-    made = jd.interop.text_to_image(folder / "model", steps=N, **dict(build))
+    made = jd.text_to_image.load(folder / "model", steps=N, **dict(build))
     if negative:
         options["negative"] = made.tokenize(tiny.NEGATIVE)
     options = {name: jnp.asarray(nhwc(v)) if torch.is_tensor(v) else v for name, v in options.items()}
@@ -145,7 +145,7 @@ def by_steps(monkeypatch):
         jax.debug.callback(lambda path: kept["ours"].extend(np.asarray(path)), path)
         return x
 
-    monkeypatch.setattr(import_module("jaxdiff.interop.pipelines"), "sample", sample)
+    monkeypatch.setattr(import_module("jaxdiff.sampler"), "sample", sample)
 
     def after(pipe, i, t, now):
         kept["theirs"].append(nhwc(now["latents"]))
@@ -284,7 +284,7 @@ def test_adapters_of_all_models_from_our_file(kind, tmp_path):
     z = tiny.latents()
     plain = theirs(pipe, latents=z, guidance_scale=3.0, negative_prompt=tiny.NEGATIVE, **options)
     pipe.save_pretrained(tmp_path / "model")
-    made = jd.interop.text_to_image(tmp_path / "model", steps=N, **build)
+    made = jd.text_to_image.load(tmp_path / "model", steps=N, **build)
     adapted = {name: made.params[name] for name in made.models if name != "vae"}
     adapters = lora.init(jax.random.key(0), adapted, 2)
     drawn = jax.random.split(jax.random.key(1), len(jax.tree.leaves(adapters)))

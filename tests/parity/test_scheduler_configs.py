@@ -91,10 +91,11 @@ def theirs(scheduler, n, **options):
     return np.stack(path).reshape(len(path), 4, 6)
 
 
-def ours(sampling, n):
+def ours(made, n):
+    sampling = made.sampling
     levels = sampling.grid(n)
-    x = jnp.asarray(start()) * sampling.std(levels)
-    denoise = sampling.limit(jd.denoiser(apply, None, sampling.row))
+    x = jnp.asarray(start()) * sampling.init_noise_std(levels)
+    denoise = sampling.clip(jd.denoiser(apply, None, made.prediction))
     path = jax.jit(lambda x: jd.sample_path(denoise, sampling.solver(n), levels, x, KEY)[1])(x)
     return np.concatenate([x[None], path])
 
@@ -134,7 +135,7 @@ def test_another_class_takes_the_fields_but_not_the_defaults_written():
     }
     made = diffusers.EulerDiscreteScheduler.from_config(config)
     made.set_timesteps(10)
-    levels = jd.interop.scheduler(config, "EulerDiscreteScheduler").grid(10)
+    levels = jd.interop.scheduler(config, "EulerDiscreteScheduler").sampling.grid(10)
     np.testing.assert_allclose(levels.t[:-1] - 1, made.timesteps.numpy(), rtol=1e-6)
     np.testing.assert_allclose(levels.sigma, made.sigmas.numpy(), rtol=1e-4)
 

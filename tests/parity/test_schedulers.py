@@ -89,7 +89,7 @@ def test_ddpm(theirs, spacing, injected):
 
     expected = path_of(scheduler, model)
     levels = jd.grids.ddpm(TABLE, 7, spacing)
-    out = path_of_ours(jd.solvers.ddpm(ours), jd.parameterize.indexed(jd.parameterize.eps), levels, both)
+    out = path_of_ours(jd.solvers.ddpm(ours), jd.parameterize.zero_based(jd.parameterize.eps), levels, both)
     if spacing == "trailing" and theirs != "fixed_small":  # they add noise at the end, see above
         assert not np.allclose(out[-1], expected[-1], atol=1e-2)
         out, expected = out[:-1], expected[:-1]
@@ -113,7 +113,7 @@ def test_ddim(prediction, eta, spacing, injected):
         noise = torch.from_numpy(noise) if eta else None
         x = scheduler.step(network(None, x, t), t, x, eta=eta, variance_noise=noise).prev_sample
         expected.append(x.numpy())
-    row = jd.parameterize.indexed(ROWS[prediction])
+    row = jd.parameterize.zero_based(ROWS[prediction])
     out = path_of_ours(jd.solvers.ddim(eta), row, jd.grids.ddpm(TABLE, 10, spacing))
     np.testing.assert_allclose(out, np.stack(expected), rtol=1e-8, atol=1e-8)
 
@@ -122,7 +122,7 @@ def test_ddim(prediction, eta, spacing, injected):
 def test_ddim_steps_where_theirs_leave_their_own_list(spacing, n):
     scheduler = in_float64(diffusers.DDIMScheduler(T, clip_sample=False, timestep_spacing=spacing))
     scheduler.set_timesteps(n)
-    denoise = jd.denoiser(apply, None, jd.parameterize.indexed(jd.parameterize.eps))
+    denoise = jd.denoiser(apply, None, jd.parameterize.zero_based(jd.parameterize.eps))
     x = torch.from_numpy(start())
     step = jax.jit(lambda x, cur, nxt: jd.solvers.ddim().step(denoise, KEY, x, (), cur, nxt)[0])
     for t in scheduler.timesteps:
@@ -193,7 +193,7 @@ def test_dpmpp_2m(prediction):
         T, 1e-4, 0.02, prediction_type=prediction, timestep_spacing="trailing", final_sigmas_type="zero"
     )
     scheduler.set_timesteps(20)
-    row = jd.parameterize.indexed(ROWS[prediction])
+    row = jd.parameterize.zero_based(ROWS[prediction])
     out = path_of_ours(jd.solvers.dpmpp_2m(), row, jd.grids.ddpm(TABLE, 20, "trailing"))
     np.testing.assert_allclose(out, path_of(scheduler), rtol=2e-5, atol=2e-5)
 
@@ -209,6 +209,6 @@ def test_flow_match_euler(shift):
     shifted = jd.processes.Shifted(jd.processes.Flow(), shift)(t)  # sigmas that are given are shifted once
     np.testing.assert_allclose(shifted.sigma, scheduler.sigmas, rtol=1e-6)
     levels = Level(shifted.sigma, shifted.alpha, shifted.sigma)
-    row = jd.parameterize.conditioned(jd.parameterize.velocity, lambda level: 1000 * level.t)
+    row = jd.parameterize.time_scaled(jd.parameterize.velocity)
     out = path_of_ours(jd.solvers.euler(), row, levels)
     np.testing.assert_allclose(out, path_of(scheduler), rtol=1e-5, atol=1e-5)

@@ -41,7 +41,7 @@ def test_latent_consistency(monkeypatch):
         expected.append(x.numpy())
 
     eps = jd.denoiser(
-        lambda p, x, noise, c: network(p, x, noise[:, None]), None, jd.parameterize.indexed(jd.parameterize.eps)
+        lambda p, x, noise, c: network(p, x, noise[:, None]), None, jd.parameterize.zero_based(jd.parameterize.eps)
     )
 
     def consistency_function(x, level):  # the boundary condition of Luo et al. 2023 for times that count from 0

@@ -17,8 +17,8 @@ from parity import single_files as made  # noqa: E402
 from parity.pipelines import clip_tokenizer, t5  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
-from jaxdiff.interop.files import open_tensors  # noqa: E402
-from jaxdiff.interop.single_file import read_single  # noqa: E402
+from jaxdiff.interop.formats.files import open_tensors  # noqa: E402
+from jaxdiff.interop.models.single_file import read_single  # noqa: E402
 
 SCALES = {"sd3": {"scale": 1.5305, "shift_factor": 0.0609}, "flux": {"scale": 0.3611, "shift_factor": 0.1159}}
 NO_QUANT = {"use_quant_conv": False, "use_post_quant_conv": False}
@@ -130,14 +130,14 @@ def test_a_whole_pipeline(tmp_path):
     file, base = tmp_path / "xl.safetensors", tmp_path / "base"
     save_file(held | made.original_open_clip(second, "conditioner.embedders.1.model."), file)
     with pytest.raises(ValueError, match=r"holds unet, vae, .*, and lacks tokenizer, tokenizer_2: give a base"):
-        jd.interop.text_to_image(file)
+        jd.text_to_image.load(file)
     with pytest.raises(ValueError, match=r"holds unet, vae, .*: name one of them, as in .*xl.safetensors/unet"):
         jd.interop.load(file)
     base.mkdir()
     clip_tokenizer(base / "tokenizer").save_pretrained(base / "tokenizer")
     clip_tokenizer(base / "tokenizer_2", pad="!</w>").save_pretrained(base / "tokenizer_2")
 
-    pipe = jd.interop.text_to_image(file, base=base, steps=3)
+    pipe = jd.text_to_image.load(file, base=base, steps=3)
     assert pipe.size == (256, 256) and pipe.steps == 3 and pipe.zeros and pipe.negative
     for name, model in (("unet", unet), ("vae", vae), ("text_encoder", first), ("text_encoder_2", second)):
         want = made.state(model)

@@ -97,21 +97,21 @@ def theirs(monkeypatch, kind, config, n, first, **options):
 
 def ours(kind, config, n, first, **options):
     made = jd.interop.scheduler({"_class_name": kind, **config}, **options)
-    solver, levels = made.solver(n), made.grid(n)
-    x = jnp.asarray(X) * (1 if first else made.std(levels))
+    solver, levels = made.sampling.solver(n), made.sampling.grid(n)
+    x = jnp.asarray(X) * (1 if first else made.sampling.init_noise_std(levels))
 
     def apply(params, x, noise, cond):
         F = network(x, noise[:, None, None])
         learned = config.get("variance_type", "").startswith("learned")
         return (F, (variance(jnp, x, config) + 1) / 2) if learned else F
 
-    denoise = made.limit(jd.denoiser(apply, None, made.row))
+    denoise = made.sampling.clip(jd.denoiser(apply, None, made.prediction))
     check_levels(levels, falling=solver.falling)
     _try_pure_noise(denoise, levels, x, first or None)
     levels = _typed(levels, x)
     path, state = [np.asarray(x)], solver.init(x)
     for i in range(first, len(levels.t) - 1):
-        cur, nxt = (jd.Level(*(field[j] for field in levels)) for j in (i, i + 1))
+        cur, nxt = (levels.at(j) for j in (i, i + 1))
         x, state = solver.step(denoise, (i, 0), x, state, cur, nxt)
         path.append(np.asarray(x))
     return path

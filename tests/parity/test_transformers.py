@@ -215,7 +215,7 @@ def test_published_sizes(name):
     want = {key: tuple(a.shape) for key, a in model.state_dict().items()}
     built = jd.interop.architecture(config | {"_class_name": kind})
     shapes = jax.eval_shape(built.init, jax.random.key(0))
-    got = {key: place.shape for key, place in jd.interop.keys.places(shapes, built.rename).items()}
+    got = {key: place.shape for key, place in jd.interop.formats.keys.places(shapes, built.rename).items()}
     assert got == want
     count = sum(math.prod(shape) for key, shape in got.items() if with_table or key != "pos_embed.pos_embed")
     assert count == published if isinstance(published, int) else abs(count / published - 1) < 0.02

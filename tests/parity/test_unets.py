@@ -14,8 +14,8 @@ diffusers = pytest.importorskip("diffusers")
 
 from parity.checkpoints import close, lift, nchw, nhwc, randomize, roundtrip  # noqa: E402
 
-from jaxdiff.interop.conditional_unets import control_config  # noqa: E402
-from jaxdiff.interop.keys import places  # noqa: E402
+from jaxdiff.interop.formats.keys import places  # noqa: E402
+from jaxdiff.interop.models.conditional_unets import control_config  # noqa: E402
 from jaxdiff.networks.configs import sdxl_vector  # noqa: E402
 from jaxdiff.networks.controlnet import controlled, copy_encoder  # noqa: E402
 from jaxdiff.networks.layers import upsample  # noqa: E402

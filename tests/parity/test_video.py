@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import jaxdiff as jd
-from jaxdiff.interop.architecture import Architecture
-from jaxdiff.interop.checkpoint import fill
-from jaxdiff.interop.files import open_tensors
+from jaxdiff.interop.formats.files import open_tensors
+from jaxdiff.interop.models.architecture import Architecture
+from jaxdiff.interop.models.fill import fill
 from jaxdiff.networks import as_apply, init
 from jaxdiff.networks.transformer2d import Transformers
 from jaxdiff.networks.video import Motion, TemporalConv, VideoUNet, frame_positions

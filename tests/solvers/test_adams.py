@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from exact import BLOB, gaussian
+from helpers.exact import BLOB, gaussian
 from scipy.integrate import quad
 
 import jaxdiff as jd

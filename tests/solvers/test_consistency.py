@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from exact import BLOB
+from helpers.exact import BLOB
 
 import jaxdiff as jd
 from jaxdiff.levels import Level

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from exact import rational
+from helpers.exact import rational
 
 import jaxdiff as jd
 from jaxdiff.levels import Level

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from exact import BLOB, rational
+from helpers.exact import BLOB, rational
 
 import jaxdiff as jd
 from jaxdiff.levels import Level

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from exact import BLOB, CLUSTERS, rational
+from helpers.exact import BLOB, CLUSTERS, rational
 
 import jaxdiff as jd
 from jaxdiff.levels import Level

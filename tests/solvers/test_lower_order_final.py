@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from exact import BLOB, rational
+from helpers.exact import BLOB, rational
 
 import jaxdiff as jd
-from jaxdiff import Level, solvers
+from jaxdiff import solvers
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -50,8 +50,8 @@ def config(kind, **fields):
 def test_it_is_what_the_schedulers_do(ours, kind, fields):
     """Less than 15 steps of the lists that end at the table's first level."""
     made = config(kind, final_sigmas_type="sigma_min", **fields)
-    levels = made.grid(8)
-    want = jax.jit(lambda x: jd.sample_path(rational, made.solver(8), levels, x, KEY)[1])(jnp.asarray(X))
+    levels = made.sampling.grid(8)
+    want = jax.jit(lambda x: jd.sample_path(rational, made.sampling.solver(8), levels, x, KEY)[1])(jnp.asarray(X))
     np.testing.assert_allclose(path(rational, ours, levels), want, rtol=1e-9)
 
 
@@ -71,14 +71,14 @@ def test_it_is_what_the_schedulers_do(ours, kind, fields):
 )  # fmt: skip
 def test_of_four_steps_the_orders_are_1_2_2_1(high, low):
     """And so the same for every order from 2 on."""
-    levels = config("DPMSolverMultistepScheduler", final_sigmas_type="sigma_min").grid(4)
+    levels = config("DPMSolverMultistepScheduler", final_sigmas_type="sigma_min").sampling.grid(4)
     np.testing.assert_allclose(path(rational, high, levels), path(rational, low, levels), rtol=1e-12)
 
 
 @pytest.mark.parametrize("factory", [solvers.plms, pytest.param(solvers.lms, marks=pytest.mark.slow)])
 def test_the_last_step_is_of_order_1(factory):
-    levels = config("DPMSolverMultistepScheduler", final_sigmas_type="sigma_min").grid(6)
-    cur, nxt = (Level(*(field[i] for field in levels)) for i in (-2, -1))
+    levels = config("DPMSolverMultistepScheduler", final_sigmas_type="sigma_min").sampling.grid(6)
+    cur, nxt = (levels.at(i) for i in (-2, -1))
     before, after = path(rational, factory, levels)[-2:]
     np.testing.assert_allclose(after, solvers.ddim().step(rational, KEY, before, (), cur, nxt)[0], rtol=1e-9)
 
@@ -86,8 +86,8 @@ def test_the_last_step_is_of_order_1(factory):
 @pytest.mark.parametrize("factory", [partial(solvers.unipc, 2), pytest.param(solvers.dpmpp_3m, marks=pytest.mark.slow)])
 def test_it_helps_where_a_large_step_ends_short_of_clean_data(factory):
     """Linear betas in equal times: the last of 20 steps is the longest in lam, and polynomials in x_0 overshoot."""
-    levels = config("DPMSolverMultistepScheduler", final_sigmas_type="sigma_min").grid(20)
-    first, last = (Level(*(field[i] for field in levels)) for i in (0, -1))
+    levels = config("DPMSolverMultistepScheduler", final_sigmas_type="sigma_min").sampling.grid(20)
+    first, last = (levels.at(i) for i in (0, -1))
     x = jnp.asarray(BLOB.draw(np.random.default_rng(0), 64, first))
     exact = BLOB.flow(x, first, last)
     kept = jax.jit(lambda x: jd.sample(BLOB.denoise, factory(), levels, x, KEY))(x)

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from exact import BLOB, CLUSTERS, Mixture, gaussian
-from found import SOLVERS
+from helpers.exact import BLOB, CLUSTERS, Mixture, gaussian
+from helpers.solvers import SOLVERS
 
 import jaxdiff as jd
 from jaxdiff import Level, solvers

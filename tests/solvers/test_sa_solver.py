@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from exact import rational
+from helpers.exact import rational
 from scipy.integrate import quad
 from scipy.interpolate import lagrange
 

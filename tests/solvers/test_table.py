@@ -10,8 +10,8 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from exact import BLOB, CLUSTERS, gaussian, rational
-from found import SOLVERS
+from helpers.exact import BLOB, CLUSTERS, gaussian, rational
+from helpers.solvers import SOLVERS
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxdiff as jd
@@ -108,7 +108,7 @@ def errors(solver, exact, n):
     def run(levels, exact):
         def step(carry, i):
             x, state = carry
-            cur, nxt = Level(*(field[i] for field in levels)), Level(*(field[i + 1] for field in levels))
+            cur, nxt = levels.at(i), levels.at(i + 1)
             x, state = solver.step(denoise_both, jax.random.key(0), x, state, cur, nxt)
             return (jnp.where(i < WARM_UP, exact[i + 1], x), state), None
 

@@ -5,7 +5,7 @@ import threading
 import jax
 import numpy as np
 import pytest
-from train import toy
+from helpers import toy
 
 from jaxdiff import train
 

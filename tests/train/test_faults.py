@@ -7,7 +7,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from train import toy
+from helpers import toy
 
 from jaxdiff import train
 from jaxdiff.faults import NotFinite

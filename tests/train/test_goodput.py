@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from train import toy
+from helpers import toy
 
 from jaxdiff import train
 from jaxdiff.train import goodput

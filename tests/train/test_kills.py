@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent
+PROGRAMS = Path(__file__).parents[1] / "helpers" / "processes"
 
 
 @pytest.fixture(scope="module")
 def lives(tmp_path_factory):
     """What kills.py tells of its processes; they are started once for all tests."""
-    command = [sys.executable, str(HERE / "kills.py"), str(tmp_path_factory.mktemp("lives"))]
+    command = [sys.executable, str(PROGRAMS / "kills.py"), str(tmp_path_factory.mktemp("lives"))]
     done = subprocess.run(command, capture_output=True, text=True, timeout=550, start_new_session=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -97,7 +97,7 @@ def cluster(count, *arguments):
     with socket.socket() as opened:
         opened.bind(("localhost", 0))
         port = opened.getsockname()[1]
-    command = [sys.executable, str(HERE / "two.py"), str(port), str(count)]
+    command = [sys.executable, str(PROGRAMS / "two.py"), str(port), str(count)]
     environ = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // count}", "JAX_PLATFORMS": "cpu"}
     started = []
     try:

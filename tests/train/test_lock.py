@@ -16,7 +16,7 @@ from jaxdiff.cli import convert, main
 from jaxdiff.train import lock
 from jaxdiff.train.lock import FILE, Lock, hold
 
-TINY = str(Path(__file__).parent / "tiny.py")
+TINY = str(Path(__file__).parents[1] / "helpers" / "processes" / "tiny.py")
 
 
 @contextlib.contextmanager

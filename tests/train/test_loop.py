@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from train import toy
+from helpers import toy
 
 from jaxdiff import train
 
@@ -168,7 +168,7 @@ def test_second_interrupt_interrupts():
 
 
 def train_elsewhere(workdir, steps, where):
-    script = str(Path(__file__).with_name("resume.py"))
+    script = str(Path(__file__).parents[1] / "helpers" / "processes" / "resume.py")
     command = [sys.executable, script, str(workdir), str(steps), where]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr

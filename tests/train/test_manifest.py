@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import xxhash
-from train import toy
+from helpers import toy
 
 from jaxdiff import faults, train
 from jaxdiff.train.checkpoint import manifest, steps

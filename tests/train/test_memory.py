@@ -7,7 +7,7 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from train import toy
+from helpers import toy
 
 import jaxdiff as jd
 from jaxdiff import networks, train

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from train import toy
+from helpers import toy
 
 from jaxdiff import train
 from jaxdiff.train.muon import orthogonalize

@@ -19,9 +19,10 @@ from jaxdiff.cli import main
 from jaxdiff.train import host_rows, load_params, make_mesh
 from jaxdiff.train.lock import Lock
 
-HERE = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
+PROGRAMS = TESTS / "helpers" / "processes"
 FLAGS = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count"
-TINY = str(HERE / "tiny.py")
+TINY = str(PROGRAMS / "tiny.py")
 TRAIN = ("-m", "jaxdiff", "train", TINY)
 # Several runs, one after the other, for one start of the processes.
 EACH = """
@@ -76,7 +77,7 @@ def cluster(count, devices, *arguments, told=by_hand, folder):
             environ = os.environ | own | {"XDG_CACHE_HOME": str(folder / "cache")} | told(rank, count, port)
             with (folder / f"{rank}.log").open("w") as log:
                 command = [sys.executable, *arguments]
-                started.append(subprocess.Popen(command, env=environ, stdout=log, stderr=log, cwd=HERE.parent))
+                started.append(subprocess.Popen(command, env=environ, stdout=log, stderr=log, cwd=TESTS))
         yield started
     finally:
         for process in started:
@@ -137,7 +138,7 @@ def test_the_same_curve_and_pictures_in_one_two_and_four_processes(tmp_path):
     # The first process speaks and writes for all; a medium of its own saves there, too.
     for sign in ("training: 100%", "step 0 of 4", "samples.png"):
         assert sign in said[0] and sign not in said[1]
-    assert (two / "experiment.py").read_text() == (HERE / "tiny.py").read_text()
+    assert (two / "experiment.py").read_text() == Path(TINY).read_text()
     drawn, alone = (np.load(tmp_path / name / "samples.npz") for name in ("drawn2", "drawn1"))
     np.testing.assert_allclose(drawn["x"], alone["x"], rtol=0, atol=1e-6)
     # A finished run draws again of what two have saved, and four and one restore. And one trains on.
@@ -154,7 +155,7 @@ def test_the_same_curve_and_pictures_in_one_two_and_four_processes(tmp_path):
 
 @pytest.mark.slow
 def test_slurm_and_meshes_whose_rows_are_not_the_hosts_order(tmp_path):
-    statuses, said = run(2, 4, str(HERE / "rows.py"), told=slurm, folder=tmp_path)
+    statuses, said = run(2, 4, str(PROGRAMS / "rows.py"), told=slurm, folder=tmp_path)
     assert statuses == [0, 0], said
     assert [text.splitlines()[-1] for text in said] == ["process 0 of 2: all right", "process 1 of 2: all right"]
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from train import toy
+from helpers import toy
 
 from jaxdiff import train
 

@@ -18,10 +18,10 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdiff import train
-from jaxdiff.experiment import load_run
+from jaxdiff import load_run, train
 
-HERE = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
+EXPERIMENT = str(TESTS / "helpers" / "processes" / "soak.py")
 MINUTES = float(os.environ.get("JAXDIFF_SOAK", 0))
 PAUSE = 0.1  # seconds of a batch, so that the disturbed run does not end before its time
 STEPS = int(MINUTES * 60 / PAUSE)
@@ -42,10 +42,10 @@ class Run:
         own = {"XLA_FLAGS": FLAGS, "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(self.workdir.parent / "cache")}
         own |= {"SOAK_PAUSE": str(pause), "SOAK_STALL": str(self.stalls), "PYTHONUNBUFFERED": "1"}
         own |= {"JAX_ENABLE_COMPILATION_CACHE": "true"}
-        command = [sys.executable, "-m", "jaxdiff", "train", str(HERE / "soak.py"), "--workdir", str(self.workdir)]
+        command = [sys.executable, "-m", "jaxdiff", "train", EXPERIMENT, "--workdir", str(self.workdir)]
         command += ["--steps", str(STEPS), "--save-every", "40", "--patience", "15"]
         with log.open("a") as file:
-            return subprocess.Popen(command, env=os.environ | own, stdout=file, stderr=file, cwd=HERE.parents[1])
+            return subprocess.Popen(command, env=os.environ | own, stdout=file, stderr=file, cwd=TESTS.parent)
 
     def start(self, pause=PAUSE):
         self.process = self.command(pause, self.log)

@@ -3,8 +3,8 @@ import functools
 import jax
 import jax.numpy as jnp
 import pytest
+from helpers import toy
 from jax.sharding import PartitionSpec as P
-from train import toy
 
 from jaxdiff import train
 

@@ -1,4 +1,4 @@
-"""diffusers' scheduler configs as a process, what the network predicts, a grid and a solver.
+"""diffusers' scheduler configs as a process, what the network predicts, levels and a solver.
 
 The numbers are theirs, to rounding: the same times, levels, orders and noise in every step, whatever the config says.
 Where that is not what a paper's method would do, `solvers` has the method. What theirs refuses, or fails at, is a
@@ -12,21 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from jaxdiff import parameterize
-from jaxdiff.interop.architecture import Fields
-from jaxdiff.interop.schedulers import adams, consistency, dpm, flow, k_diffusion, pndm, strides
-from jaxdiff.interop.schedulers.base import FLOW, Sampling
+from jaxdiff.interop.formats.config import Fields
+from jaxdiff.interop.schedulers import adams, consistency, discrete, dpm, flow, k_diffusion, pndm
+from jaxdiff.interop.schedulers.config import FLOW, Scheduler
 from jaxdiff.schema import WORD, each, look_up
 from jaxdiff.storage import read_json
 
-__all__ = ["Sampling", "scheduler"]
+__all__ = ["Scheduler", "network_scheduler", "scheduler"]
 
-KINDS: dict[str, Callable[..., Sampling]] = {
+KINDS: dict[str, Callable[..., Scheduler]] = {
     "CMStochasticIterativeScheduler": consistency.iterative,
-    "DDIMInverseScheduler": strides.ddim_inverse,
-    "DDIMParallelScheduler": strides.ddim,
-    "DDIMScheduler": strides.ddim,
-    "DDPMParallelScheduler": strides.ddpm,
-    "DDPMScheduler": strides.ddpm,
+    "DDIMInverseScheduler": discrete.ddim_inverse,
+    "DDIMParallelScheduler": discrete.ddim,
+    "DDIMScheduler": discrete.ddim,
+    "DDPMParallelScheduler": discrete.ddpm,
+    "DDPMScheduler": discrete.ddpm,
     "DEISMultistepScheduler": adams.deis,
     "DPMSolverMultistepInverseScheduler": dpm.dpm_inverse,
     "DPMSolverMultistepScheduler": dpm.dpm_multistep,
@@ -71,7 +71,7 @@ UP = ("clip_sample", "lower_order_final", "predict_x0", "set_alpha_to_one")  # f
 
 def scheduler(
     config: str | Path | Mapping[str, Any], kind: str | None = None, *, tokens: int | None = None, even: bool = False
-) -> Sampling:
+) -> Scheduler:
     """Reads the config of a diffusers scheduler.
 
     Args:
@@ -82,7 +82,7 @@ def scheduler(
             for; otherwise the network's last time comes before clean data.
 
     Returns:
-        The process, prediction, grid and solver.
+        The process, the prediction, and how to sample: levels, solver, clipping, initial noise.
 
     Raises:
         ValueError: a class that is not known, a field that is not supported, or tokens missing.
@@ -102,9 +102,9 @@ def scheduler(
     return made
 
 
-def network_sampling(
+def network_scheduler(
     config: str | Path | Mapping[str, Any], network: Mapping[str, Any], size: tuple[int, ...], kind: str | None = None
-) -> Sampling:
+) -> Scheduler:
     """Reads the config of a network's scheduler, with what the network's class adds to it.
 
     Args:
@@ -114,7 +114,7 @@ def network_sampling(
         kind: see `scheduler`.
 
     Returns:
-        The process, prediction, grid and solver.
+        The process, the prediction, and how to sample: levels, solver, clipping, initial noise.
 
     Raises:
         ValueError: see `scheduler`.
@@ -123,4 +123,4 @@ def network_sampling(
     patch = 2 if flux else network.get("patch_size", 1)
     made = scheduler(config, kind, tokens=(size[0] // patch) * (size[1] // patch), even=flux)
     # Flux's network is told the time of the flow as it is, not in thousandths.
-    return made._replace(row=parameterize.velocity) if flux else made
+    return made._replace(prediction=parameterize.velocity) if flux else made

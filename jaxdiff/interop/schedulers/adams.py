@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import numpy as np
 
-from jaxdiff.interop.architecture import Fields
-from jaxdiff.interop.schedulers import base
-from jaxdiff.interop.schedulers.base import LAST, Limit, Sampling
+from jaxdiff.interop.formats.config import Fields
+from jaxdiff.interop.schedulers import config
 from jaxdiff.interop.schedulers.coefficients import rule, step_between
+from jaxdiff.interop.schedulers.config import LAST, Limit, Scheduler
 from jaxdiff.interop.schedulers.dpm import falling_order, order_of
-from jaxdiff.interop.schedulers.exponential import Lists, flow_shift, sampling, shifted, tabled
-from jaxdiff.interop.schedulers.lists import bent, check, ratio, time_of
+from jaxdiff.interop.schedulers.exponential import Lists, build, flow_shift, tabled
 from jaxdiff.interop.schedulers.multistep import Points, Step, multistep
+from jaxdiff.interop.schedulers.timesteps import bent, check, ratio, shifted, time_of
 from jaxdiff.parameterize import Denoiser
 from jaxdiff.processes import Discrete
+from jaxdiff.sampling import identity
 from jaxdiff.solvers import Solver
 
 __all__ = ["deis", "sa_solver", "unipc"]
 
 
-def deis(c: Fields) -> Sampling:
+def deis(c: Fields) -> Scheduler:
     """DEISMultistepScheduler."""
     c.only("algorithm_type", "deis", "dpmsolver", "dpmsolver++")  # theirs takes each for the first
     c.only("solver_type", "logrho", "midpoint", "heun", "bh1", "bh2")
-    order, lower, table = order_of(c, "solver_order", 2), c.take("lower_order_final", True), base.table(c)
+    order, lower, table = order_of(c, "solver_order", 2), c.take("lower_order_final", True), config.table(c)
 
     def solver(points: Points) -> Solver:
         def step_of(k: int, taken: int) -> Step:
@@ -32,10 +33,10 @@ def deis(c: Fields) -> Sampling:
 
         return multistep(points, step_of, depth=min(order, 3) - 1, of_noise=True)
 
-    limit = base.thresholded(c) or base.free
+    limit = config.thresholded(c) or identity
     if c.take("prediction_type", "epsilon") == "flow_prediction" and not c.take("use_flow_sigmas", False):
         limit = _as_eps(limit)
-    return sampling(c, table, tabled(c, table, ends=False, repeats=True), solver, limit=limit)
+    return build(c, table, tabled(c, table, ends=False, repeats=True), solver, limit=limit)
 
 
 def _as_eps(limit: Limit) -> Limit:
@@ -48,7 +49,7 @@ def _as_eps(limit: Limit) -> Limit:
     return limited
 
 
-def unipc(c: Fields) -> Sampling:
+def unipc(c: Fields) -> Scheduler:
     """UniPCMultistepScheduler."""
     c.only("solver_p", None)
     order, lower, of_noise = (
@@ -60,7 +61,7 @@ def unipc(c: Fields) -> Sampling:
         "solver_type", "bh2", "bh1", "midpoint", "heun", "logrho"
     )  # theirs takes the last three for the first
     integral, off = rule("half" if kind == "bh1" else "midpoint"), set(c.take("disable_corrector", ()) or ())
-    table = base.rescaled(c, base.table(c), LAST)
+    table = config.rescaled(c, config.table(c), LAST)
 
     def solver(points: Points) -> Solver:
         def between(ends: tuple[int, int], nodes: range) -> Step:
@@ -80,8 +81,8 @@ def unipc(c: Fields) -> Sampling:
 
         return multistep(points, step_of, depth=order, of_noise=of_noise)
 
-    limit = base.free if of_noise else None  # theirs limits x_0 where it is what is combined
-    return sampling(c, table, _unipc_lists(c, table), solver, of_noise=of_noise, limit=limit)
+    limit = identity if of_noise else None  # theirs limits x_0 where it is what is combined
+    return build(c, table, _unipc_lists(c, table), solver, of_noise=of_noise, limit=limit)
 
 
 def _unipc_lists(c: Fields, table: Discrete) -> Lists:
@@ -90,7 +91,7 @@ def _unipc_lists(c: Fields, table: Discrete) -> Lists:
     high, low = c.take("sigma_max", None), c.take("sigma_min", None)
     flow, curve, shift, terminal = (
         c.take("use_flow_sigmas", False),
-        base.curve(c),
+        config.curve(c),
         flow_shift(c),
         c.take("shift_terminal", None),
     )
@@ -120,12 +121,12 @@ def _unipc_lists(c: Fields, table: Discrete) -> Lists:
     return list_of
 
 
-def sa_solver(c: Fields) -> Sampling:
+def sa_solver(c: Fields) -> Scheduler:
     """SASolverScheduler."""
     c.only("tau_func", None)
     of_noise = c.only("algorithm_type", "data_prediction", "noise_prediction") == "noise_prediction"
     order, corrector = order_of(c, "predictor_order", 2, 4), order_of(c, "corrector_order", 2, 4)
-    lower, table = c.take("lower_order_final", True), base.table(c)
+    lower, table = c.take("lower_order_final", True), config.table(c)
     lists, flow = tabled(c, table, ends=False, repeats=True), c.take("use_flow_sigmas", False)
     integral = rule("exact" if of_noise else "half")
 
@@ -151,7 +152,7 @@ def sa_solver(c: Fields) -> Sampling:
         depth = max(order, corrector - 1)
         return multistep(points, step_of, depth=depth, of_noise=of_noise, stochastic=True)
 
-    return sampling(c, table, lists, solver, of_noise=of_noise)
+    return build(c, table, lists, solver, of_noise=of_noise)
 
 
 def _less(after: np.ndarray, before: np.ndarray) -> np.ndarray:

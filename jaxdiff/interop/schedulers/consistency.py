@@ -9,10 +9,10 @@ import numpy as np
 from jax import Array
 
 from jaxdiff import guidance
-from jaxdiff.interop.architecture import Fields
-from jaxdiff.interop.schedulers import base
-from jaxdiff.interop.schedulers.base import Limit, Sampling
-from jaxdiff.interop.schedulers.lists import check, end_of, levels, of_table
+from jaxdiff.interop.formats.config import Fields
+from jaxdiff.interop.schedulers import config
+from jaxdiff.interop.schedulers.config import Limit, Scheduler
+from jaxdiff.interop.schedulers.timesteps import check, end_of, levels, of_table
 from jaxdiff.levels import Level, from_x0, q_sample
 from jaxdiff.noise import normal_like
 from jaxdiff.parameterize import Scalings
@@ -23,9 +23,9 @@ from jaxdiff.solvers.base import stateless
 __all__ = ["iterative", "lcm", "tcd"]
 
 
-def lcm(c: Fields) -> Sampling:
+def lcm(c: Fields) -> Scheduler:
     """LCMScheduler: x_0 through the consistency function of Luo et al. 2023 (arXiv:2310.04378, section 4.1)."""
-    limit, scaling = base.thresholded(c) or base.clipped(c, False), c.take("timestep_scaling", 10.0)
+    limit, scaling = config.thresholded(c) or config.clipped(c, False), c.take("timestep_scaling", 10.0)
     table, grid = _listed(c, limit, to_clean=True)
 
     def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
@@ -34,10 +34,10 @@ def lcm(c: Fields) -> Sampling:
         return q_sample(out * denoise(x, cur) + skip * x, normal_like(key, x), nxt), state
 
     solver = Solver(stateless, step, order=None, stochastic=True)
-    return Sampling(table, base.row(c), grid, base.always(solver), base.unit, limit or base.free)
+    return config.build(table, config.row(c), grid, config.always(solver), limit=limit)
 
 
-def tcd(c: Fields) -> Sampling:
+def tcd(c: Fields) -> Scheduler:
     """TCDScheduler with its eta of 0.3: DDIM to 0.7 of the next time, and noise up to it (Zheng et al. 2024, alg. 3).
 
     arXiv:2402.19159. Like theirs it limits no x_0, whatever the config says.
@@ -54,10 +54,10 @@ def tcd(c: Fields) -> Sampling:
         return nxt.alpha * x0 + keep * s * eps + drawn * normal_like(key, x), state
 
     solver = Solver(stateless, step, stochastic=True, falling=False)
-    return Sampling(table, base.row(c), grid, base.always(solver), base.unit, base.free)
+    return config.build(table, config.row(c), grid, config.always(solver))
 
 
-def iterative(c: Fields) -> Sampling:
+def iterative(c: Fields) -> Scheduler:
     """CMStochasticIterativeScheduler: a consistency model on EDM's sigmas (Song et al. 2023, arXiv:2303.01469)."""
     T, low, high = c.take("num_train_timesteps", 40), c.take("sigma_min", 0.002), c.take("sigma_max", 80.0)
     data, scale, rho = c.take("sigma_data", 0.5), c.take("s_noise", 1.0), c.take("rho", 7.0)
@@ -81,14 +81,14 @@ def iterative(c: Fields) -> Sampling:
     def std(levels: Level) -> Array:
         return jnp.asarray(high, levels.sigma.dtype)
 
-    limit = guidance.clip if c.take("clip_denoised", True) else base.free
+    limit = guidance.clip if c.take("clip_denoised", True) else None
     solver = Solver(stateless, step, order=None, stochastic=True, falling=False)
-    return Sampling(EDM(), row, grid, base.always(solver), std, limit)
+    return config.build(EDM(), row, grid, config.always(solver), std=std, limit=limit)
 
 
 def _listed(c: Fields, limit: Limit | None, *, to_clean: bool) -> tuple[Discrete, Callable[[int], Level]]:
     """The table, and a grid on N of the `original_inference_steps` times that the network has learned."""
-    table = base.rescaled_within(c, base.table(c, 0.00085, 0.012, "scaled_linear"), limit)
+    table = config.rescaled_within(c, config.table(c, 0.00085, 0.012, "scaled_linear"), limit)
     T, most = c.take("num_train_timesteps", 1000), c.take("original_inference_steps", 50)
     check(most, T)
     learned = (T // most) * np.arange(most, 0, -1) - 1

@@ -7,13 +7,13 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff.interop.architecture import Fields
-from jaxdiff.interop.schedulers import base, flow
-from jaxdiff.interop.schedulers.base import LAST, Sampling
+from jaxdiff.interop.formats.config import Fields
+from jaxdiff.interop.schedulers import config, flow
 from jaxdiff.interop.schedulers.coefficients import rule, step_between
-from jaxdiff.interop.schedulers.exponential import sampling, tabled
-from jaxdiff.interop.schedulers.lists import check, karras
+from jaxdiff.interop.schedulers.config import LAST, Scheduler
+from jaxdiff.interop.schedulers.exponential import build, tabled
 from jaxdiff.interop.schedulers.multistep import Points, Step, multistep
+from jaxdiff.interop.schedulers.timesteps import check
 from jaxdiff.solvers import Solver
 
 __all__ = ["dpm_inverse", "dpm_multistep", "dpm_singlestep", "edm_dpm", "falling_order", "order_of"]
@@ -22,39 +22,40 @@ ALGORITHMS = ["dpmsolver++", "dpmsolver", "sde-dpmsolver++", "sde-dpmsolver"]
 Made = Callable[[Points], Solver]
 
 
-def dpm_multistep(c: Fields) -> Sampling:
+def dpm_multistep(c: Fields) -> Scheduler:
     """DPMSolverMultistepScheduler."""
-    algorithm, table = _algorithm(c, *ALGORITHMS), base.rescaled(c, base.table(c), LAST)
+    algorithm, table = _algorithm(c, *ALGORITHMS), config.rescaled(c, config.table(c), LAST)
     whole = () if c.take("beta_schedule", "linear") == "squaredcos_cap_v2" else ("karras", "lu")
     solver = _multistep(c, algorithm, no_third=("sde-dpmsolver",))
-    return sampling(c, table, tabled(c, table, whole=whole), solver, of_noise="++" not in algorithm)
+    return build(c, table, tabled(c, table, whole=whole), solver, of_noise="++" not in algorithm)
 
 
-def dpm_inverse(c: Fields) -> Sampling:
+def dpm_inverse(c: Fields) -> Scheduler:
     """DPMSolverMultistepInverseScheduler, whose grids rise from the table's first level to its last."""
-    algorithm, table = _algorithm(c, *ALGORITHMS, clean=False), base.table(c)
+    algorithm, table = _algorithm(c, *ALGORITHMS, clean=False), config.table(c)
     solver = _multistep(c, algorithm, no_third=("sde-dpmsolver", "sde-dpmsolver++"), clean=False)
     lists = tabled(c, table, ends=False, repeats=True, rises=True)
-    return sampling(c, table, lists, solver, of_noise="++" not in algorithm)
+    return build(c, table, lists, solver, of_noise="++" not in algorithm)
 
 
-def edm_dpm(c: Fields) -> Sampling:
+def edm_dpm(c: Fields) -> Scheduler:
     """EDMDPMSolverMultistepScheduler."""
-    made, high, low, rho = flow.edm_euler(c), c.take("sigma_max", 80.0), c.take("sigma_min", 0.002), c.take("rho", 7.0)
-    bent, end = c.take("sigma_schedule", "karras") == "karras", c.take("final_sigmas_type", "zero")
+    made, sigmas, (low, high) = flow.edm_euler(c), *flow.edm_sigmas(c)
+    to_clean = c.take("final_sigmas_type", "zero") == "zero"
     solver = _multistep(c, _algorithm(c, "dpmsolver++", "sde-dpmsolver++"), no_third=("sde-dpmsolver++",))
 
     def points(n: int) -> Points:
         check(n, None)
-        s = karras(n, high, low, rho) if bent else np.exp(np.linspace(np.log(low), np.log(high), n))[::-1]
-        s = np.append(s, 0 if end == "zero" else low)
+        s = np.append(sigmas(n), 0 if to_clean else low)
         return Points(s, np.ones_like(s), s)
 
-    return made._replace(
-        grid=lambda n: points(n).levels(),
-        solver=lambda n: solver(points(n)),
-        std=lambda levels: jnp.hypot(jnp.ones_like(levels.sigma[0]), high),
-        limit=base.thresholded(c) or base.free,
+    return config.build(
+        made.process,
+        made.prediction,
+        lambda n: points(n).levels(),
+        lambda n: solver(points(n)),
+        std=lambda levels: jnp.hypot(config.one(levels), high),
+        limit=config.thresholded(c),
     )
 
 
@@ -116,11 +117,11 @@ def _multistep(c: Fields, algorithm: str, no_third: tuple[str, ...], clean: bool
     return solver
 
 
-def dpm_singlestep(c: Fields) -> Sampling:
+def dpm_singlestep(c: Fields) -> Scheduler:
     """DPMSolverSinglestepScheduler, whose steps begin again where orders 1, 2, (3) do."""
-    algorithm, table = _algorithm(c, "dpmsolver++", "dpmsolver", "sde-dpmsolver++"), base.table(c)
+    algorithm, table = _algorithm(c, "dpmsolver++", "dpmsolver", "sde-dpmsolver++"), config.table(c)
     of_noise = "++" not in algorithm
-    return sampling(c, table, tabled(c, table, spaced=False), _singlestep(c, algorithm), of_noise=of_noise)
+    return build(c, table, tabled(c, table, spaced=False), _singlestep(c, algorithm), of_noise=of_noise)
 
 
 def _singlestep(c: Fields, algorithm: str) -> Made:

@@ -6,20 +6,19 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from jaxdiff import parameterize
-from jaxdiff.interop.architecture import Fields
-from jaxdiff.interop.schedulers import base
-from jaxdiff.interop.schedulers.base import Limit, Sampling
-from jaxdiff.interop.schedulers.lists import bent, check, inner_times, ratio, time_of
+from jaxdiff.interop.formats.config import Fields
+from jaxdiff.interop.schedulers import config
+from jaxdiff.interop.schedulers.config import Limit, Scheduler
 from jaxdiff.interop.schedulers.multistep import Points
+from jaxdiff.interop.schedulers.timesteps import bent, check, inner_times, ratio, shifted, time_of
 from jaxdiff.levels import Level
 from jaxdiff.parameterize import Row, Scalings
 from jaxdiff.processes import Discrete, Flow
 from jaxdiff.solvers import Solver
 
-__all__ = ["Lists", "flow_shift", "points_of", "row_of", "sampling", "shifted", "tabled"]
+__all__ = ["Lists", "build", "flow_shift", "points_of", "row_of", "tabled"]
 
 Lists = Callable[[int], tuple[np.ndarray, np.ndarray]]  # N -> (times [N], s [N + 1])
 
@@ -41,8 +40,8 @@ def tabled(
         whole: the curves whose times are rounded; others are rounded down.
     """
     end = c.only("final_sigmas_type", "zero", "sigma_min") if ends else "sigma_min"
-    spacing, offset = base.spacing(c, "linspace") if spaced else ("linspace", 0)
-    flow, shift, curve = c.take("use_flow_sigmas", False), flow_shift(c), base.curve(c)
+    spacing, offset = config.spacing(c, "linspace") if spaced else ("linspace", 0)
+    flow, shift, curve = c.take("use_flow_sigmas", False), flow_shift(c), config.curve(c)
     least, s_of = c.take("lambda_min_clipped", -np.inf), ratio(table)
     last = int(np.sum(-np.log(s_of) >= least))
     if curve != "karras" and c.take("use_lu_lambdas", False):
@@ -76,11 +75,6 @@ def flow_shift(c: Fields) -> float:
     return c.take("flow_shift", 1.0)
 
 
-def shifted(s: np.ndarray, shift: float) -> np.ndarray:
-    """Esser et al. 2024 (arXiv:2403.03206), eq. 23."""
-    return shift * s / (1 + (shift - 1) * s)
-
-
 def points_of(table: Discrete, flow: bool, t: np.ndarray, s: np.ndarray) -> Points:
     """The list's levels.
 
@@ -99,11 +93,11 @@ def points_of(table: Discrete, flow: bool, t: np.ndarray, s: np.ndarray) -> Poin
 def row_of(c: Fields, table: Discrete, flow: bool, of_noise: bool) -> Row:
     """What the network predicts. Away from the path that they belong to, predictions are what the schedulers take
     them for: a v where alpha = 1 - sigma, or a flow's velocity in x = alpha (x_0 + s eps)."""
-    predicted = c.only("prediction_type", *base.ROWS, "flow_prediction")
+    predicted = c.only("prediction_type", *config.ROWS, "flow_prediction")
     if of_noise and predicted == "flow_prediction":
         raise ValueError("flow_prediction is a prediction of x_0, and this algorithm needs one of the noise")
     if not flow and predicted != "flow_prediction":
-        return parameterize.indexed(base.ROWS[predicted])
+        return parameterize.zero_based(config.ROWS[predicted])
 
     def v(level: Level) -> Scalings:
         skip = (1 - level.sigma**2) / level.alpha if of_noise else level.alpha
@@ -113,15 +107,15 @@ def row_of(c: Fields, table: Discrete, flow: bool, of_noise: bool) -> Row:
         one = jnp.ones_like(level.sigma)
         return Scalings(one, -level.sigma if flow else -level.sigma / level.alpha, one, level.t)
 
-    row = {"v_prediction": v, "flow_prediction": velocity}.get(predicted) or base.ROWS[predicted]
-    return parameterize.conditioned(row, lambda level: table.T * level.t if flow else level.t - 1)
+    row = {"v_prediction": v, "flow_prediction": velocity}.get(predicted) or config.ROWS[predicted]
+    return parameterize.with_noise_input(row, lambda level: table.T * level.t if flow else level.t - 1)
 
 
-def sampling(
+def build(
     c: Fields, table: Discrete, list_of: Lists, solver: Callable[[Points], Solver], *, of_noise: bool = False,
     limit: Limit | None = None,
-) -> Sampling:  # fmt: skip
-    """What the config makes.
+) -> Scheduler:  # fmt: skip
+    """Put a scheduler together.
 
     Args:
         c: the config.
@@ -129,20 +123,16 @@ def sampling(
         list_of: see `tabled`.
         solver: the list -> the solver that is made for it.
         of_noise: whether the answers that are combined are eps_hat.
-        limit: in place of the config's thresholding.
+        limit: in place of the config's thresholding; `identity` for none.
     """
     c.only("variance_type", None, "learned", "learned_range")  # the network's variance is not used
     flow = c.take("use_flow_sigmas", False)
     points = lambda n: points_of(table, flow, *list_of(n))  # noqa: E731
-    return Sampling(
-        process=Flow() if flow else table,
-        row=row_of(c, table, flow, of_noise),
-        grid=lambda n: points(n).levels(),
-        solver=lambda n: solver(points(n)),
-        std=_one,
-        limit=limit or base.thresholded(c) or base.free,
+    return config.build(
+        Flow() if flow else table,
+        row_of(c, table, flow, of_noise),
+        lambda n: points(n).levels(),
+        lambda n: solver(points(n)),
+        std=config.one,
+        limit=limit or config.thresholded(c),
     )
-
-
-def _one(levels: Level) -> Array:
-    return jnp.ones_like(levels.sigma[0])

@@ -10,10 +10,10 @@ import numpy as np
 from jax import Array
 
 from jaxdiff import parameterize, solvers
-from jaxdiff.interop.architecture import Fields
-from jaxdiff.interop.schedulers import base
-from jaxdiff.interop.schedulers.base import Sampling
-from jaxdiff.interop.schedulers.lists import bent, check, karras, levels
+from jaxdiff.interop.formats.config import Fields
+from jaxdiff.interop.schedulers import config
+from jaxdiff.interop.schedulers.config import Scheduler
+from jaxdiff.interop.schedulers.timesteps import bent, check, karras, levels, shifted
 from jaxdiff.levels import Level, from_x0
 from jaxdiff.noise import normal_like
 from jaxdiff.parameterize import Row, Scalings
@@ -21,21 +21,22 @@ from jaxdiff.processes import EDM, Flow
 from jaxdiff.solvers import Solver
 from jaxdiff.solvers.base import stateless
 
-__all__ = ["edm_euler", "flow_euler", "flow_heun"]
+__all__ = ["edm_euler", "edm_sigmas", "flow_euler", "flow_heun"]
 
 
-def flow_euler(c: Fields, tokens: int | None, even: bool) -> Sampling:
+def flow_euler(c: Fields, tokens: int | None, even: bool) -> Scheduler:
     """FlowMatchEulerDiscreteScheduler; see `scheduler` for the arguments."""
     T, shift, dynamic = c.take("num_train_timesteps", 1000), c.take("shift", 1.0), c.take("use_dynamic_shifting", False)
-    curve, end = base.curve(c), c.take("shift_terminal", None)
+    curve, end = config.curve(c), c.take("shift_terminal", None)
     low, high, inverted = c.take("sigma_min", None), c.take("sigma_max", None), c.take("invert_sigmas", False)
-    last = 1 / T if dynamic else _shifted(1 / T, shift)
+    # The list's last time is shifted twice, as theirs is.
+    last = 1 / T if dynamic else shifted(1 / T, shift)
     shift = _dynamic(c, tokens) if dynamic else shift
 
     def list_of(n: int) -> np.ndarray:
-        s = _shifted(np.linspace(1, 1 / n if even else last, n), shift)
+        s = shifted(np.linspace(1, 1 / n if even else last, n), shift)
         if end and n == 1:
-            raise ValueError(f"{base.FLOW}: shift_terminal is of the last of at least 2 times, got 1 step")
+            raise ValueError(f"{config.FLOW}: shift_terminal is of the last of at least 2 times, got 1 step")
         if end:
             s = 1 - (1 - s) * (1 - end) / (1 - s[-1])
         return bent(curve, n, high or s[0], low or s[-1]) if curve else s
@@ -48,12 +49,12 @@ def _dynamic(c: Fields, tokens: int | None) -> float:
     low, high = c.take("base_shift", 0.5), c.take("max_shift", 1.15)
     few, many = c.take("base_image_seq_len", 256), c.take("max_image_seq_len", 4096)
     if tokens is None:
-        raise ValueError(f"{base.FLOW} with use_dynamic_shifting needs tokens, the number of an image's tokens")
+        raise ValueError(f"{config.FLOW} with use_dynamic_shifting needs tokens, the number of an image's tokens")
     if few >= many:
-        raise ValueError(f"{base.FLOW}: base_image_seq_len must be less than max_image_seq_len, got {few} and {many}")
+        raise ValueError(f"{config.FLOW}: base_image_seq_len must be less than max_image_seq_len, got {few} and {many}")
     mu = low + (high - low) * (tokens - few) / (many - few)
     if not abs(mu) < 100:
-        raise ValueError(f"{base.FLOW}: base_shift and max_shift make a shift of exp({mu:.3g}) for {tokens} tokens")
+        raise ValueError(f"{config.FLOW}: base_shift and max_shift make a shift of exp({mu:.3g}) for {tokens} tokens")
     return exp(mu) if c.only("time_shift_type", "exponential", "linear") == "exponential" else mu
 
 
@@ -68,18 +69,13 @@ def _renoising(inverted: bool) -> Solver:
     return Solver(stateless, step, order=None, stochastic=True)
 
 
-def flow_heun(c: Fields) -> Sampling:
+def flow_heun(c: Fields) -> Scheduler:
     """FlowMatchHeunDiscreteScheduler."""
     T, shift = c.take("num_train_timesteps", 1000), c.take("shift", 1.0)
-    return _flow(T, lambda n: _shifted(np.linspace(1, _shifted(1 / T, shift), n), shift), solvers.heun())
+    return _flow(T, lambda n: shifted(np.linspace(1, shifted(1 / T, shift), n), shift), solvers.heun())
 
 
-def _shifted(s, shift: float):
-    """Esser et al. 2024 (arXiv:2403.03206), eq. 23. The lists' last time is shifted twice, as theirs is."""
-    return shift * s / (1 + (shift - 1) * s)
-
-
-def _flow(T: int, list_of: Callable[[int], np.ndarray], solver: Solver, *, inverted: bool = False) -> Sampling:
+def _flow(T: int, list_of: Callable[[int], np.ndarray], solver: Solver, *, inverted: bool = False) -> Scheduler:
     """The flow of these times; inverted, the network counts them from noise to data, and predicts x_0 - eps."""
 
     def grid(n: int) -> Level:
@@ -87,13 +83,9 @@ def _flow(T: int, list_of: Callable[[int], np.ndarray], solver: Solver, *, inver
         s = np.append(list_of(n), 0)
         return levels(s, 1 - s, s)
 
-    row = parameterize.conditioned(parameterize.velocity, lambda level: T * (level.alpha if inverted else level.t))
-    any_way = base.always(solver._replace(falling=False))
-    return Sampling(Flow(), _negated(row) if inverted else row, grid, any_way, _one, base.free)
-
-
-def _one(levels: Level) -> Array:
-    return jnp.ones_like(levels.sigma[0])
+    row = parameterize.with_noise_input(parameterize.velocity, lambda level: T * (level.alpha if inverted else level.t))
+    any_way = config.always(solver._replace(falling=False))
+    return config.build(Flow(), _negated(row) if inverted else row, grid, any_way, std=config.one)
 
 
 def _negated(row: Row) -> Row:
@@ -104,20 +96,17 @@ def _negated(row: Row) -> Row:
     return negated
 
 
-def edm_euler(c: Fields) -> Sampling:
+def edm_euler(c: Fields) -> Scheduler:
     """EDMEulerScheduler."""
-    low, high, rho = c.take("sigma_min", 0.002), c.take("sigma_max", 80.0), c.take("rho", 7.0)
-    kind, predicted = (
-        c.only("sigma_schedule", "karras", "exponential"),
-        c.only("prediction_type", "epsilon", "v_prediction"),
-    )
+    sigmas, (_, high) = edm_sigmas(c)
+    predicted = c.only("prediction_type", "epsilon", "v_prediction")
     to_clean = c.only("final_sigmas_type", "zero", "sigma_min") == "zero"
     c.skip("num_train_timesteps")
     row = parameterize.edm(c.take("sigma_data", 0.5))
 
     def grid(n: int) -> Level:
         check(n, None)
-        s = karras(n, high, low, rho) if kind == "karras" else np.exp(np.linspace(np.log(low), np.log(high), n))[::-1]
+        s = sigmas(n)
         s = np.append(s, 0 if to_clean else s[-1])
         return levels(s, np.ones_like(s), s)
 
@@ -125,4 +114,16 @@ def edm_euler(c: Fields) -> Sampling:
         return jnp.asarray(np.hypot(1, high), levels.sigma.dtype)
 
     solver = solvers.euler()._replace(falling=False)
-    return Sampling(EDM(), row if predicted == "epsilon" else _negated(row), grid, base.always(solver), std, base.free)
+    row = row if predicted == "epsilon" else _negated(row)
+    return config.build(EDM(), row, grid, config.always(solver), std=std)
+
+
+def edm_sigmas(c: Fields) -> tuple[Callable[[int], np.ndarray], tuple[float, float]]:
+    """N values of sigma, from the highest to the lowest, as a function of N; and (the lowest, the highest)."""
+    low, high, rho = c.take("sigma_min", 0.002), c.take("sigma_max", 80.0), c.take("rho", 7.0)
+    exponential = c.only("sigma_schedule", "karras", "exponential") == "exponential"
+
+    def sigmas(n: int) -> np.ndarray:
+        return np.exp(np.linspace(np.log(low), np.log(high), n))[::-1] if exponential else karras(n, high, low, rho)
+
+    return sigmas, (low, high)

@@ -9,10 +9,10 @@ import numpy as np
 from jax import Array
 
 from jaxdiff import parameterize, solvers
-from jaxdiff.interop.architecture import Fields
-from jaxdiff.interop.schedulers import base, two_stage
-from jaxdiff.interop.schedulers.base import LAST, Limit, Sampling
-from jaxdiff.interop.schedulers.lists import bent, check, levels, ratio, time_of, times
+from jaxdiff.interop.formats.config import Fields
+from jaxdiff.interop.schedulers import config, two_stage
+from jaxdiff.interop.schedulers.config import LAST, Limit, Scheduler
+from jaxdiff.interop.schedulers.timesteps import bent, check, levels, ratio, time_of, times
 from jaxdiff.levels import Level, from_x0
 from jaxdiff.parameterize import Row, Scalings
 from jaxdiff.processes import Discrete
@@ -25,14 +25,14 @@ TOLD_SIGMA = ("continuous", "v_prediction")  # for other predictions theirs tell
 TWO = ("epsilon", "v_prediction")
 
 
-def euler(c: Fields) -> Sampling:
+def euler(c: Fields) -> Scheduler:
     """EulerDiscreteScheduler."""
     kind = c.take("prediction_type", "epsilon")
-    row = base.row(c, *base.ROWS, "original_sample")
+    row = config.row(c, *config.ROWS, "original_sample")
     to_clean = c.only("final_sigmas_type", "zero", "sigma_min") == "zero"
-    table = base.rescaled(c, base.table(c), LAST)
+    table = config.rescaled(c, config.table(c), LAST)
     straight = c.only("interpolation_type", "linear", "log_linear") == "log_linear"
-    curve = base.curve(c)
+    curve = config.curve(c)
     last = 0.0 if to_clean else ratio(table)[0]
 
     told_sigma = (c.only("timestep_type", "discrete", "continuous"), kind) == TOLD_SIGMA
@@ -45,24 +45,24 @@ def euler(c: Fields) -> Sampling:
         return (time_of(table, s[:-1]), s) if told_sigma else (t, s[: len(t) + 1])  # or not, where each sigma is told
 
     of_times = _lists(c, table, curve, whole_range=straight)
-    made = _sampling(c, table, list_of, _any_way(solvers.euler()), row=row)
+    made = _build(c, table, list_of, _any_way(solvers.euler()), row=row)
     if told_sigma:
-        return made._replace(row=parameterize.conditioned(made.row, lambda level: -level.lam / 4))
+        return made._replace(prediction=parameterize.with_noise_input(made.prediction, lambda level: -level.lam / 4))
     return made
 
 
-def euler_ancestral(c: Fields) -> Sampling:
+def euler_ancestral(c: Fields) -> Scheduler:
     """EulerAncestralDiscreteScheduler."""
-    table = base.rescaled(c, base.table(c), LAST)
+    table = config.rescaled(c, config.table(c), LAST)
     solver = _any_way(solvers.euler_ancestral())
-    return _sampling(c, table, _to_clean(_lists(c, table, None)), solver, row=base.row(c, *TWO))
+    return _build(c, table, _to_clean(_lists(c, table, None)), solver, row=config.row(c, *TWO))
 
 
-def lms(c: Fields) -> Sampling:
+def lms(c: Fields) -> Scheduler:
     """LMSDiscreteScheduler."""
-    table, curve = base.table(c), base.curve(c)
+    table, curve = config.table(c), config.curve(c)
     list_of = _to_clean(_lists(c, table, curve, ends=curve != "karras"))
-    return _sampling(c, table, list_of, lambda n: _lms(list_of(n)[1]), row=base.row(c))
+    return _build(c, table, list_of, lambda n: _lms(list_of(n)[1]), row=config.row(c))
 
 
 def _lms(s: np.ndarray) -> Solver:
@@ -91,44 +91,44 @@ def _lms(s: np.ndarray) -> Solver:
     return Solver(init, step, order=4, falling=False)
 
 
-def heun(c: Fields) -> Sampling:
+def heun(c: Fields) -> Scheduler:
     """HeunDiscreteScheduler."""
-    table = base.table(c, 0.00085, 0.012, more=("exp",))
-    list_of = _to_clean(_lists(c, table, base.curve(c)))
-    limit = base.clipped(c, False) or base.free
-    return _sampling(c, table, list_of, _any_way(solvers.heun()), row=base.row(c), limit=limit)
+    table = config.table(c, 0.00085, 0.012, more=("exp",))
+    list_of = _to_clean(_lists(c, table, config.curve(c)))
+    limit = config.clipped(c, False)
+    return _build(c, table, list_of, _any_way(solvers.heun()), row=config.row(c), limit=limit)
 
 
 def _any_way(solver: Solver) -> Callable[[int], Solver]:
     """For lists that repeat a level, or rise."""
-    return base.always(solver._replace(falling=False))
+    return config.always(solver._replace(falling=False))
 
 
-def dpm_2(c: Fields) -> Sampling:
+def dpm_2(c: Fields) -> Scheduler:
     """KDPM2DiscreteScheduler."""
     return _two_stage(c, lambda table: two_stage.midpoint(table, ancestral=False))
 
 
-def dpm_2_ancestral(c: Fields) -> Sampling:
+def dpm_2_ancestral(c: Fields) -> Scheduler:
     """KDPM2AncestralDiscreteScheduler."""
     return _two_stage(c, lambda table: two_stage.midpoint(table, ancestral=True))
 
 
-def dpm_sde(c: Fields) -> Sampling:
+def dpm_sde(c: Fields) -> Scheduler:
     """DPMSolverSDEScheduler. A seed for its noise says nothing: the noise is the sampler's."""
     c.skip("noise_sampler_seed")
     return _two_stage(c, two_stage.sde, ends=False)
 
 
-def _two_stage(c: Fields, solver_of: Callable[[Discrete], Solver], *, ends: bool = True) -> Sampling:
-    table, curve = base.table(c, 0.00085, 0.012), base.curve(c)
+def _two_stage(c: Fields, solver_of: Callable[[Discrete], Solver], *, ends: bool = True) -> Scheduler:
+    table, curve = config.table(c, 0.00085, 0.012), config.curve(c)
     of_times = _lists(c, table, curve, ends=ends or curve != "karras")
 
     def list_of(n: int) -> tuple[np.ndarray, np.ndarray]:
         t, s = of_times(n)
         return np.round(t) if curve == "karras" and ends else t, np.append(s, 0)
 
-    return _sampling(c, table, list_of, base.always(solver_of(table)), row=base.row(c, *TWO))
+    return _build(c, table, list_of, config.always(solver_of(table)), row=config.row(c, *TWO))
 
 
 def _lists(
@@ -139,11 +139,11 @@ def _lists(
     Args:
         c: the fields.
         table: the table.
-        curve: by what formula sigma runs, see `base.curve`.
+        curve: by what formula sigma runs, see `config.curve`.
         ends: whether sigma_min and sigma_max, where given, are a curve's ends.
         whole_range: whether they are otherwise those of the table, not of its part that the times say.
     """
-    T, (spacing, offset) = c.take("num_train_timesteps", 1000), base.spacing(c, "linspace")
+    T, (spacing, offset) = c.take("num_train_timesteps", 1000), config.spacing(c, "linspace")
     low, high = c.take("sigma_min", None), c.take("sigma_max", None)
 
     def list_of(n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -168,11 +168,11 @@ def _to_clean(list_of: Callable[[int], tuple[np.ndarray, np.ndarray]]):
     return whole
 
 
-def _sampling(
+def _build(
     c: Fields, table: Discrete, list_of: Callable[[int], tuple[np.ndarray, np.ndarray]],
-    solver: Callable[[int], Solver], *, row: Row, limit: Limit = base.free,
-) -> Sampling:  # fmt: skip
-    """The sampling of lists of N times and N + 1 values of sigma."""
+    solver: Callable[[int], Solver], *, row: Row, limit: Limit | None = None,
+) -> Scheduler:  # fmt: skip
+    """Put a scheduler together, of lists of N times and N + 1 values of sigma."""
 
     def scaled(level: Level) -> Scalings:
         r = jnp.hypot(level.alpha, level.sigma)
@@ -186,6 +186,6 @@ def _sampling(
 
     def std(levels: Level) -> Array:
         most = jnp.max(levels.sigma)
-        return jnp.hypot(jnp.ones_like(most), most) if base.spacing(c, "linspace")[0] == "leading" else most
+        return jnp.hypot(jnp.ones_like(most), most) if config.spacing(c, "linspace")[0] == "leading" else most
 
-    return Sampling(table, scaled, grid, solver, std, limit)
+    return config.build(table, scaled, grid, solver, std=std, limit=limit)

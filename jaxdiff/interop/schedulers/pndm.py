@@ -9,10 +9,10 @@ import numpy as np
 from jax import Array
 
 from jaxdiff import parameterize
-from jaxdiff.interop.architecture import Fields
-from jaxdiff.interop.schedulers import base
-from jaxdiff.interop.schedulers.base import Sampling
-from jaxdiff.interop.schedulers.lists import check, end_of, levels, lookup, of_table, times
+from jaxdiff.interop.formats.config import Fields
+from jaxdiff.interop.schedulers import config
+from jaxdiff.interop.schedulers.config import Scheduler
+from jaxdiff.interop.schedulers.timesteps import check, end_of, levels, lookup, of_table, times
 from jaxdiff.levels import Level, from_x0
 from jaxdiff.parameterize import Row
 from jaxdiff.processes import Cosine
@@ -33,15 +33,15 @@ class _State(NamedTuple):
     begun: Array  # x where a step of several calls began
 
 
-def pndm(c: Fields) -> Sampling:
+def pndm(c: Fields) -> Scheduler:
     """PNDMScheduler. A step of the grid is one call of the network, as in its list, in which times stand twice.
 
     It counts its calls and not the steps of the grid: begun in the middle, it starts with the first calls' formulas at
     later times. What is combined is what the network predicts, from T // N to T // N.
     """
-    table, row = base.table(c), base.row(c, "epsilon", "v_prediction")
+    table, row = config.table(c), config.row(c, "epsilon", "v_prediction")
     T, plms = c.take("num_train_timesteps", 1000), c.take("skip_prk_steps", False)
-    spacing, offset = base.spacing(c, "leading")
+    spacing, offset = config.spacing(c, "leading")
     end = end_of(table, c.take("set_alpha_to_one", False))
 
     def list_of(n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -85,7 +85,7 @@ def pndm(c: Fields) -> Sampling:
 
         return Solver(_init, step, falling=False)
 
-    return Sampling(table, row, grid, solver, base.unit, base.free)
+    return config.build(table, row, grid, solver)
 
 
 def _init(x: Array) -> _State:
@@ -131,7 +131,7 @@ def _move(row: Row, F: Array, x: Array, cur: Level, nxt: Level) -> Array:
     return nxt.alpha * x0 + nxt.sigma * eps
 
 
-def ipndm(c: Fields) -> Sampling:
+def ipndm(c: Fields) -> Scheduler:
     """IPNDMScheduler: eps of a network that predicts v, orders 1 to 4; from pure noise x_0 is taken to be 0."""
     given = c.take("trained_betas", None)
     c.skip("num_train_timesteps")
@@ -149,4 +149,4 @@ def ipndm(c: Fields) -> Sampling:
         return nxt.alpha * x0 + nxt.sigma * mixed, state._replace(called=state.called + 1, past=push(state.past, eps))
 
     solver = Solver(_init, step, order=2, falling=False)
-    return Sampling(Cosine(), parameterize.v, grid, base.always(solver), base.unit, base.free)
+    return config.build(Cosine(), parameterize.v, grid, config.always(solver))

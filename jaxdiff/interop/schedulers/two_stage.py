@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxdiff.interop.schedulers.lists import ratio
+from jaxdiff.interop.schedulers.timesteps import ratio
 from jaxdiff.levels import Level, from_x0
 from jaxdiff.noise import fold_in, normal_like
 from jaxdiff.processes import Discrete

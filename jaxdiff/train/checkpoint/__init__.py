@@ -1,4 +1,4 @@
-"""Checkpoints of a run: whole or not there, every byte verified, older ones in place of damaged ones."""
+"""Checkpoints of a run: atomic, with every byte verified; older ones replace damaged ones."""
 
 from jaxdiff.train.checkpoint.checkpointer import FOLDER, Checkpointer, Room, load_params
 

@@ -1,4 +1,4 @@
-"""Arrays on disk: the only module that knows Orbax."""
+"""Arrays on disk: the only module that uses Orbax."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-# Its index names the process that wrote each part.
+# Orbax' index names the process that wrote each part.
 _OWN = ("ocdbt.process_{0}/", "array_metadatas/process_{0}")
 
 
@@ -29,7 +29,7 @@ class Arrays:
         """Begin to write arrays, which may be donated as soon as this returns.
 
         Args:
-            folder: where; it exists.
+            folder: an existing folder.
             flat: name -> array.
 
         Returns:
@@ -43,10 +43,10 @@ class Arrays:
             loop.close()
 
     def finish(self, folder: Path) -> None:
-        """Make one index of the parts that all processes have written; the first process does it.
+        """Write one index of the parts of all processes; called in the first process.
 
         Args:
-            folder: where they are.
+            folder: of the arrays.
         """
         self._handler.finalize(epath.Path(folder))
 
@@ -54,7 +54,7 @@ class Arrays:
         """Read arrays.
 
         Args:
-            folder: where they are.
+            folder: of the arrays.
             wanted: name -> shape, dtype and sharding of those to read.
         """
         described = dict(wanted)
@@ -64,22 +64,22 @@ class Arrays:
 
 
 def own_part(name: str, process: int) -> bool:
-    """Whether a file, by its path below the arrays' folder, is one that a process alone writes.
+    """Whether one process alone writes a file.
 
     Args:
-        name: the path.
-        process: the process's number.
+        name: of the file, its path below the arrays' folder.
+        process: number of the process.
     """
     folder, file = (part.format(process) for part in _OWN)
     return name.startswith(folder) or name == file
 
 
 def storage_error(error: Exception, path: Path) -> Exception:
-    """Return an error that the disk gave as an OSError, and any other as it is.
+    """Convert an error of the disk to an OSError, and return any other as it is.
 
     Args:
-        error: what ended a write; TensorStore has but one class, and says the rest in words.
-        path: what was to be written.
+        error: of a write; TensorStore has one class, with the cause in its message.
+        path: of the file.
     """
     if isinstance(error, OSError):
         return error
@@ -91,5 +91,5 @@ def storage_error(error: Exception, path: Path) -> Exception:
 
 
 def _reaches_nobody(record: logging.LogRecord) -> bool:
-    """Whether to show what Orbax logs: a thread's exception reaches us, and would be shown with pages of its own."""
+    """Whether to show a record of Orbax' log: exceptions of its threads are raised here anyway."""
     return not (record.exc_info and "orbax" in record.pathname)

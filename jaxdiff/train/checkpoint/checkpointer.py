@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxdiff import trees
 from jaxdiff.faults import Damaged
 from jaxdiff.messages import listed
 from jaxdiff.sharding import shard_params
@@ -27,7 +28,7 @@ FOLDER = "checkpoints"
 
 
 class Room(NamedTuple):
-    """Bytes that checkpoints will need on disk beside those that are there, and bytes that are free."""
+    """Bytes that further checkpoints will need on disk, and bytes that are free."""
 
     needed: int
     free: int
@@ -36,8 +37,8 @@ class Room(NamedTuple):
 class Checkpointer:
     """Saves states under `workdir/checkpoints/STEP`, in the background, and restores them onto any mesh.
 
-    A step has its name only when all of it is on disk, with a manifest that holds a hash of every file; what does not
-    agree with it is never returned. In many processes, all of them make the same calls.
+    A step gets its name when all of it is on disk, with a manifest that has a hash of every file; arrays that do not
+    match it are never returned. With many processes, all of them must make the same calls.
     """
 
     def __init__(
@@ -48,13 +49,13 @@ class Checkpointer:
         read_only: bool = False,
         folder: str = FOLDER,
     ):
-        """Open a run's checkpoints, and remove what a save that was killed has left.
+        """Open a run's checkpoints, and remove the files of interrupted saves.
 
         Args:
             workdir: the run's folder.
-            keep: number of newest checkpoints that stay on disk, at least 1; None: all.
-            read_only: never make, change or clean up anything (for sampling beside a run that goes on).
-            folder: under the run's, in place of `checkpoints`.
+            keep: number of newest checkpoints to keep on disk, at least 1; None: all.
+            read_only: change nothing on disk, e.g. to sample while the run trains.
+            folder: name of the folder in the run's.
 
         Raises:
             ValueError: keep is less than 1.
@@ -62,7 +63,7 @@ class Checkpointer:
         if keep is not None and keep < 1:
             raise ValueError(f"keep must be at least 1, got {keep}")
         self.folder = Path(workdir).absolute() / folder
-        self.quarantined: list[Path] = []  # what this has set aside
+        self.quarantined: list[Path] = []  # damaged steps that this object has renamed
         self._keep, self._read_only = keep, read_only
         self._arrays = Arrays()
         self._saving: Saving | None = None
@@ -75,10 +76,10 @@ class Checkpointer:
             steps.clean_up(self.folder)
 
     def latest(self) -> int | None:
-        """Return the newest checkpoint's step, or None where there is none yet; waits for a save that runs.
+        """Return the newest checkpoint's step, or None if there is none; wait for a running save.
 
         Raises:
-            Damaged: there are checkpoints, and none has a good manifest.
+            Damaged: there are checkpoints, and none has a valid manifest.
         """
 
         def newest() -> int | None:
@@ -91,12 +92,12 @@ class Checkpointer:
         return self._first_does(newest)
 
     def steps(self) -> list[int]:
-        """Return the steps of all checkpoints with a good manifest, increasing; waits for a save that runs."""
+        """Return the steps of all checkpoints with a valid manifest, increasing; wait for a running save."""
         self._settle()
         return self._first_does(lambda: steps.whole(self.folder))
 
     def room(self, state: Any) -> Room:
-        """Return how much space the checkpoints of states like this one will need, and how much there is.
+        """Return the space that checkpoints of such states will need, and the free space.
 
         Args:
             state: arrays or `jax.ShapeDtypeStruct`.
@@ -105,20 +106,20 @@ class Checkpointer:
         place = self.folder
         while not place.exists():
             place = place.parent
-        # The newest is written before the oldest goes.
+        # The newest is written before the oldest is deleted.
         more = 1 if self._keep is None else max(1, self._keep + 1 - len(steps.whole(self.folder)))
         return Room(more * size, shutil.disk_usage(place).free)
 
     def save(self, state: Any) -> None:
         """Start to save a state under its step; it may be donated as soon as this returns.
 
-        A full disk, say, fails the save and nothing else: see `failure`.
+        Errors of the disk, e.g. a full one, are not raised here: see `failure`.
 
         Args:
             state: a `TrainState`.
 
         Raises:
-            ValueError: a checkpoint of this or a later step exists, or this is read-only.
+            ValueError: a checkpoint of this or a later step exists, or the checkpointer is read-only.
         """
         step = int(state.step)
         if self._read_only:
@@ -133,12 +134,12 @@ class Checkpointer:
             raise ValueError(f"cannot save step {step}: {self.folder} already holds step {held[-1]}")
         self._attempts += 1
         self._saving = Saving(
-            self._arrays, self.folder, step, flat.flatten(state), keep=self._keep, attempt=self._attempts
+            self._arrays, self.folder, step, trees.flatten(state), keep=self._keep, attempt=self._attempts
         )
         self._saving.copied()
 
     def failure(self) -> Exception | None:
-        """Return why a save failed, once; None if none has since the last call, or it has not ended."""
+        """Return the error of a failed save, once; None if none has failed since the last call."""
         saving = self._saving
         if saving is not None and self._first_does(saving.ended):
             self._settle()
@@ -146,24 +147,24 @@ class Checkpointer:
         return unsaid
 
     def restore(self, like: Any, step: int | None = None) -> Any:
-        """Read a state and lay it out as `like` says, whatever mesh it was saved from.
+        """Read a state, saved from any mesh, with the shardings of `like`.
 
-        A newest checkpoint that is damaged is renamed to `quarantine-STEP`, or only passed over where this is
-        read-only; a line on stderr says so, and the one before it is read.
+        If the newest checkpoint is damaged, rename it to `quarantine-STEP` (unless read-only), print a line on stderr,
+        and read the one before it.
 
         Args:
-            like: tree of arrays or `jax.ShapeDtypeStruct` with shardings, for example `state.abstract(...)`.
-            step: which checkpoint; None is the newest that is good.
+            like: tree of arrays or `jax.ShapeDtypeStruct` with shardings, e.g. `state.abstract(...)`.
+            step: of the checkpoint; None: the newest that is not damaged.
 
         Returns:
-            A tree like `like` of arrays, bit for bit as they were saved.
+            A tree of arrays like `like`, equal by bits to those that were saved.
 
         Raises:
             Damaged: the checkpoint is damaged, or all are.
             ValueError: there is no such checkpoint, or its arrays differ from `like` in name, shape or dtype; the
                 differences are listed, nothing is cast.
         """
-        wanted = flat.flatten(like)
+        wanted = trees.flatten(like)
 
         def all_of_it(place: Path, saved: Described) -> Described:
             differences = flat.differences(saved, wanted)
@@ -177,9 +178,9 @@ class Checkpointer:
         """Read a part of a state, as a nested dict.
 
         Args:
-            which: "params", "ema" (the first of several averages) or "ema/1", say.
-            step: which checkpoint; None is the newest that is good, as for `restore`.
-            mesh: where its arrays shall lie; None is the default device.
+            which: e.g. "params", "ema" (the first of several averages) or "ema/1".
+            step: of the checkpoint; None: the newest that is not damaged, as for `restore`.
+            mesh: for the arrays; None: the default device.
 
         Raises:
             Damaged: the checkpoint is damaged, or all are.
@@ -190,18 +191,18 @@ class Checkpointer:
         def one_part(place: Path, saved: Described) -> Described:
             nonlocal prefix
             prefix = flat.prefix(saved, which)
-            part = flat.nest({n.removeprefix(prefix): x for n, x in saved.items() if n.startswith(prefix)})
+            part = trees.nest({n.removeprefix(prefix): x for n, x in saved.items() if n.startswith(prefix)})
             if not part:
                 raise ValueError(f"checkpoint {place} has no {which!r}")
             places = jax.tree.map(lambda x: None, part) if mesh is None else shard_params(part, mesh)
             describe = lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)  # noqa: E731
-            return {prefix + name: x for name, x in flat.flatten(jax.tree.map(describe, part, places)).items()}
+            return {prefix + name: x for name, x in trees.flatten(jax.tree.map(describe, part, places)).items()}
 
         found = self._load(step, one_part)
-        return flat.nest({name.removeprefix(prefix): x for name, x in found.items()})
+        return trees.nest({name.removeprefix(prefix): x for name, x in found.items()})
 
     def wait(self) -> None:
-        """Block until everything is on disk; if the last save failed (a full disk, say), raise why."""
+        """Wait until everything is on disk; raise the error of the last save, if it failed."""
         self._settle()
         if self._failed is not None:
             raise self._failed
@@ -217,7 +218,7 @@ class Checkpointer:
         self.close() if kind is None else self._settle()
 
     def _settle(self) -> None:
-        """Wait for the save that runs, if any, and note how it ended."""
+        """Wait for a running save, and keep its error."""
         if self._saving is not None:
             saving, self._saving = self._saving, None
             self._failed = saving.result()
@@ -227,7 +228,7 @@ class Checkpointer:
         return together.first_does(self.folder.name, act)
 
     def _load(self, step: int | None, choose: Choose) -> dict[str, Any]:
-        """Read what `choose` takes of a step's arrays: the given step, or the newest one that is good."""
+        """Read those of a step's arrays that `choose` returns: the given step, or the newest one not damaged."""
         self._settle()
         bad: dict[int, str] = {}
         while True:
@@ -259,7 +260,7 @@ class Checkpointer:
         raise ValueError(f"no checkpoint in {self.folder}; it holds []")
 
     def _pass_over(self, number: int, why: str) -> None:
-        """Set a damaged step aside, unless this only reads, and say so."""
+        """Rename a damaged step, unless read-only, and print a line."""
         if self._read_only:
             self._say(f"checkpoint {self.folder / str(number)} is damaged ({why}): passed over")
             return
@@ -298,9 +299,9 @@ def load_params(
 
     Args:
         workdir: the run's folder.
-        which: the moving average, or the parameters as the optimizer left them.
-        step: which checkpoint; None is the newest that is good.
-        mesh: where they shall lie; None is the default device.
+        which: the moving average, or the parameters of the optimizer.
+        step: of the checkpoint; None: the newest that is not damaged.
+        mesh: for the arrays; None: the default device.
 
     Returns:
         Nested dict of arrays.

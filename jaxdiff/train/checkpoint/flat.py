@@ -1,5 +1,4 @@
-"""A state as one flat dict, path -> array: on disk it depends on no class of ours or of optax, and a difference has a
-name."""
+"""States as flat dicts, path -> array, which are independent of the classes of jaxdiff and optax."""
 
 from __future__ import annotations
 
@@ -9,32 +8,16 @@ from typing import Any
 import jax
 import numpy as np
 
-
-def flatten(tree: Any) -> dict[str, Any]:
-    """Return a tree's leaves by their paths."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+from jaxdiff import trees
 
 
 def unflatten_like(like: Any, flat: dict[str, Any]) -> Any:
-    """Make a tree like another one of a flat dict."""
-    return jax.tree.unflatten(jax.tree.structure(like), [flat[name] for name in flatten(like)])
-
-
-def nest(flat: dict[str, Any]) -> dict[str, Any]:
-    """Make nested dicts of a flat one."""
-    nested: dict[str, Any] = {}
-    for name, value in flat.items():
-        *parents, last = name.split("/")
-        folder = nested
-        for parent in parents:
-            folder = folder.setdefault(parent, {})
-        folder[last] = value
-    return nested
+    """Return a tree like another one, with the leaves of a flat dict."""
+    return jax.tree.unflatten(jax.tree.structure(like), [flat[name] for name in trees.flatten(like)])
 
 
 def prefix(saved: Mapping[str, Any], which: str) -> str:
-    """Return what begins the names of a part; "ema" is the first of several averages, where these are numbered."""
+    """Return the prefix of the names of a part; "ema" is the first of several averages, where these are numbered."""
     names = [name.removeprefix("params/") for name in saved if name.startswith("params/")]
     averages = {name.removeprefix("ema/") for name in saved if name.startswith("ema/")}
     # An average of all parameters has their names, which may be numbers; that of a part of them has other ones.
@@ -43,7 +26,7 @@ def prefix(saved: Mapping[str, Any], which: str) -> str:
 
 
 def differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """Return in which names, shapes and dtypes two flat dicts differ, a line each."""
+    """Return the differences of two flat dicts in names, shapes and dtypes, a line each."""
     lines = []
     for name in sorted(saved.keys() | wanted.keys()):
         old = f"{np.dtype(saved[name].dtype).name}{list(saved[name].shape)}" if name in saved else "absent"

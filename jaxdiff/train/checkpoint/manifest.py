@@ -1,4 +1,4 @@
-"""What a step's folder must hold, byte for byte, and what arrays that is."""
+"""The manifest of a step: its arrays, and the size and hash of every file in its folder."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from jaxdiff import storage
 from jaxdiff.faults import Damaged
 
 NAME = "manifest.json"
-LARGE = 16 * 2**20  # bytes of a file that is verified while it is read, not before
+LARGE = 16 * 2**20  # bytes from which on a file is verified while it is read, not before
 _LARGEST = 64 * 2**20  # bytes of a manifest, some 100 for an array
 _READ = 2**20  # at a time: it stays in a core's cache
 _THREADS = min(16, os.cpu_count() or 1)
-# What the file system says of a file that is not as it was. Anything else, a server that is away, says nothing of it.
+# Errors of a file that has changed. Other errors, e.g. of a server that is not available, say nothing about the file.
 _GONE = {EIO, EISDIR, ELOOP, ENOENT, ENOTDIR}
 
 
 class File(NamedTuple):
-    """A file's size in bytes and its hash, 128 bits of XXH3: it tells accidents, and costs little beside reading."""
+    """A file's size in bytes and its hash, 128 bits of XXH3, which detects accidents and costs less than reading."""
 
     size: int
     xxh3: str
@@ -43,7 +43,7 @@ class Manifest(NamedTuple):
 
 
 def files_of(folder: Path) -> list[str]:
-    """Return the paths of all in a folder but its manifest, sorted; of links, too, which are not followed."""
+    """Return the sorted paths of all files and links in a folder, without its manifest; links are not followed."""
     found = []
     for place, folders, files in os.walk(folder):
         links = [name for name in folders if os.path.islink(os.path.join(place, name))]
@@ -74,7 +74,7 @@ def seal(folder: Path, names: Iterable[str]) -> dict[str, File]:
 
 
 def write(folder: Path, step: int, arrays: Mapping[str, Any], files: Mapping[str, File]) -> None:
-    """Write a step's manifest, and wait until it and all names in its folder are on disk.
+    """Write a step's manifest, and wait until it and all entries of its folder are on disk.
 
     Args:
         folder: the step's.
@@ -93,13 +93,13 @@ def write(folder: Path, step: int, arrays: Mapping[str, Any], files: Mapping[str
 
 
 def read(folder: Path) -> Manifest:
-    """Read the manifest of the step that a folder is named after.
+    """Read the manifest of a step.
 
     Args:
-        folder: the step's.
+        folder: the step's, named by its number.
 
     Raises:
-        Damaged: there is none, or it is not as it was written, or of another step.
+        Damaged: the manifest is missing, has changed, or is of another step.
     """
     path = folder / NAME
     try:
@@ -123,17 +123,17 @@ def read(folder: Path) -> Manifest:
 
 
 def small(files: Mapping[str, File]) -> set[str]:
-    """Return the paths of the files of less than `LARGE` bytes: an index, say, but not the arrays."""
+    """Return the paths of the files of less than `LARGE` bytes, e.g. the index, but not the arrays."""
     return {name for name, file in files.items() if file.size < LARGE}
 
 
 def problems(folder: Path, files: Mapping[str, File], names: Collection[str]) -> list[str]:
-    """Return what is wrong with some of a step's files, a line each; nothing if they are what was written.
+    """Check some of a step's files, and return the problems, a line each.
 
     Args:
         folder: the step's.
-        files: its manifest's.
-        names: those to look at; all that are not in the manifest are wrong.
+        files: those of its manifest.
+        names: of the files to check; a file that the manifest does not have is a problem.
     """
     found = {name: _mismatch(folder / name, files.get(name)) for name in names}
     same = [name for name in names if not found[name]]
@@ -146,7 +146,7 @@ def problems(folder: Path, files: Mapping[str, File], names: Collection[str]) ->
 
 
 def _mismatch(path: Path, file: File | None) -> str | None:
-    """What is wrong with a file, as far as one sees without reading it."""
+    """The problem of a file, if it shows without reading the file."""
     if file is None:
         return "is no part of it"
     try:
@@ -165,7 +165,7 @@ def _refused(error: OSError) -> str:
 
 
 def _digests(folder: Path, names: Iterable[str]) -> dict[str, str | OSError]:
-    """Hash files, or say why one cannot be read."""
+    """Hash files; the error in place of the hash if one cannot be read."""
     names = list(names)
     with ThreadPoolExecutor(_THREADS) as pool:
         return dict(zip(names, pool.map(lambda name: _digest(folder / name), names), strict=True))
@@ -186,6 +186,6 @@ def _digest(path: Path) -> str | OSError:
 
 
 def _text(content: Any) -> str:
-    """The manifest's only spelling, with the hash of what it says: another byte anywhere is noticed."""
+    """The manifest's text, in canonical form and with a hash of its content, so that any other byte is detected."""
     said = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return json.dumps({"xxh3": xxhash.xxh3_128_hexdigest(said.encode()), **content}, indent=1, sort_keys=True) + "\n"

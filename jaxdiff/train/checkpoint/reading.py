@@ -1,4 +1,4 @@
-"""One checkpoint from disk: verified while it is read, and returned only if every byte is as it was written."""
+"""Reading of one checkpoint, which verifies every byte."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from jaxdiff.train.checkpoint.arrays import Arrays
 from jaxdiff.train.checkpoint.saving import STATE
 
 Described = dict[str, jax.ShapeDtypeStruct]
-# (the step's folder, what it holds) -> what to read of that, with shardings
+# (the step's folder, its arrays) -> the arrays to read, with shardings
 Choose = Callable[[Path, Described], Described]
 
 
 def read(arrays: Arrays, place: Path, choose: Choose) -> dict[str, jax.Array]:
-    """Read some of a step's arrays; each process verifies its share of the files, and none goes on without the others.
+    """Read some of a step's arrays; each process verifies its share of the files, and all raise the same errors.
 
     Args:
-        arrays: reads them.
+        arrays: the reader.
         place: the step's folder.
-        choose: says which.
+        choose: returns the arrays to read.
 
     Returns:
         Name -> array.
 
     Raises:
-        Damaged: the step is not what was written, or is there no more.
-        Exception: what `choose` raises, or the devices.
+        Damaged: the step is not what was written, or was deleted.
+        Exception: of `choose` or the devices.
     """
     found: dict[str, Any] = {}
     error: Exception | None = None

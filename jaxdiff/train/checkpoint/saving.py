@@ -1,4 +1,4 @@
-"""One checkpoint on its way to disk: copied off the devices at once, written, hashed and named in the background."""
+"""Saving of one checkpoint: copied from the devices at once, and written, hashed and named in the background."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STATE = "state"  # the arrays' folder in a step's
 
 
 class Saving:
-    """A save that runs. All processes write, each its arrays; the first one makes the folder and names the step."""
+    """A running save. Each process writes its arrays; the first one makes the folder and names the step."""
 
     def __init__(
         self, arrays: Arrays, folder: Path, step: int, flat: dict[str, Any], *, keep: int | None, attempt: int
@@ -30,12 +30,12 @@ class Saving:
         """Begin.
 
         Args:
-            arrays: writes them.
+            arrays: the writer.
             folder: of the steps.
-            step: its number.
+            step: number of the step.
             flat: name -> array.
-            keep: number of newest steps that stay; None: all.
-            attempt: another one for each save.
+            keep: number of newest steps to keep; None: all.
+            attempt: a number of its own for each save.
         """
         self._arrays, self._folder, self._step, self._keep = arrays, folder, step, keep
         self._place = steps.place(folder, step, attempt)
@@ -49,16 +49,16 @@ class Saving:
         """Wait until the arrays may be donated.
 
         Raises:
-            Exception: they cannot be saved at all; what the disk refuses is the result's.
+            Exception: they cannot be saved at all; errors of the disk are returned by `result`.
         """
         self._copied.result()
 
     def ended(self) -> bool:
-        """Whether this is over."""
+        """Whether the save has ended."""
         return not self._thread.is_alive()
 
     def result(self) -> Exception | None:
-        """Wait for the end, and return what went wrong."""
+        """Wait for the end, and return the error, or None."""
         self._thread.join()
         return self._failure
 
@@ -82,7 +82,7 @@ class Saving:
             self._delete(steps.whole(self._folder)[: -self._keep])
 
     def _make_place(self) -> None:
-        """Make the folder, unless the disk cannot hold another step like the last one: it is not filled to see that."""
+        """Make the folder, unless the disk has no room for another step like the last one."""
         self._folder.mkdir(parents=True, exist_ok=True)
         held = steps.whole(self._folder)
         last = manifest.read(self._folder / str(held[-1])).files if held else {}
@@ -93,9 +93,9 @@ class Saving:
         (self._place / STATE).mkdir(parents=True)
 
     def _write_own(self, flat: dict[str, Any]) -> dict[str, manifest.File]:
-        """Write this process's arrays, and return what its files are."""
+        """Write this process's arrays, and return its files."""
         writing = self._arrays.start(self._place / STATE, flat)
-        flat.clear()  # the devices' memory is the training's again
+        flat.clear()  # frees the devices' memory for training
         self._copied.set_result(None)
         for part in writing:
             part.result()
@@ -128,7 +128,7 @@ class Saving:
 
 
 def _without_arrays(error: Exception) -> Exception:
-    """Let go of what the functions that an exception has ended held: copies of the whole state."""
+    """Free the variables of an exception's frames, which hold copies of the whole state."""
     inner: BaseException | None = error
     while inner is not None:
         traceback.clear_frames(inner.__traceback__)

@@ -1,4 +1,4 @@
-"""A folder of steps: which folders in it are one, and how one comes and goes without ever being seen in part."""
+"""A folder of steps: those that it holds, and atomic creation and deletion."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from jaxdiff import storage
 from jaxdiff.faults import Damaged
 from jaxdiff.train.checkpoint import manifest
 
-# Names of what is being made or removed. A process that dies leaves them; nothing reads them.
+# Names of folders that are being made or deleted. A process that dies leaves them; they are never read.
 _SAVING, _DELETING = ".saving-", ".deleting-"
 QUARANTINE = "quarantine-"
 
 
 def numbered(folder: Path) -> list[int]:
-    """Return the steps that folders claim to be by their names, increasing; whether they are is not looked at."""
+    """Return the steps by the names of folders, increasing, without a check of their content."""
     return sorted(int(name) for name in _names(folder) if _why_not(folder / name) is None)
 
 
 def whole(folder: Path) -> list[int]:
-    """Return the steps whose manifests are good, increasing; the other files are not looked at."""
+    """Return the steps with valid manifests, increasing, without a check of the other files."""
     found = []
     for step in numbered(folder):
         with contextlib.suppress(Damaged):
@@ -32,25 +32,25 @@ def whole(folder: Path) -> list[int]:
 
 
 def set_aside(folder: Path) -> list[str]:
-    """Return the names of the steps that were found damaged."""
+    """Return the names of steps that were renamed as damaged."""
     return [name for name in _names(folder) if name.startswith(QUARANTINE)]
 
 
 def ignored(folder: Path) -> dict[str, str]:
-    """Return what else is in the folder, name -> why it is no step."""
+    """Return the other entries of the folder, name -> why it is no step."""
     found = {name: _why_not(folder / name) for name in _names(folder)}
     return {name: why for name, why in found.items() if why and not name.startswith(QUARANTINE)}
 
 
 def unfinished(folder: Path) -> dict[str, str]:
-    """Return what a save or a deletion that runs, or was killed, has there."""
+    """Return the entries of running or interrupted saves and deletions, name -> which of these."""
     names = sorted(os.listdir(folder)) if folder.is_dir() else []
     found = {name: "a save that runs or was killed" for name in names if name.startswith(_SAVING)}
     return found | {name: "a deletion that runs or was killed" for name in names if name.startswith(_DELETING)}
 
 
 def identity(path: Path) -> int | None:
-    """Return what tells a folder from another one of its name later, or None where there is none."""
+    """Return an id that distinguishes a folder from a later one of the same name, or None if there is no folder."""
     try:
         return path.lstat().st_ino
     except FileNotFoundError:
@@ -58,17 +58,17 @@ def identity(path: Path) -> int | None:
 
 
 def place(folder: Path, step: int, attempt: int) -> Path:
-    """Return the folder in which a step is written; one for each attempt, since a failed one may not have ended."""
+    """Return the folder in which a step is written, one for each attempt, since a failed one may still write."""
     return folder / f"{_SAVING}{step}-{attempt}"
 
 
 def publish(written: Path, folder: Path, step: int) -> None:
-    """Give a step that is whole and on disk its name.
+    """Give a complete step its name.
 
     Args:
-        written: where it is.
+        written: folder of the step.
         folder: of the steps.
-        step: its number.
+        step: number of the step.
     """
     final = folder / str(step)
     if os.path.lexists(final):  # a damaged one, or anything else that is no step
@@ -78,14 +78,14 @@ def publish(written: Path, folder: Path, step: int) -> None:
 
 
 def quarantine(folder: Path, step: int) -> Path:
-    """Take the name of a step from what is none, and keep it.
+    """Rename a damaged step.
 
     Args:
         folder: of the steps.
-        step: its number.
+        step: number of the step.
 
     Returns:
-        Where it is now.
+        Its new path.
     """
     aside, count = folder / f"{QUARANTINE}{step}", 1
     while os.path.lexists(aside):
@@ -97,11 +97,11 @@ def quarantine(folder: Path, step: int) -> Path:
 
 
 def remove(folder: Path, step: int) -> None:
-    """Delete a step: it loses its name first.
+    """Delete a step; it is renamed first.
 
     Args:
         folder: of the steps.
-        step: its number.
+        step: number of the step.
     """
     gone = folder / f"{_DELETING}{step}"
     (folder / str(step)).rename(gone)
@@ -110,7 +110,7 @@ def remove(folder: Path, step: int) -> None:
 
 
 def clean_up(folder: Path) -> None:
-    """Remove what a process that died left of saves and deletions."""
+    """Remove the files of interrupted saves and deletions."""
     for name in unfinished(folder):
         path = folder / name
         path.unlink() if path.is_symlink() or not path.is_dir() else shutil.rmtree(path)

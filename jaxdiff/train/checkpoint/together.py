@@ -1,4 +1,4 @@
-"""What the processes of one run do together beside their devices: from any thread, and a failure is heard by all."""
+"""Coordination of a run's processes without their devices: from any thread; failures are raised in all."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ import jax
 
 from jaxdiff.faults import Damaged
 
-# Longer than any write to a slow disk takes. A process that died is noticed by its heartbeat, far earlier.
+# Longer than any write to a slow disk takes. The heartbeat detects a dead process far earlier.
 _PATIENCE_MS = 6 * 3600 * 1000
 _turns: dict[str, Iterator[int]] = defaultdict(count)
 _said: dict[str, list[int]] = defaultdict(list)  # turns whose messages the service still keeps
 
 
 def first_process() -> bool:
-    """Whether this is the process that writes and speaks for all."""
+    """Whether this is the first process, which writes and prints for all."""
     return jax.process_index() == 0
 
 
 def all_do(channel: str, act: Callable[[], Any]) -> list[Any]:
-    """Let each process do its part, and tell all of them what came of every part.
+    """Run a function in each process, and return all results in all processes.
 
     Args:
-        channel: a name; the calls on one channel must come in the same order in each process.
-        act: this process's part; its result must be something that JSON can hold.
+        channel: a name; calls on one channel must have the same order in each process.
+        act: this process's function; its result must be valid JSON.
 
     Returns:
         The results, in the order of the processes.
 
     Raises:
-        Exception: a part failed, in whatever process: this one's own exception, or one of its kind and with its words.
+        Exception: a function failed in any process: the own exception, or one of the same type and message.
     """
     if jax.process_count() == 1:
         return [act()]
@@ -42,7 +42,7 @@ def all_do(channel: str, act: Callable[[], Any]) -> list[Any]:
 
 
 def first_does(channel: str, act: Callable[[], Any]) -> Any:
-    """Let the first process do something, and tell all of them what came of it.
+    """Run a function in the first process, and return its result in all processes.
 
     Args:
         channel: as for `all_do`.
@@ -55,7 +55,7 @@ def first_does(channel: str, act: Callable[[], Any]) -> Any:
 
 
 def _results(channel: str, act: Callable[[], Any], ranks: range) -> list[Any]:
-    """What comes of the parts of some processes, in all processes."""
+    """The results of some processes, in all processes."""
     own: Exception | None = None
     said: dict[str, Any] = {}
     if jax.process_index() in ranks:
@@ -71,11 +71,11 @@ def _results(channel: str, act: Callable[[], Any], ranks: range) -> list[Any]:
 
 
 def _exchange(channel: str, said: dict[str, Any], ranks: range) -> list[dict[str, Any]]:
-    """Hear what some processes say, this one perhaps among them, through the service by which all found each other.
+    """Exchange messages of some processes through JAX's coordination service.
 
-    Collectives of the devices would have to come in the same order as those of the training that goes on meanwhile.
+    Collectives of the devices would need the same order as those of training, which runs meanwhile.
     """
-    from jax._src import distributed  # JAX shows this service nowhere else
+    from jax._src import distributed  # JAX has no public name for this service
 
     client = distributed.global_state.client
     if client is None:

@@ -1,0 +1,144 @@
+"""What functions check of their arguments, when they are called or traced: nothing of it is in a compiled program."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import is_dataclass
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+__all__ = [
+    "check_denoiser",
+    "check_function",
+    "check_inexact",
+    "check_number",
+    "concrete",
+    "describe",
+    "factory",
+    "is_traced",
+]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def is_traced(*trees: Any) -> bool:
+    """Whether a leaf of the trees is traced, so that its value cannot be checked."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
+
+
+def concrete(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, whose result stays concrete inside `jit` where its arguments are.
+
+    Inside `jit` even operations on constants are traced, and checks of values would see nothing. Here they are done as
+    outside of it, to the same bits: `jax.ensure_compile_time_eval` would evaluate the parts of jnp's functions, and
+    round elsewhere. With a traced argument the function is as it was.
+    """
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        if not is_traced(args, kwargs):
+            try:
+                with jax.core.eval_context():
+                    return function(*args, **kwargs)
+            except jax.errors.UnexpectedTracerError:
+                pass  # an argument holds a tracer that is no leaf of it, e.g. a process that is no pytree
+        return function(*args, **kwargs)
+
+    return call
+
+
+def factory(make: Callable[P, R]) -> Callable[P, R]:
+    """Mark a function that makes functions: what it makes is named after the call, and checks tell it from that.
+
+    The name is the `__qualname__` of the function, or of a solver's step, such as `edm(0.5)`.
+    """
+
+    @wraps(make)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        made = make(*args, **kwargs)
+        arguments = [describe(value) for value in args] + [f"{k}={describe(v)}" for k, v in kwargs.items()]
+        function: Any = getattr(made, "step", made)  # a solver's step
+        function.__qualname__ = f"{make.__name__}({', '.join(arguments)})"
+        return made
+
+    call.is_factory = True  # type: ignore[attr-defined]
+    return call
+
+
+def describe(value: Any) -> str:
+    """A value in a few words, for names and messages: an array by its type and shape, a function by its name."""
+    if isinstance(value, jax.Array | np.ndarray):
+        return f"{value.dtype}{list(value.shape)}"
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value).__name__
+    if is_dataclass(value) and not isinstance(value, type):
+        return type(value).__name__  # a process's arrays are long
+    name = getattr(value, "__qualname__", None)
+    return name.replace("<locals>.", "") if name else f"{value!r:.80}"
+
+
+def check_function(name: str, value: Any, signature: str) -> None:
+    """Raise ValueError unless `value` is a function with this signature, and no factory that has to be called first.
+
+    Args:
+        name: of the argument.
+        value: what was given.
+        signature: what it should be, e.g. "(x, level) -> x0_hat".
+    """
+    what = f"{name} must be a function {signature}, got {describe(value)}"
+    if getattr(value, "is_factory", False):
+        raise ValueError(f"{name} is {value.__name__}, which is a factory: call {value.__name__}()")
+    if isinstance(value, type):
+        raise ValueError(f"{name} is the class {value.__name__}: call {value.__name__}()")
+    if not callable(value):
+        raise ValueError(what)
+    try:
+        takes = inspect.signature(value)
+    except (TypeError, ValueError):
+        return  # a builtin does not tell
+    try:
+        takes.bind(*signature.split(")")[0].split(","))
+    except TypeError:
+        raise ValueError(f"{what}, which takes {takes}") from None
+
+
+def check_denoiser(name: str, value: Any) -> None:
+    """Raise ValueError unless `value` is a denoiser, as far as its signature tells."""
+    try:
+        check_function(name, value, "(x, level) -> x0_hat")
+    except ValueError as error:
+        raise ValueError(f"{error}; a network becomes a denoiser by jd.denoiser(apply, params, prediction)") from None
+
+
+def check_inexact(name: str, x: Any) -> None:
+    """Raise ValueError unless x is an array of floating-point numbers."""
+    dtype = getattr(x, "dtype", None)
+    if dtype is None:
+        raise ValueError(f"{name} must be an array of floating-point numbers, got {describe(x)}")
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(
+            f"{name} must be an array of floating-point numbers, got {dtype}: bytes of pictures become numbers in "
+            "[-1, 1] by data.to_float"
+        )
+
+
+def check_number(name: str, value: Any, *, low: float = -np.inf, high: float = np.inf) -> None:
+    """Raise ValueError unless a plain number or NumPy array is finite and in [low, high]; others are not looked at."""
+    if callable(value) or isinstance(value, Array):
+        return
+    bounds = "" if low == -np.inf and high == np.inf else f" in [{low:g}, {high:g}]"
+    try:
+        if isinstance(value, str):
+            raise TypeError
+        number = np.asarray(value, np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be a finite number{bounds}, got {value!r:.80}") from None
+    if not np.all(np.isfinite(number) & (low <= number) & (number <= high)):
+        raise ValueError(f"{name} must be a finite number{bounds}, got {value}")

@@ -1,0 +1,254 @@
+"""Files of adapters: those of diffusers and PEFT, old and new, of kohya's scripts and of LyCORIS.
+
+A file names an adapted module in one of four ways:
+
+    unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight      by its key
+    unet.down_blocks.0.[...].attn1.processor.to_q_lora.down.weight                     by diffusers' older key
+    lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q.lora_down.weight
+    lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight                            by its authors' name
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdiff import trees
+from jaxdiff.interop.adapters.kinds import Change, Group, ending, rank_of, read_change, unread
+from jaxdiff.interop.adapters.names import Target, find, kernels, network
+from jaxdiff.interop.formats.files import find_weights, open_metadata, open_tensors, write_tensors
+from jaxdiff.interop.models.architecture import Loaded
+from jaxdiff.interop.models.classes import architecture
+from jaxdiff.messages import listed
+from jaxdiff.networks.lora import pairs
+from jaxdiff.schema import FLAG, mapping, number, whole
+from jaxdiff.storage import parse_json, read_json, replacing
+
+__all__ = ["load_lora", "save_lora"]
+
+FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
+ALPHA = number(-1e9, 1e9)
+METADATA = "lora_adapter_metadata"
+# What PEFT's settings say of a scale; others say nothing here.
+SETTINGS = {
+    "r": whole(1, 2**20), "lora_alpha": ALPHA, "alpha": ALPHA, "use_rslora": FLAG,
+    "rank_pattern": mapping(whole(1, 2**20), 100_000), "alpha_pattern": mapping(ALPHA, 100_000),
+}  # fmt: skip
+Layers = dict[int | None, Change]  # by layer of a stacked kernel, otherwise by None
+
+
+def load_lora(path: str | Path, models: Mapping[str, Loaded], *, dtype: Any = jnp.float32) -> dict[str, Any]:
+    """Reads a file of adapters, for `networks.lora.merge` and `adapted` with a scale of 1.
+
+    LoRA, also that of a convolution in three parts (`lora_mid`), gives pairs `down` and `up`, with the file's
+    alpha / rank multiplied into `up`. LoHa, LoKr and DoRA change a kernel by what is of no low rank: they give that
+    change as `delta`, as large as the kernel. Where adapters of stacked layers have several ranks, or some layers have
+    none, they are filled up with zeros.
+
+    Args:
+        path: a .safetensors file, or a directory with one.
+        models: the networks by the name that the file has for them: "unet", "transformer", "text_encoder",
+            "text_encoder_2". A file without such names needs a single one. Of their parameters the shapes matter; for
+            DoRA the numbers, too.
+        dtype: of the adapters.
+
+    Returns:
+        The adapters by the same names, of the networks that the file adapts.
+
+    Raises:
+        ValueError: tensors that belong to no kernel of these networks or are of another kind of adapter, tensors that
+            are missing, or other shapes than the kernels'; the message lists them.
+    """
+    file = _file(Path(path))
+    networks = {name: network(loaded) for name, loaded in models.items()}
+    groups: dict[str, dict[str, Any]] = {}
+    where: dict[str, tuple[str, tuple[Target, ...]]] = {}
+    unknown = []
+    for name, tensor in open_tensors(file).items():
+        module, role = ending(name)
+        model, targets = where.setdefault(module, find(module, networks)) if role else ("", ())
+        if role is None or not targets or role in groups.get(module, {}):
+            unknown.append(name)
+        else:
+            groups.setdefault(module, {})[role] = name, tensor
+    if unknown:
+        kinds = unread(unknown)
+        raise ValueError(
+            f"{file}: {len(unknown)} tensors belong to no kernel of the networks: {listed(unknown)}"
+            + (f"; {' and '.join(kinds)} are not read" if kinds else "")
+        )
+
+    settings = _settings(file)
+    layers: dict[str, dict[tuple[str, ...], Layers]] = {}
+    for module, group in groups.items():
+        model, targets = where[module]
+        total = sum(target.place.shape[0] for target in targets), *targets[0].place.shape[1:]
+        scale = _scale(group, settings, f"{model}.{targets[0].module}")
+        change = read_change(group, total, scale, partial(_weight, models[model].params, targets))
+        for target in targets:
+            held = layers.setdefault(model, {}).setdefault(target.place.path, {})
+            if target.place.layer in held:
+                raise ValueError(f"{file}: {model}.{target.module} has two adapters, the second one {module}")
+            held[target.place.layer] = _of(change, target)
+    return {model: _tree(held, models[model].params, dtype) for model, held in layers.items()}
+
+
+def save_lora(
+    directory: str | Path, adapters: Mapping[str, Any], models: Mapping[str, Loaded], *, scale: float = 1.0
+) -> Path:
+    """Writes adapters as diffusers does; `pipeline.load_lora_weights(directory)` reads them in PyTorch.
+
+    Args:
+        directory: is made where it does not exist; must not hold such a file.
+        adapters: by the networks' names; see `load_lora`.
+        models: the networks.
+        scale: alpha / rank that they were trained with; it is multiplied into `up`.
+
+    Returns:
+        The file.
+
+    Raises:
+        ValueError: there is such a file, or an adapter is of no kernel of its network, or of no low rank.
+    """
+    path = Path(directory) / FILE
+    if path.exists():
+        raise ValueError(f"{path} exists already")
+    tensors: dict[str, np.ndarray] = {}
+    for model, tree in adapters.items():
+        known = kernels(models[model], architecture(models[model].config))
+        spots = {(place.path, place.layer): (module, place) for module, place in known.items()}
+        for kernel, layer, down, up in _single(tree, {path for path, layer in spots if layer is not None}):
+            if (kernel, layer) not in spots:
+                raise ValueError(f"{model} has no kernel {'/'.join(kernel)}, layer {layer}")
+            module, place = spots[kernel, layer]
+            up = (up * np.asarray(scale, up.dtype)).T
+            up = up.reshape(*up.shape, *(1,) * (len(place.shape) - 2))
+            tensors[f"{model}.{module}.lora_A.weight"] = np.ascontiguousarray(down.transpose(np.argsort(place.axes)))
+            tensors[f"{model}.{module}.lora_B.weight"] = np.ascontiguousarray(up)
+    with replacing(path) as beside:
+        write_tensors(tensors, beside)
+    return path
+
+
+def _single(
+    tree: Any, stacked: set[tuple[str, ...]]
+) -> Iterator[tuple[tuple[str, ...], int | None, np.ndarray, np.ndarray]]:
+    """Adapters one by one: (path of the kernel, layer, down, up); not those that are zero, of layers without any."""
+    for path, pair in pairs(tree):
+        if "delta" in pair:
+            raise ValueError(
+                f"{'/'.join(path)} is changed by what is of no low rank, as LoHa, LoKr and DoRA do: merge it instead"
+            )
+        down, up = np.asarray(pair["down"]), np.asarray(pair["up"])
+        if path not in stacked:
+            yield path, None, down, up
+            continue
+        for layer in range(len(up)):
+            if down[layer].any() or up[layer].any():
+                yield path, layer, down[layer], up[layer]
+
+
+def _file(path: Path) -> Path:
+    return find_weights(path, FILE.removesuffix(".safetensors")) if path.is_dir() else path
+
+
+def _settings(file: Path) -> dict[str, Any]:
+    """PEFT's settings, from the file's own metadata or from the file beside it."""
+    metadata, beside = open_metadata(file), file.with_name("adapter_config.json")
+    if METADATA in metadata:
+        return parse_json(metadata[METADATA], f"{METADATA} of {file}")
+    return read_json(beside) if beside.exists() else {}
+
+
+def _scale(group: Group, settings: Mapping[str, Any], name: str) -> float:
+    """Alpha / rank of a module; PEFT's settings have them by pattern, with or without the network's name."""
+    model, _, module = name.partition(".")
+    own = {key.removeprefix(f"{model}."): value for key, value in settings.items()}
+    own = {name: kind.check(name, own[name]) for name, kind in SETTINGS.items() if own.get(name) is not None}
+
+    def of_module(patterns: str, default: Any) -> Any:
+        held = own.get(patterns, {}).items()
+        return next((value for pattern, value in held if _matches(pattern, module)), default)
+
+    rank = rank_of(group)
+    if rank is None:
+        rank = of_module("rank_pattern", own.get("r"))
+        if rank is None:
+            return 1.0  # nothing is factored: LyCORIS writes an alpha that is the rank it was asked for
+    elif "alpha" in group:
+        return float(np.asarray(group["alpha"][1][()]).reshape(())) / rank
+    alpha = of_module("alpha_pattern", own.get("lora_alpha", own.get("alpha", rank)))
+    return alpha / (math.sqrt(rank) if own.get("use_rslora") else rank)
+
+
+def _matches(pattern: str, module: str) -> bool:
+    """Whether a module's name ends in what a pattern of PEFT's says: a name, or a regular expression.
+
+    A stranger's expression may take for ever; so of repetitions there are two at most, and none of a group.
+    """
+    repeats = sum(map(pattern.count, "*+?"))
+    if len(pattern) > 300 or repeats > 2 or "{" in pattern or re.search(r"\)[*+?]", pattern):
+        raise ValueError(f"patterns of modules must be names or expressions of two repetitions, got {pattern!r:.80}")
+    try:
+        return re.fullmatch(rf"(.*\.)?({pattern})", module) is not None
+    except re.error as error:
+        raise ValueError(f"a pattern of modules is no regular expression: {pattern!r:.80}: {error}") from None
+
+
+def _weight(params: Any, targets: tuple[Target, ...]) -> np.ndarray:
+    """The kernels of a file's module as one, [out, in, *size]."""
+    first = targets[0].place
+    whole = np.empty((sum(target.place.shape[0] for target in targets), *first.shape[1:]))
+    for _, place, rows in targets:
+        leaf = trees.get(params, place.path)
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            raise ValueError("DoRA needs the networks' parameters, not their shapes alone")
+        kernel = np.asarray(leaf if place.layer is None else leaf[place.layer], np.float64)
+        whole[rows] = kernel.transpose(np.argsort(place.axes))
+    return whole
+
+
+def _of(change: Change, target: Target) -> Change:
+    """A kernel's part of a change, in our layout: (down [*size, in, rank], up [rank, out]), or [*size, in, out]."""
+    _, place, rows = target
+    if not isinstance(change, tuple):
+        return change[rows].transpose(place.axes)
+    down, up = change
+    return down.transpose(place.axes), up[rows].T
+
+
+def _tree(held: Mapping[tuple[str, ...], Layers], params: Any, dtype: Any) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for path, layers in held.items():
+        shape = trees.get(params, path).shape
+        pairs = all(isinstance(change, tuple) for change in layers.values())
+        made = _pair(layers, shape) if pairs else {"delta": _delta(layers, shape)}
+        trees.put(tree, path, {name: jnp.asarray(value, dtype) for name, value in made.items()})
+    return tree
+
+
+def _pair(layers: Mapping[int | None, Any], shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+    if None in layers:
+        down, up = layers[None]
+        return {"down": down, "up": up}
+    rank = max(down.shape[-1] for down, _ in layers.values())
+    down, up = np.zeros((*shape[:-1], rank)), np.zeros((shape[0], rank, shape[-1]))
+    for layer, (a, b) in layers.items():
+        down[layer, ..., : a.shape[-1]], up[layer, : len(b)] = a, b
+    return {"down": down, "up": up}
+
+
+def _delta(layers: Mapping[int | None, Change], shape: tuple[int, ...]) -> np.ndarray:
+    whole = np.zeros(shape)
+    for layer, change in layers.items():
+        # Layers of one kernel may be adapted in several ways.
+        whole[... if layer is None else layer] = change[0] @ change[1] if isinstance(change, tuple) else change
+    return whole

@@ -1,0 +1,141 @@
+"""What files of adapters call a network's modules.
+
+A name may hold underscores in place of dots, and then cannot be taken apart. So names are made from the network's keys,
+and the file's are looked up among them. In its authors' names a module of Stable Diffusion 3 or Flux may stand for
+several, each with some of its rows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxdiff.interop.formats.keys import Place, places
+from jaxdiff.interop.models.architecture import Architecture, Loaded
+from jaxdiff.interop.models.blocks import RESNET, WHOLE, unet_blocks
+from jaxdiff.interop.models.classes import architecture
+from jaxdiff.interop.models.transformer_names import flux_modules, rows, sd3_modules
+
+__all__ = ["Network", "Target", "find", "kernels", "network"]
+
+DENOISERS = "unet", "transformer"
+# What a name begins with, and the networks that may be meant.
+PREFIXES = {
+    "lora_unet_": DENOISERS,
+    "lora_transformer_": DENOISERS,
+    "lycoris_": DENOISERS,
+    "diffusion_model.": DENOISERS,
+    "model.diffusion_model.": DENOISERS,
+    "": DENOISERS,
+    "lora_te_": ("text_encoder",),
+    "lora_te1_": ("text_encoder",),
+    "lora_te2_": ("text_encoder_2",),
+    "lora_te3_": ("text_encoder_3", "text_encoder_2"),  # T5: Flux's second encoder
+    "text_encoders.clip_l.transformer.": ("text_encoder",),
+    "text_encoders.clip_g.transformer.": ("text_encoder_2",),
+    "text_encoders.t5xxl.transformer.": ("text_encoder_3", "text_encoder_2"),
+}
+TABLES = {"FluxTransformer2DModel": flux_modules, "SD3Transformer2DModel": sd3_modules}
+
+
+class Target(NamedTuple):
+    """A kernel that a file's module adapts.
+
+    Attributes:
+        module: its key without ".weight".
+        place: where it is.
+        rows: of the file's module that are this kernel's.
+    """
+
+    module: str
+    place: Place
+    rows: np.ndarray
+
+
+class Network(NamedTuple):
+    """A network's modules with a kernel, by every name that a file may have for them; None where two share a name."""
+
+    built: Architecture
+    modules: dict[str, tuple[Target, ...] | None]
+
+
+def kernels(loaded: Loaded, built: Architecture) -> dict[str, Place]:
+    """The modules with a kernel, by key without ".weight"."""
+    known = places(loaded.params, built.rename).items()
+    return {key.removesuffix(".weight"): place for key, place in known if place.path[-1] == "kernel"}
+
+
+def network(loaded: Loaded) -> Network:
+    """A network with all names of its modules."""
+    built = architecture(loaded.config)
+    held = kernels(loaded, built)
+    found: dict[str, tuple[Target, ...] | None] = {}
+    for name, targets in _named(held, loaded.config):
+        for written in {name, name.replace(".", "_")}:
+            same = found.get(written, targets)
+            known = same is not None and [t.module for t in same] == [t.module for t in targets]
+            found[written] = targets if known else None
+    return Network(built, found)
+
+
+def _named(held: Mapping[str, Place], config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[Target, ...]]]:
+    blocks = _blocks(config)
+    for module, place in held.items():
+        whole = (Target(module, place, np.arange(place.shape[0])),)
+        for name in _names(module) | ({_original(module, blocks)} if blocks else set()):
+            yield name, whole
+    for name, sharing in TABLES.get(config["_class_name"], lambda config: {})(config).items():
+        if all(module in held for module in sharing):
+            total = sum(held[module].shape[0] for module in sharing)
+            yield name, tuple(Target(module, held[module], rows(total, sharing, module)) for module in sharing)
+
+
+def _names(module: str) -> set[str]:
+    # A file may name a text encoder's modules from outside or from inside of the one module that wraps them all.
+    inside = module.removeprefix("text_model.")
+    names = {module, inside, f"text_model.{inside}"}
+    # diffusers' older names: "to_out_lora" for "to_out.0"; in text encoders "to_q_lora" for "q_proj".
+    names |= {name.removesuffix(".0") for name in names if name.endswith("to_out.0")}
+    old = r"\.(q|k|v|out)_proj$"
+    return names | {re.sub(old, r".to_\1", name) for name in names if re.search(old, name)}
+
+
+def _blocks(config: Mapping[str, Any]) -> dict[str, str]:
+    """A U-Net's blocks by diffusers' names -> those of Stable Diffusion's original code."""
+    layers = config.get("layers_per_block", 2)
+    if config["_class_name"] != "UNet2DConditionModel" or not isinstance(layers, int):
+        return {}
+    types = config.get("down_block_types", (*("CrossAttnDownBlock2D",) * 3, "DownBlock2D"))
+    return unet_blocks(len(types), layers, {i for i, kind in enumerate(types) if "CrossAttn" in kind})
+
+
+def _original(module: str, blocks: Mapping[str, str]) -> str:
+    """A module of diffusers' U-Net by the name in the original code, which kohya's SDXL files use."""
+    embedding = {f"add_embedding.linear_{i}": f"label_emb.0.{2 * (i - 1)}" for i in (1, 2)}
+    match = re.fullmatch(r"((?:\w+_blocks\.\d+|mid_block)\.(\w+)\.\d+)\.(.+)", module)
+    if match is None or match[1] not in blocks:
+        return (WHOLE | embedding).get(module, module)
+    parts = {"resnets": RESNET, "downsamplers": {"conv": "op"}}.get(match[2], {})
+    return f"{blocks[match[1]]}.{parts.get(match[3], match[3])}"
+
+
+def find(name: str, networks: Mapping[str, Network]) -> tuple[str, tuple[Target, ...]]:
+    """What a file means by a module: (network, its kernels); no kernels where there are none."""
+    candidates = [(model, name.removeprefix(f"{model}.")) for model in networks if name.startswith(f"{model}.")]
+    for prefix, meant in PREFIXES.items():
+        candidates += [(model, name.removeprefix(prefix)) for model in meant if name.startswith(prefix)]
+    if len(networks) == 1:
+        candidates.append((next(iter(networks)), name.removeprefix("base_model.model.")))
+    for model, module in candidates:
+        if model not in networks:
+            continue
+        built, modules = networks[model]
+        module = module.replace(".processor.", ".")
+        alias = built.alias(f"{module}.weight") or ""
+        targets = modules.get(module) or modules.get(alias.removesuffix(".weight"))
+        if targets is not None:
+            return model, targets
+    return "", ()

@@ -1,0 +1,257 @@
+"""The files of a Hugging Face directory: config.json, and tensors in safetensors files, read when asked for."""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxdiff.messages import listed
+from jaxdiff.storage import parse_json, read_json
+
+__all__ = ["Tensor", "find_weights", "open_metadata", "open_tensors", "read_config", "write_tensors"]
+
+METADATA = "__metadata__"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+LIMIT = 32 * 2**20  # bytes of a header; those of published models of 70,000 tensors have a third of it
+MAPPED = 2**28  # bytes that are read through one opening of a file
+
+
+class _File:
+    """A safetensors file, opened anew now and then.
+
+    The format's library maps it into memory, and what has been read of a mapping is the process's memory until it is
+    closed: without this a host would hold all that it has passed on to its devices.
+    """
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._open()
+
+    def _open(self) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            self._file, self._read = safe_open(self._path, "numpy"), 0
+        except SafetensorError as error:
+            raise ValueError(f"{self._path} is malformed or truncated: {error}") from None
+
+    def read(self, name: str, index: Any) -> np.ndarray:
+        from safetensors import SafetensorError
+
+        if self._read >= MAPPED:
+            self._open()
+        try:
+            value = self._file.get_slice(name)[index]
+        except (SafetensorError, TypeError, AttributeError) as error:  # numpy lacks some of the format's types
+            raise ValueError(f"{self._path}: {name!r:.300} can't be read: {error}") from None
+        self._read += value.nbytes
+        return value
+
+
+class Tensor:
+    """A tensor that lies in a file until a part of it is read.
+
+    Attributes:
+        shape: its shape.
+        dtype: as the file names it: "F32", "F16", "BF16", ...
+    """
+
+    def __init__(self, file: _File, name: str, entry: Mapping[str, Any]):
+        self._file, self._name = file, name
+        self.shape = tuple(entry["shape"])
+        self.dtype = entry["dtype"]
+
+    def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
+        """Reads a part, [slices of each axis]; () reads all."""
+        if 0 in self.shape:  # which the format's library has no slices of
+            return np.zeros(self.shape, np.float32)[index]
+        return self._file.read(self._name, (index or (slice(None),) * len(self.shape)) if self.shape else ...)
+
+
+def read_config(directory: Path) -> tuple[str, dict[str, Any]]:
+    """Reads a model's config.json.
+
+    Returns:
+        (the class's name, the fields).
+
+    Raises:
+        ValueError: there is none, or it names no class.
+    """
+    config = read_json(directory / "config.json")
+    kinds = [config["_class_name"]] if "_class_name" in config else config.get("architectures") or []
+    if not isinstance(kinds, list) or len(kinds) != 1 or not isinstance(kinds[0], str):
+        raise ValueError(
+            f"{directory / 'config.json'} must name one class in _class_name or architectures, got {kinds}"
+        )
+    return kinds[0], config
+
+
+def open_tensors(path: str | Path, own: str | None = None, variant: str | None = None) -> dict[str, Tensor]:
+    """Opens the tensors of a file, of the files that an index names, or of the one that is meant in a directory.
+
+    Args:
+        path: a directory, see `find_weights`, a `.safetensors` file, or an index, `.safetensors.index.json` or one of a
+            variant, `.safetensors.index.fp16.json`.
+        own: name of the class's own weights in a directory, without `.safetensors`.
+        variant: "fp16" or another, of a directory.
+
+    Returns:
+        The tensors by name; nothing has been read of them.
+
+    Raises:
+        ValueError: there are none, or several and none is meant, a file is malformed or truncated, a tensor is in two
+            files, the index names what the files don't hold or a file outside of the directory, or the weights are
+            pickled.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = find_weights(path, own, variant)
+    found: dict[str, Tensor] = {}
+    for file in _files(path):
+        for name, tensor in _open(file).items():
+            if name in found:
+                raise ValueError(f"{file}: the tensor {name!r} is in another file, too")
+            found[name] = tensor
+    return found
+
+
+def find_weights(directory: Path, own: str | None = None, variant: str | None = None) -> Path:
+    """The weights that are meant in a directory: a file, or the index of several.
+
+    They are, in this order: what has the class's own name; what has that name with a variant, of which there may be
+    one; the only file or index that there is. With a variant asked for, the own name with that variant.
+
+    Args:
+        directory: where to look.
+        own: the class's own name, without `.safetensors`; None: there is none.
+        variant: "fp16" or another.
+
+    Returns:
+        A `.safetensors` file or an index; of both, under one name, the file.
+
+    Raises:
+        ValueError: there are none, or several that may be meant; the message lists them.
+    """
+    held = dict(_weights(directory))
+    if not held:
+        _refuse_pickles(directory)
+        raise ValueError(f"{directory} holds no whole .safetensors file and no index of parts")
+    variants = [name for name in held if own is not None and name.startswith(f"{own}.")]
+    asked = [f"{own}.{variant}"] if variant else [own] if own in held else variants or list(held)
+    found = [held[name] for name in asked if name in held]
+    if len(found) != 1:
+        fault = f"no {asked[0]}.safetensors" if variant else "several weights"
+        fault += f", but no {own}.safetensors" if own and not variant else ""
+        remedy = "the path of one" + (" or its variant" if variants else "")
+        raise ValueError(f"{directory} holds {fault}: {listed(path.name for path in held.values())}; give {remedy}")
+    return found[0]
+
+
+def _weights(directory: Path) -> Iterator[tuple[str, Path]]:
+    """The whole files and the indices of a directory, by name and variant, "model.fp16"; files after indices."""
+    for path in sorted(directory.glob("[!.]*.safetensors.index*.json")):
+        if match := re.fullmatch(r"(.+)\.safetensors\.index(\..+)?\.json", path.name):
+            yield match[1] + (match[2] or ""), path
+    for path in sorted(directory.glob("[!.]*.safetensors")):
+        if "-of-" not in path.name:
+            yield path.stem, path
+
+
+def _files(path: Path) -> list[Path]:
+    if path.suffix in PICKLES:
+        _refuse_pickles(path)
+    if path.suffix == ".json":
+        return _from_index(path)
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist")
+    return [path]
+
+
+def _from_index(path: Path) -> list[Path]:
+    names = read_json(path).get("weight_map")
+    if not isinstance(names, Mapping) or not names:
+        raise ValueError(f"{path} must hold a weight_map from tensors to files")
+    root, entries = path.parent.resolve(), {entry.name for entry in path.parent.iterdir()}
+    files = []
+    odd = [name for name in names.values() if not isinstance(name, str)]
+    for name in odd or sorted(set(names.values())):
+        # A link inside of the directory may lead out of it (the hub's cache consists of such); a name may not.
+        if odd or Path(name).name != name or not name.endswith(".safetensors"):
+            raise ValueError(f"{path} names {name!r:.300}, which is no .safetensors file in {root}")
+        if name not in entries or not (path.parent / name).is_file():
+            raise ValueError(f"{path} names {name!r:.300}, which is missing")
+        files.append(path.parent / name)
+    held = set().union(*(_header(file) for file in files)) - {METADATA}
+    if held != set(names):
+        odd = sorted(held ^ set(names))
+        raise ValueError(f"{path} and the files that it names differ in {len(odd)} tensors: {listed(odd)}")
+    return files
+
+
+def _refuse_pickles(path: Path) -> None:
+    pickles = sorted(p.name for p in path.iterdir() if p.suffix in PICKLES) if path.is_dir() else [path.name]
+    if pickles:
+        raise ValueError(
+            f"{path}: {listed(pickles)} is pickled, and reading a pickle runs whatever program it contains. Where "
+            'you trust it, convert it with PyTorch: `state = torch.load(FILE, map_location="cpu", weights_only=True); '
+            "safetensors.torch.save_file({k: v.contiguous() for k, v in state.items()}, OUT)`"
+        )
+
+
+def _open(path: Path) -> dict[str, Tensor]:
+    header = _header(path)
+    file = _File(path)  # which refuses entries that are not whole, overlap, or leave the file
+    return {name: Tensor(file, name, entry) for name, entry in header.items() if name != METADATA}
+
+
+def open_metadata(path: Path) -> Mapping[str, str]:
+    """The texts that a safetensors file has beside its tensors, by name."""
+    _open(path)
+    return _header(path).get(METADATA) or {}
+
+
+def _header(path: Path) -> dict[str, Any]:
+    """The header of a safetensors file; the format's library takes the last of several equal names in silence."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        held = dict(pairs)
+        if len(held) < len(pairs):
+            twice = sorted(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+            raise ValueError(f"{path} names twice: {listed(twice)}")
+        return held
+
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else None
+        if length is None or length > LIMIT or len(text := file.read(length)) < length:
+            raise ValueError(f"{path} is malformed or truncated: its header is not whole")
+    return parse_json(text, f"{path} is malformed: its header", once, deep=True)  # the format's library looks at it
+
+
+def write_tensors(tensors: Mapping[str, np.ndarray], path: Path) -> None:
+    """Writes a safetensors file, as PyTorch programs expect it.
+
+    Args:
+        tensors: by name.
+        path: the file.
+
+    Raises:
+        OSError: the disk is full, say.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    try:
+        save_file(dict(tensors), path, {"format": "pt"})
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))  # all that it keeps of an error of the system
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error

@@ -1,0 +1,106 @@
+"""Between our trees of parameters and the flat names of PyTorch checkpoints.
+
+One rule makes all keys, since a submodule is named like the reference's. The path of a leaf, joined by dots, is its
+key but for the last segment:
+
+    kernel [*size, in, out]  ->  weight [out, in, *size]
+    scale, embedding         ->  weight, as it stands
+    any other                ->  its own name, as it stands
+
+A segment that ends in `.*` holds equal layers stacked along a leading axis, for a scan over them: its leaves are as
+many tensors, the star replaced by each layer's number. So every leaf is filled by tensors of its own, and every
+tensor fills one place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxdiff import trees
+
+__all__ = ["Place", "flatten", "places"]
+
+
+class Place(NamedTuple):
+    """Where a tensor of a checkpoint belongs.
+
+    Attributes:
+        path: of the leaf in the tree.
+        layer: index along the leaf's leading axis, of stacked layers; None where nothing is stacked.
+        axes: the transposition that makes our array of the tensor.
+        shape: of the tensor.
+    """
+
+    path: tuple[str, ...]
+    layer: int | None
+    axes: tuple[int, ...]
+    shape: tuple[int, ...]
+
+
+def places(tree: Any, rename: Callable[[str], str | None]) -> dict[str, Place]:
+    """Names the tensors that fill a tree.
+
+    Args:
+        tree: a nested dict of arrays or of `jax.ShapeDtypeStruct`.
+        rename: our key -> the checkpoint's.
+
+    Returns:
+        The places by the checkpoint's keys.
+
+    Raises:
+        ValueError: two leaves, or two layers of one, get the same key.
+    """
+    found: dict[str, Place] = {}
+    for path, leaf in trees.leaves(tree).items():
+        for name, place in _of_leaf(path, leaf.shape):
+            key = rename(name)
+            if key is None or key in found:
+                raise ValueError(f"{name} gets the key {key!r}, which " + ("is none" if key is None else "is taken"))
+            found[key] = place
+    return found
+
+
+def flatten(
+    tree: Any, rename: Callable[[str], str | None], keys: Iterable[str] | None = None
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Takes tensors out of a tree, one at a time, in the checkpoint's layout.
+
+    Args:
+        tree: a nested dict of arrays.
+        rename: our key -> the checkpoint's.
+        keys: the checkpoint's keys of those wanted; None: all.
+
+    Yields:
+        (key, tensor).
+    """
+    known = places(tree, rename)
+    for key in known if keys is None else keys:
+        place = known[key]
+        leaf = trees.get(tree, place.path)
+        value = np.asarray(leaf if place.layer is None else leaf[place.layer])
+        yield key, np.asarray(value.transpose(np.argsort(place.axes)), order="C")
+
+
+def _of_leaf(path: tuple[str, ...], shape: tuple[int, ...]) -> Iterator[tuple[str, Place]]:
+    stars = [i for i, segment in enumerate(path) if segment.endswith(".*")]
+    if len(stars) > 1:
+        raise ValueError(f"layers are stacked once, not within each other, as in {'/'.join(path)}")
+    own = shape[1:] if stars else shape
+    *segments, leaf = path
+    if leaf == "kernel":
+        # [*size, in, out] from [out, in, *size].
+        axes = (*range(2, len(own)), 1, 0)
+        leaf, theirs = "weight", (own[-1], own[-2], *own[:-2])
+    else:
+        axes, theirs = tuple(range(len(own))), own
+        leaf = {"scale": "weight", "embedding": "weight"}.get(leaf, leaf)
+    name = ".".join([*segments, leaf])
+    if not stars:
+        yield name, Place(path, None, axes, theirs)
+        return
+    before, after = name.split("*")
+    for layer in range(shape[0]):
+        yield f"{before}{layer}{after}", Place(path, layer, axes, theirs)

@@ -1,0 +1,284 @@
+"""Conditional U-Nets of diffusers: UNet2DConditionModel, ControlNetModel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jaxdiff.interop.formats.config import Fields
+from jaxdiff.interop.formats.fields import COUNT, DEPTH, PER_LEVEL, SIZE
+from jaxdiff.interop.models.architecture import Architecture
+from jaxdiff.interop.models.unets import PLAIN, RESNET, built, channels, check_blocks, classes, names, sinusoidal
+from jaxdiff.networks import ControlNet, JointUNet, Transformers, UNet
+from jaxdiff.schema import optional
+
+__all__ = ["control_config", "controlnet", "unet_2d_condition"]
+
+CROSS = "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"
+JOINT = "SimpleCrossAttnDownBlock2D", "SimpleCrossAttnUpBlock2D"
+# How many residual blocks the bottom has; the first and the last kind have attention between theirs.
+BOTTOM = {"UNetMidBlock2DCrossAttn": 2, "UNetMidBlock2D": 1, None: 0, "UNetMidBlock2DSimpleCrossAttn": 2}
+
+# Fields that may have a value for each level here.
+OWN = {
+    "attention_head_dim": PER_LEVEL[COUNT], "cross_attention_dim": PER_LEVEL[SIZE],
+    "layers_per_block": PER_LEVEL[DEPTH], "num_attention_heads": optional(PER_LEVEL[COUNT]),
+}  # fmt: skip
+
+# What a conditional U-Net and its ControlNet have in common.
+SHARED = {
+    "act_fn", "addition_embed_type", "addition_time_embed_dim", "attention_head_dim", "block_out_channels",
+    "class_embed_type", "cross_attention_dim", "down_block_types", "downsample_padding", "encoder_hid_dim",
+    "encoder_hid_dim_type", "flip_sin_to_cos", "freq_shift", "in_channels", "layers_per_block",
+    "mid_block_scale_factor", "mid_block_type", "norm_eps", "norm_num_groups", "num_class_embeds",
+    "only_cross_attention", "projection_class_embeddings_input_dim", "resnet_time_scale_shift",
+    "transformer_layers_per_block", "upcast_attention", "use_linear_projection",
+}  # fmt: skip
+
+
+def unet_2d_condition(config: Mapping[str, Any], dtype: Any) -> Architecture:
+    """diffusers' UNet2DConditionModel: Stable Diffusion 1, 2 and XL, Kolors, DeepFloyd IF, Karlo, Kandinsky 2.
+
+    Where in_channels exceeds out_channels, the rest of the input is cond["concat"]; twice as many channels out as in
+    are a learned variance. cond["vector"] is XL's (see `networks.configs.sdxl_vector`), unCLIP's embedding of an
+    image, or Kandinsky 2.1's of the text; cond["image"] Kandinsky's of an image; cond["guidance"] a
+    guidance-distilled network's. With class_embed_type "timestep" cond["label"] is a number.
+
+    Args:
+        config: fields of its config.json.
+        dtype: of the computation.
+
+    Raises:
+        ValueError: a field is not supported.
+    """
+    c = Fields(config, "UNet2DConditionModel", OWN)
+    c.only("dual_cross_attention", False)
+    c.only("time_embedding_type", "positional")
+    c.only("timestep_post_act", None)
+    c.only("conv_in_kernel", 3)
+    c.only("conv_out_kernel", 3)
+    c.only("attention_type", "default", None)
+    c.take("sample_size", None)  # which a pipeline asks for
+    center = c.take("center_input_sample", False)
+    down, count = names(c, "down_block_types", (*(CROSS[0],) * 3, PLAIN[0])), len(_widths(c))
+    up = names(c, "up_block_types", (PLAIN[1], *(CROSS[1],) * 3))
+    given, sizes = channels(c, 4)
+    more = {
+        "dropout": c.take("dropout", 0.0),
+        "emb_dim": c.take("time_embedding_dim", None),
+        "vector_concat": c.take("class_embeddings_concat", False),
+        "guidance_dim": c.take("time_cond_proj_dim", None),
+        "dtype": dtype,
+    }
+    fields = _conditional(c)
+    module: UNet
+    if set(JOINT) & {*down, *up}:
+        check_blocks("up_block_types", up, (JOINT[1], RESNET[1]), levels=fields["attention"], count=count)
+        module = JointUNet(**fields, **_joint(c, count), **more, **sizes)
+    else:
+        check_blocks("up_block_types", up, (CROSS[1], PLAIN[1]), levels=fields["attention"], count=count)
+        module = UNet(**fields, **_crossing(c, fields["attention"], count), **more, **sizes)
+    c.done()
+    return built(module, given, center=center, rename=_rename(c))
+
+
+def controlnet(config: Mapping[str, Any], dtype: Any) -> Architecture:
+    """diffusers' ControlNetModel.
+
+    Args:
+        config: fields of its config.json.
+        dtype: of the computation.
+
+    Raises:
+        ValueError: a field is not supported.
+    """
+    c = Fields(config, "ControlNetModel", OWN)
+    c.only("controlnet_conditioning_channel_order", "rgb")
+    fields = _conditional(c)
+    module = ControlNet(
+        **fields,
+        **_crossing(c, fields["attention"], len(fields["widths"])),
+        hint_channels=c.take("conditioning_channels", 3),
+        hint_widths=c.take("conditioning_embedding_out_channels", (16, 32, 96, 256)),
+        pooled=c.take("global_pool_conditions", False),
+        dtype=dtype,
+    )
+    given = c.take("in_channels", 4)
+    c.done()
+    return built(module, given, rename=_rename(c))
+
+
+def control_config(config: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
+    """The config of a new ControlNet for a U-Net: `architecture(control_config(unet.config)).init(key)` draws one.
+
+    Args:
+        config: fields of a UNet2DConditionModel.
+        changes: fields of the ControlNetModel, such as conditioning_channels.
+    """
+    shared = {name: value for name, value in config.items() if name in SHARED}
+    return shared | {"_class_name": "ControlNetModel"} | changes
+
+
+def _conditional(c: Fields) -> dict[str, Any]:
+    """What all conditional U-Nets and ControlNets share."""
+    c.skip("upcast_attention", "_class_name")
+    c.take("addition_time_embed_dim", None)  # which a pipeline asks for
+    act = c.take("act_fn", "silu")
+    bottom = c.only("mid_block_type", *BOTTOM)
+    widths = _widths(c)
+    down = names(c, "down_block_types", (*(CROSS[0],) * 3, PLAIN[0]))
+    attention = tuple(i for i, name in enumerate(down) if name in (CROSS[0], JOINT[0]))
+    kinds = (JOINT[0], RESNET[0]) if JOINT[0] in down else (CROSS[0], PLAIN[0])
+    check_blocks("down_block_types", down, kinds, levels=attention, count=len(widths))
+    return {
+        "widths": widths,
+        "blocks": _each(c, "layers_per_block", 2, len(widths)),
+        "mid_blocks": BOTTOM[bottom],
+        "mid_attention": BOTTOM[bottom] == 2,
+        "mid_divide": c.take("mid_block_scale_factor", 1),
+        "attention": attention,
+        "scale_shift": c.only("resnet_time_scale_shift", "default", "scale_shift") == "scale_shift",
+        "down_pad": (c.only("downsample_padding", 1, 0), 1),
+        "groups": c.take("norm_num_groups", 32),
+        "eps": c.take("norm_eps", 1e-5),
+        "act": "silu" if act == "swish" else act,
+        "time": sinusoidal(c),
+        **_text(c),
+        **_vector(c, 4 * widths[0]),
+    }
+
+
+def _widths(c: Fields) -> tuple[int, ...]:
+    return c.take("block_out_channels", (320, 640, 1280, 1280))
+
+
+def _crossing(c: Fields, attention: tuple[int, ...], levels: int) -> dict[str, Any]:
+    """Of a U-Net with transformers."""
+    if c.take("mid_block_type", "") == "UNetMidBlock2DSimpleCrossAttn":
+        raise ValueError("mid_block_type UNetMidBlock2DSimpleCrossAttn goes with SimpleCrossAttn blocks")
+    c.skip("mid_block_only_cross_attention", "resnet_out_scale_factor", "resnet_skip_time_act")  # are without effect
+    c.only("time_embedding_act_fn", None)
+    c.only("cross_attention_norm", None)
+    c.only("addition_embed_type", None, "text_time")
+    cross_only = _each(c, "only_cross_attention", False, levels)
+    # The reference calls the number of heads the size of a head.
+    heads = _each(c, "attention_head_dim", 8, levels) if c.take("num_attention_heads", None) is None else ()
+    depth = _depths(c, "transformer_layers_per_block", levels)
+    up_depth = None
+    if c.take("reverse_transformer_layers_per_block", None) is not None:
+        up_depth = _depths(c, "reverse_transformer_layers_per_block", levels)[::-1]
+    elif any(isinstance(one, tuple) for one in depth):
+        raise ValueError(
+            "transformer_layers_per_block must be one value or a number for each level, where "
+            f"reverse_transformer_layers_per_block does not tell those of the way up; got {depth}"
+        )
+    return {
+        "transformer": Transformers(
+            depth=depth,
+            heads=heads or _each(c, "num_attention_heads", None, levels),
+            linear=c.take("use_linear_projection", False),
+            cross_only=tuple(i for i in attention if cross_only[i]),
+            up_depth=up_depth,
+        ),
+    }
+
+
+def _joint(c: Fields, levels: int) -> dict[str, Any]:
+    """Of a U-Net whose attention sees positions and tokens at once."""
+    act, once = c.take("act_fn", "silu"), c.take("time_embedding_act_fn", None)
+    # Once for all blocks, or in each of them: the same.
+    if (once, c.take("resnet_skip_time_act", False)) not in ((None, False), (act, True)):
+        raise ValueError(
+            f"time_embedding_act_fn and resnet_skip_time_act must be null and false, or {act!r} and true, got {once!r}"
+        )
+    if c.take("mid_block_type", "UNetMidBlock2DCrossAttn") == "UNetMidBlock2DCrossAttn":
+        raise ValueError("mid_block_type UNetMidBlock2DCrossAttn goes with CrossAttn blocks")
+    c.only("reverse_transformer_layers_per_block", None)
+    c.skip("transformer_layers_per_block", "use_linear_projection")  # are without effect
+    cross_only = _each(c, "only_cross_attention", False, levels)
+    single = not isinstance(c.take("only_cross_attention", False), tuple)
+    bottom = c.take("mid_block_only_cross_attention", None)
+    bottom = (single and cross_only[0]) if bottom is None else bottom
+    text = c.take("addition_embed_type", None) == "text"
+    heads = c.take("addition_embed_type_num_heads", 64)
+    return {
+        "head_dim": _one(c, "attention_head_dim", 8),
+        "resample": "resblock",
+        "divide": c.take("resnet_out_scale_factor", 1.0),
+        "cross_only": tuple(i for i in range(levels) if cross_only[i]) + ((-1,) if bottom else ()),
+        "token_norm": c.only("cross_attention_norm", None, "group_norm") is not None,
+        "pool_heads": heads if text else None,
+        **_image(c),
+    }
+
+
+def _image(c: Fields) -> dict[str, Any]:
+    """Of Kandinsky 2: what sees the embedding of an image."""
+    pair = c.take("encoder_hid_dim_type", None), c.take("addition_embed_type", None)
+    if pair == ("image_proj", "image"):
+        return {"image_dim": c.take("encoder_hid_dim", None), "image_tokens": 32}
+    if pair == ("text_image_proj", "text_image"):
+        return {"image_dim": _one(c, "cross_attention_dim", 1280), "image_tokens": 10}
+    if "image" in f"{pair}":
+        raise ValueError(f"encoder_hid_dim_type and addition_embed_type are not supported together, got {pair}")
+    return {}
+
+
+def _text(c: Fields) -> dict[str, Any]:
+    if c.take("cross_attention_dim", 1280) == _widths(c):
+        return {"token_dim": None}  # AudioLDM's and MusicLDM's second attentions see no text, but the positions again
+    width, dim = _one(c, "cross_attention_dim", 1280), c.take("encoder_hid_dim", None)
+    kind = c.only("encoder_hid_dim_type", None, "text_proj", "text_image_proj", "image_proj")
+    if dim is None:
+        return {"token_dim": width}
+    return {"token_dim": None if kind == "image_proj" else dim, "token_width": width}
+
+
+def _vector(c: Fields, width: int) -> dict[str, Any]:
+    """What joins the embedding of the noise level."""
+    c.skip("addition_embed_type_num_heads")
+    added = c.only("addition_embed_type", None, "text_time", "text", "text_image", "image")
+    kind = c.only("class_embed_type", None, "timestep", "projection", "simple_projection", "identity")
+    rows, dim = c.take("num_class_embeds", None), c.take("projection_class_embeddings_input_dim", None)
+    label: dict[str, Any] = {"numeric_label": True} if kind == "timestep" else {}
+    if kind is None:
+        label = {"num_classes": classes(rows)}
+    vectors = [{"vector_dim": dim}] if added == "text_time" else []
+    vectors += [{"vector_dim": _one(c, "cross_attention_dim", 1280)}] if added == "text_image" else []
+    if kind == "identity":
+        vectors.append({"vector_dim": c.take("time_embedding_dim", None) or width, "vector_map": "none"})
+    elif kind in ("projection", "simple_projection"):
+        vectors.append({"vector_dim": dim, "vector_map": "two" if kind == "projection" else "one"})
+    if len(vectors) > 1 or (added and kind not in (None, "timestep")):
+        raise ValueError(f"addition_embed_type {added!r} and class_embed_type {kind!r} are not supported together")
+    return label | (vectors[0] if vectors else {})
+
+
+def _depths(c: Fields, name: str, levels: int) -> tuple[Any, ...]:
+    return tuple(tuple(one) if isinstance(one, list) else one for one in _each(c, name, 1, levels))
+
+
+def _rename(c: Fields) -> Callable[[str], str]:
+    """There, a vector in the place of a class is named after it."""
+    if c.take("class_embed_type", None) not in ("projection", "simple_projection"):
+        return lambda key: key
+    return lambda key: key.replace("add_embedding.", "class_embedding.", 1)
+
+
+def _each(c: Fields, name: str, default: Any, levels: int) -> tuple[Any, ...]:
+    """A field with one value for each level, or for all."""
+    value = c.take(name, default)
+    value = value if isinstance(value, tuple) else (value,) * levels
+    if len(value) != levels:
+        raise ValueError(f"{name} must be one value or {levels}, got {value}")
+    return value
+
+
+def _one(c: Fields, name: str, default: int) -> int:
+    """A field that must have the same value for all levels."""
+    value = c.take(name, default)
+    if isinstance(value, tuple) and len(set(value)) == 1:
+        return value[0]
+    if not isinstance(value, int):
+        raise ValueError(f"{name} must be the same number for all levels, got {value}")
+    return value

@@ -1,0 +1,269 @@
+"""The networks of EDM and EDM2: their configs, and what their original checkpoints tell of them."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxdiff.interop.formats.config import Fields
+from jaxdiff.interop.formats.fields import COUNT, SIZE
+from jaxdiff.interop.formats.files import Tensor
+from jaxdiff.interop.formats.shapes import at_most, shape, side
+from jaxdiff.interop.models.architecture import Architecture
+from jaxdiff.networks import as_apply, init
+from jaxdiff.networks.edm2 import EDM2UNet
+from jaxdiff.networks.song_unet import DhariwalUNet, SongUNet
+from jaxdiff.schema import each, optional
+
+__all__ = ["dhariwal_unet", "edm2_config", "edm2_unet", "edm_config", "song_unet"]
+
+Config = dict[str, Any]
+Tensors = Mapping[str, Tensor]
+MULTIPLES = {"channel_mult": each(COUNT, 16)}  # of whole numbers here
+
+
+def song_unet(config: Mapping[str, Any], dtype: Any) -> Architecture:
+    """EDM's SongUNet: DDPM++ and NCSN++, within a preconditioner.
+
+    Args:
+        config: the arguments of that class.
+        dtype: of the computation.
+
+    Raises:
+        ValueError: a field is missing or not supported.
+    """
+    c = Fields(config, "SongUNet", {**MULTIPLES, "out_channels": optional(SIZE)})
+    module = SongUNet(
+        **_shared(c, base=128, mults=(1, 2, 2, 2), blocks=4, attention=(16,)),
+        embedding=c.take("embedding_type", "positional"),
+        noise_mult=c.take("channel_mult_noise", 1),
+        encoder=c.take("encoder_type", "standard"),
+        decoder=c.take("decoder_type", "standard"),
+        taps=c.take("resample_filter", (1, 1)),
+        out_channels=c.take("out_channels", None),
+        dtype=dtype,
+    )
+    return _built(module, c, "model.")
+
+
+def dhariwal_unet(config: Mapping[str, Any], dtype: Any) -> Architecture:
+    """EDM's DhariwalUNet: ADM, within a preconditioner.
+
+    Twice as many channels out as in are a learned variance: the network then returns (F, frac), as `UNet` does.
+
+    Args:
+        config: the arguments of that class.
+        dtype: of the computation.
+
+    Raises:
+        ValueError: a field is missing or not supported.
+    """
+    c = Fields(config, "DhariwalUNet", {**MULTIPLES, "out_channels": optional(SIZE)})
+    channels, out = c.take("in_channels", None), c.take("out_channels", None)
+    learned = channels is not None and out == 2 * channels
+    module = DhariwalUNet(
+        **_shared(c, base=192, mults=(1, 2, 3, 4), blocks=3, attention=(32, 16, 8)),
+        out_channels=channels if learned else out,
+        learned_variance=learned,
+        dtype=dtype,
+    )
+    return _built(module, c, "model.")
+
+
+def edm2_unet(config: Mapping[str, Any], dtype: Any) -> Architecture:
+    """EDM2's network within its preconditioner, the head of the learned uncertainty included.
+
+    Args:
+        config: the arguments of its Precond, UNet and Block; logvar_channels 0 leaves that head out.
+        dtype: of the computation.
+
+    Raises:
+        ValueError: a field is missing or not supported.
+    """
+    some = {name: optional(COUNT) for name in ("channel_mult_emb", "channel_mult_noise")}
+    c = Fields(config, "EDM2UNet", MULTIPLES | some)
+    c.skip("use_fp16", "sigma_data")
+    base = c.take("model_channels", 192)
+    noise, emb = c.take("channel_mult_noise", None), c.take("channel_mult_emb", None)
+    module = EDM2UNet(
+        resolution=_needed(c, "img_resolution"),
+        widths=tuple(base * mult for mult in c.take("channel_mult", (1, 2, 3, 4))),
+        blocks=c.take("num_blocks", 3),
+        attention=c.take("attn_resolutions", (16, 8)),
+        head_dim=c.take("channels_per_head", 64),
+        noise_dim=None if noise is None else base * noise,
+        emb_dim=None if emb is None else base * emb,
+        num_classes=_needed(c, "label_dim") or None,
+        label_balance=c.take("label_balance", 0.5),
+        concat_balance=c.take("concat_balance", 0.5),
+        balances=(c.take("res_balance", 0.3), c.take("attn_balance", 0.3)),
+        taps=c.take("resample_filter", (1, 1)),
+        clip=c.take("clip_act", 256),
+        dropout=c.take("dropout", 0),
+        log_variance=c.take("logvar_channels", 128) or None,
+        dtype=dtype,
+    )
+    return _built(module, c, "unet.", channels="img_channels")
+
+
+def _shared(c: Fields, *, base: int, mults: tuple[int, ...], blocks: int, attention: tuple[int, ...]) -> Config:
+    """The fields that SongUNet and DhariwalUNet have in common, with their defaults."""
+    c.skip("label_dropout")
+    width = c.take("model_channels", base)
+    return {
+        "resolution": _needed(c, "img_resolution"),
+        "base": width,
+        "widths": tuple(width * mult for mult in c.take("channel_mult", mults)),
+        "emb_mult": c.take("channel_mult_emb", 4),
+        "blocks": c.take("num_blocks", blocks),
+        "attention": c.take("attn_resolutions", attention),
+        "dropout": c.take("dropout", 0.1),
+        "num_classes": c.take("label_dim", 0) or None,
+        "augment_dim": c.take("augment_dim", 0) or None,
+    }
+
+
+def _needed(c: Fields, name: str) -> int:
+    value = c.take(name, None)
+    if not isinstance(value, int):
+        raise ValueError(f"the config must give {name}, a whole number, got {value!r}")
+    return value
+
+
+def _built(module: Any, c: Fields, prefix: str, *, channels: str = "in_channels") -> Architecture:
+    c.skip("_class_name")
+    size = (2 ** (len(module.widths) - 1),) * 2
+    x = jax.ShapeDtypeStruct((1, *size, _needed(c, channels)), jnp.float32)
+    cond = {} if module.num_classes is None else {"label": jax.ShapeDtypeStruct((1,), jnp.int32)}
+    c.done()
+    rename = partial(_within, prefix)
+    return Architecture(partial(init, module, x=x, cond=cond), as_apply(module), rename=rename, alias=_parameter)
+
+
+def _within(prefix: str, key: str) -> str:
+    return key if key.startswith("logvar_") else prefix + key
+
+
+def _parameter(key: str) -> str | None:
+    """None for the filters, and for the table of noise levels in iDDPM's preconditioner."""
+    return None if key.endswith(".resample_filter") or key == "u" else key
+
+
+def edm_config(tensors: Tensors, given: Mapping[str, Any]) -> Config:
+    """Reads off what network an EDM checkpoint holds: all but the dropout, which sampling doesn't use.
+
+    Args:
+        tensors: of EDM's preconditioner, by name.
+        given: fields that replace what is read off.
+
+    Returns:
+        A config of SongUNet or DhariwalUNet.
+
+    Raises:
+        ValueError: they are not such tensors.
+    """
+    adm = "model.out_norm.weight" in tensors
+    sizes, blocks = _layout(tensors, "model.")
+    enc = [f"model.enc.{size}x{size}_block0." for size in sizes]
+    stem = shape(tensors, f"model.enc.{sizes[0]}x{sizes[0]}_conv.weight", 4)
+    features, emb = (shape(tensors, f"model.map_layer{i}.weight", 2) for i in (0, 1))
+    base = features[1] if adm else stem[0]
+    out = "model.out_conv" if adm else f"model.dec.{sizes[0]}x{sizes[0]}_aux_conv"
+    config: Config = {
+        "_class_name": "DhariwalUNet" if adm else "SongUNet",
+        "img_resolution": sizes[0],
+        "in_channels": stem[1],
+        "out_channels": side(tensors, f"{out}.weight", 0),
+        "label_dim": _inputs(tensors, "model.map_label.weight"),
+        "augment_dim": _inputs(tensors, "model.map_augment.weight"),
+        "model_channels": base,
+        "channel_mult": [_multiple(side(tensors, f"{name}conv1.weight", 0), base) for name in enc],
+        "channel_mult_emb": _multiple(emb[0], base),
+        "num_blocks": blocks,
+        "attn_resolutions": [s for s, name in zip(sizes, enc, strict=True) if f"{name}qkv.weight" in tensors],
+    }
+    if adm:
+        return config | dict(given)
+    aux = {kind for kind in ("skip", "residual") if any(f"_aux_{kind}." in name for name in tensors)}
+    images = sum(name.endswith("_aux_conv.weight") for name in tensors)
+    config |= {
+        "embedding_type": "fourier" if "model.map_noise.freqs" in tensors else "positional",
+        "channel_mult_noise": _multiple(features[1], base),
+        "encoder_type": aux.pop() if aux else "standard",
+        "decoder_type": "skip" if images > 1 else "standard",
+    }
+    if "resample_filter" not in given and len(sizes) > 1:
+        config["resample_filter"] = _filter(tensors)
+    return config | dict(given)
+
+
+def edm2_config(tensors: Tensors, given: Mapping[str, Any]) -> Config:
+    """Reads off what network an EDM2 checkpoint holds.
+
+    The balances of its sums, the size of its heads, the filter and the bound of the activations leave no trace in the
+    tensors: they are those of the published networks.
+
+    Args:
+        tensors: of EDM2's preconditioner, by name.
+        given: fields that replace what is read off or published.
+
+    Returns:
+        A config of EDM2UNet.
+
+    Raises:
+        ValueError: they are not such tensors.
+    """
+    sizes, blocks = _layout(tensors, "unet.")
+    enc = [f"unet.enc.{size}x{size}_block0." for size in sizes]
+    widths = [side(tensors, f"{name}conv_res1.weight", 0) for name in enc]
+    emb, noise = shape(tensors, "unet.emb_noise.weight", 2)
+    base = math.gcd(emb, noise, *widths)
+    config = {
+        "_class_name": "EDM2UNet",
+        "img_resolution": sizes[0],
+        "img_channels": side(tensors, f"unet.enc.{sizes[0]}x{sizes[0]}_conv.weight", 1) - 1,
+        "label_dim": _inputs(tensors, "unet.emb_label.weight"),
+        "model_channels": base,
+        "channel_mult": [width // base for width in widths],
+        "channel_mult_noise": noise // base,
+        "channel_mult_emb": emb // base,
+        "num_blocks": blocks,
+        "attn_resolutions": [s for s, name in zip(sizes, enc, strict=True) if f"{name}attn_qkv.weight" in tensors],
+        "logvar_channels": _inputs(tensors, "logvar_linear.weight"),
+    }
+    return config | dict(given)
+
+
+def _layout(tensors: Tensors, prefix: str) -> tuple[list[int], int]:
+    """The sizes at which the encoder works, the largest first, and the number of its blocks at each."""
+    found = [re.match(re.escape(prefix) + r"enc\.(\d+)x\1_block(\d+)\.", name) for name in tensors]
+    pairs = {(int(m[1]), int(m[2])) for m in found if m}
+    sizes = sorted({size for size, _ in pairs}, reverse=True)
+    if not sizes or sizes != [sizes[0] >> i for i in range(len(sizes))]:
+        raise ValueError(f"no levels of an encoder whose sizes halve, {prefix}enc.*_block*: got sizes {sizes}")
+    return sizes, at_most(tensors, 1 + max(index for _, index in pairs), "blocks")
+
+
+def _inputs(tensors: Tensors, name: str) -> int:
+    """Columns of a layer, 0 where there is none."""
+    return side(tensors, name, 1) if name in tensors else 0
+
+
+def _multiple(width: int, base: int) -> int:
+    if width % base:
+        raise ValueError(f"every width must be a multiple of the first convolution's, {base}, got {width}")
+    return width // base
+
+
+def _filter(tensors: Tensors) -> list[float]:
+    names = sorted(name for name in tensors if name.endswith(".resample_filter"))
+    if not names:
+        raise ValueError("no resample_filter is in the file, so the config must give it")
+    taps = tensors[names[0]][()].astype("float64").sum((0, 1, 2))
+    return [round(float(tap), 4) for tap in taps / taps.min()]

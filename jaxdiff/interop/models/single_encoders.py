@@ -1,0 +1,132 @@
+"""Text encoders of single files; see `single_networks`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxdiff.interop.formats.shapes import count, shape, side
+from jaxdiff.interop.formats.views import Identity, Rows, Transposed
+
+__all__ = ["clip_part", "open_clip_part", "t5_part"]
+
+Tensors = Mapping[str, Any]
+Config = dict[str, Any]
+HEAD = 64  # of every published CLIP's text encoder
+
+TABLE = "text_model.embeddings.token_embedding.weight"
+
+# OpenCLIP's names in a block -> transformers'.
+OPEN_BLOCK = {
+    "ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2",
+    "attn.out_proj": "self_attn.out_proj",
+}  # fmt: skip
+OPEN_WHOLE = {
+    "positional_embedding": "text_model.embeddings.position_embedding.weight",
+    "token_embedding.weight": TABLE,
+    "ln_final.weight": "text_model.final_layer_norm.weight",
+    "ln_final.bias": "text_model.final_layer_norm.bias",
+}
+
+
+def clip_part(
+    tensors: Tensors, given: Mapping[str, Any], *, act: str, projection: bool = False, identity: bool = False
+) -> tuple[Config, dict[str, Any]]:
+    """A CLIP text encoder in transformers' names.
+
+    Args:
+        tensors: by name.
+        given: fields of the config.
+        act: "quick_gelu" for OpenAI's, "gelu" for OpenCLIP's.
+        projection: whether it is the class with a projection; otherwise one in the file is left out.
+        identity: its projection changes nothing, whatever the file has for it: so it is for the smaller encoder of
+            Stable Diffusion 3.
+    """
+    dropped = ("logit_scale",) if projection and not identity else ("logit_scale", "text_projection.weight")
+    inside = "text_model.", "text_projection."
+    own = {n if n.startswith(inside) else f"text_model.{n}": t for n, t in tensors.items() if n not in dropped}
+    config = _clip_config(own, given, projection) | {"hidden_act": act}
+    if identity:
+        width = config["projection_dim"] = config["hidden_size"]
+        own["text_projection.weight"] = Identity(width, own[TABLE].dtype)
+    return config | dict(given), own
+
+
+def open_clip_part(tensors: Tensors, given: Mapping[str, Any], *, projection: bool) -> tuple[Config, dict[str, Any]]:
+    """A text encoder of OpenCLIP.
+
+    Args:
+        tensors: by name.
+        given: fields of the config.
+        projection: whether it is the class with a projection; without, as in Stable Diffusion 2, the layer before the
+            last is the last.
+    """
+    dropped = () if projection else ("text_projection", f"transformer.resblocks.{_last(tensors)}.")
+    found: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        if name == "logit_scale" or name.startswith(dropped):
+            continue
+        if name == "text_projection":
+            found["text_projection.weight"] = Transposed(tensor)
+        elif name in OPEN_WHOLE:
+            found[OPEN_WHOLE[name]] = tensor
+        elif name.startswith("transformer.resblocks."):
+            number, _, rest = name.removeprefix("transformer.resblocks.").partition(".")
+            layer = f"text_model.encoder.layers.{number}"
+            if rest.startswith("attn.in_proj_"):
+                leaf, each = rest.removeprefix("attn.in_proj_"), side(tensors, name, 0) // 3
+                for i, part in enumerate("qkv"):
+                    own = np.arange(i * each, (i + 1) * each)
+                    found[f"{layer}.self_attn.{part}_proj.{leaf}"] = Rows(tensor, own)
+            else:
+                module, dot, leaf = rest.rpartition(".")
+                found[f"{layer}.{OPEN_BLOCK.get(module, module)}{dot}{leaf}"] = tensor
+        else:
+            found[name] = tensor
+    return _clip_config(found, given, projection) | {"hidden_act": "gelu"} | dict(given), found
+
+
+def _last(tensors: Tensors) -> int:
+    return count(tensors, "transformer.resblocks") - 1
+
+
+def _clip_config(tensors: Tensors, given: Mapping[str, Any], projection: bool) -> Config:
+    vocab, width = shape(tensors, TABLE, 2)
+    size = {"projection_dim": side(tensors, "text_projection.weight", 0)} if "text_projection.weight" in tensors else {}
+    if width % HEAD and "num_attention_heads" not in given:
+        raise ValueError(
+            f"the tensors don't tell the heads, {width} is no multiple of {HEAD}: give num_attention_heads"
+        )
+    return size | {
+        "_class_name": "CLIPTextModelWithProjection" if projection else "CLIPTextModel",
+        "vocab_size": vocab,
+        "hidden_size": width,
+        "num_hidden_layers": count(tensors, "text_model.encoder.layers"),
+        "num_attention_heads": width // HEAD,
+        "intermediate_size": side(tensors, "text_model.encoder.layers.0.mlp.fc1.weight", 0),
+        "max_position_embeddings": side(tensors, "text_model.embeddings.position_embedding.weight", 0),
+        "eos_token_id": 2,  # as the published configs have it: the largest id of a text
+    }
+
+
+def t5_part(tensors: Tensors, given: Mapping[str, Any]) -> tuple[Config, dict[str, Any]]:
+    """The encoder of a T5."""
+    bias = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+    buckets, heads = shape(tensors, bias, 2)
+    vocab, width = shape(tensors, "shared.weight", 2)
+    gated = "encoder.block.0.layer.1.DenseReluDense.wi_0.weight"
+    inside = gated if gated in tensors else gated.replace("wi_0", "wi")
+    config = {
+        "_class_name": "T5EncoderModel",
+        "vocab_size": vocab,
+        "d_model": width,
+        "num_layers": count(tensors, "encoder.block"),
+        "num_heads": heads,
+        "d_kv": side(tensors, "encoder.block.0.layer.0.SelfAttention.q.weight", 0) // heads,
+        "d_ff": side(tensors, inside, 0),
+        "feed_forward_proj": "gated-gelu" if inside == gated else "relu",
+        "relative_attention_num_buckets": buckets,
+    }
+    return config | dict(given), dict(tensors)

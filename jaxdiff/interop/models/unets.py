@@ -1,0 +1,215 @@
+"""diffusers' UNet2DModel, and what its conditional U-Nets share with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxdiff.interop.formats.config import Fields
+from jaxdiff.interop.formats.fields import COUNT
+from jaxdiff.interop.models.architecture import Architecture
+from jaxdiff.networks import ControlNet, JointUNet, ScoreUNet, Sinusoidal, UNet, as_apply, init
+from jaxdiff.schema import optional
+
+__all__ = ["PLAIN", "RESNET", "built", "channels", "check_blocks", "classes", "names", "sinusoidal", "unet_2d"]
+
+# A block's name on the way down, and on the way up.
+PLAIN = "DownBlock2D", "UpBlock2D"
+ATTENTION = "AttnDownBlock2D", "AttnUpBlock2D"
+RESNET = "ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D"
+SKIP = "SkipDownBlock2D", "SkipUpBlock2D"
+SKIP_ATTENTION = "AttnSkipDownBlock2D", "AttnSkipUpBlock2D"
+
+
+def unet_2d(config: Mapping[str, Any], dtype: Any) -> Architecture:
+    """diffusers' UNet2DModel: DDPM, NCSN++, ADM, consistency models and plain U-Nets.
+
+    The network's null class is the last of the num_class_embeds classes; with class_embed_type "timestep" the label is
+    a number, with "identity" cond["vector"] takes its place. Where in_channels exceeds out_channels, the rest of the
+    input is cond["concat"]. Twice as many channels out as in are a learned variance: apply returns (F, frac).
+
+    Args:
+        config: fields of its config.json.
+        dtype: of the computation.
+
+    Raises:
+        ValueError: a field is not supported.
+    """
+    c = Fields(config, "UNet2DModel", {name: optional(COUNT) for name in ("attention_head_dim", "norm_num_groups")})
+    c.skip("sample_size", "num_train_timesteps", "_class_name")
+    c.only("act_fn", "silu", "swish")
+    widths = c.take("block_out_channels", (224, 448, 672, 896))
+    score = c.only("time_embedding_type", "positional", "fourier") == "fourier"
+    attention, resample = _levels(c)
+    groups = c.take("norm_num_groups", 32)
+    if (groups is None) != (resample == "skip"):
+        raise ValueError(
+            f"UNet2DModel: norm_num_groups must be null with Skip blocks, and a number without, got {groups}"
+        )
+    scale_shift = c.only("resnet_time_scale_shift", "default", "scale_shift") == "scale_shift"
+    given, sizes = channels(c, 3)
+    fields: dict[str, Any] = {
+        "widths": widths,
+        "blocks": c.take("layers_per_block", 2),
+        "mid_blocks": 2 if c.only("mid_block_type", "UNetMidBlock2D", None) else 0,
+        "attention": attention,
+        "mid_attention": c.take("add_attention", True),
+        "mid_norm": c.only("attn_norm_num_groups", None, groups) is not None or not scale_shift,
+        "mid_divide": c.take("mid_block_scale_factor", 1),
+        "head_dim": c.take("attention_head_dim", 8),
+        "emb_dim": c.take("time_embedding_dim", None),
+        "scale_shift": scale_shift,
+        "down_pad": (c.only("downsample_padding", 1, 0), 1),
+        "dropout": c.take("dropout", 0.0),
+        "groups": groups,
+        "eps": c.take("norm_eps", 1e-5),
+        "time": sinusoidal(c),
+        "dtype": dtype,
+        **_label(c, 4 * widths[0]),
+        **sizes,
+    }
+    center = c.take("center_input_sample", False)
+    c.done()
+    if resample == "skip" and not score:
+        raise ValueError("UNet2DModel: Skip blocks are supported with time_embedding_type 'fourier' alone")
+    if not score:
+        return built(UNet(**fields, resample=resample), given, center=center)
+    if resample == "skip":
+        return built(ScoreUNet(**fields, divide=2**0.5), given, center=center)
+    return built(ScoreUNet(**fields, skips=False, resample=resample), given, center=center)
+
+
+def _label(c: Fields, width: int) -> dict[str, Any]:
+    kind = c.only("class_embed_type", None, "timestep", "identity")
+    rows, width = c.take("num_class_embeds", None), c.take("time_embedding_dim", None) or width
+    if kind == "identity":
+        return {"vector_dim": width, "vector_map": "none"}
+    return {"numeric_label": True} if kind == "timestep" else {"num_classes": classes(rows)}
+
+
+def names(c: Fields, field: str, default: Sequence[str]) -> tuple[str, ...]:
+    """The blocks' names, from the largest size, without a prefix that they once had."""
+    own = tuple(name.removeprefix("UNetRes") for name in c.take(field, tuple(default)))
+    return own if field.startswith("down") else own[::-1]
+
+
+def check_blocks(
+    field: str, types: tuple[str, ...], kinds: tuple[str, str], *, levels: tuple[int, ...], count: int
+) -> None:
+    """Refuses blocks that are not of the first kind at these levels, and of the second at the others.
+
+    Args:
+        field: of the config.
+        types: the blocks' names, from the largest size.
+        kinds: the two that are meant.
+        levels: where the first is.
+        count: of levels.
+    """
+    wanted = tuple(kinds[0] if i in levels else kinds[1] for i in range(count))
+    if types != wanted:
+        raise ValueError(f"{field}, from the largest size, must be {wanted}, got {types}")
+
+
+def _levels(c: Fields) -> tuple[tuple[int, ...], str]:
+    """The levels with attention, and how the network resamples."""
+    down = names(c, "down_block_types", (PLAIN[0], *(ATTENTION[0],) * 3))
+    up = names(c, "up_block_types", (*(ATTENTION[1],) * 3, PLAIN[1]))
+    # What the blocks with attention do; the others' names say it.
+    own = [c.only(field, "conv", "resnet", None) or "conv" for field in ("downsample_type", "upsample_type")]
+    for i, types in enumerate((down, up)):
+        known = PLAIN[i], ATTENTION[i], RESNET[i], SKIP[i], SKIP_ATTENTION[i]
+        unknown = sorted(set(types) - set(known))
+        if unknown:
+            raise ValueError(f"UNet2DModel: blocks must be of {', '.join(known)}, got {', '.join(unknown)}")
+    attending = (*ATTENTION, *SKIP_ATTENTION)
+    sides = [tuple(i for i, name in enumerate(types) if name in attending) for types in (down, up)]
+    if sides[0] != sides[1] or len(down) != len(up):
+        raise ValueError(f"UNet2DModel: the way up must mirror the way down, got {down} and, reversed, {up}")
+    skips = {name in SKIP or name in SKIP_ATTENTION for name in (*down, *up)}
+    if len(skips) > 1:
+        raise ValueError(f"UNet2DModel: all blocks or none must be Skip blocks, got {down} and, reversed, {up}")
+    if skips == {True}:
+        return sides[0], "skip"
+    pairs = [*((name, own[0]) for name in down[:-1]), *((name, own[1]) for name in up[1:])]
+    kinds = {kind if name in ATTENTION else "resnet" if name in RESNET else "conv" for name, kind in pairs}
+    if len(kinds) > 1:
+        raise ValueError("UNet2DModel: all levels must resample the same way, by convolutions or by residual blocks")
+    return sides[0], {"conv": "conv", "resnet": "resblock"}[kinds.pop() if kinds else "conv"]
+
+
+def channels(c: Fields, default: int) -> tuple[int, dict[str, Any]]:
+    """Channels of what is denoised, and the network's attributes that tell the others."""
+    given, out = c.take("in_channels", default), c.take("out_channels", default)
+    learned = out == 2 * given
+    return min(given, out), {
+        "concat_channels": given - out if given > out else None,
+        "out_channels": given if learned else out,
+        "learned_variance": learned,
+    }
+
+
+def sinusoidal(c: Fields) -> Sinusoidal:
+    """The embedding of the noise level by fixed frequencies."""
+    return Sinusoidal(cos_first=c.take("flip_sin_to_cos", True), shift=c.take("freq_shift", 0))
+
+
+def classes(rows: int | None) -> int | None:
+    """The classes of a table of that many rows, the last of which is the null class's."""
+    return None if rows is None else rows - 1
+
+
+def built(
+    module: UNet, given: int, *, center: bool = False, rename: Callable[[str], str] = lambda key: key
+) -> Architecture:
+    """What a U-Net's config describes.
+
+    Args:
+        module: the network.
+        given: channels of what is denoised.
+        center: whether its input is in [0, 1], and made to be in [-1, 1] by the network.
+        rename: our key -> the checkpoint's.
+    """
+    size = (2 ** (len(module.widths) - 1),) * 2
+    shapes: dict[str, tuple[int, ...]] = {}
+    if module.num_classes is not None or module.numeric_label:
+        shapes["label"] = (1,)
+    if module.token_dim is not None:
+        shapes["tokens"] = (1, 1, module.token_dim)
+    if module.vector_dim is not None:
+        shapes["vector"] = (1, module.vector_dim)
+    if module.guidance_dim is not None:
+        shapes["guidance"] = (1,)
+    if module.concat_channels is not None:
+        shapes["concat"] = (1, *size, module.concat_channels)
+    if isinstance(module, JointUNet) and module.image_dim is not None:
+        shapes["image"] = (1, module.image_dim)
+    if isinstance(module, ControlNet):
+        factor = 2 ** (len(module.hint_widths) - 1)
+        shapes["hint"] = (1, *(factor * n for n in size), module.hint_channels)
+    x = jax.ShapeDtypeStruct((1, *size, given), jnp.float32)
+    kinds = {"label": jnp.int32}
+    cond = {name: jax.ShapeDtypeStruct(shape, kinds.get(name, jnp.float32)) for name, shape in shapes.items()}
+    apply = as_apply(module)
+    return Architecture(
+        partial(init, module, x=x, cond=cond), _centred(apply) if center else apply, rename=rename, alias=_newer
+    )
+
+
+def _centred(apply: Callable[..., Any]) -> Callable[..., Any]:
+    def centred(params: Any, x: jax.Array, noise: jax.Array, cond: Any = None, **options: Any) -> Any:
+        if cond and "concat" in cond:
+            cond = {**cond, "concat": 2 * cond["concat"] - 1}
+        return apply(params, 2 * x - 1, noise, cond, **options)
+
+    return centred
+
+
+def _newer(key: str) -> str:
+    """Attention's names before diffusers 0.17."""
+    for old, new in (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0")):
+        key = key.replace(f".{old}.", f".{new}.")
+    return key

@@ -1,0 +1,61 @@
+"""The reference code's U-ViT."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxdiff.interop.formats.config import Fields
+from jaxdiff.interop.models.architecture import Architecture
+from jaxdiff.networks import as_apply, init
+from jaxdiff.networks.uvit import UViT
+
+__all__ = ["uvit"]
+
+
+def uvit(config: Mapping[str, Any], dtype: Any) -> Architecture:
+    """U-ViT of github.com/baofff/U-ViT, its state dict saved as safetensors.
+
+    The network's null class is the last of the num_classes classes. With clip_dim it is the text-to-image network.
+
+    Args:
+        config: the reference's arguments (`config.nnet` in its configurations), and "_class_name": "UViT".
+        dtype: of the computation.
+
+    Raises:
+        ValueError: a field is not supported.
+    """
+    c = Fields(config, "UViT")
+    c.skip("_class_name", "name", "use_checkpoint")
+    c.only("qkv_bias", False)
+    c.only("qk_scale", None)
+    c.only("mlp_time_embed", False)
+    c.only("skip", True)
+    ratio = c.take("mlp_ratio", 4)
+    if ratio != int(ratio):
+        raise ValueError(f"UViT: mlp_ratio must be whole, got {ratio}")
+    classes, clip = c.take("num_classes", -1), c.take("clip_dim", None)
+    module = UViT(
+        width=c.take("embed_dim", 768),
+        layers=c.take("depth", 12) // 2 * 2,
+        heads=c.take("num_heads", 12),
+        patch=c.take("patch_size", 16),
+        ratio=int(ratio),
+        num_classes=classes - 1 if classes > 0 else None,
+        token_dim=clip,
+        conv=c.take("conv", True),
+        dtype=dtype,
+    )
+    size, channels, tokens = c.take("img_size", 224), c.take("in_chans", 3), c.take("num_clip_token", 77)
+    c.done()
+    cond = {}
+    if classes > 0:
+        cond["label"] = jax.ShapeDtypeStruct((1,), jnp.int32)
+    if clip is not None:
+        cond["tokens"] = jax.ShapeDtypeStruct((1, tokens, clip), jnp.float32)
+    x = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
+    return Architecture(partial(init, module, x=x, cond=cond), as_apply(module), weights="model")

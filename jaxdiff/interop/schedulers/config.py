@@ -1,0 +1,149 @@
+"""What a scheduler's config makes, and the fields that several read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from math import copysign, exp, log
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxdiff import guidance, parameterize
+from jaxdiff.interop.formats.config import Fields
+from jaxdiff.levels import Level
+from jaxdiff.parameterize import Denoiser, Row
+from jaxdiff.processes import Discrete, Process
+from jaxdiff.sampling import Sampling, identity
+from jaxdiff.solvers import Solver
+
+__all__ = [
+    "FLOW", "LAST", "LEAST", "ROWS", "Limit", "Scheduler", "always", "build", "clipped", "curve", "one", "rescaled",
+    "rescaled_within", "row", "spacing", "table", "thresholded", "unit",
+]  # fmt: skip
+
+Limit = Callable[[Denoiser], Denoiser]
+ROWS = {"epsilon": parameterize.eps, "v_prediction": parameterize.v, "sample": parameterize.x0}
+FLOW = "FlowMatchEulerDiscreteScheduler"
+STEPS = 50
+LAST = 2.0**-24  # the last abar, in place of 0, where sigma / alpha has to be finite
+LEAST = 1e-60  # and where x_0 only has to be beyond its limits, as a quotient by 0 is in theirs
+
+
+class Scheduler(NamedTuple):
+    """What a scheduler's config says, to be used as
+
+        denoise = sampling.clip(denoiser(apply, params, prediction, cond))
+        levels, solver = sampling.prepare()
+        x = sample(denoise, solver, levels, sampling.init_noise_std(levels) * normal, key)
+
+    Attributes:
+        process: time -> level.
+        prediction: what the network predicts, and its noise input.
+        sampling: levels, solver, clipping or thresholding, and the standard deviation of the initial noise, which is
+            often not the first level's. Its number of steps is the reference's usual 50, without guidance;
+            `dataclasses.replace` changes them.
+    """
+
+    process: Process
+    prediction: Row
+    sampling: Sampling
+
+
+def build(
+    process: Process, prediction: Row, grid: Callable[[int], Level], solver: Callable[[int], Solver], *,
+    std: Callable[[Level], Array] | None = None, limit: Limit | None = None,
+) -> Scheduler:  # fmt: skip
+    """Put a scheduler together; `std` is `unit` by default."""
+    sampling = Sampling(grid, solver, STEPS, clip=limit or identity, init_noise_std=std or unit)
+    return Scheduler(process, prediction, sampling)
+
+
+def table(
+    c: Fields, start: float = 0.0001, end: float = 0.02, schedule: str = "linear", more: tuple[str, ...] = ()
+) -> Discrete:
+    """The table of betas; `more` are schedules of this class beside the three of all."""
+    T, given = c.take("num_train_timesteps", 1000), c.take("trained_betas", None)
+    start, end = c.take("beta_start", start), c.take("beta_end", end)
+    if given is not None:
+        c.skip("beta_schedule")
+        return Discrete.from_betas(np.asarray(given))
+    schedule = c.only("beta_schedule", schedule, "linear", "scaled_linear", "squaredcos_cap_v2", *more)
+    if schedule in ABAR:
+        abar = np.array([ABAR[schedule](t) for t in np.arange(T + 1) / T])
+        return Discrete.from_betas(np.minimum(1 - abar[1:] / abar[:-1], 0.999))
+    return Discrete.cosine(T) if schedule == "squaredcos_cap_v2" else getattr(Discrete, schedule)(T, start, end)
+
+
+def _laplace(t: float) -> float:
+    """diffusers' "laplace": the square root of a logistic function of a Laplace distribution's quantile."""
+    log_snr = -0.5 * copysign(1, 0.5 - t) * log(1 - 2 * abs(0.5 - t) + 1e-6)
+    return (exp(log_snr) / (1 + exp(log_snr))) ** 0.5
+
+
+# abar of time in [0, 1], of which a class's betas are the ratios, at most 0.999.
+ABAR = {"laplace": _laplace, "exp": lambda t: exp(-12 * t)}
+
+
+def rescaled(c: Fields, table: Discrete, last: float = 0.0) -> Discrete:
+    """With zero terminal SNR if asked for; `last` takes the place of the last abar, 0, where s = inf will not do."""
+    if not c.take("rescale_betas_zero_snr", False):
+        return table
+    table = table.zero_terminal_snr()
+    alpha, sigma = (np.append(a[:-1], b**0.5) for a, b in ((table.alpha, last), (table.sigma, 1 - last)))
+    return replace(table, alpha=alpha, sigma=sigma)
+
+
+def rescaled_within(c: Fields, table: Discrete, limit: Limit | None) -> Discrete:
+    """With zero terminal SNR if asked for. There a predicted eps gives x_0's sign alone, which will do for a limit."""
+    blind = limit is not None and c.take("prediction_type", "epsilon") == "epsilon"
+    return rescaled(c, table, LEAST if blind else 0.0)
+
+
+def spacing(c: Fields, default: str) -> tuple[str, int]:
+    """How times are spaced, and what is added to leading ones."""
+    return c.only("timestep_spacing", default, "leading", "trailing", "linspace"), c.take("steps_offset", 0)
+
+
+def row(c: Fields, *kinds: str) -> Row:
+    """What the network predicts, one of these kinds (a name that is not in the table is x_0's) or any of the table."""
+    return parameterize.zero_based(ROWS.get(c.only("prediction_type", *(kinds or ROWS)), parameterize.x0))
+
+
+def curve(c: Fields) -> str | None:
+    """By what formula sigma / alpha runs from its highest to its lowest; None: as the times say."""
+    chosen = [name for name in ("karras", "exponential", "beta") if c.take(f"use_{name}_sigmas", False)]
+    if len(chosen) > 1:
+        raise ValueError(f"sigmas are bent in one way: got use_{'_sigmas and use_'.join(chosen)}_sigmas")
+    return chosen[0] if chosen else None
+
+
+def thresholded(c: Fields) -> Limit | None:
+    """Dynamic thresholding, where it is asked for."""
+    share, most = c.take("dynamic_thresholding_ratio", 0.995), c.take("sample_max_value", 1.0)
+    if not c.take("thresholding", False):
+        return None
+    return lambda denoise: guidance.dynamic_threshold(denoise, share, limit=most)
+
+
+def clipped(c: Fields, default: bool) -> Limit | None:
+    """Clipping of x_0, where it is asked for."""
+    reach = c.take("clip_sample_range", 1.0)
+    return (lambda denoise: guidance.clip(denoise, -reach, reach)) if c.take("clip_sample", default) else None
+
+
+def always(solver: Solver) -> Callable[[int], Solver]:
+    """The same for any number of steps."""
+    return lambda n: solver
+
+
+def unit(levels: Level) -> Array:
+    """The standard deviation of x_t for data of standard deviation 1."""
+    return jnp.hypot(levels.alpha[0], levels.sigma[0])
+
+
+def one(levels: Level) -> Array:
+    """The number 1, like the levels."""
+    return jnp.ones_like(levels.sigma[0])

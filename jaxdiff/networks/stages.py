@@ -1,0 +1,126 @@
+"""The order and names of the layers of the U-Nets of EDM and EDM2, which name a layer by the size at which it works."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
+
+from jax import Array
+
+from jaxdiff.networks.apply import check_cond, check_spatial, cond_shapes
+from jaxdiff.networks.layers import check_divisible
+from jaxdiff.networks.song_layers import check_attention
+
+
+class SizedUNet(Protocol):
+    """A U-Net whose layers are named by the size of the images.
+
+    Attributes:
+        resolution: edge of the images.
+        widths: channels by level; level i works at resolution / 2^i.
+        blocks: residual blocks per level of the encoder; the decoder has one more.
+        attention: sizes with attention after each residual block.
+        num_classes: classes of cond["label"]; None: off.
+    """
+
+    resolution: int
+    widths: tuple[int, ...]
+    blocks: int
+    attention: tuple[int, ...]
+    num_classes: int | None
+
+
+class Stage(NamedTuple):
+    """A layer of the encoder or the decoder.
+
+    Attributes:
+        at: half and size, e.g. "enc.32x32".
+        part: the layer's name behind these, e.g. "block0".
+        level: 0 is the finest.
+        width: output channels; None: those of its input.
+        way: "down" or "up" halves or doubles the spatial axes; None keeps them.
+        attend: whether attention follows.
+        block: number of a residual block within its level, from 0; None for the layers before these.
+    """
+
+    at: str
+    part: str
+    level: int
+    width: int | None = None
+    way: str | None = None
+    attend: bool = False
+    block: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The layer's key, e.g. "enc.32x32_block0"."""
+        return f"{self.at}_{self.part}"
+
+
+def encoder(net: SizedUNet, dims: int) -> Iterator[Stage]:
+    """Yield the layers from the input to the bottom, the first of which is a convolution; each output is a skip.
+
+    Args:
+        net: the network.
+        dims: number of spatial axes.
+    """
+    for level, width in enumerate(net.widths):
+        size = net.resolution >> level
+        at = _at("enc", size, dims)
+        yield Stage(at, "conv", level) if level == 0 else Stage(at, "down", level, way="down")
+        for i in range(net.blocks):
+            yield Stage(at, f"block{i}", level, width, attend=size in net.attention, block=i)
+
+
+def decoder(net: SizedUNet, dims: int) -> Iterator[Stage]:
+    """Yield the layers from the bottom to the output; those with a block number take a skip, the last one first.
+
+    Args:
+        net: the network.
+        dims: number of spatial axes.
+    """
+    for level, width in reversed(list(enumerate(net.widths))):
+        size = net.resolution >> level
+        at = _at("dec", size, dims)
+        if level == len(net.widths) - 1:
+            yield Stage(at, "in0", level, width, attend=True)
+            yield Stage(at, "in1", level, width)
+        else:
+            yield Stage(at, "up", level, way="up")
+        for i in range(net.blocks + 1):
+            yield Stage(at, f"block{i}", level, width, attend=size in net.attention, block=i)
+
+
+def check(
+    net: SizedUNet,
+    x: Array,
+    noise: Array,
+    cond: Mapping[str, Array] | None,
+    *,
+    head_dim: int = 1,
+    augment_dim: int | None = None,
+) -> Mapping[str, Any]:
+    """Refuse inputs that a network can't map, and attention that its levels can't have.
+
+    Args:
+        net: the network.
+        x: its input.
+        noise: its input.
+        cond: its conditions.
+        head_dim: channels per attention head.
+        augment_dim: length of cond["augment"]; None: off.
+
+    Returns:
+        The conditions, an empty dict in place of None.
+
+    Raises:
+        ValueError: as above.
+    """
+    check_attention([net.resolution >> i for i in range(len(net.widths))], net.widths, net.attention, head_dim)
+    check_spatial(x)
+    check_divisible(x.shape, 2 ** (len(net.widths) - 1))
+    return check_cond(x, noise, cond, cond_shapes(x, cond, num_classes=net.num_classes, augment_dim=augment_dim))
+
+
+def _at(half: str, size: int, dims: int) -> str:
+    return f"{half}." + "x".join([str(size)] * dims)

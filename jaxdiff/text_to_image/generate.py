@@ -1,0 +1,185 @@
+"""Pictures of prompts as one pure function: guidance by one evaluation, pictures to begin with, and masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxdiff import guidance as guides
+from jaxdiff.levels import Level, q_sample
+from jaxdiff.parameterize import Denoiser, denoiser
+from jaxdiff.sampler import Begin, solve
+from jaxdiff.solvers import Solver
+from jaxdiff.text_to_image.parts import NEGATIVE, Parts, complete
+from jaxdiff.text_to_image.prompts import Cond
+
+__all__ = ["generate_images"]
+
+Tokens = Mapping[str, Array]
+
+
+def generate_images(
+    parts: Parts, progress: Callable[[Array], None] | None, params: Any, tokens: Tokens, keys: Array,
+    guidance: Any = None, *, negative: Tokens | None = None, rescale: Any = None, image: Array | None = None,
+    mask: Array | None = None, strength: float | Array = 1.0, noise: Array | None = None,
+) -> Array:  # fmt: skip
+    """Draw pictures; `pipeline.load` describes the arguments from `params` on, and what they return."""
+    batch = _check_tokens(parts, tokens, negative)
+    if (mask is not None or parts.inpaints) and (image is None or mask is None):
+        raise ValueError("inpainting needs an image and a mask")  # also where the network does nothing else
+    if image is None and (not isinstance(strength, (int, float)) or strength != 1):
+        raise ValueError("strength is of an image to begin with, and there is none")
+    shape = (batch, *parts.medium.shape)
+    if noise is not None and noise.shape != shape:
+        raise ValueError(f"noise must have shape {shape}, got {noise.shape}")
+    begin: Begin | None = None
+    extra: Cond = {}
+    if image is not None:
+        begin, extra = _begin(parts, params, image, mask, strength, batch)
+    denoise = _denoiser(parts, params, tokens, guidance, negative=negative, rescale=rescale, extra=extra)
+    x = solve(
+        denoise, parts.sampling, keys, shape,
+        prepared=parts.prepared, dtype=parts.dtype, noise=noise, begin=begin, progress=progress,
+    )  # fmt: skip
+    return parts.medium.decode(params, x)
+
+
+def _denoiser(
+    parts: Parts, params: Any, tokens: Tokens, guidance: Any, *, negative: Tokens | None, rescale: Any, extra: Cond
+) -> Denoiser:
+    model = parts.model
+    if parts.distilled or guidance is None:
+        _check_unguided(parts, guidance, negative, rescale)
+        asked = dict(tokens)
+        if parts.distilled:
+            batch = len(jax.tree.leaves(asked)[0])
+            asked["guidance"] = jnp.broadcast_to(jnp.asarray(guidance, parts.dtype), (batch,))
+        cond = parts.condition.encode(params, asked)
+        return denoiser(model.apply, params, model.prediction, cond | extra)
+    both = _encode_both(parts, params, tokens, negative) | _pairs(extra, extra)
+    predict_both = denoiser(model.apply, params, model.prediction, both)
+
+    def guide(cond: Denoiser, null: Denoiser) -> Denoiser:
+        guided = lambda cond: parts.sampling.guide(cond, null, guidance)  # noqa: E731
+        return guided(cond) if rescale is None else guides.rescale(guided, cond, rescale, model.prediction)
+
+    def denoise(x: Array, level: Level) -> Array:
+        answers = predict_both(_pairs(x, x), level).reshape(len(x), 2, *x.shape[1:])
+        cond, null = (lambda x, level, i=i: answers[:, i] for i in range(2))
+        return guide(cond, null)(x, level)
+
+    return denoise
+
+
+def _encode_both(parts: Parts, params: Any, tokens: Tokens, negative: Tokens | None) -> Cond:
+    """What the network is given of each prompt and of its negative one, [2 B, ...]."""
+    batch = len(jax.tree.leaves(dict(tokens))[0])
+    flags = {NEGATIVE: _pairs(jnp.zeros(batch, bool), jnp.ones(batch, bool))}
+    if negative is not None:
+        return parts.condition.encode(params, _pairs(dict(tokens), dict(negative)) | flags)
+    if not parts.zeros:
+        raise ValueError('guidance needs negative tokens, such as tokenize([""] * B); or None for no guidance')
+    encoded = parts.layout.encode(parts.models, params, tokens)  # the zeros are not encoded
+    both = _pairs(encoded, jax.tree.map(jnp.zeros_like, encoded))
+    return complete(parts.layout, parts.models, parts.size, both, flags)
+
+
+def _check_unguided(parts: Parts, guidance: Any, negative: Tokens | None, rescale: Any) -> None:
+    if parts.distilled and guidance is None:
+        raise ValueError("this network is told the guidance: give a number")
+    if negative is not None or rescale is not None:
+        why = "this network is told the guidance" if parts.distilled else "there is no guidance"
+        raise ValueError(f"negative and rescale are of classifier-free guidance, but {why}")
+
+
+def _check_tokens(parts: Parts, tokens: Tokens, negative: Tokens | None) -> int:
+    """The size of the batch."""
+    names, shapes = parts.encoders, {name: ids.shape for name, ids in tokens.items()}
+    if set(shapes) != set(names) or len({shape[0] for shape in shapes.values()}) != 1:
+        raise ValueError(f"tokens must be [B, L] for {' and '.join(names)}, got {shapes}")
+    others = shapes if negative is None else {name: ids.shape for name, ids in negative.items()}
+    if others != shapes:
+        raise ValueError(f"negative tokens must have the shapes of the others, {shapes}, got {others}")
+    return shapes[names[0]][0]
+
+
+def _pairs(first: Any, second: Any) -> Any:
+    """One batch of twice the size, in which an example's two are neighbours: on the device that has the example."""
+    return jax.tree.map(lambda a, b: jnp.stack([a, b], 1).reshape(-1, *a.shape[1:]), first, second)
+
+
+def _begin(
+    parts: Parts, params: Any, image: Array, mask: Array | None, strength: float | Array, batch: int
+) -> tuple[Begin, Cond]:
+    """How to begin with an image, and what a network for inpainting sees of it."""
+    known = _encode(parts, params, image, batch)
+    extra: Cond = {}
+    inpaint_mask: Array | None = None
+    if mask is not None:
+        keep, inpaint_mask = _masks(parts, mask, batch)
+        if parts.inpaints:
+            around = _encode(parts, params, jnp.where(keep, image, 0), batch)
+            extra = {"concat": jnp.concatenate([inpaint_mask, around], axis=-1)}
+
+    def begin(x: Array, noise: Array, levels: Level, solver: Solver) -> tuple[Array, Array, Solver]:
+        start = _first_step(parts.sampling.steps, strength, parts.layout.up)
+        # No step is none of a longer list; and the last level may have a little noise, which a step takes away.
+        still = start == parts.sampling.steps
+        start = jnp.where(still, len(levels.t) - 1, start)
+        noised = jnp.where(still, known, q_sample(known, noise, _at(levels, start, parts.dtype)))
+        if inpaint_mask is None:
+            return noised, start, solver
+        if not parts.inpaints:
+            solver = _keep_known(solver, known, noise, inpaint_mask, levels.t[-1])
+        # Where all is painted anew, from noise alone.
+        return jnp.where(start == 0, x, noised), start, solver
+
+    return begin, extra
+
+
+def _encode(parts: Parts, params: Any, image: Array, batch: int) -> Array:
+    if image.shape != (batch, *parts.size, 3) or not jnp.issubdtype(image.dtype, jnp.floating):
+        raise ValueError(
+            f"images must be floats in [-1, 1] of shape {(batch, *parts.size, 3)}, got {image.dtype}, {image.shape}"
+        )
+    mean, _ = parts.codec.encode(params["vae"], image.astype(parts.dtype))
+    return parts.codec.standardize(mean).astype(parts.dtype)
+
+
+def _masks(parts: Parts, mask: Array, batch: int) -> tuple[Array, Array]:
+    """Which pixels are kept, and which latents are painted anew."""
+    if mask.shape != (batch, *parts.size):
+        raise ValueError(f"masks must have shape {(batch, *parts.size)}, got {mask.shape}")
+    inpaint = mask.astype(parts.dtype)[..., None] >= 0.5
+    step = parts.codec.factor
+    return ~inpaint, inpaint[:, ::step, ::step].astype(parts.dtype)
+
+
+def _keep_known(solver: Solver, known: Array, noise: Array, mask: Array, end: Array) -> Solver:
+    """The solver's steps, after each of which the known part is set to what it is at that level."""
+
+    def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
+        x, state = solver.step(denoise, key, x, state, cur, nxt)
+        # The last level may have a little noise left, which the answer has not.
+        there = jnp.where(nxt.t == end, known, q_sample(known, noise, nxt))
+        return mask * x + (1 - mask) * there, state
+
+    return solver._replace(step=step)
+
+
+def _first_step(n: int, strength: float | Array, up: bool) -> Array:
+    if isinstance(strength, (int, float)) and not 0 <= strength <= 1:
+        raise ValueError(f"strength must lie in [0, 1], got {strength}")
+    if jnp.ndim(strength):
+        raise ValueError(f"strength must be one number for all images, got shape {jnp.shape(strength)}")
+    # Whole numbers of steps as they are meant: 0.58 of 50 is 29, whatever a product in float32 or float64 says.
+    taken = jnp.ceil(n * strength - 1e-3) if up else jnp.floor(n * strength + 1e-3)
+    return n - taken.astype(jnp.int32)
+
+
+def _at(levels: Level, i: int | Array, dtype: Any) -> Level:
+    return Level(*(field[i].astype(dtype) for field in levels))

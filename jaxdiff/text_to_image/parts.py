@@ -1,0 +1,169 @@
+"""The parts of a text-to-image pipeline: a model, how it is sampled, what one may ask for and what it makes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxdiff.autoencoders import Codec
+from jaxdiff.conditions import Condition
+from jaxdiff.experiment import Model
+from jaxdiff.interop import Scheduler
+from jaxdiff.levels import Level
+from jaxdiff.media import Medium, images
+from jaxdiff.sampling import Sampling
+from jaxdiff.solvers import Solver
+from jaxdiff.text_to_image.prompts import Cond, Layout, Models
+
+__all__ = ["NEGATIVE", "Parts", "complete", "make_parts"]
+
+Tokenize = Callable[[Sequence[str]], Mapping[str, Any]]
+# Entries of a condition, bool [B]: whether a prompt is a negative one, which networks may be told, and whether zeros
+# replace it once it is encoded.
+NEGATIVE, ZERO = "negative", "zero"
+
+
+class Parts(NamedTuple):
+    """A pipeline without its parameters.
+
+    Attributes:
+        layout: the kind of pipeline.
+        models: its networks, autoencoder and text encoders.
+        model, sampling, condition, medium: the parts of an experiment.
+        prepared: levels and solver, `sampling.prepare()`.
+        size: (height, width) of the images.
+        dtype: of the steps.
+        zeros: whether a condition of zeros may replace the encoded empty prompt.
+    """
+
+    layout: Layout
+    models: Models
+    model: Model
+    sampling: Sampling
+    condition: Condition
+    medium: Medium
+    prepared: tuple[Level, Solver]
+    size: tuple[int, int]
+    dtype: Any
+    zeros: bool
+
+    @property
+    def codec(self) -> Codec:
+        """The autoencoder."""
+        return self.models.apply["vae"]
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """Of the network that denoises."""
+        return self.models.config[self.layout.network]
+
+    @property
+    def distilled(self) -> bool:
+        """Whether the network is told the guidance."""
+        return self.layout.distilled(self.config)
+
+    @property
+    def classifier_free(self) -> bool:
+        """Whether guidance needs a null condition."""
+        return self.layout.classifier_free(self.config)
+
+    @property
+    def inpaints(self) -> bool:
+        """Whether the network sees the mask and the picture around it."""
+        return self.layout.network == "unet" and self.config["in_channels"] > self.config["out_channels"]
+
+    @property
+    def encoders(self) -> list[str]:
+        """The names of the text encoders, which are those of the tokens."""
+        return [name for name in self.layout.encoders if name in self.models.apply]
+
+
+def make_parts(
+    layout: Layout, models: Models, scheduler: Scheduler, tokenize: Tokenize, *,
+    steps: int, size: tuple[int, int], dtype: Any, zeros: bool,
+) -> Parts:  # fmt: skip
+    """Make the parts of a pipeline.
+
+    Args:
+        layout: the kind of pipeline.
+        models: its models.
+        scheduler: of the network.
+        tokenize: prompts -> tokens, int32 [B, L] by the name of the text encoder.
+        steps: number of steps.
+        size: (height, width) of the images.
+        dtype: of the steps.
+        zeros: whether a condition of zeros may replace the encoded empty prompt.
+
+    Raises:
+        ValueError: a number of steps that the scheduler does not take.
+    """
+    codec = models.apply["vae"]
+    network = layout.network
+    guided = layout.classifier_free(models.config[network])
+    sampling = replace(scheduler.sampling, steps=steps, guidance=layout.guidance if guided else 1.0)
+
+    def init(key: Array) -> Any:
+        names = sorted(models.init)
+        return {name: models.init[name](k) for name, k in zip(names, jax.random.split(key, len(names)), strict=True)}
+
+    def apply(params: Any, x: Array, noise: Array, cond: Cond, **options: Any) -> Array:
+        return models.apply[network](params[network], x, noise, cond, **options)
+
+    def decode(params: Any, z: Array) -> Array:
+        return jnp.clip(codec.decode(params["vae"], codec.restore(z)).astype(dtype), -1, 1)
+
+    model = Model(init, apply, scheduler.process, scheduler.prediction)
+    condition = _condition(layout, models, tokenize, size, zeros=zeros)
+    medium = images((*(side // codec.factor for side in size), codec.channels), decode=decode, preview=4)
+    return Parts(layout, models, model, sampling, condition, medium, sampling.prepare(), size, dtype, zeros)
+
+
+def complete(layout: Layout, models: Models, size: tuple[int, int], encoded: Cond, cond: Cond) -> Cond:
+    """Add to encoded prompts what does not depend on them: sizes, scores, and the guidance that a network is told.
+
+    Args:
+        layout, models, size: see `Parts`.
+        encoded: of `layout.encode`.
+        cond: what was asked for; see `Parts.condition`.
+
+    Returns:
+        What the network is given.
+    """
+    negative = cond.get(NEGATIVE, jnp.zeros(len(jax.tree.leaves(encoded)[0]), bool))
+    told = {"guidance": cond["guidance"]} if "guidance" in cond else {}
+    return layout.complete(models, encoded, size, negative) | told
+
+
+def _condition(layout: Layout, models: Models, tokenize: Tokenize, size: tuple[int, int], *, zeros: bool) -> Condition:
+    """A prompt, the guidance where the network is told it, and otherwise a null condition, the empty prompt."""
+    config = models.config[layout.network]
+
+    def ask(prompts: Sequence[str], **flags: bool) -> dict[str, Any]:
+        tokens = {name: np.asarray(ids) for name, ids in tokenize(prompts).items()}
+        guidance = {"guidance": np.full(len(prompts), layout.guidance, np.float32)} if layout.distilled(config) else {}
+        return tokens | guidance | {name: np.full(len(prompts), flag) for name, flag in flags.items()}
+
+    flags = {NEGATIVE: False, **({ZERO: False} if zeros else {})} if layout.classifier_free(config) else {}
+    empty = ask([""], **flags)
+
+    def encode(params: Any, cond: Cond) -> Cond:
+        tokens = {name: ids for name, ids in cond.items() if name in layout.encoders}
+        encoded = layout.encode(models, params, tokens)
+        if ZERO in cond:
+            hide = lambda a: jnp.where(cond[ZERO].reshape(-1, *[1] * (a.ndim - 1)), 0, a)  # noqa: E731
+            encoded = jax.tree.map(hide, encoded)
+        return complete(layout, models, size, encoded, cond)
+
+    return Condition(
+        {name: jax.ShapeDtypeStruct(a.shape[1:], a.dtype) for name, a in empty.items()},
+        lambda index: ask([""] * len(index), **flags),
+        lambda words: ask([words], **flags),
+        null=ask([""], **dict.fromkeys(flags, True)) if flags else None,
+        encode=encode,
+    )

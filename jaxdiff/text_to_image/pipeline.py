@@ -1,0 +1,185 @@
+"""Text-to-image directories as parameters and one pure function: encode, sample with guidance, decode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+from jaxdiff.conditions import Condition
+from jaxdiff.experiment import Model
+from jaxdiff.interop import Loaded, architecture, network_scheduler
+from jaxdiff.interop import load as load_model
+from jaxdiff.interop.sources import read_fields
+from jaxdiff.media import Medium
+from jaxdiff.networks.layers import wide
+from jaxdiff.sampling import Sampling
+from jaxdiff.text_to_image.generate import generate_images
+from jaxdiff.text_to_image.index import read_index, tokenizers
+from jaxdiff.text_to_image.parts import Parts, make_parts
+from jaxdiff.text_to_image.prompts import Layout, Models
+
+__all__ = ["Pipeline", "load"]
+
+
+class Pipeline(NamedTuple):
+    """A text-to-image directory.
+
+    `sampler.sampler(pipe.model, pipe.sampling, pipe.condition, pipe.medium)` draws from its parts as from those of an
+    experiment. `generate` also begins with pictures, and evaluates the network once for both halves of guidance.
+
+    Attributes:
+        models: each by the name of its directory.
+        generate: see `load`.
+        tokenize: prompts -> tokens, int32[B, L] by the name of the text encoder.
+        size: (height, width) of the images.
+        steps: number of steps.
+        guidance: the reference's usual scale; None where there is none.
+        negative: whether guidance is classifier-free, and takes negative tokens.
+        zeros: whether it does without them, with a condition of zeros.
+        model: the network, as a function of the parameters of all models.
+        sampling: the scheduler's.
+        condition: tokens by the names of the text encoders, and what else the network is told.
+        medium: images, of latents that the autoencoder decodes.
+    """
+
+    models: dict[str, Loaded]
+    generate: Callable[..., Array]
+    tokenize: Callable[[Sequence[str]], dict[str, Any]]
+    size: tuple[int, int]
+    steps: int
+    guidance: float | None
+    negative: bool
+    zeros: bool
+    model: Model
+    sampling: Sampling
+    condition: Condition
+    medium: Medium
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """Of each model, by the same names."""
+        return {name: model.params for name, model in self.models.items()}
+
+
+def load(
+    directory: str | Path, *, steps: int | None = None, size: tuple[int, int] | None = None, kind: str | None = None,
+    base: str | Path | None = None, variant: str | None = None, length: int | None = None, dtype: Any = jnp.float32,
+    param_dtype: Any = None, place: Callable[[Any], Any] | None = None, progress: Callable[[Array], None] | None = None,
+) -> Pipeline:  # fmt: skip
+    """Loads a directory of Stable Diffusion 1, 2, XL, 3 or Flux.
+
+    The pipeline's function, to be put into `jax.jit` whole, is
+
+        generate(params, tokens, keys, guidance=None, *, negative=None, rescale=None,
+                 image=None, mask=None, strength=1.0, noise=None) -> images
+
+    with
+
+        tokens: of B prompts; see `Pipeline.tokenize`.
+        keys: one key, or [B] keys, and then an image depends on its own key, prompt and picture alone.
+        guidance: scale of classifier-free guidance, a number or [B]; or what a network made for it is told of it
+            (Flux.1 dev, latent consistency models). None: off.
+        negative: tokens of what to keep away from, such as `tokenize([""] * B)`; needed for classifier-free guidance,
+            but for Stable Diffusion XL where it was trained with zeros in their place.
+        rescale: phi of `guidance.rescale`, of what the network predicts. None: off.
+        image: [B, height, width, 3] in [-1, 1] to begin with; its latents are the mean of their posterior.
+        mask: [B, height, width], 1 where the image is painted anew, else 0. A network for inpainting sees it. With
+            others the rest of the picture is put back after each step, with the noise of the level arrived at.
+        strength: how much of the image is changed, in [0, 1]: the last strength N steps are taken, rounded down, but
+            up for Stable Diffusion 3 and Flux, as the references do; where that is none, the answer is what the
+            autoencoder makes of the image. May be traced.
+        noise: [B, height / factor, width / factor, D], standard normal, in place of the keys' at the beginning.
+        images: [B, height, width, 3] in [-1, 1], float32 at least.
+
+    With a file of low-rank adapters, at a scale, the parameters are
+
+        networks.lora.merge(pipe.params, interop.load_lora(file, pipe.models), scale)
+
+    Args:
+        directory: with model_index.json, or a checkpoint in one file. A safety checker in it is not read.
+        steps: N; by default the reference's 50, or 28 for Stable Diffusion 3 and Flux.
+        size: (height, width) of the images; by default the network's own, 1024 for Flux.
+        kind: class of the scheduler, in place of the directory's; see `interop.scheduler`.
+        base: a directory that gives what the other lacks: for a file, which holds no vocabularies, its "tokenizer"
+            folders, and its scheduler and models where there are such.
+        variant: of the weights in a directory, such as "fp16".
+        length: of T5's text in tokens; by default 256 for Stable Diffusion 3 and 512 for Flux.
+        dtype: of the networks' computation. The steps are taken in float32 at least.
+        param_dtype: of the parameters; None: as in the files.
+        place: tree of shapes -> tree of shardings, for each model; see `interop.load`.
+        progress: called on the host with the number of steps done, after each step.
+
+    Returns:
+        The models, the function, the tokenizer, and the parts of an experiment.
+
+    Raises:
+        ValueError: the pipeline's class is not known, a model is missing or not supported, or the size is not one
+            that the networks can make. All but what the files of weights hold is found before they are read.
+    """
+    index = read_index(directory, base)
+    layout = index.layout
+    models = _described(index.models, dtype, layout.length if length is None else length)
+    network = models.config[layout.network]
+    layout.check(network)
+    size = _checked_size(models, layout, size)
+    latents = tuple(side // models.apply["vae"].factor for side in size)
+    scheduler = network_scheduler(index.scheduler, network, latents, kind)
+    encoders = tokenizers(index, models)
+
+    def tokenize(prompts: Sequence[str]) -> dict[str, Any]:
+        return {encoder: encode(prompts)[0] for encoder, encode in encoders.items()}
+
+    zeros = bool(layout.zeros and index.fields.get("force_zeros_for_empty_prompt", True))
+    parts = make_parts(
+        layout, models, scheduler, tokenize,
+        steps=layout.steps if steps is None else steps, size=size, dtype=wide(dtype), zeros=zeros,
+    )  # fmt: skip
+    _check_channels(parts)
+    options = {"variant": variant, "dtype": dtype, "param_dtype": param_dtype, "place": place}
+    loaded = {part: load_model(path, **options) for part, path in index.models.items()}
+    generate = partial(generate_images, parts, progress)
+    scale = layout.guidance if parts.distilled or parts.classifier_free else None
+    return Pipeline(
+        loaded, generate, tokenize, size, len(parts.prepared[0].t) - 1, scale, parts.classifier_free, zeros,
+        parts.model, parts.sampling, parts.condition, parts.medium,
+    )  # fmt: skip
+
+
+def _described(paths: Mapping[str, Path], dtype: Any, length: int) -> Models:
+    """The models as their configs describe them."""
+    configs = {part: read_fields(path) for part, path in paths.items()}
+    built = {part: architecture(config, dtype) for part, config in configs.items()}
+    apply, init = ({part: getattr(one, name) for part, one in built.items()} for name in ("apply", "init"))
+    return Models(apply, configs, length, init)
+
+
+def _checked_size(models: Models, layout: Layout, size: tuple[int, int] | None) -> tuple[int, int]:
+    factor, config = models.apply["vae"].factor, models.config[layout.network]
+    if size is None:
+        sides = config.get("sample_size") or 128
+        height, width = (sides, sides) if isinstance(sides, int) else sides
+        return height * factor, width * factor
+    step = factor * (layout.patch or config.get("patch_size", 1))
+    # Stable Diffusion 3 has a table of positions.
+    most = config.get("pos_embed_max_size", 96) * step if config["_class_name"] == "SD3Transformer2DModel" else None
+    whole = isinstance(size, Sequence) and len(size) == 2 and all(isinstance(side, int) for side in size)
+    if not whole or any(side < 1 or side % step or (most and side > most) for side in size):
+        limit = f" up to {most}" if most else ""
+        raise ValueError(f"size must be (height, width) in pixels, multiples of {step}{limit}, got {size}")
+    return size[0], size[1]
+
+
+def _check_channels(parts: Parts) -> None:
+    config, latent = parts.config, parts.codec.channels
+    more = 1 + 2 * latent if parts.inpaints else latent
+    given = config["in_channels"] // (parts.layout.patch or 1) ** 2
+    if given != more:
+        raise ValueError(
+            f"the network takes {given} channels, which are neither the {latent} of the latents nor, with a mask and a "
+            f"picture, {1 + 2 * latent}"
+        )

@@ -1,0 +1,170 @@
+"""What the networks of text-to-image pipelines see of a prompt: Stable Diffusion 1 and 2, XL, 3, and Flux."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+from jaxdiff.networks.configs import sdxl_vector
+
+__all__ = ["LAYOUTS", "Cond", "Layout", "Models"]
+
+Cond = dict[str, Array]
+SCORES = 6.0, 2.5  # the usual aesthetic scores of a prompt and of a negative one
+
+
+class Models(NamedTuple):
+    """The models of a pipeline's directory, without their parameters.
+
+    Attributes:
+        apply: each one's pure function, by the name of its directory.
+        config: likewise.
+        length: of T5's text, in tokens.
+        init: each one's key -> parameters, drawn at random.
+    """
+
+    apply: Mapping[str, Any]
+    config: Mapping[str, Mapping[str, Any]]
+    length: int
+    init: Mapping[str, Callable[[Array], Any]] = MappingProxyType({})
+
+
+class Layout(NamedTuple):
+    """A kind of pipeline.
+
+    Attributes:
+        network: directory of the network that denoises.
+        encoders: directories of the text encoders, and whether the pipeline can do without.
+        encode: (models, params, tokens) -> the condition, tokens int[B, L] by the encoder's name.
+        complete: (models, condition, (height, width), negative) -> with what does not depend on the prompt; negative is
+            bool [B], which prompts are negative ones.
+        steps: the usual number of steps.
+        guidance: the usual scale.
+        length: of T5's text, in tokens.
+        zeros: no prompt may be a condition of zeros.
+        patch: latents of a token along each axis, where the network's config does not say it.
+        even: see `scheduler`.
+        up: part of a step counts as one where an image is begun with.
+        asks: fields of the network's config that the pipeline needs, all of which are numbers.
+    """
+
+    network: str
+    encoders: Mapping[str, bool]
+    encode: Callable[[Models, Any, Mapping[str, Array]], Cond]
+    complete: Callable[[Models, Cond, tuple[int, int], Array], Cond] = lambda models, cond, size, negative: cond
+    steps: int = 50
+    guidance: float = 7.5
+    length: int = 0
+    zeros: bool = False
+    patch: int | None = None
+    even: bool = False
+    up: bool = False
+    asks: tuple[str, ...] = ("in_channels", "out_channels")
+
+    def check(self, config: Mapping[str, Any]) -> None:
+        """Raises ValueError unless the network's config gives what the pipeline asks of it."""
+        lacking = [name for name in self.asks if not isinstance(config.get(name), int)]
+        if lacking:
+            raise ValueError(f"the config of {self.network} must give {', '.join(lacking)} for such a pipeline")
+
+    def distilled(self, config: Mapping[str, Any]) -> bool:
+        """Whether a network with this config is told the guidance."""
+        return bool(config.get("guidance_embeds") or config.get("time_cond_proj_dim"))
+
+    def classifier_free(self, config: Mapping[str, Any]) -> bool:
+        """Whether a network with this config is guided by a null condition; Flux is told its guidance, or has none."""
+        return not self.distilled(config) and not self.even
+
+
+def _stable_diffusion(models: Models, params: Any, tokens: Mapping[str, Array]) -> Cond:
+    return {"tokens": models.apply["text_encoder"](params["text_encoder"], tokens["text_encoder"]).hidden}
+
+
+def _xl(models: Models, params: Any, tokens: Mapping[str, Array]) -> Cond:
+    hidden, pooled = _clips(models, params, tokens)
+    return {"tokens": hidden, "vector": pooled[-1]}
+
+
+def _complete_xl(models: Models, cond: Cond, size: tuple[int, int], negative: Array) -> Cond:
+    config, vector = models.config["unet"], cond["vector"]
+    features = config["addition_time_embed_dim"]
+    # An image whose original had this size, and that is not cropped; then the size aimed at, in place of which the
+    # refiner is told an aesthetic score.
+    last = jnp.tile(jnp.asarray([size], jnp.float32), (len(vector), 1))
+    if config["projection_class_embeddings_input_dim"] == vector.shape[-1] + 5 * features:
+        last = jnp.where(negative, jnp.float32(SCORES[1]), jnp.float32(SCORES[0]))[:, None]
+    original = jnp.tile(jnp.asarray([[*size, 0, 0]], jnp.float32), (len(vector), 1))
+    numbers = jnp.concatenate([original, last], axis=1)
+    return cond | {"vector": sdxl_vector(vector, numbers, features)}
+
+
+def _sd3(models: Models, params: Any, tokens: Mapping[str, Array]) -> Cond:
+    hidden, pooled = _clips(models, params, tokens)
+    width = models.config["transformer"]["joint_attention_dim"]
+    hidden = jnp.pad(hidden, ((0, 0), (0, 0), (0, width - hidden.shape[-1])))
+    if "text_encoder_3" in models.apply:
+        third = models.apply["text_encoder_3"](params["text_encoder_3"], tokens["text_encoder_3"]).hidden
+    else:
+        third = jnp.zeros((len(hidden), models.length, width), hidden.dtype)
+    return {"tokens": jnp.concatenate([hidden, third], axis=1), "vector": jnp.concatenate(pooled, axis=-1)}
+
+
+def _flux(models: Models, params: Any, tokens: Mapping[str, Array]) -> Cond:
+    first = models.apply["text_encoder"](params["text_encoder"], tokens["text_encoder"])
+    second = models.apply["text_encoder_2"](params["text_encoder_2"], tokens["text_encoder_2"])
+    return {"tokens": second.hidden, "vector": first.pooled}
+
+
+def _clips(models: Models, params: Any, tokens: Mapping[str, Array]) -> tuple[Array, list[Array]]:
+    """Of both CLIPs, or the refiner's one, the layer before the last, side by side, and the vectors of the texts."""
+    names = [name for name in ("text_encoder", "text_encoder_2") if name in models.apply]
+    both = [models.apply[name](params[name], tokens[name], layer=-2, norm=False) for name in names]
+    return jnp.concatenate([one.hidden for one in both], axis=-1), [one.pooled for one in both]
+
+
+SD = Layout("unet", {"text_encoder": False}, _stable_diffusion)
+XL = Layout("unet", {"text_encoder": True, "text_encoder_2": False}, _xl, _complete_xl, guidance=5.0, zeros=True,
+            asks=(*SD.asks, "addition_time_embed_dim", "projection_class_embeddings_input_dim"))  # fmt: skip
+SD3 = Layout(
+    "transformer",
+    {"text_encoder": False, "text_encoder_2": False, "text_encoder_3": True},
+    _sd3,
+    steps=28,
+    guidance=7.0,
+    length=256,
+    up=True,
+    asks=("in_channels", "joint_attention_dim"),
+)
+FLUX = Layout(
+    "transformer",
+    {"text_encoder": False, "text_encoder_2": False},
+    _flux,
+    steps=28,
+    guidance=3.5,
+    length=512,
+    patch=2,
+    even=True,
+    up=True,
+    asks=("in_channels",),
+)
+
+# By the class in model_index.json; those that begin with an image differ in nothing that is in the directory.
+LAYOUTS = {
+    "FluxImg2ImgPipeline": FLUX,
+    "FluxInpaintPipeline": FLUX,
+    "FluxPipeline": FLUX,
+    "LatentConsistencyModelPipeline": SD._replace(steps=4, guidance=8.5),
+    "StableDiffusion3Img2ImgPipeline": SD3,
+    "StableDiffusion3InpaintPipeline": SD3,
+    "StableDiffusion3Pipeline": SD3,
+    "StableDiffusionImg2ImgPipeline": SD,
+    "StableDiffusionInpaintPipeline": SD,
+    "StableDiffusionPipeline": SD,
+    "StableDiffusionXLImg2ImgPipeline": XL,
+    "StableDiffusionXLInpaintPipeline": XL,
+    "StableDiffusionXLPipeline": XL,
+}

@@ -1,0 +1,165 @@
+"""The doors: what each says of a wrong argument, by name."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.solvers import SOLVERS
+
+import jaxdiff as jd
+from jaxdiff import guidance, losses, parameterize, solvers, times, weights
+from jaxdiff.checks import check_function, concrete, factory
+
+FLOW, KEY = jd.processes.Flow(), jax.random.key(0)
+LEVELS, X = jd.grids.by_time(FLOW, 3), np.ones((4, 2), np.float32)
+THREE = jax.random.split(KEY, 3)
+
+
+def apply(params, x, noise, cond):
+    return x
+
+
+def denoise(x, level):
+    return x
+
+
+def sample(denoise=denoise, solver=None, levels=LEVELS, x=X, key=KEY):
+    return jd.sample(denoise, solvers.ddim() if solver is None else solver, levels, x, key)
+
+
+def loss(apply=apply, process=FLOW, row=parameterize.velocity, x=X, **options):
+    return losses.denoising_loss(apply, process, row, **options)(None, KEY, {"x": x})
+
+
+WRONG = {
+    "an uncalled solver": (lambda: sample(solver=solvers.heun), r"solver must be a Solver, got heun: call heun\(\)"),
+    "a solver's name": (lambda: sample(solver="ddim"), "solver must be a Solver, got 'ddim'"),
+    "a process for levels": (lambda: sample(levels=FLOW), "levels must be a grid, a Level .* got Flow"),
+    "a process for a prior's levels": (lambda: jd.noise.prior(FLOW, KEY, (4, 2)), "levels must be a grid, .* got Flow"),
+    "one level for a grid": (lambda: jd.noise.prior(FLOW(0.5), KEY, (4, 2)), r"have shape \[N \+ 1\]"),
+    "an apply for a denoiser": (lambda: sample(apply), r"denoise must be .* got apply, which takes .*jd\.denoiser\("),
+    "an apply that is guided": (lambda: guidance.cfg(apply, denoise, 2.0), r"cond must be a function \(x, level\)"),
+    "an apply's likelihood": (lambda: jd.likelihood.log_likelihood(apply, LEVELS, X), "denoise must be a function"),
+    "integers": (
+        lambda: sample(x=np.ones((4, 2), np.int32)),
+        "x must be .* floating-point .* got int32.*data.to_float",
+    ),
+    "bytes": (lambda: loss(x=np.ones((4, 2), np.uint8)), 'the batch\'s "x" must be .* got uint8.*data.to_float'),
+    "integers that are denoised": (
+        lambda: jd.denoiser(apply, None, parameterize.eps)(jnp.ones((4, 2), jnp.int32), FLOW(0.5)),
+        "got int32",
+    ),
+    "three keys for four in a prior": (lambda: jd.noise.prior(LEVELS, THREE, (4, 2)), "got 3 keys for 4 examples"),
+    "an uncalled weight": (lambda: loss(weight=weights.min_snr), r"weight is min_snr, .* a factory: call min_snr\(\)"),
+    "a number for a weight": (lambda: loss(weight=5.0), r"weight must be a function \(level\) -> \[B\], got 5.0"),
+    "uncalled times": (lambda: loss(times=times.uniform), r"times is uniform, which is a factory: call uniform\(\)"),
+    "an uncalled prediction": (lambda: loss(row=parameterize.edm), r"prediction is edm, .* a factory: call edm\(\)"),
+    "a prediction's name": (lambda: loss(row="velocity"), r"prediction must be a function .* got 'velocity'"),
+    "a denoiser of a name": (lambda: jd.denoiser(apply, None, "eps"), "prediction must be a function .* got 'eps'"),
+    "a prediction of one's own that is not called": (
+        lambda: loss(row=lambda sigma: parameterize.eps),
+        "a prediction is a function .* returns eps",
+    ),
+    "process and apply the other way round": (
+        lambda: loss(FLOW, apply),
+        "process must be a function .* got apply, which takes",
+    ),
+    "a class for a process": (
+        lambda: jd.grids.by_time(jd.processes.Flow, 3),
+        r"process is the class Flow: call Flow\(\)",
+    ),
+    "a class that is trained": (lambda: loss(process=jd.processes.VP), r"process is the class VP: call VP\(\)"),
+    "a process without its inverse": (
+        lambda: jd.grids.karras(lambda t: FLOW(t), 3, sigma_min=0.1, sigma_max=1.0),
+        "has no method `time`",
+    ),
+    "a process without its SDE": (lambda: weights.likelihood(lambda t: FLOW(t)), "has no method `sde`"),
+    "a scale in words": (lambda: guidance.cfg(denoise, denoise, "3"), "scale must be a finite number, got '3'"),
+    "a level outside": (lambda: LEVELS.at(4), "a grid of 4 levels has no level 4"),
+}
+
+
+@pytest.mark.parametrize(("call", "message"), WRONG.values(), ids=WRONG.keys())
+def test_a_wrong_argument_is_called_by_its_name(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS.keys())
+def test_three_keys_for_four_examples_are_refused_by_every_solver(solver):
+    with pytest.raises(ValueError, match="one key per example: got 3 keys for 4 examples"):
+        sample(solver=solver, key=THREE)
+
+
+def test_right_arguments_pass():
+    assert sample(jax.jit(denoise)).shape == sample(functools.partial(denoise)).shape == (4, 2)
+    assert np.isfinite(loss(lambda p, x, noise, cond=None, *, key=None: x, weight=weights.min_snr())[0])
+    check_function("maximum", max, "(a, b) -> c")  # a builtin does not tell what it takes
+
+
+def test_plain_numbers_are_scalings():
+    """A prediction of one's own, F = eps of a process with alpha = 1, in plain numbers where it can be."""
+    process = jd.processes.EDM()
+
+    def own(level):
+        return parameterize.Scalings(1, -level.sigma, 1.0, level.t)
+
+    for level in (process(0.5), process(np.linspace(0.2, 0.8, 4))):
+        for use in (
+            lambda row, level=level: jd.denoiser(apply, None, row)(X, level),
+            lambda row, level=level: parameterize.target(row, X, 2 * X, level),
+            lambda row: losses.denoising_loss(apply, process, row, weight=weights.simple)(None, KEY, {"x": X})[0],
+        ):
+            np.testing.assert_allclose(use(own), use(parameterize.eps), rtol=1e-6)
+    assert not np.array_equal(jd.denoiser(apply, None, own)(X, process(0.5)), X)
+
+
+def test_a_factory_names_what_it_makes():
+    names = {
+        solvers.heun(): "<Solver heun(): order=2, nfe=2>",
+        solvers.ddim(1.0): "<Solver ddim(1.0): order=1, nfe=1, stochastic>",
+        solvers.dpmpp_2m(): "<Solver dpmpp_2m(): order=2, nfe=1>",
+        solvers.rk4(process=jd.processes.VP()): "<Solver rk4(process=VP): order=4, nfe=4>",
+        solvers.Solver(lambda x: (), lambda *args: args[2:4]): "<Solver test_a_factory_names_what_it_makes.<lambda>: ",
+        parameterize.edm(0.25): "<function edm(0.25) at",
+        parameterize.time_scaled(parameterize.velocity): "<function time_scaled(velocity) at",
+        parameterize.zero_based(parameterize.eps): "<function zero_based(eps) at",
+        weights.min_snr(3.0): "<function min_snr(3.0) at",
+        weights.likelihood(FLOW): "<function likelihood(Flow) at",
+        times.logit_normal(mean=jnp.float32(1)): "<function logit_normal(mean=float32[]) at",
+    }
+    for made, name in names.items():
+        assert repr(made).startswith(name)
+
+
+def test_every_factory_of_solvers_weights_and_times_is_marked():
+    for name, solver in SOLVERS.items():
+        assert repr(solver).startswith(f"<Solver {name}")
+    for room, plain in ((weights, {"simple", "snr_plus_one"}), (times, set())):
+        assert {name for name in room.__all__ if not hasattr(getattr(room, name), "is_factory")} == plain
+
+
+def test_a_name_costs_no_second_program():
+    traced = []
+
+    @jax.jit
+    def run(x, eta):
+        traced.append(eta)
+        return jd.sample(denoise, solvers.ddim(eta), LEVELS, x, KEY)
+
+    run(X, 0.0), run(X, 1.0)
+    assert len(traced) == 1
+
+
+def test_concrete_leaves_what_is_traced_alone():
+    add = concrete(factory(lambda a, b: functools.partial(lambda: a + b)).__wrapped__)
+    assert float(add(1.0, 2.0)()) == 3.0
+    assert float(jax.grad(lambda a: concrete(jnp.multiply)(a, 3.0))(1.0)) == 3.0
+
+
+def test_the_package_shows_its_rooms():
+    rooms = {"networks", "train", "data", "interop", "metrics", "text", "autoencoders", "solvers", "types", "sample"}
+    assert rooms <= set(dir(jd)) and "import_module" not in dir(jd) and "ModuleType" not in dir(jd)
+    assert all(hasattr(jd, name) for name in dir(jd))
