@@ -51,7 +51,7 @@ def export_sampler(
         experiment: what to sample, with its solver and number of steps.
         params: the trained parameters.
         embed_weights: the parameters are constants of the program; otherwise its argument `weights`, as `flat_weights`
-            says.
+            names them.
         guidance: scale to build in, 1 is off; None is an argument, where the model has a null condition.
         platforms: names that `jax.export` knows.
 
@@ -117,6 +117,6 @@ def _name(path: Any) -> str:
 def signature(exported: Exported) -> str:
     """What a program takes and gives, in one line."""
     _, given = jax.tree.unflatten(exported.in_tree, exported.in_avals)
-    told = [f"{name} {x.str_short()}" for name, x in given.items() if name != "weights"]
-    told += ["weights" for name in given if name == "weights"]
-    return f"{', '.join(told)} -> {exported.out_avals[0].str_short()}"
+    arguments = [f"{name} {x.str_short()}" for name, x in given.items() if name != "weights"]
+    arguments += ["weights" for name in given if name == "weights"]
+    return f"{', '.join(arguments)} -> {exported.out_avals[0].str_short()}"

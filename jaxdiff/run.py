@@ -56,7 +56,7 @@ def train(
         patience: seconds without a finished step until the process ends with status 75; None: 3600, in many processes
             900.
         signals: of a command, which has entered them; None handles signals while this runs.
-        goodput: told where the time goes.
+        goodput: records where the time goes.
 
     Returns:
         The last state; `state.step` is less than the experiment's steps where a signal has ended the training.
@@ -122,7 +122,7 @@ class _Training:
                 steps=part.steps,
                 mesh=self.mesh,
                 checkpointer=checkpointer,
-                save_every=part.save_every or part.preview_every or 1000,
+                save_every=part.save_every or part.preview_every or -(-1000 // part.per_dispatch) * part.per_dispatch,
                 preview=preview,
                 preview_every=part.preview_every or 1,
                 snapshot=snapshots.save if snapshots is not None else None,

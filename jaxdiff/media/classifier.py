@@ -135,8 +135,8 @@ def save_classifier(path, classifier: FittedClassifier) -> Path:
     if path.suffix != ".npz":
         raise ValueError(f"the path must end in .npz, got {path}")
     arrays = {_name(where): leaf for where, leaf in jax.tree.leaves_with_path(classifier.params)}
-    with replacing(path) as beside:
-        np.savez(beside, shape=np.array(classifier.shape), **arrays)
+    with replacing(path) as part:
+        np.savez(part, shape=np.array(classifier.shape), **arrays)
     return path
 
 
