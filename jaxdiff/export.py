@@ -15,6 +15,7 @@ from jax import Array, ShapeDtypeStruct
 from jax.export import Exported
 from jax.sharding import AbstractDevice, AbstractMesh
 
+from jaxdiff import trees
 from jaxdiff.experiment import Experiment
 from jaxdiff.sampler import sampler
 from jaxdiff.seeds import keys_at
@@ -96,22 +97,18 @@ def write_program(path: Path, exported: Exported) -> None:
 
 def flat_weights(params: Any) -> dict[str, np.ndarray]:
     """Name a tree's arrays by their paths; what numpy's files know no type for, such as bfloat16, as plain bits."""
-    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(params))
-    return {_name(path): x.view(f"uint{8 * x.itemsize}") if x.dtype.kind == "V" else x for path, x in leaves}
+    leaves = trees.flatten(jax.device_get(params)).items()
+    return {name: x.view(f"uint{8 * x.itemsize}") if x.dtype.kind == "V" else x for name, x in leaves}
 
 
 def _tree(weights: dict[str, Array], like: Any) -> Any:
     """The tree of which these are the `flat_weights`."""
 
-    def take(path: Any, x: Any) -> Array:
-        found = weights[_name(path)]
+    def take(name: str, x: Any) -> Array:
+        found = weights[name]
         return found if found.dtype == x.dtype else jax.lax.bitcast_convert_type(found, x.dtype)
 
-    return jax.tree_util.tree_map_with_path(take, like)
-
-
-def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
+    return jax.tree.unflatten(jax.tree.structure(like), [take(*item) for item in trees.flatten(like).items()])
 
 
 def signature(exported: Exported) -> str:
