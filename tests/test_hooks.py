@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from exact import BLOB
+from helpers.exact import BLOB
 
 import jaxdiff as jd
 from jaxdiff import hooks

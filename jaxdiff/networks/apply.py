@@ -81,7 +81,7 @@ def cond_shapes(
         Shapes by name, for `check_cond`; None stands for any length.
     """
     batch, cond = x.shape[0], cond or {}
-    tokens = cond["tokens"].shape[1] if "tokens" in cond else None
+    tokens = cond["tokens"].shape[1] if "tokens" in cond and cond["tokens"].ndim > 1 else None
     shapes: dict[str, Shape | None] = {
         "label": None if num_classes is None else (batch,),
         "tokens": None if context_dim is None else (batch, None, context_dim),
