@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from media.shapes import fitted, shapes
 from PIL import Image
 
-from jaxdiff import conditions, media
-from jaxdiff.media import Medium, Samples
+from jaxdiff import conditions, data, media
+from jaxdiff.media import Medium, Samples, classifier
 
 
 def test_images_go_by_the_suffix_with_a_column_for_each_class(tmp_path):
@@ -67,3 +68,26 @@ def test_what_cannot_be_shown_or_measured_is_refused(tmp_path):
     ):
         with pytest.raises(ValueError, match=words):
             replace(medium, **{field: value})
+
+
+@pytest.mark.slow
+def test_images_are_measured_by_the_runs_classifier(tmp_path, monkeypatch):
+    """Fitted to the training data the first time, and kept; the classes' names are told."""
+    sets = {split: shapes(n, seed) for split, n, seed in (("train", 600, 0), ("test", 300, 1))}
+
+    def open_source(name, split, *, size, channels):
+        assert (name, size, channels) == ("bars", 12, 1)
+        x, label = sets[split]
+        return data.ArraySource(data.to_uint8(x), label, 3)
+
+    fits = []
+    monkeypatch.setattr(data, "open_source", open_source)
+    monkeypatch.setattr(classifier, "fit_classifier", lambda *args, **_: fits.append(args) or fitted())
+    medium = media.images((12, 12, 1), source="bars")
+    condition = conditions.label(3, ("top", "bottom", "upright"))
+    x, label = shapes(90, 2)
+    for wrong in (0, 1):
+        report = medium.evaluator(tmp_path, condition)(Samples(x, {"label": (label + wrong) % 3}, 3))
+        assert (report.values["samples"]["accuracy"] > 0.9) == (not wrong)
+    assert report.values["class_names"] == ["top", "bottom", "upright"] and "upright" in report.text
+    assert len(fits) == 1 and (tmp_path / "judge.npz").exists()
