@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from media.shapes import fitted, shapes
+from helpers.shapes import fitted, shapes
 from PIL import Image
 
 from jaxdiff import conditions, data, media
