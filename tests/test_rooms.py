@@ -59,9 +59,8 @@ ALLOWED["media"] = (
     {"conditions", "data", "metrics", "networks", "train", "trees", "seeds", "progress"} | PARTS | WORDS | DISK
 )
 ALLOWED["experiment"] = {"conditions", "media", "sampling", "train", "losses", "processes"} | PARTS | WHERE
-ALLOWED["sampler"] = (
-    {"experiment", "conditions", "media", "sampling", "sample", "noise", "levels", "solvers"} | PARTS | WHERE
-)
+ALLOWED["sampler"] = {"experiment", "conditions", "media", "sampling", "sample", "noise", "levels", "solvers"}
+ALLOWED["sampler"] |= PARTS | WHERE
 # What is made of experiments; and who nobody imports.
 USERS = {"recipe", "run", "drawing", "extend", "export", "hooks", "models", "training", "finetune", "plan"}
 NOBODYS = {"cli", "demo", "experiments"}

@@ -29,7 +29,7 @@ def write(tmp_path):
 MAIN = """
 from __future__ import annotations
 from dataclasses import dataclass
-import helpers
+import handy
 import parts.more as more
 
 @dataclass
@@ -38,12 +38,12 @@ class Own:
 
 def answer(plus: int = 0) -> int:
     import later
-    return helpers.VALUE + more.VALUE + later.VALUE + Own().x + plus
+    return handy.VALUE + more.VALUE + later.VALUE + Own().x + plus
 """
 
 
 def written(write, folder: str, value: int):
-    write(f"{folder}/helpers.py", f"VALUE = {value}\n")
+    write(f"{folder}/handy.py", f"VALUE = {value}\n")
     write(f"{folder}/parts/more.py", "from parts import less\nVALUE = 100 * less.VALUE\n")
     write(f"{folder}/parts/less.py", "VALUE = 3\n")
     write(f"{folder}/later.py", "VALUE = 1000\n")
@@ -56,33 +56,33 @@ def test_modules_beside_it_are_found_and_belong_to_it_alone(write, tmp_path):
     one, two = (load_function(written(write, folder, value), "answer", "") for folder, value in (("a", 10), ("b", 20)))
     assert (one(), two(plus=5), one()) == (1311, 1326, 1311)
     assert sys.path == path
-    assert {name for name in set(sys.modules) - before if name.split(".")[0] in ("helpers", "parts", "later")} == set()
+    assert {name for name in set(sys.modules) - before if name.split(".")[0] in ("handy", "parts", "later")} == set()
 
 
 def test_it_is_kept_with_what_it_imports_and_found_again(write, tmp_path):
     main, run = Script(written(write, "a", 10)), tmp_path / "run"
     main.function("answer", "")()
     main.keep(run)
-    kept = ["experiment.py", "helpers.py", "later.py", "parts/less.py", "parts/more.py"]
+    kept = ["experiment.py", "handy.py", "later.py", "parts/less.py", "parts/more.py"]
     assert sorted(str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()) == kept
     main.check_kept(run)
-    write("a/helpers.py", "VALUE = 77\n")
+    write("a/handy.py", "VALUE = 77\n")
     assert Script(run / SOURCE, kept=True).function("answer", "")() == 1311
-    with pytest.raises(ValueError, match=r"a/helpers\.py differs from .*run/helpers\.py, which made this run"):
+    with pytest.raises(ValueError, match=r"a/handy\.py differs from .*run/handy\.py, which made this run"):
         main.check_kept(run)
-    write("a/helpers.py", "VALUE = 10\n")
+    write("a/handy.py", "VALUE = 10\n")
     write("a/main.py", MAIN + "\n")
     with pytest.raises(ValueError, match=r"a/main\.py differs from .*run/experiment\.py"):
         main.check_kept(run)
 
 
 def test_a_runs_modules_go_before_those_that_are_imported(write, tmp_path, monkeypatch):
-    """Someone who has imported helpers of his own, and then loads a run, gets the run's."""
-    own = type(sys)("helpers")
-    monkeypatch.setitem(sys.modules, "helpers", own)
+    """Someone who has imported handy of his own, and then loads a run, gets the run's."""
+    own = type(sys)("handy")
+    monkeypatch.setitem(sys.modules, "handy", own)
     written(write, "run", 10).rename(tmp_path / "run" / SOURCE)
     assert Script(tmp_path / "run" / SOURCE, kept=True).function("answer", "")() == 1311
-    assert sys.modules["helpers"] is own
+    assert sys.modules["handy"] is own
 
 
 ROOM = """

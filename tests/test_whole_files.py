@@ -137,7 +137,7 @@ def test_half_of_a_data_set_is_recognized(tmp_path):
 # Functions that write a file other than through a name that `replacing` has given.
 OTHERS = {
     ("jaxdiff/cli/places.py", "try_file"),  # opens it, and leaves it as it is
-    ("jaxdiff/interop/checkpoint.py", "write_tensors"),  # is called with such a name
+    ("jaxdiff/interop/formats/files.py", "write_tensors"),  # is called with such a name
     ("jaxdiff/storage.py", "write_text"),
 }
 ANY_FILE = {"savez", "savez_compressed", "save_file", "savefig", "serialize_file", "tofile"}

@@ -75,11 +75,14 @@ def command(
         )  # fmt: skip
         if prompt is None:
             raise ValueError(f"{run} is a text-to-image directory: it needs --prompt")
+        out = Path(f"samples-{seed}") if out is None else out
+        medium = images((*(size or (1, 1)), 3))
+        _check_suffix(medium, out)
         x = draw_prompt(
             run, prompt, num=1 if num is None else num, negative=negative, guidance=guidance, steps=steps, size=size,
             base=base, variant=variant, scheduler=solver, seed=seed, batch=4 if batch is None else batch, mesh=where,
         )  # fmt: skip
-        _save(images(x.shape[1:]), Path(f"samples-{seed}") if out is None else out, Samples(x, {}, choices=4))
+        _save(medium, out, Samples(x, {}, choices=4))
         return
     _refuse(
         f"{run} has no model_index.json, and is no text-to-image directory",
@@ -97,7 +100,6 @@ def command(
 
 
 def _save(medium: Medium, out: Path, samples: Samples) -> None:
-    _check_suffix(medium, out)
     medium.save(out, samples)
     print(out)
 

@@ -35,7 +35,7 @@ def load(
     param_dtype: Any = None,
     place: Placing | None = None,
 ) -> Loaded:
-    """Loads a model from a Hugging Face directory, or from a checkpoint of Stable Diffusion or Flux in one file.
+    """Load a model from a Hugging Face directory, or from a checkpoint of Stable Diffusion or Flux in one file.
 
     Tensors go one by one from the file to their devices: the host holds one at a time, or some small ones.
 
@@ -69,7 +69,7 @@ def load(
 
 
 def save(loaded: Loaded, directory: str | Path, *, shard_bytes: int = 5 * 10**9) -> None:
-    """Saves a model as a Hugging Face directory, which diffusers or transformers load in PyTorch.
+    """Save a model as a Hugging Face directory, which diffusers or transformers load in PyTorch.
 
     A config that tells the parameters' type, which transformers casts to, tells that of these parameters.
 

@@ -20,7 +20,7 @@ Config = dict[str, Any]
 
 
 def read_model(path: str | Path, given: Mapping[str, Any] | None = None) -> tuple[Config, dict[str, Any] | None]:
-    """Reads a model's config, and opens its tensors where the path says in which file they are.
+    """Read a model's config, and opens its tensors where the path says in which file they are.
 
     Args:
         path: a directory with config.json; a file or an index in such a directory; a single-file checkpoint of one

@@ -81,11 +81,12 @@ def cond_shapes(
         Shapes by name, for `check_cond`; None stands for any length.
     """
     batch, cond = x.shape[0], cond or {}
-    tokens = cond["tokens"].shape[1] if "tokens" in cond else None
+    tokens = cond.get("tokens")
+    length = tokens.shape[1] if tokens is not None and tokens.ndim == 3 else None
     shapes: dict[str, Shape | None] = {
         "label": None if num_classes is None else (batch,),
         "tokens": None if context_dim is None else (batch, None, context_dim),
-        "mask": (batch, tokens) if mask and context_dim is not None and "mask" in cond else None,
+        "mask": (batch, length) if mask and context_dim is not None and "mask" in cond else None,
         "vector": None if pooled_dim is None else (batch, pooled_dim),
         "guidance": (batch,) if guidance else None,
         "concat": None if concat_channels is None else (*x.shape[:-1], concat_channels),

@@ -68,15 +68,15 @@ def _denoiser(
         return guided(cond) if rescale is None else guides.rescale(guided, cond, rescale, model.prediction)
 
     def denoise(x: Array, level: Level) -> Array:
-        answers = predict_both(_pairs(x, x), level).reshape(len(x), 2, *x.shape[1:])
-        cond, null = (lambda x, level, i=i: answers[:, i] for i in range(2))
+        predicted = predict_both(_pairs(x, x), level).reshape(len(x), 2, *x.shape[1:])
+        cond, null = (lambda x, level, i=i: predicted[:, i] for i in range(2))
         return guide(cond, null)(x, level)
 
     return denoise
 
 
 def _encode_both(parts: Parts, params: Any, tokens: Tokens, negative: Tokens | None) -> Cond:
-    """What the network is given of each prompt and of its negative one, [2 B, ...]."""
+    """The network's condition for each prompt and its negative one, [2 B, ...]."""
     batch = len(jax.tree.leaves(dict(tokens))[0])
     flags = {NEGATIVE: _pairs(jnp.zeros(batch, bool), jnp.ones(batch, bool))}
     if negative is not None:
@@ -90,9 +90,9 @@ def _encode_both(parts: Parts, params: Any, tokens: Tokens, negative: Tokens | N
 
 def _check_unguided(parts: Parts, guidance: Any, negative: Tokens | None, rescale: Any) -> None:
     if parts.distilled and guidance is None:
-        raise ValueError("this network is told the guidance: give a number")
+        raise ValueError("the guidance is an input of this network: give a number")
     if negative is not None or rescale is not None:
-        why = "this network is told the guidance" if parts.distilled else "there is no guidance"
+        why = "that of this network is an input" if parts.distilled else "there is no guidance"
         raise ValueError(f"negative and rescale are of classifier-free guidance, but {why}")
 
 
@@ -115,7 +115,7 @@ def _pairs(first: Any, second: Any) -> Any:
 def _begin(
     parts: Parts, params: Any, image: Array, mask: Array | None, strength: float | Array, batch: int
 ) -> tuple[Begin, Cond]:
-    """How to begin with an image, and what a network for inpainting sees of it."""
+    """How to begin with an image, and the inputs that a network for inpainting has of it."""
     known = _encode(parts, params, image, batch)
     extra: Cond = {}
     inpaint_mask: Array | None = None
@@ -164,7 +164,7 @@ def _keep_known(solver: Solver, known: Array, noise: Array, mask: Array, end: Ar
 
     def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
         x, state = solver.step(denoise, key, x, state, cur, nxt)
-        # The last level may have a little noise left, which the answer has not.
+        # The last level may have a little noise left, which the result has not.
         there = jnp.where(nxt.t == end, known, q_sample(known, noise, nxt))
         return mask * x + (1 - mask) * there, state
 
@@ -176,7 +176,7 @@ def _first_step(n: int, strength: float | Array, up: bool) -> Array:
         raise ValueError(f"strength must lie in [0, 1], got {strength}")
     if jnp.ndim(strength):
         raise ValueError(f"strength must be one number for all images, got shape {jnp.shape(strength)}")
-    # Whole numbers of steps as they are meant: 0.58 of 50 is 29, whatever a product in float32 or float64 says.
+    # Whole numbers of steps as they are meant: 0.58 of 50 is 29, whatever the product in float32 or float64.
     taken = jnp.ceil(n * strength - 1e-3) if up else jnp.floor(n * strength + 1e-3)
     return n - taken.astype(jnp.int32)
 

@@ -52,7 +52,7 @@ def read_kind(path: Path) -> tuple[Mapping[str, Any], Layout]:
 
 
 def read_index(path: str | Path, base: str | Path | None = None, *, decodes: bool = True) -> Index:
-    """Finds the parts of a pipeline, and tells its kind.
+    """Find the parts of a pipeline and its kind.
 
     Args:
         path: a directory with model_index.json, or a checkpoint in one file.
@@ -127,12 +127,12 @@ def encode_prompts(
     directory: str | Path, prompts: Sequence[str], *, size: tuple[int, int], base: str | Path | None = None,
     dtype: Any = jnp.float32,
 ) -> Cond:  # fmt: skip
-    """What the network of a text-to-image directory sees of prompts; the text encoders are read for it and dropped.
+    """Encode prompts as the condition of a text-to-image network; the text encoders are read and dropped.
 
     Args:
         directory: of Stable Diffusion 1, 2, XL, 3 or Flux, or a checkpoint in one file.
         prompts: B texts.
-        size: (height, width) of the images, which Stable Diffusion XL is told.
+        size: (height, width) of the images, an input of Stable Diffusion XL.
         base: a directory that gives what the other lacks; for a file the tokenizers, at least.
         dtype: of the encoders' computation.
 

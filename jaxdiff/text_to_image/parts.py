@@ -1,4 +1,4 @@
-"""The parts of a text-to-image pipeline: a model, how it is sampled, what one may ask for and what it makes."""
+"""The parts of a text-to-image pipeline, as an experiment has them: model, sampling, condition and medium."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from jaxdiff.text_to_image.prompts import Cond, Layout, Models
 __all__ = ["NEGATIVE", "Parts", "complete", "make_parts"]
 
 Tokenize = Callable[[Sequence[str]], Mapping[str, Any]]
-# Entries of a condition, bool [B]: whether a prompt is a negative one, which networks may be told, and whether zeros
+# Entries of a condition, bool [B]: whether a prompt is a negative one, an input of some networks, and whether zeros
 # replace it once it is encoded.
 NEGATIVE, ZERO = "negative", "zero"
 
@@ -65,7 +65,7 @@ class Parts(NamedTuple):
 
     @property
     def distilled(self) -> bool:
-        """Whether the network is told the guidance."""
+        """Whether the guidance scale is an input of the network."""
         return self.layout.distilled(self.config)
 
     @property
@@ -75,7 +75,7 @@ class Parts(NamedTuple):
 
     @property
     def inpaints(self) -> bool:
-        """Whether the network sees the mask and the picture around it."""
+        """Whether the mask and the masked image are inputs of the network."""
         return self.layout.network == "unet" and self.config["in_channels"] > self.config["out_channels"]
 
     @property
@@ -125,23 +125,23 @@ def make_parts(
 
 
 def complete(layout: Layout, models: Models, size: tuple[int, int], encoded: Cond, cond: Cond) -> Cond:
-    """Add to encoded prompts what does not depend on them: sizes, scores, and the guidance that a network is told.
+    """Add what does not depend on the prompt to a condition: sizes, scores, the guidance of a distilled network.
 
     Args:
         layout, models, size: see `Parts`.
         encoded: of `layout.encode`.
-        cond: what was asked for; see `Parts.condition`.
+        cond: a condition as `Parts.condition` describes it.
 
     Returns:
-        What the network is given.
+        The network's condition.
     """
     negative = cond.get(NEGATIVE, jnp.zeros(len(jax.tree.leaves(encoded)[0]), bool))
-    told = {"guidance": cond["guidance"]} if "guidance" in cond else {}
-    return layout.complete(models, encoded, size, negative) | told
+    guidance = {"guidance": cond["guidance"]} if "guidance" in cond else {}
+    return layout.complete(models, encoded, size, negative) | guidance
 
 
 def _condition(layout: Layout, models: Models, tokenize: Tokenize, size: tuple[int, int], *, zeros: bool) -> Condition:
-    """A prompt, the guidance where the network is told it, and otherwise a null condition, the empty prompt."""
+    """A prompt; for a distilled network its guidance, for others a null condition, the empty prompt."""
     config = models.config[layout.network]
 
     def ask(prompts: Sequence[str], **flags: bool) -> dict[str, Any]:

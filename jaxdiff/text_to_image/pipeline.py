@@ -43,7 +43,7 @@ class Pipeline(NamedTuple):
         zeros: whether it does without them, with a condition of zeros.
         model: the network, as a function of the parameters of all models.
         sampling: the scheduler's.
-        condition: tokens by the names of the text encoders, and what else the network is told.
+        condition: tokens by the names of the text encoders, and flags or the guidance that they come with.
         medium: images, of latents that the autoencoder decodes.
     """
 
@@ -71,7 +71,7 @@ def load(
     base: str | Path | None = None, variant: str | None = None, length: int | None = None, dtype: Any = jnp.float32,
     param_dtype: Any = None, place: Callable[[Any], Any] | None = None, progress: Callable[[Array], None] | None = None,
 ) -> Pipeline:  # fmt: skip
-    """Loads a directory of Stable Diffusion 1, 2, XL, 3 or Flux.
+    """Load a directory of Stable Diffusion 1, 2, XL, 3 or Flux.
 
     The pipeline's function, to be put into `jax.jit` whole, is
 
@@ -82,17 +82,17 @@ def load(
 
         tokens: of B prompts; see `Pipeline.tokenize`.
         keys: one key, or [B] keys, and then an image depends on its own key, prompt and picture alone.
-        guidance: scale of classifier-free guidance, a number or [B]; or what a network made for it is told of it
-            (Flux.1 dev, latent consistency models). None: off.
-        negative: tokens of what to keep away from, such as `tokenize([""] * B)`; needed for classifier-free guidance,
-            but for Stable Diffusion XL where it was trained with zeros in their place.
+        guidance: scale of classifier-free guidance, a number or [B]; or the input of a distilled network (Flux.1 dev,
+            latent consistency models). None: off.
+        negative: tokens of negative prompts, e.g. `tokenize([""] * B)`; needed for classifier-free guidance, other than
+            with Stable Diffusion XL, where zeros may replace the encoded empty prompt.
         rescale: phi of `guidance.rescale`, of what the network predicts. None: off.
         image: [B, height, width, 3] in [-1, 1] to begin with; its latents are the mean of their posterior.
-        mask: [B, height, width], 1 where the image is painted anew, else 0. A network for inpainting sees it. With
-            others the rest of the picture is put back after each step, with the noise of the level arrived at.
+        mask: [B, height, width], 1 where the image is painted anew, else 0. An input of networks for inpainting; with
+            others the rest of the image is put back after each step, with the noise of the next level.
         strength: how much of the image is changed, in [0, 1]: the last strength N steps are taken, rounded down, but
-            up for Stable Diffusion 3 and Flux, as the references do; where that is none, the answer is what the
-            autoencoder makes of the image. May be traced.
+            up for Stable Diffusion 3 and Flux, as the references do; without any, the image is encoded and
+            decoded. May be traced.
         noise: [B, height / factor, width / factor, D], standard normal, in place of the keys' at the beginning.
         images: [B, height, width, 3] in [-1, 1], float32 at least.
 
@@ -105,8 +105,8 @@ def load(
         steps: N; by default the reference's 50, or 28 for Stable Diffusion 3 and Flux.
         size: (height, width) of the images; by default the network's own, 1024 for Flux.
         kind: class of the scheduler, in place of the directory's; see `interop.scheduler`.
-        base: a directory that gives what the other lacks: for a file, which holds no vocabularies, its "tokenizer"
-            folders, and its scheduler and models where there are such.
+        base: a directory that has what the other lacks: for a file, which has no vocabularies, "tokenizer" folders,
+            and a scheduler and models where there are any.
         variant: of the weights in a directory, such as "fp16".
         length: of T5's text in tokens; by default 256 for Stable Diffusion 3 and 512 for Flux.
         dtype: of the networks' computation. The steps are taken in float32 at least.
@@ -119,7 +119,7 @@ def load(
 
     Raises:
         ValueError: the pipeline's class is not known, a model is missing or not supported, or the size is not one
-            that the networks can make. All but what the files of weights hold is found before they are read.
+            that the networks can make. Everything but the contents of the weights is checked before they are read.
     """
     index = read_index(directory, base)
     layout = index.layout

@@ -1,4 +1,4 @@
-"""What the networks of text-to-image pipelines see of a prompt: Stable Diffusion 1 and 2, XL, 3, and Flux."""
+"""Conditions of text-to-image networks, made of prompts: Stable Diffusion 1 and 2, XL, 3, and Flux."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Models(NamedTuple):
     """The models of a pipeline's directory, without their parameters.
 
     Attributes:
-        apply: each one's pure function, by the name of its directory.
-        config: likewise.
+        apply: pure functions, by the names of the models' directories.
+        config: fields of their configs, by the same names.
         length: of T5's text, in tokens.
-        init: each one's key -> parameters, drawn at random.
+        init: functions key -> random parameters, by the same names.
     """
 
     apply: Mapping[str, Any]
@@ -38,17 +38,17 @@ class Layout(NamedTuple):
 
     Attributes:
         network: directory of the network that denoises.
-        encoders: directories of the text encoders, and whether the pipeline can do without.
-        encode: (models, params, tokens) -> the condition, tokens int[B, L] by the encoder's name.
-        complete: (models, condition, (height, width), negative) -> with what does not depend on the prompt; negative is
-            bool [B], which prompts are negative ones.
-        steps: the usual number of steps.
-        guidance: the usual scale.
+        encoders: directories of the text encoders -> whether the pipeline works without.
+        encode: (models, params, tokens) -> encoded prompts; tokens are int [B, L] by the encoder's name.
+        complete: (models, encoded prompts, (height, width), negative) -> the condition, with the entries that do not
+            depend on the prompt; negative is bool [B], whether a prompt is a negative one.
+        steps: the reference's default number of steps.
+        guidance: the reference's default scale.
         length: of T5's text, in tokens.
-        zeros: no prompt may be a condition of zeros.
-        patch: latents of a token along each axis, where the network's config does not say it.
-        even: see `scheduler`.
-        up: part of a step counts as one where an image is begun with.
+        zeros: zeros may replace the encoded empty prompt.
+        patch: latents of a token along each axis, where the network's config does not have it.
+        even: see `interop.scheduler`.
+        up: image-to-image rounds the number of steps up.
         asks: fields of the network's config that the pipeline needs, all of which are numbers.
     """
 
@@ -66,17 +66,17 @@ class Layout(NamedTuple):
     asks: tuple[str, ...] = ("in_channels", "out_channels")
 
     def check(self, config: Mapping[str, Any]) -> None:
-        """Raises ValueError unless the network's config gives what the pipeline asks of it."""
+        """Raise ValueError unless the network's config has the fields that the pipeline needs."""
         lacking = [name for name in self.asks if not isinstance(config.get(name), int)]
         if lacking:
             raise ValueError(f"the config of {self.network} must give {', '.join(lacking)} for such a pipeline")
 
     def distilled(self, config: Mapping[str, Any]) -> bool:
-        """Whether a network with this config is told the guidance."""
+        """Whether the guidance scale is an input of a network with this config."""
         return bool(config.get("guidance_embeds") or config.get("time_cond_proj_dim"))
 
     def classifier_free(self, config: Mapping[str, Any]) -> bool:
-        """Whether a network with this config is guided by a null condition; Flux is told its guidance, or has none."""
+        """Whether guidance of a network with this config needs a null condition; Flux has its guidance as an input."""
         return not self.distilled(config) and not self.even
 
 
@@ -93,7 +93,7 @@ def _complete_xl(models: Models, cond: Cond, size: tuple[int, int], negative: Ar
     config, vector = models.config["unet"], cond["vector"]
     features = config["addition_time_embed_dim"]
     # An image whose original had this size, and that is not cropped; then the size aimed at, in place of which the
-    # refiner is told an aesthetic score.
+    # refiner has an aesthetic score.
     last = jnp.tile(jnp.asarray([size], jnp.float32), (len(vector), 1))
     if config["projection_class_embeddings_input_dim"] == vector.shape[-1] + 5 * features:
         last = jnp.where(negative, jnp.float32(SCORES[1]), jnp.float32(SCORES[0]))[:, None]

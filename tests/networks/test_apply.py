@@ -40,7 +40,7 @@ def test_mask_and_augment_are_optional_and_all_others_are_not():
 def test_what_is_off_or_misshapen_is_refused(name):
     with pytest.raises(ValueError, match=f"unknown condition '{name}'; this network is configured for: none"):
         check_cond(X, NOISE, {name: COND[name]}, cond_shapes(X, {name: COND[name]}))
-    wrong = COND | {name: COND[name][:1]}
+    wrong = COND | {name: np.zeros((2, 1, 1, 1, 1))}
     with pytest.raises(ValueError, match=f"{name} must have shape"):
         check_cond(X, NOISE, wrong, cond_shapes(X, wrong, **ALL))
 

@@ -147,8 +147,7 @@ def test_a_whole_pipeline(tmp_path):
     tokens = pipe.tokenize(["a cat"])
     assert tokens["text_encoder"][0, -1] != tokens["text_encoder_2"][0, -1] == 52
 
-    closed = [cell.cell_contents for cell in pipe.generate.__closure__]
-    levels = next(value.levels for value in closed if hasattr(value, "levels"))
+    levels, _ = pipe.generate.args[0].prepared
     scheduler = diffusers.EulerDiscreteScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="leading", steps_offset=1
     )  # as in stable-diffusion-xl-base-1.0

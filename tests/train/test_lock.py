@@ -229,7 +229,8 @@ def test_a_full_disk_hides_the_name_not_the_lock(tmp_path, monkeypatch):
 
 def test_a_folder_that_is_being_converted_into_is_in_use(tmp_path, monkeypatch):
     written = []
-    run = SimpleNamespace(export={"model": lambda params, out: written.append((params, (out / FILE).is_file()))})
+    export = {"model": lambda params, out: written.append((params, (out / FILE).is_file()))}
+    run = SimpleNamespace(model=SimpleNamespace(export=export))
     monkeypatch.setattr(convert, "load_run", lambda workdir, trust: run)
     monkeypatch.setattr(convert.train, "load_params", lambda workdir, which: which)
     with Lock(tmp_path / "out"), pytest.raises(ValueError, match="out is in use by process"):

@@ -86,7 +86,7 @@ def rank_of(group: Group) -> int | None:
 
 
 def read_change(group: Group, shape: tuple[int, ...], scale: float, weight: Callable[[], np.ndarray]) -> Change:
-    """Reads an adapter.
+    """Read an adapter.
 
     Args:
         group: its tensors.

@@ -46,7 +46,7 @@ Layers = dict[int | None, Change]  # by layer of a stacked kernel, otherwise by 
 
 
 def load_lora(path: str | Path, models: Mapping[str, Loaded], *, dtype: Any = jnp.float32) -> dict[str, Any]:
-    """Reads a file of adapters, for `networks.lora.merge` and `adapted` with a scale of 1.
+    """Read a file of adapters, for `networks.lora.merge` and `adapted` with a scale of 1.
 
     LoRA, also that of a convolution in three parts (`lora_mid`), gives pairs `down` and `up`, with the file's
     alpha / rank multiplied into `up`. LoHa, LoKr and DoRA change a kernel by what is of no low rank: they give that
@@ -104,7 +104,7 @@ def load_lora(path: str | Path, models: Mapping[str, Loaded], *, dtype: Any = jn
 def save_lora(
     directory: str | Path, adapters: Mapping[str, Any], models: Mapping[str, Loaded], *, scale: float = 1.0
 ) -> Path:
-    """Writes adapters as diffusers does; `pipeline.load_lora_weights(directory)` reads them in PyTorch.
+    """Write adapters as diffusers does; `pipeline.load_lora_weights(directory)` reads them in PyTorch.
 
     Args:
         directory: is made where it does not exist; must not hold such a file.

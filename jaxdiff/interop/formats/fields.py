@@ -116,7 +116,7 @@ FIELDS: dict[str, Kind] = {
 
 
 def check_layers(config: Mapping[str, Any], tensors: int) -> None:
-    """Refuses a config of more layers than there are tensors, before such a network is traced, layer by layer.
+    """Refuse a config of more layers than there are tensors, before such a network is traced, layer by layer.
 
     Args:
         config: fields.

@@ -69,14 +69,14 @@ class Tensor:
         self.dtype = entry["dtype"]
 
     def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
-        """Reads a part, [slices of each axis]; () reads all."""
+        """Read a part, [slices of each axis]; () reads all."""
         if 0 in self.shape:  # which the format's library has no slices of
             return np.zeros(self.shape, np.float32)[index]
         return self._file.read(self._name, (index or (slice(None),) * len(self.shape)) if self.shape else ...)
 
 
 def read_config(directory: Path) -> tuple[str, dict[str, Any]]:
-    """Reads a model's config.json.
+    """Read a model's config.json.
 
     Returns:
         (the class's name, the fields).
@@ -94,7 +94,7 @@ def read_config(directory: Path) -> tuple[str, dict[str, Any]]:
 
 
 def open_tensors(path: str | Path, own: str | None = None, variant: str | None = None) -> dict[str, Tensor]:
-    """Opens the tensors of a file, of the files that an index names, or of the one that is meant in a directory.
+    """Open the tensors of a file, of the files that an index names, or of the one that is meant in a directory.
 
     Args:
         path: a directory, see `find_weights`, a `.safetensors` file, or an index, `.safetensors.index.json` or one of a
@@ -236,7 +236,7 @@ def _header(path: Path) -> dict[str, Any]:
 
 
 def write_tensors(tensors: Mapping[str, np.ndarray], path: Path) -> None:
-    """Writes a safetensors file, as PyTorch programs expect it.
+    """Write a safetensors file, as PyTorch programs expect it.
 
     Args:
         tensors: by name.

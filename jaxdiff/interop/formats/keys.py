@@ -41,7 +41,7 @@ class Place(NamedTuple):
 
 
 def places(tree: Any, rename: Callable[[str], str | None]) -> dict[str, Place]:
-    """Names the tensors that fill a tree.
+    """Name the tensors that fill a tree.
 
     Args:
         tree: a nested dict of arrays or of `jax.ShapeDtypeStruct`.
@@ -66,7 +66,7 @@ def places(tree: Any, rename: Callable[[str], str | None]) -> dict[str, Place]:
 def flatten(
     tree: Any, rename: Callable[[str], str | None], keys: Iterable[str] | None = None
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Takes tensors out of a tree, one at a time, in the checkpoint's layout.
+    """Take tensors out of a tree, one at a time, in the checkpoint's layout.
 
     Args:
         tree: a nested dict of arrays.

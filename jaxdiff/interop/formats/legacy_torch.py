@@ -46,7 +46,7 @@ class _Name(NamedTuple):
 
 
 def read_legacy(path: str | Path) -> dict[str, np.ndarray]:
-    """Reads a state dict, a flat dictionary from names to tensors, that `torch.save` wrote before PyTorch 1.6.
+    """Read a state dict, a flat dictionary from names to tensors, that `torch.save` wrote before PyTorch 1.6.
 
     Nothing of the file is run: of what its pickles are made, plain values, dictionaries and tensors are understood, and
     nothing else.

@@ -1,4 +1,4 @@
-"""Names of U-Nets in the original code of OpenAI and of latent diffusion, which count the entries on the way down and
+"""Name of U-Nets in the original code of OpenAI and of latent diffusion, which count the entries on the way down and
 on the way up, and diffusers' names, which count levels and blocks."""
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def unet_blocks(levels: int, blocks: int, attention: Collection[int]) -> dict[st
 
 
 def unet_layout(names: Iterable[str]) -> tuple[int, int, str]:
-    """Reads off a U-Net's size from the original names of its tensors.
+    """Read off a U-Net's size from the original names of its tensors.
 
     Returns:
         (levels, blocks per level, how the network resamples: "conv", "resblock" or "pool").

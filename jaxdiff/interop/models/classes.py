@@ -47,7 +47,7 @@ CLASSES: dict[str, Callable[[Mapping[str, Any], Any], Architecture]] = {
 
 
 def architecture(config: Mapping[str, Any], dtype: Any = jnp.float32) -> Architecture:
-    """Builds what a config describes.
+    """Build what a config describes.
 
     Args:
         config: the fields, the class in `_class_name`.

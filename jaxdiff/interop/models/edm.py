@@ -156,7 +156,7 @@ def _parameter(key: str) -> str | None:
 
 
 def edm_config(tensors: Tensors, given: Mapping[str, Any]) -> Config:
-    """Reads off what network an EDM checkpoint holds: all but the dropout, which sampling doesn't use.
+    """Read off what network an EDM checkpoint holds: all but the dropout, which sampling doesn't use.
 
     Args:
         tensors: of EDM's preconditioner, by name.
@@ -204,7 +204,7 @@ def edm_config(tensors: Tensors, given: Mapping[str, Any]) -> Config:
 
 
 def edm2_config(tensors: Tensors, given: Mapping[str, Any]) -> Config:
-    """Reads off what network an EDM2 checkpoint holds.
+    """Read off what network an EDM2 checkpoint holds.
 
     The balances of its sums, the size of its heads, the filter and the bound of the activations leave no trace in the
     tensors: they are those of the published networks.

@@ -33,7 +33,7 @@ class _Held:
 
 
 def efficientnet_lite0(path: str | Path | None = None, *, dtype: Any = jnp.float32) -> Loaded:
-    """Loads EfficientNet-Lite0 with its weights for ImageNet; its pooled features compare sets of images.
+    """Load EfficientNet-Lite0 with its weights for ImageNet; its pooled features compare sets of images.
 
     Args:
         path: the file of the weights, in PyTorch's old format; None: that of the installed package

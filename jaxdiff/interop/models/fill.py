@@ -25,7 +25,7 @@ GROUP = 2**28  # bytes of stacked layers that the host holds at a time, where a 
 
 
 def fill(built: Architecture, tensors: Mapping[str, Tensor], *, param_dtype: Any, place: Placing | None) -> Any:
-    """Fills a network's parameters from tensors; see `load`."""
+    """Fill a network's parameters from tensors; see `load`."""
     shapes = jax.eval_shape(built.init, jax.random.key(0))
     wanted = places(shapes, built.rename)
     named = {}
@@ -75,7 +75,7 @@ def _widest(parts: list[tuple[Place, Tensor]]) -> Any:
 
 
 def _read(parts: list[tuple[Place, Tensor]], shape: jax.ShapeDtypeStruct, sharding: Any) -> jax.Array:
-    """Reads a leaf; what several devices hold is read once, and the host keeps none of it."""
+    """Read a leaf; what several devices hold is read once, and the host keeps none of it."""
     if sharding is None:
         return _on_device(parts, (slice(None),) * len(shape.shape), shape, None)
     indices = sharding.addressable_devices_indices_map(shape.shape)
@@ -95,7 +95,7 @@ def _on_device(
     shape: jax.ShapeDtypeStruct,
     device: jax.Device | None,
 ) -> jax.Array:
-    """Reads the part of a leaf that a device holds; a stack of layers by groups of at most `GROUP` bytes."""
+    """Read the part of a leaf that a device holds; a stack of layers by groups of at most `GROUP` bytes."""
 
     def one(spot: Place, tensor: Tensor, index: tuple[slice, ...]) -> np.ndarray:
         return tensor[tuple(index[axis] for axis in np.argsort(spot.axes))].transpose(spot.axes)

@@ -102,7 +102,7 @@ def _rename(blocks: Mapping[str, str], key: str) -> str | None:
 
 
 def split_attention(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Shows each attention's one tensor of queries, keys and values as three; nothing is read.
+    """Show each attention's one tensor of queries, keys and values as three; nothing is read.
 
     Args:
         tensors: of a UNetModel, by name.
@@ -145,7 +145,7 @@ def _rows(total: int, config: Mapping[str, Any]) -> np.ndarray:
 
 
 def openai_config(tensors: Tensors, given: Mapping[str, Any]) -> Config:
-    """Reads off what network a checkpoint of UNetModel holds.
+    """Read off what network a checkpoint of UNetModel holds.
 
     Args:
         tensors: by name.

@@ -118,7 +118,7 @@ FLUX = _Family(
 
 
 def read_single(tensors: Tensors) -> Single | None:
-    """Tells what a file of tensors holds; None where the names are not those of these models' authors.
+    """Tell what a file of tensors holds; None where the names are not those of these models' authors.
 
     The published models' scheduler is that of 768 pixels and v-prediction for Stable Diffusion 2, unless the file's
     step or its U-Net's channels say that it is one of 512. A finetuned model that has a tensor "v_pred" predicts v, one

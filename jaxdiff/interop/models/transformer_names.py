@@ -1,4 +1,4 @@
-"""Names of Stable Diffusion 3's and Flux's transformers in their authors' code.
+"""Name of Stable Diffusion 3's and Flux's transformers in their authors' code.
 
 There one module often does what several do in diffusers: queries, keys and values are one product, whose rows are
 split. So a name stands for modules of diffusers, each with its rows, which are counted in equal parts of the whole:

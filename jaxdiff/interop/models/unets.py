@@ -100,7 +100,7 @@ def names(c: Fields, field: str, default: Sequence[str]) -> tuple[str, ...]:
 def check_blocks(
     field: str, types: tuple[str, ...], kinds: tuple[str, str], *, levels: tuple[int, ...], count: int
 ) -> None:
-    """Refuses blocks that are not of the first kind at these levels, and of the second at the others.
+    """Refuse blocks that are not of the first kind at these levels, and of the second at the others.
 
     Args:
         field: of the config.

@@ -72,7 +72,7 @@ UP = ("clip_sample", "lower_order_final", "predict_x0", "set_alpha_to_one")  # f
 def scheduler(
     config: str | Path | Mapping[str, Any], kind: str | None = None, *, tokens: int | None = None, even: bool = False
 ) -> Scheduler:
-    """Reads the config of a diffusers scheduler.
+    """Read the config of a diffusers scheduler.
 
     Args:
         config: its fields, or a directory with scheduler_config.json.
@@ -105,7 +105,7 @@ def scheduler(
 def network_scheduler(
     config: str | Path | Mapping[str, Any], network: Mapping[str, Any], size: tuple[int, ...], kind: str | None = None
 ) -> Scheduler:
-    """Reads the config of a network's scheduler, with what the network's class adds to it.
+    """Read the config of a network's scheduler, with what the network's class adds to it.
 
     Args:
         config: see `scheduler`.

@@ -65,6 +65,7 @@ def step_between(
         integral: see `rule`.
         eta: how much noise; 0 is the ODE, 1 the reverse SDE.
         of_noise: whether answers are eps_hat.
+
     Returns:
         the coefficients, weights in the order of nodes.
     """

@@ -24,7 +24,7 @@ __all__ = ["iterative", "lcm", "tcd"]
 
 
 def lcm(c: Fields) -> Scheduler:
-    """LCMScheduler: x_0 through the consistency function of Luo et al. 2023 (arXiv:2310.04378, section 4.1)."""
+    """LCMScheduler: x_0 through the consistency function of Luo et al. 2023 (arXiv:2310.04378, sec. 4.1)."""
     limit, scaling = config.thresholded(c) or config.clipped(c, False), c.take("timestep_scaling", 10.0)
     table, grid = _listed(c, limit, to_clean=True)
 

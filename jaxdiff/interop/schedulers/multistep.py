@@ -89,6 +89,7 @@ def multistep(
         depth: number of earlier answers that a step may combine with its own.
         of_noise: whether answers are eps_hat, not x0_hat.
         stochastic: whether noise is drawn.
+
     Returns:
         a solver for this list alone, or a part of it: it knows a step by the level where the step begins.
     Raises:

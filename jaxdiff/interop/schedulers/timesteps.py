@@ -95,7 +95,7 @@ def time_of(table: Discrete, s: np.ndarray) -> np.ndarray:
 
 
 def check(n: int, most: int | None) -> None:
-    """Raises ValueError unless a number of steps is a whole number from 1 to `most`."""
+    """Raise ValueError unless a number of steps is a whole number from 1 to `most`."""
     if not isinstance(n, int) or n < 1 or (most is not None and n > most):
         bounds = "at least 1" if most is None else f"from 1 to {most}"
         raise ValueError(f"the number of steps must be a whole number {bounds}, got {n!r:.80}")
