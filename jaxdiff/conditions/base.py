@@ -75,7 +75,7 @@ class Condition:
             ValueError: there is no null condition.
         """
         self.check_null()
-        size = len(jax.tree.leaves(cond)[0])
+        size = jax.tree.leaves(cond)[0].shape[0]  # which may be symbolic, in an exported program
         spread = lambda a, one: jnp.broadcast_to(jnp.asarray(a, one.dtype), (size, *one.shape))  # noqa: E731
         return {**cond, **{name: spread(a, self.spec[name]) for name, a in (self.null or {}).items()}}
 
