@@ -224,7 +224,7 @@ def _falling(levels: Level) -> Level:
     """The grid without levels that have as much noise as an earlier one: some lists have them for their own solver."""
     angle = np.arctan2(np.asarray(levels.sigma), np.asarray(levels.alpha))
     falls = angle < np.append(np.inf, np.minimum.accumulate(angle)[:-1])
-    return levels.at(falls)
+    return Level(*(field[falls] for field in levels))
 
 
 def seed_key(seed: int) -> Array:

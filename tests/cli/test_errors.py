@@ -33,7 +33,7 @@ def test_what_jaxdiff_refuses_is_a_sentence():
     cases = [
         (lambda: jd.sharding.parse_mesh("rows=2"), "a mesh is written like"),
         (refuse_in_a_block, "images must be [N, H, W, C]"),
-        (lambda: jd.losses.denoising_loss(None, jd.processes.Flow(), None, drop_rate=2.0), "drop_rate"),
+        (lambda: jd.losses.denoising_loss(max, jd.processes.Flow(), jd.parameterize.v, drop_rate=2.0), "drop_rate"),
         # JAX leaves its own frames out of the tracebacks of what it calls.
         (lambda: jax.jit(lambda x: x + grid(np.zeros((1, 2, 2, 1)), 0).sum())(1.0), "columns must be at least 1"),
         (lambda: data.to_float(np.zeros(3)), "to_float takes uint8"),
