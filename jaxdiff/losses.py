@@ -17,11 +17,11 @@ from jaxdiff.guidance import drop_condition
 from jaxdiff.levels import check_variance, q_sample
 from jaxdiff.likelihood import variational_term
 from jaxdiff.noise import check_key, normal_like
-from jaxdiff.parameterize import Row, predict, scalings, target, to_x0
+from jaxdiff.parameterize import predict, scalings, target, to_x0
 from jaxdiff.processes import EDM, Discrete, Process
 from jaxdiff.processes.base import check_process
 from jaxdiff.times import integers, log_normal, uniform
-from jaxdiff.types import Apply, Batch, Loss, Metrics, Params, TimeSampler, Weight
+from jaxdiff.types import Apply, Batch, Loss, Metrics, Params, Prediction, TimeSampler, Weight
 
 __all__ = ["denoising_loss", "hybrid_loss", "latent_loss", "vlb_loss"]
 
@@ -29,7 +29,7 @@ __all__ = ["denoising_loss", "hybrid_loss", "latent_loss", "vlb_loss"]
 def denoising_loss(
     apply: Apply,
     process: Process,
-    row: Row,
+    row: Prediction,
     *,
     weight: Weight | None = None,
     times: TimeSampler | None = None,
@@ -92,7 +92,7 @@ def denoising_loss(
 
 
 def vlb_loss(
-    apply: Apply, process: Discrete, row: Row, *, variance: str = "learned", times: TimeSampler | None = None
+    apply: Apply, process: Discrete, row: Prediction, *, variance: str = "learned", times: TimeSampler | None = None
 ) -> Loss:
     """The variational bound of a DDPM, without the prior's constant, in bits per dimension (Ho et al. 2020, eq. 5).
 
@@ -130,7 +130,7 @@ def vlb_loss(
 def hybrid_loss(
     apply: Apply,
     process: Discrete,
-    row: Row,
+    row: Prediction,
     *,
     vlb_weight: float = 0.001,
     times: TimeSampler | None = None,
@@ -210,7 +210,7 @@ def _split(batch: Batch) -> tuple[Array, Batch]:
     return batch["x"], {name: value for name, value in batch.items() if name != "x"}
 
 
-def _check(apply: Apply, row: Row, times: TimeSampler) -> None:
+def _check(apply: Apply, row: Prediction, times: TimeSampler) -> None:
     check_function("apply", apply, "(params, x, noise, cond) -> F")
     check_function("prediction", row, "(level) -> Scalings")
     check_function("times", times, "(key, batch) -> (t, weight)")

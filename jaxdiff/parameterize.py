@@ -5,6 +5,10 @@ A row is a function `Level -> Scalings`. With the network F, whatever it predict
     x0_hat = skip x + out F(inp x, noise)        (Karras et al. 2022, arXiv:2206.00364, eq. 7)
 
 so the regression target is (x_0 - skip x) / out, and nothing else in jaxdiff asks which prediction it is.
+
+`noise` is what the network's time embedding receives: the process's time as it is, unless `time_scaled`, `zero_based`
+or `with_noise_input` says otherwise. The networks of `jaxdiff.networks` are made for times of hundreds: with Flow, VP
+and others whose time runs over [0, 1], train and sample them with `time_scaled(velocity)`.
 """
 
 from __future__ import annotations
@@ -80,7 +84,7 @@ def score(level: Level) -> Scalings:
 
 
 @factory
-def edm(sigma_data: float | Array = 0.5) -> Row:
+def edm(sigma_data: float | Array = 0.5) -> Prediction:
     """EDM's preconditioning (Karras et al. 2022, table 1), in sigma / alpha and so for any process.
 
     Args:
@@ -106,7 +110,7 @@ def edm(sigma_data: float | Array = 0.5) -> Row:
 
 
 @factory
-def with_noise_input(row: Row, noise: Callable[[Level], Array]) -> Row:
+def with_noise_input(row: Prediction, noise: Callable[[Level], Array]) -> Prediction:
     """The same prediction by a network whose time embedding is given `noise(level)` (EDM's c_noise).
 
     Args:
@@ -117,7 +121,7 @@ def with_noise_input(row: Row, noise: Callable[[Level], Array]) -> Row:
 
 
 @factory
-def time_scaled(row: Row, scale: float = 1000.0) -> Row:
+def time_scaled(row: Prediction, scale: float = 1000.0) -> Prediction:
     """The same prediction by a network made for times of 0..scale, of a process whose time runs over [0, 1].
 
     The networks of `jaxdiff.networks` embed time by sinusoids made for the 1,000 steps of a DDPM (Ho et al. 2020), as
@@ -131,12 +135,12 @@ def time_scaled(row: Row, scale: float = 1000.0) -> Row:
 
 
 @factory
-def zero_based(row: Row) -> Row:
+def zero_based(row: Prediction) -> Prediction:
     """The same prediction by a network that counts a beta table's steps 0..T-1, as the published DDPMs do."""
     return with_noise_input(row, lambda level: level.t - 1)
 
 
-def target(row: Row, x0: Array, x: Array, level: Level) -> Array:
+def target(row: Prediction, x0: Array, x: Array, level: Level) -> Array:
     """The regression target of F: (x_0 - skip x) / out.
 
     Args:
@@ -151,7 +155,7 @@ def target(row: Row, x0: Array, x: Array, level: Level) -> Array:
     return (x0 - s.skip * x) / s.out
 
 
-def scalings(row: Row, level: Level, x: Array) -> Scalings:
+def scalings(row: Prediction, level: Level, x: Array) -> Scalings:
     """The scales of a prediction at the level of x; a plain number counts for all examples.
 
     Args:
@@ -173,7 +177,7 @@ def scalings(row: Row, level: Level, x: Array) -> Scalings:
     return Scalings(*(_like(field, level.alpha) for field in s))
 
 
-def denoiser(apply: Apply, params: Params, row: Row, cond: Cond = None, *, key: Array | None = None) -> Denoiser:
+def denoiser(apply: Apply, params: Params, row: Prediction, cond: Cond = None, *, key: Array | None = None) -> Denoiser:
     """The denoiser x0_hat(x_t, level) of a network.
 
     The network may compute in any precision: its answer is cast to the type of x here. A network with learned variance
@@ -211,7 +215,8 @@ def predict(
     noise = s.noise.astype(jnp.float32 if jnp.finfo(x.dtype).bits < 32 else x.dtype)
     noise = jnp.broadcast_to(noise.reshape(-1), x.shape[:1])
     extra = {} if key is None else {"key": key}
-    answer = apply(params, s.inp.astype(x.dtype) * x, noise, {} if cond is None else cond, **extra)
+    network: Callable[..., Any] = apply  # those with dropout take a key
+    answer = network(params, s.inp.astype(x.dtype) * x, noise, {} if cond is None else cond, **extra)
     return tuple(a.astype(x.dtype) for a in (answer if isinstance(answer, tuple) else (answer,)))
 
 

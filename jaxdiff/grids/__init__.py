@@ -1,8 +1,8 @@
 """Grids: where a sampler stops on its way from noise to data.
 
-A grid is a `Level` whose fields have shape [N + 1], noisiest first. Any decreasing times of a process are one:
-`process(np.linspace(1, 0, 51))`; these are the usual ones. Inside `jit`, a grid of concrete numbers stays concrete, so
-that its values are checked there, too.
+A grid is a `Level` whose fields have shape [N + 1], noisiest first; `levels.at(i)` is one of its levels. Any decreasing
+times of a process are one: `process(np.linspace(1, 0, 51))`; these are the usual ones. Inside `jit`, a grid of concrete
+numbers stays concrete, so that its values are checked there, too.
 
 The number of steps n may be traced where `at_most`, its static bound, is given. The fields then have shape
 [at_most + 1], and the levels after step n repeat the last one: a sampler has to stop after n steps.

@@ -12,8 +12,8 @@ from jaxdiff.checks import check_number
 from jaxdiff.guidance.base import Scale, at_level, check_denoisers, guide
 from jaxdiff.levels import Level
 from jaxdiff.noise import check_key
-from jaxdiff.parameterize import Row, denoiser
-from jaxdiff.types import Apply, Cond, Denoiser, Params
+from jaxdiff.parameterize import denoiser
+from jaxdiff.types import Apply, Cond, Denoiser, Params, Prediction
 
 __all__ = ["cfg", "cfg_batched", "drop_condition"]
 
@@ -43,7 +43,7 @@ def cfg(cond: Denoiser, uncond: Denoiser, scale: Scale) -> Denoiser:
     return denoise
 
 
-def cfg_batched(apply: Apply, params: Params, row: Row, *, cond: Cond, null: Cond, scale: Scale) -> Denoiser:
+def cfg_batched(apply: Apply, params: Params, row: Prediction, *, cond: Cond, null: Cond, scale: Scale) -> Denoiser:
     """`cfg` with one evaluation of a doubled batch.
 
     Faster than two where the device is not yet full; on a sharded batch the concatenation moves data between devices,

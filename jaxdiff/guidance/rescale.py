@@ -12,13 +12,14 @@ from jaxdiff import parameterize
 from jaxdiff.checks import check_number
 from jaxdiff.guidance.base import Scale, answer, at_level, check_denoisers, norm, parts
 from jaxdiff.levels import Level
-from jaxdiff.parameterize import Row
-from jaxdiff.types import Denoiser
+from jaxdiff.types import Denoiser, Prediction
 
 __all__ = ["rescale"]
 
 
-def rescale(guide: Callable[[Denoiser], Denoiser], cond: Denoiser, phi: Scale, row: Row = parameterize.x0) -> Denoiser:
+def rescale(
+    guide: Callable[[Denoiser], Denoiser], cond: Denoiser, phi: Scale, row: Prediction = parameterize.x0
+) -> Denoiser:
     """Guidance rescale: pull each example's std to the conditional model's (Lin et al. 2023, section 3.4).
 
     F_guided (phi std(F_cond) / std(F_guided) + 1 - phi), where F is what the network predicts (arXiv:2305.08891). The

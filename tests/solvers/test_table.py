@@ -147,7 +147,7 @@ DRAWS = 4  # of one step, at the most
 def counted(monkeypatch, z):
     """Make keys numbers and noise z [N, DRAWS]: a step's own key draws z[step, 0], the ones folded from it the next."""
     folded = 1000
-    monkeypatch.setattr(import_module("jaxdiff.sample"), "check_key", lambda key: None)
+    monkeypatch.setattr(import_module("jaxdiff.sample"), "check_key", lambda *args: None)
     monkeypatch.setattr(jax.random, "fold_in", lambda key, i: folded * key + jnp.asarray(i, key.dtype) + 1)
 
     def normal(key, shape, dtype):
