@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from helpers import toy
 
@@ -98,3 +99,28 @@ def test_checkpoints_of_a_part_and_of_several_averages_of_it(tmp_path):
             checkpointer.save(state)
         assert toy.same(train.load_params(tmp_path / str(i)), train.average(state))
         assert set(train.average(state)) == {"kernel", "bias"}
+
+
+def test_vmap_and_scan_pass_through_an_update():
+    """Of 1/2 (w - a x)^2 the gradient is w - a x: four rates, two frozen factors a, three updates in one program."""
+    xs, rates, factors = np.array([1.0, -2.0, 0.5]), np.array([0.0, 0.1, 0.5, 1.0]), np.array([1.0, 3.0])
+    half_square = lambda seen, key, batch: (0.5 * jnp.mean((seen[0]["w"] - seen[1] * batch["x"]) ** 2), {})  # noqa: E731
+
+    def member(rate, factor):
+        optimizer = optax.sgd(rate)
+        update = train.make_update(half_square, optimizer, key=KEY, ema=train.ema.constant(0.5), accumulate=2)
+        state = train.new_state({"w": jnp.ones(())}, optimizer)
+        batches = {"x": jnp.broadcast_to(jnp.asarray(xs, jnp.float32)[:, None], (3, 4))}
+        return jax.lax.scan(lambda state, batch: update(state, batch, factor), state, batches)
+
+    grid = jnp.meshgrid(*(jnp.asarray(x, jnp.float32) for x in (rates, factors)), indexing="ij")
+    states, metrics = jax.jit(jax.vmap(jax.vmap(member)))(*grid)
+    w = average = np.ones((4, 2))
+    for k, x in enumerate(xs):
+        error = w - factors * x
+        np.testing.assert_allclose(metrics["loss"][..., k], 0.5 * error**2, rtol=1e-5)
+        w = w - rates[:, None] * error
+        average = 0.5 * (average + w)
+    np.testing.assert_allclose(states.params["w"], w, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(states.ema["w"], average, rtol=1e-5, atol=1e-6)
+    assert states.step.tolist() == [[3, 3]] * 4 and not states.skipped.any()

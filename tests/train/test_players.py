@@ -211,6 +211,26 @@ def test_eight_devices(straight, where, options):
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=0, atol=5e-6)
 
 
+@pytest.mark.slow
+def test_an_idle_player_has_no_activations():
+    """A step of two players needs little more memory than that of one: neither keeps what the other computes."""
+    mesh, size = toy.mesh("one"), 4096
+    batch = {"x": jax.ShapeDtypeStruct((size, toy.WIDTH), jnp.float32)}
+
+    def temporaries(names):
+        loss = lambda name: lambda seen, key, batch: toy.noisy_loss(seen[0][name], key, batch)  # noqa: E731
+        played = train.players(
+            {name: train.Player(loss(name), toy.SGD) for name in names},
+            lambda made: {name: made % 2 == i for i, name in enumerate(names)},
+        )
+        state = train.abstract(lambda key: {name: toy.init(key) for name in names}, played.optimizer, mesh)
+        step = train.make_step(played.loss, played.optimizer, key=KEY, ema=train.ema.constant(0.9), given=played.given)
+        return step.lower(state, batch).compile().memory_analysis().temp_size_in_bytes
+
+    activations = 4 * size * toy.HIDDEN
+    assert temporaries("ab") - temporaries("a") < activations / 2 < temporaries("a")
+
+
 def test_what_the_names_of_players_must_be():
     player = train.Player(student_loss, toy.SGD)
     with pytest.raises(ValueError, match=r"turn must have a value for each of the players \['a', 'b'\], got \['a'\]"):
