@@ -201,7 +201,7 @@ def preview_of(
         workdir: where the pictures go.
         mesh: where the parameters lie.
         params: the shapes of the averaged parameters; what cannot be drawn is refused at once.
-        say: told the path of each picture.
+        say: called with the path of each picture.
     """
     drawer, medium = Drawer(experiment, mesh), experiment.medium
     drawer.trace(params)

@@ -15,6 +15,7 @@ from jax import Array, ShapeDtypeStruct
 from jax.export import Exported
 from jax.sharding import AbstractDevice, AbstractMesh
 
+from jaxdiff import trees
 from jaxdiff.experiment import Experiment
 from jaxdiff.sampler import sampler
 from jaxdiff.seeds import keys_at
@@ -51,7 +52,7 @@ def export_sampler(
         experiment: what to sample, with its solver and number of steps.
         params: the trained parameters.
         embed_weights: the parameters are constants of the program; otherwise its argument `weights`, as `flat_weights`
-            says.
+            names them.
         guidance: scale to build in, 1 is off; None is an argument, where the model has a null condition.
         platforms: names that `jax.export` knows.
 
@@ -96,27 +97,23 @@ def write_program(path: Path, exported: Exported) -> None:
 
 def flat_weights(params: Any) -> dict[str, np.ndarray]:
     """Name a tree's arrays by their paths; what numpy's files know no type for, such as bfloat16, as plain bits."""
-    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(params))
-    return {_name(path): x.view(f"uint{8 * x.itemsize}") if x.dtype.kind == "V" else x for path, x in leaves}
+    leaves = trees.flatten(jax.device_get(params)).items()
+    return {name: x.view(f"uint{8 * x.itemsize}") if x.dtype.kind == "V" else x for name, x in leaves}
 
 
 def _tree(weights: dict[str, Array], like: Any) -> Any:
     """The tree of which these are the `flat_weights`."""
 
-    def take(path: Any, x: Any) -> Array:
-        found = weights[_name(path)]
+    def take(name: str, x: Any) -> Array:
+        found = weights[name]
         return found if found.dtype == x.dtype else jax.lax.bitcast_convert_type(found, x.dtype)
 
-    return jax.tree_util.tree_map_with_path(take, like)
-
-
-def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
+    return jax.tree.unflatten(jax.tree.structure(like), [take(*item) for item in trees.flatten(like).items()])
 
 
 def signature(exported: Exported) -> str:
     """What a program takes and gives, in one line."""
     _, given = jax.tree.unflatten(exported.in_tree, exported.in_avals)
-    told = [f"{name} {x.str_short()}" for name, x in given.items() if name != "weights"]
-    told += ["weights" for name in given if name == "weights"]
-    return f"{', '.join(told)} -> {exported.out_avals[0].str_short()}"
+    arguments = [f"{name} {x.str_short()}" for name, x in given.items() if name != "weights"]
+    arguments += ["weights" for name in given if name == "weights"]
+    return f"{', '.join(arguments)} -> {exported.out_avals[0].str_short()}"

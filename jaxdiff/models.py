@@ -1,4 +1,4 @@
-"""Models made of Flax networks, and the autoencoders beside them."""
+"""Models made of Flax networks, and the autoencoders of their latents."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person sees while a device is busy: bars that tell compiling from working."""
+"""Progress bars, which distinguish compiling from working."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from tqdm import tqdm
 
 
 class Progress(tqdm):
-    """A bar that says `compiling` until its first unit is done, and leaves the screen in the end."""
+    """A bar labelled `compiling` until its first unit is done, and leaves the screen in the end."""
 
     def __init__(self, what: str, total: int, unit: str, *, compiled: bool = False, disable: bool = False):
         """Show it.
 
         Args:
-            what: said once the first unit is done.
+            what: the label once the first unit is done.
             total: units.
             unit: name of one.
-            compiled: nothing is compiled, so `what` is said from the beginning.
+            compiled: nothing is compiled, so `what` is the label from the beginning.
             disable: show nothing; of many processes the first alone shows something.
         """
         self._what = what

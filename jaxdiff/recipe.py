@@ -70,7 +70,7 @@ class Recipe(NamedTuple):
 
 
 def load(path: str | Path | Script) -> Callable[..., Experiment]:
-    """Import the function `experiment` of a Python file, which may import the modules beside it.
+    """Import the function `experiment` of a Python file, which may import the modules in its folder.
 
     Args:
         path: the file, the name of an experiment that comes with jaxdiff, or a `Script`.
@@ -104,7 +104,7 @@ def load_run(workdir: str | Path, *, mesh: Mesh | None = None, trust: bool = Fal
     Args:
         workdir: the run's folder.
         mesh: where the parameters that it reads lie; None is the default device.
-        trust: execute the folder's Python files whoever has written them, or may have.
+        trust: execute the folder's Python files even where other users can write them.
 
     Returns:
         The experiment.

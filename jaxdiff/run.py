@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from jaxdiff import train as training
+from jaxdiff import trees
 from jaxdiff.drawing import draw, evaluate, parameters, preview_of
 from jaxdiff.experiment import Experiment
 from jaxdiff.extend import check_goes_on
@@ -56,7 +57,7 @@ def train(
         patience: seconds without a finished step until the process ends with status 75; None: 3600, in many processes
             900.
         signals: of a command, which has entered them; None handles signals while this runs.
-        goodput: told where the time goes.
+        goodput: records where the time goes.
 
     Returns:
         The last state; `state.step` is less than the experiment's steps where a signal has ended the training.
@@ -99,6 +100,7 @@ class _Training:
             check_goes_on(workdir, experiment, before, shapes)
         average = shapes.ema[0] if isinstance(shapes.ema, tuple) else shapes.ema
         preview = preview_of(experiment, workdir, self.mesh, average, say=_say) if part.preview_every else None
+        begin = None if init_from is None else self.parameters_of(Path(init_from), shapes)
         if recipe is not None:
             recipe.keep(workdir)
         with contextlib.ExitStack() as stack:
@@ -106,7 +108,7 @@ class _Training:
             snapshots = stack.enter_context(training.Snapshots(workdir)) if part.snapshot_every else None
             with training.Watchdog(10 * self.patience) as watchdog:  # storage may hang, and leave the others waiting
                 watchdog.doing = "making or reading the state"
-                state = self.first_state(checkpointer, shapes, init_key, init_from)
+                state = self.first_state(checkpointer, shapes, init_key, begin)
             start = int(state.step)
             _say(_summary(experiment, state, self.mesh))
             if start == part.steps:
@@ -122,7 +124,7 @@ class _Training:
                 steps=part.steps,
                 mesh=self.mesh,
                 checkpointer=checkpointer,
-                save_every=part.save_every or part.preview_every or 1000,
+                save_every=part.save_every or part.preview_every or -(-1000 // part.per_dispatch) * part.per_dispatch,
                 preview=preview,
                 preview_every=part.preview_every or 1,
                 snapshot=snapshots.save if snapshots is not None else None,
@@ -133,17 +135,24 @@ class _Training:
                 goodput=self.goodput,
             )
 
+    def parameters_of(self, other: Path, shapes: training.TrainState) -> Any:
+        """The averaged parameters of another run, unless this one has a checkpoint already."""
+        with training.Checkpointer(self.workdir, read_only=True) as checkpointer:
+            if checkpointer.latest() is not None:
+                return None
+        params = training.load_params(other, "ema", mesh=self.mesh)
+        _check_shapes(params, shapes.params, other)
+        return params
+
     def first_state(
-        self, checkpointer: training.Checkpointer, shapes: Any, key: Any, init_from: str | Path | None
+        self, checkpointer: training.Checkpointer, shapes: Any, key: Any, begin: Any
     ) -> training.TrainState:
         """The checkpoint's state; else that of given parameters; else a new one."""
         model, optimizer = self.experiment.model, self.experiment.training.optimizer
         if checkpointer.latest() is not None:
             return checkpointer.restore(shapes)
-        if init_from is not None:
-            params = training.load_params(init_from, "ema", mesh=self.mesh)
-            _check_shapes(params, shapes.params, Path(init_from))
-            return training.adopt(params, optimizer, self.mesh, **self.averages)
+        if begin is not None:
+            return training.adopt(begin, optimizer, self.mesh, **self.averages)
         if model.pretrained is not None:
             return training.adopt(model.pretrained(), optimizer, self.mesh, **self.averages)
         return training.create(model.init, optimizer, key, self.mesh, **self.averages)
@@ -165,10 +174,7 @@ class _Training:
 
 def _check_shapes(params: Any, expected: Any, where: Path) -> None:
     """Raise ValueError unless the parameters of another run have the names and shapes of this one's."""
-    name = lambda path: jax.tree_util.keystr(path, simple=True, separator=".")  # noqa: E731
-    got, want = (
-        {name(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(tree)} for tree in (params, expected)
-    )
+    got, want = ({name: x.shape for name, x in trees.flatten(tree).items()} for tree in (params, expected))
     for path in sorted(got.keys() | want.keys()):
         if got.get(path) != want.get(path):
             found, needed = (f"has the shape {a[path]}" if path in a else "is missing" for a in (got, want))

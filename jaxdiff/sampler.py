@@ -48,7 +48,7 @@ def solve(
 
     Args:
         denoise: (x_t, level) -> x0_hat, guided but not clipped.
-        sampling: tells the initial noise, and clips.
+        sampling: gives the initial noise, and clips.
         keys: one key, or [B] keys; each example depends on its own key alone. fold_in(key, 0) is that of the initial
             noise, fold_in(key, 1) the solver's.
         shape: of x, [B, ...].
@@ -113,7 +113,7 @@ def sampler(
     prepared = sampling.prepare()
     solver = prepared[1]
     if solver.learned_variance and not model.learned_variance:
-        raise ValueError("the solver takes a learned variance, which the network does not answer: choose another")
+        raise ValueError("the solver takes a learned variance, which the network does not return: choose another")
 
     def denoise(params: Params, cond: Cond) -> Denoiser:
         predict = denoiser(model.apply, params, model.prediction, condition.encode(params, cond))

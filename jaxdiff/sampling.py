@@ -45,7 +45,7 @@ class Sampling:
     """
 
     grid: Callable[[int], Level] = field(repr=False)
-    solver: Solver | Callable[[int], Solver] = field(repr=False)
+    solver: Solver | Callable[[int], Solver]
     steps: int
     guidance: float = 1.0
     guide: Guide = field(default=cfg, repr=False)

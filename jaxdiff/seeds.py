@@ -13,7 +13,7 @@ __all__ = ["example_keys", "keys_at", "seed_key"]
 
 
 def seed_key(seed: int) -> Array:
-    """The key of a seed, of which all 64 bits count; `jax.random.key` takes 32 of them, unless JAX is told otherwise.
+    """The key of a seed, of which all 64 bits count; `jax.random.key` takes 32 of them by default.
 
     Args:
         seed: 0 to 2^64 - 1. Below 2^32 the key is that of `jax.random.key`.

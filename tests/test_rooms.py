@@ -55,7 +55,9 @@ PARTS = {"parameterize", "options", "types"}
 ALLOWED |= {"options": set(), "seeds": {"options"}, "progress": set(), "distributed": {"faults"}}
 ALLOWED["sampling"] = {"levels", "guidance", "solvers"} | PARTS
 ALLOWED["conditions"] = {"messages"} | PARTS
-ALLOWED["media"] = {"conditions", "data", "metrics", "networks", "train", "seeds", "progress"} | PARTS | WORDS | DISK
+ALLOWED["media"] = (
+    {"conditions", "data", "metrics", "networks", "train", "trees", "seeds", "progress"} | PARTS | WORDS | DISK
+)
 ALLOWED["experiment"] = {"conditions", "media", "sampling", "train", "losses", "processes"} | PARTS | WHERE
 ALLOWED["sampler"] = {"experiment", "conditions", "media", "sampling", "sample", "noise", "levels", "solvers"}
 ALLOWED["sampler"] |= PARTS | WHERE

@@ -100,9 +100,10 @@ def test_a_run_begins_with_anothers_parameters(trained, tmp_path):
         "metrics.jsonl",
     ]
     with pytest.raises(
-        ValueError, match=r"run cannot begin this run: in\.w has the shape \(1, 2\) there and has the shape"
+        ValueError, match=r"run cannot begin this run: in/w has the shape \(1, 2\) there and has the shape"
     ):
         run.train(make(width=3), tmp_path / "b", init_from=trained)
+    assert not list((tmp_path / "b").glob("[!.]*"))
 
 
 def test_previews_that_cannot_be_drawn_are_refused_before_the_first_step(tmp_path):

@@ -45,10 +45,10 @@ def command(
         guidance: scale to build in, 1 is off; by default an argument of the program, where the network knows guidance.
         guidance_fn: one of jaxdiff.guidance such as apg(eta=0.5), or FILE.py:NAME; by default the experiment's.
         params: averaged or last parameters.
-        weights: inside the file, or an argument of the program and in a file .npz beside it.
+        weights: inside the file, or an argument of the program and in a .npz file next to it.
         dtype: in which the network computes: float32, or bfloat16 as on an accelerator.
         platforms: where the program runs, of cpu, cuda, rocm and tpu.
-        trust: execute the run's program, whoever wrote it.
+        trust: execute the run's program even where other users can write it.
     """
     out = run / "sampler.jaxdiff" if out is None else out
     names = platforms.split(",")
@@ -58,8 +58,8 @@ def command(
         raise ValueError(f"--platforms are some of cpu, cuda, rocm and tpu, like cpu,cuda; got {platforms!r}")
     if is_pipeline(run):
         raise ValueError(f"{run} is a text-to-image directory, whose tokenizers are no part of a program: give a run")
-    beside = out.with_suffix(".npz")
-    for path in [out, beside] if weights == "argument" else [out]:
+    arrays = out.with_suffix(".npz")
+    for path in [out, arrays] if weights == "argument" else [out]:
         try_file(path, "--out")
     with for_export(dtype), busy(f"lowering for {platforms}"):
         experiment = change_sampling(
@@ -72,10 +72,10 @@ def command(
     with ExitStack() as stack:
         if weights == "argument":
             # Both are on disk before either has its name: an old program never meets new weights for long.
-            part = stack.enter_context(replacing(beside))
+            part = stack.enter_context(replacing(arrays))
             np.savez(part, **flat_weights(experiment.model.merge_frozen(trained)))  # type: ignore[arg-type]
         write_program(out, exported)
     if weights == "argument":
-        print(beside)
+        print(arrays)
     print(out)
     print(f"  {dtype} on {platforms}: {signature(exported)}")

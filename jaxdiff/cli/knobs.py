@@ -37,7 +37,7 @@ def run(command: Callable[..., None], args: list[str], *, prog: str) -> None:
 def parse_knobs(
     build: Callable[..., Experiment], args: list[str], own: Own, *, prog: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read an experiment's knobs, and the command's own options beside them.
+    """Read an experiment's knobs, and the command's own options.
 
     Args:
         build: the experiment's function; its annotations may say how a knob is kept, see `jaxdiff.options`.
@@ -67,8 +67,8 @@ def parse_knobs(
 
 def _with_help(doc: str, types: Mapping[str, str], own: Own) -> str:
     """Add to a docstring's Args what the types of knobs say of them, and the command's own options."""
-    told = set(re.findall(r"^ +(\w+):", doc, re.M))
-    lines = [f"    {name}: {text}" for name, text in types.items() if text and name not in told]
+    documented = set(re.findall(r"^ +(\w+):", doc, re.M))
+    lines = [f"    {name}: {text}" for name, text in types.items() if text and name not in documented]
     lines += [f"    {name}: {text}" for name, (_, _, text) in own.items()]
     return "\n".join([doc if "Args:" in doc else f"{doc}\n\nArgs:", *lines])
 

@@ -61,7 +61,7 @@ def command(
         base: directory with what a file lacks.
         variant: weights' variant, such as fp16.
         mesh: devices as data=4,fsdp=2,sequence=2; data takes those that are left.
-        trust: execute the run's program, whoever wrote it.
+        trust: execute the run's program even where other users can write it.
     """
     of_prompt, where = is_pipeline(run), parse_mesh(mesh)
     if out is None:

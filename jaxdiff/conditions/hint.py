@@ -1,4 +1,4 @@
-"""A class, and a picture that steers the network beside it."""
+"""A class, with a picture that steers the network."""
 
 from __future__ import annotations
 

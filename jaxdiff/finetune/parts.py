@@ -21,7 +21,7 @@ __all__ = ["make_loss", "make_medium", "make_model"]
 
 
 def make_model(origin: Origin, asked: Asked, tuned: Tuned, scheduler: interop.Scheduler) -> Model:
-    """Make the model: what is trained, and frozen {"base", "cond", "vae"} beside it.
+    """Make the model: what is trained, with frozen {"base", "cond", "vae"}.
 
     Args:
         origin: the network.

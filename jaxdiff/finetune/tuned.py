@@ -149,7 +149,7 @@ def _check_control(
     own = min(shape[-1], unet.get("out_channels", 4))
     if channels != [own, own]:
         raise UserError(
-            f"U-Net and ControlNet must see x alone, {own} channels; theirs are {channels[0]} and {channels[1]}"
+            f"U-Net and ControlNet must take x alone, {own} channels; theirs are {channels[0]} and {channels[1]}"
         )
     factor = 2 ** (len(control.get("conditioning_embedding_out_channels", WIDTHS)) - 1)
     expected = (factor * shape[0], factor * shape[1], control.get("conditioning_channels", 3))

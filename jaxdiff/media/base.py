@@ -62,8 +62,8 @@ class Medium:
     """What a model makes: images, points, sounds.
 
     Attributes:
-        shape: of one example, as the network sees it.
-        save: (file or folder, samples) writes them; its suffix, one of `suffixes`, says how.
+        shape: of one example, as the network gets it.
+        save: (file or folder, samples) writes them; its suffix, one of `suffixes`, decides how.
         suffixes: of the files that `save` writes, the first for previews; "" is a folder.
         decode: (params, x) -> x as people want it, on the devices, e.g. images of latents.
         preview: examples in a preview and drawn at a time; the last preview has `last` of them.

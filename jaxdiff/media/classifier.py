@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdiff import train
+from jaxdiff import train, trees
 from jaxdiff.messages import listed
 from jaxdiff.metrics.report import as_images
 from jaxdiff.networks.classifier import Classifier
@@ -134,9 +134,9 @@ def save_classifier(path, classifier: FittedClassifier) -> Path:
     path = Path(path)
     if path.suffix != ".npz":
         raise ValueError(f"the path must end in .npz, got {path}")
-    arrays = {_name(where): leaf for where, leaf in jax.tree.leaves_with_path(classifier.params)}
-    with replacing(path) as beside:
-        np.savez(beside, shape=np.array(classifier.shape), **arrays)
+    arrays = trees.flatten(classifier.params)
+    with replacing(path) as part:
+        np.savez(part, shape=np.array(classifier.shape), **arrays)
     return path
 
 
@@ -162,12 +162,12 @@ def load_classifier(path) -> FittedClassifier:
         expected = jax.eval_shape(network.init, jax.random.key(0), example)["params"]
     except (KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is not a saved classifier: {error}") from error
-    want = {_name(where): leaf.shape for where, leaf in jax.tree.leaves_with_path(expected)}
+    want = {name: leaf.shape for name, leaf in trees.flatten(expected).items()}
     got = {name: array.shape for name, array in arrays.items()}
     if want != got:
         different = sorted(n for n in want.keys() | got.keys() if want.get(n) != got.get(n))
         raise ValueError(f"{path} is of another version: {listed(different)} differ; delete it to fit anew")
-    return FittedClassifier(jax.tree.map_with_path(lambda where, _: arrays[_name(where)], expected), shape)
+    return FittedClassifier(jax.tree.unflatten(jax.tree.structure(expected), [arrays[name] for name in want]), shape)
 
 
 @jax.jit
@@ -206,10 +206,6 @@ def _batches(size: int, batch_size: int, steps: int, seed: int) -> Iterator[np.n
             order = np.concatenate([order, rng.permutation(size)])
         yield order[:batch_size]
         order = order[batch_size:]
-
-
-def _name(path) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _check_labels(labels: np.ndarray, count: int, num_classes: int) -> None:

@@ -90,8 +90,8 @@ def save_npz(path, **arrays) -> Path:
     host = {name: np.asarray(value) for name, value in arrays.items()}
     for name, value in host.items():
         _check_finite(value, name)
-    with replacing(path) as beside:
-        np.savez_compressed(beside, **host)  # type: ignore[arg-type]
+    with replacing(path) as part:
+        np.savez_compressed(part, **host)  # type: ignore[arg-type]
     return path
 
 
@@ -113,6 +113,6 @@ def _check_finite(values: np.ndarray, name: str) -> None:
 def _write(path: Path, pixels: np.ndarray) -> Path:
     from PIL import Image
 
-    with replacing(path) as beside:
-        Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(beside, format="PNG")
+    with replacing(path) as part:
+        Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(part, format="PNG")
     return path

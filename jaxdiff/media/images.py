@@ -28,7 +28,7 @@ def images(
     """Images in [-1, 1].
 
     Args:
-        shape: (height, width, channels) as the network sees it; 1 or 3 channels, unless they are decoded.
+        shape: (height, width, channels) as the network gets it; 1 or 3 channels, unless they are decoded.
         source: name of the data for `jaxdiff eval`, see `data.open_source`; None: samples are not measured.
         decode: (params, x) -> images, of a network of latents.
         preview: images in a preview; the last has twice as many.
@@ -62,7 +62,7 @@ def save_images(out: Path, samples: Samples) -> None:
     """Write images as a grid (.png), arrays (.npz), or a folder of single pictures.
 
     Args:
-        out: its suffix says which.
+        out: its suffix decides which.
         samples: images; a grid has a column for each of up to ten conditions that take turns.
     """
     if out.suffix == ".npz":
