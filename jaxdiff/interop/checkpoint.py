@@ -44,7 +44,7 @@ def load(
             is read, then that name with a variant, then the only one. Or a file or index in it; a single file of one
             model in its authors' names; a part of a single file, such as "sdxl.safetensors/vae".
         variant: of the weights in a directory, such as "fp16".
-        config: fields that a single file's tensors don't tell, such as an autoencoder's scaling_factor, or that replace
+        config: fields that do not follow from a single file's tensors, such as scaling_factor, or that replace
             those that were read.
         dtype: of the computation.
         param_dtype: of the parameters; None: as in the file.
@@ -55,7 +55,7 @@ def load(
         The model.
 
     Raises:
-        ValueError: the class is not known, a field of the config is not supported, it is not said which of several
+        ValueError: the class is not known, a field of the config is not supported, it is not clear which of several
             files or parts is meant, or the tensors are not those that the config asks for; the message lists them.
     """
     fields, tensors = read_model(path, config)
@@ -71,7 +71,7 @@ def load(
 def save(loaded: Loaded, directory: str | Path, *, shard_bytes: int = 5 * 10**9) -> None:
     """Save a model as a Hugging Face directory, which diffusers or transformers load in PyTorch.
 
-    A config that tells the parameters' type, which transformers casts to, tells that of these parameters.
+    The type of the parameters in a config, which transformers casts to, becomes that of these parameters.
 
     Args:
         loaded: the model; every device's part of its parameters must be of this process.
@@ -92,7 +92,7 @@ def save(loaded: Loaded, directory: str | Path, *, shard_bytes: int = 5 * 10**9)
     files = _split(loaded.params, built, shard_bytes)
     index: dict[str, str] = {}
     # Everything is written before anything has its name. The names come in the reverse order: the config, which no
-    # weights beside it contradict, since there are none, and last those by which the weights are found.
+    # weights next to it contradict, since there are none, and last those by which the weights are found.
     with contextlib.ExitStack() as stack:
         if len(files) > 1:
             listing = stack.enter_context(replacing(directory / f"{built.weights}.safetensors.index.json"))
@@ -106,8 +106,8 @@ def save(loaded: Loaded, directory: str | Path, *, shard_bytes: int = 5 * 10**9)
         if len(files) > 1:
             total = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(loaded.params))
             listing.write_text(_json({"metadata": {"total_size": total}, "weight_map": index}))
-        beside = stack.enter_context(replacing(directory / "config.json"))
-        beside.write_text(_json(config))
+        fields = stack.enter_context(replacing(directory / "config.json"))
+        fields.write_text(_json(config))
 
 
 def _json(value: Any) -> str:

@@ -170,7 +170,7 @@ def _crossing(c: Fields, attention: tuple[int, ...], levels: int) -> dict[str, A
     elif any(isinstance(one, tuple) for one in depth):
         raise ValueError(
             "transformer_layers_per_block must be one value or a number for each level, where "
-            f"reverse_transformer_layers_per_block does not tell those of the way up; got {depth}"
+            f"reverse_transformer_layers_per_block does not give those of the way up; got {depth}"
         )
     return {
         "transformer": Transformers(
@@ -184,7 +184,7 @@ def _crossing(c: Fields, attention: tuple[int, ...], levels: int) -> dict[str, A
 
 
 def _joint(c: Fields, levels: int) -> dict[str, Any]:
-    """Of a U-Net whose attention sees positions and tokens at once."""
+    """Of a U-Net whose attention is over positions and tokens at once."""
     act, once = c.take("act_fn", "silu"), c.take("time_embedding_act_fn", None)
     # Once for all blocks, or in each of them: the same.
     if (once, c.take("resnet_skip_time_act", False)) not in ((None, False), (act, True)):
@@ -213,7 +213,7 @@ def _joint(c: Fields, levels: int) -> dict[str, Any]:
 
 
 def _image(c: Fields) -> dict[str, Any]:
-    """Of Kandinsky 2: what sees the embedding of an image."""
+    """Of Kandinsky 2: the projections of an image's embedding."""
     pair = c.take("encoder_hid_dim_type", None), c.take("addition_embed_type", None)
     if pair == ("image_proj", "image"):
         return {"image_dim": c.take("encoder_hid_dim", None), "image_tokens": 32}

@@ -1,4 +1,4 @@
-"""The networks of EDM and EDM2: their configs, and what their original checkpoints tell of them."""
+"""The networks of EDM and EDM2: their configs, also as read off the original checkpoints."""
 
 from __future__ import annotations
 

@@ -97,8 +97,8 @@ def t5_encoder(config: Mapping[str, Any], dtype: Any) -> Architecture:
 def bert(config: Mapping[str, Any], dtype: Any) -> Architecture:
     """transformers' BertModel: BERT, MiniLM and other encoders of sentences.
 
-    Whether there is a pooler is said by no field that transformers writes; "add_pooling_layer": false, the name of its
-    constructor's argument, says that there is none.
+    transformers' config does not record whether a pooler exists; "add_pooling_layer": false, as its constructor has it,
+    is for none.
 
     Args:
         config: fields of its config.json.

@@ -30,7 +30,7 @@ def load_original(
     param_dtype: Any = None,
     place: Placing | None = None,
 ) -> Loaded:
-    """Load the state dict of a network in its authors' layout; the tensors tell most of its config.
+    """Load the state dict of a network in its authors' layout; most of its config follows from the tensors.
 
     - "openai": improved-diffusion's and guided-diffusion's UNetModel. The config has to give num_head_channels or
       num_heads, and use_new_attention_order where that is set; concat_channels for super-resolution, whose small image,

@@ -97,7 +97,7 @@ def _clip_config(tensors: Tensors, given: Mapping[str, Any], projection: bool) -
     size = {"projection_dim": side(tensors, "text_projection.weight", 0)} if "text_projection.weight" in tensors else {}
     if width % HEAD and "num_attention_heads" not in given:
         raise ValueError(
-            f"the tensors don't tell the heads, {width} is no multiple of {HEAD}: give num_attention_heads"
+            f"the heads do not follow from the tensors, {width} is no multiple of {HEAD}: give num_attention_heads"
         )
     return size | {
         "_class_name": "CLIPTextModelWithProjection" if projection else "CLIPTextModel",

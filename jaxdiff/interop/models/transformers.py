@@ -24,7 +24,7 @@ __all__ = ["dit", "flux", "sd3"]
 def dit(config: Mapping[str, Any], dtype: Any) -> Architecture:
     """diffusers' DiTTransformer2DModel, with an embedding of noise level and class in every block, as stored.
 
-    Until 2024 the class was Transformer2DModel, which is several networks: norm_type says which. The null class is the
+    Until 2024 the class was Transformer2DModel, which is several networks, by its norm_type. The null class is the
     last row of the table. Twice as many channels out as in are a learned variance: apply returns (F, frac).
 
     Args:
@@ -103,7 +103,7 @@ def sd3(config: Mapping[str, Any], dtype: Any) -> Architecture:
 
 
 def flux(config: Mapping[str, Any], dtype: Any) -> Architecture:
-    """diffusers' FluxTransformer2DModel: Flux.1 dev, schnell, and those that see an image beside the latents.
+    """diffusers' FluxTransformer2DModel: Flux.1 dev, schnell, and those with an image as a further input.
 
     The network takes and gives latents as an autoencoder has them, a quarter of the config's channels.
 
@@ -120,7 +120,7 @@ def flux(config: Mapping[str, Any], dtype: Any) -> Architecture:
     out = c.take("out_channels", None) or channels
     if channels % 4 or out % 4 or out > channels:
         raise ValueError(f"FluxTransformer2DModel: channels must be multiples of 4, got {channels} in and {out} out")
-    guidance, beside = c.take("guidance_embeds", False), (channels - out) // 4
+    guidance, extra = c.take("guidance_embeds", False), (channels - out) // 4
     module = Flux(
         width=heads * c.take("attention_head_dim", 128),
         layers=c.take("num_layers", 19),
@@ -130,11 +130,11 @@ def flux(config: Mapping[str, Any], dtype: Any) -> Architecture:
         token_dim=c.take("joint_attention_dim", 4096),
         vector_dim=c.take("pooled_projection_dim", 768),
         guidance=guidance,
-        concat_channels=beside or None,
+        concat_channels=extra or None,
         dtype=dtype,
     )
     c.done()
-    more = ({"guidance": (1,)} if guidance else {}) | ({"concat": (1, 2, 2, beside)} if beside else {})
+    more = ({"guidance": (1,)} if guidance else {}) | ({"concat": (1, 2, 2, extra)} if extra else {})
     return _with_text(module, (2, 2, out // 4), **more)
 
 

@@ -118,7 +118,7 @@ def _levels(c: Fields) -> tuple[tuple[int, ...], str]:
     """The levels with attention, and how the network resamples."""
     down = names(c, "down_block_types", (PLAIN[0], *(ATTENTION[0],) * 3))
     up = names(c, "up_block_types", (*(ATTENTION[1],) * 3, PLAIN[1]))
-    # What the blocks with attention do; the others' names say it.
+    # How blocks with attention resample; of others it is in their names.
     own = [c.only(field, "conv", "resnet", None) or "conv" for field in ("downsample_type", "upsample_type")]
     for i, types in enumerate((down, up)):
         known = PLAIN[i], ATTENTION[i], RESNET[i], SKIP[i], SKIP_ATTENTION[i]
@@ -142,7 +142,7 @@ def _levels(c: Fields) -> tuple[tuple[int, ...], str]:
 
 
 def channels(c: Fields, default: int) -> tuple[int, dict[str, Any]]:
-    """Channels of what is denoised, and the network's attributes that tell the others."""
+    """Channels of what is denoised, and the network's attributes for the others."""
     given, out = c.take("in_channels", default), c.take("out_channels", default)
     learned = out == 2 * given
     return min(given, out), {

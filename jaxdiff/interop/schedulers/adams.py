@@ -156,6 +156,6 @@ def sa_solver(c: Fields) -> Scheduler:
 
 
 def _less(after: np.ndarray, before: np.ndarray) -> np.ndarray:
-    """What the corrector's weights add to the predictor's, which begin one answer earlier."""
+    """What the corrector's weights add to the predictor's, which begin one prediction earlier."""
     n = max(len(after), len(before) + 1)
     return np.pad(after, (0, n - len(after))) - np.pad(before, (1, n - 1 - len(before)))

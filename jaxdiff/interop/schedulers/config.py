@@ -33,7 +33,7 @@ LEAST = 1e-60  # and where x_0 only has to be beyond its limits, as a quotient b
 
 
 class Scheduler(NamedTuple):
-    """What a scheduler's config says, to be used as
+    """What a scheduler's config describes, to be used as
 
         denoise = sampling.clip(denoiser(apply, params, prediction, cond))
         levels, solver = sampling.prepare()
@@ -64,7 +64,7 @@ def build(
 def table(
     c: Fields, start: float = 0.0001, end: float = 0.02, schedule: str = "linear", more: tuple[str, ...] = ()
 ) -> Discrete:
-    """The table of betas; `more` are schedules of this class beside the three of all."""
+    """The table of betas; `more` are schedules of this class, beyond the three that all have."""
     T, given = c.take("num_train_timesteps", 1000), c.take("trained_betas", None)
     start, end = c.take("beta_start", start), c.take("beta_end", end)
     if given is not None:
@@ -113,7 +113,7 @@ def row(c: Fields, *kinds: str) -> Row:
 
 
 def curve(c: Fields) -> str | None:
-    """By what formula sigma / alpha runs from its highest to its lowest; None: as the times say."""
+    """The formula by which sigma / alpha decreases; None: it follows from the times."""
     chosen = [name for name in ("karras", "exponential", "beta") if c.take(f"use_{name}_sigmas", False)]
     if len(chosen) > 1:
         raise ValueError(f"sigmas are bent in one way: got use_{'_sigmas and use_'.join(chosen)}_sigmas")

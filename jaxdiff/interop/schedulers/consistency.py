@@ -40,7 +40,7 @@ def lcm(c: Fields) -> Scheduler:
 def tcd(c: Fields) -> Scheduler:
     """TCDScheduler with its eta of 0.3: DDIM to 0.7 of the next time, and noise up to it (Zheng et al. 2024, alg. 3).
 
-    arXiv:2402.19159. Like theirs it limits no x_0, whatever the config says.
+    arXiv:2402.19159. Like the reference it clips no x_0, whatever the config has.
     """
     table, grid = _listed(c, None, to_clean=False)
     alpha, sigma = (a[1 + np.floor(0.7 * np.arange(table.T)).astype(int)] for a in (table.alpha, table.sigma))

@@ -93,8 +93,8 @@ def _arrive(level: Level, x0: Array, eps: Array) -> Array:
 def ddim_inverse(c: Fields) -> Scheduler:
     """DDIMInverseScheduler, which rises to each time of its list from T // N below.
 
-    Its first x may be clean data, where x_0 says nothing of eps. So `row` takes what the network answers as it is, and
-    the solver knows what it means.
+    Its first x may be clean data, where eps does not follow from x_0. So `prediction` leaves the network's output as
+    it is, and the solver knows what it means.
     """
     table, limit = config.rescaled(c, config.table(c)), config.clipped(c, True)
     T, from_clean = c.take("num_train_timesteps", 1000), c.take("set_alpha_to_one", True)

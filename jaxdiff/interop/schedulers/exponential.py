@@ -81,7 +81,7 @@ def points_of(table: Discrete, flow: bool, t: np.ndarray, s: np.ndarray) -> Poin
     Args:
         table: of betas.
         flow: whether s is sigma, and alpha = 1 - sigma; else it is sigma / alpha where variance is preserved.
-        t: [N], times as the network is told them.
+        t: [N], times as the network gets them.
         s: [N + 1].
     """
     if flow:
@@ -122,7 +122,7 @@ def build(
         table: of betas.
         list_of: see `tabled`.
         solver: the list -> the solver that is made for it.
-        of_noise: whether the answers that are combined are eps_hat.
+        of_noise: whether the predictions that are combined are eps_hat, not x0_hat.
         limit: in place of the config's thresholding; `identity` for none.
     """
     c.only("variance_type", None, "learned", "learned_range")  # the network's variance is not used

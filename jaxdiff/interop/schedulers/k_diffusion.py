@@ -1,4 +1,4 @@
-"""k-diffusion's schedulers: x = x_0 + s eps, of which the network sees x / sqrt(1 + s^2)."""
+"""k-diffusion's schedulers: x = x_0 + s eps, of which the network gets x / sqrt(1 + s^2)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from jaxdiff.solvers.base import push
 
 __all__ = ["dpm_2", "dpm_2_ancestral", "dpm_sde", "euler", "euler_ancestral", "heun", "lms"]
 
-TOLD_SIGMA = ("continuous", "v_prediction")  # for other predictions theirs tells the time all the same
+TOLD_SIGMA = ("continuous", "v_prediction")  # other predictions get the time in the reference, too
 TWO = ("epsilon", "v_prediction")
 
 
@@ -68,7 +68,7 @@ def lms(c: Fields) -> Scheduler:
 def _lms(s: np.ndarray) -> Solver:
     """Adams and Bashforth's method with the list's own steps; `s` is its N + 1 values of sigma.
 
-    The order grows with the place in the list. Begun in the middle it is full at once, and the answers it lacks are 0.
+    The order grows with the place in the list. Begun in the middle it is full at once, and missing predictions are 0.
     """
     half, middle = 0.5 * np.diff(s), 0.5 * (s[1:] + s[:-1])
     table = np.zeros((len(half), 4))
@@ -115,7 +115,7 @@ def dpm_2_ancestral(c: Fields) -> Scheduler:
 
 
 def dpm_sde(c: Fields) -> Scheduler:
-    """DPMSolverSDEScheduler. A seed for its noise says nothing: the noise is the sampler's."""
+    """DPMSolverSDEScheduler. The seed of its noise is not used: the noise is the sampler's."""
     c.skip("noise_sampler_seed")
     return _two_stage(c, two_stage.sde, ends=False)
 
@@ -134,14 +134,14 @@ def _two_stage(c: Fields, solver_of: Callable[[Discrete], Solver], *, ends: bool
 def _lists(
     c: Fields, table: Discrete, curve: str | None, *, ends: bool = True, whole_range: bool = False
 ) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
-    """N -> the times that the network is told, and sigma there.
+    """N -> the times that the network gets, and sigma there.
 
     Args:
         c: the fields.
         table: the table.
         curve: by what formula sigma runs, see `config.curve`.
         ends: whether sigma_min and sigma_max, where given, are a curve's ends.
-        whole_range: whether they are otherwise those of the table, not of its part that the times say.
+        whole_range: whether they are otherwise those of the table, not of the part that the times span.
     """
     T, (spacing, offset) = c.take("num_train_timesteps", 1000), config.spacing(c, "linspace")
     low, high = c.take("sigma_min", None), c.take("sigma_max", None)

@@ -28,8 +28,8 @@ RK = np.array([1, 2, 2, 1]) / 6
 
 class _State(NamedTuple):
     called: Array  # how often the network has been
-    past: Array  # [3, ...], its answers of whole steps, newest first
-    mean: Array  # of its answers within a Runge-Kutta step, so far
+    past: Array  # [3, ...], predictions of whole steps, newest first
+    mean: Array  # of the predictions within a Runge-Kutta step, so far
     begun: Array  # x where a step of several calls began
 
 
@@ -98,8 +98,8 @@ def _adams(F: Array, past: Array, order: Array) -> Array:
 
 
 def _plms(F: Array, x: Array, state: _State) -> tuple[Array, Array, _State]:
-    """The answer that a call's formula takes, the x that it starts from, and what is remembered."""
-    again = state.called == 1  # the first step once more, with the mean of the answers at both its ends
+    """The prediction in a call's formula, the x that it starts from, and the new state."""
+    again = state.called == 1  # the first step once more, with the mean of the predictions at both its ends
     order = jnp.clip(state.called, 1, 4)
     mixed = jnp.where(again, 0.5 * (F + state.past[0]), _adams(F, state.past, order))
     past = jnp.where(again, state.past, push(state.past, F))
@@ -118,7 +118,7 @@ def _runge_kutta(F: Array, x: Array, state: _State) -> tuple[Array, Array, _Stat
 
 
 def _answer(row: Row, x0: Array, x: Array, level: Level) -> Array:
-    """What the network has answered."""
+    """The network's output."""
     s = row(level)
     return (x0 - s.skip.astype(x.dtype) * x) / s.out.astype(x.dtype)
 
