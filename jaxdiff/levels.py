@@ -27,23 +27,23 @@ from jaxdiff.checks import concrete, describe
 __all__ = [
     "Ends",
     "Level",
+    "added_variance",
     "append_clean",
     "check_grid",
     "check_variance",
-    "clean",
+    "clean_level",
     "from_eps",
     "from_score",
     "from_v",
     "from_velocity",
     "from_x0",
-    "gained",
     "posterior",
     "q_mean_std",
     "q_sample",
+    "q_transition",
     "safe_log",
     "safe_sqrt",
     "score",
-    "transition",
     "v",
     "velocity",
 ]
@@ -107,7 +107,7 @@ class Ends(NamedTuple):
 
 
 @concrete
-def clean(like: Level) -> Level:
+def clean_level(like: Level) -> Level:
     """The level of clean data, (t, alpha, sigma) = (0, 1, 0), with the shape and type of `like`'s fields."""
     return Level(jnp.zeros_like(like.t), jnp.ones_like(like.alpha), jnp.zeros_like(like.sigma))
 
@@ -121,7 +121,7 @@ def append_clean(levels: Level) -> Level:
     Returns:
         fields of shape [N + 1], the last of which is (t, alpha, sigma) = (0, 1, 0).
     """
-    last = clean(levels.at(slice(-1, None)))
+    last = clean_level(levels.at(slice(-1, None)))
     return Level(*(jnp.concatenate(pair) for pair in zip(levels, last, strict=True)))
 
 
@@ -152,7 +152,7 @@ def q_sample(x0: Array, eps: Array, level: Level) -> Array:
     return mean + std * eps
 
 
-def transition(x: Array, cur: Level, nxt: Level) -> tuple[Array, Array]:
+def q_transition(x: Array, cur: Level, nxt: Level) -> tuple[Array, Array]:
     """Mean and standard deviation of q(x_t | x_s): from the cleaner level `cur` = s to the noisier `nxt` = t.
 
     Kingma et al. 2021 (arXiv:2107.00630), eq. 20-22; with adjacent levels of a beta table it is
@@ -166,7 +166,7 @@ def transition(x: Array, cur: Level, nxt: Level) -> tuple[Array, Array]:
         (mean like x, std that broadcasts against it).
     """
     cur, nxt = cur.like(x), nxt.like(x)
-    return nxt.alpha / cur.alpha * x, nxt.sigma * jnp.sqrt(gained(nxt, cur))
+    return nxt.alpha / cur.alpha * x, nxt.sigma * jnp.sqrt(added_variance(nxt, cur))
 
 
 def posterior(x0: Array, x: Array, cur: Level, nxt: Level) -> tuple[Array, Array]:
@@ -184,12 +184,12 @@ def posterior(x0: Array, x: Array, cur: Level, nxt: Level) -> tuple[Array, Array
         (mean like x, std that broadcasts against it).
     """
     cur, nxt = cur.like(x), nxt.like(x)
-    gain = gained(cur, nxt)
+    gain = added_variance(cur, nxt)
     keep = (cur.alpha / nxt.alpha) * jnp.square(nxt.sigma / cur.sigma)
     return keep * x + nxt.alpha * gain * x0, nxt.sigma * jnp.sqrt(gain)
 
 
-def gained(cur: Level, nxt: Level) -> Array:
+def added_variance(cur: Level, nxt: Level) -> Array:
     """1 - SNR_t / SNR_s: the share of the variance at t (`cur`) that comes after s (`nxt`), by expm1."""
     # With s clean, or t pure noise, the difference of lam is -inf and the share is 1.
     return -jnp.expm1(2 * (cur.lam - nxt.lam))

@@ -16,7 +16,7 @@ from jaxdiff import trees
 from jaxdiff.interop.formats.fields import check_layers
 from jaxdiff.interop.formats.files import open_tensors, write_tensors
 from jaxdiff.interop.formats.keys import flatten, places
-from jaxdiff.interop.models.architecture import Architecture, Loaded, Placing
+from jaxdiff.interop.models.architecture import ModelSpec, Pretrained, ShardingFn
 from jaxdiff.interop.models.classes import architecture
 from jaxdiff.interop.models.fill import fill
 from jaxdiff.interop.sources import read_model
@@ -33,8 +33,8 @@ def load(
     config: Mapping[str, Any] | None = None,
     dtype: Any = jnp.float32,
     param_dtype: Any = None,
-    place: Placing | None = None,
-) -> Loaded:
+    place: ShardingFn | None = None,
+) -> Pretrained:
     """Load a model from a Hugging Face directory, or from a checkpoint of Stable Diffusion or Flux in one file.
 
     Tensors go one by one from the file to their devices: the host holds one at a time, or some small ones.
@@ -65,10 +65,10 @@ def load(
     elif variant is not None:
         raise ValueError(f"a variant is of a directory's weights, and {path} names a file")
     check_layers(fields, len(tensors))
-    return Loaded(built.apply, fill(built, tensors, param_dtype=param_dtype, place=place), fields)
+    return Pretrained(built.apply, fill(built, tensors, param_dtype=param_dtype, place=place), fields)
 
 
-def save(loaded: Loaded, directory: str | Path, *, shard_bytes: int = 5 * 10**9) -> None:
+def save(loaded: Pretrained, directory: str | Path, *, shard_bytes: int = 5 * 10**9) -> None:
     """Save a model as a Hugging Face directory, which diffusers or transformers load in PyTorch.
 
     The type of the parameters in a config, which transformers casts to, becomes that of these parameters.
@@ -114,7 +114,7 @@ def _json(value: Any) -> str:
     return json.dumps(value, indent=2, sort_keys=True) + "\n"
 
 
-def _split(params: Any, built: Architecture, limit: int) -> list[list[str]]:
+def _split(params: Any, built: ModelSpec, limit: int) -> list[list[str]]:
     """The keys in files of at most `limit` bytes, or of one tensor."""
     files: list[list[str]] = []
     size = 0

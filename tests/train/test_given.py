@@ -51,25 +51,25 @@ def by_hand(steps):
     return np.array(path)
 
 
-@pytest.mark.parametrize("options", [{}, {"accumulate": 2, "per_dispatch": 3}], ids=["", "scan"])
+@pytest.mark.parametrize("options", [{}, {"grad_accum_steps": 2, "steps_per_call": 3}], ids=["", "scan"])
 def test_a_loss_sees_the_step_an_average_and_frozen_arrays(options):
     mesh, averages = toy.mesh("one"), (train.ema.every(3), decay)
     frozen = jax.device_put(jnp.float32(0.5), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
-    state = train.create(lambda key: {"w": jnp.ones(())}, toy.SGD, KEY, mesh, ema=averages)
+    state = train.init_state(lambda key: {"w": jnp.ones(())}, toy.SGD, KEY, mesh, ema=averages)
     step = train.make_step(loss, toy.SGD, key=KEY, ema=averages, given=given, frozen=frozen, **options)
     xs = np.repeat(np.arange(6, dtype=np.float32)[:, None], 4, axis=1)
     path, steps = [], []
-    for x in xs.reshape(-1, step.per_dispatch, 4):
+    for x in xs.reshape(-1, step.steps_per_call, 4):
         state, metrics = step(state, {"x": jnp.asarray(x if len(x) > 1 else x[0])})
         path.append([float(x) for x in (state.params["w"], *(one["w"] for one in state.ema))])
         steps.extend(np.ravel(metrics["step"]))
     assert steps == list(range(6))
-    np.testing.assert_allclose(path, by_hand(6)[step.per_dispatch - 1 :: step.per_dispatch], rtol=1e-5)
+    np.testing.assert_allclose(path, by_hand(6)[step.steps_per_call - 1 :: step.steps_per_call], rtol=1e-5)
 
 
 def test_averages_that_wait_on_the_host_are_no_target():
     mesh = toy.mesh("mixed")
-    state = train.abstract(toy.init, toy.SGD, mesh, ema_memory="pinned_host")
+    state = train.state_shapes(toy.init, toy.SGD, mesh, ema_memory="pinned_host")
     batch = train.shard_batch(next(toy.batches()), mesh)
     seen_loss = lambda seen, key, batch: toy.noisy_loss(seen[0], key, batch)  # noqa: E731
     make = lambda given: train.make_step(seen_loss, toy.SGD, key=KEY, ema=train.ema.constant(0.9), given=given)  # noqa: E731
@@ -93,12 +93,12 @@ def test_an_average_of_a_part_needs_names():
 def test_checkpoints_of_a_part_and_of_several_averages_of_it(tmp_path):
     mesh = toy.mesh("one")
     for i, decays in enumerate((train.ema.every(2), (train.ema.every(2), train.ema.constant(0.5)))):
-        state = train.create(toy.init, toy.SGD, KEY, mesh, ema=decays, averaged=lambda params: params["out"])
+        state = train.init_state(toy.init, toy.SGD, KEY, mesh, ema=decays, averaged=lambda params: params["out"])
         state = state._replace(params=jax.tree.map(lambda x: x + 1, state.params))
         with train.Checkpointer(tmp_path / str(i)) as checkpointer:
             checkpointer.save(state)
-        assert toy.same(train.load_params(tmp_path / str(i)), train.average(state))
-        assert set(train.average(state)) == {"kernel", "bias"}
+        assert toy.same(train.load_params(tmp_path / str(i)), train.ema_params(state))
+        assert set(train.ema_params(state)) == {"kernel", "bias"}
 
 
 def test_vmap_and_scan_pass_through_an_update():
@@ -108,7 +108,7 @@ def test_vmap_and_scan_pass_through_an_update():
 
     def member(rate, factor):
         optimizer = optax.sgd(rate)
-        update = train.make_update(half_square, optimizer, key=KEY, ema=train.ema.constant(0.5), accumulate=2)
+        update = train.make_update(half_square, optimizer, key=KEY, ema=train.ema.constant(0.5), grad_accum_steps=2)
         state = train.new_state({"w": jnp.ones(())}, optimizer)
         batches = {"x": jnp.broadcast_to(jnp.asarray(xs, jnp.float32)[:, None], (3, 4))}
         return jax.lax.scan(lambda state, batch: update(state, batch, factor), state, batches)

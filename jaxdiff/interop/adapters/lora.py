@@ -25,7 +25,7 @@ from jaxdiff import trees
 from jaxdiff.interop.adapters.kinds import Change, Group, ending, rank_of, read_change, unread
 from jaxdiff.interop.adapters.names import Target, find, kernels, network
 from jaxdiff.interop.formats.files import find_weights, open_metadata, open_tensors, write_tensors
-from jaxdiff.interop.models.architecture import Loaded
+from jaxdiff.interop.models.architecture import Pretrained
 from jaxdiff.interop.models.classes import architecture
 from jaxdiff.messages import listed
 from jaxdiff.networks.lora import pairs
@@ -45,7 +45,7 @@ SETTINGS = {
 Layers = dict[int | None, Change]  # by layer of a stacked kernel, otherwise by None
 
 
-def load_lora(path: str | Path, models: Mapping[str, Loaded], *, dtype: Any = jnp.float32) -> dict[str, Any]:
+def load_lora(path: str | Path, models: Mapping[str, Pretrained], *, dtype: Any = jnp.float32) -> dict[str, Any]:
     """Read a file of adapters, for `networks.lora.merge` and `adapted` with a scale of 1.
 
     LoRA, also that of a convolution in three parts (`lora_mid`), gives pairs `down` and `up`, with the file's
@@ -102,7 +102,7 @@ def load_lora(path: str | Path, models: Mapping[str, Loaded], *, dtype: Any = jn
 
 
 def save_lora(
-    directory: str | Path, adapters: Mapping[str, Any], models: Mapping[str, Loaded], *, scale: float = 1.0
+    directory: str | Path, adapters: Mapping[str, Any], models: Mapping[str, Pretrained], *, scale: float = 1.0
 ) -> Path:
     """Write adapters as diffusers does; `pipeline.load_lora_weights(directory)` reads them in PyTorch.
 

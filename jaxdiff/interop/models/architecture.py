@@ -7,16 +7,16 @@ from typing import Any, NamedTuple
 
 from jax import Array
 
-__all__ = ["Architecture", "Loaded", "Placing"]
+__all__ = ["ModelSpec", "Pretrained", "ShardingFn"]
 
-Placing = Callable[[Any], Any]  # tree of shapes -> tree of shardings
+ShardingFn = Callable[[Any], Any]  # tree of shapes -> tree of shardings
 
 
 def _same(key: str) -> str | None:
     return key
 
 
-class Architecture(NamedTuple):
+class ModelSpec(NamedTuple):
     """What a config makes: parameters, pure functions of them, and how other projects call the parameters.
 
     Attributes:
@@ -35,7 +35,7 @@ class Architecture(NamedTuple):
     weights: str = "diffusion_pytorch_model"
 
 
-class Loaded(NamedTuple):
+class Pretrained(NamedTuple):
     """A model of another project.
 
     Attributes:

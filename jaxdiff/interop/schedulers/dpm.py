@@ -55,7 +55,7 @@ def edm_dpm(c: Fields) -> Scheduler:
         lambda n: points(n).levels(),
         lambda n: solver(points(n)),
         std=lambda levels: jnp.hypot(config.one(levels), high),
-        limit=config.thresholded(c),
+        clip=config.thresholded(c),
     )
 
 

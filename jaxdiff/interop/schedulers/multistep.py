@@ -18,7 +18,7 @@ from jax import Array
 from jaxdiff.levels import Level, from_x0
 from jaxdiff.noise import normal_like
 from jaxdiff.solvers import Solver
-from jaxdiff.solvers.base import push
+from jaxdiff.solvers.base import prepend
 
 __all__ = ["Points", "Step", "multistep"]
 
@@ -125,7 +125,7 @@ def _step(of_noise: bool, stochastic: bool, corrects: bool, *, anchored: bool) -
         new = keep * begun + sum(w * p for w, p in zip(rest[: depth + 1], predicted, strict=True))
         if stochastic:
             new = new + noise * normal_like(key, x)
-        past = push(state.past, predicted[0]) if depth else state.past
+        past = prepend(state.past, predicted[0]) if depth else state.past
         return new, state._replace(past=past, taken=state.taken + 1, begun=begun if anchored else state.begun)
 
     return step
@@ -138,10 +138,10 @@ def _table(points: Points, step_of: Callable[[int, int], Step], depth: int) -> t
     for k in range(points.N):
         for taken in range(min(k, depth) + 1):
             keep, weights, noise, fresh[k, taken], correction = step_of(k, taken)
-            row = table[k, taken]
-            row[:2], row[2 : 2 + len(weights)] = (keep, noise), weights
-            row[3 + depth : 3 + depth + len(correction)] = correction
-            if not np.all(np.isfinite(row)):
+            prediction = table[k, taken]
+            prediction[:2], prediction[2 : 2 + len(weights)] = (keep, noise), weights
+            prediction[3 + depth : 3 + depth + len(correction)] = correction
+            if not np.all(np.isfinite(prediction)):
                 raise ValueError(
                     f"step {k} of {points.N} has no finite coefficients, from alpha, sigma = {points.alpha[k]:.6g}, "
                     f"{points.sigma[k]:.6g} to {points.alpha[k + 1]:.6g}, {points.sigma[k + 1]:.6g}"
