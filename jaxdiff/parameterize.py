@@ -165,7 +165,7 @@ def scalings(prediction: Prediction, level: Level, x: Array) -> Scalings:
     Raises:
         ValueError: a prediction that returns no Scalings.
     """
-    level = level.like(x)
+    level = level.expand_to(x)
     s = prediction(level)
     if not isinstance(s, Scalings):
         raise ValueError(

@@ -283,7 +283,7 @@ def test_levels_align_with_the_leading_axes_of_any_shape(shape):
     assert x.shape == shape
     for i in range(4):
         np.testing.assert_allclose(x[i], level.alpha[i] * x0[i] + level.sigma[i] * eps[i], rtol=1e-5, atol=1e-6)
-    assert level.like(x0).alpha.shape == (4,) + (1,) * (len(shape) - 1)
+    assert level.expand_to(x0).alpha.shape == (4,) + (1,) * (len(shape) - 1)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64, jnp.bfloat16])

@@ -29,7 +29,7 @@ def _network(process, prediction):
     """The exact F of N(MEAN, STD^2) data; params = (a, b) add a + b x to its x0_hat."""
 
     def apply(params, inp_x, t, cond):
-        level = process(t).like(inp_x)
+        level = process(t).expand_to(inp_x)
         s = prediction(level)
         x = inp_x / s.inp
         gain = level.alpha * STD**2 / (level.alpha**2 * STD**2 + level.sigma**2)

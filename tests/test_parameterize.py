@@ -57,7 +57,7 @@ def test_edm_in_scaled_processes(name, x64):
     """The paper's preconditioning of x_t / alpha at noise sigma / alpha; unit-variance input and target."""
     level, x0, eps, alpha, sigma = _case(name)
     x, ratio, data = alpha * x0 + sigma * eps, sigma / alpha, SIGMA_DATA
-    s = parameterize.edm(data)(level.like(jnp.asarray(x)))
+    s = parameterize.edm(data)(level.expand_to(jnp.asarray(x)))
     F = np.random.default_rng(1).normal(size=x.shape)
     published = data**2 / (ratio**2 + data**2) * (x / alpha) + ratio * data / np.sqrt(ratio**2 + data**2) * F
     np.testing.assert_allclose(parameterize.to_x0(s, jnp.asarray(x), jnp.asarray(F)), published, rtol=1e-9)

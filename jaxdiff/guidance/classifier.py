@@ -39,7 +39,7 @@ def classifier(denoise: Denoiser, log_prob: LogProb, scale: Scale = 1.0) -> Deno
     gradient = classifier_gradient(log_prob, scale)
 
     def guided(x: Array, level: Level) -> Any:
-        at = level.like(x)
+        at = level.expand_to(x)
         guidance_term = jnp.where(at.alpha > 0, jnp.square(at.sigma) / jnp.where(at.alpha > 0, at.alpha, 1), 0)
         x0, *variance = split_variance(denoise(x, level))
         return join_variance(x0 + guidance_term * gradient(x, level), *variance)

@@ -44,7 +44,7 @@ def rescale(
         known = cond(x, level)
         x0, *variance = split_variance(guide(lambda x, level: known)(x, level))
         # x0 - skip x = out F: out has no part in the quotient of two stds, and may be 0.
-        rest = prediction(level.like(x)).skip.astype(x.dtype) * x
+        rest = prediction(level.expand_to(x)).skip.astype(x.dtype) * x
         ours, theirs = _std(x0 - rest), _std(split_variance(known)[0] - rest)
         change = jnp.where(ours > 0, theirs / jnp.where(ours > 0, ours, 1), 1) - 1
         return join_variance(x0 + scale_at(phi, x, level) * change * (x0 - rest), *variance)

@@ -35,7 +35,7 @@ def cfg_zero_star(cond: Denoiser, uncond: Denoiser, scale: Scale, *, zero_init: 
     check_number("zero_init", zero_init, low=0, high=1)
 
     def denoise(x: Array, level: Level) -> Any:
-        at = level.like(x)
+        at = level.expand_to(x)
         total = at.alpha + at.sigma
         x0, *variance = split_variance(cond(x, level))
         # sigma (eps - x_0): the factor has no part in s, and may be 0.

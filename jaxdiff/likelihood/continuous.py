@@ -159,4 +159,6 @@ def _check(process: Process, start, end, samples: int, over: str) -> None:
     if last.sigma <= 0:
         raise ValueError(f"the bound is infinite at sigma = 0: set end to a time with sigma > 0, got end = {end}")
     if over == "lam" and first.alpha <= 0:
-        raise ValueError(f'over="lam" needs alpha > 0 at the start, got start = {start}: move it, or use over="time"')
+        raise ValueError(
+            f'variable="lam" needs alpha > 0 at the start, got start = {start}: move it, or use variable="time"'
+        )

@@ -128,7 +128,7 @@ def with_process(denoise: Denoiser, process: Process | None) -> Denoiser:
     def named(x: Array, level: Level) -> Any:
         true = process(process.time(level.lam.astype(jnp.result_type(float))))
         true = jax.tree.map(lambda field: field.astype(x.dtype), true)
-        on, off = true.like(x), level.like(x)
+        on, off = true.expand_to(x), level.expand_to(x)
         return denoise(jnp.hypot(on.alpha, on.sigma) / jnp.hypot(off.alpha, off.sigma) * x, true)
 
     return named

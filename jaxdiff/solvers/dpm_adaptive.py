@@ -126,7 +126,7 @@ def _pair(denoise, x: Array, cur: Level, end: Level, *, order: int, at: Callable
         at: lam -> the level of an inner point, both [B].
     """
     h = end.lam - cur.lam
-    start, final, zero = cur.like(x), end.like(x), jnp.zeros_like(x)
+    start, final, zero = cur.expand_to(x), end.expand_to(x), jnp.zeros_like(x)
     # The integral of eps' slope up to the third point, and to the end: only DPM-Solver-3 has one.
     bend = jnp.zeros((2, *h.shape), x.dtype)
     if order == 3:
@@ -136,7 +136,7 @@ def _pair(denoise, x: Array, cur: Level, end: Level, *, order: int, at: Callable
     def stage(carry, row):
         (x0, first, previous), (r, bend) = carry, row
         level = at(cur.lam + r * h)
-        mid = level.like(x)
+        mid = level.expand_to(x)
         u = mid.sigma / start.sigma * x - mid.alpha * per_example(jnp.expm1(-r * h), x) * x0
         u = u + mid.sigma * per_example(bend, x) * (previous - first)
         ends = from_x0(denoise(u, level), u, level)

@@ -46,7 +46,7 @@ def test_what_every_guidance_holds(name):
         return 3 * rational(x, level), 0.1 * x
 
     def uncond(x, level):
-        return 1.5 * rational(x, level) - 0.2 * level.like(x).alpha * x
+        return 1.5 * rational(x, level) - 0.2 * level.expand_to(x).alpha * x
 
     def of(w, x, alpha, sigma):
         return TABLE[name](cond, uncond, w)(x, Level(sigma, alpha, sigma))

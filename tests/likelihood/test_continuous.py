@@ -82,7 +82,7 @@ def test_discrete_data_pays_its_entropy(x64):
     values, chance = np.linspace(-1, 1, 4), np.array([0.5, 0.1, 0.15, 0.25])
 
     def denoise(x, level):
-        level = level.like(x[..., None])
+        level = level.expand_to(x[..., None])
         away = (x[..., None] - level.alpha * values[None, None]) / level.sigma
         return jax.nn.softmax(np.log(chance)[None, None] - 0.5 * jnp.square(away), axis=-1) @ values
 

@@ -405,7 +405,7 @@ def knowing(process, row):
     """A network that knows data from N(0.3, 0.5^2), is told t, and predicts what the row says."""
 
     def apply(params, x, t, cond):
-        level = process(t).like(x)
+        level = process(t).expand_to(x)
         var = 0.25 * jnp.square(level.alpha) + jnp.square(level.sigma)
         x0 = (0.25 * level.alpha * x + 0.3 * jnp.square(level.sigma)) / var
         return jd.parameterize.target(row, x0, x, level)
