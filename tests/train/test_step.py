@@ -120,7 +120,7 @@ def test_accumulation_needs_no_second_gradient_per_microbatch():
 
 def test_a_batch_that_cannot_be_cut():
     mesh, state, step = toy.new("data", grad_accum_steps=4)
-    with pytest.raises(ValueError, match=r"batch of 16.*accumulate=4.*8 parts.*multiple of 32"):
+    with pytest.raises(ValueError, match=r"batch of 16.*grad_accum_steps=4.*8 parts.*multiple of 32"):
         step(state, train.shard_batch(next(toy.batches(16)), mesh))
 
 
