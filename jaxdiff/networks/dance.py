@@ -1,6 +1,6 @@
 """Dance Diffusion's U-Net of sounds: one axis, fixed filters between the levels, attention at the deeper ones.
 
-Parameters are named like those of diffusers' UNet1DModel, but for attention's; see `interop.keys` for the rule.
+Parameters are named like those of diffusers' UNet1DModel, but for attention's; see `interop.formats.keys` for the rule.
 """
 
 from __future__ import annotations

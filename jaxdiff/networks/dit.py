@@ -1,6 +1,6 @@
 """The diffusion transformer, DiT (Peebles and Xie 2022, arXiv:2212.09748), which is also SiT's network.
 
-Parameters are named like those of diffusers' DiTTransformer2DModel; see `interop.keys` for the rule.
+Parameters are named like those of diffusers' DiTTransformer2DModel; see `interop.formats.keys` for the rule.
 """
 
 from __future__ import annotations

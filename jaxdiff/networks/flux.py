@@ -1,6 +1,6 @@
 """The rectified flow transformer Flux (Black Forest Labs 2024), joint blocks and then single ones.
 
-Parameters are named like those of diffusers' FluxTransformer2DModel; see `interop.keys` for the rule.
+Parameters are named like those of diffusers' FluxTransformer2DModel; see `interop.formats.keys` for the rule.
 """
 
 from __future__ import annotations

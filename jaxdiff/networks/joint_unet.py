@@ -1,7 +1,7 @@
 """U-Nets with joint attention to positions and tokens (Nichol et al. 2021, arXiv:2112.10741, sec. 4).
 
 These are GLIDE's descendants: DeepFloyd IF, Karlo, Kandinsky 2. Parameters are named like those of diffusers'
-UNet2DConditionModel with "SimpleCrossAttn" blocks; see `interop.keys` for the rule.
+UNet2DConditionModel with "SimpleCrossAttn" blocks; see `interop.formats.keys` for the rule.
 """
 
 from __future__ import annotations

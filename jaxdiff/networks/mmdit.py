@@ -1,7 +1,7 @@
 """The multimodal diffusion transformer, MMDiT, of Stable Diffusion 3 (Esser et al. 2024, arXiv:2403.03206).
 
-Parameters are named like those of diffusers' SD3Transformer2DModel; see `interop.keys` for the rule. A run of equal
-blocks that does not begin with the first one, `transformer_blocks.13+.*`, counts its layers from there.
+Parameters are named like those of diffusers' SD3Transformer2DModel; see `interop.formats.keys` for the rule. A run of
+equal blocks that does not begin with the first one, `transformer_blocks.13+.*`, counts its layers from there.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """U-Nets of score-based models: NCSN++ with input and output skips (Song et al. 2021, arXiv:2011.13456, app. H).
 
-Parameters are named like those of diffusers' UNet2DModel; see `interop.keys` for the rule.
+Parameters are named like those of diffusers' UNet2DModel; see `interop.formats.keys` for the rule.
 """
 
 from __future__ import annotations

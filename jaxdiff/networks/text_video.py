@@ -1,6 +1,6 @@
 """The text-to-video network of ModelScope (Wang et al. 2023, arXiv:2308.06571, sec. 3.3), also Zeroscope's.
 
-Parameters are named like those of diffusers' UNet3DConditionModel; see `interop.keys` for the rule.
+Parameters are named like those of diffusers' UNet3DConditionModel; see `interop.formats.keys` for the rule.
 """
 
 from __future__ import annotations

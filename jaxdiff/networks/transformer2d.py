@@ -1,6 +1,6 @@
 """Transformers over the positions of [B, *spatial, C] data, with cross-attention to tokens (Rombach et al. 2022).
 
-Parameters are named like those of diffusers' Transformer2DModel; see `interop.keys` for the rule.
+Parameters are named like those of diffusers' Transformer2DModel; see `interop.formats.keys` for the rule.
 """
 
 from __future__ import annotations

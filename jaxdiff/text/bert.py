@@ -1,6 +1,6 @@
 """BERT (Devlin et al. 2019, arXiv:1810.04805), and sentence embeddings by it (Reimers and Gurevych 2019).
 
-Parameters are named like those of transformers' BertModel; see `interop.keys` for the rule.
+Parameters are named like those of transformers' BertModel; see `interop.formats.keys` for the rule.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """CLIP's text encoder (Radford et al. 2021, arXiv:2103.00020, sec. 2.4), a causal transformer.
 
-Parameters are named like those of transformers' CLIPTextModelWithProjection; see `interop.keys` for the rule.
+Parameters are named like those of transformers' CLIPTextModelWithProjection; see `interop.formats.keys` for the rule.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """T5's encoder (Raffel et al. 2020, arXiv:1910.10683, sec. 2.1), and that of T5 v1.1 with gated activations.
 
-Parameters are named like those of transformers' T5EncoderModel; see `interop.keys` for the rule.
+Parameters are named like those of transformers' T5EncoderModel; see `interop.formats.keys` for the rule.
 """
 
 from __future__ import annotations
