@@ -82,10 +82,10 @@ def autoencoder(module: Any, x: tuple[int, ...]) -> Case:
     return Case(function, drawn(shapes), normal(2, *x))
 
 
-def attention(n: int, length: int, heads: int, width: int, **options: Any) -> Case:
+def attention(n: int, length: int, num_heads: int, width: int, **options: Any) -> Case:
     """Attention of n positions to keys and values, its parameters here; from 4096 on it goes by blocks of keys."""
     seen = np.arange(length)[None] < np.array([[length], [length // 3]])
-    bias = normal(4, 2, heads, n, length)
+    bias = normal(4, 2, num_heads, n, length)
 
     def function(dtype: Any, params: Any, q: Any) -> Any:
         more: dict[str, Any] = {"causal": True} if "causal" in options else {}
@@ -94,17 +94,17 @@ def attention(n: int, length: int, heads: int, width: int, **options: Any) -> Ca
         y = attend(*(a.astype(dtype) for a in (q, params["k"], params["v"])), **more)
         return y.astype(q.dtype)
 
-    params = {name: normal(seed, 2, length, heads, width) for seed, name in ((6, "k"), (7, "v"))}
-    return Case(function, params, normal(2, 2, n, heads, width))
+    params = {name: normal(seed, 2, length, num_heads, width) for seed, name in ((6, "k"), (7, "v"))}
+    return Case(function, params, normal(2, 2, n, num_heads, width))
 
 
 def cases(tiny: bool = False) -> dict[str, Case]:
     """By name; few of them where it is only tried whether they run."""
     image, latent, clip = (2, 16, 16, 3), (2, 8, 8, 4), (2, 4, 8, 8, 3)
-    text = networks.Transformers(depth=(1, 1), heads=(2, 2))
-    unet = {"widths": (32, 64), "blocks": 1, "groups": 8}
-    dit = {"width": 64, "layers": 2, "heads": 2}
-    karras = {"resolution": 16, "base": 32, "widths": (32, 32), "blocks": 1, "attention": (8,)}
+    text = networks.TransformerConfig(depth=(1, 1), num_heads=(2, 2))
+    unet = {"widths": (32, 64), "num_blocks": 1, "groups": 8}
+    dit = {"width": 64, "layers": 2, "num_heads": 2}
+    karras = {"resolution": 16, "model_channels": 32, "widths": (32, 32), "num_blocks": 1, "attention": (8,)}
     shared: dict[str, Callable[[], Case]] = {
         "attention": lambda: attention(64, 64, 2, 64),
         "attention by blocks": lambda: attention(16, 4200, 1, 32, mask=True),
@@ -118,37 +118,41 @@ def cases(tiny: bool = False) -> dict[str, Case]:
         "U-Net": lambda: network(networks.UNet(**unet, attention=(1,), head_dim=32, num_classes=5), image, label=5),
         "U-Net, odd": lambda: network(networks.UNet(**unet), (2, 15, 17, 3)),
         "U-Net of texts": lambda: network(
-            networks.UNet(**unet, attention=(0, 1), transformer=text, token_dim=24, vector_dim=6),
+            networks.UNet(**unet, attention=(0, 1), transformer=text, context_dim=24, pooled_dim=6),
             latent, tokens=(2, 7, 24), vector=(2, 6),
         ),
         "ControlNet": lambda: network(
-            networks.ControlNet(**unet, attention=(1,), transformer=text, token_dim=24, hint_widths=(8, 16)),
+            networks.ControlNet(**unet, attention=(1,), transformer=text, context_dim=24, hint_widths=(8, 16)),
             latent, tokens=(2, 7, 24), hint=(2, 16, 16, 3),
         ),
         "MMDiT": lambda: network(
-            networks.MMDiT(**dit, token_dim=24, vector_dim=6, grid=4, max_grid=8, qk_norm=True),
+            networks.MMDiT(**dit, context_dim=24, pooled_dim=6, grid=4, pos_embed_max_size=8, qk_norm=True),
             latent, tokens=(2, 7, 24), vector=(2, 6),
         ),
         "Flux": lambda: network(
-            networks.Flux(width=64, layers=1, single_layers=1, heads=2, axes=(8, 12, 12), token_dim=24, vector_dim=6),
+            networks.Flux(
+                width=64, layers=1, single_layers=1, num_heads=2, axes=(8, 12, 12), context_dim=24, pooled_dim=6
+            ),
             latent, tokens=(2, 7, 24), vector=(2, 6),
         ),
         "DiT": lambda: network(networks.DiT(**dit, num_classes=5, learned_variance=True), latent, label=5),
-        "U-ViT": lambda: network(networks.UViT(width=64, layers=2, heads=2, num_classes=5), latent, label=5),
+        "U-ViT": lambda: network(networks.UViT(width=64, layers=2, num_heads=2, num_classes=5), latent, label=5),
         "DDPM++": lambda: network(networks.SongUNet(**karras), image),
         "NCSN++": lambda: network(
-            networks.SongUNet(**karras, embedding="fourier", encoder="residual", taps=(1.0, 3.0, 3.0, 1.0)), image
+            networks.SongUNet(
+                **karras, embedding="fourier", encoder="residual", resample_filter=(1.0, 3.0, 3.0, 1.0)
+            ), image
         ),
         "ADM": lambda: network(networks.DhariwalUNet(**karras, head_dim=32), image),
         "EDM2": lambda: network(
-            networks.EDM2UNet(resolution=16, widths=(32, 32), blocks=1, attention=(8,), head_dim=32, num_classes=5),
+            networks.EDM2UNet(resolution=16, widths=(32, 32), num_blocks=1, attention=(8,), head_dim=32, num_classes=5),
             image, label=5,
         ),
         "video U-Net": lambda: network(
-            networks.VideoUNet(**unet, attention=(1,), frames=4, motion_heads=2, temporal_conv=True), clip
+            networks.VideoUNet(**unet, attention=(1,), frames=4, motion_num_heads=2, temporal_conv=True), clip
         ),
         "video DiT": lambda: network(networks.VideoDiT(**dit, frames=4), clip),
-        "autoencoder": lambda: autoencoder(autoencoders.KLAutoencoder(widths=(16, 32), blocks=1, groups=8), image),
+        "autoencoder": lambda: autoencoder(autoencoders.KLAutoencoder(widths=(16, 32), num_blocks=1, groups=8), image),
     }  # fmt: skip
     return {name: build() for name, build in (shared if tiny else shared | others).items()}
 

@@ -54,17 +54,17 @@ class Model(NamedTuple):
 def model(name: str, *, tiny: bool) -> Model:
     """One of the three, as published; or one of its kind that compiles in a second."""
     half: dict[str, Any] = {"dtype": jnp.bfloat16}
-    small: dict[str, Any] = half | {"widths": (16, 32), "blocks": 1, "groups": 8} if tiny else half
+    small: dict[str, Any] = half | {"widths": (16, 32), "num_blocks": 1, "groups": 8} if tiny else half
     if name == "ddpm":
         side, batch = (8, 4) if tiny else (32, 128)
         return Model(networks.ddpm_cifar10(**small), (side, side, 3), {}, batch, (batch,))
     if name == "dit":
         # As SiT has it: a learned variance is another loss, and a last layer of twice the width.
         shape, batch = ((8, 8, 4), 4) if tiny else ((32, 32, 4), 64)
-        size = {"width": 32, "layers": 2, "heads": 2, "num_classes": 10} if tiny else {}
+        size = {"width": 32, "layers": 2, "num_heads": 2, "num_classes": 10} if tiny else {}
         return Model(networks.sit_xl_2(**half | size), shape, {"label": ()}, batch, (batch,))
-    heads = networks.Transformers(depth=(1, 1), heads=(2, 2))
-    size = {"attention": (0,), "transformer": heads, "token_dim": 12} if tiny else {}
+    num_heads = networks.TransformerConfig(depth=(1, 1), num_heads=(2, 2))
+    size = {"attention": (0,), "transformer": num_heads, "context_dim": 12} if tiny else {}
     side, token = (8, 12) if tiny else (64, 768)
     module = networks.stable_diffusion_1(**small | size)
     return Model(module, (side, side, 4), {"tokens": (77, token)}, 2 if tiny else 8, (1, 2) if tiny else (1, 8))
@@ -93,26 +93,26 @@ class Meter:
     def _listen(self, event: str, **_: Any) -> None:
         self._hits += event == "/jax/compilation_cache/cache_hits"
 
-    def measure(self, row: dict[str, Any], lowered: Any, call: Callable[[Any], Callable[[], Any]]) -> None:
+    def measure(self, prediction: dict[str, Any], lowered: Any, call: Callable[[Any], Callable[[], Any]]) -> None:
         """Reports a program: once when it is compiled, and again when it has been timed.
 
         Args:
-            row: what it is, its "batch" and its "flops".
+            prediction: what it is, its "batch" and its "flops".
             lowered: the program.
             call: the compiled program -> a function that starts it and returns what to wait for.
         """
-        row, hits, start = {"model": self._name, "by": "jaxdiff", **row}, self._hits, time.perf_counter()
+        prediction, hits, start = {"model": self._name, "by": "jaxdiff", **prediction}, self._hits, time.perf_counter()
         compiled = lowered.compile()
-        row |= {"compile_s": time.perf_counter() - start, "from_cache": self._hits > hits}
+        prediction |= {"compile_s": time.perf_counter() - start, "from_cache": self._hits > hits}
         memory = compiled.memory_analysis()
         for kind in ("argument", "temp"):
-            row[f"{kind}_gib"] = gib(getattr(memory, f"{kind}_size_in_bytes", None))
-        self._report(row)
+            prediction[f"{kind}_gib"] = gib(getattr(memory, f"{kind}_size_in_bytes", None))
+        self._report(prediction)
         seconds = timed(call(compiled), jax.block_until_ready, self._deadline)
         device = jax.devices()[0]
         # The process's most so far, this program's arrays included.
-        row["peak_gib"] = gib((device.memory_stats() or {}).get("peak_bytes_in_use"))
-        self._report(row | rates(row["batch"], seconds, row["flops"], device.device_kind))
+        prediction["peak_gib"] = gib((device.memory_stats() or {}).get("peak_bytes_in_use"))
+        self._report(prediction | rates(prediction["batch"], seconds, prediction["flops"], device.device_kind))
 
 
 def gib(size: int | None) -> float | None:
@@ -180,14 +180,14 @@ def filled(tree: Any, dtype: Any) -> Any:
 
 def draw(made: Model, batch: int, meter: Meter) -> None:
     """A sampler of DDIM's steps with parameters in bfloat16; guided where there is a condition."""
-    apply, row = networks.as_apply(made.module), jd.parameterize.zero_based(jd.parameterize.eps)
+    apply, prediction = networks.as_apply(made.module), jd.parameterize.zero_based(jd.parameterize.eps)
     levels = jd.grids.ddpm(jd.processes.Discrete.linear(1000), STEPS)
 
     def sampled(params: Any, keys: Any, cond: Any, null: Any, scale: Any) -> Any:
         if cond:
-            denoise = jd.guidance.cfg_batched(apply, params, row, cond=cond, null=null, scale=scale)
+            denoise = jd.guidance.cfg_batched(apply, params, prediction, cond=cond, null_cond=null, scale=scale)
         else:
-            denoise = jd.denoiser(apply, params, row)
+            denoise = jd.denoiser(apply, params, prediction)
         x = jd.noise.prior(levels, keys, (batch, *made.shape))
         return jd.sample(denoise, jd.solvers.ddim(), levels, x, keys)
 
@@ -202,12 +202,12 @@ def draw(made: Model, batch: int, meter: Meter) -> None:
 
 def update(made: Model, meter: Meter) -> None:
     """A train step: loss, gradient, clipping, AdamW and an average; its state is donated."""
-    process, row = jd.processes.Discrete.linear(1000), jd.parameterize.zero_based(jd.parameterize.eps)
-    loss = jd.losses.denoising_loss(networks.as_apply(made.module), process, row)
+    process, prediction = jd.processes.Discrete.linear(1000), jd.parameterize.zero_based(jd.parameterize.eps)
+    loss = jd.losses.denoising_loss(networks.as_apply(made.module), process, prediction)
     mesh, optimizer = train.make_mesh(devices=jax.devices()[:1]), train.adamw(1e-4)
     step = train.make_step(loss, optimizer, key=jax.random.key(0), ema=train.ema.constant(0.9999))
     like = shapes(made)
-    state = train.create(lambda key: filled(like, jnp.float32), optimizer, jax.random.key(0), mesh)
+    state = train.init_state(lambda key: filled(like, jnp.float32), optimizer, jax.random.key(0), mesh)
     x = np.random.default_rng(0).standard_normal((made.train, *made.shape), np.float32)
     batch = train.shard_batch({"x": x, **conditions(made, made.train, np.ones)}, mesh)
     held = [state]

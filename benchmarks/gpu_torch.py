@@ -163,7 +163,7 @@ class _Meter:
         wait = torch.cuda.synchronize if cuda else contextlib.nullcontext
         if cuda:
             torch.cuda.reset_peak_memory_stats()
-        row: dict[str, Any] = {"model": self._name, "by": "diffusers", "what": what, "batch": batch}
+        prediction: dict[str, Any] = {"model": self._name, "by": "diffusers", "what": what, "batch": batch}
 
         def seconds(count: int) -> float:
             begin = time.perf_counter()
@@ -172,11 +172,11 @@ class _Meter:
             wait()
             return (time.perf_counter() - begin) / count
 
-        row["compile_s"] = seconds(1)  # with a first run
-        self._report(row)
+        prediction["compile_s"] = seconds(1)  # with a first run
+        self._report(prediction)
         seconds(1)
         count, rounds = max(1, round(0.5 / seconds(1))), []
         while len(rounds) < 5 and (not rounds or time.monotonic() + 2 * count * rounds[-1] < self._deadline):
             rounds.append(seconds(count))
-        row["peak_gib"] = torch.cuda.max_memory_allocated() / GIB if cuda else None
-        self._report(row | {"seconds": median(rounds), "images_per_s": batch / median(rounds)})
+        prediction["peak_gib"] = torch.cuda.max_memory_allocated() / GIB if cuda else None
+        self._report(prediction | {"seconds": median(rounds), "images_per_s": batch / median(rounds)})

@@ -46,7 +46,7 @@ def looped(step, state, host, count, mesh):
             yield host
 
     with tempfile.TemporaryDirectory() as folder:
-        log = train.metrics_file(Path(folder) / "metrics.jsonl")
+        log = train.jsonl_logger(Path(folder) / "metrics.jsonl")
         start = time.perf_counter()
         state = train.fit(step, state, batches(), steps=int(state.step) + count, mesh=mesh, log=log)
         jax.block_until_ready(state)
@@ -61,7 +61,7 @@ def main():
     arguments = parser.parse_args()
     mesh = train.make_mesh()
     optimizer = train.adamw(1e-4)
-    state = train.create(init, optimizer, jax.random.key(0), mesh)
+    state = train.init_state(init, optimizer, jax.random.key(0), mesh)
     step = train.make_step(loss, optimizer, key=jax.random.key(1), ema=train.ema.constant(0.999))
     host = {"x": np.random.default_rng(0).normal(size=(arguments.batch, 14, 14, 4)).astype(np.float32)}
     state, _ = bare(step, state, train.shard_batch(host, mesh), 3)

@@ -49,7 +49,7 @@ def ours(config, channels, classes, batch):
     optimizer = train.adamw(1e-4)
     step = train.make_step(loss, optimizer, key=jax.random.key(0), ema=train.ema.constant(0.9999))
     mesh = train.make_mesh()
-    state = train.create(built.init, optimizer, jax.random.key(0), mesh)
+    state = train.init_state(built.init, optimizer, jax.random.key(0), mesh)
     params = jax.tree.map(jnp.copy, state.params)
     data = train.shard_batch(data, mesh)
 

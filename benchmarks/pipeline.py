@@ -38,7 +38,7 @@ def main():
     experiment = load(FASHION)()
     mesh = train.make_mesh()
     part = experiment.training
-    state = train.create(experiment.model.init, part.optimizer, jax.random.key(0), mesh)
+    state = train.init_state(experiment.model.init, part.optimizer, jax.random.key(0), mesh)
     step = train.make_step(part.loss, part.optimizer, key=jax.random.key(1), ema=part.ema)
     batch = train.shard_batch(next(part.batches(0)), mesh)
     state, _ = training(step, state, batch, 2)

@@ -36,7 +36,14 @@ def in_turns(sides: dict[str, Callable[[], object]], repeats: int) -> dict[str, 
 def fashion_unet():
     """(apply, params, cond) of the network of experiments/fashion.py."""
     module = UNet(
-        (32, 64), blocks=1, mid_attention=False, resample="pool", groups=8, patch=2, scale_shift=True, num_classes=10
+        (32, 64),
+        num_blocks=1,
+        mid_attention=False,
+        resample="pool",
+        groups=8,
+        patch_size=2,
+        scale_shift=True,
+        num_classes=10,
     )
     cond = {"label": jnp.zeros(BATCH[0], jnp.int32)}
     return as_apply(module), init(module, KEY, jnp.zeros(BATCH), cond), cond

@@ -13,8 +13,8 @@ import numpy as np
 import jaxdiff as jd
 from jaxdiff import networks, train
 
-ROWS = {"accumulate 1": {}, "accumulate 2": {"accumulate": 2}, "accumulate 4": {"accumulate": 4}}
-DISPATCHES = {f"per_dispatch {n}": {"per_dispatch": n} for n in (1, 8)}
+ROWS = {"accumulate 1": {}, "accumulate 2": {"grad_accum_steps": 2}, "accumulate 4": {"grad_accum_steps": 4}}
+DISPATCHES = {f"steps_per_call {n}": {"steps_per_call": n} for n in (1, 8)}
 
 
 def builder(network, batch, shape):
@@ -25,9 +25,9 @@ def builder(network, batch, shape):
     images = np.random.default_rng(0).normal(size=(batch, *shape)).astype(np.float32)
 
     def build(**options):
-        state = train.create(lambda key: networks.init(network, key, example), optimizer, jax.random.key(0), mesh)
+        state = train.init_state(lambda key: networks.init(network, key, example), optimizer, jax.random.key(0), mesh)
         step = train.make_step(loss, optimizer, key=jax.random.key(1), ema=train.ema.constant(0.999), **options)
-        count = step.per_dispatch
+        count = step.steps_per_call
         stacked = {"x": np.stack([images] * count) if count > 1 else images}
         placed = train.shard_batch(stacked, mesh, axis=int(count > 1))
         memory = step.lower(state, placed).compile().memory_analysis()
@@ -65,7 +65,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=8, help="measurements, alternating (default 8)")
     arguments = parser.parse_args()
     shape, batch = (16, 16, 3), arguments.batch
-    unet = networks.UNet((arguments.width, 2 * arguments.width), blocks=1, attention=(1,))
+    unet = networks.UNet((arguments.width, 2 * arguments.width), num_blocks=1, attention=(1,))
     print(f"{jax.devices()[0].device_kind} x {jax.device_count()}, images of {shape}, {batch} an update")
     build = builder(unet, batch, shape)
     table("U-Net", {name: build(**options) for name, options in ROWS.items()}, batch, arguments.rounds)

@@ -9,7 +9,7 @@ from jaxdiff.options import Count, Decay, Natural, Remat, Run, Source
 def experiment(
     run: Run = Run(steps=800_000, batch=128, lr=2e-4, preview_every=10_000),
     widths: tuple[Count, ...] = (128, 256, 256, 256),
-    blocks: Count = 2,
+    num_blocks: Count = 2,
     warmup: Natural = 5000,
     ema: Decay = 0.9999,
     remat: Remat = "none",
@@ -20,12 +20,12 @@ def experiment(
 
     Args:
         widths: channels by level.
-        blocks: residual blocks in a level.
+        num_blocks: residual blocks in a level.
         warmup: steps of linear warm-up.
         size: side of the images in pixels.
     """
-    images, condition = data.open_source(source, size=size, channels=3), conditions.none()
-    network = networks.ddpm_cifar10(widths=widths, blocks=blocks, remat=remat, dtype=compute_dtype())
+    images, condition = data.open_dataset(source, size=size, channels=3), conditions.none()
+    network = networks.ddpm_cifar10(widths=widths, num_blocks=num_blocks, remat=remat, dtype=compute_dtype())
     process, eps = jd.processes.Discrete.linear(), jd.parameterize.zero_based(jd.parameterize.eps)
     model = models.of(network, process, eps, shape=images.shape, condition=condition)
     learning = training.of(
@@ -33,7 +33,7 @@ def experiment(
         images,
         condition,
         loss=jd.losses.denoising_loss(model.apply, process, eps, dropout=True),
-        optimizer=train.adamw(run.lr, warmup=warmup, clip=1.0),
+        optimizer=train.adamw(run.lr, warmup_steps=warmup, clip_norm=1.0),
         ema=train.ema.warmup(ema),
         flip=True,
     )

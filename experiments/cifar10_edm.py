@@ -12,7 +12,7 @@ from jaxdiff.options import Count, Natural, Remat, Run, Source
 def experiment(
     run: Run = Run(steps=390_625, batch=512, lr=1e-3, preview_every=10_000),
     widths: tuple[Count, ...] = (256, 256, 256),
-    blocks: Count = 4,
+    num_blocks: Count = 4,
     warmup: Natural = 19_531,
     half_life: float = 500_000,
     power: tuple[float, ...] = (),
@@ -25,19 +25,19 @@ def experiment(
 
     Args:
         widths: channels by level; the first convolution has half as many as the first.
-        blocks: residual blocks in a level.
+        num_blocks: residual blocks in a level.
         warmup: steps of linear warm-up; the default is 10 million images.
         half_life: of the parameters' average, in images; at first a twentieth of those seen.
         power: lengths of power-function averages in place of that one, 0.05 0.1 say, as in EDM2.
         snapshots: steps between two snapshots of them, of which `sample --ema` makes other lengths; 0: none.
         size: side of the images in pixels.
     """
-    images, condition = data.open_source(source, size=size, channels=3), conditions.none()
+    images, condition = data.open_dataset(source, size=size, channels=3), conditions.none()
     network = networks.ddpmpp_cifar10(
         resolution=size,
-        base=widths[0] // 2,
+        model_channels=widths[0] // 2,
         widths=widths,
-        blocks=blocks,
+        num_blocks=num_blocks,
         attention=(size // 2,),
         remat=remat,
         dtype=compute_dtype(),
@@ -50,7 +50,7 @@ def experiment(
         images,
         condition,
         loss=jd.losses.denoising_loss(model.apply, process, edm, weight=jd.weights.edm(0.5), times=times, dropout=True),
-        optimizer=train.adamw(run.lr, warmup=warmup, clip=None),
+        optimizer=train.adamw(run.lr, warmup_steps=warmup, clip_norm=None),
         ema=tuple(train.ema.power(std) for std in power) or train.ema.half_life(half_life / run.batch),
         flip=True,
         snapshot_every=snapshots,

@@ -3,13 +3,13 @@
 import jaxdiff as jd
 from jaxdiff import conditions, data, media, models, networks, train, training
 from jaxdiff.experiment import Experiment, Sampling, compute_dtype
-from jaxdiff.options import Count, Decay, DropRate, Run, Source
+from jaxdiff.options import CondDropout, Count, Decay, Run, Source
 
 
 def experiment(
     run: Run = Run(steps=900, batch=32, lr=8e-3, preview_every=450),
     width: Count = 32,
-    drop_rate: DropRate = 0.1,
+    cond_dropout: CondDropout = 0.1,
     ema: Decay = 0.99,
     source: Source = "fashion_mnist",
 ) -> Experiment:
@@ -18,15 +18,15 @@ def experiment(
     Args:
         width: channels at the network's first level.
     """
-    clothes = data.open_source(source)
+    clothes = data.open_dataset(source)
     condition = conditions.label(clothes.num_classes, clothes.class_names)
     network = networks.UNet(
         widths=(width, 2 * width),
-        blocks=1,
+        num_blocks=1,
         mid_attention=False,
         resample="pool",
         groups=8,
-        patch=2,
+        patch_size=2,
         scale_shift=True,
         num_classes=clothes.num_classes,
         time=networks.Sinusoidal(),
@@ -37,9 +37,14 @@ def experiment(
     velocity = jd.parameterize.time_scaled(jd.parameterize.velocity)
     model = models.of(network, process, velocity, shape=clothes.shape, condition=condition)
     loss = jd.losses.denoising_loss(
-        model.apply, process, velocity, times=jd.times.logit_normal(), null=condition.null, drop_rate=drop_rate
+        model.apply,
+        process,
+        velocity,
+        times=jd.times.logit_normal(),
+        null_cond=condition.null,
+        cond_dropout=cond_dropout,
     )
-    optimizer = train.muon(run.lr, warmup=min(50, run.steps // 10), steps=run.steps, schedule="cosine")
+    optimizer = train.muon(run.lr, warmup_steps=min(50, run.steps // 10), steps=run.steps, schedule="cosine")
     sampling = Sampling(
         lambda n: jd.grids.by_time(process, n),
         jd.solvers.dpmpp_2m(),

@@ -6,14 +6,14 @@ from jax.sharding import Mesh
 
 from jaxdiff import finetune, train, training
 from jaxdiff.experiment import Experiment
-from jaxdiff.options import Count, Decay, DropRate, Run
+from jaxdiff.options import CondDropout, Count, Decay, Run
 
 
 def experiment(
     network: finetune.Network,
     pictures: finetune.Pictures = finetune.Pictures(),
     run: Run = Run(steps=1000, batch=32, lr=1e-4),
-    drop_rate: DropRate = 0.1,
+    cond_dropout: CondDropout = 0.1,
     ema: Decay = 0.999,
     guidance: float = 1.0,
     sample_steps: Count = 50,
@@ -41,8 +41,8 @@ def experiment(
         run,
         asked.images,
         asked.condition,
-        loss=finetune.make_loss(model, origin, asked, drop_rate),
-        optimizer=train.adamw(run.lr, warmup=min(100, run.steps // 10)),
+        loss=finetune.make_loss(model, origin, asked, cond_dropout),
+        optimizer=train.adamw(run.lr, warmup_steps=min(100, run.steps // 10)),
         ema=train.ema.warmup(ema),
     )
     return Experiment(

@@ -10,16 +10,16 @@ from jax.sharding import Mesh
 import jaxdiff as jd
 from jaxdiff import conditions, data, models, networks, train, training
 from jaxdiff.experiment import Experiment, Sampling, compute_dtype
-from jaxdiff.options import Autoencoder, Count, Decay, DropRate, File, Remat, Run
+from jaxdiff.options import Autoencoder, CondDropout, Count, Decay, File, Remat, Run
 
 
 def experiment(
     run: Run = Run(steps=7_000_000, batch=256, lr=1e-4, preview_every=10_000),
     width: Count = 1152,
     layers: Count = 28,
-    heads: Count = 16,
-    patch: Count = 2,
-    drop_rate: DropRate = 0.1,
+    num_heads: Count = 16,
+    patch_size: Count = 2,
+    cond_dropout: CondDropout = 0.1,
     ema: Decay = 0.9999,
     remat: Remat = "dots",
     source: File = "latents/imagenet256",
@@ -33,8 +33,8 @@ def experiment(
     Args:
         width: of the tokens.
         layers: blocks.
-        heads: of the attention.
-        patch: edge of a patch, in latents.
+        num_heads: of the attention.
+        patch_size: edge of a patch, in latents.
         source: folder of .npz files of mean, std and label.
         latent: height, width and channels of the latents.
         num_classes: of the labels.
@@ -43,15 +43,15 @@ def experiment(
     condition, vae = conditions.label(num_classes), models.load_autoencoder(autoencoder, mesh)
     moments = jax.ShapeDtypeStruct(latent, jnp.float32)
     network = networks.dit_xl_2(
-        width=width, layers=layers, heads=heads, patch=patch, num_classes=num_classes, remat=remat,
+        width=width, layers=layers, num_heads=num_heads, patch_size=patch_size, num_classes=num_classes, remat=remat,
         dtype=compute_dtype(),
     )  # fmt: skip
     process, eps = jd.processes.Discrete.linear(), jd.parameterize.zero_based(jd.parameterize.eps)
     model = models.of(network, process, eps, shape=latent, condition=condition, learned_variance=True, autoencoder=vae)
-    hybrid = jd.losses.hybrid_loss(model.apply, process, eps, null=condition.null, drop_rate=drop_rate)
+    hybrid = jd.losses.hybrid_loss(model.apply, process, eps, null_cond=condition.null, cond_dropout=cond_dropout)
     learning = training.of(
-        run, data.Shards(source, {"mean": moments, "std": moments, **condition.spec}), condition,
-        loss=jd.losses.latent_loss(hybrid), optimizer=train.adamw(run.lr, clip=None), ema=train.ema.constant(ema),
+        run, data.NpzShards(source, {"mean": moments, "std": moments, **condition.spec}), condition,
+        loss=jd.losses.latent_loss(hybrid), optimizer=train.adamw(run.lr, clip_norm=None), ema=train.ema.constant(ema),
     )  # fmt: skip
     sampling = Sampling(lambda n: jd.grids.ddpm(process, n), jd.solvers.ddpm("learned"), steps=250, guidance=1.5)
     return Experiment(model, learning, sampling, condition, models.latent_medium(latent, vae), run.seed)

@@ -3,16 +3,16 @@
 import jaxdiff as jd
 from jaxdiff import conditions, data, media, models, networks, train, training
 from jaxdiff.experiment import Experiment, Sampling, compute_dtype
-from jaxdiff.options import Count, Decay, DropRate, Remat, Run, Source
+from jaxdiff.options import CondDropout, Count, Decay, Remat, Run, Source
 
 
 def experiment(
     run: Run = Run(steps=540_000, batch=2048, lr=3e-4, preview_every=10_000),
     widths: tuple[Count, ...] = (192, 384, 576, 768),
-    blocks: Count = 3,
+    num_blocks: Count = 3,
     ema: Decay = 0.9999,
     remat: Remat = "none",
-    drop_rate: DropRate = 0.0,
+    cond_dropout: CondDropout = 0.0,
     source: Source = "tfds:imagenet_resized/64x64",
     size: Count = 64,
 ) -> Experiment:
@@ -20,15 +20,15 @@ def experiment(
 
     Args:
         widths: channels by level.
-        blocks: residual blocks in a level.
+        num_blocks: residual blocks in a level.
         size: side of the images in pixels.
     """
-    images = data.open_source(source, size=size, channels=3)
-    guidable = drop_rate > 0  # as published it is not
+    images = data.open_dataset(source, size=size, channels=3)
+    guidable = cond_dropout > 0  # as published it is not
     condition = conditions.label(images.num_classes, images.class_names, null=-1 if guidable else None)
     network = networks.adm_imagenet64(
         widths=widths,
-        blocks=blocks,
+        num_blocks=num_blocks,
         attention=tuple(range(1, len(widths))),
         num_classes=images.num_classes,
         remat=remat,
@@ -40,8 +40,10 @@ def experiment(
         run,
         images,
         condition,
-        loss=jd.losses.hybrid_loss(model.apply, process, eps, null=condition.null, drop_rate=drop_rate, dropout=True),
-        optimizer=train.adamw(run.lr, clip=None),
+        loss=jd.losses.hybrid_loss(
+            model.apply, process, eps, null_cond=condition.null, cond_dropout=cond_dropout, dropout=True
+        ),
+        optimizer=train.adamw(run.lr, clip_norm=None),
         ema=train.ema.constant(ema),
         flip=True,
     )

@@ -14,14 +14,14 @@ from jax.sharding import Mesh
 import jaxdiff as jd
 from jaxdiff import conditions, data, models, networks, train, training
 from jaxdiff.experiment import Experiment, Sampling, compute_dtype
-from jaxdiff.options import Autoencoder, Count, Decay, DropRate, File, Natural, Remat, Run
+from jaxdiff.options import Autoencoder, CondDropout, Count, Decay, File, Natural, Remat, Run
 
 
 def experiment(
     run: Run = Run(steps=500_000, batch=4096, lr=1e-4, preview_every=10_000),
     depth: Count = 38,
     warmup: Natural = 1000,
-    drop_rate: DropRate = 0.1,
+    cond_dropout: CondDropout = 0.1,
     ema: Decay = 0.9999,
     remat: Remat = "dots",
     moments: Literal["float32", "bfloat16"] = "float32",
@@ -49,22 +49,22 @@ def experiment(
         mesh: where the autoencoder lies; None is the default device.
     """
     empty = {"tokens": np.zeros((1, *tokens), np.float16), "vector": np.zeros((1, vector), np.float16)}
-    condition = conditions.text(data.open_table(prompts) if prompts else empty)
+    condition = conditions.text(data.load_embeddings(prompts) if prompts else empty)
     moment, vae = jax.ShapeDtypeStruct(latent, jnp.float32), models.load_autoencoder(autoencoder, mesh)
     network = networks.stable_diffusion_3(
-        depth, token_dim=tokens[1], vector_dim=vector, qk_norm=True, remat=remat, dtype=compute_dtype()
+        depth, context_dim=tokens[1], pooled_dim=vector, qk_norm=True, remat=remat, dtype=compute_dtype()
     )
     process = jd.processes.Flow()
     velocity = jd.parameterize.time_scaled(jd.parameterize.velocity)
     model = models.of(network, process, velocity, shape=latent, condition=condition, autoencoder=vae)
     times = jd.times.logit_normal(mean=math.log(shift))  # the logit of a shifted time is larger by log(shift)
     flow = jd.losses.denoising_loss(
-        model.apply, process, velocity, times=times, null=condition.null, drop_rate=drop_rate
+        model.apply, process, velocity, times=times, null_cond=condition.null, cond_dropout=cond_dropout
     )
     learning = training.of(
-        run, data.Shards(source, {"mean": moment, "std": moment, **conditions.text(empty).spec}), condition,
+        run, data.NpzShards(source, {"mean": moment, "std": moment, **conditions.text(empty).spec}), condition,
         loss=jd.losses.latent_loss(flow), ema=train.ema.warmup(ema),
-        optimizer=train.adamw(run.lr, warmup=warmup, mu_dtype=jnp.dtype(moments)),
+        optimizer=train.adamw(run.lr, warmup_steps=warmup, mu_dtype=jnp.dtype(moments)),
     )  # fmt: skip
     sampling = Sampling(lambda n: jd.grids.shifted(process, n, shift), jd.solvers.euler(), steps=50, guidance=5.0)
     return Experiment(model, learning, sampling, condition, models.latent_medium(latent, vae), run.seed)

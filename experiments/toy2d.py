@@ -62,7 +62,7 @@ def experiment(run: Run = Run(3000, batch=512, lr=2e-3), density: str = "moons",
         batches=batches,
         batch=run.batch,
         steps=run.steps,
-        accumulate=run.accumulate,
+        grad_accum_steps=run.grad_accum_steps,
         preview_every=run.preview_every,
     )
     sampling = Sampling(lambda n: jd.grids.by_time(process, n), jd.solvers.heun(), steps=40)

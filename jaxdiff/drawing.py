@@ -209,7 +209,7 @@ def preview_of(
 
     def preview(state: train.TrainState) -> None:
         last = int(state.step) == experiment.training.steps
-        samples = drawer(train.average(state), more if last else medium.preview, batch=medium.preview)
+        samples = drawer(train.ema_params(state), more if last else medium.preview, batch=medium.preview)
         path = workdir / (f"samples{suffix}" if last else f"samples-{int(state.step):06d}{suffix}")
         if jax.process_index() == 0:
             medium.save(path, samples)

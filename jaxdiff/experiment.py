@@ -15,7 +15,7 @@ from jaxdiff.conditions import Condition
 from jaxdiff.losses import Batch, Loss
 from jaxdiff.media import Medium
 from jaxdiff.options import SEED, Range
-from jaxdiff.parameterize import Apply, Params, Row
+from jaxdiff.parameterize import Apply, Params, Prediction
 from jaxdiff.processes import Process
 from jaxdiff.sampling import Sampling
 from jaxdiff.sharding import platform
@@ -46,7 +46,7 @@ class Model:
     init: Callable[[Array], Params] = field(repr=False)
     apply: Apply = field(repr=False)
     process: Process
-    prediction: Row
+    prediction: Prediction
     learned_variance: bool = False
     frozen: Any = field(default=None, repr=False)
     pretrained: Callable[[], Params] | None = field(default=None, repr=False)
@@ -76,9 +76,9 @@ class Training:
         steps: batches in the whole run.
         batch_spec: name -> shape and dtype of one example of a batch, without the leading axis; by default "x",
             float32 of the medium's shape, and the condition's entries.
-        accumulate: microbatches in an update.
-        per_dispatch: updates in one call of the step.
-        ema_memory: where the averages wait between two updates; see `train.create`.
+        grad_accum_steps: microbatches in an update.
+        steps_per_call: updates in one call of the step.
+        ema_memory: where the averages wait between two updates; see `train.init_state`.
         snapshot_every: steps between two snapshots of the averages, which stay; 0: none.
         preview_every: steps between two previews; 0: none.
         save_every: steps between two checkpoints; None: as between two previews, or 1000 without previews.
@@ -93,8 +93,8 @@ class Training:
     batch: int
     steps: int
     batch_spec: Mapping[str, jax.ShapeDtypeStruct] = field(default_factory=dict)
-    accumulate: int = 1
-    per_dispatch: int = 1
+    grad_accum_steps: int = 1
+    steps_per_call: int = 1
     ema_memory: str = "device"
     snapshot_every: int = 0
     preview_every: int = 1000
@@ -103,7 +103,7 @@ class Training:
     averaged: Callable[[Params], Any] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        for name in ("batch", "steps", "accumulate", "per_dispatch"):
+        for name in ("batch", "steps", "grad_accum_steps", "steps_per_call"):
             Range(1).check(f"training.{name}", getattr(self, name))
         for name in ("snapshot_every", "preview_every"):
             Range(0).check(f"training.{name}", getattr(self, name))

@@ -19,7 +19,7 @@ def check_goes_on(workdir: Path, experiment: Experiment, before: Any, abstract: 
         workdir: the run's folder.
         experiment: with the new number.
         before: its optimizer with the old one.
-        abstract: of the state, as `train.abstract` makes it.
+        abstract: of the state, as `train.state_shapes` makes it.
 
     Raises:
         ValueError: the run has done more steps already, or its learning rate depends on their number.

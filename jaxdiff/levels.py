@@ -11,7 +11,7 @@ Notation, used all through jaxdiff:
     score = grad log q(x_t | x_0) = -eps / sigma_t               (Tweedie)
 
 `cur` is the level where we are, `nxt` the one we go to. A `Level` whose fields have leading axes (one level per
-example) aligns with the leading axes of the data: `level.like(x)` appends the missing ones.
+example) aligns with the leading axes of the data: `level.expand_to(x)` appends the missing ones.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from jaxdiff.checks import concrete, describe
 __all__ = [
     "Ends",
     "Level",
+    "added_variance",
     "append_clean",
     "check_grid",
     "check_variance",
-    "clean",
+    "clean_level",
     "from_eps",
     "from_score",
     "from_v",
     "from_velocity",
     "from_x0",
-    "gained",
     "posterior",
     "q_mean_std",
     "q_sample",
+    "q_transition",
     "safe_log",
     "safe_sqrt",
     "score",
-    "transition",
     "v",
     "velocity",
 ]
@@ -77,7 +77,7 @@ class Level(NamedTuple):
         """log(alpha^2 / sigma^2)."""
         return 2 * self.lam
 
-    def like(self, x: Array) -> Level:
+    def expand_to(self, x: Array) -> Level:
         """Append axes to the fields until they broadcast against x of shape [*level, ...]."""
         return _align(self, x.ndim)
 
@@ -107,7 +107,7 @@ class Ends(NamedTuple):
 
 
 @concrete
-def clean(like: Level) -> Level:
+def clean_level(like: Level) -> Level:
     """The level of clean data, (t, alpha, sigma) = (0, 1, 0), with the shape and type of `like`'s fields."""
     return Level(jnp.zeros_like(like.t), jnp.ones_like(like.alpha), jnp.zeros_like(like.sigma))
 
@@ -121,7 +121,7 @@ def append_clean(levels: Level) -> Level:
     Returns:
         fields of shape [N + 1], the last of which is (t, alpha, sigma) = (0, 1, 0).
     """
-    last = clean(levels.at(slice(-1, None)))
+    last = clean_level(levels.at(slice(-1, None)))
     return Level(*(jnp.concatenate(pair) for pair in zip(levels, last, strict=True)))
 
 
@@ -134,7 +134,7 @@ def q_mean_std(x0: Array, level: Level) -> tuple[Array, Array]:
     Returns:
         (mean like x0, std that broadcasts against it).
     """
-    level = level.like(x0)
+    level = level.expand_to(x0)
     return level.alpha * x0, level.sigma
 
 
@@ -152,7 +152,7 @@ def q_sample(x0: Array, eps: Array, level: Level) -> Array:
     return mean + std * eps
 
 
-def transition(x: Array, cur: Level, nxt: Level) -> tuple[Array, Array]:
+def q_transition(x: Array, cur: Level, nxt: Level) -> tuple[Array, Array]:
     """Mean and standard deviation of q(x_t | x_s): from the cleaner level `cur` = s to the noisier `nxt` = t.
 
     Kingma et al. 2021 (arXiv:2107.00630), eq. 20-22; with adjacent levels of a beta table it is
@@ -165,8 +165,8 @@ def transition(x: Array, cur: Level, nxt: Level) -> tuple[Array, Array]:
     Returns:
         (mean like x, std that broadcasts against it).
     """
-    cur, nxt = cur.like(x), nxt.like(x)
-    return nxt.alpha / cur.alpha * x, nxt.sigma * jnp.sqrt(gained(nxt, cur))
+    cur, nxt = cur.expand_to(x), nxt.expand_to(x)
+    return nxt.alpha / cur.alpha * x, nxt.sigma * jnp.sqrt(added_variance(nxt, cur))
 
 
 def posterior(x0: Array, x: Array, cur: Level, nxt: Level) -> tuple[Array, Array]:
@@ -183,13 +183,13 @@ def posterior(x0: Array, x: Array, cur: Level, nxt: Level) -> tuple[Array, Array
     Returns:
         (mean like x, std that broadcasts against it).
     """
-    cur, nxt = cur.like(x), nxt.like(x)
-    gain = gained(cur, nxt)
+    cur, nxt = cur.expand_to(x), nxt.expand_to(x)
+    gain = added_variance(cur, nxt)
     keep = (cur.alpha / nxt.alpha) * jnp.square(nxt.sigma / cur.sigma)
     return keep * x + nxt.alpha * gain * x0, nxt.sigma * jnp.sqrt(gain)
 
 
-def gained(cur: Level, nxt: Level) -> Array:
+def added_variance(cur: Level, nxt: Level) -> Array:
     """1 - SNR_t / SNR_s: the share of the variance at t (`cur`) that comes after s (`nxt`), by expm1."""
     # With s clean, or t pure noise, the difference of lam is -inf and the share is 1.
     return -jnp.expm1(2 * (cur.lam - nxt.lam))
@@ -213,38 +213,38 @@ def check_variance(variance: str) -> None:
 
 def from_x0(x0: Array, x: Array, level: Level) -> Ends:
     """Both ends from x_0 (needs sigma > 0)."""
-    level = level.like(x)
+    level = level.expand_to(x)
     return Ends(x0, (x - level.alpha * x0) / level.sigma)
 
 
 def from_eps(eps: Array, x: Array, level: Level) -> Ends:
     """Both ends from eps (needs alpha > 0)."""
-    level = level.like(x)
+    level = level.expand_to(x)
     return Ends((x - level.sigma * eps) / level.alpha, eps)
 
 
 def from_v(v: Array, x: Array, level: Level) -> Ends:
     """Both ends from v = alpha eps - sigma x_0, at any level (Salimans and Ho 2022, appendix D)."""
-    level = level.like(x)
+    level = level.expand_to(x)
     norm = jnp.square(level.alpha) + jnp.square(level.sigma)  # 1 when variance is preserved
     return Ends((level.alpha * x - level.sigma * v) / norm, (level.sigma * x + level.alpha * v) / norm)
 
 
 def from_velocity(velocity: Array, x: Array, level: Level) -> Ends:
     """Both ends from the velocity u = eps - x_0, at any level (Lipman et al. 2022, arXiv:2210.02747)."""
-    level = level.like(x)
+    level = level.expand_to(x)
     norm = level.alpha + level.sigma  # 1 for flow matching
     return Ends((x - level.sigma * velocity) / norm, (x + level.alpha * velocity) / norm)
 
 
 def from_score(score: Array, x: Array, level: Level) -> Ends:
     """Both ends from the score: x_0 = (x_t + sigma^2 score) / alpha (Tweedie's formula; Efron 2011, eq. 1.4)."""
-    return from_eps(-level.like(x).sigma * score, x, level)
+    return from_eps(-level.expand_to(x).sigma * score, x, level)
 
 
 def v(ends: Ends, level: Level) -> Array:
     """v = alpha eps - sigma x_0 (Salimans and Ho 2022, section 4)."""
-    level = level.like(ends.x0)
+    level = level.expand_to(ends.x0)
     return level.alpha * ends.eps - level.sigma * ends.x0
 
 
@@ -255,7 +255,7 @@ def velocity(ends: Ends) -> Array:
 
 def score(ends: Ends, level: Level) -> Array:
     """grad_x log q(x_t) = -E[eps | x_t] / sigma (Tweedie; Song et al. 2020, arXiv:2011.13456)."""
-    return -ends.eps / level.like(ends.eps).sigma
+    return -ends.eps / level.expand_to(ends.eps).sigma
 
 
 def safe_log(x: Array) -> Array:

@@ -17,11 +17,11 @@ from jaxdiff.guidance import drop_condition
 from jaxdiff.levels import check_variance, q_sample
 from jaxdiff.likelihood import variational_term
 from jaxdiff.noise import check_key, normal_like
-from jaxdiff.parameterize import Row, predict, scalings, target, to_x0
+from jaxdiff.parameterize import network_output, scalings, target, to_x0
 from jaxdiff.processes import EDM, Discrete, Process
 from jaxdiff.processes.base import check_process
-from jaxdiff.times import integers, log_normal, uniform
-from jaxdiff.types import Apply, Batch, Loss, Metrics, Params, TimeSampler, Weight
+from jaxdiff.times import log_normal, uniform, uniform_discrete
+from jaxdiff.types import Apply, Batch, Loss, Metrics, Params, Prediction, TimeSampler, Weight
 
 __all__ = ["denoising_loss", "hybrid_loss", "latent_loss", "vlb_loss"]
 
@@ -29,14 +29,14 @@ __all__ = ["denoising_loss", "hybrid_loss", "latent_loss", "vlb_loss"]
 def denoising_loss(
     apply: Apply,
     process: Process,
-    row: Row,
+    prediction: Prediction,
     *,
     weight: Weight | None = None,
     times: TimeSampler | None = None,
-    null: Any = None,
-    drop_rate: float = 0.0,
+    null_cond: Any = None,
+    cond_dropout: float = 0.0,
     dropout: bool = False,
-    uncertainty: Callable[[Params, Array], Array] | None = None,
+    log_variance: Callable[[Params, Array], Array] | None = None,
 ) -> Loss:
     """The denoising loss E[w |F(inp x_t, noise) - (x_0 - skip x_t) / out|^2], for any prediction and weighting.
 
@@ -47,27 +47,27 @@ def denoising_loss(
     Args:
         apply: the network, (params, x, noise[B], cond) -> F.
         process: what noises the data.
-        row: what F is.
+        prediction: what F is.
         weight: of the squared error of x_0, by level; None counts the error of F as it is.
         times: distribution of t; None is uniform up to the process's noisiest time, over 1..T for a beta table, and
             log-normal for EDM.
-        null: with drop_rate, the null condition: like the condition, with leading axis 1.
-        drop_rate: share of examples trained without condition, for classifier-free guidance.
+        null_cond: with cond_dropout, the null condition: like the condition, with leading axis 1.
+        cond_dropout: share of examples trained without condition, for classifier-free guidance.
         dropout: the network takes `key=`, and uses it while training.
-        uncertainty: (params, noise[B]) -> [B], the log-variance u of the loss at a level: the loss becomes
+        log_variance: (params, noise[B]) -> [B], the log-variance u of the loss at a level: the loss becomes
             L exp(-u) + u (Karras et al. 2023, arXiv:2312.02696, eq. 14-15).
     Returns:
         a loss, the mean over batch and dimensions; metrics: "mse", the unweighted mean square of F's error.
     Raises:
-        ValueError: drop_rate outside [0, 1], or without null; a process without a noisiest time of its own where no
+        ValueError: cond_dropout outside [0, 1], or without null; a process without a noisiest time of its own where no
             times are given; from the loss, a batch without "x".
     """
     check_process(process)
     times = _default_times(process) if times is None else times
-    _check(apply, row, times)
+    _check(apply, prediction, times)
     if weight is not None:
         check_function("weight", weight, "(level) -> [B]")
-    _check_drop_rate(drop_rate, null)
+    _check_cond_dropout(cond_dropout, null_cond)
 
     def loss(params: Params, key: Array, batch: Batch) -> tuple[Array, Metrics]:
         x0, cond = _split(batch)
@@ -75,16 +75,16 @@ def denoising_loss(
         t, t_weight = times(t_key, x0.shape[0])
         level = process(t)
         x = q_sample(x0, normal_like(eps_key, x0), level)
-        if drop_rate > 0:
-            cond = drop_condition(drop_key, cond, null, drop_rate)
-        s = scalings(row, level, x)
-        F, *_ = predict(apply, params, s, x, cond, key=net_key if dropout else None)
-        mse = _mean(jnp.square(F - target(row, x0, x, level)))
+        if cond_dropout > 0:
+            cond = drop_condition(drop_key, cond, null_cond, cond_dropout)
+        s = scalings(prediction, level, x)
+        F, *_ = network_output(apply, params, s, x, cond, key=net_key if dropout else None)
+        mse = _mean(jnp.square(F - target(prediction, x0, x, level)))
         each = mse
         if weight is not None:
             each = each * weight(level) * jnp.square(s.out).reshape(each.shape)
-        if uncertainty is not None:
-            u = uncertainty(params, s.noise.reshape(each.shape).astype(each.dtype))
+        if log_variance is not None:
+            u = log_variance(params, s.noise.reshape(each.shape).astype(each.dtype))
             each = each * jnp.exp(-u) + u
         return jnp.mean(t_weight * each), {"mse": jnp.mean(mse)}
 
@@ -92,14 +92,19 @@ def denoising_loss(
 
 
 def vlb_loss(
-    apply: Apply, process: Discrete, row: Row, *, variance: str = "learned", times: TimeSampler | None = None
+    apply: Apply,
+    process: Discrete,
+    prediction: Prediction,
+    *,
+    variance: str = "learned",
+    times: TimeSampler | None = None,
 ) -> Loss:
     """The variational bound of a DDPM, without the prior's constant, in bits per dimension (Ho et al. 2020, eq. 5).
 
     Args:
         apply: the network; with learned variance it answers (F, frac).
         process: the beta table.
-        row: what F is, usually `parameterize.zero_based(parameterize.eps)`.
+        prediction: what F is, usually `parameterize.zero_based(parameterize.eps)`.
         variance: "small", "large" or "learned", as for `solvers.ddpm`.
         times: distribution of the integer t; None is uniform over 1..T.
     Returns:
@@ -108,7 +113,7 @@ def vlb_loss(
         ValueError: a process without a table of at least two betas; another variance.
     """
     times = _table_times(process, times)
-    _check(apply, row, times)
+    _check(apply, prediction, times)
     check_variance(variance)
 
     def loss(params: Params, key: Array, batch: Batch) -> tuple[Array, Metrics]:
@@ -117,8 +122,8 @@ def vlb_loss(
         t, t_weight = times(t_key, x0.shape[0])
 
         def denoise(x, level):
-            s = scalings(row, level, x)
-            F, *frac = predict(apply, params, s, x, cond)
+            s = scalings(prediction, level, x)
+            F, *frac = network_output(apply, params, s, x, cond)
             return (to_x0(s, x, F), *frac) if variance == "learned" else to_x0(s, x, F)
 
         term = variational_term(denoise, process, x0, normal_like(eps_key, x0), t, variance=variance)
@@ -130,12 +135,12 @@ def vlb_loss(
 def hybrid_loss(
     apply: Apply,
     process: Discrete,
-    row: Row,
+    prediction: Prediction,
     *,
     vlb_weight: float = 0.001,
     times: TimeSampler | None = None,
-    null: Any = None,
-    drop_rate: float = 0.0,
+    null_cond: Any = None,
+    cond_dropout: float = 0.0,
     dropout: bool = False,
 ) -> Loss:
     """L_simple + vlb_weight L_vlb, the second teaching the variance only (Nichol and Dhariwal 2021, eq. 16).
@@ -145,18 +150,18 @@ def hybrid_loss(
     Args:
         apply: the network, answering (F, frac).
         process: the beta table.
-        row: what F is.
+        prediction: what F is.
         vlb_weight: the paper's lambda.
         times: distribution of the integer t; None is uniform over 1..T.
-        null, drop_rate, dropout: as for `denoising_loss`.
+        null_cond, cond_dropout, dropout: as for `denoising_loss`.
     Returns:
         a loss; metrics: "mse" and "vlb", in bits per dimension.
     Raises:
-        ValueError: a process without a table of at least two betas; drop_rate outside [0, 1], or without null.
+        ValueError: a process without a table of at least two betas; cond_dropout outside [0, 1], or without null.
     """
     times = _table_times(process, times)
-    _check(apply, row, times)
-    _check_drop_rate(drop_rate, null)
+    _check(apply, prediction, times)
+    _check_cond_dropout(cond_dropout, null_cond)
 
     def loss(params: Params, key: Array, batch: Batch) -> tuple[Array, Metrics]:
         x0, cond = _split(batch)
@@ -165,11 +170,11 @@ def hybrid_loss(
         eps = normal_like(eps_key, x0)
         level = process(t)
         x = q_sample(x0, eps, level)
-        if drop_rate > 0:
-            cond = drop_condition(drop_key, cond, null, drop_rate)
-        s = scalings(row, level, x)
-        F, frac = predict(apply, params, s, x, cond, key=net_key if dropout else None)
-        mse = _mean(jnp.square(F - target(row, x0, x, level)))
+        if cond_dropout > 0:
+            cond = drop_condition(drop_key, cond, null_cond, cond_dropout)
+        s = scalings(prediction, level, x)
+        F, frac = network_output(apply, params, s, x, cond, key=net_key if dropout else None)
+        mse = _mean(jnp.square(F - target(prediction, x0, x, level)))
         x0_hat = jax.lax.stop_gradient(to_x0(s, x, F))
         vlb = process.T * variational_term(lambda x, level: (x0_hat, frac), process, x0, eps, t)
         return jnp.mean(t_weight * (mse + vlb_weight * vlb)), {
@@ -210,15 +215,17 @@ def _split(batch: Batch) -> tuple[Array, Batch]:
     return batch["x"], {name: value for name, value in batch.items() if name != "x"}
 
 
-def _check(apply: Apply, row: Row, times: TimeSampler) -> None:
+def _check(apply: Apply, prediction: Prediction, times: TimeSampler) -> None:
     check_function("apply", apply, "(params, x, noise, cond) -> F")
-    check_function("prediction", row, "(level) -> Scalings")
+    check_function("prediction", prediction, "(level) -> Scalings")
     check_function("times", times, "(key, batch) -> (t, weight)")
 
 
-def _check_drop_rate(drop_rate: float, null: Any) -> None:
-    if not 0 <= drop_rate <= 1 or (drop_rate > 0 and null is None):
-        raise ValueError(f"drop_rate lies in [0, 1], and above 0 needs the null condition; got {drop_rate}, {null}")
+def _check_cond_dropout(cond_dropout: float, null_cond: Any) -> None:
+    if not 0 <= cond_dropout <= 1 or (cond_dropout > 0 and null_cond is None):
+        raise ValueError(
+            f"cond_dropout lies in [0, 1], and above 0 needs the null condition; got {cond_dropout}, {null_cond}"
+        )
 
 
 def _keys(key: Array) -> Array:
@@ -232,7 +239,7 @@ def _mean(x: Array) -> Array:
 
 def _default_times(process: Process) -> TimeSampler:
     if isinstance(process, Discrete):
-        return integers(process.T)
+        return uniform_discrete(process.T)
     if isinstance(process, EDM):  # its time is sigma, and has no natural end to be uniform up to
         return log_normal(process)
     t_max = getattr(process, "t_max", None)

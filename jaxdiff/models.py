@@ -12,7 +12,7 @@ from jaxdiff import interop, networks
 from jaxdiff.conditions import Condition
 from jaxdiff.experiment import Model, compute_dtype
 from jaxdiff.media import Medium, images, latents
-from jaxdiff.parameterize import Row
+from jaxdiff.parameterize import Prediction
 from jaxdiff.processes import Process
 from jaxdiff.sharding import shard_params
 
@@ -22,12 +22,12 @@ __all__ = ["latent_medium", "load_autoencoder", "of"]
 def of(
     network: Any,
     process: Process,
-    prediction: Row,
+    prediction: Prediction,
     *,
     shape: tuple[int, ...],
     condition: Condition,
     learned_variance: bool = False,
-    autoencoder: interop.Loaded | None = None,
+    autoencoder: interop.Pretrained | None = None,
 ) -> Model:
     """Make a model of a Flax network that is called as network(x, noise, cond, train=...).
 
@@ -58,7 +58,7 @@ def of(
     )
 
 
-def load_autoencoder(path: str | Path, mesh: Mesh | None = None) -> interop.Loaded | None:
+def load_autoencoder(path: str | Path, mesh: Mesh | None = None) -> interop.Pretrained | None:
     """Read an autoencoder's folder; None where there is no path.
 
     Args:
@@ -71,7 +71,7 @@ def load_autoencoder(path: str | Path, mesh: Mesh | None = None) -> interop.Load
     return interop.load(path, dtype=compute_dtype(), place=place)
 
 
-def latent_medium(shape: tuple[int, ...], autoencoder: interop.Loaded | None, *, preview: int = 10) -> Medium:
+def latent_medium(shape: tuple[int, ...], autoencoder: interop.Pretrained | None, *, preview: int = 10) -> Medium:
     """Make the medium of a network of latents: images, or latents in false colours without an autoencoder.
 
     Args:
@@ -82,4 +82,4 @@ def latent_medium(shape: tuple[int, ...], autoencoder: interop.Loaded | None, *,
     if autoencoder is None:
         return latents(shape, preview=preview)
     codec = autoencoder.apply
-    return images(shape, decode=lambda params, z: codec.to_images(params[1]["vae"], z), preview=preview)
+    return images(shape, decode=lambda params, z: codec.decode_latents(params[1]["vae"], z), preview=preview)

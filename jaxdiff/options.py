@@ -9,8 +9,21 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 __all__ = [
-    "SEED", "Autoencoder", "Count", "Decay", "DropRate", "File", "Help", "Kept", "Natural", "Range", "Remat", "Run",
-    "Seed", "Source", "absolute",
+    "SEED",
+    "Autoencoder",
+    "CondDropout",
+    "Count",
+    "Decay",
+    "File",
+    "Help",
+    "Kept",
+    "Natural",
+    "Range",
+    "Remat",
+    "Run",
+    "Seed",
+    "Source",
+    "absolute",
 ]  # fmt: skip
 
 
@@ -83,11 +96,11 @@ Natural = Annotated[int, Range(0)]
 SEED = Range(0, 2**64 - 1)
 Seed = Annotated[int, SEED]
 File = Annotated[str, Kept(absolute)]  # names a file or folder
-# One for `data.open_source`.
+# One for `data.open_dataset`.
 Source = Annotated[str, Kept(_absolute_source), Help("data: fashion_mnist, tfds:NAME or folder:PATH.")]
 Autoencoder = Annotated[File, Help("folder of the autoencoder that decodes samples; without it they are latents.")]
 Decay = Annotated[float, Help("decay of the parameters' average.")]
-DropRate = Annotated[float, Help("share of examples trained without their condition, for classifier-free guidance.")]
+CondDropout = Annotated[float, Help("share of examples trained without their condition, for classifier-free guidance.")]
 Remat = Annotated[
     Literal["none", "dots", "full"],
     Help("what the backward pass computes again: none, dots (all but products) or full (each block)."),
@@ -102,5 +115,5 @@ class Run:
     batch: Annotated[Count, Help("examples in an update.")]
     lr: Annotated[float, Help("highest learning rate.")]
     seed: Annotated[Seed, Help("of parameters, training noise and data order.")] = 0
-    accumulate: Annotated[Count, Help("microbatches in an update.")] = 1
+    grad_accum_steps: Annotated[Count, Help("microbatches in an update.")] = 1
     preview_every: Annotated[Natural, Help("steps between two previews; 0: none.")] = 1000

@@ -5,6 +5,10 @@ A row is a function `Level -> Scalings`. With the network F, whatever it predict
     x0_hat = skip x + out F(inp x, noise)        (Karras et al. 2022, arXiv:2206.00364, eq. 7)
 
 so the regression target is (x_0 - skip x) / out, and nothing else in jaxdiff asks which prediction it is.
+
+`noise` is what the network's time embedding receives: the process's time as it is, unless `time_scaled`, `zero_based`
+or `with_noise_input` says otherwise. The networks of `jaxdiff.networks` are made for times of hundreds: with Flow, VP
+and others whose time runs over [0, 1], train and sample them with `time_scaled(velocity)`.
 """
 
 from __future__ import annotations
@@ -23,10 +27,10 @@ from jaxdiff.types import Apply, Cond, Denoiser, Params, Prediction, Scalings
 __all__ = [
     "Scalings",
     "denoiser",
+    "drop_variance",
     "edm",
     "eps",
-    "mean_only",
-    "predict",
+    "network_output",
     "scalings",
     "score",
     "target",
@@ -39,8 +43,6 @@ __all__ = [
     "zero_based",
 ]
 
-Row = Prediction
-
 
 def eps(level: Level) -> Scalings:
     """F = eps (Ho et al. 2020, arXiv:2006.11239, eq. 14). Undefined at alpha = 0, where x_t says nothing of x_0.
@@ -48,7 +50,7 @@ def eps(level: Level) -> Scalings:
     Raises:
         ValueError: a concrete level has alpha = 0.
     """
-    _refuse_pure_noise(level, "eps")
+    _check_alpha(level, "eps")
     return _plain(level, 1 / level.alpha, -level.sigma / level.alpha)
 
 
@@ -75,12 +77,12 @@ def score(level: Level) -> Scalings:
     Raises:
         ValueError: a concrete level has alpha = 0.
     """
-    _refuse_pure_noise(level, "score")
+    _check_alpha(level, "score")
     return _plain(level, 1 / level.alpha, jnp.square(level.sigma) / level.alpha)
 
 
 @factory
-def edm(sigma_data: float | Array = 0.5) -> Row:
+def edm(sigma_data: float | Array = 0.5) -> Prediction:
     """EDM's preconditioning (Karras et al. 2022, table 1), in sigma / alpha and so for any process.
 
     Args:
@@ -91,8 +93,8 @@ def edm(sigma_data: float | Array = 0.5) -> Row:
         ValueError: a concrete level has alpha = 0.
     """
 
-    def row(level: Level) -> Scalings:
-        _refuse_pure_noise(level, "edm")
+    def prediction(level: Level) -> Scalings:
+        _check_alpha(level, "edm")
         # In x = alpha (x_0 + s eps), s = sigma / alpha, with alpha kept out of the quotients until the end.
         var = jnp.square(level.alpha * sigma_data) + jnp.square(level.sigma)
         return Scalings(
@@ -102,60 +104,60 @@ def edm(sigma_data: float | Array = 0.5) -> Row:
             noise=-level.lam / 4,
         )
 
-    return row
+    return prediction
 
 
 @factory
-def with_noise_input(row: Row, noise: Callable[[Level], Array]) -> Row:
+def with_noise_input(prediction: Prediction, noise: Callable[[Level], Array]) -> Prediction:
     """The same prediction by a network whose time embedding is given `noise(level)` (EDM's c_noise).
 
     Args:
-        row: a row of the table.
+        prediction: a row of the table.
         noise: Level -> what the network's time embedding receives, e.g. `lambda level: -level.lam / 4`.
     """
-    return lambda level: row(level)._replace(noise=noise(level))
+    return lambda level: prediction(level)._replace(noise=noise(level))
 
 
 @factory
-def time_scaled(row: Row, scale: float = 1000.0) -> Row:
+def time_scaled(prediction: Prediction, scale: float = 1000.0) -> Prediction:
     """The same prediction by a network made for times of 0..scale, of a process whose time runs over [0, 1].
 
     The networks of `jaxdiff.networks` embed time by sinusoids made for the 1,000 steps of a DDPM (Ho et al. 2020), as
     the published ones do. With the times of Flow or VP as they are, most of these sinusoids hardly move.
 
     Args:
-        row: a row of the table.
+        prediction: a row of the table.
         scale: the network is given scale * t.
     """
-    return with_noise_input(row, lambda level: scale * level.t)
+    return with_noise_input(prediction, lambda level: scale * level.t)
 
 
 @factory
-def zero_based(row: Row) -> Row:
+def zero_based(prediction: Prediction) -> Prediction:
     """The same prediction by a network that counts a beta table's steps 0..T-1, as the published DDPMs do."""
-    return with_noise_input(row, lambda level: level.t - 1)
+    return with_noise_input(prediction, lambda level: level.t - 1)
 
 
-def target(row: Row, x0: Array, x: Array, level: Level) -> Array:
+def target(prediction: Prediction, x0: Array, x: Array, level: Level) -> Array:
     """The regression target of F: (x_0 - skip x) / out.
 
     Args:
-        row: a row of the table.
+        prediction: a row of the table.
         x0: clean data, [B, ...].
         x: x_t, like x0.
         level: scalar or [B]; sigma > 0.
     Returns:
         what F should answer, like x0.
     """
-    s = scalings(row, level, x)
+    s = scalings(prediction, level, x)
     return (x0 - s.skip * x) / s.out
 
 
-def scalings(row: Row, level: Level, x: Array) -> Scalings:
+def scalings(prediction: Prediction, level: Level, x: Array) -> Scalings:
     """The scales of a prediction at the level of x; a plain number counts for all examples.
 
     Args:
-        row: a row of the table.
+        prediction: a row of the table.
         level: scalar or [B].
         x: x_t, [B, ...].
     Returns:
@@ -163,17 +165,19 @@ def scalings(row: Row, level: Level, x: Array) -> Scalings:
     Raises:
         ValueError: a prediction that returns no Scalings.
     """
-    level = level.like(x)
-    s = row(level)
+    level = level.expand_to(x)
+    s = prediction(level)
     if not isinstance(s, Scalings):
         raise ValueError(
-            f"a prediction is a function (level) -> Scalings(skip, out, inp, noise), got {describe(row)}, "
+            f"a prediction is a function (level) -> Scalings(skip, out, inp, noise), got {describe(prediction)}, "
             f"which returns {describe(s)}"
         )
     return Scalings(*(_like(field, level.alpha) for field in s))
 
 
-def denoiser(apply: Apply, params: Params, row: Row, cond: Cond = None, *, key: Array | None = None) -> Denoiser:
+def denoiser(
+    apply: Apply, params: Params, prediction: Prediction, cond: Cond = None, *, key: Array | None = None
+) -> Denoiser:
     """The denoiser x0_hat(x_t, level) of a network.
 
     The network may compute in any precision: its answer is cast to the type of x here. A network with learned variance
@@ -182,7 +186,7 @@ def denoiser(apply: Apply, params: Params, row: Row, cond: Cond = None, *, key: 
     Args:
         apply: (params, x, noise[B], cond) -> F, like x; or (F, frac).
         params: the network's parameters.
-        row: what F is: `eps`, `v`, `edm(0.5)`, ...
+        prediction: what F is: `eps`, `v`, `edm(0.5)`, ...
         cond: the condition, a pytree with leading axis B; None means {}.
         key: passed on to the network when training, for dropout.
     Returns:
@@ -191,19 +195,19 @@ def denoiser(apply: Apply, params: Params, row: Row, cond: Cond = None, *, key: 
         ValueError: an `apply` or a prediction that is no such function; from the denoiser, an x of integers.
     """
     check_function("apply", apply, "(params, x, noise, cond) -> F")
-    check_function("prediction", row, "(level) -> Scalings")
+    check_function("prediction", prediction, "(level) -> Scalings")
 
     def denoise(x: Array, level: Level) -> Any:
         check_inexact("x", x)
-        s = scalings(row, level, x)
-        F, *frac = predict(apply, params, s, x, cond, key=key)
+        s = scalings(prediction, level, x)
+        F, *frac = network_output(apply, params, s, x, cond, key=key)
         x0 = to_x0(s, x, F)
         return (x0, *frac) if frac else x0
 
     return denoise
 
 
-def predict(
+def network_output(
     apply: Apply, params: Params, s: Scalings, x: Array, cond: Cond = None, *, key: Array | None = None
 ) -> tuple[Array, ...]:
     """Ask the network: (F(inp x, noise),), or (F, frac) where it also answers a variance, in the type of x."""
@@ -211,7 +215,8 @@ def predict(
     noise = s.noise.astype(jnp.float32 if jnp.finfo(x.dtype).bits < 32 else x.dtype)
     noise = jnp.broadcast_to(noise.reshape(-1), x.shape[:1])
     extra = {} if key is None else {"key": key}
-    answer = apply(params, s.inp.astype(x.dtype) * x, noise, {} if cond is None else cond, **extra)
+    network: Callable[..., Any] = apply  # those with dropout take a key
+    answer = network(params, s.inp.astype(x.dtype) * x, noise, {} if cond is None else cond, **extra)
     return tuple(a.astype(x.dtype) for a in (answer if isinstance(answer, tuple) else (answer,)))
 
 
@@ -220,7 +225,7 @@ def to_x0(s: Scalings, x: Array, F: Array) -> Array:
     return s.skip.astype(x.dtype) * x + s.out.astype(x.dtype) * F
 
 
-def mean_only(denoise: Denoiser) -> Denoiser:
+def drop_variance(denoise: Denoiser) -> Denoiser:
     """The denoiser of a network with learned variance, without the variance; see `Solver.learned_variance`."""
     return lambda x, level: denoise(x, level)[0]
 
@@ -235,7 +240,7 @@ def _plain(level: Level, skip: Array, out: Array) -> Scalings:
     return Scalings(skip, out, jnp.ones_like(level.alpha), level.t)
 
 
-def _refuse_pure_noise(level: Level, name: str) -> None:
+def _check_alpha(level: Level, name: str) -> None:
     if not is_traced(level.alpha) and np.any(np.asarray(level.alpha) == 0):
         raise ValueError(
             f"a network that predicts {name} cannot denoise pure noise (alpha = 0): start at a level with alpha > 0, "

@@ -29,7 +29,7 @@ from jaxdiff.train.log import EVENTS, METRICS
 __all__ = ["draw", "evaluate", "load", "load_run", "parameters", "train"]
 
 # Seconds: longer than a step of the largest networks, shorter than a night. A process that hangs alone costs no others.
-PATIENCE, PATIENCE_ALONE = 900.0, 3600.0
+HANG_TIMEOUT, HANG_TIMEOUT_ALONE = 900.0, 3600.0
 
 
 def train(
@@ -39,7 +39,7 @@ def train(
     mesh: Mesh | None = None,
     recipe: Recipe | None = None,
     init_from: str | Path | None = None,
-    patience: float | None = None,
+    hang_timeout: float | None = None,
     signals: Signals | None = None,
     goodput: training.Goodput | None = None,
 ) -> training.TrainState:
@@ -54,8 +54,8 @@ def train(
         mesh: where to train, see `sharding.make_mesh`; None: on all devices, with a copy of the state on each.
         recipe: the file and knobs that made the experiment; other knobs than the run began with are refused.
         init_from: another run, with whose averaged parameters this one begins.
-        patience: seconds without a finished step until the process ends with status 75; None: 3600, in many processes
-            900.
+        hang_timeout: seconds without a finished step until the process ends with status 75; None: 3600, in many
+            processes 900.
         signals: of a command, which has entered them; None handles signals while this runs.
         goodput: records where the time goes.
 
@@ -66,8 +66,8 @@ def train(
         ValueError: the folder holds another run; the data, the network or the mesh do not fit; as `train.fit` does.
     """
     workdir, mesh = Path(workdir), training.make_mesh() if mesh is None else mesh
-    if patience is None:
-        patience = PATIENCE if jax.process_count() > 1 else PATIENCE_ALONE
+    if hang_timeout is None:
+        hang_timeout = HANG_TIMEOUT if jax.process_count() > 1 else HANG_TIMEOUT_ALONE
     goodput = training.Goodput() if goodput is None else goodput
     before = None
     if recipe is not None:
@@ -75,17 +75,17 @@ def train(
         earlier = recipe.before(workdir)
         before = None if earlier is None else earlier.build(mesh).training.optimizer
     with hold(workdir):
-        return _Training(experiment, workdir, mesh, patience, signals, goodput).run(recipe, before, init_from)
+        return _Training(experiment, workdir, mesh, hang_timeout, signals, goodput).run(recipe, before, init_from)
 
 
 class _Training:
     """A call of `train`: where and how it trains changes none of its numbers."""
 
     def __init__(
-        self, experiment: Experiment, workdir: Path, mesh: Mesh, patience: float, signals: Any, goodput: Any
+        self, experiment: Experiment, workdir: Path, mesh: Mesh, hang_timeout: float, signals: Any, goodput: Any
     ) -> None:
         self.experiment, self.workdir, self.mesh = experiment, workdir, mesh
-        self.patience, self.signals, self.goodput = patience, signals, goodput
+        self.hang_timeout, self.signals, self.goodput = hang_timeout, signals, goodput
         part = experiment.training
         self.averages: dict[str, Any] = {"ema": part.ema, "ema_memory": part.ema_memory, "averaged": part.averaged}
 
@@ -93,8 +93,8 @@ class _Training:
         experiment, part, workdir = self.experiment, self.experiment.training, self.workdir
         init_key, step_key = jax.random.split(seed_key(experiment.seed))
         # A network that doesn't fit its data shows here, before the folder belongs to this run.
-        shapes = training.abstract(experiment.model.init, part.optimizer, self.mesh, **self.averages)
-        rows = training.host_rows(self.mesh, part.batch)
+        shapes = training.state_shapes(experiment.model.init, part.optimizer, self.mesh, **self.averages)
+        rows = training.process_indices(self.mesh, part.batch)
         part.batches(0, rows)  # so does data that is not there
         if before is not None:
             check_goes_on(workdir, experiment, before, shapes)
@@ -106,7 +106,9 @@ class _Training:
         with contextlib.ExitStack() as stack:
             checkpointer = stack.enter_context(training.Checkpointer(workdir))
             snapshots = stack.enter_context(training.Snapshots(workdir)) if part.snapshot_every else None
-            with training.Watchdog(10 * self.patience) as watchdog:  # storage may hang, and leave the others waiting
+            with training.Watchdog(
+                10 * self.hang_timeout
+            ) as watchdog:  # storage may hang, and leave the others waiting
                 watchdog.doing = "making or reading the state"
                 state = self.first_state(checkpointer, shapes, init_key, begin)
             start = int(state.step)
@@ -124,13 +126,15 @@ class _Training:
                 steps=part.steps,
                 mesh=self.mesh,
                 checkpointer=checkpointer,
-                save_every=part.save_every or part.preview_every or -(-1000 // part.per_dispatch) * part.per_dispatch,
+                save_every=part.save_every
+                or part.preview_every
+                or -(-1000 // part.steps_per_call) * part.steps_per_call,
                 preview=preview,
                 preview_every=part.preview_every or 1,
                 snapshot=snapshots.save if snapshots is not None else None,
                 snapshot_every=part.snapshot_every or 1,
-                log=training.metrics_file(workdir / METRICS, start),
-                patience=self.patience,
+                log=training.jsonl_logger(workdir / METRICS, start),
+                hang_timeout=self.hang_timeout,
                 signals=self.signals,
                 goodput=self.goodput,
             )
@@ -152,10 +156,10 @@ class _Training:
         if checkpointer.latest() is not None:
             return checkpointer.restore(shapes)
         if begin is not None:
-            return training.adopt(begin, optimizer, self.mesh, **self.averages)
+            return training.state_from_params(begin, optimizer, self.mesh, **self.averages)
         if model.pretrained is not None:
-            return training.adopt(model.pretrained(), optimizer, self.mesh, **self.averages)
-        return training.create(model.init, optimizer, key, self.mesh, **self.averages)
+            return training.state_from_params(model.pretrained(), optimizer, self.mesh, **self.averages)
+        return training.init_state(model.init, optimizer, key, self.mesh, **self.averages)
 
     def make_step(self, key: Any) -> Any:
         part = self.experiment.training
@@ -164,8 +168,8 @@ class _Training:
             part.optimizer,
             key=key,
             ema=part.ema,
-            accumulate=part.accumulate,
-            per_dispatch=part.per_dispatch,
+            grad_accum_steps=part.grad_accum_steps,
+            steps_per_call=part.steps_per_call,
             frozen=self.experiment.model.frozen,
             given=part.given,
             averaged=part.averaged,

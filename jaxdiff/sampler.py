@@ -15,10 +15,10 @@ from jaxdiff.conditions import Cond, Condition
 from jaxdiff.levels import Level
 from jaxdiff.media import Medium
 from jaxdiff.noise import fold_in, normal_like
-from jaxdiff.parameterize import Denoiser, Params, denoiser, mean_only
+from jaxdiff.parameterize import Denoiser, Params, denoiser, drop_variance
 from jaxdiff.sample import sample, sample_path
 from jaxdiff.sampling import Sampling
-from jaxdiff.sharding import batch_parts, constrain_tokens, on
+from jaxdiff.sharding import constrain_tokens, num_batch_shards, use_mesh
 from jaxdiff.solvers import Solver
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def sampler(
 
     def denoise(params: Params, cond: Cond) -> Denoiser:
         predict = denoiser(model.apply, params, model.prediction, condition.encode(params, cond))
-        return mean_only(predict) if model.learned_variance and not solver.learned_variance else predict
+        return drop_variance(predict) if model.learned_variance and not solver.learned_variance else predict
 
     def draw(params: Params, keys: Array, cond: Cond, scale: Any) -> Any:
         predict = denoise(params, cond)
@@ -134,8 +134,8 @@ def sampler(
             return draw(params, keys, cond, scale)
         # As many examples as the devices can share out evenly; some are drawn twice.
         count = keys.shape[0]
-        turns = np.arange(count + -count % batch_parts(mesh)) % count
-        with on(mesh):
+        turns = np.arange(count + -count % num_batch_shards(mesh)) % count
+        with use_mesh(mesh):
             drawn = draw(params, keys[turns], jax.tree.map(lambda a: a[turns], cond), scale)
         return (drawn[0][:count], drawn[1][:, :count]) if path else drawn[:count]
 

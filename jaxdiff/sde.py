@@ -129,7 +129,7 @@ def probability_flow(process: Process, denoise: Denoiser) -> Callable[[Array, Ar
     def drift(x: Array, t: Array) -> Array:
         t = to_float(t)
         level, slope = jax.jvp(lambda t: process(t), (t,), (jnp.ones_like(t),))
-        ends, slope = from_x0(denoise(x, level), x, level), slope.like(x)
+        ends, slope = from_x0(denoise(x, level), x, level), slope.expand_to(x)
         return slope.alpha * ends.x0 + slope.sigma * ends.eps
 
     return drift

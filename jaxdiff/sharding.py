@@ -6,8 +6,8 @@ The axes of a mesh:
     tensor    parts of the heads and of the feed-forward's inner layer, for the same examples.
     sequence  parts of the tokens of a transformer, or of the rows of an image, of the same examples.
 
-The mesh of a program is that of JAX's context: code traced within `on(mesh)` is sharded over it. Without a mesh, the
-functions of this file return their arrays as they are.
+The mesh of a program is that of JAX's context: code traced within `use_mesh(mesh)` is sharded over it. Without a mesh,
+the functions of this file return their arrays as they are.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ AXES = ("data", "fsdp", "tensor", "sequence")
 # The batch is split over both: with fsdp every device works on its own examples, too.
 BATCH_AXES = ("data", "fsdp")
 # Arrays of fewer elements are replicated: gathering them costs more time than holding them costs memory.
-SMALL = 4096
+MIN_SHARDED_SIZE = 4096
 # Arrays of at least this many elements (4 MiB in float32) are never replicated without an error.
-LARGE = 2**20
+MAX_REPLICATED_SIZE = 2**20
 
 # Layers that tensor parallelism splits by their outputs, and those after them, split by their inputs (Shoeybi et al.
 # 2019, arXiv:1909.08053, sec. 3): one sum over "tensor" for each pair.
@@ -97,7 +97,7 @@ def parse_mesh(text: str, *, devices: Sequence[jax.Device] | None = None) -> Mes
     return make_mesh(**sizes, devices=devices)
 
 
-def on(mesh: Mesh | None) -> AbstractContextManager[Any]:
+def use_mesh(mesh: Mesh | None) -> AbstractContextManager[Any]:
     """Return a context in which programs are traced for a mesh; None: for one device."""
     return nullcontext() if mesh is None else jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
@@ -141,13 +141,13 @@ def check_rows_or_features() -> None:
         )
 
 
-def gathers() -> bool:
-    """Whether `weight` gathers: then a backward pass should gather again rather than keep the result."""
+def uses_fsdp() -> bool:
+    """Whether `gathered_weight` gathers: then a backward pass should gather again rather than keep the result."""
     mesh = jax.sharding.get_abstract_mesh()
     return not mesh.empty and mesh.shape["fsdp"] > 1
 
 
-def weight(path: Sequence[str], w: Array, dtype: Any) -> Array:
+def gathered_weight(path: Sequence[str], w: Array, dtype: Any) -> Array:
     """Cast a layer's stored weight to the type of the computation, and gather it over "fsdp".
 
     The cast comes first, so that half precision moves half the bytes. The gradient is scattered immediately.
@@ -192,7 +192,7 @@ def shard_params(tree: Any, mesh: Mesh) -> Any:
         A tree of `NamedSharding`, like `tree`.
 
     Raises:
-        ValueError: an array of at least `LARGE` elements has no axis that "fsdp" divides.
+        ValueError: an array of at least `MAX_REPLICATED_SIZE` elements has no axis that "fsdp" divides.
     """
 
     def place(path: tuple[Any, ...], x: Any) -> NamedSharding:
@@ -206,7 +206,7 @@ def shard_batch(batch: Any, mesh: Mesh, axis: int = 0) -> Any:
     """Transfer a host's part of a batch to its devices, split over "data" and "fsdp".
 
     Args:
-        batch: tree of numpy arrays [B_host, ...]: the examples of this process, see `host_rows`.
+        batch: tree of numpy arrays [B_host, ...]: the examples of this process, see `process_indices`.
         mesh: from `make_mesh`.
         axis: of the examples; 1 for a stack of batches.
 
@@ -217,7 +217,7 @@ def shard_batch(batch: Any, mesh: Mesh, axis: int = 0) -> Any:
         ValueError: B_host is not a multiple of the number of parts on this process's devices.
     """
     sharding = batch_sharding(mesh, axis)
-    local = max(1, batch_parts(mesh) // jax.process_count())
+    local = max(1, num_batch_shards(mesh) // jax.process_count())
 
     def put(path: tuple[Any, ...], x: Any) -> Array:
         if np.ndim(x) <= axis or np.shape(x)[axis] % local:
@@ -230,7 +230,7 @@ def shard_batch(batch: Any, mesh: Mesh, axis: int = 0) -> Any:
     return jax.tree_util.tree_map_with_path(put, batch)
 
 
-def host_rows(mesh: Mesh, size: int) -> np.ndarray:
+def process_indices(mesh: Mesh, size: int) -> np.ndarray:
     """Return the indices of the examples of a global batch that this process reads: those on its devices.
 
     They depend on the mesh, since the best order of a slice's devices may differ from that of its hosts. Hosts that
@@ -246,14 +246,14 @@ def host_rows(mesh: Mesh, size: int) -> np.ndarray:
     Raises:
         ValueError: the mesh does not divide the batch.
     """
-    parts = batch_parts(mesh)
+    parts = num_batch_shards(mesh)
     if size < 1 or size % parts:
         raise ValueError(f"a batch is cut into data * fsdp = {parts} parts, got {size} examples")
     held = batch_sharding(mesh).addressable_devices_indices_map((size,)).values()
     return np.unique(np.concatenate([np.arange(size)[index] for index in held]))
 
 
-def batch_parts(mesh: Mesh) -> int:
+def num_batch_shards(mesh: Mesh) -> int:
     """Return the number of parts that a batch is split into."""
     return _size(mesh, BATCH_AXES)
 
@@ -266,7 +266,7 @@ def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
 def _spec(path: Sequence[str], shape: tuple[int, ...], mesh: Any, stacks: int = 0) -> P:
     """The rule for an array whose first `stacks` axes count equal layers of a loop."""
     fsdp, size = mesh.shape["fsdp"], math.prod(shape[stacks:])
-    if fsdp == mesh.shape["tensor"] == 1 or size < SMALL or len(shape) - stacks < 2:
+    if fsdp == mesh.shape["tensor"] == 1 or size < MIN_SHARDED_SIZE or len(shape) - stacks < 2:
         return P()
     axes: list[Any] = [None] * len(shape)
     split = _tensor_axis(path, shape, mesh)
@@ -278,7 +278,7 @@ def _spec(path: Sequence[str], shape: tuple[int, ...], mesh: Any, stacks: int = 
             axes[own[0]] = "fsdp"
         elif split is not None and shape[split] % (fsdp * mesh.shape["tensor"]) == 0:
             axes[split] = ("tensor", "fsdp")
-        elif math.prod(shape) >= LARGE:
+        elif math.prod(shape) >= MAX_REPLICATED_SIZE:
             raise ValueError(f"{'/'.join(path)} of shape {shape} has no axis that fsdp={fsdp} divides; choose another")
     return P(*axes[: 1 + max((i for i, axis in enumerate(axes) if axis), default=-1)])
 

@@ -17,7 +17,7 @@ from jaxdiff.processes import Process
 from jaxdiff.processes.base import check_process
 from jaxdiff.types import TimeSampler
 
-__all__ = ["importance", "integers", "log_normal", "logit_normal", "scheduled", "stratified", "uniform"]
+__all__ = ["importance", "log_normal", "logit_normal", "scheduled", "stratified", "uniform", "uniform_discrete"]
 
 T_MIN = 1e-4  # not 0: at sigma = 0 the target (x_0 - skip x) / out of most predictions is 0 / 0
 
@@ -101,7 +101,7 @@ def scheduled(process: Process, schedule: Process, times: TimeSampler | None = N
 
 
 @factory
-def integers(T: int, probs: Array | None = None) -> TimeSampler:
+def uniform_discrete(T: int, probs: Array | None = None) -> TimeSampler:
     """t in 1..T, uniform or with given probabilities (Nichol and Dhariwal 2021, arXiv:2102.09672, section 3.3).
 
     Args:

@@ -24,7 +24,7 @@ def of(run: Run, source: Any, condition: Condition, *, loss: Loss, optimizer: An
     Args:
         run: the common knobs.
         source: what batches are made of: images with their classes, of which the condition's entries are kept, or
-            `data.Shards`, all of whose arrays are.
+            `data.NpzShards`, all of whose arrays are.
         condition: what the network is given.
         loss: (params, key, batch) -> (loss, metrics).
         optimizer: an optax optimizer.
@@ -52,7 +52,7 @@ def of(run: Run, source: Any, condition: Condition, *, loss: Loss, optimizer: An
         batch=run.batch,
         steps=run.steps,
         batch_spec=spec,
-        accumulate=run.accumulate,
+        grad_accum_steps=run.grad_accum_steps,
         preview_every=run.preview_every,
         **more,
     )

@@ -79,7 +79,14 @@ def by_gradient(
 
 
 def by_dynamic_programming(
-    denoise: Denoiser, solver: Solver, levels: Level, x: Array, key: Array, *, n: int, fine: Solver | None = None
+    denoise: Denoiser,
+    solver: Solver,
+    levels: Level,
+    x: Array,
+    key: Array,
+    *,
+    n: int,
+    reference_solver: Solver | None = None,
 ) -> tuple[Level, Array]:
     """Choose n steps among the levels of a fine grid with the least sum of one-step errors, by dynamic programming.
 
@@ -94,7 +101,7 @@ def by_dynamic_programming(
         x: x_T to tune on, [B, ...]; a solver with inner points evaluates batches of M B.
         key: one key, or [B] keys.
         n: number of steps to choose, at most M.
-        fine: the solver of the trajectory; None is Heun's method.
+        reference_solver: the solver of the trajectory; None is Heun's method.
     Returns:
         (levels, fields [n + 1]; their indices in the fine grid, [n + 1], of which the first is 0 and the last M).
     Raises:
@@ -109,7 +116,7 @@ def by_dynamic_programming(
 
     @jax.jit
     def choose(x):
-        path = sample_path(denoise, heun() if fine is None else fine, levels, x, key)[1]
+        path = sample_path(denoise, heun() if reference_solver is None else reference_solver, levels, x, key)[1]
         cost = _one_step_errors(denoise, solver, levels, jnp.concatenate([x[None], path]), key)
         return _cheapest_path(cost, n)
 

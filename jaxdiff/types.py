@@ -63,7 +63,7 @@ class Prediction(Protocol):
 
 
 class Apply(Protocol):
-    """A network as a pure function; one with dropout also takes `key=`, which a loss passes while training."""
+    """A network as a pure function."""
 
     def __call__(self, params: Params, x: Array, noise: Array, cond: Cond, /) -> Any:
         """What the network predicts, F.
@@ -72,7 +72,8 @@ class Apply(Protocol):
             params: its parameters.
             x: scaled input, inp x_t, [B, ...].
             noise: [B], what the prediction tells it of the level.
-            cond: the condition, {} for none.
+            cond: the condition, {} for none. A network with dropout also takes `key=`, a random key, which losses pass
+                where they are made with dropout=True.
         Returns:
             F, like x; with a learned variance (F, frac).
         """

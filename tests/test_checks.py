@@ -29,8 +29,8 @@ def sample(denoise=denoise, solver=None, levels=LEVELS, x=X, key=KEY):
     return jd.sample(denoise, solvers.ddim() if solver is None else solver, levels, x, key)
 
 
-def loss(apply=apply, process=FLOW, row=parameterize.velocity, x=X, **options):
-    return losses.denoising_loss(apply, process, row, **options)(None, KEY, {"x": x})
+def loss(apply=apply, process=FLOW, prediction=parameterize.velocity, x=X, **options):
+    return losses.denoising_loss(apply, process, prediction, **options)(None, KEY, {"x": x})
 
 
 WRONG = {
@@ -55,11 +55,14 @@ WRONG = {
     "an uncalled weight": (lambda: loss(weight=weights.min_snr), r"weight is min_snr, .* a factory: call min_snr\(\)"),
     "a number for a weight": (lambda: loss(weight=5.0), r"weight must be a function \(level\) -> \[B\], got 5.0"),
     "uncalled times": (lambda: loss(times=times.uniform), r"times is uniform, which is a factory: call uniform\(\)"),
-    "an uncalled prediction": (lambda: loss(row=parameterize.edm), r"prediction is edm, .* a factory: call edm\(\)"),
-    "a prediction's name": (lambda: loss(row="velocity"), r"prediction must be a function .* got 'velocity'"),
+    "an uncalled prediction": (
+        lambda: loss(prediction=parameterize.edm),
+        r"prediction is edm, .* a factory: call edm\(\)",
+    ),
+    "a prediction's name": (lambda: loss(prediction="velocity"), r"prediction must be a function .* got 'velocity'"),
     "a denoiser of a name": (lambda: jd.denoiser(apply, None, "eps"), "prediction must be a function .* got 'eps'"),
     "a prediction of one's own that is not called": (
-        lambda: loss(row=lambda sigma: parameterize.eps),
+        lambda: loss(prediction=lambda sigma: parameterize.eps),
         "a prediction is a function .* returns eps",
     ),
     "process and apply the other way round": (
@@ -108,9 +111,11 @@ def test_plain_numbers_are_scalings():
 
     for level in (process(0.5), process(np.linspace(0.2, 0.8, 4))):
         for use in (
-            lambda row, level=level: jd.denoiser(apply, None, row)(X, level),
-            lambda row, level=level: parameterize.target(row, X, 2 * X, level),
-            lambda row: losses.denoising_loss(apply, process, row, weight=weights.simple)(None, KEY, {"x": X})[0],
+            lambda prediction, level=level: jd.denoiser(apply, None, prediction)(X, level),
+            lambda prediction, level=level: parameterize.target(prediction, X, 2 * X, level),
+            lambda prediction: losses.denoising_loss(apply, process, prediction, weight=weights.simple)(
+                None, KEY, {"x": X}
+            )[0],
         ):
             np.testing.assert_allclose(use(own), use(parameterize.eps), rtol=1e-6)
     assert not np.array_equal(jd.denoiser(apply, None, own)(X, process(0.5)), X)

@@ -15,7 +15,7 @@ EPS_2 = np.array([-0.4, -0.2, -0.4, 1.0])
 
 
 def _step(x, eps, process, t):
-    mean, std = levels.transition(x, process(jnp.asarray(t - 1)), process(jnp.asarray(t)))
+    mean, std = levels.q_transition(x, process(jnp.asarray(t - 1)), process(jnp.asarray(t)))
     return mean + std * eps
 
 
@@ -139,9 +139,9 @@ def test_a_thousand_steps_have_the_closed_forms_mean_and_variance():
         mean, var, x, key = carry
         key, now = jax.random.split(key)
         cur, nxt = process(t - 1), process(t)
-        mean, std = levels.transition(mean, cur, nxt)
-        scale, _ = levels.transition(jnp.ones(()), cur, nxt)
-        moved, _ = levels.transition(x, cur, nxt)
+        mean, std = levels.q_transition(mean, cur, nxt)
+        scale, _ = levels.q_transition(jnp.ones(()), cur, nxt)
+        moved, _ = levels.q_transition(x, cur, nxt)
         x = moved + std * jax.random.normal(now, x.shape)
         var = scale**2 * var + std**2
         return (mean, var, x, key), (mean, var, jnp.mean(x), jnp.var(x))

@@ -19,10 +19,10 @@ FOLDER = Path(__file__).parents[1] / "experiments"
 TINY = {
     "fashion": {"width": 8},
     "toy2d": {"width": 16},
-    "cifar10_ddpm": {"widths": (32, 32), "blocks": 1, "source": "fashion_mnist", "size": 8},
-    "cifar10_edm": {"widths": (32, 32), "blocks": 1, "source": "fashion_mnist", "size": 8},
-    "imagenet64_adm": {"widths": (64, 64), "blocks": 1, "source": "fashion_mnist", "size": 8},
-    "imagenet256_dit": {"width": 16, "layers": 2, "heads": 2, "latent": (4, 4, 2), "num_classes": 3},
+    "cifar10_ddpm": {"widths": (32, 32), "num_blocks": 1, "source": "fashion_mnist", "size": 8},
+    "cifar10_edm": {"widths": (32, 32), "num_blocks": 1, "source": "fashion_mnist", "size": 8},
+    "imagenet64_adm": {"widths": (64, 64), "num_blocks": 1, "source": "fashion_mnist", "size": 8},
+    "imagenet256_dit": {"width": 16, "layers": 2, "num_heads": 2, "latent": (4, 4, 2), "num_classes": 3},
     "text_mmdit": {"depth": 1, "latent": (4, 4, 2), "tokens": (3, 6), "vector": 5},
 }
 
@@ -52,7 +52,7 @@ def test_table_is_complete():
 @pytest.mark.parametrize("name", TINY)
 def test_common_knobs(name):
     parameters = load(FOLDER / f"{name}.py").__annotations__
-    assert {"steps", "batch", "seed", "lr", "accumulate", "preview_every"} <= set(parameters)
+    assert {"steps", "batch", "seed", "lr", "grad_accum_steps", "preview_every"} <= set(parameters)
     assert len((FOLDER / f"{name}.py").read_text().splitlines()) <= 70
 
 
@@ -63,7 +63,7 @@ def test_first_step(name, tiny):
     experiment = tiny(name, steps=10, batch=4)
     model, part = experiment.model, experiment.training
     mesh = train.make_mesh(devices=jax.devices()[:1])
-    state = train.create(model.init, part.optimizer, jax.random.key(0), mesh)
+    state = train.init_state(model.init, part.optimizer, jax.random.key(0), mesh)
     step = train.make_step(part.loss, part.optimizer, key=jax.random.key(1), ema=part.ema, frozen=model.frozen)
     before = jax.device_get(state.params)
     batches = part.batches(0)

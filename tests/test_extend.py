@@ -68,7 +68,7 @@ def test_more_steps(mine, tmp_path, capsys):
     assert train.read_knobs(run)["steps"] == 4
 
     made = load(mine)(steps=8)
-    abstract = train.abstract(made.model.init, made.training.optimizer, train.make_mesh())
+    abstract = train.state_shapes(made.model.init, made.training.optimizer, train.make_mesh())
     with pytest.raises(
         ValueError, match="depends on its number of steps: with --steps 8 it would not go on after step 4"
     ):
@@ -98,7 +98,7 @@ def late(steps: int):
         (cosine, 2, 1 - 1 / (1 + np.sqrt(0.5))),
         (late, 1, 0.0),
         (late, 3, 0.5),
-        (lambda steps: train.adamw(0.1, warmup=2), 1, 0.0),
+        (lambda steps: train.adamw(0.1, warmup_steps=2), 1, 0.0),
     ],
 )
 def test_how_far_the_next_updates_are_apart(make, step, apart):

@@ -15,7 +15,7 @@ from helpers.tiny_pipeline import write
 import jaxdiff as jd
 from jaxdiff import sharding, train
 from jaxdiff.cli import main
-from jaxdiff.data import open_source
+from jaxdiff.data import open_dataset
 from jaxdiff.experiment import Sampling
 from jaxdiff.networks import lora
 from jaxdiff.networks.controlnet import controlled
@@ -81,7 +81,7 @@ def folder(config, path, seed=0):
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
     noise = [x + 0.05 * jax.random.normal(key, x.shape) for key, x in zip(keys, leaves, strict=True)]
-    jd.interop.save(jd.interop.Loaded(built.apply, tree.unflatten(noise), config), path)
+    jd.interop.save(jd.interop.Pretrained(built.apply, tree.unflatten(noise), config), path)
     return path
 
 
@@ -103,12 +103,17 @@ def run(count, directory, steps=4, *, state=None, optimizer=None, **knobs):
         made = replace(made, training=replace(made.training, optimizer=optimizer))
     model, part = made.model, made.training
     step = train.make_step(
-        part.loss, part.optimizer, key=jax.random.key(3), ema=part.ema, accumulate=part.accumulate, frozen=model.frozen
+        part.loss,
+        part.optimizer,
+        key=jax.random.key(3),
+        ema=part.ema,
+        grad_accum_steps=part.grad_accum_steps,
+        frozen=model.frozen,
     )
     if state is None and model.pretrained is not None:
-        state = train.adopt(model.pretrained(), part.optimizer, mesh)
+        state = train.state_from_params(model.pretrained(), part.optimizer, mesh)
     elif state is None:
-        state = train.create(model.init, part.optimizer, jax.random.key(2), mesh)
+        state = train.init_state(model.init, part.optimizer, jax.random.key(2), mesh)
     batches, losses, spec = part.batches(int(state.step)), [], part.batch_spec
     for _ in range(steps):
         batch = next(batches)
@@ -199,7 +204,7 @@ def test_a_part_is_trained_and_the_rest_stays(unet, tmp_path):
 @pytest.mark.parametrize("own", [{"mode": "lora"}, {}, {"only": "attn1"}], ids=["lora", "full", "part"])
 def test_eight_devices_are_one(own, dit, monkeypatch):
     # Tiny arrays are split, too, as large ones are.
-    monkeypatch.setattr(sharding, "SMALL", 64)
+    monkeypatch.setattr(sharding, "MIN_SHARDED_SIZE", 64)
     # Plain descent: Adam divides by the gradient's size, so where that is a rounding error, it moves all the same.
     knobs = {"optimizer": optax.sgd(0.1), "steps": 3, "directory": dit, **own}
     _, one, losses = run(1, **knobs)
@@ -255,7 +260,7 @@ def pair(tmp_path_factory):
 @pytest.mark.slow
 def test_controlnet(pair, tmp_path):
     network = jd.interop.load(pair["directory"])
-    made, state, _ = run(1, **pair, steps=40, drop_rate=0.5)
+    made, state, _ = run(1, **pair, steps=40, cond_dropout=0.5)
     first = made.model.pretrained()
     zero = {name: leaf for name, leaf in first.items() if not jax.tree.reduce(lambda a, x: a or x.any(), leaf, False)}
     assert sum("controlnet_down_blocks" in name for name in zero) == 4 and "controlnet_mid_block" in zero
@@ -292,7 +297,7 @@ def test_controlnet(pair, tmp_path):
 def test_hints_of_a_file(pair, tmp_path):
     """The batch's hints are the images' own, and a sample's is of its class, with guidance too."""
     rows = np.zeros((10_000, 8, 8, 1), np.uint8)
-    images = jd.data.open_source("fashion_mnist", size=8)
+    images = jd.data.open_dataset("fashion_mnist", size=8)
     rows[:] = 20 * images.label[:, None, None, None]
     np.savez(tmp_path / "hints.npz", hint=rows)
     made = load(FILE)(**pair, **TINY, hints=str(tmp_path / "hints.npz"))
@@ -343,7 +348,7 @@ def test_resumed_run_is_the_same(dit, tmp_path):
     with train.Checkpointer(tmp_path) as checkpointer:
         checkpointer.save(state)
         checkpointer.wait()
-        like = train.abstract(made.model.init, made.training.optimizer, train.make_mesh(1, 8))
+        like = train.state_shapes(made.model.init, made.training.optimizer, train.make_mesh(1, 8))
         resumed, last = run(8, dit, steps=2, state=checkpointer.restore(like), mode="lora")[1:]
     same(resumed, straight)
     assert last == losses[2:]
@@ -351,7 +356,7 @@ def test_resumed_run_is_the_same(dit, tmp_path):
 
 @pytest.mark.slow
 def test_command_line(dit, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(sharding, "SMALL", 64)
+    monkeypatch.setattr(sharding, "MIN_SHARDED_SIZE", 64)
     monkeypatch.chdir(Path(dit).parent)  # the run finds its network from other folders
     knobs = ["--directory", Path(dit).name, "--mode", "lora", "--rank", "2", "--batch", "8", "--sample-steps", "2"]
     whole = tmp_path / "whole"
@@ -383,7 +388,7 @@ def test_command_line(dit, tmp_path, capsys, monkeypatch):
 def test_a_prompt_tells_the_classes_by_their_names(tmp_path):
     pipeline = write(tmp_path / "pipeline")
     made = load(FILE)(directory=str(pipeline), prompt="a {}", mode="lora", rank=1, **TINY)
-    names = open_source("fashion_mnist").class_names
+    names = open_dataset("fashion_mnist").class_names
     encoder, tokenize = jd.interop.load(pipeline / "text_encoder"), jd.text.tokenizer(pipeline / "tokenizer")
     ids, _ = tokenize([*(f"a {name}" for name in names), ""])
     want = encoder.apply(encoder.params, ids).hidden

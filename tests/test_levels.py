@@ -53,7 +53,7 @@ def test_transition_carries_the_marginal_at_s_to_the_one_at_t(name, x64):
     """N(alpha_s x0, sigma_s^2) pushed through x -> a x + b eps is N(alpha_t x0, sigma_t^2), which fixes a and b."""
     (alpha_s, sigma_s), (alpha_t, sigma_t) = FAMILIES[name](S), FAMILIES[name](T)
     x = _data()[0]
-    mean, std = levels.transition(jnp.asarray(x), _level(name, S), _level(name, T))
+    mean, std = levels.q_transition(jnp.asarray(x), _level(name, S), _level(name, T))
     np.testing.assert_allclose(mean, (alpha_t / alpha_s)[:, None, None] * x, rtol=1e-13)
     var = sigma_t**2 - (alpha_t / alpha_s) ** 2 * sigma_s**2
     np.testing.assert_allclose(np.asarray(std).ravel() ** 2, var, rtol=1e-10)
@@ -65,9 +65,9 @@ def test_transitions_compose(name, x64):
     R = (S + T) / 2
     s, r, t = (_level(name, u) for u in (S, R, T))
     one = jnp.ones(4)
-    a1, b1 = levels.transition(one, s, r)
-    a2, b2 = levels.transition(one, r, t)
-    a, b = levels.transition(one, s, t)
+    a1, b1 = levels.q_transition(one, s, r)
+    a2, b2 = levels.q_transition(one, r, t)
+    a, b = levels.q_transition(one, s, t)
     np.testing.assert_allclose(a2 * a1, a, rtol=1e-12)
     np.testing.assert_allclose(a2**2 * b1**2 + b2**2, b**2, rtol=1e-10)
 
@@ -102,7 +102,7 @@ def test_posterior_is_ddpm_eq_7(end, x64):
     got, std = levels.posterior(jnp.asarray(x0), jnp.asarray(x), cur, nxt)
     np.testing.assert_allclose(got, mean, rtol=1e-9, atol=1e-11)
     np.testing.assert_allclose(np.asarray(std) ** 2, var, rtol=1e-9, atol=1e-15)
-    step, beta_std = levels.transition(jnp.asarray(x), nxt, cur)
+    step, beta_std = levels.q_transition(jnp.asarray(x), nxt, cur)
     np.testing.assert_allclose(step, np.sqrt(1 - b) * x, rtol=1e-12)
     np.testing.assert_allclose(np.asarray(beta_std) ** 2, b, rtol=1e-9)
 
@@ -114,7 +114,7 @@ def test_posterior_by_monte_carlo():
     cur, nxt = _level("sub_vp", t, jnp.float32), _level("sub_vp", s, jnp.float32)
     keys = jax.random.split(jax.random.key(0))
     x_s = levels.q_sample(jnp.full(n, x0), jax.random.normal(keys[0], (n,)), nxt)
-    mean, std = levels.transition(x_s, nxt, cur)
+    mean, std = levels.q_transition(x_s, nxt, cur)
     x_t = np.asarray(mean + std * jax.random.normal(keys[1], (n,)), np.float64)
     x_s = np.asarray(x_s, np.float64)
     slope, intercept = np.polyfit(x_t, x_s, 1)
@@ -132,7 +132,7 @@ def test_float32_keeps_the_share_of_small_steps():
     abar = np.cumprod(1 - beta)
     alpha, sigma = np.sqrt(abar), np.sqrt(1 - abar)
     level = Level(*(jnp.asarray(f, jnp.float32) for f in (np.arange(1000), alpha, sigma)))
-    share = levels.gained(level.at(slice(1, None)), level.at(slice(None, -1)))
+    share = levels.added_variance(level.at(slice(1, None)), level.at(slice(None, -1)))
     exact = beta[1:] / (1 - abar[1:])
     np.testing.assert_allclose(share, exact, rtol=3e-4)
 
@@ -193,10 +193,10 @@ def test_ends_of_the_process_have_finite_values_and_gradients():
         "to clean": (levels.posterior, x0, x, mid, end["clean"], (x0, 0.0)),
         "from noise": (levels.posterior, x0, x, end["noise"], mid, (0.8 * x0, 0.6)),
         "from noise to clean": (levels.posterior, x0, x, end["noise"], end["clean"], (x0, 0.0)),
-        "out of clean": (lambda x0, x, c, n: levels.transition(x, c, n), x0, x, end["clean"], mid, (0.8 * x, 0.6)),
-        "into noise": (lambda x0, x, c, n: levels.transition(x, c, n), x0, x, mid, end["noise"], (0 * x, 1.0)),
+        "out of clean": (lambda x0, x, c, n: levels.q_transition(x, c, n), x0, x, end["clean"], mid, (0.8 * x, 0.6)),
+        "into noise": (lambda x0, x, c, n: levels.q_transition(x, c, n), x0, x, mid, end["noise"], (0 * x, 1.0)),
         "clean to noise": (
-            lambda x0, x, c, n: levels.transition(x, c, n), x0, x, end["clean"], end["noise"], (0 * x, 1.0)
+            lambda x0, x, c, n: levels.q_transition(x, c, n), x0, x, end["clean"], end["noise"], (0 * x, 1.0)
         ),
         "q clean": (lambda x0, x, c, n: (levels.q_sample(x0, x, c), c.sigma), x0, x, end["clean"], mid, (x0, 0.0)),
         "q noise": (lambda x0, x, c, n: (levels.q_sample(x0, x, c), c.sigma), x0, x, end["noise"], mid, (x, 1.0)),
@@ -237,7 +237,7 @@ def test_v_and_velocity_are_invertible_at_both_ends(end):
 
 FUNCTIONS = {
     "q_sample": lambda a, b, c, n: levels.q_sample(a, b, c),
-    "transition": lambda a, b, c, n: levels.transition(b, n, c),
+    "transition": lambda a, b, c, n: levels.q_transition(b, n, c),
     "posterior": levels.posterior,
     "from_x0": lambda a, b, c, n: levels.from_x0(a, b, c),
     "from_eps": lambda a, b, c, n: levels.from_eps(a, b, c),
@@ -283,7 +283,7 @@ def test_levels_align_with_the_leading_axes_of_any_shape(shape):
     assert x.shape == shape
     for i in range(4):
         np.testing.assert_allclose(x[i], level.alpha[i] * x0[i] + level.sigma[i] * eps[i], rtol=1e-5, atol=1e-6)
-    assert level.like(x0).alpha.shape == (4,) + (1,) * (len(shape) - 1)
+    assert level.expand_to(x0).alpha.shape == (4,) + (1,) * (len(shape) - 1)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64, jnp.bfloat16])

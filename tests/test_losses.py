@@ -21,16 +21,16 @@ KEY = jax.random.key(0)
 slow = pytest.mark.slow
 
 
-def _told_t(row):
-    return parameterize.with_noise_input(row, lambda level: level.t)
+def _told_t(prediction):
+    return parameterize.with_noise_input(prediction, lambda level: level.t)
 
 
-def _network(process, row):
+def _network(process, prediction):
     """The exact F of N(MEAN, STD^2) data; params = (a, b) add a + b x to its x0_hat."""
 
     def apply(params, inp_x, t, cond):
-        level = process(t).like(inp_x)
-        s = row(level)
+        level = process(t).expand_to(inp_x)
+        s = prediction(level)
         x = inp_x / s.inp
         gain = level.alpha * STD**2 / (level.alpha**2 * STD**2 + level.sigma**2)
         x0 = MEAN + gain * (x - level.alpha * MEAN) + params[0] + params[1] * x
@@ -70,15 +70,15 @@ MIDPOINTS = (0.05 + 0.9 * (np.arange(2000) + 0.5) / 2000).astype(np.float32)
 
 
 @pytest.mark.parametrize(
-    ("process", "row"),
+    ("process", "prediction"),
     [
         (VE(), "edm"),
         (Flow(), "velocity"),
-        *(pytest.param(VP(), row, marks=slow) for row in ("eps", "score")),
+        *(pytest.param(VP(), prediction, marks=slow) for prediction in ("eps", "score")),
         *(pytest.param(*case, marks=slow) for case in ((SubVP(), "v"), (Cosine(), "x0"))),
     ],
 )  # fmt: skip
-def test_the_exact_network_is_the_minimum(process, row):
+def test_the_exact_network_is_the_minimum(process, prediction):
     """The loss is the mean over t of Var[x_0 | x_t] / out^2, the gradient vanishes, and any change costs more."""
     variance, alpha, sigma = _variance(process, MIDPOINTS)
     out2 = {  # the error of F in terms of the error of x_0, each by its own definition
@@ -88,9 +88,9 @@ def test_the_exact_network_is_the_minimum(process, row):
         "velocity": (sigma / (alpha + sigma)) ** 2,
         "score": (sigma**2 / alpha) ** 2,
         "edm": sigma**2 * 0.25 / (sigma**2 + 0.25),
-    }[row]
+    }[prediction]
     exact = np.mean(variance / out2)
-    told = _told_t(ROWS[row])
+    told = _told_t(ROWS[prediction])
     loss = losses.denoising_loss(_network(process, told), process, told, times=times.stratified(0.05, 0.95))
     (value, error), *grads = _many(loss, ZERO)
     assert abs(value - exact) < 4 * error + 1e-4 * exact and error < 0.03 * exact
@@ -116,17 +116,19 @@ def test_one_denoiser_has_one_loss_whatever_the_network_predicts(x64):
     params, batch = (0.1, 0.2), jax.tree.map(lambda x: x.astype(float), _data(n=16))
     made = (weights.min_snr(), weights.likelihood(SubVP()))
 
-    def all_weights(row):
-        apply = _network(SubVP(), row)
-        return [losses.denoising_loss(apply, SubVP(), row, weight=w)(params, KEY, batch)[0] for w in made]
+    def all_weights(prediction):
+        apply = _network(SubVP(), prediction)
+        return [losses.denoising_loss(apply, SubVP(), prediction, weight=w)(params, KEY, batch)[0] for w in made]
 
-    values = np.array([jax.jit(lambda row=row: all_weights(row))() for row in map(_told_t, ROWS.values())])
+    values = np.array(
+        [jax.jit(lambda prediction=prediction: all_weights(prediction))() for prediction in map(_told_t, ROWS.values())]
+    )
     np.testing.assert_allclose(values, np.broadcast_to(values[0], values.shape), rtol=1e-8)
     assert len(set(values[0])) == len(made)
 
 
 @pytest.mark.parametrize(
-    ("row", "weight"),
+    ("prediction", "weight"),
     [
         ("eps", weights.simple),
         ("v", weights.snr_plus_one),
@@ -134,8 +136,8 @@ def test_one_denoiser_has_one_loss_whatever_the_network_predicts(x64):
         pytest.param("edm", weights.edm(0.5), marks=slow),
     ],
 )
-def test_unweighted_is_the_simple_loss_of_the_paper(row, weight, x64):
-    told, batch = _told_t(ROWS[row]), jax.tree.map(lambda x: x.astype(float), _data(n=16))
+def test_unweighted_is_the_simple_loss_of_the_paper(prediction, weight, x64):
+    told, batch = _told_t(ROWS[prediction]), jax.tree.map(lambda x: x.astype(float), _data(n=16))
     apply = _network(VP(), told)
     plain, weighted = (
         jax.jit(losses.denoising_loss(apply, VP(), told, weight=w))((0.1, 0.2), KEY, batch)[0] for w in (None, weight)
@@ -149,14 +151,14 @@ def _fixed(t):
 
 
 @pytest.mark.parametrize(
-    ("row", "expected"), [("eps", lambda snr: min(snr, 5) / snr), ("v", lambda snr: min(snr, 5) / (snr + 1))]
+    ("prediction", "expected"), [("eps", lambda snr: min(snr, 5) / snr), ("v", lambda snr: min(snr, 5) / (snr + 1))]
 )
 @pytest.mark.parametrize("t", [0.05, 0.9])
-def test_min_snr_multiplies_the_error_of_the_prediction(row, expected, t):
+def test_min_snr_multiplies_the_error_of_the_prediction(prediction, expected, t):
     """Hang et al. 2023: min(SNR, g) / SNR on eps, min(SNR, g) / (SNR + 1) on v."""
     snr = float(VP()(jnp.float32(t)).snr)
     apply = lambda p, x, noise, cond: 0.3 * x  # noqa: E731
-    loss = losses.denoising_loss(apply, VP(), ROWS[row], weight=weights.min_snr(5.0), times=_fixed(t))
+    loss = losses.denoising_loss(apply, VP(), ROWS[prediction], weight=weights.min_snr(5.0), times=_fixed(t))
     value, metrics = jax.jit(loss)({}, KEY, _data())
     np.testing.assert_allclose(value / metrics["mse"], expected(snr), rtol=1e-4)
 
@@ -201,7 +203,7 @@ def test_learned_uncertainty_is_least_at_the_log_of_the_loss(t_weight):
 
     def make(uncertainty):
         return losses.denoising_loss(
-            apply, VP(), parameterize.v, weight=weights.simple, times=fixed, uncertainty=uncertainty
+            apply, VP(), parameterize.v, weight=weights.simple, times=fixed, log_variance=uncertainty
         )
 
     plain = make(None)({}, KEY, _data())[0] / t_weight
@@ -221,7 +223,7 @@ def test_uncertainty_is_asked_at_each_examples_noise():
         return 0 * noise
 
     t = jnp.array([0.2, 0.4])
-    loss = losses.denoising_loss(lambda p, x, n, c: x, VP(), parameterize.v, times=_fixed(t), uncertainty=uncertainty)
+    loss = losses.denoising_loss(lambda p, x, n, c: x, VP(), parameterize.v, times=_fixed(t), log_variance=uncertainty)
     loss({}, KEY, {"x": jnp.ones((2, 3, 3, 1))})
     np.testing.assert_array_equal(seen[0], t)
 
@@ -229,7 +231,7 @@ def test_uncertainty_is_asked_at_each_examples_noise():
 @pytest.mark.slow
 @pytest.mark.parametrize("make", ["denoising", "hybrid"])
 def test_condition_dropout_reaches_the_network(make):
-    """The share of examples that see the null condition is drop_rate, all leaves of one together."""
+    """The share of examples that see the null condition is cond_dropout, all leaves of one together."""
     seen = {}
 
     def apply(params, x, noise, cond):
@@ -242,7 +244,7 @@ def test_condition_dropout_reaches_the_network(make):
     factory, process = {
         "denoising": (losses.denoising_loss, VP()), "hybrid": (losses.hybrid_loss, Discrete.linear()),
     }[make]  # fmt: skip
-    factory(apply, process, parameterize.v, null=null, drop_rate=rate)({}, KEY, batch)
+    factory(apply, process, parameterize.v, null_cond=null, cond_dropout=rate)({}, KEY, batch)
     dropped = np.asarray(seen["label"]) == 10
     assert abs(dropped.mean() - rate) < 4 * np.sqrt(rate * (1 - rate) / n)
     np.testing.assert_array_equal(np.asarray(seen["label"])[~dropped], np.asarray(batch["label"])[~dropped])
@@ -268,11 +270,12 @@ def test_dropout_key_is_passed_only_when_asked():
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"drop_rate": 0.1}, {"drop_rate": 1.5, "null": {}}, {"drop_rate": -0.1, "null": {}}]
+    "arguments",
+    [{"cond_dropout": 0.1}, {"cond_dropout": 1.5, "null_cond": {}}, {"cond_dropout": -0.1, "null_cond": {}}],
 )
 @pytest.mark.parametrize("factory", [losses.denoising_loss, losses.hybrid_loss])
 def test_bad_drop_rate(factory, arguments):
-    with pytest.raises(ValueError, match="drop_rate"):
+    with pytest.raises(ValueError, match="cond_dropout"):
         factory(lambda p, x, n, c: x, Discrete.linear(), parameterize.v, **arguments)
 
 
@@ -384,8 +387,8 @@ def _hybrid(vlb_weight):
     def apply(params, x, noise, cond):
         return params["F"] * x, jax.nn.sigmoid(params["frac"]) + 0 * x
 
-    row = parameterize.zero_based(parameterize.eps)
-    return losses.hybrid_loss(apply, TABLE, row, vlb_weight=vlb_weight, times=_all_steps)
+    prediction = parameterize.zero_based(parameterize.eps)
+    return losses.hybrid_loss(apply, TABLE, prediction, vlb_weight=vlb_weight, times=_all_steps)
 
 
 def test_hybrid_is_simple_plus_the_weighted_bound():
@@ -393,10 +396,10 @@ def test_hybrid_is_simple_plus_the_weighted_bound():
     value, metrics = _hybrid(0.25)(params, KEY, TABLE_BATCH)
     np.testing.assert_allclose(value, metrics["mse"] + 0.25 * metrics["vlb"], rtol=1e-6)
     apply = lambda p, x, n, c: (p["F"] * x, jax.nn.sigmoid(p["frac"]) + 0 * x)  # noqa: E731
-    row = parameterize.zero_based(parameterize.eps)
-    vlb = losses.vlb_loss(apply, TABLE, row, times=_all_steps)(params, KEY, TABLE_BATCH)[0]
+    prediction = parameterize.zero_based(parameterize.eps)
+    vlb = losses.vlb_loss(apply, TABLE, prediction, times=_all_steps)(params, KEY, TABLE_BATCH)[0]
     np.testing.assert_allclose(metrics["vlb"], vlb, rtol=1e-5)
-    simple = losses.denoising_loss(apply, TABLE, row, times=_all_steps)(params, KEY, TABLE_BATCH)[0]
+    simple = losses.denoising_loss(apply, TABLE, prediction, times=_all_steps)(params, KEY, TABLE_BATCH)[0]
     np.testing.assert_allclose(metrics["mse"], simple, rtol=1e-5)
 
 
@@ -425,16 +428,20 @@ def test_gradients_are_finite_at_both_ends_of_a_table(process):
 
 
 @pytest.mark.parametrize(
-    "row", [parameterize.v, *(pytest.param(row, marks=slow) for row in (parameterize.velocity, parameterize.x0))]
+    "prediction",
+    [
+        parameterize.v,
+        *(pytest.param(prediction, marks=slow) for prediction in (parameterize.velocity, parameterize.x0)),
+    ],
 )
-def test_gradients_are_finite_at_pure_noise(row):
+def test_gradients_are_finite_at_pure_noise(prediction):
     """Flow at t = 1 and zero terminal SNR at t = T, with a network that may be asked there."""
     apply = lambda p, x, noise, cond: p * x  # noqa: E731
     for process, t in ((Flow(), 1.0), (Discrete.linear().zero_terminal_snr(), 1000)):
         draw = lambda key, batch, t=t: (jnp.full(batch, t), jnp.ones(batch))  # noqa: E731
-        loss = losses.denoising_loss(apply, process, row, weight=weights.min_snr(), times=draw)
-        plain = losses.denoising_loss(apply, process, row, times=draw)
-        for each in (loss, plain) if row is parameterize.v else (plain,):
+        loss = losses.denoising_loss(apply, process, prediction, weight=weights.min_snr(), times=draw)
+        plain = losses.denoising_loss(apply, process, prediction, times=draw)
+        for each in (loss, plain) if prediction is parameterize.v else (plain,):
             value, grad = jax.jit(jax.value_and_grad(lambda p, each=each: each(p, KEY, _data(n=4))[0]))(
                 jnp.float32(0.5)
             )

@@ -21,8 +21,8 @@ from jaxdiff.seeds import example_keys
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
 NETWORKS = {
-    "dit": networks.DiT(width=32, layers=2, heads=4, patch=2, num_classes=10),
-    "unet": networks.UNet(widths=(16, 32), blocks=1, attention=(1,), head_dim=8, groups=4, num_classes=10),
+    "dit": networks.DiT(width=32, layers=2, num_heads=4, patch_size=2, num_classes=10),
+    "unet": networks.UNet(widths=(16, 32), num_blocks=1, attention=(1,), head_dim=8, groups=4, num_classes=10),
 }
 MESHES = {
     "data": {"data": 8},
@@ -44,7 +44,7 @@ each_network = pytest.mark.parametrize("name", NETWORKS)
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """Tiny arrays are split, too, as large ones are."""
-    monkeypatch.setattr(sharding, "SMALL", 64)
+    monkeypatch.setattr(sharding, "MIN_SHARDED_SIZE", 64)
 
 
 def mesh(sizes):
@@ -68,7 +68,7 @@ def trained(name, sizes):
     apply = networks.as_apply(NETWORKS[name])
     loss = jd.losses.denoising_loss(apply, jd.processes.Flow(), jd.parameterize.velocity)
     where = mesh(sizes)
-    state = train.create(functools.partial(init, name), SGD, jax.random.key(0), where)
+    state = train.init_state(functools.partial(init, name), SGD, jax.random.key(0), where)
     step = train.make_step(loss, SGD, key=jax.random.key(1), ema=train.ema.constant(0.9))
     data = train.shard_batch(batch(), where)
     program = step.lower(state, data).compile()
@@ -142,7 +142,7 @@ def test_sampling_equals_that_of_one_device(name, where):
 
     def generate(where):
         def run(params, keys, label):
-            with sharding.on(where):
+            with sharding.use_mesh(where):
                 x = sharding.constrain_tokens(jd.noise.prior(levels, keys, (8, 8, 8, 4)))
                 denoise = jd.denoiser(apply, params, jd.parameterize.velocity, {"label": label})
                 return jd.sample(denoise, jd.solvers.heun(), levels, x, keys)
@@ -177,7 +177,7 @@ def test_likelihood_equals_that_of_one_device(where):
 
     def value(where):
         def run(params, x):
-            with sharding.on(where):
+            with sharding.use_mesh(where):
                 denoise = jd.denoiser(apply, params, jd.parameterize.eps, {"label": jnp.arange(8)})
                 return jd.likelihood.log_likelihood(denoise, levels, x, key, probes=2).log_prob
 
@@ -189,7 +189,7 @@ def test_likelihood_equals_that_of_one_device(where):
 
 def test_a_unet_with_rows_and_features_split_is_refused():
     message = "tensor or over sequence, not over both; got tensor=2, sequence=4"
-    with sharding.on(mesh({"data": 1, "tensor": 2, "sequence": 4})), pytest.raises(ValueError, match=message):
+    with sharding.use_mesh(mesh({"data": 1, "tensor": 2, "sequence": 4})), pytest.raises(ValueError, match=message):
         jax.eval_shape(functools.partial(init, "unet"), jax.random.key(0))
 
 

@@ -28,16 +28,16 @@ def _case(name):
 
 
 @pytest.mark.parametrize("name", PROCESSES)
-@pytest.mark.parametrize("row", ROWS)
-def test_rows(row, name, x64):
+@pytest.mark.parametrize("prediction", ROWS)
+def test_rows(prediction, name, x64):
     """The target is the definition, and x0_hat of the exact prediction is x_0."""
     level, x0, eps, alpha, sigma = _case(name)
-    row, definition = ROWS[row]
-    x, prediction = jnp.asarray(alpha * x0 + sigma * eps), definition(x0, eps, alpha, sigma)
-    np.testing.assert_allclose(parameterize.target(row, jnp.asarray(x0), x, level), prediction, rtol=1e-6, atol=1e-9)
-    denoise = parameterize.denoiser(lambda params, x, noise, cond: jnp.asarray(prediction), {}, row)
+    prediction, definition = ROWS[prediction]
+    x, output = jnp.asarray(alpha * x0 + sigma * eps), definition(x0, eps, alpha, sigma)
+    np.testing.assert_allclose(parameterize.target(prediction, jnp.asarray(x0), x, level), output, rtol=1e-6, atol=1e-9)
+    denoise = parameterize.denoiser(lambda params, x, noise, cond: jnp.asarray(output), {}, prediction)
     np.testing.assert_allclose(denoise(x, level), x0, rtol=1e-6, atol=1e-9)
-    s = row(level)
+    s = prediction(level)
     np.testing.assert_array_equal(s.inp, 1)
     np.testing.assert_array_equal(s.noise, T)
 
@@ -57,7 +57,7 @@ def test_edm_in_scaled_processes(name, x64):
     """The paper's preconditioning of x_t / alpha at noise sigma / alpha; unit-variance input and target."""
     level, x0, eps, alpha, sigma = _case(name)
     x, ratio, data = alpha * x0 + sigma * eps, sigma / alpha, SIGMA_DATA
-    s = parameterize.edm(data)(level.like(jnp.asarray(x)))
+    s = parameterize.edm(data)(level.expand_to(jnp.asarray(x)))
     F = np.random.default_rng(1).normal(size=x.shape)
     published = data**2 / (ratio**2 + data**2) * (x / alpha) + ratio * data / np.sqrt(ratio**2 + data**2) * F
     np.testing.assert_allclose(parameterize.to_x0(s, jnp.asarray(x), jnp.asarray(F)), published, rtol=1e-9)
@@ -68,23 +68,25 @@ def test_edm_in_scaled_processes(name, x64):
     np.testing.assert_allclose(target_var, 1, rtol=1e-7)
 
 
-@pytest.mark.parametrize("row", [parameterize.eps, parameterize.score, parameterize.edm(0.5)])
-def test_pure_noise_is_refused(row):
+@pytest.mark.parametrize("prediction", [parameterize.eps, parameterize.score, parameterize.edm(0.5)])
+def test_pure_noise_is_refused(prediction):
     noise = Flow()(jnp.array([0.5, 1.0]))
     with pytest.raises(ValueError, match="alpha = 0"):
-        row(noise)
+        prediction(noise)
     with pytest.raises(ValueError, match="alpha = 0"):
-        parameterize.denoiser(lambda p, x, n, c: x, {}, row)(jnp.ones((2, 1)), noise)
+        parameterize.denoiser(lambda p, x, n, c: x, {}, prediction)(jnp.ones((2, 1)), noise)
 
 
-@pytest.mark.parametrize("row", [parameterize.x0, parameterize.v, parameterize.velocity])
+@pytest.mark.parametrize("prediction", [parameterize.x0, parameterize.v, parameterize.velocity])
 @pytest.mark.parametrize("end", [0.0, 1.0])
-def test_the_others_are_finite_at_both_ends(row, end):
+def test_the_others_are_finite_at_both_ends(prediction, end):
     level = Flow()(jnp.float32(end))
     x0, eps = jnp.array([[0.5, -1.0]]), jnp.array([[0.3, 2.0]])
     ends = levels.Ends(x0, eps)
-    F = {parameterize.x0: x0, parameterize.v: levels.v(ends, level), parameterize.velocity: levels.velocity(ends)}[row]
-    denoise = parameterize.denoiser(lambda F, x, n, c: F, F, row)
+    F = {parameterize.x0: x0, parameterize.v: levels.v(ends, level), parameterize.velocity: levels.velocity(ends)}[
+        prediction
+    ]
+    denoise = parameterize.denoiser(lambda F, x, n, c: F, F, prediction)
     np.testing.assert_allclose(denoise(levels.q_sample(x0, eps, level), level), x0, atol=1e-6)
     grads = jax.grad(lambda level: jnp.sum(denoise(x0, level)))(level)
     assert all(np.isfinite(g).all() for g in grads)
@@ -121,12 +123,12 @@ def test_zero_based_counts_from_zero():
 
 def test_the_noise_input_alone_is_replaced():
     level = Flow()(jnp.float32(0.25))
-    for row, noise in (
+    for prediction, noise in (
         (parameterize.time_scaled(parameterize.velocity), 250),
         (parameterize.time_scaled(parameterize.velocity, 8), 2),
         (parameterize.with_noise_input(parameterize.velocity, lambda level: level.sigma + 1), 1.25),
     ):
-        assert row(level).noise == noise and row(level)[:3] == parameterize.velocity(level)[:3]
+        assert prediction(level).noise == noise and prediction(level)[:3] == parameterize.velocity(level)[:3]
 
 
 def test_input_is_scaled_and_condition_and_key_are_passed():
@@ -148,8 +150,10 @@ def test_answers_in_bfloat16_are_cast_to_the_type_of_x():
 def test_noise_is_never_told_in_bfloat16(dtype, x64):
     """bfloat16 would round step 998 to 1000; x0_hat stays in the type of x."""
     seen = []
-    row = parameterize.zero_based(parameterize.v)
-    out = parameterize.denoiser(_spy(seen), {}, row)(jnp.ones((1, 2), dtype), Discrete.linear()(jnp.array([999])))
+    prediction = parameterize.zero_based(parameterize.v)
+    out = parameterize.denoiser(_spy(seen), {}, prediction)(
+        jnp.ones((1, 2), dtype), Discrete.linear()(jnp.array([999]))
+    )
     assert float(seen[0][1][0]) == 998 and seen[0][0].dtype == out.dtype == dtype
 
 
@@ -161,14 +165,14 @@ def test_learned_variance_travels_beside_x0():
     np.testing.assert_allclose(x0, (level.alpha - level.sigma) * x, rtol=1e-6)  # v = x
     np.testing.assert_array_equal(got, jnp.full((2, 3), 0.25))
     assert got.dtype == jnp.float32
-    np.testing.assert_array_equal(parameterize.mean_only(denoise)(x, level), x0)
+    np.testing.assert_array_equal(parameterize.drop_variance(denoise)(x, level), x0)
 
 
-@pytest.mark.parametrize("row", [*(row for row, _ in ROWS.values()), parameterize.edm(0.5)])
-def test_jit_and_a_level_per_example(row):
+@pytest.mark.parametrize("prediction", [*(prediction for prediction, _ in ROWS.values()), parameterize.edm(0.5)])
+def test_jit_and_a_level_per_example(prediction):
     apply = lambda p, x, noise, cond: p * x + noise[:, None]  # noqa: E731
     x, level = jax.random.normal(jax.random.key(0), (4, 2)), PROCESSES["vp"](jnp.asarray(T, jnp.float32))
-    denoise = parameterize.denoiser(apply, jnp.float32(0.3), row)
+    denoise = parameterize.denoiser(apply, jnp.float32(0.3), prediction)
     batched = denoise(x, level)
     np.testing.assert_allclose(jax.jit(denoise)(x, level), batched, rtol=1e-4, atol=1e-5)
     for i in range(4):
@@ -177,6 +181,6 @@ def test_jit_and_a_level_per_example(row):
 
 
 def test_every_row_is_tested():
-    others = {"edm", "Scalings", "denoiser", "mean_only", "predict", "scalings", "target", "to_x0"}
+    others = {"edm", "Scalings", "denoiser", "drop_variance", "network_output", "scalings", "target", "to_x0"}
     others |= {"time_scaled", "with_noise_input", "zero_based"}
     assert {*ROWS} | others == set(parameterize.__all__)

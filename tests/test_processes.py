@@ -457,5 +457,10 @@ class TestDiscrete:
 
 
 def test_all_processes_are_here():
-    made = {type(process).__name__ for process, *_ in PROCESSES.values()} | {"Discrete", "Process"}
+    made = {type(process).__name__ for process, *_ in PROCESSES.values()} | {
+        "Discrete",
+        "Process",
+        "AutodiffSDE",
+        "UnitTime",
+    }
     assert made == set(processes.__all__)

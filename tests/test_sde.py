@@ -47,7 +47,7 @@ def test_score_and_jacobian_are_the_mixtures(x64):
     x0, moved = sde.jvp(CLUSTERS.denoise, x, levels, v)
     np.testing.assert_allclose(x0, CLUSTERS.denoise(x, levels), rtol=1e-12)
     np.testing.assert_allclose(moved, slope(CLUSTERS.denoise), rtol=1e-6, atol=1e-8)
-    at = levels.like(x)
+    at = levels.expand_to(x)
     np.testing.assert_allclose(along, (at.alpha * moved - v) / at.sigma**2, rtol=1e-9)
 
 

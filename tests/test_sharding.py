@@ -4,7 +4,7 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from jaxdiff.sharding import AXES, LARGE, SMALL, make_mesh, shard_batch, shard_params
+from jaxdiff.sharding import AXES, MAX_REPLICATED_SIZE, MIN_SHARDED_SIZE, make_mesh, shard_batch, shard_params
 
 
 def shaped(*shape):
@@ -37,9 +37,9 @@ def test_mesh_of_chosen_devices():
     [
         ((3, 3, 64, 128), P(None, None, None, "fsdp")),  # output channels
         ((3, 3, 128, 6), P(None, None, "fsdp")),  # they do not divide: input channels
-        ((1, SMALL), P(None, "fsdp")),
-        ((1, SMALL - 4), P()),  # small
-        ((4 * SMALL,), P()),  # a vector
+        ((1, MIN_SHARDED_SIZE), P(None, "fsdp")),
+        ((1, MIN_SHARDED_SIZE - 4), P()),  # small
+        ((4 * MIN_SHARDED_SIZE,), P()),  # a vector
         ((63, 65), P()),  # nothing divides, but not large
         ((), P()),
     ],
@@ -54,7 +54,7 @@ def test_rule_without_fsdp_replicates_everything():
 
 def test_a_large_array_is_never_replicated_silently():
     odd = shaped(1025, 1025)
-    assert np.prod(odd.shape) >= LARGE
+    assert np.prod(odd.shape) >= MAX_REPLICATED_SIZE
     with pytest.raises(ValueError, match=r"block/w .*\(1025, 1025\).*fsdp=4"):
         shard_params({"block": {"w": odd}}, make_mesh(2, 4))
 

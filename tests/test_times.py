@@ -79,16 +79,16 @@ def test_scheduled():
 
 
 def test_integers():
-    t, weight = times.integers(10)(KEY, N)
+    t, weight = times.uniform_discrete(10)(KEY, N)
     _unweighted(weight)
     assert t.dtype == jnp.int32 and set(np.asarray(t).tolist()) == set(range(1, 11))
     assert stats.chisquare(np.bincount(t)[1:]).pvalue > 1e-3
-    np.testing.assert_array_equal(times.integers(1)(KEY, 3)[0], [1, 1, 1])
+    np.testing.assert_array_equal(times.uniform_discrete(1)(KEY, 3)[0], [1, 1, 1])
 
 
 def test_integers_with_probabilities():
     probs = np.array([4.0, 1.0, 0.0, 3.0])
-    t, weight = times.integers(4, probs)(KEY, N)
+    t, weight = times.uniform_discrete(4, probs)(KEY, N)
     count = np.bincount(t, minlength=5)[1:]
     assert count[2] == 0
     assert stats.chisquare(count[[0, 1, 3]], N * probs[[0, 1, 3]] / 8).pvalue > 1e-3
@@ -103,7 +103,7 @@ def _is_uniform_mean(values, weight, exact):
 def test_weights_are_unbiased_over_integers():
     """E[w f(t)] = mean of f over 1..T, whatever the positive probabilities."""
     f = np.arange(1.0, 9) ** 2
-    t, weight = times.integers(8, jnp.arange(8.0, 0.0, -1))(KEY, N)
+    t, weight = times.uniform_discrete(8, jnp.arange(8.0, 0.0, -1))(KEY, N)
     _is_uniform_mean(f[np.asarray(t) - 1], np.asarray(weight), f.mean())
 
 
@@ -129,10 +129,10 @@ def test_importance_reduces_the_variance():
 def test_density_may_be_traced():
     @jax.jit
     def draw(density, probs):
-        return times.importance(density)(KEY, 8), times.integers(4, probs)(KEY, 8)
+        return times.importance(density)(KEY, 8), times.uniform_discrete(4, probs)(KEY, 8)
 
     density, probs = jnp.array([1.0, 2.0]), jnp.array([1.0, 2.0, 3.0, 4.0])
-    eager = times.importance(density)(KEY, 8), times.integers(4, probs)(KEY, 8)
+    eager = times.importance(density)(KEY, 8), times.uniform_discrete(4, probs)(KEY, 8)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), draw(density, probs), eager)
 
 
@@ -148,8 +148,8 @@ def test_density_may_be_float32_under_x64(x64):
         lambda: times.uniform(1.0, 1.0),
         lambda: times.stratified(1.0, 0.5),
         lambda: times.importance(jnp.ones(3), 2.0, 1.0),
-        lambda: times.integers(0),
-        lambda: times.integers(4, jnp.ones(3)),
+        lambda: times.uniform_discrete(0),
+        lambda: times.uniform_discrete(4, jnp.ones(3)),
     ],
 )
 def test_bad_arguments(make):

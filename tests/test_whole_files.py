@@ -15,7 +15,7 @@ from helpers import tiny_model as tiny
 
 from jaxdiff import data, export, interop, storage
 from jaxdiff.cli import encode, gallery
-from jaxdiff.data.shards import UNFINISHED, Shards
+from jaxdiff.data.shards import UNFINISHED, NpzShards
 from jaxdiff.interop.models.classes import CLASSES
 from jaxdiff.media import classifier, files
 from jaxdiff.script import Script
@@ -122,16 +122,16 @@ def test_half_of_a_data_set_is_recognized(tmp_path):
         encode.write(tmp_path, iter(parts), {})
     assert found.value.errno == errno.EFBIG
     assert contents(tmp_path).keys() == {"00000.npz", "00001.npz", UNFINISHED}
-    for reads in (lambda: len(Shards(tmp_path, example)), lambda: encode._check_free(tmp_path)):
+    for reads in (lambda: len(NpzShards(tmp_path, example)), lambda: encode._check_free(tmp_path)):
         with pytest.raises(ValueError, match="half of a data set"):
             reads()
     whole = tmp_path / "whole"
     encode.write(whole, iter(parts), {whole / "prompts" / "classes.npz": parts[0]})
     assert contents(whole).keys() == {"00000.npz", "00001.npz", "00002.npz", "prompts/classes.npz"}
-    assert len(Shards(whole, example)) == 13
+    assert len(NpzShards(whole, example)) == 13
     (whole / ".00003-left.npz").write_bytes(b"of a process that was killed")
-    assert len(Shards(whole, example)) == 13
-    np.testing.assert_array_equal(data.open_table(whole / "prompts" / "classes.npz")["mean"], parts[0]["mean"])
+    assert len(NpzShards(whole, example)) == 13
+    np.testing.assert_array_equal(data.load_embeddings(whole / "prompts" / "classes.npz")["mean"], parts[0]["mean"])
 
 
 # Functions that write a file other than through a name that `replacing` has given.

@@ -43,7 +43,7 @@ class _Half(nn.Module):
     Attributes:
         features: output channels.
         widths: channels by level, the finest first; each further level halves the spatial axes.
-        blocks: residual blocks per level in the encoder; the decoder has one more.
+        num_blocks: residual blocks per level in the encoder; the decoder has one more.
         mid_attention: attention between the two blocks at the bottom.
         groups: groups of the norms; divides all widths.
         dtype: type of the computation.
@@ -52,7 +52,7 @@ class _Half(nn.Module):
 
     features: int
     widths: tuple[int, ...]
-    blocks: int
+    num_blocks: int
     mid_attention: bool
     groups: int
     dtype: jnp.dtype
@@ -83,7 +83,7 @@ class Encoder(_Half):
         h = Conv(self.widths[0], dtype=self.dtype, name="conv_in")(x)
         for level, width in enumerate(self.widths):
             name = f"down_blocks.{level}"
-            for i in range(self.blocks):
+            for i in range(self.num_blocks):
                 h = self._stage(h, name, i, level)
             if level < len(self.widths) - 1:
                 h = Downsample(width, pad=(0, 1), dtype=self.dtype, name=f"{name}.downsamplers.0")(h)
@@ -99,7 +99,7 @@ class Decoder(_Half):
         h = self._middle(Conv(self.widths[-1], dtype=self.dtype, name="conv_in")(z))
         for i, width in enumerate(reversed(self.widths)):
             name = f"up_blocks.{i}"
-            for j in range(self.blocks + 1):
+            for j in range(self.num_blocks + 1):
                 h = self._stage(h, name, j, len(self.widths) - 1 - i)
             if i < len(self.widths) - 1:
                 h = Upsample(width, dtype=self.dtype, name=f"{name}.upsamplers.0")(h)

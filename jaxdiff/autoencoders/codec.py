@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff.networks.layers import check_divisible, per_channel, wide
+from jaxdiff.networks.layers import at_least_float32, check_divisible, per_channel
 
 
 class Codec(NamedTuple):
@@ -33,26 +33,26 @@ class Codec(NamedTuple):
     scale: float | tuple[float, ...] = 1.0
     shift: float | tuple[float, ...] = 0.0
 
-    def standardize(self, z: Array) -> Array:
+    def normalize(self, z: Array) -> Array:
         """Map the autoencoder's latents to the diffusion model's, (z - shift) * scale."""
         return (z - _like(z, self.shift)) * _like(z, self.scale)
 
-    def restore(self, z: Array) -> Array:
-        """Invert `standardize`."""
+    def denormalize(self, z: Array) -> Array:
+        """Invert `normalize`."""
         return z / _like(z, self.scale) + _like(z, self.shift)
 
     def posterior(self, params: Any, images: Array) -> tuple[Array, Array]:
         """Map images to the mean and std of the diffusion model's latents, float32 at least."""
         mean, std = self.encode(params, images)
-        return self.standardize(mean), std * _like(std, self.scale)
+        return self.normalize(mean), std * _like(std, self.scale)
 
-    def to_images(self, params: Any, latents: Array) -> Array:
+    def decode_latents(self, params: Any, latents: Array) -> Array:
         """Map the diffusion model's latents to images, float32 at least.
 
         Images are decoded one at a time: within the decoder an image takes many times the memory of its latents.
         """
-        images = jax.lax.map(lambda z: self.decode(params, self.restore(z[None]))[0], latents)
-        return images.astype(wide(images.dtype))
+        images = jax.lax.map(lambda z: self.decode(params, self.denormalize(z[None]))[0], latents)
+        return images.astype(at_least_float32(images.dtype))
 
 
 def init(module: nn.Module, key: Array) -> dict:

@@ -8,7 +8,7 @@ from jax import Array
 
 from jaxdiff.autoencoders.blocks import Decoder, Encoder
 from jaxdiff.autoencoders.codec import Codec, check_channels, check_images
-from jaxdiff.networks.layers import Conv, wide
+from jaxdiff.networks.layers import Conv, at_least_float32
 
 
 class KLAutoencoder(nn.Module):
@@ -19,7 +19,7 @@ class KLAutoencoder(nn.Module):
         out_channels: of the decoded images.
         latent_channels: of the latents.
         widths: channels by level, the finest first; each further level halves the image.
-        blocks: residual blocks per level in the encoder; the decoder has one more.
+        num_blocks: residual blocks per level in the encoder; the decoder has one more.
         attention: levels with attention after each residual block.
         mid_attention: attention between the two blocks at the bottom.
         use_quant_conv: a 1 x 1 convolution after the encoder.
@@ -32,7 +32,7 @@ class KLAutoencoder(nn.Module):
     out_channels: int = 3
     latent_channels: int = 4
     widths: tuple[int, ...] = (128, 256, 512, 512)
-    blocks: int = 2
+    num_blocks: int = 2
     attention: tuple[int, ...] = ()
     mid_attention: bool = True
     use_quant_conv: bool = True
@@ -46,7 +46,7 @@ class KLAutoencoder(nn.Module):
         return 2 ** (len(self.widths) - 1)
 
     def setup(self):
-        layout = (self.widths, self.blocks, self.mid_attention, self.groups, self.dtype, self.attention)
+        layout = (self.widths, self.num_blocks, self.mid_attention, self.groups, self.dtype, self.attention)
         self.encoder = Encoder(2 * self.latent_channels, *layout)
         self.decoder = Decoder(self.out_channels, *layout)
         if self.use_quant_conv:
@@ -64,7 +64,7 @@ class KLAutoencoder(nn.Module):
         h = self.encoder(x)
         if self.use_quant_conv:
             h = self.quant_conv(h)
-        mean, log_var = jnp.split(h.astype(wide(self.dtype)), 2, axis=-1)
+        mean, log_var = jnp.split(h.astype(at_least_float32(self.dtype)), 2, axis=-1)
         return mean, jnp.exp(0.5 * jnp.clip(log_var, -30.0, 20.0))  # the reference's bounds
 
     def decode(self, z: Array) -> Array:
@@ -76,7 +76,7 @@ class KLAutoencoder(nn.Module):
         check_channels(z, self.latent_channels)
         if self.use_post_quant_conv:
             z = self.post_quant_conv(z)
-        return self.decoder(z).astype(wide(self.dtype))
+        return self.decoder(z).astype(at_least_float32(self.dtype))
 
     def __call__(self, x: Array) -> Array:
         """Encode images, and decode the posterior's mean."""

@@ -14,7 +14,7 @@ from jax.lax import stop_gradient
 from jaxdiff.autoencoders.blocks import Decoder, Encoder
 from jaxdiff.autoencoders.codec import check_channels, check_images
 from jaxdiff.networks.initializers import unit_uniform
-from jaxdiff.networks.layers import Conv, per_channel, wide
+from jaxdiff.networks.layers import Conv, at_least_float32, per_channel
 
 
 class Quantized(NamedTuple):
@@ -41,7 +41,7 @@ def nearest(codebook: Array, z: Array) -> Array:
     Returns:
         int32[...].
     """
-    dtype = wide(z.dtype)
+    dtype = at_least_float32(z.dtype)
     codebook, z = codebook.astype(dtype), z.astype(dtype)
     # |z - e|^2 without |z|^2, which is the same for all codes. The default precision of a TPU's or GPU's matrix
     # product would pick wrong neighbours.
@@ -103,7 +103,7 @@ class VQAutoencoder(nn.Module):
         codes: K, number of codes.
         code_dim: D, length of a code.
         widths: channels by level, the finest first; each further level halves the image.
-        blocks: residual blocks per level in the encoder; the decoder has one more.
+        num_blocks: residual blocks per level in the encoder; the decoder has one more.
         attention: levels with attention after each residual block.
         mid_attention: attention between the two blocks at the bottom.
         groups: groups of the norms; divides all widths.
@@ -116,7 +116,7 @@ class VQAutoencoder(nn.Module):
     codes: int = 8192
     code_dim: int = 3
     widths: tuple[int, ...] = (128, 256, 512)
-    blocks: int = 2
+    num_blocks: int = 2
     attention: tuple[int, ...] = ()
     mid_attention: bool = True
     groups: int = 32
@@ -128,7 +128,7 @@ class VQAutoencoder(nn.Module):
         return 2 ** (len(self.widths) - 1)
 
     def setup(self):
-        layout = (self.widths, self.blocks, self.mid_attention, self.groups, self.dtype, self.attention)
+        layout = (self.widths, self.num_blocks, self.mid_attention, self.groups, self.dtype, self.attention)
         self.encoder = Encoder(self.latent_channels, *layout)
         self.decoder = Decoder(self.out_channels, *layout)
         self.quant_conv = Conv(self.code_dim, size=1, dtype=self.dtype)
@@ -142,7 +142,7 @@ class VQAutoencoder(nn.Module):
             ValueError: for another rank or number of channels, or a size that is no multiple of the factor.
         """
         check_images(x, self.in_channels, self.factor)
-        return self.quant_conv(self.encoder(x)).astype(wide(self.dtype))
+        return self.quant_conv(self.encoder(x)).astype(at_least_float32(self.dtype))
 
     def quantize(self, z: Array) -> Quantized:
         """Replace latents [B, h, w, D] by their nearest codes."""
@@ -153,12 +153,14 @@ class VQAutoencoder(nn.Module):
         """Return the codes [..., D] of int[...] in 0..K - 1; NaN for others, since a compiled program can't raise."""
         # Negative indices would count from the end: send them out of range too.
         indices = jnp.where(indices < 0, self.codes, indices)
-        return jnp.take(self.codebook(), indices, axis=0, mode="fill", fill_value=jnp.nan).astype(wide(self.dtype))
+        return jnp.take(self.codebook(), indices, axis=0, mode="fill", fill_value=jnp.nan).astype(
+            at_least_float32(self.dtype)
+        )
 
     def decode(self, z: Array) -> Array:
         """Quantize latents [B, h, w, D], and map them to images [B, factor h, factor w, out_channels]."""
         z = self.post_quant_conv(self.quantize(z).latents)
-        return self.decoder(z).astype(wide(self.dtype))
+        return self.decoder(z).astype(at_least_float32(self.dtype))
 
     def __call__(self, x: Array) -> Array:
         """Encode, quantize and decode images."""

@@ -63,7 +63,7 @@ def command(
     vae = interop.load(own, dtype=compute_dtype(), place=lambda tree: shard_params(tree, mesh))
     if not isinstance(vae.apply, Codec):
         raise ValueError(f"latents are those of an AutoencoderKL, got {vae.config['_class_name']} in {own}")
-    images = data.open_source(source, split, size=size, channels=vae.config.get("in_channels", 3))
+    images = data.open_dataset(source, split, size=size, channels=vae.config.get("in_channels", 3))
     said = _said(directory, base, prompt, images.class_names, size=size) if prompt else {}
     posterior = jax.jit(vae.apply.posterior)
 
@@ -116,7 +116,7 @@ def _said(directory: Path, base: Path | None, prompt: str, names: tuple[str, ...
 
 
 def _batches(
-    images: data.Source, encode: Callable[[np.ndarray], Rows], said: Rows, *, batch: int, flip: bool
+    images: data.Dataset, encode: Callable[[np.ndarray], Rows], said: Rows, *, batch: int, flip: bool
 ) -> Iterator[Rows]:
     for start in tqdm(range(0, len(images), batch), desc="encoding", unit="batch"):
         examples = [images[i] for i in range(start, min(start + batch, len(images)))]

@@ -15,7 +15,7 @@ from jaxdiff.experiment import Experiment
 from jaxdiff.plan import Estimate, Topology, as_json, estimate, sampling, sweep, table, topology, train_step
 from jaxdiff.plan.topologies import EXAMPLES
 from jaxdiff.recipe import load
-from jaxdiff.sharding import on, parse_mesh
+from jaxdiff.sharding import parse_mesh, use_mesh
 from jaxdiff.storage import write_text
 
 OWN = {
@@ -79,7 +79,7 @@ def plan_one(
         ValueError: the mesh does not fit the slice, or the batch or the parameters not the mesh.
     """
     arranged = parse_mesh(mesh, devices=slice.devices)
-    with on(arranged):
+    with use_mesh(arranged):
         experiment = build(**knobs)
     program = (sampling if sample else train_step)(experiment, arranged)
     title = f"{name}, {'sampler' if sample else 'train step'}"

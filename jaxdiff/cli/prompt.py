@@ -15,7 +15,7 @@ from jaxdiff.experiment import compute_dtype
 from jaxdiff.interop.sources import is_file
 from jaxdiff.progress import Progress, busy
 from jaxdiff.seeds import example_keys
-from jaxdiff.sharding import batch_parts, batch_sharding, make_mesh, on
+from jaxdiff.sharding import batch_sharding, make_mesh, num_batch_shards, use_mesh
 from jaxdiff.text_to_image import Pipeline
 from jaxdiff.text_to_image.index import read_kind
 
@@ -71,7 +71,7 @@ def draw_prompt(
     if num < 1 or batch < 1:
         raise ValueError(f"num and batch must be at least 1, got {num} and {batch}")
     where = make_mesh() if mesh is None else mesh
-    parts = batch_parts(where)
+    parts = num_batch_shards(where)
     batch = -(-min(batch, num) // parts) * parts
     rounds = -(-num // batch)
     first = 0  # step of the round
@@ -92,7 +92,7 @@ def draw_prompt(
 
     @jax.jit
     def generate(*args: Any, **options: Any) -> jax.Array:
-        with on(where):
+        with use_mesh(where):
             return pipe.generate(*args, **options)
 
     pictures = []

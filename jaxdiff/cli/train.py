@@ -46,7 +46,8 @@ def command(args: list[str], signals: Signals | None = None) -> None:
     if options["save_every"] is not None:
         experiment = replace(experiment, training=replace(experiment.training, save_every=options["save_every"]))
     state = run.train(
-        experiment, workdir, mesh=mesh, recipe=recipe, init_from=options["init_from"], patience=options["patience"],
+        experiment, workdir, mesh=mesh, recipe=recipe, init_from=options["init_from"],
+        hang_timeout=options["hang_timeout"],
         signals=signals, goodput=goodput,
     )  # fmt: skip
     signalled = signals is not None and signals.received is not None and jax.process_count() == 1
@@ -57,11 +58,13 @@ def command(args: list[str], signals: Signals | None = None) -> None:
 def _own(script: Script) -> dict[str, tuple[Any, Any, str]]:
     """The command's own options: name -> (type, default, help)."""
     folder = "folder of checkpoints, samples and metrics; the same command goes on where it stopped."
-    patience = "seconds without a finished step until it ends with status 75; by default 3600, in many processes 900."
+    hang_timeout = (
+        "seconds without a finished step until it ends with status 75; by default 3600, in many processes 900."
+    )
     return {
         "workdir": (Path, Path("runs") / script.path.stem, folder),
         "mesh": (str, "", "devices as data=8,fsdp=4,tensor=2,sequence=2; data takes those that are left."),
         "init_from": (Path | None, None, "another run, with whose averaged parameters this one begins."),
-        "patience": (float | None, None, patience),
+        "hang_timeout": (float | None, None, hang_timeout),
         "save_every": (Count | None, None, "steps between two checkpoints; by default the experiment's."),
     }

@@ -2,23 +2,23 @@
 
 from jaxdiff.data.hints import Hinted, open_hints
 from jaxdiff.data.pipeline import batches, load_arrays
-from jaxdiff.data.shards import Shards, open_table
+from jaxdiff.data.shards import NpzShards, load_embeddings
 from jaxdiff.data.skipping import Skipping
-from jaxdiff.data.sources import ArraySource, Source, class_prompts, open_source
+from jaxdiff.data.sources import ArraySource, Dataset, class_prompts, open_dataset
 from jaxdiff.data.transforms import to_float, to_uint8
 
 __all__ = [
     "ArraySource",
+    "Dataset",
     "Hinted",
-    "Shards",
+    "NpzShards",
     "Skipping",
-    "Source",
     "batches",
     "class_prompts",
     "load_arrays",
+    "load_embeddings",
+    "open_dataset",
     "open_hints",
-    "open_source",
-    "open_table",
     "to_float",
     "to_uint8",
 ]

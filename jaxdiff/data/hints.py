@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from jaxdiff.data.npz import read_npz
-from jaxdiff.data.sources import Source
+from jaxdiff.data.sources import Dataset
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -18,7 +18,7 @@ class Hinted:
         hints: uint8[N, H', W', C'], one for each image in the source's order; None: the image's `edges`.
     """
 
-    images: Source
+    images: Dataset
     hints: np.ndarray | None = None
 
     def __post_init__(self):
@@ -65,7 +65,7 @@ class Hinted:
         return {**example, "hint": edges(example["x"]) if self.hints is None else self.hints[index]}
 
 
-def open_hints(name: str, images: Source) -> Hinted:
+def open_hints(name: str, images: Dataset) -> Hinted:
     """Add hints to the images of a source.
 
     Args:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxdiff.data.sources import Examples, Source
+from jaxdiff.data.sources import Dataset, Examples
 from jaxdiff.data.transforms import flip_some, to_float
 from jaxdiff.schema import integer
 
@@ -44,8 +44,8 @@ def batches(
         batch_size: examples in the global batch, over all hosts.
         seed: any non-negative integer; decides the order and the flips.
         start: number of the first batch.
-        rows: the examples of each batch that this host reads, in any order; see `train.host_rows`. None: all, for one
-            process.
+        rows: the examples of each batch that this host reads, in any order; see `train.process_indices`. None: all, for
+            one process.
         flip: mirror each image left to right with probability 1/2; drawn anew every epoch.
         workers: processes that read and transform; 0: threads of this process. A script with workers needs the usual
             `if __name__ == "__main__":`.
@@ -86,7 +86,7 @@ def batches(
     return iter(stream)
 
 
-def load_arrays(source: Source, count: int | None = None) -> Batch:
+def load_arrays(source: Dataset, count: int | None = None) -> Batch:
     """Return examples of a source as arrays, for evaluation.
 
     Args:

@@ -14,7 +14,7 @@ from jaxdiff.data.npz import Array, check_npz, map_npz, read_npz
 UNFINISHED = "unfinished"
 
 
-class Shards:
+class NpzShards:
     """A random-access sequence of examples, the rows of the arrays of all files in the order of their names.
 
     The files, written by numpy.savez, are mapped into memory, so that an example costs its own bytes alone. The first
@@ -34,7 +34,7 @@ class Shards:
 
     def __reduce__(self):
         # A worker maps the files anew: mapped arrays would be sent in full.
-        return Shards, (self.folder, self.example)
+        return NpzShards, (self.folder, self.example)
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -94,7 +94,7 @@ class _Shard:
                 self._whole = True
 
 
-def open_table(path: str | Path) -> dict[str, np.ndarray]:
+def load_embeddings(path: str | Path) -> dict[str, np.ndarray]:
     """Read the arrays of one .npz file, whose rows are looked up by index.
 
     Args:

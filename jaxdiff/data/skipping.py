@@ -5,7 +5,7 @@ import sys
 import threading
 from typing import Any
 
-from jaxdiff.data.sources import Source
+from jaxdiff.data.sources import Dataset
 from jaxdiff.messages import listed
 from jaxdiff.schema import integer
 
@@ -22,7 +22,7 @@ class Skipping:
         most: maximal number of broken records per process.
     """
 
-    source: Source
+    source: Dataset
     most: int
     _broken: dict[int, str] = dataclasses.field(default_factory=dict, repr=False)
     _lock: Any = dataclasses.field(default_factory=threading.Lock, repr=False)

@@ -34,7 +34,7 @@ class Examples(Protocol):
     def __getitem__(self, index: int) -> dict[str, Any]: ...
 
 
-class Source(Examples, Protocol):
+class Dataset(Examples, Protocol):
     """A random-access sequence of {"x": uint8[H, W, C], "label": int}; no "label" if there are no classes.
 
     Attributes:
@@ -96,14 +96,14 @@ class ArraySource:
         return example
 
 
-def open_source(
+def open_dataset(
     name: str,
     split: str = "train",
     *,
     size: int | None = None,
     channels: int | None = None,
     data_dir: str | None = None,
-) -> Source:
+) -> Dataset:
     """Open a data set by name.
 
     Args:

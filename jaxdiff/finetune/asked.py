@@ -46,7 +46,7 @@ def open_condition(origin: Origin, pictures: Pictures, *, guidance: float, hints
         UserError: the network needs texts and there are none, or the classes do not fit it.
     """
     channels = 3 if origin.autoencoder else origin.channels
-    images: Any = data.open_source(pictures.source, size=origin.image_size(pictures.size), channels=channels)
+    images: Any = data.open_dataset(pictures.source, size=origin.image_size(pictures.size), channels=channels)
     tables = _tables(origin, pictures, images)
     if origin.distilled and tables:
         rows = len(next(iter(tables.values())))
@@ -69,7 +69,7 @@ def open_condition(origin: Origin, pictures: Pictures, *, guidance: float, hints
 
 def _tables(origin: Origin, pictures: Pictures, images: Any) -> dict[str, Any]:
     if not pictures.prompt:
-        return _placed(data.open_table(pictures.cond), origin) if pictures.cond else {}
+        return _placed(data.load_embeddings(pictures.cond), origin) if pictures.cond else {}
     texts = data.class_prompts(pictures.prompt, images.class_names)
     size = images.shape[0], images.shape[1]
     encoded = text_to_image.encode_prompts(

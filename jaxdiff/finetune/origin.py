@@ -33,7 +33,7 @@ class Origin(NamedTuple):
 
     folder: Path
     config: dict[str, Any]
-    autoencoder: interop.Loaded | None
+    autoencoder: interop.Pretrained | None
     place: Place | None
     base: str | None
 
@@ -98,7 +98,7 @@ def read_origin(network: Network, mesh: Mesh | None) -> Origin:
     return Origin(folder, read_fields(folder), vae, place, network.base or None)
 
 
-def _autoencoder(vae: str, folder: Path, place: Place | None) -> interop.Loaded | None:
+def _autoencoder(vae: str, folder: Path, place: Place | None) -> interop.Pretrained | None:
     pipeline = pipeline_of(folder)
     path = Path(vae) if vae else find_part(pipeline, "vae")
     return None if path == pipeline else interop.load(path, dtype=compute_dtype(), place=place)

@@ -50,20 +50,20 @@ def make_model(origin: Origin, asked: Asked, tuned: Tuned, scheduler: interop.Sc
     )
 
 
-def make_loss(model: Model, origin: Origin, asked: Asked, drop_rate: float) -> Loss:
+def make_loss(model: Model, origin: Origin, asked: Asked, cond_dropout: float) -> Loss:
     """Make the loss of images: denoising, or the hybrid loss for a learned variance.
 
     Args:
         model: from `make_model`.
         origin: the network, whose autoencoder encodes the images.
         asked: the condition.
-        drop_rate: share of images trained without their class.
+        cond_dropout: share of images trained without their class.
     """
     hybrid = model.learned_variance and isinstance(model.process, Discrete)
     make: Any = losses.hybrid_loss if hybrid else losses.denoising_loss
     loss = make(model.apply, model.process, model.prediction)
     if asked.null_label is not None:
-        loss = _drop_label(loss, asked.null_label, drop_rate)
+        loss = _drop_label(loss, asked.null_label, cond_dropout)
     return loss if origin.autoencoder is None else _encoded(loss, origin.autoencoder.apply)
 
 
@@ -77,7 +77,7 @@ def make_medium(origin: Origin, shape: tuple[int, ...], source: str) -> Medium:
     """
     if origin.autoencoder is not None:
         codec = origin.autoencoder.apply
-        return media.images(shape, decode=lambda params, z: codec.to_images(params[1]["vae"], z), preview=8)
+        return media.images(shape, decode=lambda params, z: codec.decode_latents(params[1]["vae"], z), preview=8)
     return media.images(shape, source=source) if shape[-1] in (1, 3) else media.latents(shape)
 
 

@@ -70,17 +70,17 @@ def _parameters(origin: Origin, only: str) -> Tuned:
         return interop.load(origin.folder, param_dtype=jnp.float32, place=origin.place).params
 
     # Everything is read when the run begins; a part needs the rest whenever it runs.
-    base = train.split(read(), only)[1] if only else {}
+    base = train.partition(read(), only)[1] if only else {}
 
     def part(params: Any) -> Any:
-        return train.split(params, only)[0] if only else params
+        return train.partition(params, only)[0] if only else params
 
     def export(params: Any, out: Path) -> None:
-        interop.save(interop.Loaded(built.apply, train.join(params, base), origin.config), out)
+        interop.save(interop.Pretrained(built.apply, train.combine(params, base), origin.config), out)
 
     return Tuned(
         init=lambda key: part(built.init(key)),
-        apply=lambda params, *args, **options: built.apply(train.join(*params), *args, **options),
+        apply=lambda params, *args, **options: built.apply(train.combine(*params), *args, **options),
         base=base,
         export={"model": export},
         pretrained=lambda: part(read()),
@@ -129,7 +129,7 @@ def _control(origin: Origin, begin: str, *, seed: int, shape: tuple[int, ...], h
         init=built.init,
         apply=lambda params, *args, **options: steered({"controlnet": params[0], "unet": params[1]}, *args, **options),
         base=loaded.params,
-        export={"model": lambda params, out: interop.save(interop.Loaded(built.apply, params, config), out)},
+        export={"model": lambda params, out: interop.save(interop.Pretrained(built.apply, params, config), out)},
         pretrained=read,
     )
 

@@ -1,17 +1,17 @@
 """Grids: where a sampler stops on its way from noise to data.
 
-A grid is a `Level` whose fields have shape [N + 1], noisiest first. Any decreasing times of a process are one:
-`process(np.linspace(1, 0, 51))`; these are the usual ones. Inside `jit`, a grid of concrete numbers stays concrete, so
-that its values are checked there, too.
+A grid is a `Level` whose fields have shape [N + 1], noisiest first; `levels.at(i)` is one of its levels. Any decreasing
+times of a process are one: `process(np.linspace(1, 0, 51))`; these are the usual ones. Inside `jit`, a grid of concrete
+numbers stays concrete, so that its values are checked there, too.
 
-The number of steps n may be traced where `at_most`, its static bound, is given. The fields then have shape
-[at_most + 1], and the levels after step n repeat the last one: a sampler has to stop after n steps.
+The number of steps n may be traced where `max_steps`, its static bound, is given. The fields then have shape
+[max_steps + 1], and the levels after step n repeat the last one: a sampler has to stop after n steps.
 """
 
-from jaxdiff.grids.in_noise import by_angle, by_lambda, exponential, karras, polyexponential
-from jaxdiff.grids.in_time import beta, by_time, cosine, shifted
-from jaxdiff.grids.listed import AYS, ddpm, from_sigmas, respaced
-from jaxdiff.grids.parts import nearest, truncate
+from jaxdiff.grids.sigma import by_angle, by_lambda, exponential, karras, polyexponential
+from jaxdiff.grids.tables import AYS, ddpm, from_sigmas, respaced
+from jaxdiff.grids.time import beta, by_time, cosine, shifted
+from jaxdiff.grids.truncate import nearest, truncate
 
 __all__ = [
     "AYS",

@@ -8,7 +8,7 @@ from jax import Array
 
 from jaxdiff.checks import is_traced
 
-__all__ = ["check_falling", "check_steps", "is_static", "ramp"]
+__all__ = ["check_decreasing", "check_steps", "is_static", "ramp"]
 
 
 def is_static(n: int | Array) -> bool:
@@ -16,27 +16,27 @@ def is_static(n: int | Array) -> bool:
     return isinstance(n, int | np.integer)
 
 
-def check_steps(n: int | Array, at_most: int | None) -> int:
-    """The number of steps that a grid of n steps has room for: at_most, or n.
+def check_steps(n: int | Array, max_steps: int | None) -> int:
+    """The number of steps that a grid of n steps has room for: max_steps, or n.
 
     Raises:
-        ValueError: n is no integer, lies outside 1..at_most, or is an array without at_most.
+        ValueError: n is no integer, lies outside 1..max_steps, or is an array without max_steps.
     """
-    if at_most is not None and (not is_static(at_most) or at_most < 1):
-        raise ValueError(f"at_most, the largest number of steps, is an integer of at least 1, got {at_most!r:.80}")
+    if max_steps is not None and (not is_static(max_steps) or max_steps < 1):
+        raise ValueError(f"max_steps, the largest number of steps, is an integer of at least 1, got {max_steps!r:.80}")
     dtype = getattr(n, "dtype", None)
     integer = is_static(n) or (dtype is not None and jnp.issubdtype(dtype, jnp.integer) and jnp.ndim(n) == 0)
     traced = is_traced(n)
     if not integer or (not traced and n < 1):
         raise ValueError(f"a grid has an integer number of steps, at least one step, got n = {n!r:.80}")
-    if at_most is None and not is_static(n):
-        raise ValueError("a number of steps that is an array needs at_most, the largest that it takes")
-    if at_most is not None and not traced and n > at_most:
-        raise ValueError(f"n must lie in 1..at_most = {at_most}, got n = {n}")
-    return int(n) if at_most is None else at_most
+    if max_steps is None and not is_static(n):
+        raise ValueError("a number of steps that is an array needs max_steps, the largest that it takes")
+    if max_steps is not None and not traced and n > max_steps:
+        raise ValueError(f"n must lie in 1..max_steps = {max_steps}, got n = {n}")
+    return int(n) if max_steps is None else max_steps
 
 
-def check_falling(high_name: str, high, low_name: str, low, *, positive: bool = False) -> None:
+def check_decreasing(high_name: str, high, low_name: str, low, *, positive: bool = False) -> None:
     """Raise ValueError unless low < high, and 0 < low where it has to be positive; traced ends pass."""
     if is_traced(high, low):
         return
@@ -45,11 +45,11 @@ def check_falling(high_name: str, high, low_name: str, low, *, positive: bool = 
         raise ValueError(f"a grid goes from more noise to less, {bound}; got {high_name} = {high}, {low_name} = {low}")
 
 
-def ramp(start: float | Array, end: float | Array, steps: int | Array, room: int) -> Array:
+def ramp(start: float | Array, end: float | Array, steps: int | Array, size: int) -> Array:
     """Equal steps from start to end, which stays after the last: [room + 1], like jnp.linspace where steps = room."""
     start, end = jnp.asarray(start, float), jnp.asarray(end, float)
-    if is_static(steps) and steps == room:
-        return jnp.linspace(start, end, room + 1)  # leaves the start alone where there is no step; exact at both ends
-    i, steps = jnp.arange(room + 1), jnp.asarray(steps)
+    if is_static(steps) and steps == size:
+        return jnp.linspace(start, end, size + 1)  # leaves the start alone where there is no step; exact at both ends
+    i, steps = jnp.arange(size + 1), jnp.asarray(steps)
     share = jnp.minimum(i, steps).astype(start.dtype) / jnp.maximum(steps, 1).astype(start.dtype)
     return jnp.where((i >= steps) & (steps > 0), end, start * (1 - share) + end * share)

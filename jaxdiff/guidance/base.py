@@ -11,12 +11,12 @@ from jax import Array
 from jaxdiff.checks import check_denoiser
 from jaxdiff.levels import Level, safe_sqrt
 
-__all__ = ["Scale", "answer", "at_level", "check_denoisers", "guide", "norm", "parts", "ratio"]
+__all__ = ["Scale", "check_denoisers", "guide", "join_variance", "norm", "scale_at", "sigma_ratio", "split_variance"]
 
 Scale = float | Array | Callable[[Level], float | Array]  # a number, [B], or a function of the level that returns one
 
 
-def at_level(scale: Scale, x: Array, level: Level) -> Array:
+def scale_at(scale: Scale, x: Array, level: Level) -> Array:
     """The scale at this level, in the type of x, with axes appended until it broadcasts against x.
 
     Args:
@@ -36,22 +36,22 @@ def at_level(scale: Scale, x: Array, level: Level) -> Array:
 
 def guide(cond: Any, uncond: Any, scale: Array) -> Any:
     """uncond + scale (cond - uncond) of two answers; a learned variance is that of `cond`."""
-    x0, *variance = parts(cond)
-    other = parts(uncond)[0]
-    return answer(other + scale * (x0 - other), *variance)
+    x0, *variance = split_variance(cond)
+    other = split_variance(uncond)[0]
+    return join_variance(other + scale * (x0 - other), *variance)
 
 
-def parts(answer: Any) -> tuple[Array, ...]:
+def split_variance(answer: Any) -> tuple[Array, ...]:
     """What a denoiser answers, as (x0_hat,) or (x0_hat, frac)."""
     return answer if isinstance(answer, tuple) else (answer,)
 
 
-def answer(x0: Array, *variance: Array) -> Any:
-    """The inverse of `parts`."""
+def join_variance(x0: Array, *variance: Array) -> Any:
+    """The inverse of `split_variance`."""
     return (x0, *variance) if variance else x0
 
 
-def ratio(level: Level) -> Array:
+def sigma_ratio(level: Level) -> Array:
     """sigma / alpha, inf at pure noise with gradient 0 there."""
     noise_only = level.alpha == 0
     return jnp.where(noise_only, jnp.inf, level.sigma / jnp.where(noise_only, 1, level.alpha))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.checks import check_number
-from jaxdiff.guidance.base import Scale, at_level, check_denoisers, guide
+from jaxdiff.guidance.base import Scale, check_denoisers, guide, scale_at
 from jaxdiff.levels import Level
 from jaxdiff.types import Denoiser
 
@@ -47,7 +47,7 @@ def cfg_pp(cond: Denoiser, uncond: Denoiser, scale: Scale, levels: Level) -> Den
         return gain[nearest]
 
     def denoise(x: Array, level: Level) -> Any:
-        w = at_level(scale, x, level) * at_level(gain_at, x, level)
+        w = scale_at(scale, x, level) * scale_at(gain_at, x, level)
         return guide(cond(x, level), uncond(x, level), w)
 
     return denoise

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.checks import check_number
-from jaxdiff.guidance.base import Scale, answer, at_level, check_denoisers, parts
+from jaxdiff.guidance.base import Scale, check_denoisers, join_variance, scale_at, split_variance
 from jaxdiff.levels import Level
 from jaxdiff.types import Denoiser
 
@@ -39,10 +39,10 @@ def classifier(denoise: Denoiser, log_prob: LogProb, scale: Scale = 1.0) -> Deno
     gradient = classifier_gradient(log_prob, scale)
 
     def guided(x: Array, level: Level) -> Any:
-        at = level.like(x)
-        pull = jnp.where(at.alpha > 0, jnp.square(at.sigma) / jnp.where(at.alpha > 0, at.alpha, 1), 0)
-        x0, *variance = parts(denoise(x, level))
-        return answer(x0 + pull * gradient(x, level), *variance)
+        at = level.expand_to(x)
+        guidance_term = jnp.where(at.alpha > 0, jnp.square(at.sigma) / jnp.where(at.alpha > 0, at.alpha, 1), 0)
+        x0, *variance = split_variance(denoise(x, level))
+        return join_variance(x0 + guidance_term * gradient(x, level), *variance)
 
     return guided
 
@@ -62,6 +62,6 @@ def classifier_gradient(log_prob: LogProb, scale: Scale = 1.0) -> Callable[[Arra
     check_number("scale", scale)
 
     def gradient(x: Array, level: Level) -> Array:
-        return at_level(scale, x, level) * jax.grad(lambda x: jnp.sum(log_prob(x, level)))(x)
+        return scale_at(scale, x, level) * jax.grad(lambda x: jnp.sum(log_prob(x, level)))(x)
 
     return gradient

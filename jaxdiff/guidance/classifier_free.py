@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.checks import check_number
-from jaxdiff.guidance.base import Scale, at_level, check_denoisers, guide
+from jaxdiff.guidance.base import Scale, check_denoisers, guide, scale_at
 from jaxdiff.levels import Level
 from jaxdiff.noise import check_key
-from jaxdiff.parameterize import Row, denoiser
-from jaxdiff.types import Apply, Cond, Denoiser, Params
+from jaxdiff.parameterize import denoiser
+from jaxdiff.types import Apply, Cond, Denoiser, Params, Prediction
 
 __all__ = ["cfg", "cfg_batched", "drop_condition"]
 
@@ -38,49 +38,54 @@ def cfg(cond: Denoiser, uncond: Denoiser, scale: Scale) -> Denoiser:
     check_number("scale", scale)
 
     def denoise(x: Array, level: Level) -> Any:
-        return guide(cond(x, level), uncond(x, level), at_level(scale, x, level))
+        return guide(cond(x, level), uncond(x, level), scale_at(scale, x, level))
 
     return denoise
 
 
-def cfg_batched(apply: Apply, params: Params, row: Row, *, cond: Cond, null: Cond, scale: Scale) -> Denoiser:
+def cfg_batched(
+    apply: Apply, params: Params, prediction: Prediction, *, cond: Cond, null_cond: Cond, scale: Scale
+) -> Denoiser:
     """`cfg` with one evaluation of a doubled batch.
 
     Faster than two where the device is not yet full; on a sharded batch the concatenation moves data between devices,
     where `cfg` moves none.
 
     Args:
-        apply, params, row: as for `parameterize.denoiser`.
-        cond, null: conditions of like structure with leading axis B; a leaf of `null` may have leading axis 1.
+        apply, params, prediction: as for `parameterize.denoiser`.
+        cond, null_cond: conditions of like structure with leading axis B; a leaf of `null_cond` may have leading axis
+            1.
         scale: as for `cfg`.
     Returns:
         the guided denoiser.
     Raises:
         ValueError: an empty condition, conditions that differ in structure, or a scale as for `cfg`.
     """
-    _check_same_structure(cond, null)
+    _check_same_structure(cond, null_cond)
     if not jax.tree.leaves(cond):
-        raise ValueError(f"guidance needs a condition and its null, got {cond!r} and {null!r}: use denoiser without it")
+        raise ValueError(
+            f"guidance needs a condition and its null, got {cond!r} and {null_cond!r}: use denoiser without it"
+        )
     check_number("scale", scale)
-    both = jax.tree.map(lambda c, n: jnp.concatenate([c, jnp.broadcast_to(n, c.shape)]), cond, null)
-    both_denoise = denoiser(apply, params, row, both)
+    both = jax.tree.map(lambda c, n: jnp.concatenate([c, jnp.broadcast_to(n, c.shape)]), cond, null_cond)
+    both_denoise = denoiser(apply, params, prediction, both)
 
     def denoise(x: Array, level: Level) -> Any:
         twice = jax.tree.map(lambda f: f if jnp.ndim(f) == 0 else jnp.concatenate([f, f]), level)
         answer = both_denoise(jnp.concatenate([x, x]), twice)
         first, second = (jax.tree.map(op, answer) for op in (lambda a: a[: len(x)], lambda a: a[len(x) :]))
-        return guide(first, second, at_level(scale, x, level))
+        return guide(first, second, scale_at(scale, x, level))
 
     return denoise
 
 
-def drop_condition(key: Array, cond: Cond, null: Cond, rate: float | Array) -> Cond:
+def drop_condition(key: Array, cond: Cond, null_cond: Cond, rate: float | Array) -> Cond:
     """Replace each example's condition by the null one with probability `rate` (Ho and Salimans 2022, algorithm 1).
 
     Args:
         key: one key.
         cond: pytree of [B, ...].
-        null: like cond, or with leading axis 1.
+        null_cond: like cond, or with leading axis 1.
         rate: in [0, 1].
     Returns:
         like cond; an example's leaves are dropped together.
@@ -88,18 +93,18 @@ def drop_condition(key: Array, cond: Cond, null: Cond, rate: float | Array) -> C
         ValueError: cond and null differ in structure.
     """
     check_key(key)
-    _check_same_structure(cond, null)
+    _check_same_structure(cond, null_cond)
     if not jax.tree.leaves(cond):
         return cond  # unconditional
     dropped = jax.random.bernoulli(key, rate, jax.tree.leaves(cond)[0].shape[:1])
     return jax.tree.map(
         lambda c, n: jnp.where(dropped.reshape((-1,) + (1,) * (c.ndim - 1)), jnp.asarray(n, c.dtype), c),
         cond,
-        null,
+        null_cond,
     )
 
 
-def _check_same_structure(cond: Cond, null: Cond) -> None:
-    structures = [str(jax.tree.structure(tree)) for tree in (cond, null)]
+def _check_same_structure(cond: Cond, null_cond: Cond) -> None:
+    structures = [str(jax.tree.structure(tree)) for tree in (cond, null_cond)]
     if structures[0] != structures[1]:
         raise ValueError(f"cond and null must have the same structure, got {structures[0]} and {structures[1]}")

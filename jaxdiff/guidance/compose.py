@@ -8,7 +8,7 @@ from typing import Any
 from jax import Array
 
 from jaxdiff.checks import check_number
-from jaxdiff.guidance.base import Scale, answer, at_level, check_denoisers, parts
+from jaxdiff.guidance.base import Scale, check_denoisers, join_variance, scale_at, split_variance
 from jaxdiff.levels import Level
 from jaxdiff.types import Denoiser
 
@@ -41,9 +41,9 @@ def compose(uncond: Denoiser, conds: Sequence[Denoiser], scales: Sequence[Scale]
         check_number(f"scales[{i}]", scale)
 
     def denoise(x: Array, level: Level) -> Any:
-        plain = parts(uncond(x, level))[0]
-        answers = [parts(cond(x, level)) for cond in conds]
-        pulls = (at_level(w, x, level) * (a[0] - plain) for w, a in zip(scales, answers, strict=True))
-        return answer(sum(pulls, plain), *answers[0][1:])
+        plain = split_variance(uncond(x, level))[0]
+        answers = [split_variance(cond(x, level)) for cond in conds]
+        pulls = (scale_at(w, x, level) * (a[0] - plain) for w, a in zip(scales, answers, strict=True))
+        return join_variance(sum(pulls, plain), *answers[0][1:])
 
     return denoise

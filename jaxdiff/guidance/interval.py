@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxdiff.guidance.base import check_denoisers, ratio
+from jaxdiff.guidance.base import check_denoisers, sigma_ratio
 from jaxdiff.levels import Level
 from jaxdiff.types import Denoiser
 
@@ -37,7 +37,7 @@ def interval(guided: Denoiser, plain: Denoiser, low: float | Array, high: float 
         raise ValueError(f"an interval of sigma / alpha has 0 <= low < high, got low = {low} and high = {high}")
 
     def denoise(x: Array, level: Level) -> Any:
-        at = ratio(level)
+        at = sigma_ratio(level)
         inside = (jnp.asarray(low, at.dtype) < at) & (at <= jnp.asarray(high, at.dtype))
         if inside.ndim == 0:
             # The level is closed over, so that a row which refuses pure noise still sees it where it is concrete.

@@ -10,15 +10,16 @@ from jax import Array
 
 from jaxdiff import parameterize
 from jaxdiff.checks import check_number
-from jaxdiff.guidance.base import Scale, answer, at_level, check_denoisers, norm, parts
+from jaxdiff.guidance.base import Scale, check_denoisers, join_variance, norm, scale_at, split_variance
 from jaxdiff.levels import Level
-from jaxdiff.parameterize import Row
-from jaxdiff.types import Denoiser
+from jaxdiff.types import Denoiser, Prediction
 
 __all__ = ["rescale"]
 
 
-def rescale(guide: Callable[[Denoiser], Denoiser], cond: Denoiser, phi: Scale, row: Row = parameterize.x0) -> Denoiser:
+def rescale(
+    guide: Callable[[Denoiser], Denoiser], cond: Denoiser, phi: Scale, prediction: Prediction = parameterize.x0
+) -> Denoiser:
     """Guidance rescale: pull each example's std to the conditional model's (Lin et al. 2023, section 3.4).
 
     F_guided (phi std(F_cond) / std(F_guided) + 1 - phi), where F is what the network predicts (arXiv:2305.08891). The
@@ -29,7 +30,7 @@ def rescale(guide: Callable[[Denoiser], Denoiser], cond: Denoiser, phi: Scale, r
         guide: from the conditional denoiser to the guided one, e.g. `lambda cond: cfg(cond, uncond, 7.5)`.
         cond: the conditional denoiser.
         phi: share of the rescaled, in [0, 1]; a number, [B], or a function of the level; may be traced. 0 is off.
-        row: the prediction whose std is kept, e.g. `parameterize.v`.
+        prediction: the prediction whose std is kept, e.g. `parameterize.v`.
     Returns:
         the denoiser, as many evaluations a call as guide(cond); a learned variance is the guided one's.
     Raises:
@@ -41,12 +42,12 @@ def rescale(guide: Callable[[Denoiser], Denoiser], cond: Denoiser, phi: Scale, r
 
     def denoise(x: Array, level: Level) -> Any:
         known = cond(x, level)
-        x0, *variance = parts(guide(lambda x, level: known)(x, level))
+        x0, *variance = split_variance(guide(lambda x, level: known)(x, level))
         # x0 - skip x = out F: out has no part in the quotient of two stds, and may be 0.
-        rest = row(level.like(x)).skip.astype(x.dtype) * x
-        ours, theirs = _std(x0 - rest), _std(parts(known)[0] - rest)
+        rest = prediction(level.expand_to(x)).skip.astype(x.dtype) * x
+        ours, theirs = _std(x0 - rest), _std(split_variance(known)[0] - rest)
         change = jnp.where(ours > 0, theirs / jnp.where(ours > 0, ours, 1), 1) - 1
-        return answer(x0 + at_level(phi, x, level) * change * (x0 - rest), *variance)
+        return join_variance(x0 + scale_at(phi, x, level) * change * (x0 - rest), *variance)
 
     return denoise
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxdiff.guidance.base import answer, check_denoisers, parts
+from jaxdiff.guidance.base import check_denoisers, join_variance, split_variance
 from jaxdiff.levels import Level
 from jaxdiff.types import Denoiser
 
@@ -32,14 +32,14 @@ def clip(denoise: Denoiser, low: float | Array = -1.0, high: float | Array = 1.0
         raise ValueError(f"a range has low < high, got low = {low} and high = {high}")
 
     def clipped(x: Array, level: Level) -> Any:
-        x0, *variance = parts(denoise(x, level))
-        return answer(jnp.clip(x0, jnp.asarray(low, x0.dtype), jnp.asarray(high, x0.dtype)), *variance)
+        x0, *variance = split_variance(denoise(x, level))
+        return join_variance(jnp.clip(x0, jnp.asarray(low, x0.dtype), jnp.asarray(high, x0.dtype)), *variance)
 
     return clipped
 
 
 def dynamic_threshold(
-    denoise: Denoiser, percentile: float | Array = 0.995, *, limit: float | Array | None = None
+    denoise: Denoiser, quantile: float | Array = 0.995, *, max_scale: float | Array | None = None
 ) -> Denoiser:
     """Dynamic thresholding: clip to [-s, s] and divide by s, for data in [-1, 1] (Saharia et al. 2022, section 2.3).
 
@@ -47,24 +47,24 @@ def dynamic_threshold(
 
     Args:
         denoise: the denoiser.
-        percentile: the quantile, in (0, 1]; may be traced.
-        limit: s is at most this, at least 1; None: no limit. May be traced.
+        quantile: the quantile, in (0, 1]; may be traced.
+        max_scale: s is at most this, at least 1; None: no limit. May be traced.
     Returns:
         the denoiser.
     Raises:
         ValueError: percentile outside (0, 1], or limit below 1.
     """
     check_denoisers(denoise=denoise)
-    if not isinstance(percentile, jax.Array) and not 0 < percentile <= 1:
-        raise ValueError(f"percentile must lie in (0, 1], got {percentile}")
-    if limit is not None and not isinstance(limit, jax.Array) and not limit >= 1:
-        raise ValueError(f"limit must be at least 1, where data lies in [-1, 1], got {limit}")
+    if not isinstance(quantile, jax.Array) and not 0 < quantile <= 1:
+        raise ValueError(f"percentile must lie in (0, 1], got {quantile}")
+    if max_scale is not None and not isinstance(max_scale, jax.Array) and not max_scale >= 1:
+        raise ValueError(f"limit must be at least 1, where data lies in [-1, 1], got {max_scale}")
 
     def thresholded(x: Array, level: Level) -> Any:
-        x0, *variance = parts(denoise(x, level))
-        s = jnp.quantile(jnp.abs(x0).reshape(len(x0), -1), jnp.asarray(percentile, x0.dtype), axis=1)
-        s = jnp.clip(s, 1, None if limit is None else jnp.asarray(limit, x0.dtype))
+        x0, *variance = split_variance(denoise(x, level))
+        s = jnp.quantile(jnp.abs(x0).reshape(len(x0), -1), jnp.asarray(quantile, x0.dtype), axis=1)
+        s = jnp.clip(s, 1, None if max_scale is None else jnp.asarray(max_scale, x0.dtype))
         s = s.reshape((-1,) + (1,) * (x0.ndim - 1))
-        return answer(jnp.clip(x0, -s, s) / s, *variance)
+        return join_variance(jnp.clip(x0, -s, s) / s, *variance)
 
     return thresholded

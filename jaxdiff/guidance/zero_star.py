@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.checks import check_number
-from jaxdiff.guidance.base import Scale, answer, at_level, check_denoisers, parts
+from jaxdiff.guidance.base import Scale, check_denoisers, join_variance, scale_at, split_variance
 from jaxdiff.levels import Level
 from jaxdiff.types import Denoiser
 
@@ -35,14 +35,16 @@ def cfg_zero_star(cond: Denoiser, uncond: Denoiser, scale: Scale, *, zero_init: 
     check_number("zero_init", zero_init, low=0, high=1)
 
     def denoise(x: Array, level: Level) -> Any:
-        at = level.like(x)
+        at = level.expand_to(x)
         total = at.alpha + at.sigma
-        x0, *variance = parts(cond(x, level))
+        x0, *variance = split_variance(cond(x, level))
         # sigma (eps - x_0): the factor has no part in s, and may be 0.
-        c, u = x - total * x0, x - total * parts(uncond(x, level))[0]
+        c, u = x - total * x0, x - total * split_variance(uncond(x, level))[0]
         u = _along(c, u) * u
-        moved = u + at_level(scale, x, level) * (c - u)
-        return answer((x - jnp.where(at.sigma > jnp.asarray(zero_init, x.dtype) * total, 0, moved)) / total, *variance)
+        moved = u + scale_at(scale, x, level) * (c - u)
+        return join_variance(
+            (x - jnp.where(at.sigma > jnp.asarray(zero_init, x.dtype) * total, 0, moved)) / total, *variance
+        )
 
     return denoise
 

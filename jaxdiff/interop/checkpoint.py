@@ -16,7 +16,7 @@ from jaxdiff import trees
 from jaxdiff.interop.formats.fields import check_layers
 from jaxdiff.interop.formats.files import open_tensors, write_tensors
 from jaxdiff.interop.formats.keys import flatten, places
-from jaxdiff.interop.models.architecture import Architecture, Loaded, Placing
+from jaxdiff.interop.models.architecture import ModelSpec, Pretrained, ShardingFn
 from jaxdiff.interop.models.classes import architecture
 from jaxdiff.interop.models.fill import fill
 from jaxdiff.interop.sources import read_model
@@ -33,8 +33,8 @@ def load(
     config: Mapping[str, Any] | None = None,
     dtype: Any = jnp.float32,
     param_dtype: Any = None,
-    place: Placing | None = None,
-) -> Loaded:
+    place: ShardingFn | None = None,
+) -> Pretrained:
     """Load a model from a Hugging Face directory, or from a checkpoint of Stable Diffusion or Flux in one file.
 
     Tensors go one by one from the file to their devices: the host holds one at a time, or some small ones.
@@ -44,7 +44,7 @@ def load(
             is read, then that name with a variant, then the only one. Or a file or index in it; a single file of one
             model in its authors' names; a part of a single file, such as "sdxl.safetensors/vae".
         variant: of the weights in a directory, such as "fp16".
-        config: fields that a single file's tensors don't tell, such as an autoencoder's scaling_factor, or that replace
+        config: fields that do not follow from a single file's tensors, such as scaling_factor, or that replace
             those that were read.
         dtype: of the computation.
         param_dtype: of the parameters; None: as in the file.
@@ -55,7 +55,7 @@ def load(
         The model.
 
     Raises:
-        ValueError: the class is not known, a field of the config is not supported, it is not said which of several
+        ValueError: the class is not known, a field of the config is not supported, it is not clear which of several
             files or parts is meant, or the tensors are not those that the config asks for; the message lists them.
     """
     fields, tensors = read_model(path, config)
@@ -65,13 +65,13 @@ def load(
     elif variant is not None:
         raise ValueError(f"a variant is of a directory's weights, and {path} names a file")
     check_layers(fields, len(tensors))
-    return Loaded(built.apply, fill(built, tensors, param_dtype=param_dtype, place=place), fields)
+    return Pretrained(built.apply, fill(built, tensors, param_dtype=param_dtype, place=place), fields)
 
 
-def save(loaded: Loaded, directory: str | Path, *, shard_bytes: int = 5 * 10**9) -> None:
+def save(loaded: Pretrained, directory: str | Path, *, shard_bytes: int = 5 * 10**9) -> None:
     """Save a model as a Hugging Face directory, which diffusers or transformers load in PyTorch.
 
-    A config that tells the parameters' type, which transformers casts to, tells that of these parameters.
+    The type of the parameters in a config, which transformers casts to, becomes that of these parameters.
 
     Args:
         loaded: the model; every device's part of its parameters must be of this process.
@@ -92,7 +92,7 @@ def save(loaded: Loaded, directory: str | Path, *, shard_bytes: int = 5 * 10**9)
     files = _split(loaded.params, built, shard_bytes)
     index: dict[str, str] = {}
     # Everything is written before anything has its name. The names come in the reverse order: the config, which no
-    # weights beside it contradict, since there are none, and last those by which the weights are found.
+    # weights next to it contradict, since there are none, and last those by which the weights are found.
     with contextlib.ExitStack() as stack:
         if len(files) > 1:
             listing = stack.enter_context(replacing(directory / f"{built.weights}.safetensors.index.json"))
@@ -106,15 +106,15 @@ def save(loaded: Loaded, directory: str | Path, *, shard_bytes: int = 5 * 10**9)
         if len(files) > 1:
             total = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(loaded.params))
             listing.write_text(_json({"metadata": {"total_size": total}, "weight_map": index}))
-        beside = stack.enter_context(replacing(directory / "config.json"))
-        beside.write_text(_json(config))
+        fields = stack.enter_context(replacing(directory / "config.json"))
+        fields.write_text(_json(config))
 
 
 def _json(value: Any) -> str:
     return json.dumps(value, indent=2, sort_keys=True) + "\n"
 
 
-def _split(params: Any, built: Architecture, limit: int) -> list[list[str]]:
+def _split(params: Any, built: ModelSpec, limit: int) -> list[list[str]]:
     """The keys in files of at most `limit` bytes, or of one tensor."""
     files: list[list[str]] = []
     size = 0

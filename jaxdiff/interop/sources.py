@@ -20,12 +20,12 @@ Config = dict[str, Any]
 
 
 def read_model(path: str | Path, given: Mapping[str, Any] | None = None) -> tuple[Config, dict[str, Any] | None]:
-    """Read a model's config, and opens its tensors where the path says in which file they are.
+    """Read a model's config, and open its tensors where the path names their file.
 
     Args:
         path: a directory with config.json; a file or an index in such a directory; a single-file checkpoint of one
             model; or FILE/PART of several.
-        given: fields of the config that a file does not tell, or that replace what it tells.
+        given: fields of the config that do not follow from a file, or that replace those that do.
 
     Returns:
         (fields, the class in `_class_name`; the tensors by name, or None for a directory).
@@ -36,27 +36,27 @@ def read_model(path: str | Path, given: Mapping[str, Any] | None = None) -> tupl
     given = dict(given or {})
     file, part = _split(Path(path))
     if part is None and not is_file(file):
-        return _beside(file) | given, None
+        return _class_and_fields(file) | given, None
     tensors = open_tensors(file)
     single = read_single(tensors)
-    beside = _beside(file.parent) if (file.parent / "config.json").is_file() else None
+    near = _class_and_fields(file.parent) if (file.parent / "config.json").is_file() else None
     if single is None:
-        if part is not None or beside is None:
+        if part is not None or near is None:
             raise ValueError(
-                f"{file} has no config.json beside it, and is no checkpoint of Stable Diffusion or Flux in one file"
+                f"{file} has no config.json next to it, and is no checkpoint of Stable Diffusion or Flux in one file"
                 if part is None
                 else f"{file} is no checkpoint of Stable Diffusion or Flux in one file: it has no part {part!r}"
             )
-        return beside | given, tensors
+        return near | given, tensors
     name = part if part is not None or len(single.parts) > 1 else next(iter(single.parts))
     if name not in single.parts:
         raise ValueError(
             f"{file} holds {listed(single.parts)}: name one of them, as in {file / next(iter(single.parts))}"
         )
-    # A config beside the file tells what tensors don't, where it is of this class.
+    # A config next to the file has what does not follow from tensors, where it is of this class.
     kind, read = single.parts[name]
-    if len(single.parts) == 1 and beside is not None and beside["_class_name"] == kind:
-        given = beside | given
+    if len(single.parts) == 1 and near is not None and near["_class_name"] == kind:
+        given = near | given
     try:
         return read(given)
     except ValueError as error:
@@ -110,6 +110,6 @@ def is_file(path: Path) -> bool:
     return path.suffix in (".safetensors", ".json", *PICKLES) and not path.is_dir()
 
 
-def _beside(directory: Path) -> Config:
+def _class_and_fields(directory: Path) -> Config:
     kind, config = read_config(directory)
     return config | {"_class_name": kind}

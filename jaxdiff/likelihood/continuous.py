@@ -45,8 +45,8 @@ def continuous_bound(
     *,
     start: float | Array | None = None,
     end: float | Array | None = None,
-    samples: int = 1,
-    over: str = "lam",
+    num_times: int = 1,
+    variable: str = "lam",
     bins: int | None = 256,
 ) -> ContinuousBound:
     """KL(q(x_T | x_0) || p(x_T)) - 1/2 int SNR'(t) E|x_0 - x0_hat|^2 dt - E log p(x_0 | x_end) (Kingma et al. 2021).
@@ -62,8 +62,8 @@ def continuous_bound(
         x0: [B, ...], on `bins` equally spaced values from -1 to 1, or any with bins=None.
         key: one key, which spreads the batch's times evenly; or [B] keys, and an example depends on its own alone.
         start, end: the noisiest and the cleanest time, where sigma > 0; None is the process's own. May be traced.
-        samples: times an example, evenly spread.
-        over: in what times are uniform: "lam" = log(alpha / sigma), which varies little and needs alpha > 0 at the
+        num_times: times an example, evenly spread.
+        variable: in what times are uniform: "lam" = log(alpha / sigma), which varies little and needs alpha > 0 at the
             start; or "time", which varies as the schedule makes it: the one to learn a schedule by.
         bins: number of values of the data; None for a density, in bits per dimension too.
     Returns:
@@ -75,7 +75,7 @@ def continuous_bound(
     check_denoiser("denoise", denoise)
     check_inexact("x0", x0)
     start, end = time_range(process, start, end)
-    _check(process, start, end, samples, over)
+    _check(process, start, end, num_times, variable)
     check_key(key, x0.shape[:1])
     if bins is not None:
         check_binned(x0, bins)
@@ -84,17 +84,17 @@ def continuous_bound(
 
     @jax.checkpoint
     def sampled(_, i: Array):
-        u = (offset + i.astype(x0.dtype) / samples) % 1
-        level, slope = _time(process, start, end, over, u)
+        u = (offset + i.astype(x0.dtype) / num_times) % 1
+        level, slope = _time(process, start, end, variable, u)
         level, slope = jax.tree.map(lambda field: field.astype(x0.dtype), (level, slope))
         x = q_sample(x0, normal_like(fold_in(key, i + 1), x0), level)
         return None, 0.5 * slope * _mean(jnp.square(x0 - denoise(x, level)))
 
-    _, terms = jax.lax.scan(sampled, None, jnp.arange(samples))
+    _, terms = jax.lax.scan(sampled, None, jnp.arange(num_times))
     diffusion = jnp.mean(terms, axis=0)
     prior = 0.5 * first.snr * _mean(jnp.square(x0))
     s = last.sigma / last.alpha
-    decoder = _decoder(x0, normal_like(fold_in(key, samples + 1), x0), s, bins)
+    decoder = _decoder(x0, normal_like(fold_in(key, num_times + 1), x0), s, bins)
     prior, diffusion, decoder = (nats / log(2) for nats in (prior, diffusion, decoder))
     return ContinuousBound(prior + diffusion + decoder, prior, diffusion, decoder)
 
@@ -159,4 +159,6 @@ def _check(process: Process, start, end, samples: int, over: str) -> None:
     if last.sigma <= 0:
         raise ValueError(f"the bound is infinite at sigma = 0: set end to a time with sigma > 0, got end = {end}")
     if over == "lam" and first.alpha <= 0:
-        raise ValueError(f'over="lam" needs alpha > 0 at the start, got start = {start}: move it, or use over="time"')
+        raise ValueError(
+            f'variable="lam" needs alpha > 0 at the start, got start = {start}: move it, or use variable="time"'
+        )

@@ -18,7 +18,7 @@ from jaxdiff.likelihood.bits import draw
 from jaxdiff.noise import check_key, fold_in
 from jaxdiff.processes import Process
 from jaxdiff.sample import check_levels
-from jaxdiff.solvers.base import chord, on_path
+from jaxdiff.solvers.base import lerp, with_process
 from jaxdiff.types import Denoiser
 
 __all__ = ["LogLikelihood", "log_likelihood"]
@@ -69,7 +69,7 @@ def log_likelihood(
             each step, so that their errors average out along the path (one draw for the whole path would add them up);
             None computes the trace exactly, with as many derivatives as an example has numbers.
         process: names the time of the levels between the grid's; None takes t, alpha and sigma there from a straight
-            line, which is exact for EDM and Flow; see `solvers.base.on_path`.
+            line, which is exact for EDM and Flow; see `solvers.base.with_process`.
         prior: x_T -> [B], log-density at the first level in nats. None is N(0, sigma_T^2 I), which `noise.prior` draws.
     Returns:
         log_prob and standard_error [B], latent like x.
@@ -82,7 +82,7 @@ def log_likelihood(
     levels = jax.tree.map(jnp.asarray, levels)
     levels = levels._replace(alpha=levels.alpha.astype(x.dtype), sigma=levels.sigma.astype(x.dtype))
     nxt, cur = levels.at(slice(None, -1)), levels.at(slice(1, None))
-    denoise, d = on_path(denoise, process), x.size // x.shape[0]
+    denoise, d = with_process(denoise, process), x.size // x.shape[0]
 
     @jax.checkpoint
     def step(carry, i_cur_nxt):
@@ -106,7 +106,7 @@ def log_likelihood(
 
 def _field(denoise, trace, cur: Level, nxt: Level, x: Array, w: Array) -> tuple[Array, Array]:
     """dx/dw on the chord, w from 0 (`cur`) to 1 (`nxt`), and its divergence beyond that of N(0, I) data."""
-    level = chord(cur, nxt, w)
+    level = lerp(cur, nxt, w)
     d_alpha, d_sigma = nxt.alpha - cur.alpha, nxt.sigma - cur.sigma
     x0, derivative = jax.linearize(lambda x: denoise(x, level), x)
     slope = d_alpha * x0 + d_sigma * (x - level.alpha * x0) / level.sigma

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import log_ndtr
 
-from jaxdiff.levels import check_variance, gained, posterior, q_mean_std, q_sample
+from jaxdiff.levels import added_variance, check_variance, posterior, q_mean_std, q_sample
 from jaxdiff.likelihood.bits import check_bins
 from jaxdiff.noise import check_key, fold_in, normal_like
 from jaxdiff.processes import Discrete
@@ -86,14 +86,14 @@ def variational_term(
     t = jnp.asarray(t)
     cur, nxt = process(t), process(t - 1)
     x = q_sample(x0, eps, cur)
-    answer, decoder = denoise(x, cur), (t == 1).reshape(cur.like(x).sigma.shape)
+    answer, decoder = denoise(x, cur), (t == 1).reshape(cur.expand_to(x).sigma.shape)
     large_share = jnp.where(decoder, 0.0, float(variance == "large"))
     x0_hat, frac = answer if variance == "learned" else (answer, large_share)
     mean, _ = posterior(x0, x, cur, nxt)
     mean_hat, _ = posterior(x0_hat, x, cur, nxt)
     second = jnp.maximum(t, 2)
     _, small = posterior(x0, x, process(second), process(second - 1))
-    large = cur.like(x).sigma * jnp.sqrt(gained(cur, nxt).reshape(small.shape))
+    large = cur.expand_to(x).sigma * jnp.sqrt(added_variance(cur, nxt).reshape(small.shape))
     std_hat = small * (large / small) ** frac
     kl = normal_kl(mean, small, mean_hat, std_hat)
     nll = discretized_normal_nll(x0, mean_hat, std_hat, bins=bins)

@@ -101,7 +101,7 @@ def fit_classifier(
             raise ValueError(f"{name} must be at least {least}, got {value}")
     key_init, key_steps = jax.random.split(seed_key(seed))
     network = Classifier(num_classes)
-    optimizer = train.adamw(3e-3, warmup=max(1, steps // 7), steps=steps, schedule="cosine", weight_decay=0.02)
+    optimizer = train.adamw(3e-3, warmup_steps=max(1, steps // 7), steps=steps, schedule="cosine", weight_decay=0.02)
     params = jax.jit(network.init)(key_init, jnp.asarray(images[:1]))["params"]
     average = jax.tree.map(jnp.copy, params)
     state = train.TrainState(jnp.int32(0), params, average, optimizer.init(params), jnp.int32(0))

@@ -29,7 +29,7 @@ def images(
 
     Args:
         shape: (height, width, channels) as the network gets it; 1 or 3 channels, unless they are decoded.
-        source: name of the data for `jaxdiff eval`, see `data.open_source`; None: samples are not measured.
+        source: name of the data for `jaxdiff eval`, see `data.open_dataset`; None: samples are not measured.
         decode: (params, x) -> images, of a network of latents.
         preview: images in a preview; the last has twice as many.
 
@@ -103,5 +103,5 @@ def _evaluator(run: Path, condition: Condition, source: str, shape: tuple[int, .
 
 
 def _real(source: str, split: str, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
-    arrays = data.load_arrays(data.open_source(source, split, size=shape[0], channels=shape[-1]))
+    arrays = data.load_arrays(data.open_dataset(source, split, size=shape[0], channels=shape[-1]))
     return {"x": data.to_float(arrays["x"]), "label": arrays["label"]}

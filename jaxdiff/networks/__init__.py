@@ -26,7 +26,7 @@ from jaxdiff.networks.mmdit import MMDiT
 from jaxdiff.networks.score_unet import ScoreUNet
 from jaxdiff.networks.song_unet import DhariwalUNet, SongUNet
 from jaxdiff.networks.text_video import TextVideoUNet
-from jaxdiff.networks.transformer2d import Transformers
+from jaxdiff.networks.transformer2d import TransformerConfig
 from jaxdiff.networks.unet import UNet
 from jaxdiff.networks.uvit import UViT, uvit_h_2_imagenet256, uvit_s_2_cifar10
 from jaxdiff.networks.video import VideoDiT, VideoUNet, inflate, per_frame
@@ -46,7 +46,7 @@ __all__ = [
     "Sinusoidal",
     "SongUNet",
     "TextVideoUNet",
-    "Transformers",
+    "TransformerConfig",
     "UNet",
     "UViT",
     "VideoDiT",

@@ -9,11 +9,11 @@ from jax import Array
 
 from jaxdiff.networks.initializers import kernel_init, zeros_init
 from jaxdiff.networks.kernels import blockwise, fused
-from jaxdiff.networks.layers import Dense, GroupNorm, wide
+from jaxdiff.networks.layers import Dense, GroupNorm, at_least_float32
 from jaxdiff.sharding import BATCH_AXES, constrain, platform
 
 # From this many keys on, attention is computed over blocks of keys, and never holds all logits.
-LONG, BLOCK = 4096, 1024
+BLOCKWISE_MIN_KEYS, KEY_BLOCK = 4096, 1024
 
 
 def attend(
@@ -51,8 +51,8 @@ def attend(
     plain = bias is None and not causal
     if plain and _fits_cudnn(q):
         y = fused(partial(_cudnn, scale=scale), partial(_formula, scale=scale))(q, k, v, *masks)
-    elif plain and k.shape[1] >= LONG:
-        y = blockwise(q, k, v, mask, scale=scale, block=BLOCK)
+    elif plain and k.shape[1] >= BLOCKWISE_MIN_KEYS:
+        y = blockwise(q, k, v, mask, scale=scale, block=KEY_BLOCK)
     else:
         y = _formula(q, k, v, *masks, scale=scale, bias=bias, causal=causal)
     if mask is None:
@@ -70,7 +70,7 @@ def _formula(q, k, v, where=None, *, scale: float, bias=None, causal: bool = Fal
     Heads come before positions, and the division by the sum comes last, on D numbers a position in place of L: on a CPU
     a quarter of the time of jax.nn's order, forward.
     """
-    given, dtype = q.dtype, wide(q.dtype)
+    given, dtype = q.dtype, at_least_float32(q.dtype)
     if given == jnp.float16:
         q, k, v = (a.astype(dtype) for a in (q, k, v))  # a CPU can't multiply float16 into float32
     q, k, v = (jnp.swapaxes(a, 1, 2) for a in (q, k, v))
@@ -98,9 +98,9 @@ def visible(tokens: Array, mask: Array) -> Array:
     return jnp.where(mask[..., None], tokens, jnp.zeros_like(tokens))
 
 
-def split_heads(x: Array, heads: int) -> Array:
+def split_heads(x: Array, num_heads: int) -> Array:
     """[B, N, C] as [B, N, H, C / H]."""
-    return x.reshape(*x.shape[:2], heads, x.shape[2] // heads)
+    return x.reshape(*x.shape[:2], num_heads, x.shape[2] // num_heads)
 
 
 class Attention(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import flax.linen as nn
 from jax import Array
 
-from jaxdiff.networks.layers import Dropout, wide
+from jaxdiff.networks.layers import Dropout, at_least_float32
 
 
 class Classifier(nn.Module):
@@ -52,4 +52,4 @@ class Classifier(nn.Module):
         hidden = nn.gelu(nn.Dense(self.features, name="hidden")(x))
         x = Dropout(self.dropout, name="dropout_1")(hidden, train=train)
         logits = nn.Dense(self.num_classes, name="head")(x)
-        return logits.astype(wide(logits.dtype)), hidden.astype(wide(hidden.dtype))
+        return logits.astype(at_least_float32(logits.dtype)), hidden.astype(at_least_float32(hidden.dtype))

@@ -7,10 +7,10 @@ from jax import Array
 
 from jaxdiff.networks.edm2 import EDM2UNet
 from jaxdiff.networks.embed import Sinusoidal
-from jaxdiff.networks.layers import wide
+from jaxdiff.networks.layers import at_least_float32
 from jaxdiff.networks.mmdit import MMDiT
 from jaxdiff.networks.song_unet import SongUNet
-from jaxdiff.networks.transformer2d import Transformers
+from jaxdiff.networks.transformer2d import TransformerConfig
 from jaxdiff.networks.unet import UNet
 
 
@@ -18,7 +18,7 @@ def ddpm_cifar10(**changes) -> UNet:
     """The CIFAR-10 network of Ho et al. 2020, app. B: 35,746,307 parameters at 32x32x3."""
     config: dict[str, Any] = {
         "widths": (128, 256, 256, 256),
-        "blocks": 2,
+        "num_blocks": 2,
         "attention": (1,),
         "down_pad": (0, 1),
         "dropout": 0.1,
@@ -33,7 +33,13 @@ def ddpmpp_cifar10(**changes) -> SongUNet:
 
     With the condition of their augmentation, augment_dim=9, it has the published 55.7 million parameters.
     """
-    config: dict[str, Any] = {"widths": (256, 256, 256), "base": 128, "blocks": 4, "attention": (16,), "dropout": 0.13}
+    config: dict[str, Any] = {
+        "widths": (256, 256, 256),
+        "model_channels": 128,
+        "num_blocks": 4,
+        "attention": (16,),
+        "dropout": 0.13,
+    }
     return SongUNet(**config | changes)
 
 
@@ -46,7 +52,7 @@ def ncsnpp_cifar10(**changes) -> SongUNet:
         "embedding": "fourier",
         "noise_mult": 2,
         "encoder": "residual",
-        "taps": (1.0, 3.0, 3.0, 1.0),
+        "resample_filter": (1.0, 3.0, 3.0, 1.0),
     }
     return ddpmpp_cifar10(**config | changes)
 
@@ -82,7 +88,7 @@ def adm_imagenet64(**changes) -> UNet:
     """
     config: dict[str, Any] = {
         "widths": (192, 384, 576, 768),
-        "blocks": 3,
+        "num_blocks": 3,
         "attention": (1, 2, 3),
         "head_dim": 64,
         "scale_shift": True,
@@ -99,16 +105,16 @@ def stable_diffusion_1(**changes) -> UNet:
     config: dict[str, Any] = {
         "widths": (320, 640, 1280, 1280),
         "attention": (0, 1, 2),
-        "transformer": Transformers(depth=(1,) * 4, heads=(8,) * 4),
-        "token_dim": 768,
+        "transformer": TransformerConfig(depth=(1,) * 4, num_heads=(8,) * 4),
+        "context_dim": 768,
     }
     return UNet(**config | changes)
 
 
 def stable_diffusion_2(**changes) -> UNet:
     """The U-Net of Stable Diffusion 2: 865,910,724 parameters on latents of 4 channels."""
-    heads = Transformers(depth=(1,) * 4, heads=(5, 10, 20, 20), linear=True)
-    return stable_diffusion_1(**{"transformer": heads, "token_dim": 1024} | changes)
+    num_heads = TransformerConfig(depth=(1,) * 4, num_heads=(5, 10, 20, 20), linear=True)
+    return stable_diffusion_1(**{"transformer": num_heads, "context_dim": 1024} | changes)
 
 
 def stable_diffusion_xl(**changes) -> UNet:
@@ -119,9 +125,9 @@ def stable_diffusion_xl(**changes) -> UNet:
     config: dict[str, Any] = {
         "widths": (320, 640, 1280),
         "attention": (1, 2),
-        "transformer": Transformers(depth=(1, 2, 10), heads=(5, 10, 20), linear=True),
-        "token_dim": 2048,
-        "vector_dim": 2816,
+        "transformer": TransformerConfig(depth=(1, 2, 10), num_heads=(5, 10, 20), linear=True),
+        "context_dim": 2048,
+        "pooled_dim": 2816,
     }
     return UNet(**config | changes)
 
@@ -134,7 +140,7 @@ def stable_diffusion_3(depth: int, **changes) -> MMDiT:
             for the paper's largest and Stable Diffusion 3.5 large, with qk_norm, of 8 billion.
         **changes: attributes of `MMDiT`.
     """
-    config: dict[str, Any] = {"width": 64 * depth, "layers": depth, "heads": depth, "max_grid": 192}
+    config: dict[str, Any] = {"width": 64 * depth, "layers": depth, "num_heads": depth, "pos_embed_max_size": 192}
     return MMDiT(**config | changes)
 
 
@@ -150,6 +156,6 @@ def sdxl_vector(pooled: Array, numbers: Array, features: int = 256) -> Array:
     Returns:
         [B, D + N features], in float32 at least.
     """
-    dtype = wide(pooled.dtype)
+    dtype = at_least_float32(pooled.dtype)
     embedded = Sinusoidal()(numbers.astype(dtype).reshape(-1), features)
     return jnp.concatenate([pooled.astype(dtype), embedded.reshape(len(pooled), -1)], axis=-1)

@@ -1,6 +1,6 @@
 """ControlNet: a copy of a U-Net's encoder that conditions the U-Net on an image (Zhang et al. 2023, arXiv:2302.05543).
 
-Parameters are named like those of diffusers' ControlNetModel; see `interop.keys` for the rule.
+Parameters are named like those of diffusers' ControlNetModel; see `interop.formats.keys` for the rule.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Dance Diffusion's U-Net of sounds: one axis, fixed filters between the levels, attention at the deeper ones.
 
-Parameters are named like those of diffusers' UNet1DModel, but for attention's; see `interop.keys` for the rule.
+Parameters are named like those of diffusers' UNet1DModel, but for attention's; see `interop.formats.keys` for the rule.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jax import Array
 from jaxdiff.networks.apply import check_cond
 from jaxdiff.networks.attention import Attention
 from jaxdiff.networks.embed import Frequencies
-from jaxdiff.networks.layers import Conv, GroupNorm, check_divisible, wide
+from jaxdiff.networks.layers import Conv, GroupNorm, at_least_float32, check_divisible
 
 HALF = np.array([-0.01171875, -0.03515625, 0.11328125, 0.43359375])
 CUBIC = np.concatenate([HALF, HALF[::-1]])  # cubic interpolation at half the rate
@@ -91,17 +91,21 @@ class Level(nn.Module):
             x = _filtered(x, self._taps("up", 2)[::-1], pad=2, window_strides=(1,), lhs_dilation=(2,))
         return x
 
-    def _taps(self, way: str, scale: int) -> Array:
+    def _taps(self, direction: str, scale: int) -> Array:
         start = lambda key, shape: jnp.asarray(scale * CUBIC, jnp.float32)  # noqa: E731
-        return jax.lax.stop_gradient(self.param(f"{way}.kernel", start, CUBIC.shape)).astype(self.dtype)
+        return jax.lax.stop_gradient(self.param(f"{direction}.kernel", start, CUBIC.shape)).astype(self.dtype)
 
 
-def _filtered(x: Array, taps: Array, *, pad: int, **options: Any) -> Array:
+def _filtered(x: Array, resample_filter: Array, *, pad: int, **options: Any) -> Array:
     """Filter each channel of x[B, L, C], mirrored at its ends."""
     flat = jnp.swapaxes(jnp.pad(x, ((0, 0), (pad, pad), (0, 0)), mode="reflect"), 1, 2)
     names = ("NHC", "HIO", "NHC")
     y = jax.lax.conv_general_dilated(
-        flat.reshape(-1, flat.shape[-1], 1), taps[:, None, None], padding=[(0, 0)], dimension_numbers=names, **options
+        flat.reshape(-1, flat.shape[-1], 1),
+        resample_filter[:, None, None],
+        padding=[(0, 0)],
+        dimension_numbers=names,
+        **options,
     )
     return jnp.swapaxes(y.reshape(*flat.shape[:2], -1), 1, 2)
 
@@ -148,7 +152,9 @@ class DanceUNet(nn.Module):
             raise ValueError(f"x must be [B, L, C], got shape {x.shape}")
         check_divisible(x.shape, 2 ** len(self.widths))
         check_cond(x, noise, cond, {})
-        told = Frequencies(1.0, False, self.cos_first, name="time_proj")(noise.astype(wide(self.dtype)), self.features)
+        told = Frequencies(1.0, False, self.cos_first, name="time_proj")(
+            noise.astype(at_least_float32(self.dtype)), self.features
+        )
         told = jnp.broadcast_to(told[:, None], (*x.shape[:2], self.features)).astype(self.dtype)
         h, kept = jnp.concatenate([x.astype(self.dtype), told], axis=-1), []
         for level, width in enumerate(self.widths):
@@ -165,7 +171,7 @@ class DanceUNet(nn.Module):
             h = jnp.concatenate([h, kept.pop()], axis=-1)
             name = f"up_blocks.{len(self.widths) - 1 - level}"
             h = self._level(name, (middle, middle, out), middle, attend=attend, up=level > 0, last=level == 0)(h)
-        return h.astype(wide(self.dtype))
+        return h.astype(at_least_float32(self.dtype))
 
     def _level(self, name: str, widths: tuple[int, ...], middle: int, **options: Any) -> Level:
         return Level(widths, middle, dtype=self.dtype, name=name, **options)

@@ -1,6 +1,6 @@
 """The diffusion transformer, DiT (Peebles and Xie 2022, arXiv:2212.09748), which is also SiT's network.
 
-Parameters are named like those of diffusers' DiTTransformer2DModel; see `interop.keys` for the rule.
+Parameters are named like those of diffusers' DiTTransformer2DModel; see `interop.formats.keys` for the rule.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from jax import Array
 from jaxdiff.networks.apply import check_cond, cond_shapes, split_output
 from jaxdiff.networks.attention import attend
 from jaxdiff.networks.embed import ClassEmbedding, EmbeddingMLP, Sinusoidal
-from jaxdiff.networks.layers import Conv, depth_to_space, wide
+from jaxdiff.networks.layers import Conv, at_least_float32, depth_to_space
 from jaxdiff.networks.remat import Remat
 from jaxdiff.networks.tokens import (
     FeedForward,
@@ -26,14 +26,14 @@ from jaxdiff.networks.tokens import (
     modulated_norm,
     modulations,
     qkv,
-    stacked,
+    scan_layers,
 )
 from jaxdiff.sharding import constrain_tokens
 
 FEATURES = 256  # of the noise level, sines and cosines
 
 
-class _Seen(NamedTuple):
+class _BlockInputs(NamedTuple):
     """Inputs of all blocks of a call: the embedding or, where that is None, the inputs of a block's own embedding."""
 
     features: Array
@@ -68,35 +68,35 @@ class Block(nn.Module):
     """Attention and feed-forward, both modulated and gated by the condition (adaLN-Zero, sec. 3.2).
 
     Attributes:
-        heads: of the attention; divides the width.
-        ratio: width of the feed-forward's inner layer over that of the tokens.
+        num_heads: of the attention; divides the width.
+        mlp_ratio: width of the feed-forward's inner layer over that of the tokens.
         eps: of the norm before the feed-forward.
         own: the block embeds noise level and class itself.
         num_classes: see `Embedding`, where `own` is set.
         dtype: type of the computation.
     """
 
-    heads: int
-    ratio: int = 4
+    num_heads: int
+    mlp_ratio: int = 4
     eps: float = 1e-6
     own: bool = False
     num_classes: int | None = None
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, seen: _Seen) -> tuple[Array, Array | None]:
+    def __call__(self, x: Array, inputs: _BlockInputs) -> tuple[Array, Array | None]:
         """Map tokens x[B, N, D] to the same shape; also return the block's own embedding [B, D]."""
-        x, width, emb = constrain_tokens(x), x.shape[-1], seen.emb
+        x, width, emb = constrain_tokens(x), x.shape[-1], inputs.emb
         if self.own:
-            emb = Embedding(width, self.num_classes, self.dtype, name="norm1.emb")(seen.features, seen.label)
+            emb = Embedding(width, self.num_classes, self.dtype, name="norm1.emb")(inputs.features, inputs.label)
         condition = nn.silu(emb).astype(self.dtype)
         shift, scale, gate, shift2, scale2, gate2 = modulations(condition, 6, self.dtype, "norm1.linear")
 
         h = modulated_norm(x, shift, scale)
-        q, k, v = qkv(h, [f"attn1.to_{a}" for a in "qkv"], heads=self.heads, dtype=self.dtype)
+        q, k, v = qkv(h, [f"attn1.to_{a}" for a in "qkv"], num_heads=self.num_heads, dtype=self.dtype)
         x = x + gate * dense(width, self.dtype, "attn1.to_out.0")(attend(q, k, v).reshape(h.shape))
         h = modulated_norm(x, shift2, scale2, self.eps)
-        x = x + gate2 * FeedForward(self.ratio * width, dtype=self.dtype, name="ff")(h)
+        x = x + gate2 * FeedForward(self.mlp_ratio * width, dtype=self.dtype, name="ff")(h)
         return x, (emb if self.own else None)
 
 
@@ -106,9 +106,9 @@ class DiT(nn.Module):
     Attributes:
         width: of the tokens.
         layers: blocks.
-        heads: of the attention; divides the width.
-        patch: edge of a patch.
-        ratio: width of the feed-forward's inner layer over that of the tokens.
+        num_heads: of the attention; divides the width.
+        patch_size: edge of a patch.
+        mlp_ratio: width of the feed-forward's inner layer over that of the tokens.
         time: embedding of the noise level.
         num_classes: classes of cond["label"]; None: off.
         out_channels: channels of the output; None: as many as x has.
@@ -116,7 +116,7 @@ class DiT(nn.Module):
         grid: patches along an edge of the training images, where the patches of images of any size span the same range
             of positions; None: patches are at 0, 1, 2, ...
         eps: of the norm before the feed-forward.
-        own_embeddings: each block embeds noise level and class with parameters of its own, as in diffusers'
+        per_block_embeddings: each block embeds noise level and class with parameters of its own, as in diffusers'
             checkpoints, where they start as copies of one; False: one embedding for all, as in the paper.
         remat: what of each block the backward pass computes again: "none", "dots" (all but products) or "full".
         unroll: blocks per turn of the loop over them.
@@ -126,16 +126,16 @@ class DiT(nn.Module):
 
     width: int = 384
     layers: int = 12
-    heads: int = 6
-    patch: int = 2
-    ratio: int = 4
+    num_heads: int = 6
+    patch_size: int = 2
+    mlp_ratio: int = 4
     time: Sinusoidal = Sinusoidal()
     num_classes: int | None = None
     out_channels: int | None = None
     learned_variance: bool = False
     grid: int | None = None
     eps: float = 1e-6
-    own_embeddings: bool = False
+    per_block_embeddings: bool = False
     remat: Remat = "dots"
     unroll: int = 1
     dtype: jnp.dtype = jnp.float32
@@ -159,49 +159,51 @@ class DiT(nn.Module):
             ValueError: for a missing, unknown or misshapen condition, or a size that patches don't tile.
         """
         cond = self._check(x, noise, cond)
-        seen = self._embed(noise, cond.get("label"))
-        h = Conv(self.width, self.patch, self.patch, (0, 0), dtype=self.dtype, name="pos_embed.proj")(x)
+        inputs = self._embed(noise, cond.get("label"))
+        h = Conv(self.width, self.patch_size, self.patch_size, (0, 0), dtype=self.dtype, name="pos_embed.proj")(x)
         rows, columns = h.shape[1:3]
         h = h + grid_table(self._places(rows), self._places(columns), self.width).astype(self.dtype)[None]
 
-        h, embs = self._stack()(h.reshape(x.shape[0], -1, self.width), seen)
+        h, embs = self._stack()(h.reshape(x.shape[0], -1, self.width), inputs)
         # As in the reference, the embedding of the first block modulates the last layer.
-        emb = embs[0] if self.own_embeddings else seen.emb
+        emb = embs[0] if self.per_block_embeddings else inputs.emb
         shift, scale = modulations(nn.silu(emb).astype(self.dtype), 2, self.dtype, "proj_out_1")
         return self._output(modulated_norm(h, shift, scale).reshape(-1, rows, columns, self.width), x.shape[-1])
 
     def _stack(self, block: type[Block] = Block, **fields: Any) -> nn.Module:
         """The blocks as one scanned module."""
-        return stacked(block, self.layers, remat=self.remat, unroll=self.unroll)(
-            self.heads,
-            self.ratio,
+        return scan_layers(block, self.layers, remat=self.remat, unroll=self.unroll)(
+            self.num_heads,
+            self.mlp_ratio,
             self.eps,
-            self.own_embeddings,
+            self.per_block_embeddings,
             self.num_classes,
             self.dtype,
             **fields,
             name="transformer_blocks.*",
         )
 
-    def _embed(self, noise: Array, label: Array | None) -> _Seen:
-        features = self.time(noise.astype(wide(self.dtype)), FEATURES)
-        if self.own_embeddings:
-            return _Seen(features, label, None)
-        return _Seen(features, label, Embedding(self.width, self.num_classes, self.dtype, name="emb")(features, label))
+    def _embed(self, noise: Array, label: Array | None) -> _BlockInputs:
+        features = self.time(noise.astype(at_least_float32(self.dtype)), FEATURES)
+        if self.per_block_embeddings:
+            return _BlockInputs(features, label, None)
+        return _BlockInputs(
+            features, label, Embedding(self.width, self.num_classes, self.dtype, name="emb")(features, label)
+        )
 
     def _places(self, count: int) -> np.ndarray:
         return np.arange(count) * (1 if self.grid is None else self.grid / count)
 
     def _output(self, h: Array, channels: int) -> Array | tuple[Array, Array]:
         channels = channels if self.out_channels is None else self.out_channels
-        features = channels * (2 if self.learned_variance else 1) * self.patch**2
-        h = dense(features, self.dtype, "proj_out_2", zero=True)(h).astype(wide(self.dtype))
-        return split_output(depth_to_space(h, self.patch), self.learned_variance)
+        features = channels * (2 if self.learned_variance else 1) * self.patch_size**2
+        h = dense(features, self.dtype, "proj_out_2", zero=True)(h).astype(at_least_float32(self.dtype))
+        return split_output(depth_to_space(h, self.patch_size), self.learned_variance)
 
     def _check(self, x: Array, noise: Array, cond: Mapping[str, Array] | None) -> Mapping[str, Array]:
-        check_patches(x, self.patch)
-        if self.width % self.heads or self.width % 4:
-            raise ValueError(f"width must be a multiple of heads and of 4, got {self.width} and {self.heads} heads")
+        check_patches(x, self.patch_size)
+        if self.width % self.num_heads or self.width % 4:
+            raise ValueError(f"width must be a multiple of heads and of 4, got {self.width} and {self.num_heads} heads")
         return check_cond(x, noise, cond, cond_shapes(x, cond, num_classes=self.num_classes))
 
 
@@ -232,12 +234,12 @@ def sit_xl_2(**changes) -> DiT:
     return dit_xl_2(**{"learned_variance": False} | changes)
 
 
-def _imagenet(width: int, layers: int, heads: int, patch: int, changes: Mapping[str, Any]) -> DiT:
+def _imagenet(width: int, layers: int, num_heads: int, patch: int, changes: Mapping[str, Any]) -> DiT:
     config: dict[str, Any] = {
         "width": width,
         "layers": layers,
-        "heads": heads,
-        "patch": patch,
+        "num_heads": num_heads,
+        "patch_size": patch,
         "num_classes": 1000,
         "learned_variance": True,
     }

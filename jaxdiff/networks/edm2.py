@@ -15,10 +15,10 @@ from jax import Array
 
 from jaxdiff.networks import layers, stages
 from jaxdiff.networks.attention import attend
-from jaxdiff.networks.layers import Dropout, wide
+from jaxdiff.networks.layers import Dropout, at_least_float32
 from jaxdiff.networks.magnitude import MPConv, MPFourier, mp_cat, mp_silu, mp_sum, normalize
 from jaxdiff.networks.remat import Remat, rematted
-from jaxdiff.networks.song_layers import check_taps, one_hot, resample, split_qkv
+from jaxdiff.networks.song_layers import check_resample_filter, one_hot, resample, split_qkv
 from jaxdiff.networks.stages import Stage
 
 
@@ -28,9 +28,9 @@ class Block(nn.Module):
     Attributes:
         features: output channels.
         decoder: on the way up: the shortcut's convolution comes after the branch, and there is no pixel norm.
-        way: "up" or "down" doubles or halves the spatial axes; None keeps them.
-        heads: of the attention; 0 is none.
-        taps: filter of the resampling.
+        direction: "up" or "down" doubles or halves the spatial axes; None keeps them.
+        num_heads: of the attention; 0 is none.
+        resample_filter: filter of the resampling.
         balances: weight of the residual branch and of the attention in their sums.
         clip: bound of the output's activations; None: unbounded.
         dropout: rate; 0 is off.
@@ -39,9 +39,9 @@ class Block(nn.Module):
 
     features: int
     decoder: bool = False
-    way: str | None = None
-    heads: int = 0
-    taps: tuple[float, ...] = (1.0, 1.0)
+    direction: str | None = None
+    num_heads: int = 0
+    resample_filter: tuple[float, ...] = (1.0, 1.0)
     balances: tuple[float, float] = (0.3, 0.3)
     clip: float | None = 256.0
     dropout: float = 0.0
@@ -51,7 +51,7 @@ class Block(nn.Module):
     def __call__(self, x: Array, emb: Array) -> Array:
         """Map x[B, *spatial, C] to [B, *spatial', features]; emb[B, E] is the embedding after its SiLU."""
         residual, attention = self.balances
-        x = resample(x, self.taps, self.way)
+        x = resample(x, self.resample_filter, self.direction)
         shortcut = x.shape[-1] != self.features
         if not self.decoder:
             x = self._conv("conv_skip", 1)(x) if shortcut else x
@@ -68,8 +68,8 @@ class Block(nn.Module):
             x = self._conv("conv_skip", 1)(x)
         x = mp_sum(x, y, residual)
 
-        if self.heads:
-            q, k, v = split_qkv(self._conv("attn_qkv", 1, 3 * self.features)(x), self.heads)
+        if self.num_heads:
+            q, k, v = split_qkv(self._conv("attn_qkv", 1, 3 * self.features)(x), self.num_heads)
             y = attend(*(normalize(a, (3,)) for a in (q, k, v))).reshape(x.shape)
             x = mp_sum(x, self._conv("attn_proj", 1)(y), attention)
         return x if self.clip is None else jnp.clip(x, -self.clip, self.clip)
@@ -84,7 +84,7 @@ class EDM2UNet(nn.Module):
     Attributes:
         resolution: edge of the images, by which blocks are named and attention is placed.
         widths: channels by level; level i works at resolution / 2^i.
-        blocks: residual blocks per level on the way down (one more on the way up).
+        num_blocks: residual blocks per level on the way down (one more on the way up).
         attention: sizes with attention after each residual block.
         head_dim: channels per attention head.
         noise_dim: Fourier features of the noise; None: the first of widths.
@@ -93,7 +93,7 @@ class EDM2UNet(nn.Module):
         label_balance: weight of the class against the noise in the embedding.
         concat_balance: weight of the skip connections against the main path.
         balances: weight of the residual branch and of the attention in a block.
-        taps: filter of the resampling.
+        resample_filter: filter of the resampling.
         clip: bound of the activations after each block; None: unbounded.
         dropout: rate within residual blocks while training.
         log_variance: Fourier features of the learned uncertainty, see the function `log_variance`; None: off.
@@ -105,7 +105,7 @@ class EDM2UNet(nn.Module):
 
     resolution: int = 64
     widths: tuple[int, ...] = (192, 384, 576, 768)
-    blocks: int = 3
+    num_blocks: int = 3
     attention: tuple[int, ...] = (16, 8)
     head_dim: int = 64
     noise_dim: int | None = None
@@ -114,7 +114,7 @@ class EDM2UNet(nn.Module):
     label_balance: float = 0.5
     concat_balance: float = 0.5
     balances: tuple[float, float] = (0.3, 0.3)
-    taps: tuple[float, ...] = (1.0, 1.0)
+    resample_filter: tuple[float, ...] = (1.0, 1.0)
     clip: float | None = 256.0
     dropout: float = 0.0
     log_variance: int | None = None
@@ -141,7 +141,7 @@ class EDM2UNet(nn.Module):
             ValueError: for a missing, unknown or misshapen condition, or a size that can't be halved often enough.
         """
         cond = self._check(x, noise, cond)
-        noise = noise.astype(wide(self.dtype))
+        noise = noise.astype(at_least_float32(self.dtype))
         emb = self._embed(noise, cond)
         if self.log_variance is not None:
             _log_variance(noise, self.log_variance)  # for its parameters
@@ -151,9 +151,9 @@ class EDM2UNet(nn.Module):
             return build(
                 width,
                 decoder=stage.at.startswith("dec"),
-                way=stage.way,
-                heads=width // self.head_dim if stage.attend else 0,
-                taps=self.taps,
+                direction=stage.direction,
+                num_heads=width // self.head_dim if stage.attend else 0,
+                resample_filter=self.resample_filter,
                 balances=self.balances,
                 clip=self.clip,
                 dropout=self.dropout if train else 0.0,
@@ -173,7 +173,7 @@ class EDM2UNet(nn.Module):
 
         gain = self.param("out_gain", nn.initializers.zeros_init(), ())
         channels = x.shape[-1] if self.out_channels is None else self.out_channels
-        return MPConv(channels, 3, self.dtype, name="out_conv")(h, gain).astype(wide(self.dtype))
+        return MPConv(channels, 3, self.dtype, name="out_conv")(h, gain).astype(at_least_float32(self.dtype))
 
     def _embed(self, noise: Array, cond: Mapping[str, Array]) -> Array:
         features = self.widths[0] if self.noise_dim is None else self.noise_dim
@@ -185,14 +185,14 @@ class EDM2UNet(nn.Module):
         return mp_silu(emb)
 
     def _check(self, x: Array, noise: Array, cond: Mapping[str, Array] | None) -> Mapping[str, Array]:
-        check_taps(self.taps)
+        check_resample_filter(self.resample_filter)
         return stages.check(self, x, noise, cond, head_dim=self.head_dim)
 
 
 def log_variance(params: Mapping[str, Any], noise: Array) -> Array:
     """The log-variance u(noise) of the loss, learned with the network (Karras et al. 2024, eq. 21).
 
-    It is what `losses.denoising_loss` takes as `uncertainty`.
+    It is what `losses.denoising_loss` takes as `log_variance`.
 
     Args:
         params: of an `EDM2UNet` with log_variance set.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.networks.initializers import kernel_init, zeros_init
-from jaxdiff.networks.layers import per_channel, wide
+from jaxdiff.networks.layers import at_least_float32, per_channel
 
 # (repeats, kernel size, stride of the first, expansion, channels) by stage (Tan and Le 2019, table 1).
 STAGES = (
@@ -59,7 +59,7 @@ class EfficientNetLite0(nn.Module):
                 block = Block(width, expansion, size, stride if i == 0 else 1, name=f"blocks.{number}")
                 h, number = block(h), number + 1
         h = jax.nn.relu6(BatchNorm(name="bn1")(_conv(1280, "conv_head", self.dtype)(h)))
-        features = h.astype(wide(self.dtype)).mean((1, 2))
+        features = h.astype(at_least_float32(self.dtype)).mean((1, 2))
         dense = nn.Dense(self.num_classes, dtype=features.dtype, kernel_init=kernel_init, name="fc")
         return dense(features), features
 
@@ -99,7 +99,7 @@ class BatchNorm(nn.Module):
         """Normalize x[B, *spatial, C]."""
 
         def param(name, init):
-            return per_channel(x, self.param(name, init, (x.shape[-1],)).astype(wide(x.dtype)))
+            return per_channel(x, self.param(name, init, (x.shape[-1],)).astype(at_least_float32(x.dtype)))
 
         ones = nn.initializers.ones_init()
         mean, var = param("running_mean", zeros_init), param("running_var", ones)
@@ -123,7 +123,9 @@ class Depthwise(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Map [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), C]."""
-        kernel = self.param("kernel", kernel_init, (self.size, self.size, 1, x.shape[-1])).astype(wide(x.dtype))
+        kernel = self.param("kernel", kernel_init, (self.size, self.size, 1, x.shape[-1])).astype(
+            at_least_float32(x.dtype)
+        )
         pads = jax.lax.padtype_to_pads(x.shape[1:3], (self.size,) * 2, (self.stride,) * 2, "SAME")
         padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
         height, width = (-(-n // self.stride) for n in x.shape[1:3])

@@ -9,8 +9,8 @@ import numpy as np
 from jax import Array
 
 from jaxdiff.networks.initializers import table_init
-from jaxdiff.networks.layers import Dense, activation, wide
-from jaxdiff.sharding import constrain, weight
+from jaxdiff.networks.layers import Dense, activation, at_least_float32
+from jaxdiff.sharding import constrain, gathered_weight
 
 
 @dataclass(frozen=True)
@@ -81,12 +81,14 @@ class Frequencies(nn.Module):
         def start(key: Array, shape: tuple[int, ...]) -> Array:
             return self.scale * jax.random.normal(key, shape, jnp.float32)
 
-        frequencies = jax.lax.stop_gradient(self.param("weight", start, (dim // 2,))).astype(wide(noise.dtype))
+        frequencies = jax.lax.stop_gradient(self.param("weight", start, (dim // 2,))).astype(
+            at_least_float32(noise.dtype)
+        )
         return _sin_cos(jnp.log(noise) if self.log else noise, 2 * jnp.pi * frequencies, self.cos_first)
 
 
 def _sin_cos(noise: Array, frequencies: np.ndarray | Array, cos_first: bool) -> Array:
-    dtype = wide(noise.dtype)
+    dtype = at_least_float32(noise.dtype)
     angle = noise.astype(dtype)[:, None] * jnp.asarray(frequencies, dtype)[None]
     sin, cos = jnp.sin(angle), jnp.cos(angle)
     return jnp.concatenate([cos, sin] if cos_first else [sin, cos], axis=-1)
@@ -108,7 +110,7 @@ class EmbeddingMLP(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Map [B, D] to [B, features]."""
-        dtype = wide(self.dtype)
+        dtype = at_least_float32(self.dtype)
         x = Dense(self.features, dtype=dtype, name="linear_1")(x.astype(dtype))
         return Dense(self.features, dtype=dtype, name="linear_2")(activation(self.act)(x))
 
@@ -132,7 +134,9 @@ class ClassEmbedding(nn.Module):
     def __call__(self, label: Array) -> Array:
         """Look up label[B]; returns [B, features]."""
         shape = self.num_classes + 1, self.features
-        table = weight((*self.path, "embedding"), self.param("embedding", table_init, shape), wide(self.dtype))
+        table = gathered_weight(
+            (*self.path, "embedding"), self.param("embedding", table_init, shape), at_least_float32(self.dtype)
+        )
         table = constrain(table, None, None)  # its gradient is summed where it is: rows are scattered by example
         # Negative indices would count from the end: send them out of range too.
         label = jnp.where(label < 0, self.num_classes + 1, label)

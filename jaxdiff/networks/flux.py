@@ -1,6 +1,6 @@
 """The rectified flow transformer Flux (Black Forest Labs 2024), joint blocks and then single ones.
 
-Parameters are named like those of diffusers' FluxTransformer2DModel; see `interop.keys` for the rule.
+Parameters are named like those of diffusers' FluxTransformer2DModel; see `interop.formats.keys` for the rule.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from jax import Array
 
 from jaxdiff.networks.apply import check_cond, cond_shapes
 from jaxdiff.networks.attention import attend
-from jaxdiff.networks.mmdit import JointBlock, finish, time_and_text
+from jaxdiff.networks.mmdit import JointBlock, final_layer, time_and_text
 from jaxdiff.networks.remat import Remat
 from jaxdiff.networks.tokens import (
     Rotary,
+    apply_rope,
     check_patches,
     dense,
     modulated_norm,
     modulations,
     pack,
     qkv,
-    rotary,
-    rotate,
-    stacked,
+    rope_table,
+    scan_layers,
     unpack,
 )
 from jaxdiff.sharding import constrain_tokens
@@ -38,22 +38,22 @@ class SingleBlock(nn.Module):
     """Attention and feed-forward side by side over text and image in one sequence (Dehghani et al. 2023, sec. 2).
 
     Attributes:
-        heads: of the attention; divides the width.
+        num_heads: of the attention; divides the width.
         dtype: type of the computation.
     """
 
-    heads: int
+    num_heads: int
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, condition: Array, turn: Rotary) -> tuple[Array, None]:
+    def __call__(self, x: Array, condition: Array, rope: Rotary) -> tuple[Array, None]:
         """Map tokens x[B, N, D] to the same, given condition [B, D] and the rotary positions of all tokens."""
         x, width = constrain_tokens(x), x.shape[-1]
         shift, scale, gate = modulations(condition, 3, self.dtype, "norm.linear")
         h = modulated_norm(x, shift, scale)
         names, norms = ("attn.to_q", "attn.to_k", "attn.to_v"), ("attn.norm_q", "attn.norm_k")
-        q, k, v = qkv(h, names, norms=norms, heads=self.heads, dtype=self.dtype)
-        seen = attend(rotate(q, turn), rotate(k, turn), v).reshape(h.shape)
+        q, k, v = qkv(h, names, norms=norms, num_heads=self.num_heads, dtype=self.dtype)
+        seen = attend(apply_rope(q, rope), apply_rope(k, rope), v).reshape(h.shape)
         fed = jax.nn.gelu(dense(4 * width, self.dtype, "proj_mlp")(h))
         return x + gate * dense(width, self.dtype, "proj_out")(jnp.concatenate([seen, fed], axis=-1)), None
 
@@ -65,10 +65,10 @@ class Flux(nn.Module):
         width: of the tokens.
         layers: joint blocks.
         single_layers: single blocks after them.
-        heads: of the attention; divides the width.
+        num_heads: of the attention; divides the width.
         axes: rotary features of a head for an image's number, row and column; they sum to width / heads.
-        token_dim: D of cond["tokens"].
-        vector_dim: D of cond["vector"], which joins the noise embedding.
+        context_dim: D of cond["tokens"].
+        pooled_dim: D of cond["vector"], which joins the noise embedding.
         guidance: whether cond["guidance"] is an input, the scale of the guidance that was distilled into the network.
         concat_channels: C' of cond["concat"], an image of the latents' size, concatenated to them; None: off.
         remat: what of each block the backward pass computes again: "none", "dots" (all but products) or "full".
@@ -80,10 +80,10 @@ class Flux(nn.Module):
     width: int = 3072
     layers: int = 19
     single_layers: int = 38
-    heads: int = 24
+    num_heads: int = 24
     axes: tuple[int, ...] = (16, 56, 56)
-    token_dim: int = 4096
-    vector_dim: int = 768
+    context_dim: int = 4096
+    pooled_dim: int = 768
     guidance: bool = False
     concat_channels: int | None = None
     remat: Remat = "dots"
@@ -99,7 +99,7 @@ class Flux(nn.Module):
         Args:
             x: [B, H, W, C], H and W even; blocks of 2 x 2 are a token.
             noise: float[B], the flow's time in [0, 1].
-            cond: "tokens" [B, L, token_dim] and "vector" [B, vector_dim]; where configured "guidance" float[B] and
+            cond: "tokens" [B, L, context_dim] and "vector" [B, pooled_dim]; where configured "guidance" float[B] and
                 "concat" [B, H, W, concat_channels].
             train: no effect; there is no dropout.
 
@@ -120,36 +120,36 @@ class Flux(nn.Module):
         batch, rows, columns, _ = h.shape
         text = dense(self.width, self.dtype, "context_embedder")(cond["tokens"])
 
-        cos, sin = rotary((1, rows, columns), self.axes)
-        block = stacked(JointBlock, self.layers, remat=self.remat, unroll=self.unroll)(
-            self.heads, True, dtype=self.dtype, name="transformer_blocks.*"
+        cos, sin = rope_table((1, rows, columns), self.axes)
+        block = scan_layers(JointBlock, self.layers, remat=self.remat, unroll=self.unroll)(
+            self.num_heads, True, dtype=self.dtype, name="transformer_blocks.*"
         )
         (h, text), _ = block((h.reshape(batch, -1, self.width), text), condition, (cos, sin))
 
         # All tokens of the text are at the origin.
         before = text.shape[1], cos.shape[1]
-        turn = (
+        rope = (
             jnp.concatenate([jnp.ones(before, cos.dtype), cos]),
             jnp.concatenate([jnp.zeros(before, sin.dtype), sin]),
         )
-        single = stacked(SingleBlock, self.single_layers, remat=self.remat, unroll=self.unroll)(
-            self.heads, self.dtype, name="single_transformer_blocks.*"
+        single = scan_layers(SingleBlock, self.single_layers, remat=self.remat, unroll=self.unroll)(
+            self.num_heads, self.dtype, name="single_transformer_blocks.*"
         )
-        h, _ = single(jnp.concatenate([text, h], axis=1), condition, turn)
-        h = finish(h[:, text.shape[1] :], condition, x.shape[-1] * PATCH**2, self.dtype)
+        h, _ = single(jnp.concatenate([text, h], axis=1), condition, rope)
+        h = final_layer(h[:, text.shape[1] :], condition, x.shape[-1] * PATCH**2, self.dtype)
         return unpack(h.reshape(batch, rows, columns, -1), PATCH)
 
     def _check(self, x: Array, noise: Array, cond: Mapping[str, Array] | None) -> Mapping[str, Array]:
         check_patches(x, PATCH)
-        if self.width % self.heads or sum(self.axes) != self.width // self.heads or len(self.axes) != 3:
+        if self.width % self.num_heads or sum(self.axes) != self.width // self.num_heads or len(self.axes) != 3:
             raise ValueError(
-                f"axes must be three that sum to width / heads, got {self.axes} of {self.width}/{self.heads}"
+                f"axes must be three that sum to width / heads, got {self.axes} of {self.width}/{self.num_heads}"
             )
         shapes = cond_shapes(
             x,
             cond,
-            context_dim=self.token_dim,
-            pooled_dim=self.vector_dim,
+            context_dim=self.context_dim,
+            pooled_dim=self.pooled_dim,
             guidance=self.guidance,
             concat_channels=self.concat_channels,
         )

@@ -1,7 +1,7 @@
 """U-Nets with joint attention to positions and tokens (Nichol et al. 2021, arXiv:2112.10741, sec. 4).
 
 These are GLIDE's descendants: DeepFloyd IF, Karlo, Kandinsky 2. Parameters are named like those of diffusers'
-UNet2DConditionModel with "SimpleCrossAttn" blocks; see `interop.keys` for the rule.
+UNet2DConditionModel with "SimpleCrossAttn" blocks; see `interop.formats.keys` for the rule.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from jax import Array
 from jaxdiff.networks.apply import Shape
 from jaxdiff.networks.attention import attend, split_heads
 from jaxdiff.networks.initializers import table_init
-from jaxdiff.networks.layers import GroupNorm, wide
+from jaxdiff.networks.layers import GroupNorm, at_least_float32
 from jaxdiff.networks.remat import rematted
 from jaxdiff.networks.tokens import LayerNorm, dense
 from jaxdiff.networks.unet import UNet
@@ -50,16 +50,16 @@ class JointAttention(nn.Module):
         if channels % self.head_dim:
             raise ValueError(f"head_dim must divide the channels, got {self.head_dim} for {channels} channels")
 
-        def heads(a: Array, name: str) -> Array:
+        def num_heads(a: Array, name: str) -> Array:
             return split_heads(dense(channels, self.dtype, name)(a), channels // self.head_dim)
 
         h = GroupNorm(self.groups, name="group_norm")(x).reshape(batch, -1, channels)
         tokens = tokens.astype(self.dtype)
         if self.token_norm:
             tokens = GroupNorm(TOKEN_GROUPS, name="norm_cross")(tokens)
-        q, k, v = heads(h, "to_q"), heads(tokens, "add_k_proj"), heads(tokens, "add_v_proj")
+        q, k, v = num_heads(h, "to_q"), num_heads(tokens, "add_k_proj"), num_heads(tokens, "add_v_proj")
         if not self.cross_only:
-            own = heads(h, "to_k"), heads(h, "to_v")
+            own = num_heads(h, "to_k"), num_heads(h, "to_v")
             k, v = (jnp.concatenate(pair, axis=1) for pair in zip((k, v), own, strict=True))
             if mask is not None:
                 mask = jnp.concatenate([mask, jnp.ones(h.shape[:2], bool)], axis=1)
@@ -71,11 +71,11 @@ class AttentionPool(nn.Module):
     """Attention pooling: one vector of several tokens, whose mean is the query (Radford et al. 2021, sec. 2.4).
 
     Attributes:
-        heads: of the attention; divides D.
+        num_heads: of the attention; divides D.
         dtype: type of the computation; softmax is float32 at least.
     """
 
-    heads: int
+    num_heads: int
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -84,9 +84,9 @@ class AttentionPool(nn.Module):
         width = tokens.shape[-1]
         place = self.param("positional_embedding", table_init, (1, width)).astype(self.dtype)
         mean = tokens.mean(axis=1, keepdims=True) + place[None]
-        seen = jnp.concatenate([mean, tokens], axis=1)
-        parts = (("q_proj", mean), ("k_proj", seen), ("v_proj", seen))
-        q, k, v = (split_heads(dense(width, self.dtype, name)(a), self.heads) for name, a in parts)
+        inputs = jnp.concatenate([mean, tokens], axis=1)
+        parts = (("q_proj", mean), ("k_proj", inputs), ("v_proj", inputs))
+        q, k, v = (split_heads(dense(width, self.dtype, name)(a), self.num_heads) for name, a in parts)
         return attend(q, k, v).reshape(len(tokens), width)
 
 
@@ -96,21 +96,21 @@ class JointUNet(UNet):
     Attributes, in addition to those of `UNet`:
         cross_only: levels where attention is to the tokens alone; -1 is the bottom.
         token_norm: a group norm of the tokens before each attention.
-        pool_heads: heads of the attention that pools cond["tokens"]; the result is added to the noise embedding
+        pool_num_heads: heads of the attention that pools cond["tokens"]; the result is added to the noise embedding
             (Saharia et al. 2022, arXiv:2205.11487, sec. 2.1); None: off.
         image_dim: D of cond["image"] [B, D], the embedding of an image, which is added to the noise embedding and
             mapped to tokens. None: off.
-        image_tokens: number of these tokens; they come before those of cond["tokens"] or, where token_dim is None,
+        image_tokens: number of these tokens; they come before those of cond["tokens"] or, where context_dim is None,
             are the only ones.
     """
 
     cross_only: tuple[int, ...] = ()
     token_norm: bool = False
-    pool_heads: int | None = None
+    pool_num_heads: int | None = None
     image_dim: int | None = None
     image_tokens: int = 10
 
-    def _attention(self, h: Array, seen: Any, place: tuple[str, int], level: int) -> Array:
+    def _attention(self, h: Array, inputs: Any, place: tuple[str, int], level: int) -> Array:
         name, index = place
         attention = rematted(JointAttention, self.remat)
         return attention(
@@ -121,14 +121,14 @@ class JointUNet(UNet):
             self.dtype,
             name in self.identity_attention,
             name=f"{name}.attentions.{index}",
-        )(h, seen.tokens, seen.mask)
+        )(h, inputs.tokens, inputs.mask)
 
-    def _seen(self, noise: Array, cond: Mapping[str, Any], train: bool) -> Any:
-        seen = super()._seen(noise, cond, train)
-        if seen.mask is None or self.image_dim is None:
-            return seen
-        image = jnp.ones((len(seen.mask), self.image_tokens), bool)
-        return seen._replace(mask=jnp.concatenate([image, seen.mask], axis=1))
+    def _block_inputs(self, noise: Array, cond: Mapping[str, Any], train: bool) -> Any:
+        inputs = super()._block_inputs(noise, cond, train)
+        if inputs.mask is None or self.image_dim is None:
+            return inputs
+        image = jnp.ones((len(inputs.mask), self.image_tokens), bool)
+        return inputs._replace(mask=jnp.concatenate([image, inputs.mask], axis=1))
 
     def _tokens(self, cond: Mapping[str, Any]) -> Array | None:
         width = self.token_width
@@ -137,21 +137,21 @@ class JointUNet(UNet):
         image = cond["image"].astype(self.dtype)
         many = dense(self.image_tokens * width, self.dtype, "encoder_hid_proj.image_embeds")(image)
         many = many.reshape(len(image), self.image_tokens, width)
-        if self.token_dim is None:
+        if self.context_dim is None:
             return LayerNorm(name="encoder_hid_proj.norm")(many)
         own = dense(width, self.dtype, "encoder_hid_proj.text_proj")(cond["tokens"])
         return jnp.concatenate([many, own], axis=1)
 
     def _embed(self, noise: Array, cond: Mapping[str, Any]) -> Array:
         emb = super()._embed(noise, cond)
-        dim, dtype = emb.shape[-1], wide(self.dtype)
-        if self.pool_heads is not None:
+        dim, dtype = emb.shape[-1], at_least_float32(self.dtype)
+        if self.pool_num_heads is not None:
             h = LayerNorm(name="add_embedding.norm1")(cond["tokens"].astype(dtype))
-            h = AttentionPool(self.pool_heads, dtype, name="add_embedding.pool")(h)
+            h = AttentionPool(self.pool_num_heads, dtype, name="add_embedding.pool")(h)
             emb = emb + LayerNorm(name="add_embedding.norm2")(dense(dim, dtype, "add_embedding.proj")(h))
         if self.image_dim is not None:
             image = dense(dim, dtype, "add_embedding.image_proj")(cond["image"])
-            emb = emb + (LayerNorm(name="add_embedding.image_norm")(image) if self.token_dim is None else image)
+            emb = emb + (LayerNorm(name="add_embedding.image_norm")(image) if self.context_dim is None else image)
         return emb
 
     def _vector(self, vector: Array, dim: int) -> Array:
@@ -163,8 +163,8 @@ class JointUNet(UNet):
     def _check(self, x: Array, noise: Array, cond: Mapping[str, Any] | None) -> Mapping[str, Any]:
         if self.transformer is not None:
             raise ValueError("joint attention takes the place of transformers")
-        if (self.token_width if self.image_dim else self.token_dim) is None:
-            raise ValueError("joint attention needs tokens: token_dim must be set, or image_dim and token_width")
+        if (self.token_width if self.image_dim else self.context_dim) is None:
+            raise ValueError("joint attention needs tokens: context_dim must be set, or image_dim and token_width")
         return super()._check(x, noise, cond)
 
     def _shapes(self, x: Array, cond: Mapping[str, Any]) -> dict[str, Shape]:

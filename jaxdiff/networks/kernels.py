@@ -10,7 +10,7 @@ from jax import Array
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from jaxdiff.networks.layers import wide
+from jaxdiff.networks.layers import at_least_float32
 
 __all__ = ["blockwise", "fused"]
 
@@ -32,7 +32,7 @@ def blockwise(q: Array, k: Array, v: Array, mask: Array | None, *, scale: float,
     Returns:
         [B, N, H, D]; zeros for a query with no visible key.
     """
-    batch, length, heads, _ = k.shape
+    batch, length, num_heads, _ = k.shape
     pad = -length % block
     seen = jnp.ones((batch, length), bool) if mask is None else mask
     parts = tuple(
@@ -41,7 +41,7 @@ def blockwise(q: Array, k: Array, v: Array, mask: Array | None, *, scale: float,
         )
         for a in (k, v, seen)
     )
-    dtype = wide(q.dtype)
+    dtype = at_least_float32(q.dtype)
     lowest = jnp.finfo(dtype).min / 2  # finite, so that a difference of two is no NaN
 
     @jax.checkpoint
@@ -57,7 +57,7 @@ def blockwise(q: Array, k: Array, v: Array, mask: Array | None, *, scale: float,
         part_of_y = jnp.einsum("bhnl,blhd->bhnd", weights.astype(v.dtype), v, preferred_element_type=dtype)
         return (higher, total * decay + weights.sum(-1), y * decay[..., None] + part_of_y), None
 
-    start = (batch, heads, q.shape[1])
+    start = (batch, num_heads, q.shape[1])
     zeros = jnp.zeros(start, dtype), jnp.zeros((*start, v.shape[-1]), dtype)
     (_, total, y), _ = jax.lax.scan(step, (jnp.full(start, lowest, dtype), *zeros), parts)
     y = y / jnp.where(total == 0, jnp.ones_like(total), total)[..., None]

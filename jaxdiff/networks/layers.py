@@ -13,7 +13,7 @@ from jax import Array
 from jaxdiff.networks.bits import random_bits
 from jaxdiff.networks.convolution import convolve
 from jaxdiff.networks.initializers import kernel_init, zeros_init
-from jaxdiff.sharding import weight
+from jaxdiff.sharding import gathered_weight
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": nn.silu,
@@ -23,7 +23,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def wide(dtype) -> jnp.dtype:
+def at_least_float32(dtype) -> jnp.dtype:
     """The type of computations that need more than half precision: float32, or float64 where dtype is that."""
     return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
 
@@ -81,7 +81,7 @@ def group_norm(x: Array, gamma: Array, beta: Array, *, groups: int, eps: float) 
     if channels % groups:
         raise ValueError(f"groups must divide the channels, got {groups} groups for {channels} channels")
     axes = tuple(range(1, x.ndim - 1))
-    y = x.astype(wide(x.dtype))
+    y = x.astype(at_least_float32(x.dtype))
     mean = y.mean(axes)
     # Squares are taken about a constant near the mean: E[x^2] - E[x]^2 loses digits when the mean is large.
     # The identity holds for any constant, so derivatives of all orders are exact although it is held fixed.
@@ -111,7 +111,7 @@ class GroupNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Array, scale: Array | None = None, shift: Array | None = None) -> Array:
         """Normalize x[B, *spatial, C]; scale and shift, [B, C], act as y (1 + scale) + shift."""
-        dtype = wide(x.dtype)
+        dtype = at_least_float32(x.dtype)
         gamma = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],)).astype(dtype)[None]
         beta = self.param("bias", zeros_init, (x.shape[-1],)).astype(dtype)[None]
         if scale is not None and shift is not None:
@@ -139,7 +139,7 @@ class Dense(nn.Module):
     def __call__(self, x: Array) -> Array:
         """Map [..., D] to [..., features]."""
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        kernel = weight((*self.path, "kernel"), kernel, self.dtype)
+        kernel = gathered_weight((*self.path, "kernel"), kernel, self.dtype)
         y = jax.lax.dot_general(x.astype(self.dtype), kernel, (((x.ndim - 1,), (0,)), ((), ())))
         return offset(y, self.param("bias", zeros_init, (self.features,))) if self.bias else y
 
@@ -175,7 +175,7 @@ class Conv(nn.Module):
         pad = (self.size // 2,) * 2 if self.pad is None else self.pad
         shape = (self.size,) * dims + (x.shape[-1], self.features)
         kernel = self.param("kernel", zeros_init if self.zero else self.draw, shape)
-        kernel = weight((*self.path, "kernel"), kernel, self.dtype)
+        kernel = gathered_weight((*self.path, "kernel"), kernel, self.dtype)
         x = x.astype(self.dtype)
         tiles = self.stride == self.size and pad == (0, 0)
         if tiles:  # each value in one window: a product, which is partitioned better
@@ -263,7 +263,7 @@ def space_to_depth(x: Array, patch: int) -> Array:
 
     Args:
         x: [B, *spatial, C], each spatial size a multiple of patch.
-        patch: length of a block's edge.
+        patch_size: length of a block's edge.
 
     Returns:
         [B, *spatial / patch, patch^d C].
@@ -282,7 +282,7 @@ def depth_to_space(x: Array, patch: int) -> Array:
 
     Args:
         x: [B, *spatial, patch^d C].
-        patch: length of a block's edge.
+        patch_size: length of a block's edge.
 
     Returns:
         [B, *spatial * patch, C].

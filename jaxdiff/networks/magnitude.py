@@ -10,8 +10,8 @@ from jax import Array
 
 from jaxdiff.networks import layers
 from jaxdiff.networks.initializers import table_init
-from jaxdiff.networks.layers import wide
-from jaxdiff.sharding import weight
+from jaxdiff.networks.layers import at_least_float32
+from jaxdiff.sharding import gathered_weight
 
 
 def normalize(x: Array, axes: tuple[int, ...], eps: float = 1e-4) -> Array:
@@ -25,7 +25,7 @@ def normalize(x: Array, axes: tuple[int, ...], eps: float = 1e-4) -> Array:
     Returns:
         Like x.
     """
-    y = x.astype(wide(x.dtype))
+    y = x.astype(at_least_float32(x.dtype))
     square = jnp.square(y).mean(axes, keepdims=True)
     # The gradient of a root at zero is infinite, and what is divided by it is zero.
     root = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
@@ -35,8 +35,8 @@ def normalize(x: Array, axes: tuple[int, ...], eps: float = 1e-4) -> Array:
 def force_weight_norm(params: Any) -> Any:
     """Normalize every kernel to unit magnitude (Karras et al. 2024, eq. 66; sec. 2.3).
 
-    Apply it after each step of the optimizer (`train.projected`): without it kernels grow, and the effective learning
-    rate decays.
+    Apply it after each step of the optimizer (`train.with_projection`): without it kernels grow, and the effective
+    learning rate decays.
 
     Args:
         params: of an `EDM2UNet`.
@@ -87,11 +87,11 @@ class MPConv(nn.Module):
         shape = (self.size,) * (x.ndim - 2 if self.size else 0) + (x.shape[-1], self.features)
         # Normalization leaves of an initial kernel its direction alone: uniform numbers serve as well as normal ones.
         kernel = self.param("kernel", table_init, shape)
-        w = normalize(kernel.astype(wide(self.dtype)), tuple(range(kernel.ndim - 1)))
+        w = normalize(kernel.astype(at_least_float32(self.dtype)), tuple(range(kernel.ndim - 1)))
         w = w / math.sqrt(math.prod(shape[:-1]))
         if gain is not None:
             w = w * gain.astype(w.dtype)
-        x, w = x.astype(self.dtype), weight((*self.path, "kernel"), w, self.dtype)
+        x, w = x.astype(self.dtype), gathered_weight((*self.path, "kernel"), w, self.dtype)
         return layers.convolve(x, w, pad=(self.size // 2,) * 2) if self.size else x @ w
 
 

@@ -9,7 +9,7 @@ from jax import Array
 from jaxdiff.networks.apply import check_cond, cond_shapes
 from jaxdiff.networks.embed import ClassEmbedding, EmbeddingMLP, Fourier, Sinusoidal
 from jaxdiff.networks.initializers import kernel_init, zeros_init
-from jaxdiff.networks.layers import Dense, Dropout, wide
+from jaxdiff.networks.layers import Dense, Dropout, at_least_float32
 
 
 class MLP(nn.Module):
@@ -17,7 +17,7 @@ class MLP(nn.Module):
 
     Attributes:
         width: units per layer.
-        blocks: residual blocks of two layers.
+        num_blocks: residual blocks of two layers.
         dropout: rate within the blocks while training.
         time: embedding of the noise level: `Sinusoidal` or `Fourier`.
         num_classes: classes of cond["label"]; None: no label.
@@ -26,7 +26,7 @@ class MLP(nn.Module):
     """
 
     width: int = 128
-    blocks: int = 3
+    num_blocks: int = 3
     dropout: float = 0.0
     time: Sinusoidal | Fourier = Sinusoidal()
     num_classes: int | None = None
@@ -54,7 +54,7 @@ class MLP(nn.Module):
             raise ValueError(f"x must be [B, D], got shape {x.shape}")
         cond = check_cond(x, noise, cond, cond_shapes(x, cond, num_classes=self.num_classes))
 
-        high = wide(self.dtype)
+        high = at_least_float32(self.dtype)
         features = self.time(noise.astype(high), self.width)
         emb = EmbeddingMLP(self.width, self.dtype, name="time_embedding")(features)
         if self.num_classes is not None:
@@ -68,7 +68,7 @@ class MLP(nn.Module):
             return nn.LayerNorm(dtype=high, name=name)(h.astype(high))
 
         h = dense(self.width, "linear_in")(x)
-        for i in range(self.blocks):
+        for i in range(self.num_blocks):
             scale, shift = jnp.split(dense(2 * self.width, f"blocks.{i}.emb_proj")(emb).astype(high), 2, axis=-1)
             y = nn.silu(norm(h, f"blocks.{i}.norm") * (1 + scale) + shift)
             y = nn.silu(dense(self.width, f"blocks.{i}.linear_1")(y))

@@ -1,7 +1,7 @@
 """The multimodal diffusion transformer, MMDiT, of Stable Diffusion 3 (Esser et al. 2024, arXiv:2403.03206).
 
-Parameters are named like those of diffusers' SD3Transformer2DModel; see `interop.keys` for the rule. A run of equal
-blocks that does not begin with the first one, `transformer_blocks.13+.*`, counts its layers from there.
+Parameters are named like those of diffusers' SD3Transformer2DModel; see `interop.formats.keys` for the rule. A run of
+equal blocks that does not begin with the first one, `transformer_blocks.13+.*`, counts its layers from there.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from jaxdiff.networks.apply import check_cond, cond_shapes
 from jaxdiff.networks.attention import attend
 from jaxdiff.networks.dit import FEATURES
 from jaxdiff.networks.embed import EmbeddingMLP, Sinusoidal
-from jaxdiff.networks.layers import Conv, depth_to_space, wide
+from jaxdiff.networks.layers import Conv, at_least_float32, depth_to_space
 from jaxdiff.networks.remat import Remat, rematted
 from jaxdiff.networks.tokens import (
     FeedForward,
     Rotary,
+    apply_rope,
     check_patches,
     dense,
     grid_table,
     modulated_norm,
     modulations,
     qkv,
-    rotate,
-    stacked,
+    scan_layers,
 )
 from jaxdiff.sharding import constrain_tokens
 
@@ -41,14 +41,14 @@ class JointBlock(nn.Module):
     """One attention over image and text, each with weights of its own (Esser et al. 2024, fig. 2b).
 
     Attributes:
-        heads: of the attention; divides the width.
+        num_heads: of the attention; divides the width.
         qk_norm: RMS norm of queries and keys (sec. 5.3.2).
         dual: a second attention, over the image alone, parallel to the joint one (Stable Diffusion 3.5 medium).
         last: the block does not update the text.
         dtype: type of the computation.
     """
 
-    heads: int
+    num_heads: int
     qk_norm: bool = False
     dual: bool = False
     last: bool = False
@@ -56,7 +56,7 @@ class JointBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, both: tuple[Array, Array], condition: Array, turn: Rotary | None = None
+        self, both: tuple[Array, Array], condition: Array, rope: Rotary | None = None
     ) -> tuple[tuple[Array, Array], None]:
         """Map the tokens of image and text to the same shapes.
 
@@ -78,7 +78,7 @@ class JointBlock(nn.Module):
             text_shift, text_scale, *text_more = modulations(condition, 6, self.dtype, "norm1_context.linear")
 
         seen, text_seen = self._attend(
-            modulated_norm(x, shift, scale), modulated_norm(text, text_shift, text_scale), turn
+            modulated_norm(x, shift, scale), modulated_norm(text, text_shift, text_scale), rope
         )
         y = x + gate * self._dense(seen, "attn.to_out.0")
         if self.dual:
@@ -92,11 +92,11 @@ class JointBlock(nn.Module):
         text = text + text_gate2 * self._feed(modulated_norm(text, text_shift2, text_scale2), "ff_context")
         return (x, text), None
 
-    def _attend(self, x: Array, text: Array, turn: Rotary | None) -> tuple[Array, Array]:
+    def _attend(self, x: Array, text: Array, rope: Rotary | None) -> tuple[Array, Array]:
         names, norms = ("attn.to_q", "attn.to_k", "attn.to_v"), ("attn.norm_q", "attn.norm_k")
         q, k, v = self._project(x, names, norms)
-        if turn is not None:
-            q, k = rotate(q, turn), rotate(k, turn)
+        if rope is not None:
+            q, k = apply_rope(q, rope), apply_rope(k, rope)
         names = ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")
         of_text = self._project(text, names, ("attn.norm_added_q", "attn.norm_added_k"))
         y = attend(*(jnp.concatenate(pair, axis=1) for pair in zip(of_text, (q, k, v), strict=True)))
@@ -108,7 +108,7 @@ class JointBlock(nn.Module):
         return self._dense(attend(*self._project(x, names, norms)).reshape(x.shape), "attn2.to_out.0")
 
     def _project(self, x: Array, names: tuple[str, ...], norms: tuple[str, ...]) -> list[Array]:
-        return qkv(x, names, norms=norms if self.qk_norm else (), heads=self.heads, dtype=self.dtype)
+        return qkv(x, names, norms=norms if self.qk_norm else (), num_heads=self.num_heads, dtype=self.dtype)
 
     def _dense(self, x: Array, name: str) -> Array:
         return dense(x.shape[-1], self.dtype, name)(x)
@@ -125,13 +125,13 @@ class MMDiT(nn.Module):
     Attributes:
         width: of the tokens; a multiple of heads and of 4.
         layers: blocks; the text ends in the last one.
-        heads: of the attention.
-        patch: edge of a patch.
-        token_dim: D of cond["tokens"].
-        vector_dim: D of cond["vector"], which joins the noise embedding.
+        num_heads: of the attention.
+        patch_size: edge of a patch.
+        context_dim: D of cond["tokens"].
+        pooled_dim: D of cond["vector"], which joins the noise embedding.
         out_channels: channels of the output; None: as many as x has.
         grid: patches along an edge of the images in training.
-        max_grid: patches along an edge of the table of positions, which spans the same range; an image takes
+        pos_embed_max_size: patches along an edge of the table of positions, which spans the same range; an image takes
             its middle.
         qk_norm: RMS norm of queries and keys (Stable Diffusion 3.5).
         dual: the blocks with a second attention over the image alone (Stable Diffusion 3.5 medium).
@@ -143,13 +143,13 @@ class MMDiT(nn.Module):
 
     width: int = 1152
     layers: int = 18
-    heads: int = 18
-    patch: int = 2
-    token_dim: int = 4096
-    vector_dim: int = 2048
+    num_heads: int = 18
+    patch_size: int = 2
+    context_dim: int = 4096
+    pooled_dim: int = 2048
     out_channels: int | None = None
     grid: int = 64
-    max_grid: int = 96
+    pos_embed_max_size: int = 96
     qk_norm: bool = False
     dual: tuple[int, ...] = ()
     remat: Remat = "dots"
@@ -163,9 +163,9 @@ class MMDiT(nn.Module):
         """Evaluate F(x, noise, cond).
 
         Args:
-            x: [B, H, W, C], H and W multiples of patch, max_grid patches at most.
+            x: [B, H, W, C], H and W multiples of patch, pos_embed_max_size patches at most.
             noise: float[B], the network's view of the noise level; 1000 times the time of a flow in the published ones.
-            cond: "tokens" [B, L, token_dim] and "vector" [B, vector_dim].
+            cond: "tokens" [B, L, context_dim] and "vector" [B, pooled_dim].
             train: no effect; there is no dropout.
 
         Returns:
@@ -177,24 +177,24 @@ class MMDiT(nn.Module):
         cond = self._check(x, noise, cond)
         condition = nn.silu(time_and_text({"timestep": noise}, cond["vector"], self.width, self.dtype))
         condition = condition.astype(self.dtype)
-        h = Conv(self.width, self.patch, self.patch, (0, 0), dtype=self.dtype, name="pos_embed.proj")(x)
+        h = Conv(self.width, self.patch_size, self.patch_size, (0, 0), dtype=self.dtype, name="pos_embed.proj")(x)
         batch, rows, columns, _ = h.shape
         h = (h + self._positions(rows, columns)).reshape(batch, -1, self.width)
         both = h, dense(self.width, self.dtype, "context_embedder")(cond["tokens"])
 
         for dual, start, length in self._runs():
             name = f"transformer_blocks.{start}+.*" if start else "transformer_blocks.*"
-            block = stacked(JointBlock, length, remat=self.remat, unroll=self.unroll)
-            both, _ = block(self.heads, self.qk_norm, dual, dtype=self.dtype, name=name)(both, condition)
+            block = scan_layers(JointBlock, length, remat=self.remat, unroll=self.unroll)
+            both, _ = block(self.num_heads, self.qk_norm, dual, dtype=self.dtype, name=name)(both, condition)
         final = self.layers - 1
         block = rematted(JointBlock, self.remat)
         (h, _), _ = block(
-            self.heads, self.qk_norm, final in self.dual, True, self.dtype, name=f"transformer_blocks.{final}"
+            self.num_heads, self.qk_norm, final in self.dual, True, self.dtype, name=f"transformer_blocks.{final}"
         )(both, condition)
 
         channels = x.shape[-1] if self.out_channels is None else self.out_channels
-        h = finish(h, condition, channels * self.patch**2, self.dtype)
-        return depth_to_space(h.reshape(batch, rows, columns, -1), self.patch)
+        h = final_layer(h, condition, channels * self.patch_size**2, self.dtype)
+        return depth_to_space(h.reshape(batch, rows, columns, -1), self.patch_size)
 
     def _runs(self) -> Iterator[tuple[bool, int, int]]:
         """(dual, first, how many) of the runs of equal blocks before the last one."""
@@ -203,25 +203,31 @@ class MMDiT(nn.Module):
             yield dual, numbers[0], len(numbers)
 
     def _positions(self, rows: int, columns: int) -> Array:
-        places = np.arange(self.max_grid) * (self.grid / self.max_grid)
+        places = np.arange(self.pos_embed_max_size) * (self.grid / self.pos_embed_max_size)
 
         def start(_key: Array, shape: tuple[int, ...]) -> Array:
             return grid_table(places, places, self.width).astype(jnp.float32).reshape(shape)
 
-        table = self.param("pos_embed.pos_embed", start, (1, self.max_grid**2, self.width))
-        table = jax.lax.stop_gradient(table).astype(self.dtype).reshape(1, self.max_grid, self.max_grid, self.width)
-        top, left = (self.max_grid - rows) // 2, (self.max_grid - columns) // 2
+        table = self.param("pos_embed.pos_embed", start, (1, self.pos_embed_max_size**2, self.width))
+        table = (
+            jax.lax.stop_gradient(table)
+            .astype(self.dtype)
+            .reshape(1, self.pos_embed_max_size, self.pos_embed_max_size, self.width)
+        )
+        top, left = (self.pos_embed_max_size - rows) // 2, (self.pos_embed_max_size - columns) // 2
         return table[:, top : top + rows, left : left + columns]
 
     def _check(self, x: Array, noise: Array, cond: Mapping[str, Array] | None) -> Mapping[str, Array]:
-        check_patches(x, self.patch)
-        if max(x.shape[1:3]) > self.max_grid * self.patch:
-            raise ValueError(f"height and width must be {self.max_grid * self.patch} at most, got shape {x.shape}")
-        if self.width % self.heads or self.width % 4:
-            raise ValueError(f"width must be a multiple of heads and of 4, got {self.width} and {self.heads} heads")
+        check_patches(x, self.patch_size)
+        if max(x.shape[1:3]) > self.pos_embed_max_size * self.patch_size:
+            raise ValueError(
+                f"height and width must be {self.pos_embed_max_size * self.patch_size} at most, got shape {x.shape}"
+            )
+        if self.width % self.num_heads or self.width % 4:
+            raise ValueError(f"width must be a multiple of heads and of 4, got {self.width} and {self.num_heads} heads")
         if any(not 0 <= i < self.layers for i in self.dual):
             raise ValueError(f"dual must name blocks from 0 to {self.layers - 1}, got {self.dual}")
-        shapes = cond_shapes(x, cond, context_dim=self.token_dim, pooled_dim=self.vector_dim)
+        shapes = cond_shapes(x, cond, context_dim=self.context_dim, pooled_dim=self.pooled_dim)
         return check_cond(x, noise, cond, shapes)
 
 
@@ -239,12 +245,14 @@ def time_and_text(numbers: Mapping[str, Array], vector: Array, width: int, dtype
     """
     emb = EmbeddingMLP(width, dtype, name="time_text_embed.text_embedder")(vector)
     for name, number in numbers.items():
-        features = Sinusoidal()(number.astype(wide(dtype)), FEATURES)
+        features = Sinusoidal()(number.astype(at_least_float32(dtype)), FEATURES)
         emb = emb + EmbeddingMLP(width, dtype, name=f"time_text_embed.{name}_embedder")(features)
     return emb
 
 
-def finish(h: Array, condition: Array, features: int, dtype: Any) -> Array:
+def final_layer(h: Array, condition: Array, features: int, dtype: Any) -> Array:
     """Apply the last norm, modulated, and the projection of [B, N, D] to [B, N, features], float32 at least."""
     scale, shift = modulations(condition, 2, dtype, "norm_out.linear")
-    return dense(features, dtype, "proj_out", zero=True)(modulated_norm(h, shift, scale)).astype(wide(dtype))
+    return dense(features, dtype, "proj_out", zero=True)(modulated_norm(h, shift, scale)).astype(
+        at_least_float32(dtype)
+    )

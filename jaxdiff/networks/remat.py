@@ -5,7 +5,7 @@ from typing import Any, Literal, TypeVar, get_args
 import flax.linen as nn
 import jax
 
-from jaxdiff.sharding import gathers
+from jaxdiff.sharding import uses_fsdp
 
 Remat = Literal["none", "dots", "full"]
 Block = TypeVar("Block", bound=type[nn.Module])
@@ -28,7 +28,7 @@ def rematted(block: Block, remat: Remat, *, in_loop: bool = False) -> Block:
     """
     if remat not in get_args(Remat):
         raise ValueError(f"remat must be one of {', '.join(get_args(Remat))}, got {remat!r}")
-    if remat == "none" and not gathers():
+    if remat == "none" and not uses_fsdp():
         return block
     policies = {"none": _all_but_gathered, "dots": _costly, "full": None}
     return nn.remat(block, prevent_cse=not in_loop, policy=policies[remat])
@@ -36,7 +36,10 @@ def rematted(block: Block, remat: Remat, *, in_loop: bool = False) -> Block:
 
 def _all_but_gathered(primitive: Any, *args: Any, **params: Any) -> bool:
     """Keep all values but those that were moved between devices: gathered weights would fill each device."""
-    return primitive.name not in ("custom_vjp_call", "sharding_constraint")  # `sharding.weight`, `sharding.constrain`
+    return primitive.name not in (
+        "custom_vjp_call",
+        "sharding_constraint",
+    )  # `sharding.gathered_weight`, `sharding.constrain`
 
 
 def _costly(primitive: Any, *args: Any, **params: Any) -> bool:

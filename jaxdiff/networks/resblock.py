@@ -24,7 +24,8 @@ class ResBlock(nn.Module):
         dtype: type of the computation.
         act: the activation; see `layers.activation`.
         divide: divisor of the sum of both branches.
-        taps: of the filter by which it resamples; see `song_layers.resample`. None: averages and repetitions.
+        resample_filter: of the filter by which it resamples; see `song_layers.resample`. None: averages and
+            repetitions.
         shortcut: a convolution of size 1 in the other branch, even where the number of channels stays.
     """
 
@@ -37,7 +38,7 @@ class ResBlock(nn.Module):
     dtype: jnp.dtype = jnp.float32
     act: str = "silu"
     divide: float = 1.0
-    taps: tuple[float, ...] | None = None
+    resample_filter: tuple[float, ...] | None = None
     shortcut: bool = False
 
     @nn.compact
@@ -72,8 +73,8 @@ class ResBlock(nn.Module):
         return GroupNorm(quarter(channels) if self.groups is None else self.groups, self.eps, name=name)
 
     def _resampled(self, x: Array) -> Array:
-        if self.taps is not None:
-            return resample(x, self.taps, self.resample)
+        if self.resample_filter is not None:
+            return resample(x, self.resample_filter, self.resample)
         return layers.upsample(x) if self.resample == "up" else layers.downsample(x)
 
 

@@ -1,6 +1,6 @@
 """U-Nets of score-based models: NCSN++ with input and output skips (Song et al. 2021, arXiv:2011.13456, app. H).
 
-Parameters are named like those of diffusers' UNet2DModel; see `interop.keys` for the rule.
+Parameters are named like those of diffusers' UNet2DModel; see `interop.formats.keys` for the rule.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from jax import Array
 
 from jaxdiff.networks.attention import Attention
 from jaxdiff.networks.embed import Frequencies
-from jaxdiff.networks.layers import GroupNorm, wide
+from jaxdiff.networks.layers import GroupNorm, at_least_float32
 from jaxdiff.networks.remat import rematted
 from jaxdiff.networks.resblock import quarter
 from jaxdiff.networks.song_layers import resample
@@ -43,7 +43,7 @@ class ScoreUNet(UNet):
     def __call__(self, x: Array, noise: Array, cond: Mapping[str, Any] | None = None, *, train: bool = False) -> Any:
         """Evaluate F(x, noise, cond) as `UNet` does."""
         y = super().__call__(x, noise, cond, train=train)
-        divisor = noise.astype(wide(self.dtype)).reshape(-1, *(1,) * (x.ndim - 1))
+        divisor = noise.astype(at_least_float32(self.dtype)).reshape(-1, *(1,) * (x.ndim - 1))
         return jax.tree.map(lambda a: a / divisor, y)
 
     def _features(self, noise: Array, dim: int) -> Array:
@@ -54,38 +54,38 @@ class ScoreUNet(UNet):
     ) -> tuple[Array, list[Array], Any]:
         if not self.skips:
             return super()._encode(x, noise, cond, train, hint=hint)
-        seen, picture = self._seen(noise, cond, train), x.astype(self.dtype)
+        inputs, picture = self._block_inputs(noise, cond, train), x.astype(self.dtype)
         h = self._enter(x, cond)
         kept = [h]
         for level, width in enumerate(self.widths):
             name = f"down_blocks.{level}"
             for i in range(self.blocks_at(level)):
-                h = self._stage(h, seen, (name, i), level=level, attend=level in self.attention)
+                h = self._stage(h, inputs, (name, i), level=level, attend=level in self.attention)
                 kept.append(h)
             if level < len(self.widths) - 1:
-                h = self._filtered(h, seen, f"{name}.resnet_down", way="down")
+                h = self._filtered(h, inputs, f"{name}.resnet_down", direction="down")
                 picture = resample(picture, TAPS, "down")
                 h = h + self._conv(width, f"{name}.skip_conv", size=1)(picture)
                 kept.append(h)
-        return self._middle(h, seen), kept, seen
+        return self._middle(h, inputs), kept, inputs
 
-    def _decode(self, h: Array, skips: list[Array], seen: Any, channels: int) -> Any:
+    def _decode(self, h: Array, skips: list[Array], inputs: Any, channels: int) -> Any:
         if not self.skips:
-            return super()._decode(h, skips, seen, channels)
+            return super()._decode(h, skips, inputs, channels)
         picture = None
         for level in reversed(range(len(self.widths))):
             name = f"up_blocks.{len(self.widths) - 1 - level}"
             for i in range(self.blocks_at(level) + 1):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
-                h = self._stage(h, seen, (name, i), level=level, attend=False)
+                h = self._stage(h, inputs, (name, i), level=level, attend=False)
             if level in self.attention:
-                h = self._attention(h, seen, (name, 0), level)
+                h = self._attention(h, inputs, (name, 0), level)
             picture = None if picture is None else resample(picture, TAPS, "up")
             if level > 0:
                 out = nn.silu(GroupNorm(quarter(h.shape[-1]), self.eps, name=f"{name}.skip_norm")(h))
                 out = self._conv(channels, f"{name}.skip_conv")(out)
                 picture = out if picture is None else picture + out
-                h = self._filtered(h, seen, f"{name}.resnet_up", way="up")
+                h = self._filtered(h, inputs, f"{name}.resnet_up", direction="up")
         y: Any = self._output(h, channels)
         return y if picture is None else y + picture.astype(y.dtype)
 
@@ -95,8 +95,8 @@ class ScoreUNet(UNet):
         attention = rematted(Attention, self.remat)
         return attention(self.head_dim, GROUPS, self.eps, self.dtype, identity, divide=self.divide, name=name)
 
-    def _filtered(self, h: Array, seen: Any, name: str, *, way: str) -> Array:
-        return self._block(h, seen, name, width=h.shape[-1], way=way, taps=TAPS, shortcut=True)
+    def _filtered(self, h: Array, inputs: Any, name: str, *, direction: str) -> Array:
+        return self._block(h, inputs, name, width=h.shape[-1], direction=direction, resample_filter=TAPS, shortcut=True)
 
     def _check(self, x: Array, noise: Array, cond: Mapping[str, Any] | None) -> Mapping[str, Any]:
         cond = super()._check(x, noise, cond)

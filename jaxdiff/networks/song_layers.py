@@ -13,45 +13,50 @@ from jaxdiff.networks.initializers import kernel_init
 from jaxdiff.networks.layers import Conv, Dense, Dropout
 
 
-def resample(x: Array, taps: tuple[float, ...], way: str | None) -> Array:
+def resample(x: Array, resample_filter: tuple[float, ...], direction: str | None) -> Array:
     """Double or halve every spatial axis with a filter.
 
     Args:
         x: [B, *spatial, C], the axes even where they are halved.
-        taps: of the filter along an axis, an even number of them; (1, 1) averages pairs and repeats values. Their sum
-            is normalized.
-        way: "up", "down", or None for x itself.
+        resample_filter: of the filter along an axis, an even number of them; (1, 1) averages pairs and repeats values.
+            Their sum is normalized.
+        direction: "up", "down", or None for x itself.
 
     Returns:
         [B, *spatial', C].
     """
-    pad = (len(taps) - 1) // 2
+    pad = (len(resample_filter) - 1) // 2
     for axis in range(1, x.ndim - 1):
-        if way == "down":
-            x = halve(_padded(x, axis, pad), taps, axis)
-        if way == "up":
-            x = _double(x, taps, axis)
+        if direction == "down":
+            x = halve(_padded(x, axis, pad), resample_filter, axis)
+        if direction == "up":
+            x = _double(x, resample_filter, axis)
     return x
 
 
-def halve(x: Array, taps: tuple[float, ...], axis: int) -> Array:
+def halve(x: Array, resample_filter: tuple[float, ...], axis: int) -> Array:
     """Filter an axis at every other position, without padding."""
-    span = x.shape[axis] - len(taps) + 1
-    parts = [jax.lax.slice_in_dim(x, k, k + span, 2, axis) * (tap / sum(taps)) for k, tap in enumerate(taps)]
+    span = x.shape[axis] - len(resample_filter) + 1
+    parts = [
+        jax.lax.slice_in_dim(x, k, k + span, 2, axis) * (tap / sum(resample_filter))
+        for k, tap in enumerate(resample_filter)
+    ]
     return sum(parts[1:], parts[0])
 
 
-def _double(x: Array, taps: tuple[float, ...], axis: int) -> Array:
+def _double(x: Array, resample_filter: tuple[float, ...], axis: int) -> Array:
     """Zeros between the values, then the filter: in each of the two phases every other tap meets a value."""
-    pad, size = (len(taps) - 1) // 2, x.shape[axis]
+    pad, size = (len(resample_filter) - 1) // 2, x.shape[axis]
     x = _padded(x, axis, pad)
     phases = []
     for phase in range(2):
         first = (phase + pad) % 2
         parts = []
-        for k in range(first, len(taps), 2):
+        for k in range(first, len(resample_filter), 2):
             start = pad + (phase + pad - k) // 2
-            parts.append(jax.lax.slice_in_dim(x, start, start + size, 1, axis) * (2 * taps[k] / sum(taps)))
+            parts.append(
+                jax.lax.slice_in_dim(x, start, start + size, 1, axis) * (2 * resample_filter[k] / sum(resample_filter))
+            )
         phases.append(sum(parts[1:], parts[0]))
     shape = [*x.shape[:axis], 2 * size, *x.shape[axis + 1 :]]
     return jnp.stack(phases, axis + 1).reshape(shape)
@@ -76,20 +81,20 @@ def one_hot(label: Array, classes: int, dtype) -> Array:
     return jnp.where(known[:, None], jax.nn.one_hot(label, classes, dtype=dtype), jnp.asarray(jnp.nan, dtype))
 
 
-def split_qkv(x: Array, heads: int) -> tuple[Array, Array, Array]:
+def split_qkv(x: Array, num_heads: int) -> tuple[Array, Array, Array]:
     """Split [B, *spatial, 3 C] into q, k, v [B, N, H, C / H], which alternate within a head."""
-    x = x.reshape(x.shape[0], -1, heads, x.shape[-1] // (3 * heads), 3)
+    x = x.reshape(x.shape[0], -1, num_heads, x.shape[-1] // (3 * num_heads), 3)
     return x[..., 0], x[..., 1], x[..., 2]
 
 
-def check_taps(taps: Sequence[float]) -> None:
+def check_resample_filter(resample_filter: Sequence[float]) -> None:
     """Refuse a filter that would shift its input.
 
     Raises:
-        ValueError: the number of taps is odd.
+        ValueError: the number of resample_filter's values is odd.
     """
-    if len(taps) % 2:
-        raise ValueError(f"taps must be an even number of them, got {tuple(taps)}")
+    if len(resample_filter) % 2:
+        raise ValueError(f"resample_filter must be an even number of them, got {tuple(resample_filter)}")
 
 
 def check_attention(sizes: Sequence[int], widths: Sequence[int], attention: Sequence[int], head_dim: int = 1) -> None:
@@ -122,9 +127,9 @@ class Block(nn.Module):
 
     Attributes:
         features: output channels.
-        way: "up" or "down" doubles or halves the spatial axes; None keeps them.
-        heads: of the self-attention; 0 is none.
-        taps: filter of the resampling.
+        direction: "up" or "down" doubles or halves the spatial axes; None keeps them.
+        num_heads: of the self-attention; 0 is none.
+        resample_filter: filter of the resampling.
         adaptive: the embedding scales and shifts the second norm's output; False: it is added before that norm.
         project: a resampling block's shortcut has a 1x1 convolution even where the channels stay.
         skip_scale: of the sums of branches.
@@ -135,9 +140,9 @@ class Block(nn.Module):
     """
 
     features: int
-    way: str | None = None
-    heads: int = 0
-    taps: tuple[float, ...] = (1.0, 1.0)
+    direction: str | None = None
+    num_heads: int = 0
+    resample_filter: tuple[float, ...] = (1.0, 1.0)
     adaptive: bool = True
     project: bool = False
     skip_scale: float = 1.0
@@ -151,7 +156,7 @@ class Block(nn.Module):
         """Map x[B, *spatial, C] to [B, *spatial', features]; emb[B, E] is the embedding after its SiLU."""
         last, attention = map(scaled, self.gains)
         h = nn.silu(norm("norm0", x, self.eps)(x))
-        h = self._conv("conv0")(resample(h, self.taps, self.way))
+        h = self._conv("conv0")(resample(h, self.resample_filter, self.direction))
         width = self.features * (2 if self.adaptive else 1)
         emb = Dense(width, dtype=emb.dtype, name="affine")(emb)
         norm1 = norm("norm1", h, self.eps)
@@ -162,14 +167,14 @@ class Block(nn.Module):
         h = self._conv("conv1", draw=last)(h)
 
         changes = x.shape[-1] != self.features
-        x = resample(x, self.taps, self.way)
-        if changes or (self.way is not None and self.project):
+        x = resample(x, self.resample_filter, self.direction)
+        if changes or (self.direction is not None and self.project):
             x = self._conv("skip", size=1)(x)
         x = (x + h) * self.skip_scale
-        if not self.heads:
+        if not self.num_heads:
             return x
         qkv = self._conv("qkv", 3 * self.features, size=1, draw=attention)(norm("norm2", x, self.eps)(x))
-        y = attend(*split_qkv(qkv, self.heads)).reshape(x.shape)
+        y = attend(*split_qkv(qkv, self.num_heads)).reshape(x.shape)
         return (x + self._conv("proj", size=1, draw=last)(y)) * self.skip_scale
 
     def _conv(self, name: str, features: int | None = None, **options) -> Conv:

@@ -15,12 +15,12 @@ from jaxdiff.networks import stages
 from jaxdiff.networks.apply import split_output
 from jaxdiff.networks.embed import Sinusoidal
 from jaxdiff.networks.initializers import kernel_init, table_init, zeros_init
-from jaxdiff.networks.layers import Conv, Dense, wide
+from jaxdiff.networks.layers import Conv, Dense, at_least_float32
 from jaxdiff.networks.remat import Remat, rematted
 from jaxdiff.networks.song_layers import (
     Block,
     Frequencies,
-    check_taps,
+    check_resample_filter,
     halve,
     norm,
     one_hot,
@@ -34,9 +34,9 @@ class _UNet(nn.Module):
     """What DDPM++, NCSN++ and ADM have in common; see `SongUNet` for the attributes."""
 
     resolution: int = 32
-    base: int = 128
+    model_channels: int = 128
     widths: tuple[int, ...] = (256, 256, 256)
-    blocks: int = 4
+    num_blocks: int = 4
     attention: tuple[int, ...] = (16,)
     emb_mult: int = 4
     dropout: float = 0.0
@@ -67,18 +67,18 @@ class _UNet(nn.Module):
                 an unknown option.
         """
         cond = self._check(x, noise, cond)
-        emb = self._embed(noise.astype(wide(self.dtype)), cond)
+        emb = self._embed(noise.astype(at_least_float32(self.dtype)), cond)
 
         def block(h: Array, stage: Stage, *, attend: bool) -> Array:
             width, build = stage.width or h.shape[-1], rematted(Block, self.remat)
-            options = {"dropout": self.dropout if train else 0.0} | self._block_options(width, stage.way, attend)
+            options = {"dropout": self.dropout if train else 0.0} | self._block_options(width, stage.direction, attend)
             return build(width, dtype=self.dtype, name=stage.name, **options)(h, emb)
 
         h = aux = x.astype(self.dtype)
         skips: list[Array] = []
         for stage in stages.encoder(self, x.ndim - 2):
             h = block(h, stage, attend=stage.attend) if skips else self._conv(self._stem(), stage.name)(h)
-            if stage.way == "down":
+            if stage.direction == "down":
                 h, aux = self._join_input(h, aux, stage.at)
             skips.append(h)
 
@@ -89,11 +89,11 @@ class _UNet(nn.Module):
             if stage.block is not None:
                 h, attend = jnp.concatenate([h, skips.pop()], axis=-1), attend and self._attends(stage.block)
             h = block(h, stage, attend=attend)
-            if stage.block == self.blocks:
+            if stage.block == self.num_blocks:
                 out = self._aux_output(h, out, stage, channels)
-        return self._output(jnp.asarray(out, wide(self.dtype)))
+        return self._output(jnp.asarray(out, at_least_float32(self.dtype)))
 
-    def _block_options(self, width: int, way: str | None, attend: bool) -> dict[str, Any]:
+    def _block_options(self, width: int, direction: str | None, attend: bool) -> dict[str, Any]:
         """Options of a block."""
         raise NotImplementedError
 
@@ -128,12 +128,12 @@ class _UNet(nn.Module):
         return Conv(features, dtype=self.dtype, name=name, **options)
 
     def _dense(self, features: int, name: str, **options) -> Dense:
-        return Dense(features, dtype=wide(self.dtype), name=name, **{"kernel_init": kernel_init} | options)
+        return Dense(features, dtype=at_least_float32(self.dtype), name=name, **{"kernel_init": kernel_init} | options)
 
     def _mapped(self, emb: Array) -> Array:
         """The embedding's two layers, without what follows the second."""
-        emb = nn.silu(self._dense(self.base * self.emb_mult, "map_layer0")(emb))
-        return self._dense(self.base * self.emb_mult, "map_layer1")(emb)
+        emb = nn.silu(self._dense(self.model_channels * self.emb_mult, "map_layer0")(emb))
+        return self._dense(self.model_channels * self.emb_mult, "map_layer1")(emb)
 
     def _augmented(self, emb: Array, cond: Mapping[str, Array], init: Callable[..., Array]) -> Array:
         """The embedding with the augmentation's; none is a vector of zeros."""
@@ -153,9 +153,9 @@ class SongUNet(_UNet):
 
     Attributes:
         resolution: edge of the images, by which blocks are named and attention is placed.
-        base: channels of the first convolution, in which the embeddings' widths are counted.
+        model_channels: channels of the first convolution, in which the embeddings' widths are counted.
         widths: channels by level; level i works at resolution / 2^i.
-        blocks: residual blocks per level on the way down (one more on the way up).
+        num_blocks: residual blocks per level on the way down (one more on the way up).
         attention: sizes with attention after each residual block on the way down, and the last one on the way up.
         emb_mult: width of the embedding, in base.
         dropout: rate within residual blocks while training.
@@ -168,29 +168,29 @@ class SongUNet(_UNet):
         noise_mult: width of the noise's features, in base.
         encoder: "standard" (DDPM++); "residual" (NCSN++) and "skip" feed the shrunk image to each level.
         decoder: "standard"; "skip" sums images from all levels.
-        taps: filter of the resampling, (1, 1) for DDPM++, (1, 3, 3, 1) for NCSN++.
+        resample_filter: filter of the resampling, (1, 1) for DDPM++, (1, 3, 3, 1) for NCSN++.
     """
 
     embedding: str = "positional"
     noise_mult: int = 1
     encoder: str = "standard"
     decoder: str = "standard"
-    taps: tuple[float, ...] = (1.0, 1.0)
+    resample_filter: tuple[float, ...] = (1.0, 1.0)
 
-    def _block_options(self, width: int, way: str | None, attend: bool) -> dict[str, Any]:
+    def _block_options(self, width: int, direction: str | None, attend: bool) -> dict[str, Any]:
         del width
         gains = 1e-5, 0.2**0.5
         fixed = {"adaptive": False, "project": True, "skip_scale": 0.5**0.5, "gains": gains, "eps": 1e-6}
-        return fixed | {"way": way, "heads": int(attend), "taps": self.taps}
+        return fixed | {"direction": direction, "num_heads": int(attend), "resample_filter": self.resample_filter}
 
     def _stem(self) -> int:
-        return self.base
+        return self.model_channels
 
     def _attends(self, index: int) -> bool:
-        return index == self.blocks
+        return index == self.num_blocks
 
     def _embed(self, noise: Array, cond: Mapping[str, Array]) -> Array:
-        dim = self.base * self.noise_mult
+        dim = self.model_channels * self.noise_mult
         positional = Sinusoidal(cos_first=False, shift=1)
         emb = positional(noise, dim) if self.embedding == "positional" else Frequencies(name="map_noise")(noise, dim)
         if self.num_classes is not None:
@@ -200,14 +200,14 @@ class SongUNet(_UNet):
 
     def _join_input(self, h: Array, aux: Array, at: str) -> tuple[Array, Array]:
         if self.encoder == "skip":
-            aux = resample(aux, self.taps, "down")
+            aux = resample(aux, self.resample_filter, "down")
             h = h + self._conv(h.shape[-1], f"{at}_aux_skip", size=1)(aux)
         if self.encoder == "residual":
             # The convolution pads for the filter after it, too, which then needs no padding.
-            pad = (len(self.taps) - 1) // 2
+            pad = (len(self.resample_filter) - 1) // 2
             aux = self._conv(h.shape[-1], f"{at}_aux_residual", pad=(1 + pad, 1 + pad))(aux)
             for axis in range(1, aux.ndim - 1):
-                aux = halve(aux, self.taps, axis)
+                aux = halve(aux, self.resample_filter, axis)
             h = aux = (h + aux) * 0.5**0.5
         return h, aux
 
@@ -216,7 +216,7 @@ class SongUNet(_UNet):
             return None
         h = nn.silu(norm(f"{stage.at}_aux_norm", h, 1e-6)(h))
         h = self._conv(channels, f"{stage.at}_aux_conv", draw=scaled(1e-5))(h)
-        return h if out is None else h + resample(out, self.taps, "up")
+        return h if out is None else h + resample(out, self.resample_filter, "up")
 
     def _check(self, x: Array, noise: Array, cond: Mapping[str, Array] | None) -> Mapping[str, Array]:
         known = {
@@ -227,7 +227,7 @@ class SongUNet(_UNet):
         for name, allowed in known.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        check_taps(self.taps)
+        check_resample_filter(self.resample_filter)
         return super()._check(x, noise, cond)
 
 
@@ -242,8 +242,8 @@ class DhariwalUNet(_UNet):
     head_dim: int = 64
     learned_variance: bool = False
 
-    def _block_options(self, width: int, way: str | None, attend: bool) -> dict[str, Any]:
-        return {"way": way, "heads": width // self.head_dim if attend else 0}
+    def _block_options(self, width: int, direction: str | None, attend: bool) -> dict[str, Any]:
+        return {"direction": direction, "num_heads": width // self.head_dim if attend else 0}
 
     def _head_dim(self) -> int:
         return self.head_dim
@@ -256,7 +256,7 @@ class DhariwalUNet(_UNet):
         return True
 
     def _embed(self, noise: Array, cond: Mapping[str, Array]) -> Array:
-        emb = self._mapped(self._augmented(Sinusoidal()(noise, self.base), cond, zeros_init))
+        emb = self._mapped(self._augmented(Sinusoidal()(noise, self.model_channels), cond, zeros_init))
         if self.num_classes is not None:
             label = one_hot(cond["label"], self.num_classes, emb.dtype)
             emb = emb + self._dense(emb.shape[-1], "map_label", bias=False, kernel_init=table_init)(label)

@@ -18,14 +18,14 @@ class SizedUNet(Protocol):
     Attributes:
         resolution: edge of the images.
         widths: channels by level; level i works at resolution / 2^i.
-        blocks: residual blocks per level of the encoder; the decoder has one more.
+        num_blocks: residual blocks per level of the encoder; the decoder has one more.
         attention: sizes with attention after each residual block.
         num_classes: classes of cond["label"]; None: off.
     """
 
     resolution: int
     widths: tuple[int, ...]
-    blocks: int
+    num_blocks: int
     attention: tuple[int, ...]
     num_classes: int | None
 
@@ -38,7 +38,7 @@ class Stage(NamedTuple):
         part: the layer's name behind these, e.g. "block0".
         level: 0 is the finest.
         width: output channels; None: those of its input.
-        way: "down" or "up" halves or doubles the spatial axes; None keeps them.
+        direction: "down" or "up" halves or doubles the spatial axes; None keeps them.
         attend: whether attention follows.
         block: number of a residual block within its level, from 0; None for the layers before these.
     """
@@ -47,7 +47,7 @@ class Stage(NamedTuple):
     part: str
     level: int
     width: int | None = None
-    way: str | None = None
+    direction: str | None = None
     attend: bool = False
     block: int | None = None
 
@@ -67,8 +67,8 @@ def encoder(net: SizedUNet, dims: int) -> Iterator[Stage]:
     for level, width in enumerate(net.widths):
         size = net.resolution >> level
         at = _at("enc", size, dims)
-        yield Stage(at, "conv", level) if level == 0 else Stage(at, "down", level, way="down")
-        for i in range(net.blocks):
+        yield Stage(at, "conv", level) if level == 0 else Stage(at, "down", level, direction="down")
+        for i in range(net.num_blocks):
             yield Stage(at, f"block{i}", level, width, attend=size in net.attention, block=i)
 
 
@@ -86,8 +86,8 @@ def decoder(net: SizedUNet, dims: int) -> Iterator[Stage]:
             yield Stage(at, "in0", level, width, attend=True)
             yield Stage(at, "in1", level, width)
         else:
-            yield Stage(at, "up", level, way="up")
-        for i in range(net.blocks + 1):
+            yield Stage(at, "up", level, direction="up")
+        for i in range(net.num_blocks + 1):
             yield Stage(at, f"block{i}", level, width, attend=size in net.attention, block=i)
 
 

@@ -1,6 +1,6 @@
 """The text-to-video network of ModelScope (Wang et al. 2023, arXiv:2308.06571, sec. 3.3), also Zeroscope's.
 
-Parameters are named like those of diffusers' UNet3DConditionModel; see `interop.keys` for the rule.
+Parameters are named like those of diffusers' UNet3DConditionModel; see `interop.formats.keys` for the rule.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ class TextVideoUNet(UNet):
         width = HEADS * self.temporal_head_dim
         return self._along_time(super()._enter(x, cond), "transformer_in", width)
 
-    def _block(self, h: Array, seen: Any, name: str, **options: Any) -> Array:
-        h = super()._block(h, seen, name, **options)
+    def _block(self, h: Array, inputs: Any, name: str, **options: Any) -> Array:
+        h = super()._block(h, inputs, name, **options)
         convs = TemporalConv(
             self._groups_of(h.shape[-1]), self.temporal_dropout, self.dtype, name=name.replace("resnets", "temp_convs")
         )
-        return convs(self._video(h), train=seen.train).reshape(h.shape)
+        return convs(self._video(h), train=inputs.train).reshape(h.shape)
 
-    def _attention(self, h: Array, seen: Any, place: tuple[str, int], level: int) -> Array:
-        h, (name, index) = super()._attention(h, seen, place, level), place
+    def _attention(self, h: Array, inputs: Any, place: tuple[str, int], level: int) -> Array:
+        h, (name, index) = super()._attention(h, inputs, place, level), place
         return self._along_time(h, f"{name}.temp_attentions.{index}", h.shape[-1])
 
     def _along_time(self, h: Array, name: str, width: int) -> Array:
         motion = Motion(
-            heads=width // self.temporal_head_dim,
+            num_heads=width // self.temporal_head_dim,
             groups=self._groups_of(h.shape[-1]),
             remat=self.remat,
             dtype=self.dtype,

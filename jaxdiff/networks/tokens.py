@@ -13,7 +13,7 @@ from jax import Array
 
 from jaxdiff.networks.attention import split_heads
 from jaxdiff.networks.initializers import kernel_init, zeros_init
-from jaxdiff.networks.layers import Dense, depth_to_space, per_channel, space_to_depth, wide
+from jaxdiff.networks.layers import Dense, at_least_float32, depth_to_space, per_channel, space_to_depth
 from jaxdiff.networks.remat import Remat, rematted
 from jaxdiff.sharding import BATCH_AXES, constrain
 
@@ -30,7 +30,7 @@ def layer_norm(x: Array, eps: float = 1e-6) -> Array:
     Returns:
         [..., D], in float32 or float64.
     """
-    y = x.astype(wide(x.dtype))
+    y = x.astype(at_least_float32(x.dtype))
     y = y - y.mean(-1, keepdims=True)
     return y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + eps)
 
@@ -65,7 +65,7 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Normalize x[..., D]."""
-        y = x.astype(wide(x.dtype))
+        y = x.astype(at_least_float32(x.dtype))
         scale = self.param("scale", nn.initializers.ones_init(), x.shape[-1:]).astype(y.dtype)
         y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
         return (y * per_channel(y, scale)).astype(x.dtype)
@@ -77,14 +77,14 @@ def dense(features: int, dtype, name: str, *, zero: bool = False, bias: bool = T
 
 
 def qkv(
-    x: Array, names: Sequence[str], *, heads: int, dtype: Any, bias: bool = True, norms: Sequence[str] = ()
+    x: Array, names: Sequence[str], *, num_heads: int, dtype: Any, bias: bool = True, norms: Sequence[str] = ()
 ) -> list[Array]:
     """Return queries, keys and values of tokens, by linear layers.
 
     Args:
         x: [B, N, D].
         names: of the three layers.
-        heads: H, divides D.
+        num_heads: H, divides D.
         dtype: of the computation.
         bias: whether the layers add one.
         norms: names of the RMS norms over the features of each head, of the queries and of the keys; () for none.
@@ -92,7 +92,7 @@ def qkv(
     Returns:
         [q, k, v], each [B, N, H, D / H].
     """
-    out = [split_heads(dense(x.shape[-1], dtype, name, bias=bias)(x), heads) for name in names]
+    out = [split_heads(dense(x.shape[-1], dtype, name, bias=bias)(x), num_heads) for name in names]
     return [RMSNorm(name=name)(a) for name, a in zip(norms, out, strict=False)] + out[len(norms) :]
 
 
@@ -193,7 +193,7 @@ def grid_table(rows: np.ndarray, columns: np.ndarray, dim: int) -> Array:
     return jnp.concatenate(parts, axis=-1)
 
 
-def rotary(sizes: tuple[int, ...], dims: tuple[int, ...], period: float = 10_000.0) -> Rotary:
+def rope_table(sizes: tuple[int, ...], dims: tuple[int, ...], period: float = 10_000.0) -> Rotary:
     """Return the angles of rotary position embedding, with features of its own for each axis (Su et al. 2021, eq. 15).
 
     Args:
@@ -217,17 +217,17 @@ def rotary(sizes: tuple[int, ...], dims: tuple[int, ...], period: float = 10_000
     return table(1), table(0)
 
 
-def rotate(x: Array, by: Rotary) -> Array:
+def apply_rope(x: Array, by: Rotary) -> Array:
     """Rotate neighbouring pairs of features by their position's angles.
 
     Args:
         x: [B, N, H, D], queries or keys.
-        by: `rotary` of the N positions.
+        by: `rope_table` of the N positions.
 
     Returns:
         Like x.
     """
-    dtype = wide(x.dtype)
+    dtype = at_least_float32(x.dtype)
     cos, sin = (a.astype(dtype)[None, :, None] for a in by)
     pairs = x.astype(dtype).reshape(*x.shape[:-1], -1, 2)
     a, b = pairs[..., 0], pairs[..., 1]
@@ -246,7 +246,7 @@ def unpack(x: Array, patch: int) -> Array:
     return depth_to_space(y.reshape(x.shape), patch)
 
 
-def stacked(block: type[nn.Module], layers: int, *, remat: Remat = "dots", unroll: int = 1) -> type[nn.Module]:
+def scan_layers(block: type[nn.Module], layers: int, *, remat: Remat = "dots", unroll: int = 1) -> type[nn.Module]:
     """Return equal blocks as one scanned module, so that compile time does not grow with their number.
 
     Args:

@@ -1,6 +1,6 @@
 """Transformers over the positions of [B, *spatial, C] data, with cross-attention to tokens (Rombach et al. 2022).
 
-Parameters are named like those of diffusers' Transformer2DModel; see `interop.keys` for the rule.
+Parameters are named like those of diffusers' Transformer2DModel; see `interop.formats.keys` for the rule.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ from jax import Array
 from jaxdiff.networks.attention import attend, split_heads, visible
 from jaxdiff.networks.layers import Conv, GroupNorm
 from jaxdiff.networks.remat import Remat
-from jaxdiff.networks.tokens import LayerNorm, dense, geglu, stacked
+from jaxdiff.networks.tokens import LayerNorm, dense, geglu, scan_layers
 from jaxdiff.sharding import constrain_tokens
 
 Depth = int | tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Transformers:
+class TransformerConfig:
     """The transformers of a U-Net (Rombach et al. 2022, sec. 3.3; Podell et al. 2023, sec. 2.1).
 
     Attributes:
         depth: blocks of a transformer, by level: one number, or one for each residual block; the bottom has as many as
             the last level.
-        heads: of the attention, by level, likewise.
+        num_heads: of the attention, by level, likewise.
         linear: linear layers before and after the blocks; False: convolutions of size 1, the same functions.
         cross_only: levels, other than the bottom, where the blocks' first attention is to the tokens, too.
         up_depth: depth on the way up, by level, too; None: as on the way down.
     """
 
     depth: tuple[Depth, ...]
-    heads: tuple[int, ...]
+    num_heads: tuple[int, ...]
     linear: bool = False
     cross_only: tuple[int, ...] = ()
     up_depth: tuple[Depth, ...] | None = None
@@ -56,13 +56,13 @@ class Transformers:
             ValueError: the number of depths or heads is not that of the levels, or one is below 1 at a level with
                 transformers.
         """
-        told = self.depth, self.up_depth or self.depth, self.heads
+        told = self.depth, self.up_depth or self.depth, self.num_heads
         fits = all(len(one) == count for one in told)
         own: list[Depth] = [one[i] for one in told for i in levels] if fits else []
         if not fits or any((min(n) if isinstance(n, tuple) else n) < 1 for n in own):
             raise ValueError(
                 f"transformers need depth and heads, from 1 on, for each of the {count} levels, got {self.depth} "
-                f"and {self.heads}"
+                f"and {self.num_heads}"
             )
 
 
@@ -70,13 +70,13 @@ class Block(nn.Module):
     """Attention among the positions, attention to the tokens, and a feed-forward layer with a GELU gate.
 
     Attributes:
-        heads: of both attentions; divides the width.
+        num_heads: of both attentions; divides the width.
         cross_only: the first attention is to the tokens, too.
         identity: self-attention's map is the identity; see `attention.Attention`.
         dtype: type of the computation.
     """
 
-    heads: int
+    num_heads: int
     cross_only: bool = False
     identity: bool = False
     dtype: jnp.dtype = jnp.float32
@@ -102,7 +102,7 @@ class Block(nn.Module):
         q, k, v = project(x, "to_q"), project(source, "to_k"), project(source, "to_v")
         # An identity map passes the values through; queries and keys keep their parameters, `jit` drops the rest.
         if not identity:
-            q, k, v = (split_heads(a, self.heads) for a in (q, k, v))
+            q, k, v = (split_heads(a, self.num_heads) for a in (q, k, v))
             v = attend(q, k, v, mask=mask).reshape(x.shape)
         return dense(x.shape[-1], self.dtype, f"{name}.to_out.0")(v)
 
@@ -112,8 +112,8 @@ class Transformer2D(nn.Module):
 
     Attributes:
         depth: blocks.
-        heads: of the attentions; divides C.
-        linear: see `Transformers`.
+        num_heads: of the attentions; divides C.
+        linear: see `TransformerConfig`.
         cross_only: see `Block`.
         identity: see `Block`.
         groups: of the group norm, whose epsilon is 1e-6.
@@ -122,7 +122,7 @@ class Transformer2D(nn.Module):
     """
 
     depth: int
-    heads: int
+    num_heads: int
     linear: bool = False
     cross_only: bool = False
     identity: bool = False
@@ -146,15 +146,15 @@ class Transformer2D(nn.Module):
             ValueError: if heads does not divide C.
         """
         channels = x.shape[-1]
-        if channels % self.heads:
-            raise ValueError(f"heads must divide the channels, got {self.heads} heads for {channels} channels")
+        if channels % self.num_heads:
+            raise ValueError(f"heads must divide the channels, got {self.num_heads} heads for {channels} channels")
         tokens = None if tokens is None else tokens.astype(self.dtype)
         if tokens is not None and mask is not None:
             tokens = visible(tokens, mask)
         h = GroupNorm(self.groups, 1e-6, name="norm")(x)
         h = self._project(h, "proj_in").reshape(x.shape[0], -1, channels)
-        block = stacked(Block, self.depth, remat=self.remat)(
-            self.heads, self.cross_only, self.identity, self.dtype, name="transformer_blocks.*"
+        block = scan_layers(Block, self.depth, remat=self.remat)(
+            self.num_heads, self.cross_only, self.identity, self.dtype, name="transformer_blocks.*"
         )
         h, _ = block(h, tokens, mask)
         return x + self._project(h.reshape(x.shape), "proj_out", zero=True)

@@ -19,11 +19,11 @@ from jaxdiff.networks import layers
 from jaxdiff.networks.apply import Shape, check_cond, check_spatial, cond_shapes, split_output
 from jaxdiff.networks.attention import Attention
 from jaxdiff.networks.embed import ClassEmbedding, EmbeddingMLP, Fourier, Sinusoidal
-from jaxdiff.networks.layers import Conv, Downsample, GroupNorm, Upsample, activation, wide
+from jaxdiff.networks.layers import Conv, Downsample, GroupNorm, Upsample, activation, at_least_float32
 from jaxdiff.networks.remat import Remat, rematted
 from jaxdiff.networks.resblock import ResBlock, quarter
 from jaxdiff.networks.tokens import dense
-from jaxdiff.networks.transformer2d import Transformer2D, Transformers
+from jaxdiff.networks.transformer2d import Transformer2D, TransformerConfig
 
 
 class UNet(nn.Module):
@@ -33,17 +33,18 @@ class UNet(nn.Module):
 
     Attributes:
         widths: channels by level; level i works at 1 / (patch 2^i) of the input's size.
-        blocks: residual blocks per level on the way down (one more on the way up); one number, or one for each level.
+        num_blocks: residual blocks per level on the way down (one more on the way up); one number, or one for each
+            level.
         mid_blocks: residual blocks at the bottom: 2, or 1 or 0 without attention there.
         attention: levels with attention after each residual block.
         mid_attention: attention between the two blocks at the bottom.
         mid_norm: a group norm before that attention, where there is no transformer.
         head_dim: channels per attention head; None is a single head.
-        heads: attention heads at every level, in place of head_dim; None: off.
-        base: the noise's features; None: the first of widths.
+        num_heads: attention heads at every level, in place of head_dim; None: off.
+        model_channels: the noise's features; None: the first of widths.
         emb_dim: width of the embedding; None: 4 times the noise's features.
         transformer: transformers in place of attention (and of head_dim), with cross-attention to the tokens or,
-            without token_dim, to the positions.
+            without context_dim, to the positions.
         identity_attention: stages ("down_blocks.1", "mid_block", "up_blocks.0") whose self-attention map is the
             identity, for perturbed-attention guidance: `module.clone(identity_attention=("mid_block",))` is the
             perturbed network, with the same parameters.
@@ -60,9 +61,9 @@ class UNet(nn.Module):
         time: embedding of the noise level: `Sinusoidal` or `Fourier`.
         num_classes: classes of cond["label"]; None: off.
         numeric_label: cond["label"] is float[B], e.g. the noise level of a second image, with an embedding like noise.
-        token_dim: D of cond["tokens"]; every self-attention is then followed by a cross-attention. None: off.
+        context_dim: D of cond["tokens"]; every self-attention is then followed by a cross-attention. None: off.
         token_width: D of the tokens behind a linear layer of their own; None: there is no such layer.
-        vector_dim: D of cond["vector"], which is added to the noise embedding; None: off.
+        pooled_dim: D of cond["vector"], which is added to the noise embedding; None: off.
         vector_map: number of linear layers before that, "two", "one" or "none".
         vector_concat: it is concatenated to the embedding, not added.
         guidance_dim: features of cond["guidance"], which are added to those of the noise; None: off.
@@ -70,23 +71,23 @@ class UNet(nn.Module):
         out_channels: channels of the output; None: as many as x has.
         learned_variance: return (F, frac); frac is v of Nichol and Dhariwal 2021, eq. 15, the place of the log
             variance between its bounds, mapped from the network's [-1, 1] to [0, 1] but not clipped.
-        patch: edge of the blocks that are folded into channels at the entry and unfolded at the end.
+        patch_size: edge of the blocks that are folded into channels at the entry and unfolded at the end.
         remat: what of each block the backward pass computes again: "none", "dots" (all but products) or "full".
         dtype: type of the computation (float32, bfloat16, float64); parameters are float32, the noise
             embedding and the output float32 at least.
     """
 
     widths: tuple[int, ...] = (64, 128, 256)
-    blocks: int | tuple[int, ...] = 2
+    num_blocks: int | tuple[int, ...] = 2
     mid_blocks: int = 2
     attention: tuple[int, ...] = ()
     mid_attention: bool = True
     mid_norm: bool = True
     head_dim: int | None = None
-    heads: int | None = None
-    base: int | None = None
+    num_heads: int | None = None
+    model_channels: int | None = None
     emb_dim: int | None = None
-    transformer: Transformers | None = None
+    transformer: TransformerConfig | None = None
     identity_attention: tuple[str, ...] = ()
     scale_shift: bool = False
     resample: str = "conv"
@@ -100,16 +101,16 @@ class UNet(nn.Module):
     time: Sinusoidal | Fourier = Sinusoidal()
     num_classes: int | None = None
     numeric_label: bool = False
-    token_dim: int | None = None
+    context_dim: int | None = None
     token_width: int | None = None
-    vector_dim: int | None = None
+    pooled_dim: int | None = None
     vector_map: str = "two"
     vector_concat: bool = False
     guidance_dim: int | None = None
     concat_channels: int | None = None
     out_channels: int | None = None
     learned_variance: bool = False
-    patch: int = 1
+    patch_size: int = 1
     remat: Remat = "none"
     dtype: jnp.dtype = jnp.float32
 
@@ -138,16 +139,16 @@ class UNet(nn.Module):
                 enough, or an unknown option.
         """
         cond = self._check(x, noise, cond)
-        h, skips, seen = self._encode(x, noise, cond, train)
+        h, skips, inputs = self._encode(x, noise, cond, train)
         if "residuals" in cond:
             *skips, h = _added([*skips, h], cond["residuals"])
-        return self._decode(h, skips, seen, x.shape[-1])
+        return self._decode(h, skips, inputs, x.shape[-1])
 
     def _encode(
         self, x: Array, noise: Array, cond: Mapping[str, Any], train: bool, *, hint: Array | None = None
-    ) -> tuple[Array, list[Array], "_Seen"]:
+    ) -> tuple[Array, list[Array], "_BlockInputs"]:
         """The bottom, the skips, and the inputs of all blocks; a hint is added to the first convolution's output."""
-        seen = self._seen(noise, cond, train)
+        inputs = self._block_inputs(noise, cond, train)
         h = self._enter(x, cond)
         if hint is not None:
             h = h + hint
@@ -155,23 +156,23 @@ class UNet(nn.Module):
         for level in range(len(self.widths)):
             name = f"down_blocks.{level}"
             for i in range(self.blocks_at(level)):
-                h = self._stage(h, seen, (name, i), level=level, attend=level in self.attention)
+                h = self._stage(h, inputs, (name, i), level=level, attend=level in self.attention)
                 skips.append(h)
             if level < len(self.widths) - 1:
-                h = self._resample(h, seen, f"{name}.downsamplers.0", way="down")
+                h = self._resample(h, inputs, f"{name}.downsamplers.0", direction="down")
                 skips.append(h)
-        return self._middle(h, seen), skips, seen
+        return self._middle(h, inputs), skips, inputs
 
     def _enter(self, x: Array, cond: Mapping[str, Any]) -> Array:
         """The first convolution."""
         h = x.astype(self.dtype)
         if self.concat_channels is not None:
             h = jnp.concatenate([h, cond["concat"].astype(self.dtype)], axis=-1)
-        return self._conv(self.widths[0], "conv_in")(layers.space_to_depth(h, self.patch))
+        return self._conv(self.widths[0], "conv_in")(layers.space_to_depth(h, self.patch_size))
 
-    def _seen(self, noise: Array, cond: Mapping[str, Any], train: bool) -> "_Seen":
+    def _block_inputs(self, noise: Array, cond: Mapping[str, Any], train: bool) -> "_BlockInputs":
         emb = activation(self.act)(self._embed(noise, cond))
-        return _Seen(emb, self._tokens(cond), cond.get("mask"), train)
+        return _BlockInputs(emb, self._tokens(cond), cond.get("mask"), train)
 
     def _tokens(self, cond: Mapping[str, Any]) -> Array | None:
         """The tokens that attention is to."""
@@ -181,36 +182,40 @@ class UNet(nn.Module):
 
     def blocks_at(self, level: int) -> int:
         """Residual blocks of a level on the way down."""
-        return self.blocks if isinstance(self.blocks, int) else self.blocks[level]
+        return self.num_blocks if isinstance(self.num_blocks, int) else self.num_blocks[level]
 
-    def _middle(self, h: Array, seen: "_Seen") -> Array:
+    def _middle(self, h: Array, inputs: "_BlockInputs") -> Array:
         if self.mid_blocks > 0:
-            h = self._stage(h, seen, ("mid_block", 0), level=-1, attend=self.mid_attention and self.mid_blocks > 1)
+            h = self._stage(h, inputs, ("mid_block", 0), level=-1, attend=self.mid_attention and self.mid_blocks > 1)
         if self.mid_blocks > 1:
-            h = self._block(h, seen, "mid_block.resnets.1", width=self.widths[-1])
+            h = self._block(h, inputs, "mid_block.resnets.1", width=self.widths[-1])
         return h
 
-    def _decode(self, h: Array, skips: list[Array], seen: "_Seen", channels: int) -> Array | tuple[Array, Array]:
+    def _decode(
+        self, h: Array, skips: list[Array], inputs: "_BlockInputs", channels: int
+    ) -> Array | tuple[Array, Array]:
         """The output, given the bottom and the skips, of which the last comes first."""
         for level in reversed(range(len(self.widths))):
             name = f"up_blocks.{len(self.widths) - 1 - level}"
             for i in range(self.blocks_at(level) + 1):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
-                h = self._stage(h, seen, (name, i), level=level, attend=level in self.attention)
+                h = self._stage(h, inputs, (name, i), level=level, attend=level in self.attention)
             if level > 0:
-                h = self._resample(h, seen, f"{name}.upsamplers.0", way="up", size=skips[-1].shape[1:-1])
+                h = self._resample(h, inputs, f"{name}.upsamplers.0", direction="up", size=skips[-1].shape[1:-1])
         return self._output(h, channels)
 
     def _conv(self, features: int, name: str, **options) -> Conv:
         return Conv(features, dtype=self.dtype, name=name, **options)
 
-    def _block(self, h: Array, seen: "_Seen", name: str, *, width: int, way: str | None = None, **more: Any) -> Array:
+    def _block(
+        self, h: Array, inputs: "_BlockInputs", name: str, *, width: int, direction: str | None = None, **more: Any
+    ) -> Array:
         block = rematted(ResBlock, self.remat)
         return block(
             width,
             scale_shift=self.scale_shift,
-            resample=way,
-            dropout=self.dropout if seen.train else 0.0,
+            resample=direction,
+            dropout=self.dropout if inputs.train else 0.0,
             groups=self.groups,
             eps=self.eps,
             dtype=self.dtype,
@@ -218,31 +223,31 @@ class UNet(nn.Module):
             divide=self.mid_divide if name.startswith("mid_block") else self.divide,
             name=name,
             **more,
-        )(h, seen.emb)
+        )(h, inputs.emb)
 
-    def _stage(self, h: Array, seen: "_Seen", place: tuple[str, int], *, level: int, attend: bool) -> Array:
+    def _stage(self, h: Array, inputs: "_BlockInputs", place: tuple[str, int], *, level: int, attend: bool) -> Array:
         """A residual block and its attention; level -1 is the bottom."""
         name, index = place
-        h = self._block(h, seen, f"{name}.resnets.{index}", width=self.widths[level])
+        h = self._block(h, inputs, f"{name}.resnets.{index}", width=self.widths[level])
         if not attend:
             return h
-        return self._attention(h, seen, place, level)
+        return self._attention(h, inputs, place, level)
 
-    def _attention(self, h: Array, seen: "_Seen", place: tuple[str, int], level: int) -> Array:
+    def _attention(self, h: Array, inputs: "_BlockInputs", place: tuple[str, int], level: int) -> Array:
         name, index = place
         own, identity = f"{name}.attentions.{index}", name in self.identity_attention
         if self.transformer is not None:
             depth = self.transformer.blocks(level, index, up=name.startswith("up_blocks"))
             block = self._transformer(self.transformer, own, level=level, depth=depth, identity=identity)
-            return block(h, seen.tokens, seen.mask)
+            return block(h, inputs.tokens, inputs.mask)
         h = self._attend(own, level, identity=identity)(h)
-        if self.token_dim is None:
+        if self.context_dim is None:
             return h
-        return self._attend(f"{name}.cross_attentions.{index}", level)(h, seen.tokens, seen.mask)
+        return self._attend(f"{name}.cross_attentions.{index}", level)(h, inputs.tokens, inputs.mask)
 
     def _attend(self, name: str, level: int, *, identity: bool = False) -> Attention:
         attention = rematted(Attention, self.remat)
-        head_dim = self.head_dim if self.heads is None else self.widths[level] // self.heads
+        head_dim = self.head_dim if self.num_heads is None else self.widths[level] // self.num_heads
         norm, divide = (self.mid_norm, self.mid_divide) if level == -1 else (True, 1.0)
         return attention(
             head_dim, self._groups(level), self.eps, self.dtype, identity, norm=norm, divide=divide, name=name
@@ -254,10 +259,12 @@ class UNet(nn.Module):
     def _groups_of(self, width: int) -> int:
         return quarter(width) if self.groups is None else self.groups
 
-    def _transformer(self, config: Transformers, name: str, *, level: int, depth: int, identity: bool) -> Transformer2D:
+    def _transformer(
+        self, config: TransformerConfig, name: str, *, level: int, depth: int, identity: bool
+    ) -> Transformer2D:
         return Transformer2D(
             depth,
-            config.heads[level],
+            config.num_heads[level],
             linear=config.linear,
             cross_only=level in config.cross_only,
             identity=identity,
@@ -267,20 +274,22 @@ class UNet(nn.Module):
             name=name,
         )
 
-    def _resample(self, h: Array, seen: "_Seen", name: str, *, way: str, size: Sequence[int] | None = None) -> Array:
+    def _resample(
+        self, h: Array, inputs: "_BlockInputs", name: str, *, direction: str, size: Sequence[int] | None = None
+    ) -> Array:
         width = h.shape[-1]
         if self.resample == "resblock":
-            return self._block(h, seen, name, width=width, way=way)
+            return self._block(h, inputs, name, width=width, direction=direction)
         if self.resample == "pool":
-            return layers.downsample(h) if way == "down" else layers.upsample(h)
-        if way == "down":
+            return layers.downsample(h) if direction == "down" else layers.upsample(h)
+        if direction == "down":
             return Downsample(width, pad=self.down_pad, dtype=self.dtype, name=name)(h)
         return Upsample(width, dtype=self.dtype, name=name)(h, size)
 
     def _embed(self, noise: Array, cond: Mapping[str, Any]) -> Array:
-        base = self.widths[0] if self.base is None else self.base
+        base = self.widths[0] if self.model_channels is None else self.model_channels
         dim = 4 * base if self.emb_dim is None else self.emb_dim
-        dtype = wide(self.dtype)
+        dtype = at_least_float32(self.dtype)
         features = self._features(noise.astype(dtype), base)
         if self.guidance_dim is not None:
             # As the guidance-distilled networks have it (Luo et al. 2023, arXiv:2310.04378, sec. 4.2).
@@ -293,7 +302,7 @@ class UNet(nn.Module):
         if self.numeric_label:
             label = self._features(cond["label"].astype(dtype), base)
             emb = emb + EmbeddingMLP(dim, self.dtype, self.act, name="class_embedding")(label)
-        if self.vector_dim is None:
+        if self.pooled_dim is None:
             return emb
         vector = self._vector(cond["vector"].astype(dtype), dim)
         return jnp.concatenate([emb, vector], axis=-1) if self.vector_concat else emb + vector
@@ -310,10 +319,10 @@ class UNet(nn.Module):
 
     def _output(self, h: Array, channels: int) -> Array | tuple[Array, Array]:
         channels = channels if self.out_channels is None else self.out_channels
-        features = channels * (2 if self.learned_variance else 1) * self.patch ** (h.ndim - 2)
+        features = channels * (2 if self.learned_variance else 1) * self.patch_size ** (h.ndim - 2)
         h = activation(self.act)(GroupNorm(self._groups(0), self.eps, name="conv_norm_out")(h))
-        h = self._conv(features, "conv_out", zero=True)(h).astype(wide(self.dtype))
-        return split_output(layers.depth_to_space(h, self.patch), self.learned_variance)
+        h = self._conv(features, "conv_out", zero=True)(h).astype(at_least_float32(self.dtype))
+        return split_output(layers.depth_to_space(h, self.patch_size), self.learned_variance)
 
     def _attending(self) -> list[str]:
         """The stages with self-attention, from the input to the output."""
@@ -322,8 +331,10 @@ class UNet(nn.Module):
         return [*(f"down_blocks.{i}" for i in levels), *mid, *(f"up_blocks.{bottom - i}" for i in reversed(levels))]
 
     def _check(self, x: Array, noise: Array, cond: Mapping[str, Any] | None) -> Mapping[str, Any]:
-        if not isinstance(self.blocks, int) and len(self.blocks) != len(self.widths):
-            raise ValueError(f"blocks must be one number or {len(self.widths)}, one for each level, got {self.blocks}")
+        if not isinstance(self.num_blocks, int) and len(self.num_blocks) != len(self.widths):
+            raise ValueError(
+                f"blocks must be one number or {len(self.widths)}, one for each level, got {self.num_blocks}"
+            )
         if self.vector_map not in ("two", "one", "none"):
             raise ValueError(f"vector_map must be 'two', 'one' or 'none', got {self.vector_map!r}")
         if self.num_classes is not None and self.numeric_label:
@@ -332,8 +343,10 @@ class UNet(nn.Module):
             raise ValueError(f"resample must be 'conv', 'pool' or 'resblock', got {self.resample!r}")
         if any(not 0 <= level < len(self.widths) for level in self.attention):
             raise ValueError(f"attention names levels 0..{len(self.widths) - 1}, got {self.attention}")
-        if self.heads is not None and (self.head_dim is not None or any(w % self.heads for w in self.widths)):
-            raise ValueError(f"heads must divide all widths, head_dim be None, got {self.heads} and {self.head_dim}")
+        if self.num_heads is not None and (self.head_dim is not None or any(w % self.num_heads for w in self.widths)):
+            raise ValueError(
+                f"heads must divide all widths, head_dim be None, got {self.num_heads} and {self.head_dim}"
+            )
         attending = self._attending()
         if not set(self.identity_attention) <= set(attending):
             raise ValueError(
@@ -354,10 +367,10 @@ class UNet(nn.Module):
 
     def _check_size(self, shape: tuple[int, ...]) -> None:
         halvings = len(self.widths) - 1
-        layers.check_divisible(shape, self.patch * (1 if self.resample == "conv" else 2**halvings))
+        layers.check_divisible(shape, self.patch_size * (1 if self.resample == "conv" else 2**halvings))
         least = 2**halvings if sum(self.down_pad) < 2 else 1
-        if self.resample == "conv" and min(shape[1:-1]) < self.patch * least:
-            raise ValueError(f"every spatial size must be at least {self.patch * least}, got shape {shape}")
+        if self.resample == "conv" and min(shape[1:-1]) < self.patch_size * least:
+            raise ValueError(f"every spatial size must be at least {self.patch_size * least}, got shape {shape}")
 
     def _shapes(self, x: Array, cond: Mapping[str, Any]) -> dict[str, Shape]:
         """Shapes of the conditions."""
@@ -365,9 +378,9 @@ class UNet(nn.Module):
             x,
             cond,
             num_classes=self.num_classes,
-            context_dim=self.token_dim,
+            context_dim=self.context_dim,
             mask=True,
-            pooled_dim=self.vector_dim,
+            pooled_dim=self.pooled_dim,
             guidance=self.guidance_dim is not None,
             concat_channels=self.concat_channels,
         )
@@ -383,7 +396,7 @@ def _added(values: Sequence[Array], residuals: Sequence[Array]) -> list[Array]:
     return [v + r.astype(v.dtype) for v, r in zip(values, residuals, strict=True)]
 
 
-class _Seen(NamedTuple):
+class _BlockInputs(NamedTuple):
     """Inputs of all blocks of a call."""
 
     emb: Array

@@ -17,9 +17,9 @@ from jaxdiff.networks.apply import check_cond, cond_shapes
 from jaxdiff.networks.attention import attend, split_heads, visible
 from jaxdiff.networks.embed import ClassEmbedding, Sinusoidal
 from jaxdiff.networks.initializers import table_init
-from jaxdiff.networks.layers import Conv, depth_to_space, wide
+from jaxdiff.networks.layers import Conv, at_least_float32, depth_to_space
 from jaxdiff.networks.remat import Remat, rematted
-from jaxdiff.networks.tokens import LayerNorm, check_patches, dense, stacked
+from jaxdiff.networks.tokens import LayerNorm, check_patches, dense, scan_layers
 from jaxdiff.sharding import constrain_tokens
 
 
@@ -27,13 +27,13 @@ class Block(nn.Module):
     """Attention and feed-forward after norms (Vaswani et al. 2017), before which a skip may join (sec. 3.1).
 
     Attributes:
-        heads: of the attention; divides the width.
-        ratio: width of the feed-forward's inner layer over that of the tokens.
+        num_heads: of the attention; divides the width.
+        mlp_ratio: width of the feed-forward's inner layer over that of the tokens.
         dtype: type of the computation.
     """
 
-    heads: int
-    ratio: int = 4
+    num_heads: int
+    mlp_ratio: int = 4
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -43,9 +43,9 @@ class Block(nn.Module):
         if skip is not None:
             x = dense(width, self.dtype, "skip_linear")(jnp.concatenate([x, skip], axis=-1))
         qkv = dense(3 * width, self.dtype, "attn.qkv", bias=False)(LayerNorm(name="norm1")(x))
-        q, k, v = (split_heads(a, self.heads) for a in jnp.split(qkv, 3, axis=-1))
+        q, k, v = (split_heads(a, self.num_heads) for a in jnp.split(qkv, 3, axis=-1))
         x = x + dense(width, self.dtype, "attn.proj")(attend(q, k, v, mask=mask).reshape(x.shape))
-        h = dense(self.ratio * width, self.dtype, "mlp.fc1")(LayerNorm(name="norm2")(x))
+        h = dense(self.mlp_ratio * width, self.dtype, "mlp.fc1")(LayerNorm(name="norm2")(x))
         x = x + dense(width, self.dtype, "mlp.fc2")(jax.nn.gelu(h, approximate=False))
         return x, x
 
@@ -59,12 +59,12 @@ class UViT(nn.Module):
     Attributes:
         width: of the tokens.
         layers: blocks in both halves together, even; one more is between them.
-        heads: of the attention; divides the width.
-        patch: edge of a patch.
-        ratio: width of the feed-forward's inner layer over that of the tokens.
+        num_heads: of the attention; divides the width.
+        patch_size: edge of a patch.
+        mlp_ratio: width of the feed-forward's inner layer over that of the tokens.
         time: embedding of the noise level.
         num_classes: classes of cond["label"]; None: off.
-        token_dim: D' of cond["tokens"]; None: off.
+        context_dim: D' of cond["tokens"]; None: off.
         conv: a convolution of size 3 on the assembled image, the last layer.
         remat: what of each block the backward pass computes again: "none", "dots" (all but products) or "full".
         unroll: blocks per turn of the loops over them.
@@ -74,12 +74,12 @@ class UViT(nn.Module):
 
     width: int = 512
     layers: int = 12
-    heads: int = 8
-    patch: int = 2
-    ratio: int = 4
+    num_heads: int = 8
+    patch_size: int = 2
+    mlp_ratio: int = 4
     time: Sinusoidal = Sinusoidal()
     num_classes: int | None = None
-    token_dim: int | None = None
+    context_dim: int | None = None
     conv: bool = True
     remat: Remat = "dots"
     unroll: int = 1
@@ -106,29 +106,31 @@ class UViT(nn.Module):
                 number of tokens than the parameters have positions for.
         """
         cond = self._check(x, noise, cond)
-        patches = Conv(self.width, self.patch, self.patch, (0, 0), dtype=self.dtype, name="patch_embed.proj")(x)
+        patches = Conv(self.width, self.patch_size, self.patch_size, (0, 0), dtype=self.dtype, name="patch_embed.proj")(
+            x
+        )
         grid = patches.shape[1:-1]
         patches = patches.reshape(x.shape[0], -1, self.width)
         h, mask = self._tokens(patches, noise, cond)
 
-        kind, half = (self.heads, self.ratio, self.dtype), self.layers // 2
-        h, skips = stacked(Block, half, remat=self.remat, unroll=self.unroll)(*kind, name="in_blocks.*")(h, mask)
+        kind, half = (self.num_heads, self.mlp_ratio, self.dtype), self.layers // 2
+        h, skips = scan_layers(Block, half, remat=self.remat, unroll=self.unroll)(*kind, name="in_blocks.*")(h, mask)
         h, _ = rematted(Block, self.remat)(*kind, name="mid_block")(h, mask)
         h, _ = _joined(half, self.remat, self.unroll)(*kind, name="out_blocks.*")(h, mask, skips[::-1])
 
         h = LayerNorm(name="norm")(h[:, -patches.shape[1] :])
-        h = dense(x.shape[-1] * self.patch ** len(grid), self.dtype, "decoder_pred")(h)
-        h = depth_to_space(h.reshape(x.shape[0], *grid, -1), self.patch)
+        h = dense(x.shape[-1] * self.patch_size ** len(grid), self.dtype, "decoder_pred")(h)
+        h = depth_to_space(h.reshape(x.shape[0], *grid, -1), self.patch_size)
         if self.conv:
             h = Conv(x.shape[-1], dtype=self.dtype, name="final_layer")(h)
-        return h.astype(wide(self.dtype))
+        return h.astype(at_least_float32(self.dtype))
 
     def _tokens(self, patches: Array, noise: Array, cond: Mapping[str, Array]) -> tuple[Array, Array | None]:
         """Tokens of class, noise level, context and patches, in this order, with their positions; and their mask."""
-        high = wide(self.dtype)
+        high = at_least_float32(self.dtype)
         parts = [self.time(noise.astype(high), self.width)[:, None], patches]
         mask = None
-        if self.token_dim is not None:
+        if self.context_dim is not None:
             context = cond["tokens"].astype(self.dtype)
             if "mask" in cond:
                 context = visible(context, cond["mask"])
@@ -150,18 +152,18 @@ class UViT(nn.Module):
                 raise ValueError(f"the parameters have positions for {made} tokens, got {count}")
 
     def _check(self, x: Array, noise: Array, cond: Mapping[str, Array] | None) -> Mapping[str, Array]:
-        check_patches(x, self.patch)
-        if self.layers % 2 or self.width % self.heads:
+        check_patches(x, self.patch_size)
+        if self.layers % 2 or self.width % self.num_heads:
             raise ValueError(
-                f"layers must be even and heads divide the width, got {self.layers} layers, {self.heads} heads and "
+                f"layers must be even and heads divide the width, got {self.layers} layers, {self.num_heads} heads and "
                 f"width {self.width}"
             )
-        shapes = cond_shapes(x, cond, num_classes=self.num_classes, context_dim=self.token_dim, mask=True)
+        shapes = cond_shapes(x, cond, num_classes=self.num_classes, context_dim=self.context_dim, mask=True)
         return check_cond(x, noise, cond, shapes)
 
 
 def _joined(layers: int, remat: Remat, unroll: int) -> type[nn.Module]:
-    """`stacked` blocks of which each gets a skip of its own, [layers, B, N, D]."""
+    """`scan_layers` blocks of which each gets a skip of its own, [layers, B, N, D]."""
     return nn.scan(
         rematted(Block, remat, in_loop=True),
         variable_axes={"params": 0},
@@ -178,10 +180,10 @@ def _positions_init(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Ar
 
 def uvit_s_2_cifar10(**changes) -> UViT:
     """U-ViT-S/2 of Bao et al. 2022, table 1, for CIFAR-10: 44 million parameters at 32x32x3."""
-    return UViT(**{"width": 512, "layers": 12, "heads": 8} | changes)
+    return UViT(**{"width": 512, "layers": 12, "num_heads": 8} | changes)
 
 
 def uvit_h_2_imagenet256(**changes) -> UViT:
     """U-ViT-H/2 of Bao et al. 2022, table 1, for latents 32x32x4 of ImageNet: 501 million parameters."""
-    size: dict[str, Any] = {"width": 1152, "layers": 28, "heads": 16, "num_classes": 1000, "conv": False}
+    size: dict[str, Any] = {"width": 1152, "layers": 28, "num_heads": 16, "num_classes": 1000, "conv": False}
     return UViT(**size | changes)

@@ -30,11 +30,11 @@ from jaxdiff.networks.tokens import (
     modulated_norm,
     modulations,
     qkv,
+    scan_layers,
     sines,
-    stacked,
 )
 from jaxdiff.networks.unet import UNet
-from jaxdiff.sharding import weight
+from jaxdiff.sharding import gathered_weight
 
 # Conditions with a value for each frame; the others hold for all frames of a video.
 FRAMED = ("concat", "residuals")
@@ -142,7 +142,7 @@ class _AlongTime(nn.Module):
         # In two dimensions, all positions in one: every backend is quick at those.
         y = jax.lax.conv_general_dilated(
             x.astype(self.dtype).reshape(*x.shape[:2], -1, channels),
-            weight((*self.path, "kernel"), kernel, self.dtype)[:, 0],
+            gathered_weight((*self.path, "kernel"), kernel, self.dtype)[:, 0],
             (1, 1),
             [(1, 1), (0, 0)],
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
@@ -159,12 +159,12 @@ class MotionBlock(nn.Module):
     """Two attentions among frames and a gated feed-forward, after norms; positions enter the attentions alone.
 
     Attributes:
-        heads: of both attentions; divides the width.
+        num_heads: of both attentions; divides the width.
         dtype: type of the computation.
         positions: False leaves the positions out.
     """
 
-    heads: int
+    num_heads: int
     dtype: jnp.dtype = jnp.float32
     positions: bool = True
 
@@ -177,7 +177,7 @@ class MotionBlock(nn.Module):
             h = LayerNorm(name=f"norm{i}")(x)
             h = h + positions if self.positions else h
             names = [f"attn{i}.to_{a}" for a in "qkv"]
-            q, k, v = qkv(h, names, heads=self.heads, dtype=self.dtype, bias=False)
+            q, k, v = qkv(h, names, num_heads=self.num_heads, dtype=self.dtype, bias=False)
             x = x + dense(width, self.dtype, f"attn{i}.to_out.0")(attend(q, k, v).reshape(x.shape))
         return x + geglu(LayerNorm(name="norm3")(x), self.dtype, "ff"), None
 
@@ -187,7 +187,7 @@ class Motion(nn.Module):
 
     Attributes:
         depth: blocks.
-        heads: of the attentions; divides C.
+        num_heads: of the attentions; divides C.
         groups: of the group norm, whose means run over the whole video; its epsilon is 1e-6.
         remat: what of each block the backward pass computes again: "none", "dots" (all but products) or "full".
         dtype: type of the computation.
@@ -196,7 +196,7 @@ class Motion(nn.Module):
     """
 
     depth: int = 1
-    heads: int = 8
+    num_heads: int = 8
     groups: int = 32
     remat: Remat = "dots"
     dtype: jnp.dtype = jnp.float32
@@ -212,13 +212,13 @@ class Motion(nn.Module):
         """
         channels = x.shape[-1]
         width = channels if self.width is None else self.width
-        if width % self.heads:
-            raise ValueError(f"heads must divide the channels, got {self.heads} heads for {width} channels")
+        if width % self.num_heads:
+            raise ValueError(f"heads must divide the channels, got {self.num_heads} heads for {width} channels")
         h = jnp.moveaxis(GroupNorm(self.groups, 1e-6, name="norm")(x), 1, 3)
         shape = h.shape  # [B, H, W, T, C]
         h = dense(width, self.dtype, "proj_in")(h.reshape(-1, *shape[3:]))
-        block = stacked(MotionBlock, self.depth, remat=self.remat)
-        h, _ = block(self.heads, self.dtype, self.positions, name="transformer_blocks.*")(h)
+        block = scan_layers(MotionBlock, self.depth, remat=self.remat)
+        h, _ = block(self.num_heads, self.dtype, self.positions, name="transformer_blocks.*")(h)
         h = dense(channels, self.dtype, "proj_out", zero=True)(h)
         return x + jnp.moveaxis(h.reshape(shape), 3, 1)
 
@@ -229,13 +229,13 @@ class VideoUNet(UNet):
     Attributes, in addition to those of `UNet`:
         frames: T. Parameters do not depend on it: `module.clone(frames=32)` takes the same.
         motion_depth: blocks of each transformer along time.
-        motion_heads: of their attentions.
+        motion_num_heads: of their attentions.
         temporal_conv: convolutions along time before each of these transformers.
     """
 
     frames: int = 16
     motion_depth: int = 1
-    motion_heads: int = 8
+    motion_num_heads: int = 8
     temporal_conv: bool = False
 
     def __call__(self, x: Array, noise: Array, cond: Mapping[str, Array] | None = None, *, train: bool = False) -> Any:
@@ -243,18 +243,18 @@ class VideoUNet(UNet):
         check_frames(x, self.frames)
         return unfold(super().__call__(*fold(x, noise, cond), train=train), x)
 
-    def _stage(self, h: Array, seen: Any, place: tuple[str, int], **options: Any) -> Array:
-        h = super()._stage(h, seen, place, **options)
+    def _stage(self, h: Array, inputs: Any, place: tuple[str, int], **options: Any) -> Array:
+        h = super()._stage(h, inputs, place, **options)
         name, index = place
         video = h.reshape(-1, self.frames, *h.shape[1:])
         if self.temporal_conv:
             convs = TemporalConv(
                 self._groups(options["level"]), self.dropout, self.dtype, name=f"{name}.temp_convs.{index}"
             )
-            video = convs(video, train=seen.train)
+            video = convs(video, train=inputs.train)
         motion = Motion(
             self.motion_depth,
-            self.motion_heads,
+            self.motion_num_heads,
             self._groups(options["level"]),
             self.remat,
             self.dtype,
@@ -276,11 +276,11 @@ class SpaceTimeBlock(Block):
     frames: int = 1
 
     @nn.compact
-    def __call__(self, x: Array, seen: Any) -> tuple[Array, Array | None]:
+    def __call__(self, x: Array, inputs: Any) -> tuple[Array, Array | None]:
         """Map tokens x[B T, N, D] to the same shape, as `dit.Block` does."""
-        x, own = super().__call__(x, seen)
-        emb = seen.emb if own is None else own
-        block = TemporalBlock(self.heads, self.ratio, self.dtype, name="temporal")
+        x, own = super().__call__(x, inputs)
+        emb = inputs.emb if own is None else own
+        block = TemporalBlock(self.num_heads, self.mlp_ratio, self.dtype, name="temporal")
         video = x.reshape(-1, self.frames, *x.shape[1:])
         return block(video, emb[:: self.frames]).reshape(x.shape), own
 
@@ -289,13 +289,13 @@ class TemporalBlock(nn.Module):
     """Attention among the frames at each position and feed-forward, gated by the condition, from zero.
 
     Attributes:
-        heads: of the attention; divides the width.
-        ratio: width of the feed-forward's inner layer over that of the tokens.
+        num_heads: of the attention; divides the width.
+        mlp_ratio: width of the feed-forward's inner layer over that of the tokens.
         dtype: type of the computation.
     """
 
-    heads: int
-    ratio: int = 4
+    num_heads: int
+    mlp_ratio: int = 4
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -308,11 +308,11 @@ class TemporalBlock(nn.Module):
         flat = x.reshape(batch, -1, width)
         positions = jnp.asarray(frame_positions(frames, width), self.dtype)[None, :, None]
         h = (modulated_norm(flat, shift, scale).reshape(x.shape) + positions).swapaxes(1, 2).reshape(-1, frames, width)
-        q, k, v = qkv(h, [f"attn1.to_{a}" for a in "qkv"], heads=self.heads, dtype=self.dtype)
+        q, k, v = qkv(h, [f"attn1.to_{a}" for a in "qkv"], num_heads=self.num_heads, dtype=self.dtype)
         h = dense(width, self.dtype, "attn1.to_out.0")(attend(q, k, v).reshape(h.shape))
         flat = flat + gate * h.reshape(batch, -1, frames, width).swapaxes(1, 2).reshape(flat.shape)
         h = modulated_norm(flat, shift2, scale2)
-        flat = flat + gate2 * FeedForward(self.ratio * width, dtype=self.dtype, name="ff")(h)
+        flat = flat + gate2 * FeedForward(self.mlp_ratio * width, dtype=self.dtype, name="ff")(h)
         return flat.reshape(x.shape)
 
 

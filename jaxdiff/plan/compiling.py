@@ -18,7 +18,7 @@ from jaxdiff.experiment import Experiment
 from jaxdiff.plan import flops, hlo
 from jaxdiff.sampler import sampler
 from jaxdiff.seeds import seed_key
-from jaxdiff.sharding import batch_sharding, on, shard_params
+from jaxdiff.sharding import batch_sharding, shard_params, use_mesh
 
 _OOM = re.compile(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)")
 _UNITS = {unit: 1024**power for power, unit in enumerate(("", "K", "M", "G", "T"))}
@@ -68,7 +68,7 @@ def train_step(experiment: Experiment, mesh: Mesh) -> Program:
     """Compile the train step of `jaxdiff train`.
 
     Args:
-        experiment: made within `on(mesh)`, so that it computes in the precision of the mesh's devices.
+        experiment: made within `use_mesh(mesh)`, so that it computes in the precision of the mesh's devices.
         mesh: of real, simulated or described devices.
 
     Raises:
@@ -77,7 +77,7 @@ def train_step(experiment: Experiment, mesh: Mesh) -> Program:
     part = experiment.training
     _check_batch(part.batch, mesh)
     begun = time.perf_counter()
-    state = train.abstract(
+    state = train.state_shapes(
         experiment.model.init, part.optimizer, mesh, ema=part.ema, ema_memory=part.ema_memory, averaged=part.averaged
     )
     batch = _described_batch(part.batch_spec, part.batch, mesh)
@@ -87,14 +87,14 @@ def train_step(experiment: Experiment, mesh: Mesh) -> Program:
         part.optimizer,
         key=seed_key(experiment.seed),
         ema=part.ema,
-        accumulate=part.accumulate,
+        grad_accum_steps=part.grad_accum_steps,
         frozen=frozen,
         given=part.given,
         averaged=part.averaged,
     )
     context = frozen if part.given is None else jax.eval_shape(part.given, state, frozen)
     params = state.params if context is None else (state.params, context)
-    with on(mesh):
+    with use_mesh(mesh):
         once = jax.make_jaxpr(part.loss)(params, jax.random.key(0), batch)
         gradient = jax.make_jaxpr(jax.grad(part.loss, has_aux=True))(params, jax.random.key(0), batch)
         lowered = step.lower(state, batch)
@@ -107,7 +107,7 @@ def sampling(experiment: Experiment, mesh: Mesh) -> Program:
     """Compile the sampler that `jaxdiff sample` would run, drawing `experiment.training.batch` examples at a time.
 
     Args:
-        experiment: made within `on(mesh)`.
+        experiment: made within `use_mesh(mesh)`.
         mesh: of real, simulated or described devices.
 
     Raises:
@@ -116,12 +116,12 @@ def sampling(experiment: Experiment, mesh: Mesh) -> Program:
     part = experiment.training
     _check_batch(part.batch, mesh)
     begun = time.perf_counter()
-    average = train.abstract(experiment.model.init, part.optimizer, mesh, averaged=part.averaged).ema
+    average = train.state_shapes(experiment.model.init, part.optimizer, mesh, averaged=part.averaged).ema
     frozen = experiment.model.frozen
     params = average if frozen is None else (average, _described(frozen, mesh))
     keys = jax.ShapeDtypeStruct((part.batch,), jax.random.key(0).dtype, sharding=batch_sharding(mesh))
     cond = _described_batch(experiment.condition.spec, part.batch, mesh)
-    with on(mesh):
+    with use_mesh(mesh):
         arguments = params, keys, cond, experiment.sampling.guidance
         generate = sampler(experiment.model, experiment.sampling, experiment.condition, experiment.medium, mesh=mesh)
         traced = flops.of_jaxpr(jax.make_jaxpr(generate)(*arguments))

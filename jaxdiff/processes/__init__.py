@@ -6,7 +6,7 @@ an array of times, `process(ts)` with decreasing `ts` is a grid to sample on. Nu
 `t_max` and `t_min` are its noisiest and its cleanest time, for grids and losses that are given none.
 """
 
-from jaxdiff.processes.base import Process
+from jaxdiff.processes.base import AutodiffSDE, Process, UnitTime
 from jaxdiff.processes.continuous import EDM, VE, VP, Cosine, Flow, Laplace, Sigmoid, SubVP
 from jaxdiff.processes.discrete import Discrete
 from jaxdiff.processes.learned import Learned
@@ -16,6 +16,7 @@ __all__ = [
     "EDM",
     "VE",
     "VP",
+    "AutodiffSDE",
     "Cosine",
     "Discrete",
     "Flow",
@@ -25,4 +26,5 @@ __all__ = [
     "Shifted",
     "Sigmoid",
     "SubVP",
+    "UnitTime",
 ]

@@ -11,7 +11,7 @@ from jax import Array
 from jaxdiff.checks import check_function, describe
 from jaxdiff.levels import Level, safe_sqrt
 
-__all__ = ["Differentiated", "Process", "UnitTime", "check_process", "level_vp", "time_range", "to_float"]
+__all__ = ["AutodiffSDE", "Process", "UnitTime", "check_process", "time_range", "to_float", "vp_level"]
 
 
 class Process(Protocol):
@@ -41,7 +41,7 @@ class UnitTime:
     t_max: ClassVar[float] = 1.0
 
 
-class Differentiated:
+class AutodiffSDE:
     """`sde` by differentiating alpha and sigma: f = alpha'/alpha, g^2 = (sigma^2)' - 2 f sigma^2."""
 
     def sde(self, t: Array) -> tuple[Array, Array]:
@@ -80,7 +80,7 @@ def time_range(process: Process, start: Any = None, end: Any = None) -> tuple[An
     return start, end
 
 
-def level_vp(t: Array, lam: Array) -> Level:
+def vp_level(t: Array, lam: Array) -> Level:
     """The variance-preserving level of a log(alpha / sigma): alpha^2 = logistic(2 lam)."""
     return Level(t, safe_sqrt(jax.nn.sigmoid(2 * lam)), safe_sqrt(jax.nn.sigmoid(-2 * lam)))
 

@@ -12,7 +12,7 @@ from jax import Array
 
 from jaxdiff.checks import concrete
 from jaxdiff.levels import Level, safe_sqrt
-from jaxdiff.processes.base import Differentiated, UnitTime, to_float
+from jaxdiff.processes.base import AutodiffSDE, UnitTime, to_float
 
 __all__ = ["EDM", "VE", "VP", "Cosine", "Flow", "Laplace", "Sigmoid", "SubVP"]
 
@@ -211,7 +211,7 @@ class Sigmoid(UnitTime):
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Laplace(Differentiated, UnitTime):
+class Laplace(AutodiffSDE, UnitTime):
     """Variance preserving, with log SNR of a Laplace law over uniform t (Hang et al. 2024, arXiv:2407.03297, table 1).
 
     Most times are of a middle noise, about log SNR = mu: a schedule to train by, also for a network that is told and

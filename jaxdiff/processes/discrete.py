@@ -13,14 +13,14 @@ from jax import Array
 
 from jaxdiff.checks import concrete, is_traced
 from jaxdiff.levels import Level, safe_log
-from jaxdiff.processes.base import Differentiated, level_vp, to_float
+from jaxdiff.processes.base import AutodiffSDE, to_float, vp_level
 
 __all__ = ["Discrete"]
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
-class Discrete(Differentiated):
+class Discrete(AutodiffSDE):
     """A table of betas: the discrete-time DDPM, t = 1..T, with t = 0 the clean data.
 
     Integer times read the table. Fractional ones interpolate lam (Karras et al. 2022, appendix C.3.4), and where an end
@@ -62,7 +62,7 @@ class Discrete(Differentiated):
         inner = lam[i] + w * (lam[i + 1] - lam[i])
         first = -safe_log(jnp.where(i == 0, w, 1))  # sigma / alpha is linear from 0
         final = safe_log(1 - jnp.where(last, w, 0))  # alpha / sigma is linear to 0
-        return level_vp(t, inner + first + final)
+        return vp_level(t, inner + first + final)
 
     def time(self, lam: Array) -> Array:
         lam = to_float(lam)

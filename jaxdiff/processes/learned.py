@@ -10,14 +10,14 @@ from jax import Array
 
 from jaxdiff.checks import concrete
 from jaxdiff.levels import Level
-from jaxdiff.processes.base import Differentiated, UnitTime, level_vp, to_float
+from jaxdiff.processes.base import AutodiffSDE, UnitTime, to_float, vp_level
 
 __all__ = ["Learned"]
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
-class Learned(Differentiated, UnitTime):
+class Learned(AutodiffSDE, UnitTime):
     """Variance preserving with a learned monotone log-SNR whose ends stay (after Kingma et al. 2021, section 5.1).
 
     lam falls from lam_max at t = 0 to lam_min at t = 1 through K straight pieces over equal times, each a learned
@@ -36,7 +36,7 @@ class Learned(Differentiated, UnitTime):
     def __call__(self, t: Array) -> Level:
         t = to_float(t)
         lam_max, lam_min = self._ends()
-        return level_vp(t, lam_max + (lam_min - lam_max) * jnp.interp(t, *self._knots()))
+        return vp_level(t, lam_max + (lam_min - lam_max) * jnp.interp(t, *self._knots()))
 
     def time(self, lam: Array) -> Array:
         lam_max, lam_min = self._ends()

@@ -10,7 +10,7 @@ from jax import Array
 
 from jaxdiff.checks import concrete
 from jaxdiff.levels import Level
-from jaxdiff.processes.base import Differentiated, Process, to_float
+from jaxdiff.processes.base import AutodiffSDE, Process, to_float
 from jaxdiff.processes.discrete import Discrete
 from jaxdiff.processes.learned import Learned
 
@@ -19,7 +19,7 @@ __all__ = ["Shifted"]
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Shifted(Differentiated):
+class Shifted(AutodiffSDE):
     """Another process with its noise scaled: sigma / alpha is `shift` times as large at the same t.
 
     For a resolution d times the side of the one that the base was tuned for, shift = d keeps the signal-to-noise ratio

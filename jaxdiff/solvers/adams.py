@@ -21,15 +21,15 @@ from jax import Array
 from jaxdiff.checks import factory
 from jaxdiff.levels import Level, safe_sqrt
 from jaxdiff.noise import white
-from jaxdiff.solvers.base import Solver, finite_h, push, steps_left
+from jaxdiff.solvers.base import Solver, lambda_step, prepend, steps_left
 from jaxdiff.types import Denoiser, NoiseSampler
 
-__all__ = ["adams", "along", "moments", "nodes", "weights"]
+__all__ = ["adams", "history_nodes", "history_weights", "moments", "weights"]
 
 _ENDLESS = 1e4  # instead of an infinite h: exp(-eta h) is 0 for it, or 1 where a traced eta is 0
 
 
-class Memory(NamedTuple):
+class AdamsState(NamedTuple):
     """What an Adams method remembers: K answers of the denoiser, newest first, and what they did in the last step."""
 
     x0s: Array  # [K, ...]
@@ -41,7 +41,7 @@ class Memory(NamedTuple):
 @factory
 def adams(
     predictor: int, corrector: int = 0, *, eta: float | Array | Callable[[Level], Array] = 0.0,
-    s_noise: float | Array = 1.0, two: str = "exact", noise: NoiseSampler = white, order: int,
+    s_noise: float | Array = 1.0, second_moment: str = "exact", noise_sampler: NoiseSampler = white, order: int,
     lower_order_final: Level | None = None,
 ) -> Solver:  # fmt: skip
     """The method whose polynomials go through `predictor` answers up to now, then through `corrector` with the next.
@@ -52,8 +52,8 @@ def adams(
         predictor, corrector: number of answers; no corrector is 0.
         eta: at least 0, or a function of the level where the step begins. A plain 0 draws nothing.
         s_noise: standard deviation of z.
-        two: the integral of u where there are two answers, see `_moments`.
-        noise: (key, x, cur, nxt) -> z.
+        second_moment: the integral of u where there are two answers, see `_moments`.
+        noise_sampler: (key, x, cur, nxt) -> z.
         order: of the result.
         lower_order_final: a grid, the last of whose steps go through 1 answer, the one before it through 2, ...; and
             their correctors through one more.
@@ -61,39 +61,41 @@ def adams(
     deterministic = isinstance(eta, (int, float)) and eta == 0
     kept = max(predictor - 1, corrector - 1, 1)
 
-    def init(x: Array) -> Memory:
+    def init(x: Array) -> AdamsState:
         x0s, lams = jnp.zeros((kept, *x.shape), x.dtype), jnp.full(kept, -jnp.inf, x.dtype)
-        return Memory(x0s, lams, jnp.zeros_like(x if corrector else lams[:0]), jnp.zeros((), x.dtype))
+        return AdamsState(x0s, lams, jnp.zeros_like(x if corrector else lams[:0]), jnp.zeros((), x.dtype))
 
-    def step(denoise: Denoiser, key: Array, x: Array, memory: Memory, cur: Level, nxt: Level):
+    def step(denoise: Denoiser, key: Array, x: Array, memory: AdamsState, cur: Level, nxt: Level):
         x0 = denoise(x, cur)
         left = steps_left(lower_order_final, cur)
         if corrector:  # of a step before which one more was left
-            x = _corrected(x, x0, _first(memory, left + 1), cur, corrector, two)
+            x = _corrected(x, x0, _first(memory, left + 1), cur, corrector, second_moment)
         eta_now = jnp.asarray(eta(cur) if callable(eta) else eta, x.dtype)
-        h, finite = finite_h(cur, nxt)
+        h, finite = lambda_step(cur, nxt)
         eta_h = eta_now * jnp.where(finite, h, _ENDLESS).astype(x.dtype)
         added = -nxt.alpha * jnp.expm1(cur.lam - nxt.lam - eta_h) * x0
-        share = along(_first(memory, left - 1).lams[: predictor - 1], cur, h, finite, (1 + eta_now) * h, two)
+        share = history_weights(
+            _first(memory, left - 1).lams[: predictor - 1], cur, h, finite, (1 + eta_now) * h, second_moment
+        )
         for k in range(predictor - 1):
             added = added + nxt.alpha * share[k] * (memory.x0s[k] - x0)
         x = nxt.sigma / cur.sigma * jnp.exp(-eta_h) * x + added
         if not deterministic:
             drawn = nxt.sigma * safe_sqrt(-jnp.expm1(-2 * eta_h))
-            x = x + jnp.asarray(s_noise, x.dtype) * drawn * noise(key, x, cur, nxt)
-        x0s, lams = push(memory.x0s, x0), push(memory.lams, cur.lam)
-        return x, Memory(x0s, lams, added if corrector else memory.added, eta_now)
+            x = x + jnp.asarray(s_noise, x.dtype) * drawn * noise_sampler(key, x, cur, nxt)
+        x0s, lams = prepend(memory.x0s, x0), prepend(memory.lams, cur.lam)
+        return x, AdamsState(x0s, lams, added if corrector else memory.added, eta_now)
 
     return Solver(init, step, order=order, stochastic=not deterministic)
 
 
-def _first(memory: Memory, most: Array | int) -> Memory:
+def _first(memory: AdamsState, most: Array | int) -> AdamsState:
     """The memory of so many answers at most."""
     known = jnp.arange(len(memory.lams), dtype=jnp.int32) < most
     return memory._replace(lams=jnp.where(known, memory.lams, -jnp.inf))
 
 
-def _corrected(x: Array, x0: Array, memory: Memory, cur: Level, count: int, two: str) -> Array:
+def _corrected(x: Array, x0: Array, memory: AdamsState, cur: Level, count: int, second_moment: str) -> Array:
     """x with the last step's integral taken anew, the answer x0 at that step's end among the `count` answers.
 
     x is changed by the difference, not recomputed from where the step began: whoever changed it in between (inpainting)
@@ -102,33 +104,33 @@ def _corrected(x: Array, x0: Array, memory: Memory, cur: Level, count: int, two:
     begin = memory.lams[0]
     finite = jnp.isfinite(begin) & jnp.isfinite(cur.lam)
     h = jnp.where(finite, cur.lam - jnp.where(finite, begin, 0), 1)
-    u, usable = nodes(memory.lams[1 : max(count - 1, 1)], jnp.where(finite, begin, 0), h, finite)
+    u, usable = history_nodes(memory.lams[1 : max(count - 1, 1)], jnp.where(finite, begin, 0), h, finite)
     u = jnp.concatenate([jnp.array([1, 0], x.dtype), u])[:count]
     usable = jnp.concatenate([jnp.array([True, True]), usable])[:count]
-    share = weights(u, usable, _moments((1 + memory.eta) * h, usable, two))
+    share = weights(u, usable, _moments((1 + memory.eta) * h, usable, second_moment))
     again = cur.alpha * share[0] * x0
     for k in range(1, count):
         again = again + cur.alpha * share[k] * memory.x0s[k - 1]
     return x + jnp.where(finite, again - memory.added, 0)
 
 
-def along(past: Array, cur: Level, h: Array, finite: Array, H: Array, two: str = "exact") -> Array:
+def history_weights(past: Array, cur: Level, h: Array, finite: Array, H: Array, second_moment: str = "exact") -> Array:
     """Weights [K] of past answers less the present one, in the integral of H exp(-H (1 - u)) times their polynomial.
 
     Args:
         past: their lam, [K], newest first; infinite ones get no weight.
         cur: the present level.
-        h, finite: of the step, see `finite_h`; without a finite h all weights are 0.
+        h, finite: of the step, see `lambda_step`; without a finite h all weights are 0.
         H: (1 + eta) h, or -h.
-        two: see `_moments`.
+        second_moment: see `_moments`.
     """
-    u, usable = nodes(past, jnp.where(finite, cur.lam, 0), h, finite)
+    u, usable = history_nodes(past, jnp.where(finite, cur.lam, 0), h, finite)
     u = jnp.concatenate([jnp.zeros(1, u.dtype), u])
     usable = jnp.concatenate([jnp.array([True]), usable])
-    return weights(u, usable, _moments(H, usable, two))[1:]
+    return weights(u, usable, _moments(H, usable, second_moment))[1:]
 
 
-def nodes(lams: Array, begin: Array, h: Array, finite: Array) -> tuple[Array, Array]:
+def history_nodes(lams: Array, begin: Array, h: Array, finite: Array) -> tuple[Array, Array]:
     """u = (lam - begin) / h of past levels, and which are usable; another u > 1 for each of those that are not."""
     usable = jnp.isfinite(lams) & finite
     u = (jnp.where(usable, lams, begin) - begin) / h
@@ -168,7 +170,7 @@ def moments(H: Array, n: int) -> Array:
     return jnp.where(small, jnp.stack(back[::-1]), jnp.stack(on))
 
 
-def _moments(H: Array, usable: Array, two: str) -> Array:
+def _moments(H: Array, usable: Array, second_moment: str) -> Array:
     """`moments`, but that of u, where there are just two answers, by the method's choice.
 
     Whatever is H / 2 + O(H^2) keeps order 2. "exact" is DPM-Solver++'s "heun",
@@ -176,8 +178,8 @@ def _moments(H: Array, usable: Array, two: str) -> Array:
     """
     n = len(usable)
     moment = moments(H, n)
-    if two == "exact" or n == 1:
+    if second_moment == "exact" or n == 1:
         return moment
-    simple = 0.5 * (moment[0] if two == "midpoint" else H)
+    simple = 0.5 * (moment[0] if second_moment == "midpoint" else H)
     pair = usable[1] if n == 2 else usable[1] & ~usable[2]
     return moment.at[1].set(jnp.where(pair, simple, moment[1]))

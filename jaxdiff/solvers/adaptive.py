@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-__all__ = ["Adaptive", "Try", "Walk", "check_adaptive", "init_adaptive", "per_example", "walk"]
+__all__ = ["AdaptiveState", "Attempt", "Progress", "check_adaptive", "init_adaptive", "per_example", "walk"]
 
 
-class Adaptive(NamedTuple):
+class AdaptiveState(NamedTuple):
     """What an adaptive solver remembers and reports, for each example.
 
     Attributes:
@@ -27,7 +27,7 @@ class Adaptive(NamedTuple):
     failed: Array
 
 
-class Walk(NamedTuple):
+class Progress(NamedTuple):
     """Where each example is on its way through an interval.
 
     Attributes:
@@ -47,7 +47,7 @@ class Walk(NamedTuple):
     memory: Any
 
 
-class Try(NamedTuple):
+class Attempt(NamedTuple):
     """One step that was tried: where it leads, whether its error is tolerated, the next step, the memory after it."""
 
     x: Array
@@ -56,7 +56,7 @@ class Try(NamedTuple):
     memory: Any
 
 
-def walk(attempt: Callable[[Walk, Array, Array], Try], start: Walk, max_steps: int) -> Walk:
+def walk(attempt: Callable[[Progress, Array, Array], Attempt], start: Progress, max_steps: int) -> Progress:
     """Try steps until no example has some way left; those that have arrived stay as they are.
 
     Args:
@@ -66,12 +66,12 @@ def walk(attempt: Callable[[Walk, Array, Array], Try], start: Walk, max_steps: i
     """
     tiny = 10 * jnp.finfo(start.x.dtype).eps
 
-    def body(walk: Walk) -> Walk:
+    def body(walk: Progress) -> Progress:
         last = (walk.tries == max_steps - 1) | (walk.step < tiny * walk.left)  # a step of rounding's size goes nowhere
         h = jnp.where(last, walk.left, jnp.minimum(walk.step, walk.left))
         tried = attempt(walk, h, last)
         taken = tried.good | last
-        new = Walk(
+        new = Progress(
             x=jnp.where(per_example(taken, walk.x), tried.x, walk.x),
             left=jnp.where(taken, walk.left - h, walk.left),
             step=tried.step,
@@ -84,10 +84,10 @@ def walk(attempt: Callable[[Walk, Array, Array], Try], start: Walk, max_steps: i
     return jax.lax.while_loop(lambda walk: jnp.any(walk.left > 0), body, start)
 
 
-def init_adaptive(x: Array) -> Adaptive:
+def init_adaptive(x: Array) -> AdaptiveState:
     """The `init` of an adaptive solver."""
     batch = x.shape[:1]
-    return Adaptive(jnp.zeros(batch, jnp.int32), jnp.zeros(batch, x.dtype), jnp.zeros(batch, bool))
+    return AdaptiveState(jnp.zeros(batch, jnp.int32), jnp.zeros(batch, x.dtype), jnp.zeros(batch, bool))
 
 
 def check_adaptive(rtol: float | Array, atol: float | Array, max_steps: int) -> None:

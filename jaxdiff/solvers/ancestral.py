@@ -6,16 +6,18 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.checks import factory
-from jaxdiff.levels import Level, from_x0, gained, safe_sqrt
+from jaxdiff.levels import Level, added_variance, from_x0, safe_sqrt
 from jaxdiff.noise import white
-from jaxdiff.solvers.base import Solver, stateless
+from jaxdiff.solvers.base import Solver, init_empty
 from jaxdiff.types import Denoiser, NoiseSampler
 
-__all__ = ["check_eta", "euler_ancestral", "split"]
+__all__ = ["ancestral_step", "check_eta", "euler_ancestral"]
 
 
 @factory
-def euler_ancestral(eta: float | Array = 1.0, s_noise: float | Array = 1.0, *, noise: NoiseSampler = white) -> Solver:
+def euler_ancestral(
+    eta: float | Array = 1.0, s_noise: float | Array = 1.0, *, noise_sampler: NoiseSampler = white
+) -> Solver:
     """Euler's method to sigma_down, then noise up to sigma (k-diffusion's `sample_euler_ancestral`).
 
     In sigma / alpha the split holds for every process, and written out it is DDIM's step with the same eta: at eta = 1
@@ -24,7 +26,7 @@ def euler_ancestral(eta: float | Array = 1.0, s_noise: float | Array = 1.0, *, n
     Args:
         eta: share of the posterior's noise, in [0, 1]; may be traced. A plain 0 draws no noise at all.
         s_noise: standard deviation of the noise that is drawn, in units of the right one; may be traced.
-        noise: `noise.white`, or `noise.brownian(key)` for a path that does not depend on the number of steps.
+        noise_sampler: `noise.white`, or `noise.brownian(key)` for a path that does not depend on the number of steps.
     Returns:
         a solver of order 1; the step to sigma = 0 adds no noise.
     Raises:
@@ -34,14 +36,14 @@ def euler_ancestral(eta: float | Array = 1.0, s_noise: float | Array = 1.0, *, n
 
     def step(denoise: Denoiser, key: Array, x: Array, state, cur: Level, nxt: Level):
         x0, eps = from_x0(denoise(x, cur), x, cur)
-        down, up = split(eta, x, cur, nxt)
+        down, up = ancestral_step(eta, x, cur, nxt)
         x = down.alpha * x0 + down.sigma * eps
-        return x if deterministic else x + jnp.asarray(s_noise, x.dtype) * up * noise(key, x, cur, nxt), state
+        return x if deterministic else x + jnp.asarray(s_noise, x.dtype) * up * noise_sampler(key, x, cur, nxt), state
 
-    return Solver(stateless, step, stochastic=not deterministic)
+    return Solver(init_empty, step, stochastic=not deterministic)
 
 
-def split(eta: float | Array, x: Array, cur: Level, nxt: Level) -> tuple[Level, Array]:
+def ancestral_step(eta: float | Array, x: Array, cur: Level, nxt: Level) -> tuple[Level, Array]:
     """The level at which to add noise, and how much, to arrive at `nxt`: alpha_s and sigma_down, and sigma_up.
 
     k-diffusion's `get_ancestral_step` in sigma / alpha: sigma_up is eta times the posterior's standard deviation, and
@@ -50,7 +52,9 @@ def split(eta: float | Array, x: Array, cur: Level, nxt: Level) -> tuple[Level, 
     eta = jnp.asarray(eta, x.dtype)
     # 1 - eta^2 (1 - SNR_t / SNR_s) without cancelling: near eta = 1 and after a long step little is left.
     kept = (1 - eta) * (1 + eta) + jnp.square(eta) * jnp.exp(2 * (cur.lam - nxt.lam))
-    return nxt._replace(sigma=nxt.sigma * safe_sqrt(jnp.maximum(kept, 0))), eta * nxt.sigma * jnp.sqrt(gained(cur, nxt))
+    return nxt._replace(sigma=nxt.sigma * safe_sqrt(jnp.maximum(kept, 0))), eta * nxt.sigma * jnp.sqrt(
+        added_variance(cur, nxt)
+    )
 
 
 def check_eta(eta: float | Array) -> bool:

@@ -1,8 +1,8 @@
 """The type of a solver, and what many of them share: the exponential step, levels between two levels, a history.
 
 How steps are written here. With h = lam_s - lam_t, from level t (`cur`) to the cleaner s (`nxt`), a denoiser that
-stays constant moves x exactly to (sigma_s / sigma_t) x + alpha_s (1 - exp(-h)) x0_hat: `exponential`. It is finite at
-both ends, where h is infinite, and what a higher order adds has to vanish there: `finite_h`.
+stays constant moves x exactly to (sigma_s / sigma_t) x + alpha_s (1 - exp(-h)) x0_hat: `exponential_step`. It is finite
+at both ends, where h is infinite, and what a higher order adds has to vanish there: `lambda_step`.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from jaxdiff.types import Denoiser, SolverInit, SolverStep
 
 __all__ = [
     "Solver",
-    "between",
     "check_solver",
-    "chord",
-    "exponential",
-    "finite_h",
-    "inside",
-    "on_path",
-    "or_cur",
-    "push",
-    "stateless",
+    "exponential_step",
+    "init_empty",
+    "lambda_step",
+    "lerp",
+    "level_at_lambda",
+    "prepend",
+    "safe_level_at_lambda",
+    "select_level",
     "steps_left",
+    "with_process",
 ]
 
 
@@ -69,49 +69,49 @@ def check_solver(solver: Any) -> None:
         raise ValueError(f"solver must be a Solver, got {describe(solver)}{call}")
 
 
-def stateless(x: Array) -> tuple[()]:
+def init_empty(x: Array) -> tuple[()]:
     """The `init` of a one-step method."""
     return ()
 
 
-def exponential(x: Array, x0: Array, cur: Level, nxt: Level) -> Array:
+def exponential_step(x: Array, x0: Array, cur: Level, nxt: Level) -> Array:
     """The step of a constant denoiser: (sigma_s / sigma_t) x + alpha_s (1 - exp(-h)) x0; DDIM's, by lam."""
     return nxt.sigma / cur.sigma * x - nxt.alpha * jnp.expm1(cur.lam - nxt.lam) * x0
 
 
-def finite_h(cur: Level, nxt: Level) -> tuple[Array, Array]:
+def lambda_step(cur: Level, nxt: Level) -> tuple[Array, Array]:
     """h = lam_s - lam_t, and whether it is finite; 1 where it is not, so that gradients stay finite."""
     h = nxt.lam - cur.lam
     finite = jnp.isfinite(h)
     return jnp.where(finite, h, 1), finite
 
 
-def or_cur(condition: Array, cur: Level, nxt: Level) -> Level:
+def select_level(condition: Array, cur: Level, nxt: Level) -> Level:
     """`nxt` where the condition holds, else `cur`: a safe level to denoise at where the answer is not used."""
     return jax.tree.map(lambda n, c: jnp.where(condition, n, c.astype(n.dtype)), nxt, cur)
 
 
-def chord(cur: Level, nxt: Level, w: float | Array) -> Level:
+def lerp(cur: Level, nxt: Level, w: float | Array) -> Level:
     """The level w of the way from `cur` to `nxt`, t, alpha and sigma each on a straight line."""
     line = lambda c, n: c + jnp.asarray(w, n.dtype) * (n - c.astype(n.dtype))  # noqa: E731
     t = line(cur.t.astype(nxt.sigma.dtype), nxt.t.astype(nxt.sigma.dtype))  # a table's integer time gets a fraction
     return Level(t, line(cur.alpha, nxt.alpha), line(cur.sigma, nxt.sigma))
 
 
-def between(cur: Level, nxt: Level, lam: Array) -> Level:
+def level_at_lambda(cur: Level, nxt: Level, lam: Array) -> Level:
     """The level of the chord from `cur` to `nxt` with this finite lam = log(alpha / sigma) between theirs."""
     # b alpha = a sigma with (a, b) in the direction of (alpha, sigma), of length 1 so that nothing overflows.
     a, b = jnp.sqrt(jax.nn.sigmoid(2 * lam)), jnp.sqrt(jax.nn.sigmoid(-2 * lam))
     d_alpha, d_sigma = nxt.alpha - cur.alpha, nxt.sigma - cur.sigma
-    return chord(cur, nxt, (b * cur.alpha - a * cur.sigma) / (a * d_sigma - b * d_alpha))
+    return lerp(cur, nxt, (b * cur.alpha - a * cur.sigma) / (a * d_sigma - b * d_alpha))
 
 
-def inside(cur: Level, nxt: Level, lam: Array, finite: Array) -> Level:
+def safe_level_at_lambda(cur: Level, nxt: Level, lam: Array, finite: Array) -> Level:
     """The level of the chord with this lam, or `cur` where the step has no finite h: a safe one to denoise at."""
-    return or_cur(finite, cur, between(cur, nxt, jnp.where(finite, lam, 0)))
+    return select_level(finite, cur, level_at_lambda(cur, nxt, jnp.where(finite, lam, 0)))
 
 
-def on_path(denoise: Denoiser, process: Process | None) -> Denoiser:
+def with_process(denoise: Denoiser, process: Process | None) -> Denoiser:
     """The denoiser for levels of a chord, which may lie off the process: x and its level are put back on it.
 
     A level off the path with the right alpha / sigma differs by a scale only: the answer at (c x; c alpha, c sigma) is
@@ -128,7 +128,7 @@ def on_path(denoise: Denoiser, process: Process | None) -> Denoiser:
     def named(x: Array, level: Level) -> Any:
         true = process(process.time(level.lam.astype(jnp.result_type(float))))
         true = jax.tree.map(lambda field: field.astype(x.dtype), true)
-        on, off = true.like(x), level.like(x)
+        on, off = true.expand_to(x), level.expand_to(x)
         return denoise(jnp.hypot(on.alpha, on.sigma) / jnp.hypot(off.alpha, off.sigma) * x, true)
 
     return named
@@ -142,6 +142,6 @@ def steps_left(grid: Level | None, cur: Level) -> Array | int:
     return jnp.sum(sigma * cur.alpha < cur.sigma * alpha, dtype=jnp.int32)
 
 
-def push(history: Array, new: Array) -> Array:
+def prepend(history: Array, new: Array) -> Array:
     """A history [K, ...], newest first, with its newest entry."""
     return jnp.concatenate([new[None].astype(history.dtype), history])[: history.shape[0]]

@@ -7,26 +7,26 @@ from jax import Array
 from jaxdiff.checks import factory
 from jaxdiff.levels import Level, q_sample
 from jaxdiff.noise import white
-from jaxdiff.solvers.base import Solver, stateless
+from jaxdiff.solvers.base import Solver, init_empty
 from jaxdiff.types import Denoiser, NoiseSampler
 
 __all__ = ["consistency"]
 
 
 @factory
-def consistency(*, noise: NoiseSampler = white) -> Solver:
+def consistency(*, noise_sampler: NoiseSampler = white) -> Solver:
     """x_s = alpha_s f(x_t, t) + sigma_s z, with a consistency function f (Song et al. 2023, algorithm 1).
 
     arXiv:2303.01469. f(x_t, t) is where the probability flow ends, not E[x_0 | x_t]: the denoiser is that of a
     consistency model (latent ones included: Luo et al. 2023, arXiv:2310.04378, algorithm 3).
 
     Args:
-        noise: `noise.white`, or `noise.brownian(key)`.
+        noise_sampler: `noise.white`, or `noise.brownian(key)`.
     Returns:
         a solver that is exact for any number of steps if f is; without an order.
     """
 
     def step(denoise: Denoiser, key: Array, x: Array, state, cur: Level, nxt: Level):
-        return q_sample(denoise(x, cur), noise(key, x, cur, nxt), nxt), state
+        return q_sample(denoise(x, cur), noise_sampler(key, x, cur, nxt), nxt), state
 
-    return Solver(stateless, step, order=None, stochastic=True)
+    return Solver(init_empty, step, order=None, stochastic=True)

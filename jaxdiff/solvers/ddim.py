@@ -6,16 +6,16 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.checks import factory
-from jaxdiff.levels import Level, from_x0, gained, safe_sqrt
+from jaxdiff.levels import Level, added_variance, from_x0, safe_sqrt
 from jaxdiff.noise import white
-from jaxdiff.solvers.base import Solver, stateless
+from jaxdiff.solvers.base import Solver, init_empty
 from jaxdiff.types import Denoiser, NoiseSampler
 
 __all__ = ["ddim"]
 
 
 @factory
-def ddim(eta: float | Array = 0.0, *, noise: NoiseSampler = white) -> Solver:
+def ddim(eta: float | Array = 0.0, *, noise_sampler: NoiseSampler = white) -> Solver:
     """x_s = alpha_s x0_hat + sqrt(sigma_s^2 - std^2) eps_hat + std z, std = eta times the posterior's (eq. 12, 16).
 
     Song, Meng and Ermon 2020, arXiv:2010.02502. eta = 0 is the probability-flow ODE, eta = 1 is DDPM's ancestral
@@ -23,7 +23,7 @@ def ddim(eta: float | Array = 0.0, *, noise: NoiseSampler = white) -> Solver:
 
     Args:
         eta: share of the posterior's noise, in [0, 1]; may be traced. A plain 0 draws no noise at all.
-        noise: `noise.white`, or `noise.brownian(key)` for a path that does not depend on the number of steps.
+        noise_sampler: `noise.white`, or `noise.brownian(key)` for a path that does not depend on the number of steps.
     Returns:
         a solver of order 1.
     Raises:
@@ -37,9 +37,11 @@ def ddim(eta: float | Array = 0.0, *, noise: NoiseSampler = white) -> Solver:
         x0, eps = from_x0(denoise(x, cur), x, cur)
         if deterministic:
             return nxt.alpha * x0 + nxt.sigma * eps, state
-        drawn = jnp.asarray(eta, x.dtype) * jnp.sqrt(gained(cur, nxt))  # the posterior's std is sigma_s sqrt(gained)
+        drawn = jnp.asarray(eta, x.dtype) * jnp.sqrt(
+            added_variance(cur, nxt)
+        )  # the posterior's std is sigma_s sqrt(gained)
         # With eta = 1 nothing is left of eps after pure noise and at the end, give or take rounding.
         kept = safe_sqrt(jnp.maximum(1 - jnp.square(drawn), 0))
-        return nxt.alpha * x0 + nxt.sigma * (kept * eps + drawn * noise(key, x, cur, nxt)), state
+        return nxt.alpha * x0 + nxt.sigma * (kept * eps + drawn * noise_sampler(key, x, cur, nxt)), state
 
-    return Solver(stateless, step, stochastic=not deterministic)
+    return Solver(init_empty, step, stochastic=not deterministic)

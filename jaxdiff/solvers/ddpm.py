@@ -10,7 +10,7 @@ from jax import Array
 from jaxdiff.checks import factory
 from jaxdiff.levels import Level, check_variance, posterior
 from jaxdiff.noise import white
-from jaxdiff.solvers.base import Solver, stateless
+from jaxdiff.solvers.base import Solver, init_empty
 from jaxdiff.types import Denoiser, NoiseSampler
 
 __all__ = ["ddpm"]
@@ -18,7 +18,10 @@ __all__ = ["ddpm"]
 
 @factory
 def ddpm(
-    variance: str = "small", *, gradient: Callable[[Array, Level], Array] | None = None, noise: NoiseSampler = white
+    variance: str = "small",
+    *,
+    gradient: Callable[[Array, Level], Array] | None = None,
+    noise_sampler: NoiseSampler = white,
 ) -> Solver:
     """Ancestral sampling: x_s ~ N(posterior mean at x0_hat, variance) (Ho et al. 2020, arXiv:2006.11239, algorithm 2).
 
@@ -30,7 +33,7 @@ def ddpm(
             between them, by the denoiser's second answer frac in [0, 1]: exp(frac log beta + (1 - frac) log beta-tilde)
             (Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 15).
         gradient: (x_t, level) -> like x, for instance `guidance.classifier_gradient`; None is no guidance.
-        noise: `noise.white`, or `noise.brownian(key)` for a path that does not depend on the number of steps.
+        noise_sampler: `noise.white`, or `noise.brownian(key)` for a path that does not depend on the number of steps.
     Returns:
         a solver of order 1; the step to sigma = 0 has no variance of either kind, and adds neither noise nor a
         gradient. (Where a likelihood needs one there, see `likelihood.variational_term`.)
@@ -50,9 +53,9 @@ def ddpm(
         std = interpolated_std(small, frac, cur, nxt)
         if gradient is not None:
             mean = mean + jnp.square(std) * gradient(x, cur)
-        return mean + std * noise(key, x, cur, nxt), state
+        return mean + std * noise_sampler(key, x, cur, nxt), state
 
-    return Solver(stateless, step, stochastic=True, learned_variance=variance == "learned")
+    return Solver(init_empty, step, stochastic=True, learned_variance=variance == "learned")
 
 
 def interpolated_std(small: Array, frac: Array | float, cur: Level, nxt: Level) -> Array:

@@ -7,8 +7,8 @@ from jax import Array
 
 from jaxdiff.checks import factory
 from jaxdiff.levels import Level, from_x0
-from jaxdiff.solvers.adams import along
-from jaxdiff.solvers.base import Solver, exponential, finite_h, push, steps_left
+from jaxdiff.solvers.adams import history_weights
+from jaxdiff.solvers.base import Solver, exponential_step, lambda_step, prepend, steps_left
 from jaxdiff.types import Denoiser
 
 __all__ = ["deis"]
@@ -40,14 +40,14 @@ def deis(order: int = 2, *, lower_order_final: Level | None = None) -> Solver:
     def step(denoise: Denoiser, key: Array, x: Array, state, cur: Level, nxt: Level):
         past, lams = state
         x0, eps = from_x0(denoise(x, cur), x, cur)
-        h, finite = finite_h(cur, nxt)
-        new = exponential(x, x0, cur, nxt)
+        h, finite = lambda_step(cur, nxt)
+        new = exponential_step(x, x0, cur, nxt)
         lams = jnp.where(
             jnp.arange(order - 1, dtype=jnp.int32) < steps_left(lower_order_final, cur) - 1, lams, -jnp.inf
         )
-        share = along(lams, cur, h, finite, -h)
+        share = history_weights(lams, cur, h, finite, -h)
         for k in range(order - 1):
             new = new + nxt.sigma * share[k] * (past[k] - eps)
-        return new, (push(past, eps), push(state[1], cur.lam)) if order > 1 else state
+        return new, (prepend(past, eps), prepend(state[1], cur.lam)) if order > 1 else state
 
     return Solver(init, step, order=order)

@@ -9,7 +9,7 @@ from jaxdiff.checks import factory
 from jaxdiff.levels import Level, from_x0
 from jaxdiff.processes import Process
 from jaxdiff.solvers.adams import moments
-from jaxdiff.solvers.base import Solver, exponential, finite_h, inside, on_path, stateless
+from jaxdiff.solvers.base import Solver, exponential_step, init_empty, lambda_step, safe_level_at_lambda, with_process
 from jaxdiff.types import Denoiser
 
 __all__ = ["dpm_solver"]
@@ -34,15 +34,15 @@ def dpm_solver(order: int = 2, process: Process | None = None) -> Solver:
 
     def step(denoise: Denoiser, key: Array, x: Array, state, cur: Level, nxt: Level):
         x0, eps = from_x0(denoise(x, cur), x, cur)
-        h, finite = finite_h(cur, nxt)
+        h, finite = lambda_step(cur, nxt)
 
         def start(r: float) -> tuple[Array, Level]:
             """The step of order 1 to the inner point r of the way, and its level."""
-            mid = inside(cur, nxt, cur.lam + r * h, finite)
+            mid = safe_level_at_lambda(cur, nxt, cur.lam + r * h, finite)
             return mid.sigma / cur.sigma * x - mid.alpha * jnp.expm1(-r * h) * x0, mid
 
         def change(x: Array, level: Level) -> Array:
-            return from_x0(on_path(denoise, process)(x, level), x, level).eps - eps
+            return from_x0(with_process(denoise, process)(x, level), x, level).eps - eps
 
         # The integral of sigma_s exp(lam_s - lam) eps: what it adds to the step of order 1, per difference of eps.
         add: Array | float = 0.0
@@ -53,6 +53,6 @@ def dpm_solver(order: int = 2, process: Process | None = None) -> Solver:
             u, mid = start(2 / 3)
             D = change(u + 2 * mid.sigma * moments(-2 / 3 * h, 2)[1] * D, mid)
             add = 1.5 * moments(-h, 2)[1] * D
-        return exponential(x, x0, cur, nxt) + jnp.where(finite, nxt.sigma * add, 0), state
+        return exponential_step(x, x0, cur, nxt) + jnp.where(finite, nxt.sigma * add, 0), state
 
-    return Solver(stateless, step, order=order, nfe=order)
+    return Solver(init_empty, step, order=order, nfe=order)

@@ -9,9 +9,9 @@ from jaxdiff.checks import factory
 from jaxdiff.levels import Level, from_x0
 from jaxdiff.noise import white
 from jaxdiff.processes import Process
-from jaxdiff.solvers.ancestral import check_eta, split
-from jaxdiff.solvers.base import Solver, between, finite_h, on_path, stateless
-from jaxdiff.solvers.edm import Churn, churning
+from jaxdiff.solvers.ancestral import ancestral_step, check_eta
+from jaxdiff.solvers.base import Solver, init_empty, lambda_step, level_at_lambda, with_process
+from jaxdiff.solvers.edm import Churn, add_churn
 from jaxdiff.types import Denoiser, NoiseSampler
 
 __all__ = ["dpm_2", "dpm_2_ancestral"]
@@ -34,13 +34,13 @@ def dpm_2(process: Process | None = None, churn: Churn | None = None, s_noise: f
     Raises:
         ValueError: churn without a process.
     """
-    raise_noise = churning(process, churn, s_noise)
+    raise_noise = add_churn(process, churn, s_noise)
 
     def step(denoise: Denoiser, key: Array, x: Array, state, cur: Level, nxt: Level):
         x, cur = raise_noise(key, x, cur)
         return _midpoint(denoise, process, x, cur, nxt, nxt), state
 
-    return Solver(stateless, step, order=2, nfe=2, stochastic=churn is not None)
+    return Solver(init_empty, step, order=2, nfe=2, stochastic=churn is not None)
 
 
 @factory
@@ -49,7 +49,7 @@ def dpm_2_ancestral(
     s_noise: float | Array = 1.0,
     process: Process | None = None,
     *,
-    noise: NoiseSampler = white,
+    noise_sampler: NoiseSampler = white,
 ) -> Solver:
     """`dpm_2` to sigma_down, then noise up to sigma (k-diffusion's `sample_dpm_2_ancestral`).
 
@@ -57,7 +57,7 @@ def dpm_2_ancestral(
         eta: share of the posterior's noise, in [0, 1]; may be traced. At 0 it is `dpm_2`, and a plain 0 draws nothing.
         s_noise: standard deviation of the noise that is drawn, in units of the right one; may be traced.
         process: names the time of the middle, as for `dpm_2`.
-        noise: `noise.white`, or `noise.brownian(key)` for a path that does not depend on the number of steps.
+        noise_sampler: `noise.white`, or `noise.brownian(key)` for a path that does not depend on the number of steps.
     Returns:
         a solver of weak order 2 with two evaluations a step; the steps from pure noise and to sigma = 0 are
         `euler_ancestral`'s.
@@ -67,21 +67,21 @@ def dpm_2_ancestral(
     deterministic = check_eta(eta)
 
     def step(denoise: Denoiser, key: Array, x: Array, state, cur: Level, nxt: Level):
-        down, up = split(eta, x, cur, nxt)
+        down, up = ancestral_step(eta, x, cur, nxt)
         x = _midpoint(denoise, process, x, cur, nxt, down)
-        return x if deterministic else x + jnp.asarray(s_noise, x.dtype) * up * noise(key, x, cur, nxt), state
+        return x if deterministic else x + jnp.asarray(s_noise, x.dtype) * up * noise_sampler(key, x, cur, nxt), state
 
-    return Solver(stateless, step, order=2, nfe=2, stochastic=not deterministic)
+    return Solver(init_empty, step, order=2, nfe=2, stochastic=not deterministic)
 
 
 def _midpoint(denoise, process: Process | None, x: Array, cur: Level, nxt: Level, down: Level) -> Array:
     """The midpoint method's step from `cur` to `down`, which has no more noise than `nxt`."""
-    h, finite = finite_h(cur, down)
+    h, finite = lambda_step(cur, down)
     # With eta <= 1 halfway to `down` is before `nxt`: at eta = 1 it is `nxt` itself.
     safe = jnp.where(cur.alpha > 0, cur.lam, jnp.where(nxt.sigma > 0, nxt.lam, 0))
-    mid = between(cur, nxt, jnp.where(finite, cur.lam + 0.5 * h, safe))
+    mid = level_at_lambda(cur, nxt, jnp.where(finite, cur.lam + 0.5 * h, safe))
     x0, eps = from_x0(denoise(x, cur), x, cur)
-    x0_mid = on_path(denoise, process)(mid.alpha * x0 + mid.sigma * eps, mid)
+    x0_mid = with_process(denoise, process)(mid.alpha * x0 + mid.sigma * eps, mid)
     # x / alpha + (s_down - s_cur) eps_mid for s = sigma / alpha, of which eps_mid = eps + (x0 - x0_mid) / s_mid, and
     # (s_cur - s_down) / s_mid = 2 sinh(h / 2).
     correction = jnp.where(finite, 2 * down.alpha * jnp.sinh(0.5 * h), 0) * (x0_mid - x0)

@@ -13,9 +13,9 @@ from jaxdiff.levels import Level, from_x0, safe_sqrt
 from jaxdiff.noise import fold_in, white
 from jaxdiff.processes import Process
 from jaxdiff.solvers.adams import moments
-from jaxdiff.solvers.adaptive import Adaptive, Try, Walk, check_adaptive, init_adaptive, per_example, walk
-from jaxdiff.solvers.ancestral import check_eta, split
-from jaxdiff.solvers.base import Solver, between, exponential, finite_h, on_path
+from jaxdiff.solvers.adaptive import AdaptiveState, Attempt, Progress, check_adaptive, init_adaptive, per_example, walk
+from jaxdiff.solvers.ancestral import ancestral_step, check_eta
+from jaxdiff.solvers.base import Solver, exponential_step, lambda_step, level_at_lambda, with_process
 from jaxdiff.types import Denoiser, NoiseSampler
 
 __all__ = ["dpm_adaptive"]
@@ -26,7 +26,8 @@ _INNER = {2: (0.0, 1 / 2), 3: (0.0, 1 / 3, 2 / 3)}  # where a step's evaluations
 @factory
 def dpm_adaptive(
     order: int = 3, rtol: float | Array = 0.05, atol: float | Array = 0.0078, process: Process | None = None, *,
-    eta: float | Array = 0.0, s_noise: float | Array = 1.0, noise: NoiseSampler = white, h_init: float | Array = 0.05,
+    eta: float | Array = 0.0, s_noise: float | Array = 1.0, noise_sampler: NoiseSampler = white,
+    h_init: float | Array = 0.05,
     pid: tuple[float | Array, ...] = (0.0, 1.0, 0.0), accept_safety: float | Array = 0.81, max_steps: int = 1000,
 ) -> Solver:  # fmt: skip
     """DPM-Solver-12 or 23 with a step size for each example (Lu et al. 2022, arXiv:2206.00927, appendix C).
@@ -46,8 +47,8 @@ def dpm_adaptive(
         eta: share of the posterior's noise in each step, in [0, 1]; may be traced. A plain 0 draws no noise at all. The
             controller sees the error of the step between two draws only: with noise, ask for a smaller tolerance.
         s_noise: standard deviation of the noise that is drawn, in units of the right one; may be traced.
-        noise: `noise.white`, or `noise.brownian(keys)`, one key an example, for a path that does not depend on the
-            steps.
+        noise_sampler: `noise.white`, or `noise.brownian(keys)`, one key an example, for a path that does not depend on
+            the steps.
         h_init: length of the first step in lam, > 0; may be traced.
         pid: coefficients of the controller, proportional, integral and derivative; may be traced. Its memory of errors
             starts anew in each interval.
@@ -69,14 +70,14 @@ def dpm_adaptive(
     deterministic = check_eta(eta)
     control = _controller(pid, order if deterministic else 1.5, accept_safety)  # k-diffusion's exponents
 
-    def step(denoise: Denoiser, key: Array, x: Array, state: Adaptive, cur: Level, nxt: Level):
-        h, finite = finite_h(cur, nxt)
-        inner = on_path(denoise, process)
+    def step(denoise: Denoiser, key: Array, x: Array, state: AdaptiveState, cur: Level, nxt: Level):
+        h, finite = lambda_step(cur, nxt)
+        inner = with_process(denoise, process)
 
         def at(lam: Array) -> Level:
-            return between(nxt, cur, lam)  # counted from the clean end, where sigma may be small beside cur's
+            return level_at_lambda(nxt, cur, lam)  # counted from the clean end, where sigma may be small beside cur's
 
-        def attempt(walk: Walk, h: Array, last: Array) -> Try:
+        def attempt(walk: Progress, h: Array, last: Array) -> Attempt:
             x_low, *errors = walk.memory
             lam = nxt.lam - walk.left
             here, there = at(lam), at(lam + h)
@@ -88,14 +89,14 @@ def dpm_adaptive(
             good, factor, errors = control(square, walk.tries == 0, errors, last)
             if up is not None:
                 # Those on their way have made equally many tries.
-                z = noise(fold_in(key, jnp.max(walk.tries)), x, here, there)
+                z = noise_sampler(fold_in(key, jnp.max(walk.tries)), x, here, there)
                 high = high + jnp.asarray(s_noise, x.dtype) * per_example(up, x) * z
             taken = good | last
-            return Try(high, good, factor * walk.step, (jnp.where(per_example(taken, x), low, x_low), *errors))
+            return Attempt(high, good, factor * walk.step, (jnp.where(per_example(taken, x), low, x_low), *errors))
 
-        def walked() -> tuple[Array, Adaptive]:
+        def walked() -> tuple[Array, AdaptiveState]:
             zeros = jnp.zeros_like(state.step)
-            start = Walk(
+            start = Progress(
                 x,
                 left=zeros + jnp.where(finite, h, 0),
                 # Not more than there is: over many short intervals it would grow without bound.
@@ -105,10 +106,10 @@ def dpm_adaptive(
                 memory=(x, zeros, zeros),
             )
             end = walk(attempt, start, max_steps)
-            return end.x, Adaptive(state.nfe + order * end.tries, end.step, end.failed)
+            return end.x, AdaptiveState(state.nfe + order * end.tries, end.step, end.failed)
 
-        def at_once() -> tuple[Array, Adaptive]:
-            return exponential(x, denoise(x, cur), cur, nxt), state._replace(nfe=state.nfe + 1)
+        def at_once() -> tuple[Array, AdaptiveState]:
+            return exponential_step(x, denoise(x, cur), cur, nxt), state._replace(nfe=state.nfe + 1)
 
         return jax.lax.cond(finite, walked, at_once)
 
@@ -125,7 +126,7 @@ def _pair(denoise, x: Array, cur: Level, end: Level, *, order: int, at: Callable
         at: lam -> the level of an inner point, both [B].
     """
     h = end.lam - cur.lam
-    start, final, zero = cur.like(x), end.like(x), jnp.zeros_like(x)
+    start, final, zero = cur.expand_to(x), end.expand_to(x), jnp.zeros_like(x)
     # The integral of eps' slope up to the third point, and to the end: only DPM-Solver-3 has one.
     bend = jnp.zeros((2, *h.shape), x.dtype)
     if order == 3:
@@ -135,7 +136,7 @@ def _pair(denoise, x: Array, cur: Level, end: Level, *, order: int, at: Callable
     def stage(carry, row):
         (x0, first, previous), (r, bend) = carry, row
         level = at(cur.lam + r * h)
-        mid = level.like(x)
+        mid = level.expand_to(x)
         u = mid.sigma / start.sigma * x - mid.alpha * per_example(jnp.expm1(-r * h), x) * x0
         u = u + mid.sigma * per_example(bend, x) * (previous - first)
         ends = from_x0(denoise(u, level), u, level)
@@ -144,7 +145,7 @@ def _pair(denoise, x: Array, cur: Level, end: Level, *, order: int, at: Callable
 
     rows = jnp.asarray(_INNER[order], x.dtype), bends
     (x0, first, _), eps = jax.lax.scan(stage, (zero, zero, zero), rows)
-    base, inner = exponential(x, x0, start, final), final.sigma * per_example(jnp.expm1(h), x) * (eps[1] - first)
+    base, inner = exponential_step(x, x0, start, final), final.sigma * per_example(jnp.expm1(h), x) * (eps[1] - first)
     if order == 2:
         return base, base - inner
     return base - 1.5 * inner, base + 1.5 * final.sigma * per_example(bend[1], x) * (eps[2] - first)
@@ -152,7 +153,7 @@ def _pair(denoise, x: Array, cur: Level, end: Level, *, order: int, at: Callable
 
 def _ancestral(eta, x: Array, here: Level, there: Level, nxt: Level) -> tuple[Level, Array]:
     """The level from which noise leads up to `there`, not past the interval's end, and how much noise; levels [B]."""
-    down, _ = split(eta, x, here, there)
+    down, _ = ancestral_step(eta, x, here, there)
     down = down._replace(sigma=jnp.maximum(down.sigma, there.alpha * (nxt.sigma / nxt.alpha)))
     return down, safe_sqrt(jnp.maximum((there.sigma - down.sigma) * (there.sigma + down.sigma), 0))
 

@@ -10,8 +10,16 @@ from jaxdiff.levels import Level
 from jaxdiff.noise import fold_in, white
 from jaxdiff.processes import Process
 from jaxdiff.solvers.adams import adams
-from jaxdiff.solvers.ancestral import check_eta, split
-from jaxdiff.solvers.base import Solver, exponential, finite_h, inside, on_path, or_cur, stateless
+from jaxdiff.solvers.ancestral import ancestral_step, check_eta
+from jaxdiff.solvers.base import (
+    Solver,
+    exponential_step,
+    init_empty,
+    lambda_step,
+    safe_level_at_lambda,
+    select_level,
+    with_process,
+)
 from jaxdiff.types import Denoiser, NoiseSampler
 
 __all__ = ["dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2s", "dpmpp_2s_ancestral", "dpmpp_3m", "dpmpp_3m_sde", "dpmpp_sde"]
@@ -31,7 +39,7 @@ def dpmpp_2s(process: Process | None = None) -> Solver:
     def step(denoise: Denoiser, key: Array, x: Array, state, cur: Level, nxt: Level):
         return _halfway(denoise, process, x, cur, nxt, nxt), state
 
-    return Solver(stateless, step, order=2, nfe=2)
+    return Solver(init_empty, step, order=2, nfe=2)
 
 
 @factory
@@ -40,7 +48,7 @@ def dpmpp_2s_ancestral(
     s_noise: float | Array = 1.0,
     process: Process | None = None,
     *,
-    noise: NoiseSampler = white,
+    noise_sampler: NoiseSampler = white,
 ) -> Solver:
     """`dpmpp_2s` to sigma_down, then noise up to sigma (k-diffusion's `sample_dpmpp_2s_ancestral`).
 
@@ -49,7 +57,7 @@ def dpmpp_2s_ancestral(
             nothing.
         s_noise: standard deviation of the noise that is drawn, in units of the right one; may be traced.
         process: names the time of the inner point, as for `dpmpp_2s`.
-        noise: `noise.white`, or `noise.brownian(key)` for a path that does not depend on the number of steps.
+        noise_sampler: `noise.white`, or `noise.brownian(key)` for a path that does not depend on the number of steps.
     Returns:
         a solver of weak order 2 with two evaluations a step; the steps from pure noise and to sigma = 0 are of order 1.
     Raises:
@@ -58,17 +66,17 @@ def dpmpp_2s_ancestral(
     deterministic = check_eta(eta)
 
     def step(denoise: Denoiser, key: Array, x: Array, state, cur: Level, nxt: Level):
-        down, up = split(eta, x, cur, nxt)
+        down, up = ancestral_step(eta, x, cur, nxt)
         x = _halfway(denoise, process, x, cur, nxt, down)
-        return x if deterministic else x + jnp.asarray(s_noise, x.dtype) * up * noise(key, x, cur, nxt), state
+        return x if deterministic else x + jnp.asarray(s_noise, x.dtype) * up * noise_sampler(key, x, cur, nxt), state
 
-    return Solver(stateless, step, order=2, nfe=2, stochastic=not deterministic)
+    return Solver(init_empty, step, order=2, nfe=2, stochastic=not deterministic)
 
 
 @factory
 def dpmpp_sde(
     eta: float | Array = 1.0, s_noise: float | Array = 1.0, r: float | Array = 0.5, process: Process | None = None, *,
-    noise: NoiseSampler = white,
+    noise_sampler: NoiseSampler = white,
 ) -> Solver:  # fmt: skip
     """DPM-Solver++ for the SDE, singlestep, with noise at the inner point too (k-diffusion's `sample_dpmpp_sde`).
 
@@ -78,7 +86,7 @@ def dpmpp_sde(
         s_noise: standard deviation of the noise that is drawn, in units of the right one; may be traced.
         r: where in lam the inner point is, in (0, 1); may be traced.
         process: names the time of the inner point, as for `dpmpp_2s`.
-        noise: `noise.white`, or `noise.brownian(key)` for a path that does not depend on the number of steps.
+        noise_sampler: `noise.white`, or `noise.brownian(key)` for a path that does not depend on the number of steps.
     Returns:
         a solver of weak order 2 with two evaluations a step; the steps from pure noise and to sigma = 0 are of order 1.
     Raises:
@@ -89,29 +97,29 @@ def dpmpp_sde(
         raise ValueError(f"r must lie between 0 and 1, got {r}")
 
     def step(denoise: Denoiser, key: Array, x: Array, state, cur: Level, nxt: Level):
-        h, finite = finite_h(cur, nxt)
+        h, finite = lambda_step(cur, nxt)
         before, after = jnp.asarray(r, x.dtype) * h, (1 - jnp.asarray(r, x.dtype)) * h
-        mid = inside(cur, nxt, cur.lam + before, finite)
+        mid = safe_level_at_lambda(cur, nxt, cur.lam + before, finite)
         # Where h is infinite the whole step is the one "to the inner point".
-        goal = or_cur(finite, nxt, mid)
+        target = select_level(finite, nxt, mid)
         x0 = denoise(x, cur)
-        down, up = split(eta, x, cur, goal)
-        ahead = exponential(x, x0, cur, down)
+        down, up = ancestral_step(eta, x, cur, target)
+        predicted = exponential_step(x, x0, cur, down)
         if not deterministic:
-            z = noise(key, x, cur, goal)
-            ahead = ahead + jnp.asarray(s_noise, x.dtype) * up * z
-        x0_mid = on_path(denoise, process)(ahead, mid)
-        down, up = split(eta, x, cur, nxt)
-        new = exponential(x, x0 + 0.5 / jnp.asarray(r, x.dtype) * (x0_mid - x0), cur, down)
+            z = noise_sampler(key, x, cur, target)
+            predicted = predicted + jnp.asarray(s_noise, x.dtype) * up * z
+        x0_mid = with_process(denoise, process)(predicted, mid)
+        down, up = ancestral_step(eta, x, cur, nxt)
+        new = exponential_step(x, x0 + 0.5 / jnp.asarray(r, x.dtype) * (x0_mid - x0), cur, down)
         if not deterministic:
             # W(SNR_s) - W(SNR_t) in units of its standard deviation: the inner point's increment and the one after it.
             rest = jnp.sqrt(jnp.expm1(-2 * after) / jnp.expm1(-2 * h))
             kept = jnp.exp(-after) * jnp.sqrt(jnp.expm1(-2 * before) / jnp.expm1(-2 * h))
-            z = kept * z + rest * noise(fold_in(key, 1), x, goal, nxt)
+            z = kept * z + rest * noise_sampler(fold_in(key, 1), x, target, nxt)
             new = new + jnp.asarray(s_noise, x.dtype) * up * z
-        return jnp.where(finite, new, ahead), state
+        return jnp.where(finite, new, predicted), state
 
-    return Solver(stateless, step, order=2, nfe=2, stochastic=not deterministic)
+    return Solver(init_empty, step, order=2, nfe=2, stochastic=not deterministic)
 
 
 @factory
@@ -125,7 +133,7 @@ def dpmpp_2m(*, lower_order_final: Level | None = None) -> Solver:
         a solver of order 2 with one evaluation a step. The first step, the step after pure noise (lam = -inf), and the
         step to sigma = 0 (where no polynomial in lam reaches) are of order 1.
     """
-    return adams(2, two="midpoint", order=2, lower_order_final=lower_order_final)
+    return adams(2, second_moment="midpoint", order=2, lower_order_final=lower_order_final)
 
 
 @factory
@@ -147,8 +155,8 @@ def dpmpp_3m(*, lower_order_final: Level | None = None) -> Solver:
 
 @factory
 def dpmpp_2m_sde(
-    eta: float | Array = 1.0, s_noise: float | Array = 1.0, variant: str = "midpoint", *, noise: NoiseSampler = white,
-    lower_order_final: Level | None = None,
+    eta: float | Array = 1.0, s_noise: float | Array = 1.0, variant: str = "midpoint", *,
+    noise_sampler: NoiseSampler = white, lower_order_final: Level | None = None,
 ) -> Solver:  # fmt: skip
     """DPM-Solver++(2M) for the SDE (k-diffusion's `sample_dpmpp_2m_sde`; SDE-DPM-Solver++(2M) of Lu et al. 2022).
 
@@ -157,7 +165,7 @@ def dpmpp_2m_sde(
             reverse SDE. May be traced.
         s_noise: standard deviation of the noise that is drawn, in units of the right one; may be traced.
         variant: "midpoint" or "heun", which integrates the slope exactly.
-        noise: `noise.white`, or `noise.brownian(key)` for a path that does not depend on the number of steps.
+        noise_sampler: `noise.white`, or `noise.brownian(key)` for a path that does not depend on the number of steps.
         lower_order_final: the grid that is sampled on, fields [N + 1], which may be traced: its last steps are then at
             most of order ..., 3, 2, 1, which helps where few steps end short of clean data. None keeps the order.
     Returns:
@@ -169,12 +177,20 @@ def dpmpp_2m_sde(
         raise ValueError(f"variant must be midpoint or heun, got {variant!r}")
     _check_at_least_0(eta)
     two = "midpoint" if variant == "midpoint" else "exact"
-    return adams(2, eta=eta, s_noise=s_noise, two=two, noise=noise, order=2, lower_order_final=lower_order_final)
+    return adams(
+        2,
+        eta=eta,
+        s_noise=s_noise,
+        second_moment=two,
+        noise_sampler=noise_sampler,
+        order=2,
+        lower_order_final=lower_order_final,
+    )
 
 
 @factory
 def dpmpp_3m_sde(
-    eta: float | Array = 1.0, s_noise: float | Array = 1.0, *, noise: NoiseSampler = white,
+    eta: float | Array = 1.0, s_noise: float | Array = 1.0, *, noise_sampler: NoiseSampler = white,
     lower_order_final: Level | None = None,
 ) -> Solver:  # fmt: skip
     """DPM-Solver++(3M) for the SDE (k-diffusion's `sample_dpmpp_3m_sde`, with `dpmpp_3m`'s second derivative).
@@ -183,7 +199,7 @@ def dpmpp_3m_sde(
         eta: how much noise, at least 0: 0 is the ODE (`dpmpp_3m`), and a plain 0 draws nothing; 1 is the reverse SDE.
             May be traced.
         s_noise: standard deviation of the noise that is drawn, in units of the right one; may be traced.
-        noise: `noise.white`, or `noise.brownian(key)` for a path that does not depend on the number of steps.
+        noise_sampler: `noise.white`, or `noise.brownian(key)` for a path that does not depend on the number of steps.
         lower_order_final: the grid that is sampled on, fields [N + 1], which may be traced: its last steps are then at
             most of order ..., 3, 2, 1, which helps where few steps end short of clean data. None keeps the order.
     Returns:
@@ -193,7 +209,9 @@ def dpmpp_3m_sde(
         ValueError: eta is a number below 0.
     """
     order = 3 if _check_at_least_0(eta) else 2
-    return adams(3, eta=eta, s_noise=s_noise, noise=noise, order=order, lower_order_final=lower_order_final)
+    return adams(
+        3, eta=eta, s_noise=s_noise, noise_sampler=noise_sampler, order=order, lower_order_final=lower_order_final
+    )
 
 
 def _check_at_least_0(eta: float | Array) -> bool:
@@ -205,9 +223,9 @@ def _check_at_least_0(eta: float | Array) -> bool:
 
 def _halfway(denoise, process: Process | None, x: Array, cur: Level, nxt: Level, down: Level) -> Array:
     """DPM-Solver++(2S)'s step from `cur` to `down`, which has no more noise than `nxt`."""
-    h, finite = finite_h(cur, down)
-    mid = inside(cur, nxt, cur.lam + 0.5 * h, finite)  # with eta <= 1 it is not past `nxt`
+    h, finite = lambda_step(cur, down)
+    mid = safe_level_at_lambda(cur, nxt, cur.lam + 0.5 * h, finite)  # with eta <= 1 it is not past `nxt`
     x0 = denoise(x, cur)
     half = mid.sigma / cur.sigma * x - mid.alpha * jnp.expm1(-0.5 * h) * x0
-    x0_mid = on_path(denoise, process)(half, mid)
-    return exponential(x, jnp.where(finite, x0_mid, x0), cur, down)
+    x0_mid = with_process(denoise, process)(half, mid)
+    return exponential_step(x, jnp.where(finite, x0_mid, x0), cur, down)

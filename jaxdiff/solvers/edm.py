@@ -17,10 +17,10 @@ from jaxdiff.checks import factory
 from jaxdiff.levels import Level, from_x0, safe_sqrt
 from jaxdiff.noise import normal_like
 from jaxdiff.processes import Process
-from jaxdiff.solvers.base import Solver, or_cur, stateless
+from jaxdiff.solvers.base import Solver, init_empty, select_level
 from jaxdiff.types import Denoiser
 
-__all__ = ["Churn", "churning", "euler", "heun"]
+__all__ = ["Churn", "add_churn", "euler", "heun"]
 
 Churn = float | Array | Callable[[Level], float | Array]
 
@@ -39,14 +39,14 @@ def euler(process: Process | None = None, churn: Churn | None = None, s_noise: f
     Raises:
         ValueError: churn without a process.
     """
-    raise_noise = churning(process, churn, s_noise)
+    raise_noise = add_churn(process, churn, s_noise)
 
     def step(denoise: Denoiser, key: Array, x: Array, state, cur: Level, nxt: Level):
         x, cur = raise_noise(key, x, cur)
         x0, eps = from_x0(denoise(x, cur), x, cur)
         return nxt.alpha * x0 + nxt.sigma * eps, state
 
-    return Solver(stateless, step, stochastic=churn is not None)
+    return Solver(init_empty, step, stochastic=churn is not None)
 
 
 @factory
@@ -63,24 +63,24 @@ def heun(process: Process | None = None, churn: Churn | None = None, s_noise: fl
     Raises:
         ValueError: churn without a process.
     """
-    raise_noise = churning(process, churn, s_noise)
+    raise_noise = add_churn(process, churn, s_noise)
 
     def step(denoise: Denoiser, key: Array, x: Array, state, cur: Level, nxt: Level):
         x, cur = raise_noise(key, x, cur)
         x0, eps = from_x0(denoise(x, cur), x, cur)
-        ahead = nxt.alpha * x0 + nxt.sigma * eps
+        predicted = nxt.alpha * x0 + nxt.sigma * eps
         # At sigma = 0 there is no eps to correct with; a safe level keeps the unused branch finite, gradients included.
-        moving = nxt.sigma > 0
-        safe = or_cur(moving, cur, nxt)
-        x0_ahead, eps_ahead = from_x0(denoise(ahead, safe), ahead, safe)
+        not_last = nxt.sigma > 0
+        safe = select_level(not_last, cur, nxt)
+        x0_ahead, eps_ahead = from_x0(denoise(predicted, safe), predicted, safe)
         d_alpha, d_sigma = nxt.alpha - cur.alpha, nxt.sigma - cur.sigma
         corrected = x + d_alpha * 0.5 * (x0 + x0_ahead) + d_sigma * 0.5 * (eps + eps_ahead)
-        return jnp.where(moving, corrected, ahead), state
+        return jnp.where(not_last, corrected, predicted), state
 
-    return Solver(stateless, step, order=2, nfe=2, stochastic=churn is not None)
+    return Solver(init_empty, step, order=2, nfe=2, stochastic=churn is not None)
 
 
-def churning(process: Process | None, churn: Churn | None, s_noise: float | Array):
+def add_churn(process: Process | None, churn: Churn | None, s_noise: float | Array):
     """(key, x, level) -> (x, level) with sigma / alpha raised by the share `churn` (algorithm 2, lines 4-6)."""
     if churn is None:
         return lambda key, x, cur: (x, cur)
@@ -101,6 +101,6 @@ def churning(process: Process | None, churn: Churn | None, s_noise: float | Arra
         share = jnp.clip(-jnp.expm1(2 * (raised.lam - lam)), 0, -jnp.expm1(-2 * log_share))
         std = jnp.asarray(s_noise, x.dtype) * raised.sigma * safe_sqrt(share)
         noisier = raised.alpha / jnp.where(pure, 1, cur.alpha) * x + std * normal_like(key, x)
-        return jnp.where(pure, x, noisier), or_cur(~pure, cur, raised)
+        return jnp.where(pure, x, noisier), select_level(~pure, cur, raised)
 
     return raise_noise

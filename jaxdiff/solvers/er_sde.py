@@ -12,24 +12,24 @@ from jaxdiff.checks import factory
 from jaxdiff.levels import Level, safe_sqrt
 from jaxdiff.noise import white
 from jaxdiff.solvers.adams import weights
-from jaxdiff.solvers.base import Solver, finite_h, push
+from jaxdiff.solvers.base import Solver, lambda_step, prepend
 from jaxdiff.types import Denoiser, NoiseSampler
 
-__all__ = ["er_sde", "extended"]
+__all__ = ["er_noise_scale", "er_sde"]
 
 _X, _W = np.polynomial.legendre.leggauss(16)  # on a smooth function of lam: exact to rounding for steps of any length
 _FAR = 20.0  # |lam| of pure noise and of clean data, whose own is infinite
 
 
-def extended(rho: Array) -> Array:
+def er_noise_scale(rho: Array) -> Array:
     """log(phi(rho) / rho) of the paper's noise scale function phi(rho) = rho (exp(rho^0.3) + 10)."""
     return jnp.logaddexp(rho**0.3, jnp.log(jnp.asarray(10, rho.dtype)))
 
 
 @factory
 def er_sde(
-    order: int = 3, log_scale: Callable[[Array], Array] = extended, s_noise: float | Array = 1.0, *,
-    noise: NoiseSampler = white,
+    order: int = 3, log_scale: Callable[[Array], Array] = er_noise_scale, s_noise: float | Array = 1.0, *,
+    noise_sampler: NoiseSampler = white,
 ) -> Solver:  # fmt: skip
     """ER-SDE-Solver-1, 2 and 3 (Cui et al. 2023, arXiv:2309.06169), for any process by rho = sigma / alpha.
 
@@ -42,7 +42,7 @@ def er_sde(
         log_scale: rho -> log(phi(rho) / rho), with phi the paper's noise scale function; it must not fall as rho rises.
             0 is the ODE, log(rho) the reverse SDE.
         s_noise: standard deviation of the noise that is drawn, in units of the right one; may be traced.
-        noise: `noise.white`, or `noise.brownian(key)` for a path that does not depend on the number of steps.
+        noise_sampler: `noise.white`, or `noise.brownian(key)` for a path that does not depend on the number of steps.
     Returns:
         a solver of weak order 2 (1 for order 1) with one evaluation a step; the first steps are of a lower order, and
         the step to sigma = 0 of order 1.
@@ -58,7 +58,7 @@ def er_sde(
     def step(denoise: Denoiser, key: Array, x: Array, state, cur: Level, nxt: Level):
         past, lams = state
         x0 = denoise(x, cur)
-        h, finite = finite_h(cur, nxt)
+        h, finite = lambda_step(cur, nxt)
         scale = lambda lam: log_scale(jnp.exp(-jnp.clip(lam, -_FAR, _FAR)))  # noqa: E731
         # r is exp(-h) times this one's exponential.
         log_kept = scale(nxt.lam) - scale(cur.lam)
@@ -72,9 +72,9 @@ def er_sde(
             share = weights(v, jnp.concatenate([jnp.array([True]), usable]), _moments(scale, lam, h, order))
             for k in range(order - 1):
                 new = new + nxt.alpha * share[k + 1] * (past[k] - x0)
-            state = push(past, x0), push(lams, cur.lam)
+            state = prepend(past, x0), prepend(lams, cur.lam)
         drawn = nxt.sigma * safe_sqrt(jnp.maximum(-jnp.expm1(2 * log_kept), 0))
-        return new + jnp.asarray(s_noise, x.dtype) * drawn * noise(key, x, cur, nxt), state
+        return new + jnp.asarray(s_noise, x.dtype) * drawn * noise_sampler(key, x, cur, nxt), state
 
     return Solver(init, step, order=min(order, 2), stochastic=True)
 

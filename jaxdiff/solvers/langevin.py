@@ -12,7 +12,7 @@ from jax import Array
 from jaxdiff.checks import factory
 from jaxdiff.levels import Level, from_x0, safe_sqrt
 from jaxdiff.noise import fold_in, normal_like
-from jaxdiff.solvers.base import Solver, or_cur, stateless
+from jaxdiff.solvers.base import Solver, init_empty, select_level
 from jaxdiff.solvers.sde import reverse_diffusion
 from jaxdiff.types import Denoiser
 
@@ -42,49 +42,50 @@ def predictor_corrector(predictor: Solver | None = None, steps: int = 1, snr: fl
 
     def step(denoise: Denoiser, key: Array, x: Array, state, cur: Level, nxt: Level):
         x, state = inner.step(denoise, fold_in(key, 0), x, state, cur, nxt)
-        moving = nxt.sigma > 0
+        not_last = nxt.sigma > 0
         kept = jnp.square(cur.alpha / nxt.alpha)
 
         def size(z: Array, score: Array) -> Array:
             square = _square(score)
             return kept * 2 * jnp.square(jnp.asarray(snr, x.dtype)) * _square(z) / jnp.where(square > 0, square, 1)
 
-        corrected, _ = _langevin(denoise, fold_in(key, 1), x, or_cur(moving, cur, nxt), size, steps)
-        return jnp.where(moving, corrected, x), state
+        corrected, _ = _langevin(denoise, fold_in(key, 1), x, select_level(not_last, cur, nxt), size, steps)
+        return jnp.where(not_last, corrected, x), state
 
     nfe = None if inner.nfe is None else inner.nfe + steps
     return Solver(inner.init, step, order=None, nfe=nfe, stochastic=True)
 
 
 @factory
-def annealed_langevin(steps: int = 5, size: float | Array = 0.2) -> Solver:
+def annealed_langevin(steps: int = 5, step_size: float | Array = 0.2) -> Solver:
     """Langevin steps x + e/2 score + sqrt(e) z at each level, e = size sigma^2 (Song and Ermon 2019, algorithm 1).
 
-    arXiv:1907.05600, whose epsilon / sigma_L^2 is `size`. Their noise grows on data that stays (VE); elsewhere it is
-    x / alpha that goes from level to level. The first level is left out, for there x has its law.
+    arXiv:1907.05600, whose epsilon / sigma_L^2 is `step_size`. Their noise grows on data that stays (VE); elsewhere it
+    is x / alpha that goes from level to level. The first level is left out, for there x has its law.
 
     Args:
         steps: at a level, the paper's T.
-        size: of a Langevin step in units of sigma^2; may be traced. Its error vanishes with it, and needs more steps.
+        step_size: of a Langevin step in units of sigma^2; may be traced. Its error vanishes with it, and needs more
+            steps.
     Returns:
         a solver with `steps` evaluations a step; the step to sigma = 0 is the denoiser's (Jolicoeur-Martineau et al.
         2020, arXiv:2009.05475). Without an order.
     Raises:
         ValueError: steps < 1, or size a number that is not positive.
     """
-    _check(steps, "size", size)
+    _check(steps, "size", step_size)
 
     def step(denoise: Denoiser, key: Array, x: Array, state, cur: Level, nxt: Level):
-        moving = nxt.sigma > 0
-        at = or_cur(moving, cur, nxt)
+        not_last = nxt.sigma > 0
+        at = select_level(not_last, cur, nxt)
         pure = cur.alpha == 0  # nothing of the data is left to be kept: the noise goes to the next level
         scale = jnp.where(pure, at.sigma / cur.sigma, at.alpha / jnp.where(pure, 1, cur.alpha))
         # In the step to clean data x stays where it is, so that every evaluation gives the answer.
-        e = jnp.where(moving, 0.5 * jnp.asarray(size, x.dtype) * jnp.square(at.sigma), 0)
+        e = jnp.where(not_last, 0.5 * jnp.asarray(step_size, x.dtype) * jnp.square(at.sigma), 0)
         moved, x0 = _langevin(denoise, key, scale * x, at, lambda z, score: e, steps)
-        return jnp.where(moving, moved, x0), state
+        return jnp.where(not_last, moved, x0), state
 
-    return Solver(stateless, step, order=None, nfe=steps, stochastic=True)
+    return Solver(init_empty, step, order=None, nfe=steps, stochastic=True)
 
 
 def _langevin(

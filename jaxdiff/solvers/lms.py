@@ -7,7 +7,7 @@ from jax import Array
 
 from jaxdiff.checks import factory
 from jaxdiff.levels import Level, from_x0
-from jaxdiff.solvers.base import Solver, push, steps_left
+from jaxdiff.solvers.base import Solver, prepend, steps_left
 from jaxdiff.types import Denoiser
 
 __all__ = ["lms"]
@@ -45,7 +45,10 @@ def lms(order: int = 4, *, lower_order_final: Level | None = None) -> Solver:
         for j, weight in enumerate(_integrals(r, seen, nxt.sigma / nxt.alpha)):
             change = change + nxt.alpha * weight * (past[j] - eps)
         # Weights of the present and the past add up to the step that the present alone would take.
-        return nxt.alpha * x0 + nxt.sigma * eps + change, (push(past, eps), push(r_past, r)) if order > 1 else state
+        return nxt.alpha * x0 + nxt.sigma * eps + change, (
+            prepend(past, eps),
+            prepend(r_past, r),
+        ) if order > 1 else state
 
     return Solver(init, step, order=order)
 

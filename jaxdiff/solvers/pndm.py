@@ -14,7 +14,7 @@ from jax import Array
 from jaxdiff.checks import factory
 from jaxdiff.levels import Level, from_x0
 from jaxdiff.processes import Process
-from jaxdiff.solvers.base import Solver, chord, or_cur, push, steps_left
+from jaxdiff.solvers.base import Solver, lerp, prepend, select_level, steps_left
 from jaxdiff.types import Denoiser
 
 __all__ = ["ipndm", "plms", "pndm"]
@@ -108,22 +108,22 @@ def _adams(
         nothing = jnp.zeros_like(x), jnp.zeros_like(x)
         _, (x0, eps) = jax.lax.scan(stage, nothing, (jnp.arange(len(points)), levels))
         # At sigma = 0 there is no eps to look at: a warm-up step is Euler's.
-        ahead = jnp.where(nxt.sigma > 0, jnp.asarray(weights, x.dtype), jnp.eye(len(points), dtype=x.dtype)[0])
+        predicted = jnp.where(nxt.sigma > 0, jnp.asarray(weights, x.dtype), jnp.eye(len(points), dtype=x.dtype)[0])
         least = jnp.minimum(jnp.minimum(done, order - 1), steps_left(lower_order_final, cur) - 1)
         adams = jnp.asarray(_WEIGHTS, x.dtype)[least]
         mean = lambda w, values: jnp.tensordot(w, values, 1, precision="highest")  # noqa: E731
         of_history = mean(adams[:1], eps[:1]) + mean(adams[1:order], past)
-        ends = ends_at(mean(ahead, x0), jnp.where(warming, mean(ahead, eps), of_history))
-        return move(ends, nxt), (push(past, eps[0]), done + 1)
+        ends = ends_at(mean(predicted, x0), jnp.where(warming, mean(predicted, eps), of_history))
+        return move(ends, nxt), (prepend(past, eps[0]), done + 1)
 
     return Solver(init, step, order=min(order, 2))
 
 
 def _stages(points: tuple[float, ...], cur: Level, nxt: Level, process: Process | None) -> Level:
     """The levels of the points, stacked; where `nxt` is clean data, `cur` in its place."""
-    line = chord(cur, nxt, 0.5)
+    line = lerp(cur, nxt, 0.5)
     mid = line if process is None else jax.tree.map(lambda field: field.astype(line.t.dtype), process(line.t))
-    at = {0.0: cur, 0.5: mid, 1.0: or_cur(nxt.sigma > 0, cur, nxt)}
+    at = {0.0: cur, 0.5: mid, 1.0: select_level(nxt.sigma > 0, cur, nxt)}
     levels = [at[w] for w in points]
     like = levels[min(1, len(points) - 1)]  # a table's time is an integer until a middle comes in
     return Level(*(jnp.stack([f.astype(l.dtype) for f in fields]) for l, *fields in zip(like, *levels, strict=True)))

@@ -8,7 +8,7 @@ import numpy as np
 from jax import Array
 
 from jaxdiff.checks import factory
-from jaxdiff.levels import Level, transition
+from jaxdiff.levels import Level, q_transition
 from jaxdiff.noise import fold_in, normal_like
 from jaxdiff.solvers.base import Solver
 from jaxdiff.solvers.edm import heun
@@ -49,7 +49,7 @@ def restart(solver: Solver | None = None, interval: Level | None = None, repeats
 
         def again(carry, k: Array):
             x, (up, down) = carry[0], (fold_in(key, 2 * k + 1), fold_in(key, 2 * k + 2))
-            mean, std = transition(x, nxt, grid.at(0))
+            mean, std = q_transition(x, nxt, grid.at(0))
             x = mean + std * normal_like(up, x)
 
             def body(carry, i_cur_nxt):

@@ -18,8 +18,8 @@ from jax import Array
 from jaxdiff.checks import factory
 from jaxdiff.levels import Level, from_x0
 from jaxdiff.processes import Process
-from jaxdiff.solvers.adaptive import Adaptive, Try, Walk, check_adaptive, init_adaptive, per_example, walk
-from jaxdiff.solvers.base import Solver, chord, on_path, or_cur, stateless
+from jaxdiff.solvers.adaptive import AdaptiveState, Attempt, Progress, check_adaptive, init_adaptive, per_example, walk
+from jaxdiff.solvers.base import Solver, init_empty, lerp, select_level, with_process
 from jaxdiff.types import Denoiser
 
 __all__ = ["rk4", "rk23", "rk45"]
@@ -37,17 +37,17 @@ def rk4(process: Process | None = None) -> Solver:
     """
 
     def step(denoise: Denoiser, key: Array, x: Array, state, cur: Level, nxt: Level):
-        moving = nxt.sigma > 0
-        end = or_cur(moving, cur, nxt)
-        mid = chord(cur, nxt, 0.5)
-        inner = on_path(denoise, process)
+        not_last = nxt.sigma > 0
+        end = select_level(not_last, cur, nxt)
+        mid = lerp(cur, nxt, 0.5)
+        inner = with_process(denoise, process)
         k1 = _slope(denoise, x, cur, cur, nxt)
         k2 = _slope(inner, x + 0.5 * k1, mid, cur, nxt)
         k3 = _slope(inner, x + 0.5 * k2, mid, cur, nxt)
         k4 = _slope(denoise, x + k3, end, cur, nxt)
-        return x + jnp.where(moving, (k1 + 2 * k2 + 2 * k3 + k4) / 6, k1), state
+        return x + jnp.where(not_last, (k1 + 2 * k2 + 2 * k3 + k4) / 6, k1), state
 
-    return Solver(stateless, step, order=4, nfe=4)
+    return Solver(init_empty, step, order=4, nfe=4)
 
 
 def _slope(denoise: Callable, x: Array, level: Level, cur: Level, nxt: Level) -> Array:
@@ -56,7 +56,7 @@ def _slope(denoise: Callable, x: Array, level: Level, cur: Level, nxt: Level) ->
     return (nxt.alpha - cur.alpha) * x0 + (nxt.sigma - cur.sigma) * eps
 
 
-class _Pair(NamedTuple):
+class _ButcherTableau(NamedTuple):
     """An embedded pair whose last evaluation is the next step's first: nodes c, matrix a (the last row is the step),
     weights of the error estimate, and the order of the lower method plus one."""
 
@@ -66,7 +66,7 @@ class _Pair(NamedTuple):
     order: int
 
 
-_DORMAND_PRINCE = _Pair(
+_DORMAND_PRINCE = _ButcherTableau(
     np.array([0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1, 1]),
     np.array(
         [
@@ -82,7 +82,7 @@ _DORMAND_PRINCE = _Pair(
     np.array([71 / 57600, 0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40]),
     5,
 )
-_BOGACKI_SHAMPINE = _Pair(
+_BOGACKI_SHAMPINE = _ButcherTableau(
     np.array([0, 1 / 2, 3 / 4, 1]),
     np.array([[0, 0, 0, 0], [1 / 2, 0, 0, 0], [0, 3 / 4, 0, 0], [2 / 9, 1 / 3, 4 / 9, 0]]),
     np.array([-5 / 72, 1 / 12, 1 / 9, -1 / 8]),
@@ -134,14 +134,16 @@ def rk23(
     return _adaptive(_BOGACKI_SHAMPINE, rtol, atol, process, max_steps)
 
 
-def _adaptive(pair: _Pair, rtol, atol, process: Process | None, max_steps: int) -> Solver:
+def _adaptive(pair: _ButcherTableau, rtol, atol, process: Process | None, max_steps: int) -> Solver:
     check_adaptive(rtol, atol, max_steps)
 
-    def step(denoise: Denoiser, key: Array, x: Array, state: Adaptive, cur: Level, nxt: Level):
-        moving = nxt.sigma > 0
-        end = or_cur(moving, cur, nxt)  # to clean data no try is made; a safe level keeps the unused branch finite
+    def step(denoise: Denoiser, key: Array, x: Array, state: AdaptiveState, cur: Level, nxt: Level):
+        not_last = nxt.sigma > 0
+        end = select_level(
+            not_last, cur, nxt
+        )  # to clean data no try is made; a safe level keeps the unused branch finite
         slope = _slope(denoise, x, cur, cur, nxt)
-        inner = on_path(denoise, process)
+        inner = with_process(denoise, process)
 
         def stages(x: Array, left: Array, slope: Array, h: Array) -> Array:
             """The slopes at each stage, [S, B, ...]."""
@@ -150,13 +152,13 @@ def _adaptive(pair: _Pair, rtol, atol, process: Process | None, max_steps: int) 
                 i, c, a = row
                 w = left - c * h  # counted from the clean end, where sigma may be small beside cur's
                 y = x + per_example(h, x) * jnp.tensordot(a, k, 1, precision="highest")
-                return k.at[i].set(_slope(inner, y, chord(end, cur, w), cur, nxt)), None
+                return k.at[i].set(_slope(inner, y, lerp(end, cur, w), cur, nxt)), None
 
             rows = (np.arange(1, len(pair.c)), *(jnp.asarray(field[1:], x.dtype) for field in (pair.c, pair.a)))
             first = jnp.zeros((len(pair.c), *x.shape), x.dtype).at[0].set(slope)
             return jax.lax.scan(stage, first, rows)[0]
 
-        def attempt(walk: Walk, h: Array, last: Array) -> Try:
+        def attempt(walk: Progress, h: Array, last: Array) -> Attempt:
             slope, rejected = walk.memory
             k = stages(walk.x, walk.left, slope, h)
             moved, square = _moved(pair, walk.x, h, k, rtol=rtol, atol=atol)
@@ -164,12 +166,12 @@ def _adaptive(pair: _Pair, rtol, atol, process: Process | None, max_steps: int) 
             grow = 0.9 * jnp.maximum(square, 1e-30) ** (-0.5 / pair.order)
             grow, good = jnp.clip(grow, 0.2, jnp.where(rejected, 1.0, 10.0)), square < 1
             slope = jnp.where(per_example(good | last, slope), k[-1], slope)
-            return Try(moved, good, grow * h, (slope, ~(good | last)))
+            return Attempt(moved, good, grow * h, (slope, ~(good | last)))
 
         length = jnp.hypot(nxt.alpha - cur.alpha, nxt.sigma - cur.sigma)
-        start = Walk(
+        start = Progress(
             x,
-            left=jnp.where(moving, jnp.ones_like(state.step), 0),  # a share of the line
+            left=jnp.where(not_last, jnp.ones_like(state.step), 0),  # a share of the line
             step=jnp.where(state.step > 0, jnp.minimum(state.step / length, 1), 1),
             tries=jnp.zeros_like(state.nfe),
             failed=state.failed,
@@ -177,13 +179,13 @@ def _adaptive(pair: _Pair, rtol, atol, process: Process | None, max_steps: int) 
         )
         end_of_walk = walk(attempt, start, max_steps)
         nfe = state.nfe + 1 + (len(pair.c) - 1) * end_of_walk.tries
-        state = Adaptive(nfe, length * end_of_walk.step, end_of_walk.failed)
-        return jnp.where(moving, end_of_walk.x, x + slope), state
+        state = AdaptiveState(nfe, length * end_of_walk.step, end_of_walk.failed)
+        return jnp.where(not_last, end_of_walk.x, x + slope), state
 
     return Solver(init_adaptive, step, order=None, nfe=None)
 
 
-def _moved(pair: _Pair, x: Array, h: Array, k: Array, *, rtol, atol) -> tuple[Array, Array]:
+def _moved(pair: _ButcherTableau, x: Array, h: Array, k: Array, *, rtol, atol) -> tuple[Array, Array]:
     """x after a step h with slopes k, and its squared error [B] in units of what is tolerated."""
     row, error = (jnp.asarray(weights, h.dtype) for weights in (pair.a[-1], pair.error))
     moved = x + per_example(h, x) * jnp.tensordot(row, k, 1, precision="highest")

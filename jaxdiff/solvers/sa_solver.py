@@ -20,7 +20,7 @@ __all__ = ["sa_solver"]
 @factory
 def sa_solver(
     predictor_order: int = 3, corrector_order: int = 4, tau: float | Array | Callable[[Level], Array] = 1.0, *,
-    s_noise: float | Array = 1.0, noise: NoiseSampler = white, lower_order_final: Level | None = None,
+    s_noise: float | Array = 1.0, noise_sampler: NoiseSampler = white, lower_order_final: Level | None = None,
 ) -> Solver:  # fmt: skip
     """The variance-controlled SDE by an Adams-Bashforth predictor and an Adams-Moulton corrector (Xue et al. 2023).
 
@@ -33,7 +33,7 @@ def sa_solver(
         tau: how much noise: 0 is the ODE, and a plain 0 draws nothing; 1 is the reverse SDE. A number of at least 0,
             which may be traced, or a function of the level where the step begins.
         s_noise: standard deviation of the noise that is drawn, in units of the right one; may be traced.
-        noise: `noise.white`, or `noise.brownian(key)` for a path that does not depend on the number of steps.
+        noise_sampler: `noise.white`, or `noise.brownian(key)` for a path that does not depend on the number of steps.
         lower_order_final: the grid that is sampled on, fields [N + 1], which may be traced: its last steps are then at
             most of order ..., 3, 2, 1, which helps where few steps end short of clean data. None keeps the order.
     Returns:
@@ -54,6 +54,6 @@ def sa_solver(
     eta = tau**2 if isinstance(tau, (int, float)) else (lambda level: jnp.square(tau(level) if callable(tau) else tau))
     order = best if ode else min(best, 2)
     return adams(
-        predictor_order, corrector_order, eta=eta, s_noise=s_noise, noise=noise, order=order,
+        predictor_order, corrector_order, eta=eta, s_noise=s_noise, noise_sampler=noise_sampler, order=order,
         lower_order_final=lower_order_final,
     )  # fmt: skip

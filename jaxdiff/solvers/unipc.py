@@ -38,4 +38,4 @@ def unipc(
         raise ValueError(f"variant must be bh1 or bh2, got {variant!r}")
     two = {"bh1": "half", "bh2": "midpoint"}[variant]
     points, reached = (order + 1, order + 1) if corrector else (0, order)
-    return adams(order, points, two=two, order=reached, lower_order_final=lower_order_final)
+    return adams(order, points, second_moment=two, order=reached, lower_order_final=lower_order_final)

@@ -1,6 +1,6 @@
 """BERT (Devlin et al. 2019, arXiv:1810.04805), and sentence embeddings by it (Reimers and Gurevych 2019).
 
-Parameters are named like those of transformers' BertModel; see `interop.keys` for the rule.
+Parameters are named like those of transformers' BertModel; see `interop.formats.keys` for the rule.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.networks.attention import attend
-from jaxdiff.networks.layers import wide
+from jaxdiff.networks.layers import at_least_float32
 from jaxdiff.networks.remat import Remat
-from jaxdiff.networks.tokens import LayerNorm, dense, qkv, stacked
-from jaxdiff.text.parts import Encoded, EncoderLayer, Table, activation, check_tokens
+from jaxdiff.networks.tokens import LayerNorm, dense, qkv, scan_layers
+from jaxdiff.text.parts import Embedding, Encoded, EncoderLayer, activation, check_tokens
 
 
 class Layer(EncoderLayer):
@@ -25,7 +25,7 @@ class Layer(EncoderLayer):
         """Map [B, L, D] to the same shape."""
         width = x.shape[-1]
         names = [f"attention.self.{name}" for name in ("query", "key", "value")]
-        q, k, v = qkv(x, names, heads=self.heads, dtype=self.dtype)
+        q, k, v = qkv(x, names, num_heads=self.num_heads, dtype=self.dtype)
         h = dense(width, self.dtype, "attention.output.dense")(attend(q, k, v, mask=mask).reshape(x.shape))
         x = LayerNorm(self.eps, name="attention.output.LayerNorm")(x + h)
         h = activation(self.act)(dense(self.features, self.dtype, "intermediate.dense")(x))
@@ -37,12 +37,12 @@ class Bert(nn.Module):
     """BERT's encoder; the defaults are MiniLM-L6's (Wang et al. 2020, arXiv:2002.10957).
 
     Attributes:
-        vocab: number of tokens.
+        vocab_size: number of tokens.
         width: features of a token.
         layers: number of layers.
-        heads: of the attention; divides the width.
+        num_heads: of the attention; divides the width.
         features: of the feed-forward networks.
-        positions: the longest text, in tokens.
+        max_length: the longest text, in tokens.
         types: number of segments, e.g. 2 for pairs of sentences.
         pooler: pool the first token's vector by a linear map and tanh.
         act: the feed-forward networks' activation, "gelu", "gelu_new" or "relu".
@@ -51,12 +51,12 @@ class Bert(nn.Module):
         dtype: type of the computation; parameters are float32.
     """
 
-    vocab: int = 30522
+    vocab_size: int = 30522
     width: int = 384
     layers: int = 6
-    heads: int = 12
+    num_heads: int = 12
     features: int = 1536
-    positions: int = 512
+    max_length: int = 512
     types: int = 2
     pooler: bool = True
     act: str = "gelu"
@@ -79,21 +79,21 @@ class Bert(nn.Module):
         Raises:
             ValueError: for misshapen ids, mask or types, or too many tokens.
         """
-        check_tokens(ids, mask, self.positions)
+        check_tokens(ids, mask, self.max_length)
         types = jnp.zeros_like(ids) if types is None else types
         if types.shape != ids.shape:
             raise ValueError(f"types must have the shape of ids, {ids.shape}, got {types.shape}")
-        if self.width % self.heads:
-            raise ValueError(f"heads must divide the width {self.width}, got {self.heads}")
+        if self.width % self.num_heads:
+            raise ValueError(f"heads must divide the width {self.width}, got {self.num_heads}")
 
         def look_up(rows, name, ids):
-            return Table(rows, self.width, self.dtype, name=f"embeddings.{name}_embeddings")(ids)
+            return Embedding(rows, self.width, self.dtype, name=f"embeddings.{name}_embeddings")(ids)
 
-        x = look_up(self.vocab, "word", ids) + look_up(self.types, "token_type", types)
-        x = x + look_up(self.positions, "position", jnp.arange(ids.shape[1])[None])
+        x = look_up(self.vocab_size, "word", ids) + look_up(self.types, "token_type", types)
+        x = x + look_up(self.max_length, "position", jnp.arange(ids.shape[1])[None])
         x = LayerNorm(self.eps, name="embeddings.LayerNorm")(x)
-        stack = stacked(Layer, self.layers, remat=self.remat)
-        options = self.heads, self.features, self.act, self.eps, self.dtype
+        stack = scan_layers(Layer, self.layers, remat=self.remat)
+        options = self.num_heads, self.features, self.act, self.eps, self.dtype
         x, _ = stack(*options, name="encoder.layer.*")(x, mask)
         if not self.pooler:
             return Encoded(x)
@@ -111,7 +111,7 @@ def sentence_embedding(hidden: Array, mask: Array) -> Array:
         [B, D], float32 at least; inner products are cosine similarities. Zeros for a text without tokens.
     """
     seen = mask[..., None]
-    h = jnp.where(seen, hidden.astype(wide(hidden.dtype)), 0)
+    h = jnp.where(seen, hidden.astype(at_least_float32(hidden.dtype)), 0)
     mean = h.sum(1) / jnp.maximum(seen.sum(1), 1).astype(h.dtype)
     # The square root of zero has no derivative.
     square = jnp.square(mean).sum(1, keepdims=True)

@@ -1,6 +1,6 @@
 """CLIP's text encoder (Radford et al. 2021, arXiv:2103.00020, sec. 2.4), a causal transformer.
 
-Parameters are named like those of transformers' CLIPTextModelWithProjection; see `interop.keys` for the rule.
+Parameters are named like those of transformers' CLIPTextModelWithProjection; see `interop.formats.keys` for the rule.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from jax import Array
 
 from jaxdiff.networks.attention import attend
 from jaxdiff.networks.remat import Remat
-from jaxdiff.networks.tokens import LayerNorm, dense, qkv, stacked
-from jaxdiff.text.parts import Encoded, EncoderLayer, Table, activation, check_tokens
+from jaxdiff.networks.tokens import LayerNorm, dense, qkv, scan_layers
+from jaxdiff.text.parts import Embedding, Encoded, EncoderLayer, activation, check_tokens
 
 
 class Layer(EncoderLayer):
@@ -27,7 +27,7 @@ class Layer(EncoderLayer):
         width = x.shape[-1]
 
         h = LayerNorm(self.eps, name="layer_norm1")(x)
-        q, k, v = qkv(h, [f"self_attn.{name}_proj" for name in "qkv"], heads=self.heads, dtype=self.dtype)
+        q, k, v = qkv(h, [f"self_attn.{name}_proj" for name in "qkv"], num_heads=self.num_heads, dtype=self.dtype)
         h = attend(q, k, v, mask=mask, causal=True).reshape(x.shape)
         x = x + dense(width, self.dtype, "self_attn.out_proj")(h)
 
@@ -41,12 +41,12 @@ class CLIPText(nn.Module):
     """CLIP's text encoder.
 
     Attributes:
-        vocab: number of tokens.
+        vocab_size: number of tokens.
         width: features of a token.
         layers: number of layers.
-        heads: of the attention; divides the width.
+        num_heads: of the attention; divides the width.
         features: of the feed-forward networks.
-        positions: the longest text, in tokens.
+        max_length: the longest text, in tokens.
         projection: features of the pooled vector, by a linear map; None: no such map.
         act: the feed-forward networks' activation, "quick_gelu" (OpenAI's models) or "gelu" (OpenCLIP's).
         eos: the first token with this id is pooled; None: the token with the largest id.
@@ -55,12 +55,12 @@ class CLIPText(nn.Module):
         dtype: type of the computation; parameters are float32.
     """
 
-    vocab: int = 49408
+    vocab_size: int = 49408
     width: int = 768
     layers: int = 12
-    heads: int = 12
+    num_heads: int = 12
     features: int = 3072
-    positions: int = 77
+    max_length: int = 77
     projection: int | None = None
     act: str = "quick_gelu"
     eos: int | None = 49407
@@ -86,18 +86,18 @@ class CLIPText(nn.Module):
         Raises:
             ValueError: for misshapen ids or mask, too many tokens, or a layer that does not exist.
         """
-        check_tokens(ids, mask, self.positions)
+        check_tokens(ids, mask, self.max_length)
         if not -self.layers <= layer <= -1:
             raise ValueError(f"layer counts from the end, -{self.layers}..-1, got {layer}")
-        if self.width % self.heads:
-            raise ValueError(f"heads must divide the width {self.width}, got {self.heads}")
+        if self.width % self.num_heads:
+            raise ValueError(f"heads must divide the width {self.width}, got {self.num_heads}")
         root = "text_model.embeddings"
-        x = Table(self.vocab, self.width, self.dtype, name=f"{root}.token_embedding")(ids)
+        x = Embedding(self.vocab_size, self.width, self.dtype, name=f"{root}.token_embedding")(ids)
         places = jnp.arange(ids.shape[1])[None]
-        x = x + Table(self.positions, self.width, self.dtype, name=f"{root}.position_embedding")(places)
+        x = x + Embedding(self.max_length, self.width, self.dtype, name=f"{root}.position_embedding")(places)
 
-        stack = stacked(Layer, self.layers, remat=self.remat)
-        options = self.heads, self.features, self.act, self.eps, self.dtype
+        stack = scan_layers(Layer, self.layers, remat=self.remat)
+        options = self.num_heads, self.features, self.act, self.eps, self.dtype
         run = stack(*options, name="text_model.encoder.layers.*")
         (x, hidden, _), _ = run((x, x, jnp.zeros((), jnp.int32)), mask, self.layers + layer)
 

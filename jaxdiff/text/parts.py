@@ -57,21 +57,21 @@ class EncoderLayer(nn.Module):
     """Fields of a layer that is followed by equal ones.
 
     Attributes:
-        heads: of the attention; divides the width.
+        num_heads: of the attention; divides the width.
         features: of the feed-forward network's inner layer.
         act: its activation; see `activation`.
         eps: of the norms.
         dtype: type of the computation.
     """
 
-    heads: int
+    num_heads: int
     features: int
     act: str
     eps: float
     dtype: jnp.dtype
 
 
-class Table(nn.Module):
+class Embedding(nn.Module):
     """A table of vectors.
 
     An index outside 0..rows-1 returns NaN, since a compiled program can't raise.

@@ -1,6 +1,6 @@
 """T5's encoder (Raffel et al. 2020, arXiv:1910.10683, sec. 2.1), and that of T5 v1.1 with gated activations.
 
-Parameters are named like those of transformers' T5EncoderModel; see `interop.keys` for the rule.
+Parameters are named like those of transformers' T5EncoderModel; see `interop.formats.keys` for the rule.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from jax import Array
 
 from jaxdiff.networks.attention import attend, split_heads
 from jaxdiff.networks.initializers import kernel_init
-from jaxdiff.networks.layers import Dense, wide
+from jaxdiff.networks.layers import Dense, at_least_float32
 from jaxdiff.networks.remat import Remat
-from jaxdiff.networks.tokens import RMSNorm, dense, stacked
-from jaxdiff.text.parts import Encoded, Table, check_tokens, scaled
+from jaxdiff.networks.tokens import RMSNorm, dense, scan_layers
+from jaxdiff.text.parts import Embedding, Encoded, check_tokens, scaled
 
 
-def buckets(length: int, count: int, farthest: int) -> np.ndarray:
+def buckets(length: int, count: int, max_distance: int) -> np.ndarray:
     """Return the bucket of the distance from each query to each key.
 
     Half of the buckets are for keys after the query. Of each half, the first buckets hold one distance each, from 0 on;
-    the others grow by a factor up to `farthest`, and the last one holds all larger distances.
+    the others grow by a factor up to `max_distance`, and the last one holds all larger distances.
 
     Args:
         length: of the text, in tokens.
         count: number of buckets, at least 4.
-        farthest: distances from this one on share a bucket.
+        max_distance: distances from this one on share a bucket.
 
     Returns:
         int32[length, length], by query and key.
@@ -41,7 +41,7 @@ def buckets(length: int, count: int, farthest: int) -> np.ndarray:
     distance = np.abs(offset)
     # In float32, as the reference computes it: a distance at a bucket's border may fall on the other side in float64.
     ratio = np.log(np.maximum(distance, exact).astype(np.float32) / np.float32(exact))
-    far = exact + (ratio / np.float32(math.log(farthest / exact)) * np.float32(half - exact)).astype(np.int32)
+    far = exact + (ratio / np.float32(math.log(max_distance / exact)) * np.float32(half - exact)).astype(np.int32)
     near = np.where(distance < exact, distance, np.minimum(far, half - 1))
     return (near + half * (offset > 0)).astype(np.int32)
 
@@ -49,7 +49,7 @@ def buckets(length: int, count: int, farthest: int) -> np.ndarray:
 class Block(nn.Module):
     """Self-attention without biases and scaling, and a feed-forward network; see `T5Encoder` for the attributes."""
 
-    heads: int
+    num_heads: int
     head_dim: int
     features: int
     gated: bool
@@ -59,14 +59,14 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Array, mask: Array | None, bias: Array) -> tuple[Array, None]:
         """Map x[B, L, D], in float32 at least; bias[1, H, L, L] joins the attention's logits."""
-        width, inner = x.shape[-1], self.heads * self.head_dim
+        width, inner = x.shape[-1], self.num_heads * self.head_dim
 
         h = RMSNorm(self.eps, name="layer.0.layer_norm")(x).astype(self.dtype)
         # The missing scale is in the queries' initial kernel.
         draw = scaled(kernel_init, self.head_dim**-0.5)
         q = Dense(inner, False, self.dtype, kernel_init=draw, name="layer.0.SelfAttention.q")(h)
         k, v = (self._dense(inner, f"layer.0.SelfAttention.{name}")(h) for name in "kv")
-        q, k, v = (split_heads(a, self.heads) for a in (q, k, v))
+        q, k, v = (split_heads(a, self.num_heads) for a in (q, k, v))
         h = attend(q, k, v, mask=mask, bias=bias, scale=1.0).reshape(*x.shape[:-1], inner)
         x = x + self._dense(width, "layer.0.SelfAttention.o")(h).astype(x.dtype)
 
@@ -94,29 +94,29 @@ class T5Encoder(nn.Module):
     Half precision is safe: the residual stream is kept in float32.
 
     Attributes:
-        vocab: number of tokens.
+        vocab_size: number of tokens.
         width: features of a token.
         layers: number of blocks.
-        heads: of the attention.
+        num_heads: of the attention.
         head_dim: features of a head.
         features: of the feed-forward networks.
         gated: a feed-forward network with gated GELU (T5 v1.1; Shazeer 2020, arXiv:2002.05202), or with ReLU.
         buckets: of the relative positions.
-        farthest: distances from this one on, in tokens, share a bucket.
+        max_distance: distances from this one on, in tokens, share a bucket.
         eps: of the norms.
         remat: what of each block the backward pass computes again: "none", "dots" (all but products) or "full".
         dtype: type of the computation; parameters are float32.
     """
 
-    vocab: int = 32128
+    vocab_size: int = 32128
     width: int = 4096
     layers: int = 24
-    heads: int = 64
+    num_heads: int = 64
     head_dim: int = 64
     features: int = 10240
     gated: bool = True
     buckets: int = 32
-    farthest: int = 128
+    max_distance: int = 128
     eps: float = 1e-6
     remat: Remat = "dots"
     dtype: jnp.dtype = jnp.float32
@@ -136,20 +136,20 @@ class T5Encoder(nn.Module):
             ValueError: for misshapen ids or mask, or buckets that don't fit.
         """
         check_tokens(ids, mask)
-        if not 0 < self.buckets // 4 < self.farthest:
-            raise ValueError(f"a quarter of the buckets, got {self.buckets}, must be in 1..{self.farthest - 1}")
+        if not 0 < self.buckets // 4 < self.max_distance:
+            raise ValueError(f"a quarter of the buckets, got {self.buckets}, must be in 1..{self.max_distance - 1}")
         # One table for all blocks; the first one's in the reference.
-        table = Table(
+        table = Embedding(
             self.buckets,
-            self.heads,
-            wide(self.dtype),
+            self.num_heads,
+            at_least_float32(self.dtype),
             std=1.0,
             name="encoder.block.0.layer.0.SelfAttention.relative_attention_bias",
         )
-        bias = table(jnp.asarray(buckets(ids.shape[1], self.buckets, self.farthest))).transpose(2, 0, 1)[None]
+        bias = table(jnp.asarray(buckets(ids.shape[1], self.buckets, self.max_distance))).transpose(2, 0, 1)[None]
 
-        x = Table(self.vocab, self.width, wide(self.dtype), std=1.0, name="shared")(ids)
-        stack = stacked(Block, self.layers, remat=self.remat)
-        options = self.heads, self.head_dim, self.features, self.gated, self.eps, self.dtype
+        x = Embedding(self.vocab_size, self.width, at_least_float32(self.dtype), std=1.0, name="shared")(ids)
+        stack = scan_layers(Block, self.layers, remat=self.remat)
+        options = self.num_heads, self.head_dim, self.features, self.gated, self.eps, self.dtype
         x, _ = stack(*options, name="encoder.block.*")(x, mask, bias)
         return Encoded(RMSNorm(self.eps, name="encoder.final_layer_norm")(x).astype(self.dtype))

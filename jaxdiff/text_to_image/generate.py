@@ -126,7 +126,7 @@ def _begin(
             extra = {"concat": jnp.concatenate([inpaint_mask, around], axis=-1)}
 
     def begin(x: Array, noise: Array, levels: Level, solver: Solver) -> tuple[Array, Array, Solver]:
-        start = _first_step(parts.sampling.steps, strength, parts.layout.up)
+        start = _first_step(parts.sampling.steps, strength, parts.layout.round_up)
         # No step is none of a longer list; and the last level may have a little noise, which a step takes away.
         still = start == parts.sampling.steps
         start = jnp.where(still, len(levels.t) - 1, start)
@@ -147,7 +147,7 @@ def _encode(parts: Parts, params: Any, image: Array, batch: int) -> Array:
             f"images must be floats in [-1, 1] of shape {(batch, *parts.size, 3)}, got {image.dtype}, {image.shape}"
         )
     mean, _ = parts.codec.encode(params["vae"], image.astype(parts.dtype))
-    return parts.codec.standardize(mean).astype(parts.dtype)
+    return parts.codec.normalize(mean).astype(parts.dtype)
 
 
 def _masks(parts: Parts, mask: Array, batch: int) -> tuple[Array, Array]:

@@ -15,7 +15,7 @@ from jaxdiff.interop.sources import find_part, open_single, read_fields
 from jaxdiff.messages import listed
 from jaxdiff.schema import look_up
 from jaxdiff.storage import read_json
-from jaxdiff.text_to_image.prompts import LAYOUTS, Cond, Layout, Models
+from jaxdiff.text_to_image.prompts import LAYOUTS, Cond, Models, PipelineSpec
 
 __all__ = ["Index", "encode_prompts", "read_index", "read_kind", "scheduler_config", "tokenizers"]
 
@@ -32,13 +32,13 @@ class Index(NamedTuple):
     """
 
     fields: Mapping[str, Any]
-    layout: Layout
+    layout: PipelineSpec
     models: dict[str, Path]
     tokenizers: dict[str, Path]
     scheduler: Path | Mapping[str, Any]
 
 
-def read_kind(path: Path) -> tuple[Mapping[str, Any], Layout]:
+def read_kind(path: Path) -> tuple[Mapping[str, Any], PipelineSpec]:
     """The fields of a pipeline's model_index.json, and its kind.
 
     Raises:
@@ -152,7 +152,7 @@ def encode_prompts(
     tokens = {part: encode(prompts)[0] for part, encode in tokenizers(index, models).items()}
 
     def encode(params: Any, tokens: Any) -> Cond:
-        cond = layout.complete(models, layout.encode(models, params, tokens), size, jnp.zeros(len(prompts), bool))
+        cond = layout.add_size_cond(models, layout.encode(models, params, tokens), size, jnp.zeros(len(prompts), bool))
         return jax.tree.map(lambda a: a.astype(jnp.float32), cond)
 
     return jax.jit(encode)({part: model.params for part, model in loaded.items()}, tokens)

@@ -19,7 +19,7 @@ from jaxdiff.levels import Level
 from jaxdiff.media import Medium, images
 from jaxdiff.sampling import Sampling
 from jaxdiff.solvers import Solver
-from jaxdiff.text_to_image.prompts import Cond, Layout, Models
+from jaxdiff.text_to_image.prompts import Cond, Models, PipelineSpec
 
 __all__ = ["NEGATIVE", "Parts", "complete", "make_parts"]
 
@@ -42,7 +42,7 @@ class Parts(NamedTuple):
         zeros: whether a condition of zeros may replace the encoded empty prompt.
     """
 
-    layout: Layout
+    layout: PipelineSpec
     models: Models
     model: Model
     sampling: Sampling
@@ -85,7 +85,7 @@ class Parts(NamedTuple):
 
 
 def make_parts(
-    layout: Layout, models: Models, scheduler: Scheduler, tokenize: Tokenize, *,
+    layout: PipelineSpec, models: Models, scheduler: Scheduler, tokenize: Tokenize, *,
     steps: int, size: tuple[int, int], dtype: Any, zeros: bool,
 ) -> Parts:  # fmt: skip
     """Make the parts of a pipeline.
@@ -116,7 +116,7 @@ def make_parts(
         return models.apply[network](params[network], x, noise, cond, **options)
 
     def decode(params: Any, z: Array) -> Array:
-        return jnp.clip(codec.decode(params["vae"], codec.restore(z)).astype(dtype), -1, 1)
+        return jnp.clip(codec.decode(params["vae"], codec.denormalize(z)).astype(dtype), -1, 1)
 
     model = Model(init, apply, scheduler.process, scheduler.prediction)
     condition = _condition(layout, models, tokenize, size, zeros=zeros)
@@ -124,7 +124,7 @@ def make_parts(
     return Parts(layout, models, model, sampling, condition, medium, sampling.prepare(), size, dtype, zeros)
 
 
-def complete(layout: Layout, models: Models, size: tuple[int, int], encoded: Cond, cond: Cond) -> Cond:
+def complete(layout: PipelineSpec, models: Models, size: tuple[int, int], encoded: Cond, cond: Cond) -> Cond:
     """Add what does not depend on the prompt to a condition: sizes, scores, the guidance of a distilled network.
 
     Args:
@@ -137,10 +137,12 @@ def complete(layout: Layout, models: Models, size: tuple[int, int], encoded: Con
     """
     negative = cond.get(NEGATIVE, jnp.zeros(len(jax.tree.leaves(encoded)[0]), bool))
     guidance = {"guidance": cond["guidance"]} if "guidance" in cond else {}
-    return layout.complete(models, encoded, size, negative) | guidance
+    return layout.add_size_cond(models, encoded, size, negative) | guidance
 
 
-def _condition(layout: Layout, models: Models, tokenize: Tokenize, size: tuple[int, int], *, zeros: bool) -> Condition:
+def _condition(
+    layout: PipelineSpec, models: Models, tokenize: Tokenize, size: tuple[int, int], *, zeros: bool
+) -> Condition:
     """A prompt; for a distilled network its guidance, for others a null condition, the empty prompt."""
     config = models.config[layout.network]
 

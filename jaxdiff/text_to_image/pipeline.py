@@ -12,16 +12,16 @@ from jax import Array
 
 from jaxdiff.conditions import Condition
 from jaxdiff.experiment import Model
-from jaxdiff.interop import Loaded, architecture, network_scheduler
+from jaxdiff.interop import Pretrained, architecture, network_scheduler
 from jaxdiff.interop import load as load_model
 from jaxdiff.interop.sources import read_fields
 from jaxdiff.media import Medium
-from jaxdiff.networks.layers import wide
+from jaxdiff.networks.layers import at_least_float32
 from jaxdiff.sampling import Sampling
 from jaxdiff.text_to_image.generate import generate_images
 from jaxdiff.text_to_image.index import read_index, tokenizers
 from jaxdiff.text_to_image.parts import Parts, make_parts
-from jaxdiff.text_to_image.prompts import Layout, Models
+from jaxdiff.text_to_image.prompts import Models, PipelineSpec
 
 __all__ = ["Pipeline", "load"]
 
@@ -47,7 +47,7 @@ class Pipeline(NamedTuple):
         medium: images, of latents that the autoencoder decodes.
     """
 
-    models: dict[str, Loaded]
+    models: dict[str, Pretrained]
     generate: Callable[..., Array]
     tokenize: Callable[[Sequence[str]], dict[str, Any]]
     size: tuple[int, int]
@@ -137,7 +137,7 @@ def load(
     zeros = bool(layout.zeros and index.fields.get("force_zeros_for_empty_prompt", True))
     parts = make_parts(
         layout, models, scheduler, tokenize,
-        steps=layout.steps if steps is None else steps, size=size, dtype=wide(dtype), zeros=zeros,
+        steps=layout.steps if steps is None else steps, size=size, dtype=at_least_float32(dtype), zeros=zeros,
     )  # fmt: skip
     _check_channels(parts)
     options = {"variant": variant, "dtype": dtype, "param_dtype": param_dtype, "place": place}
@@ -158,13 +158,13 @@ def _described(paths: Mapping[str, Path], dtype: Any, length: int) -> Models:
     return Models(apply, configs, length, init)
 
 
-def _checked_size(models: Models, layout: Layout, size: tuple[int, int] | None) -> tuple[int, int]:
+def _checked_size(models: Models, layout: PipelineSpec, size: tuple[int, int] | None) -> tuple[int, int]:
     factor, config = models.apply["vae"].factor, models.config[layout.network]
     if size is None:
         sides = config.get("sample_size") or 128
         height, width = (sides, sides) if isinstance(sides, int) else sides
         return height * factor, width * factor
-    step = factor * (layout.patch or config.get("patch_size", 1))
+    step = factor * (layout.patch_size or config.get("patch_size", 1))
     # Stable Diffusion 3 has a table of positions.
     most = config.get("pos_embed_max_size", 96) * step if config["_class_name"] == "SD3Transformer2DModel" else None
     whole = isinstance(size, Sequence) and len(size) == 2 and all(isinstance(side, int) for side in size)
@@ -177,7 +177,7 @@ def _checked_size(models: Models, layout: Layout, size: tuple[int, int] | None) 
 def _check_channels(parts: Parts) -> None:
     config, latent = parts.config, parts.codec.channels
     more = 1 + 2 * latent if parts.inpaints else latent
-    given = config["in_channels"] // (parts.layout.patch or 1) ** 2
+    given = config["in_channels"] // (parts.layout.patch_size or 1) ** 2
     if given != more:
         raise ValueError(
             f"the network takes {given} channels, which are neither the {latent} of the latents nor, with a mask and a "

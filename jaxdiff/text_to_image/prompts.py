@@ -11,7 +11,7 @@ from jax import Array
 
 from jaxdiff.networks.configs import sdxl_vector
 
-__all__ = ["LAYOUTS", "Cond", "Layout", "Models"]
+__all__ = ["LAYOUTS", "Cond", "Models", "PipelineSpec"]
 
 Cond = dict[str, Array]
 SCORES = 6.0, 2.5  # the usual aesthetic scores of a prompt and of a negative one
@@ -33,36 +33,36 @@ class Models(NamedTuple):
     init: Mapping[str, Callable[[Array], Any]] = MappingProxyType({})
 
 
-class Layout(NamedTuple):
+class PipelineSpec(NamedTuple):
     """A kind of pipeline.
 
     Attributes:
         network: directory of the network that denoises.
         encoders: directories of the text encoders -> whether the pipeline works without.
         encode: (models, params, tokens) -> encoded prompts; tokens are int [B, L] by the encoder's name.
-        complete: (models, encoded prompts, (height, width), negative) -> the condition, with the entries that do not
-            depend on the prompt; negative is bool [B], whether a prompt is a negative one.
+        add_size_cond: (models, encoded prompts, (height, width), negative) -> the condition, with the entries that do
+            not depend on the prompt; negative is bool [B], whether a prompt is a negative one.
         steps: the reference's default number of steps.
         guidance: the reference's default scale.
         length: of T5's text, in tokens.
         zeros: zeros may replace the encoded empty prompt.
-        patch: latents of a token along each axis, where the network's config does not have it.
-        even: see `interop.scheduler`.
-        up: image-to-image rounds the number of steps up.
+        patch_size: latents of a token along each axis, where the network's config does not have it.
+        uniform_steps: see `interop.scheduler`.
+        round_up: image-to-image rounds the number of steps up.
         asks: fields of the network's config that the pipeline needs, all of which are numbers.
     """
 
     network: str
     encoders: Mapping[str, bool]
     encode: Callable[[Models, Any, Mapping[str, Array]], Cond]
-    complete: Callable[[Models, Cond, tuple[int, int], Array], Cond] = lambda models, cond, size, negative: cond
+    add_size_cond: Callable[[Models, Cond, tuple[int, int], Array], Cond] = lambda models, cond, size, negative: cond
     steps: int = 50
     guidance: float = 7.5
     length: int = 0
     zeros: bool = False
-    patch: int | None = None
-    even: bool = False
-    up: bool = False
+    patch_size: int | None = None
+    uniform_steps: bool = False
+    round_up: bool = False
     asks: tuple[str, ...] = ("in_channels", "out_channels")
 
     def check(self, config: Mapping[str, Any]) -> None:
@@ -77,7 +77,7 @@ class Layout(NamedTuple):
 
     def classifier_free(self, config: Mapping[str, Any]) -> bool:
         """Whether guidance of a network with this config needs a null condition; Flux has its guidance as an input."""
-        return not self.distilled(config) and not self.even
+        return not self.distilled(config) and not self.uniform_steps
 
 
 def _stable_diffusion(models: Models, params: Any, tokens: Mapping[str, Array]) -> Cond:
@@ -126,29 +126,29 @@ def _clips(models: Models, params: Any, tokens: Mapping[str, Array]) -> tuple[Ar
     return jnp.concatenate([one.hidden for one in both], axis=-1), [one.pooled for one in both]
 
 
-SD = Layout("unet", {"text_encoder": False}, _stable_diffusion)
-XL = Layout("unet", {"text_encoder": True, "text_encoder_2": False}, _xl, _complete_xl, guidance=5.0, zeros=True,
+SD = PipelineSpec("unet", {"text_encoder": False}, _stable_diffusion)
+XL = PipelineSpec("unet", {"text_encoder": True, "text_encoder_2": False}, _xl, _complete_xl, guidance=5.0, zeros=True,
             asks=(*SD.asks, "addition_time_embed_dim", "projection_class_embeddings_input_dim"))  # fmt: skip
-SD3 = Layout(
+SD3 = PipelineSpec(
     "transformer",
     {"text_encoder": False, "text_encoder_2": False, "text_encoder_3": True},
     _sd3,
     steps=28,
     guidance=7.0,
     length=256,
-    up=True,
+    round_up=True,
     asks=("in_channels", "joint_attention_dim"),
 )
-FLUX = Layout(
+FLUX = PipelineSpec(
     "transformer",
     {"text_encoder": False, "text_encoder_2": False},
     _flux,
     steps=28,
     guidance=3.5,
     length=512,
-    patch=2,
-    even=True,
-    up=True,
+    patch_size=2,
+    uniform_steps=True,
+    round_up=True,
     asks=("in_channels",),
 )
 

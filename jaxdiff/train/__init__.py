@@ -1,16 +1,16 @@
 """Training: a loss is a function here; networks and solvers are unknown."""
 
-from jaxdiff.sharding import host_rows, make_mesh, shard_batch, shard_params
+from jaxdiff.sharding import make_mesh, process_indices, shard_batch, shard_params
 from jaxdiff.train.checkpoint import Checkpointer, load_params
-from jaxdiff.train.freeze import join, split
+from jaxdiff.train.freeze import combine, partition
 from jaxdiff.train.goodput import Goodput
 from jaxdiff.train.knobs import check_knobs, has_knobs, read_knobs, write_knobs
-from jaxdiff.train.log import LineFile, metrics_file
+from jaxdiff.train.log import LineFile, jsonl_logger
 from jaxdiff.train.loop import fit
-from jaxdiff.train.optimizer import adafactor, adamw, muon, projected, restarting, skip_spikes
+from jaxdiff.train.optimizer import adafactor, adamw, muon, restarting, skip_spikes, with_projection
 from jaxdiff.train.players import Game, Player, players
 from jaxdiff.train.snapshots import Snapshots
-from jaxdiff.train.state import TrainState, abstract, adopt, average, create, new_state
+from jaxdiff.train.state import TrainState, ema_params, init_state, new_state, state_from_params, state_shapes
 from jaxdiff.train.step import make_step, make_update
 from jaxdiff.train.watchdog import Watchdog
 
@@ -23,31 +23,31 @@ __all__ = [
     "Snapshots",
     "TrainState",
     "Watchdog",
-    "abstract",
     "adafactor",
     "adamw",
-    "adopt",
-    "average",
     "check_knobs",
-    "create",
+    "combine",
+    "ema_params",
     "fit",
     "has_knobs",
-    "host_rows",
-    "join",
+    "init_state",
+    "jsonl_logger",
     "load_params",
     "make_mesh",
     "make_step",
     "make_update",
-    "metrics_file",
     "muon",
     "new_state",
+    "partition",
     "players",
-    "projected",
+    "process_indices",
     "read_knobs",
     "restarting",
     "shard_batch",
     "shard_params",
     "skip_spikes",
-    "split",
+    "state_from_params",
+    "state_shapes",
+    "with_projection",
     "write_knobs",
 ]

@@ -25,7 +25,7 @@ class Display:
             start: first step of this training.
             steps: number of steps of the whole run.
             log: called with each step's record.
-            max_skipped: number of skipped updates in a row at which `settle` raises.
+            max_skipped: number of skipped updates in a row at which `flush` raises.
         """
         from tqdm import tqdm
 
@@ -60,7 +60,7 @@ class Display:
         """Queue the metrics of steps up to number `done`, which may be running, on `size` examples."""
         self._pending.append((done, metrics, size))
 
-    def settle(self, ahead: int) -> bool:
+    def flush(self, ahead: int) -> bool:
         """Wait until at most `ahead` dispatches are running; show and log those that have finished.
 
         Returns:

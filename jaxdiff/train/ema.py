@@ -163,7 +163,7 @@ def _inner(t: Any, gamma: Any, s: Any, delta: Any) -> Any:
     return (gamma + 1) * (delta + 1) / (gamma + delta + 1) * np.exp(log)
 
 
-def start(params: Any, decays: Decays) -> Any:
+def init(params: Any, decays: Decays) -> Any:
     """Copy the parameters as their first average, in float32; a tuple of copies for a tuple of decays."""
     # Copies: averages and parameters are donated separately, so they may not share a buffer.
     copy = lambda: jax.tree.map(lambda x: jnp.copy(x).astype(jnp.float32), params)  # noqa: E731
@@ -190,7 +190,7 @@ def update(average: Any, params: Any, decay: jax.Array) -> Any:
     return jax.tree.map(move, average, params)
 
 
-def track(average: Any, params: Any, decays: Decays, step: jax.Array, move: Callable[..., Any] = update) -> Any:
+def update_all(average: Any, params: Any, decays: Decays, step: jax.Array, move: Callable[..., Any] = update) -> Any:
     """Update one average, or each of a tuple of averages, after the update number `step`, counted from 0.
 
     Args:

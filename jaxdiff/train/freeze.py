@@ -6,7 +6,7 @@ from typing import Any
 from jaxdiff import trees
 
 
-def split(params: Any, pattern: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def partition(params: Any, pattern: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Cut a tree in two by the paths of its leaves.
 
     Args:
@@ -32,7 +32,7 @@ def split(params: Any, pattern: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return found, rest
 
 
-def join(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """Put together what `split` cut."""
-    both = {name: join(below, other[name]) for name, below in one.items() if name in other}
+def combine(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Put together what `partition` cut."""
+    both = {name: combine(below, other[name]) for name, below in one.items() if name in other}
     return {**other, **one, **both}

@@ -19,7 +19,7 @@ Record = dict[str, Any]
 METRICS, EVENTS = "metrics.jsonl", "events.jsonl"
 
 
-def metrics_file(path: str | os.PathLike[str], start: int = 0) -> Callable[[Record], None]:
+def jsonl_logger(path: str | os.PathLike[str], start: int = 0) -> Callable[[Record], None]:
     """Log each record as a line of JSON; only the first process writes.
 
     A file that cannot be read or written is reported once, on stderr, and training continues; lines are written again

@@ -26,7 +26,7 @@ from jaxdiff.train.step import Step
 from jaxdiff.train.watchdog import Watchdog
 
 # How many times as long as a step may take what compiles (the first step, a preview) or writes (a checkpoint).
-RARE = 10
+SLOW_FACTOR = 10
 # Dispatches that are waited for one by one, to know how long a step takes: the compiled first one and a few more.
 PROBES = 4
 
@@ -48,7 +48,7 @@ def fit(
     snapshot_every: int = 1000,
     log: Callable[[Record], None] | None = None,
     max_skipped: int = 10,
-    patience: float | None = None,
+    hang_timeout: float | None = None,
     signals: Signals | None = None,
     goodput: Goodput | None = None,
 ) -> TrainState:
@@ -73,7 +73,7 @@ def fit(
         snapshot_every: steps between two snapshots.
         log: called after each step with its metrics, "step" and "images_per_s".
         max_skipped: updates in a row that are not made, see `make_step`, before training ends.
-        patience: seconds without a finished step, ten times as many where something compiles or is saved, until the
+        hang_timeout: seconds without a finished step, ten times as many where something compiles or is saved, until the
             process shows its stacks and ends with status 75, so that a peer that hangs ends the job; None: never.
         signals: of a command, which has entered them; None handles signals while this runs.
         goodput: told where the time goes.
@@ -83,11 +83,11 @@ def fit(
 
     Raises:
         NotFinite: `max_skipped` updates in a row were not made.
-        ValueError: a count is less than 1 or no multiple of the step's `per_dispatch`, patience not positive, or the
+        ValueError: a count is less than 1 or no multiple of the step's `steps_per_call`, patience not positive, or the
             batches end early.
         Exception: the last save failed; or what batches, preview or snapshot raise.
     """
-    start, stride = int(state.step), step.per_dispatch
+    start, stride = int(state.step), step.steps_per_call
     rhythm = {"save_every": save_every, "preview_every": preview_every, "snapshot_every": snapshot_every}
     for name, value in {"steps": steps, "max_skipped": max_skipped, **rhythm}.items():
         if value < 1:
@@ -98,7 +98,7 @@ def fit(
     _check_multiples({"state.step": start, "steps": steps, **{name: rhythm[name] for name, by in used if by}}, stride)
     goodput = goodput or Goodput()
     with contextlib.ExitStack() as stack:
-        watchdog = stack.enter_context(Watchdog(patience))
+        watchdog = stack.enter_context(Watchdog(hang_timeout))
         signals = stack.enter_context(Signals()) if signals is None else signals
         display = stack.enter_context(Display(start, steps, log, max_skipped))
         keeper = Keeper(checkpointer, save_every, start, display.say)
@@ -145,7 +145,7 @@ class _Run:
 
     def train(self) -> None:
         self.goodput.begin(self.start, self.steps)
-        self.watchdog.beat(RARE)  # the first step compiles
+        self.watchdog.beat(SLOW_FACTOR)  # the first step compiles
         try:
             batch = self.load()
             while batch is not None:
@@ -162,7 +162,7 @@ class _Run:
         except Exception as error:
             # Of many processes those that go on would wait for this one within a collective, and not for a save.
             if jax.process_count() == 1 or isinstance(error, NotFinite):
-                self.watchdog.beat(RARE)
+                self.watchdog.beat(SLOW_FACTOR)
                 self.keeper.rescue(self.state)
             else:
                 lost = "what was done since the last checkpoint is not saved: all processes would have to save it"
@@ -182,13 +182,13 @@ class _Run:
         idle = lambda: all(x.is_ready() for x in jax.tree.leaves(metrics))  # noqa: E731
         try:
             with self.signals.raising(), self.goodput.load(idle, busy=not self.probing()):
-                return _next(self.batches, self.mesh, self.done, self.step.per_dispatch)
+                return _next(self.batches, self.mesh, self.done, self.step.steps_per_call)
         except Stopped:
             self.stopping = True
             return None
 
     def probing(self) -> bool:
-        return self.done - self.start <= PROBES * self.step.per_dispatch
+        return self.done - self.start <= PROBES * self.step.steps_per_call
 
     def dispatch(self, batch: Any) -> Any:
         """Begin a step; return its metrics."""
@@ -196,18 +196,18 @@ class _Run:
         with self.goodput.spend("compile") if first else contextlib.nullcontext():
             self.state, metrics = self.step(self.state, batch)
         self.signals.unsaved(True)
-        self.done += self.step.per_dispatch
-        images = jax.tree.leaves(batch)[0].shape[: 1 + (self.step.per_dispatch > 1)]
+        self.done += self.step.steps_per_call
+        images = jax.tree.leaves(batch)[0].shape[: 1 + (self.step.steps_per_call > 1)]
         self.display.push(self.done, metrics, math.prod(images))
         if self.probing():
-            self.settle(0)
+            self.flush(0)
             if not first:
                 self.goodput.took(time.monotonic() - since)
         return metrics
 
-    def settle(self, ahead: int) -> None:
+    def flush(self, ahead: int) -> None:
         self.doing("waiting for the devices")
-        if self.display.settle(ahead):
+        if self.display.flush(ahead):
             self.watchdog.beat()
 
     def asked(self) -> bool:
@@ -215,16 +215,16 @@ class _Run:
         if jax.process_count() == 1:
             return self.signals.received is not None
         # JAX stops at one certain number, so that these may leave out none.
-        return multihost_utils.reached_preemption_sync_point((self.done - self.start) // self.step.per_dispatch)
+        return multihost_utils.reached_preemption_sync_point((self.done - self.start) // self.step.steps_per_call)
 
     def look_after(self, *, last: bool) -> None:
         """Save, keep and show what is due after a step."""
         saving = self.keeper.due(self.done) or last
         preview, snapshot = (look if look.due(self.done, self.steps) else None for look in self.looks)
         rare = saving or preview is not None or snapshot is not None
-        self.settle(0 if rare else self.ahead)
+        self.flush(0 if rare else self.ahead)
         if rare:
-            self.watchdog.beat(RARE)
+            self.watchdog.beat(SLOW_FACTOR)
         if saving:
             self.save()
         if snapshot is not None:
@@ -264,7 +264,7 @@ class _Run:
 def _check_multiples(counts: dict[str, int], stride: int) -> None:
     for name, value in counts.items():
         if value % stride:
-            raise ValueError(f"{name} must be a multiple of per_dispatch={stride}, got {value}")
+            raise ValueError(f"{name} must be a multiple of steps_per_call={stride}, got {value}")
 
 
 def _next(batches: Iterator[Any], mesh: Mesh, done: int, count: int) -> Any:

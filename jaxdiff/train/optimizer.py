@@ -15,10 +15,10 @@ Schedule = Literal["constant", "cosine", "linear", "inverse_sqrt"]
 def adamw(
     lr: float,
     *,
-    warmup: int = 0,
+    warmup_steps: int = 0,
     steps: int | None = None,
     schedule: Schedule = "constant",
-    clip: float | None = 1.0,
+    clip_norm: float | None = 1.0,
     weight_decay: float = 0.0,
     b1: float = 0.9,
     b2: float = 0.999,
@@ -30,11 +30,11 @@ def adamw(
 
     Args:
         lr: the highest learning rate.
-        warmup: steps in which the rate rises linearly from 0.
+        warmup_steps: steps in which the rate rises linearly from 0.
         steps: step at which "cosine" and "linear" reach 0, or after which "inverse_sqrt" falls; "constant" needs none.
         schedule: how the rate goes on after the warm-up; "inverse_sqrt" is lr / sqrt(max(step / steps, 1)), as in
             Karras et al. (2024), arXiv:2312.02696, equation 67.
-        clip: the largest global gradient norm; None is off.
+        clip_norm: the largest global gradient norm; None is off.
         weight_decay: decay of all parameters per step, as a multiple of the learning rate.
         b1: decay of the gradient's average.
         b2: decay of the squared gradient's average, which is float32: it changes by less than bfloat16's last digit.
@@ -44,18 +44,18 @@ def adamw(
         ValueError: an unknown schedule, one that decays without `steps` beyond the warm-up, or another mu_dtype.
     """
     _check(mu_dtype)
-    rate = _rate(lr, warmup, steps, schedule)
+    rate = _rate(lr, warmup_steps, steps, schedule)
     adam = optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay, mu_dtype=mu_dtype)
-    return optax.chain(_clipping(clip), adam)
+    return optax.chain(_clipping(clip_norm), adam)
 
 
 def adafactor(
     lr: float,
     *,
-    warmup: int = 0,
+    warmup_steps: int = 0,
     steps: int | None = None,
     schedule: Schedule = "constant",
-    clip: float | None = 1.0,
+    clip_norm: float | None = 1.0,
     weight_decay: float = 0.0,
     b1: float | None = 0.9,
     b2: float = 0.999,
@@ -68,10 +68,10 @@ def adafactor(
 
     Args:
         lr: the highest learning rate; AdamW's suits.
-        warmup: steps in which the rate rises linearly from 0.
+        warmup_steps: steps in which the rate rises linearly from 0.
         steps: as for `adamw`.
         schedule: as for `adamw`.
-        clip: the largest global gradient norm; None is off.
+        clip_norm: the largest global gradient norm; None is off.
         weight_decay: decay of all parameters per step, as a multiple of the learning rate.
         b1: decay of the updates' average; None keeps none, and least memory.
         b2: the squared gradients' decay is 1 - t^-0.8 at update t, and at most this.
@@ -83,22 +83,22 @@ def adafactor(
     _check(mu_dtype)
     decay = lambda step, power: jnp.minimum(1.0 - (jnp.asarray(step, jnp.float32) + 1.0) ** -power, b2)  # noqa: E731
     return optax.chain(
-        _clipping(clip),
+        _clipping(clip_norm),
         optax.scale_by_factored_rms(decay_rate_fn=decay),
         optax.clip_by_block_rms(1.0),
         optax.identity() if b1 is None else optax.ema(b1, accumulator_dtype=mu_dtype),
         optax.add_decayed_weights(weight_decay),
-        optax.scale_by_learning_rate(_rate(lr, warmup, steps, schedule)),
+        optax.scale_by_learning_rate(_rate(lr, warmup_steps, steps, schedule)),
     )
 
 
 def muon(
     lr: float,
     *,
-    warmup: int = 0,
+    warmup_steps: int = 0,
     steps: int | None = None,
     schedule: Schedule = "constant",
-    clip: float | None = 1.0,
+    clip_norm: float | None = 1.0,
     weight_decay: float = 0.0,
     momentum: float = 0.95,
     b1: float = 0.9,
@@ -112,10 +112,10 @@ def muon(
 
     Args:
         lr: the highest learning rate; AdamW's suits, and in short trainings up to three times as much.
-        warmup: steps in which the rate rises linearly from 0.
+        warmup_steps: steps in which the rate rises linearly from 0.
         steps: step at which "cosine" and "linear" reach 0; not needed by "constant".
         schedule: how the rate goes on after the warm-up.
-        clip: the largest global gradient norm; None is off.
+        clip_norm: the largest global gradient norm; None is off.
         weight_decay: decay of all parameters per step, as a multiple of the learning rate.
         momentum: decay of the sum of the kernels' gradients.
         b1: decay of the average of the other gradients.
@@ -125,36 +125,36 @@ def muon(
         ValueError: an unknown schedule, or one that decays without `steps` beyond the warm-up; from the optimizer's
             init, parameters without a kernel.
     """
-    rate = _rate(lr, warmup, steps, schedule)
+    rate = _rate(lr, warmup_steps, steps, schedule)
     orthogonal = optax.chain(
         scale_by_muon(momentum), optax.add_decayed_weights(weight_decay), optax.scale_by_learning_rate(rate)
     )
     adam = optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay)
-    return optax.chain(_clipping(clip), optax.partition({"muon": orthogonal, "adamw": adam}, kinds))
+    return optax.chain(_clipping(clip_norm), optax.partition({"muon": orthogonal, "adamw": adam}, kinds))
 
 
-def _rate(lr: float, warmup: int, steps: int | None, schedule: Schedule) -> optax.Schedule:
+def _rate(lr: float, warmup_steps: int, steps: int | None, schedule: Schedule) -> optax.Schedule:
     if schedule not in ("constant", "cosine", "linear", "inverse_sqrt"):
         raise ValueError(f"schedule must be constant, cosine, linear or inverse_sqrt, got {schedule!r}")
-    if schedule != "constant" and (steps is None or steps <= warmup):
-        raise ValueError(f"schedule {schedule!r} needs steps greater than warmup={warmup}, got {steps}")
+    if schedule != "constant" and (steps is None or steps <= warmup_steps):
+        raise ValueError(f"schedule {schedule!r} needs steps greater than warmup={warmup_steps}, got {steps}")
     rate: optax.Schedule
     if schedule == "cosine":
-        rate = optax.cosine_decay_schedule(lr, steps - warmup)  # type: ignore[operator]
+        rate = optax.cosine_decay_schedule(lr, steps - warmup_steps)  # type: ignore[operator]
     elif schedule == "linear":
-        rate = optax.linear_schedule(lr, 0.0, steps - warmup)  # type: ignore[operator]
+        rate = optax.linear_schedule(lr, 0.0, steps - warmup_steps)  # type: ignore[operator]
     elif schedule == "inverse_sqrt":
         # Counted from the end of the warm-up, as the others are.
-        rate = lambda count: lr / jnp.sqrt(jnp.maximum((count + warmup) / steps, 1.0))  # noqa: E731
+        rate = lambda count: lr / jnp.sqrt(jnp.maximum((count + warmup_steps) / steps, 1.0))  # noqa: E731
     else:
         rate = optax.constant_schedule(lr)
-    if warmup:
-        rate = optax.join_schedules([optax.linear_schedule(0.0, lr, warmup), rate], [warmup])
+    if warmup_steps:
+        rate = optax.join_schedules([optax.linear_schedule(0.0, lr, warmup_steps), rate], [warmup_steps])
     return rate
 
 
-def _clipping(clip: float | None) -> optax.GradientTransformation:
-    return optax.clip_by_global_norm(clip) if clip is not None else optax.identity()
+def _clipping(clip_norm: float | None) -> optax.GradientTransformation:
+    return optax.clip_by_global_norm(clip_norm) if clip_norm is not None else optax.identity()
 
 
 def _check(mu_dtype: Any) -> None:
@@ -162,7 +162,9 @@ def _check(mu_dtype: Any) -> None:
         raise ValueError(f"mu_dtype must be float32, bfloat16 or None, got {mu_dtype}")
 
 
-def projected(optimizer: optax.GradientTransformation, project: Callable[[Any], Any]) -> optax.GradientTransformation:
+def with_projection(
+    optimizer: optax.GradientTransformation, project: Callable[[Any], Any]
+) -> optax.GradientTransformation:
     """Bring the parameters back to a set after each update, as EDM2's kernels to unit magnitude.
 
     Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Models" (2024), section 2.3.

@@ -47,7 +47,7 @@ def players(players: Mapping[str, Player], turn: Turn, given: Given | None = Non
 
     The parameters are a dict with a tree for each player. The loss of a player whose turn it is not is not computed,
     and its parameters and its optimizer's state stay as they are. A turn whose update was not made, since it was not
-    finite, is taken again with the next batch.
+    finite, is taken again with the next batch. Under `vmap` all losses are computed and the idle players' are dropped.
 
     Player number i gets `fold_in(key, i)` of the update's key. The sum of the losses is minimized; their metrics are
     named "PLAYER/METRIC", "PLAYER/loss" among them, and are NaN where it is another player's turn.

@@ -12,7 +12,7 @@ from jaxdiff.sharding import shard_params
 from jaxdiff.train import ema as averages
 
 # The decays that a state is made for, where only their number matters: one average.
-ONE = averages.constant(0.0)
+DEFAULT_DECAY = averages.constant(0.0)
 
 Averaged = Callable[[Any], Any] | None  # parameters -> the tree that is averaged; None: all of them
 
@@ -27,13 +27,13 @@ class TrainState(NamedTuple):
     skipped: jax.Array  # int32 scalar: batches whose update was not made; step - skipped updates were
 
 
-def create(
+def init_state(
     init: Callable[[jax.Array], Any],
     optimizer: optax.GradientTransformation,
     key: jax.Array,
     mesh: Mesh,
     *,
-    ema: averages.Decays = ONE,
+    ema: averages.Decays = DEFAULT_DECAY,
     ema_memory: str = "device",
     averaged: Averaged = None,
 ) -> TrainState:
@@ -59,12 +59,12 @@ def create(
     return jax.jit(build, out_shardings=_places(jax.eval_shape(build, key), mesh, ema_memory))(key)
 
 
-def adopt(
+def state_from_params(
     params: Any,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     *,
-    ema: averages.Decays = ONE,
+    ema: averages.Decays = DEFAULT_DECAY,
     ema_memory: str = "device",
     averaged: Averaged = None,
 ) -> TrainState:
@@ -74,15 +74,15 @@ def adopt(
         params: tree of arrays; they are donated.
         optimizer: an optax optimizer.
         mesh: from `make_mesh`.
-        ema: as for `create`.
-        ema_memory: as for `create`.
-        averaged: as for `create`.
+        ema: as for `init_state`.
+        ema_memory: as for `init_state`.
+        averaged: as for `init_state`.
 
     Returns:
-        The state at step 0, like `create`'s.
+        The state at step 0, like `init_state`'s.
 
     Raises:
-        ValueError: as by `create`.
+        ValueError: as by `init_state`.
     """
     params = jax.device_put(params, shard_params(params, mesh), may_alias=True)
     build = lambda params: new_state(params, optimizer, ema=ema, averaged=averaged)  # noqa: E731
@@ -90,24 +90,24 @@ def adopt(
     return jax.jit(build, donate_argnums=0, out_shardings=places)(params)
 
 
-def abstract(
+def state_shapes(
     init: Callable[[jax.Array], Any],
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     *,
-    ema: averages.Decays = ONE,
+    ema: averages.Decays = DEFAULT_DECAY,
     ema_memory: str = "device",
     averaged: Averaged = None,
 ) -> TrainState:
-    """Describe the state that `create` would make (shapes, dtypes, shardings) without making it.
+    """Describe the state that `init_state` would make (shapes, dtypes, shardings) without making it.
 
     Args:
         init: key -> parameters.
         optimizer: an optax optimizer.
         mesh: from `make_mesh`.
-        ema: as for `create`.
-        ema_memory: as for `create`.
-        averaged: as for `create`.
+        ema: as for `init_state`.
+        ema_memory: as for `init_state`.
+        averaged: as for `init_state`.
 
     Returns:
         A `TrainState` of `jax.ShapeDtypeStruct`: what a checkpoint is restored onto.
@@ -121,7 +121,7 @@ def new_state(
     params: Any,
     optimizer: optax.GradientTransformation,
     *,
-    ema: averages.Decays = ONE,
+    ema: averages.Decays = DEFAULT_DECAY,
     averaged: Averaged = None,
 ) -> TrainState:
     """Make the first state of parameters by a pure function, for `make_update` inside `jit`, `vmap` and `scan`.
@@ -129,8 +129,8 @@ def new_state(
     Args:
         params: tree of arrays.
         optimizer: an optax optimizer; its numbers may be traced, as a learning rate is under `vmap`.
-        ema: as for `create`.
-        averaged: as for `create`.
+        ema: as for `init_state`.
+        averaged: as for `init_state`.
 
     Returns:
         The state at step 0, where the parameters are; the average starts as a copy of them.
@@ -142,10 +142,10 @@ def new_state(
     if averaged is not None:
         _check_names(part)
     zero = lambda: jnp.zeros((), jnp.int32)  # noqa: E731  # two: they are donated separately
-    return TrainState(zero(), params, averages.start(part, ema), optimizer.init(params), zero())
+    return TrainState(zero(), params, averages.init(part, ema), optimizer.init(params), zero())
 
 
-def average(state: TrainState) -> Any:
+def ema_params(state: TrainState) -> Any:
     """Return the averaged parameters for sampling, the first of several, on the devices."""
     first = state.ema[0] if isinstance(state.ema, tuple) else state.ema
     return jax.device_put(first, jax.tree.map(lambda x: x.sharding.with_memory_kind("device"), first))

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxdiff import sharding
-from jaxdiff.sharding import BATCH_AXES, batch_parts, on
+from jaxdiff.sharding import BATCH_AXES, num_batch_shards, use_mesh
 from jaxdiff.train import ema as averages
 from jaxdiff.train.state import Averaged, TrainState
 
@@ -29,8 +29,8 @@ def make_step(
     *,
     key: jax.Array,
     ema: averages.Decays,
-    accumulate: int = 1,
-    per_dispatch: int = 1,
+    grad_accum_steps: int = 1,
+    steps_per_call: int = 1,
     frozen: Any = None,
     given: Given | None = None,
     averaged: Averaged = None,
@@ -44,9 +44,9 @@ def make_step(
         optimizer: an optax optimizer, clipping and schedule included.
         key: random key of the whole run.
         ema: as for `make_update`.
-        accumulate: as for `make_update`.
-        per_dispatch: updates in one call, to spare small networks the host's work between them; with more than one the
-            step takes as many batches stacked, [per_dispatch, B, ...], and returns its metrics stacked.
+        grad_accum_steps: as for `make_update`.
+        steps_per_call: updates in one call, to spare small networks the host's work between them; with more than one
+            the step takes as many batches stacked, [steps_per_call, B, ...], and returns its metrics stacked.
         frozen: tree of arrays that the loss needs and nobody trains, laid out as the state is. An array that the loss
             closed over would be compiled in as a constant.
         given: as for `make_update`.
@@ -56,14 +56,16 @@ def make_step(
         The step.
 
     Raises:
-        ValueError: accumulate or per_dispatch is less than 1, or (when called) the batch is not a multiple of what it
+        ValueError: accumulate or steps_per_call is less than 1, or (when called) the batch is not a multiple of what it
             needs, the state does not hold an average for each decay, or `given` reads averages that wait in the host's
             memory.
     """
-    if per_dispatch < 1:
-        raise ValueError(f"per_dispatch must be at least 1, got {per_dispatch}")
-    update = make_update(loss, optimizer, key=key, ema=ema, accumulate=accumulate, given=given, averaged=averaged)
-    return Step(update, per_dispatch, frozen)
+    if steps_per_call < 1:
+        raise ValueError(f"steps_per_call must be at least 1, got {steps_per_call}")
+    update = make_update(
+        loss, optimizer, key=key, ema=ema, grad_accum_steps=grad_accum_steps, given=given, averaged=averaged
+    )
+    return Step(update, steps_per_call, frozen)
 
 
 def make_update(
@@ -72,7 +74,7 @@ def make_update(
     *,
     key: jax.Array,
     ema: averages.Decays,
-    accumulate: int = 1,
+    grad_accum_steps: int = 1,
     given: Given | None = None,
     averaged: Averaged = None,
 ) -> Update:
@@ -89,7 +91,7 @@ def make_update(
         optimizer: an optax optimizer, clipping and schedule included.
         key: random key of the whole run.
         ema: decay of the parameters' average, from `jaxdiff.train.ema`, or a tuple of decays: one for each average.
-        accumulate: number of microbatches whose gradients are averaged before one update.
+        grad_accum_steps: number of microbatches whose gradients are averaged before one update.
         given: (state before the update, frozen) -> what the loss gets besides the parameters: the step, an average as
             its target, the frozen arrays of a teacher. No gradient passes through it.
         averaged: parameters -> the tree that is averaged, as for `create`.
@@ -101,8 +103,8 @@ def make_update(
     Raises:
         ValueError: accumulate is less than 1, or (when called) as by `make_step`.
     """
-    if accumulate < 1:
-        raise ValueError(f"accumulate must be at least 1, got {accumulate}")
+    if grad_accum_steps < 1:
+        raise ValueError(f"accumulate must be at least 1, got {grad_accum_steps}")
 
     def update(state: TrainState, batch: Any, frozen: Any = None, layout: Any = None) -> tuple[TrainState, Metrics]:
         layout = _Layout() if layout is None else layout
@@ -115,10 +117,10 @@ def make_update(
             out, grads = jax.value_and_grad(whole, has_aux=True)(params)
             return out, layout.scatter(grads)
 
-        if accumulate == 1:
+        if grad_accum_steps == 1:
             (value, aux), grads = gradient(state.params, step_key, batch)
         else:
-            (value, aux), grads = _accumulated(gradient, state.params, step_key, layout.split(batch, accumulate))
+            (value, aux), grads = _accumulated(gradient, state.params, step_key, layout.split(batch, grad_accum_steps))
         with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes, whatever the caller allows
             norm = optax.tree.norm(grads)
             updates, opt = optimizer.update(grads, state.opt, state.params)
@@ -129,7 +131,7 @@ def make_update(
         params, opt = jax.tree.map(lambda new, old: jnp.where(good, new, old), fresh, old)
         decays = jax.tree.map(lambda decay: lambda made: jnp.where(good, decay(made), 1.0), ema)
         part = params if averaged is None else averaged(params)
-        average = averages.track(state.ema, part, decays, state.step - state.skipped, layout.average)
+        average = averages.update_all(state.ema, part, decays, state.step - state.skipped, layout.average)
         bad = 1 - good.astype(jnp.int32)
         metrics = {**aux, "loss": value, "grad_norm": norm, "skipped": bad}
         return TrainState(state.step + 1, params, average, opt, state.skipped + bad), metrics
@@ -141,8 +143,8 @@ def _finite(tree: Any) -> jax.Array:
     """Whether every number of a tree is finite: 0 times a number is 0, of NaN and infinity NaN."""
     floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
     # Small arrays, which every device has whole, as one: a sum for each took as long to compile as all else in a step.
-    small = [x.astype(jnp.float32).ravel() for x in floats if x.size < sharding.SMALL]
-    large = [x for x in floats if x.size >= sharding.SMALL]
+    small = [x.astype(jnp.float32).ravel() for x in floats if x.size < sharding.MIN_SHARDED_SIZE]
+    large = [x for x in floats if x.size >= sharding.MIN_SHARDED_SIZE]
     parts = [*large, jnp.concatenate(small)] if small else large
     return jnp.isfinite(sum(jnp.sum(0 * x, dtype=jnp.float32) for x in parts))
 
@@ -200,12 +202,12 @@ class _Layout(NamedTuple):
 
     def split(self, batch: Any, count: int) -> Any:
         """Cut [B, ...] into [count, B/count, ...] such that no example leaves its device."""
-        groups = 1 if self.mesh is None else batch_parts(self.mesh)
+        groups = 1 if self.mesh is None else num_batch_shards(self.mesh)
 
         def cut(x: jax.Array) -> jax.Array:
             if x.shape[0] % (count * groups):
                 raise ValueError(
-                    f"a batch of {x.shape[0]} cannot be cut into accumulate={count} microbatches on "
+                    f"a batch of {x.shape[0]} cannot be cut into grad_accum_steps={count} microbatches on "
                     f"{groups} parts of the mesh; it must be a multiple of {count * groups}"
                 )
             # Each microbatch takes every count-th example: contiguous ones would sit on a few devices only.
@@ -230,11 +232,11 @@ class Step:
     """What `make_step` returns, compiled once for each mesh that it meets; a new state lies where the old one did.
 
     Attributes:
-        per_dispatch: updates in one call.
+        steps_per_call: updates in one call.
     """
 
-    def __init__(self, update: Update, per_dispatch: int, frozen: Any):
-        self.per_dispatch = per_dispatch
+    def __init__(self, update: Update, steps_per_call: int, frozen: Any):
+        self.steps_per_call = steps_per_call
         self._update, self._frozen = update, frozen
         self._jitted: dict[Any, Any] = {}
 
@@ -264,10 +266,10 @@ class Step:
         out = None if mesh is None else (shardings, NamedSharding(mesh, P()))
 
         def step(state: TrainState, batch: Any, frozen: Any) -> tuple[TrainState, Metrics]:
-            with on(mesh):
-                if self.per_dispatch == 1:
+            with use_mesh(mesh):
+                if self.steps_per_call == 1:
                     return self._update(state, batch, frozen, layout)
                 body = lambda state, batch: self._update(state, batch, frozen, layout)  # noqa: E731
-                return jax.lax.scan(body, state, batch, length=self.per_dispatch)
+                return jax.lax.scan(body, state, batch, length=self.steps_per_call)
 
         return jax.jit(step, donate_argnums=0, out_shardings=out)

@@ -7,7 +7,7 @@ import pytest
 
 from jaxdiff import autoencoders
 
-MODULE = autoencoders.KLAutoencoder(widths=(4, 8), blocks=1, groups=2)
+MODULE = autoencoders.KLAutoencoder(widths=(4, 8), num_blocks=1, groups=2)
 
 
 def test_the_divergence_by_numerical_integration():
@@ -29,10 +29,10 @@ def test_no_divergence_of_the_prior_from_itself():
 def test_standardizing_and_back(scale, shift):
     codec = autoencoders.kl_codec(MODULE, scale=scale, shift=shift)
     z = np.random.default_rng(0).normal(size=(2, 3, 5, 4)).astype(np.float32)
-    got = jax.jit(codec.standardize)(z)
+    got = jax.jit(codec.normalize)(z)
     want = (z - np.broadcast_to(shift, (1, 1, 1, 4))) * np.broadcast_to(scale, (1, 1, 1, 4))
     np.testing.assert_allclose(got, want, rtol=1e-6)
-    np.testing.assert_allclose(codec.restore(got), z, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(codec.denormalize(got), z, rtol=0, atol=1e-5)
 
 
 def test_shapes_and_types():

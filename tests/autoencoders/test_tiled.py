@@ -60,7 +60,7 @@ def test_what_cannot_be_tiled_is_refused():
 
 @pytest.mark.slow
 def test_one_tile_is_the_whole_and_memory_does_not_grow():
-    module = autoencoders.KLAutoencoder(widths=(4, 8), blocks=1, groups=2, mid_attention=False)
+    module = autoencoders.KLAutoencoder(widths=(4, 8), num_blocks=1, groups=2, mid_attention=False)
     params = autoencoders.init(module, jax.random.key(0))
     whole = autoencoders.kl_codec(module)
     codec = autoencoders.tiled(whole, tile=8, overlap=2)

@@ -66,7 +66,7 @@ def test_what_is_no_code_is_nan():
 
 def test_shapes_and_types():
     module = autoencoders.VQAutoencoder(
-        widths=(4, 8), blocks=1, groups=2, codes=7, code_dim=5, latent_channels=3, dtype=jnp.bfloat16
+        widths=(4, 8), num_blocks=1, groups=2, codes=7, code_dim=5, latent_channels=3, dtype=jnp.bfloat16
     )
     params = jax.eval_shape(lambda key: autoencoders.init(module, key), jax.random.key(0))
     codec = autoencoders.vq_codec(module)

@@ -156,7 +156,7 @@ def experiment(steps: int = 8, snapshots: int = 4):
     toy = load({TOY!r})(steps=steps, batch=64, width=16, lr=0.05, preview_every=0)
     training = replace(
         toy.training, ema=tuple(train.ema.power(std) for std in (0.05, 0.1)), ema_memory="pinned_host",
-        snapshot_every=snapshots, per_dispatch=2, save_every=8,
+        snapshot_every=snapshots, steps_per_call=2, save_every=8,
     )
     return replace(toy, training=training)
 """
@@ -184,7 +184,7 @@ def test_averages_of_other_lengths(tmp_path, capsys):
     assert min(np.abs(each - tracked).max() for each in (other, last)) > 2e-4
     assert "between 0 and 0.2886" in fails(capsys, "sample", str(run), "--ema", "0.5")
     assert "without --params params" in fails(capsys, "sample", str(run), "--ema", "0.1", "--params", "params")
-    assert "per_dispatch=2, got 3" in fails(
+    assert "steps_per_call=2, got 3" in fails(
         capsys, "train", str(own), "--workdir", str(tmp_path / "bad"), "--snapshots", "3"
     )
 

@@ -26,7 +26,7 @@ def pictures(tmp_path_factory):
     """Seven images of each class of Fashion-MNIST, as files."""
     folder, x = (
         tmp_path_factory.mktemp("pictures"),
-        data.load_arrays(data.open_source("fashion_mnist", "test"), 21)["x"],
+        data.load_arrays(data.open_dataset("fashion_mnist", "test"), 21)["x"],
     )
     for i, image in enumerate(x[..., 0]):
         (folder / CLASSES[i // 7]).mkdir(exist_ok=True)
@@ -47,7 +47,7 @@ def test_latents_are_those_of_the_images_and_of_their_mirrors(pipeline, pictures
     files = [np.load(latents / name) for name in ("00000.npz", "00001.npz")]
     assert [len(file["mean"]) for file in files] == [25, 17] and not (latents / "00002.npz").exists()
     found = {name: np.concatenate([file[name] for file in files]) for name in ("mean", "std", "label", "tokens")}
-    images = data.load_arrays(data.open_source(f"folder:{pictures}", channels=3))
+    images = data.load_arrays(data.open_dataset(f"folder:{pictures}", channels=3))
     x, vae = data.to_float(images["x"]), interop.load(pipeline / "vae")
     mean, std = vae.apply.encode(vae.params, jnp.concatenate([x, x[:, :, ::-1]]))
     # The latents of a batch of eight, then those of its mirrors.
@@ -58,13 +58,13 @@ def test_latents_are_those_of_the_images_and_of_their_mirrors(pipeline, pictures
     np.testing.assert_array_equal(found["label"], np.tile(images["label"], 2)[order])
     said = text_to_image.encode_prompts(pipeline, [*(f"a {name}" for name in CLASSES), ""], size=(16, 16))
     np.testing.assert_allclose(found["tokens"], said["tokens"][found["label"]], rtol=2e-3, atol=1e-3)
-    table = data.open_table(latents / "prompts" / "classes.npz")
+    table = data.load_embeddings(latents / "prompts" / "classes.npz")
     np.testing.assert_allclose(table["tokens"], said["tokens"], rtol=2e-3, atol=1e-3)
 
 
 @pytest.mark.slow
 def test_dit_of_them_trains_and_its_samples_are_decoded(pipeline, latents, tmp_path):
-    knobs = {"steps": 2, "batch": 8, "width": 32, "layers": 2, "heads": 2, "num-classes": 3, "preview-every": 10}
+    knobs = {"steps": 2, "batch": 8, "width": 32, "layers": 2, "num_heads": 2, "num-classes": 3, "preview-every": 10}
     knobs |= {"source": latents, "autoencoder": pipeline / "vae", "workdir": tmp_path / "run", "mesh": "data=2,fsdp=4"}
     given = [text for name, value in knobs.items() for text in (f"--{name}", str(value))]
     main(["train", str(EXPERIMENTS / "imagenet256_dit.py"), *given, "--latent", "8", "8", "4"])

@@ -34,7 +34,10 @@ def test_what_jaxdiff_refuses_is_a_sentence():
     cases = [
         (lambda: jd.sharding.parse_mesh("rows=2"), "a mesh is written like"),
         (refuse_in_a_block, "images must be [N, H, W, C]"),
-        (lambda: jd.losses.denoising_loss(print, jd.processes.Flow(), jd.parameterize.x0, drop_rate=2.0), "drop_rate"),
+        (
+            lambda: jd.losses.denoising_loss(print, jd.processes.Flow(), jd.parameterize.x0, cond_dropout=2.0),
+            "cond_dropout",
+        ),
         # JAX leaves its own frames out of the tracebacks of what it calls.
         (lambda: jax.jit(lambda x: x + grid(np.zeros((1, 2, 2, 1)), 0).sum())(1.0), "columns must be at least 1"),
         (lambda: data.to_float(np.zeros(3)), "to_float takes uint8"),
@@ -118,7 +121,7 @@ def test_runs_that_do_not_fit_their_knobs(tmp_path, capsys):
 
 def test_patterns_that_are_none():
     for refused in (
-        lambda: train.split({"a": jnp.zeros(1)}, "("),
+        lambda: train.partition({"a": jnp.zeros(1)}, "("),
         lambda: lora.init(jax.random.key(0), {"a": {"kernel": np.zeros((2, 2))}}, 1, targets="("),
     ):
         assert "is no regular expression" in sentence(raised(refused))
@@ -130,7 +133,7 @@ def test_a_folder_with_a_broken_picture_is_named_from_within_the_readers_threads
     for i in range(4):
         Image.fromarray(np.random.default_rng(i).integers(0, 256, (30, 30), np.uint8)).save(tmp_path / f"{i}.png")
     (tmp_path / "2.png").write_bytes((tmp_path / "2.png").read_bytes()[:500])
-    stream = data.batches(data.open_source(f"folder:{tmp_path}"), 4, seed=0)
+    stream = data.batches(data.open_dataset(f"folder:{tmp_path}"), 4, seed=0)
     error = raised(next, stream)
     stream.close()
     assert "2.png" in sentence(error)

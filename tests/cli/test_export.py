@@ -122,7 +122,9 @@ def untrained(workdir: Path, path: Path, **knobs) -> None:
     shutil.copyfile(path, workdir / SOURCE)
     mesh = train.make_mesh(devices=jax.devices()[:1])
     with train.Checkpointer(workdir) as checkpointer:
-        checkpointer.save(train.create(experiment.model.init, experiment.training.optimizer, jax.random.key(0), mesh))
+        checkpointer.save(
+            train.init_state(experiment.model.init, experiment.training.optimizer, jax.random.key(0), mesh)
+        )
 
 
 @pytest.mark.slow

@@ -91,7 +91,7 @@ def test_the_command_line_says_so(args, words, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     ("part", "field"),
-    [("training", name) for name in ("batch", "steps", "accumulate", "preview_every", "save_every")]
+    [("training", name) for name in ("batch", "steps", "grad_accum_steps", "preview_every", "save_every")]
     + [("sampling", "steps"), ("medium", "preview")],
 )
 def test_an_experiments_own_numbers_are_checked_however_it_is_built(part, field):

@@ -56,7 +56,7 @@ def test_a_prompt_makes_pictures(tmp_path, capsys, monkeypatch):
         assert arrays[name].shape == (2, 8, 8, 3)
         assert name == "usual" or np.abs(arrays[name] - arrays["usual"]).max() > 1e-4, name
     # The state is split, too; one device alone is told the same.
-    monkeypatch.setattr(sharding, "SMALL", 64)
+    monkeypatch.setattr(sharding, "MIN_SHARDED_SIZE", 64)
     many = ["--num", "10", "--mesh", "data=2,fsdp=2,tensor=2"]  # in three batches: four parts
     main([*common, *many, "--out", str(tmp_path / "many.npz")])
     np.testing.assert_allclose(np.load(tmp_path / "many.npz")["x"][:2], arrays["usual"], atol=2e-5)

@@ -28,7 +28,7 @@ def classes(tmp_path):
 
 
 def test_sorted_names_are_labels(classes):
-    source = data.open_source(f"folder:{classes}")
+    source = data.open_dataset(f"folder:{classes}")
     assert source.class_names == ("cat", "dog") and source.num_classes == 2 and source.shape == (6, 6, 1)
     assert [(int(e["x"][0, 0, 0]), e["label"]) for e in (source[i] for i in range(len(source)))] == [
         (10, 0),
@@ -42,7 +42,7 @@ def test_what_is_hidden_holds_no_examples_at_any_depth(classes):
     for place in (".git", "cat/.ipynb_checkpoints", "dog/deep/.thumbnails/large", "dog/.hidden.d"):
         save(classes / place / "x.png", 99)
     save(classes / "dog" / "deep" / ".hidden.png", 99)
-    source = data.open_source(f"folder:{classes}")
+    source = data.open_dataset(f"folder:{classes}")
     assert [int(source[i]["x"][0, 0, 0]) for i in range(len(source))] == [10, 20, 30, 40]
 
 
@@ -55,19 +55,19 @@ def test_links_are_followed_and_lead_nowhere_twice(classes, tmp_path_factory):
     (classes / "cat" / "more").symlink_to(elsewhere / "more")
     (classes / "cat" / "itself").symlink_to(classes / "cat")
     (elsewhere / "more" / "back").symlink_to(elsewhere)
-    source = data.open_source(f"folder:{classes}")
+    source = data.open_dataset(f"folder:{classes}")
     found = [(int(source[i]["x"][0, 0, 0]), source[i]["label"]) for i in range(len(source))]
     # cat/more/b.png, then cat/more/back/a.png, where "more" is on the way already.
     assert found == [(10, 0), (60, 0), (50, 0), (20, 0), (30, 1), (40, 1), (50, 2), (60, 2)]
     (classes / "dog" / "lost.png").symlink_to(elsewhere / "nowhere.png")
     with pytest.raises(ValueError, match=r"cannot read the image .*lost\.png.*No such file"):
-        data.load_arrays(data.open_source(f"folder:{classes}"))
+        data.load_arrays(data.open_dataset(f"folder:{classes}"))
 
 
 def test_without_subfolders_there_are_no_labels(tmp_path):
     for i in range(3):
         save(tmp_path / f"{i}.png", i)
-    source = data.open_source(f"folder:{tmp_path}")
+    source = data.open_dataset(f"folder:{tmp_path}")
     assert len(source) == 3 and source.num_classes == 0 and source.class_names == ()
     assert set(source[0]) == {"x"}
     stream = data.batches(source, 3, seed=0)
@@ -76,7 +76,7 @@ def test_without_subfolders_there_are_no_labels(tmp_path):
 
 
 def test_batches_of_a_folder(classes):
-    source = data.open_source(f"folder:{classes}")
+    source = data.open_dataset(f"folder:{classes}")
     stream = data.batches(source, 2, seed=0)
     batches = list(itertools.islice(stream, 2))
     stream.close()
@@ -90,34 +90,34 @@ def test_splits_are_subfolders(classes):
     save(classes / "all" / "train" / "cat" / "a.png", 1)
     save(classes / "all" / "test" / "cat" / "b.png", 2)
     folder = f"folder:{classes / 'all'}"
-    assert data.open_source(folder)[0]["x"][0, 0, 0] == 1
-    assert data.open_source(folder, "test")[0]["x"][0, 0, 0] == 2
+    assert data.open_dataset(folder)[0]["x"][0, 0, 0] == 1
+    assert data.open_dataset(folder, "test")[0]["x"][0, 0, 0] == 2
     with pytest.raises(ValueError, match="has the splits test, train, got 'val'"):
-        data.open_source(folder, "val")
+        data.open_dataset(folder, "val")
     with pytest.raises(ValueError, match="has the splits train, got 'test'"):
-        data.open_source(f"folder:{classes / 'cat'}", "test")
+        data.open_dataset(f"folder:{classes / 'cat'}", "test")
 
 
 def test_resize_and_channels(classes):
     save(classes / "cat" / "wide.png", 50, (5, 9))
     with pytest.raises(ValueError, match=r"wide\.png has shape \(5, 9, 1\), the first image .*pass size="):
-        data.load_arrays(data.open_source(f"folder:{classes}"))
-    x = data.load_arrays(data.open_source(f"folder:{classes}", size=4, channels=3))["x"]
+        data.load_arrays(data.open_dataset(f"folder:{classes}"))
+    x = data.load_arrays(data.open_dataset(f"folder:{classes}", size=4, channels=3))["x"]
     assert x.shape == (5, 4, 4, 3)
     np.testing.assert_array_equal(x[:, 2, 2, 1], [10, 50, 20, 30, 40])
 
 
 def test_colour_decides_for_rgb_unless_told(classes):
     save(classes / "dog" / "colour.png", 60, (6, 6, 3))
-    assert data.open_source(f"folder:{classes}").shape == (6, 6, 3)
-    assert data.open_source(f"folder:{classes}", channels=1).shape == (6, 6, 1)
+    assert data.open_dataset(f"folder:{classes}").shape == (6, 6, 3)
+    assert data.open_dataset(f"folder:{classes}", channels=1).shape == (6, 6, 1)
 
 
 def test_late_colour_in_a_grey_folder_is_not_lost_silently(tmp_path):
     for i in range(70):
         save(tmp_path / f"{i:02}.png", i)
     save(tmp_path / "01.png", 0, (6, 6, 3))
-    source = data.open_source(f"folder:{tmp_path}")
+    source = data.open_dataset(f"folder:{tmp_path}")
     with pytest.raises(ValueError, match=r"01\.png: is in colour.*channels=3"):
         source[1]
 
@@ -126,23 +126,23 @@ def test_unreadable_files_are_named(classes):
     half = classes / "dog" / "b.png"
     save(half, np.random.default_rng(0).integers(256, size=(60, 60)), (60, 60))
     half.write_bytes(half.read_bytes()[:2000])
-    source = data.open_source(f"folder:{classes}")
+    source = data.open_dataset(f"folder:{classes}")
     with pytest.raises(ValueError, match=r"cannot read the image .*b\.png"):
         source[2]
     (classes / "cat" / "a.bmp").write_text("nothing")
     with pytest.raises(ValueError, match=r"cannot read the image .*a\.bmp"):
-        data.open_source(f"folder:{classes}")
+        data.open_dataset(f"folder:{classes}")
 
 
 def test_images_too_large_to_be_meant_are_named(classes, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # Pillow refuses twice as many
     with pytest.raises(ValueError, match=r"cannot read the image .*a\.bmp: Image size \(36 pixels\) exceeds"):
-        data.open_source(f"folder:{classes}")
+        data.open_dataset(f"folder:{classes}")
     with pytest.raises(ValueError, match=r"cannot read the image .*a\.bmp: Image size"):
-        data.open_source(f"folder:{classes}", channels=1)
+        data.open_dataset(f"folder:{classes}", channels=1)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30)  # and of fewer it only warns
     with pytest.warns(Image.DecompressionBombWarning), pytest.raises(ValueError, match=r"a\.bmp: .*exceeds 30 pixels"):
-        data.open_source(f"folder:{classes}")
+        data.open_dataset(f"folder:{classes}")
 
 
 ODD = {
@@ -175,32 +175,32 @@ def test_odd_images_are_read_or_named(name, tmp_path):
     (ODD | BAD)[name](image, tmp_path / name)
     for options in ({"size": 4, "channels": 3}, {"channels": 1}, {}):
         if name in ODD:
-            x = data.open_source(f"folder:{tmp_path}", **options)[0]["x"]
+            x = data.open_dataset(f"folder:{tmp_path}", **options)[0]["x"]
             assert x.dtype == np.uint8 and x.shape[-1] == options.get("channels", 3)
             assert "size" not in options or x.shape == (4, 4, 3)
         else:
             with pytest.raises(ValueError, match=rf"cannot read the image .*{name}: "):
-                data.open_source(f"folder:{tmp_path}", **options)[0]
+                data.open_dataset(f"folder:{tmp_path}", **options)[0]
 
 
 def test_an_animation_is_its_first_picture(tmp_path):
     first, second = (Image.new("RGB", (5, 5), colour) for colour in ("red", "blue"))
     for name in ("a.gif", "b.png", "c.tif"):
         first.save(tmp_path / name, save_all=True, append_images=[second])
-    source = data.open_source(f"folder:{tmp_path}", channels=3)
+    source = data.open_dataset(f"folder:{tmp_path}", channels=3)
     for i in range(3):
         np.testing.assert_array_equal(source[i]["x"], np.broadcast_to([255, 0, 0], (5, 5, 3)))
 
 
 def test_folders_that_cannot_be_used(tmp_path):
     with pytest.raises(ValueError, match="no folder"):
-        data.open_source(f"folder:{tmp_path / 'missing'}")
+        data.open_dataset(f"folder:{tmp_path / 'missing'}")
     with pytest.raises(ValueError, match=r"no images in .*looked for .*\.png"):
-        data.open_source(f"folder:{tmp_path}")
+        data.open_dataset(f"folder:{tmp_path}")
     save(tmp_path / "cat" / "a.png", 1)
     (tmp_path / "dog").mkdir()
     with pytest.raises(ValueError, match=r"classes without images in .*: dog"):
-        data.open_source(f"folder:{tmp_path}")
+        data.open_dataset(f"folder:{tmp_path}")
     save(tmp_path / "loose.png", 1)
     with pytest.raises(ValueError, match="both directly and in subfolders"):
-        data.open_source(f"folder:{tmp_path}")
+        data.open_dataset(f"folder:{tmp_path}")

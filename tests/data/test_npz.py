@@ -47,7 +47,7 @@ def test_every_flip_in_a_shard_is_found(tmp_path):
         flipped[at] ^= 1 << int(rng.integers(8))
         path.write_bytes(flipped)
         with pytest.raises(ValueError, match=r"0\.npz") as error:
-            data.Shards(tmp_path, EXAMPLE)[3]
+            data.NpzShards(tmp_path, EXAMPLE)[3]
         named += error.type is Damaged and "'mean'" in str(error.value)
     assert named >= 195
 
@@ -59,7 +59,7 @@ def test_a_file_is_compared_once_and_others_when_they_are_needed(tmp_path, monke
     monkeypatch.setattr(
         "jaxdiff.data.shards.check_npz", lambda path, arrays: seen.append((path.name, [a.name for a in arrays]))
     )
-    source = data.Shards(tmp_path, EXAMPLE)
+    source = data.NpzShards(tmp_path, EXAMPLE)
     assert len(source) == 128 and not seen
     for index in (70, 71, 5, 6, 127):
         source[index]
@@ -74,7 +74,7 @@ def test_a_flip_in_a_table_is_damage(tmp_path, save):
     whole[len(whole) // 2] ^= 1
     path.write_bytes(whole)
     with pytest.raises(Damaged, match=r"a\.npz .*bytes of 'mean' are not those that were written"):
-        data.open_table(path)
+        data.load_embeddings(path)
 
 
 def archive(path, shape, numbers, descr="|u1", name="hint.npy", head=None):

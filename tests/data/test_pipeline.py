@@ -45,7 +45,7 @@ def assert_same(a, b):
 
 
 def test_batch_types_and_ranges():
-    source = data.open_source("fashion_mnist")
+    source = data.open_dataset("fashion_mnist")
     (batch,) = take(1, source, 64, seed=0)
     assert set(batch) == {"x", "label"}
     assert batch["x"].shape == (64, 28, 28, 1) and batch["x"].dtype == np.float32
@@ -188,7 +188,7 @@ def test_error_in_a_source_reaches_the_consumer():
 
 @pytest.mark.slow
 def test_workers_give_the_same_stream():
-    source = data.open_source("fashion_mnist")
+    source = data.open_dataset("fashion_mnist")
     alone = take(8, source, 512, seed=7, flip=True, start=15)
     shared = take(8, source, 512, seed=7, flip=True, start=15, workers=2)
     assert_same(shared, alone)

@@ -32,7 +32,7 @@ def folder(whole, tmp_path_factory):
 
 
 def test_rows_of_all_files(whole, folder):
-    source = data.Shards(folder, EXAMPLE)
+    source = data.NpzShards(folder, EXAMPLE)
     assert len(source) == 10
     for i in (0, 4, 5, 6, 9):
         example = source[i]
@@ -43,21 +43,21 @@ def test_rows_of_all_files(whole, folder):
 
 
 def test_batches_of_them_stay_as_they_are(whole, folder):
-    batch = next(data.batches(data.Shards(folder, EXAMPLE), 10, seed=0))
+    batch = next(data.batches(data.NpzShards(folder, EXAMPLE), 10, seed=0))
     assert sorted(batch["label"]) == list(range(10))
     np.testing.assert_array_equal(batch["mean"], whole["mean"][batch["label"]])
     assert batch["mean"].dtype == np.float32 and batch["label"].dtype == np.int32
 
 
 def test_another_process_maps_the_files_itself(folder):
-    source = data.Shards(folder, EXAMPLE)
+    source = data.NpzShards(folder, EXAMPLE)
     source[0]
     assert len(pickle.dumps(source)) < 1000
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(source))[7]["mean"], source[7]["mean"])
 
 
 def test_nothing_is_opened_until_it_is_read(tmp_path):
-    source = data.Shards(tmp_path / "nowhere", EXAMPLE)
+    source = data.NpzShards(tmp_path / "nowhere", EXAMPLE)
     with pytest.raises(ValueError, match=r"no .npz files in .*nowhere.*jaxdiff encode"):
         len(source)
 
@@ -75,13 +75,13 @@ def test_what_does_not_fit(tmp_path, change, message):
     arrays = {"mean": np.zeros((2, 2, 2, 3)), "label": np.zeros(2, int)} | change
     np.savez(tmp_path / "0.npz", **{name: array for name, array in arrays.items() if array is not None})
     with pytest.raises(ValueError, match=message):
-        data.Shards(tmp_path, EXAMPLE)[0]
+        data.NpzShards(tmp_path, EXAMPLE)[0]
 
 
 def test_compressed_files_are_refused(tmp_path):
     np.savez_compressed(tmp_path / "0.npz", mean=np.zeros((2, 2, 2, 3)), label=np.zeros(2, int))
     with pytest.raises(ValueError, match=r"compressed.*numpy\.savez"):
-        len(data.Shards(tmp_path, EXAMPLE))
+        len(data.NpzShards(tmp_path, EXAMPLE))
 
 
 @pytest.mark.parametrize("name", ["missing.npz", "text.npz", "empty.npz", "cut.npz", "flipped.npz", "one.npy"])
@@ -96,7 +96,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path, name):
     np.save(tmp_path / "one.npy", np.zeros(3))
     path = tmp_path / name
     words = f"there is no file .*{name}" if name == "missing.npz" else f"cannot read .*{name} as an .npz file"
-    for read in (data.open_table, npz.map_npz) if name != "flipped.npz" else (data.open_table,):
+    for read in (data.load_embeddings, npz.map_npz) if name != "flipped.npz" else (data.load_embeddings,):
         with pytest.raises(ValueError, match=words):
             read(path)
 
@@ -105,17 +105,17 @@ def test_arrays_of_objects_and_single_numbers_are_refused(tmp_path):
     np.savez(tmp_path / "objects.npz", a=np.array([{}, {}]))
     np.savez(tmp_path / "scalars.npz", a=np.float32(1))
     with pytest.raises(ValueError, match=r"cannot read .*objects\.npz as an .npz file"):
-        data.open_table(tmp_path / "objects.npz")
+        data.load_embeddings(tmp_path / "objects.npz")
     with pytest.raises(ValueError, match="equally many rows"):
-        data.open_table(tmp_path / "scalars.npz")
+        data.load_embeddings(tmp_path / "scalars.npz")
 
 
 def test_tables_have_equally_many_rows(tmp_path):
     np.savez_compressed(tmp_path / "good.npz", a=np.arange(3), b=np.ones((3, 2)))
-    assert {name: table.shape for name, table in data.open_table(tmp_path / "good.npz").items()} == {
+    assert {name: table.shape for name, table in data.load_embeddings(tmp_path / "good.npz").items()} == {
         "a": (3,),
         "b": (3, 2),
     }
     np.savez(tmp_path / "bad.npz", a=np.arange(3), b=np.ones((2, 3)))
     with pytest.raises(ValueError, match="equally many rows"):
-        data.open_table(tmp_path / "bad.npz")
+        data.load_embeddings(tmp_path / "bad.npz")

@@ -21,7 +21,7 @@ def folder(tmp_path):
 
 
 def opened(folder, most=3):
-    return data.Skipping(data.open_source(f"folder:{folder}", channels=1), most)
+    return data.Skipping(data.open_dataset(f"folder:{folder}", channels=1), most)
 
 
 def test_the_next_whole_record_stands_for_a_broken_one(folder, capsys):

@@ -11,12 +11,12 @@ from jaxdiff.data import embed
 
 @pytest.fixture(scope="module")
 def train():
-    return data.load_arrays(data.open_source("fashion_mnist"))
+    return data.load_arrays(data.open_dataset("fashion_mnist"))
 
 
 @pytest.fixture(scope="module")
 def test():
-    return data.load_arrays(data.open_source("fashion_mnist", "test"))
+    return data.load_arrays(data.open_dataset("fashion_mnist", "test"))
 
 
 def test_embedded_shapes_and_class_counts(train, test):
@@ -35,7 +35,7 @@ def test_embedded_pixels_have_the_published_statistics(train, test):
 
 def test_embedded_images_are_clothes_with_their_labels(train):
     x, label = train["x"][..., 0] / 255, train["label"]
-    names = data.open_source("fashion_mnist").class_names
+    names = data.open_dataset("fashion_mnist").class_names
     mean = {name: x[label == c].mean(0) for c, name in enumerate(names)}
     # Upright: sneakers are empty above, ankle boots are not; trousers have a gap between the legs below.
     assert mean["Sneaker"][:6].mean() < 0.1 * mean["Ankle boot"][:6].mean()
@@ -52,7 +52,7 @@ def test_embedded_splits_share_no_image(train, test):
 
 
 def test_embedded_source_is_random_access():
-    source = data.open_source("fashion_mnist")
+    source = data.open_dataset("fashion_mnist")
     assert source.shape == (28, 28, 1) and source.num_classes == len(source.class_names) == 10
     assert source.class_names[1] == "Trouser" and source.class_names[9] == "Ankle boot"
     example = source[3]
@@ -60,11 +60,11 @@ def test_embedded_source_is_random_access():
 
 
 def test_embedded_resized_and_in_rgb():
-    source = data.open_source("fashion_mnist", "test", size=32, channels=3)
+    source = data.open_dataset("fashion_mnist", "test", size=32, channels=3)
     assert source.shape == (32, 32, 3) and len(source) == 2000
     x = source[0]["x"]
     np.testing.assert_array_equal(x[..., 0], x[..., 2])
-    assert abs(x.mean() - data.open_source("fashion_mnist", "test")[0]["x"].mean()) < 3
+    assert abs(x.mean() - data.open_dataset("fashion_mnist", "test")[0]["x"].mean()) < 3
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_embedded_resized_and_in_rgb():
 )
 def test_unknown_names(name, message):
     with pytest.raises(ValueError, match=message):
-        data.open_source(name)
+        data.open_dataset(name)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_unknown_names(name, message):
 )
 def test_wrong_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
-        data.open_source("fashion_mnist", **arguments)
+        data.open_dataset("fashion_mnist", **arguments)
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def data_dir(tmp_path_factory):
 
 
 def test_labelled_set(data_dir):
-    source = data.open_source("tfds:tiny_blobs", data_dir=data_dir)
+    source = data.open_dataset("tfds:tiny_blobs", data_dir=data_dir)
     assert len(source) == 10 and source.shape == (6, 6, 3)
     assert source.num_classes == 2 and source.class_names == ("even", "odd")
     arrays = data.load_arrays(source)
@@ -95,19 +95,19 @@ def test_labelled_set(data_dir):
 
 
 def test_splits_slices_and_versions(data_dir):
-    assert len(data.open_source("tfds:tiny_blobs", "test", data_dir=data_dir)) == 4
-    assert len(data.open_source("tfds:tiny_blobs:1.0.0", "train[:30%]", data_dir=data_dir)) == 3
+    assert len(data.open_dataset("tfds:tiny_blobs", "test", data_dir=data_dir)) == 4
+    assert len(data.open_dataset("tfds:tiny_blobs:1.0.0", "train[:30%]", data_dir=data_dir)) == 3
     with pytest.raises(ValueError, match=r"'validation'.*train"):
-        data.open_source("tfds:tiny_blobs", "validation", data_dir=data_dir)
+        data.open_dataset("tfds:tiny_blobs", "validation", data_dir=data_dir)
 
 
 def test_size_and_channels(data_dir):
-    source = data.open_source("tfds:tiny_blobs", data_dir=data_dir, size=3, channels=1)
+    source = data.open_dataset("tfds:tiny_blobs", data_dir=data_dir, size=3, channels=1)
     assert source.shape == source[0]["x"].shape == (3, 3, 1)
 
 
 def test_tensors_without_labels(data_dir):
-    source = data.open_source("tfds:tiny_points", data_dir=data_dir)
+    source = data.open_dataset("tfds:tiny_points", data_dir=data_dir)
     assert source.shape == (6, 6, 1) and source.num_classes == 0 and source.class_names == ()
     stream = data.batches(source, 10, seed=0)
     batch = next(stream)
@@ -118,14 +118,14 @@ def test_tensors_without_labels(data_dir):
 
 def test_sets_of_many_sizes_need_one(data_dir):
     with pytest.raises(ValueError, match="differ in size: pass size="):
-        data.open_source("tfds:tiny_photos", data_dir=data_dir)
-    source = data.open_source("tfds:tiny_photos", data_dir=data_dir, size=4)
+        data.open_dataset("tfds:tiny_photos", data_dir=data_dir)
+    source = data.open_dataset("tfds:tiny_photos", data_dir=data_dir, size=4)
     assert source.shape == source[0]["x"].shape == (4, 4, 3)
 
 
 def test_sets_without_images(data_dir):
     with pytest.raises(ValueError, match="no single image feature; its features are number"):
-        data.open_source("tfds:tiny_numbers", data_dir=data_dir)
+        data.open_dataset("tfds:tiny_numbers", data_dir=data_dir)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_sets_without_images(data_dir):
     ],
 )
 def test_known_sets_describe_themselves_before_they_are_prepared(tmp_path, name, size, shape, classes):
-    source = data.open_source(f"tfds:{name}", size=size, data_dir=str(tmp_path))
+    source = data.open_dataset(f"tfds:{name}", size=size, data_dir=str(tmp_path))
     assert source.shape == shape and source.num_classes == len(source.class_names) == classes
     for use in (len, lambda source: source[0], lambda source: data.batches(source, 2, seed=0)):
         with pytest.raises(ValueError, match="not prepared"):
@@ -148,11 +148,11 @@ def test_known_sets_describe_themselves_before_they_are_prepared(tmp_path, name,
 
 def test_not_prepared_says_how(tmp_path):
     with pytest.raises(ValueError, match=r"not prepared") as error:
-        len(data.open_source("tfds:cifar10", data_dir=str(tmp_path)))
+        len(data.open_dataset("tfds:cifar10", data_dir=str(tmp_path)))
     for part in ("cifar10", "array_record", "download_and_prepare()", str(tmp_path), "pip install tensorflow"):
         assert part in str(error.value)
 
 
 def test_unknown_set_has_a_hint(tmp_path):
     with pytest.raises(ValueError, match=r"no set 'cifr10'.*did you mean 'cifar10'"):
-        data.open_source("tfds:cifr10", data_dir=str(tmp_path))
+        data.open_dataset("tfds:cifr10", data_dir=str(tmp_path))

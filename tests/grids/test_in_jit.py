@@ -34,7 +34,7 @@ GRIDS = {
 REFUSED = {  # each of their checks of values
     "by_time": [
         lambda: grids.by_time(FLOW, 4, start=0.1, end=0.9),
-        lambda: grids.by_time(FLOW, np.asarray(0), at_most=3),
+        lambda: grids.by_time(FLOW, np.asarray(0), max_steps=3),
     ],
     "beta": [lambda: grids.beta(VP, 4, alpha=np.float32(-1)), lambda: grids.beta(VP, 4, start=np.float32(0), end=0.5)],
     "cosine": [lambda: grids.cosine(VP, 4, sway=np.float32(2)), lambda: grids.cosine(VP, 4, start=0.1, end=0.5)],
@@ -54,7 +54,7 @@ REFUSED = {  # each of their checks of values
     "exponential": [lambda: grids.exponential(EDM, 4, sigma_min=np.float32(0), sigma_max=1.0)],
     "polyexponential": [lambda: grids.polyexponential(EDM, 4, rho=np.float32(0), **SIGMAS)],
     "from_sigmas": [lambda: grids.from_sigmas(EDM, np.asarray([1.0, 2.0]))],
-    "ddpm": [lambda: grids.ddpm(TABLE, 101), lambda: grids.ddpm(TABLE, np.asarray(5), at_most=4)],
+    "ddpm": [lambda: grids.ddpm(TABLE, 101), lambda: grids.ddpm(TABLE, np.asarray(5), max_steps=4)],
     "respaced": [lambda: grids.respaced(TABLE, (200,))],
     "truncate": [
         lambda: grids.truncate(grids.by_time(FLOW, 4), start=FLOW(0.3), end=FLOW(0.6)),
@@ -108,8 +108,8 @@ def likelihood(levels):
     return jd.likelihood.log_likelihood(lambda x, level: 0.5 * x, levels, jnp.zeros((1, 2)))
 
 
-def sample(levels, row=parameterize.velocity):
-    denoise = jd.denoiser(network, None, row)
+def sample(levels, prediction=parameterize.velocity):
+    denoise = jd.denoiser(network, None, prediction)
     return jd.sample(denoise, jd.solvers.ddim(), levels, jnp.zeros((1, 2)), jax.random.key(0))
 
 

@@ -28,9 +28,9 @@ PROCESSES = {  # first and last time, with finite lam
 }
 
 
-def every_grid(process, start, end, n, at_most=None):
+def every_grid(process, start, end, n, max_steps=None):
     """All grids with n steps, between two times or (a little inside) their noise."""
-    of = {"n": n, "at_most": at_most}
+    of = {"n": n, "max_steps": max_steps}
     times = {**of, "start": start, "end": end}
     high, low = (jnp.exp(-process(jnp.asarray(t, float)).lam) for t in (0.99 * start, 1.01 * end + 1e-3 * start))
     noise = {**of, "sigma_min": low, "sigma_max": high}
@@ -76,7 +76,7 @@ MOST = 5
 @pytest.mark.parametrize(("name", "plain_ones"), [("vp", (1, 4)), ("table", range(1, MOST + 1))])
 def test_a_traced_number_of_steps_gives_the_grid_of_the_plain_one(name, plain_ones):
     run = partial(every_grid, *PROCESSES[name])
-    traced = jax.jit(jax.vmap(partial(run, at_most=MOST)))(jnp.arange(1, MOST + 1))
+    traced = jax.jit(jax.vmap(partial(run, max_steps=MOST)))(jnp.arange(1, MOST + 1))
     for n in plain_ones:
         for kind, plain in jax.jit(run, static_argnums=0)(n).items():
             for field, expected in zip(traced[kind], plain, strict=True):
@@ -89,8 +89,8 @@ def test_a_traced_number_of_steps_gives_the_grid_of_the_plain_one(name, plain_on
 @pytest.mark.parametrize("process", [FLOW, VP, jd.processes.Cosine()], ids=["flow", "vp", "cosine"])
 def test_gradients_are_finite_from_pure_noise_to_clean_data(process, n):
     def every(start, end, bend, n):
-        times = {"n": n, "start": start, "end": end, "at_most": MOST}
-        noise = {"n": n, "sigma_min": 0.05, "sigma_max": 20 * start, "rho": bend, "at_most": MOST}
+        times = {"n": n, "start": start, "end": end, "max_steps": MOST}
+        noise = {"n": n, "sigma_min": 0.05, "sigma_max": 20 * start, "rho": bend, "max_steps": MOST}
         return [
             grids.by_time(process, **times),
             grids.beta(process, **times),
@@ -112,7 +112,7 @@ def test_a_sampler_that_stops_after_n_steps_takes_the_plain_grid():
 
     @jax.jit
     def run(n):
-        levels = grids.karras(FLOW, n, sigma_min=0.05, sigma_max=20.0, at_most=MOST)
+        levels = grids.karras(FLOW, n, sigma_min=0.05, sigma_max=20.0, max_steps=MOST)
         return jd.sample(rational, solver, levels, x, key, stop=n)
 
     for n in (1, 3, MOST):
@@ -122,9 +122,9 @@ def test_a_sampler_that_stops_after_n_steps_takes_the_plain_grid():
 
 
 def test_a_plain_number_below_at_most_is_padded_too():
-    levels = grids.by_time(FLOW, 2, at_most=4)
+    levels = grids.by_time(FLOW, 2, max_steps=4)
     np.testing.assert_array_equal(levels.t, [1, 0.5, 0, 0, 0])
-    levels = grids.karras(EDM, np.int64(1), sigma_min=0.1, sigma_max=2.0, at_most=3)
+    levels = grids.karras(EDM, np.int64(1), sigma_min=0.1, sigma_max=2.0, max_steps=3)
     np.testing.assert_allclose(levels.sigma, [2, 0, 0, 0], rtol=1e-6)
 
 
@@ -158,15 +158,15 @@ def test_a_grid_has_a_step():
 def test_a_key_or_a_fraction_is_no_number_of_steps():
     for n in (jax.random.key(3), 2.5, jnp.arange(3), jnp.asarray(2.0)):
         with pytest.raises(ValueError, match="integer number of steps"):
-            grids.by_time(VP, n, at_most=5)
+            grids.by_time(VP, n, max_steps=5)
 
 
 def test_a_traced_number_of_steps_needs_its_bound():
     for n in (jnp.asarray(3), 3):
-        with pytest.raises(ValueError, match=r"n must lie in 1\.\.at_most = 2, got n = 3"):
-            grids.by_lambda(VP, n, start=1.0, end=0.1, at_most=2)
-    with pytest.raises(ValueError, match="needs at_most"):
+        with pytest.raises(ValueError, match=r"n must lie in 1\.\.max_steps = 2, got n = 3"):
+            grids.by_lambda(VP, n, start=1.0, end=0.1, max_steps=2)
+    with pytest.raises(ValueError, match="needs max_steps"):
         jax.jit(lambda n: grids.by_time(VP, n).t)(3)
-    for at_most in (0, 2.5):
-        with pytest.raises(ValueError, match="at_most, the largest number of steps, is an integer of at least 1"):
-            grids.exponential(VP, 1, sigma_min=0.1, sigma_max=1.0, at_most=at_most)
+    for max_steps in (0, 2.5):
+        with pytest.raises(ValueError, match="max_steps, the largest number of steps, is an integer of at least 1"):
+            grids.exponential(VP, 1, sigma_min=0.1, sigma_max=1.0, max_steps=max_steps)

@@ -51,7 +51,7 @@ def test_one_doubled_batch_is_two_calls(shape):
     x, cond, null = batch()
     at = level(0.8, 0.6, shape)
     two = guidance.cfg(*denoisers(x, cond, null), 2.5)
-    one = guidance.cfg_batched(network, jnp.float32(0.4), jd.parameterize.v, cond=cond, null=null, scale=2.5)
+    one = guidance.cfg_batched(network, jnp.float32(0.4), jd.parameterize.v, cond=cond, null_cond=null, scale=2.5)
     np.testing.assert_allclose(one(x, at), two(x, at), rtol=1e-5, atol=1e-6)
 
 
@@ -62,7 +62,7 @@ def test_a_scale_per_example():
     expected = np.asarray(u) + np.array([0, 1, 2, 5])[:, None] * np.asarray(c - u)
     together = guidance.cfg(*denoisers(x, cond, null), scales)(x, at)
     np.testing.assert_allclose(together, expected, rtol=1e-5, atol=1e-6)
-    one = guidance.cfg_batched(network, jnp.float32(0.4), jd.parameterize.v, cond=cond, null=null, scale=scales)
+    one = guidance.cfg_batched(network, jnp.float32(0.4), jd.parameterize.v, cond=cond, null_cond=null, scale=scales)
     np.testing.assert_allclose(one(x, at), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -70,7 +70,7 @@ def test_a_scale_that_follows_the_level():
     x, cond, null = batch()
     pair, scale = denoisers(x, cond, null), lambda level: 1 + 4 * level.sigma
     one, each = level(0.8, 0.6), Level(jnp.zeros(4), jnp.full(4, 0.8), jnp.array([0.0, 0.1, 0.6, 2.0]))
-    batched = guidance.cfg_batched(network, jnp.float32(0.4), jd.parameterize.v, cond=cond, null=null, scale=scale)
+    batched = guidance.cfg_batched(network, jnp.float32(0.4), jd.parameterize.v, cond=cond, null_cond=null, scale=scale)
     for at, value in ((one, 3.4), (each, jnp.array([1.0, 1.4, 3.4, 9.0]))):
         expected = guidance.cfg(*pair, value)(x, at)
         for guided in (guidance.cfg(*pair, scale), batched):
@@ -97,7 +97,7 @@ def test_a_learned_variance_is_the_conditional_models():
     np.testing.assert_allclose(frac, 0.1 * x, rtol=1e-6)
     pair = guidance.cfg_batched(
         lambda p, x, noise, cond: (network(p, x, noise, cond), cond["label"].astype(x.dtype)[:, None] + x),
-        jnp.float32(0.4), jd.parameterize.v, cond=cond, null=null, scale=2.0,
+        jnp.float32(0.4), jd.parameterize.v, cond=cond, null_cond=null, scale=2.0,
     )(x, at)  # fmt: skip
     np.testing.assert_allclose(pair[0], plain, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(pair[1], jnp.arange(4.0)[:, None] + x, rtol=1e-6)
@@ -128,7 +128,7 @@ def test_conditions_of_other_structure_and_untyped_keys_are_refused():
     with pytest.raises(ValueError, match=r"jax\.random\.key\(seed\)"):
         guidance.drop_condition(jax.random.PRNGKey(0), cond, cond, 0.1)
     with pytest.raises(ValueError):
-        guidance.cfg_batched(network, 0, jd.parameterize.v, cond=cond, null={"vector": jnp.zeros(4)}, scale=1.0)
+        guidance.cfg_batched(network, 0, jd.parameterize.v, cond=cond, null_cond={"vector": jnp.zeros(4)}, scale=1.0)
 
 
 def test_guidance_without_a_condition_is_refused():
@@ -136,7 +136,7 @@ def test_guidance_without_a_condition_is_refused():
     with pytest.raises(ValueError, match=r"uncond must be a denoiser .*, got None; .* autoguidance"):
         guidance.cfg(denoise, None, 2.0)
     with pytest.raises(ValueError, match=r"guidance needs a condition and its null, got {} and {}"):
-        guidance.cfg_batched(network, 0, jd.parameterize.v, cond={}, null={}, scale=2.0)
+        guidance.cfg_batched(network, 0, jd.parameterize.v, cond={}, null_cond={}, scale=2.0)
     with pytest.raises(ValueError, match="log_prob must be a function"):
         guidance.classifier(denoise, jnp.ones(3))
 

@@ -14,7 +14,7 @@ ALPHA, SIGMA = jnp.array([0.0, 0.5, 0.8, 1.0, 1.0]), jnp.array([1.0, 0.5, 0.2, 0
 
 # (cond, uncond, w) -> denoiser, with w in [0, 1].
 TABLE = {
-    "apg": lambda c, u, w: guidance.apg(c, u, 1 + 2 * w, eta=w, radius=0.3 * w),
+    "apg": lambda c, u, w: guidance.apg(c, u, 1 + 2 * w, eta=w, norm_threshold=0.3 * w),
     "autoguidance": lambda c, u, w: guidance.autoguidance(c, u, 1 + w),
     "cfg": lambda c, u, w: guidance.cfg(c, u, 4 * w),
     "cfg_pp": lambda c, u, w: guidance.cfg_pp(c, u, w, GRID),
@@ -22,7 +22,7 @@ TABLE = {
     "classifier": lambda c, u, w: guidance.classifier(c, lambda x, level: jnp.sum(x**2, axis=1), w),
     "clip": lambda c, u, w: guidance.clip(c, -w, w),
     "compose": lambda c, u, w: guidance.compose(u, [c, u], [w, lambda level: level.sigma]),
-    "dynamic_threshold": lambda c, u, w: guidance.dynamic_threshold(c, w, limit=1 + w),
+    "dynamic_threshold": lambda c, u, w: guidance.dynamic_threshold(c, w, max_scale=1 + w),
     "interval": lambda c, u, w: guidance.interval(guidance.cfg(c, u, 3.0), c, w / 2, 10 * w),
     "perturbed_attention": lambda c, u, w: guidance.perturbed_attention(c, u, w),
     "rescale": lambda c, u, w: guidance.rescale(lambda c: guidance.cfg(c, u, 3.0), c, w, jd.parameterize.v),
@@ -46,7 +46,7 @@ def test_what_every_guidance_holds(name):
         return 3 * rational(x, level), 0.1 * x
 
     def uncond(x, level):
-        return 1.5 * rational(x, level) - 0.2 * level.like(x).alpha * x
+        return 1.5 * rational(x, level) - 0.2 * level.expand_to(x).alpha * x
 
     def of(w, x, alpha, sigma):
         return TABLE[name](cond, uncond, w)(x, Level(sigma, alpha, sigma))

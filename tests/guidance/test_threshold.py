@@ -31,7 +31,7 @@ def test_dynamic_thresholding_divides_each_example_by_its_own_quantile():
     largest = np.abs(X).max(axis=(1, 2), keepdims=True)
     np.testing.assert_allclose(guidance.dynamic_threshold(same, 1.0)(X, AT), X / np.maximum(largest, 1), rtol=1e-6)
     # Divided by at most 1: clipped.
-    np.testing.assert_array_equal(guidance.dynamic_threshold(same, 0.9, limit=1.0)(X, AT), np.clip(X, -1, 1))
+    np.testing.assert_array_equal(guidance.dynamic_threshold(same, 0.9, max_scale=1.0)(X, AT), np.clip(X, -1, 1))
 
 
 def test_empty_ranges_and_wrong_quantiles_are_refused():
@@ -42,4 +42,4 @@ def test_empty_ranges_and_wrong_quantiles_are_refused():
         with pytest.raises(ValueError, match=r"percentile must lie in \(0, 1\]"):
             guidance.dynamic_threshold(same, percentile)
     with pytest.raises(ValueError, match="limit must be at least 1"):
-        guidance.dynamic_threshold(same, limit=0.5)
+        guidance.dynamic_threshold(same, max_scale=0.5)

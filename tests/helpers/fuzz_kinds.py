@@ -184,7 +184,7 @@ def pipelines(folder, rng, count):
 def lora(folder, rng, count):
     config = MODELS["UNet2DModel"]
     built = jd.interop.architecture(config)
-    unet = jd.interop.Loaded(built.apply, _SHAPES.setdefault("unet", jax.eval_shape(built.init, jax.random.key(0))),
+    unet = jd.interop.Pretrained(built.apply, _SHAPES.setdefault("unet", jax.eval_shape(built.init, jax.random.key(0))),
                              config)  # fmt: skip
     stem, path = "unet.down_blocks.1.attentions.0.to_q", folder / "x.safetensors"
     small = lambda *shape: np.ones(shape, np.float32)  # noqa: E731
@@ -265,7 +265,7 @@ def npz(folder, rng, count):
     plain, packed = io.BytesIO(), io.BytesIO()
     np.savez(plain, **arrays)
     np.savez_compressed(packed, **arrays)
-    readers = lambda: data.open_table(path), lambda: data.open_hints(str(path), images)
+    readers = lambda: data.load_embeddings(path), lambda: data.open_hints(str(path), images)
     for i in range(count):
         path.write_bytes(mutated_bytes((plain, packed)[i % 2].getvalue(), rng))
         yield f"npz #{i}", readers[i // 2 % 2]
@@ -277,7 +277,7 @@ def shards(folder, rng, count):
     np.savez(whole, mean=np.arange(40, dtype=np.float32).reshape(10, 2, 2), label=np.arange(10))
     for i in range(count):
         path.write_bytes(mutated_bytes(whole.getvalue(), rng))
-        yield f"shard #{i}", lambda: data.Shards(folder, example)[3]
+        yield f"shard #{i}", lambda: data.NpzShards(folder, example)[3]
 
 
 def images(folder, rng, count):
@@ -289,7 +289,7 @@ def images(folder, rng, count):
         path, whole = folder / f"a.{forms[i % 6]}", io.BytesIO()
         pixels.save(whole, {"jpg": "jpeg"}.get(forms[i % 6], forms[i % 6]))
         path.write_bytes(mutated_bytes(whole.getvalue(), rng))
-        yield f"{path.name} #{i}", lambda: data.open_source(f"folder:{folder}", size=8)[0]
+        yield f"{path.name} #{i}", lambda: data.open_dataset(f"folder:{folder}", size=8)[0]
 
 
 def exports(folder, rng, count):

@@ -7,7 +7,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from jaxdiff.interop.formats.config import Fields
-from jaxdiff.interop.models.architecture import Architecture
+from jaxdiff.interop.models.architecture import ModelSpec
 from jaxdiff.schema import whole
 
 CONFIG = {"_class_name": "Tiny", "_diffusers_version": "0.1", "width": 8, "act": "silu"}
@@ -32,7 +32,7 @@ def tiny(config, dtype):
     def apply(params, x):
         return x.astype(dtype)
 
-    return Architecture(
+    return ModelSpec(
         lambda key: make(shapes),
         apply,
         rename=lambda key: key.replace("blocks.", "layers."),

@@ -4,7 +4,7 @@ import json
 
 import jax
 
-from jaxdiff.interop import Loaded, architecture, save
+from jaxdiff.interop import Pretrained, architecture, save
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 UNET = {
@@ -36,7 +36,7 @@ def write(directory, **index):
         leaves, tree = jax.tree.flatten(shapes)
         keys = jax.random.split(jax.random.key(number), len(leaves))
         drawn = [0.2 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]
-        save(Loaded(built.apply, jax.tree.unflatten(tree, drawn), config), directory / name)
+        save(Pretrained(built.apply, jax.tree.unflatten(tree, drawn), config), directory / name)
     words = [*LETTERS, *(f"{a}</w>" for a in LETTERS), "<|startoftext|>", "<|endoftext|>"]
     files = {
         "tokenizer/vocab.json": {word: i for i, word in enumerate(words)},

@@ -10,7 +10,7 @@ import optax
 from jaxdiff import sharding, train
 
 WIDTH, HIDDEN = 8, 512  # WIDTH * HIDDEN is just enough elements to be sharded over "fsdp"
-ADAMW = train.adamw(1e-3, warmup=3, steps=100, schedule="cosine")
+ADAMW = train.adamw(1e-3, warmup_steps=3, steps=100, schedule="cosine")
 SGD = optax.sgd(0.1)
 MESHES = {"one": (1, 1), "data": (8, 1), "fsdp": (1, 8), "mixed": (2, 4)}
 
@@ -29,7 +29,9 @@ def init(key):
 
 
 def network(params, x):
-    first, second = (sharding.weight((name, "kernel"), params[name]["kernel"], x.dtype) for name in ("hidden", "out"))
+    first, second = (
+        sharding.gathered_weight((name, "kernel"), params[name]["kernel"], x.dtype) for name in ("hidden", "out")
+    )
     return jnp.tanh(x @ first + params["hidden"]["bias"][None]) @ second + params["out"]["bias"][None]
 
 
@@ -58,20 +60,20 @@ def batches(size=16, start=0, poison=None):
 
 @functools.cache
 def _made(where, optimizer):
-    state = train.create(init, optimizer, jax.random.key(0), mesh(where))
+    state = train.init_state(init, optimizer, jax.random.key(0), mesh(where))
     return jax.tree.map(np.array, state), jax.tree.map(lambda x: x.sharding, state)
 
 
 @functools.cache
-def _step(where, loss, optimizer, accumulate):
+def _step(where, loss, optimizer, grad_accum_steps):
     average = train.ema.constant(0.9)
-    return train.make_step(loss, optimizer, key=jax.random.key(1), ema=average, accumulate=accumulate)
+    return train.make_step(loss, optimizer, key=jax.random.key(1), ema=average, grad_accum_steps=grad_accum_steps)
 
 
-def new(where="one", loss=noisy_loss, optimizer=ADAMW, accumulate=1):
+def new(where="one", loss=noisy_loss, optimizer=ADAMW, grad_accum_steps=1):
     """Return (mesh, state, step); what compiles is shared by all tests, the state is not."""
     values, places = _made(where, optimizer)
-    return mesh(where), jax.device_put(values, places), _step(where, loss, optimizer, accumulate)
+    return mesh(where), jax.device_put(values, places), _step(where, loss, optimizer, grad_accum_steps)
 
 
 def same(a, b):

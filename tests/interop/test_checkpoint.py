@@ -265,5 +265,5 @@ def test_a_file_in_a_directory(tmp_path):
     with pytest.raises(ValueError, match="act must be 'silu', got 'relu'"):
         jd.interop.load(tmp_path, config={"act": "relu"})
     (tmp_path / "config.json").unlink()
-    with pytest.raises(ValueError, match=r"tiny.safetensors has no config.json beside it"):
+    with pytest.raises(ValueError, match=r"tiny.safetensors has no config.json next to it"):
         jd.interop.load(tmp_path / "tiny.safetensors")

@@ -42,7 +42,7 @@ def test_gaussian_data_pays_its_integral(name, x64):
     x0 = jnp.asarray(DATA.draw(np.random.default_rng(0), n))
     run = jax.jit(
         lambda process, x0, key: continuous_bound(
-            DATA.denoise, process, x0, key, start=start, end=end, over=over, samples=8, bins=None
+            DATA.denoise, process, x0, key, start=start, end=end, variable=over, num_times=8, bins=None
         )
     )
     got = run(process, x0, jax.random.key(0))
@@ -65,7 +65,7 @@ def test_bound_of_a_mixture_is_above_its_likelihood_and_close(x64):
     n, process = 8000, Learned(jnp.zeros(2), 3.5, -5.0)
     x0 = jnp.asarray(CLUSTERS.draw(np.random.default_rng(1), n))
     got = jax.jit(
-        lambda x0, key: continuous_bound(CLUSTERS.denoise, process, x0, key, over="lam", bins=None, samples=50)
+        lambda x0, key: continuous_bound(CLUSTERS.denoise, process, x0, key, variable="lam", bins=None, num_times=50)
     )(x0, jax.random.key(1))
     s = jnp.exp(-3.5)
     nll = -CLUSTERS.log_density(x0, Level(s, jnp.ones_like(s), s * jnp.sqrt(2))) / (2 * np.log(2))
@@ -82,13 +82,13 @@ def test_discrete_data_pays_its_entropy(x64):
     values, chance = np.linspace(-1, 1, 4), np.array([0.5, 0.1, 0.15, 0.25])
 
     def denoise(x, level):
-        level = level.like(x[..., None])
+        level = level.expand_to(x[..., None])
         away = (x[..., None] - level.alpha * values[None, None]) / level.sigma
         return jax.nn.softmax(np.log(chance)[None, None] - 0.5 * jnp.square(away), axis=-1) @ values
 
     n, process = 20_000, Learned(jnp.zeros(2), 2.5, -6.0)
     x0 = jnp.asarray(np.random.default_rng(2).choice(values, (n, 1), p=chance))
-    got = jax.jit(lambda x0, key: continuous_bound(denoise, process, x0, key, over="lam", samples=12, bins=4))(
+    got = jax.jit(lambda x0, key: continuous_bound(denoise, process, x0, key, variable="lam", num_times=12, bins=4))(
         x0, jax.random.key(2)
     )
     entropy, error = -np.sum(chance * np.log2(chance)), np.asarray(got.total).std() / np.sqrt(n)
@@ -122,7 +122,7 @@ def test_a_learned_schedule_moves_the_variance_and_not_the_expectation(x64):
     def run(logits, keys):
         def diffusion(logits, x0, key):
             process = Learned(logits, 4.0, -4.0)
-            return continuous_bound(DATA.denoise, process, x0[None], key[None], over="time", bins=None).diffusion[0]
+            return continuous_bound(DATA.denoise, process, x0[None], key[None], variable="time", bins=None).diffusion[0]
 
         return jax.vmap(jax.value_and_grad(diffusion), (None, 0, 0))(logits, x0, keys)
 
@@ -149,7 +149,7 @@ def test_an_example_is_its_keys_alone_in_any_shape_and_no_knob_compiles():
 
     @jax.jit
     def run(process, x0, keys, end):
-        return continuous_bound(lambda x, level: 0.5 * x, process, x0, keys, start=0.9, end=end, samples=2)
+        return continuous_bound(lambda x, level: 0.5 * x, process, x0, keys, start=0.9, end=end, num_times=2)
 
     got, order = run(VP(), x0, keys, 0.01), np.array([2, 0, 3, 1])
     moved = run(VP(), x0[order], keys[order], 0.01)
@@ -166,9 +166,13 @@ def test_the_default_varies_least(x64):
 
     @jax.jit
     def run(keys):
-        options = {"start": 20.0, "end": 0.2, "bins": None, "samples": 4}
-        bound = lambda key, **over: continuous_bound(DATA.denoise, EDM(), x0, key, **options, **over)  # noqa: E731
-        each = lambda key: [jnp.mean(bound(key, **over).diffusion) for over in ({}, {"over": "lam"}, {"over": "time"})]  # noqa: E731
+        options = {"start": 20.0, "end": 0.2, "bins": None, "num_times": 4}
+
+        def each(key):
+            ways = ({}, {"variable": "lam"}, {"variable": "time"})
+            bounds = (continuous_bound(DATA.denoise, EDM(), x0, key, **options, **way) for way in ways)
+            return [jnp.mean(bound.diffusion) for bound in bounds]
+
         return jax.lax.map(each, keys)
 
     default, lam, time = map(np.asarray, run(jax.random.split(jax.random.key(6), 200)))
@@ -195,10 +199,10 @@ def test_wrong_arguments():
     for wrong, match in (
         ({"process": VP()}, "sigma > 0, got end = 0.0"),
         ({"end": 1.0}, "end < start"),
-        ({"process": Flow(), "end": 0.1, "over": "lam"}, "alpha > 0 at the start"),
-        ({"samples": 0}, "at least 1, got 0"),
+        ({"process": Flow(), "end": 0.1, "variable": "lam"}, "alpha > 0 at the start"),
+        ({"num_times": 0}, "at least 1, got 0"),
         ({"bins": 1}, "at least 2, got 1"),
-        ({"over": "sigma"}, "one of time, lam, got 'sigma'"),
+        ({"variable": "sigma"}, "one of time, lam, got 'sigma'"),
         ({"process": EDM(), "end": 0.1}, "EDM has no noisiest time of its own: give start"),
         ({"key": 0}, r"jax\.random\.key"),
     ):

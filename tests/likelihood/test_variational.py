@@ -106,7 +106,7 @@ def test_the_sum_of_the_terms_of_gaussian_data():
     terms = (snr[:-1] - snr[1:]) / 2 * c**2 / (1 + c**2 * snr[1:])
 
     def denoise(x, level):
-        level = level.like(x)
+        level = level.expand_to(x)
         return level.alpha * c**2 / (level.alpha**2 * c**2 + level.sigma**2) * x
 
     x0, eps = jax.random.normal(jax.random.key(0), (2, 999, n))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from helpers.shapes import CLASSES, fitted, shapes
 
-from jaxdiff.data import load_arrays, open_source, to_float
+from jaxdiff.data import load_arrays, open_dataset, to_float
 from jaxdiff.media.classifier import fit_classifier
 from jaxdiff.metrics import evaluate, format_report, kernel_distance
 
@@ -53,7 +53,7 @@ def test_one_picture_a_class_shows_in_distance_and_recall_but_not_in_accuracy(cl
 
 @pytest.mark.slow
 def test_real_clothes_are_recognized_and_one_piece_a_class_shows_too():
-    splits = (load_arrays(open_source("fashion_mnist", split)) for split in ("train", "test"))
+    splits = (load_arrays(open_dataset("fashion_mnist", split)) for split in ("train", "test"))
     train, test = ((to_float(split["x"]), split["label"]) for split in splits)
     classify = fit_classifier(*train, num_classes=10, steps=600)
     report = judge(*one_picture_a_class(*train, classify, 1000), classify, train, test)

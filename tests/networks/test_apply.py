@@ -62,7 +62,7 @@ def test_a_learned_variance_is_the_second_half_of_the_channels():
 
 
 def test_layers_are_named_by_size_and_every_output_of_the_encoder_is_taken_once():
-    net = types.SimpleNamespace(resolution=8, widths=(16, 32), blocks=1, attention=(4,))
+    net = types.SimpleNamespace(resolution=8, widths=(16, 32), num_blocks=1, attention=(4,))
     down, up = list(stages.encoder(net, 2)), list(stages.decoder(net, 2))
     assert [s.name for s in down] == ["enc.8x8_conv", "enc.8x8_block0", "enc.4x4_down", "enc.4x4_block0"]
     assert [s.name for s in up] == [
@@ -72,6 +72,6 @@ def test_layers_are_named_by_size_and_every_output_of_the_encoder_is_taken_once(
     assert [s.attend for s in down] == [False, False, False, True]
     assert [s.attend for s in up] == [True, False, True, True, False, False, False]
     assert [s.width for s in up] == [32, 32, 32, 32, None, 16, 16]
-    assert [s.way for s in (*down, *up) if s.way] == ["down", "up"]
+    assert [s.direction for s in (*down, *up) if s.direction] == ["down", "up"]
     assert sum(s.block is not None for s in up) == len(down)
     assert next(stages.encoder(net, 3)).name == "enc.8x8x8_conv"

@@ -19,8 +19,8 @@ def randomized(module, *args):
 def check_attend(dtype, tolerance):
     q, k, v = (normal(seed, 2, length, 6).astype(dtype) for seed, length in enumerate((5, 7, 7)))
     mask = np.arange(7) < np.array([[7], [4]])
-    heads = [a.reshape(2, -1, 2, 3) for a in (q, k, v)]
-    got = jax.jit(attend)(*heads, mask=mask).reshape(q.shape)
+    num_heads = [a.reshape(2, -1, 2, 3) for a in (q, k, v)]
+    got = jax.jit(attend)(*num_heads, mask=mask).reshape(q.shape)
     assert got.dtype == dtype
     for head in (slice(0, 3), slice(3, 6)):
         logits = np.einsum("bnc,blc->bnl", q[..., head], k[..., head]) / np.sqrt(3)

@@ -8,7 +8,7 @@ import pytest
 from jaxdiff import networks
 from jaxdiff.networks import DiT
 
-TINY = {"width": 8, "layers": 2, "heads": 2, "num_classes": 4}
+TINY = {"width": 8, "layers": 2, "num_heads": 2, "num_classes": 4}
 X = jax.ShapeDtypeStruct((2, 4, 4, 3), jnp.float32)
 NOISE = jax.ShapeDtypeStruct((2,), jnp.float32)
 LABEL = jax.ShapeDtypeStruct((2,), jnp.int32)
@@ -58,7 +58,7 @@ def test_compile_time_does_not_grow_with_depth():
         ({}, X, {"label": LABEL, "tokens": NOISE}, "unknown condition 'tokens'"),
         ({}, jax.ShapeDtypeStruct((2, 4, 5, 3), jnp.float32), {"label": LABEL}, "multiples of the patch"),
         ({}, jax.ShapeDtypeStruct((2, 4, 3), jnp.float32), {"label": LABEL}, "H, W, C"),
-        ({"heads": 3}, X, {"label": LABEL}, "width must be a multiple"),
+        ({"num_heads": 3}, X, {"label": LABEL}, "width must be a multiple"),
     ],
 )
 def test_refusals(changes, x, cond, message):
@@ -82,7 +82,7 @@ def test_own_embeddings_that_are_copies_make_the_published_network():
     x, noise = np.ones(X.shape, np.float32), np.array([1.0, 500.0], np.float32)
     cond = {"label": np.array([1, 4])}
     want = jax.jit(networks.as_apply(shared))(params, x, noise, cond)
-    got = jax.jit(networks.as_apply(shared.clone(own_embeddings=True)))(own, x, noise, cond)
+    got = jax.jit(networks.as_apply(shared.clone(per_block_embeddings=True)))(own, x, noise, cond)
     assert np.abs(want).max() > 0.1
     np.testing.assert_allclose(got, want, atol=1e-6)
 

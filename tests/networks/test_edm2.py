@@ -10,7 +10,7 @@ from jaxdiff.networks import EDM2UNet
 from jaxdiff.networks.edm2 import Block
 from jaxdiff.networks.magnitude import mp_cat, mp_silu, mp_sum, normalize
 
-TINY = {"resolution": 8, "widths": (64, 128), "blocks": 1, "attention": (4,), "num_classes": 4, "log_variance": 16}
+TINY = {"resolution": 8, "widths": (64, 128), "num_blocks": 1, "attention": (4,), "num_classes": 4, "log_variance": 16}
 LABEL = {"label": jax.ShapeDtypeStruct((1,), jnp.int32)}
 
 
@@ -34,12 +34,12 @@ def test_unknown_size():
     ("changes", "message"),
     [
         ({"head_dim": 64}, r"head_dim must divide the widths with attention, got 64 for \[16\]"),
-        ({"head_dim": 8, "taps": (1.0,)}, r"taps must be an even number of them, got \(1.0,\)"),
+        ({"head_dim": 8, "resample_filter": (1.0,)}, r"resample_filter must be an even number of them, got \(1.0,\)"),
         ({"head_dim": 8, "attention": (16,)}, r"attention names sizes out of \[8\], got \(16,\)"),
     ],
 )
 def test_unknown_options(changes, message):
-    module = networks.EDM2UNet(**{"resolution": 8, "widths": (16,), "blocks": 1, "attention": (8,)} | changes)
+    module = networks.EDM2UNet(**{"resolution": 8, "widths": (16,), "num_blocks": 1, "attention": (8,)} | changes)
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)), jnp.zeros(1))
 

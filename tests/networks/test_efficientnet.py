@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxdiff import metrics
-from jaxdiff.data import open_source
+from jaxdiff.data import open_dataset
 from jaxdiff.interop.models.efficientnet import efficientnet_lite0
 from jaxdiff.networks.efficientnet import BatchNorm, EfficientNetLite0
 
@@ -55,7 +55,7 @@ def test_its_features_tell_clothes_from_noise_and_halves_not_apart():
         x = jax.image.resize(x / 127.5 - 1, (len(x), 64, 64, 1), "linear")
         return net.apply(net.params, jnp.repeat(x, 3, -1))[1]
 
-    source = open_source("fashion_mnist")
+    source = open_dataset("fashion_mnist")
     real = np.stack([source[i]["x"] for i in range(320)]).astype(np.float32)
     rng = np.random.default_rng(0)
     noise = rng.uniform(0, 255, real[:160].shape).astype(np.float32)

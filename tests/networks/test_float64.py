@@ -8,58 +8,68 @@ from jax.extend.core import jaxprs_in_params
 from jaxdiff import autoencoders, networks, text
 from jaxdiff.networks import as_apply
 
-WIDTHS = {"widths": (8, 8), "blocks": 1, "groups": 4}
+WIDTHS = {"widths": (8, 8), "num_blocks": 1, "groups": 4}
 TOKENS, VECTOR = ("tokens", (2, 3, 4)), ("vector", (2, 4))
-TEXT = {"vocab": 9, "width": 8, "layers": 2, "heads": 2, "features": 8}
+TEXT = {"vocab_size": 9, "width": 8, "layers": 2, "num_heads": 2, "features": 8}
 X = {"dance": (2, 8, 4), "text to video": (2, 3, 8, 8, 4)}  # others see [2, 8, 8, 4]
 # Each network and its condition.
 NETWORKS = {
     "dance": (networks.DanceUNet(widths=(8, 32), attention=(1,), features=4), ()),
-    "dit": (networks.DiT(width=8, layers=2, heads=2, num_classes=3, learned_variance=True), ("label",)),
-    "dit, own embeddings": (networks.DiT(width=8, layers=2, heads=2, num_classes=3, own_embeddings=True), ("label",)),
-    "edm2": (networks.EDM2UNet(widths=(8, 8), blocks=1, attention=(32,), head_dim=4, num_classes=3), ("label",)),
+    "dit": (networks.DiT(width=8, layers=2, num_heads=2, num_classes=3, learned_variance=True), ("label",)),
+    "dit, own embeddings": (
+        networks.DiT(width=8, layers=2, num_heads=2, num_classes=3, per_block_embeddings=True),
+        ("label",),
+    ),
+    "edm2": (networks.EDM2UNet(widths=(8, 8), num_blocks=1, attention=(32,), head_dim=4, num_classes=3), ("label",)),
     "flux": (
         networks.Flux(
-            width=16, layers=1, single_layers=1, heads=2, axes=(2, 2, 4), token_dim=4, vector_dim=4, guidance=True
+            width=16, layers=1, single_layers=1, num_heads=2, axes=(2, 2, 4), context_dim=4, pooled_dim=4, guidance=True
         ),
         (TOKENS, VECTOR, "guidance"),
     ),
     "joint u-net": (
-        networks.JointUNet(**WIDTHS, attention=(1,), resample="resblock", token_dim=32, token_norm=True, pool_heads=2),
+        networks.JointUNet(
+            **WIDTHS, attention=(1,), resample="resblock", context_dim=32, token_norm=True, pool_num_heads=2
+        ),
         (("tokens", (2, 3, 32)), "mask"),
     ),
     "mmdit": (
-        networks.MMDiT(width=8, layers=2, heads=2, token_dim=4, vector_dim=4, max_grid=8, qk_norm=True, dual=(0,)),
+        networks.MMDiT(
+            width=8, layers=2, num_heads=2, context_dim=4, pooled_dim=4, pos_embed_max_size=8, qk_norm=True, dual=(0,)
+        ),
         (TOKENS, VECTOR),
     ),
-    "score u-net": (networks.ScoreUNet(widths=(64, 64), blocks=1, attention=(1,), groups=None), ()),
-    "song u-net": (networks.SongUNet(widths=(16, 16), base=16, blocks=1, attention=(16,), embedding="fourier"), ()),
+    "score u-net": (networks.ScoreUNet(widths=(64, 64), num_blocks=1, attention=(1,), groups=None), ()),
+    "song u-net": (
+        networks.SongUNet(widths=(16, 16), model_channels=16, num_blocks=1, attention=(16,), embedding="fourier"),
+        (),
+    ),
     "text to video": (
         networks.TextVideoUNet(
             **WIDTHS,
             frames=3,
             attention=(1,),
-            transformer=networks.Transformers(depth=(1, 1), heads=(2, 2)),
-            token_dim=4,
+            transformer=networks.TransformerConfig(depth=(1, 1), num_heads=(2, 2)),
+            context_dim=4,
             temporal_head_dim=4,
         ),
         (TOKENS,),
     ),
     "u-net": (
-        networks.UNet(**WIDTHS, attention=(1,), num_classes=3, time=networks.Fourier(), vector_dim=4),
+        networks.UNet(**WIDTHS, attention=(1,), num_classes=3, time=networks.Fourier(), pooled_dim=4),
         ("label", VECTOR),
     ),
     "u-net of transformers": (
         networks.UNet(
             **WIDTHS,
             attention=(1,),
-            transformer=networks.Transformers(depth=(1, 2), heads=(2, 2)),
-            token_dim=4,
+            transformer=networks.TransformerConfig(depth=(1, 2), num_heads=(2, 2)),
+            context_dim=4,
             guidance_dim=4,
         ),
         (TOKENS, "mask", "guidance"),
     ),
-    "u-vit": (networks.UViT(width=8, layers=2, heads=2, num_classes=3), ("label",)),
+    "u-vit": (networks.UViT(width=8, layers=2, num_heads=2, num_classes=3), ("label",)),
 }
 
 
@@ -114,7 +124,7 @@ def test_text_encoders(module, x64):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["kl", "vq"])
 def test_autoencoders(kind, x64):
-    layout = {"widths": (8, 8), "blocks": 1, "groups": 4, "dtype": jnp.float64}
+    layout = {"widths": (8, 8), "num_blocks": 1, "groups": 4, "dtype": jnp.float64}
     if kind == "kl":
         module, latent = autoencoders.KLAutoencoder(**layout), 4
         codec = autoencoders.kl_codec(module, scale=0.2, shift=0.1)
@@ -126,4 +136,4 @@ def test_autoencoders(kind, x64):
     assert not reduced(codec.encode, shapes, x)
     assert not reduced(codec.decode, shapes, z)
     if kind == "kl":
-        assert not reduced(codec.to_images, shapes, z)
+        assert not reduced(codec.decode_latents, shapes, z)

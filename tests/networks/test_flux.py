@@ -7,7 +7,15 @@ import pytest
 from jaxdiff import networks
 from jaxdiff.networks import Flux
 
-TINY = {"width": 16, "layers": 2, "single_layers": 3, "heads": 2, "axes": (2, 2, 4), "token_dim": 6, "vector_dim": 5}
+TINY = {
+    "width": 16,
+    "layers": 2,
+    "single_layers": 3,
+    "num_heads": 2,
+    "axes": (2, 2, 4),
+    "context_dim": 6,
+    "pooled_dim": 5,
+}
 X = jax.ShapeDtypeStruct((2, 4, 6, 3), jnp.float32)
 NOISE = jax.ShapeDtypeStruct((2,), jnp.float32)
 COND = {"tokens": jax.ShapeDtypeStruct((2, 3, 6), jnp.float32), "vector": jax.ShapeDtypeStruct((2, 5), jnp.float32)}

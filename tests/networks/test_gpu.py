@@ -41,7 +41,7 @@ def test_attention_in_half_precision_is_cudnns(lower, dtype, head_dim, calls):
 
 @pytest.mark.slow
 def test_a_training_unet_has_cudnns_attention_and_channels_last(lower):
-    network = networks.UNet(widths=(16, 32), blocks=1, groups=8, dtype=jnp.bfloat16)
+    network = networks.UNet(widths=(16, 32), num_blocks=1, groups=8, dtype=jnp.bfloat16)
     apply = networks.as_apply(network)
     x, time = ShapeDtypeStruct((2, 8, 8, 3), jnp.float32), ShapeDtypeStruct((2,), jnp.float32)
     params = jax.eval_shape(lambda key: networks.init(network, key, jnp.zeros(x.shape), {}), jax.random.key(0))

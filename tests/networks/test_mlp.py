@@ -14,7 +14,7 @@ LABEL = {"label": np.array([0, 1, 2], np.int32)}
 @pytest.fixture(scope="module")
 def network():
     """A class-conditional MLP with dropout, and parameters with no zeros left."""
-    module = MLP(width=16, blocks=2, dropout=0.5, num_classes=2)
+    module = MLP(width=16, num_blocks=2, dropout=0.5, num_classes=2)
     params = networks.init(module, jax.random.key(0), X, LABEL)
     rng = np.random.default_rng(1)
     noisy = jax.tree.map(lambda a: a + 0.2 * rng.standard_normal(a.shape, np.float32), params)
@@ -52,7 +52,7 @@ def test_dropout_with_a_key_only(network):
 @pytest.mark.slow
 def test_in_bfloat16(network):
     apply, _, params = network
-    half = MLP(width=16, blocks=2, num_classes=2, dtype=jnp.bfloat16)
+    half = MLP(width=16, num_blocks=2, num_classes=2, dtype=jnp.bfloat16)
     want, got = apply(params, X, NOISE, LABEL), networks.as_apply(half)(params, X, NOISE, LABEL)
     assert got.dtype == jnp.float32
     assert 0 < np.abs(got - want).max() < 0.05 * np.abs(want).max()

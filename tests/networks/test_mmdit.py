@@ -8,7 +8,7 @@ import pytest
 from jaxdiff import networks
 from jaxdiff.networks import MMDiT
 
-TINY = {"width": 8, "layers": 4, "heads": 2, "token_dim": 6, "vector_dim": 5, "grid": 2, "max_grid": 4}
+TINY = {"width": 8, "layers": 4, "num_heads": 2, "context_dim": 6, "pooled_dim": 5, "grid": 2, "pos_embed_max_size": 4}
 X = jax.ShapeDtypeStruct((2, 4, 4, 3), jnp.float32)
 NOISE = jax.ShapeDtypeStruct((2,), jnp.float32)
 COND = {"tokens": jax.ShapeDtypeStruct((2, 3, 6), jnp.float32), "vector": jax.ShapeDtypeStruct((2, 5), jnp.float32)}
@@ -20,7 +20,7 @@ def shapes(module):
 
 @pytest.mark.slow
 def test_runs_of_equal_blocks():
-    blocks = {k: v for k, v in shapes(MMDiT(**TINY | {"layers": 7, "dual": (0, 1, 4, 6)})).items() if "blocks" in k}
+    blocks = {k: v for k, v in shapes(MMDiT(**TINY | {"layers": 7, "dual": (0, 1, 4, 6)})).items() if "num_blocks" in k}
     lengths = {k: v["norm1.linear"]["bias"].shape for k, v in blocks.items()}
     # 8 features; a block has 6 modulations, one with a second attention 9.
     assert lengths == {

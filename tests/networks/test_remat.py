@@ -18,13 +18,13 @@ NOISE = np.array([0.3, 0.7], np.float32)
 X = np.random.default_rng(0).standard_normal((2, 8, 8, 3)).astype(np.float32)
 TEXT = {"tokens": np.ones((2, 3, 6), np.float32), "vector": np.ones((2, 5), np.float32)}
 NETWORKS = {
-    "unet": UNet((8, 16), blocks=1, groups=4, attention=(1,), head_dim=8),
-    "song": SongUNet(resolution=8, base=8, widths=(8, 16), blocks=1, attention=(4,)),
-    "edm2": EDM2UNet(resolution=8, widths=(64, 64), blocks=1, attention=(4,)),
-    "dit": DiT(width=8, layers=2, heads=2),
-    "uvit": UViT(width=8, layers=2, heads=2, patch=2),
-    "mmdit": MMDiT(width=16, layers=2, heads=2, token_dim=6, vector_dim=5),
-    "flux": Flux(width=16, layers=1, single_layers=2, heads=2, axes=(2, 2, 4), token_dim=6, vector_dim=5),
+    "unet": UNet((8, 16), num_blocks=1, groups=4, attention=(1,), head_dim=8),
+    "song": SongUNet(resolution=8, model_channels=8, widths=(8, 16), num_blocks=1, attention=(4,)),
+    "edm2": EDM2UNet(resolution=8, widths=(64, 64), num_blocks=1, attention=(4,)),
+    "dit": DiT(width=8, layers=2, num_heads=2),
+    "uvit": UViT(width=8, layers=2, num_heads=2, patch_size=2),
+    "mmdit": MMDiT(width=16, layers=2, num_heads=2, context_dim=6, pooled_dim=5),
+    "flux": Flux(width=16, layers=1, single_layers=2, num_heads=2, axes=(2, 2, 4), context_dim=6, pooled_dim=5),
 }
 
 
@@ -91,7 +91,7 @@ def test_networks_keep_less(name):
 
 @pytest.mark.slow
 def test_temporaries_of_the_compiled_gradient_shrink():
-    module = DiT(width=32, layers=8, heads=4)
+    module = DiT(width=32, layers=8, num_heads=4)
     x, noise = jnp.ones((8, 32, 32, 3)), jnp.ones((8,))
     params = jax.eval_shape(lambda key: networks.init(module, key, x), jax.random.key(0))
 

@@ -9,7 +9,7 @@ from jaxdiff import networks
 from jaxdiff.networks import DhariwalUNet, SongUNet, layers
 from jaxdiff.networks.song_layers import one_hot, resample
 
-TINY = {"resolution": 8, "base": 8, "widths": (8, 16), "blocks": 1, "attention": (4,)}
+TINY = {"resolution": 8, "model_channels": 8, "widths": (8, 16), "num_blocks": 1, "attention": (4,)}
 LABEL = {"label": jax.ShapeDtypeStruct((1,), jnp.int32)}
 
 
@@ -27,7 +27,13 @@ def test_published_parameter_counts():
     assert count(shapes(networks.ddpmpp_cifar10(augment_dim=9), 32)) == 55_733_891
     # The reference counts its 128 frequencies among the buffers.
     assert count(shapes(networks.ncsnpp_cifar10(augment_dim=9), 32)) == 56_397_827 + 128
-    adm = {"resolution": 64, "base": 192, "widths": (192, 384, 576, 768), "blocks": 3, "attention": (32, 16, 8)}
+    adm = {
+        "resolution": 64,
+        "model_channels": 192,
+        "widths": (192, 384, 576, 768),
+        "num_blocks": 3,
+        "attention": (32, 16, 8),
+    }
     assert count(shapes(DhariwalUNet(**adm, num_classes=1000), 64, LABEL)) == 295_899_267
 
 
@@ -58,8 +64,11 @@ def test_filters():
 def test_up_is_the_transpose_of_down():
     rng = np.random.default_rng(1)
     x, y = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in ((1, 8, 4, 2), (1, 4, 2, 2)))
-    for taps in ((1, 3, 3, 1), (1, 2, 4, 3, 2, 1)):
-        left, right = (resample(x, taps, "down") * y).sum(), (x * resample(y, taps, "up")).sum() / 4
+    for resample_filter in ((1, 3, 3, 1), (1, 2, 4, 3, 2, 1)):
+        left, right = (
+            (resample(x, resample_filter, "down") * y).sum(),
+            (x * resample(y, resample_filter, "up")).sum() / 4,
+        )
         np.testing.assert_allclose(left, right, rtol=1e-4)
 
 
@@ -93,7 +102,10 @@ def test_no_augmentation_is_zero_and_remat_changes_nothing():
         ({"encoder": "wide"}, "encoder must be one of standard, residual, skip, got 'wide'"),
         ({"embedding": "none"}, "embedding must be one of positional, fourier"),
         ({"attention": (16,)}, r"attention names sizes out of \[8, 4\], got \(16,\)"),
-        ({"taps": (1.0, 2.0, 1.0)}, r"taps must be an even number of them, got \(1.0, 2.0, 1.0\)"),
+        (
+            {"resample_filter": (1.0, 2.0, 1.0)},
+            r"resample_filter must be an even number of them, got \(1.0, 2.0, 1.0\)",
+        ),
     ],
 )
 def test_unknown_options(changes, message):

@@ -44,9 +44,9 @@ def test_odd_positions_are_refused():
 
 
 def test_rotations_keep_products_of_equal_distances():
-    by = tokens.rotary((4, 5), (4, 2))
+    by = tokens.rope_table((4, 5), (4, 2))
     q, k = (np.broadcast_to(a, (1, 20, 1, 6)) for a in numbers(2, 1, 1, 1, 6))
-    q, k = (np.asarray(jax.jit(tokens.rotate)(a, by)).reshape(4, 5, 6) for a in (q, k))
+    q, k = (np.asarray(jax.jit(tokens.apply_rope)(a, by)).reshape(4, 5, 6) for a in (q, k))
     first, second = q[0, 1] @ k[2, 3], q[1, 2] @ k[3, 4]
     assert abs(first - second) < 1e-5
     assert abs(first - q[0, 1] @ k[1, 3]) > 1e-3
@@ -54,10 +54,10 @@ def test_rotations_keep_products_of_equal_distances():
 
 
 def test_rotation_by_complex_numbers():
-    by = tokens.rotary((3,), (4,), period=100.0)
+    by = tokens.rope_table((3,), (4,), period=100.0)
     x = numbers(1, 3, 2, 4)
     want = (x[..., ::2] + 1j * x[..., 1::2]) * np.exp(1j * np.outer(np.arange(3), [1, 0.1]))[None, :, None]
-    got = np.asarray(jax.jit(tokens.rotate)(x, by))
+    got = np.asarray(jax.jit(tokens.apply_rope)(x, by))
     np.testing.assert_allclose(got[..., ::2] + 1j * got[..., 1::2], want, atol=1e-6)
 
 

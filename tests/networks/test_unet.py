@@ -6,8 +6,8 @@ import pytest
 from jaxdiff import networks
 from jaxdiff.networks import UNet
 
-SMALLEST = {"widths": (8,), "blocks": 1, "groups": 4}
-TINY = {"widths": (8, 16), "blocks": 1, "groups": 4, "attention": (1,), "head_dim": 8}
+SMALLEST = {"widths": (8,), "num_blocks": 1, "groups": 4}
+TINY = {"widths": (8, 16), "num_blocks": 1, "groups": 4, "attention": (1,), "head_dim": 8}
 
 
 def normal(seed, *shape):
@@ -141,7 +141,7 @@ def test_dropout_needs_a_key_and_nothing_else_is_random():
     assert not np.allclose(first, other) and not np.allclose(first, still)
 
 
-EVERYTHING = {**TINY, "num_classes": 3, "token_dim": 5, "vector_dim": 6, "concat_channels": 2, "patch": 2}
+EVERYTHING = {**TINY, "num_classes": 3, "context_dim": 5, "pooled_dim": 6, "concat_channels": 2, "patch_size": 2}
 
 
 @pytest.fixture(scope="module")
@@ -269,7 +269,7 @@ def test_wrong_conditions_are_refused():
     refused(classes, x, {}, match="'label', which is missing")
     refused(classes, x, {"label": label[:1]}, match=r"label must have shape \(2,\), got \(1,\)")
     refused(plain, x, noise=np.zeros((1,), np.float32), match=r"noise must have shape \(2,\), got \(1,\)")
-    tokens = UNet(**TINY, token_dim=5)
+    tokens = UNet(**TINY, context_dim=5)
     good = {"tokens": np.zeros((2, 4, 5), np.float32)}
     refused(tokens, x, {"tokens": np.zeros((2, 4, 6), np.float32)}, match="tokens must have shape")
     refused(tokens, x, good | {"mask": np.ones((2, 3), bool)}, match="mask must have shape")
@@ -277,8 +277,8 @@ def test_wrong_conditions_are_refused():
 
 def test_wrong_shapes_and_options_are_refused():
     x = np.zeros((2, 8, 8, 3), np.float32)
-    refused(UNet(**TINY, patch=2, resample="pool"), x[:, :6], match="multiple of 4, got 6 .* nearest are 4 and 8")
-    refused(UNet(**TINY, patch=2), x[:, :5], match="multiple of 2, got 5 .* nearest are 4 and 6")
+    refused(UNet(**TINY, patch_size=2, resample="pool"), x[:, :6], match="multiple of 4, got 6 .* nearest are 4 and 8")
+    refused(UNet(**TINY, patch_size=2), x[:, :5], match="multiple of 2, got 5 .* nearest are 4 and 6")
     refused(UNet(**TINY, down_pad=(0, 1)), x[:, :1], match="at least 2, got shape")
     refused(UNet(**TINY), x[:, 0, 0], match="one to three spatial axes")
     refused(UNet(**TINY, resample="magic"), x, match="'conv', 'pool' or 'resblock', got 'magic'")

@@ -9,15 +9,15 @@ from jaxdiff import networks
 from jaxdiff.networks import UNet
 from jaxdiff.networks.configs import sdxl_vector, stable_diffusion_1, stable_diffusion_2, stable_diffusion_xl
 from jaxdiff.networks.controlnet import ControlNet, controlled, copy_encoder
-from jaxdiff.networks.transformer2d import Transformers
+from jaxdiff.networks.transformer2d import TransformerConfig
 
 CONFIG = {
     "widths": (8,),
-    "blocks": 1,
+    "num_blocks": 1,
     "groups": 4,
     "attention": (0,),
-    "transformer": Transformers(depth=(2,), heads=(2,)),
-    "token_dim": 5,
+    "transformer": TransformerConfig(depth=(2,), num_heads=(2,)),
+    "context_dim": 5,
 }
 NOISE = np.array([3.0, 700.0], np.float32)
 
@@ -131,12 +131,12 @@ def refused(module, cond, *, match):
 
 def test_wrong_options_are_refused():
     tokens = {"tokens": COND["tokens"]}
-    refused(UNet(**CONFIG | {"token_dim": None}), tokens, match="unknown condition 'tokens'")
+    refused(UNet(**CONFIG | {"context_dim": None}), tokens, match="unknown condition 'tokens'")
     refused(UNet(**CONFIG, head_dim=4), tokens, match="head_dim must be None")
-    for depth, heads in (((1, 1), (2, 2)), ((0,), (2,))):
-        config = CONFIG | {"transformer": Transformers(depth=depth, heads=heads)}
+    for depth, num_heads in (((1, 1), (2, 2)), ((0,), (2,))):
+        config = CONFIG | {"transformer": TransformerConfig(depth=depth, num_heads=num_heads)}
         refused(UNet(**config), tokens, match="for each of the 1 levels")
-    config = CONFIG | {"transformer": Transformers(depth=(1,), heads=(3,))}
+    config = CONFIG | {"transformer": TransformerConfig(depth=(1,), num_heads=(3,))}
     refused(UNet(**config), tokens, match="3 heads for 8 channels")
 
 
@@ -219,7 +219,7 @@ def test_the_vector_of_stable_diffusion_xl():
     ],
 )
 def test_published_parameter_counts(module, vector, count):
-    cond = {"tokens": jax.ShapeDtypeStruct((1, 1, module.token_dim), jnp.float32)}
+    cond = {"tokens": jax.ShapeDtypeStruct((1, 1, module.context_dim), jnp.float32)}
     if vector:
         cond["vector"] = jax.ShapeDtypeStruct((1, vector), jnp.float32)
     tree = shapes(module, jax.ShapeDtypeStruct((1, 8, 8, 4), jnp.float32), cond)

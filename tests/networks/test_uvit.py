@@ -9,7 +9,7 @@ from scipy.special import erf
 from jaxdiff import networks
 from jaxdiff.networks.uvit import UViT, uvit_h_2_imagenet256, uvit_s_2_cifar10
 
-SIZE = {"width": 8, "layers": 4, "heads": 2, "patch": 2, "num_classes": 3, "token_dim": 5}
+SIZE = {"width": 8, "layers": 4, "num_heads": 2, "patch_size": 2, "num_classes": 3, "context_dim": 5}
 NOISE = np.array([3.0, 700.5])
 # Without LLVM's optimizations: what runs here is tiny.
 QUICK = {"xla_backend_optimization_level": 0}
@@ -52,12 +52,12 @@ def linear(p, x):
     return x @ p["kernel"] + p.get("bias", 0)
 
 
-def block(p, x, seen, heads, skip=None):
+def block(p, x, seen, num_heads, skip=None):
     if skip is not None:
         x = linear(p["skip_linear"], np.concatenate([x, skip], -1))
     q, k, v = np.split(linear(p["attn.qkv"], norm(p["norm1"], x)), 3, axis=-1)
-    dim, out = x.shape[-1] // heads, np.zeros_like(x)
-    for h in range(heads):
+    dim, out = x.shape[-1] // num_heads, np.zeros_like(x)
+    for h in range(num_heads):
         own = slice(h * dim, (h + 1) * dim)
         w = np.exp(np.einsum("bnd,bld->bnl", q[..., own], k[..., own]) / np.sqrt(dim)) * seen[:, None]
         out[..., own] = w / w.sum(-1, keepdims=True) @ v[..., own]
@@ -66,14 +66,14 @@ def block(p, x, seen, heads, skip=None):
     return x + linear(p["mlp.fc2"], h * (1 + erf(h / np.sqrt(2))) / 2)
 
 
-def by_hand(params, x, cond, heads=2, patch=2):
+def by_hand(params, x, cond, num_heads=2, patch_size=2):
     """Bao et al. 2022, fig. 1, in loops."""
     batch, height, width, channels = x.shape
     tokens = []
-    for i in range(0, height, patch):
-        for j in range(0, width, patch):
+    for i in range(0, height, patch_size):
+        for j in range(0, width, patch_size):
             kernel, bias = params["patch_embed.proj"]["kernel"], params["patch_embed.proj"]["bias"]
-            tokens.append(np.einsum("bhwc,hwcd->bd", x[:, i : i + patch, j : j + patch], kernel) + bias)
+            tokens.append(np.einsum("bhwc,hwcd->bd", x[:, i : i + patch_size, j : j + patch_size], kernel) + bias)
     half = kernel.shape[-1] // 2
     angle = NOISE[:, None] * 10_000.0 ** (-np.arange(half) / half)
     time = np.concatenate([np.cos(angle), np.sin(angle)], -1)
@@ -85,18 +85,18 @@ def by_hand(params, x, cond, heads=2, patch=2):
 
     skips = []
     for i in range(2):
-        h = block(jax.tree.map(lambda a, i=i: a[i], params["in_blocks.*"]), h, seen, heads)
+        h = block(jax.tree.map(lambda a, i=i: a[i], params["in_blocks.*"]), h, seen, num_heads)
         skips.append(h)
-    h = block(params["mid_block"], h, seen, heads)
+    h = block(params["mid_block"], h, seen, num_heads)
     for i in range(2):
-        h = block(jax.tree.map(lambda a, i=i: a[i], params["out_blocks.*"]), h, seen, heads, skips.pop())
+        h = block(jax.tree.map(lambda a, i=i: a[i], params["out_blocks.*"]), h, seen, num_heads, skips.pop())
     h = linear(params["decoder_pred"], norm(params["norm"], h[:, -len(tokens) :]))
 
     image = np.zeros((batch, height + 2, width + 2, channels))
     for n in range(len(tokens)):
-        i, j = divmod(n * patch, width)
-        i, j = 1 + patch * i, 1 + j
-        image[:, i : i + patch, j : j + patch] = h[:, n].reshape(batch, patch, patch, channels)
+        i, j = divmod(n * patch_size, width)
+        i, j = 1 + patch_size * i, 1 + j
+        image[:, i : i + patch_size, j : j + patch_size] = h[:, n].reshape(batch, patch_size, patch_size, channels)
     kernel, bias = params["final_layer"]["kernel"], params["final_layer"]["bias"]
     windows = np.lib.stride_tricks.sliding_window_view(image, (3, 3), (1, 2))  # [B, H, W, C, 3, 3]
     return np.einsum("bhwckl,klcd->bhwd", windows, kernel) + bias
@@ -118,7 +118,7 @@ def test_published_parameter_counts():
     assert count(uvit_h_2_imagenet256(), (1, 32, 32, 4), label) == 500_832_016
     # The same code's network of MS-COCO, 77 tokens of CLIP.
     text = {"tokens": jax.ShapeDtypeStruct((1, 77, 768), jnp.float32)}
-    assert count(UViT(token_dim=768), (1, 32, 32, 4), text) == 44_692_644
+    assert count(UViT(context_dim=768), (1, 32, 32, 4), text) == 44_692_644
 
 
 @pytest.mark.slow

@@ -20,10 +20,10 @@ from jaxdiff.networks.video import (
 )
 
 FRAMES = 3
-UNET = {"widths": (8, 16), "blocks": 1, "groups": 4, "attention": (1,), "num_classes": 2, "concat_channels": 1}
-SMALL = {"widths": (8,), "blocks": 1, "groups": 4, "num_classes": 2}
-TIME = {"frames": FRAMES, "motion_heads": 2, "temporal_conv": True}
-DIT = {"width": 8, "layers": 2, "heads": 2, "patch": 2, "num_classes": 2}
+UNET = {"widths": (8, 16), "num_blocks": 1, "groups": 4, "attention": (1,), "num_classes": 2, "concat_channels": 1}
+SMALL = {"widths": (8,), "num_blocks": 1, "groups": 4, "num_classes": 2}
+TIME = {"frames": FRAMES, "motion_num_heads": 2, "temporal_conv": True}
+DIT = {"width": 8, "layers": 2, "num_heads": 2, "patch_size": 2, "num_classes": 2}
 NOISE = np.array([3.0, 700.0], np.float32)
 QUICK = {"xla_backend_optimization_level": 0}
 
@@ -104,9 +104,9 @@ def test_each_frame_gets_its_video_s_conditions():
 
 def test_attention_among_frames_written_out(x64):
     """The temporal block in loops over videos and positions."""
-    heads, rng = 2, np.random.default_rng(4)
+    num_heads, rng = 2, np.random.default_rng(4)
     x, emb = rng.standard_normal((2, FRAMES, 4, 8)), rng.standard_normal((2, 8))
-    module = TemporalBlock(heads, ratio=2, dtype=jnp.float64)
+    module = TemporalBlock(num_heads, mlp_ratio=2, dtype=jnp.float64)
     tree = jax.eval_shape(module.init, jax.random.key(0), x, emb)["params"]
     params = jax.tree.map(lambda a: rng.standard_normal(a.shape) / np.sqrt(a.shape[0]), tree)
 
@@ -122,8 +122,8 @@ def test_attention_among_frames_written_out(x64):
         parts = np.split(linear("norm1.linear", emb[b] / (1 + np.exp(-emb[b]))), 6)
         for n in range(4):
             h = norm(x[b, :, n]) * (1 + parts[1]) + parts[0] + frame_positions(FRAMES, 8)
-            q, k, v = (np.split(linear(f"attn1.to_{a}", h), heads, axis=-1) for a in "qkv")
-            weights = [np.exp(q[i] @ k[i].T / 2) for i in range(heads)]
+            q, k, v = (np.split(linear(f"attn1.to_{a}", h), num_heads, axis=-1) for a in "qkv")
+            weights = [np.exp(q[i] @ k[i].T / 2) for i in range(num_heads)]
             seen = np.concatenate([w / w.sum(-1, keepdims=True) @ v[i] for i, w in enumerate(weights)], axis=-1)
             want[b, :, n] += parts[2] * linear("attn1.to_out.0", seen)
             h = linear("ff", norm(want[b, :, n]) * (1 + parts[4]) + parts[3], "net.0.proj")
@@ -160,7 +160,7 @@ def test_time_layers_really_start_at_zero(module):
 @pytest.mark.slow
 def test_layers_along_time_start_as_the_identity():
     x = normal(0, 2, FRAMES, 2, 2, 8)
-    for layer in TemporalConv(groups=4), Motion(heads=2, groups=4):
+    for layer in TemporalConv(groups=4), Motion(num_heads=2, groups=4):
         params = jax.jit(layer.init, compiler_options=QUICK)(jax.random.key(0), x)
         np.testing.assert_array_equal(layer.apply(params, x), x)
 
@@ -174,7 +174,7 @@ def test_positions_of_frames():
 
 @pytest.mark.parametrize(
     "module",
-    [VideoDiT(**DIT), pytest.param(VideoUNet(**SMALL, motion_heads=2), marks=pytest.mark.slow)],
+    [VideoDiT(**DIT), pytest.param(VideoUNet(**SMALL, motion_num_heads=2), marks=pytest.mark.slow)],
     ids=["dit", "unet"],
 )
 def test_the_parameters_are_of_every_length(module):
@@ -204,7 +204,7 @@ def test_refuses_another_shape():
     with pytest.raises(ValueError, match=r"\[B, T, H, W, C\]"):
         per_frame(networks.as_apply(DiT(**DIT)))({}, np.zeros((2, 4, 4, 3)), NOISE)
     with pytest.raises(ValueError, match="heads must divide"):
-        Motion(heads=3, groups=4).init(jax.random.key(0), np.zeros((1, 2, 1, 1, 8), np.float32))
+        Motion(num_heads=3, groups=4).init(jax.random.key(0), np.zeros((1, 2, 1, 1, 8), np.float32))
 
 
 @pytest.mark.slow

@@ -64,8 +64,8 @@ def path_of(scheduler, model=lambda x, t: network(None, x, t), **kwargs):
     return np.stack(path)
 
 
-def path_of_ours(solver, row, levels, apply=apply):
-    denoise = jd.denoiser(apply, None, row)
+def path_of_ours(solver, prediction, levels, apply=apply):
+    denoise = jd.denoiser(apply, None, prediction)
     x = jnp.asarray(start())
     return np.asarray(jax.jit(lambda x: jd.sample_path(denoise, solver, levels, x, KEY)[1])(x))
 

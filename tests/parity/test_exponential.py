@@ -65,8 +65,8 @@ def drawn(levels):
 
 
 def ours(solver, rho=RHO, prediction="epsilon"):
-    row = jd.parameterize.with_noise_input(PREDICTIONS[prediction], lambda level: level.sigma / level.alpha)
-    denoise = jd.denoiser(lambda params, x, rho, cond: network(params, x, rho[:, None]), None, row)
+    prediction = jd.parameterize.with_noise_input(PREDICTIONS[prediction], lambda level: level.sigma / level.alpha)
+    denoise = jd.denoiser(lambda params, x, rho, cond: network(params, x, rho[:, None]), None, prediction)
     levels, x = levels_of(rho), jnp.asarray(start())
     return np.asarray(jax.jit(lambda x: jd.sample_path(denoise, solver, levels, x, KEY)[1])(x))
 
@@ -150,9 +150,9 @@ def test_dpmpp_sde(monkeypatch):
         i = jnp.sum(levels.sigma > cur.sigma * (1 - 1e-9)) - 1
         return jnp.where(jnp.min(jnp.abs(levels.sigma - cur.sigma)) < 1e-9, 1, -1) * jnp.asarray(Z)[i]
 
-    row = jd.parameterize.with_noise_input(jd.parameterize.eps, lambda level: level.sigma)
-    denoise = jd.denoiser(lambda params, x, rho, cond: network(params, x, rho[:, None]), None, row)
-    run = lambda x: jd.sample_path(denoise, jd.solvers.dpmpp_sde(noise=noise), levels, x, KEY)[1]  # noqa: E731
+    prediction = jd.parameterize.with_noise_input(jd.parameterize.eps, lambda level: level.sigma)
+    denoise = jd.denoiser(lambda params, x, rho, cond: network(params, x, rho[:, None]), None, prediction)
+    run = lambda x: jd.sample_path(denoise, jd.solvers.dpmpp_sde(noise_sampler=noise), levels, x, KEY)[1]  # noqa: E731
     close(jax.jit(run)(jnp.asarray(start())), np.stack(expected))
 
 
@@ -168,7 +168,7 @@ def test_dpmpp_2m(prediction, monkeypatch):
 def test_dpmpp_2m_sde(variant, monkeypatch):
     rho = np.append(RHO[:-1], 0)
     config = {"algorithm_type": "sde-dpmsolver++", "solver_type": variant}
-    solver = jd.solvers.dpmpp_2m_sde(variant=variant, noise=drawn(levels_of(rho)))
+    solver = jd.solvers.dpmpp_2m_sde(variant=variant, noise_sampler=drawn(levels_of(rho)))
     close(ours(solver, rho), theirs(monkeypatch, "DPMSolverMultistepScheduler", rho, **config))
 
 
@@ -178,8 +178,8 @@ def test_dpmpp_3m_less_half_of_the_second_derivative(monkeypatch):
     # Each of our steps from their x, so that only the step's own term differs.
     levels, solver = levels_of(RHO), jd.solvers.dpmpp_3m()
     lam = np.log(levels.alpha / levels.sigma)
-    row = jd.parameterize.with_noise_input(jd.parameterize.eps, lambda level: level.sigma / level.alpha)
-    denoise = jd.denoiser(lambda params, x, rho, cond: network(params, x, rho[:, None]), None, row)
+    prediction = jd.parameterize.with_noise_input(jd.parameterize.eps, lambda level: level.sigma / level.alpha)
+    denoise = jd.denoiser(lambda params, x, rho, cond: network(params, x, rho[:, None]), None, prediction)
     step = jax.jit(lambda x, state, cur, nxt: (denoise(x, cur), *solver.step(denoise, KEY, x, state, cur, nxt)))
     x, state, past = jnp.asarray(start()), solver.init(jnp.asarray(start())), []
     for i, after in enumerate(expected):
@@ -248,4 +248,4 @@ def test_sa_solver(p, c, monkeypatch):
     expected = theirs(
         monkeypatch, "SASolverScheduler", tau_func=lambda t: torch.tensor(0.8, dtype=torch.float64), **config
     )
-    close(ours(jd.solvers.sa_solver(p, c, 0.8, noise=drawn(levels_of(RHO)))), expected)
+    close(ours(jd.solvers.sa_solver(p, c, 0.8, noise_sampler=drawn(levels_of(RHO)))), expected)

@@ -140,9 +140,9 @@ ADAPTIVE = {
 def test_adaptive_steps_of_each_example(name, k_diffusion):
     settings = {"rtol": 2**-4, "atol": 2**-7} | ADAPTIVE[name]  # exact in float32, as torch.tensor(atol) is
     levels = jd.processes.EDM()(jnp.asarray([20.0, 0.05]))
-    z = lambda key, x, cur, nxt: jnp.asarray(DIRECTION) * increment(cur.like(x).sigma, nxt.like(x).sigma, jnp)  # noqa: E731
-    solver = S.dpm_adaptive(**settings, noise=z)
-    denoise = lambda x, level: denoised(x, level.like(x).sigma)  # noqa: E731
+    z = lambda key, x, cur, nxt: jnp.asarray(DIRECTION) * increment(cur.expand_to(x).sigma, nxt.expand_to(x).sigma, jnp)  # noqa: E731
+    solver = S.dpm_adaptive(**settings, noise_sampler=z)
+    denoise = lambda x, level: denoised(x, level.expand_to(x).sigma)  # noqa: E731
     x, state = jax.jit(lambda x: jd.sample_state(denoise, solver, levels, x, jax.random.key(0)))(jnp.asarray(START))
     settings |= dict(zip(("pcoeff", "icoeff", "dcoeff"), settings.pop("pid", (0.0, 1.0, 0.0)), strict=True))
     theirs = k_diffusion.DPMSolver(lambda x, sigma: denoised(x, sigma[:, None]))

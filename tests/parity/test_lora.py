@@ -237,7 +237,7 @@ MODULES = {
 def shapes():
     """A conditional U-Net without its parameters."""
     config = {**unet_condition().config, "_class_name": "UNet2DConditionModel"}
-    return jd.interop.Loaded(None, jax.eval_shape(jd.interop.architecture(config).init, jax.random.key(0)), config)
+    return jd.interop.Pretrained(None, jax.eval_shape(jd.interop.architecture(config).init, jax.random.key(0)), config)
 
 
 @pytest.mark.parametrize("style", ["kohya", "kohya, original names"])
@@ -395,7 +395,7 @@ def test_kohya_files_for_flux_against_diffusers_converter(tmp_path):
         "axes_dims_rope": [4, 4, 8], "guidance_embeds": True,
     }  # fmt: skip
     shapes = jax.eval_shape(jd.interop.architecture(config).init, jax.random.key(0))
-    loaded, generator, held = jd.interop.Loaded(None, shapes, config), torch.Generator().manual_seed(0), {}
+    loaded, generator, held = jd.interop.Pretrained(None, shapes, config), torch.Generator().manual_seed(0), {}
     sizes = {
         "img_in": (32, 16), "txt_in": (32, 24), "time_in_in_layer": (32, 256), "vector_in_out_layer": (32, 32),
         "guidance_in_in_layer": (32, 256), "final_layer_linear": (16, 32), "final_layer_adaLN_modulation_1": (64, 32),

@@ -132,8 +132,8 @@ def test_flow_match_heun(shift):
         x = scheduler.step(network(None, x, t), t, x).prev_sample
         if i % 2 or i == len(scheduler.timesteps) - 1:
             expected.append(x.numpy())
-    row = jd.parameterize.time_scaled(jd.parameterize.velocity)
-    out = path_of_ours(jd.solvers.heun(), row, jd.processes.Flow()(sigmas))
+    prediction = jd.parameterize.time_scaled(jd.parameterize.velocity)
+    out = path_of_ours(jd.solvers.heun(), prediction, jd.processes.Flow()(sigmas))
     np.testing.assert_allclose(out, np.stack(expected), rtol=1e-5, atol=1e-5)
 
 
@@ -150,8 +150,8 @@ def test_pndm_and_plms(name):
     ends = [*range(1, 11)] if skip else [3, 7, 11, *range(12, 19)]
     assert len(path) == ends[-1] + 1
     solver = jd.solvers.plms() if skip else jd.solvers.pndm(TABLE)
-    row = jd.parameterize.zero_based(jd.parameterize.eps)
-    out = path_of_ours(solver, row, jd.grids.ddpm(TABLE, 10, "leading"))
+    prediction = jd.parameterize.zero_based(jd.parameterize.eps)
+    out = path_of_ours(solver, prediction, jd.grids.ddpm(TABLE, 10, "leading"))
     np.testing.assert_allclose(out, path[ends], rtol=1e-8, atol=1e-8)
 
 

@@ -50,14 +50,14 @@ def random_tensors(config, dtype):
     return tensors
 
 
-def filtered(x, taps, way):
+def filtered(x, resample_filter, direction):
     """The outer product of the taps with itself, of sum 1 on the way down and 4 on the way up."""
-    if way is None:
+    if direction is None:
         return x
-    taps = torch.tensor(taps, dtype=x.dtype) / sum(taps)
-    kernel = torch.outer(taps, taps).expand(x.shape[1], 1, -1, -1)
-    pad = len(taps) // 2 - 1
-    if way == "down":
+    resample_filter = torch.tensor(resample_filter, dtype=x.dtype) / sum(resample_filter)
+    kernel = torch.outer(resample_filter, resample_filter).expand(x.shape[1], 1, -1, -1)
+    pad = len(resample_filter) // 2 - 1
+    if direction == "down":
         return F.conv2d(x, kernel, stride=2, padding=pad, groups=x.shape[1])
     return F.conv_transpose2d(x, 4 * kernel, stride=2, padding=pad, groups=x.shape[1])
 
@@ -75,21 +75,22 @@ def norm(w, name, x, eps):
     return F.group_norm(x, min(32, x.shape[1] // 4), w[f"{name}.weight"], w[f"{name}.bias"], eps)
 
 
-def attended(qkv, heads, change=lambda a: a):
+def attended(qkv, num_heads, change=lambda a: a):
     """softmax(q k / sqrt(d)) v; a channel's q, k and v lie side by side."""
     batch, channels, *size = qkv.shape
     q, k, v = (
-        change(qkv.reshape(batch, heads, channels // (3 * heads), 3, -1)[:, :, :, i]).transpose(2, 3) for i in range(3)
+        change(qkv.reshape(batch, num_heads, channels // (3 * num_heads), 3, -1)[:, :, :, i]).transpose(2, 3)
+        for i in range(3)
     )
     y = torch.softmax(q @ k.transpose(2, 3) / q.shape[-1] ** 0.5, -1) @ v
     return y.transpose(2, 3).reshape(batch, channels // 3, *size)
 
 
-def edm_block(w, name, x, emb, way, c):
+def edm_block(w, name, x, emb, direction, c):
     """Karras et al. 2022, table 7 and fig. 6; c.adm: the right column."""
     adm, silu = c["adm"], F.silu
-    eps, scale, heads = (1e-5, 1.0, x.shape[1] // 64) if adm else (1e-6, 0.5**0.5, 1)
-    h = conv(w, f"{name}.conv0", filtered(silu(norm(w, f"{name}.norm0", x, eps)), c["taps"], way))
+    eps, scale, num_heads = (1e-5, 1.0, x.shape[1] // 64) if adm else (1e-6, 0.5**0.5, 1)
+    h = conv(w, f"{name}.conv0", filtered(silu(norm(w, f"{name}.norm0", x, eps)), c["resample_filter"], direction))
     e = linear(w, f"{name}.affine", emb)[:, :, None, None]
     if adm:
         gamma, beta = e.chunk(2, 1)
@@ -97,13 +98,13 @@ def edm_block(w, name, x, emb, way, c):
     else:
         h = norm(w, f"{name}.norm1", h + e, eps)
     h = conv(w, f"{name}.conv1", silu(h))
-    x = filtered(x, c["taps"], way)
+    x = filtered(x, c["resample_filter"], direction)
     if f"{name}.skip.weight" in w:
         x = conv(w, f"{name}.skip", x)
     x = (x + h) * scale
     if f"{name}.qkv.weight" in w:
-        heads = x.shape[1] // 64 if adm else 1
-        y = attended(conv(w, f"{name}.qkv", norm(w, f"{name}.norm2", x, eps)), heads)
+        num_heads = x.shape[1] // 64 if adm else 1
+        y = attended(conv(w, f"{name}.qkv", norm(w, f"{name}.norm2", x, eps)), num_heads)
         x = (x + conv(w, f"{name}.proj", y)) * scale
     return x
 
@@ -128,20 +129,20 @@ def edm_network(w, x, noise, label, augment, c):
         emb = linear(w, "map_layer1", silu(linear(w, "map_layer0", emb)))
     emb = silu(emb)
 
-    def block(name, x, way=None):
-        return edm_block(w, name, x, emb, way, c)
+    def block(name, x, direction=None):
+        return edm_block(w, name, x, emb, direction, c)
 
     aux, skips = x, [conv(w, "enc.16x16_conv", x)]
     skips.append(block("enc.16x16_block0", skips[-1]))
     h = block("enc.8x8_down", skips[-1], "down")
     if c["encoder"] == "skip":
-        h = h + conv(w, "enc.8x8_aux_skip", filtered(aux, c["taps"], "down"))
+        h = h + conv(w, "enc.8x8_aux_skip", filtered(aux, c["resample_filter"], "down"))
     if c["encoder"] == "residual":
         # The filter, without padding, after a convolution that is padded for both.
-        pad = len(c["taps"]) // 2 - 1
+        pad = len(c["resample_filter"]) // 2 - 1
         wide = conv(w, "enc.8x8_aux_residual", aux, 1 + pad)
-        taps = torch.tensor(c["taps"], dtype=x.dtype) / sum(c["taps"])
-        kernel = torch.outer(taps, taps).expand(wide.shape[1], 1, -1, -1)
+        resample_filter = torch.tensor(c["resample_filter"], dtype=x.dtype) / sum(c["resample_filter"])
+        kernel = torch.outer(resample_filter, resample_filter).expand(wide.shape[1], 1, -1, -1)
         h = (h + F.conv2d(wide, kernel, stride=2, groups=wide.shape[1])) / 2**0.5
     skips += [h, block("enc.8x8_block0", h)]
     h = block("dec.8x8_in1", block("dec.8x8_in0", skips[-1]))
@@ -153,7 +154,7 @@ def edm_network(w, x, noise, label, augment, c):
             h = block(f"dec.{size}x{size}_block{i}", torch.cat([h, skips.pop()], 1))
         name = f"dec.{size}x{size}_aux"
         if f"{name}_conv.weight" in w:
-            out = out if size == 8 else filtered(out, c["taps"], "up") if c["decoder"] == "skip" else 0
+            out = out if size == 8 else filtered(out, c["resample_filter"], "up") if c["decoder"] == "skip" else 0
             out = out + conv(w, f"{name}_conv", silu(norm(w, f"{name}_norm", h, 1e-6)))
     return conv(w, "out_conv", silu(norm(w, "out_norm", h, 1e-5))) if c["adm"] else out
 
@@ -178,7 +179,7 @@ EDM = {
 def edm_case(config, dtype):
     """(file's tensors, inputs, reference): the reference is a function of the weights."""
     tensors = random_tensors(config, dtype)
-    taps = config.get("resample_filter", [1, 1])
+    resample_filter = config.get("resample_filter", [1, 1])
     c = {
         "adm": config["_class_name"] == "DhariwalUNet",
         "features": config["model_channels"] * config.get("channel_mult_noise", 1),
@@ -186,7 +187,7 @@ def edm_case(config, dtype):
         "encoder": config.get("encoder_type", "standard"),
         "decoder": config.get("decoder_type", "standard"),
         "classes": config.get("label_dim", 0),
-        "taps": taps,
+        "resample_filter": resample_filter,
     }
     rng = np.random.default_rng(0)
     x, noise = rng.standard_normal((2, 16, 16, 3)), np.array([-0.3, 0.6])
@@ -201,7 +202,9 @@ def edm_case(config, dtype):
         augment = torch.from_numpy(cond["augment"]).to(dtype) if "augment" in cond else None
         return edm_network(w, nchw(x).to(dtype), torch.from_numpy(noise).to(dtype), label, augment, c)
 
-    kernel = torch.outer(torch.tensor(taps), torch.tensor(taps)).float() / sum(taps) ** 2
+    kernel = (
+        torch.outer(torch.tensor(resample_filter), torch.tensor(resample_filter)).float() / sum(resample_filter) ** 2
+    )
     buffers = {"model.enc.8x8_down.conv0.resample_filter": kernel[None, None]}
     return tensors, buffers, (x, noise, cond), reference
 
@@ -286,9 +289,9 @@ def mp_cat(a, b, t):
     return scale * torch.cat([(1 - t) / n**0.5 * a, t / m**0.5 * b], 1)
 
 
-def mp_block(w, name, x, emb, way, c):
+def mp_block(w, name, x, emb, direction, c):
     """Karras et al. 2024, fig. 21."""
-    x = filtered(x, c["resample_filter"], way)
+    x = filtered(x, c["resample_filter"], direction)
     skip = f"{name}.conv_skip"
     if name.startswith("enc"):
         x = unit(mp_linear(w, skip, x) if f"{skip}.weight" in w else x, 1)
@@ -314,12 +317,12 @@ def edm2_network(w, x, noise, label, c):
     one_hot = F.one_hot(label, c["label_dim"]).to(x.dtype) * c["label_dim"] ** 0.5
     emb = mp_silu(mp_sum(emb, mp_linear(w, "emb_label", one_hot), c["label_balance"]))
 
-    def block(name, x, way=None):
-        return mp_block(w, name, x, emb, way, c)
+    def block(name, x, direction=None):
+        return mp_block(w, name, x, emb, direction, c)
 
     skips = [mp_linear(w, "enc.16x16_conv", torch.cat([x, torch.ones_like(x[:, :1])], 1))]
-    for name, way in (("16x16_block0", None), ("8x8_down", "down"), ("8x8_block0", None)):
-        skips.append(block(f"enc.{name}", skips[-1], way))
+    for name, direction in (("16x16_block0", None), ("8x8_down", "down"), ("8x8_block0", None)):
+        skips.append(block(f"enc.{name}", skips[-1], direction))
     h = block("dec.8x8_in1", block("dec.8x8_in0", skips[-1]))
     for size in (8, 16):
         h = h if size == 8 else block("dec.16x16_up", h, "up")
@@ -407,7 +410,7 @@ OUTER = {
 }  # fmt: skip
 
 
-def openai_layout(state, heads, new_order):
+def openai_layout(state, num_heads, new_order):
     """diffusers' state dict of such a network in OpenAI's layout."""
     found = {}
     for name, tensor in state.items():
@@ -423,7 +426,7 @@ def openai_layout(state, heads, new_order):
         elif inner == "to_q":
             parts = [state[f"{block}.to_{part}.{leaf}"] for part in "qkv"]
             if not new_order:  # by head: its q, its k, its v
-                parts = [p for head in zip(*(a.chunk(heads) for a in parts), strict=True) for p in head]
+                parts = [p for head in zip(*(a.chunk(num_heads) for a in parts), strict=True) for p in head]
             fused = torch.cat(parts)
             found[f"{BLOCKS[block]}.qkv.{leaf}"] = fused[..., None] if leaf == "weight" else fused
     return found

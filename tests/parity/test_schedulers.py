@@ -113,8 +113,8 @@ def test_ddim(prediction, eta, spacing, injected):
         noise = torch.from_numpy(noise) if eta else None
         x = scheduler.step(network(None, x, t), t, x, eta=eta, variance_noise=noise).prev_sample
         expected.append(x.numpy())
-    row = jd.parameterize.zero_based(ROWS[prediction])
-    out = path_of_ours(jd.solvers.ddim(eta), row, jd.grids.ddpm(TABLE, 10, spacing))
+    prediction = jd.parameterize.zero_based(ROWS[prediction])
+    out = path_of_ours(jd.solvers.ddim(eta), prediction, jd.grids.ddpm(TABLE, 10, spacing))
     np.testing.assert_allclose(out, np.stack(expected), rtol=1e-8, atol=1e-8)
 
 
@@ -193,8 +193,8 @@ def test_dpmpp_2m(prediction):
         T, 1e-4, 0.02, prediction_type=prediction, timestep_spacing="trailing", final_sigmas_type="zero"
     )
     scheduler.set_timesteps(20)
-    row = jd.parameterize.zero_based(ROWS[prediction])
-    out = path_of_ours(jd.solvers.dpmpp_2m(), row, jd.grids.ddpm(TABLE, 20, "trailing"))
+    prediction = jd.parameterize.zero_based(ROWS[prediction])
+    out = path_of_ours(jd.solvers.dpmpp_2m(), prediction, jd.grids.ddpm(TABLE, 20, "trailing"))
     np.testing.assert_allclose(out, path_of(scheduler), rtol=2e-5, atol=2e-5)
 
 
@@ -209,6 +209,6 @@ def test_flow_match_euler(shift):
     shifted = jd.processes.Shifted(jd.processes.Flow(), shift)(t)  # sigmas that are given are shifted once
     np.testing.assert_allclose(shifted.sigma, scheduler.sigmas, rtol=1e-6)
     levels = Level(shifted.sigma, shifted.alpha, shifted.sigma)
-    row = jd.parameterize.time_scaled(jd.parameterize.velocity)
-    out = path_of_ours(jd.solvers.euler(), row, levels)
+    prediction = jd.parameterize.time_scaled(jd.parameterize.velocity)
+    out = path_of_ours(jd.solvers.euler(), prediction, levels)
     np.testing.assert_allclose(out, path_of(scheduler), rtol=1e-5, atol=1e-5)

@@ -104,7 +104,7 @@ def test_predictor_corrector_of_ve(monkeypatch):
 
     # Step i draws z[3 i] for its predictor and the next two for its corrector, which folds its key once more.
     monkeypatch.setattr(jax.random, "fold_in", lambda key, i: 8 * key + jnp.asarray(i, key.dtype) + 1)
-    monkeypatch.setattr(import_module("jaxdiff.sample"), "check_key", lambda key, batch: None)
+    monkeypatch.setattr(import_module("jaxdiff.sample"), "check_key", lambda *args: None)
     place = lambda key: jnp.where(key < 64, 3 * (key // 8 - 1), 3 * (key // 64 - 1) + key % 64 - 16)  # noqa: E731
     monkeypatch.setattr(jd.noise, "_normal", lambda key, shape, dtype: jnp.asarray(z)[place(key)])
     solver = jd.solvers.predictor_corrector(steps=2, snr=0.2)

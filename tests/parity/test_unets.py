@@ -375,7 +375,7 @@ def test_a_new_controlnet_starts_as_the_reference_s(tmp_path):
     config = control_config(unet.config, conditioning_embedding_out_channels=[4, 6])
     built = jd.interop.architecture(config)
     drawn = jax.tree.map(lambda a: jnp.full(a.shape, 7.0), jax.eval_shape(built.init, jax.random.key(0)))
-    ours = jd.interop.Loaded(built.apply, copy_encoder(drawn, unet.params), config)
+    ours = jd.interop.Pretrained(built.apply, copy_encoder(drawn, unet.params), config)
     jd.interop.save(ours, tmp_path / "control")
     got = diffusers.ControlNetModel.from_pretrained(tmp_path / "control")
     want = diffusers.ControlNetModel.from_unet(model, conditioning_embedding_out_channels=(4, 6))

@@ -7,10 +7,10 @@ import pytest
 
 import jaxdiff as jd
 from jaxdiff.interop.formats.files import open_tensors
-from jaxdiff.interop.models.architecture import Architecture
+from jaxdiff.interop.models.architecture import ModelSpec
 from jaxdiff.interop.models.fill import fill
 from jaxdiff.networks import as_apply, init
-from jaxdiff.networks.transformer2d import Transformers
+from jaxdiff.networks.transformer2d import TransformerConfig
 from jaxdiff.networks.video import Motion, TemporalConv, VideoUNet, frame_positions
 
 torch = pytest.importorskip("torch")
@@ -28,7 +28,7 @@ PAIRS = {
     "motion": (
         lambda: AnimateDiffTransformer3D(4, 4, 16, num_layers=2, norm_num_groups=8, positional_embeddings="sinusoidal",
                                          num_positional_embeddings=32),
-        lambda dtype: Motion(depth=2, heads=4, groups=8, dtype=dtype),
+        lambda dtype: Motion(depth=2, num_heads=4, groups=8, dtype=dtype),
     ),
     "convolution": (
         lambda: TemporalConvLayer(16, norm_num_groups=8),
@@ -47,7 +47,7 @@ def pair(name, directory, dtype):
     theirs = randomize(make()).to(torch.float64 if dtype == jnp.float64 else torch.float32)
     save_file({key: value.contiguous() for key, value in theirs.state_dict().items()}, directory / "model.safetensors")
     module = ours(dtype)
-    built = Architecture(
+    built = ModelSpec(
         lambda key: module.init(key, jnp.zeros(X.shape, dtype))["params"],
         lambda params, x: module.apply({"params": params}, x),
         alias=without_table,
@@ -111,17 +111,17 @@ def test_a_video_unet(tmp_path):
     theirs.save_pretrained(tmp_path)
     module = VideoUNet(
         widths=(16, 32),
-        blocks=1,
+        num_blocks=1,
         attention=(0,),
         groups=8,
-        transformer=Transformers((1, 1), (2, 4)),
-        token_dim=12,
+        transformer=TransformerConfig((1, 1), (2, 4)),
+        context_dim=12,
         frames=3,
-        motion_heads=4,
+        motion_num_heads=4,
     )
     rng = np.random.default_rng(2)
     x, tokens = (rng.standard_normal(shape, np.float32) for shape in ((2, 3, 8, 8, 4), (2, 5, 12)))
-    built = Architecture(lambda key: init(module, key, x, {"tokens": tokens}), as_apply(module), alias=without_table)
+    built = ModelSpec(lambda key: init(module, key, x, {"tokens": tokens}), as_apply(module), alias=without_table)
     params = fill(built, open_tensors(tmp_path), param_dtype=None, place=None)
     noise = np.array([7.0, 640.0], np.float32)
     got = jax.jit(built.apply)(params, x, noise, {"tokens": tokens})

@@ -8,7 +8,7 @@ import pytest
 from jaxdiff import train
 from jaxdiff.cli import main
 from jaxdiff.recipe import load
-from jaxdiff.sharding import make_mesh, on, shard_batch
+from jaxdiff.sharding import make_mesh, shard_batch, use_mesh
 
 EXPERIMENT = '''
 import numpy as np
@@ -16,13 +16,13 @@ import jaxdiff as jd
 from jaxdiff import conditions, media, models, networks, train
 from jaxdiff.experiment import Experiment, Sampling, Training
 
-def experiment(batch: int = 32, width: int = 64, accumulate: int = 1) -> Experiment:
+def experiment(batch: int = 32, width: int = 64, grad_accum_steps: int = 1) -> Experiment:
     """A small network of points.
 
     Args:
         batch: points.
         width: units.
-        accumulate: microbatches.
+        grad_accum_steps: microbatches.
     """
     process, velocity = jd.processes.Flow(), jd.parameterize.velocity
     medium, condition = media.points(), conditions.none()
@@ -34,7 +34,7 @@ def experiment(batch: int = 32, width: int = 64, accumulate: int = 1) -> Experim
 
     learning = Training(
         loss=jd.losses.denoising_loss(model.apply, process, velocity), optimizer=train.adamw(1e-3),
-        ema=train.ema.constant(0.9), batches=batches, batch=batch, steps=3, accumulate=accumulate,
+        ema=train.ema.constant(0.9), batches=batches, batch=batch, steps=3, grad_accum_steps=grad_accum_steps,
     )
     sampling = Sampling(lambda n: jd.grids.by_time(process, n), jd.solvers.heun(), steps=4)
     return Experiment(model, learning, sampling, condition, medium, seed=0)
@@ -72,10 +72,10 @@ def test_memory_is_what_the_run_holds(path, capsys):
     told = _plan(path, "--topology", "cpu:8", "--mesh", "data=2,fsdp=4")
     assert "not measurements" in capsys.readouterr().out
     real = make_mesh(2, 4)
-    with on(real):
+    with use_mesh(real):
         experiment = load(path)()
     model, part = experiment.model, experiment.training
-    state = train.create(model.init, part.optimizer, jax.random.key(0), real)
+    state = train.init_state(model.init, part.optimizer, jax.random.key(0), real)
     batch = shard_batch(next(part.batches(0)), real)
     held = [_held((state, batch), device) for device in real.devices.flat]
     assert told["memory"]["arguments"] == pytest.approx(max(held), rel=0.1)
@@ -100,7 +100,7 @@ def test_gradients_cross_the_data_axis_once(path):
 @pytest.mark.slow
 def test_accumulation_computes_as_much(path):
     one = _plan(path, "--topology", "cpu:8")
-    four = _plan(path, "--topology", "cpu:8", "--accumulate", "4")
+    four = _plan(path, "--topology", "cpu:8", "--grad_accum_steps", "4")
     assert four["flops"] == pytest.approx(one["flops"], rel=0.02)
     assert four["model_flops"] == one["model_flops"]
 

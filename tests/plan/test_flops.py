@@ -52,9 +52,9 @@ def test_convolution(strides, padding, base, dilation, groups):
         )  # fmt: skip
 
     axes = zip((9, 8), (3, 3), strides, padding, base, dilation, strict=True)
-    taps = math.prod(_taps(n, k, s, *pad, b, d) for n, k, s, pad, b, d in axes)
+    resample_filter = math.prod(_taps(n, k, s, *pad, b, d) for n, k, s, pad, b, d in axes)
     counts = _both(convolve, (2, 9, 8, 8), (3, 3, 8 // groups, 12))
-    assert counts == (2 * 2 * 12 * (8 // groups) * taps,) * 2
+    assert counts == (2 * 2 * 12 * (8 // groups) * resample_filter,) * 2
 
 
 def test_gradient_of_a_convolution_costs_twice_as_much_again():

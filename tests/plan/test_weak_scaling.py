@@ -17,7 +17,7 @@ NETWORKS = {
     "fashion": {"width": 32},
     # All is kept: of what it would compute again the compiler puts more into nearer memory where nothing is sent.
     "imagenet256_dit": {
-        "width": 128, "layers": 2, "heads": 4, "latent": (16, 16, 4), "num_classes": 10, "remat": "none",
+        "width": 128, "layers": 2, "num_heads": 4, "latent": (16, 16, 4), "num_classes": 10, "remat": "none",
     },
 }  # fmt: skip
 SLICES = {1: "v5p:1x1x1", 1024: "v5p:8x8x16"}
@@ -30,7 +30,7 @@ def plan(name, chips, mesh=""):
     where = parse_mesh(mesh, devices=slice.devices)
     # Made outside of the mesh it computes in float32, so that every gradient has 4 bytes.
     experiment = load(FOLDER / f"{name}.py")(batch=EACH * chips, **NETWORKS[name])
-    params = train.abstract(experiment.model.init, experiment.training.optimizer, where).params
+    params = train.state_shapes(experiment.model.init, experiment.training.optimizer, where).params
     sizes = [(4 * x.size, x.sharding.is_fully_replicated) for x in jax.tree.leaves(params)]
     made = estimate(train_step(experiment, where), slice, where, title=name, batch=experiment.training.batch)
     return sum(size for size, _ in sizes), sum(size for size, whole in sizes if not whole), made

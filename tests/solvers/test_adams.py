@@ -126,19 +126,19 @@ def test_inner_points_of_a_network_that_is_told_the_time(name):
 
 
 STOCHASTIC = {
-    "2s_ancestral": lambda noise: solvers.dpmpp_2s_ancestral(noise=noise),
-    "2s_ancestral 0.6": lambda noise: solvers.dpmpp_2s_ancestral(0.6, noise=noise),
-    "sde": lambda noise: solvers.dpmpp_sde(noise=noise),
-    "sde 0.6, r = 0.3": lambda noise: solvers.dpmpp_sde(0.6, r=0.3, noise=noise),
-    "2m_sde": lambda noise: solvers.dpmpp_2m_sde(noise=noise),
-    "2m_sde 0.5, heun": lambda noise: solvers.dpmpp_2m_sde(0.5, variant="heun", noise=noise),
-    "3m_sde": lambda noise: solvers.dpmpp_3m_sde(noise=noise),
-    "sa": lambda noise: solvers.sa_solver(noise=noise),
-    "sa 2, 2, tau by level": lambda noise: solvers.sa_solver(2, 2, lambda level: level.sigma, noise=noise),
-    "er_sde": lambda noise: solvers.er_sde(noise=noise),
-    "er_sde 1": lambda noise: solvers.er_sde(1, noise=noise),
-    "sa 1, 2": lambda noise: solvers.sa_solver(1, 2, noise=noise),
-    "er_sde 2, SDE": lambda noise: solvers.er_sde(2, jnp.log, noise=noise),
+    "2s_ancestral": lambda noise: solvers.dpmpp_2s_ancestral(noise_sampler=noise),
+    "2s_ancestral 0.6": lambda noise: solvers.dpmpp_2s_ancestral(0.6, noise_sampler=noise),
+    "sde": lambda noise: solvers.dpmpp_sde(noise_sampler=noise),
+    "sde 0.6, r = 0.3": lambda noise: solvers.dpmpp_sde(0.6, r=0.3, noise_sampler=noise),
+    "2m_sde": lambda noise: solvers.dpmpp_2m_sde(noise_sampler=noise),
+    "2m_sde 0.5, heun": lambda noise: solvers.dpmpp_2m_sde(0.5, variant="heun", noise_sampler=noise),
+    "3m_sde": lambda noise: solvers.dpmpp_3m_sde(noise_sampler=noise),
+    "sa": lambda noise: solvers.sa_solver(noise_sampler=noise),
+    "sa 2, 2, tau by level": lambda noise: solvers.sa_solver(2, 2, lambda level: level.sigma, noise_sampler=noise),
+    "er_sde": lambda noise: solvers.er_sde(noise_sampler=noise),
+    "er_sde 1": lambda noise: solvers.er_sde(1, noise_sampler=noise),
+    "sa 1, 2": lambda noise: solvers.sa_solver(1, 2, noise_sampler=noise),
+    "er_sde 2, SDE": lambda noise: solvers.er_sde(2, jnp.log, noise_sampler=noise),
 }
 
 

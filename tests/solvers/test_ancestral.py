@@ -86,7 +86,7 @@ def test_a_plain_0_draws_nothing():
 def test_after_a_long_step_in_float32_what_is_left_of_eps_is_not_rounded_away():
     # 1 - (1 - SNR_t / SNR_s) would be 0.
     level = lambda sigma: Level(*jnp.float32([sigma, 1.0, sigma]))  # noqa: E731
-    down, up = jd.solvers.ancestral.split(1.0, jnp.ones((1, 1), jnp.float32), level(1e4), level(0.1))
+    down, up = jd.solvers.ancestral.ancestral_step(1.0, jnp.ones((1, 1), jnp.float32), level(1e4), level(0.1))
     np.testing.assert_allclose([down.sigma, up], [0.1**2 / 1e4, 0.1], rtol=1e-5)
 
 

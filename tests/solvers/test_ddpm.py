@@ -130,7 +130,7 @@ def test_guidance_by_the_exact_gradient_ends_at_the_exact_posterior_with_order_1
 
         def final(x, z, level=level):
             noise = lambda key, x, cur, nxt: z[cur.t][None, None]  # noqa: E731
-            solver = jd.solvers.ddpm(variance, gradient=jd.guidance.classifier_gradient(log_prob), noise=noise)
+            solver = jd.solvers.ddpm(variance, gradient=jd.guidance.classifier_gradient(log_prob), noise_sampler=noise)
             return jd.sample(denoise, solver, level, x[None, None], KEY)[0, 0]
 
         first, last = (jax.tree.map(lambda field: field[i], level) for i in (0, -1))  # noqa: B023

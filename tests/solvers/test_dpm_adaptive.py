@@ -99,7 +99,7 @@ def test_with_noise_it_follows_one_brownian_path_whatever_the_tolerance():
     """At eta = 1 it solves the reverse SDE: where many steps of another solver end along the same path."""
     keys, others = jax.random.split(jax.random.key(7), (2, 16))
     x, fine = 80 * start(16), EDM(np.geomspace(80, 0.01, 1001))
-    exact, _ = solve(CLUSTERS.denoise, jd.solvers.dpmpp_2m_sde(noise=jd.noise.brownian(keys)), fine, x, keys)
+    exact, _ = solve(CLUSTERS.denoise, jd.solvers.dpmpp_2m_sde(noise_sampler=jd.noise.brownian(keys)), fine, x, keys)
 
     @jax.jit
     def end(tolerance, eta, keys):

@@ -127,7 +127,7 @@ def test_2s_is_algorithm_1_and_its_ancestral_form_k_diffusions(eta):
         if to > 0:
             x0 = D(toward(x, x0, sigma, mid), mid)
         x = toward(x, x0, sigma, down) + 0.9 * up * Z[i]
-    np.testing.assert_allclose(on_sigmas(lambda noise: jd.solvers.dpmpp_2s_ancestral(eta, 0.9, noise=noise)), x)
+    np.testing.assert_allclose(on_sigmas(lambda noise: jd.solvers.dpmpp_2s_ancestral(eta, 0.9, noise_sampler=noise)), x)
     if eta == 0:
         np.testing.assert_allclose(on_sigmas(lambda noise: jd.solvers.dpmpp_2s()), x)
 
@@ -149,7 +149,7 @@ def test_sde_is_k_diffusions(eta, r):
         z = (np.sqrt(before) * Z[i] + np.sqrt(after) * Z[8 + i]) / np.sqrt(before + after)
         down, up = ancestral(sigma, to, eta)
         x = toward(x, x0, sigma, down) + 0.9 * up * z
-    np.testing.assert_allclose(on_sigmas(lambda noise: jd.solvers.dpmpp_sde(eta, 0.9, r, noise=noise)), x)
+    np.testing.assert_allclose(on_sigmas(lambda noise: jd.solvers.dpmpp_sde(eta, 0.9, r, noise_sampler=noise)), x)
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.7, 1.3])
@@ -169,7 +169,7 @@ def test_2m_sde_is_k_diffusions(variant, eta):
             x = x + (1 + np.expm1(-H) / H if variant == "heun" else -0.5 * np.expm1(-H)) * slope
         x = x + 0.9 * to * np.sqrt(-np.expm1(-2 * eta * h)) * Z[i]
         old, h_last = x0, h
-    out = on_sigmas(lambda noise: jd.solvers.dpmpp_2m_sde(eta, 0.9, variant, noise=noise))
+    out = on_sigmas(lambda noise: jd.solvers.dpmpp_2m_sde(eta, 0.9, variant, noise_sampler=noise))
     np.testing.assert_allclose(out, x)
 
 
@@ -203,7 +203,7 @@ def three(sigmas, x, eta=0.0, *, second, denoise=D, exact=()):
 
 @pytest.mark.parametrize("eta", [0.0, 0.7])
 def test_3m_is_k_diffusions_with_the_whole_second_derivative(eta):
-    out = on_sigmas(lambda noise: jd.solvers.dpmpp_3m_sde(eta, 0.9, noise=noise))
+    out = on_sigmas(lambda noise: jd.solvers.dpmpp_3m_sde(eta, 0.9, noise_sampler=noise))
     np.testing.assert_allclose(out, three(SIGMAS, START, eta, second=1))
     assert not np.allclose(out, three(SIGMAS, START, eta, second=0.5), rtol=1e-4)
     if eta == 0:

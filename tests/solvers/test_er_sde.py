@@ -59,7 +59,7 @@ def test_is_the_papers_algorithm_on_an_uneven_grid(order):
     levels = jd.processes.VP()(T)
     alpha, sigma = np.asarray(levels.alpha), np.asarray(levels.sigma)
     noise = lambda key, x, cur, nxt: jnp.asarray(Z)[jnp.argmin(jnp.abs(levels.sigma - cur.sigma))]  # noqa: E731
-    solvers = [jd.solvers.er_sde(order, noise=noise), jd.solvers.er_sde(order, log_scale, noise=noise)]
+    solvers = [jd.solvers.er_sde(order, noise_sampler=noise), jd.solvers.er_sde(order, log_scale, noise_sampler=noise)]
     run = jax.jit(lambda x: [jd.sample(rational, solver, levels, x, jax.random.key(0)) for solver in solvers])
     for out in run(jnp.asarray(START)):
         np.testing.assert_allclose(out, transcribed(alpha, sigma, START, order, between=1.0), rtol=1e-8)

@@ -110,8 +110,8 @@ def test_mean_and_covariance_of_a_gaussian(name):
 
 @pytest.mark.slow
 def test_a_tenth_more_noise_shows_in_the_covariance():
-    assert off(ends(Case(solvers.ddpm(noise=louder), all_of_vp(400)), BLOB, 50_000)) > 3
-    assert off(ends(Case(solvers.ddim(0.5, noise=doubled), all_of_vp(400)), BLOB, 50_000)) > 3
+    assert off(ends(Case(solvers.ddpm(noise_sampler=louder), all_of_vp(400)), BLOB, 50_000)) > 3
+    assert off(ends(Case(solvers.ddim(0.5, noise_sampler=doubled), all_of_vp(400)), BLOB, 50_000)) > 3
 
 
 # The mixture. Distances are those of the sorted projections on fixed directions (sliced Wasserstein, Rabin et al.
@@ -150,7 +150,7 @@ def test_the_law_of_a_mixture(name, distance):
 @pytest.mark.slow
 def test_the_distance_sees_a_tenth_more_noise_other_weights_and_a_law_with_the_same_moments(distance):
     rng = np.random.default_rng(3)
-    assert distance(ends(Case(solvers.ddpm(noise=louder), all_of_vp(400)), CLUSTERS, N)) > 3
-    assert distance(ends(Case(solvers.ddim(0.5, noise=doubled), all_of_vp(400)), CLUSTERS, N)) > 3
+    assert distance(ends(Case(solvers.ddpm(noise_sampler=louder), all_of_vp(400)), CLUSTERS, N)) > 3
+    assert distance(ends(Case(solvers.ddim(0.5, noise_sampler=doubled), all_of_vp(400)), CLUSTERS, N)) > 3
     assert distance(CLUSTERS._replace(weights=np.array([0.32, 0.5, 0.18])).draw(rng, N)) > 2
     assert distance(gaussian(*CLUSTERS.moments(Level(0.0, 1.0, 0.0))).draw(rng, N)) > 2

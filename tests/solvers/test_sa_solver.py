@@ -61,7 +61,7 @@ def test_is_the_papers_algorithm_on_an_uneven_grid(p, c):
     noise = lambda key, x, cur, nxt: jnp.asarray(Z)[jnp.argmin(jnp.abs(levels.sigma - cur.sigma))]  # noqa: E731
     for tau in (0.7, lambda sigma: 1.3 * sigma):
         by_level = (lambda level, tau=tau: tau(level.sigma)) if callable(tau) else tau
-        out = run(jd.solvers.sa_solver(p, c, by_level, noise=noise), levels)
+        out = run(jd.solvers.sa_solver(p, c, by_level, noise_sampler=noise), levels)
         number = tau if callable(tau) else lambda sigma: 0.7
         np.testing.assert_allclose(out, transcribed(np.log(alpha / sigma), alpha, sigma, p, c, number), rtol=1e-8)
 

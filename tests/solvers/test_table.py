@@ -147,7 +147,7 @@ DRAWS = 4  # of one step, at the most
 def counted(monkeypatch, z):
     """Make keys numbers and noise z [N, DRAWS]: a step's own key draws z[step, 0], the ones folded from it the next."""
     folded = 1000
-    monkeypatch.setattr(import_module("jaxdiff.sample"), "check_key", lambda key: None)
+    monkeypatch.setattr(import_module("jaxdiff.sample"), "check_key", lambda *args: None)
     monkeypatch.setattr(jax.random, "fold_in", lambda key, i: folded * key + jnp.asarray(i, key.dtype) + 1)
 
     def normal(key, shape, dtype):
@@ -405,7 +405,7 @@ def knowing(process, row):
     """A network that knows data from N(0.3, 0.5^2), is told t, and predicts what the row says."""
 
     def apply(params, x, t, cond):
-        level = process(t).like(x)
+        level = process(t).expand_to(x)
         var = 0.25 * jnp.square(level.alpha) + jnp.square(level.sigma)
         x0 = (0.25 * level.alpha * x + 0.3 * jnp.square(level.sigma)) / var
         return jd.parameterize.target(row, x0, x, level)

@@ -10,10 +10,10 @@ import pytest
 from jaxdiff import text
 from jaxdiff.networks.attention import attend
 
-SMALL = {"vocab": 20, "width": 16, "layers": 2, "heads": 2, "features": 24}
-CLIP = partial(text.CLIPText, **SMALL, positions=6, eos=19)
-T5 = partial(text.T5Encoder, **SMALL, head_dim=8, buckets=8, farthest=6)
-BERT = partial(text.Bert, **SMALL, positions=6)
+SMALL = {"vocab_size": 20, "width": 16, "layers": 2, "num_heads": 2, "features": 24}
+CLIP = partial(text.CLIPText, **SMALL, max_length=6, eos=19)
+T5 = partial(text.T5Encoder, **SMALL, head_dim=8, buckets=8, max_distance=6)
+BERT = partial(text.Bert, **SMALL, max_length=6)
 ALL = {"clip": CLIP, "t5": T5, "bert": BERT}
 IDS = np.array([[5, 9, 19, 2, 19, 7], [19, 3, 4, 5, 6, 8]], np.int32)
 each = pytest.mark.parametrize("name", ALL)
@@ -138,7 +138,7 @@ def test_sentence_embedding():
         (CLIP(), np.zeros((1, 7), np.int32), {}, "up to 6 tokens, got 7"),
         (CLIP(), IDS, {"layer": -3}, "-2..-1, got -3"),
         (CLIP(), IDS, {"layer": 0}, "-2..-1, got 0"),
-        (CLIP(heads=3), IDS, {}, "divide the width 16"),
+        (CLIP(num_heads=3), IDS, {}, "divide the width 16"),
         (CLIP(act="swish"), IDS, {}, "activation must be one of"),
         (BERT(), IDS, {"mask": np.ones((2, 5), bool)}, "mask must be bool"),
         (BERT(), IDS, {"mask": np.ones((2, 6), np.int32)}, "mask must be bool"),

@@ -21,7 +21,7 @@ def condition(kind, config, zeros=False):
     """Of a pipeline whose text encoder returns the tokens, and whose network is told which prompts are negative."""
     encode = lambda models, params, tokens: {"tokens": params * tokens["text_encoder"]}  # noqa: E731
     complete = lambda models, cond, size, negative: cond | {"score": jnp.where(negative, size[1], size[0])}  # noqa: E731
-    layout = LAYOUTS[kind]._replace(encode=encode, complete=complete)
+    layout = LAYOUTS[kind]._replace(encode=encode, add_size_cond=complete)
     models = Models({}, {layout.network: config}, 0)
     tokenize = lambda prompts: {"text_encoder": np.array([[len(p), 1] for p in prompts], np.int32)}  # noqa: E731
     return _condition(layout, models, tokenize, (6, 2), zeros=zeros)

@@ -45,7 +45,7 @@ def run(saved, tmp_path):
 
 
 def like(where="one"):
-    return train.abstract(toy.init, toy.ADAMW, toy.mesh(where))
+    return train.state_shapes(toy.init, toy.ADAMW, toy.mesh(where))
 
 
 @pytest.mark.parametrize("where", ["one", "data", "fsdp", "mixed"])
@@ -305,7 +305,7 @@ def test_differences_are_listed(run):
         params["hidden"] = {"kernel": params["new"].pop("kernel")}
         return params
 
-    described = train.abstract(other, toy.ADAMW, toy.mesh("one"))
+    described = train.state_shapes(other, toy.ADAMW, toy.mesh("one"))
     with pytest.raises(ValueError) as caught:
         restore(run, described)
     message = str(caught.value)
@@ -318,7 +318,7 @@ def test_differences_are_listed(run):
 
 def test_another_optimizer_is_a_difference(run):
     with pytest.raises(ValueError, match="opt/"):
-        restore(run, train.abstract(toy.init, optax.sgd(0.1), toy.mesh("one")))
+        restore(run, train.state_shapes(toy.init, optax.sgd(0.1), toy.mesh("one")))
 
 
 def test_nothing_to_restore(tmp_path):

@@ -27,15 +27,15 @@ def test_values_are_kept_and_training_goes_on(tmp_path):
     """Bit for bit where it is read; in sums over other parts of a batch the last digits differ."""
     made = train.make_step(toy.noisy_loss, toy.ADAMW, key=jax.random.key(1), ema=train.ema.constant(0.9))
     places = [train.make_mesh(*sizes, devices=jax.devices()[: sizes[0] * sizes[1]]) for sizes in MESHES]
-    state = train.create(toy.init, toy.ADAMW, jax.random.key(0), places[0])
+    state = train.init_state(toy.init, toy.ADAMW, jax.random.key(0), places[0])
     straight, expected = advance(
-        train.create(toy.init, toy.ADAMW, jax.random.key(0), places[2]), made, places[2], EACH * len(places)
+        train.init_state(toy.init, toy.ADAMW, jax.random.key(0), places[2]), made, places[2], EACH * len(places)
     )
     found, saved = [], None
     for mesh in places:
         if saved is not None:
             with train.Checkpointer(tmp_path, read_only=True) as reader:
-                restored = reader.restore(train.abstract(toy.init, toy.ADAMW, mesh))
+                restored = reader.restore(train.state_shapes(toy.init, toy.ADAMW, mesh))
             assert toy.same(restored, saved)
             shards = restored.params["hidden"]["kernel"].sharding
             assert len(shards.device_set) == mesh.size and int(restored.step) == len(found)

@@ -192,10 +192,10 @@ def test_posthoc_average_of_a_path_that_grows_as_a_power(power):
 def test_several_averages_at_once():
     decays = (ema.constant(0.5), ema.power(0.1))
     params = {"w": jnp.array([1.0, 3.0])}
-    first = ema.start({"w": jnp.zeros(2)}, decays)
-    after = ema.track(first, params, decays, jnp.int32(0))
+    first = ema.init({"w": jnp.zeros(2)}, decays)
+    after = ema.update_all(first, params, decays, jnp.int32(0))
     np.testing.assert_array_equal(after[0]["w"], [0.5, 1.5])
     np.testing.assert_array_equal(after[1]["w"], params["w"])  # the first update leaves nothing of the start
     for wrong in (first[:1], first[0]):
         with pytest.raises(ValueError, match="tuple of 2 averages, but the state holds"):
-            ema.track(wrong, params, decays, jnp.int32(0))
+            ema.update_all(wrong, params, decays, jnp.int32(0))

@@ -92,7 +92,7 @@ def test_a_huge_learning_rate_saves_nothing_that_is_not_finite(disk):
     mesh, state, _ = toy.new(optimizer=toy.SGD)
     before = jax.tree.map(np.array, state.params)
     optimizer = train.adamw(1e39)
-    state = train.create(toy.init, optimizer, jax.random.key(0), mesh)
+    state = train.init_state(toy.init, optimizer, jax.random.key(0), mesh)
     step = train.make_step(toy.plain_loss, optimizer, key=jax.random.key(0), ema=train.ema.constant(0.9))
     with pytest.raises(NotFinite, match=r"the update is not finite.* at step 4: the updates of 4 .*those of step 0"):
         train.fit(step, state, toy.batches(), steps=9, mesh=mesh, checkpointer=disk, save_every=1, max_skipped=4)
@@ -200,7 +200,7 @@ def test_a_clock_that_jumps_changes_nothing(disk, monkeypatch):
     events, records = [], []
     goodput = train.Goodput()
     goodput.write = events.append
-    state = fit(toy.batches(), disk, log=records.append, patience=60.0, goodput=goodput)
+    state = fit(toy.batches(), disk, log=records.append, hang_timeout=60.0, goodput=goodput)
     assert toy.same(state, expected)
     assert all(record["images_per_s"] > 0 for record in records[1:])
     assert all(0 <= value < 60 for event in events for value in event["seconds"].values())

@@ -13,18 +13,18 @@ TREE = {"a": {"kernel": 1, "bias": 2}, "b.0": {"c": {"kernel": 3}}, "b.1": {"ker
 
 @pytest.mark.parametrize("pattern", ["kernel", r"^b\.", r"\.c\.", "."])
 def test_what_is_cut_is_put_together(pattern):
-    found, rest = train.split(TREE, pattern)
-    assert train.join(found, rest) == train.join(rest, found) == TREE
+    found, rest = train.partition(TREE, pattern)
+    assert train.combine(found, rest) == train.combine(rest, found) == TREE
     assert not set(jax.tree.leaves(found)) & set(jax.tree.leaves(rest))
 
 
 def test_split_by_path():
-    assert train.split(TREE, r"^b\.\d\.kernel") == (
+    assert train.partition(TREE, r"^b\.\d\.kernel") == (
         {"b.1": {"kernel": 4}},
         {"a": {"kernel": 1, "bias": 2}, "b.0": {"c": {"kernel": 3}}},
     )
     with pytest.raises(ValueError, match="no parameter's path holds 'd'"):
-        train.split(TREE, "d")
+        train.partition(TREE, "d")
 
 
 @pytest.mark.parametrize("count", [1, 8])
@@ -40,7 +40,7 @@ def test_frozen_arrays_are_arguments(count):
 
     sgd = optax.sgd(0.5)
     step = train.make_step(loss, sgd, key=jax.random.key(0), ema=train.ema.constant(0.5), frozen=frozen)
-    state = train.adopt({"w": jnp.zeros(base.shape)}, sgd, mesh)
+    state = train.state_from_params({"w": jnp.zeros(base.shape)}, sgd, mesh)
     x = np.random.default_rng(1).normal(size=(8, 64)).astype(np.float32)
     batch = train.shard_batch(x, mesh)
     # 32 KiB of constants would be more than that in the program's text.

@@ -17,12 +17,12 @@ def lines(path):
 
 def test_lost_steps_and_damaged_lines_are_left_out(tmp_path, capfd):
     path = tmp_path / "run" / "metrics.jsonl"
-    first = train.metrics_file(path)
+    first = train.jsonl_logger(path)
     for step in range(1, 6):
         first({"step": step, "loss": 1 / step, "grad_norm": float("nan")})
     damage = b'\xff\xfe\x00\n{"step": null}\n[1]\n{"loss": 2}\n\n{"step": "3"}\n{"step": true}\n' + b"[" * 9999 + b"\n"
     path.write_bytes(damage + path.read_bytes() + b'{"step": 2, "loss": 9}\n{"step": 6, "lo')
-    log = train.metrics_file(path, start=3)
+    log = train.jsonl_logger(path, start=3)
     assert "9 damaged lines are left out" in capfd.readouterr().err
     log({"step": 4, "loss": 0.5})
     assert [record["step"] for record in lines(path)] == [1, 2, 3, 4]
@@ -33,15 +33,15 @@ def test_lost_steps_and_damaged_lines_are_left_out(tmp_path, capfd):
 
 def test_a_whole_file_is_not_written_anew(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    train.metrics_file(path)({"step": 1})
+    train.jsonl_logger(path)({"step": 1})
     before = path.stat().st_ino
-    train.metrics_file(path, start=1)({"step": 2})
+    train.jsonl_logger(path, start=1)({"step": 2})
     assert path.stat().st_ino == before and len(lines(path)) == 2
 
 
 def test_a_rewrite_that_fails_takes_no_line_away(tmp_path, monkeypatch, capfd):
     path = tmp_path / "metrics.jsonl"
-    first = train.metrics_file(path)
+    first = train.jsonl_logger(path)
     for step in (1, 2, 3):
         first({"step": step})
 
@@ -49,12 +49,12 @@ def test_a_rewrite_that_fails_takes_no_line_away(tmp_path, monkeypatch, capfd):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(storage, "sync", full)
-    log = train.metrics_file(path, start=1)
+    log = train.jsonl_logger(path, start=1)
     log({"step": 2, "loss": 1.0})
     assert [record["step"] for record in lines(path)] == [1, 2, 3, 2]
     assert capfd.readouterr().err.count("No space left on device; training goes on") == 1
     monkeypatch.undo()
-    train.metrics_file(path, start=2)
+    train.jsonl_logger(path, start=2)
     assert lines(path) == [{"step": 1}, {"step": 2, "loss": 1.0}]
 
 
@@ -62,7 +62,7 @@ def test_a_folder_or_a_file_in_its_place_is_said_once(tmp_path, capfd):
     (tmp_path / "metrics.jsonl").mkdir()
     (tmp_path / "file").touch()
     for path in (tmp_path / "metrics.jsonl", tmp_path / "file" / "metrics.jsonl"):
-        log = train.metrics_file(path, start=1)
+        log = train.jsonl_logger(path, start=1)
         for step in (2, 3):
             log({"step": step})
         said = capfd.readouterr().err
@@ -71,7 +71,7 @@ def test_a_folder_or_a_file_in_its_place_is_said_once(tmp_path, capfd):
 
 def test_a_disk_that_is_full_for_a_while_leaves_a_gap_and_no_half_line(tmp_path, monkeypatch, capfd):
     path = tmp_path / "metrics.jsonl"
-    log_ = train.metrics_file(path)
+    log_ = train.jsonl_logger(path)
     real = os.write
     left = iter((10**6, 7, 0, 10**6, 10**6))
 

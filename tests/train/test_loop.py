@@ -64,7 +64,7 @@ def test_saves_and_previews_when_told(tmp_path):
 def dispatching(count=2):
     mesh, state, _ = toy.new()
     average = train.ema.constant(0.9)
-    step = train.make_step(toy.noisy_loss, toy.ADAMW, key=jax.random.key(1), ema=average, per_dispatch=count)
+    step = train.make_step(toy.noisy_loss, toy.ADAMW, key=jax.random.key(1), ema=average, steps_per_call=count)
     return mesh, state, step
 
 
@@ -92,9 +92,9 @@ def test_several_updates_in_a_dispatch(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"steps": 5}, "steps must be a multiple of per_dispatch=2, got 5"),
-        ({"preview_every": 3, "preview": print}, "preview_every must be a multiple of per_dispatch=2, got 3"),
-        ({"snapshot_every": 3, "snapshot": print}, "snapshot_every must be a multiple of per_dispatch=2, got 3"),
+        ({"steps": 5}, "steps must be a multiple of steps_per_call=2, got 5"),
+        ({"preview_every": 3, "preview": print}, "preview_every must be a multiple of steps_per_call=2, got 3"),
+        ({"snapshot_every": 3, "snapshot": print}, "snapshot_every must be a multiple of steps_per_call=2, got 3"),
     ],
 )
 def test_counts_that_dispatches_do_not_divide(arguments, message):
@@ -116,7 +116,7 @@ def test_resumes_bit_for_bit(tmp_path):
         fit(4, checkpointer=checkpointer)
     with train.Checkpointer(tmp_path) as checkpointer:
         mesh = toy.mesh("one")
-        start = checkpointer.restore(train.abstract(toy.init, toy.ADAMW, mesh))
+        start = checkpointer.restore(train.state_shapes(toy.init, toy.ADAMW, mesh))
         state, records = fit(6, start=start, checkpointer=checkpointer)
         assert checkpointer.latest() == 6
     assert toy.same(state, straight)
@@ -177,7 +177,7 @@ def train_elsewhere(workdir, steps, where):
 def result(workdir, where="one"):
     """Return the last state and the losses of a finished run."""
     with train.Checkpointer(workdir, read_only=True) as checkpointer:
-        state = checkpointer.restore(train.abstract(toy.init, toy.ADAMW, toy.mesh(where)))
+        state = checkpointer.restore(train.state_shapes(toy.init, toy.ADAMW, toy.mesh(where)))
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     return state, [json.loads(line)["loss"] for line in lines]
 
@@ -217,7 +217,7 @@ def test_a_step_without_an_end_ends_the_run(monkeypatch, capfd):
         while not ended and time.monotonic() < deadline:
             time.sleep(0.01)
 
-    train.fit(step, state, batches(), steps=4, mesh=mesh, patience=1.0)
+    train.fit(step, state, batches(), steps=4, mesh=mesh, hang_timeout=1.0)
     assert early == [] and ended == [75]
     assert "in wait_for" in capfd.readouterr().err
 
@@ -239,7 +239,7 @@ def test_storage_that_hangs_ends_the_run(tmp_path, monkeypatch, capfd):
             while not ended and time.monotonic() < deadline:
                 time.sleep(0.01)
 
-    train.fit(step, state, toy.batches(), steps=1, mesh=mesh, checkpointer=Hangs(), patience=0.2)
+    train.fit(step, state, toy.batches(), steps=1, mesh=mesh, checkpointer=Hangs(), hang_timeout=0.2)
     assert ended[0] == 75
     said = capfd.readouterr().err
     assert "has come no further for 2 s (saving step 1), and ends with status 75" in said and "in save" in said

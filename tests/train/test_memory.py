@@ -18,14 +18,14 @@ DECAYS = (train.ema.constant(0.9), train.ema.power(0.1))
 
 def made(where, ema=DECAYS[0], memory="device", **options):
     mesh = toy.mesh(where)
-    state = train.create(toy.init, toy.ADAMW, jax.random.key(0), mesh, ema=ema, ema_memory=memory)
+    state = train.init_state(toy.init, toy.ADAMW, jax.random.key(0), mesh, ema=ema, ema_memory=memory)
     return mesh, state, train.make_step(toy.noisy_loss, toy.ADAMW, key=KEY, ema=ema, **options)
 
 
 def run(steps, *arguments, **options):
     """The state after some updates, and the metrics of each."""
     mesh, state, step = made(*arguments, **options)
-    count, source, seen = step.per_dispatch, toy.batches(), []
+    count, source, seen = step.steps_per_call, toy.batches(), []
     for _ in range(steps // count):
         batches = list(itertools.islice(source, count))
         stacked = jax.tree.map(lambda *parts: np.stack(parts), *batches) if count > 1 else batches[0]
@@ -46,7 +46,7 @@ def one_by_one():
 
 
 def test_several_updates_in_a_dispatch_equal_as_many_steps(one_by_one):
-    state, losses = run(4, "mixed", per_dispatch=2)
+    state, losses = run(4, "mixed", steps_per_call=2)
     close(state, one_by_one[0])
     np.testing.assert_allclose(losses, one_by_one[1], rtol=1e-6)
     assert len(set(losses)) == 4 and int(state.step) == 4
@@ -54,8 +54,8 @@ def test_several_updates_in_a_dispatch_equal_as_many_steps(one_by_one):
 
 @pytest.mark.slow
 def test_a_dispatch_of_accumulated_updates(one_by_one):
-    state, losses = run(4, "mixed", accumulate=2)
-    other, others = run(4, "mixed", accumulate=2, per_dispatch=2)
+    state, losses = run(4, "mixed", grad_accum_steps=2)
+    other, others = run(4, "mixed", grad_accum_steps=2, steps_per_call=2)
     close(other, state)
     np.testing.assert_allclose(others, losses, rtol=1e-6)
     assert np.abs(losses - one_by_one[1]).max() > 1e-4  # it is other noise
@@ -63,7 +63,7 @@ def test_a_dispatch_of_accumulated_updates(one_by_one):
 
 @pytest.mark.slow
 def test_an_update_that_is_not_finite_stays_out_of_its_dispatch():
-    mesh, state, step = made("one", per_dispatch=3)
+    mesh, state, step = made("one", steps_per_call=3)
     batches = list(itertools.islice(toy.batches(poison=1), 3))
     stacked = jax.tree.map(lambda *parts: np.stack(parts), *batches)
     state, metrics = step(state, train.shard_batch(stacked, mesh, axis=1))
@@ -73,8 +73,8 @@ def test_an_update_that_is_not_finite_stays_out_of_its_dispatch():
 
 
 def test_dispatches_of_no_update():
-    with pytest.raises(ValueError, match="per_dispatch must be at least 1, got 0"):
-        made("one", per_dispatch=0)
+    with pytest.raises(ValueError, match="steps_per_call must be at least 1, got 0"):
+        made("one", steps_per_call=0)
 
 
 @pytest.mark.slow
@@ -93,7 +93,7 @@ def test_several_averages_each_by_its_decay(one_by_one):
     close(state.ema[1], average)
 
 
-@pytest.mark.parametrize("options", [{}, pytest.param({"per_dispatch": 2}, marks=pytest.mark.slow)], ids=["", "scan"])
+@pytest.mark.parametrize("options", [{}, pytest.param({"steps_per_call": 2}, marks=pytest.mark.slow)], ids=["", "scan"])
 def test_averages_that_wait_on_the_host(one_by_one, options):
     state, losses = run(4, "mixed", DECAYS, "pinned_host", **options)
     close(state.ema[0], one_by_one[0].ema)
@@ -112,7 +112,7 @@ def test_checkpoints_of_several_averages_on_the_host(tmp_path):
     with train.Checkpointer(tmp_path) as checkpointer:
         checkpointer.save(state)
         checkpointer.wait()
-        like = train.abstract(toy.init, toy.ADAMW, toy.mesh("fsdp"), ema=DECAYS, ema_memory="pinned_host")
+        like = train.state_shapes(toy.init, toy.ADAMW, toy.mesh("fsdp"), ema=DECAYS, ema_memory="pinned_host")
         restored = checkpointer.restore(like)
     assert toy.same(restored, state)
     assert {x.sharding.memory_kind for x in jax.tree.leaves(restored.ema)} == {"pinned_host"}
@@ -142,8 +142,8 @@ def test_what_is_summed_in_half_precision_is_summed_in_float32():
     x = jnp.ones((4, 8, 8, 3))
     init = lambda key: networks.init(network, key, x)  # noqa: E731
     optimizer = train.adamw(1e-3)
-    state = train.abstract(init, optimizer, toy.mesh("one"))
-    step = train.make_step(loss, optimizer, key=KEY, ema=DECAYS[0], accumulate=2)
+    state = train.state_shapes(init, optimizer, toy.mesh("one"))
+    step = train.make_step(loss, optimizer, key=KEY, ema=DECAYS[0], grad_accum_steps=2)
     program = step.lower(state, {"x": jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=state.step.sharding)})
     new, metrics = program.out_info
     assert {leaf.dtype for leaf in jax.tree.leaves((new, metrics))} <= {jnp.dtype("float32"), jnp.dtype("int32")}

@@ -60,7 +60,7 @@ def test_by_hand():
         )
         for _ in range(3)
     )
-    arguments = {"clip": None, "weight_decay": 0.5}
+    arguments = {"clip_norm": None, "weight_decay": 0.5}
     update = updates(train.muon(rate, momentum=momentum, **arguments), params, gradients)[1]
     others = updates(train.adamw(rate, **arguments), params, gradients)[1]
     np.testing.assert_allclose(update["conv"]["bias"], others["conv"]["bias"], rtol=1e-5)
@@ -77,7 +77,7 @@ def test_by_hand():
 def test_schedule_and_clipping():
     params = {"kernel": jnp.ones((4, 4)), "bias": jnp.ones((4,))}
     none, rng = jax.tree.map(jnp.zeros_like, params), np.random.default_rng(0)
-    scheduled = train.muon(0.1, warmup=1, steps=3, schedule="linear", weight_decay=0.5)
+    scheduled = train.muon(0.1, warmup_steps=1, steps=3, schedule="linear", weight_decay=0.5)
     rates = [
         [-leaf.ravel()[0] for leaf in jax.tree.leaves(update)] for update in updates(scheduled, params, [none] * 4)
     ]
@@ -89,11 +89,11 @@ def test_schedule_and_clipping():
     )
     unit = jax.tree.map(lambda x: x / np.linalg.norm(big["kernel"]), big)
     clipped, free = (
-        updates(train.muon(0.1, clip=clip), params, [first, small])[1]["kernel"]
+        updates(train.muon(0.1, clip_norm=clip), params, [first, small])[1]["kernel"]
         for clip, first in ((1.0, big), (None, unit))
     )
     np.testing.assert_allclose(clipped, free, atol=1e-6)
-    assert np.abs(free - updates(train.muon(0.1, clip=None), params, [big, small])[1]["kernel"]).max() > 1e-3
+    assert np.abs(free - updates(train.muon(0.1, clip_norm=None), params, [big, small])[1]["kernel"]).max() > 1e-3
 
 
 def test_refused():
@@ -103,13 +103,13 @@ def test_refused():
         train.muon(0.1, schedule="cosine")
 
 
-MUON = train.muon(1e-2, warmup=2, steps=100, schedule="cosine")
+MUON = train.muon(1e-2, warmup_steps=2, steps=100, schedule="cosine")
 
 
 @pytest.mark.slow
 def test_resumes_bit_for_bit(tmp_path):
     mesh, state, step = toy.new("mixed", optimizer=MUON)
-    abstract = train.abstract(toy.init, MUON, mesh)
+    abstract = train.state_shapes(toy.init, MUON, mesh)
     first, second = (train.shard_batch(batch, mesh) for _, batch in zip(range(2), toy.batches(), strict=False))
     with train.Checkpointer(tmp_path) as checkpointer:
         state, _ = step(state, first)

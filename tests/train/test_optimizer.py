@@ -5,7 +5,7 @@ import optax
 import pytest
 
 from jaxdiff import train
-from jaxdiff.train import adafactor, adamw, projected, restarting, skip_spikes
+from jaxdiff.train import adafactor, adamw, restarting, skip_spikes, with_projection
 
 
 def moves(optimizer, gradients, start=1.0):
@@ -22,7 +22,7 @@ def moves(optimizer, gradients, start=1.0):
 
 def test_constant_gradient_moves_by_the_learning_rate():
     """With a constant gradient Adam's m / sqrt(v) is 1."""
-    np.testing.assert_allclose(moves(adamw(0.1, clip=None), [0.5] * 3), [0.9, 0.8, 0.7], rtol=1e-5)
+    np.testing.assert_allclose(moves(adamw(0.1, clip_norm=None), [0.5] * 3), [0.9, 0.8, 0.7], rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,9 @@ def test_constant_gradient_moves_by_the_learning_rate():
 )
 def test_warmup_and_schedule(schedule, rates):
     for make in (adamw, adafactor):
-        path = moves(make(0.1, warmup=2, steps=6, schedule=schedule, clip=None, mu_dtype=jnp.float32), [0.5] * 7)
+        path = moves(
+            make(0.1, warmup_steps=2, steps=6, schedule=schedule, clip_norm=None, mu_dtype=jnp.float32), [0.5] * 7
+        )
         np.testing.assert_allclose(-np.diff(path, prepend=1.0), rates, atol=1e-6)
 
 
@@ -44,7 +46,7 @@ def test_inverse_sqrt_is_edm2s():
     """learning_rate_schedule of its training loop: lr_ref / sqrt(max(t / t_ref, 1)), and min(t / t_rampup, 1) of it."""
     nimg = np.arange(0, 40 * 64, 64)
     rates = 0.01 / np.sqrt(np.maximum(nimg / (9 * 64), 1)) * np.minimum(nimg / (5 * 64), 1)
-    path = moves(adamw(0.01, warmup=5, steps=9, schedule="inverse_sqrt", clip=None), [0.5] * 40)
+    path = moves(adamw(0.01, warmup_steps=5, steps=9, schedule="inverse_sqrt", clip_norm=None), [0.5] * 40)
     np.testing.assert_allclose(-np.diff(path, prepend=1.0), rates, rtol=1e-3, atol=1e-6)
     assert rates[36] == 0.005
 
@@ -52,8 +54,8 @@ def test_inverse_sqrt_is_edm2s():
 def test_clipping_by_the_global_norm():
     """A gradient of norm 50 becomes one of norm 1; Adam sees the ratio to the small one that follows."""
     big, small = 50 / np.sqrt(2), 0.1 / np.sqrt(2)
-    clipped = moves(adamw(0.1, clip=1.0), [big, small])
-    unclipped = moves(adamw(0.1, clip=None), [1 / np.sqrt(2), small])
+    clipped = moves(adamw(0.1, clip_norm=1.0), [big, small])
+    unclipped = moves(adamw(0.1, clip_norm=None), [1 / np.sqrt(2), small])
     np.testing.assert_allclose(clipped, unclipped, rtol=1e-5)
 
 
@@ -67,7 +69,7 @@ def test_weight_decay_is_decoupled():
         {"schedule": "step"},
         {"schedule": "cosine"},
         {"schedule": "inverse_sqrt"},
-        {"schedule": "linear", "warmup": 5, "steps": 5},
+        {"schedule": "linear", "warmup_steps": 5, "steps": 5},
     ],
 )
 def test_refused(arguments):
@@ -79,7 +81,7 @@ def test_refused(arguments):
 def test_projected_updates_end_where_the_projection_of_the_others_does():
     circle = lambda x: x / jnp.linalg.norm(x)  # noqa: E731
     with jax.numpy_dtype_promotion("standard"):
-        optimizer, x = projected(optax.sgd(0.5), circle), jnp.array([0.6, 0.8])
+        optimizer, x = with_projection(optax.sgd(0.5), circle), jnp.array([0.6, 0.8])
         updates, _ = optimizer.update(jnp.array([-1.0, 1.0]), optimizer.init(x), x)
     np.testing.assert_allclose(x + updates, np.array([1.1, 0.3]) / np.hypot(1.1, 0.3), rtol=1e-6)
 
@@ -88,8 +90,8 @@ def test_projected_updates_end_where_the_projection_of_the_others_does():
 @pytest.mark.parametrize(("dtype", "error"), [(jnp.float32, 1e-6), (jnp.bfloat16, 0.02)])
 def test_moments_in_half_precision_are_near_and_the_parameters_stay_exact(make, dtype, error):
     gradients = np.random.default_rng(0).normal(size=20) + 1.0
-    want = moves(make(0.1, warmup=3, steps=20, schedule="cosine", mu_dtype=None), gradients)
-    got = moves(make(0.1, warmup=3, steps=20, schedule="cosine", mu_dtype=dtype), gradients)
+    want = moves(make(0.1, warmup_steps=3, steps=20, schedule="cosine", mu_dtype=None), gradients)
+    got = moves(make(0.1, warmup_steps=3, steps=20, schedule="cosine", mu_dtype=dtype), gradients)
     assert np.abs(got - want).max() <= error * np.abs(want - 1.0).max()
     state = make(0.1, mu_dtype=dtype).init(jnp.ones((3,)))
     stored = [x.dtype for x in jax.tree.leaves(state) if x.shape == (3,)]
@@ -100,7 +102,7 @@ def test_adafactor_against_its_paper():
     """Shazeer and Stern 2018, Algorithm 4: row and column means, the bound on the update's size, then momentum."""
     rng = np.random.default_rng(0)
     x, lr, decay, momentum, shrink = rng.normal(size=(128, 160)), 0.01, 0.99, 0.9, 0.1
-    optimizer = adafactor(lr, clip=None, weight_decay=shrink, b1=momentum, b2=decay, mu_dtype=jnp.float32)
+    optimizer = adafactor(lr, clip_norm=None, weight_decay=shrink, b1=momentum, b2=decay, mu_dtype=jnp.float32)
     params = jnp.asarray(x, jnp.float32)
     rows, columns, average = np.zeros(128), np.zeros(160), np.zeros_like(x)
     with jax.numpy_dtype_promotion("standard"):
@@ -132,7 +134,7 @@ def test_spikes_are_refused_and_leave_no_trace():
     optimizer = skip_spikes(optax.sgd(0.25), 3.0)
 
     def run(slopes):
-        state = train.create(lambda key: {"w": jnp.zeros((2,))}, optimizer, jax.random.key(0), mesh)
+        state = train.init_state(lambda key: {"w": jnp.zeros((2,))}, optimizer, jax.random.key(0), mesh)
         for slope in slopes:
             state, metrics = step(state, {"x": jnp.full((1,), slope)})
             skipped.append(int(metrics["skipped"]))

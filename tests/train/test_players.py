@@ -14,7 +14,7 @@ from jaxdiff import train
 
 KEY = jax.random.key(1)
 SHAPE = (64, 64)  # just enough elements to be sharded over "fsdp"
-OPTIMIZERS = {"student": train.adamw(1e-2, warmup=2, clip=None), "critic": train.adamw(3e-3, clip=0.1)}
+OPTIMIZERS = {"student": train.adamw(1e-2, warmup_steps=2, clip_norm=None), "critic": train.adamw(3e-3, clip_norm=0.1)}
 RESTART = 4  # updates in a stage of the critic's optimizer
 STAGE = 6  # updates in a stage of the student's average, its target
 FROZEN = {"scale": np.float32(1.5)}
@@ -82,7 +82,7 @@ def batches(start=0, poison=None):
 
 def run(state, step, where, steps, poison=POISON):
     """The state after each step, on the host, and the metrics of each."""
-    seen, count = [], step.per_dispatch
+    seen, count = [], step.steps_per_call
     source = batches(int(state.step), poison)
     for _ in range((steps - int(state.step)) // count):
         several = list(itertools.islice(source, count))
@@ -100,7 +100,7 @@ def made(where, **options):
     step = train.make_step(
         played.loss, played.optimizer, key=KEY, given=played.given, frozen=frozen, **OPTIONS | options
     )
-    first = lambda: train.create(init, played.optimizer, jax.random.key(0), mesh, **OPTIONS)  # noqa: E731
+    first = lambda: train.init_state(init, played.optimizer, jax.random.key(0), mesh, **OPTIONS)  # noqa: E731
     return mesh, first, step
 
 
@@ -178,20 +178,20 @@ def test_resumes_bit_for_bit_and_its_average_is_the_student(straight, tmp_path):
     with train.Checkpointer(tmp_path) as checkpointer:
         checkpointer.save(run(first(), step, mesh, stop)[0])
         checkpointer.wait()
-        like = train.abstract(init, game().optimizer, mesh, **OPTIONS)
+        like = train.state_shapes(init, game().optimizer, mesh, **OPTIONS)
         state, seen = run(checkpointer.restore(like), step, mesh, STEPS)
     assert toy.same(state, straight[0])
     for (_, got), (_, want) in zip(seen, straight[1][stop:], strict=True):
         for name in want:
             np.testing.assert_array_equal(got[name], want[name])
     loaded = train.load_params(tmp_path)
-    assert toy.same(loaded, straight[1][stop - 1][0].ema) and toy.same(train.average(state), state.ema)
+    assert toy.same(loaded, straight[1][stop - 1][0].ema) and toy.same(train.ema_params(state), state.ema)
     assert set(train.load_params(tmp_path, "params")) == set(ORDER)
 
 
 @pytest.mark.parametrize(
     ("where", "options"),
-    [("mixed", {}), pytest.param("mixed", {"accumulate": 2, "per_dispatch": 7}, marks=pytest.mark.slow)],
+    [("mixed", {}), pytest.param("mixed", {"grad_accum_steps": 2, "steps_per_call": 7}, marks=pytest.mark.slow)],
     ids=["", "scan"],
 )
 def test_eight_devices(straight, where, options):
@@ -203,12 +203,32 @@ def test_eight_devices(straight, where, options):
     }
     if options:  # other noise for each microbatch
         assert [int(x) for _, metrics in seen for x in metrics["skipped"]] == [int(k == POISON) for k in range(STEPS)]
-        mesh, first, step = made("mixed", accumulate=2)
+        mesh, first, step = made("mixed", grad_accum_steps=2)
         want = run(first(), step, mesh, STEPS)[0]
     else:
         want = straight[0]
     for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=0, atol=5e-6)
+
+
+@pytest.mark.slow
+def test_an_idle_player_has_no_activations():
+    """A step of two players needs little more memory than that of one: neither keeps what the other computes."""
+    mesh, size = toy.mesh("one"), 4096
+    batch = {"x": jax.ShapeDtypeStruct((size, toy.WIDTH), jnp.float32)}
+
+    def temporaries(names):
+        loss = lambda name: lambda seen, key, batch: toy.noisy_loss(seen[0][name], key, batch)  # noqa: E731
+        played = train.players(
+            {name: train.Player(loss(name), toy.SGD) for name in names},
+            lambda made: {name: made % 2 == i for i, name in enumerate(names)},
+        )
+        state = train.state_shapes(lambda key: {name: toy.init(key) for name in names}, played.optimizer, mesh)
+        step = train.make_step(played.loss, played.optimizer, key=KEY, ema=train.ema.constant(0.9), given=played.given)
+        return step.lower(state, batch).compile().memory_analysis().temp_size_in_bytes
+
+    activations = 4 * size * toy.HIDDEN
+    assert temporaries("ab") - temporaries("a") < activations / 2 < temporaries("a")
 
 
 def test_what_the_names_of_players_must_be():

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from jaxdiff.cli import main
-from jaxdiff.train import host_rows, load_params, make_mesh
+from jaxdiff.train import load_params, make_mesh, process_indices
 from jaxdiff.train.lock import Lock
 
 TESTS = Path(__file__).parents[1]
@@ -37,10 +37,10 @@ for arguments in json.loads(sys.argv[1]):
 
 def test_one_process_reads_every_row():
     mesh = make_mesh(2, 2, 2)
-    np.testing.assert_array_equal(host_rows(mesh, 8), np.arange(8))
+    np.testing.assert_array_equal(process_indices(mesh, 8), np.arange(8))
     for size in (0, 6):
         with pytest.raises(ValueError, match=rf"data \* fsdp = 4 parts, got {size} examples"):
-            host_rows(mesh, size)
+            process_indices(mesh, size)
 
 
 def by_hand(rank, count, port):
@@ -163,7 +163,7 @@ def test_slurm_and_meshes_whose_rows_are_not_the_hosts_order(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["raise", "hang"])
 def test_a_process_that_fails_or_hangs_ends_the_others(tmp_path, fault):
-    knobs = ("--workdir", str(tmp_path / "run"), "--fault", fault, "--patience", "3", "--preview-every", "4")
+    knobs = ("--workdir", str(tmp_path / "run"), "--fault", fault, "--hang-timeout", "3", "--preview-every", "4")
     statuses, said = run(2, 1, *TRAIN, *knobs, folder=tmp_path)
     assert 0 not in statuses
     if fault == "hang":

@@ -52,7 +52,7 @@ def test_one_of_two_is_signalled_dies_or_is_stopped(tmp_path):
         started[0].kill()
         assert ends(started[1]) not in (0, 75)
     # A process that is stopped does no harm to the others' wait: it is over after their patience.
-    with start("--patience", "2") as started:
+    with start("--hang-timeout", "2") as started:
         until(lambda: f"step {last} of 100000" in said(tmp_path, 0))  # and lines of lost steps are gone
         trains(workdir, last + 3)
         started[1].send_signal(signal.SIGSTOP)

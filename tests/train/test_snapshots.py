@@ -26,9 +26,9 @@ def run(tmp_path_factory):
     """The snapshots of a walk through parameters, sharded while it was made."""
     workdir, mesh = tmp_path_factory.mktemp("run"), toy.mesh("mixed")
     make = lambda key: {"a": {"kernel": jnp.zeros((64, 128))}}  # noqa: E731
-    state = train.create(make, toy.SGD, jax.random.key(0), mesh, ema=DECAYS)
+    state = train.init_state(make, toy.SGD, jax.random.key(0), mesh, ema=DECAYS)
     advance = jax.jit(lambda state, params: state._replace(
-        step=state.step + 1, ema=train.ema.track(state.ema, params, DECAYS, state.step - state.skipped)
+        step=state.step + 1, ema=train.ema.update_all(state.ema, params, DECAYS, state.step - state.skipped)
     ))  # fmt: skip
     with train.Snapshots(workdir) as snapshots:
         for number, values in enumerate(PATH):
@@ -96,7 +96,7 @@ def test_no_snapshots(tmp_path):
 
 def test_one_average_and_averages_on_the_host(tmp_path):
     mesh = toy.mesh("one")
-    state = train.create(toy.init, toy.SGD, jax.random.key(0), mesh, ema=DECAYS[1], ema_memory="pinned_host")
+    state = train.init_state(toy.init, toy.SGD, jax.random.key(0), mesh, ema=DECAYS[1], ema_memory="pinned_host")
     with train.Snapshots(tmp_path) as snapshots:
         snapshots.save(state._replace(step=jnp.int32(1)))
         params, error = snapshots.reconstruct(DECAYS[1], 0.1)

@@ -43,7 +43,7 @@ class Run:
         own |= {"SOAK_PAUSE": str(pause), "SOAK_STALL": str(self.stalls), "PYTHONUNBUFFERED": "1"}
         own |= {"JAX_ENABLE_COMPILATION_CACHE": "true"}
         command = [sys.executable, "-m", "jaxdiff", "train", EXPERIMENT, "--workdir", str(self.workdir)]
-        command += ["--steps", str(STEPS), "--save-every", "40", "--patience", "15"]
+        command += ["--steps", str(STEPS), "--save-every", "40", "--hang-timeout", "15"]
         with log.open("a") as file:
             return subprocess.Popen(command, env=os.environ | own, stdout=file, stderr=file, cwd=TESTS.parent)
 
@@ -202,7 +202,7 @@ def disturb(run):
 def state(run):
     mesh = train.make_mesh(devices=jax.devices()[:1])
     experiment = load_run(run.workdir)
-    like = train.abstract(experiment.init, experiment.optimizer, mesh, ema=experiment.ema)
+    like = train.state_shapes(experiment.init, experiment.optimizer, mesh, ema=experiment.ema)
     with train.Checkpointer(run.workdir, read_only=True) as checkpointer:
         return jax.tree.map(np.asarray, checkpointer.restore(like))
 

@@ -12,7 +12,7 @@ from jaxdiff import train
 @functools.cache
 def created(where="one"):
     mesh = toy.mesh(where)
-    return mesh, train.create(toy.init, toy.ADAMW, jax.random.key(0), mesh)
+    return mesh, train.init_state(toy.init, toy.ADAMW, jax.random.key(0), mesh)
 
 
 @pytest.mark.parametrize("where", ["fsdp", "mixed"])
@@ -53,7 +53,7 @@ def test_average_shares_no_buffer_with_the_parameters(where):
 
 def test_abstract_describes_what_create_makes():
     mesh, state = created("mixed")
-    described = train.abstract(toy.init, toy.ADAMW, mesh)
+    described = train.state_shapes(toy.init, toy.ADAMW, mesh)
     assert jax.tree.structure(described) == jax.tree.structure(state)
     for a, b in zip(jax.tree.leaves(described), jax.tree.leaves(state), strict=True):
         assert (a.shape, a.dtype, a.sharding) == (b.shape, b.dtype, b.sharding)
@@ -64,7 +64,7 @@ def test_factored_moments_lie_where_the_rule_says():
     mesh = train.make_mesh(fsdp=4, tensor=2)
     shapes = {"blocks.*": {"to_out.0": {"kernel": (2, 512, 4096)}}, "out": {"kernel": (256, 8192), "bias": (8192,)}}
     init = lambda key: jax.tree.map(jnp.zeros, shapes, is_leaf=lambda x: isinstance(x, tuple))  # noqa: E731
-    described = train.abstract(init, train.adafactor(1e-3), mesh)
+    described = train.state_shapes(init, train.adafactor(1e-3), mesh)
     assert described.params["blocks.*"]["to_out.0"]["kernel"].sharding.spec == P(None, "tensor", "fsdp")
     _, factored, _, momentum, *_ = described.opt
     places = {x.shape: x.sharding.spec for x in jax.tree.leaves(factored)}
@@ -78,33 +78,33 @@ DECAYS = (train.ema.power(0.05), train.ema.power(0.1))
 
 def test_as_many_averages_as_decays():
     mesh = toy.mesh("mixed")
-    state = train.create(toy.init, toy.ADAMW, jax.random.key(0), mesh, ema=DECAYS)
+    state = train.init_state(toy.init, toy.ADAMW, jax.random.key(0), mesh, ema=DECAYS)
     first, second = state.ema
     assert toy.same(first, state.params) and toy.same(second, state.params)
     leaves = jax.tree.leaves((state.params, state.ema))
     pointers = [shard.data.unsafe_buffer_pointer() for leaf in leaves for shard in leaf.addressable_shards]
     assert len(pointers) == len(set(pointers))
-    described = train.abstract(toy.init, toy.ADAMW, mesh, ema=DECAYS)
+    described = train.state_shapes(toy.init, toy.ADAMW, mesh, ema=DECAYS)
     assert jax.tree.map(lambda x: x.sharding, described) == jax.tree.map(lambda x: x.sharding, state)
-    adopted = train.adopt(jax.jit(toy.init)(jax.random.key(0)), toy.ADAMW, mesh, ema=DECAYS)
+    adopted = train.state_from_params(jax.jit(toy.init)(jax.random.key(0)), toy.ADAMW, mesh, ema=DECAYS)
     assert toy.same(adopted, state)
-    assert toy.same(train.average(state), first)
+    assert toy.same(train.ema_params(state), first)
 
 
 def test_averages_in_the_hosts_memory():
     mesh = toy.mesh("mixed")
     arguments = {"ema": DECAYS, "ema_memory": "pinned_host"}
-    state = train.create(toy.init, toy.ADAMW, jax.random.key(0), mesh, **arguments)
-    described = train.abstract(toy.init, toy.ADAMW, mesh, **arguments)
-    adopted = train.adopt(jax.jit(toy.init)(jax.random.key(0)), toy.ADAMW, mesh, **arguments)
+    state = train.init_state(toy.init, toy.ADAMW, jax.random.key(0), mesh, **arguments)
+    described = train.state_shapes(toy.init, toy.ADAMW, mesh, **arguments)
+    adopted = train.state_from_params(jax.jit(toy.init)(jax.random.key(0)), toy.ADAMW, mesh, **arguments)
     for made in (state, described, adopted):
         assert {x.sharding.memory_kind for x in jax.tree.leaves(made.ema)} == {"pinned_host"}
         assert {x.sharding.memory_kind for x in jax.tree.leaves(made.params)} == {"device"}
-    on_device = train.average(state)
+    on_device = train.ema_params(state)
     assert {x.sharding.memory_kind for x in jax.tree.leaves(on_device)} == {"device"}
     assert toy.same(on_device, state.params)
 
 
 def test_memory_that_is_not_there():
     with pytest.raises(ValueError, match=r"memory of cpu: device, pinned_host.*got 'moon'"):
-        train.abstract(toy.init, toy.ADAMW, toy.mesh("one"), ema_memory="moon")
+        train.state_shapes(toy.init, toy.ADAMW, toy.mesh("one"), ema_memory="moon")

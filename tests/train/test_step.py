@@ -45,7 +45,7 @@ def test_one_step_by_hand():
     """SGD, a known gradient, the key of the step, and the average's first update."""
     mesh = toy.mesh("one")
     key = jax.random.key(3)
-    state = train.create(lambda key: {"w": jnp.full((2,), 2.0)}, toy.SGD, key, mesh)._replace(step=jnp.int32(5))
+    state = train.init_state(lambda key: {"w": jnp.full((2,), 2.0)}, toy.SGD, key, mesh)._replace(step=jnp.int32(5))
 
     def loss(params, key, batch):
         return jnp.sum(params["w"] * jax.random.normal(key, (2,))), {"seen": jnp.sum(batch["x"])}
@@ -79,8 +79,8 @@ def test_stays_where_it_was_and_compiles_once():
 
 @pytest.mark.parametrize(("where", "count"), [("one", 4), ("mixed", 2)])
 def test_accumulation_equals_the_large_batch(where, count):
-    def run(accumulate):
-        mesh, state, step = toy.new(where, loss=toy.plain_loss, optimizer=toy.SGD, accumulate=accumulate)
+    def run(grad_accum_steps):
+        mesh, state, step = toy.new(where, loss=toy.plain_loss, optimizer=toy.SGD, grad_accum_steps=grad_accum_steps)
         return step(state, train.shard_batch(next(toy.batches(32)), mesh))
 
     (state, metrics), (whole, expected) = run(count), run(1)
@@ -97,7 +97,7 @@ def test_accumulation_draws_new_noise_for_each_microbatch():
         metrics = {"draw": jax.random.normal(key), "mean": jnp.mean(batch["x"])}
         return 0.0 * params["out"]["bias"][0], metrics
 
-    step = train.make_step(draws, toy.ADAMW, key=jax.random.key(1), ema=train.ema.constant(0.9), accumulate=2)
+    step = train.make_step(draws, toy.ADAMW, key=jax.random.key(1), ema=train.ema.constant(0.9), grad_accum_steps=2)
     batch = next(toy.batches())
     _, metrics = step(state, train.shard_batch(batch, mesh))
     key = jax.random.fold_in(jax.random.key(1), 0)
@@ -110,7 +110,7 @@ def test_accumulation_needs_no_second_gradient_per_microbatch():
     """Temporaries must not grow with the number of microbatches of a given size."""
 
     def temporaries(count):
-        mesh, state, step = toy.new(optimizer=toy.SGD, accumulate=count)
+        mesh, state, step = toy.new(optimizer=toy.SGD, grad_accum_steps=count)
         batch = train.shard_batch(next(toy.batches(8 * count)), mesh)
         return step.lower(state, batch).compile().memory_analysis().temp_size_in_bytes
 
@@ -119,14 +119,14 @@ def test_accumulation_needs_no_second_gradient_per_microbatch():
 
 
 def test_a_batch_that_cannot_be_cut():
-    mesh, state, step = toy.new("data", accumulate=4)
-    with pytest.raises(ValueError, match=r"batch of 16.*accumulate=4.*8 parts.*multiple of 32"):
+    mesh, state, step = toy.new("data", grad_accum_steps=4)
+    with pytest.raises(ValueError, match=r"batch of 16.*grad_accum_steps=4.*8 parts.*multiple of 32"):
         step(state, train.shard_batch(next(toy.batches(16)), mesh))
 
 
 def test_accumulate_of_zero():
     with pytest.raises(ValueError, match="accumulate must be at least 1, got 0"):
-        toy.new(accumulate=0)
+        toy.new(grad_accum_steps=0)
 
 
 def test_grad_norm_is_before_clipping():
@@ -163,7 +163,7 @@ def test_averages_count_the_updates_that_were_made():
     """The decay is told 0, 1, 2: not the number of the batch that was left out."""
     mesh = toy.mesh("one")
     decay = lambda made: jnp.where(made == 2, 0.0, 0.5)  # noqa: E731
-    state = train.create(lambda key: {"w": jnp.zeros(())}, toy.SGD, jax.random.key(0), mesh)
+    state = train.init_state(lambda key: {"w": jnp.zeros(())}, toy.SGD, jax.random.key(0), mesh)
     step = train.make_step(
         lambda params, key, batch: (batch["x"][0] * params["w"], {}), toy.SGD, key=jax.random.key(0), ema=decay
     )
@@ -178,7 +178,7 @@ def test_averages_count_the_updates_that_were_made():
 def test_a_gradient_that_is_not_finite_changes_nothing():
     """sqrt has a finite value and an infinite slope at 0."""
     mesh = toy.mesh("one")
-    state = train.create(lambda key: {"w": jnp.zeros((2,))}, toy.SGD, jax.random.key(0), mesh)
+    state = train.init_state(lambda key: {"w": jnp.zeros((2,))}, toy.SGD, jax.random.key(0), mesh)
     before = jax.tree.map(np.array, state)
 
     def loss(params, key, batch):
@@ -191,13 +191,13 @@ def test_a_gradient_that_is_not_finite_changes_nothing():
     assert left_out(state, before)
 
 
-@pytest.mark.parametrize("options", [{}, {"accumulate": 2}])
+@pytest.mark.parametrize("options", [{}, {"grad_accum_steps": 2}])
 def test_parameters_that_would_not_be_finite_are_not_made(options):
     """A finite loss and gradient, and an update that leads one number of one array out of float32."""
     mesh = toy.mesh("one")
     huge = optax.stateless(lambda grads, params: jax.tree.map(lambda g: -1e38 * jnp.sign(g), grads))
     init = lambda key: {"a": jnp.zeros((4,)), "b": jnp.full((3, 3), -3e38)}  # noqa: E731
-    state = train.create(init, huge, jax.random.key(0), mesh)
+    state = train.init_state(init, huge, jax.random.key(0), mesh)
     before = jax.tree.map(np.array, state)
 
     def loss(params, key, batch):

@@ -25,7 +25,7 @@ from jaxdiff import trees
 from jaxdiff.interop.adapters.kinds import Change, Group, ending, rank_of, read_change, unread
 from jaxdiff.interop.adapters.names import Target, find, kernels, network
 from jaxdiff.interop.formats.files import find_weights, open_metadata, open_tensors, write_tensors
-from jaxdiff.interop.models.architecture import Loaded
+from jaxdiff.interop.models.architecture import Pretrained
 from jaxdiff.interop.models.classes import architecture
 from jaxdiff.messages import listed
 from jaxdiff.networks.lora import pairs
@@ -37,7 +37,7 @@ __all__ = ["load_lora", "save_lora"]
 FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
 ALPHA = number(-1e9, 1e9)
 METADATA = "lora_adapter_metadata"
-# What PEFT's settings say of a scale; others say nothing here.
+# PEFT's settings of a scale; others are not used here.
 SETTINGS = {
     "r": whole(1, 2**20), "lora_alpha": ALPHA, "alpha": ALPHA, "use_rslora": FLAG,
     "rank_pattern": mapping(whole(1, 2**20), 100_000), "alpha_pattern": mapping(ALPHA, 100_000),
@@ -45,7 +45,7 @@ SETTINGS = {
 Layers = dict[int | None, Change]  # by layer of a stacked kernel, otherwise by None
 
 
-def load_lora(path: str | Path, models: Mapping[str, Loaded], *, dtype: Any = jnp.float32) -> dict[str, Any]:
+def load_lora(path: str | Path, models: Mapping[str, Pretrained], *, dtype: Any = jnp.float32) -> dict[str, Any]:
     """Read a file of adapters, for `networks.lora.merge` and `adapted` with a scale of 1.
 
     LoRA, also that of a convolution in three parts (`lora_mid`), gives pairs `down` and `up`, with the file's
@@ -102,7 +102,7 @@ def load_lora(path: str | Path, models: Mapping[str, Loaded], *, dtype: Any = jn
 
 
 def save_lora(
-    directory: str | Path, adapters: Mapping[str, Any], models: Mapping[str, Loaded], *, scale: float = 1.0
+    directory: str | Path, adapters: Mapping[str, Any], models: Mapping[str, Pretrained], *, scale: float = 1.0
 ) -> Path:
     """Write adapters as diffusers does; `pipeline.load_lora_weights(directory)` reads them in PyTorch.
 
@@ -133,8 +133,8 @@ def save_lora(
             up = up.reshape(*up.shape, *(1,) * (len(place.shape) - 2))
             tensors[f"{model}.{module}.lora_A.weight"] = np.ascontiguousarray(down.transpose(np.argsort(place.axes)))
             tensors[f"{model}.{module}.lora_B.weight"] = np.ascontiguousarray(up)
-    with replacing(path) as beside:
-        write_tensors(tensors, beside)
+    with replacing(path) as unfinished:
+        write_tensors(tensors, unfinished)
     return path
 
 
@@ -161,11 +161,11 @@ def _file(path: Path) -> Path:
 
 
 def _settings(file: Path) -> dict[str, Any]:
-    """PEFT's settings, from the file's own metadata or from the file beside it."""
-    metadata, beside = open_metadata(file), file.with_name("adapter_config.json")
+    """PEFT's settings, from the file's metadata or from adapter_config.json."""
+    metadata, path = open_metadata(file), file.with_name("adapter_config.json")
     if METADATA in metadata:
         return parse_json(metadata[METADATA], f"{METADATA} of {file}")
-    return read_json(beside) if beside.exists() else {}
+    return read_json(path) if path.exists() else {}
 
 
 def _scale(group: Group, settings: Mapping[str, Any], name: str) -> float:
@@ -190,9 +190,9 @@ def _scale(group: Group, settings: Mapping[str, Any], name: str) -> float:
 
 
 def _matches(pattern: str, module: str) -> bool:
-    """Whether a module's name ends in what a pattern of PEFT's says: a name, or a regular expression.
+    """Whether a module's name ends in what a pattern of PEFT's matches: a name, or a regular expression.
 
-    A stranger's expression may take for ever; so of repetitions there are two at most, and none of a group.
+    An untrusted expression may take for ever; so of repetitions there are two at most, and none of a group.
     """
     repeats = sum(map(pattern.count, "*+?"))
     if len(pattern) > 300 or repeats > 2 or "{" in pattern or re.search(r"\)[*+?]", pattern):

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxdiff.interop.formats.keys import Place, places
-from jaxdiff.interop.models.architecture import Architecture, Loaded
+from jaxdiff.interop.formats.keys import TensorSlot, places
+from jaxdiff.interop.models.architecture import ModelSpec, Pretrained
 from jaxdiff.interop.models.blocks import RESNET, WHOLE, unet_blocks
 from jaxdiff.interop.models.classes import architecture
 from jaxdiff.interop.models.transformer_names import flux_modules, rows, sd3_modules
@@ -51,24 +51,24 @@ class Target(NamedTuple):
     """
 
     module: str
-    place: Place
+    place: TensorSlot
     rows: np.ndarray
 
 
 class Network(NamedTuple):
     """A network's modules with a kernel, by every name that a file may have for them; None where two share a name."""
 
-    built: Architecture
+    built: ModelSpec
     modules: dict[str, tuple[Target, ...] | None]
 
 
-def kernels(loaded: Loaded, built: Architecture) -> dict[str, Place]:
+def kernels(loaded: Pretrained, built: ModelSpec) -> dict[str, TensorSlot]:
     """The modules with a kernel, by key without ".weight"."""
     known = places(loaded.params, built.rename).items()
     return {key.removesuffix(".weight"): place for key, place in known if place.path[-1] == "kernel"}
 
 
-def network(loaded: Loaded) -> Network:
+def network(loaded: Pretrained) -> Network:
     """A network with all names of its modules."""
     built = architecture(loaded.config)
     held = kernels(loaded, built)
@@ -81,7 +81,7 @@ def network(loaded: Loaded) -> Network:
     return Network(built, found)
 
 
-def _named(held: Mapping[str, Place], config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[Target, ...]]]:
+def _named(held: Mapping[str, TensorSlot], config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[Target, ...]]]:
     blocks = _blocks(config)
     for module, place in held.items():
         whole = (Target(module, place, np.arange(place.shape[0])),)

@@ -10,7 +10,7 @@ from jaxdiff.schema import Kind
 
 __all__ = ["Fields"]
 
-# What says nothing about the network: where it came from, how it was stored, how it was trained; the second line is
+# What does not change the network: where it came from, how it was stored, how it was trained; the second line is
 # what diffusers' EMAModel writes into the config of the average that it saves.
 NOTES = {
     "architectures", "dtype", "gradient_checkpointing", "model_type", "torch_dtype", "transformers_version",
@@ -19,15 +19,15 @@ NOTES = {
 
 
 class Fields:
-    """Reads a config's fields, each of the type and in the range of the schema, and in the end refuses what nobody
-    has read.
+    """Reads a config's fields, each of the type and in the range of the schema, and in the end refuses those that were
+    not read.
 
-    A field that is not understood may change the function that the network computes: it is an error, not a shrug.
+    A field that is not understood may change the function that the network computes: it is an error, and not ignored.
 
     Args:
         config: the fields by name.
         kind: name of the class, for messages.
-        own: what fields of this class may hold, where that is not what the schema says of the name.
+        own: what fields of this class may hold, where that differs from the schema.
     """
 
     def __init__(self, config: Mapping[str, Any], kind: str, own: Mapping[str, Kind] | None = None):

@@ -212,7 +212,7 @@ def _open(path: Path) -> dict[str, Tensor]:
 
 
 def open_metadata(path: Path) -> Mapping[str, str]:
-    """The texts that a safetensors file has beside its tensors, by name."""
+    """The metadata of a safetensors file: texts by name."""
     _open(path)
     return _header(path).get(METADATA) or {}
 
@@ -243,7 +243,7 @@ def write_tensors(tensors: Mapping[str, np.ndarray], path: Path) -> None:
         path: the file.
 
     Raises:
-        OSError: the disk is full, say.
+        OSError: e.g. the disk is full.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import save_file

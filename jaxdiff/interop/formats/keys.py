@@ -21,10 +21,10 @@ import numpy as np
 
 from jaxdiff import trees
 
-__all__ = ["Place", "flatten", "places"]
+__all__ = ["TensorSlot", "flatten", "places"]
 
 
-class Place(NamedTuple):
+class TensorSlot(NamedTuple):
     """Where a tensor of a checkpoint belongs.
 
     Attributes:
@@ -40,7 +40,7 @@ class Place(NamedTuple):
     shape: tuple[int, ...]
 
 
-def places(tree: Any, rename: Callable[[str], str | None]) -> dict[str, Place]:
+def places(tree: Any, rename: Callable[[str], str | None]) -> dict[str, TensorSlot]:
     """Name the tensors that fill a tree.
 
     Args:
@@ -53,7 +53,7 @@ def places(tree: Any, rename: Callable[[str], str | None]) -> dict[str, Place]:
     Raises:
         ValueError: two leaves, or two layers of one, get the same key.
     """
-    found: dict[str, Place] = {}
+    found: dict[str, TensorSlot] = {}
     for path, leaf in trees.leaves(tree).items():
         for name, place in _of_leaf(path, leaf.shape):
             key = rename(name)
@@ -84,7 +84,7 @@ def flatten(
         yield key, np.asarray(value.transpose(np.argsort(place.axes)), order="C")
 
 
-def _of_leaf(path: tuple[str, ...], shape: tuple[int, ...]) -> Iterator[tuple[str, Place]]:
+def _of_leaf(path: tuple[str, ...], shape: tuple[int, ...]) -> Iterator[tuple[str, TensorSlot]]:
     stars = [i for i, segment in enumerate(path) if segment.endswith(".*")]
     if len(stars) > 1:
         raise ValueError(f"layers are stacked once, not within each other, as in {'/'.join(path)}")
@@ -99,8 +99,8 @@ def _of_leaf(path: tuple[str, ...], shape: tuple[int, ...]) -> Iterator[tuple[st
         leaf = {"scale": "weight", "embedding": "weight"}.get(leaf, leaf)
     name = ".".join([*segments, leaf])
     if not stars:
-        yield name, Place(path, None, axes, theirs)
+        yield name, TensorSlot(path, None, axes, theirs)
         return
     before, after = name.split("*")
     for layer in range(shape[0]):
-        yield f"{before}{layer}{after}", Place(path, layer, axes, theirs)
+        yield f"{before}{layer}{after}", TensorSlot(path, layer, axes, theirs)

@@ -1,4 +1,4 @@
-"""What the tensors of a file tell by their names and shapes, which are a stranger's: any may be missing or odd."""
+"""Sizes of a network from the names and shapes of a file's tensors, any of which may be missing or wrong."""
 
 from __future__ import annotations
 

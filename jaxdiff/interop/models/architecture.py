@@ -7,20 +7,20 @@ from typing import Any, NamedTuple
 
 from jax import Array
 
-__all__ = ["Architecture", "Loaded", "Placing"]
+__all__ = ["ModelSpec", "Pretrained", "ShardingFn"]
 
-Placing = Callable[[Any], Any]  # tree of shapes -> tree of shardings
+ShardingFn = Callable[[Any], Any]  # tree of shapes -> tree of shardings
 
 
 def _same(key: str) -> str | None:
     return key
 
 
-class Architecture(NamedTuple):
+class ModelSpec(NamedTuple):
     """What a config makes: parameters, pure functions of them, and how other projects call the parameters.
 
     Attributes:
-        init: key -> parameters; under `jax.eval_shape` it tells their shapes.
+        init: key -> parameters; under `jax.eval_shape` it returns their shapes.
         apply: the network as a pure function, or a NamedTuple of them (an autoencoder's encode and decode).
         rename: our key -> theirs; see `interop.formats.keys`.
         alias: a key that some file uses -> theirs, for a name of an older or newer version; None for a tensor that
@@ -35,7 +35,7 @@ class Architecture(NamedTuple):
     weights: str = "diffusion_pytorch_model"
 
 
-class Loaded(NamedTuple):
+class Pretrained(NamedTuple):
     """A model of another project.
 
     Attributes:

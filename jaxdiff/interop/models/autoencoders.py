@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxdiff.autoencoders import KLAutoencoder, VQAutoencoder, init, kl_codec, vq_codec
 from jaxdiff.interop.formats.config import Fields
-from jaxdiff.interop.models.architecture import Architecture
+from jaxdiff.interop.models.architecture import ModelSpec
 from jaxdiff.interop.models.unets import check_blocks
 
 __all__ = ["autoencoder_kl", "vq_model"]
@@ -18,7 +18,7 @@ ATTENTION = "AttnDownEncoderBlock2D", "AttnUpDecoderBlock2D"
 OLD = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
-def autoencoder_kl(config: Mapping[str, Any], dtype: Any) -> Architecture:
+def autoencoder_kl(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
     """diffusers' AutoencoderKL: Stable Diffusion 1, 2, XL, 3 and Flux.
 
     Args:
@@ -42,10 +42,10 @@ def autoencoder_kl(config: Mapping[str, Any], dtype: Any) -> Architecture:
     scale, shift = _affine(c)
     c.done()
     codec = kl_codec(module, scale=scale, shift=shift)
-    return Architecture(lambda key: init(module, key), codec, alias=_alias)
+    return ModelSpec(lambda key: init(module, key), codec, alias=_alias)
 
 
-def vq_model(config: Mapping[str, Any], dtype: Any) -> Architecture:
+def vq_model(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
     """diffusers' VQModel: the unconditional latent diffusion models'.
 
     Args:
@@ -72,7 +72,7 @@ def vq_model(config: Mapping[str, Any], dtype: Any) -> Architecture:
     c.skip("lookup_from_codebook")  # whether their decoder takes indices: `VQCodec.lookup`
     codec = vq_codec(module, scale=c.take("scaling_factor", 0.18215))
     c.done()
-    return Architecture(lambda key: init(module, key), codec, alias=_alias)
+    return ModelSpec(lambda key: init(module, key), codec, alias=_alias)
 
 
 def _layout(c: Fields) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def _layout(c: Fields) -> dict[str, Any]:
         "in_channels": c.take("in_channels", 3),
         "out_channels": c.take("out_channels", 3),
         "widths": widths,
-        "blocks": c.take("layers_per_block", 1),
+        "num_blocks": c.take("layers_per_block", 1),
         "attention": attention,
         "mid_attention": c.take("mid_block_add_attention", True),
         "groups": c.take("norm_num_groups", 32),

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxdiff.interop.models.architecture import Architecture
+from jaxdiff.interop.models.architecture import ModelSpec
 from jaxdiff.interop.models.autoencoders import autoencoder_kl, vq_model
 from jaxdiff.interop.models.conditional_unets import controlnet, unet_2d_condition
 from jaxdiff.interop.models.edm import dhariwal_unet, edm2_unet, song_unet
@@ -23,7 +23,7 @@ from jaxdiff.schema import look_up
 __all__ = ["CLASSES", "architecture"]
 
 # (fields of the config, dtype of the computation) -> what they describe.
-CLASSES: dict[str, Callable[[Mapping[str, Any], Any], Architecture]] = {
+CLASSES: dict[str, Callable[[Mapping[str, Any], Any], ModelSpec]] = {
     "AutoencoderKL": autoencoder_kl,
     "BertModel": bert,
     "CLIPTextModel": partial(clip_text, projection=False),
@@ -46,7 +46,7 @@ CLASSES: dict[str, Callable[[Mapping[str, Any], Any], Architecture]] = {
 }
 
 
-def architecture(config: Mapping[str, Any], dtype: Any = jnp.float32) -> Architecture:
+def architecture(config: Mapping[str, Any], dtype: Any = jnp.float32) -> ModelSpec:
     """Build what a config describes.
 
     Args:

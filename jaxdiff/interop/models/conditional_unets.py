@@ -7,9 +7,9 @@ from typing import Any
 
 from jaxdiff.interop.formats.config import Fields
 from jaxdiff.interop.formats.fields import COUNT, DEPTH, PER_LEVEL, SIZE
-from jaxdiff.interop.models.architecture import Architecture
+from jaxdiff.interop.models.architecture import ModelSpec
 from jaxdiff.interop.models.unets import PLAIN, RESNET, built, channels, check_blocks, classes, names, sinusoidal
-from jaxdiff.networks import ControlNet, JointUNet, Transformers, UNet
+from jaxdiff.networks import ControlNet, JointUNet, TransformerConfig, UNet
 from jaxdiff.schema import optional
 
 __all__ = ["control_config", "controlnet", "unet_2d_condition"]
@@ -36,7 +36,7 @@ SHARED = {
 }  # fmt: skip
 
 
-def unet_2d_condition(config: Mapping[str, Any], dtype: Any) -> Architecture:
+def unet_2d_condition(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
     """diffusers' UNet2DConditionModel: Stable Diffusion 1, 2 and XL, Kolors, DeepFloyd IF, Karlo, Kandinsky 2.
 
     Where in_channels exceeds out_channels, the rest of the input is cond["concat"]; twice as many channels out as in
@@ -82,7 +82,7 @@ def unet_2d_condition(config: Mapping[str, Any], dtype: Any) -> Architecture:
     return built(module, given, center=center, rename=_rename(c))
 
 
-def controlnet(config: Mapping[str, Any], dtype: Any) -> Architecture:
+def controlnet(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
     """diffusers' ControlNetModel.
 
     Args:
@@ -132,7 +132,7 @@ def _conditional(c: Fields) -> dict[str, Any]:
     check_blocks("down_block_types", down, kinds, levels=attention, count=len(widths))
     return {
         "widths": widths,
-        "blocks": _each(c, "layers_per_block", 2, len(widths)),
+        "num_blocks": _each(c, "layers_per_block", 2, len(widths)),
         "mid_blocks": BOTTOM[bottom],
         "mid_attention": BOTTOM[bottom] == 2,
         "mid_divide": c.take("mid_block_scale_factor", 1),
@@ -162,7 +162,7 @@ def _crossing(c: Fields, attention: tuple[int, ...], levels: int) -> dict[str, A
     c.only("addition_embed_type", None, "text_time")
     cross_only = _each(c, "only_cross_attention", False, levels)
     # The reference calls the number of heads the size of a head.
-    heads = _each(c, "attention_head_dim", 8, levels) if c.take("num_attention_heads", None) is None else ()
+    num_heads = _each(c, "attention_head_dim", 8, levels) if c.take("num_attention_heads", None) is None else ()
     depth = _depths(c, "transformer_layers_per_block", levels)
     up_depth = None
     if c.take("reverse_transformer_layers_per_block", None) is not None:
@@ -170,12 +170,12 @@ def _crossing(c: Fields, attention: tuple[int, ...], levels: int) -> dict[str, A
     elif any(isinstance(one, tuple) for one in depth):
         raise ValueError(
             "transformer_layers_per_block must be one value or a number for each level, where "
-            f"reverse_transformer_layers_per_block does not tell those of the way up; got {depth}"
+            f"reverse_transformer_layers_per_block does not give those of the way up; got {depth}"
         )
     return {
-        "transformer": Transformers(
+        "transformer": TransformerConfig(
             depth=depth,
-            heads=heads or _each(c, "num_attention_heads", None, levels),
+            num_heads=num_heads or _each(c, "num_attention_heads", None, levels),
             linear=c.take("use_linear_projection", False),
             cross_only=tuple(i for i in attention if cross_only[i]),
             up_depth=up_depth,
@@ -184,7 +184,7 @@ def _crossing(c: Fields, attention: tuple[int, ...], levels: int) -> dict[str, A
 
 
 def _joint(c: Fields, levels: int) -> dict[str, Any]:
-    """Of a U-Net whose attention sees positions and tokens at once."""
+    """Of a U-Net whose attention is over positions and tokens at once."""
     act, once = c.take("act_fn", "silu"), c.take("time_embedding_act_fn", None)
     # Once for all blocks, or in each of them: the same.
     if (once, c.take("resnet_skip_time_act", False)) not in ((None, False), (act, True)):
@@ -200,20 +200,20 @@ def _joint(c: Fields, levels: int) -> dict[str, Any]:
     bottom = c.take("mid_block_only_cross_attention", None)
     bottom = (single and cross_only[0]) if bottom is None else bottom
     text = c.take("addition_embed_type", None) == "text"
-    heads = c.take("addition_embed_type_num_heads", 64)
+    num_heads = c.take("addition_embed_type_num_heads", 64)
     return {
         "head_dim": _one(c, "attention_head_dim", 8),
         "resample": "resblock",
         "divide": c.take("resnet_out_scale_factor", 1.0),
         "cross_only": tuple(i for i in range(levels) if cross_only[i]) + ((-1,) if bottom else ()),
         "token_norm": c.only("cross_attention_norm", None, "group_norm") is not None,
-        "pool_heads": heads if text else None,
+        "pool_num_heads": num_heads if text else None,
         **_image(c),
     }
 
 
 def _image(c: Fields) -> dict[str, Any]:
-    """Of Kandinsky 2: what sees the embedding of an image."""
+    """Of Kandinsky 2: the projections of an image's embedding."""
     pair = c.take("encoder_hid_dim_type", None), c.take("addition_embed_type", None)
     if pair == ("image_proj", "image"):
         return {"image_dim": c.take("encoder_hid_dim", None), "image_tokens": 32}
@@ -226,12 +226,12 @@ def _image(c: Fields) -> dict[str, Any]:
 
 def _text(c: Fields) -> dict[str, Any]:
     if c.take("cross_attention_dim", 1280) == _widths(c):
-        return {"token_dim": None}  # AudioLDM's and MusicLDM's second attentions see no text, but the positions again
+        return {"context_dim": None}  # AudioLDM's and MusicLDM's second attentions see no text, but the positions again
     width, dim = _one(c, "cross_attention_dim", 1280), c.take("encoder_hid_dim", None)
     kind = c.only("encoder_hid_dim_type", None, "text_proj", "text_image_proj", "image_proj")
     if dim is None:
-        return {"token_dim": width}
-    return {"token_dim": None if kind == "image_proj" else dim, "token_width": width}
+        return {"context_dim": width}
+    return {"context_dim": None if kind == "image_proj" else dim, "token_width": width}
 
 
 def _vector(c: Fields, width: int) -> dict[str, Any]:
@@ -243,12 +243,12 @@ def _vector(c: Fields, width: int) -> dict[str, Any]:
     label: dict[str, Any] = {"numeric_label": True} if kind == "timestep" else {}
     if kind is None:
         label = {"num_classes": classes(rows)}
-    vectors = [{"vector_dim": dim}] if added == "text_time" else []
-    vectors += [{"vector_dim": _one(c, "cross_attention_dim", 1280)}] if added == "text_image" else []
+    vectors = [{"pooled_dim": dim}] if added == "text_time" else []
+    vectors += [{"pooled_dim": _one(c, "cross_attention_dim", 1280)}] if added == "text_image" else []
     if kind == "identity":
-        vectors.append({"vector_dim": c.take("time_embedding_dim", None) or width, "vector_map": "none"})
+        vectors.append({"pooled_dim": c.take("time_embedding_dim", None) or width, "vector_map": "none"})
     elif kind in ("projection", "simple_projection"):
-        vectors.append({"vector_dim": dim, "vector_map": "two" if kind == "projection" else "one"})
+        vectors.append({"pooled_dim": dim, "vector_map": "two" if kind == "projection" else "one"})
     if len(vectors) > 1 or (added and kind not in (None, "timestep")):
         raise ValueError(f"addition_embed_type {added!r} and class_embed_type {kind!r} are not supported together")
     return label | (vectors[0] if vectors else {})

@@ -1,4 +1,4 @@
-"""The networks of EDM and EDM2: their configs, and what their original checkpoints tell of them."""
+"""The networks of EDM and EDM2: their configs, also as read off the original checkpoints."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jaxdiff.interop.formats.config import Fields
 from jaxdiff.interop.formats.fields import COUNT, SIZE
 from jaxdiff.interop.formats.files import Tensor
 from jaxdiff.interop.formats.shapes import at_most, shape, side
-from jaxdiff.interop.models.architecture import Architecture
+from jaxdiff.interop.models.architecture import ModelSpec
 from jaxdiff.networks import as_apply, init
 from jaxdiff.networks.edm2 import EDM2UNet
 from jaxdiff.networks.song_unet import DhariwalUNet, SongUNet
@@ -28,7 +28,7 @@ Tensors = Mapping[str, Tensor]
 MULTIPLES = {"channel_mult": each(COUNT, 16)}  # of whole numbers here
 
 
-def song_unet(config: Mapping[str, Any], dtype: Any) -> Architecture:
+def song_unet(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
     """EDM's SongUNet: DDPM++ and NCSN++, within a preconditioner.
 
     Args:
@@ -40,19 +40,19 @@ def song_unet(config: Mapping[str, Any], dtype: Any) -> Architecture:
     """
     c = Fields(config, "SongUNet", {**MULTIPLES, "out_channels": optional(SIZE)})
     module = SongUNet(
-        **_shared(c, base=128, mults=(1, 2, 2, 2), blocks=4, attention=(16,)),
+        **_shared(c, model_channels=128, mults=(1, 2, 2, 2), num_blocks=4, attention=(16,)),
         embedding=c.take("embedding_type", "positional"),
         noise_mult=c.take("channel_mult_noise", 1),
         encoder=c.take("encoder_type", "standard"),
         decoder=c.take("decoder_type", "standard"),
-        taps=c.take("resample_filter", (1, 1)),
+        resample_filter=c.take("resample_filter", (1, 1)),
         out_channels=c.take("out_channels", None),
         dtype=dtype,
     )
     return _built(module, c, "model.")
 
 
-def dhariwal_unet(config: Mapping[str, Any], dtype: Any) -> Architecture:
+def dhariwal_unet(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
     """EDM's DhariwalUNet: ADM, within a preconditioner.
 
     Twice as many channels out as in are a learned variance: the network then returns (F, frac), as `UNet` does.
@@ -68,7 +68,7 @@ def dhariwal_unet(config: Mapping[str, Any], dtype: Any) -> Architecture:
     channels, out = c.take("in_channels", None), c.take("out_channels", None)
     learned = channels is not None and out == 2 * channels
     module = DhariwalUNet(
-        **_shared(c, base=192, mults=(1, 2, 3, 4), blocks=3, attention=(32, 16, 8)),
+        **_shared(c, model_channels=192, mults=(1, 2, 3, 4), num_blocks=3, attention=(32, 16, 8)),
         out_channels=channels if learned else out,
         learned_variance=learned,
         dtype=dtype,
@@ -76,7 +76,7 @@ def dhariwal_unet(config: Mapping[str, Any], dtype: Any) -> Architecture:
     return _built(module, c, "model.")
 
 
-def edm2_unet(config: Mapping[str, Any], dtype: Any) -> Architecture:
+def edm2_unet(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
     """EDM2's network within its preconditioner, the head of the learned uncertainty included.
 
     Args:
@@ -89,21 +89,21 @@ def edm2_unet(config: Mapping[str, Any], dtype: Any) -> Architecture:
     some = {name: optional(COUNT) for name in ("channel_mult_emb", "channel_mult_noise")}
     c = Fields(config, "EDM2UNet", MULTIPLES | some)
     c.skip("use_fp16", "sigma_data")
-    base = c.take("model_channels", 192)
+    model_channels = c.take("model_channels", 192)
     noise, emb = c.take("channel_mult_noise", None), c.take("channel_mult_emb", None)
     module = EDM2UNet(
         resolution=_needed(c, "img_resolution"),
-        widths=tuple(base * mult for mult in c.take("channel_mult", (1, 2, 3, 4))),
-        blocks=c.take("num_blocks", 3),
+        widths=tuple(model_channels * mult for mult in c.take("channel_mult", (1, 2, 3, 4))),
+        num_blocks=c.take("num_blocks", 3),
         attention=c.take("attn_resolutions", (16, 8)),
         head_dim=c.take("channels_per_head", 64),
-        noise_dim=None if noise is None else base * noise,
-        emb_dim=None if emb is None else base * emb,
+        noise_dim=None if noise is None else model_channels * noise,
+        emb_dim=None if emb is None else model_channels * emb,
         num_classes=_needed(c, "label_dim") or None,
         label_balance=c.take("label_balance", 0.5),
         concat_balance=c.take("concat_balance", 0.5),
         balances=(c.take("res_balance", 0.3), c.take("attn_balance", 0.3)),
-        taps=c.take("resample_filter", (1, 1)),
+        resample_filter=c.take("resample_filter", (1, 1)),
         clip=c.take("clip_act", 256),
         dropout=c.take("dropout", 0),
         log_variance=c.take("logvar_channels", 128) or None,
@@ -112,16 +112,18 @@ def edm2_unet(config: Mapping[str, Any], dtype: Any) -> Architecture:
     return _built(module, c, "unet.", channels="img_channels")
 
 
-def _shared(c: Fields, *, base: int, mults: tuple[int, ...], blocks: int, attention: tuple[int, ...]) -> Config:
+def _shared(
+    c: Fields, *, model_channels: int, mults: tuple[int, ...], num_blocks: int, attention: tuple[int, ...]
+) -> Config:
     """The fields that SongUNet and DhariwalUNet have in common, with their defaults."""
     c.skip("label_dropout")
-    width = c.take("model_channels", base)
+    width = c.take("model_channels", model_channels)
     return {
         "resolution": _needed(c, "img_resolution"),
-        "base": width,
+        "model_channels": width,
         "widths": tuple(width * mult for mult in c.take("channel_mult", mults)),
         "emb_mult": c.take("channel_mult_emb", 4),
-        "blocks": c.take("num_blocks", blocks),
+        "num_blocks": c.take("num_blocks", num_blocks),
         "attention": c.take("attn_resolutions", attention),
         "dropout": c.take("dropout", 0.1),
         "num_classes": c.take("label_dim", 0) or None,
@@ -136,14 +138,14 @@ def _needed(c: Fields, name: str) -> int:
     return value
 
 
-def _built(module: Any, c: Fields, prefix: str, *, channels: str = "in_channels") -> Architecture:
+def _built(module: Any, c: Fields, prefix: str, *, channels: str = "in_channels") -> ModelSpec:
     c.skip("_class_name")
     size = (2 ** (len(module.widths) - 1),) * 2
     x = jax.ShapeDtypeStruct((1, *size, _needed(c, channels)), jnp.float32)
     cond = {} if module.num_classes is None else {"label": jax.ShapeDtypeStruct((1,), jnp.int32)}
     c.done()
     rename = partial(_within, prefix)
-    return Architecture(partial(init, module, x=x, cond=cond), as_apply(module), rename=rename, alias=_parameter)
+    return ModelSpec(partial(init, module, x=x, cond=cond), as_apply(module), rename=rename, alias=_parameter)
 
 
 def _within(prefix: str, key: str) -> str:
@@ -169,11 +171,11 @@ def edm_config(tensors: Tensors, given: Mapping[str, Any]) -> Config:
         ValueError: they are not such tensors.
     """
     adm = "model.out_norm.weight" in tensors
-    sizes, blocks = _layout(tensors, "model.")
+    sizes, num_blocks = _layout(tensors, "model.")
     enc = [f"model.enc.{size}x{size}_block0." for size in sizes]
     stem = shape(tensors, f"model.enc.{sizes[0]}x{sizes[0]}_conv.weight", 4)
     features, emb = (shape(tensors, f"model.map_layer{i}.weight", 2) for i in (0, 1))
-    base = features[1] if adm else stem[0]
+    model_channels = features[1] if adm else stem[0]
     out = "model.out_conv" if adm else f"model.dec.{sizes[0]}x{sizes[0]}_aux_conv"
     config: Config = {
         "_class_name": "DhariwalUNet" if adm else "SongUNet",
@@ -182,10 +184,10 @@ def edm_config(tensors: Tensors, given: Mapping[str, Any]) -> Config:
         "out_channels": side(tensors, f"{out}.weight", 0),
         "label_dim": _inputs(tensors, "model.map_label.weight"),
         "augment_dim": _inputs(tensors, "model.map_augment.weight"),
-        "model_channels": base,
-        "channel_mult": [_multiple(side(tensors, f"{name}conv1.weight", 0), base) for name in enc],
-        "channel_mult_emb": _multiple(emb[0], base),
-        "num_blocks": blocks,
+        "model_channels": model_channels,
+        "channel_mult": [_multiple(side(tensors, f"{name}conv1.weight", 0), model_channels) for name in enc],
+        "channel_mult_emb": _multiple(emb[0], model_channels),
+        "num_blocks": num_blocks,
         "attn_resolutions": [s for s, name in zip(sizes, enc, strict=True) if f"{name}qkv.weight" in tensors],
     }
     if adm:
@@ -194,7 +196,7 @@ def edm_config(tensors: Tensors, given: Mapping[str, Any]) -> Config:
     images = sum(name.endswith("_aux_conv.weight") for name in tensors)
     config |= {
         "embedding_type": "fourier" if "model.map_noise.freqs" in tensors else "positional",
-        "channel_mult_noise": _multiple(features[1], base),
+        "channel_mult_noise": _multiple(features[1], model_channels),
         "encoder_type": aux.pop() if aux else "standard",
         "decoder_type": "skip" if images > 1 else "standard",
     }
@@ -219,21 +221,21 @@ def edm2_config(tensors: Tensors, given: Mapping[str, Any]) -> Config:
     Raises:
         ValueError: they are not such tensors.
     """
-    sizes, blocks = _layout(tensors, "unet.")
+    sizes, num_blocks = _layout(tensors, "unet.")
     enc = [f"unet.enc.{size}x{size}_block0." for size in sizes]
     widths = [side(tensors, f"{name}conv_res1.weight", 0) for name in enc]
     emb, noise = shape(tensors, "unet.emb_noise.weight", 2)
-    base = math.gcd(emb, noise, *widths)
+    model_channels = math.gcd(emb, noise, *widths)
     config = {
         "_class_name": "EDM2UNet",
         "img_resolution": sizes[0],
         "img_channels": side(tensors, f"unet.enc.{sizes[0]}x{sizes[0]}_conv.weight", 1) - 1,
         "label_dim": _inputs(tensors, "unet.emb_label.weight"),
-        "model_channels": base,
-        "channel_mult": [width // base for width in widths],
-        "channel_mult_noise": noise // base,
-        "channel_mult_emb": emb // base,
-        "num_blocks": blocks,
+        "model_channels": model_channels,
+        "channel_mult": [width // model_channels for width in widths],
+        "channel_mult_noise": noise // model_channels,
+        "channel_mult_emb": emb // model_channels,
+        "num_blocks": num_blocks,
         "attn_resolutions": [s for s, name in zip(sizes, enc, strict=True) if f"{name}attn_qkv.weight" in tensors],
         "logvar_channels": _inputs(tensors, "logvar_linear.weight"),
     }
@@ -247,7 +249,7 @@ def _layout(tensors: Tensors, prefix: str) -> tuple[list[int], int]:
     sizes = sorted({size for size, _ in pairs}, reverse=True)
     if not sizes or sizes != [sizes[0] >> i for i in range(len(sizes))]:
         raise ValueError(f"no levels of an encoder whose sizes halve, {prefix}enc.*_block*: got sizes {sizes}")
-    return sizes, at_most(tensors, 1 + max(index for _, index in pairs), "blocks")
+    return sizes, at_most(tensors, 1 + max(index for _, index in pairs), "num_blocks")
 
 
 def _inputs(tensors: Tensors, name: str) -> int:
@@ -255,15 +257,15 @@ def _inputs(tensors: Tensors, name: str) -> int:
     return side(tensors, name, 1) if name in tensors else 0
 
 
-def _multiple(width: int, base: int) -> int:
-    if width % base:
-        raise ValueError(f"every width must be a multiple of the first convolution's, {base}, got {width}")
-    return width // base
+def _multiple(width: int, model_channels: int) -> int:
+    if width % model_channels:
+        raise ValueError(f"every width must be a multiple of the first convolution's, {model_channels}, got {width}")
+    return width // model_channels
 
 
 def _filter(tensors: Tensors) -> list[float]:
     names = sorted(name for name in tensors if name.endswith(".resample_filter"))
     if not names:
         raise ValueError("no resample_filter is in the file, so the config must give it")
-    taps = tensors[names[0]][()].astype("float64").sum((0, 1, 2))
-    return [round(float(tap), 4) for tap in taps / taps.min()]
+    resample_filter = tensors[names[0]][()].astype("float64").sum((0, 1, 2))
+    return [round(float(tap), 4) for tap in resample_filter / resample_filter.min()]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.interop.formats.legacy_torch import read_legacy
-from jaxdiff.interop.models.architecture import Architecture, Loaded
+from jaxdiff.interop.models.architecture import ModelSpec, Pretrained
 from jaxdiff.interop.models.fill import fill
 from jaxdiff.networks.efficientnet import EfficientNetLite0
 
@@ -32,7 +32,7 @@ class _Held:
         return self.array[index]
 
 
-def efficientnet_lite0(path: str | Path | None = None, *, dtype: Any = jnp.float32) -> Loaded:
+def efficientnet_lite0(path: str | Path | None = None, *, dtype: Any = jnp.float32) -> Pretrained:
     """Load EfficientNet-Lite0 with its weights for ImageNet; its pooled features compare sets of images.
 
     Args:
@@ -54,10 +54,10 @@ def efficientnet_lite0(path: str | Path | None = None, *, dtype: Any = jnp.float
     def apply(params: Any, x: jax.Array) -> Any:
         return module.apply({"params": params}, x)
 
-    built = Architecture(init, apply, rename=_rename, alias=_alias)
+    built = ModelSpec(init, apply, rename=_rename, alias=_alias)
     tensors: dict[str, Any] = {name: _Held(array) for name, array in read_legacy(path or _installed()).items()}
     params = fill(built, tensors, param_dtype=None, place=None)
-    return Loaded(apply, params, {"_class_name": "EfficientNetLite0"})
+    return Pretrained(apply, params, {"_class_name": "EfficientNetLite0"})
 
 
 def _installed() -> Path:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from jaxdiff.interop.formats.config import Fields
-from jaxdiff.interop.models.architecture import Architecture
+from jaxdiff.interop.models.architecture import ModelSpec
 from jaxdiff.text import Bert, CLIPText, T5Encoder, as_apply, init
 
 __all__ = ["bert", "clip_text", "t5_encoder"]
@@ -29,7 +29,7 @@ NOTES = (
 )  # fmt: skip
 
 
-def clip_text(config: Mapping[str, Any], dtype: Any, *, projection: bool) -> Architecture:
+def clip_text(config: Mapping[str, Any], dtype: Any, *, projection: bool) -> ModelSpec:
     """transformers' CLIPTextModel and CLIPTextModelWithProjection: Stable Diffusion 1, 2, XL, 3 and Flux.
 
     The parameters have the names of transformers 4, which transformers 5 reads, too.
@@ -47,12 +47,12 @@ def clip_text(config: Mapping[str, Any], dtype: Any, *, projection: bool) -> Arc
     if not isinstance(eos, int):
         raise ValueError(f"CLIPTextModel: eos_token_id must be one id, got {eos}")
     module = CLIPText(
-        vocab=c.take("vocab_size", 49408),
+        vocab_size=c.take("vocab_size", 49408),
         width=c.take("hidden_size", 512),
         layers=c.take("num_hidden_layers", 12),
-        heads=c.take("num_attention_heads", 8),
+        num_heads=c.take("num_attention_heads", 8),
         features=c.take("intermediate_size", 2048),
-        positions=c.take("max_position_embeddings", 77),
+        max_length=c.take("max_position_embeddings", 77),
         projection=size if projection else None,
         act=c.only("hidden_act", "quick_gelu", "gelu"),
         eos=None if eos == 2 else eos,  # the wrong id of old configs; the right one is the largest there
@@ -62,7 +62,7 @@ def clip_text(config: Mapping[str, Any], dtype: Any, *, projection: bool) -> Arc
     return _built(c, module, _clip_alias)
 
 
-def t5_encoder(config: Mapping[str, Any], dtype: Any) -> Architecture:
+def t5_encoder(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
     """transformers' T5EncoderModel: Stable Diffusion 3 and Flux.
 
     A T5ForConditionalGeneration would be saved without its decoder, and is refused. Where its config.json names
@@ -78,15 +78,15 @@ def t5_encoder(config: Mapping[str, Any], dtype: Any) -> Architecture:
     c = _fields(config, "T5EncoderModel")
     c.only("is_decoder", False)
     module = T5Encoder(
-        vocab=c.take("vocab_size", 32128),
+        vocab_size=c.take("vocab_size", 32128),
         width=c.take("d_model", 512),
         layers=c.take("num_layers", 6),
-        heads=c.take("num_heads", 8),
+        num_heads=c.take("num_heads", 8),
         head_dim=c.take("d_kv", 64),
         features=c.take("d_ff", 2048),
         gated=c.only("feed_forward_proj", "relu", "gated-gelu") != "relu",
         buckets=c.take("relative_attention_num_buckets", 32),
-        farthest=c.take("relative_attention_max_distance", 128),
+        max_distance=c.take("relative_attention_max_distance", 128),
         eps=c.take("layer_norm_epsilon", 1e-6),
         dtype=dtype,
     )
@@ -94,11 +94,11 @@ def t5_encoder(config: Mapping[str, Any], dtype: Any) -> Architecture:
     return _built(c, module, _t5_alias)
 
 
-def bert(config: Mapping[str, Any], dtype: Any) -> Architecture:
+def bert(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
     """transformers' BertModel: BERT, MiniLM and other encoders of sentences.
 
-    Whether there is a pooler is said by no field that transformers writes; "add_pooling_layer": false, the name of its
-    constructor's argument, says that there is none.
+    transformers' config does not record whether a pooler exists; "add_pooling_layer": false, as its constructor has it,
+    is for none.
 
     Args:
         config: fields of its config.json.
@@ -112,12 +112,12 @@ def bert(config: Mapping[str, Any], dtype: Any) -> Architecture:
     c.only("add_cross_attention", False)
     c.only("position_embedding_type", "absolute")
     module = Bert(
-        vocab=c.take("vocab_size", 30522),
+        vocab_size=c.take("vocab_size", 30522),
         width=c.take("hidden_size", 768),
         layers=c.take("num_hidden_layers", 12),
-        heads=c.take("num_attention_heads", 12),
+        num_heads=c.take("num_attention_heads", 12),
         features=c.take("intermediate_size", 3072),
-        positions=c.take("max_position_embeddings", 512),
+        max_length=c.take("max_position_embeddings", 512),
         types=c.take("type_vocab_size", 2),
         pooler=c.take("add_pooling_layer", True),
         act=c.only("hidden_act", "gelu", "gelu_new", "relu"),
@@ -135,9 +135,9 @@ def _fields(config: Mapping[str, Any], kind: str) -> Fields:
     return c
 
 
-def _built(c: Fields, module: Bert | CLIPText | T5Encoder, alias: Callable[[str], str | None]) -> Architecture:
+def _built(c: Fields, module: Bert | CLIPText | T5Encoder, alias: Callable[[str], str | None]) -> ModelSpec:
     c.done()
-    return Architecture(partial(init, module), as_apply(module), alias=alias, weights="model")
+    return ModelSpec(partial(init, module), as_apply(module), alias=alias, weights="model")
 
 
 def _clip_alias(key: str) -> str | None:

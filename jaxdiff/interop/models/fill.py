@@ -14,8 +14,8 @@ from jax.dtypes import canonicalize_dtype
 
 from jaxdiff import trees
 from jaxdiff.interop.formats.files import Tensor
-from jaxdiff.interop.formats.keys import Place, places
-from jaxdiff.interop.models.architecture import Architecture, Placing
+from jaxdiff.interop.formats.keys import TensorSlot, places
+from jaxdiff.interop.models.architecture import ModelSpec, ShardingFn
 from jaxdiff.messages import listed, shared_prefix
 
 __all__ = ["fill"]
@@ -24,7 +24,7 @@ DTYPES = {"F64": jnp.float64, "F32": jnp.float32, "F16": jnp.float16, "BF16": jn
 GROUP = 2**28  # bytes of stacked layers that the host holds at a time, where a layer is not larger
 
 
-def fill(built: Architecture, tensors: Mapping[str, Tensor], *, param_dtype: Any, place: Placing | None) -> Any:
+def fill(built: ModelSpec, tensors: Mapping[str, Tensor], *, param_dtype: Any, place: ShardingFn | None) -> Any:
     """Fill a network's parameters from tensors; see `load`."""
     shapes = jax.eval_shape(built.init, jax.random.key(0))
     wanted = places(shapes, built.rename)
@@ -36,7 +36,7 @@ def fill(built: Architecture, tensors: Mapping[str, Tensor], *, param_dtype: Any
         if key is not None:
             named[key] = tensor
     _check(wanted, named)
-    sources: dict[tuple[str, ...], list[tuple[Place, Tensor]]] = {}
+    sources: dict[tuple[str, ...], list[tuple[TensorSlot, Tensor]]] = {}
     for key, spot in wanted.items():
         sources.setdefault(spot.path, []).append((spot, named[key]))
     where = jax.tree.map(lambda _: None, shapes) if place is None else place(shapes)
@@ -49,7 +49,7 @@ def fill(built: Architecture, tensors: Mapping[str, Tensor], *, param_dtype: Any
     return jax.tree_util.tree_map_with_path(leaf, shapes, where, is_leaf=lambda x: x is None)
 
 
-def _check(wanted: Mapping[str, Place], named: Mapping[str, Tensor]) -> None:
+def _check(wanted: Mapping[str, TensorSlot], named: Mapping[str, Tensor]) -> None:
     missing, extra = sorted(wanted.keys() - named.keys()), sorted(named.keys() - wanted.keys())
     shared = sorted(wanted.keys() & named.keys())
     shapes = [f"{k} is {named[k].shape}, not {wanted[k].shape}" for k in shared if named[k].shape != wanted[k].shape]
@@ -68,13 +68,13 @@ def _check(wanted: Mapping[str, Place], named: Mapping[str, Tensor]) -> None:
         raise ValueError(f"the tensors are not those that the config asks for: {'; '.join(told)}")
 
 
-def _widest(parts: list[tuple[Place, Tensor]]) -> Any:
+def _widest(parts: list[tuple[TensorSlot, Tensor]]) -> Any:
     """The type that holds all layers of a stack, to which a file may give different ones."""
     with jax.numpy_dtype_promotion("standard"):
         return jnp.result_type(*{DTYPES[tensor.dtype] for _, tensor in parts})
 
 
-def _read(parts: list[tuple[Place, Tensor]], shape: jax.ShapeDtypeStruct, sharding: Any) -> jax.Array:
+def _read(parts: list[tuple[TensorSlot, Tensor]], shape: jax.ShapeDtypeStruct, sharding: Any) -> jax.Array:
     """Read a leaf; what several devices hold is read once, and the host keeps none of it."""
     if sharding is None:
         return _on_device(parts, (slice(None),) * len(shape.shape), shape, None)
@@ -90,14 +90,14 @@ def _read(parts: list[tuple[Place, Tensor]], shape: jax.ShapeDtypeStruct, shardi
 
 
 def _on_device(
-    parts: list[tuple[Place, Tensor]],
+    parts: list[tuple[TensorSlot, Tensor]],
     index: tuple[slice, ...],
     shape: jax.ShapeDtypeStruct,
     device: jax.Device | None,
 ) -> jax.Array:
     """Read the part of a leaf that a device holds; a stack of layers by groups of at most `GROUP` bytes."""
 
-    def one(spot: Place, tensor: Tensor, index: tuple[slice, ...]) -> np.ndarray:
+    def one(spot: TensorSlot, tensor: Tensor, index: tuple[slice, ...]) -> np.ndarray:
         return tensor[tuple(index[axis] for axis in np.argsort(spot.axes))].transpose(spot.axes)
 
     if parts[0][0].layer is None:

@@ -19,7 +19,7 @@ from jaxdiff.interop.formats.config import Fields
 from jaxdiff.interop.formats.fields import SIZE
 from jaxdiff.interop.formats.shapes import side
 from jaxdiff.interop.formats.views import Rows
-from jaxdiff.interop.models.architecture import Architecture
+from jaxdiff.interop.models.architecture import ModelSpec
 from jaxdiff.interop.models.blocks import RESNET, WHOLE, unet_blocks, unet_layout
 from jaxdiff.networks import UNet, as_apply, init
 from jaxdiff.schema import optional
@@ -38,7 +38,7 @@ PARTS = {
 }
 
 
-def openai_unet(config: Mapping[str, Any], dtype: Any) -> Architecture:
+def openai_unet(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
     """OpenAI's UNetModel, its attention's tensors split into q, k and v.
 
     Args:
@@ -58,11 +58,11 @@ def openai_unet(config: Mapping[str, Any], dtype: Any) -> Architecture:
     learned = out == 2 * (channels - concat)
     module = UNet(
         tuple(int(base * mult) for mult in c.take("channel_mult", (1, 2, 4, 8))),
-        blocks=c.take("num_res_blocks", None),
+        num_blocks=c.take("num_res_blocks", None),
         attention=c.take("attention_levels", ()),
         head_dim=None if head_dim == -1 else head_dim,
-        heads=c.take("num_heads", 1) if head_dim == -1 else None,
-        base=base,
+        num_heads=c.take("num_heads", 1) if head_dim == -1 else None,
+        model_channels=base,
         scale_shift=c.take("use_scale_shift_norm", False),
         resample="resblock"
         if c.take("resblock_updown", False)
@@ -86,7 +86,7 @@ def openai_unet(config: Mapping[str, Any], dtype: Any) -> Architecture:
         cond["concat"] = jax.ShapeDtypeStruct((1, *size, concat), jnp.float32)
     x = jax.ShapeDtypeStruct((1, *size, channels - concat), jnp.float32)
     blocks = unet_blocks(len(module.widths), module.blocks_at(0), module.attention)
-    return Architecture(partial(init, module, x=x, cond=cond), as_apply(module), rename=partial(_rename, blocks))
+    return ModelSpec(partial(init, module, x=x, cond=cond), as_apply(module), rename=partial(_rename, blocks))
 
 
 def _rename(blocks: Mapping[str, str], key: str) -> str | None:
@@ -135,13 +135,13 @@ def _matrix(tensor: Any, rows: np.ndarray | None = None) -> Rows:
 def _rows(total: int, config: Mapping[str, Any]) -> np.ndarray:
     """Rows of q, k and v, [3, C]: the old order splits into heads first, the new one into q, k and v first."""
     channels, head_dim = total // 3, config.get("num_head_channels", -1)
-    heads = config.get("num_heads", 1) if head_dim == -1 else channels // head_dim
-    if total % (3 * max(heads, 1)) or heads == 0:
+    num_heads = config.get("num_heads", 1) if head_dim == -1 else channels // head_dim
+    if total % (3 * max(num_heads, 1)) or num_heads == 0:
         raise ValueError(f"{channels} channels of attention are no multiple of its heads, as the config has them")
     rows = np.arange(total)
     if config.get("use_new_attention_order", False):
         return rows.reshape(3, channels)
-    return rows.reshape(heads, 3, channels // heads).swapaxes(0, 1).reshape(3, channels)
+    return rows.reshape(num_heads, 3, channels // num_heads).swapaxes(0, 1).reshape(3, channels)
 
 
 def openai_config(tensors: Tensors, given: Mapping[str, Any]) -> Config:

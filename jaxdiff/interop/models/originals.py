@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxdiff.interop.formats.fields import check_layers
 from jaxdiff.interop.formats.files import open_tensors
-from jaxdiff.interop.models.architecture import Loaded, Placing
+from jaxdiff.interop.models.architecture import Pretrained, ShardingFn
 from jaxdiff.interop.models.edm import dhariwal_unet, edm2_config, edm2_unet, edm_config, song_unet
 from jaxdiff.interop.models.fill import fill
 from jaxdiff.interop.models.openai import as_diffusers, openai_config, openai_unet, split_attention
@@ -28,9 +28,9 @@ def load_original(
     *,
     dtype: Any = jnp.float32,
     param_dtype: Any = None,
-    place: Placing | None = None,
-) -> Loaded:
-    """Load the state dict of a network in its authors' layout; the tensors tell most of its config.
+    place: ShardingFn | None = None,
+) -> Pretrained:
+    """Load the state dict of a network in its authors' layout; most of its config follows from the tensors.
 
     - "openai": improved-diffusion's and guided-diffusion's UNetModel. The config has to give num_head_channels or
       num_heads, and use_new_attention_order where that is set; concat_channels for super-resolution, whose small image,
@@ -65,4 +65,4 @@ def load_original(
     check_layers(fields, len(tensors))
     if kind == "openai":
         tensors, fields = split_attention(tensors, fields), as_diffusers(fields)
-    return Loaded(built.apply, fill(built, tensors, param_dtype=param_dtype, place=place), fields)
+    return Pretrained(built.apply, fill(built, tensors, param_dtype=param_dtype, place=place), fields)

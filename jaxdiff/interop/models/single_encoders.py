@@ -97,7 +97,7 @@ def _clip_config(tensors: Tensors, given: Mapping[str, Any], projection: bool) -
     size = {"projection_dim": side(tensors, "text_projection.weight", 0)} if "text_projection.weight" in tensors else {}
     if width % HEAD and "num_attention_heads" not in given:
         raise ValueError(
-            f"the tensors don't tell the heads, {width} is no multiple of {HEAD}: give num_attention_heads"
+            f"the heads do not follow from the tensors, {width} is no multiple of {HEAD}: give num_attention_heads"
         )
     return size | {
         "_class_name": "CLIPTextModelWithProjection" if projection else "CLIPTextModel",
@@ -114,7 +114,7 @@ def _clip_config(tensors: Tensors, given: Mapping[str, Any], projection: bool) -
 def t5_part(tensors: Tensors, given: Mapping[str, Any]) -> tuple[Config, dict[str, Any]]:
     """The encoder of a T5."""
     bias = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-    buckets, heads = shape(tensors, bias, 2)
+    buckets, num_heads = shape(tensors, bias, 2)
     vocab, width = shape(tensors, "shared.weight", 2)
     gated = "encoder.block.0.layer.1.DenseReluDense.wi_0.weight"
     inside = gated if gated in tensors else gated.replace("wi_0", "wi")
@@ -123,8 +123,8 @@ def t5_part(tensors: Tensors, given: Mapping[str, Any]) -> tuple[Config, dict[st
         "vocab_size": vocab,
         "d_model": width,
         "num_layers": count(tensors, "encoder.block"),
-        "num_heads": heads,
-        "d_kv": side(tensors, "encoder.block.0.layer.0.SelfAttention.q.weight", 0) // heads,
+        "num_heads": num_heads,
+        "d_kv": side(tensors, "encoder.block.0.layer.0.SelfAttention.q.weight", 0) // num_heads,
         "d_ff": side(tensors, inside, 0),
         "feed_forward_proj": "gated-gelu" if inside == gated else "relu",
         "relative_attention_num_buckets": buckets,

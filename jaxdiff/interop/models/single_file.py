@@ -1,6 +1,6 @@
 """Checkpoints of Stable Diffusion 1, 2, XL, 3 and Flux in their authors' names: one file, of one model or of all.
 
-What a file holds is told by the beginnings of its tensors' names, what network each part is by the shapes. What leaves
+The models in a file follow from the beginnings of its tensors' names, their networks from the shapes. What leaves
 no trace there is as in the published models; a file lacks the tokenizers' vocabularies.
 """
 
@@ -54,9 +54,9 @@ class Single(NamedTuple):
 class _Family(NamedTuple):
     pipeline: str
     scheduler: Config
-    latents: Config  # what an autoencoder's tensors don't tell
+    latents: Config  # what does not follow from an autoencoder's tensors
     encoders: dict[str, tuple[str, str, Callable[..., Any]]]  # by directory: what names begin with, class, reader
-    network: Mapping[str, Any] = MappingProxyType({})  # what the network's tensors don't tell
+    network: Mapping[str, Any] = MappingProxyType({})  # what does not follow from the network's tensors
 
 
 NETWORK = "model.diffusion_model."
@@ -118,7 +118,7 @@ FLUX = _Family(
 
 
 def read_single(tensors: Tensors) -> Single | None:
-    """Tell what a file of tensors holds; None where the names are not those of these models' authors.
+    """Find the models in a file of tensors; None where the names are not those of these models' authors.
 
     The published models' scheduler is that of 768 pixels and v-prediction for Stable Diffusion 2, unless the file's
     step or its U-Net's channels say that it is one of 512. A finetuned model that has a tensor "v_pred" predicts v, one

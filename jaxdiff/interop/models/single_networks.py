@@ -1,7 +1,7 @@
-"""Networks and autoencoders of single files: what their tensors' shapes tell, and their names in diffusers.
+"""Networks and autoencoders of single files: their configs from the tensors' shapes, and their names in diffusers.
 
 Each function takes the tensors of one model by its authors' names, without what stands before them in a file, and the
-fields that are given beside them. It returns (config, tensors) as diffusers has them. A name that is not understood
+fields that do not follow from them. It returns (config, tensors) as diffusers has them. A name that is not understood
 stays, and is refused as one that is not of the network.
 """
 
@@ -98,9 +98,9 @@ def vae_part(tensors: Tensors, given: Mapping[str, Any]) -> tuple[Config, dict[s
     """An AutoencoderKL. What its latents are multiplied by leaves no trace: `given` has it."""
     if "scaling_factor" not in given:
         raise ValueError(
-            "an autoencoder's tensors don't tell the factor of its latents: give scaling_factor, and shift_factor if "
-            "there is one, in the config or in a config.json beside the file (0.18215 for Stable Diffusion 1 and 2, "
-            "0.13025 for XL, 1.5305 and 0.0609 for 3, 0.3611 and 0.1159 for Flux.1)"
+            "the factor of an autoencoder's latents does not follow from its tensors: give scaling_factor, and "
+            "shift_factor if there is one, in the config or in a config.json next to the file (0.18215 for Stable "
+            "Diffusion 1 and 2, 0.13025 for XL, 1.5305 and 0.0609 for 3, 0.3611 and 0.1159 for Flux.1)"
         )
     levels = count(tensors, "encoder.down")
     config = {
@@ -140,7 +140,7 @@ def _vae_name(module: str, levels: int) -> str:
 
 
 def sd3_part(tensors: Tensors, given: Mapping[str, Any]) -> tuple[Config, dict[str, Any]]:
-    """The transformer of Stable Diffusion 3 and 3.5, with heads of 64 where no norm of queries tells."""
+    """The transformer of Stable Diffusion 3 and 3.5, with heads of 64 where no norm of queries has their size."""
     width, channels, patch, _ = shape(tensors, "x_embedder.proj.weight", 4)
     norm = "joint_blocks.0.x_block.attn.ln_q.weight"
     head = side(tensors, norm, 0) if norm in tensors else given.get("attention_head_dim", 64)
@@ -167,7 +167,7 @@ def sd3_part(tensors: Tensors, given: Mapping[str, Any]) -> tuple[Config, dict[s
 
 
 def flux_part(tensors: Tensors, given: Mapping[str, Any]) -> tuple[Config, dict[str, Any]]:
-    """The transformer of Flux.1: dev, schnell, and those that see an image beside the latents."""
+    """The transformer of Flux.1: dev, schnell, and those with an image as a further input."""
     width, channels = shape(tensors, "img_in.weight", 2)
     head = side(tensors, "double_blocks.0.img_attn.norm.query_norm.scale", 0)
     config = {

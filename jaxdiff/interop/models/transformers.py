@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from jaxdiff.interop.formats.config import Fields
 from jaxdiff.interop.formats.fields import SIDE, SIZE
-from jaxdiff.interop.models.architecture import Architecture
+from jaxdiff.interop.models.architecture import ModelSpec
 from jaxdiff.networks import Sinusoidal, as_apply, init
 from jaxdiff.networks.dit import DiT
 from jaxdiff.networks.flux import Flux
@@ -21,10 +21,10 @@ from jaxdiff.schema import optional
 __all__ = ["dit", "flux", "sd3"]
 
 
-def dit(config: Mapping[str, Any], dtype: Any) -> Architecture:
+def dit(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
     """diffusers' DiTTransformer2DModel, with an embedding of noise level and class in every block, as stored.
 
-    Until 2024 the class was Transformer2DModel, which is several networks: norm_type says which. The null class is the
+    Until 2024 the class was Transformer2DModel, which is several networks, by its norm_type. The null class is the
     last row of the table. Twice as many channels out as in are a learned variance: apply returns (F, frac).
 
     Args:
@@ -46,30 +46,30 @@ def dit(config: Mapping[str, Any], dtype: Any) -> Architecture:
     c.only("activation_fn", "gelu-approximate")
     c.only("norm_type", "ada_norm_zero")
     c.only("norm_elementwise_affine", False)
-    heads, patch, channels = c.take("num_attention_heads", 16), c.take("patch_size", 2), c.take("in_channels", 4)
+    num_heads, patch, channels = c.take("num_attention_heads", 16), c.take("patch_size", 2), c.take("in_channels", 4)
     out = c.take("out_channels", None) or channels
     learned = out == 2 * channels
     module = DiT(
-        width=heads * c.take("attention_head_dim", 72),
+        width=num_heads * c.take("attention_head_dim", 72),
         layers=c.take("num_layers", 28),
-        heads=heads,
-        patch=patch,
+        num_heads=num_heads,
+        patch_size=patch,
         time=Sinusoidal(shift=1),  # the original has shift 0
         num_classes=c.take("num_embeds_ada_norm", 1000),
         out_channels=channels if learned else out,
         learned_variance=learned,
         grid=c.take("sample_size", 32) // patch,
         eps=c.take("norm_eps", 1e-5),
-        own_embeddings=True,
+        per_block_embeddings=True,
         dtype=dtype,
     )
     c.done()
     x = jax.ShapeDtypeStruct((1, patch, patch, channels), jnp.float32)
     label = jax.ShapeDtypeStruct((1,), jnp.int32)
-    return Architecture(lambda key: init(module, key, x, {"label": label}), as_apply(module))
+    return ModelSpec(lambda key: init(module, key, x, {"label": label}), as_apply(module))
 
 
-def sd3(config: Mapping[str, Any], dtype: Any) -> Architecture:
+def sd3(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
     """diffusers' SD3Transformer2DModel: Stable Diffusion 3 and 3.5.
 
     Args:
@@ -80,20 +80,20 @@ def sd3(config: Mapping[str, Any], dtype: Any) -> Architecture:
         ValueError: a field is not supported.
     """
     c = Fields(config, "SD3Transformer2DModel", {"sample_size": SIDE})
-    heads, patch, channels = c.take("num_attention_heads", 18), c.take("patch_size", 2), c.take("in_channels", 16)
-    width = heads * c.take("attention_head_dim", 64)
+    num_heads, patch, channels = c.take("num_attention_heads", 18), c.take("patch_size", 2), c.take("in_channels", 16)
+    width = num_heads * c.take("attention_head_dim", 64)
     if c.take("caption_projection_dim", 1152) != width:
         raise ValueError(f"SD3Transformer2DModel: caption_projection_dim must be the width {width}")
     module = MMDiT(
         width=width,
         layers=c.take("num_layers", 18),
-        heads=heads,
-        patch=patch,
-        token_dim=c.take("joint_attention_dim", 4096),
-        vector_dim=c.take("pooled_projection_dim", 2048),
+        num_heads=num_heads,
+        patch_size=patch,
+        context_dim=c.take("joint_attention_dim", 4096),
+        pooled_dim=c.take("pooled_projection_dim", 2048),
         out_channels=c.take("out_channels", 16),
         grid=c.take("sample_size", 128) // patch,
-        max_grid=c.take("pos_embed_max_size", 96),
+        pos_embed_max_size=c.take("pos_embed_max_size", 96),
         qk_norm=c.only("qk_norm", None, "rms_norm") is not None,
         dual=c.take("dual_attention_layers", ()),
         dtype=dtype,
@@ -102,8 +102,8 @@ def sd3(config: Mapping[str, Any], dtype: Any) -> Architecture:
     return _with_text(module, (patch, patch, channels))._replace(rename=_count_on)
 
 
-def flux(config: Mapping[str, Any], dtype: Any) -> Architecture:
-    """diffusers' FluxTransformer2DModel: Flux.1 dev, schnell, and those that see an image beside the latents.
+def flux(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
+    """diffusers' FluxTransformer2DModel: Flux.1 dev, schnell, and those with an image as a further input.
 
     The network takes and gives latents as an autoencoder has them, a quarter of the config's channels.
 
@@ -116,34 +116,34 @@ def flux(config: Mapping[str, Any], dtype: Any) -> Architecture:
     """
     c = Fields(config, "FluxTransformer2DModel", {"out_channels": optional(SIZE)})
     c.only("patch_size", 1)
-    heads, channels = c.take("num_attention_heads", 24), c.take("in_channels", 64)
+    num_heads, channels = c.take("num_attention_heads", 24), c.take("in_channels", 64)
     out = c.take("out_channels", None) or channels
     if channels % 4 or out % 4 or out > channels:
         raise ValueError(f"FluxTransformer2DModel: channels must be multiples of 4, got {channels} in and {out} out")
-    guidance, beside = c.take("guidance_embeds", False), (channels - out) // 4
+    guidance, extra = c.take("guidance_embeds", False), (channels - out) // 4
     module = Flux(
-        width=heads * c.take("attention_head_dim", 128),
+        width=num_heads * c.take("attention_head_dim", 128),
         layers=c.take("num_layers", 19),
         single_layers=c.take("num_single_layers", 38),
-        heads=heads,
+        num_heads=num_heads,
         axes=c.take("axes_dims_rope", (16, 56, 56)),
-        token_dim=c.take("joint_attention_dim", 4096),
-        vector_dim=c.take("pooled_projection_dim", 768),
+        context_dim=c.take("joint_attention_dim", 4096),
+        pooled_dim=c.take("pooled_projection_dim", 768),
         guidance=guidance,
-        concat_channels=beside or None,
+        concat_channels=extra or None,
         dtype=dtype,
     )
     c.done()
-    more = ({"guidance": (1,)} if guidance else {}) | ({"concat": (1, 2, 2, beside)} if beside else {})
+    more = ({"guidance": (1,)} if guidance else {}) | ({"concat": (1, 2, 2, extra)} if extra else {})
     return _with_text(module, (2, 2, out // 4), **more)
 
 
-def _with_text(module: MMDiT | Flux, image: tuple[int, ...], **more: tuple[int, ...]) -> Architecture:
+def _with_text(module: MMDiT | Flux, image: tuple[int, ...], **more: tuple[int, ...]) -> ModelSpec:
     """The parameters' shapes hang on an image of one token, on one token of text and its vector, and on `more`."""
-    shapes = {"tokens": (1, 1, module.token_dim), "vector": (1, module.vector_dim)} | more
+    shapes = {"tokens": (1, 1, module.context_dim), "vector": (1, module.pooled_dim)} | more
     cond = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
     x = jax.ShapeDtypeStruct((1, *image), jnp.float32)
-    return Architecture(lambda key: init(module, key, x, cond), as_apply(module))
+    return ModelSpec(lambda key: init(module, key, x, cond), as_apply(module))
 
 
 def _count_on(key: str) -> str:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdiff.interop.formats.config import Fields
-from jaxdiff.interop.models.architecture import Architecture
+from jaxdiff.interop.models.architecture import ModelSpec
 from jaxdiff.interop.models.unets import check_blocks
 from jaxdiff.networks import DanceUNet, as_apply, init
 
@@ -22,7 +22,7 @@ FIRST, PLAIN, ATTENTION = (
 NAMES = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
 
 
-def unet_1d(config: Mapping[str, Any], dtype: Any) -> Architecture:
+def unet_1d(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
     """diffusers' UNet1DModel: Dance Diffusion's; x is [B, L, C].
 
     Those for plans and their values, of residual blocks in time, are not supported.
@@ -64,7 +64,7 @@ def unet_1d(config: Mapping[str, Any], dtype: Any) -> Architecture:
     )
     x = jax.ShapeDtypeStruct((1, 2 ** len(widths) * 4, c.take("in_channels", 2)), jnp.float32)
     c.done()
-    return Architecture(partial(init, module, x=x), as_apply(module), rename=_rename)
+    return ModelSpec(partial(init, module, x=x), as_apply(module), rename=_rename)
 
 
 def _rename(key: str) -> str:

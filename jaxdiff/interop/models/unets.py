@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from jaxdiff.interop.formats.config import Fields
 from jaxdiff.interop.formats.fields import COUNT
-from jaxdiff.interop.models.architecture import Architecture
+from jaxdiff.interop.models.architecture import ModelSpec
 from jaxdiff.networks import ControlNet, JointUNet, ScoreUNet, Sinusoidal, UNet, as_apply, init
 from jaxdiff.schema import optional
 
@@ -25,7 +25,7 @@ SKIP = "SkipDownBlock2D", "SkipUpBlock2D"
 SKIP_ATTENTION = "AttnSkipDownBlock2D", "AttnSkipUpBlock2D"
 
 
-def unet_2d(config: Mapping[str, Any], dtype: Any) -> Architecture:
+def unet_2d(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
     """diffusers' UNet2DModel: DDPM, NCSN++, ADM, consistency models and plain U-Nets.
 
     The network's null class is the last of the num_class_embeds classes; with class_embed_type "timestep" the label is
@@ -54,7 +54,7 @@ def unet_2d(config: Mapping[str, Any], dtype: Any) -> Architecture:
     given, sizes = channels(c, 3)
     fields: dict[str, Any] = {
         "widths": widths,
-        "blocks": c.take("layers_per_block", 2),
+        "num_blocks": c.take("layers_per_block", 2),
         "mid_blocks": 2 if c.only("mid_block_type", "UNetMidBlock2D", None) else 0,
         "attention": attention,
         "mid_attention": c.take("add_attention", True),
@@ -87,7 +87,7 @@ def _label(c: Fields, width: int) -> dict[str, Any]:
     kind = c.only("class_embed_type", None, "timestep", "identity")
     rows, width = c.take("num_class_embeds", None), c.take("time_embedding_dim", None) or width
     if kind == "identity":
-        return {"vector_dim": width, "vector_map": "none"}
+        return {"pooled_dim": width, "vector_map": "none"}
     return {"numeric_label": True} if kind == "timestep" else {"num_classes": classes(rows)}
 
 
@@ -118,7 +118,7 @@ def _levels(c: Fields) -> tuple[tuple[int, ...], str]:
     """The levels with attention, and how the network resamples."""
     down = names(c, "down_block_types", (PLAIN[0], *(ATTENTION[0],) * 3))
     up = names(c, "up_block_types", (*(ATTENTION[1],) * 3, PLAIN[1]))
-    # What the blocks with attention do; the others' names say it.
+    # How blocks with attention resample; of others it is in their names.
     own = [c.only(field, "conv", "resnet", None) or "conv" for field in ("downsample_type", "upsample_type")]
     for i, types in enumerate((down, up)):
         known = PLAIN[i], ATTENTION[i], RESNET[i], SKIP[i], SKIP_ATTENTION[i]
@@ -142,7 +142,7 @@ def _levels(c: Fields) -> tuple[tuple[int, ...], str]:
 
 
 def channels(c: Fields, default: int) -> tuple[int, dict[str, Any]]:
-    """Channels of what is denoised, and the network's attributes that tell the others."""
+    """Channels of what is denoised, and the network's attributes for the others."""
     given, out = c.take("in_channels", default), c.take("out_channels", default)
     learned = out == 2 * given
     return min(given, out), {
@@ -164,7 +164,7 @@ def classes(rows: int | None) -> int | None:
 
 def built(
     module: UNet, given: int, *, center: bool = False, rename: Callable[[str], str] = lambda key: key
-) -> Architecture:
+) -> ModelSpec:
     """What a U-Net's config describes.
 
     Args:
@@ -177,10 +177,10 @@ def built(
     shapes: dict[str, tuple[int, ...]] = {}
     if module.num_classes is not None or module.numeric_label:
         shapes["label"] = (1,)
-    if module.token_dim is not None:
-        shapes["tokens"] = (1, 1, module.token_dim)
-    if module.vector_dim is not None:
-        shapes["vector"] = (1, module.vector_dim)
+    if module.context_dim is not None:
+        shapes["tokens"] = (1, 1, module.context_dim)
+    if module.pooled_dim is not None:
+        shapes["vector"] = (1, module.pooled_dim)
     if module.guidance_dim is not None:
         shapes["guidance"] = (1,)
     if module.concat_channels is not None:
@@ -194,7 +194,7 @@ def built(
     kinds = {"label": jnp.int32}
     cond = {name: jax.ShapeDtypeStruct(shape, kinds.get(name, jnp.float32)) for name, shape in shapes.items()}
     apply = as_apply(module)
-    return Architecture(
+    return ModelSpec(
         partial(init, module, x=x, cond=cond), _centred(apply) if center else apply, rename=rename, alias=_newer
     )
 

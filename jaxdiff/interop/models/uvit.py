@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxdiff.interop.formats.config import Fields
-from jaxdiff.interop.models.architecture import Architecture
+from jaxdiff.interop.models.architecture import ModelSpec
 from jaxdiff.networks import as_apply, init
 from jaxdiff.networks.uvit import UViT
 
 __all__ = ["uvit"]
 
 
-def uvit(config: Mapping[str, Any], dtype: Any) -> Architecture:
+def uvit(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
     """U-ViT of github.com/baofff/U-ViT, its state dict saved as safetensors.
 
     The network's null class is the last of the num_classes classes. With clip_dim it is the text-to-image network.
@@ -42,11 +42,11 @@ def uvit(config: Mapping[str, Any], dtype: Any) -> Architecture:
     module = UViT(
         width=c.take("embed_dim", 768),
         layers=c.take("depth", 12) // 2 * 2,
-        heads=c.take("num_heads", 12),
-        patch=c.take("patch_size", 16),
-        ratio=int(ratio),
+        num_heads=c.take("num_heads", 12),
+        patch_size=c.take("patch_size", 16),
+        mlp_ratio=int(ratio),
         num_classes=classes - 1 if classes > 0 else None,
-        token_dim=clip,
+        context_dim=clip,
         conv=c.take("conv", True),
         dtype=dtype,
     )
@@ -58,4 +58,4 @@ def uvit(config: Mapping[str, Any], dtype: Any) -> Architecture:
     if clip is not None:
         cond["tokens"] = jax.ShapeDtypeStruct((1, tokens, clip), jnp.float32)
     x = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
-    return Architecture(partial(init, module, x=x, cond=cond), as_apply(module), weights="model")
+    return ModelSpec(partial(init, module, x=x, cond=cond), as_apply(module), weights="model")

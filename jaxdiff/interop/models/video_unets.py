@@ -10,16 +10,16 @@ import jax
 import jax.numpy as jnp
 
 from jaxdiff.interop.formats.config import Fields
-from jaxdiff.interop.models.architecture import Architecture
+from jaxdiff.interop.models.architecture import ModelSpec
 from jaxdiff.interop.models.unets import channels, check_blocks, names
-from jaxdiff.networks import Sinusoidal, TextVideoUNet, Transformers, as_apply, init
+from jaxdiff.networks import Sinusoidal, TextVideoUNet, TransformerConfig, as_apply, init
 
 __all__ = ["unet_3d_condition"]
 
 CROSS, PLAIN = ("CrossAttnDownBlock3D", "CrossAttnUpBlock3D"), ("DownBlock3D", "UpBlock3D")
 
 
-def unet_3d_condition(config: Mapping[str, Any], dtype: Any) -> Architecture:
+def unet_3d_condition(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
     """diffusers' UNet3DConditionModel: ModelScope's text-to-video network, Zeroscope; x is [B, T, H, W, C].
 
     Args:
@@ -41,25 +41,25 @@ def unet_3d_condition(config: Mapping[str, Any], dtype: Any) -> Architecture:
     check_blocks("up_block_types", up, (CROSS[1], PLAIN[1]), levels=attention, count=len(widths))
     given, sizes = channels(c, 4)
     # There, what is called the size of a head is one.
-    heads = tuple(max(1, width // size) for width in widths)
+    num_heads = tuple(max(1, width // size) for width in widths)
     module = TextVideoUNet(
         widths=widths,
-        blocks=c.take("layers_per_block", 2),
+        num_blocks=c.take("layers_per_block", 2),
         attention=attention,
-        transformer=Transformers(depth=(1,) * len(widths), heads=heads, linear=True),
+        transformer=TransformerConfig(depth=(1,) * len(widths), num_heads=num_heads, linear=True),
         temporal_head_dim=size,
         down_pad=(c.only("downsample_padding", 1, 0), 1),
         mid_divide=c.take("mid_block_scale_factor", 1),
         groups=c.take("norm_num_groups", 32),
         eps=c.take("norm_eps", 1e-5),
         time=Sinusoidal(),
-        token_dim=c.take("cross_attention_dim", 1024),
+        context_dim=c.take("cross_attention_dim", 1024),
         guidance_dim=c.take("time_cond_proj_dim", None),
         **sizes,
         dtype=dtype,
     )
     c.done()
-    shapes: dict[str, tuple[int, ...]] = {"tokens": (1, 1, module.token_dim or 1)}
+    shapes: dict[str, tuple[int, ...]] = {"tokens": (1, 1, module.context_dim or 1)}
     edge = (1, 1) + (2 ** (len(widths) - 1),) * 2
     shapes |= {} if module.guidance_dim is None else {"guidance": (1,)}
     shapes |= {} if module.concat_channels is None else {"concat": (*edge, module.concat_channels)}
@@ -69,4 +69,4 @@ def unet_3d_condition(config: Mapping[str, Any], dtype: Any) -> Architecture:
     def apply(params: Any, x: jax.Array, noise: jax.Array, cond: Any = None, **options: Any) -> Any:
         return as_apply(module.clone(frames=x.shape[1]))(params, x, noise, cond, **options)
 
-    return Architecture(partial(init, module.clone(frames=1), x=x, cond=cond), apply)
+    return ModelSpec(partial(init, module.clone(frames=1), x=x, cond=cond), apply)

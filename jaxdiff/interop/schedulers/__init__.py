@@ -1,6 +1,6 @@
 """diffusers' scheduler configs as a process, what the network predicts, levels and a solver.
 
-The numbers are theirs, to rounding: the same times, levels, orders and noise in every step, whatever the config says.
+The numbers are theirs, to rounding: the same times, levels, orders and noise in every step, whatever the config has.
 Where that is not what a paper's method would do, `solvers` has the method. What theirs refuses, or fails at, is a
 ValueError.
 """
@@ -50,7 +50,7 @@ KINDS: dict[str, Callable[..., Scheduler]] = {
     "UniPCMultistepScheduler": adams.unipc,
 }
 
-# Every field that some scheduler of diffusers has. One that a class does not have says nothing to it, as in the
+# Every field that some scheduler of diffusers has. One that a class does not have is ignored, as in the
 # reference, and many configs carry some; one that none has is an error.
 FIELDS = [
     "algorithm_type", "base_image_seq_len", "base_shift", "beta_end", "beta_schedule", "beta_start", "clip_denoised",
@@ -122,5 +122,5 @@ def network_scheduler(
     flux = network["_class_name"] == "FluxTransformer2DModel"
     patch = 2 if flux else network.get("patch_size", 1)
     made = scheduler(config, kind, tokens=(size[0] // patch) * (size[1] // patch), even=flux)
-    # Flux's network is told the time of the flow as it is, not in thousandths.
+    # Flux's network gets the time of the flow as it is, not in thousandths.
     return made._replace(prediction=parameterize.velocity) if flux else made

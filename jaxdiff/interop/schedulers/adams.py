@@ -7,11 +7,11 @@ import numpy as np
 from jaxdiff.interop.formats.config import Fields
 from jaxdiff.interop.schedulers import config
 from jaxdiff.interop.schedulers.coefficients import rule, step_between
-from jaxdiff.interop.schedulers.config import LAST, Limit, Scheduler
+from jaxdiff.interop.schedulers.config import LAST, Clip, Scheduler
 from jaxdiff.interop.schedulers.dpm import falling_order, order_of
 from jaxdiff.interop.schedulers.exponential import Lists, build, flow_shift, tabled
 from jaxdiff.interop.schedulers.multistep import Points, Step, multistep
-from jaxdiff.interop.schedulers.timesteps import bent, check, ratio, shifted, time_of
+from jaxdiff.interop.schedulers.timesteps import check, ratio, shifted, sigma_schedule, time_of
 from jaxdiff.parameterize import Denoiser
 from jaxdiff.processes import Discrete
 from jaxdiff.sampling import identity
@@ -33,17 +33,17 @@ def deis(c: Fields) -> Scheduler:
 
         return multistep(points, step_of, depth=min(order, 3) - 1, of_noise=True)
 
-    limit = config.thresholded(c) or identity
+    clip = config.thresholded(c) or identity
     if c.take("prediction_type", "epsilon") == "flow_prediction" and not c.take("use_flow_sigmas", False):
-        limit = _as_eps(limit)
-    return build(c, table, tabled(c, table, ends=False, repeats=True), solver, limit=limit)
+        clip = _as_eps(clip)
+    return build(c, table, tabled(c, table, ends=False, repeats=True), solver, clip=clip)
 
 
-def _as_eps(limit: Limit) -> Limit:
+def _as_eps(clip: Clip) -> Clip:
     """Theirs divides x - alpha x_0 by sigma / alpha, in place of sigma: the x_0 that has this for its eps."""
 
     def limited(denoise: Denoiser) -> Denoiser:
-        inner = limit(denoise)
+        inner = clip(denoise)
         return lambda x, level: (1 / level.alpha - 1) * x + level.alpha * inner(x, level)
 
     return limited
@@ -81,8 +81,8 @@ def unipc(c: Fields) -> Scheduler:
 
         return multistep(points, step_of, depth=order, of_noise=of_noise)
 
-    limit = identity if of_noise else None  # theirs limits x_0 where it is what is combined
-    return build(c, table, _unipc_lists(c, table), solver, of_noise=of_noise, limit=limit)
+    clip = identity if of_noise else None  # theirs limits x_0 where it is what is combined
+    return build(c, table, _unipc_lists(c, table), solver, of_noise=of_noise, clip=clip)
 
 
 def _unipc_lists(c: Fields, table: Discrete) -> Lists:
@@ -110,7 +110,7 @@ def _unipc_lists(c: Fields, table: Discrete) -> Lists:
             s[0] -= 1e-6 * (abs(s[0] - 1) < 1e-6)  # theirs keeps away from pure noise
             t = s * table.T
         else:
-            s = bent(curve, n, high, low)
+            s = sigma_schedule(curve, n, high, low)
             t = time_of(table, s)
             t = np.round(t) if curve == "karras" else t
             if flow and curve == "karras":
@@ -156,6 +156,6 @@ def sa_solver(c: Fields) -> Scheduler:
 
 
 def _less(after: np.ndarray, before: np.ndarray) -> np.ndarray:
-    """What the corrector's weights add to the predictor's, which begin one answer earlier."""
+    """What the corrector's weights add to the predictor's, which begin one prediction earlier."""
     n = max(len(after), len(before) + 1)
     return np.pad(after, (0, n - len(after))) - np.pad(before, (1, n - 1 - len(before)))

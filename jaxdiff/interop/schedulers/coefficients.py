@@ -1,11 +1,11 @@
 """The coefficients of diffusers' exponential integrators, in float64.
 
-From level s to t, with h = lam_t - lam_s, u = (lam - lam_s) / h and a polynomial p through answers of the network,
+From level s to t, with h = lam_t - lam_s, u = (lam - lam_s) / h and a polynomial p through predictions of the network,
 
     x_t = (sigma_t / sigma_s) exp(-eta h) x_s + alpha_t int_0^1 H exp(-H (1 - u)) p(u) du + noise,  H = (1 + eta) h,
 
-for answers x0_hat; for eps_hat it is (alpha_t / alpha_s) x_s + (1 + eta) sigma_t int ..., with H = -h. The schedulers
-differ in the answers, and in how they integrate u and u^2.
+for predictions of x_0; for eps_hat it is (alpha_t / alpha_s) x_s + (1 + eta) sigma_t int ..., with H = -h. The
+schedulers differ in the predictions, and in how they integrate u and u^2.
 """
 
 from __future__ import annotations
@@ -56,15 +56,15 @@ def step_between(
     points: Points, ends: tuple[int, int], nodes: Sequence[int], integral: Integral, *, eta: float = 0.0,
     of_noise: bool = False,
 ) -> Step:  # fmt: skip
-    """The step from one level of the list to another, by the polynomial through the answers at `nodes`.
+    """The step from one level of the list to another, by the polynomial through the predictions at `nodes`.
 
     Args:
         points: the list.
         ends: indices of its levels.
-        nodes: indices of the levels that were answered.
+        nodes: indices of the levels of the predictions.
         integral: see `rule`.
         eta: how much noise; 0 is the ODE, 1 the reverse SDE.
-        of_noise: whether answers are eps_hat.
+        of_noise: whether predictions are eps_hat.
 
     Returns:
         the coefficients, weights in the order of nodes.

@@ -14,18 +14,34 @@ from jax import Array
 from jaxdiff import guidance, parameterize
 from jaxdiff.interop.formats.config import Fields
 from jaxdiff.levels import Level
-from jaxdiff.parameterize import Denoiser, Row
+from jaxdiff.parameterize import Denoiser, Prediction
 from jaxdiff.processes import Discrete, Process
 from jaxdiff.sampling import Sampling, identity
 from jaxdiff.solvers import Solver
 
 __all__ = [
-    "FLOW", "LAST", "LEAST", "ROWS", "Limit", "Scheduler", "always", "build", "clipped", "curve", "one", "rescaled",
-    "rescaled_within", "row", "spacing", "table", "thresholded", "unit",
+    "FLOW",
+    "LAST",
+    "LEAST",
+    "PREDICTIONS",
+    "Clip",
+    "Scheduler",
+    "always",
+    "build",
+    "clipped",
+    "curve",
+    "one",
+    "prediction",
+    "rescaled",
+    "rescaled_within",
+    "spacing",
+    "table",
+    "thresholded",
+    "unit",
 ]  # fmt: skip
 
-Limit = Callable[[Denoiser], Denoiser]
-ROWS = {"epsilon": parameterize.eps, "v_prediction": parameterize.v, "sample": parameterize.x0}
+Clip = Callable[[Denoiser], Denoiser]
+PREDICTIONS = {"epsilon": parameterize.eps, "v_prediction": parameterize.v, "sample": parameterize.x0}
 FLOW = "FlowMatchEulerDiscreteScheduler"
 STEPS = 50
 LAST = 2.0**-24  # the last abar, in place of 0, where sigma / alpha has to be finite
@@ -33,7 +49,7 @@ LEAST = 1e-60  # and where x_0 only has to be beyond its limits, as a quotient b
 
 
 class Scheduler(NamedTuple):
-    """What a scheduler's config says, to be used as
+    """What a scheduler's config describes, to be used as
 
         denoise = sampling.clip(denoiser(apply, params, prediction, cond))
         levels, solver = sampling.prepare()
@@ -48,23 +64,23 @@ class Scheduler(NamedTuple):
     """
 
     process: Process
-    prediction: Row
+    prediction: Prediction
     sampling: Sampling
 
 
 def build(
-    process: Process, prediction: Row, grid: Callable[[int], Level], solver: Callable[[int], Solver], *,
-    std: Callable[[Level], Array] | None = None, limit: Limit | None = None,
+    process: Process, prediction: Prediction, grid: Callable[[int], Level], solver: Callable[[int], Solver], *,
+    std: Callable[[Level], Array] | None = None, clip: Clip | None = None,
 ) -> Scheduler:  # fmt: skip
     """Put a scheduler together; `std` is `unit` by default."""
-    sampling = Sampling(grid, solver, STEPS, clip=limit or identity, init_noise_std=std or unit)
+    sampling = Sampling(grid, solver, STEPS, clip=clip or identity, init_noise_std=std or unit)
     return Scheduler(process, prediction, sampling)
 
 
 def table(
     c: Fields, start: float = 0.0001, end: float = 0.02, schedule: str = "linear", more: tuple[str, ...] = ()
 ) -> Discrete:
-    """The table of betas; `more` are schedules of this class beside the three of all."""
+    """The table of betas; `more` are schedules of this class, beyond the three that all have."""
     T, given = c.take("num_train_timesteps", 1000), c.take("trained_betas", None)
     start, end = c.take("beta_start", start), c.take("beta_end", end)
     if given is not None:
@@ -96,9 +112,9 @@ def rescaled(c: Fields, table: Discrete, last: float = 0.0) -> Discrete:
     return replace(table, alpha=alpha, sigma=sigma)
 
 
-def rescaled_within(c: Fields, table: Discrete, limit: Limit | None) -> Discrete:
+def rescaled_within(c: Fields, table: Discrete, clip: Clip | None) -> Discrete:
     """With zero terminal SNR if asked for. There a predicted eps gives x_0's sign alone, which will do for a limit."""
-    blind = limit is not None and c.take("prediction_type", "epsilon") == "epsilon"
+    blind = clip is not None and c.take("prediction_type", "epsilon") == "epsilon"
     return rescaled(c, table, LEAST if blind else 0.0)
 
 
@@ -107,28 +123,28 @@ def spacing(c: Fields, default: str) -> tuple[str, int]:
     return c.only("timestep_spacing", default, "leading", "trailing", "linspace"), c.take("steps_offset", 0)
 
 
-def row(c: Fields, *kinds: str) -> Row:
+def prediction(c: Fields, *kinds: str) -> Prediction:
     """What the network predicts, one of these kinds (a name that is not in the table is x_0's) or any of the table."""
-    return parameterize.zero_based(ROWS.get(c.only("prediction_type", *(kinds or ROWS)), parameterize.x0))
+    return parameterize.zero_based(PREDICTIONS.get(c.only("prediction_type", *(kinds or PREDICTIONS)), parameterize.x0))
 
 
 def curve(c: Fields) -> str | None:
-    """By what formula sigma / alpha runs from its highest to its lowest; None: as the times say."""
+    """The formula by which sigma / alpha decreases; None: it follows from the times."""
     chosen = [name for name in ("karras", "exponential", "beta") if c.take(f"use_{name}_sigmas", False)]
     if len(chosen) > 1:
         raise ValueError(f"sigmas are bent in one way: got use_{'_sigmas and use_'.join(chosen)}_sigmas")
     return chosen[0] if chosen else None
 
 
-def thresholded(c: Fields) -> Limit | None:
+def thresholded(c: Fields) -> Clip | None:
     """Dynamic thresholding, where it is asked for."""
     share, most = c.take("dynamic_thresholding_ratio", 0.995), c.take("sample_max_value", 1.0)
     if not c.take("thresholding", False):
         return None
-    return lambda denoise: guidance.dynamic_threshold(denoise, share, limit=most)
+    return lambda denoise: guidance.dynamic_threshold(denoise, share, max_scale=most)
 
 
-def clipped(c: Fields, default: bool) -> Limit | None:
+def clipped(c: Fields, default: bool) -> Clip | None:
     """Clipping of x_0, where it is asked for."""
     reach = c.take("clip_sample_range", 1.0)
     return (lambda denoise: guidance.clip(denoise, -reach, reach)) if c.take("clip_sample", default) else None

@@ -11,36 +11,36 @@ from jax import Array
 from jaxdiff import guidance
 from jaxdiff.interop.formats.config import Fields
 from jaxdiff.interop.schedulers import config
-from jaxdiff.interop.schedulers.config import Limit, Scheduler
+from jaxdiff.interop.schedulers.config import Clip, Scheduler
 from jaxdiff.interop.schedulers.timesteps import check, end_of, levels, of_table
 from jaxdiff.levels import Level, from_x0, q_sample
 from jaxdiff.noise import normal_like
 from jaxdiff.parameterize import Scalings
 from jaxdiff.processes import EDM, Discrete
 from jaxdiff.solvers import Solver
-from jaxdiff.solvers.base import stateless
+from jaxdiff.solvers.base import init_empty
 
 __all__ = ["iterative", "lcm", "tcd"]
 
 
 def lcm(c: Fields) -> Scheduler:
     """LCMScheduler: x_0 through the consistency function of Luo et al. 2023 (arXiv:2310.04378, sec. 4.1)."""
-    limit, scaling = config.thresholded(c) or config.clipped(c, False), c.take("timestep_scaling", 10.0)
-    table, grid = _listed(c, limit, to_clean=True)
+    clip, scaling = config.thresholded(c) or config.clipped(c, False), c.take("timestep_scaling", 10.0)
+    table, grid = _listed(c, clip, to_clean=True)
 
     def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
         t = (scaling * (cur.t - 1)).astype(x.dtype)
         skip, out = 0.25 / (t**2 + 0.25), t / jnp.sqrt(t**2 + 0.25)
         return q_sample(out * denoise(x, cur) + skip * x, normal_like(key, x), nxt), state
 
-    solver = Solver(stateless, step, order=None, stochastic=True)
-    return config.build(table, config.row(c), grid, config.always(solver), limit=limit)
+    solver = Solver(init_empty, step, order=None, stochastic=True)
+    return config.build(table, config.prediction(c), grid, config.always(solver), clip=clip)
 
 
 def tcd(c: Fields) -> Scheduler:
     """TCDScheduler with its eta of 0.3: DDIM to 0.7 of the next time, and noise up to it (Zheng et al. 2024, alg. 3).
 
-    arXiv:2402.19159. Like theirs it limits no x_0, whatever the config says.
+    arXiv:2402.19159. Like the reference it clips no x_0, whatever the config has.
     """
     table, grid = _listed(c, None, to_clean=False)
     alpha, sigma = (a[1 + np.floor(0.7 * np.arange(table.T)).astype(int)] for a in (table.alpha, table.sigma))
@@ -53,8 +53,8 @@ def tcd(c: Fields) -> Scheduler:
         drawn = jnp.sqrt(jnp.maximum(jnp.square(nxt.sigma) - jnp.square(keep * s), 0))
         return nxt.alpha * x0 + keep * s * eps + drawn * normal_like(key, x), state
 
-    solver = Solver(stateless, step, stochastic=True, falling=False)
-    return config.build(table, config.row(c), grid, config.always(solver))
+    solver = Solver(init_empty, step, stochastic=True, falling=False)
+    return config.build(table, config.prediction(c), grid, config.always(solver))
 
 
 def iterative(c: Fields) -> Scheduler:
@@ -62,7 +62,7 @@ def iterative(c: Fields) -> Scheduler:
     T, low, high = c.take("num_train_timesteps", 40), c.take("sigma_min", 0.002), c.take("sigma_max", 80.0)
     data, scale, rho = c.take("sigma_data", 0.5), c.take("s_noise", 1.0), c.take("rho", 7.0)
 
-    def row(level: Level) -> Scalings:
+    def prediction(level: Level) -> Scalings:
         """The paper's eq. 5, but for sigma in the root of its c_out."""
         s, above = level.sigma, level.sigma - low
         norm = jnp.sqrt(s**2 + data**2)
@@ -81,14 +81,14 @@ def iterative(c: Fields) -> Scheduler:
     def std(levels: Level) -> Array:
         return jnp.asarray(high, levels.sigma.dtype)
 
-    limit = guidance.clip if c.take("clip_denoised", True) else None
-    solver = Solver(stateless, step, order=None, stochastic=True, falling=False)
-    return config.build(EDM(), row, grid, config.always(solver), std=std, limit=limit)
+    clip = guidance.clip if c.take("clip_denoised", True) else None
+    solver = Solver(init_empty, step, order=None, stochastic=True, falling=False)
+    return config.build(EDM(), prediction, grid, config.always(solver), std=std, clip=clip)
 
 
-def _listed(c: Fields, limit: Limit | None, *, to_clean: bool) -> tuple[Discrete, Callable[[int], Level]]:
+def _listed(c: Fields, clip: Clip | None, *, to_clean: bool) -> tuple[Discrete, Callable[[int], Level]]:
     """The table, and a grid on N of the `original_inference_steps` times that the network has learned."""
-    table = config.rescaled_within(c, config.table(c, 0.00085, 0.012, "scaled_linear"), limit)
+    table = config.rescaled_within(c, config.table(c, 0.00085, 0.012, "scaled_linear"), clip)
     T, most = c.take("num_train_timesteps", 1000), c.take("original_inference_steps", 50)
     check(most, T)
     learned = (T // most) * np.arange(most, 0, -1) - 1

@@ -10,26 +10,26 @@ from jax import Array
 
 from jaxdiff.interop.formats.config import Fields
 from jaxdiff.interop.schedulers import config
-from jaxdiff.interop.schedulers.config import Limit, Scheduler
+from jaxdiff.interop.schedulers.config import Clip, Scheduler
 from jaxdiff.interop.schedulers.timesteps import check, end_of, levels, lookup, of_table, times
-from jaxdiff.levels import Level, clean, from_x0, gained, posterior
+from jaxdiff.levels import Level, added_variance, clean_level, from_x0, posterior
 from jaxdiff.noise import normal_like
 from jaxdiff.parameterize import Scalings
 from jaxdiff.processes import Discrete
 from jaxdiff.solvers import Solver
-from jaxdiff.solvers.base import stateless
+from jaxdiff.solvers.base import init_empty
 
 __all__ = ["ddim", "ddim_inverse", "ddpm"]
 
 
 def ddpm(c: Fields) -> Scheduler:
     """DDPMScheduler."""
-    limit = config.thresholded(c) or config.clipped(c, True)
-    table = config.rescaled_within(c, config.table(c, more=("sigmoid", "laplace")), limit)
+    clip = config.thresholded(c) or config.clipped(c, True)
+    table = config.rescaled_within(c, config.table(c, more=("sigmoid", "laplace")), clip)
     variance = c.only("variance_type", "fixed_small", "fixed_small_log", "fixed_large", "learned", "learned_range")
     list_of, end = _whole_times(c, table), end_of(table, True)
     grid = lambda n: of_table(table, list_of(n), end)  # noqa: E731
-    return config.build(table, config.row(c), grid, config.always(_ddpm(variance)), limit=limit)
+    return config.build(table, config.prediction(c), grid, config.always(_ddpm(variance)), clip=clip)
 
 
 def _ddpm(variance: str) -> Solver:
@@ -37,13 +37,13 @@ def _ddpm(variance: str) -> Solver:
     the first time, in the one to clean data too, where it is the large variance's."""
 
     def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
-        nxt = Level(*(jnp.where(nxt.t > 0, a, b) for a, b in zip(nxt, clean(nxt), strict=True)))
+        nxt = Level(*(jnp.where(nxt.t > 0, a, b) for a, b in zip(nxt, clean_level(nxt), strict=True)))
         x0 = denoise(x, cur)
         if variance.startswith("learned"):
             x0, frac = x0
         mean, std = posterior(x0, x, cur, nxt)
         small = jnp.maximum(jnp.square(std), 1e-20)
-        large = jnp.square(cur.sigma) * gained(cur, nxt)
+        large = jnp.square(cur.sigma) * added_variance(cur, nxt)
         if variance == "learned_range":
             of_noise = jnp.exp(0.5 * (frac * jnp.log(large) + (1 - frac) * jnp.log(small)))
         else:  # "learned" is the variance itself, of which frac is half, and a half
@@ -52,13 +52,13 @@ def _ddpm(variance: str) -> Solver:
         return mean + jnp.where(cur.t > 1, of_noise, 0) * normal_like(key, x), state
 
     learned = variance.startswith("learned")
-    return Solver(stateless, step, stochastic=True, learned_variance=learned, falling=False)
+    return Solver(init_empty, step, stochastic=True, learned_variance=learned, falling=False)
 
 
 def ddim(c: Fields) -> Scheduler:
     """DDIMScheduler: from each time of its list T // N down, wherever the next one is."""
-    limit = config.thresholded(c) or config.clipped(c, True)
-    table = config.rescaled_within(c, config.table(c), limit)
+    clip = config.thresholded(c) or config.clipped(c, True)
+    table = config.rescaled_within(c, config.table(c), clip)
     T, list_of = c.take("num_train_timesteps", 1000), _whole_times(c, table)
     end = end_of(table, c.take("set_alpha_to_one", True))
     to = lookup(table, end)
@@ -67,23 +67,23 @@ def ddim(c: Fields) -> Scheduler:
         return of_table(table, list_of(n), end)
 
     def solver(n: int) -> Solver:
-        return _stepping(lambda cur: to(cur.t - 1 - T // n), limit)
+        return _stepping(lambda cur: to(cur.t - 1 - T // n), clip)
 
-    return config.build(table, config.row(c), grid, solver)
+    return config.build(table, config.prediction(c), grid, solver)
 
 
-def _stepping(to: Callable[[Level], Level], limit: Limit | None) -> Solver:
+def _stepping(to: Callable[[Level], Level], clip: Clip | None) -> Solver:
     """DDIM to a level that is not the grid's next. Its eps is the network's, not that of x_0 after it was limited."""
 
     def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
         x0, eps = from_x0(denoise(x, cur), x, cur)
-        return _arrive(to(cur), _limited(limit, x0, x, cur), eps), state
+        return _arrive(to(cur), _limited(clip, x0, x, cur), eps), state
 
-    return Solver(stateless, step, falling=False)
+    return Solver(init_empty, step, falling=False)
 
 
-def _limited(limit: Limit | None, x0: Array, x: Array, level: Level) -> Array:
-    return x0 if limit is None else limit(lambda x, level: x0)(x, level)
+def _limited(clip: Clip | None, x0: Array, x: Array, level: Level) -> Array:
+    return x0 if clip is None else clip(lambda x, level: x0)(x, level)
 
 
 def _arrive(level: Level, x0: Array, eps: Array) -> Array:
@@ -93,15 +93,15 @@ def _arrive(level: Level, x0: Array, eps: Array) -> Array:
 def ddim_inverse(c: Fields) -> Scheduler:
     """DDIMInverseScheduler, which rises to each time of its list from T // N below.
 
-    Its first x may be clean data, where x_0 says nothing of eps. So `row` takes what the network answers as it is, and
-    the solver knows what it means.
+    Its first x may be clean data, where eps does not follow from x_0. So `prediction` leaves the network's output as
+    it is, and the solver knows what it means.
     """
-    table, limit = config.rescaled(c, config.table(c)), config.clipped(c, True)
+    table, clip = config.rescaled(c, config.table(c)), config.clipped(c, True)
     T, from_clean = c.take("num_train_timesteps", 1000), c.take("set_alpha_to_one", True)
     from_clean = c.take("set_alpha_to_zero", from_clean)  # its name in older versions
     c.only("timestep_spacing", "leading", "trailing")
     list_of = _whole_times(c, table)
-    kind = c.only("prediction_type", *config.ROWS)
+    kind = c.only("prediction_type", *config.PREDICTIONS)
     begin = end_of(table, from_clean)
     at_time = lookup(table, begin)
 
@@ -121,9 +121,9 @@ def ddim_inverse(c: Fields) -> Scheduler:
             F, goal = denoise(x, cur), cur.t - 1
             cur, nxt = at_time(jnp.minimum(goal - T // n, T - 1)), at_time(jnp.where(goal < 0, goal + table.T, goal))
             x0, eps = _meant(kind, F, x, cur)
-            return _arrive(nxt, _limited(limit, x0, x, cur), eps), state
+            return _arrive(nxt, _limited(clip, x0, x, cur), eps), state
 
-        return Solver(stateless, step, falling=False)
+        return Solver(init_empty, step, falling=False)
 
     return config.build(table, _as_it_is, grid, solver)
 

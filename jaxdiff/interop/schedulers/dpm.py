@@ -55,7 +55,7 @@ def edm_dpm(c: Fields) -> Scheduler:
         lambda n: points(n).levels(),
         lambda n: solver(points(n)),
         std=lambda levels: jnp.hypot(config.one(levels), high),
-        limit=config.thresholded(c),
+        clip=config.thresholded(c),
     )
 
 
@@ -142,7 +142,7 @@ def _singlestep(c: Fields, algorithm: str) -> Made:
             between = lambda nodes, integral: step_between(  # noqa: E731
                 points, (k - p + 1, k + 1), nodes, integral, eta=eta, of_noise=of_noise
             )
-            if p == 3 and line == "midpoint":  # without the middle answer
+            if p == 3 and line == "midpoint":  # without the middle evaluation
                 made = between([k, k - 2], rule("exact"))
                 made = made._replace(weights=np.insert(made.weights, 1, 0.0))
             else:

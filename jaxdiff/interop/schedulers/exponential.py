@@ -10,11 +10,11 @@ import numpy as np
 from jaxdiff import parameterize
 from jaxdiff.interop.formats.config import Fields
 from jaxdiff.interop.schedulers import config
-from jaxdiff.interop.schedulers.config import Limit, Scheduler
+from jaxdiff.interop.schedulers.config import Clip, Scheduler
 from jaxdiff.interop.schedulers.multistep import Points
-from jaxdiff.interop.schedulers.timesteps import bent, check, inner_times, ratio, shifted, time_of
+from jaxdiff.interop.schedulers.timesteps import check, inner_times, ratio, shifted, sigma_schedule, time_of
 from jaxdiff.levels import Level
-from jaxdiff.parameterize import Row, Scalings
+from jaxdiff.parameterize import Prediction, Scalings
 from jaxdiff.processes import Discrete, Flow
 from jaxdiff.solvers import Solver
 
@@ -51,7 +51,7 @@ def tabled(
     def list_of(n: int) -> tuple[np.ndarray, np.ndarray]:
         check(n, table.T)
         if curve:  # in s = exp(-lam), Lu et al.'s curve is the exponential one
-            s = bent("exponential" if curve == "lu" else curve, n, first, s_of[-1] if rises else s_of[0])
+            s = sigma_schedule("exponential" if curve == "lu" else curve, n, first, s_of[-1] if rises else s_of[0])
             t = time_of(table, s)
             t = np.round(t) if curve in whole else t
         elif flow:
@@ -81,7 +81,7 @@ def points_of(table: Discrete, flow: bool, t: np.ndarray, s: np.ndarray) -> Poin
     Args:
         table: of betas.
         flow: whether s is sigma, and alpha = 1 - sigma; else it is sigma / alpha where variance is preserved.
-        t: [N], times as the network is told them.
+        t: [N], times as the network gets them.
         s: [N + 1].
     """
     if flow:
@@ -90,14 +90,14 @@ def points_of(table: Discrete, flow: bool, t: np.ndarray, s: np.ndarray) -> Poin
     return Points(np.append(t, end) + 1, 1 / np.sqrt(1 + s**2), s / np.sqrt(1 + s**2))
 
 
-def row_of(c: Fields, table: Discrete, flow: bool, of_noise: bool) -> Row:
+def row_of(c: Fields, table: Discrete, flow: bool, of_noise: bool) -> Prediction:
     """What the network predicts. Away from the path that they belong to, predictions are what the schedulers take
     them for: a v where alpha = 1 - sigma, or a flow's velocity in x = alpha (x_0 + s eps)."""
-    predicted = c.only("prediction_type", *config.ROWS, "flow_prediction")
+    predicted = c.only("prediction_type", *config.PREDICTIONS, "flow_prediction")
     if of_noise and predicted == "flow_prediction":
         raise ValueError("flow_prediction is a prediction of x_0, and this algorithm needs one of the noise")
     if not flow and predicted != "flow_prediction":
-        return parameterize.zero_based(config.ROWS[predicted])
+        return parameterize.zero_based(config.PREDICTIONS[predicted])
 
     def v(level: Level) -> Scalings:
         skip = (1 - level.sigma**2) / level.alpha if of_noise else level.alpha
@@ -107,13 +107,13 @@ def row_of(c: Fields, table: Discrete, flow: bool, of_noise: bool) -> Row:
         one = jnp.ones_like(level.sigma)
         return Scalings(one, -level.sigma if flow else -level.sigma / level.alpha, one, level.t)
 
-    row = {"v_prediction": v, "flow_prediction": velocity}.get(predicted) or config.ROWS[predicted]
-    return parameterize.with_noise_input(row, lambda level: table.T * level.t if flow else level.t - 1)
+    prediction = {"v_prediction": v, "flow_prediction": velocity}.get(predicted) or config.PREDICTIONS[predicted]
+    return parameterize.with_noise_input(prediction, lambda level: table.T * level.t if flow else level.t - 1)
 
 
 def build(
     c: Fields, table: Discrete, list_of: Lists, solver: Callable[[Points], Solver], *, of_noise: bool = False,
-    limit: Limit | None = None,
+    clip: Clip | None = None,
 ) -> Scheduler:  # fmt: skip
     """Put a scheduler together.
 
@@ -122,8 +122,8 @@ def build(
         table: of betas.
         list_of: see `tabled`.
         solver: the list -> the solver that is made for it.
-        of_noise: whether the answers that are combined are eps_hat.
-        limit: in place of the config's thresholding; `identity` for none.
+        of_noise: whether the predictions that are combined are eps_hat, not x0_hat.
+        clip: in place of the config's thresholding; `identity` for none.
     """
     c.only("variance_type", None, "learned", "learned_range")  # the network's variance is not used
     flow = c.take("use_flow_sigmas", False)
@@ -134,5 +134,5 @@ def build(
         lambda n: points(n).levels(),
         lambda n: solver(points(n)),
         std=config.one,
-        limit=limit or config.thresholded(c),
+        clip=clip or config.thresholded(c),
     )

@@ -13,13 +13,13 @@ from jaxdiff import parameterize, solvers
 from jaxdiff.interop.formats.config import Fields
 from jaxdiff.interop.schedulers import config
 from jaxdiff.interop.schedulers.config import Scheduler
-from jaxdiff.interop.schedulers.timesteps import bent, check, karras, levels, shifted
+from jaxdiff.interop.schedulers.timesteps import check, karras, levels, shifted, sigma_schedule
 from jaxdiff.levels import Level, from_x0
 from jaxdiff.noise import normal_like
-from jaxdiff.parameterize import Row, Scalings
+from jaxdiff.parameterize import Prediction, Scalings
 from jaxdiff.processes import EDM, Flow
 from jaxdiff.solvers import Solver
-from jaxdiff.solvers.base import stateless
+from jaxdiff.solvers.base import init_empty
 
 __all__ = ["edm_euler", "edm_sigmas", "flow_euler", "flow_heun"]
 
@@ -39,7 +39,7 @@ def flow_euler(c: Fields, tokens: int | None, even: bool) -> Scheduler:
             raise ValueError(f"{config.FLOW}: shift_terminal is of the last of at least 2 times, got 1 step")
         if end:
             s = 1 - (1 - s) * (1 - end) / (1 - s[-1])
-        return bent(curve, n, high or s[0], low or s[-1]) if curve else s
+        return sigma_schedule(curve, n, high or s[0], low or s[-1]) if curve else s
 
     solver = _renoising(inverted) if c.take("stochastic_sampling", False) else solvers.euler()
     return _flow(T, list_of, solver, inverted=inverted)
@@ -66,7 +66,7 @@ def _renoising(inverted: bool) -> Solver:
         z = normal_like(key, x)
         return nxt.sigma * eps + nxt.alpha * z if inverted else nxt.alpha * x0 + nxt.sigma * z, state
 
-    return Solver(stateless, step, order=None, stochastic=True)
+    return Solver(init_empty, step, order=None, stochastic=True)
 
 
 def flow_heun(c: Fields) -> Scheduler:
@@ -83,14 +83,16 @@ def _flow(T: int, list_of: Callable[[int], np.ndarray], solver: Solver, *, inver
         s = np.append(list_of(n), 0)
         return levels(s, 1 - s, s)
 
-    row = parameterize.with_noise_input(parameterize.velocity, lambda level: T * (level.alpha if inverted else level.t))
+    prediction = parameterize.with_noise_input(
+        parameterize.velocity, lambda level: T * (level.alpha if inverted else level.t)
+    )
     any_way = config.always(solver._replace(falling=False))
-    return config.build(Flow(), _negated(row) if inverted else row, grid, any_way, std=config.one)
+    return config.build(Flow(), _negated(prediction) if inverted else prediction, grid, any_way, std=config.one)
 
 
-def _negated(row: Row) -> Row:
+def _negated(prediction: Prediction) -> Prediction:
     def negated(level: Level) -> Scalings:
-        s = row(level)
+        s = prediction(level)
         return s._replace(out=-s.out)
 
     return negated
@@ -102,7 +104,7 @@ def edm_euler(c: Fields) -> Scheduler:
     predicted = c.only("prediction_type", "epsilon", "v_prediction")
     to_clean = c.only("final_sigmas_type", "zero", "sigma_min") == "zero"
     c.skip("num_train_timesteps")
-    row = parameterize.edm(c.take("sigma_data", 0.5))
+    prediction = parameterize.edm(c.take("sigma_data", 0.5))
 
     def grid(n: int) -> Level:
         check(n, None)
@@ -114,8 +116,8 @@ def edm_euler(c: Fields) -> Scheduler:
         return jnp.asarray(np.hypot(1, high), levels.sigma.dtype)
 
     solver = solvers.euler()._replace(falling=False)
-    row = row if predicted == "epsilon" else _negated(row)
-    return config.build(EDM(), row, grid, config.always(solver), std=std)
+    prediction = prediction if predicted == "epsilon" else _negated(prediction)
+    return config.build(EDM(), prediction, grid, config.always(solver), std=std)
 
 
 def edm_sigmas(c: Fields) -> tuple[Callable[[int], np.ndarray], tuple[float, float]]:

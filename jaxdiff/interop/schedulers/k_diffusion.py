@@ -1,4 +1,4 @@
-"""k-diffusion's schedulers: x = x_0 + s eps, of which the network sees x / sqrt(1 + s^2)."""
+"""k-diffusion's schedulers: x = x_0 + s eps, of which the network gets x / sqrt(1 + s^2)."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from jax import Array
 from jaxdiff import parameterize, solvers
 from jaxdiff.interop.formats.config import Fields
 from jaxdiff.interop.schedulers import config, two_stage
-from jaxdiff.interop.schedulers.config import LAST, Limit, Scheduler
-from jaxdiff.interop.schedulers.timesteps import bent, check, levels, ratio, time_of, times
+from jaxdiff.interop.schedulers.config import LAST, Clip, Scheduler
+from jaxdiff.interop.schedulers.timesteps import check, levels, ratio, sigma_schedule, time_of, times
 from jaxdiff.levels import Level, from_x0
-from jaxdiff.parameterize import Row, Scalings
+from jaxdiff.parameterize import Prediction, Scalings
 from jaxdiff.processes import Discrete
 from jaxdiff.solvers import Solver
-from jaxdiff.solvers.base import push
+from jaxdiff.solvers.base import prepend
 
 __all__ = ["dpm_2", "dpm_2_ancestral", "dpm_sde", "euler", "euler_ancestral", "heun", "lms"]
 
-TOLD_SIGMA = ("continuous", "v_prediction")  # for other predictions theirs tells the time all the same
+TOLD_SIGMA = ("continuous", "v_prediction")  # other predictions get the time in the reference, too
 TWO = ("epsilon", "v_prediction")
 
 
 def euler(c: Fields) -> Scheduler:
     """EulerDiscreteScheduler."""
     kind = c.take("prediction_type", "epsilon")
-    row = config.row(c, *config.ROWS, "original_sample")
+    prediction = config.prediction(c, *config.PREDICTIONS, "original_sample")
     to_clean = c.only("final_sigmas_type", "zero", "sigma_min") == "zero"
     table = config.rescaled(c, config.table(c), LAST)
     straight = c.only("interpolation_type", "linear", "log_linear") == "log_linear"
@@ -45,7 +45,7 @@ def euler(c: Fields) -> Scheduler:
         return (time_of(table, s[:-1]), s) if told_sigma else (t, s[: len(t) + 1])  # or not, where each sigma is told
 
     of_times = _lists(c, table, curve, whole_range=straight)
-    made = _build(c, table, list_of, _any_way(solvers.euler()), row=row)
+    made = _build(c, table, list_of, _any_way(solvers.euler()), prediction=prediction)
     if told_sigma:
         return made._replace(prediction=parameterize.with_noise_input(made.prediction, lambda level: -level.lam / 4))
     return made
@@ -55,20 +55,20 @@ def euler_ancestral(c: Fields) -> Scheduler:
     """EulerAncestralDiscreteScheduler."""
     table = config.rescaled(c, config.table(c), LAST)
     solver = _any_way(solvers.euler_ancestral())
-    return _build(c, table, _to_clean(_lists(c, table, None)), solver, row=config.row(c, *TWO))
+    return _build(c, table, _to_clean(_lists(c, table, None)), solver, prediction=config.prediction(c, *TWO))
 
 
 def lms(c: Fields) -> Scheduler:
     """LMSDiscreteScheduler."""
     table, curve = config.table(c), config.curve(c)
     list_of = _to_clean(_lists(c, table, curve, ends=curve != "karras"))
-    return _build(c, table, list_of, lambda n: _lms(list_of(n)[1]), row=config.row(c))
+    return _build(c, table, list_of, lambda n: _lms(list_of(n)[1]), prediction=config.prediction(c))
 
 
 def _lms(s: np.ndarray) -> Solver:
     """Adams and Bashforth's method with the list's own steps; `s` is its N + 1 values of sigma.
 
-    The order grows with the place in the list. Begun in the middle it is full at once, and the answers it lacks are 0.
+    The order grows with the place in the list. Begun in the middle it is full at once, and missing predictions are 0.
     """
     half, middle = 0.5 * np.diff(s), 0.5 * (s[1:] + s[:-1])
     table = np.zeros((len(half), 4))
@@ -86,7 +86,7 @@ def _lms(s: np.ndarray) -> Solver:
     def step(denoise, key: Array, x: Array, past: Array, cur: Level, nxt: Level):
         w = jnp.asarray(table, x.dtype)[jnp.argmin(jnp.abs(jnp.asarray(s[:-1], x.dtype) - cur.sigma))]
         eps = from_x0(denoise(x, cur), x, cur).eps
-        return x + w[0] * eps + jnp.tensordot(w[1:], past, 1, precision="highest"), push(past, eps)
+        return x + w[0] * eps + jnp.tensordot(w[1:], past, 1, precision="highest"), prepend(past, eps)
 
     return Solver(init, step, order=4, falling=False)
 
@@ -95,8 +95,8 @@ def heun(c: Fields) -> Scheduler:
     """HeunDiscreteScheduler."""
     table = config.table(c, 0.00085, 0.012, more=("exp",))
     list_of = _to_clean(_lists(c, table, config.curve(c)))
-    limit = config.clipped(c, False)
-    return _build(c, table, list_of, _any_way(solvers.heun()), row=config.row(c), limit=limit)
+    clip = config.clipped(c, False)
+    return _build(c, table, list_of, _any_way(solvers.heun()), prediction=config.prediction(c), clip=clip)
 
 
 def _any_way(solver: Solver) -> Callable[[int], Solver]:
@@ -115,7 +115,7 @@ def dpm_2_ancestral(c: Fields) -> Scheduler:
 
 
 def dpm_sde(c: Fields) -> Scheduler:
-    """DPMSolverSDEScheduler. A seed for its noise says nothing: the noise is the sampler's."""
+    """DPMSolverSDEScheduler. The seed of its noise is not used: the noise is the sampler's."""
     c.skip("noise_sampler_seed")
     return _two_stage(c, two_stage.sde, ends=False)
 
@@ -128,20 +128,20 @@ def _two_stage(c: Fields, solver_of: Callable[[Discrete], Solver], *, ends: bool
         t, s = of_times(n)
         return np.round(t) if curve == "karras" and ends else t, np.append(s, 0)
 
-    return _build(c, table, list_of, config.always(solver_of(table)), row=config.row(c, *TWO))
+    return _build(c, table, list_of, config.always(solver_of(table)), prediction=config.prediction(c, *TWO))
 
 
 def _lists(
     c: Fields, table: Discrete, curve: str | None, *, ends: bool = True, whole_range: bool = False
 ) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
-    """N -> the times that the network is told, and sigma there.
+    """N -> the times that the network gets, and sigma there.
 
     Args:
         c: the fields.
         table: the table.
         curve: by what formula sigma runs, see `config.curve`.
         ends: whether sigma_min and sigma_max, where given, are a curve's ends.
-        whole_range: whether they are otherwise those of the table, not of its part that the times say.
+        whole_range: whether they are otherwise those of the table, not of the part that the times span.
     """
     T, (spacing, offset) = c.take("num_train_timesteps", 1000), config.spacing(c, "linspace")
     low, high = c.take("sigma_min", None), c.take("sigma_max", None)
@@ -154,7 +154,7 @@ def _lists(
             return t, s
         first, last = ratio(table)[[-1, 0]] if whole_range else s[[0, -1]]
         first, last = (own if given is None or not ends else given for own, given in ((first, high), (last, low)))
-        s = bent(curve, n, first, last)
+        s = sigma_schedule(curve, n, first, last)
         return time_of(table, s), s
 
     return list_of
@@ -170,13 +170,13 @@ def _to_clean(list_of: Callable[[int], tuple[np.ndarray, np.ndarray]]):
 
 def _build(
     c: Fields, table: Discrete, list_of: Callable[[int], tuple[np.ndarray, np.ndarray]],
-    solver: Callable[[int], Solver], *, row: Row, limit: Limit | None = None,
+    solver: Callable[[int], Solver], *, prediction: Prediction, clip: Clip | None = None,
 ) -> Scheduler:  # fmt: skip
     """Put a scheduler together, of lists of N times and N + 1 values of sigma."""
 
     def scaled(level: Level) -> Scalings:
         r = jnp.hypot(level.alpha, level.sigma)
-        s = row(Level(level.t, level.alpha / r, level.sigma / r))
+        s = prediction(Level(level.t, level.alpha / r, level.sigma / r))
         return s._replace(skip=s.skip / r, inp=s.inp / r)
 
     def grid(n: int) -> Level:
@@ -188,4 +188,4 @@ def _build(
         most = jnp.max(levels.sigma)
         return jnp.hypot(jnp.ones_like(most), most) if config.spacing(c, "linspace")[0] == "leading" else most
 
-    return config.build(table, scaled, grid, solver, std=std, limit=limit)
+    return config.build(table, scaled, grid, solver, std=std, clip=clip)

@@ -1,8 +1,8 @@
 """Linear multistep methods whose coefficients are tables: what a scheduler does in each step of its own list.
 
-Exponential integrators are linear in x, in the network's answers and in the noise, and their coefficients follow from
-the list of levels alone. So they are computed before, in float64, with all that a scheduler does otherwise in its first
-and last steps, and one solver takes the steps of all.
+Exponential integrators are linear in x, in the network's predictions and in the noise, and their coefficients follow
+from the list of levels alone. So they are computed before, in float64, with all that a scheduler does otherwise in its
+first and last steps, and one solver takes the steps of all.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jax import Array
 from jaxdiff.levels import Level, from_x0
 from jaxdiff.noise import normal_like
 from jaxdiff.solvers import Solver
-from jaxdiff.solvers.base import push
+from jaxdiff.solvers.base import prepend
 
 __all__ = ["Points", "Step", "multistep"]
 
@@ -51,14 +51,14 @@ class Points(NamedTuple):
 
 
 class Step(NamedTuple):
-    """Coefficients of one step: x' = keep x + sum of weights and answers + noise z.
+    """Coefficients of one step: x' = keep x + sum of weights and predictions + noise z.
 
     Attributes:
         keep: of x, where the last step with `fresh` began.
-        weights: of the answers, newest first.
+        weights: of the predictions, newest first.
         noise: of standard normal noise.
         fresh: False where the step begins at an earlier x than the one it is given.
-        correction: of the answers, newest first: what is added to x before the step.
+        correction: weights of the predictions, newest first, in what is added to x before the step.
     """
 
     keep: float
@@ -73,7 +73,7 @@ class _State(NamedTuple):
     fresh: Array  # [N, depth + 1]
     alpha: Array  # [N], where steps begin
     sigma: Array
-    answers: Array  # [depth, ...], newest first
+    past: Array  # predictions, [depth, ...], newest first
     taken: Array  # steps
     begun: Array  # x of the last fresh step; empty where all are
 
@@ -86,8 +86,8 @@ def multistep(
     Args:
         points: the list.
         step_of: (index of the step, steps taken before it, at most `depth`) -> its coefficients.
-        depth: number of earlier answers that a step may combine with its own.
-        of_noise: whether answers are eps_hat, not x0_hat.
+        depth: number of earlier predictions that a step may combine with its own.
+        of_noise: whether predictions are eps_hat, not x0_hat.
         stochastic: whether noise is drawn.
 
     Returns:
@@ -100,9 +100,9 @@ def multistep(
 
     def init(x: Array) -> _State:
         alpha, sigma = (jnp.asarray(field[:-1], x.dtype) for field in (points.alpha, points.sigma))
-        answers, begun = jnp.zeros((depth, *x.shape), x.dtype), jnp.zeros_like(x[:0] if fresh.all() else x)
+        past, begun = jnp.zeros((depth, *x.shape), x.dtype), jnp.zeros_like(x[:0] if fresh.all() else x)
         taken = jnp.zeros((), jnp.int32)
-        return _State(jnp.asarray(table, x.dtype), jnp.asarray(fresh), alpha, sigma, answers, taken, begun)
+        return _State(jnp.asarray(table, x.dtype), jnp.asarray(fresh), alpha, sigma, past, taken, begun)
 
     step = _step(of_noise, stochastic, corrects, anchored=not fresh.all())
     return Solver(init, step, stochastic=stochastic, falling=False)
@@ -111,22 +111,22 @@ def multistep(
 @cache  # one function for all tables: what is compiled for one list serves others
 def _step(of_noise: bool, stochastic: bool, corrects: bool, *, anchored: bool) -> Callable:
     def step(denoise, key: Array, x: Array, state: _State, cur: Level, nxt: Level) -> tuple[Array, _State]:
-        depth = len(state.answers)
+        depth = len(state.past)
         at = (
             jnp.argmin(jnp.abs(state.alpha - cur.alpha) + jnp.abs(state.sigma - cur.sigma)),
             jnp.minimum(state.taken, depth),
         )
         keep, noise, *rest = state.table[at]
         x0, eps = from_x0(denoise(x, cur), x, cur)
-        answers = [eps if of_noise else x0, *state.answers]
+        predicted = [eps if of_noise else x0, *state.past]
         if corrects:
-            x = x + sum(w * answer for w, answer in zip(rest[depth + 1 :], answers, strict=True))
+            x = x + sum(w * p for w, p in zip(rest[depth + 1 :], predicted, strict=True))
         begun = jnp.where(state.fresh[at], x, state.begun) if anchored else x
-        new = keep * begun + sum(w * answer for w, answer in zip(rest[: depth + 1], answers, strict=True))
+        new = keep * begun + sum(w * p for w, p in zip(rest[: depth + 1], predicted, strict=True))
         if stochastic:
             new = new + noise * normal_like(key, x)
-        past = push(state.answers, answers[0]) if depth else state.answers
-        return new, state._replace(answers=past, taken=state.taken + 1, begun=begun if anchored else state.begun)
+        past = prepend(state.past, predicted[0]) if depth else state.past
+        return new, state._replace(past=past, taken=state.taken + 1, begun=begun if anchored else state.begun)
 
     return step
 
@@ -138,10 +138,10 @@ def _table(points: Points, step_of: Callable[[int, int], Step], depth: int) -> t
     for k in range(points.N):
         for taken in range(min(k, depth) + 1):
             keep, weights, noise, fresh[k, taken], correction = step_of(k, taken)
-            row = table[k, taken]
-            row[:2], row[2 : 2 + len(weights)] = (keep, noise), weights
-            row[3 + depth : 3 + depth + len(correction)] = correction
-            if not np.all(np.isfinite(row)):
+            prediction = table[k, taken]
+            prediction[:2], prediction[2 : 2 + len(weights)] = (keep, noise), weights
+            prediction[3 + depth : 3 + depth + len(correction)] = correction
+            if not np.all(np.isfinite(prediction)):
                 raise ValueError(
                     f"step {k} of {points.N} has no finite coefficients, from alpha, sigma = {points.alpha[k]:.6g}, "
                     f"{points.sigma[k]:.6g} to {points.alpha[k + 1]:.6g}, {points.sigma[k + 1]:.6g}"

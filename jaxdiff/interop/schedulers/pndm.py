@@ -14,10 +14,10 @@ from jaxdiff.interop.schedulers import config
 from jaxdiff.interop.schedulers.config import Scheduler
 from jaxdiff.interop.schedulers.timesteps import check, end_of, levels, lookup, of_table, times
 from jaxdiff.levels import Level, from_x0
-from jaxdiff.parameterize import Row
+from jaxdiff.parameterize import Prediction
 from jaxdiff.processes import Cosine
 from jaxdiff.solvers import Solver
-from jaxdiff.solvers.base import push
+from jaxdiff.solvers.base import prepend
 
 __all__ = ["ipndm", "pndm"]
 
@@ -28,8 +28,8 @@ RK = np.array([1, 2, 2, 1]) / 6
 
 class _State(NamedTuple):
     called: Array  # how often the network has been
-    past: Array  # [3, ...], its answers of whole steps, newest first
-    mean: Array  # of its answers within a Runge-Kutta step, so far
+    past: Array  # [3, ...], predictions of whole steps, newest first
+    mean: Array  # of the predictions within a Runge-Kutta step, so far
     begun: Array  # x where a step of several calls began
 
 
@@ -39,7 +39,7 @@ def pndm(c: Fields) -> Scheduler:
     It counts its calls and not the steps of the grid: begun in the middle, it starts with the first calls' formulas at
     later times. What is combined is what the network predicts, from T // N to T // N.
     """
-    table, row = config.table(c), config.row(c, "epsilon", "v_prediction")
+    table, prediction = config.table(c), config.prediction(c, "epsilon", "v_prediction")
     T, plms = c.take("num_train_timesteps", 1000), c.take("skip_prk_steps", False)
     spacing, offset = config.spacing(c, "leading")
     end = end_of(table, c.take("set_alpha_to_one", False))
@@ -77,15 +77,15 @@ def pndm(c: Fields) -> Scheduler:
             return jnp.where(starting, begin, t), jnp.where(starting, t - middle, t - stride)
 
         def step(denoise, key: Array, x: Array, state: _State, cur: Level, nxt: Level):
-            F = _answer(row, denoise(x, cur), x, cur)
+            F = _answer(prediction, denoise(x, cur), x, cur)
             begin, goal = reach(state.called, jnp.round(cur.t).astype(jnp.int32) - 1)
             first, last = at(jnp.where(begin < 0, begin + table.T, begin)), at(goal)
             mixed, x, state = (_plms if plms else _runge_kutta)(F, x, state)
-            return _move(row, mixed, x, first, last), state
+            return _move(prediction, mixed, x, first, last), state
 
         return Solver(_init, step, falling=False)
 
-    return config.build(table, row, grid, solver)
+    return config.build(table, prediction, grid, solver)
 
 
 def _init(x: Array) -> _State:
@@ -98,11 +98,11 @@ def _adams(F: Array, past: Array, order: Array) -> Array:
 
 
 def _plms(F: Array, x: Array, state: _State) -> tuple[Array, Array, _State]:
-    """The answer that a call's formula takes, the x that it starts from, and what is remembered."""
-    again = state.called == 1  # the first step once more, with the mean of the answers at both its ends
+    """The prediction in a call's formula, the x that it starts from, and the new state."""
+    again = state.called == 1  # the first step once more, with the mean of the predictions at both its ends
     order = jnp.clip(state.called, 1, 4)
     mixed = jnp.where(again, 0.5 * (F + state.past[0]), _adams(F, state.past, order))
-    past = jnp.where(again, state.past, push(state.past, F))
+    past = jnp.where(again, state.past, prepend(state.past, F))
     begun = jnp.where(state.called == 0, x, state.begun)
     return mixed, jnp.where(again, begun, x), _State(state.called + 1, past, state.mean, begun)
 
@@ -113,20 +113,20 @@ def _runge_kutta(F: Array, x: Array, state: _State) -> tuple[Array, Array, _Stat
     mean = jnp.where(begins, 0, state.mean) + jnp.asarray(RK, F.dtype)[stage] * F
     begun = jnp.where(begins, x, state.begun)
     mixed = jnp.where(starting, jnp.where(stage == 3, mean, F), _adams(F, state.past, jnp.asarray(4)))
-    past = jnp.where(starting & ~begins, state.past, push(state.past, F))
+    past = jnp.where(starting & ~begins, state.past, prepend(state.past, F))
     return mixed, jnp.where(starting, begun, x), _State(state.called + 1, past, mean, begun)
 
 
-def _answer(row: Row, x0: Array, x: Array, level: Level) -> Array:
-    """What the network has answered."""
-    s = row(level)
+def _answer(prediction: Prediction, x0: Array, x: Array, level: Level) -> Array:
+    """The network's output."""
+    s = prediction(level)
     return (x0 - s.skip.astype(x.dtype) * x) / s.out.astype(x.dtype)
 
 
-def _move(row: Row, F: Array, x: Array, cur: Level, nxt: Level) -> Array:
+def _move(prediction: Prediction, F: Array, x: Array, cur: Level, nxt: Level) -> Array:
     """DDIM's formula."""
     cur, nxt = (Level(*(field.astype(x.dtype) for field in level)) for level in (cur, nxt))
-    s = row(cur)
+    s = prediction(cur)
     x0, eps = from_x0(s.skip * x + s.out * F, x, cur)
     return nxt.alpha * x0 + nxt.sigma * eps
 
@@ -146,7 +146,9 @@ def ipndm(c: Fields) -> Scheduler:
         eps = from_x0(denoise(x, cur), x, cur).eps
         mixed = _adams(eps, state.past, jnp.minimum(state.called + 1, 4))
         x0 = (x - cur.sigma * mixed) / jnp.maximum(cur.alpha, 1e-8)
-        return nxt.alpha * x0 + nxt.sigma * mixed, state._replace(called=state.called + 1, past=push(state.past, eps))
+        return nxt.alpha * x0 + nxt.sigma * mixed, state._replace(
+            called=state.called + 1, past=prepend(state.past, eps)
+        )
 
     solver = Solver(_init, step, order=2, falling=False)
     return config.build(Cosine(), parameterize.v, grid, config.always(solver))

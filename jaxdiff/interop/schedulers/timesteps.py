@@ -18,8 +18,18 @@ from jaxdiff.levels import Level
 from jaxdiff.processes import EDM, Discrete
 
 __all__ = [
-    "bent", "check", "end_of", "inner_times", "karras", "levels", "lookup", "of_table", "ratio", "shifted",
-    "time_of", "times",
+    "check",
+    "end_of",
+    "inner_times",
+    "karras",
+    "levels",
+    "lookup",
+    "of_table",
+    "ratio",
+    "shifted",
+    "sigma_schedule",
+    "time_of",
+    "times",
 ]  # fmt: skip
 
 
@@ -51,7 +61,7 @@ def inner_times(T: int, n: int, spacing: str, offset: int, last: int, *, rises: 
     return t[:-1] if rises else t[:0:-1]
 
 
-def bent(kind: str, n: int, high: float, low: float) -> np.ndarray:
+def sigma_schedule(kind: str, n: int, high: float, low: float) -> np.ndarray:
     """N values of sigma / alpha from one to another: "karras" (rho = 7), "exponential" or "beta" (0.6, 0.6)."""
     if n == 1:
         return np.array([high])

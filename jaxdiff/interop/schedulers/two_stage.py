@@ -11,8 +11,8 @@ from jaxdiff.levels import Level, from_x0
 from jaxdiff.noise import fold_in, normal_like
 from jaxdiff.processes import Discrete
 from jaxdiff.solvers import Solver
-from jaxdiff.solvers.ancestral import split
-from jaxdiff.solvers.base import or_cur, stateless
+from jaxdiff.solvers.ancestral import ancestral_step
+from jaxdiff.solvers.base import init_empty, select_level
 
 __all__ = ["midpoint", "sde"]
 
@@ -22,9 +22,9 @@ def midpoint(table: Discrete, *, ancestral: bool) -> Solver:
 
     def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
         moving = nxt.sigma > 0
-        down, up = split(1.0, x, cur, nxt) if ancestral else (nxt, jnp.zeros((), x.dtype))
+        down, up = ancestral_step(1.0, x, cur, nxt) if ancestral else (nxt, jnp.zeros((), x.dtype))
         inner = moving & (down.sigma > 0)
-        mid = or_cur(inner, cur, _between(table, cur, jnp.where(inner, down.sigma, cur.sigma)))
+        mid = select_level(inner, cur, _between(table, cur, jnp.where(inner, down.sigma, cur.sigma)))
         x0, eps = from_x0(denoise(x, cur), x, cur)
         ahead = x0 + mid.sigma * eps
         eps_mid = from_x0(denoise(ahead, mid), ahead, mid).eps
@@ -32,7 +32,7 @@ def midpoint(table: Discrete, *, ancestral: bool) -> Solver:
         moved = moved + up * normal_like(key, x) if ancestral else moved
         return jnp.where(moving, moved, x0), state
 
-    return Solver(stateless, step, order=2, nfe=2, stochastic=ancestral, falling=False)
+    return Solver(init_empty, step, order=2, nfe=2, stochastic=ancestral, falling=False)
 
 
 def sde(table: Discrete) -> Solver:
@@ -46,16 +46,16 @@ def sde(table: Discrete) -> Solver:
         mid = _between(table, cur, jnp.where(moving, nxt.sigma, cur.sigma))
         x0, eps = from_x0(denoise(x, cur), x, cur)
         first, rest = normal_like(key, x), normal_like(fold_in(key, 1), x)
-        down, up = split(1.0, x, cur, mid)
+        down, up = ancestral_step(1.0, x, cur, mid)
         ahead = x0 + down.sigma * eps + up * first
         x0_mid = denoise(ahead, mid)
-        down, up = split(1.0, x, cur, nxt)
+        down, up = ancestral_step(1.0, x, cur, nxt)
         share = (cur.sigma - mid.sigma) / jnp.where(moving, cur.sigma - nxt.sigma, 1)
         z = jnp.sqrt(share) * first + jnp.sqrt(jnp.maximum(1 - share, 0)) * rest
         moved = x0_mid + down.sigma / cur.sigma * (x - x0_mid) + up * z
         return jnp.where(moving, moved, x0), state
 
-    return Solver(stateless, step, order=2, nfe=2, stochastic=True, falling=False)
+    return Solver(init_empty, step, order=2, nfe=2, stochastic=True, falling=False)
 
 
 def _between(table: Discrete, cur: Level, sigma: Array) -> Level:

@@ -153,7 +153,7 @@ class Checkpointer:
         and read the one before it.
 
         Args:
-            like: tree of arrays or `jax.ShapeDtypeStruct` with shardings, e.g. `state.abstract(...)`.
+            like: tree of arrays or `jax.ShapeDtypeStruct` with shardings, e.g. `state.state_shapes(...)`.
             step: of the checkpoint; None: the newest that is not damaged.
 
         Returns:

@@ -16,19 +16,19 @@ from jaxdiff import data, train
 
 
 def images(start):
-    for batch in data.batches(data.open_source("fashion_mnist"), 16, seed=5, start=start):
+    for batch in data.batches(data.open_dataset("fashion_mnist"), 16, seed=5, start=start):
         yield {"x": np.ascontiguousarray(batch["x"][:, 14, :8, 0])}
 
 
 def main(workdir, steps, where):
     mesh = toy.mesh(where)
-    state = train.create(toy.init, toy.ADAMW, jax.random.key(0), mesh)
+    state = train.init_state(toy.init, toy.ADAMW, jax.random.key(0), mesh)
     step = train.make_step(toy.noisy_loss, toy.ADAMW, key=jax.random.key(1), ema=train.ema.warmup(0.9))
     with train.Checkpointer(workdir) as checkpointer:
         if checkpointer.latest() is not None:
             state = checkpointer.restore(state)
         start = int(state.step)
-        log = train.metrics_file(Path(workdir) / "metrics.jsonl", start)
+        log = train.jsonl_logger(Path(workdir) / "metrics.jsonl", start)
         train.fit(step, state, images(start), steps=steps, mesh=mesh, checkpointer=checkpointer, log=log)
 
 

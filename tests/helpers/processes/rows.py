@@ -35,7 +35,7 @@ for sizes, order, held in [
 ]:
     mesh = parse_mesh(sizes, devices=order)
     ordered = jax.sharding.Mesh(np.array(order).reshape(mesh.devices.shape), mesh.axis_names)
-    rows = train.host_rows(ordered, 16)
+    rows = train.process_indices(ordered, 16)
     assert rows.tolist() == list(held[jax.process_index()]), (sizes, rows)
     for whole, mine in zip(stream(range(16)), stream(rows), strict=True):
         batch = train.shard_batch(mine, ordered)

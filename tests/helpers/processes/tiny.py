@@ -39,7 +39,7 @@ def experiment(
     preview_every: int = 2,
     fault: str = "",
     drawn: bool = False,
-    per_dispatch: int = 1,
+    steps_per_call: int = 1,
 ) -> Experiment:
     """Flow matching of noise.
 
@@ -51,7 +51,7 @@ def experiment(
         preview_every: steps between two previews.
         fault: what process 1 does before its third batch, "raise" or "hang"; or, "kill", while step 4 is saved.
         drawn: samples are of a medium of its own.
-        per_dispatch: updates in a call of the step.
+        steps_per_call: updates in a call of the step.
     """
     rng = np.random.default_rng(7)
     images = data.ArraySource(rng.integers(0, 256, (40, SIDE, SIDE, 1), dtype=np.uint8), np.arange(40) % 4, 4)
@@ -88,7 +88,7 @@ def experiment(
             batch=batch,
             steps=steps,
             preview_every=preview_every,
-            per_dispatch=per_dispatch,
+            steps_per_call=steps_per_call,
         ),
         sampling=Sampling(lambda n: jd.grids.by_time(process, n), jd.solvers.euler(), steps=3),
         condition=conditions.label(4),

@@ -23,7 +23,7 @@ CONV = "mid_block.resnets.0.conv1"
 def unet():
     """The network's shapes alone."""
     built = jd.interop.architecture(CONFIG)
-    return jd.interop.Loaded(built.apply, jax.eval_shape(built.init, jax.random.key(0)), CONFIG)
+    return jd.interop.Pretrained(built.apply, jax.eval_shape(built.init, jax.random.key(0)), CONFIG)
 
 
 def numbers(*shape):
@@ -210,7 +210,9 @@ def transformers():
     found = {}
     for config in (FLUX, SD3):
         built = jd.interop.architecture(config)
-        found[config["_class_name"]] = jd.interop.Loaded(None, jax.eval_shape(built.init, jax.random.key(0)), config)
+        found[config["_class_name"]] = jd.interop.Pretrained(
+            None, jax.eval_shape(built.init, jax.random.key(0)), config
+        )
     return found
 
 
@@ -232,7 +234,7 @@ def test_the_third_text_encoder_is_the_second_of_flux(tmp_path):
     name = "lora_te3_encoder_block_0_layer_0_SelfAttention_q"
     held = {f"{name}.lora_down.weight": numbers(2, 8), f"{name}.lora_up.weight": numbers(8, 2)}
     save_file(held, tmp_path / "x.safetensors")
-    models = {"text_encoder_2": jd.interop.Loaded(None, shapes, config)}
+    models = {"text_encoder_2": jd.interop.Pretrained(None, shapes, config)}
     ((path, pair),) = lora.pairs(jd.interop.load_lora(tmp_path / "x.safetensors", models)["text_encoder_2"])
     assert "SelfAttention.q" in ".".join(path)
     np.testing.assert_array_equal(pair["down"].reshape(8, 2), numbers(2, 8).T)

@@ -62,8 +62,12 @@ MP = {
 
 def test_edm_is_read_off():
     config = BASE | SONG
-    taps = np.array([1, 3, 3, 1]) / 8
-    buffer = {"model.enc.4x4_down.conv0.resample_filter": Fake((1, 1, 4, 4), np.outer(taps, taps)[None, None])}
+    resample_filter = np.array([1, 3, 3, 1]) / 8
+    buffer = {
+        "model.enc.4x4_down.conv0.resample_filter": Fake(
+            (1, 1, 4, 4), np.outer(resample_filter, resample_filter)[None, None]
+        )
+    }
     tensors = tensors_of(config)
     assert edm_config(tensors | buffer, {}) == config
     assert edm_config(tensors, {"resample_filter": [1, 1]})["resample_filter"] == [1, 1]
@@ -105,15 +109,15 @@ def fused(tensors):
 
 
 @pytest.mark.parametrize(
-    "way",
+    "direction",
     [
         pytest.param({"resblock_updown": True}, id="block"),
         pytest.param({"conv_resample": True}, id="conv", marks=pytest.mark.slow),
         pytest.param({}, id="pool", marks=pytest.mark.slow),
     ],
 )
-def test_openai_is_read_off(way):
-    config = OPENAI | {"resblock_updown": False, "conv_resample": False} | way
+def test_openai_is_read_off(direction):
+    config = OPENAI | {"resblock_updown": False, "conv_resample": False} | direction
     tensors = fused(tensors_of(config | HEADS))
     assert openai_config(tensors, HEADS) == config | HEADS
     with pytest.raises(ValueError, match="give num_head_channels or num_heads"):
@@ -138,23 +142,23 @@ def test_names_and_sizes_of_openai():
 
 
 def test_rows_of_attention():
-    heads, dim = 2, 3
-    channels = heads * dim
+    num_heads, dim = 2, 3
+    channels = num_heads * dim
     for new in (False, True):
         # A row's number says what it is: part, head, channel.
-        order = itertools.product(range(3), range(heads), range(dim))
+        order = itertools.product(range(3), range(num_heads), range(dim))
         if not new:
-            order = ((p, h, d) for h, p, d in itertools.product(range(heads), range(3), range(dim)))
+            order = ((p, h, d) for h, p, d in itertools.product(range(num_heads), range(3), range(dim)))
         marks = np.array([100 * p + 10 * h + d for p, h, d in order], np.float32)
         held = {
             "a.qkv.bias": Fake((3 * channels,), marks),
             "a.qkv.weight": Fake((3 * channels, channels, 1), np.tile(marks[:, None, None], (1, channels, 1))),
         }
-        config = {"num_heads": heads, "use_new_attention_order": new}
+        config = {"num_heads": num_heads, "use_new_attention_order": new}
         parts = split_attention(held, config)
         assert set(parts) == {f"a.{p}.{leaf}" for p in "qkv" for leaf in ("weight", "bias")}
         for i, name in enumerate("qkv"):
-            want = [100 * i + 10 * h + d for h in range(heads) for d in range(dim)]
+            want = [100 * i + 10 * h + d for h in range(num_heads) for d in range(dim)]
             np.testing.assert_array_equal(parts[f"a.{name}.bias"][()], want)
             weight = parts[f"a.{name}.weight"]
             assert weight.shape == (channels, channels) and weight[()].shape == weight.shape

@@ -59,7 +59,7 @@ def test_round_trip(tmp_path):
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(built.init, jax.random.key(0))
     params = jax.tree.map(lambda a: rng.standard_normal(a.shape).astype(np.float32), shapes)
-    jd.interop.save(jd.interop.Loaded(built.apply, params, config), tmp_path)
+    jd.interop.save(jd.interop.Pretrained(built.apply, params, config), tmp_path)
     jax.tree.map(np.testing.assert_array_equal, jd.interop.load(tmp_path).params, params)
 
 

@@ -9,8 +9,8 @@ import numpy as np
 from jax import Array
 
 from jaxdiff.checks import concrete, is_traced
-from jaxdiff.grids.base import check_falling, check_steps, ramp
-from jaxdiff.levels import Level, append_clean, clean
+from jaxdiff.grids.base import check_decreasing, check_steps, ramp
+from jaxdiff.levels import Level, append_clean, clean_level
 from jaxdiff.processes import Process
 from jaxdiff.processes.base import check_process, time_range
 
@@ -19,30 +19,30 @@ __all__ = ["by_angle", "by_lambda", "exponential", "karras", "polyexponential"]
 
 @concrete
 def by_lambda(
-    process: Process, n: int | Array, *, start: float | Array, end: float | Array, at_most: int | None = None
+    process: Process, n: int | Array, *, start: float | Array, end: float | Array, max_steps: int | None = None
 ) -> Level:
     """N steps of equal lam = log(alpha / sigma), half the log-SNR (Lu et al. 2022, arXiv:2206.00927, section 3.4).
 
     Args:
         process: the process.
-        n: N, number of steps; may be traced if at_most is given.
+        n: N, number of steps; may be traced if max_steps is given.
         start, end: the first and the last time, both with finite lam; may be traced.
-        at_most: largest N, static.
+        max_steps: largest N, static.
     Returns:
-        levels, fields [N + 1], or [at_most + 1]; follow with `levels.append_clean` to end at sigma = 0.
+        levels, fields [N + 1], or [max_steps + 1]; follow with `levels.append_clean` to end at sigma = 0.
     Raises:
-        ValueError: n outside 1..at_most, end above start, or an infinite lam.
+        ValueError: n outside 1..max_steps, end above start, or an infinite lam.
     """
-    room = check_steps(n, at_most)
+    size = check_steps(n, max_steps)
     check_process(process, "time")
-    check_falling("start", start, "end", end)
+    check_decreasing("start", start, "end", end)
     lam = [process(jnp.asarray(t, float)).lam for t in (start, end)]
     if not is_traced(lam) and not np.all(np.isfinite(lam)):
         raise ValueError(
             f"equal steps of lam need ends with finite lam, got lam {lam[0]} and {lam[1]}: "
             "move start or end to where alpha > 0 and sigma > 0"
         )
-    return _between(process, start, end, n, process.time(ramp(lam[0], lam[1], n, room)))
+    return _between(process, start, end, n, process.time(ramp(lam[0], lam[1], n, size)))
 
 
 @concrete
@@ -53,7 +53,7 @@ def by_angle(
     start: float | Array | None = None,
     end: float | Array | None = None,
     scale: float | Array = 1.0,
-    at_most: int | None = None,
+    max_steps: int | None = None,
 ) -> Level:
     """N steps of equal angle arctan(sigma / (scale alpha)), the cosine log-SNR; from pure noise to clean data if asked.
 
@@ -62,25 +62,25 @@ def by_angle(
 
     Args:
         process: the process.
-        n: N, number of steps; may be traced if at_most is given.
+        n: N, number of steps; may be traced if max_steps is given.
         start, end: the first and the last time; None is the process's own. May be traced.
         scale: standard deviation of the data, > 0; may be traced.
-        at_most: largest N, static.
+        max_steps: largest N, static.
     Returns:
-        levels, fields [N + 1], or [at_most + 1].
+        levels, fields [N + 1], or [max_steps + 1].
     Raises:
-        ValueError: scale <= 0, n outside 1..at_most, end above start, or a process without such a time of its own.
+        ValueError: scale <= 0, n outside 1..max_steps, end above start, or a process without such a time of its own.
     """
-    room = check_steps(n, at_most)
+    size = check_steps(n, max_steps)
     start, end = time_range(process, start, end)
-    check_falling("start", start, "end", end)
+    check_decreasing("start", start, "end", end)
     if not is_traced(scale) and not scale > 0:
         raise ValueError(f"scale, the data's standard deviation, must be positive, got {scale}")
     scale = jnp.asarray(scale, float)
     high, low = (process(jnp.asarray(t, float)) for t in (start, end))
     angle = [jnp.arctan2(level.sigma, scale * level.alpha) for level in (high, low)]
-    i = jnp.arange(room + 1)
-    inner = jnp.where((i == 0) | (i >= n), pi / 4, ramp(angle[0], angle[1], n, room))  # the ends may have no lam
+    i = jnp.arange(size + 1)
+    inner = jnp.where((i == 0) | (i >= n), pi / 4, ramp(angle[0], angle[1], n, size))  # the ends may have no lam
     return _between(process, start, end, n, process.time(jnp.log(jnp.cos(inner) / (scale * jnp.sin(inner)))))
 
 
@@ -92,7 +92,7 @@ def karras(
     sigma_min: float | Array,
     sigma_max: float | Array,
     rho: float | Array = 7.0,
-    at_most: int | None = None,
+    max_steps: int | None = None,
 ) -> Level:
     """N levels of sigma / alpha equally spaced in its rho-th root, then clean data (Karras et al. 2022, eq. 5).
 
@@ -100,18 +100,18 @@ def karras(
 
     Args:
         process: the process, which names the time of each level.
-        n: N, number of steps; may be traced if at_most is given.
+        n: N, number of steps; may be traced if max_steps is given.
         sigma_min, sigma_max: of sigma / alpha, at steps N - 1 and 0; may be traced.
         rho: larger gives more steps to low noise.
-        at_most: largest N, static.
+        max_steps: largest N, static.
     Returns:
-        levels, fields [N + 1], or [at_most + 1], the last with sigma = 0.
+        levels, fields [N + 1], or [max_steps + 1], the last with sigma = 0.
     Raises:
-        ValueError: n outside 1..at_most, or sigma_min >= sigma_max or <= 0.
+        ValueError: n outside 1..max_steps, or sigma_min >= sigma_max or <= 0.
     """
-    room = _check(n, at_most, sigma_max, sigma_min)
+    size = _check(n, max_steps, sigma_max, sigma_min)
     high, low = (jnp.asarray(sigma, float) ** (1 / rho) for sigma in (sigma_max, sigma_min))
-    return by_sigma(process, ramp(high, low, n - 1, room - 1) ** rho, n)
+    return from_sigma_over_alpha(process, ramp(high, low, n - 1, size - 1) ** rho, n)
 
 
 @concrete
@@ -121,22 +121,22 @@ def exponential(
     *,
     sigma_min: float | Array,
     sigma_max: float | Array,
-    at_most: int | None = None,
+    max_steps: int | None = None,
 ) -> Level:
     """N levels of sigma / alpha equally spaced in its logarithm, then clean data.
 
     Args:
         process: the process, which names the time of each level.
-        n: N, number of steps; may be traced if at_most is given.
+        n: N, number of steps; may be traced if max_steps is given.
         sigma_min, sigma_max: of sigma / alpha, at steps N - 1 and 0; may be traced.
-        at_most: largest N, static.
+        max_steps: largest N, static.
     Returns:
-        levels, fields [N + 1], or [at_most + 1], the last with sigma = 0.
+        levels, fields [N + 1], or [max_steps + 1], the last with sigma = 0.
     Raises:
-        ValueError: n outside 1..at_most, or sigma_min >= sigma_max or <= 0.
+        ValueError: n outside 1..max_steps, or sigma_min >= sigma_max or <= 0.
     """
-    room = _check(n, at_most, sigma_max, sigma_min)
-    return by_sigma(process, jnp.exp(ramp(jnp.log(sigma_max), jnp.log(sigma_min), n - 1, room - 1)), n)
+    size = _check(n, max_steps, sigma_max, sigma_min)
+    return from_sigma_over_alpha(process, jnp.exp(ramp(jnp.log(sigma_max), jnp.log(sigma_min), n - 1, size - 1)), n)
 
 
 @concrete
@@ -147,36 +147,36 @@ def polyexponential(
     sigma_min: float | Array,
     sigma_max: float | Array,
     rho: float | Array = 1.0,
-    at_most: int | None = None,
+    max_steps: int | None = None,
 ) -> Level:
     """N levels with log(sigma / alpha) a power rho of equal steps, then clean data (k-diffusion's polyexponential).
 
     Args:
         process: the process, which names the time of each level.
-        n: N, number of steps; may be traced if at_most is given.
+        n: N, number of steps; may be traced if max_steps is given.
         sigma_min, sigma_max: of sigma / alpha, at steps N - 1 and 0; may be traced.
         rho: > 0; 1 is `exponential`, larger gives more steps to low noise.
-        at_most: largest N, static.
+        max_steps: largest N, static.
     Returns:
-        levels, fields [N + 1], or [at_most + 1], the last with sigma = 0.
+        levels, fields [N + 1], or [max_steps + 1], the last with sigma = 0.
     Raises:
-        ValueError: rho <= 0, n outside 1..at_most, or sigma_min >= sigma_max or <= 0.
+        ValueError: rho <= 0, n outside 1..max_steps, or sigma_min >= sigma_max or <= 0.
     """
-    room = _check(n, at_most, sigma_max, sigma_min)
+    size = _check(n, max_steps, sigma_max, sigma_min)
     if not is_traced(rho) and not rho > 0:
         raise ValueError(f"rho must be positive, got {rho}")
-    left = ramp(1.0, 0.0, n - 1, room - 1)
+    left = ramp(1.0, 0.0, n - 1, size - 1)
     power = jnp.where(left > 0, jnp.where(left > 0, left, 1) ** rho, 0)  # 0 ** rho has no gradient by rho
     low, high = jnp.log(jnp.asarray(sigma_min, float)), jnp.log(jnp.asarray(sigma_max, float))
-    return by_sigma(process, jnp.exp(low + power * (high - low)), n)
+    return from_sigma_over_alpha(process, jnp.exp(low + power * (high - low)), n)
 
 
-def by_sigma(process: Process, sigma: Array, n: int | Array) -> Level:
+def from_sigma_over_alpha(process: Process, sigma: Array, n: int | Array) -> Level:
     """The levels of sigma / alpha, fields [len(sigma) + 1], clean from step n on."""
     check_process(process, "time")
     levels = append_clean(process(process.time(-jnp.log(sigma))))
     over = jnp.arange(sigma.shape[0] + 1) >= n
-    return Level(*(jnp.where(over, end, field) for end, field in zip(clean(levels), levels, strict=True)))
+    return Level(*(jnp.where(over, end, field) for end, field in zip(clean_level(levels), levels, strict=True)))
 
 
 def _between(process: Process, start: float | Array, end: float | Array, n: int | Array, t: Array) -> Level:
@@ -186,7 +186,7 @@ def _between(process: Process, start: float | Array, end: float | Array, n: int 
     return process(jnp.where(i >= n, jnp.asarray(end, t.dtype), t))
 
 
-def _check(n: int | Array, at_most: int | None, sigma_max: float | Array, sigma_min: float | Array) -> int:
-    room = check_steps(n, at_most)
-    check_falling("sigma_max", sigma_max, "sigma_min", sigma_min, positive=True)
-    return room
+def _check(n: int | Array, max_steps: int | None, sigma_max: float | Array, sigma_min: float | Array) -> int:
+    size = check_steps(n, max_steps)
+    check_decreasing("sigma_max", sigma_max, "sigma_min", sigma_min, positive=True)
+    return size

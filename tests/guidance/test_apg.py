@@ -45,7 +45,7 @@ def test_what_is_left_is_orthogonal_and_the_parallel_part_comes_back_by_eta():
 def test_the_difference_is_no_longer_than_the_radius_each_example_for_itself():
     lengths = np.sqrt(inner(COND - UNCOND, COND - UNCOND))
     radius = float(np.median(lengths))  # some are longer
-    pull = (np.asarray(guidance.apg(rational, other, 3.0, eta=1.0, radius=radius)(X, AT)) - COND) / 2
+    pull = (np.asarray(guidance.apg(rational, other, 3.0, eta=1.0, norm_threshold=radius)(X, AT)) - COND) / 2
     expected = (COND - UNCOND) * np.minimum(1, radius / lengths)[:, None, None]
     np.testing.assert_allclose(pull, expected, rtol=1e-4, atol=1e-5)
 
@@ -78,7 +78,7 @@ def test_momentum_is_the_published_algorithm_whatever_the_solver_asks(x64):
 
     @jax.jit
     def run(scale, momentum):
-        options = {"eta": 0.2, "radius": 1.5}
+        options = {"eta": 0.2, "norm_threshold": 1.5}
         plain = jd.sample(guidance.apg(rational, wide, scale, **options), ddim, levels, x, KEY)
         solvers = (guidance.apg_momentum(s, wide, scale, momentum=momentum, **options) for s in (ddim, other_ddim))
         return plain, *(jd.sample(rational, solver, levels, x, KEY) for solver in solvers)
@@ -99,4 +99,4 @@ def test_a_momentum_that_grows_is_refused():
 def test_a_radius_that_is_not_positive_is_refused():
     for radius in (0.0, -1.0, np.nan):
         with pytest.raises(ValueError, match="radius must be above 0"):
-            guidance.apg(rational, other, 2.0, radius=radius)
+            guidance.apg(rational, other, 2.0, norm_threshold=radius)

@@ -10,7 +10,7 @@ from jax import Array
 
 from jaxdiff.checks import concrete, is_traced
 from jaxdiff.grids.base import check_steps, is_static, ramp
-from jaxdiff.grids.in_noise import by_sigma
+from jaxdiff.grids.sigma import from_sigma_over_alpha
 from jaxdiff.levels import Level
 from jaxdiff.processes import Discrete, Process
 
@@ -28,7 +28,9 @@ _SPACINGS = ("leading", "trailing", "linspace")
 
 
 @concrete
-def from_sigmas(process: Process, sigmas: Array, n: int | Array | None = None, *, at_most: int | None = None) -> Level:
+def from_sigmas(
+    process: Process, sigmas: Array, n: int | Array | None = None, *, max_steps: int | None = None
+) -> Level:
     """The levels of a list of sigma / alpha, such as those of "Align Your Steps" (`AYS`).
 
     Another number of steps than the list's divides its piecewise linear log sigma anew (Sabour et al. 2024,
@@ -38,12 +40,12 @@ def from_sigmas(process: Process, sigmas: Array, n: int | Array | None = None, *
         process: the process, which names the time of each level.
         sigmas: [M + 1] falling numbers; where they are concrete the last may be 0, clean data, which a division anew
             leaves alone. After another end follow with `levels.append_clean` to end at sigma = 0.
-        n: N, number of steps; None is the list's own M. May be traced if at_most is given.
-        at_most: largest N, static.
+        n: N, number of steps; None is the list's own M. May be traced if max_steps is given.
+        max_steps: largest N, static.
     Returns:
-        levels, fields [N + 1], or [at_most + 1].
+        levels, fields [N + 1], or [max_steps + 1].
     Raises:
-        ValueError: sigmas that are no list of at least two falling numbers, or n outside 1..at_most.
+        ValueError: sigmas that are no list of at least two falling numbers, or n outside 1..max_steps.
     """
     traced = is_traced(sigmas)
     values = sigmas if traced else np.asarray(sigmas, np.float64)
@@ -52,53 +54,53 @@ def from_sigmas(process: Process, sigmas: Array, n: int | Array | None = None, *
         raise ValueError(f"sigmas must be a list of at least two falling numbers, the last >= 0, got {sigmas}")
     ends_clean = not traced and values[-1] == 0
     n = len(values) - 1 if n is None else n
-    room = check_steps(n, at_most)
+    size = check_steps(n, max_steps)
     knots = jnp.asarray(values[:-1] if ends_clean else values, float)
     # As many noisy levels as there are steps if clean data follows them, one more otherwise.
-    last, shape = (n - 1, room - 1) if ends_clean else (n, room)
-    if not (is_static(n) and n == room == len(values) - 1):
+    last, shape = (n - 1, size - 1) if ends_clean else (n, size)
+    if not (is_static(n) and n == size == len(values) - 1):
         where = ramp(0.0, len(knots) - 1.0, last, shape)
         knots = jnp.exp(jnp.interp(where, jnp.arange(len(knots), dtype=where.dtype), jnp.log(knots)))
-    return by_sigma(process, knots, n) if ends_clean else process(process.time(-jnp.log(knots)))
+    return from_sigma_over_alpha(process, knots, n) if ends_clean else process(process.time(-jnp.log(knots)))
 
 
 @concrete
-def ddpm(process: Discrete, n: int | Array, spacing: str = "trailing", *, at_most: int | None = None) -> Level:
+def ddpm(process: Discrete, n: int | Array, spacing: str = "trailing", *, max_steps: int | None = None) -> Level:
     """A DDPM's integer times, N of its T, then clean data (Lin et al. 2023, arXiv:2305.08891, table 2).
 
     Args:
         process: a beta table.
-        n: N, number of steps, at most T; may be traced if at_most is given.
+        n: N, number of steps, at most T; may be traced if max_steps is given.
         spacing: "trailing" starts at T and always sees the noisiest level, "leading" ends at 1 and never does when
             N < T, "linspace" has both ends. Times are rounded to even, as the references do.
-        at_most: largest N, static.
+        max_steps: largest N, static.
     Returns:
-        levels, fields [N + 1], or [at_most + 1], with integer t, the last 0.
+        levels, fields [N + 1], or [max_steps + 1], with integer t, the last 0.
     Raises:
-        ValueError: n or at_most outside 1..T, n above at_most, or another spacing.
+        ValueError: n or max_steps outside 1..T, n above max_steps, or another spacing.
     """
     if spacing not in _SPACINGS:
         raise ValueError(f"spacing must be one of {', '.join(_SPACINGS)}, got {spacing!r}")
     T = process.T
-    for name, value in (("n", n), ("at_most", at_most)):
+    for name, value in (("n", n), ("max_steps", max_steps)):
         if isinstance(value, int | np.integer) and not 1 <= value <= T:
             raise ValueError(f"{name} must lie in 1..{T}, the length of the table, got {value}")
-    room = check_steps(n, at_most)
+    size = check_steps(n, max_steps)
     if isinstance(n, int | np.integer):
-        return process(jnp.asarray(_strides(T, int(n), spacing, room), jnp.int32))
+        return process(jnp.asarray(_strides(T, int(n), spacing, size), jnp.int32))
     # The references round in float64: one row for each number of steps keeps their times to the last one.
-    rows = np.stack([_strides(T, m, spacing, room) for m in range(1, room + 1)])
+    rows = np.stack([_strides(T, m, spacing, size) for m in range(1, size + 1)])
     return process(jnp.asarray(rows, jnp.int32)[n - 1])
 
 
-def _strides(T: int, n: int, spacing: str, room: int) -> np.ndarray:
+def _strides(T: int, n: int, spacing: str, size: int) -> np.ndarray:
     if spacing == "trailing":
         t = np.round(T - np.arange(n) * (T / n))
     elif spacing == "leading":
         t = 1 + np.arange(n)[::-1] * (T // n)
     else:
         t = 1 + np.round(np.linspace(T - 1, 0, n))
-    return np.append(t, np.zeros(room + 1 - n))
+    return np.append(t, np.zeros(size + 1 - n))
 
 
 @concrete

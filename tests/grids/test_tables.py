@@ -79,7 +79,7 @@ def test_ddpm_strides_of_numbers_that_do_not_divide_t():
 
 @pytest.mark.parametrize("spacing", PUBLISHED)
 def test_ddpm_strides_fall_strictly_for_every_n(spacing, monkeypatch):
-    monkeypatch.setattr(import_module("jaxdiff.grids.listed"), "jnp", np)  # a thousand shapes
+    monkeypatch.setattr(import_module("jaxdiff.grids.tables"), "jnp", np)  # a thousand shapes
     monkeypatch.setattr(type(TABLE), "__call__", lambda self, t: t)
     for n in range(1, 1001):
         t = np.asarray(grids.ddpm(TABLE, n, spacing))
@@ -88,7 +88,7 @@ def test_ddpm_strides_fall_strictly_for_every_n(spacing, monkeypatch):
 
 
 def test_a_traced_number_of_ddpm_strides_is_that_of_the_plain_one():
-    each = jax.vmap(lambda n: [grids.ddpm(TABLE, n, spacing, at_most=12).t for spacing in PUBLISHED])
+    each = jax.vmap(lambda n: [grids.ddpm(TABLE, n, spacing, max_steps=12).t for spacing in PUBLISHED])
     for spacing, strides in zip(PUBLISHED, jax.jit(each)(jnp.arange(1, 13)), strict=True):
         assert strides.dtype == jnp.int32
         for n in (1, 3, 7, 12):
@@ -97,9 +97,9 @@ def test_a_traced_number_of_ddpm_strides_is_that_of_the_plain_one():
 
 
 def test_ddpm_strides_refuse_more_steps_than_the_table_has_and_other_spacings():
-    for n, at_most, said in ((0, None, "n must"), (1001, None, "n must"), (5, 1001, "at_most must")):
+    for n, max_steps, said in ((0, None, "n must"), (1001, None, "n must"), (5, 1001, "max_steps must")):
         with pytest.raises(ValueError, match=rf"{said} lie in 1\.\.1000, the length of the table, got"):
-            grids.ddpm(TABLE, n, at_most=at_most)
+            grids.ddpm(TABLE, n, max_steps=max_steps)
     with pytest.raises(ValueError, match="leading, trailing, linspace, got 'uniform'"):
         grids.ddpm(TABLE, 10, "uniform")
 
@@ -122,7 +122,7 @@ def space_timesteps(T, counts):
 
 def times_of(T, sections, monkeypatch):
     with monkeypatch.context() as patch:  # numpy, for thousands of shapes
-        patch.setattr(import_module("jaxdiff.grids.listed"), "jnp", np)
+        patch.setattr(import_module("jaxdiff.grids.tables"), "jnp", np)
         patch.setattr(type(TABLE), "__call__", lambda self, t: t)
         patch.setattr(type(TABLE), "T", T)
         return grids.respaced(TABLE, sections)

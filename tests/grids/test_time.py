@@ -10,7 +10,7 @@ from scipy import stats
 
 import jaxdiff as jd
 from jaxdiff import grids
-from jaxdiff.grids.in_time import beta_quantile
+from jaxdiff.grids.time import beta_quantile
 
 VP, EDM, FLOW = jd.processes.VP(), jd.processes.EDM(), jd.processes.Flow()
 TABLE = jd.processes.Discrete.linear(1000)

@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 
 from jaxdiff.checks import concrete, is_traced
-from jaxdiff.grids.base import check_falling, check_steps, ramp
+from jaxdiff.grids.base import check_decreasing, check_steps, ramp
 from jaxdiff.levels import Level
 from jaxdiff.processes import Process
 from jaxdiff.processes.base import time_range
@@ -25,22 +25,22 @@ def by_time(
     *,
     start: float | Array | None = None,
     end: float | Array | None = None,
-    at_most: int | None = None,
+    max_steps: int | None = None,
 ) -> Level:
     """N steps of equal time.
 
     Args:
         process: the process.
-        n: N, number of steps; may be traced if at_most is given.
+        n: N, number of steps; may be traced if max_steps is given.
         start, end: the first and the last time; None is the process's own. May be traced.
-        at_most: largest N, static.
+        max_steps: largest N, static.
     Returns:
-        levels, fields [N + 1], or [at_most + 1].
+        levels, fields [N + 1], or [max_steps + 1].
     Raises:
-        ValueError: n outside 1..at_most, end above start, or a process without such a time of its own.
+        ValueError: n outside 1..max_steps, end above start, or a process without such a time of its own.
     """
     start, end = time_range(process, start, end)
-    return process(_times(n, start, end, at_most))
+    return process(_times(n, start, end, max_steps))
 
 
 @concrete
@@ -52,7 +52,7 @@ def beta(
     beta: float | Array = 0.6,
     start: float | Array | None = None,
     end: float | Array | None = None,
-    at_most: int | None = None,
+    max_steps: int | None = None,
 ) -> Level:
     """Times at equal steps of the probability of a Beta distribution (Lee et al. 2024, arXiv:2407.12173).
 
@@ -61,23 +61,23 @@ def beta(
 
     Args:
         process: the process.
-        n: N, number of steps; may be traced if at_most is given.
+        n: N, number of steps; may be traced if max_steps is given.
         alpha, beta: of the Beta distribution, > 0; may be traced, not differentiated. A smaller beta gives more steps
             to the noisy end, a smaller alpha to the clean one.
         start, end: the first and the last time; None is the process's own. May be traced.
-        at_most: largest N, static.
+        max_steps: largest N, static.
     Returns:
-        levels, fields [N + 1], or [at_most + 1].
+        levels, fields [N + 1], or [max_steps + 1].
     Raises:
-        ValueError: alpha or beta <= 0, n outside 1..at_most, end above start, or a process without such a time of
+        ValueError: alpha or beta <= 0, n outside 1..max_steps, end above start, or a process without such a time of
             its own.
     """
     for name, value in (("alpha", alpha), ("beta", beta)):
         if not is_traced(value) and not value > 0:
             raise ValueError(f"{name} of a Beta distribution must be positive, got {value}")
     start, end = time_range(process, start, end)
-    share = _times(n, 1.0, 0.0, at_most)
-    check_falling("start", start, "end", end)
+    share = _times(n, 1.0, 0.0, max_steps)
+    check_decreasing("start", start, "end", end)
     # Each end is approached from its own side, where a difference from it is not rounded away.
     low, high = beta_quantile(share, alpha, beta)
     start, end = jnp.asarray(start, share.dtype), jnp.asarray(end, share.dtype)
@@ -92,7 +92,7 @@ def cosine(
     sway: float | Array = -1.0,
     start: float | Array | None = None,
     end: float | Array | None = None,
-    at_most: int | None = None,
+    max_steps: int | None = None,
 ) -> Level:
     """Equal steps u of [0, 1], bent by a cosine: u + sway (cos(pi u / 2) - 1 + u) is the share of the time gone.
 
@@ -101,21 +101,21 @@ def cosine(
 
     Args:
         process: the process.
-        n: N, number of steps; may be traced if at_most is given.
+        n: N, number of steps; may be traced if max_steps is given.
         sway: in [-1, 2 / (pi - 2)]; may be traced.
         start, end: the first and the last time; None is the process's own. May be traced.
-        at_most: largest N, static.
+        max_steps: largest N, static.
     Returns:
-        levels, fields [N + 1], or [at_most + 1].
+        levels, fields [N + 1], or [max_steps + 1].
     Raises:
-        ValueError: sway beyond its range, where times would not fall; n outside 1..at_most, end above start, or a
+        ValueError: sway beyond its range, where times would not fall; n outside 1..max_steps, end above start, or a
             process without such a time of its own.
     """
     if not is_traced(sway) and not -1 <= sway <= 2 / (pi - 2):
         raise ValueError(f"sway must lie in [-1, 2 / (pi - 2)], where times fall, got {sway}")
     start, end = time_range(process, start, end)
-    check_falling("start", start, "end", end)
-    left = _times(n, 1.0, 0.0, at_most)  # 1 - u
+    check_decreasing("start", start, "end", end)
+    left = _times(n, 1.0, 0.0, max_steps)  # 1 - u
     start, end, sway = (jnp.asarray(value, left.dtype) for value in (start, end, sway))
     # cos(pi u / 2) = sin(pi left / 2), which is exact at the clean end.
     left = left - sway * (jnp.sin(0.5 * pi * left) - left)
@@ -130,7 +130,7 @@ def shifted(
     *,
     start: float | Array | None = None,
     end: float | Array | None = None,
-    at_most: int | None = None,
+    max_steps: int | None = None,
 ) -> Level:
     """Equal steps of time, moved to t' = shift t / (1 + (shift - 1) t) (Esser et al. 2024, arXiv:2403.03206, eq. 23).
 
@@ -139,14 +139,14 @@ def shifted(
 
     Args:
         process: one whose time lies in [0, 1].
-        n: N, number of steps; may be traced if at_most is given.
+        n: N, number of steps; may be traced if max_steps is given.
         shift: > 0, sqrt(m / n) for m pixels and a schedule tuned for n; may be traced.
         start, end: the first and the last time before the shift, in [0, 1]; None is the process's own. May be traced.
-        at_most: largest N, static.
+        max_steps: largest N, static.
     Returns:
-        levels, fields [N + 1], or [at_most + 1].
+        levels, fields [N + 1], or [max_steps + 1].
     Raises:
-        ValueError: shift <= 0, n outside 1..at_most, or times that rise or leave [0, 1].
+        ValueError: shift <= 0, n outside 1..max_steps, or times that rise or leave [0, 1].
     """
     if not is_traced(shift) and not shift > 0:
         raise ValueError(f"shift must be positive, got {shift}")
@@ -154,7 +154,7 @@ def shifted(
     for name, t in (("start", start), ("end", end)):
         if not is_traced(t) and not 0 <= t <= 1:
             raise ValueError(f"times that are shifted lie in [0, 1], got {name} = {t}")
-    t = _times(n, start, end, at_most)
+    t = _times(n, start, end, max_steps)
     moved = jnp.asarray(shift, t.dtype) * t
     return process(moved / (moved + (1 - t)))  # exactly 0 and 1 at 0 and 1
 
@@ -193,7 +193,7 @@ def beta_quantile(share: Array, alpha: float | Array, beta: float | Array) -> tu
     return jnp.where(upper, rest, q), jnp.where(upper, q, rest)
 
 
-def _times(n: int | Array, start: float | Array, end: float | Array, at_most: int | None) -> Array:
-    room = check_steps(n, at_most)
-    check_falling("start", start, "end", end)
-    return ramp(start, end, n, room)
+def _times(n: int | Array, start: float | Array, end: float | Array, max_steps: int | None) -> Array:
+    size = check_steps(n, max_steps)
+    check_decreasing("start", start, "end", end)
+    return ramp(start, end, n, size)

@@ -10,20 +10,20 @@ from jaxdiff.types import Denoiser
 __all__ = ["autoguidance", "perturbed_attention"]
 
 
-def autoguidance(good: Denoiser, bad: Denoiser, scale: Scale) -> Denoiser:
+def autoguidance(main: Denoiser, guide: Denoiser, scale: Scale) -> Denoiser:
     """Autoguidance: bad + scale (good - bad), away from a worse model (Karras et al. 2024, arXiv:2406.02507).
 
     Args:
-        good: the denoiser to guide.
-        bad: a smaller or less trained one of the same data and condition.
+        main: the denoiser to guide.
+        guide: a smaller or less trained one of the same data and condition.
         scale: as for `cfg`; 1 is off.
     Returns:
         the guided denoiser, one evaluation of each a call; a learned variance is the good model's.
     Raises:
         ValueError: as for `cfg`.
     """
-    check_denoisers(good=good, bad=bad)
-    return cfg(good, bad, scale)
+    check_denoisers(good=main, bad=guide)
+    return cfg(main, guide, scale)
 
 
 def perturbed_attention(denoise: Denoiser, perturbed: Denoiser, scale: Scale) -> Denoiser:
