@@ -33,5 +33,5 @@ def test_the_pages_experiment(tmp_path, monkeypatch, capsys):
 
 def test_the_page_has_all_of_them_and_their_knobs_are_its():
     assert FILES.keys() == {"frequency.py", "curves.py", "waves.py"}
-    for option in ("steps", "batch", "lr", "seed", "grad_accum_steps", "preview-every"):
+    for option in ("steps", "batch", "lr", "seed", "grad-accum-steps", "preview-every"):
         assert f"`--{option}`" in PAGE

@@ -27,7 +27,7 @@ def command(
         out: the folder to write; must not hold weights.
         form: model is the whole network, with adapters merged into it; lora the adapters alone.
         params: averaged or last parameters.
-        trust: execute the run's program even where other users can write it.
+        trust: execute the run's program even if others can write it.
     """
     try_folder(out, "--out")
     _check_free(out)

@@ -46,7 +46,7 @@ def command(
         batch: samples at a time.
         params: averaged or last parameters.
         mesh: devices as data=4,fsdp=2; data takes those that are left.
-        trust: execute the run's program even where other users can write it.
+        trust: execute the run's program even if others can write it.
     """
     try_file(run / "eval.json", "a run's")
     where = parse_mesh(mesh)

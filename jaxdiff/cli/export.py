@@ -48,7 +48,7 @@ def command(
         weights: inside the file, or an argument of the program and in a .npz file next to it.
         dtype: in which the network computes: float32, or bfloat16 as on an accelerator.
         platforms: where the program runs, of cpu, cuda, rocm and tpu.
-        trust: execute the run's program even where other users can write it.
+        trust: execute the run's program even if others can write it.
     """
     out = run / "sampler.jaxdiff" if out is None else out
     names = platforms.split(",")

@@ -44,24 +44,24 @@ def command(
     Args:
         run: the run's folder, or a text-to-image directory or file.
         num: number of samples; by default as in a preview, or 1.
-        label: a class by its name or number, or a prompt of the run's by its number; by default they take turns.
+        label: a class's name or number, or a prompt's number; by default all.
         guidance: scale, 1 is off; by default the usual one.
         guidance_fn: of jaxdiff.guidance, such as apg(eta=0.5), or FILE.py:NAME.
-        solver: of jaxdiff.solvers, such as ddim(eta=1.0), or FILE.py:NAME; of a prompt a scheduler's class.
+        solver: of jaxdiff.solvers, such as ddim(eta=1.0), or FILE.py:NAME; for a prompt a scheduler of diffusers.
         grid: of jaxdiff.grids, such as beta(alpha=0.5), or FILE.py:NAME.
         steps: number of steps; by default the run's or the usual one.
         seed: sample i depends on the seed and i alone.
         batch: samples at a time; by default as in a preview, or 4.
         params: averaged or last parameters; by default the average.
         ema: length of another average, made of the run's snapshots.
-        out: FILE.png for a picture of all, FILE.npz for arrays, or a folder of PNGs; by default RUN/samples-SEED.png.
+        out: FILE.png for a picture of all, FILE.npz for arrays, or a folder.
         prompt: what the pictures show.
         negative: what they keep away from.
         size: height and width of a prompt's pictures; by default the network's own.
         base: directory with what a file lacks.
         variant: weights' variant, such as fp16.
         mesh: devices as data=4,fsdp=2,sequence=2; data takes those that are left.
-        trust: execute the run's program even where other users can write it.
+        trust: execute the run's program even if others can write it.
     """
     of_prompt, where = is_pipeline(run), parse_mesh(mesh)
     if out is None:
