@@ -88,8 +88,10 @@ class Level(NamedTuple):
         Args:
             index: an integer, which may be traced, a slice or an array of integers: `levels.at(0)` is the noisiest
                 level, `levels.at(slice(None, -1))` is the grid without its last.
+
         Returns:
             level or levels, every field indexed.
+
         Raises:
             ValueError: a plain integer outside the grid.
         """
@@ -118,6 +120,7 @@ def append_clean(levels: Level) -> Level:
 
     Args:
         levels: fields of shape [N].
+
     Returns:
         fields of shape [N + 1], the last of which is (t, alpha, sigma) = (0, 1, 0).
     """
@@ -131,6 +134,7 @@ def q_mean_std(x0: Array, level: Level) -> tuple[Array, Array]:
     Args:
         x0: clean data, [B, ...] (any shape).
         level: scalar, or one level per example ([B]).
+
     Returns:
         (mean like x0, std that broadcasts against it).
     """
@@ -145,6 +149,7 @@ def q_sample(x0: Array, eps: Array, level: Level) -> Array:
         x0: clean data, [B, ...].
         eps: standard normal noise, like x0.
         level: scalar, or one level per example ([B]).
+
     Returns:
         x_t, like x0.
     """
@@ -162,6 +167,7 @@ def q_transition(x: Array, cur: Level, nxt: Level) -> tuple[Array, Array]:
         x: x_s, [B, ...].
         cur: the level s of x.
         nxt: the level t, with lam_t <= lam_s.
+
     Returns:
         (mean like x, std that broadcasts against it).
     """
@@ -180,6 +186,7 @@ def posterior(x0: Array, x: Array, cur: Level, nxt: Level) -> tuple[Array, Array
         x: x_t, like x0.
         cur: the level t.
         nxt: the level s, with lam_s >= lam_t.
+
     Returns:
         (mean like x, std that broadcasts against it).
     """
@@ -243,7 +250,7 @@ def from_score(score: Array, x: Array, level: Level) -> Ends:
 
 
 def v(ends: Ends, level: Level) -> Array:
-    """v = alpha eps - sigma x_0 (Salimans and Ho 2022, section 4)."""
+    """v = alpha eps - sigma x_0 (Salimans and Ho 2022, sec. 4)."""
     level = level.expand_to(ends.x0)
     return level.alpha * ends.eps - level.sigma * ends.x0
 

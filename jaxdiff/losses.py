@@ -56,8 +56,10 @@ def denoising_loss(
         dropout: the network takes `key=`, and uses it while training.
         log_variance: (params, noise[B]) -> [B], the log-variance u of the loss at a level: the loss becomes
             L exp(-u) + u (Karras et al. 2023, arXiv:2312.02696, eq. 14-15).
+
     Returns:
         a loss, the mean over batch and dimensions; metrics: "mse", the unweighted mean square of F's error.
+
     Raises:
         ValueError: cond_dropout outside [0, 1], or without null; a process without a noisiest time of its own where no
             times are given; from the loss, a batch without "x".
@@ -107,8 +109,10 @@ def vlb_loss(
         prediction: what F is, usually `parameterize.zero_based(parameterize.eps)`.
         variance: "small", "large" or "learned", as for `solvers.ddpm`.
         times: distribution of the integer t; None is uniform over 1..T.
+
     Returns:
         a loss, T times the mean of the terms L_{t-1}; no metrics.
+
     Raises:
         ValueError: a process without a table of at least two betas; another variance.
     """
@@ -154,8 +158,10 @@ def hybrid_loss(
         vlb_weight: the paper's lambda.
         times: distribution of the integer t; None is uniform over 1..T.
         null_cond, cond_dropout, dropout: as for `denoising_loss`.
+
     Returns:
         a loss; metrics: "mse" and "vlb", in bits per dimension.
+
     Raises:
         ValueError: a process without a table of at least two betas; cond_dropout outside [0, 1], or without null.
     """
@@ -186,12 +192,14 @@ def hybrid_loss(
 
 
 def latent_loss(loss: Loss) -> Loss:
-    """A loss of latents that are drawn anew in each step (Rombach et al. 2022, arXiv:2112.10752, section 3.1).
+    """A loss of latents that are drawn anew in each step (Rombach et al. 2022, arXiv:2112.10752, sec. 3.1).
 
     Args:
         loss: of a batch with "x".
+
     Returns:
         the loss of a batch with "mean" and "std" in its place, [B, ...] each: those of the autoencoder's Gaussian.
+
     Raises (the loss):
         ValueError: a batch without them.
     """

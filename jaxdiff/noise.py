@@ -34,8 +34,10 @@ def normal_like(key: Array, x: Array) -> Array:
     Args:
         key: one key, or [B] keys.
         x: [B, ...].
+
     Returns:
         noise like x.
+
     Raises:
         ValueError: `key` is no typed key, or there are not as many keys as examples.
     """
@@ -50,8 +52,10 @@ def prior(levels: Level, key: Array, shape: tuple[int, ...], dtype=jnp.float32) 
         key: one key, or [B] keys.
         shape: of x_T, [B, ...].
         dtype: of x_T.
+
     Returns:
         x_T ~ N(0, sigma_0^2 I). The data's share alpha_0 x_0 is left out, as all samplers do: start where it is small.
+
     Raises:
         ValueError: levels that are no grid; an untyped key, or another number of keys than examples.
     """
@@ -74,13 +78,15 @@ def brownian(path: Array) -> NoiseSampler:
 
     The noise that a reverse SDE gathers from level t to s is an increment of W at the clock SNR = exp(2 lam), since
     sigma_s sqrt(1 - SNR_t / SNR_s) z = sigma_s (W(SNR_s) - W(SNR_t)) / sqrt(SNR_s), and these add up along a grid.
-    W is a virtual tree of Brownian bridges (Li et al. 2020, arXiv:2001.01328, section 4), bisected in lam.
+    W is a virtual tree of Brownian bridges (Li et al. 2020, arXiv:2001.01328, sec. 4), bisected in lam.
 
     Args:
         path: one key, or [B] keys; the same key is the same path.
+
     Returns:
         (key, x, cur, nxt) -> the standardized increment from `cur` to `nxt`, like x; the step's own key is not used.
         The levels are scalars, or [B] where there are [B] keys.
+
     Raises:
         ValueError: `path` is no typed key; or, where it is called, one key for levels that differ by example.
     """

@@ -60,7 +60,7 @@ def x0(level: Level) -> Scalings:
 
 
 def v(level: Level) -> Scalings:
-    """F = alpha eps - sigma x_0 (Salimans and Ho 2022, arXiv:2202.00512, section 4)."""
+    """F = alpha eps - sigma x_0 (Salimans and Ho 2022, arXiv:2202.00512, sec. 4)."""
     norm = jnp.square(level.alpha) + jnp.square(level.sigma)
     return _plain(level, level.alpha / norm, -level.sigma / norm)
 
@@ -87,8 +87,10 @@ def edm(sigma_data: float | Array = 0.5) -> Prediction:
 
     Args:
         sigma_data: standard deviation of the data.
+
     Returns:
         a row; the network is told log(sigma / alpha) / 4.
+
     Raises (the row):
         ValueError: a concrete level has alpha = 0.
     """
@@ -146,6 +148,7 @@ def target(prediction: Prediction, x0: Array, x: Array, level: Level) -> Array:
         x0: clean data, [B, ...].
         x: x_t, like x0.
         level: scalar or [B]; sigma > 0.
+
     Returns:
         what F should answer, like x0.
     """
@@ -160,8 +163,10 @@ def scalings(prediction: Prediction, level: Level, x: Array) -> Scalings:
         prediction: a row of the table.
         level: scalar or [B].
         x: x_t, [B, ...].
+
     Returns:
         arrays that broadcast against x.
+
     Raises:
         ValueError: a prediction that returns no Scalings.
     """
@@ -189,8 +194,10 @@ def denoiser(
         prediction: what F is: `eps`, `v`, `edm(0.5)`, ...
         cond: the condition, a pytree with leading axis B; None means {}.
         key: passed on to the network when training, for dropout.
+
     Returns:
         (x, level) -> x0_hat, like x.
+
     Raises:
         ValueError: an `apply` or a prediction that is no such function; from the denoiser, an x of integers.
     """

@@ -49,8 +49,10 @@ def sample(
             with them the number of steps up to N: after `stop` the grid may repeat its last level.
         remat: keep sqrt(N) states for reverse-mode differentiation in place of N steps' work, and compute those again.
         progress: called on the host with the number of steps done, after each step.
+
     Returns:
         x at the last level, like x.
+
     Raises:
         ValueError: levels that are no grid or do not fall; an untyped key, or another number of keys than examples; a
             prediction undefined at pure noise; an x of integers; a solver or denoiser that is none.
@@ -73,8 +75,10 @@ def sample_path(
     Args:
         denoise, solver, levels, x, key: as for `sample`, as are all options.
         trace: (x, level) -> any pytree; the default keeps x itself.
+
     Returns:
         (x at the last level, trace's answers stacked along a leading axis N).
+
     Raises:
         ValueError: as for `sample`.
     """
@@ -89,8 +93,10 @@ def sample_state(
 
     Args:
         denoise, solver, levels, x, key: as for `sample`, as are all options.
+
     Returns:
         (x at the last level, the solver's state).
+
     Raises:
         ValueError: as for `sample`.
     """
@@ -111,8 +117,10 @@ def invert(denoise: Denoiser, levels: Level, x: Array, *, iterations: int = 1) -
         x: at the grid's last level, [B, ...].
         iterations: evaluations a step. With more, the inversion nears the exact inverse, where steps are short enough
             for the iteration to converge.
+
     Returns:
         x at the grid's first level, like x.
+
     Raises:
         ValueError: levels that are no grid, or begin at pure noise; iterations < 1.
     """

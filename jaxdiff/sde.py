@@ -43,6 +43,7 @@ def score(denoise: Denoiser) -> Callable[[Array, Level], Array]:
 
     Args:
         denoise: (x_t, level) -> x0_hat.
+
     Returns:
         (x_t, level) -> score, like x; the level has sigma > 0.
     """
@@ -57,6 +58,7 @@ def jvp(denoise: Denoiser, x: Array, level: Level, v: Array) -> tuple[Array, Arr
         x: x_t, [B, ...].
         level: scalar, or one level per example ([B]).
         v: a direction for each example, like x.
+
     Returns:
         (x0_hat, J v), like x.
     """
@@ -68,6 +70,7 @@ def score_jvp(denoise: Denoiser, x: Array, level: Level, v: Array) -> tuple[Arra
 
     Args:
         denoise, x, level, v: as for `jvp`; the level has sigma > 0.
+
     Returns:
         (score, H v), like x.
     """
@@ -79,6 +82,7 @@ def forward(process: Process) -> SDE:
 
     Args:
         process: any; t lies between its ends.
+
     Returns:
         drift f(t) x and diffusion g(t).
     """
@@ -96,8 +100,10 @@ def reverse(process: Process, denoise: Denoiser, *, tau: float | Array = 1.0) ->
         process: any; t lies between its ends.
         denoise: (x_t, level) -> x0_hat.
         tau: share of the noise, >= 0; may be traced.
+
     Returns:
         drift and diffusion.
+
     Raises:
         ValueError: a concrete tau below 0.
     """
@@ -122,6 +128,7 @@ def probability_flow(process: Process, denoise: Denoiser) -> Callable[[Array, Ar
     Args:
         process: any.
         denoise: (x_t, level) -> x0_hat.
+
     Returns:
         (x, t) -> dx/dt, like x; t is one for all or [B].
     """
@@ -146,8 +153,10 @@ def langevin(score: Callable[[Array], Array], x: Array, key: Array, *, step: flo
         key: one key, or [B] keys.
         step: size, a number or [B]; may be traced.
         steps: how many.
+
     Returns:
         x after the steps.
+
     Raises:
         ValueError: steps < 0, a concrete step that is not positive, or an untyped key.
     """

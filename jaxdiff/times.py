@@ -28,6 +28,7 @@ def uniform(low: float = T_MIN, high: float = 1.0) -> TimeSampler:
 
     Args:
         low, high: the ends, in the process's time; sigma(low) > 0.
+
     Raises:
         ValueError: low >= high.
     """
@@ -43,6 +44,7 @@ def stratified(low: float = T_MIN, high: float = 1.0) -> TimeSampler:
 
     Args:
         low, high: the ends, in the process's time; sigma(low) > 0.
+
     Raises:
         ValueError: low >= high.
     """
@@ -102,11 +104,12 @@ def scheduled(process: Process, schedule: Process, times: TimeSampler | None = N
 
 @factory
 def uniform_discrete(T: int, probs: Array | None = None) -> TimeSampler:
-    """t in 1..T, uniform or with given probabilities (Nichol and Dhariwal 2021, arXiv:2102.09672, section 3.3).
+    """t in 1..T, uniform or with given probabilities (Nichol and Dhariwal 2021, arXiv:2102.09672, sec. 3.3).
 
     Args:
         T: the length of the beta table.
         probs: [T], proportional to the probabilities of 1..T; each loss is divided by T p_t. None is uniform.
+
     Raises:
         ValueError: T < 1 or probs of another shape.
     """
@@ -131,6 +134,7 @@ def importance(density: Array, low: float = T_MIN, high: float = 1.0) -> TimeSam
         density: [K] > 0, proportional to the density on K equal parts of [low, high]; the square root of the mean
             squared loss there is optimal (Nichol and Dhariwal 2021, eq. 18). May be traced.
         low, high: the ends, in the process's time; sigma(low) > 0.
+
     Raises:
         ValueError: low >= high.
     """

@@ -52,9 +52,11 @@ def by_gradient(
         iterations: of Adam, on a cosine decay.
         lr: its first learning rate.
         remat: as for `sample`.
+
     Returns:
         (the levels with the least loss that was met, fields [N + 1]; the mean squared distance before each iteration,
         [iterations], of which the first is the given grid's).
+
     Raises:
         ValueError: a solver that draws noise, a grid of fewer than two steps or traced, or iterations < 1.
     """
@@ -102,8 +104,10 @@ def by_dynamic_programming(
         key: one key, or [B] keys.
         n: number of steps to choose, at most M.
         reference_solver: the solver of the trajectory; None is Heun's method.
+
     Returns:
         (levels, fields [n + 1]; their indices in the fine grid, [n + 1], of which the first is 0 and the last M).
+
     Raises:
         ValueError: a multistep solver or one that draws noise, n outside 1..M.
     """

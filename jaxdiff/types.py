@@ -56,6 +56,7 @@ class Prediction(Protocol):
 
         Args:
             level: its fields broadcast against x.
+
         Returns:
             the scales, with the shape of the level's fields.
         """
@@ -74,6 +75,7 @@ class Apply(Protocol):
             noise: [B], what the prediction tells it of the level.
             cond: the condition, {} for none. A network with dropout also takes `key=`, a random key, which losses pass
                 where they are made with dropout=True.
+
         Returns:
             F, like x; with a learned variance (F, frac).
         """
@@ -89,6 +91,7 @@ class Denoiser(Protocol):
         Args:
             x: x_t, [B, ...].
             level: scalar, or one level per example ([B]).
+
         Returns:
             x0_hat, like x; for solvers with `learned_variance`, (x0_hat, frac).
         """
@@ -103,6 +106,7 @@ class SolverInit(Protocol):
 
         Args:
             x: x_T, [B, ...].
+
         Returns:
             any pytree of fixed shapes; () for none.
         """
@@ -124,6 +128,7 @@ class SolverStep(Protocol):
             state: what `init` or the step before returned.
             cur: scalar level of x, cur.sigma > 0.
             nxt: scalar level to go to, cleaner; nxt.sigma may be 0.
+
         Returns:
             (x at the level `nxt`, state).
         """
@@ -140,6 +145,7 @@ class NoiseSampler(Protocol):
             key: the step's own, one key or [B] keys.
             x: what the noise is like, [B, ...].
             cur, nxt: the levels of the step.
+
         Returns:
             like x.
         """
@@ -155,6 +161,7 @@ class TimeSampler(Protocol):
         Args:
             key: one key.
             batch: B, how many.
+
         Returns:
             (t [B], weight [B]): what each example's loss is multiplied by is its weight, 1 where t has the density that
             the loss is meant for.
@@ -170,6 +177,7 @@ class Weight(Protocol):
 
         Args:
             level: fields [B].
+
         Returns:
             [B].
         """
@@ -186,6 +194,7 @@ class Loss(Protocol):
             params: what the gradient is taken of.
             key: the step's own.
             batch: "x" and the condition, leading axis B.
+
         Returns:
             (scalar loss, metrics).
         """

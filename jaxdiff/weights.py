@@ -35,13 +35,13 @@ def simple(level: Level) -> Array:
 
 
 def snr_plus_one(level: Level) -> Array:
-    """SNR + 1: |v_hat - v|^2 unweighted (Salimans and Ho 2022, arXiv:2202.00512, section 4)."""
+    """SNR + 1: |v_hat - v|^2 unweighted (Salimans and Ho 2022, arXiv:2202.00512, sec. 4)."""
     return level.snr + 1
 
 
 @factory
 def truncated_snr(floor: float = 1.0) -> Weight:
-    """max(SNR, floor) (Salimans and Ho 2022, section 4, with floor 1)."""
+    """max(SNR, floor) (Salimans and Ho 2022, sec. 4, with floor 1)."""
     return lambda level: jnp.maximum(level.snr, floor)
 
 
@@ -53,7 +53,7 @@ def min_snr(gamma: float = 5.0) -> Weight:
 
 @factory
 def soft_min_snr(gamma: float = 4.0) -> Weight:
-    """1 / (1/SNR + 1/gamma), a smooth min-SNR (Crowson et al. 2024, arXiv:2401.11605, section 3.4)."""
+    """1 / (1/SNR + 1/gamma), a smooth min-SNR (Crowson et al. 2024, arXiv:2401.11605, sec. 3.4)."""
     return lambda level: 1 / (jnp.exp(-level.log_snr) + 1 / gamma)
 
 
@@ -86,6 +86,7 @@ def likelihood(process: Process) -> Weight:
 
     Args:
         process: the one that the loss uses; its t at the level is read.
+
     Raises:
         ValueError: a process without `sde`.
     """

@@ -21,15 +21,17 @@ __all__ = ["by_angle", "by_lambda", "exponential", "karras", "polyexponential"]
 def by_lambda(
     process: Process, n: int | Array, *, start: float | Array, end: float | Array, max_steps: int | None = None
 ) -> Level:
-    """N steps of equal lam = log(alpha / sigma), half the log-SNR (Lu et al. 2022, arXiv:2206.00927, section 3.4).
+    """N steps of equal lam = log(alpha / sigma), half the log-SNR (Lu et al. 2022, arXiv:2206.00927, sec. 3.4).
 
     Args:
         process: the process.
         n: N, number of steps; may be traced if max_steps is given.
         start, end: the first and the last time, both with finite lam; may be traced.
         max_steps: largest N, static.
+
     Returns:
         levels, fields [N + 1], or [max_steps + 1]; follow with `levels.append_clean` to end at sigma = 0.
+
     Raises:
         ValueError: n outside 1..max_steps, end above start, or an infinite lam.
     """
@@ -66,8 +68,10 @@ def by_angle(
         start, end: the first and the last time; None is the process's own. May be traced.
         scale: standard deviation of the data, > 0; may be traced.
         max_steps: largest N, static.
+
     Returns:
         levels, fields [N + 1], or [max_steps + 1].
+
     Raises:
         ValueError: scale <= 0, n outside 1..max_steps, end above start, or a process without such a time of its own.
     """
@@ -104,8 +108,10 @@ def karras(
         sigma_min, sigma_max: of sigma / alpha, at steps N - 1 and 0; may be traced.
         rho: larger gives more steps to low noise.
         max_steps: largest N, static.
+
     Returns:
         levels, fields [N + 1], or [max_steps + 1], the last with sigma = 0.
+
     Raises:
         ValueError: n outside 1..max_steps, or sigma_min >= sigma_max or <= 0.
     """
@@ -130,8 +136,10 @@ def exponential(
         n: N, number of steps; may be traced if max_steps is given.
         sigma_min, sigma_max: of sigma / alpha, at steps N - 1 and 0; may be traced.
         max_steps: largest N, static.
+
     Returns:
         levels, fields [N + 1], or [max_steps + 1], the last with sigma = 0.
+
     Raises:
         ValueError: n outside 1..max_steps, or sigma_min >= sigma_max or <= 0.
     """
@@ -157,8 +165,10 @@ def polyexponential(
         sigma_min, sigma_max: of sigma / alpha, at steps N - 1 and 0; may be traced.
         rho: > 0; 1 is `exponential`, larger gives more steps to low noise.
         max_steps: largest N, static.
+
     Returns:
         levels, fields [N + 1], or [max_steps + 1], the last with sigma = 0.
+
     Raises:
         ValueError: rho <= 0, n outside 1..max_steps, or sigma_min >= sigma_max or <= 0.
     """

@@ -34,7 +34,7 @@ def from_sigmas(
     """The levels of a list of sigma / alpha, such as those of "Align Your Steps" (`AYS`).
 
     Another number of steps than the list's divides its piecewise linear log sigma anew (Sabour et al. 2024,
-    arXiv:2404.14507, section 3.3).
+    arXiv:2404.14507, sec. 3.3).
 
     Args:
         process: the process, which names the time of each level.
@@ -42,8 +42,10 @@ def from_sigmas(
             leaves alone. After another end follow with `levels.append_clean` to end at sigma = 0.
         n: N, number of steps; None is the list's own M. May be traced if max_steps is given.
         max_steps: largest N, static.
+
     Returns:
         levels, fields [N + 1], or [max_steps + 1].
+
     Raises:
         ValueError: sigmas that are no list of at least two falling numbers, or n outside 1..max_steps.
     """
@@ -74,8 +76,10 @@ def ddpm(process: Discrete, n: int | Array, spacing: str = "trailing", *, max_st
         spacing: "trailing" starts at T and always sees the noisiest level, "leading" ends at 1 and never does when
             N < T, "linspace" has both ends. Times are rounded to even, as the references do.
         max_steps: largest N, static.
+
     Returns:
         levels, fields [N + 1], or [max_steps + 1], with integer t, the last 0.
+
     Raises:
         ValueError: n or max_steps outside 1..T, n above max_steps, or another spacing.
     """
@@ -114,8 +118,10 @@ def respaced(process: Discrete, sections: str | Sequence[int]) -> Level:
         process: a beta table.
         sections: numbers of times, as (10, 15, 20) or "10,15,20"; or "ddim25" for 25 times from 1 on at the smallest
             whole stride that leaves 25.
+
     Returns:
         levels, fields [N + 1] for N the sum of the numbers, with integer t, the last 0.
+
     Raises:
         ValueError: no list of whole numbers and no "ddimN", no time at all, more times than a section has, or no such
             stride.

@@ -34,8 +34,10 @@ def by_time(
         n: N, number of steps; may be traced if max_steps is given.
         start, end: the first and the last time; None is the process's own. May be traced.
         max_steps: largest N, static.
+
     Returns:
         levels, fields [N + 1], or [max_steps + 1].
+
     Raises:
         ValueError: n outside 1..max_steps, end above start, or a process without such a time of its own.
     """
@@ -66,8 +68,10 @@ def beta(
             to the noisy end, a smaller alpha to the clean one.
         start, end: the first and the last time; None is the process's own. May be traced.
         max_steps: largest N, static.
+
     Returns:
         levels, fields [N + 1], or [max_steps + 1].
+
     Raises:
         ValueError: alpha or beta <= 0, n outside 1..max_steps, end above start, or a process without such a time of
             its own.
@@ -105,8 +109,10 @@ def cosine(
         sway: in [-1, 2 / (pi - 2)]; may be traced.
         start, end: the first and the last time; None is the process's own. May be traced.
         max_steps: largest N, static.
+
     Returns:
         levels, fields [N + 1], or [max_steps + 1].
+
     Raises:
         ValueError: sway beyond its range, where times would not fall; n outside 1..max_steps, end above start, or a
             process without such a time of its own.
@@ -143,8 +149,10 @@ def shifted(
         shift: > 0, sqrt(m / n) for m pixels and a schedule tuned for n; may be traced.
         start, end: the first and the last time before the shift, in [0, 1]; None is the process's own. May be traced.
         max_steps: largest N, static.
+
     Returns:
         levels, fields [N + 1], or [max_steps + 1].
+
     Raises:
         ValueError: shift <= 0, n outside 1..max_steps, or times that rise or leave [0, 1].
     """
@@ -167,6 +175,7 @@ def beta_quantile(share: Array, alpha: float | Array, beta: float | Array) -> tu
     Args:
         share: probability, in [0, 1].
         alpha, beta: > 0.
+
     Returns:
         (q, 1 - q), like share; the larger of the two is rounded to share's type.
     """

@@ -21,6 +21,7 @@ def nearest(levels: Level, level: Level) -> Array:
     Args:
         levels: a grid, fields [N + 1].
         level: a scalar level, for instance process(0.6); may be traced.
+
     Returns:
         an index in 0..N, integer.
     """
@@ -41,8 +42,10 @@ def truncate(levels: Level, *, start: Level | None = None, end: Level | None = N
         levels: a grid, fields [N + 1].
         start: a scalar level, for instance process(0.6); None or one noisier than the grid's first leaves that first.
         end: a scalar level with less noise than `start`; None or one cleaner than the grid's last leaves that last.
+
     Returns:
         (levels, fields [N + 1]; n, the number of steps from `start` to `end`, integer: `sample(..., stop=n)`).
+
     Raises:
         ValueError: `start` not noisier than `end` and the grid's last level, or `end` not cleaner than its first.
     """

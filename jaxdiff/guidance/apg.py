@@ -35,8 +35,10 @@ def apg(
         cond, uncond, scale: as for `cfg`.
         eta: share of the parallel part that is kept; as scale.
         norm_threshold: largest Euclidean norm of an example's difference, the paper's r; None: no limit. May be traced.
+
     Returns:
         the guided denoiser, two evaluations a call; a learned variance is the conditional model's.
+
     Raises:
         ValueError: as for `cfg`, or a radius that is not positive.
     """
@@ -71,8 +73,10 @@ def apg_momentum(
         solver: the solver to guide.
         uncond, scale, eta, norm_threshold: as for `apg`.
         momentum: the paper's beta, in [-1, 1], below 0 to move away from earlier differences; may be traced.
+
     Returns:
         the guided solver.
+
     Raises:
         ValueError: as for `apg`, or momentum outside [-1, 1].
     """

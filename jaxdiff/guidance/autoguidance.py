@@ -17,8 +17,10 @@ def autoguidance(main: Denoiser, guide: Denoiser, scale: Scale) -> Denoiser:
         main: the denoiser to guide.
         guide: a smaller or less trained one of the same data and condition.
         scale: as for `cfg`; 1 is off.
+
     Returns:
         the guided denoiser, one evaluation of each a call; a learned variance is the good model's.
+
     Raises:
         ValueError: as for `cfg`.
     """
@@ -36,8 +38,10 @@ def perturbed_attention(denoise: Denoiser, perturbed: Denoiser, scale: Scale) ->
         denoise: the denoiser to guide; it may itself be guided.
         perturbed: the denoiser of the perturbed network.
         scale: as for `cfg`, but 0 is off.
+
     Returns:
         the guided denoiser; a learned variance is that of `denoise`.
+
     Raises:
         ValueError: as for `cfg`.
     """

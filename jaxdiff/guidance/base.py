@@ -23,6 +23,7 @@ def scale_at(scale: Scale, x: Array, level: Level) -> Array:
         scale: a number, [B], or a function of the level.
         x: [B, ...].
         level: scalar or [B].
+
     Raises:
         ValueError: a shape that is neither a number's nor [B].
     """

@@ -27,8 +27,10 @@ def cfg_pp(cond: Denoiser, uncond: Denoiser, scale: Scale, levels: Level) -> Den
         cond, uncond: as for `cfg`.
         scale: the paper's lambda, in [0, 1]; a number, [B], or a function of the level; may be traced.
         levels: the grid of the sampler, fields [N + 1]; may be traced.
+
     Returns:
         the guided denoiser, two evaluations a call.
+
     Raises:
         ValueError: scale is a number outside [0, 1], or levels are no grid.
     """

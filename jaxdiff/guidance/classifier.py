@@ -30,8 +30,10 @@ def classifier(denoise: Denoiser, log_prob: LogProb, scale: Scale = 1.0) -> Deno
         denoise: the denoiser to guide.
         log_prob: (x_t, level) -> [B], log p(y | x_t) of each example, of a classifier trained on noisy data.
         scale: as for `cfg`; 0 is off.
+
     Returns:
         the guided denoiser.
+
     Raises:
         ValueError: no function where one is needed, or a scale as for `cfg`.
     """
@@ -52,8 +54,10 @@ def classifier_gradient(log_prob: LogProb, scale: Scale = 1.0) -> Callable[[Arra
 
     Args:
         log_prob, scale: as for `classifier`.
+
     Returns:
         (x_t, level) -> like x_t.
+
     Raises:
         ValueError: log_prob is no function, or a scale as for `cfg`.
     """

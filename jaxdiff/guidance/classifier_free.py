@@ -29,8 +29,10 @@ def cfg(cond: Denoiser, uncond: Denoiser, scale: Scale) -> Denoiser:
         cond: the conditional denoiser.
         uncond: the same network with the null condition.
         scale: a number, or [B] for one scale per example, or a function of the level that returns one; may be traced.
+
     Returns:
         the guided denoiser, two evaluations a call.
+
     Raises:
         ValueError: a model without an unconditional denoiser, a scale that is not finite or of another shape.
     """
@@ -56,8 +58,10 @@ def cfg_batched(
         cond, null_cond: conditions of like structure with leading axis B; a leaf of `null_cond` may have leading axis
             1.
         scale: as for `cfg`.
+
     Returns:
         the guided denoiser.
+
     Raises:
         ValueError: an empty condition, conditions that differ in structure, or a scale as for `cfg`.
     """
@@ -87,8 +91,10 @@ def drop_condition(key: Array, cond: Cond, null_cond: Cond, rate: float | Array)
         cond: pytree of [B, ...].
         null_cond: like cond, or with leading axis 1.
         rate: in [0, 1].
+
     Returns:
         like cond; an example's leaves are dropped together.
+
     Raises:
         ValueError: cond and null differ in structure.
     """

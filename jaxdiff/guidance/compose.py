@@ -25,8 +25,10 @@ def compose(uncond: Denoiser, conds: Sequence[Denoiser], scales: Sequence[Scale]
         uncond: the denoiser with the null condition.
         conds: the denoisers with one condition each.
         scales: as many scales, each as for `cfg`; or an array [K] or [K, B].
+
     Returns:
         the guided denoiser, K + 1 evaluations a call; a learned variance is that of the first of `conds`.
+
     Raises:
         ValueError: no conditions, another number of scales, or a scale as for `cfg`.
     """

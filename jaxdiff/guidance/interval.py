@@ -26,8 +26,10 @@ def interval(guided: Denoiser, plain: Denoiser, low: float | Array, high: float 
         guided: the denoiser inside the interval, e.g. `cfg(cond, uncond, 3.0)`.
         plain: the denoiser outside, e.g. `cond`; answers a variance if and only if `guided` does.
         low, high: of sigma / alpha; numbers, or [B]; may be traced. 0 and inf leave the interval open.
+
     Returns:
         the denoiser.
+
     Raises:
         ValueError: low >= high, or low < 0.
     """

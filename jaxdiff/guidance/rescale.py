@@ -20,7 +20,7 @@ __all__ = ["rescale"]
 def rescale(
     guide: Callable[[Denoiser], Denoiser], cond: Denoiser, phi: Scale, prediction: Prediction = parameterize.x0
 ) -> Denoiser:
-    """Guidance rescale: pull each example's std to the conditional model's (Lin et al. 2023, section 3.4).
+    """Guidance rescale: pull each example's std to the conditional model's (Lin et al. 2023, sec. 3.4).
 
     F_guided (phi std(F_cond) / std(F_guided) + 1 - phi), where F is what the network predicts (arXiv:2305.08891). The
     published method and its implementations take the network's own prediction: name its row to do the same; F = x0 by
@@ -31,8 +31,10 @@ def rescale(
         cond: the conditional denoiser.
         phi: share of the rescaled, in [0, 1]; a number, [B], or a function of the level; may be traced. 0 is off.
         prediction: the prediction whose std is kept, e.g. `parameterize.v`.
+
     Returns:
         the denoiser, as many evaluations a call as guide(cond); a learned variance is the guided one's.
+
     Raises:
         ValueError: phi is a number outside [0, 1]; guide is no function of the conditional denoiser.
     """

@@ -17,13 +17,15 @@ __all__ = ["clip", "dynamic_threshold"]
 
 
 def clip(denoise: Denoiser, low: float | Array = -1.0, high: float | Array = 1.0) -> Denoiser:
-    """Static thresholding: x0_hat clipped to the data's range (Saharia et al. 2022, arXiv:2205.11487, section 2.3).
+    """Static thresholding: x0_hat clipped to the data's range (Saharia et al. 2022, arXiv:2205.11487, sec. 2.3).
 
     Args:
         denoise: the denoiser.
         low, high: the data's range; numbers, or arrays that broadcast against x; may be traced.
+
     Returns:
         the denoiser.
+
     Raises:
         ValueError: low >= high.
     """
@@ -41,7 +43,7 @@ def clip(denoise: Denoiser, low: float | Array = -1.0, high: float | Array = 1.0
 def dynamic_threshold(
     denoise: Denoiser, quantile: float | Array = 0.995, *, max_scale: float | Array | None = None
 ) -> Denoiser:
-    """Dynamic thresholding: clip to [-s, s] and divide by s, for data in [-1, 1] (Saharia et al. 2022, section 2.3).
+    """Dynamic thresholding: clip to [-s, s] and divide by s, for data in [-1, 1] (Saharia et al. 2022, sec. 2.3).
 
     s is a quantile of |x0_hat| within each example, at least 1. arXiv:2205.11487.
 
@@ -49,8 +51,10 @@ def dynamic_threshold(
         denoise: the denoiser.
         quantile: the quantile, in (0, 1]; may be traced.
         max_scale: s is at most this, at least 1; None: no limit. May be traced.
+
     Returns:
         the denoiser.
+
     Raises:
         ValueError: percentile outside (0, 1], or limit below 1.
     """

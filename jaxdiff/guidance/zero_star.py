@@ -25,8 +25,10 @@ def cfg_zero_star(cond: Denoiser, uncond: Denoiser, scale: Scale, *, zero_init: 
     Args:
         cond, uncond, scale: as for `cfg`.
         zero_init: no velocity above this sigma / (alpha + sigma), in [0, 1]; 1 is never. May be traced.
+
     Returns:
         the guided denoiser, two evaluations a call; a learned variance is the conditional model's.
+
     Raises:
         ValueError: as for `cfg`, or zero_init outside [0, 1].
     """

@@ -17,7 +17,7 @@ __all__ = ["bits_per_dim", "check_binned", "check_bins", "dequantize", "draw"]
 
 
 def dequantize(key: Array, x: Array, *, bins: int = 256) -> Array:
-    """Spread discrete data evenly over its bins of [-1, 1] (Theis et al. 2015, arXiv:1511.01844, section 3.1).
+    """Spread discrete data evenly over its bins of [-1, 1] (Theis et al. 2015, arXiv:1511.01844, sec. 3.1).
 
     By Jensen's inequality the mean log-density of the result, turned by `bits_per_dim`, bounds the bits of the discrete
     data from above. Bin k is [2k/bins - 1, 2(k+1)/bins - 1): train the model on this data, or on its scale.
@@ -26,8 +26,10 @@ def dequantize(key: Array, x: Array, *, bins: int = 256) -> Array:
         key: one key, or [B] keys.
         x: [B, ...], integers 0..bins-1, or floats on `bins` equally spaced values from -1 to 1.
         bins: number of values.
+
     Returns:
         like x, float.
+
     Raises:
         ValueError: values outside their range; bins < 2; an untyped key, or not one for each example.
     """
@@ -50,8 +52,10 @@ def bits_per_dim(log_prob: Array, dims: int, *, bins: int | None = 256) -> Array
         dims: numbers an example.
         bins: number of values of discrete data, of which each takes 2 / bins of [-1, 1]. None for continuous data: the
             result is minus the log-density in bits, may be negative, and depends on the data's unit.
+
     Returns:
         [B].
+
     Raises:
         ValueError: dims < 1 or bins < 2.
     """

@@ -66,8 +66,10 @@ def continuous_bound(
         variable: in what times are uniform: "lam" = log(alpha / sigma), which varies little and needs alpha > 0 at the
             start; or "time", which varies as the schedule makes it: the one to learn a schedule by.
         bins: number of values of the data; None for a density, in bits per dimension too.
+
     Returns:
         the bound, in bits per dimension.
+
     Raises:
         ValueError: sigma = 0 at the end, alpha = 0 at the start with "lam", end not below start; a time that is neither
             given nor the process's own; data off its bins; samples or bins out of range; an untyped key.

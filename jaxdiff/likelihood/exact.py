@@ -71,8 +71,10 @@ def log_likelihood(
         process: names the time of the levels between the grid's; None takes t, alpha and sigma there from a straight
             line, which is exact for EDM and Flow; see `solvers.base.with_process`.
         prior: x_T -> [B], log-density at the first level in nats. None is N(0, sigma_T^2 I), which `noise.prior` draws.
+
     Returns:
         log_prob and standard_error [B], latent like x.
+
     Raises:
         ValueError: levels that are no grid, do not fall or end at sigma = 0; a prediction undefined at pure noise;
             probes < 1, or without a key.

@@ -46,6 +46,7 @@ def discretized_normal_nll(x: Array, mean: Array, std: Array, *, bins: int = 256
         x: data on `bins` equally spaced values from -1 to 1.
         mean, std: of the normal, which broadcast against x.
         bins: number of values; the outermost bins reach to infinity.
+
     Returns:
         like x.
     """
@@ -77,8 +78,10 @@ def variational_term(
             and "large" are the posterior's at t = 2, for a better decoder (Ho et al. 2020's code), and "learned" lies
             between that and beta_1 (Nichol and Dhariwal 2021, arXiv:2102.09672).
         bins: number of values of the data.
+
     Returns:
         [B].
+
     Raises:
         ValueError: another variance.
     """
@@ -116,8 +119,10 @@ def variational_bound(
         key: one key, or [B] keys.
         variance: "small", "large" or "learned", as for `solvers.ddpm`.
         bins: number of values of the data.
+
     Returns:
         the bound, in bits per dimension.
+
     Raises:
         ValueError: a process without a table of at least two betas; another variance; bins < 2; an untyped key.
     """

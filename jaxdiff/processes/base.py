@@ -66,8 +66,10 @@ def time_range(process: Process, start: Any = None, end: Any = None) -> tuple[An
     Args:
         process: any.
         start, end: the noisiest and the cleanest time; None is the process's.
+
     Returns:
         (start, end).
+
     Raises:
         ValueError: a time that is neither given nor known to the process.
     """

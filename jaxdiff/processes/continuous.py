@@ -154,7 +154,7 @@ class Flow(UnitTime):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Cosine(UnitTime):
-    """alpha = cos(pi t / 2), sigma = sin(pi t / 2) (Salimans and Ho 2022, arXiv:2202.00512, section 2)."""
+    """alpha = cos(pi t / 2), sigma = sin(pi t / 2) (Salimans and Ho 2022, arXiv:2202.00512, sec. 2)."""
 
     @concrete
     def __call__(self, t: Array) -> Level:

@@ -112,6 +112,7 @@ class Discrete(AutodiffSDE):
 
         Args:
             betas: [T], in (0, 1); the last may be 1 (zero terminal SNR).
+
         Raises:
             ValueError: betas are no vector or leave their range.
         """
@@ -124,7 +125,7 @@ class Discrete(AutodiffSDE):
 
     @classmethod
     def linear(cls, T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Discrete:
-        """beta linear in t (Ho et al. 2020, arXiv:2006.11239, section 4)."""
+        """beta linear in t (Ho et al. 2020, arXiv:2006.11239, sec. 4)."""
         return cls.from_betas(np.linspace(beta_start, beta_end, T))
 
     @classmethod

@@ -18,7 +18,7 @@ __all__ = ["Learned"]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Learned(AutodiffSDE, UnitTime):
-    """Variance preserving with a learned monotone log-SNR whose ends stay (after Kingma et al. 2021, section 5.1).
+    """Variance preserving with a learned monotone log-SNR whose ends stay (after Kingma et al. 2021, sec. 5.1).
 
     lam falls from lam_max at t = 0 to lam_min at t = 1 through K straight pieces over equal times, each a learned
     share of the whole fall: monotone and with an exact inverse whatever the logits. Logits of zero make it straight.

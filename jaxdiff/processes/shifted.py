@@ -30,6 +30,7 @@ class Shifted(AutodiffSDE):
         base: the process to shift; its formula has to go on beyond its noisiest time, as all but a table's and
             `Learned`'s do.
         shift: factor of sigma / alpha, > 0.
+
     Raises:
         ValueError: a base that ends at its noisiest time, where the shift would be lost.
     """

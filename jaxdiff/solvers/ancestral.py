@@ -27,8 +27,10 @@ def euler_ancestral(
         eta: share of the posterior's noise, in [0, 1]; may be traced. A plain 0 draws no noise at all.
         s_noise: standard deviation of the noise that is drawn, in units of the right one; may be traced.
         noise_sampler: `noise.white`, or `noise.brownian(key)` for a path that does not depend on the number of steps.
+
     Returns:
         a solver of order 1; the step to sigma = 0 adds no noise.
+
     Raises:
         ValueError: eta is a number outside [0, 1].
     """

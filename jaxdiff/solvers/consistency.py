@@ -22,6 +22,7 @@ def consistency(*, noise_sampler: NoiseSampler = white) -> Solver:
 
     Args:
         noise_sampler: `noise.white`, or `noise.brownian(key)`.
+
     Returns:
         a solver that is exact for any number of steps if f is; without an order.
     """

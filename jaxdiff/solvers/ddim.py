@@ -24,8 +24,10 @@ def ddim(eta: float | Array = 0.0, *, noise_sampler: NoiseSampler = white) -> So
     Args:
         eta: share of the posterior's noise, in [0, 1]; may be traced. A plain 0 draws no noise at all.
         noise_sampler: `noise.white`, or `noise.brownian(key)` for a path that does not depend on the number of steps.
+
     Returns:
         a solver of order 1.
+
     Raises:
         ValueError: eta is a number outside [0, 1].
     """

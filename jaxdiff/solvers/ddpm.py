@@ -29,14 +29,16 @@ def ddpm(
     (Dhariwal and Nichol 2021, arXiv:2105.05233, algorithm 1).
 
     Args:
-        variance: "small" is the posterior's beta-tilde, "large" is q(x_t | x_s)'s beta (section 3.2), "learned" lies
+        variance: "small" is the posterior's beta-tilde, "large" is q(x_t | x_s)'s beta (sec. 3.2), "learned" lies
             between them, by the denoiser's second answer frac in [0, 1]: exp(frac log beta + (1 - frac) log beta-tilde)
             (Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 15).
         gradient: (x_t, level) -> like x, for instance `guidance.classifier_gradient`; None is no guidance.
         noise_sampler: `noise.white`, or `noise.brownian(key)` for a path that does not depend on the number of steps.
+
     Returns:
         a solver of order 1; the step to sigma = 0 has no variance of either kind, and adds neither noise nor a
         gradient. (Where a likelihood needs one there, see `likelihood.variational_term`.)
+
     Raises:
         ValueError: another variance, or a gradient that is no function.
     """

@@ -17,15 +17,17 @@ __all__ = ["dpm_solver"]
 
 @factory
 def dpm_solver(order: int = 2, process: Process | None = None) -> Solver:
-    """DPM-Solver-1, 2 and 3, singlestep (Lu et al. 2022, arXiv:2206.00927, section 3).
+    """DPM-Solver-1, 2 and 3, singlestep (Lu et al. 2022, arXiv:2206.00927, sec. 3).
 
     Args:
         order: 1 (DDIM), 2 (with the inner point r_1 = 1/2) or 3 (r_1 = 1/3, r_2 = 2/3).
         process: names the time of the inner points. Without it that time is interpolated: exact for EDM and Flow, and
             where the network is told lam; elsewhere it is off by O(h^2), which leaves order 2.
+
     Returns:
         a solver of this order with as many evaluations a step; the steps from pure noise and to sigma = 0 are of
         order 1.
+
     Raises:
         ValueError: another order.
     """

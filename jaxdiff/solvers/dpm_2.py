@@ -29,8 +29,10 @@ def dpm_2(process: Process | None = None, churn: Churn | None = None, s_noise: f
             the network is told lam; elsewhere it is off by O(h^2). Needed with churn.
         churn: gamma, by what share the noise is raised before each step, as for `heun`; may be traced.
         s_noise: standard deviation of the added noise.
+
     Returns:
         a solver of order 2 with two evaluations a step; the steps from pure noise and to sigma = 0 are Euler's.
+
     Raises:
         ValueError: churn without a process.
     """
@@ -58,9 +60,11 @@ def dpm_2_ancestral(
         s_noise: standard deviation of the noise that is drawn, in units of the right one; may be traced.
         process: names the time of the middle, as for `dpm_2`.
         noise_sampler: `noise.white`, or `noise.brownian(key)` for a path that does not depend on the number of steps.
+
     Returns:
         a solver of weak order 2 with two evaluations a step; the steps from pure noise and to sigma = 0 are
         `euler_ancestral`'s.
+
     Raises:
         ValueError: eta is a number outside [0, 1].
     """

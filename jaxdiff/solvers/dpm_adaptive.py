@@ -55,9 +55,11 @@ def dpm_adaptive(
         accept_safety: a step is taken where the next is to be at least this share of it; may be traced.
         max_steps: attempts that an example has in an interval. The last takes what is left in one step, whatever its
             error, so that every program ends; the state's `failed` tells.
+
     Returns:
         a solver whose error is set by the tolerance, with `order` evaluations an attempt; the steps from pure noise and
         to sigma = 0 are DDIM's, of one.
+
     Raises:
         ValueError: another order; a tolerance or h_init that is a number and not positive; max_steps < 1; eta a number
             outside [0, 1].

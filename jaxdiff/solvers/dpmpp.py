@@ -32,6 +32,7 @@ def dpmpp_2s(process: Process | None = None) -> Solver:
     Args:
         process: names the time of the inner point. Without it that time is interpolated: exact for EDM and Flow, and
             where the network is told lam; elsewhere it is off by O(h^2).
+
     Returns:
         a solver of order 2 with two evaluations a step; the steps from pure noise and to sigma = 0 are of order 1.
     """
@@ -58,8 +59,10 @@ def dpmpp_2s_ancestral(
         s_noise: standard deviation of the noise that is drawn, in units of the right one; may be traced.
         process: names the time of the inner point, as for `dpmpp_2s`.
         noise_sampler: `noise.white`, or `noise.brownian(key)` for a path that does not depend on the number of steps.
+
     Returns:
         a solver of weak order 2 with two evaluations a step; the steps from pure noise and to sigma = 0 are of order 1.
+
     Raises:
         ValueError: eta is a number outside [0, 1].
     """
@@ -87,8 +90,10 @@ def dpmpp_sde(
         r: where in lam the inner point is, in (0, 1); may be traced.
         process: names the time of the inner point, as for `dpmpp_2s`.
         noise_sampler: `noise.white`, or `noise.brownian(key)` for a path that does not depend on the number of steps.
+
     Returns:
         a solver of weak order 2 with two evaluations a step; the steps from pure noise and to sigma = 0 are of order 1.
+
     Raises:
         ValueError: eta is a number outside [0, 1], r one outside (0, 1).
     """
@@ -129,6 +134,7 @@ def dpmpp_2m(*, lower_order_final: Level | None = None) -> Solver:
     Args:
         lower_order_final: the grid that is sampled on, fields [N + 1], which may be traced: its last steps are then at
             most of order ..., 3, 2, 1, which helps where few steps end short of clean data. None keeps the order.
+
     Returns:
         a solver of order 2 with one evaluation a step. The first step, the step after pure noise (lam = -inf), and the
         step to sigma = 0 (where no polynomial in lam reaches) are of order 1.
@@ -146,6 +152,7 @@ def dpmpp_3m(*, lower_order_final: Level | None = None) -> Solver:
     Args:
         lower_order_final: the grid that is sampled on, fields [N + 1], which may be traced: its last steps are then at
             most of order ..., 3, 2, 1, which helps where few steps end short of clean data. None keeps the order.
+
     Returns:
         a solver of order 3 with one evaluation a step; the first steps are of order 1 and 2, and the step to sigma = 0
         of order 1.
@@ -168,8 +175,10 @@ def dpmpp_2m_sde(
         noise_sampler: `noise.white`, or `noise.brownian(key)` for a path that does not depend on the number of steps.
         lower_order_final: the grid that is sampled on, fields [N + 1], which may be traced: its last steps are then at
             most of order ..., 3, 2, 1, which helps where few steps end short of clean data. None keeps the order.
+
     Returns:
         a solver of weak order 2 with one evaluation a step; the first step and the step to sigma = 0 are of order 1.
+
     Raises:
         ValueError: eta is a number below 0, or another variant.
     """
@@ -202,9 +211,11 @@ def dpmpp_3m_sde(
         noise_sampler: `noise.white`, or `noise.brownian(key)` for a path that does not depend on the number of steps.
         lower_order_final: the grid that is sampled on, fields [N + 1], which may be traced: its last steps are then at
             most of order ..., 3, 2, 1, which helps where few steps end short of clean data. None keeps the order.
+
     Returns:
         a solver of weak order 2 (3 for a plain eta = 0) with one evaluation a step; the first steps are of order 1 and
         2, and the step to sigma = 0 of order 1.
+
     Raises:
         ValueError: eta is a number below 0.
     """

@@ -34,8 +34,10 @@ def euler(process: Process | None = None, churn: Churn | None = None, s_noise: f
         churn: gamma, by what share the noise is raised before each step: the paper's min(S_churn / N, sqrt(2) - 1),
             or a function of the level that returns it, for S_tmin and S_tmax; may be traced. None adds no noise.
         s_noise: standard deviation of the added noise; the paper's S_noise.
+
     Returns:
         a solver of order 1; without churn it is DDIM.
+
     Raises:
         ValueError: churn without a process.
     """
@@ -58,8 +60,10 @@ def heun(process: Process | None = None, churn: Churn | None = None, s_noise: fl
         churn: gamma, by what share the noise is raised before each step: the paper's min(S_churn / N, sqrt(2) - 1),
             or a function of the level that returns it, for S_tmin and S_tmax; may be traced. None adds no noise.
         s_noise: standard deviation of the added noise; the paper's S_noise.
+
     Returns:
         a solver of order 2 with two evaluations a step; the step to sigma = 0 is Euler's.
+
     Raises:
         ValueError: churn without a process.
     """

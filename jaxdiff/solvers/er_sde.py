@@ -43,9 +43,11 @@ def er_sde(
             0 is the ODE, log(rho) the reverse SDE.
         s_noise: standard deviation of the noise that is drawn, in units of the right one; may be traced.
         noise_sampler: `noise.white`, or `noise.brownian(key)` for a path that does not depend on the number of steps.
+
     Returns:
         a solver of weak order 2 (1 for order 1) with one evaluation a step; the first steps are of a lower order, and
         the step to sigma = 0 of order 1.
+
     Raises:
         ValueError: another order.
     """

@@ -31,9 +31,11 @@ def predictor_corrector(predictor: Solver | None = None, steps: int = 1, snr: fl
         predictor: the solver; None is `reverse_diffusion()`.
         steps: Langevin steps, the paper's M.
         snr: the paper's r; may be traced.
+
     Returns:
         a solver with steps evaluations more than the predictor's; no Langevin step at sigma = 0. Without an order,
         since its error does not vanish with short steps.
+
     Raises:
         ValueError: steps < 1, or snr a number that is not positive.
     """
@@ -67,9 +69,11 @@ def annealed_langevin(steps: int = 5, step_size: float | Array = 0.2) -> Solver:
         steps: at a level, the paper's T.
         step_size: of a Langevin step in units of sigma^2; may be traced. Its error vanishes with it, and needs more
             steps.
+
     Returns:
         a solver with `steps` evaluations a step; the step to sigma = 0 is the denoiser's (Jolicoeur-Martineau et al.
         2020, arXiv:2009.05475). Without an order.
+
     Raises:
         ValueError: steps < 1, or size a number that is not positive.
     """

@@ -30,6 +30,7 @@ def pndm(process: Process | None = None) -> Solver:
     Args:
         process: its level at the middle of the step in time is the Runge-Kutta steps' inner point, as in the paper;
             without it, the middle of the straight line from level to level: the same for EDM and Flow.
+
     Returns:
         a solver of order 2 (its weights are those of equal steps in sigma / alpha, where it would have order 4) with
         one evaluation a step, but four in each of the first three steps.
@@ -47,6 +48,7 @@ def plms(*, lower_order_final: Level | None = None) -> Solver:
     Args:
         lower_order_final: the grid that is sampled on, fields [N + 1], which may be traced: its last steps are then at
             most of order ..., 3, 2, 1, which helps where few steps end short of clean data. None keeps the order.
+
     Returns:
         a solver of order 2 with one evaluation a step, but two in the first.
     """
@@ -61,8 +63,10 @@ def ipndm(order: int = 4, *, lower_order_final: Level | None = None) -> Solver:
         order: number of eps_hat that are combined, 1 to 4; 1 is DDIM.
         lower_order_final: the grid that is sampled on, fields [N + 1], which may be traced: its last steps are then at
             most of order ..., 3, 2, 1, which helps where few steps end short of clean data. None keeps the order.
+
     Returns:
         a solver of order min(order, 2) with one evaluation a step.
+
     Raises:
         ValueError: another order.
     """

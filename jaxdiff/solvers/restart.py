@@ -31,9 +31,11 @@ def restart(solver: Solver | None = None, interval: Level | None = None, repeats
             `grids.karras(process, M, ...)` without its clean end; may be traced. None restarts every step but that to
             sigma = 0 from its own beginning.
         repeats: the paper's K.
+
     Returns:
         a solver of the same order, of main path and interval refined together. A multistep method begins each interval
         without history and goes on with the interval's (an interval of one step keeps it at order 1).
+
     Raises:
         ValueError: repeats < 0, or an interval that is no grid.
     """

@@ -32,6 +32,7 @@ def rk4(process: Process | None = None) -> Solver:
     Args:
         process: names the time of the middle. Without it that time is interpolated: exact for EDM and Flow, and where
             the network is told lam; elsewhere it is off by O(h^2), and the order is 2.
+
     Returns:
         a solver of order 4 with four evaluations a step; the step to sigma = 0 is Euler's.
     """
@@ -109,9 +110,11 @@ def rk45(
             EDM's or Flow's: over a long interval an interpolated time is far off, and no tolerance tells.
         max_steps: attempts that an example has in an interval. The last takes what is left in one step, whatever its
             error, so that every program ends; the state's `failed` tells.
+
     Returns:
         a solver whose error is set by the tolerance; six evaluations an attempt, and one more in each interval. The
         step to sigma = 0 is Euler's, which answers the denoiser.
+
     Raises:
         ValueError: a tolerance that is a number and not positive; max_steps < 1.
     """
@@ -126,8 +129,10 @@ def rk23(
 
     Args:
         rtol, atol, process, max_steps: as for `rk45`.
+
     Returns:
         a solver whose error is set by the tolerance; three evaluations an attempt, and one more in each interval.
+
     Raises:
         ValueError: as for `rk45`.
     """

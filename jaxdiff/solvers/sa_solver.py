@@ -36,10 +36,12 @@ def sa_solver(
         noise_sampler: `noise.white`, or `noise.brownian(key)` for a path that does not depend on the number of steps.
         lower_order_final: the grid that is sampled on, fields [N + 1], which may be traced: its last steps are then at
             most of order ..., 3, 2, 1, which helps where few steps end short of clean data. None keeps the order.
+
     Returns:
         a solver of weak order 2 (1 for a predictor of order 1 without a corrector; for a plain tau = 0 the order of the
         better of the two, where the predictor is at most 1 behind) with one evaluation a step. The first steps are of a
         lower order, and the step to sigma = 0 of order 1; what the last step predicts is not corrected.
+
     Raises:
         ValueError: an order that is not allowed, or a tau below 0.
     """

@@ -25,6 +25,7 @@ def euler_maruyama(*, noise_sampler: NoiseSampler = white) -> Solver:
 
     Args:
         noise_sampler: `noise.white`, or `noise.brownian(key)` for a path that does not depend on the number of steps.
+
     Returns:
         a solver of order 1. From pure noise, where f is infinite, it takes the posterior's step; to sigma = 0 the
         denoiser's, without noise, as the paper ends.
@@ -47,6 +48,7 @@ def reverse_diffusion(*, noise_sampler: NoiseSampler = white) -> Solver:
 
     Args:
         noise_sampler: `noise.white`, or `noise.brownian(key)` for a path that does not depend on the number of steps.
+
     Returns:
         a solver of order 1, which begins at pure noise and ends at sigma = 0 as `euler_maruyama` does.
     """

@@ -26,9 +26,11 @@ def unipc(
         corrector: whether to correct. Without it bh2 of order 2 is `dpmpp_2m`.
         lower_order_final: the grid that is sampled on, fields [N + 1], which may be traced: its last steps are then at
             most of order ..., 3, 2, 1, which helps where few steps end short of clean data. None keeps the order.
+
     Returns:
         a solver of order p + 1 (p without a corrector) with one evaluation a step. The first steps are of a lower
         order, and the step to sigma = 0 of order 1; what the last step predicts is not corrected.
+
     Raises:
         ValueError: order below 1, or another variant.
     """
