@@ -1,7 +1,7 @@
-"""Weights of the loss, as functions of the level.
+"""Weights of the loss by level.
 
-Each says how much a squared error of x_0 counts at a level: w(level) |x0_hat - x_0|^2, whatever the network predicts.
-(An error of eps is SNR times as large squared as one of x_0, one of v is SNR + 1 times with preserved variance.)
+Each is a factor of the squared error of x_0, w(level) |x0_hat - x_0|^2, for any prediction. The squared error of eps is
+SNR times that of x_0; the squared error of v is SNR + 1 times that of x_0, if variance is preserved.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def p2(gamma: float = 1.0, k: float = 1.0) -> Weight:
 def sigmoid(bias: float = 2.0) -> Weight:
     """SNR sigmoid(bias - log SNR) (Kingma and Gao 2023, arXiv:2303.00848, table 1, which weights the error of eps).
 
-    The paper's weighting is over log SNR: it is this one where the times are uniform in log SNR.
+    The paper's weighting is over log SNR; it equals this one if times are uniform in log SNR.
     """
     return lambda level: level.snr * jax.nn.sigmoid(bias - level.log_snr)
 
@@ -85,7 +85,7 @@ def likelihood(process: Process) -> Weight:
     On the error of the score it is g(t)^2 / 2 (Song et al. 2021, arXiv:2101.09258, theorem 1).
 
     Args:
-        process: the one that the loss uses; its t at the level is read.
+        process: the process of the loss.
 
     Raises:
         ValueError: a process without `sde`.

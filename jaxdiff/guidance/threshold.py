@@ -1,4 +1,4 @@
-"""Denoisers that keep x0_hat within the data's range."""
+"""Thresholding: denoisers whose x0_hat is within the data's range."""
 
 from __future__ import annotations
 
@@ -49,20 +49,20 @@ def dynamic_threshold(
 
     Args:
         denoise: the denoiser.
-        quantile: the quantile, in (0, 1]; may be traced.
-        max_scale: s is at most this, at least 1; None: no limit. May be traced.
+        quantile: level of the quantile, in (0, 1]; may be traced.
+        max_scale: upper bound of s, at least 1; None is no bound. May be traced.
 
     Returns:
         the denoiser.
 
     Raises:
-        ValueError: percentile outside (0, 1], or limit below 1.
+        ValueError: quantile outside (0, 1], or max_scale below 1.
     """
     check_denoisers(denoise=denoise)
     if not isinstance(quantile, jax.Array) and not 0 < quantile <= 1:
-        raise ValueError(f"percentile must lie in (0, 1], got {quantile}")
+        raise ValueError(f"quantile must lie in (0, 1], got {quantile}")
     if max_scale is not None and not isinstance(max_scale, jax.Array) and not max_scale >= 1:
-        raise ValueError(f"limit must be at least 1, where data lies in [-1, 1], got {max_scale}")
+        raise ValueError(f"max_scale must be at least 1, since data lies in [-1, 1], got {max_scale}")
 
     def thresholded(x: Array, level: Level) -> Any:
         x0, *variance = split_variance(denoise(x, level))

@@ -24,8 +24,8 @@ def euler_ancestral(
     it is DDPM's with the small variance, at eta = 0 Euler's.
 
     Args:
-        eta: share of the posterior's noise, in [0, 1]; may be traced. A plain 0 draws no noise at all.
-        s_noise: standard deviation of the noise that is drawn, in units of the right one; may be traced.
+        eta: share of the posterior's noise, in [0, 1]; may be traced. A plain 0 draws no noise.
+        s_noise: factor of the noise's standard deviation; may be traced.
         noise_sampler: `noise.white`, or `noise.brownian(key)` for a path that does not depend on the number of steps.
 
     Returns:

@@ -120,7 +120,7 @@ def with_process(denoise: Denoiser, process: Process | None) -> Denoiser:
 
     Args:
         denoise: (x, level) -> x0_hat.
-        process: names the time of a lam; None takes levels as they are.
+        process: gives the time of a lam; None takes levels as they are.
     """
     if process is None:
         return denoise

@@ -22,7 +22,7 @@ def ddim(eta: float | Array = 0.0, *, noise_sampler: NoiseSampler = white) -> So
     sampling with the small variance.
 
     Args:
-        eta: share of the posterior's noise, in [0, 1]; may be traced. A plain 0 draws no noise at all.
+        eta: share of the posterior's noise, in [0, 1]; may be traced. A plain 0 draws no noise.
         noise_sampler: `noise.white`, or `noise.brownian(key)` for a path that does not depend on the number of steps.
 
     Returns:

@@ -23,12 +23,12 @@ def deis(order: int = 2, *, lower_order_final: Level | None = None) -> Solver:
 
     Args:
         order: number of eps_hat that the polynomial goes through, 1 to 3; 1 is DDIM. The paper's tAB0 to tAB2.
-        lower_order_final: the grid that is sampled on, fields [N + 1], which may be traced: its last steps are then at
-            most of order ..., 3, 2, 1, which helps where few steps end short of clean data. None keeps the order.
+        lower_order_final: the grid passed to `sample`, fields [N + 1]; may be traced. Limits the order of its last
+            steps to ..., 3, 2, 1, which helps if few steps end above sigma = 0. None keeps the order.
 
     Returns:
-        a solver of this order with one evaluation a step; the first steps are of order 1 and 2, and the step to
-        sigma = 0 of order 1.
+        a solver of this order with one evaluation per step; the first steps are of order 1 and 2, and the step to
+        sigma = 0 is of order 1.
 
     Raises:
         ValueError: another order.

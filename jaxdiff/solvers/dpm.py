@@ -21,11 +21,11 @@ def dpm_solver(order: int = 2, process: Process | None = None) -> Solver:
 
     Args:
         order: 1 (DDIM), 2 (with the inner point r_1 = 1/2) or 3 (r_1 = 1/3, r_2 = 2/3).
-        process: names the time of the inner points. Without it that time is interpolated: exact for EDM and Flow, and
-            where the network is told lam; elsewhere it is off by O(h^2), which leaves order 2.
+        process: gives the time of the inner points. Without it that time is interpolated: exact for EDM and Flow, and
+            where the network's noise input is lam; elsewhere it is off by O(h^2), which leaves order 2.
 
     Returns:
-        a solver of this order with as many evaluations a step; the steps from pure noise and to sigma = 0 are of
+        a solver of this order with as many evaluations per step; the steps from pure noise and to sigma = 0 are of
         order 1.
 
     Raises:

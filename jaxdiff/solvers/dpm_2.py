@@ -25,13 +25,13 @@ def dpm_2(process: Process | None = None, churn: Churn | None = None, s_noise: f
     arXiv:2206.00927).
 
     Args:
-        process: names the time of the middle. Without it that time is interpolated: exact for EDM and Flow, and where
-            the network is told lam; elsewhere it is off by O(h^2). Needed with churn.
+        process: gives the time of the middle. Without it that time is interpolated: exact for EDM and Flow, and where
+            the network's noise input is lam; elsewhere it is off by O(h^2). Needed with churn.
         churn: gamma, by what share the noise is raised before each step, as for `heun`; may be traced.
         s_noise: standard deviation of the added noise.
 
     Returns:
-        a solver of order 2 with two evaluations a step; the steps from pure noise and to sigma = 0 are Euler's.
+        a solver of order 2 with two evaluations per step; the steps from pure noise and to sigma = 0 are Euler's.
 
     Raises:
         ValueError: churn without a process.
@@ -56,13 +56,13 @@ def dpm_2_ancestral(
     """`dpm_2` to sigma_down, then noise up to sigma (k-diffusion's `sample_dpm_2_ancestral`).
 
     Args:
-        eta: share of the posterior's noise, in [0, 1]; may be traced. At 0 it is `dpm_2`, and a plain 0 draws nothing.
-        s_noise: standard deviation of the noise that is drawn, in units of the right one; may be traced.
-        process: names the time of the middle, as for `dpm_2`.
+        eta: share of the posterior's noise, in [0, 1]; may be traced. At 0 it is `dpm_2`, and a plain 0 draws no noise.
+        s_noise: factor of the noise's standard deviation; may be traced.
+        process: gives the time of the middle, as for `dpm_2`.
         noise_sampler: `noise.white`, or `noise.brownian(key)` for a path that does not depend on the number of steps.
 
     Returns:
-        a solver of weak order 2 with two evaluations a step; the steps from pure noise and to sigma = 0 are
+        a solver of weak order 2 with two evaluations per step; the steps from pure noise and to sigma = 0 are
         `euler_ancestral`'s.
 
     Raises:

@@ -42,11 +42,11 @@ def dpm_adaptive(
         rtol: tolerance of one step's error (the root mean square of an example's numbers), relative to |x|; > 0, may
             be traced.
         atol: what is tolerated at least; > 0, may be traced. The default is two levels of an 8-bit picture.
-        process: names the times of inner points, as for `rk45`. Pass it wherever the network is told a time that is
-            not EDM's or Flow's.
-        eta: share of the posterior's noise in each step, in [0, 1]; may be traced. A plain 0 draws no noise at all. The
+        process: gives the times of inner points, as for `rk45`. Pass it wherever the network is told a time that is not
+            EDM's or Flow's.
+        eta: share of the posterior's noise in each step, in [0, 1]; may be traced. A plain 0 draws no noise. The
             controller sees the error of the step between two draws only: with noise, ask for a smaller tolerance.
-        s_noise: standard deviation of the noise that is drawn, in units of the right one; may be traced.
+        s_noise: factor of the noise's standard deviation; may be traced.
         noise_sampler: `noise.white`, or `noise.brownian(keys)`, one key an example, for a path that does not depend on
             the steps.
         h_init: length of the first step in lam, > 0; may be traced.
@@ -57,8 +57,8 @@ def dpm_adaptive(
             error, so that every program ends; the state's `failed` tells.
 
     Returns:
-        a solver whose error is set by the tolerance, with `order` evaluations an attempt; the steps from pure noise and
-        to sigma = 0 are DDIM's, of one.
+        a solver whose error is set by the tolerance, with `order` evaluations per attempt; the steps from pure noise
+        and to sigma = 0 are DDIM's, of one.
 
     Raises:
         ValueError: another order; a tolerance or h_init that is a number and not positive; max_steps < 1; eta a number
@@ -135,8 +135,8 @@ def _pair(denoise, x: Array, cur: Level, end: Level, *, order: int, at: Callable
         bend = moments(-jnp.stack([2 / 3 * h, h]), 2)[1]
     bends = jnp.zeros((order, *h.shape), x.dtype).at[-1].set(2 * bend[0])
 
-    def stage(carry, row):
-        (x0, first, previous), (r, bend) = carry, row
+    def stage(carry, r_bend):
+        (x0, first, previous), (r, bend) = carry, r_bend
         level = at(cur.lam + r * h)
         mid = level.expand_to(x)
         u = mid.sigma / start.sigma * x - mid.alpha * per_example(jnp.expm1(-r * h), x) * x0
@@ -145,8 +145,8 @@ def _pair(denoise, x: Array, cur: Level, end: Level, *, order: int, at: Callable
         x0, first = (jnp.where(r == 0, new, old) for new, old in zip(ends, (x0, first), strict=True))
         return (x0, first, ends.eps), ends.eps
 
-    rows = jnp.asarray(_INNER[order], x.dtype), bends
-    (x0, first, _), eps = jax.lax.scan(stage, (zero, zero, zero), rows)
+    points = jnp.asarray(_INNER[order], x.dtype), bends
+    (x0, first, _), eps = jax.lax.scan(stage, (zero, zero, zero), points)
     base, inner = exponential_step(x, x0, start, final), final.sigma * per_example(jnp.expm1(h), x) * (eps[1] - first)
     if order == 2:
         return base, base - inner
@@ -168,11 +168,11 @@ def _controller(pid, order: float, accept_safety):
         # A NaN or an overflow is an error like others: try less.
         error = jnp.sqrt(jnp.clip(jnp.where(jnp.isfinite(square), square, 1e20), 1e-20, 1e20))
         now = 1 / (error + 1e-8)
-        one, two = (jnp.where(begins, now, earlier) for earlier in errors)
-        factor = now ** ((p + i + d) / order) * one ** (-(p + 2 * d) / order) * two ** (d / order)
+        last_1, last_2 = (jnp.where(begins, now, earlier) for earlier in errors)
+        factor = now ** ((p + i + d) / order) * last_1 ** (-(p + 2 * d) / order) * last_2 ** (d / order)
         factor = 1 + jnp.arctan(factor - 1)
         good = factor >= jnp.asarray(accept_safety, factor.dtype)
-        kept = [jnp.where(good | last, new, old) for new, old in ((now, one), (one, two))]
+        kept = [jnp.where(good | last, new, old) for new, old in ((now, last_1), (last_1, last_2))]
         return good, factor, kept
 
     return control

@@ -62,7 +62,7 @@ def heun(process: Process | None = None, churn: Churn | None = None, s_noise: fl
         s_noise: standard deviation of the added noise; the paper's S_noise.
 
     Returns:
-        a solver of order 2 with two evaluations a step; the step to sigma = 0 is Euler's.
+        a solver of order 2 with two evaluations per step; the step to sigma = 0 is Euler's.
 
     Raises:
         ValueError: churn without a process.

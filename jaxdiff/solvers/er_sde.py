@@ -41,11 +41,11 @@ def er_sde(
         order: number of answers that the polynomial goes through, 1 to 3.
         log_scale: rho -> log(phi(rho) / rho), with phi the paper's noise scale function; it must not fall as rho rises.
             0 is the ODE, log(rho) the reverse SDE.
-        s_noise: standard deviation of the noise that is drawn, in units of the right one; may be traced.
+        s_noise: factor of the noise's standard deviation; may be traced.
         noise_sampler: `noise.white`, or `noise.brownian(key)` for a path that does not depend on the number of steps.
 
     Returns:
-        a solver of weak order 2 (1 for order 1) with one evaluation a step; the first steps are of a lower order, and
+        a solver of weak order 2 (1 for order 1) with one evaluation per step; the first steps are of a lower order, and
         the step to sigma = 0 of order 1.
 
     Raises:

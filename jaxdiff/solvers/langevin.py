@@ -71,7 +71,7 @@ def annealed_langevin(steps: int = 5, step_size: float | Array = 0.2) -> Solver:
             steps.
 
     Returns:
-        a solver with `steps` evaluations a step; the step to sigma = 0 is the denoiser's (Jolicoeur-Martineau et al.
+        a solver with `steps` evaluations per step; the step to sigma = 0 is the denoiser's (Jolicoeur-Martineau et al.
         2020, arXiv:2009.05475). Without an order.
 
     Raises:
@@ -113,6 +113,6 @@ def _square(x: Array) -> Array:
 
 def _check(steps: int, name: str, value: float | Array) -> None:
     if not isinstance(steps, int | np.integer) or steps < 1:
-        raise ValueError(f"steps is a whole number of at least 1, got {steps!r:.80}")
+        raise ValueError(f"steps is an integer of at least 1, got {steps!r:.80}")
     if isinstance(value, (int, float)) and not value > 0:
         raise ValueError(f"{name} must be positive, got {value}")

@@ -21,11 +21,11 @@ def lms(order: int = 4, *, lower_order_final: Level | None = None) -> Solver:
 
     Args:
         order: number of eps_hat that the polynomial goes through, 1 to 4; 1 is Euler's method and DDIM.
-        lower_order_final: the grid that is sampled on, fields [N + 1], which may be traced: its last steps are then at
-            most of order ..., 3, 2, 1, which helps where few steps end short of clean data. None keeps the order.
+        lower_order_final: the grid passed to `sample`, fields [N + 1]; may be traced. Limits the order of its last
+            steps to ..., 3, 2, 1, which helps if few steps end above sigma = 0. None keeps the order.
 
     Returns:
-        a solver of this order with one evaluation a step. The first steps are of order 1, 2, ... and the step from
+        a solver of this order with one evaluation per step. The first steps are of order 1, 2, ... and the step from
         pure noise, which is left out of the polynomial, of order 1. s reaches sigma = 0, and the full order with it.
 
     Raises:

@@ -33,7 +33,7 @@ def pndm(process: Process | None = None) -> Solver:
 
     Returns:
         a solver of order 2 (its weights are those of equal steps in sigma / alpha, where it would have order 4) with
-        one evaluation a step, but four in each of the first three steps.
+        one evaluation per step, but four in each of the first three steps.
     """
     return _adams(4, (0.0, 0.5, 0.5, 1.0), (1 / 6, 1 / 3, 1 / 3, 1 / 6), steps=3, process=process)
 
@@ -46,11 +46,11 @@ def plms(*, lower_order_final: Level | None = None) -> Solver:
     (arXiv:2202.09778).
 
     Args:
-        lower_order_final: the grid that is sampled on, fields [N + 1], which may be traced: its last steps are then at
-            most of order ..., 3, 2, 1, which helps where few steps end short of clean data. None keeps the order.
+        lower_order_final: the grid passed to `sample`, fields [N + 1]; may be traced. Limits the order of its last
+            steps to ..., 3, 2, 1, which helps if few steps end above sigma = 0. None keeps the order.
 
     Returns:
-        a solver of order 2 with one evaluation a step, but two in the first.
+        a solver of order 2 with one evaluation per step, but two in the first.
     """
     return _adams(4, (0.0, 1.0), (1 / 2, 1 / 2), steps=1, lower_order_final=lower_order_final)
 
@@ -61,11 +61,11 @@ def ipndm(order: int = 4, *, lower_order_final: Level | None = None) -> Solver:
 
     Args:
         order: number of eps_hat that are combined, 1 to 4; 1 is DDIM.
-        lower_order_final: the grid that is sampled on, fields [N + 1], which may be traced: its last steps are then at
-            most of order ..., 3, 2, 1, which helps where few steps end short of clean data. None keeps the order.
+        lower_order_final: the grid passed to `sample`, fields [N + 1]; may be traced. Limits the order of its last
+            steps to ..., 3, 2, 1, which helps if few steps end above sigma = 0. None keeps the order.
 
     Returns:
-        a solver of order min(order, 2) with one evaluation a step.
+        a solver of order min(order, 2) with one evaluation per step.
 
     Raises:
         ValueError: another order.

@@ -41,7 +41,7 @@ def restart(solver: Solver | None = None, interval: Level | None = None, repeats
     """
     inner = heun() if solver is None else solver
     if not isinstance(repeats, int | np.integer) or repeats < 0:
-        raise ValueError(f"repeats is a whole number of at least 0, got {repeats!r:.80}")
+        raise ValueError(f"repeats is an integer of at least 0, got {repeats!r:.80}")
     if interval is not None and len(set(map(np.shape, interval)) | {np.shape(interval.t)[:1]}) != 1:
         raise ValueError(f"an interval is a Level with fields [M + 1], got shapes {list(map(np.shape, interval))}")
 

@@ -30,11 +30,11 @@ def rk4(process: Process | None = None) -> Solver:
     """The classical Runge-Kutta method on the probability-flow ODE along the line between two levels.
 
     Args:
-        process: names the time of the middle. Without it that time is interpolated: exact for EDM and Flow, and where
-            the network is told lam; elsewhere it is off by O(h^2), and the order is 2.
+        process: gives the time of the middle. Without it that time is interpolated: exact for EDM and Flow, and where
+            the network's noise input is lam; elsewhere it is off by O(h^2), and the order is 2.
 
     Returns:
-        a solver of order 4 with four evaluations a step; the step to sigma = 0 is Euler's.
+        a solver of order 4 with four evaluations per step; the step to sigma = 0 is Euler's.
     """
 
     def step(denoise: Denoiser, key: Array, x: Array, state, cur: Level, nxt: Level):
@@ -106,13 +106,13 @@ def rk45(
         rtol: tolerance of one step's error (the root mean square of an example's numbers), relative to |x|; > 0, may
             be traced.
         atol: what is tolerated of the error besides; > 0, may be traced.
-        process: names the times of inner levels, as for `rk4`. Pass it wherever the network is told a time that is not
+        process: gives the times of inner levels, as for `rk4`. Pass it wherever the network is told a time that is not
             EDM's or Flow's: over a long interval an interpolated time is far off, and no tolerance tells.
         max_steps: attempts that an example has in an interval. The last takes what is left in one step, whatever its
             error, so that every program ends; the state's `failed` tells.
 
     Returns:
-        a solver whose error is set by the tolerance; six evaluations an attempt, and one more in each interval. The
+        a solver whose error is set by the tolerance; six evaluations per attempt, and one more in each interval. The
         step to sigma = 0 is Euler's, which answers the denoiser.
 
     Raises:
@@ -131,7 +131,7 @@ def rk23(
         rtol, atol, process, max_steps: as for `rk45`.
 
     Returns:
-        a solver whose error is set by the tolerance; three evaluations an attempt, and one more in each interval.
+        a solver whose error is set by the tolerance; three evaluations per attempt, and one more in each interval.
 
     Raises:
         ValueError: as for `rk45`.
@@ -153,15 +153,15 @@ def _adaptive(pair: _ButcherTableau, rtol, atol, process: Process | None, max_st
         def stages(x: Array, left: Array, slope: Array, h: Array) -> Array:
             """The slopes at each stage, [S, B, ...]."""
 
-            def stage(k: Array, row):
-                i, c, a = row
+            def stage(k: Array, i_c_a):
+                i, c, a = i_c_a
                 w = left - c * h  # counted from the clean end, where sigma may be small beside cur's
                 y = x + per_example(h, x) * jnp.tensordot(a, k, 1, precision="highest")
                 return k.at[i].set(_slope(inner, y, lerp(end, cur, w), cur, nxt)), None
 
-            rows = (np.arange(1, len(pair.c)), *(jnp.asarray(field[1:], x.dtype) for field in (pair.c, pair.a)))
+            tableau = (np.arange(1, len(pair.c)), *(jnp.asarray(field[1:], x.dtype) for field in (pair.c, pair.a)))
             first = jnp.zeros((len(pair.c), *x.shape), x.dtype).at[0].set(slope)
-            return jax.lax.scan(stage, first, rows)[0]
+            return jax.lax.scan(stage, first, tableau)[0]
 
         def attempt(walk: Progress, h: Array, last: Array) -> Attempt:
             slope, rejected = walk.memory
@@ -192,8 +192,8 @@ def _adaptive(pair: _ButcherTableau, rtol, atol, process: Process | None, max_st
 
 def _moved(pair: _ButcherTableau, x: Array, h: Array, k: Array, *, rtol, atol) -> tuple[Array, Array]:
     """x after a step h with slopes k, and its squared error [B] in units of what is tolerated."""
-    row, error = (jnp.asarray(weights, h.dtype) for weights in (pair.a[-1], pair.error))
-    moved = x + per_example(h, x) * jnp.tensordot(row, k, 1, precision="highest")
+    step, error = (jnp.asarray(weights, h.dtype) for weights in (pair.a[-1], pair.error))
+    moved = x + per_example(h, x) * jnp.tensordot(step, k, 1, precision="highest")
     estimate = per_example(h, x) * jnp.tensordot(error, k, 1, precision="highest")
     scale = jnp.asarray(atol, h.dtype) + jnp.asarray(rtol, h.dtype) * jnp.maximum(jnp.abs(x), jnp.abs(moved))
     square = jnp.mean(jnp.square(estimate / scale), axis=tuple(range(1, x.ndim)))

@@ -1,4 +1,4 @@
-"""UniPC (Zhao et al. 2023): a predictor and a corrector of any order, for one evaluation a step."""
+"""UniPC (Zhao et al. 2023): a predictor and a corrector of any order, for one evaluation per step."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ def unipc(
             more. Beyond 4 little is gained: the polynomials swing.
         variant: "bh1" for B(h) = h, "bh2" for B(h) = exp(h) - 1.
         corrector: whether to correct. Without it bh2 of order 2 is `dpmpp_2m`.
-        lower_order_final: the grid that is sampled on, fields [N + 1], which may be traced: its last steps are then at
-            most of order ..., 3, 2, 1, which helps where few steps end short of clean data. None keeps the order.
+        lower_order_final: the grid passed to `sample`, fields [N + 1]; may be traced. Limits the order of its last
+            steps to ..., 3, 2, 1, which helps if few steps end above sigma = 0. None keeps the order.
 
     Returns:
-        a solver of order p + 1 (p without a corrector) with one evaluation a step. The first steps are of a lower
+        a solver of order p + 1 (p without a corrector) with one evaluation per step. The first steps are of a lower
         order, and the step to sigma = 0 of order 1; what the last step predicts is not corrected.
 
     Raises:
         ValueError: order below 1, or another variant.
     """
     if not isinstance(order, int) or order < 1:
-        raise ValueError(f"order of unipc must be a whole number of at least 1, got {order}")
+        raise ValueError(f"order of unipc must be an integer of at least 1, got {order}")
     if variant not in ("bh1", "bh2"):
         raise ValueError(f"variant must be bh1 or bh2, got {variant!r}")
     two = {"bh1": "half", "bh2": "midpoint"}[variant]
