@@ -114,9 +114,9 @@ def safe_level_at_lambda(cur: Level, nxt: Level, lam: Array, finite: Array) -> L
 def with_process(denoise: Denoiser, process: Process | None) -> Denoiser:
     """The denoiser for levels of a chord, which may lie off the process: x and its level are mapped back to it.
 
-    Levels with the same alpha / sigma differ by a scale only: the exact denoiser has the same value at (c x; c alpha, c
-    sigma) and at (x; alpha, sigma). But networks receive t. Without a process the chord's level is used: exact for EDM
-    and Flow, and for networks whose noise input is lam and whose scale of x is arbitrary; otherwise t is off by O(h^2).
+    Levels with the same alpha / sigma differ by a scale only: the exact denoiser is equal at (x; alpha, sigma) and at
+    (c x; c alpha, c sigma). But networks receive t. Without a process the chord's level is used: exact for EDM and
+    Flow, and for networks whose noise input is lam and whose scale of x is arbitrary; otherwise t is off by O(h^2).
 
     Args:
         denoise: (x, level) -> x0_hat.

@@ -30,8 +30,8 @@ def ddpm(
 
     Args:
         variance: "small" is the posterior's beta-tilde, "large" is q(x_t | x_s)'s beta (sec. 3.2), "learned" lies
-            between them, exp(frac log beta + (1 - frac) log beta-tilde) with the denoiser's second output frac in [0,
-            1] (Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 15).
+            between them, exp(frac log beta + (1 - frac) log beta-tilde) with the denoiser's second output frac
+            in [0, 1] (Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 15).
         gradient: (x_t, level) -> like x, e.g. `guidance.classifier_gradient`; None is no guidance.
         noise_sampler: `noise.white`, or `noise.brownian(key)` for a path that does not depend on the number of steps.
 
