@@ -1,4 +1,4 @@
-"""What functions check of their arguments, when they are called or traced: nothing of it is in a compiled program."""
+"""Checks of arguments, run when a function is called or traced; compiled programs contain none of them."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def is_traced(*trees: Any) -> bool:
 
 
 def concrete(function: Callable[P, R]) -> Callable[P, R]:
-    """The function, whose result stays concrete inside `jit` where its arguments are.
+    """Decorate a function so that concrete arguments give a concrete result, also inside `jit`.
 
-    Inside `jit` even operations on constants are traced, and checks of values would see nothing. Here they are done as
-    outside of it, to the same bits: `jax.ensure_compile_time_eval` would evaluate the parts of jnp's functions, and
-    round elsewhere. With a traced argument the function is as it was.
+    Inside `jit` even operations on constants are traced, so that values could not be checked. The decorated function
+    evaluates them as outside of `jit`, to the same bits; `jax.ensure_compile_time_eval` evaluates the parts of jnp's
+    functions and rounds differently. Traced arguments are traced as usual.
     """
 
     @wraps(function)
@@ -48,49 +48,49 @@ def concrete(function: Callable[P, R]) -> Callable[P, R]:
                 with jax.core.eval_context():
                     return function(*args, **kwargs)
             except jax.errors.UnexpectedTracerError:
-                pass  # an argument holds a tracer that is no leaf of it, e.g. a process that is no pytree
+                pass  # an argument holds a tracer that is not a leaf, e.g. a process that is not a pytree
         return function(*args, **kwargs)
 
     return call
 
 
 def factory(make: Callable[P, R]) -> Callable[P, R]:
-    """Mark a function that makes functions: what it makes is named after the call, and checks tell it from that.
+    """Mark a function that makes functions, so that results are named after the call and checks detect a missing call.
 
-    The name is the `__qualname__` of the function, or of a solver's step, such as `edm(0.5)`.
+    The name, such as `edm(0.5)`, is the `__qualname__` of the resulting function, or of a solver's step.
     """
 
     @wraps(make)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        made = make(*args, **kwargs)
+        result = make(*args, **kwargs)
         arguments = [describe(value) for value in args] + [f"{k}={describe(v)}" for k, v in kwargs.items()]
-        function: Any = getattr(made, "step", made)  # a solver's step
+        function: Any = getattr(result, "step", result)  # a solver's step
         function.__qualname__ = f"{make.__name__}({', '.join(arguments)})"
-        return made
+        return result
 
     call.is_factory = True  # type: ignore[attr-defined]
     return call
 
 
 def describe(value: Any) -> str:
-    """A value in a few words, for names and messages: an array by its type and shape, a function by its name."""
+    """Describe a value for names and messages: an array by dtype and shape, a function by name."""
     if isinstance(value, jax.Array | np.ndarray):
         return f"{value.dtype}{list(value.shape)}"
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value).__name__
     if is_dataclass(value) and not isinstance(value, type):
-        return type(value).__name__  # a process's arrays are long
+        return type(value).__name__  # the arrays of a process are long
     name = getattr(value, "__qualname__", None)
     return name.replace("<locals>.", "") if name else f"{value!r:.80}"
 
 
 def check_function(name: str, value: Any, signature: str) -> None:
-    """Raise ValueError unless `value` is a function with this signature, and no factory that has to be called first.
+    """Raise ValueError unless `value` is a function with this signature, and not a factory that was not called.
 
     Args:
-        name: of the argument.
-        value: what was given.
-        signature: what it should be, e.g. "(x, level) -> x0_hat".
+        name: name of the argument.
+        value: the argument.
+        signature: the expected signature, e.g. "(x, level) -> x0_hat".
     """
     what = f"{name} must be a function {signature}, got {describe(value)}"
     if getattr(value, "is_factory", False):
@@ -102,7 +102,7 @@ def check_function(name: str, value: Any, signature: str) -> None:
     try:
         takes = inspect.signature(value)
     except (TypeError, ValueError):
-        return  # a builtin does not tell
+        return  # a builtin has no signature
     try:
         takes.bind(*signature.split(")")[0].split(","))
     except TypeError:
@@ -110,7 +110,7 @@ def check_function(name: str, value: Any, signature: str) -> None:
 
 
 def check_denoiser(name: str, value: Any) -> None:
-    """Raise ValueError unless `value` is a denoiser, as far as its signature tells."""
+    """Raise ValueError unless `value` has the signature of a denoiser."""
     try:
         check_function(name, value, "(x, level) -> x0_hat")
     except ValueError as error:
@@ -130,7 +130,7 @@ def check_inexact(name: str, x: Any) -> None:
 
 
 def check_number(name: str, value: Any, *, low: float = -np.inf, high: float = np.inf) -> None:
-    """Raise ValueError unless a plain number or NumPy array is finite and in [low, high]; others are not looked at."""
+    """Raise ValueError unless a number or NumPy array is finite and in [low, high]; JAX arrays and functions pass."""
     if callable(value) or isinstance(value, Array):
         return
     bounds = "" if low == -np.inf and high == np.inf else f" in [{low:g}, {high:g}]"

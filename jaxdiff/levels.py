@@ -1,6 +1,6 @@
-"""Noise levels, and everything that a pair of them says about q.
+"""Noise levels, and the distributions q of the forward process between two of them.
 
-Notation, used all through jaxdiff:
+Notation in all of jaxdiff:
 
     x_t = alpha_t x_0 + sigma_t eps,   eps ~ N(0, I)             a noised example
     lam_t = log(alpha_t / sigma_t)                               half the log-SNR
@@ -10,8 +10,8 @@ Notation, used all through jaxdiff:
     u = eps - x_0                                                velocity of the straight path (flow matching)
     score = grad log q(x_t | x_0) = -eps / sigma_t               (Tweedie)
 
-`cur` is the level where we are, `nxt` the one we go to. A `Level` whose fields have leading axes (one level per
-example) aligns with the leading axes of the data: `level.expand_to(x)` appends the missing ones.
+`cur` is the current level, `nxt` the next one. A `Level` whose fields have leading axes (one level per example) aligns
+with the leading axes of the data: `level.expand_to(x)` appends the missing ones.
 """
 
 from __future__ import annotations
@@ -83,13 +83,17 @@ class Level(NamedTuple):
 
     @concrete
     def at(self, index: Any) -> Level:
-        """One level of a grid, or a part of it: index the fields, which `levels[index]` does not do.
+        """Return one level of a grid, or a part of the grid, by indexing every field.
+
+        A `Level` is a named tuple, so that `levels[0]` is its first field, t.
 
         Args:
             index: an integer, which may be traced, a slice or an array of integers: `levels.at(0)` is the noisiest
-                level, `levels.at(slice(None, -1))` is the grid without its last.
+                level, `levels.at(slice(None, -1))` is the grid without its last level.
+
         Returns:
-            level or levels, every field indexed.
+            the level or levels.
+
         Raises:
             ValueError: a plain integer outside the grid.
         """
@@ -100,7 +104,7 @@ class Level(NamedTuple):
 
 
 class Ends(NamedTuple):
-    """The two ends of x_t = alpha x_0 + sigma eps; every prediction type names a combination of them."""
+    """The data x_0 and the noise eps of x_t = alpha x_0 + sigma eps; each prediction is a combination of them."""
 
     x0: Array
     eps: Array
@@ -118,6 +122,7 @@ def append_clean(levels: Level) -> Level:
 
     Args:
         levels: fields of shape [N].
+
     Returns:
         fields of shape [N + 1], the last of which is (t, alpha, sigma) = (0, 1, 0).
     """
@@ -131,8 +136,9 @@ def q_mean_std(x0: Array, level: Level) -> tuple[Array, Array]:
     Args:
         x0: clean data, [B, ...] (any shape).
         level: scalar, or one level per example ([B]).
+
     Returns:
-        (mean like x0, std that broadcasts against it).
+        (mean, like x0; std, which broadcasts against it).
     """
     level = level.expand_to(x0)
     return level.alpha * x0, level.sigma
@@ -145,6 +151,7 @@ def q_sample(x0: Array, eps: Array, level: Level) -> Array:
         x0: clean data, [B, ...].
         eps: standard normal noise, like x0.
         level: scalar, or one level per example ([B]).
+
     Returns:
         x_t, like x0.
     """
@@ -153,35 +160,37 @@ def q_sample(x0: Array, eps: Array, level: Level) -> Array:
 
 
 def q_transition(x: Array, cur: Level, nxt: Level) -> tuple[Array, Array]:
-    """Mean and standard deviation of q(x_t | x_s): from the cleaner level `cur` = s to the noisier `nxt` = t.
+    """Mean and standard deviation of q(x_t | x_s), from the level `cur` = s to the noisier level `nxt` = t.
 
-    Kingma et al. 2021 (arXiv:2107.00630), eq. 20-22; with adjacent levels of a beta table it is
-    q(x_t | x_{t-1}) = N(sqrt(1 - beta_t) x_{t-1}, beta_t I) (Ho et al. 2020, eq. 2).
+    Kingma et al. 2021 (arXiv:2107.00630), eq. 20-22; for adjacent levels of a beta table this is q(x_t | x_{t-1}) =
+    N(sqrt(1 - beta_t) x_{t-1}, beta_t I) (Ho et al. 2020, eq. 2).
 
     Args:
         x: x_s, [B, ...].
         cur: the level s of x.
         nxt: the level t, with lam_t <= lam_s.
+
     Returns:
-        (mean like x, std that broadcasts against it).
+        (mean, like x; std, which broadcasts against it).
     """
     cur, nxt = cur.expand_to(x), nxt.expand_to(x)
     return nxt.alpha / cur.alpha * x, nxt.sigma * jnp.sqrt(added_variance(nxt, cur))
 
 
 def posterior(x0: Array, x: Array, cur: Level, nxt: Level) -> tuple[Array, Array]:
-    """Mean and standard deviation of q(x_s | x_t, x_0), from the level `cur` = t of x to the cleaner `nxt` = s.
+    """Mean and standard deviation of q(x_s | x_t, x_0), from the level `cur` = t to the cleaner level `nxt` = s.
 
-    Kingma et al. 2021 (arXiv:2107.00630), eq. 25-28; with adjacent levels of a beta table it is eq. 6-7 of
-    Ho et al. 2020. Finite at sigma_s = 0 and at alpha_t = 0.
+    Kingma et al. 2021 (arXiv:2107.00630), eq. 25-28; for adjacent levels of a beta table, Ho et al. 2020, eq. 6-7.
+    Finite at sigma_s = 0 and at alpha_t = 0.
 
     Args:
         x0: clean data or its estimate, [B, ...].
         x: x_t, like x0.
         cur: the level t.
         nxt: the level s, with lam_s >= lam_t.
+
     Returns:
-        (mean like x, std that broadcasts against it).
+        (mean, like x; std, which broadcasts against it).
     """
     cur, nxt = cur.expand_to(x), nxt.expand_to(x)
     gain = added_variance(cur, nxt)
@@ -190,7 +199,7 @@ def posterior(x0: Array, x: Array, cur: Level, nxt: Level) -> tuple[Array, Array
 
 
 def added_variance(cur: Level, nxt: Level) -> Array:
-    """1 - SNR_t / SNR_s: the share of the variance at t (`cur`) that comes after s (`nxt`), by expm1."""
+    """1 - SNR_t / SNR_s: the share of the variance at t (`cur`) that is added after s (`nxt`), computed by expm1."""
     # With s clean, or t pure noise, the difference of lam is -inf and the share is 1.
     return -jnp.expm1(2 * (cur.lam - nxt.lam))
 
@@ -212,38 +221,38 @@ def check_variance(variance: str) -> None:
 
 
 def from_x0(x0: Array, x: Array, level: Level) -> Ends:
-    """Both ends from x_0 (needs sigma > 0)."""
+    """x_0 and eps from x_0; needs sigma > 0."""
     level = level.expand_to(x)
     return Ends(x0, (x - level.alpha * x0) / level.sigma)
 
 
 def from_eps(eps: Array, x: Array, level: Level) -> Ends:
-    """Both ends from eps (needs alpha > 0)."""
+    """x_0 and eps from eps; needs alpha > 0."""
     level = level.expand_to(x)
     return Ends((x - level.sigma * eps) / level.alpha, eps)
 
 
 def from_v(v: Array, x: Array, level: Level) -> Ends:
-    """Both ends from v = alpha eps - sigma x_0, at any level (Salimans and Ho 2022, appendix D)."""
+    """x_0 and eps from v = alpha eps - sigma x_0, at any level (Salimans and Ho 2022, appendix D)."""
     level = level.expand_to(x)
     norm = jnp.square(level.alpha) + jnp.square(level.sigma)  # 1 when variance is preserved
     return Ends((level.alpha * x - level.sigma * v) / norm, (level.sigma * x + level.alpha * v) / norm)
 
 
 def from_velocity(velocity: Array, x: Array, level: Level) -> Ends:
-    """Both ends from the velocity u = eps - x_0, at any level (Lipman et al. 2022, arXiv:2210.02747)."""
+    """x_0 and eps from the velocity u = eps - x_0, at any level (Lipman et al. 2022, arXiv:2210.02747)."""
     level = level.expand_to(x)
     norm = level.alpha + level.sigma  # 1 for flow matching
     return Ends((x - level.sigma * velocity) / norm, (x + level.alpha * velocity) / norm)
 
 
 def from_score(score: Array, x: Array, level: Level) -> Ends:
-    """Both ends from the score: x_0 = (x_t + sigma^2 score) / alpha (Tweedie's formula; Efron 2011, eq. 1.4)."""
+    """x_0 and eps from the score: x_0 = (x_t + sigma^2 score) / alpha (Tweedie's formula; Efron 2011, eq. 1.4)."""
     return from_eps(-level.expand_to(x).sigma * score, x, level)
 
 
 def v(ends: Ends, level: Level) -> Array:
-    """v = alpha eps - sigma x_0 (Salimans and Ho 2022, section 4)."""
+    """v = alpha eps - sigma x_0 (Salimans and Ho 2022, sec. 4)."""
     level = level.expand_to(ends.x0)
     return level.alpha * ends.eps - level.sigma * ends.x0
 
@@ -259,12 +268,12 @@ def score(ends: Ends, level: Level) -> Array:
 
 
 def safe_log(x: Array) -> Array:
-    """log x, with log 0 = -inf and gradient 0 there: a NaN that `where` hides would come back in the gradient."""
+    """log x, with log 0 = -inf and gradient 0 at 0, where a NaN hidden by `where` would reach the gradient."""
     return jnp.where(x == 0, -jnp.inf, jnp.log(jnp.where(x == 0, 1, x)))
 
 
 def safe_sqrt(x: Array) -> Array:
-    """sqrt x, with gradient 0 at 0: an infinite one comes back as NaN where it meets a zero."""
+    """sqrt x, with gradient 0 at 0, where an infinite one times zero would be NaN."""
     return jnp.where(x == 0, 0, jnp.sqrt(jnp.where(x == 0, 1, x)))
 
 

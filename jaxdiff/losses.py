@@ -1,6 +1,6 @@
 """Losses: each factory returns a pure function (params, key, batch) -> (loss, metrics).
 
-A batch is a dict: "x" is the clean data, [B, ...]; every other entry is the condition that the network is given.
+A batch is a dict: "x" is the clean data, [B, ...]; all other entries are the condition, passed to the network.
 """
 
 from __future__ import annotations
@@ -46,21 +46,24 @@ def denoising_loss(
 
     Args:
         apply: the network, (params, x, noise[B], cond) -> F.
-        process: what noises the data.
-        prediction: what F is.
-        weight: of the squared error of x_0, by level; None counts the error of F as it is.
+        process: the forward process.
+        prediction: the network's prediction.
+        weight: weight of the squared error of x_0, by level; None weights the error of F by 1.
         times: distribution of t; None is uniform up to the process's noisiest time, over 1..T for a beta table, and
             log-normal for EDM.
-        null_cond: with cond_dropout, the null condition: like the condition, with leading axis 1.
-        cond_dropout: share of examples trained without condition, for classifier-free guidance.
-        dropout: the network takes `key=`, and uses it while training.
-        log_variance: (params, noise[B]) -> [B], the log-variance u of the loss at a level: the loss becomes
-            L exp(-u) + u (Karras et al. 2023, arXiv:2312.02696, eq. 14-15).
+        null_cond: the null condition, for cond_dropout: like the condition, with leading axis 1.
+        cond_dropout: probability of replacing an example's condition by the null condition, for classifier-free
+            guidance.
+        dropout: whether the network takes `key=` for dropout.
+        log_variance: (params, noise[B]) -> [B], the log-variance u of the loss at a level; the loss is then L exp(-u) +
+            u (Karras et al. 2023, arXiv:2312.02696, eq. 14-15).
+
     Returns:
-        a loss, the mean over batch and dimensions; metrics: "mse", the unweighted mean square of F's error.
+        the loss, a mean over batch and dimensions; metrics: "mse", the unweighted mean squared error of F.
+
     Raises:
-        ValueError: cond_dropout outside [0, 1], or without null; a process without a noisiest time of its own where no
-            times are given; from the loss, a batch without "x".
+        ValueError: cond_dropout outside [0, 1], or without null_cond; no `times` for a process without a noisiest time;
+            from the loss, a batch without "x".
     """
     check_process(process)
     times = _default_times(process) if times is None else times
@@ -99,18 +102,20 @@ def vlb_loss(
     variance: str = "learned",
     times: TimeSampler | None = None,
 ) -> Loss:
-    """The variational bound of a DDPM, without the prior's constant, in bits per dimension (Ho et al. 2020, eq. 5).
+    """The variational bound of a DDPM without the constant L_T, in bits per dimension (Ho et al. 2020, eq. 5).
 
     Args:
-        apply: the network; with learned variance it answers (F, frac).
+        apply: the network; returns (F, frac) if variance is "learned".
         process: the beta table.
-        prediction: what F is, usually `parameterize.zero_based(parameterize.eps)`.
+        prediction: the network's prediction, usually `parameterize.zero_based(parameterize.eps)`.
         variance: "small", "large" or "learned", as for `solvers.ddpm`.
         times: distribution of the integer t; None is uniform over 1..T.
+
     Returns:
-        a loss, T times the mean of the terms L_{t-1}; no metrics.
+        the loss, T times the mean of the terms L_{t-1}; no metrics.
+
     Raises:
-        ValueError: a process without a table of at least two betas; another variance.
+        ValueError: a process without a table of at least two betas; an unknown variance.
     """
     times = _table_times(process, times)
     _check(apply, prediction, times)
@@ -143,21 +148,23 @@ def hybrid_loss(
     cond_dropout: float = 0.0,
     dropout: bool = False,
 ) -> Loss:
-    """L_simple + vlb_weight L_vlb, the second teaching the variance only (Nichol and Dhariwal 2021, eq. 16).
+    """L_simple + vlb_weight L_vlb, of which L_vlb trains the variance only (Nichol and Dhariwal 2021, eq. 16).
 
-    arXiv:2102.09672. The prediction inside L_vlb is held fixed; both parts see the same x_t and one evaluation.
+    arXiv:2102.09672. The mean in L_vlb takes no gradient; both terms share x_t and one evaluation of the network.
 
     Args:
-        apply: the network, answering (F, frac).
+        apply: the network; returns (F, frac).
         process: the beta table.
-        prediction: what F is.
+        prediction: the network's prediction.
         vlb_weight: the paper's lambda.
         times: distribution of the integer t; None is uniform over 1..T.
         null_cond, cond_dropout, dropout: as for `denoising_loss`.
+
     Returns:
-        a loss; metrics: "mse" and "vlb", in bits per dimension.
+        the loss; metrics: "mse" and "vlb", in bits per dimension.
+
     Raises:
-        ValueError: a process without a table of at least two betas; cond_dropout outside [0, 1], or without null.
+        ValueError: a process without a table of at least two betas; cond_dropout outside [0, 1], or without null_cond.
     """
     times = _table_times(process, times)
     _check(apply, prediction, times)
@@ -186,14 +193,16 @@ def hybrid_loss(
 
 
 def latent_loss(loss: Loss) -> Loss:
-    """A loss of latents that are drawn anew in each step (Rombach et al. 2022, arXiv:2112.10752, section 3.1).
+    """The loss of latents that are sampled anew in each step (Rombach et al. 2022, arXiv:2112.10752, sec. 3.1).
 
     Args:
-        loss: of a batch with "x".
+        loss: a loss of a batch with "x".
+
     Returns:
-        the loss of a batch with "mean" and "std" in its place, [B, ...] each: those of the autoencoder's Gaussian.
-    Raises (the loss):
-        ValueError: a batch without them.
+        the loss of a batch with "mean" and "std" in place of "x", [B, ...] each: those of the autoencoder's Gaussian.
+
+    Raises:
+        ValueError: from the loss, a batch without them.
     """
 
     def drawn(params: Params, key: Array, batch: Batch) -> tuple[Array, Metrics]:
@@ -224,7 +233,8 @@ def _check(apply: Apply, prediction: Prediction, times: TimeSampler) -> None:
 def _check_cond_dropout(cond_dropout: float, null_cond: Any) -> None:
     if not 0 <= cond_dropout <= 1 or (cond_dropout > 0 and null_cond is None):
         raise ValueError(
-            f"cond_dropout lies in [0, 1], and above 0 needs the null condition; got {cond_dropout}, {null_cond}"
+            f"cond_dropout lies in [0, 1], and above 0 needs null_cond; got cond_dropout = {cond_dropout}, "
+            f"null_cond = {null_cond}"
         )
 
 

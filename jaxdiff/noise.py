@@ -1,4 +1,4 @@
-"""Gaussian noise with one key for all, or one key per example: fresh at every step, or a Brownian path's increments."""
+"""Gaussian noise from one key, or one key per example: independent at each step, or increments of a Brownian path."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from jaxdiff.types import NoiseSampler
 
 __all__ = ["brownian", "check_key", "fold_in", "normal_like", "prior", "white"]
 
-# A path is told apart down to 2 _EDGE / 2^_DEPTH = 0.00015 in lam, and straight below that: an increment over h lacks
-# about 0.00005 / h of its variance, which its neighbours have. A sampler of 1,000 steps takes h = 0.01 at a time.
+# A path is resolved down to 2 _EDGE / 2^_DEPTH = 0.00015 in lam, and linear below that: an increment over h lacks about
+# 0.00005 / h of its variance, which its neighbours have. A sampler with 1,000 steps has h = 0.01.
 _EDGE, _DEPTH = 10.0, 17
 
 
 def check_key(key: Array, batch: tuple[int, ...] | None = None) -> None:
-    """Raise ValueError unless `key` is a typed JAX key, or one for each example, of which `batch` = (B,) are known."""
+    """Raise ValueError unless `key` is a typed JAX key, or one per example; `batch` = (B,) is their number if known."""
     dtype = getattr(key, "dtype", None)
     if dtype is None or not jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) or key.ndim > 1:
         raise ValueError(f"expected a key of jax.random.key(seed), or a vector of one key per example, got {key!r:.80}")
@@ -26,18 +26,20 @@ def check_key(key: Array, batch: tuple[int, ...] | None = None) -> None:
 
 
 def normal_like(key: Array, x: Array) -> Array:
-    """Standard normal noise with the shape and type of x.
+    """Standard normal noise with the shape and dtype of x.
 
-    With one key per example, an example's noise depends on its own key only: not on its place in the batch, on the
-    batch's size, or on how it is sharded.
+    With one key per example, an example's noise depends on its own key only: not on its index in the batch, the size of
+    the batch, or the sharding.
 
     Args:
         key: one key, or [B] keys.
         x: [B, ...].
+
     Returns:
         noise like x.
+
     Raises:
-        ValueError: `key` is no typed key, or there are not as many keys as examples.
+        ValueError: `key` is not a typed key, or the number of keys differs from that of examples.
     """
     return _normal(key, x.shape, x.dtype)
 
@@ -50,39 +52,44 @@ def prior(levels: Level, key: Array, shape: tuple[int, ...], dtype=jnp.float32) 
         key: one key, or [B] keys.
         shape: of x_T, [B, ...].
         dtype: of x_T.
+
     Returns:
-        x_T ~ N(0, sigma_0^2 I). The data's share alpha_0 x_0 is left out, as all samplers do: start where it is small.
+        x_T ~ N(0, sigma_0^2 I). The mean alpha_0 x_0 is left out, as in all samplers: start where it is small.
+
     Raises:
-        ValueError: levels that are no grid; an untyped key, or another number of keys than examples.
+        ValueError: `levels` is not a grid; an untyped key; the number of keys differs from that of examples.
     """
     check_grid(levels)
     return levels.sigma[0].astype(dtype) * _normal(key, tuple(shape), dtype)
 
 
 def fold_in(key: Array, data: Array | int) -> Array:
-    """`jax.random.fold_in`, of one key or of each key in a vector."""
+    """Apply `jax.random.fold_in` to one key, or to each key of a vector."""
     return jax.random.fold_in(key, data) if key.ndim == 0 else jax.vmap(lambda k: jax.random.fold_in(k, data))(key)
 
 
 def white(key: Array, x: Array, cur: Level, nxt: Level) -> Array:
-    """`normal_like`: noise that is fresh in every step."""
+    """Noise that is independent at each step: `normal_like`."""
     return normal_like(key, x)
 
 
 def brownian(path: Array) -> NoiseSampler:
-    """Increments of one Brownian path: another number of steps follows the same path, and refining it converges.
+    """Increments of one Brownian path: all numbers of steps follow the same path, and refining the grid converges.
 
-    The noise that a reverse SDE gathers from level t to s is an increment of W at the clock SNR = exp(2 lam), since
-    sigma_s sqrt(1 - SNR_t / SNR_s) z = sigma_s (W(SNR_s) - W(SNR_t)) / sqrt(SNR_s), and these add up along a grid.
-    W is a virtual tree of Brownian bridges (Li et al. 2020, arXiv:2001.01328, section 4), bisected in lam.
+    The noise that a reverse SDE adds from level t to s is an increment of a Brownian motion W with time SNR = exp(2
+    lam), since sigma_s sqrt(1 - SNR_t / SNR_s) z = sigma_s (W(SNR_s) - W(SNR_t)) / sqrt(SNR_s), and these increments
+    add up along a grid. W is a virtual tree of Brownian bridges (Li et al. 2020, arXiv:2001.01328, sec. 4), bisected in
+    lam.
 
     Args:
-        path: one key, or [B] keys; the same key is the same path.
+        path: one key, or [B] keys; the same key gives the same path.
+
     Returns:
-        (key, x, cur, nxt) -> the standardized increment from `cur` to `nxt`, like x; the step's own key is not used.
-        The levels are scalars, or [B] where there are [B] keys.
+        (key, x, cur, nxt) -> the standardized increment from `cur` to `nxt`, like x; the key of the step is not used.
+        Levels are scalars, or [B] if there are [B] keys.
+
     Raises:
-        ValueError: `path` is no typed key; or, where it is called, one key for levels that differ by example.
+        ValueError: `path` is not a typed key; from the increments, one key with one level per example.
     """
     check_key(path)
 
@@ -96,8 +103,8 @@ def brownian(path: Array) -> NoiseSampler:
         return jax.vmap(lambda key, lam: _path(key, x.shape[1:], lam))(path, lam)
 
     def increment(key: Array, x: Array, cur: Level, nxt: Level) -> Array:
-        # Counted in units of the end's alpha / sigma, so that nothing overflows; clean data ends where the tree does.
-        # In float32 at least: in bfloat16 the tree's intervals would be empty.
+        # In units of the end's alpha / sigma, so that nothing overflows; lam of clean data is clipped to the end of the
+        # tree. At least float32: in bfloat16 the tree's intervals would be empty.
         dtype = jnp.float32 if jnp.finfo(x.dtype).bits < 32 else x.dtype
         lam = lambda level: Level(*(jnp.asarray(field).astype(dtype) for field in level)).lam  # noqa: E731
         end = jnp.minimum(lam(nxt), _EDGE)
@@ -138,16 +145,16 @@ def _path(key: Array, shape: tuple[int, ...], lam: Array) -> Array:
     node = jnp.asarray(2, jnp.int32)
     _, low, high, left, right = jax.lax.fori_loop(0, _DEPTH, halve, (node, -edge, edge, left, right))
     near, far, _ = _bridge(low, at, high)
-    # Before the tree begins (pure noise has lam = -inf) the law at each lam stays, as if the path stood still.
+    # Before the tree begins (pure noise has lam = -inf) the path is constant, which keeps its distribution at each lam.
     return near * left + far * right
 
 
 def _bridge(low: Array, mid: Array, high: Array) -> tuple[Array, Array, Array]:
-    """Of W(exp(2 mid)) / exp(mid) between two such ends: their weights in its mean, and its standard deviation."""
-    whole = -jnp.expm1(2 * (low - high))
-    before, after = -jnp.expm1(2 * (low - mid)) / whole, -jnp.expm1(2 * (mid - high)) / whole
-    # With clock tau: weights (tau_h - tau_m) and (tau_m - tau_l) over tau_h - tau_l, each in its own unit.
-    return jnp.exp(low - mid) * after, jnp.exp(mid - high) * before, jnp.sqrt(before * after * whole)
+    """Weights of the two ends in the mean of W(exp(2 mid)) / exp(mid), and its standard deviation."""
+    total = -jnp.expm1(2 * (low - high))
+    before, after = -jnp.expm1(2 * (low - mid)) / total, -jnp.expm1(2 * (mid - high)) / total
+    # With tau = exp(2 lam): weights (tau_h - tau_m) and (tau_m - tau_l) over tau_h - tau_l, each in its own unit.
+    return jnp.exp(low - mid) * after, jnp.exp(mid - high) * before, jnp.sqrt(before * after * total)
 
 
 def _normal(key: Array, shape: tuple[int, ...], dtype) -> Array:

@@ -1,14 +1,14 @@
-"""What a network predicts, as rows of one table, and the denoiser made from any row.
+"""Predictions: what a network's output means, and the denoiser that follows from it.
 
-A row is a function `Level -> Scalings`. With the network F, whatever it predicts,
+A prediction is a function `Level -> Scalings`. For a network F,
 
     x0_hat = skip x + out F(inp x, noise)        (Karras et al. 2022, arXiv:2206.00364, eq. 7)
 
-so the regression target is (x_0 - skip x) / out, and nothing else in jaxdiff asks which prediction it is.
+so the regression target is (x_0 - skip x) / out. No other code depends on the kind of prediction.
 
-`noise` is what the network's time embedding receives: the process's time as it is, unless `time_scaled`, `zero_based`
-or `with_noise_input` says otherwise. The networks of `jaxdiff.networks` are made for times of hundreds: with Flow, VP
-and others whose time runs over [0, 1], train and sample them with `time_scaled(velocity)`.
+`noise` is the input of the network's time embedding (EDM's c_noise): by default the process's time, changed by
+`time_scaled`, `zero_based` and `with_noise_input`. The networks of `jaxdiff.networks` expect times in the hundreds: on
+processes whose time lies in [0, 1], such as Flow and VP, use e.g. `time_scaled(velocity)`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ __all__ = [
 
 
 def eps(level: Level) -> Scalings:
-    """F = eps (Ho et al. 2020, arXiv:2006.11239, eq. 14). Undefined at alpha = 0, where x_t says nothing of x_0.
+    """F = eps (Ho et al. 2020, arXiv:2006.11239, eq. 14). Undefined at alpha = 0, pure noise.
 
     Raises:
         ValueError: a concrete level has alpha = 0.
@@ -60,7 +60,7 @@ def x0(level: Level) -> Scalings:
 
 
 def v(level: Level) -> Scalings:
-    """F = alpha eps - sigma x_0 (Salimans and Ho 2022, arXiv:2202.00512, section 4)."""
+    """F = alpha eps - sigma x_0 (Salimans and Ho 2022, arXiv:2202.00512, sec. 4)."""
     norm = jnp.square(level.alpha) + jnp.square(level.sigma)
     return _plain(level, level.alpha / norm, -level.sigma / norm)
 
@@ -83,13 +83,15 @@ def score(level: Level) -> Scalings:
 
 @factory
 def edm(sigma_data: float | Array = 0.5) -> Prediction:
-    """EDM's preconditioning (Karras et al. 2022, table 1), in sigma / alpha and so for any process.
+    """EDM's preconditioning, for any process (Karras et al. 2022, table 1, in sigma / alpha).
 
     Args:
         sigma_data: standard deviation of the data.
+
     Returns:
-        a row; the network is told log(sigma / alpha) / 4.
-    Raises (the row):
+        a prediction, whose noise input is log(sigma / alpha) / 4.
+
+    Raises:
         ValueError: a concrete level has alpha = 0.
     """
 
@@ -109,32 +111,33 @@ def edm(sigma_data: float | Array = 0.5) -> Prediction:
 
 @factory
 def with_noise_input(prediction: Prediction, noise: Callable[[Level], Array]) -> Prediction:
-    """The same prediction by a network whose time embedding is given `noise(level)` (EDM's c_noise).
+    """The same prediction, with `noise(level)` as the network's noise input (EDM's c_noise).
 
     Args:
-        prediction: a row of the table.
-        noise: Level -> what the network's time embedding receives, e.g. `lambda level: -level.lam / 4`.
+        prediction: e.g. `eps`.
+        noise: level -> the network's noise input, e.g. `lambda level: -level.lam / 4`.
     """
     return lambda level: prediction(level)._replace(noise=noise(level))
 
 
 @factory
 def time_scaled(prediction: Prediction, scale: float = 1000.0) -> Prediction:
-    """The same prediction by a network made for times of 0..scale, of a process whose time runs over [0, 1].
+    """The same prediction, with scale * t as the network's noise input, for a process whose time lies in [0, 1].
 
-    The networks of `jaxdiff.networks` embed time by sinusoids made for the 1,000 steps of a DDPM (Ho et al. 2020), as
-    the published ones do. With the times of Flow or VP as they are, most of these sinusoids hardly move.
+    The networks of `jaxdiff.networks` embed time by sinusoids whose frequencies suit the 1,000 steps of a DDPM (Ho et
+    al. 2020), like the published networks. Most of these sinusoids are almost constant over [0, 1], the times of Flow
+    or VP.
 
     Args:
-        prediction: a row of the table.
-        scale: the network is given scale * t.
+        prediction: e.g. `eps`.
+        scale: factor of t.
     """
     return with_noise_input(prediction, lambda level: scale * level.t)
 
 
 @factory
 def zero_based(prediction: Prediction) -> Prediction:
-    """The same prediction by a network that counts a beta table's steps 0..T-1, as the published DDPMs do."""
+    """The same prediction, for a network that counts a beta table's steps from 0 to T-1, like the published DDPMs."""
     return with_noise_input(prediction, lambda level: level.t - 1)
 
 
@@ -142,28 +145,31 @@ def target(prediction: Prediction, x0: Array, x: Array, level: Level) -> Array:
     """The regression target of F: (x_0 - skip x) / out.
 
     Args:
-        prediction: a row of the table.
+        prediction: e.g. `eps`.
         x0: clean data, [B, ...].
         x: x_t, like x0.
         level: scalar or [B]; sigma > 0.
+
     Returns:
-        what F should answer, like x0.
+        the target of F, like x0.
     """
     s = scalings(prediction, level, x)
     return (x0 - s.skip * x) / s.out
 
 
 def scalings(prediction: Prediction, level: Level, x: Array) -> Scalings:
-    """The scales of a prediction at the level of x; a plain number counts for all examples.
+    """The scales of a prediction at the level of x; a plain number holds for all examples.
 
     Args:
-        prediction: a row of the table.
+        prediction: e.g. `eps`.
         level: scalar or [B].
         x: x_t, [B, ...].
+
     Returns:
         arrays that broadcast against x.
+
     Raises:
-        ValueError: a prediction that returns no Scalings.
+        ValueError: the prediction does not return Scalings.
     """
     level = level.expand_to(x)
     s = prediction(level)
@@ -178,21 +184,24 @@ def scalings(prediction: Prediction, level: Level, x: Array) -> Scalings:
 def denoiser(
     apply: Apply, params: Params, prediction: Prediction, cond: Cond = None, *, key: Array | None = None
 ) -> Denoiser:
-    """The denoiser x0_hat(x_t, level) of a network.
+    """Make the denoiser x0_hat(x_t, level) of a network.
 
-    The network may compute in any precision: its answer is cast to the type of x here. A network with learned variance
-    answers (F, frac), and the denoiser then (x0_hat, frac), for `solvers.ddpm("learned")`.
+    The network may compute in any precision; its output is cast to the dtype of x. If the network returns a learned
+    variance, (F, frac), the denoiser returns (x0_hat, frac), as `solvers.ddpm("learned")` needs.
 
     Args:
         apply: (params, x, noise[B], cond) -> F, like x; or (F, frac).
         params: the network's parameters.
         prediction: what F is: `eps`, `v`, `edm(0.5)`, ...
         cond: the condition, a pytree with leading axis B; None means {}.
-        key: passed on to the network when training, for dropout.
+        key: passed to the network in training, for dropout.
+
     Returns:
         (x, level) -> x0_hat, like x.
+
     Raises:
-        ValueError: an `apply` or a prediction that is no such function; from the denoiser, an x of integers.
+        ValueError: `apply` or `prediction` is not a function with this signature; from the denoiser, x has an integer
+            dtype.
     """
     check_function("apply", apply, "(params, x, noise, cond) -> F")
     check_function("prediction", prediction, "(level) -> Scalings")
@@ -210,8 +219,8 @@ def denoiser(
 def network_output(
     apply: Apply, params: Params, s: Scalings, x: Array, cond: Cond = None, *, key: Array | None = None
 ) -> tuple[Array, ...]:
-    """Ask the network: (F(inp x, noise),), or (F, frac) where it also answers a variance, in the type of x."""
-    # At least float32, whatever x is: bfloat16 cannot tell step 999 from 1000.
+    """Evaluate the network: (F(inp x, noise),), or (F, frac) with a learned variance, in the dtype of x."""
+    # At least float32, whatever x is: 999 and 1000 are the same number in bfloat16.
     noise = s.noise.astype(jnp.float32 if jnp.finfo(x.dtype).bits < 32 else x.dtype)
     noise = jnp.broadcast_to(noise.reshape(-1), x.shape[:1])
     extra = {} if key is None else {"key": key}

@@ -1,4 +1,4 @@
-"""Sampling: one `lax.scan` of a solver over a grid of levels, and back again."""
+"""Sampling and its inversion: one `lax.scan` of a solver over a grid of levels."""
 
 from __future__ import annotations
 
@@ -33,27 +33,31 @@ def sample(
     remat: bool = False,
     progress: Callable[[Array], None] | None = None,
 ) -> Array:
-    """Carry x from the grid's first level to its last.
+    """Integrate x from the grid's first level to its last.
 
-    Call it inside `jax.jit`: everything but the solver and the shapes may be traced, so that turning guidance, eta,
-    the grid's values, the condition or the key compiles nothing new, and compile time does not grow with N.
+    Call it inside `jax.jit`: everything but the solver and the shapes may be traced. New values of guidance, eta, the
+    grid, the condition or the key need no new compilation, and compile time does not grow with N.
 
     Args:
         denoise: (x_t, level) -> x0_hat; see `parameterize.denoiser` and `guidance`.
-        solver: one of `solvers`, or yours.
+        solver: one of `solvers`, or your own.
         levels: fields [N + 1], noisiest first; see `grids`.
         x: x_T, [B, ...]; see `noise.prior`.
-        key: one key; or [B] keys, and then an example depends on its own key alone.
-        start, stop: take only the steps start..stop - 1 of the grid: x is at its level `start`, the answer at its level
-            `stop`. The others cost nothing (but under `vmap`, which takes and discards them). Both may be traced, and
-            with them the number of steps up to N: after `stop` the grid may repeat its last level.
-        remat: keep sqrt(N) states for reverse-mode differentiation in place of N steps' work, and compute those again.
+        key: one key; or [B] keys, so that each example depends on its own key only.
+        start, stop: take only the steps start..stop - 1 of the grid, from its level `start` to its level `stop`.
+            Skipped steps cost nothing, except under `vmap`, which computes and discards them. Both may be traced, for a
+            number of steps up to N that is traced: after `stop` the grid may repeat its last level.
+        remat: store sqrt(N) states for reverse-mode differentiation instead of all N steps' intermediates, and
+            recompute the steps between them.
         progress: called on the host with the number of steps done, after each step.
+
     Returns:
         x at the last level, like x.
+
     Raises:
-        ValueError: levels that are no grid or do not fall; an untyped key, or another number of keys than examples; a
-            prediction undefined at pure noise; an x of integers; a solver or denoiser that is none.
+        ValueError: `levels` is not a grid or its noise does not decrease; an untyped key; the number of keys differs
+            from that of examples; a prediction that is undefined at pure noise; x has an integer dtype; not a solver or
+            not a denoiser.
     """
     return _scan(denoise, solver, levels, x, key, start=start, stop=stop, remat=remat, progress=progress)[0]
 
@@ -68,13 +72,15 @@ def sample_path(
     trace: Callable[[Array, Level], Any] = lambda x, level: x,
     **options,
 ) -> tuple[Array, Any]:
-    """`sample`, and what `trace` says of x and its level after each step.
+    """`sample`, which also returns `trace(x, level)` after each step.
 
     Args:
         denoise, solver, levels, x, key: as for `sample`, as are all options.
         trace: (x, level) -> any pytree; the default keeps x itself.
+
     Returns:
-        (x at the last level, trace's answers stacked along a leading axis N).
+        (x at the last level, the results of `trace` stacked along a leading axis N).
+
     Raises:
         ValueError: as for `sample`.
     """
@@ -85,12 +91,14 @@ def sample_path(
 def sample_state(
     denoise: Denoiser, solver: Solver, levels: Level, x: Array, key: Array, **options
 ) -> tuple[Array, Any]:
-    """`sample`, and what the solver remembers at the end: for `rk45`, its number of evaluations.
+    """`sample`, which also returns the solver's final state, e.g. the number of evaluations of `rk45`.
 
     Args:
         denoise, solver, levels, x, key: as for `sample`, as are all options.
+
     Returns:
         (x at the last level, the solver's state).
+
     Raises:
         ValueError: as for `sample`.
     """
@@ -98,23 +106,24 @@ def sample_state(
 
 
 def invert(denoise: Denoiser, levels: Level, x: Array, *, iterations: int = 1) -> Array:
-    """Carry x from the grid's last level back to its first: the inverse of `sample` with `solvers.ddim()`.
+    """Integrate x from the grid's last level back to its first: the inverse of `sample` with `solvers.ddim()`.
 
-    A step of DDIM is explicit in x_t, where inverting begins without knowing it: x_t / alpha_t = x_s / alpha_s +
-    (sigma_t / alpha_t - sigma_s / alpha_s) eps_hat(x_t, t) is solved by fixed-point iteration (Pan et al. 2023,
-    arXiv:2309.04907), from eps_hat(x_s, t), whose first iterate is the usual DDIM inversion (Dhariwal and Nichol 2021,
-    arXiv:2105.05233).
+    A step of DDIM is explicit in x_t, which is unknown here: x_t / alpha_t = x_s / alpha_s + (sigma_t / alpha_t -
+    sigma_s / alpha_s) eps_hat(x_t, t) is solved by fixed-point iteration (Pan et al. 2023, arXiv:2309.04907), from
+    eps_hat(x_s, t), whose first iterate is the usual DDIM inversion (Dhariwal and Nichol 2021, arXiv:2105.05233).
 
     Args:
         denoise: (x_t, level) -> x0_hat.
         levels: fields [N + 1], noisiest first, with alpha > 0; the last may be clean data.
         x: at the grid's last level, [B, ...].
-        iterations: evaluations a step. With more, the inversion nears the exact inverse, where steps are short enough
-            for the iteration to converge.
+        iterations: evaluations per step. More of them approach the exact inverse if the steps are short enough for the
+            iteration to converge.
+
     Returns:
         x at the grid's first level, like x.
+
     Raises:
-        ValueError: levels that are no grid, or begin at pure noise; iterations < 1.
+        ValueError: `levels` is not a grid, or begins at pure noise; iterations < 1.
     """
     check_denoiser("denoise", denoise)
     check_inexact("x", x)
@@ -164,7 +173,7 @@ def _scan(
     def body(carry, i):
         if some:
             taken = (i >= (0 if start is None else start)) & (i < (n if stop is None else jnp.minimum(stop, n)))
-            # Under `vmap` a skipped step is taken and discarded: from the grid's first level, where nothing is NaN.
+            # Under `vmap` a skipped step is computed and discarded: from the grid's first level, where nothing is NaN.
             carry = jax.lax.cond(taken, take, lambda carry, _: carry, carry, jnp.where(taken, i, 0))
         else:
             carry = take(carry, i)
@@ -182,7 +191,7 @@ def _scan(
 
 
 def _typed(levels: Level, x: Array) -> Level:
-    # Solvers compute at x's precision; a level's time may be an integer index and stays one.
+    # Solvers compute in the dtype of x; a level's time may be an integer index and stays one.
     levels = jax.tree.map(jnp.asarray, levels)
     return levels._replace(alpha=levels.alpha.astype(x.dtype), sigma=levels.sigma.astype(x.dtype))
 
@@ -190,8 +199,8 @@ def _typed(levels: Level, x: Array) -> Level:
 def check_levels(levels: Level, *, may_repeat: bool = False, falling: bool = True) -> None:
     """Raise ValueError unless the levels are a grid: fields [N + 1], N >= 1, sigma / alpha falling.
 
-    Values are looked at only where they are concrete, and not at all unless `falling`. With `may_repeat`, the last
-    level may stand there several times.
+    Values are checked only if they are concrete, and only with `falling`. With `may_repeat`, the last level may be
+    repeated.
     """
     check_grid(levels)
     if not falling or is_traced(levels.alpha, levels.sigma):
@@ -210,8 +219,8 @@ def check_levels(levels: Level, *, may_repeat: bool = False, falling: bool = Tru
 
 
 def _try_pure_noise(denoise: Denoiser, levels: Level, x: Array, start: int | Array | None) -> None:
-    # Inside the scan levels are traced, where a row like `eps` cannot see that alpha = 0. Where the grid starts there
-    # and says so, an abstract call shows the concrete level to the row, which then refuses.
+    # Inside the scan levels are traced, and a prediction like `eps` cannot check alpha > 0. If the first level is
+    # concrete and pure noise, an abstract call with that level lets the prediction raise.
     if start is not None or is_traced(levels):
         return
     first = levels.at(0)

@@ -1,4 +1,4 @@
-"""The sampler of a model: one compiled function, for runs and for other projects' pipelines."""
+"""The sampler of a model as one compiled function, for runs and for other projects' pipelines."""
 
 from __future__ import annotations
 
@@ -44,18 +44,18 @@ def solve(
     path: bool = False,
     progress: Callable[[Array], None] | None = None,
 ) -> Any:
-    """Draw x from noise to data with a denoiser that knows its condition.
+    """Draw noise and integrate it to data, with a denoiser that includes its condition.
 
     Args:
-        denoise: (x_t, level) -> x0_hat, guided but not clipped.
-        sampling: gives the initial noise, and clips.
-        keys: one key, or [B] keys; each example depends on its own key alone. fold_in(key, 0) is that of the initial
-            noise, fold_in(key, 1) the solver's.
+        denoise: (x_t, level) -> x0_hat, with guidance, without clipping.
+        sampling: settings; `init_noise_std` and `clip` are used here.
+        keys: one key, or [B] keys, so that each example depends on its own key only. The initial noise uses
+            fold_in(key, 0), the solver fold_in(key, 1).
         shape: of x, [B, ...].
-        prepared: levels and solver, `sampling.prepare()`.
+        prepared: (levels, solver) of `sampling.prepare()`.
         dtype: of x.
-        noise: like x, standard normal, in place of the key's.
-        begin: begins with other x than noise, e.g. with a noised image, or at a later level.
+        noise: standard normal, like x; None draws it from the keys.
+        begin: changes the start, e.g. to a noised image at a later level.
         path: also return x before each step and at the end.
         progress: called on the host with the number of steps done, after each step.
 
@@ -89,23 +89,23 @@ def sampler(
     """Make the sampler of a model as one compiled function.
 
     Args:
-        model: what denoises.
-        sampling: schedule, solver and guidance.
-        condition: what may be asked for.
-        medium: how x is decoded.
-        guided: whether there is guidance; without it `scale` is not used, and the network is evaluated half as often.
-            None: where `sampling.guidance` is not 1.
-        mesh: where the parameters lie; examples, and where it says so rows or tokens, are split over it.
+        model: the model.
+        sampling: grid, solver and guidance.
+        condition: encodes conditions and gives the null condition.
+        medium: gives the shape of x and decodes it.
+        guided: whether to use guidance; without it `scale` is ignored, and the network is evaluated half as often. None
+            is `sampling.guidance != 1`.
+        mesh: the mesh of the parameters. Splits examples, and rows or tokens over its axis `sequence`.
         path: also return x before each step and at the end.
 
     Returns:
         (params, keys [B], cond, scale) -> x [B, ...], decoded; or (x, path [steps + 1, B, *shape]), not decoded. `cond`
         is as `condition.spec` describes it, leaves [B, ...]; params are `model.merge_frozen`'s. Each example depends on
-        its own key and condition alone.
+        its own key and condition only.
 
     Raises:
-        ValueError: guidance of a model without a null condition, or a solver that needs a learned variance which the
-            network does not return.
+        ValueError: guidance without a null condition, or a solver that needs a learned variance which the network does
+            not return.
     """
     guided = sampling.guidance != 1 if guided is None else guided
     if guided:
@@ -132,7 +132,7 @@ def sampler(
     def generate(params: Params, keys: Array, cond: Cond, scale: Any) -> Any:
         if mesh is None:
             return draw(params, keys, cond, scale)
-        # As many examples as the devices can share out evenly; some are drawn twice.
+        # Pad the batch to a multiple of the number of shards, by drawing some examples twice.
         count = keys.shape[0]
         turns = np.arange(count + -count % num_batch_shards(mesh)) % count
         with use_mesh(mesh):

@@ -1,4 +1,4 @@
-"""How examples are drawn: the schedule, the solver, guidance. Experiments and other projects' schedulers share it."""
+"""Settings of sampling: the grid, the solver, guidance; for experiments and for other projects' schedulers."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ Guide = Callable[[Denoiser, Denoiser, Any], Denoiser]  # (conditional, unconditi
 
 
 def identity(denoise: Denoiser) -> Denoiser:
-    """The denoiser itself: nothing is clipped."""
+    """Return the denoiser itself, without clipping."""
     return denoise
 
 
 def first_sigma(levels: Level) -> Array:
-    """The standard deviation of the noise at the first level."""
+    """Standard deviation of the noise at the first level."""
     return levels.sigma[0]
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How examples are drawn.
+    """Settings of sampling.
 
     Attributes:
         grid: number of steps -> levels, fields [N + 1].
-        solver: a solver, or number of steps -> a solver made for that grid.
+        solver: a solver, or number of steps -> solver.
         steps: the default number of steps.
-        guidance: the default scale; 1 is off.
+        guidance: the default guidance scale; 1 is off.
         guide: (conditional denoiser, unconditional denoiser, scale) -> denoiser, e.g. `guidance.cfg`.
-        clip: denoiser -> denoiser, applied last, e.g. clips x0.
+        clip: denoiser -> denoiser, applied after guidance, e.g. to clip x0_hat.
         init_noise_std: levels -> standard deviation of the initial noise; by default the first level's sigma.
     """
 
@@ -65,8 +65,8 @@ class Sampling:
         """Make the levels and the solver for `steps` steps.
 
         Returns:
-            (levels [N + 1], solver). Levels with as much noise as an earlier one are left out where the solver needs
-            decreasing noise: some schedules repeat levels for their own solver.
+            (levels, fields [N + 1]; solver). If the solver needs decreasing noise, levels with no less noise than an
+            earlier one are dropped: some schedules repeat levels for their own solver.
         """
         levels = self.grid(self.steps)
         if not isinstance(self.solver, Solver):

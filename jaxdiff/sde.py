@@ -1,8 +1,8 @@
 """Score and stochastic differential equations: forward, reverse, probability flow, and Langevin dynamics.
 
-dx = f x dt + g dw noises data as t grows. With the score, the same law runs back from noise to data, with any share tau
-of the noise: tau = 1 is the reverse SDE, tau = 0 the probability-flow ODE. Here they are functions of (x, t), for
-analysis and for integrators of your own; `solvers` step between levels and need none of this.
+dx = f x dt + g dw adds noise to data as t grows. With the score, processes with the same marginals run back from noise
+to data, with any share tau of the noise: tau = 1 is the reverse SDE, tau = 0 the probability-flow ODE. Here they are
+functions of (x, t), for analysis and for your own integrators; `solvers` step between levels and do not use them.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ def score(denoise: Denoiser) -> Callable[[Array, Level], Array]:
 
     Args:
         denoise: (x_t, level) -> x0_hat.
+
     Returns:
         (x_t, level) -> score, like x; the level has sigma > 0.
     """
@@ -50,13 +51,14 @@ def score(denoise: Denoiser) -> Callable[[Array, Level], Array]:
 
 
 def jvp(denoise: Denoiser, x: Array, level: Level, v: Array) -> tuple[Array, Array]:
-    """x0_hat and J v, J its Jacobian in x: sigma^2 / alpha J is the covariance of x_0 given x_t.
+    """x0_hat and J v, with J its Jacobian in x: (sigma^2 / alpha) J is the covariance of x_0 given x_t.
 
     Args:
         denoise: (x_t, level) -> x0_hat.
         x: x_t, [B, ...].
         level: scalar, or one level per example ([B]).
         v: a direction for each example, like x.
+
     Returns:
         (x0_hat, J v), like x.
     """
@@ -68,6 +70,7 @@ def score_jvp(denoise: Denoiser, x: Array, level: Level, v: Array) -> tuple[Arra
 
     Args:
         denoise, x, level, v: as for `jvp`; the level has sigma > 0.
+
     Returns:
         (score, H v), like x.
     """
@@ -75,10 +78,11 @@ def score_jvp(denoise: Denoiser, x: Array, level: Level, v: Array) -> tuple[Arra
 
 
 def forward(process: Process) -> SDE:
-    """The SDE that noises data, dx = f x dt + g dw (Song et al. 2020, eq. 5).
+    """The forward SDE dx = f x dt + g dw (Song et al. 2020, eq. 5).
 
     Args:
-        process: any; t lies between its ends.
+        process: any with `sde`; t lies strictly between its ends.
+
     Returns:
         drift f(t) x and diffusion g(t).
     """
@@ -87,17 +91,19 @@ def forward(process: Process) -> SDE:
 
 
 def reverse(process: Process, denoise: Denoiser, *, tau: float | Array = 1.0) -> SDE:
-    """The SDE that runs from noise to data with the same law at each t: f x - (1 + tau^2) / 2 g^2 score, and tau g.
+    """The reverse SDE with the same marginals: drift f x - (1 + tau^2) / 2 g^2 score, diffusion tau g.
 
     Song et al. 2020, eq. 6 (tau = 1) and 13 (tau = 0); in between Zhang and Chen 2022 (arXiv:2204.13902). Integrate it
-    with dt < 0. It is the probability flow and Langevin dynamics of share tau^2.
+    with dt < 0. It is the probability-flow ODE plus Langevin dynamics of share tau^2.
 
     Args:
-        process: any; t lies between its ends.
+        process: any with `sde`; t lies strictly between its ends.
         denoise: (x_t, level) -> x0_hat.
         tau: share of the noise, >= 0; may be traced.
+
     Returns:
         drift and diffusion.
+
     Raises:
         ValueError: a concrete tau below 0.
     """
@@ -115,13 +121,14 @@ def reverse(process: Process, denoise: Denoiser, *, tau: float | Array = 1.0) ->
 
 
 def probability_flow(process: Process, denoise: Denoiser) -> Callable[[Array, Array], Array]:
-    """dx/dt of the ODE with the law of the SDE, f x - g^2 / 2 score (Song et al. 2020, eq. 13).
+    """dx/dt of the ODE with the marginals of the SDE, f x - g^2 / 2 score (Song et al. 2020, eq. 13).
 
-    Written as alpha' x0_hat + sigma' eps_hat, which is the same and finite at alpha = 0, where f and g are not.
+    Computed as alpha' x0_hat + sigma' eps_hat, which is equal and stays finite at alpha = 0, where f and g do not.
 
     Args:
         process: any.
         denoise: (x_t, level) -> x0_hat.
+
     Returns:
         (x, t) -> dx/dt, like x; t is one for all or [B].
     """
@@ -138,16 +145,19 @@ def probability_flow(process: Process, denoise: Denoiser) -> Callable[[Array, Ar
 def langevin(score: Callable[[Array], Array], x: Array, key: Array, *, step: float | Array, steps: int) -> Array:
     """Unadjusted Langevin dynamics at a fixed level, x + step / 2 score + sqrt(step) z, in one scan.
 
-    Song and Ermon 2019 (arXiv:1907.05600), eq. 4; its law tends to the score's as steps grow and `step` shrinks.
+    Song and Ermon 2019 (arXiv:1907.05600), eq. 4; its distribution tends to that of the score as `steps` grows and
+    `step` shrinks.
 
     Args:
         score: x -> grad log p, e.g. `lambda x: sde.score(denoise)(x, level)`.
         x: the start, [B, ...].
         key: one key, or [B] keys.
-        step: size, a number or [B]; may be traced.
-        steps: how many.
+        step: step size, a number or [B]; may be traced.
+        steps: number of steps.
+
     Returns:
         x after the steps.
+
     Raises:
         ValueError: steps < 0, a concrete step that is not positive, or an untyped key.
     """

@@ -1,7 +1,8 @@
 """Distributions of the training time t.
 
-A distribution is a function (key, B) -> (t [B], weight [B]): times, and what each example's loss is to be multiplied
-by so that the expectation is the one over the uniform density (1 everywhere but for `importance`, whose point it is).
+A distribution is a function (key, B) -> (t [B], weight [B]): times, and a factor of each example's loss. The factor is
+1, or for importance samples (`importance`, and `uniform_discrete` with probabilities) the one that keeps the expected
+loss of the uniform density.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ def uniform(low: float = T_MIN, high: float = 1.0) -> TimeSampler:
 
     Args:
         low, high: the ends, in the process's time; sigma(low) > 0.
+
     Raises:
         ValueError: low >= high.
     """
@@ -37,12 +39,13 @@ def uniform(low: float = T_MIN, high: float = 1.0) -> TimeSampler:
 
 @factory
 def stratified(low: float = T_MIN, high: float = 1.0) -> TimeSampler:
-    """One random offset for B equally spaced times (Kingma et al. 2021, arXiv:2107.00630, appendix I.1).
+    """B equally spaced times with one random offset (Kingma et al. 2021, arXiv:2107.00630, appendix I.1).
 
-    Each t is uniform on [low, high), and a batch covers the range evenly: the loss varies less from step to step.
+    Each t is uniform on [low, high), and a batch covers the range evenly, which reduces the variance of the loss.
 
     Args:
         low, high: the ends, in the process's time; sigma(low) > 0.
+
     Raises:
         ValueError: low >= high.
     """
@@ -60,7 +63,7 @@ def log_normal(process: Process, mean: float = -1.2, std: float = 1.2) -> TimeSa
     """log(sigma / alpha) ~ N(mean, std^2) (Karras et al. 2022, arXiv:2206.00364, table 1).
 
     Args:
-        process: names the time of each level.
+        process: the process of the loss; needs `time`.
         mean, std: the paper's P_mean and P_std.
     """
     check_process(process, "time")
@@ -72,23 +75,23 @@ def logit_normal(mean: float = 0.0, std: float = 1.0) -> TimeSampler:
     """logit(t) ~ N(mean, std^2), t in (0, 1) (Esser et al. 2024, arXiv:2403.03206, eq. 19).
 
     Args:
-        mean: below 0 favours data, above 0 noise.
-        std: the spread.
+        mean: negative values give more times near data, positive ones near noise.
+        std: of logit(t).
     """
     return lambda key, batch: _unweighted(jax.nn.sigmoid(mean + std * jax.random.normal(key, (batch,))))
 
 
 @factory
 def scheduled(process: Process, schedule: Process, times: TimeSampler | None = None) -> TimeSampler:
-    """The levels that another process has at its own times: its schedule is the training density of lam.
+    """The levels of another process at its own times, so that its schedule is the training density of lam.
 
-    A network that is told the time of `process`, and is sampled with it, is trained as by `schedule` (Kingma and Gao
-    2023, arXiv:2303.00848), for instance by `processes.Laplace` (Hang et al. 2024, arXiv:2407.03297).
+    The network still receives the time of `process`, and is sampled with it (Kingma and Gao 2023, arXiv:2303.00848). An
+    example of a schedule is `processes.Laplace` (Hang et al. 2024, arXiv:2407.03297).
 
     Args:
-        process: names the time of each level.
-        schedule: the process whose lam over its own times is drawn.
-        times: of `schedule`; None is `uniform()`.
+        process: the process of the loss; needs `time`.
+        schedule: the process whose lam are drawn.
+        times: distribution of the times of `schedule`; None is `uniform()`.
     """
     check_process(process, "time")
     times = uniform() if times is None else times
@@ -102,11 +105,12 @@ def scheduled(process: Process, schedule: Process, times: TimeSampler | None = N
 
 @factory
 def uniform_discrete(T: int, probs: Array | None = None) -> TimeSampler:
-    """t in 1..T, uniform or with given probabilities (Nichol and Dhariwal 2021, arXiv:2102.09672, section 3.3).
+    """t in 1..T, uniform or with given probabilities (Nichol and Dhariwal 2021, arXiv:2102.09672, sec. 3.3).
 
     Args:
         T: the length of the beta table.
         probs: [T], proportional to the probabilities of 1..T; each loss is divided by T p_t. None is uniform.
+
     Raises:
         ValueError: T < 1 or probs of another shape.
     """
@@ -125,12 +129,13 @@ def uniform_discrete(T: int, probs: Array | None = None) -> TimeSampler:
 
 @factory
 def importance(density: Array, low: float = T_MIN, high: float = 1.0) -> TimeSampler:
-    """t with a given density, each loss divided by it: the same expected loss as `uniform`, with less variance.
+    """t from a density, with each loss divided by it: the expected loss of `uniform`, with less variance.
 
     Args:
         density: [K] > 0, proportional to the density on K equal parts of [low, high]; the square root of the mean
             squared loss there is optimal (Nichol and Dhariwal 2021, eq. 18). May be traced.
         low, high: the ends, in the process's time; sigma(low) > 0.
+
     Raises:
         ValueError: low >= high.
     """

@@ -35,28 +35,30 @@ def by_gradient(
     lr: float = 0.1,
     remat: bool = False,
 ) -> tuple[Level, Array]:
-    """Move the inner levels of a grid until the solver ends nearest to the exact flow, by gradient through `sample`.
+    """Move the inner levels of a grid to minimize the solver's final error, by gradients through `sample`.
 
-    Adam on the logarithms of the grid's steps in lam, so that its noise always falls; the ends stay. What is minimized
-    is the distance of each x at the end, and not a perceptual one (Watson et al. 2022, arXiv:2202.05830) or a bound on
-    the divergence (Sabour et al. 2024, arXiv:2404.14507).
+    Adam on the logarithms of the grid's steps in lam, so that the noise always decreases; the ends are kept. The loss
+    is the mean squared distance from the exact flow's end, not a perceptual distance (Watson et al. 2022,
+    arXiv:2202.05830) or a bound on the divergence (Sabour et al. 2024, arXiv:2404.14507).
 
     Args:
-        denoise: (x_t, level) -> x0_hat, with guidance and whatever else it will be used with.
-        solver: one that draws no noise.
+        denoise: (x_t, level) -> x0_hat, including guidance, as in sampling.
+        solver: a deterministic solver.
         levels: the grid to start from, fields [N + 1], N >= 2; concrete.
         x: x_T to tune on, [B, ...].
         key: one key, or [B] keys.
-        process: names the time of each level; a beta table's become fractions.
-        reference: where x should end, like x; None takes Heun's method with 128 steps of equal angle.
-        iterations: of Adam, on a cosine decay.
-        lr: its first learning rate.
+        process: gives the time of each level; times of a beta table become fractional.
+        reference: the target of x, like x; None is the result of Heun's method with 128 steps of equal angle.
+        iterations: number of Adam steps, with a cosine decay of the learning rate.
+        lr: the initial learning rate.
         remat: as for `sample`.
+
     Returns:
-        (the levels with the least loss that was met, fields [N + 1]; the mean squared distance before each iteration,
-        [iterations], of which the first is the given grid's).
+        (the levels with the lowest loss, fields [N + 1]; the loss before each iteration, [iterations], the first of
+        which is that of `levels`).
+
     Raises:
-        ValueError: a solver that draws noise, a grid of fewer than two steps or traced, or iterations < 1.
+        ValueError: a stochastic solver, a grid that is traced or has fewer than two steps, or iterations < 1.
     """
     _check(solver, levels)
     if levels.sigma.shape[0] < 3:
@@ -88,24 +90,26 @@ def by_dynamic_programming(
     n: int,
     reference_solver: Solver | None = None,
 ) -> tuple[Level, Array]:
-    """Choose n steps among the levels of a fine grid with the least sum of one-step errors, by dynamic programming.
+    """Choose the n steps of a fine grid with the lowest sum of one-step errors, by dynamic programming.
 
-    The search is that of Watson et al. 2021 (arXiv:2106.03802) with another cost, since theirs is the likelihood's:
-    from x_i on the fine trajectory, the solver's step to level j misses x_j by a root mean square error, counted
-    relative to x_j's own size because the flow contracts about as much. Errors add up at worst: their sum is minimized.
+    The search of Watson et al. 2021 (arXiv:2106.03802), with another cost than their likelihood: the root mean square
+    error of the solver's step from x_i of the fine trajectory to level j, relative to the size of x_j, because the flow
+    contracts about as much. In the worst case errors add up, so their sum is minimized.
 
     Args:
-        denoise: (x_t, level) -> x0_hat, with guidance and whatever else it will be used with.
-        solver: a one-step solver that draws no noise.
+        denoise: (x_t, level) -> x0_hat, including guidance, as in sampling.
+        solver: a deterministic one-step solver.
         levels: the fine grid, fields [M + 1]. A table's integer times stay integers.
         x: x_T to tune on, [B, ...]; a solver with inner points evaluates batches of M B.
         key: one key, or [B] keys.
         n: number of steps to choose, at most M.
         reference_solver: the solver of the trajectory; None is Heun's method.
+
     Returns:
         (levels, fields [n + 1]; their indices in the fine grid, [n + 1], of which the first is 0 and the last M).
+
     Raises:
-        ValueError: a multistep solver or one that draws noise, n outside 1..M.
+        ValueError: a multistep or stochastic solver, or n outside 1..M.
     """
     _check(solver, levels)
     M = levels.sigma.shape[0] - 1
@@ -135,7 +139,8 @@ class _Free(NamedTuple):
 def _free(levels: Level) -> tuple[_Free, Callable[[_Free], Array]]:
     """The parameters of a grid, and the map from them to lam of its inner levels [N - 1].
 
-    An end with infinite lam (pure noise, clean data) leaves its neighbour free; a finite one has to be met.
+    Next to an end with infinite lam (pure noise, clean data) the first or last lam is free; an end with finite lam is
+    fixed.
     """
     lam = jnp.asarray(levels.lam)
     at_first, at_last = bool(jnp.isfinite(lam[0])), bool(jnp.isfinite(lam[-1]))

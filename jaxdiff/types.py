@@ -1,6 +1,6 @@
-"""The types that pass between rooms, and what a function of your own takes and returns to be one of them.
+"""The types that pass between modules, as protocols for your own functions.
 
-Shapes: B is the number of examples, [B, ...] an array with any further axes.
+B is the number of examples; [B, ...] is an array with any further axes.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Scalings(NamedTuple):
     """x0_hat = skip x + out F(inp x, noise).
 
     Attributes:
-        skip, out, inp: scales, with the shape of the level's fields; plain numbers will do.
-        noise: what the network's time embedding receives.
+        skip, out, inp: scales, with the shape of the level's fields, or plain numbers.
+        noise: input of the network's time embedding, EDM's c_noise.
     """
 
     skip: Array
@@ -49,13 +49,14 @@ class Scalings(NamedTuple):
 
 
 class Prediction(Protocol):
-    """What a network predicts, as the scales between its output and x0_hat: `parameterize.eps`, `edm(0.5)`, ..."""
+    """The kind of a network's output, as the scales that turn it into x0_hat, e.g. `parameterize.eps`."""
 
     def __call__(self, level: Level, /) -> Scalings:
         """The scales at a level.
 
         Args:
             level: its fields broadcast against x.
+
         Returns:
             the scales, with the shape of the level's fields.
         """
@@ -66,22 +67,23 @@ class Apply(Protocol):
     """A network as a pure function."""
 
     def __call__(self, params: Params, x: Array, noise: Array, cond: Cond, /) -> Any:
-        """What the network predicts, F.
+        """The network's output, F.
 
         Args:
-            params: its parameters.
+            params: parameters.
             x: scaled input, inp x_t, [B, ...].
-            noise: [B], what the prediction tells it of the level.
-            cond: the condition, {} for none. A network with dropout also takes `key=`, a random key, which losses pass
-                where they are made with dropout=True.
+            noise: [B], input of the time embedding.
+            cond: the condition, {} for none. Networks with dropout also take `key=`, a random key, which losses pass if
+                made with dropout=True.
+
         Returns:
-            F, like x; with a learned variance (F, frac).
+            F, like x; or (F, frac) with a learned variance.
         """
         ...
 
 
 class Denoiser(Protocol):
-    """E[x_0 | x_t]: what networks become by `denoiser`, and what guidance changes and solvers call."""
+    """E[x_0 | x_t]: made from a network by `denoiser`, changed by guidance, called by solvers."""
 
     def __call__(self, x: Array, level: Level, /) -> Any:
         """x0_hat.
@@ -89,6 +91,7 @@ class Denoiser(Protocol):
         Args:
             x: x_t, [B, ...].
             level: scalar, or one level per example ([B]).
+
         Returns:
             x0_hat, like x; for solvers with `learned_variance`, (x0_hat, frac).
         """
@@ -96,34 +99,36 @@ class Denoiser(Protocol):
 
 
 class SolverInit(Protocol):
-    """The start of a solver's memory."""
+    """Makes the initial state of a solver."""
 
     def __call__(self, x: Array, /) -> Any:
-        """What a multistep method remembers.
+        """The initial state, e.g. an empty history.
 
         Args:
             x: x_T, [B, ...].
+
         Returns:
-            any pytree of fixed shapes; () for none.
+            a pytree of fixed shapes; () for none.
         """
         ...
 
 
 class SolverStep(Protocol):
-    """A step of a solver."""
+    """One step of a solver."""
 
     def __call__(
         self, denoise: Denoiser, key: Array, x: Array, state: Any, cur: Level, nxt: Level, /
     ) -> tuple[Array, Any]:
-        """Go from one level to the next.
+        """Step from one level to the next.
 
         Args:
             denoise: (x, level) -> x0_hat.
-            key: the step's own, one key or [B] keys.
-            x: at the level `cur`, [B, ...].
-            state: what `init` or the step before returned.
-            cur: scalar level of x, cur.sigma > 0.
-            nxt: scalar level to go to, cleaner; nxt.sigma may be 0.
+            key: the step's key, or [B] keys.
+            x: x at the level `cur`, [B, ...].
+            state: from `init` or the previous step.
+            cur: scalar level, cur.sigma > 0.
+            nxt: scalar level with less noise; nxt.sigma may be 0.
+
         Returns:
             (x at the level `nxt`, state).
         """
@@ -137,39 +142,41 @@ class NoiseSampler(Protocol):
         """Standard normal noise.
 
         Args:
-            key: the step's own, one key or [B] keys.
-            x: what the noise is like, [B, ...].
+            key: the step's key, or [B] keys.
+            x: gives shape and dtype, [B, ...].
             cur, nxt: the levels of the step.
+
         Returns:
-            like x.
+            noise, like x.
         """
         ...
 
 
 class TimeSampler(Protocol):
-    """A distribution of training times: `times.uniform()`, ..."""
+    """A distribution of training times, e.g. `times.uniform()`."""
 
     def __call__(self, key: Array, batch: int, /) -> tuple[Array, Array]:
         """Draw times.
 
         Args:
             key: one key.
-            batch: B, how many.
+            batch: B, the number of times.
+
         Returns:
-            (t [B], weight [B]): what each example's loss is multiplied by is its weight, 1 where t has the density that
-            the loss is meant for.
+            (t [B], weight [B]): times, and a factor of each example's loss, 1 unless t are importance samples.
         """
         ...
 
 
 class Weight(Protocol):
-    """A weight of the loss: `weights.simple`, `weights.min_snr(5.0)`, ..."""
+    """A weight of the loss by level, e.g. `weights.min_snr(5.0)`."""
 
     def __call__(self, level: Level, /) -> Array:
-        """How much a squared error of x_0 counts.
+        """The factor of the squared error of x_0.
 
         Args:
             level: fields [B].
+
         Returns:
             [B].
         """
@@ -177,15 +184,16 @@ class Weight(Protocol):
 
 
 class Loss(Protocol):
-    """A loss of one batch, as `losses` make them and `train.make_step` takes them."""
+    """A loss of one batch, made by `losses` and minimized by `train.make_step`."""
 
     def __call__(self, params: Params, key: Array, batch: Batch, /) -> tuple[Array, Metrics]:
         """The loss.
 
         Args:
-            params: what the gradient is taken of.
-            key: the step's own.
+            params: parameters to differentiate.
+            key: the step's key.
             batch: "x" and the condition, leading axis B.
+
         Returns:
             (scalar loss, metrics).
         """

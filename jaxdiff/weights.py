@@ -1,7 +1,7 @@
-"""Weights of the loss, as functions of the level.
+"""Weights of the loss by level.
 
-Each says how much a squared error of x_0 counts at a level: w(level) |x0_hat - x_0|^2, whatever the network predicts.
-(An error of eps is SNR times as large squared as one of x_0, one of v is SNR + 1 times with preserved variance.)
+Each is a factor of the squared error of x_0, w(level) |x0_hat - x_0|^2, for any prediction. The squared error of eps is
+SNR times that of x_0; the squared error of v is SNR + 1 times that of x_0, if variance is preserved.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ def simple(level: Level) -> Array:
 
 
 def snr_plus_one(level: Level) -> Array:
-    """SNR + 1: |v_hat - v|^2 unweighted (Salimans and Ho 2022, arXiv:2202.00512, section 4)."""
+    """SNR + 1: |v_hat - v|^2 unweighted (Salimans and Ho 2022, arXiv:2202.00512, sec. 4)."""
     return level.snr + 1
 
 
 @factory
 def truncated_snr(floor: float = 1.0) -> Weight:
-    """max(SNR, floor) (Salimans and Ho 2022, section 4, with floor 1)."""
+    """max(SNR, floor) (Salimans and Ho 2022, sec. 4, with floor 1)."""
     return lambda level: jnp.maximum(level.snr, floor)
 
 
@@ -53,7 +53,7 @@ def min_snr(gamma: float = 5.0) -> Weight:
 
 @factory
 def soft_min_snr(gamma: float = 4.0) -> Weight:
-    """1 / (1/SNR + 1/gamma), a smooth min-SNR (Crowson et al. 2024, arXiv:2401.11605, section 3.4)."""
+    """1 / (1/SNR + 1/gamma), a smooth min-SNR (Crowson et al. 2024, arXiv:2401.11605, sec. 3.4)."""
     return lambda level: 1 / (jnp.exp(-level.log_snr) + 1 / gamma)
 
 
@@ -67,7 +67,7 @@ def p2(gamma: float = 1.0, k: float = 1.0) -> Weight:
 def sigmoid(bias: float = 2.0) -> Weight:
     """SNR sigmoid(bias - log SNR) (Kingma and Gao 2023, arXiv:2303.00848, table 1, which weights the error of eps).
 
-    The paper's weighting is over log SNR: it is this one where the times are uniform in log SNR.
+    The paper's weighting is over log SNR; it equals this one if times are uniform in log SNR.
     """
     return lambda level: level.snr * jax.nn.sigmoid(bias - level.log_snr)
 
@@ -85,7 +85,8 @@ def likelihood(process: Process) -> Weight:
     On the error of the score it is g(t)^2 / 2 (Song et al. 2021, arXiv:2101.09258, theorem 1).
 
     Args:
-        process: the one that the loss uses; its t at the level is read.
+        process: the process of the loss.
+
     Raises:
         ValueError: a process without `sde`.
     """

@@ -1,11 +1,11 @@
-"""Grids: where a sampler stops on its way from noise to data.
+"""Grids: the noise levels of a sampler's steps, from noise to data.
 
 A grid is a `Level` whose fields have shape [N + 1], noisiest first; `levels.at(i)` is one of its levels. Any decreasing
-times of a process are one: `process(np.linspace(1, 0, 51))`; these are the usual ones. Inside `jit`, a grid of concrete
-numbers stays concrete, so that its values are checked there, too.
+times of a process give a grid, e.g. `process(np.linspace(1, 0, 51))`. Inside `jit`, a grid of concrete numbers stays
+concrete, so that its values are checked there, too.
 
-The number of steps n may be traced where `max_steps`, its static bound, is given. The fields then have shape
-[max_steps + 1], and the levels after step n repeat the last one: a sampler has to stop after n steps.
+The number of steps n may be traced if `max_steps`, its static bound, is given. The fields then have shape
+[max_steps + 1], and the levels after step n repeat the last one: pass `stop=n` to `sample`.
 """
 
 from jaxdiff.grids.sigma import by_angle, by_lambda, exponential, karras, polyexponential

@@ -1,4 +1,4 @@
-"""What the grids share: a number of steps that may be traced, and the straight line that it divides."""
+"""Shared by grids: a number of steps that may be traced, and equal steps between two numbers."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ __all__ = ["check_decreasing", "check_steps", "is_static", "ramp"]
 
 
 def is_static(n: int | Array) -> bool:
-    """Whether a number of steps is a plain integer, and not an array."""
+    """Whether a number of steps is an integer and not an array."""
     return isinstance(n, int | np.integer)
 
 
 def check_steps(n: int | Array, max_steps: int | None) -> int:
-    """The number of steps that a grid of n steps has room for: max_steps, or n.
+    """The static number of steps in a grid's shape: max_steps, or n.
 
     Raises:
-        ValueError: n is no integer, lies outside 1..max_steps, or is an array without max_steps.
+        ValueError: n is not an integer, lies outside 1..max_steps, or is an array without max_steps.
     """
     if max_steps is not None and (not is_static(max_steps) or max_steps < 1):
         raise ValueError(f"max_steps, the largest number of steps, is an integer of at least 1, got {max_steps!r:.80}")
@@ -37,7 +37,7 @@ def check_steps(n: int | Array, max_steps: int | None) -> int:
 
 
 def check_decreasing(high_name: str, high, low_name: str, low, *, positive: bool = False) -> None:
-    """Raise ValueError unless low < high, and 0 < low where it has to be positive; traced ends pass."""
+    """Raise ValueError unless low < high, and 0 < low if `positive`; traced ends pass."""
     if is_traced(high, low):
         return
     if not low < high or (positive and not low > 0):
@@ -46,10 +46,10 @@ def check_decreasing(high_name: str, high, low_name: str, low, *, positive: bool
 
 
 def ramp(start: float | Array, end: float | Array, steps: int | Array, size: int) -> Array:
-    """Equal steps from start to end, which stays after the last: [room + 1], like jnp.linspace where steps = room."""
+    """Equal steps from start to end, then end repeated, [size + 1]; jnp.linspace if steps = size."""
     start, end = jnp.asarray(start, float), jnp.asarray(end, float)
     if is_static(steps) and steps == size:
-        return jnp.linspace(start, end, size + 1)  # leaves the start alone where there is no step; exact at both ends
+        return jnp.linspace(start, end, size + 1)  # exact at both ends; only the start if there is no step
     i, steps = jnp.arange(size + 1), jnp.asarray(steps)
     share = jnp.minimum(i, steps).astype(start.dtype) / jnp.maximum(steps, 1).astype(start.dtype)
     return jnp.where((i >= steps) & (steps > 0), end, start * (1 - share) + end * share)

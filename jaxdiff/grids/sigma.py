@@ -1,4 +1,4 @@
-"""Grids that divide a function of sigma / alpha, whatever the process calls it."""
+"""Grids with equal steps in a function of sigma / alpha, for any process."""
 
 from __future__ import annotations
 
@@ -21,17 +21,19 @@ __all__ = ["by_angle", "by_lambda", "exponential", "karras", "polyexponential"]
 def by_lambda(
     process: Process, n: int | Array, *, start: float | Array, end: float | Array, max_steps: int | None = None
 ) -> Level:
-    """N steps of equal lam = log(alpha / sigma), half the log-SNR (Lu et al. 2022, arXiv:2206.00927, section 3.4).
+    """N equal steps of lam = log(alpha / sigma), half the log-SNR (Lu et al. 2022, arXiv:2206.00927, sec. 3.4).
 
     Args:
         process: the process.
         n: N, number of steps; may be traced if max_steps is given.
-        start, end: the first and the last time, both with finite lam; may be traced.
+        start, end: first and last time, both with finite lam; may be traced.
         max_steps: largest N, static.
+
     Returns:
         levels, fields [N + 1], or [max_steps + 1]; follow with `levels.append_clean` to end at sigma = 0.
+
     Raises:
-        ValueError: n outside 1..max_steps, end above start, or an infinite lam.
+        ValueError: n outside 1..max_steps, end >= start, or an infinite lam.
     """
     size = check_steps(n, max_steps)
     check_process(process, "time")
@@ -55,21 +57,23 @@ def by_angle(
     scale: float | Array = 1.0,
     max_steps: int | None = None,
 ) -> Level:
-    """N steps of equal angle arctan(sigma / (scale alpha)), the cosine log-SNR; from pure noise to clean data if asked.
+    """N equal steps of the angle arctan(sigma / (scale alpha)), which may go from pure noise to clean data.
 
-    The best grid of the probability-flow ODE for Gaussian data of standard deviation `scale` (Sabour et al. 2024,
-    arXiv:2404.14507, theorem 3.1); with scale = 1 it is equal times of `processes.Cosine`.
+    The optimal grid of the probability-flow ODE for Gaussian data of standard deviation `scale` (Sabour et al. 2024,
+    arXiv:2404.14507, theorem 3.1); with scale = 1, equal times of `processes.Cosine`.
 
     Args:
         process: the process.
         n: N, number of steps; may be traced if max_steps is given.
-        start, end: the first and the last time; None is the process's own. May be traced.
+        start, end: first and last time; None is the process's own. May be traced.
         scale: standard deviation of the data, > 0; may be traced.
         max_steps: largest N, static.
+
     Returns:
         levels, fields [N + 1], or [max_steps + 1].
+
     Raises:
-        ValueError: scale <= 0, n outside 1..max_steps, end above start, or a process without such a time of its own.
+        ValueError: scale <= 0, n outside 1..max_steps, end >= start, or no start or end for a process without one.
     """
     size = check_steps(n, max_steps)
     start, end = time_range(process, start, end)
@@ -80,7 +84,7 @@ def by_angle(
     high, low = (process(jnp.asarray(t, float)) for t in (start, end))
     angle = [jnp.arctan2(level.sigma, scale * level.alpha) for level in (high, low)]
     i = jnp.arange(size + 1)
-    inner = jnp.where((i == 0) | (i >= n), pi / 4, ramp(angle[0], angle[1], n, size))  # the ends may have no lam
+    inner = jnp.where((i == 0) | (i >= n), pi / 4, ramp(angle[0], angle[1], n, size))  # lam of the ends may be infinite
     return _between(process, start, end, n, process.time(jnp.log(jnp.cos(inner) / (scale * jnp.sin(inner)))))
 
 
@@ -99,13 +103,15 @@ def karras(
     arXiv:2206.00364.
 
     Args:
-        process: the process, which names the time of each level.
+        process: the process; needs `time`.
         n: N, number of steps; may be traced if max_steps is given.
-        sigma_min, sigma_max: of sigma / alpha, at steps N - 1 and 0; may be traced.
-        rho: larger gives more steps to low noise.
+        sigma_min, sigma_max: sigma / alpha of levels N - 1 and 0; may be traced.
+        rho: larger values give more steps at low noise.
         max_steps: largest N, static.
+
     Returns:
         levels, fields [N + 1], or [max_steps + 1], the last with sigma = 0.
+
     Raises:
         ValueError: n outside 1..max_steps, or sigma_min >= sigma_max or <= 0.
     """
@@ -126,12 +132,14 @@ def exponential(
     """N levels of sigma / alpha equally spaced in its logarithm, then clean data.
 
     Args:
-        process: the process, which names the time of each level.
+        process: the process; needs `time`.
         n: N, number of steps; may be traced if max_steps is given.
-        sigma_min, sigma_max: of sigma / alpha, at steps N - 1 and 0; may be traced.
+        sigma_min, sigma_max: sigma / alpha of levels N - 1 and 0; may be traced.
         max_steps: largest N, static.
+
     Returns:
         levels, fields [N + 1], or [max_steps + 1], the last with sigma = 0.
+
     Raises:
         ValueError: n outside 1..max_steps, or sigma_min >= sigma_max or <= 0.
     """
@@ -149,16 +157,18 @@ def polyexponential(
     rho: float | Array = 1.0,
     max_steps: int | None = None,
 ) -> Level:
-    """N levels with log(sigma / alpha) a power rho of equal steps, then clean data (k-diffusion's polyexponential).
+    """N levels whose log(sigma / alpha) is a power rho of equal steps, then clean data (k-diffusion's polyexponential).
 
     Args:
-        process: the process, which names the time of each level.
+        process: the process; needs `time`.
         n: N, number of steps; may be traced if max_steps is given.
-        sigma_min, sigma_max: of sigma / alpha, at steps N - 1 and 0; may be traced.
-        rho: > 0; 1 is `exponential`, larger gives more steps to low noise.
+        sigma_min, sigma_max: sigma / alpha of levels N - 1 and 0; may be traced.
+        rho: > 0; 1 is `exponential`, larger values give more steps at low noise.
         max_steps: largest N, static.
+
     Returns:
         levels, fields [N + 1], or [max_steps + 1], the last with sigma = 0.
+
     Raises:
         ValueError: rho <= 0, n outside 1..max_steps, or sigma_min >= sigma_max or <= 0.
     """
@@ -166,7 +176,7 @@ def polyexponential(
     if not is_traced(rho) and not rho > 0:
         raise ValueError(f"rho must be positive, got {rho}")
     left = ramp(1.0, 0.0, n - 1, size - 1)
-    power = jnp.where(left > 0, jnp.where(left > 0, left, 1) ** rho, 0)  # 0 ** rho has no gradient by rho
+    power = jnp.where(left > 0, jnp.where(left > 0, left, 1) ** rho, 0)  # 0 ** rho has a NaN gradient in rho
     low, high = jnp.log(jnp.asarray(sigma_min, float)), jnp.log(jnp.asarray(sigma_max, float))
     return from_sigma_over_alpha(process, jnp.exp(low + power * (high - low)), n)
 
@@ -180,7 +190,7 @@ def from_sigma_over_alpha(process: Process, sigma: Array, n: int | Array) -> Lev
 
 
 def _between(process: Process, start: float | Array, end: float | Array, n: int | Array, t: Array) -> Level:
-    # The ends are the times that were asked for: not what is left of them after a round trip through lam.
+    # The ends are exactly start and end, without the rounding of the way through lam.
     i = jnp.arange(t.shape[0])
     t = jnp.where(i == 0, jnp.asarray(start, t.dtype), t)
     return process(jnp.where(i >= n, jnp.asarray(end, t.dtype), t))

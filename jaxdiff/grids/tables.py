@@ -1,4 +1,4 @@
-"""Grids that are lists: published noise levels, a DDPM's strides and its sections."""
+"""Grids from tables: published noise levels, strides and sections of a DDPM's times."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jaxdiff.processes import Discrete, Process
 
 __all__ = ["AYS", "ddpm", "from_sigmas", "respaced"]
 
-# sigma / alpha of ten steps each (Sabour et al. 2024, arXiv:2404.14507, table 3).
+# sigma / alpha of grids of ten steps (Sabour et al. 2024, arXiv:2404.14507, table 3).
 AYS = {
     "stable-diffusion-1.5": (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029),
     "stable-diffusion-xl": (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029),
@@ -33,30 +33,31 @@ def from_sigmas(
 ) -> Level:
     """The levels of a list of sigma / alpha, such as those of "Align Your Steps" (`AYS`).
 
-    Another number of steps than the list's divides its piecewise linear log sigma anew (Sabour et al. 2024,
-    arXiv:2404.14507, section 3.3).
+    For another number of steps, log sigma is interpolated linearly (Sabour et al. 2024, arXiv:2404.14507, sec. 3.3).
 
     Args:
-        process: the process, which names the time of each level.
-        sigmas: [M + 1] falling numbers; where they are concrete the last may be 0, clean data, which a division anew
-            leaves alone. After another end follow with `levels.append_clean` to end at sigma = 0.
-        n: N, number of steps; None is the list's own M. May be traced if max_steps is given.
+        process: the process; needs `time`.
+        sigmas: [M + 1] decreasing numbers. If they are concrete the last may be 0, clean data, which is not
+            interpolated. Otherwise follow with `levels.append_clean` to end at sigma = 0.
+        n: N, number of steps; None is M. May be traced if max_steps is given.
         max_steps: largest N, static.
+
     Returns:
         levels, fields [N + 1], or [max_steps + 1].
+
     Raises:
-        ValueError: sigmas that are no list of at least two falling numbers, or n outside 1..max_steps.
+        ValueError: `sigmas` is not a list of at least two decreasing numbers, or n outside 1..max_steps.
     """
     traced = is_traced(sigmas)
     values = sigmas if traced else np.asarray(sigmas, np.float64)
     falls = traced or (np.all(np.diff(values) < 0) and np.all(np.isfinite(values)) and values[-1] >= 0)
     if values.ndim != 1 or len(values) < 2 or not falls:
-        raise ValueError(f"sigmas must be a list of at least two falling numbers, the last >= 0, got {sigmas}")
+        raise ValueError(f"sigmas must be a list of at least two decreasing numbers, the last >= 0, got {sigmas}")
     ends_clean = not traced and values[-1] == 0
     n = len(values) - 1 if n is None else n
     size = check_steps(n, max_steps)
     knots = jnp.asarray(values[:-1] if ends_clean else values, float)
-    # As many noisy levels as there are steps if clean data follows them, one more otherwise.
+    # The number of noisy levels is that of steps if the grid ends at clean data, one more otherwise.
     last, shape = (n - 1, size - 1) if ends_clean else (n, size)
     if not (is_static(n) and n == size == len(values) - 1):
         where = ramp(0.0, len(knots) - 1.0, last, shape)
@@ -71,13 +72,15 @@ def ddpm(process: Discrete, n: int | Array, spacing: str = "trailing", *, max_st
     Args:
         process: a beta table.
         n: N, number of steps, at most T; may be traced if max_steps is given.
-        spacing: "trailing" starts at T and always sees the noisiest level, "leading" ends at 1 and never does when
-            N < T, "linspace" has both ends. Times are rounded to even, as the references do.
+        spacing: "trailing" starts at T, the noisiest level; "leading" ends at 1, and does not contain T if N < T;
+            "linspace" contains both. Times are rounded half to even, as in the references.
         max_steps: largest N, static.
+
     Returns:
         levels, fields [N + 1], or [max_steps + 1], with integer t, the last 0.
+
     Raises:
-        ValueError: n or max_steps outside 1..T, n above max_steps, or another spacing.
+        ValueError: n or max_steps outside 1..T, n above max_steps, or an unknown spacing.
     """
     if spacing not in _SPACINGS:
         raise ValueError(f"spacing must be one of {', '.join(_SPACINGS)}, got {spacing!r}")
@@ -88,7 +91,7 @@ def ddpm(process: Discrete, n: int | Array, spacing: str = "trailing", *, max_st
     size = check_steps(n, max_steps)
     if isinstance(n, int | np.integer):
         return process(jnp.asarray(_strides(T, int(n), spacing, size), jnp.int32))
-    # The references round in float64: one row for each number of steps keeps their times to the last one.
+    # The references round in float64: a table for all numbers of steps reproduces their times exactly.
     rows = np.stack([_strides(T, m, spacing, size) for m in range(1, size + 1)])
     return process(jnp.asarray(rows, jnp.int32)[n - 1])
 
@@ -105,20 +108,21 @@ def _strides(T: int, n: int, spacing: str, size: int) -> np.ndarray:
 
 @concrete
 def respaced(process: Discrete, sections: str | Sequence[int]) -> Level:
-    """A DDPM's integer times, so many of each section, then clean data (Nichol and Dhariwal 2021, arXiv:2102.09672).
+    """A DDPM's integer times, a number from each section, then clean data (Nichol and Dhariwal 2021, arXiv:2102.09672).
 
-    The `timestep_respacing` of the authors' code: T times in as many parts of (nearly) equal length as there are
-    numbers, the first of which is the cleanest; of each part its first time, its last, and others evenly between them.
+    The `timestep_respacing` of the authors' code: the T times are divided into sections of (nearly) equal length, the
+    cleanest first; each contributes its first time, its last, and others evenly between them.
 
     Args:
         process: a beta table.
-        sections: numbers of times, as (10, 15, 20) or "10,15,20"; or "ddim25" for 25 times from 1 on at the smallest
-            whole stride that leaves 25.
+        sections: number of times of each section, as (10, 15, 20) or "10,15,20"; or "ddim25" for 25 times from 1 on,
+            with the smallest integer stride that gives 25.
+
     Returns:
-        levels, fields [N + 1] for N the sum of the numbers, with integer t, the last 0.
+        levels, fields [N + 1], where N is the sum of the numbers, with integer t, the last 0.
+
     Raises:
-        ValueError: no list of whole numbers and no "ddimN", no time at all, more times than a section has, or no such
-            stride.
+        ValueError: neither a list of integers nor "ddimN", no times, more times than a section has, or no such stride.
     """
     t = _fixed_stride(process.T, sections) if str(sections).startswith("ddim") else _sections(process.T, sections)
     return process(jnp.asarray(np.append(t[::-1], 0), jnp.int32))
@@ -142,7 +146,7 @@ def _sections(T: int, sections: str | Sequence[int]) -> np.ndarray:
         size = int(end) - start + 1
         if count > size:
             raise ValueError(f"a section of {size} times has no {count}: got {sections!r} for T = {T}")
-        # Added up one by one, as the reference does: its roundings are kept, too.
+        # Strides are summed one by one, as in the reference, to reproduce its rounding.
         strides = np.full(count, (size - 1) / max(count - 1, 1))
         strides[:1] = 0
         times.append(start + np.round(np.cumsum(strides)))

@@ -1,4 +1,4 @@
-"""Grids that divide the time of a process."""
+"""Grids with steps in the time of a process."""
 
 from __future__ import annotations
 
@@ -27,17 +27,19 @@ def by_time(
     end: float | Array | None = None,
     max_steps: int | None = None,
 ) -> Level:
-    """N steps of equal time.
+    """N equal steps of time.
 
     Args:
         process: the process.
         n: N, number of steps; may be traced if max_steps is given.
-        start, end: the first and the last time; None is the process's own. May be traced.
+        start, end: first and last time; None is the process's own. May be traced.
         max_steps: largest N, static.
+
     Returns:
         levels, fields [N + 1], or [max_steps + 1].
+
     Raises:
-        ValueError: n outside 1..max_steps, end above start, or a process without such a time of its own.
+        ValueError: n outside 1..max_steps, end >= start, or no start or end for a process without one.
     """
     start, end = time_range(process, start, end)
     return process(_times(n, start, end, max_steps))
@@ -54,23 +56,25 @@ def beta(
     end: float | Array | None = None,
     max_steps: int | None = None,
 ) -> Level:
-    """Times at equal steps of the probability of a Beta distribution (Lee et al. 2024, arXiv:2407.12173).
+    """Times at N + 1 equally spaced quantiles of a Beta distribution (Lee et al. 2024, arXiv:2407.12173).
 
-    Parameters below 1 give more steps to both ends; 1 and 1 are equal steps, 1/2 and 1/2 Chebyshev's cosine. On EDM,
-    whose time is the noise, the quantiles are those of sigma, as in diffusers' beta sigmas.
+    Parameters below 1 give more steps at both ends; 1 and 1 are equal steps, 1/2 and 1/2 a cosine (Chebyshev points).
+    On EDM, whose time is sigma, the quantiles are those of sigma, as in diffusers' beta sigmas.
 
     Args:
         process: the process.
         n: N, number of steps; may be traced if max_steps is given.
-        alpha, beta: of the Beta distribution, > 0; may be traced, not differentiated. A smaller beta gives more steps
-            to the noisy end, a smaller alpha to the clean one.
-        start, end: the first and the last time; None is the process's own. May be traced.
+        alpha, beta: parameters of the Beta distribution, > 0; may be traced, not differentiated. A smaller beta gives
+            more steps at the noisy end, a smaller alpha at the clean end.
+        start, end: first and last time; None is the process's own. May be traced.
         max_steps: largest N, static.
+
     Returns:
         levels, fields [N + 1], or [max_steps + 1].
+
     Raises:
-        ValueError: alpha or beta <= 0, n outside 1..max_steps, end above start, or a process without such a time of
-            its own.
+        ValueError: alpha or beta <= 0, n outside 1..max_steps, end >= start, or no start or end for a process without
+            one.
     """
     for name, value in (("alpha", alpha), ("beta", beta)):
         if not is_traced(value) and not value > 0:
@@ -78,7 +82,7 @@ def beta(
     start, end = time_range(process, start, end)
     share = _times(n, 1.0, 0.0, max_steps)
     check_decreasing("start", start, "end", end)
-    # Each end is approached from its own side, where a difference from it is not rounded away.
+    # Times are counted from the nearer end, so that small distances from it are not rounded away.
     low, high = beta_quantile(share, alpha, beta)
     start, end = jnp.asarray(start, share.dtype), jnp.asarray(end, share.dtype)
     return process(jnp.where(share > 0.5, start - (start - end) * high, end + (start - end) * low))
@@ -94,25 +98,27 @@ def cosine(
     end: float | Array | None = None,
     max_steps: int | None = None,
 ) -> Level:
-    """Equal steps u of [0, 1], bent by a cosine: u + sway (cos(pi u / 2) - 1 + u) is the share of the time gone.
+    """Sway sampling: for equal steps u of [0, 1], a share u + sway (cos(pi u / 2) - 1 + u) of the time has passed.
 
-    Sway sampling of F5-TTS (Chen et al. 2024, arXiv:2410.06885). sway = -1 leaves 1 - cos(pi u / 2) and gives more
-    steps to noise, 0 is `by_time`, and more than 0 gives more steps to the clean end.
+    F5-TTS (Chen et al. 2024, arXiv:2410.06885). sway = -1 is 1 - cos(pi u / 2), with more steps at the noisy end; 0 is
+    `by_time`; positive values give more steps at the clean end.
 
     Args:
         process: the process.
         n: N, number of steps; may be traced if max_steps is given.
         sway: in [-1, 2 / (pi - 2)]; may be traced.
-        start, end: the first and the last time; None is the process's own. May be traced.
+        start, end: first and last time; None is the process's own. May be traced.
         max_steps: largest N, static.
+
     Returns:
         levels, fields [N + 1], or [max_steps + 1].
+
     Raises:
-        ValueError: sway beyond its range, where times would not fall; n outside 1..max_steps, end above start, or a
-            process without such a time of its own.
+        ValueError: sway outside its range, where times would not decrease; n outside 1..max_steps, end >= start, or no
+            start or end for a process without one.
     """
     if not is_traced(sway) and not -1 <= sway <= 2 / (pi - 2):
-        raise ValueError(f"sway must lie in [-1, 2 / (pi - 2)], where times fall, got {sway}")
+        raise ValueError(f"sway must lie in [-1, 2 / (pi - 2)], where times decrease, got {sway}")
     start, end = time_range(process, start, end)
     check_decreasing("start", start, "end", end)
     left = _times(n, 1.0, 0.0, max_steps)  # 1 - u
@@ -132,21 +138,23 @@ def shifted(
     end: float | Array | None = None,
     max_steps: int | None = None,
 ) -> Level:
-    """Equal steps of time, moved to t' = shift t / (1 + (shift - 1) t) (Esser et al. 2024, arXiv:2403.03206, eq. 23).
+    """Equal steps of time, shifted to t' = shift t / (1 + (shift - 1) t) (Esser et al. 2024, arXiv:2403.03206, eq. 23).
 
-    On Flow, whose network is told t', it makes sigma / alpha `shift` times as large; a process whose network is told t
-    is `processes.Shifted`. Flux's mu is log(shift).
+    On Flow this multiplies sigma / alpha by `shift`, and the network receives t'. With `processes.Shifted` it receives
+    t. Flux's mu is log(shift).
 
     Args:
-        process: one whose time lies in [0, 1].
+        process: a process whose time lies in [0, 1].
         n: N, number of steps; may be traced if max_steps is given.
         shift: > 0, sqrt(m / n) for m pixels and a schedule tuned for n; may be traced.
-        start, end: the first and the last time before the shift, in [0, 1]; None is the process's own. May be traced.
+        start, end: first and last time before the shift, in [0, 1]; None is the process's own. May be traced.
         max_steps: largest N, static.
+
     Returns:
         levels, fields [N + 1], or [max_steps + 1].
+
     Raises:
-        ValueError: shift <= 0, n outside 1..max_steps, or times that rise or leave [0, 1].
+        ValueError: shift <= 0, n outside 1..max_steps, end >= start, or times outside [0, 1].
     """
     if not is_traced(shift) and not shift > 0:
         raise ValueError(f"shift must be positive, got {shift}")
@@ -160,15 +168,16 @@ def shifted(
 
 
 def beta_quantile(share: Array, alpha: float | Array, beta: float | Array) -> tuple[Array, Array]:
-    """The quantile q of Beta(alpha, beta), and 1 - q, each exact relative to itself where it is small.
+    """The quantile q of Beta(alpha, beta) and 1 - q, each with a small relative error.
 
-    By bisection of logit q, from the tail on whose side `share` lies, and a step of Newton's.
+    By bisection of logit q, in the nearer tail, and one step of Newton's method.
 
     Args:
-        share: probability, in [0, 1].
+        share: probabilities, in [0, 1].
         alpha, beta: > 0.
+
     Returns:
-        (q, 1 - q), like share; the larger of the two is rounded to share's type.
+        (q, 1 - q), like share.
     """
     dtype = share.dtype
     alpha, beta = jnp.asarray(alpha, dtype), jnp.asarray(beta, dtype)

@@ -1,4 +1,4 @@
-"""A part of a grid: starting late, stopping early."""
+"""Parts of a grid, for starting late or stopping early."""
 
 from __future__ import annotations
 
@@ -13,38 +13,41 @@ __all__ = ["nearest", "truncate"]
 
 
 def nearest(levels: Level, level: Level) -> Array:
-    """The index of the grid's level that is nearest to a level in lam = log(alpha / sigma).
+    """The index of the grid's level nearest to a given level in lam = log(alpha / sigma).
 
-    A run that starts there or stops there takes whole steps of the grid: the editing of Meng et al. 2021 (SDEdit,
-    arXiv:2108.01073) from x = alpha x_0 + sigma eps. For the level itself, in place of a neighbour, see `truncate`.
+    For sampling that starts or stops at a level of the grid, e.g. SDEdit (Meng et al. 2021, arXiv:2108.01073) from
+    x = alpha x_0 + sigma eps. To start or stop at the given level itself, see `truncate`.
 
     Args:
         levels: a grid, fields [N + 1].
-        level: a scalar level, for instance process(0.6); may be traced.
+        level: a scalar level, e.g. process(0.6); may be traced.
+
     Returns:
         an index in 0..N, integer.
     """
-    big = jnp.finfo(jnp.asarray(levels.sigma).dtype).max / 4  # an end at lam = inf is near to another one
+    big = jnp.finfo(jnp.asarray(levels.sigma).dtype).max / 4  # the distance between two infinite lam would be NaN
     lam, at = (jnp.clip(where.lam, -big, big) for where in (_arrays(levels), _arrays(level)))
     return jnp.argmin(jnp.abs(lam - at.astype(lam.dtype)))
 
 
 @concrete
 def truncate(levels: Level, *, start: Level | None = None, end: Level | None = None) -> tuple[Level, Array]:
-    """The part of a grid between two levels, which become its first and its last.
+    """The part of a grid between two levels, which become its first and last level.
 
-    For starting late from noised data or from another model's x_t (truncated diffusion: Zheng et al. 2022,
-    arXiv:2202.09671), and for stopping early. All may be traced, since the shape stays: the grid repeats its last level
-    after step n, like the grids whose number of steps is traced.
+    For starting from noised data or another model's x_t (truncated diffusion: Zheng et al. 2022, arXiv:2202.09671), and
+    for stopping early. All arguments may be traced, since the shape is kept: the grid repeats its last level after step
+    n, like grids whose number of steps is traced.
 
     Args:
         levels: a grid, fields [N + 1].
-        start: a scalar level, for instance process(0.6); None or one noisier than the grid's first leaves that first.
-        end: a scalar level with less noise than `start`; None or one cleaner than the grid's last leaves that last.
+        start: a scalar level, e.g. process(0.6); None, or a level noisier than the grid's first, keeps the first.
+        end: a scalar level with less noise than `start`; None, or a level cleaner than the grid's last, keeps the last.
+
     Returns:
         (levels, fields [N + 1]; n, the number of steps from `start` to `end`, integer: `sample(..., stop=n)`).
+
     Raises:
-        ValueError: `start` not noisier than `end` and the grid's last level, or `end` not cleaner than its first.
+        ValueError: `start` is not noisier than `end` and the grid's last level, or `end` is not cleaner than the first.
     """
     levels = _arrays(levels)
     N, lam = levels.sigma.shape[0] - 1, levels.lam
@@ -65,7 +68,7 @@ def truncate(levels: Level, *, start: Level | None = None, end: Level | None = N
 
 
 def _choose(mask: Array, level: Level, levels: Level) -> Level:
-    return Level(*(jnp.where(mask, one, field) for one, field in zip(level, levels, strict=True)))
+    return Level(*(jnp.where(mask, new, old) for new, old in zip(level, levels, strict=True)))
 
 
 def _arrays(level: Level) -> Level:
@@ -73,7 +76,7 @@ def _arrays(level: Level) -> Level:
 
 
 def _like(level: Level, levels: Level) -> Level:
-    return Level(*(jnp.asarray(one).astype(field.dtype) for one, field in zip(level, levels, strict=True)))
+    return Level(*(jnp.asarray(field).astype(like.dtype) for field, like in zip(level, levels, strict=True)))
 
 
 def _check_order(levels: Level, start: Level | None, end: Level | None) -> None:

@@ -1,4 +1,4 @@
-"""Guidance: functions from denoisers to a denoiser, one file a theme."""
+"""Guidance: functions from denoisers to a denoiser."""
 
 from jaxdiff.guidance.apg import apg, apg_momentum
 from jaxdiff.guidance.autoguidance import autoguidance, perturbed_attention

@@ -1,4 +1,4 @@
-"""Guidance by the part of the difference that is orthogonal to the conditional answer."""
+"""Adaptive projected guidance: the part of the guidance term orthogonal to the conditional x0_hat."""
 
 from __future__ import annotations
 
@@ -27,18 +27,21 @@ def apg(
 ) -> Denoiser:
     """Adaptive projected guidance: cond + (scale - 1) (orthogonal + eta parallel) (Sadat et al. 2024).
 
-    arXiv:2410.02416. The difference cond - uncond of the two x0_hat, shortened to `norm_threshold`, is split along and
-    across cond's x0_hat, each example for itself: the parallel part is what saturates. eta = 1 without a radius is
-    `cfg`.
+    arXiv:2410.02416. For each example, the difference cond - uncond of the two x0_hat is shortened to `norm_threshold`
+    and split into parts parallel and orthogonal to cond's x0_hat. The parallel part causes saturated colours. eta = 1
+    without a threshold is `cfg`.
 
     Args:
         cond, uncond, scale: as for `cfg`.
-        eta: share of the parallel part that is kept; as scale.
-        norm_threshold: largest Euclidean norm of an example's difference, the paper's r; None: no limit. May be traced.
+        eta: factor of the parallel part; like scale.
+        norm_threshold: largest Euclidean norm of an example's difference, the paper's r; None is no threshold. May be
+            traced.
+
     Returns:
-        the guided denoiser, two evaluations a call; a learned variance is the conditional model's.
+        the guided denoiser, two evaluations per call; a learned variance is the conditional model's.
+
     Raises:
-        ValueError: as for `cfg`, or a radius that is not positive.
+        ValueError: as for `cfg`, or norm_threshold <= 0.
     """
     check_denoisers(cond=cond)
     _check(uncond, scale=scale, eta=eta, norm_threshold=norm_threshold)
@@ -61,18 +64,20 @@ def apg_momentum(
     eta: Scale = 0.0,
     norm_threshold: float | Array | None = None,
 ) -> Solver:
-    """A solver with `apg` and its reverse momentum: sum <- cond - uncond + momentum sum takes the difference's place.
+    """A solver with `apg` and reverse momentum: the difference is replaced by sum <- cond - uncond + momentum sum.
 
-    A denoiser remembers nothing, so this one wraps the solver, whose state carries the sum (Sadat et al. 2024); the
-    denoiser that `sample` is given is the conditional one. The sum grows once a step, by the difference at the step's
-    start: a solver that never asks there, such as `heun` with churn, costs two evaluations a step more.
+    A denoiser has no state, so this wraps the solver, whose state carries the sum (Sadat et al. 2024); pass the
+    conditional denoiser to `sample`. The sum is updated once per step, by the difference at the step's start. A solver
+    that does not evaluate the denoiser there, such as `heun` with churn, costs two more evaluations per step.
 
     Args:
         solver: the solver to guide.
         uncond, scale, eta, norm_threshold: as for `apg`.
-        momentum: the paper's beta, in [-1, 1], below 0 to move away from earlier differences; may be traced.
+        momentum: the paper's beta, in [-1, 1], negative to move away from earlier differences; may be traced.
+
     Returns:
         the guided solver.
+
     Raises:
         ValueError: as for `apg`, or momentum outside [-1, 1].
     """
@@ -92,7 +97,7 @@ def apg_momentum(
         begun = differ(x, cur)
 
         def guided(y: Array, level: Level) -> Any:
-            # Most solvers ask first at the step's start, which has been evaluated.
+            # Most solvers evaluate the step's start first, where the difference is known.
             cond, diff = begun if y is x and level is cur else differ(y, level)
             x0, *variance = split_variance(cond)
             guidance_term = _project(diff + past, x0, scale_at(eta, y, level), norm_threshold)
@@ -109,7 +114,7 @@ def _check(uncond: Denoiser, *, scale: Scale, eta: Scale, norm_threshold: float 
     check_number("scale", scale)
     check_number("eta", eta)
     if norm_threshold is not None and not isinstance(norm_threshold, jax.Array) and not norm_threshold > 0:
-        raise ValueError(f"radius must be above 0, got {norm_threshold}")
+        raise ValueError(f"norm_threshold must be above 0, got {norm_threshold}")
 
 
 def _project(diff: Array, onto: Array, eta: Array, norm_threshold: float | Array | None) -> Array:

@@ -1,4 +1,4 @@
-"""What guidance functions share: scales that follow the level, answers with a variance, checks."""
+"""Shared by guidance functions: scales by level, outputs with a learned variance, checks."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ Scale = float | Array | Callable[[Level], float | Array]  # a number, [B], or a 
 
 
 def scale_at(scale: Scale, x: Array, level: Level) -> Array:
-    """The scale at this level, in the type of x, with axes appended until it broadcasts against x.
+    """The scale at a level, in the dtype of x, with axes appended until it broadcasts against x.
 
     Args:
         scale: a number, [B], or a function of the level.
         x: [B, ...].
         level: scalar or [B].
+
     Raises:
-        ValueError: a shape that is neither a number's nor [B].
+        ValueError: a shape other than () and [B].
     """
     scale = jnp.asarray(scale(level) if callable(scale) else scale, x.dtype)
     if scale.ndim == 0:
@@ -35,15 +36,15 @@ def scale_at(scale: Scale, x: Array, level: Level) -> Array:
 
 
 def guide(cond: Any, uncond: Any, scale: Array) -> Any:
-    """uncond + scale (cond - uncond) of two answers; a learned variance is that of `cond`."""
+    """uncond + scale (cond - uncond), of two outputs of denoisers; a learned variance is that of `cond`."""
     x0, *variance = split_variance(cond)
     other = split_variance(uncond)[0]
     return join_variance(other + scale * (x0 - other), *variance)
 
 
-def split_variance(answer: Any) -> tuple[Array, ...]:
-    """What a denoiser answers, as (x0_hat,) or (x0_hat, frac)."""
-    return answer if isinstance(answer, tuple) else (answer,)
+def split_variance(output: Any) -> tuple[Array, ...]:
+    """A denoiser's output as a tuple, (x0_hat,) or (x0_hat, frac)."""
+    return output if isinstance(output, tuple) else (output,)
 
 
 def join_variance(x0: Array, *variance: Array) -> Any:
@@ -63,7 +64,7 @@ def norm(x: Array) -> Array:
 
 
 def check_denoisers(**denoisers: Any) -> None:
-    """Raise ValueError unless each is a denoiser, as far as its signature tells."""
+    """Raise ValueError unless each has the signature of a denoiser."""
     for name, denoise in denoisers.items():
         if denoise is None:
             raise ValueError(

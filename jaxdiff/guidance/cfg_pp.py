@@ -1,4 +1,4 @@
-"""CFG++: guidance that renoises with the unconditional noise."""
+"""CFG++: guidance that adds the unconditional noise again."""
 
 from __future__ import annotations
 
@@ -19,18 +19,20 @@ def cfg_pp(cond: Denoiser, uncond: Denoiser, scale: Scale, levels: Level) -> Den
     """CFG++: x_s = alpha_s x0_guided + sigma_s eps_uncond (Chung et al. 2024, arXiv:2406.08070).
 
     DDIM's step is linear in x0_hat, (sigma_s / sigma_t) x + alpha_s (1 - exp(-h)) x0_hat with h = lam_s - lam_t, so
-    that this is DDIM with `cfg` of scale / (1 - exp(-h)), and of `scale` itself where h is infinite. Exact for `ddim()`
-    and `euler()` on the same levels; to other solvers it is guidance by that scale, where a level off the grid takes
-    the step of the nearest level in lam.
+    CFG++ is DDIM with `cfg` of scale / (1 - exp(-h)), or of `scale` if h is infinite. This is exact for `ddim()` and
+    `euler()` on the same levels. Other solvers are guided with the same scale; a level off the grid takes that of the
+    nearest level in lam.
 
     Args:
         cond, uncond: as for `cfg`.
         scale: the paper's lambda, in [0, 1]; a number, [B], or a function of the level; may be traced.
-        levels: the grid of the sampler, fields [N + 1]; may be traced.
+        levels: the grid passed to `sample`, fields [N + 1]; may be traced.
+
     Returns:
-        the guided denoiser, two evaluations a call.
+        the guided denoiser, two evaluations per call.
+
     Raises:
-        ValueError: scale is a number outside [0, 1], or levels are no grid.
+        ValueError: scale is a number outside [0, 1], or `levels` is not a grid.
     """
     check_denoisers(cond=cond, uncond=uncond)
     check_number("scale", scale, low=0, high=1)

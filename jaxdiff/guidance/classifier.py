@@ -22,18 +22,20 @@ LogProb = Callable[[Array, Level], Array]  # (x_t, level) -> [B]
 def classifier(denoise: Denoiser, log_prob: LogProb, scale: Scale = 1.0) -> Denoiser:
     """Classifier guidance: score + scale grad log p(y | x_t) (Dhariwal and Nichol 2021, arXiv:2105.05233, eq. 14).
 
-    By Tweedie's formula, x0_hat + scale (sigma^2 / alpha) grad log p(y | x_t): pure noise (alpha = 0) has no guidance.
-    For any solver. DDPM's mean is moved by the model's own variance instead by `solvers.ddpm` with a
-    `classifier_gradient`; with short steps both are the same.
+    By Tweedie's formula, x0_hat + scale (sigma^2 / alpha) grad log p(y | x_t), for any solver; there is no guidance at
+    pure noise (alpha = 0). `solvers.ddpm` with a `classifier_gradient` moves the mean by the model's variance instead,
+    as in the paper; for short steps both are equal.
 
     Args:
         denoise: the denoiser to guide.
         log_prob: (x_t, level) -> [B], log p(y | x_t) of each example, of a classifier trained on noisy data.
         scale: as for `cfg`; 0 is off.
+
     Returns:
         the guided denoiser.
+
     Raises:
-        ValueError: no function where one is needed, or a scale as for `cfg`.
+        ValueError: `denoise` or `log_prob` is not a function, or a scale as for `cfg`.
     """
     check_denoisers(denoise=denoise)
     gradient = classifier_gradient(log_prob, scale)
@@ -52,10 +54,12 @@ def classifier_gradient(log_prob: LogProb, scale: Scale = 1.0) -> Callable[[Arra
 
     Args:
         log_prob, scale: as for `classifier`.
+
     Returns:
         (x_t, level) -> like x_t.
+
     Raises:
-        ValueError: log_prob is no function, or a scale as for `cfg`.
+        ValueError: `log_prob` is not a function, or a scale as for `cfg`.
     """
     if not callable(log_prob):
         raise ValueError(f"log_prob must be a function (x_t, level) -> [B], got {log_prob!r:.80}")

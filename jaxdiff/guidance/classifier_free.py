@@ -1,4 +1,4 @@
-"""Classifier-free guidance, and the dropped conditions that train for it."""
+"""Classifier-free guidance, and condition dropout for its training."""
 
 from __future__ import annotations
 
@@ -21,18 +21,20 @@ __all__ = ["cfg", "cfg_batched", "drop_condition"]
 def cfg(cond: Denoiser, uncond: Denoiser, scale: Scale) -> Denoiser:
     """Classifier-free guidance: uncond + scale (cond - uncond) (Ho and Salimans 2022, arXiv:2207.12598, eq. 6).
 
-    The paper's w is scale - 1: here 0 is unconditional, 1 conditional, above 1 guided. Guiding x0_hat is guiding eps
-    or the score, which are affine in it. A learned variance is the conditional model's. A scale that follows the level
-    is a function of it, e.g. `lambda level: 1 + 4 * level.sigma`.
+    scale is the paper's w + 1: 0 is unconditional, 1 conditional, above 1 guided. eps and the score are affine in
+    x0_hat, so guiding x0_hat is guiding them. A learned variance is the conditional model's. The scale may be a
+    function of the level, e.g. `lambda level: 1 + 4 * level.sigma`.
 
     Args:
         cond: the conditional denoiser.
         uncond: the same network with the null condition.
         scale: a number, or [B] for one scale per example, or a function of the level that returns one; may be traced.
+
     Returns:
-        the guided denoiser, two evaluations a call.
+        the guided denoiser, two evaluations per call.
+
     Raises:
-        ValueError: a model without an unconditional denoiser, a scale that is not finite or of another shape.
+        ValueError: no unconditional denoiser, or a scale that is not finite or has another shape.
     """
     check_denoisers(cond=cond, uncond=uncond)
     check_number("scale", scale)
@@ -48,23 +50,26 @@ def cfg_batched(
 ) -> Denoiser:
     """`cfg` with one evaluation of a doubled batch.
 
-    Faster than two where the device is not yet full; on a sharded batch the concatenation moves data between devices,
-    where `cfg` moves none.
+    Faster than two evaluations if they do not fill the device. On a sharded batch the concatenation moves data between
+    devices, and `cfg` does not.
 
     Args:
         apply, params, prediction: as for `parameterize.denoiser`.
-        cond, null_cond: conditions of like structure with leading axis B; a leaf of `null_cond` may have leading axis
-            1.
+        cond, null_cond: conditions of the same structure with leading axis B; leaves of `null_cond` may have leading
+            axis 1.
         scale: as for `cfg`.
+
     Returns:
         the guided denoiser.
+
     Raises:
         ValueError: an empty condition, conditions that differ in structure, or a scale as for `cfg`.
     """
     _check_same_structure(cond, null_cond)
     if not jax.tree.leaves(cond):
         raise ValueError(
-            f"guidance needs a condition and its null, got {cond!r} and {null_cond!r}: use denoiser without it"
+            f"guidance needs a condition and a null condition, got {cond!r} and {null_cond!r}: "
+            "use denoiser without guidance"
         )
     check_number("scale", scale)
     both = jax.tree.map(lambda c, n: jnp.concatenate([c, jnp.broadcast_to(n, c.shape)]), cond, null_cond)
@@ -72,25 +77,27 @@ def cfg_batched(
 
     def denoise(x: Array, level: Level) -> Any:
         twice = jax.tree.map(lambda f: f if jnp.ndim(f) == 0 else jnp.concatenate([f, f]), level)
-        answer = both_denoise(jnp.concatenate([x, x]), twice)
-        first, second = (jax.tree.map(op, answer) for op in (lambda a: a[: len(x)], lambda a: a[len(x) :]))
+        output = both_denoise(jnp.concatenate([x, x]), twice)
+        first, second = (jax.tree.map(op, output) for op in (lambda a: a[: len(x)], lambda a: a[len(x) :]))
         return guide(first, second, scale_at(scale, x, level))
 
     return denoise
 
 
 def drop_condition(key: Array, cond: Cond, null_cond: Cond, rate: float | Array) -> Cond:
-    """Replace each example's condition by the null one with probability `rate` (Ho and Salimans 2022, algorithm 1).
+    """Replace each example's condition by `null_cond` with probability `rate` (Ho and Salimans 2022, algorithm 1).
 
     Args:
         key: one key.
         cond: pytree of [B, ...].
         null_cond: like cond, or with leading axis 1.
-        rate: in [0, 1].
+        rate: probability, in [0, 1].
+
     Returns:
         like cond; an example's leaves are dropped together.
+
     Raises:
-        ValueError: cond and null differ in structure.
+        ValueError: cond and null_cond differ in structure.
     """
     check_key(key)
     _check_same_structure(cond, null_cond)
@@ -107,4 +114,4 @@ def drop_condition(key: Array, cond: Cond, null_cond: Cond, rate: float | Array)
 def _check_same_structure(cond: Cond, null_cond: Cond) -> None:
     structures = [str(jax.tree.structure(tree)) for tree in (cond, null_cond)]
     if structures[0] != structures[1]:
-        raise ValueError(f"cond and null must have the same structure, got {structures[0]} and {structures[1]}")
+        raise ValueError(f"cond and null_cond must have the same structure, got {structures[0]} and {structures[1]}")

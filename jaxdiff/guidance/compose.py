@@ -1,4 +1,4 @@
-"""Several conditions at once."""
+"""Guidance by several conditions."""
 
 from __future__ import annotations
 
@@ -18,22 +18,24 @@ __all__ = ["compose"]
 def compose(uncond: Denoiser, conds: Sequence[Denoiser], scales: Sequence[Scale] | Array) -> Denoiser:
     """Composed conditions: uncond + sum_i scale_i (cond_i - uncond) (Liu et al. 2022, arXiv:2206.01714).
 
-    Its score is that of p(x_t) prod_i (p(x_t | c_i) / p(x_t))^scale_i: a product of conditions where scales are
-    positive, a negation (away from c_i) where they are negative.
+    The score is that of p(x_t) prod_i (p(x_t | c_i) / p(x_t))^scale_i: a conjunction of conditions with positive
+    scales, and a negation of those with negative scales (negative prompts).
 
     Args:
         uncond: the denoiser with the null condition.
         conds: the denoisers with one condition each.
-        scales: as many scales, each as for `cfg`; or an array [K] or [K, B].
+        scales: one scale per condition, each as for `cfg`; or an array [K] or [K, B].
+
     Returns:
-        the guided denoiser, K + 1 evaluations a call; a learned variance is that of the first of `conds`.
+        the guided denoiser, K + 1 evaluations per call; a learned variance is that of the first of `conds`.
+
     Raises:
-        ValueError: no conditions, another number of scales, or a scale as for `cfg`.
+        ValueError: no conditions, a number of scales that differs from theirs, or a scale as for `cfg`.
     """
     conds, scales = tuple(conds), tuple(scales)
     if not conds or len(conds) != len(scales):
         raise ValueError(
-            f"composition needs at least one condition and a scale for each, got {len(conds)} conditions and "
+            f"compose needs at least one condition and a scale for each, got {len(conds)} conditions and "
             f"{len(scales)} scales"
         )
     check_denoisers(uncond=uncond, **{f"conds[{i}]": cond for i, cond in enumerate(conds)})
@@ -42,8 +44,8 @@ def compose(uncond: Denoiser, conds: Sequence[Denoiser], scales: Sequence[Scale]
 
     def denoise(x: Array, level: Level) -> Any:
         plain = split_variance(uncond(x, level))[0]
-        answers = [split_variance(cond(x, level)) for cond in conds]
-        pulls = (scale_at(w, x, level) * (a[0] - plain) for w, a in zip(scales, answers, strict=True))
-        return join_variance(sum(pulls, plain), *answers[0][1:])
+        outputs = [split_variance(cond(x, level)) for cond in conds]
+        terms = (scale_at(w, x, level) * (a[0] - plain) for w, a in zip(scales, outputs, strict=True))
+        return join_variance(sum(terms, plain), *outputs[0][1:])
 
     return denoise

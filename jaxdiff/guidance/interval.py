@@ -1,4 +1,4 @@
-"""Guidance at some noise levels only."""
+"""Guidance in an interval of noise levels."""
 
 from __future__ import annotations
 
@@ -19,15 +19,17 @@ __all__ = ["interval"]
 def interval(guided: Denoiser, plain: Denoiser, low: float | Array, high: float | Array) -> Denoiser:
     """Guidance where low < sigma / alpha <= high, none elsewhere (Kynkäänniemi et al. 2024, arXiv:2404.07724).
 
-    With one level for all examples only the denoiser in force is evaluated: outside the interval a step costs one
-    evaluation in place of two. With a level or bounds per example, and under `vmap`, both are evaluated.
+    With one level for all examples, only one of the two denoisers is evaluated: outside the interval a step costs one
+    evaluation instead of two. With a level or bounds per example, and under `vmap`, both are evaluated.
 
     Args:
         guided: the denoiser inside the interval, e.g. `cfg(cond, uncond, 3.0)`.
-        plain: the denoiser outside, e.g. `cond`; answers a variance if and only if `guided` does.
-        low, high: of sigma / alpha; numbers, or [B]; may be traced. 0 and inf leave the interval open.
+        plain: the denoiser outside, e.g. `cond`; must return a learned variance if `guided` does.
+        low, high: bounds of sigma / alpha; numbers, or [B]; may be traced. 0 and inf are no bounds.
+
     Returns:
         the denoiser.
+
     Raises:
         ValueError: low >= high, or low < 0.
     """
@@ -40,7 +42,7 @@ def interval(guided: Denoiser, plain: Denoiser, low: float | Array, high: float 
         at = sigma_ratio(level)
         inside = (jnp.asarray(low, at.dtype) < at) & (at <= jnp.asarray(high, at.dtype))
         if inside.ndim == 0:
-            # The level is closed over, so that a row which refuses pure noise still sees it where it is concrete.
+            # The level is closed over, not an operand: if it is concrete, predictions can check that alpha > 0.
             return jax.lax.cond(inside, lambda x: guided(x, level), lambda x: plain(x, level), x)
         inside = inside.reshape(inside.shape + (1,) * (x.ndim - 1))
         return jax.tree.map(lambda g, p: jnp.where(inside, g, p), guided(x, level), plain(x, level))

@@ -1,4 +1,4 @@
-"""Denoisers that keep x0_hat within the data's range."""
+"""Thresholding: denoisers whose x0_hat is within the data's range."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ __all__ = ["clip", "dynamic_threshold"]
 
 
 def clip(denoise: Denoiser, low: float | Array = -1.0, high: float | Array = 1.0) -> Denoiser:
-    """Static thresholding: x0_hat clipped to the data's range (Saharia et al. 2022, arXiv:2205.11487, section 2.3).
+    """Static thresholding: x0_hat clipped to the data's range (Saharia et al. 2022, arXiv:2205.11487, sec. 2.3).
 
     Args:
         denoise: the denoiser.
         low, high: the data's range; numbers, or arrays that broadcast against x; may be traced.
+
     Returns:
         the denoiser.
+
     Raises:
         ValueError: low >= high.
     """
@@ -41,24 +43,26 @@ def clip(denoise: Denoiser, low: float | Array = -1.0, high: float | Array = 1.0
 def dynamic_threshold(
     denoise: Denoiser, quantile: float | Array = 0.995, *, max_scale: float | Array | None = None
 ) -> Denoiser:
-    """Dynamic thresholding: clip to [-s, s] and divide by s, for data in [-1, 1] (Saharia et al. 2022, section 2.3).
+    """Dynamic thresholding: clip to [-s, s] and divide by s, for data in [-1, 1] (Saharia et al. 2022, sec. 2.3).
 
     s is a quantile of |x0_hat| within each example, at least 1. arXiv:2205.11487.
 
     Args:
         denoise: the denoiser.
-        quantile: the quantile, in (0, 1]; may be traced.
-        max_scale: s is at most this, at least 1; None: no limit. May be traced.
+        quantile: level of the quantile, in (0, 1]; may be traced.
+        max_scale: upper bound of s, at least 1; None is no bound. May be traced.
+
     Returns:
         the denoiser.
+
     Raises:
-        ValueError: percentile outside (0, 1], or limit below 1.
+        ValueError: quantile outside (0, 1], or max_scale below 1.
     """
     check_denoisers(denoise=denoise)
     if not isinstance(quantile, jax.Array) and not 0 < quantile <= 1:
-        raise ValueError(f"percentile must lie in (0, 1], got {quantile}")
+        raise ValueError(f"quantile must lie in (0, 1], got {quantile}")
     if max_scale is not None and not isinstance(max_scale, jax.Array) and not max_scale >= 1:
-        raise ValueError(f"limit must be at least 1, where data lies in [-1, 1], got {max_scale}")
+        raise ValueError(f"max_scale must be at least 1, since data lies in [-1, 1], got {max_scale}")
 
     def thresholded(x: Array, level: Level) -> Any:
         x0, *variance = split_variance(denoise(x, level))

@@ -18,15 +18,17 @@ __all__ = ["cfg_zero_star"]
 def cfg_zero_star(cond: Denoiser, uncond: Denoiser, scale: Scale, *, zero_init: float | Array = 0.96) -> Denoiser:
     """CFG-Zero*: s u + scale (c - s u) on velocities, s = <c, u> / |u|^2 (Fan et al. 2025, arXiv:2503.18886).
 
-    c and u are an example's conditional and unconditional velocities eps - x_0. At the noisiest levels the velocity is
-    0, so that x stays where it is: the paper's first 4 % of the steps, here by the flow's time sigma / (alpha + sigma).
-    On any process this is the flow of x / (alpha + sigma).
+    c and u are an example's conditional and unconditional velocities eps - x_0. The velocity is 0 at the noisiest
+    levels, where x does not move: the first 4 % of the steps in the paper, here given by the flow's time sigma / (alpha
+    + sigma). On other processes, this is applied to the flow of x / (alpha + sigma).
 
     Args:
         cond, uncond, scale: as for `cfg`.
-        zero_init: no velocity above this sigma / (alpha + sigma), in [0, 1]; 1 is never. May be traced.
+        zero_init: the velocity is 0 above this sigma / (alpha + sigma), in [0, 1]; 1 is off. May be traced.
+
     Returns:
-        the guided denoiser, two evaluations a call; a learned variance is the conditional model's.
+        the guided denoiser, two evaluations per call; a learned variance is the conditional model's.
+
     Raises:
         ValueError: as for `cfg`, or zero_init outside [0, 1].
     """
@@ -38,7 +40,7 @@ def cfg_zero_star(cond: Denoiser, uncond: Denoiser, scale: Scale, *, zero_init: 
         at = level.expand_to(x)
         total = at.alpha + at.sigma
         x0, *variance = split_variance(cond(x, level))
-        # sigma (eps - x_0): the factor has no part in s, and may be 0.
+        # sigma (eps - x_0): the factor cancels in s, and may be 0.
         c, u = x - total * x0, x - total * split_variance(uncond(x, level))[0]
         u = _along(c, u) * u
         moved = u + scale_at(scale, x, level) * (c - u)

@@ -1,4 +1,4 @@
-"""Likelihood: bounds by steps and in continuous time, the exact one by the probability-flow ODE; bits per dimension."""
+"""Likelihood: variational bounds in discrete and continuous time, and exactly by the probability-flow ODE."""
 
 from jaxdiff.likelihood.bits import bits_per_dim, dequantize
 from jaxdiff.likelihood.continuous import ContinuousBound, continuous_bound

@@ -1,4 +1,4 @@
-"""Discrete data as a density, and a density as bits per dimension."""
+"""Dequantization of discrete data, and bits per dimension of a density."""
 
 from __future__ import annotations
 
@@ -17,19 +17,22 @@ __all__ = ["bits_per_dim", "check_binned", "check_bins", "dequantize", "draw"]
 
 
 def dequantize(key: Array, x: Array, *, bins: int = 256) -> Array:
-    """Spread discrete data evenly over its bins of [-1, 1] (Theis et al. 2015, arXiv:1511.01844, section 3.1).
+    """Add uniform noise to discrete data, over its bins of [-1, 1] (Theis et al. 2015, arXiv:1511.01844, sec. 3.1).
 
-    By Jensen's inequality the mean log-density of the result, turned by `bits_per_dim`, bounds the bits of the discrete
-    data from above. Bin k is [2k/bins - 1, 2(k+1)/bins - 1): train the model on this data, or on its scale.
+    By Jensen's inequality, `bits_per_dim` of the result's mean log-density is an upper bound for the discrete data. Bin
+    k is [2k/bins - 1, 2(k+1)/bins - 1): train the model on dequantized data, or on data of the same scale.
 
     Args:
         key: one key, or [B] keys.
         x: [B, ...], integers 0..bins-1, or floats on `bins` equally spaced values from -1 to 1.
         bins: number of values.
+
     Returns:
         like x, float.
+
     Raises:
-        ValueError: values outside their range; bins < 2; an untyped key, or not one for each example.
+        ValueError: values outside their range; bins < 2; an untyped key; the number of keys differs from that of
+            examples.
     """
     check_bins(bins)
     x = jnp.asarray(x)
@@ -43,22 +46,24 @@ def dequantize(key: Array, x: Array, *, bins: int = 256) -> Array:
 
 
 def bits_per_dim(log_prob: Array, dims: int, *, bins: int | None = 256) -> Array:
-    """Bits per dimension, of discrete data from the log-density of `dequantize`d data, or of continuous data.
+    """Bits per dimension of continuous data, or of discrete data after `dequantize`, from the log-density.
 
     Args:
-        log_prob: in nats, [B].
-        dims: numbers an example.
-        bins: number of values of discrete data, of which each takes 2 / bins of [-1, 1]. None for continuous data: the
-            result is minus the log-density in bits, may be negative, and depends on the data's unit.
+        log_prob: log-density in nats, [B].
+        dims: number of dimensions of an example.
+        bins: number of values of discrete data, whose bins have width 2 / bins. None for continuous data: the result is
+            minus the log-density in bits, may be negative, and depends on the data's unit.
+
     Returns:
         [B].
+
     Raises:
         ValueError: dims < 1 or bins < 2.
     """
     if bins is not None:
         check_bins(bins)
     if dims < 1:
-        raise ValueError(f"dims is the number of numbers an example, at least 1, got {dims}")
+        raise ValueError(f"dims must be at least 1, got {dims}")
     bits = -log_prob / (dims * log(2))
     return bits if bins is None else bits + log2(bins / 2)
 
@@ -66,7 +71,7 @@ def bits_per_dim(log_prob: Array, dims: int, *, bins: int | None = 256) -> Array
 def check_bins(bins: int) -> None:
     """Raise ValueError unless `bins` is an integer, at least 2."""
     if not isinstance(bins, int | np.integer) or bins < 2:
-        raise ValueError(f"bins is the number of values that data takes, an integer of at least 2, got {bins!r:.80}")
+        raise ValueError(f"bins, the number of values of the data, must be an integer of at least 2, got {bins!r:.80}")
 
 
 def check_binned(x: Array, bins: int) -> None:
@@ -75,7 +80,7 @@ def check_binned(x: Array, bins: int) -> None:
     if is_traced(x) or not x.size:
         return
     k = (np.asarray(x, np.float64) + 1) * (0.5 * (bins - 1))
-    rounding = max(1e-3, float(bins * jnp.finfo(x.dtype).eps))  # what x's own type may be off by
+    rounding = max(1e-3, float(bins * jnp.finfo(x.dtype).eps))  # rounding error of the dtype of x
     off = np.maximum(np.abs(k - np.clip(np.round(k), 0, bins - 1)) - rounding, 0)
     if np.any(off > 0):
         worst = np.asarray(x, np.float64).reshape(-1)[int(np.argmax(off))]
@@ -86,7 +91,7 @@ def check_binned(x: Array, bins: int) -> None:
 
 
 def draw(random: Callable, key: Array, shape: tuple[int, ...], dtype) -> Array:
-    """`random(key, shape, dtype)`, with one key for all or one key per example, as in `noise.normal_like`."""
+    """`random(key, shape, dtype)` with one key, or one key per example, as in `noise.normal_like`."""
     check_key(key, shape[:1])
     if key.ndim == 0:
         return random(key, shape, dtype)

@@ -1,4 +1,4 @@
-"""The variational bound in continuous time, for any process and a learned schedule."""
+"""The variational bound in continuous time, for any process, also a learned one."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ __all__ = ["ContinuousBound", "continuous_bound"]
 
 
 class ContinuousBound(NamedTuple):
-    """The variational bound in continuous time, [B] each, in bits per dimension.
+    """The variational bound in continuous time, in bits per dimension; each field [B].
 
     Attributes:
-        total: an upper bound on -log p(x_0), up to the Monte-Carlo error of its parts.
-        prior: KL of x_T from the noise that sampling starts with.
-        diffusion: what the denoiser pays on the way.
-        decoder: from the clean end to x_0.
+        total: an upper bound on -log p(x_0), up to the Monte Carlo error of its terms.
+        prior: KL(q(x_T | x_0) || p(x_T)), of the noise that sampling starts with.
+        diffusion: the integral of the denoiser's error.
+        decoder: -log p(x_0 | x_end).
     """
 
     total: Array
@@ -51,26 +51,29 @@ def continuous_bound(
 ) -> ContinuousBound:
     """KL(q(x_T | x_0) || p(x_T)) - 1/2 int SNR'(t) E|x_0 - x0_hat|^2 dt - E log p(x_0 | x_end) (Kingma et al. 2021).
 
-    arXiv:2107.00630. The integral is a Monte-Carlo mean over t: the expectation depends on the schedule through its two
-    ends only, and a schedule learned with the network changes the variance. The prior is N(0, sigma_T^2 I), which
-    `noise.prior` draws. The decoder is q(x_end | x_0) normalized over x_0: over the data's values as in the paper,
-    which asks no network and is sharp where sigma is below a bin; for continuous data over the line, a normal.
+    arXiv:2107.00630. The integral is a Monte Carlo mean over t: its expectation depends on the two ends of the schedule
+    only, its variance on the whole schedule, which may be learned. The prior is N(0, sigma_T^2 I), as in `noise.prior`.
+    The decoder is q(x_end | x_0) normalized over x_0: over the data's values as in the paper, which needs no network
+    and is sharp if sigma is smaller than a bin; over the real line, a normal, for continuous data.
 
     Args:
         denoise: (x_t, level) -> x0_hat.
-        process: any; gradients reach its numbers.
-        x0: [B, ...], on `bins` equally spaced values from -1 to 1, or any with bins=None.
-        key: one key, which spreads the batch's times evenly; or [B] keys, and an example depends on its own alone.
+        process: any; its numbers may be differentiated.
+        x0: [B, ...], on `bins` equally spaced values from -1 to 1, or any values if bins is None.
+        key: one key, for times that are evenly spread over the batch; or [B] keys, so that each example depends on its
+            own key only.
         start, end: the noisiest and the cleanest time, where sigma > 0; None is the process's own. May be traced.
-        num_times: times an example, evenly spread.
-        variable: in what times are uniform: "lam" = log(alpha / sigma), which varies little and needs alpha > 0 at the
-            start; or "time", which varies as the schedule makes it: the one to learn a schedule by.
-        bins: number of values of the data; None for a density, in bits per dimension too.
+        num_times: number of times per example, evenly spread.
+        variable: where times are uniform: "lam", log(alpha / sigma), which has low variance and needs alpha > 0 at the
+            start; or "time", whose variance depends on the schedule and can train it.
+        bins: number of values of the data; None for continuous data, and a bound on the density.
+
     Returns:
         the bound, in bits per dimension.
+
     Raises:
-        ValueError: sigma = 0 at the end, alpha = 0 at the start with "lam", end not below start; a time that is neither
-            given nor the process's own; data off its bins; samples or bins out of range; an untyped key.
+        ValueError: sigma = 0 at the end, alpha = 0 at the start with "lam", end not below start; no start or end for a
+            process without one; data off its bins; num_times or bins out of range; an untyped key.
     """
     check_denoiser("denoise", denoise)
     check_inexact("x0", x0)
@@ -99,11 +102,11 @@ def continuous_bound(
     return ContinuousBound(prior + diffusion + decoder, prior, diffusion, decoder)
 
 
-def _time(process: Process, start, end, over: str, u: Array) -> tuple[Level, Array]:
+def _time(process: Process, start, end, variable: str, u: Array) -> tuple[Level, Array]:
     """The level at u in [0, 1) from the noisy end, and dSNR/du there."""
     u = u.astype(jnp.result_type(float))
     start, end = jnp.asarray(start, u.dtype), jnp.asarray(end, u.dtype)
-    if over == "lam":
+    if variable == "lam":
         first, last = process(start).lam, process(end).lam
         lam = first + (last - first) * u
         return process(process.time(lam)), 2 * (last - first) * jnp.exp(2 * lam)
@@ -145,11 +148,11 @@ def _mean(x: Array) -> Array:
     return jnp.mean(x, axis=range(1, x.ndim))
 
 
-def _check(process: Process, start, end, samples: int, over: str) -> None:
-    if not isinstance(samples, int | np.integer) or samples < 1:
-        raise ValueError(f"samples is an integer of at least 1, got {samples!r:.80}")
-    if over not in ("time", "lam"):
-        raise ValueError(f"over must be one of time, lam, got {over!r}")
+def _check(process: Process, start, end, num_times: int, variable: str) -> None:
+    if not isinstance(num_times, int | np.integer) or num_times < 1:
+        raise ValueError(f"num_times must be an integer of at least 1, got {num_times!r:.80}")
+    if variable not in ("time", "lam"):
+        raise ValueError(f"variable must be lam or time, got {variable!r}")
     if is_traced(process, start, end):
         return
     with jax.ensure_compile_time_eval():  # under `jit` even constants would be traced
@@ -158,7 +161,7 @@ def _check(process: Process, start, end, samples: int, over: str) -> None:
         raise ValueError(f"the times go from noise at start to data at end < start, got start = {start}, end = {end}")
     if last.sigma <= 0:
         raise ValueError(f"the bound is infinite at sigma = 0: set end to a time with sigma > 0, got end = {end}")
-    if over == "lam" and first.alpha <= 0:
+    if variable == "lam" and first.alpha <= 0:
         raise ValueError(
             f'variable="lam" needs alpha > 0 at the start, got start = {start}: move it, or use variable="time"'
         )

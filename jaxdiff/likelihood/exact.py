@@ -23,19 +23,19 @@ from jaxdiff.types import Denoiser
 
 __all__ = ["LogLikelihood", "log_likelihood"]
 
-# Runge-Kutta 4: each stage looks ahead along the one before only, so the four are one loop and one network call site.
+# Runge-Kutta 4: each stage depends on the previous one only, so the four are one loop with one call of the network.
 _NODES, _WEIGHTS = np.array([0, 0.5, 0.5, 1]), np.array([1, 2, 2, 1]) / 6
 _CHUNK = 32  # directions of the exact trace evaluated at once
 
 
 class LogLikelihood(NamedTuple):
-    """What the probability-flow ODE says of data.
+    """The log-likelihood of data by the probability-flow ODE.
 
     Attributes:
         log_prob: [B], log-density of x at the grid's last level, in nats.
         standard_error: [B], of log_prob, from the estimated trace: 0 with the exact one, infinite (unknown) with one
-            probe. The ODE's own error is not in it: compare with a finer grid.
-        latent: like x, where the ODE ends, at the grid's first level.
+            probe. It does not include the ODE solver's error: compare with a finer grid.
+        latent: like x, the end of the ODE, at the grid's first level.
     """
 
     log_prob: Array
@@ -57,25 +57,27 @@ def log_likelihood(
 
     arXiv:2011.13456. One Runge-Kutta 4 step from each level of the grid to the noisier one before it, in the variables
     of dx = D dalpha + E dsigma (D the denoiser, E its noise), which are finite at alpha = 0 and straight at both ends.
-    What the divergence would be for N(0, I) data is integrated exactly, the rest by the stages. Reverse-mode gradients
+    The divergence for N(0, I) data is integrated exactly, the difference from it by the stages. Reverse-mode gradients
     recompute each step.
 
     Args:
-        denoise: (x_t, level) -> x0_hat; it has to have a forward-mode derivative.
+        denoise: (x_t, level) -> x0_hat; needs a forward-mode derivative.
         levels: fields [N + 1], noisiest first, the last with sigma > 0.
         x: [B, ...], data at the last level: its density is that of alpha x_0 + sigma eps there.
         key: for the estimated trace: one key, or [B] keys.
-        probes: how many random signs estimate the trace of the denoiser's Jacobian (Hutchinson 1989), drawn anew in
-            each step, so that their errors average out along the path (one draw for the whole path would add them up);
-            None computes the trace exactly, with as many derivatives as an example has numbers.
-        process: names the time of the levels between the grid's; None takes t, alpha and sigma there from a straight
+        probes: number of random sign vectors that estimate the trace of the denoiser's Jacobian (Hutchinson 1989),
+            drawn anew in each step so that their errors average out along the path; None computes the trace exactly,
+            with as many derivatives as an example has dimensions.
+        process: gives the time of the levels between the grid's; None takes t, alpha and sigma there from a straight
             line, which is exact for EDM and Flow; see `solvers.base.with_process`.
-        prior: x_T -> [B], log-density at the first level in nats. None is N(0, sigma_T^2 I), which `noise.prior` draws.
+        prior: x_T -> [B], log-density at the first level in nats. None is N(0, sigma_T^2 I), as in `noise.prior`.
+
     Returns:
         log_prob and standard_error [B], latent like x.
+
     Raises:
-        ValueError: levels that are no grid, do not fall or end at sigma = 0; a prediction undefined at pure noise;
-            probes < 1, or without a key.
+        ValueError: `levels` is not a grid, does not decrease or ends at sigma = 0; a prediction that is undefined at
+            pure noise; probes < 1, or without a key.
     """
     _check_levels(denoise, levels, x)
     _check_probes(probes, key)
@@ -94,7 +96,7 @@ def log_likelihood(
             trace = partial(_estimated_trace, _signs(fold_in(key, i), probes, x))
         x, divergence = _runge_kutta(partial(_field, denoise, trace, cur, nxt), x)  # divergence: [probes or 1, B]
         log_prob = log_prob + jnp.mean(divergence, axis=0) + 0.5 * d * (_log_var(nxt) - _log_var(cur))
-        # The steps' probes are independent, so their variances add: many steps make it honest for few probes.
+        # The steps' probes are independent, so their variances add, and few probes suffice if there are many steps.
         return (x, log_prob, var if probes is None else var + _variance_of_mean(divergence)), None
 
     zero = jnp.zeros(x.shape[0], x.dtype)
@@ -128,7 +130,7 @@ def _runge_kutta(field, x: Array) -> tuple[Array, Array]:
 
 
 def _exact_trace(d: int, derivative, x: Array) -> Array:
-    """[1, B]: the trace of each example's Jacobian; one direction serves the whole batch, for examples are apart."""
+    """[1, B]: the trace of each example's Jacobian; examples are independent, so one direction serves all of them."""
 
     def entry(i: Array) -> Array:
         along = jax.nn.one_hot(i, d, dtype=x.dtype).reshape(x.shape[1:])
@@ -171,7 +173,7 @@ def _check_levels(denoise, levels: Level, x: Array) -> None:
             "clean data (sigma = 0) has no density that the ODE can reach: end the grid at a small sigma > 0, "
             "for example without its last level, levels.at(slice(None, -1))"
         )
-    if np.asarray(levels.alpha)[0] == 0:  # an abstract call, so that a row undefined there can refuse, as in `sample`
+    if np.asarray(levels.alpha)[0] == 0:  # an abstract call: undefined predictions raise, as in `sample`
         first = levels.at(0)
         jax.eval_shape(lambda x: denoise(x, first), x)
 

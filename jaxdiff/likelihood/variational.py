@@ -1,4 +1,4 @@
-"""The variational bound of a discrete-time DDPM, whole and by terms."""
+"""The variational bound of a discrete-time DDPM, and its terms."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Bound(NamedTuple):
     """The variational bound of a DDPM, in bits per dimension.
 
     Attributes:
-        total: [B], an upper bound on -log p(x_0), up to the Monte-Carlo error of its terms.
+        total: [B], an upper bound on -log p(x_0), up to the Monte Carlo error of its terms.
         prior: [B], L_T.
-        terms: [B, T], L_0 (the decoder's) to L_{T-1}.
+        terms: [B, T], L_0 (the decoder) to L_{T-1}.
     """
 
     total: Array
@@ -44,8 +44,9 @@ def discretized_normal_nll(x: Array, mean: Array, std: Array, *, bins: int = 256
 
     Args:
         x: data on `bins` equally spaced values from -1 to 1.
-        mean, std: of the normal, which broadcast against x.
+        mean, std: of the normal; broadcast against x.
         bins: number of values; the outermost bins reach to infinity.
+
     Returns:
         like x.
     """
@@ -64,23 +65,25 @@ def variational_term(
 ) -> Array:
     """L_{t-1} of the variational bound of a DDPM, in bits per dimension (Ho et al. 2020, eq. 5).
 
-    KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), and for t = 1 the decoder's -log p(x_0 | x_1). The whole bound is the
-    sum over t = 1..T and the prior's term.
+    KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), and for t = 1 the decoder's -log p(x_0 | x_1). The bound is the sum
+    over t = 1..T plus the prior's term.
 
     Args:
         denoise: (x, level) -> x0_hat, or (x0_hat, frac) with learned variance.
         process: the beta table.
         x0: [B, ...], on `bins` equally spaced values from -1 to 1.
         eps: standard normal noise, like x0.
-        t: int, one for all or [B], in 1..T.
-        variance: "small", "large" or "learned", as for `solvers.ddpm`. At t = 1, where the posterior has none, "small"
-            and "large" are the posterior's at t = 2, for a better decoder (Ho et al. 2020's code), and "learned" lies
-            between that and beta_1 (Nichol and Dhariwal 2021, arXiv:2102.09672).
+        t: integer in 1..T, a scalar or [B].
+        variance: "small", "large" or "learned", as for `solvers.ddpm`. At t = 1, where the posterior's variance is 0,
+            "small" and "large" are the posterior's at t = 2, for a better decoder (as in the code of Ho et al. 2020),
+            and "learned" lies between that and beta_1 (Nichol and Dhariwal 2021, arXiv:2102.09672).
         bins: number of values of the data.
+
     Returns:
         [B].
+
     Raises:
-        ValueError: another variance.
+        ValueError: `variance` is not one of these.
     """
     check_variance(variance)
     t = jnp.asarray(t)
@@ -104,10 +107,10 @@ def variational_term(
 def variational_bound(
     denoise: Denoiser, process: Discrete, x0: Array, key: Array, *, variance: str = "learned", bins: int = 256
 ) -> Bound:
-    """The variational bound of a DDPM, L_T + ... + L_1 + L_0, with one draw of x_t for each t (Ho et al. 2020, eq. 5).
+    """The variational bound of a DDPM, L_T + ... + L_1 + L_0, with one x_t for each t (Ho et al. 2020, eq. 5).
 
     L_T = KL(q(x_T | x_0) || N(0, I)), L_{t-1} as in `variational_term`. One scan over t, whose reverse-mode gradient
-    recomputes each term, so that neither compile time nor memory grows with T.
+    recomputes each term: neither compile time nor memory grows with T.
 
     Args:
         denoise: (x, level) -> x0_hat, or (x0_hat, frac) with learned variance.
@@ -116,10 +119,12 @@ def variational_bound(
         key: one key, or [B] keys.
         variance: "small", "large" or "learned", as for `solvers.ddpm`.
         bins: number of values of the data.
+
     Returns:
         the bound, in bits per dimension.
+
     Raises:
-        ValueError: a process without a table of at least two betas; another variance; bins < 2; an untyped key.
+        ValueError: a process without a table of at least two betas; an unknown variance; bins < 2; an untyped key.
     """
     if not isinstance(process, Discrete) or process.T < 2:
         raise ValueError(f"the bound by steps needs a table of at least two betas (processes.Discrete), got {process}")

@@ -1,9 +1,9 @@
 """Diffusion processes: frozen dataclasses, pytrees of numbers, that map a time to a `Level`.
 
-A process is called with a time and answers `Level(t, alpha, sigma)`; `time(lam)` is its inverse in
-lam = log(alpha / sigma); `sde(t)` answers the coefficients (f, g) of dx = f x dt + g dw. Since a process applies to
-an array of times, `process(ts)` with decreasing `ts` is a grid to sample on. Numbers may be arrays and may be learned.
-`t_max` and `t_min` are its noisiest and its cleanest time, for grids and losses that are given none.
+`process(t)` returns `Level(t, alpha, sigma)`; `time(lam)` is the inverse in lam = log(alpha / sigma); `sde(t)` returns
+the coefficients (f, g) of dx = f x dt + g dw. For an array of decreasing times `process(ts)` is a grid to sample on.
+The numbers of a process may be arrays, and may be learned. `t_max` and `t_min` are the noisiest and the cleanest time,
+the defaults of grids and losses.
 """
 
 from jaxdiff.processes.base import AutodiffSDE, Process, UnitTime

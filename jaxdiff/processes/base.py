@@ -1,4 +1,4 @@
-"""What every process answers, and what several share."""
+"""The protocol of a process, and code that several processes share."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ __all__ = ["AutodiffSDE", "Process", "UnitTime", "check_process", "time_range", 
 
 
 class Process(Protocol):
-    """What every process answers.
+    """A forward process, as a function from times to levels.
 
-    A process that names its range of times has two more attributes, as the subclasses of `UnitTime` do: `t_max`, the
-    noisiest time, and `t_min`, the cleanest. Grids and losses take them where no times are given.
+    Two more attributes are optional, as in the subclasses of `UnitTime`: `t_max`, the noisiest time, and `t_min`, the
+    cleanest. They are the defaults of grids and losses. To pass a process to `jit`, make it a pytree, e.g. by
+    `jax.tree_util.register_dataclass`.
     """
 
     def __call__(self, t: Array) -> Level:
@@ -35,7 +36,7 @@ class Process(Protocol):
 
 
 class UnitTime:
-    """The range of a process whose time runs over [0, 1], from data to noise."""
+    """The range of times [0, 1], from data to noise."""
 
     t_min: ClassVar[float] = 0.0
     t_max: ClassVar[float] = 1.0
@@ -45,7 +46,7 @@ class AutodiffSDE:
     """`sde` by differentiating alpha and sigma: f = alpha'/alpha, g^2 = (sigma^2)' - 2 f sigma^2."""
 
     def sde(self, t: Array) -> tuple[Array, Array]:
-        """(f, g) of dx = f x dt + g dw at a time t between the ends (Song et al. 2020, arXiv:2011.13456, eq. 5)."""
+        """(f, g) of dx = f x dt + g dw, at a time t between the ends (Song et al. 2020, arXiv:2011.13456, eq. 5)."""
         t = to_float(t)
         level, slope = jax.jvp(self, (t,), (jnp.ones_like(t),))  # type: ignore[arg-type]
         f = slope.alpha / level.alpha
@@ -53,7 +54,7 @@ class AutodiffSDE:
 
 
 def check_process(process: Any, *methods: str) -> None:
-    """Raise ValueError unless `process` is a function, no class that has to be called first, and has the methods."""
+    """Raise ValueError unless `process` is a function, not a class, and has the methods."""
     check_function("process", process, "(t) -> Level, as those of jaxdiff.processes")
     for method in methods:
         if not hasattr(process, method):
@@ -61,15 +62,17 @@ def check_process(process: Any, *methods: str) -> None:
 
 
 def time_range(process: Process, start: Any = None, end: Any = None) -> tuple[Any, Any]:
-    """The first and the last time of a grid: those that are given, else the process's own.
+    """The first and the last time of a grid: the arguments, or by default the process's own.
 
     Args:
         process: any.
-        start, end: the noisiest and the cleanest time; None is the process's.
+        start, end: the noisiest and the cleanest time; None is the process's own.
+
     Returns:
         (start, end).
+
     Raises:
-        ValueError: a time that is neither given nor known to the process.
+        ValueError: no start or end for a process without one.
     """
     check_process(process)
     start = getattr(process, "t_max", None) if start is None else start
@@ -81,11 +84,11 @@ def time_range(process: Process, start: Any = None, end: Any = None) -> tuple[An
 
 
 def vp_level(t: Array, lam: Array) -> Level:
-    """The variance-preserving level of a log(alpha / sigma): alpha^2 = logistic(2 lam)."""
+    """The variance-preserving level with lam = log(alpha / sigma): alpha^2 = logistic(2 lam)."""
     return Level(t, safe_sqrt(jax.nn.sigmoid(2 * lam)), safe_sqrt(jax.nn.sigmoid(-2 * lam)))
 
 
 def to_float(t: Array) -> Array:
-    """A time as a float, for strict promotion refuses integers; a floating type is kept as it is."""
+    """Convert integer times to float, as strict dtype promotion needs; floating dtypes are kept."""
     t = jnp.asarray(t)
     return t if jnp.issubdtype(t.dtype, jnp.floating) else t.astype(jnp.result_type(float))

@@ -1,4 +1,4 @@
-"""Processes with a formula: VP, SubVP, VE, EDM, Flow, Cosine, Sigmoid, Laplace."""
+"""Processes with continuous time: VP, SubVP, VE, EDM, Flow, Cosine, Sigmoid, Laplace."""
 
 from __future__ import annotations
 
@@ -110,9 +110,9 @@ class VE(UnitTime):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class EDM:
-    """alpha = 1, sigma = t (Karras et al. 2022, arXiv:2206.00364, table 1): the time is the noise.
+    """alpha = 1, sigma = t: the time is the noise level (Karras et al. 2022, arXiv:2206.00364, table 1).
 
-    It ends at data, t = 0, and has no noisiest time of its own: the paper samples images from sigma = 80.
+    The cleanest time is 0, data; there is no noisiest time. The paper samples images from sigma = 80.
     """
 
     t_min: ClassVar[float] = 0.0
@@ -154,7 +154,7 @@ class Flow(UnitTime):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Cosine(UnitTime):
-    """alpha = cos(pi t / 2), sigma = sin(pi t / 2) (Salimans and Ho 2022, arXiv:2202.00512, section 2)."""
+    """alpha = cos(pi t / 2), sigma = sin(pi t / 2) (Salimans and Ho 2022, arXiv:2202.00512, sec. 2)."""
 
     @concrete
     def __call__(self, t: Array) -> Level:
@@ -163,7 +163,8 @@ class Cosine(UnitTime):
 
     def time(self, lam: Array) -> Array:
         lam = to_float(lam)
-        angle = jnp.arctan(jnp.exp(-jnp.abs(lam)))  # of the smaller end over the larger: no inf whose gradient is NaN
+        # Of the smaller of alpha and sigma over the larger: the gradient at an infinite quotient would be NaN.
+        angle = jnp.arctan(jnp.exp(-jnp.abs(lam)))
         return 2 / pi * jnp.where(lam > 0, angle, 0.5 * pi - angle)
 
     def sde(self, t: Array) -> tuple[Array, Array]:
@@ -178,7 +179,7 @@ class Sigmoid(UnitTime):
     """alpha^2 a segment of the logistic curve, rescaled to run from 1 to 0 (Chen 2023, arXiv:2301.10972, alg. 1).
 
     Attributes:
-        start, end: the segment, start < end.
+        start, end: ends of the segment, start < end.
         tau: temperature; smaller is steeper.
     """
 
@@ -188,7 +189,8 @@ class Sigmoid(UnitTime):
 
     @concrete
     def __call__(self, t: Array) -> Level:
-        # logistic(a) - logistic(b) = sinh((a-b)/2) / (2 cosh(a/2) cosh(b/2)) takes no difference: both ends are exact.
+        # logistic(a) - logistic(b) = sinh((a-b)/2) / (2 cosh(a/2) cosh(b/2)), without cancellation: both ends are
+        # exact.
         t, (s, e) = to_float(t), self._half_ends()
         common = jnp.cosh(s + t * (e - s)) * jnp.sinh(e - s)
         alpha2 = jnp.sinh((1 - t) * (e - s)) * jnp.cosh(s) / common
@@ -212,14 +214,13 @@ class Sigmoid(UnitTime):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Laplace(AutodiffSDE, UnitTime):
-    """Variance preserving, with log SNR of a Laplace law over uniform t (Hang et al. 2024, arXiv:2407.03297, table 1).
+    """Variance preserving, log SNR Laplace-distributed for uniform t (Hang et al. 2024, arXiv:2407.03297, table 1).
 
-    Most times are of a middle noise, about log SNR = mu: a schedule to train by, also for a network that is told and
-    sampled with another process's time (`times.scheduled`).
+    Most times have a log SNR near mu: a schedule for training. Sampling may use another process (`times.scheduled`).
 
     Attributes:
         mu: mean of log SNR = 2 lam.
-        b: its scale, the mean distance from mu, > 0.
+        b: scale of log SNR, its mean distance from mu, > 0.
     """
 
     mu: float | Array = 0.0
@@ -227,8 +228,8 @@ class Laplace(AutodiffSDE, UnitTime):
 
     @concrete
     def __call__(self, t: Array) -> Level:
-        # SNR = exp(mu) (2t)^-b up to t = 1/2 and exp(mu) (2 - 2t)^b after: the smaller variance over the larger, which
-        # is exactly 0 at both ends.
+        # SNR = exp(mu) (2t)^-b up to t = 1/2 and exp(mu) (2 - 2t)^b after; the ratio of the smaller variance to the
+        # larger is exactly 0 at both ends.
         t = to_float(t)
         late, edge = t > 0.5, 2 * jnp.minimum(t, 1 - t)
         power = jnp.where(edge > 0, jnp.where(edge > 0, edge, 1) ** self.b, 0)

@@ -23,8 +23,8 @@ __all__ = ["Discrete"]
 class Discrete(AutodiffSDE):
     """A table of betas: the discrete-time DDPM, t = 1..T, with t = 0 the clean data.
 
-    Integer times read the table. Fractional ones interpolate lam (Karras et al. 2022, appendix C.3.4), and where an end
-    of the piece is infinite (t in [0, 1], zero terminal SNR) its exponential, which is finite there.
+    Integer times index the table. Fractional times interpolate lam (Karras et al. 2022, appendix C.3.4), or its
+    exponential next to an infinite end (t in [0, 1], and the last step with zero terminal SNR).
 
     Attributes:
         alpha: [T + 1] float64, sqrt(abar); alpha[0] = 1.
@@ -49,7 +49,7 @@ class Discrete(AutodiffSDE):
     def __call__(self, t: Array) -> Level:
         t = jnp.asarray(t)
         if not is_traced(t) and t.size:
-            times = np.asarray(t)  # numpy, since inside jit even a constant's jnp.min is traced
+            times = np.asarray(t)  # numpy, since inside jit even jnp.min of a constant is traced
             if not 0 <= times.min() <= times.max() <= self.T:
                 raise ValueError(
                     f"t of a table of {self.T} betas lies in 0..{self.T}, got {times.min()}..{times.max()}"
@@ -72,14 +72,14 @@ class Discrete(AutodiffSDE):
         return jnp.where(open_end & (lam <= table[-1]), self.T - jnp.exp(lam - table[-1]), t)
 
     def _lam(self, dtype) -> tuple[Array, Array]:
-        # lam at 0..T, with an infinite end replaced by its neighbour; and whether the noisy end is infinite.
+        # lam at 0..T, with infinite ends replaced by their neighbours; and whether the noisy end is infinite.
         inner = Level(jnp.arange(self.T), jnp.asarray(self.alpha)[1:], jnp.asarray(self.sigma)[1:])
         open_end, lam = inner.alpha[-1] == 0, inner.lam.astype(dtype)
         lam = lam.at[-1].set(jnp.where(open_end, lam[max(self.T - 2, 0)], lam[-1]))
         return jnp.concatenate([lam[:1], lam]), open_end
 
     def sde(self, t: Array) -> tuple[Array, Array]:
-        """(f, g) of dx = f x dt + g dw, t counted in steps: f is close to -beta_t / 2 and g^2 to beta_t."""
+        """(f, g) of dx = f x dt + g dw, with t in steps: f is about -beta_t / 2 and g^2 about beta_t."""
         return super().sde(t)
 
     @property
@@ -88,7 +88,7 @@ class Discrete(AutodiffSDE):
         return 1 - np.square(self.alpha[1:] / self.alpha[:-1])
 
     def shifted(self, shift: float) -> Discrete:
-        """The table with sigma / alpha `shift` times as large at every step; see `Shifted`."""
+        """The table with sigma / alpha multiplied by `shift` at every step; see `Shifted`."""
         norm = np.hypot(self.alpha, shift * self.sigma)
         return replace(self, alpha=self.alpha / norm, sigma=shift * self.sigma / norm)
 
@@ -96,7 +96,7 @@ class Discrete(AutodiffSDE):
         """Shift and scale sqrt(abar) so that abar_T = 0 (Lin et al. 2023, arXiv:2305.08891, algorithm 1).
 
         Raises:
-            ValueError: a table of one step, whose abar_1 the algorithm would keep.
+            ValueError: a table of one step, for which abar_1 and abar_T are equal.
         """
         if self.T < 2:
             raise ValueError(
@@ -108,12 +108,13 @@ class Discrete(AutodiffSDE):
 
     @classmethod
     def from_betas(cls, betas: np.ndarray) -> Discrete:
-        """The process of any betas.
+        """Make the process from betas.
 
         Args:
             betas: [T], in (0, 1); the last may be 1 (zero terminal SNR).
+
         Raises:
-            ValueError: betas are no vector or leave their range.
+            ValueError: `betas` is not a vector, or outside its range.
         """
         betas = np.asarray(betas, np.float64)
         if betas.ndim != 1 or betas.size == 0 or not np.all((betas > 0) & (betas <= 1)) or np.any(betas[:-1] == 1):
@@ -124,7 +125,7 @@ class Discrete(AutodiffSDE):
 
     @classmethod
     def linear(cls, T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Discrete:
-        """beta linear in t (Ho et al. 2020, arXiv:2006.11239, section 4)."""
+        """beta linear in t (Ho et al. 2020, arXiv:2006.11239, sec. 4)."""
         return cls.from_betas(np.linspace(beta_start, beta_end, T))
 
     @classmethod

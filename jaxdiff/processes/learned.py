@@ -1,4 +1,4 @@
-"""A schedule that is learned with the network."""
+"""A noise schedule that is trained with the network."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["Learned"]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Learned(AutodiffSDE, UnitTime):
-    """Variance preserving with a learned monotone log-SNR whose ends stay (after Kingma et al. 2021, section 5.1).
+    """Variance preserving with a learned monotone log-SNR between fixed ends (after Kingma et al. 2021, sec. 5.1).
 
-    lam falls from lam_max at t = 0 to lam_min at t = 1 through K straight pieces over equal times, each a learned
-    share of the whole fall: monotone and with an exact inverse whatever the logits. Logits of zero make it straight.
+    lam decreases from lam_max at t = 0 to lam_min at t = 1 in K linear pieces of equal length in t, each with a learned
+    share of the decrease. It is monotone, with an exact inverse, for all logits; it is linear for zero logits.
 
     Attributes:
-        logits: [K]; softmax gives each piece's share.
-        lam_max, lam_min: the ends; no gradient reaches them.
+        logits: [K]; their softmax is each piece's share.
+        lam_max, lam_min: the ends; not differentiated.
     """
 
     logits: Array

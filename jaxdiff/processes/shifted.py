@@ -1,4 +1,4 @@
-"""A process shifted to another resolution."""
+"""A process whose noise is shifted, for another resolution."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ __all__ = ["Shifted"]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Shifted(AutodiffSDE):
-    """Another process with its noise scaled: sigma / alpha is `shift` times as large at the same t.
+    """A process with sigma / alpha multiplied by `shift` at each t.
 
-    For a resolution d times the side of the one that the base was tuned for, shift = d keeps the signal-to-noise ratio
-    of the image's coarse content (Hoogeboom et al. 2023, arXiv:2301.11093, eq. 4); around Flow it is
-    t' = shift t / (1 + (shift - 1) t) (Esser et al. 2024, arXiv:2403.03206, eq. 23, shift = sqrt(m / n) pixels).
+    For images with d times the side length for which the base was tuned, shift = d keeps the signal-to-noise ratio of
+    coarse content (Hoogeboom et al. 2023, arXiv:2301.11093, eq. 4); of Flow it is t' = shift t / (1 + (shift - 1) t)
+    (Esser et al. 2024, arXiv:2403.03206, eq. 23, shift = sqrt(m / n) pixels).
 
     Attributes:
-        base: the process to shift; its formula has to go on beyond its noisiest time, as all but a table's and
-            `Learned`'s do.
+        base: the process to shift; must be defined beyond its noisiest time, unlike `Discrete` and `Learned`.
         shift: factor of sigma / alpha, > 0.
+
     Raises:
-        ValueError: a base that ends at its noisiest time, where the shift would be lost.
+        ValueError: the base is a `Discrete` or `Learned`, which end at their noisiest time.
     """
 
     base: Process

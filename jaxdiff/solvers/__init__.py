@@ -1,4 +1,4 @@
-"""Solvers: one file a family, each public function a factory of `Solver`."""
+"""Solvers: one file per family; each public function makes a `Solver`."""
 
 from jaxdiff.solvers.ancestral import euler_ancestral
 from jaxdiff.solvers.base import Solver

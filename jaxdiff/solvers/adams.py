@@ -1,13 +1,13 @@
-"""Exponential Adams methods: the denoiser as a polynomial in lam through past answers, integrated exactly.
+"""Exponential Adams methods: x0_hat as a polynomial in lam through past evaluations, integrated exactly.
 
 From level t to s, with h = lam_s - lam_t, u = (lam - lam_t) / h in [0, 1] and H = (1 + eta) h,
 
     x_s = (sigma_s / sigma_t) exp(-eta h) x_t + alpha_s int_0^1 H exp(-H (1 - u)) x0_hat(u) du
           + sigma_s sqrt(1 - exp(-2 eta h)) z
 
-is exact: the probability-flow ODE for eta = 0, the reverse SDE for eta = 1, and between and beyond them the family with
-the same marginals (eta is the tau^2 of Xue et al. 2023, arXiv:2309.05019). DPM-Solver++'s multistep methods, UniPC and
-SA-Solver differ in the polynomial. DEIS and DPM-Solver integrate eps_hat instead, against H = -h.
+is exact: for the probability-flow ODE (eta = 0), the reverse SDE (eta = 1), and the SDEs with the same marginals for
+other eta >= 0 (eta is the tau^2 of Xue et al. 2023, arXiv:2309.05019). The multistep methods of DPM-Solver++, UniPC and
+SA-Solver differ in the polynomial. DEIS and DPM-Solver integrate eps_hat instead, with H = -h.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from jaxdiff.types import Denoiser, NoiseSampler
 
 __all__ = ["adams", "history_nodes", "history_weights", "moments", "weights"]
 
-_ENDLESS = 1e4  # instead of an infinite h: exp(-eta h) is 0 for it, or 1 where a traced eta is 0
+_ENDLESS = 1e4  # replaces an infinite h: exp(-eta h) is then 0, or 1 if a traced eta is 0
 
 
 class AdamsState(NamedTuple):
-    """What an Adams method remembers: K answers of the denoiser, newest first, and what they did in the last step."""
+    """State of an Adams method: the last K evaluations, newest first, and their part of the last step."""
 
     x0s: Array  # [K, ...]
-    lams: Array  # [K]; -inf where there is none yet, and for pure noise: a slope to it is 0
+    lams: Array  # [K]; -inf for none yet and for pure noise, to which slopes are 0
     added: Array  # the integral that the last step added to x, like x; empty without a corrector
     eta: Array  # of the last step
 
@@ -44,19 +44,19 @@ def adams(
     s_noise: float | Array = 1.0, second_moment: str = "exact", noise_sampler: NoiseSampler = white, order: int,
     lower_order_final: Level | None = None,
 ) -> Solver:  # fmt: skip
-    """The method whose polynomials go through `predictor` answers up to now, then through `corrector` with the next.
+    """An Adams method with a polynomial through `predictor` evaluations, and a corrector through `corrector`.
 
-    Predicted x is corrected at the beginning of the next step, by the answer that this step needs anyway.
+    The corrector, at the beginning of the next step, also uses the evaluation of that step.
 
     Args:
-        predictor, corrector: number of answers; no corrector is 0.
-        eta: at least 0, or a function of the level where the step begins. A plain 0 draws nothing.
+        predictor, corrector: number of evaluations; 0 is no corrector.
+        eta: at least 0, or a function of the step's first level. A plain 0 draws no noise.
         s_noise: standard deviation of z.
-        second_moment: the integral of u where there are two answers, see `_moments`.
+        second_moment: the integral of u for two evaluations, see `_moments`.
         noise_sampler: (key, x, cur, nxt) -> z.
-        order: of the result.
-        lower_order_final: a grid, the last of whose steps go through 1 answer, the one before it through 2, ...; and
-            their correctors through one more.
+        order: of the solver.
+        lower_order_final: a grid, whose last step uses 1 evaluation, the one before it 2, ..., and their correctors one
+            more.
     """
     deterministic = isinstance(eta, (int, float)) and eta == 0
     kept = max(predictor - 1, corrector - 1, 1)
@@ -68,7 +68,7 @@ def adams(
     def step(denoise: Denoiser, key: Array, x: Array, memory: AdamsState, cur: Level, nxt: Level):
         x0 = denoise(x, cur)
         left = steps_left(lower_order_final, cur)
-        if corrector:  # of a step before which one more was left
+        if corrector:  # of the previous step, before which one more was left
             x = _corrected(x, x0, _first(memory, left + 1), cur, corrector, second_moment)
         eta_now = jnp.asarray(eta(cur) if callable(eta) else eta, x.dtype)
         h, finite = lambda_step(cur, nxt)
@@ -90,16 +90,16 @@ def adams(
 
 
 def _first(memory: AdamsState, most: Array | int) -> AdamsState:
-    """The memory of so many answers at most."""
+    """The memory of at most so many evaluations."""
     known = jnp.arange(len(memory.lams), dtype=jnp.int32) < most
     return memory._replace(lams=jnp.where(known, memory.lams, -jnp.inf))
 
 
 def _corrected(x: Array, x0: Array, memory: AdamsState, cur: Level, count: int, second_moment: str) -> Array:
-    """x with the last step's integral taken anew, the answer x0 at that step's end among the `count` answers.
+    """x with the last step's integral recomputed from `count` evaluations, including x0 at the end of that step.
 
-    x is changed by the difference, not recomputed from where the step began: whoever changed it in between (inpainting)
-    is heard.
+    The difference of the integrals is added to x, so that changes to x between steps, e.g. by inpainting, are
+    preserved.
     """
     begin = memory.lams[0]
     finite = jnp.isfinite(begin) & jnp.isfinite(cur.lam)
@@ -115,12 +115,12 @@ def _corrected(x: Array, x0: Array, memory: AdamsState, cur: Level, count: int, 
 
 
 def history_weights(past: Array, cur: Level, h: Array, finite: Array, H: Array, second_moment: str = "exact") -> Array:
-    """Weights [K] of past answers less the present one, in the integral of H exp(-H (1 - u)) times their polynomial.
+    """Weights [K] of (past - current evaluation) in the integral of H exp(-H (1 - u)) times their polynomial.
 
     Args:
-        past: their lam, [K], newest first; infinite ones get no weight.
-        cur: the present level.
-        h, finite: of the step, see `lambda_step`; without a finite h all weights are 0.
+        past: lam of the past levels, [K], newest first; infinite ones have weight 0.
+        cur: the current level.
+        h, finite: of the step, see `lambda_step`; all weights are 0 unless h is finite.
         H: (1 + eta) h, or -h.
         second_moment: see `_moments`.
     """
@@ -131,22 +131,22 @@ def history_weights(past: Array, cur: Level, h: Array, finite: Array, H: Array, 
 
 
 def history_nodes(lams: Array, begin: Array, h: Array, finite: Array) -> tuple[Array, Array]:
-    """u = (lam - begin) / h of past levels, and which are usable; another u > 1 for each of those that are not."""
+    """u = (lam - begin) / h of past levels, and which are usable; the others get distinct u > 1."""
     usable = jnp.isfinite(lams) & finite
     u = (jnp.where(usable, lams, begin) - begin) / h
     return jnp.where(usable, u, 2 + jnp.arange(len(lams), dtype=lams.dtype)), usable
 
 
 def weights(u: Array, usable: Array, moment: Array) -> Array:
-    """Weights of the values at nodes u whose sum is the integral of the polynomial through them, by Newton's form.
+    """Weights of the values at nodes u in the integral of the polynomial through them, by Newton's form.
 
     Args:
-        u: [n], all different.
-        usable: [n]; those after the first that is not usable have weight 0.
+        u: [n], distinct.
+        usable: [n]; the first node that is not usable and all after it have weight 0.
         moment: [n], the integrals of 1, u, ..., u^(n - 1).
     """
     n = len(u)
-    difference = jnp.eye(n, dtype=u.dtype)  # each row a divided difference's weights
+    difference = jnp.eye(n, dtype=u.dtype)  # each row has a divided difference's weights
     total = moment[0] * difference[0]
     for j in range(1, n):
         difference = (difference[:-1] - difference[1:]) / (u[: n - j] - u[j:])[:, None]
@@ -157,11 +157,12 @@ def weights(u: Array, usable: Array, moment: Array) -> Array:
 
 def moments(H: Array, n: int) -> Array:
     """int_0^1 H exp(-H (1 - u)) u^j du for j < n, of either sign of H: j! H phi_(j+1)(-H), [n]."""
-    # By parts m_j = 1 - (j / H) m_(j-1), which cancels for small H; from the last one's series back it does not.
+    # By parts m_j = 1 - (j / H) m_(j-1), which cancels for small H; the recurrence from the last one's series down does
+    # not.
     small = jnp.abs(H) < 2
     tiny, large = jnp.where(small, H, 1), jnp.where(small, 2, H)
     series = jnp.ones_like(H)
-    for k in range(24, 0, -1):  # the term after these is below 1e-18 of the first
+    for k in range(24, 0, -1):  # the next term is below 1e-18 of the first
         series = 1 - tiny / (n + k) * series
     back, on = [tiny / n * series], [-jnp.expm1(-large)]
     for j in range(1, n):
@@ -171,10 +172,10 @@ def moments(H: Array, n: int) -> Array:
 
 
 def _moments(H: Array, usable: Array, second_moment: str) -> Array:
-    """`moments`, but that of u, where there are just two answers, by the method's choice.
+    """`moments`, with the moment of u chosen by the method if there are exactly two evaluations.
 
-    Whatever is H / 2 + O(H^2) keeps order 2. "exact" is DPM-Solver++'s "heun",
-    "midpoint" half the integral of 1 (DPM-Solver++(2M), UniPC's B_2), "half" H / 2 (UniPC's B_1).
+    Any choice H / 2 + O(H^2) keeps order 2. "exact" is DPM-Solver++'s "heun"; "midpoint" is half the integral of 1
+    (DPM-Solver++(2M), UniPC's B_2); "half" is H / 2 (UniPC's B_1).
     """
     n = len(usable)
     moment = moments(H, n)

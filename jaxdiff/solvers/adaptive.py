@@ -1,4 +1,4 @@
-"""What adaptive solvers share: within an interval of the grid, steps whose size each example chooses by its error."""
+"""Shared by adaptive solvers: in each interval of the grid, step sizes per example, controlled by the error."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ __all__ = ["AdaptiveState", "Attempt", "Progress", "check_adaptive", "init_adapt
 
 
 class AdaptiveState(NamedTuple):
-    """What an adaptive solver remembers and reports, for each example.
+    """State of an adaptive solver, for each example.
 
     Attributes:
         nfe: [B] int32, evaluations of the denoiser so far.
-        step: [B], the step to try next, 0 before the first: a length in the plane of alpha and sigma (`rk45`, `rk23`),
-            or in lam (`dpm_adaptive`).
-        failed: [B], whether some interval was ended without reaching the tolerance, after `max_steps`.
+        step: [B], size of the next attempt, 0 before the first: a length in the plane of alpha and sigma (`rk45`,
+            `rk23`), or in lam (`dpm_adaptive`).
+        failed: [B], whether the tolerance was missed in some interval, after `max_steps` attempts.
     """
 
     nfe: Array
@@ -28,15 +28,15 @@ class AdaptiveState(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """Where each example is on its way through an interval.
+    """Each example's progress through an interval.
 
     Attributes:
         x: [B, ...].
-        left: [B], how much of the interval is left, 0 at its end.
-        step: [B], the step to try next.
-        tries: [B] int32.
+        left: [B], the remaining part of the interval, 0 at its end.
+        step: [B], size of the next attempt.
+        tries: [B] int32, number of attempts.
         failed: [B].
-        memory: what the method keeps, [B, ...] arrays.
+        memory: the method's state, [B, ...] arrays.
     """
 
     x: Array
@@ -48,7 +48,7 @@ class Progress(NamedTuple):
 
 
 class Attempt(NamedTuple):
-    """One step that was tried: where it leads, whether its error is tolerated, the next step, the memory after it."""
+    """An attempted step: its end, whether its error is within the tolerance, the next step size, the new memory."""
 
     x: Array
     good: Array
@@ -57,17 +57,17 @@ class Attempt(NamedTuple):
 
 
 def walk(attempt: Callable[[Progress, Array, Array], Attempt], start: Progress, max_steps: int) -> Progress:
-    """Try steps until no example has some way left; those that have arrived stay as they are.
+    """Attempt steps until all examples are at the end of the interval; those at the end stay unchanged.
 
     Args:
-        attempt: (walk, h [B], last [B]) -> the try of a step h, which is taken where it is good or the last.
-        start: the walk before the first try.
-        max_steps: tries that an example has. The last takes what is left in one step, whatever its error.
+        attempt: (progress, h [B], last [B]) -> attempted step of size h, accepted where it is good or the last.
+        start: progress before the first attempt.
+        max_steps: largest number of attempts per example. The last one covers the rest in one step, whatever its error.
     """
     tiny = 10 * jnp.finfo(start.x.dtype).eps
 
     def body(walk: Progress) -> Progress:
-        last = (walk.tries == max_steps - 1) | (walk.step < tiny * walk.left)  # a step of rounding's size goes nowhere
+        last = (walk.tries == max_steps - 1) | (walk.step < tiny * walk.left)  # smaller steps are lost in rounding
         h = jnp.where(last, walk.left, jnp.minimum(walk.step, walk.left))
         tried = attempt(walk, h, last)
         taken = tried.good | last
@@ -85,13 +85,13 @@ def walk(attempt: Callable[[Progress, Array, Array], Attempt], start: Progress, 
 
 
 def init_adaptive(x: Array) -> AdaptiveState:
-    """The `init` of an adaptive solver."""
+    """The initial state of an adaptive solver."""
     batch = x.shape[:1]
     return AdaptiveState(jnp.zeros(batch, jnp.int32), jnp.zeros(batch, x.dtype), jnp.zeros(batch, bool))
 
 
 def check_adaptive(rtol: float | Array, atol: float | Array, max_steps: int) -> None:
-    """Raise ValueError where a tolerance is a number and not positive, or max_steps < 1."""
+    """Raise ValueError if a tolerance is a number and not positive, or max_steps < 1."""
     for name, tolerance in (("rtol", rtol), ("atol", atol)):
         if isinstance(tolerance, (int, float)) and not tolerance > 0:
             raise ValueError(f"{name} must be positive, got {tolerance}")
@@ -100,5 +100,5 @@ def check_adaptive(rtol: float | Array, atol: float | Array, max_steps: int) -> 
 
 
 def per_example(each: Array, x: Array) -> Array:
-    """One value an example, [B], with axes appended to meet x."""
+    """One value per example, [B], with axes appended to broadcast against x."""
     return each.reshape(each.shape + (1,) * (x.ndim - 1))

@@ -1,4 +1,4 @@
-"""Ancestral steps (k-diffusion): a step of the ODE to less noise than there will be, and fresh noise for the rest."""
+"""Ancestral steps (k-diffusion): an ODE step to a lower noise level, then fresh noise up to the next level."""
 
 from __future__ import annotations
 
@@ -20,15 +20,17 @@ def euler_ancestral(
 ) -> Solver:
     """Euler's method to sigma_down, then noise up to sigma (k-diffusion's `sample_euler_ancestral`).
 
-    In sigma / alpha the split holds for every process, and written out it is DDIM's step with the same eta: at eta = 1
-    it is DDPM's with the small variance, at eta = 0 Euler's.
+    In sigma / alpha this holds for every process, and equals DDIM's step with the same eta: DDPM's with the small
+    variance at eta = 1, Euler's at eta = 0.
 
     Args:
-        eta: share of the posterior's noise, in [0, 1]; may be traced. A plain 0 draws no noise at all.
-        s_noise: standard deviation of the noise that is drawn, in units of the right one; may be traced.
+        eta: share of the posterior's noise, in [0, 1]; may be traced. A plain 0 draws no noise.
+        s_noise: factor of the noise's standard deviation; may be traced.
         noise_sampler: `noise.white`, or `noise.brownian(key)` for a path that does not depend on the number of steps.
+
     Returns:
         a solver of order 1; the step to sigma = 0 adds no noise.
+
     Raises:
         ValueError: eta is a number outside [0, 1].
     """
@@ -44,13 +46,13 @@ def euler_ancestral(
 
 
 def ancestral_step(eta: float | Array, x: Array, cur: Level, nxt: Level) -> tuple[Level, Array]:
-    """The level at which to add noise, and how much, to arrive at `nxt`: alpha_s and sigma_down, and sigma_up.
+    """The level (alpha_s, sigma_down) to step to, and the standard deviation sigma_up of the noise from there to `nxt`.
 
     k-diffusion's `get_ancestral_step` in sigma / alpha: sigma_up is eta times the posterior's standard deviation, and
-    sigma_down^2 + sigma_up^2 = sigma_s^2. Of the time, `nxt`'s is kept.
+    sigma_down^2 + sigma_up^2 = sigma_s^2. The time is that of `nxt`.
     """
     eta = jnp.asarray(eta, x.dtype)
-    # 1 - eta^2 (1 - SNR_t / SNR_s) without cancelling: near eta = 1 and after a long step little is left.
+    # 1 - eta^2 (1 - SNR_t / SNR_s) without cancellation, which matters near eta = 1 and for long steps.
     kept = (1 - eta) * (1 + eta) + jnp.square(eta) * jnp.exp(2 * (cur.lam - nxt.lam))
     return nxt._replace(sigma=nxt.sigma * safe_sqrt(jnp.maximum(kept, 0))), eta * nxt.sigma * jnp.sqrt(
         added_variance(cur, nxt)
@@ -58,7 +60,7 @@ def ancestral_step(eta: float | Array, x: Array, cur: Level, nxt: Level) -> tupl
 
 
 def check_eta(eta: float | Array) -> bool:
-    """Whether eta is a plain 0, for which nothing is drawn; ValueError where it is a number outside [0, 1]."""
+    """Whether eta is a plain 0, without noise. Raise ValueError if it is a number outside [0, 1]."""
     if isinstance(eta, (int, float)) and not 0 <= eta <= 1:
         raise ValueError(f"eta must lie in [0, 1], got {eta}")
     return isinstance(eta, (int, float)) and eta == 0

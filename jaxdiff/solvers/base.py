@@ -1,8 +1,8 @@
-"""The type of a solver, and what many of them share: the exponential step, levels between two levels, a history.
+"""The type of a solver, and shared code: the exponential step, levels between two levels, a history.
 
-How steps are written here. With h = lam_s - lam_t, from level t (`cur`) to the cleaner s (`nxt`), a denoiser that
-stays constant moves x exactly to (sigma_s / sigma_t) x + alpha_s (1 - exp(-h)) x0_hat: `exponential_step`. It is finite
-at both ends, where h is infinite, and what a higher order adds has to vanish there: `lambda_step`.
+From level t (`cur`) to the cleaner level s (`nxt`), with h = lam_s - lam_t, a constant x0_hat moves x exactly to
+(sigma_s / sigma_t) x + alpha_s (1 - exp(-h)) x0_hat: `exponential_step`. This is finite at both ends, where h is
+infinite; the terms of higher orders must vanish there: `lambda_step`.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ __all__ = [
 
 
 class Solver(NamedTuple):
-    """An algorithm that goes from one level to the next.
+    """A sampling algorithm, as a step from one level to the next.
 
     Attributes:
-        init: x -> state, what a multistep method remembers (any pytree; () for none).
+        init: x -> state, e.g. the history of a multistep method (any pytree; () for none).
         step: (denoise, key, x, state, cur, nxt) -> (x, state); see `types.SolverStep`.
-        order: of convergence for smooth denoisers, once a multistep method has its history (the weak order where
-            noise is drawn); None where the number of steps does not set the error.
-        nfe: evaluations of the denoiser a step; None where the tolerance sets it.
-        stochastic: whether it draws noise.
-        learned_variance: whether its denoiser must answer (x0_hat, frac); others take x0_hat alone.
-        falling: whether the noise of its grid has to fall; other solvers stay at a level, or rise.
+        order: order of convergence for smooth denoisers, after a multistep method's first steps (the weak order of a
+            stochastic solver); None if the number of steps does not determine the error.
+        nfe: evaluations of the denoiser per step; None if the tolerance determines it.
+        stochastic: whether the solver draws noise.
+        learned_variance: whether the denoiser must return (x0_hat, frac), not x0_hat.
+        falling: whether the noise of the grid must decrease; other solvers may stay at a level, or increase the noise.
     """
 
     init: SolverInit
@@ -70,36 +70,36 @@ def check_solver(solver: Any) -> None:
 
 
 def init_empty(x: Array) -> tuple[()]:
-    """The `init` of a one-step method."""
+    """The initial state of a one-step method."""
     return ()
 
 
 def exponential_step(x: Array, x0: Array, cur: Level, nxt: Level) -> Array:
-    """The step of a constant denoiser: (sigma_s / sigma_t) x + alpha_s (1 - exp(-h)) x0; DDIM's, by lam."""
+    """The exact step of a constant x0_hat, (sigma_s / sigma_t) x + alpha_s (1 - exp(-h)) x0: DDIM's."""
     return nxt.sigma / cur.sigma * x - nxt.alpha * jnp.expm1(cur.lam - nxt.lam) * x0
 
 
 def lambda_step(cur: Level, nxt: Level) -> tuple[Array, Array]:
-    """h = lam_s - lam_t, and whether it is finite; 1 where it is not, so that gradients stay finite."""
+    """h = lam_s - lam_t, and whether it is finite; h is 1 if not, so that gradients stay finite."""
     h = nxt.lam - cur.lam
     finite = jnp.isfinite(h)
     return jnp.where(finite, h, 1), finite
 
 
 def select_level(condition: Array, cur: Level, nxt: Level) -> Level:
-    """`nxt` where the condition holds, else `cur`: a safe level to denoise at where the answer is not used."""
+    """`nxt` if the condition holds, else `cur`: a safe level for evaluations whose result is not used."""
     return jax.tree.map(lambda n, c: jnp.where(condition, n, c.astype(n.dtype)), nxt, cur)
 
 
 def lerp(cur: Level, nxt: Level, w: float | Array) -> Level:
-    """The level w of the way from `cur` to `nxt`, t, alpha and sigma each on a straight line."""
+    """The level at w in [0, 1] from `cur` to `nxt`, with t, alpha and sigma interpolated linearly."""
     line = lambda c, n: c + jnp.asarray(w, n.dtype) * (n - c.astype(n.dtype))  # noqa: E731
-    t = line(cur.t.astype(nxt.sigma.dtype), nxt.t.astype(nxt.sigma.dtype))  # a table's integer time gets a fraction
+    t = line(cur.t.astype(nxt.sigma.dtype), nxt.t.astype(nxt.sigma.dtype))  # integer times become fractional
     return Level(t, line(cur.alpha, nxt.alpha), line(cur.sigma, nxt.sigma))
 
 
 def level_at_lambda(cur: Level, nxt: Level, lam: Array) -> Level:
-    """The level of the chord from `cur` to `nxt` with this finite lam = log(alpha / sigma) between theirs."""
+    """The level with a finite lam = log(alpha / sigma) on the chord (see `lerp`) from `cur` to `nxt`."""
     # b alpha = a sigma with (a, b) in the direction of (alpha, sigma), of length 1 so that nothing overflows.
     a, b = jnp.sqrt(jax.nn.sigmoid(2 * lam)), jnp.sqrt(jax.nn.sigmoid(-2 * lam))
     d_alpha, d_sigma = nxt.alpha - cur.alpha, nxt.sigma - cur.sigma
@@ -107,20 +107,20 @@ def level_at_lambda(cur: Level, nxt: Level, lam: Array) -> Level:
 
 
 def safe_level_at_lambda(cur: Level, nxt: Level, lam: Array, finite: Array) -> Level:
-    """The level of the chord with this lam, or `cur` where the step has no finite h: a safe one to denoise at."""
+    """The level of the chord with this lam, or `cur`, a safe level, if h is not finite."""
     return select_level(finite, cur, level_at_lambda(cur, nxt, jnp.where(finite, lam, 0)))
 
 
 def with_process(denoise: Denoiser, process: Process | None) -> Denoiser:
-    """The denoiser for levels of a chord, which may lie off the process: x and its level are put back on it.
+    """The denoiser for levels of a chord, which may lie off the process: x and its level are mapped back to it.
 
-    A level off the path with the right alpha / sigma differs by a scale only: the answer at (c x; c alpha, c sigma) is
-    the one at (x; alpha, sigma). But a network is told t. Without a process the chord's level is taken as it is: exact
-    for EDM and Flow, and wherever the network is told lam and any scale of x will do; elsewhere t is off by O(h^2).
+    Levels with the same alpha / sigma differ by a scale only: the exact denoiser is equal at (x; alpha, sigma) and at
+    (c x; c alpha, c sigma). But networks receive t. Without a process the chord's level is used: exact for EDM and
+    Flow, and for networks whose noise input is lam and whose scale of x is arbitrary; otherwise t is off by O(h^2).
 
     Args:
         denoise: (x, level) -> x0_hat.
-        process: names the time of a lam; None takes levels as they are.
+        process: gives the time of a lam; None keeps the levels.
     """
     if process is None:
         return denoise
@@ -135,7 +135,7 @@ def with_process(denoise: Denoiser, process: Process | None) -> Denoiser:
 
 
 def steps_left(grid: Level | None, cur: Level) -> Array | int:
-    """The number of steps from `cur` to the end of a grid that has this level, fields [N + 1]; many without a grid."""
+    """The number of steps from `cur` to the end of a grid, fields [N + 1], that contains it; 2^30 without a grid."""
     if grid is None:
         return 2**30
     alpha, sigma = (jnp.asarray(field, cur.sigma.dtype) for field in (grid.alpha, grid.sigma))
@@ -143,5 +143,5 @@ def steps_left(grid: Level | None, cur: Level) -> Array | int:
 
 
 def prepend(history: Array, new: Array) -> Array:
-    """A history [K, ...], newest first, with its newest entry."""
+    """Prepend an entry to a history [K, ...], newest first, and drop the oldest."""
     return jnp.concatenate([new[None].astype(history.dtype), history])[: history.shape[0]]

@@ -17,13 +17,14 @@ __all__ = ["consistency"]
 def consistency(*, noise_sampler: NoiseSampler = white) -> Solver:
     """x_s = alpha_s f(x_t, t) + sigma_s z, with a consistency function f (Song et al. 2023, algorithm 1).
 
-    arXiv:2303.01469. f(x_t, t) is where the probability flow ends, not E[x_0 | x_t]: the denoiser is that of a
-    consistency model (latent ones included: Luo et al. 2023, arXiv:2310.04378, algorithm 3).
+    arXiv:2303.01469. f(x_t, t) is the end of the probability flow, not E[x_0 | x_t]: the denoiser must be a consistency
+    model, e.g. a latent one (Luo et al. 2023, arXiv:2310.04378, algorithm 3).
 
     Args:
         noise_sampler: `noise.white`, or `noise.brownian(key)`.
+
     Returns:
-        a solver that is exact for any number of steps if f is; without an order.
+        a solver without an order, exact for any number of steps if f is.
     """
 
     def step(denoise: Denoiser, key: Array, x: Array, state, cur: Level, nxt: Level):

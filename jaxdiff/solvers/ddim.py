@@ -22,10 +22,12 @@ def ddim(eta: float | Array = 0.0, *, noise_sampler: NoiseSampler = white) -> So
     sampling with the small variance.
 
     Args:
-        eta: share of the posterior's noise, in [0, 1]; may be traced. A plain 0 draws no noise at all.
+        eta: share of the posterior's noise, in [0, 1]; may be traced. A plain 0 draws no noise.
         noise_sampler: `noise.white`, or `noise.brownian(key)` for a path that does not depend on the number of steps.
+
     Returns:
         a solver of order 1.
+
     Raises:
         ValueError: eta is a number outside [0, 1].
     """
@@ -37,10 +39,9 @@ def ddim(eta: float | Array = 0.0, *, noise_sampler: NoiseSampler = white) -> So
         x0, eps = from_x0(denoise(x, cur), x, cur)
         if deterministic:
             return nxt.alpha * x0 + nxt.sigma * eps, state
-        drawn = jnp.asarray(eta, x.dtype) * jnp.sqrt(
-            added_variance(cur, nxt)
-        )  # the posterior's std is sigma_s sqrt(gained)
-        # With eta = 1 nothing is left of eps after pure noise and at the end, give or take rounding.
+        # The posterior's std is sigma_s sqrt(added variance).
+        drawn = jnp.asarray(eta, x.dtype) * jnp.sqrt(added_variance(cur, nxt))
+        # With eta = 1 the factor of eps is 0 after pure noise and at the end, up to rounding.
         kept = safe_sqrt(jnp.maximum(1 - jnp.square(drawn), 0))
         return nxt.alpha * x0 + nxt.sigma * (kept * eps + drawn * noise_sampler(key, x, cur, nxt)), state
 

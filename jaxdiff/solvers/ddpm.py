@@ -1,4 +1,4 @@
-"""Ancestral sampling of DDPM (Ho et al. 2020) with its choices of variance."""
+"""Ancestral sampling of DDPM (Ho et al. 2020), with a choice of variances."""
 
 from __future__ import annotations
 
@@ -25,20 +25,22 @@ def ddpm(
 ) -> Solver:
     """Ancestral sampling: x_s ~ N(posterior mean at x0_hat, variance) (Ho et al. 2020, arXiv:2006.11239, algorithm 2).
 
-    With a gradient g the mean moves by the variance times g(x_t, t): classifier guidance by the model's own variance
-    (Dhariwal and Nichol 2021, arXiv:2105.05233, algorithm 1).
+    With a gradient g the mean moves by the variance times g(x_t, t): classifier guidance (Dhariwal and Nichol 2021,
+    arXiv:2105.05233, algorithm 1).
 
     Args:
-        variance: "small" is the posterior's beta-tilde, "large" is q(x_t | x_s)'s beta (section 3.2), "learned" lies
-            between them, by the denoiser's second answer frac in [0, 1]: exp(frac log beta + (1 - frac) log beta-tilde)
-            (Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 15).
-        gradient: (x_t, level) -> like x, for instance `guidance.classifier_gradient`; None is no guidance.
+        variance: "small" is the posterior's beta-tilde, "large" is q(x_t | x_s)'s beta (sec. 3.2), "learned" lies
+            between them, exp(frac log beta + (1 - frac) log beta-tilde) with the denoiser's second output frac
+            in [0, 1] (Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 15).
+        gradient: (x_t, level) -> like x, e.g. `guidance.classifier_gradient`; None is no guidance.
         noise_sampler: `noise.white`, or `noise.brownian(key)` for a path that does not depend on the number of steps.
+
     Returns:
-        a solver of order 1; the step to sigma = 0 has no variance of either kind, and adds neither noise nor a
-        gradient. (Where a likelihood needs one there, see `likelihood.variational_term`.)
+        a solver of order 1. The variance of the step to sigma = 0 is 0, without noise or gradient (for likelihoods, see
+        `likelihood.variational_term`).
+
     Raises:
-        ValueError: another variance, or a gradient that is no function.
+        ValueError: an unknown variance, or `gradient` is not a function.
     """
     check_variance(variance)
     if gradient is not None and not callable(gradient):
@@ -59,10 +61,10 @@ def ddpm(
 
 
 def interpolated_std(small: Array, frac: Array | float, cur: Level, nxt: Level) -> Array:
-    """exp(frac log beta + (1 - frac) log beta-tilde) / 2 in log: from the posterior's std (frac 0) to beta's (frac 1).
+    """Standard deviation between the posterior's (frac = 0) and that of beta (frac = 1), interpolated in its logarithm.
 
     Both variances are shares of 1 - SNR_t / SNR_s: beta-tilde of sigma_s^2, beta of sigma_t^2. 0 where sigma_s = 0.
     """
-    moving = nxt.sigma > 0
-    ratio = cur.sigma / jnp.where(moving, nxt.sigma, 1)
-    return jnp.where(moving, small * ratio**frac, 0)
+    not_last = nxt.sigma > 0
+    ratio = cur.sigma / jnp.where(not_last, nxt.sigma, 1)
+    return jnp.where(not_last, small * ratio**frac, 0)

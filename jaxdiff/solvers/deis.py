@@ -16,20 +16,22 @@ __all__ = ["deis"]
 
 @factory
 def deis(order: int = 2, *, lower_order_final: Level | None = None) -> Solver:
-    """DEIS-AB: eps_hat as a polynomial through past answers (Zhang and Chen 2022, arXiv:2204.13902).
+    """DEIS-AB: eps_hat as a polynomial through past evaluations (Zhang and Chen 2022, arXiv:2204.13902).
 
-    The polynomial is in lam = -log rho with rho = sigma / alpha, as in diffusers' "logrho". In rho itself (the paper's
-    rho-AB) it is `lms`.
+    The polynomial is in lam = -log rho with rho = sigma / alpha, as in diffusers' "logrho". The polynomial in rho (the
+    paper's rho-AB) is `lms`.
 
     Args:
-        order: number of eps_hat that the polynomial goes through, 1 to 3; 1 is DDIM. The paper's tAB0 to tAB2.
-        lower_order_final: the grid that is sampled on, fields [N + 1], which may be traced: its last steps are then at
-            most of order ..., 3, 2, 1, which helps where few steps end short of clean data. None keeps the order.
+        order: number of evaluations in the polynomial, 1 to 3, the paper's tAB0 to tAB2; 1 is DDIM.
+        lower_order_final: the grid passed to `sample`, fields [N + 1]; may be traced. Limits the order of its last
+            steps to ..., 3, 2, 1, which helps if few steps end above sigma = 0. None keeps the order.
+
     Returns:
-        a solver of this order with one evaluation a step; the first steps are of order 1 and 2, and the step to
-        sigma = 0 of order 1.
+        a solver of this order with one evaluation per step; the first steps are of order 1 and 2, and the step to
+        sigma = 0 is of order 1.
+
     Raises:
-        ValueError: another order.
+        ValueError: order is not 1, 2 or 3.
     """
     if order not in (1, 2, 3):
         raise ValueError(f"order of deis must be 1, 2 or 3, got {order}")

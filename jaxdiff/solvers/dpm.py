@@ -1,4 +1,4 @@
-"""DPM-Solver (Lu et al. 2022): exponential integrators in lam on the noise, by inner points."""
+"""DPM-Solver (Lu et al. 2022): singlestep exponential integrators of eps_hat in lam."""
 
 from __future__ import annotations
 
@@ -17,17 +17,19 @@ __all__ = ["dpm_solver"]
 
 @factory
 def dpm_solver(order: int = 2, process: Process | None = None) -> Solver:
-    """DPM-Solver-1, 2 and 3, singlestep (Lu et al. 2022, arXiv:2206.00927, section 3).
+    """DPM-Solver-1, 2 and 3, singlestep (Lu et al. 2022, arXiv:2206.00927, sec. 3).
 
     Args:
         order: 1 (DDIM), 2 (with the inner point r_1 = 1/2) or 3 (r_1 = 1/3, r_2 = 2/3).
-        process: names the time of the inner points. Without it that time is interpolated: exact for EDM and Flow, and
-            where the network is told lam; elsewhere it is off by O(h^2), which leaves order 2.
+        process: gives the time of the inner points. Without it that time is interpolated: exact for EDM and Flow, and
+            where the network's noise input is lam; elsewhere it is off by O(h^2), which leaves order 2.
+
     Returns:
-        a solver of this order with as many evaluations a step; the steps from pure noise and to sigma = 0 are of
+        a solver of this order with as many evaluations per step; the steps from pure noise and to sigma = 0 are of
         order 1.
+
     Raises:
-        ValueError: another order.
+        ValueError: order is not 1, 2 or 3.
     """
     if order not in (1, 2, 3):
         raise ValueError(f"order of dpm_solver must be 1, 2 or 3, got {order}")
@@ -37,14 +39,15 @@ def dpm_solver(order: int = 2, process: Process | None = None) -> Solver:
         h, finite = lambda_step(cur, nxt)
 
         def start(r: float) -> tuple[Array, Level]:
-            """The step of order 1 to the inner point r of the way, and its level."""
+            """The step of order 1 to the inner point at a share r of h, and its level."""
             mid = safe_level_at_lambda(cur, nxt, cur.lam + r * h, finite)
             return mid.sigma / cur.sigma * x - mid.alpha * jnp.expm1(-r * h) * x0, mid
 
         def change(x: Array, level: Level) -> Array:
             return from_x0(with_process(denoise, process)(x, level), x, level).eps - eps
 
-        # The integral of sigma_s exp(lam_s - lam) eps: what it adds to the step of order 1, per difference of eps.
+        # What the integral of exp(lam_s - lam) (eps_hat - eps), by differences of eps, adds to the step of order 1, in
+        # units of sigma_s.
         add: Array | float = 0.0
         if order == 2:
             add = -jnp.expm1(h) * change(*start(1 / 2))

@@ -1,4 +1,4 @@
-"""k-diffusion's DPM2: the midpoint method in sigma / alpha, with the middle in log sigma, and its ancestral form."""
+"""k-diffusion's DPM2, the midpoint method with the midpoint in log(sigma / alpha), and its ancestral form."""
 
 from __future__ import annotations
 
@@ -19,18 +19,20 @@ __all__ = ["dpm_2", "dpm_2_ancestral"]
 
 @factory
 def dpm_2(process: Process | None = None, churn: Churn | None = None, s_noise: float | Array = 1.0) -> Solver:
-    """The midpoint method in sigma / alpha, its middle halfway in lam (k-diffusion's `sample_dpm_2`).
+    """The midpoint method in sigma / alpha, with the midpoint in lam (k-diffusion's `sample_dpm_2`).
 
     Algorithm 2 of Karras et al. 2022 (arXiv:2206.00364) with the inner point of DPM-Solver-2 (Lu et al. 2022,
     arXiv:2206.00927).
 
     Args:
-        process: names the time of the middle. Without it that time is interpolated: exact for EDM and Flow, and where
-            the network is told lam; elsewhere it is off by O(h^2). Needed with churn.
-        churn: gamma, by what share the noise is raised before each step, as for `heun`; may be traced.
+        process: gives the time of the midpoint. Without it that time is interpolated: exact for EDM and Flow, and where
+            the network's noise input is lam; elsewhere it is off by O(h^2). Needed with churn.
+        churn: gamma, the relative increase of the noise before each step, as for `heun`; may be traced.
         s_noise: standard deviation of the added noise.
+
     Returns:
-        a solver of order 2 with two evaluations a step; the steps from pure noise and to sigma = 0 are Euler's.
+        a solver of order 2 with two evaluations per step; the steps from pure noise and to sigma = 0 are Euler's.
+
     Raises:
         ValueError: churn without a process.
     """
@@ -54,13 +56,15 @@ def dpm_2_ancestral(
     """`dpm_2` to sigma_down, then noise up to sigma (k-diffusion's `sample_dpm_2_ancestral`).
 
     Args:
-        eta: share of the posterior's noise, in [0, 1]; may be traced. At 0 it is `dpm_2`, and a plain 0 draws nothing.
-        s_noise: standard deviation of the noise that is drawn, in units of the right one; may be traced.
-        process: names the time of the middle, as for `dpm_2`.
+        eta: share of the posterior's noise, in [0, 1]; may be traced. At 0 it is `dpm_2`, and a plain 0 draws no noise.
+        s_noise: factor of the noise's standard deviation; may be traced.
+        process: gives the time of the midpoint, as for `dpm_2`.
         noise_sampler: `noise.white`, or `noise.brownian(key)` for a path that does not depend on the number of steps.
+
     Returns:
-        a solver of weak order 2 with two evaluations a step; the steps from pure noise and to sigma = 0 are
+        a solver of weak order 2 with two evaluations per step; the steps from pure noise and to sigma = 0 are
         `euler_ancestral`'s.
+
     Raises:
         ValueError: eta is a number outside [0, 1].
     """
@@ -75,9 +79,9 @@ def dpm_2_ancestral(
 
 
 def _midpoint(denoise, process: Process | None, x: Array, cur: Level, nxt: Level, down: Level) -> Array:
-    """The midpoint method's step from `cur` to `down`, which has no more noise than `nxt`."""
+    """The midpoint step from `cur` to `down`, which has no more noise than `nxt`."""
     h, finite = lambda_step(cur, down)
-    # With eta <= 1 halfway to `down` is before `nxt`: at eta = 1 it is `nxt` itself.
+    # With eta <= 1 the midpoint to `down` is not past `nxt`; at eta = 1 it is `nxt`.
     safe = jnp.where(cur.alpha > 0, cur.lam, jnp.where(nxt.sigma > 0, nxt.lam, 0))
     mid = level_at_lambda(cur, nxt, jnp.where(finite, cur.lam + 0.5 * h, safe))
     x0, eps = from_x0(denoise(x, cur), x, cur)

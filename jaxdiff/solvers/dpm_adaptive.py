@@ -1,4 +1,4 @@
-"""DPM-Solver-12 and 23 (Lu et al. 2022): steps in lam whose size is controlled by the error of an embedded pair."""
+"""DPM-Solver-12 and 23 (Lu et al. 2022): steps in lam, with sizes controlled by the error of an embedded pair."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from jaxdiff.types import Denoiser, NoiseSampler
 
 __all__ = ["dpm_adaptive"]
 
-_INNER = {2: (0.0, 1 / 2), 3: (0.0, 1 / 3, 2 / 3)}  # where a step's evaluations lie, as shares of it
+_INNER = {2: (0.0, 1 / 2), 3: (0.0, 1 / 3, 2 / 3)}  # positions of a step's evaluations, as shares of h
 
 
 @factory
@@ -32,35 +32,37 @@ def dpm_adaptive(
 ) -> Solver:  # fmt: skip
     """DPM-Solver-12 or 23 with a step size for each example (Lu et al. 2022, arXiv:2206.00927, appendix C).
 
-    With the controller of k-diffusion's `sample_dpm_adaptive`, whose defaults these are, for each example alone. A grid
-    of one interval to the lowest sigma, and one to clean data, is usual; `sample_state` then answers x and the number
-    of evaluations, in the state's `nfe`. An example takes the steps that it would take alone; the batch is evaluated
-    until all have ended. Differentiable in forward mode only, since the number of steps is not known beforehand.
+    With the controller and the defaults of k-diffusion's `sample_dpm_adaptive`, for each example independently. The
+    usual grid has one interval to the lowest sigma and one to clean data. `sample_state` also returns the number of
+    evaluations, in the state's `nfe`. The batch is evaluated until all examples have ended. Differentiable in forward
+    mode only, since the number of steps is not static.
 
     Args:
-        order: 3 compares steps of order 3 and 2, 2 those of order 2 and 1; the higher one is taken.
-        rtol: tolerance of one step's error (the root mean square of an example's numbers), relative to |x|; > 0, may
-            be traced.
-        atol: what is tolerated at least; > 0, may be traced. The default is two levels of an 8-bit picture.
-        process: names the times of inner points, as for `rk45`. Pass it wherever the network is told a time that is
-            not EDM's or Flow's.
-        eta: share of the posterior's noise in each step, in [0, 1]; may be traced. A plain 0 draws no noise at all. The
-            controller sees the error of the step between two draws only: with noise, ask for a smaller tolerance.
-        s_noise: standard deviation of the noise that is drawn, in units of the right one; may be traced.
+        order: 3 compares steps of order 3 and 2, 2 compares 2 and 1; the result is that of the higher order.
+        rtol: tolerance of a step's error (root mean square over an example), relative to |x|; > 0, may be traced.
+        atol: absolute tolerance, a lower bound of the relative one; > 0, may be traced. The default is 1 / 128 for
+            images in [-1, 1].
+        process: gives the times of inner points, as for `rk45`. Pass it unless the network receives the time of EDM or
+            Flow.
+        eta: share of the posterior's noise in each step, in [0, 1]; may be traced. A plain 0 draws no noise. The
+            controller estimates the error of the deterministic part only: with noise, choose smaller tolerances.
+        s_noise: factor of the noise's standard deviation; may be traced.
         noise_sampler: `noise.white`, or `noise.brownian(keys)`, one key an example, for a path that does not depend on
             the steps.
-        h_init: length of the first step in lam, > 0; may be traced.
-        pid: coefficients of the controller, proportional, integral and derivative; may be traced. Its memory of errors
-            starts anew in each interval.
-        accept_safety: a step is taken where the next is to be at least this share of it; may be traced.
-        max_steps: attempts that an example has in an interval. The last takes what is left in one step, whatever its
-            error, so that every program ends; the state's `failed` tells.
+        h_init: size of the first step in lam, > 0; may be traced.
+        pid: proportional, integral and derivative coefficients of the controller; may be traced. The history of errors
+            is reset in each interval.
+        accept_safety: a step is accepted if the factor of the next step size is at least this; may be traced.
+        max_steps: largest number of attempts per example in an interval. The last one covers the rest in one step,
+            whatever its error, so that sampling ends, and sets the state's `failed`.
+
     Returns:
-        a solver whose error is set by the tolerance, with `order` evaluations an attempt; the steps from pure noise and
-        to sigma = 0 are DDIM's, of one.
+        a solver whose error is set by the tolerance, with `order` evaluations per attempt; the steps from pure noise
+        and to sigma = 0 are DDIM's.
+
     Raises:
-        ValueError: another order; a tolerance or h_init that is a number and not positive; max_steps < 1; eta a number
-            outside [0, 1].
+        ValueError: order is not 2 or 3; a tolerance or h_init is a number and not positive; max_steps < 1; eta is a
+            number outside [0, 1].
     """
     check_adaptive(rtol, atol, max_steps)
     if order not in _INNER:
@@ -75,7 +77,7 @@ def dpm_adaptive(
         inner = with_process(denoise, process)
 
         def at(lam: Array) -> Level:
-            return level_at_lambda(nxt, cur, lam)  # counted from the clean end, where sigma may be small beside cur's
+            return level_at_lambda(nxt, cur, lam)  # from the clean end, where sigma may be much smaller than cur's
 
         def attempt(walk: Progress, h: Array, last: Array) -> Attempt:
             x_low, *errors = walk.memory
@@ -88,7 +90,7 @@ def dpm_adaptive(
             square = jnp.mean(jnp.square((low - high) / tolerated), axis=tuple(range(1, x.ndim)))
             good, factor, errors = control(square, walk.tries == 0, errors, last)
             if up is not None:
-                # Those on their way have made equally many tries.
+                # All unfinished examples have made the same number of attempts.
                 z = noise_sampler(fold_in(key, jnp.max(walk.tries)), x, here, there)
                 high = high + jnp.asarray(s_noise, x.dtype) * per_example(up, x) * z
             taken = good | last
@@ -99,7 +101,7 @@ def dpm_adaptive(
             start = Progress(
                 x,
                 left=zeros + jnp.where(finite, h, 0),
-                # Not more than there is: over many short intervals it would grow without bound.
+                # At most h: over many short intervals it would grow without bound.
                 step=jnp.minimum(jnp.where(state.step > 0, state.step, jnp.asarray(h_init, x.dtype)), h),
                 tries=jnp.zeros_like(state.nfe),
                 failed=state.failed,
@@ -117,24 +119,24 @@ def dpm_adaptive(
 
 
 def _pair(denoise, x: Array, cur: Level, end: Level, *, order: int, at: Callable[[Array], Level]):
-    """Where DPM-Solver's steps of order - 1 and of order lead from `cur` to `end`, through the same inner points.
+    """Results of DPM-Solver's steps of orders `order - 1` and `order` from `cur` to `end`, with the same inner points.
 
     Args:
-        denoise, x: as for a solver's step.
+        denoise, x: as for `types.SolverStep`.
         cur, end: levels [B].
         order: 2 or 3.
-        at: lam -> the level of an inner point, both [B].
+        at: lam [B] -> level [B] of an inner point.
     """
     h = end.lam - cur.lam
     start, final, zero = cur.expand_to(x), end.expand_to(x), jnp.zeros_like(x)
-    # The integral of eps' slope up to the third point, and to the end: only DPM-Solver-3 has one.
+    # The integral of eps' slope up to the third point, and to the end, of DPM-Solver-3.
     bend = jnp.zeros((2, *h.shape), x.dtype)
     if order == 3:
         bend = moments(-jnp.stack([2 / 3 * h, h]), 2)[1]
     bends = jnp.zeros((order, *h.shape), x.dtype).at[-1].set(2 * bend[0])
 
-    def stage(carry, row):
-        (x0, first, previous), (r, bend) = carry, row
+    def stage(carry, r_bend):
+        (x0, first, previous), (r, bend) = carry, r_bend
         level = at(cur.lam + r * h)
         mid = level.expand_to(x)
         u = mid.sigma / start.sigma * x - mid.alpha * per_example(jnp.expm1(-r * h), x) * x0
@@ -143,8 +145,8 @@ def _pair(denoise, x: Array, cur: Level, end: Level, *, order: int, at: Callable
         x0, first = (jnp.where(r == 0, new, old) for new, old in zip(ends, (x0, first), strict=True))
         return (x0, first, ends.eps), ends.eps
 
-    rows = jnp.asarray(_INNER[order], x.dtype), bends
-    (x0, first, _), eps = jax.lax.scan(stage, (zero, zero, zero), rows)
+    points = jnp.asarray(_INNER[order], x.dtype), bends
+    (x0, first, _), eps = jax.lax.scan(stage, (zero, zero, zero), points)
     base, inner = exponential_step(x, x0, start, final), final.sigma * per_example(jnp.expm1(h), x) * (eps[1] - first)
     if order == 2:
         return base, base - inner
@@ -152,7 +154,7 @@ def _pair(denoise, x: Array, cur: Level, end: Level, *, order: int, at: Callable
 
 
 def _ancestral(eta, x: Array, here: Level, there: Level, nxt: Level) -> tuple[Level, Array]:
-    """The level from which noise leads up to `there`, not past the interval's end, and how much noise; levels [B]."""
+    """The level to step to, not past the interval's end, and the noise from there to `there`; levels [B]."""
     down, _ = ancestral_step(eta, x, here, there)
     down = down._replace(sigma=jnp.maximum(down.sigma, there.alpha * (nxt.sigma / nxt.alpha)))
     return down, safe_sqrt(jnp.maximum((there.sigma - down.sigma) * (there.sigma + down.sigma), 0))
@@ -163,14 +165,14 @@ def _controller(pid, order: float, accept_safety):
 
     def control(square: Array, begins: Array, errors: list[Array], last: Array):
         p, i, d = (jnp.asarray(c, square.dtype) for c in pid)
-        # A NaN or an overflow is an error like others: try less.
+        # NaN and overflow count as a large error, which reduces the step.
         error = jnp.sqrt(jnp.clip(jnp.where(jnp.isfinite(square), square, 1e20), 1e-20, 1e20))
         now = 1 / (error + 1e-8)
-        one, two = (jnp.where(begins, now, earlier) for earlier in errors)
-        factor = now ** ((p + i + d) / order) * one ** (-(p + 2 * d) / order) * two ** (d / order)
+        last_1, last_2 = (jnp.where(begins, now, earlier) for earlier in errors)
+        factor = now ** ((p + i + d) / order) * last_1 ** (-(p + 2 * d) / order) * last_2 ** (d / order)
         factor = 1 + jnp.arctan(factor - 1)
         good = factor >= jnp.asarray(accept_safety, factor.dtype)
-        kept = [jnp.where(good | last, new, old) for new, old in ((now, one), (one, two))]
+        kept = [jnp.where(good | last, new, old) for new, old in ((now, last_1), (last_1, last_2))]
         return good, factor, kept
 
     return control

@@ -1,4 +1,4 @@
-"""DPM-Solver++ (Lu et al. 2022): exponential integrators in lam on the denoiser, of the ODE and of the SDE."""
+"""DPM-Solver++ (Lu et al. 2022): exponential integrators of x0_hat in lam, for the ODE and the SDE."""
 
 from __future__ import annotations
 
@@ -30,10 +30,11 @@ def dpmpp_2s(process: Process | None = None) -> Solver:
     """DPM-Solver++(2S), the singlestep method of order 2 (Lu et al. 2022, arXiv:2211.01095, algorithm 1; r = 1/2).
 
     Args:
-        process: names the time of the inner point. Without it that time is interpolated: exact for EDM and Flow, and
-            where the network is told lam; elsewhere it is off by O(h^2).
+        process: gives the time of the inner point. Without it that time is interpolated: exact for EDM and Flow, and
+            where the network's noise input is lam; elsewhere it is off by O(h^2).
+
     Returns:
-        a solver of order 2 with two evaluations a step; the steps from pure noise and to sigma = 0 are of order 1.
+        a solver of order 2 with two evaluations per step; the steps from pure noise and to sigma = 0 are of order 1.
     """
 
     def step(denoise: Denoiser, key: Array, x: Array, state, cur: Level, nxt: Level):
@@ -53,13 +54,15 @@ def dpmpp_2s_ancestral(
     """`dpmpp_2s` to sigma_down, then noise up to sigma (k-diffusion's `sample_dpmpp_2s_ancestral`).
 
     Args:
-        eta: share of the posterior's noise, in [0, 1]; may be traced. At 0 it is `dpmpp_2s`, and a plain 0 draws
-            nothing.
-        s_noise: standard deviation of the noise that is drawn, in units of the right one; may be traced.
-        process: names the time of the inner point, as for `dpmpp_2s`.
+        eta: share of the posterior's noise, in [0, 1]; may be traced. At 0 it is `dpmpp_2s`, and a plain 0 draws no
+            noise.
+        s_noise: factor of the noise's standard deviation; may be traced.
+        process: gives the time of the inner point, as for `dpmpp_2s`.
         noise_sampler: `noise.white`, or `noise.brownian(key)` for a path that does not depend on the number of steps.
+
     Returns:
-        a solver of weak order 2 with two evaluations a step; the steps from pure noise and to sigma = 0 are of order 1.
+        a solver of weak order 2 with two evaluations per step, and of order 1 from pure noise and to sigma = 0.
+
     Raises:
         ValueError: eta is a number outside [0, 1].
     """
@@ -82,13 +85,15 @@ def dpmpp_sde(
 
     Args:
         eta: share of the posterior's noise, in [0, 1]; may be traced. At 0 and r = 1/2 it is `dpmpp_2s`, and a plain 0
-            draws nothing.
-        s_noise: standard deviation of the noise that is drawn, in units of the right one; may be traced.
-        r: where in lam the inner point is, in (0, 1); may be traced.
-        process: names the time of the inner point, as for `dpmpp_2s`.
+            draws no noise.
+        s_noise: factor of the noise's standard deviation; may be traced.
+        r: position of the inner point in lam, in (0, 1); may be traced.
+        process: gives the time of the inner point, as for `dpmpp_2s`.
         noise_sampler: `noise.white`, or `noise.brownian(key)` for a path that does not depend on the number of steps.
+
     Returns:
-        a solver of weak order 2 with two evaluations a step; the steps from pure noise and to sigma = 0 are of order 1.
+        a solver of weak order 2 with two evaluations per step, and of order 1 from pure noise and to sigma = 0.
+
     Raises:
         ValueError: eta is a number outside [0, 1], r one outside (0, 1).
     """
@@ -100,7 +105,7 @@ def dpmpp_sde(
         h, finite = lambda_step(cur, nxt)
         before, after = jnp.asarray(r, x.dtype) * h, (1 - jnp.asarray(r, x.dtype)) * h
         mid = safe_level_at_lambda(cur, nxt, cur.lam + before, finite)
-        # Where h is infinite the whole step is the one "to the inner point".
+        # If h is infinite, the first stage is the full step.
         target = select_level(finite, nxt, mid)
         x0 = denoise(x, cur)
         down, up = ancestral_step(eta, x, cur, target)
@@ -112,7 +117,7 @@ def dpmpp_sde(
         down, up = ancestral_step(eta, x, cur, nxt)
         new = exponential_step(x, x0 + 0.5 / jnp.asarray(r, x.dtype) * (x0_mid - x0), cur, down)
         if not deterministic:
-            # W(SNR_s) - W(SNR_t) in units of its standard deviation: the inner point's increment and the one after it.
+            # W(SNR_s) - W(SNR_t) in units of its standard deviation: the increments before and after the inner point.
             rest = jnp.sqrt(jnp.expm1(-2 * after) / jnp.expm1(-2 * h))
             kept = jnp.exp(-after) * jnp.sqrt(jnp.expm1(-2 * before) / jnp.expm1(-2 * h))
             z = kept * z + rest * noise_sampler(fold_in(key, 1), x, target, nxt)
@@ -127,28 +132,30 @@ def dpmpp_2m(*, lower_order_final: Level | None = None) -> Solver:
     """DPM-Solver++(2M), the multistep method of order 2 (Lu et al. 2022, arXiv:2211.01095, algorithm 2).
 
     Args:
-        lower_order_final: the grid that is sampled on, fields [N + 1], which may be traced: its last steps are then at
-            most of order ..., 3, 2, 1, which helps where few steps end short of clean data. None keeps the order.
+        lower_order_final: the grid passed to `sample`, fields [N + 1]; may be traced. Limits the order of its last
+            steps to ..., 3, 2, 1, which helps if few steps end above sigma = 0. None keeps the order.
+
     Returns:
-        a solver of order 2 with one evaluation a step. The first step, the step after pure noise (lam = -inf), and the
-        step to sigma = 0 (where no polynomial in lam reaches) are of order 1.
+        a solver of order 2 with one evaluation per step. The first step, the step after pure noise (lam = -inf), and
+        the step to sigma = 0 (where no polynomial in lam reaches) are of order 1.
     """
     return adams(2, second_moment="midpoint", order=2, lower_order_final=lower_order_final)
 
 
 @factory
 def dpmpp_3m(*, lower_order_final: Level | None = None) -> Solver:
-    """DPM-Solver++(3M), the multistep method of order 3, with the grid's own steps (Lu et al. 2022, arXiv:2211.01095).
+    """DPM-Solver++(3M), the multistep method of order 3, for any step sizes (Lu et al. 2022, arXiv:2211.01095).
 
-    The authors' code, k-diffusion and diffusers multiply the integral of half of (lam - lam_t)^2 by half of the second
-    derivative, so that half of its share is lost and order 2 is left; here the polynomial is integrated as it is.
+    The authors' code, k-diffusion and diffusers multiply the integral of (lam - lam_t)^2 / 2 by half of the second
+    derivative, a factor 1/2 too small, which leaves order 2; here the polynomial is integrated exactly.
 
     Args:
-        lower_order_final: the grid that is sampled on, fields [N + 1], which may be traced: its last steps are then at
-            most of order ..., 3, 2, 1, which helps where few steps end short of clean data. None keeps the order.
+        lower_order_final: the grid passed to `sample`, fields [N + 1]; may be traced. Limits the order of its last
+            steps to ..., 3, 2, 1, which helps if few steps end above sigma = 0. None keeps the order.
+
     Returns:
-        a solver of order 3 with one evaluation a step; the first steps are of order 1 and 2, and the step to sigma = 0
-        of order 1.
+        a solver of order 3 with one evaluation per step; the first steps are of order 1 and 2, and the step to sigma =
+        0 of order 1.
     """
     return adams(3, order=3, lower_order_final=lower_order_final)
 
@@ -161,27 +168,29 @@ def dpmpp_2m_sde(
     """DPM-Solver++(2M) for the SDE (k-diffusion's `sample_dpmpp_2m_sde`; SDE-DPM-Solver++(2M) of Lu et al. 2022).
 
     Args:
-        eta: how much noise, at least 0: 0 is the ODE (`dpmpp_2m` for "midpoint"), and a plain 0 draws nothing; 1 is the
-            reverse SDE. May be traced.
-        s_noise: standard deviation of the noise that is drawn, in units of the right one; may be traced.
-        variant: "midpoint" or "heun", which integrates the slope exactly.
+        eta: amount of noise, at least 0; may be traced. 1 is the reverse SDE, 0 the ODE (`dpmpp_2m` for "midpoint"),
+            and a plain 0 draws no noise.
+        s_noise: factor of the noise's standard deviation; may be traced.
+        variant: "midpoint", or "heun", which integrates the slope exactly.
         noise_sampler: `noise.white`, or `noise.brownian(key)` for a path that does not depend on the number of steps.
-        lower_order_final: the grid that is sampled on, fields [N + 1], which may be traced: its last steps are then at
-            most of order ..., 3, 2, 1, which helps where few steps end short of clean data. None keeps the order.
+        lower_order_final: the grid passed to `sample`, fields [N + 1]; may be traced. Limits the order of its last
+            steps to ..., 3, 2, 1, which helps if few steps end above sigma = 0. None keeps the order.
+
     Returns:
-        a solver of weak order 2 with one evaluation a step; the first step and the step to sigma = 0 are of order 1.
+        a solver of weak order 2 with one evaluation per step; the first step and the step to sigma = 0 are of order 1.
+
     Raises:
-        ValueError: eta is a number below 0, or another variant.
+        ValueError: eta is a number below 0, or an unknown variant.
     """
     if variant not in ("midpoint", "heun"):
         raise ValueError(f"variant must be midpoint or heun, got {variant!r}")
     _check_at_least_0(eta)
-    two = "midpoint" if variant == "midpoint" else "exact"
+    second_moment = "midpoint" if variant == "midpoint" else "exact"
     return adams(
         2,
         eta=eta,
         s_noise=s_noise,
-        second_moment=two,
+        second_moment=second_moment,
         noise_sampler=noise_sampler,
         order=2,
         lower_order_final=lower_order_final,
@@ -196,15 +205,17 @@ def dpmpp_3m_sde(
     """DPM-Solver++(3M) for the SDE (k-diffusion's `sample_dpmpp_3m_sde`, with `dpmpp_3m`'s second derivative).
 
     Args:
-        eta: how much noise, at least 0: 0 is the ODE (`dpmpp_3m`), and a plain 0 draws nothing; 1 is the reverse SDE.
-            May be traced.
-        s_noise: standard deviation of the noise that is drawn, in units of the right one; may be traced.
+        eta: amount of noise, at least 0; may be traced. 1 is the reverse SDE, 0 the ODE (`dpmpp_3m`), and a plain 0
+            draws no noise.
+        s_noise: factor of the noise's standard deviation; may be traced.
         noise_sampler: `noise.white`, or `noise.brownian(key)` for a path that does not depend on the number of steps.
-        lower_order_final: the grid that is sampled on, fields [N + 1], which may be traced: its last steps are then at
-            most of order ..., 3, 2, 1, which helps where few steps end short of clean data. None keeps the order.
+        lower_order_final: the grid passed to `sample`, fields [N + 1]; may be traced. Limits the order of its last
+            steps to ..., 3, 2, 1, which helps if few steps end above sigma = 0. None keeps the order.
+
     Returns:
-        a solver of weak order 2 (3 for a plain eta = 0) with one evaluation a step; the first steps are of order 1 and
-        2, and the step to sigma = 0 of order 1.
+        a solver of weak order 2 (3 for a plain eta = 0) with one evaluation per step; the first steps are of order 1
+        and 2, and the step to sigma = 0 of order 1.
+
     Raises:
         ValueError: eta is a number below 0.
     """
@@ -215,7 +226,7 @@ def dpmpp_3m_sde(
 
 
 def _check_at_least_0(eta: float | Array) -> bool:
-    """Whether eta is a plain 0, for which nothing is drawn; ValueError where it is a number below 0."""
+    """Whether eta is a plain 0, without noise. Raise ValueError if it is a number below 0."""
     if isinstance(eta, (int, float)) and not eta >= 0:
         raise ValueError(f"eta must be at least 0, got {eta}")
     return isinstance(eta, (int, float)) and eta == 0

@@ -1,8 +1,8 @@
 """The solvers of EDM (Karras et al. 2022): Euler and Heun, deterministic or with churn.
 
-The probability-flow ODE is written as dx = D dalpha + E dsigma, where D is the denoiser and E = (x - alpha D) / sigma
-its noise. Euler and Heun on it need no process, are finite at alpha = 0, and are the paper's for alpha = 1 and the
-usual flow-matching ones for alpha = 1 - sigma.
+The probability-flow ODE is dx = D dalpha + E dsigma, with the denoiser D and its noise E = (x - alpha D) / sigma. In
+this form Euler's and Heun's methods need no process and are finite at alpha = 0. They are the paper's for alpha = 1,
+and the usual ones of flow matching for alpha = 1 - sigma.
 """
 
 from __future__ import annotations
@@ -30,12 +30,14 @@ def euler(process: Process | None = None, churn: Churn | None = None, s_noise: f
     """Euler's method on the probability-flow ODE (Karras et al. 2022, arXiv:2206.00364, algorithm 2, lines 4-8).
 
     Args:
-        process: needed with churn, to name the time of the raised level.
-        churn: gamma, by what share the noise is raised before each step: the paper's min(S_churn / N, sqrt(2) - 1),
-            or a function of the level that returns it, for S_tmin and S_tmax; may be traced. None adds no noise.
+        process: needed with churn, for the time of the raised level.
+        churn: gamma, the relative increase of the noise before each step: the paper's min(S_churn / N, sqrt(2) - 1), or
+            a function of the level, for S_tmin and S_tmax; may be traced. None adds no noise.
         s_noise: standard deviation of the added noise; the paper's S_noise.
+
     Returns:
         a solver of order 1; without churn it is DDIM.
+
     Raises:
         ValueError: churn without a process.
     """
@@ -54,12 +56,14 @@ def heun(process: Process | None = None, churn: Churn | None = None, s_noise: fl
     """Heun's method on the probability-flow ODE (Karras et al. 2022, algorithms 1 and 2).
 
     Args:
-        process: needed with churn, to name the time of the raised level.
-        churn: gamma, by what share the noise is raised before each step: the paper's min(S_churn / N, sqrt(2) - 1),
-            or a function of the level that returns it, for S_tmin and S_tmax; may be traced. None adds no noise.
+        process: needed with churn, for the time of the raised level.
+        churn: gamma, the relative increase of the noise before each step: the paper's min(S_churn / N, sqrt(2) - 1), or
+            a function of the level, for S_tmin and S_tmax; may be traced. None adds no noise.
         s_noise: standard deviation of the added noise; the paper's S_noise.
+
     Returns:
-        a solver of order 2 with two evaluations a step; the step to sigma = 0 is Euler's.
+        a solver of order 2 with two evaluations per step; the step to sigma = 0 is Euler's.
+
     Raises:
         ValueError: churn without a process.
     """
@@ -69,7 +73,8 @@ def heun(process: Process | None = None, churn: Churn | None = None, s_noise: fl
         x, cur = raise_noise(key, x, cur)
         x0, eps = from_x0(denoise(x, cur), x, cur)
         predicted = nxt.alpha * x0 + nxt.sigma * eps
-        # At sigma = 0 there is no eps to correct with; a safe level keeps the unused branch finite, gradients included.
+        # At sigma = 0 eps is undefined, and so is the correction; a safe level keeps the unused branch finite,
+        # gradients included.
         not_last = nxt.sigma > 0
         safe = select_level(not_last, cur, nxt)
         x0_ahead, eps_ahead = from_x0(denoise(predicted, safe), predicted, safe)
@@ -81,23 +86,23 @@ def heun(process: Process | None = None, churn: Churn | None = None, s_noise: fl
 
 
 def add_churn(process: Process | None, churn: Churn | None, s_noise: float | Array):
-    """(key, x, level) -> (x, level) with sigma / alpha raised by the share `churn` (algorithm 2, lines 4-6)."""
+    """(key, x, level) -> (x, level) with sigma / alpha multiplied by 1 + churn (algorithm 2, lines 4-6)."""
     if churn is None:
         return lambda key, x, cur: (x, cur)
     if process is None:
         raise ValueError(
-            "churn raises the noise to a level between the grid's, which only the process can name: pass process="
+            "churn raises the noise to a level between the grid's, whose time only the process can give: pass process="
         )
 
     def raise_noise(key: Array, x: Array, cur: Level) -> tuple[Array, Level]:
         log_share = jnp.log1p(jnp.asarray(churn(cur) if callable(churn) else churn, x.dtype))
-        # Pure noise cannot be raised; a safe lam keeps the unused branch finite, gradients included.
+        # The noise of pure noise cannot increase; a safe lam keeps the unused branch finite, gradients included.
         pure = cur.alpha == 0
         lam = jnp.where(pure, 0, cur.lam)
         time = process.time((lam - log_share).astype(jnp.result_type(float)))
         raised = jax.tree.map(lambda field: field.astype(x.dtype), process(time))
-        # The share of new noise, 1 - SNR_raised / SNR_cur, of the level that there is (a table ends), but rounding
-        # draws none from churn = 0.
+        # The share of new noise, 1 - SNR_raised / SNR_cur, at the level that exists (a table ends); 0 for churn = 0,
+        # despite rounding.
         share = jnp.clip(-jnp.expm1(2 * (raised.lam - lam)), 0, -jnp.expm1(-2 * log_share))
         std = jnp.asarray(s_noise, x.dtype) * raised.sigma * safe_sqrt(share)
         noisier = raised.alpha / jnp.where(pure, 1, cur.alpha) * x + std * normal_like(key, x)

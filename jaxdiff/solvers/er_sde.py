@@ -1,4 +1,4 @@
-"""ER-SDE-Solver (Cui et al. 2023): the extended reverse-time SDE, the denoiser a polynomial in sigma / alpha."""
+"""ER-SDE-Solver (Cui et al. 2023): the extended reverse-time SDE, with x0_hat a polynomial in sigma / alpha."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from jaxdiff.types import Denoiser, NoiseSampler
 
 __all__ = ["er_noise_scale", "er_sde"]
 
-_X, _W = np.polynomial.legendre.leggauss(16)  # on a smooth function of lam: exact to rounding for steps of any length
-_FAR = 20.0  # |lam| of pure noise and of clean data, whose own is infinite
+_X, _W = np.polynomial.legendre.leggauss(16)  # for a smooth function of lam: exact to rounding for steps of any size
+_FAR = 20.0  # replaces the infinite |lam| of pure noise and clean data
 
 
 def er_noise_scale(rho: Array) -> Array:
-    """log(phi(rho) / rho) of the paper's noise scale function phi(rho) = rho (exp(rho^0.3) + 10)."""
+    """log(phi(rho) / rho) for the paper's noise scale function phi(rho) = rho (exp(rho^0.3) + 10)."""
     return jnp.logaddexp(rho**0.3, jnp.log(jnp.asarray(10, rho.dtype)))
 
 
@@ -34,20 +34,23 @@ def er_sde(
     """ER-SDE-Solver-1, 2 and 3 (Cui et al. 2023, arXiv:2309.06169), for any process by rho = sigma / alpha.
 
     With y = x / alpha, y_s = r y_t + int x0_hat d(phi(rho_s) / phi(rho)) + sqrt(rho_s^2 - r^2 rho_t^2) z, where
-    r = phi(rho_s) / phi(rho_t). The paper expands x0_hat at rho_t with backward differences for derivatives; the
-    polynomial through the same answers, used here, is a term of the next order away and keeps order 3 of the ODE.
+    r = phi(rho_s) / phi(rho_t). The paper expands x0_hat at rho_t with backward differences for derivatives. Here
+    x0_hat is the polynomial through the same evaluations, which differs by a term of the next order and keeps order 3
+    for the ODE.
 
     Args:
-        order: number of answers that the polynomial goes through, 1 to 3.
-        log_scale: rho -> log(phi(rho) / rho), with phi the paper's noise scale function; it must not fall as rho rises.
-            0 is the ODE, log(rho) the reverse SDE.
-        s_noise: standard deviation of the noise that is drawn, in units of the right one; may be traced.
+        order: number of evaluations in the polynomial, 1 to 3.
+        log_scale: rho -> log(phi(rho) / rho), with phi the paper's noise scale function; must not decrease with rho. 0
+            is the ODE, log(rho) the reverse SDE.
+        s_noise: factor of the noise's standard deviation; may be traced.
         noise_sampler: `noise.white`, or `noise.brownian(key)` for a path that does not depend on the number of steps.
+
     Returns:
-        a solver of weak order 2 (1 for order 1) with one evaluation a step; the first steps are of a lower order, and
+        a solver of weak order 2 (1 for order 1) with one evaluation per step; the first steps are of a lower order, and
         the step to sigma = 0 of order 1.
+
     Raises:
-        ValueError: another order.
+        ValueError: order is not 1, 2 or 3.
     """
     if order not in (1, 2, 3):
         raise ValueError(f"order of er_sde must be 1, 2 or 3, got {order}")
@@ -60,13 +63,13 @@ def er_sde(
         x0 = denoise(x, cur)
         h, finite = lambda_step(cur, nxt)
         scale = lambda lam: log_scale(jnp.exp(-jnp.clip(lam, -_FAR, _FAR)))  # noqa: E731
-        # r is exp(-h) times this one's exponential.
+        # r = exp(-h + log_kept).
         log_kept = scale(nxt.lam) - scale(cur.lam)
         new = nxt.sigma / cur.sigma * jnp.exp(log_kept) * x - nxt.alpha * jnp.expm1(cur.lam - nxt.lam + log_kept) * x0
         if order > 1:
             lam = jnp.where(finite, cur.lam, 0)
             usable = jnp.isfinite(lams) & finite
-            # (rho - rho_t) / (rho_s - rho_t) of past levels; those that are not usable get values of their own.
+            # (rho - rho_t) / (rho_s - rho_t) of past levels; those that are not usable get other, distinct values.
             v = jnp.expm1(lam - jnp.where(usable, lams, lam)) / jnp.expm1(-h)
             v = jnp.concatenate([jnp.zeros(1, x.dtype), jnp.where(usable, v, 2 + jnp.arange(order - 1, dtype=x.dtype))])
             share = weights(v, jnp.concatenate([jnp.array([True]), usable]), _moments(scale, lam, h, order))
@@ -85,6 +88,6 @@ def _moments(scale: Callable[[Array], Array], lam: Array, h: Array, n: int) -> A
     v = jnp.expm1(-along) / jnp.expm1(-h)
     dv = jnp.asarray(0.5 * _W, h.dtype) * h * jnp.exp(-along) / -jnp.expm1(-h)
     end = scale(lam + h)
-    rest = -jnp.expm1(along - h - scale(lam + along) + end)  # 1 - E, by which E dv is integrated without cancelling
+    rest = -jnp.expm1(along - h - scale(lam + along) + end)  # 1 - E, to integrate E dv without cancellation
     first = -jnp.expm1(-h - scale(lam) + end)
     return jnp.stack([first] + [j * jnp.sum(v ** (j - 1) * rest * dv) for j in range(1, n)])

@@ -1,4 +1,4 @@
-"""Langevin dynamics at the grid's levels: annealed (Song and Ermon 2019), or to correct a solver (Song et al. 2020)."""
+"""Langevin dynamics at the grid's levels: annealed (Song and Ermon 2019), or as a corrector (Song et al. 2020)."""
 
 from __future__ import annotations
 
@@ -21,19 +21,21 @@ __all__ = ["annealed_langevin", "predictor_corrector"]
 
 @factory
 def predictor_corrector(predictor: Solver | None = None, steps: int = 1, snr: float | Array = 0.16) -> Solver:
-    """A solver's step, then Langevin steps at the level that it has reached (Song et al. 2020, algorithms 2 to 5).
+    """A solver's step, then Langevin steps at the new level (Song et al. 2020, algorithms 2 to 5).
 
     arXiv:2011.13456. x + e score + sqrt(2 e) z with e = 2 a (snr |z| / |score|)^2, a = (alpha_t / alpha_s)^2. The norms
-    are each example's own, where the paper's code takes their means over the batch: examples do not interact here.
-    It is meant for examples of many numbers, whose scores' norms vary little: the law is off by about 1 / that number.
+    are those of each example, not means over the batch as in the paper's code: examples do not interact. It assumes
+    that the norms of scores vary little, as in high dimension d: the error of the distribution is about 1 / d.
 
     Args:
         predictor: the solver; None is `reverse_diffusion()`.
-        steps: Langevin steps, the paper's M.
+        steps: number of Langevin steps, the paper's M.
         snr: the paper's r; may be traced.
+
     Returns:
-        a solver with steps evaluations more than the predictor's; no Langevin step at sigma = 0. Without an order,
-        since its error does not vanish with short steps.
+        a solver with `steps` evaluations more than the predictor's, and no Langevin step at sigma = 0. It has no order,
+        since its error does not vanish for short steps.
+
     Raises:
         ValueError: steps < 1, or snr a number that is not positive.
     """
@@ -58,29 +60,31 @@ def predictor_corrector(predictor: Solver | None = None, steps: int = 1, snr: fl
 
 @factory
 def annealed_langevin(steps: int = 5, step_size: float | Array = 0.2) -> Solver:
-    """Langevin steps x + e/2 score + sqrt(e) z at each level, e = size sigma^2 (Song and Ermon 2019, algorithm 1).
+    """Langevin steps x + e/2 score + sqrt(e) z at each level, e = step_size sigma^2 (Song and Ermon 2019, algorithm 1).
 
-    arXiv:1907.05600, whose epsilon / sigma_L^2 is `step_size`. Their noise grows on data that stays (VE); elsewhere it
-    is x / alpha that goes from level to level. The first level is left out, for there x has its law.
+    arXiv:1907.05600, whose epsilon / sigma_L^2 is `step_size`. The paper's process is VE; on others x / alpha is kept
+    from level to level. There are no steps at the first level, where x already has its distribution.
 
     Args:
-        steps: at a level, the paper's T.
-        step_size: of a Langevin step in units of sigma^2; may be traced. Its error vanishes with it, and needs more
-            steps.
+        steps: number of Langevin steps at a level, the paper's T.
+        step_size: size of a Langevin step in units of sigma^2; may be traced. Smaller steps have a smaller error, and
+            more of them are needed.
+
     Returns:
-        a solver with `steps` evaluations a step; the step to sigma = 0 is the denoiser's (Jolicoeur-Martineau et al.
-        2020, arXiv:2009.05475). Without an order.
+        a solver with `steps` evaluations per step; the step to sigma = 0 returns x0_hat (Jolicoeur-Martineau et al.
+        2020, arXiv:2009.05475). It has no order.
+
     Raises:
-        ValueError: steps < 1, or size a number that is not positive.
+        ValueError: steps < 1, or step_size a number that is not positive.
     """
-    _check(steps, "size", step_size)
+    _check(steps, "step_size", step_size)
 
     def step(denoise: Denoiser, key: Array, x: Array, state, cur: Level, nxt: Level):
         not_last = nxt.sigma > 0
         at = select_level(not_last, cur, nxt)
-        pure = cur.alpha == 0  # nothing of the data is left to be kept: the noise goes to the next level
+        pure = cur.alpha == 0  # there is no data to keep: the noise is scaled to the next level
         scale = jnp.where(pure, at.sigma / cur.sigma, at.alpha / jnp.where(pure, 1, cur.alpha))
-        # In the step to clean data x stays where it is, so that every evaluation gives the answer.
+        # In the step to clean data x does not move, so that every evaluation returns the result.
         e = jnp.where(not_last, 0.5 * jnp.asarray(step_size, x.dtype) * jnp.square(at.sigma), 0)
         moved, x0 = _langevin(denoise, key, scale * x, at, lambda z, score: e, steps)
         return jnp.where(not_last, moved, x0), state
@@ -91,7 +95,7 @@ def annealed_langevin(steps: int = 5, step_size: float | Array = 0.2) -> Solver:
 def _langevin(
     denoise, key: Array, x: Array, level: Level, size: Callable[[Array, Array], Array], steps: int
 ) -> tuple[Array, Array]:
-    """x + e score + sqrt(2 e) z, e = size(z, score), again and again; and what the last evaluation answered."""
+    """Langevin steps x + e score + sqrt(2 e) z, e = size(z, score); and x0_hat of the last evaluation."""
 
     def body(carry: tuple[Array, Array], i: Array):
         x, _ = carry
@@ -109,6 +113,6 @@ def _square(x: Array) -> Array:
 
 def _check(steps: int, name: str, value: float | Array) -> None:
     if not isinstance(steps, int | np.integer) or steps < 1:
-        raise ValueError(f"steps is a whole number of at least 1, got {steps!r:.80}")
+        raise ValueError(f"steps is an integer of at least 1, got {steps!r:.80}")
     if isinstance(value, (int, float)) and not value > 0:
         raise ValueError(f"{name} must be positive, got {value}")

@@ -1,4 +1,4 @@
-"""Linear multistep (k-diffusion's LMS): Adams-Bashforth's method in sigma / alpha, with the grid's own steps."""
+"""Linear multistep (k-diffusion's LMS): Adams-Bashforth methods in sigma / alpha, for any step sizes."""
 
 from __future__ import annotations
 
@@ -15,25 +15,27 @@ __all__ = ["lms"]
 
 @factory
 def lms(order: int = 4, *, lower_order_final: Level | None = None) -> Solver:
-    """x / alpha moves by the integral, over s = sigma / alpha, of the polynomial through the last eps_hat.
+    """Adams-Bashforth in s = sigma / alpha: x / alpha changes by the integral of a polynomial through the last eps_hat.
 
-    k-diffusion's `sample_lms`, whose numerical integrals are exact here (Gauss-Legendre's two points for a cubic).
+    k-diffusion's `sample_lms`, with exact integrals (two Gauss-Legendre points, exact for a cubic).
 
     Args:
-        order: number of eps_hat that the polynomial goes through, 1 to 4; 1 is Euler's method and DDIM.
-        lower_order_final: the grid that is sampled on, fields [N + 1], which may be traced: its last steps are then at
-            most of order ..., 3, 2, 1, which helps where few steps end short of clean data. None keeps the order.
+        order: number of evaluations in the polynomial, 1 to 4; 1 is Euler's method and DDIM.
+        lower_order_final: the grid passed to `sample`, fields [N + 1]; may be traced. Limits the order of its last
+            steps to ..., 3, 2, 1, which helps if few steps end above sigma = 0. None keeps the order.
+
     Returns:
-        a solver of this order with one evaluation a step. The first steps are of order 1, 2, ... and the step from
-        pure noise, which is left out of the polynomial, of order 1. s reaches sigma = 0, and the full order with it.
+        a solver of this order with one evaluation per step. The first steps are of order 1, 2, ..., and the step from
+        pure noise, which is not part of the polynomial, of order 1. The step to sigma = 0 has the full order.
+
     Raises:
-        ValueError: another order.
+        ValueError: order is not 1, 2, 3 or 4.
     """
     if order not in (1, 2, 3, 4):
         raise ValueError(f"order of lms must be 1, 2, 3 or 4, got {order}")
 
     def init(x: Array) -> tuple[Array, Array]:
-        # Evaluations are remembered by alpha / sigma. At 0, pure noise, they have no weight: neither has an empty past.
+        # Evaluations are stored with their alpha / sigma: those with 0, of pure noise or not yet made, have weight 0.
         return jnp.zeros((order - 1, *x.shape), x.dtype), jnp.zeros(order - 1, x.dtype)
 
     def step(denoise: Denoiser, key: Array, x: Array, state, cur: Level, nxt: Level):
@@ -41,10 +43,10 @@ def lms(order: int = 4, *, lower_order_final: Level | None = None) -> Solver:
         x0, eps = from_x0(denoise(x, cur), x, cur)
         r = (cur.alpha / cur.sigma).astype(x.dtype)
         change = jnp.zeros_like(x)
-        seen = jnp.where(jnp.arange(order - 1, dtype=jnp.int32) < steps_left(lower_order_final, cur) - 1, r_past, 0)
-        for j, weight in enumerate(_integrals(r, seen, nxt.sigma / nxt.alpha)):
+        r_used = jnp.where(jnp.arange(order - 1, dtype=jnp.int32) < steps_left(lower_order_final, cur) - 1, r_past, 0)
+        for j, weight in enumerate(_integrals(r, r_used, nxt.sigma / nxt.alpha)):
             change = change + nxt.alpha * weight * (past[j] - eps)
-        # Weights of the present and the past add up to the step that the present alone would take.
+        # The weights of the current and past evaluations sum to the size of the step.
         return nxt.alpha * x0 + nxt.sigma * eps + change, (
             prepend(past, eps),
             prepend(r_past, r),
@@ -56,7 +58,7 @@ def lms(order: int = 4, *, lower_order_final: Level | None = None) -> Solver:
 def _integrals(r: Array, past: Array, end: Array) -> list[Array]:
     """The integrals over s from 1 / r to `end` of Lagrange's polynomials, each 1 at one of 1 / past and 0 at the others
     and at 1 / r."""
-    begin = jnp.where(r > 0, 1 / jnp.where(r > 0, r, 1), 0)  # after pure noise every weight is 0
+    begin = jnp.where(r > 0, 1 / jnp.where(r > 0, r, 1), 0)  # after pure noise all weights are 0
     half = 0.5 * (end - begin)
     points = [0.5 * (begin + end) + sign * half / 3**0.5 for sign in (-1, 1)]
 
@@ -65,7 +67,7 @@ def _integrals(r: Array, past: Array, end: Array) -> list[Array]:
         for k, other in enumerate([r, *past]):
             if k == j + 1:
                 continue
-            # (s - s_k) / (s_j - s_k), in which an infinite s_k leaves 1 and an infinite s_j leaves 0.
+            # (s - s_k) / (s_j - s_k), which is 1 for an infinite s_k and 0 for an infinite s_j.
             apart = other - past[j]
             value = value * (s * other - 1) * past[j] / jnp.where(apart == 0, 1, apart)
         return value

@@ -1,6 +1,6 @@
-"""Pseudo numerical methods (Liu et al. 2022): Adams-Bashforth on eps_hat with fixed weights, a step by DDIM's formula.
+"""Pseudo numerical methods (Liu et al. 2022): Adams-Bashforth weights for eps_hat in DDIM's formula.
 
-`pndm`, `plms` and `ipndm` differ in their first steps, for which the history is too short: Runge-Kutta, one step of
+`pndm`, `plms` and `ipndm` differ in the first steps, where the history is too short: Runge-Kutta steps, one step of
 Heun's method, or lower orders.
 """
 
@@ -19,52 +19,56 @@ from jaxdiff.types import Denoiser
 
 __all__ = ["ipndm", "plms", "pndm"]
 
-# Adams-Bashforth's weights of the newest and the older values, for equal steps: orders 1 to 4.
+# Adams-Bashforth weights for equal steps, newest value first: orders 1 to 4.
 _WEIGHTS = np.array([[24, 0, 0, 0], [36, -12, 0, 0], [46, -32, 10, 0], [55, -59, 37, -9]]) / 24
 
 
 @factory
 def pndm(process: Process | None = None) -> Solver:
-    """PNDM with three pseudo Runge-Kutta steps ahead (F-PNDM; Liu et al. 2022, arXiv:2202.09778, algorithm 2).
+    """PNDM with three pseudo Runge-Kutta steps first (F-PNDM; Liu et al. 2022, arXiv:2202.09778, algorithm 2).
 
     Args:
-        process: its level at the middle of the step in time is the Runge-Kutta steps' inner point, as in the paper;
-            without it, the middle of the straight line from level to level: the same for EDM and Flow.
+        process: gives the inner point of Runge-Kutta steps, at the midpoint in time, as in the paper. Without it the
+            midpoint is interpolated linearly, which is the same for EDM and Flow.
+
     Returns:
-        a solver of order 2 (its weights are those of equal steps in sigma / alpha, where it would have order 4) with
-        one evaluation a step, but four in each of the first three steps.
+        a solver of order 2 (order 4 for equal steps in sigma / alpha, which the weights assume) with one evaluation per
+        step, and four in each of the first three steps.
     """
     return _adams(4, (0.0, 0.5, 0.5, 1.0), (1 / 6, 1 / 3, 1 / 3, 1 / 6), steps=3, process=process)
 
 
 @factory
 def plms(*, lower_order_final: Level | None = None) -> Solver:
-    """PNDM with a pseudo Heun step ahead and orders 2 and 3 after it: the PLMS of latent and Stable Diffusion.
+    """PNDM with a pseudo Heun step first, then orders 2 and 3: the PLMS sampler of latent and Stable Diffusion.
 
     Rombach et al. 2022, arXiv:2112.10752 (their published code); the multistep method is Liu et al.'s
     (arXiv:2202.09778).
 
     Args:
-        lower_order_final: the grid that is sampled on, fields [N + 1], which may be traced: its last steps are then at
-            most of order ..., 3, 2, 1, which helps where few steps end short of clean data. None keeps the order.
+        lower_order_final: the grid passed to `sample`, fields [N + 1]; may be traced. Limits the order of its last
+            steps to ..., 3, 2, 1, which helps if few steps end above sigma = 0. None keeps the order.
+
     Returns:
-        a solver of order 2 with one evaluation a step, but two in the first.
+        a solver of order 2 with one evaluation per step, and two in the first step.
     """
     return _adams(4, (0.0, 1.0), (1 / 2, 1 / 2), steps=1, lower_order_final=lower_order_final)
 
 
 @factory
 def ipndm(order: int = 4, *, lower_order_final: Level | None = None) -> Solver:
-    """PNDM with lower orders ahead, in place of Runge-Kutta steps (iPNDM; Zhang and Chen 2022, arXiv:2204.13902).
+    """PNDM with lower orders first, instead of Runge-Kutta steps (iPNDM; Zhang and Chen 2022, arXiv:2204.13902).
 
     Args:
-        order: number of eps_hat that are combined, 1 to 4; 1 is DDIM.
-        lower_order_final: the grid that is sampled on, fields [N + 1], which may be traced: its last steps are then at
-            most of order ..., 3, 2, 1, which helps where few steps end short of clean data. None keeps the order.
+        order: number of evaluations that are combined, 1 to 4; 1 is DDIM.
+        lower_order_final: the grid passed to `sample`, fields [N + 1]; may be traced. Limits the order of its last
+            steps to ..., 3, 2, 1, which helps if few steps end above sigma = 0. None keeps the order.
+
     Returns:
-        a solver of order min(order, 2) with one evaluation a step.
+        a solver of order min(order, 2) with one evaluation per step.
+
     Raises:
-        ValueError: another order.
+        ValueError: order is not 1, 2, 3 or 4.
     """
     if order not in (1, 2, 3, 4):
         raise ValueError(f"order of ipndm must be 1, 2, 3 or 4, got {order}")
@@ -75,10 +79,10 @@ def _adams(
     order: int, points: tuple[float, ...], weights: tuple[float, ...], *, steps: int, process: Process | None = None,
     lower_order_final: Level | None = None,
 ) -> Solver:  # fmt: skip
-    """Adams-Bashforth of this order, after `steps` Runge-Kutta steps that look at `points` of the step.
+    """Adams-Bashforth of this order, after `steps` Runge-Kutta steps that evaluate at `points` of the step.
 
-    A step is x + (alpha_s - alpha_t) x0 + (sigma_s - sigma_t) eps with a mean eps of the evaluations, and the x0 that x
-    and eps mean: for alpha_t > 0 this is DDIM's formula. At pure noise x0 is the mean of the evaluations too.
+    A step is x + (alpha_s - alpha_t) x0 + (sigma_s - sigma_t) eps, where eps is a mean of the evaluations, and x0
+    follows from x and eps: for alpha_t > 0 this is DDIM's formula. At pure noise x0 is also a mean of the evaluations.
     """
 
     def init(x: Array) -> tuple[Array, Array]:
@@ -95,19 +99,19 @@ def _adams(
         def move(ends: tuple[Array, Array], level: Level) -> Array:
             return x + (level.alpha - cur.alpha) * ends[0] + (level.sigma - cur.sigma) * ends[1]
 
-        def look(ends: tuple[Array, Array], level: Level) -> tuple[Array, Array]:
+        def evaluate(ends: tuple[Array, Array], level: Level) -> tuple[Array, Array]:
             there = move(ends, level)
             return ends_at(*from_x0(denoise(there, level), there, level))
 
-        def stage(ends, i_level):  # stages but the first cost nothing after the warm-up
+        def stage(ends, i_level):  # after the warm-up only the first stage is evaluated
             i, level = i_level
-            ends = jax.lax.cond((i == 0) | warming, lambda ends: look(ends, level), lambda ends: ends, ends)
+            ends = jax.lax.cond((i == 0) | warming, lambda ends: evaluate(ends, level), lambda ends: ends, ends)
             return ends, ends
 
         levels = _stages(points, cur, nxt, process)
-        nothing = jnp.zeros_like(x), jnp.zeros_like(x)
-        _, (x0, eps) = jax.lax.scan(stage, nothing, (jnp.arange(len(points)), levels))
-        # At sigma = 0 there is no eps to look at: a warm-up step is Euler's.
+        empty = jnp.zeros_like(x), jnp.zeros_like(x)
+        _, (x0, eps) = jax.lax.scan(stage, empty, (jnp.arange(len(points)), levels))
+        # At sigma = 0 eps is undefined: a warm-up step is Euler's.
         predicted = jnp.where(nxt.sigma > 0, jnp.asarray(weights, x.dtype), jnp.eye(len(points), dtype=x.dtype)[0])
         least = jnp.minimum(jnp.minimum(done, order - 1), steps_left(lower_order_final, cur) - 1)
         adams = jnp.asarray(_WEIGHTS, x.dtype)[least]
@@ -120,10 +124,10 @@ def _adams(
 
 
 def _stages(points: tuple[float, ...], cur: Level, nxt: Level, process: Process | None) -> Level:
-    """The levels of the points, stacked; where `nxt` is clean data, `cur` in its place."""
+    """The levels of the points, stacked; `cur` replaces `nxt` if that is clean data."""
     line = lerp(cur, nxt, 0.5)
     mid = line if process is None else jax.tree.map(lambda field: field.astype(line.t.dtype), process(line.t))
     at = {0.0: cur, 0.5: mid, 1.0: select_level(nxt.sigma > 0, cur, nxt)}
     levels = [at[w] for w in points]
-    like = levels[min(1, len(points) - 1)]  # a table's time is an integer until a middle comes in
+    like = levels[min(1, len(points) - 1)]  # the time of a table is an integer, except at the midpoint
     return Level(*(jnp.stack([f.astype(l.dtype) for f in fields]) for l, *fields in zip(like, *levels, strict=True)))

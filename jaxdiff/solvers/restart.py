@@ -1,4 +1,4 @@
-"""Restart sampling (Xu et al. 2023): back to more noise, and down again."""
+"""Restart sampling (Xu et al. 2023): add noise, and solve down again."""
 
 from __future__ import annotations
 
@@ -19,27 +19,29 @@ __all__ = ["restart"]
 
 @factory
 def restart(solver: Solver | None = None, interval: Level | None = None, repeats: int = 1) -> Solver:
-    """Noise x back to an interval's first level and solve down to its last, several times (Xu et al. 2023).
+    """Add noise up to an interval's first level and solve down to its last, several times (Xu et al. 2023).
 
-    arXiv:2306.14878, algorithm 1. Fresh noise contracts the errors that were made above the interval, and an ODE solver
-    makes few within it. The restart happens in the step that arrives at or passes the interval's end, and ends where
-    that step does; other steps cost nothing more. Several intervals: `restart(restart(heun(), low), high)`.
+    arXiv:2306.14878, algorithm 1. Fresh noise contracts the errors from above the interval, and an ODE solver adds few
+    errors within it. The restart happens in the step that reaches or passes the interval's end, and ends at that step's
+    end; other steps cost nothing more. For several intervals use `restart(restart(heun(), low), high)`.
 
     Args:
-        solver: of the main path and of the interval; None is `heun()`.
-        interval: a grid, fields [M + 1], noisiest first, whose last level is one of the sampler's own, e.g.
-            `grids.karras(process, M, ...)` without its clean end; may be traced. None restarts every step but that to
-            sigma = 0 from its own beginning.
+        solver: solver of the main path and of the interval; None is `heun()`.
+        interval: a grid, fields [M + 1], noisiest first, whose last level is a level of the sampler's grid, e.g.
+            `grids.karras(process, M, ...)` without its clean end; may be traced. None restarts every step from its
+            first level, except the step to sigma = 0.
         repeats: the paper's K.
+
     Returns:
-        a solver of the same order, of main path and interval refined together. A multistep method begins each interval
-        without history and goes on with the interval's (an interval of one step keeps it at order 1).
+        a solver of the same order, if main path and interval are refined together. A multistep method starts each
+        interval without a history and continues with that of the interval (with intervals of one step its order is 1).
+
     Raises:
-        ValueError: repeats < 0, or an interval that is no grid.
+        ValueError: repeats < 0, or `interval` is not a grid.
     """
     inner = heun() if solver is None else solver
     if not isinstance(repeats, int | np.integer) or repeats < 0:
-        raise ValueError(f"repeats is a whole number of at least 0, got {repeats!r:.80}")
+        raise ValueError(f"repeats is an integer of at least 0, got {repeats!r:.80}")
     if interval is not None and len(set(map(np.shape, interval)) | {np.shape(interval.t)[:1]}) != 1:
         raise ValueError(f"an interval is a Level with fields [M + 1], got shapes {list(map(np.shape, interval))}")
 
@@ -59,7 +61,7 @@ def restart(solver: Solver | None = None, interval: Level | None = None, repeats
             pairs = grid.at(slice(None, -1)), grid.at(slice(1, None))
             return jax.lax.scan(body, (x, inner.init(x)), (jnp.arange(grid.t.shape[0] - 1), *pairs))[0], None
 
-        # The state is the interval's too: a multistep method's history from before it is of another trajectory.
+        # The state is also that of the interval: a history from before it belongs to another trajectory.
         repeat = lambda carry: jax.lax.scan(again, carry, jnp.arange(repeats))[0]  # noqa: E731
         return jax.lax.cond(here, repeat, lambda carry: carry, (x, state))
 
@@ -69,12 +71,12 @@ def restart(solver: Solver | None = None, interval: Level | None = None, repeats
 
 
 def _grid(interval: Level | None, cur: Level, nxt: Level) -> tuple[Level, Array]:
-    """The levels to solve down, which end at `nxt`; and whether this step is the one to restart."""
-    moving = nxt.sigma > 0
+    """The levels of the interval, ending at `nxt`; and whether to restart in this step."""
+    not_last = nxt.sigma > 0
     if interval is None:
-        return Level(*(jnp.stack([c.astype(n.dtype), n]) for c, n in zip(cur, nxt, strict=True))), moving
+        return Level(*(jnp.stack([c.astype(n.dtype), n]) for c, n in zip(cur, nxt, strict=True))), not_last
     typed = Level(*(jnp.asarray(field).astype(n.dtype) for field, n in zip(interval, nxt, strict=True)))
     end = typed.at(-1).lam
-    end = end - 1e-4 * (1 + jnp.abs(end))  # a level that is the interval's end give or take rounding has arrived
+    end = end - 1e-4 * (1 + jnp.abs(end))  # the end counts as reached despite rounding
     grid = Level(*(field.at[-1].set(n) for field, n in zip(typed, nxt, strict=True)))
-    return grid, moving & (cur.lam < end) & (end <= nxt.lam)
+    return grid, not_last & (cur.lam < end) & (end <= nxt.lam)

@@ -1,8 +1,8 @@
-"""Runge-Kutta methods along the straight line from one level to the next: the classical one, and adaptive pairs.
+"""Runge-Kutta methods on the line between two levels: the classical method, and adaptive pairs.
 
 On the line alpha and sigma are linear in w in [0, 1], and the probability-flow ODE is dx/dw = D dalpha + E dsigma with
 the denoiser D, its noise E = (x - alpha D) / sigma, and constant dalpha, dsigma. It is finite at alpha = 0, but not at
-sigma = 0: the step to clean data is Euler's, which answers the denoiser.
+sigma = 0: the step to clean data is Euler's, which returns x0_hat.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ def rk4(process: Process | None = None) -> Solver:
     """The classical Runge-Kutta method on the probability-flow ODE along the line between two levels.
 
     Args:
-        process: names the time of the middle. Without it that time is interpolated: exact for EDM and Flow, and where
-            the network is told lam; elsewhere it is off by O(h^2), and the order is 2.
+        process: gives the time of the midpoint. Without it that time is interpolated: exact for EDM and Flow, and where
+            the network's noise input is lam; elsewhere it is off by O(h^2), and the order is 2.
+
     Returns:
-        a solver of order 4 with four evaluations a step; the step to sigma = 0 is Euler's.
+        a solver of order 4 with four evaluations per step; the step to sigma = 0 is Euler's.
     """
 
     def step(denoise: Denoiser, key: Array, x: Array, state, cur: Level, nxt: Level):
@@ -57,8 +58,14 @@ def _slope(denoise: Callable, x: Array, level: Level, cur: Level, nxt: Level) ->
 
 
 class _ButcherTableau(NamedTuple):
-    """An embedded pair whose last evaluation is the next step's first: nodes c, matrix a (the last row is the step),
-    weights of the error estimate, and the order of the lower method plus one."""
+    """An embedded pair of Runge-Kutta methods, whose last evaluation is the first of the next step.
+
+    Attributes:
+        c: [S], nodes.
+        a: [S, S], matrix; its last row is the step.
+        error: [S], weights of the error estimate.
+        order: order of the lower method plus one.
+    """
 
     c: np.ndarray
     a: np.ndarray
@@ -94,24 +101,25 @@ _BOGACKI_SHAMPINE = _ButcherTableau(
 def rk45(
     rtol: float | Array = 1e-5, atol: float | Array = 1e-5, process: Process | None = None, *, max_steps: int = 1000
 ) -> Solver:
-    """Dormand and Prince's pair of orders 5 and 4 with a step size for each example, controlled by its error.
+    """Dormand and Prince's pair of orders 5 and 4, with a step size per example that is controlled by the error.
 
-    A black-box solver of the probability-flow ODE, as in Song et al. 2020 (arXiv:2011.13456). A grid of one interval to
-    the lowest sigma, and one to clean data, is usual: `sample_state` then answers x and the number of evaluations, in
-    the state's `nfe`. An example takes the steps that it would take alone; the batch is evaluated until all have ended.
-    Differentiable in forward mode only, since the number of steps is not known beforehand.
+    A black-box solver of the probability-flow ODE, as in Song et al. 2020 (arXiv:2011.13456). The usual grid has one
+    interval to the lowest sigma and one to clean data. `sample_state` also returns the number of evaluations, in the
+    state's `nfe`. Steps do not depend on other examples; the batch is evaluated until all have ended. Differentiable in
+    forward mode only, since the number of steps is not static.
 
     Args:
-        rtol: tolerance of one step's error (the root mean square of an example's numbers), relative to |x|; > 0, may
-            be traced.
-        atol: what is tolerated of the error besides; > 0, may be traced.
-        process: names the times of inner levels, as for `rk4`. Pass it wherever the network is told a time that is not
-            EDM's or Flow's: over a long interval an interpolated time is far off, and no tolerance tells.
-        max_steps: attempts that an example has in an interval. The last takes what is left in one step, whatever its
-            error, so that every program ends; the state's `failed` tells.
+        rtol: tolerance of a step's error (root mean square over an example), relative to |x|; > 0, may be traced.
+        atol: absolute tolerance, added to the relative one; > 0, may be traced.
+        process: gives the times of inner levels, as for `rk4`. Pass it unless the network receives the time of EDM or
+            Flow: over a long interval the error of interpolated times is large, and not part of the error estimate.
+        max_steps: largest number of attempts per example in an interval. The last one covers the rest in one step,
+            whatever its error, so that sampling ends, and sets the state's `failed`.
+
     Returns:
-        a solver whose error is set by the tolerance; six evaluations an attempt, and one more in each interval. The
-        step to sigma = 0 is Euler's, which answers the denoiser.
+        a solver whose error is set by the tolerance; six evaluations per attempt, and one more in each interval. The
+        step to sigma = 0 is Euler's, which returns x0_hat.
+
     Raises:
         ValueError: a tolerance that is a number and not positive; max_steps < 1.
     """
@@ -122,12 +130,14 @@ def rk45(
 def rk23(
     rtol: float | Array = 1e-3, atol: float | Array = 1e-3, process: Process | None = None, *, max_steps: int = 1000
 ) -> Solver:
-    """`rk45` with Bogacki and Shampine's pair of orders 3 and 2: fewer evaluations where the tolerance is loose.
+    """`rk45` with Bogacki and Shampine's pair of orders 3 and 2: fewer evaluations for loose tolerances.
 
     Args:
         rtol, atol, process, max_steps: as for `rk45`.
+
     Returns:
-        a solver whose error is set by the tolerance; three evaluations an attempt, and one more in each interval.
+        a solver whose error is set by the tolerance; three evaluations per attempt, and one more in each interval.
+
     Raises:
         ValueError: as for `rk45`.
     """
@@ -139,24 +149,23 @@ def _adaptive(pair: _ButcherTableau, rtol, atol, process: Process | None, max_st
 
     def step(denoise: Denoiser, key: Array, x: Array, state: AdaptiveState, cur: Level, nxt: Level):
         not_last = nxt.sigma > 0
-        end = select_level(
-            not_last, cur, nxt
-        )  # to clean data no try is made; a safe level keeps the unused branch finite
+        # There is no attempt to clean data; a safe level keeps the unused branch finite.
+        end = select_level(not_last, cur, nxt)
         slope = _slope(denoise, x, cur, cur, nxt)
         inner = with_process(denoise, process)
 
         def stages(x: Array, left: Array, slope: Array, h: Array) -> Array:
             """The slopes at each stage, [S, B, ...]."""
 
-            def stage(k: Array, row):
-                i, c, a = row
-                w = left - c * h  # counted from the clean end, where sigma may be small beside cur's
+            def stage(k: Array, i_c_a):
+                i, c, a = i_c_a
+                w = left - c * h  # from the clean end, where sigma may be much smaller than cur's
                 y = x + per_example(h, x) * jnp.tensordot(a, k, 1, precision="highest")
                 return k.at[i].set(_slope(inner, y, lerp(end, cur, w), cur, nxt)), None
 
-            rows = (np.arange(1, len(pair.c)), *(jnp.asarray(field[1:], x.dtype) for field in (pair.c, pair.a)))
+            tableau = (np.arange(1, len(pair.c)), *(jnp.asarray(field[1:], x.dtype) for field in (pair.c, pair.a)))
             first = jnp.zeros((len(pair.c), *x.shape), x.dtype).at[0].set(slope)
-            return jax.lax.scan(stage, first, rows)[0]
+            return jax.lax.scan(stage, first, tableau)[0]
 
         def attempt(walk: Progress, h: Array, last: Array) -> Attempt:
             slope, rejected = walk.memory
@@ -171,7 +180,7 @@ def _adaptive(pair: _ButcherTableau, rtol, atol, process: Process | None, max_st
         length = jnp.hypot(nxt.alpha - cur.alpha, nxt.sigma - cur.sigma)
         start = Progress(
             x,
-            left=jnp.where(not_last, jnp.ones_like(state.step), 0),  # a share of the line
+            left=jnp.where(not_last, jnp.ones_like(state.step), 0),  # as a share of the line
             step=jnp.where(state.step > 0, jnp.minimum(state.step / length, 1), 1),
             tries=jnp.zeros_like(state.nfe),
             failed=state.failed,
@@ -186,10 +195,10 @@ def _adaptive(pair: _ButcherTableau, rtol, atol, process: Process | None, max_st
 
 
 def _moved(pair: _ButcherTableau, x: Array, h: Array, k: Array, *, rtol, atol) -> tuple[Array, Array]:
-    """x after a step h with slopes k, and its squared error [B] in units of what is tolerated."""
-    row, error = (jnp.asarray(weights, h.dtype) for weights in (pair.a[-1], pair.error))
-    moved = x + per_example(h, x) * jnp.tensordot(row, k, 1, precision="highest")
+    """x after a step h with slopes k, and its squared error [B] in units of the tolerance."""
+    step, error = (jnp.asarray(weights, h.dtype) for weights in (pair.a[-1], pair.error))
+    moved = x + per_example(h, x) * jnp.tensordot(step, k, 1, precision="highest")
     estimate = per_example(h, x) * jnp.tensordot(error, k, 1, precision="highest")
     scale = jnp.asarray(atol, h.dtype) + jnp.asarray(rtol, h.dtype) * jnp.maximum(jnp.abs(x), jnp.abs(moved))
     square = jnp.mean(jnp.square(estimate / scale), axis=tuple(range(1, x.ndim)))
-    return moved, jnp.where(jnp.isfinite(square), square, jnp.inf)  # an overflow is an error like others: try less
+    return moved, jnp.where(jnp.isfinite(square), square, jnp.inf)  # an overflow counts as a large error

@@ -22,31 +22,33 @@ def sa_solver(
     predictor_order: int = 3, corrector_order: int = 4, tau: float | Array | Callable[[Level], Array] = 1.0, *,
     s_noise: float | Array = 1.0, noise_sampler: NoiseSampler = white, lower_order_final: Level | None = None,
 ) -> Solver:  # fmt: skip
-    """The variance-controlled SDE by an Adams-Bashforth predictor and an Adams-Moulton corrector (Xue et al. 2023).
+    """An Adams-Bashforth predictor and an Adams-Moulton corrector for the variance-controlled SDE (Xue et al. 2023).
 
-    arXiv:2309.05019, on the denoiser (data prediction), in the mode that evaluates it once a step. The
-    coefficients are the paper's integrals for all orders; its code and diffusers simplify those of order 2.
+    arXiv:2309.05019, with data prediction (x0_hat), in the mode with one evaluation per step. The coefficients are the
+    paper's integrals for all orders; its code and diffusers simplify those of order 2.
 
     Args:
-        predictor_order: number of answers through which the predictor's polynomial goes, at least 1.
-        corrector_order: the same for the corrector, counting the answer at its own end; 0 does not correct.
-        tau: how much noise: 0 is the ODE, and a plain 0 draws nothing; 1 is the reverse SDE. A number of at least 0,
-            which may be traced, or a function of the level where the step begins.
-        s_noise: standard deviation of the noise that is drawn, in units of the right one; may be traced.
+        predictor_order: number of evaluations in the predictor's polynomial, at least 1.
+        corrector_order: the same for the corrector, including the evaluation at the step's end; 0 is no corrector.
+        tau: amount of noise, a number of at least 0, which may be traced, or a function of the step's first level. 1 is
+            the reverse SDE, 0 the ODE, and a plain 0 draws no noise.
+        s_noise: factor of the noise's standard deviation; may be traced.
         noise_sampler: `noise.white`, or `noise.brownian(key)` for a path that does not depend on the number of steps.
-        lower_order_final: the grid that is sampled on, fields [N + 1], which may be traced: its last steps are then at
-            most of order ..., 3, 2, 1, which helps where few steps end short of clean data. None keeps the order.
+        lower_order_final: the grid passed to `sample`, fields [N + 1]; may be traced. Limits the order of its last
+            steps to ..., 3, 2, 1, which helps if few steps end above sigma = 0. None keeps the order.
+
     Returns:
-        a solver of weak order 2 (1 for a predictor of order 1 without a corrector; for a plain tau = 0 the order of the
-        better of the two, where the predictor is at most 1 behind) with one evaluation a step. The first steps are of a
-        lower order, and the step to sigma = 0 of order 1; what the last step predicts is not corrected.
+        a solver of weak order 2 (1 for a predictor of order 1 without a corrector; for a plain tau = 0 the higher order
+        of the two, but at most the predictor's plus 1) with one evaluation per step. The first steps are of a lower
+        order, and the step to sigma = 0 is of order 1; the last step is not corrected.
+
     Raises:
         ValueError: an order that is not allowed, or a tau below 0.
     """
     if not isinstance(predictor_order, int) or predictor_order < 1:
-        raise ValueError(f"predictor_order must be a whole number of at least 1, got {predictor_order}")
+        raise ValueError(f"predictor_order must be an integer of at least 1, got {predictor_order}")
     if not isinstance(corrector_order, int) or corrector_order < 0:
-        raise ValueError(f"corrector_order must be a whole number of at least 0, got {corrector_order}")
+        raise ValueError(f"corrector_order must be an integer of at least 0, got {corrector_order}")
     if isinstance(tau, (int, float)) and not tau >= 0:
         raise ValueError(f"tau must be at least 0, got {tau}")
     best = max(predictor_order, min(corrector_order, predictor_order + 1))

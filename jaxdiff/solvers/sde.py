@@ -1,4 +1,4 @@
-"""Steps of the reverse SDE (Song et al. 2020): Euler and Maruyama's, and the reverse diffusion sampler."""
+"""Steps of the reverse SDE (Song et al. 2020): Euler-Maruyama and the reverse diffusion sampler."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ __all__ = ["euler_maruyama", "reverse_diffusion"]
 
 @factory
 def euler_maruyama(*, noise_sampler: NoiseSampler = white) -> Solver:
-    """Euler and Maruyama's method on the reverse SDE, dx = (f x - g^2 score) dt + g dw (Song et al. 2020, eq. 6).
+    """The Euler-Maruyama method for the reverse SDE, dx = (f x - g^2 score) dt + g dw (Song et al. 2020, eq. 6).
 
-    arXiv:2011.13456. A step knows two levels and no time: f dt is log(alpha_t / alpha_s), and g^2 dt what the variance
-    loses, sigma_t^2 - sigma_s^2 - 2 f sigma^2 dt, with the mean of sigma^2.
+    arXiv:2011.13456. The coefficients follow from the two levels: f dt = log(alpha_t / alpha_s), and g^2 dt = sigma_t^2
+    - sigma_s^2 - 2 f sigma^2 dt with the mean of sigma^2.
 
     Args:
         noise_sampler: `noise.white`, or `noise.brownian(key)` for a path that does not depend on the number of steps.
+
     Returns:
-        a solver of order 1. From pure noise, where f is infinite, it takes the posterior's step; to sigma = 0 the
-        denoiser's, without noise, as the paper ends.
+        a solver of order 1. From pure noise, where f is infinite, the step is the posterior's; the step to sigma = 0
+        returns x0_hat, without noise, as in the paper.
     """
 
     def coefficients(cur: Level, nxt: Level) -> tuple[Array, Array]:
@@ -47,8 +48,9 @@ def reverse_diffusion(*, noise_sampler: NoiseSampler = white) -> Solver:
 
     Args:
         noise_sampler: `noise.white`, or `noise.brownian(key)` for a path that does not depend on the number of steps.
+
     Returns:
-        a solver of order 1, which begins at pure noise and ends at sigma = 0 as `euler_maruyama` does.
+        a solver of order 1, with the same steps from pure noise and to sigma = 0 as `euler_maruyama`.
     """
 
     def coefficients(cur: Level, nxt: Level) -> tuple[Array, Array]:
@@ -58,7 +60,7 @@ def reverse_diffusion(*, noise_sampler: NoiseSampler = white) -> Solver:
 
 
 def _reverse(coefficients: Callable[[Level, Level], tuple[Array, Array]], noise_sampler: NoiseSampler) -> Solver:
-    """x - f x + g^2 score + g z with (f, g^2) of a step, and the exact steps at both ends."""
+    """Steps x - f x + g^2 score + g z with (f, g^2) from `coefficients`, and the exact steps at both ends."""
 
     def step(denoise: Denoiser, key: Array, x: Array, state, cur: Level, nxt: Level):
         x0, eps = from_x0(denoise(x, cur), x, cur)

@@ -46,7 +46,7 @@ def test_align_your_steps_lists_have_ten_steps_and_fall():
 
 def test_no_list_is_refused():
     for sigmas in ([1.0], [[2.0, 1.0]], [1.0, 2.0], [1.0, 1.0], [1.0, -1.0], [np.inf, 1.0]):
-        with pytest.raises(ValueError, match="at least two falling numbers"):
+        with pytest.raises(ValueError, match="at least two decreasing numbers"):
             grids.from_sigmas(EDM, sigmas)
 
 

@@ -98,5 +98,5 @@ def test_a_momentum_that_grows_is_refused():
 
 def test_a_radius_that_is_not_positive_is_refused():
     for radius in (0.0, -1.0, np.nan):
-        with pytest.raises(ValueError, match="radius must be above 0"):
+        with pytest.raises(ValueError, match="norm_threshold must be above 0"):
             guidance.apg(rational, other, 2.0, norm_threshold=radius)

@@ -135,7 +135,7 @@ def test_guidance_without_a_condition_is_refused():
     denoise = lambda x, level: x  # noqa: E731
     with pytest.raises(ValueError, match=r"uncond must be a denoiser .*, got None; .* autoguidance"):
         guidance.cfg(denoise, None, 2.0)
-    with pytest.raises(ValueError, match=r"guidance needs a condition and its null, got {} and {}"):
+    with pytest.raises(ValueError, match=r"guidance needs a condition and a null condition, got {} and {}"):
         guidance.cfg_batched(network, 0, jd.parameterize.v, cond={}, null_cond={}, scale=2.0)
     with pytest.raises(ValueError, match="log_prob must be a function"):
         guidance.classifier(denoise, jnp.ones(3))

@@ -39,7 +39,7 @@ def test_empty_ranges_and_wrong_quantiles_are_refused():
         with pytest.raises(ValueError, match="low < high"):
             guidance.clip(same, low, high)
     for percentile in (0.0, 1.5, 99.5, -1, np.nan):
-        with pytest.raises(ValueError, match=r"percentile must lie in \(0, 1\]"):
+        with pytest.raises(ValueError, match=r"quantile must lie in \(0, 1\]"):
             guidance.dynamic_threshold(same, percentile)
-    with pytest.raises(ValueError, match="limit must be at least 1"):
+    with pytest.raises(ValueError, match="max_scale must be at least 1"):
         guidance.dynamic_threshold(same, max_scale=0.5)

@@ -111,9 +111,9 @@ def test_evaluations_are_counted():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: jd.solvers.annealed_langevin(0), "steps is a whole number of at least 1, got 0"),
-        (lambda: jd.solvers.annealed_langevin(2, -1.0), "size must be positive, got -1.0"),
-        (lambda: jd.solvers.predictor_corrector(steps=1.5), "steps is a whole number of at least 1, got 1.5"),
+        (lambda: jd.solvers.annealed_langevin(0), "steps is an integer of at least 1, got 0"),
+        (lambda: jd.solvers.annealed_langevin(2, -1.0), "step_size must be positive, got -1.0"),
+        (lambda: jd.solvers.predictor_corrector(steps=1.5), "steps is an integer of at least 1, got 1.5"),
         (lambda: jd.solvers.predictor_corrector(snr=0.0), "snr must be positive, got 0.0"),
     ],
 )

@@ -119,7 +119,7 @@ def test_fresh_noise_forgets_an_error_made_above():
 
 
 def test_mistakes():
-    with pytest.raises(ValueError, match="repeats is a whole number of at least 0, got -1"):
+    with pytest.raises(ValueError, match="repeats is an integer of at least 0, got -1"):
         jd.solvers.restart(repeats=-1)
     with pytest.raises(ValueError, match=r"interval is a Level with fields \[M \+ 1\]"):
         jd.solvers.restart(interval=Level(np.zeros(3), np.ones(3), np.ones(2)))

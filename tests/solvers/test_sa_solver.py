@@ -105,8 +105,8 @@ def test_orders_that_it_claims():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((0,), "predictor_order must be a whole number of at least 1, got 0"),
-        ((2, -1), "corrector_order must be a whole number of at least 0, got -1"),
+        ((0,), "predictor_order must be an integer of at least 1, got 0"),
+        ((2, -1), "corrector_order must be an integer of at least 0, got -1"),
         ((2, 2, -0.5), r"tau must be at least 0, got -0\.5"),
     ],
 )

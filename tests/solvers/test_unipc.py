@@ -105,7 +105,7 @@ def test_x_changed_between_steps_is_heard():
     ("arguments", "message"),
     [
         ((0,), "of at least 1, got 0"),
-        ((2.0,), r"whole number of at least 1, got 2\.0"),
+        ((2.0,), r"integer of at least 1, got 2\.0"),
         ((2, "bh3"), "bh1 or bh2, got 'bh3'"),
     ],
 )

@@ -1,0 +1,41 @@
+"""The field's words: identifiers that are banned, since a name that a researcher would search for exists."""
+
+import tokenize
+from collections import defaultdict
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+BANNED = {"beside", "limit", "one", "row", "said", "told", "whole"}
+
+# File -> banned words that are right there: a row is one of a table of numbers or text.
+EXCEPTIONS = {
+    "experiments/toy2d.py": {"row"},
+    "jaxdiff/metrics/report.py": {"row"},
+    "jaxdiff/plan/report.py": {"row"},
+}
+
+
+def banned_names(path):
+    """Return the lines of each banned name, as {word: [line, ...]}."""
+    lines = defaultdict(list)
+    with tokenize.open(path) as file:
+        for token in tokenize.generate_tokens(file.readline):
+            if token.type == tokenize.NAME and token.string in BANNED:
+                lines[token.string].append(token.start[0])
+    return lines
+
+
+def test_a_banned_name_is_found_but_not_in_text(tmp_path):
+    (tmp_path / "example.py").write_text('"""One row."""\n\nn = 1  # the whole one\nlimit = f(told=n, ones=n)\n')
+    assert banned_names(tmp_path / "example.py") == {"limit": [4], "told": [4]}
+
+
+def test_no_name_is_banned():
+    found = []
+    for folder in ("jaxdiff", "experiments"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            name = path.relative_to(ROOT).as_posix()
+            for word, lines in banned_names(path).items():
+                if word not in EXCEPTIONS.get(name, ()):
+                    found += [f"{name}:{line}: {word}" for line in lines]
+    assert not found, "these names need a noun that says what the thing is:\n" + "\n".join(found)
