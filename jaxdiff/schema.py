@@ -3,7 +3,7 @@
 Values are checked before they are used, so that later code can rely on their types, and so that an absurd number is an
 error with its name rather than minutes of work.
 
-    count = whole(1, 100)
+    count = whole_number(1, 100)
     optional(each(count, 8)).check("widths", [64, 128])
 """
 
@@ -26,7 +26,7 @@ __all__ = [
     "mapping",
     "number",
     "optional",
-    "whole",
+    "whole_number",
 ]
 
 
@@ -59,7 +59,7 @@ class Kind(NamedTuple):
         return value
 
 
-def whole(low: int, high: int) -> Kind:
+def whole_number(low: int, high: int) -> Kind:
     """A whole number in a range, both ends included; neither true nor false."""
     return Kind(f"a whole number from {low:,} to {high:,}", lambda v: _is(v, Integral) and low <= v <= high)
 

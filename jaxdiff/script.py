@@ -43,7 +43,7 @@ class Script:
         """
         self.path = find(path)
         self._folder, self._kept = self.path.resolve().parent, kept
-        self._beside: dict[str, ModuleType] = {}
+        self._local_modules: dict[str, ModuleType] = {}
         name = f"jaxdiff_file_{self.path.stem}"
         spec = importlib.util.spec_from_file_location(name, self.path)
         self._module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
@@ -61,14 +61,14 @@ class Script:
         Raises:
             ValueError: the file has no such function.
         """
-        found = getattr(self._module, name, None)
-        if not callable(found):
+        function = getattr(self._module, name, None)
+        if not callable(function):
             raise ValueError(f"{self.path} has no function `{name}(...)` that {purpose}")
 
-        @wraps(found)
+        @wraps(function)
         def call(*args: Any, **options: Any) -> Any:
             with self._importing():
-                return found(*args, **options)
+                return function(*args, **options)
 
         return call
 
@@ -91,43 +91,43 @@ class Script:
         """
         self.check_kept(folder)
         for name, path in self._files().items():
-            with replacing(folder / name) as beside:
-                beside.write_bytes(path.read_bytes())
+            with replacing(folder / name) as partial_path:
+                partial_path.write_bytes(path.read_bytes())
 
     def _files(self) -> dict[str, Path]:
         """The files that make this one, by where they lie in a run's folder."""
-        modules = [Path(module.__file__) for module in self._beside.values() if module.__file__]
-        beside = {str(path.relative_to(self._folder)): path for path in modules if path != self.path.resolve()}
-        if SOURCE in beside:
-            raise ValueError(f"{beside[SOURCE]} has the name of a run's own file: {self.path} cannot import it")
-        return beside | {SOURCE: self.path}
+        modules = [Path(module.__file__) for module in self._local_modules.values() if module.__file__]
+        files = {str(path.relative_to(self._folder)): path for path in modules if path != self.path.resolve()}
+        if SOURCE in files:
+            raise ValueError(f"{files[SOURCE]} has the name of a run's own file: {self.path} cannot import it")
+        return files | {SOURCE: self.path}
 
     @contextmanager
     def _importing(self) -> Iterator[None]:
         """Put the file's folder first on the import path, and its modules among those that are imported."""
-        own = self._own() if self._kept else set()
-        hidden = {name: sys.modules.pop(name) for name in list(sys.modules) if _first(name) in own}
+        local = self._local_names() if self._kept else set()
+        hidden = {name: sys.modules.pop(name) for name in list(sys.modules) if _first(name) in local}
         before = set(map(_first, sys.modules))
-        sys.modules.update(self._beside)
+        sys.modules.update(self._local_modules)
         sys.path.insert(0, str(self._folder))
         invalidate_caches()
         try:
             yield
         finally:
             sys.path.remove(str(self._folder))
-            own = self._own()
-            found = {name: module for name, module in sys.modules.items() if _first(name) in own}
-            self._beside |= {name: module for name, module in found.items() if self._is_beside(name, module)}
-            for name in [name for name in self._beside if _first(name) not in before]:
+            local = self._local_names()
+            imported = {name: module for name, module in sys.modules.items() if _first(name) in local}
+            self._local_modules |= {name: module for name, module in imported.items() if self._is_local(name, module)}
+            for name in [name for name in self._local_modules if _first(name) not in before]:
                 del sys.modules[name]
             sys.modules.update(hidden)
 
-    def _own(self) -> set[str]:
+    def _local_names(self) -> set[str]:
         """The first names of modules that may be those of the folder: never ours, where a checkout is the folder."""
         names = {name for name in map(_first, sys.modules) if name not in ("", "jaxdiff")}
         return {n for n in names if (self._folder / f"{n}.py").is_file() or (self._folder / n).is_dir()}
 
-    def _is_beside(self, name: str, module: ModuleType) -> bool:
+    def _is_local(self, name: str, module: ModuleType) -> bool:
         place = self._folder.joinpath(*name.split("."))
         spec = getattr(module, "__spec__", None)
         folders = (spec and spec.submodule_search_locations) or ()
@@ -183,7 +183,7 @@ def find(name: str | Path) -> Path:
         raise ValueError(
             f"no experiment is called {path.name!r}{hint}: give a Python file, or one of {', '.join(known)}"
         )
-    beside = ", ".join(sorted(str(p) for p in path.parent.glob("*.py"))) if path.parent.is_dir() else ""
-    hint = f"; beside it there are: {beside}" if beside else ""
-    own = f"; jaxdiff has one that is called {path.stem}" if path.stem in known else ""
-    raise ValueError(f"{path} is no Python file{hint}{own}")
+    siblings = ", ".join(sorted(str(p) for p in path.parent.glob("*.py"))) if path.parent.is_dir() else ""
+    hint = f"; beside it there are: {siblings}" if siblings else ""
+    shipped_hint = f"; jaxdiff has one that is called {path.stem}" if path.stem in known else ""
+    raise ValueError(f"{path} is no Python file{hint}{shipped_hint}")

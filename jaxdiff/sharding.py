@@ -249,8 +249,8 @@ def process_indices(mesh: Mesh, size: int) -> np.ndarray:
     parts = num_batch_shards(mesh)
     if size < 1 or size % parts:
         raise ValueError(f"a batch is cut into data * fsdp = {parts} parts, got {size} examples")
-    held = batch_sharding(mesh).addressable_devices_indices_map((size,)).values()
-    return np.unique(np.concatenate([np.arange(size)[index] for index in held]))
+    slices = batch_sharding(mesh).addressable_devices_indices_map((size,)).values()
+    return np.unique(np.concatenate([np.arange(size)[index] for index in slices]))
 
 
 def num_batch_shards(mesh: Mesh) -> int:
@@ -273,9 +273,9 @@ def _spec(path: Sequence[str], shape: tuple[int, ...], mesh: Any, stacks: int = 
     if split is not None:
         axes[split] = "tensor"
     if fsdp > 1:
-        own = [i for i in reversed(range(stacks, len(shape))) if i != split and shape[i] % fsdp == 0]
-        if own:
-            axes[own[0]] = "fsdp"
+        divisible = [i for i in reversed(range(stacks, len(shape))) if i != split and shape[i] % fsdp == 0]
+        if divisible:
+            axes[divisible[0]] = "fsdp"
         elif split is not None and shape[split] % (fsdp * mesh.shape["tensor"]) == 0:
             axes[split] = ("tensor", "fsdp")
         elif math.prod(shape) >= MAX_REPLICATED_SIZE:

@@ -33,15 +33,15 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.stem[:100]}-", suffix=path.suffix, dir=path.parent)
     os.close(handle)
-    beside = Path(name)
+    partial_path = Path(name)
     try:
-        yield beside
-        beside.chmod(0o666 & ~_umask())  # a temporary file is its owner's alone
-        sync(beside)
-        beside.replace(path)
+        yield partial_path
+        partial_path.chmod(0o666 & ~_umask())  # a temporary file is its owner's alone
+        sync(partial_path)
+        partial_path.replace(path)
         sync(path.parent)
     finally:
-        beside.unlink(missing_ok=True)
+        partial_path.unlink(missing_ok=True)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -51,8 +51,8 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         path: the file; its folders are made if missing.
         text: of the file.
     """
-    with replacing(path) as beside:
-        beside.write_text(text)
+    with replacing(path) as partial_path:
+        partial_path.write_text(text)
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -95,8 +95,8 @@ def parse_json(
         raise ValueError(f"{name} must hold an object, got a {type(value).__name__}")
     level: list[Any] = [] if deep else [value]
     for _ in range(JSON_DEPTH):
-        level = [one for held in level for one in (held.values() if isinstance(held, dict) else held)]
-        level = [one for one in level if isinstance(one, dict | list)]
+        level = [child for parent in level for child in (parent.values() if isinstance(parent, dict) else parent)]
+        level = [child for child in level if isinstance(child, dict | list)]
         if not level:
             return value
     raise ValueError(f"{name} is nested deeper than {JSON_DEPTH} levels")

@@ -52,15 +52,15 @@ def _executed(run: Path) -> Iterator[Path]:
 
 def _fault(path: Path) -> str | None:
     """What is wrong with a path's owner and mode."""
-    found = path.lstat()
-    if stat.S_ISLNK(found.st_mode):
+    info = path.lstat()
+    if stat.S_ISLNK(info.st_mode):
         return "is a link"
-    if found.st_uid != os.geteuid():
-        return f"belongs to {_user(found.st_uid)}, not to you"
-    if stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX:
+    if info.st_uid != os.geteuid():
+        return f"belongs to {_user(info.st_uid)}, not to you"
+    if stat.S_ISDIR(info.st_mode) and info.st_mode & stat.S_ISVTX:
         return None
-    if found.st_mode & stat.S_IWOTH or (found.st_mode & stat.S_IWGRP and not _is_own_group(found.st_gid)):
-        return f"may be written by others (mode {stat.S_IMODE(found.st_mode):o})"
+    if info.st_mode & stat.S_IWOTH or (info.st_mode & stat.S_IWGRP and not _is_own_group(info.st_gid)):
+        return f"may be written by others (mode {stat.S_IMODE(info.st_mode):o})"
     return None
 
 

@@ -55,8 +55,8 @@ def main(folder: str) -> None:
         label = read_idx(Path(folder) / f"{stem}-labels-idx1-ubyte.gz")
         keep = first_of_each_class(label, per_class)
         arrays[f"{split}_x"], arrays[f"{split}_label"] = x[keep], label[keep]
-    with replacing(Path(__file__).with_name("fashion_mnist.npz")) as beside:
-        np.savez_compressed(beside, **arrays)
+    with replacing(Path(__file__).with_name("fashion_mnist.npz")) as partial_path:
+        np.savez_compressed(partial_path, **arrays)
 
 
 if __name__ == "__main__":

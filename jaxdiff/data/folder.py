@@ -38,22 +38,22 @@ class FolderSource:
         """
         folders = subfolders(path)
         loose = [str(p) for p in sorted(path.iterdir()) if _is_image(p)]
-        found = [[str(p) for p in sorted(_images(folder, ()))] for folder in folders]
-        if loose and any(found):
+        by_class = [[str(p) for p in sorted(_images(folder, ()))] for folder in folders]
+        if loose and any(by_class):
             raise ValueError(
                 f"{path} holds images both directly and in subfolders: move all of them into one subfolder "
                 "for each class, or none"
             )
-        if not loose and not any(found):
+        if not loose and not any(by_class):
             raise ValueError(f"no images in {path}: looked for {', '.join(SUFFIXES)}, there and in subfolders")
-        empty = [p.name for p, files in zip(folders, found, strict=True) if not files]
+        empty = [p.name for p, files in zip(folders, by_class, strict=True) if not files]
         if empty and not loose:
             raise ValueError(f"classes without images in {path}: {listed(empty)}")
 
-        self.files = loose or [file for files in found for file in files]
+        self.files = loose or [file for files in by_class for file in files]
         self.class_names = () if loose else tuple(p.name for p in folders)
         self.num_classes = len(self.class_names)
-        self._labels = [] if loose else [label for label, files in enumerate(found) for _ in files]
+        self._labels = [] if loose else [label for label, files in enumerate(by_class) for _ in files]
         self._size, self._asked = size, channels
         self._channels = channels or self._probe()
         self.shape = self._read(self.files[0]).shape

@@ -51,11 +51,11 @@ class Hinted:
         Returns:
             uint8[num_classes, H', W', C'], the same in every call.
         """
-        found = np.zeros((self.num_classes, *self.hint_shape), np.uint8)
+        hints = np.zeros((self.num_classes, *self.hint_shape), np.uint8)
         for i in np.random.default_rng(0).permutation(len(self))[: 10 * self.num_classes]:
             example = self[int(i)]
-            found[example["label"]] = example["hint"]
-        return found
+            hints[example["label"]] = example["hint"]
+        return hints
 
     def __len__(self) -> int:
         return len(self.images)

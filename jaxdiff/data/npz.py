@@ -53,11 +53,11 @@ def read_npz(path: str | Path) -> dict[str, np.ndarray]:
             `faults.Damaged`: an array is not what was written.
     """
     with _readable(path), zipfile.ZipFile(path) as archive:
-        found = list(_arrays(archive))
-        total, size = sum(array.member.file_size for array in found), Path(path).stat().st_size
+        arrays = list(_arrays(archive))
+        total, size = sum(array.member.file_size for array in arrays), Path(path).stat().st_size
         if total > max(FREE, RATIO * size):
             raise ValueError(f"its arrays have {total:,} bytes and it has {size:,}: more than {RATIO} times as many")
-        return {array.name: _read(archive, array) for array in found}
+        return {array.name: _read(archive, array) for array in arrays}
 
 
 def map_npz(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Array]]:
@@ -73,11 +73,11 @@ def map_npz(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Array]]:
         ValueError: the file does not exist, or is damaged, compressed or of another kind.
     """
     with _readable(path), zipfile.ZipFile(path) as archive:
-        found = {array.name: array for array in _arrays(archive)}
-        for array in found.values():
+        arrays = {array.name: array for array in _arrays(archive)}
+        for array in arrays.values():
             if array.member.compress_type != zipfile.ZIP_STORED:
                 raise ValueError("it is compressed, which hinders reading at random; write it with numpy.savez")
-        return {name: _mapped(path, array) for name, array in found.items()}, found
+        return {name: _mapped(path, array) for name, array in arrays.items()}, arrays
 
 
 def _mapped(path: Path, array: Array) -> np.ndarray:
@@ -101,7 +101,7 @@ def check_npz(path: Path, arrays: Iterable[Array]) -> None:
     """
     arrays = list(arrays)
     with concurrent.futures.ThreadPoolExecutor(max(1, len(arrays))) as pool:
-        for array, crc in zip(arrays, pool.map(lambda one: _crc(path, one.member), arrays), strict=True):
+        for array, crc in zip(arrays, pool.map(lambda entry: _crc(path, entry.member), arrays), strict=True):
             if crc != array.member.CRC:
                 raise Damaged(
                     f"{path}: the bytes of {array.name!r} are not those that were written: the checksum is "

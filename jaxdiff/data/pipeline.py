@@ -82,7 +82,7 @@ def batches(
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
         options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=max(1, ahead))
-        stream = stream.mp_prefetch(options, _end_with_parent).map(_own)
+        stream = stream.mp_prefetch(options, _end_with_parent).map(_copy)
     return iter(stream)
 
 
@@ -114,8 +114,8 @@ def load_arrays(source: Dataset, count: int | None = None) -> Batch:
 
 def _read(batch: int, *, examples: Any, size: int, rows: np.ndarray, key: int | None) -> Batch:
     """Read rows of a batch of `size`, and normalize them; the key is that of the flips."""
-    found = [examples[batch * size + row] for row in rows.tolist()]
-    stacked = {name: np.stack([example[name] for example in found]) for name in found[0]}
+    read = [examples[batch * size + index] for index in rows.tolist()]
+    stacked = {name: np.stack([example[name] for example in read]) for name in read[0]}
     images = {name: stacked[name] for name in ("x", "hint") if name in stacked}
     if key is not None:
         # Philox is counter-based: four words for each place in the stream, whatever the batch size.
@@ -143,7 +143,7 @@ def _end_with_parent(worker: int, count: int) -> None:
     threading.Thread(target=wait, name="end with parent", daemon=True).start()
 
 
-def _own(batch: Batch) -> Batch:
+def _copy(batch: Batch) -> Batch:
     """Copy a worker's batch out of shared memory, which is scarce, and which JAX on a CPU would alias and keep."""
     return {name: np.array(value) for name, value in batch.items()}
 
@@ -156,7 +156,7 @@ def _rows(rows: Sequence[int] | np.ndarray | None, size: int) -> np.ndarray:
             raise ValueError(f"in many processes each reads its own rows: give rows=train.host_rows(mesh, {size})")
         return np.arange(size)
     chosen = np.asarray(rows)
-    whole = chosen.ndim == 1 and chosen.size and np.issubdtype(chosen.dtype, np.integer)
-    if not whole or chosen.min() < 0 or chosen.max() >= size:
+    valid = chosen.ndim == 1 and chosen.size and np.issubdtype(chosen.dtype, np.integer)
+    if not valid or chosen.min() < 0 or chosen.max() >= size:
         raise ValueError(f"rows must be integers from 0 to {size - 1}, at least one, got {rows!r:.80}")
     return chosen

@@ -41,11 +41,11 @@ class NpzShards:
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         file = int(np.searchsorted(self._ends, index, side="right"))
-        row = index - (int(self._ends[file - 1]) if file else 0)
+        position = index - (int(self._ends[file - 1]) if file else 0)
         shard = self._files[file]
         shard.check()
         arrays = shard.arrays
-        return {name: np.asarray(arrays[name][row], one.dtype) for name, one in self.example.items()}
+        return {name: np.asarray(arrays[name][position], spec.dtype) for name, spec in self.example.items()}
 
     @functools.cached_property
     def _files(self) -> list["_Shard"]:
@@ -66,12 +66,12 @@ class NpzShards:
         if missing:
             raise ValueError(f"{path} must hold {', '.join(self.example)}; it lacks {', '.join(missing)}")
         arrays = {name: arrays[name] for name in self.example}
-        for name, one in self.example.items():
-            found = arrays[name]
-            if found.shape[1:] != one.shape or not np.can_cast(found.dtype, one.dtype, "same_kind"):
+        for name, spec in self.example.items():
+            array = arrays[name]
+            if array.shape[1:] != spec.shape or not np.can_cast(array.dtype, spec.dtype, "same_kind"):
                 raise ValueError(
-                    f"{name!r} in {path} must be {np.dtype(one.dtype)}{['N', *one.shape]} or of another precision, "
-                    f"got {found.dtype}{list(found.shape)}"
+                    f"{name!r} in {path} must be {np.dtype(spec.dtype)}{['N', *spec.shape]} or of another precision, "
+                    f"got {array.dtype}{list(array.shape)}"
                 )
         _check_rows(path, arrays)
         return _Shard(path, arrays, [entries[name] for name in arrays])
@@ -82,16 +82,16 @@ class _Shard:
 
     def __init__(self, path: Path, arrays: dict[str, np.ndarray], entries: list[Array]):
         self._path, self.arrays, self._entries = path, arrays, entries
-        self._whole, self._lock = False, threading.Lock()
+        self._verified, self._lock = False, threading.Lock()
 
     def check(self) -> None:
         """Compare the file with its checksums, once; other threads that need the file wait."""
-        if self._whole:
+        if self._verified:
             return
         with self._lock:
-            if not self._whole:
+            if not self._verified:
                 check_npz(self._path, self._entries)
-                self._whole = True
+                self._verified = True
 
 
 def load_embeddings(path: str | Path) -> dict[str, np.ndarray]:

@@ -64,11 +64,11 @@ class Skipping:
                 self._count(at, str(error))
         raise ValueError(f"none of {len(self)} records can be read: {listed(self._broken.values(), 3, '; ')}")
 
-    def _count(self, at: int, told: str) -> None:
+    def _count(self, at: int, message: str) -> None:
         with self._lock:  # several threads read
             if at not in self._broken:
-                self._broken[at] = told
-                print(f"record {at} is skipped: {told}", file=sys.stderr)
+                self._broken[at] = message
+                print(f"record {at} is skipped: {message}", file=sys.stderr)
             if len(self._broken) > self.most:
                 raise ValueError(
                     f"{len(self._broken)} records can't be read, and {self.most} may be skipped: "

@@ -158,25 +158,25 @@ def _kernel_distance_by_class(
     """Return the mean over our classes of the kernel distance to the test set's (features, labels)."""
     # The scale of a hidden layer is arbitrary, but the cubic kernel depends on it.
     scale = np.sqrt(np.mean(np.square(test[0], dtype=np.float64)))
-    found = []
+    estimates = []
     for c in np.unique(ours[1]):
         a, b = (features[labels == c] / scale for features, labels in (ours, test))
-        found.append(kernel_distance(a, b, blocks=min(blocks, len(a) // 2, len(b) // 2), seed=seed))
-    values, errors = np.array(found).T
-    return KernelDistance(float(values.mean()), float(np.sqrt(np.sum(errors**2)) / len(found)))
+        estimates.append(kernel_distance(a, b, blocks=min(blocks, len(a) // 2, len(b) // 2), seed=seed))
+    values, errors = np.array(estimates).T
+    return KernelDistance(float(values.mean()), float(np.sqrt(np.sum(errors**2)) / len(estimates)))
 
 
-def _check_classes(name: str, labels: np.ndarray, wanted: np.ndarray) -> None:
-    for c in np.unique(wanted):
+def _check_classes(name: str, labels: np.ndarray, expected: np.ndarray) -> None:
+    for c in np.unique(expected):
         count = np.count_nonzero(labels == c)
         if count < 4:
             raise ValueError(f"an evaluation needs at least 4 images of each class; the {name} has {count} of {c}")
 
 
-def _matching(labels: np.ndarray, wanted: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _matching(labels: np.ndarray, expected: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return indices of as many labels of each class as are wanted, or all that there are, at random."""
     order = rng.permutation(len(labels))
-    return np.concatenate([order[labels[order] == c][: np.sum(wanted == c)] for c in np.unique(wanted)])
+    return np.concatenate([order[labels[order] == c][: np.sum(expected == c)] for c in np.unique(expected)])
 
 
 def _percent(share: float | None) -> str:

@@ -48,7 +48,7 @@ def collectives(module: Module, mesh: Mesh) -> list[Collective]:
     Returns:
         One entry for each kind and axes, in the order of bytes sent, the largest first.
     """
-    found: dict[tuple[str, tuple[str, ...]], np.ndarray] = defaultdict(lambda: np.zeros(3))
+    totals: dict[tuple[str, tuple[str, ...]], np.ndarray] = defaultdict(lambda: np.zeros(3))
     sending = [run for run in runs(module) if run.instruction.opcode.removesuffix("-start") in KINDS]
     started = {_key(run) for run in sending if _starts(run)}
     for run in sending:
@@ -65,9 +65,9 @@ def collectives(module: Module, mesh: Mesh) -> list[Collective]:
         kind = "reduce-scatter" if opcode == "all-reduce" and "all-reduce-scatter" in run.fusion else opcode
         bytes = _bytes(run, kind, size)
         key = kind, axes_of(groups, mesh)
-        found[key] += run.times * np.array([1, bytes, factor(kind, size) * bytes])
-    made = [Collective(*key, int(count), int(bytes), float(sent)) for key, (count, bytes, sent) in found.items()]
-    return sorted(made, key=lambda one: -one.sent)
+        totals[key] += run.times * np.array([1, bytes, factor(kind, size) * bytes])
+    entries = [Collective(*key, int(count), int(bytes), float(sent)) for key, (count, bytes, sent) in totals.items()]
+    return sorted(entries, key=lambda entry: -entry.sent)
 
 
 def _key(run: Run) -> tuple[str, str]:
@@ -98,8 +98,8 @@ def factor(kind: str, size: int) -> float:
 def _bytes(run: Run, kind: str, size: int) -> int:
     """Bytes of the whole array: an all-gather's operand is one part of it, other operands are whole."""
     find = run.computation.instructions
-    given = sum(array.bytes for name in run.instruction.operands for array in find[name].results)
-    return given * size if kind == "all-gather" else given
+    operands = sum(array.bytes for name in run.instruction.operands for array in find[name].results)
+    return operands * size if kind == "all-gather" else operands
 
 
 def groups_of(attributes: str, devices: int) -> list[list[int]]:

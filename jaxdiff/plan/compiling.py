@@ -141,7 +141,7 @@ def _check_batch(batch: int, mesh: Mesh) -> None:
 
 def _described_batch(spec: Any, batch: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     place = batch_sharding(mesh)
-    return {name: jax.ShapeDtypeStruct((batch, *one.shape), one.dtype, sharding=place) for name, one in spec.items()}
+    return {name: jax.ShapeDtypeStruct((batch, *x.shape), x.dtype, sharding=place) for name, x in spec.items()}
 
 
 def _described(tree: Any, mesh: Mesh) -> Any:
@@ -165,11 +165,12 @@ def _compile(lowered: jax.stages.Lowered, arguments: Any, mesh: Mesh) -> tuple[M
             return Memory(_bytes_of(arguments), None, None, None, None, _parse_size(needed[1], needed[2])), None
         dumped = list(Path(folder).glob("*.after_optimizations.txt"))
         text = dumped[0].read_text() if dumped else compiled.as_text() or ""
-    told: Any = compiled.memory_analysis()
-    shared, code = told.alias_size_in_bytes, told.generated_code_size_in_bytes
-    given, made, working = told.argument_size_in_bytes, told.output_size_in_bytes, told.temp_size_in_bytes
-    total = given + made - shared + working + code
-    return Memory(given, made, shared, working, code, total), hlo.parse(text)
+    stats: Any = compiled.memory_analysis()
+    shared, code = stats.alias_size_in_bytes, stats.generated_code_size_in_bytes
+    arguments, outputs = stats.argument_size_in_bytes, stats.output_size_in_bytes
+    temporaries = stats.temp_size_in_bytes
+    total = arguments + outputs - shared + temporaries + code
+    return Memory(arguments, outputs, shared, temporaries, code, total), hlo.parse(text)
 
 
 def _parse_size(number: str, unit: str) -> int:

@@ -81,24 +81,24 @@ def of_module(module: Module) -> int:
 
 
 def _of_instruction(run: Run) -> int:
-    one, find = run.instruction, run.computation.instructions
-    if one.opcode == "dot":
-        shape = find[one.operands[0]].results[0].shape
-        contracted = _integers(one.attributes, r"lhs_contracting_dims=\{([\d,]*)\}")
-        return 2 * math.prod(one.results[0].shape) * math.prod(shape[i] for i in contracted)
-    if one.opcode != "convolution":
+    instruction, find = run.instruction, run.computation.instructions
+    if instruction.opcode == "dot":
+        shape = find[instruction.operands[0]].results[0].shape
+        contracted = _integers(instruction.attributes, r"lhs_contracting_dims=\{([\d,]*)\}")
+        return 2 * math.prod(instruction.results[0].shape) * math.prod(shape[i] for i in contracted)
+    if instruction.opcode != "convolution":
         return 0
-    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", one.attributes)
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
     if labels is None:
         return 0
-    x, kernel = (find[name].results[0].shape for name in one.operands[:2])
-    out = one.results[0].shape
+    x, kernel = (find[name].results[0].shape for name in instruction.operands[:2])
+    out = instruction.results[0].shape
     spatial = [c for c in labels[1] if c.isdigit()]
-    window = re.search(r"window=\{([^}]*)\}", one.attributes)
-    told = dict(re.findall(r"(\w+)=([\dx_\-]+)", window[1])) if window else {}
+    window = re.search(r"window=\{([^}]*)\}", instruction.attributes)
+    options = dict(re.findall(r"(\w+)=([\dx_\-]+)", window[1])) if window else {}
 
     def each(key: str, default: str) -> list[int]:
-        values = told[key].split("x") if key in told else [default] * len(spatial)
+        values = options[key].split("x") if key in options else [default] * len(spatial)
         return [int(value.split("_")[0]) for value in values]
 
     settings = zip(
@@ -114,5 +114,5 @@ def _of_instruction(run: Run) -> int:
 
 
 def _integers(text: str, pattern: str) -> list[int]:
-    found = re.search(pattern, text)
-    return [int(number) for number in found[1].split(",") if number] if found else []
+    match = re.search(pattern, text)
+    return [int(number) for number in match[1].split(",") if number] if match else []

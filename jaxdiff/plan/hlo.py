@@ -51,8 +51,8 @@ class Instruction(NamedTuple):
 
     def all_called(self, attributes: str) -> list[str]:
         """Return the names of the computations in an attribute, e.g. "body", or in any of "one|other"."""
-        found = re.findall(rf"\b(?:{attributes})=(\{{[^}}]*\}}|%?[\w.\-]+)", self.attributes)
-        return [name for text in found for name in re.findall(r"%?([\w.\-]+)", text)]
+        values = re.findall(rf"\b(?:{attributes})=(\{{[^}}]*\}}|%?[\w.\-]+)", self.attributes)
+        return [name for value in values for name in re.findall(r"%?([\w.\-]+)", value)]
 
     def called(self, attribute: str) -> str | None:
         """Return the first of `all_called`, or None."""
@@ -67,10 +67,10 @@ class Computation(NamedTuple):
 
     def resolve(self, name: str) -> Instruction:
         """Return an instruction, or its operand where it is a copy, a conversion or a change of shape."""
-        found = self.instructions[name]
-        while found.opcode in ("copy", "bitcast", "copy-done", "copy-start", "convert") and found.operands:
-            found = self.instructions[found.operands[0]]
-        return found
+        instruction = self.instructions[name]
+        while instruction.opcode in ("copy", "bitcast", "copy-done", "copy-start", "convert") and instruction.operands:
+            instruction = self.instructions[instruction.operands[0]]
+        return instruction
 
 
 class Module(NamedTuple):
@@ -141,12 +141,12 @@ def _closing(text: str, start: int) -> int:
 
 def arrays(text: str) -> tuple[Array, ...]:
     """Parse the arrays of a type such as `(f32[2,3]{1,0}, bf16[4]{0:S(1)})`, tuples flattened."""
-    found = []
+    parsed = []
     for dtype, shape, layout in _ARRAY.findall(text):
         space = re.search(r"S\((\d+)\)", layout)
         sizes = tuple(int(size.removeprefix("<=")) for size in shape.split(",") if size)
-        found.append(Array(dtype, sizes, int(space[1]) if space else 0))
-    return tuple(found)
+        parsed.append(Array(dtype, sizes, int(space[1]) if space else 0))
+    return tuple(parsed)
 
 
 def runs(module: Module) -> Iterator[Run]:
@@ -156,16 +156,16 @@ def runs(module: Module) -> Iterator[Run]:
 
 def _walk(module: Module, name: str, times: int, fusion: str = "") -> Iterator[Run]:
     computation = module.computations[name]
-    for one in computation.instructions.values():
-        yield Run(one, computation, times, fusion)
-        if one.opcode == "while":
-            count = times * (trips(module, computation, one) or 1)
-            yield from _walk(module, one.called("body") or "", count, fusion)
-        elif one.opcode == "fusion":
-            inner = one.called("calls") or ""
-            yield from _walk(module, inner, times, f"{one.name} {inner}")
-        elif one.opcode in _CALLS:
-            for inner in one.all_called(_CALLS[one.opcode]):
+    for instruction in computation.instructions.values():
+        yield Run(instruction, computation, times, fusion)
+        if instruction.opcode == "while":
+            count = times * (trips(module, computation, instruction) or 1)
+            yield from _walk(module, instruction.called("body") or "", count, fusion)
+        elif instruction.opcode == "fusion":
+            inner = instruction.called("calls") or ""
+            yield from _walk(module, inner, times, f"{instruction.name} {inner}")
+        elif instruction.opcode in _CALLS:
+            for inner in instruction.all_called(_CALLS[instruction.opcode]):
                 yield from _walk(module, inner, times, fusion)
 
 
@@ -182,28 +182,28 @@ def trips(module: Module, computation: Computation, loop: Instruction) -> int | 
     test = condition.root
     if test.opcode == "fusion":
         inner = module.computations[test.called("calls") or ""]
-        places = {one.name: int(one.value) for one in inner.instructions.values() if one.opcode == "parameter"}
+        places = {x.name: int(x.value) for x in inner.instructions.values() if x.opcode == "parameter"}
         sides = [inner.resolve(name) for name in inner.root.operands]
-        given = [condition.resolve(test.operands[places[s.name]]) if s.name in places else s for s in sides]
+        operands = [condition.resolve(test.operands[places[s.name]]) if s.name in places else s for s in sides]
         test = inner.root
     else:
-        given = [condition.resolve(name) for name in test.operands]
+        operands = [condition.resolve(name) for name in test.operands]
     if test.opcode != "compare" or "direction=LT" not in test.attributes:
         return None
-    counter, limit = given
+    counter, bound = operands
     index = re.search(r"index=(\d+)", counter.attributes)
-    if counter.opcode != "get-tuple-element" or limit.opcode != "constant" or index is None:
+    if counter.opcode != "get-tuple-element" or bound.opcode != "constant" or index is None:
         return None
     place = int(index[1])
     first = computation.resolve(_element(computation.resolve(loop.operands[0]), place))
     if first.opcode != "constant":
         return None
     step = _step(module.computations[loop.called("body") or ""], place)
-    return None if step is None else max(0, -(-(int(limit.value) - int(first.value)) // step))
+    return None if step is None else max(0, -(-(int(bound.value) - int(first.value)) // step))
 
 
-def _element(made: Instruction, place: int) -> str:
-    return made.operands[place] if made.opcode == "tuple" else made.name
+def _element(carry: Instruction, place: int) -> str:
+    return carry.operands[place] if carry.opcode == "tuple" else carry.name
 
 
 def _step(body: Computation, place: int) -> int | None:
@@ -211,5 +211,5 @@ def _step(body: Computation, place: int) -> int | None:
     update = body.resolve(_element(body.root, place))
     if update.opcode != "add":
         return None
-    constants = [one for one in map(body.resolve, update.operands) if one.opcode == "constant"]
+    constants = [operand for operand in map(body.resolve, update.operands) if operand.opcode == "constant"]
     return int(constants[0].value) if len(constants) == 1 else None

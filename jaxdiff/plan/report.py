@@ -119,7 +119,7 @@ def roofline(
     times = {
         "compute": flops / (chip.flops * share),
         "memory": bytes / (chip.bandwidth * share),
-        "interconnect": sum(one.sent / (out * links(chip, mesh, one.axes)) for one in sent),
+        "interconnect": sum(entry.sent / (out * links(chip, mesh, entry.axes)) for entry in sent),
     }
     bound = max(times, key=lambda name: times[name])
     seconds = times[bound]
@@ -130,38 +130,42 @@ def as_json(estimates: Estimate | Sequence[Estimate]) -> str:
     """Return one plan, or those of a sweep, as JSON."""
     if isinstance(estimates, Estimate):
         return json.dumps({"note": NOTE} | asdict(estimates), indent=2)
-    return json.dumps({"note": NOTE, "plans": [asdict(one) for one in estimates]}, indent=2)
+    return json.dumps({"note": NOTE, "plans": [asdict(plan) for plan in estimates]}, indent=2)
 
 
-def table(one: Estimate) -> str:
+def table(plan: Estimate) -> str:
     """Format one plan as text."""
-    memory, roof = one.memory, one.roofline
+    memory, roof = plan.memory, plan.roofline
     rows = [
         ("arguments", _gib(memory.arguments)),
         ("outputs beside them", None if memory.outputs is None else _gib(memory.outputs - (memory.shared or 0))),
         ("temporaries", None if memory.temporaries is None else _gib(memory.temporaries)),
         ("program", None if memory.code is None else _gib(memory.code)),
-        ("total", f"{_gib(memory.total)}{_verdict(one)}"),
-        ("model FLOPs", f"{one.model_flops / 1e12:.4g} TFLOP"),
-        ("FLOPs", None if one.flops is None else f"{one.flops / 1e12:.4g} TFLOP"),
-        ("bytes moved", None if one.bytes is None else f"{one.bytes / 1e9:.4g} GB"),
+        ("total", f"{_gib(memory.total)}{_verdict(plan)}"),
+        ("model FLOPs", f"{plan.model_flops / 1e12:.4g} TFLOP"),
+        ("FLOPs", None if plan.flops is None else f"{plan.flops / 1e12:.4g} TFLOP"),
+        ("bytes moved", None if plan.bytes is None else f"{plan.bytes / 1e9:.4g} GB"),
     ]
     if roof is not None:
+        rate = plan.batch / roof.seconds
         rows += [
             ("time of compute", _ms(roof.compute)),
             ("time of memory", _ms(roof.memory)),
             ("time of interconnect", _ms(roof.interconnect)),
-            ("bound", f"{roof.bound}: at least {_ms(roof.seconds)}, {one.batch / roof.seconds:.4g} examples/s at most"),
+            (
+                "bound",
+                f"{roof.bound}: at least {_ms(roof.seconds)}, {rate:.4g} examples/s at most",
+            ),
             ("model-FLOPs utilization", f"{roof.utilization:.1%} at most"),
         ]
-    rows.append(("compiled in", f"{one.compile_seconds:.1f} s"))
-    head = f"{one.title} on {one.topology}, mesh {mesh_text(one.mesh)}, batch {one.batch}"
-    parts = [head + (f", remat {one.remat}" if one.remat else ""), f"({NOTE}; of one device and one run)", ""]
+    rows.append(("compiled in", f"{plan.compile_seconds:.1f} s"))
+    head = f"{plan.title} on {plan.topology}, mesh {mesh_text(plan.mesh)}, batch {plan.batch}"
+    parts = [head + (f", remat {plan.remat}" if plan.remat else ""), f"({NOTE}; of one device and one run)", ""]
     parts += aligned([(name, value) for name, value in rows if value is not None])
-    if one.collectives:
+    if plan.collectives:
         shown = [
             (c.kind, " x ".join(c.axes), f"{c.count}", f"{c.bytes / 1e6:.4g}", f"{c.sent / 1e6:.4g}")
-            for c in one.collectives
+            for c in plan.collectives
         ]
         parts += ["", *aligned([("collective", "axes", "count", "MB", "MB sent"), *shown])]
     return "\n".join(parts)
@@ -178,12 +182,12 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def _verdict(one: Estimate) -> str:
-    if one.capacity is None:
+def _verdict(plan: Estimate) -> str:
+    if plan.capacity is None:
         return ""
-    spare = one.capacity - one.memory.total
-    fits = f"fits, {_gib(spare)} to spare" if one.fits else f"does not fit, {_gib(max(-spare, 0))} too much"
-    return f" of {_gib(one.capacity)}: {fits}"
+    spare = plan.capacity - plan.memory.total
+    fits = f"fits, {_gib(spare)} to spare" if plan.fits else f"does not fit, {_gib(max(-spare, 0))} too much"
+    return f" of {_gib(plan.capacity)}: {fits}"
 
 
 def _gib(size: float) -> str:

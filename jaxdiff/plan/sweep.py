@@ -53,8 +53,8 @@ def candidates(mesh: str | None, devices: int, knobs: dict[str, Any], free: Sequ
     if "remat" in free and "remat" in knobs:
         values["remat"] = REMAT
     return [
-        Candidate(one, knobs | dict(zip(values, chosen, strict=True)))
-        for one in ([mesh] if mesh else meshes(devices))
+        Candidate(text, knobs | dict(zip(values, chosen, strict=True)))
+        for text in ([mesh] if mesh else meshes(devices))
         for chosen in itertools.product(*values.values())
     ]
 
@@ -69,39 +69,39 @@ def sweep(tried: Sequence[Candidate], plan: Callable[[Candidate], Estimate]) -> 
     Returns:
         (plans in the order of time per example, then those that do not fit in the order of memory; failures).
     """
-    made, failed = [], []
+    plans, failed = [], []
     from tqdm import tqdm
 
     for candidate in (bar := tqdm(tried, desc="compiling", unit="plan")):
         bar.set_postfix_str(candidate.mesh)
         try:
-            made.append(plan(candidate))
+            plans.append(plan(candidate))
         except Exception as error:  # of the compiler, of several types
             failed.append(Failure(candidate, str(error).strip().partition("\n")[0][:200] or type(error).__name__))
-    return sorted(made, key=_rank), failed
+    return sorted(plans, key=_rank), failed
 
 
-def _rank(one: Estimate) -> tuple[Any, ...]:
-    if not one.fits:
-        return (1, one.memory.total)
-    return (0, one.roofline.seconds / one.batch if one.roofline else one.memory.total / one.batch)
+def _rank(plan: Estimate) -> tuple[Any, ...]:
+    if not plan.fits:
+        return (1, plan.memory.total)
+    return (0, plan.roofline.seconds / plan.batch if plan.roofline else plan.memory.total / plan.batch)
 
 
-def table(made: Sequence[Estimate], failed: Sequence[Failure]) -> str:
+def table(plans: Sequence[Estimate], failed: Sequence[Failure]) -> str:
     """Format a sweep as text, a line for each plan."""
-    return "\n".join(itertools.chain(aligned([_HEAD, *map(_row, made)]), _failures(failed)))
+    return "\n".join(itertools.chain(aligned([_HEAD, *map(_row, plans)]), _failures(failed)))
 
 
 _HEAD = ("mesh", "batch", "remat", "GiB/device", "", "ms", "bound", "examples/s", "utilization")
 
 
-def _row(one: Estimate) -> tuple[str, ...]:
-    roof = one.roofline
+def _row(plan: Estimate) -> tuple[str, ...]:
+    roof = plan.roofline
     shown = ("",) * 4
-    if one.fits and roof is not None:
-        shown = (f"{1e3 * roof.seconds:.4g}", roof.bound, f"{one.batch / roof.seconds:.4g}", f"{roof.utilization:.1%}")
-    fits = "fits" if one.fits else "does not fit"
-    return (mesh_text(one.mesh), str(one.batch), one.remat, f"{one.memory.total / 2**30:.2f}", fits, *shown)
+    if plan.fits and roof is not None:
+        shown = (f"{1e3 * roof.seconds:.4g}", roof.bound, f"{plan.batch / roof.seconds:.4g}", f"{roof.utilization:.1%}")
+    fits = "fits" if plan.fits else "does not fit"
+    return (mesh_text(plan.mesh), str(plan.batch), plan.remat, f"{plan.memory.total / 2**30:.2f}", fits, *shown)
 
 
 def _failures(failed: Sequence[Failure]) -> Iterator[str]:

@@ -21,35 +21,36 @@ def of_module(module: Module) -> int:
 
 
 def _of_run(module: Module, run: Run) -> int:
-    one, find = run.instruction, run.computation.instructions
-    if one.opcode in _FREE or one.opcode.endswith("-done"):
+    instruction, find = run.instruction, run.computation.instructions
+    if instruction.opcode in _FREE or instruction.opcode.endswith("-done"):
         return 0
-    read = [find[name].results for name in one.operands]
-    inner = module.computations.get(one.called("calls") or "") if one.opcode == "fusion" else None
+    read = [find[name].results for name in instruction.operands]
+    inner = module.computations.get(instruction.called("calls") or "") if instruction.opcode == "fusion" else None
     if inner is not None:
         used = {place: _used(module, inner, name) for place, name in _parameters(inner).items()}
         scale = [used.get(place) for place in range(len(read))]
-        return sum(_near(given, part) for given, part in zip(read, scale, strict=True)) + _written(module, inner, one)
-    if one.opcode in ("dynamic-slice", "gather", "slice"):
-        return 2 * _size(one.results) + sum(map(_size, read[1:]))
-    if one.opcode == "dynamic-update-slice":
+        inputs = sum(_near(operand, part) for operand, part in zip(read, scale, strict=True))
+        return inputs + _written(module, inner, instruction)
+    if instruction.opcode in ("dynamic-slice", "gather", "slice"):
+        return 2 * _size(instruction.results) + sum(map(_size, read[1:]))
+    if instruction.opcode == "dynamic-update-slice":
         return 2 * _size(read[1])
-    if one.opcode.endswith("-start"):  # the results hold the operands again
-        return max(_size(one.results), sum(map(_size, read)))
-    return sum(map(_size, read)) + _size(one.results)
+    if instruction.opcode.endswith("-start"):  # the results hold the operands again
+        return max(_size(instruction.results), sum(map(_size, read)))
+    return sum(map(_size, read)) + _size(instruction.results)
 
 
 def _size(arrays: tuple[Array, ...]) -> int:
     return sum(array.bytes for array in arrays if array.space == 0)
 
 
-def _near(given: tuple[Array, ...], part: int | None) -> int:
+def _near(operand: tuple[Array, ...], part: int | None) -> int:
     """Bytes of an operand of which `part` bytes are used; None: all."""
-    return _size(given) if part is None else min(part, _size(given))
+    return _size(operand) if part is None else min(part, _size(operand))
 
 
 def _parameters(inner: Computation) -> dict[int, str]:
-    return {int(one.value): one.name for one in inner.instructions.values() if one.opcode == "parameter"}
+    return {int(x.value): x.name for x in inner.instructions.values() if x.opcode == "parameter"}
 
 
 def _used(module: Module, inner: Computation, parameter: str) -> int | None:

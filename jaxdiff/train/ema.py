@@ -125,7 +125,7 @@ def power(std: float) -> Power:
     return Power(float(roots.real.max()))
 
 
-def posthoc(stored: Sequence[tuple[int, Power]], wanted: tuple[int, Power]) -> tuple[np.ndarray, float]:
+def posthoc(stored: Sequence[tuple[int, Power]], target: tuple[int, Power]) -> tuple[np.ndarray, float]:
     """Find the weights of stored averages whose sum is nearest to an average that nobody tracked.
 
     Karras et al. 2024, section 3.2 and Algorithm 3: least squares between the averages' profiles, the weights that they
@@ -146,13 +146,13 @@ def posthoc(stored: Sequence[tuple[int, Power]], wanted: tuple[int, Power]) -> t
     if not stored:
         raise ValueError("an average is made of others, and none is stored")
     t, gamma = (np.array(column, np.float64) for column in zip(*((t, p.gamma) for t, p in stored), strict=True))
-    end, own = wanted[0], wanted[1].gamma
+    end, target_gamma = target[0], target[1].gamma
     inner = _inner(t[:, None], gamma[:, None], t[None], gamma[None])
-    outer = _inner(t, gamma, end, own)
+    outer = _inner(t, gamma, end, target_gamma)
     scale = np.diag(inner) ** -0.5  # profiles of norm 1 make better numbers
     weights = scale * np.linalg.lstsq(inner * scale * scale[:, None], outer * scale, rcond=None)[0]
     weights = weights / np.sum(weights)
-    norm = _inner(end, own, end, own)
+    norm = _inner(end, target_gamma, end, target_gamma)
     left = norm - 2 * weights @ outer + weights @ inner @ weights
     return weights, math.sqrt(max(left, 0.0) / norm)
 
@@ -206,9 +206,9 @@ def update_all(average: Any, params: Any, decays: Decays, step: jax.Array, move:
     if not isinstance(decays, tuple):
         return move(average, params, decays(step))
     if not isinstance(average, tuple) or len(average) != len(decays):
-        found = len(average) if isinstance(average, tuple) else "one average alone"
-        raise ValueError(f"the step tracks a tuple of {len(decays)} averages, but the state holds {found}")
-    return tuple(move(one, params, decay(step)) for one, decay in zip(average, decays, strict=True))
+        got = len(average) if isinstance(average, tuple) else "one average alone"
+        raise ValueError(f"the step tracks a tuple of {len(decays)} averages, but the state holds {got}")
+    return tuple(move(tree, params, decay(step)) for tree, decay in zip(average, decays, strict=True))
 
 
 def _check(decay: float) -> None:

@@ -23,16 +23,16 @@ def partition(params: Any, pattern: str) -> tuple[dict[str, Any], dict[str, Any]
         search = re.compile(pattern).search
     except re.error as error:
         raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
-    found: dict[str, Any] = {}
+    selected: dict[str, Any] = {}
     rest: dict[str, Any] = {}
     for path, leaf in trees.leaves(params).items():
-        trees.put(found if search(".".join(path)) else rest, path, leaf)
-    if not found:
+        trees.put(selected if search(".".join(path)) else rest, path, leaf)
+    if not selected:
         raise ValueError(f"no parameter's path holds {pattern!r}")
-    return found, rest
+    return selected, rest
 
 
-def combine(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+def combine(tree: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     """Put together what `partition` cut."""
-    both = {name: combine(below, other[name]) for name, below in one.items() if name in other}
-    return {**other, **one, **both}
+    both = {name: combine(below, other[name]) for name, below in tree.items() if name in other}
+    return {**other, **tree, **both}

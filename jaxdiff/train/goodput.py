@@ -103,7 +103,7 @@ class Summary(NamedTuple):
         return self.training / self.total if self.total else 0.0
 
 
-def whole(record: Record) -> bool:
+def is_complete(record: Record) -> bool:
     """Whether a record has all fields of `Goodput`."""
     seconds = record.get("seconds")
     numbers = [record.get(name) for name in ("began", "time", "from", "step", "steps", "skipped")]

@@ -173,12 +173,12 @@ class Lock:
         while not self._over.wait(pause):
             pause = BEAT
             try:
-                held = self._holds()
-                if held:
+                holds = self._holds()
+                if holds:
                     os.utime(self._path)
             except OSError:  # the disk may be full, read-only or unavailable for a while
                 continue
-            if not held and not self._over.is_set():
+            if not holds and not self._over.is_set():
                 _, note = _state(self._path) or (0, {})
                 print(f"jaxdiff: {self._refusal(note)}", file=sys.stderr, flush=True)
                 os._exit(faults.MISTAKE)
@@ -200,13 +200,13 @@ def hold(workdir: str | os.PathLike[str]) -> Iterator[None]:
         if jax.process_index() == 0:
             try:
                 stack.enter_context(Lock(workdir))
-            except (ValueError, OSError) as found:
-                error = found
+            except (ValueError, OSError) as failure:
+                error = failure
         if jax.process_count() > 1:
             words = np.frombuffer(str(error or "").encode()[:_SIZE].ljust(_SIZE), np.uint8)
-            said = bytes(multihost_utils.broadcast_one_to_all(words)).decode(errors="ignore").strip()
-            if said and error is None:
-                raise ValueError(said)
+            message = bytes(multihost_utils.broadcast_one_to_all(words)).decode(errors="ignore").strip()
+            if message and error is None:
+                raise ValueError(message)
         if error is not None:
             raise error
         yield
@@ -223,10 +223,10 @@ def _machine() -> str:
 def _read(handle: int) -> dict[str, Any]:
     """The note in a lock's file; empty if there is none."""
     try:
-        found = json.loads(os.pread(handle, _SIZE, 0) or b"{}")
+        note = json.loads(os.pread(handle, _SIZE, 0) or b"{}")
     except ValueError:
         return {"machine": None}  # of an unknown process
-    return found if isinstance(found, dict) else {"machine": None}
+    return note if isinstance(note, dict) else {"machine": None}
 
 
 def _state(path: Path) -> tuple[int, dict[str, Any]] | None:

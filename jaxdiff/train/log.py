@@ -112,8 +112,8 @@ def _forget(path: Path, start: int) -> None:
     kept = {record["step"]: record for record in records if record["step"] <= start}  # of a step twice, the later one
     if len(kept) == len(records) and not damaged:
         return
-    with replacing(path) as beside:
-        beside.write_text(_text(kept.values()))
+    with replacing(path) as partial_path:
+        partial_path.write_text(_text(kept.values()))
     if damaged:
         print(f"jaxdiff: {path}: {damaged} damaged lines are left out", file=sys.stderr, flush=True)
 

@@ -48,10 +48,10 @@ def orthogonalize(x: Array) -> Array:
     gram = dot(jnp.swapaxes(x, -1, -2), x)
     square = jnp.trace(gram, axis1=-2, axis2=-1)[..., None, None]  # of the Frobenius norm
     square = jnp.maximum(square, jnp.finfo(x.dtype).tiny)
-    gram, one = gram / square, jnp.broadcast_to(jnp.eye(gram.shape[-1], dtype=x.dtype), gram.shape)
-    product = one
+    gram, identity = gram / square, jnp.broadcast_to(jnp.eye(gram.shape[-1], dtype=x.dtype), gram.shape)
+    product = identity
     for i in range(ROUNDS):
-        factor = A * one + B * gram + C * dot(gram, gram)
+        factor = A * identity + B * gram + C * dot(gram, gram)
         product = dot(product, factor) if i > 0 else factor
         gram = dot(factor, dot(gram, factor))
     return dot(x, product) * jax.lax.rsqrt(square)
@@ -85,11 +85,11 @@ def kinds(params: Any) -> Any:
     Raises:
         ValueError: there is no kernel in the tree.
     """
-    found = jax.tree.map_with_path(lambda path, x: "muon" if _is_kernel(path, x) else "adamw", params)
-    if "muon" not in jax.tree.leaves(found):
+    rules = jax.tree.map_with_path(lambda path, x: "muon" if _is_kernel(path, x) else "adamw", params)
+    if "muon" not in jax.tree.leaves(rules):
         names = list(trees.flatten(params))[:20]
         raise ValueError(f"muon trains arrays named 'kernel', of two axes or more, and found none; got {names}")
-    return found
+    return rules
 
 
 def _scaled(path: tuple[Any, ...], x: Array) -> Array:

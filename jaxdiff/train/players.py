@@ -78,16 +78,17 @@ def _given(turn: Turn, given: Given | None) -> Given:
 
 
 def _loss(players: Mapping[str, Player]) -> Loss:
-    def loss(seen: Any, key: jax.Array, batch: Any) -> tuple[jax.Array, Metrics]:
-        params, (turns, context) = seen
-        held = jax.lax.stop_gradient(params)
+    def loss(inputs: Any, key: jax.Array, batch: Any) -> tuple[jax.Array, Metrics]:
+        params, (turns, context) = inputs
+        constants = jax.lax.stop_gradient(params)
         total: Any = 0.0
         metrics: Metrics = {}
         for i, (name, player) in enumerate(players.items()):
 
             def play(i: int = i, name: str = name, player: Player = player) -> Any:
-                own = lambda own: player.loss(({**held, name: own}, context), jax.random.fold_in(key, i), batch)  # noqa: E731
-                return jax.value_and_grad(own, has_aux=True)(held[name])
+                player_key = jax.random.fold_in(key, i)
+                loss_of = lambda part: player.loss(({**constants, name: part}, context), player_key, batch)  # noqa: E731
+                return jax.value_and_grad(loss_of, has_aux=True)(constants[name])
 
             # The gradient is taken inside, so that no activations leave the branch: an idle player's would be zeros.
             like = jax.eval_shape(play)
@@ -143,6 +144,6 @@ def _optimizer(players: Mapping[str, Player], turn: Turn) -> optax.GradientTrans
 
 
 def _check_names(what: str, tree: Any, players: Mapping[str, Player]) -> None:
-    found = sorted(tree) if isinstance(tree, Mapping) else type(tree).__name__
-    if found != sorted(players):
-        raise ValueError(f"{what} must have a value for each of the players {sorted(players)}, got {found}")
+    names = sorted(tree) if isinstance(tree, Mapping) else type(tree).__name__
+    if names != sorted(players):
+        raise ValueError(f"{what} must have a value for each of the players {sorted(players)}, got {names}")

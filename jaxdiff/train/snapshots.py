@@ -47,10 +47,10 @@ class Snapshots:
         failure = self._store.failure()
         if failure is not None and jax.process_index() == 0:
             print(f"jaxdiff: a snapshot was not saved: {failure}", file=sys.stderr)
-        made = state.step - state.skipped  # the averages count updates that were made
-        if int(made) not in self._store.steps():
+        updates = state.step - state.skipped  # the averages count updates that were made
+        if int(updates) not in self._store.steps():
             several = state.ema if isinstance(state.ema, tuple) else (state.ema,)
-            self._store.save(Snapshot(made, several))
+            self._store.save(Snapshot(updates, several))
 
     def reconstruct(
         self, decays: averages.Decays, std: float, *, step: int | None = None, mesh: Mesh | None = None

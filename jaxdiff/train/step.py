@@ -113,8 +113,8 @@ def make_update(
 
         def gradient(params: Any, key: jax.Array, batch: Any) -> tuple[tuple[jax.Array, Metrics], Any]:
             alone = given is None and frozen is None
-            whole = lambda params: loss(params if alone else (params, context), key, batch)  # noqa: E731
-            out, grads = jax.value_and_grad(whole, has_aux=True)(params)
+            loss_of = lambda params: loss(params if alone else (params, context), key, batch)  # noqa: E731
+            out, grads = jax.value_and_grad(loss_of, has_aux=True)(params)
             return out, layout.scatter(grads)
 
         if grad_accum_steps == 1:
@@ -129,7 +129,7 @@ def make_update(
         good = jnp.isfinite(value) & jnp.isfinite(norm) & _finite(params)
         fresh, old = (params, opt), (state.params, state.opt)
         params, opt = jax.tree.map(lambda new, old: jnp.where(good, new, old), fresh, old)
-        decays = jax.tree.map(lambda decay: lambda made: jnp.where(good, decay(made), 1.0), ema)
+        decays = jax.tree.map(lambda decay: lambda count: jnp.where(good, decay(count), 1.0), ema)
         part = params if averaged is None else averaged(params)
         average = averages.update_all(state.ema, part, decays, state.step - state.skipped, layout.average)
         bad = 1 - good.astype(jnp.int32)

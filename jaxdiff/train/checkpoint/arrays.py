@@ -50,14 +50,14 @@ class Arrays:
         """
         self._handler.finalize(epath.Path(folder))
 
-    def read(self, folder: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    def read(self, folder: Path, specs: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
         """Read arrays.
 
         Args:
             folder: of the arrays.
             wanted: name -> shape, dtype and sharding of those to read.
         """
-        described = dict(wanted)
+        described = dict(specs)
         how = ocp.checkpoint_utils.construct_restore_args(described)
         args = ocp.args.PyTreeRestore(described, restore_args=how, partial_restore=True)
         return self._handler.restore(epath.Path(folder), args=args)
@@ -83,10 +83,10 @@ def storage_error(error: Exception, path: Path) -> Exception:
     """
     if isinstance(error, OSError):
         return error
-    found = re.search(r"os_error_code='(\d+)'|OS error (\d+)", str(error))
-    if found is None:
+    match = re.search(r"os_error_code='(\d+)'|OS error (\d+)", str(error))
+    if match is None:
         return error
-    number = int(found[1] or found[2])
+    number = int(match[1] or match[2])
     return OSError(number, os.strerror(number), str(path))
 
 

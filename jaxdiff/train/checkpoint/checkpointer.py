@@ -83,10 +83,10 @@ class Checkpointer:
         """
 
         def newest() -> int | None:
-            held = steps.whole(self.folder)
-            if not held and (steps.numbered(self.folder) or steps.set_aside(self.folder)):
+            saved = steps.complete(self.folder)
+            if not saved and (steps.numbered(self.folder) or steps.set_aside(self.folder)):
                 raise self._none_left({})
-            return held[-1] if held else None
+            return saved[-1] if saved else None
 
         self._settle()
         return self._first_does(newest)
@@ -94,7 +94,7 @@ class Checkpointer:
     def steps(self) -> list[int]:
         """Return the steps of all checkpoints with a valid manifest, increasing; wait for a running save."""
         self._settle()
-        return self._first_does(lambda: steps.whole(self.folder))
+        return self._first_does(lambda: steps.complete(self.folder))
 
     def room(self, state: Any) -> Room:
         """Return the space that checkpoints of such states will need, and the free space.
@@ -107,7 +107,7 @@ class Checkpointer:
         while not place.exists():
             place = place.parent
         # The newest is written before the oldest is deleted.
-        more = 1 if self._keep is None else max(1, self._keep + 1 - len(steps.whole(self.folder)))
+        more = 1 if self._keep is None else max(1, self._keep + 1 - len(steps.complete(self.folder)))
         return Room(more * size, shutil.disk_usage(place).free)
 
     def save(self, state: Any) -> None:
@@ -126,12 +126,12 @@ class Checkpointer:
             raise ValueError(f"step {step} was not saved: {self.folder} is open for reading only")
         self._settle()
         try:
-            held = together.all_do(self.folder.name, lambda: steps.whole(self.folder))[0]
+            saved = together.all_do(self.folder.name, lambda: steps.complete(self.folder))[0]
         except OSError as error:
             self._failed = self._unsaid = error
             return
-        if step in held or (self._keep is not None and held and step < held[-1]):
-            raise ValueError(f"cannot save step {step}: {self.folder} already holds step {held[-1]}")
+        if step in saved or (self._keep is not None and saved and step < saved[-1]):
+            raise ValueError(f"cannot save step {step}: {self.folder} already holds step {saved[-1]}")
         self._attempts += 1
         self._saving = Saving(
             self._arrays, self.folder, step, trees.flatten(state), keep=self._keep, attempt=self._attempts
@@ -164,13 +164,13 @@ class Checkpointer:
             ValueError: there is no such checkpoint, or its arrays differ from `like` in name, shape or dtype; the
                 differences are listed, nothing is cast.
         """
-        wanted = trees.flatten(like)
+        expected = trees.flatten(like)
 
         def all_of_it(place: Path, saved: Described) -> Described:
-            differences = flat.differences(saved, wanted)
+            differences = flat.differences(saved, expected)
             if differences:
                 raise ValueError(f"checkpoint {place} does not fit:\n  {listed(differences, between=chr(10) + '  ')}")
-            return wanted
+            return expected
 
         return flat.unflatten_like(like, self._load(step, all_of_it))
 
@@ -198,8 +198,8 @@ class Checkpointer:
             describe = lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)  # noqa: E731
             return {prefix + name: x for name, x in trees.flatten(jax.tree.map(describe, part, places)).items()}
 
-        found = self._load(step, one_part)
-        return trees.nest({name.removeprefix(prefix): x for name, x in found.items()})
+        arrays = self._load(step, one_part)
+        return trees.nest({name.removeprefix(prefix): x for name, x in arrays.items()})
 
     def wait(self) -> None:
         """Wait until everything is on disk; raise the error of the last save, if it failed."""
@@ -246,13 +246,13 @@ class Checkpointer:
                 self._pass_over(number, str(error))
 
     def _newest(self, step: int | None, bad: Mapping[int, str]) -> int:
-        held = steps.numbered(self.folder)
+        numbers = steps.numbered(self.folder)
         if step is not None:
-            if step not in held:
-                raise ValueError(f"no checkpoint {step} in {self.folder}; it holds {steps.whole(self.folder)}")
+            if step not in numbers:
+                raise ValueError(f"no checkpoint {step} in {self.folder}; it holds {steps.complete(self.folder)}")
             return step
         self._say_ignored()
-        left = [number for number in held if number not in bad]
+        left = [number for number in numbers if number not in bad]
         if left:
             return left[-1]
         if bad or steps.set_aside(self.folder):
@@ -273,14 +273,14 @@ class Checkpointer:
         reasons += [f"{number} has no good manifest" for number in steps.numbered(self.folder) if number not in bad]
         reasons += [name for name in steps.set_aside(self.folder) if self.folder / name not in self.quarantined]
         return Damaged(
-            f"no checkpoint in {self.folder} is whole ({listed(reasons, limit=4, between='; ')}); "
+            f"no checkpoint in {self.folder} is whole ({listed(reasons, max_names=4, between='; ')}); "
             "to begin again, move that folder away"
         )
 
     def _say_ignored(self) -> None:
-        found = [f"{name} ({why})" for name, why in steps.ignored(self.folder).items() if name[0] != "."]
-        if found and not self._said_ignored:
-            self._say(f"{self.folder} holds more than steps: {listed(found)}")
+        ignored = [f"{name} ({why})" for name, why in steps.ignored(self.folder).items() if name[0] != "."]
+        if ignored and not self._said_ignored:
+            self._say(f"{self.folder} holds more than steps: {listed(ignored)}")
         self._said_ignored = True
 
     def _say(self, text: str) -> None:

@@ -25,12 +25,12 @@ def prefix(saved: Mapping[str, Any], which: str) -> str:
     return "ema/0/" if which == "ema" and several else which + "/"
 
 
-def differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+def differences(saved: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
     """Return the differences of two flat dicts in names, shapes and dtypes, a line each."""
     lines = []
-    for name in sorted(saved.keys() | wanted.keys()):
+    for name in sorted(saved.keys() | expected.keys()):
         old = f"{np.dtype(saved[name].dtype).name}{list(saved[name].shape)}" if name in saved else "absent"
-        new = f"{np.dtype(wanted[name].dtype).name}{list(wanted[name].shape)}" if name in wanted else "absent"
+        new = f"{np.dtype(expected[name].dtype).name}{list(expected[name].shape)}" if name in expected else "absent"
         if old != new:
             lines.append(f"{name}: {old} saved, {new} expected")
     return lines

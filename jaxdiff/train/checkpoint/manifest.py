@@ -44,11 +44,11 @@ class Manifest(NamedTuple):
 
 def files_of(folder: Path) -> list[str]:
     """Return the sorted paths of all files and links in a folder, without its manifest; links are not followed."""
-    found = []
+    paths = []
     for place, folders, files in os.walk(folder):
         links = [name for name in folders if os.path.islink(os.path.join(place, name))]
-        found += [os.path.relpath(os.path.join(place, name), folder) for name in files + links]
-    return sorted(set(found) - {NAME})
+        paths += [os.path.relpath(os.path.join(place, name), folder) for name in files + links]
+    return sorted(set(paths) - {NAME})
 
 
 def seal(folder: Path, names: Iterable[str]) -> dict[str, File]:
@@ -66,10 +66,10 @@ def seal(folder: Path, names: Iterable[str]) -> dict[str, File]:
         list(pool.map(lambda name: storage.sync(folder / name), names))
     sizes = {name: (folder / name).stat().st_size for name in names}
     sealed = {}
-    for name, found in _digests(folder, sizes).items():
-        if isinstance(found, OSError):
-            raise found
-        sealed[name] = File(sizes[name], found)
+    for name, digest in _digests(folder, sizes).items():
+        if isinstance(digest, OSError):
+            raise digest
+        sealed[name] = File(sizes[name], digest)
     return sealed
 
 
@@ -103,18 +103,18 @@ def read(folder: Path) -> Manifest:
     """
     path = folder / NAME
     try:
-        seen = path.lstat()
-        if not stat.S_ISREG(seen.st_mode) or seen.st_size > _LARGEST:
+        info = path.lstat()
+        if not stat.S_ISREG(info.st_mode) or info.st_size > _LARGEST:
             raise Damaged(f"{NAME} is no file, or one of more than {_LARGEST} bytes")
         text = path.read_bytes()
     except OSError as error:
         raise Damaged(f"{NAME} {_refused(error)}") from None
     try:
         content = storage.parse_json(text, NAME)
-        whole = _text({name: content[name] for name in ("arrays", "files", "step")}).encode() == text
+        unchanged = _text({name: content[name] for name in ("arrays", "files", "step")}).encode() == text
     except (ValueError, KeyError):
-        whole = False
-    if not whole:
+        unchanged = False
+    if not unchanged:
         raise Damaged(f"{NAME} has changed")
     if str(content["step"]) != folder.name:
         raise Damaged(f"{NAME} is that of step {content['step']}")
@@ -135,14 +135,14 @@ def problems(folder: Path, files: Mapping[str, File], names: Collection[str]) ->
         files: those of its manifest.
         names: of the files to check; a file that the manifest does not have is a problem.
     """
-    found = {name: _mismatch(folder / name, files.get(name)) for name in names}
-    same = [name for name in names if not found[name]]
+    by_name = {name: _mismatch(folder / name, files.get(name)) for name in names}
+    same = [name for name in names if not by_name[name]]
     for name, digest in _digests(folder, same).items():
         if isinstance(digest, OSError):
-            found[name] = _refused(digest)
+            by_name[name] = _refused(digest)
         elif digest != files[name].xxh3:
-            found[name] = "has changed"
-    return [f"{name} {problem}" for name, problem in found.items() if problem]
+            by_name[name] = "has changed"
+    return [f"{name} {problem}" for name, problem in by_name.items() if problem]
 
 
 def _mismatch(path: Path, file: File | None) -> str | None:
@@ -150,12 +150,12 @@ def _mismatch(path: Path, file: File | None) -> str | None:
     if file is None:
         return "is no part of it"
     try:
-        seen = path.lstat()
+        info = path.lstat()
     except OSError as error:
         return _refused(error)
-    if not stat.S_ISREG(seen.st_mode):
-        return "is a link" if stat.S_ISLNK(seen.st_mode) else "is no file"
-    return None if seen.st_size == file.size else f"has {seen.st_size} bytes, not {file.size}"
+    if not stat.S_ISREG(info.st_mode):
+        return "is a link" if stat.S_ISLNK(info.st_mode) else "is no file"
+    return None if info.st_size == file.size else f"has {info.st_size} bytes, not {file.size}"
 
 
 def _refused(error: OSError) -> str:
@@ -187,5 +187,5 @@ def _digest(path: Path) -> str | OSError:
 
 def _text(content: Any) -> str:
     """The manifest's text, in canonical form and with a hash of its content, so that any other byte is detected."""
-    said = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return json.dumps({"xxh3": xxhash.xxh3_128_hexdigest(said.encode()), **content}, indent=1, sort_keys=True) + "\n"
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return json.dumps({"xxh3": xxhash.xxh3_128_hexdigest(text.encode()), **content}, indent=1, sort_keys=True) + "\n"

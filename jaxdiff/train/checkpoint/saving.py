@@ -79,17 +79,17 @@ class Saving:
         parts = self._all_do(lambda: self._write_own(flat))
         self._all_do(lambda: self._publish(parts) if first else None)
         if first and self._keep is not None:
-            self._delete(steps.whole(self._folder)[: -self._keep])
+            self._delete(steps.complete(self._folder)[: -self._keep])
 
     def _make_place(self) -> None:
         """Make the folder, unless the disk has no room for another step like the last one."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        held = steps.whole(self._folder)
-        last = manifest.read(self._folder / str(held[-1])).files if held else {}
+        saved = steps.complete(self._folder)
+        last = manifest.read(self._folder / str(saved[-1])).files if saved else {}
         needed, free = sum(file.size for file in last.values()), shutil.disk_usage(self._folder).free
         if free < needed:
-            said = f"{os.strerror(errno.ENOSPC)} ({needed} bytes are needed, {free} are free)"
-            raise OSError(errno.ENOSPC, said, str(self._folder / str(self._step)))
+            message = f"{os.strerror(errno.ENOSPC)} ({needed} bytes are needed, {free} are free)"
+            raise OSError(errno.ENOSPC, message, str(self._folder / str(self._step)))
         (self._place / STATE).mkdir(parents=True)
 
     def _write_own(self, flat: dict[str, Any]) -> dict[str, manifest.File]:
@@ -100,8 +100,8 @@ class Saving:
         for part in writing:
             part.result()
         names = manifest.files_of(self._place / STATE)
-        own = [f"{STATE}/{name}" for name in names if own_part(name, jax.process_index())]
-        return manifest.seal(self._place, own)
+        written = [f"{STATE}/{name}" for name in names if own_part(name, jax.process_index())]
+        return manifest.seal(self._place, written)
 
     def _publish(self, parts: list[Mapping[str, Any]]) -> None:
         self._arrays.finish(self._place / STATE)

@@ -21,14 +21,14 @@ def numbered(folder: Path) -> list[int]:
     return sorted(int(name) for name in _names(folder) if _why_not(folder / name) is None)
 
 
-def whole(folder: Path) -> list[int]:
+def complete(folder: Path) -> list[int]:
     """Return the steps with valid manifests, increasing, without a check of the other files."""
-    found = []
+    valid = []
     for step in numbered(folder):
         with contextlib.suppress(Damaged):
             manifest.read(folder / str(step))
-            found.append(step)
-    return found
+            valid.append(step)
+    return valid
 
 
 def set_aside(folder: Path) -> list[str]:
@@ -38,15 +38,15 @@ def set_aside(folder: Path) -> list[str]:
 
 def ignored(folder: Path) -> dict[str, str]:
     """Return the other entries of the folder, name -> why it is no step."""
-    found = {name: _why_not(folder / name) for name in _names(folder)}
-    return {name: why for name, why in found.items() if why and not name.startswith(QUARANTINE)}
+    reasons = {name: _why_not(folder / name) for name in _names(folder)}
+    return {name: why for name, why in reasons.items() if why and not name.startswith(QUARANTINE)}
 
 
 def unfinished(folder: Path) -> dict[str, str]:
     """Return the entries of running or interrupted saves and deletions, name -> which of these."""
     names = sorted(os.listdir(folder)) if folder.is_dir() else []
-    found = {name: "a save that runs or was killed" for name in names if name.startswith(_SAVING)}
-    return found | {name: "a deletion that runs or was killed" for name in names if name.startswith(_DELETING)}
+    saves = {name: "a save that runs or was killed" for name in names if name.startswith(_SAVING)}
+    return saves | {name: "a deletion that runs or was killed" for name in names if name.startswith(_DELETING)}
 
 
 def identity(path: Path) -> int | None:
