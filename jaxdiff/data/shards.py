@@ -1,4 +1,4 @@
-"""Precomputed arrays, e.g. latents or features of texts, in the .npz files of a folder."""
+"""Precomputed arrays, e.g. latents or text embeddings, in the .npz files of a folder."""
 
 import functools
 import threading
@@ -10,30 +10,30 @@ import numpy as np
 
 from jaxdiff.data.npz import Array, check_npz, map_npz, read_npz
 
-# A file of this name marks a folder that is being written, or whose writing was interrupted.
+# A file of this name marks a folder that is incomplete: it is being written, or its writing was interrupted.
 UNFINISHED = "unfinished"
 
 
 class NpzShards:
-    """A random-access sequence of examples, the rows of the arrays of all files in the order of their names.
+    """A random-access sequence of examples: the rows of the arrays of all files, in the order of the files' names.
 
-    The files, written by numpy.savez, are mapped into memory, so that an example costs its own bytes alone. The first
-    example of a file reads all of its arrays once, and compares them with the checksums in the file.
+    The files, written by numpy.savez, are mapped into memory, so that reading an example reads only its bytes. The
+    first access to a file reads all of its arrays once and compares them with the checksums in the file.
     """
 
     def __init__(self, folder: str | Path, example: Mapping[str, Any]):
         """Describe the examples; the files are opened on first access.
 
         Args:
-            folder: of the .npz files.
-            example: arrays of one example by name, or anything with their shapes and dtypes; other precisions are
+            folder: folder of the .npz files.
+            example: arrays of one example by name, or anything with a shape and a dtype; other precisions are
                 converted.
         """
         self.folder = Path(folder)
         self.example = dict(example)
 
     def __reduce__(self):
-        # A worker maps the files anew: mapped arrays would be sent in full.
+        # A worker maps the files itself: pickling would send mapped arrays in full.
         return NpzShards, (self.folder, self.example)
 
     def __len__(self) -> int:
@@ -50,7 +50,7 @@ class NpzShards:
     @functools.cached_property
     def _files(self) -> list["_Shard"]:
         if (self.folder / UNFINISHED).exists():
-            raise ValueError(f"{self.folder} is half of a data set: what should write it has not come to its end")
+            raise ValueError(f"{self.folder} is incomplete: it is being written, or its writing was interrupted")
         paths = sorted(self.folder.glob("[!.]*.npz"))
         if not paths:
             raise ValueError(f"no .npz files in {self.folder}: `jaxdiff encode` writes them")
@@ -85,7 +85,7 @@ class _Shard:
         self._verified, self._lock = False, threading.Lock()
 
     def check(self) -> None:
-        """Compare the file with its checksums, once; other threads that need the file wait."""
+        """Compare the file with its checksums, once; other threads wait."""
         if self._verified:
             return
         with self._lock:
@@ -95,7 +95,7 @@ class _Shard:
 
 
 def load_embeddings(path: str | Path) -> dict[str, np.ndarray]:
-    """Read the arrays of one .npz file, whose rows are looked up by index.
+    """Read the arrays of one .npz file, for lookup of rows by index.
 
     Args:
         path: the file.

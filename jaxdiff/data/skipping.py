@@ -12,10 +12,10 @@ from jaxdiff.schema import integer
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Skipping:
-    """A source that replaces each broken record by the next one that can be read.
+    """A source that replaces each broken record by the next readable one.
 
-    The replacement depends on the data alone: it is the same in a resumed run, and for any number of hosts and workers.
-    Every broken record is named on stderr, once in each process.
+    The replacement depends only on the data: it is the same in a resumed run, and for any number of hosts and workers.
+    Every broken record is reported on stderr, once in each process.
 
     Attributes:
         source: a source whose broken records raise a ValueError.
@@ -49,10 +49,10 @@ class Skipping:
         return len(self.source)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Read a record, or the next one after it that is not broken; after the last record comes the first.
+        """Return a record, or the next readable one; the first record follows the last.
 
         Raises:
-            ValueError: more than `most` records are broken; the message has the error of each.
+            ValueError: more than `most` records are broken; the message contains their errors.
         """
         for step in range(len(self)):
             at = (index + step) % len(self)

@@ -1,4 +1,4 @@
-"""Ahead-of-time compilation of an experiment's train step or sampler, for devices that need not exist here."""
+"""Ahead-of-time compilation of an experiment's train step or sampler, for devices that this machine may lack."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _UNITS = {unit: 1024**power for power, unit in enumerate(("", "K", "M", "G", "T"
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one device. Where the program does not fit, the compiler reports the total alone.
+    """Bytes of one device. If the program does not fit, the compiler reports only the total.
 
     Attributes:
         arguments: the state and the batch, or the parameters and the keys.
         outputs: e.g. the new state.
         shared: outputs in the memory of donated arguments.
         temporaries: peak of the activations and other temporary arrays.
-        code: of the program.
+        code: the program itself.
         total: arguments + outputs - shared + temporaries + code.
     """
 
@@ -50,11 +50,11 @@ class Program(NamedTuple):
 
     Attributes:
         memory: of one device.
-        module: the parsed text of the program; None: it does not fit.
-        traced_flops: of the traced program on all devices together (see `flops.of_jaxpr`).
-        model_flops: those of the model alone: three times the loss for a train step, since a gradient costs two more
-            (Chowdhery et al. 2022, arXiv:2204.02311, app. B), and all of them for a sampler.
-        seconds: of tracing and compiling.
+        module: the parsed text of the program; None: the program does not fit.
+        traced_flops: operations of the traced program on all devices together (see `flops.of_jaxpr`).
+        model_flops: operations of the model alone: three times the loss for a train step, since a gradient costs two
+            more (Chowdhery et al. 2022, arXiv:2204.02311, app. B), and all of them for a sampler.
+        seconds: time of tracing and compiling.
     """
 
     memory: Memory
@@ -68,8 +68,8 @@ def train_step(experiment: Experiment, mesh: Mesh) -> Program:
     """Compile the train step of `jaxdiff train`.
 
     Args:
-        experiment: made within `use_mesh(mesh)`, so that it computes in the precision of the mesh's devices.
-        mesh: of real, simulated or described devices.
+        experiment: built within `use_mesh(mesh)`, so that it computes in the precision of the mesh's devices.
+        mesh: real, simulated or described devices.
 
     Raises:
         ValueError: the batch or the parameters cannot be split over the mesh.
@@ -104,11 +104,11 @@ def train_step(experiment: Experiment, mesh: Mesh) -> Program:
 
 
 def sampling(experiment: Experiment, mesh: Mesh) -> Program:
-    """Compile the sampler that `jaxdiff sample` would run, drawing `experiment.training.batch` examples at a time.
+    """Compile the sampler of `jaxdiff sample` for batches of `experiment.training.batch` examples.
 
     Args:
-        experiment: made within `use_mesh(mesh)`.
-        mesh: of real, simulated or described devices.
+        experiment: built within `use_mesh(mesh)`.
+        mesh: real, simulated or described devices.
 
     Raises:
         ValueError: the batch or the parameters cannot be split over the mesh.
@@ -145,7 +145,7 @@ def _described_batch(spec: Any, batch: int, mesh: Mesh) -> dict[str, jax.ShapeDt
 
 
 def _described(tree: Any, mesh: Mesh) -> Any:
-    """Shapes of a tree with their shardings, since described devices can hold no arrays."""
+    """Shapes and shardings of a tree, since described devices cannot hold arrays."""
     return jax.tree.map(
         lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, shard_params(tree, mesh)
     )

@@ -1,7 +1,7 @@
 """Floating-point operations of matrix products and convolutions, in a compiled program and in a traced one.
 
-An addition or multiplication counts as one; products with padding or with the holes of a dilation do not count.
-Elementwise operations are left out: memory bounds their time, not arithmetic.
+Additions and multiplications count separately; products with padding or with the holes of a dilation do not count.
+Elementwise operations are omitted: memory bandwidth bounds their time.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Window(NamedTuple):
     dilation: int = 1  # of the kernel
 
     def products(self) -> int:
-        """Count the pairs of output and kernel positions at an element of the input."""
+        """Count the pairs of output and kernel positions that meet an element of the input."""
         at = self.stride * np.arange(self.out)[:, None] + self.dilation * np.arange(self.size)[None] - self.low
         return int(np.sum((at >= 0) & (at % self.base == 0) & (at <= self.base * (self.inp - 1))))
 
@@ -39,7 +39,7 @@ def of_jaxpr(jaxpr: Any) -> int:
     A `scan` counts its length, a `cond` its most expensive branch, a `while` of unknown length one iteration.
 
     Args:
-        jaxpr: a `jax.core.Jaxpr` or closed one.
+        jaxpr: a `jax.core.Jaxpr` or a closed one.
     """
     return sum(map(_of_equation, getattr(jaxpr, "jaxpr", jaxpr).eqns))
 
@@ -76,7 +76,7 @@ def _of_convolution(eqn: Any) -> int:
 
 
 def of_module(module: Module) -> int:
-    """Count the operations of a compiled program on one device, those of loops once for each iteration."""
+    """Count the operations of a compiled program on one device; those in a loop count once for each iteration."""
     return sum(run.times * _of_instruction(run) for run in runs(module))
 
 

@@ -1,7 +1,7 @@
 """Parser of a compiled program's text: its computations, its instructions, and how often each one runs.
 
-The compiler's own statistics count the body of a loop once, which leaves out scanned layers and microbatches. Here a
-loop's body counts once for each iteration.
+The compiler's own statistics count the body of a loop once, which ignores scanned layers and microbatches. This parser
+counts a loop's body once for each iteration.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import NamedTuple
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,<=]*)\](?:\{([^}]*)\})?")
 _NAME = re.compile(r"%([\w.\-]+)")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
-# Other instructions that run computations, and the attributes that name these. All branches count, since it is unknown
-# which one is taken.
+# Other instructions that run computations, and the attributes that name these. All branches count, since the text does
+# not determine which one runs.
 _CALLS = {
     "call": "to_apply",
     "async-start": "calls",
@@ -26,7 +26,7 @@ _LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 
 
 class Array(NamedTuple):
-    """Type, shape and memory of one array: space 0 is the device's large memory, others are nearer or the host's."""
+    """Type, shape and memory of one array: space 0 is the device's large memory, others are on-chip or the host's."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -60,7 +60,7 @@ class Instruction(NamedTuple):
 
 
 class Computation(NamedTuple):
-    """A function: its instructions by name, in order; the root is what it returns."""
+    """A function: its instructions by name, in order, and the root, whose result it returns."""
 
     instructions: dict[str, Instruction]
     root: Instruction
@@ -86,17 +86,17 @@ class Run(NamedTuple):
     instruction: Instruction
     computation: Computation
     times: int
-    fusion: str = ""  # the fusion that holds it, and the computation that this one calls
+    fusion: str = ""  # the enclosing fusion, and the computation that the fusion calls
 
 
 def parse(text: str) -> Module:
     """Parse the text of a compiled program.
 
     Args:
-        text: of an optimized HLO module, e.g. `compiled.as_text()`.
+        text: an optimized HLO module, e.g. `compiled.as_text()`.
 
     Raises:
-        ValueError: it has no entry computation.
+        ValueError: the text has no entry computation.
     """
     computations: dict[str, Computation] = {}
     entry = name = ""
@@ -114,7 +114,7 @@ def parse(text: str) -> Module:
             instructions[instruction.name] = instruction
             root = instruction if match[1] else root
     if not entry:
-        raise ValueError("the text is no compiled HLO module: it has no ENTRY computation")
+        raise ValueError("the text is not a compiled HLO module: it has no ENTRY computation")
     return Module(computations, entry)
 
 
@@ -130,7 +130,7 @@ def _instruction(name: str, text: str) -> Instruction:
 
 
 def _closing(text: str, start: int) -> int:
-    """The position after the parenthesis that closes the one at `start`."""
+    """Position after the parenthesis that closes the one at `start`."""
     depth = 0
     for match in re.compile(r"[()]").finditer(text, start):
         depth += 1 if match[0] == "(" else -1
@@ -172,8 +172,8 @@ def _walk(module: Module, name: str, times: int, fusion: str = "") -> Iterator[R
 def trips(module: Module, computation: Computation, loop: Instruction) -> int | None:
     """Return the number of iterations of a while loop, or None where the text does not determine it.
 
-    Compilers for some devices write the number next to the loop. For others it follows from the loop's counter: its
-    start, its step, and the constant that it is compared with.
+    Compilers for some devices annotate the loop with the number. For others it follows from the loop's counter: its
+    start, its step, and the constant in the comparison.
     """
     known = re.search(r'"known_trip_count":\{"n":"?(\d+)', loop.attributes)
     if known:
@@ -207,7 +207,7 @@ def _element(carry: Instruction, place: int) -> str:
 
 
 def _step(body: Computation, place: int) -> int | None:
-    """The number that the body adds to the counter at a place of its carry."""
+    """Increment of the counter at a position of the loop's carry."""
     update = body.resolve(_element(body.root, place))
     if update.opcode != "add":
         return None

@@ -1,4 +1,4 @@
-"""Plans of one experiment for several meshes and knobs, the best first."""
+"""Plans of one experiment for several meshes and knobs, ordered from best to worst."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ REMAT = ("none", "dots", "full")
 
 
 class Candidate(NamedTuple):
-    """A candidate of a sweep: a mesh as `parse_mesh` takes it, and the knobs of the experiment."""
+    """A candidate of a sweep: a mesh in the format of `parse_mesh`, and the knobs of the experiment."""
 
     mesh: str
     knobs: dict[str, Any]
@@ -38,13 +38,13 @@ def meshes(devices: int) -> list[str]:
 
 
 def candidates(mesh: str | None, devices: int, knobs: dict[str, Any], free: Sequence[str]) -> list[Candidate]:
-    """Return candidates for everything that the user left open.
+    """Return candidates for all settings that the user did not fix.
 
     Args:
-        mesh: the user's; None: several.
+        mesh: the user's mesh; None: try several.
         devices: number of devices of the slice.
         knobs: of the experiment.
-        free: those of "batch" and "remat" that may vary.
+        free: which of "batch" and "remat" may vary.
     """
     batch = knobs.get("batch")
     values: dict[str, Sequence[Any]] = {}
@@ -67,7 +67,7 @@ def sweep(tried: Sequence[Candidate], plan: Callable[[Candidate], Estimate]) -> 
         plan: candidate -> estimate.
 
     Returns:
-        (plans in the order of time per example, then those that do not fit in the order of memory; failures).
+        (plans by increasing time per example, then plans that do not fit, by increasing memory; failures).
     """
     plans, failed = [], []
     from tqdm import tqdm

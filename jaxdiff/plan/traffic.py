@@ -12,10 +12,10 @@ _FREE = {
 
 
 def of_module(module: Module) -> int:
-    """Count the bytes of one device, those of loops once for each iteration.
+    """Count the bytes of one device; those in a loop count once for each iteration.
 
-    An instruction reads its operands and writes its results once; values inside a fusion stay in registers. Of a sliced
-    array the slice counts, and of one that is updated in place, the update. Arrays in other memories do not count.
+    An instruction reads its operands and writes its results once; values inside a fusion stay in registers. For a slice
+    and an update in place, only the slice and the update count. Arrays in other memories do not count.
     """
     return sum(run.times * _of_run(module, run) for run in runs(module) if not run.fusion)
 
@@ -45,7 +45,7 @@ def _size(arrays: tuple[Array, ...]) -> int:
 
 
 def _near(operand: tuple[Array, ...], part: int | None) -> int:
-    """Bytes of an operand of which `part` bytes are used; None: all."""
+    """Bytes read of an operand, of which `part` bytes are used; None: all."""
     return _size(operand) if part is None else min(part, _size(operand))
 
 
@@ -92,7 +92,7 @@ def _written(module: Module, inner: Computation, fusion: Instruction) -> int:
 
 
 def _update(module: Module, inner: Computation, root: Instruction) -> int | None:
-    """Bytes that a fusion updates in place; None: it writes the whole array."""
+    """Bytes that a fusion updates in place; None: it writes the full array."""
     source = inner.resolve(root.name)
     if source.opcode == "fusion":
         nested = module.computations[source.called("calls") or ""]
