@@ -155,7 +155,7 @@ def _draw(rows: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
 def _kernel_distance_by_class(
     ours: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray], *, blocks: int, seed: int
 ) -> KernelDistance:
-    """Return the mean over the classes of `ours` of the kernel distance to the test set; both are (features, labels)."""
+    """Return the kernel distance to the test set, averaged over the classes of `ours`; both are (features, labels)."""
     # The scale of a hidden layer is arbitrary, but the cubic kernel depends on it.
     scale = np.sqrt(np.mean(np.square(test[0], dtype=np.float64)))
     estimates = []

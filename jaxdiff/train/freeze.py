@@ -1,4 +1,4 @@
-"""Training a part of a tree of parameters: the part is a tree, too, and so is the rest."""
+"""Training of a part of the parameters: the part and the rest are trees, too."""
 
 import re
 from typing import Any
@@ -7,17 +7,17 @@ from jaxdiff import trees
 
 
 def partition(params: Any, pattern: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Cut a tree in two by the paths of its leaves.
+    """Split a tree in two by the paths of its leaves.
 
     Args:
         params: a nested dict.
-        pattern: a regular expression, looked for in the dotted path of a leaf ("mid_block.resnets.0.conv1.kernel").
+        pattern: a regular expression, searched in the dotted path of a leaf ("mid_block.resnets.0.conv1.kernel").
 
     Returns:
-        (the leaves that it finds, the rest), each a nested dict.
+        (the matching leaves, the rest), each a nested dict.
 
     Raises:
-        ValueError: it is no regular expression, or finds none.
+        ValueError: the pattern is not a regular expression, or matches no leaf.
     """
     try:
         search = re.compile(pattern).search
@@ -33,6 +33,6 @@ def partition(params: Any, pattern: str) -> tuple[dict[str, Any], dict[str, Any]
 
 
 def combine(tree: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """Put together what `partition` cut."""
+    """Merge two trees, the inverse of `partition`."""
     both = {name: combine(below, other[name]) for name, below in tree.items() if name in other}
     return {**other, **tree, **both}
