@@ -60,9 +60,7 @@ class LineFile:
     def __call__(self, record: Record) -> None:
         """Append a record."""
         line = json.dumps(_strict(record)) + "\n"
-        data = (
-            "\n" + line if self._torn else line
-        ).encode()  # so that half a line, on a full disk, damages no other line
+        data = ("\n" + line if self._torn else line).encode()  # half a line, on a full disk, damages no other line
         try:
             if self._handle is None:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -111,9 +109,7 @@ def read_lines(path: Path, tail: int | None = None) -> tuple[list[Record], int]:
 
 def _forget(path: Path, start: int) -> None:
     records, damaged = read_lines(path)
-    kept = {
-        record["step"]: record for record in records if record["step"] <= start
-    }  # the later of two records of a step
+    kept = {record["step"]: record for record in records if record["step"] <= start}  # the later of two of a step
     if len(kept) == len(records) and not damaged:
         return
     with replacing(path) as partial_path:

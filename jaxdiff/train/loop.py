@@ -56,8 +56,9 @@ def fit(
 
     On SIGTERM or the first Ctrl-C, the running step finishes, the state is saved, and the function returns early
     (state.step < steps), without waiting for data or a preview. A failed save, a preview or snapshot that cannot be
-    written, or a log that raises does not end training: the error is printed, and a save is repeated. The state is saved
-    before any other exception propagates; with several processes only if all of them raise it, since a save needs all.
+    written, or a log that raises does not end training: the error is printed, and a save is repeated. The state is
+    saved before any other exception propagates; with several processes only if all of them raise it, since a save
+    needs all.
 
     Args:
         step: from `make_step`.

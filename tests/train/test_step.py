@@ -120,12 +120,12 @@ def test_accumulation_needs_no_second_gradient_per_microbatch():
 
 def test_a_batch_that_cannot_be_cut():
     mesh, state, step = toy.new("data", grad_accum_steps=4)
-    with pytest.raises(ValueError, match=r"batch of 16.*accumulate=4.*8 parts.*multiple of 32"):
+    with pytest.raises(ValueError, match=r"batch of 16.*grad_accum_steps=4.*8 parts.*multiple of 32"):
         step(state, train.shard_batch(next(toy.batches(16)), mesh))
 
 
 def test_accumulate_of_zero():
-    with pytest.raises(ValueError, match="accumulate must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="grad_accum_steps must be at least 1, got 0"):
         toy.new(grad_accum_steps=0)
 
 

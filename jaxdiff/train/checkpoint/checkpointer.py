@@ -35,10 +35,10 @@ class Room(NamedTuple):
 
 
 class Checkpointer:
-    """Saves states under `workdir/checkpoints/STEP`, in the background, and restores them onto any mesh.
+    """Checkpoints under `workdir/checkpoints/STEP`, saved in the background and restored onto any mesh.
 
-    A step gets its name when all of it is on disk, with a manifest that has a hash of every file; arrays that do not
-    match it are never returned. With many processes, all of them must make the same calls.
+    A step gets its name when it is completely on disk, with a manifest with a hash of every file; arrays that do not
+    match it are never returned. With several processes, all of them must make the same calls.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Checkpointer:
             workdir: the run's folder.
             keep: number of newest checkpoints to keep on disk, at least 1; None: all.
             read_only: change nothing on disk, e.g. to sample while the run trains.
-            folder: name of the folder in the run's.
+            folder: name of the folder in workdir.
 
         Raises:
             ValueError: keep is less than 1.
@@ -68,7 +68,7 @@ class Checkpointer:
         self._arrays = Arrays()
         self._saving: Saving | None = None
         self._attempts = 0
-        self._failed: Exception | None = None  # of the last save that ended
+        self._failed: Exception | None = None  # error of the last finished save
         self._unsaid: Exception | None = None
         self._said_ignored = False
         if not read_only and together.first_process():
@@ -100,7 +100,7 @@ class Checkpointer:
         """Return the space that checkpoints of such states will need, and the free space.
 
         Args:
-            state: arrays or `jax.ShapeDtypeStruct`.
+            state: tree of arrays or `jax.ShapeDtypeStruct`.
         """
         size = sum(x.size * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(state))
         place = self.folder
@@ -113,7 +113,7 @@ class Checkpointer:
     def save(self, state: Any) -> None:
         """Start to save a state under its step; it may be donated as soon as this returns.
 
-        Errors of the disk, e.g. a full one, are not raised here: see `failure`.
+        Errors of the disk, e.g. a full disk, are not raised here: see `failure`.
 
         Args:
             state: a `TrainState`.
@@ -154,15 +154,15 @@ class Checkpointer:
 
         Args:
             like: tree of arrays or `jax.ShapeDtypeStruct` with shardings, e.g. `state.state_shapes(...)`.
-            step: of the checkpoint; None: the newest that is not damaged.
+            step: step of the checkpoint; None: the newest undamaged one.
 
         Returns:
-            A tree of arrays like `like`, equal by bits to those that were saved.
+            A tree of arrays like `like`, bitwise equal to the saved ones.
 
         Raises:
             Damaged: the checkpoint is damaged, or all are.
             ValueError: there is no such checkpoint, or its arrays differ from `like` in name, shape or dtype; the
-                differences are listed, nothing is cast.
+                message lists the differences, nothing is cast.
         """
         expected = trees.flatten(like)
 
@@ -179,8 +179,8 @@ class Checkpointer:
 
         Args:
             which: e.g. "params", "ema" (the first of several averages) or "ema/1".
-            step: of the checkpoint; None: the newest that is not damaged, as for `restore`.
-            mesh: for the arrays; None: the default device.
+            step: step of the checkpoint; None: the newest undamaged one, as for `restore`.
+            mesh: mesh of the arrays; None: the default device.
 
         Raises:
             Damaged: the checkpoint is damaged, or all are.
@@ -208,7 +208,7 @@ class Checkpointer:
             raise self._failed
 
     def close(self) -> None:
-        """Wait as `wait` does."""
+        """Close the checkpoints, after `wait`."""
         self.wait()
 
     def __enter__(self) -> Checkpointer:
@@ -218,7 +218,7 @@ class Checkpointer:
         self.close() if kind is None else self._settle()
 
     def _settle(self) -> None:
-        """Wait for a running save, and keep its error."""
+        """Wait for a running save, and store its error."""
         if self._saving is not None:
             saving, self._saving = self._saving, None
             self._failed = saving.result()
@@ -228,7 +228,7 @@ class Checkpointer:
         return together.first_does(self.folder.name, act)
 
     def _load(self, step: int | None, choose: Choose) -> dict[str, Any]:
-        """Read those of a step's arrays that `choose` returns: the given step, or the newest one not damaged."""
+        """Read the arrays that `choose` returns, of the given step or the newest undamaged one."""
         self._settle()
         bad: dict[int, str] = {}
         while True:
@@ -238,7 +238,7 @@ class Checkpointer:
                 return read(self._arrays, place, choose)
             except Damaged as error:
                 if not self._first_does(place.is_dir):
-                    continue  # a trainer has deleted it meanwhile
+                    continue  # a training process has deleted it meanwhile
                 if step is not None:
                     others = listed(str(other) for other in self.steps() if other != step) or "none"
                     raise Damaged(f"checkpoint {place} is damaged ({error}); others: {others}") from None
@@ -300,8 +300,8 @@ def load_params(
     Args:
         workdir: the run's folder.
         which: the moving average, or the parameters of the optimizer.
-        step: of the checkpoint; None: the newest that is not damaged.
-        mesh: for the arrays; None: the default device.
+        step: step of the checkpoint; None: the newest undamaged one.
+        mesh: mesh of the arrays; None: the default device.
 
     Returns:
         Nested dict of arrays.

@@ -1,4 +1,4 @@
-"""States as flat dicts, path -> array, which are independent of the classes of jaxdiff and optax."""
+"""States as flat dicts, path -> array, independent of the classes of jaxdiff and optax."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def unflatten_like(like: Any, flat: dict[str, Any]) -> Any:
 
 
 def prefix(saved: Mapping[str, Any], which: str) -> str:
-    """Return the prefix of the names of a part; "ema" is the first of several averages, where these are numbered."""
+    """Return the prefix of the names of a part; "ema" means the first of several averages, if they are numbered."""
     names = [name.removeprefix("params/") for name in saved if name.startswith("params/")]
     averages = {name.removeprefix("ema/") for name in saved if name.startswith("ema/")}
-    # An average of all parameters has their names, which may be numbers; that of a part of them has other ones.
+    # An average of all parameters has their names, which may be numbers; an average of a part has other names.
     several = any(name not in averages for name in names) and all(name.split("/")[0].isdecimal() for name in averages)
     return "ema/0/" if which == "ema" and several else which + "/"
 

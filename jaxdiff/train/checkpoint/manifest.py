@@ -19,16 +19,16 @@ from jaxdiff import storage
 from jaxdiff.faults import Damaged
 
 NAME = "manifest.json"
-LARGE = 16 * 2**20  # bytes from which on a file is verified while it is read, not before
-_LARGEST = 64 * 2**20  # bytes of a manifest, some 100 for an array
-_READ = 2**20  # at a time: it stays in a core's cache
+LARGE = 16 * 2**20  # bytes from which a file is verified while it is read, not before
+_LARGEST = 64 * 2**20  # bytes of a manifest, about 100 per array
+_READ = 2**20  # bytes at a time: they fit into a core's cache
 _THREADS = min(16, os.cpu_count() or 1)
-# Errors of a file that has changed. Other errors, e.g. of a server that is not available, say nothing about the file.
+# Errors of a file that has changed. Other errors, e.g. of an unavailable server, do not concern the file.
 _GONE = {EIO, EISDIR, ELOOP, ENOENT, ENOTDIR}
 
 
 class File(NamedTuple):
-    """A file's size in bytes and its hash, 128 bits of XXH3, which detects accidents and costs less than reading."""
+    """A file's size in bytes and its 128-bit XXH3 hash, which detects accidental changes and is faster than reading."""
 
     size: int
     xxh3: str
@@ -55,8 +55,8 @@ def seal(folder: Path, names: Iterable[str]) -> dict[str, File]:
     """Wait until files are on disk, and hash them.
 
     Args:
-        folder: the step's.
-        names: paths below it.
+        folder: folder of the step.
+        names: paths below the folder.
 
     Returns:
         Path -> size and hash.
@@ -77,8 +77,8 @@ def write(folder: Path, step: int, arrays: Mapping[str, Any], files: Mapping[str
     """Write a step's manifest, and wait until it and all entries of its folder are on disk.
 
     Args:
-        folder: the step's.
-        step: its number.
+        folder: folder of the step.
+        step: number of the step.
         arrays: name -> anything with a shape and a dtype.
         files: path -> size and hash.
     """
@@ -96,7 +96,7 @@ def read(folder: Path) -> Manifest:
     """Read the manifest of a step.
 
     Args:
-        folder: the step's, named by its number.
+        folder: folder of the step, named by its number.
 
     Raises:
         Damaged: the manifest is missing, has changed, or is of another step.
@@ -131,9 +131,9 @@ def problems(folder: Path, files: Mapping[str, File], names: Collection[str]) ->
     """Check some of a step's files, and return the problems, a line each.
 
     Args:
-        folder: the step's.
-        files: those of its manifest.
-        names: of the files to check; a file that the manifest does not have is a problem.
+        folder: folder of the step.
+        files: files in its manifest.
+        names: names of the files to check; a file that is missing in the manifest is a problem.
     """
     by_name = {name: _mismatch(folder / name, files.get(name)) for name in names}
     same = [name for name in names if not by_name[name]]
@@ -146,7 +146,7 @@ def problems(folder: Path, files: Mapping[str, File], names: Collection[str]) ->
 
 
 def _mismatch(path: Path, file: File | None) -> str | None:
-    """The problem of a file, if it shows without reading the file."""
+    """Problem of a file that is detected without reading it, or None."""
     if file is None:
         return "is no part of it"
     try:
@@ -165,7 +165,7 @@ def _refused(error: OSError) -> str:
 
 
 def _digests(folder: Path, names: Iterable[str]) -> dict[str, str | OSError]:
-    """Hash files; the error in place of the hash if one cannot be read."""
+    """Return the hashes of files, or the error for a file that cannot be read."""
     names = list(names)
     with ThreadPoolExecutor(_THREADS) as pool:
         return dict(zip(names, pool.map(lambda name: _digest(folder / name), names), strict=True))
@@ -186,6 +186,6 @@ def _digest(path: Path) -> str | OSError:
 
 
 def _text(content: Any) -> str:
-    """The manifest's text, in canonical form and with a hash of its content, so that any other byte is detected."""
+    """Text of the manifest, in canonical form and with a hash of its content, so that any change is detected."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return json.dumps({"xxh3": xxhash.xxh3_128_hexdigest(text.encode()), **content}, indent=1, sort_keys=True) + "\n"

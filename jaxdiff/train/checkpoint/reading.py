@@ -1,4 +1,4 @@
-"""Reading of one checkpoint, which verifies every byte."""
+"""Reading of one checkpoint, with verification of every byte."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def read(arrays: Arrays, place: Path, choose: Choose) -> dict[str, jax.Array]:
 
     Args:
         arrays: the reader.
-        place: the step's folder.
+        place: folder of the step.
         choose: returns the arrays to read.
 
     Returns:
         Name -> array.
 
     Raises:
-        Damaged: the step is not what was written, or was deleted.
-        Exception: of `choose` or the devices.
+        Damaged: the step differs from what was written, or was deleted.
+        Exception: an error of `choose` or the devices.
     """
     values: dict[str, Any] = {}
     error: Exception | None = None
@@ -43,7 +43,9 @@ def read(arrays: Arrays, place: Path, choose: Choose) -> dict[str, jax.Array]:
         before = steps.identity(place)
         expected = manifest.read(place)
         names = {*expected.files, *manifest.files_of(place)}
-        early = manifest.small(expected.files) | (names - expected.files.keys())  # the index before it is used
+        early = manifest.small(expected.files) | (
+            names - expected.files.keys()
+        )  # the index must be verified before use
         problems = manifest.problems(place, expected.files, early)
         if problems:
             return problems
@@ -55,7 +57,7 @@ def read(arrays: Arrays, place: Path, choose: Choose) -> dict[str, jax.Array]:
             except Exception as raised:
                 error = raised
             problems = verified.result()
-        if steps.identity(place) != before:  # renamed meanwhile: what was read may have holes
+        if steps.identity(place) != before:  # renamed meanwhile: the arrays may be incomplete
             problems.append("was deleted")
         return problems
 

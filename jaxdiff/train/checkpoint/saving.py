@@ -1,4 +1,4 @@
-"""Saving of one checkpoint: copied from the devices at once, and written, hashed and named in the background."""
+"""Saving of one checkpoint: copied from the devices immediately; written, hashed and named in the background."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ import jax
 from jaxdiff.train.checkpoint import manifest, steps, together
 from jaxdiff.train.checkpoint.arrays import Arrays, own_part, storage_error
 
-STATE = "state"  # the arrays' folder in a step's
+STATE = "state"  # name of the arrays' folder in that of a step
 
 
 class Saving:
-    """A running save. Each process writes its arrays; the first one makes the folder and names the step."""
+    """A running save. Each process writes its arrays; the first one creates the folder and names the step."""
 
     def __init__(
         self, arrays: Arrays, folder: Path, step: int, flat: dict[str, Any], *, keep: int | None, attempt: int
     ):
-        """Begin.
+        """Start the save.
 
         Args:
             arrays: the writer.
-            folder: of the steps.
+            folder: folder of the steps.
             step: number of the step.
             flat: name -> array.
             keep: number of newest steps to keep; None: all.
-            attempt: a number of its own for each save.
+            attempt: a different number for each save.
         """
         self._arrays, self._folder, self._step, self._keep = arrays, folder, step, keep
         self._place = steps.place(folder, step, attempt)
@@ -82,7 +82,7 @@ class Saving:
             self._delete(steps.complete(self._folder)[: -self._keep])
 
     def _make_place(self) -> None:
-        """Make the folder, unless the disk has no room for another step like the last one."""
+        """Create the folder, unless the disk has no room for another step like the last one."""
         self._folder.mkdir(parents=True, exist_ok=True)
         saved = steps.complete(self._folder)
         last = manifest.read(self._folder / str(saved[-1])).files if saved else {}
@@ -128,7 +128,7 @@ class Saving:
 
 
 def _without_arrays(error: Exception) -> Exception:
-    """Free the variables of an exception's frames, which hold copies of the whole state."""
+    """Free the variables of an exception's frames, which hold copies of the state."""
     inner: BaseException | None = error
     while inner is not None:
         traceback.clear_frames(inner.__traceback__)
