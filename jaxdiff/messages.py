@@ -16,8 +16,8 @@ def listed(names: Iterable[str], max_names: int = 20, between: str = ", ") -> st
     "module.0, module.1, module.2 and 297 more (300 in all, each begins with 'module.')"
 
     Args:
-        names: in the order in which they are shown.
-        max_names: maximal number of names that are shown.
+        names: the names, in order of display.
+        max_names: maximum number of displayed names.
         between: separator.
 
     Returns:
@@ -32,7 +32,7 @@ def listed(names: Iterable[str], max_names: int = 20, between: str = ", ") -> st
 
 
 def _plain(name: str) -> str:
-    """A name as a line can show it: a name in an untrusted file may be long, or hold control characters."""
+    """Shorten and clean a name: in an untrusted file it may be long or contain control characters."""
     shown = name if len(name) <= 300 else f"{name[:300]}..."
     return (
         shown if shown.isprintable() else "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in shown)
@@ -40,7 +40,7 @@ def _plain(name: str) -> str:
 
 
 def shared_prefix(names: Iterable[str]) -> str:
-    """Return the longest common prefix of dotted names, up to a dot, e.g. "_orig_mod."; "" where there is none."""
+    """Return the longest common prefix of dotted names, up to a dot, e.g. "_orig_mod."; "" if there is none."""
     parents = [name.split(".")[:-1] for name in names]
     shared: list[str] = []
     for segments in zip(*parents, strict=False):

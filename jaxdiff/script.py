@@ -1,4 +1,4 @@
-"""The Python file that a run is made by: found by its path or name, imported with the modules beside it, kept."""
+"""Experiment files: found by path or name, imported with the modules in their folder, and copied to a run."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from jaxdiff.storage import replacing
 
 __all__ = ["SOURCE", "Script", "find", "load_function", "shipped"]
 
-# What a run's folder calls its experiment's file; the modules beside that keep their names.
+# Name of the experiment file in a run's folder; the other modules keep their names.
 SOURCE = "experiment.py"
 
 
 class Script:
-    """A Python file whose code finds the modules of its folder by their names, as if Python had been given the file.
+    """A Python file that can import the modules in its folder, as if Python executed it.
 
-    They belong to this file alone: another one imports its own, though they may have the same names.
+    Each file has separate modules: another file may import different ones with the same names.
 
     Attributes:
         path: the file.
@@ -35,8 +35,8 @@ class Script:
 
         Args:
             path: the file, or the name of an experiment that comes with jaxdiff.
-            kept: it lies in a run's folder, where all modules beside it are its own: they go before others of their
-                names that this process has imported already.
+            kept: whether the file is in a run's folder: modules in that folder take precedence over modules with the
+                same names that this process has already imported.
 
         Raises:
             ValueError: there is no such file.
@@ -47,16 +47,16 @@ class Script:
         name = f"jaxdiff_file_{self.path.stem}"
         spec = importlib.util.spec_from_file_location(name, self.path)
         self._module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
-        sys.modules[name] = self._module  # dataclasses look their module up
+        sys.modules[name] = self._module  # dataclasses look up their module
         with self._importing():
             spec.loader.exec_module(self._module)  # type: ignore[union-attr]
 
     def function(self, name: str, purpose: str) -> Callable[..., Any]:
-        """Return one of the file's functions, which finds the modules beside the file while it runs, too.
+        """Return one of the file's functions; it can import the modules in the folder while it runs.
 
         Args:
-            name: the function.
-            purpose: what it has to do, for the message where it is missing.
+            name: name of the function.
+            purpose: purpose of the function, for the message if it is missing.
 
         Raises:
             ValueError: the file has no such function.
@@ -73,10 +73,10 @@ class Script:
         return call
 
     def check_kept(self, folder: Path) -> None:
-        """Compare with what `keep` left in a folder.
+        """Compare the files with those that `keep` copied to a folder.
 
         Raises:
-            ValueError: the file, or a module beside it, is another one there.
+            ValueError: the file, or a module in its folder, differs from the copy.
         """
         for name, path in self._files().items():
             there = folder / name
@@ -84,10 +84,10 @@ class Script:
                 raise ValueError(f"{path} differs from {there}, which made this run: choose another --workdir")
 
     def keep(self, folder: Path) -> None:
-        """Copy the file to `SOURCE` in a folder, and the modules imported from beside it; each whole or not at all.
+        """Copy the file to `SOURCE` in a folder, and the imported modules of its folder, each atomically.
 
         Raises:
-            ValueError: as `check_kept` does.
+            ValueError: as for `check_kept`.
         """
         self.check_kept(folder)
         for name, path in self._files().items():
@@ -95,7 +95,7 @@ class Script:
                 partial_path.write_bytes(path.read_bytes())
 
     def _files(self) -> dict[str, Path]:
-        """The files that make this one, by where they lie in a run's folder."""
+        """Return this file and its modules, by their names in a run's folder."""
         modules = [Path(module.__file__) for module in self._local_modules.values() if module.__file__]
         files = {str(path.relative_to(self._folder)): path for path in modules if path != self.path.resolve()}
         if SOURCE in files:
@@ -104,7 +104,7 @@ class Script:
 
     @contextmanager
     def _importing(self) -> Iterator[None]:
-        """Put the file's folder first on the import path, and its modules among those that are imported."""
+        """Put the file's folder first on the import path, and its modules into `sys.modules`."""
         local = self._local_names() if self._kept else set()
         hidden = {name: sys.modules.pop(name) for name in list(sys.modules) if _first(name) in local}
         before = set(map(_first, sys.modules))
@@ -123,7 +123,7 @@ class Script:
             sys.modules.update(hidden)
 
     def _local_names(self) -> set[str]:
-        """The first names of modules that may be those of the folder: never ours, where a checkout is the folder."""
+        """Return the top-level names of modules that may be from the folder; never jaxdiff, e.g. in a checkout."""
         names = {name for name in map(_first, sys.modules) if name not in ("", "jaxdiff")}
         return {n for n in names if (self._folder / f"{n}.py").is_file() or (self._folder / n).is_dir()}
 
@@ -139,18 +139,18 @@ def _first(name: str) -> str:
 
 
 def load_function(path: str | Path, name: str, purpose: str) -> Callable[..., Any]:
-    """Import a function of a Python file, as `Script` does.
+    """Import a function of a Python file, see `Script`.
 
     Args:
         path: the file.
-        name: the function.
-        purpose: what the function has to do, for the message where it is missing.
+        name: name of the function.
+        purpose: purpose of the function, for the message if it is missing.
 
     Returns:
-        the function.
+        The function.
 
     Raises:
-        ValueError: no such file, or it has no such function.
+        ValueError: the file does not exist, or has no such function.
     """
     return Script(path).function(name, purpose)
 
@@ -158,7 +158,7 @@ def load_function(path: str | Path, name: str, purpose: str) -> Callable[..., An
 def shipped() -> dict[str, Path]:
     """Return the files of the experiments that come with jaxdiff, by name."""
     installed = Path(__file__).parent / "experiments"
-    # In a checkout they lie beside the package.
+    # In a checkout they are next to the package.
     folder = installed if installed.is_dir() else Path(__file__).parents[1] / "experiments"
     return {path.stem: path for path in sorted(folder.glob("*.py"))}
 
@@ -170,7 +170,7 @@ def find(name: str | Path) -> Path:
         name: a path that ends in .py, or the name of an experiment that comes with jaxdiff.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such file.
     """
     path, known = Path(name), shipped()
     if str(name) in known:

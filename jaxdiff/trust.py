@@ -1,4 +1,4 @@
-"""Whose code a run's folder holds: what is executed has to be the user's own, unless they say that they trust it."""
+"""Ownership of code in a run's folder: executed files must belong to the user, unless the user trusts them."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from pathlib import Path
 
 __all__ = ["check_own"]
 
-# Of a run's folder: arrays, which no experiment imports and which may be many files.
+# Folders of arrays in a run's folder: they contain no modules, and may contain many files.
 DATA = {"checkpoints", "snapshots"}
 
 
 def check_own(script: Path) -> None:
-    """Refuse to execute a file, and the modules that it may import from beside it, where others may have written them.
+    """Refuse to execute a file, and the modules in its folder, if other users may have written them.
 
-    All of them and the folders that they lie in must belong to the user, and nobody else may write to them. A folder
-    whose sticky bit is set, as that of /tmp, may be written by all: what others put there belongs to them. A group of
-    which the user is the only member is nobody else.
+    All of them and their folders must belong to the user, and no other user may have permission to write them. A folder
+    with the sticky bit, like /tmp, may be writable by all, since the files of other users in it belong to them. A group
+    with the user as its only member counts as the user.
 
     Args:
         script: the file, in a run's folder.
 
     Raises:
-        ValueError: one of them is another's, may be written by others, or is a link; and the message says which.
+        ValueError: one of the files belongs to another user, is writable by others, or is a link; the message names it.
     """
     if not hasattr(os, "geteuid"):  # a system without such owners
         return
@@ -39,7 +39,7 @@ def check_own(script: Path) -> None:
 
 
 def _executed(run: Path) -> Iterator[Path]:
-    """The folder, and within it all folders and files that an import may find."""
+    """Yield the folder, and all folders and files in it that an import may find."""
     suffixes = tuple(all_suffixes())
     yield run
     for folder, names, files in os.walk(run):
@@ -51,7 +51,7 @@ def _executed(run: Path) -> Iterator[Path]:
 
 
 def _fault(path: Path) -> str | None:
-    """What is wrong with a path's owner and mode."""
+    """Problem of a path's owner or mode, or None."""
     info = path.lstat()
     if stat.S_ISLNK(info.st_mode):
         return "is a link"
@@ -65,7 +65,7 @@ def _fault(path: Path) -> str | None:
 
 
 def _is_own_group(number: int) -> bool:
-    """Whether a group is the one that many systems make for each user, of the same name and without other members."""
+    """Whether a group is the user's private group, with the same name and without other members."""
     import grp
     import pwd
 

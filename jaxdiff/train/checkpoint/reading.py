@@ -43,9 +43,7 @@ def read(arrays: Arrays, place: Path, choose: Choose) -> dict[str, jax.Array]:
         before = steps.identity(place)
         expected = manifest.read(place)
         names = {*expected.files, *manifest.files_of(place)}
-        early = manifest.small(expected.files) | (
-            names - expected.files.keys()
-        )  # the index must be verified before use
+        early = manifest.small(expected.files) | (names - expected.files.keys())  # the index is verified before its use
         problems = manifest.problems(place, expected.files, early)
         if problems:
             return problems
