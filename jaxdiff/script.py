@@ -184,6 +184,6 @@ def find(name: str | Path) -> Path:
             f"no experiment is called {path.name!r}{hint}: give a Python file, or one of {', '.join(known)}"
         )
     siblings = ", ".join(sorted(str(p) for p in path.parent.glob("*.py"))) if path.parent.is_dir() else ""
-    hint = f"; beside it there are: {siblings}" if siblings else ""
+    hint = f"; its folder has: {siblings}" if siblings else ""
     shipped_hint = f"; jaxdiff has one that is called {path.stem}" if path.stem in known else ""
     raise ValueError(f"{path} is no Python file{hint}{shipped_hint}")

@@ -124,11 +124,9 @@ class Signals:
         with self._read:
             for count, number in enumerate(self._numbers()):
                 if count and number == signal.SIGINT:
-                    self._end(
-                        f"interrupted again: {self.doing or 'the end'} is given up; what was saved before is whole"
-                    )
+                    self._end(f"interrupted again: {self.doing or 'the end'} is aborted; earlier saves are intact")
                 if count:
-                    self._say(f"{self.doing or 'ending'}: this goes on to its end; Ctrl-C gives it up")
+                    self._say(f"{self.doing or 'ending'}: waiting for its end; Ctrl-C aborts it")
                 if not self._unsaved and not self._many and not self._comes(GRACE):
                     self._end("ends at once: there is nothing to save, and nothing was lost")
 

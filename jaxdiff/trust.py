@@ -33,8 +33,8 @@ def check_own(script: Path) -> None:
         fault = _fault(path)
         if fault:
             raise ValueError(
-                f"{script} and the modules beside it are programs, and would be executed; but {path} {fault}. If you "
-                f"have read them and trust who wrote them, say so: --trust (in Python, trust=True)"
+                f"{script} and the modules in its folder are programs, and would be executed; but {path} {fault}. If "
+                f"you have read them and trust their authors, pass --trust (in Python, trust=True)"
             )
 
 

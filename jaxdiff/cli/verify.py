@@ -45,7 +45,7 @@ def command(run: tyro.conf.Positional[Path]) -> None:
         findings.append(finding)
     damaged = [finding.name for finding in findings if finding.how == DAMAGED]
     good = [finding.name for finding in findings if finding.how == GOOD and finding.name.startswith(f"{FOLDER}/")]
-    next_start = f"training goes on from {good[-1]}" if good else "there is no checkpoint to go on from"
+    next_start = f"training continues from {good[-1]}" if good else "there is no checkpoint to continue from"
     if damaged or (not good and any(finding.how == ASIDE for finding in findings)):
         raise Damaged(f"{listed(damaged, max_names=5) or 'all that was saved'} cannot be used; {next_start}")
     print(f"all is good; {next_start}")

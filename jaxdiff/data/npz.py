@@ -76,7 +76,7 @@ def map_npz(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Array]]:
         arrays = {array.name: array for array in _arrays(archive)}
         for array in arrays.values():
             if array.member.compress_type != zipfile.ZIP_STORED:
-                raise ValueError("it is compressed, which hinders reading at random; write it with numpy.savez")
+                raise ValueError("it is compressed, which prevents random access; write it with numpy.savez")
         return {name: _mapped(path, array) for name, array in arrays.items()}, arrays
 
 
@@ -105,7 +105,7 @@ def check_npz(path: Path, arrays: Iterable[Array]) -> None:
             if crc != array.member.CRC:
                 raise Damaged(
                     f"{path}: the bytes of {array.name!r} are not those that were written: the checksum is "
-                    f"{crc:08x}, and {array.member.CRC:08x} is stored; write the file anew"
+                    f"{crc:08x}, and {array.member.CRC:08x} is stored; write the file again"
                 )
 
 

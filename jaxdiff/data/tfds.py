@@ -85,7 +85,7 @@ def _find_builder(name: str, data_dir: str | None):
         known = tfds.list_builders(with_community_datasets=False)
         near = difflib.get_close_matches(name.split("/")[0].split(":")[0], known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"tensorflow-datasets knows no set {name!r}, and none is prepared{hint}") from error
+        raise ValueError(f"tensorflow-datasets has no set {name!r}, and none is prepared{hint}") from error
 
 
 def _open_records(builder, name: str, split: str, data_dir: str | None):

@@ -86,7 +86,7 @@ def topology(name: str) -> Topology:
     try:
         described = topologies.get_topology_desc(platform="tpu", topology_name=name)
     except Exception as error:  # of libtpu, of several types
-        raise ValueError(f"libtpu knows no topology {name!r} ({_first_line(error)}); try {EXAMPLES}") from error
+        raise ValueError(f"libtpu has no topology {name!r} ({_first_line(error)}); try {EXAMPLES}") from error
     return Topology(name, chip, list(described.devices))
 
 

@@ -94,12 +94,12 @@ class Display:
         step, why = record["step"], _why(record)
         if self._in_a_row >= self._most:
             raise NotFinite(
-                f"{why} at step {step}: the updates of {self._in_a_row} batches in a row were not made, and the "
+                f"{why} at step {step}: the updates of {self._in_a_row} consecutive batches were skipped, and the "
                 f"parameters are those of step {step - self._in_a_row}. Try a smaller learning rate or stronger "
                 f"clipping, and look at the data of these steps"
             )
         if self.skipped & (self.skipped - 1) == 0:
-            self.say(f"{why} at step {step}: its update was not made ({self.skipped} so far)")
+            self.say(f"{why} at step {step}: its update was skipped ({self.skipped} so far)")
 
     def _show(self, records: list[Record], size: int) -> None:
         now = time.perf_counter()
@@ -121,7 +121,7 @@ class Display:
         except Exception as error:  # an unavailable tracker is no reason to stop
             if not self._log_failed:
                 self._log_failed = True
-                self.say(f"the log fails: {type(error).__name__}: {error}; training goes on")
+                self.say(f"the log fails: {type(error).__name__}: {error}; training continues")
 
 
 def _why(record: Record) -> str:

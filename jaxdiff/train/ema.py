@@ -203,7 +203,7 @@ def update_all(average: Any, params: Any, decays: Decays, step: jax.Array, move:
     if not isinstance(decays, tuple):
         return move(average, params, decays(step))
     if not isinstance(average, tuple) or len(average) != len(decays):
-        got = len(average) if isinstance(average, tuple) else "one average alone"
+        got = len(average) if isinstance(average, tuple) else "a single average"
         raise ValueError(f"the step tracks a tuple of {len(decays)} averages, but the state holds {got}")
     return tuple(move(tree, params, decay(step)) for tree, decay in zip(average, decays, strict=True))
 

@@ -82,7 +82,7 @@ class Keeper:
             self.finish()
             self._say(f"saved step {done} before this failure ends the run")
         except Exception as error:
-            self._say(f"what was done since the last checkpoint is lost: {error}")
+            self._say(f"the steps since the last checkpoint are lost: {error}")
 
     def warn_of_space(self, state: TrainState) -> None:
         """Warn if the disk has no room for the kept checkpoints and the next one."""
@@ -104,5 +104,5 @@ class Keeper:
             return
         self._step, self._again = None, time.monotonic() + self._pause
         soon = f"after {self._pause:g} s, or when the next one is due" if jax.process_count() == 1 else "when due"
-        self._say(f"a checkpoint was not saved: {error}; training goes on, and saves again {soon}")
+        self._say(f"a checkpoint was not saved: {error}; training continues; next save {soon}")
         self._pause *= 2

@@ -76,7 +76,7 @@ class LineFile:
         """Report an error, the first time."""
         if not self._warned:
             self._warned = True
-            print(f"jaxdiff: {self._path} lacks lines: {error}; training goes on", file=sys.stderr, flush=True)
+            print(f"jaxdiff: {self._path} lacks lines: {error}; training continues", file=sys.stderr, flush=True)
 
     def __del__(self) -> None:
         if self._handle is not None:

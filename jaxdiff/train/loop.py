@@ -166,7 +166,7 @@ class _Run:
                 self.watchdog.beat(SLOW_FACTOR)
                 self.keeper.rescue(self.state)
             else:
-                lost = "what was done since the last checkpoint is not saved: all processes would have to save it"
+                lost = "the steps since the last checkpoint are not saved: all processes would have to save"
                 print(f"jaxdiff: process {jax.process_index()} ends: {lost}", file=sys.stderr, flush=True)
             raise
         finally:
@@ -253,7 +253,7 @@ class _Run:
             with self.goodput.spend(what):
                 look.call(self.state)  # type: ignore[misc]
         except OSError as error:
-            self.display.say(f"no {look.name} of step {self.done}: {error}; training goes on")
+            self.display.say(f"no {look.name} of step {self.done}: {error}; training continues")
 
     def record(self, *, now: bool = False) -> None:
         self.goodput.record(self.done, self.skipped + self.display.skipped, now=now)

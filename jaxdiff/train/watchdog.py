@@ -67,7 +67,7 @@ class Watchdog:
             if self._over.wait(min(left, 1.0)):  # in short waits, since a beat may bring the deadline nearer
                 return
         where = f" ({self.doing})" if self.doing else ""
-        what = f"process {self._process} has come no further for {self._allowed:g} s{where}"
+        what = f"process {self._process} has made no progress for {self._allowed:g} s{where}"
         print(f"jaxdiff: {what}, and ends with status {AGAIN}", file=sys.stderr, flush=True)
         faulthandler.dump_traceback(file=2)  # a notebook's sys.stderr is no file
         os._exit(AGAIN)

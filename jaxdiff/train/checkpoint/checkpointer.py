@@ -273,8 +273,8 @@ class Checkpointer:
         reasons += [f"{number} has no good manifest" for number in steps.numbered(self.folder) if number not in bad]
         reasons += [name for name in steps.set_aside(self.folder) if self.folder / name not in self.quarantined]
         return Damaged(
-            f"no checkpoint in {self.folder} is whole ({listed(reasons, max_names=4, between='; ')}); "
-            "to begin again, move that folder away"
+            f"no checkpoint in {self.folder} is intact ({listed(reasons, max_names=4, between='; ')}); "
+            "to start again, move that folder away"
         )
 
     def _say_ignored(self) -> None:
