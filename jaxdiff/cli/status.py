@@ -93,7 +93,7 @@ def _written(found: dict[str, Any]) -> str:
     aside = f", {found['quarantined']} set aside as damaged" if found["quarantined"] else ""
     lines["checkpoints"] = (", ".join(map(str, found["checkpoints"])) or "none") + newest + aside
     if found["skipped"]:
-        lines["skipped"] = f"{found['skipped']} update{'s were' if found['skipped'] > 1 else ' was'} not made"
+        lines["skipped"] = f"{found['skipped']} update{'s were' if found['skipped'] > 1 else ' was'} skipped"
     if found["damaged_lines"]:
         lines["damaged"] = f"{found['damaged_lines']} lines of {METRICS} and {EVENTS}"
     if found["goodput"] is not None:
