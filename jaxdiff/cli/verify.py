@@ -84,12 +84,12 @@ def _finding(name: str, check: Callable[[], str]) -> Finding:
 
 
 def _step(place: Path) -> str:
-    said = manifest.read(place)
-    problems = manifest.problems(place, said.files, sorted({*said.files, *manifest.files_of(place)}))
+    expected = manifest.read(place)
+    problems = manifest.problems(place, expected.files, sorted({*expected.files, *manifest.files_of(place)}))
     if problems:
         raise Damaged(listed(problems, max_names=3))
-    size = sum(file.size for file in said.files.values())
-    return f"{len(said.files)} files, {len(said.arrays)} arrays, {size / 1e6:,.1f} MB"
+    size = sum(file.size for file in expected.files.values())
+    return f"{len(expected.files)} files, {len(expected.arrays)} arrays, {size / 1e6:,.1f} MB"
 
 
 def _knobs(path: Path) -> str:
