@@ -105,7 +105,7 @@ def _save(path: Path, arrays: Rows) -> None:
 
 def _check_free(out: Path) -> None:
     if (out / UNFINISHED).exists():
-        raise ValueError(f"{out} has an incomplete data set: delete it, or choose another --out")
+        raise ValueError(f"{out} is incomplete: delete it, or choose another --out")
     if any(out.glob("[!.]*.npz")):
         raise ValueError(f"{out} already has .npz files: choose another --out")
 
