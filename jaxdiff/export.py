@@ -73,7 +73,7 @@ def export_sampler(
     generate = sampler(experiment.model, experiment.sampling, condition, experiment.medium, guided=guided)
     (b,) = jax.export.symbolic_shape("b")
     shapes: dict[str, Any] = {"seed": ShapeDtypeStruct((), jnp.int32), "index": ShapeDtypeStruct((b,), jnp.int32)}
-    shapes |= {name: ShapeDtypeStruct((b, *one.shape), one.dtype) for name, one in condition.spec.items()}
+    shapes |= {name: ShapeDtypeStruct((b, *spec.shape), spec.dtype) for name, spec in condition.spec.items()}
     if guided and guidance is None:
         shapes["guidance"] = ShapeDtypeStruct((), jnp.float32)
     if not embed_weights:

@@ -39,12 +39,12 @@ def check_goes_on(workdir: Path, experiment: Experiment, before: Any, abstract: 
         )
 
 
-def change(one: Any, other: Any, params: Any, opt: Any) -> jax.Array:
-    """How far two optimizers' next updates are apart, the largest difference in shares of the other's largest update.
+def change(old: Any, new: Any, params: Any, opt: Any) -> jax.Array:
+    """Compute the largest difference of two optimizers' next updates, relative to the new one's largest update.
 
     Args:
-        one: an optax optimizer.
-        other: another, with the same state.
+        old: an optax optimizer.
+        new: another optimizer, with the same state.
         params: parameters.
         opt: the optimizers' state.
     """
@@ -57,7 +57,7 @@ def change(one: Any, other: Any, params: Any, opt: Any) -> jax.Array:
         # Short ones: `train.skip_spikes` would refuse others.
         length = 1e3 * sum(x.size for x in jax.tree.leaves(params)) ** 0.5
         grads = jax.tree.map(lambda x: jnp.full_like(x, 1 / length), params)
-        a, b = (optimizer.update(grads, opt, params)[0] for optimizer in (one, other))
+        a, b = (optimizer.update(grads, opt, params)[0] for optimizer in (old, new))
         return largest(jax.tree.map(jnp.subtract, a, b)) / largest(b)
 
     with jax.numpy_dtype_promotion("standard"):  # as in a step: optax counts on it

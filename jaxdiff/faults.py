@@ -1,4 +1,4 @@
-"""Failures that end a program, and their exit statuses, by which a scheduler distinguishes them."""
+"""Failures that end a program, and their exit statuses, which schedulers can distinguish."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["AGAIN", "DAMAGE", "DONE", "MISTAKE", "NUMBERS", "STORAGE", "Damaged"
 DONE = 0
 MISTAKE = 2  # the user's input is invalid
 NUMBERS = 3  # losses, gradients or updates were not finite too often
-DAMAGE = 4  # files are not what was written, and there are no older ones
+DAMAGE = 4  # files differ from what was written, and there are no older ones
 STORAGE = 5  # the disk is full, over quota, read-only or broken
 AGAIN = 75  # stopped by a signal or by another process: the same command resumes (EX_TEMPFAIL of sysexits.h)
 
@@ -26,11 +26,11 @@ _STORAGE = {
 
 
 class NotFinite(ValueError):
-    """Training met NaN or infinity too often to go on."""
+    """NaN or infinity occurred too often to continue training."""
 
 
 class Damaged(ValueError):
-    """A file is not what was written."""
+    """A file differs from what was written."""
 
 
 def status(error: BaseException) -> int:

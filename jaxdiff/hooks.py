@@ -154,9 +154,9 @@ def _arguments(call: str, text: str) -> dict[str, Any]:
     """The values of a call like f(a=1, b=(2, 3.0))."""
     try:
         node = ast.parse(call, mode="eval").body
-        if not isinstance(node, ast.Call) or node.args or any(one.arg is None for one in node.keywords):
+        if not isinstance(node, ast.Call) or node.args or any(keyword.arg is None for keyword in node.keywords):
             raise SyntaxError
-        return {str(one.arg): ast.literal_eval(one.value) for one in node.keywords}
+        return {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in node.keywords}
     except (SyntaxError, ValueError):
         raise ValueError(f"arguments are written like ddim(eta=1.0), with plain values, got {text!r}") from None
 

@@ -167,12 +167,12 @@ def flat(function: Callable[..., Any]) -> Callable[..., Any]:
 def _fields(p: inspect.Parameter) -> list[inspect.Parameter]:
     """The fields of a dataclass argument as parameters, with the defaults of its default."""
     hints, given = get_type_hints(p.annotation, include_extras=True), p.default
-    made = []
-    for one in fields(p.annotation):
-        own = inspect.Parameter.empty if one.default is MISSING else one.default
-        default = own if given is p.empty else getattr(given, one.name)
-        made.append(inspect.Parameter(one.name, p.KEYWORD_ONLY, default=default, annotation=hints[one.name]))
-    return made
+    parameters = []
+    for field in fields(p.annotation):
+        default = inspect.Parameter.empty if field.default is MISSING else field.default
+        default = default if given is p.empty else getattr(given, field.name)
+        parameters.append(inspect.Parameter(field.name, p.KEYWORD_ONLY, default=default, annotation=hints[field.name]))
+    return parameters
 
 
 def _like(

@@ -1,9 +1,9 @@
 """Checks of values in untrusted files: their types, ranges and lengths.
 
-Values are checked before they are used, so that later code can rely on their types, and so that an absurd number is an
-error with its name rather than minutes of work.
+Checks precede the use of values, so that later code can rely on their types, and so that an absurd number raises an
+error with its name instead of causing minutes of work.
 
-    count = whole(1, 100)
+    count = whole_number(1, 100)
     optional(each(count, 8)).check("widths", [64, 128])
 """
 
@@ -26,7 +26,7 @@ __all__ = [
     "mapping",
     "number",
     "optional",
-    "whole",
+    "whole_number",
 ]
 
 
@@ -34,21 +34,21 @@ T = TypeVar("T")
 
 
 class Kind(NamedTuple):
-    """A kind of values.
+    """A kind of value.
 
     Attributes:
-        allowed: its description, after "must be".
-        holds: whether a value is of this kind.
+        allowed: description of the kind, after "must be".
+        holds: value -> whether it is of this kind.
     """
 
     allowed: str
     holds: Callable[[Any], bool]
 
     def check(self, name: str, value: Any) -> Any:
-        """Return the value.
+        """Return the value if it is of this kind.
 
         Args:
-            name: of the value, for the message.
+            name: name of the value, for the message.
             value: any value.
 
         Raises:
@@ -59,23 +59,23 @@ class Kind(NamedTuple):
         return value
 
 
-def whole(low: int, high: int) -> Kind:
-    """A whole number in a range, both ends included; neither true nor false."""
+def whole_number(low: int, high: int) -> Kind:
+    """A whole number in a range, both ends included; not a boolean."""
     return Kind(f"a whole number from {low:,} to {high:,}", lambda v: _is(v, Integral) and low <= v <= high)
 
 
 def number(low: float, high: float) -> Kind:
-    """A number in a range, both ends included; neither true nor false, nor NaN."""
+    """A number in a range, both ends included; not a boolean or NaN."""
     return Kind(f"a number from {low:,} to {high:,}", lambda v: _is(v, Real) and low <= v <= high)
 
 
 def choice(*allowed: Any) -> Kind:
-    """One of some values."""
+    """One of several values."""
     return Kind(" or ".join(map(repr, allowed)), lambda v: any(type(v) is type(a) and v == a for a in allowed))
 
 
 def each(kind: Kind, most: int, least: int = 1) -> Kind:
-    """A list of values of one kind, of `least` to `most` values."""
+    """A list of `least` to `most` values of one kind."""
 
     def holds(value: Any) -> bool:
         return isinstance(value, list | tuple) and least <= len(value) <= most and all(map(kind.holds, value))
@@ -84,7 +84,7 @@ def each(kind: Kind, most: int, least: int = 1) -> Kind:
 
 
 def mapping(kind: Kind, most: int) -> Kind:
-    """An object of at most `most` values, all of one kind."""
+    """An object with at most `most` values, all of one kind."""
 
     def holds(value: Any) -> bool:
         return isinstance(value, dict) and len(value) <= most and all(map(kind.holds, value.values()))
@@ -103,16 +103,16 @@ def optional(kind: Kind) -> Kind:
 
 
 def integer(name: str, value: Any, low: int, high: int | None = None) -> int:
-    """Return an argument that must be an integer in a range, both ends included.
+    """Return an argument as an integer, and check that it is in a range, both ends included.
 
     Args:
-        name: of the argument, for the message.
-        value: any value; numpy's integers are integers, True and False are not.
-        low: the smallest integer.
-        high: the largest integer; None: any.
+        name: name of the argument, for the message.
+        value: any value; numpy integers are integers, True and False are not.
+        low: the smallest allowed integer.
+        high: the largest allowed integer; None: no upper bound.
 
     Raises:
-        ValueError: the value is no integer, or not in the range.
+        ValueError: the value is not an integer, or is out of range.
     """
     try:
         number = None if isinstance(value, bool) else operator.index(value)
@@ -138,7 +138,7 @@ def look_up(table: Mapping[str, T], name: Any, what: str, where: str = "") -> T:
         where: text after the name in the message.
 
     Raises:
-        ValueError: the table has no such name; the message lists its names.
+        ValueError: the table has no such name; the message lists all names.
     """
     if not isinstance(name, str) or name not in table:
         raise ValueError(f"unknown {what} {name!r:.80}{where}; there are: {', '.join(sorted(table))}")

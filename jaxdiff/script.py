@@ -1,4 +1,4 @@
-"""The Python file that a run is made by: found by its path or name, imported with the modules beside it, kept."""
+"""Experiment files: found by path or name, imported with the modules in their folder, and copied to a run."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from jaxdiff.storage import replacing
 
 __all__ = ["SOURCE", "Script", "find", "load_function", "shipped"]
 
-# What a run's folder calls its experiment's file; the modules beside that keep their names.
+# Name of the experiment file in a run's folder; the other modules keep their names.
 SOURCE = "experiment.py"
 
 
 class Script:
-    """A Python file whose code finds the modules of its folder by their names, as if Python had been given the file.
+    """A Python file that can import the modules in its folder, as if Python executed it.
 
-    They belong to this file alone: another one imports its own, though they may have the same names.
+    Each file has separate modules: another file may import different ones with the same names.
 
     Attributes:
         path: the file.
@@ -35,48 +35,48 @@ class Script:
 
         Args:
             path: the file, or the name of an experiment that comes with jaxdiff.
-            kept: it lies in a run's folder, where all modules beside it are its own: they go before others of their
-                names that this process has imported already.
+            kept: whether the file is in a run's folder: modules in that folder take precedence over modules with the
+                same names that this process has already imported.
 
         Raises:
             ValueError: there is no such file.
         """
         self.path = find(path)
         self._folder, self._kept = self.path.resolve().parent, kept
-        self._beside: dict[str, ModuleType] = {}
+        self._local_modules: dict[str, ModuleType] = {}
         name = f"jaxdiff_file_{self.path.stem}"
         spec = importlib.util.spec_from_file_location(name, self.path)
         self._module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
-        sys.modules[name] = self._module  # dataclasses look their module up
+        sys.modules[name] = self._module  # dataclasses look up their module
         with self._importing():
             spec.loader.exec_module(self._module)  # type: ignore[union-attr]
 
     def function(self, name: str, purpose: str) -> Callable[..., Any]:
-        """Return one of the file's functions, which finds the modules beside the file while it runs, too.
+        """Return one of the file's functions; it can import the modules in the folder while it runs.
 
         Args:
-            name: the function.
-            purpose: what it has to do, for the message where it is missing.
+            name: name of the function.
+            purpose: purpose of the function, for the message if it is missing.
 
         Raises:
             ValueError: the file has no such function.
         """
-        found = getattr(self._module, name, None)
-        if not callable(found):
+        function = getattr(self._module, name, None)
+        if not callable(function):
             raise ValueError(f"{self.path} has no function `{name}(...)` that {purpose}")
 
-        @wraps(found)
+        @wraps(function)
         def call(*args: Any, **options: Any) -> Any:
             with self._importing():
-                return found(*args, **options)
+                return function(*args, **options)
 
         return call
 
     def check_kept(self, folder: Path) -> None:
-        """Compare with what `keep` left in a folder.
+        """Compare the files with those that `keep` copied to a folder.
 
         Raises:
-            ValueError: the file, or a module beside it, is another one there.
+            ValueError: the file, or a module in its folder, differs from the copy.
         """
         for name, path in self._files().items():
             there = folder / name
@@ -84,50 +84,50 @@ class Script:
                 raise ValueError(f"{path} differs from {there}, which made this run: choose another --workdir")
 
     def keep(self, folder: Path) -> None:
-        """Copy the file to `SOURCE` in a folder, and the modules imported from beside it; each whole or not at all.
+        """Copy the file to `SOURCE` in a folder, and the imported modules of its folder, each atomically.
 
         Raises:
-            ValueError: as `check_kept` does.
+            ValueError: as for `check_kept`.
         """
         self.check_kept(folder)
         for name, path in self._files().items():
-            with replacing(folder / name) as beside:
-                beside.write_bytes(path.read_bytes())
+            with replacing(folder / name) as partial_path:
+                partial_path.write_bytes(path.read_bytes())
 
     def _files(self) -> dict[str, Path]:
-        """The files that make this one, by where they lie in a run's folder."""
-        modules = [Path(module.__file__) for module in self._beside.values() if module.__file__]
-        beside = {str(path.relative_to(self._folder)): path for path in modules if path != self.path.resolve()}
-        if SOURCE in beside:
-            raise ValueError(f"{beside[SOURCE]} has the name of a run's own file: {self.path} cannot import it")
-        return beside | {SOURCE: self.path}
+        """Return this file and its modules, by their names in a run's folder."""
+        modules = [Path(module.__file__) for module in self._local_modules.values() if module.__file__]
+        files = {str(path.relative_to(self._folder)): path for path in modules if path != self.path.resolve()}
+        if SOURCE in files:
+            raise ValueError(f"{files[SOURCE]} has the name of a run's own file: {self.path} cannot import it")
+        return files | {SOURCE: self.path}
 
     @contextmanager
     def _importing(self) -> Iterator[None]:
-        """Put the file's folder first on the import path, and its modules among those that are imported."""
-        own = self._own() if self._kept else set()
-        hidden = {name: sys.modules.pop(name) for name in list(sys.modules) if _first(name) in own}
+        """Put the file's folder first on the import path, and its modules into `sys.modules`."""
+        local = self._local_names() if self._kept else set()
+        hidden = {name: sys.modules.pop(name) for name in list(sys.modules) if _first(name) in local}
         before = set(map(_first, sys.modules))
-        sys.modules.update(self._beside)
+        sys.modules.update(self._local_modules)
         sys.path.insert(0, str(self._folder))
         invalidate_caches()
         try:
             yield
         finally:
             sys.path.remove(str(self._folder))
-            own = self._own()
-            found = {name: module for name, module in sys.modules.items() if _first(name) in own}
-            self._beside |= {name: module for name, module in found.items() if self._is_beside(name, module)}
-            for name in [name for name in self._beside if _first(name) not in before]:
+            local = self._local_names()
+            imported = {name: module for name, module in sys.modules.items() if _first(name) in local}
+            self._local_modules |= {name: module for name, module in imported.items() if self._is_local(name, module)}
+            for name in [name for name in self._local_modules if _first(name) not in before]:
                 del sys.modules[name]
             sys.modules.update(hidden)
 
-    def _own(self) -> set[str]:
-        """The first names of modules that may be those of the folder: never ours, where a checkout is the folder."""
+    def _local_names(self) -> set[str]:
+        """Return the top-level names of modules that may be from the folder; never jaxdiff, e.g. in a checkout."""
         names = {name for name in map(_first, sys.modules) if name not in ("", "jaxdiff")}
         return {n for n in names if (self._folder / f"{n}.py").is_file() or (self._folder / n).is_dir()}
 
-    def _is_beside(self, name: str, module: ModuleType) -> bool:
+    def _is_local(self, name: str, module: ModuleType) -> bool:
         place = self._folder.joinpath(*name.split("."))
         spec = getattr(module, "__spec__", None)
         folders = (spec and spec.submodule_search_locations) or ()
@@ -139,18 +139,18 @@ def _first(name: str) -> str:
 
 
 def load_function(path: str | Path, name: str, purpose: str) -> Callable[..., Any]:
-    """Import a function of a Python file, as `Script` does.
+    """Import a function of a Python file, see `Script`.
 
     Args:
         path: the file.
-        name: the function.
-        purpose: what the function has to do, for the message where it is missing.
+        name: name of the function.
+        purpose: purpose of the function, for the message if it is missing.
 
     Returns:
-        the function.
+        The function.
 
     Raises:
-        ValueError: no such file, or it has no such function.
+        ValueError: the file does not exist, or has no such function.
     """
     return Script(path).function(name, purpose)
 
@@ -158,7 +158,7 @@ def load_function(path: str | Path, name: str, purpose: str) -> Callable[..., An
 def shipped() -> dict[str, Path]:
     """Return the files of the experiments that come with jaxdiff, by name."""
     installed = Path(__file__).parent / "experiments"
-    # In a checkout they lie beside the package.
+    # In a checkout they are next to the package.
     folder = installed if installed.is_dir() else Path(__file__).parents[1] / "experiments"
     return {path.stem: path for path in sorted(folder.glob("*.py"))}
 
@@ -170,7 +170,7 @@ def find(name: str | Path) -> Path:
         name: a path that ends in .py, or the name of an experiment that comes with jaxdiff.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such file.
     """
     path, known = Path(name), shipped()
     if str(name) in known:
@@ -183,7 +183,7 @@ def find(name: str | Path) -> Path:
         raise ValueError(
             f"no experiment is called {path.name!r}{hint}: give a Python file, or one of {', '.join(known)}"
         )
-    beside = ", ".join(sorted(str(p) for p in path.parent.glob("*.py"))) if path.parent.is_dir() else ""
-    hint = f"; beside it there are: {beside}" if beside else ""
-    own = f"; jaxdiff has one that is called {path.stem}" if path.stem in known else ""
-    raise ValueError(f"{path} is no Python file{hint}{own}")
+    siblings = ", ".join(sorted(str(p) for p in path.parent.glob("*.py"))) if path.parent.is_dir() else ""
+    hint = f"; its folder has: {siblings}" if siblings else ""
+    shipped_hint = f"; jaxdiff has one that is called {path.stem}" if path.stem in known else ""
+    raise ValueError(f"{path} is no Python file{hint}{shipped_hint}")

@@ -1,13 +1,13 @@
 """Sharding of arrays over one mesh, by rules on paths and shapes.
 
 The axes of a mesh:
-    data      copies of the state, each with its own examples.
-    fsdp      parts of the state, each with its own examples, too; a layer's weights are gathered where they are used.
-    tensor    parts of the heads and of the feed-forward's inner layer, for the same examples.
-    sequence  parts of the tokens of a transformer, or of the rows of an image, of the same examples.
+    data      copies of the state, each with different examples.
+    fsdp      parts of the state, also with different examples; a layer's weights are gathered for their use.
+    tensor    parts of the heads and of the feed-forward's hidden layer, for the same examples.
+    sequence  parts of the tokens of a transformer, or of the rows of an image, for the same examples.
 
 The mesh of a program is that of JAX's context: code traced within `use_mesh(mesh)` is sharded over it. Without a mesh,
-the functions of this file return their arrays as they are.
+the functions of this file return arrays unchanged.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from jax.sharding import PartitionSpec as P
 from jaxdiff import trees
 
 AXES = ("data", "fsdp", "tensor", "sequence")
-# The batch is split over both: with fsdp every device works on its own examples, too.
+# The batch is split over both: with fsdp, too, every device processes different examples.
 BATCH_AXES = ("data", "fsdp")
 # Arrays of fewer elements are replicated: gathering them costs more time than holding them costs memory.
 MIN_SHARDED_SIZE = 4096
-# Arrays of at least this many elements (4 MiB in float32) are never replicated without an error.
+# Replicating an array of at least this many elements (4 MiB in float32) is an error.
 MAX_REPLICATED_SIZE = 2**20
 
-# Layers that tensor parallelism splits by their outputs, and those after them, split by their inputs (Shoeybi et al.
-# 2019, arXiv:1909.08053, sec. 3): one sum over "tensor" for each pair.
+# Layers that tensor parallelism splits by outputs, and the following layers, which it splits by inputs (Shoeybi et al.
+# 2019, arXiv:1909.08053, sec. 3): each pair needs one sum over "tensor".
 COLUMN = re.compile(r"(.*\.)?(to_[qkv]|add_[qkv]_proj|fc1)|net\.0\.proj|conv1")
 ROW = re.compile(r"(.*\.)?(to_out\.0|to_add_out|fc2)|net\.2|conv2")
 
@@ -53,10 +53,10 @@ def make_mesh(
     """Arrange the devices as a mesh with the axes "data", "fsdp", "tensor" and "sequence".
 
     Args:
-        data: number of groups that each hold a copy of the state; None: the number of devices over the other sizes.
+        data: number of copies of the state; None: the number of devices divided by the other sizes.
         fsdp: number of parts of one copy of the state.
-        tensor: number of devices that share each layer's work.
-        sequence: number of devices that share an example's tokens or rows.
+        tensor: number of devices that share the work of each layer.
+        sequence: number of devices that share the tokens or rows of an example.
         devices: the devices to use; None: all of them.
 
     Returns:
@@ -72,21 +72,21 @@ def make_mesh(
     if any(size is None or size < 1 for size in sizes) or groups * inner != count:  # type: ignore[operator]
         shown = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, (data, *sizes[1:]), strict=True))
         raise ValueError(f"data * fsdp * tensor * sequence must be the number of devices, {count}; got {shown}")
-    # A side of a TPU's torus may serve several axes, which jax.make_mesh refuses.
+    # One side of a TPU's torus may be split into several axes, which jax.make_mesh does not allow.
     grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)  # type: ignore[arg-type]
-    # Auto, not Explicit (the default): the compiler then finds the shardings inside networks by itself.
+    # Auto, not Explicit (the default): the compiler then infers the shardings inside networks.
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 4)
 
 
 def parse_mesh(text: str, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Make a mesh of a text such as "data=8,fsdp=16,tensor=2".
+    """Parse a mesh, e.g. "data=8,fsdp=16,tensor=2".
 
     Args:
-        text: sizes by axis; by default data takes the remaining devices, and other sizes are 1.
+        text: sizes by axis; by default, data uses the remaining devices, and other sizes are 1.
         devices: the devices to use; None: all of them.
 
     Raises:
-        ValueError: the text is not of that form, or the sizes do not fit the devices.
+        ValueError: the text has another form, or the sizes do not match the devices.
     """
     sizes: dict[str, int] = {}
     for part in filter(None, text.split(",")):
@@ -98,22 +98,23 @@ def parse_mesh(text: str, *, devices: Sequence[jax.Device] | None = None) -> Mes
 
 
 def use_mesh(mesh: Mesh | None) -> AbstractContextManager[Any]:
-    """Return a context in which programs are traced for a mesh; None: for one device."""
+    """Return a context for tracing programs for a mesh; None: for one device."""
     return nullcontext() if mesh is None else jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
 def platform() -> str:
-    """Return the platform of the program that is being traced: "cpu", "gpu" or "tpu"."""
+    """Return the platform of the traced program: "cpu", "gpu" or "tpu"."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
 
 
 def constrain(x: Array, *axes: str | tuple[str, ...] | None) -> Array:
-    """Constrain the sharding of an array inside a program; without a mesh, or on one device, return it as it is.
+    """Constrain the sharding of an array inside a program; without a mesh, or on one device, return it unchanged.
 
     Args:
         x: the array.
-        axes: the mesh axis that splits each of its leading axes, or None. A mesh axis that does not divide is ignored.
+        axes: for each leading axis of x, the mesh axis that splits it, or None. A mesh axis that does not divide the
+            axis is ignored.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
@@ -123,15 +124,15 @@ def constrain(x: Array, *axes: str | tuple[str, ...] | None) -> Array:
 
 
 def constrain_tokens(x: Array) -> Array:
-    """Split tokens [B, N, D], or pixels [B, *spatial, C], by example and position, not by feature."""
+    """Split tokens [B, N, D], or pixels [B, *spatial, C], over examples and positions, not over features."""
     return constrain(x, BATCH_AXES, "sequence")
 
 
 def check_rows_or_features() -> None:
-    """Refuse to split both the rows and the features of a convolution.
+    """Reject a mesh that splits both the rows and the features of a convolution.
 
     Raises:
-        ValueError: the mesh splits both, for which XLA adds the gradient of the kernel several times.
+        ValueError: the mesh splits both; XLA would then add the gradient of the kernel several times.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty and mesh.shape["tensor"] > 1 and mesh.shape["sequence"] > 1:
@@ -142,20 +143,20 @@ def check_rows_or_features() -> None:
 
 
 def uses_fsdp() -> bool:
-    """Whether `gathered_weight` gathers: then a backward pass should gather again rather than keep the result."""
+    """Whether `gathered_weight` gathers: then a backward pass should gather again instead of storing the result."""
     mesh = jax.sharding.get_abstract_mesh()
     return not mesh.empty and mesh.shape["fsdp"] > 1
 
 
 def gathered_weight(path: Sequence[str], w: Array, dtype: Any) -> Array:
-    """Cast a layer's stored weight to the type of the computation, and gather it over "fsdp".
+    """Cast a layer's stored weight to the dtype of the computation, and gather it over "fsdp".
 
-    The cast comes first, so that half precision moves half the bytes. The gradient is scattered immediately.
+    The cast comes first, so that half precision transfers half the bytes. The gradient is scattered immediately.
 
     Args:
-        path: of the parameter; it ends with the names of the layer and of the parameter.
+        path: path of the parameter; it ends with the names of the layer and of the parameter.
         w: the stored weight.
-        dtype: of the computation.
+        dtype: dtype of the computation.
     """
     w = w.astype(dtype)
     mesh = jax.sharding.get_abstract_mesh()
@@ -180,9 +181,9 @@ _gather.defvjp(
 def shard_params(tree: Any, mesh: Mesh) -> Any:
     """Return the sharding of every array of a tree: vectors and small arrays are replicated, others split.
 
-    "tensor" splits the layers of `COLUMN` and `ROW`. "fsdp" splits the last axis that it divides and "tensor" does not
-    split, i.e. the output channels wherever they fit, and never the axis of stacked layers. The rule depends on paths
-    and shapes alone, so that an optimizer's moments and averaged parameters are sharded like their parameters.
+    "tensor" splits the layers of `COLUMN` and `ROW`. "fsdp" splits the last axis that it divides and that "tensor" does
+    not split, i.e. the output channels if possible, and never the axis of stacked layers. The rule depends only on
+    paths and shapes, so that an optimizer's moments and averaged parameters are sharded like their parameters.
 
     Args:
         tree: parameters or a `TrainState`, of arrays or `jax.ShapeDtypeStruct`.
@@ -192,7 +193,7 @@ def shard_params(tree: Any, mesh: Mesh) -> Any:
         A tree of `NamedSharding`, like `tree`.
 
     Raises:
-        ValueError: an array of at least `MAX_REPLICATED_SIZE` elements has no axis that "fsdp" divides.
+        ValueError: "fsdp" divides no axis of an array of at least `MAX_REPLICATED_SIZE` elements.
     """
 
     def place(path: tuple[Any, ...], x: Any) -> NamedSharding:
@@ -208,7 +209,7 @@ def shard_batch(batch: Any, mesh: Mesh, axis: int = 0) -> Any:
     Args:
         batch: tree of numpy arrays [B_host, ...]: the examples of this process, see `process_indices`.
         mesh: from `make_mesh`.
-        axis: of the examples; 1 for a stack of batches.
+        axis: axis of the examples; 1 for a stack of batches.
 
     Returns:
         The tree of global arrays [B, ...]; the copies run asynchronously.
@@ -231,17 +232,17 @@ def shard_batch(batch: Any, mesh: Mesh, axis: int = 0) -> Any:
 
 
 def process_indices(mesh: Mesh, size: int) -> np.ndarray:
-    """Return the indices of the examples of a global batch that this process reads: those on its devices.
+    """Return the indices of the examples of a global batch that this process reads: the examples on its devices.
 
-    They depend on the mesh, since the best order of a slice's devices may differ from that of its hosts. Hosts that
-    share an example, e.g. over "tensor", all read it.
+    They depend on the mesh, since the best order of a slice's devices may differ from the order of its hosts. All hosts
+    that share an example, e.g. over "tensor", read it.
 
     Args:
         mesh: from `make_mesh`.
-        size: examples in the global batch.
+        size: number of examples in the global batch.
 
     Returns:
-        int [B_host], increasing: rows of the global batch that `shard_batch` takes from this process.
+        int [B_host], increasing: the rows of the global batch that `shard_batch` expects from this process.
 
     Raises:
         ValueError: the mesh does not divide the batch.
@@ -249,8 +250,8 @@ def process_indices(mesh: Mesh, size: int) -> np.ndarray:
     parts = num_batch_shards(mesh)
     if size < 1 or size % parts:
         raise ValueError(f"a batch is cut into data * fsdp = {parts} parts, got {size} examples")
-    held = batch_sharding(mesh).addressable_devices_indices_map((size,)).values()
-    return np.unique(np.concatenate([np.arange(size)[index] for index in held]))
+    slices = batch_sharding(mesh).addressable_devices_indices_map((size,)).values()
+    return np.unique(np.concatenate([np.arange(size)[index] for index in slices]))
 
 
 def num_batch_shards(mesh: Mesh) -> int:
@@ -264,7 +265,7 @@ def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
 
 
 def _spec(path: Sequence[str], shape: tuple[int, ...], mesh: Any, stacks: int = 0) -> P:
-    """The rule for an array whose first `stacks` axes count equal layers of a loop."""
+    """Sharding rule of an array whose first `stacks` axes are stacked layers."""
     fsdp, size = mesh.shape["fsdp"], math.prod(shape[stacks:])
     if fsdp == mesh.shape["tensor"] == 1 or size < MIN_SHARDED_SIZE or len(shape) - stacks < 2:
         return P()
@@ -273,9 +274,9 @@ def _spec(path: Sequence[str], shape: tuple[int, ...], mesh: Any, stacks: int = 
     if split is not None:
         axes[split] = "tensor"
     if fsdp > 1:
-        own = [i for i in reversed(range(stacks, len(shape))) if i != split and shape[i] % fsdp == 0]
-        if own:
-            axes[own[0]] = "fsdp"
+        divisible = [i for i in reversed(range(stacks, len(shape))) if i != split and shape[i] % fsdp == 0]
+        if divisible:
+            axes[divisible[0]] = "fsdp"
         elif split is not None and shape[split] % (fsdp * mesh.shape["tensor"]) == 0:
             axes[split] = ("tensor", "fsdp")
         elif math.prod(shape) >= MAX_REPLICATED_SIZE:
@@ -284,7 +285,7 @@ def _spec(path: Sequence[str], shape: tuple[int, ...], mesh: Any, stacks: int = 
 
 
 def _tensor_axis(path: Sequence[str], shape: tuple[int, ...], mesh: Any) -> int | None:
-    """The axis that "tensor" splits, for layers before and after the heads or an inner layer."""
+    """Axis that "tensor" splits, for layers before and after the heads or a hidden layer."""
     layer, kind = path[-2:] if len(path) > 1 else ("", "")
     if kind != "kernel" or mesh.shape["tensor"] == 1 or len(shape) < 2:
         return None

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: a program first saves its state, and then ends with status 75."""
+"""Handling of SIGTERM and Ctrl-C: a program saves its state, then exits with status 75."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from jaxdiff.faults import AGAIN
 __all__ = ["Signals", "Stopped"]
 
 NUMBERS = (signal.SIGTERM, signal.SIGINT)
-# Seconds that a program with nothing to save has to close its files, or to return from a compiler.
+# Seconds for a program with nothing to save to close its files, or to return from a compiler.
 GRACE = 5.0
 
 
 class Stopped(SystemExit):
-    """A signal ends the program, with the status of a command that can be resumed."""
+    """Exit after a signal, with the status of a command that can be resumed."""
 
     def __init__(self, signal: str):
         super().__init__(AGAIN)
@@ -31,7 +31,7 @@ class Stopped(SystemExit):
 
 
 class Signals:
-    """Handles SIGTERM and SIGINT within a `with` block of the main thread: the first one requests the program's end.
+    """Handlers of SIGTERM and SIGINT in a `with` block of the main thread: the first signal requests the program's end.
 
     With nothing to save, `Stopped` is raised. A loop with something to save calls `unsaved`, checks `received` when it
     can save, and makes its long waits interruptible by `raising`.
@@ -46,9 +46,9 @@ class Signals:
         """Prepare the handlers.
 
         Args:
-            ends: the program is a command, which the signals may end at any time, also while Python does not run: after
-                a few seconds with nothing to save, and at a second Ctrl-C otherwise. In a library (False) nothing is
-                raised outside `raising`, and a second Ctrl-C is a KeyboardInterrupt.
+            ends: whether the program is a command, which signals may end at any time, also while Python does not run:
+                after a few seconds with nothing to save, otherwise at a second Ctrl-C. In a library (False) nothing is
+                raised outside `raising`, and a second Ctrl-C raises KeyboardInterrupt.
         """
         self.received: str | None = None
         self.doing, self.since = "", time.monotonic()
@@ -58,23 +58,23 @@ class Signals:
         self._outer: Signals | None = None
 
     def unsaved(self, is_so: bool) -> None:
-        """Set whether there is something to save; if so, a signal only sets `received`."""
+        """Set whether something is unsaved; if so, a signal only sets `received`."""
         self._unsaved, self._raises = is_so, self._ends and not is_so
 
     def many(self) -> None:
-        """Leave SIGTERM and Ctrl-C to JAX, whose handler makes all processes of a run agree on a step."""
+        """Leave SIGTERM and Ctrl-C to JAX's handler, with which all processes of a run agree on a step."""
         self._many = True
 
     @contextlib.contextmanager
     def raising(self) -> Iterator[None]:
-        """Raise `Stopped` within a `with` block for a signal that arrives, or that arrived before."""
+        """Raise `Stopped` within a `with` block for a signal that arrives, or has arrived before."""
         before, self._raises = self._raises, not self._many
         try:
             if self.received and self._raises:
                 raise Stopped(self.received)
             yield
         except Exception as error:
-            # Schedulers and terminals signal all processes: those that read the data may end before this one.
+            # Schedulers and terminals signal all processes: data workers may end before this one.
             if self.received and self._raises:
                 raise Stopped(self.received) from error
             raise
@@ -87,7 +87,7 @@ class Signals:
             return self  # only the main thread may handle signals
         self._outer, _active = _active, self
         if self._ends:
-            # The socket has the signal's number at once, also while the main thread is within a compiler.
+            # The socket receives the signal's number immediately, also while the main thread is in a compiler.
             self._read, self._write = socket.socketpair()
             self._write.setblocking(False)
             self._old_wakeup = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
@@ -102,7 +102,7 @@ class Signals:
             return
         self._close()
         if self._ends:
-            self._write.close()  # the watching thread reads the end
+            self._write.close()  # the watching thread then ends
         self._old, _active = {}, self._outer
 
     def _close(self) -> None:
@@ -124,11 +124,9 @@ class Signals:
         with self._read:
             for count, number in enumerate(self._numbers()):
                 if count and number == signal.SIGINT:
-                    self._end(
-                        f"interrupted again: {self.doing or 'the end'} is given up; what was saved before is whole"
-                    )
+                    self._end(f"interrupted again: {self.doing or 'the end'} is aborted; earlier saves are intact")
                 if count:
-                    self._say(f"{self.doing or 'ending'}: this goes on to its end; Ctrl-C gives it up")
+                    self._say(f"{self.doing or 'ending'}: waiting for its end; Ctrl-C aborts it")
                 if not self._unsaved and not self._many and not self._comes(GRACE):
                     self._end("ends at once: there is nothing to save, and nothing was lost")
 
@@ -140,13 +138,13 @@ class Signals:
                 echo = 0
                 continue
             if self.received is None and not self._comes(0.1) and self.received is None:
-                # The kernel has delivered it to another thread, while the main thread, which must handle it, sleeps.
+                # The kernel has delivered it to another thread, while the main thread, the handler, sleeps.
                 echo, until = number[0], time.monotonic() + 0.2
                 signal.pthread_kill(threading.main_thread().ident, number[0])  # type: ignore[arg-type]
             yield number[0]
 
     def _comes(self, seconds: float) -> bool:
-        """Whether another signal, or the end of the block, arrives within some seconds."""
+        """Whether another signal, or the end of the block, arrives within a number of seconds."""
         return bool(select.select([self._read], [], [], seconds)[0])
 
     def _say(self, what: str) -> None:
@@ -172,7 +170,7 @@ def _let_go() -> None:
 
 
 def _forked() -> None:
-    # A child, e.g. one that reads data, shares the socket: its signals must not reach the parent's thread.
+    # A child, e.g. a data worker, shares the socket: its signals must not reach the parent's thread.
     if _active is not None:
         _active._close()
     _let_go()

@@ -1,4 +1,4 @@
-"""Files that are written atomically, and JSON that is checked when it is read."""
+"""Atomic writing of files, and checked reading of JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 __all__ = ["parse_json", "read_json", "replacing", "sync", "write_text"]
 
-JSON_BYTES = 64 * 2**20  # of a file; the largest published vocabularies have about a quarter of it
+JSON_BYTES = 64 * 2**20  # of a file; about four times the largest published vocabulary
 JSON_DEPTH = 100
 
 
@@ -20,11 +20,11 @@ JSON_DEPTH = 100
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Provide a path for a file that replaces `path` at the end of the `with` block.
 
-    The old file stays until the new one is complete and on disk, also if the machine stops; after an exception it is
+    The old file remains until the new one is complete and on disk, also if the machine stops; after an exception it is
     unchanged, and the new file is removed.
 
     Args:
-        path: the file; its folders are made if missing.
+        path: the file; its folders are created if missing.
 
     Yields:
         A path in the same folder, with the same suffix.
@@ -33,36 +33,36 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.stem[:100]}-", suffix=path.suffix, dir=path.parent)
     os.close(handle)
-    beside = Path(name)
+    partial_path = Path(name)
     try:
-        yield beside
-        beside.chmod(0o666 & ~_umask())  # a temporary file is its owner's alone
-        sync(beside)
-        beside.replace(path)
+        yield partial_path
+        partial_path.chmod(0o666 & ~_umask())  # only the owner may read a temporary file
+        sync(partial_path)
+        partial_path.replace(path)
         sync(path.parent)
     finally:
-        beside.unlink(missing_ok=True)
+        partial_path.unlink(missing_ok=True)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a file of text, atomically.
+    """Write a text file atomically.
 
     Args:
-        path: the file; its folders are made if missing.
-        text: of the file.
+        path: the file; its folders are created if missing.
+        text: content of the file.
     """
-    with replacing(path) as beside:
-        beside.write_text(text)
+    with replacing(path) as partial_path:
+        partial_path.write_text(text)
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a file that holds a JSON object; `-Infinity` and the like are numbers.
+    """Read a JSON object from a file; `-Infinity`, `Infinity` and `NaN` are numbers.
 
     Args:
         path: the file.
 
     Raises:
-        ValueError: the file does not exist, holds no object, or is too large.
+        ValueError: the file does not exist, is not a JSON object, or is too large.
     """
     path = Path(path)
     if not path.is_file():
@@ -79,12 +79,12 @@ def parse_json(
 
     Args:
         text: str, or bytes in UTF-8.
-        name: of the file, for the message.
-        pairs: makes an object of its pairs (name, value); None: a dict, with the last of equal names.
-        deep: allow any number of levels, which the caller then checks.
+        name: name of the file, for the message.
+        pairs: converts the pairs (name, value) of an object; None: a dict, with the last of equal names.
+        deep: allow any number of levels; the caller must check them.
 
     Raises:
-        ValueError: the text is no object, or has more than `JSON_DEPTH` levels.
+        ValueError: the text is not a JSON object, or has more than `JSON_DEPTH` levels.
     """
     try:
         text = text.decode("utf-8") if isinstance(text, bytes) else text
@@ -95,15 +95,15 @@ def parse_json(
         raise ValueError(f"{name} must hold an object, got a {type(value).__name__}")
     level: list[Any] = [] if deep else [value]
     for _ in range(JSON_DEPTH):
-        level = [one for held in level for one in (held.values() if isinstance(held, dict) else held)]
-        level = [one for one in level if isinstance(one, dict | list)]
+        level = [child for parent in level for child in (parent.values() if isinstance(parent, dict) else parent)]
+        level = [child for child in level if isinstance(child, dict | list)]
         if not level:
             return value
     raise ValueError(f"{name} is nested deeper than {JSON_DEPTH} levels")
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the entries of a folder, are on disk."""
+    """Wait until a file, or the list of entries of a folder, is on disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -112,6 +112,6 @@ def sync(path: Path) -> None:
 
 
 def _umask() -> int:
-    mask = os.umask(0)  # it cannot be read without being set
+    mask = os.umask(0)  # the mask can only be read by setting it
     os.umask(mask)
     return mask

@@ -11,7 +11,7 @@ __all__ = ["flatten", "get", "keys", "leaves", "nest", "put", "stack_axes"]
 
 
 def keys(path: Sequence[Any]) -> tuple[str, ...]:
-    """Return the keys of a path that `jax.tree_util` made: a dict's key, a field's name, an index.
+    """Return the keys of a path of `jax.tree_util`, e.g. a dict's key, a field's name or an index.
 
     Args:
         path: entries, e.g. of `jax.tree_util.tree_map_with_path`.
@@ -28,7 +28,7 @@ def leaves(tree: Any) -> dict[tuple[str, ...], Any]:
 
 
 def flatten(tree: Any) -> dict[str, Any]:
-    """Return a tree's leaves by their names, which join the keys of a path by slashes.
+    """Return a tree's leaves by their names: the keys of a path, joined by slashes.
 
     >>> flatten({"conv": {"bias": 1, "kernel": 2}, "scales": [3, 4]})
     {'conv/bias': 1, 'conv/kernel': 2, 'scales/0': 3, 'scales/1': 4}
@@ -37,10 +37,10 @@ def flatten(tree: Any) -> dict[str, Any]:
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the nested dict with these leaves, the inverse of `flatten` for trees of dicts.
+    """Return a nested dict of leaves, the inverse of `flatten` for trees of dicts.
 
     Args:
-        flat: leaves by name, as `flatten` names them.
+        flat: leaves by name, as from `flatten`.
     """
     tree: dict[str, Any] = {}
     for name, leaf in flat.items():
@@ -53,7 +53,7 @@ def get(tree: Any, path: Sequence[str]) -> Any:
 
     Args:
         tree: the dict.
-        path: its keys.
+        path: keys of the entry.
     """
     for key in path:
         tree = tree[key]
@@ -61,12 +61,12 @@ def get(tree: Any, path: Sequence[str]) -> Any:
 
 
 def put(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    """Set an entry of a nested dict, and make the dicts on its path that do not exist.
+    """Set an entry of a nested dict, and create missing dicts on its path.
 
     Args:
-        tree: the dict, which is changed.
-        path: at least one key.
-        value: of the entry.
+        tree: the dict, changed in place.
+        path: keys of the entry, at least one.
+        value: new value of the entry.
     """
     for key in path[:-1]:
         tree = tree.setdefault(key, {})
@@ -74,7 +74,7 @@ def put(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
 
 
 def stack_axes(path: Sequence[str]) -> int:
-    """Return how many leading axes of a parameter count stacked, equal layers: one for each key that ends in ".*".
+    """Return the number of leading axes of stacked layers of a parameter: one for each key that ends in ".*".
 
     Args:
         path: keys of the parameter.

@@ -1,4 +1,4 @@
-"""Whose code a run's folder holds: what is executed has to be the user's own, unless they say that they trust it."""
+"""Ownership of code in a run's folder: executed files must belong to the user, unless the user trusts them."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from pathlib import Path
 
 __all__ = ["check_own"]
 
-# Of a run's folder: arrays, which no experiment imports and which may be many files.
+# Folders of arrays in a run's folder: they contain no modules, and may contain many files.
 DATA = {"checkpoints", "snapshots"}
 
 
 def check_own(script: Path) -> None:
-    """Refuse to execute a file, and the modules that it may import from beside it, where others may have written them.
+    """Refuse to execute a file, and the modules in its folder, if other users may have written them.
 
-    All of them and the folders that they lie in must belong to the user, and nobody else may write to them. A folder
-    whose sticky bit is set, as that of /tmp, may be written by all: what others put there belongs to them. A group of
-    which the user is the only member is nobody else.
+    All of them and their folders must belong to the user, and no other user may have permission to write them. A folder
+    with the sticky bit, like /tmp, may be writable by all, since the files of other users in it belong to them. A group
+    with the user as its only member counts as the user.
 
     Args:
         script: the file, in a run's folder.
 
     Raises:
-        ValueError: one of them is another's, may be written by others, or is a link; and the message says which.
+        ValueError: one of the files belongs to another user, is writable by others, or is a link; the message names it.
     """
     if not hasattr(os, "geteuid"):  # a system without such owners
         return
@@ -33,13 +33,13 @@ def check_own(script: Path) -> None:
         fault = _fault(path)
         if fault:
             raise ValueError(
-                f"{script} and the modules beside it are programs, and would be executed; but {path} {fault}. If you "
-                f"have read them and trust who wrote them, say so: --trust (in Python, trust=True)"
+                f"{script} and the modules in its folder are programs, and would be executed; but {path} {fault}. If "
+                f"you have read them and trust their authors, pass --trust (in Python, trust=True)"
             )
 
 
 def _executed(run: Path) -> Iterator[Path]:
-    """The folder, and within it all folders and files that an import may find."""
+    """Yield the folder, and all folders and files in it that an import may find."""
     suffixes = tuple(all_suffixes())
     yield run
     for folder, names, files in os.walk(run):
@@ -51,21 +51,21 @@ def _executed(run: Path) -> Iterator[Path]:
 
 
 def _fault(path: Path) -> str | None:
-    """What is wrong with a path's owner and mode."""
-    found = path.lstat()
-    if stat.S_ISLNK(found.st_mode):
+    """Problem of a path's owner or mode, or None."""
+    info = path.lstat()
+    if stat.S_ISLNK(info.st_mode):
         return "is a link"
-    if found.st_uid != os.geteuid():
-        return f"belongs to {_user(found.st_uid)}, not to you"
-    if stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX:
+    if info.st_uid != os.geteuid():
+        return f"belongs to {_user(info.st_uid)}, not to you"
+    if stat.S_ISDIR(info.st_mode) and info.st_mode & stat.S_ISVTX:
         return None
-    if found.st_mode & stat.S_IWOTH or (found.st_mode & stat.S_IWGRP and not _is_own_group(found.st_gid)):
-        return f"may be written by others (mode {stat.S_IMODE(found.st_mode):o})"
+    if info.st_mode & stat.S_IWOTH or (info.st_mode & stat.S_IWGRP and not _is_own_group(info.st_gid)):
+        return f"may be written by others (mode {stat.S_IMODE(info.st_mode):o})"
     return None
 
 
 def _is_own_group(number: int) -> bool:
-    """Whether a group is the one that many systems make for each user, of the same name and without other members."""
+    """Whether a group is the user's private group, with the same name and without other members."""
     import grp
     import pwd
 

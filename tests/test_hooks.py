@@ -44,7 +44,7 @@ def test_mistakes_say_what_is_allowed(mine, tmp_path):
     for name, words in (
         ("dpm2m", r"unknown solver 'dpm2m'; there are: .*dpmpp_2m.*FILE\.py:NAME"),
         (f"{mine}:ab3", r"no function `ab3\(\.\.\.\)` that returns a jaxdiff\.solvers\.Solver"),
-        (f"{tmp_path}/other.py:ab2", r"other\.py is no Python file; beside it there are: .*mine\.py"),
+        (f"{tmp_path}/other.py:ab2", r"other\.py is no Python file; its folder has: .*mine\.py"),
         (f"{mine}:from_x0", r"from_x0 is called without x0, .*from_x0\(x0=VALUE\), or give defaults"),
     ):
         with pytest.raises(ValueError, match=words):

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from jaxdiff.schema import FLAG, WORD, choice, each, either, integer, look_up, mapping, number, optional, whole
+from jaxdiff.schema import FLAG, WORD, choice, each, either, integer, look_up, mapping, number, optional, whole_number
 
 ODD = [None, True, 0, 1, 5, -1, 2**63, 0.5, 1e9, math.nan, math.inf, "", "a", [], [1], [1, 5], [[1]], {}, {"a": 1}]
 
@@ -13,17 +13,17 @@ ODD = [None, True, 0, 1, 5, -1, 2**63, 0.5, 1e9, math.nan, math.inf, "", "a", []
 @pytest.mark.parametrize(
     ("kind", "held"),
     [
-        (whole(0, 5), [0, 1, 5]),
-        (whole(1, 2**63), [1, 5, 2**63]),
+        (whole_number(0, 5), [0, 1, 5]),
+        (whole_number(1, 2**63), [1, 5, 2**63]),
         (number(0.0, 1.0), [0, 1, 0.5]),
         (number(-math.inf, math.inf), [0, 1, 5, -1, 2**63, 0.5, 1e9, math.inf]),
         (choice("a", 1, None), [None, 1, "a"]),
-        (each(whole(0, 5), 2), [[1], [1, 5]]),
-        (each(whole(0, 4), 1, 0), [[], [1]]),
-        (each(each(whole(0, 5), 1), 1), [[[1]]]),
-        (mapping(whole(0, 5), 1), [{}, {"a": 1}]),
+        (each(whole_number(0, 5), 2), [[1], [1, 5]]),
+        (each(whole_number(0, 4), 1, 0), [[], [1]]),
+        (each(each(whole_number(0, 5), 1), 1), [[[1]]]),
+        (mapping(whole_number(0, 5), 1), [{}, {"a": 1}]),
         (mapping(WORD, 0), [{}]),
-        (either(WORD, whole(5, 5)), [5, "", "a"]),
+        (either(WORD, whole_number(5, 5)), [5, "", "a"]),
         (optional(FLAG), [None, True]),
         (FLAG, [None, True]),
     ],
@@ -35,8 +35,12 @@ def test_a_kind_holds_its_own(kind, held):
 
 
 def test_numbers_of_numpy_and_tuples_are_as_good():
-    assert whole(0, 5).holds(np.int64(5)) and number(0, 1).holds(np.float32(0.5)) and each(FLAG, 2).holds((True, False))
-    assert not whole(0, 1).holds(np.bool_(True)) and not WORD.holds("x" * 101)
+    assert (
+        whole_number(0, 5).holds(np.int64(5))
+        and number(0, 1).holds(np.float32(0.5))
+        and each(FLAG, 2).holds((True, False))
+    )
+    assert not whole_number(0, 1).holds(np.bool_(True)) and not WORD.holds("x" * 101)
 
 
 def test_an_argument_is_an_integer_in_a_range():
@@ -51,11 +55,11 @@ def test_an_argument_is_an_integer_in_a_range():
 
 def test_what_is_said():
     with pytest.raises(ValueError, match=r"^n must be a whole number from 1 to 1,000 or null, got '2'$"):
-        optional(whole(1, 1000)).check("n", "2")
+        optional(whole_number(1, 1000)).check("n", "2")
     with pytest.raises(ValueError, match=r"^n must be a list of 1 to 3 values, each 'a' or 'b', got \['c'\]$"):
         each(choice("a", "b"), 3).check("n", ["c"])
     with pytest.raises(ValueError) as error:
-        whole(0, 1).check("n", "x" * 10**6)
+        whole_number(0, 1).check("n", "x" * 10**6)
     assert len(str(error.value)) < 200
 
 

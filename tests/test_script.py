@@ -126,7 +126,7 @@ def test_names_and_paths(write, tmp_path, monkeypatch):
     for name, words in (
         ("fashoin", r"did you mean 'fashion'\?.*toy2d"),
         ("zzzz", r"no experiment is called 'zzzz': give a Python file"),
-        (tmp_path / "fashoin.py", r"no Python file; beside it there are: .*fashion\.py"),
+        (tmp_path / "fashoin.py", r"no Python file; its folder has: .*fashion\.py"),
         ("nowhere/fashion.py", "jaxdiff has one that is called fashion"),
         (tmp_path / "folder", "is no Python file"),
     ):

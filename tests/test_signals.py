@@ -95,11 +95,11 @@ def test_a_second_signal_while_saving(ended, capfd):
         time.sleep(0.05)
         signal.raise_signal(signal.SIGTERM)
         said = []
-        assert until(lambda: said.append(capfd.readouterr().err) or "goes on to its end" in "".join(said))
-        assert "saving step 7: this goes on" in "".join(said) and ended == []
+        assert until(lambda: said.append(capfd.readouterr().err) or "waiting for its end" in "".join(said))
+        assert "saving step 7: waiting for its end" in "".join(said) and ended == []
         signal.raise_signal(signal.SIGINT)
         assert until(lambda: ended)
-    assert ended == [75] and "saving step 7 is given up; what was saved before is whole" in capfd.readouterr().err
+    assert ended == [75] and "saving step 7 is aborted; earlier saves are intact" in capfd.readouterr().err
 
 
 def test_an_interrupt_of_one_of_many_is_a_sigterm():

@@ -56,7 +56,9 @@ def test_what_others_may_write_is_not(name, mode, run, monkeypatch):
     path.chmod(path.stat().st_mode | mode)
     with pytest.raises(ValueError, match=rf"{path} may be written by others \(mode .*--trust") as found:
         check_own(run / "experiment.py")
-    assert f"{run / 'experiment.py'} and the modules beside it are programs, and would be executed" in str(found.value)
+    assert f"{run / 'experiment.py'} and the modules in its folder are programs, and would be executed" in str(
+        found.value
+    )
     if path.is_dir():
         path.chmod(path.stat().st_mode | stat.S_ISVTX)
         check_own(run / "experiment.py")

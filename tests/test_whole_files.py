@@ -123,7 +123,7 @@ def test_half_of_a_data_set_is_recognized(tmp_path):
     assert found.value.errno == errno.EFBIG
     assert contents(tmp_path).keys() == {"00000.npz", "00001.npz", UNFINISHED}
     for reads in (lambda: len(NpzShards(tmp_path, example)), lambda: encode._check_free(tmp_path)):
-        with pytest.raises(ValueError, match="half of a data set"):
+        with pytest.raises(ValueError, match="is incomplete"):
             reads()
     whole = tmp_path / "whole"
     encode.write(whole, iter(parts), {whole / "prompts" / "classes.npz": parts[0]})

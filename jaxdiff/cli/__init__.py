@@ -76,10 +76,10 @@ def _prepared(command: str, args: list[str], signals: Signals, *, program: bool)
             from jaxdiff.cli.errors import sentence
             from jaxdiff.faults import status
 
-            said = None if os.environ.get("JAXDIFF_TRACEBACK") else sentence(error)
-            if said is None:
+            message = None if os.environ.get("JAXDIFF_TRACEBACK") else sentence(error)
+            if message is None:
                 raise
-            print(f"jaxdiff: {said}", file=sys.stderr)
+            print(f"jaxdiff: {message}", file=sys.stderr)
             raise SystemExit(status(error)) from None
 
 

@@ -59,12 +59,12 @@ def command(
         raise ValueError(f"{texts} holds prompts already: choose another --out")
     try_folder(texts.parent if prompt else out, "--out")
     mesh = make_mesh()
-    own = find_part(directory, "vae")
-    vae = interop.load(own, dtype=compute_dtype(), place=lambda tree: shard_params(tree, mesh))
+    vae_folder = find_part(directory, "vae")
+    vae = interop.load(vae_folder, dtype=compute_dtype(), place=lambda tree: shard_params(tree, mesh))
     if not isinstance(vae.apply, Codec):
-        raise ValueError(f"latents are those of an AutoencoderKL, got {vae.config['_class_name']} in {own}")
+        raise ValueError(f"latents are those of an AutoencoderKL, got {vae.config['_class_name']} in {vae_folder}")
     images = data.open_dataset(source, split, size=size, channels=vae.config.get("in_channels", 3))
-    said = _said(directory, base, prompt, images.class_names, size=size) if prompt else {}
+    embeddings = _embed_prompts(directory, base, prompt, images.class_names, size=size) if prompt else {}
     posterior = jax.jit(vae.apply.posterior)
 
     def encode(x: np.ndarray) -> Rows:
@@ -74,22 +74,23 @@ def command(
 
     with Lock(out, what="encoding"):
         _check_free(out)
-        write(out, _shards(_batches(images, encode, said, batch=batch, flip=flip), rows), {texts: said} if said else {})
+        batches = _batches(images, encode, embeddings, batch=batch, flip=flip)
+        write(out, _shards(batches, rows), {texts: embeddings} if embeddings else {})
     print(out)
 
 
 def write(out: Path, shards: Iterator[Rows], tables: dict[Path, Rows]) -> None:
-    """Write files of arrays, each whole or not at all, and a mark that stays until all of them are there.
+    """Write files of arrays atomically, and a mark that remains until all of them are complete.
 
     Args:
         out: the folder.
-        shards: the arrays of the files 00000.npz and so on.
-        tables: those of files of other names.
+        shards: arrays of the files 00000.npz, 00001.npz, ...
+        tables: arrays of the other files, by path.
     """
     mark = out / UNFINISHED
     for number, shard in enumerate(shards):
         if number == 0:
-            write_text(mark, "The files in this folder are half of a data set, until this one is gone.\n")
+            write_text(mark, "The files in this folder are an incomplete data set while this file exists.\n")
         _save(out / f"{number:05d}.npz", shard)
     for path, table in tables.items():
         _save(path, table)
@@ -98,44 +99,44 @@ def write(out: Path, shards: Iterator[Rows], tables: dict[Path, Rows]) -> None:
 
 
 def _save(path: Path, arrays: Rows) -> None:
-    with replacing(path) as beside:
-        np.savez(beside, **arrays)  # type: ignore[arg-type]
+    with replacing(path) as partial_path:
+        np.savez(partial_path, **arrays)  # type: ignore[arg-type]
 
 
 def _check_free(out: Path) -> None:
     if (out / UNFINISHED).exists():
-        raise ValueError(f"{out} holds half of a data set: delete it, or choose another --out")
+        raise ValueError(f"{out} is incomplete: delete it, or choose another --out")
     if any(out.glob("[!.]*.npz")):
-        raise ValueError(f"{out} holds .npz files already: choose another --out")
+        raise ValueError(f"{out} already has .npz files: choose another --out")
 
 
-def _said(directory: Path, base: Path | None, prompt: str, names: tuple[str, ...], *, size: int) -> Rows:
-    told = data.class_prompts(prompt, names)
-    cond = text_to_image.encode_prompts(directory, told, size=(size, size), base=base, dtype=compute_dtype())
+def _embed_prompts(directory: Path, base: Path | None, prompt: str, names: tuple[str, ...], *, size: int) -> Rows:
+    prompts = data.class_prompts(prompt, names)
+    cond = text_to_image.encode_prompts(directory, prompts, size=(size, size), base=base, dtype=compute_dtype())
     return {name: np.asarray(value, np.float16) for name, value in cond.items()}
 
 
 def _batches(
-    images: data.Dataset, encode: Callable[[np.ndarray], Rows], said: Rows, *, batch: int, flip: bool
+    images: data.Dataset, encode: Callable[[np.ndarray], Rows], embeddings: Rows, *, batch: int, flip: bool
 ) -> Iterator[Rows]:
     for start in tqdm(range(0, len(images), batch), desc="encoding", unit="batch"):
         examples = [images[i] for i in range(start, min(start + batch, len(images)))]
-        x = data.to_float(np.stack([one["x"] for one in examples]))
-        beside: Rows = {}
+        x = data.to_float(np.stack([example["x"] for example in examples]))
+        extra: Rows = {}
         if images.num_classes:
-            beside["label"] = np.array([one["label"] for one in examples], np.int32)
-            beside |= {name: table[beside["label"]] for name, table in said.items()}
+            extra["label"] = np.array([example["label"] for example in examples], np.int32)
+            extra |= {name: table[extra["label"]] for name, table in embeddings.items()}
         for pixels in (x, x[:, :, ::-1]) if flip else (x,):
-            yield {name: value.astype(np.float16) for name, value in encode(pixels).items()} | beside
+            yield {name: value.astype(np.float16) for name, value in encode(pixels).items()} | extra
 
 
 def _shards(batches: Iterator[Rows], rows: int) -> Iterator[Rows]:
-    """Join batches to parts of `rows` rows, the last of what is left."""
-    held: Rows = {}
-    for one in batches:
-        held = {name: np.concatenate([held[name], value]) if held else value for name, value in one.items()}
-        while len(held["mean"]) >= rows:
-            yield {name: value[:rows] for name, value in held.items()}
-            held = {name: value[rows:] for name, value in held.items()}
-    if held and len(held["mean"]):
-        yield held
+    """Join batches to shards of `rows` rows; the last one has the remaining rows."""
+    rest: Rows = {}
+    for batch in batches:
+        rest = {name: np.concatenate([rest[name], value]) if rest else value for name, value in batch.items()}
+        while len(rest["mean"]) >= rows:
+            yield {name: value[:rows] for name, value in rest.items()}
+            rest = {name: value[rows:] for name, value in rest.items()}
+    if rest and len(rest["mean"]):
+        yield rest

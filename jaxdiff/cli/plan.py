@@ -46,20 +46,23 @@ def command(args: list[str]) -> None:
         try_file(options["json"], "--json")
     slice = topology(options["topology"])
     name = Path(path).stem
-    made: Estimate | list[Estimate]
+    plans: Estimate | list[Estimate]
     if options["sweep"]:
         free = [knob for knob in ("batch", "remat") if not _given(knob, rest)]
         tried = sweep.candidates(options["mesh"] or None, len(slice.devices), knobs, free)
-        plan = lambda one: plan_one(build, one.knobs, slice, one.mesh, name=name, sample=options["sample"])  # noqa: E731
-        made, failed = sweep.sweep(tried, plan)
-        print(sweep.table(made, failed))
-        if not made:
+
+        def plan(candidate: sweep.Candidate) -> Estimate:
+            return plan_one(build, candidate.knobs, slice, candidate.mesh, name=name, sample=options["sample"])
+
+        plans, failed = sweep.sweep(tried, plan)
+        print(sweep.table(plans, failed))
+        if not plans:
             raise ValueError(f"none of the {len(tried)} candidates could be planned")
     else:
-        made = plan_one(build, knobs, slice, options["mesh"], name=name, sample=options["sample"])
-        print(table(made))
+        plans = plan_one(build, knobs, slice, options["mesh"], name=name, sample=options["sample"])
+        print(table(plans))
     if options["json"] is not None:
-        write_text(options["json"], as_json(made) + "\n")
+        write_text(options["json"], as_json(plans) + "\n")
 
 
 def plan_one(

@@ -13,7 +13,7 @@ import tyro
 
 from jaxdiff.train import has_knobs
 from jaxdiff.train.checkpoint import FOLDER
-from jaxdiff.train.goodput import summary, whole
+from jaxdiff.train.goodput import is_complete, summary
 from jaxdiff.train.log import EVENTS, METRICS, Record, read_lines
 
 # Steps that the rate and the mean loss are of, and bytes at the end of a file that hold as many lines.
@@ -48,7 +48,7 @@ def status(run: Path) -> dict[str, Any]:
     """
     metrics, damaged = read_lines(run / METRICS, TAIL)
     lines, bad = read_lines(run / EVENTS)
-    events = [record for record in lines if whole(record)]
+    events = [record for record in lines if is_complete(record)]
     bad += len(lines) - len(events)
     last = events[-1] if events else {}
     times, saved = summary(events), _checkpoints(run)
@@ -93,7 +93,7 @@ def _written(found: dict[str, Any]) -> str:
     aside = f", {found['quarantined']} set aside as damaged" if found["quarantined"] else ""
     lines["checkpoints"] = (", ".join(map(str, found["checkpoints"])) or "none") + newest + aside
     if found["skipped"]:
-        lines["skipped"] = f"{found['skipped']} update{'s were' if found['skipped'] > 1 else ' was'} not made"
+        lines["skipped"] = f"{found['skipped']} update{'s were' if found['skipped'] > 1 else ' was'} skipped"
     if found["damaged_lines"]:
         lines["damaged"] = f"{found['damaged_lines']} lines of {METRICS} and {EVENTS}"
     if found["goodput"] is not None:

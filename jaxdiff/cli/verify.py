@@ -45,9 +45,9 @@ def command(run: tyro.conf.Positional[Path]) -> None:
         findings.append(finding)
     damaged = [finding.name for finding in findings if finding.how == DAMAGED]
     good = [finding.name for finding in findings if finding.how == GOOD and finding.name.startswith(f"{FOLDER}/")]
-    next_start = f"training goes on from {good[-1]}" if good else "there is no checkpoint to go on from"
+    next_start = f"training continues from {good[-1]}" if good else "there is no checkpoint to continue from"
     if damaged or (not good and any(finding.how == ASIDE for finding in findings)):
-        raise Damaged(f"{listed(damaged, limit=5) or 'all that was saved'} cannot be used; {next_start}")
+        raise Damaged(f"{listed(damaged, max_names=5) or 'all that was saved'} cannot be used; {next_start}")
     print(f"all is good; {next_start}")
 
 
@@ -84,12 +84,12 @@ def _finding(name: str, check: Callable[[], str]) -> Finding:
 
 
 def _step(place: Path) -> str:
-    said = manifest.read(place)
-    problems = manifest.problems(place, said.files, sorted({*said.files, *manifest.files_of(place)}))
+    expected = manifest.read(place)
+    problems = manifest.problems(place, expected.files, sorted({*expected.files, *manifest.files_of(place)}))
     if problems:
-        raise Damaged(listed(problems, limit=3))
-    size = sum(file.size for file in said.files.values())
-    return f"{len(said.files)} files, {len(said.arrays)} arrays, {size / 1e6:,.1f} MB"
+        raise Damaged(listed(problems, max_names=3))
+    size = sum(file.size for file in expected.files.values())
+    return f"{len(expected.files)} files, {len(expected.arrays)} arrays, {size / 1e6:,.1f} MB"
 
 
 def _knobs(path: Path) -> str:
@@ -105,12 +105,14 @@ def _program(path: Path) -> str:
 
 
 def _log(path: Path) -> str:
-    bad, count, whole = [], 0, True
+    bad, count, complete = [], 0, True
     with path.open("rb") as file:
         for count, line in enumerate(file, 1):
-            whole = line.endswith(b"\n")
-            if whole and parsed(line) is None:
+            complete = line.endswith(b"\n")
+            if complete and parsed(line) is None:
                 bad.append(count)
     if bad:
-        raise Damaged(f"{'line' if len(bad) == 1 else 'lines'} {listed(map(str, bad), limit=5)} of {count}: no step")
-    return f"{count:,} lines" + ("" if whole else ", the last one unfinished: training drops it")
+        raise Damaged(
+            f"{'line' if len(bad) == 1 else 'lines'} {listed(map(str, bad), max_names=5)} of {count}: no step"
+        )
+    return f"{count:,} lines" + ("" if complete else ", the last one unfinished: training drops it")

@@ -60,7 +60,7 @@ class Condition:
 
     def zeros(self) -> Cond:
         """Make the condition of one example, leaves [1, ...], of zeros: to initialize a network with."""
-        return {name: jnp.zeros((1, *one.shape), one.dtype) for name, one in self.spec.items()}
+        return {name: jnp.zeros((1, *spec.shape), spec.dtype) for name, spec in self.spec.items()}
 
     def without(self, cond: Cond) -> Cond:
         """Replace what `null` has by it: the condition of the unconditional model.
@@ -76,7 +76,7 @@ class Condition:
         """
         self.check_null()
         size = jax.tree.leaves(cond)[0].shape[0]  # which may be symbolic, in an exported program
-        spread = lambda a, one: jnp.broadcast_to(jnp.asarray(a, one.dtype), (size, *one.shape))  # noqa: E731
+        spread = lambda a, spec: jnp.broadcast_to(jnp.asarray(a, spec.dtype), (size, *spec.shape))  # noqa: E731
         return {**cond, **{name: spread(a, self.spec[name]) for name, a in (self.null or {}).items()}}
 
     def check_null(self) -> None:

@@ -1,4 +1,4 @@
-"""Data: sources of images, and the Grain pipeline of a deterministic stream of batches."""
+"""Data: sources of images, and a Grain pipeline that streams deterministic batches."""
 
 from jaxdiff.data.hints import Hinted, open_hints
 from jaxdiff.data.pipeline import batches, load_arrays

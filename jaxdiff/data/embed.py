@@ -15,13 +15,13 @@ def read_idx(path: Path) -> np.ndarray:
     """Read one gzipped idx file of unsigned bytes.
 
     Args:
-        path: header: two zero bytes, the type (8 is uint8), the rank, the shape as big-endian int32.
+        path: a file with the header: two zero bytes, the type (8 is uint8), the rank, the shape as big-endian int32.
 
     Returns:
         uint8 array of the shape in the header.
 
     Raises:
-        ValueError: if the file is not an idx file of unsigned bytes.
+        ValueError: the file is not an idx file of unsigned bytes.
     """
     raw = gzip.decompress(path.read_bytes())
     if raw[:3] != b"\x00\x00\x08":
@@ -35,7 +35,7 @@ def first_of_each_class(label: np.ndarray, per_class: int) -> np.ndarray:
 
     Args:
         label: int[N].
-        per_class: how many of each class.
+        per_class: number of examples of each class.
 
     Returns:
         int[num_classes * per_class], increasing.
@@ -47,7 +47,7 @@ def main(folder: str) -> None:
     """Write fashion_mnist.npz next to this file.
 
     Args:
-        folder: where the four published .gz files are.
+        folder: folder of the four published .gz files.
     """
     arrays = {}
     for split, stem, per_class in (("train", "train", TRAIN_PER_CLASS), ("test", "t10k", TEST_PER_CLASS)):
@@ -55,8 +55,8 @@ def main(folder: str) -> None:
         label = read_idx(Path(folder) / f"{stem}-labels-idx1-ubyte.gz")
         keep = first_of_each_class(label, per_class)
         arrays[f"{split}_x"], arrays[f"{split}_label"] = x[keep], label[keep]
-    with replacing(Path(__file__).with_name("fashion_mnist.npz")) as beside:
-        np.savez_compressed(beside, **arrays)
+    with replacing(Path(__file__).with_name("fashion_mnist.npz")) as partial_path:
+        np.savez_compressed(partial_path, **arrays)
 
 
 if __name__ == "__main__":

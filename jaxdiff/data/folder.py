@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 SPLITS = ("train", "val", "valid", "validation", "test")
-# Files whose header decides whether a folder is grey or RGB.
+# Number of files whose headers decide whether a folder is grey or RGB.
 PROBES = 32
 
 
@@ -27,33 +27,33 @@ class FolderSource:
         """List the files.
 
         Args:
-            path: holds one subfolder for each class (images at any depth below it), or images directly. Links are
-                followed. Hidden files and folders, whose names begin with a dot, are left out, at any depth. Of an
-                animation the first frame is read.
+            path: a folder with one subfolder for each class (images at any depth below it), or with images directly.
+                Links are followed. Hidden files and folders, whose names begin with a dot, are ignored at any depth.
+                Only the first frame of an animation is read.
             size: side of the square images; None: all must have the size of the first.
-            channels: 1, 3, or None: grey if all of some files spread over the folder are, otherwise RGB.
+            channels: 1, 3, or None: grey if a sample of the files is grey throughout, otherwise RGB.
 
         Raises:
-            ValueError: there are no images, a class is empty, or there are images both inside and outside subfolders.
+            ValueError: there are no images, a class is empty, or images lie both inside and outside subfolders.
         """
         folders = subfolders(path)
         loose = [str(p) for p in sorted(path.iterdir()) if _is_image(p)]
-        found = [[str(p) for p in sorted(_images(folder, ()))] for folder in folders]
-        if loose and any(found):
+        by_class = [[str(p) for p in sorted(_images(folder, ()))] for folder in folders]
+        if loose and any(by_class):
             raise ValueError(
                 f"{path} holds images both directly and in subfolders: move all of them into one subfolder "
                 "for each class, or none"
             )
-        if not loose and not any(found):
+        if not loose and not any(by_class):
             raise ValueError(f"no images in {path}: looked for {', '.join(SUFFIXES)}, there and in subfolders")
-        empty = [p.name for p, files in zip(folders, found, strict=True) if not files]
+        empty = [p.name for p, files in zip(folders, by_class, strict=True) if not files]
         if empty and not loose:
             raise ValueError(f"classes without images in {path}: {listed(empty)}")
 
-        self.files = loose or [file for files in found for file in files]
+        self.files = loose or [file for files in by_class for file in files]
         self.class_names = () if loose else tuple(p.name for p in folders)
         self.num_classes = len(self.class_names)
-        self._labels = [] if loose else [label for label, files in enumerate(found) for _ in files]
+        self._labels = [] if loose else [label for label, files in enumerate(by_class) for _ in files]
         self._size, self._asked = size, channels
         self._channels = channels or self._probe()
         self.shape = self._read(self.files[0]).shape
@@ -83,11 +83,11 @@ def find_split(path: str, split: str) -> Path:
     """Return the folder of one split.
 
     Args:
-        path: a folder; "~" is the home directory. Its subfolders are splits if all of them are named like splits.
-        split: name of the split; without splits, the whole folder is "train".
+        path: a folder; "~" is the home directory. Its subfolders are splits if all of their names are names of splits.
+        split: name of the split; a folder without splits is "train".
 
     Returns:
-        The folder that holds the split's classes or images.
+        The folder of the split's classes or images.
 
     Raises:
         ValueError: the folder or the split does not exist.
@@ -106,12 +106,12 @@ def find_split(path: str, split: str) -> Path:
 
 
 def subfolders(path: Path) -> list[Path]:
-    """Return the folders in a folder, links to folders included, sorted by name; without hidden ones."""
+    """Return the folders in a folder, links to folders included, sorted by name; hidden ones are ignored."""
     return sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
 def _images(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
-    """Yield the images at any depth, without following links to `above`, the folders on the path."""
+    """Yield the images at any depth; links to `above`, the folders on the path, are not followed."""
     here = folder.resolve()
     if here in above:
         return
@@ -121,7 +121,7 @@ def _images(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
 
 
 def _is_image(path: Path) -> bool:
-    # A broken link is an image that cannot be read: reading it raises the error.
+    # A broken link counts as an image: reading it raises the error.
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and not path.is_dir()
 
 
@@ -137,10 +137,10 @@ def _opened(file: str) -> Iterator["Image"]:
 
     try:
         with Image.open(file) as image:
-            # Pillow only warns of up to twice as many.
+            # Pillow only warns for up to twice as many.
             if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
                 raise ValueError(f"Image size ({image.width} x {image.height}) exceeds {Image.MAX_IMAGE_PIXELS} pixels")
             yield image
-    # Decoders raise many types for broken files; Pillow has another one for images that are too large.
+    # Decoders raise many types for broken files, and Pillow another one for images that are too large.
     except Exception as error:
         raise ValueError(f"cannot read the image {file}: {error}") from error

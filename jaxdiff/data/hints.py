@@ -1,4 +1,4 @@
-"""Images with a second image each, the hint, on which a network is conditioned."""
+"""Pairs of an image and a hint, a second image that conditions a network."""
 
 import dataclasses
 from typing import Any
@@ -15,7 +15,7 @@ class Hinted:
 
     Attributes:
         images: the source.
-        hints: uint8[N, H', W', C'], one for each image in the source's order; None: the image's `edges`.
+        hints: uint8[N, H', W', C'], one for each image, in the source's order; None: the `edges` of the image.
     """
 
     images: Dataset
@@ -46,16 +46,16 @@ class Hinted:
         return self.images.class_names
 
     def of_classes(self) -> np.ndarray:
-        """Return a random image's hint of each class; zeros if 10 * num_classes random images have none of it.
+        """Return the hint of a random image of each class; zeros if 10 * num_classes random images lack the class.
 
         Returns:
             uint8[num_classes, H', W', C'], the same in every call.
         """
-        found = np.zeros((self.num_classes, *self.hint_shape), np.uint8)
+        hints = np.zeros((self.num_classes, *self.hint_shape), np.uint8)
         for i in np.random.default_rng(0).permutation(len(self))[: 10 * self.num_classes]:
             example = self[int(i)]
-            found[example["label"]] = example["hint"]
-        return found
+            hints[example["label"]] = example["hint"]
+        return hints
 
     def __len__(self) -> int:
         return len(self.images)
@@ -73,7 +73,7 @@ def open_hints(name: str, images: Dataset) -> Hinted:
         images: the source.
 
     Raises:
-        ValueError: the file does not exist, holds no "hint", or not one for each image.
+        ValueError: the file does not exist, has no "hint", or has not one hint for each image.
     """
     if name == "edges":
         return Hinted(images)

@@ -23,12 +23,12 @@ class Array(NamedTuple):
     """An array in a file.
 
     Attributes:
-        name: without the suffix.
-        member: its entry in the archive.
+        name: name without the suffix.
+        member: entry in the archive.
         shape: of the array.
         dtype: of the array.
-        fortran: whether the first axis runs fastest.
-        header: bytes before its elements.
+        fortran: whether the first axis varies fastest.
+        header: bytes before the elements.
     """
 
     name: str
@@ -49,15 +49,15 @@ def read_npz(path: str | Path) -> dict[str, np.ndarray]:
         The arrays by name.
 
     Raises:
-        ValueError: the file does not exist, is of another kind, holds objects, or far more data than its size suggests;
-            `faults.Damaged`: an array is not what was written.
+        ValueError: the file does not exist, has another format, or contains objects, or far more data than its size
+            suggests; `faults.Damaged`: an array differs from what was written.
     """
     with _readable(path), zipfile.ZipFile(path) as archive:
-        found = list(_arrays(archive))
-        total, size = sum(array.member.file_size for array in found), Path(path).stat().st_size
+        arrays = list(_arrays(archive))
+        total, size = sum(array.member.file_size for array in arrays), Path(path).stat().st_size
         if total > max(FREE, RATIO * size):
             raise ValueError(f"its arrays have {total:,} bytes and it has {size:,}: more than {RATIO} times as many")
-        return {array.name: _read(archive, array) for array in found}
+        return {array.name: _read(archive, array) for array in arrays}
 
 
 def map_npz(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Array]]:
@@ -70,21 +70,21 @@ def map_npz(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Array]]:
         The arrays by name, read-only, and the inputs of `check_npz` by name.
 
     Raises:
-        ValueError: the file does not exist, or is damaged, compressed or of another kind.
+        ValueError: the file does not exist, is damaged or compressed, or has another format.
     """
     with _readable(path), zipfile.ZipFile(path) as archive:
-        found = {array.name: array for array in _arrays(archive)}
-        for array in found.values():
+        arrays = {array.name: array for array in _arrays(archive)}
+        for array in arrays.values():
             if array.member.compress_type != zipfile.ZIP_STORED:
-                raise ValueError("it is compressed, which hinders reading at random; write it with numpy.savez")
-        return {name: _mapped(path, array) for name, array in found.items()}, found
+                raise ValueError("it is compressed, which prevents random access; write it with numpy.savez")
+        return {name: _mapped(path, array) for name, array in arrays.items()}, arrays
 
 
 def _mapped(path: Path, array: Array) -> np.ndarray:
     size, begin = math.prod(array.shape) * array.dtype.itemsize, _begin(path, array.member) + array.header
     if begin + size > path.stat().st_size:
         raise ValueError(f"{array.name!r:.80} is longer than the file")
-    if not size:  # of which there is no map
+    if not size:  # an empty map is impossible
         return np.zeros(array.shape, array.dtype)
     return np.memmap(path, array.dtype, "r", begin, array.shape, "F" if array.fortran else "C")
 
@@ -97,15 +97,15 @@ def check_npz(path: Path, arrays: Iterable[Array]) -> None:
         arrays: the arrays to check.
 
     Raises:
-        Damaged: the bytes are not those that were written.
+        Damaged: the bytes differ from those that were written.
     """
     arrays = list(arrays)
     with concurrent.futures.ThreadPoolExecutor(max(1, len(arrays))) as pool:
-        for array, crc in zip(arrays, pool.map(lambda one: _crc(path, one.member), arrays), strict=True):
+        for array, crc in zip(arrays, pool.map(lambda entry: _crc(path, entry.member), arrays), strict=True):
             if crc != array.member.CRC:
                 raise Damaged(
                     f"{path}: the bytes of {array.name!r} are not those that were written: the checksum is "
-                    f"{crc:08x}, and {array.member.CRC:08x} is stored; write the file anew"
+                    f"{crc:08x}, and {array.member.CRC:08x} is stored; write the file again"
                 )
 
 
@@ -119,7 +119,7 @@ def _crc(path: Path, member: zipfile.ZipInfo) -> int:
 
 
 def _arrays(archive: zipfile.ZipFile) -> Iterator[Array]:
-    """Yield descriptions of the archive's arrays, whose sizes must match their shapes."""
+    """Yield descriptions of the archive's arrays; their sizes must match their shapes."""
     names = set()
     for member in archive.infolist():
         name = member.filename.removesuffix(".npy")
@@ -139,7 +139,7 @@ def _arrays(archive: zipfile.ZipFile) -> Iterator[Array]:
 
 def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     version = np.lib.format.read_magic(stream)
-    # Longer headers, of the later versions, are those of dtypes of many fields; one could be as long as memory.
+    # Later versions allow longer headers, for dtypes with many fields; their length could exceed memory.
     if version != (1, 0):
         raise ValueError(f"version {version} of numpy's format is not read")
     return np.lib.format.read_array_header_1_0(stream)
@@ -161,18 +161,18 @@ def _readable(path: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (None, errno.EINVAL):  # which a place before a file's beginning is
+        if error.errno not in (None, errno.EINVAL):  # EINVAL: a position before the beginning of a file
             raise
         raise ValueError(f"cannot read {path} as an .npz file: {error}") from error
     except Damaged as error:
         raise Damaged(f"cannot read {path} as an .npz file: {error}") from error
-    # A damaged archive or header can fail anywhere in what reads it.
+    # A damaged archive or header can fail anywhere in its reader.
     except Exception as error:
         raise ValueError(f"cannot read {path} as an .npz file: {error!s:.500}") from error
 
 
 def _begin(path: Path, member: zipfile.ZipInfo) -> int:
-    """The offset of a member's bytes: after a header of 30 bytes and two fields, whose lengths end the header."""
+    """Offset of a member's bytes: after a header of 30 bytes and two fields; the header ends with their lengths."""
     with path.open("rb") as file:
         file.seek(member.header_offset + 26)
         lengths = np.frombuffer(file.read(4), "<u2")

@@ -1,4 +1,4 @@
-"""From a random-access source to host batches that are a pure function of (seed, batch number, rows)."""
+"""Host batches of a random-access source, a pure function of (seed, batch number, rows)."""
 
 import functools
 import multiprocessing
@@ -16,7 +16,8 @@ from jaxdiff.schema import integer
 
 Batch = dict[str, np.ndarray]
 
-# Decoding a file frees the interpreter's lock, so a few threads read at once; more only compete with the step.
+# Decoding a file releases the interpreter's lock, so that a few threads read in parallel; more would compete with the
+# step.
 THREADS = 4
 
 
@@ -31,32 +32,32 @@ def batches(
     workers: int = 0,
     prefetch: int = 8,
 ) -> Iterator[Batch]:
-    """Yield endless batches of a source, reshuffled every epoch, read ahead while the device works.
+    """Return an endless iterator of batches, reshuffled every epoch and prefetched while the device works.
 
-    The stream of examples is one epoch's permutation after the other, cut into batches of `batch_size`:
-    nothing is dropped, so a batch may hold the end of one epoch and the beginning of the next. Batch k is a
-    pure function of (source, seed, batch_size, k): `start=k` continues a run bit for bit, at no cost, and a host
-    reads only its rows of a batch.
+    The stream concatenates the permutations of all epochs and splits them into batches of `batch_size`. No example is
+    dropped, so a batch may contain the end of one epoch and the beginning of the next. Batch k is a pure function of
+    (source, seed, batch_size, k): `start=k` continues a run exactly, at no cost. A host reads only its rows of a batch.
 
     Args:
-        source: a random-access sequence of {"x": uint8[H, W, C], "label": int} ("label" may be absent); it may have a
-            "hint", uint8[H', W', C'], too, see `Hinted`. Other arrays, see `Shards`, are not changed.
-        batch_size: examples in the global batch, over all hosts.
-        seed: any non-negative integer; decides the order and the flips.
+        source: a random-access sequence of {"x": uint8[H, W, C], "label": int}; "label" is optional, and so is "hint",
+            uint8[H', W', C'], see `Hinted`. Other arrays, see `NpzShards`, are not changed.
+        batch_size: number of examples in the global batch, over all hosts.
+        seed: any non-negative integer; determines the order and the flips.
         start: number of the first batch.
-        rows: the examples of each batch that this host reads, in any order; see `train.process_indices`. None: all, for
-            one process.
-        flip: mirror each image left to right with probability 1/2; drawn anew every epoch.
-        workers: processes that read and transform; 0: threads of this process. A script with workers needs the usual
-            `if __name__ == "__main__":`.
-        prefetch: batches kept ready ahead of the consumer (per worker); 0 reads on demand.
+        rows: indices within the batch that this host reads, in any order, see `train.process_indices`; None: all, for a
+            single process.
+        flip: mirror each image left to right with probability 1/2, independently in every epoch.
+        workers: number of processes that read and transform; 0: threads of this process. A script with workers needs
+            the usual `if __name__ == "__main__":`.
+        prefetch: number of batches prepared in advance (per worker); 0 reads on demand.
 
     Returns:
-        An iterator with a `close()` method, of {"x": float32[R, H, W, C] in [-1, 1], "label": int32[R]}, and
-        "hint": float32[R, H', W', C'] in [0, 1], mirrored with its image; R is the number of rows.
+        An iterator with a `close()` method of {"x": float32[R, H, W, C] in [-1, 1], "label": int32[R]}, and "hint":
+        float32[R, H', W', C'] in [0, 1], mirrored with its image; R is the number of rows.
 
     Raises:
-        ValueError: a number is out of range, the batch is larger than the source, or one of many processes has no rows.
+        ValueError: a number is out of range, the batch is larger than the source, or one of several processes has no
+            `rows`.
     """
     import grain
 
@@ -78,11 +79,11 @@ def batches(
     if workers:
         from absl import flags
 
-        # Grain hands its absl flags to the workers, and refuses to while nobody has parsed them.
+        # Grain passes its absl flags to the workers, and fails unless they are parsed.
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
         options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=max(1, ahead))
-        stream = stream.mp_prefetch(options, _end_with_parent).map(_own)
+        stream = stream.mp_prefetch(options, _end_with_parent).map(_copy)
     return iter(stream)
 
 
@@ -91,10 +92,10 @@ def load_arrays(source: Dataset, count: int | None = None) -> Batch:
 
     Args:
         source: a random-access source.
-        count: number of examples; None: all. They are spread evenly over the source, since folders are sorted by class.
+        count: number of examples, spread evenly over the source, since folders are sorted by class; None: all.
 
     Returns:
-        {"x": uint8[count, H, W, C], "label": int32[count]}; no "label" where the source has none.
+        {"x": uint8[count, H, W, C], "label": int32[count]}; no "label" if the source has none.
 
     Raises:
         ValueError: count is not between 1 and the size of the source, or the source is empty.
@@ -113,12 +114,12 @@ def load_arrays(source: Dataset, count: int | None = None) -> Batch:
 
 
 def _read(batch: int, *, examples: Any, size: int, rows: np.ndarray, key: int | None) -> Batch:
-    """Read rows of a batch of `size`, and normalize them; the key is that of the flips."""
-    found = [examples[batch * size + row] for row in rows.tolist()]
-    stacked = {name: np.stack([example[name] for example in found]) for name in found[0]}
+    """Read and normalize rows of a batch of `size`; the key determines the flips."""
+    read = [examples[batch * size + index] for index in rows.tolist()]
+    stacked = {name: np.stack([example[name] for example in read]) for name in read[0]}
     images = {name: stacked[name] for name in ("x", "hint") if name in stacked}
     if key is not None:
-        # Philox is counter-based: four words for each place in the stream, whatever the batch size.
+        # Philox is counter-based: four words for each position in the stream, independent of the batch size.
         words = np.random.Philox(key=key, counter=batch * size).random_raw((size, 4))[rows]
         flipped = (words[:, 0] >> np.uint64(63)).astype(bool)
         images = {name: flip_some(value, flipped) for name, value in images.items()}
@@ -133,7 +134,7 @@ def _read(batch: int, *, examples: Any, size: int, rows: np.ndarray, key: int | 
 
 
 def _end_with_parent(worker: int, count: int) -> None:
-    """End this worker when its parent process ends, since a killed process does not end its workers."""
+    """Exit this worker when its parent process exits, since a killed process leaves its workers running."""
     parent = multiprocessing.parent_process()
 
     def wait() -> None:
@@ -143,8 +144,8 @@ def _end_with_parent(worker: int, count: int) -> None:
     threading.Thread(target=wait, name="end with parent", daemon=True).start()
 
 
-def _own(batch: Batch) -> Batch:
-    """Copy a worker's batch out of shared memory, which is scarce, and which JAX on a CPU would alias and keep."""
+def _copy(batch: Batch) -> Batch:
+    """Copy a worker's batch out of shared memory, which is scarce, and which JAX on a CPU would alias."""
     return {name: np.array(value) for name, value in batch.items()}
 
 
@@ -153,10 +154,10 @@ def _rows(rows: Sequence[int] | np.ndarray | None, size: int) -> np.ndarray:
         import jax
 
         if jax.process_count() > 1:
-            raise ValueError(f"in many processes each reads its own rows: give rows=train.host_rows(mesh, {size})")
+            raise ValueError(f"with several processes, pass rows=train.process_indices(mesh, {size})")
         return np.arange(size)
     chosen = np.asarray(rows)
-    whole = chosen.ndim == 1 and chosen.size and np.issubdtype(chosen.dtype, np.integer)
-    if not whole or chosen.min() < 0 or chosen.max() >= size:
+    valid = chosen.ndim == 1 and chosen.size and np.issubdtype(chosen.dtype, np.integer)
+    if not valid or chosen.min() < 0 or chosen.max() >= size:
         raise ValueError(f"rows must be integers from 0 to {size - 1}, at least one, got {rows!r:.80}")
     return chosen

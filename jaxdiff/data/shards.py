@@ -1,4 +1,4 @@
-"""Precomputed arrays, e.g. latents or features of texts, in the .npz files of a folder."""
+"""Precomputed arrays, e.g. latents or text embeddings, in the .npz files of a folder."""
 
 import functools
 import threading
@@ -10,30 +10,30 @@ import numpy as np
 
 from jaxdiff.data.npz import Array, check_npz, map_npz, read_npz
 
-# A file of this name marks a folder that is being written, or whose writing was interrupted.
+# A file of this name marks a folder that is incomplete: it is being written, or its writing was interrupted.
 UNFINISHED = "unfinished"
 
 
 class NpzShards:
-    """A random-access sequence of examples, the rows of the arrays of all files in the order of their names.
+    """A random-access sequence of examples: the rows of the arrays of all files, in the order of the files' names.
 
-    The files, written by numpy.savez, are mapped into memory, so that an example costs its own bytes alone. The first
-    example of a file reads all of its arrays once, and compares them with the checksums in the file.
+    The files, written by numpy.savez, are mapped into memory, so that reading an example reads only its bytes. The
+    first access to a file reads all of its arrays once and compares them with the checksums in the file.
     """
 
     def __init__(self, folder: str | Path, example: Mapping[str, Any]):
         """Describe the examples; the files are opened on first access.
 
         Args:
-            folder: of the .npz files.
-            example: arrays of one example by name, or anything with their shapes and dtypes; other precisions are
+            folder: folder of the .npz files.
+            example: arrays of one example by name, or anything with a shape and a dtype; other precisions are
                 converted.
         """
         self.folder = Path(folder)
         self.example = dict(example)
 
     def __reduce__(self):
-        # A worker maps the files anew: mapped arrays would be sent in full.
+        # A worker maps the files itself: pickling would send mapped arrays in full.
         return NpzShards, (self.folder, self.example)
 
     def __len__(self) -> int:
@@ -41,16 +41,16 @@ class NpzShards:
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         file = int(np.searchsorted(self._ends, index, side="right"))
-        row = index - (int(self._ends[file - 1]) if file else 0)
+        position = index - (int(self._ends[file - 1]) if file else 0)
         shard = self._files[file]
         shard.check()
         arrays = shard.arrays
-        return {name: np.asarray(arrays[name][row], one.dtype) for name, one in self.example.items()}
+        return {name: np.asarray(arrays[name][position], spec.dtype) for name, spec in self.example.items()}
 
     @functools.cached_property
     def _files(self) -> list["_Shard"]:
         if (self.folder / UNFINISHED).exists():
-            raise ValueError(f"{self.folder} is half of a data set: what should write it has not come to its end")
+            raise ValueError(f"{self.folder} is incomplete: it is being written, or its writing was interrupted")
         paths = sorted(self.folder.glob("[!.]*.npz"))
         if not paths:
             raise ValueError(f"no .npz files in {self.folder}: `jaxdiff encode` writes them")
@@ -66,12 +66,12 @@ class NpzShards:
         if missing:
             raise ValueError(f"{path} must hold {', '.join(self.example)}; it lacks {', '.join(missing)}")
         arrays = {name: arrays[name] for name in self.example}
-        for name, one in self.example.items():
-            found = arrays[name]
-            if found.shape[1:] != one.shape or not np.can_cast(found.dtype, one.dtype, "same_kind"):
+        for name, spec in self.example.items():
+            array = arrays[name]
+            if array.shape[1:] != spec.shape or not np.can_cast(array.dtype, spec.dtype, "same_kind"):
                 raise ValueError(
-                    f"{name!r} in {path} must be {np.dtype(one.dtype)}{['N', *one.shape]} or of another precision, "
-                    f"got {found.dtype}{list(found.shape)}"
+                    f"{name!r} in {path} must be {np.dtype(spec.dtype)}{['N', *spec.shape]} or of another precision, "
+                    f"got {array.dtype}{list(array.shape)}"
                 )
         _check_rows(path, arrays)
         return _Shard(path, arrays, [entries[name] for name in arrays])
@@ -82,20 +82,20 @@ class _Shard:
 
     def __init__(self, path: Path, arrays: dict[str, np.ndarray], entries: list[Array]):
         self._path, self.arrays, self._entries = path, arrays, entries
-        self._whole, self._lock = False, threading.Lock()
+        self._verified, self._lock = False, threading.Lock()
 
     def check(self) -> None:
-        """Compare the file with its checksums, once; other threads that need the file wait."""
-        if self._whole:
+        """Compare the file with its checksums, once; other threads wait."""
+        if self._verified:
             return
         with self._lock:
-            if not self._whole:
+            if not self._verified:
                 check_npz(self._path, self._entries)
-                self._whole = True
+                self._verified = True
 
 
 def load_embeddings(path: str | Path) -> dict[str, np.ndarray]:
-    """Read the arrays of one .npz file, whose rows are looked up by index.
+    """Read the arrays of one .npz file, for lookup of rows by index.
 
     Args:
         path: the file.

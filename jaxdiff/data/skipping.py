@@ -12,10 +12,10 @@ from jaxdiff.schema import integer
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Skipping:
-    """A source that replaces each broken record by the next one that can be read.
+    """A source that replaces each broken record by the next readable one.
 
-    The replacement depends on the data alone: it is the same in a resumed run, and for any number of hosts and workers.
-    Every broken record is named on stderr, once in each process.
+    The replacement depends only on the data: it is the same in a resumed run, and for any number of hosts and workers.
+    Every broken record is reported on stderr, once in each process.
 
     Attributes:
         source: a source whose broken records raise a ValueError.
@@ -49,10 +49,10 @@ class Skipping:
         return len(self.source)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Read a record, or the next one after it that is not broken; after the last record comes the first.
+        """Return a record, or the next readable one; the first record follows the last.
 
         Raises:
-            ValueError: more than `most` records are broken; the message has the error of each.
+            ValueError: more than `most` records are broken; the message contains their errors.
         """
         for step in range(len(self)):
             at = (index + step) % len(self)
@@ -64,11 +64,11 @@ class Skipping:
                 self._count(at, str(error))
         raise ValueError(f"none of {len(self)} records can be read: {listed(self._broken.values(), 3, '; ')}")
 
-    def _count(self, at: int, told: str) -> None:
+    def _count(self, at: int, message: str) -> None:
         with self._lock:  # several threads read
             if at not in self._broken:
-                self._broken[at] = told
-                print(f"record {at} is skipped: {told}", file=sys.stderr)
+                self._broken[at] = message
+                print(f"record {at} is skipped: {message}", file=sys.stderr)
             if len(self._broken) > self.most:
                 raise ValueError(
                     f"{len(self._broken)} records can't be read, and {self.most} may be skipped: "

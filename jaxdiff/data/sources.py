@@ -60,7 +60,7 @@ class ArraySource:
     Attributes:
         x: uint8[N, H, W, C].
         label: int[N] in [0, num_classes), or None.
-        num_classes: 0 without labels.
+        num_classes: number of classes, 0 without labels.
         class_names: one for each class, or empty.
     """
 
@@ -109,18 +109,18 @@ def open_dataset(
     Args:
         name: "fashion_mnist", the embedded subset (28x28 grey, 10 classes, 10,000 training and 2,000 test
             images); "tfds:NAME", any image set of tensorflow-datasets, or "tfds:NAME/CONFIG:1.0.0";
-            "folder:PATH", images in one subfolder for each class, whose sorted names are the labels, or directly
-            in PATH, without labels.
-        split: "train", "test", or another split of the set; for "tfds:" also a slice, e.g. "train[:90%]". The splits of
-            a folder are its subfolders of such names (PATH/train/CLASS/...), otherwise only "train".
+            "folder:PATH", images in one subfolder for each class, with labels in the order of the sorted names, or
+            directly in PATH, without labels.
+        split: "train", "test", or another split of the set; for "tfds:" also a slice, e.g. "train[:90%]". A folder has
+            its subfolders with such names as splits (PATH/train/CLASS/...), otherwise only "train".
         size: resize the shorter side to this many pixels and crop the centre square; None: keep the images, which must
             then have one size.
         channels: 1 (grey) or 3 (RGB); None: those of the set.
         data_dir: data folder of tensorflow-datasets; None: its default.
 
     Returns:
-        A random-access source. For a "tfds:" set that is not prepared, it has a shape and classes; its length and its
-        images raise a ValueError that says how to prepare the set.
+        A random-access source. A "tfds:" set that is not prepared has a shape and classes; its length and its images
+        raise a ValueError with instructions to prepare the set.
 
     Raises:
         ValueError: the name, the split, the size or the channels are unknown or impossible, or the folder has no
@@ -147,14 +147,14 @@ def class_prompts(prompt: str, class_names: Sequence[str]) -> list[str]:
     """Return the prompt of each class, and the empty prompt at the end.
 
     Args:
-        prompt: a text where {} stands for the name of the class, e.g. "a photo of a {}"; other braces are kept.
+        prompt: a text in which {} stands for the name of the class, e.g. "a photo of a {}"; other braces are kept.
         class_names: one for each class.
 
     Raises:
         ValueError: there are no names.
     """
     if not class_names:
-        raise ValueError("a prompt tells the classes of the data by their names, and this data has none")
+        raise ValueError("a prompt needs the names of the classes, and this data has none")
     return [*(prompt.replace("{}", name) for name in class_names), ""]
 
 

@@ -10,9 +10,9 @@ from jaxdiff.data.transforms import fit_array
 
 
 class TfdsSource:
-    """One split of a set; its image feature is "x", and its class label, if there is one, "label".
+    """One split of a set: "x" is its image feature, and "label" its class label, if there is one.
 
-    Shape and classes of a registered set need no files; only its length and its images do.
+    The shape and the classes of a registered set need no files; its length and its images do.
     """
 
     def __init__(
@@ -30,12 +30,12 @@ class TfdsSource:
             name: as in `tfds.builder`: NAME, NAME/CONFIG, NAME:VERSION.
             split: a split or a slice of one, e.g. "train[:90%]".
             data_dir: folder of the sets; None: tensorflow-datasets' default.
-            size: side of the square images; None: that of the set, which must then be fixed.
+            size: side of the square images; None: the size of the set, which must then be fixed.
             channels: 1, 3; None: those of the set.
 
         Raises:
-            ValueError: the set is unknown, has no such split, or no images of known shape; the length and the images
-                raise it if the set is not prepared.
+            ValueError: the set is unknown, has no such split, or no images of known shape. If the set is not prepared,
+                the length and the images raise it.
         """
         self._name = f"{name}, split {split}"
         builder = _find_builder(name, data_dir)
@@ -56,7 +56,7 @@ class TfdsSource:
         self._size, self._channels = size, channels
         self._open = functools.partial(_open_records, builder, name, split, data_dir)
         if builder.is_prepared():
-            len(self)  # a split that is not there shows now
+            len(self)  # raises now if the split does not exist
 
     @functools.cached_property
     def _records(self):
@@ -85,7 +85,7 @@ def _find_builder(name: str, data_dir: str | None):
         known = tfds.list_builders(with_community_datasets=False)
         near = difflib.get_close_matches(name.split("/")[0].split(":")[0], known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"tensorflow-datasets knows no set {name!r}, and none is prepared{hint}") from error
+        raise ValueError(f"tensorflow-datasets has no set {name!r}, and none is prepared{hint}") from error
 
 
 def _open_records(builder, name: str, split: str, data_dir: str | None):
@@ -107,7 +107,7 @@ def _open_records(builder, name: str, split: str, data_dir: str | None):
 
 
 def _find(features, usual: str, accepts) -> str | None:
-    """The feature with the usual name, otherwise the only one that is accepted."""
+    """Name of the feature with the usual name, otherwise of the only accepted one."""
     names = [name for name, feature in features.items() if accepts(feature)]
     return usual if usual in names else names[0] if len(names) == 1 else None
 

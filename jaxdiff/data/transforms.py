@@ -1,4 +1,4 @@
-"""Transforms of stored images: to arrays of one shape, and from bytes to floats in [-1, 1] and back."""
+"""Transforms of stored images to arrays of one shape, and of bytes to floats in [-1, 1] and back."""
 
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ RGB_MODES = ("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 
 
 def to_float(x: ArrayLike) -> np.ndarray:
-    """Convert bytes to floats: 0 becomes -1, 255 becomes 1.
+    """Convert bytes to floats: 0 to -1, 255 to 1.
 
     Args:
         x: uint8, any shape.
@@ -27,17 +27,17 @@ def to_float(x: ArrayLike) -> np.ndarray:
     x = np.asarray(x)
     if x.dtype != np.uint8:
         raise ValueError(f"to_float takes uint8 in [0, 255], got {x.dtype}")
-    # A division, not a product with the rounded reciprocal: 255 must become exactly 1.
+    # Divide instead of multiplying by the rounded reciprocal: 255 must become exactly 1.
     out = np.divide(x, 127.5, dtype=np.float32)
     out -= np.float32(1)
     return out
 
 
 def to_uint8(x: ArrayLike) -> np.ndarray:
-    """Convert floats to the nearest bytes, clipped: the exact inverse of `to_float`.
+    """Convert floats to the nearest bytes, clipped; the exact inverse of `to_float`.
 
     Args:
-        x: floating (numpy or JAX array, bfloat16 included), any shape; -1 is black, 1 is white.
+        x: floating-point array (numpy or JAX, bfloat16 included), any shape; -1 is black, 1 is white.
 
     Returns:
         uint8, same shape.
@@ -68,10 +68,10 @@ def flip_some(x: np.ndarray, flipped: np.ndarray) -> np.ndarray:
 
 
 def fit_image(image: "Image", size: int | None, channels: int) -> np.ndarray:
-    """Convert an image to an array: turned upright, on a white background, resized and cropped.
+    """Convert an image to an array: upright, on a white background, resized and cropped.
 
     Args:
-        image: a Pillow image: grey, RGB, CMYK or of a palette, of 8 bits a channel; of an animation the current frame.
+        image: a Pillow image, grey, RGB, CMYK or with a palette, 8 bits per channel; an animation's current frame.
         size: side in pixels of the centre square that is kept, after scaling the shorter side to it by
             antialiased bicubic interpolation; None keeps the image's own size.
         channels: 1 (grey) or 3 (RGB).

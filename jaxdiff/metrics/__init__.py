@@ -1,4 +1,4 @@
-"""Pure functions of features: how close samples are to real data, and how much of it they cover."""
+"""Metrics: pure functions of features that measure the fidelity and the coverage of samples."""
 
 from jaxdiff.metrics.classification import Accuracy, accuracy
 from jaxdiff.metrics.coverage import PrecisionRecall, precision_recall

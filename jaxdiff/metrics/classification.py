@@ -20,7 +20,7 @@ class Accuracy(NamedTuple):
 
 
 def accuracy(logits, labels) -> Accuracy:
-    """Compute the share of examples whose largest logit is their label's, overall and by class.
+    """Compute the share of examples whose largest logit is at their label, overall and by class.
 
     Args:
         logits: [N, K].

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxdiff.metrics.statistics import as_features
 
-_ROWS = 1024  # rows of a distance matrix held at a time
+_ROWS = 1024  # rows of a distance matrix in memory at a time
 
 
 class PrecisionRecall(NamedTuple):
@@ -22,12 +22,12 @@ def precision_recall(real, fake, *, k: int = 3) -> PrecisionRecall:
     """Compute the improved precision and recall (Kynkaanniemi et al. 2019, eq. 1 and 2).
 
     A manifold is the union of balls around its examples, whose radius is the distance to the k-th nearest other
-    example. Both shares depend on the numbers of examples: compare only values of the same numbers.
+    example. Both shares depend on the numbers of examples: compare only values for the same numbers.
 
     Args:
         real: features [N, D].
         fake: features [M, D].
-        k: number of the neighbour on the ball's surface, in 1..min(N, M) - 1.
+        k: number of the neighbour on the ball's surface, from 1 to min(N, M) - 1.
 
     Returns:
         PrecisionRecall(precision, recall).

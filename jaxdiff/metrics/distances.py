@@ -15,8 +15,8 @@ def frechet(a, b) -> float:
     |mu_a - mu_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^{1/2}). It is the FID only with the features of that paper's network.
 
     The estimate has a positive bias, which decays like 1/N and differs between feature networks. With fewer examples
-    than features the covariances are singular and the bias is as large as the distance: use `kernel_distance` there,
-    and report the distance of two real samples of the same sizes, too.
+    than features, the covariances are singular and the bias is as large as the distance: use `kernel_distance`
+    instead, and also report the distance of two real samples of the same sizes.
 
     Args:
         a: features [N, D], or the `Statistics` of a stream.
@@ -32,15 +32,15 @@ def frechet(a, b) -> float:
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"features of width {a.mean.size} and {b.mean.size} cannot be compared")
     cov_a, cov_b = a.covariance, b.covariance
-    # tr (C_a C_b)^{1/2} is the sum of the singular values of C_a^{1/2} C_b^{1/2}. Taking roots before the
-    # product keeps small directions that the eigenvalues of C_a C_b would lose to rounding.
+    # tr (C_a C_b)^{1/2} is the sum of the singular values of C_a^{1/2} C_b^{1/2}. Roots before the product keep small
+    # directions, which the eigenvalues of C_a C_b would lose to rounding.
     cross = np.linalg.svd(_sqrtm(cov_a) @ _sqrtm(cov_b), compute_uv=False).sum()
     distance = np.sum((a.mean - b.mean) ** 2) + np.trace(cov_a) + np.trace(cov_b) - 2 * cross
     return float(max(distance, 0.0))
 
 
 def _sqrtm(covariance: np.ndarray) -> np.ndarray:
-    """Return the symmetric root; eigenvalues that rounding made negative count as zero."""
+    """Return the symmetric square root; eigenvalues that are negative by rounding count as zero."""
     values, vectors = np.linalg.eigh(covariance)
     return (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
 
@@ -55,16 +55,16 @@ class KernelDistance(NamedTuple):
 def kernel_distance(a, b, *, blocks: int = 10, seed: int = 0) -> KernelDistance:
     """Compute the unbiased squared MMD with a cubic kernel, the KID (Binkowski et al. 2018, sec. 4).
 
-    k(x, y) = (x.y/D + 1)^3. Both samples are shuffled and cut into `blocks` parts; the value is the mean of
-    the parts' estimates (Zaremba et al. 2013). The parts are disjoint, hence independent, so that the spread of their
-    estimates gives a valid standard error; overlapping subsets would underestimate it. The value is unbiased for any N:
-    for two samples of one distribution it may be negative.
+    k(x, y) = (x.y/D + 1)^3. Both samples are shuffled and cut into `blocks` parts; the value is the mean of the parts'
+    estimates (Zaremba et al. 2013). The parts are disjoint, hence independent, so that the spread of their estimates
+    gives a valid standard error; overlapping subsets would underestimate it. The value is unbiased for any N, and may
+    be negative for two samples of one distribution.
 
     Args:
         a: features [N, D].
         b: features [M, D].
         blocks: number of parts, >= 2; each needs at least two examples of either sample.
-        seed: of the shuffle.
+        seed: seed of the shuffle.
 
     Returns:
         KernelDistance(value, standard_error).
@@ -91,7 +91,7 @@ def kernel_distance(a, b, *, blocks: int = 10, seed: int = 0) -> KernelDistance:
 
 
 def _mmd2(x: np.ndarray, y: np.ndarray) -> float:
-    """Return the unbiased U-statistic of the squared MMD: pairs of an example with itself are left out."""
+    """Return the unbiased U-statistic of the squared MMD, without pairs of an example with itself."""
 
     def kernel(u, v):
         return (u @ v.T / u.shape[1] + 1.0) ** 3

@@ -1,4 +1,4 @@
-"""How good are class-conditional samples? A classifier recognizes them; its features are compared with real ones."""
+"""Evaluation of class-conditional samples by a classifier: its accuracy, and distances of its features to real ones."""
 
 from __future__ import annotations
 
@@ -29,37 +29,37 @@ def evaluate(
     blocks: int = 10,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Judge class-conditional samples, beside real training images judged in the same way.
+    """Evaluate class-conditional samples, and real training images in the same way, for comparison.
 
-    The accuracy alone cannot see a model that repeats one picture a class; the kernel distance and the recall
-    do. Their size means little on its own: read the samples' values beside the real ones. Those are of as many
-    training images of each class as there are samples, so that they are what perfect samples would get.
+    The accuracy alone does not detect a model that repeats one image for each class; the kernel distance and the recall
+    do. Their absolute size means little: compare the samples' values with the real ones. These are computed from as
+    many training images of each class as there are samples, so that they are what perfect samples would reach.
 
-    The kernel distance is taken class by class and averaged, as intra-FID is (Miyato and Koyama 2018). Over all
-    classes at once it would not be unbiased, as the classes' equal counts are no random draw; and variety within
-    a class would hide behind the differences between classes.
+    The kernel distance is computed for each class and averaged, as intra-FID is (Miyato and Koyama 2018). Over all
+    classes at once it would be biased, since equal counts of the classes are no random draw, and differences between
+    classes would dominate variety within a class.
 
     Args:
         fake_x: samples, float [N, H, W, C] in [-1, 1].
-        fake_label: the classes asked for, int [N].
-        test_x: real images that neither the model nor the classifier was trained on, likewise.
-        test_label: their classes.
-        train_x: real training images, likewise.
-        train_label: their classes.
-        classify: images -> (logits, features), for example from `fit_classifier`.
-        k: the neighbour that sets the radius in precision and recall.
-        blocks: into how many parts the kernel distance cuts each class for its standard error; fewer where a
-            class has less than two images a part.
-        seed: of all random choices.
+        fake_label: classes of the samples, int [N].
+        test_x: real images that trained neither the model nor the classifier, float [M, H, W, C] in [-1, 1].
+        test_label: their classes, int [M].
+        train_x: real training images, float [T, H, W, C] in [-1, 1].
+        train_label: their classes, int [T].
+        classify: images -> (logits, features), e.g. from `fit_classifier`.
+        k: number of the neighbour that defines the radius in precision and recall.
+        blocks: number of parts of each class for the standard error of the kernel distance; fewer for a class with
+            less than two images per part.
+        seed: seed of all random choices.
 
     Returns:
-        A dict that JSON can hold: "count", and "samples" and "real", each with "accuracy", "accuracy_by_class"
+        A dict for JSON: "count", and "samples" and "real", each with "accuracy", "accuracy_by_class"
         (None for a class without examples; the real one is the test set's), and "kernel_distance",
         "kernel_distance_error", "precision" and "recall" against test images of the samples' classes.
 
     Raises:
-        ValueError: shapes or labels that do not fit, values that are not finite, or a class of the samples with
-            fewer than 4 images among the samples, the test set or the training set.
+        ValueError: shapes or labels do not fit, values are not finite, or a class of the samples has fewer than 4
+            images among the samples, the test set or the training set.
     """
     rng = np.random.default_rng(seed)
     train_x, train_label = as_images(train_x), np.asarray(train_label)
@@ -76,7 +76,7 @@ def evaluate(
     real, real_label = classify(train_x[chosen])[1], train_label[chosen]
     relevant = np.isin(test_label, fake_label)
     test, test_label = test[relevant], test_label[relevant]
-    # Precision and recall change with the counts, so that all three get the same.
+    # Precision and recall depend on the counts: all three sets get the same.
     count = min(len(fake), len(real), len(test))
     reference = _draw(test, count, rng)
     for name, features, labels in (("samples", fake, fake_label), ("real", real, real_label)):
@@ -92,11 +92,11 @@ def evaluate(
 
 
 def format_report(report: dict[str, Any], class_names: Sequence[str] = ()) -> str:
-    """Lay out a report as a table.
+    """Format a report as a table.
 
     Args:
         report: from `evaluate`.
-        class_names: one for each class; without them the classes are numbered.
+        class_names: one for each class; empty: classes are numbered.
 
     Returns:
         Lines of text.
@@ -137,7 +137,7 @@ def as_images(images) -> np.ndarray:
         float32 array [N, H, W, C].
 
     Raises:
-        ValueError: another shape, or values that are not finite.
+        ValueError: the shape is another one, or values are not finite.
     """
     images = np.asarray(images, np.float32)
     if images.ndim != 4 or 0 in images.shape:
@@ -148,35 +148,35 @@ def as_images(images) -> np.ndarray:
 
 
 def _draw(rows: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Return `count` of the rows, chosen at random."""
+    """Return `count` random rows."""
     return rows[rng.permutation(len(rows))[:count]]
 
 
 def _kernel_distance_by_class(
     ours: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray], *, blocks: int, seed: int
 ) -> KernelDistance:
-    """Return the mean over our classes of the kernel distance to the test set's (features, labels)."""
+    """Return the kernel distance to the test set, averaged over the classes of `ours`; both are (features, labels)."""
     # The scale of a hidden layer is arbitrary, but the cubic kernel depends on it.
     scale = np.sqrt(np.mean(np.square(test[0], dtype=np.float64)))
-    found = []
+    estimates = []
     for c in np.unique(ours[1]):
         a, b = (features[labels == c] / scale for features, labels in (ours, test))
-        found.append(kernel_distance(a, b, blocks=min(blocks, len(a) // 2, len(b) // 2), seed=seed))
-    values, errors = np.array(found).T
-    return KernelDistance(float(values.mean()), float(np.sqrt(np.sum(errors**2)) / len(found)))
+        estimates.append(kernel_distance(a, b, blocks=min(blocks, len(a) // 2, len(b) // 2), seed=seed))
+    values, errors = np.array(estimates).T
+    return KernelDistance(float(values.mean()), float(np.sqrt(np.sum(errors**2)) / len(estimates)))
 
 
-def _check_classes(name: str, labels: np.ndarray, wanted: np.ndarray) -> None:
-    for c in np.unique(wanted):
+def _check_classes(name: str, labels: np.ndarray, expected: np.ndarray) -> None:
+    for c in np.unique(expected):
         count = np.count_nonzero(labels == c)
         if count < 4:
             raise ValueError(f"an evaluation needs at least 4 images of each class; the {name} has {count} of {c}")
 
 
-def _matching(labels: np.ndarray, wanted: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return indices of as many labels of each class as are wanted, or all that there are, at random."""
+def _matching(labels: np.ndarray, expected: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return random indices of labels: of each class as many as in `expected`, or all if there are fewer."""
     order = rng.permutation(len(labels))
-    return np.concatenate([order[labels[order] == c][: np.sum(wanted == c)] for c in np.unique(wanted)])
+    return np.concatenate([order[labels[order] == c][: np.sum(expected == c)] for c in np.unique(expected)])
 
 
 def _percent(share: float | None) -> str:

@@ -12,13 +12,13 @@ def as_features(features, name: str = "features") -> np.ndarray:
 
     Args:
         features: numeric array [N, D], N >= 1 and D >= 1.
-        name: of the matrix, for errors.
+        name: name of the matrix, for errors.
 
     Returns:
         float64 array [N, D].
 
     Raises:
-        ValueError: it is no matrix, empty, or has values that are not finite.
+        ValueError: the array is not a matrix, is empty, or has values that are not finite.
     """
     array = np.asarray(features, np.float64)
     if array.ndim != 2 or 0 in array.shape:
@@ -31,8 +31,7 @@ def as_features(features, name: str = "features") -> np.ndarray:
 class Statistics(NamedTuple):
     """Number, mean and scatter of the features of a stream.
 
-    The scatter is centred, sum_i (x_i - mean)(x_i - mean)^T: sums of raw squares would cancel in the
-    covariance.
+    The scatter is centred, sum_i (x_i - mean)(x_i - mean)^T: sums of raw squares would cancel in the covariance.
 
     Attributes:
         n: number of examples.
@@ -55,7 +54,7 @@ class Statistics(NamedTuple):
             Its Statistics.
 
         Raises:
-            ValueError: it is no matrix, empty, or not finite.
+            ValueError: the array is not a matrix, is empty, or is not finite.
         """
         array = as_features(features)
         mean = array.mean(0)
@@ -63,7 +62,7 @@ class Statistics(NamedTuple):
         return cls(len(array), mean, centred.T @ centred)
 
     def merge(self, other: Statistics) -> Statistics:
-        """Return the statistics of both samples together (Chan, Golub and LeVeque 1983).
+        """Return the statistics of the union of both samples (Chan, Golub and LeVeque 1983).
 
         Args:
             other: Statistics of features of the same width.
@@ -83,7 +82,7 @@ class Statistics(NamedTuple):
         return Statistics(n, mean, self.scatter + other.scatter + between)
 
     def update(self, features) -> Statistics:
-        """Return the statistics with one more batch of features [N, D] added."""
+        """Return the statistics after one more batch of features [N, D]."""
         return self.merge(Statistics.of(features))
 
     @property

@@ -27,8 +27,8 @@ class Collective:
         kind: one of `KINDS`.
         axes: mesh axes of the devices that take part.
         count: number of collectives; those of a loop count once for each iteration.
-        bytes: size of their whole arrays: after gathering, before scattering.
-        sent: bytes that a device sends, by an algorithm that sends the least.
+        bytes: size of their full arrays, after gathering or before scattering.
+        sent: bytes that one device sends with a bandwidth-optimal algorithm.
     """
 
     kind: str
@@ -43,12 +43,12 @@ def collectives(module: Module, mesh: Mesh) -> list[Collective]:
 
     Args:
         module: the program.
-        mesh: that of the program; groups number positions in `mesh.devices`, not devices' ids.
+        mesh: mesh of the program; groups list positions in `mesh.devices`, not device ids.
 
     Returns:
-        One entry for each kind and axes, in the order of bytes sent, the largest first.
+        One entry for each kind and set of axes, by decreasing bytes sent.
     """
-    found: dict[tuple[str, tuple[str, ...]], np.ndarray] = defaultdict(lambda: np.zeros(3))
+    totals: dict[tuple[str, tuple[str, ...]], np.ndarray] = defaultdict(lambda: np.zeros(3))
     sending = [run for run in runs(module) if run.instruction.opcode.removesuffix("-start") in KINDS]
     started = {_key(run) for run in sending if _starts(run)}
     for run in sending:
@@ -61,13 +61,13 @@ def collectives(module: Module, mesh: Mesh) -> list[Collective]:
             groups = [pair for pair in groups if pair[0] != pair[1]]
         if not groups or size == 1:
             continue
-        # TPUs fuse a sum with the slice that each device keeps of it: a sum whose parts are never gathered.
+        # TPUs fuse an all-reduce with the slice that each device keeps: the parts are never gathered.
         kind = "reduce-scatter" if opcode == "all-reduce" and "all-reduce-scatter" in run.fusion else opcode
         bytes = _bytes(run, kind, size)
         key = kind, axes_of(groups, mesh)
-        found[key] += run.times * np.array([1, bytes, factor(kind, size) * bytes])
-    made = [Collective(*key, int(count), int(bytes), float(sent)) for key, (count, bytes, sent) in found.items()]
-    return sorted(made, key=lambda one: -one.sent)
+        totals[key] += run.times * np.array([1, bytes, factor(kind, size) * bytes])
+    entries = [Collective(*key, int(count), int(bytes), float(sent)) for key, (count, bytes, sent) in totals.items()]
+    return sorted(entries, key=lambda entry: -entry.sent)
 
 
 def _key(run: Run) -> tuple[str, str]:
@@ -76,7 +76,7 @@ def _key(run: Run) -> tuple[str, str]:
 
 
 def _starts(run: Run) -> bool:
-    """Whether a TPU starts a collective here; its text repeats in operations that run meanwhile and at its end."""
+    """Whether a TPU starts a collective here; overlapping operations and its end repeat its text."""
     return any(
         "AsyncCollectiveStart" in user.attributes and run.instruction.name in user.operands
         for user in run.computation.instructions.values()
@@ -84,9 +84,10 @@ def _starts(run: Run) -> bool:
 
 
 def factor(kind: str, size: int) -> float:
-    """Return the bytes that each of `size` devices must send, as a multiple of the whole array's bytes.
+    """Return the bytes that each of `size` devices must send, as a multiple of the full array's bytes.
 
-    A sum scatters and then gathers, hence twice (Patarasuk and Yuan 2009, doi:10.1016/j.jpdc.2008.09.002, theorem 1).
+    An all-reduce scatters and then gathers, hence twice (Patarasuk and Yuan 2009, doi:10.1016/j.jpdc.2008.09.002,
+    theorem 1).
     """
     if kind == "all-reduce":
         return 2 * (size - 1) / size
@@ -96,10 +97,10 @@ def factor(kind: str, size: int) -> float:
 
 
 def _bytes(run: Run, kind: str, size: int) -> int:
-    """Bytes of the whole array: an all-gather's operand is one part of it, other operands are whole."""
+    """Bytes of the full array: an all-gather's operand is one part of it, other operands are complete."""
     find = run.computation.instructions
-    given = sum(array.bytes for name in run.instruction.operands for array in find[name].results)
-    return given * size if kind == "all-gather" else given
+    operands = sum(array.bytes for name in run.instruction.operands for array in find[name].results)
+    return operands * size if kind == "all-gather" else operands
 
 
 def groups_of(attributes: str, devices: int) -> list[list[int]]:
@@ -107,10 +108,10 @@ def groups_of(attributes: str, devices: int) -> list[list[int]]:
 
     Args:
         attributes: text after an instruction's operands.
-        devices: number of devices; an empty list is all of them.
+        devices: number of devices; an empty list means all of them.
 
     Raises:
-        ValueError: the text has no groups that can be parsed.
+        ValueError: the text has no groups, or they cannot be parsed.
     """
     pairs = _PAIRS.search(attributes)
     match = _GROUPS.search(attributes)

@@ -1,4 +1,4 @@
-"""Ahead-of-time compilation of an experiment's train step or sampler, for devices that need not exist here."""
+"""Ahead-of-time compilation of an experiment's train step or sampler, for devices that this machine may lack."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _UNITS = {unit: 1024**power for power, unit in enumerate(("", "K", "M", "G", "T"
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one device. Where the program does not fit, the compiler reports the total alone.
+    """Bytes of one device. If the program does not fit, the compiler reports only the total.
 
     Attributes:
         arguments: the state and the batch, or the parameters and the keys.
         outputs: e.g. the new state.
         shared: outputs in the memory of donated arguments.
         temporaries: peak of the activations and other temporary arrays.
-        code: of the program.
+        code: the program itself.
         total: arguments + outputs - shared + temporaries + code.
     """
 
@@ -50,11 +50,11 @@ class Program(NamedTuple):
 
     Attributes:
         memory: of one device.
-        module: the parsed text of the program; None: it does not fit.
-        traced_flops: of the traced program on all devices together (see `flops.of_jaxpr`).
-        model_flops: those of the model alone: three times the loss for a train step, since a gradient costs two more
-            (Chowdhery et al. 2022, arXiv:2204.02311, app. B), and all of them for a sampler.
-        seconds: of tracing and compiling.
+        module: the parsed text of the program; None: the program does not fit.
+        traced_flops: operations of the traced program on all devices together (see `flops.of_jaxpr`).
+        model_flops: operations of the model alone: three times the loss for a train step, since a gradient costs two
+            more (Chowdhery et al. 2022, arXiv:2204.02311, app. B), and all of them for a sampler.
+        seconds: time of tracing and compiling.
     """
 
     memory: Memory
@@ -68,8 +68,8 @@ def train_step(experiment: Experiment, mesh: Mesh) -> Program:
     """Compile the train step of `jaxdiff train`.
 
     Args:
-        experiment: made within `use_mesh(mesh)`, so that it computes in the precision of the mesh's devices.
-        mesh: of real, simulated or described devices.
+        experiment: built within `use_mesh(mesh)`, so that it computes in the precision of the mesh's devices.
+        mesh: real, simulated or described devices.
 
     Raises:
         ValueError: the batch or the parameters cannot be split over the mesh.
@@ -104,11 +104,11 @@ def train_step(experiment: Experiment, mesh: Mesh) -> Program:
 
 
 def sampling(experiment: Experiment, mesh: Mesh) -> Program:
-    """Compile the sampler that `jaxdiff sample` would run, drawing `experiment.training.batch` examples at a time.
+    """Compile the sampler of `jaxdiff sample` for batches of `experiment.training.batch` examples.
 
     Args:
-        experiment: made within `use_mesh(mesh)`.
-        mesh: of real, simulated or described devices.
+        experiment: built within `use_mesh(mesh)`.
+        mesh: real, simulated or described devices.
 
     Raises:
         ValueError: the batch or the parameters cannot be split over the mesh.
@@ -141,11 +141,11 @@ def _check_batch(batch: int, mesh: Mesh) -> None:
 
 def _described_batch(spec: Any, batch: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     place = batch_sharding(mesh)
-    return {name: jax.ShapeDtypeStruct((batch, *one.shape), one.dtype, sharding=place) for name, one in spec.items()}
+    return {name: jax.ShapeDtypeStruct((batch, *x.shape), x.dtype, sharding=place) for name, x in spec.items()}
 
 
 def _described(tree: Any, mesh: Mesh) -> Any:
-    """Shapes of a tree with their shardings, since described devices can hold no arrays."""
+    """Shapes and shardings of a tree, since described devices cannot hold arrays."""
     return jax.tree.map(
         lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, shard_params(tree, mesh)
     )
@@ -165,11 +165,12 @@ def _compile(lowered: jax.stages.Lowered, arguments: Any, mesh: Mesh) -> tuple[M
             return Memory(_bytes_of(arguments), None, None, None, None, _parse_size(needed[1], needed[2])), None
         dumped = list(Path(folder).glob("*.after_optimizations.txt"))
         text = dumped[0].read_text() if dumped else compiled.as_text() or ""
-    told: Any = compiled.memory_analysis()
-    shared, code = told.alias_size_in_bytes, told.generated_code_size_in_bytes
-    given, made, working = told.argument_size_in_bytes, told.output_size_in_bytes, told.temp_size_in_bytes
-    total = given + made - shared + working + code
-    return Memory(given, made, shared, working, code, total), hlo.parse(text)
+    stats: Any = compiled.memory_analysis()
+    shared, code = stats.alias_size_in_bytes, stats.generated_code_size_in_bytes
+    arguments, outputs = stats.argument_size_in_bytes, stats.output_size_in_bytes
+    temporaries = stats.temp_size_in_bytes
+    total = arguments + outputs - shared + temporaries + code
+    return Memory(arguments, outputs, shared, temporaries, code, total), hlo.parse(text)
 
 
 def _parse_size(number: str, unit: str) -> int:

@@ -1,7 +1,7 @@
 """Floating-point operations of matrix products and convolutions, in a compiled program and in a traced one.
 
-An addition or multiplication counts as one; products with padding or with the holes of a dilation do not count.
-Elementwise operations are left out: memory bounds their time, not arithmetic.
+Additions and multiplications count separately; products with padding or with the holes of a dilation do not count.
+Elementwise operations are omitted: memory bandwidth bounds their time.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Window(NamedTuple):
     dilation: int = 1  # of the kernel
 
     def products(self) -> int:
-        """Count the pairs of output and kernel positions at an element of the input."""
+        """Count the pairs of output and kernel positions that meet an element of the input."""
         at = self.stride * np.arange(self.out)[:, None] + self.dilation * np.arange(self.size)[None] - self.low
         return int(np.sum((at >= 0) & (at % self.base == 0) & (at <= self.base * (self.inp - 1))))
 
@@ -39,7 +39,7 @@ def of_jaxpr(jaxpr: Any) -> int:
     A `scan` counts its length, a `cond` its most expensive branch, a `while` of unknown length one iteration.
 
     Args:
-        jaxpr: a `jax.core.Jaxpr` or closed one.
+        jaxpr: a `jax.core.Jaxpr` or a closed one.
     """
     return sum(map(_of_equation, getattr(jaxpr, "jaxpr", jaxpr).eqns))
 
@@ -76,29 +76,29 @@ def _of_convolution(eqn: Any) -> int:
 
 
 def of_module(module: Module) -> int:
-    """Count the operations of a compiled program on one device, those of loops once for each iteration."""
+    """Count the operations of a compiled program on one device; those in a loop count once for each iteration."""
     return sum(run.times * _of_instruction(run) for run in runs(module))
 
 
 def _of_instruction(run: Run) -> int:
-    one, find = run.instruction, run.computation.instructions
-    if one.opcode == "dot":
-        shape = find[one.operands[0]].results[0].shape
-        contracted = _integers(one.attributes, r"lhs_contracting_dims=\{([\d,]*)\}")
-        return 2 * math.prod(one.results[0].shape) * math.prod(shape[i] for i in contracted)
-    if one.opcode != "convolution":
+    instruction, find = run.instruction, run.computation.instructions
+    if instruction.opcode == "dot":
+        shape = find[instruction.operands[0]].results[0].shape
+        contracted = _integers(instruction.attributes, r"lhs_contracting_dims=\{([\d,]*)\}")
+        return 2 * math.prod(instruction.results[0].shape) * math.prod(shape[i] for i in contracted)
+    if instruction.opcode != "convolution":
         return 0
-    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", one.attributes)
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
     if labels is None:
         return 0
-    x, kernel = (find[name].results[0].shape for name in one.operands[:2])
-    out = one.results[0].shape
+    x, kernel = (find[name].results[0].shape for name in instruction.operands[:2])
+    out = instruction.results[0].shape
     spatial = [c for c in labels[1] if c.isdigit()]
-    window = re.search(r"window=\{([^}]*)\}", one.attributes)
-    told = dict(re.findall(r"(\w+)=([\dx_\-]+)", window[1])) if window else {}
+    window = re.search(r"window=\{([^}]*)\}", instruction.attributes)
+    options = dict(re.findall(r"(\w+)=([\dx_\-]+)", window[1])) if window else {}
 
     def each(key: str, default: str) -> list[int]:
-        values = told[key].split("x") if key in told else [default] * len(spatial)
+        values = options[key].split("x") if key in options else [default] * len(spatial)
         return [int(value.split("_")[0]) for value in values]
 
     settings = zip(
@@ -114,5 +114,5 @@ def _of_instruction(run: Run) -> int:
 
 
 def _integers(text: str, pattern: str) -> list[int]:
-    found = re.search(pattern, text)
-    return [int(number) for number in found[1].split(",") if number] if found else []
+    match = re.search(pattern, text)
+    return [int(number) for number in match[1].split(",") if number] if match else []

@@ -1,7 +1,7 @@
 """Parser of a compiled program's text: its computations, its instructions, and how often each one runs.
 
-The compiler's own statistics count the body of a loop once, which leaves out scanned layers and microbatches. Here a
-loop's body counts once for each iteration.
+The compiler's own statistics count the body of a loop once, which ignores scanned layers and microbatches. This parser
+counts a loop's body once for each iteration.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import NamedTuple
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,<=]*)\](?:\{([^}]*)\})?")
 _NAME = re.compile(r"%([\w.\-]+)")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
-# Other instructions that run computations, and the attributes that name these. All branches count, since it is unknown
-# which one is taken.
+# Other instructions that run computations, and the attributes that name these. All branches count, since the text does
+# not determine which one runs.
 _CALLS = {
     "call": "to_apply",
     "async-start": "calls",
@@ -26,7 +26,7 @@ _LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 
 
 class Array(NamedTuple):
-    """Type, shape and memory of one array: space 0 is the device's large memory, others are nearer or the host's."""
+    """Type, shape and memory of one array: space 0 is the device's large memory, others are on-chip or the host's."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -51,8 +51,8 @@ class Instruction(NamedTuple):
 
     def all_called(self, attributes: str) -> list[str]:
         """Return the names of the computations in an attribute, e.g. "body", or in any of "one|other"."""
-        found = re.findall(rf"\b(?:{attributes})=(\{{[^}}]*\}}|%?[\w.\-]+)", self.attributes)
-        return [name for text in found for name in re.findall(r"%?([\w.\-]+)", text)]
+        values = re.findall(rf"\b(?:{attributes})=(\{{[^}}]*\}}|%?[\w.\-]+)", self.attributes)
+        return [name for value in values for name in re.findall(r"%?([\w.\-]+)", value)]
 
     def called(self, attribute: str) -> str | None:
         """Return the first of `all_called`, or None."""
@@ -60,17 +60,17 @@ class Instruction(NamedTuple):
 
 
 class Computation(NamedTuple):
-    """A function: its instructions by name, in order; the root is what it returns."""
+    """A function: its instructions by name, in order, and the root, whose result it returns."""
 
     instructions: dict[str, Instruction]
     root: Instruction
 
     def resolve(self, name: str) -> Instruction:
         """Return an instruction, or its operand where it is a copy, a conversion or a change of shape."""
-        found = self.instructions[name]
-        while found.opcode in ("copy", "bitcast", "copy-done", "copy-start", "convert") and found.operands:
-            found = self.instructions[found.operands[0]]
-        return found
+        instruction = self.instructions[name]
+        while instruction.opcode in ("copy", "bitcast", "copy-done", "copy-start", "convert") and instruction.operands:
+            instruction = self.instructions[instruction.operands[0]]
+        return instruction
 
 
 class Module(NamedTuple):
@@ -86,17 +86,17 @@ class Run(NamedTuple):
     instruction: Instruction
     computation: Computation
     times: int
-    fusion: str = ""  # the fusion that holds it, and the computation that this one calls
+    fusion: str = ""  # the enclosing fusion, and the computation that the fusion calls
 
 
 def parse(text: str) -> Module:
     """Parse the text of a compiled program.
 
     Args:
-        text: of an optimized HLO module, e.g. `compiled.as_text()`.
+        text: an optimized HLO module, e.g. `compiled.as_text()`.
 
     Raises:
-        ValueError: it has no entry computation.
+        ValueError: the text has no entry computation.
     """
     computations: dict[str, Computation] = {}
     entry = name = ""
@@ -114,7 +114,7 @@ def parse(text: str) -> Module:
             instructions[instruction.name] = instruction
             root = instruction if match[1] else root
     if not entry:
-        raise ValueError("the text is no compiled HLO module: it has no ENTRY computation")
+        raise ValueError("the text is not a compiled HLO module: it has no ENTRY computation")
     return Module(computations, entry)
 
 
@@ -130,7 +130,7 @@ def _instruction(name: str, text: str) -> Instruction:
 
 
 def _closing(text: str, start: int) -> int:
-    """The position after the parenthesis that closes the one at `start`."""
+    """Position after the parenthesis that closes the one at `start`."""
     depth = 0
     for match in re.compile(r"[()]").finditer(text, start):
         depth += 1 if match[0] == "(" else -1
@@ -141,12 +141,12 @@ def _closing(text: str, start: int) -> int:
 
 def arrays(text: str) -> tuple[Array, ...]:
     """Parse the arrays of a type such as `(f32[2,3]{1,0}, bf16[4]{0:S(1)})`, tuples flattened."""
-    found = []
+    parsed = []
     for dtype, shape, layout in _ARRAY.findall(text):
         space = re.search(r"S\((\d+)\)", layout)
         sizes = tuple(int(size.removeprefix("<=")) for size in shape.split(",") if size)
-        found.append(Array(dtype, sizes, int(space[1]) if space else 0))
-    return tuple(found)
+        parsed.append(Array(dtype, sizes, int(space[1]) if space else 0))
+    return tuple(parsed)
 
 
 def runs(module: Module) -> Iterator[Run]:
@@ -156,24 +156,24 @@ def runs(module: Module) -> Iterator[Run]:
 
 def _walk(module: Module, name: str, times: int, fusion: str = "") -> Iterator[Run]:
     computation = module.computations[name]
-    for one in computation.instructions.values():
-        yield Run(one, computation, times, fusion)
-        if one.opcode == "while":
-            count = times * (trips(module, computation, one) or 1)
-            yield from _walk(module, one.called("body") or "", count, fusion)
-        elif one.opcode == "fusion":
-            inner = one.called("calls") or ""
-            yield from _walk(module, inner, times, f"{one.name} {inner}")
-        elif one.opcode in _CALLS:
-            for inner in one.all_called(_CALLS[one.opcode]):
+    for instruction in computation.instructions.values():
+        yield Run(instruction, computation, times, fusion)
+        if instruction.opcode == "while":
+            count = times * (trips(module, computation, instruction) or 1)
+            yield from _walk(module, instruction.called("body") or "", count, fusion)
+        elif instruction.opcode == "fusion":
+            inner = instruction.called("calls") or ""
+            yield from _walk(module, inner, times, f"{instruction.name} {inner}")
+        elif instruction.opcode in _CALLS:
+            for inner in instruction.all_called(_CALLS[instruction.opcode]):
                 yield from _walk(module, inner, times, fusion)
 
 
 def trips(module: Module, computation: Computation, loop: Instruction) -> int | None:
     """Return the number of iterations of a while loop, or None where the text does not determine it.
 
-    Compilers for some devices write the number next to the loop. For others it follows from the loop's counter: its
-    start, its step, and the constant that it is compared with.
+    Compilers for some devices annotate the loop with the number. For others it follows from the loop's counter: its
+    start, its step, and the constant in the comparison.
     """
     known = re.search(r'"known_trip_count":\{"n":"?(\d+)', loop.attributes)
     if known:
@@ -182,34 +182,34 @@ def trips(module: Module, computation: Computation, loop: Instruction) -> int | 
     test = condition.root
     if test.opcode == "fusion":
         inner = module.computations[test.called("calls") or ""]
-        places = {one.name: int(one.value) for one in inner.instructions.values() if one.opcode == "parameter"}
+        places = {x.name: int(x.value) for x in inner.instructions.values() if x.opcode == "parameter"}
         sides = [inner.resolve(name) for name in inner.root.operands]
-        given = [condition.resolve(test.operands[places[s.name]]) if s.name in places else s for s in sides]
+        operands = [condition.resolve(test.operands[places[s.name]]) if s.name in places else s for s in sides]
         test = inner.root
     else:
-        given = [condition.resolve(name) for name in test.operands]
+        operands = [condition.resolve(name) for name in test.operands]
     if test.opcode != "compare" or "direction=LT" not in test.attributes:
         return None
-    counter, limit = given
+    counter, bound = operands
     index = re.search(r"index=(\d+)", counter.attributes)
-    if counter.opcode != "get-tuple-element" or limit.opcode != "constant" or index is None:
+    if counter.opcode != "get-tuple-element" or bound.opcode != "constant" or index is None:
         return None
     place = int(index[1])
     first = computation.resolve(_element(computation.resolve(loop.operands[0]), place))
     if first.opcode != "constant":
         return None
     step = _step(module.computations[loop.called("body") or ""], place)
-    return None if step is None else max(0, -(-(int(limit.value) - int(first.value)) // step))
+    return None if step is None else max(0, -(-(int(bound.value) - int(first.value)) // step))
 
 
-def _element(made: Instruction, place: int) -> str:
-    return made.operands[place] if made.opcode == "tuple" else made.name
+def _element(carry: Instruction, place: int) -> str:
+    return carry.operands[place] if carry.opcode == "tuple" else carry.name
 
 
 def _step(body: Computation, place: int) -> int | None:
-    """The number that the body adds to the counter at a place of its carry."""
+    """Increment of the counter at a position of the loop's carry."""
     update = body.resolve(_element(body.root, place))
     if update.opcode != "add":
         return None
-    constants = [one for one in map(body.resolve, update.operands) if one.opcode == "constant"]
+    constants = [operand for operand in map(body.resolve, update.operands) if operand.opcode == "constant"]
     return int(constants[0].value) if len(constants) == 1 else None

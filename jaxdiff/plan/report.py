@@ -18,12 +18,12 @@ NOTE = "estimates of a compiler and of published peak figures, not measurements"
 
 @dataclass(frozen=True)
 class Roofline:
-    """Lower bounds of the time of a run of the program, one for each limit of the chip.
+    """Lower bounds of the time of one run of the program, one for each resource of the chip.
 
     Attributes:
-        compute, memory, interconnect: seconds by each limit alone.
-        seconds: the longest of them, as if the others overlapped with it.
-        bound: its name.
+        compute, memory, interconnect: seconds by each resource alone.
+        seconds: the longest of them, assuming that the others overlap with it.
+        bound: name of the longest.
         utilization: largest possible share of the chips' peak for the model's own operations.
     """
 
@@ -44,15 +44,15 @@ class Estimate:
         topology: the slice's name.
         mesh: sizes by axis.
         batch: examples of all devices.
-        remat: the experiment's policy, "" where it has none.
+        remat: the experiment's policy, "" if it has none.
         memory: of the program.
         capacity: bytes of a device; None: a simulated one.
-        fits: whether the program fits into it.
+        fits: whether the program fits into one device.
         flops: of matrix products and convolutions, as compiled; None: the program does not fit.
         model_flops: those of the model alone.
         bytes: read from and written to the device's large memory.
         collectives: of the program.
-        roofline: None: the chip has no published figures, or the program does not fit.
+        roofline: lower bounds of the time; None: the chip has no published figures, or the program does not fit.
         compile_seconds: on this machine.
     """
 
@@ -77,7 +77,7 @@ def estimate(program: Program, slice: Topology, mesh: Mesh, *, title: str, batch
 
     Args:
         program: from `compiling`.
-        slice: of the devices that would run it.
+        slice: devices that would run the program.
         mesh: of the slice's devices.
         title: experiment and program.
         batch: examples of all devices.
@@ -89,7 +89,7 @@ def estimate(program: Program, slice: Topology, mesh: Mesh, *, title: str, batch
     done = moved = roof = None
     sent: list[Collective] = []
     if module is not None:
-        # The text hides the operations of the compiler's kernels, e.g. of attention: then the traced ones count.
+        # The text hides operations of the compiler's kernels, e.g. of attention; the traced count includes them.
         done = max(flops.of_module(module), program.traced_flops / mesh.size)
         moved = traffic.of_module(module)
         sent = collectives(module, mesh)
@@ -111,7 +111,7 @@ def roofline(
         mesh: of the program, for the links of each collective.
         flops: of one device.
         bytes: that one device reads and writes.
-        sent: collectives.
+        sent: collectives of the program.
         model_flops: of one device.
     """
     share = 1 / chip.devices
@@ -119,7 +119,7 @@ def roofline(
     times = {
         "compute": flops / (chip.flops * share),
         "memory": bytes / (chip.bandwidth * share),
-        "interconnect": sum(one.sent / (out * links(chip, mesh, one.axes)) for one in sent),
+        "interconnect": sum(entry.sent / (out * links(chip, mesh, entry.axes)) for entry in sent),
     }
     bound = max(times, key=lambda name: times[name])
     seconds = times[bound]
@@ -130,38 +130,39 @@ def as_json(estimates: Estimate | Sequence[Estimate]) -> str:
     """Return one plan, or those of a sweep, as JSON."""
     if isinstance(estimates, Estimate):
         return json.dumps({"note": NOTE} | asdict(estimates), indent=2)
-    return json.dumps({"note": NOTE, "plans": [asdict(one) for one in estimates]}, indent=2)
+    return json.dumps({"note": NOTE, "plans": [asdict(plan) for plan in estimates]}, indent=2)
 
 
-def table(one: Estimate) -> str:
+def table(plan: Estimate) -> str:
     """Format one plan as text."""
-    memory, roof = one.memory, one.roofline
+    memory, roof = plan.memory, plan.roofline
     rows = [
         ("arguments", _gib(memory.arguments)),
-        ("outputs beside them", None if memory.outputs is None else _gib(memory.outputs - (memory.shared or 0))),
+        ("outputs in new memory", None if memory.outputs is None else _gib(memory.outputs - (memory.shared or 0))),
         ("temporaries", None if memory.temporaries is None else _gib(memory.temporaries)),
         ("program", None if memory.code is None else _gib(memory.code)),
-        ("total", f"{_gib(memory.total)}{_verdict(one)}"),
-        ("model FLOPs", f"{one.model_flops / 1e12:.4g} TFLOP"),
-        ("FLOPs", None if one.flops is None else f"{one.flops / 1e12:.4g} TFLOP"),
-        ("bytes moved", None if one.bytes is None else f"{one.bytes / 1e9:.4g} GB"),
+        ("total", f"{_gib(memory.total)}{_verdict(plan)}"),
+        ("model FLOPs", f"{plan.model_flops / 1e12:.4g} TFLOP"),
+        ("FLOPs", None if plan.flops is None else f"{plan.flops / 1e12:.4g} TFLOP"),
+        ("bytes moved", None if plan.bytes is None else f"{plan.bytes / 1e9:.4g} GB"),
     ]
     if roof is not None:
+        rate = plan.batch / roof.seconds
         rows += [
             ("time of compute", _ms(roof.compute)),
             ("time of memory", _ms(roof.memory)),
             ("time of interconnect", _ms(roof.interconnect)),
-            ("bound", f"{roof.bound}: at least {_ms(roof.seconds)}, {one.batch / roof.seconds:.4g} examples/s at most"),
+            ("bound", f"{roof.bound}: at least {_ms(roof.seconds)}, {rate:.4g} examples/s at most"),
             ("model-FLOPs utilization", f"{roof.utilization:.1%} at most"),
         ]
-    rows.append(("compiled in", f"{one.compile_seconds:.1f} s"))
-    head = f"{one.title} on {one.topology}, mesh {mesh_text(one.mesh)}, batch {one.batch}"
-    parts = [head + (f", remat {one.remat}" if one.remat else ""), f"({NOTE}; of one device and one run)", ""]
+    rows.append(("compiled in", f"{plan.compile_seconds:.1f} s"))
+    head = f"{plan.title} on {plan.topology}, mesh {mesh_text(plan.mesh)}, batch {plan.batch}"
+    parts = [head + (f", remat {plan.remat}" if plan.remat else ""), f"({NOTE}; of one device and one run)", ""]
     parts += aligned([(name, value) for name, value in rows if value is not None])
-    if one.collectives:
+    if plan.collectives:
         shown = [
             (c.kind, " x ".join(c.axes), f"{c.count}", f"{c.bytes / 1e6:.4g}", f"{c.sent / 1e6:.4g}")
-            for c in one.collectives
+            for c in plan.collectives
         ]
         parts += ["", *aligned([("collective", "axes", "count", "MB", "MB sent"), *shown])]
     return "\n".join(parts)
@@ -178,12 +179,12 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def _verdict(one: Estimate) -> str:
-    if one.capacity is None:
+def _verdict(plan: Estimate) -> str:
+    if plan.capacity is None:
         return ""
-    spare = one.capacity - one.memory.total
-    fits = f"fits, {_gib(spare)} to spare" if one.fits else f"does not fit, {_gib(max(-spare, 0))} too much"
-    return f" of {_gib(one.capacity)}: {fits}"
+    spare = plan.capacity - plan.memory.total
+    fits = f"fits, {_gib(spare)} to spare" if plan.fits else f"does not fit, {_gib(max(-spare, 0))} too much"
+    return f" of {_gib(plan.capacity)}: {fits}"
 
 
 def _gib(size: float) -> str:

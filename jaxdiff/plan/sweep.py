@@ -1,4 +1,4 @@
-"""Plans of one experiment for several meshes and knobs, the best first."""
+"""Plans of one experiment for several meshes and knobs, ordered from best to worst."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ REMAT = ("none", "dots", "full")
 
 
 class Candidate(NamedTuple):
-    """A candidate of a sweep: a mesh as `parse_mesh` takes it, and the knobs of the experiment."""
+    """A candidate of a sweep: a mesh in the format of `parse_mesh`, and the knobs of the experiment."""
 
     mesh: str
     knobs: dict[str, Any]
@@ -38,13 +38,13 @@ def meshes(devices: int) -> list[str]:
 
 
 def candidates(mesh: str | None, devices: int, knobs: dict[str, Any], free: Sequence[str]) -> list[Candidate]:
-    """Return candidates for everything that the user left open.
+    """Return candidates for all settings that the user did not fix.
 
     Args:
-        mesh: the user's; None: several.
+        mesh: the user's mesh; None: try several.
         devices: number of devices of the slice.
         knobs: of the experiment.
-        free: those of "batch" and "remat" that may vary.
+        free: which of "batch" and "remat" may vary.
     """
     batch = knobs.get("batch")
     values: dict[str, Sequence[Any]] = {}
@@ -53,8 +53,8 @@ def candidates(mesh: str | None, devices: int, knobs: dict[str, Any], free: Sequ
     if "remat" in free and "remat" in knobs:
         values["remat"] = REMAT
     return [
-        Candidate(one, knobs | dict(zip(values, chosen, strict=True)))
-        for one in ([mesh] if mesh else meshes(devices))
+        Candidate(text, knobs | dict(zip(values, chosen, strict=True)))
+        for text in ([mesh] if mesh else meshes(devices))
         for chosen in itertools.product(*values.values())
     ]
 
@@ -67,41 +67,41 @@ def sweep(tried: Sequence[Candidate], plan: Callable[[Candidate], Estimate]) -> 
         plan: candidate -> estimate.
 
     Returns:
-        (plans in the order of time per example, then those that do not fit in the order of memory; failures).
+        (plans by increasing time per example, then plans that do not fit, by increasing memory; failures).
     """
-    made, failed = [], []
+    plans, failed = [], []
     from tqdm import tqdm
 
     for candidate in (bar := tqdm(tried, desc="compiling", unit="plan")):
         bar.set_postfix_str(candidate.mesh)
         try:
-            made.append(plan(candidate))
+            plans.append(plan(candidate))
         except Exception as error:  # of the compiler, of several types
             failed.append(Failure(candidate, str(error).strip().partition("\n")[0][:200] or type(error).__name__))
-    return sorted(made, key=_rank), failed
+    return sorted(plans, key=_rank), failed
 
 
-def _rank(one: Estimate) -> tuple[Any, ...]:
-    if not one.fits:
-        return (1, one.memory.total)
-    return (0, one.roofline.seconds / one.batch if one.roofline else one.memory.total / one.batch)
+def _rank(plan: Estimate) -> tuple[Any, ...]:
+    if not plan.fits:
+        return (1, plan.memory.total)
+    return (0, plan.roofline.seconds / plan.batch if plan.roofline else plan.memory.total / plan.batch)
 
 
-def table(made: Sequence[Estimate], failed: Sequence[Failure]) -> str:
+def table(plans: Sequence[Estimate], failed: Sequence[Failure]) -> str:
     """Format a sweep as text, a line for each plan."""
-    return "\n".join(itertools.chain(aligned([_HEAD, *map(_row, made)]), _failures(failed)))
+    return "\n".join(itertools.chain(aligned([_HEAD, *map(_row, plans)]), _failures(failed)))
 
 
 _HEAD = ("mesh", "batch", "remat", "GiB/device", "", "ms", "bound", "examples/s", "utilization")
 
 
-def _row(one: Estimate) -> tuple[str, ...]:
-    roof = one.roofline
+def _row(plan: Estimate) -> tuple[str, ...]:
+    roof = plan.roofline
     shown = ("",) * 4
-    if one.fits and roof is not None:
-        shown = (f"{1e3 * roof.seconds:.4g}", roof.bound, f"{one.batch / roof.seconds:.4g}", f"{roof.utilization:.1%}")
-    fits = "fits" if one.fits else "does not fit"
-    return (mesh_text(one.mesh), str(one.batch), one.remat, f"{one.memory.total / 2**30:.2f}", fits, *shown)
+    if plan.fits and roof is not None:
+        shown = (f"{1e3 * roof.seconds:.4g}", roof.bound, f"{plan.batch / roof.seconds:.4g}", f"{roof.utilization:.1%}")
+    fits = "fits" if plan.fits else "does not fit"
+    return (mesh_text(plan.mesh), str(plan.batch), plan.remat, f"{plan.memory.total / 2**30:.2f}", fits, *shown)
 
 
 def _failures(failed: Sequence[Failure]) -> Iterator[str]:

@@ -25,7 +25,7 @@ class Chip(NamedTuple):
         bandwidth: bytes a second of the large memory.
         interconnect: bytes a second to all neighbours, both directions added.
         torus: dimensions of the network between the chips.
-        devices: number of JAX devices of a chip; they share all of the above.
+        devices: JAX devices per chip; they share all of the above.
     """
 
     hbm: float
@@ -37,8 +37,8 @@ class Chip(NamedTuple):
 
 
 # Tables "key specifications" of Google Cloud's documentation: docs.cloud.google.com/tpu/docs/v5e, /v5p, /v6e, /tpu7x.
-# Where two of its pages differ by rounding (v6e's memory: 1638 and 1640 GB/s) it is the smaller. Those of "16 GB" and
-# "32 GB" are GiB, as the compiler's own limit shows. A tpu7x chip is two devices (page tpu7x, "dual-chiplet").
+# Where two pages differ by rounding (v6e's memory: 1638 and 1640 GB/s), the smaller figure is used. "16 GB" and "32 GB"
+# are GiB, as the compiler's own limit shows. A tpu7x chip is two devices (page tpu7x, "dual-chiplet").
 CHIPS = {
     "v5e": Chip(16 * GIB, 197 * TERA, 819 * GIGA, 400 * GIGA, torus=2),
     "v5p": Chip(95 * GIB, 459 * TERA, 2765 * GIGA, 1200 * GIGA, torus=3),
@@ -86,13 +86,13 @@ def topology(name: str) -> Topology:
     try:
         described = topologies.get_topology_desc(platform="tpu", topology_name=name)
     except Exception as error:  # of libtpu, of several types
-        raise ValueError(f"libtpu knows no topology {name!r} ({_first_line(error)}); try {EXAMPLES}") from error
+        raise ValueError(f"libtpu has no topology {name!r} ({_first_line(error)}); try {EXAMPLES}") from error
     return Topology(name, chip, list(described.devices))
 
 
 def _simulated(count: int) -> list[Any]:
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        with contextlib.suppress(RuntimeError):  # JAX runs already: it keeps the devices that it has
+        with contextlib.suppress(RuntimeError):  # JAX is initialized already, and keeps its devices
             jax.config.update("jax_num_cpu_devices", count)
     devices = jax.devices("cpu")
     if len(devices) < count:
@@ -105,7 +105,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def links(chip: Chip, mesh: Mesh, axes: tuple[str, ...]) -> float:
-    """Return the share of a chip's links that a collective can use: those along the torus' dimensions that it spans.
+    """Return the share of a chip's links that a collective can use: the links along the torus dimensions that it spans.
 
     Args:
         chip: of the slice.
@@ -115,4 +115,4 @@ def links(chip: Chip, mesh: Mesh, axes: tuple[str, ...]) -> float:
     at = tuple(slice(None) if axis in axes else 0 for axis in mesh.axis_names)
     coords = np.array([device.coords for device in mesh.devices[at].ravel()])
     spanned = int(np.sum(coords.max(0) != coords.min(0)))
-    return max(spanned, 1) / chip.torus  # the two devices of a chip are at least as near as two chips
+    return max(spanned, 1) / chip.torus  # links within a chip are at least as fast as links between chips

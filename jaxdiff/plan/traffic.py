@@ -12,44 +12,45 @@ _FREE = {
 
 
 def of_module(module: Module) -> int:
-    """Count the bytes of one device, those of loops once for each iteration.
+    """Count the bytes of one device; those in a loop count once for each iteration.
 
-    An instruction reads its operands and writes its results once; values inside a fusion stay in registers. Of a sliced
-    array the slice counts, and of one that is updated in place, the update. Arrays in other memories do not count.
+    An instruction reads its operands and writes its results once; values inside a fusion stay in registers. For a slice
+    and an update in place, only the slice and the update count. Arrays in other memories do not count.
     """
     return sum(run.times * _of_run(module, run) for run in runs(module) if not run.fusion)
 
 
 def _of_run(module: Module, run: Run) -> int:
-    one, find = run.instruction, run.computation.instructions
-    if one.opcode in _FREE or one.opcode.endswith("-done"):
+    instruction, find = run.instruction, run.computation.instructions
+    if instruction.opcode in _FREE or instruction.opcode.endswith("-done"):
         return 0
-    read = [find[name].results for name in one.operands]
-    inner = module.computations.get(one.called("calls") or "") if one.opcode == "fusion" else None
+    read = [find[name].results for name in instruction.operands]
+    inner = module.computations.get(instruction.called("calls") or "") if instruction.opcode == "fusion" else None
     if inner is not None:
         used = {place: _used(module, inner, name) for place, name in _parameters(inner).items()}
         scale = [used.get(place) for place in range(len(read))]
-        return sum(_near(given, part) for given, part in zip(read, scale, strict=True)) + _written(module, inner, one)
-    if one.opcode in ("dynamic-slice", "gather", "slice"):
-        return 2 * _size(one.results) + sum(map(_size, read[1:]))
-    if one.opcode == "dynamic-update-slice":
+        inputs = sum(_near(operand, part) for operand, part in zip(read, scale, strict=True))
+        return inputs + _written(module, inner, instruction)
+    if instruction.opcode in ("dynamic-slice", "gather", "slice"):
+        return 2 * _size(instruction.results) + sum(map(_size, read[1:]))
+    if instruction.opcode == "dynamic-update-slice":
         return 2 * _size(read[1])
-    if one.opcode.endswith("-start"):  # the results hold the operands again
-        return max(_size(one.results), sum(map(_size, read)))
-    return sum(map(_size, read)) + _size(one.results)
+    if instruction.opcode.endswith("-start"):  # the results hold the operands again
+        return max(_size(instruction.results), sum(map(_size, read)))
+    return sum(map(_size, read)) + _size(instruction.results)
 
 
 def _size(arrays: tuple[Array, ...]) -> int:
     return sum(array.bytes for array in arrays if array.space == 0)
 
 
-def _near(given: tuple[Array, ...], part: int | None) -> int:
-    """Bytes of an operand of which `part` bytes are used; None: all."""
-    return _size(given) if part is None else min(part, _size(given))
+def _near(operand: tuple[Array, ...], part: int | None) -> int:
+    """Bytes read of an operand, of which `part` bytes are used; None: all."""
+    return _size(operand) if part is None else min(part, _size(operand))
 
 
 def _parameters(inner: Computation) -> dict[int, str]:
-    return {int(one.value): one.name for one in inner.instructions.values() if one.opcode == "parameter"}
+    return {int(x.value): x.name for x in inner.instructions.values() if x.opcode == "parameter"}
 
 
 def _used(module: Module, inner: Computation, parameter: str) -> int | None:
@@ -91,7 +92,7 @@ def _written(module: Module, inner: Computation, fusion: Instruction) -> int:
 
 
 def _update(module: Module, inner: Computation, root: Instruction) -> int | None:
-    """Bytes that a fusion updates in place; None: it writes the whole array."""
+    """Bytes that a fusion updates in place; None: it writes the full array."""
     source = inner.resolve(root.name)
     if source.opcode == "fusion":
         nested = module.computations[source.called("calls") or ""]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxdiff.schema import FLAG, Kind, choice, mapping, number, optional, whole
+from jaxdiff.schema import FLAG, Kind, choice, mapping, number, optional, whole_number
 from jaxdiff.storage import JSON_BYTES, read_json
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ CONFIG = {
     "tokenize_chinese_chars": FLAG,
     "truncation_side": SIDE,
 }
-ADDED = mapping(whole(0, MOST), MOST)
+ADDED = mapping(whole_number(0, MOST), MOST)
 # Contractions, words, single digits, and runs of anything else but spaces (Radford et al. 2021, their code).
 CLIP_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 

@@ -1,4 +1,4 @@
-"""Training: a loss is a function here; networks and solvers are unknown."""
+"""Training of any loss function; independent of networks and solvers."""
 
 from jaxdiff.sharding import make_mesh, process_indices, shard_batch, shard_params
 from jaxdiff.train.checkpoint import Checkpointer, load_params

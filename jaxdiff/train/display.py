@@ -24,8 +24,8 @@ class Display:
         Args:
             start: first step of this training.
             steps: number of steps of the whole run.
-            log: called with each step's record.
-            max_skipped: number of skipped updates in a row at which `flush` raises.
+            log: called with the record of each step.
+            max_skipped: number of consecutive skipped updates at which `flush` raises.
         """
         from tqdm import tqdm
 
@@ -33,8 +33,8 @@ class Display:
         self._log, self._log_failed = log, False
         self._most, self._in_a_row = max_skipped, 0
         self._pending: deque[tuple[int, Any, int]] = deque()
-        self._since: float | None = None  # when the last step finished; None: still compiling
-        # In a file each refresh is a line of its own: refresh rarely.
+        self._since: float | None = None  # time at which the last step finished; None: still compiling
+        # In a file each refresh is a separate line: refresh rarely.
         self._bar = tqdm(
             total=steps,
             initial=start,
@@ -57,17 +57,17 @@ class Display:
             self._bar.write(message, file=sys.stderr)
 
     def push(self, done: int, metrics: Any, size: int) -> None:
-        """Queue the metrics of steps up to number `done`, which may be running, on `size` examples."""
+        """Queue the metrics, possibly not yet computed, of the steps up to `done` on `size` examples."""
         self._pending.append((done, metrics, size))
 
     def flush(self, ahead: int) -> bool:
-        """Wait until at most `ahead` dispatches are running; show and log those that have finished.
+        """Wait until at most `ahead` dispatches are running; show and log the finished ones.
 
         Returns:
-            Whether any had finished.
+            Whether any has finished.
 
         Raises:
-            NotFinite: too many updates in a row were skipped.
+            NotFinite: too many consecutive updates were skipped.
         """
         finished = len(self._pending) > ahead
         while len(self._pending) > ahead:
@@ -85,7 +85,7 @@ class Display:
         return finished
 
     def _look(self, record: Record) -> None:
-        """Report a skipped update, at increasing intervals; raise after too many in a row."""
+        """Report a skipped update, at increasing intervals; raise after too many consecutive ones."""
         if not record["skipped"]:
             self._in_a_row = 0
             return
@@ -94,12 +94,12 @@ class Display:
         step, why = record["step"], _why(record)
         if self._in_a_row >= self._most:
             raise NotFinite(
-                f"{why} at step {step}: the updates of {self._in_a_row} batches in a row were not made, and the "
+                f"{why} at step {step}: the updates of {self._in_a_row} consecutive batches were skipped, and the "
                 f"parameters are those of step {step - self._in_a_row}. Try a smaller learning rate or stronger "
                 f"clipping, and look at the data of these steps"
             )
         if self.skipped & (self.skipped - 1) == 0:
-            self.say(f"{why} at step {step}: its update was not made ({self.skipped} so far)")
+            self.say(f"{why} at step {step}: its update was skipped ({self.skipped} so far)")
 
     def _show(self, records: list[Record], size: int) -> None:
         now = time.perf_counter()
@@ -118,10 +118,10 @@ class Display:
     def _tell(self, record: Record) -> None:
         try:
             self._log(record)  # type: ignore[misc]
-        except Exception as error:  # a tracker that is gone is no reason to stop
+        except Exception as error:  # an unavailable tracker is no reason to stop
             if not self._log_failed:
                 self._log_failed = True
-                self.say(f"the log fails: {type(error).__name__}: {error}; training goes on")
+                self.say(f"the log fails: {type(error).__name__}: {error}; training continues")
 
 
 def _why(record: Record) -> str:

@@ -1,4 +1,4 @@
-"""Training a part of a tree of parameters: the part is a tree, too, and so is the rest."""
+"""Training of a part of the parameters: the part and the rest are trees, too."""
 
 import re
 from typing import Any
@@ -7,32 +7,32 @@ from jaxdiff import trees
 
 
 def partition(params: Any, pattern: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Cut a tree in two by the paths of its leaves.
+    """Split a tree in two by the paths of its leaves.
 
     Args:
         params: a nested dict.
-        pattern: a regular expression, looked for in the dotted path of a leaf ("mid_block.resnets.0.conv1.kernel").
+        pattern: a regular expression, searched in the dotted path of a leaf ("mid_block.resnets.0.conv1.kernel").
 
     Returns:
-        (the leaves that it finds, the rest), each a nested dict.
+        (the matching leaves, the rest), each a nested dict.
 
     Raises:
-        ValueError: it is no regular expression, or finds none.
+        ValueError: the pattern is not a regular expression, or matches no leaf.
     """
     try:
         search = re.compile(pattern).search
     except re.error as error:
         raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
-    found: dict[str, Any] = {}
+    selected: dict[str, Any] = {}
     rest: dict[str, Any] = {}
     for path, leaf in trees.leaves(params).items():
-        trees.put(found if search(".".join(path)) else rest, path, leaf)
-    if not found:
+        trees.put(selected if search(".".join(path)) else rest, path, leaf)
+    if not selected:
         raise ValueError(f"no parameter's path holds {pattern!r}")
-    return found, rest
+    return selected, rest
 
 
-def combine(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """Put together what `partition` cut."""
-    both = {name: combine(below, other[name]) for name, below in one.items() if name in other}
-    return {**other, **one, **both}
+def combine(tree: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Merge two trees, the inverse of `partition`."""
+    both = {name: combine(below, other[name]) for name, below in tree.items() if name in other}
+    return {**other, **tree, **both}

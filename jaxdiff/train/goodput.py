@@ -1,4 +1,4 @@
-"""Goodput: the share of a run's time spent on training, and what the rest was spent on."""
+"""Goodput: the share of a run's time spent on training, and the causes of the rest."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any, NamedTuple
 
 from jaxdiff.train.log import Record
 
-# What a process spends time on, other than training: everything before its first step; compiling that; waiting for
-# data while no device works; saving, as far as training waits for it; drawing previews.
+# Times of a process other than training: everything before the first step; compiling that step; waiting for data while
+# no device works; saving, as far as training waits for it; drawing previews.
 LOSSES = ("start", "compile", "data", "checkpoint", "preview")
-# Seconds between two records.
+# Seconds between records.
 PERIOD = 30.0
 
 
 class Goodput:
-    """Accounts for the time of a training process, by a monotonic clock.
+    """Account of the time of a training process, by a monotonic clock.
 
-    Each record is {"began": start of the process, and "time": that of the record (Unix seconds), "from": first step of
-    the process, "step", "steps": those of the whole run, "skipped": skipped updates of the run, "seconds": {"training"
-    and each of `LOSSES`: seconds since the process began}}.
+    Each record is {"began": start of the process and "time": time of the record, both in Unix seconds, "from": first
+    step of the process, "step": current step, "steps": number of steps of the run, "skipped": skipped updates of the
+    run, "seconds": {"training" and each of `LOSSES`: seconds since the process began}}.
     """
 
     def __init__(self, since: float | None = None) -> None:
@@ -43,7 +43,7 @@ class Goodput:
 
         Args:
             start: first step of this process.
-            steps: number of steps of the whole run.
+            steps: number of steps of the run.
         """
         self._seconds["start"] = time.monotonic() - self._since - sum(self._seconds.values())
         self._run = {"from": start, "steps": steps}
@@ -62,8 +62,8 @@ class Goodput:
         """Count as "data" the part of a `with` block in which no device worked.
 
         Args:
-            idle: returns whether the devices have finished; called at the end.
-            busy: whether they began a step when the block began; its duration is that of `took`.
+            idle: returns whether the devices have finished; called at the end of the block.
+            busy: whether the devices began a step when the block began; `took` sets its duration.
         """
         since = time.monotonic()
         try:
@@ -73,11 +73,11 @@ class Goodput:
                 self._seconds["data"] += max(0.0, time.monotonic() - since - (self._step if busy else 0.0))
 
     def took(self, seconds: float) -> None:
-        """Add the duration of a step that was waited for; the shortest counts."""
+        """Report the duration of a step that was waited for; the shortest one counts."""
         self._step = min(self._step, seconds)
 
     def record(self, step: int, skipped: int, *, now: bool = False) -> None:
-        """Write a record, if the last one is `PERIOD` old, or `now`."""
+        """Write a record if the last one is older than `PERIOD`, or `now`."""
         passed = time.monotonic()
         if not now and passed - self._written < PERIOD:
             return
@@ -93,8 +93,8 @@ class Summary(NamedTuple):
 
     starts: int  # processes that trained
     total: float  # seconds of all of them
-    training: float  # seconds of steps that count
-    losses: dict[str, float]  # seconds of `LOSSES`, and "lost": of steps that were done again
+    training: float  # seconds of steps that were not repeated
+    losses: dict[str, float]  # seconds of `LOSSES`, and "lost": of steps that were repeated
     lost_steps: int
 
     @property
@@ -103,7 +103,7 @@ class Summary(NamedTuple):
         return self.training / self.total if self.total else 0.0
 
 
-def whole(record: Record) -> bool:
+def is_complete(record: Record) -> bool:
     """Whether a record has all fields of `Goodput`."""
     seconds = record.get("seconds")
     numbers = [record.get(name) for name in ("began", "time", "from", "step", "steps", "skipped")]
@@ -112,19 +112,19 @@ def whole(record: Record) -> bool:
 
 
 def summary(records: Sequence[Record]) -> Summary:
-    """Add up the records of a run.
+    """Sum up the records of a run.
 
     Args:
         records: from `Goodput`, in the order written.
 
     Returns:
-        The Summary. Steps that a later process repeated are lost, and their time with them.
+        The Summary. Steps that a later process repeated count as lost, and so does their time.
     """
     last: dict[Any, Record] = {record["began"]: record for record in records}
     ends = list(last.values())
     losses = {name: sum(end["seconds"][name] for end in ends) for name in LOSSES} | {"lost": 0.0}
     training, lost_steps = sum(end["seconds"]["training"] for end in ends), 0
-    kept = float("inf")  # the step up to which later processes did not do again what was done
+    kept = float("inf")  # the step up to which later processes repeated nothing
     for end in reversed(ends):
         done = end["step"] - end["from"]
         again = max(0, min(done, end["step"] - kept))

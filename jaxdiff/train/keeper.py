@@ -1,4 +1,4 @@
-"""The schedule of checkpoints; where a save fails, training continues and the save is repeated later."""
+"""The schedule of checkpoints; if a save fails, training continues and the save is repeated later."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import jax
 
 from jaxdiff.train.state import TrainState
 
-# With many processes, each check for a failure exchanges messages; all of them check at the same steps.
+# With several processes, each check for a failure exchanges messages; all of them check at the same steps.
 LOOK = 50
 # Seconds until a failed save is repeated; doubled after each further failure.
 PAUSE = 60.0
@@ -32,31 +32,31 @@ class Keeper:
     """Saves states at regular steps, and earlier after a failure."""
 
     def __init__(self, store: Store | None, every: int, start: int, say: Callable[[str], None]):
-        """Begin.
+        """Prepare the schedule.
 
         Args:
             store: a `Checkpointer`; None: no saves.
-            every: steps between two saves.
+            every: steps between saves.
             start: step of the initial state.
-            say: prints a line.
+            say: function that prints a line.
         """
         self.store, self._every, self._say = store, every, say
-        self._step: int | None = start  # of the newest state that is saved, as far as is known
+        self._step: int | None = start  # step of the newest saved state, as far as is known
         self._pause, self._again, self._asked = PAUSE, float("inf"), 0
 
     def due(self, done: int) -> bool:
-        """Whether to save the state after this step."""
+        """Whether the state after this step is to be saved."""
         if self.store is None:
             return False
         self._asked += 1
         if jax.process_count() == 1 or self._asked % LOOK == 0:
             self._look(self.store)
-        # By the clock with one process only: many must save the same step.
+        # By the clock only with one process: several must save the same step.
         soon = jax.process_count() == 1 and time.monotonic() >= self._again
         return done % self._every == 0 or soon
 
     def save(self, state: TrainState, done: int) -> None:
-        """Start to save a state, unless this step is saved already."""
+        """Start to save a state, unless this step is already saved."""
         if self.store is not None and done != self._step:
             self._step, self._again = done, float("inf")
             self.store.save(state)
@@ -75,17 +75,17 @@ class Keeper:
         if self.store is None:
             return
         try:
-            done = int(state.step)  # waits for it, and raises if a step that failed has taken the state with it
+            done = int(state.step)  # waits for the state, and raises if a failed step has consumed it
             if done == self._step:
                 return
             self.save(state, done)
             self.finish()
             self._say(f"saved step {done} before this failure ends the run")
         except Exception as error:
-            self._say(f"what was done since the last checkpoint is lost: {error}")
+            self._say(f"the steps since the last checkpoint are lost: {error}")
 
     def warn_of_space(self, state: TrainState) -> None:
-        """Warn if the disk has no room for the checkpoints that are kept and the one that is being written."""
+        """Warn if the disk has no room for the kept checkpoints and the next one."""
         if self.store is None:
             return
         try:
@@ -104,5 +104,5 @@ class Keeper:
             return
         self._step, self._again = None, time.monotonic() + self._pause
         soon = f"after {self._pause:g} s, or when the next one is due" if jax.process_count() == 1 else "when due"
-        self._say(f"a checkpoint was not saved: {error}; training goes on, and saves again {soon}")
+        self._say(f"a checkpoint was not saved: {error}; training continues; next save {soon}")
         self._pause *= 2

@@ -1,4 +1,4 @@
-"""What a run was started with, in its folder."""
+"""The knobs of a run, in a file in its folder."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ KNOBS = "run.json"
 
 
 def write_knobs(workdir: str | os.PathLike[str], knobs: Mapping[str, Any], *, may_change: Collection[str] = ()) -> None:
-    """Put a run's knobs into `workdir/run.json`, and refuse a folder that belongs to another run.
+    """Write a run's knobs to `workdir/run.json`; reject a folder of another run.
 
     Args:
-        workdir: the run's folder; made if missing.
-        knobs: name -> a value that JSON can hold.
+        workdir: the run's folder; created if missing.
+        knobs: name -> a value for JSON.
         may_change: as for `check_knobs`.
 
     Raises:
-        ValueError: as `check_knobs` does.
+        ValueError: as for `check_knobs`.
     """
     check_knobs(workdir, knobs, may_change=may_change)
     if jax.process_index() == 0:
@@ -33,15 +33,15 @@ def write_knobs(workdir: str | os.PathLike[str], knobs: Mapping[str, Any], *, ma
 
 
 def check_knobs(workdir: str | os.PathLike[str], knobs: Mapping[str, Any], *, may_change: Collection[str] = ()) -> None:
-    """Refuse a folder that belongs to another run; one without a run is good.
+    """Reject a folder of another run; a folder without a run is valid.
 
     Args:
         workdir: the run's folder.
-        knobs: name -> a value that JSON can hold.
-        may_change: knobs that may differ from what is written, since they only extend the run ("steps").
+        knobs: name -> a value for JSON.
+        may_change: knobs that may differ from the file, since they only extend the run ("steps").
 
     Raises:
-        ValueError: the folder holds other knobs, and the message lists each as old -> new; or JSON cannot hold one.
+        ValueError: the folder holds other knobs (the message lists each as old -> new), or JSON cannot represent one.
     """
     new = {}
     for name, value in knobs.items():
@@ -65,7 +65,7 @@ def check_knobs(workdir: str | os.PathLike[str], knobs: Mapping[str, Any], *, ma
 
 
 def has_knobs(workdir: str | os.PathLike[str]) -> bool:
-    """Whether a folder is a run's: whether there are knobs in it."""
+    """Whether a folder is that of a run, i.e. holds knobs."""
     return (Path(workdir) / KNOBS).is_file()
 
 
@@ -74,7 +74,7 @@ def read_knobs(workdir: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         ValueError: there is no `run.json`.
-        Damaged: it is no JSON, or no names and values.
+        Damaged: the file is not JSON, or not an object.
     """
     path = Path(workdir) / KNOBS
     if not has_knobs(workdir):

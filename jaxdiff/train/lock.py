@@ -1,4 +1,4 @@
-"""A lock on a run's folder, so that it has one writer at a time, also on a file system of many machines."""
+"""A lock on a run's folder, for one writer at a time, also on a file system shared by several machines."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from jaxdiff import faults
 __all__ = ["FILE", "Lock", "hold"]
 
 FILE = ".lock"
-BEAT = 10.0  # seconds between two signs of life of the holder
-SILENCE = 60.0  # seconds without one, after which a holder on another machine counts as dead
-_SIZE = 4096  # bytes of the note in the file: written by one call, so that half of one is never read
-# Errors of file systems without such locks, where the signs of life must suffice.
+BEAT = 10.0  # seconds between heartbeats of the holder
+SILENCE = 60.0  # seconds without a heartbeat, after which a holder on another machine counts as dead
+_SIZE = 4096  # bytes of the note in the file: written by one call, so that no reader gets half of one
+# Errors of file systems without such locks, where the heartbeats must suffice.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
 _open: set[int] = set()  # closed in forked children, which would hold the lock beyond the end of their parent
@@ -48,18 +48,19 @@ class Lock:
     """An exclusive lock on writing to a folder, for a `with` block.
 
     The kernel holds the lock (flock) and releases it however the process ends, so that a killed process never blocks
-    the next one on the same machine. For file systems that do not share locks between machines, the holder renews the
-    file's time every `BEAT` seconds: another machine's lock is taken over once its time has not changed for `SILENCE`
-    seconds of the local clock. Of two processes that take it over at once, the last to write its note has it, and the
-    other one ends when it reads that note; so does a holder that was suspended until it lost its lock.
+    the next one on the same machine. For file systems that do not share locks between machines, the holder updates the
+    file's time every `BEAT` seconds: another process takes over the lock of another machine if its time has not changed
+    for `SILENCE` seconds of the local clock. If two processes take it over simultaneously, the last to write its note
+    gets the lock, and the other one ends when it reads that note; so does a holder that was suspended until it lost its
+    lock.
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, what: str = "training"):
         """Describe a lock.
 
         Args:
-            folder: to lock; made if missing.
-            what: the activity of this process, for the error of another one.
+            folder: the folder to lock; created if missing.
+            what: activity of this process, for the error message of another one.
         """
         self._folder = Path(folder)
         self._path = self._folder / FILE
@@ -73,7 +74,7 @@ class Lock:
         """Take the lock.
 
         Raises:
-            ValueError: another process holds it; the message has its id, its host and its duration.
+            ValueError: another process holds the lock; the message has its id, its host and its duration.
             OSError: the folder cannot be written.
         """
         self._made = not self._folder.exists()
@@ -97,18 +98,18 @@ class Lock:
         if handle not in _open:
             return  # a forked child, which has closed it
         self._over.set()
-        # Removed while it is locked: a process that opened it meanwhile notices that it is gone, and opens a new one.
+        # Removed while it is locked: a process that has opened it detects the removal, and opens a new file.
         with contextlib.suppress(OSError):
             if self._holds():
                 self._path.unlink()
         _open.discard(handle)
         os.close(handle)
         if self._made:
-            with contextlib.suppress(OSError):  # what was written stays
+            with contextlib.suppress(OSError):  # unless the folder has content
                 self._folder.rmdir()
 
     def _take(self) -> tuple[int, bool]:
-        """Open the file and lock it; return its handle and whether the file system has locks."""
+        """Open and lock the file; return its handle and whether the file system has locks."""
         while True:
             self._folder.mkdir(parents=True, exist_ok=True)
             try:
@@ -132,7 +133,7 @@ class Lock:
             os.close(handle)  # its last holder has removed it
 
     def _is_silent(self, holder: dict[str, Any]) -> bool:
-        """Watch a holder that the kernel does not know: True if it gives no sign of life, False when it ends."""
+        """Watch a holder without a kernel lock: True if it sends no heartbeat, False when it ends."""
         watched = f"{self._folder} was locked by {_described(holder)}; watching for {SILENCE:g} s whether that lives"
         print(f"jaxdiff: {watched}", file=sys.stderr, flush=True)
         first, end = _state(self._path), time.monotonic() + SILENCE
@@ -168,17 +169,17 @@ class Lock:
         return not note or note.get("token") == self._note["token"]
 
     def _live(self) -> None:
-        """Give signs of life, and end the process if another one has taken the lock."""
-        pause = min(1.0, BEAT)  # after which one of two that began together has it
+        """Send heartbeats, and end the process if another one has taken the lock."""
+        pause = min(1.0, BEAT)  # after which one of two simultaneous processes has the lock
         while not self._over.wait(pause):
             pause = BEAT
             try:
-                held = self._holds()
-                if held:
+                holds = self._holds()
+                if holds:
                     os.utime(self._path)
             except OSError:  # the disk may be full, read-only or unavailable for a while
                 continue
-            if not held and not self._over.is_set():
+            if not holds and not self._over.is_set():
                 _, note = _state(self._path) or (0, {})
                 print(f"jaxdiff: {self._refusal(note)}", file=sys.stderr, flush=True)
                 os._exit(faults.MISTAKE)
@@ -192,28 +193,28 @@ def hold(workdir: str | os.PathLike[str]) -> Iterator[None]:
         workdir: the run's folder.
 
     Raises:
-        ValueError: as `Lock`.
-        OSError: as `Lock`, in the first process.
+        ValueError: as for `Lock`.
+        OSError: as for `Lock`, in the first process.
     """
     error: BaseException | None = None
     with contextlib.ExitStack() as stack:
         if jax.process_index() == 0:
             try:
                 stack.enter_context(Lock(workdir))
-            except (ValueError, OSError) as found:
-                error = found
+            except (ValueError, OSError) as failure:
+                error = failure
         if jax.process_count() > 1:
             words = np.frombuffer(str(error or "").encode()[:_SIZE].ljust(_SIZE), np.uint8)
-            said = bytes(multihost_utils.broadcast_one_to_all(words)).decode(errors="ignore").strip()
-            if said and error is None:
-                raise ValueError(said)
+            message = bytes(multihost_utils.broadcast_one_to_all(words)).decode(errors="ignore").strip()
+            if message and error is None:
+                raise ValueError(message)
         if error is not None:
             raise error
         yield
 
 
 def _machine() -> str:
-    """An id that all processes of one kernel share, unlike the host name of a container."""
+    """Id shared by all processes of one kernel, unlike the host name of a container."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -221,16 +222,16 @@ def _machine() -> str:
 
 
 def _read(handle: int) -> dict[str, Any]:
-    """The note in a lock's file; empty if there is none."""
+    """Note in a lock's file; empty if there is none."""
     try:
-        found = json.loads(os.pread(handle, _SIZE, 0) or b"{}")
+        note = json.loads(os.pread(handle, _SIZE, 0) or b"{}")
     except ValueError:
         return {"machine": None}  # of an unknown process
-    return found if isinstance(found, dict) else {"machine": None}
+    return note if isinstance(note, dict) else {"machine": None}
 
 
 def _state(path: Path) -> tuple[int, dict[str, Any]] | None:
-    """The last sign of life and the note, of the file opened anew: over a network an open file may be stale."""
+    """Last heartbeat and note, of the reopened file: over a network an open file may be stale."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:

@@ -22,13 +22,13 @@ METRICS, EVENTS = "metrics.jsonl", "events.jsonl"
 def jsonl_logger(path: str | os.PathLike[str], start: int = 0) -> Callable[[Record], None]:
     """Log each record as a line of JSON; only the first process writes.
 
-    A file that cannot be read or written is reported once, on stderr, and training continues; lines are written again
-    as soon as there is room. A number that is not finite is null.
+    A file that cannot be read or written is reported once, on stderr, and training continues; writing resumes as soon
+    as there is room. A number that is not finite becomes null.
 
     Args:
-        path: the file; its folder is made if missing.
-        start: the step that the run resumes from. Later lines, of lost steps, are removed, and so are damaged ones,
-            whose number is reported.
+        path: the file; its folder is created if missing.
+        start: step from which the run resumes. Later lines, of lost steps, are removed, and so are damaged ones, whose
+            number is reported.
 
     Returns:
         A function to pass to `fit` as `log`.
@@ -45,13 +45,13 @@ def jsonl_logger(path: str | os.PathLike[str], start: int = 0) -> Callable[[Reco
 
 
 class LineFile:
-    """Appends records to a file, one line of JSON each; a failure is reported once and raises nothing."""
+    """A log file with one line of JSON for each record; a failure is reported once and raises nothing."""
 
     def __init__(self, path: Path):
-        """Describe the log; the file is opened with the first record.
+        """Describe the log; the first record opens the file.
 
         Args:
-            path: the file; its folder is made if missing.
+            path: the file; its folder is created if missing.
         """
         self._path = path
         self._handle: int | None = None
@@ -76,7 +76,7 @@ class LineFile:
         """Report an error, the first time."""
         if not self._warned:
             self._warned = True
-            print(f"jaxdiff: {self._path} lacks lines: {error}; training goes on", file=sys.stderr, flush=True)
+            print(f"jaxdiff: {self._path} lacks lines: {error}; training continues", file=sys.stderr, flush=True)
 
     def __del__(self) -> None:
         if self._handle is not None:
@@ -87,8 +87,8 @@ def read_lines(path: Path, tail: int | None = None) -> tuple[list[Record], int]:
     """Read records, each with an integer "step".
 
     Args:
-        path: a file of lines of JSON; a missing file has none.
-        tail: number of bytes to read at its end; None: all.
+        path: a file of lines of JSON; a missing file has no records.
+        tail: number of bytes to read at the end; None: all.
 
     Returns:
         (the records, the number of damaged lines).
@@ -100,7 +100,7 @@ def read_lines(path: Path, tail: int | None = None) -> tuple[list[Record], int]:
         with path.open("rb") as file:
             skipped = 0 if tail is None else max(0, path.stat().st_size - tail)
             file.seek(skipped)
-            lines = file.read().splitlines()[bool(skipped) :]  # the first may be half of one
+            lines = file.read().splitlines()[bool(skipped) :]  # the first may be incomplete
     except FileNotFoundError:
         return [], 0
     records = [record for line in lines if (record := parsed(line)) is not None]
@@ -109,11 +109,11 @@ def read_lines(path: Path, tail: int | None = None) -> tuple[list[Record], int]:
 
 def _forget(path: Path, start: int) -> None:
     records, damaged = read_lines(path)
-    kept = {record["step"]: record for record in records if record["step"] <= start}  # of a step twice, the later one
+    kept = {record["step"]: record for record in records if record["step"] <= start}  # the later of two of a step
     if len(kept) == len(records) and not damaged:
         return
-    with replacing(path) as beside:
-        beside.write_text(_text(kept.values()))
+    with replacing(path) as partial_path:
+        partial_path.write_text(_text(kept.values()))
     if damaged:
         print(f"jaxdiff: {path}: {damaged} damaged lines are left out", file=sys.stderr, flush=True)
 
@@ -123,17 +123,17 @@ def _text(records: Iterable[Record]) -> str:
 
 
 def parsed(line: bytes) -> Record | None:
-    """Return the record that a line holds, or None if it is damaged."""
+    """Return the record in a line, or None if the line is damaged."""
     try:
         record = json.loads(line)
-    except (ValueError, RecursionError):  # no JSON, or no UTF-8
+    except (ValueError, RecursionError):  # not JSON, or not UTF-8
         return None
     step = record.get("step") if isinstance(record, dict) else None
     return record if isinstance(step, int) and not isinstance(step, bool) else None
 
 
 def _strict(value: Any) -> Any:
-    """Replace NaN and infinities, which JSON does not have, by null."""
+    """Replace NaN and infinities, which JSON lacks, by null."""
     if isinstance(value, dict):
         return {name: _strict(part) for name, part in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value

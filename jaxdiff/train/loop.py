@@ -1,4 +1,4 @@
-"""The training loop: batches in, steps out, and everything that a person wants to see or keep on the way."""
+"""The training loop, with logs, previews, snapshots and checkpoints."""
 
 import contextlib
 import itertools
@@ -25,9 +25,9 @@ from jaxdiff.train.state import TrainState
 from jaxdiff.train.step import Step
 from jaxdiff.train.watchdog import Watchdog
 
-# How many times as long as a step may take what compiles (the first step, a preview) or writes (a checkpoint).
+# Factor of the timeout of a step for what compiles (the first step, a preview) or writes (a checkpoint).
 SLOW_FACTOR = 10
-# Dispatches that are waited for one by one, to know how long a step takes: the compiled first one and a few more.
+# Number of initial dispatches that are waited for one by one, to measure the duration of a step.
 PROBES = 4
 
 Look = Callable[[TrainState], None]
@@ -52,40 +52,41 @@ def fit(
     signals: Signals | None = None,
     goodput: Goodput | None = None,
 ) -> TrainState:
-    """Train until `state.step` is `steps`; a state from a checkpoint goes on where it stopped.
+    """Train until `state.step` is `steps`; a state from a checkpoint continues from its step.
 
-    SIGTERM or the first Ctrl-C lets the running step finish, saves, and returns early (state.step < steps); it does not
-    wait for data or a preview. Neither a failed save, nor a preview or a snapshot that the disk refuses, nor a log that
-    raises ends training: a line says what is wrong, and a save is tried again. Before any other exception goes on, the
-    state is saved; in many processes only where all raise it, since a save needs all of them.
+    On SIGTERM or the first Ctrl-C, the running step finishes, the state is saved, and the function returns early
+    (state.step < steps), without waiting for data or a preview. A failed save, a preview or snapshot that cannot be
+    written, or a log that raises does not end training: the error is printed, and a save is repeated. The state is
+    saved before any other exception propagates; with several processes only if all of them raise it, since a save
+    needs all.
 
     Args:
         step: from `make_step`.
-        state: from `create` or a checkpoint; it is donated.
-        batches: iterator of this host's numpy batches, the next one being number `state.step`.
-        steps: number of batches in all, those before a resume included.
+        state: from `init_state` or a checkpoint; it is donated.
+        batches: iterator of this host's numpy batches; the next one has number `state.step`.
+        steps: total number of batches, including those before a resume.
         mesh: from `make_mesh`.
-        checkpointer: where to save every `save_every` steps and at the end; None saves nothing.
-        save_every: steps between two checkpoints.
+        checkpointer: saves the state every `save_every` steps and at the end; None: no saves.
+        save_every: steps between checkpoints.
         preview: called with the state every `preview_every` steps and at the end.
-        preview_every: steps between two previews.
-        snapshot: called likewise every `snapshot_every` steps and at the end, with `Snapshots.save` say.
-        snapshot_every: steps between two snapshots.
+        preview_every: steps between previews.
+        snapshot: called with the state every `snapshot_every` steps and at the end, e.g. `Snapshots.save`.
+        snapshot_every: steps between snapshots.
         log: called after each step with its metrics, "step" and "images_per_s".
-        max_skipped: updates in a row that are not made, see `make_step`, before training ends.
-        hang_timeout: seconds without a finished step, ten times as many where something compiles or is saved, until the
-            process shows its stacks and ends with status 75, so that a peer that hangs ends the job; None: never.
-        signals: of a command, which has entered them; None handles signals while this runs.
-        goodput: told where the time goes.
+        max_skipped: number of consecutive skipped updates, see `make_step`, that ends training.
+        hang_timeout: seconds without a finished step after which the process prints its stacks and exits with status
+            75, so that a peer that hangs ends the job; ten times as long during compilation and saves; None: never.
+        signals: handlers that the caller has entered; None: handle signals during this call.
+        goodput: account of the time.
 
     Returns:
         The last state.
 
     Raises:
-        NotFinite: `max_skipped` updates in a row were not made.
-        ValueError: a count is less than 1 or no multiple of the step's `steps_per_call`, patience not positive, or the
-            batches end early.
-        Exception: the last save failed; or what batches, preview or snapshot raise.
+        NotFinite: `max_skipped` consecutive updates were skipped.
+        ValueError: a count is less than 1 or not a multiple of the step's `steps_per_call`, hang_timeout is not
+            positive, or the batches end early.
+        Exception: the last save failed, or batches, preview or snapshot raised.
     """
     start, stride = int(state.step), step.steps_per_call
     rhythm = {"save_every": save_every, "preview_every": preview_every, "snapshot_every": snapshot_every}
@@ -111,7 +112,7 @@ def fit(
 
 @dataclass
 class _Look:
-    """A function of the state, and how often it is called."""
+    """A function of the state, and the steps between its calls."""
 
     name: str
     call: Look | None
@@ -123,7 +124,7 @@ class _Look:
 
 @dataclass
 class _Run:
-    """One call of `fit`: the state, what is done with it, and who looks after it."""
+    """One call of `fit`: the state, and the objects that show, save and watch it."""
 
     step: Step
     state: TrainState
@@ -140,7 +141,7 @@ class _Run:
 
     def __post_init__(self) -> None:
         self.start, self.skipped, self.stopping = self.done, int(self.state.skipped), False
-        # Steps in flight on simulated devices can wait for each other's collectives; real devices queue them.
+        # On simulated devices, steps in flight can deadlock in their collectives; real devices queue them.
         self.ahead = 0 if self.mesh.size > 1 and self.mesh.devices.flat[0].platform == "cpu" else 1
 
     def train(self) -> None:
@@ -150,7 +151,7 @@ class _Run:
             batch = self.load()
             while batch is not None:
                 metrics = self.dispatch(batch)
-                last = self.done == self.steps  # which what is due at the end belongs to
+                last = self.done == self.steps
                 self.stopping = not last and self.asked()
                 batch = None if self.stopping or last else self.load(metrics)
                 self.look_after(last=batch is None)
@@ -160,12 +161,12 @@ class _Run:
             with self.goodput.spend("checkpoint"):
                 self.keeper.finish()
         except Exception as error:
-            # Of many processes those that go on would wait for this one within a collective, and not for a save.
+            # Other processes would wait for this one within a collective, not in a save.
             if jax.process_count() == 1 or isinstance(error, NotFinite):
                 self.watchdog.beat(SLOW_FACTOR)
                 self.keeper.rescue(self.state)
             else:
-                lost = "what was done since the last checkpoint is not saved: all processes would have to save it"
+                lost = "the steps since the last checkpoint are not saved: all processes would have to save"
                 print(f"jaxdiff: process {jax.process_index()} ends: {lost}", file=sys.stderr, flush=True)
             raise
         finally:
@@ -177,7 +178,7 @@ class _Run:
             self.display.say(f"stopped by a signal after step {self.done} of {self.steps}; {kept}")
 
     def load(self, metrics: Any = None) -> Any:
-        """The next batch on the devices, loaded while they compute `metrics`; None: a signal came meanwhile."""
+        """Return the next batch on the devices, loaded while they compute `metrics`; None: a signal arrived."""
         self.doing("waiting for data")
         idle = lambda: all(x.is_ready() for x in jax.tree.leaves(metrics))  # noqa: E731
         try:
@@ -191,7 +192,7 @@ class _Run:
         return self.done - self.start <= PROBES * self.step.steps_per_call
 
     def dispatch(self, batch: Any) -> Any:
-        """Begin a step; return its metrics."""
+        """Start a step; return its metrics."""
         first, since = self.done == self.start, time.monotonic()
         with self.goodput.spend("compile") if first else contextlib.nullcontext():
             self.state, metrics = self.step(self.state, batch)
@@ -211,14 +212,14 @@ class _Run:
             self.watchdog.beat()
 
     def asked(self) -> bool:
-        """Whether a signal asks to stop: in many processes of all after the same step, by JAX's own handler."""
+        """Whether a signal requests a stop; several processes agree on one step by JAX's own handler."""
         if jax.process_count() == 1:
             return self.signals.received is not None
-        # JAX stops at one certain number, so that these may leave out none.
+        # JAX stops at one particular number: the numbers must have no gaps.
         return multihost_utils.reached_preemption_sync_point((self.done - self.start) // self.step.steps_per_call)
 
     def look_after(self, *, last: bool) -> None:
-        """Save, keep and show what is due after a step."""
+        """Save, snapshot and preview as due after a step."""
         saving = self.keeper.due(self.done) or last
         preview, snapshot = (look if look.due(self.done, self.steps) else None for look in self.looks)
         rare = saving or preview is not None or snapshot is not None
@@ -252,7 +253,7 @@ class _Run:
             with self.goodput.spend(what):
                 look.call(self.state)  # type: ignore[misc]
         except OSError as error:
-            self.display.say(f"no {look.name} of step {self.done}: {error}; training goes on")
+            self.display.say(f"no {look.name} of step {self.done}: {error}; training continues")
 
     def record(self, *, now: bool = False) -> None:
         self.goodput.record(self.done, self.skipped + self.display.skipped, now=now)
@@ -268,7 +269,7 @@ def _check_multiples(counts: dict[str, int], stride: int) -> None:
 
 
 def _next(batches: Iterator[Any], mesh: Mesh, done: int, count: int) -> Any:
-    """The next batch, or a stack of more than one, on the devices."""
+    """Return the next batch, or a stack of `count` batches, on the devices."""
     loaded = list(itertools.islice(batches, count))
     if len(loaded) < count:
         raise ValueError(f"the batches ended after step {done + len(loaded)}; training needs one for each step")

@@ -1,4 +1,4 @@
-"""Muon's part of an optimizer: momentum whose matrices are brought near orthogonal ones."""
+"""The Muon optimizer: momentum with orthogonalized matrices."""
 
 import math
 from typing import Any, NamedTuple
@@ -11,31 +11,32 @@ from jax import Array
 from jaxdiff import trees
 
 ROUNDS = 5
-# Of a x + b x^3 + c x^5: as steep at 0 as five rounds allow that end near 1.
+# Coefficients of a x + b x^3 + c x^5, with the largest slope at 0 for which five rounds end near 1.
 A, B, C = 3.4445, -4.7750, 2.0315
-# An orthogonal matrix scaled by RMS sqrt(longer side) moves its entries as far as AdamW does.
+# An orthogonal matrix times RMS sqrt(longer side) has entries as large as AdamW's updates.
 RMS = 0.2
 
 
 class MuonState(NamedTuple):
-    """What is kept between two updates."""
+    """The state of Muon."""
 
     momentum: Any  # like the kernels
 
 
 def orthogonalize(x: Array) -> Array:
-    """Bring the singular values of matrices near 1 and leave their singular vectors.
+    """Move the singular values of matrices near 1, and preserve their singular vectors.
 
     Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024): five Newton-Schulz rounds of
-    X <- a X + b X (X^T X) + c X (X^T X)^2. Every round multiplies X by a polynomial of the first Gram matrix, so these
-    are multiplied with each other first, in the size of the shorter side, and with X at the end.
+    X <- a X + b X (X^T X) + c X (X^T X)^2. Each round multiplies X by a polynomial of the first Gram matrix. The
+    product of these polynomials, a matrix of the size of the shorter side, is computed first, and multiplied by X at
+    the end.
 
     Args:
         x: [..., M, N].
 
     Returns:
-        Like x. Singular values of at least 0.01 of the Frobenius norm end between 0.67 and 1.21; those of a matrix of
-        zeros stay zero.
+        Matrices like x. Singular values of at least 0.01 of the Frobenius norm end between 0.67 and 1.21; a matrix of
+        zeros stays zero.
     """
     if x.shape[-2] < x.shape[-1]:
         return jnp.swapaxes(orthogonalize(jnp.swapaxes(x, -1, -2)), -1, -2)
@@ -43,29 +44,28 @@ def orthogonalize(x: Array) -> Array:
         x = x.astype(jnp.float32)
 
     def dot(a: Array, b: Array) -> Array:
-        return jnp.matmul(a, b, precision="highest")  # a Gram matrix has squares: half precision would not do
+        return jnp.matmul(a, b, precision="highest")  # a Gram matrix squares the condition number
 
     gram = dot(jnp.swapaxes(x, -1, -2), x)
-    square = jnp.trace(gram, axis1=-2, axis2=-1)[..., None, None]  # of the Frobenius norm
+    square = jnp.trace(gram, axis1=-2, axis2=-1)[..., None, None]  # squared Frobenius norm
     square = jnp.maximum(square, jnp.finfo(x.dtype).tiny)
-    gram, one = gram / square, jnp.broadcast_to(jnp.eye(gram.shape[-1], dtype=x.dtype), gram.shape)
-    product = one
+    gram, identity = gram / square, jnp.broadcast_to(jnp.eye(gram.shape[-1], dtype=x.dtype), gram.shape)
+    product = identity
     for i in range(ROUNDS):
-        factor = A * one + B * gram + C * dot(gram, gram)
+        factor = A * identity + B * gram + C * dot(gram, gram)
         product = dot(product, factor) if i > 0 else factor
         gram = dot(factor, dot(gram, factor))
     return dot(x, product) * jax.lax.rsqrt(square)
 
 
 def scale_by_muon(momentum: float) -> optax.GradientTransformation:
-    """Turn gradients into orthogonalized Nesterov momentum, of the size that AdamW's updates have.
+    """Convert gradients to orthogonalized Nesterov momentum, scaled to the size of AdamW's updates.
 
-    Kernels [*size, in, out] are matrices [prod(size) in, out], or a stack of these for each axis of equal layers, whose
-    names end in ".*" (`jaxdiff.sharding`). The scale is that of Liu et al., "Muon is Scalable for LLM Training" (2025),
-    eq. 4.
+    Kernels [*size, in, out] are matrices [prod(size) in, out], or stacks of these for axes of equal layers, whose names
+    end in ".*" (`jaxdiff.sharding`). The scale follows Liu et al., "Muon is Scalable for LLM Training" (2025), eq. 4.
 
     Args:
-        momentum: decay of the gradients' sum.
+        momentum: decay of the sum of gradients.
     """
 
     def init(params: Any) -> MuonState:
@@ -80,16 +80,16 @@ def scale_by_muon(momentum: float) -> optax.GradientTransformation:
 
 
 def kinds(params: Any) -> Any:
-    """Tell by "muon" and "adamw" which rule each array of a tree is trained by.
+    """Label each array of a tree by its optimizer, "muon" or "adamw".
 
     Raises:
         ValueError: there is no kernel in the tree.
     """
-    found = jax.tree.map_with_path(lambda path, x: "muon" if _is_kernel(path, x) else "adamw", params)
-    if "muon" not in jax.tree.leaves(found):
+    rules = jax.tree.map_with_path(lambda path, x: "muon" if _is_kernel(path, x) else "adamw", params)
+    if "muon" not in jax.tree.leaves(rules):
         names = list(trees.flatten(params))[:20]
         raise ValueError(f"muon trains arrays named 'kernel', of two axes or more, and found none; got {names}")
-    return found
+    return rules
 
 
 def _scaled(path: tuple[Any, ...], x: Array) -> Array:

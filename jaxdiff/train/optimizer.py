@@ -1,4 +1,4 @@
-"""The optimizers that diffusion models are usually trained with, put together from optax."""
+"""The usual optimizers of diffusion models, composed from optax."""
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -26,22 +26,23 @@ def adamw(
 ) -> optax.GradientTransformation:
     """Build AdamW with a linear warm-up, a schedule and clipping by the global norm.
 
-    Loshchilov and Hutter, "Decoupled Weight Decay Regularization" (2019), Algorithm 2.
+    Loshchilov and Hutter, "Decoupled Weight Decay Regularization" (2019), algorithm 2.
 
     Args:
         lr: the highest learning rate.
-        warmup_steps: steps in which the rate rises linearly from 0.
-        steps: step at which "cosine" and "linear" reach 0, or after which "inverse_sqrt" falls; "constant" needs none.
-        schedule: how the rate goes on after the warm-up; "inverse_sqrt" is lr / sqrt(max(step / steps, 1)), as in
-            Karras et al. (2024), arXiv:2312.02696, equation 67.
+        warmup_steps: number of steps in which the rate increases linearly from 0.
+        steps: step at which "cosine" and "linear" reach 0, or after which "inverse_sqrt" decreases; unused by
+            "constant".
+        schedule: learning rate after the warm-up; "inverse_sqrt" is lr / sqrt(max(step / steps, 1)), as in Karras et
+            al. (2024), arXiv:2312.02696, eq. 67.
         clip_norm: the largest global gradient norm; None is off.
         weight_decay: decay of all parameters per step, as a multiple of the learning rate.
         b1: decay of the gradient's average.
-        b2: decay of the squared gradient's average, which is float32: it changes by less than bfloat16's last digit.
-        mu_dtype: what the gradient's average is stored as, float32 or bfloat16; None: as the parameters are.
+        b2: decay of the squared gradient's average, which is float32: its changes are below bfloat16's precision.
+        mu_dtype: dtype of the gradient's average, float32 or bfloat16; None: that of the parameters.
 
     Raises:
-        ValueError: an unknown schedule, one that decays without `steps` beyond the warm-up, or another mu_dtype.
+        ValueError: the schedule is unknown or lacks `steps` beyond the warm-up, or mu_dtype is another one.
     """
     _check(mu_dtype)
     rate = _rate(lr, warmup_steps, steps, schedule)
@@ -61,24 +62,24 @@ def adafactor(
     b2: float = 0.999,
     mu_dtype: Any = jnp.bfloat16,
 ) -> optax.GradientTransformation:
-    """Build Adafactor as it takes AdamW's place: a matrix has a mean squared gradient for each row and each column.
+    """Build Adafactor as a replacement of AdamW, with mean squared gradients per row and per column of a matrix.
 
-    Shazeer and Stern, "Adafactor" (2018), Algorithm 4, without its relative step sizes; with a momentum in half
-    precision and a bound on the second decay, as in Zhai et al., "Scaling Vision Transformers" (2022), section 3.4.
+    Shazeer and Stern, "Adafactor" (2018), algorithm 4, without its relative step sizes; with momentum in half precision
+    and a bound on the second decay, as in Zhai et al., "Scaling Vision Transformers" (2022), sec. 3.4.
 
     Args:
-        lr: the highest learning rate; AdamW's suits.
-        warmup_steps: steps in which the rate rises linearly from 0.
+        lr: the highest learning rate, as for AdamW.
+        warmup_steps: number of steps in which the rate increases linearly from 0.
         steps: as for `adamw`.
         schedule: as for `adamw`.
         clip_norm: the largest global gradient norm; None is off.
         weight_decay: decay of all parameters per step, as a multiple of the learning rate.
-        b1: decay of the updates' average; None keeps none, and least memory.
-        b2: the squared gradients' decay is 1 - t^-0.8 at update t, and at most this.
-        mu_dtype: what the updates' average is stored as, float32 or bfloat16; None: as the parameters are.
+        b1: decay of the updates' average; None: no average, which saves memory.
+        b2: upper bound of the squared gradients' decay, which is 1 - t^-0.8 at update t.
+        mu_dtype: dtype of the updates' average, float32 or bfloat16; None: that of the parameters.
 
     Raises:
-        ValueError: an unknown schedule, one that decays without `steps` beyond the warm-up, or another mu_dtype.
+        ValueError: the schedule is unknown or lacks `steps` beyond the warm-up, or mu_dtype is another one.
     """
     _check(mu_dtype)
     decay = lambda step, power: jnp.minimum(1.0 - (jnp.asarray(step, jnp.float32) + 1.0) ** -power, b2)  # noqa: E731
@@ -106,15 +107,15 @@ def muon(
 ) -> optax.GradientTransformation:
     """Build Muon for the kernels and AdamW for the rest: biases, norms, embeddings.
 
-    Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024), scaled as by Liu et al., "Muon is
-    Scalable for LLM Training" (2025), eq. 4, so that one learning rate serves both. A kernel is an array named "kernel"
-    with two axes or more; that of a convolution is one matrix of its outputs by all its inputs.
+    Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024), scaled as in Liu et al., "Muon is
+    Scalable for LLM Training" (2025), eq. 4, so that both use the same learning rate. A kernel is an array named
+    "kernel" with at least two axes; the kernel of a convolution is one matrix [all inputs, outputs].
 
     Args:
-        lr: the highest learning rate; AdamW's suits, and in short trainings up to three times as much.
-        warmup_steps: steps in which the rate rises linearly from 0.
-        steps: step at which "cosine" and "linear" reach 0; not needed by "constant".
-        schedule: how the rate goes on after the warm-up.
+        lr: the highest learning rate, as for AdamW, or up to three times as large in short trainings.
+        warmup_steps: number of steps in which the rate increases linearly from 0.
+        steps: as for `adamw`.
+        schedule: as for `adamw`.
         clip_norm: the largest global gradient norm; None is off.
         weight_decay: decay of all parameters per step, as a multiple of the learning rate.
         momentum: decay of the sum of the kernels' gradients.
@@ -122,8 +123,8 @@ def muon(
         b2: decay of the average of their squares.
 
     Raises:
-        ValueError: an unknown schedule, or one that decays without `steps` beyond the warm-up; from the optimizer's
-            init, parameters without a kernel.
+        ValueError: the schedule is unknown or lacks `steps` beyond the warm-up, or (in the optimizer's init) the
+            parameters have no kernel.
     """
     rate = _rate(lr, warmup_steps, steps, schedule)
     orthogonal = optax.chain(
@@ -137,14 +138,14 @@ def _rate(lr: float, warmup_steps: int, steps: int | None, schedule: Schedule) -
     if schedule not in ("constant", "cosine", "linear", "inverse_sqrt"):
         raise ValueError(f"schedule must be constant, cosine, linear or inverse_sqrt, got {schedule!r}")
     if schedule != "constant" and (steps is None or steps <= warmup_steps):
-        raise ValueError(f"schedule {schedule!r} needs steps greater than warmup={warmup_steps}, got {steps}")
+        raise ValueError(f"schedule {schedule!r} needs steps greater than warmup_steps={warmup_steps}, got {steps}")
     rate: optax.Schedule
     if schedule == "cosine":
         rate = optax.cosine_decay_schedule(lr, steps - warmup_steps)  # type: ignore[operator]
     elif schedule == "linear":
         rate = optax.linear_schedule(lr, 0.0, steps - warmup_steps)  # type: ignore[operator]
     elif schedule == "inverse_sqrt":
-        # Counted from the end of the warm-up, as the others are.
+        # Counted from the end of the warm-up, like the others.
         rate = lambda count: lr / jnp.sqrt(jnp.maximum((count + warmup_steps) / steps, 1.0))  # noqa: E731
     else:
         rate = optax.constant_schedule(lr)
@@ -165,16 +166,16 @@ def _check(mu_dtype: Any) -> None:
 def with_projection(
     optimizer: optax.GradientTransformation, project: Callable[[Any], Any]
 ) -> optax.GradientTransformation:
-    """Bring the parameters back to a set after each update, as EDM2's kernels to unit magnitude.
+    """Project the parameters after each update, e.g. EDM2's kernels to unit magnitude.
 
-    Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Models" (2024), section 2.3.
+    Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Models" (2024), sec. 2.3.
 
     Args:
         optimizer: an optax optimizer.
-        project: parameters -> parameters, such as `networks.force_weight_norm`.
+        project: parameters -> parameters, e.g. `networks.force_weight_norm`.
 
     Returns:
-        An optimizer whose updated parameters are the projection of the other's.
+        An optimizer that projects the updated parameters of `optimizer`.
     """
 
     def update(grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
@@ -186,23 +187,22 @@ def with_projection(
 
 
 class Spikes(NamedTuple):
-    """What `skip_spikes` keeps."""
+    """The state of `skip_spikes`."""
 
-    made: jax.Array  # int32 scalar: updates made
-    norm: jax.Array  # float32 scalar: running average of their gradients' norms
+    made: jax.Array  # int32 scalar: number of updates so far
+    norm: jax.Array  # float32 scalar: running average of the gradient norms
     inner: Any
 
 
 def skip_spikes(optimizer: optax.GradientTransformation, times: float) -> optax.GradientTransformation:
-    """Refuse an update whose gradient is far longer than those before: the updated parameters are NaN, and `make_step`
-    makes no such update.
+    """Reject updates with very large gradients: the updated parameters become NaN, so that `make_step` skips them.
 
-    What is compared is the global norm, before the optimizer clips it, with an average over the last hundred updates
-    that were made; the first update has nothing to be compared with.
+    The global norm, before clipping, is compared with its average over about the last hundred updates; the first update
+    always passes. Skipped updates do not count.
 
     Args:
         optimizer: an optax optimizer.
-        times: how many times the average a norm may be, greater than 1.
+        times: largest ratio of a norm to the average, greater than 1.
 
     Raises:
         ValueError: times is not greater than 1.
@@ -218,7 +218,7 @@ def skip_spikes(optimizer: optax.GradientTransformation, times: float) -> optax.
         spike = (state.made > 0) & (norm > times * state.norm)
         updates, inner = optimizer.update(grads, state.inner, params)
         updates = jax.tree.map(lambda x: jnp.where(spike, jnp.nan, x), updates)
-        # A plain mean at first, so that the average owes nothing to where it begins.
+        # A plain mean at first, so that the average is independent of its initial value.
         weight = jnp.maximum(0.01, 1.0 / (state.made + 1.0))
         return updates, Spikes(state.made + 1, state.norm + weight * (norm - state.norm), inner)
 
@@ -226,21 +226,21 @@ def skip_spikes(optimizer: optax.GradientTransformation, times: float) -> optax.
 
 
 class Restarts(NamedTuple):
-    """What `restarting` keeps."""
+    """The state of `restarting`."""
 
-    made: jax.Array  # int32 scalar: updates made
+    made: jax.Array  # int32 scalar: number of updates so far
     inner: Any
 
 
 def restarting(optimizer: optax.GradientTransformation, every: int) -> optax.GradientTransformation:
-    """Start an optimizer anew every so many updates: its moments are zero again, its schedule is at its beginning.
+    """Reset the state of an optimizer, i.e. its moments and its schedule, at the beginning of each stage.
 
-    As each stage of progressive distillation does (Salimans and Ho 2022, arXiv:2202.00512, Algorithm 2); see
-    `ema.every`. Updates that `make_step` did not make are not counted.
+    For progressive distillation (Salimans and Ho 2022, arXiv:2202.00512, algorithm 2); see `ema.every`. Updates that
+    `make_step` skipped do not count.
 
     Args:
         optimizer: an optax optimizer.
-        every: updates in a stage, at least 1.
+        every: number of updates in a stage, at least 1.
 
     Raises:
         ValueError: every is less than 1.

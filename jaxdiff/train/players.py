@@ -1,4 +1,4 @@
-"""Several players: parts of the parameters that take turns, each with a loss and an optimizer of its own."""
+"""Several players: parts of the parameters with separate losses and optimizers, which train in turns."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -10,16 +10,16 @@ import optax
 from jaxdiff.train.state import TrainState
 from jaxdiff.train.step import Given, Loss, Metrics
 
-# int32 scalar, the number of updates made so far -> for each player whether the next update is its turn.
+# int32 scalar, the number of updates so far -> for each player whether the next update is its turn.
 Turn = Callable[[jax.Array], Mapping[str, Any]]
 
 
 class Player(NamedTuple):
-    """How one part of the parameters is trained.
+    """The loss and the optimizer of one part of the parameters.
 
     Attributes:
-        loss: ((params of all players, what `given` returns), key, batch) -> (mean over the batch, dict of scalars);
-            its gradient is taken with respect to this player's parameters alone.
+        loss: ((params of all players, result of `given`), key, batch) -> (mean over the batch, dict of scalars); the
+            gradient is taken with respect to this player's parameters only.
         optimizer: an optax optimizer of this player's parameters.
     """
 
@@ -28,7 +28,7 @@ class Player(NamedTuple):
 
 
 class Game(NamedTuple):
-    """What `create`, `make_step` and their kin take for several players, see `players`."""
+    """Arguments of `init_state` and `make_step` for several players, see `players`."""
 
     loss: Loss
     optimizer: optax.GradientTransformation
@@ -38,32 +38,32 @@ class Game(NamedTuple):
 class Moves(NamedTuple):
     """The state of a game's optimizer."""
 
-    made: jax.Array  # int32 scalar: updates made
+    made: jax.Array  # int32 scalar: number of updates so far
     inner: dict[str, Any]  # the state of each player's optimizer
 
 
 def players(players: Mapping[str, Player], turn: Turn, given: Given | None = None) -> Game:
-    """Train several parts of the parameters in turns: a generator and a critic, a student and the score of its samples.
+    """Train several parts of the parameters in turns, e.g. a generator and a critic, or a student and its score model.
 
-    The parameters are a dict with a tree for each player. The loss of a player whose turn it is not is not computed,
-    and its parameters and its optimizer's state stay as they are. A turn whose update was not made, since it was not
-    finite, is taken again with the next batch. Under `vmap` all losses are computed and the idle players' are dropped.
+    The parameters are a dict with a tree for each player. The loss of an idle player is not computed, and its
+    parameters and its optimizer's state do not change. A turn whose update was skipped, since it was not finite, is
+    repeated with the next batch. Under `vmap`, all losses are computed and those of idle players are discarded.
 
-    Player number i gets `fold_in(key, i)` of the update's key. The sum of the losses is minimized; their metrics are
-    named "PLAYER/METRIC", "PLAYER/loss" among them, and are NaN where it is another player's turn.
+    Player number i uses the key `fold_in(key, i)`, where key is that of the update. The metrics are named
+    "PLAYER/METRIC", including "PLAYER/loss", and are NaN for idle players.
 
     Args:
-        players: by name. Their gradients do not mix: each moves its own parameters only.
-        turn: number of updates made so far -> whether the next update is a player's turn, for each name; several may
-            move at once.
-        given: (state, frozen) -> what the losses get besides the parameters, as for `make_step`; None: `frozen`.
+        players: by name. Each loss trains only the parameters of its player.
+        turn: number of updates so far -> for each name, whether the next update is the player's turn; several players
+            may train at once.
+        given: (state, frozen) -> further input of the losses, as for `make_step`; None: `frozen`.
 
     Returns:
-        (loss, optimizer, given), as `make_step` takes them. The averages count all updates; a decay of 1 while
-        the player is idle averages over its own turns only.
+        (loss, optimizer, given), the arguments of `make_step`. The loss is the sum over the players. The averages count
+        all updates; a decay of 1 while a player is idle averages over its own turns only.
 
     Raises:
-        ValueError: `turn` names other players, or (when a state is made) the parameters do.
+        ValueError: the names of `turn`, or (in the optimizer's init) those of the parameters, are not the players'.
     """
     _check_names("turn", jax.eval_shape(turn, jax.ShapeDtypeStruct((), jnp.int32)), players)
     return Game(_loss(players), _optimizer(players, turn), _given(turn, given))
@@ -78,18 +78,19 @@ def _given(turn: Turn, given: Given | None) -> Given:
 
 
 def _loss(players: Mapping[str, Player]) -> Loss:
-    def loss(seen: Any, key: jax.Array, batch: Any) -> tuple[jax.Array, Metrics]:
-        params, (turns, context) = seen
-        held = jax.lax.stop_gradient(params)
+    def loss(inputs: Any, key: jax.Array, batch: Any) -> tuple[jax.Array, Metrics]:
+        params, (turns, context) = inputs
+        constants = jax.lax.stop_gradient(params)
         total: Any = 0.0
         metrics: Metrics = {}
         for i, (name, player) in enumerate(players.items()):
 
             def play(i: int = i, name: str = name, player: Player = player) -> Any:
-                own = lambda own: player.loss(({**held, name: own}, context), jax.random.fold_in(key, i), batch)  # noqa: E731
-                return jax.value_and_grad(own, has_aux=True)(held[name])
+                player_key = jax.random.fold_in(key, i)
+                loss_of = lambda part: player.loss(({**constants, name: part}, context), player_key, batch)  # noqa: E731
+                return jax.value_and_grad(loss_of, has_aux=True)(constants[name])
 
-            # The gradient is taken inside, so that no activations leave the branch: an idle player's would be zeros.
+            # The gradient is computed inside the branch, so that no activations leave it.
             like = jax.eval_shape(play)
             (value, aux), grads = jax.lax.cond(turns[name], play, lambda like=like: _idle(like))
             total = total + _with_gradient(params[name], jnp.where(turns[name], value, 0), grads)
@@ -100,7 +101,7 @@ def _loss(players: Mapping[str, Player]) -> Loss:
 
 
 def _idle(like: Any) -> Any:
-    """The loss and the metrics of a player that does not play, NaN, and its gradient, zero."""
+    """Return the loss and the metrics of an idle player, NaN, and its gradient, zero."""
     out, grads = like
     absent = lambda x: jnp.full(x.shape, jnp.nan if jnp.issubdtype(x.dtype, jnp.inexact) else 0, x.dtype)  # noqa: E731
     return jax.tree.map(absent, out), jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), grads)
@@ -108,7 +109,7 @@ def _idle(like: Any) -> Any:
 
 @jax.custom_vjp
 def _with_gradient(params: Any, value: jax.Array, grads: Any) -> jax.Array:
-    """Return a value whose gradient with respect to params is known."""
+    """Return a value with a known gradient with respect to params."""
     return value
 
 
@@ -133,7 +134,7 @@ def _optimizer(players: Mapping[str, Player], turn: Turn) -> optax.GradientTrans
         turns, updates, inner = turn(state.made), {}, {}
         for name, player in players.items():
             moved, kept = player.optimizer.update(grads[name], state.inner[name], params[name])
-            # Adam moves without a gradient, too. A conditional would hold the old and the new moments at once.
+            # Adam moves without a gradient, too. A conditional would need memory for both the old and the new moments.
             select = lambda new, old, on=turns[name]: jnp.where(on, new, old)  # noqa: E731
             updates[name] = jax.tree.map(lambda x, select=select: select(x, jnp.zeros_like(x)), moved)
             inner[name] = jax.tree.map(select, kept, state.inner[name])
@@ -143,6 +144,6 @@ def _optimizer(players: Mapping[str, Player], turn: Turn) -> optax.GradientTrans
 
 
 def _check_names(what: str, tree: Any, players: Mapping[str, Player]) -> None:
-    found = sorted(tree) if isinstance(tree, Mapping) else type(tree).__name__
-    if found != sorted(players):
-        raise ValueError(f"{what} must have a value for each of the players {sorted(players)}, got {found}")
+    names = sorted(tree) if isinstance(tree, Mapping) else type(tree).__name__
+    if names != sorted(players):
+        raise ValueError(f"{what} must have a value for each of the players {sorted(players)}, got {names}")

@@ -1,4 +1,4 @@
-"""The state of a training run: a pytree that is born sharded."""
+"""The state of a training run: a pytree, sharded from its creation."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,20 +11,20 @@ from jax.sharding import Mesh
 from jaxdiff.sharding import shard_params
 from jaxdiff.train import ema as averages
 
-# The decays that a state is made for, where only their number matters: one average.
+# Default of functions for which only the number of decays matters: one average.
 DEFAULT_DECAY = averages.constant(0.0)
 
-Averaged = Callable[[Any], Any] | None  # parameters -> the tree that is averaged; None: all of them
+Averaged = Callable[[Any], Any] | None  # parameters -> the tree to average; None: all parameters
 
 
 class TrainState(NamedTuple):
-    """Everything that a step changes; the random key and the data position follow from `step`."""
+    """The state of training; the random key and the position in the data follow from `step`."""
 
-    step: jax.Array  # int32 scalar: batches consumed so far
+    step: jax.Array  # int32 scalar: number of batches so far
     params: Any  # float32
-    ema: Any  # like params: their moving average, or that of a part; a tuple of such trees where several are tracked
+    ema: Any  # moving average of params or of a part of them; a tuple of trees for several averages
     opt: Any  # the optimizer's state
-    skipped: jax.Array  # int32 scalar: batches whose update was not made; step - skipped updates were
+    skipped: jax.Array  # int32 scalar: number of skipped updates; step - skipped is the number of updates
 
 
 def init_state(
@@ -37,23 +37,23 @@ def init_state(
     ema_memory: str = "device",
     averaged: Averaged = None,
 ) -> TrainState:
-    """Make the first state directly where it will live, so that no device ever holds all of a sharded model.
+    """Create the initial state with its final sharding, so that no device ever holds all of a sharded model.
 
     Args:
         init: key -> parameters.
         optimizer: an optax optimizer.
         key: random key of the parameters.
         mesh: from `make_mesh`.
-        ema: what `make_step` gets; for each of a tuple of decays there is an average.
-        ema_memory: "device", or "pinned_host": the average waits in its host's memory while the device computes.
-        averaged: parameters -> the tree that is averaged, e.g. the student of several players; None: all of them.
+        ema: as for `make_step`; a tuple of decays has one average for each.
+        ema_memory: "device", or "pinned_host": the average is kept in the host's memory between updates.
+        averaged: parameters -> the tree to average, e.g. the student of several players; None: all parameters.
 
     Returns:
-        The state at step 0; the average starts as a copy of the parameters.
+        The state at step 0; the average is a copy of the parameters.
 
     Raises:
-        ValueError: a large array cannot be split over the mesh (see `shard_params`), its devices have no such memory,
-            or `averaged` returns a tree without names at its top.
+        ValueError: a large array cannot be split over the mesh (see `shard_params`), the devices have no such memory,
+            or `averaged` returns a tree without names at its top level.
     """
     build = _builder(init, optimizer, ema, averaged)
     return jax.jit(build, out_shardings=_places(jax.eval_shape(build, key), mesh, ema_memory))(key)
@@ -68,7 +68,7 @@ def state_from_params(
     ema_memory: str = "device",
     averaged: Averaged = None,
 ) -> TrainState:
-    """Make the first state of parameters that exist already, read from a file, say.
+    """Create the initial state of given parameters, e.g. from a file.
 
     Args:
         params: tree of arrays; they are donated.
@@ -82,7 +82,7 @@ def state_from_params(
         The state at step 0, like `init_state`'s.
 
     Raises:
-        ValueError: as by `init_state`.
+        ValueError: as for `init_state`.
     """
     params = jax.device_put(params, shard_params(params, mesh), may_alias=True)
     build = lambda params: new_state(params, optimizer, ema=ema, averaged=averaged)  # noqa: E731
@@ -99,7 +99,7 @@ def state_shapes(
     ema_memory: str = "device",
     averaged: Averaged = None,
 ) -> TrainState:
-    """Describe the state that `init_state` would make (shapes, dtypes, shardings) without making it.
+    """Return the shapes, dtypes and shardings of the state of `init_state`, without computing it.
 
     Args:
         init: key -> parameters.
@@ -110,7 +110,7 @@ def state_shapes(
         averaged: as for `init_state`.
 
     Returns:
-        A `TrainState` of `jax.ShapeDtypeStruct`: what a checkpoint is restored onto.
+        A `TrainState` of `jax.ShapeDtypeStruct`, e.g. to restore a checkpoint.
     """
     shapes = jax.eval_shape(_builder(init, optimizer, ema, averaged), jax.random.key(0))
     place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)  # noqa: E731
@@ -124,19 +124,19 @@ def new_state(
     ema: averages.Decays = DEFAULT_DECAY,
     averaged: Averaged = None,
 ) -> TrainState:
-    """Make the first state of parameters by a pure function, for `make_update` inside `jit`, `vmap` and `scan`.
+    """Create the initial state of given parameters: pure, for `make_update` inside `jit`, `vmap` and `scan`.
 
     Args:
         params: tree of arrays.
-        optimizer: an optax optimizer; its numbers may be traced, as a learning rate is under `vmap`.
+        optimizer: an optax optimizer; its numbers may be traced, e.g. a learning rate under `vmap`.
         ema: as for `init_state`.
         averaged: as for `init_state`.
 
     Returns:
-        The state at step 0, where the parameters are; the average starts as a copy of them.
+        The state at step 0, on the devices of the parameters; the average is a copy of them.
 
     Raises:
-        ValueError: `averaged` returns a tree without names at its top.
+        ValueError: `averaged` returns a tree without names at its top level.
     """
     part = params if averaged is None else averaged(params)
     if averaged is not None:
@@ -146,7 +146,7 @@ def new_state(
 
 
 def ema_params(state: TrainState) -> Any:
-    """Return the averaged parameters for sampling, the first of several, on the devices."""
+    """Return the averaged parameters, the first of several averages, on the devices."""
     first = state.ema[0] if isinstance(state.ema, tuple) else state.ema
     return jax.device_put(first, jax.tree.map(lambda x: x.sharding.with_memory_kind("device"), first))
 

@@ -19,7 +19,7 @@ from jaxdiff.train.state import Averaged, TrainState
 
 Metrics = dict[str, jax.Array]
 Loss = Callable[[Any, jax.Array, Any], tuple[jax.Array, Metrics]]
-Given = Callable[[TrainState, Any], Any]  # (state, frozen) -> what the loss gets besides the parameters
+Given = Callable[[TrainState, Any], Any]  # (state, frozen) -> further input of the loss
 Update = Callable[..., tuple[TrainState, Metrics]]
 
 
@@ -35,20 +35,20 @@ def make_step(
     given: Given | None = None,
     averaged: Averaged = None,
 ) -> Step:
-    """Compile `make_update`'s update into `step(state, batch) -> (state, metrics)`, on the mesh that the state lies on.
+    """Compile the update of `make_update` to `step(state, batch) -> (state, metrics)`, on the mesh of the state.
 
-    The old state is donated: its buffers become the new state's.
+    The old state is donated: the new state reuses its buffers.
 
     Args:
         loss: as for `make_update`.
         optimizer: an optax optimizer, clipping and schedule included.
-        key: random key of the whole run.
+        key: random key of the run.
         ema: as for `make_update`.
         grad_accum_steps: as for `make_update`.
-        steps_per_call: updates in one call, to spare small networks the host's work between them; with more than one
-            the step takes as many batches stacked, [steps_per_call, B, ...], and returns its metrics stacked.
-        frozen: tree of arrays that the loss needs and nobody trains, laid out as the state is. An array that the loss
-            closed over would be compiled in as a constant.
+        steps_per_call: number of updates in one call, to save small networks the host's work between them; if greater
+            than 1, the step takes stacked batches [steps_per_call, B, ...] and returns stacked metrics.
+        frozen: tree of arrays that the loss uses without training them, sharded over the state's mesh. Arrays in the
+            closure of the loss would be compiled as constants.
         given: as for `make_update`.
         averaged: as for `make_update`.
 
@@ -56,9 +56,8 @@ def make_step(
         The step.
 
     Raises:
-        ValueError: accumulate or steps_per_call is less than 1, or (when called) the batch is not a multiple of what it
-            needs, the state does not hold an average for each decay, or `given` reads averages that wait in the host's
-            memory.
+        ValueError: grad_accum_steps or steps_per_call is less than 1, or (when called) the batch cannot be split, the
+            state does not have one average for each decay, or `given` reads averages in the host's memory.
     """
     if steps_per_call < 1:
         raise ValueError(f"steps_per_call must be at least 1, got {steps_per_call}")
@@ -80,31 +79,31 @@ def make_update(
 ) -> Update:
     """Build `update(state, batch, frozen=None) -> (state, metrics)`: pure, for `jit`, `vmap` and `scan`.
 
-    The update's key is `fold_in(key, state.step)`. An update is made if the loss, the gradient and the parameters that
-    it leads to are finite. Otherwise parameters, averages and the optimizer's state stay as they are, `step` goes on to
-    the next batch, and `skipped` counts. What counts updates, as optax's schedules, the averages' decays, stages and
-    turns do, counts those that were made: `state.step - state.skipped`.
+    The key of the update is `fold_in(key, state.step)`. The update is skipped if the loss, the gradient or the new
+    parameters are not finite: then parameters, averages and the optimizer's state do not change, and both `step` and
+    `skipped` increase by 1. Schedules, decays of averages, stages and turns count updates without the skipped ones:
+    `state.step - state.skipped`.
 
     Args:
-        loss: (params, key, batch) -> (mean over the batch, dict of scalars). Where there is `given` or `frozen`, the
-            loss gets the pair (params, given(state, frozen)) in place of params; `given` returns `frozen` by default.
+        loss: (params, key, batch) -> (mean over the batch, dict of scalars). With `given` or `frozen`, its first
+            argument is the pair (params, given(state, frozen)); `given` returns `frozen` by default.
         optimizer: an optax optimizer, clipping and schedule included.
-        key: random key of the whole run.
-        ema: decay of the parameters' average, from `jaxdiff.train.ema`, or a tuple of decays: one for each average.
-        grad_accum_steps: number of microbatches whose gradients are averaged before one update.
-        given: (state before the update, frozen) -> what the loss gets besides the parameters: the step, an average as
-            its target, the frozen arrays of a teacher. No gradient passes through it.
-        averaged: parameters -> the tree that is averaged, as for `create`.
+        key: random key of the run.
+        ema: decay of the parameters' average, from `jaxdiff.train.ema`, or a tuple with a decay for each average.
+        grad_accum_steps: number of microbatches whose gradients are averaged for one update.
+        given: (state before the update, frozen) -> further input of the loss, e.g. the step, an average as its target,
+            or the frozen arrays of a teacher. No gradient passes through it.
+        averaged: parameters -> the tree to average, as for `init_state`.
 
     Returns:
-        The update. Its metrics are the loss's own, "loss", "grad_norm" (the global norm before clipping), and
-        "skipped": 1 for an update that was not made, else 0.
+        The update. Its metrics are those of the loss, "loss", "grad_norm" (the global norm before clipping), and
+        "skipped": 1 for a skipped update, else 0.
 
     Raises:
-        ValueError: accumulate is less than 1, or (when called) as by `make_step`.
+        ValueError: grad_accum_steps is less than 1, or (when called) as for `make_step`.
     """
     if grad_accum_steps < 1:
-        raise ValueError(f"accumulate must be at least 1, got {grad_accum_steps}")
+        raise ValueError(f"grad_accum_steps must be at least 1, got {grad_accum_steps}")
 
     def update(state: TrainState, batch: Any, frozen: Any = None, layout: Any = None) -> tuple[TrainState, Metrics]:
         layout = _Layout() if layout is None else layout
@@ -113,23 +112,23 @@ def make_update(
 
         def gradient(params: Any, key: jax.Array, batch: Any) -> tuple[tuple[jax.Array, Metrics], Any]:
             alone = given is None and frozen is None
-            whole = lambda params: loss(params if alone else (params, context), key, batch)  # noqa: E731
-            out, grads = jax.value_and_grad(whole, has_aux=True)(params)
+            loss_of = lambda params: loss(params if alone else (params, context), key, batch)  # noqa: E731
+            out, grads = jax.value_and_grad(loss_of, has_aux=True)(params)
             return out, layout.scatter(grads)
 
         if grad_accum_steps == 1:
             (value, aux), grads = gradient(state.params, step_key, batch)
         else:
             (value, aux), grads = _accumulated(gradient, state.params, step_key, layout.split(batch, grad_accum_steps))
-        with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes, whatever the caller allows
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes, also under strict promotion
             norm = optax.tree.norm(grads)
             updates, opt = optimizer.update(grads, state.opt, state.params)
             params = optax.apply_updates(state.params, updates)
-        # A finite norm bounds what an optimizer averages of gradients and their squares: its state is finite, too.
+        # With a finite norm, averages of gradients and of their squares in the optimizer are finite, too.
         good = jnp.isfinite(value) & jnp.isfinite(norm) & _finite(params)
         fresh, old = (params, opt), (state.params, state.opt)
         params, opt = jax.tree.map(lambda new, old: jnp.where(good, new, old), fresh, old)
-        decays = jax.tree.map(lambda decay: lambda made: jnp.where(good, decay(made), 1.0), ema)
+        decays = jax.tree.map(lambda decay: lambda count: jnp.where(good, decay(count), 1.0), ema)
         part = params if averaged is None else averaged(params)
         average = averages.update_all(state.ema, part, decays, state.step - state.skipped, layout.average)
         bad = 1 - good.astype(jnp.int32)
@@ -140,9 +139,9 @@ def make_update(
 
 
 def _finite(tree: Any) -> jax.Array:
-    """Whether every number of a tree is finite: 0 times a number is 0, of NaN and infinity NaN."""
+    """Whether all numbers of a tree are finite: 0 times NaN or infinity is NaN."""
     floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
-    # Small arrays, which every device has whole, as one: a sum for each took as long to compile as all else in a step.
+    # Small arrays, which are replicated, are concatenated: a sum for each doubled the time of compilation.
     small = [x.astype(jnp.float32).ravel() for x in floats if x.size < sharding.MIN_SHARDED_SIZE]
     large = [x for x in floats if x.size >= sharding.MIN_SHARDED_SIZE]
     parts = [*large, jnp.concatenate(small)] if small else large
@@ -165,43 +164,43 @@ def _accumulated(
 
 
 class _Layout(NamedTuple):
-    """Where a state's arrays lie, as constraints inside the step; without a mesh they are no constraints."""
+    """Shardings of a state as constraints inside the step; without a mesh there are none."""
 
     mesh: Mesh | None = None
     shardings: Any = None  # a TrainState of NamedSharding
 
     def waits(self) -> bool:
-        """Whether the averages lie in the host's memory between two updates."""
+        """Whether the averages are in the host's memory between updates."""
         return self.mesh is not None and jax.tree.leaves(self.shardings.ema)[0].memory_kind not in (None, "device")
 
     def give(self, given: Given, state: TrainState, frozen: Any) -> Any:
-        """Return what the loss gets besides the parameters.
+        """Return the further input of the loss.
 
         Raises:
-            ValueError: it is made of averages that wait in the host's memory.
+            ValueError: it depends on averages in the host's memory.
         """
         if self.waits() and _reads_averages(given, state, frozen):
             raise ValueError("given reads state.ema, which waits in the host's memory; it needs ema_memory='device'")
         return given(state, frozen)
 
     def average(self, average: Any, params: Any, decay: jax.Array) -> Any:
-        """Update an average; of one that waits in the host's memory one array after the other is on the devices."""
+        """Update an average; arrays in the host's memory are transferred to the devices one at a time."""
         if not self.waits():
             return averages.update(average, params, decay)
         moved: list[Any] = []
         for old, new in zip(jax.tree.leaves(average), jax.tree.leaves(params), strict=True):
-            if moved:  # the next one is fetched when the last one is back
+            if moved:  # transfer the next array after the return of the last one
                 old, moved[-1] = jax.lax.optimization_barrier((old, moved[-1]))
             fresh = averages.update(jax.device_put(old, jax.memory.Space.Device), new, decay)
             moved.append(jax.device_put(fresh, jax.memory.Space.Host))
         return jax.tree.unflatten(jax.tree.structure(average), moved)
 
     def scatter(self, grads: Any) -> Any:
-        """Leave to each device the part of the gradient whose parameters it holds."""
+        """Shard the gradient like the parameters."""
         return grads if self.mesh is None else jax.lax.with_sharding_constraint(grads, self.shardings.params)
 
     def split(self, batch: Any, count: int) -> Any:
-        """Cut [B, ...] into [count, B/count, ...] such that no example leaves its device."""
+        """Split [B, ...] into [count, B/count, ...] such that each example stays on its device."""
         groups = 1 if self.mesh is None else num_batch_shards(self.mesh)
 
         def cut(x: jax.Array) -> jax.Array:
@@ -210,7 +209,7 @@ class _Layout(NamedTuple):
                     f"a batch of {x.shape[0]} cannot be cut into grad_accum_steps={count} microbatches on "
                     f"{groups} parts of the mesh; it must be a multiple of {count * groups}"
                 )
-            # Each microbatch takes every count-th example: contiguous ones would sit on a few devices only.
+            # Each microbatch takes every count-th example: contiguous examples would be on a few devices only.
             x = jnp.moveaxis(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 1, 0)
             if self.mesh is None:
                 return x
@@ -229,7 +228,7 @@ def _reads_averages(given: Given, state: TrainState, frozen: Any) -> bool:
 
 
 class Step:
-    """What `make_step` returns, compiled once for each mesh that it meets; a new state lies where the old one did.
+    """The step of `make_step`, compiled once for each mesh; the new state has the shardings of the old one.
 
     Attributes:
         steps_per_call: updates in one call.
@@ -244,7 +243,7 @@ class Step:
         return self._for(state)(state, batch, self._frozen)
 
     def lower(self, state: TrainState, batch: Any) -> jax.stages.Lowered:
-        """Lower for arrays or for `jax.ShapeDtypeStruct`s with shardings, as `jax.jit(...).lower` does."""
+        """Lower the step for arrays or for `jax.ShapeDtypeStruct`s with shardings, like `jax.jit(...).lower`."""
         return self._for(state).lower(state, batch, self._frozen)
 
     def cache_size(self) -> int:
@@ -252,7 +251,7 @@ class Step:
         return sum(jitted._cache_size() for jitted in self._jitted.values())
 
     def _for(self, state: TrainState) -> Any:
-        # The scalar's place stands for the mesh: comparing that of every leaf would cost time at each step.
+        # The sharding of the scalar identifies the mesh: comparing all leaves would cost time at each step.
         place = state.step.sharding
         if place not in self._jitted:
             self._jitted[place] = self._jit(state)

@@ -1,4 +1,4 @@
-"""A watchdog, which ends a process that makes no progress."""
+"""A watchdog for processes that make no progress."""
 
 import faulthandler
 import os
@@ -13,20 +13,20 @@ from jaxdiff.faults import AGAIN
 
 
 class Watchdog:
-    """Ends the process with status 75 and a traceback of each thread, when `beat` was not called for too long.
+    """Watchdog that ends the process with status 75 and a traceback of each thread if `beat` is not called in time.
 
-    When a process hangs or ends, the others wait within a collective for ever (jax#38503), where no exception can be
+    If a process hangs or ends, the others wait within a collective for ever (jax#38503), where no exception can be
     raised.
 
     Attributes:
-        doing: the current activity, which distinguishes a process that hangs from those that wait for it.
+        doing: the current activity, which distinguishes the process that hangs from those that wait for it.
     """
 
     def __init__(self, seconds: float | None):
         """Watch a `with` block.
 
         Args:
-            seconds: maximal duration of a wait; None: no watch.
+            seconds: maximum time between calls of `beat`; None: no watch.
 
         Raises:
             ValueError: seconds is not positive.
@@ -42,7 +42,7 @@ class Watchdog:
         """Report progress.
 
         Args:
-            times: factor of the time until the next call.
+            times: factor of the maximum time until the next call.
         """
         if self._seconds is not None:
             self._allowed = times * self._seconds
@@ -67,7 +67,7 @@ class Watchdog:
             if self._over.wait(min(left, 1.0)):  # in short waits, since a beat may bring the deadline nearer
                 return
         where = f" ({self.doing})" if self.doing else ""
-        what = f"process {self._process} has come no further for {self._allowed:g} s{where}"
+        what = f"process {self._process} has made no progress for {self._allowed:g} s{where}"
         print(f"jaxdiff: {what}, and ends with status {AGAIN}", file=sys.stderr, flush=True)
         faulthandler.dump_traceback(file=2)  # a notebook's sys.stderr is no file
         os._exit(AGAIN)

@@ -76,7 +76,7 @@ def test_dit_of_them_trains_and_its_samples_are_decoded(pipeline, latents, tmp_p
 def test_mistakes(pipeline, tmp_path, capsys):
     np.savez(tmp_path / "0.npz", x=np.zeros(1))
     for given, message in (
-        (["--out", str(tmp_path)], "holds .npz files already"),
+        (["--out", str(tmp_path)], "already has .npz files"),
         (["--out", str(tmp_path / "new"), "--source", "fashion-mnist"], "did you mean 'fashion_mnist'"),
     ):
         with pytest.raises(SystemExit):

@@ -158,7 +158,7 @@ def test_numbers_end_with_3_and_the_same_command_goes_on_after_the_bad_batches(
     workdir = tmp_path / "run"
     monkeypatch.setenv("TIMES", "nan")
     assert status("train", script, "--workdir", workdir, "--steps", "40") == 3
-    assert "loss is nan at step 10: the updates of 10 batches in a row were not made" in capfd.readouterr().err
+    assert "loss is nan at step 10: the updates of 10 consecutive batches were skipped" in capfd.readouterr().err
     step, params, _ = state(workdir)
     assert step in (10, 11) and params["w"].tolist() == [1.0, 1.0]
     monkeypatch.setenv("TIMES", "1")
@@ -175,7 +175,7 @@ def test_a_disk_that_stays_full_ends_with_5(script, tmp_path, monkeypatch, capfd
     monkeypatch.setattr("jaxdiff.train.checkpoint.saving.Saving._write", stays_full)
     assert status("train", script, "--workdir", tmp_path / "run") == 5
     said = capfd.readouterr().err
-    assert "training goes on" in said and said.endswith("jaxdiff: No space left on device\n")
+    assert "training continues" in said and said.endswith("jaxdiff: No space left on device\n")
     assert len(losses(tmp_path / "run")) == 8
 
 
@@ -200,7 +200,7 @@ def test_checkpoints_have_a_rhythm_of_their_own(script, tmp_path, monkeypatch):
 def test_damage_ends_with_4_where_nothing_older_is_whole(script, tmp_path, capfd):
     workdir = tmp_path / "run"
     assert status("train", script, "--workdir", workdir, "--steps", "6") == 0
-    for step, ends, said in ((6, 0, "set aside as quarantine-6"), (3, 4, "is whole")):
+    for step, ends, said in ((6, 0, "set aside as quarantine-6"), (3, 4, "is intact")):
         (path, *_) = (
             p for p in sorted((workdir / "checkpoints" / str(step)).rglob("*")) if p.is_file() and p.stat().st_size
         )
@@ -288,9 +288,9 @@ def test_a_signal_while_data_is_awaited_and_a_second_one_while_saving(script, st
     with Program(script, workdir, STOP="publish", SECONDS="600", AT="batch 5") as program:
         program.until(lambda said: "at publish" in said)
         program.signal(signal.SIGTERM)
-        program.until(lambda said: "saving step 5: this goes on to its end; Ctrl-C gives it up" in said)
+        program.until(lambda said: "saving step 5: waiting for its end; Ctrl-C aborts it" in said)
         program.signal(signal.SIGINT)
-        assert "interrupted again: saving step 5 is given up; what was saved before is whole" in program.ends(within=5)
+        assert "interrupted again: saving step 5 is aborted; earlier saves are intact" in program.ends(within=5)
     # A slow one, and a scheduler that signals twice.
     with Program(script, workdir, STOP="publish", SECONDS="2", AT="batch 5") as program:
         program.until(lambda said: "at publish" in said)

@@ -63,7 +63,7 @@ def flip(path):
 def test_a_good_run(run, capsys):
     status, rows, last = verified(run, capsys)
     steps = [f"{folder}/{step}" for folder in ("checkpoints", "snapshots") for step in (10, 20, 30)]
-    assert status == 0 and last == "all is good; training goes on from checkpoints/30"
+    assert status == 0 and last == "all is good; training continues from checkpoints/30"
     assert list(rows) == ["run.json", "experiment.py", "metrics.jsonl", *steps]
     assert all(row.startswith("good ") for row in rows.values())
     assert rows["metrics.jsonl"].split(maxsplit=1)[1] == "30 lines" and "2 knobs" in rows["run.json"]
@@ -81,7 +81,7 @@ def test_every_file_counts(run, capsys):
         (damaged,) = (name for name, row in rows.items() if row.startswith("DAMAGED"))
         assert status == 4 and damaged == f"{folder}/{step}" and f"{path.name} has changed" in rows[damaged]
         left = 20 if damaged == "checkpoints/30" else 30
-        assert last == f"jaxdiff: {damaged} cannot be used; training goes on from checkpoints/{left}"
+        assert last == f"jaxdiff: {damaged} cannot be used; training continues from checkpoints/{left}"
         path.write_bytes(whole)
 
 
@@ -105,7 +105,7 @@ def test_the_files_beside(run, capsys, name, content, why):
     (run / name).write_bytes(content)
     status, rows, last = verified(run, capsys)
     assert status == 4 and rows[name].startswith("DAMAGED") and why in rows[name]
-    assert last == f"jaxdiff: {name} cannot be used; training goes on from checkpoints/30"
+    assert last == f"jaxdiff: {name} cannot be used; training continues from checkpoints/30"
 
 
 @pytest.mark.parametrize("name", ["run.json", "experiment.py"])
@@ -178,5 +178,5 @@ def test_no_device_is_touched(saved):
     command = [sys.executable, "-m", "jaxdiff", "verify", str(saved)]
     done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert "all is good; training goes on from checkpoints/30" in done.stdout and done.stderr == ""
+    assert "all is good; training continues from checkpoints/30" in done.stdout and done.stderr == ""
     assert done.stdout.count("good ") == 9

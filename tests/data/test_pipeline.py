@@ -123,7 +123,7 @@ def test_a_host_reads_its_own_rows_only():
 
 def test_one_of_many_processes_has_to_say_which_rows(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(ValueError, match=r"rows=train.host_rows\(mesh, 4\)"):
+    with pytest.raises(ValueError, match=r"rows=train.process_indices\(mesh, 4\)"):
         data.batches(numbered(), 4, seed=0)
 
 

@@ -165,7 +165,7 @@ def test_damage_without_an_older_step(run):
     empty(run / "checkpoints" / "3")
     with train.Checkpointer(run) as checkpointer, pytest.raises(faults.Damaged, match="3 has no good manifest"):
         checkpointer.latest()  # not None: a run would begin anew, and write over what there is
-    with pytest.raises(faults.Damaged, match=r"is whole \(3: manifest\.json is missing\)"):
+    with pytest.raises(faults.Damaged, match=r"is intact \(3: manifest\.json is missing\)"):
         restore(run, like())
     for _ in range(2):  # nor the next time
         with train.Checkpointer(run) as checkpointer, pytest.raises(faults.Damaged, match=r"whole \(quarantine-3\)"):

@@ -71,7 +71,7 @@ def test_bad_batches_are_left_out_and_training_goes_on(disk, capfd):
     straight = fit(poisoned(*bad), disk, save_every=6, log=records.append)
     assert [record["skipped"] for record in records] == [int(k in bad) for k in range(12)]
     assert (int(straight.step), int(straight.skipped)) == (12, 3) and finite(straight)
-    assert "loss is nan at step 3: its update was not made (1 so far)" in capfd.readouterr().err
+    assert "loss is nan at step 3: its update was skipped (1 so far)" in capfd.readouterr().err
     mesh, like, step = toy.new()
     half = jax.device_put(disk.states[6], jax.tree.map(lambda x: x.sharding, like))
     resumed = train.fit(step, half, poisoned(*bad, start=6), steps=12, mesh=mesh)
@@ -106,7 +106,7 @@ def test_a_full_disk_is_said_and_tried_again(disk, capfd, monkeypatch):
     state = fit(toy.batches(), disk, save_every=3)
     assert disk.tried == [3, 6, 9, 12] and toy.same(disk.states[12], state)
     said = capfd.readouterr().err
-    assert said.count("a checkpoint was not saved: [Errno 28] No space left on device; training goes on") == 2
+    assert said.count("a checkpoint was not saved: [Errno 28] No space left on device; training continues") == 2
     assert "after 2e+06 s" in said  # the pause grows
 
 
@@ -171,7 +171,7 @@ def test_a_failure_and_a_full_disk_name_both(disk, capfd):
 
     with pytest.raises(KeyError):
         fit(toy.batches(), disk, preview=fail, preview_every=4)
-    assert "what was done since the last checkpoint is lost: [Errno 28]" in capfd.readouterr().err
+    assert "the steps since the last checkpoint are lost: [Errno 28]" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("part", ["preview", "snapshot"])
@@ -189,7 +189,7 @@ def test_a_dead_tracker_is_said_once_and_changes_nothing(disk, capfd):
 
     state = fit(toy.batches(), disk, log=dead)
     assert toy.same(state, fit(toy.batches(), None))
-    assert capfd.readouterr().err.count("the log fails: ConnectionError: no tracker; training goes on") == 1
+    assert capfd.readouterr().err.count("the log fails: ConnectionError: no tracker; training continues") == 1
 
 
 def test_a_clock_that_jumps_changes_nothing(disk, monkeypatch):

@@ -7,7 +7,7 @@ from helpers import toy
 
 from jaxdiff import train
 from jaxdiff.train import goodput
-from jaxdiff.train.goodput import summary, whole
+from jaxdiff.train.goodput import is_complete, summary
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_what_passes_is_counted_once_under_its_name(clock):
     counted.record(48, 2)
     (record,) = written
     losses = {"start": 3, "compile": 5, "data": 0, "checkpoint": 1.5, "preview": 2}
-    assert record["seconds"] == {"training": 8, **losses} and whole(record)
+    assert record["seconds"] == {"training": 8, **losses} and is_complete(record)
     assert {name: record[name] for name in ("from", "step", "steps", "skipped")} == {
         "from": 40, "step": 48, "steps": 100, "skipped": 2,
     }  # fmt: skip
@@ -90,9 +90,9 @@ def test_a_run_of_three_processes():
 
 def test_lines_that_are_none_of_its_own():
     good = record(0.0, 0, 1, 1.0)
-    assert whole(good)
+    assert is_complete(good)
     for bad in ({"step": 1}, good | {"seconds": None}, good | {"began": "x"}, good | {"seconds": {"training": 1}}):
-        assert not whole(bad)
+        assert not is_complete(bad)
 
 
 def test_a_run_tells_where_its_time_went(tmp_path):

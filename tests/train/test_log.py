@@ -52,7 +52,7 @@ def test_a_rewrite_that_fails_takes_no_line_away(tmp_path, monkeypatch, capfd):
     log = train.jsonl_logger(path, start=1)
     log({"step": 2, "loss": 1.0})
     assert [record["step"] for record in lines(path)] == [1, 2, 3, 2]
-    assert capfd.readouterr().err.count("No space left on device; training goes on") == 1
+    assert capfd.readouterr().err.count("No space left on device; training continues") == 1
     monkeypatch.undo()
     train.jsonl_logger(path, start=2)
     assert lines(path) == [{"step": 1}, {"step": 2, "loss": 1.0}]
@@ -66,7 +66,7 @@ def test_a_folder_or_a_file_in_its_place_is_said_once(tmp_path, capfd):
         for step in (2, 3):
             log({"step": step})
         said = capfd.readouterr().err
-        assert said.count("\n") == 1 and "lacks lines" in said and "training goes on" in said
+        assert said.count("\n") == 1 and "lacks lines" in said and "training continues" in said
 
 
 def test_a_disk_that_is_full_for_a_while_leaves_a_gap_and_no_half_line(tmp_path, monkeypatch, capfd):

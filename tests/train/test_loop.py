@@ -242,4 +242,4 @@ def test_storage_that_hangs_ends_the_run(tmp_path, monkeypatch, capfd):
     train.fit(step, state, toy.batches(), steps=1, mesh=mesh, checkpointer=Hangs(), hang_timeout=0.2)
     assert ended[0] == 75
     said = capfd.readouterr().err
-    assert "has come no further for 2 s (saving step 1), and ends with status 75" in said and "in save" in said
+    assert "has made no progress for 2 s (saving step 1), and ends with status 75" in said and "in save" in said

@@ -57,7 +57,7 @@ def test_one_of_two_is_signalled_dies_or_is_stopped(tmp_path):
         trains(workdir, last + 3)
         started[1].send_signal(signal.SIGSTOP)
         assert ends(started[0]) == 75
-    assert "process 0 has come no further for 2 s (waiting for the devices)" in said(tmp_path, 0)
+    assert "process 0 has made no progress for 2 s (waiting for the devices)" in said(tmp_path, 0)
     assert np.all(np.diff(steps(workdir)) == 1)
 
 

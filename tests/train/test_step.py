@@ -125,7 +125,7 @@ def test_a_batch_that_cannot_be_cut():
 
 
 def test_accumulate_of_zero():
-    with pytest.raises(ValueError, match="accumulate must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="grad_accum_steps must be at least 1, got 0"):
         toy.new(grad_accum_steps=0)
 
 

@@ -28,7 +28,7 @@ def test_ends_with_75_and_shows_where_each_thread_is(ended, capfd):
         stuck_here(ended)
     assert ended[0] == 75
     shown = capfd.readouterr().err
-    assert "process 0 has come no further for 0.1 s, and ends with status 75" in shown
+    assert "process 0 has made no progress for 0.1 s, and ends with status 75" in shown
     assert "in stuck_here" in shown
 
 

@@ -29,7 +29,7 @@ from jaxdiff.interop.models.architecture import Pretrained
 from jaxdiff.interop.models.classes import architecture
 from jaxdiff.messages import listed
 from jaxdiff.networks.lora import pairs
-from jaxdiff.schema import FLAG, mapping, number, whole
+from jaxdiff.schema import FLAG, mapping, number, whole_number
 from jaxdiff.storage import parse_json, read_json, replacing
 
 __all__ = ["load_lora", "save_lora"]
@@ -39,8 +39,8 @@ ALPHA = number(-1e9, 1e9)
 METADATA = "lora_adapter_metadata"
 # PEFT's settings of a scale; others are not used here.
 SETTINGS = {
-    "r": whole(1, 2**20), "lora_alpha": ALPHA, "alpha": ALPHA, "use_rslora": FLAG,
-    "rank_pattern": mapping(whole(1, 2**20), 100_000), "alpha_pattern": mapping(ALPHA, 100_000),
+    "r": whole_number(1, 2**20), "lora_alpha": ALPHA, "alpha": ALPHA, "use_rslora": FLAG,
+    "rank_pattern": mapping(whole_number(1, 2**20), 100_000), "alpha_pattern": mapping(ALPHA, 100_000),
 }  # fmt: skip
 Layers = dict[int | None, Change]  # by layer of a stacked kernel, otherwise by None
 

@@ -9,21 +9,21 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from jaxdiff.schema import FLAG, WORD, Kind, choice, each, either, number, optional, whole
+from jaxdiff.schema import FLAG, WORD, Kind, choice, each, either, number, optional, whole_number
 
 __all__ = ["COUNT", "DEPTH", "FIELDS", "PER_LEVEL", "SIDE", "SIZE", "SIZES", "check_layers"]
 
 FACTOR, SHARE = number(1e-9, 1e9), number(0.0, 1.0)  # a positive factor; a part of one
-SIZE = whole(1, 2**20)  # channels, features, ids
-COUNT = whole(1, 10_000)  # heads and groups, and what else is a few
-SIDE = whole(1, 2**14)  # of pictures and latents
-DEPTH, LAYERS = whole(1, 100), whole(1, 1000)  # layers in a block; layers in a row
-VOCABULARY = whole(1, 10**7)
+SIZE = whole_number(1, 2**20)  # channels, features, ids
+COUNT = whole_number(1, 10_000)  # heads and groups, and what else is a few
+SIDE = whole_number(1, 2**14)  # of pictures and latents
+DEPTH, LAYERS = whole_number(1, 100), whole_number(1, 1000)  # layers in a block; layers in a row
+VOCABULARY = whole_number(1, 10**7)
 SIZES, LEVELS = each(SIZE, 16), each(WORD, 16)  # by level of resolution
-NONE_OR_MORE = whole(0, 2**20)
-TIMES = whole(1, 100_000)  # of a schedule, of a text
+NONE_OR_MORE = whole_number(0, 2**20)
+TIMES = whole_number(1, 100_000)  # of a schedule, of a text
 PER_LEVEL = {kind: either(kind, each(kind, 16)) for kind in (SIZE, COUNT, DEPTH)}
-DEPTHS = whole(0, 100)  # of a block that may be left out
+DEPTHS = whole_number(0, 100)  # of a block that may be left out
 NESTED = either(DEPTHS, each(either(DEPTHS, each(DEPTHS, 100)), 16))
 
 # Layers of which each has tensors of its own; those of the second set are counted for each level of resolution.
@@ -67,7 +67,7 @@ FIELDS: dict[str, Kind] = {
         "addition_embed_type_num_heads channel_mult_emb channel_mult_noise norm_num_groups num_attention_heads "
         "num_heads patch_size relative_attention_num_buckets type_vocab_size",
     ),
-    **_named(whole(-1, 2**20), "num_classes"),
+    **_named(whole_number(-1, 2**20), "num_classes"),
     **_named(either(choice(-1), SIZE), "num_head_channels"),  # -1: as many as make the heads that are given
     **_named(LAYERS, " ".join(ROWS)),
     **_named(DEPTH, " ".join(BLOCKS)),
@@ -75,15 +75,15 @@ FIELDS: dict[str, Kind] = {
     **_named(optional(NESTED), "reverse_transformer_layers_per_block"),
     **_named(SIZES, "block_out_channels conditioning_embedding_out_channels axes_dims_rope"),
     **_named(each(SIZE, 16, 0), "attn_resolutions"),
-    **_named(each(whole(0, 15), 16, 0), "attention_levels"),
-    **_named(each(whole(0, 999), 1000, 0), "dual_attention_layers"),
+    **_named(each(whole_number(0, 15), 16, 0), "attention_levels"),
+    **_named(each(whole_number(0, 999), 1000, 0), "dual_attention_layers"),
     **_named(LEVELS, "down_block_types up_block_types"),
     **_named(either(FLAG, each(FLAG, 16)), "only_cross_attention"),
     **_named(SIDE, "img_resolution img_size pos_embed_max_size"),
     **_named(optional(either(SIDE, each(SIDE, 2, 2))), "sample_size"),
     **_named(TIMES, "max_position_embeddings num_clip_token num_embeds_ada_norm relative_attention_max_distance"),
-    **_named(whole(0, 10**7), "eos_token_id"),
-    **_named(whole(0, 1000), "freq_shift"),
+    **_named(whole_number(0, 10**7), "eos_token_id"),
+    **_named(whole_number(0, 1000), "freq_shift"),
     **_named(SHARE, "attn_balance concat_balance dropout label_balance res_balance"),
     **_named(SHARE, "layer_norm_eps layer_norm_epsilon norm_eps"),
     **_named(FACTOR, "clip_act mid_block_scale_factor resnet_out_scale_factor scaling_factor"),
@@ -101,7 +101,7 @@ FIELDS: dict[str, Kind] = {
         "use_dynamic_shifting use_exponential_sigmas use_flow_sigmas use_karras_sigmas use_lu_lambdas",
     ),
     **_named(TIMES, "base_image_seq_len max_image_seq_len num_train_timesteps original_inference_steps"),
-    **_named(whole(0, 100_000), "steps_offset"),
+    **_named(whole_number(0, 100_000), "steps_offset"),
     **_named(each(SHARE, 100_000), "trained_betas"),
     **_named(SHARE, "beta_end beta_start dynamic_thresholding_ratio"),
     **_named(FACTOR, "clip_sample_range rho sample_max_value sigma_data timestep_scaling"),
@@ -110,8 +110,8 @@ FIELDS: dict[str, Kind] = {
     **_named(number(0.0, 0.999), "shift_terminal"),
     **_named(number(0.0, 1e9), "s_noise sigma_max sigma_min"),
     **_named(number(-math.inf, 1e9), "lambda_min_clipped"),
-    **_named(whole(1, 30), "corrector_order predictor_order solver_order"),
-    **_named(each(whole(0, 100_000), 100_000, 0), "disable_corrector"),
+    **_named(whole_number(1, 30), "corrector_order predictor_order solver_order"),
+    **_named(each(whole_number(0, 100_000), 100_000, 0), "disable_corrector"),
 }
 
 

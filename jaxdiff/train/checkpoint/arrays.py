@@ -19,14 +19,14 @@ _OWN = ("ocdbt.process_{0}/", "array_metadatas/process_{0}")
 
 
 class Arrays:
-    """Writes and reads flat dicts of arrays, each process its part."""
+    """Writer and reader of flat dicts of arrays; each process writes its part."""
 
     def __init__(self) -> None:
         self._handler = ocp.PyTreeCheckpointHandler()
-        logging.getLogger("absl").addFilter(_reaches_nobody)
+        logging.getLogger("absl").addFilter(_is_shown)
 
     def start(self, folder: Path, flat: Mapping[str, jax.Array]) -> list[Any]:
-        """Begin to write arrays, which may be donated as soon as this returns.
+        """Start to write arrays, which may be donated as soon as this returns.
 
         Args:
             folder: an existing folder.
@@ -46,28 +46,28 @@ class Arrays:
         """Write one index of the parts of all processes; called in the first process.
 
         Args:
-            folder: of the arrays.
+            folder: folder of the arrays.
         """
         self._handler.finalize(epath.Path(folder))
 
-    def read(self, folder: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    def read(self, folder: Path, specs: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
         """Read arrays.
 
         Args:
-            folder: of the arrays.
-            wanted: name -> shape, dtype and sharding of those to read.
+            folder: folder of the arrays.
+            specs: name -> shape, dtype and sharding of the arrays to read.
         """
-        described = dict(wanted)
+        described = dict(specs)
         how = ocp.checkpoint_utils.construct_restore_args(described)
         args = ocp.args.PyTreeRestore(described, restore_args=how, partial_restore=True)
         return self._handler.restore(epath.Path(folder), args=args)
 
 
 def own_part(name: str, process: int) -> bool:
-    """Whether one process alone writes a file.
+    """Whether a file is written by one process only.
 
     Args:
-        name: of the file, its path below the arrays' folder.
+        name: path of the file below the arrays' folder.
         process: number of the process.
     """
     folder, file = (part.format(process) for part in _OWN)
@@ -78,18 +78,18 @@ def storage_error(error: Exception, path: Path) -> Exception:
     """Convert an error of the disk to an OSError, and return any other as it is.
 
     Args:
-        error: of a write; TensorStore has one class, with the cause in its message.
-        path: of the file.
+        error: error of a write; TensorStore has a single class, with the cause in its message.
+        path: path of the file.
     """
     if isinstance(error, OSError):
         return error
-    found = re.search(r"os_error_code='(\d+)'|OS error (\d+)", str(error))
-    if found is None:
+    match = re.search(r"os_error_code='(\d+)'|OS error (\d+)", str(error))
+    if match is None:
         return error
-    number = int(found[1] or found[2])
+    number = int(match[1] or match[2])
     return OSError(number, os.strerror(number), str(path))
 
 
-def _reaches_nobody(record: logging.LogRecord) -> bool:
+def _is_shown(record: logging.LogRecord) -> bool:
     """Whether to show a record of Orbax' log: exceptions of its threads are raised here anyway."""
     return not (record.exc_info and "orbax" in record.pathname)

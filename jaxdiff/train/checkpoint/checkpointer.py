@@ -35,10 +35,10 @@ class Room(NamedTuple):
 
 
 class Checkpointer:
-    """Saves states under `workdir/checkpoints/STEP`, in the background, and restores them onto any mesh.
+    """Checkpoints under `workdir/checkpoints/STEP`, saved in the background and restored onto any mesh.
 
-    A step gets its name when all of it is on disk, with a manifest that has a hash of every file; arrays that do not
-    match it are never returned. With many processes, all of them must make the same calls.
+    A step gets its name when it is completely on disk, with a manifest with a hash of every file; arrays that do not
+    match it are never returned. With several processes, all of them must make the same calls.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Checkpointer:
             workdir: the run's folder.
             keep: number of newest checkpoints to keep on disk, at least 1; None: all.
             read_only: change nothing on disk, e.g. to sample while the run trains.
-            folder: name of the folder in the run's.
+            folder: name of the folder in workdir.
 
         Raises:
             ValueError: keep is less than 1.
@@ -68,7 +68,7 @@ class Checkpointer:
         self._arrays = Arrays()
         self._saving: Saving | None = None
         self._attempts = 0
-        self._failed: Exception | None = None  # of the last save that ended
+        self._failed: Exception | None = None  # error of the last finished save
         self._unsaid: Exception | None = None
         self._said_ignored = False
         if not read_only and together.first_process():
@@ -83,10 +83,10 @@ class Checkpointer:
         """
 
         def newest() -> int | None:
-            held = steps.whole(self.folder)
-            if not held and (steps.numbered(self.folder) or steps.set_aside(self.folder)):
+            saved = steps.complete(self.folder)
+            if not saved and (steps.numbered(self.folder) or steps.set_aside(self.folder)):
                 raise self._none_left({})
-            return held[-1] if held else None
+            return saved[-1] if saved else None
 
         self._settle()
         return self._first_does(newest)
@@ -94,26 +94,26 @@ class Checkpointer:
     def steps(self) -> list[int]:
         """Return the steps of all checkpoints with a valid manifest, increasing; wait for a running save."""
         self._settle()
-        return self._first_does(lambda: steps.whole(self.folder))
+        return self._first_does(lambda: steps.complete(self.folder))
 
     def room(self, state: Any) -> Room:
         """Return the space that checkpoints of such states will need, and the free space.
 
         Args:
-            state: arrays or `jax.ShapeDtypeStruct`.
+            state: tree of arrays or `jax.ShapeDtypeStruct`.
         """
         size = sum(x.size * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(state))
         place = self.folder
         while not place.exists():
             place = place.parent
         # The newest is written before the oldest is deleted.
-        more = 1 if self._keep is None else max(1, self._keep + 1 - len(steps.whole(self.folder)))
+        more = 1 if self._keep is None else max(1, self._keep + 1 - len(steps.complete(self.folder)))
         return Room(more * size, shutil.disk_usage(place).free)
 
     def save(self, state: Any) -> None:
         """Start to save a state under its step; it may be donated as soon as this returns.
 
-        Errors of the disk, e.g. a full one, are not raised here: see `failure`.
+        Errors of the disk, e.g. a full disk, are not raised here: see `failure`.
 
         Args:
             state: a `TrainState`.
@@ -126,12 +126,12 @@ class Checkpointer:
             raise ValueError(f"step {step} was not saved: {self.folder} is open for reading only")
         self._settle()
         try:
-            held = together.all_do(self.folder.name, lambda: steps.whole(self.folder))[0]
+            saved = together.all_do(self.folder.name, lambda: steps.complete(self.folder))[0]
         except OSError as error:
             self._failed = self._unsaid = error
             return
-        if step in held or (self._keep is not None and held and step < held[-1]):
-            raise ValueError(f"cannot save step {step}: {self.folder} already holds step {held[-1]}")
+        if step in saved or (self._keep is not None and saved and step < saved[-1]):
+            raise ValueError(f"cannot save step {step}: {self.folder} already holds step {saved[-1]}")
         self._attempts += 1
         self._saving = Saving(
             self._arrays, self.folder, step, trees.flatten(state), keep=self._keep, attempt=self._attempts
@@ -154,23 +154,23 @@ class Checkpointer:
 
         Args:
             like: tree of arrays or `jax.ShapeDtypeStruct` with shardings, e.g. `state.state_shapes(...)`.
-            step: of the checkpoint; None: the newest that is not damaged.
+            step: step of the checkpoint; None: the newest undamaged one.
 
         Returns:
-            A tree of arrays like `like`, equal by bits to those that were saved.
+            A tree of arrays like `like`, bitwise equal to the saved ones.
 
         Raises:
             Damaged: the checkpoint is damaged, or all are.
             ValueError: there is no such checkpoint, or its arrays differ from `like` in name, shape or dtype; the
-                differences are listed, nothing is cast.
+                message lists the differences, nothing is cast.
         """
-        wanted = trees.flatten(like)
+        expected = trees.flatten(like)
 
         def all_of_it(place: Path, saved: Described) -> Described:
-            differences = flat.differences(saved, wanted)
+            differences = flat.differences(saved, expected)
             if differences:
                 raise ValueError(f"checkpoint {place} does not fit:\n  {listed(differences, between=chr(10) + '  ')}")
-            return wanted
+            return expected
 
         return flat.unflatten_like(like, self._load(step, all_of_it))
 
@@ -179,8 +179,8 @@ class Checkpointer:
 
         Args:
             which: e.g. "params", "ema" (the first of several averages) or "ema/1".
-            step: of the checkpoint; None: the newest that is not damaged, as for `restore`.
-            mesh: for the arrays; None: the default device.
+            step: step of the checkpoint; None: the newest undamaged one, as for `restore`.
+            mesh: mesh of the arrays; None: the default device.
 
         Raises:
             Damaged: the checkpoint is damaged, or all are.
@@ -198,8 +198,8 @@ class Checkpointer:
             describe = lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)  # noqa: E731
             return {prefix + name: x for name, x in trees.flatten(jax.tree.map(describe, part, places)).items()}
 
-        found = self._load(step, one_part)
-        return trees.nest({name.removeprefix(prefix): x for name, x in found.items()})
+        arrays = self._load(step, one_part)
+        return trees.nest({name.removeprefix(prefix): x for name, x in arrays.items()})
 
     def wait(self) -> None:
         """Wait until everything is on disk; raise the error of the last save, if it failed."""
@@ -208,7 +208,7 @@ class Checkpointer:
             raise self._failed
 
     def close(self) -> None:
-        """Wait as `wait` does."""
+        """Close the checkpoints, after `wait`."""
         self.wait()
 
     def __enter__(self) -> Checkpointer:
@@ -218,7 +218,7 @@ class Checkpointer:
         self.close() if kind is None else self._settle()
 
     def _settle(self) -> None:
-        """Wait for a running save, and keep its error."""
+        """Wait for a running save, and store its error."""
         if self._saving is not None:
             saving, self._saving = self._saving, None
             self._failed = saving.result()
@@ -228,7 +228,7 @@ class Checkpointer:
         return together.first_does(self.folder.name, act)
 
     def _load(self, step: int | None, choose: Choose) -> dict[str, Any]:
-        """Read those of a step's arrays that `choose` returns: the given step, or the newest one not damaged."""
+        """Read the arrays that `choose` returns, of the given step or the newest undamaged one."""
         self._settle()
         bad: dict[int, str] = {}
         while True:
@@ -238,7 +238,7 @@ class Checkpointer:
                 return read(self._arrays, place, choose)
             except Damaged as error:
                 if not self._first_does(place.is_dir):
-                    continue  # a trainer has deleted it meanwhile
+                    continue  # a training process has deleted it meanwhile
                 if step is not None:
                     others = listed(str(other) for other in self.steps() if other != step) or "none"
                     raise Damaged(f"checkpoint {place} is damaged ({error}); others: {others}") from None
@@ -246,13 +246,13 @@ class Checkpointer:
                 self._pass_over(number, str(error))
 
     def _newest(self, step: int | None, bad: Mapping[int, str]) -> int:
-        held = steps.numbered(self.folder)
+        numbers = steps.numbered(self.folder)
         if step is not None:
-            if step not in held:
-                raise ValueError(f"no checkpoint {step} in {self.folder}; it holds {steps.whole(self.folder)}")
+            if step not in numbers:
+                raise ValueError(f"no checkpoint {step} in {self.folder}; it holds {steps.complete(self.folder)}")
             return step
         self._say_ignored()
-        left = [number for number in held if number not in bad]
+        left = [number for number in numbers if number not in bad]
         if left:
             return left[-1]
         if bad or steps.set_aside(self.folder):
@@ -273,14 +273,14 @@ class Checkpointer:
         reasons += [f"{number} has no good manifest" for number in steps.numbered(self.folder) if number not in bad]
         reasons += [name for name in steps.set_aside(self.folder) if self.folder / name not in self.quarantined]
         return Damaged(
-            f"no checkpoint in {self.folder} is whole ({listed(reasons, limit=4, between='; ')}); "
-            "to begin again, move that folder away"
+            f"no checkpoint in {self.folder} is intact ({listed(reasons, max_names=4, between='; ')}); "
+            "to start again, move that folder away"
         )
 
     def _say_ignored(self) -> None:
-        found = [f"{name} ({why})" for name, why in steps.ignored(self.folder).items() if name[0] != "."]
-        if found and not self._said_ignored:
-            self._say(f"{self.folder} holds more than steps: {listed(found)}")
+        ignored = [f"{name} ({why})" for name, why in steps.ignored(self.folder).items() if name[0] != "."]
+        if ignored and not self._said_ignored:
+            self._say(f"{self.folder} holds more than steps: {listed(ignored)}")
         self._said_ignored = True
 
     def _say(self, text: str) -> None:
@@ -300,8 +300,8 @@ def load_params(
     Args:
         workdir: the run's folder.
         which: the moving average, or the parameters of the optimizer.
-        step: of the checkpoint; None: the newest that is not damaged.
-        mesh: for the arrays; None: the default device.
+        step: step of the checkpoint; None: the newest undamaged one.
+        mesh: mesh of the arrays; None: the default device.
 
     Returns:
         Nested dict of arrays.

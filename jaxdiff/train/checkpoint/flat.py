@@ -1,4 +1,4 @@
-"""States as flat dicts, path -> array, which are independent of the classes of jaxdiff and optax."""
+"""States as flat dicts, path -> array, independent of the classes of jaxdiff and optax."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ def unflatten_like(like: Any, flat: dict[str, Any]) -> Any:
 
 
 def prefix(saved: Mapping[str, Any], which: str) -> str:
-    """Return the prefix of the names of a part; "ema" is the first of several averages, where these are numbered."""
+    """Return the prefix of the names of a part; "ema" means the first of several averages, if they are numbered."""
     names = [name.removeprefix("params/") for name in saved if name.startswith("params/")]
     averages = {name.removeprefix("ema/") for name in saved if name.startswith("ema/")}
-    # An average of all parameters has their names, which may be numbers; that of a part of them has other ones.
+    # An average of all parameters has their names, which may be numbers; an average of a part has other names.
     several = any(name not in averages for name in names) and all(name.split("/")[0].isdecimal() for name in averages)
     return "ema/0/" if which == "ema" and several else which + "/"
 
 
-def differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+def differences(saved: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
     """Return the differences of two flat dicts in names, shapes and dtypes, a line each."""
     lines = []
-    for name in sorted(saved.keys() | wanted.keys()):
+    for name in sorted(saved.keys() | expected.keys()):
         old = f"{np.dtype(saved[name].dtype).name}{list(saved[name].shape)}" if name in saved else "absent"
-        new = f"{np.dtype(wanted[name].dtype).name}{list(wanted[name].shape)}" if name in wanted else "absent"
+        new = f"{np.dtype(expected[name].dtype).name}{list(expected[name].shape)}" if name in expected else "absent"
         if old != new:
             lines.append(f"{name}: {old} saved, {new} expected")
     return lines

@@ -19,16 +19,16 @@ from jaxdiff import storage
 from jaxdiff.faults import Damaged
 
 NAME = "manifest.json"
-LARGE = 16 * 2**20  # bytes from which on a file is verified while it is read, not before
-_LARGEST = 64 * 2**20  # bytes of a manifest, some 100 for an array
-_READ = 2**20  # at a time: it stays in a core's cache
+LARGE = 16 * 2**20  # bytes from which a file is verified while it is read, not before
+_LARGEST = 64 * 2**20  # bytes of a manifest, about 100 per array
+_READ = 2**20  # bytes at a time: they fit into a core's cache
 _THREADS = min(16, os.cpu_count() or 1)
-# Errors of a file that has changed. Other errors, e.g. of a server that is not available, say nothing about the file.
+# Errors of a file that has changed. Other errors, e.g. of an unavailable server, do not concern the file.
 _GONE = {EIO, EISDIR, ELOOP, ENOENT, ENOTDIR}
 
 
 class File(NamedTuple):
-    """A file's size in bytes and its hash, 128 bits of XXH3, which detects accidents and costs less than reading."""
+    """A file's size in bytes and its 128-bit XXH3 hash, which detects accidental changes and is faster than reading."""
 
     size: int
     xxh3: str
@@ -44,19 +44,19 @@ class Manifest(NamedTuple):
 
 def files_of(folder: Path) -> list[str]:
     """Return the sorted paths of all files and links in a folder, without its manifest; links are not followed."""
-    found = []
+    paths = []
     for place, folders, files in os.walk(folder):
         links = [name for name in folders if os.path.islink(os.path.join(place, name))]
-        found += [os.path.relpath(os.path.join(place, name), folder) for name in files + links]
-    return sorted(set(found) - {NAME})
+        paths += [os.path.relpath(os.path.join(place, name), folder) for name in files + links]
+    return sorted(set(paths) - {NAME})
 
 
 def seal(folder: Path, names: Iterable[str]) -> dict[str, File]:
     """Wait until files are on disk, and hash them.
 
     Args:
-        folder: the step's.
-        names: paths below it.
+        folder: folder of the step.
+        names: paths below the folder.
 
     Returns:
         Path -> size and hash.
@@ -66,10 +66,10 @@ def seal(folder: Path, names: Iterable[str]) -> dict[str, File]:
         list(pool.map(lambda name: storage.sync(folder / name), names))
     sizes = {name: (folder / name).stat().st_size for name in names}
     sealed = {}
-    for name, found in _digests(folder, sizes).items():
-        if isinstance(found, OSError):
-            raise found
-        sealed[name] = File(sizes[name], found)
+    for name, digest in _digests(folder, sizes).items():
+        if isinstance(digest, OSError):
+            raise digest
+        sealed[name] = File(sizes[name], digest)
     return sealed
 
 
@@ -77,8 +77,8 @@ def write(folder: Path, step: int, arrays: Mapping[str, Any], files: Mapping[str
     """Write a step's manifest, and wait until it and all entries of its folder are on disk.
 
     Args:
-        folder: the step's.
-        step: its number.
+        folder: folder of the step.
+        step: number of the step.
         arrays: name -> anything with a shape and a dtype.
         files: path -> size and hash.
     """
@@ -96,25 +96,25 @@ def read(folder: Path) -> Manifest:
     """Read the manifest of a step.
 
     Args:
-        folder: the step's, named by its number.
+        folder: folder of the step, named by its number.
 
     Raises:
         Damaged: the manifest is missing, has changed, or is of another step.
     """
     path = folder / NAME
     try:
-        seen = path.lstat()
-        if not stat.S_ISREG(seen.st_mode) or seen.st_size > _LARGEST:
+        info = path.lstat()
+        if not stat.S_ISREG(info.st_mode) or info.st_size > _LARGEST:
             raise Damaged(f"{NAME} is no file, or one of more than {_LARGEST} bytes")
         text = path.read_bytes()
     except OSError as error:
         raise Damaged(f"{NAME} {_refused(error)}") from None
     try:
         content = storage.parse_json(text, NAME)
-        whole = _text({name: content[name] for name in ("arrays", "files", "step")}).encode() == text
+        unchanged = _text({name: content[name] for name in ("arrays", "files", "step")}).encode() == text
     except (ValueError, KeyError):
-        whole = False
-    if not whole:
+        unchanged = False
+    if not unchanged:
         raise Damaged(f"{NAME} has changed")
     if str(content["step"]) != folder.name:
         raise Damaged(f"{NAME} is that of step {content['step']}")
@@ -131,31 +131,31 @@ def problems(folder: Path, files: Mapping[str, File], names: Collection[str]) ->
     """Check some of a step's files, and return the problems, a line each.
 
     Args:
-        folder: the step's.
-        files: those of its manifest.
-        names: of the files to check; a file that the manifest does not have is a problem.
+        folder: folder of the step.
+        files: files in its manifest.
+        names: names of the files to check; a file that is missing in the manifest is a problem.
     """
-    found = {name: _mismatch(folder / name, files.get(name)) for name in names}
-    same = [name for name in names if not found[name]]
+    by_name = {name: _mismatch(folder / name, files.get(name)) for name in names}
+    same = [name for name in names if not by_name[name]]
     for name, digest in _digests(folder, same).items():
         if isinstance(digest, OSError):
-            found[name] = _refused(digest)
+            by_name[name] = _refused(digest)
         elif digest != files[name].xxh3:
-            found[name] = "has changed"
-    return [f"{name} {problem}" for name, problem in found.items() if problem]
+            by_name[name] = "has changed"
+    return [f"{name} {problem}" for name, problem in by_name.items() if problem]
 
 
 def _mismatch(path: Path, file: File | None) -> str | None:
-    """The problem of a file, if it shows without reading the file."""
+    """Problem of a file that is detected without reading it, or None."""
     if file is None:
         return "is no part of it"
     try:
-        seen = path.lstat()
+        info = path.lstat()
     except OSError as error:
         return _refused(error)
-    if not stat.S_ISREG(seen.st_mode):
-        return "is a link" if stat.S_ISLNK(seen.st_mode) else "is no file"
-    return None if seen.st_size == file.size else f"has {seen.st_size} bytes, not {file.size}"
+    if not stat.S_ISREG(info.st_mode):
+        return "is a link" if stat.S_ISLNK(info.st_mode) else "is no file"
+    return None if info.st_size == file.size else f"has {info.st_size} bytes, not {file.size}"
 
 
 def _refused(error: OSError) -> str:
@@ -165,7 +165,7 @@ def _refused(error: OSError) -> str:
 
 
 def _digests(folder: Path, names: Iterable[str]) -> dict[str, str | OSError]:
-    """Hash files; the error in place of the hash if one cannot be read."""
+    """Return the hashes of files, or the error for a file that cannot be read."""
     names = list(names)
     with ThreadPoolExecutor(_THREADS) as pool:
         return dict(zip(names, pool.map(lambda name: _digest(folder / name), names), strict=True))
@@ -186,6 +186,6 @@ def _digest(path: Path) -> str | OSError:
 
 
 def _text(content: Any) -> str:
-    """The manifest's text, in canonical form and with a hash of its content, so that any other byte is detected."""
-    said = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return json.dumps({"xxh3": xxhash.xxh3_128_hexdigest(said.encode()), **content}, indent=1, sort_keys=True) + "\n"
+    """Text of the manifest, in canonical form and with a hash of its content, so that any change is detected."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return json.dumps({"xxh3": xxhash.xxh3_128_hexdigest(text.encode()), **content}, indent=1, sort_keys=True) + "\n"

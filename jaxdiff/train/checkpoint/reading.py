@@ -1,4 +1,4 @@
-"""Reading of one checkpoint, which verifies every byte."""
+"""Reading of one checkpoint, with verification of every byte."""
 
 from __future__ import annotations
 
@@ -25,45 +25,45 @@ def read(arrays: Arrays, place: Path, choose: Choose) -> dict[str, jax.Array]:
 
     Args:
         arrays: the reader.
-        place: the step's folder.
+        place: folder of the step.
         choose: returns the arrays to read.
 
     Returns:
         Name -> array.
 
     Raises:
-        Damaged: the step is not what was written, or was deleted.
-        Exception: of `choose` or the devices.
+        Damaged: the step differs from what was written, or was deleted.
+        Exception: an error of `choose` or the devices.
     """
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     error: Exception | None = None
 
     def part() -> list[str]:
-        nonlocal found, error
+        nonlocal values, error
         before = steps.identity(place)
-        said = manifest.read(place)
-        names = {*said.files, *manifest.files_of(place)}
-        early = manifest.small(said.files) | (names - said.files.keys())  # the index before it is used
-        problems = manifest.problems(place, said.files, early)
+        expected = manifest.read(place)
+        names = {*expected.files, *manifest.files_of(place)}
+        early = manifest.small(expected.files) | (names - expected.files.keys())  # the index is verified before its use
+        problems = manifest.problems(place, expected.files, early)
         if problems:
             return problems
         late = sorted(names - early)[jax.process_index() :: jax.process_count()]
-        with ThreadPoolExecutor(1) as beside:
-            verified = beside.submit(manifest.problems, place, said.files, late)
+        with ThreadPoolExecutor(1) as pool:
+            verified = pool.submit(manifest.problems, place, expected.files, late)
             try:
-                found = jax.block_until_ready(arrays.read(place / STATE, choose(place, said.arrays)))
+                values = jax.block_until_ready(arrays.read(place / STATE, choose(place, expected.arrays)))
             except Exception as raised:
                 error = raised
             problems = verified.result()
-        if steps.identity(place) != before:  # renamed meanwhile: what was read may have holes
+        if steps.identity(place) != before:  # renamed meanwhile: the arrays may be incomplete
             problems.append("was deleted")
         return problems
 
-    problems = [problem for said in together.all_do(place.parent.name, part) for problem in said]
+    problems = [problem for messages in together.all_do(place.parent.name, part) for problem in messages]
     if problems:
-        raise Damaged(listed(problems, limit=3))
+        raise Damaged(listed(problems, max_names=3))
     together.all_do(place.parent.name, lambda: _raise(error))
-    return found
+    return values
 
 
 def _raise(error: Exception | None) -> None:

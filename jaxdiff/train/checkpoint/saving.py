@@ -1,4 +1,4 @@
-"""Saving of one checkpoint: copied from the devices at once, and written, hashed and named in the background."""
+"""Saving of one checkpoint: copied from the devices immediately; written, hashed and named in the background."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ import jax
 from jaxdiff.train.checkpoint import manifest, steps, together
 from jaxdiff.train.checkpoint.arrays import Arrays, own_part, storage_error
 
-STATE = "state"  # the arrays' folder in a step's
+STATE = "state"  # name of the arrays' folder in that of a step
 
 
 class Saving:
-    """A running save. Each process writes its arrays; the first one makes the folder and names the step."""
+    """A running save. Each process writes its arrays; the first one creates the folder and names the step."""
 
     def __init__(
         self, arrays: Arrays, folder: Path, step: int, flat: dict[str, Any], *, keep: int | None, attempt: int
     ):
-        """Begin.
+        """Start the save.
 
         Args:
             arrays: the writer.
-            folder: of the steps.
+            folder: folder of the steps.
             step: number of the step.
             flat: name -> array.
             keep: number of newest steps to keep; None: all.
-            attempt: a number of its own for each save.
+            attempt: a different number for each save.
         """
         self._arrays, self._folder, self._step, self._keep = arrays, folder, step, keep
         self._place = steps.place(folder, step, attempt)
@@ -79,17 +79,17 @@ class Saving:
         parts = self._all_do(lambda: self._write_own(flat))
         self._all_do(lambda: self._publish(parts) if first else None)
         if first and self._keep is not None:
-            self._delete(steps.whole(self._folder)[: -self._keep])
+            self._delete(steps.complete(self._folder)[: -self._keep])
 
     def _make_place(self) -> None:
-        """Make the folder, unless the disk has no room for another step like the last one."""
+        """Create the folder, unless the disk has no room for another step like the last one."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        held = steps.whole(self._folder)
-        last = manifest.read(self._folder / str(held[-1])).files if held else {}
+        saved = steps.complete(self._folder)
+        last = manifest.read(self._folder / str(saved[-1])).files if saved else {}
         needed, free = sum(file.size for file in last.values()), shutil.disk_usage(self._folder).free
         if free < needed:
-            said = f"{os.strerror(errno.ENOSPC)} ({needed} bytes are needed, {free} are free)"
-            raise OSError(errno.ENOSPC, said, str(self._folder / str(self._step)))
+            message = f"{os.strerror(errno.ENOSPC)} ({needed} bytes are needed, {free} are free)"
+            raise OSError(errno.ENOSPC, message, str(self._folder / str(self._step)))
         (self._place / STATE).mkdir(parents=True)
 
     def _write_own(self, flat: dict[str, Any]) -> dict[str, manifest.File]:
@@ -100,8 +100,8 @@ class Saving:
         for part in writing:
             part.result()
         names = manifest.files_of(self._place / STATE)
-        own = [f"{STATE}/{name}" for name in names if own_part(name, jax.process_index())]
-        return manifest.seal(self._place, own)
+        written = [f"{STATE}/{name}" for name in names if own_part(name, jax.process_index())]
+        return manifest.seal(self._place, written)
 
     def _publish(self, parts: list[Mapping[str, Any]]) -> None:
         self._arrays.finish(self._place / STATE)
@@ -128,7 +128,7 @@ class Saving:
 
 
 def _without_arrays(error: Exception) -> Exception:
-    """Free the variables of an exception's frames, which hold copies of the whole state."""
+    """Free the variables of an exception's frames, which hold copies of the state."""
     inner: BaseException | None = error
     while inner is not None:
         traceback.clear_frames(inner.__traceback__)

@@ -1,4 +1,4 @@
-"""A folder of steps: those that it holds, and atomic creation and deletion."""
+"""A folder of steps, with atomic creation and deletion."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jaxdiff import storage
 from jaxdiff.faults import Damaged
 from jaxdiff.train.checkpoint import manifest
 
-# Names of folders that are being made or deleted. A process that dies leaves them; they are never read.
+# Prefixes of folders that are being created or deleted. A killed process leaves them; they are never read.
 _SAVING, _DELETING = ".saving-", ".deleting-"
 QUARANTINE = "quarantine-"
 
@@ -21,14 +21,14 @@ def numbered(folder: Path) -> list[int]:
     return sorted(int(name) for name in _names(folder) if _why_not(folder / name) is None)
 
 
-def whole(folder: Path) -> list[int]:
+def complete(folder: Path) -> list[int]:
     """Return the steps with valid manifests, increasing, without a check of the other files."""
-    found = []
+    valid = []
     for step in numbered(folder):
         with contextlib.suppress(Damaged):
             manifest.read(folder / str(step))
-            found.append(step)
-    return found
+            valid.append(step)
+    return valid
 
 
 def set_aside(folder: Path) -> list[str]:
@@ -37,16 +37,16 @@ def set_aside(folder: Path) -> list[str]:
 
 
 def ignored(folder: Path) -> dict[str, str]:
-    """Return the other entries of the folder, name -> why it is no step."""
-    found = {name: _why_not(folder / name) for name in _names(folder)}
-    return {name: why for name, why in found.items() if why and not name.startswith(QUARANTINE)}
+    """Return the other entries of the folder, name -> reason why it is not a step."""
+    reasons = {name: _why_not(folder / name) for name in _names(folder)}
+    return {name: why for name, why in reasons.items() if why and not name.startswith(QUARANTINE)}
 
 
 def unfinished(folder: Path) -> dict[str, str]:
     """Return the entries of running or interrupted saves and deletions, name -> which of these."""
     names = sorted(os.listdir(folder)) if folder.is_dir() else []
-    found = {name: "a save that runs or was killed" for name in names if name.startswith(_SAVING)}
-    return found | {name: "a deletion that runs or was killed" for name in names if name.startswith(_DELETING)}
+    saves = {name: "a save that runs or was killed" for name in names if name.startswith(_SAVING)}
+    return saves | {name: "a deletion that runs or was killed" for name in names if name.startswith(_DELETING)}
 
 
 def identity(path: Path) -> int | None:
@@ -58,7 +58,7 @@ def identity(path: Path) -> int | None:
 
 
 def place(folder: Path, step: int, attempt: int) -> Path:
-    """Return the folder in which a step is written, one for each attempt, since a failed one may still write."""
+    """Return the folder for writing a step, one for each attempt, since a failed attempt may still write."""
     return folder / f"{_SAVING}{step}-{attempt}"
 
 
@@ -66,8 +66,8 @@ def publish(written: Path, folder: Path, step: int) -> None:
     """Give a complete step its name.
 
     Args:
-        written: folder of the step.
-        folder: of the steps.
+        written: current folder of the step.
+        folder: folder of the steps.
         step: number of the step.
     """
     final = folder / str(step)
@@ -81,11 +81,11 @@ def quarantine(folder: Path, step: int) -> Path:
     """Rename a damaged step.
 
     Args:
-        folder: of the steps.
+        folder: folder of the steps.
         step: number of the step.
 
     Returns:
-        Its new path.
+        The new path of the step.
     """
     aside, count = folder / f"{QUARANTINE}{step}", 1
     while os.path.lexists(aside):
@@ -100,7 +100,7 @@ def remove(folder: Path, step: int) -> None:
     """Delete a step; it is renamed first.
 
     Args:
-        folder: of the steps.
+        folder: folder of the steps.
         step: number of the step.
     """
     gone = folder / f"{_DELETING}{step}"
