@@ -83,9 +83,9 @@ def in_tiles(run: Callable[[Array], Any], x: Array, *, tile: int, overlap: int) 
         weight = rows.weight[i][None, :, None, None] * columns.weight[j][None, None, :, None]
         at = (0, rows.target[i], columns.target[j], 0)
 
-        def add(whole: Array, part: Array) -> Array:
-            before = jax.lax.dynamic_slice(whole, at, part.shape)
-            return jax.lax.dynamic_update_slice(whole, before + weight.astype(part.dtype) * part, at)
+        def add(total: Array, part: Array) -> Array:
+            before = jax.lax.dynamic_slice(total, at, part.shape)
+            return jax.lax.dynamic_update_slice(total, before + weight.astype(part.dtype) * part, at)
 
         return jax.tree.map(add, canvas, y), None
 
@@ -117,13 +117,13 @@ def _plan(length: int, tile: int, overlap: int, rate: Fraction) -> _Plan:
     target = start * rate.numerator // rate.denominator
     position = target[:, None] + np.arange(int(rate * min(tile, length)))[None]
 
-    def seen(seam: np.ndarray) -> np.ndarray:
+    def fade_in(seam: np.ndarray) -> np.ndarray:
         """The weight, before its end, of the tile that begins at a seam, at each position."""
         into = position - (seam * rate.numerator // rate.denominator)[:, None]
         return np.clip(into / float(rate * overlap), 0, 1) if overlap else (into >= 0).astype(float)
 
     first, last = (np.arange(number) == k for k in (0, number - 1))
-    weight = np.where(first[:, None], 1.0, seen(seams)) - np.where(last[:, None], 0.0, seen(seams + step))
+    weight = np.where(first[:, None], 1.0, fade_in(seams)) - np.where(last[:, None], 0.0, fade_in(seams + step))
     return _Plan(jnp.asarray(start, jnp.int32), jnp.asarray(target, jnp.int32), jnp.asarray(weight))
 
 

@@ -120,9 +120,9 @@ def check_cond(
         raise ValueError(f"the network is configured for the condition {name!r}, which is missing")
     got, allowed = {"noise": noise, **cond}, {"noise": x.shape[:1], **shapes}
     for name, shape in allowed.items():
-        found = got[name].shape
-        if len(found) != len(shape) or any(b not in (None, a) for a, b in zip(found, shape, strict=True)):
-            raise ValueError(f"{name} must have shape {shape}, got {found}")
+        got_shape = got[name].shape
+        if len(got_shape) != len(shape) or any(b not in (None, a) for a, b in zip(got_shape, shape, strict=True)):
+            raise ValueError(f"{name} must have shape {shape}, got {got_shape}")
     return cond
 
 

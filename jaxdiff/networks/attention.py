@@ -70,8 +70,8 @@ def _formula(q, k, v, where=None, *, scale: float, bias=None, causal: bool = Fal
     Heads come before positions, and the division by the sum comes last, on D numbers a position in place of L: on a CPU
     a quarter of the time of jax.nn's order, forward.
     """
-    given, dtype = q.dtype, at_least_float32(q.dtype)
-    if given == jnp.float16:
+    input_dtype, dtype = q.dtype, at_least_float32(q.dtype)
+    if input_dtype == jnp.float16:
         q, k, v = (a.astype(dtype) for a in (q, k, v))  # a CPU can't multiply float16 into float32
     q, k, v = (jnp.swapaxes(a, 1, 2) for a in (q, k, v))
     logits = jnp.einsum("bhnd,bhld->bhnl", q, k, preferred_element_type=dtype) * scale
@@ -85,7 +85,7 @@ def _formula(q, k, v, where=None, *, scale: float, bias=None, causal: bool = Fal
     # Any shift of the logits gives the same softmax: it needs no derivative.
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
     y = jnp.einsum("bhnl,bhld->bhnd", weights.astype(v.dtype), v, preferred_element_type=dtype)
-    return jnp.swapaxes(y / weights.sum(-1, keepdims=True), 1, 2).astype(given)
+    return jnp.swapaxes(y / weights.sum(-1, keepdims=True), 1, 2).astype(input_dtype)
 
 
 def _fits_cudnn(q: Array) -> bool:

@@ -67,9 +67,9 @@ class ControlNet(UNet):
             return Conv(features, dtype=self.dtype, name=f"controlnet_cond_embedding.{name}", **options)(h)
 
         h = nn.silu(conv(hint, self.hint_widths[0], "conv_in"))
-        for i, (own, following) in enumerate(zip(self.hint_widths[:-1], self.hint_widths[1:], strict=True)):
-            h = nn.silu(conv(h, own, f"blocks.{2 * i}"))
-            h = nn.silu(conv(h, following, f"blocks.{2 * i + 1}", stride=2))
+        for i, (width, next_width) in enumerate(zip(self.hint_widths[:-1], self.hint_widths[1:], strict=True)):
+            h = nn.silu(conv(h, width, f"blocks.{2 * i}"))
+            h = nn.silu(conv(h, next_width, f"blocks.{2 * i + 1}", stride=2))
         return conv(h, self.widths[0], "conv_out", zero=True)
 
     def _shapes(self, x: Array, cond: Mapping[str, Any]) -> dict[str, Shape]:

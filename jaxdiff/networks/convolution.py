@@ -84,8 +84,8 @@ def _to_kernel(ct, x, kernel, *, stride: int, pad: tuple[int, int]) -> Array:
     count = _rows_of_a_band(x.size, ct.shape)
 
     def band(start: Array | int) -> Array:
-        seen = (count - 1) * stride + kernel.aval.shape[0]
-        rows = jax.lax.dynamic_slice_in_dim(swapped, start * stride, seen, 1)
+        num_rows = (count - 1) * stride + kernel.aval.shape[0]
+        rows = jax.lax.dynamic_slice_in_dim(swapped, start * stride, num_rows, 1)
 
         def forward(kernel):
             y = _convolve(rows, jnp.moveaxis(kernel, -2, 0), stride, (0, 0), ("CsN", "IsO", "sNC"))

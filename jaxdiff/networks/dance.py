@@ -152,11 +152,11 @@ class DanceUNet(nn.Module):
             raise ValueError(f"x must be [B, L, C], got shape {x.shape}")
         check_divisible(x.shape, 2 ** len(self.widths))
         check_cond(x, noise, cond, {})
-        told = Frequencies(1.0, False, self.cos_first, name="time_proj")(
+        noise_features = Frequencies(1.0, False, self.cos_first, name="time_proj")(
             noise.astype(at_least_float32(self.dtype)), self.features
         )
-        told = jnp.broadcast_to(told[:, None], (*x.shape[:2], self.features)).astype(self.dtype)
-        h, kept = jnp.concatenate([x.astype(self.dtype), told], axis=-1), []
+        noise_features = jnp.broadcast_to(noise_features[:, None], (*x.shape[:2], self.features)).astype(self.dtype)
+        h, kept = jnp.concatenate([x.astype(self.dtype), noise_features], axis=-1), []
         for level, width in enumerate(self.widths):
             h = self._level(
                 f"down_blocks.{level}", (width,) * 3, width, attend=level in self.attention, down=level > 0

@@ -71,15 +71,15 @@ class Block(nn.Module):
         num_heads: of the attention; divides the width.
         mlp_ratio: width of the feed-forward's inner layer over that of the tokens.
         eps: of the norm before the feed-forward.
-        own: the block embeds noise level and class itself.
-        num_classes: see `Embedding`, where `own` is set.
+        own_embedding: the block has its own embedding of noise level and class.
+        num_classes: see `Embedding`, where `own_embedding` is set.
         dtype: type of the computation.
     """
 
     num_heads: int
     mlp_ratio: int = 4
     eps: float = 1e-6
-    own: bool = False
+    own_embedding: bool = False
     num_classes: int | None = None
     dtype: jnp.dtype = jnp.float32
 
@@ -87,7 +87,7 @@ class Block(nn.Module):
     def __call__(self, x: Array, inputs: _BlockInputs) -> tuple[Array, Array | None]:
         """Map tokens x[B, N, D] to the same shape; also return the block's own embedding [B, D]."""
         x, width, emb = constrain_tokens(x), x.shape[-1], inputs.emb
-        if self.own:
+        if self.own_embedding:
             emb = Embedding(width, self.num_classes, self.dtype, name="norm1.emb")(inputs.features, inputs.label)
         condition = nn.silu(emb).astype(self.dtype)
         shift, scale, gate, shift2, scale2, gate2 = modulations(condition, 6, self.dtype, "norm1.linear")
@@ -97,7 +97,7 @@ class Block(nn.Module):
         x = x + gate * dense(width, self.dtype, "attn1.to_out.0")(attend(q, k, v).reshape(h.shape))
         h = modulated_norm(x, shift2, scale2, self.eps)
         x = x + gate2 * FeedForward(self.mlp_ratio * width, dtype=self.dtype, name="ff")(h)
-        return x, (emb if self.own else None)
+        return x, (emb if self.own_embedding else None)
 
 
 class DiT(nn.Module):

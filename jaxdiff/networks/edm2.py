@@ -201,8 +201,10 @@ def log_variance(params: Mapping[str, Any], noise: Array) -> Array:
     Returns:
         [B].
     """
-    own = {name: params[name] for name in ("logvar_fourier", "logvar_linear")}
-    u = _LogVariance(own["logvar_fourier"]["freqs"].shape[0]).apply({"params": own}, noise)
+    log_variance_params = {name: params[name] for name in ("logvar_fourier", "logvar_linear")}
+    u = _LogVariance(log_variance_params["logvar_fourier"]["freqs"].shape[0]).apply(
+        {"params": log_variance_params}, noise
+    )
     return jnp.asarray(u)
 
 

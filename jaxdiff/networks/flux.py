@@ -53,9 +53,9 @@ class SingleBlock(nn.Module):
         h = modulated_norm(x, shift, scale)
         names, norms = ("attn.to_q", "attn.to_k", "attn.to_v"), ("attn.norm_q", "attn.norm_k")
         q, k, v = qkv(h, names, norms=norms, num_heads=self.num_heads, dtype=self.dtype)
-        seen = attend(apply_rope(q, rope), apply_rope(k, rope), v).reshape(h.shape)
+        attended = attend(apply_rope(q, rope), apply_rope(k, rope), v).reshape(h.shape)
         fed = jax.nn.gelu(dense(4 * width, self.dtype, "proj_mlp")(h))
-        return x + gate * dense(width, self.dtype, "proj_out")(jnp.concatenate([seen, fed], axis=-1)), None
+        return x + gate * dense(width, self.dtype, "proj_out")(jnp.concatenate([attended, fed], axis=-1)), None
 
 
 class Flux(nn.Module):

@@ -50,20 +50,20 @@ class JointAttention(nn.Module):
         if channels % self.head_dim:
             raise ValueError(f"head_dim must divide the channels, got {self.head_dim} for {channels} channels")
 
-        def num_heads(a: Array, name: str) -> Array:
+        def heads(a: Array, name: str) -> Array:
             return split_heads(dense(channels, self.dtype, name)(a), channels // self.head_dim)
 
         h = GroupNorm(self.groups, name="group_norm")(x).reshape(batch, -1, channels)
         tokens = tokens.astype(self.dtype)
         if self.token_norm:
             tokens = GroupNorm(TOKEN_GROUPS, name="norm_cross")(tokens)
-        q, k, v = num_heads(h, "to_q"), num_heads(tokens, "add_k_proj"), num_heads(tokens, "add_v_proj")
+        q, k, v = heads(h, "to_q"), heads(tokens, "add_k_proj"), heads(tokens, "add_v_proj")
         if not self.cross_only:
-            own = num_heads(h, "to_k"), num_heads(h, "to_v")
-            k, v = (jnp.concatenate(pair, axis=1) for pair in zip((k, v), own, strict=True))
+            k_v = heads(h, "to_k"), heads(h, "to_v")
+            k, v = (jnp.concatenate(pair, axis=1) for pair in zip((k, v), k_v, strict=True))
             if mask is not None:
                 mask = jnp.concatenate([mask, jnp.ones(h.shape[:2], bool)], axis=1)
-        y = own[1] if self.identity and not self.cross_only else attend(q, k, v, mask=mask)
+        y = k_v[1] if self.identity and not self.cross_only else attend(q, k, v, mask=mask)
         return x + dense(channels, self.dtype, "to_out.0", zero=True)(y.reshape(h.shape)).reshape(x.shape)
 
 
@@ -139,8 +139,8 @@ class JointUNet(UNet):
         many = many.reshape(len(image), self.image_tokens, width)
         if self.context_dim is None:
             return LayerNorm(name="encoder_hid_proj.norm")(many)
-        own = dense(width, self.dtype, "encoder_hid_proj.text_proj")(cond["tokens"])
-        return jnp.concatenate([many, own], axis=1)
+        text_tokens = dense(width, self.dtype, "encoder_hid_proj.text_proj")(cond["tokens"])
+        return jnp.concatenate([many, text_tokens], axis=1)
 
     def _embed(self, noise: Array, cond: Mapping[str, Any]) -> Array:
         emb = super()._embed(noise, cond)

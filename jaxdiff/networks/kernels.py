@@ -34,12 +34,12 @@ def blockwise(q: Array, k: Array, v: Array, mask: Array | None, *, scale: float,
     """
     batch, length, num_heads, _ = k.shape
     pad = -length % block
-    seen = jnp.ones((batch, length), bool) if mask is None else mask
+    visible = jnp.ones((batch, length), bool) if mask is None else mask
     parts = tuple(
         jnp.moveaxis(
             jnp.pad(a, [(0, 0), (0, pad)] + [(0, 0)] * (a.ndim - 2)).reshape(batch, -1, block, *a.shape[2:]), 1, 0
         )
-        for a in (k, v, seen)
+        for a in (k, v, visible)
     )
     dtype = at_least_float32(q.dtype)
     lowest = jnp.finfo(dtype).min / 2  # finite, so that a difference of two is no NaN
@@ -47,13 +47,13 @@ def blockwise(q: Array, k: Array, v: Array, mask: Array | None, *, scale: float,
     @jax.checkpoint
     def step(carry, part):
         top, total, y = carry
-        k, v, seen = part
+        k, v, visible = part
         logits = jnp.einsum("bnhd,blhd->bhnl", q, k, preferred_element_type=dtype) * scale
-        logits = jnp.where(seen[:, None, None], logits, lowest)
+        logits = jnp.where(visible[:, None, None], logits, lowest)
         # Any shift of the logits gives the same softmax: it needs no derivative.
         higher = jnp.maximum(top, jax.lax.stop_gradient(logits).max(-1))
         decay = jnp.exp(top - higher)
-        weights = jnp.where(seen[:, None, None], jnp.exp(logits - higher[..., None]), 0)
+        weights = jnp.where(visible[:, None, None], jnp.exp(logits - higher[..., None]), 0)
         part_of_y = jnp.einsum("bhnl,blhd->bhnd", weights.astype(v.dtype), v, preferred_element_type=dtype)
         return (higher, total * decay + weights.sum(-1), y * decay[..., None] + part_of_y), None
 

@@ -263,7 +263,7 @@ def space_to_depth(x: Array, patch: int) -> Array:
 
     Args:
         x: [B, *spatial, C], each spatial size a multiple of patch.
-        patch_size: length of a block's edge.
+        patch: length of a block's edge.
 
     Returns:
         [B, *spatial / patch, patch^d C].
@@ -282,7 +282,7 @@ def depth_to_space(x: Array, patch: int) -> Array:
 
     Args:
         x: [B, *spatial, patch^d C].
-        patch_size: length of a block's edge.
+        patch: length of a block's edge.
 
     Returns:
         [B, *spatial * patch, C].

@@ -67,10 +67,10 @@ def init(
     if not chosen:
         raise ValueError(f"none of the {len(shapes)} kernels is meant by targets={targets!r}")
     adapters: dict[str, Any] = {}
-    for one, (path, shape) in zip(jax.random.split(key, len(chosen)), chosen.items(), strict=True):
+    for leaf_key, (path, shape) in zip(jax.random.split(key, len(chosen)), chosen.items(), strict=True):
         stack = shape[: trees.stack_axes(path)]
         fan_in = math.prod(shape[len(stack) : -1])
-        down = jax.random.normal(one, (*shape[:-1], rank), dtype) * fan_in**-0.5
+        down = jax.random.normal(leaf_key, (*shape[:-1], rank), dtype) * fan_in**-0.5
         pair = {"down": down, "up": jnp.zeros((*stack, rank, shape[-1]), dtype)}
         trees.put(adapters, path, pair)
     return adapters

@@ -63,7 +63,7 @@ class JointBlock(nn.Module):
         Args:
             both: image [B, N, D] and text [B, L, D].
             condition: [B, D], through its SiLU.
-            turn: rotary positions of the image's tokens; the text has none.
+            rope: rotary positions of the image's tokens; the text has none.
 
         Returns:
             ((image, text), None), the text unchanged where `last` is set.
@@ -77,18 +77,18 @@ class JointBlock(nn.Module):
         else:
             text_shift, text_scale, *text_more = modulations(condition, 6, self.dtype, "norm1_context.linear")
 
-        seen, text_seen = self._attend(
+        attended, text_attended = self._attend(
             modulated_norm(x, shift, scale), modulated_norm(text, text_shift, text_scale), rope
         )
-        y = x + gate * self._dense(seen, "attn.to_out.0")
+        y = x + gate * self._dense(attended, "attn.to_out.0")
         if self.dual:
-            alone_shift, alone_scale, alone_gate = more
-            y = y + alone_gate * self._alone(modulated_norm(x, alone_shift, alone_scale))
+            shift3, scale3, gate3 = more
+            y = y + gate3 * self._attend_image(modulated_norm(x, shift3, scale3))
         x = y + gate2 * self._feed(modulated_norm(y, shift2, scale2), "ff")
         if self.last:
             return (x, text), None
         text_gate, text_shift2, text_scale2, text_gate2 = text_more
-        text = text + text_gate * self._dense(text_seen, "attn.to_add_out")
+        text = text + text_gate * self._dense(text_attended, "attn.to_add_out")
         text = text + text_gate2 * self._feed(modulated_norm(text, text_shift2, text_scale2), "ff_context")
         return (x, text), None
 
@@ -103,7 +103,7 @@ class JointBlock(nn.Module):
         y = y.reshape(*y.shape[:2], -1)
         return y[:, text.shape[1] :], y[:, : text.shape[1]]
 
-    def _alone(self, x: Array) -> Array:
+    def _attend_image(self, x: Array) -> Array:
         names, norms = ("attn2.to_q", "attn2.to_k", "attn2.to_v"), ("attn2.norm_q", "attn2.norm_k")
         return self._dense(attend(*self._project(x, names, norms)).reshape(x.shape), "attn2.to_out.0")
 

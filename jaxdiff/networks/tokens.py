@@ -206,13 +206,13 @@ def rope_table(sizes: tuple[int, ...], dims: tuple[int, ...], period: float = 10
     """
 
     def table(which: int) -> Array:
-        parts = []
+        tables = []
         for axis, (size, dim) in enumerate(zip(sizes, dims, strict=True)):
-            one = jnp.asarray(sines(np.arange(size), dim, period)[which])
+            angles = jnp.asarray(sines(np.arange(size), dim, period)[which])
             shape = [1] * len(sizes) + [dim // 2]
             shape[axis] = size
-            parts.append(jnp.broadcast_to(one.reshape(shape), (*sizes, dim // 2)))
-        return jnp.concatenate(parts, axis=-1).reshape(-1, sum(dims) // 2)
+            tables.append(jnp.broadcast_to(angles.reshape(shape), (*sizes, dim // 2)))
+        return jnp.concatenate(tables, axis=-1).reshape(-1, sum(dims) // 2)
 
     return table(1), table(0)
 

@@ -56,10 +56,10 @@ class TransformerConfig:
             ValueError: the number of depths or heads is not that of the levels, or one is below 1 at a level with
                 transformers.
         """
-        told = self.depth, self.up_depth or self.depth, self.num_heads
-        fits = all(len(one) == count for one in told)
-        own: list[Depth] = [one[i] for one in told for i in levels] if fits else []
-        if not fits or any((min(n) if isinstance(n, tuple) else n) < 1 for n in own):
+        per_level = self.depth, self.up_depth or self.depth, self.num_heads
+        fits = all(len(values) == count for values in per_level)
+        used: list[Depth] = [values[i] for values in per_level for i in levels] if fits else []
+        if not fits or any((min(n) if isinstance(n, tuple) else n) < 1 for n in used):
             raise ValueError(
                 f"transformers need depth and heads, from 1 on, for each of the {count} levels, got {self.depth} "
                 f"and {self.num_heads}"

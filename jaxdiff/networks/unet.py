@@ -235,12 +235,12 @@ class UNet(nn.Module):
 
     def _attention(self, h: Array, inputs: "_BlockInputs", place: tuple[str, int], level: int) -> Array:
         name, index = place
-        own, identity = f"{name}.attentions.{index}", name in self.identity_attention
+        path, identity = f"{name}.attentions.{index}", name in self.identity_attention
         if self.transformer is not None:
             depth = self.transformer.blocks(level, index, up=name.startswith("up_blocks"))
-            block = self._transformer(self.transformer, own, level=level, depth=depth, identity=identity)
+            block = self._transformer(self.transformer, path, level=level, depth=depth, identity=identity)
             return block(h, inputs.tokens, inputs.mask)
-        h = self._attend(own, level, identity=identity)(h)
+        h = self._attend(path, level, identity=identity)(h)
         if self.context_dim is None:
             return h
         return self._attend(f"{name}.cross_attentions.{index}", level)(h, inputs.tokens, inputs.mask)

@@ -147,9 +147,9 @@ class UViT(nn.Module):
 
     def _check_positions(self, count: int) -> None:
         if self.has_variable("params", "pos_embed"):
-            made: int = self.get_variable("params", "pos_embed").shape[1]
-            if made != count:
-                raise ValueError(f"the parameters have positions for {made} tokens, got {count}")
+            expected: int = self.get_variable("params", "pos_embed").shape[1]
+            if expected != count:
+                raise ValueError(f"the parameters have positions for {expected} tokens, got {count}")
 
     def _check(self, x: Array, noise: Array, cond: Mapping[str, Array] | None) -> Mapping[str, Array]:
         check_patches(x, self.patch_size)

@@ -69,8 +69,8 @@ def fold(x: Array, noise: Array, cond: Mapping[str, Any] | None) -> tuple[Array,
         return jnp.repeat(a, frames, axis=0)
 
     cond = {} if cond is None else cond
-    given = {name: jax.tree.map(merge if name in FRAMED else repeat, value) for name, value in cond.items()}
-    return merge(x), repeat(noise), given
+    conds = {name: jax.tree.map(merge if name in FRAMED else repeat, value) for name, value in cond.items()}
+    return merge(x), repeat(noise), conds
 
 
 def unfold(y: Any, x: Array) -> Any:
@@ -96,8 +96,8 @@ def inflate(video: Mapping[str, Any], image: Mapping[str, Any]) -> dict[str, Any
             if not hasattr(place, "shape") or place.shape != new.shape:
                 raise ValueError(f"the video network has no place for {path[1:]} of shape {new.shape}")
             return new
-        held = place if isinstance(place, Mapping) else {}
-        return dict(held) | {name: put(held.get(name), value, f"{path}/{name}") for name, value in new.items()}
+        existing = place if isinstance(place, Mapping) else {}
+        return dict(existing) | {name: put(existing.get(name), value, f"{path}/{name}") for name, value in new.items()}
 
     return put(video, image, "")
 
@@ -278,11 +278,11 @@ class SpaceTimeBlock(Block):
     @nn.compact
     def __call__(self, x: Array, inputs: Any) -> tuple[Array, Array | None]:
         """Map tokens x[B T, N, D] to the same shape, as `dit.Block` does."""
-        x, own = super().__call__(x, inputs)
-        emb = inputs.emb if own is None else own
+        x, own_emb = super().__call__(x, inputs)
+        emb = inputs.emb if own_emb is None else own_emb
         block = TemporalBlock(self.num_heads, self.mlp_ratio, self.dtype, name="temporal")
         video = x.reshape(-1, self.frames, *x.shape[1:])
-        return block(video, emb[:: self.frames]).reshape(x.shape), own
+        return block(video, emb[:: self.frames]).reshape(x.shape), own_emb
 
 
 class TemporalBlock(nn.Module):

@@ -110,9 +110,9 @@ def sentence_embedding(hidden: Array, mask: Array) -> Array:
     Returns:
         [B, D], float32 at least; inner products are cosine similarities. Zeros for a text without tokens.
     """
-    seen = mask[..., None]
-    h = jnp.where(seen, hidden.astype(at_least_float32(hidden.dtype)), 0)
-    mean = h.sum(1) / jnp.maximum(seen.sum(1), 1).astype(h.dtype)
+    visible = mask[..., None]
+    h = jnp.where(visible, hidden.astype(at_least_float32(hidden.dtype)), 0)
+    mean = h.sum(1) / jnp.maximum(visible.sum(1), 1).astype(h.dtype)
     # The square root of zero has no derivative.
     square = jnp.square(mean).sum(1, keepdims=True)
     return mean * jax.lax.rsqrt(jnp.maximum(square, 1e-24))

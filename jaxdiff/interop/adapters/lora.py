@@ -206,14 +206,14 @@ def _matches(pattern: str, module: str) -> bool:
 def _weight(params: Any, targets: tuple[Target, ...]) -> np.ndarray:
     """The kernels of a file's module as one, [out, in, *size]."""
     first = targets[0].place
-    whole = np.empty((sum(target.place.shape[0] for target in targets), *first.shape[1:]))
+    weight = np.empty((sum(target.place.shape[0] for target in targets), *first.shape[1:]))
     for _, place, rows in targets:
         leaf = trees.get(params, place.path)
         if isinstance(leaf, jax.ShapeDtypeStruct):
             raise ValueError("DoRA needs the networks' parameters, not their shapes alone")
         kernel = np.asarray(leaf if place.layer is None else leaf[place.layer], np.float64)
-        whole[rows] = kernel.transpose(np.argsort(place.axes))
-    return whole
+        weight[rows] = kernel.transpose(np.argsort(place.axes))
+    return weight
 
 
 def _of(change: Change, target: Target) -> Change:
@@ -247,8 +247,8 @@ def _pair(layers: Mapping[int | None, Any], shape: tuple[int, ...]) -> dict[str,
 
 
 def _delta(layers: Mapping[int | None, Change], shape: tuple[int, ...]) -> np.ndarray:
-    whole = np.zeros(shape)
+    delta = np.zeros(shape)
     for layer, change in layers.items():
         # Layers of one kernel may be adapted in several ways.
-        whole[... if layer is None else layer] = change[0] @ change[1] if isinstance(change, tuple) else change
-    return whole
+        delta[... if layer is None else layer] = change[0] @ change[1] if isinstance(change, tuple) else change
+    return delta

@@ -111,9 +111,9 @@ def _tensor(held: mmap.mmap, view: _View, begin: int, number: int) -> np.ndarray
     if 0 in view.size:
         return np.zeros(view.size, dtype)
     # A copy, since the map is closed and its numbers begin anywhere.
-    whole = np.frombuffer(held[begin : begin + number * dtype.itemsize], dtype)
+    storage = np.frombuffer(held[begin : begin + number * dtype.itemsize], dtype)
     strides = [s * dtype.itemsize for s in view.stride]
-    return np.lib.stride_tricks.as_strided(whole[view.offset :], view.size, strides).copy()
+    return np.lib.stride_tricks.as_strided(storage[view.offset :], view.size, strides).copy()
 
 
 def _plain(held: mmap.mmap) -> Any:

@@ -167,7 +167,7 @@ def _crossing(c: Fields, attention: tuple[int, ...], levels: int) -> dict[str, A
     up_depth = None
     if c.take("reverse_transformer_layers_per_block", None) is not None:
         up_depth = _depths(c, "reverse_transformer_layers_per_block", levels)[::-1]
-    elif any(isinstance(one, tuple) for one in depth):
+    elif any(isinstance(n, tuple) for n in depth):
         raise ValueError(
             "transformer_layers_per_block must be one value or a number for each level, where "
             f"reverse_transformer_layers_per_block does not give those of the way up; got {depth}"
@@ -255,7 +255,7 @@ def _vector(c: Fields, width: int) -> dict[str, Any]:
 
 
 def _depths(c: Fields, name: str, levels: int) -> tuple[Any, ...]:
-    return tuple(tuple(one) if isinstance(one, list) else one for one in _each(c, name, 1, levels))
+    return tuple(tuple(n) if isinstance(n, list) else n for n in _each(c, name, 1, levels))
 
 
 def _rename(c: Fields) -> Callable[[str], str]:

@@ -90,10 +90,10 @@ def openai_unet(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
 
 
 def _rename(blocks: Mapping[str, str], key: str) -> str | None:
-    whole, leaf = key.rsplit(".", 1)
-    if whole in WHOLE or whole == "class_embedding":
-        return f"{WHOLE.get(whole, 'label_emb')}.{leaf}"
-    match = re.fullmatch(r"((?:\w+_blocks\.\d+|mid_block)\.(\w+)\.\d+)\.(.+)", whole)
+    module, leaf = key.rsplit(".", 1)
+    if module in WHOLE or module == "class_embedding":
+        return f"{WHOLE.get(module, 'label_emb')}.{leaf}"
+    match = re.fullmatch(r"((?:\w+_blocks\.\d+|mid_block)\.(\w+)\.\d+)\.(.+)", module)
     if match is None or match[1] not in blocks:
         return None
     # A block that resamples is a residual block, or a convolution of its own.

@@ -41,13 +41,13 @@ class Single(NamedTuple):
     Attributes:
         fields: what its model_index.json would be; empty where there is no network that denoises.
         scheduler: the published models' config of it.
-        told: fields of it that the file itself tells.
+        scheduler_overrides: fields of it that follow from the file.
         parts: the models by the names of their directories.
     """
 
     fields: Config
     scheduler: Config
-    told: Config
+    scheduler_overrides: Config
     parts: dict[str, Part]
 
 
@@ -146,10 +146,10 @@ def read_single(tensors: Tensors) -> Single | None:
     for encoder, (prefix, class_name, reader) in family.encoders.items():
         if held := _inside(tensors, prefix):
             parts[encoder] = Part(class_name, partial(reader, held))
-    told: Config = {"prediction_type": "v_prediction"} if "v_pred" in tensors else {}
-    told |= {"rescale_betas_zero_snr": True} if "ztsnr" in tensors else {}
+    overrides: Config = {"prediction_type": "v_prediction"} if "v_pred" in tensors else {}
+    overrides |= {"rescale_betas_zero_snr": True} if "ztsnr" in tensors else {}
     fields = {"_class_name": family.pipeline, "force_zeros_for_empty_prompt": family.pipeline == XL.pipeline}
-    return Single(fields | {part: [None, "held"] for part in parts}, family.scheduler, told, parts)
+    return Single(fields | {part: [None, "held"] for part in parts}, family.scheduler, overrides, parts)
 
 
 def _flux(network: Tensors) -> _Family:

@@ -81,9 +81,9 @@ def _heads(width: int, size: int) -> int:
 
 
 def _unet_name(module: str, blocks: Mapping[str, str], embedding: str) -> str:
-    whole = {theirs: ours for ours, theirs in WHOLE.items()}
-    if module in whole:
-        return whole[module]
+    renamed = {theirs: ours for ours, theirs in WHOLE.items()}
+    if module in renamed:
+        return renamed[module]
     if module in EMBEDDINGS:
         return f"{embedding}.{EMBEDDINGS[module]}"
     match = re.fullmatch(r"(middle_block\.\d+|(?:in|out)put_blocks\.\d+\.\d+)\.(.+)", module)

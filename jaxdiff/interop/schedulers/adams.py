@@ -131,10 +131,10 @@ def sa_solver(c: Fields) -> Scheduler:
     integral = rule("exact" if of_noise else "half")
 
     def solver(points: Points) -> Solver:
-        told = np.round(table.T * points.t if flow else points.t - 1)
+        times = np.round(table.T * points.t if flow else points.t - 1)
 
         def between(ends: tuple[int, int], nodes: range) -> Step:
-            eta = float(200 <= told[ends[0]] <= 800)  # the square of the reference's tau
+            eta = float(200 <= times[ends[0]] <= 800)  # the square of the reference's tau
             return step_between(points, ends, nodes, integral, eta=eta, of_noise=of_noise)
 
         def predicted(k: int, taken: int) -> Step:

@@ -30,7 +30,7 @@ __all__ = [
     "build",
     "clipped",
     "curve",
-    "one",
+    "ones",
     "prediction",
     "rescaled",
     "rescaled_within",
@@ -160,6 +160,6 @@ def unit(levels: Level) -> Array:
     return jnp.hypot(levels.alpha[0], levels.sigma[0])
 
 
-def one(levels: Level) -> Array:
+def ones(levels: Level) -> Array:
     """The number 1, like the levels."""
     return jnp.ones_like(levels.sigma[0])

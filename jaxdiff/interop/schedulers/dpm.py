@@ -25,9 +25,9 @@ Made = Callable[[Points], Solver]
 def dpm_multistep(c: Fields) -> Scheduler:
     """DPMSolverMultistepScheduler."""
     algorithm, table = _algorithm(c, *ALGORITHMS), config.rescaled(c, config.table(c), LAST)
-    whole = () if c.take("beta_schedule", "linear") == "squaredcos_cap_v2" else ("karras", "lu")
+    rounded = () if c.take("beta_schedule", "linear") == "squaredcos_cap_v2" else ("karras", "lu")
     solver = _multistep(c, algorithm, no_third=("sde-dpmsolver",))
-    return build(c, table, tabled(c, table, whole=whole), solver, of_noise="++" not in algorithm)
+    return build(c, table, tabled(c, table, rounded=rounded), solver, of_noise="++" not in algorithm)
 
 
 def dpm_inverse(c: Fields) -> Scheduler:
@@ -54,7 +54,7 @@ def edm_dpm(c: Fields) -> Scheduler:
         made.prediction,
         lambda n: points(n).levels(),
         lambda n: solver(points(n)),
-        std=lambda levels: jnp.hypot(config.one(levels), high),
+        std=lambda levels: jnp.hypot(config.ones(levels), high),
         clip=config.thresholded(c),
     )
 

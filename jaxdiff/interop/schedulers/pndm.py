@@ -53,8 +53,8 @@ def pndm(c: Fields) -> Scheduler:
         if len(t) < 4:
             raise ValueError(f"PNDMScheduler begins with three Runge-Kutta steps: at least 4 steps, got {n}")
         half = T // n // 2
-        whole = np.repeat(t[:4], 2) + np.tile([half, 0], 4)  # each with its middle before it
-        rk = np.repeat(whole[1:], 2)[1:-1]
+        with_middle = np.repeat(t[:4], 2) + np.tile([half, 0], 4)  # each with its middle before it
+        rk = np.repeat(with_middle[1:], 2)[1:-1]
         return np.concatenate([rk, t[3:]]), rk
 
     def grid(n: int) -> Level:
