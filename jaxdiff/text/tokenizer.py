@@ -76,20 +76,20 @@ def tokenizer(directory: str | Path, *, length: int | None = None) -> Tokenizer:
 
 
 def _encoder(directory: Path, config: dict[str, Any], length: int) -> Tokenizer:
-    library, pad = _build(directory, config)
-    if length <= library.num_special_tokens_to_add(False):
+    tokenizer, pad = _build(directory, config)
+    if length <= tokenizer.num_special_tokens_to_add(False):
         raise ValueError(f"length must hold the tokens around a text and one more, got {length}")
-    pad_id = library.token_to_id(pad)
+    pad_id = tokenizer.token_to_id(pad)
     if pad_id is None:
         raise ValueError(f"{directory}: the vocabulary has no {pad!r}, the token to pad with")
-    library.enable_truncation(length, direction=config.get("truncation_side", "right"))
-    library.enable_padding(direction=config.get("padding_side", "right"), pad_id=pad_id, pad_token=pad, length=length)
+    tokenizer.enable_truncation(length, direction=config.get("truncation_side", "right"))
+    tokenizer.enable_padding(direction=config.get("padding_side", "right"), pad_id=pad_id, pad_token=pad, length=length)
 
     def encode(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         if isinstance(texts, str):
             raise ValueError("texts must be a sequence of strings, got one string")
         with _named(directory):
-            encodings = library.encode_batch(list(texts))
+            encodings = tokenizer.encode_batch(list(texts))
             ids = np.array([e.ids for e in encodings], np.int32).reshape(-1, length)  # an id may be too large
         mask = np.array([e.attention_mask for e in encodings], bool).reshape(-1, length)
         return ids, mask
@@ -122,18 +122,18 @@ def _build(directory: Path, config: dict[str, Any]) -> tuple[Library, str]:
         if (size := (directory / name).stat().st_size) > JSON_BYTES:
             raise ValueError(f"{directory / name} has {size:,} bytes, and at most {JSON_BYTES:,} are read")
     if "tokenizer.json" in files:
-        library = Library.from_file(str(directory / "tokenizer.json"))
+        tokenizer = Library.from_file(str(directory / "tokenizer.json"))
         if "pad_token" not in roles:
-            if library.padding is None:
+            if tokenizer.padding is None:
                 raise ValueError(f"{directory} names no pad_token")
-            roles["pad_token"] = _token(library.padding["pad_token"])
+            roles["pad_token"] = _token(tokenizer.padding["pad_token"])
     elif {"vocab.json", "merges.txt"} <= files:
         end = _token("<|endoftext|>")
         roles = {"bos_token": _token("<|startoftext|>"), "eos_token": end, "unk_token": end, "pad_token": end} | roles
-        library = _clip(directory, roles)
+        tokenizer = _clip(directory, roles)
     elif "vocab.txt" in files:
         roles = {f"{role}_token": _token(f"[{role.upper()}]") for role in ("pad", "unk", "cls", "sep", "mask")} | roles
-        library = _bert(directory, config, roles)
+        tokenizer = _bert(directory, config, roles)
     elif (directory / "spiece.model").is_file():
         raise ValueError(
             f"{directory} has a spiece.model alone; a tokenizer.json is needed, which transformers makes of it: "
@@ -141,10 +141,11 @@ def _build(directory: Path, config: dict[str, Any]) -> tuple[Library, str]:
         )
     else:
         raise ValueError(f"{directory} must hold tokenizer.json, or vocab.json and merges.txt, or vocab.txt")
-    _add(library, directory, config)
+    _add(tokenizer, directory, config)
     # They are found in a text, too, before it is split: so do the references, even a "!" that pads.
-    library.add_special_tokens([token for token in roles.values() if library.token_to_id(token.content) is not None])
-    return library, roles["pad_token"].content
+    special = [token for token in roles.values() if tokenizer.token_to_id(token.content) is not None]
+    tokenizer.add_special_tokens(special)
+    return tokenizer, roles["pad_token"].content
 
 
 def _clip(directory: Path, roles: dict[str, AddedToken]) -> Library:
@@ -152,13 +153,13 @@ def _clip(directory: Path, roles: dict[str, AddedToken]) -> Library:
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
     files = str(directory / "vocab.json"), str(directory / "merges.txt")
-    library = Tokenizer(models.BPE.from_file(*files, unk_token=roles["unk_token"].content, end_of_word_suffix="</w>"))
+    tokenizer = Tokenizer(models.BPE.from_file(*files, unk_token=roles["unk_token"].content, end_of_word_suffix="</w>"))
     spaces = normalizers.Replace(Regex(r"\s+"), " ")
-    library.normalizer = normalizers.Sequence([normalizers.NFC(), spaces, normalizers.Lowercase()])
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), spaces, normalizers.Lowercase()])
     words = pre_tokenizers.Split(Regex(CLIP_WORDS), behavior="removed", invert=True)
-    library.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    _put_between(library, roles["bos_token"].content, roles["eos_token"].content, directory)
-    return library
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    _put_between(tokenizer, roles["bos_token"].content, roles["eos_token"].content, directory)
+    return tokenizer
 
 
 def _bert(directory: Path, config: dict[str, Any], roles: dict[str, AddedToken]) -> Library:
@@ -166,25 +167,25 @@ def _bert(directory: Path, config: dict[str, Any], roles: dict[str, AddedToken])
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
     vocab = models.WordPiece.read_file(str(directory / "vocab.txt"))
-    library = Tokenizer(models.WordPiece(vocab, unk_token=roles["unk_token"].content))
-    library.normalizer = normalizers.BertNormalizer(
+    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token=roles["unk_token"].content))
+    tokenizer.normalizer = normalizers.BertNormalizer(
         handle_chinese_chars=config.get("tokenize_chinese_chars", True),
         strip_accents=config.get("strip_accents"),
         lowercase=config.get("do_lower_case", True),
     )
-    library.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    _put_between(library, roles["cls_token"].content, roles["sep_token"].content, directory)
-    return library
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    _put_between(tokenizer, roles["cls_token"].content, roles["sep_token"].content, directory)
+    return tokenizer
 
 
-def _put_between(library: Library, start: str, end: str, directory: Path) -> None:
+def _put_between(tokenizer: Library, start: str, end: str, directory: Path) -> None:
     """Have every text stand between two tokens."""
     from tokenizers.processors import TemplateProcessing
 
-    ids = {token: library.token_to_id(token) for token in (start, end)}
+    ids = {token: tokenizer.token_to_id(token) for token in (start, end)}
     if None in ids.values():
         raise ValueError(f"{directory}: the vocabulary must have {start!r} and {end!r}; another needs a tokenizer.json")
-    library.post_processor = TemplateProcessing(single=f"{start} $A {end}", special_tokens=list(ids.items()))
+    tokenizer.post_processor = TemplateProcessing(single=f"{start} $A {end}", special_tokens=list(ids.items()))
 
 
 def _roles(directory: Path, config: dict[str, Any]) -> dict[str, AddedToken]:
@@ -196,7 +197,7 @@ def _roles(directory: Path, config: dict[str, Any]) -> dict[str, AddedToken]:
     return {name: _token(TOKEN.check(f"{directory}: {name}", v)) for name, v in roles.items()}
 
 
-def _add(library: Library, directory: Path, config: dict[str, Any]) -> None:
+def _add(tokenizer: Library, directory: Path, config: dict[str, Any]) -> None:
     """Add the tokens that a vocabulary got later, such as those of a textual inversion."""
     from tokenizers import AddedToken
 
@@ -205,8 +206,8 @@ def _add(library: Library, directory: Path, config: dict[str, Any]) -> None:
         named = ADDED.check(f"{directory}: added_tokens.json", _read(directory / "added_tokens.json"))
         added = {number: AddedToken(content) for content, number in named.items()}
     for place, token in sorted(added.items(), key=lambda item: item[0]):
-        library.add_tokens([token])
-        if library.token_to_id(token.content) != place:
+        tokenizer.add_tokens([token])
+        if tokenizer.token_to_id(token.content) != place:
             raise ValueError(f"{directory}: {token.content!r} can't be token {place} of the vocabulary")
 
 

@@ -70,8 +70,8 @@ def ending(name: str) -> tuple[str, str | None]:
 
 def unread(names: Iterable[str]) -> list[str]:
     """The kinds of adapters that are not read, which tensors of these names are of."""
-    found = list(names)
-    return [kind for kind, end in UNREAD.items() if any(re.search(end, name) for name in found)]
+    names = list(names)
+    return [kind for kind, end in UNREAD.items() if any(re.search(end, name) for name in names)]
 
 
 def rank_of(group: Group) -> int | None:

@@ -72,7 +72,7 @@ def network(loaded: Pretrained) -> Network:
     """A network with all names of its modules."""
     spec = architecture(loaded.config)
     slots = kernels(loaded, spec)
-    found: dict[str, tuple[Target, ...] | None] = {}
+    targets_of: dict[str, tuple[Target, ...] | None] = {}
     for name, targets in _named(slots, loaded.config):
         for written in {name, name.replace(".", "_")}:
             same = targets_of.get(written, targets)

@@ -140,12 +140,12 @@ def read_single(tensors: Tensors) -> Single | None:
     else:
         vae = _vae(tensors)
         return None if vae is None else Single({}, {}, {}, {"vae": Part("AutoencoderKL", partial(vae_part, vae))})
-    parts = {name: Part(kind, lambda given: read(network, {**family.network, **given}))}
+    parts = {name: Part(kind, lambda overrides: read(network, {**family.network, **overrides}))}
     if (vae := _vae(tensors)) is not None:
-        parts["vae"] = Part("AutoencoderKL", lambda given: vae_part(vae, family.latents | dict(given)))
+        parts["vae"] = Part("AutoencoderKL", lambda overrides: vae_part(vae, family.latents | dict(overrides)))
     for encoder, (prefix, class_name, reader) in family.encoders.items():
-        if held := _inside(tensors, prefix):
-            parts[encoder] = Part(class_name, partial(reader, held))
+        if encoder_tensors := _inside(tensors, prefix):
+            parts[encoder] = Part(class_name, partial(reader, encoder_tensors))
     overrides: Config = {"prediction_type": "v_prediction"} if "v_pred" in tensors else {}
     overrides |= {"rescale_betas_zero_snr": True} if "ztsnr" in tensors else {}
     fields = {"_class_name": family.pipeline, "force_zeros_for_empty_prompt": family.pipeline == XL.pipeline}
@@ -180,8 +180,8 @@ def _stable_diffusion(tensors: Tensors, network: Tensors) -> _Family:
 
 def _vae(tensors: Tensors) -> Tensors | None:
     for prefix in VAE:
-        if found := _inside(tensors, prefix):
-            return found
+        if vae := _inside(tensors, prefix):
+            return vae
     return tensors if "decoder.mid.block_1.conv1.weight" in tensors else None
 
 

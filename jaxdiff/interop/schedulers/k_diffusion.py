@@ -45,10 +45,12 @@ def euler(c: Fields) -> Scheduler:
         return (time_of(table, s[:-1]), s) if sigma_input else (t, s[: len(t) + 1])  # as few as the times
 
     of_times = _lists(c, table, curve, whole_range=straight)
-    made = _build(c, table, list_of, _any_way(solvers.euler()), prediction=prediction)
-    if sigma_input:
-        return made._replace(prediction=parameterize.with_noise_input(made.prediction, lambda level: -level.lam / 4))
-    return made
+    scheduler = _build(c, table, list_of, _any_way(solvers.euler()), prediction=prediction)
+    if not sigma_input:
+        return scheduler
+    return scheduler._replace(
+        prediction=parameterize.with_noise_input(scheduler.prediction, lambda level: -level.lam / 4)
+    )
 
 
 def euler_ancestral(c: Fields) -> Scheduler:
@@ -153,7 +155,8 @@ def _lists(
         if curve is None:
             return t, s
         first, last = ratio(table)[[-1, 0]] if whole_range else s[[0, -1]]
-        first, last = (own if given is None or not ends else given for own, given in ((first, high), (last, low)))
+        if ends:
+            first, last = (end if sigma is None else sigma for end, sigma in ((first, high), (last, low)))
         s = sigma_schedule(curve, n, first, last)
         return time_of(table, s), s
 
