@@ -1,6 +1,6 @@
 """ControlNet: a copy of a U-Net's encoder that conditions the U-Net on an image (Zhang et al. 2023, arXiv:2302.05543).
 
-Parameters are named like those of diffusers' ControlNetModel; see `interop.keys` for the rule.
+Parameters are named like those of diffusers' ControlNetModel; see `interop.formats.keys` for the rule.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from jaxdiff.networks.unet import UNet
 
 
 class ControlNet(UNet):
-    """The encoder of a U-Net with an image, the hint, as further input; returns residuals for another U-Net.
+    """The encoder of a U-Net with an image, the hint, as additional input; returns residuals for another U-Net.
 
     The attributes of the decoder (`out_channels`, `learned_variance`) have no effect.
 
     Attributes:
         hint_channels: of cond["hint"].
-        hint_widths: channels of the hint's embedding, from the hint's size on, each half the size of the one before.
-        pooled: residuals are their means over the spatial axes.
+        hint_widths: channels of the hint's embedding; the first is at the hint's size, each next at half the size.
+        pooled: average the residuals over the spatial axes.
     """
 
     hint_channels: int = 3
@@ -41,16 +41,16 @@ class ControlNet(UNet):
 
         Args:
             x: [B, *spatial, C], the U-Net's input.
-            noise: float[B], the U-Net's input.
+            noise: float[B], the U-Net's noise input.
             cond: the U-Net's conditions and "hint" [B, *2^(hint_widths - 1) spatial, hint_channels].
-            train: dropout on; takes the random key "dropout".
+            train: apply dropout; needs the random key "dropout".
 
         Returns:
-            One for each of the U-Net's skips, from the input on, and one for its bottom, of the type of the
+            One residual for each skip of the U-Net, from the input on, and one for its bottom, in the dtype of the
             computation; zero at initialization.
 
         Raises:
-            ValueError: as `UNet`.
+            ValueError: as for `UNet`.
         """
         cond = self._check(x, noise, cond)
         h, skips, _ = self._encode(x, noise, cond, train, hint=self._embedded(cond["hint"]))
@@ -86,10 +86,10 @@ def copy_encoder(control: Mapping[str, Any], unet: Mapping[str, Any]) -> dict[st
         unet: the U-Net's.
 
     Returns:
-        The ControlNet's parameters; those that both networks have are copies of the U-Net's.
+        The ControlNet's parameters; those that the U-Net also has are copies of the U-Net's.
 
     Raises:
-        ValueError: the U-Net's encoder has other shapes.
+        ValueError: the shapes of the U-Net's encoder differ.
     """
     shared = {name: jax.tree.map(jnp.copy, unet[name]) for name in control if name in unet}
     if jax.tree.map(jnp.shape, shared) != jax.tree.map(jnp.shape, {name: control[name] for name in shared}):
@@ -107,14 +107,14 @@ def controlled(
     Args:
         control: the ControlNet's apply.
         unet: the U-Net's.
-        scale: of the residuals, one number or one for each (from the input to the bottom); 0 is off.
+        scale: factor of the residuals: one number, or one per residual (from the input to the bottom); 0 is off.
 
     Returns:
-        apply(params, x, noise, cond, *, key=None) of params {"controlnet": ..., "unet": ...}; cond["hint"] is the
-        ControlNet's, all others are both networks'.
+        apply(params, x, noise, cond, *, key=None) with params {"controlnet": ..., "unet": ...}. Only the ControlNet
+        gets cond["hint"]; both networks get the other conditions.
 
     Raises:
-        ValueError: at the call, scale is neither one number nor as many as there are residuals.
+        ValueError: when apply is called, scale has neither one number nor one per residual.
     """
 
     def apply(params, x, noise, cond, *, key=None):

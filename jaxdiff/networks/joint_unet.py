@@ -1,7 +1,7 @@
 """U-Nets with joint attention to positions and tokens (Nichol et al. 2021, arXiv:2112.10741, sec. 4).
 
 These are GLIDE's descendants: DeepFloyd IF, Karlo, Kandinsky 2. Parameters are named like those of diffusers'
-UNet2DConditionModel with "SimpleCrossAttn" blocks; see `interop.keys` for the rule.
+UNet2DConditionModel with "SimpleCrossAttn" blocks; see `interop.formats.keys` for the rule.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from jaxdiff.networks.remat import rematted
 from jaxdiff.networks.tokens import LayerNorm, dense
 from jaxdiff.networks.unet import UNet
 
-TOKEN_GROUPS = 32  # of the norm of the tokens
+TOKEN_GROUPS = 32  # groups of the tokens' norm
 
 
 class JointAttention(nn.Module):
-    """Self-attention over positions and tokens: the tokens' keys and values are appended; added to the input.
+    """Residual self-attention over positions, with the keys and values of tokens appended.
 
     Attributes:
         head_dim: channels per head; divides C.
-        cross_only: attends to the tokens alone.
-        token_norm: a group norm of the tokens, over all of them.
+        cross_only: attend to the tokens only.
+        token_norm: a group norm of the tokens, with means over all tokens.
         groups: of the group norm of x.
         dtype: type of the computation; softmax is float32 at least.
-        identity: self-attention's map is the identity; see `attention.Attention`.
+        identity: replace self-attention's map by the identity; see `attention.Attention`.
     """
 
     head_dim: int
@@ -94,14 +94,13 @@ class JointUNet(UNet):
     """A U-Net with `JointAttention` after its residual blocks, at the levels with attention and at the bottom.
 
     Attributes, in addition to those of `UNet`:
-        cross_only: levels where attention is to the tokens alone; -1 is the bottom.
+        cross_only: levels with attention to the tokens only; -1 is the bottom.
         token_norm: a group norm of the tokens before each attention.
         pool_num_heads: heads of the attention that pools cond["tokens"]; the result is added to the noise embedding
             (Saharia et al. 2022, arXiv:2205.11487, sec. 2.1); None: off.
-        image_dim: D of cond["image"] [B, D], the embedding of an image, which is added to the noise embedding and
-            mapped to tokens. None: off.
-        image_tokens: number of these tokens; they come before those of cond["tokens"] or, where context_dim is None,
-            are the only ones.
+        image_dim: D of cond["image"] [B, D], an image embedding, which is added to the noise embedding and mapped to
+            tokens; None: off.
+        image_tokens: number of these tokens. They precede cond["tokens"] or, if context_dim is None, replace them.
     """
 
     cross_only: tuple[int, ...] = ()
@@ -157,7 +156,7 @@ class JointUNet(UNet):
     def _vector(self, vector: Array, dim: int) -> Array:
         if self.image_dim is None:
             return super()._vector(vector, dim)
-        # With an image's embedding, the vector is that of a text.
+        # With an image embedding, the vector is a text embedding.
         return LayerNorm(name="add_embedding.text_norm")(dense(dim, vector.dtype, "add_embedding.text_proj")(vector))
 
     def _check(self, x: Array, noise: Array, cond: Mapping[str, Any] | None) -> Mapping[str, Any]:

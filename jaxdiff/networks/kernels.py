@@ -1,4 +1,4 @@
-"""Attention kernels: one over blocks of keys, and the derivatives that fused ones lack."""
+"""Attention kernels: blockwise attention, and the missing derivatives of fused kernels."""
 
 from collections.abc import Callable
 from functools import partial
@@ -24,10 +24,11 @@ def blockwise(q: Array, k: Array, v: Array, mask: Array | None, *, scale: float,
 
     Args:
         q: [B, N, H, D].
-        k, v: [B, L, H, D].
+        k: [B, L, H, D].
+        v: [B, L, H, D].
         mask: bool[B, L], True for visible keys; None: all are visible.
         scale: of the logits.
-        block: keys in a block.
+        block: number of keys in a block.
 
     Returns:
         [B, N, H, D]; zeros for a query with no visible key.
@@ -42,7 +43,7 @@ def blockwise(q: Array, k: Array, v: Array, mask: Array | None, *, scale: float,
         for a in (k, v, visible)
     )
     dtype = at_least_float32(q.dtype)
-    lowest = jnp.finfo(dtype).min / 2  # finite, so that a difference of two is no NaN
+    lowest = jnp.finfo(dtype).min / 2  # finite, so that the difference of two is not NaN
 
     @jax.checkpoint
     def step(carry, part):
@@ -50,7 +51,7 @@ def blockwise(q: Array, k: Array, v: Array, mask: Array | None, *, scale: float,
         k, v, visible = part
         logits = jnp.einsum("bnhd,blhd->bhnl", q, k, preferred_element_type=dtype) * scale
         logits = jnp.where(visible[:, None, None], logits, lowest)
-        # Any shift of the logits gives the same softmax: it needs no derivative.
+        # Softmax does not depend on a shift of the logits, so the shift needs no derivative.
         higher = jnp.maximum(top, jax.lax.stop_gradient(logits).max(-1))
         decay = jnp.exp(top - higher)
         weights = jnp.where(visible[:, None, None], jnp.exp(logits - higher[..., None]), 0)
@@ -65,7 +66,7 @@ def blockwise(q: Array, k: Array, v: Array, mask: Array | None, *, scale: float,
 
 
 def fused(kernel: Kernel, formula: Kernel) -> Kernel:
-    """Add the missing derivatives to a kernel that has a reverse one alone, by a formula for the same function.
+    """Add derivatives to a kernel that has only a reverse-mode one, by a formula for the same function.
 
     Reverse mode stores q, k and v only, and runs the kernel's forward pass again for its backward pass.
 

@@ -1,4 +1,4 @@
-"""Tokenizers from the files of a Hugging Face directory, by the library `tokenizers`; no network."""
+"""Tokenizers from the files of a Hugging Face directory, with the library `tokenizers` and without network access."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Tokenizer = Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]
 
-# What an unset model_max_length is written as, about 1e30, is no length.
+# An unset model_max_length is stored as about 1e30, which is no length.
 LONGEST = 10**6
 MOST = 10**7  # tokens of a vocabulary
 CONTENT = Kind("a string of at most 10,000 characters", lambda v: isinstance(v, str) and len(v) <= 10_000)
@@ -51,16 +51,16 @@ def tokenizer(directory: str | Path, *, length: int | None = None) -> Tokenizer:
     """Read a tokenizer: tokenizer.json, or CLIP's vocab.json and merges.txt, or BERT's vocab.txt.
 
     Args:
-        directory: of the files, e.g. "tokenizer" or "tokenizer_2" of a pipeline.
-        length: of the result in tokens; None: model_max_length of its tokenizer_config.json.
+        directory: the directory of the files, e.g. "tokenizer" or "tokenizer_2" of a pipeline.
+        length: number of tokens of the result; None: model_max_length of its tokenizer_config.json.
 
     Returns:
-        texts -> (ids int32[B, length], mask bool[B, length]). Longer texts are cut, before their end token; shorter
-        ones are padded. The mask is True for the text and the tokens around it, by position, not by id: a model may
-        pad with its end token.
+        texts -> (ids int32[B, length], mask bool[B, length]). Longer texts are truncated before their end token;
+        shorter ones are padded. The mask is True for the text and its start and end tokens. It depends on positions, not on
+        ids, since some models pad with the end token.
 
     Raises:
-        ValueError: the files are none of these, or define no length or padding.
+        ValueError: none of these files exist, or they define no length or padding.
     """
     directory = Path(directory)
     config = _read(directory / "tokenizer_config.json")
@@ -111,7 +111,7 @@ def _named(directory: Path) -> Iterator[None]:
 
 
 def _build(directory: Path, config: dict[str, Any]) -> tuple[Library, str]:
-    """The library's tokenizer, and the token to pad with."""
+    """Return the library's tokenizer and the padding token."""
     from tokenizers import Tokenizer as Library
 
     roles = _roles(directory, config)
@@ -142,14 +142,14 @@ def _build(directory: Path, config: dict[str, Any]) -> tuple[Library, str]:
     else:
         raise ValueError(f"{directory} must hold tokenizer.json, or vocab.json and merges.txt, or vocab.txt")
     _add(tokenizer, directory, config)
-    # They are found in a text, too, before it is split: so do the references, even a "!" that pads.
+    # Special tokens within a text are also recognized, as in the references: even "!", if it is the padding token.
     special = [token for token in roles.values() if tokenizer.token_to_id(token.content) is not None]
     tokenizer.add_special_tokens(special)
     return tokenizer, roles["pad_token"].content
 
 
 def _clip(directory: Path, roles: dict[str, AddedToken]) -> Library:
-    """CLIP's byte-pair encoding (Sennrich et al. 2016, algorithm 1), words marked at their end, over bytes."""
+    """Return CLIP's byte-pair encoding (Sennrich et al. 2016, algorithm 1) of bytes, with marked ends of words."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
     files = str(directory / "vocab.json"), str(directory / "merges.txt")
@@ -163,7 +163,7 @@ def _clip(directory: Path, roles: dict[str, AddedToken]) -> Library:
 
 
 def _bert(directory: Path, config: dict[str, Any], roles: dict[str, AddedToken]) -> Library:
-    """BERT's WordPiece: the longest known piece first (Devlin et al. 2019, sec. 3)."""
+    """Return BERT's WordPiece, which matches the longest known piece first (Devlin et al. 2019, sec. 3)."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
     vocab = models.WordPiece.read_file(str(directory / "vocab.txt"))
@@ -179,7 +179,7 @@ def _bert(directory: Path, config: dict[str, Any], roles: dict[str, AddedToken])
 
 
 def _put_between(tokenizer: Library, start: str, end: str, directory: Path) -> None:
-    """Have every text stand between two tokens."""
+    """Enclose every text in two tokens."""
     from tokenizers.processors import TemplateProcessing
 
     ids = {token: tokenizer.token_to_id(token) for token in (start, end)}
@@ -189,7 +189,7 @@ def _put_between(tokenizer: Library, start: str, end: str, directory: Path) -> N
 
 
 def _roles(directory: Path, config: dict[str, Any]) -> dict[str, AddedToken]:
-    """The special tokens; special_tokens_map.json rules where tokenizer_config.json is an old one."""
+    """Return the special tokens; special_tokens_map.json takes precedence over an old tokenizer_config.json."""
     named = config
     if "added_tokens_decoder" not in config:
         named = config | _read(directory / "special_tokens_map.json")
@@ -198,7 +198,7 @@ def _roles(directory: Path, config: dict[str, Any]) -> dict[str, AddedToken]:
 
 
 def _add(tokenizer: Library, directory: Path, config: dict[str, Any]) -> None:
-    """Add the tokens that a vocabulary got later, such as those of a textual inversion."""
+    """Add tokens that are not in the vocabulary, e.g. those of a textual inversion."""
     from tokenizers import AddedToken
 
     added = {int(number): _token(value) for number, value in config.get("added_tokens_decoder", {}).items()}

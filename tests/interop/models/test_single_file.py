@@ -60,7 +60,7 @@ def test_what_a_file_says_of_its_prediction():
     assert "prediction_type" not in base.scheduler
     painting = read_single(SD2 | tensors(**{"model.diffusion_model.input_blocks.0.0.weight": (320, 9, 3, 3)}))
     assert "prediction_type" not in painting.scheduler
-    overrides = read_single(XL | tensors(v_pred=(), ztsnr=())).told
+    overrides = read_single(XL | tensors(v_pred=(), ztsnr=())).scheduler_overrides
     assert overrides == {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
 
 
