@@ -1,4 +1,4 @@
-"""Autoencoders: between images and the latents that diffusion models work on."""
+"""Autoencoders: images to the latents of diffusion models, and back."""
 
 from jaxdiff.autoencoders.codec import Codec, init
 from jaxdiff.autoencoders.kl import KLAutoencoder, kl_codec, kl_loss

@@ -1,4 +1,4 @@
-"""Encoder and decoder of the autoencoders (Rombach et al. 2022, app. G), named like diffusers' keys."""
+"""Encoder and decoder of the autoencoders (Rombach et al. 2022, app. G), with diffusers' names."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from jax import Array
 from jaxdiff.networks.attention import Attention
 from jaxdiff.networks.layers import Conv, Downsample, GroupNorm, Upsample
 
-EPS = 1e-6  # of every group norm
+EPS = 1e-6  # epsilon of every group norm
 
 
 class ResBlock(nn.Module):
-    """Residual block: norm, SiLU, conv, norm, SiLU, conv (from zero).
+    """Residual block: norm, SiLU, conv, norm, SiLU, conv (zero at initialization).
 
     Attributes:
         features: output channels.
@@ -38,7 +38,7 @@ class ResBlock(nn.Module):
 
 
 class _Half(nn.Module):
-    """What encoder and decoder have in common.
+    """Base of encoder and decoder.
 
     Attributes:
         features: output channels.
@@ -59,7 +59,7 @@ class _Half(nn.Module):
     attention: tuple[int, ...] = ()
 
     def _stage(self, h: Array, name: str, index: int, level: int) -> Array:
-        """A residual block and its attention; level -1 is the bottom."""
+        """Apply a residual block and its attention; level -1 is the bottom."""
         h = ResBlock(self.widths[level], self.groups, self.dtype, name=f"{name}.resnets.{index}")(h)
         attend = level in self.attention if level >= 0 else self.mid_attention and index == 0
         if not attend:

@@ -1,4 +1,4 @@
-"""Autoencoders as pure functions, and the affine map to latents of unit size."""
+"""Autoencoders as pure functions, and the affine map to latents of unit variance."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class Codec(NamedTuple):
 
     Attributes:
         encode: (params, images [B, *spatial, C] in [-1, 1]) -> (mean, std) of the posterior q(z | x), each
-            [B, *spatial / factor, D]; z = mean + std * eps is a draw of it.
+            [B, *spatial / factor, D]; z = mean + std * eps is a sample.
         decode: (params, z [B, *spatial, D]) -> images [B, *factor spatial, C], about in [-1, 1].
         factor: pixels per latent along every axis.
         channels: D.
-        scale: of the diffusion model's latents, (z - shift) * scale; a number, or one per channel.
-        shift: of these latents, likewise.
+        scale: factor of the diffusion model's latents, (z - shift) * scale; one number, or one per channel.
+        shift: shift of these latents; one number, or one per channel.
     """
 
     encode: Callable[[Any, Array], tuple[Array, Array]]
@@ -34,7 +34,7 @@ class Codec(NamedTuple):
     shift: float | tuple[float, ...] = 0.0
 
     def normalize(self, z: Array) -> Array:
-        """Map the autoencoder's latents to the diffusion model's, (z - shift) * scale."""
+        """Map the autoencoder's latents z to the diffusion model's, (z - shift) * scale."""
         return (z - _like(z, self.shift)) * _like(z, self.scale)
 
     def denormalize(self, z: Array) -> Array:
@@ -49,7 +49,7 @@ class Codec(NamedTuple):
     def decode_latents(self, params: Any, latents: Array) -> Array:
         """Map the diffusion model's latents to images, float32 at least.
 
-        Images are decoded one at a time: within the decoder an image takes many times the memory of its latents.
+        Images are decoded one at a time, since the decoder's activations need many times the memory of the latents.
         """
         images = jax.lax.map(lambda z: self.decode(params, self.denormalize(z[None]))[0], latents)
         return images.astype(at_least_float32(images.dtype))
@@ -65,31 +65,31 @@ def init(module: nn.Module, key: Array) -> dict:
     Returns:
         A nested dict of float32 arrays.
     """
-    # The network runs in the trace only: compilation drops everything but the parameters.
+    # The network is only traced; compilation removes all but the parameters.
     image = jnp.zeros((1, module.factor, module.factor, module.in_channels), jnp.float32)
     return jax.jit(lambda key: module.init(key, image)["params"])(key)
 
 
 def check_images(x: Array, channels: int, factor: int) -> None:
-    """Refuse images that an autoencoder can't encode.
+    """Check that an autoencoder can encode the images.
 
     Args:
-        x: the images, expected to be [B, H, W, channels].
-        channels: of the images.
+        x: the images; must be [B, H, W, channels].
+        channels: number of channels.
         factor: divisor of height and width.
 
     Raises:
-        ValueError: for another rank or number of channels, or a size that is no multiple of the factor.
+        ValueError: the rank or the number of channels is wrong, or a size is no multiple of the factor.
     """
     check_channels(x, channels)
     check_divisible(x.shape, factor)
 
 
 def check_channels(x: Array, channels: int) -> None:
-    """Refuse arrays that are not [B, H, W, channels].
+    """Check that an array is [B, H, W, channels].
 
     Raises:
-        ValueError: for another rank or number of channels.
+        ValueError: the rank or the number of channels is wrong.
     """
     if x.ndim != 4 or x.shape[-1] != channels:
         raise ValueError(f"expected [B, H, W, {channels}], got shape {x.shape}")

@@ -15,9 +15,9 @@ class KLAutoencoder(nn.Module):
     """Convolutional autoencoder whose posterior is a diagonal Gaussian (Rombach et al. 2022, app. G).
 
     Attributes:
-        in_channels: of the images.
-        out_channels: of the decoded images.
-        latent_channels: of the latents.
+        in_channels: channels of the images.
+        out_channels: channels of the decoded images.
+        latent_channels: channels of the latents.
         widths: channels by level, the finest first; each further level halves the image.
         num_blocks: residual blocks per level in the encoder; the decoder has one more.
         attention: levels with attention after each residual block.
@@ -58,7 +58,7 @@ class KLAutoencoder(nn.Module):
         """Map images [B, H, W, C] in [-1, 1] to the posterior's mean and std, each [B, H / factor, W / factor, D].
 
         Raises:
-            ValueError: for another rank or number of channels, or a size that is no multiple of the factor.
+            ValueError: the rank or the number of channels is wrong, or a size is no multiple of the factor.
         """
         check_images(x, self.in_channels, self.factor)
         h = self.encoder(x)
@@ -71,7 +71,7 @@ class KLAutoencoder(nn.Module):
         """Map latents [B, h, w, D] to images [B, factor h, factor w, out_channels].
 
         Raises:
-            ValueError: for another rank or number of channels.
+            ValueError: the rank or the number of channels is wrong.
         """
         check_channels(z, self.latent_channels)
         if self.use_post_quant_conv:
@@ -79,7 +79,7 @@ class KLAutoencoder(nn.Module):
         return self.decoder(z).astype(at_least_float32(self.dtype))
 
     def __call__(self, x: Array) -> Array:
-        """Encode images, and decode the posterior's mean."""
+        """Encode images, and decode the mean of the posterior."""
         return self.decode(self.encode(x)[0])
 
 
@@ -109,8 +109,8 @@ def kl_codec(
 def kl_loss(mean: Array, std: Array) -> Array:
     """Return the batch mean of KL(N(mean, std^2) || N(0, 1)), summed over an example's latents, in nats.
 
-    Kingma and Welling 2014 (arXiv:1312.6114), app. B. For a variational bound, the reconstruction term must be a sum
-    over an example, too.
+    Kingma and Welling 2014 (arXiv:1312.6114), app. B. For a variational bound, the reconstruction term must also be a
+    sum over each example.
 
     Args:
         mean: [B, ...].

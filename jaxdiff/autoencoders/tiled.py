@@ -1,4 +1,4 @@
-"""Large images in tiles: one program maps overlapping tiles, each faded into its neighbours."""
+"""Large images in overlapping tiles, which one program processes in turn and blends."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from jaxdiff.autoencoders.codec import Codec
 
 
 def tiled(codec: Codec, *, tile: int = 64, overlap: int = 16) -> Codec:
-    """Return an autoencoder that works in tiles, so that its memory does not grow with the image.
+    """Return an autoencoder that processes tiles, so that its memory does not grow with the image.
 
-    Images of one tile are not changed. Tiles blend means, decoded images and logarithms of stds.
+    Results for images of a single tile do not change. Means, decoded images and logarithms of stds are blended.
 
     Args:
         codec: the autoencoder.
         tile: edge of a tile, in latents; 64 latents of 8 pixels are 512 pixels.
-        overlap: of neighbouring tiles, in latents, 0..tile / 2.
+        overlap: overlap of neighbouring tiles, in latents, 0..tile / 2.
 
     Returns:
         The autoencoder in tiles.
 
     Raises:
-        ValueError: the overlap is out of its range.
+        ValueError: the overlap is out of range.
     """
     _check(tile, overlap)
 
@@ -50,21 +50,21 @@ def tiled(codec: Codec, *, tile: int = 64, overlap: int = 16) -> Codec:
 def in_tiles(run: Callable[[Array], Any], x: Array, *, tile: int, overlap: int) -> Any:
     """Compute run(x) tile by tile.
 
-    All tiles have the same size, so that one scan runs them: the last tile of a row or column is moved inwards where it
-    would not fit. Neighbouring tiles are blended linearly over their overlap. diffusers cuts the last tiles short
+    All tiles have the same size, so that one scan processes them: the last tile of a row or column is moved inwards if
+    it does not fit. Neighbouring tiles are blended linearly over their overlap. diffusers cuts the last tiles short
     instead, and blends twice where four tiles meet; elsewhere the results are equal.
 
     Args:
-        run: [B, h, w, C] -> a tree of [B, r h, r w, any], with one rational r.
+        run: [B, h, w, C] -> a tree of [B, r h, r w, any], with the same rational r for all leaves.
         x: [B, H, W, C].
         tile: edge of a tile, in positions of x; an integer after multiplication by r.
-        overlap: of neighbouring tiles, likewise, 0..tile / 2.
+        overlap: overlap of neighbouring tiles, in positions of x, 0..tile / 2; an integer after multiplication by r.
 
     Returns:
         Like run(x).
 
     Raises:
-        ValueError: the overlap is out of its range, or a tile does not begin at a whole position of the result.
+        ValueError: the overlap is out of range, or a tile does not begin at an integer position of the result.
     """
     _check(tile, overlap)
     size = min(tile, x.shape[1]), min(tile, x.shape[2])
@@ -83,9 +83,9 @@ def in_tiles(run: Callable[[Array], Any], x: Array, *, tile: int, overlap: int) 
         weight = rows.weight[i][None, :, None, None] * columns.weight[j][None, None, :, None]
         at = (0, rows.target[i], columns.target[j], 0)
 
-        def add(whole: Array, part: Array) -> Array:
-            before = jax.lax.dynamic_slice(whole, at, part.shape)
-            return jax.lax.dynamic_update_slice(whole, before + weight.astype(part.dtype) * part, at)
+        def add(total: Array, part: Array) -> Array:
+            before = jax.lax.dynamic_slice(total, at, part.shape)
+            return jax.lax.dynamic_update_slice(total, before + weight.astype(part.dtype) * part, at)
 
         return jax.tree.map(add, canvas, y), None
 
@@ -101,7 +101,7 @@ class _Plan(NamedTuple):
     Attributes:
         start: int32[N], first position in x.
         target: int32[N], first position in the result.
-        weight: float[N, size in the result], of the blend; the weights sum to 1 at every position of the result.
+        weight: float[N, size in the result], blending weights, which sum to 1 at every position of the result.
     """
 
     start: Array
@@ -112,18 +112,18 @@ class _Plan(NamedTuple):
 def _plan(length: int, tile: int, overlap: int, rate: Fraction) -> _Plan:
     step = tile - overlap
     number = 1 + max(0, math.ceil((length - tile) / step))
-    seams = step * np.arange(number)  # where each tile starts to fade in
+    seams = step * np.arange(number)  # where each tile begins to fade in
     start = np.minimum(seams, max(0, length - tile))
     target = start * rate.numerator // rate.denominator
     position = target[:, None] + np.arange(int(rate * min(tile, length)))[None]
 
-    def seen(seam: np.ndarray) -> np.ndarray:
-        """The weight, before its end, of the tile that begins at a seam, at each position."""
+    def fade_in(seam: np.ndarray) -> np.ndarray:
+        """Return the rising weight of a tile that begins at `seam`, at each position."""
         into = position - (seam * rate.numerator // rate.denominator)[:, None]
         return np.clip(into / float(rate * overlap), 0, 1) if overlap else (into >= 0).astype(float)
 
     first, last = (np.arange(number) == k for k in (0, number - 1))
-    weight = np.where(first[:, None], 1.0, seen(seams)) - np.where(last[:, None], 0.0, seen(seams + step))
+    weight = np.where(first[:, None], 1.0, fade_in(seams)) - np.where(last[:, None], 0.0, fade_in(seams + step))
     return _Plan(jnp.asarray(start, jnp.int32), jnp.asarray(target, jnp.int32), jnp.asarray(weight))
 
 

@@ -21,9 +21,9 @@ class Quantized(NamedTuple):
     """Latents on the codebook.
 
     Attributes:
-        latents: [..., D], the codes, whose gradient goes to the latents that were quantized.
-        codes: [..., D], the codes, whose gradient goes to the codebook.
-        indices: int32[...], of the codes, 0..K - 1.
+        latents: [..., D], the codes; gradients flow to the unquantized latents.
+        codes: [..., D], the codes; gradients flow to the codebook.
+        indices: int32[...], indices of the codes, 0..K - 1.
     """
 
     latents: Array
@@ -43,8 +43,8 @@ def nearest(codebook: Array, z: Array) -> Array:
     """
     dtype = at_least_float32(z.dtype)
     codebook, z = codebook.astype(dtype), z.astype(dtype)
-    # |z - e|^2 without |z|^2, which is the same for all codes. The default precision of a TPU's or GPU's matrix
-    # product would pick wrong neighbours.
+    # |z - e|^2 without |z|^2, which is the same for all codes. At the default precision of matrix products on TPUs and
+    # GPUs the nearest code could be wrong.
     products = jnp.einsum("...d,kd->...k", z, codebook, precision=jax.lax.Precision.HIGHEST)
     squares = per_channel(z, jnp.square(codebook).sum(1))
     return jnp.argmin(squares - 2 * products, axis=-1).astype(jnp.int32)
@@ -72,7 +72,7 @@ def codebook_loss(z: Array, codes: Array) -> Array:
 
     Args:
         z: [..., D], the encoder's latents.
-        codes: [..., D], `Quantized.codes` of them.
+        codes: [..., D], their `Quantized.codes`.
 
     Returns:
         A scalar.
@@ -85,7 +85,7 @@ def commitment_loss(z: Array, codes: Array) -> Array:
 
     Args:
         z: [..., D], the encoder's latents.
-        codes: [..., D], `Quantized.codes` of them.
+        codes: [..., D], their `Quantized.codes`.
 
     Returns:
         A scalar.
@@ -97,11 +97,11 @@ class VQAutoencoder(nn.Module):
     """Convolutional autoencoder with a codebook (Esser et al. 2021; Rombach et al. 2022, app. G).
 
     Attributes:
-        in_channels: of the images.
-        out_channels: of the decoded images.
-        latent_channels: of the encoder's result and of the decoder's input.
-        codes: K, number of codes.
-        code_dim: D, length of a code.
+        in_channels: channels of the images.
+        out_channels: channels of the decoded images.
+        latent_channels: channels of the encoder's output and of the decoder's input.
+        codes: K, the number of codes.
+        code_dim: D, the length of a code.
         widths: channels by level, the finest first; each further level halves the image.
         num_blocks: residual blocks per level in the encoder; the decoder has one more.
         attention: levels with attention after each residual block.
@@ -136,10 +136,10 @@ class VQAutoencoder(nn.Module):
         self.codebook = Codebook(self.codes, self.code_dim, name="quantize.embedding")
 
     def encode(self, x: Array) -> Array:
-        """Map images [B, H, W, C] in [-1, 1] to latents [B, H / factor, W / factor, D], not quantized yet.
+        """Map images [B, H, W, C] in [-1, 1] to unquantized latents [B, H / factor, W / factor, D].
 
         Raises:
-            ValueError: for another rank or number of channels, or a size that is no multiple of the factor.
+            ValueError: the rank or the number of channels is wrong, or a size is no multiple of the factor.
         """
         check_images(x, self.in_channels, self.factor)
         return self.quant_conv(self.encoder(x)).astype(at_least_float32(self.dtype))
@@ -150,8 +150,8 @@ class VQAutoencoder(nn.Module):
         return quantize(self.codebook(), z)
 
     def lookup(self, indices: Array) -> Array:
-        """Return the codes [..., D] of int[...] in 0..K - 1; NaN for others, since a compiled program can't raise."""
-        # Negative indices would count from the end: send them out of range too.
+        """Return the codes [..., D] of indices int[...]; NaN outside 0..K - 1, since a compiled program can't raise."""
+        # Negative indices would count from the end, so they are moved out of range.
         indices = jnp.where(indices < 0, self.codes, indices)
         return jnp.take(self.codebook(), indices, axis=0, mode="fill", fill_value=jnp.nan).astype(
             at_least_float32(self.dtype)
@@ -168,14 +168,14 @@ class VQAutoencoder(nn.Module):
 
 
 class Codebook(nn.Module):
-    """A table [codes, dim] of small initial values, so that all codes are near the first latents."""
+    """A table [codes, dim] with small initial values, so that all codes are near the first latents."""
 
     codes: int
     dim: int
 
     @nn.compact
     def __call__(self) -> Array:
-        """The table."""
+        """Return the table."""
 
         def draw(key, shape, dtype=jnp.float32):
             return unit_uniform(key, shape, dtype) / self.codes
@@ -187,13 +187,13 @@ class VQCodec(NamedTuple):
     """An autoencoder with a codebook, as functions of its parameters.
 
     Attributes:
-        encode: (params, images [B, *spatial, C] in [-1, 1]) -> latents [B, *spatial / factor, D], not quantized.
+        encode: (params, images [B, *spatial, C] in [-1, 1]) -> unquantized latents [B, *spatial / factor, D].
         quantize: (params, latents [B, *spatial, D]) -> `Quantized`.
         lookup: (params, indices int[...]) -> codes [..., D].
-        decode: (params, latents [B, *spatial, D]) -> images; quantizes first, which leaves codes as they are.
+        decode: (params, latents [B, *spatial, D]) -> images; quantizes the latents, which does not change codes.
         factor: pixels per latent along every axis.
         channels: D.
-        scale: of the diffusion model's latents, latents * scale.
+        scale: factor of the diffusion model's latents, latents * scale.
     """
 
     encode: Callable[[Any, Array], Array]

@@ -59,13 +59,13 @@ def load(
             files or parts is meant, or the tensors are not those that the config asks for; the message lists them.
     """
     fields, tensors = read_model(path, config)
-    built = architecture(fields, dtype)
+    spec = architecture(fields, dtype)
     if tensors is None:
-        tensors = open_tensors(path, built.weights, variant)
+        tensors = open_tensors(path, spec.weights, variant)
     elif variant is not None:
         raise ValueError(f"a variant is of a directory's weights, and {path} names a file")
     check_layers(fields, len(tensors))
-    return Pretrained(built.apply, fill(built, tensors, param_dtype=param_dtype, place=place), fields)
+    return Pretrained(spec.apply, fill(spec, tensors, param_dtype=param_dtype, place=place), fields)
 
 
 def save(loaded: Pretrained, directory: str | Path, *, shard_bytes: int = 5 * 10**9) -> None:
@@ -82,27 +82,27 @@ def save(loaded: Pretrained, directory: str | Path, *, shard_bytes: int = 5 * 10
         ValueError: the directory holds weights, or the parameters are not those of the config.
     """
     directory = Path(directory)
-    built = architecture(loaded.config)
-    _check_shapes(jax.eval_shape(built.init, jax.random.key(0)), loaded.params)
+    spec = architecture(loaded.config)
+    _check_shapes(jax.eval_shape(spec.init, jax.random.key(0)), loaded.params)
     if any(directory.glob("[!.]*.safetensors*")):
         raise ValueError(f"{directory} holds weights already")
     with jax.numpy_dtype_promotion("standard"):
         dtype = jnp.result_type(*jax.tree.leaves(loaded.params)).name
     config = {k: dtype if k in ("dtype", "torch_dtype") and v else v for k, v in loaded.config.items()}
-    files = _split(loaded.params, built, shard_bytes)
+    files = _split(loaded.params, spec, shard_bytes)
     index: dict[str, str] = {}
     # Everything is written before anything has its name. The names come in the reverse order: the config, which no
     # weights next to it contradict, since there are none, and last those by which the weights are found.
     with contextlib.ExitStack() as stack:
         if len(files) > 1:
-            listing = stack.enter_context(replacing(directory / f"{built.weights}.safetensors.index.json"))
+            listing = stack.enter_context(replacing(directory / f"{spec.weights}.safetensors.index.json"))
         for number, keys in enumerate(files, 1):
-            name = f"{built.weights}.safetensors"
+            name = f"{spec.weights}.safetensors"
             if len(files) > 1:
-                name = f"{built.weights}-{number:05}-of-{len(files):05}.safetensors"
-            held = dict(flatten(loaded.params, built.rename, keys))
-            write_tensors(held, stack.enter_context(replacing(directory / name)))
-            index |= dict.fromkeys(held, name)
+                name = f"{spec.weights}-{number:05}-of-{len(files):05}.safetensors"
+            tensors = dict(flatten(loaded.params, spec.rename, keys))
+            write_tensors(tensors, stack.enter_context(replacing(directory / name)))
+            index |= dict.fromkeys(tensors, name)
         if len(files) > 1:
             total = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(loaded.params))
             listing.write_text(_json({"metadata": {"total_size": total}, "weight_map": index}))
@@ -114,13 +114,13 @@ def _json(value: Any) -> str:
     return json.dumps(value, indent=2, sort_keys=True) + "\n"
 
 
-def _split(params: Any, built: ModelSpec, limit: int) -> list[list[str]]:
-    """The keys in files of at most `limit` bytes, or of one tensor."""
+def _split(params: Any, spec: ModelSpec, max_bytes: int) -> list[list[str]]:
+    """The keys in files of at most `max_bytes` bytes, or of one tensor."""
     files: list[list[str]] = []
     size = 0
-    for key, spot in places(params, built.rename).items():
+    for key, spot in places(params, spec.rename).items():
         more = math.prod(spot.shape) * trees.get(params, spot.path).dtype.itemsize
-        if not files or size + more > limit:
+        if not files or size + more > max_bytes:
             files.append([])
             size = 0
         files[-1].append(key)
@@ -128,9 +128,9 @@ def _split(params: Any, built: ModelSpec, limit: int) -> list[list[str]]:
     return files
 
 
-def _check_shapes(wanted: Any, got: Any) -> None:
-    flat = [{name: a.shape for name, a in trees.flatten(tree).items()} for tree in (wanted, got)]
-    odd = sorted(k for k in flat[0].keys() | flat[1].keys() if flat[0].get(k) != flat[1].get(k))
-    if odd:
-        told = listed(f"{k} is {flat[1].get(k)}, not {flat[0].get(k)}" for k in odd)
-        raise ValueError(f"the parameters are not those that the config asks for: {told}")
+def _check_shapes(expected: Any, got: Any) -> None:
+    flat = [{name: a.shape for name, a in trees.flatten(tree).items()} for tree in (expected, got)]
+    names = sorted(k for k in flat[0].keys() | flat[1].keys() if flat[0].get(k) != flat[1].get(k))
+    if names:
+        differences = listed(f"{k} is {flat[1].get(k)}, not {flat[0].get(k)}" for k in names)
+        raise ValueError(f"the parameters are not those that the config asks for: {differences}")

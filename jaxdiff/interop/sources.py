@@ -19,13 +19,13 @@ __all__ = ["find_part", "is_file", "open_single", "pipeline_of", "read_fields", 
 Config = dict[str, Any]
 
 
-def read_model(path: str | Path, given: Mapping[str, Any] | None = None) -> tuple[Config, dict[str, Any] | None]:
+def read_model(path: str | Path, overrides: Mapping[str, Any] | None = None) -> tuple[Config, dict[str, Any] | None]:
     """Read a model's config, and open its tensors where the path names their file.
 
     Args:
         path: a directory with config.json; a file or an index in such a directory; a single-file checkpoint of one
             model; or FILE/PART of several.
-        given: fields of the config that do not follow from a file, or that replace those that do.
+        overrides: fields of the config that do not follow from a file, or that replace those that do.
 
     Returns:
         (fields, the class in `_class_name`; the tensors by name, or None for a directory).
@@ -33,10 +33,10 @@ def read_model(path: str | Path, given: Mapping[str, Any] | None = None) -> tupl
     Raises:
         ValueError: there is no config, the file holds several models and none is named, or not the one that is.
     """
-    given = dict(given or {})
+    overrides = dict(overrides or {})
     file, part = _split(Path(path))
     if part is None and not is_file(file):
-        return _class_and_fields(file) | given, None
+        return _class_and_fields(file) | overrides, None
     tensors = open_tensors(file)
     single = read_single(tensors)
     near = _class_and_fields(file.parent) if (file.parent / "config.json").is_file() else None
@@ -47,7 +47,7 @@ def read_model(path: str | Path, given: Mapping[str, Any] | None = None) -> tupl
                 if part is None
                 else f"{file} is no checkpoint of Stable Diffusion or Flux in one file: it has no part {part!r}"
             )
-        return near | given, tensors
+        return near | overrides, tensors
     name = part if part is not None or len(single.parts) > 1 else next(iter(single.parts))
     if name not in single.parts:
         raise ValueError(
@@ -56,9 +56,9 @@ def read_model(path: str | Path, given: Mapping[str, Any] | None = None) -> tupl
     # A config next to the file has what does not follow from tensors, where it is of this class.
     kind, read = single.parts[name]
     if len(single.parts) == 1 and near is not None and near["_class_name"] == kind:
-        given = near | given
+        overrides = near | overrides
     try:
-        return read(given)
+        return read(overrides)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
 
@@ -87,10 +87,10 @@ def find_part(path: str | Path, *names: str) -> Path:
     path = Path(path)
     if is_file(path):
         single = read_single(open_tensors(path))
-        held = [name for name in names if single is not None and name in single.parts]
+        parts = [name for name in names if single is not None and name in single.parts]
     else:
-        held = [name for name in names if (path / name / "config.json").is_file()]
-    return path / held[0] if held else path
+        parts = [name for name in names if (path / name / "config.json").is_file()]
+    return path / parts[0] if parts else path
 
 
 def pipeline_of(path: str | Path) -> Path:

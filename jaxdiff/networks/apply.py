@@ -1,4 +1,4 @@
-"""Between Linen modules and the pure functions of the rest of the project."""
+"""Linen modules as pure functions."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,8 +19,8 @@ def as_apply(module: nn.Module) -> Callable[..., Any]:
         module: a network called as module(x, noise, cond, train=...).
 
     Returns:
-        apply(params, x, noise, cond=None, *, key=None): the network's output. A key switches training mode
-        (dropout) on.
+        apply(params, x, noise, cond=None, *, key=None) -> the network's output. With a key, the network applies
+        dropout.
     """
 
     def apply(params, x, noise, cond=None, *, key=None):
@@ -37,14 +37,14 @@ def init(module: nn.Module, key: Array, x: Any, cond: Mapping[str, Any] | None =
         module: a network called as module(x, noise, cond, train=...).
         key: a random key.
         x: [B, *spatial, C], or anything with its shape and dtype; B may be 1.
-        cond: the condition that the network is configured for, likewise.
+        cond: the conditions that the network is configured for, as arrays or shapes; B may be 1.
 
     Returns:
         A nested dict of float32 arrays.
     """
 
     def draw(key):
-        # The network runs on zeros in the trace only: compilation drops everything but the parameters.
+        # The network is only traced on zeros; compilation removes all but the parameters.
         zeros = {name: jnp.zeros(a.shape, canonicalize_dtype(a.dtype)) for name, a in (cond or {}).items()}
         noise = jnp.zeros(x.shape[:1], jnp.float32)
         return module.init(key, jnp.zeros(x.shape, jnp.float32), noise, zeros)["params"]
@@ -67,15 +67,15 @@ def cond_shapes(
     """Return the shapes that a network's conditions must have.
 
     Args:
-        x: [B, *spatial, C], the input that they belong to.
-        cond: the conditions; of optional ones, "mask" and "augment", the shape is returned where they are given.
+        x: [B, *spatial, C], the network's input.
+        cond: the conditions. The shapes of "mask" and "augment", which are optional, are returned if these are given.
         num_classes: "label" [B]; None: off.
         context_dim: D of "tokens" [B, L, D]; None: off.
-        mask: "mask" [B, L] of the tokens may be given.
+        mask: whether "mask" [B, L] of the tokens is allowed.
         pooled_dim: D of "vector" [B, D]; None: off.
-        guidance: "guidance" [B].
+        guidance: whether "guidance" [B] is required.
         concat_channels: C' of "concat" [B, *spatial, C']; None: off.
-        augment_dim: D of "augment" [B, D], which may be given; None: off.
+        augment_dim: D of the optional "augment" [B, D]; None: off.
 
     Returns:
         Shapes by name, for `check_cond`; None stands for any length.
@@ -98,19 +98,19 @@ def cond_shapes(
 def check_cond(
     x: Array, noise: Array, cond: Mapping[str, Any] | None, shapes: Mapping[str, Shape]
 ) -> Mapping[str, Any]:
-    """Refuse conditions that a network is not configured for.
+    """Check the conditions against those that a network is configured for.
 
     Args:
         x: [B, ...], the network's input.
-        noise: the network's input, meant to be [B].
+        noise: the network's noise input; must be [B].
         cond: arrays by name; None: none.
-        shapes: the shape that each of them must have, see `cond_shapes`; None stands for any length.
+        shapes: the required shape of each, see `cond_shapes`; None stands for any length.
 
     Returns:
-        cond, an empty one in place of None.
+        cond, or an empty dict for None.
 
     Raises:
-        ValueError: if one is missing, unknown or has another shape.
+        ValueError: a condition is missing, unknown or has another shape.
     """
     cond = {} if cond is None else cond
     for name in cond.keys() - shapes.keys():
@@ -120,14 +120,14 @@ def check_cond(
         raise ValueError(f"the network is configured for the condition {name!r}, which is missing")
     got, allowed = {"noise": noise, **cond}, {"noise": x.shape[:1], **shapes}
     for name, shape in allowed.items():
-        found = got[name].shape
-        if len(found) != len(shape) or any(b not in (None, a) for a, b in zip(found, shape, strict=True)):
-            raise ValueError(f"{name} must have shape {shape}, got {found}")
+        got_shape = got[name].shape
+        if len(got_shape) != len(shape) or any(b not in (None, a) for a, b in zip(got_shape, shape, strict=True)):
+            raise ValueError(f"{name} must have shape {shape}, got {got_shape}")
     return cond
 
 
 def check_spatial(x: Array) -> None:
-    """Refuse what is not [B, *spatial, C].
+    """Check that x is [B, *spatial, C] with one to three spatial axes.
 
     Raises:
         ValueError: x does not have one to three spatial axes.
@@ -137,13 +137,16 @@ def check_spatial(x: Array) -> None:
 
 
 def split_output(y: Array, learned_variance: bool) -> Array | tuple[Array, Array]:
-    """Return a network's output, or the pair (F, frac) that its channels hold where the variance is learned.
+    """Split a network's output into the pair (F, frac) if it learns the variance.
 
     frac is v of Nichol and Dhariwal 2021, eq. 15, mapped from [-1, 1] to [0, 1] but not clipped.
 
     Args:
         y: [..., C], or [..., 2 C] where the variance is learned.
-        learned_variance: whether it is.
+        learned_variance: whether the network learns the variance.
+
+    Returns:
+        y, or (F, frac), each [..., C].
     """
     if not learned_variance:
         return y

@@ -12,7 +12,7 @@ from jaxdiff.networks.kernels import blockwise, fused
 from jaxdiff.networks.layers import Dense, GroupNorm, at_least_float32
 from jaxdiff.sharding import BATCH_AXES, constrain, platform
 
-# From this many keys on, attention is computed over blocks of keys, and never holds all logits.
+# With at least this many keys, attention runs over blocks of keys and never stores all logits.
 BLOCKWISE_MIN_KEYS, KEY_BLOCK = 4096, 1024
 
 
@@ -26,10 +26,10 @@ def attend(
     causal: bool = False,
     scale: float | None = None,
 ) -> Array:
-    """Multi-head scaled dot-product attention (Vaswani et al. 2017, eq. 1), by the kernel that suits the device.
+    """Multi-head scaled dot-product attention (Vaswani et al. 2017, eq. 1), with the fastest kernel for the device.
 
-    In half precision on a GPU this is cuDNN's fused kernel. Elsewhere long sequences are processed in blocks of keys,
-    which works on every device and under every sharding. All kernels have derivatives in both modes.
+    In half precision on a GPU this is cuDNN's fused kernel. Elsewhere, long sequences are processed in blocks of keys,
+    which works on every device and with every sharding. All kernels have forward- and reverse-mode derivatives.
 
     Args:
         q: [B, N, H, D].
@@ -38,13 +38,13 @@ def attend(
         mask: bool[B, L], True for visible tokens; None: all are visible. A query with no visible key returns
             zeros.
         bias: added to the logits, broadcast against [B, H, N, L].
-        causal: position n attends to the positions 0..n only.
+        causal: whether position n attends to the positions 0..n only.
         scale: of the logits; None is D^-0.5.
 
     Returns:
         [B, N, H, D].
     """
-    # Each device computes its own heads, and attends from its own positions to all keys.
+    # Each device computes its share of heads and of queries, against all keys.
     q, k, v = (constrain(a, BATCH_AXES, axis, "tensor") for a, axis in ((q, "sequence"), (k, None), (v, None)))
     masks = () if mask is None else (mask[:, None, None, :],)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
@@ -67,11 +67,11 @@ def _cudnn(q, k, v, where=None, *, scale: float) -> Array:
 def _formula(q, k, v, where=None, *, scale: float, bias=None, causal: bool = False) -> Array:
     """softmax(q k^T) v with logits and sums in float32 at least.
 
-    Heads come before positions, and the division by the sum comes last, on D numbers a position in place of L: on a CPU
-    a quarter of the time of jax.nn's order, forward.
+    Heads come before positions, and the division by the sum comes last, on D numbers per position instead of L: on a
+    CPU the forward pass takes a quarter of the time of jax.nn's order.
     """
-    given, dtype = q.dtype, at_least_float32(q.dtype)
-    if given == jnp.float16:
+    input_dtype, dtype = q.dtype, at_least_float32(q.dtype)
+    if input_dtype == jnp.float16:
         q, k, v = (a.astype(dtype) for a in (q, k, v))  # a CPU can't multiply float16 into float32
     q, k, v = (jnp.swapaxes(a, 1, 2) for a in (q, k, v))
     logits = jnp.einsum("bhnd,bhld->bhnl", q, k, preferred_element_type=dtype) * scale
@@ -82,10 +82,10 @@ def _formula(q, k, v, where=None, *, scale: float, bias=None, causal: bool = Fal
         logits = jnp.where(where, logits, hidden)
     if causal:
         logits = jnp.where(jnp.tri(q.shape[2], k.shape[2], dtype=bool), logits, hidden)
-    # Any shift of the logits gives the same softmax: it needs no derivative.
+    # Softmax does not depend on a shift of the logits, so the shift needs no derivative.
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
     y = jnp.einsum("bhnl,bhld->bhnd", weights.astype(v.dtype), v, preferred_element_type=dtype)
-    return jnp.swapaxes(y / weights.sum(-1, keepdims=True), 1, 2).astype(given)
+    return jnp.swapaxes(y / weights.sum(-1, keepdims=True), 1, 2).astype(input_dtype)
 
 
 def _fits_cudnn(q: Array) -> bool:
@@ -94,26 +94,26 @@ def _fits_cudnn(q: Array) -> bool:
 
 
 def visible(tokens: Array, mask: Array) -> Array:
-    """The visible tokens[B, L, D], and zeros for the others: a weight of zero times a hidden NaN would be NaN."""
+    """Replace hidden tokens of [B, L, D] by zeros: a weight of zero times a NaN would be NaN."""
     return jnp.where(mask[..., None], tokens, jnp.zeros_like(tokens))
 
 
 def split_heads(x: Array, num_heads: int) -> Array:
-    """[B, N, C] as [B, N, H, C / H]."""
+    """Reshape [B, N, C] to [B, N, H, C / H]."""
     return x.reshape(*x.shape[:2], num_heads, x.shape[2] // num_heads)
 
 
 class Attention(nn.Module):
-    """Norm, multi-head attention and a projection that starts from zero, added to the input.
+    """Residual multi-head attention: norm, attention, and a projection that is zero at initialization.
 
     Attributes:
         head_dim: channels per head; None is a single head.
         groups: of the group norm.
         eps: of the group norm.
         dtype: type of the computation; softmax is float32 at least.
-        identity: self-attention's map is the identity: every position attends to itself alone (Ahn et al. 2024,
-            arXiv:2403.17377); cross-attention stays.
-        norm: False leaves the norm out.
+        identity: replace self-attention's map by the identity, so that every position attends to itself only (Ahn et
+            al. 2024, arXiv:2403.17377); cross-attention is not changed.
+        norm: whether there is a group norm.
         divide: divisor of the sum with the input.
     """
 
@@ -127,7 +127,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, tokens: Array | None = None, mask: Array | None = None) -> Array:
-        """Attend from every position of x to all positions, or to the tokens where these are given.
+        """Attend from every position of x to all positions, or to the tokens if given.
 
         Args:
             x: [B, *spatial, C].
@@ -138,7 +138,7 @@ class Attention(nn.Module):
             Like x.
 
         Raises:
-            ValueError: if head_dim does not divide C.
+            ValueError: head_dim does not divide C.
         """
         batch, channels = x.shape[0], x.shape[-1]
         head_dim = channels if self.head_dim is None else self.head_dim
@@ -154,7 +154,7 @@ class Attention(nn.Module):
         if mask is not None:
             source = visible(source, mask)
         q, k, v = dense("to_q")(h), dense("to_k")(source), dense("to_v")(source)
-        # An identity map passes the values through; queries and keys keep their parameters, `jit` drops the rest.
+        # An identity map returns the values; queries and keys only keep their parameters, and `jit` removes them.
         if not (self.identity and tokens is None):
             q, k, v = (split_heads(a, channels // head_dim) for a in (q, k, v))
             v = attend(q, k, v, mask=mask).reshape(h.shape)

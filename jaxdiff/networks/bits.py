@@ -1,7 +1,7 @@
 """Random bits by hashing positions: cheap to draw, and cheap to compile.
 
-jax.random's generator compiles anew for each shape, about a quarter second each on a CPU and seconds on a TPU. What the
-networks draw, initial weights and dropout's masks, needs neither its strength nor its cost.
+jax.random's generator compiles anew for each shape, about a quarter second each on a CPU and seconds on a TPU. Initial
+weights and dropout masks do not need its quality, and should not pay its cost.
 """
 
 import jax
@@ -20,7 +20,7 @@ def random_bits(key: Array, shape: tuple[int, ...]) -> Array:
         uint32 numbers, the same on every device and under every sharding.
     """
     bits, stride = jnp.zeros(shape, jnp.uint32), 1
-    for axis in reversed(range(len(shape))):  # an iota for each axis, so that a device computes its own part alone
+    for axis in reversed(range(len(shape))):  # one iota per axis, so that each device computes only its own part
         bits = bits + jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride % 2**32)
         stride *= shape[axis]
     for word in jax.random.key_data(key).ravel():
@@ -29,7 +29,7 @@ def random_bits(key: Array, shape: tuple[int, ...]) -> Array:
 
 
 def _mix(bits: Array) -> Array:
-    """A bijection of uint32 in which every input bit moves every output bit (multiply and xor-shift)."""
+    """A bijection of uint32 in which every input bit affects every output bit (multiply and xor-shift)."""
     bits = (bits ^ (bits >> 16)) * jnp.uint32(0x7FEB352D)
     bits = (bits ^ (bits >> 15)) * jnp.uint32(0x846CA68B)
     return bits ^ (bits >> 16)

@@ -46,7 +46,7 @@ class Classifier(nn.Module):
             if i > 0:
                 x = nn.LayerNorm(epsilon=1e-6, name=f"norm_{i}")(x)
             x = nn.gelu(x)
-        # Flattened, not averaged over positions: the outline of an object distinguishes the classes.
+        # Flattened, not averaged over positions: the classes differ by the outlines of objects.
         x = x.reshape(x.shape[0], -1)
         x = Dropout(self.dropout, name="dropout_0")(x, train=train)
         hidden = nn.gelu(nn.Dense(self.features, name="hidden")(x))

@@ -65,7 +65,7 @@ def edm2(size: str, **changes) -> EDM2UNet:
 
     Args:
         size: "xs", "s", "m", "l", "xl" or "xxl", of 125, 280, 498, 777, 1119 and 1523 million parameters.
-        **changes: attributes of `EDM2UNet`; those for ImageNet-64 have the same.
+        **changes: attributes of `EDM2UNet`. The networks for ImageNet-64 differ in these only.
 
     Raises:
         ValueError: there is no such size.
@@ -120,7 +120,7 @@ def stable_diffusion_2(**changes) -> UNet:
 def stable_diffusion_xl(**changes) -> UNet:
     """The base U-Net of Stable Diffusion XL (Podell et al. 2023): 2,567,463,684 parameters on latents of 4 channels.
 
-    Its cond["vector"] comes from `sdxl_vector`.
+    `sdxl_vector` computes its cond["vector"].
     """
     config: dict[str, Any] = {
         "widths": (320, 640, 1280),
@@ -136,8 +136,8 @@ def stable_diffusion_3(depth: int, **changes) -> MMDiT:
     """An MMDiT whose blocks, heads and width grow together (Esser et al. 2024, arXiv:2403.03206, sec. 5.3).
 
     Args:
-        depth: blocks, heads, and the width over 64; 24 for Stable Diffusion 3 medium with its 2 billion parameters, 38
-            for the paper's largest and Stable Diffusion 3.5 large, with qk_norm, of 8 billion.
+        depth: number of blocks, number of heads, and width / 64. 24 is Stable Diffusion 3 medium (2 billion
+            parameters); 38 is the paper's largest and, with qk_norm, Stable Diffusion 3.5 large (8 billion).
         **changes: attributes of `MMDiT`.
     """
     config: dict[str, Any] = {"width": 64 * depth, "layers": depth, "num_heads": depth, "pos_embed_max_size": 192}
@@ -149,8 +149,8 @@ def sdxl_vector(pooled: Array, numbers: Array, features: int = 256) -> Array:
 
     Args:
         pooled: [B, D], the pooled text embedding: D is 1280.
-        numbers: [B, N], of the base: height and width of the original image, top and left of the crop, height and
-            width aimed at, in pixels; of the refiner: the first four and an aesthetic score.
+        numbers: [B, N]. For the base: height and width of the original image, top and left of the crop, target height
+            and width, in pixels. For the refiner: the first four, and an aesthetic score.
         features: of each number's embedding.
 
     Returns:

@@ -19,14 +19,14 @@ from jaxdiff.networks.unet import UNet
 
 
 class ControlNet(UNet):
-    """The encoder of a U-Net with an image, the hint, as further input; returns residuals for another U-Net.
+    """The encoder of a U-Net with an image, the hint, as additional input; returns residuals for another U-Net.
 
     The attributes of the decoder (`out_channels`, `learned_variance`) have no effect.
 
     Attributes:
         hint_channels: of cond["hint"].
-        hint_widths: channels of the hint's embedding, from the hint's size on, each half the size of the one before.
-        pooled: residuals are their means over the spatial axes.
+        hint_widths: channels of the hint's embedding; the first is at the hint's size, each next at half the size.
+        pooled: average the residuals over the spatial axes.
     """
 
     hint_channels: int = 3
@@ -41,16 +41,16 @@ class ControlNet(UNet):
 
         Args:
             x: [B, *spatial, C], the U-Net's input.
-            noise: float[B], the U-Net's input.
+            noise: float[B], the U-Net's noise input.
             cond: the U-Net's conditions and "hint" [B, *2^(hint_widths - 1) spatial, hint_channels].
-            train: dropout on; takes the random key "dropout".
+            train: apply dropout; needs the random key "dropout".
 
         Returns:
-            One for each of the U-Net's skips, from the input on, and one for its bottom, of the type of the
+            One residual for each skip of the U-Net, from the input on, and one for its bottom, in the dtype of the
             computation; zero at initialization.
 
         Raises:
-            ValueError: as `UNet`.
+            ValueError: as for `UNet`.
         """
         cond = self._check(x, noise, cond)
         h, skips, _ = self._encode(x, noise, cond, train, hint=self._embedded(cond["hint"]))
@@ -67,9 +67,9 @@ class ControlNet(UNet):
             return Conv(features, dtype=self.dtype, name=f"controlnet_cond_embedding.{name}", **options)(h)
 
         h = nn.silu(conv(hint, self.hint_widths[0], "conv_in"))
-        for i, (own, following) in enumerate(zip(self.hint_widths[:-1], self.hint_widths[1:], strict=True)):
-            h = nn.silu(conv(h, own, f"blocks.{2 * i}"))
-            h = nn.silu(conv(h, following, f"blocks.{2 * i + 1}", stride=2))
+        for i, (width, next_width) in enumerate(zip(self.hint_widths[:-1], self.hint_widths[1:], strict=True)):
+            h = nn.silu(conv(h, width, f"blocks.{2 * i}"))
+            h = nn.silu(conv(h, next_width, f"blocks.{2 * i + 1}", stride=2))
         return conv(h, self.widths[0], "conv_out", zero=True)
 
     def _shapes(self, x: Array, cond: Mapping[str, Any]) -> dict[str, Shape]:
@@ -86,10 +86,10 @@ def copy_encoder(control: Mapping[str, Any], unet: Mapping[str, Any]) -> dict[st
         unet: the U-Net's.
 
     Returns:
-        The ControlNet's parameters; those that both networks have are copies of the U-Net's.
+        The ControlNet's parameters; those that the U-Net also has are copies of the U-Net's.
 
     Raises:
-        ValueError: the U-Net's encoder has other shapes.
+        ValueError: the shapes of the U-Net's encoder differ.
     """
     shared = {name: jax.tree.map(jnp.copy, unet[name]) for name in control if name in unet}
     if jax.tree.map(jnp.shape, shared) != jax.tree.map(jnp.shape, {name: control[name] for name in shared}):
@@ -107,14 +107,14 @@ def controlled(
     Args:
         control: the ControlNet's apply.
         unet: the U-Net's.
-        scale: of the residuals, one number or one for each (from the input to the bottom); 0 is off.
+        scale: factor of the residuals: one number, or one per residual (from the input to the bottom); 0 is off.
 
     Returns:
-        apply(params, x, noise, cond, *, key=None) of params {"controlnet": ..., "unet": ...}; cond["hint"] is the
-        ControlNet's, all others are both networks'.
+        apply(params, x, noise, cond, *, key=None) with params {"controlnet": ..., "unet": ...}. Only the ControlNet
+        gets cond["hint"]; both networks get the other conditions.
 
     Raises:
-        ValueError: at the call, scale is neither one number nor as many as there are residuals.
+        ValueError: when apply is called, scale has neither one number nor one per residual.
     """
 
     def apply(params, x, noise, cond, *, key=None):

@@ -1,9 +1,9 @@
 """Convolution, with gradients that are fast on a CPU.
 
-XLA's CPU compiler brings a convolution into the order of axes that it has a fast kernel for, but outside of loops
-alone: in the loop of a sampler or of microbatches the gradient of a convolution would take some fifty times as long. So
-here gradients are written in that order to begin with; and a kernel's gradient sums over bands of rows that fit a
-core's cache, which is up to 2.5 times as fast.
+XLA's CPU compiler transposes a convolution to the order of axes that its fast kernel needs, but only outside of loops:
+in the loop of a sampler or of microbatches, the gradient of a convolution would take some fifty times as long. So this
+module writes gradients in that order. The gradient of a kernel sums over bands of rows that fit into a core's cache,
+which is up to 2.5 times as fast.
 """
 
 import math
@@ -19,7 +19,7 @@ from jax.interpreters import ad, batching, mlir
 
 from jaxdiff.sharding import platform
 
-# Numbers that a core's cache holds; the gradient of a kernel whose input has more sums so many positions at a time.
+# How many numbers fit into a core's cache; for larger inputs a kernel's gradient sums BAND positions at a time.
 CACHE, BAND = 2**19, 2048
 
 
@@ -56,12 +56,12 @@ def _for_cpu(x: Array, kernel: Array, stride: int, pad: tuple[int, int]) -> Arra
 def _(stride, pad, primals, tangents):
     (x, kernel), (dx, dk) = primals, tangents
     moves = [(dx, kernel)] * (type(dx) is not SymbolicZero) + [(x, dk)] * (type(dk) is not SymbolicZero)
-    # The plain one: what a block keeps for its backward pass is chosen by the primitive's name.
+    # The plain primitive: rematerialization selects what to keep by the primitive's name.
     tangent, *other = (_moved.bind(*pair, stride=stride, pad=pad) for pair in moves)
     return _convolve(x, kernel, stride, pad), tangent + other[0] if other else tangent
 
 
-# The same convolution as a part of a tangent, where one of its two arguments is differentiated.
+# The same convolution within a tangent, linear in the argument that is differentiated.
 _moved = Primitive("moved_convolution")
 
 
@@ -71,7 +71,7 @@ def _of_tangent(x: Array, kernel: Array, *, stride: int, pad: tuple[int, int]) -
     return _convolve(x, kernel, stride, pad)
 
 
-# A transpose swaps the names of two axes in each array. These swap them beforehand, and what comes out is in order.
+# A transpose swaps the names of two axes in each array. Here they are swapped first, so that the results are in order.
 def _to_x(ct, x, kernel, *, stride: int, pad: tuple[int, int]) -> Array:
     swapped = jnp.swapaxes(kernel, -1, -2)
     forward = lambda x: _convolve(x, swapped, stride, pad, ("NsC", "sOI", "NsC"))  # noqa: E731
@@ -79,13 +79,13 @@ def _to_x(ct, x, kernel, *, stride: int, pad: tuple[int, int]) -> Array:
 
 
 def _to_kernel(ct, x, kernel, *, stride: int, pad: tuple[int, int]) -> Array:
-    # Padded by hand, so that each band of rows is a convolution of its own.
+    # Padded explicitly, so that each band of rows is a separate convolution.
     swapped = jnp.pad(jnp.swapaxes(x, 0, -1), [(0, 0), *[pad] * (x.ndim - 2), (0, 0)])
     count = _rows_of_a_band(x.size, ct.shape)
 
     def band(start: Array | int) -> Array:
-        seen = (count - 1) * stride + kernel.aval.shape[0]
-        rows = jax.lax.dynamic_slice_in_dim(swapped, start * stride, seen, 1)
+        num_rows = (count - 1) * stride + kernel.aval.shape[0]
+        rows = jax.lax.dynamic_slice_in_dim(swapped, start * stride, num_rows, 1)
 
         def forward(kernel):
             y = _convolve(rows, jnp.moveaxis(kernel, -2, 0), stride, (0, 0), ("CsN", "IsO", "sNC"))
@@ -103,7 +103,7 @@ def _to_kernel(ct, x, kernel, *, stride: int, pad: tuple[int, int]) -> Array:
 def _rows_of_a_band(size: int, shape: tuple[int, ...]) -> int:
     """The number of rows of [B, rows, ...] in a band, given the number of elements of the input."""
     rows, others = shape[1], math.prod(shape[:-1]) // shape[1]
-    # Over several devices each round of the loop would sum over them anew.
+    # With several devices, every iteration of the loop would sum over the devices.
     if size <= CACHE or jax.sharding.get_abstract_mesh().size > 1:
         return rows
     return max(count for count in range(1, rows + 1) if rows % count == 0 and (count == 1 or count * others <= BAND))

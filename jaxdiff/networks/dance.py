@@ -1,6 +1,7 @@
-"""Dance Diffusion's U-Net of sounds: one axis, fixed filters between the levels, attention at the deeper ones.
+"""Dance Diffusion's U-Net for audio: one axis, fixed filters between the levels, attention at the deeper levels.
 
-Parameters are named like those of diffusers' UNet1DModel, but for attention's; see `interop.formats.keys` for the rule.
+Parameters, except those of the attention, are named like those of diffusers' UNet1DModel; see
+`interop.formats.keys` for the rule.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class ResConvBlock(nn.Module):
     Attributes:
         middle: channels between the convolutions.
         features: output channels.
-        last: the second norm and GELU are left out.
+        last: omit the second norm and GELU.
         dtype: type of the computation.
     """
 
@@ -54,7 +55,7 @@ class ResConvBlock(nn.Module):
 
 
 class Level(nn.Module):
-    """Residual blocks of a level, attention after each, and a filter before or after them.
+    """A level: residual blocks, each followed by attention, and a filter before or after them.
 
     The filters are parameters, as in the checkpoints, but their gradients are zero.
 
@@ -62,9 +63,9 @@ class Level(nn.Module):
         widths: output channels of each block.
         middle: channels within the blocks.
         attend: whether there is attention.
-        down: the level begins by halving the axis.
-        up: it ends by doubling it.
-        last: of the last block; see `ResConvBlock`.
+        down: halve the axis first.
+        up: double the axis at the end.
+        last: `last` of the last block; see `ResConvBlock`.
         dtype: type of the computation.
     """
 
@@ -97,7 +98,7 @@ class Level(nn.Module):
 
 
 def _filtered(x: Array, resample_filter: Array, *, pad: int, **options: Any) -> Array:
-    """Filter each channel of x[B, L, C], mirrored at its ends."""
+    """Filter each channel of x[B, L, C], with reflection at its ends."""
     flat = jnp.swapaxes(jnp.pad(x, ((0, 0), (pad, pad), (0, 0)), mode="reflect"), 1, 2)
     names = ("NHC", "HIO", "NHC")
     y = jax.lax.conv_general_dilated(
@@ -111,13 +112,13 @@ def _filtered(x: Array, resample_filter: Array, *, pad: int, **options: Any) -> 
 
 
 class DanceUNet(nn.Module):
-    """U-Net of sounds; features of the noise level are further channels of its input.
+    """U-Net for audio; features of the noise level are additional channels of its input.
 
     Attributes:
-        widths: channels by level; each but the first, and the bottom, halves the axis.
+        widths: channels by level; every level except the first halves the axis, and so does the bottom.
         attention: levels with attention; the bottom always has it.
-        features: of the noise level.
-        cos_first: of these features.
+        features: number of features of the noise level.
+        cos_first: order of these features, [cos, sin] or [sin, cos].
         out_channels: channels of the output; None: as many as x has.
         dtype: type of the computation (float32, bfloat16, float64); parameters are float32, the features of the noise
             level and the output float32 at least.
@@ -138,7 +139,7 @@ class DanceUNet(nn.Module):
 
         Args:
             x: [B, L, C], L a multiple of 2^levels.
-            noise: float[B], the network's view of the noise level.
+            noise: float[B], the network's noise input.
             cond: None or empty.
             train: no effect; there is no dropout.
 
@@ -146,17 +147,17 @@ class DanceUNet(nn.Module):
             [B, L, out_channels].
 
         Raises:
-            ValueError: for a condition, or a length that can't be halved often enough.
+            ValueError: there is a condition, or the length is no multiple of 2^levels.
         """
         if x.ndim != 3:
             raise ValueError(f"x must be [B, L, C], got shape {x.shape}")
         check_divisible(x.shape, 2 ** len(self.widths))
         check_cond(x, noise, cond, {})
-        told = Frequencies(1.0, False, self.cos_first, name="time_proj")(
+        noise_features = Frequencies(1.0, False, self.cos_first, name="time_proj")(
             noise.astype(at_least_float32(self.dtype)), self.features
         )
-        told = jnp.broadcast_to(told[:, None], (*x.shape[:2], self.features)).astype(self.dtype)
-        h, kept = jnp.concatenate([x.astype(self.dtype), told], axis=-1), []
+        noise_features = jnp.broadcast_to(noise_features[:, None], (*x.shape[:2], self.features)).astype(self.dtype)
+        h, kept = jnp.concatenate([x.astype(self.dtype), noise_features], axis=-1), []
         for level, width in enumerate(self.widths):
             h = self._level(
                 f"down_blocks.{level}", (width,) * 3, width, attend=level in self.attention, down=level > 0

@@ -30,11 +30,11 @@ from jaxdiff.networks.tokens import (
 )
 from jaxdiff.sharding import constrain_tokens
 
-FEATURES = 256  # of the noise level, sines and cosines
+FEATURES = 256  # sines and cosines of the noise level
 
 
 class _BlockInputs(NamedTuple):
-    """Inputs of all blocks of a call: the embedding or, where that is None, the inputs of a block's own embedding."""
+    """Inputs of all blocks: the embedding or, if that is None, the inputs of each block's own embedding."""
 
     features: Array
     label: Any
@@ -42,11 +42,11 @@ class _BlockInputs(NamedTuple):
 
 
 class Embedding(nn.Module):
-    """Sum of the embeddings of noise level and class.
+    """Sum of the embeddings of the noise level and the class.
 
     Attributes:
-        width: of the embedding.
-        num_classes: of the labels; None: no labels.
+        width: features of the embedding.
+        num_classes: number of classes; None: no labels.
         dtype: type of the network's computation.
     """
 
@@ -71,15 +71,15 @@ class Block(nn.Module):
         num_heads: of the attention; divides the width.
         mlp_ratio: width of the feed-forward's inner layer over that of the tokens.
         eps: of the norm before the feed-forward.
-        own: the block embeds noise level and class itself.
-        num_classes: see `Embedding`, where `own` is set.
+        own_embedding: the block has its own embedding of noise level and class.
+        num_classes: see `Embedding`, where `own_embedding` is set.
         dtype: type of the computation.
     """
 
     num_heads: int
     mlp_ratio: int = 4
     eps: float = 1e-6
-    own: bool = False
+    own_embedding: bool = False
     num_classes: int | None = None
     dtype: jnp.dtype = jnp.float32
 
@@ -87,7 +87,7 @@ class Block(nn.Module):
     def __call__(self, x: Array, inputs: _BlockInputs) -> tuple[Array, Array | None]:
         """Map tokens x[B, N, D] to the same shape; also return the block's own embedding [B, D]."""
         x, width, emb = constrain_tokens(x), x.shape[-1], inputs.emb
-        if self.own:
+        if self.own_embedding:
             emb = Embedding(width, self.num_classes, self.dtype, name="norm1.emb")(inputs.features, inputs.label)
         condition = nn.silu(emb).astype(self.dtype)
         shift, scale, gate, shift2, scale2, gate2 = modulations(condition, 6, self.dtype, "norm1.linear")
@@ -97,7 +97,7 @@ class Block(nn.Module):
         x = x + gate * dense(width, self.dtype, "attn1.to_out.0")(attend(q, k, v).reshape(h.shape))
         h = modulated_norm(x, shift2, scale2, self.eps)
         x = x + gate2 * FeedForward(self.mlp_ratio * width, dtype=self.dtype, name="ff")(h)
-        return x, (emb if self.own else None)
+        return x, (emb if self.own_embedding else None)
 
 
 class DiT(nn.Module):
@@ -113,12 +113,12 @@ class DiT(nn.Module):
         num_classes: classes of cond["label"]; None: off.
         out_channels: channels of the output; None: as many as x has.
         learned_variance: return (F, frac), as `UNet` does.
-        grid: patches along an edge of the training images, where the patches of images of any size span the same range
-            of positions; None: patches are at 0, 1, 2, ...
+        grid: patches along an edge of the training images; the positions of images of other sizes are scaled to the
+            same range. None: patches are at 0, 1, 2, ...
         eps: of the norm before the feed-forward.
-        per_block_embeddings: each block embeds noise level and class with parameters of its own, as in diffusers'
-            checkpoints, where they start as copies of one; False: one embedding for all, as in the paper.
-        remat: what of each block the backward pass computes again: "none", "dots" (all but products) or "full".
+        per_block_embeddings: each block has its own embedding of noise level and class, as in diffusers' checkpoints,
+            which initialize them as copies of one; False: all blocks share one, as in the paper.
+        remat: what the backward pass recomputes in each block: "none", "dots" (all but products) or "full".
         unroll: blocks per turn of the loop over them.
         dtype: type of the computation (float32, bfloat16, float64); parameters are float32, embedding, norms and
             output float32 at least.
@@ -147,16 +147,16 @@ class DiT(nn.Module):
         """Evaluate F(x, noise, cond).
 
         Args:
-            x: [B, H, W, C], H and W multiples of patch.
-            noise: float[B], the network's view of the noise level.
+            x: [B, H, W, C], H and W multiples of patch_size.
+            noise: float[B], the network's noise input.
             cond: "label" int[B] where num_classes is set (num_classes is the null class).
             train: no effect; there is no dropout.
 
         Returns:
-            [B, H, W, out_channels], or a pair of them where learned_variance is set; zero at initialization.
+            [B, H, W, out_channels], or a pair of them with learned_variance; zero at initialization.
 
         Raises:
-            ValueError: for a missing, unknown or misshapen condition, or a size that patches don't tile.
+            ValueError: a condition is missing, unknown or misshapen, or patches do not tile the image.
         """
         cond = self._check(x, noise, cond)
         inputs = self._embed(noise, cond.get("label"))
@@ -171,7 +171,7 @@ class DiT(nn.Module):
         return self._output(modulated_norm(h, shift, scale).reshape(-1, rows, columns, self.width), x.shape[-1])
 
     def _stack(self, block: type[Block] = Block, **fields: Any) -> nn.Module:
-        """The blocks as one scanned module."""
+        """Return the blocks as one scanned module."""
         return scan_layers(block, self.layers, remat=self.remat, unroll=self.unroll)(
             self.num_heads,
             self.mlp_ratio,
@@ -220,7 +220,7 @@ def dit_b_4(**changes) -> DiT:
 def dit_xl_2(**changes) -> DiT:
     """DiT-XL/2 of Peebles and Xie 2022 (arXiv:2212.09748), table 1, for ImageNet latents.
 
-    With the table of positions, 256 x 1152 numbers that are no parameters here, it has the published 675,129,632.
+    It has the published 675,129,632 parameters, less the table of positions, 256 x 1152, which is computed.
     """
     return _imagenet(1152, 28, 16, 2, changes)
 
@@ -228,8 +228,8 @@ def dit_xl_2(**changes) -> DiT:
 def sit_xl_2(**changes) -> DiT:
     """SiT-XL/2 of Ma et al. 2024 (arXiv:2401.08740), sec. 3: DiT-XL/2 without a learned variance.
 
-    It predicts the velocity of `processes.Flow`, and its noise is the time in [0, 1]. The published checkpoints carry
-    the learned variance's half of the last layer on, unused.
+    It predicts the velocity of `processes.Flow`; its noise input is the time in [0, 1]. The published checkpoints have
+    a second half of the last layer for a learned variance, which is not used.
     """
     return dit_xl_2(**{"learned_variance": False} | changes)
 

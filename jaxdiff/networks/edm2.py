@@ -27,10 +27,10 @@ class Block(nn.Module):
 
     Attributes:
         features: output channels.
-        decoder: on the way up: the shortcut's convolution comes after the branch, and there is no pixel norm.
+        decoder: a block of the decoder, without pixel norm, and with the shortcut's convolution after the branch.
         direction: "up" or "down" doubles or halves the spatial axes; None keeps them.
         num_heads: of the attention; 0 is none.
-        resample_filter: filter of the resampling.
+        resample_filter: filter for resampling.
         balances: weight of the residual branch and of the attention in their sums.
         clip: bound of the output's activations; None: unbounded.
         dropout: rate; 0 is off.
@@ -82,9 +82,9 @@ class EDM2UNet(nn.Module):
     """EDM2's U-Net (Karras et al. 2024, fig. 21).
 
     Attributes:
-        resolution: edge of the images, by which blocks are named and attention is placed.
+        resolution: edge of the images; determines the blocks' names and the place of attention.
         widths: channels by level; level i works at resolution / 2^i.
-        num_blocks: residual blocks per level on the way down (one more on the way up).
+        num_blocks: residual blocks per level of the encoder (one more in the decoder).
         attention: sizes with attention after each residual block.
         head_dim: channels per attention head.
         noise_dim: Fourier features of the noise; None: the first of widths.
@@ -93,12 +93,12 @@ class EDM2UNet(nn.Module):
         label_balance: weight of the class against the noise in the embedding.
         concat_balance: weight of the skip connections against the main path.
         balances: weight of the residual branch and of the attention in a block.
-        resample_filter: filter of the resampling.
+        resample_filter: filter for resampling.
         clip: bound of the activations after each block; None: unbounded.
         dropout: rate within residual blocks while training.
-        log_variance: Fourier features of the learned uncertainty, see the function `log_variance`; None: off.
+        log_variance: Fourier features of the learned log-variance, see the function `log_variance`; None: off.
         out_channels: channels of the output; None: as many as x has.
-        remat: what of each block the backward pass computes again: "none", "dots" (all but products) or "full".
+        remat: what the backward pass recomputes in each block: "none", "dots" (all but products) or "full".
         dtype: type of the computation; parameters are float32, the embedding, the normalization of weights and the
             output float32 at least.
     """
@@ -132,13 +132,13 @@ class EDM2UNet(nn.Module):
             x: [B, *spatial, C], one to three spatial axes, each a multiple of 2^(levels - 1).
             noise: float[B], log(sigma) / 4.
             cond: "label" int[B] where num_classes is set (num_classes is the null class).
-            train: dropout on; takes the random key "dropout".
+            train: apply dropout; needs the random key "dropout".
 
         Returns:
             [B, *spatial, out_channels], float32 at least; zero at initialization.
 
         Raises:
-            ValueError: for a missing, unknown or misshapen condition, or a size that can't be halved often enough.
+            ValueError: a condition is missing, unknown or misshapen, or a size can't be halved often enough.
         """
         cond = self._check(x, noise, cond)
         noise = noise.astype(at_least_float32(self.dtype))
@@ -161,7 +161,7 @@ class EDM2UNet(nn.Module):
                 name=stage.name,
             )(h, emb)
 
-        # The channel of ones stands in for biases.
+        # A channel of ones replaces biases.
         h = jnp.concatenate([x.astype(self.dtype), jnp.ones((*x.shape[:-1], 1), self.dtype)], axis=-1)
         skips: list[Array] = []
         for stage in stages.encoder(self, x.ndim - 2):
@@ -192,17 +192,19 @@ class EDM2UNet(nn.Module):
 def log_variance(params: Mapping[str, Any], noise: Array) -> Array:
     """The log-variance u(noise) of the loss, learned with the network (Karras et al. 2024, eq. 21).
 
-    It is what `losses.denoising_loss` takes as `log_variance`.
+    `losses.denoising_loss` takes it as `log_variance`.
 
     Args:
-        params: of an `EDM2UNet` with log_variance set.
+        params: parameters of an `EDM2UNet` with log_variance set.
         noise: float[B], log(sigma) / 4.
 
     Returns:
         [B].
     """
-    own = {name: params[name] for name in ("logvar_fourier", "logvar_linear")}
-    u = _LogVariance(own["logvar_fourier"]["freqs"].shape[0]).apply({"params": own}, noise)
+    log_variance_params = {name: params[name] for name in ("logvar_fourier", "logvar_linear")}
+    u = _LogVariance(log_variance_params["logvar_fourier"]["freqs"].shape[0]).apply(
+        {"params": log_variance_params}, noise
+    )
     return jnp.asarray(u)
 
 

@@ -65,11 +65,11 @@ class EfficientNetLite0(nn.Module):
 
 
 class Block(nn.Module):
-    """Inverted residual: widen, filter each channel by itself, narrow (Sandler et al. 2018, sec. 3.3).
+    """Inverted residual: expand, depthwise convolution, project (Sandler et al. 2018, sec. 3.3).
 
     Attributes:
         features: output channels.
-        expansion: how many times wider the middle is.
+        expansion: width of the middle over that of the input.
         size: kernel size.
         stride: stride.
     """
@@ -92,7 +92,7 @@ class Block(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """Batch norm by the statistics that it was trained with (Ioffe and Szegedy 2015, algorithm 2)."""
+    """Batch norm with the statistics of training (Ioffe and Szegedy 2015, algorithm 2)."""
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -108,9 +108,9 @@ class BatchNorm(nn.Module):
 
 
 class Depthwise(nn.Module):
-    """A convolution of each channel by itself, as a sum of shifted products: XLA fuses it, also on a CPU.
+    """Depthwise convolution as a sum of shifted products, which XLA fuses on a CPU, too.
 
-    Its own grouped convolution takes some 50 times as long there.
+    XLA's grouped convolution takes some 50 times as long there.
 
     Attributes:
         size: kernel size.
@@ -138,7 +138,7 @@ class Depthwise(nn.Module):
 
 
 def _conv(features: int, name: str, dtype: jnp.dtype, *, size: int = 1, stride: int = 1) -> nn.Conv:
-    """A convolution with TensorFlow's padding: of an odd number of zeros, one more is at the end."""
+    """A convolution with TensorFlow's padding: an odd number of zeros has one more at the end."""
     return nn.Conv(
         features, (size, size), stride, "SAME", use_bias=False, dtype=dtype, kernel_init=kernel_init, name=name
     )

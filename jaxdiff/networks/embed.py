@@ -40,12 +40,12 @@ class Sinusoidal:
 class Fourier:
     """Random Fourier features (Tancik et al. 2020, eq. 5) of normal frequencies, in float32 at least.
 
-    The frequencies are constants of the architecture, drawn from the seed: nothing to decay or average.
+    The frequencies are constants of the architecture, drawn from the seed; they are not parameters.
 
     Attributes:
         scale: standard deviation of the frequencies, in cycles per unit of noise.
         cos_first: [cos, sin] or [sin, cos].
-        seed: of the frequencies.
+        seed: seed of the frequencies.
     """
 
     scale: float = 16.0
@@ -54,7 +54,7 @@ class Fourier:
 
     def __call__(self, noise: Array, dim: int) -> Array:
         """Embed noise[B] in [B, dim], dim even."""
-        # RandomState's stream is frozen for all versions of numpy, which a stored network relies on.
+        # RandomState draws the same numbers in all versions of numpy, as stored networks need.
         frequencies = 2 * np.pi * self.scale * np.random.RandomState(self.seed).standard_normal(dim // 2)
         return _sin_cos(noise, frequencies, self.cos_first)
 
@@ -62,11 +62,11 @@ class Fourier:
 class Frequencies(nn.Module):
     """Random Fourier features whose frequencies are the parameter "weight", as in some checkpoints.
 
-    Their gradient is zero.
+    The gradient of this parameter is zero.
 
     Attributes:
         scale: standard deviation of the frequencies, in cycles.
-        log: of the logarithm of the noise.
+        log: embed the logarithm of the noise.
         cos_first: [cos, sin] or [sin, cos].
     """
 
@@ -95,7 +95,7 @@ def _sin_cos(noise: Array, frequencies: np.ndarray | Array, cos_first: bool) -> 
 
 
 class EmbeddingMLP(nn.Module):
-    """Linear, activation, linear; float32 at least, since it carries all information about the noise level.
+    """Linear, activation, linear; float32 at least, since all information about the noise level passes through it.
 
     Attributes:
         features: width of both layers.
@@ -116,9 +116,9 @@ class EmbeddingMLP(nn.Module):
 
 
 class ClassEmbedding(nn.Module):
-    """A table of num_classes + 1 rows; the last is the null class of classifier-free guidance.
+    """A table of num_classes + 1 rows, the last for the null class of classifier-free guidance.
 
-    A label outside 0..num_classes returns NaN, since a compiled program can't raise.
+    A label outside 0..num_classes gives NaN, since a compiled program can't raise.
 
     Attributes:
         num_classes: number of classes.
@@ -138,6 +138,6 @@ class ClassEmbedding(nn.Module):
             (*self.path, "embedding"), self.param("embedding", table_init, shape), at_least_float32(self.dtype)
         )
         table = constrain(table, None, None)  # its gradient is summed where it is: rows are scattered by example
-        # Negative indices would count from the end: send them out of range too.
+        # Negative indices would count from the end, so they are moved out of range.
         label = jnp.where(label < 0, self.num_classes + 1, label)
         return jnp.take(table, label, axis=0, mode="fill", fill_value=jnp.nan)

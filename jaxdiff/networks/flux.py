@@ -1,4 +1,4 @@
-"""The rectified flow transformer Flux (Black Forest Labs 2024), joint blocks and then single ones.
+"""The rectified flow transformer Flux (Black Forest Labs 2024): joint blocks, followed by single blocks.
 
 Parameters are named like those of diffusers' FluxTransformer2DModel; see `interop.formats.keys` for the rule.
 """
@@ -35,7 +35,7 @@ PATCH = 2
 
 
 class SingleBlock(nn.Module):
-    """Attention and feed-forward side by side over text and image in one sequence (Dehghani et al. 2023, sec. 2).
+    """Parallel attention and feed-forward over text and image as one sequence (Dehghani et al. 2023, sec. 2).
 
     Attributes:
         num_heads: of the attention; divides the width.
@@ -47,15 +47,15 @@ class SingleBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, condition: Array, rope: Rotary) -> tuple[Array, None]:
-        """Map tokens x[B, N, D] to the same, given condition [B, D] and the rotary positions of all tokens."""
+        """Map tokens x[B, N, D] to the same shape, with condition [B, D] and the rotary positions of all tokens."""
         x, width = constrain_tokens(x), x.shape[-1]
         shift, scale, gate = modulations(condition, 3, self.dtype, "norm.linear")
         h = modulated_norm(x, shift, scale)
         names, norms = ("attn.to_q", "attn.to_k", "attn.to_v"), ("attn.norm_q", "attn.norm_k")
         q, k, v = qkv(h, names, norms=norms, num_heads=self.num_heads, dtype=self.dtype)
-        seen = attend(apply_rope(q, rope), apply_rope(k, rope), v).reshape(h.shape)
+        attended = attend(apply_rope(q, rope), apply_rope(k, rope), v).reshape(h.shape)
         fed = jax.nn.gelu(dense(4 * width, self.dtype, "proj_mlp")(h))
-        return x + gate * dense(width, self.dtype, "proj_out")(jnp.concatenate([seen, fed], axis=-1)), None
+        return x + gate * dense(width, self.dtype, "proj_out")(jnp.concatenate([attended, fed], axis=-1)), None
 
 
 class Flux(nn.Module):
@@ -69,9 +69,9 @@ class Flux(nn.Module):
         axes: rotary features of a head for an image's number, row and column; they sum to width / heads.
         context_dim: D of cond["tokens"].
         pooled_dim: D of cond["vector"], which joins the noise embedding.
-        guidance: whether cond["guidance"] is an input, the scale of the guidance that was distilled into the network.
-        concat_channels: C' of cond["concat"], an image of the latents' size, concatenated to them; None: off.
-        remat: what of each block the backward pass computes again: "none", "dots" (all but products) or "full".
+        guidance: whether cond["guidance"], the scale of the distilled guidance, is an input.
+        concat_channels: C' of cond["concat"], which is concatenated to the latents; None: off.
+        remat: what the backward pass recomputes in each block: "none", "dots" (all but products) or "full".
         unroll: blocks per turn of the loops over them.
         dtype: type of the computation (float32, bfloat16, float64); parameters are float32, embedding, norms and
             output float32 at least.
@@ -97,7 +97,7 @@ class Flux(nn.Module):
         """Evaluate F(x, noise, cond).
 
         Args:
-            x: [B, H, W, C], H and W even; blocks of 2 x 2 are a token.
+            x: [B, H, W, C], H and W even; a block of 2 x 2 is a token.
             noise: float[B], the flow's time in [0, 1].
             cond: "tokens" [B, L, context_dim] and "vector" [B, pooled_dim]; where configured "guidance" float[B] and
                 "concat" [B, H, W, concat_channels].
@@ -107,7 +107,7 @@ class Flux(nn.Module):
             Like x, in float32 at least; zero at initialization.
 
         Raises:
-            ValueError: for a missing, unknown or misshapen condition, or an odd size.
+            ValueError: a condition is missing, unknown or misshapen, or a size is odd.
         """
         cond = self._check(x, noise, cond)
         numbers = {"timestep": 1000 * noise} | ({"guidance": 1000 * cond["guidance"]} if self.guidance else {})
@@ -126,7 +126,7 @@ class Flux(nn.Module):
         )
         (h, text), _ = block((h.reshape(batch, -1, self.width), text), condition, (cos, sin))
 
-        # All tokens of the text are at the origin.
+        # All text tokens are at the origin.
         before = text.shape[1], cos.shape[1]
         rope = (
             jnp.concatenate([jnp.ones(before, cos.dtype), cos]),

@@ -22,7 +22,7 @@ def unit_uniform(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array
     Returns:
         The numbers, the same on every device and under every sharding.
     """
-    # 23 bits and a half, so that neither end is reached and the distribution is symmetric.
+    # 23 bits and a half: the ends are excluded, and the distribution is symmetric.
     return ((random_bits(key, shape) >> 9).astype(dtype) + 0.5) * 2.0**-22 - 1.0
 
 

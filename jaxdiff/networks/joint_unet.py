@@ -21,19 +21,19 @@ from jaxdiff.networks.remat import rematted
 from jaxdiff.networks.tokens import LayerNorm, dense
 from jaxdiff.networks.unet import UNet
 
-TOKEN_GROUPS = 32  # of the norm of the tokens
+TOKEN_GROUPS = 32  # groups of the tokens' norm
 
 
 class JointAttention(nn.Module):
-    """Self-attention over positions and tokens: the tokens' keys and values are appended; added to the input.
+    """Residual self-attention over positions, with the keys and values of tokens appended.
 
     Attributes:
         head_dim: channels per head; divides C.
-        cross_only: attends to the tokens alone.
-        token_norm: a group norm of the tokens, over all of them.
+        cross_only: attend to the tokens only.
+        token_norm: a group norm of the tokens, with means over all tokens.
         groups: of the group norm of x.
         dtype: type of the computation; softmax is float32 at least.
-        identity: self-attention's map is the identity; see `attention.Attention`.
+        identity: replace self-attention's map by the identity; see `attention.Attention`.
     """
 
     head_dim: int
@@ -50,20 +50,20 @@ class JointAttention(nn.Module):
         if channels % self.head_dim:
             raise ValueError(f"head_dim must divide the channels, got {self.head_dim} for {channels} channels")
 
-        def num_heads(a: Array, name: str) -> Array:
+        def heads(a: Array, name: str) -> Array:
             return split_heads(dense(channels, self.dtype, name)(a), channels // self.head_dim)
 
         h = GroupNorm(self.groups, name="group_norm")(x).reshape(batch, -1, channels)
         tokens = tokens.astype(self.dtype)
         if self.token_norm:
             tokens = GroupNorm(TOKEN_GROUPS, name="norm_cross")(tokens)
-        q, k, v = num_heads(h, "to_q"), num_heads(tokens, "add_k_proj"), num_heads(tokens, "add_v_proj")
+        q, k, v = heads(h, "to_q"), heads(tokens, "add_k_proj"), heads(tokens, "add_v_proj")
         if not self.cross_only:
-            own = num_heads(h, "to_k"), num_heads(h, "to_v")
-            k, v = (jnp.concatenate(pair, axis=1) for pair in zip((k, v), own, strict=True))
+            k_v = heads(h, "to_k"), heads(h, "to_v")
+            k, v = (jnp.concatenate(pair, axis=1) for pair in zip((k, v), k_v, strict=True))
             if mask is not None:
                 mask = jnp.concatenate([mask, jnp.ones(h.shape[:2], bool)], axis=1)
-        y = own[1] if self.identity and not self.cross_only else attend(q, k, v, mask=mask)
+        y = k_v[1] if self.identity and not self.cross_only else attend(q, k, v, mask=mask)
         return x + dense(channels, self.dtype, "to_out.0", zero=True)(y.reshape(h.shape)).reshape(x.shape)
 
 
@@ -94,14 +94,13 @@ class JointUNet(UNet):
     """A U-Net with `JointAttention` after its residual blocks, at the levels with attention and at the bottom.
 
     Attributes, in addition to those of `UNet`:
-        cross_only: levels where attention is to the tokens alone; -1 is the bottom.
+        cross_only: levels with attention to the tokens only; -1 is the bottom.
         token_norm: a group norm of the tokens before each attention.
         pool_num_heads: heads of the attention that pools cond["tokens"]; the result is added to the noise embedding
             (Saharia et al. 2022, arXiv:2205.11487, sec. 2.1); None: off.
-        image_dim: D of cond["image"] [B, D], the embedding of an image, which is added to the noise embedding and
-            mapped to tokens. None: off.
-        image_tokens: number of these tokens; they come before those of cond["tokens"] or, where context_dim is None,
-            are the only ones.
+        image_dim: D of cond["image"] [B, D], an image embedding, which is added to the noise embedding and mapped to
+            tokens; None: off.
+        image_tokens: number of these tokens. They precede cond["tokens"] or, if context_dim is None, replace them.
     """
 
     cross_only: tuple[int, ...] = ()
@@ -139,8 +138,8 @@ class JointUNet(UNet):
         many = many.reshape(len(image), self.image_tokens, width)
         if self.context_dim is None:
             return LayerNorm(name="encoder_hid_proj.norm")(many)
-        own = dense(width, self.dtype, "encoder_hid_proj.text_proj")(cond["tokens"])
-        return jnp.concatenate([many, own], axis=1)
+        text_tokens = dense(width, self.dtype, "encoder_hid_proj.text_proj")(cond["tokens"])
+        return jnp.concatenate([many, text_tokens], axis=1)
 
     def _embed(self, noise: Array, cond: Mapping[str, Any]) -> Array:
         emb = super()._embed(noise, cond)
@@ -157,7 +156,7 @@ class JointUNet(UNet):
     def _vector(self, vector: Array, dim: int) -> Array:
         if self.image_dim is None:
             return super()._vector(vector, dim)
-        # With an image's embedding, the vector is that of a text.
+        # With an image embedding, the vector is a text embedding.
         return LayerNorm(name="add_embedding.text_norm")(dense(dim, vector.dtype, "add_embedding.text_proj")(vector))
 
     def _check(self, x: Array, noise: Array, cond: Mapping[str, Any] | None) -> Mapping[str, Any]:

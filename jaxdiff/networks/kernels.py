@@ -1,4 +1,4 @@
-"""Attention kernels: one over blocks of keys, and the derivatives that fused ones lack."""
+"""Attention kernels: blockwise attention, and the missing derivatives of fused kernels."""
 
 from collections.abc import Callable
 from functools import partial
@@ -24,36 +24,37 @@ def blockwise(q: Array, k: Array, v: Array, mask: Array | None, *, scale: float,
 
     Args:
         q: [B, N, H, D].
-        k, v: [B, L, H, D].
+        k: [B, L, H, D].
+        v: [B, L, H, D].
         mask: bool[B, L], True for visible keys; None: all are visible.
         scale: of the logits.
-        block: keys in a block.
+        block: number of keys in a block.
 
     Returns:
         [B, N, H, D]; zeros for a query with no visible key.
     """
     batch, length, num_heads, _ = k.shape
     pad = -length % block
-    seen = jnp.ones((batch, length), bool) if mask is None else mask
+    visible = jnp.ones((batch, length), bool) if mask is None else mask
     parts = tuple(
         jnp.moveaxis(
             jnp.pad(a, [(0, 0), (0, pad)] + [(0, 0)] * (a.ndim - 2)).reshape(batch, -1, block, *a.shape[2:]), 1, 0
         )
-        for a in (k, v, seen)
+        for a in (k, v, visible)
     )
     dtype = at_least_float32(q.dtype)
-    lowest = jnp.finfo(dtype).min / 2  # finite, so that a difference of two is no NaN
+    lowest = jnp.finfo(dtype).min / 2  # finite, so that the difference of two is not NaN
 
     @jax.checkpoint
     def step(carry, part):
         top, total, y = carry
-        k, v, seen = part
+        k, v, visible = part
         logits = jnp.einsum("bnhd,blhd->bhnl", q, k, preferred_element_type=dtype) * scale
-        logits = jnp.where(seen[:, None, None], logits, lowest)
-        # Any shift of the logits gives the same softmax: it needs no derivative.
+        logits = jnp.where(visible[:, None, None], logits, lowest)
+        # Softmax does not depend on a shift of the logits, so the shift needs no derivative.
         higher = jnp.maximum(top, jax.lax.stop_gradient(logits).max(-1))
         decay = jnp.exp(top - higher)
-        weights = jnp.where(seen[:, None, None], jnp.exp(logits - higher[..., None]), 0)
+        weights = jnp.where(visible[:, None, None], jnp.exp(logits - higher[..., None]), 0)
         part_of_y = jnp.einsum("bhnl,blhd->bhnd", weights.astype(v.dtype), v, preferred_element_type=dtype)
         return (higher, total * decay + weights.sum(-1), y * decay[..., None] + part_of_y), None
 
@@ -65,7 +66,7 @@ def blockwise(q: Array, k: Array, v: Array, mask: Array | None, *, scale: float,
 
 
 def fused(kernel: Kernel, formula: Kernel) -> Kernel:
-    """Add the missing derivatives to a kernel that has a reverse one alone, by a formula for the same function.
+    """Add derivatives to a kernel that has only a reverse-mode one, by a formula for the same function.
 
     Reverse mode stores q, k and v only, and runs the kernel's forward pass again for its backward pass.
 

@@ -24,15 +24,15 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 def at_least_float32(dtype) -> jnp.dtype:
-    """The type of computations that need more than half precision: float32, or float64 where dtype is that."""
+    """Return the dtype for computations that need more than half precision: float64 for float64, else float32."""
     return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
 
 
 def activation(name: str) -> Callable[[Array], Array]:
-    """The activation function of a name: "silu", "gelu" (by the error function), "mish" or "relu".
+    """Return an activation function by name: "silu", "gelu" (by the error function), "mish" or "relu".
 
     Raises:
-        ValueError: for another name.
+        ValueError: the name is unknown.
     """
     if name not in ACTIVATIONS:
         raise ValueError(f"act must be one of {', '.join(ACTIVATIONS)}, got {name!r}")
@@ -52,8 +52,8 @@ def per_channel(x: Array, y: Array) -> Array:
 def offset(x: Array, by: Array) -> Array:
     """Add a smaller array, e.g. a bias, in x's type.
 
-    The cast follows the broadcast, so that the sum in its gradient, over all positions and devices, is taken in the
-    array's own type, not in half precision.
+    The cast follows the broadcast, so that the gradient's sum over all positions and devices is taken in the array's
+    own type, not in half precision.
     """
     return x + jnp.broadcast_to(by, x.shape).astype(x.dtype)
 
@@ -61,8 +61,8 @@ def offset(x: Array, by: Array) -> Array:
 def group_norm(x: Array, gamma: Array, beta: Array, *, groups: int, eps: float) -> Array:
     """Normalize groups of channels (Wu and He 2018, eq. 1-3), in float32 at least.
 
-    The sums run per channel, over the spatial axes alone, and meet in their groups on [B, C] numbers: no pass
-    over the data needs the group axis, and XLA fuses the one affine map with what follows.
+    The sums run over the spatial axes of each channel, and are combined by group on [B, C] numbers. So no pass over
+    the data needs a group axis, and XLA fuses the affine map with the next operation.
 
     Args:
         x: [B, *spatial, C].
@@ -75,7 +75,7 @@ def group_norm(x: Array, gamma: Array, beta: Array, *, groups: int, eps: float) 
         Like x.
 
     Raises:
-        ValueError: if groups does not divide C.
+        ValueError: groups does not divide C.
     """
     batch, channels = x.shape[0], x.shape[-1]
     if channels % groups:
@@ -83,8 +83,8 @@ def group_norm(x: Array, gamma: Array, beta: Array, *, groups: int, eps: float) 
     axes = tuple(range(1, x.ndim - 1))
     y = x.astype(at_least_float32(x.dtype))
     mean = y.mean(axes)
-    # Squares are taken about a constant near the mean: E[x^2] - E[x]^2 loses digits when the mean is large.
-    # The identity holds for any constant, so derivatives of all orders are exact although it is held fixed.
+    # Squares are centred at a constant near the mean: E[x^2] - E[x]^2 loses digits when the mean is large.
+    # This is exact for any constant, so derivatives of all orders are exact although the constant has none.
     centre = jax.lax.stop_gradient(mean)
     var = jnp.square(y - spatial(x, centre)).mean(axes) - jnp.square(mean - centre)
 
@@ -98,7 +98,7 @@ def group_norm(x: Array, gamma: Array, beta: Array, *, groups: int, eps: float) 
 
 
 class GroupNorm(nn.Module):
-    """Group norm with a learned affine map, and optionally one more scale and shift per example (FiLM).
+    """Group norm with a learned affine map and an optional scale and shift per example (FiLM).
 
     Attributes:
         groups: number of groups; divides the channels.
@@ -125,9 +125,9 @@ class Dense(nn.Module):
 
     Attributes:
         features: outputs.
-        bias: add one.
+        bias: whether there is a bias.
         dtype: type of the computation; the parameters are float32.
-        kernel_init: of the initial kernel, (key, shape, dtype) -> array.
+        kernel_init: (key, shape, dtype) -> initial kernel.
     """
 
     features: int
@@ -151,12 +151,12 @@ class Conv(nn.Module):
         features: output channels.
         size: kernel size.
         stride: stride.
-        pad: zeros before and after each axis; None means size // 2 on both sides, usual in torch. (0, 1)
-            is TensorFlow's SAME for an even axis, size 3 and stride 2.
-        zero: start from zero.
+        pad: zeros before and after each axis; None is size // 2 on both sides, as usual in torch. (0, 1) is
+            TensorFlow's SAME for an even axis, size 3 and stride 2.
+        zero: initialize the kernel to zero.
         dtype: type of the computation; the parameters are float32.
-        draw: of the initial kernel, (key, shape, dtype) -> array, unless it starts from zero.
-        bias: add one.
+        draw: (key, shape, dtype) -> initial kernel, unless `zero` is set.
+        bias: whether there is a bias.
     """
 
     features: int
@@ -178,7 +178,7 @@ class Conv(nn.Module):
         kernel = gathered_weight((*self.path, "kernel"), kernel, self.dtype)
         x = x.astype(self.dtype)
         tiles = self.stride == self.size and pad == (0, 0)
-        if tiles:  # each value in one window: a product, which is partitioned better
+        if tiles:  # each value is in one window: a matrix product, which is partitioned better
             x, kernel = space_to_depth(x, self.size), kernel.reshape(-1, self.features)
             y = jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
         else:
@@ -187,7 +187,7 @@ class Conv(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Dropout: random zeros, the other elements scaled to keep the mean (Srivastava et al. 2014, sec. 10).
+    """Dropout: set elements to zero at random, and scale the others to keep the mean (Srivastava et al. 2014, sec. 10).
 
     Attributes:
         rate: probability of zeroing an element, in [0, 1).
@@ -197,7 +197,7 @@ class Dropout(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = True) -> Array:
-        """Drop elements of x of any shape, by the random key "dropout"; without `train`, return x."""
+        """Drop elements of x, of any shape, with the random key "dropout"; return x if not `train`."""
         if not 0 <= self.rate < 1:
             raise ValueError(f"the rate of dropout must be in [0, 1), got {self.rate}")
         if not train or self.rate == 0:
@@ -207,18 +207,18 @@ class Dropout(nn.Module):
 
 
 def upsample(x: Array, size: Sequence[int] | None = None) -> Array:
-    """Double every spatial axis by repeating each value, or resize it to about twice its size.
+    """Resize every spatial axis to about twice its size by nearest-neighbour interpolation.
 
     Args:
         x: [B, *spatial, C].
-        size: of the spatial axes; value i of m is value floor(i n / m) of n (nearest neighbour).
+        size: of the spatial axes; value i of m is value floor(i n / m) of n. None: twice the size.
 
     Returns:
         [B, *size, C].
     """
     size = [2 * n for n in x.shape[1:-1]] if size is None else size
     for axis, (n, m) in enumerate(zip(x.shape[1:-1], size, strict=True), 1):
-        if 2 * n - 1 <= m <= 2 * n:  # a half of an odd axis, rounded up, or of an even one: no gather
+        if 2 * n - 1 <= m <= 2 * n:  # x is half of that axis, rounded up: repetition, without a gather
             x = jax.lax.slice_in_dim(jnp.repeat(x, 2, axis), 0, m, axis=axis)
         else:
             x = jnp.take(x, np.arange(m) * n // m, axis)
@@ -259,11 +259,11 @@ class Upsample(nn.Module):
 
 
 def space_to_depth(x: Array, patch: int) -> Array:
-    """Fold blocks of patch values along every spatial axis into channels (position first, then channel).
+    """Fold blocks of `patch` values along every spatial axis into channels (position first, then channel).
 
     Args:
         x: [B, *spatial, C], each spatial size a multiple of patch.
-        patch_size: length of a block's edge.
+        patch: length of a block's edge.
 
     Returns:
         [B, *spatial / patch, patch^d C].
@@ -282,7 +282,7 @@ def depth_to_space(x: Array, patch: int) -> Array:
 
     Args:
         x: [B, *spatial, patch^d C].
-        patch_size: length of a block's edge.
+        patch: length of a block's edge.
 
     Returns:
         [B, *spatial * patch, C].
@@ -297,7 +297,7 @@ def depth_to_space(x: Array, patch: int) -> Array:
 
 
 def check_divisible(shape: Sequence[int], factor: int) -> None:
-    """Refuse spatial sizes that a network's levels can't halve.
+    """Check that a network's levels can halve the spatial sizes.
 
     Args:
         shape: [B, *spatial, C].

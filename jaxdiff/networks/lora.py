@@ -1,11 +1,11 @@
-"""Low-rank adapters (Hu et al. 2021, arXiv:2106.09685), as functions of a network's tree of parameters.
+"""Low-rank adapters (Hu et al. 2021, arXiv:2106.09685), as functions of a network's parameters.
 
-Adapters are a tree, too: that of the network, pruned to the adapted kernels, each replaced by a pair
+Adapters are a tree like the parameters, with only the adapted kernels, each replaced by a pair
 
     {"down": [*size, in, rank], "up": [rank, out]}
 
-so that a dense kernel [in, out] and a convolution's [*size, in, out] are one case. Stacked layers (a path with a
-segment that ends in `.*`) have a leading axis more in both. The paper's A is `down`, its B is `up`. In place of a pair
+for a dense kernel [in, out] and a convolution's [*size, in, out] alike. Stacked layers (a path with a segment that ends
+in `.*`) have an additional leading axis in both. The paper's A is `down`, its B is `up`. Instead of a pair,
 {"delta": [*size, in, out]} is a change of any rank.
 """
 
@@ -25,7 +25,7 @@ from jaxdiff.messages import listed
 
 __all__ = ["ATTENTION", "adapted", "init", "merge", "unmerge"]
 
-# The projections of attention, as diffusers and transformers call them.
+# Names of attention's projections in diffusers and transformers.
 ATTENTION = r"(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out|[qkv]_proj|out_proj|SelfAttention\.[qkvo])$"
 
 Params = Any
@@ -46,9 +46,9 @@ def init(
         key: a random key.
         params: a nested dict of arrays or of their shapes.
         rank: r, at least 1.
-        targets: of the kernels, a regular expression that is searched for in the dotted path of the kernel's module,
+        targets: the kernels to adapt: a regular expression, searched for in the dotted path of a kernel's module,
             e.g. "down_blocks.1.attentions.0.to_q", or a predicate on this path.
-        dtype: of the adapters.
+        dtype: dtype of the adapters.
 
     Returns:
         The adapters.
@@ -67,10 +67,10 @@ def init(
     if not chosen:
         raise ValueError(f"none of the {len(shapes)} kernels is meant by targets={targets!r}")
     adapters: dict[str, Any] = {}
-    for one, (path, shape) in zip(jax.random.split(key, len(chosen)), chosen.items(), strict=True):
+    for leaf_key, (path, shape) in zip(jax.random.split(key, len(chosen)), chosen.items(), strict=True):
         stack = shape[: trees.stack_axes(path)]
         fan_in = math.prod(shape[len(stack) : -1])
-        down = jax.random.normal(one, (*shape[:-1], rank), dtype) * fan_in**-0.5
+        down = jax.random.normal(leaf_key, (*shape[:-1], rank), dtype) * fan_in**-0.5
         pair = {"down": down, "up": jnp.zeros((*stack, rank, shape[-1]), dtype)}
         trees.put(adapters, path, pair)
     return adapters
@@ -80,15 +80,15 @@ def merge(params: Params, adapters: Adapters, scale: float | Array = 1.0) -> Par
     """Add adapters to their kernels: W + scale down up, or W + scale delta (Hu et al. 2021, eq. 3).
 
     Args:
-        params: the network's, which are not changed: to unload adapters exactly, keep them.
+        params: the network's parameters, which are not changed; keep them to unload adapters exactly.
         adapters: from `init` or a file.
         scale: the paper's alpha / r; it may be traced.
 
     Returns:
-        A tree like params, in its dtypes; the sum is taken in the adapters' type at least.
+        A tree like params, in its dtypes; sums are computed in the adapters' dtype at least.
 
     Raises:
-        ValueError: an adapter has no kernel in params, or not its shape.
+        ValueError: an adapter has no kernel in params, or another shape.
     """
     return jax.tree.map(lambda new, old: new.astype(old.dtype), _add(params, adapters, scale), params)
 
@@ -101,7 +101,7 @@ def unmerge(params: Params, adapters: Adapters, scale: float | Array = 1.0) -> P
 def adapted(apply: Callable[..., Any], scale: float | Array = 1.0) -> Callable[..., Any]:
     """Return a network as a function of its adapters and its own parameters.
 
-    Both are arguments. Parameters in a closure would be constants of the program, copied to every device, and would
+    Both are arguments: parameters in a closure would be constants of the program, copied to every device, and would
     cost seconds of compilation per gigabyte.
 
     Args:
@@ -109,7 +109,7 @@ def adapted(apply: Callable[..., Any], scale: float | Array = 1.0) -> Callable[.
         scale: as for `merge`.
 
     Returns:
-        ((adapters, params), ...) -> output, differentiated with respect to the adapters alone.
+        ((adapters, params), ...) -> output, with gradients for the adapters only.
     """
 
     def call(trained: tuple[Adapters, Params], *args: Any, **kwargs: Any) -> Any:
@@ -152,6 +152,6 @@ def _add(params: Params, adapters: Adapters, scale: float | Array) -> Params:
 
 
 def _product(down: Array, up: Array) -> Array:
-    # Axes of size 1 stand for a convolution's, so that stacked layers meet their own.
+    # Axes of size 1 stand for a convolution's, so that the axes of stacked layers align.
     up = up.reshape(*up.shape[:-2], *(1,) * (down.ndim - up.ndim), *up.shape[-2:])
     return jnp.matmul(down, up, precision="highest")

@@ -27,7 +27,7 @@ def normalize(x: Array, axes: tuple[int, ...], eps: float = 1e-4) -> Array:
     """
     y = x.astype(at_least_float32(x.dtype))
     square = jnp.square(y).mean(axes, keepdims=True)
-    # The gradient of a root at zero is infinite, and what is divided by it is zero.
+    # The gradient of the root is infinite at zero, where the quotient is zero.
     root = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
     return x / (root + eps).astype(x.dtype)
 
@@ -35,14 +35,14 @@ def normalize(x: Array, axes: tuple[int, ...], eps: float = 1e-4) -> Array:
 def force_weight_norm(params: Any) -> Any:
     """Normalize every kernel to unit magnitude (Karras et al. 2024, eq. 66; sec. 2.3).
 
-    Apply it after each step of the optimizer (`train.with_projection`): without it kernels grow, and the effective
-    learning rate decays.
+    Apply it after each optimizer step (`train.with_projection`); otherwise kernels grow, and the effective learning
+    rate decays.
 
     Args:
-        params: of an `EDM2UNet`.
+        params: parameters of an `EDM2UNet`.
 
     Returns:
-        The tree with each leaf named `kernel` normalized per output channel, the others as they are.
+        The tree, with each leaf `kernel` normalized per output channel and other leaves unchanged.
     """
 
     def force(path: Any, leaf: Array) -> Array:
@@ -85,7 +85,7 @@ class MPConv(nn.Module):
     def __call__(self, x: Array, gain: Array | None = None) -> Array:
         """Map x[B, *spatial, C] to [B, *spatial, features]; gain is a learned scalar."""
         shape = (self.size,) * (x.ndim - 2 if self.size else 0) + (x.shape[-1], self.features)
-        # Normalization leaves of an initial kernel its direction alone: uniform numbers serve as well as normal ones.
+        # Normalization keeps only the direction of an initial kernel, so uniform numbers do as well as normal ones.
         kernel = self.param("kernel", table_init, shape)
         w = normalize(kernel.astype(at_least_float32(self.dtype)), tuple(range(kernel.ndim - 1)))
         w = w / math.sqrt(math.prod(shape[:-1]))
@@ -96,10 +96,10 @@ class MPConv(nn.Module):
 
 
 class MPFourier(nn.Module):
-    """Random Fourier features of unit magnitude (eq. 75), kept with the parameters and never trained.
+    """Random Fourier features of unit magnitude (eq. 75), stored with the parameters and never trained.
 
     Attributes:
-        features: their number.
+        features: number of features.
     """
 
     features: int

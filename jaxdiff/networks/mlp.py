@@ -1,4 +1,4 @@
-"""A residual MLP for points, x of shape [B, D]: two-dimensional toy densities and other small vectors."""
+"""A residual MLP for vectors x[B, D], e.g. points of two-dimensional toy densities."""
 
 from collections.abc import Mapping
 
@@ -13,7 +13,7 @@ from jaxdiff.networks.layers import Dense, Dropout, at_least_float32
 
 
 class MLP(nn.Module):
-    """Residual MLP, scaled and shifted by the embedding of noise and class.
+    """Residual MLP whose layers are scaled and shifted by the embedding of noise level and class.
 
     Attributes:
         width: units per layer.
@@ -40,15 +40,15 @@ class MLP(nn.Module):
 
         Args:
             x: [B, D].
-            noise: float[B], the network's view of the noise level.
+            noise: float[B], the network's noise input.
             cond: "label" int[B] where num_classes is set (num_classes is the null class).
-            train: dropout on; takes the random key "dropout".
+            train: apply dropout; needs the random key "dropout".
 
         Returns:
             [B, D], float32 at least, zero at initialization.
 
         Raises:
-            ValueError: for a missing, unknown or misshapen condition, or an x that is not [B, D].
+            ValueError: a condition is missing, unknown or misshapen, or x is not [B, D].
         """
         if x.ndim != 2:
             raise ValueError(f"x must be [B, D], got shape {x.shape}")

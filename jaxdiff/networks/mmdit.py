@@ -1,7 +1,7 @@
 """The multimodal diffusion transformer, MMDiT, of Stable Diffusion 3 (Esser et al. 2024, arXiv:2403.03206).
 
 Parameters are named like those of diffusers' SD3Transformer2DModel; see `interop.formats.keys` for the rule. A run of
-equal blocks that does not begin with the first one, `transformer_blocks.13+.*`, counts its layers from there.
+equal blocks that starts later, e.g. `transformer_blocks.13+.*`, counts its layers from there.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from jaxdiff.sharding import constrain_tokens
 
 
 class JointBlock(nn.Module):
-    """One attention over image and text, each with weights of its own (Esser et al. 2024, fig. 2b).
+    """Joint attention over image and text, with separate weights (Esser et al. 2024, fig. 2b).
 
     Attributes:
         num_heads: of the attention; divides the width.
         qk_norm: RMS norm of queries and keys (sec. 5.3.2).
-        dual: a second attention, over the image alone, parallel to the joint one (Stable Diffusion 3.5 medium).
+        dual: a second attention over the image only, parallel to the joint one (Stable Diffusion 3.5 medium).
         last: the block does not update the text.
         dtype: type of the computation.
     """
@@ -63,10 +63,10 @@ class JointBlock(nn.Module):
         Args:
             both: image [B, N, D] and text [B, L, D].
             condition: [B, D], through its SiLU.
-            turn: rotary positions of the image's tokens; the text has none.
+            rope: rotary positions of the image tokens; the text has none.
 
         Returns:
-            ((image, text), None), the text unchanged where `last` is set.
+            ((image, text), None); with `last`, the text is unchanged.
         """
         x, text = map(constrain_tokens, both)
         shift, scale, gate, shift2, scale2, gate2, *more = modulations(
@@ -77,18 +77,18 @@ class JointBlock(nn.Module):
         else:
             text_shift, text_scale, *text_more = modulations(condition, 6, self.dtype, "norm1_context.linear")
 
-        seen, text_seen = self._attend(
+        attended, text_attended = self._attend(
             modulated_norm(x, shift, scale), modulated_norm(text, text_shift, text_scale), rope
         )
-        y = x + gate * self._dense(seen, "attn.to_out.0")
+        y = x + gate * self._dense(attended, "attn.to_out.0")
         if self.dual:
-            alone_shift, alone_scale, alone_gate = more
-            y = y + alone_gate * self._alone(modulated_norm(x, alone_shift, alone_scale))
+            shift3, scale3, gate3 = more
+            y = y + gate3 * self._attend_image(modulated_norm(x, shift3, scale3))
         x = y + gate2 * self._feed(modulated_norm(y, shift2, scale2), "ff")
         if self.last:
             return (x, text), None
         text_gate, text_shift2, text_scale2, text_gate2 = text_more
-        text = text + text_gate * self._dense(text_seen, "attn.to_add_out")
+        text = text + text_gate * self._dense(text_attended, "attn.to_add_out")
         text = text + text_gate2 * self._feed(modulated_norm(text, text_shift2, text_scale2), "ff_context")
         return (x, text), None
 
@@ -103,7 +103,7 @@ class JointBlock(nn.Module):
         y = y.reshape(*y.shape[:2], -1)
         return y[:, text.shape[1] :], y[:, : text.shape[1]]
 
-    def _alone(self, x: Array) -> Array:
+    def _attend_image(self, x: Array) -> Array:
         names, norms = ("attn2.to_q", "attn2.to_k", "attn2.to_v"), ("attn2.norm_q", "attn2.norm_k")
         return self._dense(attend(*self._project(x, names, norms)).reshape(x.shape), "attn2.to_out.0")
 
@@ -120,22 +120,22 @@ class JointBlock(nn.Module):
 class MMDiT(nn.Module):
     """Transformer over image patches and text tokens (Esser et al. 2024, sec. 4).
 
-    The table of positions is the parameter "pos_embed.pos_embed", as in the checkpoints, but its gradient is zero.
+    The table of positions is the parameter "pos_embed.pos_embed", as in the checkpoints; its gradient is zero.
 
     Attributes:
-        width: of the tokens; a multiple of heads and of 4.
-        layers: blocks; the text ends in the last one.
+        width: features of a token; a multiple of num_heads and of 4.
+        layers: blocks; the last one does not update the text.
         num_heads: of the attention.
         patch_size: edge of a patch.
         context_dim: D of cond["tokens"].
         pooled_dim: D of cond["vector"], which joins the noise embedding.
         out_channels: channels of the output; None: as many as x has.
         grid: patches along an edge of the images in training.
-        pos_embed_max_size: patches along an edge of the table of positions, which spans the same range; an image takes
-            its middle.
+        pos_embed_max_size: patches along an edge of the table of positions, which spans the same range; an image uses
+            the middle of the table.
         qk_norm: RMS norm of queries and keys (Stable Diffusion 3.5).
-        dual: the blocks with a second attention over the image alone (Stable Diffusion 3.5 medium).
-        remat: what of each block the backward pass computes again: "none", "dots" (all but products) or "full".
+        dual: indices of blocks with a second attention over the image only (Stable Diffusion 3.5 medium).
+        remat: what the backward pass recomputes in each block: "none", "dots" (all but products) or "full".
         unroll: blocks per turn of the loops over equal ones.
         dtype: type of the computation (float32, bfloat16, float64); parameters are float32, embedding, norms and
             output float32 at least.
@@ -163,8 +163,8 @@ class MMDiT(nn.Module):
         """Evaluate F(x, noise, cond).
 
         Args:
-            x: [B, H, W, C], H and W multiples of patch, pos_embed_max_size patches at most.
-            noise: float[B], the network's view of the noise level; 1000 times the time of a flow in the published ones.
+            x: [B, H, W, C], H and W multiples of patch_size, pos_embed_max_size patches at most.
+            noise: float[B], the network's noise input; 1000 times the flow's time in the published networks.
             cond: "tokens" [B, L, context_dim] and "vector" [B, pooled_dim].
             train: no effect; there is no dropout.
 
@@ -172,7 +172,7 @@ class MMDiT(nn.Module):
             [B, H, W, out_channels], zero at initialization.
 
         Raises:
-            ValueError: for a missing, unknown or misshapen condition, or a size that patches don't tile.
+            ValueError: a condition is missing, unknown or misshapen, or patches do not tile the image.
         """
         cond = self._check(x, noise, cond)
         condition = nn.silu(time_and_text({"timestep": noise}, cond["vector"], self.width, self.dtype))
@@ -197,7 +197,7 @@ class MMDiT(nn.Module):
         return depth_to_space(h.reshape(batch, rows, columns, -1), self.patch_size)
 
     def _runs(self) -> Iterator[tuple[bool, int, int]]:
-        """(dual, first, how many) of the runs of equal blocks before the last one."""
+        """Return (dual, first, count) for each run of equal blocks before the last block."""
         for dual, run in groupby(range(self.layers - 1), lambda i: i in self.dual):
             numbers = list(run)
             yield dual, numbers[0], len(numbers)
@@ -232,13 +232,13 @@ class MMDiT(nn.Module):
 
 
 def time_and_text(numbers: Mapping[str, Array], vector: Array, width: int, dtype: Any) -> Array:
-    """Return the sum of the embeddings of numbers, e.g. the noise level, and of the text's vector.
+    """Return the sum of the embeddings of numbers, e.g. the noise level, and of the pooled text.
 
     Args:
         numbers: float[B] by name.
-        vector: [B, D].
-        width: of the embedding.
-        dtype: of the network's computation.
+        vector: [B, D], the pooled text.
+        width: features of the embedding.
+        dtype: dtype of the network's computation.
 
     Returns:
         [B, width], in float32 at least.

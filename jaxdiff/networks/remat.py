@@ -1,4 +1,4 @@
-"""Rematerialization: which values of a block its backward pass keeps, and which it recomputes."""
+"""Rematerialization: which values of a block are kept for its backward pass, and which are recomputed."""
 
 from typing import Any, Literal, TypeVar, get_args
 
@@ -12,19 +12,19 @@ Block = TypeVar("Block", bound=type[nn.Module])
 
 
 def rematted(block: Block, remat: Remat, *, in_loop: bool = False) -> Block:
-    """Return a block that keeps less for its backward pass, by checkpointing (Chen et al. 2016, arXiv:1604.06174).
+    """Return a block that stores less for its backward pass, by checkpointing (Chen et al. 2016, arXiv:1604.06174).
 
     Args:
         block: a module.
         remat: "none" keeps all that the gradient needs; "dots" keeps the outputs of matrix products with weights and of
             convolutions, and recomputes attention and elementwise operations; "full" keeps the block's inputs.
-        in_loop: whether it is the body of a scan, where the compiler can't merge the two computations.
+        in_loop: whether the block is the body of a scan, where the compiler can't merge the two computations.
 
     Returns:
-        A module of the same fields, arguments and values.
+        A module with the same fields, arguments and results.
 
     Raises:
-        ValueError: for another value of remat.
+        ValueError: remat has another value.
     """
     if remat not in get_args(Remat):
         raise ValueError(f"remat must be one of {', '.join(get_args(Remat))}, got {remat!r}")
@@ -35,7 +35,7 @@ def rematted(block: Block, remat: Remat, *, in_loop: bool = False) -> Block:
 
 
 def _all_but_gathered(primitive: Any, *args: Any, **params: Any) -> bool:
-    """Keep all values but those that were moved between devices: gathered weights would fill each device."""
+    """Keep all values except those moved between devices: gathered weights would fill every device."""
     return primitive.name not in (
         "custom_vjp_call",
         "sharding_constraint",
@@ -43,7 +43,7 @@ def _all_but_gathered(primitive: Any, *args: Any, **params: Any) -> bool:
 
 
 def _costly(primitive: Any, *args: Any, **params: Any) -> bool:
-    """Whether to keep a primitive's output. A convolution of each channel by itself, a blur, is cheap."""
+    """Return whether to keep a primitive's output; depthwise convolutions, e.g. blurs, are cheap."""
     if primitive.name == "conv_general_dilated":
         return params["feature_group_count"] == 1
     return jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *args, **params)

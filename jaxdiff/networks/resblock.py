@@ -1,4 +1,4 @@
-"""The residual block of U-Nets, which is conditioned on the embedding of the noise level."""
+"""The residual block of U-Nets, conditioned on the embedding of the noise level."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -24,9 +24,8 @@ class ResBlock(nn.Module):
         dtype: type of the computation.
         act: the activation; see `layers.activation`.
         divide: divisor of the sum of both branches.
-        resample_filter: of the filter by which it resamples; see `song_layers.resample`. None: averages and
-            repetitions.
-        shortcut: a convolution of size 1 in the other branch, even where the number of channels stays.
+        resample_filter: filter for resampling, see `song_layers.resample`; None: average, repetition.
+        shortcut: a convolution of size 1 in the shortcut even if the number of channels does not change.
     """
 
     features: int

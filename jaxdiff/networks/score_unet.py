@@ -21,19 +21,19 @@ from jaxdiff.networks.resblock import quarter
 from jaxdiff.networks.song_layers import resample
 from jaxdiff.networks.unet import UNet
 
-TAPS, GROUPS = (1.0, 3.0, 3.0, 1.0), 32  # of the filter; of the norms before attention
+TAPS, GROUPS = (1.0, 3.0, 3.0, 1.0), 32  # resampling filter; groups of the norms before attention
 
 
 class ScoreUNet(UNet):
-    """A U-Net whose noise input is the standard deviation sigma of the noise, and whose output is divided by sigma.
+    """A U-Net whose noise input is sigma, the standard deviation of the noise, and whose output is divided by sigma.
 
-    sigma must be positive. The random frequencies of log(sigma) are the parameter "time_proj", as in the checkpoints,
-    but their gradient is zero.
+    sigma must be positive. The random frequencies of log(sigma) are the parameter "time_proj", as in the checkpoints;
+    their gradient is zero.
 
     Attributes, in addition to those of `UNet`:
         skips: every level of the encoder adds the downsampled input, by a filter and a convolution, and every level of
-            the decoder adds to the output. Residual blocks resample with that filter, attention's sums have the same
-            divisor as theirs, and a level of the decoder has one attention, at its end. groups must be None.
+            the decoder adds to the output. Residual blocks resample with that filter, sums of attention are divided by
+            `divide`, too, and a level of the decoder has one attention, at its end. groups must be None.
         scale: standard deviation of the frequencies.
     """
 
@@ -104,7 +104,7 @@ class ScoreUNet(UNet):
             raise ValueError("with skips, which add up to the output, there can be no learned variance")
         if self.skips and self.groups is not None:
             raise ValueError(f"with skips the groups follow from the widths: groups must be None, got {self.groups}")
-        # Narrower ones would have other groups in the reference, by a slip of its formula.
+        # For fewer channels the reference has other groups, by an error in its formula.
         narrow = [self.widths[i] for level in self.attention for i in (max(level - 1, 0), level) if self.widths[i] < 64]
         if self.skips and narrow:
             raise ValueError(f"levels with attention, and the next finer ones, must be 64 wide at least, got {narrow}")

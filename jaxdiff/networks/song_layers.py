@@ -1,4 +1,4 @@
-"""Parts of EDM's U-Nets (Karras et al. 2022, arXiv:2206.00364, app. F.3), most of which EDM2 keeps."""
+"""Layers of EDM's U-Nets (Karras et al. 2022, arXiv:2206.00364, app. F.3), most of which EDM2 shares."""
 
 from collections.abc import Callable, Sequence
 
@@ -17,9 +17,9 @@ def resample(x: Array, resample_filter: tuple[float, ...], direction: str | None
     """Double or halve every spatial axis with a filter.
 
     Args:
-        x: [B, *spatial, C], the axes even where they are halved.
-        resample_filter: of the filter along an axis, an even number of them; (1, 1) averages pairs and repeats values.
-            Their sum is normalized.
+        x: [B, *spatial, C]; to be halved, axes must be even.
+        resample_filter: the filter along an axis, an even number of values, normalized to sum to 1; (1, 1) averages
+            pairs and repeats values.
         direction: "up", "down", or None for x itself.
 
     Returns:
@@ -45,7 +45,7 @@ def halve(x: Array, resample_filter: tuple[float, ...], axis: int) -> Array:
 
 
 def _double(x: Array, resample_filter: tuple[float, ...], axis: int) -> Array:
-    """Zeros between the values, then the filter: in each of the two phases every other tap meets a value."""
+    """Insert zeros between the values, then filter: each of the two phases uses every other tap."""
     pad, size = (len(resample_filter) - 1) // 2, x.shape[axis]
     x = _padded(x, axis, pad)
     phases = []
@@ -67,12 +67,12 @@ def _padded(x: Array, axis: int, pad: int) -> Array:
 
 
 def one_hot(label: Array, classes: int, dtype) -> Array:
-    """Return indicators of the classes: zeros for the null class `classes`, NaN for invalid labels.
+    """Return one-hot vectors of labels: zeros for the null class `classes`, NaN for invalid labels.
 
     Args:
         label: int[B].
         classes: number of classes.
-        dtype: of the result.
+        dtype: dtype of the result.
 
     Returns:
         [B, classes].
@@ -82,23 +82,23 @@ def one_hot(label: Array, classes: int, dtype) -> Array:
 
 
 def split_qkv(x: Array, num_heads: int) -> tuple[Array, Array, Array]:
-    """Split [B, *spatial, 3 C] into q, k, v [B, N, H, C / H], which alternate within a head."""
+    """Split [B, *spatial, 3 C] into q, k, v [B, N, H, C / H], which are interleaved within a head."""
     x = x.reshape(x.shape[0], -1, num_heads, x.shape[-1] // (3 * num_heads), 3)
     return x[..., 0], x[..., 1], x[..., 2]
 
 
 def check_resample_filter(resample_filter: Sequence[float]) -> None:
-    """Refuse a filter that would shift its input.
+    """Check that a filter does not shift its input.
 
     Raises:
-        ValueError: the number of resample_filter's values is odd.
+        ValueError: resample_filter has an odd number of values.
     """
     if len(resample_filter) % 2:
         raise ValueError(f"resample_filter must be an even number of them, got {tuple(resample_filter)}")
 
 
 def check_attention(sizes: Sequence[int], widths: Sequence[int], attention: Sequence[int], head_dim: int = 1) -> None:
-    """Refuse attention at sizes that no level has, and heads that do not divide the channels.
+    """Check that attention is at sizes of levels, and that heads divide the channels.
 
     Args:
         sizes: of the levels.
@@ -107,7 +107,7 @@ def check_attention(sizes: Sequence[int], widths: Sequence[int], attention: Sequ
         head_dim: channels per head.
 
     Raises:
-        ValueError: as above.
+        ValueError: no level has one of the sizes, or head_dim does not divide the channels of a level with attention.
     """
     if not set(attention) <= set(sizes):
         raise ValueError(f"attention names sizes out of {list(sizes)}, got {attention}")
@@ -118,7 +118,7 @@ def check_attention(sizes: Sequence[int], widths: Sequence[int], attention: Sequ
 
 
 def scaled(factor: float) -> Callable[..., Array]:
-    """`kernel_init` times a factor."""
+    """Scale `kernel_init` by a factor."""
     return lambda *args: factor * kernel_init(*args)
 
 
@@ -131,9 +131,9 @@ class Block(nn.Module):
         num_heads: of the self-attention; 0 is none.
         resample_filter: filter of the resampling.
         adaptive: the embedding scales and shifts the second norm's output; False: it is added before that norm.
-        project: a resampling block's shortcut has a 1x1 convolution even where the channels stay.
-        skip_scale: of the sums of branches.
-        gains: of the initial weights of a branch's last layer and of the queries, keys and values.
+        project: the shortcut of a resampling block has a 1x1 convolution even if the channels do not change.
+        skip_scale: factor of the sums of branches.
+        gains: factors of the initial weights of a branch's last layer, and of the queries, keys and values.
         dropout: rate; 0 is off.
         eps: of the group norms.
         dtype: type of the computation.
@@ -182,12 +182,12 @@ class Block(nn.Module):
 
 
 def norm(name: str, x: Array, eps: float) -> layers.GroupNorm:
-    """A group norm for x, in groups of four channels at least."""
+    """Return a group norm for x, with at least four channels per group."""
     return layers.GroupNorm(min(32, x.shape[-1] // 4), eps, name=name)
 
 
 class Frequencies(nn.Module):
-    """Random Fourier features [sin, cos], their frequencies kept with the parameters and never trained.
+    """Random Fourier features [sin, cos], whose frequencies are stored with the parameters and never trained.
 
     Attributes:
         scale: standard deviation of the frequencies, in cycles per unit of noise.

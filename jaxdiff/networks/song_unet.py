@@ -1,7 +1,7 @@
 """The U-Nets of EDM (Karras et al. 2022, arXiv:2206.00364, app. F.3): DDPM++ and NCSN++ (Song et al. 2021), and ADM.
 
-A submodule's name is its key in the original checkpoints, which name a block by the size at which it works, e.g.
-`enc.32x32_block0`: so the networks have a resolution, although they run on images of other sizes, too.
+A submodule's name is its key in the original checkpoints, which contains the size at which the block works, e.g.
+`enc.32x32_block0`. So the networks have a resolution, although they also run on images of other sizes.
 """
 
 from collections.abc import Callable, Mapping
@@ -31,7 +31,7 @@ from jaxdiff.networks.stages import Stage
 
 
 class _UNet(nn.Module):
-    """What DDPM++, NCSN++ and ADM have in common; see `SongUNet` for the attributes."""
+    """Base of DDPM++, NCSN++ and ADM; see `SongUNet` for the attributes."""
 
     resolution: int = 32
     model_channels: int = 128
@@ -54,17 +54,17 @@ class _UNet(nn.Module):
 
         Args:
             x: [B, *spatial, C], one to three spatial axes, each a multiple of 2^(levels - 1).
-            noise: float[B], the network's view of the noise level; EDM's is log(sigma) / 4.
-            cond: those that are configured of "label" int[B] (num_classes is the null class) and the optional
-                "augment" [B, augment_dim], the images' augmentation (Karras et al. 2022, app. F.2).
-            train: dropout on; takes the random key "dropout".
+            noise: float[B], the network's noise input; EDM's is log(sigma) / 4.
+            cond: as configured, "label" int[B] (num_classes is the null class) and the optional
+                "augment" [B, augment_dim], the augmentation of the images (Karras et al. 2022, app. F.2).
+            train: apply dropout; needs the random key "dropout".
 
         Returns:
             [B, *spatial, out_channels], float32 at least; `DhariwalUNet`: a pair of them with learned_variance.
 
         Raises:
-            ValueError: for a missing, unknown or misshapen condition, a size that can't be halved often enough, or
-                an unknown option.
+            ValueError: a condition is missing, unknown or misshapen, a size can't be halved often enough, or an
+                option is unknown.
         """
         cond = self._check(x, noise, cond)
         emb = self._embed(noise.astype(at_least_float32(self.dtype)), cond)
@@ -98,7 +98,7 @@ class _UNet(nn.Module):
         raise NotImplementedError
 
     def _head_dim(self) -> int:
-        """What the channels with attention must be a multiple of."""
+        """The divisor of the channels at levels with attention."""
         return 1
 
     def _stem(self) -> int:
@@ -106,19 +106,19 @@ class _UNet(nn.Module):
         raise NotImplementedError
 
     def _attends(self, index: int) -> bool:
-        """Whether a level with attention has it in this block on the way up."""
+        """Return whether a block of the decoder, at a level with attention, has attention."""
         raise NotImplementedError
 
     def _embed(self, noise: Array, cond: Mapping[str, Array]) -> Array:
         raise NotImplementedError
 
     def _join_input(self, h: Array, aux: Array, at: str) -> tuple[Array, Array]:
-        """Join the shrunk image to the encoder."""
+        """Add the downsampled image to the encoder."""
         del at
         return h, aux
 
     def _aux_output(self, h: Array, out: Array | None, stage: Stage, channels: int) -> Array | None:
-        """The image after a level of the decoder, given that of the level before."""
+        """Return the image after a level of the decoder, given that of the previous level."""
         raise NotImplementedError
 
     def _output(self, out: Array) -> Array | tuple[Array, Array]:
@@ -131,12 +131,12 @@ class _UNet(nn.Module):
         return Dense(features, dtype=at_least_float32(self.dtype), name=name, **{"kernel_init": kernel_init} | options)
 
     def _mapped(self, emb: Array) -> Array:
-        """The embedding's two layers, without what follows the second."""
+        """Return the embedding after two layers, before the last activation."""
         emb = nn.silu(self._dense(self.model_channels * self.emb_mult, "map_layer0")(emb))
         return self._dense(self.model_channels * self.emb_mult, "map_layer1")(emb)
 
     def _augmented(self, emb: Array, cond: Mapping[str, Array], init: Callable[..., Array]) -> Array:
-        """The embedding with the augmentation's; none is a vector of zeros."""
+        """Add the embedding of the augmentation; no augmentation is a vector of zeros."""
         if self.augment_dim is None:
             return emb
         none = jnp.zeros((emb.shape[0], self.augment_dim), emb.dtype)
@@ -152,23 +152,23 @@ class SongUNet(_UNet):
     """DDPM++ and NCSN++ (Song et al. 2021, arXiv:2011.13456, app. H, as in Karras et al. 2022, app. F.3).
 
     Attributes:
-        resolution: edge of the images, by which blocks are named and attention is placed.
-        model_channels: channels of the first convolution, in which the embeddings' widths are counted.
+        resolution: edge of the images; determines the blocks' names and the place of attention.
+        model_channels: channels of the first convolution, and the unit of emb_mult and noise_mult.
         widths: channels by level; level i works at resolution / 2^i.
-        num_blocks: residual blocks per level on the way down (one more on the way up).
-        attention: sizes with attention after each residual block on the way down, and the last one on the way up.
-        emb_mult: width of the embedding, in base.
+        num_blocks: residual blocks per level of the encoder (one more in the decoder).
+        attention: sizes with attention after each residual block of the encoder, and after the last one of the decoder.
+        emb_mult: width of the embedding over model_channels.
         dropout: rate within residual blocks while training.
         num_classes: classes of cond["label"]; None: off.
         augment_dim: length of cond["augment"]; None: off.
         out_channels: channels of the output; None: as many as x has.
-        remat: what of each block the backward pass computes again: "none", "dots" (all but products) or "full".
+        remat: what the backward pass recomputes in each block: "none", "dots" (all but products) or "full".
         dtype: type of the computation; parameters are float32, the embeddings and the output float32 at least.
         embedding: "positional" (DDPM++) or "fourier" (NCSN++).
-        noise_mult: width of the noise's features, in base.
-        encoder: "standard" (DDPM++); "residual" (NCSN++) and "skip" feed the shrunk image to each level.
+        noise_mult: number of the noise's features over model_channels.
+        encoder: "standard" (DDPM++); "residual" (NCSN++) and "skip" add the downsampled image to each level.
         decoder: "standard"; "skip" sums images from all levels.
-        resample_filter: filter of the resampling, (1, 1) for DDPM++, (1, 3, 3, 1) for NCSN++.
+        resample_filter: filter for resampling, (1, 1) for DDPM++, (1, 3, 3, 1) for NCSN++.
     """
 
     embedding: str = "positional"
@@ -203,7 +203,7 @@ class SongUNet(_UNet):
             aux = resample(aux, self.resample_filter, "down")
             h = h + self._conv(h.shape[-1], f"{at}_aux_skip", size=1)(aux)
         if self.encoder == "residual":
-            # The convolution pads for the filter after it, too, which then needs no padding.
+            # The convolution also pads for the filter after it, which then needs no padding.
             pad = (len(self.resample_filter) - 1) // 2
             aux = self._conv(h.shape[-1], f"{at}_aux_residual", pad=(1 + pad, 1 + pad))(aux)
             for axis in range(1, aux.ndim - 1):

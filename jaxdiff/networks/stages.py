@@ -1,4 +1,4 @@
-"""The order and names of the layers of the U-Nets of EDM and EDM2, which name a layer by the size at which it works."""
+"""The order and names of the layers of EDM's and EDM2's U-Nets, whose names contain the size of the layer's images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxdiff.networks.song_layers import check_attention
 
 
 class SizedUNet(Protocol):
-    """A U-Net whose layers are named by the size of the images.
+    """A U-Net whose layers' names contain the size of their images.
 
     Attributes:
         resolution: edge of the images.
@@ -34,13 +34,13 @@ class Stage(NamedTuple):
     """A layer of the encoder or the decoder.
 
     Attributes:
-        at: half and size, e.g. "enc.32x32".
-        part: the layer's name behind these, e.g. "block0".
+        at: encoder or decoder, and size, e.g. "enc.32x32".
+        part: the rest of the layer's name, e.g. "block0".
         level: 0 is the finest.
-        width: output channels; None: those of its input.
+        width: output channels; None: those of the input.
         direction: "down" or "up" halves or doubles the spatial axes; None keeps them.
         attend: whether attention follows.
-        block: number of a residual block within its level, from 0; None for the layers before these.
+        block: index of a residual block within its level; None for other layers.
     """
 
     at: str
@@ -58,7 +58,7 @@ class Stage(NamedTuple):
 
 
 def encoder(net: SizedUNet, dims: int) -> Iterator[Stage]:
-    """Yield the layers from the input to the bottom, the first of which is a convolution; each output is a skip.
+    """Yield the layers from the input to the bottom, beginning with a convolution; each output is a skip.
 
     Args:
         net: the network.
@@ -73,7 +73,7 @@ def encoder(net: SizedUNet, dims: int) -> Iterator[Stage]:
 
 
 def decoder(net: SizedUNet, dims: int) -> Iterator[Stage]:
-    """Yield the layers from the bottom to the output; those with a block number take a skip, the last one first.
+    """Yield the layers from the bottom to the output; those with a block index take a skip, the last skip first.
 
     Args:
         net: the network.
@@ -100,21 +100,21 @@ def check(
     head_dim: int = 1,
     augment_dim: int | None = None,
 ) -> Mapping[str, Any]:
-    """Refuse inputs that a network can't map, and attention that its levels can't have.
+    """Check a network's inputs, and the attention of its levels.
 
     Args:
         net: the network.
-        x: its input.
-        noise: its input.
+        x: [B, *spatial, C], its input.
+        noise: float[B], its noise input.
         cond: its conditions.
         head_dim: channels per attention head.
         augment_dim: length of cond["augment"]; None: off.
 
     Returns:
-        The conditions, an empty dict in place of None.
+        The conditions, or an empty dict for None.
 
     Raises:
-        ValueError: as above.
+        ValueError: an input is misshapen, a condition is missing or unknown, or the levels can't have the attention.
     """
     check_attention([net.resolution >> i for i in range(len(net.widths))], net.widths, net.attention, head_dim)
     check_spatial(x)

@@ -13,15 +13,15 @@ from jax import Array
 from jaxdiff.networks.unet import UNet
 from jaxdiff.networks.video import Motion, TemporalConv, check_frames, fold, unfold
 
-HEADS = 8  # of the attention along time at the entry
+HEADS = 8  # heads of the first attention along time
 
 
 class TextVideoUNet(UNet):
-    """A U-Net of videos: convolutions along time after residual blocks, attention along time after transformers.
+    """A U-Net for videos: convolutions along time after residual blocks, attention along time after transformers.
 
     Attributes, in addition to those of `UNet`, whose transformer must be set:
-        frames: T. Parameters do not depend on it: `module.clone(frames=32)` takes the same.
-        temporal_head_dim: features of a head of the attention along time.
+        frames: T. Parameters do not depend on it: `module.clone(frames=32)` uses the same.
+        temporal_head_dim: features per head of the attention along time.
         temporal_dropout: rate before convolutions along time while training.
     """
 

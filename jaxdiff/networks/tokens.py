@@ -54,7 +54,7 @@ class LayerNorm(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """Division by the root mean square, with learned scales (Zhang and Sennrich 2019, eq. 4).
+    """RMS norm: division by the root mean square, with learned scales (Zhang and Sennrich 2019, eq. 4).
 
     Attributes:
         eps: added to the mean square.
@@ -72,7 +72,7 @@ class RMSNorm(nn.Module):
 
 
 def dense(features: int, dtype, name: str, *, zero: bool = False, bias: bool = True) -> Dense:
-    """A linear layer, computed in dtype; zero: its initial kernel is zero."""
+    """Return a linear layer computed in `dtype`; with `zero`, its initial kernel is zero."""
     return Dense(features, bias, dtype, kernel_init=zeros_init if zero else kernel_init, name=name)
 
 
@@ -86,8 +86,8 @@ def qkv(
         names: of the three layers.
         num_heads: H, divides D.
         dtype: of the computation.
-        bias: whether the layers add one.
-        norms: names of the RMS norms over the features of each head, of the queries and of the keys; () for none.
+        bias: whether the layers have a bias.
+        norms: names of the RMS norms of the queries and of the keys, over the features of each head; () for none.
 
     Returns:
         [q, k, v], each [B, N, H, D / H].
@@ -102,8 +102,8 @@ def modulations(emb: Array, count: int, dtype, name: str) -> list[Array]:
     Peebles and Xie 2022 (arXiv:2212.09748), sec. 3.2.
 
     Args:
-        emb: [B, D], after its SiLU.
-        count: number of them.
+        emb: [B, D], after SiLU.
+        count: number of shifts, scales and gates together.
         dtype: of the computation.
         name: of the linear layer.
 
@@ -123,8 +123,8 @@ class FeedForward(nn.Module):
     """Linear, GELU, linear.
 
     Attributes:
-        features: of the layer between.
-        exact: GELU by the error function; False: its approximation by tanh (Hendrycks and Gimpel 2016, sec. 2).
+        features: of the inner layer.
+        exact: GELU by the error function; False: the tanh approximation (Hendrycks and Gimpel 2016, sec. 2).
         dtype: type of the computation.
     """
 
@@ -141,12 +141,12 @@ class FeedForward(nn.Module):
 
 
 def geglu(x: Array, dtype: Any, name: str) -> Array:
-    """Return a feed-forward layer's output whose inner layer is gated by a GELU (Shazeer 2020, eq. 5).
+    """Apply a feed-forward layer whose inner layer is gated by a GELU (Shazeer 2020, eq. 5).
 
     Args:
         x: [..., D].
         dtype: of the computation.
-        name: before the names of the two linear layers.
+        name: prefix of the names of the two linear layers.
 
     Returns:
         [..., D].
@@ -162,7 +162,7 @@ def sines(positions: np.ndarray, dim: int, period: float = 10_000.0) -> tuple[np
     Args:
         positions: [N].
         dim: even.
-        period: inverse of the limit of the lowest frequency.
+        period: inverse of the lowest frequency in the limit of large dim.
 
     Returns:
         (sin, cos), float64[N, dim / 2].
@@ -184,9 +184,9 @@ def grid_table(rows: np.ndarray, columns: np.ndarray, dim: int) -> Array:
         dim: features, a multiple of 4.
 
     Returns:
-        [H, W, dim], in float64 where that is enabled, else float32.
+        [H, W, dim], in float64 if that is enabled, else float32.
     """
-    # The two short tables are the program's constants, not their product.
+    # The program's constants are the two short tables, not their product.
     by_row, by_column = (jnp.asarray(np.concatenate(sines(p, dim // 2), axis=1)) for p in (rows, columns))
     shape = len(rows), len(columns), dim // 2
     parts = jnp.broadcast_to(by_column[None], shape), jnp.broadcast_to(by_row[:, None], shape)
@@ -194,31 +194,31 @@ def grid_table(rows: np.ndarray, columns: np.ndarray, dim: int) -> Array:
 
 
 def rope_table(sizes: tuple[int, ...], dims: tuple[int, ...], period: float = 10_000.0) -> Rotary:
-    """Return the angles of rotary position embedding, with features of its own for each axis (Su et al. 2021, eq. 15).
+    """Return the angles of rotary position embeddings, with separate features for each axis (Su et al. 2021, eq. 15).
 
     Args:
         sizes: of the grid's axes; positions count from 0.
-        dims: features of a head for each axis, even.
-        period: inverse of the limit of the lowest frequency.
+        dims: features of a head for each axis; even.
+        period: inverse of the lowest frequency in the limit of large dim.
 
     Returns:
         The cosines and sines, [prod(sizes), sum(dims) / 2] each, the last axis of the grid running fastest.
     """
 
     def table(which: int) -> Array:
-        parts = []
+        tables = []
         for axis, (size, dim) in enumerate(zip(sizes, dims, strict=True)):
-            one = jnp.asarray(sines(np.arange(size), dim, period)[which])
+            angles = jnp.asarray(sines(np.arange(size), dim, period)[which])
             shape = [1] * len(sizes) + [dim // 2]
             shape[axis] = size
-            parts.append(jnp.broadcast_to(one.reshape(shape), (*sizes, dim // 2)))
-        return jnp.concatenate(parts, axis=-1).reshape(-1, sum(dims) // 2)
+            tables.append(jnp.broadcast_to(angles.reshape(shape), (*sizes, dim // 2)))
+        return jnp.concatenate(tables, axis=-1).reshape(-1, sum(dims) // 2)
 
     return table(1), table(0)
 
 
 def apply_rope(x: Array, by: Rotary) -> Array:
-    """Rotate neighbouring pairs of features by their position's angles.
+    """Rotate neighbouring pairs of features by the angles of their position.
 
     Args:
         x: [B, N, H, D], queries or keys.
@@ -247,18 +247,18 @@ def unpack(x: Array, patch: int) -> Array:
 
 
 def scan_layers(block: type[nn.Module], layers: int, *, remat: Remat = "dots", unroll: int = 1) -> type[nn.Module]:
-    """Return equal blocks as one scanned module, so that compile time does not grow with their number.
+    """Return equal blocks as one scanned module, so that compilation time does not grow with their number.
 
     Args:
         block: a module called as block(carry, *shared) -> (carry, out).
         layers: number of blocks.
-        remat: what of each block the backward pass computes again: "none", "dots" (all but products) or "full". A loop
-            keeps values in memory, so that recomputing elementwise operations is faster than reading them.
+        remat: what the backward pass recomputes in each block: "none", "dots" (all but products) or "full". A loop
+            stores values in memory, so that recomputing elementwise operations is faster than reading them.
         unroll: blocks per turn of the loop.
 
     Returns:
-        A module of the same fields and arguments, its parameters stacked along axis 0; give it a name that ends in
-        `.*`. It returns the last carry and the stacked outputs of the blocks.
+        A module with the same fields and arguments, and parameters stacked along axis 0; its name must end in `.*`. It
+        returns the last carry and the stacked outputs of the blocks.
     """
     return nn.scan(
         rematted(block, remat, in_loop=True),
@@ -271,10 +271,10 @@ def scan_layers(block: type[nn.Module], layers: int, *, remat: Remat = "dots", u
 
 
 def check_patches(x: Array, patch: int) -> None:
-    """Refuse images that patches do not tile.
+    """Check that patches tile the images.
 
     Raises:
-        ValueError: x is not [B, H, W, C] with H and W multiples of patch.
+        ValueError: x is not [B, H, W, C] with H and W multiples of patch_size.
     """
     if x.ndim != 4:
         raise ValueError(f"x must be [B, H, W, C], got shape {x.shape}")

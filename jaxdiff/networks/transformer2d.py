@@ -26,12 +26,12 @@ class TransformerConfig:
     """The transformers of a U-Net (Rombach et al. 2022, sec. 3.3; Podell et al. 2023, sec. 2.1).
 
     Attributes:
-        depth: blocks of a transformer, by level: one number, or one for each residual block; the bottom has as many as
-            the last level.
-        num_heads: of the attention, by level, likewise.
-        linear: linear layers before and after the blocks; False: convolutions of size 1, the same functions.
-        cross_only: levels, other than the bottom, where the blocks' first attention is to the tokens, too.
-        up_depth: depth on the way up, by level, too; None: as on the way down.
+        depth: blocks of a transformer by level: one number, or one per residual block; the bottom has the depth of the
+            last level.
+        num_heads: attention heads by level.
+        linear: linear layers before and after the blocks; False: convolutions of size 1, which compute the same.
+        cross_only: levels, except the bottom, at which the blocks' first attention is also to the tokens.
+        up_depth: depth of the decoder by level; None: that of the encoder.
     """
 
     depth: tuple[Depth, ...]
@@ -41,7 +41,7 @@ class TransformerConfig:
     up_depth: tuple[Depth, ...] | None = None
 
     def blocks(self, level: int, index: int, *, up: bool = False) -> int:
-        """The number of blocks of the transformer that follows a level's residual block of this index."""
+        """Number of blocks of the transformer after residual block `index` of a level."""
         depth = (self.depth if self.up_depth is None or not up else self.up_depth)[level]
         return depth if isinstance(depth, int) else depth[index]
 
@@ -50,16 +50,16 @@ class TransformerConfig:
 
         Args:
             count: number of the U-Net's levels.
-            levels: the levels with transformers.
+            levels: levels with transformers.
 
         Raises:
             ValueError: the number of depths or heads is not that of the levels, or one is below 1 at a level with
                 transformers.
         """
-        told = self.depth, self.up_depth or self.depth, self.num_heads
-        fits = all(len(one) == count for one in told)
-        own: list[Depth] = [one[i] for one in told for i in levels] if fits else []
-        if not fits or any((min(n) if isinstance(n, tuple) else n) < 1 for n in own):
+        per_level = self.depth, self.up_depth or self.depth, self.num_heads
+        fits = all(len(values) == count for values in per_level)
+        used: list[Depth] = [values[i] for values in per_level for i in levels] if fits else []
+        if not fits or any((min(n) if isinstance(n, tuple) else n) < 1 for n in used):
             raise ValueError(
                 f"transformers need depth and heads, from 1 on, for each of the {count} levels, got {self.depth} "
                 f"and {self.num_heads}"
@@ -71,8 +71,8 @@ class Block(nn.Module):
 
     Attributes:
         num_heads: of both attentions; divides the width.
-        cross_only: the first attention is to the tokens, too.
-        identity: self-attention's map is the identity; see `attention.Attention`.
+        cross_only: the first attention is also to the tokens.
+        identity: replace self-attention's map by the identity; see `attention.Attention`.
         dtype: type of the computation.
     """
 
@@ -100,7 +100,7 @@ class Block(nn.Module):
             return dense(x.shape[-1], self.dtype, f"{name}.{to}", bias=False)(a)
 
         q, k, v = project(x, "to_q"), project(source, "to_k"), project(source, "to_v")
-        # An identity map passes the values through; queries and keys keep their parameters, `jit` drops the rest.
+        # An identity map returns the values; queries and keys only keep their parameters, and `jit` removes them.
         if not identity:
             q, k, v = (split_heads(a, self.num_heads) for a in (q, k, v))
             v = attend(q, k, v, mask=mask).reshape(x.shape)
@@ -117,7 +117,7 @@ class Transformer2D(nn.Module):
         cross_only: see `Block`.
         identity: see `Block`.
         groups: of the group norm, whose epsilon is 1e-6.
-        remat: what of each block the backward pass computes again: "none", "dots" (all but products) or "full".
+        remat: what the backward pass recomputes in each block: "none", "dots" (all but products) or "full".
         dtype: type of the computation.
     """
 
@@ -136,14 +136,14 @@ class Transformer2D(nn.Module):
 
         Args:
             x: [B, *spatial, C].
-            tokens: [B, L, D]; None: the positions take their place.
+            tokens: [B, L, D]; None: attend to the positions instead.
             mask: bool[B, L], True for visible tokens.
 
         Returns:
             Like x.
 
         Raises:
-            ValueError: if heads does not divide C.
+            ValueError: num_heads does not divide C.
         """
         channels = x.shape[-1]
         if channels % self.num_heads:

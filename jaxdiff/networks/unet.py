@@ -1,11 +1,11 @@
-"""The U-Net of diffusion models, once for 1-, 2- and 3-D data, channels last.
+"""The U-Net of diffusion models for 1-, 2- and 3-D data, channels last.
 
 Names. The path of a parameter, joined by dots, is its key in the reference checkpoint (diffusers'
-UNet2DModel) up to the last segment: `params["down_blocks.0.resnets.1"]["conv1"]["kernel"]` is
-`down_blocks.0.resnets.1.conv1.weight`. A member of a list carries its index after a dot, hence the dots inside
-of Linen names. Leaves: `bias` is `bias`; `kernel` [*size, in, out] is torch's `weight` [out, in, *size];
-`scale` and `embedding` are `weight` as they stand. Cross-attention without transformers (`cross_attentions.N`,
-beside `attentions.N`) has no counterpart there. The last row of `class_embedding` is the null class.
+UNet2DModel) except for the last segment: `params["down_blocks.0.resnets.1"]["conv1"]["kernel"]` is
+`down_blocks.0.resnets.1.conv1.weight`. A member of a list has its index after a dot, hence the dots in Linen
+names. Leaves: `bias` is `bias`; `kernel` [*size, in, out] is torch's `weight` [out, in, *size]; `scale` and
+`embedding` are `weight`, not transposed. Cross-attention without transformers (`cross_attentions.N`, next to
+`attentions.N`) does not exist there. The last row of `class_embedding` is the null class.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,26 +29,25 @@ from jaxdiff.networks.transformer2d import Transformer2D, TransformerConfig
 class UNet(nn.Module):
     """U-Net of residual blocks and attention (Ho et al. 2020, app. B; Dhariwal and Nichol 2021, sec. 3).
 
-    Every condition that is configured must be given, and no other: see `__call__`.
+    Exactly the configured conditions must be given; see `__call__`.
 
     Attributes:
-        widths: channels by level; level i works at 1 / (patch 2^i) of the input's size.
-        num_blocks: residual blocks per level on the way down (one more on the way up); one number, or one for each
-            level.
+        widths: channels by level; level i works at 1 / (patch_size 2^i) of the input's size.
+        num_blocks: residual blocks per level of the encoder (one more in the decoder); one number, or one per level.
         mid_blocks: residual blocks at the bottom: 2, or 1 or 0 without attention there.
         attention: levels with attention after each residual block.
         mid_attention: attention between the two blocks at the bottom.
-        mid_norm: a group norm before that attention, where there is no transformer.
+        mid_norm: a group norm before that attention, if it is no transformer.
         head_dim: channels per attention head; None is a single head.
-        num_heads: attention heads at every level, in place of head_dim; None: off.
-        model_channels: the noise's features; None: the first of widths.
-        emb_dim: width of the embedding; None: 4 times the noise's features.
-        transformer: transformers in place of attention (and of head_dim), with cross-attention to the tokens or,
+        num_heads: attention heads at every level, instead of head_dim; None: off.
+        model_channels: number of the noise's features; None: the first of widths.
+        emb_dim: width of the embedding; None: 4 * model_channels.
+        transformer: transformers instead of attention (and of head_dim), with cross-attention to the tokens or,
             without context_dim, to the positions.
         identity_attention: stages ("down_blocks.1", "mid_block", "up_blocks.0") whose self-attention map is the
             identity, for perturbed-attention guidance: `module.clone(identity_attention=("mid_block",))` is the
             perturbed network, with the same parameters.
-        scale_shift: the embedding scales and shifts (FiLM, AdaGN); False: it is added.
+        scale_shift: the embedding scales and shifts the activations (FiLM, AdaGN); False: it is added.
         resample: "conv" (strided convolution; repetition and convolution), "pool" (average; repetition) or
             "resblock" (a residual block that resamples).
         down_pad: zeros before and after an axis in a strided convolution; (0, 1) is TensorFlow's SAME.
@@ -56,23 +55,23 @@ class UNet(nn.Module):
         groups: groups of the norms; divides all widths. None: see `resblock.ResBlock`.
         eps: epsilon of the norms.
         act: the activation; see `layers.activation`.
-        divide: divisor of the sums in the residual blocks of the levels.
-        mid_divide: divisor of those at the bottom.
+        divide: divisor of the sums in residual blocks.
+        mid_divide: divisor of the sums in residual blocks at the bottom.
         time: embedding of the noise level: `Sinusoidal` or `Fourier`.
         num_classes: classes of cond["label"]; None: off.
-        numeric_label: cond["label"] is float[B], e.g. the noise level of a second image, with an embedding like noise.
-        context_dim: D of cond["tokens"]; every self-attention is then followed by a cross-attention. None: off.
-        token_width: D of the tokens behind a linear layer of their own; None: there is no such layer.
+        numeric_label: cond["label"] is float[B], e.g. the noise level of a second image, embedded like the noise.
+        context_dim: D of cond["tokens"]; a cross-attention then follows every self-attention. None: off.
+        token_width: output features of a linear layer on the tokens; None: no such layer.
         pooled_dim: D of cond["vector"], which is added to the noise embedding; None: off.
-        vector_map: number of linear layers before that, "two", "one" or "none".
-        vector_concat: it is concatenated to the embedding, not added.
+        vector_map: number of linear layers on that vector, "two", "one" or "none".
+        vector_concat: concatenate the vector to the embedding; False: add it.
         guidance_dim: features of cond["guidance"], which are added to those of the noise; None: off.
         concat_channels: C' of cond["concat"]; None: off.
         out_channels: channels of the output; None: as many as x has.
         learned_variance: return (F, frac); frac is v of Nichol and Dhariwal 2021, eq. 15, the place of the log
-            variance between its bounds, mapped from the network's [-1, 1] to [0, 1] but not clipped.
-        patch_size: edge of the blocks that are folded into channels at the entry and unfolded at the end.
-        remat: what of each block the backward pass computes again: "none", "dots" (all but products) or "full".
+            variance between its bounds, mapped from [-1, 1] to [0, 1] but not clipped.
+        patch_size: edge of the blocks that are folded into channels at the input and unfolded at the output.
+        remat: what the backward pass recomputes in each block: "none", "dots" (all but products) or "full".
         dtype: type of the computation (float32, bfloat16, float64); parameters are float32, the noise
             embedding and the output float32 at least.
     """
@@ -121,22 +120,22 @@ class UNet(nn.Module):
         """Evaluate F(x, noise, cond).
 
         Args:
-            x: [B, *spatial, C], one to three spatial axes, each a multiple of patch * 2^(levels - 1); with
-                resample "conv" of patch alone: the way up goes to the sizes of the way down.
-            noise: float[B], the network's view of the noise level.
-            cond: those that are configured of "label" int[B] (num_classes is the null class), "tokens" [B, L, D]
+            x: [B, *spatial, C], one to three spatial axes, each a multiple of patch_size * 2^(levels - 1), or
+                with resample "conv" of patch_size: the decoder resizes to the sizes of the encoder.
+            noise: float[B], the network's noise input.
+            cond: as configured, "label" int[B] (num_classes is the null class), "tokens" [B, L, D]
                 with an optional "mask" bool[B, L] (True: visible), "vector" [B, D], "guidance" float[B], the
                 scale of the guidance that was distilled into the network, "concat" [B, *spatial, C']. The optional
                 "residuals" are added to the skips, from the input on, and to the bottom: as many arrays, of the
                 same shapes or with spatial sizes of 1; see `controlnet.controlled`.
-            train: dropout on; takes the random key "dropout".
+            train: apply dropout; needs the random key "dropout".
 
         Returns:
-            [B, *spatial, out_channels], or a pair of them where learned_variance is set.
+            [B, *spatial, out_channels], or a pair of them with learned_variance.
 
         Raises:
-            ValueError: for a missing, unknown or misshapen condition, a size that can't be halved often
-                enough, or an unknown option.
+            ValueError: a condition is missing, unknown or misshapen, a size can't be halved often enough, or an
+                option is unknown.
         """
         cond = self._check(x, noise, cond)
         h, skips, inputs = self._encode(x, noise, cond, train)
@@ -147,7 +146,7 @@ class UNet(nn.Module):
     def _encode(
         self, x: Array, noise: Array, cond: Mapping[str, Any], train: bool, *, hint: Array | None = None
     ) -> tuple[Array, list[Array], "_BlockInputs"]:
-        """The bottom, the skips, and the inputs of all blocks; a hint is added to the first convolution's output."""
+        """Return the bottom, the skips and the inputs of all blocks; the hint is added after the first convolution."""
         inputs = self._block_inputs(noise, cond, train)
         h = self._enter(x, cond)
         if hint is not None:
@@ -175,7 +174,7 @@ class UNet(nn.Module):
         return _BlockInputs(emb, self._tokens(cond), cond.get("mask"), train)
 
     def _tokens(self, cond: Mapping[str, Any]) -> Array | None:
-        """The tokens that attention is to."""
+        """Return the tokens for cross-attention."""
         if self.token_width is None:
             return cond.get("tokens")
         return dense(self.token_width, self.dtype, "encoder_hid_proj")(cond["tokens"])
@@ -194,7 +193,7 @@ class UNet(nn.Module):
     def _decode(
         self, h: Array, skips: list[Array], inputs: "_BlockInputs", channels: int
     ) -> Array | tuple[Array, Array]:
-        """The output, given the bottom and the skips, of which the last comes first."""
+        """Return the output, given the bottom and the skips, which are used from the last to the first."""
         for level in reversed(range(len(self.widths))):
             name = f"up_blocks.{len(self.widths) - 1 - level}"
             for i in range(self.blocks_at(level) + 1):
@@ -226,7 +225,7 @@ class UNet(nn.Module):
         )(h, inputs.emb)
 
     def _stage(self, h: Array, inputs: "_BlockInputs", place: tuple[str, int], *, level: int, attend: bool) -> Array:
-        """A residual block and its attention; level -1 is the bottom."""
+        """Apply a residual block and its attention; level -1 is the bottom."""
         name, index = place
         h = self._block(h, inputs, f"{name}.resnets.{index}", width=self.widths[level])
         if not attend:
@@ -235,12 +234,12 @@ class UNet(nn.Module):
 
     def _attention(self, h: Array, inputs: "_BlockInputs", place: tuple[str, int], level: int) -> Array:
         name, index = place
-        own, identity = f"{name}.attentions.{index}", name in self.identity_attention
+        path, identity = f"{name}.attentions.{index}", name in self.identity_attention
         if self.transformer is not None:
             depth = self.transformer.blocks(level, index, up=name.startswith("up_blocks"))
-            block = self._transformer(self.transformer, own, level=level, depth=depth, identity=identity)
+            block = self._transformer(self.transformer, path, level=level, depth=depth, identity=identity)
             return block(h, inputs.tokens, inputs.mask)
-        h = self._attend(own, level, identity=identity)(h)
+        h = self._attend(path, level, identity=identity)(h)
         if self.context_dim is None:
             return h
         return self._attend(f"{name}.cross_attentions.{index}", level)(h, inputs.tokens, inputs.mask)
@@ -292,7 +291,7 @@ class UNet(nn.Module):
         dtype = at_least_float32(self.dtype)
         features = self._features(noise.astype(dtype), base)
         if self.guidance_dim is not None:
-            # As the guidance-distilled networks have it (Luo et al. 2023, arXiv:2310.04378, sec. 4.2).
+            # As in guidance-distilled networks (Luo et al. 2023, arXiv:2310.04378, sec. 4.2).
             scale = Sinusoidal(cos_first=False, shift=1)(1000 * (cond["guidance"].astype(dtype) - 1), self.guidance_dim)
             features = features + dense(base, dtype, "time_embedding.cond_proj", bias=False)(scale)
         emb = EmbeddingMLP(dim, self.dtype, self.act, name="time_embedding")(features)

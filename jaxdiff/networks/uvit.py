@@ -1,4 +1,4 @@
-"""U-ViT (Bao et al. 2022, arXiv:2209.12152): all inputs are tokens of one transformer with long skip connections.
+"""U-ViT (Bao et al. 2022, arXiv:2209.12152): one transformer over all inputs as tokens, with long skip connections.
 
 Parameters are named like those of the reference code (github.com/baofff/U-ViT).
 """
@@ -24,7 +24,7 @@ from jaxdiff.sharding import constrain_tokens
 
 
 class Block(nn.Module):
-    """Attention and feed-forward after norms (Vaswani et al. 2017), before which a skip may join (sec. 3.1).
+    """Pre-norm attention and feed-forward (Vaswani et al. 2017), after an optional skip connection (sec. 3.1).
 
     Attributes:
         num_heads: of the attention; divides the width.
@@ -54,19 +54,19 @@ class UViT(nn.Module):
     """Transformer over tokens of noise level, condition and patches (Bao et al. 2022, sec. 3).
 
     Outputs of the first half of the blocks are skips of the second half, last to first, as in a U-Net. Positions are
-    learned, so that parameters are for one size of images and one number of context tokens.
+    learned, so that parameters fit one size of images and one number of context tokens.
 
     Attributes:
         width: of the tokens.
-        layers: blocks in both halves together, even; one more is between them.
+        layers: blocks in both halves together; even. There is one more block between the halves.
         num_heads: of the attention; divides the width.
         patch_size: edge of a patch.
         mlp_ratio: width of the feed-forward's inner layer over that of the tokens.
         time: embedding of the noise level.
         num_classes: classes of cond["label"]; None: off.
         context_dim: D' of cond["tokens"]; None: off.
-        conv: a convolution of size 3 on the assembled image, the last layer.
-        remat: what of each block the backward pass computes again: "none", "dots" (all but products) or "full".
+        conv: a convolution of size 3 on the assembled image as last layer.
+        remat: what the backward pass recomputes in each block: "none", "dots" (all but products) or "full".
         unroll: blocks per turn of the loops over them.
         dtype: type of the computation (float32, bfloat16, float64); parameters are float32, norms, noise embedding
             and output float32 at least.
@@ -92,9 +92,9 @@ class UViT(nn.Module):
         """Evaluate F(x, noise, cond).
 
         Args:
-            x: [B, H, W, C], H and W multiples of patch.
-            noise: float[B], the network's view of the noise level.
-            cond: those that are configured of "label" int[B] (num_classes is the null class) and "tokens" [B, L, D']
+            x: [B, H, W, C], H and W multiples of patch_size.
+            noise: float[B], the network's noise input.
+            cond: as configured, "label" int[B] (num_classes is the null class) and "tokens" [B, L, D']
                 with an optional "mask" bool[B, L] (True: visible).
             train: no effect; there is no dropout.
 
@@ -102,8 +102,8 @@ class UViT(nn.Module):
             Like x.
 
         Raises:
-            ValueError: for a missing, unknown or misshapen condition, a size that patches don't tile, or another
-                number of tokens than the parameters have positions for.
+            ValueError: a condition is missing, unknown or misshapen, patches do not tile the image, or the parameters
+                have positions for another number of tokens.
         """
         cond = self._check(x, noise, cond)
         patches = Conv(self.width, self.patch_size, self.patch_size, (0, 0), dtype=self.dtype, name="patch_embed.proj")(
@@ -126,7 +126,7 @@ class UViT(nn.Module):
         return h.astype(at_least_float32(self.dtype))
 
     def _tokens(self, patches: Array, noise: Array, cond: Mapping[str, Array]) -> tuple[Array, Array | None]:
-        """Tokens of class, noise level, context and patches, in this order, with their positions; and their mask."""
+        """Return the tokens of class, noise level, context and patches, with positions, and their mask."""
         high = at_least_float32(self.dtype)
         parts = [self.time(noise.astype(high), self.width)[:, None], patches]
         mask = None
@@ -147,9 +147,9 @@ class UViT(nn.Module):
 
     def _check_positions(self, count: int) -> None:
         if self.has_variable("params", "pos_embed"):
-            made: int = self.get_variable("params", "pos_embed").shape[1]
-            if made != count:
-                raise ValueError(f"the parameters have positions for {made} tokens, got {count}")
+            expected: int = self.get_variable("params", "pos_embed").shape[1]
+            if expected != count:
+                raise ValueError(f"the parameters have positions for {expected} tokens, got {count}")
 
     def _check(self, x: Array, noise: Array, cond: Mapping[str, Array] | None) -> Mapping[str, Array]:
         check_patches(x, self.patch_size)
@@ -163,7 +163,7 @@ class UViT(nn.Module):
 
 
 def _joined(layers: int, remat: Remat, unroll: int) -> type[nn.Module]:
-    """`scan_layers` blocks of which each gets a skip of its own, [layers, B, N, D]."""
+    """Return blocks as by `scan_layers`, each with its own skip of [layers, B, N, D]."""
     return nn.scan(
         rematted(Block, remat, in_loop=True),
         variable_axes={"params": 0},

@@ -1,8 +1,8 @@
-"""Video, x of shape [B, T, H, W, C]: layers along time, and image networks with such layers.
+"""Networks for videos x[B, T, H, W, C]: layers along time, and image networks with such layers.
 
-Space and time are factorized (Ho et al. 2022, arXiv:2204.03458, sec. 3): the image network's layers take frames as a
-batch, and the layers between them work along time at each position. These start as zero, so that with an image
-network's parameters, see `inflate`, the video network equals the image network on each frame. Parameters are named
+Space and time are factorized (Ho et al. 2022, arXiv:2204.03458, sec. 3): the image network's layers process frames as a
+batch, and the layers between them work along time at each position. The latter are zero at initialization, so that with
+an image network's parameters (`inflate`) the video network equals the image network on each frame. Parameters are named
 like diffusers': motion modules (AnimateDiff, Guo et al. 2023, arXiv:2307.04725), temporal convolutions.
 """
 
@@ -36,19 +36,19 @@ from jaxdiff.networks.tokens import (
 from jaxdiff.networks.unet import UNet
 from jaxdiff.sharding import gathered_weight
 
-# Conditions with a value for each frame; the others hold for all frames of a video.
+# Conditions with a value for each frame; the others apply to all frames of a video.
 FRAMED = ("concat", "residuals")
 
 
 def per_frame(apply: Callable[..., Any]) -> Callable[..., Any]:
-    """Turn an image network into one of videos that processes each frame alone.
+    """Turn an image network into a video network that processes each frame independently.
 
     Args:
         apply: (params, x[B, H, W, C], noise[B], cond, key=...) -> like x.
 
     Returns:
         apply(params, x, noise, cond=None, *, key=None) of x[B, T, H, W, C] and noise[B]. Conditions are per video,
-        other than cond["concat"] and cond["residuals"], which have the axis T, too.
+        except cond["concat"] and cond["residuals"], which also have the axis T.
     """
 
     def video(params, x, noise, cond=None, *, key=None):
@@ -69,8 +69,8 @@ def fold(x: Array, noise: Array, cond: Mapping[str, Any] | None) -> tuple[Array,
         return jnp.repeat(a, frames, axis=0)
 
     cond = {} if cond is None else cond
-    given = {name: jax.tree.map(merge if name in FRAMED else repeat, value) for name, value in cond.items()}
-    return merge(x), repeat(noise), given
+    conds = {name: jax.tree.map(merge if name in FRAMED else repeat, value) for name, value in cond.items()}
+    return merge(x), repeat(noise), conds
 
 
 def unfold(y: Any, x: Array) -> Any:
@@ -85,7 +85,7 @@ def inflate(video: Mapping[str, Any], image: Mapping[str, Any]) -> dict[str, Any
         image: parameters of the image network that it extends.
 
     Returns:
-        The image network's parameters, and the video network's where the image network has none.
+        The video network's parameters, replaced by the image network's where that has them.
 
     Raises:
         ValueError: the video network has no place for one of the image network's.
@@ -96,18 +96,18 @@ def inflate(video: Mapping[str, Any], image: Mapping[str, Any]) -> dict[str, Any
             if not hasattr(place, "shape") or place.shape != new.shape:
                 raise ValueError(f"the video network has no place for {path[1:]} of shape {new.shape}")
             return new
-        held = place if isinstance(place, Mapping) else {}
-        return dict(held) | {name: put(held.get(name), value, f"{path}/{name}") for name, value in new.items()}
+        existing = place if isinstance(place, Mapping) else {}
+        return dict(existing) | {name: put(existing.get(name), value, f"{path}/{name}") for name, value in new.items()}
 
     return put(video, image, "")
 
 
 class TemporalConv(nn.Module):
-    """Four convolutions along time, the last of which starts as zero, added to the input.
+    """Residual block of four convolutions along time, the last of which is zero at initialization.
 
     Attributes:
-        groups: of the norms, whose means run over the whole video.
-        dropout: rate before the last three convolutions, in training.
+        groups: of the norms, whose means are over the video.
+        dropout: rate before the last three convolutions while training.
         dtype: type of the computation.
     """
 
@@ -139,7 +139,7 @@ class _AlongTime(nn.Module):
         init = zeros_init if self.zero else kernel_init
         kernel = self.param("kernel", init, (3, 1, 1, channels, channels))
         bias = self.param("bias", zeros_init, (channels,))
-        # In two dimensions, all positions in one: every backend is quick at those.
+        # In two dimensions, with all positions in one axis, which is fast on every backend.
         y = jax.lax.conv_general_dilated(
             x.astype(self.dtype).reshape(*x.shape[:2], -1, channels),
             gathered_weight((*self.path, "kernel"), kernel, self.dtype)[:, 0],
@@ -151,17 +151,17 @@ class _AlongTime(nn.Module):
 
 
 def frame_positions(frames: int, dim: int) -> np.ndarray:
-    """Sines and cosines, alternating, of the frames' numbers from 0 on; float64[T, dim] (Vaswani et al. 2017, 3.5)."""
+    """Return alternating sines and cosines of frame indices, float64[T, dim] (Vaswani et al. 2017, sec. 3.5)."""
     return np.stack(sines(np.arange(frames), dim), axis=-1).reshape(frames, dim)
 
 
 class MotionBlock(nn.Module):
-    """Two attentions among frames and a gated feed-forward, after norms; positions enter the attentions alone.
+    """Two pre-norm attentions among frames and a gated feed-forward; only the attentions get positions.
 
     Attributes:
         num_heads: of both attentions; divides the width.
         dtype: type of the computation.
-        positions: False leaves the positions out.
+        positions: whether the attentions get positions.
     """
 
     num_heads: int
@@ -183,13 +183,13 @@ class MotionBlock(nn.Module):
 
 
 class Motion(nn.Module):
-    """A transformer over the frames at each position, from zero, added to the input (Guo et al. 2023, sec. 4.2).
+    """Residual transformer over the frames at each position, zero at initialization (Guo et al. 2023, sec. 4.2).
 
     Attributes:
         depth: blocks.
         num_heads: of the attentions; divides C.
-        groups: of the group norm, whose means run over the whole video; its epsilon is 1e-6.
-        remat: what of each block the backward pass computes again: "none", "dots" (all but products) or "full".
+        groups: of the group norm, whose means are over the video; its epsilon is 1e-6.
+        remat: what the backward pass recomputes in each block: "none", "dots" (all but products) or "full".
         dtype: type of the computation.
         width: of the blocks; None: C.
         positions: see `MotionBlock`.
@@ -208,7 +208,7 @@ class Motion(nn.Module):
         """Map [B, T, H, W, C] to the same shape.
 
         Raises:
-            ValueError: if heads does not divide the width.
+            ValueError: num_heads does not divide the width.
         """
         channels = x.shape[-1]
         width = channels if self.width is None else self.width
@@ -224,12 +224,12 @@ class Motion(nn.Module):
 
 
 class VideoUNet(UNet):
-    """A U-Net of videos: `UNet` on each frame, with layers along time after every residual block and its attention.
+    """A U-Net for videos: `UNet` on each frame, with layers along time after every residual block and its attention.
 
     Attributes, in addition to those of `UNet`:
-        frames: T. Parameters do not depend on it: `module.clone(frames=32)` takes the same.
+        frames: T. Parameters do not depend on it: `module.clone(frames=32)` uses the same.
         motion_depth: blocks of each transformer along time.
-        motion_num_heads: of their attentions.
+        motion_num_heads: heads of their attentions.
         temporal_conv: convolutions along time before each of these transformers.
     """
 
@@ -264,10 +264,10 @@ class VideoUNet(UNet):
 
 
 class SpaceTimeBlock(Block):
-    """A DiT's block among the positions of each frame, then one among the frames of each position.
+    """A DiT block over the positions of each frame, then one over the frames of each position.
 
-    This is Latte's first variant (Ma et al. 2024, arXiv:2401.03048, sec. 3.1), with the frames' numbers entering the
-    attention alone: the stream of an image network stays as it is.
+    This is Latte's first variant (Ma et al. 2024, arXiv:2401.03048, sec. 3.1), except that frame indices are inputs of
+    the attention only, so that the residual stream of an image network is not changed.
 
     Attributes, in addition to those of `dit.Block`:
         frames: T.
@@ -278,15 +278,15 @@ class SpaceTimeBlock(Block):
     @nn.compact
     def __call__(self, x: Array, inputs: Any) -> tuple[Array, Array | None]:
         """Map tokens x[B T, N, D] to the same shape, as `dit.Block` does."""
-        x, own = super().__call__(x, inputs)
-        emb = inputs.emb if own is None else own
+        x, own_emb = super().__call__(x, inputs)
+        emb = inputs.emb if own_emb is None else own_emb
         block = TemporalBlock(self.num_heads, self.mlp_ratio, self.dtype, name="temporal")
         video = x.reshape(-1, self.frames, *x.shape[1:])
-        return block(video, emb[:: self.frames]).reshape(x.shape), own
+        return block(video, emb[:: self.frames]).reshape(x.shape), own_emb
 
 
 class TemporalBlock(nn.Module):
-    """Attention among the frames at each position and feed-forward, gated by the condition, from zero.
+    """Attention over the frames at each position and feed-forward, with gates that are zero at initialization.
 
     Attributes:
         num_heads: of the attention; divides the width.
@@ -317,10 +317,10 @@ class TemporalBlock(nn.Module):
 
 
 class VideoDiT(DiT):
-    """A transformer of videos: `DiT`, frame by frame, with a block along time after each of its blocks.
+    """A transformer for videos: `DiT` on each frame, with a block along time after each of its blocks.
 
     Attributes, in addition to those of `DiT`:
-        frames: T. Parameters do not depend on it: `module.clone(frames=32)` takes the same.
+        frames: T. Parameters do not depend on it: `module.clone(frames=32)` uses the same.
     """
 
     frames: int = 16

@@ -1,4 +1,4 @@
-"""BERT (Devlin et al. 2019, arXiv:1810.04805), and sentence embeddings by it (Reimers and Gurevych 2019).
+"""BERT (Devlin et al. 2019, arXiv:1810.04805), and its sentence embeddings (Reimers and Gurevych 2019).
 
 Parameters are named like those of transformers' BertModel; see `interop.formats.keys` for the rule.
 """
@@ -41,13 +41,13 @@ class Bert(nn.Module):
         width: features of a token.
         layers: number of layers.
         num_heads: of the attention; divides the width.
-        features: of the feed-forward networks.
-        max_length: the longest text, in tokens.
+        features: inner width of the feed-forward networks.
+        max_length: length of the longest text, in tokens.
         types: number of segments, e.g. 2 for pairs of sentences.
-        pooler: pool the first token's vector by a linear map and tanh.
+        pooler: pool the first token's vector with a linear layer and tanh.
         act: the feed-forward networks' activation, "gelu", "gelu_new" or "relu".
         eps: of the norms.
-        remat: what of each layer the backward pass computes again: "none", "dots" (all but products) or "full".
+        remat: what the backward pass recomputes in each layer: "none", "dots" (all but products) or "full".
         dtype: type of the computation; parameters are float32.
     """
 
@@ -71,13 +71,13 @@ class Bert(nn.Module):
         Args:
             ids: int[B, L].
             mask: bool[B, L], True for visible tokens; None: all are visible.
-            types: int[B, L], each token's segment; None: 0 for all.
+            types: int[B, L], the segment of each token; None: 0 for all.
 
         Returns:
-            The last layer's output [B, L, width], and the pooled [B, width] or None.
+            The last layer's output [B, L, width], and the pooled vector [B, width] or None.
 
         Raises:
-            ValueError: for misshapen ids, mask or types, or too many tokens.
+            ValueError: ids, mask or types is misshapen, or there are too many tokens.
         """
         check_tokens(ids, mask, self.max_length)
         types = jnp.zeros_like(ids) if types is None else types
@@ -101,18 +101,18 @@ class Bert(nn.Module):
 
 
 def sentence_embedding(hidden: Array, mask: Array) -> Array:
-    """Return a unit vector for each text, its tokens' normalized mean (Reimers and Gurevych 2019, sec. 3).
+    """Return a unit vector for each text: the normalized mean of its tokens (Reimers and Gurevych 2019, sec. 3).
 
     Args:
-        hidden: [B, L, D], of the last layer.
+        hidden: [B, L, D], the last layer's output.
         mask: bool[B, L], True for the tokens of the text.
 
     Returns:
         [B, D], float32 at least; inner products are cosine similarities. Zeros for a text without tokens.
     """
-    seen = mask[..., None]
-    h = jnp.where(seen, hidden.astype(at_least_float32(hidden.dtype)), 0)
-    mean = h.sum(1) / jnp.maximum(seen.sum(1), 1).astype(h.dtype)
-    # The square root of zero has no derivative.
+    visible = mask[..., None]
+    h = jnp.where(visible, hidden.astype(at_least_float32(hidden.dtype)), 0)
+    mean = h.sum(1) / jnp.maximum(visible.sum(1), 1).astype(h.dtype)
+    # The square root has no derivative at zero.
     square = jnp.square(mean).sum(1, keepdims=True)
     return mean * jax.lax.rsqrt(jnp.maximum(square, 1e-24))

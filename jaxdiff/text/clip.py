@@ -22,7 +22,7 @@ class Layer(EncoderLayer):
 
     @nn.compact
     def __call__(self, carry: tuple[Array, Array, Array], mask: Array | None, chosen: int) -> tuple[Any, None]:
-        """Map x[B, L, D]; the carry also holds the output of the chosen layer and the number of this one, from 0."""
+        """Map x[B, L, D]; the carry also contains the output of the chosen layer and the index of this layer."""
         x, kept, number = carry
         width = x.shape[-1]
 
@@ -45,13 +45,13 @@ class CLIPText(nn.Module):
         width: features of a token.
         layers: number of layers.
         num_heads: of the attention; divides the width.
-        features: of the feed-forward networks.
-        max_length: the longest text, in tokens.
-        projection: features of the pooled vector, by a linear map; None: no such map.
+        features: inner width of the feed-forward networks.
+        max_length: length of the longest text, in tokens.
+        projection: features of the pooled vector after a linear layer; None: no such layer.
         act: the feed-forward networks' activation, "quick_gelu" (OpenAI's models) or "gelu" (OpenCLIP's).
-        eos: the first token with this id is pooled; None: the token with the largest id.
+        eos: pool the first token with this id; None: pool the token with the largest id.
         eps: of the norms.
-        remat: what of each layer the backward pass computes again: "none", "dots" (all but products) or "full".
+        remat: what the backward pass recomputes in each layer: "none", "dots" (all but products) or "full".
         dtype: type of the computation; parameters are float32.
     """
 
@@ -75,16 +75,16 @@ class CLIPText(nn.Module):
         Args:
             ids: int[B, L].
             mask: bool[B, L], True for visible tokens; None: all are visible.
-            layer: of the returned output, counted from the end: -1 is the last layer, -2 the one before.
-            norm: apply the final norm to it, as Stable Diffusion's "clip skip" does; Stable Diffusion XL and 3 use
-                layer -2 without it.
+            layer: which layer's output to return: -1 is the last, -2 the one before.
+            norm: apply the final norm to that output, as with Stable Diffusion's "clip skip"; Stable Diffusion XL
+                and 3 use layer -2 without the norm.
 
         Returns:
-            The layer's output [B, L, width], and the pooled vector [B, projection or width] of the last layer after
+            The layer's output [B, L, width], and the pooled vector [B, projection or width], of the last layer after
             the norm.
 
         Raises:
-            ValueError: for misshapen ids or mask, too many tokens, or a layer that does not exist.
+            ValueError: ids or mask is misshapen, there are too many tokens, or the layer does not exist.
         """
         check_tokens(ids, mask, self.max_length)
         if not -self.layers <= layer <= -1:

@@ -1,4 +1,4 @@
-"""Parts of the text encoders: their output, pure functions of them, embeddings, activations."""
+"""Shared parts of the text encoders: output, pure functions, embeddings, activations."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Encoded(NamedTuple):
     """The output of a text encoder.
 
     Attributes:
-        hidden: [B, L, D], a vector for each token.
-        pooled: [B, P], a vector for the text; None: the encoder has none.
+        hidden: [B, L, D], a vector per token.
+        pooled: [B, P], a vector per text; None: the encoder has none.
     """
 
     hidden: Array
@@ -30,11 +30,11 @@ def as_apply(module: nn.Module) -> Callable[..., Encoded]:
     """Turn a text encoder into a pure function.
 
     Args:
-        module: called as module(ids, mask, **options).
+        module: a text encoder, called as module(ids, mask, **options).
 
     Returns:
-        apply(params, ids, mask=None, **options), with ids int[B, L] and mask bool[B, L], True for visible tokens; None:
-        all are visible.
+        apply(params, ids, mask=None, **options) -> `Encoded`, with ids int[B, L] and mask bool[B, L], True for visible
+        tokens; None: all are visible.
     """
 
     def apply(params, ids, mask=None, **options):
@@ -47,19 +47,19 @@ def init(module: nn.Module, key: Array) -> dict:
     """Draw a text encoder's parameters, a nested dict of float32 arrays."""
 
     def draw(key):
-        # The encoder runs on one token in the trace only: compilation drops everything but the parameters.
+        # The encoder is only traced, on one token; compilation removes all but the parameters.
         return module.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
 
     return jax.jit(draw)(key)
 
 
 class EncoderLayer(nn.Module):
-    """Fields of a layer that is followed by equal ones.
+    """Fields of a layer in a stack of equal layers.
 
     Attributes:
         num_heads: of the attention; divides the width.
-        features: of the feed-forward network's inner layer.
-        act: its activation; see `activation`.
+        features: inner width of the feed-forward network.
+        act: activation of the feed-forward network; see `activation`.
         eps: of the norms.
         dtype: type of the computation.
     """
@@ -74,13 +74,13 @@ class EncoderLayer(nn.Module):
 class Embedding(nn.Module):
     """A table of vectors.
 
-    An index outside 0..rows-1 returns NaN, since a compiled program can't raise.
+    An index outside 0..rows-1 gives NaN, since a compiled program can't raise.
 
     Attributes:
         rows: number of vectors.
         features: length of a vector.
         dtype: of the result.
-        std: of the initial values.
+        std: standard deviation of the initial values.
     """
 
     rows: int
@@ -92,22 +92,22 @@ class Embedding(nn.Module):
     def __call__(self, ids: Array) -> Array:
         """Map int[...] to [..., features]."""
         table = self.param("embedding", scaled(table_init, self.std), (self.rows, self.features))
-        # Negative indices would count from the end: send them out of range too. The few rows are converted, not all.
+        # Negative indices would count from the end, so they are moved out of range. Only selected rows are converted.
         ids = jnp.where(ids < 0, self.rows, ids)
         return jnp.take(table, ids, axis=0, mode="fill", fill_value=jnp.nan).astype(self.dtype)
 
 
 def scaled(draw: Callable[..., Array], factor: float) -> Callable[..., Array]:
-    """An initializer, scaled by a factor."""
+    """Scale an initializer by a factor."""
     return lambda *args: factor * draw(*args)
 
 
 def quick_gelu(x: Array) -> Array:
-    """The approximation of GELU by a sigmoid (Hendrycks and Gimpel 2016, sec. 2)."""
+    """Approximate GELU by a sigmoid (Hendrycks and Gimpel 2016, sec. 2)."""
     return x * jax.nn.sigmoid(1.702 * x)
 
 
-# By the names in transformers' configs.
+# Keys are the names in transformers' configs.
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": partial(jax.nn.gelu, approximate=False),
     "gelu_new": partial(jax.nn.gelu, approximate=True),
@@ -117,10 +117,10 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 def activation(name: str) -> Callable[[Array], Array]:
-    """The activation function of a name.
+    """Return an activation function by name.
 
     Raises:
-        ValueError: for an unknown name.
+        ValueError: the name is unknown.
     """
     if name not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {name!r}")
@@ -131,9 +131,9 @@ def check_tokens(ids: Array, mask: Array | None, longest: int | None = None) -> 
     """Check token ids and their mask.
 
     Args:
-        ids: the ids.
-        mask: of visible tokens; None: all are visible.
-        longest: number of positions of the encoder; None: any.
+        ids: int[B, L].
+        mask: bool[B, L], True for visible tokens; None: all are visible.
+        longest: the largest L; None: any.
 
     Raises:
         ValueError: ids is not int[B, L], L is too large, or mask is not bool[B, L].

@@ -24,13 +24,13 @@ from jaxdiff.text.parts import Embedding, Encoded, check_tokens, scaled
 def buckets(length: int, count: int, max_distance: int) -> np.ndarray:
     """Return the bucket of the distance from each query to each key.
 
-    Half of the buckets are for keys after the query. Of each half, the first buckets hold one distance each, from 0 on;
-    the others grow by a factor up to `max_distance`, and the last one holds all larger distances.
+    Half of the buckets are for keys after the query. In each half, the first buckets hold one distance each, from 0 on;
+    the sizes of the others grow geometrically up to `max_distance`, and the last bucket holds all larger distances.
 
     Args:
         length: of the text, in tokens.
         count: number of buckets, at least 4.
-        max_distance: distances from this one on share a bucket.
+        max_distance: all distances of at least this many tokens share a bucket.
 
     Returns:
         int32[length, length], by query and key.
@@ -39,7 +39,7 @@ def buckets(length: int, count: int, max_distance: int) -> np.ndarray:
     exact = half // 2
     offset = np.arange(length)[None] - np.arange(length)[:, None]
     distance = np.abs(offset)
-    # In float32, as the reference computes it: a distance at a bucket's border may fall on the other side in float64.
+    # In float32, like the reference: in float64 a distance at a bucket's border may fall into the other bucket.
     ratio = np.log(np.maximum(distance, exact).astype(np.float32) / np.float32(exact))
     far = exact + (ratio / np.float32(math.log(max_distance / exact)) * np.float32(half - exact)).astype(np.int32)
     near = np.where(distance < exact, distance, np.minimum(far, half - 1))
@@ -58,11 +58,11 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, mask: Array | None, bias: Array) -> tuple[Array, None]:
-        """Map x[B, L, D], in float32 at least; bias[1, H, L, L] joins the attention's logits."""
+        """Map x[B, L, D], in float32 at least; bias[1, H, L, L] is added to the logits."""
         width, inner = x.shape[-1], self.num_heads * self.head_dim
 
         h = RMSNorm(self.eps, name="layer.0.layer_norm")(x).astype(self.dtype)
-        # The missing scale is in the queries' initial kernel.
+        # The queries' initial kernel contains the scale.
         draw = scaled(kernel_init, self.head_dim**-0.5)
         q = Dense(inner, False, self.dtype, kernel_init=draw, name="layer.0.SelfAttention.q")(h)
         k, v = (self._dense(inner, f"layer.0.SelfAttention.{name}")(h) for name in "kv")
@@ -77,7 +77,7 @@ class Block(nn.Module):
         return dense(features, self.dtype, name, bias=False)
 
     def _feed_forward(self, h: Array, width: int) -> Array:
-        # The XXL model's values exceed float16 from the product on (not bfloat16, whose range is float32's).
+        # The XXL model's values exceed float16 after the product (not bfloat16, which has float32's range).
         dtype = jnp.float32 if self.dtype == jnp.float16 else self.dtype
         root = "layer.1.DenseReluDense"
         if self.gated:
@@ -91,7 +91,7 @@ class Block(nn.Module):
 class T5Encoder(nn.Module):
     """T5's encoder; the defaults are those of T5 v1.1 XXL, which Stable Diffusion 3 and Flux use.
 
-    Half precision is safe: the residual stream is kept in float32.
+    Half precision is safe, since the residual stream is in float32.
 
     Attributes:
         vocab_size: number of tokens.
@@ -99,12 +99,12 @@ class T5Encoder(nn.Module):
         layers: number of blocks.
         num_heads: of the attention.
         head_dim: features of a head.
-        features: of the feed-forward networks.
-        gated: a feed-forward network with gated GELU (T5 v1.1; Shazeer 2020, arXiv:2002.05202), or with ReLU.
-        buckets: of the relative positions.
-        max_distance: distances from this one on, in tokens, share a bucket.
+        features: inner width of the feed-forward networks.
+        gated: gated GELU in the feed-forward networks (T5 v1.1; Shazeer 2020, arXiv:2002.05202); False: ReLU.
+        buckets: number of buckets of relative positions.
+        max_distance: all distances of at least this many tokens share a bucket.
         eps: of the norms.
-        remat: what of each block the backward pass computes again: "none", "dots" (all but products) or "full".
+        remat: what the backward pass recomputes in each block: "none", "dots" (all but products) or "full".
         dtype: type of the computation; parameters are float32.
     """
 
@@ -133,12 +133,12 @@ class T5Encoder(nn.Module):
             The last block's output after the norm, [B, L, width]; no pooled vector.
 
         Raises:
-            ValueError: for misshapen ids or mask, or buckets that don't fit.
+            ValueError: ids or mask is misshapen, or buckets and max_distance do not fit together.
         """
         check_tokens(ids, mask)
         if not 0 < self.buckets // 4 < self.max_distance:
             raise ValueError(f"a quarter of the buckets, got {self.buckets}, must be in 1..{self.max_distance - 1}")
-        # One table for all blocks; the first one's in the reference.
+        # One table for all blocks; the reference stores it in the first block.
         table = Embedding(
             self.buckets,
             self.num_heads,

@@ -1,4 +1,4 @@
-"""Tokenizers from the files of a Hugging Face directory, by the library `tokenizers`; no network."""
+"""Tokenizers from the files of a Hugging Face directory, with the library `tokenizers` and without network access."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Tokenizer = Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]
 
-# What an unset model_max_length is written as, about 1e30, is no length.
+# An unset model_max_length is stored as about 1e30, which is no length.
 LONGEST = 10**6
 MOST = 10**7  # tokens of a vocabulary
 CONTENT = Kind("a string of at most 10,000 characters", lambda v: isinstance(v, str) and len(v) <= 10_000)
@@ -51,16 +51,16 @@ def tokenizer(directory: str | Path, *, length: int | None = None) -> Tokenizer:
     """Read a tokenizer: tokenizer.json, or CLIP's vocab.json and merges.txt, or BERT's vocab.txt.
 
     Args:
-        directory: of the files, e.g. "tokenizer" or "tokenizer_2" of a pipeline.
-        length: of the result in tokens; None: model_max_length of its tokenizer_config.json.
+        directory: the directory of the files, e.g. "tokenizer" or "tokenizer_2" of a pipeline.
+        length: number of tokens of the result; None: model_max_length of its tokenizer_config.json.
 
     Returns:
-        texts -> (ids int32[B, length], mask bool[B, length]). Longer texts are cut, before their end token; shorter
-        ones are padded. The mask is True for the text and the tokens around it, by position, not by id: a model may
-        pad with its end token.
+        texts -> (ids int32[B, length], mask bool[B, length]). Longer texts are truncated before their end token;
+        shorter ones are padded. The mask is True for the text and its start and end tokens. It depends on positions,
+        not on ids, since some models pad with the end token.
 
     Raises:
-        ValueError: the files are none of these, or define no length or padding.
+        ValueError: none of these files exist, or they define no length or padding.
     """
     directory = Path(directory)
     config = _read(directory / "tokenizer_config.json")
@@ -76,22 +76,22 @@ def tokenizer(directory: str | Path, *, length: int | None = None) -> Tokenizer:
 
 
 def _encoder(directory: Path, config: dict[str, Any], length: int) -> Tokenizer:
-    made, pad = _build(directory, config)
-    if length <= made.num_special_tokens_to_add(False):
+    tokenizer, pad = _build(directory, config)
+    if length <= tokenizer.num_special_tokens_to_add(False):
         raise ValueError(f"length must hold the tokens around a text and one more, got {length}")
-    pad_id = made.token_to_id(pad)
+    pad_id = tokenizer.token_to_id(pad)
     if pad_id is None:
         raise ValueError(f"{directory}: the vocabulary has no {pad!r}, the token to pad with")
-    made.enable_truncation(length, direction=config.get("truncation_side", "right"))
-    made.enable_padding(direction=config.get("padding_side", "right"), pad_id=pad_id, pad_token=pad, length=length)
+    tokenizer.enable_truncation(length, direction=config.get("truncation_side", "right"))
+    tokenizer.enable_padding(direction=config.get("padding_side", "right"), pad_id=pad_id, pad_token=pad, length=length)
 
     def encode(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         if isinstance(texts, str):
             raise ValueError("texts must be a sequence of strings, got one string")
         with _named(directory):
-            found = made.encode_batch(list(texts))
-            ids = np.array([e.ids for e in found], np.int32).reshape(-1, length)  # an id may be too large
-        mask = np.array([e.attention_mask for e in found], bool).reshape(-1, length)
+            encodings = tokenizer.encode_batch(list(texts))
+            ids = np.array([e.ids for e in encodings], np.int32).reshape(-1, length)  # an id may be too large
+        mask = np.array([e.attention_mask for e in encodings], bool).reshape(-1, length)
         return ids, mask
 
     return encode
@@ -111,7 +111,7 @@ def _named(directory: Path) -> Iterator[None]:
 
 
 def _build(directory: Path, config: dict[str, Any]) -> tuple[Library, str]:
-    """The library's tokenizer, and the token to pad with."""
+    """Return the library's tokenizer and the padding token."""
     from tokenizers import Tokenizer as Library
 
     roles = _roles(directory, config)
@@ -122,18 +122,18 @@ def _build(directory: Path, config: dict[str, Any]) -> tuple[Library, str]:
         if (size := (directory / name).stat().st_size) > JSON_BYTES:
             raise ValueError(f"{directory / name} has {size:,} bytes, and at most {JSON_BYTES:,} are read")
     if "tokenizer.json" in files:
-        made = Library.from_file(str(directory / "tokenizer.json"))
+        tokenizer = Library.from_file(str(directory / "tokenizer.json"))
         if "pad_token" not in roles:
-            if made.padding is None:
+            if tokenizer.padding is None:
                 raise ValueError(f"{directory} names no pad_token")
-            roles["pad_token"] = _token(made.padding["pad_token"])
+            roles["pad_token"] = _token(tokenizer.padding["pad_token"])
     elif {"vocab.json", "merges.txt"} <= files:
         end = _token("<|endoftext|>")
         roles = {"bos_token": _token("<|startoftext|>"), "eos_token": end, "unk_token": end, "pad_token": end} | roles
-        made = _clip(directory, roles)
+        tokenizer = _clip(directory, roles)
     elif "vocab.txt" in files:
         roles = {f"{role}_token": _token(f"[{role.upper()}]") for role in ("pad", "unk", "cls", "sep", "mask")} | roles
-        made = _bert(directory, config, roles)
+        tokenizer = _bert(directory, config, roles)
     elif (directory / "spiece.model").is_file():
         raise ValueError(
             f"{directory} has a spiece.model alone; a tokenizer.json is needed, which transformers makes of it: "
@@ -141,54 +141,55 @@ def _build(directory: Path, config: dict[str, Any]) -> tuple[Library, str]:
         )
     else:
         raise ValueError(f"{directory} must hold tokenizer.json, or vocab.json and merges.txt, or vocab.txt")
-    _add(made, directory, config)
-    # They are found in a text, too, before it is split: so do the references, even a "!" that pads.
-    made.add_special_tokens([token for token in roles.values() if made.token_to_id(token.content) is not None])
-    return made, roles["pad_token"].content
+    _add(tokenizer, directory, config)
+    # Special tokens within a text are also recognized, as in the references: even "!", if it is the padding token.
+    special = [token for token in roles.values() if tokenizer.token_to_id(token.content) is not None]
+    tokenizer.add_special_tokens(special)
+    return tokenizer, roles["pad_token"].content
 
 
 def _clip(directory: Path, roles: dict[str, AddedToken]) -> Library:
-    """CLIP's byte-pair encoding (Sennrich et al. 2016, algorithm 1), words marked at their end, over bytes."""
+    """Return CLIP's byte-pair encoding (Sennrich et al. 2016, algorithm 1) of bytes, with marked ends of words."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
     files = str(directory / "vocab.json"), str(directory / "merges.txt")
-    made = Tokenizer(models.BPE.from_file(*files, unk_token=roles["unk_token"].content, end_of_word_suffix="</w>"))
+    tokenizer = Tokenizer(models.BPE.from_file(*files, unk_token=roles["unk_token"].content, end_of_word_suffix="</w>"))
     spaces = normalizers.Replace(Regex(r"\s+"), " ")
-    made.normalizer = normalizers.Sequence([normalizers.NFC(), spaces, normalizers.Lowercase()])
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), spaces, normalizers.Lowercase()])
     words = pre_tokenizers.Split(Regex(CLIP_WORDS), behavior="removed", invert=True)
-    made.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    _put_between(made, roles["bos_token"].content, roles["eos_token"].content, directory)
-    return made
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    _put_between(tokenizer, roles["bos_token"].content, roles["eos_token"].content, directory)
+    return tokenizer
 
 
 def _bert(directory: Path, config: dict[str, Any], roles: dict[str, AddedToken]) -> Library:
-    """BERT's WordPiece: the longest known piece first (Devlin et al. 2019, sec. 3)."""
+    """Return BERT's WordPiece, which matches the longest known piece first (Devlin et al. 2019, sec. 3)."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
     vocab = models.WordPiece.read_file(str(directory / "vocab.txt"))
-    made = Tokenizer(models.WordPiece(vocab, unk_token=roles["unk_token"].content))
-    made.normalizer = normalizers.BertNormalizer(
+    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token=roles["unk_token"].content))
+    tokenizer.normalizer = normalizers.BertNormalizer(
         handle_chinese_chars=config.get("tokenize_chinese_chars", True),
         strip_accents=config.get("strip_accents"),
         lowercase=config.get("do_lower_case", True),
     )
-    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    _put_between(made, roles["cls_token"].content, roles["sep_token"].content, directory)
-    return made
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    _put_between(tokenizer, roles["cls_token"].content, roles["sep_token"].content, directory)
+    return tokenizer
 
 
-def _put_between(made: Library, start: str, end: str, directory: Path) -> None:
-    """Have every text stand between two tokens."""
+def _put_between(tokenizer: Library, start: str, end: str, directory: Path) -> None:
+    """Enclose every text in two tokens."""
     from tokenizers.processors import TemplateProcessing
 
-    ids = {token: made.token_to_id(token) for token in (start, end)}
+    ids = {token: tokenizer.token_to_id(token) for token in (start, end)}
     if None in ids.values():
         raise ValueError(f"{directory}: the vocabulary must have {start!r} and {end!r}; another needs a tokenizer.json")
-    made.post_processor = TemplateProcessing(single=f"{start} $A {end}", special_tokens=list(ids.items()))
+    tokenizer.post_processor = TemplateProcessing(single=f"{start} $A {end}", special_tokens=list(ids.items()))
 
 
 def _roles(directory: Path, config: dict[str, Any]) -> dict[str, AddedToken]:
-    """The special tokens; special_tokens_map.json rules where tokenizer_config.json is an old one."""
+    """Return the special tokens; special_tokens_map.json takes precedence over an old tokenizer_config.json."""
     named = config
     if "added_tokens_decoder" not in config:
         named = config | _read(directory / "special_tokens_map.json")
@@ -196,8 +197,8 @@ def _roles(directory: Path, config: dict[str, Any]) -> dict[str, AddedToken]:
     return {name: _token(TOKEN.check(f"{directory}: {name}", v)) for name, v in roles.items()}
 
 
-def _add(made: Library, directory: Path, config: dict[str, Any]) -> None:
-    """Add the tokens that a vocabulary got later, such as those of a textual inversion."""
+def _add(tokenizer: Library, directory: Path, config: dict[str, Any]) -> None:
+    """Add tokens that are not in the vocabulary, e.g. those of a textual inversion."""
     from tokenizers import AddedToken
 
     added = {int(number): _token(value) for number, value in config.get("added_tokens_decoder", {}).items()}
@@ -205,8 +206,8 @@ def _add(made: Library, directory: Path, config: dict[str, Any]) -> None:
         named = ADDED.check(f"{directory}: added_tokens.json", _read(directory / "added_tokens.json"))
         added = {number: AddedToken(content) for content, number in named.items()}
     for place, token in sorted(added.items(), key=lambda item: item[0]):
-        made.add_tokens([token])
-        if made.token_to_id(token.content) != place:
+        tokenizer.add_tokens([token])
+        if tokenizer.token_to_id(token.content) != place:
             raise ValueError(f"{directory}: {token.content!r} can't be token {place} of the vocabulary")
 
 

@@ -111,7 +111,7 @@ def scheduler_config(path: Path, base: str | Path | None = None) -> Path | Mappi
     single = open_single(path)
     if single is None:
         return own[0] if own else None
-    return (read_json(own[0] / "scheduler_config.json") if own else single.scheduler) | single.told
+    return (read_json(own[0] / "scheduler_config.json") if own else single.scheduler) | single.scheduler_overrides
 
 
 def tokenizers(index: Index, models: Models) -> dict[str, Any]:

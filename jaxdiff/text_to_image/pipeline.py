@@ -153,8 +153,8 @@ def load(
 def _described(paths: Mapping[str, Path], dtype: Any, length: int) -> Models:
     """The models as their configs describe them."""
     configs = {part: read_fields(path) for part, path in paths.items()}
-    built = {part: architecture(config, dtype) for part, config in configs.items()}
-    apply, init = ({part: getattr(one, name) for part, one in built.items()} for name in ("apply", "init"))
+    specs = {part: architecture(config, dtype) for part, config in configs.items()}
+    apply, init = ({part: getattr(spec, name) for part, spec in specs.items()} for name in ("apply", "init"))
     return Models(apply, configs, length, init)
 
 
@@ -167,10 +167,10 @@ def _checked_size(models: Models, layout: PipelineSpec, size: tuple[int, int] | 
     step = factor * (layout.patch_size or config.get("patch_size", 1))
     # Stable Diffusion 3 has a table of positions.
     most = config.get("pos_embed_max_size", 96) * step if config["_class_name"] == "SD3Transformer2DModel" else None
-    whole = isinstance(size, Sequence) and len(size) == 2 and all(isinstance(side, int) for side in size)
-    if not whole or any(side < 1 or side % step or (most and side > most) for side in size):
-        limit = f" up to {most}" if most else ""
-        raise ValueError(f"size must be (height, width) in pixels, multiples of {step}{limit}, got {size}")
+    integers = isinstance(size, Sequence) and len(size) == 2 and all(isinstance(side, int) for side in size)
+    if not integers or any(side < 1 or side % step or (most and side > most) for side in size):
+        bound = f" up to {most}" if most else ""
+        raise ValueError(f"size must be (height, width) in pixels, multiples of {step}{bound}, got {size}")
     return size[0], size[1]
 
 

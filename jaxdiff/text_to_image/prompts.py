@@ -122,8 +122,8 @@ def _flux(models: Models, params: Any, tokens: Mapping[str, Array]) -> Cond:
 def _clips(models: Models, params: Any, tokens: Mapping[str, Array]) -> tuple[Array, list[Array]]:
     """Of both CLIPs, or the refiner's one, the layer before the last, side by side, and the vectors of the texts."""
     names = [name for name in ("text_encoder", "text_encoder_2") if name in models.apply]
-    both = [models.apply[name](params[name], tokens[name], layer=-2, norm=False) for name in names]
-    return jnp.concatenate([one.hidden for one in both], axis=-1), [one.pooled for one in both]
+    encoded = [models.apply[name](params[name], tokens[name], layer=-2, norm=False) for name in names]
+    return jnp.concatenate([text.hidden for text in encoded], axis=-1), [text.pooled for text in encoded]
 
 
 SD = PipelineSpec("unet", {"text_encoder": False}, _stable_diffusion)

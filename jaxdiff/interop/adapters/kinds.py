@@ -70,8 +70,8 @@ def ending(name: str) -> tuple[str, str | None]:
 
 def unread(names: Iterable[str]) -> list[str]:
     """The kinds of adapters that are not read, which tensors of these names are of."""
-    found = list(names)
-    return [kind for kind, end in UNREAD.items() if any(re.search(end, name) for name in found)]
+    names = list(names)
+    return [kind for kind, end in UNREAD.items() if any(re.search(end, name) for name in names)]
 
 
 def rank_of(group: Group) -> int | None:
@@ -100,38 +100,38 @@ def read_change(group: Group, shape: tuple[int, ...], scale: float, weight: Call
     Raises:
         ValueError: a tensor is missing, or is not of such a kernel.
     """
-    held = {role: np.asarray(tensor[()], np.float64) for role, (_, tensor) in group.items()}
-    roles = held.keys() - {"alpha", "magnitude", "dora_scale"}
-    base = weight() if {"magnitude", "dora_scale"} & held.keys() else None
+    values = {role: np.asarray(tensor[()], np.float64) for role, (_, tensor) in group.items()}
+    roles = values.keys() - {"alpha", "magnitude", "dora_scale"}
+    base = weight() if {"magnitude", "dora_scale"} & values.keys() else None
     try:
-        if any(held[role].ndim < 2 or not held[role].size for role in roles):
+        if any(values[role].ndim < 2 or not values[role].size for role in roles):
             raise ValueError("which are no matrices")
         if roles >= LORA and not roles - LORA - {"mid"}:
-            change: Change = _low_rank(held, shape, scale)
+            change: Change = _low_rank(values, shape, scale)
         elif roles >= LOHA and not roles - LOHA - {"hada_t1", "hada_t2"}:
-            first, second = (_product(held, f"hada_w{i}", f"hada_t{i}", shape) for i in (1, 2))
+            first, second = (_product(values, f"hada_w{i}", f"hada_t{i}", shape) for i in (1, 2))
             change = scale * (first.reshape(shape) * second.reshape(shape))
         elif roles and all(role.startswith("lokr_") for role in roles):
-            first, second = _product(held, "lokr_w1", "", shape), _product(held, "lokr_w2", "lokr_t2", shape)
+            first, second = _product(values, "lokr_w1", "", shape), _product(values, "lokr_w2", "lokr_t2", shape)
             _check_size(first.size * second.size, shape)
             change = scale * np.kron(first, second.reshape(len(second), -1)).reshape(shape)
         else:
             raise ValueError("which are not all of an adapter: both halves are needed")
         if base is not None:
-            change = _decomposed(held, change, shape, base)
+            change = _decomposed(values, change, shape, base)
     except (ValueError, KeyError) as error:
-        told = ", ".join(f"{name} {tensor.shape}" for name, tensor in group.values())
+        tensors = ", ".join(f"{name} {tensor.shape}" for name, tensor in group.values())
         lacking = f"lacks {error}" if isinstance(error, KeyError) else str(error)
-        raise ValueError(f"{told}: no adapter of a kernel of shape {shape}: {lacking}") from None
+        raise ValueError(f"{tensors}: no adapter of a kernel of shape {shape}: {lacking}") from None
     return change
 
 
-def _low_rank(held: Mapping[str, np.ndarray], shape: tuple[int, ...], scale: float) -> tuple[np.ndarray, np.ndarray]:
-    down, up, (out, *inside) = held["down"], held["up"], shape
+def _low_rank(values: Mapping[str, np.ndarray], shape: tuple[int, ...], scale: float) -> tuple[np.ndarray, np.ndarray]:
+    down, up, (out, *inside) = values["down"], values["up"], shape
     rank = len(down)
-    if "mid" in held:
-        _check_size(out * (held["mid"].size // rank) * (down.size // rank) // rank, shape)
-        down = np.tensordot(held["mid"], down.reshape(rank, -1), ((1,), (0,)))  # [m, *size, in]
+    if "mid" in values:
+        _check_size(out * (values["mid"].size // rank) * (down.size // rank) // rank, shape)
+        down = np.tensordot(values["mid"], down.reshape(rank, -1), ((1,), (0,)))  # [m, *size, in]
         down = np.moveaxis(down, -1, 1)
     # A 1x1 convolution and a dense layer are the same: some files have one for the other.
     if up.shape[:2] != (out, rank):
@@ -139,13 +139,13 @@ def _low_rank(held: Mapping[str, np.ndarray], shape: tuple[int, ...], scale: flo
     return down.reshape(rank, *inside), scale * up.reshape(out, rank)
 
 
-def _product(held: Mapping[str, np.ndarray], name: str, core: str, shape: tuple[int, ...]) -> np.ndarray:
-    if name in held:
-        return held[name]
-    a, b = held[f"{name}_a"], held[f"{name}_b"]
-    outer = a.shape[-1] * math.prod(held[core].shape[2:]) if core in held else a.shape[0]
+def _product(values: Mapping[str, np.ndarray], name: str, core: str, shape: tuple[int, ...]) -> np.ndarray:
+    if name in values:
+        return values[name]
+    a, b = values[f"{name}_a"], values[f"{name}_b"]
+    outer = a.shape[-1] * math.prod(values[core].shape[2:]) if core in values else a.shape[0]
     _check_size(outer * b.shape[-1], shape)
-    return np.einsum("mn...,mo,ni->oi...", held[core], a, b) if core in held else a @ b
+    return np.einsum("mn...,mo,ni->oi...", values[core], a, b) if core in values else a @ b
 
 
 def _check_size(size: int, shape: tuple[int, ...]) -> None:
@@ -155,13 +155,13 @@ def _check_size(size: int, shape: tuple[int, ...]) -> None:
 
 
 def _decomposed(
-    held: Mapping[str, np.ndarray], change: Change, shape: tuple[int, ...], weight: np.ndarray
+    values: Mapping[str, np.ndarray], change: Change, shape: tuple[int, ...], weight: np.ndarray
 ) -> np.ndarray:
     delta = np.tensordot(change[1], change[0], 1) if isinstance(change, tuple) else change
     merged = weight + delta
     # dora_scale [1, in, ...] is of the inputs' columns, as some files have it.
-    scale = held["dora_scale" if "dora_scale" in held else "magnitude"]
-    columns = "dora_scale" in held and scale.ndim > 1 and scale.shape[0] == 1 != shape[0]
+    scale = values["dora_scale" if "dora_scale" in values else "magnitude"]
+    columns = "dora_scale" in values and scale.ndim > 1 and scale.shape[0] == 1 != shape[0]
     kept = 1 if columns else 0
     if scale.size != shape[kept]:
         raise ValueError(f"DoRA's magnitudes must be {shape[kept]}")

@@ -94,11 +94,11 @@ def load_lora(path: str | Path, models: Mapping[str, Pretrained], *, dtype: Any 
         scale = _scale(group, settings, f"{model}.{targets[0].module}")
         change = read_change(group, total, scale, partial(_weight, models[model].params, targets))
         for target in targets:
-            held = layers.setdefault(model, {}).setdefault(target.place.path, {})
-            if target.place.layer in held:
+            by_layer = layers.setdefault(model, {}).setdefault(target.place.path, {})
+            if target.place.layer in by_layer:
                 raise ValueError(f"{file}: {model}.{target.module} has two adapters, the second one {module}")
-            held[target.place.layer] = _of(change, target)
-    return {model: _tree(held, models[model].params, dtype) for model, held in layers.items()}
+            by_layer[target.place.layer] = _of(change, target)
+    return {model: _tree(by_layer, models[model].params, dtype) for model, by_layer in layers.items()}
 
 
 def save_lora(
@@ -171,22 +171,24 @@ def _settings(file: Path) -> dict[str, Any]:
 def _scale(group: Group, settings: Mapping[str, Any], name: str) -> float:
     """Alpha / rank of a module; PEFT's settings have them by pattern, with or without the network's name."""
     model, _, module = name.partition(".")
-    own = {key.removeprefix(f"{model}."): value for key, value in settings.items()}
-    own = {name: kind.check(name, own[name]) for name, kind in SETTINGS.items() if own.get(name) is not None}
+    settings = {key.removeprefix(f"{model}."): value for key, value in settings.items()}
+    settings = {
+        name: kind.check(name, settings[name]) for name, kind in SETTINGS.items() if settings.get(name) is not None
+    }
 
     def of_module(patterns: str, default: Any) -> Any:
-        held = own.get(patterns, {}).items()
-        return next((value for pattern, value in held if _matches(pattern, module)), default)
+        entries = settings.get(patterns, {}).items()
+        return next((value for pattern, value in entries if _matches(pattern, module)), default)
 
     rank = rank_of(group)
     if rank is None:
-        rank = of_module("rank_pattern", own.get("r"))
+        rank = of_module("rank_pattern", settings.get("r"))
         if rank is None:
             return 1.0  # nothing is factored: LyCORIS writes an alpha that is the rank it was asked for
     elif "alpha" in group:
         return float(np.asarray(group["alpha"][1][()]).reshape(())) / rank
-    alpha = of_module("alpha_pattern", own.get("lora_alpha", own.get("alpha", rank)))
-    return alpha / (math.sqrt(rank) if own.get("use_rslora") else rank)
+    alpha = of_module("alpha_pattern", settings.get("lora_alpha", settings.get("alpha", rank)))
+    return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
 
 
 def _matches(pattern: str, module: str) -> bool:
@@ -206,14 +208,14 @@ def _matches(pattern: str, module: str) -> bool:
 def _weight(params: Any, targets: tuple[Target, ...]) -> np.ndarray:
     """The kernels of a file's module as one, [out, in, *size]."""
     first = targets[0].place
-    whole = np.empty((sum(target.place.shape[0] for target in targets), *first.shape[1:]))
+    weight = np.empty((sum(target.place.shape[0] for target in targets), *first.shape[1:]))
     for _, place, rows in targets:
         leaf = trees.get(params, place.path)
         if isinstance(leaf, jax.ShapeDtypeStruct):
             raise ValueError("DoRA needs the networks' parameters, not their shapes alone")
         kernel = np.asarray(leaf if place.layer is None else leaf[place.layer], np.float64)
-        whole[rows] = kernel.transpose(np.argsort(place.axes))
-    return whole
+        weight[rows] = kernel.transpose(np.argsort(place.axes))
+    return weight
 
 
 def _of(change: Change, target: Target) -> Change:
@@ -225,13 +227,13 @@ def _of(change: Change, target: Target) -> Change:
     return down.transpose(place.axes), up[rows].T
 
 
-def _tree(held: Mapping[tuple[str, ...], Layers], params: Any, dtype: Any) -> dict[str, Any]:
+def _tree(kernels: Mapping[tuple[str, ...], Layers], params: Any, dtype: Any) -> dict[str, Any]:
     tree: dict[str, Any] = {}
-    for path, layers in held.items():
+    for path, layers in kernels.items():
         shape = trees.get(params, path).shape
         pairs = all(isinstance(change, tuple) for change in layers.values())
-        made = _pair(layers, shape) if pairs else {"delta": _delta(layers, shape)}
-        trees.put(tree, path, {name: jnp.asarray(value, dtype) for name, value in made.items()})
+        adapter = _pair(layers, shape) if pairs else {"delta": _delta(layers, shape)}
+        trees.put(tree, path, {name: jnp.asarray(value, dtype) for name, value in adapter.items()})
     return tree
 
 
@@ -247,8 +249,8 @@ def _pair(layers: Mapping[int | None, Any], shape: tuple[int, ...]) -> dict[str,
 
 
 def _delta(layers: Mapping[int | None, Change], shape: tuple[int, ...]) -> np.ndarray:
-    whole = np.zeros(shape)
+    delta = np.zeros(shape)
     for layer, change in layers.items():
         # Layers of one kernel may be adapted in several ways.
-        whole[... if layer is None else layer] = change[0] @ change[1] if isinstance(change, tuple) else change
-    return whole
+        delta[... if layer is None else layer] = change[0] @ change[1] if isinstance(change, tuple) else change
+    return delta

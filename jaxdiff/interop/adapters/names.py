@@ -58,39 +58,39 @@ class Target(NamedTuple):
 class Network(NamedTuple):
     """A network's modules with a kernel, by every name that a file may have for them; None where two share a name."""
 
-    built: ModelSpec
+    spec: ModelSpec
     modules: dict[str, tuple[Target, ...] | None]
 
 
-def kernels(loaded: Pretrained, built: ModelSpec) -> dict[str, TensorSlot]:
+def kernels(loaded: Pretrained, spec: ModelSpec) -> dict[str, TensorSlot]:
     """The modules with a kernel, by key without ".weight"."""
-    known = places(loaded.params, built.rename).items()
+    known = places(loaded.params, spec.rename).items()
     return {key.removesuffix(".weight"): place for key, place in known if place.path[-1] == "kernel"}
 
 
 def network(loaded: Pretrained) -> Network:
     """A network with all names of its modules."""
-    built = architecture(loaded.config)
-    held = kernels(loaded, built)
-    found: dict[str, tuple[Target, ...] | None] = {}
-    for name, targets in _named(held, loaded.config):
+    spec = architecture(loaded.config)
+    slots = kernels(loaded, spec)
+    targets_of: dict[str, tuple[Target, ...] | None] = {}
+    for name, targets in _named(slots, loaded.config):
         for written in {name, name.replace(".", "_")}:
-            same = found.get(written, targets)
+            same = targets_of.get(written, targets)
             known = same is not None and [t.module for t in same] == [t.module for t in targets]
-            found[written] = targets if known else None
-    return Network(built, found)
+            targets_of[written] = targets if known else None
+    return Network(spec, targets_of)
 
 
-def _named(held: Mapping[str, TensorSlot], config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[Target, ...]]]:
+def _named(slots: Mapping[str, TensorSlot], config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[Target, ...]]]:
     blocks = _blocks(config)
-    for module, place in held.items():
-        whole = (Target(module, place, np.arange(place.shape[0])),)
+    for module, place in slots.items():
+        target = (Target(module, place, np.arange(place.shape[0])),)
         for name in _names(module) | ({_original(module, blocks)} if blocks else set()):
-            yield name, whole
+            yield name, target
     for name, sharing in TABLES.get(config["_class_name"], lambda config: {})(config).items():
-        if all(module in held for module in sharing):
-            total = sum(held[module].shape[0] for module in sharing)
-            yield name, tuple(Target(module, held[module], rows(total, sharing, module)) for module in sharing)
+        if all(module in slots for module in sharing):
+            total = sum(slots[module].shape[0] for module in sharing)
+            yield name, tuple(Target(module, slots[module], rows(total, sharing, module)) for module in sharing)
 
 
 def _names(module: str) -> set[str]:
@@ -132,9 +132,9 @@ def find(name: str, networks: Mapping[str, Network]) -> tuple[str, tuple[Target,
     for model, module in candidates:
         if model not in networks:
             continue
-        built, modules = networks[model]
+        spec, modules = networks[model]
         module = module.replace(".processor.", ".")
-        alias = built.alias(f"{module}.weight") or ""
+        alias = spec.alias(f"{module}.weight") or ""
         targets = modules.get(module) or modules.get(alias.removesuffix(".weight"))
         if targets is not None:
             return model, targets

@@ -27,12 +27,12 @@ class Fields:
     Args:
         config: the fields by name.
         kind: name of the class, for messages.
-        own: what fields of this class may hold, where that differs from the schema.
+        own_schema: what fields of this class may hold, where that differs from the schema.
     """
 
-    def __init__(self, config: Mapping[str, Any], kind: str, own: Mapping[str, Kind] | None = None):
+    def __init__(self, config: Mapping[str, Any], kind: str, own_schema: Mapping[str, Kind] | None = None):
         self._config, self._kind, self._seen = config, kind, set(NOTES)
-        self._schema = FIELDS | dict(own or {})
+        self._schema = FIELDS | dict(own_schema or {})
 
     def take(self, name: str, default: Any) -> Any:
         """The field, or its default in that class; lists come as tuples.

@@ -128,7 +128,7 @@ def check_layers(config: Mapping[str, Any], tensors: int) -> None:
     for name in ROWS | BLOCKS:
         value = config.get(name)
         if isinstance(value, list | tuple):
-            total += sum(one for one in value if isinstance(one, int))
+            total += sum(n for n in value if isinstance(n, int))
         elif isinstance(value, int):
             total += value * (levels if name in BLOCKS else 1)
     if total > tensors:

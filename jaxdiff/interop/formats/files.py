@@ -93,13 +93,13 @@ def read_config(directory: Path) -> tuple[str, dict[str, Any]]:
     return kinds[0], config
 
 
-def open_tensors(path: str | Path, own: str | None = None, variant: str | None = None) -> dict[str, Tensor]:
+def open_tensors(path: str | Path, class_weights: str | None = None, variant: str | None = None) -> dict[str, Tensor]:
     """Open the tensors of a file, of the files that an index names, or of the one that is meant in a directory.
 
     Args:
         path: a directory, see `find_weights`, a `.safetensors` file, or an index, `.safetensors.index.json` or one of a
             variant, `.safetensors.index.fp16.json`.
-        own: name of the class's own weights in a directory, without `.safetensors`.
+        class_weights: name of the class's own weights in a directory, without `.safetensors`.
         variant: "fp16" or another, of a directory.
 
     Returns:
@@ -112,25 +112,25 @@ def open_tensors(path: str | Path, own: str | None = None, variant: str | None =
     """
     path = Path(path)
     if path.is_dir():
-        path = find_weights(path, own, variant)
-    found: dict[str, Tensor] = {}
+        path = find_weights(path, class_weights, variant)
+    tensors: dict[str, Tensor] = {}
     for file in _files(path):
         for name, tensor in _open(file).items():
-            if name in found:
+            if name in tensors:
                 raise ValueError(f"{file}: the tensor {name!r} is in another file, too")
-            found[name] = tensor
-    return found
+            tensors[name] = tensor
+    return tensors
 
 
-def find_weights(directory: Path, own: str | None = None, variant: str | None = None) -> Path:
+def find_weights(directory: Path, class_weights: str | None = None, variant: str | None = None) -> Path:
     """The weights that are meant in a directory: a file, or the index of several.
 
-    They are, in this order: what has the class's own name; what has that name with a variant, of which there may be
-    one; the only file or index that there is. With a variant asked for, the own name with that variant.
+    They are, in this order: the class's own name; that name with a variant, of which there may be one; the only file
+    or index. Where a variant is given: the class's own name with that variant.
 
     Args:
         directory: where to look.
-        own: the class's own name, without `.safetensors`; None: there is none.
+        class_weights: the class's own name, without `.safetensors`; None: there is none.
         variant: "fp16" or another.
 
     Returns:
@@ -139,19 +139,22 @@ def find_weights(directory: Path, own: str | None = None, variant: str | None = 
     Raises:
         ValueError: there are none, or several that may be meant; the message lists them.
     """
-    held = dict(_weights(directory))
-    if not held:
+    files = dict(_weights(directory))
+    if not files:
         _refuse_pickles(directory)
         raise ValueError(f"{directory} holds no whole .safetensors file and no index of parts")
-    variants = [name for name in held if own is not None and name.startswith(f"{own}.")]
-    asked = [f"{own}.{variant}"] if variant else [own] if own in held else variants or list(held)
-    found = [held[name] for name in asked if name in held]
-    if len(found) != 1:
+    variants = [name for name in files if class_weights is not None and name.startswith(f"{class_weights}.")]
+    if variant:
+        asked = [f"{class_weights}.{variant}"]
+    else:
+        asked = [class_weights] if class_weights in files else variants or list(files)
+    matches = [files[name] for name in asked if name in files]
+    if len(matches) != 1:
         fault = f"no {asked[0]}.safetensors" if variant else "several weights"
-        fault += f", but no {own}.safetensors" if own and not variant else ""
+        fault += f", but no {class_weights}.safetensors" if class_weights and not variant else ""
         remedy = "the path of one" + (" or its variant" if variants else "")
-        raise ValueError(f"{directory} holds {fault}: {listed(path.name for path in held.values())}; give {remedy}")
-    return found[0]
+        raise ValueError(f"{directory} holds {fault}: {listed(path.name for path in files.values())}; give {remedy}")
+    return matches[0]
 
 
 def _weights(directory: Path) -> Iterator[tuple[str, Path]]:
@@ -188,9 +191,9 @@ def _from_index(path: Path) -> list[Path]:
         if name not in entries or not (path.parent / name).is_file():
             raise ValueError(f"{path} names {name!r:.300}, which is missing")
         files.append(path.parent / name)
-    held = set().union(*(_header(file) for file in files)) - {METADATA}
-    if held != set(names):
-        odd = sorted(held ^ set(names))
+    names_in_files = set().union(*(_header(file) for file in files)) - {METADATA}
+    if names_in_files != set(names):
+        odd = sorted(names_in_files ^ set(names))
         raise ValueError(f"{path} and the files that it names differ in {len(odd)} tensors: {listed(odd)}")
     return files
 
@@ -221,11 +224,11 @@ def _header(path: Path) -> dict[str, Any]:
     """The header of a safetensors file; the format's library takes the last of several equal names in silence."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        held = dict(pairs)
-        if len(held) < len(pairs):
+        entries = dict(pairs)
+        if len(entries) < len(pairs):
             twice = sorted(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
             raise ValueError(f"{path} names twice: {listed(twice)}")
-        return held
+        return entries
 
     with path.open("rb") as file:
         start = file.read(8)

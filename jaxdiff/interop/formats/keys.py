@@ -53,14 +53,14 @@ def places(tree: Any, rename: Callable[[str], str | None]) -> dict[str, TensorSl
     Raises:
         ValueError: two leaves, or two layers of one, get the same key.
     """
-    found: dict[str, TensorSlot] = {}
+    slots: dict[str, TensorSlot] = {}
     for path, leaf in trees.leaves(tree).items():
         for name, place in _of_leaf(path, leaf.shape):
             key = rename(name)
-            if key is None or key in found:
+            if key is None or key in slots:
                 raise ValueError(f"{name} gets the key {key!r}, which " + ("is none" if key is None else "is taken"))
-            found[key] = place
-    return found
+            slots[key] = place
+    return slots
 
 
 def flatten(
@@ -88,14 +88,14 @@ def _of_leaf(path: tuple[str, ...], shape: tuple[int, ...]) -> Iterator[tuple[st
     stars = [i for i, segment in enumerate(path) if segment.endswith(".*")]
     if len(stars) > 1:
         raise ValueError(f"layers are stacked once, not within each other, as in {'/'.join(path)}")
-    own = shape[1:] if stars else shape
+    layer_shape = shape[1:] if stars else shape
     *segments, leaf = path
     if leaf == "kernel":
         # [*size, in, out] from [out, in, *size].
-        axes = (*range(2, len(own)), 1, 0)
-        leaf, theirs = "weight", (own[-1], own[-2], *own[:-2])
+        axes = (*range(2, len(layer_shape)), 1, 0)
+        leaf, theirs = "weight", (layer_shape[-1], layer_shape[-2], *layer_shape[:-2])
     else:
-        axes, theirs = tuple(range(len(own))), own
+        axes, theirs = tuple(range(len(layer_shape))), layer_shape
         leaf = {"scale": "weight", "embedding": "weight"}.get(leaf, leaf)
     name = ".".join([*segments, leaf])
     if not stars:

@@ -67,20 +67,20 @@ def read_legacy(path: str | Path) -> dict[str, np.ndarray]:
         if file.read(2) == b"PK":
             raise ValueError(f"{path} is of the format that PyTorch writes since 1.6; only the older one is read")
         try:
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as held:
-                return _read(held)
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as file_map:
+                return _read(file_map)
         except (ValueError, TypeError, LookupError, OverflowError) as error:
             raise ValueError(f"{path} is no state dict in PyTorch's old format, or malformed: {error}") from None
 
 
-def _read(held: mmap.mmap) -> dict[str, np.ndarray]:
-    for wanted in (MAGIC, PROTOCOL):
-        if type(got := _plain(held)) is not int or got != wanted:
-            raise ValueError(f"it does not begin with {wanted}")
-    system = _plain(held)
+def _read(file_map: mmap.mmap) -> dict[str, np.ndarray]:
+    for expected in (MAGIC, PROTOCOL):
+        if type(got := _plain(file_map)) is not int or got != expected:
+            raise ValueError(f"it does not begin with {expected}")
+    system = _plain(file_map)
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise ValueError("it was written on a big-endian machine")
-    views = _plain(held)
+    views = _plain(file_map)
     if not isinstance(views, dict) or not all(isinstance(v, _View) for v in views.values()):
         raise ValueError("it holds something else than names and tensors")
     dtypes: dict[str, str] = {}
@@ -88,20 +88,20 @@ def _read(held: mmap.mmap) -> dict[str, np.ndarray]:
         if dtypes.setdefault(storage.key, storage.dtype) != storage.dtype:
             raise ValueError(f"the storage {storage.key!r:.80} is of two types")
     storages = {}
-    for key in _plain(held):
+    for key in _plain(file_map):
         dtype = np.dtype(dtypes[key])
-        number, begin = int.from_bytes(held.read(8), "little", signed=True), held.tell()
-        if not 0 <= number * dtype.itemsize <= len(held) - begin:
+        number, begin = int.from_bytes(file_map.read(8), "little", signed=True), file_map.tell()
+        if not 0 <= number * dtype.itemsize <= len(file_map) - begin:
             raise ValueError(f"the storage {key!r:.80} of {number} numbers is longer than the file")
-        held.seek(begin + number * dtype.itemsize)
+        file_map.seek(begin + number * dtype.itemsize)
         storages[key] = begin, number
     total = sum(math.prod(view.size) * np.dtype(view.storage.dtype).itemsize for view in views.values())
-    if total > 2 * len(held):
-        raise ValueError(f"its tensors would have {total:,} bytes, and it has {len(held):,}")
-    return {name: _tensor(held, view, *storages[view.storage.key]) for name, view in views.items()}
+    if total > 2 * len(file_map):
+        raise ValueError(f"its tensors would have {total:,} bytes, and it has {len(file_map):,}")
+    return {name: _tensor(file_map, view, *storages[view.storage.key]) for name, view in views.items()}
 
 
-def _tensor(held: mmap.mmap, view: _View, begin: int, number: int) -> np.ndarray:
+def _tensor(file_map: mmap.mmap, view: _View, begin: int, number: int) -> np.ndarray:
     last = view.offset + sum((n - 1) * s for n, s in zip(view.size, view.stride, strict=True))
     if min((view.offset, *view.size, *view.stride)) < 0 or (0 not in view.size and last >= number):
         raise ValueError(f"a tensor reaches outside of its storage of {number} numbers: {view}")
@@ -111,17 +111,17 @@ def _tensor(held: mmap.mmap, view: _View, begin: int, number: int) -> np.ndarray
     if 0 in view.size:
         return np.zeros(view.size, dtype)
     # A copy, since the map is closed and its numbers begin anywhere.
-    whole = np.frombuffer(held[begin : begin + number * dtype.itemsize], dtype)
+    storage = np.frombuffer(file_map[begin : begin + number * dtype.itemsize], dtype)
     strides = [s * dtype.itemsize for s in view.stride]
-    return np.lib.stride_tricks.as_strided(whole[view.offset :], view.size, strides).copy()
+    return np.lib.stride_tricks.as_strided(storage[view.offset :], view.size, strides).copy()
 
 
-def _plain(held: mmap.mmap) -> Any:
+def _plain(file_map: mmap.mmap) -> Any:
     """The value of the pickle that begins here: the few steps that a state dict is made of, none of which imports."""
     stack: list[Any] = []
     marks: list[int] = []
     memo: dict[Any, Any] = {}
-    file: Any = held  # whatever reads
+    file: Any = file_map  # whatever reads
     for number, (step, value, _) in enumerate(pickletools.genops(file)):
         name = step.name
         if number > MOST:
@@ -155,11 +155,11 @@ def _global(value: str) -> _Name:
     return _Name(module, name)
 
 
-def _called(what: Any, given: Any) -> Any:
-    if what == ("collections", "OrderedDict") and given in ((), []):
+def _called(what: Any, args: Any) -> Any:
+    if what == ("collections", "OrderedDict") and args in ((), []):
         return {}
-    if what == ("torch._utils", "_rebuild_tensor_v2") and isinstance(given, tuple) and len(given) >= 4:
-        storage, offset, size, stride = given[:4]
+    if what == ("torch._utils", "_rebuild_tensor_v2") and isinstance(args, tuple) and len(args) >= 4:
+        storage, offset, size, stride = args[:4]
         numbers = (offset, *size, *stride)
         if isinstance(storage, _Storage) and all(type(n) is int for n in numbers) and len(numbers) < 100:
             return _View(storage, offset, tuple(size), tuple(stride))
@@ -179,18 +179,18 @@ def _key(value: Any) -> str:
     return value
 
 
-def _set(held: Any, pairs: list[Any]) -> Any:
-    if type(held) is not dict or len(pairs) % 2:
+def _set(mapping: Any, pairs: list[Any]) -> Any:
+    if type(mapping) is not dict or len(pairs) % 2:
         raise ValueError("it puts names into what is no dictionary")
-    held |= {_key(key): value for key, value in zip(pairs[::2], pairs[1::2], strict=True)}
-    return held
+    mapping |= {_key(key): value for key, value in zip(pairs[::2], pairs[1::2], strict=True)}
+    return mapping
 
 
-def _appended(held: Any, values: list[Any]) -> Any:
-    if type(held) is not list:
+def _appended(items: Any, values: list[Any]) -> Any:
+    if type(items) is not list:
         raise ValueError("it appends to what is no list")
-    held.extend(values)
-    return held
+    items.extend(values)
+    return items
 
 
 # Steps that give a value, those that take all since the last mark, and those that take some values and give one.
@@ -218,9 +218,9 @@ TAKE: dict[str, tuple[int, Callable[..., Any]]] = {
     "TUPLE1": (1, lambda *values: values),
     "TUPLE2": (2, lambda *values: values),
     "TUPLE3": (3, lambda *values: values),
-    "SETITEM": (3, lambda held, key, value: _set(held, [key, value])),
-    "APPEND": (2, lambda held, value: _appended(held, [value])),
+    "SETITEM": (3, lambda mapping, key, value: _set(mapping, [key, value])),
+    "APPEND": (2, lambda items, value: _appended(items, [value])),
     "REDUCE": (2, _called),
-    "BUILD": (2, lambda held, _state: held),  # attributes of a state dict: its versions
+    "BUILD": (2, lambda value, _state: value),  # attributes of a state dict: its versions
     "BINPERSID": (1, _storage),
 }

@@ -23,19 +23,19 @@ def shape(tensors: Tensors, name: str, ndim: int | None = None) -> tuple[int, ..
     """
     if name not in tensors:
         raise ValueError(f"the tensors are not those of such a network: {name} is missing")
-    found = tensors[name].shape
-    if 0 in found or (ndim is not None and len(found) != ndim):
+    size = tensors[name].shape
+    if 0 in size or (ndim is not None and len(size) != ndim):
         axes = "" if ndim is None else f" {ndim} axes and"
-        raise ValueError(f"the tensors are not those of such a network: {name} must have{axes} elements, got {found}")
-    return found
+        raise ValueError(f"the tensors are not those of such a network: {name} must have{axes} elements, got {size}")
+    return size
 
 
 def side(tensors: Tensors, name: str, axis: int) -> int:
     """The length of an axis of a tensor that has to be there; see `shape`."""
-    found = shape(tensors, name)
-    if len(found) <= axis:
-        raise ValueError(f"the tensors are not those of such a network: {name} has no axis {axis}, got {found}")
-    return found[axis]
+    size = shape(tensors, name)
+    if len(size) <= axis:
+        raise ValueError(f"the tensors are not those of such a network: {name} has no axis {axis}, got {size}")
+    return size[axis]
 
 
 def count(tensors: Tensors, prefix: str) -> int:

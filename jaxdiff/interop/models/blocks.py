@@ -28,22 +28,22 @@ def unet_blocks(levels: int, blocks: int, attention: Collection[int]) -> dict[st
         attention: levels with attention, counted from the finest.
     """
     bottom, period = levels - 1, blocks + 1
-    found = {
+    names = {
         f"mid_block.{kind}": f"middle_block.{i}" for i, kind in enumerate(("resnets.0", "attentions.0", "resnets.1"))
     }
     for level in range(levels):
         for i in range(period):
             entry = f"input_blocks.{1 + level * period + i}"
             if i < blocks:
-                found[f"down_blocks.{level}.resnets.{i}"] = f"{entry}.0"
-                found[f"down_blocks.{level}.attentions.{i}"] = f"{entry}.1"
+                names[f"down_blocks.{level}.resnets.{i}"] = f"{entry}.0"
+                names[f"down_blocks.{level}.attentions.{i}"] = f"{entry}.1"
             else:
-                found[f"down_blocks.{level}.downsamplers.0"] = f"{entry}.0"
+                names[f"down_blocks.{level}.downsamplers.0"] = f"{entry}.0"
             entry = f"output_blocks.{(bottom - level) * period + i}"
-            found[f"up_blocks.{bottom - level}.resnets.{i}"] = f"{entry}.0"
-            found[f"up_blocks.{bottom - level}.attentions.{i}"] = f"{entry}.1"
-        found[f"up_blocks.{bottom - level}.upsamplers.0"] = f"{entry}.{2 if level in attention else 1}"
-    return found
+            names[f"up_blocks.{bottom - level}.resnets.{i}"] = f"{entry}.0"
+            names[f"up_blocks.{bottom - level}.attentions.{i}"] = f"{entry}.1"
+        names[f"up_blocks.{bottom - level}.upsamplers.0"] = f"{entry}.{2 if level in attention else 1}"
+    return names
 
 
 def unet_layout(names: Iterable[str]) -> tuple[int, int, str]:

@@ -8,7 +8,7 @@ from typing import Any
 from jaxdiff.interop.formats.config import Fields
 from jaxdiff.interop.formats.fields import COUNT, DEPTH, PER_LEVEL, SIZE
 from jaxdiff.interop.models.architecture import ModelSpec
-from jaxdiff.interop.models.unets import PLAIN, RESNET, built, channels, check_blocks, classes, names, sinusoidal
+from jaxdiff.interop.models.unets import PLAIN, RESNET, channels, check_blocks, classes, model_spec, names, sinusoidal
 from jaxdiff.networks import ControlNet, JointUNet, TransformerConfig, UNet
 from jaxdiff.schema import optional
 
@@ -62,7 +62,7 @@ def unet_2d_condition(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
     center = c.take("center_input_sample", False)
     down, count = names(c, "down_block_types", (*(CROSS[0],) * 3, PLAIN[0])), len(_widths(c))
     up = names(c, "up_block_types", (PLAIN[1], *(CROSS[1],) * 3))
-    given, sizes = channels(c, 4)
+    in_channels, sizes = channels(c, 4)
     more = {
         "dropout": c.take("dropout", 0.0),
         "emb_dim": c.take("time_embedding_dim", None),
@@ -79,7 +79,7 @@ def unet_2d_condition(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
         check_blocks("up_block_types", up, (CROSS[1], PLAIN[1]), levels=fields["attention"], count=count)
         module = UNet(**fields, **_crossing(c, fields["attention"], count), **more, **sizes)
     c.done()
-    return built(module, given, center=center, rename=_rename(c))
+    return model_spec(module, in_channels, center=center, rename=_rename(c))
 
 
 def controlnet(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
@@ -103,9 +103,9 @@ def controlnet(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
         pooled=c.take("global_pool_conditions", False),
         dtype=dtype,
     )
-    given = c.take("in_channels", 4)
+    in_channels = c.take("in_channels", 4)
     c.done()
-    return built(module, given, rename=_rename(c))
+    return model_spec(module, in_channels, rename=_rename(c))
 
 
 def control_config(config: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
@@ -167,7 +167,7 @@ def _crossing(c: Fields, attention: tuple[int, ...], levels: int) -> dict[str, A
     up_depth = None
     if c.take("reverse_transformer_layers_per_block", None) is not None:
         up_depth = _depths(c, "reverse_transformer_layers_per_block", levels)[::-1]
-    elif any(isinstance(one, tuple) for one in depth):
+    elif any(isinstance(n, tuple) for n in depth):
         raise ValueError(
             "transformer_layers_per_block must be one value or a number for each level, where "
             f"reverse_transformer_layers_per_block does not give those of the way up; got {depth}"
@@ -255,7 +255,7 @@ def _vector(c: Fields, width: int) -> dict[str, Any]:
 
 
 def _depths(c: Fields, name: str, levels: int) -> tuple[Any, ...]:
-    return tuple(tuple(one) if isinstance(one, list) else one for one in _each(c, name, 1, levels))
+    return tuple(tuple(n) if isinstance(n, list) else n for n in _each(c, name, 1, levels))
 
 
 def _rename(c: Fields) -> Callable[[str], str]:

@@ -157,12 +157,12 @@ def _parameter(key: str) -> str | None:
     return None if key.endswith(".resample_filter") or key == "u" else key
 
 
-def edm_config(tensors: Tensors, given: Mapping[str, Any]) -> Config:
+def edm_config(tensors: Tensors, overrides: Mapping[str, Any]) -> Config:
     """Read off what network an EDM checkpoint holds: all but the dropout, which sampling doesn't use.
 
     Args:
         tensors: of EDM's preconditioner, by name.
-        given: fields that replace what is read off.
+        overrides: fields that replace what is read off.
 
     Returns:
         A config of SongUNet or DhariwalUNet.
@@ -191,7 +191,7 @@ def edm_config(tensors: Tensors, given: Mapping[str, Any]) -> Config:
         "attn_resolutions": [s for s, name in zip(sizes, enc, strict=True) if f"{name}qkv.weight" in tensors],
     }
     if adm:
-        return config | dict(given)
+        return config | dict(overrides)
     aux = {kind for kind in ("skip", "residual") if any(f"_aux_{kind}." in name for name in tensors)}
     images = sum(name.endswith("_aux_conv.weight") for name in tensors)
     config |= {
@@ -200,12 +200,12 @@ def edm_config(tensors: Tensors, given: Mapping[str, Any]) -> Config:
         "encoder_type": aux.pop() if aux else "standard",
         "decoder_type": "skip" if images > 1 else "standard",
     }
-    if "resample_filter" not in given and len(sizes) > 1:
+    if "resample_filter" not in overrides and len(sizes) > 1:
         config["resample_filter"] = _filter(tensors)
-    return config | dict(given)
+    return config | dict(overrides)
 
 
-def edm2_config(tensors: Tensors, given: Mapping[str, Any]) -> Config:
+def edm2_config(tensors: Tensors, overrides: Mapping[str, Any]) -> Config:
     """Read off what network an EDM2 checkpoint holds.
 
     The balances of its sums, the size of its heads, the filter and the bound of the activations leave no trace in the
@@ -213,7 +213,7 @@ def edm2_config(tensors: Tensors, given: Mapping[str, Any]) -> Config:
 
     Args:
         tensors: of EDM2's preconditioner, by name.
-        given: fields that replace what is read off or published.
+        overrides: fields that replace what is read off or published.
 
     Returns:
         A config of EDM2UNet.
@@ -239,13 +239,13 @@ def edm2_config(tensors: Tensors, given: Mapping[str, Any]) -> Config:
         "attn_resolutions": [s for s, name in zip(sizes, enc, strict=True) if f"{name}attn_qkv.weight" in tensors],
         "logvar_channels": _inputs(tensors, "logvar_linear.weight"),
     }
-    return config | dict(given)
+    return config | dict(overrides)
 
 
 def _layout(tensors: Tensors, prefix: str) -> tuple[list[int], int]:
     """The sizes at which the encoder works, the largest first, and the number of its blocks at each."""
-    found = [re.match(re.escape(prefix) + r"enc\.(\d+)x\1_block(\d+)\.", name) for name in tensors]
-    pairs = {(int(m[1]), int(m[2])) for m in found if m}
+    matches = [re.match(re.escape(prefix) + r"enc\.(\d+)x\1_block(\d+)\.", name) for name in tensors]
+    pairs = {(int(m[1]), int(m[2])) for m in matches if m}
     sizes = sorted({size for size, _ in pairs}, reverse=True)
     if not sizes or sizes != [sizes[0] >> i for i in range(len(sizes))]:
         raise ValueError(f"no levels of an encoder whose sizes halve, {prefix}enc.*_block*: got sizes {sizes}")

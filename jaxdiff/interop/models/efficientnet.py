@@ -54,9 +54,9 @@ def efficientnet_lite0(path: str | Path | None = None, *, dtype: Any = jnp.float
     def apply(params: Any, x: jax.Array) -> Any:
         return module.apply({"params": params}, x)
 
-    built = ModelSpec(init, apply, rename=_rename, alias=_alias)
+    spec = ModelSpec(init, apply, rename=_rename, alias=_alias)
     tensors: dict[str, Any] = {name: _Held(array) for name, array in read_legacy(path or _installed()).items()}
-    params = fill(built, tensors, param_dtype=None, place=None)
+    params = fill(spec, tensors, param_dtype=None, place=None)
     return Pretrained(apply, params, {"_class_name": "EfficientNetLite0"})
 
 

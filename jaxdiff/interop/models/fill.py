@@ -24,20 +24,20 @@ DTYPES = {"F64": jnp.float64, "F32": jnp.float32, "F16": jnp.float16, "BF16": jn
 GROUP = 2**28  # bytes of stacked layers that the host holds at a time, where a layer is not larger
 
 
-def fill(built: ModelSpec, tensors: Mapping[str, Tensor], *, param_dtype: Any, place: ShardingFn | None) -> Any:
+def fill(spec: ModelSpec, tensors: Mapping[str, Tensor], *, param_dtype: Any, place: ShardingFn | None) -> Any:
     """Fill a network's parameters from tensors; see `load`."""
-    shapes = jax.eval_shape(built.init, jax.random.key(0))
-    wanted = places(shapes, built.rename)
+    shapes = jax.eval_shape(spec.init, jax.random.key(0))
+    slots = places(shapes, spec.rename)
     named = {}
     for name, tensor in tensors.items():
-        key = built.alias(name)
+        key = spec.alias(name)
         if key in named:
             raise ValueError(f"the file names {key!r} twice, the second time as {name!r}")
         if key is not None:
             named[key] = tensor
-    _check(wanted, named)
+    _check(slots, named)
     sources: dict[tuple[str, ...], list[tuple[TensorSlot, Tensor]]] = {}
-    for key, spot in wanted.items():
+    for key, spot in slots.items():
         sources.setdefault(spot.path, []).append((spot, named[key]))
     where = jax.tree.map(lambda _: None, shapes) if place is None else place(shapes)
 
@@ -49,10 +49,10 @@ def fill(built: ModelSpec, tensors: Mapping[str, Tensor], *, param_dtype: Any, p
     return jax.tree_util.tree_map_with_path(leaf, shapes, where, is_leaf=lambda x: x is None)
 
 
-def _check(wanted: Mapping[str, TensorSlot], named: Mapping[str, Tensor]) -> None:
-    missing, extra = sorted(wanted.keys() - named.keys()), sorted(named.keys() - wanted.keys())
-    shared = sorted(wanted.keys() & named.keys())
-    shapes = [f"{k} is {named[k].shape}, not {wanted[k].shape}" for k in shared if named[k].shape != wanted[k].shape]
+def _check(slots: Mapping[str, TensorSlot], named: Mapping[str, Tensor]) -> None:
+    missing, extra = sorted(slots.keys() - named.keys()), sorted(named.keys() - slots.keys())
+    shared = sorted(slots.keys() & named.keys())
+    shapes = [f"{k} is {named[k].shape}, not {slots[k].shape}" for k in shared if named[k].shape != slots[k].shape]
     types = [f"{k} is {named[k].dtype}" for k in shared if named[k].dtype not in DTYPES]
     faults = {
         "missing": missing,
@@ -61,11 +61,11 @@ def _check(wanted: Mapping[str, TensorSlot], named: Mapping[str, Tensor]) -> Non
         "of a type that is not read": types,
     }
     if any(faults.values()):
-        told = [f"{what}: {listed(names)}" for what, names in faults.items() if names]
+        problems = [f"{what}: {listed(names)}" for what, names in faults.items() if names]
         prefix = shared_prefix(extra)
-        if prefix and any(name.removeprefix(prefix) in wanted for name in extra):
-            told.append(f"names in the file begin with {prefix!r}, which belongs to no network")
-        raise ValueError(f"the tensors are not those that the config asks for: {'; '.join(told)}")
+        if prefix and any(name.removeprefix(prefix) in slots for name in extra):
+            problems.append(f"names in the file begin with {prefix!r}, which belongs to no network")
+        raise ValueError(f"the tensors are not those that the config asks for: {'; '.join(problems)}")
 
 
 def _widest(parts: list[tuple[TensorSlot, Tensor]]) -> Any:
@@ -97,12 +97,12 @@ def _on_device(
 ) -> jax.Array:
     """Read the part of a leaf that a device holds; a stack of layers by groups of at most `GROUP` bytes."""
 
-    def one(spot: TensorSlot, tensor: Tensor, index: tuple[slice, ...]) -> np.ndarray:
+    def read(spot: TensorSlot, tensor: Tensor, index: tuple[slice, ...]) -> np.ndarray:
         return tensor[tuple(index[axis] for axis in np.argsort(spot.axes))].transpose(spot.axes)
 
     if parts[0][0].layer is None:
         # Not ascontiguousarray, which makes a vector of a scalar.
-        return _send(np.asarray(one(*parts[0], index), shape.dtype, order="C"), device)
+        return _send(np.asarray(read(*parts[0], index), shape.dtype, order="C"), device)
     layers = parts[index[0]]
     size = [len(range(*s.indices(length))) for s, length in zip(index[1:], shape.shape[1:], strict=True)]
     count = max(1, GROUP // max(1, math.prod(size) * shape.dtype.itemsize))
@@ -110,7 +110,7 @@ def _on_device(
     def group(start: int) -> np.ndarray:
         some = np.empty((min(count, len(layers) - start), *size), shape.dtype)
         for i in range(len(some)):
-            some[i] = one(*layers[start + i], index[1:])
+            some[i] = read(*layers[start + i], index[1:])
         return some
 
     if len(layers) <= count:

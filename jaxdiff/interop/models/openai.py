@@ -90,10 +90,10 @@ def openai_unet(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
 
 
 def _rename(blocks: Mapping[str, str], key: str) -> str | None:
-    whole, leaf = key.rsplit(".", 1)
-    if whole in WHOLE or whole == "class_embedding":
-        return f"{WHOLE.get(whole, 'label_emb')}.{leaf}"
-    match = re.fullmatch(r"((?:\w+_blocks\.\d+|mid_block)\.(\w+)\.\d+)\.(.+)", whole)
+    module, leaf = key.rsplit(".", 1)
+    if module in WHOLE or module == "class_embedding":
+        return f"{WHOLE.get(module, 'label_emb')}.{leaf}"
+    match = re.fullmatch(r"((?:\w+_blocks\.\d+|mid_block)\.(\w+)\.\d+)\.(.+)", module)
     if match is None or match[1] not in blocks:
         return None
     # A block that resamples is a residual block, or a convolution of its own.
@@ -114,17 +114,17 @@ def split_attention(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, An
     Raises:
         ValueError: an attention's channels are no multiple of its heads.
     """
-    found: dict[str, Any] = {}
+    renamed: dict[str, Any] = {}
     for name, tensor in tensors.items():
         if re.search(r"\.proj_out\.weight$", name):
-            found[name] = _matrix(tensor)
+            renamed[name] = _matrix(tensor)
         match = re.fullmatch(r"(.+)\.qkv\.(weight|bias)", name)
         if match is None:
-            found.setdefault(name, tensor)
+            renamed.setdefault(name, tensor)
             continue
         for part, rows in zip("qkv", _rows(side(tensors, name, 0), config), strict=True):
-            found[f"{match[1]}.{part}.{match[2]}"] = _matrix(tensor, rows)
-    return found
+            renamed[f"{match[1]}.{part}.{match[2]}"] = _matrix(tensor, rows)
+    return renamed
 
 
 def _matrix(tensor: Any, rows: np.ndarray | None = None) -> Rows:
@@ -144,21 +144,22 @@ def _rows(total: int, config: Mapping[str, Any]) -> np.ndarray:
     return rows.reshape(num_heads, 3, channels // num_heads).swapaxes(0, 1).reshape(3, channels)
 
 
-def openai_config(tensors: Tensors, given: Mapping[str, Any]) -> Config:
+def openai_config(tensors: Tensors, overrides: Mapping[str, Any]) -> Config:
     """Read off what network a checkpoint of UNetModel holds.
 
     Args:
         tensors: by name.
-        given: what leaves no trace in the tensors: num_head_channels or num_heads, use_new_attention_order (by default
-            False), and concat_channels for a network of super-resolution; or fields that replace what is read off.
+        overrides: fields that do not follow from the tensors: num_head_channels or num_heads, use_new_attention_order
+            (False by default), and concat_channels for a network of super-resolution; or fields that replace those of
+            the tensors.
 
     Returns:
         A config for `openai_unet`.
 
     Raises:
-        ValueError: they are not such tensors, or the heads are not given.
+        ValueError: they are not such tensors, or the number of heads is not given.
     """
-    if not {"num_heads", "num_head_channels"} & given.keys():
+    if not {"num_heads", "num_head_channels"} & overrides.keys():
         raise ValueError("the tensors don't tell the heads: give num_head_channels or num_heads in the config")
     levels, blocks, resample = unet_layout(tensors)
     firsts = [f"input_blocks.{1 + level * (blocks + 1)}" for level in range(levels)]
@@ -177,7 +178,7 @@ def openai_config(tensors: Tensors, given: Mapping[str, Any]) -> Config:
         "conv_resample": resample == "conv",
         "num_classes": side(tensors, "label_emb.weight", 0) if "label_emb.weight" in tensors else None,
     }
-    return config | dict(given)
+    return config | dict(overrides)
 
 
 def as_diffusers(config: Mapping[str, Any]) -> Config:

@@ -61,8 +61,8 @@ def load_original(
         raise ValueError(f"kind must be one of {', '.join(sorted(READ))}, got {kind!r}")
     tensors: Mapping[str, Any] = open_tensors(path)
     fields = READ[kind](tensors, config or {})
-    built = BUILD[fields["_class_name"]](fields, dtype)
+    spec = BUILD[fields["_class_name"]](fields, dtype)
     check_layers(fields, len(tensors))
     if kind == "openai":
         tensors, fields = split_attention(tensors, fields), as_diffusers(fields)
-    return Pretrained(built.apply, fill(built, tensors, param_dtype=param_dtype, place=place), fields)
+    return Pretrained(spec.apply, fill(spec, tensors, param_dtype=param_dtype, place=place), fields)

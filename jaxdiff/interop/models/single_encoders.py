@@ -32,13 +32,13 @@ OPEN_WHOLE = {
 
 
 def clip_part(
-    tensors: Tensors, given: Mapping[str, Any], *, act: str, projection: bool = False, identity: bool = False
+    tensors: Tensors, overrides: Mapping[str, Any], *, act: str, projection: bool = False, identity: bool = False
 ) -> tuple[Config, dict[str, Any]]:
     """A CLIP text encoder in transformers' names.
 
     Args:
         tensors: by name.
-        given: fields of the config.
+        overrides: fields of the config.
         act: "quick_gelu" for OpenAI's, "gelu" for OpenCLIP's.
         projection: whether it is the class with a projection; otherwise one in the file is left out.
         identity: its projection changes nothing, whatever the file has for it: so it is for the smaller encoder of
@@ -46,56 +46,58 @@ def clip_part(
     """
     dropped = ("logit_scale",) if projection and not identity else ("logit_scale", "text_projection.weight")
     inside = "text_model.", "text_projection."
-    own = {n if n.startswith(inside) else f"text_model.{n}": t for n, t in tensors.items() if n not in dropped}
-    config = _clip_config(own, given, projection) | {"hidden_act": act}
+    renamed = {n if n.startswith(inside) else f"text_model.{n}": t for n, t in tensors.items() if n not in dropped}
+    config = _clip_config(renamed, overrides, projection) | {"hidden_act": act}
     if identity:
         width = config["projection_dim"] = config["hidden_size"]
-        own["text_projection.weight"] = Identity(width, own[TABLE].dtype)
-    return config | dict(given), own
+        renamed["text_projection.weight"] = Identity(width, renamed[TABLE].dtype)
+    return config | dict(overrides), renamed
 
 
-def open_clip_part(tensors: Tensors, given: Mapping[str, Any], *, projection: bool) -> tuple[Config, dict[str, Any]]:
+def open_clip_part(
+    tensors: Tensors, overrides: Mapping[str, Any], *, projection: bool
+) -> tuple[Config, dict[str, Any]]:
     """A text encoder of OpenCLIP.
 
     Args:
         tensors: by name.
-        given: fields of the config.
+        overrides: fields of the config.
         projection: whether it is the class with a projection; without, as in Stable Diffusion 2, the layer before the
             last is the last.
     """
     dropped = () if projection else ("text_projection", f"transformer.resblocks.{_last(tensors)}.")
-    found: dict[str, Any] = {}
+    renamed: dict[str, Any] = {}
     for name, tensor in tensors.items():
         if name == "logit_scale" or name.startswith(dropped):
             continue
         if name == "text_projection":
-            found["text_projection.weight"] = Transposed(tensor)
+            renamed["text_projection.weight"] = Transposed(tensor)
         elif name in OPEN_WHOLE:
-            found[OPEN_WHOLE[name]] = tensor
+            renamed[OPEN_WHOLE[name]] = tensor
         elif name.startswith("transformer.resblocks."):
             number, _, rest = name.removeprefix("transformer.resblocks.").partition(".")
             layer = f"text_model.encoder.layers.{number}"
             if rest.startswith("attn.in_proj_"):
                 leaf, each = rest.removeprefix("attn.in_proj_"), side(tensors, name, 0) // 3
                 for i, part in enumerate("qkv"):
-                    own = np.arange(i * each, (i + 1) * each)
-                    found[f"{layer}.self_attn.{part}_proj.{leaf}"] = Rows(tensor, own)
+                    part_rows = np.arange(i * each, (i + 1) * each)
+                    renamed[f"{layer}.self_attn.{part}_proj.{leaf}"] = Rows(tensor, part_rows)
             else:
                 module, dot, leaf = rest.rpartition(".")
-                found[f"{layer}.{OPEN_BLOCK.get(module, module)}{dot}{leaf}"] = tensor
+                renamed[f"{layer}.{OPEN_BLOCK.get(module, module)}{dot}{leaf}"] = tensor
         else:
-            found[name] = tensor
-    return _clip_config(found, given, projection) | {"hidden_act": "gelu"} | dict(given), found
+            renamed[name] = tensor
+    return _clip_config(renamed, overrides, projection) | {"hidden_act": "gelu"} | dict(overrides), renamed
 
 
 def _last(tensors: Tensors) -> int:
     return count(tensors, "transformer.resblocks") - 1
 
 
-def _clip_config(tensors: Tensors, given: Mapping[str, Any], projection: bool) -> Config:
+def _clip_config(tensors: Tensors, overrides: Mapping[str, Any], projection: bool) -> Config:
     vocab, width = shape(tensors, TABLE, 2)
     size = {"projection_dim": side(tensors, "text_projection.weight", 0)} if "text_projection.weight" in tensors else {}
-    if width % HEAD and "num_attention_heads" not in given:
+    if width % HEAD and "num_attention_heads" not in overrides:
         raise ValueError(
             f"the heads do not follow from the tensors, {width} is no multiple of {HEAD}: give num_attention_heads"
         )
@@ -111,7 +113,7 @@ def _clip_config(tensors: Tensors, given: Mapping[str, Any], projection: bool) -
     }
 
 
-def t5_part(tensors: Tensors, given: Mapping[str, Any]) -> tuple[Config, dict[str, Any]]:
+def t5_part(tensors: Tensors, overrides: Mapping[str, Any]) -> tuple[Config, dict[str, Any]]:
     """The encoder of a T5."""
     bias = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
     buckets, num_heads = shape(tensors, bias, 2)
@@ -129,4 +131,4 @@ def t5_part(tensors: Tensors, given: Mapping[str, Any]) -> tuple[Config, dict[st
         "feed_forward_proj": "gated-gelu" if inside == gated else "relu",
         "relative_attention_num_buckets": buckets,
     }
-    return config | dict(given), dict(tensors)
+    return config | dict(overrides), dict(tensors)

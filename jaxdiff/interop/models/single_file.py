@@ -41,13 +41,13 @@ class Single(NamedTuple):
     Attributes:
         fields: what its model_index.json would be; empty where there is no network that denoises.
         scheduler: the published models' config of it.
-        told: fields of it that the file itself tells.
+        scheduler_overrides: fields of it that follow from the file.
         parts: the models by the names of their directories.
     """
 
     fields: Config
     scheduler: Config
-    told: Config
+    scheduler_overrides: Config
     parts: dict[str, Part]
 
 
@@ -140,16 +140,16 @@ def read_single(tensors: Tensors) -> Single | None:
     else:
         vae = _vae(tensors)
         return None if vae is None else Single({}, {}, {}, {"vae": Part("AutoencoderKL", partial(vae_part, vae))})
-    parts = {name: Part(kind, lambda given: read(network, {**family.network, **given}))}
+    parts = {name: Part(kind, lambda overrides: read(network, {**family.network, **overrides}))}
     if (vae := _vae(tensors)) is not None:
-        parts["vae"] = Part("AutoencoderKL", lambda given: vae_part(vae, family.latents | dict(given)))
+        parts["vae"] = Part("AutoencoderKL", lambda overrides: vae_part(vae, family.latents | dict(overrides)))
     for encoder, (prefix, class_name, reader) in family.encoders.items():
-        if held := _inside(tensors, prefix):
-            parts[encoder] = Part(class_name, partial(reader, held))
-    told: Config = {"prediction_type": "v_prediction"} if "v_pred" in tensors else {}
-    told |= {"rescale_betas_zero_snr": True} if "ztsnr" in tensors else {}
+        if encoder_tensors := _inside(tensors, prefix):
+            parts[encoder] = Part(class_name, partial(reader, encoder_tensors))
+    overrides: Config = {"prediction_type": "v_prediction"} if "v_pred" in tensors else {}
+    overrides |= {"rescale_betas_zero_snr": True} if "ztsnr" in tensors else {}
     fields = {"_class_name": family.pipeline, "force_zeros_for_empty_prompt": family.pipeline == XL.pipeline}
-    return Single(fields | {part: [None, "held"] for part in parts}, family.scheduler, told, parts)
+    return Single(fields | {part: [None, "held"] for part in parts}, family.scheduler, overrides, parts)
 
 
 def _flux(network: Tensors) -> _Family:
@@ -180,8 +180,8 @@ def _stable_diffusion(tensors: Tensors, network: Tensors) -> _Family:
 
 def _vae(tensors: Tensors) -> Tensors | None:
     for prefix in VAE:
-        if found := _inside(tensors, prefix):
-            return found
+        if vae := _inside(tensors, prefix):
+            return vae
     return tensors if "decoder.mid.block_1.conv1.weight" in tensors else None
 
 

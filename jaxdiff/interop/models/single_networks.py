@@ -29,7 +29,7 @@ VAE_REST = {
 }  # fmt: skip
 
 
-def unet_part(tensors: Tensors, given: Mapping[str, Any]) -> tuple[Config, dict[str, Any]]:
+def unet_part(tensors: Tensors, overrides: Mapping[str, Any]) -> tuple[Config, dict[str, Any]]:
     """The U-Net of Stable Diffusion 1, 2 and XL, its refiner's, and those for inpainting.
 
     Heads leave no trace: there are 8, or, where projections are matrices as from Stable Diffusion 2 on, heads of 64.
@@ -65,13 +65,13 @@ def unet_part(tensors: Tensors, given: Mapping[str, Any]) -> tuple[Config, dict[
         "addition_time_embed_dim": 256 if vector and not unclip else None,
         "sample_size": 128 if vector and not unclip else 96 if cross == 1024 and channels == 4 else 64,
     }
-    if "attention_head_dim" not in given:
+    if "attention_head_dim" not in overrides:
         # The reference calls the number of heads the size of a head.
         config["attention_head_dim"] = [_heads(width, 64) for width in widths] if linear else 8
     attending = {level for level, depth in enumerate(depths) if depth}
     theirs = {entry: block for block, entry in unet_blocks(levels, blocks, attending).items()}
     embedding = "class_embedding" if unclip else "add_embedding"
-    return config | dict(given), _renamed(tensors, lambda name: _unet_name(name, theirs, embedding))
+    return config | dict(overrides), _renamed(tensors, lambda name: _unet_name(name, theirs, embedding))
 
 
 def _heads(width: int, size: int) -> int:
@@ -81,9 +81,9 @@ def _heads(width: int, size: int) -> int:
 
 
 def _unet_name(module: str, blocks: Mapping[str, str], embedding: str) -> str:
-    whole = {theirs: ours for ours, theirs in WHOLE.items()}
-    if module in whole:
-        return whole[module]
+    renamed = {theirs: ours for ours, theirs in WHOLE.items()}
+    if module in renamed:
+        return renamed[module]
     if module in EMBEDDINGS:
         return f"{embedding}.{EMBEDDINGS[module]}"
     match = re.fullmatch(r"(middle_block\.\d+|(?:in|out)put_blocks\.\d+\.\d+)\.(.+)", module)
@@ -94,9 +94,9 @@ def _unet_name(module: str, blocks: Mapping[str, str], embedding: str) -> str:
     return f"{block}.{parts.get(part, part)}"
 
 
-def vae_part(tensors: Tensors, given: Mapping[str, Any]) -> tuple[Config, dict[str, Any]]:
-    """An AutoencoderKL. What its latents are multiplied by leaves no trace: `given` has it."""
-    if "scaling_factor" not in given:
+def vae_part(tensors: Tensors, overrides: Mapping[str, Any]) -> tuple[Config, dict[str, Any]]:
+    """An AutoencoderKL. What its latents are multiplied by leaves no trace: `overrides` has it."""
+    if "scaling_factor" not in overrides:
         raise ValueError(
             "the factor of an autoencoder's latents does not follow from its tensors: give scaling_factor, and "
             "shift_factor if there is one, in the config or in a config.json next to the file (0.18215 for Stable "
@@ -117,12 +117,12 @@ def vae_part(tensors: Tensors, given: Mapping[str, Any]) -> tuple[Config, dict[s
         "use_post_quant_conv": "post_quant_conv.weight" in tensors,
     }
     # What it was trained against.
-    own = {name: tensor for name, tensor in tensors.items() if not name.startswith(("loss.", "model_ema."))}
-    found = _renamed(own, lambda module: _vae_name(module, levels))
-    for name, tensor in found.items():
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(("loss.", "model_ema."))}
+    renamed = _renamed(tensors, lambda module: _vae_name(module, levels))
+    for name, tensor in renamed.items():
         if ".attentions." in name and len(tensor.shape) > 2:
-            found[name] = Rows(tensor, ndim=2)
-    return config | dict(given), found
+            renamed[name] = Rows(tensor, ndim=2)
+    return config | dict(overrides), renamed
 
 
 def _vae_name(module: str, levels: int) -> str:
@@ -132,18 +132,18 @@ def _vae_name(module: str, levels: int) -> str:
         side, level, kind, block, rest = match.groups()
         # The original counts both ways from the finest level.
         number = int(level) if side == "encoder.down" else levels - 1 - int(level)
-        own = f"{kind}rs.0" if block is None else f"resnets.{block}"
-        module = f"{side}_blocks.{number}.{own}.{rest}"
+        name = f"{kind}rs.0" if block is None else f"resnets.{block}"
+        module = f"{side}_blocks.{number}.{name}.{rest}"
     for theirs, ours in VAE_REST.items():
         module = module.replace(theirs, ours)
     return module
 
 
-def sd3_part(tensors: Tensors, given: Mapping[str, Any]) -> tuple[Config, dict[str, Any]]:
+def sd3_part(tensors: Tensors, overrides: Mapping[str, Any]) -> tuple[Config, dict[str, Any]]:
     """The transformer of Stable Diffusion 3 and 3.5, with heads of 64 where no norm of queries has their size."""
     width, channels, patch, _ = shape(tensors, "x_embedder.proj.weight", 4)
     norm = "joint_blocks.0.x_block.attn.ln_q.weight"
-    head = side(tensors, norm, 0) if norm in tensors else given.get("attention_head_dim", 64)
+    head = side(tensors, norm, 0) if norm in tensors else overrides.get("attention_head_dim", 64)
     layers = count(tensors, "joint_blocks")
     config = {
         "_class_name": "SD3Transformer2DModel",
@@ -161,12 +161,12 @@ def sd3_part(tensors: Tensors, given: Mapping[str, Any]) -> tuple[Config, dict[s
         "qk_norm": "rms_norm" if norm in tensors else None,
         "dual_attention_layers": [i for i in range(layers) if f"joint_blocks.{i}.x_block.attn2.qkv.weight" in tensors],
     }
-    found = _split(tensors, sd3_modules(config))
-    found["pos_embed.pos_embed"] = found.pop("pos_embed")
-    return config | dict(given), found
+    renamed = _split(tensors, sd3_modules(config))
+    renamed["pos_embed.pos_embed"] = renamed.pop("pos_embed")
+    return config | dict(overrides), renamed
 
 
-def flux_part(tensors: Tensors, given: Mapping[str, Any]) -> tuple[Config, dict[str, Any]]:
+def flux_part(tensors: Tensors, overrides: Mapping[str, Any]) -> tuple[Config, dict[str, Any]]:
     """The transformer of Flux.1: dev, schnell, and those with an image as a further input."""
     width, channels = shape(tensors, "img_in.weight", 2)
     head = side(tensors, "double_blocks.0.img_attn.norm.query_norm.scale", 0)
@@ -185,29 +185,29 @@ def flux_part(tensors: Tensors, given: Mapping[str, Any]) -> tuple[Config, dict[
         # Halves of rows and of columns share what the numbers of images leave of a head.
         "axes_dims_rope": [head // 8, 7 * head // 16, 7 * head // 16],
     }
-    return config | dict(given), _split(tensors, flux_modules(config))
+    return config | dict(overrides), _split(tensors, flux_modules(config))
 
 
 def _renamed(tensors: Tensors, rename: Callable[[str], str]) -> dict[str, Any]:
-    found = {}
+    renamed = {}
     for name, tensor in tensors.items():
         module, dot, leaf = name.rpartition(".")
-        found[rename(module) + dot + leaf] = tensor
-    return found
+        renamed[rename(module) + dot + leaf] = tensor
+    return renamed
 
 
 def _split(tensors: Tensors, modules: Modules) -> dict[str, Any]:
     """By diffusers' names, each module's rows of what several share."""
-    found = {}
+    renamed = {}
     for name, tensor in tensors.items():
         module, _, leaf = name.rpartition(".")
         leaf = "weight" if leaf == "scale" else leaf
         sharing = modules.get(module)
         if sharing is None:
-            found[name] = tensor
+            renamed[name] = tensor
         elif list(sharing.values()) == [(0,)]:
-            found[f"{next(iter(sharing))}.{leaf}"] = tensor
+            renamed[f"{next(iter(sharing))}.{leaf}"] = tensor
         else:
             for ours in sharing:
-                found[f"{ours}.{leaf}"] = Rows(tensor, rows(side(tensors, name, 0), sharing, ours))
-    return found
+                renamed[f"{ours}.{leaf}"] = Rows(tensor, rows(side(tensors, name, 0), sharing, ours))
+    return renamed

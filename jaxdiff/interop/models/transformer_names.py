@@ -88,20 +88,20 @@ def flux_modules(config: Mapping[str, Any]) -> Modules:
     Args:
         config: its fields; num_layers and num_single_layers are read.
     """
-    found: Modules = {name: {ours: (0,)} for name, ours in FLUX.items()}
-    found["final_layer.adaLN_modulation.1"] = {"norm_out.linear": SHIFT_FIRST}
+    mapping: Modules = {name: {ours: (0,)} for name, ours in FLUX.items()}
+    mapping["final_layer.adaLN_modulation.1"] = {"norm_out.linear": SHIFT_FIRST}
     for i in range(config.get("num_layers", 19)):
         theirs, ours = f"double_blocks.{i}.", f"transformer_blocks.{i}."
-        found |= {theirs + name: {ours + module: (0,)} for name, module in FLUX_DOUBLE.items()}
-        found[f"{theirs}img_attn.qkv"] = {ours + module: (part,) for part, module in enumerate(QKV)}
-        found[f"{theirs}txt_attn.qkv"] = {ours + module: (part,) for part, module in enumerate(ADDED)}
+        mapping |= {theirs + name: {ours + module: (0,)} for name, module in FLUX_DOUBLE.items()}
+        mapping[f"{theirs}img_attn.qkv"] = {ours + module: (part,) for part, module in enumerate(QKV)}
+        mapping[f"{theirs}txt_attn.qkv"] = {ours + module: (part,) for part, module in enumerate(ADDED)}
     for i in range(config.get("num_single_layers", 38)):
         theirs, ours = f"single_blocks.{i}.", f"single_transformer_blocks.{i}."
-        found |= {theirs + name: {ours + module: (0,)} for name, module in FLUX_SINGLE.items()}
+        mapping |= {theirs + name: {ours + module: (0,)} for name, module in FLUX_SINGLE.items()}
         # The feed-forward layer is four times as wide.
         split: dict[str, tuple[int, ...]] = {ours + module: (part,) for part, module in enumerate(QKV)}
-        found[f"{theirs}linear1"] = split | {f"{ours}proj_mlp": (3, 4, 5, 6)}
-    return found
+        mapping[f"{theirs}linear1"] = split | {f"{ours}proj_mlp": (3, 4, 5, 6)}
+    return mapping
 
 
 def sd3_modules(config: Mapping[str, Any]) -> Modules:
@@ -110,19 +110,19 @@ def sd3_modules(config: Mapping[str, Any]) -> Modules:
     Args:
         config: its fields; num_layers is read.
     """
-    found: Modules = {name: {ours: (0,)} for name, ours in SD3.items()}
-    found["final_layer.adaLN_modulation.1"] = {"norm_out.linear": SHIFT_FIRST}
+    mapping: Modules = {name: {ours: (0,)} for name, ours in SD3.items()}
+    mapping["final_layer.adaLN_modulation.1"] = {"norm_out.linear": SHIFT_FIRST}
     last = config.get("num_layers", 18) - 1
     for i in range(last + 1):
         theirs, ours = f"joint_blocks.{i}.", f"transformer_blocks.{i}."
-        found |= {theirs + name: {ours + module: (0,)} for name, module in SD3_BLOCK.items()}
-        for name, modules in (("x_block.attn", QKV), ("context_block.attn", ADDED), ("x_block.attn2", QKV2)):
-            found[f"{theirs}{name}.qkv"] = {ours + module: (part,) for part, module in enumerate(modules)}
+        mapping |= {theirs + name: {ours + module: (0,)} for name, module in SD3_BLOCK.items()}
+        for name, sharing in (("x_block.attn", QKV), ("context_block.attn", ADDED), ("x_block.attn2", QKV2)):
+            mapping[f"{theirs}{name}.qkv"] = {ours + module: (part,) for part, module in enumerate(sharing)}
     # The last block's text ends in its attention: its norm is modulated like the network's last.
-    found[f"joint_blocks.{last}.context_block.adaLN_modulation.1"] = {
+    mapping[f"joint_blocks.{last}.context_block.adaLN_modulation.1"] = {
         f"transformer_blocks.{last}.norm1_context.linear": SHIFT_FIRST
     }
-    return found
+    return mapping
 
 
 def rows(total: int, modules: Mapping[str, tuple[int, ...]], module: str) -> np.ndarray:

@@ -15,7 +15,7 @@ from jaxdiff.interop.models.architecture import ModelSpec
 from jaxdiff.networks import ControlNet, JointUNet, ScoreUNet, Sinusoidal, UNet, as_apply, init
 from jaxdiff.schema import optional
 
-__all__ = ["PLAIN", "RESNET", "built", "channels", "check_blocks", "classes", "names", "sinusoidal", "unet_2d"]
+__all__ = ["PLAIN", "RESNET", "channels", "check_blocks", "classes", "model_spec", "names", "sinusoidal", "unet_2d"]
 
 # A block's name on the way down, and on the way up.
 PLAIN = "DownBlock2D", "UpBlock2D"
@@ -51,7 +51,7 @@ def unet_2d(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
             f"UNet2DModel: norm_num_groups must be null with Skip blocks, and a number without, got {groups}"
         )
     scale_shift = c.only("resnet_time_scale_shift", "default", "scale_shift") == "scale_shift"
-    given, sizes = channels(c, 3)
+    in_channels, sizes = channels(c, 3)
     fields: dict[str, Any] = {
         "widths": widths,
         "num_blocks": c.take("layers_per_block", 2),
@@ -77,10 +77,10 @@ def unet_2d(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
     if resample == "skip" and not score:
         raise ValueError("UNet2DModel: Skip blocks are supported with time_embedding_type 'fourier' alone")
     if not score:
-        return built(UNet(**fields, resample=resample), given, center=center)
+        return model_spec(UNet(**fields, resample=resample), in_channels, center=center)
     if resample == "skip":
-        return built(ScoreUNet(**fields, divide=2**0.5), given, center=center)
-    return built(ScoreUNet(**fields, skips=False, resample=resample), given, center=center)
+        return model_spec(ScoreUNet(**fields, divide=2**0.5), in_channels, center=center)
+    return model_spec(ScoreUNet(**fields, skips=False, resample=resample), in_channels, center=center)
 
 
 def _label(c: Fields, width: int) -> dict[str, Any]:
@@ -93,8 +93,8 @@ def _label(c: Fields, width: int) -> dict[str, Any]:
 
 def names(c: Fields, field: str, default: Sequence[str]) -> tuple[str, ...]:
     """The blocks' names, from the largest size, without a prefix that they once had."""
-    own = tuple(name.removeprefix("UNetRes") for name in c.take(field, tuple(default)))
-    return own if field.startswith("down") else own[::-1]
+    types = tuple(name.removeprefix("UNetRes") for name in c.take(field, tuple(default)))
+    return types if field.startswith("down") else types[::-1]
 
 
 def check_blocks(
@@ -109,9 +109,9 @@ def check_blocks(
         levels: where the first is.
         count: of levels.
     """
-    wanted = tuple(kinds[0] if i in levels else kinds[1] for i in range(count))
-    if types != wanted:
-        raise ValueError(f"{field}, from the largest size, must be {wanted}, got {types}")
+    expected = tuple(kinds[0] if i in levels else kinds[1] for i in range(count))
+    if types != expected:
+        raise ValueError(f"{field}, from the largest size, must be {expected}, got {types}")
 
 
 def _levels(c: Fields) -> tuple[tuple[int, ...], str]:
@@ -119,7 +119,7 @@ def _levels(c: Fields) -> tuple[tuple[int, ...], str]:
     down = names(c, "down_block_types", (PLAIN[0], *(ATTENTION[0],) * 3))
     up = names(c, "up_block_types", (*(ATTENTION[1],) * 3, PLAIN[1]))
     # How blocks with attention resample; of others it is in their names.
-    own = [c.only(field, "conv", "resnet", None) or "conv" for field in ("downsample_type", "upsample_type")]
+    resamplers = [c.only(field, "conv", "resnet", None) or "conv" for field in ("downsample_type", "upsample_type")]
     for i, types in enumerate((down, up)):
         known = PLAIN[i], ATTENTION[i], RESNET[i], SKIP[i], SKIP_ATTENTION[i]
         unknown = sorted(set(types) - set(known))
@@ -134,7 +134,7 @@ def _levels(c: Fields) -> tuple[tuple[int, ...], str]:
         raise ValueError(f"UNet2DModel: all blocks or none must be Skip blocks, got {down} and, reversed, {up}")
     if skips == {True}:
         return sides[0], "skip"
-    pairs = [*((name, own[0]) for name in down[:-1]), *((name, own[1]) for name in up[1:])]
+    pairs = [*((name, resamplers[0]) for name in down[:-1]), *((name, resamplers[1]) for name in up[1:])]
     kinds = {kind if name in ATTENTION else "resnet" if name in RESNET else "conv" for name, kind in pairs}
     if len(kinds) > 1:
         raise ValueError("UNet2DModel: all levels must resample the same way, by convolutions or by residual blocks")
@@ -143,11 +143,11 @@ def _levels(c: Fields) -> tuple[tuple[int, ...], str]:
 
 def channels(c: Fields, default: int) -> tuple[int, dict[str, Any]]:
     """Channels of what is denoised, and the network's attributes for the others."""
-    given, out = c.take("in_channels", default), c.take("out_channels", default)
-    learned = out == 2 * given
-    return min(given, out), {
-        "concat_channels": given - out if given > out else None,
-        "out_channels": given if learned else out,
+    in_channels, out = c.take("in_channels", default), c.take("out_channels", default)
+    learned = out == 2 * in_channels
+    return min(in_channels, out), {
+        "concat_channels": in_channels - out if in_channels > out else None,
+        "out_channels": in_channels if learned else out,
         "learned_variance": learned,
     }
 
@@ -162,14 +162,14 @@ def classes(rows: int | None) -> int | None:
     return None if rows is None else rows - 1
 
 
-def built(
-    module: UNet, given: int, *, center: bool = False, rename: Callable[[str], str] = lambda key: key
+def model_spec(
+    module: UNet, in_channels: int, *, center: bool = False, rename: Callable[[str], str] = lambda key: key
 ) -> ModelSpec:
     """What a U-Net's config describes.
 
     Args:
         module: the network.
-        given: channels of what is denoised.
+        in_channels: channels of what is denoised.
         center: whether its input is in [0, 1], and made to be in [-1, 1] by the network.
         rename: our key -> the checkpoint's.
     """
@@ -190,7 +190,7 @@ def built(
     if isinstance(module, ControlNet):
         factor = 2 ** (len(module.hint_widths) - 1)
         shapes["hint"] = (1, *(factor * n for n in size), module.hint_channels)
-    x = jax.ShapeDtypeStruct((1, *size, given), jnp.float32)
+    x = jax.ShapeDtypeStruct((1, *size, in_channels), jnp.float32)
     kinds = {"label": jnp.int32}
     cond = {name: jax.ShapeDtypeStruct(shape, kinds.get(name, jnp.float32)) for name, shape in shapes.items()}
     apply = as_apply(module)

@@ -39,7 +39,7 @@ def unet_3d_condition(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
     check_blocks("down_block_types", down, (CROSS[0], PLAIN[0]), levels=attention, count=len(widths))
     up = names(c, "up_block_types", (PLAIN[1], *(CROSS[1],) * 3))
     check_blocks("up_block_types", up, (CROSS[1], PLAIN[1]), levels=attention, count=len(widths))
-    given, sizes = channels(c, 4)
+    in_channels, sizes = channels(c, 4)
     # There, what is called the size of a head is one.
     num_heads = tuple(max(1, width // size) for width in widths)
     module = TextVideoUNet(
@@ -64,7 +64,7 @@ def unet_3d_condition(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
     shapes |= {} if module.guidance_dim is None else {"guidance": (1,)}
     shapes |= {} if module.concat_channels is None else {"concat": (*edge, module.concat_channels)}
     cond = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
-    x = jax.ShapeDtypeStruct((*edge, given), jnp.float32)
+    x = jax.ShapeDtypeStruct((*edge, in_channels), jnp.float32)
 
     def apply(params: Any, x: jax.Array, noise: jax.Array, cond: Any = None, **options: Any) -> Any:
         return as_apply(module.clone(frames=x.shape[1]))(params, x, noise, cond, **options)

@@ -94,12 +94,12 @@ def scheduler(
     kind = str(config.get("_class_name") if kind is None else kind)
     make = look_up(KINDS, kind, "scheduler")
     # Empty, a flag is down, as theirs is, and another field is the class's default.
-    given = {k: False if v is None and k in UP else v for k, v in config.items() if k not in defaulted}
-    c = Fields({k: v for k, v in given.items() if v is not None}, kind)
+    fields = {k: False if v is None and k in UP else v for k, v in config.items() if k not in defaulted}
+    c = Fields({k: v for k, v in fields.items() if v is not None}, kind)
     c.skip(*FIELDS)
-    made = flow.flow_euler(c, tokens, even) if kind == FLOW else make(c)
+    result = flow.flow_euler(c, tokens, even) if kind == FLOW else make(c)
     c.done()
-    return made
+    return result
 
 
 def network_scheduler(
@@ -121,6 +121,6 @@ def network_scheduler(
     """
     flux = network["_class_name"] == "FluxTransformer2DModel"
     patch = 2 if flux else network.get("patch_size", 1)
-    made = scheduler(config, kind, tokens=(size[0] // patch) * (size[1] // patch), even=flux)
+    result = scheduler(config, kind, tokens=(size[0] // patch) * (size[1] // patch), even=flux)
     # Flux's network gets the time of the flow as it is, not in thousandths.
-    return made._replace(prediction=parameterize.velocity) if flux else made
+    return result._replace(prediction=parameterize.velocity) if flux else result

@@ -72,12 +72,12 @@ def unipc(c: Fields) -> Scheduler:
             return between((k, k + 1), range(k, k - p, -1))
 
         def step_of(k: int, taken: int) -> Step:
-            made = predicted(k, taken)
+            step = predicted(k, taken)
             if taken == 0 or k - 1 in off:
-                return made
+                return step
             before = predicted(k - 1, taken - 1).weights
             after = between((k - 1, k), range(k, k - 1 - len(before), -1)).weights
-            return made._replace(correction=_less(after, before))
+            return step._replace(correction=_less(after, before))
 
         return multistep(points, step_of, depth=order, of_noise=of_noise)
 
@@ -131,10 +131,10 @@ def sa_solver(c: Fields) -> Scheduler:
     integral = rule("exact" if of_noise else "half")
 
     def solver(points: Points) -> Solver:
-        told = np.round(table.T * points.t if flow else points.t - 1)
+        times = np.round(table.T * points.t if flow else points.t - 1)
 
         def between(ends: tuple[int, int], nodes: range) -> Step:
-            eta = float(200 <= told[ends[0]] <= 800)  # the square of the reference's tau
+            eta = float(200 <= times[ends[0]] <= 800)  # the square of the reference's tau
             return step_between(points, ends, nodes, integral, eta=eta, of_noise=of_noise)
 
         def predicted(k: int, taken: int) -> Step:
@@ -142,12 +142,12 @@ def sa_solver(c: Fields) -> Scheduler:
             return between((k, k + 1), range(k, k - p, -1))
 
         def step_of(k: int, taken: int) -> Step:
-            made = predicted(k, taken)
+            step = predicted(k, taken)
             if taken == 0:
-                return made
+                return step
             p = min(corrector, taken + 1, points.N - k + 2 if lower else corrector)
             after = between((k - 1, k), range(k, k - p, -1)).weights
-            return made._replace(correction=_less(after, predicted(k - 1, taken - 1).weights))
+            return step._replace(correction=_less(after, predicted(k - 1, taken - 1).weights))
 
         depth = max(order, corrector - 1)
         return multistep(points, step_of, depth=depth, of_noise=of_noise, stochastic=True)

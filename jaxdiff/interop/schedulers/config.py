@@ -30,7 +30,7 @@ __all__ = [
     "build",
     "clipped",
     "curve",
-    "one",
+    "ones",
     "prediction",
     "rescaled",
     "rescaled_within",
@@ -81,11 +81,11 @@ def table(
     c: Fields, start: float = 0.0001, end: float = 0.02, schedule: str = "linear", more: tuple[str, ...] = ()
 ) -> Discrete:
     """The table of betas; `more` are schedules of this class, beyond the three that all have."""
-    T, given = c.take("num_train_timesteps", 1000), c.take("trained_betas", None)
+    T, betas = c.take("num_train_timesteps", 1000), c.take("trained_betas", None)
     start, end = c.take("beta_start", start), c.take("beta_end", end)
-    if given is not None:
+    if betas is not None:
         c.skip("beta_schedule")
-        return Discrete.from_betas(np.asarray(given))
+        return Discrete.from_betas(np.asarray(betas))
     schedule = c.only("beta_schedule", schedule, "linear", "scaled_linear", "squaredcos_cap_v2", *more)
     if schedule in ABAR:
         abar = np.array([ABAR[schedule](t) for t in np.arange(T + 1) / T])
@@ -160,6 +160,6 @@ def unit(levels: Level) -> Array:
     return jnp.hypot(levels.alpha[0], levels.sigma[0])
 
 
-def one(levels: Level) -> Array:
+def ones(levels: Level) -> Array:
     """The number 1, like the levels."""
     return jnp.ones_like(levels.sigma[0])

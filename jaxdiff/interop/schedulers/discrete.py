@@ -129,8 +129,8 @@ def ddim_inverse(c: Fields) -> Scheduler:
 
 
 def _as_it_is(level: Level) -> Scalings:
-    one = jnp.ones_like(level.alpha)
-    return Scalings(jnp.zeros_like(one), one, one, level.t - 1)
+    ones = jnp.ones_like(level.alpha)
+    return Scalings(jnp.zeros_like(ones), ones, ones, level.t - 1)
 
 
 def _meant(kind: str, F: Array, x: Array, level: Level) -> tuple[Array, Array]:

@@ -25,9 +25,9 @@ Made = Callable[[Points], Solver]
 def dpm_multistep(c: Fields) -> Scheduler:
     """DPMSolverMultistepScheduler."""
     algorithm, table = _algorithm(c, *ALGORITHMS), config.rescaled(c, config.table(c), LAST)
-    whole = () if c.take("beta_schedule", "linear") == "squaredcos_cap_v2" else ("karras", "lu")
+    rounded = () if c.take("beta_schedule", "linear") == "squaredcos_cap_v2" else ("karras", "lu")
     solver = _multistep(c, algorithm, no_third=("sde-dpmsolver",))
-    return build(c, table, tabled(c, table, whole=whole), solver, of_noise="++" not in algorithm)
+    return build(c, table, tabled(c, table, rounded=rounded), solver, of_noise="++" not in algorithm)
 
 
 def dpm_inverse(c: Fields) -> Scheduler:
@@ -40,7 +40,7 @@ def dpm_inverse(c: Fields) -> Scheduler:
 
 def edm_dpm(c: Fields) -> Scheduler:
     """EDMDPMSolverMultistepScheduler."""
-    made, sigmas, (low, high) = flow.edm_euler(c), *flow.edm_sigmas(c)
+    euler, sigmas, (low, high) = flow.edm_euler(c), *flow.edm_sigmas(c)
     to_clean = c.take("final_sigmas_type", "zero") == "zero"
     solver = _multistep(c, _algorithm(c, "dpmsolver++", "sde-dpmsolver++"), no_third=("sde-dpmsolver++",))
 
@@ -50,11 +50,11 @@ def edm_dpm(c: Fields) -> Scheduler:
         return Points(s, np.ones_like(s), s)
 
     return config.build(
-        made.process,
-        made.prediction,
+        euler.process,
+        euler.prediction,
         lambda n: points(n).levels(),
         lambda n: solver(points(n)),
-        std=lambda levels: jnp.hypot(config.one(levels), high),
+        std=lambda levels: jnp.hypot(config.ones(levels), high),
         clip=config.thresholded(c),
     )
 
@@ -143,11 +143,11 @@ def _singlestep(c: Fields, algorithm: str) -> Made:
                 points, (k - p + 1, k + 1), nodes, integral, eta=eta, of_noise=of_noise
             )
             if p == 3 and line == "midpoint":  # without the middle evaluation
-                made = between([k, k - 2], rule("exact"))
-                made = made._replace(weights=np.insert(made.weights, 1, 0.0))
+                step = between([k, k - 2], rule("exact"))
+                step = step._replace(weights=np.insert(step.weights, 1, 0.0))
             else:
-                made = between(nodes, integral)
-            return made._replace(fresh=p == 1)
+                step = between(nodes, integral)
+            return step._replace(fresh=p == 1)
 
         return multistep(points, step_of, depth=order - 1, of_noise=of_noise, stochastic=bool(eta))
 

@@ -25,7 +25,7 @@ Lists = Callable[[int], tuple[np.ndarray, np.ndarray]]  # N -> (times [N], s [N 
 
 def tabled(
     c: Fields, table: Discrete, *, spaced: bool = True, ends: bool = True, repeats: bool = False, rises: bool = False,
-    whole: tuple[str, ...] = ("karras",),
+    rounded: tuple[str, ...] = ("karras",),
 ) -> Lists:  # fmt: skip
     """The list of a scheduler with a table: times, counted from 0, and s, which is sigma of a flow, else sigma / alpha.
 
@@ -37,7 +37,7 @@ def tabled(
         repeats: whether a list that is a curve or a flow's ends otherwise by repeating its last level, and not at the
             table's first.
         rises: whether lists go from the table's first level to its last.
-        whole: the curves whose times are rounded; others are rounded down.
+        rounded: the curves whose times are rounded; others are rounded down.
     """
     end = c.only("final_sigmas_type", "zero", "sigma_min") if ends else "sigma_min"
     spacing, offset = config.spacing(c, "linspace") if spaced else ("linspace", 0)
@@ -53,7 +53,7 @@ def tabled(
         if curve:  # in s = exp(-lam), Lu et al.'s curve is the exponential one
             s = sigma_schedule("exponential" if curve == "lu" else curve, n, first, s_of[-1] if rises else s_of[0])
             t = time_of(table, s)
-            t = np.round(t) if curve in whole else t
+            t = np.round(t) if curve in rounded else t
         elif flow:
             s = shifted(1 - np.linspace(1, 1 / table.T, n + 1), shift)[:0:-1]
             t = s * table.T
@@ -104,8 +104,8 @@ def row_of(c: Fields, table: Discrete, flow: bool, of_noise: bool) -> Prediction
         return Scalings(skip, -level.sigma, jnp.ones_like(skip), level.t)
 
     def velocity(level: Level) -> Scalings:
-        one = jnp.ones_like(level.sigma)
-        return Scalings(one, -level.sigma if flow else -level.sigma / level.alpha, one, level.t)
+        ones = jnp.ones_like(level.sigma)
+        return Scalings(ones, -level.sigma if flow else -level.sigma / level.alpha, ones, level.t)
 
     prediction = {"v_prediction": v, "flow_prediction": velocity}.get(predicted) or config.PREDICTIONS[predicted]
     return parameterize.with_noise_input(prediction, lambda level: table.T * level.t if flow else level.t - 1)
@@ -133,6 +133,6 @@ def build(
         row_of(c, table, flow, of_noise),
         lambda n: points(n).levels(),
         lambda n: solver(points(n)),
-        std=config.one,
+        std=config.ones,
         clip=clip or config.thresholded(c),
     )

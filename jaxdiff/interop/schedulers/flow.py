@@ -87,7 +87,7 @@ def _flow(T: int, list_of: Callable[[int], np.ndarray], solver: Solver, *, inver
         parameterize.velocity, lambda level: T * (level.alpha if inverted else level.t)
     )
     any_way = config.always(solver._replace(falling=False))
-    return config.build(Flow(), _negated(prediction) if inverted else prediction, grid, any_way, std=config.one)
+    return config.build(Flow(), _negated(prediction) if inverted else prediction, grid, any_way, std=config.ones)
 
 
 def _negated(prediction: Prediction) -> Prediction:

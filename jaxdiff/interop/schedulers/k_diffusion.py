@@ -21,7 +21,7 @@ from jaxdiff.solvers.base import prepend
 
 __all__ = ["dpm_2", "dpm_2_ancestral", "dpm_sde", "euler", "euler_ancestral", "heun", "lms"]
 
-TOLD_SIGMA = ("continuous", "v_prediction")  # other predictions get the time in the reference, too
+SIGMA_INPUT = ("continuous", "v_prediction")  # other predictions get the time in the reference, too
 TWO = ("epsilon", "v_prediction")
 
 
@@ -35,20 +35,22 @@ def euler(c: Fields) -> Scheduler:
     curve = config.curve(c)
     last = 0.0 if to_clean else ratio(table)[0]
 
-    told_sigma = (c.only("timestep_type", "discrete", "continuous"), kind) == TOLD_SIGMA
+    sigma_input = (c.only("timestep_type", "discrete", "continuous"), kind) == SIGMA_INPUT
 
     def list_of(n: int) -> tuple[np.ndarray, np.ndarray]:
         t, s = of_times(n)
         if straight and curve is None:  # N + 1 values, so that the end that is asked for comes too late
             s = np.exp(np.linspace(np.log(ratio(table)[-1]), np.log(ratio(table)[0]), n + 1))
         s = np.append(s, last)
-        return (time_of(table, s[:-1]), s) if told_sigma else (t, s[: len(t) + 1])  # or not, where each sigma is told
+        return (time_of(table, s[:-1]), s) if sigma_input else (t, s[: len(t) + 1])  # as few as the times
 
     of_times = _lists(c, table, curve, whole_range=straight)
-    made = _build(c, table, list_of, _any_way(solvers.euler()), prediction=prediction)
-    if told_sigma:
-        return made._replace(prediction=parameterize.with_noise_input(made.prediction, lambda level: -level.lam / 4))
-    return made
+    scheduler = _build(c, table, list_of, _any_way(solvers.euler()), prediction=prediction)
+    if not sigma_input:
+        return scheduler
+    return scheduler._replace(
+        prediction=parameterize.with_noise_input(scheduler.prediction, lambda level: -level.lam / 4)
+    )
 
 
 def euler_ancestral(c: Fields) -> Scheduler:
@@ -153,7 +155,8 @@ def _lists(
         if curve is None:
             return t, s
         first, last = ratio(table)[[-1, 0]] if whole_range else s[[0, -1]]
-        first, last = (own if given is None or not ends else given for own, given in ((first, high), (last, low)))
+        if ends:
+            first, last = (end if sigma is None else sigma for end, sigma in ((first, high), (last, low)))
         s = sigma_schedule(curve, n, first, last)
         return time_of(table, s), s
 
@@ -161,11 +164,11 @@ def _lists(
 
 
 def _to_clean(list_of: Callable[[int], tuple[np.ndarray, np.ndarray]]):
-    def whole(n: int) -> tuple[np.ndarray, np.ndarray]:
+    def to_clean(n: int) -> tuple[np.ndarray, np.ndarray]:
         t, s = list_of(n)
         return t, np.append(s, 0)
 
-    return whole
+    return to_clean
 
 
 def _build(

@@ -53,8 +53,8 @@ def pndm(c: Fields) -> Scheduler:
         if len(t) < 4:
             raise ValueError(f"PNDMScheduler begins with three Runge-Kutta steps: at least 4 steps, got {n}")
         half = T // n // 2
-        whole = np.repeat(t[:4], 2) + np.tile([half, 0], 4)  # each with its middle before it
-        rk = np.repeat(whole[1:], 2)[1:-1]
+        with_middle = np.repeat(t[:4], 2) + np.tile([half, 0], 4)  # each with its middle before it
+        rk = np.repeat(with_middle[1:], 2)[1:-1]
         return np.concatenate([rk, t[3:]]), rk
 
     def grid(n: int) -> Level:
@@ -133,12 +133,12 @@ def _move(prediction: Prediction, F: Array, x: Array, cur: Level, nxt: Level) ->
 
 def ipndm(c: Fields) -> Scheduler:
     """IPNDMScheduler: eps of a network that predicts v, orders 1 to 4; from pure noise x_0 is taken to be 0."""
-    given = c.take("trained_betas", None)
+    betas = c.take("trained_betas", None)
     c.skip("num_train_timesteps")
 
     def grid(n: int) -> Level:
         check(n, None)
-        sigma = np.sin(np.linspace(1, 0, n + 1) * np.pi / 2) ** 2 if given is None else np.asarray(given)
+        sigma = np.sin(np.linspace(1, 0, n + 1) * np.pi / 2) ** 2 if betas is None else np.asarray(betas)
         alpha = np.sqrt(1 - sigma**2)
         return levels(np.arctan2(sigma, alpha) / np.pi * 2, alpha, sigma)
 

@@ -41,7 +41,7 @@ REFINER = tensors(**{CROSS: (1536, 1280), VECTOR: (1536, 2560), "conditioner.emb
 def test_families(held, pipeline, scheduler, parts):
     single = read_single(held)
     assert single.fields["_class_name"] == pipeline and single.parts.keys() == parts
-    assert single.scheduler["_class_name"] == scheduler and not single.told
+    assert single.scheduler["_class_name"] == scheduler and not single.scheduler_overrides
     # Of all these models: the betas' square roots lie on a line, and steps are counted from 1.
     expected = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
     assert expected.items() <= single.scheduler.items()
@@ -60,8 +60,8 @@ def test_what_a_file_says_of_its_prediction():
     assert "prediction_type" not in base.scheduler
     painting = read_single(SD2 | tensors(**{"model.diffusion_model.input_blocks.0.0.weight": (320, 9, 3, 3)}))
     assert "prediction_type" not in painting.scheduler
-    told = read_single(XL | tensors(v_pred=(), ztsnr=())).told
-    assert told == {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+    overrides = read_single(XL | tensors(v_pred=(), ztsnr=())).scheduler_overrides
+    assert overrides == {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
 
 
 def test_refusals(tmp_path):
