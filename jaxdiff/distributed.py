@@ -1,4 +1,4 @@
-"""One run in many processes: each joins the others before it touches a device, and no failure leaves them waiting."""
+"""Runs of several processes: they join before any use of a device, and end together after a failure."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ from typing import Any
 
 from jaxdiff.faults import AGAIN
 
-# By hand: all three, or JAX_NUM_PROCESSES=1 for a process that shall stay alone wherever it is.
+# Set by hand: all three, or JAX_NUM_PROCESSES=1 for a single process in any environment.
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
-# Seconds until the others notice that a process is gone. JAX's own 100 are long where each costs a thousand chips.
+# Seconds until a dead process is detected. JAX's default of 100 is long if each second costs a thousand chips.
 HEARTBEAT = 30
 # Seconds that an orderly exit may take after a failure.
 GRACE = 10.0
 
 
 def join() -> bool:
-    """Join the other processes of this run, where the environment tells of others; before any use of a device.
+    """Join the other processes of this run, if the environment describes any; call it before any use of a device.
 
-    It tells by JAX_COORDINATOR_ADDRESS (HOST:PORT of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID; or it is a step
-    of SLURM or Open MPI, a TPU slice on Google's VMs or Kubernetes, or an indexed Job of Kubernetes, which JAX knows.
+    The environment has JAX_COORDINATOR_ADDRESS (HOST:PORT of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID; or it is
+    one that JAX detects: a step of SLURM or Open MPI, a TPU slice on Google's VMs or Kubernetes, or an indexed Job of
+    Kubernetes.
 
     Returns:
-        Whether there are others.
+        Whether there are other processes.
 
     Raises:
-        ValueError: the variables are incomplete or no numbers, or a Job's pods cannot find each other.
+        ValueError: the variables are incomplete or not numbers, or a Job's pods cannot find each other.
     """
     settings = arguments(os.environ)
     if settings is None:
@@ -44,20 +45,20 @@ def join() -> bool:
 
 
 def arguments(environ: Mapping[str, str]) -> dict[str, Any] | None:
-    """Return what `jax.distributed.initialize` needs, or None for a process without others.
+    """Return the arguments of `jax.distributed.initialize`, or None for a single process.
 
     Args:
-        environ: the environment's variables.
+        environ: the environment variables.
 
     Raises:
-        ValueError: as `join` does.
+        ValueError: as for `join`.
     """
     found = None if environ.get(COUNT) or environ.get(INDEX) else _launched(environ)
     return found or _by_hand(environ)
 
 
 def gather(tree: Any) -> Any:
-    """Collect the arrays that other processes hold parts of, as numpy's; each of them has to call this."""
+    """Collect arrays that are distributed over processes, as numpy arrays; all processes must call this."""
     import jax
     from jax.experimental import multihost_utils
 
@@ -70,9 +71,9 @@ def gather(tree: Any) -> Any:
 
 @contextmanager
 def end_together() -> Iterator[None]:
-    """End a process that fails at once, so that the others end, too, each with a line that says who failed first.
+    """End a failed process immediately, so that the others end, too; each prints which process failed first.
 
-    An orderly exit would wait for them, while they wait for this one within a collective (jax#38503).
+    An orderly exit would wait for the others, while they wait for this one within a collective (jax#38503).
     """
     try:
         yield
@@ -91,7 +92,7 @@ def end_together() -> Iterator[None]:
 
 
 def _first_to_fail(error: BaseException) -> str:
-    """Who of all processes failed first: the first to write that down with the process that they all ask."""
+    """Return which process failed first: the first one to record it in the coordination service."""
     import jax
     from jax._src import distributed  # there is no public way to JAX's coordination service
 
@@ -101,22 +102,22 @@ def _first_to_fail(error: BaseException) -> str:
     def ask() -> None:
         client: Any = distributed.global_state.client
         mine = f"process {jax.process_index()} failed first: {type(cause).__name__}: {cause}".splitlines()[0][:300]
-        with suppress(Exception):  # another one was
+        with suppress(Exception):  # another process was first
             client.key_value_set("jaxdiff/failed", mine)
         found.append(client.blocking_key_value_get("jaxdiff/failed", 1000))
 
     asking = threading.Thread(target=ask, daemon=True)
     with suppress(Exception):
         asking.start()
-        asking.join(3)  # seconds; nobody answers for a process that is gone
-    return found[0] if found else "process 0, which knows of the others, does not answer: look at what it says"
+        asking.join(3)  # seconds; a dead coordinator does not reply
+    return found[0] if found else "process 0, which coordinates the others, does not reply: see its output"
 
 
 @contextmanager
 def end_in_time() -> Iterator[None]:
     """End a process that fails within `GRACE` seconds.
 
-    An orderly exit waits for every thread, and one that writes a checkpoint may wait for what never comes.
+    An orderly exit waits for all threads, and one that writes a checkpoint may wait for ever.
     """
     try:
         yield
@@ -178,7 +179,7 @@ def _job(environ: Mapping[str, str]) -> dict[str, Any] | None:
         return None  # a Job of one pod, or the others' errors end this one
     raise ValueError(
         f"this is pod {environ['JOB_COMPLETION_INDEX']} of a Job: set {ADDRESS}, {COUNT} and {INDEX}, or install "
-        f"jax[k8s] to have them found; {COUNT}=1 is a run of its own"
+        f"jax[k8s] to have them found; {COUNT}=1 is a separate run"
     )
 
 

@@ -81,7 +81,7 @@ class Script:
         for name, path in self._files().items():
             there = folder / name
             if there.exists() and there.read_bytes() != path.read_bytes():
-                raise ValueError(f"{path} differs from {there}, which made this run: choose another --workdir")
+                raise ValueError(f"{path} differs from {there}, the file of this run: choose another --workdir")
 
     def keep(self, folder: Path) -> None:
         """Copy the file to `SOURCE` in a folder, and the imported modules of its folder, each atomically.

@@ -68,7 +68,7 @@ def test_it_is_kept_with_what_it_imports_and_found_again(write, tmp_path):
     main.check_kept(run)
     write("a/handy.py", "VALUE = 77\n")
     assert Script(run / SOURCE, kept=True).function("answer", "")() == 1311
-    with pytest.raises(ValueError, match=r"a/handy\.py differs from .*run/handy\.py, which made this run"):
+    with pytest.raises(ValueError, match=r"a/handy\.py differs from .*run/handy\.py, the file of this run"):
         main.check_kept(run)
     write("a/handy.py", "VALUE = 10\n")
     write("a/main.py", MAIN + "\n")

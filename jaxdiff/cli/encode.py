@@ -36,27 +36,27 @@ def command(
     batch: Count = 32,
     rows: Count = 4096,
 ) -> None:
-    """Write the latents of images: the autoencoder's mean and standard deviation, as a diffusion model sees them.
+    """Write the latents of images: the autoencoder's mean and standard deviation, in the scale of a diffusion model.
 
     Args:
-        directory: of an AutoencoderKL, or of a pipeline that has one; or a file of either.
-        out: the folder to write, of .npz files; with a prompt, prompts/classes.npz in it holds what is said of each
-            class and, last, of none.
+        directory: directory or file of an AutoencoderKL, or of a pipeline that has one.
+        out: folder for the .npz files; with a prompt, also for prompts/classes.npz: the embedding of each class's
+            prompt and, last, of the empty prompt.
         source: tfds:NAME, folder:PATH or fashion_mnist.
-        split: of the source.
+        split: split of the source.
         size: side of the images in pixels.
         flip: also write each image mirrored.
-        prompt: for a pipeline: what its text encoders are told of an image, whose class's name stands for {}.
-        base: for a prompt: a directory that gives what the other lacks; of a file the tokenizers, at least.
-        batch: images at a time, a multiple of the devices.
-        rows: examples in a file.
+        prompt: for a pipeline: prompt of an image; {} stands for the name of its class.
+        base: for a prompt: directory with the missing parts of the pipeline; for a file at least the tokenizers.
+        batch: images at a time, a multiple of the number of devices.
+        rows: examples per file.
     """
     _check_free(out)
     for name, value in (("batch", batch), ("rows", rows)):
         Range(1).check(name, value)
     texts = out / "prompts" / "classes.npz"
     if prompt and texts.exists():
-        raise ValueError(f"{texts} holds prompts already: choose another --out")
+        raise ValueError(f"{texts} already has prompts: choose another --out")
     try_folder(texts.parent if prompt else out, "--out")
     mesh = make_mesh()
     vae_folder = find_part(directory, "vae")

@@ -12,9 +12,9 @@ from typing import Any
 
 import jax
 
-# XLA stops a process that gives it a flag it does not know; jaxlib 0.10.2 and 0.12 know these.
+# XLA aborts the process on an unknown flag; jaxlib 0.10.2 and 0.12 have these.
 GPU_FLAGS = {
-    # Collectives run beside the computation; NVIDIA's own images of JAX set it, JAX does not.
+    # Overlaps collectives with computation; NVIDIA's images of JAX set it, JAX does not.
     "xla_gpu_enable_latency_hiding_scheduler": "true",
 }
 # mallopt's numbers of glibc's settings: which blocks are mapped one by one, and how much free heap is given back.

@@ -1,4 +1,4 @@
-"""A person's mistake told from a bug: the one ends with a sentence, the other keeps its traceback."""
+"""Distinction of user errors, which end with one sentence, from bugs, which keep their tracebacks."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _PACKAGE = Path(jaxdiff.__file__).parent
 
 
 def sentence(error: Exception) -> str | None:
-    """Say what was wrong with what a person gave, or None for an error that only its traceback explains.
+    """Return the message of a user error, or None for an error that needs its traceback.
 
-    A person's mistakes are what jaxdiff itself refuses, by a `raise ValueError` of its own; what an experiment refuses
-    by a `UserError`; and what the file system refuses. A ValueError out of JAX, numpy or an experiment is none.
+    User errors are ValueErrors that jaxdiff itself raises, `UserError`s of experiments, and errors of the file system.
+    A ValueError of JAX, numpy or an experiment is not a user error.
 
     Args:
-        error: what ended a command.
+        error: the error that ended a command.
     """
     if isinstance(error, UserError) or (isinstance(error, ValueError) and _refused_here(error)):
         return str(error)
@@ -29,7 +29,7 @@ def sentence(error: Exception) -> str | None:
 
 
 def _refused_here(error: Exception) -> bool:
-    """Whether a `raise` of ours began it; JAX leaves its frames out of tracebacks, so that our last is not enough."""
+    """Whether a `raise` of jaxdiff raised it; JAX hides its frames, so that jaxdiff's last frame is not sufficient."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -40,6 +40,6 @@ def _refused_here(error: Exception) -> bool:
 
 
 def _raises(code: CodeType, line: int) -> bool:
-    """Whether a line of a function is a `raise`; a frame that JAX has filtered tells its line, not its instruction."""
+    """Whether a line of a function is a `raise`; frames that JAX has filtered have a line, but no instruction."""
     parts = (code.co_code[start:end:2] for start, end, at in code.co_lines() if at == line)
     return any(dis.opmap["RAISE_VARARGS"] in part for part in parts)

@@ -1,4 +1,4 @@
-"""`jaxdiff plan EXPERIMENT --topology NAME`: what a run needs and can reach on chips that nobody has rented yet."""
+"""`jaxdiff plan EXPERIMENT --topology NAME`: memory and speed of a run on chips that this machine lacks."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def command(args: list[str]) -> None:
             f"\nNAME is a slice such as {EXAMPLES}.\nAll options: jaxdiff plan EXPERIMENT --help"
         )
         return
-    # What is computed here, a table of betas say, is computed on the CPU, whatever this machine has; and the time that
-    # compiling takes is told, which a cache would hide.
+    # Arrays, e.g. a table of betas, are computed on the CPU, whatever this machine has. The plan reports the time of
+    # compilation, which a cache would hide.
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)
     path, *rest = args

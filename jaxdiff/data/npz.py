@@ -25,8 +25,8 @@ class Array(NamedTuple):
     Attributes:
         name: name without the suffix.
         member: entry in the archive.
-        shape: of the array.
-        dtype: of the array.
+        shape: shape of the array.
+        dtype: dtype of the array.
         fortran: whether the first axis varies fastest.
         header: bytes before the elements.
     """

@@ -49,7 +49,7 @@ class Program(NamedTuple):
     """A compiled program.
 
     Attributes:
-        memory: of one device.
+        memory: bytes of one device.
         module: the parsed text of the program; None: the program does not fit.
         traced_flops: operations of the traced program on all devices together (see `flops.of_jaxpr`).
         model_flops: operations of the model alone: three times the loss for a train step, since a gradient costs two

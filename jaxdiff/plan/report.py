@@ -45,13 +45,13 @@ class Estimate:
         mesh: sizes by axis.
         batch: examples of all devices.
         remat: the experiment's policy, "" if it has none.
-        memory: of the program.
+        memory: memory of the program.
         capacity: bytes of a device; None: a simulated one.
         fits: whether the program fits into one device.
-        flops: of matrix products and convolutions, as compiled; None: the program does not fit.
-        model_flops: those of the model alone.
-        bytes: read from and written to the device's large memory.
-        collectives: of the program.
+        flops: operations of matrix products and convolutions, as compiled; None: the program does not fit.
+        model_flops: operations of the model alone.
+        bytes: bytes read from and written to the device's large memory.
+        collectives: collectives of the program.
         roofline: lower bounds of the time; None: the chip has no published figures, or the program does not fit.
         compile_seconds: on this machine.
     """
@@ -78,7 +78,7 @@ def estimate(program: Program, slice: Topology, mesh: Mesh, *, title: str, batch
     Args:
         program: from `compiling`.
         slice: devices that would run the program.
-        mesh: of the slice's devices.
+        mesh: mesh of the slice's devices.
         title: experiment and program.
         batch: examples of all devices.
         remat: the experiment's policy.
@@ -107,12 +107,12 @@ def roofline(
     """Bound a program's time by a chip's peak figures (Williams et al. 2009, doi:10.1145/1498765.1498785).
 
     Args:
-        chip: the figures.
-        mesh: of the program, for the links of each collective.
-        flops: of one device.
-        bytes: that one device reads and writes.
+        chip: figures of the chip.
+        mesh: mesh of the program, for the links of each collective.
+        flops: operations of one device.
+        bytes: bytes that one device reads and writes.
         sent: collectives of the program.
-        model_flops: of one device.
+        model_flops: operations of the model alone, of one device.
     """
     share = 1 / chip.devices
     out = chip.interconnect / 2 * share  # the published figure adds both directions

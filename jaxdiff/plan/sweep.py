@@ -43,7 +43,7 @@ def candidates(mesh: str | None, devices: int, knobs: dict[str, Any], free: Sequ
     Args:
         mesh: the user's mesh; None: try several.
         devices: number of devices of the slice.
-        knobs: of the experiment.
+        knobs: knobs of the experiment.
         free: which of "batch" and "remat" may vary.
     """
     batch = knobs.get("batch")
@@ -63,7 +63,7 @@ def sweep(tried: Sequence[Candidate], plan: Callable[[Candidate], Estimate]) -> 
     """Plan all candidates; a failure does not stop the others.
 
     Args:
-        tried: from `candidates`.
+        tried: candidates, from `candidates`.
         plan: candidate -> estimate.
 
     Returns:

@@ -108,8 +108,8 @@ def links(chip: Chip, mesh: Mesh, axes: tuple[str, ...]) -> float:
     """Return the share of a chip's links that a collective can use: the links along the torus dimensions that it spans.
 
     Args:
-        chip: of the slice.
-        mesh: of the slice's devices.
+        chip: chip of the slice.
+        mesh: mesh of the slice's devices.
         axes: mesh axes of the collective.
     """
     at = tuple(slice(None) if axis in axes else 0 for axis in mesh.axis_names)

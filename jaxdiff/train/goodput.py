@@ -115,7 +115,7 @@ def summary(records: Sequence[Record]) -> Summary:
     """Sum up the records of a run.
 
     Args:
-        records: from `Goodput`, in the order written.
+        records: records of `Goodput`, in the order of writing.
 
     Returns:
         The Summary. Steps that a later process repeated count as lost, and so does their time.

@@ -61,7 +61,7 @@ class Snapshots:
 
         Args:
             decays: decays of the run's averages, all from `ema.power`.
-            std: of the average, see `ema.power`.
+            std: relative width of the average, see `ema.power`.
             step: end of the average, the number of updates of a snapshot; None: the last.
             mesh: mesh of the parameters; None: the default device.
 

@@ -82,7 +82,7 @@ def test_prompts_that_are_there_are_kept(tmp_path, capsys):
     (tmp_path / "prompts" / "classes.npz").touch()
     with pytest.raises(SystemExit):
         main(["encode", "RUN", "--out", str(tmp_path), "--prompt", "a {}"])
-    assert "holds prompts already" in capsys.readouterr().err
+    assert "already has prompts" in capsys.readouterr().err
     assert places.try_folder(tmp_path / "prompts", "--out") is None
 
 

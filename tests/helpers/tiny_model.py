@@ -8,14 +8,14 @@ from safetensors.numpy import save_file
 
 from jaxdiff.interop.formats.config import Fields
 from jaxdiff.interop.models.architecture import ModelSpec
-from jaxdiff.schema import whole
+from jaxdiff.schema import whole_number
 
 CONFIG = {"_class_name": "Tiny", "_diffusers_version": "0.1", "width": 8, "act": "silu"}
 
 
 def tiny(config, dtype):
     """A network of every kind of leaf, whose equal layers are stacked."""
-    c = Fields(config, "Tiny", dict.fromkeys(("width", "layers"), whole(1, 10**6)))
+    c = Fields(config, "Tiny", dict.fromkeys(("width", "layers"), whole_number(1, 10**6)))
     c.only("act", "silu")
     width, layers = c.take("width", 8), c.take("layers", 3)
     c.done()
