@@ -56,8 +56,8 @@ def tokenizer(directory: str | Path, *, length: int | None = None) -> Tokenizer:
 
     Returns:
         texts -> (ids int32[B, length], mask bool[B, length]). Longer texts are truncated before their end token;
-        shorter ones are padded. The mask is True for the text and its start and end tokens. It depends on positions, not on
-        ids, since some models pad with the end token.
+        shorter ones are padded. The mask is True for the text and its start and end tokens. It depends on positions,
+        not on ids, since some models pad with the end token.
 
     Raises:
         ValueError: none of these files exist, or they define no length or padding.
