@@ -37,26 +37,26 @@ def load(
 ) -> Pretrained:
     """Load a model from a Hugging Face directory, or from a checkpoint of Stable Diffusion or Flux in one file.
 
-    Tensors go one by one from the file to their devices: the host holds one at a time, or some small ones.
+    Tensors are copied from the file to their devices one by one, so that the host stores only one, or a few small ones.
 
     Args:
-        path: the directory, with config.json and safetensors files; of several the one that has the class's own name
-            is read, then that name with a variant, then the only one. Or a file or index in it; a single file of one
-            model in its authors' names; a part of a single file, such as "sdxl.safetensors/vae".
-        variant: of the weights in a directory, such as "fp16".
-        config: fields that do not follow from a single file's tensors, such as scaling_factor, or that replace
-            those that were read.
-        dtype: of the computation.
-        param_dtype: of the parameters; None: as in the file.
-        place: tree of shapes -> tree of shardings, such as `lambda t: train.shard_params(t, mesh)`; None: the
-            default device.
+        path: a directory with config.json and safetensors files: the file with the class's own name, or that name with
+            a variant, or the only file. Or a file or index in a directory; a single file of one model with the names
+            of its authors; or a part of a single file, e.g. "sdxl.safetensors/vae".
+        variant: variant of the weights in a directory, e.g. "fp16".
+        config: fields that do not follow from the tensors of a single file, e.g. scaling_factor, or that replace
+            fields of the file.
+        dtype: dtype of the computation.
+        param_dtype: dtype of the parameters; None: as in the file.
+        place: tree of shapes -> tree of shardings, e.g. `lambda t: train.shard_params(t, mesh)`; None: the default
+            device.
 
     Returns:
         The model.
 
     Raises:
-        ValueError: the class is not known, a field of the config is not supported, it is not clear which of several
-            files or parts is meant, or the tensors are not those that the config asks for; the message lists them.
+        ValueError: the class is unknown, a field of the config is not supported, several files or parts match, or the
+            tensors are not those of the config; the message lists them.
     """
     fields, tensors = read_model(path, config)
     spec = architecture(fields, dtype)
@@ -71,15 +71,15 @@ def load(
 def save(loaded: Pretrained, directory: str | Path, *, shard_bytes: int = 5 * 10**9) -> None:
     """Save a model as a Hugging Face directory, which diffusers or transformers load in PyTorch.
 
-    The type of the parameters in a config, which transformers casts to, becomes that of these parameters.
+    The dtype in the config, to which transformers casts the parameters, is set to that of these parameters.
 
     Args:
-        loaded: the model; every device's part of its parameters must be of this process.
-        directory: is made where it does not exist; must hold no weights.
-        shard_bytes: the largest size of a file; more than one get an index.
+        loaded: the model; all shards of its parameters must be on devices of this process.
+        directory: where to save; created if missing. It must not contain weights.
+        shard_bytes: maximal size of a file; several files get an index.
 
     Raises:
-        ValueError: the directory holds weights, or the parameters are not those of the config.
+        ValueError: the directory contains weights, or the parameters are not those of the config.
     """
     directory = Path(directory)
     spec = architecture(loaded.config)
@@ -91,8 +91,8 @@ def save(loaded: Pretrained, directory: str | Path, *, shard_bytes: int = 5 * 10
     config = {k: dtype if k in ("dtype", "torch_dtype") and v else v for k, v in loaded.config.items()}
     files = _split(loaded.params, spec, shard_bytes)
     index: dict[str, str] = {}
-    # Everything is written before anything has its name. The names come in the reverse order: the config, which no
-    # weights next to it contradict, since there are none, and last those by which the weights are found.
+    # All files are written before any is renamed. Renaming goes in the reverse order: first the config, which has no
+    # weights next to it yet that could contradict it, and last the file by which the weights are found.
     with contextlib.ExitStack() as stack:
         if len(files) > 1:
             listing = stack.enter_context(replacing(directory / f"{spec.weights}.safetensors.index.json"))
@@ -115,7 +115,7 @@ def _json(value: Any) -> str:
 
 
 def _split(params: Any, spec: ModelSpec, max_bytes: int) -> list[list[str]]:
-    """The keys in files of at most `max_bytes` bytes, or of one tensor."""
+    """Distribute the keys over files of at most `max_bytes` bytes, or of one tensor."""
     files: list[list[str]] = []
     size = 0
     for key, spot in places(params, spec.rename).items():

@@ -1,7 +1,7 @@
-"""Where a model lies: a directory, a file in it, or a part of a checkpoint in one file.
+"""Locations of models: a directory, a file in it, or a part of a single-file checkpoint.
 
-A part is named as if the file were a directory: "sdxl.safetensors/vae". So whatever takes a pipeline's directory takes
-such a file as well.
+The path of a part treats the file as a directory: "sdxl.safetensors/vae". So a single file may replace a pipeline's
+directory everywhere.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ Config = dict[str, Any]
 
 
 def read_model(path: str | Path, overrides: Mapping[str, Any] | None = None) -> tuple[Config, dict[str, Any] | None]:
-    """Read a model's config, and open its tensors where the path names their file.
+    """Read a model's config, and open its tensors if the path names their file.
 
     Args:
         path: a directory with config.json; a file or an index in such a directory; a single-file checkpoint of one
             model; or FILE/PART of several.
-        overrides: fields of the config that do not follow from a file, or that replace those that do.
+        overrides: fields of the config that do not follow from a file, or that replace those of the file.
 
     Returns:
         (fields, the class in `_class_name`; the tensors by name, or None for a directory).
 
     Raises:
-        ValueError: there is no config, the file holds several models and none is named, or not the one that is.
+        ValueError: there is no config, the file contains several models and the path names none, or not the named one.
     """
     overrides = dict(overrides or {})
     file, part = _split(Path(path))
@@ -53,7 +53,7 @@ def read_model(path: str | Path, overrides: Mapping[str, Any] | None = None) -> 
         raise ValueError(
             f"{file} holds {listed(single.parts)}: name one of them, as in {file / next(iter(single.parts))}"
         )
-    # A config next to the file has what does not follow from tensors, where it is of this class.
+    # A config of this class next to the file adds fields that do not follow from the tensors.
     kind, read = single.parts[name]
     if len(single.parts) == 1 and near is not None and near["_class_name"] == kind:
         overrides = near | overrides
@@ -64,15 +64,15 @@ def read_model(path: str | Path, overrides: Mapping[str, Any] | None = None) -> 
 
 
 def read_fields(path: str | Path) -> Config:
-    """The fields of a model's config, the class in `_class_name`; see `read_model`."""
+    """Return the fields of a model's config, with its class in `_class_name`; see `read_model`."""
     return read_model(path)[0]
 
 
 def open_single(path: Path) -> Single | None:
-    """What a checkpoint in one file holds; None for a directory.
+    """Open a single-file checkpoint; return None for a directory.
 
     Raises:
-        ValueError: the file is none.
+        ValueError: the file is no such checkpoint.
     """
     if not is_file(path):
         return None
@@ -83,7 +83,7 @@ def open_single(path: Path) -> Single | None:
 
 
 def find_part(path: str | Path, *names: str) -> Path:
-    """The first of some models that a pipeline has, in its directory or its file; otherwise the path itself."""
+    """Return the path of the first of these models in a pipeline, a directory or file; else the path itself."""
     path = Path(path)
     if is_file(path):
         single = read_single(open_tensors(path))
@@ -94,7 +94,7 @@ def find_part(path: str | Path, *names: str) -> Path:
 
 
 def pipeline_of(path: str | Path) -> Path:
-    """The directory or the file of the pipeline that a model is a part of."""
+    """Return the directory or file of the pipeline that contains a model."""
     file, part = _split(Path(path))
     if part is not None or (is_file(file) and read_single(open_tensors(file)) is not None):
         return file
@@ -106,7 +106,7 @@ def _split(path: Path) -> tuple[Path, str | None]:
 
 
 def is_file(path: Path) -> bool:
-    """Whether a path names a file of weights, which may be missing."""
+    """Return whether a path names a file of weights, which may be missing."""
     return path.suffix in (".safetensors", ".json", *PICKLES) and not path.is_dir()
 
 

@@ -1,1 +1,1 @@
-"""Adapters of networks, such as LoRA's: what a file calls the modules, and what it changes in them."""
+"""Adapters of networks, e.g. LoRA: the names of modules in a file, and the changes of their kernels."""

@@ -1,13 +1,13 @@
-"""What the tensors of an adapter change a kernel by: low rank, its Hadamard and Kronecker products, and DoRA.
+"""Changes of a kernel by adapters: low rank, Hadamard and Kronecker products of low rank, and DoRA.
 
-With PyTorch's layout of kernels, [out, in, *size], and the scale s = alpha / rank:
+With PyTorch's layout of kernels, [out, in, *size], and scale s = alpha / rank, the change is
 
-    LoRA   s up down (Hu et al. 2021, eq. 3); of a convolution with `mid` in the middle s sum_mn up_om mid_mn down_ni
-    LoHa   s (w1_a w1_b) * (w2_a w2_b), element by element (Hyeon-Woo et al. 2022, arXiv:2108.06098, eq. 3)
-    LoKr   s w1 (x) w2, Kronecker's product, each of which may be a product w_a w_b (Yeh et al. 2024, arXiv:2309.14859)
-    DoRA   m (W + change) / |W + change| - W, the norm of each output's row (Liu et al. 2024, arXiv:2402.09353, eq. 5)
+    LoRA   s up down (Hu et al. 2021, eq. 3); for convolutions with `mid`: s sum_mn up_om mid_mn down_ni
+    LoHa   s (w1_a w1_b) * (w2_a w2_b), elementwise (Hyeon-Woo et al. 2022, arXiv:2108.06098, eq. 3)
+    LoKr   s w1 (x) w2, Kronecker product; each factor may be a product w_a w_b (Yeh et al. 2024, arXiv:2309.14859)
+    DoRA   m (W + change) / |W + change| - W, norms of each output's row (Liu et al. 2024, arXiv:2402.09353, eq. 5)
 
-A core t [r, r, *size] of a convolution makes t_mn.. a_mo b_ni of two factors a [r, out] and b [r, in].
+With a convolution's core t [r, r, *size], the product of a [r, out] and b [r, in] is t_mn.. a_mo b_ni.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import numpy as np
 
 __all__ = ["Change", "Group", "ending", "rank_of", "read_change", "unread"]
 
-Group = Mapping[str, tuple[str, Any]]  # what a tensor holds -> (its name, the tensor)
+Group = Mapping[str, tuple[str, Any]]  # role of a tensor -> (its name, the tensor)
 Change = tuple[np.ndarray, np.ndarray] | np.ndarray  # (down [r, in, *size], up [out, r]), or the change itself
 
-# The end of a tensor's name, and what it holds; what stands before it names the module. Older names of diffusers
-# write "to_q_lora" for the module "to_q", hence the underscore.
+# Endings of tensors' names, and the roles of the tensors; the rest of a name is the module. Older names of diffusers
+# have "to_q_lora" for the module "to_q", hence the underscore.
 ENDS = {
     r"\.lora_A(\.\w+)?\.weight": "down",
     r"\.lora_B(\.\w+)?\.weight": "up",
@@ -48,7 +48,7 @@ ENDS = {
 }
 LORA = {"down", "up"}
 LOHA = {f"hada_w{i}_{side}" for i in (1, 2) for side in "ab"}
-# Kinds that are not read, by what their tensors' names end in.
+# Kinds that are not supported, and the endings of their tensors' names.
 UNREAD = {
     "OFT and BOFT": r"\.(b?oft_\w+|rescale)(\.\w+)*$",
     "GLoRA": r"\.[ab][12]\.weight$",
@@ -61,7 +61,7 @@ UNREAD = {
 
 
 def ending(name: str) -> tuple[str, str | None]:
-    """(module, what the tensor holds), the latter None where the name is not understood."""
+    """Split a name into the module and the role of the tensor, which is None for an unknown name."""
     for end, role in ENDS.items():
         if match := re.fullmatch(f"(.+?){end}", name):
             return match[1], role
@@ -69,13 +69,13 @@ def ending(name: str) -> tuple[str, str | None]:
 
 
 def unread(names: Iterable[str]) -> list[str]:
-    """The kinds of adapters that are not read, which tensors of these names are of."""
+    """Return the unsupported kinds of adapters to which tensors of these names belong."""
     names = list(names)
     return [kind for kind, end in UNREAD.items() if any(re.search(end, name) for name in names)]
 
 
 def rank_of(group: Group) -> int | None:
-    """The rank that alpha is divided by; None where nothing is factored (LoKr), and there is no scale."""
+    """Return the rank that divides alpha; None without factors (LoKr), where there is no scale."""
     for role in ("down", "hada_w1_b", "lokr_w1_b", "lokr_w2_b"):
         if role in group:
             name, tensor = group[role]
@@ -90,15 +90,15 @@ def read_change(group: Group, shape: tuple[int, ...], scale: float, weight: Call
 
     Args:
         group: its tensors.
-        shape: of the kernel, [out, in, *size].
+        shape: shape of the kernel, [out, in, *size].
         scale: alpha / rank.
-        weight: the kernel, which DoRA needs.
+        weight: returns the kernel, which DoRA needs.
 
     Returns:
-        In float64, scaled.
+        The scaled change in float64.
 
     Raises:
-        ValueError: a tensor is missing, or is not of such a kernel.
+        ValueError: a tensor is missing, or does not fit the kernel.
     """
     values = {role: np.asarray(tensor[()], np.float64) for role, (_, tensor) in group.items()}
     roles = values.keys() - {"alpha", "magnitude", "dora_scale"}
@@ -133,7 +133,7 @@ def _low_rank(values: Mapping[str, np.ndarray], shape: tuple[int, ...], scale: f
         _check_size(out * (values["mid"].size // rank) * (down.size // rank) // rank, shape)
         down = np.tensordot(values["mid"], down.reshape(rank, -1), ((1,), (0,)))  # [m, *size, in]
         down = np.moveaxis(down, -1, 1)
-    # A 1x1 convolution and a dense layer are the same: some files have one for the other.
+    # Some files have a 1x1 convolution for a dense layer, or the reverse.
     if up.shape[:2] != (out, rank):
         raise ValueError(f"up must have {out} rows of {rank}")
     return down.reshape(rank, *inside), scale * up.reshape(out, rank)
@@ -149,7 +149,7 @@ def _product(values: Mapping[str, np.ndarray], name: str, core: str, shape: tupl
 
 
 def _check_size(size: int, shape: tuple[int, ...]) -> None:
-    """Before it is made: small factors may have a product that no memory holds."""
+    """Check the size of a product before it is computed: small factors may have a product that exceeds the memory."""
     if size > math.prod(shape):
         raise ValueError(f"they make {size:,} numbers, and the kernel has {math.prod(shape):,}")
 
@@ -159,7 +159,7 @@ def _decomposed(
 ) -> np.ndarray:
     delta = np.tensordot(change[1], change[0], 1) if isinstance(change, tuple) else change
     merged = weight + delta
-    # dora_scale [1, in, ...] is of the inputs' columns, as some files have it.
+    # In some files dora_scale is [1, in, ...], for the columns of the inputs.
     scale = values["dora_scale" if "dora_scale" in values else "magnitude"]
     columns = "dora_scale" in values and scale.ndim > 1 and scale.shape[0] == 1 != shape[0]
     kept = 1 if columns else 0

@@ -1,6 +1,6 @@
-"""Files of adapters: those of diffusers and PEFT, old and new, of kohya's scripts and of LyCORIS.
+"""Files of adapters from diffusers and PEFT, old and new, from kohya's scripts and from LyCORIS.
 
-A file names an adapted module in one of four ways:
+The name of an adapted module has one of four forms:
 
     unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight      by its key
     unet.down_blocks.0.[...].attn1.processor.to_q_lora.down.weight                     by diffusers' older key
@@ -34,38 +34,38 @@ from jaxdiff.storage import parse_json, read_json, replacing
 
 __all__ = ["load_lora", "save_lora"]
 
-FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
+FILE = "pytorch_lora_weights.safetensors"  # diffusers' default name
 ALPHA = number(-1e9, 1e9)
 METADATA = "lora_adapter_metadata"
-# PEFT's settings of a scale; others are not used here.
+# PEFT's settings that determine the scale; others are not used.
 SETTINGS = {
     "r": whole_number(1, 2**20), "lora_alpha": ALPHA, "alpha": ALPHA, "use_rslora": FLAG,
     "rank_pattern": mapping(whole_number(1, 2**20), 100_000), "alpha_pattern": mapping(ALPHA, 100_000),
 }  # fmt: skip
-Layers = dict[int | None, Change]  # by layer of a stacked kernel, otherwise by None
+Layers = dict[int | None, Change]  # by layer of a stacked kernel, else by None
 
 
 def load_lora(path: str | Path, models: Mapping[str, Pretrained], *, dtype: Any = jnp.float32) -> dict[str, Any]:
     """Read a file of adapters, for `networks.lora.merge` and `adapted` with a scale of 1.
 
-    LoRA, also that of a convolution in three parts (`lora_mid`), gives pairs `down` and `up`, with the file's
-    alpha / rank multiplied into `up`. LoHa, LoKr and DoRA change a kernel by what is of no low rank: they give that
-    change as `delta`, as large as the kernel. Where adapters of stacked layers have several ranks, or some layers have
-    none, they are filled up with zeros.
+    For LoRA, also with a convolution's third factor (`lora_mid`), the result is a pair of `down` and `up`, with the
+    file's alpha / rank multiplied into `up`. LoHa, LoKr and DoRA are not of low rank: the result is the change of the
+    kernel, `delta`. If adapters of stacked layers have different ranks, or some layers have none, they are padded with
+    zeros.
 
     Args:
         path: a .safetensors file, or a directory with one.
-        models: the networks by the name that the file has for them: "unet", "transformer", "text_encoder",
-            "text_encoder_2". A file without such names needs a single one. Of their parameters the shapes matter; for
-            DoRA the numbers, too.
-        dtype: of the adapters.
+        models: the networks by their names in the file: "unet", "transformer", "text_encoder", "text_encoder_2". A
+            file without such names needs a single network. Only the shapes of the parameters are used, and for DoRA
+            their values.
+        dtype: dtype of the adapters.
 
     Returns:
-        The adapters by the same names, of the networks that the file adapts.
+        The adapters by the same names, for the networks that the file adapts.
 
     Raises:
-        ValueError: tensors that belong to no kernel of these networks or are of another kind of adapter, tensors that
-            are missing, or other shapes than the kernels'; the message lists them.
+        ValueError: tensors belong to no kernel of these networks or to an unsupported kind of adapter, are missing, or
+            do not fit the kernels; the message lists them.
     """
     file = _file(Path(path))
     networks = {name: network(loaded) for name, loaded in models.items()}
@@ -104,19 +104,19 @@ def load_lora(path: str | Path, models: Mapping[str, Pretrained], *, dtype: Any 
 def save_lora(
     directory: str | Path, adapters: Mapping[str, Any], models: Mapping[str, Pretrained], *, scale: float = 1.0
 ) -> Path:
-    """Write adapters as diffusers does; `pipeline.load_lora_weights(directory)` reads them in PyTorch.
+    """Save adapters in diffusers' format; `pipeline.load_lora_weights(directory)` loads them in PyTorch.
 
     Args:
-        directory: is made where it does not exist; must not hold such a file.
-        adapters: by the networks' names; see `load_lora`.
-        models: the networks.
-        scale: alpha / rank that they were trained with; it is multiplied into `up`.
+        directory: where to save; created if missing. It must not contain such a file.
+        adapters: adapters by the networks' names; see `load_lora`.
+        models: the networks by the same names.
+        scale: alpha / rank of the training, which is multiplied into `up`.
 
     Returns:
         The file.
 
     Raises:
-        ValueError: there is such a file, or an adapter is of no kernel of its network, or of no low rank.
+        ValueError: the file exists, or an adapter belongs to no kernel of its network, or is not of low rank.
     """
     path = Path(directory) / FILE
     if path.exists():
@@ -141,7 +141,7 @@ def save_lora(
 def _single(
     tree: Any, stacked: set[tuple[str, ...]]
 ) -> Iterator[tuple[tuple[str, ...], int | None, np.ndarray, np.ndarray]]:
-    """Adapters one by one: (path of the kernel, layer, down, up); not those that are zero, of layers without any."""
+    """Yield adapters as (path of the kernel, layer, down, up), except zeros, which stand for layers without one."""
     for path, pair in pairs(tree):
         if "delta" in pair:
             raise ValueError(
@@ -161,7 +161,7 @@ def _file(path: Path) -> Path:
 
 
 def _settings(file: Path) -> dict[str, Any]:
-    """PEFT's settings, from the file's metadata or from adapter_config.json."""
+    """Read PEFT's settings from the file's metadata or from adapter_config.json."""
     metadata, path = open_metadata(file), file.with_name("adapter_config.json")
     if METADATA in metadata:
         return parse_json(metadata[METADATA], f"{METADATA} of {file}")
@@ -169,7 +169,7 @@ def _settings(file: Path) -> dict[str, Any]:
 
 
 def _scale(group: Group, settings: Mapping[str, Any], name: str) -> float:
-    """Alpha / rank of a module; PEFT's settings have them by pattern, with or without the network's name."""
+    """Return a module's alpha / rank; PEFT's settings have them by pattern, with or without the network's name."""
     model, _, module = name.partition(".")
     settings = {key.removeprefix(f"{model}."): value for key, value in settings.items()}
     settings = {
@@ -184,7 +184,7 @@ def _scale(group: Group, settings: Mapping[str, Any], name: str) -> float:
     if rank is None:
         rank = of_module("rank_pattern", settings.get("r"))
         if rank is None:
-            return 1.0  # nothing is factored: LyCORIS writes an alpha that is the rank it was asked for
+            return 1.0  # no factors: LyCORIS then stores the requested rank as alpha
     elif "alpha" in group:
         return float(np.asarray(group["alpha"][1][()]).reshape(())) / rank
     alpha = of_module("alpha_pattern", settings.get("lora_alpha", settings.get("alpha", rank)))
@@ -192,9 +192,9 @@ def _scale(group: Group, settings: Mapping[str, Any], name: str) -> float:
 
 
 def _matches(pattern: str, module: str) -> bool:
-    """Whether a module's name ends in what a pattern of PEFT's matches: a name, or a regular expression.
+    """Return whether the end of a module's name matches PEFT's pattern, a name or a regular expression.
 
-    An untrusted expression may take for ever; so of repetitions there are two at most, and none of a group.
+    Untrusted expressions may take exponential time, so at most two repetitions are allowed, and none of groups.
     """
     repeats = sum(map(pattern.count, "*+?"))
     if len(pattern) > 300 or repeats > 2 or "{" in pattern or re.search(r"\)[*+?]", pattern):
@@ -206,7 +206,7 @@ def _matches(pattern: str, module: str) -> bool:
 
 
 def _weight(params: Any, targets: tuple[Target, ...]) -> np.ndarray:
-    """The kernels of a file's module as one, [out, in, *size]."""
+    """Join the kernels of a file's module, [out, in, *size]."""
     first = targets[0].place
     weight = np.empty((sum(target.place.shape[0] for target in targets), *first.shape[1:]))
     for _, place, rows in targets:
@@ -219,7 +219,7 @@ def _weight(params: Any, targets: tuple[Target, ...]) -> np.ndarray:
 
 
 def _of(change: Change, target: Target) -> Change:
-    """A kernel's part of a change, in our layout: (down [*size, in, rank], up [rank, out]), or [*size, in, out]."""
+    """Return a kernel's part of a change: (down [*size, in, rank], up [rank, out]), or [*size, in, out]."""
     _, place, rows = target
     if not isinstance(change, tuple):
         return change[rows].transpose(place.axes)
@@ -251,6 +251,6 @@ def _pair(layers: Mapping[int | None, Any], shape: tuple[int, ...]) -> dict[str,
 def _delta(layers: Mapping[int | None, Change], shape: tuple[int, ...]) -> np.ndarray:
     delta = np.zeros(shape)
     for layer, change in layers.items():
-        # Layers of one kernel may be adapted in several ways.
+        # The layers of a kernel may have different kinds of adapters.
         delta[... if layer is None else layer] = change[0] @ change[1] if isinstance(change, tuple) else change
     return delta

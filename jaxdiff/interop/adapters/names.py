@@ -1,8 +1,8 @@
-"""What files of adapters call a network's modules.
+"""Names of a network's modules in files of adapters.
 
-A name may hold underscores in place of dots, and then cannot be taken apart. So names are made from the network's keys,
-and the file's are looked up among them. In its authors' names a module of Stable Diffusion 3 or Flux may stand for
-several, each with some of its rows.
+Names with underscores instead of dots cannot be parsed. So all possible names are derived from the network's keys, and
+the file's names are looked up among them. In the names of the authors, a module of Stable Diffusion 3 or Flux may stand
+for several modules, each with some of its rows.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from jaxdiff.interop.models.transformer_names import flux_modules, rows, sd3_mod
 __all__ = ["Network", "Target", "find", "kernels", "network"]
 
 DENOISERS = "unet", "transformer"
-# What a name begins with, and the networks that may be meant.
+# Prefixes of names, and the networks they may refer to.
 PREFIXES = {
     "lora_unet_": DENOISERS,
     "lora_transformer_": DENOISERS,
@@ -42,12 +42,12 @@ TABLES = {"FluxTransformer2DModel": flux_modules, "SD3Transformer2DModel": sd3_m
 
 
 class Target(NamedTuple):
-    """A kernel that a file's module adapts.
+    """A kernel that belongs to a file's module.
 
     Attributes:
         module: its key without ".weight".
-        place: where it is.
-        rows: of the file's module that are this kernel's.
+        place: its slot in the parameters.
+        rows: rows of the file's module that belong to this kernel.
     """
 
     module: str
@@ -56,20 +56,20 @@ class Target(NamedTuple):
 
 
 class Network(NamedTuple):
-    """A network's modules with a kernel, by every name that a file may have for them; None where two share a name."""
+    """Modules with a kernel by all their possible names in a file; None for names that are ambiguous."""
 
     spec: ModelSpec
     modules: dict[str, tuple[Target, ...] | None]
 
 
 def kernels(loaded: Pretrained, spec: ModelSpec) -> dict[str, TensorSlot]:
-    """The modules with a kernel, by key without ".weight"."""
+    """Return the slots of modules with a kernel, by key without ".weight"."""
     known = places(loaded.params, spec.rename).items()
     return {key.removesuffix(".weight"): place for key, place in known if place.path[-1] == "kernel"}
 
 
 def network(loaded: Pretrained) -> Network:
-    """A network with all names of its modules."""
+    """Return a network with all names of its modules."""
     spec = architecture(loaded.config)
     slots = kernels(loaded, spec)
     targets_of: dict[str, tuple[Target, ...] | None] = {}
@@ -94,7 +94,7 @@ def _named(slots: Mapping[str, TensorSlot], config: Mapping[str, Any]) -> Iterat
 
 
 def _names(module: str) -> set[str]:
-    # A file may name a text encoder's modules from outside or from inside of the one module that wraps them all.
+    # Names of a text encoder's modules may contain or omit the module that wraps all others.
     inside = module.removeprefix("text_model.")
     names = {module, inside, f"text_model.{inside}"}
     # diffusers' older names: "to_out_lora" for "to_out.0"; in text encoders "to_q_lora" for "q_proj".
@@ -104,7 +104,7 @@ def _names(module: str) -> set[str]:
 
 
 def _blocks(config: Mapping[str, Any]) -> dict[str, str]:
-    """A U-Net's blocks by diffusers' names -> those of Stable Diffusion's original code."""
+    """Map diffusers' names of a U-Net's blocks to those of Stable Diffusion's original code."""
     layers = config.get("layers_per_block", 2)
     if config["_class_name"] != "UNet2DConditionModel" or not isinstance(layers, int):
         return {}
@@ -113,7 +113,7 @@ def _blocks(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _original(module: str, blocks: Mapping[str, str]) -> str:
-    """A module of diffusers' U-Net by the name in the original code, which kohya's SDXL files use."""
+    """Return the name of a U-Net's module in the original code, which kohya's SDXL files use."""
     embedding = {f"add_embedding.linear_{i}": f"label_emb.0.{2 * (i - 1)}" for i in (1, 2)}
     match = re.fullmatch(r"((?:\w+_blocks\.\d+|mid_block)\.(\w+)\.\d+)\.(.+)", module)
     if match is None or match[1] not in blocks:
@@ -123,7 +123,7 @@ def _original(module: str, blocks: Mapping[str, str]) -> str:
 
 
 def find(name: str, networks: Mapping[str, Network]) -> tuple[str, tuple[Target, ...]]:
-    """What a file means by a module: (network, its kernels); no kernels where there are none."""
+    """Return the network and the kernels of a module in a file; no kernels if there are none."""
     candidates = [(model, name.removeprefix(f"{model}.")) for model in networks if name.startswith(f"{model}.")]
     for prefix, meant in PREFIXES.items():
         candidates += [(model, name.removeprefix(prefix)) for model in meant if name.startswith(prefix)]

@@ -1,1 +1,1 @@
-"""Files of other projects: tensors, their keys, and the fields of configs; no model is known here."""
+"""Files of other projects: tensors, their keys, and the fields of configs, independent of models."""

@@ -10,8 +10,8 @@ from jaxdiff.schema import Kind
 
 __all__ = ["Fields"]
 
-# What does not change the network: where it came from, how it was stored, how it was trained; the second line is
-# what diffusers' EMAModel writes into the config of the average that it saves.
+# Fields that do not change the network: its origin, storage and training. The second line are fields that diffusers'
+# EMAModel adds to the config of a saved average.
 NOTES = {
     "architectures", "dtype", "gradient_checkpointing", "model_type", "torch_dtype", "transformers_version",
     "decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup",
@@ -19,15 +19,14 @@ NOTES = {
 
 
 class Fields:
-    """Reads a config's fields, each of the type and in the range of the schema, and in the end refuses those that were
-    not read.
+    """The fields of a config, checked against the schema when read; fields that were not read are an error.
 
-    A field that is not understood may change the function that the network computes: it is an error, and not ignored.
+    An unknown field may change the function that the network computes, so it is not ignored.
 
     Args:
         config: the fields by name.
         kind: name of the class, for messages.
-        own_schema: what fields of this class may hold, where that differs from the schema.
+        own_schema: entries that replace those of the schema for this class.
     """
 
     def __init__(self, config: Mapping[str, Any], kind: str, own_schema: Mapping[str, Kind] | None = None):
@@ -35,13 +34,13 @@ class Fields:
         self._schema = FIELDS | dict(own_schema or {})
 
     def take(self, name: str, default: Any) -> Any:
-        """The field, or its default in that class; lists come as tuples.
+        """Return a field, or its default in the class; lists become tuples.
 
-        A flag that is null is off, whatever its default: the reference asks for its truth. Any other null stays None,
-        which a class may mean something by.
+        A null flag is False, whatever its default, since the reference only tests its truth. Any other null is None,
+        which may have a meaning for the class.
 
         Raises:
-            ValueError: it is of another type than the schema's, or out of its range.
+            ValueError: the value is not allowed by the schema.
         """
         self._seen.add(name)
         schema = self._schema[name]
@@ -53,10 +52,10 @@ class Fields:
         return tuple(value) if isinstance(value, list) else value
 
     def only(self, name: str, *allowed: Any) -> Any:
-        """The field, which has to be one of the allowed values, of which the first is the default.
+        """Return a field that must have one of the allowed values, the first of which is the default.
 
         Raises:
-            ValueError: it is another.
+            ValueError: the field has another value.
         """
         self._seen.add(name)
         value = self._config.get(name, allowed[0])
@@ -66,11 +65,11 @@ class Fields:
         return allowed[allowed.index(value)]  # 1 where the config says 1.0 or true
 
     def skip(self, *names: str) -> None:
-        """Name fields that don't change what the network computes."""
+        """Ignore fields that don't change what the network computes."""
         self._seen.update(names)
 
     def done(self) -> None:
-        """End the reading.
+        """Check that all fields were read.
 
         Raises:
             ValueError: a field was not read and is neither empty (None, False) nor private.

@@ -1,4 +1,4 @@
-"""What a field of another project's config may hold: type, range and length, by the field's name.
+"""Types, ranges and lengths of the fields of other projects' configs, by name.
 
 The bounds are at least ten times what any published model has.
 """
@@ -26,7 +26,7 @@ PER_LEVEL = {kind: either(kind, each(kind, 16)) for kind in (SIZE, COUNT, DEPTH)
 DEPTHS = whole_number(0, 100)  # of a block that may be left out
 NESTED = either(DEPTHS, each(either(DEPTHS, each(DEPTHS, 100)), 16))
 
-# Layers of which each has tensors of its own; those of the second set are counted for each level of resolution.
+# Numbers of layers that have tensors; those of the second set are numbers per level of resolution.
 ROWS = {"depth", "num_hidden_layers", "num_layers", "num_single_layers"}
 BLOCKS = {"layers_per_block", "num_blocks", "num_res_blocks"}
 
@@ -116,11 +116,14 @@ FIELDS: dict[str, Kind] = {
 
 
 def check_layers(config: Mapping[str, Any], tensors: int) -> None:
-    """Refuse a config of more layers than there are tensors, before such a network is traced, layer by layer.
+    """Check that a config has no more layers than there are tensors, before the network is traced layer by layer.
 
     Args:
-        config: fields.
-        tensors: how many the file holds, which then bounds the work of finding out what they should be.
+        config: the fields.
+        tensors: number of tensors in the file, which bounds the time of tracing.
+
+    Raises:
+        ValueError: there are more layers.
     """
     widths = config.get("block_out_channels") or config.get("channel_mult")
     levels = len(widths) if isinstance(widths, list | tuple) else 1

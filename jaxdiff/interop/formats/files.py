@@ -1,4 +1,4 @@
-"""The files of a Hugging Face directory: config.json, and tensors in safetensors files, read when asked for."""
+"""The files of a Hugging Face directory: config.json, and tensors in safetensors files, which are read lazily."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ __all__ = ["Tensor", "find_weights", "open_metadata", "open_tensors", "read_conf
 
 METADATA = "__metadata__"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-LIMIT = 32 * 2**20  # bytes of a header; those of published models of 70,000 tensors have a third of it
-MAPPED = 2**28  # bytes that are read through one opening of a file
+LIMIT = 32 * 2**20  # bytes of a header; published models of 70,000 tensors have a third of that
+MAPPED = 2**28  # bytes to read before a file is reopened
 
 
 class _File:
-    """A safetensors file, opened anew now and then.
+    """A safetensors file that is reopened after every `MAPPED` bytes.
 
-    The format's library maps it into memory, and what has been read of a mapping is the process's memory until it is
-    closed: without this a host would hold all that it has passed on to its devices.
+    The format's library maps the file into memory, and pages that were read count as the process's memory until the
+    mapping is closed. Without reopening, the host would store everything that it copied to the devices.
     """
 
     def __init__(self, path: Path):
@@ -56,11 +56,11 @@ class _File:
 
 
 class Tensor:
-    """A tensor that lies in a file until a part of it is read.
+    """A tensor in a file, whose parts are read on demand.
 
     Attributes:
         shape: its shape.
-        dtype: as the file names it: "F32", "F16", "BF16", ...
+        dtype: its dtype as in the file: "F32", "F16", "BF16", ...
     """
 
     def __init__(self, file: _File, name: str, entry: Mapping[str, Any]):
@@ -69,8 +69,8 @@ class Tensor:
         self.dtype = entry["dtype"]
 
     def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
-        """Read a part, [slices of each axis]; () reads all."""
-        if 0 in self.shape:  # which the format's library has no slices of
+        """Read a part, given by a slice of each axis; () reads the tensor."""
+        if 0 in self.shape:  # for which the format's library has no slices
             return np.zeros(self.shape, np.float32)[index]
         return self._file.read(self._name, (index or (slice(None),) * len(self.shape)) if self.shape else ...)
 
@@ -82,7 +82,7 @@ def read_config(directory: Path) -> tuple[str, dict[str, Any]]:
         (the class's name, the fields).
 
     Raises:
-        ValueError: there is none, or it names no class.
+        ValueError: the file is missing, or it names no class.
     """
     config = read_json(directory / "config.json")
     kinds = [config["_class_name"]] if "_class_name" in config else config.get("architectures") or []
@@ -94,21 +94,21 @@ def read_config(directory: Path) -> tuple[str, dict[str, Any]]:
 
 
 def open_tensors(path: str | Path, class_weights: str | None = None, variant: str | None = None) -> dict[str, Tensor]:
-    """Open the tensors of a file, of the files that an index names, or of the one that is meant in a directory.
+    """Open the tensors of a file, of the files in an index, or of a directory.
 
     Args:
         path: a directory, see `find_weights`, a `.safetensors` file, or an index, `.safetensors.index.json` or one of a
             variant, `.safetensors.index.fp16.json`.
         class_weights: name of the class's own weights in a directory, without `.safetensors`.
-        variant: "fp16" or another, of a directory.
+        variant: variant of the weights in a directory, e.g. "fp16".
 
     Returns:
-        The tensors by name; nothing has been read of them.
+        The tensors by name, not read yet.
 
     Raises:
-        ValueError: there are none, or several and none is meant, a file is malformed or truncated, a tensor is in two
-            files, the index names what the files don't hold or a file outside of the directory, or the weights are
-            pickled.
+        ValueError: there are no weights, or several that match; a file is malformed or truncated; a tensor is in two
+            files; the index names a tensor that is in no file, or a file outside of the directory; or the weights
+            are pickled.
     """
     path = Path(path)
     if path.is_dir():
@@ -123,21 +123,21 @@ def open_tensors(path: str | Path, class_weights: str | None = None, variant: st
 
 
 def find_weights(directory: Path, class_weights: str | None = None, variant: str | None = None) -> Path:
-    """The weights that are meant in a directory: a file, or the index of several.
+    """Find the weights in a directory: a file, or the index of several files.
 
-    They are, in this order: the class's own name; that name with a variant, of which there may be one; the only file
-    or index. Where a variant is given: the class's own name with that variant.
+    Without a variant, the order of precedence is: the class's own name; that name with the only variant; the only file
+    or index. With a variant: the class's own name with that variant.
 
     Args:
         directory: where to look.
         class_weights: the class's own name, without `.safetensors`; None: there is none.
-        variant: "fp16" or another.
+        variant: variant of the weights, e.g. "fp16".
 
     Returns:
-        A `.safetensors` file or an index; of both, under one name, the file.
+        A `.safetensors` file or an index; the file if both have the same name.
 
     Raises:
-        ValueError: there are none, or several that may be meant; the message lists them.
+        ValueError: there are none, or several that match; the message lists them.
     """
     files = dict(_weights(directory))
     if not files:
@@ -158,7 +158,7 @@ def find_weights(directory: Path, class_weights: str | None = None, variant: str
 
 
 def _weights(directory: Path) -> Iterator[tuple[str, Path]]:
-    """The whole files and the indices of a directory, by name and variant, "model.fp16"; files after indices."""
+    """Yield indices, then unsplit files, of a directory by name and variant, e.g. "model.fp16"."""
     for path in sorted(directory.glob("[!.]*.safetensors.index*.json")):
         if match := re.fullmatch(r"(.+)\.safetensors\.index(\..+)?\.json", path.name):
             yield match[1] + (match[2] or ""), path
@@ -185,7 +185,7 @@ def _from_index(path: Path) -> list[Path]:
     files = []
     odd = [name for name in names.values() if not isinstance(name, str)]
     for name in odd or sorted(set(names.values())):
-        # A link inside of the directory may lead out of it (the hub's cache consists of such); a name may not.
+        # Links in the directory may point out of it, as in the hub's cache; names may not.
         if odd or Path(name).name != name or not name.endswith(".safetensors"):
             raise ValueError(f"{path} names {name!r:.300}, which is no .safetensors file in {root}")
         if name not in entries or not (path.parent / name).is_file():
@@ -210,18 +210,18 @@ def _refuse_pickles(path: Path) -> None:
 
 def _open(path: Path) -> dict[str, Tensor]:
     header = _header(path)
-    file = _File(path)  # which refuses entries that are not whole, overlap, or leave the file
+    file = _File(path)  # raises for entries that are incomplete, overlap, or exceed the file
     return {name: Tensor(file, name, entry) for name, entry in header.items() if name != METADATA}
 
 
 def open_metadata(path: Path) -> Mapping[str, str]:
-    """The metadata of a safetensors file: texts by name."""
+    """Return the metadata of a safetensors file: strings by name."""
     _open(path)
     return _header(path).get(METADATA) or {}
 
 
 def _header(path: Path) -> dict[str, Any]:
-    """The header of a safetensors file; the format's library takes the last of several equal names in silence."""
+    """Read the header of a safetensors file; duplicate names, which the library accepts, are errors."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         entries = dict(pairs)
@@ -235,11 +235,11 @@ def _header(path: Path) -> dict[str, Any]:
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else None
         if length is None or length > LIMIT or len(text := file.read(length)) < length:
             raise ValueError(f"{path} is malformed or truncated: its header is not whole")
-    return parse_json(text, f"{path} is malformed: its header", once, deep=True)  # the format's library looks at it
+    return parse_json(text, f"{path} is malformed: its header", once, deep=True)  # the format's library checks it
 
 
 def write_tensors(tensors: Mapping[str, np.ndarray], path: Path) -> None:
-    """Write a safetensors file, as PyTorch programs expect it.
+    """Write a safetensors file that PyTorch programs can load.
 
     Args:
         tensors: by name.
@@ -254,7 +254,7 @@ def write_tensors(tensors: Mapping[str, np.ndarray], path: Path) -> None:
     try:
         save_file(dict(tensors), path, {"format": "pt"})
     except SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))  # all that it keeps of an error of the system
+        number = re.search(r"os error (\d+)", str(error))  # the library's only trace of a system error
         if number is None:
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error

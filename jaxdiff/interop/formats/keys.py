@@ -1,15 +1,15 @@
-"""Between our trees of parameters and the flat names of PyTorch checkpoints.
+"""Conversion of parameter trees to the flat names of PyTorch checkpoints, and back.
 
-One rule makes all keys, since a submodule is named like the reference's. The path of a leaf, joined by dots, is its
-key but for the last segment:
+There is one rule for all keys, since submodules have the reference's names. The path of a leaf, joined by dots, is its
+key except for the last segment:
 
     kernel [*size, in, out]  ->  weight [out, in, *size]
-    scale, embedding         ->  weight, as it stands
-    any other                ->  its own name, as it stands
+    scale, embedding         ->  weight, not transposed
+    any other                ->  its own name, not transposed
 
-A segment that ends in `.*` holds equal layers stacked along a leading axis, for a scan over them: its leaves are as
-many tensors, the star replaced by each layer's number. So every leaf is filled by tensors of its own, and every
-tensor fills one place.
+A segment that ends in `.*` contains equal layers, stacked along a leading axis for a scan. Each of its leaves is
+several tensors, with the star replaced by the layer's index. So every leaf has its own tensors, and every tensor
+belongs to one leaf.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class TensorSlot(NamedTuple):
     """Where a tensor of a checkpoint belongs.
 
     Attributes:
-        path: of the leaf in the tree.
-        layer: index along the leaf's leading axis, of stacked layers; None where nothing is stacked.
-        axes: the transposition that makes our array of the tensor.
-        shape: of the tensor.
+        path: path of the leaf in the tree.
+        layer: index along the leading axis of stacked layers; None if the leaf is not stacked.
+        axes: transposition of the tensor to the leaf's layout.
+        shape: shape of the tensor.
     """
 
     path: tuple[str, ...]
@@ -45,13 +45,13 @@ def places(tree: Any, rename: Callable[[str], str | None]) -> dict[str, TensorSl
 
     Args:
         tree: a nested dict of arrays or of `jax.ShapeDtypeStruct`.
-        rename: our key -> the checkpoint's.
+        rename: this library's key -> the checkpoint's.
 
     Returns:
-        The places by the checkpoint's keys.
+        The slots by the checkpoint's keys.
 
     Raises:
-        ValueError: two leaves, or two layers of one, get the same key.
+        ValueError: two leaves, or two layers of a leaf, have the same key.
     """
     slots: dict[str, TensorSlot] = {}
     for path, leaf in trees.leaves(tree).items():
@@ -66,12 +66,12 @@ def places(tree: Any, rename: Callable[[str], str | None]) -> dict[str, TensorSl
 def flatten(
     tree: Any, rename: Callable[[str], str | None], keys: Iterable[str] | None = None
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Take tensors out of a tree, one at a time, in the checkpoint's layout.
+    """Yield the tensors of a tree one by one, in the checkpoint's layout.
 
     Args:
         tree: a nested dict of arrays.
-        rename: our key -> the checkpoint's.
-        keys: the checkpoint's keys of those wanted; None: all.
+        rename: this library's key -> the checkpoint's.
+        keys: the checkpoint's keys of the tensors; None: all.
 
     Yields:
         (key, tensor).

@@ -1,4 +1,4 @@
-"""Tensors of PyTorch's file format before 1.6, by numpy, without running the program that a pickle is."""
+"""Tensors of PyTorch's file format before 1.6, read with numpy and without running the pickled program."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ STORAGES = {
     "LongStorage": "<i8",
     "IntStorage": "<i4",
 }
-MOST = 300_000  # steps of a pickle: those of some thousand tensors
+MOST = 300_000  # opcodes of a pickle; enough for some thousand tensors
 
 
 class _View(NamedTuple):
-    """A tensor as the file describes it: a strided part of a storage, which comes later in the file."""
+    """A tensor as described in the file: a strided part of a storage, which follows later in the file."""
 
     storage: _Storage
     offset: int
@@ -39,7 +39,7 @@ class _Storage(NamedTuple):
 
 
 class _Name(NamedTuple):
-    """What a pickle would import."""
+    """A name that a pickle would import."""
 
     module: str
     name: str
@@ -48,8 +48,7 @@ class _Name(NamedTuple):
 def read_legacy(path: str | Path) -> dict[str, np.ndarray]:
     """Read a state dict, a flat dictionary from names to tensors, that `torch.save` wrote before PyTorch 1.6.
 
-    Nothing of the file is run: of what its pickles are made, plain values, dictionaries and tensors are understood, and
-    nothing else.
+    No code of the file is run: only plain values, dictionaries and tensors are supported.
 
     Args:
         path: the file.
@@ -58,7 +57,7 @@ def read_legacy(path: str | Path) -> dict[str, np.ndarray]:
         The tensors by name.
 
     Raises:
-        ValueError: the file does not exist, is of another format or malformed, or holds anything else.
+        ValueError: the file does not exist, has another format, is malformed, or contains anything else.
     """
     path = Path(path)
     if not path.is_file():
@@ -110,18 +109,18 @@ def _tensor(file_map: mmap.mmap, view: _View, begin: int, number: int) -> np.nda
     dtype = np.dtype(view.storage.dtype)
     if 0 in view.size:
         return np.zeros(view.size, dtype)
-    # A copy, since the map is closed and its numbers begin anywhere.
+    # A copy, since the memory map is closed later, and its data may be unaligned.
     storage = np.frombuffer(file_map[begin : begin + number * dtype.itemsize], dtype)
     strides = [s * dtype.itemsize for s in view.stride]
     return np.lib.stride_tricks.as_strided(storage[view.offset :], view.size, strides).copy()
 
 
 def _plain(file_map: mmap.mmap) -> Any:
-    """The value of the pickle that begins here: the few steps that a state dict is made of, none of which imports."""
+    """Return the value of the pickle at this position, for the few opcodes of state dicts, without imports."""
     stack: list[Any] = []
     marks: list[int] = []
     memo: dict[Any, Any] = {}
-    file: Any = file_map  # whatever reads
+    file: Any = file_map  # genops accepts anything with read methods
     for number, (step, value, _) in enumerate(pickletools.genops(file)):
         name = step.name
         if number > MOST:
@@ -193,7 +192,7 @@ def _appended(items: Any, values: list[Any]) -> Any:
     return items
 
 
-# Steps that give a value, those that take all since the last mark, and those that take some values and give one.
+# Opcodes that push a value, that pop everything since the last mark, and that pop some values and push one.
 VALUES: dict[str, Callable[[Any], Any]] = {
     **dict.fromkeys(
         ("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE"),

@@ -1,4 +1,4 @@
-"""Sizes of a network from the names and shapes of a file's tensors, any of which may be missing or wrong."""
+"""Sizes of a network from the names and shapes of a file's tensors, which may be missing or wrong."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ Tensors = Mapping[str, Any]
 
 
 def shape(tensors: Tensors, name: str, ndim: int | None = None) -> tuple[int, ...]:
-    """The shape of a tensor that has to be there.
+    """Return the shape of a required tensor.
 
     Args:
         tensors: by name.
-        name: of the tensor.
-        ndim: the number of its axes; None: any.
+        name: name of the tensor.
+        ndim: required number of axes; None: any.
 
     Raises:
-        ValueError: it is missing, has another number of axes, or no elements.
+        ValueError: the tensor is missing, has another number of axes, or is empty.
     """
     if name not in tensors:
         raise ValueError(f"the tensors are not those of such a network: {name} is missing")
@@ -31,7 +31,7 @@ def shape(tensors: Tensors, name: str, ndim: int | None = None) -> tuple[int, ..
 
 
 def side(tensors: Tensors, name: str, axis: int) -> int:
-    """The length of an axis of a tensor that has to be there; see `shape`."""
+    """Return the length of an axis of a required tensor; see `shape`."""
     size = shape(tensors, name)
     if len(size) <= axis:
         raise ValueError(f"the tensors are not those of such a network: {name} has no axis {axis}, got {size}")
@@ -39,17 +39,17 @@ def side(tensors: Tensors, name: str, axis: int) -> int:
 
 
 def count(tensors: Tensors, prefix: str) -> int:
-    """How many there are of what is counted after a name: "down.0.conv", "down.1.conv" are two of "down".
+    """Count the numbered parts after a prefix: "down.0.conv" and "down.1.conv" are two of "down".
 
     Raises:
-        ValueError: there are more than tensors, so that some number is none that counts.
+        ValueError: there are more parts than tensors.
     """
     numbers = {name[len(prefix) + 1 :].split(".")[0] for name in tensors if name.startswith(f"{prefix}.")}
     return at_most(tensors, 1 + max((int(number) for number in numbers if number.isdecimal()), default=-1), prefix)
 
 
 def at_most(tensors: Tensors, number: int, what: str) -> int:
-    """A number of parts, of which each has a tensor."""
+    """Check that there are enough tensors for a number of parts, and return the number."""
     if number > len(tensors):
         raise ValueError(f"{number} of {what} are named, and there are {len(tensors)} tensors")
     return number

@@ -1,4 +1,4 @@
-"""Tensors of a file in another shape or order; nothing is read before it is asked for."""
+"""Tensors of a file in another shape or order, which are read lazily."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ __all__ = ["Identity", "Rows", "Transposed"]
 
 
 class Rows:
-    """Some rows of a tensor in an order of their own, without the last axes, where those have length one.
+    """Selected rows of a tensor in a given order, optionally without trailing axes of length one.
 
-    A convolution over one position is a matrix so.
+    E.g. a convolution of size 1 becomes a matrix.
 
     Args:
         tensor: the tensor.
         rows: indices along its first axis; None: all.
-        ndim: axes that are kept; None: all.
+        ndim: number of axes to keep; None: all.
     """
 
     def __init__(self, tensor: Any, rows: np.ndarray | None = None, ndim: int | None = None):
-        if 0 in tensor.shape:  # where a side may be of any length
+        if 0 in tensor.shape:  # the other axes may then have any length
             raise ValueError(f"a tensor of shape {tensor.shape} has no rows")
         self._tensor, self._rows = tensor, np.arange(tensor.shape[0]) if rows is None else rows
         self._dropped = len(tensor.shape) - (ndim or len(tensor.shape))
@@ -42,7 +42,7 @@ class Rows:
 
 
 class Transposed:
-    """A matrix, transposed."""
+    """A transposed matrix."""
 
     def __init__(self, tensor: Any):
         self._tensor, self.shape, self.dtype = tensor, tensor.shape[::-1], tensor.dtype
@@ -52,7 +52,7 @@ class Transposed:
 
 
 class Identity:
-    """The matrix that changes nothing, [size, size], of a type as files name it."""
+    """The identity matrix [size, size], with a dtype as named in files."""
 
     def __init__(self, size: int, dtype: str):
         self.shape, self.dtype = (size, size), dtype

@@ -1,1 +1,1 @@
-"""Other projects' models: the network that a config describes, and the names of its tensors."""
+"""Models of other projects: networks from configs, and the names of their tensors."""

@@ -1,4 +1,4 @@
-"""A network as another project's config describes it."""
+"""Types for models of other projects."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ def _same(key: str) -> str | None:
 
 
 class ModelSpec(NamedTuple):
-    """What a config makes: parameters, pure functions of them, and how other projects call the parameters.
+    """A model described by a config: initial parameters, pure functions, and names of the parameters.
 
     Attributes:
-        init: key -> parameters; under `jax.eval_shape` it returns their shapes.
+        init: key -> parameters; `jax.eval_shape` of it gives their shapes.
         apply: the network as a pure function, or a NamedTuple of them (an autoencoder's encode and decode).
-        rename: our key -> theirs; see `interop.formats.keys`.
-        alias: a key that some file uses -> theirs, for a name of an older or newer version; None for a tensor that
-            carries no parameter (a table of positions).
-        weights: name of the weights' file, without `.safetensors`.
+        rename: this library's key -> the other project's; see `interop.formats.keys`.
+        alias: a key in a file -> the other project's key, for names of older or newer versions; None for a tensor
+            that is no parameter (e.g. a table of positions).
+        weights: name of the file of weights, without `.safetensors`.
     """
 
     init: Callable[[Array], Any]
@@ -41,7 +41,7 @@ class Pretrained(NamedTuple):
     Attributes:
         apply: the network as a pure function of (params, ...), or a NamedTuple of such functions.
         params: a nested dict of arrays.
-        config: the fields of its config.json, with the class's name as `_class_name`.
+        config: the fields of its config.json, with the class in `_class_name`.
     """
 
     apply: Any

@@ -14,7 +14,7 @@ __all__ = ["autoencoder_kl", "vq_model"]
 
 ATTENTION = "AttnDownEncoderBlock2D", "AttnUpDecoderBlock2D"
 
-# diffusers' names for the attention's maps until the end of 2022, which Stable Diffusion 1's files still have.
+# diffusers' names of the attention's layers until the end of 2022, still used by Stable Diffusion 1's files.
 OLD = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
@@ -22,8 +22,8 @@ def autoencoder_kl(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
     """diffusers' AutoencoderKL: Stable Diffusion 1, 2, XL, 3 and Flux.
 
     Args:
-        config: fields of its config.json.
-        dtype: of the computation.
+        config: the fields of its config.json.
+        dtype: dtype of the computation.
 
     Returns:
         The network, whose `apply` is a `Codec`.
@@ -46,11 +46,11 @@ def autoencoder_kl(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
 
 
 def vq_model(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
-    """diffusers' VQModel: the unconditional latent diffusion models'.
+    """diffusers' VQModel: unconditional latent diffusion models.
 
     Args:
-        config: fields of its config.json.
-        dtype: of the computation.
+        config: the fields of its config.json.
+        dtype: dtype of the computation.
 
     Returns:
         The network, whose `apply` is a `VQCodec`.
@@ -69,7 +69,7 @@ def vq_model(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
         dtype=dtype,
     )
     c.only("norm_type", "group")
-    c.skip("lookup_from_codebook")  # whether their decoder takes indices: `VQCodec.lookup`
+    c.skip("lookup_from_codebook")  # whether the decoder's input is indices, see `VQCodec.lookup`
     codec = vq_codec(module, scale=c.take("scaling_factor", 0.18215))
     c.done()
     return ModelSpec(lambda key: init(module, key), codec, alias=_alias)
@@ -96,7 +96,7 @@ def _layout(c: Fields) -> dict[str, Any]:
 
 
 def _affine(c: Fields) -> tuple[Any, Any]:
-    """The scale and shift of z -> (z - shift) * scale; means and stds by channel are those of Playground 2.5."""
+    """Return the scale and shift of (z - shift) * scale; Playground 2.5 has means and stds per channel."""
     scale, shift = c.take("scaling_factor", 0.18215), c.take("shift_factor", None)
     means, stds = c.take("latents_mean", None), c.take("latents_std", None)
     if means is None and stds is None:

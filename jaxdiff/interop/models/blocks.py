@@ -1,5 +1,5 @@
-"""Name of U-Nets in the original code of OpenAI and of latent diffusion, which count the entries on the way down and
-on the way up, and diffusers' names, which count levels and blocks."""
+"""Names of U-Net blocks: OpenAI's and latent diffusion's number all entries of the encoder and of the decoder,
+diffusers' number levels and blocks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable
 
 __all__ = ["RESNET", "WHOLE", "unet_blocks", "unet_layout"]
 
-# diffusers' names of the parts of a residual block, and of what lies outside of blocks -> the original ones.
+# diffusers' names of the layers in residual blocks, and of the layers outside of blocks -> the original names.
 RESNET = {
     "norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",
     "conv2": "out_layers.3", "conv_shortcut": "skip_connection",
@@ -20,11 +20,11 @@ WHOLE = {
 
 
 def unet_blocks(levels: int, blocks: int, attention: Collection[int]) -> dict[str, str]:
-    """diffusers' names of a U-Net's blocks -> the original ones.
+    """Map diffusers' names of a U-Net's blocks to the original names.
 
     Args:
         levels: number of levels.
-        blocks: residual blocks per level on the way down; the way up has one more.
+        blocks: residual blocks per level of the encoder; the decoder has one more.
         attention: levels with attention, counted from the finest.
     """
     bottom, period = levels - 1, blocks + 1
@@ -47,13 +47,13 @@ def unet_blocks(levels: int, blocks: int, attention: Collection[int]) -> dict[st
 
 
 def unet_layout(names: Iterable[str]) -> tuple[int, int, str]:
-    """Read off a U-Net's size from the original names of its tensors.
+    """Infer a U-Net's size from the original names of its tensors.
 
     Returns:
-        (levels, blocks per level, how the network resamples: "conv", "resblock" or "pool").
+        (levels, blocks per level, `resample` as in `UNet`: "conv", "resblock" or "pool").
 
     Raises:
-        ValueError: the way up does not mirror the way down.
+        ValueError: the decoder does not mirror the encoder.
     """
     names = list(names)
     entries: dict[str, set[int]] = {"input": set(), "output": set()}
@@ -68,7 +68,7 @@ def unet_layout(names: Iterable[str]) -> tuple[int, int, str]:
     total = 1 + max(entries["output"], default=-1)
     if total > len(names):
         raise ValueError(f"{total} output_blocks are named, and there are {len(names)} tensors")
-    # Where nothing is learned in resampling, its entries on the way down hold no tensors.
+    # Resampling without parameters has entries in the encoder without tensors.
     silent = set(range(total)) - entries["input"]
     if up:
         blocks, levels, resample = min(up), 1 + len(up), up[min(up)]

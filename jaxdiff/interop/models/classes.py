@@ -1,4 +1,4 @@
-"""The classes of other projects, by the name in their config.json."""
+"""Classes of other projects, by their name in config.json."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from jaxdiff.schema import look_up
 
 __all__ = ["CLASSES", "architecture"]
 
-# (fields of the config, dtype of the computation) -> what they describe.
+# (fields of the config, dtype of the computation) -> the model.
 CLASSES: dict[str, Callable[[Mapping[str, Any], Any], ModelSpec]] = {
     "AutoencoderKL": autoencoder_kl,
     "BertModel": bert,
@@ -47,13 +47,13 @@ CLASSES: dict[str, Callable[[Mapping[str, Any], Any], ModelSpec]] = {
 
 
 def architecture(config: Mapping[str, Any], dtype: Any = jnp.float32) -> ModelSpec:
-    """Build what a config describes.
+    """Build the model that a config describes.
 
     Args:
-        config: the fields, the class in `_class_name`.
-        dtype: of the computation.
+        config: the fields, with the class in `_class_name`.
+        dtype: dtype of the computation.
 
     Raises:
-        ValueError: the class is not known, or a field is not supported.
+        ValueError: the class is unknown, or a field is not supported.
     """
     return look_up(CLASSES, config.get("_class_name"), "class")(config, dtype)

@@ -16,10 +16,10 @@ __all__ = ["control_config", "controlnet", "unet_2d_condition"]
 
 CROSS = "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"
 JOINT = "SimpleCrossAttnDownBlock2D", "SimpleCrossAttnUpBlock2D"
-# How many residual blocks the bottom has; the first and the last kind have attention between theirs.
+# Number of residual blocks at the bottom; with two there is attention between them.
 BOTTOM = {"UNetMidBlock2DCrossAttn": 2, "UNetMidBlock2D": 1, None: 0, "UNetMidBlock2DSimpleCrossAttn": 2}
 
-# Fields that may have a value for each level here.
+# Fields that may have one value per level in these classes.
 OWN = {
     "attention_head_dim": PER_LEVEL[COUNT], "cross_attention_dim": PER_LEVEL[SIZE],
     "layers_per_block": PER_LEVEL[DEPTH], "num_attention_heads": optional(PER_LEVEL[COUNT]),
@@ -39,14 +39,14 @@ SHARED = {
 def unet_2d_condition(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
     """diffusers' UNet2DConditionModel: Stable Diffusion 1, 2 and XL, Kolors, DeepFloyd IF, Karlo, Kandinsky 2.
 
-    Where in_channels exceeds out_channels, the rest of the input is cond["concat"]; twice as many channels out as in
-    are a learned variance. cond["vector"] is XL's (see `networks.configs.sdxl_vector`), unCLIP's embedding of an
-    image, or Kandinsky 2.1's of the text; cond["image"] Kandinsky's of an image; cond["guidance"] a
-    guidance-distilled network's. With class_embed_type "timestep" cond["label"] is a number.
+    If in_channels exceeds out_channels, the rest of the input is cond["concat"]; with twice as many channels out as in,
+    the variance is learned. cond["vector"] is that of XL (see `networks.configs.sdxl_vector`), the image embedding of
+    unCLIP, or the text embedding of Kandinsky 2.1; cond["image"] is Kandinsky's image embedding; cond["guidance"] is
+    for guidance-distilled networks. With class_embed_type "timestep", cond["label"] is a number.
 
     Args:
-        config: fields of its config.json.
-        dtype: of the computation.
+        config: the fields of its config.json.
+        dtype: dtype of the computation.
 
     Raises:
         ValueError: a field is not supported.
@@ -58,7 +58,7 @@ def unet_2d_condition(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
     c.only("conv_in_kernel", 3)
     c.only("conv_out_kernel", 3)
     c.only("attention_type", "default", None)
-    c.take("sample_size", None)  # which a pipeline asks for
+    c.take("sample_size", None)  # for pipelines
     center = c.take("center_input_sample", False)
     down, count = names(c, "down_block_types", (*(CROSS[0],) * 3, PLAIN[0])), len(_widths(c))
     up = names(c, "up_block_types", (PLAIN[1], *(CROSS[1],) * 3))
@@ -86,8 +86,8 @@ def controlnet(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
     """diffusers' ControlNetModel.
 
     Args:
-        config: fields of its config.json.
-        dtype: of the computation.
+        config: the fields of its config.json.
+        dtype: dtype of the computation.
 
     Raises:
         ValueError: a field is not supported.
@@ -109,20 +109,20 @@ def controlnet(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
 
 
 def control_config(config: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
-    """The config of a new ControlNet for a U-Net: `architecture(control_config(unet.config)).init(key)` draws one.
+    """Return the config of a new ControlNet: `architecture(control_config(unet.config)).init(key)` initializes one.
 
     Args:
-        config: fields of a UNet2DConditionModel.
-        changes: fields of the ControlNetModel, such as conditioning_channels.
+        config: the fields of a UNet2DConditionModel.
+        changes: fields of the ControlNetModel, e.g. conditioning_channels.
     """
     shared = {name: value for name, value in config.items() if name in SHARED}
     return shared | {"_class_name": "ControlNetModel"} | changes
 
 
 def _conditional(c: Fields) -> dict[str, Any]:
-    """What all conditional U-Nets and ControlNets share."""
+    """Return the attributes that all conditional U-Nets and ControlNets share."""
     c.skip("upcast_attention", "_class_name")
-    c.take("addition_time_embed_dim", None)  # which a pipeline asks for
+    c.take("addition_time_embed_dim", None)  # for pipelines
     act = c.take("act_fn", "silu")
     bottom = c.only("mid_block_type", *BOTTOM)
     widths = _widths(c)
@@ -153,15 +153,15 @@ def _widths(c: Fields) -> tuple[int, ...]:
 
 
 def _crossing(c: Fields, attention: tuple[int, ...], levels: int) -> dict[str, Any]:
-    """Of a U-Net with transformers."""
+    """Return the attributes of a U-Net with transformers."""
     if c.take("mid_block_type", "") == "UNetMidBlock2DSimpleCrossAttn":
         raise ValueError("mid_block_type UNetMidBlock2DSimpleCrossAttn goes with SimpleCrossAttn blocks")
-    c.skip("mid_block_only_cross_attention", "resnet_out_scale_factor", "resnet_skip_time_act")  # are without effect
+    c.skip("mid_block_only_cross_attention", "resnet_out_scale_factor", "resnet_skip_time_act")  # have no effect
     c.only("time_embedding_act_fn", None)
     c.only("cross_attention_norm", None)
     c.only("addition_embed_type", None, "text_time")
     cross_only = _each(c, "only_cross_attention", False, levels)
-    # The reference calls the number of heads the size of a head.
+    # In the reference, the number of heads is called the size of a head.
     num_heads = _each(c, "attention_head_dim", 8, levels) if c.take("num_attention_heads", None) is None else ()
     depth = _depths(c, "transformer_layers_per_block", levels)
     up_depth = None
@@ -184,9 +184,9 @@ def _crossing(c: Fields, attention: tuple[int, ...], levels: int) -> dict[str, A
 
 
 def _joint(c: Fields, levels: int) -> dict[str, Any]:
-    """Of a U-Net whose attention is over positions and tokens at once."""
+    """Return the attributes of a U-Net with joint attention to positions and tokens."""
     act, once = c.take("act_fn", "silu"), c.take("time_embedding_act_fn", None)
-    # Once for all blocks, or in each of them: the same.
+    # The activation after the time embedding is applied once, or in each block: the results are the same.
     if (once, c.take("resnet_skip_time_act", False)) not in ((None, False), (act, True)):
         raise ValueError(
             f"time_embedding_act_fn and resnet_skip_time_act must be null and false, or {act!r} and true, got {once!r}"
@@ -194,7 +194,7 @@ def _joint(c: Fields, levels: int) -> dict[str, Any]:
     if c.take("mid_block_type", "UNetMidBlock2DCrossAttn") == "UNetMidBlock2DCrossAttn":
         raise ValueError("mid_block_type UNetMidBlock2DCrossAttn goes with CrossAttn blocks")
     c.only("reverse_transformer_layers_per_block", None)
-    c.skip("transformer_layers_per_block", "use_linear_projection")  # are without effect
+    c.skip("transformer_layers_per_block", "use_linear_projection")  # have no effect
     cross_only = _each(c, "only_cross_attention", False, levels)
     single = not isinstance(c.take("only_cross_attention", False), tuple)
     bottom = c.take("mid_block_only_cross_attention", None)
@@ -202,7 +202,7 @@ def _joint(c: Fields, levels: int) -> dict[str, Any]:
     text = c.take("addition_embed_type", None) == "text"
     num_heads = c.take("addition_embed_type_num_heads", 64)
     return {
-        "head_dim": _one(c, "attention_head_dim", 8),
+        "head_dim": _same_value(c, "attention_head_dim", 8),
         "resample": "resblock",
         "divide": c.take("resnet_out_scale_factor", 1.0),
         "cross_only": tuple(i for i in range(levels) if cross_only[i]) + ((-1,) if bottom else ()),
@@ -213,12 +213,12 @@ def _joint(c: Fields, levels: int) -> dict[str, Any]:
 
 
 def _image(c: Fields) -> dict[str, Any]:
-    """Of Kandinsky 2: the projections of an image's embedding."""
+    """Return the attributes of Kandinsky 2's projections of the image embedding."""
     pair = c.take("encoder_hid_dim_type", None), c.take("addition_embed_type", None)
     if pair == ("image_proj", "image"):
         return {"image_dim": c.take("encoder_hid_dim", None), "image_tokens": 32}
     if pair == ("text_image_proj", "text_image"):
-        return {"image_dim": _one(c, "cross_attention_dim", 1280), "image_tokens": 10}
+        return {"image_dim": _same_value(c, "cross_attention_dim", 1280), "image_tokens": 10}
     if "image" in f"{pair}":
         raise ValueError(f"encoder_hid_dim_type and addition_embed_type are not supported together, got {pair}")
     return {}
@@ -226,8 +226,8 @@ def _image(c: Fields) -> dict[str, Any]:
 
 def _text(c: Fields) -> dict[str, Any]:
     if c.take("cross_attention_dim", 1280) == _widths(c):
-        return {"context_dim": None}  # AudioLDM's and MusicLDM's second attentions see no text, but the positions again
-    width, dim = _one(c, "cross_attention_dim", 1280), c.take("encoder_hid_dim", None)
+        return {"context_dim": None}  # AudioLDM's and MusicLDM's second attentions are to the positions, too
+    width, dim = _same_value(c, "cross_attention_dim", 1280), c.take("encoder_hid_dim", None)
     kind = c.only("encoder_hid_dim_type", None, "text_proj", "text_image_proj", "image_proj")
     if dim is None:
         return {"context_dim": width}
@@ -235,7 +235,7 @@ def _text(c: Fields) -> dict[str, Any]:
 
 
 def _vector(c: Fields, width: int) -> dict[str, Any]:
-    """What joins the embedding of the noise level."""
+    """Return the attributes of the conditions that are added to the noise embedding."""
     c.skip("addition_embed_type_num_heads")
     added = c.only("addition_embed_type", None, "text_time", "text", "text_image", "image")
     kind = c.only("class_embed_type", None, "timestep", "projection", "simple_projection", "identity")
@@ -244,7 +244,7 @@ def _vector(c: Fields, width: int) -> dict[str, Any]:
     if kind is None:
         label = {"num_classes": classes(rows)}
     vectors = [{"pooled_dim": dim}] if added == "text_time" else []
-    vectors += [{"pooled_dim": _one(c, "cross_attention_dim", 1280)}] if added == "text_image" else []
+    vectors += [{"pooled_dim": _same_value(c, "cross_attention_dim", 1280)}] if added == "text_image" else []
     if kind == "identity":
         vectors.append({"pooled_dim": c.take("time_embedding_dim", None) or width, "vector_map": "none"})
     elif kind in ("projection", "simple_projection"):
@@ -259,14 +259,14 @@ def _depths(c: Fields, name: str, levels: int) -> tuple[Any, ...]:
 
 
 def _rename(c: Fields) -> Callable[[str], str]:
-    """There, a vector in the place of a class is named after it."""
+    """Return the renaming to the reference's keys, where a vector that replaces the class is "class_embedding"."""
     if c.take("class_embed_type", None) not in ("projection", "simple_projection"):
         return lambda key: key
     return lambda key: key.replace("add_embedding.", "class_embedding.", 1)
 
 
 def _each(c: Fields, name: str, default: Any, levels: int) -> tuple[Any, ...]:
-    """A field with one value for each level, or for all."""
+    """Read a field with one value per level, or one for all levels."""
     value = c.take(name, default)
     value = value if isinstance(value, tuple) else (value,) * levels
     if len(value) != levels:
@@ -274,8 +274,8 @@ def _each(c: Fields, name: str, default: Any, levels: int) -> tuple[Any, ...]:
     return value
 
 
-def _one(c: Fields, name: str, default: int) -> int:
-    """A field that must have the same value for all levels."""
+def _same_value(c: Fields, name: str, default: int) -> int:
+    """Read a field that must have the same value for all levels."""
     value = c.take(name, default)
     if isinstance(value, tuple) and len(set(value)) == 1:
         return value[0]

@@ -1,4 +1,4 @@
-"""The networks of EDM and EDM2: their configs, also as read off the original checkpoints."""
+"""The networks of EDM and EDM2: from configs, and configs from the original checkpoints."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def song_unet(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
     """EDM's SongUNet: DDPM++ and NCSN++, within a preconditioner.
 
     Args:
-        config: the arguments of that class.
-        dtype: of the computation.
+        config: the arguments of the class.
+        dtype: dtype of the computation.
 
     Raises:
         ValueError: a field is missing or not supported.
@@ -55,11 +55,11 @@ def song_unet(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
 def dhariwal_unet(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
     """EDM's DhariwalUNet: ADM, within a preconditioner.
 
-    Twice as many channels out as in are a learned variance: the network then returns (F, frac), as `UNet` does.
+    With twice as many channels out as in, the variance is learned: the network returns (F, frac), as `UNet` does.
 
     Args:
-        config: the arguments of that class.
-        dtype: of the computation.
+        config: the arguments of the class.
+        dtype: dtype of the computation.
 
     Raises:
         ValueError: a field is missing or not supported.
@@ -77,11 +77,11 @@ def dhariwal_unet(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
 
 
 def edm2_unet(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
-    """EDM2's network within its preconditioner, the head of the learned uncertainty included.
+    """EDM2's network within its preconditioner, including the head of the learned log-variance.
 
     Args:
-        config: the arguments of its Precond, UNet and Block; logvar_channels 0 leaves that head out.
-        dtype: of the computation.
+        config: the arguments of its Precond, UNet and Block; without that head, logvar_channels is 0.
+        dtype: dtype of the computation.
 
     Raises:
         ValueError: a field is missing or not supported.
@@ -115,7 +115,7 @@ def edm2_unet(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
 def _shared(
     c: Fields, *, model_channels: int, mults: tuple[int, ...], num_blocks: int, attention: tuple[int, ...]
 ) -> Config:
-    """The fields that SongUNet and DhariwalUNet have in common, with their defaults."""
+    """Return the attributes that SongUNet and DhariwalUNet share."""
     c.skip("label_dropout")
     width = c.take("model_channels", model_channels)
     return {
@@ -153,22 +153,22 @@ def _within(prefix: str, key: str) -> str:
 
 
 def _parameter(key: str) -> str | None:
-    """None for the filters, and for the table of noise levels in iDDPM's preconditioner."""
+    """Return None for filters, and for the table of noise levels in iDDPM's preconditioner."""
     return None if key.endswith(".resample_filter") or key == "u" else key
 
 
 def edm_config(tensors: Tensors, overrides: Mapping[str, Any]) -> Config:
-    """Read off what network an EDM checkpoint holds: all but the dropout, which sampling doesn't use.
+    """Infer the config of an EDM checkpoint, except for the dropout, which sampling does not use.
 
     Args:
-        tensors: of EDM's preconditioner, by name.
-        overrides: fields that replace what is read off.
+        tensors: tensors of EDM's preconditioner, by name.
+        overrides: fields that replace the inferred ones.
 
     Returns:
         A config of SongUNet or DhariwalUNet.
 
     Raises:
-        ValueError: they are not such tensors.
+        ValueError: the tensors are not those of such a network.
     """
     adm = "model.out_norm.weight" in tensors
     sizes, num_blocks = _layout(tensors, "model.")
@@ -206,20 +206,20 @@ def edm_config(tensors: Tensors, overrides: Mapping[str, Any]) -> Config:
 
 
 def edm2_config(tensors: Tensors, overrides: Mapping[str, Any]) -> Config:
-    """Read off what network an EDM2 checkpoint holds.
+    """Infer the config of an EDM2 checkpoint.
 
-    The balances of its sums, the size of its heads, the filter and the bound of the activations leave no trace in the
-    tensors: they are those of the published networks.
+    The balances of sums, the size of heads, the filter and the bound of activations do not follow from the tensors:
+    they are those of the published networks.
 
     Args:
-        tensors: of EDM2's preconditioner, by name.
-        overrides: fields that replace what is read off or published.
+        tensors: tensors of EDM2's preconditioner, by name.
+        overrides: fields that replace the inferred or published ones.
 
     Returns:
         A config of EDM2UNet.
 
     Raises:
-        ValueError: they are not such tensors.
+        ValueError: the tensors are not those of such a network.
     """
     sizes, num_blocks = _layout(tensors, "unet.")
     enc = [f"unet.enc.{size}x{size}_block0." for size in sizes]
@@ -243,7 +243,7 @@ def edm2_config(tensors: Tensors, overrides: Mapping[str, Any]) -> Config:
 
 
 def _layout(tensors: Tensors, prefix: str) -> tuple[list[int], int]:
-    """The sizes at which the encoder works, the largest first, and the number of its blocks at each."""
+    """Return the sizes of the encoder's levels, the largest first, and the number of blocks at each."""
     matches = [re.match(re.escape(prefix) + r"enc\.(\d+)x\1_block(\d+)\.", name) for name in tensors]
     pairs = {(int(m[1]), int(m[2])) for m in matches if m}
     sizes = sorted({size for size, _ in pairs}, reverse=True)
@@ -253,7 +253,7 @@ def _layout(tensors: Tensors, prefix: str) -> tuple[list[int], int]:
 
 
 def _inputs(tensors: Tensors, name: str) -> int:
-    """Columns of a layer, 0 where there is none."""
+    """Return the number of inputs of a layer, 0 if there is none."""
     return side(tensors, name, 1) if name in tensors else 0
 
 

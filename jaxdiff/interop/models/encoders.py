@@ -12,8 +12,8 @@ from jaxdiff.text import Bert, CLIPText, T5Encoder, as_apply, init
 
 __all__ = ["bert", "clip_text", "t5_encoder"]
 
-# Of every config of transformers: how a model was drawn, is trained, generates text, answers a call. Dropout counts as
-# training: these networks have none.
+# Fields of all configs of transformers for initialization, training, text generation and output formats. Dropout is a
+# field of training, since these networks have none.
 NOTES = (
     "attention_dropout", "attention_probs_dropout_prob", "begin_suppress_tokens", "bos_token_id",
     "chunk_size_feed_forward", "classifier_dropout", "decoder_start_token_id", "dense_act_fn", "diversity_penalty",
@@ -32,12 +32,12 @@ NOTES = (
 def clip_text(config: Mapping[str, Any], dtype: Any, *, projection: bool) -> ModelSpec:
     """transformers' CLIPTextModel and CLIPTextModelWithProjection: Stable Diffusion 1, 2, XL, 3 and Flux.
 
-    The parameters have the names of transformers 4, which transformers 5 reads, too.
+    The parameters have the names of transformers 4, which transformers 5 also loads.
 
     Args:
-        config: fields of its config.json.
-        dtype: of the computation.
-        projection: whether it is the class with a projection.
+        config: the fields of its config.json.
+        dtype: dtype of the computation.
+        projection: whether the class is CLIPTextModelWithProjection.
 
     Raises:
         ValueError: a field is not supported.
@@ -55,7 +55,7 @@ def clip_text(config: Mapping[str, Any], dtype: Any, *, projection: bool) -> Mod
         max_length=c.take("max_position_embeddings", 77),
         projection=size if projection else None,
         act=c.only("hidden_act", "quick_gelu", "gelu"),
-        eos=None if eos == 2 else eos,  # the wrong id of old configs; the right one is the largest there
+        eos=None if eos == 2 else eos,  # old configs have a wrong id; the right one is the largest
         eps=c.take("layer_norm_eps", 1e-5),
         dtype=dtype,
     )
@@ -65,12 +65,12 @@ def clip_text(config: Mapping[str, Any], dtype: Any, *, projection: bool) -> Mod
 def t5_encoder(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
     """transformers' T5EncoderModel: Stable Diffusion 3 and Flux.
 
-    A T5ForConditionalGeneration would be saved without its decoder, and is refused. Where its config.json names
-    T5EncoderModel among its architectures instead, it is read, the decoder left out.
+    A T5ForConditionalGeneration is an error, since it would be saved without its decoder. If config.json has
+    T5EncoderModel as architecture instead, the encoder is loaded, and the decoder ignored.
 
     Args:
-        config: fields of its config.json.
-        dtype: of the computation.
+        config: the fields of its config.json.
+        dtype: dtype of the computation.
 
     Raises:
         ValueError: a field is not supported.
@@ -97,12 +97,12 @@ def t5_encoder(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
 def bert(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
     """transformers' BertModel: BERT, MiniLM and other encoders of sentences.
 
-    transformers' config does not record whether a pooler exists; "add_pooling_layer": false, as its constructor has it,
-    is for none.
+    transformers' config does not record whether a pooler exists; without one, set "add_pooling_layer" to false, as in
+    the constructor.
 
     Args:
-        config: fields of its config.json.
-        dtype: of the computation.
+        config: the fields of its config.json.
+        dtype: dtype of the computation.
 
     Raises:
         ValueError: a field is not supported.
@@ -143,12 +143,12 @@ def _built(c: Fields, module: Bert | CLIPText | T5Encoder, alias: Callable[[str]
 def _clip_alias(key: str) -> str | None:
     if key.endswith("embeddings.position_ids"):
         return None
-    # transformers 5 writes CLIPTextModel's without the prefix.
+    # transformers 5 saves CLIPTextModel's names without the prefix.
     return key if key.startswith(("text_model.", "text_projection.")) else f"text_model.{key}"
 
 
 def _t5_alias(key: str) -> str | None:
-    # The encoder's table is "shared"; the decoder and what it needs are not read.
+    # The encoder's table is "shared"; tensors of the decoder are ignored.
     return None if key == "encoder.embed_tokens.weight" or key.startswith(("decoder.", "lm_head.")) else key
 
 

@@ -1,4 +1,4 @@
-"""A model's parameters from the tensors of files, one by one to the devices that hold them."""
+"""Parameters from the tensors of files, copied to their devices one by one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from jaxdiff.messages import listed, shared_prefix
 __all__ = ["fill"]
 
 DTYPES = {"F64": jnp.float64, "F32": jnp.float32, "F16": jnp.float16, "BF16": jnp.bfloat16}
-GROUP = 2**28  # bytes of stacked layers that the host holds at a time, where a layer is not larger
+GROUP = 2**28  # bytes of stacked layers on the host at a time, unless a single layer is larger
 
 
 def fill(spec: ModelSpec, tensors: Mapping[str, Tensor], *, param_dtype: Any, place: ShardingFn | None) -> Any:
@@ -69,13 +69,13 @@ def _check(slots: Mapping[str, TensorSlot], named: Mapping[str, Tensor]) -> None
 
 
 def _widest(parts: list[tuple[TensorSlot, Tensor]]) -> Any:
-    """The type that holds all layers of a stack, to which a file may give different ones."""
+    """Return a dtype for all layers of a stack, which may have different ones in the file."""
     with jax.numpy_dtype_promotion("standard"):
         return jnp.result_type(*{DTYPES[tensor.dtype] for _, tensor in parts})
 
 
 def _read(parts: list[tuple[TensorSlot, Tensor]], shape: jax.ShapeDtypeStruct, sharding: Any) -> jax.Array:
-    """Read a leaf; what several devices hold is read once, and the host keeps none of it."""
+    """Read a leaf; parts on several devices are read once, and not kept on the host."""
     if sharding is None:
         return _on_device(parts, (slice(None),) * len(shape.shape), shape, None)
     indices = sharding.addressable_devices_indices_map(shape.shape)
@@ -95,13 +95,13 @@ def _on_device(
     shape: jax.ShapeDtypeStruct,
     device: jax.Device | None,
 ) -> jax.Array:
-    """Read the part of a leaf that a device holds; a stack of layers by groups of at most `GROUP` bytes."""
+    """Read a device's part of a leaf; stacked layers are read in groups of at most `GROUP` bytes."""
 
     def read(spot: TensorSlot, tensor: Tensor, index: tuple[slice, ...]) -> np.ndarray:
         return tensor[tuple(index[axis] for axis in np.argsort(spot.axes))].transpose(spot.axes)
 
     if parts[0][0].layer is None:
-        # Not ascontiguousarray, which makes a vector of a scalar.
+        # Not ascontiguousarray, which turns a scalar into a vector.
         return _send(np.asarray(read(*parts[0], index), shape.dtype, order="C"), device)
     layers = parts[index[0]]
     size = [len(range(*s.indices(length))) for s, length in zip(index[1:], shape.shape[1:], strict=True)]
@@ -122,7 +122,7 @@ def _on_device(
 
 
 def _send(value: np.ndarray, device: jax.Device | None) -> jax.Array:
-    # Waits: the next tensor's memory on the host is then this one's.
+    # Blocks, so that the next tensor can reuse this one's memory on the host.
     return jax.block_until_ready(jax.device_put(value, device))
 
 

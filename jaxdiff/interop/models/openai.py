@@ -1,7 +1,7 @@
-"""OpenAI's U-Nets (improved-diffusion and guided-diffusion's UNetModel) as ours.
+"""OpenAI's U-Nets: UNetModel of improved-diffusion and guided-diffusion.
 
-The tensors are the same but for the names, and for the attention's: queries, keys and values are one convolution over
-positions, which here are read as three matrices. There is no null class: the last class takes its row.
+The tensors differ from `UNet`'s in their names, and in the attention: queries, keys and values are one convolution over
+positions, which is read as three matrices. There is no null class: the last class has its row.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["as_diffusers", "openai_config", "openai_unet", "split_attention"]
 Config = dict[str, Any]
 Tensors = Mapping[str, Any]
 
-# Our names of the parts of a block -> theirs.
+# Names of layers in a block -> OpenAI's names.
 PARTS = {
     "resnets": RESNET,
     "attentions": {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"},
@@ -39,11 +39,11 @@ PARTS = {
 
 
 def openai_unet(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
-    """OpenAI's UNetModel, its attention's tensors split into q, k and v.
+    """OpenAI's UNetModel, with the attention's tensors split into q, k and v.
 
     Args:
-        config: the arguments of that class; attention_levels in place of attention_resolutions, counted from 0.
-        dtype: of the computation.
+        config: the arguments of the class, with attention_levels, counted from 0, instead of attention_resolutions.
+        dtype: dtype of the computation.
 
     Raises:
         ValueError: a field is missing or not supported.
@@ -96,23 +96,23 @@ def _rename(blocks: Mapping[str, str], key: str) -> str | None:
     match = re.fullmatch(r"((?:\w+_blocks\.\d+|mid_block)\.(\w+)\.\d+)\.(.+)", module)
     if match is None or match[1] not in blocks:
         return None
-    # A block that resamples is a residual block, or a convolution of its own.
+    # Resampling is done by a residual block or by a separate convolution.
     parts = PARTS[match[2]] | RESNET
     return f"{blocks[match[1]]}.{parts[match[3]]}.{leaf}"
 
 
 def split_attention(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Show each attention's one tensor of queries, keys and values as three; nothing is read.
+    """Split the tensors of queries, keys and values into three each, without reading them.
 
     Args:
-        tensors: of a UNetModel, by name.
-        config: of it, see `openai_unet`.
+        tensors: tensors of a UNetModel, by name.
+        config: its config, see `openai_unet`.
 
     Returns:
-        The tensors by the names that `openai_unet` gives them.
+        The tensors by the names of `openai_unet`.
 
     Raises:
-        ValueError: an attention's channels are no multiple of its heads.
+        ValueError: the channels of an attention are no multiple of the number of heads.
     """
     renamed: dict[str, Any] = {}
     for name, tensor in tensors.items():
@@ -128,12 +128,12 @@ def split_attention(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, An
 
 
 def _matrix(tensor: Any, rows: np.ndarray | None = None) -> Rows:
-    """Attention's maps are convolutions over positions, [out, in, 1]."""
+    """Return a convolution of size 1, [out, in, 1], as a matrix."""
     return Rows(tensor, rows, min(2, len(tensor.shape)))
 
 
 def _rows(total: int, config: Mapping[str, Any]) -> np.ndarray:
-    """Rows of q, k and v, [3, C]: the old order splits into heads first, the new one into q, k and v first."""
+    """Return the rows of q, k and v, [3, C]: the old order has heads first, the new one has q, k and v first."""
     channels, head_dim = total // 3, config.get("num_head_channels", -1)
     num_heads = config.get("num_heads", 1) if head_dim == -1 else channels // head_dim
     if total % (3 * max(num_heads, 1)) or num_heads == 0:
@@ -145,19 +145,18 @@ def _rows(total: int, config: Mapping[str, Any]) -> np.ndarray:
 
 
 def openai_config(tensors: Tensors, overrides: Mapping[str, Any]) -> Config:
-    """Read off what network a checkpoint of UNetModel holds.
+    """Infer the config of a checkpoint of UNetModel.
 
     Args:
         tensors: by name.
         overrides: fields that do not follow from the tensors: num_head_channels or num_heads, use_new_attention_order
-            (False by default), and concat_channels for a network of super-resolution; or fields that replace those of
-            the tensors.
+            (False by default), and concat_channels for super-resolution; or fields that replace the inferred ones.
 
     Returns:
         A config for `openai_unet`.
 
     Raises:
-        ValueError: they are not such tensors, or the number of heads is not given.
+        ValueError: the tensors are not those of such a network, or the number of heads is not given.
     """
     if not {"num_heads", "num_head_channels"} & overrides.keys():
         raise ValueError("the tensors don't tell the heads: give num_head_channels or num_heads in the config")
@@ -182,10 +181,10 @@ def openai_config(tensors: Tensors, overrides: Mapping[str, Any]) -> Config:
 
 
 def as_diffusers(config: Mapping[str, Any]) -> Config:
-    """The same network as a config of diffusers' UNet2DModel, or the config itself where that class can't be it.
+    """Return the config of the same network as diffusers' UNet2DModel, or `config` if there is none.
 
-    It can't where the number of heads is the same at several widths, where nothing is learned in resampling, and where
-    the embedding's width is not that of the first level.
+    There is none if levels of different widths have the same number of heads, if resampling has no parameters, or if
+    the first level does not have model_channels channels.
 
     Args:
         config: see `openai_unet`.

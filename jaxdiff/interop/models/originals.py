@@ -1,4 +1,4 @@
-"""Checkpoints as OpenAI and NVIDIA published them, once their tensors lie in a safetensors file."""
+"""Checkpoints of OpenAI and NVIDIA, converted to safetensors files."""
 
 from __future__ import annotations
 
@@ -30,28 +30,28 @@ def load_original(
     param_dtype: Any = None,
     place: ShardingFn | None = None,
 ) -> Pretrained:
-    """Load the state dict of a network in its authors' layout; most of its config follows from the tensors.
+    """Load the state dict of a network in the layout of its authors; most of the config follows from the tensors.
 
-    - "openai": improved-diffusion's and guided-diffusion's UNetModel. The config has to give num_head_channels or
-      num_heads, and use_new_attention_order where that is set; concat_channels for super-resolution, whose small image,
-      resized, is cond["concat"]. The noise is the step, 0 to 999: `parameterize.zero_based`. The null class is the last
-      class, since there is none. A learned variance comes as (F, frac), see `UNet`.
-    - "edm": a preconditioner with a SongUNet (DDPM++, NCSN++) or DhariwalUNet (ADM) of EDM; with EDMPrecond the
+    - "openai": UNetModel of improved-diffusion and guided-diffusion. The config must contain num_head_channels or
+      num_heads; use_new_attention_order, if set; and concat_channels for super-resolution, where cond["concat"] is the
+      resized small image. The noise input is the step, 0 to 999: `parameterize.zero_based`. The last class takes the
+      place of the null class, which does not exist. With a learned variance, apply returns (F, frac), see `UNet`.
+    - "edm": EDM's preconditioner with a SongUNet (DDPM++, NCSN++) or DhariwalUNet (ADM); with EDMPrecond the
       prediction is `parameterize.edm(0.5)`, and the null class is a vector of zeros.
-    - "edm2": EDM2's Precond, of the same prediction; `networks.log_variance` is its uncertainty.
+    - "edm2": EDM2's Precond, with the same prediction; `networks.log_variance` computes its log-variance.
 
     Args:
         path: a safetensors file, or a directory with one.
         kind: as above.
-        config: fields of the network that leave no trace in its tensors, or that replace what was read off; dropout,
-            where it is to be trained further.
-        dtype: of the computation.
-        param_dtype: of the parameters; None: as in the file.
+        config: fields that do not follow from the tensors, or that replace the inferred ones; dropout, to continue
+            training.
+        dtype: dtype of the computation.
+        param_dtype: dtype of the parameters; None: as in the file.
         place: tree of shapes -> tree of shardings; None: the default device.
 
     Returns:
-        The model; its config is of SongUNet, DhariwalUNet, EDM2UNet, or, for OpenAI's, of diffusers' UNet2DModel, as
-        which `save` writes it, if that class can be the network.
+        The model, with the config of a SongUNet, DhariwalUNet or EDM2UNet; for OpenAI's, if possible, with that of
+        diffusers' UNet2DModel, so that `save` writes one.
 
     Raises:
         ValueError: the kind is unknown, a field is missing or not supported, or the tensors are not those of such a

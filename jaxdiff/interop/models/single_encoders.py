@@ -14,11 +14,11 @@ __all__ = ["clip_part", "open_clip_part", "t5_part"]
 
 Tensors = Mapping[str, Any]
 Config = dict[str, Any]
-HEAD = 64  # of every published CLIP's text encoder
+HEAD = 64  # features per head of all published text encoders of CLIP
 
 TABLE = "text_model.embeddings.token_embedding.weight"
 
-# OpenCLIP's names in a block -> transformers'.
+# OpenCLIP's names of layers in a block -> transformers' names.
 OPEN_BLOCK = {
     "ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2",
     "attn.out_proj": "self_attn.out_proj",
@@ -34,15 +34,14 @@ OPEN_WHOLE = {
 def clip_part(
     tensors: Tensors, overrides: Mapping[str, Any], *, act: str, projection: bool = False, identity: bool = False
 ) -> tuple[Config, dict[str, Any]]:
-    """A CLIP text encoder in transformers' names.
+    """Return the config and tensors of a CLIP text encoder in transformers' names.
 
     Args:
-        tensors: by name.
+        tensors: tensors by name.
         overrides: fields of the config.
         act: "quick_gelu" for OpenAI's, "gelu" for OpenCLIP's.
-        projection: whether it is the class with a projection; otherwise one in the file is left out.
-        identity: its projection changes nothing, whatever the file has for it: so it is for the smaller encoder of
-            Stable Diffusion 3.
+        projection: whether the class has a projection; if not, the file's projection is ignored.
+        identity: replace the projection by the identity, as for the smaller encoder of Stable Diffusion 3.
     """
     dropped = ("logit_scale",) if projection and not identity else ("logit_scale", "text_projection.weight")
     inside = "text_model.", "text_projection."
@@ -57,13 +56,12 @@ def clip_part(
 def open_clip_part(
     tensors: Tensors, overrides: Mapping[str, Any], *, projection: bool
 ) -> tuple[Config, dict[str, Any]]:
-    """A text encoder of OpenCLIP.
+    """Return the config and tensors of a text encoder of OpenCLIP.
 
     Args:
-        tensors: by name.
+        tensors: tensors by name.
         overrides: fields of the config.
-        projection: whether it is the class with a projection; without, as in Stable Diffusion 2, the layer before the
-            last is the last.
+        projection: whether the class has a projection; if not, as in Stable Diffusion 2, the last layer is omitted.
     """
     dropped = () if projection else ("text_projection", f"transformer.resblocks.{_last(tensors)}.")
     renamed: dict[str, Any] = {}
@@ -109,12 +107,12 @@ def _clip_config(tensors: Tensors, overrides: Mapping[str, Any], projection: boo
         "num_attention_heads": width // HEAD,
         "intermediate_size": side(tensors, "text_model.encoder.layers.0.mlp.fc1.weight", 0),
         "max_position_embeddings": side(tensors, "text_model.embeddings.position_embedding.weight", 0),
-        "eos_token_id": 2,  # as the published configs have it: the largest id of a text
+        "eos_token_id": 2,  # as in the published configs; means the largest id of a text
     }
 
 
 def t5_part(tensors: Tensors, overrides: Mapping[str, Any]) -> tuple[Config, dict[str, Any]]:
-    """The encoder of a T5."""
+    """Return the config and tensors of T5's encoder."""
     bias = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
     buckets, num_heads = shape(tensors, bias, 2)
     vocab, width = shape(tensors, "shared.weight", 2)

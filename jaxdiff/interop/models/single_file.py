@@ -1,7 +1,7 @@
-"""Checkpoints of Stable Diffusion 1, 2, XL, 3 and Flux in their authors' names: one file, of one model or of all.
+"""Single-file checkpoints of Stable Diffusion 1, 2, XL, 3 and Flux, with one or all models and the authors' names.
 
-The models in a file follow from the beginnings of its tensors' names, their networks from the shapes. What leaves
-no trace there is as in the published models; a file lacks the tokenizers' vocabularies.
+The models of a file follow from the prefixes of the tensors' names, and their sizes from the shapes. Everything else is
+as in the published models; the tokenizers' vocabularies are not in the file.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Part(NamedTuple):
 
     Attributes:
         kind: its class.
-        read: fields of the config that are given -> (config, tensors), by diffusers' or transformers' names.
+        read: overrides of the config -> (config, tensors), in diffusers' or transformers' names.
     """
 
     kind: str
@@ -36,12 +36,12 @@ class Part(NamedTuple):
 
 
 class Single(NamedTuple):
-    """What a file holds.
+    """The contents of a file.
 
     Attributes:
-        fields: what its model_index.json would be; empty where there is no network that denoises.
-        scheduler: the published models' config of it.
-        scheduler_overrides: fields of it that follow from the file.
+        fields: the fields of its model_index.json; empty if there is no denoising network.
+        scheduler: the scheduler's config of the published models.
+        scheduler_overrides: fields of the scheduler's config that follow from the file.
         parts: the models by the names of their directories.
     """
 
@@ -54,9 +54,9 @@ class Single(NamedTuple):
 class _Family(NamedTuple):
     pipeline: str
     scheduler: Config
-    latents: Config  # what does not follow from an autoencoder's tensors
-    encoders: dict[str, tuple[str, str, Callable[..., Any]]]  # by directory: what names begin with, class, reader
-    network: Mapping[str, Any] = MappingProxyType({})  # what does not follow from the network's tensors
+    latents: Config  # fields that do not follow from an autoencoder's tensors
+    encoders: dict[str, tuple[str, str, Callable[..., Any]]]  # by directory: prefix of names, class, reader
+    network: Mapping[str, Any] = MappingProxyType({})  # fields that do not follow from the network's tensors
 
 
 NETWORK = "model.diffusion_model."
@@ -118,17 +118,17 @@ FLUX = _Family(
 
 
 def read_single(tensors: Tensors) -> Single | None:
-    """Find the models in a file of tensors; None where the names are not those of these models' authors.
+    """Find the models in a file of tensors; return None if the names are not those of these models' authors.
 
-    The published models' scheduler is that of 768 pixels and v-prediction for Stable Diffusion 2, unless the file's
-    step or its U-Net's channels say that it is one of 512. A finetuned model that has a tensor "v_pred" predicts v, one
-    with "ztsnr" has no signal at the last step.
+    For Stable Diffusion 2 the scheduler is that of the model of 768 pixels, with v-prediction, unless the training step
+    in the file or the channels of the U-Net are those of a model of 512 pixels. Finetuned models with a tensor "v_pred"
+    predict v; those with "ztsnr" have zero terminal SNR.
 
     Args:
-        tensors: by name.
+        tensors: tensors by name.
 
     Raises:
-        ValueError: it holds a network of another noise schedule.
+        ValueError: the network has another noise schedule.
     """
     network = _inside(tensors, NETWORK) or tensors
     if "double_blocks.0.img_attn.qkv.weight" in network:
@@ -169,7 +169,7 @@ def _stable_diffusion(tensors: Tensors, network: Tensors) -> _Family:
         family = REFINER if _inside(tensors, "conditioner.embedders.0.model.") else XL
     elif cross == 1024 or _inside(tensors, "cond_stage_model.model."):
         step = int(np.asarray(tensors["global_step"][()]).reshape(())) if "global_step" in tensors else None
-        # The model of 512 pixels, and those made of it for inpainting and from depth, predict the noise.
+        # The model of 512 pixels, and its variants for inpainting and depth, predict the noise.
         first = "input_blocks.0.0.weight"
         small = step == 875000 or (first in network and side(network, first, 1) != 4)
         family = SD2._replace(scheduler=PNDM, network={"sample_size": 64}) if small else SD2

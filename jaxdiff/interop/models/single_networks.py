@@ -1,8 +1,8 @@
-"""Networks and autoencoders of single files: their configs from the tensors' shapes, and their names in diffusers.
+"""Networks and autoencoders of single files: configs from the tensors' shapes, and diffusers' names.
 
-Each function takes the tensors of one model by its authors' names, without what stands before them in a file, and the
-fields that do not follow from them. It returns (config, tensors) as diffusers has them. A name that is not understood
-stays, and is refused as one that is not of the network.
+The arguments of each function are the tensors of one model by the authors' names, without the prefix of a file, and
+fields of the config that do not follow from them. The result is (config, tensors) in diffusers' names. Unknown names
+are not changed, and are an error later, since they do not belong to the network.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ VAE_REST = {
 
 
 def unet_part(tensors: Tensors, overrides: Mapping[str, Any]) -> tuple[Config, dict[str, Any]]:
-    """The U-Net of Stable Diffusion 1, 2 and XL, its refiner's, and those for inpainting.
+    """Convert a U-Net of Stable Diffusion 1, 2 or XL, of XL's refiner, or for inpainting.
 
-    Heads leave no trace: there are 8, or, where projections are matrices as from Stable Diffusion 2 on, heads of 64.
+    The number of heads does not follow from the tensors: it is 8, or, from Stable Diffusion 2 on, where projections are
+    matrices, there are 64 features per head.
     """
     if "label_emb.weight" in tensors:
         raise ValueError("a U-Net with a table of classes, such as the 4x upscaler's, is not read from a single file")
@@ -66,7 +67,7 @@ def unet_part(tensors: Tensors, overrides: Mapping[str, Any]) -> tuple[Config, d
         "sample_size": 128 if vector and not unclip else 96 if cross == 1024 and channels == 4 else 64,
     }
     if "attention_head_dim" not in overrides:
-        # The reference calls the number of heads the size of a head.
+        # In the reference, the number of heads is called the size of a head.
         config["attention_head_dim"] = [_heads(width, 64) for width in widths] if linear else 8
     attending = {level for level, depth in enumerate(depths) if depth}
     theirs = {entry: block for block, entry in unet_blocks(levels, blocks, attending).items()}
@@ -95,7 +96,7 @@ def _unet_name(module: str, blocks: Mapping[str, str], embedding: str) -> str:
 
 
 def vae_part(tensors: Tensors, overrides: Mapping[str, Any]) -> tuple[Config, dict[str, Any]]:
-    """An AutoencoderKL. What its latents are multiplied by leaves no trace: `overrides` has it."""
+    """Convert an AutoencoderKL; overrides must contain scaling_factor, which does not follow from the tensors."""
     if "scaling_factor" not in overrides:
         raise ValueError(
             "the factor of an autoencoder's latents does not follow from its tensors: give scaling_factor, and "
@@ -116,7 +117,7 @@ def vae_part(tensors: Tensors, overrides: Mapping[str, Any]) -> tuple[Config, di
         "use_quant_conv": "quant_conv.weight" in tensors,
         "use_post_quant_conv": "post_quant_conv.weight" in tensors,
     }
-    # What it was trained against.
+    # Tensors of the training losses, and averages, are dropped.
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(("loss.", "model_ema."))}
     renamed = _renamed(tensors, lambda module: _vae_name(module, levels))
     for name, tensor in renamed.items():
@@ -130,7 +131,7 @@ def _vae_name(module: str, levels: int) -> str:
         return f"{match[1]}.mid_block.attentions.0.{VAE_ATTENTION.get(match[2], match[2])}"
     if match := re.fullmatch(r"(encoder\.down|decoder\.up)\.(\d+)\.(block\.(\d+)|(?:down|up)sample)\.(.+)", module):
         side, level, kind, block, rest = match.groups()
-        # The original counts both ways from the finest level.
+        # The original counts levels of encoder and decoder from the finest.
         number = int(level) if side == "encoder.down" else levels - 1 - int(level)
         name = f"{kind}rs.0" if block is None else f"resnets.{block}"
         module = f"{side}_blocks.{number}.{name}.{rest}"
@@ -140,7 +141,7 @@ def _vae_name(module: str, levels: int) -> str:
 
 
 def sd3_part(tensors: Tensors, overrides: Mapping[str, Any]) -> tuple[Config, dict[str, Any]]:
-    """The transformer of Stable Diffusion 3 and 3.5, with heads of 64 where no norm of queries has their size."""
+    """Convert a transformer of Stable Diffusion 3 or 3.5; without a norm of queries, heads have 64 features."""
     width, channels, patch, _ = shape(tensors, "x_embedder.proj.weight", 4)
     norm = "joint_blocks.0.x_block.attn.ln_q.weight"
     head = side(tensors, norm, 0) if norm in tensors else overrides.get("attention_head_dim", 64)
@@ -167,7 +168,7 @@ def sd3_part(tensors: Tensors, overrides: Mapping[str, Any]) -> tuple[Config, di
 
 
 def flux_part(tensors: Tensors, overrides: Mapping[str, Any]) -> tuple[Config, dict[str, Any]]:
-    """The transformer of Flux.1: dev, schnell, and those with an image as a further input."""
+    """Convert a transformer of Flux.1: dev, schnell, and those with an image as additional input."""
     width, channels = shape(tensors, "img_in.weight", 2)
     head = side(tensors, "double_blocks.0.img_attn.norm.query_norm.scale", 0)
     config = {
@@ -182,7 +183,7 @@ def flux_part(tensors: Tensors, overrides: Mapping[str, Any]) -> tuple[Config, d
         "joint_attention_dim": side(tensors, "txt_in.weight", 1),
         "pooled_projection_dim": side(tensors, "vector_in.in_layer.weight", 1),
         "guidance_embeds": "guidance_in.in_layer.weight" in tensors,
-        # Halves of rows and of columns share what the numbers of images leave of a head.
+        # Rows and columns have equal shares of a head, except for the features of the image index.
         "axes_dims_rope": [head // 8, 7 * head // 16, 7 * head // 16],
     }
     return config | dict(overrides), _split(tensors, flux_modules(config))
@@ -197,7 +198,7 @@ def _renamed(tensors: Tensors, rename: Callable[[str], str]) -> dict[str, Any]:
 
 
 def _split(tensors: Tensors, modules: Modules) -> dict[str, Any]:
-    """By diffusers' names, each module's rows of what several share."""
+    """Split tensors that several modules share into each module's rows, by diffusers' names."""
     renamed = {}
     for name, tensor in tensors.items():
         module, _, leaf = name.rpartition(".")

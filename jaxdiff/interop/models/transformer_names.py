@@ -1,7 +1,7 @@
-"""Name of Stable Diffusion 3's and Flux's transformers in their authors' code.
+"""Names of Stable Diffusion 3's and Flux's transformers in their authors' code.
 
-There one module often does what several do in diffusers: queries, keys and values are one product, whose rows are
-split. So a name stands for modules of diffusers, each with its rows, which are counted in equal parts of the whole:
+There, one module often corresponds to several modules of diffusers, e.g. one matrix product for queries, keys and
+values. So a name maps to modules of diffusers, each with its rows, as indices of equal parts of the tensor:
 
     {"double_blocks.0.img_attn.qkv": {"transformer_blocks.0.attn.to_q": (0,), [...].to_k: (1,), [...].to_v: (2,)}}
 """
@@ -18,7 +18,7 @@ __all__ = ["Modules", "flux_modules", "rows", "sd3_modules"]
 Modules = dict[str, dict[str, tuple[int, ...]]]
 
 EMBED = "time_text_embed.{}_embedder.linear_{}"
-SHIFT_FIRST = (1, 0)  # the authors' code has shift before scale here, diffusers scale before shift
+SHIFT_FIRST = (1, 0)  # the authors' code has shift before scale, diffusers scale before shift
 
 FLUX = {
     "img_in": "x_embedder",
@@ -83,10 +83,10 @@ QKV2 = ("attn2.to_q", "attn2.to_k", "attn2.to_v")
 
 
 def flux_modules(config: Mapping[str, Any]) -> Modules:
-    """Of a FluxTransformer2DModel: the authors' names -> diffusers' modules with their rows.
+    """Map the authors' names in a FluxTransformer2DModel to diffusers' modules with their rows.
 
     Args:
-        config: its fields; num_layers and num_single_layers are read.
+        config: its fields, of which num_layers and num_single_layers are used.
     """
     mapping: Modules = {name: {ours: (0,)} for name, ours in FLUX.items()}
     mapping["final_layer.adaLN_modulation.1"] = {"norm_out.linear": SHIFT_FIRST}
@@ -105,10 +105,10 @@ def flux_modules(config: Mapping[str, Any]) -> Modules:
 
 
 def sd3_modules(config: Mapping[str, Any]) -> Modules:
-    """Of an SD3Transformer2DModel: the authors' names -> diffusers' modules with their rows.
+    """Map the authors' names in an SD3Transformer2DModel to diffusers' modules with their rows.
 
     Args:
-        config: its fields; num_layers is read.
+        config: its fields, of which num_layers is used.
     """
     mapping: Modules = {name: {ours: (0,)} for name, ours in SD3.items()}
     mapping["final_layer.adaLN_modulation.1"] = {"norm_out.linear": SHIFT_FIRST}
@@ -118,7 +118,7 @@ def sd3_modules(config: Mapping[str, Any]) -> Modules:
         mapping |= {theirs + name: {ours + module: (0,)} for name, module in SD3_BLOCK.items()}
         for name, sharing in (("x_block.attn", QKV), ("context_block.attn", ADDED), ("x_block.attn2", QKV2)):
             mapping[f"{theirs}{name}.qkv"] = {ours + module: (part,) for part, module in enumerate(sharing)}
-    # The last block's text ends in its attention: its norm is modulated like the network's last.
+    # The last block does not update the text, whose norm is modulated like the network's last norm.
     mapping[f"joint_blocks.{last}.context_block.adaLN_modulation.1"] = {
         f"transformer_blocks.{last}.norm1_context.linear": SHIFT_FIRST
     }
@@ -126,15 +126,15 @@ def sd3_modules(config: Mapping[str, Any]) -> Modules:
 
 
 def rows(total: int, modules: Mapping[str, tuple[int, ...]], module: str) -> np.ndarray:
-    """The rows of a tensor that are a module's.
+    """Return the rows of a tensor that belong to a module.
 
     Args:
-        total: rows in all.
-        modules: those that share the tensor, see above.
-        module: one of them.
+        total: number of rows of the tensor.
+        modules: the modules that share the tensor, with the indices of their parts.
+        module: one of these modules.
 
     Raises:
-        ValueError: the rows are no multiple of the parts.
+        ValueError: the number of rows is no multiple of the number of parts.
     """
     parts = sum(map(len, modules.values()))
     if total % parts:

@@ -22,14 +22,14 @@ __all__ = ["dit", "flux", "sd3"]
 
 
 def dit(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
-    """diffusers' DiTTransformer2DModel, with an embedding of noise level and class in every block, as stored.
+    """diffusers' DiTTransformer2DModel, with an embedding of noise level and class in every block.
 
-    Until 2024 the class was Transformer2DModel, which is several networks, by its norm_type. The null class is the
-    last row of the table. Twice as many channels out as in are a learned variance: apply returns (F, frac).
+    Until 2024 the class was Transformer2DModel, whose norm_type selects one of several networks. The null class is the
+    last row of the table. With twice as many channels out as in, the variance is learned: apply returns (F, frac).
 
     Args:
-        config: fields of its config.json.
-        dtype: of the computation.
+        config: the fields of its config.json.
+        dtype: dtype of the computation.
 
     Raises:
         ValueError: a field is not supported.
@@ -54,7 +54,7 @@ def dit(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
         layers=c.take("num_layers", 28),
         num_heads=num_heads,
         patch_size=patch,
-        time=Sinusoidal(shift=1),  # the original has shift 0
+        time=Sinusoidal(shift=1),  # the original code has shift 0
         num_classes=c.take("num_embeds_ada_norm", 1000),
         out_channels=channels if learned else out,
         learned_variance=learned,
@@ -73,8 +73,8 @@ def sd3(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
     """diffusers' SD3Transformer2DModel: Stable Diffusion 3 and 3.5.
 
     Args:
-        config: fields of its config.json.
-        dtype: of the computation.
+        config: the fields of its config.json.
+        dtype: dtype of the computation.
 
     Raises:
         ValueError: a field is not supported.
@@ -103,13 +103,13 @@ def sd3(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
 
 
 def flux(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
-    """diffusers' FluxTransformer2DModel: Flux.1 dev, schnell, and those with an image as a further input.
+    """diffusers' FluxTransformer2DModel: Flux.1 dev, schnell, and those with an image as additional input.
 
-    The network takes and gives latents as an autoencoder has them, a quarter of the config's channels.
+    Input and output have the channels of the autoencoder's latents, a quarter of the config's channels.
 
     Args:
-        config: fields of its config.json.
-        dtype: of the computation.
+        config: the fields of its config.json.
+        dtype: dtype of the computation.
 
     Raises:
         ValueError: a field is not supported.
@@ -139,7 +139,7 @@ def flux(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
 
 
 def _with_text(module: MMDiT | Flux, image: tuple[int, ...], **more: tuple[int, ...]) -> ModelSpec:
-    """The parameters' shapes hang on an image of one token, on one token of text and its vector, and on `more`."""
+    """Initialize with an image of one token, one text token, a pooled vector, and `more` conditions."""
     shapes = {"tokens": (1, 1, module.context_dim), "vector": (1, module.pooled_dim)} | more
     cond = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
     x = jax.ShapeDtypeStruct((1, *image), jnp.float32)
@@ -147,5 +147,5 @@ def _with_text(module: MMDiT | Flux, image: tuple[int, ...], **more: tuple[int, 
 
 
 def _count_on(key: str) -> str:
-    """Layer 4 of the blocks from 13 on, "transformer_blocks.13+.4", is "transformer_blocks.17"."""
+    """Return the index of a layer in a later run: "transformer_blocks.13+.4" is "transformer_blocks.17"."""
     return re.sub(r"^(transformer_blocks)\.(\d+)\+\.(\d+)", lambda m: f"{m[1]}.{int(m[2]) + int(m[3])}", key)

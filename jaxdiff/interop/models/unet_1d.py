@@ -1,4 +1,4 @@
-"""diffusers' UNet1DModel, as Dance Diffusion uses it."""
+"""diffusers' UNet1DModel, as used by Dance Diffusion."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ NAMES = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0
 
 
 def unet_1d(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
-    """diffusers' UNet1DModel: Dance Diffusion's; x is [B, L, C].
+    """diffusers' UNet1DModel of Dance Diffusion; x is [B, L, C].
 
-    Those for plans and their values, of residual blocks in time, are not supported.
+    Variants with residual temporal blocks, for planning and value functions, are not supported.
 
     Args:
-        config: fields of its config.json.
-        dtype: of the computation.
+        config: the fields of its config.json.
+        dtype: dtype of the computation.
 
     Raises:
         ValueError: a field is not supported.
     """
     c = Fields(config, "UNet1DModel")
-    # Where there are no residual blocks in time, these are without effect.
+    # These have no effect without residual temporal blocks.
     c.skip("sample_size", "sample_rate", "_class_name", "freq_shift", "act_fn", "norm_num_groups", "layers_per_block")
     c.skip("downsample_each_block")
     c.only("time_embedding_type", "fourier")

@@ -1,4 +1,4 @@
-"""diffusers' UNet2DModel, and what its conditional U-Nets share with it."""
+"""diffusers' UNet2DModel, and functions shared with its conditional U-Nets."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jaxdiff.schema import optional
 
 __all__ = ["PLAIN", "RESNET", "channels", "check_blocks", "classes", "model_spec", "names", "sinusoidal", "unet_2d"]
 
-# A block's name on the way down, and on the way up.
+# A block's names in the encoder and in the decoder.
 PLAIN = "DownBlock2D", "UpBlock2D"
 ATTENTION = "AttnDownBlock2D", "AttnUpBlock2D"
 RESNET = "ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D"
@@ -28,13 +28,13 @@ SKIP_ATTENTION = "AttnSkipDownBlock2D", "AttnSkipUpBlock2D"
 def unet_2d(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
     """diffusers' UNet2DModel: DDPM, NCSN++, ADM, consistency models and plain U-Nets.
 
-    The network's null class is the last of the num_class_embeds classes; with class_embed_type "timestep" the label is
-    a number, with "identity" cond["vector"] takes its place. Where in_channels exceeds out_channels, the rest of the
-    input is cond["concat"]. Twice as many channels out as in are a learned variance: apply returns (F, frac).
+    The null class is the last of the num_class_embeds classes. With class_embed_type "timestep" the label is a number;
+    with "identity", cond["vector"] replaces it. If in_channels exceeds out_channels, the rest of the input is
+    cond["concat"]. With twice as many channels out as in, the variance is learned: apply returns (F, frac).
 
     Args:
-        config: fields of its config.json.
-        dtype: of the computation.
+        config: the fields of its config.json.
+        dtype: dtype of the computation.
 
     Raises:
         ValueError: a field is not supported.
@@ -92,7 +92,7 @@ def _label(c: Fields, width: int) -> dict[str, Any]:
 
 
 def names(c: Fields, field: str, default: Sequence[str]) -> tuple[str, ...]:
-    """The blocks' names, from the largest size, without a prefix that they once had."""
+    """Return the blocks' names from the finest level on, without an obsolete prefix."""
     types = tuple(name.removeprefix("UNetRes") for name in c.take(field, tuple(default)))
     return types if field.startswith("down") else types[::-1]
 
@@ -100,14 +100,17 @@ def names(c: Fields, field: str, default: Sequence[str]) -> tuple[str, ...]:
 def check_blocks(
     field: str, types: tuple[str, ...], kinds: tuple[str, str], *, levels: tuple[int, ...], count: int
 ) -> None:
-    """Refuse blocks that are not of the first kind at these levels, and of the second at the others.
+    """Check that blocks are of the first kind at some levels, and of the second kind at the others.
 
     Args:
-        field: of the config.
-        types: the blocks' names, from the largest size.
-        kinds: the two that are meant.
-        levels: where the first is.
-        count: of levels.
+        field: name of the config's field.
+        types: names of the blocks, from the finest level on.
+        kinds: the two kinds.
+        levels: levels of the first kind.
+        count: number of levels.
+
+    Raises:
+        ValueError: the blocks differ.
     """
     expected = tuple(kinds[0] if i in levels else kinds[1] for i in range(count))
     if types != expected:
@@ -115,10 +118,10 @@ def check_blocks(
 
 
 def _levels(c: Fields) -> tuple[tuple[int, ...], str]:
-    """The levels with attention, and how the network resamples."""
+    """Return the levels with attention, and `resample` as in `UNet`."""
     down = names(c, "down_block_types", (PLAIN[0], *(ATTENTION[0],) * 3))
     up = names(c, "up_block_types", (*(ATTENTION[1],) * 3, PLAIN[1]))
-    # How blocks with attention resample; of others it is in their names.
+    # Resampling of blocks with attention; the names of other blocks contain it.
     resamplers = [c.only(field, "conv", "resnet", None) or "conv" for field in ("downsample_type", "upsample_type")]
     for i, types in enumerate((down, up)):
         known = PLAIN[i], ATTENTION[i], RESNET[i], SKIP[i], SKIP_ATTENTION[i]
@@ -142,7 +145,7 @@ def _levels(c: Fields) -> tuple[tuple[int, ...], str]:
 
 
 def channels(c: Fields, default: int) -> tuple[int, dict[str, Any]]:
-    """Channels of what is denoised, and the network's attributes for the others."""
+    """Return the number of denoised channels, and the network's attributes for the other channels."""
     in_channels, out = c.take("in_channels", default), c.take("out_channels", default)
     learned = out == 2 * in_channels
     return min(in_channels, out), {
@@ -153,25 +156,25 @@ def channels(c: Fields, default: int) -> tuple[int, dict[str, Any]]:
 
 
 def sinusoidal(c: Fields) -> Sinusoidal:
-    """The embedding of the noise level by fixed frequencies."""
+    """Return the embedding of the noise level by fixed frequencies."""
     return Sinusoidal(cos_first=c.take("flip_sin_to_cos", True), shift=c.take("freq_shift", 0))
 
 
 def classes(rows: int | None) -> int | None:
-    """The classes of a table of that many rows, the last of which is the null class's."""
+    """Return the number of classes of a table with that many rows, the last of which is the null class."""
     return None if rows is None else rows - 1
 
 
 def model_spec(
     module: UNet, in_channels: int, *, center: bool = False, rename: Callable[[str], str] = lambda key: key
 ) -> ModelSpec:
-    """What a U-Net's config describes.
+    """Return the `ModelSpec` of a U-Net.
 
     Args:
         module: the network.
-        in_channels: channels of what is denoised.
-        center: whether its input is in [0, 1], and made to be in [-1, 1] by the network.
-        rename: our key -> the checkpoint's.
+        in_channels: number of denoised channels.
+        center: whether the input is in [0, 1], to be mapped to [-1, 1].
+        rename: this library's key -> the checkpoint's.
     """
     size = (2 ** (len(module.widths) - 1),) * 2
     shapes: dict[str, tuple[int, ...]] = {}
@@ -209,7 +212,7 @@ def _centred(apply: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _newer(key: str) -> str:
-    """Attention's names before diffusers 0.17."""
+    """Replace the names of attention's layers before diffusers 0.17."""
     for old, new in (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0")):
         key = key.replace(f".{old}.", f".{new}.")
     return key

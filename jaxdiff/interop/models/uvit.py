@@ -1,4 +1,4 @@
-"""The reference code's U-ViT."""
+"""U-ViT with the names of the reference code."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ __all__ = ["uvit"]
 
 
 def uvit(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
-    """U-ViT of github.com/baofff/U-ViT, its state dict saved as safetensors.
+    """U-ViT of github.com/baofff/U-ViT, with the state dict in a safetensors file.
 
-    The network's null class is the last of the num_classes classes. With clip_dim it is the text-to-image network.
+    The null class is the last of the num_classes classes. With clip_dim, the network is the text-to-image variant.
 
     Args:
         config: the reference's arguments (`config.nnet` in its configurations), and "_class_name": "UViT".
-        dtype: of the computation.
+        dtype: dtype of the computation.
 
     Raises:
         ValueError: a field is not supported.

@@ -20,11 +20,11 @@ CROSS, PLAIN = ("CrossAttnDownBlock3D", "CrossAttnUpBlock3D"), ("DownBlock3D", "
 
 
 def unet_3d_condition(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
-    """diffusers' UNet3DConditionModel: ModelScope's text-to-video network, Zeroscope; x is [B, T, H, W, C].
+    """diffusers' UNet3DConditionModel: ModelScope's text-to-video network and Zeroscope; x is [B, T, H, W, C].
 
     Args:
-        config: fields of its config.json.
-        dtype: of the computation.
+        config: the fields of its config.json.
+        dtype: dtype of the computation.
 
     Raises:
         ValueError: a field is not supported.
@@ -40,7 +40,7 @@ def unet_3d_condition(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
     up = names(c, "up_block_types", (PLAIN[1], *(CROSS[1],) * 3))
     check_blocks("up_block_types", up, (CROSS[1], PLAIN[1]), levels=attention, count=len(widths))
     in_channels, sizes = channels(c, 4)
-    # There, what is called the size of a head is one.
+    # Unlike in UNet2DConditionModel, attention_head_dim is the size of a head.
     num_heads = tuple(max(1, width // size) for width in widths)
     module = TextVideoUNet(
         widths=widths,

@@ -1,8 +1,8 @@
-"""diffusers' scheduler configs as a process, what the network predicts, levels and a solver.
+"""diffusers' scheduler configs as a process, a prediction, levels and a solver.
 
-The numbers are theirs, to rounding: the same times, levels, orders and noise in every step, whatever the config has.
-Where that is not what a paper's method would do, `solvers` has the method. What theirs refuses, or fails at, is a
-ValueError.
+Results equal those of diffusers up to rounding: the same times, levels, orders and noise in every step, for every
+config. Where diffusers differs from the method of a paper, `solvers` has the method. Configs that diffusers rejects, or
+fails for, raise a ValueError.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ KINDS: dict[str, Callable[..., Scheduler]] = {
     "UniPCMultistepScheduler": adams.unipc,
 }
 
-# Every field that some scheduler of diffusers has. One that a class does not have is ignored, as in the
-# reference, and many configs carry some; one that none has is an error.
+# All fields of diffusers' schedulers. Fields of other classes are ignored, as in the reference, since many configs
+# contain some; unknown fields are an error.
 FIELDS = [
     "algorithm_type", "base_image_seq_len", "base_shift", "beta_end", "beta_schedule", "beta_start", "clip_denoised",
     "clip_sample", "clip_sample_range", "corrector_order", "disable_corrector", "dynamic_thresholding_ratio",
@@ -66,7 +66,7 @@ FIELDS = [
     "variance_type",
 ]  # fmt: skip
 
-UP = ("clip_sample", "lower_order_final", "predict_x0", "set_alpha_to_one")  # flags that are up by default
+UP = ("clip_sample", "lower_order_final", "predict_x0", "set_alpha_to_one")  # flags that are True by default
 
 
 def scheduler(
@@ -76,24 +76,24 @@ def scheduler(
 
     Args:
         config: its fields, or a directory with scheduler_config.json.
-        kind: another class that the fields are given to, as its `from_config` does.
-        tokens: number of an image's tokens, for a flow that is shifted by it (`use_dynamic_shifting`).
-        even: for FlowMatchEulerDiscreteScheduler, equal steps to clean data before the shift, as Flux's pipeline asks
-            for; otherwise the network's last time comes before clean data.
+        kind: another class to read the config with, as by its `from_config`; None: the class in the config.
+        tokens: number of tokens of an image, on which the shift of a flow depends with `use_dynamic_shifting`.
+        even: for FlowMatchEulerDiscreteScheduler, equal steps to clean data before the shift, as in Flux's pipeline;
+            False: equal steps to the network's last time.
 
     Returns:
-        The process, the prediction, and how to sample: levels, solver, clipping, initial noise.
+        The process, the prediction, and the sampling: levels, solver, clipping, initial noise.
 
     Raises:
-        ValueError: a class that is not known, a field that is not supported, or tokens missing.
+        ValueError: the class is unknown, a field is not supported, or tokens is missing.
     """
     if not isinstance(config, Mapping):
         config = read_json(Path(config) / "scheduler_config.json")
-    # The written class's defaults, which another class replaces.
+    # Defaults of the class in the config, which another class replaces by its own.
     defaulted = each(WORD, 1000, 0).check("_use_default_values", config.get("_use_default_values") or ())
     kind = str(config.get("_class_name") if kind is None else kind)
     make = look_up(KINDS, kind, "scheduler")
-    # Empty, a flag is down, as theirs is, and another field is the class's default.
+    # As in diffusers, a null flag is False; other null fields have the class's default.
     fields = {k: False if v is None and k in UP else v for k, v in config.items() if k not in defaulted}
     c = Fields({k: v for k, v in fields.items() if v is not None}, kind)
     c.skip(*FIELDS)
@@ -105,16 +105,16 @@ def scheduler(
 def network_scheduler(
     config: str | Path | Mapping[str, Any], network: Mapping[str, Any], size: tuple[int, ...], kind: str | None = None
 ) -> Scheduler:
-    """Read the config of a network's scheduler, with what the network's class adds to it.
+    """Read the config of a network's scheduler, with the changes that the class of the network implies.
 
     Args:
         config: see `scheduler`.
-        network: fields of the network's config, its class in `_class_name`.
-        size: (height, width) of what it denoises.
+        network: fields of the network's config, with the class in `_class_name`.
+        size: (height, width) of the network's input.
         kind: see `scheduler`.
 
     Returns:
-        The process, the prediction, and how to sample: levels, solver, clipping, initial noise.
+        The process, the prediction, and the sampling: levels, solver, clipping, initial noise.
 
     Raises:
         ValueError: see `scheduler`.
@@ -122,5 +122,5 @@ def network_scheduler(
     flux = network["_class_name"] == "FluxTransformer2DModel"
     patch = 2 if flux else network.get("patch_size", 1)
     result = scheduler(config, kind, tokens=(size[0] // patch) * (size[1] // patch), even=flux)
-    # Flux's network gets the time of the flow as it is, not in thousandths.
+    # The noise input of Flux's network is the flow's time, not multiplied by 1000.
     return result._replace(prediction=parameterize.velocity) if flux else result

@@ -22,7 +22,7 @@ __all__ = ["deis", "sa_solver", "unipc"]
 
 def deis(c: Fields) -> Scheduler:
     """DEISMultistepScheduler."""
-    c.only("algorithm_type", "deis", "dpmsolver", "dpmsolver++")  # theirs takes each for the first
+    c.only("algorithm_type", "deis", "dpmsolver", "dpmsolver++")  # the reference treats all as the first
     c.only("solver_type", "logrho", "midpoint", "heun", "bh1", "bh2")
     order, lower, table = order_of(c, "solver_order", 2), c.take("lower_order_final", True), config.table(c)
 
@@ -40,7 +40,7 @@ def deis(c: Fields) -> Scheduler:
 
 
 def _as_eps(clip: Clip) -> Clip:
-    """Theirs divides x - alpha x_0 by sigma / alpha, in place of sigma: the x_0 that has this for its eps."""
+    """Return the x_0 that has the reference's eps, (x - alpha x_0) / (sigma / alpha), instead of division by sigma."""
 
     def limited(denoise: Denoiser) -> Denoiser:
         inner = clip(denoise)
@@ -59,7 +59,7 @@ def unipc(c: Fields) -> Scheduler:
     )
     kind = c.only(
         "solver_type", "bh2", "bh1", "midpoint", "heun", "logrho"
-    )  # theirs takes the last three for the first
+    )  # the reference treats the last three as the first
     integral, off = rule("half" if kind == "bh1" else "midpoint"), set(c.take("disable_corrector", ()) or ())
     table = config.rescaled(c, config.table(c), LAST)
 
@@ -81,12 +81,12 @@ def unipc(c: Fields) -> Scheduler:
 
         return multistep(points, step_of, depth=order, of_noise=of_noise)
 
-    clip = identity if of_noise else None  # theirs limits x_0 where it is what is combined
+    clip = identity if of_noise else None  # the reference clips x_0 only if it combines x_0
     return build(c, table, _unipc_lists(c, table), solver, of_noise=of_noise, clip=clip)
 
 
 def _unipc_lists(c: Fields, table: Discrete) -> Lists:
-    """`tabled`, but a flow's own times and curves, and the ends of a curve."""
+    """Return lists as by `tabled`, except for a flow's times and curves, and the ends of curves."""
     c.only("use_dynamic_shifting", False)
     high, low = c.take("sigma_max", None), c.take("sigma_min", None)
     flow, curve, shift, terminal = (
@@ -107,7 +107,7 @@ def _unipc_lists(c: Fields, table: Discrete) -> Lists:
         if not curve:
             s = shifted(np.linspace(1, 1 / table.T, n + 1)[:-1], shift)
             s = 1 - (1 - s) / ((1 - s[-1]) / (1 - terminal)) if terminal else s
-            s[0] -= 1e-6 * (abs(s[0] - 1) < 1e-6)  # theirs keeps away from pure noise
+            s[0] -= 1e-6 * (abs(s[0] - 1) < 1e-6)  # the reference avoids pure noise
             t = s * table.T
         else:
             s = sigma_schedule(curve, n, high, low)
@@ -156,6 +156,6 @@ def sa_solver(c: Fields) -> Scheduler:
 
 
 def _less(after: np.ndarray, before: np.ndarray) -> np.ndarray:
-    """What the corrector's weights add to the predictor's, which begin one prediction earlier."""
+    """Subtract the predictor's weights, which begin one prediction earlier, from the corrector's."""
     n = max(len(after), len(before) + 1)
     return np.pad(after, (0, n - len(after))) - np.pad(before, (1, n - 1 - len(before)))

@@ -5,7 +5,7 @@ From level s to t, with h = lam_t - lam_s, u = (lam - lam_s) / h and a polynomia
     x_t = (sigma_t / sigma_s) exp(-eta h) x_s + alpha_t int_0^1 H exp(-H (1 - u)) p(u) du + noise,  H = (1 + eta) h,
 
 for predictions of x_0; for eps_hat it is (alpha_t / alpha_s) x_s + (1 + eta) sigma_t int ..., with H = -h. The
-schedulers differ in the predictions, and in how they integrate u and u^2.
+schedulers differ in the predictions, and in the approximation of the integrals of u and u^2.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ Integral = Callable[[float, int], np.ndarray]  # (H, n) -> the integrals of 1, u
 
 
 def moments(H: float, n: int) -> np.ndarray:
-    """int_0^1 H exp(-H (1 - u)) u^j du for j < n."""
-    if abs(H) < 1:  # by its series, since differences cancel
+    """Compute int_0^1 H exp(-H (1 - u)) u^j du for j < n."""
+    if abs(H) < 1:  # by series, since differences would cancel
         terms = [[(-H) ** i * (factorial(j) / factorial(i + j + 1)) for i in range(20)] for j in range(n)]
         return H * np.sum(terms, axis=1)
     values = [-np.expm1(-H)]
@@ -34,11 +34,11 @@ def moments(H: float, n: int) -> np.ndarray:
 
 
 def rule(two: str, squares: Callable[[float, np.ndarray], float] | None = None) -> Integral:
-    """`moments` as a scheduler has them.
+    """Return `moments` with a scheduler's approximations.
 
     Args:
-        two: the integral of u where the polynomial is a line: "exact", "midpoint" (half that of 1) or "half" (H / 2).
-        squares: (H, moments) -> the integral of u^2 where it is a parabola; None is the exact one.
+        two: the integral of u for a linear polynomial: "exact", "midpoint" (half that of 1) or "half" (H / 2).
+        squares: (H, moments) -> the integral of u^2 for a quadratic polynomial; None: the exact one.
     """
 
     def integral(H: float, n: int) -> np.ndarray:
@@ -56,21 +56,21 @@ def step_between(
     points: Points, ends: tuple[int, int], nodes: Sequence[int], integral: Integral, *, eta: float = 0.0,
     of_noise: bool = False,
 ) -> Step:  # fmt: skip
-    """The step from one level of the list to another, by the polynomial through the predictions at `nodes`.
+    """Return the step between two levels of a list, with the polynomial through the predictions at `nodes`.
 
     Args:
         points: the list.
-        ends: indices of its levels.
+        ends: indices of the two levels.
         nodes: indices of the levels of the predictions.
         integral: see `rule`.
-        eta: how much noise; 0 is the ODE, 1 the reverse SDE.
+        eta: amount of noise; 0 is the ODE, 1 the reverse SDE.
         of_noise: whether predictions are eps_hat.
 
     Returns:
-        the coefficients, weights in the order of nodes.
+        The coefficients, with weights in the order of nodes.
     """
     alpha, sigma, lam, (s, t) = points.alpha, points.sigma, points.lam, ends
-    with np.errstate(all="ignore"):  # what is not finite is found in the table
+    with np.errstate(all="ignore"):  # `multistep` checks that all are finite
         h = lam[t] - lam[s]
         h = 0.0 if abs(h) < 1e-12 else h  # from a level to itself
         left = np.exp(-eta * h) if eta else 1.0  # h may be infinite
@@ -90,7 +90,7 @@ def step_between(
 
 
 def _interpolated(u: np.ndarray, moment: np.ndarray) -> np.ndarray:
-    """Weights of the values at u in the polynomial through them, of which 1, u, ... have these integrals."""
+    """Return the weights of values at u in the integral of the polynomial through them, given those of 1, u, ..."""
     if len(set(u)) < len(u):
         return np.full(len(u), np.nan)
     return np.linalg.solve(np.vander(u, increasing=True).T, moment)

@@ -1,4 +1,4 @@
-"""What a scheduler's config makes, and the fields that several read."""
+"""The result of reading a scheduler's config, and the fields that several schedulers share."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ Clip = Callable[[Denoiser], Denoiser]
 PREDICTIONS = {"epsilon": parameterize.eps, "v_prediction": parameterize.v, "sample": parameterize.x0}
 FLOW = "FlowMatchEulerDiscreteScheduler"
 STEPS = 50
-LAST = 2.0**-24  # the last abar, in place of 0, where sigma / alpha has to be finite
-LEAST = 1e-60  # and where x_0 only has to be beyond its limits, as a quotient by 0 is in theirs
+LAST = 2.0**-24  # replaces 0 as last abar where sigma / alpha must be finite
+LEAST = 1e-60  # replaces 0 as last abar where x_0 is clipped; the reference divides by 0 and clips infinity
 
 
 class Scheduler(NamedTuple):
-    """What a scheduler's config describes, to be used as
+    """A scheduler read from a config, to be used as
 
         denoise = sampling.clip(denoiser(apply, params, prediction, cond))
         levels, solver = sampling.prepare()
@@ -57,9 +57,9 @@ class Scheduler(NamedTuple):
 
     Attributes:
         process: time -> level.
-        prediction: what the network predicts, and its noise input.
-        sampling: levels, solver, clipping or thresholding, and the standard deviation of the initial noise, which is
-            often not the first level's. Its number of steps is the reference's usual 50, without guidance;
+        prediction: the network's prediction and noise input.
+        sampling: levels, solver, clipping or thresholding, and the standard deviation of the initial noise, which often
+            differs from the first level's. It has the reference's usual 50 steps, without guidance;
             `dataclasses.replace` changes them.
     """
 
@@ -72,7 +72,7 @@ def build(
     process: Process, prediction: Prediction, grid: Callable[[int], Level], solver: Callable[[int], Solver], *,
     std: Callable[[Level], Array] | None = None, clip: Clip | None = None,
 ) -> Scheduler:  # fmt: skip
-    """Put a scheduler together; `std` is `unit` by default."""
+    """Build a scheduler; `std` is `unit` by default."""
     sampling = Sampling(grid, solver, STEPS, clip=clip or identity, init_noise_std=std or unit)
     return Scheduler(process, prediction, sampling)
 
@@ -80,7 +80,7 @@ def build(
 def table(
     c: Fields, start: float = 0.0001, end: float = 0.02, schedule: str = "linear", more: tuple[str, ...] = ()
 ) -> Discrete:
-    """The table of betas; `more` are schedules of this class, beyond the three that all have."""
+    """Return the table of betas; `more` are schedules of this class in addition to the three of all classes."""
     T, betas = c.take("num_train_timesteps", 1000), c.take("trained_betas", None)
     start, end = c.take("beta_start", start), c.take("beta_end", end)
     if betas is not None:
@@ -99,12 +99,12 @@ def _laplace(t: float) -> float:
     return (exp(log_snr) / (1 + exp(log_snr))) ** 0.5
 
 
-# abar of time in [0, 1], of which a class's betas are the ratios, at most 0.999.
+# abar at times in [0, 1], whose ratios, at least 0.001, are 1 - beta.
 ABAR = {"laplace": _laplace, "exp": lambda t: exp(-12 * t)}
 
 
 def rescaled(c: Fields, table: Discrete, last: float = 0.0) -> Discrete:
-    """With zero terminal SNR if asked for; `last` takes the place of the last abar, 0, where s = inf will not do."""
+    """Rescale to zero terminal SNR if configured; `last` replaces 0 as last abar where s must not be infinite."""
     if not c.take("rescale_betas_zero_snr", False):
         return table
     table = table.zero_terminal_snr()
@@ -113,23 +113,23 @@ def rescaled(c: Fields, table: Discrete, last: float = 0.0) -> Discrete:
 
 
 def rescaled_within(c: Fields, table: Discrete, clip: Clip | None) -> Discrete:
-    """With zero terminal SNR if asked for. There a predicted eps gives x_0's sign alone, which will do for a limit."""
+    """Rescale to zero terminal SNR if configured; there, eps determines only the sign of x_0, enough for clipping."""
     blind = clip is not None and c.take("prediction_type", "epsilon") == "epsilon"
     return rescaled(c, table, LEAST if blind else 0.0)
 
 
 def spacing(c: Fields, default: str) -> tuple[str, int]:
-    """How times are spaced, and what is added to leading ones."""
+    """Return the spacing of times, and the offset of leading ones."""
     return c.only("timestep_spacing", default, "leading", "trailing", "linspace"), c.take("steps_offset", 0)
 
 
 def prediction(c: Fields, *kinds: str) -> Prediction:
-    """What the network predicts, one of these kinds (a name that is not in the table is x_0's) or any of the table."""
+    """Return the prediction, one of `kinds` or else of the table; names that are not in the table mean x_0."""
     return parameterize.zero_based(PREDICTIONS.get(c.only("prediction_type", *(kinds or PREDICTIONS)), parameterize.x0))
 
 
 def curve(c: Fields) -> str | None:
-    """The formula by which sigma / alpha decreases; None: it follows from the times."""
+    """Return the formula by which sigma / alpha decreases; None: it follows from the times."""
     chosen = [name for name in ("karras", "exponential", "beta") if c.take(f"use_{name}_sigmas", False)]
     if len(chosen) > 1:
         raise ValueError(f"sigmas are bent in one way: got use_{'_sigmas and use_'.join(chosen)}_sigmas")
@@ -137,7 +137,7 @@ def curve(c: Fields) -> str | None:
 
 
 def thresholded(c: Fields) -> Clip | None:
-    """Dynamic thresholding, where it is asked for."""
+    """Return dynamic thresholding, if configured."""
     share, most = c.take("dynamic_thresholding_ratio", 0.995), c.take("sample_max_value", 1.0)
     if not c.take("thresholding", False):
         return None
@@ -145,21 +145,21 @@ def thresholded(c: Fields) -> Clip | None:
 
 
 def clipped(c: Fields, default: bool) -> Clip | None:
-    """Clipping of x_0, where it is asked for."""
+    """Return clipping of x_0, if configured."""
     reach = c.take("clip_sample_range", 1.0)
     return (lambda denoise: guidance.clip(denoise, -reach, reach)) if c.take("clip_sample", default) else None
 
 
 def always(solver: Solver) -> Callable[[int], Solver]:
-    """The same for any number of steps."""
+    """Return a function from any number of steps to `solver`."""
     return lambda n: solver
 
 
 def unit(levels: Level) -> Array:
-    """The standard deviation of x_t for data of standard deviation 1."""
+    """Return the standard deviation of x_t for data of standard deviation 1."""
     return jnp.hypot(levels.alpha[0], levels.sigma[0])
 
 
 def ones(levels: Level) -> Array:
-    """The number 1, like the levels."""
+    """Return 1 in the dtype of the levels."""
     return jnp.ones_like(levels.sigma[0])

@@ -24,7 +24,7 @@ __all__ = ["iterative", "lcm", "tcd"]
 
 
 def lcm(c: Fields) -> Scheduler:
-    """LCMScheduler: x_0 through the consistency function of Luo et al. 2023 (arXiv:2310.04378, sec. 4.1)."""
+    """LCMScheduler: x_0 by the consistency function of Luo et al. 2023 (arXiv:2310.04378, sec. 4.1)."""
     clip, scaling = config.thresholded(c) or config.clipped(c, False), c.take("timestep_scaling", 10.0)
     table, grid = _listed(c, clip, to_clean=True)
 
@@ -38,9 +38,9 @@ def lcm(c: Fields) -> Scheduler:
 
 
 def tcd(c: Fields) -> Scheduler:
-    """TCDScheduler with its eta of 0.3: DDIM to 0.7 of the next time, and noise up to it (Zheng et al. 2024, alg. 3).
+    """TCDScheduler with eta = 0.3: DDIM to 0.7 of the next time, then noise to that time.
 
-    arXiv:2402.19159. Like the reference it clips no x_0, whatever the config has.
+    Zheng et al. 2024 (arXiv:2402.19159), algorithm 3. As in the reference, x_0 is not clipped for any config.
     """
     table, grid = _listed(c, None, to_clean=False)
     alpha, sigma = (a[1 + np.floor(0.7 * np.arange(table.T)).astype(int)] for a in (table.alpha, table.sigma))
@@ -63,7 +63,7 @@ def iterative(c: Fields) -> Scheduler:
     data, scale, rho = c.take("sigma_data", 0.5), c.take("s_noise", 1.0), c.take("rho", 7.0)
 
     def prediction(level: Level) -> Scalings:
-        """The paper's eq. 5, but for sigma in the root of its c_out."""
+        """Return the paper's eq. 5, except for sigma in the root of c_out."""
         s, above = level.sigma, level.sigma - low
         norm = jnp.sqrt(s**2 + data**2)
         return Scalings(data**2 / (above**2 + data**2), above * data / norm, 1 / norm, 250 * jnp.log(s))
@@ -87,7 +87,7 @@ def iterative(c: Fields) -> Scheduler:
 
 
 def _listed(c: Fields, clip: Clip | None, *, to_clean: bool) -> tuple[Discrete, Callable[[int], Level]]:
-    """The table, and a grid on N of the `original_inference_steps` times that the network has learned."""
+    """Return the table, and a grid of N of the `original_inference_steps` times of the distillation."""
     table = config.rescaled_within(c, config.table(c, 0.00085, 0.012, "scaled_linear"), clip)
     T, most = c.take("num_train_timesteps", 1000), c.take("original_inference_steps", 50)
     check(most, T)

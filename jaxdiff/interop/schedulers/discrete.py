@@ -1,4 +1,4 @@
-"""Schedulers on whole times of a table: DDPM, DDIM and its inverse."""
+"""Schedulers on integer times of a table: DDPM, DDIM and its inverse."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def ddpm(c: Fields) -> Scheduler:
 
 
 def _ddpm(variance: str) -> Solver:
-    """Ancestral sampling. The small variance is at least 1e-20; and there is noise in each step that does not begin at
-    the first time, in the one to clean data too, where it is the large variance's."""
+    """Ancestral sampling. The small variance is at least 1e-20. Every step that does not begin at the first time
+    adds noise; with the large variance, so does a step to clean data."""
 
     def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
         nxt = Level(*(jnp.where(nxt.t > 0, a, b) for a, b in zip(nxt, clean_level(nxt), strict=True)))
@@ -46,7 +46,7 @@ def _ddpm(variance: str) -> Solver:
         large = jnp.square(cur.sigma) * added_variance(cur, nxt)
         if variance == "learned_range":
             of_noise = jnp.exp(0.5 * (frac * jnp.log(large) + (1 - frac) * jnp.log(small)))
-        else:  # "learned" is the variance itself, of which frac is half, and a half
+        else:  # with "learned", the network predicts the variance, which is 2 frac - 1
             kinds = {"fixed_large": large, "learned": 2 * frac - 1 if variance == "learned" else 0}
             of_noise = jnp.sqrt(kinds.get(variance, small))
         return mean + jnp.where(cur.t > 1, of_noise, 0) * normal_like(key, x), state
@@ -56,7 +56,7 @@ def _ddpm(variance: str) -> Solver:
 
 
 def ddim(c: Fields) -> Scheduler:
-    """DDIMScheduler: from each time of its list T // N down, wherever the next one is."""
+    """DDIMScheduler, whose steps go down by T // N from each time of its list, even if the next time differs."""
     clip = config.thresholded(c) or config.clipped(c, True)
     table = config.rescaled_within(c, config.table(c), clip)
     T, list_of = c.take("num_train_timesteps", 1000), _whole_times(c, table)
@@ -73,16 +73,16 @@ def ddim(c: Fields) -> Scheduler:
 
 
 def _stepping(to: Callable[[Level], Level], clip: Clip | None) -> Solver:
-    """DDIM to a level that is not the grid's next. Its eps is the network's, not that of x_0 after it was limited."""
+    """DDIM to a level that may differ from the grid's next, with eps of the network, not of the clipped x_0."""
 
     def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
         x0, eps = from_x0(denoise(x, cur), x, cur)
-        return _arrive(to(cur), _limited(clip, x0, x, cur), eps), state
+        return _arrive(to(cur), _clipped(clip, x0, x, cur), eps), state
 
     return Solver(init_empty, step, falling=False)
 
 
-def _limited(clip: Clip | None, x0: Array, x: Array, level: Level) -> Array:
+def _clipped(clip: Clip | None, x0: Array, x: Array, level: Level) -> Array:
     return x0 if clip is None else clip(lambda x, level: x0)(x, level)
 
 
@@ -91,14 +91,14 @@ def _arrive(level: Level, x0: Array, eps: Array) -> Array:
 
 
 def ddim_inverse(c: Fields) -> Scheduler:
-    """DDIMInverseScheduler, which rises to each time of its list from T // N below.
+    """DDIMInverseScheduler, whose steps go up to each time of its list from T // N below.
 
-    Its first x may be clean data, where eps does not follow from x_0. So `prediction` leaves the network's output as
-    it is, and the solver knows what it means.
+    The first x may be clean data, where eps does not follow from x_0. So `prediction` does not change the network's
+    output, and the solver converts it.
     """
     table, clip = config.rescaled(c, config.table(c)), config.clipped(c, True)
     T, from_clean = c.take("num_train_timesteps", 1000), c.take("set_alpha_to_one", True)
-    from_clean = c.take("set_alpha_to_zero", from_clean)  # its name in older versions
+    from_clean = c.take("set_alpha_to_zero", from_clean)  # the name in older versions
     c.only("timestep_spacing", "leading", "trailing")
     list_of = _whole_times(c, table)
     kind = c.only("prediction_type", *config.PREDICTIONS)
@@ -120,8 +120,8 @@ def ddim_inverse(c: Fields) -> Scheduler:
         def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
             F, goal = denoise(x, cur), cur.t - 1
             cur, nxt = at_time(jnp.minimum(goal - T // n, T - 1)), at_time(jnp.where(goal < 0, goal + table.T, goal))
-            x0, eps = _meant(kind, F, x, cur)
-            return _arrive(nxt, _limited(clip, x0, x, cur), eps), state
+            x0, eps = _x0_and_eps(kind, F, x, cur)
+            return _arrive(nxt, _clipped(clip, x0, x, cur), eps), state
 
         return Solver(init_empty, step, falling=False)
 
@@ -133,8 +133,8 @@ def _as_it_is(level: Level) -> Scalings:
     return Scalings(jnp.zeros_like(ones), ones, ones, level.t - 1)
 
 
-def _meant(kind: str, F: Array, x: Array, level: Level) -> tuple[Array, Array]:
-    """x_0 and eps of what a network predicts."""
+def _x0_and_eps(kind: str, F: Array, x: Array, level: Level) -> tuple[Array, Array]:
+    """Return x_0 and eps, given the network's output."""
     alpha, sigma = (field.astype(x.dtype) for field in level[1:])
     if kind == "epsilon":
         return (x - sigma * F) / alpha, F
@@ -144,7 +144,7 @@ def _meant(kind: str, F: Array, x: Array, level: Level) -> tuple[Array, Array]:
 
 
 def _whole_times(c: Fields, table: Discrete) -> Callable[[int], np.ndarray]:
-    """The list of times, counted from 0; -1, which rounding may append, is the table's last for the network."""
+    """Return the list of times, counted from 0. Rounding may append -1, for which the network gets the last time."""
     spacing, offset = config.spacing(c, "leading")
     T = c.take("num_train_timesteps", 1000)
 

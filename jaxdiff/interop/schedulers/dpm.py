@@ -31,7 +31,7 @@ def dpm_multistep(c: Fields) -> Scheduler:
 
 
 def dpm_inverse(c: Fields) -> Scheduler:
-    """DPMSolverMultistepInverseScheduler, whose grids rise from the table's first level to its last."""
+    """DPMSolverMultistepInverseScheduler, whose grids go from the table's first level to its last."""
     algorithm, table = _algorithm(c, *ALGORITHMS, clean=False), config.table(c)
     solver = _multistep(c, algorithm, no_third=("sde-dpmsolver", "sde-dpmsolver++"), clean=False)
     lists = tabled(c, table, ends=False, repeats=True, rises=True)
@@ -60,7 +60,7 @@ def edm_dpm(c: Fields) -> Scheduler:
 
 
 def _algorithm(c: Fields, *known: str, clean: bool = True) -> str:
-    algorithm = c.only("algorithm_type", *known, "deis")  # theirs takes "deis" for the first
+    algorithm = c.only("algorithm_type", *known, "deis")  # the reference treats "deis" as the first
     if "++" not in algorithm and clean and c.take("final_sigmas_type", "zero") == "zero":
         raise ValueError(
             f"{algorithm} integrates noise, of which clean data has none: final_sigmas_type must be sigma_min"
@@ -69,12 +69,12 @@ def _algorithm(c: Fields, *known: str, clean: bool = True) -> str:
 
 
 def _line(c: Fields) -> str:
-    kind = c.only("solver_type", "midpoint", "heun", "logrho", "bh1", "bh2")  # theirs takes the last three for midpoint
+    kind = c.only("solver_type", "midpoint", "heun", "logrho", "bh1", "bh2")  # the last three mean midpoint
     return "exact" if kind == "heun" else "midpoint"
 
 
 def order_of(c: Fields, name: str, default: int, most: int | None = None) -> int:
-    """The config's order, a whole number of at least 1."""
+    """Return the config's order, an integer of at least 1."""
     order = c.take(name, default)
     if not isinstance(order, int) or order < 1 or (most and order > most):
         allowed = f"from 1 to {most}" if most else "of at least 1"
@@ -83,15 +83,15 @@ def order_of(c: Fields, name: str, default: int, most: int | None = None) -> int
 
 
 def falling_order(order: int, k: int, points: Points, taken: int, *, lower: bool, last: int | None = None) -> int:
-    """The order of step k, up to 3, after as many steps as are taken.
+    """Return the order of step k, at most 3.
 
     Args:
-        order: the config's.
+        order: the config's order.
         k: index of the step.
         points: the list.
-        taken: steps before this one.
-        lower: whether the last two of less than 15 steps have at most orders 2 and 1.
-        last: at most the last step's order, of any number of steps.
+        taken: number of steps before this one.
+        lower: whether the last two of less than 15 steps have orders of at most 2 and 1.
+        last: maximal order of the last step, for any number of steps.
     """
     left = points.N - k
     most = left if lower and points.N < 15 else 3
@@ -102,7 +102,7 @@ def _multistep(c: Fields, algorithm: str, no_third: tuple[str, ...], clean: bool
     order, line, eta = order_of(c, "solver_order", 2), _line(c), float("sde" in algorithm)
     lower, of_noise = c.take("lower_order_final", True), "++" not in algorithm
     euler = c.take("euler_at_final", False) or (clean and c.take("final_sigmas_type", "zero") == "zero")
-    # Theirs halves the integral of u^2, or what it takes for it with noise.
+    # The reference has half the integral of u^2, or of its approximation with noise.
     integral = rule(line, lambda H, m: -(m[1] / H + 0.5) if eta and not of_noise else m[2] / 2)
 
     def solver(points: Points) -> Solver:
@@ -118,7 +118,7 @@ def _multistep(c: Fields, algorithm: str, no_third: tuple[str, ...], clean: bool
 
 
 def dpm_singlestep(c: Fields) -> Scheduler:
-    """DPMSolverSinglestepScheduler, whose steps begin again where orders 1, 2, (3) do."""
+    """DPMSolverSinglestepScheduler, whose steps restart with every run of orders 1, 2, (3)."""
     algorithm, table = _algorithm(c, "dpmsolver++", "dpmsolver", "sde-dpmsolver++"), config.table(c)
     of_noise = "++" not in algorithm
     return build(c, table, tabled(c, table, spaced=False), _singlestep(c, algorithm), of_noise=of_noise)
@@ -142,7 +142,7 @@ def _singlestep(c: Fields, algorithm: str) -> Made:
             between = lambda nodes, integral: step_between(  # noqa: E731
                 points, (k - p + 1, k + 1), nodes, integral, eta=eta, of_noise=of_noise
             )
-            if p == 3 and line == "midpoint":  # without the middle evaluation
+            if p == 3 and line == "midpoint":  # without the inner evaluation
                 step = between([k, k - 2], rule("exact"))
                 step = step._replace(weights=np.insert(step.weights, 1, 0.0))
             else:
@@ -155,7 +155,7 @@ def _singlestep(c: Fields, algorithm: str) -> Made:
 
 
 def _orders(order: int, N: int, lower: bool, zero: bool) -> list[int]:
-    """1, 2, (3), 1, 2, (3), ... of N steps; the last is of order 1 where it is lowered or ends at clean data."""
+    """Return orders 1, 2, (3), 1, 2, (3), ... of N steps; the last is 1 if lowered, or at clean data."""
     orders = (list(range(1, order + 1)) * N)[:N]
     if zero or (lower and N % order == 0):
         orders[-1] = 1

@@ -1,4 +1,4 @@
-"""What the exponential integrators' configs share: their lists of levels, and what the network predicts there."""
+"""Shared parts of the exponential integrators' configs: lists of levels, and predictions."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def tabled(
     c: Fields, table: Discrete, *, spaced: bool = True, ends: bool = True, repeats: bool = False, rises: bool = False,
     rounded: tuple[str, ...] = ("karras",),
 ) -> Lists:  # fmt: skip
-    """The list of a scheduler with a table: times, counted from 0, and s, which is sigma of a flow, else sigma / alpha.
+    """Return the list of a scheduler with a table: times, counted from 0, and s, sigma of a flow or else sigma / alpha.
 
     Args:
         c: the config.
-        table: of betas.
-        spaced: whether the spacing can be chosen.
+        table: the table of betas.
+        spaced: whether the config has a spacing.
         ends: whether the list may end at clean data.
-        repeats: whether a list that is a curve or a flow's ends otherwise by repeating its last level, and not at the
-            table's first.
+        repeats: whether a curve or a flow that does not end at clean data repeats its last level, instead of ending at
+            the table's first level.
         rises: whether lists go from the table's first level to its last.
         rounded: the curves whose times are rounded; others are rounded down.
     """
@@ -62,7 +62,7 @@ def tabled(
             s = np.interp(t, np.arange(table.T), s_of)
         kept = s[-1] if repeats and (curve or flow) else final
         s = np.append(s, 0.0 if end == "zero" else kept)
-        if rises:  # each time once, which leaves the last levels out
+        if rises:  # each time once, which drops the last levels
             t = t[np.sort(np.unique(t, return_index=True)[1])]
         return np.floor(t), s[: len(t) + 1]
 
@@ -70,18 +70,18 @@ def tabled(
 
 
 def flow_shift(c: Fields) -> float:
-    """The shift of a flow's times."""
-    c.skip("use_dynamic_shifting", "time_shift_type")  # of a shift that is given with the number of steps
+    """Return the shift of a flow's times."""
+    c.skip("use_dynamic_shifting", "time_shift_type")  # for a shift passed with the number of steps
     return c.take("flow_shift", 1.0)
 
 
 def points_of(table: Discrete, flow: bool, t: np.ndarray, s: np.ndarray) -> Points:
-    """The list's levels.
+    """Return the levels of a list.
 
     Args:
-        table: of betas.
-        flow: whether s is sigma, and alpha = 1 - sigma; else it is sigma / alpha where variance is preserved.
-        t: [N], times as the network gets them.
+        table: the table of betas.
+        flow: whether s is sigma, with alpha = 1 - sigma; False: s is sigma / alpha, with preserved variance.
+        t: [N], the network's noise inputs.
         s: [N + 1].
     """
     if flow:
@@ -91,8 +91,8 @@ def points_of(table: Discrete, flow: bool, t: np.ndarray, s: np.ndarray) -> Poin
 
 
 def row_of(c: Fields, table: Discrete, flow: bool, of_noise: bool) -> Prediction:
-    """What the network predicts. Away from the path that they belong to, predictions are what the schedulers take
-    them for: a v where alpha = 1 - sigma, or a flow's velocity in x = alpha (x_0 + s eps)."""
+    """Return the prediction. Off the path of its definition, it is as the schedulers interpret it: v with
+    alpha = 1 - sigma, or a flow's velocity in x = alpha (x_0 + s eps)."""
     predicted = c.only("prediction_type", *config.PREDICTIONS, "flow_prediction")
     if of_noise and predicted == "flow_prediction":
         raise ValueError("flow_prediction is a prediction of x_0, and this algorithm needs one of the noise")
@@ -119,11 +119,11 @@ def build(
 
     Args:
         c: the config.
-        table: of betas.
+        table: the table of betas.
         list_of: see `tabled`.
-        solver: the list -> the solver that is made for it.
-        of_noise: whether the predictions that are combined are eps_hat, not x0_hat.
-        clip: in place of the config's thresholding; `identity` for none.
+        solver: list -> its solver.
+        of_noise: whether the solver combines predictions of eps, not of x_0.
+        clip: replaces the config's thresholding; `identity` for none.
     """
     c.only("variance_type", None, "learned", "learned_range")  # the network's variance is not used
     flow = c.take("use_flow_sigmas", False)

@@ -1,4 +1,4 @@
-"""Schedulers without a table: flow matching's, and EDM's."""
+"""Schedulers without a table: for flow matching, and for EDM."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def flow_euler(c: Fields, tokens: int | None, even: bool) -> Scheduler:
     T, shift, dynamic = c.take("num_train_timesteps", 1000), c.take("shift", 1.0), c.take("use_dynamic_shifting", False)
     curve, end = config.curve(c), c.take("shift_terminal", None)
     low, high, inverted = c.take("sigma_min", None), c.take("sigma_max", None), c.take("invert_sigmas", False)
-    # The list's last time is shifted twice, as theirs is.
+    # The list's last time is shifted twice, as in the reference.
     last = 1 / T if dynamic else shifted(1 / T, shift)
     shift = _dynamic(c, tokens) if dynamic else shift
 
@@ -59,7 +59,7 @@ def _dynamic(c: Fields, tokens: int | None) -> float:
 
 
 def _renoising(inverted: bool) -> Solver:
-    """The end of the flow where x has no noise, and noise again; theirs of inverted times keeps the other end."""
+    """Predict the end without noise, and add noise again; with inverted times, the reference keeps the other end."""
 
     def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
         x0, eps = from_x0(denoise(x, cur), x, cur)
@@ -76,7 +76,7 @@ def flow_heun(c: Fields) -> Scheduler:
 
 
 def _flow(T: int, list_of: Callable[[int], np.ndarray], solver: Solver, *, inverted: bool = False) -> Scheduler:
-    """The flow of these times; inverted, the network counts them from noise to data, and predicts x_0 - eps."""
+    """Build a flow's scheduler; if inverted, times go from noise to data, and the prediction is x_0 - eps."""
 
     def grid(n: int) -> Level:
         check(n, None)
@@ -121,7 +121,7 @@ def edm_euler(c: Fields) -> Scheduler:
 
 
 def edm_sigmas(c: Fields) -> tuple[Callable[[int], np.ndarray], tuple[float, float]]:
-    """N values of sigma, from the highest to the lowest, as a function of N; and (the lowest, the highest)."""
+    """Return a function from N to N decreasing values of sigma, and (the lowest, the highest)."""
     low, high, rho = c.take("sigma_min", 0.002), c.take("sigma_max", 80.0), c.take("rho", 7.0)
     exponential = c.only("sigma_schedule", "karras", "exponential") == "exponential"
 

@@ -21,7 +21,7 @@ from jaxdiff.solvers.base import prepend
 
 __all__ = ["dpm_2", "dpm_2_ancestral", "dpm_sde", "euler", "euler_ancestral", "heun", "lms"]
 
-SIGMA_INPUT = ("continuous", "v_prediction")  # other predictions get the time in the reference, too
+SIGMA_INPUT = ("continuous", "v_prediction")  # for other predictions the reference's noise input is the time
 TWO = ("epsilon", "v_prediction")
 
 
@@ -39,10 +39,10 @@ def euler(c: Fields) -> Scheduler:
 
     def list_of(n: int) -> tuple[np.ndarray, np.ndarray]:
         t, s = of_times(n)
-        if straight and curve is None:  # N + 1 values, so that the end that is asked for comes too late
+        if straight and curve is None:  # N + 1 values, so that the configured end is not reached
             s = np.exp(np.linspace(np.log(ratio(table)[-1]), np.log(ratio(table)[0]), n + 1))
         s = np.append(s, last)
-        return (time_of(table, s[:-1]), s) if sigma_input else (t, s[: len(t) + 1])  # as few as the times
+        return (time_of(table, s[:-1]), s) if sigma_input else (t, s[: len(t) + 1])  # one more than the times
 
     of_times = _lists(c, table, curve, whole_range=straight)
     scheduler = _build(c, table, list_of, _any_way(solvers.euler()), prediction=prediction)
@@ -68,9 +68,10 @@ def lms(c: Fields) -> Scheduler:
 
 
 def _lms(s: np.ndarray) -> Solver:
-    """Adams and Bashforth's method with the list's own steps; `s` is its N + 1 values of sigma.
+    """Adams and Bashforth's method with variable steps; `s` are the list's N + 1 values of sigma.
 
-    The order grows with the place in the list. Begun in the middle it is full at once, and missing predictions are 0.
+    The order grows with the position in the list. If sampling begins in the middle, the order is full at once, with
+    missing predictions replaced by 0.
     """
     half, middle = 0.5 * np.diff(s), 0.5 * (s[1:] + s[:-1])
     table = np.zeros((len(half), 4))
@@ -102,7 +103,7 @@ def heun(c: Fields) -> Scheduler:
 
 
 def _any_way(solver: Solver) -> Callable[[int], Solver]:
-    """For lists that repeat a level, or rise."""
+    """Return the solver for lists that repeat a level, or increase."""
     return config.always(solver._replace(falling=False))
 
 
@@ -117,7 +118,7 @@ def dpm_2_ancestral(c: Fields) -> Scheduler:
 
 
 def dpm_sde(c: Fields) -> Scheduler:
-    """DPMSolverSDEScheduler. The seed of its noise is not used: the noise is the sampler's."""
+    """DPMSolverSDEScheduler. The seed of its noise is ignored: noise comes from the key of `sample`."""
     c.skip("noise_sampler_seed")
     return _two_stage(c, two_stage.sde, ends=False)
 
@@ -136,14 +137,14 @@ def _two_stage(c: Fields, solver_of: Callable[[Discrete], Solver], *, ends: bool
 def _lists(
     c: Fields, table: Discrete, curve: str | None, *, ends: bool = True, whole_range: bool = False
 ) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
-    """N -> the times that the network gets, and sigma there.
+    """Return a function from N to the network's times and sigma there.
 
     Args:
-        c: the fields.
-        table: the table.
-        curve: by what formula sigma runs, see `config.curve`.
-        ends: whether sigma_min and sigma_max, where given, are a curve's ends.
-        whole_range: whether they are otherwise those of the table, not of the part that the times span.
+        c: the config.
+        table: the table of betas.
+        curve: formula of sigma, see `config.curve`.
+        ends: whether sigma_min and sigma_max, if given, are the ends of a curve.
+        whole_range: whether the default ends are those of the table, not of the times.
     """
     T, (spacing, offset) = c.take("num_train_timesteps", 1000), config.spacing(c, "linspace")
     low, high = c.take("sigma_min", None), c.take("sigma_max", None)
@@ -175,7 +176,7 @@ def _build(
     c: Fields, table: Discrete, list_of: Callable[[int], tuple[np.ndarray, np.ndarray]],
     solver: Callable[[int], Solver], *, prediction: Prediction, clip: Clip | None = None,
 ) -> Scheduler:  # fmt: skip
-    """Put a scheduler together, of lists of N times and N + 1 values of sigma."""
+    """Build a scheduler from lists of N times and N + 1 values of sigma."""
 
     def scaled(level: Level) -> Scalings:
         r = jnp.hypot(level.alpha, level.sigma)

@@ -1,8 +1,8 @@
-"""Linear multistep methods whose coefficients are tables: what a scheduler does in each step of its own list.
+"""Linear multistep methods with tables of coefficients for each step of a scheduler's list.
 
-Exponential integrators are linear in x, in the network's predictions and in the noise, and their coefficients follow
-from the list of levels alone. So they are computed before, in float64, with all that a scheduler does otherwise in its
-first and last steps, and one solver takes the steps of all.
+Exponential integrators are linear in x, in the network's predictions and in the noise, and their coefficients depend
+only on the list of levels. So the coefficients are computed in advance, in float64, including the special cases of the
+first and last steps, and one solver implements all schedulers.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ class Points(NamedTuple):
     """A scheduler's list of N steps, in float64.
 
     Attributes:
-        t, alpha, sigma: [N + 1].
+        t: [N + 1].
+        alpha: [N + 1].
+        sigma: [N + 1].
     """
 
     t: np.ndarray
@@ -36,7 +38,7 @@ class Points(NamedTuple):
 
     @property
     def N(self) -> int:
-        """The number of steps."""
+        """Number of steps."""
         return len(self.t) - 1
 
     @property
@@ -46,7 +48,7 @@ class Points(NamedTuple):
             return np.log(self.alpha) - np.log(self.sigma)
 
     def levels(self) -> Level:
-        """As a grid."""
+        """Return the list as a grid."""
         return Level(*(jnp.asarray(field, jnp.result_type(float)) for field in self))
 
 
@@ -54,11 +56,11 @@ class Step(NamedTuple):
     """Coefficients of one step: x' = keep x + sum of weights and predictions + noise z.
 
     Attributes:
-        keep: of x, where the last step with `fresh` began.
-        weights: of the predictions, newest first.
-        noise: of standard normal noise.
-        fresh: False where the step begins at an earlier x than the one it is given.
-        correction: weights of the predictions, newest first, in what is added to x before the step.
+        keep: coefficient of x at the beginning of the last step with `fresh`.
+        weights: coefficients of the predictions, newest first.
+        noise: coefficient of standard normal noise.
+        fresh: whether the step begins at the current x; False: at an earlier one.
+        correction: coefficients of the predictions, newest first, in a term that is added to x before the step.
     """
 
     keep: float
@@ -69,29 +71,30 @@ class Step(NamedTuple):
 
 
 class _State(NamedTuple):
-    table: Array  # [N, depth + 1, ...], by step and by the number of steps taken before it
+    table: Array  # [N, depth + 1, ...], by step and by the number of steps before it
     fresh: Array  # [N, depth + 1]
     alpha: Array  # [N], where steps begin
     sigma: Array
     past: Array  # predictions, [depth, ...], newest first
     taken: Array  # steps
-    begun: Array  # x of the last fresh step; empty where all are
+    begun: Array  # x at the last fresh step; empty if all steps are fresh
 
 
 def multistep(
     points: Points, step_of: Callable[[int, int], Step], *, depth: int, of_noise: bool, stochastic: bool = False
 ) -> Solver:
-    """The solver of a table of steps.
+    """Return the solver of a table of steps.
 
     Args:
         points: the list.
-        step_of: (index of the step, steps taken before it, at most `depth`) -> its coefficients.
-        depth: number of earlier predictions that a step may combine with its own.
+        step_of: (index of a step, number of steps before it, at most `depth`) -> its coefficients.
+        depth: maximal number of earlier predictions in a step.
         of_noise: whether predictions are eps_hat, not x0_hat.
-        stochastic: whether noise is drawn.
+        stochastic: whether steps add noise.
 
     Returns:
-        a solver for this list alone, or a part of it: it knows a step by the level where the step begins.
+        A solver for this list or a part of it only, since it finds a step's coefficients by the level where it begins.
+
     Raises:
         ValueError: a step has no finite coefficients.
     """
@@ -108,7 +111,7 @@ def multistep(
     return Solver(init, step, stochastic=stochastic, falling=False)
 
 
-@cache  # one function for all tables: what is compiled for one list serves others
+@cache  # one function for all tables, so that lists share compiled programs
 def _step(of_noise: bool, stochastic: bool, corrects: bool, *, anchored: bool) -> Callable:
     def step(denoise, key: Array, x: Array, state: _State, cur: Level, nxt: Level) -> tuple[Array, _State]:
         depth = len(state.past)
@@ -132,7 +135,7 @@ def _step(of_noise: bool, stochastic: bool, corrects: bool, *, anchored: bool) -
 
 
 def _table(points: Points, step_of: Callable[[int, int], Step], depth: int) -> tuple[np.ndarray, np.ndarray]:
-    """[N, depth + 1, 2 + 2 (depth + 1)]: keep, noise, weights and correction; and which steps are fresh."""
+    """Return keep, noise, weights and correction, [N, depth + 1, 2 + 2 (depth + 1)], and which steps are fresh."""
     table = np.zeros((points.N, depth + 1, 4 + 2 * depth))
     fresh = np.ones((points.N, depth + 1), bool)
     for k in range(points.N):

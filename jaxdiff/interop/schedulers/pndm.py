@@ -27,17 +27,17 @@ RK = np.array([1, 2, 2, 1]) / 6
 
 
 class _State(NamedTuple):
-    called: Array  # how often the network has been
-    past: Array  # [3, ...], predictions of whole steps, newest first
-    mean: Array  # of the predictions within a Runge-Kutta step, so far
-    begun: Array  # x where a step of several calls began
+    called: Array  # number of calls of the network
+    past: Array  # [3, ...], predictions of completed steps, newest first
+    mean: Array  # weighted sum of the predictions in a Runge-Kutta step so far
+    begun: Array  # x at the beginning of a step of several calls
 
 
 def pndm(c: Fields) -> Scheduler:
-    """PNDMScheduler. A step of the grid is one call of the network, as in its list, in which times stand twice.
+    """PNDMScheduler. A step of the grid is one call of the network, as in the reference's list with repeated times.
 
-    It counts its calls and not the steps of the grid: begun in the middle, it starts with the first calls' formulas at
-    later times. What is combined is what the network predicts, from T // N to T // N.
+    The formulas depend on the number of calls, not on the step of the grid: if sampling begins in the middle, the first
+    calls' formulas are used at later times. The solver combines the network's outputs, in steps of T // N.
     """
     table, prediction = config.table(c), config.prediction(c, "epsilon", "v_prediction")
     T, plms = c.take("num_train_timesteps", 1000), c.take("skip_prk_steps", False)
@@ -45,7 +45,7 @@ def pndm(c: Fields) -> Scheduler:
     end = end_of(table, c.take("set_alpha_to_one", False))
 
     def list_of(n: int) -> tuple[np.ndarray, np.ndarray]:
-        """The times of all calls, and of the Runge-Kutta steps' twelve."""
+        """Return the times of all calls, and of the twelve calls of the Runge-Kutta steps."""
         check(n, None)
         t = np.round(times(T, n, spacing, offset)).astype(int)
         if plms:
@@ -67,7 +67,7 @@ def pndm(c: Fields) -> Scheduler:
         at, stride, begins = lookup(table, end), T // n, list_of(n)[1][::4].astype(np.int32)
 
         def reach(called: Array, t: Array) -> tuple[Array, Array]:
-            """From where to where a call's formula goes."""
+            """Return the times between which the formula of a call goes."""
             if plms:
                 again = called == 1
                 return jnp.where(again, t + stride, t), jnp.where(again, t, t - stride)
@@ -77,7 +77,7 @@ def pndm(c: Fields) -> Scheduler:
             return jnp.where(starting, begin, t), jnp.where(starting, t - middle, t - stride)
 
         def step(denoise, key: Array, x: Array, state: _State, cur: Level, nxt: Level):
-            F = _answer(prediction, denoise(x, cur), x, cur)
+            F = _network_output(prediction, denoise(x, cur), x, cur)
             begin, goal = reach(state.called, jnp.round(cur.t).astype(jnp.int32) - 1)
             first, last = at(jnp.where(begin < 0, begin + table.T, begin)), at(goal)
             mixed, x, state = (_plms if plms else _runge_kutta)(F, x, state)
@@ -98,8 +98,8 @@ def _adams(F: Array, past: Array, order: Array) -> Array:
 
 
 def _plms(F: Array, x: Array, state: _State) -> tuple[Array, Array, _State]:
-    """The prediction in a call's formula, the x that it starts from, and the new state."""
-    again = state.called == 1  # the first step once more, with the mean of the predictions at both its ends
+    """Return the prediction in a call's formula, the x from which it starts, and the new state."""
+    again = state.called == 1  # repeats the first step with the mean of the predictions at both ends
     order = jnp.clip(state.called, 1, 4)
     mixed = jnp.where(again, 0.5 * (F + state.past[0]), _adams(F, state.past, order))
     past = jnp.where(again, state.past, prepend(state.past, F))
@@ -117,14 +117,14 @@ def _runge_kutta(F: Array, x: Array, state: _State) -> tuple[Array, Array, _Stat
     return mixed, jnp.where(starting, begun, x), _State(state.called + 1, past, mean, begun)
 
 
-def _answer(prediction: Prediction, x0: Array, x: Array, level: Level) -> Array:
-    """The network's output."""
+def _network_output(prediction: Prediction, x0: Array, x: Array, level: Level) -> Array:
+    """Recover the network's output from x_0."""
     s = prediction(level)
     return (x0 - s.skip.astype(x.dtype) * x) / s.out.astype(x.dtype)
 
 
 def _move(prediction: Prediction, F: Array, x: Array, cur: Level, nxt: Level) -> Array:
-    """DDIM's formula."""
+    """Apply DDIM's formula."""
     cur, nxt = (Level(*(field.astype(x.dtype) for field in level)) for level in (cur, nxt))
     s = prediction(cur)
     x0, eps = from_x0(s.skip * x + s.out * F, x, cur)

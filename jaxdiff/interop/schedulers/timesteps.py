@@ -1,6 +1,6 @@
-"""Where diffusers' schedulers stop: their lists of times and of sigma / alpha, in float64.
+"""The lists of times and of sigma / alpha of diffusers' schedulers, in float64.
 
-A table's times count from 0 to T - 1 in these lists, as theirs do, with -1 for clean data.
+In these lists, a table's times count from 0 to T - 1, as in diffusers, with -1 for clean data.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ __all__ = [
 
 
 def times(T: int, n: int, spacing: str, offset: int = 0) -> np.ndarray:
-    """N times of T, falling: "leading" and "trailing" are whole, "linspace" is not.
+    """Return N decreasing times of T; "leading" and "trailing" are integers, "linspace" is not.
 
     Args:
-        T: the length of the table.
+        T: length of the table.
         n: N.
         spacing: "leading", "trailing" or "linspace" (Lin et al. 2023, arXiv:2305.08891, table 2).
-        offset: is added to leading times.
+        offset: added to leading times.
     """
     if spacing == "linspace":
         return np.linspace(0, T - 1, n)[::-1]
     if spacing == "leading":
         return np.arange(n)[::-1] * (T // n) + float(offset)
-    return np.round(np.arange(T, 0, -T / n)) - 1  # theirs, which rounding makes N + 1 times for N = 61 of 1,000
+    return np.round(np.arange(T, 0, -T / n)) - 1  # as diffusers: rounding gives N + 1 times for N = 61 of 1,000
 
 
 def inner_times(T: int, n: int, spacing: str, offset: int, last: int, *, rises: bool = False) -> np.ndarray:
-    """N times as the DPM-Solvers list them, all but the last of N + 1, of the table's first `last`."""
+    """Return N times as in the DPM-Solvers: all but the last of N + 1, of the table's first `last` times."""
     if spacing == "trailing":
         t = np.round(np.arange(last, 0, -T / n)) - 1
         return t[::-1] if rises else t
@@ -62,7 +62,7 @@ def inner_times(T: int, n: int, spacing: str, offset: int, last: int, *, rises: 
 
 
 def sigma_schedule(kind: str, n: int, high: float, low: float) -> np.ndarray:
-    """N values of sigma / alpha from one to another: "karras" (rho = 7), "exponential" or "beta" (0.6, 0.6)."""
+    """Return N values of sigma / alpha between two values: "karras" (rho = 7), "exponential" or "beta" (0.6, 0.6)."""
     if n == 1:
         return np.array([high])
     if kind == "karras":
@@ -75,25 +75,25 @@ def sigma_schedule(kind: str, n: int, high: float, low: float) -> np.ndarray:
 
 
 def karras(n: int, high: float, low: float, rho: float) -> np.ndarray:
-    """N values whose rho-th roots are equally spaced (Karras et al. 2022, arXiv:2206.00364, eq. 5)."""
+    """Return N values whose rho-th roots are equally spaced (Karras et al. 2022, arXiv:2206.00364, eq. 5)."""
     return np.linspace(high ** (1 / rho), low ** (1 / rho), n) ** rho
 
 
 def shifted(s: Any, shift: float) -> Any:
-    """Esser et al. 2024 (arXiv:2403.03206), eq. 23."""
+    """Shift times by Esser et al. 2024 (arXiv:2403.03206), eq. 23."""
     return shift * s / (1 + (shift - 1) * s)
 
 
 def ratio(table: Discrete) -> np.ndarray:
-    """sigma / alpha of the table's T noisy levels."""
+    """Return sigma / alpha of the table's T noisy levels."""
     return table.sigma[1:] / table.alpha[1:]
 
 
 def time_of(table: Discrete, s: np.ndarray) -> np.ndarray:
-    """The times of values of sigma / alpha, whose logarithm is linear between the table's.
+    """Return the times of values of sigma / alpha, by linear interpolation of the logarithms in the table.
 
-    Where the table's last level has less noise than some before it (zero terminal SNR, with a last abar in place of 0),
-    the last two levels with the value between them count.
+    If the table's last level has less noise than an earlier one (zero terminal SNR, with 0 replaced in the last abar),
+    the last two levels that enclose the value are used.
     """
     of_table, s = np.log(ratio(table)), np.log(s)
     reached = s[:, None] >= of_table
@@ -105,31 +105,31 @@ def time_of(table: Discrete, s: np.ndarray) -> np.ndarray:
 
 
 def check(n: int, most: int | None) -> None:
-    """Raise ValueError unless a number of steps is a whole number from 1 to `most`."""
+    """Check that a number of steps is an integer from 1 to `most`."""
     if not isinstance(n, int) or n < 1 or (most is not None and n > most):
         bounds = "at least 1" if most is None else f"from 1 to {most}"
         raise ValueError(f"the number of steps must be a whole number {bounds}, got {n!r:.80}")
 
 
 def levels(t: np.ndarray, alpha: np.ndarray, sigma: np.ndarray) -> Level:
-    """A grid, fields [N + 1]."""
+    """Return a grid with fields [N + 1]."""
     return Level(*(jnp.asarray(np.asarray(field, np.float64)) for field in (t, alpha, sigma)))
 
 
 def of_table(table: Discrete, t: np.ndarray, end: tuple[int, float, float]) -> Level:
-    """The grid of whole times, counted from 0, and an end. The last before 0, -1, is the table's last, as in theirs."""
+    """Return the grid of integer times, counted from 0, and an end; time -1 is the table's last, as in diffusers."""
     alpha, sigma = (np.append(a[1:][t], last) for a, last in zip((table.alpha, table.sigma), end[1:], strict=True))
     return levels(np.append(t + 1, end[0]), alpha, sigma)
 
 
 def end_of(table: Discrete, to_clean: bool) -> tuple[int, float, float]:
-    """t, alpha and sigma where the steps end: clean data, or the table's first level."""
+    """Return t, alpha and sigma at the end: of clean data, or of the table's first level."""
     i = 0 if to_clean else 1
     return i, float(table.alpha[i]), float(table.sigma[i])
 
 
 def lookup(table: Discrete, end: tuple[int, float, float]) -> Callable[[Array], Level]:
-    """Times counted from 0 -> their levels in the table, and below 0 the end."""
+    """Return a function from times, counted from 0, to levels of the table; times below 0 give the end."""
 
     def level(t: Array) -> Level:
         i = jnp.round(t).astype(jnp.int32) + 1

@@ -1,4 +1,4 @@
-"""k-diffusion's steps with an inner point halfway in log sigma: DPM2, and DPM-Solver++ for the SDE."""
+"""k-diffusion's steps with an inner point at the middle in log sigma: DPM2, and DPM-Solver++ for the SDE."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["midpoint", "sde"]
 
 
 def midpoint(table: Discrete, *, ancestral: bool) -> Solver:
-    """DPM2 in sigma, x = x_0 + sigma eps; the step to sigma = 0 is Euler's."""
+    """DPM2 in sigma, x = x_0 + sigma eps; the step to sigma = 0 is an Euler step."""
 
     def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
         moving = nxt.sigma > 0
@@ -36,9 +36,10 @@ def midpoint(table: Discrete, *, ancestral: bool) -> Solver:
 
 
 def sde(table: Discrete) -> Solver:
-    """DPM-Solver++ of one stage to the inner point and, with what is found there, from the start to the end.
+    """DPM-Solver++ of one stage to the inner point, then with the prediction there from the start to the end.
 
-    Both draw noise, of one Brownian path whose clock is sigma: the second's is partly the first's.
+    Both stages add noise of the same Brownian path in sigma, so that the second stage's noise includes some of the
+    first's.
     """
 
     def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
@@ -59,7 +60,7 @@ def sde(table: Discrete) -> Solver:
 
 
 def _between(table: Discrete, cur: Level, sigma: Array) -> Level:
-    """The level halfway in log sigma, at the table's time, which stops at the table's ends."""
+    """Return the middle level in log sigma, with the time by the table, clipped to its range."""
     middle = jnp.sqrt(cur.sigma * sigma)
     known = jnp.asarray(np.log(ratio(table)), middle.dtype)
     t = 1 + jnp.interp(jnp.log(middle), known, jnp.arange(table.T, dtype=middle.dtype))
