@@ -225,8 +225,8 @@ def network_output(
     noise = jnp.broadcast_to(noise.reshape(-1), x.shape[:1])
     extra = {} if key is None else {"key": key}
     network: Callable[..., Any] = apply  # those with dropout take a key
-    answer = network(params, s.inp.astype(x.dtype) * x, noise, {} if cond is None else cond, **extra)
-    return tuple(a.astype(x.dtype) for a in (answer if isinstance(answer, tuple) else (answer,)))
+    output = network(params, s.inp.astype(x.dtype) * x, noise, {} if cond is None else cond, **extra)
+    return tuple(a.astype(x.dtype) for a in (output if isinstance(output, tuple) else (output,)))
 
 
 def to_x0(s: Scalings, x: Array, F: Array) -> Array:

@@ -133,7 +133,7 @@ def _fixed_stride(T: int, sections: str | Sequence[int]) -> np.ndarray:
     for stride in range(1, T) if count.isdecimal() else ():
         if -(-T // stride) == int(count):
             return np.arange(1, T + 1, stride)
-    raise ValueError(f"no whole stride below T = {T} leaves so many of its times, got {sections!r}")
+    raise ValueError(f"no integer stride below T = {T} gives this number of times, got {sections!r}")
 
 
 def _sections(T: int, sections: str | Sequence[int]) -> np.ndarray:

@@ -152,10 +152,10 @@ def test_respaced_levels_are_those_of_the_respaced_betas():
 @pytest.mark.parametrize(
     ("sections", "said"),
     [
-        ("ddim1", "no whole stride below T = 1000"),
-        ("ddim400", "no whole stride"),
-        ("ddimten", "no whole stride"),
-        ("ddim", "no whole stride"),
+        ("ddim1", "no integer stride below T = 1000"),
+        ("ddim400", "no integer stride"),
+        ("ddimten", "no integer stride"),
+        ("ddim", "no integer stride"),
         ("10,x", "whole numbers of times"),
         ("", "whole numbers of times"),
         ([], "whole numbers of times"),
