@@ -41,7 +41,12 @@ def init(module: nn.Module, key: Array, x: Any, cond: Mapping[str, Any] | None =
 
     Returns:
         A nested dict of float32 arrays.
+
+    Raises:
+        ValueError: `key` is not a typed key.
     """
+    if not jax.dtypes.issubdtype(getattr(key, "dtype", None), jax.dtypes.prng_key):
+        raise ValueError(f"expected a key of jax.random.key(seed), got {key!r:.80}")
 
     def draw(key):
         # The network is only traced on zeros; compilation removes all but the parameters.

@@ -2,12 +2,13 @@
 
 import types
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff.networks import stages
-from jaxdiff.networks.apply import check_cond, cond_shapes, split_output
+from jaxdiff.networks import MLP, stages
+from jaxdiff.networks.apply import check_cond, cond_shapes, init, split_output
 
 X, NOISE = jnp.zeros((2, 4, 6, 3)), jnp.zeros(2)
 ALL = {
@@ -75,3 +76,9 @@ def test_layers_are_named_by_size_and_every_output_of_the_encoder_is_taken_once(
     assert [s.direction for s in (*down, *up) if s.direction] == ["down", "up"]
     assert sum(s.block is not None for s in up) == len(down)
     assert next(stages.encoder(net, 3)).name == "enc.8x8x8_conv"
+
+
+def test_a_network_takes_a_typed_key():
+    for key in (jax.random.PRNGKey(0), 0, None):
+        with pytest.raises(ValueError, match=r"expected a key of jax\.random\.key\(seed\)"):
+            init(MLP(width=4, num_blocks=1), key, jnp.zeros((1, 2)))
