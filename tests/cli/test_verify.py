@@ -141,11 +141,11 @@ def test_nothing_is_left(run, capsys):
     for step in (10, 20, 30):
         flip(run / "checkpoints" / f"{step}" / "state" / "manifest.ocdbt")
     status, _, last = verified(run, capsys)
-    assert status == 4 and last.endswith("there is no checkpoint to go on from")
+    assert status == 4 and last.endswith("there is no checkpoint to continue from")
     for step in (10, 20, 30):
         (run / "checkpoints" / f"{step}").rename(run / "checkpoints" / f"quarantine-{step}")
     status, _, last = verified(run, capsys)
-    assert status == 4 and last == "jaxdiff: all that was saved cannot be used; there is no checkpoint to go on from"
+    assert status == 4 and last == "jaxdiff: all that was saved cannot be used; there is no checkpoint to continue from"
     (run / "checkpoints" / "7").mkdir()
     assert "manifest.json is missing" in verified(run, capsys)[1]["checkpoints/7"]
 
