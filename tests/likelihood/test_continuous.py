@@ -202,7 +202,7 @@ def test_wrong_arguments():
         ({"process": Flow(), "end": 0.1, "variable": "lam"}, "alpha > 0 at the start"),
         ({"num_times": 0}, "at least 1, got 0"),
         ({"bins": 1}, "at least 2, got 1"),
-        ({"variable": "sigma"}, "one of time, lam, got 'sigma'"),
+        ({"variable": "sigma"}, "variable must be lam or time, got 'sigma'"),
         ({"process": EDM(), "end": 0.1}, "EDM has no noisiest time of its own: give start"),
         ({"key": 0}, r"jax\.random\.key"),
     ):
