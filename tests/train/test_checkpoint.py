@@ -168,9 +168,9 @@ def test_damage_without_an_older_step(run):
     with pytest.raises(faults.Damaged, match=r"is intact \(3: manifest\.json is missing\)"):
         restore(run, like())
     for _ in range(2):  # nor the next time
-        with train.Checkpointer(run) as checkpointer, pytest.raises(faults.Damaged, match=r"whole \(quarantine-3\)"):
+        with train.Checkpointer(run) as checkpointer, pytest.raises(faults.Damaged, match=r"intact \(quarantine-3\)"):
             checkpointer.latest()
-        with pytest.raises(faults.Damaged, match=r"whole \(quarantine-3\)"):
+        with pytest.raises(faults.Damaged, match=r"intact \(quarantine-3\)"):
             restore(run, like())
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["quarantine-3"]
 
