@@ -219,14 +219,21 @@ def denoiser(
 def network_output(
     apply: Apply, params: Params, s: Scalings, x: Array, cond: Cond = None, *, key: Array | None = None
 ) -> tuple[Array, ...]:
-    """Evaluate the network: (F(inp x, noise),), or (F, frac) with a learned variance, in the dtype of x."""
+    """Evaluate the network: (F(inp x, noise),), or (F, frac) with a learned variance, in the dtype of x.
+
+    Raises:
+        ValueError: F does not have the shape of x.
+    """
     # At least float32, whatever x is: 999 and 1000 are the same number in bfloat16.
     noise = s.noise.astype(jnp.float32 if jnp.finfo(x.dtype).bits < 32 else x.dtype)
     noise = jnp.broadcast_to(noise.reshape(-1), x.shape[:1])
     extra = {} if key is None else {"key": key}
     network: Callable[..., Any] = apply  # those with dropout take a key
     output = network(params, s.inp.astype(x.dtype) * x, noise, {} if cond is None else cond, **extra)
-    return tuple(a.astype(x.dtype) for a in (output if isinstance(output, tuple) else (output,)))
+    outputs = output if isinstance(output, tuple) else (output,)
+    if jnp.shape(outputs[0]) != x.shape:  # where it broadcasts, it would train without a word
+        raise ValueError(f"apply must return F of the shape of x, {x.shape}, got {jnp.shape(outputs[0])}")
+    return tuple(a.astype(x.dtype) for a in outputs)
 
 
 def to_x0(s: Scalings, x: Array, F: Array) -> Array:

@@ -184,3 +184,11 @@ def test_every_row_is_tested():
     others = {"edm", "Scalings", "denoiser", "drop_variance", "network_output", "scalings", "target", "to_x0"}
     others |= {"time_scaled", "with_noise_input", "zero_based"}
     assert {*ROWS} | others == set(parameterize.__all__)
+
+
+@pytest.mark.parametrize("wrong", [lambda params, x, noise, cond: x[:, :1], lambda params, x, noise, cond: noise])
+def test_a_network_of_another_shape_is_refused(wrong):
+    """Where its output broadcasts, it would train and sample without a word."""
+    x = jnp.ones((2, 2))
+    with pytest.raises(ValueError, match=r"must return F of the shape of x, \(2, 2\), got \(2,"):
+        jax.jit(parameterize.denoiser(wrong, {}, parameterize.velocity))(x, Flow()(jnp.float32(0.5)))

@@ -122,7 +122,7 @@ def test_checkpoints_of_several_averages_on_the_host(tmp_path):
 def test_a_state_of_fewer_averages():
     mesh, state, _ = made("one")
     _, _, step = made("one", DECAYS)
-    with pytest.raises(ValueError, match="tracks a tuple of 2 averages, but the state holds one"):
+    with pytest.raises(ValueError, match="tracks a tuple of 2 averages, but the state holds a single average"):
         step.lower(state, train.shard_batch(next(toy.batches()), mesh))
 
 
