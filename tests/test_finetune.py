@@ -243,7 +243,7 @@ def test_latents_and_cached_tokens(tmp_path):
     images = draw(made, state.ema, keys, {"label": label})
     latents = draw(made, state.ema, keys, {"label": label}, decode=lambda params, z: z)
     vae = jd.interop.load(tmp_path / "vae")
-    np.testing.assert_allclose(images, vae.apply.decode(vae.params, vae.apply.restore(latents)), atol=1e-4)
+    np.testing.assert_allclose(images, vae.apply.decode(vae.params, vae.apply.denormalize(latents)), atol=1e-4)
     assert images.shape == (2, 16, 16, 3)
 
 

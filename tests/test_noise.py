@@ -211,7 +211,7 @@ def test_more_steps_follow_the_same_path(name):
         for steps in (n, 4 * n):
             levels = jd.grids.by_lambda(jd.processes.VP(), steps, start=0.9, end=0.02)
             run = lambda x, solver, levels: jd.sample(CLUSTERS.denoise, solver, levels, x, keys)  # noqa: E731
-            ends.append(jax.jit(run, static_argnums=1)(x, REFINED[name](noise=noise_of), levels))
+            ends.append(jax.jit(run, static_argnums=1)(x, REFINED[name](noise_sampler=noise_of), levels))
         return float(jnp.sqrt(jnp.mean(jnp.square(ends[0] - ends[1]))))
 
     path = [apart(noise.brownian(keys), n) for n in (16, 64)]

@@ -13,7 +13,6 @@ from jaxdiff.conditions import Condition
 from jaxdiff.media.base import Evaluator, Medium, Report, Samples, as_decoded
 from jaxdiff.media.files import save_npz, save_png, save_pngs
 from jaxdiff.metrics import evaluate, format_report
-from jaxdiff.progress import busy
 
 __all__ = ["images", "save_images"]
 
@@ -76,6 +75,7 @@ def save_images(out: Path, samples: Samples) -> None:
 def _evaluator(run: Path, condition: Condition, source: str, shape: tuple[int, ...]) -> Evaluator:
     """Fit the run's classifier, the first time that it is needed, and return what measures samples."""
     from jaxdiff.media.classifier import fit_classifier, load_classifier, save_classifier
+    from jaxdiff.progress import busy
 
     classes = condition.choices
     if "label" not in condition.spec or not classes:

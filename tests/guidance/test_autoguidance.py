@@ -43,7 +43,7 @@ def test_perturbed_attention_adds_the_difference():
 
 @pytest.mark.slow
 def test_a_unet_guides_itself_by_its_perturbed_attention():
-    module = networks.UNet(widths=(8,), blocks=1, groups=4)
+    module = networks.UNet(widths=(8,), num_blocks=1, groups=4)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 3)), jnp.float32)
     tree = jax.eval_shape(lambda key: networks.init(module, key, x), jax.random.key(0))
     rng = np.random.default_rng(1)

@@ -81,7 +81,7 @@ def test_images_are_measured_by_the_runs_classifier(tmp_path, monkeypatch):
         return data.ArraySource(data.to_uint8(x), label, 3)
 
     fits = []
-    monkeypatch.setattr(data, "open_source", open_source)
+    monkeypatch.setattr(data, "open_dataset", open_source)
     monkeypatch.setattr(classifier, "fit_classifier", lambda *args, **_: fits.append(args) or fitted())
     medium = media.images((12, 12, 1), source="bars")
     condition = conditions.label(3, ("top", "bottom", "upright"))

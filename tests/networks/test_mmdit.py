@@ -20,7 +20,7 @@ def shapes(module):
 
 @pytest.mark.slow
 def test_runs_of_equal_blocks():
-    blocks = {k: v for k, v in shapes(MMDiT(**TINY | {"layers": 7, "dual": (0, 1, 4, 6)})).items() if "num_blocks" in k}
+    blocks = {k: v for k, v in shapes(MMDiT(**TINY | {"layers": 7, "dual": (0, 1, 4, 6)})).items() if "blocks" in k}
     lengths = {k: v["norm1.linear"]["bias"].shape for k, v in blocks.items()}
     # 8 features; a block has 6 modulations, one with a second attention 9.
     assert lengths == {

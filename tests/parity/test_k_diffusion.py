@@ -122,7 +122,7 @@ def test_with_noise(name, k_diffusion):
         settings = {"eta": eta, "s_noise": s_noise, "noise_sampler": noise_sampler}
         if "heun" in name or name == "dpmpp_2m_sde":
             settings["solver_type"] = "heun" if "heun" in name else "midpoint"
-        solver = WITH_NOISE[name](eta=eta, s_noise=s_noise, noise=noise)
+        solver = WITH_NOISE[name](eta=eta, s_noise=s_noise, noise_sampler=noise)
         sigma = SIGMA[:3] if name == "dpmpp_3m_sde" else SIGMA
         np.testing.assert_allclose(ours(solver, sigma), theirs(sampler, sigma, **settings), rtol=1e-8, atol=1e-8)
 

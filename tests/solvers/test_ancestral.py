@@ -104,7 +104,7 @@ def test_follows_one_brownian_path_as_steps_are_refined(factory):
 
     def final(noise, n):
         levels = jd.grids.by_lambda(EDM, n, start=4.0, end=0.15)
-        return jax.jit(lambda x: jd.sample(CLUSTERS.denoise, factory(noise=noise), levels, x, KEY))(x)
+        return jax.jit(lambda x: jd.sample(CLUSTERS.denoise, factory(noise_sampler=noise), levels, x, KEY))(x)
 
     def apart(noise):
         return float(jnp.sqrt(jnp.mean(jnp.square(final(noise, 100) - final(noise, 400)))))

@@ -103,7 +103,7 @@ def test_with_noise_it_follows_one_brownian_path_whatever_the_tolerance():
 
     @jax.jit
     def end(tolerance, eta, keys):
-        solver = adaptive(2, tolerance, tolerance, eta=eta, noise=jd.noise.brownian(keys))
+        solver = adaptive(2, tolerance, tolerance, eta=eta, noise_sampler=jd.noise.brownian(keys))
         return jd.sample(CLUSTERS.denoise, solver, WHOLE, x, keys)
 
     far = lambda end: float(jnp.sqrt(jnp.mean(jnp.square(end - exact))))  # noqa: E731

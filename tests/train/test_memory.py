@@ -136,7 +136,7 @@ def primitives(jaxpr):
 @pytest.mark.slow
 def test_what_is_summed_in_half_precision_is_summed_in_float32():
     """Losses, norms, averages and sums of gradients, of a network that computes in bfloat16; all state is float32."""
-    network = networks.UNet((8,), blocks=1, groups=4, head_dim=8, mid_attention=True, dtype=jnp.bfloat16)
+    network = networks.UNet((8,), num_blocks=1, groups=4, head_dim=8, mid_attention=True, dtype=jnp.bfloat16)
     process = jd.processes.EDM()
     loss = jd.losses.denoising_loss(networks.as_apply(network), process, jd.parameterize.edm(0.5))
     x = jnp.ones((4, 8, 8, 3))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from train.test_processes import TRAIN, cluster
 
-LONG = ("--steps", "100000", "--preview-every", "100000", "--per-dispatch", "2")
+LONG = ("--steps", "100000", "--preview-every", "100000", "--steps-per-call", "2")
 
 
 def steps(workdir):
