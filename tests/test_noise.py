@@ -193,7 +193,7 @@ def test_white_noise_is_the_steps_own_whatever_the_levels():
 
 REFINED = {
     "ddpm": jd.solvers.ddpm,
-    "ddim": lambda noise: jd.solvers.ddim(1.0, noise_sampler=noise),
+    "ddim": lambda noise_sampler: jd.solvers.ddim(1.0, noise_sampler=noise_sampler),
     "euler_maruyama": jd.solvers.euler_maruyama,
     "reverse_diffusion": jd.solvers.reverse_diffusion,
 }
