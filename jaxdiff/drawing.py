@@ -17,7 +17,7 @@ from tqdm import tqdm
 from jaxdiff import train
 from jaxdiff.conditions import Cond
 from jaxdiff.distributed import gather
-from jaxdiff.experiment import Experiment
+from jaxdiff.experiment import Experiment, UserError
 from jaxdiff.media import Report, Samples
 from jaxdiff.options import Range
 from jaxdiff.progress import Progress
@@ -55,9 +55,13 @@ def draw(
         The samples, on the host.
 
     Raises:
-        ValueError: a number out of range, or words that the condition does not know.
+        ValueError: a number out of range.
+        UserError: words for which the condition's `parse` raises a ValueError.
     """
-    cond = None if words is None else experiment.condition.parse(words)
+    try:
+        cond = None if words is None else experiment.condition.parse(words)
+    except ValueError as error:  # also a condition of the user's own: the words are wrong, not its code
+        raise UserError(str(error)) from error
     return Drawer(experiment, mesh)(params, num, cond, seed=seed, batch=batch)
 
 

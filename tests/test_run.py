@@ -9,7 +9,8 @@ import pytest
 
 import jaxdiff as jd
 from jaxdiff import conditions, run, train
-from jaxdiff.experiment import Experiment, Medium, Model, Sampling, Training
+from jaxdiff.cli.errors import sentence
+from jaxdiff.experiment import Experiment, Medium, Model, Sampling, Training, UserError
 from jaxdiff.media import Report
 from jaxdiff.options import Count, Help, Natural
 from jaxdiff.recipe import flat, load
@@ -145,3 +146,16 @@ def test_the_knobs_of_a_dataclass_are_arguments_of_their_own():
     assert next(iter(fashion.__annotations__)) == "steps" and Help("updates of the parameters.") in (
         fashion.__annotations__["steps"].__metadata__
     )
+
+
+def test_words_that_a_condition_refuses_are_a_users_mistake():
+    """Also where the condition is the user's own, whose errors otherwise keep their tracebacks."""
+
+    def parse(words):
+        raise ValueError(f"no size {words}")
+
+    experiment = make()
+    experiment = replace(experiment, condition=replace(experiment.condition, parse=parse))
+    with pytest.raises(UserError, match="no size huge") as told:
+        run.draw(experiment, {"in": {"w": jnp.zeros((1, 2))}}, 1, words="huge")
+    assert sentence(told.value) == "no size huge"
