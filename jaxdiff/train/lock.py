@@ -111,11 +111,15 @@ class Lock:
     def _take(self) -> tuple[int, bool]:
         """Open and lock the file; return its handle and whether the file system has locks."""
         while True:
-            self._folder.mkdir(parents=True, exist_ok=True)
             try:
+                self._folder.mkdir(parents=True, exist_ok=True)
                 handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
             except FileNotFoundError:
                 continue  # its last holder has removed the folder, which was empty
+            except FileExistsError:  # so it has, after `mkdir` has met it; or it is no folder
+                if self._folder.exists() and not self._folder.is_dir():
+                    raise
+                continue
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

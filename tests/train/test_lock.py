@@ -91,6 +91,24 @@ def test_of_many_at_once_one_has_it(tmp_path):
         pass
 
 
+def test_a_folder_may_vanish_while_it_is_made(tmp_path, monkeypatch):
+    """pathlib's mkdir raises FileExistsError where another process removes the folder that it has just met."""
+    mkdir, calls = Path.mkdir, []
+
+    def meets(path, *args, **options):
+        calls.append(path)
+        if len(calls) == 1:
+            raise FileExistsError(path)
+        mkdir(path, *args, **options)
+
+    monkeypatch.setattr(lock.Path, "mkdir", meets)
+    with Lock(tmp_path / "run"):
+        assert len(calls) == 2
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileExistsError):
+        Lock(tmp_path / "file").__enter__()
+
+
 def test_it_passes_on_as_they_end(tmp_path):
     """Each takes it as soon as it is free: between a release and the next owner there is no gap for two."""
     path = tmp_path / "count"
