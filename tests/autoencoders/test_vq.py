@@ -64,6 +64,7 @@ def test_what_is_no_code_is_nan():
     np.testing.assert_array_equal(got, [[[0, 1], [12, 13]], [[np.nan] * 2] * 2])
 
 
+@pytest.mark.slow
 def test_shapes_and_types():
     module = autoencoders.VQAutoencoder(
         widths=(4, 8), num_blocks=1, groups=2, codes=7, code_dim=5, latent_channels=3, dtype=jnp.bfloat16

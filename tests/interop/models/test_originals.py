@@ -75,6 +75,7 @@ def test_edm_is_read_off():
         edm_config(tensors, {})
 
 
+@pytest.mark.slow
 def test_edm2_is_read_off():
     assert edm2_config(tensors_of(MP), {}) == MP
     assert edm2_config(tensors_of(MP), {"dropout": 0.1}) == MP | {"dropout": 0.1}
