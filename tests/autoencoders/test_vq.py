@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxdiff import autoencoders
 from jaxdiff.autoencoders import codebook_loss, commitment_loss, nearest, quantize
