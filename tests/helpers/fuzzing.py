@@ -151,9 +151,10 @@ def guarded(folder, seconds=SECONDS, size=BYTES):
     hook()
 
     def alarm(*_):
-        raise TooSlow
+        if _guard.folder is not None:  # a late signal is no fault of what runs afterwards
+            raise TooSlow
 
-    before = signal.signal(signal.SIGPROF, alarm)
+    signal.signal(signal.SIGPROF, alarm)
     limits, used = resource.getrlimit(resource.RLIMIT_DATA), _data()
     names = sorted(os.listdir(folder))
     start, _guard.seen, _guard.folder = time.process_time(), [], str(folder)
@@ -163,10 +164,10 @@ def guarded(folder, seconds=SECONDS, size=BYTES):
         signal.setitimer(signal.ITIMER_PROF, seconds)
         yield
     finally:
+        _guard.folder = None  # first: from here on the alarm raises nothing, and all of this happens
         signal.setitimer(signal.ITIMER_PROF, 0)
-        _guard.folder = None
         resource.setrlimit(resource.RLIMIT_DATA, limits)
-        signal.signal(signal.SIGPROF, before)
+        signal.signal(signal.SIGPROF, signal.SIG_IGN)  # by default a late one would end the process
     if _guard.seen:
         raise Fault("; ".join(_guard.seen[:3]))
     if time.process_time() - start > seconds:
