@@ -330,7 +330,7 @@ def test_bert_tokens(tmp_path, names):
 
 def test_t5_tokens(tmp_path):
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), ("▁a", -3.0), ("cat", -4.0), ("s", -5.0)]
-    theirs = transformers.T5Tokenizer(vocab_size=pieces, extra_ids=0, model_max_length=9)
+    theirs = transformers.T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=9)
     theirs.save_pretrained(tmp_path)
     ids, _ = same_as(theirs, tmp_path, ["", "a cat", "a cats dog", "a " * 20], 9)
     assert ids[1].tolist() == [4, 3, 5, 1, 0, 0, 0, 0, 0]
