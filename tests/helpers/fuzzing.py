@@ -8,6 +8,7 @@ connection begun.
 
 import contextlib
 import copy
+import gc
 import math
 import os
 import resource
@@ -161,11 +162,13 @@ def guarded(folder, seconds=SECONDS, size=BYTES):
     try:
         if used is not None:
             resource.setrlimit(resource.RLIMIT_DATA, (used + size, limits[1]))
+        gc.disable()  # to look through what other tests have left may take longer than the reader may
         signal.setitimer(signal.ITIMER_PROF, seconds)
         yield
     finally:
         _guard.folder = None  # first: from here on the alarm raises nothing, and all of this happens
         signal.setitimer(signal.ITIMER_PROF, 0)
+        gc.enable()
         resource.setrlimit(resource.RLIMIT_DATA, limits)
         signal.signal(signal.SIGPROF, signal.SIG_IGN)  # by default a late one would end the process
     if _guard.seen:
