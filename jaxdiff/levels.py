@@ -46,6 +46,7 @@ __all__ = [
     "score",
     "v",
     "velocity",
+    "with_learned_variance",
 ]
 
 
@@ -218,6 +219,17 @@ def check_variance(variance: str) -> None:
     allowed = ("small", "large", "learned")
     if variance not in allowed:
         raise ValueError(f"variance must be one of {', '.join(allowed)}, got {variance!r}")
+
+
+def with_learned_variance(output: Any) -> tuple[Array, Array]:
+    """(x0_hat, frac) of a denoiser, or (F, frac) of a network.
+
+    Raises:
+        ValueError: it is one array, which would be unpacked along its batch if that has two examples.
+    """
+    if not isinstance(output, tuple) or len(output) != 2:
+        raise ValueError("a learned variance needs a network that returns (F, frac), got one output")
+    return output
 
 
 def from_x0(x0: Array, x: Array, level: Level) -> Ends:

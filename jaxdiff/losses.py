@@ -14,8 +14,8 @@ from jax import Array
 
 from jaxdiff.checks import check_function, check_inexact
 from jaxdiff.guidance import drop_condition
-from jaxdiff.levels import check_variance, q_sample
-from jaxdiff.likelihood import variational_term
+from jaxdiff.levels import check_variance, q_sample, with_learned_variance
+from jaxdiff.likelihood.variational import check_table, variational_term
 from jaxdiff.noise import check_key, normal_like
 from jaxdiff.parameterize import network_output, scalings, target, to_x0
 from jaxdiff.processes import EDM, Discrete, Process
@@ -180,7 +180,7 @@ def hybrid_loss(
         if cond_dropout > 0:
             cond = drop_condition(drop_key, cond, null_cond, cond_dropout)
         s = scalings(prediction, level, x)
-        F, frac = network_output(apply, params, s, x, cond, key=net_key if dropout else None)
+        F, frac = with_learned_variance(network_output(apply, params, s, x, cond, key=net_key if dropout else None))
         mse = _mean(jnp.square(F - target(prediction, x0, x, level)))
         x0_hat = jax.lax.stop_gradient(to_x0(s, x, F))
         vlb = process.T * variational_term(lambda x, level: (x0_hat, frac), process, x0, eps, t)
@@ -259,6 +259,5 @@ def _default_times(process: Process) -> TimeSampler:
 
 
 def _table_times(process: Process, times: TimeSampler | None) -> TimeSampler:
-    if not isinstance(process, Discrete) or process.T < 2:
-        raise ValueError(f"the bound by steps needs a table of at least two betas (processes.Discrete), got {process}")
+    check_table(process)
     return _default_times(process) if times is None else times

@@ -197,7 +197,7 @@ def _typed(levels: Level, x: Array) -> Level:
 
 
 def check_levels(levels: Level, *, may_repeat: bool = False, falling: bool = True) -> None:
-    """Raise ValueError unless the levels are a grid: fields [N + 1], N >= 1, sigma / alpha falling.
+    """Raise ValueError unless the levels are a grid: fields [N + 1], N >= 1, sigma / alpha decreasing.
 
     Values are checked only if they are concrete, and only with `falling`. With `may_repeat`, the last level may be
     repeated.

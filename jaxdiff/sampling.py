@@ -65,8 +65,8 @@ class Sampling:
         """Make the levels and the solver for `steps` steps.
 
         Returns:
-            (levels, fields [N + 1]; solver). If the solver needs decreasing noise, levels with no less noise than an
-            earlier one are dropped: some schedules repeat levels for their own solver.
+            (levels, fields [N + 1]; solver). If `solver` is a Solver that needs decreasing noise, levels with no less
+            noise than an earlier one are dropped: some schedules repeat levels for their own solver.
         """
         levels = self.grid(self.steps)
         if not isinstance(self.solver, Solver):
@@ -79,7 +79,7 @@ def _check_solver(solver: Any) -> None:
         return
     if not callable(solver):
         raise ValueError(f"sampling.solver must be a Solver or a function of the number of steps, got {solver!r:.80}")
-    if (getattr(solver, "__module__", None) or "").startswith("jaxdiff.solvers"):
+    if getattr(solver, "is_factory", False):
         name = solver.__name__
         raise ValueError(f"sampling.solver must be a Solver, and {name} is a factory of solvers: call {name}()")
 

@@ -142,31 +142,31 @@ def probability_flow(process: Process, denoise: Denoiser) -> Callable[[Array, Ar
     return drift
 
 
-def langevin(score: Callable[[Array], Array], x: Array, key: Array, *, step: float | Array, steps: int) -> Array:
-    """Unadjusted Langevin dynamics at a fixed level, x + step / 2 score + sqrt(step) z, in one scan.
+def langevin(score: Callable[[Array], Array], x: Array, key: Array, *, step_size: float | Array, steps: int) -> Array:
+    """Unadjusted Langevin dynamics at a fixed level, x + e / 2 score + sqrt(e) z, e = step_size, in one scan.
 
     Song and Ermon 2019 (arXiv:1907.05600), eq. 4; its distribution tends to that of the score as `steps` grows and
-    `step` shrinks.
+    `step_size` shrinks.
 
     Args:
         score: x -> grad log p, e.g. `lambda x: sde.score(denoise)(x, level)`.
         x: the start, [B, ...].
         key: one key, or [B] keys.
-        step: step size, a number or [B]; may be traced.
+        step_size: e, a number or [B]; may be traced.
         steps: number of steps.
 
     Returns:
         x after the steps.
 
     Raises:
-        ValueError: steps < 0, a concrete step that is not positive, or an untyped key.
+        ValueError: steps < 0, a concrete step_size that is not positive, or an untyped key.
     """
     check_key(key)
     if not isinstance(steps, int | np.integer) or steps < 0:
         raise ValueError(f"steps is an integer of at least 0, got {steps!r:.80}")
-    if not is_traced(step) and not np.all(np.asarray(step) > 0):
-        raise ValueError(f"step must be positive, got {step}")
-    size = _like(step, x)
+    if not is_traced(step_size) and not np.all(np.asarray(step_size) > 0):
+        raise ValueError(f"step_size must be positive, got {step_size}")
+    size = _like(step_size, x)
 
     def body(x: Array, i: Array):
         return x + 0.5 * size * score(x) + jnp.sqrt(size) * normal_like(fold_in(key, i), x), None

@@ -15,6 +15,7 @@ from jaxdiff.levels import Level
 from jaxdiff.processes import Process
 from jaxdiff.sample import check_levels, sample, sample_path
 from jaxdiff.solvers import Solver, heun
+from jaxdiff.solvers.base import check_solver
 from jaxdiff.types import Denoiser
 
 __all__ = ["by_dynamic_programming", "by_gradient"]
@@ -227,6 +228,7 @@ def _cheapest_path(cost: Array, n: int) -> Array:
 
 
 def _check(solver: Solver, levels: Level) -> None:
+    check_solver(solver)
     if solver.stochastic:
         raise ValueError("a grid is tuned for a solver that draws no noise, got one that does")
     if is_traced(levels):

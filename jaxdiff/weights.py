@@ -41,25 +41,42 @@ def snr_plus_one(level: Level) -> Array:
 
 @factory
 def truncated_snr(floor: float = 1.0) -> Weight:
-    """max(SNR, floor) (Salimans and Ho 2022, sec. 4, with floor 1)."""
+    """max(SNR, floor) (Salimans and Ho 2022, sec. 4, with floor 1).
+
+    Args:
+        floor: the least weight.
+    """
     return lambda level: jnp.maximum(level.snr, floor)
 
 
 @factory
 def min_snr(gamma: float = 5.0) -> Weight:
-    """min(SNR, gamma) (Hang et al. 2023, arXiv:2303.09556, eq. 7)."""
+    """min(SNR, gamma) (Hang et al. 2023, arXiv:2303.09556, eq. 7).
+
+    Args:
+        gamma: the largest weight.
+    """
     return lambda level: jnp.minimum(level.snr, gamma)
 
 
 @factory
 def soft_min_snr(gamma: float = 4.0) -> Weight:
-    """1 / (1/SNR + 1/gamma), a smooth min-SNR (Crowson et al. 2024, arXiv:2401.11605, sec. 3.4)."""
+    """1 / (1/SNR + 1/gamma), a smooth min-SNR (Crowson et al. 2024, arXiv:2401.11605, sec. 3.4).
+
+    Args:
+        gamma: the weight's limit as the SNR grows.
+    """
     return lambda level: 1 / (jnp.exp(-level.log_snr) + 1 / gamma)
 
 
 @factory
 def p2(gamma: float = 1.0, k: float = 1.0) -> Weight:
-    """SNR / (k + SNR)^gamma (Choi et al. 2022, arXiv:2204.00227, eq. 8, which weights the error of eps)."""
+    """SNR / (k + SNR)^gamma (Choi et al. 2022, arXiv:2204.00227, eq. 8, which weights the error of eps).
+
+    Args:
+        gamma: how much less levels with little noise count; 0 is `simple`.
+        k: the SNR at which that begins.
+    """
     return lambda level: level.snr / (k + level.snr) ** gamma
 
 
@@ -68,13 +85,20 @@ def sigmoid(bias: float = 2.0) -> Weight:
     """SNR sigmoid(bias - log SNR) (Kingma and Gao 2023, arXiv:2303.00848, table 1, which weights the error of eps).
 
     The paper's weighting is over log SNR; it equals this one if times are uniform in log SNR.
+
+    Args:
+        bias: the log SNR at which the weight is half that of `simple`.
     """
     return lambda level: level.snr * jax.nn.sigmoid(bias - level.log_snr)
 
 
 @factory
 def edm(sigma_data: float = 0.5) -> Weight:
-    """(sigma^2 + sigma_data^2) / (sigma sigma_data)^2 (Karras et al. 2022, arXiv:2206.00364, table 1): 1 on F."""
+    """(sigma^2 + sigma_data^2) / (sigma sigma_data)^2 (Karras et al. 2022, arXiv:2206.00364, table 1): 1 on F.
+
+    Args:
+        sigma_data: standard deviation of the data.
+    """
     return lambda level: level.snr + 1 / sigma_data**2
 
 

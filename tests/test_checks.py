@@ -36,6 +36,33 @@ def loss(apply=apply, process=FLOW, prediction=parameterize.velocity, x=X, **opt
 WRONG = {
     "an uncalled solver": (lambda: sample(solver=solvers.heun), r"solver must be a Solver, got heun: call heun\(\)"),
     "a solver's name": (lambda: sample(solver="ddim"), "solver must be a Solver, got 'ddim'"),
+    "an uncalled solver to restart": (lambda: solvers.restart(solvers.heun), r"got heun: call heun\(\)"),
+    "an uncalled predictor": (lambda: solvers.predictor_corrector(solvers.ddim), r"got ddim: call ddim\(\)"),
+    "an uncalled solver with momentum": (
+        lambda: guidance.apg_momentum(solvers.heun, denoise, 2.0),
+        r"got heun: call heun\(\)",
+    ),
+    "an uncalled solver to tune for": (
+        lambda: jd.tune.by_gradient(denoise, solvers.heun, LEVELS, X, KEY, process=FLOW),
+        r"got heun: call heun\(\)",
+    ),
+    "a solver that makes no solver in an experiment": (
+        lambda: jd.experiment.Sampling(lambda n: LEVELS, guidance.apg_momentum, 4),
+        r"is a factory of solvers: call apg_momentum\(\)",
+    ),
+    "two outputs wanted of a denoiser with one": (
+        # A batch of two would be unpacked along its examples, in silence.
+        lambda: sample(solver=solvers.ddpm("learned"), x=X[:2]),
+        r"needs a network that returns \(F, frac\), got one output",
+    ),
+    "two outputs wanted for a bound": (
+        lambda: jd.likelihood.variational_term(denoise, jd.processes.Discrete.linear(), X[:2], X[:2], jnp.array(3)),
+        r"needs a network that returns \(F, frac\), got one output",
+    ),
+    "two outputs wanted for a loss": (
+        lambda: losses.hybrid_loss(apply, jd.processes.Discrete.linear(), parameterize.eps)(None, KEY, {"x": X}),
+        r"needs a network that returns \(F, frac\), got one output",
+    ),
     "a process for levels": (lambda: sample(levels=FLOW), "levels must be a grid, a Level .* got Flow"),
     "a process for a prior's levels": (lambda: jd.noise.prior(FLOW, KEY, (4, 2)), "levels must be a grid, .* got Flow"),
     "one level for a grid": (lambda: jd.noise.prior(FLOW(0.5), KEY, (4, 2)), r"have shape \[N \+ 1\]"),
@@ -113,6 +140,7 @@ def test_plain_numbers_are_scalings():
         for use in (
             lambda prediction, level=level: jd.denoiser(apply, None, prediction)(X, level),
             lambda prediction, level=level: parameterize.target(prediction, X, 2 * X, level),
+            lambda prediction, level=level: guidance.rescale(lambda cond: cond, denoise, 0.5, prediction)(X, level),
             lambda prediction: losses.denoising_loss(apply, process, prediction, weight=weights.simple)(
                 None, KEY, {"x": X}
             )[0],

@@ -138,7 +138,7 @@ def test_langevin_has_its_stationary_law():
     mean, var = LEVEL.alpha * M, (LEVEL.alpha * C) ** 2 + LEVEL.sigma**2
     x, keys = jnp.zeros((n, 1)), jax.random.split(jax.random.key(0), n)
     score = lambda x: sde.score(DATA.denoise)(x, level)  # noqa: E731
-    run = jax.jit(lambda x, keys, step: sde.langevin(score, x, keys, step=step, steps=60))
+    run = jax.jit(lambda x, keys, step: sde.langevin(score, x, keys, step_size=step, steps=60))
     for step in (0.2, 0.9):
         out = np.asarray(run(x, keys, step), np.float64)
         expected = var / (1 - step / (4 * var))
@@ -148,7 +148,7 @@ def test_langevin_has_its_stationary_law():
     order = np.arange(n)[::-1]
     np.testing.assert_allclose(run(x, keys[order], 0.9), out[order], rtol=1e-5, atol=1e-6)
     sizes = jnp.where(jnp.arange(n) % 2 == 0, 0.2, 0.9)  # one size per example
-    mixed = jax.jit(lambda sizes: sde.langevin(score, x, keys, step=sizes, steps=60))(sizes)
+    mixed = jax.jit(lambda sizes: sde.langevin(score, x, keys, step_size=sizes, steps=60))(sizes)
     np.testing.assert_allclose(mixed[1::2], out[1::2], rtol=1e-5, atol=1e-6)
     assert run._cache_size() == 1
 
@@ -156,9 +156,9 @@ def test_langevin_has_its_stationary_law():
 def test_wrong_arguments():
     x, key = jnp.zeros((2, 1)), jax.random.key(0)
     for wrong, match in (
-        (lambda: sde.langevin(jnp.negative, x, key, step=0.0, steps=1), "positive, got 0.0"),
-        (lambda: sde.langevin(jnp.negative, x, key, step=0.1, steps=-1), "at least 0, got -1"),
-        (lambda: sde.langevin(jnp.negative, x, 0, step=0.1, steps=1), r"jax\.random\.key"),
+        (lambda: sde.langevin(jnp.negative, x, key, step_size=0.0, steps=1), "positive, got 0.0"),
+        (lambda: sde.langevin(jnp.negative, x, key, step_size=0.1, steps=-1), "at least 0, got -1"),
+        (lambda: sde.langevin(jnp.negative, x, 0, step_size=0.1, steps=1), r"jax\.random\.key"),
         (lambda: sde.reverse(VP(), DATA.denoise, tau=-1.0), "at least 0, got -1.0"),
     ):
         with pytest.raises(ValueError, match=match):

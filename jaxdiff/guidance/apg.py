@@ -11,7 +11,7 @@ from jax import Array
 from jaxdiff.checks import check_number, factory
 from jaxdiff.guidance.base import Scale, check_denoisers, join_variance, norm, scale_at, split_variance
 from jaxdiff.levels import Level
-from jaxdiff.solvers.base import Solver
+from jaxdiff.solvers.base import Solver, check_solver
 from jaxdiff.types import Denoiser
 
 __all__ = ["apg", "apg_momentum"]
@@ -81,6 +81,7 @@ def apg_momentum(
     Raises:
         ValueError: as for `apg`, or momentum outside [-1, 1].
     """
+    check_solver(solver)
     _check(uncond, scale=scale, eta=eta, norm_threshold=norm_threshold)
     check_number("momentum", momentum, low=-1, high=1)
 

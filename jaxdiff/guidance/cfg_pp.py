@@ -9,7 +9,7 @@ from jax import Array
 
 from jaxdiff.checks import check_number
 from jaxdiff.guidance.base import Scale, check_denoisers, guide, scale_at
-from jaxdiff.levels import Level
+from jaxdiff.levels import Level, check_grid
 from jaxdiff.types import Denoiser
 
 __all__ = ["cfg_pp"]
@@ -36,9 +36,7 @@ def cfg_pp(cond: Denoiser, uncond: Denoiser, scale: Scale, levels: Level) -> Den
     """
     check_denoisers(cond=cond, uncond=uncond)
     check_number("scale", scale, low=0, high=1)
-    shapes = {jnp.shape(field) for field in levels}
-    if len(shapes) != 1 or len(shape := next(iter(shapes))) != 1 or shape[0] < 2:
-        raise ValueError(f"levels must be a grid, whose fields all have shape [N + 1], N >= 1; got shapes {shapes}")
+    check_grid(levels)
     lam = Level(*(jnp.asarray(field) for field in levels)).lam
     gain = -1 / jnp.expm1(lam[:-1] - lam[1:])
 

@@ -42,9 +42,9 @@ def classifier(denoise: Denoiser, log_prob: LogProb, scale: Scale = 1.0) -> Deno
 
     def guided(x: Array, level: Level) -> Any:
         at = level.expand_to(x)
-        guidance_term = jnp.where(at.alpha > 0, jnp.square(at.sigma) / jnp.where(at.alpha > 0, at.alpha, 1), 0)
+        factor = jnp.where(at.alpha > 0, jnp.square(at.sigma) / jnp.where(at.alpha > 0, at.alpha, 1), 0)
         x0, *variance = split_variance(denoise(x, level))
-        return join_variance(x0 + guidance_term * gradient(x, level), *variance)
+        return join_variance(x0 + factor * gradient(x, level), *variance)
 
     return guided
 

@@ -47,7 +47,7 @@ def rescale(
         known = cond(x, level)
         x0, *variance = split_variance(guide(lambda x, level: known)(x, level))
         # x0 - skip x = out F: out cancels in the quotient of the two stds, and may be 0.
-        rest = prediction(level.expand_to(x)).skip.astype(x.dtype) * x
+        rest = parameterize.scalings(prediction, level, x).skip.astype(x.dtype) * x
         std, std_cond = _std(x0 - rest), _std(split_variance(known)[0] - rest)
         change = jnp.where(std > 0, std_cond / jnp.where(std > 0, std, 1), 1) - 1
         return join_variance(x0 + scale_at(phi, x, level) * change * (x0 - rest), *variance)

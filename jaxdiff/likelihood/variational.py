@@ -10,10 +10,17 @@ import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import log_ndtr
 
-from jaxdiff.levels import added_variance, check_variance, posterior, q_mean_std, q_sample
+from jaxdiff.levels import (
+    added_variance,
+    check_variance,
+    posterior,
+    q_mean_std,
+    q_sample,
+    with_learned_variance,
+)
 from jaxdiff.likelihood.bits import check_bins
 from jaxdiff.noise import check_key, fold_in, normal_like
-from jaxdiff.processes import Discrete
+from jaxdiff.processes import Discrete, Process
 from jaxdiff.types import Denoiser
 
 __all__ = ["Bound", "discretized_normal_nll", "normal_kl", "variational_bound", "variational_term"]
@@ -91,7 +98,7 @@ def variational_term(
     x = q_sample(x0, eps, cur)
     output, decoder = denoise(x, cur), (t == 1).reshape(cur.expand_to(x).sigma.shape)
     large_share = jnp.where(decoder, 0.0, float(variance == "large"))
-    x0_hat, frac = output if variance == "learned" else (output, large_share)
+    x0_hat, frac = with_learned_variance(output) if variance == "learned" else (output, large_share)
     mean, _ = posterior(x0, x, cur, nxt)
     mean_hat, _ = posterior(x0_hat, x, cur, nxt)
     second = jnp.maximum(t, 2)
@@ -126,8 +133,7 @@ def variational_bound(
     Raises:
         ValueError: a process without a table of at least two betas; an unknown variance; bins < 2; an untyped key.
     """
-    if not isinstance(process, Discrete) or process.T < 2:
-        raise ValueError(f"the bound by steps needs a table of at least two betas (processes.Discrete), got {process}")
+    check_table(process)
     check_variance(variance)
     check_bins(bins)
     check_key(key)
@@ -142,3 +148,9 @@ def variational_bound(
     kl = normal_kl(mean, std, jnp.zeros_like(std), jnp.ones_like(std))
     prior = jnp.mean(kl, axis=range(1, x0.ndim)) / log(2)
     return Bound(prior + jnp.sum(terms, axis=0), prior, terms.T)
+
+
+def check_table(process: Process) -> None:
+    """Raise ValueError unless the process is a table of at least two betas."""
+    if not isinstance(process, Discrete) or process.T < 2:
+        raise ValueError(f"the bound by steps needs a table of at least two betas (processes.Discrete), got {process}")

@@ -3,7 +3,7 @@
 `process(t)` returns `Level(t, alpha, sigma)`; `time(lam)` is the inverse in lam = log(alpha / sigma); `sde(t)` returns
 the coefficients (f, g) of dx = f x dt + g dw. For an array of decreasing times `process(ts)` is a grid to sample on.
 The numbers of a process may be arrays, and may be learned. `t_max` and `t_min` are the noisiest and the cleanest time,
-the defaults of grids and losses.
+the defaults of grids; losses use `t_max` only.
 """
 
 from jaxdiff.processes.base import AutodiffSDE, Process, UnitTime

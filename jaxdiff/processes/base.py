@@ -18,8 +18,8 @@ class Process(Protocol):
     """A forward process, as a function from times to levels.
 
     Two more attributes are optional, as in the subclasses of `UnitTime`: `t_max`, the noisiest time, and `t_min`, the
-    cleanest. They are the defaults of grids and losses. To pass a process to `jit`, make it a pytree, e.g. by
-    `jax.tree_util.register_dataclass`.
+    cleanest. They are the defaults of grids; losses use `t_max` only. To pass a process to `jit`, make it a pytree,
+    e.g. by `jax.tree_util.register_dataclass`.
     """
 
     def __call__(self, t: Array) -> Level:

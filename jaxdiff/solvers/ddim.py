@@ -8,6 +8,7 @@ from jax import Array
 from jaxdiff.checks import factory
 from jaxdiff.levels import Level, added_variance, from_x0, safe_sqrt
 from jaxdiff.noise import white
+from jaxdiff.solvers.ancestral import check_eta
 from jaxdiff.solvers.base import Solver, init_empty
 from jaxdiff.types import Denoiser, NoiseSampler
 
@@ -31,9 +32,7 @@ def ddim(eta: float | Array = 0.0, *, noise_sampler: NoiseSampler = white) -> So
     Raises:
         ValueError: eta is a number outside [0, 1].
     """
-    deterministic = isinstance(eta, (int, float)) and eta == 0
-    if isinstance(eta, (int, float)) and not 0 <= eta <= 1:
-        raise ValueError(f"eta must lie in [0, 1], got {eta}")
+    deterministic = check_eta(eta)
 
     def step(denoise: Denoiser, key: Array, x: Array, state, cur: Level, nxt: Level):
         x0, eps = from_x0(denoise(x, cur), x, cur)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.checks import factory
-from jaxdiff.levels import Level, check_variance, posterior
+from jaxdiff.levels import Level, check_variance, posterior, with_learned_variance
 from jaxdiff.noise import white
 from jaxdiff.solvers.base import Solver, init_empty
 from jaxdiff.types import Denoiser, NoiseSampler
@@ -50,7 +50,7 @@ def ddpm(
         frac: Array | float = float(variance == "large")
         x0 = denoise(x, cur)
         if variance == "learned":
-            x0, frac = x0
+            x0, frac = with_learned_variance(x0)
         mean, small = posterior(x0, x, cur, nxt)
         std = interpolated_std(small, frac, cur, nxt)
         if gradient is not None:

@@ -12,7 +12,7 @@ from jax import Array
 from jaxdiff.checks import factory
 from jaxdiff.levels import Level, from_x0, safe_sqrt
 from jaxdiff.noise import fold_in, normal_like
-from jaxdiff.solvers.base import Solver, init_empty, select_level
+from jaxdiff.solvers.base import Solver, check_solver, init_empty, select_level
 from jaxdiff.solvers.sde import reverse_diffusion
 from jaxdiff.types import Denoiser
 
@@ -41,6 +41,7 @@ def predictor_corrector(predictor: Solver | None = None, steps: int = 1, snr: fl
     """
     _check(steps, "snr", snr)
     inner = reverse_diffusion() if predictor is None else predictor
+    check_solver(inner)
 
     def step(denoise: Denoiser, key: Array, x: Array, state, cur: Level, nxt: Level):
         x, state = inner.step(denoise, fold_in(key, 0), x, state, cur, nxt)

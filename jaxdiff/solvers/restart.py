@@ -10,7 +10,7 @@ from jax import Array
 from jaxdiff.checks import factory
 from jaxdiff.levels import Level, q_transition
 from jaxdiff.noise import fold_in, normal_like
-from jaxdiff.solvers.base import Solver
+from jaxdiff.solvers.base import Solver, check_solver
 from jaxdiff.solvers.edm import heun
 from jaxdiff.types import Denoiser
 
@@ -40,6 +40,7 @@ def restart(solver: Solver | None = None, interval: Level | None = None, repeats
         ValueError: repeats < 0, or `interval` is not a grid.
     """
     inner = heun() if solver is None else solver
+    check_solver(inner)
     if not isinstance(repeats, int | np.integer) or repeats < 0:
         raise ValueError(f"repeats is an integer of at least 0, got {repeats!r:.80}")
     if interval is not None and len(set(map(np.shape, interval)) | {np.shape(interval.t)[:1]}) != 1:

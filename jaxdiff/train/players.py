@@ -50,7 +50,7 @@ def players(players: Mapping[str, Player], turn: Turn, given: Given | None = Non
     repeated with the next batch. Under `vmap`, all losses are computed and those of idle players are discarded.
 
     Player number i uses the key `fold_in(key, i)`, where key is that of the update. The metrics are named
-    "PLAYER/METRIC", including "PLAYER/loss", and are NaN for idle players.
+    "PLAYER/METRIC", including "PLAYER/loss", and are NaN (integers: 0) for idle players.
 
     Args:
         players: by name. Each loss trains only the parameters of its player.

@@ -40,7 +40,7 @@ if os.environ.get("STOP") == "publish":
 
 def heavy(x):
     # What a compiler needs a minute for.
-    for i in range(2_000):
+    for i in range(8_000):
         x = jnp.sin(x + i)
     print("at compile", flush=True)
     return x.sum()
@@ -253,11 +253,9 @@ def catches(pid: int) -> bool:
     return bool(int(line.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
 
 
-# By the main thread, or by the one that watches where that comes to no Python or loses the exception in a callback.
-NOTHING = (
-    "stopped by SIGTERM: there was nothing to save, and nothing was lost",
-    "ends at once: there is nothing to save, and nothing was lost",
-)
+# By the main thread, at once or, where a callback of Python's has lost the exception, at its next step; or by the
+# thread that watches.
+NOTHING = "nothing was lost"
 
 
 @pytest.mark.slow
@@ -267,13 +265,13 @@ def test_sigterm_during_imports_and_within_the_compiler(script, tmp_path):
         program.until(lambda said: catches(program.process.pid))
         program.signal(signal.SIGTERM)
         said = program.ends(within=20)
-        assert any(text in said for text in NOTHING)
+        assert NOTHING in said, said
     with Program(script, tmp_path / "b", STOP="compile") as program:
         program.until(lambda said: "at compile" in said)
         time.sleep(8)  # its gradient is traced first
         program.signal(signal.SIGTERM)
         said = program.ends(within=15)
-        assert any(text in said for text in NOTHING)
+        assert NOTHING in said, said
 
 
 @pytest.mark.slow
