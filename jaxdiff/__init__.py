@@ -4,6 +4,7 @@ from importlib import import_module as _import_module
 from typing import Any as _Any
 
 from jaxdiff import (
+    distill,
     grids,
     guidance,
     levels,
@@ -27,6 +28,7 @@ from jaxdiff.sample import invert, sample, sample_path, sample_state
 __all__ = [
     "Level",
     "denoiser",
+    "distill",
     "grids",
     "guidance",
     "invert",

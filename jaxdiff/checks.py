@@ -109,10 +109,10 @@ def check_function(name: str, value: Any, signature: str) -> None:
         raise ValueError(f"{what}, which takes {takes}") from None
 
 
-def check_denoiser(name: str, value: Any) -> None:
-    """Raise ValueError unless `value` has the signature of a denoiser."""
+def check_denoiser(name: str, value: Any, *, next_level: bool = False) -> None:
+    """Raise ValueError unless `value` has the signature of a denoiser, or of one that also takes the next level."""
     try:
-        check_function(name, value, "(x, level) -> x0_hat")
+        check_function(name, value, "(x, cur, nxt) -> x0_hat" if next_level else "(x, level) -> x0_hat")
     except ValueError as error:
         raise ValueError(f"{error}; a network becomes a denoiser by jd.denoiser(apply, params, prediction)") from None
 

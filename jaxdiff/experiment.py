@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import Mesh
 
 from jaxdiff.conditions import Condition
 from jaxdiff.losses import Batch, Loss
@@ -67,7 +68,8 @@ class Training:
     """How a model learns.
 
     Attributes:
-        loss: (params, key, batch) -> (loss, metrics); with `model.frozen` it is given (params, frozen) for params.
+        loss: (params, key, batch) -> (loss, metrics); with `model.frozen`, `frozen` or `given` it is given (params,
+            frozen) or (params, what `given` returns) for params.
         optimizer: an optax optimizer.
         ema: step -> decay of the parameters' average, or a tuple of such for as many averages; see `train.ema`.
         batches: (first step, indices of a batch's examples that this host reads; None, all) -> iterator of batches from
@@ -82,6 +84,8 @@ class Training:
         snapshot_every: steps between two snapshots of the averages, which stay; 0: none.
         preview_every: steps between two previews; 0: none.
         save_every: steps between two checkpoints; None: as between two previews, or 1000 without previews.
+        frozen: mesh -> the arrays that the loss needs and nobody trains, e.g. a teacher's parameters, called when
+            training begins; None: the model's.
         given: (state, frozen) -> what the loss gets besides the parameters; see `train.make_update`.
         averaged: parameters -> the tree that is averaged, of which samples are made; None: all of them.
     """
@@ -99,6 +103,7 @@ class Training:
     snapshot_every: int = 0
     preview_every: int = 1000
     save_every: int | None = None
+    frozen: Callable[[Mesh | None], Any] | None = field(default=None, repr=False)
     given: Callable[..., Any] | None = field(default=None, repr=False)
     averaged: Callable[[Params], Any] | None = field(default=None, repr=False)
 
@@ -142,9 +147,21 @@ class Experiment:
         SEED.check("seed", self.seed)
         if self.sampling.guidance != 1:
             self.condition.check_null()
+            if getattr(self.sampling.solver, "next_level", False):
+                raise ValueError(
+                    "a network that is given both ends of a step has its guidance distilled: guidance is 1"
+                )
         if not self.training.batch_spec:
             spec = {"x": jax.ShapeDtypeStruct(self.medium.shape, jnp.float32), **self.condition.spec}
             object.__setattr__(self, "training", replace(self.training, batch_spec=spec))
+
+    def frozen_of_loss(self, mesh: Mesh | None = None) -> Any:
+        """Make the arrays that the loss needs and nobody trains.
+
+        Args:
+            mesh: where they lie; None is the default device.
+        """
+        return self.model.frozen if self.training.frozen is None else self.training.frozen(mesh)
 
 
 def compute_dtype() -> Any:

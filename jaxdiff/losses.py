@@ -1,6 +1,7 @@
 """Losses: each factory returns a pure function (params, key, batch) -> (loss, metrics).
 
-A batch is a dict: "x" is the clean data, [B, ...]; all other entries are the condition, passed to the network.
+A batch is a dict: "x" is the clean data, [B, ...]; "eps" is its noise, like x, where that is not drawn anew (the pairs
+of `distill.reflow`); all other entries are the condition, passed to the network.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from jaxdiff.processes.base import check_process
 from jaxdiff.times import log_normal, uniform, uniform_discrete
 from jaxdiff.types import Apply, Batch, Loss, Metrics, Params, Prediction, TimeSampler, Weight
 
-__all__ = ["denoising_loss", "hybrid_loss", "latent_loss", "vlb_loss"]
+__all__ = ["denoising_loss", "hybrid_loss", "latent_loss", "split_batch", "vlb_loss"]
 
 
 def denoising_loss(
@@ -73,11 +74,11 @@ def denoising_loss(
     _check_cond_dropout(cond_dropout, null_cond)
 
     def loss(params: Params, key: Array, batch: Batch) -> tuple[Array, Metrics]:
-        x0, cond = _split(batch)
         t_key, eps_key, drop_key, net_key = _keys(key)
+        x0, eps, cond = split_batch(batch, eps_key)
         t, t_weight = times(t_key, x0.shape[0])
         level = process(t)
-        x = q_sample(x0, normal_like(eps_key, x0), level)
+        x = q_sample(x0, eps, level)
         if cond_dropout > 0:
             cond = drop_condition(drop_key, cond, null_cond, cond_dropout)
         s = scalings(prediction, level, x)
@@ -122,8 +123,8 @@ def vlb_loss(
     check_variance(variance)
 
     def loss(params: Params, key: Array, batch: Batch) -> tuple[Array, Metrics]:
-        x0, cond = _split(batch)
         t_key, eps_key, *_ = _keys(key)
+        x0, eps, cond = split_batch(batch, eps_key)
         t, t_weight = times(t_key, x0.shape[0])
 
         def denoise(x, level):
@@ -131,7 +132,7 @@ def vlb_loss(
             F, *frac = network_output(apply, params, s, x, cond)
             return (to_x0(s, x, F), *frac) if variance == "learned" else to_x0(s, x, F)
 
-        term = variational_term(denoise, process, x0, normal_like(eps_key, x0), t, variance=variance)
+        term = variational_term(denoise, process, x0, eps, t, variance=variance)
         return process.T * jnp.mean(t_weight * term), {}
 
     return loss
@@ -171,10 +172,9 @@ def hybrid_loss(
     _check_cond_dropout(cond_dropout, null_cond)
 
     def loss(params: Params, key: Array, batch: Batch) -> tuple[Array, Metrics]:
-        x0, cond = _split(batch)
         t_key, eps_key, drop_key, net_key = _keys(key)
+        x0, eps, cond = split_batch(batch, eps_key)
         t, t_weight = times(t_key, x0.shape[0])
-        eps = normal_like(eps_key, x0)
         level = process(t)
         x = q_sample(x0, eps, level)
         if cond_dropout > 0:
@@ -217,11 +217,27 @@ def latent_loss(loss: Loss) -> Loss:
     return drawn
 
 
-def _split(batch: Batch) -> tuple[Array, Batch]:
+def split_batch(batch: Batch, key: Array) -> tuple[Array, Array, Batch]:
+    """The clean data, its noise, drawn from the key unless the batch has it, and the condition.
+
+    Args:
+        batch: "x", perhaps "eps", and the condition.
+        key: key of the noise.
+
+    Returns:
+        (x0 [B, ...], eps, like x0, condition).
+
+    Raises:
+        ValueError: there is no "x", it is not floating-point, or "eps" has another shape.
+    """
     if "x" not in batch:
         raise ValueError(f'a batch holds the data under "x", got the entries {sorted(batch)}')
-    check_inexact('the batch\'s "x"', batch["x"])
-    return batch["x"], {name: value for name, value in batch.items() if name != "x"}
+    x0 = batch["x"]
+    check_inexact('the batch\'s "x"', x0)
+    eps = batch["eps"] if "eps" in batch else normal_like(key, x0)
+    if eps.shape != x0.shape:
+        raise ValueError(f'a batch\'s "eps" is the noise of its "x", of the shape {x0.shape}, got {eps.shape}')
+    return x0, eps, {name: value for name, value in batch.items() if name not in ("x", "eps")}
 
 
 def _check(apply: Apply, prediction: Prediction, times: TimeSampler) -> None:

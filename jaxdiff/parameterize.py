@@ -31,6 +31,7 @@ __all__ = [
     "edm",
     "eps",
     "network_output",
+    "noise_input",
     "scalings",
     "score",
     "target",
@@ -38,6 +39,7 @@ __all__ = [
     "to_x0",
     "v",
     "velocity",
+    "with_next_noise",
     "with_noise_input",
     "x0",
     "zero_based",
@@ -197,7 +199,8 @@ def denoiser(
         key: passed to the network in training, for dropout.
 
     Returns:
-        (x, level) -> x0_hat, like x.
+        (x, level) -> x0_hat, like x. Called with a third argument, the level at which a step ends, the denoiser tells
+        the network its noise input as cond["next_noise"]; see `solvers.flow_map`.
 
     Raises:
         ValueError: `apply` or `prediction` is not a function with this signature; from the denoiser, x has an integer
@@ -206,14 +209,38 @@ def denoiser(
     check_function("apply", apply, "(params, x, noise, cond) -> F")
     check_function("prediction", prediction, "(level) -> Scalings")
 
-    def denoise(x: Array, level: Level) -> Any:
+    def denoise(x: Array, level: Level, nxt: Level | None = None) -> Any:
         check_inexact("x", x)
         s = scalings(prediction, level, x)
-        F, *frac = network_output(apply, params, s, x, cond, key=key)
+        entries = cond if nxt is None else with_next_noise(cond, prediction, nxt, x)
+        F, *frac = network_output(apply, params, s, x, entries, key=key)
         x0 = to_x0(s, x, F)
         return (x0, *frac) if frac else x0
 
     return denoise
+
+
+def with_next_noise(cond: Cond, prediction: Prediction, nxt: Level, x: Array) -> Cond:
+    """The condition with "next_noise", [B]: the noise input of the level at which a step ends.
+
+    Where that is infinite, as EDM's at the clean level, it is the one at sigma = 1e-4 alpha.
+
+    Args:
+        cond: a dict; None means {}.
+        prediction: e.g. `velocity`.
+        nxt: scalar or [B].
+        x: x_t, [B, ...].
+    """
+    least = nxt._replace(sigma=jnp.maximum(nxt.sigma, 1e-4 * nxt.alpha))
+    noise, finite = (noise_input(scalings(prediction, level, x), x) for level in (nxt, least))
+    return {**({} if cond is None else cond), "next_noise": jnp.where(jnp.isfinite(noise), noise, finite)}
+
+
+def noise_input(s: Scalings, x: Array) -> Array:
+    """The network's noise input, [B]."""
+    # At least float32, whatever x is: 999 and 1000 are the same number in bfloat16.
+    noise = s.noise.astype(jnp.float32 if jnp.finfo(x.dtype).bits < 32 else x.dtype)
+    return jnp.broadcast_to(noise.reshape(-1), x.shape[:1])
 
 
 def network_output(
@@ -224,12 +251,9 @@ def network_output(
     Raises:
         ValueError: F does not have the shape of x.
     """
-    # At least float32, whatever x is: 999 and 1000 are the same number in bfloat16.
-    noise = s.noise.astype(jnp.float32 if jnp.finfo(x.dtype).bits < 32 else x.dtype)
-    noise = jnp.broadcast_to(noise.reshape(-1), x.shape[:1])
     extra = {} if key is None else {"key": key}
     network: Callable[..., Any] = apply  # those with dropout take a key
-    output = network(params, s.inp.astype(x.dtype) * x, noise, {} if cond is None else cond, **extra)
+    output = network(params, s.inp.astype(x.dtype) * x, noise_input(s, x), {} if cond is None else cond, **extra)
     outputs = output if isinstance(output, tuple) else (output,)
     if jnp.shape(outputs[0]) != x.shape:  # where it broadcasts, it would train without a word
         raise ValueError(f"apply must return F of the shape of x, {x.shape}, got {jnp.shape(outputs[0])}")

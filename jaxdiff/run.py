@@ -170,7 +170,7 @@ class _Training:
             ema=part.ema,
             grad_accum_steps=part.grad_accum_steps,
             steps_per_call=part.steps_per_call,
-            frozen=self.experiment.model.frozen,
+            frozen=self.experiment.frozen_of_loss(self.mesh),
             given=part.given,
             averaged=part.averaged,
         )

@@ -151,12 +151,12 @@ def _scan(
     denoise, solver: Solver, levels: Level, x: Array, key: Array, *, trace=None, start=None, stop=None, remat=False,
     progress=None,
 ):  # fmt: skip
-    check_denoiser("denoise", denoise)
     check_solver(solver)
+    check_denoiser("denoise", denoise, next_level=solver.next_level)
     check_inexact("x", x)
     check_key(key, x.shape[:1])
     check_levels(levels, may_repeat=stop is not None, falling=solver.falling)
-    _try_pure_noise(denoise, levels, x, start)
+    _try_pure_noise(solver, denoise, levels, x, start)
     levels = _typed(levels, x)
     n = levels.t.shape[0] - 1
     chunk = ceil(n**0.5) if remat else n  # steps between two states that are kept
@@ -218,11 +218,12 @@ def check_levels(levels: Level, *, may_repeat: bool = False, falling: bool = Tru
         )
 
 
-def _try_pure_noise(denoise: Denoiser, levels: Level, x: Array, start: int | Array | None) -> None:
+def _try_pure_noise(solver: Solver, denoise: Denoiser, levels: Level, x: Array, start: int | Array | None) -> None:
     # Inside the scan levels are traced, and a prediction like `eps` cannot check alpha > 0. If the first level is
     # concrete and pure noise, an abstract call with that level lets the prediction raise.
     if start is not None or is_traced(levels):
         return
     first = levels.at(0)
     if np.asarray(first.alpha) == 0:
-        jax.eval_shape(lambda x: denoise(x, first), x)
+        ends = (first, levels.at(1)) if solver.next_level else (first,)
+        jax.eval_shape(lambda x: denoise(x, *ends), x)

@@ -16,6 +16,7 @@ __all__ = [
     "Batch",
     "Cond",
     "Denoiser",
+    "FlowMap",
     "Loss",
     "Metrics",
     "NoiseSampler",
@@ -98,6 +99,23 @@ class Denoiser(Protocol):
         ...
 
 
+class FlowMap(Protocol):
+    """A denoiser that is also given the level at which the step ends, for `solvers.flow_map`."""
+
+    def __call__(self, x: Array, cur: Level, nxt: Level, /) -> Any:
+        """The x0_hat whose exact step from `cur` ends where the probability flow is at `nxt`.
+
+        Args:
+            x: x at the level `cur`, [B, ...].
+            cur: scalar, or one level per example ([B]).
+            nxt: a level with less noise, like `cur`.
+
+        Returns:
+            x0_hat, like x.
+        """
+        ...
+
+
 class SolverInit(Protocol):
     """Makes the initial state of a solver."""
 
@@ -116,13 +134,11 @@ class SolverInit(Protocol):
 class SolverStep(Protocol):
     """One step of a solver."""
 
-    def __call__(
-        self, denoise: Denoiser, key: Array, x: Array, state: Any, cur: Level, nxt: Level, /
-    ) -> tuple[Array, Any]:
+    def __call__(self, denoise: Any, key: Array, x: Array, state: Any, cur: Level, nxt: Level, /) -> tuple[Array, Any]:
         """Step from one level to the next.
 
         Args:
-            denoise: (x, level) -> x0_hat.
+            denoise: (x, level) -> x0_hat, or a `FlowMap` for solvers with `next_level`.
             key: the step's key, or [B] keys.
             x: x at the level `cur`, [B, ...].
             state: from `init` or the previous step.

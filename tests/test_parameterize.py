@@ -182,7 +182,7 @@ def test_jit_and_a_level_per_example(prediction):
 
 def test_every_row_is_tested():
     others = {"edm", "Scalings", "denoiser", "drop_variance", "network_output", "scalings", "target", "to_x0"}
-    others |= {"time_scaled", "with_noise_input", "zero_based"}
+    others |= {"time_scaled", "with_noise_input", "zero_based", "with_next_noise", "noise_input"}
     assert {*ROWS} | others == set(parameterize.__all__)
 
 

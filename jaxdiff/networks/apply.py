@@ -66,6 +66,7 @@ def cond_shapes(
     mask: bool = False,
     pooled_dim: int | None = None,
     guidance: bool = False,
+    next_noise: bool = False,
     concat_channels: int | None = None,
     augment_dim: int | None = None,
 ) -> dict[str, Shape]:
@@ -79,6 +80,7 @@ def cond_shapes(
         mask: whether "mask" [B, L] of the tokens is allowed.
         pooled_dim: D of "vector" [B, D]; None: off.
         guidance: whether "guidance" [B] is required.
+        next_noise: whether "next_noise" [B] is required.
         concat_channels: C' of "concat" [B, *spatial, C']; None: off.
         augment_dim: D of the optional "augment" [B, D]; None: off.
 
@@ -94,6 +96,7 @@ def cond_shapes(
         "mask": (batch, length) if mask and context_dim is not None and "mask" in cond else None,
         "vector": None if pooled_dim is None else (batch, pooled_dim),
         "guidance": (batch,) if guidance else None,
+        "next_noise": (batch,) if next_noise else None,
         "concat": None if concat_channels is None else (*x.shape[:-1], concat_channels),
         "augment": None if augment_dim is None or "augment" not in cond else (batch, augment_dim),
     }

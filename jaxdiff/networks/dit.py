@@ -39,6 +39,7 @@ class _BlockInputs(NamedTuple):
     features: Array
     label: Any
     emb: Any
+    after: Any  # the embedding of the level that a step ends at, or None
 
 
 class Embedding(nn.Module):
@@ -89,6 +90,7 @@ class Block(nn.Module):
         x, width, emb = constrain_tokens(x), x.shape[-1], inputs.emb
         if self.own_embedding:
             emb = Embedding(width, self.num_classes, self.dtype, name="norm1.emb")(inputs.features, inputs.label)
+            emb = emb if inputs.after is None else emb + inputs.after
         condition = nn.silu(emb).astype(self.dtype)
         shift, scale, gate, shift2, scale2, gate2 = modulations(condition, 6, self.dtype, "norm1.linear")
 
@@ -111,6 +113,8 @@ class DiT(nn.Module):
         mlp_ratio: width of the feed-forward's inner layer over that of the tokens.
         time: embedding of the noise level.
         num_classes: classes of cond["label"]; None: off.
+        next_noise: cond["next_noise"] is float[B], the noise input of the level at which a step ends, for few-step
+            models (`jaxdiff.distill`). Its embedding starts at zero, so that weights without it keep their function.
         out_channels: channels of the output; None: as many as x has.
         learned_variance: return (F, frac), as `UNet` does.
         grid: patches along an edge of the training images; the positions of images of other sizes are scaled to the
@@ -131,6 +135,7 @@ class DiT(nn.Module):
     mlp_ratio: int = 4
     time: Sinusoidal = Sinusoidal()
     num_classes: int | None = None
+    next_noise: bool = False
     out_channels: int | None = None
     learned_variance: bool = False
     grid: int | None = None
@@ -149,7 +154,7 @@ class DiT(nn.Module):
         Args:
             x: [B, H, W, C], H and W multiples of patch_size.
             noise: float[B], the network's noise input.
-            cond: "label" int[B] where num_classes is set (num_classes is the null class).
+            cond: "label" int[B] where num_classes is set (num_classes is the null class); "next_noise" float[B].
             train: no effect; there is no dropout.
 
         Returns:
@@ -159,7 +164,7 @@ class DiT(nn.Module):
             ValueError: a condition is missing, unknown or misshapen, or patches do not tile the image.
         """
         cond = self._check(x, noise, cond)
-        inputs = self._embed(noise, cond.get("label"))
+        inputs = self._embed(noise, cond)
         h = Conv(self.width, self.patch_size, self.patch_size, (0, 0), dtype=self.dtype, name="pos_embed.proj")(x)
         rows, columns = h.shape[1:3]
         h = h + grid_table(self._places(rows), self._places(columns), self.width).astype(self.dtype)[None]
@@ -183,13 +188,16 @@ class DiT(nn.Module):
             name="transformer_blocks.*",
         )
 
-    def _embed(self, noise: Array, label: Array | None) -> _BlockInputs:
-        features = self.time(noise.astype(at_least_float32(self.dtype)), FEATURES)
+    def _embed(self, noise: Array, cond: Mapping[str, Array]) -> _BlockInputs:
+        high, label, after = at_least_float32(self.dtype), cond.get("label"), None
+        features = self.time(noise.astype(high), FEATURES)
+        if self.next_noise:
+            ahead = self.time(cond["next_noise"].astype(high), FEATURES)
+            after = EmbeddingMLP(self.width, self.dtype, zero=True, name="next_time_embedding")(ahead)
         if self.per_block_embeddings:
-            return _BlockInputs(features, label, None)
-        return _BlockInputs(
-            features, label, Embedding(self.width, self.num_classes, self.dtype, name="emb")(features, label)
-        )
+            return _BlockInputs(features, label, None, after)
+        emb = Embedding(self.width, self.num_classes, self.dtype, name="emb")(features, label)
+        return _BlockInputs(features, label, emb if after is None else emb + after, after)
 
     def _places(self, count: int) -> np.ndarray:
         return np.arange(count) * (1 if self.grid is None else self.grid / count)
@@ -204,7 +212,8 @@ class DiT(nn.Module):
         check_patches(x, self.patch_size)
         if self.width % self.num_heads or self.width % 4:
             raise ValueError(f"width must be a multiple of heads and of 4, got {self.width} and {self.num_heads} heads")
-        return check_cond(x, noise, cond, cond_shapes(x, cond, num_classes=self.num_classes))
+        shapes = cond_shapes(x, cond, num_classes=self.num_classes, next_noise=self.next_noise)
+        return check_cond(x, noise, cond, shapes)
 
 
 def dit_s_2(**changes) -> DiT:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxdiff.networks.initializers import table_init
+from jaxdiff.networks.initializers import kernel_init, table_init, zeros_init
 from jaxdiff.networks.layers import Dense, activation, at_least_float32
 from jaxdiff.sharding import constrain, gathered_weight
 
@@ -101,18 +101,21 @@ class EmbeddingMLP(nn.Module):
         features: width of both layers.
         dtype: type of the network's computation.
         act: the activation; see `layers.activation`.
+        zero: initialize the second layer with zeros, so that a network of which this becomes a part is unchanged.
     """
 
     features: int
     dtype: jnp.dtype = jnp.float32
     act: str = "silu"
+    zero: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Map [B, D] to [B, features]."""
         dtype = at_least_float32(self.dtype)
         x = Dense(self.features, dtype=dtype, name="linear_1")(x.astype(dtype))
-        return Dense(self.features, dtype=dtype, name="linear_2")(activation(self.act)(x))
+        kernel = zeros_init if self.zero else kernel_init
+        return Dense(self.features, dtype=dtype, kernel_init=kernel, name="linear_2")(activation(self.act)(x))
 
 
 class ClassEmbedding(nn.Module):

@@ -21,6 +21,8 @@ class MLP(nn.Module):
         dropout: rate within the blocks while training.
         time: embedding of the noise level: `Sinusoidal` or `Fourier`.
         num_classes: classes of cond["label"]; None: no label.
+        next_noise: cond["next_noise"] is float[B], the noise input of the level at which a step ends, for few-step
+            models (`jaxdiff.distill`). Its embedding starts at zero, so that weights without it keep their function.
         dtype: type of the computation (float32, bfloat16, float64); parameters are float32, the embedding, the norms
             and the output float32 at least.
     """
@@ -30,6 +32,7 @@ class MLP(nn.Module):
     dropout: float = 0.0
     time: Sinusoidal | Fourier = Sinusoidal()
     num_classes: int | None = None
+    next_noise: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -41,7 +44,7 @@ class MLP(nn.Module):
         Args:
             x: [B, D].
             noise: float[B], the network's noise input.
-            cond: "label" int[B] where num_classes is set (num_classes is the null class).
+            cond: "label" int[B] where num_classes is set (num_classes is the null class); "next_noise" float[B].
             train: apply dropout; needs the random key "dropout".
 
         Returns:
@@ -52,11 +55,15 @@ class MLP(nn.Module):
         """
         if x.ndim != 2:
             raise ValueError(f"x must be [B, D], got shape {x.shape}")
-        cond = check_cond(x, noise, cond, cond_shapes(x, cond, num_classes=self.num_classes))
+        shapes = cond_shapes(x, cond, num_classes=self.num_classes, next_noise=self.next_noise)
+        cond = check_cond(x, noise, cond, shapes)
 
         high = at_least_float32(self.dtype)
         features = self.time(noise.astype(high), self.width)
         emb = EmbeddingMLP(self.width, self.dtype, name="time_embedding")(features)
+        if self.next_noise:
+            after = self.time(cond["next_noise"].astype(high), self.width)
+            emb = emb + EmbeddingMLP(self.width, self.dtype, zero=True, name="next_time_embedding")(after)
         if self.num_classes is not None:
             emb = emb + ClassEmbedding(self.num_classes, self.width, self.dtype, name="class_embedding")(cond["label"])
         emb = nn.silu(emb)

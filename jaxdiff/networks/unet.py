@@ -66,6 +66,8 @@ class UNet(nn.Module):
         vector_map: number of linear layers on that vector, "two", "one" or "none".
         vector_concat: concatenate the vector to the embedding; False: add it.
         guidance_dim: features of cond["guidance"], which are added to those of the noise; None: off.
+        next_noise: cond["next_noise"] is float[B], the noise input of the level at which a step ends, for few-step
+            models (`jaxdiff.distill`). Its embedding starts at zero, so that weights without it keep their function.
         concat_channels: C' of cond["concat"]; None: off.
         out_channels: channels of the output; None: as many as x has.
         learned_variance: return (F, frac); frac is v of Nichol and Dhariwal 2021, eq. 15, the place of the log
@@ -106,6 +108,7 @@ class UNet(nn.Module):
     vector_map: str = "two"
     vector_concat: bool = False
     guidance_dim: int | None = None
+    next_noise: bool = False
     concat_channels: int | None = None
     out_channels: int | None = None
     learned_variance: bool = False
@@ -125,9 +128,9 @@ class UNet(nn.Module):
             noise: float[B], the network's noise input.
             cond: as configured, "label" int[B] (num_classes is the null class), "tokens" [B, L, D]
                 with an optional "mask" bool[B, L] (True: visible), "vector" [B, D], "guidance" float[B], the
-                scale of the guidance that was distilled into the network, "concat" [B, *spatial, C']. The optional
-                "residuals" are added to the skips, from the input on, and to the bottom: as many arrays, of the
-                same shapes or with spatial sizes of 1; see `controlnet.controlled`.
+                scale of the guidance that was distilled into the network, "next_noise" float[B], "concat"
+                [B, *spatial, C']. The optional "residuals" are added to the skips, from the input on, and to the
+                bottom: as many arrays, of the same shapes or with spatial sizes of 1; see `controlnet.controlled`.
             train: apply dropout; needs the random key "dropout".
 
         Returns:
@@ -295,6 +298,9 @@ class UNet(nn.Module):
             scale = Sinusoidal(cos_first=False, shift=1)(1000 * (cond["guidance"].astype(dtype) - 1), self.guidance_dim)
             features = features + dense(base, dtype, "time_embedding.cond_proj", bias=False)(scale)
         emb = EmbeddingMLP(dim, self.dtype, self.act, name="time_embedding")(features)
+        if self.next_noise:
+            after = self._features(cond["next_noise"].astype(dtype), base)
+            emb = emb + EmbeddingMLP(dim, self.dtype, self.act, zero=True, name="next_time_embedding")(after)
         if self.num_classes is not None:
             table = ClassEmbedding(self.num_classes, dim, self.dtype, name="class_embedding")
             emb = emb + table(cond["label"])
@@ -381,6 +387,7 @@ class UNet(nn.Module):
             mask=True,
             pooled_dim=self.pooled_dim,
             guidance=self.guidance_dim is not None,
+            next_noise=self.next_noise,
             concat_channels=self.concat_channels,
         )
         return shapes | ({"label": x.shape[:1]} if self.numeric_label else {})

@@ -81,7 +81,7 @@ def train_step(experiment: Experiment, mesh: Mesh) -> Program:
         experiment.model.init, part.optimizer, mesh, ema=part.ema, ema_memory=part.ema_memory, averaged=part.averaged
     )
     batch = _described_batch(part.batch_spec, part.batch, mesh)
-    frozen = _described(experiment.model.frozen, mesh)
+    frozen = _described(experiment.frozen_of_loss(), mesh)
     step = train.make_step(
         part.loss,
         part.optimizer,

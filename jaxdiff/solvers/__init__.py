@@ -20,6 +20,7 @@ from jaxdiff.solvers.dpmpp import (
 )
 from jaxdiff.solvers.edm import euler, heun
 from jaxdiff.solvers.er_sde import er_sde
+from jaxdiff.solvers.flow_map import flow_map
 from jaxdiff.solvers.langevin import annealed_langevin, predictor_corrector
 from jaxdiff.solvers.lms import lms
 from jaxdiff.solvers.pndm import ipndm, plms, pndm
@@ -51,6 +52,7 @@ __all__ = [
     "euler",
     "euler_ancestral",
     "euler_maruyama",
+    "flow_map",
     "heun",
     "ipndm",
     "lms",

@@ -23,6 +23,7 @@ __all__ = [
     "Solver",
     "check_solver",
     "exponential_step",
+    "implied_x0",
     "init_empty",
     "lambda_step",
     "lerp",
@@ -46,6 +47,7 @@ class Solver(NamedTuple):
         nfe: evaluations of the denoiser per step; None if the tolerance determines it.
         stochastic: whether the solver draws noise.
         learned_variance: whether the denoiser must return (x0_hat, frac), not x0_hat.
+        next_level: whether the denoiser is also given the level at which the step ends: (x, cur, nxt) -> x0_hat.
         falling: whether the noise of the grid must decrease; other solvers may stay at a level, or increase the noise.
     """
 
@@ -55,6 +57,7 @@ class Solver(NamedTuple):
     nfe: int | None = 1
     stochastic: bool = False
     learned_variance: bool = False
+    next_level: bool = False
     falling: bool = True
 
     def __repr__(self) -> str:
@@ -77,6 +80,12 @@ def init_empty(x: Array) -> tuple[()]:
 def exponential_step(x: Array, x0: Array, cur: Level, nxt: Level) -> Array:
     """The exact step of a constant x0_hat, (sigma_s / sigma_t) x + alpha_s (1 - exp(-h)) x0: DDIM's."""
     return nxt.sigma / cur.sigma * x - nxt.alpha * jnp.expm1(cur.lam - nxt.lam) * x0
+
+
+def implied_x0(x: Array, z: Array, cur: Level, nxt: Level) -> Array:
+    """The x0_hat whose exact step from x at `cur` ends in z at `nxt`, the inverse of `exponential_step`: z if clean."""
+    cur, nxt = cur.expand_to(x), nxt.expand_to(x)
+    return (z - nxt.sigma / cur.sigma * x) / (-nxt.alpha * jnp.expm1(cur.lam - nxt.lam))
 
 
 def lambda_step(cur: Level, nxt: Level) -> tuple[Array, Array]:

@@ -1,0 +1,143 @@
+"""What the few-step losses share: what they see of the run, the teacher, and the student's boundary."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxdiff.checks import check_function, describe
+from jaxdiff.levels import Level
+from jaxdiff.parameterize import denoiser
+from jaxdiff.processes.base import Process
+from jaxdiff.types import Apply, Cond, Denoiser, Params, Prediction
+
+__all__ = ["Context", "Distance", "Guided", "Teacher", "TimePairs", "check_boundary", "context", "teacher"]
+
+
+class Context(NamedTuple):
+    """What a few-step loss sees besides the parameters, the key and the batch.
+
+    Attributes:
+        step: int32 scalar, the number of updates so far, without skipped ones.
+        ema: the parameters' average, or the tuple of averages; None where the loss needs none.
+        frozen: arrays that nobody trains, e.g. {"teacher": params}.
+    """
+
+    step: Array
+    ema: Any
+    frozen: Any
+
+
+class Teacher(Protocol):
+    """A denoiser that is not trained, made of what a loss sees; see `teacher`."""
+
+    def __call__(self, context: Context, cond: Cond, /) -> Denoiser:
+        """The denoiser (x, level) -> x0_hat of a batch with this condition."""
+        ...
+
+
+class TimePairs(Protocol):
+    """A distribution of the two times of a step, from t to the cleaner s."""
+
+    def __call__(self, key: Array, batch: int, step: Array, /) -> tuple[Array, Array, Array]:
+        """Draw times.
+
+        Args:
+            key: one key.
+            batch: B, the number of pairs.
+            step: int32 scalar, the number of updates so far, for schedules.
+
+        Returns:
+            (t [B], s [B], weight [B]): s <= t in noise, and a factor of each example's loss.
+        """
+        ...
+
+
+class Distance(Protocol):
+    """A distance between two batches of estimates of x_0, e.g. `distill.pseudo_huber()`."""
+
+    def __call__(self, a: Array, b: Array, /) -> Array:
+        """The distance of each example.
+
+        Args:
+            a: the student's, [B, ...]; receives the gradient.
+            b: the target, like a.
+
+        Returns:
+            [B].
+        """
+        ...
+
+
+Guided = Callable[[Denoiser, Denoiser], Denoiser]  # (conditional, unconditional) -> guided
+
+
+def context(*, ema: bool = False) -> Callable[[Any, Any], Context]:
+    """Make the argument `given` of `train.make_step` for the losses of this room.
+
+    Args:
+        ema: whether the loss uses the parameters' average, as a target or as the teacher of a stage.
+
+    Returns:
+        (state, frozen) -> Context.
+    """
+    return lambda state, frozen: Context(state.step - state.skipped, state.ema if ema else None, frozen)
+
+
+def teacher(
+    apply: Apply,
+    prediction: Prediction,
+    *,
+    params: Callable[[Context], Params] = lambda context: context.frozen["teacher"],
+    guide: Guided | None = None,
+    null_cond: Any = None,
+) -> Teacher:
+    """Make a teacher of a network.
+
+    Args:
+        apply: the network, (params, x, noise[B], cond) -> F.
+        prediction: what it predicts.
+        params: context -> its parameters, by default frozen["teacher"]; `lambda context: context.ema` is the average,
+            e.g. the student of the last stage (`train.ema.every`).
+        guide: (conditional, unconditional denoiser) -> denoiser, e.g. `lambda c, u: guidance.cfg(c, u, 2.0)`; None: no
+            guidance.
+        null_cond: the null condition, for `guide`: like the condition, with leading axis 1.
+
+    Returns:
+        (context, cond) -> denoiser.
+
+    Raises:
+        ValueError: `guide` without `null_cond`, or a function of another signature.
+    """
+    check_function("apply", apply, "(params, x, noise, cond) -> F")
+    check_function("prediction", prediction, "(level) -> Scalings")
+    check_function("params", params, "(context) -> params")
+    if guide is None:
+        return lambda context, cond: denoiser(apply, params(context), prediction, cond)
+    if null_cond is None:
+        raise ValueError("a guided teacher needs null_cond, the condition of its unconditional denoiser")
+    check_function("guide", guide, "(cond, uncond) -> denoiser")
+
+    def guided(context: Context, cond: Cond) -> Denoiser:
+        weights = params(context)
+        null = jax.tree.map(lambda a, n: jnp.broadcast_to(n, a.shape).astype(a.dtype), cond, null_cond)
+        return guide(*(denoiser(apply, weights, prediction, c) for c in (cond, null)))
+
+    return guided
+
+
+def check_boundary(process: Process, prediction: Prediction) -> None:
+    """Raise ValueError unless the prediction makes f(x, clean) = x for any network: skip = 1 and out = 0 there."""
+    clean = Level(jnp.zeros(()), jnp.ones(()), jnp.zeros(()))
+    s = prediction(clean)
+    skip, out = (float(np.asarray(field)) for field in (s.skip, s.out))
+    if abs(skip - 1) > 1e-6 or abs(out) > 1e-6:
+        raise ValueError(
+            f"with {describe(prediction)} a network does not meet f(x, 0) = x, since skip = {skip:g} and out = {out:g} "
+            "at the clean level: use velocity, v, eps or edm"
+        )
