@@ -42,6 +42,7 @@ class Model:
         frozen: arrays that the network, a condition or a medium needs and nobody trains, on the devices.
         pretrained: reads parameters to begin with, in place of init's.
         export: what the parameters may be written as, for other projects: a name -> (params, folder) writes it.
+        network: the Flax module that `init` and `apply` are made of, where there is one, e.g. to distil it.
     """
 
     init: Callable[[Array], Params] = field(repr=False)
@@ -52,6 +53,7 @@ class Model:
     frozen: Any = field(default=None, repr=False)
     pretrained: Callable[[], Params] | None = field(default=None, repr=False)
     export: Mapping[str, Callable[[Params, Path], Any]] = field(default_factory=dict, repr=False)
+    network: Any = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("init", "apply", "process", "prediction"):

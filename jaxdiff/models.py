@@ -55,6 +55,7 @@ def of(
         prediction=prediction,
         learned_variance=learned_variance,
         frozen=None if autoencoder is None else {"vae": autoencoder.params},
+        network=network,
     )
 
 

@@ -98,13 +98,16 @@ def load(path: str | Path | Script) -> Callable[..., Experiment]:
     return _like(checked, build, list(inspect.signature(build).parameters.values()))
 
 
-def load_run(workdir: str | Path, *, mesh: Mesh | None = None, trust: bool = False) -> Experiment:
+def load_run(
+    workdir: str | Path, *, mesh: Mesh | None = None, trust: bool = False, changes: Mapping[str, Any] | None = None
+) -> Experiment:
     """Rebuild a run's experiment from the files and the knobs that training left in its folder.
 
     Args:
         workdir: the run's folder.
         mesh: where the parameters that it reads lie; None is the default device.
         trust: execute the folder's Python files even where other users can write them.
+        changes: knobs with other values than the run had, by name.
 
     Returns:
         The experiment.
@@ -117,7 +120,8 @@ def load_run(workdir: str | Path, *, mesh: Mesh | None = None, trust: bool = Fal
         raise ValueError(f"{workdir} holds no run: `jaxdiff train EXPERIMENT --workdir {workdir}` makes one")
     if not trust:
         check_own(workdir / SOURCE)
-    return Recipe(Script(workdir / SOURCE, kept=True), train.read_knobs(workdir)).build(mesh)
+    knobs = {**train.read_knobs(workdir), **(changes or {})}
+    return Recipe(Script(workdir / SOURCE, kept=True), knobs).build(mesh)
 
 
 def flat(function: Callable[..., Any]) -> Callable[..., Any]:

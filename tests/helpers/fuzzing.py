@@ -160,14 +160,14 @@ def guarded(folder, seconds=SECONDS, size=BYTES):
     hook()
 
     def alarm(*_):
-        left = start + seconds - time.thread_time()
         if _guard.folder is None:
-            return  # a late signal is no fault of what runs afterwards
+            return  # a late signal is no fault of what runs before or afterwards
+        left = start + seconds - time.thread_time()
         if left <= 0:
             raise TooSlow
-        signal.setitimer(signal.ITIMER_PROF, left)  # which counts all threads: others have used what is left
+        signal.setitimer(signal.ITIMER_VIRTUAL, left)  # of all threads: others have used it up
 
-    signal.signal(signal.SIGPROF, alarm)
+    signal.signal(signal.SIGVTALRM, alarm)  # not SIGPROF, which libtpu sends by itself
     limits, used = resource.getrlimit(resource.RLIMIT_DATA), _data()
     names = sorted(os.listdir(folder))
     start, _guard.seen, _guard.folder = time.thread_time(), [], str(folder)
@@ -175,14 +175,14 @@ def guarded(folder, seconds=SECONDS, size=BYTES):
         if used is not None:
             resource.setrlimit(resource.RLIMIT_DATA, (used + size, limits[1]))
         gc.disable()  # to look through what other tests have left may take longer than the reader may
-        signal.setitimer(signal.ITIMER_PROF, seconds)
+        signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
         yield
     finally:
         _guard.folder = None  # first: from here on the alarm raises nothing, and all of this happens
-        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         gc.enable()
         resource.setrlimit(resource.RLIMIT_DATA, limits)
-        signal.signal(signal.SIGPROF, signal.SIG_IGN)  # by default a late one would end the process
+        signal.signal(signal.SIGVTALRM, signal.SIG_IGN)  # by default a late one would end the process
     if _guard.seen:
         raise Fault("; ".join(_guard.seen[:3]))
     if time.thread_time() - start > seconds:
