@@ -1,6 +1,6 @@
 """Networks: functions F(x, noise, cond) with parameters, in Flax Linen."""
 
-from jaxdiff.networks.apply import as_apply, init
+from jaxdiff.networks.apply import as_apply, as_features, init
 from jaxdiff.networks.configs import (
     adm_imagenet64,
     ddpm_cifar10,
@@ -14,6 +14,7 @@ from jaxdiff.networks.configs import (
     stable_diffusion_xl,
 )
 from jaxdiff.networks.controlnet import ControlNet, controlled, copy_encoder
+from jaxdiff.networks.critic import ConvCritic, FeatureCritic, MLPCritic
 from jaxdiff.networks.dance import DanceUNet
 from jaxdiff.networks.dit import DiT, dit_b_4, dit_s_2, dit_xl_2, sit_xl_2
 from jaxdiff.networks.edm2 import EDM2UNet, log_variance
@@ -25,6 +26,7 @@ from jaxdiff.networks.mlp import MLP
 from jaxdiff.networks.mmdit import MMDiT
 from jaxdiff.networks.score_unet import ScoreUNet
 from jaxdiff.networks.song_unet import DhariwalUNet, SongUNet
+from jaxdiff.networks.start import start_from
 from jaxdiff.networks.text_video import TextVideoUNet
 from jaxdiff.networks.transformer2d import TransformerConfig
 from jaxdiff.networks.unet import UNet
@@ -34,13 +36,16 @@ from jaxdiff.networks.video import VideoDiT, VideoUNet, inflate, per_frame
 __all__ = [
     "MLP",
     "ControlNet",
+    "ConvCritic",
     "DanceUNet",
     "DhariwalUNet",
     "DiT",
     "EDM2UNet",
+    "FeatureCritic",
     "Flux",
     "Fourier",
     "JointUNet",
+    "MLPCritic",
     "MMDiT",
     "ScoreUNet",
     "Sinusoidal",
@@ -53,6 +58,7 @@ __all__ = [
     "VideoUNet",
     "adm_imagenet64",
     "as_apply",
+    "as_features",
     "controlled",
     "copy_encoder",
     "ddpm_cifar10",
@@ -73,6 +79,7 @@ __all__ = [
     "stable_diffusion_2",
     "stable_diffusion_3",
     "stable_diffusion_xl",
+    "start_from",
     "uvit_h_2_imagenet256",
     "uvit_s_2_cifar10",
 ]

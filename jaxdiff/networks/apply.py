@@ -1,6 +1,6 @@
 """Linen modules as pure functions."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.dtypes import canonicalize_dtype
+
+from jaxdiff.messages import listed
 
 Shape = tuple[int | None, ...]
 
@@ -30,13 +32,66 @@ def as_apply(module: nn.Module) -> Callable[..., Any]:
     return apply
 
 
+def as_features(module: nn.Module, names: Sequence[str]) -> Callable[..., dict[str, Any]]:
+    """Turn a network into a pure function that returns the outputs of inner layers, e.g. for a critic.
+
+    Args:
+        module: a network called as module(x, noise, cond, train=...).
+        names: the layers, by the keys of their parameters joined by slashes, e.g. "blocks.0.linear_1".
+
+    Returns:
+        features(params, x, noise, cond=None, *, key=None) -> a dict of the layers' outputs by name. A compiled program
+        contains only what these need. With a key, the network applies dropout.
+
+    Raises:
+        ValueError: `names` is empty; when called, there is no such layer, or it is called more than once.
+    """
+    wanted = {names} if isinstance(names, str) else set(names)
+    if not wanted:
+        raise ValueError("features need the name of at least one layer")
+
+    def captured(params, x, noise, cond, key, keep):
+        rngs = None if key is None else {"dropout": key}
+        options = {"capture_intermediates": keep, "mutable": ["intermediates"]}
+        _, state = module.apply({"params": params}, x, noise, cond, train=key is not None, rngs=rngs, **options)
+        return _by_layer(state.get("intermediates", {}))
+
+    def features(params, x, noise, cond=None, *, key=None):
+        found = captured(params, x, noise, cond, key, _only(wanted))
+        if wanted - found.keys():
+            known = jax.eval_shape(lambda p, x, n, c: captured(p, x, n, c, None, True), params, x, noise, cond)
+            missing = ", ".join(sorted(wanted - found.keys()))
+            raise ValueError(f"the network has no layer {missing}; its layers are: {listed(sorted(known))}")
+        for name, outputs in found.items():
+            if len(outputs) > 1:
+                raise ValueError(f"the layer {name} is called {len(outputs)} times in one evaluation, not once")
+        return {name: found[name][0] for name in wanted}
+
+    return features
+
+
+def _only(names: set[str]) -> Callable[[nn.Module, str], bool]:
+    return lambda layer, method: method == "__call__" and "/".join(layer.path) in names
+
+
+def _by_layer(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[str, tuple[Any, ...]]:
+    """Return the tuple of outputs of each call, by the layer's path."""
+    found: dict[str, tuple[Any, ...]] = {}
+    for name, entry in tree.items():
+        if name == "__call__" and path:  # the network itself is not one of its layers
+            found["/".join(path)] = entry
+        elif isinstance(entry, Mapping):
+            found |= _by_layer(entry, (*path, name))
+    return found
+
+
 def init(module: nn.Module, key: Array, x: Any, cond: Mapping[str, Any] | None = None) -> dict:
     """Draw a network's parameters.
 
     Args:
         module: a network called as module(x, noise, cond, train=...).
         key: a random key.
-        x: [B, *spatial, C], or anything with its shape and dtype; B may be 1.
+        x: [B, *spatial, C], or anything with its shape and dtype, or a tree of these for a `FeatureCritic`; B may be 1.
         cond: the conditions that the network is configured for, as arrays or shapes; B may be 1.
 
     Returns:
@@ -51,8 +106,9 @@ def init(module: nn.Module, key: Array, x: Any, cond: Mapping[str, Any] | None =
     def draw(key):
         # The network is only traced on zeros; compilation removes all but the parameters.
         zeros = {name: jnp.zeros(a.shape, canonicalize_dtype(a.dtype)) for name, a in (cond or {}).items()}
-        noise = jnp.zeros(x.shape[:1], jnp.float32)
-        return module.init(key, jnp.zeros(x.shape, jnp.float32), noise, zeros)["params"]
+        empty = jax.tree.map(lambda a: jnp.zeros(a.shape, jnp.float32), x)
+        noise = jnp.zeros(jax.tree.leaves(empty)[0].shape[:1], jnp.float32)
+        return module.init(key, empty, noise, zeros)["params"]
 
     return jax.jit(draw)(key)
 

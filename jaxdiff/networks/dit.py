@@ -15,7 +15,7 @@ from jax import Array
 
 from jaxdiff.networks.apply import check_cond, cond_shapes, split_output
 from jaxdiff.networks.attention import attend
-from jaxdiff.networks.embed import ClassEmbedding, EmbeddingMLP, Sinusoidal
+from jaxdiff.networks.embed import ClassEmbedding, EmbeddingMLP, Sinusoidal, embed_guidance
 from jaxdiff.networks.layers import Conv, at_least_float32, depth_to_space
 from jaxdiff.networks.remat import Remat
 from jaxdiff.networks.tokens import (
@@ -113,6 +113,8 @@ class DiT(nn.Module):
         mlp_ratio: width of the feed-forward's inner layer over that of the tokens.
         time: embedding of the noise level.
         num_classes: classes of cond["label"]; None: off.
+        guidance_dim: features of cond["guidance"] float[B], the scale of a distilled guidance, which are added to those
+            of the noise; None: off. They start at zero, so that weights without them keep their function.
         next_noise: cond["next_noise"] is float[B], the noise input of the level at which a step ends, for few-step
             models (`jaxdiff.distill`). Its embedding starts at zero, so that weights without it keep their function.
         out_channels: channels of the output; None: as many as x has.
@@ -135,6 +137,7 @@ class DiT(nn.Module):
     mlp_ratio: int = 4
     time: Sinusoidal = Sinusoidal()
     num_classes: int | None = None
+    guidance_dim: int | None = None
     next_noise: bool = False
     out_channels: int | None = None
     learned_variance: bool = False
@@ -154,7 +157,8 @@ class DiT(nn.Module):
         Args:
             x: [B, H, W, C], H and W multiples of patch_size.
             noise: float[B], the network's noise input.
-            cond: "label" int[B] where num_classes is set (num_classes is the null class); "next_noise" float[B].
+            cond: "label" int[B] where num_classes is set (num_classes is the null class); "guidance" and
+                "next_noise" float[B] where these are set.
             train: no effect; there is no dropout.
 
         Returns:
@@ -191,6 +195,9 @@ class DiT(nn.Module):
     def _embed(self, noise: Array, cond: Mapping[str, Array]) -> _BlockInputs:
         high, label, after = at_least_float32(self.dtype), cond.get("label"), None
         features = self.time(noise.astype(high), FEATURES)
+        if self.guidance_dim is not None:
+            scale = cond["guidance"].astype(high)
+            features = features + embed_guidance(scale, self.guidance_dim, FEATURES, "guidance_embedding")
         if self.next_noise:
             ahead = self.time(cond["next_noise"].astype(high), FEATURES)
             after = EmbeddingMLP(self.width, self.dtype, zero=True, name="next_time_embedding")(ahead)
@@ -212,7 +219,13 @@ class DiT(nn.Module):
         check_patches(x, self.patch_size)
         if self.width % self.num_heads or self.width % 4:
             raise ValueError(f"width must be a multiple of heads and of 4, got {self.width} and {self.num_heads} heads")
-        shapes = cond_shapes(x, cond, num_classes=self.num_classes, next_noise=self.next_noise)
+        shapes = cond_shapes(
+            x,
+            cond,
+            num_classes=self.num_classes,
+            guidance=self.guidance_dim is not None,
+            next_noise=self.next_noise,
+        )
         return check_cond(x, noise, cond, shapes)
 
 

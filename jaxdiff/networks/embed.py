@@ -118,6 +118,22 @@ class EmbeddingMLP(nn.Module):
         return Dense(self.features, dtype=dtype, kernel_init=kernel, name="linear_2")(activation(self.act)(x))
 
 
+def embed_guidance(scale: Array, dim: int, features: int, name: str) -> Array:
+    """Embed the scale of a distilled guidance, [B], in [B, features], which are zero at initialization.
+
+    A linear layer on sines and cosines, as in guidance-distilled networks (Luo et al. 2023, arXiv:2310.04378, sec.
+    4.2).
+
+    Args:
+        scale: [B], 1 is no guidance; float32 at least.
+        dim: number of sines and cosines.
+        features: length of the result.
+        name: of the layer, within the calling module.
+    """
+    waves = Sinusoidal(cos_first=False, shift=1)(1000 * (scale - 1), dim)
+    return Dense(features, bias=False, dtype=waves.dtype, kernel_init=zeros_init, name=name)(waves)
+
+
 class ClassEmbedding(nn.Module):
     """A table of num_classes + 1 rows, the last for the null class of classifier-free guidance.
 

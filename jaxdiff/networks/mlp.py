@@ -7,9 +7,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.networks.apply import check_cond, cond_shapes
-from jaxdiff.networks.embed import ClassEmbedding, EmbeddingMLP, Fourier, Sinusoidal
+from jaxdiff.networks.embed import ClassEmbedding, EmbeddingMLP, Fourier, Sinusoidal, embed_guidance
 from jaxdiff.networks.initializers import kernel_init, zeros_init
 from jaxdiff.networks.layers import Dense, Dropout, at_least_float32
+from jaxdiff.networks.tokens import LayerNorm
 
 
 class MLP(nn.Module):
@@ -21,6 +22,8 @@ class MLP(nn.Module):
         dropout: rate within the blocks while training.
         time: embedding of the noise level: `Sinusoidal` or `Fourier`.
         num_classes: classes of cond["label"]; None: no label.
+        guidance_dim: features of cond["guidance"] float[B], the scale of a distilled guidance, which are added to those
+            of the noise; None: off. They start at zero, so that weights without them keep their function.
         next_noise: cond["next_noise"] is float[B], the noise input of the level at which a step ends, for few-step
             models (`jaxdiff.distill`). Its embedding starts at zero, so that weights without it keep their function.
         dtype: type of the computation (float32, bfloat16, float64); parameters are float32, the embedding, the norms
@@ -32,6 +35,7 @@ class MLP(nn.Module):
     dropout: float = 0.0
     time: Sinusoidal | Fourier = Sinusoidal()
     num_classes: int | None = None
+    guidance_dim: int | None = None
     next_noise: bool = False
     dtype: jnp.dtype = jnp.float32
 
@@ -44,7 +48,8 @@ class MLP(nn.Module):
         Args:
             x: [B, D].
             noise: float[B], the network's noise input.
-            cond: "label" int[B] where num_classes is set (num_classes is the null class); "next_noise" float[B].
+            cond: "label" int[B] where num_classes is set (num_classes is the null class); "guidance" and
+                "next_noise" float[B] where these are set.
             train: apply dropout; needs the random key "dropout".
 
         Returns:
@@ -55,11 +60,20 @@ class MLP(nn.Module):
         """
         if x.ndim != 2:
             raise ValueError(f"x must be [B, D], got shape {x.shape}")
-        shapes = cond_shapes(x, cond, num_classes=self.num_classes, next_noise=self.next_noise)
+        shapes = cond_shapes(
+            x,
+            cond,
+            num_classes=self.num_classes,
+            guidance=self.guidance_dim is not None,
+            next_noise=self.next_noise,
+        )
         cond = check_cond(x, noise, cond, shapes)
 
         high = at_least_float32(self.dtype)
         features = self.time(noise.astype(high), self.width)
+        if self.guidance_dim is not None:
+            scale = cond["guidance"].astype(high)
+            features = features + embed_guidance(scale, self.guidance_dim, self.width, "guidance_embedding")
         emb = EmbeddingMLP(self.width, self.dtype, name="time_embedding")(features)
         if self.next_noise:
             after = self.time(cond["next_noise"].astype(high), self.width)
@@ -72,7 +86,7 @@ class MLP(nn.Module):
             return Dense(features, dtype=self.dtype, kernel_init=init, name=name)
 
         def norm(h, name):
-            return nn.LayerNorm(dtype=high, name=name)(h.astype(high))
+            return LayerNorm(1e-6, name=name)(h.astype(high))
 
         h = dense(self.width, "linear_in")(x)
         for i in range(self.num_blocks):

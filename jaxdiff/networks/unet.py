@@ -18,7 +18,7 @@ from jax import Array
 from jaxdiff.networks import layers
 from jaxdiff.networks.apply import Shape, check_cond, check_spatial, cond_shapes, split_output
 from jaxdiff.networks.attention import Attention
-from jaxdiff.networks.embed import ClassEmbedding, EmbeddingMLP, Fourier, Sinusoidal
+from jaxdiff.networks.embed import ClassEmbedding, EmbeddingMLP, Fourier, Sinusoidal, embed_guidance
 from jaxdiff.networks.layers import Conv, Downsample, GroupNorm, Upsample, activation, at_least_float32
 from jaxdiff.networks.remat import Remat, rematted
 from jaxdiff.networks.resblock import ResBlock, quarter
@@ -65,7 +65,8 @@ class UNet(nn.Module):
         pooled_dim: D of cond["vector"], which is added to the noise embedding; None: off.
         vector_map: number of linear layers on that vector, "two", "one" or "none".
         vector_concat: concatenate the vector to the embedding; False: add it.
-        guidance_dim: features of cond["guidance"], which are added to those of the noise; None: off.
+        guidance_dim: features of cond["guidance"], which are added to those of the noise; None: off. They start at
+            zero, so that weights without them keep their function.
         next_noise: cond["next_noise"] is float[B], the noise input of the level at which a step ends, for few-step
             models (`jaxdiff.distill`). Its embedding starts at zero, so that weights without it keep their function.
         concat_channels: C' of cond["concat"]; None: off.
@@ -294,9 +295,8 @@ class UNet(nn.Module):
         dtype = at_least_float32(self.dtype)
         features = self._features(noise.astype(dtype), base)
         if self.guidance_dim is not None:
-            # As in guidance-distilled networks (Luo et al. 2023, arXiv:2310.04378, sec. 4.2).
-            scale = Sinusoidal(cos_first=False, shift=1)(1000 * (cond["guidance"].astype(dtype) - 1), self.guidance_dim)
-            features = features + dense(base, dtype, "time_embedding.cond_proj", bias=False)(scale)
+            scale = cond["guidance"].astype(dtype)
+            features = features + embed_guidance(scale, self.guidance_dim, base, "time_embedding.cond_proj")
         emb = EmbeddingMLP(dim, self.dtype, self.act, name="time_embedding")(features)
         if self.next_noise:
             after = self._features(cond["next_noise"].astype(dtype), base)

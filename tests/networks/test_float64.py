@@ -11,14 +11,14 @@ from jaxdiff.networks import as_apply
 WIDTHS = {"widths": (8, 8), "num_blocks": 1, "groups": 4}
 TOKENS, VECTOR = ("tokens", (2, 3, 4)), ("vector", (2, 4))
 TEXT = {"vocab_size": 9, "width": 8, "layers": 2, "num_heads": 2, "features": 8}
-X = {"dance": (2, 8, 4), "text to video": (2, 3, 8, 8, 4)}  # others see [2, 8, 8, 4]
+X = {"dance": (2, 8, 4), "mlp": (2, 4), "text to video": (2, 3, 8, 8, 4)}  # others see [2, 8, 8, 4]
 # Each network and its condition.
 NETWORKS = {
     "dance": (networks.DanceUNet(widths=(8, 32), attention=(1,), features=4), ()),
     "dit": (networks.DiT(width=8, layers=2, num_heads=2, num_classes=3, learned_variance=True), ("label",)),
     "dit, own embeddings": (
-        networks.DiT(width=8, layers=2, num_heads=2, num_classes=3, per_block_embeddings=True),
-        ("label",),
+        networks.DiT(width=8, layers=2, num_heads=2, num_classes=3, per_block_embeddings=True, next_noise=True),
+        ("label", "next_noise"),
     ),
     "edm2": (networks.EDM2UNet(widths=(8, 8), num_blocks=1, attention=(32,), head_dim=4, num_classes=3), ("label",)),
     "flux": (
@@ -33,6 +33,7 @@ NETWORKS = {
         ),
         (("tokens", (2, 3, 32)), "mask"),
     ),
+    "mlp": (networks.MLP(width=8, num_blocks=1, num_classes=3, next_noise=True), ("label", "next_noise")),
     "mmdit": (
         networks.MMDiT(
             width=8, layers=2, num_heads=2, context_dim=4, pooled_dim=4, pos_embed_max_size=8, qk_norm=True, dual=(0,)
@@ -56,8 +57,8 @@ NETWORKS = {
         (TOKENS,),
     ),
     "u-net": (
-        networks.UNet(**WIDTHS, attention=(1,), num_classes=3, time=networks.Fourier(), pooled_dim=4),
-        ("label", VECTOR),
+        networks.UNet(**WIDTHS, attention=(1,), num_classes=3, time=networks.Fourier(), pooled_dim=4, next_noise=True),
+        ("label", VECTOR, "next_noise"),
     ),
     "u-net of transformers": (
         networks.UNet(
@@ -102,6 +103,7 @@ def test_networks(name, x64):
         "label": jax.ShapeDtypeStruct((2,), jnp.int32),
         "mask": jax.ShapeDtypeStruct((2, 3), bool),
         "guidance": jax.ShapeDtypeStruct((2,), jnp.float64),
+        "next_noise": jax.ShapeDtypeStruct((2,), jnp.float64),
     }
     cond = {n: plain[n] for n in names if isinstance(n, str)}
     cond |= {n[0]: jax.ShapeDtypeStruct(n[1], jnp.float64) for n in names if not isinstance(n, str)}
