@@ -24,7 +24,7 @@ from jaxdiff.processes.base import check_process
 from jaxdiff.times import log_normal, uniform, uniform_discrete
 from jaxdiff.types import Apply, Batch, Loss, Metrics, Params, Prediction, TimeSampler, Weight
 
-__all__ = ["denoising_loss", "hybrid_loss", "latent_loss", "split_batch", "vlb_loss"]
+__all__ = ["default_times", "denoising_loss", "hybrid_loss", "latent_loss", "split_batch", "vlb_loss"]
 
 
 def denoising_loss(
@@ -67,7 +67,7 @@ def denoising_loss(
             from the loss, a batch without "x".
     """
     check_process(process)
-    times = _default_times(process) if times is None else times
+    times = default_times(process) if times is None else times
     _check(apply, prediction, times)
     if weight is not None:
         check_function("weight", weight, "(level) -> [B]")
@@ -240,6 +240,22 @@ def split_batch(batch: Batch, key: Array) -> tuple[Array, Array, Batch]:
     return x0, eps, {name: value for name, value in batch.items() if name not in ("x", "eps")}
 
 
+def default_times(process: Process) -> TimeSampler:
+    """The times of `denoising_loss` by default: uniform, over 1..T for a beta table, and log-normal for EDM.
+
+    Raises:
+        ValueError: the process has no noisiest time.
+    """
+    if isinstance(process, Discrete):
+        return uniform_discrete(process.T)
+    if isinstance(process, EDM):  # its time is sigma, and has no natural end to be uniform up to
+        return log_normal(process)
+    t_max = getattr(process, "t_max", None)
+    if t_max is None:
+        raise ValueError(f"{type(process).__name__} has no noisiest time of its own: give times")
+    return uniform(high=t_max)
+
+
 def _check(apply: Apply, prediction: Prediction, times: TimeSampler) -> None:
     check_function("apply", apply, "(params, x, noise, cond) -> F")
     check_function("prediction", prediction, "(level) -> Scalings")
@@ -263,17 +279,6 @@ def _mean(x: Array) -> Array:
     return jnp.mean(x, axis=range(1, x.ndim))
 
 
-def _default_times(process: Process) -> TimeSampler:
-    if isinstance(process, Discrete):
-        return uniform_discrete(process.T)
-    if isinstance(process, EDM):  # its time is sigma, and has no natural end to be uniform up to
-        return log_normal(process)
-    t_max = getattr(process, "t_max", None)
-    if t_max is None:
-        raise ValueError(f"{type(process).__name__} has no noisiest time of its own: give times")
-    return uniform(high=t_max)
-
-
 def _table_times(process: Process, times: TimeSampler | None) -> TimeSampler:
     check_table(process)
-    return _default_times(process) if times is None else times
+    return default_times(process) if times is None else times

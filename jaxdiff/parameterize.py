@@ -26,6 +26,7 @@ from jaxdiff.types import Apply, Cond, Denoiser, Params, Prediction, Scalings
 
 __all__ = [
     "Scalings",
+    "consistency_model",
     "denoiser",
     "drop_variance",
     "edm",
@@ -106,6 +107,39 @@ def edm(sigma_data: float | Array = 0.5) -> Prediction:
             out=level.sigma * sigma_data / jnp.sqrt(var),
             inp=1 / jnp.sqrt(var),
             noise=-level.lam / 4,
+        )
+
+    return prediction
+
+
+@factory
+def consistency_model(sigma_data: float | Array = 0.5, sigma_min: float | Array = 0.002) -> Prediction:
+    """The scales of consistency models, EDM's moved to sigma_min, for any process (Song et al. 2023, appendix C).
+
+    arXiv:2303.01469. For any network f(x, t) = x / alpha where sigma / alpha is sigma_min, or less. As in the paper,
+    `out` has sigma - sigma_min as a factor, but sigma itself in its root.
+
+    Args:
+        sigma_data: standard deviation of the data.
+        sigma_min: the paper's epsilon, in sigma / alpha.
+
+    Returns:
+        a prediction, whose noise input is 250 log(sigma / alpha), as in the authors' code.
+
+    Raises:
+        ValueError: a concrete level has alpha = 0.
+    """
+    inner = edm(sigma_data)
+
+    def prediction(level: Level) -> Scalings:
+        _, _, inp, noise = inner(level)
+        above = jnp.maximum(level.sigma - level.alpha * sigma_min, 0)
+        var = jnp.square(level.alpha * sigma_data) + jnp.square(above)
+        return Scalings(
+            skip=level.alpha * jnp.square(sigma_data) / var,
+            out=above * sigma_data * inp,
+            inp=inp,
+            noise=1000 * noise,
         )
 
     return prediction

@@ -8,17 +8,29 @@ loss of the uniform density.
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import sinh
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.checks import factory
+from jaxdiff.levels import Level, check_grid
 from jaxdiff.processes import Process
 from jaxdiff.processes.base import check_process
 from jaxdiff.types import TimeSampler
 
-__all__ = ["importance", "log_normal", "logit_normal", "scheduled", "stratified", "uniform", "uniform_discrete"]
+__all__ = [
+    "importance",
+    "log_normal",
+    "logit_normal",
+    "on_grid",
+    "scheduled",
+    "stratified",
+    "u_shaped",
+    "uniform",
+    "uniform_discrete",
+]
 
 T_MIN = 1e-4  # not 0: at sigma = 0 the target (x_0 - skip x) / out of most predictions is 0 / 0
 
@@ -101,6 +113,48 @@ def scheduled(process: Process, schedule: Process, times: TimeSampler | None = N
         return process.time(schedule(t).lam), weight
 
     return renamed
+
+
+@factory
+def on_grid(levels: Level) -> TimeSampler:
+    """The times from which the steps of a sampler start, equally likely: for a student of these steps alone.
+
+    The k-step distillation of rectified flow (Liu et al. 2022, arXiv:2209.03003).
+
+    Args:
+        levels: a grid, fields [N + 1]; its last level is never drawn.
+
+    Raises:
+        ValueError: `levels` is not a grid.
+    """
+    check_grid(levels)
+
+    def times(key: Array, batch: int) -> tuple[Array, Array]:
+        t = jnp.asarray(levels.t)
+        return _unweighted(t[jax.random.randint(key, (batch,), 0, t.shape[0] - 1)])
+
+    return times
+
+
+@factory
+def u_shaped(a: float = 4.0) -> TimeSampler:
+    """p(t) ~ exp(a t) + exp(a (1 - t)) on [0, 1], for pairs of `distill.reflow` (Lee et al. 2024, arXiv:2405.20320).
+
+    Args:
+        a: the density at both ends is cosh(a / 2) times that in the middle.
+
+    Raises:
+        ValueError: a is not positive.
+    """
+    if not a > 0:
+        raise ValueError(f"a U-shaped density needs a > 0, got {a}")
+
+    def times(key: Array, batch: int) -> tuple[Array, Array]:
+        u = jax.random.uniform(key, (batch,), minval=-1.0, maxval=1.0)
+        # Away from 0 as `uniform` is; rounding might exceed 1.
+        return _unweighted(jnp.clip(0.5 + jnp.arcsinh(u * sinh(a / 2)) / a, T_MIN, 1))
+
+    return times
 
 
 @factory

@@ -181,7 +181,17 @@ def test_jit_and_a_level_per_example(prediction):
 
 
 def test_every_row_is_tested():
-    others = {"edm", "Scalings", "denoiser", "drop_variance", "network_output", "scalings", "target", "to_x0"}
+    others = {
+        "consistency_model",
+        "edm",
+        "Scalings",
+        "denoiser",
+        "drop_variance",
+        "network_output",
+        "scalings",
+        "target",
+        "to_x0",
+    }
     others |= {"time_scaled", "with_noise_input", "zero_based", "with_next_noise", "noise_input"}
     assert {*ROWS} | others == set(parameterize.__all__)
 
@@ -192,3 +202,22 @@ def test_a_network_of_another_shape_is_refused(wrong):
     x = jnp.ones((2, 2))
     with pytest.raises(ValueError, match=r"must return F of the shape of x, \(2, 2\), got \(2,"):
         jax.jit(parameterize.denoiser(wrong, {}, parameterize.velocity))(x, Flow()(jnp.float32(0.5)))
+
+
+@pytest.mark.parametrize("name", ["edm", "flow"])
+def test_consistency_model_is_that_of_the_paper(name, x64):
+    """Song et al. 2023, appendix C: the scales as printed for x_t / alpha, and their boundary at sigma_min."""
+    level, x0, eps, alpha, sigma = _case(name)
+    x, ratio, data, least = alpha * x0 + sigma * eps, sigma / alpha, SIGMA_DATA, 0.002
+    s = parameterize.consistency_model(data, least)(level.expand_to(jnp.asarray(x)))
+    F = np.random.default_rng(1).normal(size=x.shape)
+    skip = data**2 / ((ratio - least) ** 2 + data**2)
+    out = data * (ratio - least) / np.sqrt(data**2 + ratio**2)
+    np.testing.assert_allclose(s.skip * x + s.out * F, skip * (x / alpha) + out * F, rtol=1e-9)
+    np.testing.assert_allclose(s.inp * x, x / alpha / np.sqrt(ratio**2 + data**2), rtol=1e-9)
+    np.testing.assert_allclose(s.noise, 250 * np.log(ratio), rtol=1e-9)
+    process = PROCESSES[name]
+    low = process(process.time(-jnp.log(jnp.asarray([least, least / 9]))))
+    end = parameterize.consistency_model(data, least)(low)
+    np.testing.assert_allclose(end.skip, 1 / low.alpha, rtol=1e-12)
+    np.testing.assert_allclose(end.out, 0, atol=1e-12)

@@ -78,6 +78,26 @@ def test_scheduled():
     np.testing.assert_allclose(weight, np.where(flow < 0.50005, 2.0, 2 / 3), rtol=1e-6)
 
 
+def test_on_a_grid():
+    """Each time from which a step starts, equally likely; a table's stay integers."""
+    for process, steps in ((Flow(), [1.0, 0.75, 0.5, 0.25]), (Discrete.linear(8), [8, 6, 4, 2])):
+        grid = process(jnp.asarray([*steps, 0]))
+        t, weight = times.on_grid(grid)(KEY, N)
+        _unweighted(weight)
+        assert t.dtype == grid.t.dtype
+        values, counts = np.unique(t, return_counts=True)
+        np.testing.assert_array_equal(values, np.sort(steps))
+        assert stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_u_shaped():
+    t, weight = times.u_shaped(3.0)(KEY, N)
+    _unweighted(weight)
+    # The integral of exp(3 t) + exp(3 (1 - t)), by its antiderivative.
+    _same(t, lambda t: 0.5 + (np.exp(3 * t) - np.exp(3 * (1 - t))) / (2 * (np.exp(3) - 1)))
+    assert t.min() >= 1e-4 and t.max() <= 1
+
+
 def test_integers():
     t, weight = times.uniform_discrete(10)(KEY, N)
     _unweighted(weight)
@@ -149,6 +169,8 @@ def test_density_may_be_float32_under_x64(x64):
         lambda: times.stratified(1.0, 0.5),
         lambda: times.importance(jnp.ones(3), 2.0, 1.0),
         lambda: times.uniform_discrete(0),
+        lambda: times.u_shaped(0.0),
+        lambda: times.on_grid(Flow()(0.5)),
         lambda: times.uniform_discrete(4, jnp.ones(3)),
     ],
 )

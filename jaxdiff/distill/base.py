@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxdiff.checks import check_function, describe
+from jaxdiff.checks import check_function, concrete, describe, is_traced
 from jaxdiff.levels import Level
 from jaxdiff.parameterize import denoiser
 from jaxdiff.processes.base import Process
-from jaxdiff.types import Apply, Cond, Denoiser, Params, Prediction
+from jaxdiff.types import Apply, Cond, Denoiser, Params, Prediction, Scalings
 
-__all__ = ["Context", "Distance", "Guided", "Teacher", "TimePairs", "check_boundary", "context", "teacher"]
+__all__ = ["Context", "Distance", "Guided", "Teacher", "TimePairs", "check_boundary", "context", "like_null", "teacher"]
 
 
 class Context(NamedTuple):
@@ -125,19 +125,29 @@ def teacher(
 
     def guided(context: Context, cond: Cond) -> Denoiser:
         weights = params(context)
-        null = jax.tree.map(lambda a, n: jnp.broadcast_to(n, a.shape).astype(a.dtype), cond, null_cond)
-        return guide(*(denoiser(apply, weights, prediction, c) for c in (cond, null)))
+        return guide(*(denoiser(apply, weights, prediction, c) for c in (cond, like_null(cond, null_cond))))
 
     return guided
 
 
+def like_null(cond: Cond, null_cond: Cond) -> Cond:
+    """The null condition for a batch: like `cond`, given `null_cond` with leading axis 1."""
+    return jax.tree.map(lambda c, n: jnp.broadcast_to(n, c.shape).astype(c.dtype), cond, null_cond)
+
+
 def check_boundary(process: Process, prediction: Prediction) -> None:
     """Raise ValueError unless the prediction makes f(x, clean) = x for any network: skip = 1 and out = 0 there."""
-    clean = Level(jnp.zeros(()), jnp.ones(()), jnp.zeros(()))
-    s = prediction(clean)
+    s = _at_clean(prediction)
+    if is_traced(s):
+        return
     skip, out = (float(np.asarray(field)) for field in (s.skip, s.out))
     if abs(skip - 1) > 1e-6 or abs(out) > 1e-6:
         raise ValueError(
             f"with {describe(prediction)} a network does not meet f(x, 0) = x, since skip = {skip:g} and out = {out:g} "
             "at the clean level: use velocity, v, eps or edm"
         )
+
+
+@concrete
+def _at_clean(prediction: Prediction) -> Scalings:
+    return prediction(Level(jnp.zeros(()), jnp.ones(()), jnp.zeros(())))

@@ -106,3 +106,9 @@ SCHEDULER = {
     "base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256, "max_image_seq_len": 4096,
     "use_dynamic_shifting": False, "shift_terminal": None, "invert_sigmas": False, "stochastic_sampling": False,
 }  # fmt: skip
+
+
+def scheduler_config(kind):
+    """The fields of a scheduler's class, of which one predicts what no other does."""
+    own = {"prediction_type": "trigflow"} if kind == "SCMScheduler" else {}
+    return SCHEDULER | {"_class_name": kind} | own

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from helpers.fuzz_configs import MODELS, SCHEDULER
+from helpers.fuzz_configs import MODELS, scheduler_config
 from helpers.fuzzing import files_of, mutated_bytes, mutated_json
 from helpers.tiny_model import halves, tensors
 from PIL import Image
@@ -112,7 +112,7 @@ def schedulers(folder, rng, count):
     path, kinds = folder / "scheduler_config.json", list(SCHEDULERS)
     for i in range(count):
         kind = kinds[i % len(kinds)]
-        path.write_text(json.dumps(mutated_json(SCHEDULER | {"_class_name": kind}, rng)))
+        path.write_text(json.dumps(mutated_json(scheduler_config(kind), rng)))
         yield f"{kind} #{i}", lambda: _scheduled(folder)
 
 

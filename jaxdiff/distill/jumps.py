@@ -1,0 +1,172 @@
+"""What the losses of two-time students share: what is drawn for a step, the step itself, and the flow's velocity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxdiff.checks import check_function
+from jaxdiff.distill.base import Context, TimePairs
+from jaxdiff.levels import Level, from_x0, q_sample
+from jaxdiff.losses import split_batch
+from jaxdiff.noise import check_key
+from jaxdiff.parameterize import denoiser
+from jaxdiff.processes.base import Process, check_process
+from jaxdiff.solvers.base import Solver, check_solver
+from jaxdiff.types import Apply, Batch, Cond, Denoiser, FlowMap, Params, Prediction
+
+__all__ = [
+    "Step",
+    "average",
+    "between",
+    "check",
+    "draw",
+    "flow_step",
+    "jump",
+    "two_jumps",
+    "two_time_denoiser",
+    "velocity",
+]
+
+
+class Step(NamedTuple):
+    """The examples of a batch at the start of a step from t to s.
+
+    Attributes:
+        x0, eps: data and noise, [B, ...].
+        cond: the condition.
+        t, s: the times, [B].
+        weight: factor of each example's loss, [B].
+        cur, nxt: the levels of t and s.
+        x: x_t, like x0.
+        key: a key for the network's dropout.
+        more: a key for what else a loss draws.
+    """
+
+    x0: Array
+    eps: Array
+    cond: Cond
+    t: Array
+    s: Array
+    weight: Array
+    cur: Level
+    nxt: Level
+    x: Array
+    key: Array
+    more: Array
+
+
+def check(apply: Apply, process: Process, prediction: Prediction, pairs: TimePairs) -> None:
+    """Raise ValueError unless these are a network, a process, a prediction and a distribution of two times."""
+    check_function("apply", apply, "(params, x, noise, cond) -> F")
+    check_process(process)
+    check_function("prediction", prediction, "(level) -> Scalings")
+    check_function("pairs", pairs, "(key, batch, step) -> (t, s, weight)")
+
+
+def draw(process: Process, pairs: TimePairs, step: Array, key: Array, batch: Batch) -> Step:
+    """Draw the times and the noise of a batch."""
+    check_key(key)
+    t_key, eps_key, key, more = jax.random.split(key, 4)
+    x0, eps, cond = split_batch(batch, eps_key)
+    t, s, weight = pairs(t_key, x0.shape[0], step)
+    cur = process(t)
+    return Step(x0, eps, cond, t, s, weight, cur, process(s), q_sample(x0, eps, cur), key, more)
+
+
+def two_time_denoiser(apply: Apply, params: Params, prediction: Prediction, step: Step, *, dropout: bool) -> FlowMap:
+    """The network as a denoiser of both ends, with the dropout mask of the step."""
+    return denoiser(apply, params, prediction, step.cond, key=step.key if dropout else None)  # type: ignore[return-value]
+
+
+def between(key: Array, t: Array, s: Array) -> Array:
+    """A time strictly between t and s, uniform in the process's time."""
+    share = jax.random.uniform(key, t.shape, t.dtype, minval=1e-3, maxval=1 - 1e-3)
+    return s + share * (t - s)
+
+
+def jump(x: Array, x0: Array, cur: Level, nxt: Level) -> Array:
+    """The exact step of a constant x0_hat.
+
+    It equals `solvers.base.exponential_step`, whose derivatives with respect to the levels lose a term at the ends of a
+    process, since they pass through the infinite lam there.
+    """
+    return q_sample(*from_x0(x0, x, cur), nxt)
+
+
+def two_jumps(denoise: FlowMap, x: Array, cur: Level, mid: Level, nxt: Level) -> Array:
+    """The x0_hat whose jump from `cur` to `nxt` ends where a jump to `mid` and one from there end.
+
+    It is a weighted mean of the two x0_hat, which loses no digits for close levels, as the inverse of a step would. Of
+    velocities in two equal steps on `Flow` it is half the sum. NaN if `cur` equals `nxt`.
+
+    Args:
+        denoise: (x, cur, nxt) -> x0_hat.
+        x: x at `cur`, [B, ...].
+        cur, mid, nxt: levels of falling noise.
+    """
+    first = denoise(x, cur, mid)
+    second = denoise(jump(x, first, cur, mid), mid, nxt)
+    cur, mid, nxt = (level.expand_to(x) for level in (cur, mid, nxt))
+    # A jump is (sigma_s / sigma_t) x + c x0_hat; the second one scales the c of the first by sigma_s / sigma_m.
+    c_first, c_both = (-level.alpha * jnp.expm1(cur.lam - level.lam) for level in (mid, nxt))
+    return second + nxt.sigma / mid.sigma * (c_first / c_both) * (first - second)
+
+
+def flow_step(solver: Solver) -> Callable[[Denoiser, Array, Level, Level], Array]:
+    """Make one step of the probability flow, (denoise, x, cur, nxt) -> x, at one level per example.
+
+    Args:
+        solver: deterministic, with a fixed number of evaluations.
+
+    Raises:
+        ValueError: it draws noise, adapts its step, or needs another denoiser.
+    """
+    check_solver(solver)
+    if solver.stochastic or solver.nfe is None or solver.learned_variance or solver.next_level:
+        raise ValueError(
+            f"the teacher's step must follow its probability flow by a fixed number of evaluations, got {solver}: use "
+            "e.g. solvers.heun() or solvers.ddim()"
+        )
+
+    def step(denoise: Denoiser, x: Array, cur: Level, nxt: Level) -> Array:
+        def at(x: Array, level: Level) -> Any:
+            return denoise(x, Level(*(field.reshape(-1) for field in level)))
+
+        unused = jax.random.key(0)  # a deterministic solver draws nothing
+        return solver.step(at, unused, x, solver.init(x), cur.expand_to(x), nxt.expand_to(x))[0]
+
+    return step
+
+
+def velocity(process: Process, x: Array, x0: Array, t: Array) -> Array:
+    """dx/dt of the probability flow, alpha' x0_hat + sigma' eps_hat, in the process's time.
+
+    Args:
+        process: t -> level, differentiable at t.
+        x: x_t, [B, ...].
+        x0: x0_hat, like x.
+        t: [B], sigma > 0.
+    """
+    level, slope = jax.jvp(process, (t,), (jnp.ones_like(t),))
+    return q_sample(*from_x0(x0, x, level), slope)
+
+
+def average(context: Context) -> Params:
+    """The average of the parameters, as a target.
+
+    Raises:
+        ValueError: the context has no average, or several.
+    """
+    ema: Any = context.ema
+    if ema is None or isinstance(ema, tuple):
+        got = "none" if ema is None else f"{len(ema)}"
+        raise ValueError(
+            f"this loss needs the parameters' average: make the step with given=distill.context(ema=True) and a single "
+            f"decay; got {got}"
+        )
+    return ema

@@ -1,0 +1,103 @@
+"""MeanFlow (Geng et al. 2025): one jump by the mean velocity of the flow."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxdiff.checks import concrete, describe, factory, is_traced
+from jaxdiff.distill.base import Context, Distance, Teacher, TimePairs
+from jaxdiff.distill.distances import adaptive
+from jaxdiff.distill.jumps import check, draw
+from jaxdiff.distill.sorted_pairs import sorted_pairs
+from jaxdiff.levels import from_x0, velocity
+from jaxdiff.parameterize import network_output, scalings, with_next_noise
+from jaxdiff.processes.base import Process
+from jaxdiff.times import logit_normal
+from jaxdiff.types import Apply, Batch, Loss, Metrics, Params, Prediction
+
+__all__ = ["mean_flow"]
+
+
+@factory
+def mean_flow(
+    apply: Apply,
+    process: Process,
+    prediction: Prediction,
+    *,
+    pairs: TimePairs | None = None,
+    teacher: Teacher | None = None,
+    improved: bool = False,
+    distance: Distance | None = None,
+    dropout: bool = False,
+) -> Loss:
+    """d(u, sg(v - (t - s) du/dt)) for the mean velocity u(x, t, s) (Geng et al. 2025, arXiv:2505.13447).
+
+    The network is given both ends of the step, cond["next_noise"] the second. x_s = x_t - (t - s) u is a step of
+    `solvers.flow_map`. At the minimum the loss is not 0, since v is the velocity of single examples, not their mean.
+
+    The derivative passes through the network's noise input: by `time_scaled(velocity, 1000)` it is up to 1000 times as
+    large as by `velocity`, so networks need embeddings that vary slowly.
+
+    Args:
+        apply: the network, (params, x, noise[B], cond) -> u.
+        process: `processes.Flow()`; for others see `eulerian`, which is the same loss there.
+        prediction: `velocity`, or it with another noise input.
+        pairs: the times t and s; None is `sorted_pairs(times.logit_normal(-0.4, 1.0), 0.75)`.
+        teacher: gives the velocity v of its probability flow; None: v = eps - x_0.
+        improved: differentiate along the network's own velocity u(x, t, t), not along v, whose variance it lacks (Geng
+            et al. 2025, "Improved Mean Flows", arXiv:2512.02012); costs one more evaluation.
+        distance: of the two velocities; None is `adaptive(1.0, 0.01)`.
+        dropout: whether the network takes `key=` for dropout.
+
+    Returns:
+        the loss of ((params, Context), key, batch); metrics: "mse", of the velocity, with the noise of v.
+
+    Raises:
+        ValueError: another process or prediction.
+    """
+    pairs = sorted_pairs(logit_normal(-0.4, 1.0), 0.75) if pairs is None else pairs
+    check(apply, process, prediction, pairs)
+    _check_flow(process, prediction)
+    distance = adaptive(1.0, 0.01) if distance is None else distance
+
+    def loss(given: tuple[Params, Context], key: Array, batch: Batch) -> tuple[Array, Metrics]:
+        params, context = given
+        step = draw(process, pairs, context.step, key, batch)
+
+        def u(x: Array, t: Array, s: Array) -> Array:
+            scales = scalings(prediction, process(t), x)
+            cond = with_next_noise(step.cond, prediction, process(s), x)
+            return network_output(apply, params, scales, x, cond, key=step.key if dropout else None)[0]
+
+        x, t, s = step.x, step.t, step.s
+        v = step.eps - step.x0
+        if teacher is not None:
+            v = velocity(from_x0(teacher(context, step.cond)(x, step.cur), x, step.cur))
+        along = jax.lax.stop_gradient(u(x, t, t)) if improved else v
+        mean, slope = jax.jvp(lambda x, t: u(x, t, s), (x, t), (along, jnp.ones_like(t)))
+        gap = (t - s).astype(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
+        wanted = jax.lax.stop_gradient(v - gap * slope)
+        each = distance(mean, wanted)
+        return jnp.mean(step.weight * each), {"mse": jnp.mean(jnp.square(mean - wanted))}
+
+    return loss
+
+
+def _check_flow(process: Process, prediction: Prediction) -> None:
+    t = 0.3
+    got = _scales(process, prediction, np.full((1,), t, np.float32))
+    if not is_traced(got) and not np.allclose(np.ravel(got), [1 - t, t, 1, -t, 1], atol=1e-5):
+        raise ValueError(
+            f"mean_flow is for processes.Flow() and the prediction velocity, got {describe(process)} and "
+            f"{describe(prediction)}; `eulerian` is the same loss for any"
+        )
+
+
+@concrete
+def _scales(process: Process, prediction: Prediction, t: np.ndarray) -> list[Array]:
+    level = process(jnp.asarray(t))
+    s = prediction(level)
+    return [jnp.broadcast_to(field, (1,)) for field in (level.alpha, level.sigma, s.skip, s.out, s.inp)]
