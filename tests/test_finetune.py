@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers.tiny_finetune import CROSS, DIT, FILE, FLUX, TINY, UNET, draw, error, folder, run, same
 from helpers.tiny_pipeline import write
 
 import jaxdiff as jd
@@ -20,69 +21,7 @@ from jaxdiff.experiment import Sampling
 from jaxdiff.networks import lora
 from jaxdiff.networks.controlnet import controlled
 from jaxdiff.recipe import load, load_run
-from jaxdiff.sampler import sampler
 from jaxdiff.seeds import example_keys
-
-FILE = Path(__file__).parents[1] / "experiments" / "finetune.py"
-UNET = {
-    "_class_name": "UNet2DModel",
-    "sample_size": 8,
-    "in_channels": 1,
-    "out_channels": 1,
-    "layers_per_block": 1,
-    "block_out_channels": [16, 32],
-    "norm_num_groups": 8,
-    "attention_head_dim": 8,
-    "num_class_embeds": 11,
-    "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
-    "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
-}
-DIT = {
-    "_class_name": "DiTTransformer2DModel",
-    "sample_size": 8,
-    "in_channels": 1,
-    "num_layers": 2,
-    "attention_head_dim": 8,
-    "num_attention_heads": 4,
-    "num_embeds_ada_norm": 10,
-}
-CROSS = {
-    "_class_name": "UNet2DConditionModel",
-    "sample_size": 8,
-    "in_channels": 1,
-    "out_channels": 1,
-    "layers_per_block": 1,
-    "block_out_channels": [8, 16],
-    "norm_num_groups": 4,
-    "attention_head_dim": 2,
-    "cross_attention_dim": 6,
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
-    "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
-}
-FLUX = {
-    "_class_name": "FluxTransformer2DModel",
-    "in_channels": 4,
-    "num_layers": 1,
-    "num_single_layers": 1,
-    "attention_head_dim": 8,
-    "num_attention_heads": 2,
-    "joint_attention_dim": 6,
-    "pooled_projection_dim": 5,
-    "guidance_embeds": True,
-    "axes_dims_rope": [2, 2, 4],
-}
-TINY = {"steps": 4, "batch": 8, "lr": 1e-2}
-
-
-def folder(config, path, seed=0):
-    """A network with random numbers in all of its parameters, as a folder."""
-    built = jd.interop.architecture(config)
-    params = jax.jit(built.init)(jax.random.key(seed))
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    noise = [x + 0.05 * jax.random.normal(key, x.shape) for key, x in zip(keys, leaves, strict=True)]
-    jd.interop.save(jd.interop.Pretrained(built.apply, tree.unflatten(noise), config), path)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -93,55 +32,6 @@ def unet(tmp_path_factory):
 @pytest.fixture(scope="module")
 def dit(tmp_path_factory):
     return str(folder(DIT, tmp_path_factory.mktemp("dit")))
-
-
-def run(count, directory, steps=4, *, state=None, optimizer=None, **knobs):
-    """Trains on the first devices; returns the experiment, the state and the losses."""
-    mesh = train.make_mesh(1, count, devices=jax.devices()[:count])
-    made = load(FILE)(directory=directory, **(TINY | knobs), mesh=mesh)
-    if optimizer is not None:
-        made = replace(made, training=replace(made.training, optimizer=optimizer))
-    model, part = made.model, made.training
-    step = train.make_step(
-        part.loss,
-        part.optimizer,
-        key=jax.random.key(3),
-        ema=part.ema,
-        grad_accum_steps=part.grad_accum_steps,
-        frozen=model.frozen,
-    )
-    if state is None and model.pretrained is not None:
-        state = train.state_from_params(model.pretrained(), part.optimizer, mesh)
-    elif state is None:
-        state = train.init_state(model.init, part.optimizer, jax.random.key(2), mesh)
-    batches, losses, spec = part.batches(int(state.step)), [], part.batch_spec
-    for _ in range(steps):
-        batch = next(batches)
-        assert {name: (part.batch, *one.shape) for name, one in spec.items()} == jax.tree.map(np.shape, batch)
-        assert {name: one.dtype for name, one in spec.items()} == {name: a.dtype for name, a in batch.items()}
-        state, metrics = step(state, train.shard_batch(batch, mesh))
-        losses.append(float(metrics["loss"]))
-    assert step.cache_size() == 1
-    return made, state, losses
-
-
-def error(made, params):
-    """The loss of what is trained, on the first batches with fixed noise."""
-    batches = made.training.batches(0)
-    whole = [next(batches) for _ in range(16)]
-    batch = jax.tree.map(lambda *parts: np.concatenate(parts), *whole)
-    return float(jax.jit(made.training.loss)(made.model.merge_frozen(params), jax.random.key(9), batch)[0])
-
-
-def draw(made, params, keys, cond, *, steps=None, **medium):
-    """Samples, guided or not as the experiment has it."""
-    sampling = made.sampling if steps is None else replace(made.sampling, steps=steps)
-    generate = sampler(made.model, sampling, made.condition, replace(made.medium, **medium))
-    return generate(made.model.merge_frozen(params), keys, cond, sampling.guidance)
-
-
-def same(one, other):
-    jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
 @pytest.mark.slow

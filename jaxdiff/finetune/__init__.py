@@ -1,9 +1,9 @@
-"""Go on training another project's network: all of it, a part, low-rank adapters, or a ControlNet that steers it."""
+"""Go on training another project's network, or distil it: all of it, a part, low-rank adapters, or a ControlNet."""
 
 from jaxdiff.finetune.asked import Asked, open_condition
 from jaxdiff.finetune.knobs import Network, Pictures
 from jaxdiff.finetune.origin import Origin, read_origin
-from jaxdiff.finetune.parts import make_loss, make_medium, make_model
+from jaxdiff.finetune.parts import make_medium, make_model, make_objective, make_sampling
 from jaxdiff.finetune.tuned import Tuned, tune
 
 __all__ = [
@@ -12,9 +12,10 @@ __all__ = [
     "Origin",
     "Pictures",
     "Tuned",
-    "make_loss",
     "make_medium",
     "make_model",
+    "make_objective",
+    "make_sampling",
     "open_condition",
     "read_origin",
     "tune",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -10,11 +11,11 @@ import numpy as np
 from jaxdiff import conditions, data, text_to_image
 from jaxdiff.conditions import Condition
 from jaxdiff.experiment import UserError, compute_dtype
-from jaxdiff.finetune.knobs import Pictures
-from jaxdiff.finetune.origin import Origin
+from jaxdiff.finetune.knobs import Network, Pictures
+from jaxdiff.finetune.origin import FEW_STEPS, Origin
 from jaxdiff.interop.sources import pipeline_of
 
-__all__ = ["Asked", "open_condition"]
+__all__ = ["Asked", "network_cond", "open_condition"]
 
 
 class Asked(NamedTuple):
@@ -33,18 +34,39 @@ class Asked(NamedTuple):
     tables: dict[str, Any]
 
 
-def open_condition(origin: Origin, pictures: Pictures, *, guidance: float, hints: bool) -> Asked:
+def open_condition(origin: Origin, pictures: Pictures, network: Network, *, guidance: float) -> Asked:
     """Open the data, and make the condition of its classes that the network needs.
 
     Args:
         origin: the network.
         pictures: the data.
+        network: the network's knobs.
         guidance: the scale that a distilled network gets.
-        hints: whether each image has a hint, for a ControlNet.
 
     Raises:
-        UserError: the network needs texts and there are none, or the classes do not fit it.
+        UserError: the network needs texts and there are none, the classes do not fit it, or it cannot be distilled.
     """
+    asked = _opened(origin, pictures, guidance=guidance, hints=network.mode == "control")
+    if network.distill == "none":
+        return asked
+    _check_distilled(origin, asked, network, guidance)
+    return asked._replace(condition=replace(asked.condition, null=None))  # the student's guidance is its own
+
+
+def network_cond(tables: dict[str, Any], cond: Any) -> Any:
+    """What the network is given in place of labels.
+
+    Args:
+        tables: name -> [classes + 1, ...], see `Asked`.
+        cond: the condition; where it has an entry of a table's name, that one is used.
+    """
+    if not tables:
+        return cond
+    label, rest = cond["label"], {name: value for name, value in cond.items() if name != "label"}
+    return {name: table[label] for name, table in tables.items()} | rest
+
+
+def _opened(origin: Origin, pictures: Pictures, *, guidance: float, hints: bool) -> Asked:
     channels = 3 if origin.autoencoder else origin.channels
     images: Any = data.open_dataset(pictures.source, size=origin.image_size(pictures.size), channels=channels)
     tables = _tables(origin, pictures, images)
@@ -65,6 +87,28 @@ def open_condition(origin: Origin, pictures: Pictures, *, guidance: float, hints
         images = data.open_hints(pictures.hints, images)
         condition = conditions.hint(condition, images.of_classes())
     return Asked(images, condition, null, tables)
+
+
+def _check_distilled(origin: Origin, asked: Asked, network: Network, guidance: float) -> None:
+    if network.mode == "control" or (network.distill == "guidance" and network.mode == "lora"):
+        allowed = "full" if network.distill == "guidance" else "full or lora"
+        raise UserError(f"--distill {network.distill} trains with --mode {allowed}, got {network.mode}")
+    if origin.scheduler_class in FEW_STEPS:
+        raise UserError(
+            f"{origin.folder} holds a network of few steps, by its {origin.scheduler_class}: give the network that it "
+            "was distilled from, whose scheduler follows the probability flow, e.g. a DDIMScheduler"
+        )
+    if network.distill == "guidance" and asked.null_label is None:
+        raise UserError("--distill guidance needs a network with a null condition: of classes or of texts")
+    if not origin.distilled and guidance != 1 and asked.null_label is None:
+        raise UserError(
+            f"--guidance {guidance:g} needs a network with a null condition, which this one has not: use --guidance 1"
+        )
+    if origin.distilled and not 1 <= guidance <= network.max_guidance:
+        raise UserError(
+            f"--guidance {guidance:g} is of the samples, and lies in the range that is trained, 1 to --max-guidance "
+            f"{network.max_guidance:g}"
+        )
 
 
 def _tables(origin: Origin, pictures: Pictures, images: Any) -> dict[str, Any]:

@@ -27,6 +27,16 @@ class Network:
             "ControlNet of a conditional U-Net."
         ),
     ] = "full"
+    distill: Annotated[
+        Literal["none", "consistency", "guidance"],
+        Help(
+            "into what the network is distilled, with itself as the teacher: consistency, a network of 1 to 8 steps, "
+            "with --mode lora an LCM-LoRA; guidance, a network that is given the guidance scale."
+        ),
+    ] = "none"
+    max_guidance: Annotated[
+        float, Help("the largest scale of a network that is given the guidance scale, in distillation.")
+    ] = 8.0
     only: Annotated[
         str,
         Help(

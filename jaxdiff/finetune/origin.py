@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,11 +13,24 @@ from jaxdiff.experiment import UserError, compute_dtype
 from jaxdiff.finetune.knobs import Network
 from jaxdiff.interop.sources import find_part, is_file, pipeline_of, read_fields
 from jaxdiff.sharding import shard_params
+from jaxdiff.storage import read_json
 from jaxdiff.text_to_image.index import scheduler_config
 
-__all__ = ["Origin", "read_origin"]
+__all__ = ["FEW_STEPS", "Origin", "read_origin", "takes_scale"]
 
 Place = Callable[[Any], Any]
+SCALE_FEATURES = 256  # of the guidance scale, as published LCMs have
+FLOWS = ("SD3Transformer2DModel", "FluxTransformer2DModel")
+# Schedulers of networks that do not estimate E[x_0 | x_t].
+FEW_STEPS = (
+    "CMStochasticIterativeScheduler", "FlowMapEulerDiscreteScheduler", "FlowMatchLCMScheduler", "LCMScheduler",
+    "SCMScheduler", "TCDScheduler",
+)  # fmt: skip
+
+
+def takes_scale(config: Mapping[str, Any]) -> bool:
+    """Whether a network's config says that it gets the guidance scale as a condition."""
+    return bool(config.get("guidance_embeds") or config.get("time_cond_proj_dim"))
 
 
 class Origin(NamedTuple):
@@ -25,7 +38,8 @@ class Origin(NamedTuple):
 
     Attributes:
         folder: the network's.
-        config: its fields, its class in "_class_name".
+        config: the fields of what is trained, its class in "_class_name": those of the folder, and for guidance
+            distillation that it gets the scale.
         autoencoder: of whose latents the network is; None: of pixels.
         place: tree -> shardings of what is read; None is the default device.
         base: folder of a pipeline that gives what this one lacks; None: no other.
@@ -45,7 +59,14 @@ class Origin(NamedTuple):
     @property
     def distilled(self) -> bool:
         """Whether the network gets the guidance scale as a condition."""
-        return bool(self.config.get("guidance_embeds") or self.config.get("time_cond_proj_dim"))
+        return takes_scale(self.config)
+
+    @property
+    def scheduler_class(self) -> str:
+        """The class of its scheduler."""
+        config = self._scheduler_config()
+        fields = config if isinstance(config, Mapping) else read_json(config / "scheduler_config.json")
+        return str(fields.get("_class_name"))
 
     @property
     def learned_variance(self) -> bool:
@@ -72,11 +93,17 @@ class Origin(NamedTuple):
 
     def scheduler(self, shape: tuple[int, ...]) -> interop.Scheduler:
         """Read the scheduler's config; without one it is DDPM's, or a flow for SD3 and Flux."""
+        return interop.network_scheduler(self._scheduler_config(), self.config, shape[:2])
+
+    def read(self, dtype: Any) -> interop.Pretrained:
+        """Read the network, its parameters in this dtype."""
+        return interop.load(self.folder, dtype=compute_dtype(), param_dtype=dtype, place=self.place)
+
+    def _scheduler_config(self) -> Path | Mapping[str, Any]:
         own = self.folder if (self.folder / "scheduler_config.json").is_file() else None
         config = own or scheduler_config(pipeline_of(self.folder), self.base)
-        flow = self.kind in ("SD3Transformer2DModel", "FluxTransformer2DModel")
-        default = {"_class_name": "FlowMatchEulerDiscreteScheduler" if flow else "DDPMScheduler"}
-        return interop.network_scheduler(config or default, self.config, shape[:2])
+        default = {"_class_name": "FlowMatchEulerDiscreteScheduler" if self.kind in FLOWS else "DDPMScheduler"}
+        return config or default
 
 
 def read_origin(network: Network, mesh: Mesh | None) -> Origin:
@@ -87,7 +114,7 @@ def read_origin(network: Network, mesh: Mesh | None) -> Origin:
         mesh: where the parameters that are read lie; None is the default device.
 
     Raises:
-        UserError: there is no network.
+        UserError: there is no network, or one that guidance distillation is not for.
     """
     directory = Path(network.directory)
     folder = find_part(directory, "unet", "transformer")
@@ -95,7 +122,21 @@ def read_origin(network: Network, mesh: Mesh | None) -> Origin:
         raise UserError(f"no config.json in {directory}, nor in unet or transformer below it")
     place = None if mesh is None else lambda tree: shard_params(tree, mesh)
     vae = _autoencoder(network.vae, folder, place)
-    return Origin(folder, read_fields(folder), vae, place, network.base or None)
+    fields = read_fields(folder)
+    config = _with_scale(fields) if network.distill == "guidance" else fields
+    return Origin(folder, config, vae, place, network.base or None)
+
+
+def _with_scale(fields: dict[str, Any]) -> dict[str, Any]:
+    """The config of a network that also gets the guidance scale."""
+    if fields["_class_name"] != "UNet2DConditionModel":
+        raise UserError(
+            "--distill guidance is of a UNet2DConditionModel, which can be given the scale, got "
+            f"{fields['_class_name']}"
+        )
+    if takes_scale(fields):
+        raise UserError("the network's guidance is distilled already: --distill consistency is for networks like it")
+    return fields | {"time_cond_proj_dim": SCALE_FEATURES}
 
 
 def _autoencoder(vae: str, folder: Path, place: Place | None) -> interop.Pretrained | None:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxdiff import interop, losses, media
+from jaxdiff.distill import Context
 from jaxdiff.experiment import Model
-from jaxdiff.finetune.asked import Asked
+from jaxdiff.finetune.asked import Asked, network_cond
+from jaxdiff.finetune.distilled import few_step_sampling, make_distillation
+from jaxdiff.finetune.knobs import Network
 from jaxdiff.finetune.origin import Origin
 from jaxdiff.finetune.tuned import Tuned
 from jaxdiff.guidance import drop_condition
 from jaxdiff.losses import Loss
 from jaxdiff.media import Medium
 from jaxdiff.processes import Discrete
+from jaxdiff.sampling import Sampling
 
-__all__ = ["make_loss", "make_medium", "make_model"]
+__all__ = ["make_medium", "make_model", "make_objective", "make_sampling"]
 
 
 def make_model(origin: Origin, asked: Asked, tuned: Tuned, scheduler: interop.Scheduler) -> Model:
@@ -32,9 +37,7 @@ def make_model(origin: Origin, asked: Asked, tuned: Tuned, scheduler: interop.Sc
 
     def apply(params: Any, x: Any, noise: Any, cond: Any = None, **options: Any) -> Any:
         trained, frozen = params
-        if frozen["cond"]:
-            label, rest = cond["label"], {name: value for name, value in cond.items() if name != "label"}
-            cond = rest | {name: table[label] for name, table in frozen["cond"].items()}
+        cond = network_cond(frozen["cond"], cond)
         return tuned.apply((trained, frozen["base"]), x, noise, cond, **options)
 
     vae = origin.autoencoder
@@ -50,21 +53,48 @@ def make_model(origin: Origin, asked: Asked, tuned: Tuned, scheduler: interop.Sc
     )
 
 
-def make_loss(model: Model, origin: Origin, asked: Asked, cond_dropout: float) -> Loss:
-    """Make the loss of images: denoising, or the hybrid loss for a learned variance.
+def make_sampling(
+    origin: Origin, scheduler: interop.Scheduler, network: Network, *, steps: int, guidance: float
+) -> Sampling:
+    """Make the sampling: the scheduler's, or that of a consistency model.
+
+    Args:
+        origin: the network.
+        scheduler: the network's.
+        network: its knobs.
+        steps: of a sample; 0: 50, or 4 of a consistency model.
+        guidance: scale of classifier-free guidance, of a network whose guidance is not distilled.
+    """
+    if network.distill == "consistency":
+        return replace(few_step_sampling(scheduler), steps=steps or 4)
+    return replace(scheduler.sampling, steps=steps or 50, guidance=1.0 if origin.distilled else guidance)
+
+
+def make_objective(
+    model: Model, origin: Origin, asked: Asked, sampling: Sampling, *, network: Network, guidance: float,
+    cond_dropout: float,
+) -> dict[str, Any]:  # fmt: skip
+    """Make the loss of images: denoising, the hybrid loss for a learned variance, or a distillation.
 
     Args:
         model: from `make_model`.
         origin: the network, whose autoencoder encodes the images.
         asked: the condition.
-        cond_dropout: share of images trained without their class.
+        sampling: from `make_sampling`.
+        network: the network's knobs.
+        guidance: scale of the guidance that is distilled.
+        cond_dropout: share of images trained without their class; of a distillation none are.
+
+    Returns:
+        attributes of `Training`: `loss`, and of a distillation `given` and `frozen`.
     """
-    hybrid = model.learned_variance and isinstance(model.process, Discrete)
-    make: Any = losses.hybrid_loss if hybrid else losses.denoising_loss
-    loss = make(model.apply, model.process, model.prediction)
-    if asked.null_label is not None:
-        loss = _drop_label(loss, asked.null_label, cond_dropout)
-    return loss if origin.autoencoder is None else _encoded(loss, origin.autoencoder.apply)
+    if network.distill == "none":
+        objective: dict[str, Any] = {"loss": _denoising(model, asked, cond_dropout)}
+    else:
+        objective = make_distillation(model, origin, asked, sampling, network=network, guidance=guidance)
+    if origin.autoencoder is not None:
+        objective["loss"] = _encoded(objective["loss"], origin.autoencoder.apply)
+    return objective
 
 
 def make_medium(origin: Origin, shape: tuple[int, ...], source: str) -> Medium:
@@ -79,6 +109,13 @@ def make_medium(origin: Origin, shape: tuple[int, ...], source: str) -> Medium:
         codec = origin.autoencoder.apply
         return media.images(shape, decode=lambda params, z: codec.decode_latents(params[1]["vae"], z), preview=8)
     return media.images(shape, source=source) if shape[-1] in (1, 3) else media.latents(shape)
+
+
+def _denoising(model: Model, asked: Asked, cond_dropout: float) -> Loss:
+    hybrid = model.learned_variance and isinstance(model.process, Discrete)
+    make: Any = losses.hybrid_loss if hybrid else losses.denoising_loss
+    loss = make(model.apply, model.process, model.prediction)
+    return loss if asked.null_label is None else _drop_label(loss, asked.null_label, cond_dropout)
 
 
 def _drop_label(loss: Loss, null: int, rate: float) -> Loss:
@@ -97,7 +134,8 @@ def _encoded(loss: Loss, codec: Any) -> Loss:
     drawn = losses.latent_loss(loss)
 
     def of_images(params: Any, key: Any, batch: dict[str, Any]) -> Any:
-        mean, std = codec.posterior(params[1]["vae"], batch["x"])
+        frozen = params[1].frozen if isinstance(params[1], Context) else params[1]
+        mean, std = codec.posterior(frozen["vae"], batch["x"])
         rest = {name: value for name, value in batch.items() if name != "x"}
         return drawn(params, key, {**rest, "mean": mean, "std": std})
 

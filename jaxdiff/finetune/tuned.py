@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxdiff import interop, train
 from jaxdiff.experiment import UserError, compute_dtype
 from jaxdiff.finetune.knobs import Network
-from jaxdiff.finetune.origin import Origin
+from jaxdiff.finetune.origin import Origin, takes_scale
 from jaxdiff.interop.models.conditional_unets import control_config
 from jaxdiff.interop.sources import read_fields
 from jaxdiff.networks import lora
@@ -21,6 +21,7 @@ from jaxdiff.seeds import seed_key
 
 __all__ = ["Tuned", "tune"]
 
+NEW = r"^time_embedding\.cond_proj"  # embeds the guidance scale
 WIDTHS = (16, 32, 96, 256)  # of a ControlNet's embedding of its hint
 
 
@@ -65,9 +66,12 @@ def tune(origin: Origin, network: Network, *, seed: int, shape: tuple[int, ...],
 def _parameters(origin: Origin, only: str) -> Tuned:
     """Train the network's parameters, or those that `only` finds."""
     built = interop.architecture(origin.config, compute_dtype())
+    given_scale = origin.distilled and not takes_scale(read_fields(origin.folder))
+    only = f"(?:{only})|{NEW}" if only and given_scale else only
 
     def read() -> Any:
-        return interop.load(origin.folder, param_dtype=jnp.float32, place=origin.place).params
+        params = origin.read(jnp.float32).params
+        return _with_new(built, params) if given_scale else params
 
     # Everything is read when the run begins; a part needs the rest whenever it runs.
     base = train.partition(read(), only)[1] if only else {}
@@ -85,6 +89,12 @@ def _parameters(origin: Origin, only: str) -> Tuned:
         export={"model": export},
         pretrained=lambda: part(read()),
     )
+
+
+def _with_new(built: Any, params: Any) -> Any:
+    """Add the parameters that embed the guidance scale; they are zero, so that the network stays what it is."""
+    new, _ = train.partition(jax.eval_shape(built.init, jax.random.key(0)), NEW)
+    return train.combine(params, jax.tree.map(lambda a: jnp.zeros(a.shape, jnp.float32), new))
 
 
 def _adapters(origin: Origin, network: Network) -> Tuned:

@@ -50,6 +50,7 @@ def in_double():
     with pytest.MonkeyPatch.context() as patch:
         for library in (torch, np):
             patch.setattr(library, "float32", library.float64)
+        patch.setattr(torch.Tensor, "float", torch.Tensor.double)
         torch.set_default_dtype(torch.float64)
         yield patch
     torch.set_default_dtype(torch.float32)

@@ -26,6 +26,26 @@ TWO = [*PREDICTIONS[:2], *PREDICTIONS[:2], *PREDICTIONS]  # where the third is r
 SIGMAS = [SPACINGS, PREDICTIONS, CURVES, ENDS]
 STAGES = [BETAS, SPACINGS, TWO, CURVES, ENDS]
 LEARNED = [BETAS, PREDICTIONS, LIMITS, ZERO, ONE, field("original_inference_steps", 50, 30)]
+SHIFTS = [
+    field("shift", 1.0, 3.0),
+    field("invert_sigmas", False, True),
+    field("shift_terminal", None, 0.1),
+    CURVES,
+    [
+        {},
+        {"use_dynamic_shifting": True},
+        {
+            "use_dynamic_shifting": True,
+            "base_shift": 0.3,
+            "max_shift": 1.4,
+            "base_image_seq_len": 100,
+            "max_image_seq_len": 2000,
+        },
+    ],
+    field("time_shift_type", "exponential", "linear"),
+    field("num_train_timesteps", 1000, 100),
+    field("even", False, True),
+]
 OPTIONS = {
     "CMStochasticIterativeScheduler": [
         field("num_train_timesteps", 40, 20), field("clip_denoised", True, False), field("s_noise", 1.0, 0.9),
@@ -55,17 +75,33 @@ OPTIONS = {
         TWO, field("sigma_schedule", "karras", "exponential"), field("final_sigmas_type", "zero", "sigma_min"),
         field("sigma_data", 0.5, 1.0), field("rho", 7.0, 3.0), [{}, {"sigma_min": 0.01, "sigma_max": 20.0}],
     ],
-    "FlowMatchEulerDiscreteScheduler": [
-        field("shift", 1.0, 3.0), field("invert_sigmas", False, True), field("shift_terminal", None, 0.1), CURVES,
-        [{}, {"use_dynamic_shifting": True}, {"use_dynamic_shifting": True, "base_shift": 0.3, "max_shift": 1.4,
-                                              "base_image_seq_len": 100, "max_image_seq_len": 2000}],
-        field("time_shift_type", "exponential", "linear"), field("stochastic_sampling", False, True),
-        field("num_train_timesteps", 1000, 100), field("even", False, True),
-    ],
+    "FlowMatchEulerDiscreteScheduler": [*SHIFTS, field("stochastic_sampling", False, True)],
+    "FlowMapEulerDiscreteScheduler": [field("shift", 1.0, 3.0, 0.5, 12.0), field("num_train_timesteps", 1000, 100)],
+    "FlowMatchLCMScheduler": [*SHIFTS, field("upscale_mode", "bicubic", "nearest"), [{}, {}, {"scale_factors": []}]],
     "FlowMatchHeunDiscreteScheduler": [field("shift", 1.0, 3.0, 0.5), field("num_train_timesteps", 1000, 100)],
     "LCMScheduler": [*LEARNED, field("timestep_scaling", 10.0, 5.0)],
+    "SCMScheduler": [
+        field("num_train_timesteps", 1000, 20), field("sigma_data", 0.5, 1.0),
+        field("prediction_type", "trigflow", "trigflow", "trigflow", "epsilon"),
+    ],
     "TCDScheduler": LEARNED,
 }  # fmt: skip
+
+SDXL = {
+    **SD, "clip_sample": False, "interpolation_type": "linear", "num_train_timesteps": 1000,
+    "prediction_type": "epsilon", "sample_max_value": 1.0, "set_alpha_to_one": False, "skip_prk_steps": True,
+    "steps_offset": 1, "trained_betas": None, "use_karras_sigmas": False,
+}  # fmt: skip
+TRAILING = SDXL | {"timestep_spacing": "trailing"}
+FEW_STEPS = {  # of distilled networks, as published
+    "sd-turbo": ("EulerDiscreteScheduler", TRAILING),
+    "sdxl-turbo": ("EulerAncestralDiscreteScheduler", TRAILING),
+    "sdxl-lightning": ("EulerDiscreteScheduler", TRAILING),
+    "sdxl-lightning, 1 step": ("EulerDiscreteScheduler", TRAILING | {"prediction_type": "sample"}),
+    "hyper-sd": ("DDIMScheduler", TRAILING),
+    "hyper-sd, any steps": ("TCDScheduler", SDXL | {"timestep_spacing": "leading"}),
+    "lcm-lora": ("LCMScheduler", SDXL | {"timestep_spacing": "leading"}),
+}
 
 
 def nan(kind, config):

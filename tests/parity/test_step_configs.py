@@ -18,7 +18,7 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
 from parity.common import in_double  # noqa: E402
-from parity.step_options import OPTIONS, nan, walk  # noqa: E402
+from parity.step_options import FEW_STEPS, OPTIONS, nan, walk  # noqa: E402
 
 import jaxdiff as jd  # noqa: E402
 from jaxdiff.sample import _try_pure_noise, _typed, check_levels  # noqa: E402
@@ -28,9 +28,10 @@ SHAPE = (2, 3, 2)
 X = np.random.default_rng(0).normal(size=SHAPE)
 Z, REST = np.random.default_rng(1).normal(size=(2, 40, *SHAPE))  # of each step, and of its second draw
 COUNT = {  # fewer where there are few options, or theirs is slow
-    "CMStochasticIterativeScheduler": 8, "DPMSolverSDEScheduler": 12, "FlowMatchHeunDiscreteScheduler": 8,
+    "CMStochasticIterativeScheduler": 8, "DPMSolverSDEScheduler": 12,
+    "FlowMapEulerDiscreteScheduler": 8, "FlowMatchHeunDiscreteScheduler": 8,
     "IPNDMScheduler": 8, "KDPM2AncestralDiscreteScheduler": 12, "KDPM2DiscreteScheduler": 12,
-    "LMSDiscreteScheduler": 8,
+    "LMSDiscreteScheduler": 8, "SCMScheduler": 12,
 }  # fmt: skip
 
 
@@ -47,6 +48,10 @@ def double():
 
 def network(x, t):
     return (0.6 * x + 0.1) / (1 + 0.1 * x**2) + 0.0003 * t
+
+
+def end_of_step(r):
+    return 0.0005 * r
 
 
 def variance(module, x, config):
@@ -78,16 +83,22 @@ def theirs(monkeypatch, kind, config, n, first, **options):
     if hasattr(import_module(cls.__module__), "randn_tensor"):
         monkeypatch.setattr(f"{cls.__module__}.randn_tensor", lambda *args, **kwargs: torch.from_numpy(next(draws)))
     scheduler = cls.from_config(config)
+    if kind == "SCMScheduler":  # as its pipeline does
+        scheduler.init_noise_sigma = scheduler.config.sigma_data
+        options["intermediate_timesteps"] = 1.3 if n == 2 else None
     scheduler.set_timesteps(n, **options)
     scheduler.noise_sampler = Path(first)
     times = scheduler.timesteps[first * scheduler.order :]
+    times = times[:-1] if kind == "SCMScheduler" else times  # which lists the end, too
     if first and hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(first * scheduler.order)
     x = torch.from_numpy(X) * (1 if first else getattr(scheduler, "init_noise_sigma", 1))
     path = [x.numpy()]
-    for t in times:
+    for i, t in enumerate(times, first):
         scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
         F = network(scaled, t.item())
+        if kind.startswith("FlowMap"):
+            F = F + end_of_step(scheduler.sigmas[i + 1].item() * scheduler.config.num_train_timesteps)
         if config.get("variance_type", "").startswith("learned"):
             F = torch.cat([F, variance(torch, scaled, config)], 1)
         x = scheduler.step(F, t, x).prev_sample
@@ -102,12 +113,13 @@ def ours(kind, config, n, first, **options):
 
     def apply(params, x, noise, cond):
         F = network(x, noise[:, None, None])
+        F = F + end_of_step(cond["next_noise"][:, None, None]) if "next_noise" in cond else F
         learned = config.get("variance_type", "").startswith("learned")
         return (F, (variance(jnp, x, config) + 1) / 2) if learned else F
 
     denoise = made.sampling.clip(jd.denoiser(apply, None, made.prediction))
     check_levels(levels, falling=solver.falling)
-    _try_pure_noise(denoise, levels, x, first or None)
+    _try_pure_noise(solver, denoise, levels, x, first or None)
     levels = _typed(levels, x)
     path, state = [np.asarray(x)], solver.init(x)
     for i in range(first, len(levels.t) - 1):
@@ -160,3 +172,15 @@ def test_a_walk_is_theirs(kind, double, monkeypatch):
             raise AssertionError(f"{kind}, {n} steps from step {first}: {shown}") from error
     print(kind, {what: found.count(what) for what in set(found)})
     assert found.count("same") > len(found) / 3
+
+
+@pytest.mark.parametrize("name", FEW_STEPS)
+def test_a_distilled_networks_steps_are_theirs(name, double, monkeypatch):
+    kind, config = FEW_STEPS[name]
+    for n in (1, 2, 4, 8):
+        assert outcome(monkeypatch, kind, dict(config), n, 0) == "same"
+
+
+def test_a_scheduler_of_several_resolutions_is_refused():
+    with pytest.raises(ValueError, match=r"FlowMatchLCMScheduler: scale_factors must be None or \[\], got \[0.5\]"):
+        jd.interop.scheduler({"_class_name": "FlowMatchLCMScheduler", "scale_factors": [0.5]})

@@ -30,7 +30,7 @@ class Fields:
     """
 
     def __init__(self, config: Mapping[str, Any], kind: str, own_schema: Mapping[str, Kind] | None = None):
-        self._config, self._kind, self._seen = config, kind, set(NOTES)
+        self._config, self.kind, self._seen = config, kind, set(NOTES)
         self._schema = FIELDS | dict(own_schema or {})
 
     def take(self, name: str, default: Any) -> Any:
@@ -46,7 +46,7 @@ class Fields:
         schema = self._schema[name]
         value = self._config.get(name, default)
         if name in self._config:
-            schema.check(f"{self._kind}: {name}", value)
+            schema.check(f"{self.kind}: {name}", value)
         if value is None and isinstance(default, bool):
             return False
         return tuple(value) if isinstance(value, list) else value
@@ -61,7 +61,7 @@ class Fields:
         value = self._config.get(name, allowed[0])
         value = False if value is None and isinstance(allowed[0], bool) else value
         if value not in allowed:
-            raise ValueError(f"{self._kind}: {name} must be {' or '.join(map(repr, allowed))}, got {value!r:.80}")
+            raise ValueError(f"{self.kind}: {name} must be {' or '.join(map(repr, allowed))}, got {value!r:.80}")
         return allowed[allowed.index(value)]  # 1 where the config says 1.0 or true
 
     def skip(self, *names: str) -> None:
@@ -77,4 +77,4 @@ class Fields:
         rest = {k: v for k, v in self._config.items() if k not in self._seen and not k.startswith("_")}
         unknown = {k: v for k, v in rest.items() if v is not None and v is not False}
         if unknown:
-            raise ValueError(f"{self._kind}: fields that are not supported: {unknown!r:.500}")
+            raise ValueError(f"{self.kind}: fields that are not supported: {unknown!r:.500}")

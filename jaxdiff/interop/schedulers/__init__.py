@@ -14,7 +14,7 @@ from typing import Any
 from jaxdiff import parameterize
 from jaxdiff.interop.formats.config import Fields
 from jaxdiff.interop.schedulers import adams, consistency, discrete, dpm, flow, k_diffusion, pndm
-from jaxdiff.interop.schedulers.config import FLOW, Scheduler
+from jaxdiff.interop.schedulers.config import FLOW, FLOW_LCM, Scheduler
 from jaxdiff.schema import WORD, each, look_up
 from jaxdiff.storage import read_json
 
@@ -36,8 +36,10 @@ KINDS: dict[str, Callable[..., Scheduler]] = {
     "EDMEulerScheduler": flow.edm_euler,
     "EulerAncestralDiscreteScheduler": k_diffusion.euler_ancestral,
     "EulerDiscreteScheduler": k_diffusion.euler,
+    "FlowMapEulerDiscreteScheduler": flow.flow_map,
     FLOW: flow.flow_euler,
     "FlowMatchHeunDiscreteScheduler": flow.flow_heun,
+    FLOW_LCM: flow.flow_lcm,
     "HeunDiscreteScheduler": k_diffusion.heun,
     "IPNDMScheduler": pndm.ipndm,
     "KDPM2AncestralDiscreteScheduler": k_diffusion.dpm_2_ancestral,
@@ -46,6 +48,7 @@ KINDS: dict[str, Callable[..., Scheduler]] = {
     "LMSDiscreteScheduler": k_diffusion.lms,
     "PNDMScheduler": pndm.pndm,
     "SASolverScheduler": adams.sa_solver,
+    "SCMScheduler": consistency.scm,
     "TCDScheduler": consistency.tcd,
     "UniPCMultistepScheduler": adams.unipc,
 }
@@ -58,10 +61,11 @@ FIELDS = [
     "euler_at_final", "final_sigmas_type", "flow_shift", "interpolation_type", "invert_sigmas", "lambda_min_clipped",
     "lower_order_final", "max_image_seq_len", "max_shift", "noise_sampler_seed", "num_train_timesteps",
     "original_inference_steps", "predict_x0", "prediction_type", "predictor_order", "rescale_betas_zero_snr", "rho",
-    "s_noise", "sample_max_value", "set_alpha_to_one", "set_alpha_to_zero", "shift", "shift_terminal", "sigma_data",
+    "s_noise", "sample_max_value", "scale_factors", "set_alpha_to_one", "set_alpha_to_zero", "shift",
+    "shift_terminal", "sigma_data",
     "sigma_max", "sigma_min", "sigma_schedule", "skip_prk_steps", "solver_order", "solver_p", "solver_type",
     "steps_offset", "stochastic_sampling", "tau_func", "tensor_format", "thresholding", "time_shift_type",
-    "timestep_scaling", "timestep_spacing", "timestep_type", "trained_betas", "use_beta_sigmas",
+    "timestep_scaling", "timestep_spacing", "timestep_type", "trained_betas", "upscale_mode", "use_beta_sigmas",
     "use_dynamic_shifting", "use_exponential_sigmas", "use_flow_sigmas", "use_karras_sigmas", "use_lu_lambdas",
     "variance_type",
 ]  # fmt: skip
@@ -78,8 +82,8 @@ def scheduler(
         config: its fields, or a directory with scheduler_config.json.
         kind: another class to read the config with, as by its `from_config`; None: the class in the config.
         tokens: number of tokens of an image, on which the shift of a flow depends with `use_dynamic_shifting`.
-        even: for FlowMatchEulerDiscreteScheduler, equal steps to clean data before the shift, as in Flux's pipeline;
-            False: equal steps to the network's last time.
+        even: for FlowMatchEulerDiscreteScheduler and FlowMatchLCMScheduler, equal steps to clean data before the
+            shift, as in Flux's pipeline; False: equal steps to the network's last time.
 
     Returns:
         The process, the prediction, and the sampling: levels, solver, clipping, initial noise.
@@ -97,7 +101,7 @@ def scheduler(
     fields = {k: False if v is None and k in UP else v for k, v in config.items() if k not in defaulted}
     c = Fields({k: v for k, v in fields.items() if v is not None}, kind)
     c.skip(*FIELDS)
-    result = flow.flow_euler(c, tokens, even) if kind == FLOW else make(c)
+    result = make(c, tokens, even) if kind in (FLOW, FLOW_LCM) else make(c)
     c.done()
     return result
 

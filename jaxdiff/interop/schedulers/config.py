@@ -21,6 +21,7 @@ from jaxdiff.solvers import Solver
 
 __all__ = [
     "FLOW",
+    "FLOW_LCM",
     "LAST",
     "LEAST",
     "PREDICTIONS",
@@ -42,7 +43,7 @@ __all__ = [
 
 Clip = Callable[[Denoiser], Denoiser]
 PREDICTIONS = {"epsilon": parameterize.eps, "v_prediction": parameterize.v, "sample": parameterize.x0}
-FLOW = "FlowMatchEulerDiscreteScheduler"
+FLOW, FLOW_LCM = "FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler"
 STEPS = 50
 LAST = 2.0**-24  # replaces 0 as last abar where sigma / alpha must be finite
 LEAST = 1e-60  # replaces 0 as last abar where x_0 is clipped; the reference divides by 0 and clips infinity

@@ -1,14 +1,18 @@
-"""Schedulers of distilled networks: consistency models, LCM and TCD."""
+"""Schedulers of distilled networks: consistency models, also in continuous time, LCM and TCD."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from math import pi
+from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxdiff import guidance
+from jaxdiff import guidance, solvers
 from jaxdiff.interop.formats.config import Fields
 from jaxdiff.interop.schedulers import config
 from jaxdiff.interop.schedulers.config import Clip, Scheduler
@@ -16,11 +20,14 @@ from jaxdiff.interop.schedulers.timesteps import check, end_of, levels, of_table
 from jaxdiff.levels import Level, from_x0, q_sample
 from jaxdiff.noise import normal_like
 from jaxdiff.parameterize import Scalings
-from jaxdiff.processes import EDM, Discrete
+from jaxdiff.processes import EDM, AutodiffSDE, Discrete
+from jaxdiff.processes.base import to_float
 from jaxdiff.solvers import Solver
 from jaxdiff.solvers.base import init_empty
 
-__all__ = ["iterative", "lcm", "tcd"]
+__all__ = ["iterative", "lcm", "scm", "tcd"]
+
+LAST_ANGLE = 1.57080  # the reference's, a little more than pi / 2
 
 
 def lcm(c: Fields) -> Scheduler:
@@ -84,6 +91,52 @@ def iterative(c: Fields) -> Scheduler:
     clip = guidance.clip if c.take("clip_denoised", True) else None
     solver = Solver(init_empty, step, order=None, stochastic=True, falling=False)
     return config.build(EDM(), prediction, grid, config.always(solver), std=std, clip=clip)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrigFlow(AutodiffSDE):
+    """alpha = cos t, sigma = sigma_data sin t (Lu and Song 2024, arXiv:2410.11081, sec. 3.1).
+
+    Attributes:
+        sigma_data: standard deviation of the data.
+    """
+
+    sigma_data: float | Array = 0.5
+    t_min: ClassVar[float] = 0.0
+    t_max: ClassVar[float] = pi / 2
+
+    def __call__(self, t: Array) -> Level:
+        t = to_float(t)
+        return Level(t, jnp.sin(pi / 2 - t), self.sigma_data * jnp.sin(t))
+
+    def time(self, lam: Array) -> Array:
+        return jnp.arctan2(jnp.exp(-to_float(lam)), jnp.asarray(self.sigma_data))
+
+
+def scm(c: Fields) -> Scheduler:
+    """SCMScheduler: a consistency model in continuous time (Lu and Song 2024, arXiv:2410.11081, sec. 3.1 and 4.2).
+
+    x is the pipeline's latents times sigma_data, and so is the initial noise, as in that pipeline; the network gets x
+    and the angle t, and returns F with x_0 = cos(t) x - sin(t) F. Two steps meet at 1.3, others are of equal angles.
+    """
+    T, data = c.take("num_train_timesteps", 1000), c.take("sigma_data", 0.5)
+    c.only("prediction_type", "trigflow")
+
+    def prediction(level: Level) -> Scalings:
+        t = to_float(level.t)
+        return Scalings(jnp.cos(t), -jnp.sin(t), jnp.ones_like(t), t)
+
+    def grid(n: int) -> Level:
+        check(n, T)
+        t = np.array([LAST_ANGLE, 1.3, 0.0]) if n == 2 else np.linspace(LAST_ANGLE, 0, n + 1)
+        return levels(t, np.maximum(np.cos(t), 0), data * np.sin(t))
+
+    def std(levels: Level) -> Array:
+        return jnp.asarray(data, levels.sigma.dtype)
+
+    solver = solvers.consistency()._replace(falling=False)
+    return config.build(TrigFlow(data), prediction, grid, config.always(solver), std=std)
 
 
 def _listed(c: Fields, clip: Clip | None, *, to_clean: bool) -> tuple[Discrete, Callable[[int], Level]]:

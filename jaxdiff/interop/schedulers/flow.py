@@ -21,11 +21,21 @@ from jaxdiff.processes import EDM, Flow
 from jaxdiff.solvers import Solver
 from jaxdiff.solvers.base import init_empty
 
-__all__ = ["edm_euler", "edm_sigmas", "flow_euler", "flow_heun"]
+__all__ = ["edm_euler", "edm_sigmas", "flow_euler", "flow_heun", "flow_lcm", "flow_map"]
 
 
 def flow_euler(c: Fields, tokens: int | None, even: bool) -> Scheduler:
     """FlowMatchEulerDiscreteScheduler; see `scheduler` for the arguments."""
+    return _shifted_flow(c, tokens, even, renoising=c.take("stochastic_sampling", False))
+
+
+def flow_lcm(c: Fields, tokens: int | None, even: bool) -> Scheduler:
+    """FlowMatchLCMScheduler, at one resolution: a consistency model on a flow's times."""
+    c.only("scale_factors", None, [])
+    return _shifted_flow(c, tokens, even, renoising=True)
+
+
+def _shifted_flow(c: Fields, tokens: int | None, even: bool, *, renoising: bool) -> Scheduler:
     T, shift, dynamic = c.take("num_train_timesteps", 1000), c.take("shift", 1.0), c.take("use_dynamic_shifting", False)
     curve, end = config.curve(c), c.take("shift_terminal", None)
     low, high, inverted = c.take("sigma_min", None), c.take("sigma_max", None), c.take("invert_sigmas", False)
@@ -36,12 +46,12 @@ def flow_euler(c: Fields, tokens: int | None, even: bool) -> Scheduler:
     def list_of(n: int) -> np.ndarray:
         s = shifted(np.linspace(1, 1 / n if even else last, n), shift)
         if end and n == 1:
-            raise ValueError(f"{config.FLOW}: shift_terminal is of the last of at least 2 times, got 1 step")
+            raise ValueError(f"{c.kind}: shift_terminal is of the last of at least 2 times, got 1 step")
         if end:
             s = 1 - (1 - s) * (1 - end) / (1 - s[-1])
         return sigma_schedule(curve, n, high or s[0], low or s[-1]) if curve else s
 
-    solver = _renoising(inverted) if c.take("stochastic_sampling", False) else solvers.euler()
+    solver = _renoising(inverted) if renoising else solvers.euler()
     return _flow(T, list_of, solver, inverted=inverted)
 
 
@@ -49,12 +59,12 @@ def _dynamic(c: Fields, tokens: int | None) -> float:
     low, high = c.take("base_shift", 0.5), c.take("max_shift", 1.15)
     few, many = c.take("base_image_seq_len", 256), c.take("max_image_seq_len", 4096)
     if tokens is None:
-        raise ValueError(f"{config.FLOW} with use_dynamic_shifting needs tokens, the number of an image's tokens")
+        raise ValueError(f"{c.kind} with use_dynamic_shifting needs tokens, the number of an image's tokens")
     if few >= many:
-        raise ValueError(f"{config.FLOW}: base_image_seq_len must be less than max_image_seq_len, got {few} and {many}")
+        raise ValueError(f"{c.kind}: base_image_seq_len must be less than max_image_seq_len, got {few} and {many}")
     mu = low + (high - low) * (tokens - few) / (many - few)
     if not abs(mu) < 100:
-        raise ValueError(f"{config.FLOW}: base_shift and max_shift make a shift of exp({mu:.3g}) for {tokens} tokens")
+        raise ValueError(f"{c.kind}: base_shift and max_shift make a shift of exp({mu:.3g}) for {tokens} tokens")
     return exp(mu) if c.only("time_shift_type", "exponential", "linear") == "exponential" else mu
 
 
@@ -73,6 +83,15 @@ def flow_heun(c: Fields) -> Scheduler:
     """FlowMatchHeunDiscreteScheduler."""
     T, shift = c.take("num_train_timesteps", 1000), c.take("shift", 1.0)
     return _flow(T, lambda n: shifted(np.linspace(1, shifted(1 / T, shift), n), shift), solvers.heun())
+
+
+def flow_map(c: Fields) -> Scheduler:
+    """FlowMapEulerDiscreteScheduler: a network of mean velocities, which is given both ends of a step.
+
+    The time at the end, like that at the start times `num_train_timesteps`, is its cond["next_noise"].
+    """
+    T, shift = c.take("num_train_timesteps", 1000), c.take("shift", 1.0)
+    return _flow(T, lambda n: shifted(np.linspace(1, 0, n + 1)[:-1], shift), solvers.flow_map())
 
 
 def _flow(T: int, list_of: Callable[[int], np.ndarray], solver: Solver, *, inverted: bool = False) -> Scheduler:

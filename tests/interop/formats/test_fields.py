@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from helpers.fuzz_configs import MODELS, SCHEDULER
+from helpers.fuzz_configs import MODELS, SCHEDULER, scheduler_config
 from helpers.fuzzing import guarded
 from safetensors.numpy import save_file
 
@@ -22,7 +22,7 @@ def test_the_small_configs_are_of_every_class():
     for config in MODELS.values():
         jd.interop.architecture(config)
     for kind in KINDS:
-        jd.interop.scheduler(SCHEDULER | {"_class_name": kind})
+        jd.interop.scheduler(scheduler_config(kind))
 
 
 @pytest.mark.parametrize(
