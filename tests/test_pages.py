@@ -1,4 +1,4 @@
-"""docs/extend.md and docs/likelihood.md: their blocks run as they stand there; docs/glossary.md fits a screen."""
+"""docs/extend.md, likelihood.md and few_steps.md: their blocks run as they stand there; docs/glossary.md fits a screen."""
 
 import re
 from pathlib import Path
@@ -47,3 +47,10 @@ def test_likelihood():
 def test_the_glossary_fits_a_screen():
     lines = (DOCS / "glossary.md").read_text().splitlines()
     assert len(lines) <= 25 and all(line.count("|") == 3 for line in lines[4:] if line.startswith("|"))
+
+
+@pytest.mark.slow
+def test_a_few_step_model_in_ones_own_training():
+    scope = run("few_steps.md")
+    assert int(scope["state"].step) == 1 and int(scope["metrics"]["skipped"]) == 0
+    assert scope["x"].shape == (8, 2) and bool(np.isfinite(scope["x"]).all())

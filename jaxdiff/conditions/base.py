@@ -82,4 +82,7 @@ class Condition:
     def check_null(self) -> None:
         """Raise ValueError unless there is a null condition."""
         if self.null is None:
-            raise ValueError("guidance needs a model that was also trained without its condition: use --guidance 1")
+            raise ValueError(
+                "guidance needs a model that was also trained without its condition, and whose guidance was not "
+                "distilled: use --guidance 1"
+            )

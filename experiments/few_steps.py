@@ -1,0 +1,39 @@
+"""A model of one to a few steps, made of a trained run: `--teacher runs/fashion --method consistency`."""
+
+from typing import Literal
+
+from jaxdiff import few_steps, train
+from jaxdiff.experiment import Experiment
+from jaxdiff.options import Count, File, Run
+
+Method = Literal[
+    "adversarial", "consistency", "continuous_consistency", "distribution_matching", "ect", "eulerian", "gan",
+    "guidance", "lagrangian", "latent_adversarial", "mean_flow", "progressive", "reflow", "semigroup", "shortcut",
+    "trajectory",
+]  # fmt: skip
+
+
+def experiment(
+    teacher: File,
+    method: Method = "consistency",
+    run: Run = Run(steps=600, batch=32, lr=2e-3, preview_every=300),
+    guidance: float | None = None,
+    sample_steps: Count = 1,
+) -> Experiment:
+    """Few-step training, from the weights of a trained run; each method of `jaxdiff.distill`.
+
+    Args:
+        teacher: the folder of the trained run.
+        method: how the student learns.
+        guidance: classifier-free guidance scale that is distilled into the student; by default that of the run's
+            samples.
+        sample_steps: steps of a sample; progressive distillation ends with a student of this number.
+    """
+    original = few_steps.load_teacher(teacher, run, guidance)
+    chosen = few_steps.METHODS[method](original, run, sample_steps)
+    updates = chosen.stage_updates or run.steps
+
+    def optimizer():
+        return train.muon(run.lr, warmup_steps=min(20, updates // 10), steps=updates, schedule="cosine")
+
+    return few_steps.experiment_of(original, chosen, run, optimizer=optimizer, steps=sample_steps)

@@ -1,0 +1,112 @@
+"""Methods with several players: distribution matching, adversarial diffusion, and a GAN as their rival."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxdiff import distill, networks, solvers, times, trees
+from jaxdiff.experiment import UserError
+from jaxdiff.few_steps.method import Method, method_of
+from jaxdiff.few_steps.teacher import Teacher
+from jaxdiff.levels import clean_level
+from jaxdiff.options import Run
+
+__all__ = ["adversarial", "distribution_matching", "gan", "latent_adversarial"]
+
+# The layers whose outputs a critic gets: blocks of U-Nets on the way down and at the bottom, and of MLPs.
+LAYERS = re.compile(r"((?:down_blocks|mid_block)\.?\d*\.resnets\.\d+|blocks\.\d+\.linear_2)/")
+
+
+def distribution_matching(teacher: Teacher, run: Run, steps: int) -> Method:
+    """Yin et al. 2024: the difference of the scores of the student's samples and of the teacher's."""
+    losses = distill.distribution_matching(
+        _generator(teacher, steps),
+        teacher.denoiser(),
+        teacher.process,
+        apply=networks.as_apply(teacher.network),
+        prediction=teacher.prediction,
+        times=distill.grid_times(teacher.experiment.sampling.grid(1000)),
+    )
+    turn = distill.alternate({"fake": 2, "student": 1})
+    others = lambda key, student: {"fake": jax.tree.map(jnp.copy, student)}  # noqa: E731
+    return method_of(teacher, teacher.network, losses, solvers.consistency(), others=others, turn=turn)
+
+
+def adversarial(teacher: Teacher, run: Run, steps: int) -> Method:
+    """Sauer et al. 2023, ADD: a critic of the teacher's features of clean examples, and the teacher's own estimate."""
+    features, critic = _features(teacher)
+
+    def clean(params: Any, context: distill.Context, cond: Any) -> Any:
+        inner = features(params, context, cond)
+        return lambda x, level: inner(x, clean_level(level))
+
+    losses = distill.adversarial_diffusion(
+        _generator(teacher, steps),
+        teacher.denoiser(),
+        teacher.process,
+        features=clean,
+        critic=networks.as_apply(critic),
+        times=times.uniform(0.02, 0.98),
+    )
+    return _against(teacher, critic, losses)
+
+
+def latent_adversarial(teacher: Teacher, run: Run, steps: int) -> Method:
+    """Sauer et al. 2024, LADD: a critic of the teacher's features of noised examples."""
+    features, critic = _features(teacher)
+    adversary = distill.Adversary(features, networks.as_apply(critic), teacher.process, times.logit_normal())
+    return _against(teacher, critic, distill.latent_adversarial_diffusion(_generator(teacher, steps), adversary))
+
+
+def gan(teacher: Teacher, run: Run, steps: int) -> Method:
+    """Huang et al. 2024, R3GAN: no teacher; a network of the same architecture, at first random, against a critic."""
+    shape, classes = teacher.experiment.medium.shape, getattr(teacher.network, "num_classes", None)
+    critic = networks.ConvCritic(num_classes=classes) if len(shape) > 1 else networks.MLPCritic(num_classes=classes)
+    losses = distill.gan(_generator(teacher, 1), networks.as_apply(critic))
+
+    def others(key: Array, student: Any) -> dict[str, Any]:
+        return {"critic": networks.init(critic, key, jnp.zeros((1, *shape)), teacher.experiment.condition.zeros())}
+
+    turn = distill.alternate({"critic": 1, "generator": 1})
+    return method_of(
+        teacher, teacher.network, losses, solvers.consistency(), others=others, turn=turn, drawn="generator", new=True
+    )
+
+
+def _generator(teacher: Teacher, steps: int) -> distill.Generator:
+    levels = teacher.experiment.sampling.grid(steps)
+    return distill.few_step_generator(networks.as_apply(teacher.network), teacher.prediction, levels)
+
+
+def _names(teacher: Teacher) -> list[str]:
+    shapes = jax.eval_shape(teacher.experiment.model.init, jax.random.key(0))
+    names = {match[1] for path in trees.flatten(shapes) if (match := LAYERS.match(path))}
+    if not names:
+        kind = type(teacher.network).__name__
+        raise UserError(f"adversarial methods need the inner layers of a UNet or MLP, and the teacher is a {kind}")
+    return sorted(names)
+
+
+def _features(teacher: Teacher) -> tuple[distill.Features, Any]:
+    """The teacher's features, and their critic."""
+    apply = networks.as_features(teacher.network, _names(teacher))
+    critic = networks.FeatureCritic(num_classes=getattr(teacher.network, "num_classes", None))
+    return distill.network_features(apply, teacher.prediction), critic
+
+
+def _against(teacher: Teacher, critic: Any, losses: Any) -> Method:
+    """The method of a student against a critic of features."""
+
+    def others(key: Array, student: Any) -> dict[str, Any]:
+        apply, cond = networks.as_features(teacher.network, _names(teacher)), teacher.experiment.condition.zeros()
+        x = jnp.zeros((1, *teacher.experiment.medium.shape))
+        features = apply(student, x, jnp.zeros(1), cond)
+        return {"critic": networks.init(critic, key, features, cond)}
+
+    turn = distill.alternate({"critic": 1, "student": 1})
+    return method_of(teacher, teacher.network, losses, solvers.consistency(), others=others, turn=turn)

@@ -1,0 +1,104 @@
+"""The experiment of a student."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxdiff import distill, networks, train
+from jaxdiff.experiment import Experiment
+from jaxdiff.few_steps.method import Method
+from jaxdiff.few_steps.teacher import Teacher
+from jaxdiff.losses import latent_loss
+from jaxdiff.options import Run
+from jaxdiff.seeds import seed_key
+
+__all__ = ["experiment_of"]
+
+
+class _Trained(NamedTuple):
+    """What is trained: the student alone, or the student and other players.
+
+    Attributes:
+        begin: (key, first parameters of the student) -> those of all.
+        student: parameters of all -> those of the student.
+        averaged: parameters of all -> the tree that is averaged; None: all.
+        loss, optimizer, given: as for `train.make_step`.
+    """
+
+    begin: Callable[[Any, Any], Any]
+    student: Callable[[Any], Any]
+    averaged: Callable[[Any], Any] | None
+    loss: Any
+    optimizer: Any
+    given: Any
+
+
+def experiment_of(
+    teacher: Teacher, method: Method, run: Run, *, optimizer: Callable[[], Any], steps: int
+) -> Experiment:
+    """Make the experiment of a student, which begins with the teacher's weights.
+
+    Args:
+        teacher: the trained run.
+        method: what is trained.
+        run: the common knobs.
+        optimizer: makes an optax optimizer, for each player.
+        steps: of a sample.
+    """
+    given, network = teacher.experiment, method.network
+    encode, apply = given.condition.encode, networks.as_apply(network)
+    if getattr(network, "guidance_dim", None) is not None:
+        encode = lambda params, cond: teacher.with_scale(given.condition.encode(params, cond))  # noqa: E731
+    trained = _players(method, optimizer) if isinstance(method.loss, Mapping) else _alone(method, optimizer)
+
+    def init(key: Any) -> Any:
+        return trained.begin(key, teacher.init(network, key))
+
+    def pretrained() -> Any:
+        key = seed_key(run.seed)
+        first = teacher.init(network, key)
+        return trained.begin(key, first if method.new else networks.start_from(first, teacher.parameters()))
+
+    def of_student(params: Any, x: Any, noise: Any, cond: Any, **options: Any) -> Any:
+        return apply(trained.student(params), x, noise, cond, **options)
+
+    model = replace(given.model, init=init, apply=of_student, pretrained=pretrained, export={}, network=network)
+    training = replace(
+        given.training,
+        loss=latent_loss(trained.loss) if "mean" in given.training.batch_spec else trained.loss,
+        optimizer=trained.optimizer,
+        ema=method.ema,
+        steps=run.steps,
+        frozen=lambda mesh: {"teacher": teacher.parameters(mesh)},
+        given=trained.given,
+        averaged=trained.averaged,
+        snapshot_every=0,
+        save_every=None,
+    )
+    condition, sampling = replace(given.condition, encode=encode), replace(method.sampling, steps=steps)
+    return Experiment(model, training, sampling, condition, given.medium, run.seed)
+
+
+def _alone(method: Method, optimizer: Callable[[], Any]) -> _Trained:
+    made = optimizer()
+    if method.stage_updates:
+        made = train.restarting(made, method.stage_updates)
+    given = distill.context(ema=True)
+    return _Trained(lambda key, params: params, lambda params: params, None, method.loss, made, given)
+
+
+def _players(method: Method, optimizer: Callable[[], Any]) -> _Trained:
+    each = {name: train.Player(loss, optimizer()) for name, loss in method.loss.items()}  # type: ignore[union-attr]
+    game = train.players(each, method.turn, given=distill.context())  # type: ignore[arg-type]
+
+    def begin(key: Any, params: Any) -> Any:
+        return {method.drawn: params, **method.others(jax.random.fold_in(key, 1), params)}  # type: ignore[misc]
+
+    def averaged(params: Any) -> Any:
+        return {method.drawn: params[method.drawn]}
+
+    return _Trained(begin, lambda params: params[method.drawn], averaged, game.loss, game.optimizer, game.given)

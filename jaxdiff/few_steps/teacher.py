@@ -1,0 +1,133 @@
+"""The trained run of which a few-step model is made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+from jax.sharding import Mesh
+
+from jaxdiff import distill, networks, train
+from jaxdiff.experiment import Experiment, UserError
+from jaxdiff.options import Run
+from jaxdiff.parameterize import Prediction
+from jaxdiff.processes import Process
+from jaxdiff.recipe import load_run
+from jaxdiff.types import Apply, Cond, Denoiser
+
+__all__ = ["Teacher", "load_teacher"]
+
+
+def _of_run(context: distill.Context) -> Any:
+    return context.frozen["teacher"]
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A trained run.
+
+    Attributes:
+        path: its folder.
+        experiment: its experiment, with the batch size and the seed of the student's training.
+        guidance: the scale that is distilled into the student; 1: none.
+    """
+
+    path: Path
+    experiment: Experiment
+    guidance: float
+
+    @property
+    def network(self) -> Any:
+        """The Flax module."""
+        return self.experiment.model.network
+
+    @property
+    def process(self) -> Process:
+        """What noises the data."""
+        return self.experiment.model.process
+
+    @property
+    def prediction(self) -> Prediction:
+        """What the network predicts."""
+        return self.experiment.model.prediction
+
+    @property
+    def null_cond(self) -> Any:
+        """The null condition, or None."""
+        return self.experiment.condition.null
+
+    def parameters(self, mesh: Mesh | None = None) -> Any:
+        """Read its averaged parameters.
+
+        Args:
+            mesh: where they lie; None is the default device.
+        """
+        return train.load_params(self.path, "ema", mesh=mesh)
+
+    def init(self, network: Any, key: Array) -> Any:
+        """Draw the parameters of another network of the same data and condition.
+
+        Args:
+            network: a Flax module; "next_noise" and "guidance" are added to the condition where it takes them.
+            key: random key.
+        """
+        cond = {**self.experiment.condition.zeros()}
+        if getattr(network, "next_noise", False):
+            cond["next_noise"] = jnp.zeros(1)
+        if getattr(network, "guidance_dim", None) is not None:
+            cond["guidance"] = jnp.ones(1)
+        return networks.init(network, key, jnp.zeros((1, *self.experiment.medium.shape)), cond)
+
+    def denoiser(
+        self, params: Callable[[distill.Context], Any] = _of_run, *, apply: Apply | None = None, guided: bool = True
+    ) -> distill.Teacher:
+        """Make its denoiser.
+
+        Args:
+            params: context -> the parameters; by default those of the run.
+            apply: the network; by default the run's.
+            guided: with the guidance that is distilled, where there is any.
+        """
+        apply = networks.as_apply(self.network) if apply is None else apply
+        if not guided or self.guidance == 1:
+            return distill.teacher(apply, self.prediction, params=params)
+        return distill.teacher(apply, self.prediction, params=params, guide=self.guide, null_cond=self.null_cond)
+
+    def guide(self, cond: Denoiser, uncond: Denoiser) -> Denoiser:
+        """Guide as the run's sampler does."""
+        return self.experiment.sampling.guide(cond, uncond, self.guidance)
+
+    def with_scale(self, cond: Cond) -> Cond:
+        """Add the scale to a condition, for networks that are given it."""
+        size = cond["label"].shape[0] if "label" in cond else next(iter(cond.values())).shape[0]
+        return {**cond, "guidance": jnp.full((size,), self.guidance, jnp.float32)}
+
+
+def load_teacher(path: str, run: Run, guidance: float | None = None) -> Teacher:
+    """Load the run that a few-step model is made of.
+
+    Args:
+        path: its folder.
+        run: the knobs of the student's training.
+        guidance: the scale to distil; None is that of the run's samples.
+
+    Raises:
+        UserError: the network is none of `jaxdiff.networks`, or it has a learned variance or an autoencoder.
+        ValueError: guidance of a model without a null condition.
+    """
+    changes = {name: getattr(run, name) for name in ("batch", "seed", "grad_accum_steps", "preview_every")}
+    experiment = load_run(path, changes=changes)
+    model = experiment.model
+    if model.network is None:
+        raise UserError(f"a few-step model needs a network of jaxdiff.networks, made by models.of; {path} has another")
+    if model.learned_variance or model.frozen is not None:
+        what = "a learned variance" if model.learned_variance else "an autoencoder"
+        raise UserError(f"a few-step model is made of a network without {what}, and {path} has one")
+    scale = experiment.sampling.guidance if guidance is None else guidance
+    if scale != 1:
+        experiment.condition.check_null()
+    return Teacher(Path(path), experiment, scale)

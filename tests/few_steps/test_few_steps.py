@@ -1,0 +1,90 @@
+"""Few-step experiments of a tiny teacher: each method begins as its teacher, trains, and draws."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdiff import few_steps, run
+from jaxdiff.cli import main
+from jaxdiff.drawing import draw
+from jaxdiff.options import Run
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+pytestmark = pytest.mark.slow  # each compiles a training and a sampler
+KNOBS = Run(steps=4, batch=8, lr=1e-3, preview_every=0)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teacher") / "run"
+    knobs = ["--steps", "20", "--batch", "16", "--width", "8", "--preview-every", "0"]
+    main(["train", str(EXPERIMENTS / "toy2d.py"), "--workdir", str(folder), *knobs])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clothes(tmp_path_factory):
+    """A teacher with guidance."""
+    folder = tmp_path_factory.mktemp("clothes") / "run"
+    knobs = ["--steps", "2", "--batch", "8", "--width", "8", "--preview-every", "0"]
+    main(["train", str(EXPERIMENTS / "fashion.py"), "--workdir", str(folder), *knobs])
+    return folder
+
+
+def student_of(teacher, method, **knobs):
+    return run.load(EXPERIMENTS / "few_steps.py")(teacher=str(teacher), method=method, **{**KNOBS.__dict__, **knobs})
+
+
+@pytest.mark.parametrize("method", [name for name in few_steps.METHODS if name != "guidance"])
+def test_each_method_trains_and_draws(method, teacher, tmp_path):
+    experiment = student_of(teacher, method)
+    begin = experiment.model.pretrained()
+    # The student begins as its teacher: the same function of its own inputs.
+    original = run.load_run(teacher)
+    x, noise = jnp.asarray(np.random.default_rng(0).normal(size=(3, 2)), jnp.float32), jnp.asarray([1.0, 500.0, 900.0])
+    cond = {"next_noise": noise / 2} if experiment.model.network.next_noise else {}
+    expected = original.model.apply(run.parameters(original, teacher), x, noise, {})
+    np.testing.assert_allclose(experiment.model.apply(begin, x, noise, cond), expected, rtol=1e-6)
+
+    state = run.train(experiment, tmp_path / "run")
+    assert int(state.step) == 4 and int(state.skipped) == 0
+    moved = jax.tree.leaves(jax.tree.map(lambda a, b: jnp.any(a != b), begin, state.params))
+    assert sum(map(bool, moved)) > len(moved) / 2
+    params = run.parameters(experiment, tmp_path / "run")
+    sampling = replace(experiment.sampling, steps=2)
+    assert np.all(np.isfinite(draw(replace(experiment, sampling=sampling), params, 4).x))
+
+
+def test_a_run_that_is_cut_in_the_middle_of_a_stage_goes_on_to_the_bit(teacher, tmp_path):
+    """Progressive distillation has a stage for each halving: the teacher, an average, is a part of the state."""
+    ends = {}
+    for name, parts in {"straight": [12], "cut": [5, 12]}.items():
+        for steps in parts:
+            experiment = student_of(teacher, "progressive", steps=12)
+            experiment = replace(experiment, training=replace(experiment.training, steps=steps))
+            ends[name] = run.train(experiment, tmp_path / name)
+    for a, b in zip(jax.tree.leaves(ends["straight"]), jax.tree.leaves(ends["cut"]), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_guidance_becomes_an_input(clothes, tmp_path):
+    experiment = student_of(clothes, "guidance", batch=4, steps=2, guidance=3.0)
+    assert experiment.sampling.guidance == 1
+    state = run.train(experiment, tmp_path / "run")
+    assert int(state.skipped) == 0
+    params = run.parameters(experiment, tmp_path / "run")
+    sampling = replace(experiment.sampling, steps=2)
+    assert np.all(np.isfinite(draw(replace(experiment, sampling=sampling), params, 2).x))
+
+
+def test_mistakes(teacher, tmp_path):
+    with pytest.raises(ValueError, match="sample_steps must be 1, 2, 4 or 8"):
+        student_of(teacher, "progressive", sample_steps=3)
+    with pytest.raises(ValueError, match="without its condition"):
+        student_of(teacher, "consistency", guidance=2.0)
+    with pytest.raises(ValueError, match="holds no run"):
+        student_of(tmp_path, "consistency")
