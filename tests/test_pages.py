@@ -1,4 +1,4 @@
-"""docs/extend.md, likelihood.md and few_steps.md: their blocks run as they stand there; docs/glossary.md fits a screen."""
+"""docs/extend.md, likelihood.md, few_steps.md: blocks run as they stand there; docs/glossary.md fits a screen."""
 
 import re
 from pathlib import Path
