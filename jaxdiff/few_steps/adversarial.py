@@ -23,10 +23,13 @@ LAYERS = re.compile(r"((?:down_blocks|mid_block)\.?\d*\.resnets\.\d+|blocks\.\d+
 
 
 def distribution_matching(teacher: Teacher, run: Run, steps: int) -> Method:
-    """Yin et al. 2024: the difference of the scores of the student's samples and of the teacher's."""
+    """Yin et al. 2024: the difference of the scores of the student's samples and of the teacher's, without guidance.
+
+    Matching the scores of a guided teacher collapses to its modes.
+    """
     losses = distill.distribution_matching(
         _generator(teacher, steps),
-        teacher.denoiser(),
+        teacher.denoiser(guided=False),
         teacher.process,
         apply=networks.as_apply(teacher.network),
         prediction=teacher.prediction,

@@ -125,7 +125,7 @@ def shortcut(teacher: Teacher, run: Run, steps: int) -> Method:
 
 def mean_flow(teacher: Teacher, run: Run, steps: int) -> Method:
     """Geng et al. 2025: the mean velocity of the teacher's guided flow."""
-    return _jumping(teacher, distill.mean_flow, teacher=teacher.denoiser())
+    return _jumping(teacher, distill.mean_flow, pairs=_pairs(), teacher=teacher.denoiser())
 
 
 def _pairs() -> distill.TimePairs:
