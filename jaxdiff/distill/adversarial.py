@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.checks import check_function, check_number, factory
-from jaxdiff.distill.base import Context, Teacher
+from jaxdiff.distill.base import Context, Teacher, split_inputs
 from jaxdiff.distill.critics import (
     AdversarialLoss,
     Generator,
@@ -189,31 +189,31 @@ def adversarial_diffusion(
     check_penalties(loss, r1, 0.0)
     check_number("distillation", distillation, low=0.0)
 
-    def inner(seen: Any, x: Array, cond: Cond) -> tuple[Callable[[Array], Any], Callable[[Any], Array]]:
-        params, context = seen
+    def inner(inputs: Any, x: Array, cond: Cond) -> tuple[Callable[[Array], Any], Callable[[Any], Array]]:
+        params, context = split_inputs(inputs)
         t = jnp.zeros(x.shape[:1], x.dtype)
         level = clean_level(Level(t, t, t))
         embed = features(params, context, cond)
         return lambda x: embed(x, level), lambda h: critic(params["critic"], h, t, cond)
 
-    def student_loss(seen: Any, key: Array, batch: Batch) -> tuple[Array, Metrics]:
+    def student_loss(inputs: Any, key: Array, batch: Batch) -> tuple[Array, Metrics]:
         make_key, t_key, eps_key, _ = jax.random.split(key, 4)
         real, _, cond = split_batch(batch, eps_key)
-        x = generate(seen[0]["student"], make_key, batch)
-        embed, logits = inner(seen, real, cond)
+        x = generate(inputs[0]["student"], make_key, batch)
+        embed, logits = inner(inputs, real, cond)
         adversarial = jnp.mean(generator_value(logits, embed(real), embed(x), loss=loss))
         t, t_weight = times(t_key, x.shape[0])
         level = process(t)
-        target = jax.lax.stop_gradient(teacher(seen[1], cond)(q_sample(x, normal_like(eps_key, x), level), level))
+        target = jax.lax.stop_gradient(teacher(inputs[1], cond)(q_sample(x, normal_like(eps_key, x), level), level))
         c = level.alpha if weight is None else weight(level)
         distilled = jnp.mean(t_weight * c * squared(x, target))
         return adversarial + distillation * distilled, {"adversarial": adversarial, "distillation": distilled}
 
-    def critic_loss(seen: Any, key: Array, batch: Batch) -> tuple[Array, Metrics]:
+    def critic_loss(inputs: Any, key: Array, batch: Batch) -> tuple[Array, Metrics]:
         make_key, _, eps_key, penalty_key = jax.random.split(key, 4)
         real, _, cond = split_batch(batch, eps_key)
-        embed, logits = inner(seen, real, cond)
-        fake = jax.lax.stop_gradient(embed(generate(seen[0]["student"], make_key, batch)))
+        embed, logits = inner(inputs, real, cond)
+        fake = jax.lax.stop_gradient(embed(generate(inputs[0]["student"], make_key, batch)))
         value, metrics = critic_value(
             logits, embed(real), fake, penalty_key, loss=loss, r1=r1, r2=0.0, penalty=gradient_penalty
         )
@@ -242,9 +242,9 @@ def latent_adversarial_diffusion(generate: Generator, adversary: Adversary) -> d
     check_adversary(adversary)
     check_function("generate", generate, "(params, key, batch) -> x")
 
-    def student_loss(seen: Any, key: Array, batch: Batch) -> tuple[Array, Metrics]:
+    def student_loss(inputs: Any, key: Array, batch: Batch) -> tuple[Array, Metrics]:
         make_key, key = jax.random.split(key)
-        return adversarial_term(adversary, seen, generate(seen[0]["student"], make_key, batch), key, batch), {}
+        return adversarial_term(adversary, inputs, generate(inputs[0]["student"], make_key, batch), key, batch), {}
 
     return {"student": student_loss, "critic": noised_critic_loss(generate, adversary)}
 
@@ -252,10 +252,10 @@ def latent_adversarial_diffusion(generate: Generator, adversary: Adversary) -> d
 def noised_critic_loss(generate: Generator, adversary: Adversary) -> Loss:
     """The loss of the critic of noised examples."""
 
-    def loss(seen: Any, key: Array, batch: Batch) -> tuple[Array, Metrics]:
+    def loss(inputs: Any, key: Array, batch: Batch) -> tuple[Array, Metrics]:
         make_key, key, penalty_key = jax.random.split(key, 3)
-        x = jax.lax.stop_gradient(generate(seen[0]["student"], make_key, batch))
-        logits, real, fake, t_weight = _noised(adversary, seen, x, key, batch)
+        x = jax.lax.stop_gradient(generate(inputs[0]["student"], make_key, batch))
+        logits, real, fake, t_weight = _noised(adversary, inputs, x, key, batch)
         options: dict[str, Any] = {name: getattr(adversary, name) for name in ("loss", "r1", "r2", "penalty")}
         value, metrics = critic_value(logits, real, fake, penalty_key, **options)
         return jnp.mean(t_weight * value), metrics
@@ -263,9 +263,9 @@ def noised_critic_loss(generate: Generator, adversary: Adversary) -> Loss:
     return loss
 
 
-def adversarial_term(adversary: Adversary, seen: Any, x: Array, key: Array, batch: Batch) -> Array:
+def adversarial_term(adversary: Adversary, inputs: Any, x: Array, key: Array, batch: Batch) -> Array:
     """The adversarial loss of generated examples x, a scalar."""
-    logits, real, fake, t_weight = _noised(adversary, seen, x, key, batch)
+    logits, real, fake, t_weight = _noised(adversary, inputs, x, key, batch)
     return jnp.mean(t_weight * generator_value(logits, real, fake, loss=adversary.loss))
 
 
@@ -281,10 +281,10 @@ def check_adversary(adversary: Any) -> None:
 
 
 def _noised(
-    adversary: Adversary, seen: Any, x: Array, key: Array, batch: Batch
+    adversary: Adversary, inputs: Any, x: Array, key: Array, batch: Batch
 ) -> tuple[Callable[[Array], Array], Array, Array, Array]:
     """The critic as a function of noised examples, the noised real and generated examples, and the times' weights."""
-    params, context = seen
+    params, context = split_inputs(inputs)
     t_key, real_key, fake_key = jax.random.split(key, 3)
     real, _, cond = split_batch(batch, real_key)
     t, t_weight = adversary.times(t_key, x.shape[0])

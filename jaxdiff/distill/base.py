@@ -16,7 +16,18 @@ from jaxdiff.parameterize import denoiser
 from jaxdiff.processes.base import Process
 from jaxdiff.types import Apply, Cond, Denoiser, Params, Prediction, Scalings
 
-__all__ = ["Context", "Distance", "Guided", "Teacher", "TimePairs", "check_boundary", "context", "like_null", "teacher"]
+__all__ = [
+    "Context",
+    "Distance",
+    "Guided",
+    "Teacher",
+    "TimePairs",
+    "check_boundary",
+    "context",
+    "like_null",
+    "split_inputs",
+    "teacher",
+]
 
 
 class Context(NamedTuple):
@@ -87,6 +98,19 @@ def context(*, ema: bool = False) -> Callable[[Any, Any], Context]:
         (state, frozen) -> Context.
     """
     return lambda state, frozen: Context(state.step - state.skipped, state.ema if ema else None, frozen)
+
+
+def split_inputs(inputs: Any) -> tuple[Params, Context]:
+    """The parameters and the context, the first argument of the losses of this room.
+
+    Raises:
+        ValueError: there is no context.
+    """
+    if not (isinstance(inputs, tuple) and len(inputs) == 2 and isinstance(inputs[1], Context)):
+        raise ValueError(
+            "a few-step loss is given (params, Context): use given=distill.context() in train.make_step, or in Training"
+        )
+    return inputs
 
 
 def teacher(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.checks import check_function, factory
-from jaxdiff.distill.base import Context, Distance, Teacher, TimePairs, check_boundary
+from jaxdiff.distill.base import Context, Distance, Teacher, TimePairs, check_boundary, split_inputs
 from jaxdiff.distill.distances import pseudo_huber
 from jaxdiff.distill.jumps import flow_step
 from jaxdiff.levels import Ends, Level, q_sample
@@ -89,7 +89,7 @@ def consistency(
     next_of = _next(teacher, solver)
 
     def loss(inputs: tuple[Params, Context], key: Array, batch: Batch) -> tuple[Array, Metrics]:
-        params, context = inputs
+        params, context = split_inputs(inputs)
         check_key(key)
         pairs_key, eps_key, net_key = jax.random.split(key, 3)
         x0, eps, cond = split_batch(batch, eps_key)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.checks import check_function, check_number, factory
-from jaxdiff.distill.base import Context, Teacher, check_boundary
+from jaxdiff.distill.base import Context, Teacher, check_boundary, split_inputs
 from jaxdiff.levels import Level, from_x0, q_sample
 from jaxdiff.losses import split_batch
 from jaxdiff.noise import check_key
@@ -84,7 +84,7 @@ def continuous_consistency(
     check_function("times", times, "(key, batch) -> (t, weight)")
 
     def loss(inputs: tuple[Params, Context], key: Array, batch: Batch) -> tuple[Array, Metrics]:
-        params, context = inputs
+        params, context = split_inputs(inputs)
         check_key(key)
         t_key, eps_key, net_key = jax.random.split(key, 3)
         x0, eps, cond = split_batch(batch, eps_key)

@@ -10,7 +10,7 @@ from jax import Array
 
 from jaxdiff.checks import check_function, check_number, factory
 from jaxdiff.distill.adversarial import Adversary, adversarial_term, check_adversary, noised_critic_loss
-from jaxdiff.distill.base import Teacher
+from jaxdiff.distill.base import Teacher, split_inputs
 from jaxdiff.distill.critics import Generator
 from jaxdiff.levels import Level, check_grid, q_sample
 from jaxdiff.losses import denoising_loss, split_batch
@@ -75,8 +75,8 @@ def distribution_matching(
         check_adversary(adversary)
         check_number("adversarial_weight", adversarial_weight, low=0.0)
 
-    def student_loss(seen: Any, key: Array, batch: Batch) -> tuple[Array, Metrics]:
-        params, context = seen
+    def student_loss(inputs: Any, key: Array, batch: Batch) -> tuple[Array, Metrics]:
+        params, context = split_inputs(inputs)
         make_key, t_key, eps_key, key = jax.random.split(key, 4)
         _, _, cond = split_batch(batch, eps_key)
         x = generate(params["student"], make_key, batch)
@@ -91,12 +91,12 @@ def distribution_matching(
         each = jnp.mean(jnp.square(x - jax.lax.stop_gradient(x - grad)), axis=range(1, x.ndim)) / 2
         value, metrics = jnp.mean(t_weight * each), {"matching": jnp.sqrt(jnp.mean(jnp.square(grad)))}
         if adversary is not None:
-            metrics["adversarial"] = adversarial_term(adversary, seen, x, key, batch)
+            metrics["adversarial"] = adversarial_term(adversary, inputs, x, key, batch)
             value = value + adversarial_weight * metrics["adversarial"]
         return value, metrics
 
-    def score_loss(seen: Any, key: Array, batch: Batch) -> tuple[Array, Metrics]:
-        params, _ = seen
+    def score_loss(inputs: Any, key: Array, batch: Batch) -> tuple[Array, Metrics]:
+        params, _ = inputs
         make_key, key, eps_key = jax.random.split(key, 3)
         _, _, cond = split_batch(batch, eps_key)
         x = jax.lax.stop_gradient(generate(params["student"], make_key, batch))

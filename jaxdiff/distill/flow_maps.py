@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.checks import factory
-from jaxdiff.distill.base import Context, Distance, Teacher, TimePairs
+from jaxdiff.distill.base import Context, Distance, Teacher, TimePairs, split_inputs
 from jaxdiff.distill.distances import squared
 from jaxdiff.distill.jumps import Step, between, check, draw, jump, two_jumps, two_time_denoiser, velocity
 from jaxdiff.parameterize import target
@@ -59,8 +59,8 @@ def lagrangian(
     """
     check(apply, process, prediction, pairs)
 
-    def loss(given: tuple[Params, Context], key: Array, batch: Batch) -> tuple[Array, Metrics]:
-        params, context = given
+    def loss(inputs: tuple[Params, Context], key: Array, batch: Batch) -> tuple[Array, Metrics]:
+        params, context = split_inputs(inputs)
         step = draw(process, pairs, context.step, key, batch)
         student = two_time_denoiser(apply, params, prediction, step, dropout=dropout)
 
@@ -111,8 +111,8 @@ def eulerian(
     """
     check(apply, process, prediction, pairs)
 
-    def loss(given: tuple[Params, Context], key: Array, batch: Batch) -> tuple[Array, Metrics]:
-        params, context = given
+    def loss(inputs: tuple[Params, Context], key: Array, batch: Batch) -> tuple[Array, Metrics]:
+        params, context = split_inputs(inputs)
         step = draw(process, pairs, context.step, key, batch)
         student = two_time_denoiser(apply, params, prediction, step, dropout=dropout)
         x0 = step.x0 if teacher is None else teacher(context, step.cond)(step.x, step.cur)
@@ -162,8 +162,8 @@ def semigroup(
     """
     check(apply, process, prediction, pairs)
 
-    def loss(given: tuple[Params, Context], key: Array, batch: Batch) -> tuple[Array, Metrics]:
-        params, context = given
+    def loss(inputs: tuple[Params, Context], key: Array, batch: Batch) -> tuple[Array, Metrics]:
+        params, context = split_inputs(inputs)
         step = draw(process, pairs, context.step, key, batch)
         student = two_time_denoiser(apply, params, prediction, step, dropout=dropout)
         mid = process(between(step.more, step.t, step.s))

@@ -57,8 +57,8 @@ def gan(
     check_function("critic", critic, "(params, x, t, cond) -> logits")
     check_penalties(loss, r1, r2)
 
-    def prepare(seen: Any, key: Array, batch: Batch) -> tuple[Any, Array, Array, Array]:
-        params, _ = seen
+    def prepare(inputs: Any, key: Array, batch: Batch) -> tuple[Any, Array, Array, Array]:
+        params, _ = inputs
         make_key, eps_key, penalty_key = jax.random.split(key, 3)
         real, _, cond = split_batch(batch, eps_key)
         t = jnp.zeros(real.shape[:1], real.dtype)
@@ -69,12 +69,12 @@ def gan(
             penalty_key,
         )
 
-    def generator_loss(seen: Any, key: Array, batch: Batch) -> tuple[Array, Metrics]:
-        logits, real, fake, _ = prepare(seen, key, batch)
+    def generator_loss(inputs: Any, key: Array, batch: Batch) -> tuple[Array, Metrics]:
+        logits, real, fake, _ = prepare(inputs, key, batch)
         return jnp.mean(generator_value(logits, real, fake, loss=loss)), {}
 
-    def critic_loss(seen: Any, key: Array, batch: Batch) -> tuple[Array, Metrics]:
-        logits, real, fake, key = prepare(seen, key, batch)
+    def critic_loss(inputs: Any, key: Array, batch: Batch) -> tuple[Array, Metrics]:
+        logits, real, fake, key = prepare(inputs, key, batch)
         fake = jax.lax.stop_gradient(fake)
         value, metrics = critic_value(logits, real, fake, key, loss=loss, r1=r1, r2=r2, penalty=penalty)
         return jnp.mean(value), metrics

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.checks import check_function, check_number, factory
-from jaxdiff.distill.base import Context, Teacher, like_null
+from jaxdiff.distill.base import Context, Teacher, like_null, split_inputs
 from jaxdiff.distill.distances import squared
 from jaxdiff.guidance import cfg
 from jaxdiff.levels import q_sample
@@ -75,7 +75,7 @@ def guidance_distillation(
         )
 
     def loss(inputs: tuple[Params, Context], key: Array, batch: Batch) -> tuple[Array, Metrics]:
-        params, context = inputs
+        params, context = split_inputs(inputs)
         t_key, eps_key, net_key = jax.random.split(key, 3)
         x0, eps, cond = split_batch(batch, eps_key)
         t, t_weight = times(t_key, x0.shape[0])

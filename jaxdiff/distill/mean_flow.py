@@ -8,7 +8,7 @@ import numpy as np
 from jax import Array
 
 from jaxdiff.checks import concrete, describe, factory, is_traced
-from jaxdiff.distill.base import Context, Distance, Teacher, TimePairs
+from jaxdiff.distill.base import Context, Distance, Teacher, TimePairs, split_inputs
 from jaxdiff.distill.distances import adaptive
 from jaxdiff.distill.jumps import check, draw
 from jaxdiff.distill.sorted_pairs import sorted_pairs
@@ -63,8 +63,8 @@ def mean_flow(
     _check_flow(process, prediction)
     distance = adaptive(1.0, 0.01) if distance is None else distance
 
-    def loss(given: tuple[Params, Context], key: Array, batch: Batch) -> tuple[Array, Metrics]:
-        params, context = given
+    def loss(inputs: tuple[Params, Context], key: Array, batch: Batch) -> tuple[Array, Metrics]:
+        params, context = split_inputs(inputs)
         step = draw(process, pairs, context.step, key, batch)
 
         def u(x: Array, t: Array, s: Array) -> Array:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.checks import check_function, concrete, factory
-from jaxdiff.distill.base import Context, Teacher
+from jaxdiff.distill.base import Context, Teacher, split_inputs
 from jaxdiff.distill.base import teacher as make_teacher
 from jaxdiff.distill.distances import squared
 from jaxdiff.distill.jumps import two_jumps
@@ -82,7 +82,7 @@ def progressive(
         check_function("teacher", teacher, "(context, cond) -> denoiser")
 
     def loss(inputs: tuple[Params, Context], key: Array, batch: Batch) -> tuple[Array, Metrics]:
-        params, context = inputs
+        params, context = split_inputs(inputs)
         if average(context) is None:
             raise ValueError("progressive needs the parameters' average: given=distill.context(ema=True)")
         check_key(key)

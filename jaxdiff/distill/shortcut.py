@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.checks import check_number, factory
-from jaxdiff.distill.base import Context, TimePairs, like_null
+from jaxdiff.distill.base import Context, TimePairs, like_null, split_inputs
 from jaxdiff.distill.distances import squared
 from jaxdiff.distill.jumps import Step, average, check, draw, two_jumps, two_time_denoiser
 from jaxdiff.guidance import drop_condition
@@ -72,8 +72,8 @@ def shortcut(
     check(apply, process, prediction, pairs)
     smallest = (start - end) / steps
 
-    def loss(given: tuple[Params, Context], key: Array, batch: Batch) -> tuple[Array, Metrics]:
-        params, context = given
+    def loss(inputs: tuple[Params, Context], key: Array, batch: Batch) -> tuple[Array, Metrics]:
+        params, context = split_inputs(inputs)
         step = draw(process, pairs, context.step, key, batch)
         size = step.t - step.s
         half = size > 1.5 * smallest  # the target is made of half steps

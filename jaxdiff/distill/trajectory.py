@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.checks import check_number, factory
-from jaxdiff.distill.base import Context, Distance, Teacher, TimePairs
+from jaxdiff.distill.base import Context, Distance, Teacher, TimePairs, split_inputs
 from jaxdiff.distill.distances import pseudo_huber, squared
 from jaxdiff.distill.jumps import average, between, check, draw, flow_step, jump, two_time_denoiser
 from jaxdiff.levels import Level, clean_level
@@ -63,8 +63,8 @@ def trajectory(
     distance = pseudo_huber() if distance is None else distance
     to_mid = flow_step(heun() if solver is None else solver)
 
-    def loss(given: tuple[Params, Context], key: Array, batch: Batch) -> tuple[Array, Metrics]:
-        params, context = given
+    def loss(inputs: tuple[Params, Context], key: Array, batch: Batch) -> tuple[Array, Metrics]:
+        params, context = split_inputs(inputs)
         step = draw(process, pairs, context.step, key, batch)
         x, cur, nxt = step.x, step.cur, step.nxt
         mid = process(between(step.more, step.t, step.s))

@@ -17,8 +17,8 @@ def flow_map() -> Solver:
     """x_s = (sigma_s / sigma_t) x_t + alpha_s (1 - exp(-h)) D(x_t, t, s): one network call jumps from t to any s < t.
 
     For a velocity on `processes.Flow` it is x_s = x_t - (t - s) u(x_t, t, s), with the mean velocity u of MeanFlow
-    (Geng et al. 2025, arXiv:2505.13447, eq. 3) or of shortcut models (Frans et al. 2024, arXiv:2410.12557, eq. 3); on
-    `processes.EDM` it is G of consistency trajectory models (Kim et al. 2023, arXiv:2310.02279, eq. 5). The denoiser is
+    (Geng et al. 2025, arXiv:2505.13447) or of shortcut models (Frans et al. 2024, arXiv:2410.12557); on
+    `processes.EDM` it is G of consistency trajectory models (Kim et al. 2023, arXiv:2310.02279). The denoiser is
     called with three arguments, (x, cur, nxt), as `parameterize.denoiser` makes it of a network with `next_noise`.
 
     Returns:
