@@ -93,10 +93,14 @@ def train_step(experiment: Experiment, mesh: Mesh) -> Program:
         averaged=part.averaged,
     )
     context = frozen if part.given is None else jax.eval_shape(part.given, state, frozen)
-    params = state.params if context is None else (state.params, context)
+
+    def loss(params: Any, context: Any, key: Any, batch: Any) -> Any:
+        return part.loss(params if context is None else (params, context), key, batch)
+
+    arguments = state.params, context, jax.random.key(0), batch
     with use_mesh(mesh):
-        once = jax.make_jaxpr(part.loss)(params, jax.random.key(0), batch)
-        gradient = jax.make_jaxpr(jax.grad(part.loss, has_aux=True))(params, jax.random.key(0), batch)
+        once = jax.make_jaxpr(loss)(*arguments)
+        gradient = jax.make_jaxpr(jax.grad(loss, has_aux=True))(*arguments)
         lowered = step.lower(state, batch)
     memory, module = _compile(lowered, (state, batch), mesh)
     traced = flops.of_jaxpr(gradient)

@@ -81,6 +81,24 @@ def test_guidance_becomes_an_input(clothes, tmp_path):
     assert np.all(np.isfinite(draw(replace(experiment, sampling=sampling), params, 2).x))
 
 
+def test_commands_take_it_like_any_other(teacher, tmp_path, capsys):
+    file, knobs = (
+        str(EXPERIMENTS / "few_steps.py"),
+        ["--teacher", str(teacher), "--method", "semigroup", "--batch", "16"],
+    )
+    main(["plan", file, *knobs, "--topology", "cpu:8", "--mesh", "data=8"])
+    assert "all-reduce" in capsys.readouterr().out
+    folder = tmp_path / "run"
+    main(["train", file, *knobs, "--steps", "2", "--preview-every", "0", "--workdir", str(folder)])
+    main(["sample", str(folder), "--steps", "2", "--num", "4", "--out", str(tmp_path / "x.npz")])
+    assert np.load(tmp_path / "x.npz")["x"].shape == (4, 2)
+    main(["export", str(folder), "--out", str(tmp_path / "sampler.jaxdiff")])
+    assert (tmp_path / "sampler.jaxdiff").stat().st_size > 0
+    with pytest.raises(SystemExit) as stop:
+        main(["sample", str(folder), "--guidance", "2", "--out", str(tmp_path / "y.npz")])
+    assert stop.value.code == 2 and "use --guidance 1" in capsys.readouterr().err
+
+
 def test_mistakes(teacher, tmp_path):
     with pytest.raises(ValueError, match="sample_steps must be 1, 2, 4 or 8"):
         student_of(teacher, "progressive", sample_steps=3)
