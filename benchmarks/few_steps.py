@@ -121,7 +121,7 @@ def _cell(values: list[float], column: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("teacher", type=lambda path: Path(path).resolve())
-    parser.add_argument("--methods", nargs="*", default=sorted(few_steps.METHODS))
+    parser.add_argument("--methods", nargs="*", default=sorted(few_steps.METHODS), help="none: write the page alone")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--num", type=int, default=5000, help="samples that are measured")
     parser.add_argument("--folder", type=Path, default=Path("runs/few_steps"))
@@ -130,7 +130,7 @@ def main() -> None:
     arguments.folder.mkdir(parents=True, exist_ok=True)
     path = arguments.folder / "results.json"
     results = json.loads(path.read_text()) if path.exists() else {}
-    for seed in arguments.seeds:
+    for seed in arguments.seeds if arguments.methods else ():
         for name in ("", *arguments.methods):
             done = results.setdefault(name or "a teacher", {})
             if str(seed) in done:
