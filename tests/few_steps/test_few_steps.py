@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff import few_steps, run
+from jaxdiff import distill, few_steps, run, train
 from jaxdiff.cli import main
 from jaxdiff.drawing import draw
 from jaxdiff.options import Run
@@ -40,17 +40,29 @@ def student_of(teacher, method, **knobs):
 
 
 @pytest.mark.parametrize("method", [name for name in few_steps.METHODS if name != "guidance"])
-def test_each_method_trains_and_draws(method, teacher, tmp_path):
+def test_each_method_begins_as_its_teacher_and_has_a_step(method, teacher):
     experiment = student_of(teacher, method)
-    begin = experiment.model.pretrained()
-    if method != "gan":  # the student begins as its teacher: the same function of its own inputs
+    begin, part = experiment.model.pretrained(), experiment.training
+    if method != "gan":  # the same function of its own inputs
         original, rng = run.load_run(teacher), np.random.default_rng(0)
         x, noise = jnp.asarray(rng.normal(size=(3, 2)), jnp.float32), jnp.asarray([1.0, 500.0, 900.0])
         cond = {"next_noise": noise / 2} if experiment.model.network.next_noise else {}
         expected = original.model.apply(run.parameters(original, teacher), x, noise, {})
         np.testing.assert_allclose(experiment.model.apply(begin, x, noise, cond), expected, rtol=1e-6)
 
-    state = run.train(experiment, tmp_path / "run")
+    options = {"ema": part.ema, "averaged": part.averaged}
+    update = train.make_update(part.loss, part.optimizer, key=jax.random.key(0), given=part.given, **options)
+    state = jax.eval_shape(lambda params: train.new_state(params, part.optimizer, **options), begin)
+    batch = {"x": jax.ShapeDtypeStruct((8, 2), jnp.float32)}
+    after, metrics = jax.eval_shape(update, state, batch, experiment.frozen_of_loss())
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), after) == jax.tree.map(lambda a: (a.shape, a.dtype), state)
+    assert {"loss", "grad_norm", "skipped"} <= metrics.keys()
+
+
+@pytest.mark.parametrize("method", ["consistency", "mean_flow", "distribution_matching"])
+def test_it_trains_and_draws(method, teacher, tmp_path):
+    experiment = student_of(teacher, method)
+    begin, state = experiment.model.pretrained(), run.train(experiment, tmp_path / "run")
     assert int(state.step) == 4 and int(state.skipped) == 0
     moved = jax.tree.leaves(jax.tree.map(lambda a, b: jnp.any(a != b), begin, state.params))
     assert sum(map(bool, moved)) > len(moved) / 2
@@ -71,14 +83,16 @@ def test_a_run_that_is_cut_in_the_middle_of_a_stage_goes_on_to_the_bit(teacher, 
         np.testing.assert_array_equal(a, b)
 
 
-def test_guidance_becomes_an_input(clothes, tmp_path):
+def test_guidance_becomes_an_input(clothes):
     experiment = student_of(clothes, "guidance", steps=2, guidance=3.0)
     assert experiment.sampling.guidance == 1
-    state = run.train(experiment, tmp_path / "run")
-    assert int(state.skipped) == 0
-    params = run.parameters(experiment, tmp_path / "run")
-    sampling = replace(experiment.sampling, steps=2)
+    params, label = experiment.model.pretrained(), {"label": jnp.array([1, 2])}
+    sampling = replace(experiment.sampling, steps=2)  # which gives the network the scale
     assert np.all(np.isfinite(draw(replace(experiment, sampling=sampling), params, 2).x))
+    context = distill.Context(jnp.int32(0), None, experiment.frozen_of_loss())
+    batch = {"x": jnp.ones((2, 28, 28, 1)), **label}
+    loss, _ = jax.eval_shape(experiment.training.loss, (params, context), jax.random.key(0), batch)
+    assert loss.shape == ()
 
 
 def test_commands_take_it_like_any_other(teacher, tmp_path, capsys):
