@@ -31,9 +31,10 @@ def experiment(
     """
     original = few_steps.load_teacher(teacher, run, guidance)
     chosen = few_steps.METHODS[method](original, run, sample_steps)
-    updates = chosen.stage_updates or run.steps
-
-    def optimizer():
-        return train.muon(run.lr, warmup_steps=min(20, updates // 10), steps=updates, schedule="cosine")
-
-    return few_steps.experiment_of(original, chosen, run, optimizer=optimizer, steps=sample_steps)
+    return few_steps.experiment_of(
+        original,
+        chosen,
+        run,
+        optimizer=lambda n: train.muon(run.lr, warmup_steps=min(20, n // 10), steps=n, schedule="cosine"),
+        steps=sample_steps,
+    )

@@ -39,7 +39,8 @@ def sample(
     grid, the condition or the key need no new compilation, and compile time does not grow with N.
 
     Args:
-        denoise: (x_t, level) -> x0_hat; see `parameterize.denoiser` and `guidance`.
+        denoise: (x_t, level) -> x0_hat; see `parameterize.denoiser` and `guidance`. A `types.FlowMap` for
+            `solvers.flow_map`.
         solver: one of `solvers`, or your own.
         levels: fields [N + 1], noisiest first; see `grids`.
         x: x_T, [B, ...]; see `noise.prior`.

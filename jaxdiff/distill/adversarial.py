@@ -158,7 +158,7 @@ def adversarial_diffusion(
     distillation: float = 2.5,
     weight: Weight | None = None,
 ) -> dict[str, Loss]:
-    """Adversarial diffusion distillation (Sauer et al. 2023, ADD, arXiv:2311.17042, eq. 1-4).
+    """Adversarial diffusion distillation (Sauer et al. 2023, ADD, arXiv:2311.17042).
 
     The student minimizes the adversarial loss plus distillation c(t) |x_hat - sg(teacher(x_t))|^2, a mean over the
     dimensions, where x_t is the student's own x_hat, noised.

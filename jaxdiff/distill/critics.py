@@ -100,7 +100,7 @@ relativistic = AdversarialLoss(
 
 
 def gradient_penalty(logits: Logits, h: Any, key: Array) -> Array:
-    """|grad_h D|^2, D being the mean of an example's logits (Mescheder et al. 2018, arXiv:1801.04406, eq. 9)."""
+    """|grad_h D|^2, D being the mean of an example's logits (Mescheder et al. 2018, arXiv:1801.04406)."""
     grads = jax.grad(lambda h: jnp.sum(_mean(logits(h))))(h)
     squares = [jnp.sum(jnp.square(g), axis=range(1, g.ndim)) for g in jax.tree.leaves(grads)]
     return jnp.sum(jnp.stack(squares), axis=0)

@@ -29,7 +29,7 @@ def norm(a: Array, b: Array) -> Array:
 
 @factory
 def pseudo_huber(c: float | None = None) -> Distance:
-    """sqrt(|a - b|^2 + c^2) - c, with |.|^2 a sum over D dimensions (Song and Dhariwal 2023, arXiv:2310.14189, eq. 7).
+    """sqrt(|a - b|^2 + c^2) - c, with |.|^2 a sum over D dimensions (Song and Dhariwal 2023, arXiv:2310.14189).
 
     Args:
         c: where the distance turns from squared to linear; None is the paper's 0.00054 sqrt(D).
@@ -49,7 +49,7 @@ def pseudo_huber(c: float | None = None) -> Distance:
 
 @factory
 def adaptive(p: float = 1.0, c: float = 0.01) -> Distance:
-    """|a - b|^2 / sg(|a - b|^2 + c)^p, |.|^2 a sum over the dimensions (Geng et al. 2025, arXiv:2505.13447, eq. 22).
+    """|a - b|^2 / sg(|a - b|^2 + c)^p, |.|^2 a sum over the dimensions (Geng et al. 2025, arXiv:2505.13447).
 
     Args:
         p: 0 is the squared distance, 1/2 is close to pseudo-Huber's, 1 makes all gradients equally long.

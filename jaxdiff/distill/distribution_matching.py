@@ -36,7 +36,7 @@ def distribution_matching(
     adversary: Adversary | None = None,
     adversarial_weight: float = 3e-3,
 ) -> dict[str, Loss]:
-    """Distribution matching distillation (Yin et al. 2023, DMD, arXiv:2311.18828, eq. 7-8; 2024, DMD2, 2405.14867).
+    """Distribution matching distillation (Yin et al. 2023, DMD, arXiv:2311.18828; 2024, DMD2, 2405.14867).
 
     The student's examples x are noised, and denoised by the teacher and by a second network, "fake", which learns to
     denoise the student's examples. The gradient of KL(student | teacher) with respect to x is proportional to

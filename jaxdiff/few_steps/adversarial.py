@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff import distill, networks, solvers, times, trees
+from jaxdiff import distill, networks, solvers, trees
 from jaxdiff.experiment import UserError
 from jaxdiff.few_steps.method import Method, method_of
 from jaxdiff.few_steps.teacher import Teacher
 from jaxdiff.levels import clean_level
+from jaxdiff.losses import default_times
 from jaxdiff.options import Run
 
 __all__ = ["adversarial", "distribution_matching", "gan", "latent_adversarial"]
@@ -54,7 +55,7 @@ def adversarial(teacher: Teacher, run: Run, steps: int) -> Method:
         teacher.process,
         features=clean,
         critic=networks.as_apply(critic),
-        times=times.uniform(0.02, 0.98),
+        times=default_times(teacher.process),
     )
     return _against(teacher, critic, losses)
 
@@ -62,7 +63,7 @@ def adversarial(teacher: Teacher, run: Run, steps: int) -> Method:
 def latent_adversarial(teacher: Teacher, run: Run, steps: int) -> Method:
     """Sauer et al. 2024, LADD: a critic of the teacher's features of noised examples."""
     features, critic = _features(teacher)
-    adversary = distill.Adversary(features, networks.as_apply(critic), teacher.process, times.logit_normal())
+    adversary = distill.Adversary(features, networks.as_apply(critic), teacher.process, default_times(teacher.process))
     return _against(teacher, critic, distill.latent_adversarial_diffusion(_generator(teacher, steps), adversary))
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
 
-from jaxdiff import distill, losses, networks, noise, solvers, times, train
+from jaxdiff import distill, losses, networks, solvers, train
 from jaxdiff.experiment import UserError
 from jaxdiff.few_steps.adversarial import adversarial, distribution_matching, gan, latent_adversarial
 from jaxdiff.few_steps.method import Method, method_of
@@ -102,7 +101,7 @@ def reflow(teacher: Teacher, run: Run, steps: int) -> Method:
         params, context = inputs
         x0, _, cond = losses.split_batch(batch, key)
         pair_key, key = jax.random.split(key)
-        keys = jax.vmap(partial(noise.fold_in, pair_key))(jax.numpy.arange(x0.shape[0]))
+        keys = jax.random.split(pair_key, x0.shape[0])
         denoise = lambda cond: teach(context, cond)  # noqa: E731
         pairs = distill.reflow(denoise, solvers.dpmpp_2m(), levels, keys, shape=x0.shape[1:], cond=cond)
         return straight(params, key, pairs)
@@ -125,31 +124,33 @@ def shortcut(teacher: Teacher, run: Run, steps: int) -> Method:
 
 def mean_flow(teacher: Teacher, run: Run, steps: int) -> Method:
     """Geng et al. 2025: the mean velocity of the teacher's guided flow."""
-    return _jumping(teacher, distill.mean_flow, pairs=_pairs(), teacher=teacher.denoiser())
+    return _jumping(teacher, distill.mean_flow, pairs=_pairs(teacher), teacher=teacher.denoiser())
 
 
-def _pairs() -> distill.TimePairs:
-    return distill.sorted_pairs(times.uniform(1e-3, 1 - 1e-3), 0.25)
+def _pairs(teacher: Teacher) -> distill.TimePairs:
+    return distill.sorted_pairs(losses.default_times(teacher.process), 0.25)
 
 
 def lagrangian(teacher: Teacher, run: Run, steps: int) -> Method:
     """Boffi et al. 2024: flow maps by the derivative with respect to the end of a step."""
-    return _jumping(teacher, distill.lagrangian, pairs=_pairs(), teacher=teacher.denoiser())
+    return _jumping(teacher, distill.lagrangian, pairs=_pairs(teacher), teacher=teacher.denoiser())
 
 
 def eulerian(teacher: Teacher, run: Run, steps: int) -> Method:
     """Boffi et al. 2024: flow maps by the derivative with respect to the start of a step."""
-    return _jumping(teacher, distill.eulerian, pairs=_pairs(), teacher=teacher.denoiser())
+    return _jumping(teacher, distill.eulerian, pairs=_pairs(teacher), teacher=teacher.denoiser())
 
 
 def semigroup(teacher: Teacher, run: Run, steps: int) -> Method:
     """Boffi et al. 2024: flow maps by two steps that end where one does."""
-    return _jumping(teacher, distill.semigroup, pairs=_pairs(), teacher=teacher.denoiser())
+    return _jumping(teacher, distill.semigroup, pairs=_pairs(teacher), teacher=teacher.denoiser())
 
 
 def trajectory(teacher: Teacher, run: Run, steps: int) -> Method:
     """Kim et al. 2023: consistency trajectories, by the teacher's steps."""
-    return _jumping(teacher, distill.trajectory, pairs=_pairs(), teacher=teacher.denoiser(), solver=solvers.ddim())
+    return _jumping(
+        teacher, distill.trajectory, pairs=_pairs(teacher), teacher=teacher.denoiser(), solver=solvers.ddim()
+    )
 
 
 METHODS: dict[str, Callable[[Teacher, Run, int], Method]] = {

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
+import numpy as np
 
 from jaxdiff import distill, networks, train
 from jaxdiff.experiment import Experiment
@@ -38,7 +39,7 @@ class _Trained(NamedTuple):
 
 
 def experiment_of(
-    teacher: Teacher, method: Method, run: Run, *, optimizer: Callable[[], Any], steps: int
+    teacher: Teacher, method: Method, run: Run, *, optimizer: Callable[[int], Any], steps: int
 ) -> Experiment:
     """Make the experiment of a student, which begins with the teacher's weights.
 
@@ -46,14 +47,15 @@ def experiment_of(
         teacher: the trained run.
         method: what is trained.
         run: the common knobs.
-        optimizer: makes an optax optimizer, for each player.
+        optimizer: number of updates that it makes, of a stage or of a player -> an optax optimizer.
         steps: of a sample.
     """
     given, network = teacher.experiment, method.network
     encode, apply = given.condition.encode, networks.as_apply(network)
     if getattr(network, "guidance_dim", None) is not None:
         encode = lambda params, cond: teacher.with_scale(given.condition.encode(params, cond))  # noqa: E731
-    trained = _players(method, optimizer) if isinstance(method.loss, Mapping) else _alone(method, optimizer)
+    make = _players if isinstance(method.loss, Mapping) else _alone
+    trained = make(method, run.steps, optimizer)
 
     def init(key: Any) -> Any:
         return trained.begin(key, teacher.init(network, key))
@@ -83,20 +85,22 @@ def experiment_of(
     return Experiment(model, training, sampling, condition, given.medium, run.seed)
 
 
-def _alone(method: Method, optimizer: Callable[[], Any]) -> _Trained:
-    made = optimizer()
+def _alone(method: Method, steps: int, optimizer: Callable[[int], Any]) -> _Trained:
+    made = optimizer(method.stage_updates or steps)
     if method.stage_updates:
         made = train.restarting(made, method.stage_updates)
     given = distill.context(ema=True)
     return _Trained(lambda key, params: params, lambda params: params, None, method.loss, made, given)
 
 
-def _players(method: Method, optimizer: Callable[[], Any]) -> _Trained:
-    each = {name: train.Player(loss, optimizer()) for name, loss in method.loss.items()}  # type: ignore[union-attr]
-    game = train.players(each, method.turn, given=distill.context())  # type: ignore[arg-type]
+def _players(method: Method, steps: int, optimizer: Callable[[int], Any]) -> _Trained:
+    losses, turn, others = cast(Any, (method.loss, method.turn, method.others))  # a method of players has them all
+    turns = jax.vmap(turn)(np.arange(steps))
+    each = {name: train.Player(loss, optimizer(int(np.sum(turns[name])))) for name, loss in losses.items()}
+    game = train.players(each, turn, given=distill.context())
 
     def begin(key: Any, params: Any) -> Any:
-        return {method.drawn: params, **method.others(jax.random.fold_in(key, 1), params)}  # type: ignore[misc]
+        return {method.drawn: params, **others(jax.random.fold_in(key, 1), params)}
 
     def averaged(params: Any) -> Any:
         return {method.drawn: params[method.drawn]}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh
@@ -17,13 +17,9 @@ from jaxdiff.options import Run
 from jaxdiff.parameterize import Prediction
 from jaxdiff.processes import Process
 from jaxdiff.recipe import load_run
-from jaxdiff.types import Apply, Cond, Denoiser
+from jaxdiff.types import Cond, Denoiser
 
 __all__ = ["Teacher", "load_teacher"]
-
-
-def _of_run(context: distill.Context) -> Any:
-    return context.frozen["teacher"]
 
 
 @dataclass(frozen=True)
@@ -82,20 +78,16 @@ class Teacher:
             cond["guidance"] = jnp.ones(1)
         return networks.init(network, key, jnp.zeros((1, *self.experiment.medium.shape)), cond)
 
-    def denoiser(
-        self, params: Callable[[distill.Context], Any] = _of_run, *, apply: Apply | None = None, guided: bool = True
-    ) -> distill.Teacher:
-        """Make its denoiser.
+    def denoiser(self, *, guided: bool = True) -> distill.Teacher:
+        """Make its denoiser, whose parameters are `context.frozen["teacher"]`.
 
         Args:
-            params: context -> the parameters; by default those of the run.
-            apply: the network; by default the run's.
             guided: with the guidance that is distilled, where there is any.
         """
-        apply = networks.as_apply(self.network) if apply is None else apply
+        apply = networks.as_apply(self.network)
         if not guided or self.guidance == 1:
-            return distill.teacher(apply, self.prediction, params=params)
-        return distill.teacher(apply, self.prediction, params=params, guide=self.guide, null_cond=self.null_cond)
+            return distill.teacher(apply, self.prediction)
+        return distill.teacher(apply, self.prediction, guide=self.guide, null_cond=self.null_cond)
 
     def guide(self, cond: Denoiser, uncond: Denoiser) -> Denoiser:
         """Guide as the run's sampler does."""
@@ -103,7 +95,7 @@ class Teacher:
 
     def with_scale(self, cond: Cond) -> Cond:
         """Add the scale to a condition, for networks that are given it."""
-        size = cond["label"].shape[0] if "label" in cond else next(iter(cond.values())).shape[0]
+        size = jax.tree.leaves(cond)[0].shape[0]
         return {**cond, "guidance": jnp.full((size,), self.guidance, jnp.float32)}
 
 

@@ -13,9 +13,11 @@ from jaxdiff.messages import listed
 __all__ = ["start_from"]
 
 # Modules that a few-step student may have and its teacher not: embeddings of the step's end and of a guidance scale.
-# The last layer of each is zero at first: the one of the step's end as drawn, those of the scale are set to zero.
-NEW = re.compile(r"(.*/)?(next_time_embedding|time_embedding\.cond_proj|time_text_embed\.guidance_embedder)/.*")
-LAST = re.compile(r"(.*/)?(time_embedding\.cond_proj|time_text_embed\.guidance_embedder/linear_2)/kernel")
+# The last layer of each is drawn as zero; Flux's, which is drawn as published, is set to zero.
+NEW = re.compile(
+    r"(.*/)?(next_time_embedding|guidance_embedding|time_embedding\.cond_proj|time_text_embed\.guidance_embedder)/.*"
+)
+LAST = re.compile(r"(.*/)?time_text_embed\.guidance_embedder/linear_2/kernel")
 
 
 def start_from(student: Any, teacher: Any) -> Any:

@@ -2,13 +2,14 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff import distill, few_steps, run, train
+from jaxdiff import conditions, distill, few_steps, run, train
 from jaxdiff.cli import main
 from jaxdiff.drawing import draw
 from jaxdiff.options import Run
@@ -113,7 +114,27 @@ def test_commands_take_it_like_any_other(teacher, tmp_path, capsys):
     assert stop.value.code == 2 and "use --guidance 1" in capsys.readouterr().err
 
 
+def test_each_player_has_an_optimizer_of_its_own_number_of_updates(teacher):
+    original, counts = few_steps.load_teacher(str(teacher), KNOBS), []
+
+    def optimizer(updates):
+        counts.append(updates)
+        return train.adamw(1e-3)
+
+    for method in ("distribution_matching", "gan", "progressive", "consistency"):
+        chosen = few_steps.METHODS[method](original, replace(KNOBS, steps=12), 1)
+        few_steps.experiment_of(original, chosen, replace(KNOBS, steps=12), optimizer=optimizer, steps=1)
+    assert counts == [4, 8, 6, 6, 3, 12]  # student and fake; generator and critic; a stage; all
+
+
+def test_the_command_line_knows_the_methods():
+    assert get_args(run.load(EXPERIMENTS / "few_steps.py").__annotations__["method"]) == tuple(few_steps.METHODS)
+
+
 def test_mistakes(teacher, tmp_path):
+    student = student_of(teacher, "semigroup")
+    with pytest.raises(ValueError, match="both ends of a step has its guidance distilled"):
+        replace(student, condition=conditions.label(3), sampling=replace(student.sampling, guidance=2.0))
     with pytest.raises(ValueError, match="sample_steps must be 1, 2, 4 or 8"):
         student_of(teacher, "progressive", sample_steps=3)
     with pytest.raises(ValueError, match="without its condition"):

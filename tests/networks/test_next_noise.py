@@ -104,20 +104,23 @@ def test_a_teacher_of_another_network_is_refused(student, teacher, match):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["unet", "flux"])
+@pytest.mark.parametrize("name", ["mlp", "unet", "dit", "flux"])
 def test_a_guidance_scale_is_without_effect_at_first(name):
-    module, cond = CASES["unet"][0].clone(guidance_dim=8), LABEL
-    if name == "flux":
+    if name != "flux":
+        module, x = CASES[name]
+        module, cond = module.clone(guidance_dim=8), LABEL
+    else:
+        x = PICTURES
         sizes = {"width": 16, "layers": 1, "single_layers": 1, "num_heads": 2, "axes": (2, 2, 4)}
         module = Flux(**sizes, context_dim=4, pooled_dim=4, guidance=True)
         cond = {"tokens": np.ones((2, 3, 4), np.float32), "vector": np.ones((2, 4), np.float32)}
     scales = [{"guidance": np.array(scale, np.float32)} for scale in ([1.5, 4.0], [1.0, 9.0])]
-    fresh = networks.init(module, KEY, PICTURES, cond | scales[0])
-    new = "time_embedding.cond_proj", "time_text_embed.guidance_embedder"
+    fresh = networks.init(module, KEY, x, cond | scales[0])
+    new = "guidance_embedding", "time_embedding.cond_proj", "time_text_embed.guidance_embedder"
     teacher = noisy({name: a for name, a in fresh.items() if name not in new})
     apply = jax.jit(networks.as_apply(module))
-    a, b = (apply(start_from(fresh, teacher), PICTURES, NOISE, cond | scale) for scale in scales)
+    a, b = (apply(start_from(fresh, teacher), x, NOISE, cond | scale) for scale in scales)
     np.testing.assert_array_equal(a, b)
     trained = fresh | teacher | {name: noisy(fresh[name]) for name in new if name in fresh}
-    c, d = (apply(trained, PICTURES, NOISE, cond | scale) for scale in scales)
+    c, d = (apply(trained, x, NOISE, cond | scale) for scale in scales)
     assert np.abs(c - d).max() > 1e-3  # the network looks at it
