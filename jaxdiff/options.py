@@ -87,8 +87,8 @@ def absolute(path: str) -> str:
 
 
 def _absolute_source(name: str) -> str:
-    folder = "folder:"
-    return folder + absolute(name.removeprefix(folder)) if name.startswith(folder) else name
+    kind, colon, path = name.partition(":")
+    return kind + colon + absolute(path) if kind in ("folder", "twemoji64") else name
 
 
 Count = Annotated[int, Range(1)]
@@ -97,7 +97,7 @@ SEED = Range(0, 2**64 - 1)
 Seed = Annotated[int, SEED]
 File = Annotated[str, Kept(absolute)]  # names a file or folder
 # One for `data.open_dataset`.
-Source = Annotated[str, Kept(_absolute_source), Help("data: fashion_mnist, tfds:NAME or folder:PATH.")]
+Source = Annotated[str, Kept(_absolute_source), Help("data: fashion_mnist, twemoji, tfds:NAME or folder:PATH.")]
 Autoencoder = Annotated[File, Help("folder of the autoencoder that decodes samples; without it they are latents.")]
 Decay = Annotated[float, Help("decay of the parameters' average.")]
 CondDropout = Annotated[float, Help("share of examples trained without their condition, for classifier-free guidance.")]

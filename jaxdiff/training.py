@@ -29,19 +29,22 @@ def of(run: Run, source: Any, condition: Condition, *, loss: Loss, optimizer: An
         loss: (params, key, batch) -> (loss, metrics).
         optimizer: an optax optimizer.
         ema: decay of the parameters' average; see `train.ema`.
-        **more: other attributes of `Training`, and `flip`: mirror each image with probability 1/2.
+        **more: other attributes of `Training`, `flip`: mirror each image with probability 1/2, and `encode`: captions
+            -> the condition's entries, see `data.batches`.
 
     Returns:
         The training.
     """
-    flip = more.pop("flip", False)
+    flip, encode = more.pop("flip", False), more.pop("encode", None)
     spec = getattr(source, "example", None)
     if spec is None:
-        spec = {"x": jax.ShapeDtypeStruct(tuple(source.shape), jnp.float32), **condition.spec}
+        spec = {"x": jax.ShapeDtypeStruct(tuple(source.shape), jnp.float32)}
+    if encode is not None or "x" in spec:
+        spec = {**spec, **condition.spec}
     names = tuple(spec)
 
     def batches(start: int, rows: np.ndarray | None = None) -> Iterator[dict[str, Any]]:
-        stream = data.batches(source, run.batch, seed=run.seed, start=start, rows=rows, flip=flip)
+        stream = data.batches(source, run.batch, seed=run.seed, start=start, rows=rows, flip=flip, encode=encode)
         return ({name: each[name] for name in names} for each in stream)
 
     return Training(

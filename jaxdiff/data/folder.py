@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxdiff.data.captions import of_files
 from jaxdiff.data.transforms import GREY_MODES, fit_image
 from jaxdiff.messages import listed
 
@@ -23,7 +24,9 @@ PROBES = 32
 class FolderSource:
     """The images of a folder; files are listed once, in sorted order, and read on access."""
 
-    def __init__(self, path: Path, *, size: int | None = None, channels: int | None = None):
+    def __init__(
+        self, path: Path, *, size: int | None = None, channels: int | None = None, captions: bool | str = False
+    ):
         """List the files.
 
         Args:
@@ -32,9 +35,11 @@ class FolderSource:
                 Only the first frame of an animation is read.
             size: side of the square images; None: all must have the size of the first.
             channels: 1, 3, or None: grey if a sample of the files is grey throughout, otherwise RGB.
+            captions: whether examples have captions, see `captions.of_files`; a string is their key in metadata.jsonl.
 
         Raises:
-            ValueError: there are no images, a class is empty, or images lie both inside and outside subfolders.
+            ValueError: there are no images, a class is empty, images lie both inside and outside subfolders, or an
+                image has no caption.
         """
         folders = subfolders(path)
         loose = [str(p) for p in sorted(path.iterdir()) if _is_image(p)]
@@ -54,6 +59,7 @@ class FolderSource:
         self.class_names = () if loose else tuple(p.name for p in folders)
         self.num_classes = len(self.class_names)
         self._labels = [] if loose else [label for label, files in enumerate(by_class) for _ in files]
+        self._captions = of_files(path, self.files, "text" if captions is True else captions) if captions else None
         self._size, self._asked = size, channels
         self._channels = channels or self._probe()
         self.shape = self._read(self.files[0]).shape
@@ -66,7 +72,12 @@ class FolderSource:
         x = self._read(file)
         if x.shape != self.shape:
             raise ValueError(f"{file} has shape {x.shape}, the first image {self.shape}: pass size= for squares")
-        return {"x": x, "label": self._labels[index]} if self._labels else {"x": x}
+        example: dict[str, Any] = {"x": x}
+        if self._labels:
+            example["label"] = self._labels[index]
+        if self._captions is not None:
+            example["captions"] = self._captions[index]
+        return example
 
     def _probe(self) -> int:
         step = max(1, len(self.files) // PROBES)

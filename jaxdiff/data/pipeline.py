@@ -5,16 +5,18 @@ import multiprocessing
 import os
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from jaxdiff.data.captions import draw_captions
 from jaxdiff.data.sources import Dataset, Examples
 from jaxdiff.data.transforms import flip_some, to_float
 from jaxdiff.schema import integer
 
 Batch = dict[str, np.ndarray]
+Encode = Callable[[list[str]], Mapping[str, np.ndarray]]
 
 # Decoding a file releases the interpreter's lock, so that a few threads read in parallel; more would compete with the
 # step.
@@ -29,6 +31,7 @@ def batches(
     start: int = 0,
     rows: Sequence[int] | np.ndarray | None = None,
     flip: bool = False,
+    encode: Encode | None = None,
     workers: int = 0,
     prefetch: int = 8,
 ) -> Iterator[Batch]:
@@ -40,15 +43,18 @@ def batches(
 
     Args:
         source: a random-access sequence of {"x": uint8[H, W, C], "label": int}; "label" is optional, and so is "hint",
-            uint8[H', W', C'], see `Hinted`. Other arrays, see `NpzShards`, are not changed.
+            uint8[H', W', C'], see `Hinted`, and "captions", see `open_dataset`. Other arrays, see `NpzShards`, are not
+            changed.
         batch_size: number of examples in the global batch, over all hosts.
         seed: any non-negative integer; determines the order and the flips.
         start: number of the first batch.
         rows: indices within the batch that this host reads, in any order, see `train.process_indices`; None: all, for a
             single process.
         flip: mirror each image left to right with probability 1/2, independently in every epoch.
+        encode: captions of the R rows -> arrays [R, ...] by name, which are added to the batch, e.g. token ids. Of an
+            image's captions one is drawn at random, independently in every epoch. None: captions are left out.
         workers: number of processes that read and transform; 0: threads of this process. A script with workers needs
-            the usual `if __name__ == "__main__":`.
+            the usual `if __name__ == "__main__":`, and an `encode` that can be pickled.
         prefetch: number of batches prepared in advance (per worker); 0 reads on demand.
 
     Returns:
@@ -56,8 +62,8 @@ def batches(
         float32[R, H', W', C'] in [0, 1], mirrored with its image; R is the number of rows.
 
     Raises:
-        ValueError: a number is out of range, the batch is larger than the source, or one of several processes has no
-            `rows`.
+        ValueError: a number is out of range, the batch is larger than the source, one of several processes has no
+            `rows`, or there is nothing to `encode`.
     """
     import grain
 
@@ -67,12 +73,12 @@ def batches(
     mine = _rows(rows, size)
     begin = integer("start", start, 0)
     ahead, workers = integer("prefetch", prefetch, 0), integer("workers", workers, 0)
-    # One seed for the order and an independent key for the flips; neighbouring seeds give unrelated streams.
+    # One seed for the order and an independent key for flips and captions; neighbouring seeds give unrelated streams.
     order, *key = np.random.SeedSequence(integer("seed", seed, 0)).generate_state(3, np.uint32).tolist()
 
     examples = grain.MapDataset.source(source).shuffle(seed=order).repeat()
     read = functools.partial(
-        _read, examples=examples, size=size, rows=mine, key=key[0] << 32 | key[1] if flip else None
+        _read, examples=examples, size=size, rows=mine, key=key[0] << 32 | key[1], flip=flip, encode=encode
     )
     ds = grain.MapDataset.range(begin, sys.maxsize // size).map(read)
     stream = ds.to_iter_dataset(grain.ReadOptions(num_threads=min(THREADS, ahead), prefetch_buffer_size=ahead))
@@ -113,23 +119,26 @@ def load_arrays(source: Dataset, count: int | None = None) -> Batch:
     return out
 
 
-def _read(batch: int, *, examples: Any, size: int, rows: np.ndarray, key: int | None) -> Batch:
-    """Read and normalize rows of a batch of `size`; the key determines the flips."""
+def _read(
+    batch: int, *, examples: Any, size: int, rows: np.ndarray, key: int, flip: bool, encode: Encode | None
+) -> Batch:
+    """Read and normalize rows of a batch of `size`; the key determines the flips and the captions."""
     read = [examples[batch * size + index] for index in rows.tolist()]
-    stacked = {name: np.stack([example[name] for example in read]) for name in read[0]}
-    images = {name: stacked[name] for name in ("x", "hint") if name in stacked}
-    if key is not None:
+    out = {name: np.stack([example[name] for example in read]) for name in read[0] if name != "captions"}
+    if flip or encode is not None:
         # Philox is counter-based: four words for each position in the stream, independent of the batch size.
         words = np.random.Philox(key=key, counter=batch * size).random_raw((size, 4))[rows]
+    if flip:
         flipped = (words[:, 0] >> np.uint64(63)).astype(bool)
-        images = {name: flip_some(value, flipped) for name, value in images.items()}
-    out = dict(stacked)
-    if "x" in stacked:
-        out["x"] = to_float(images["x"])
-    if "hint" in stacked:
-        out["hint"] = images["hint"].astype(np.float32) / 255
-    if "label" in stacked:
-        out["label"] = stacked["label"].astype(np.int32)
+        out |= {name: flip_some(out[name], flipped) for name in ("x", "hint") if name in out}
+    if "x" in out:
+        out["x"] = to_float(out["x"])
+    if "hint" in out:
+        out["hint"] = out["hint"].astype(np.float32) / 255
+    if "label" in out:
+        out["label"] = out["label"].astype(np.int32)
+    if encode is not None:
+        out |= encode(draw_captions([example.get("captions", ()) for example in read], words[:, 1]))
     return out
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxdiff.data.captions import check_captions
 from jaxdiff.data.npz import Array, check_npz, map_npz, read_npz
 
 # A file of this name marks a folder that is incomplete: it is being written, or its writing was interrupted.
@@ -21,31 +22,38 @@ class NpzShards:
     first access to a file reads all of its arrays once and compares them with the checksums in the file.
     """
 
-    def __init__(self, folder: str | Path, example: Mapping[str, Any]):
+    def __init__(self, folder: str | Path, example: Mapping[str, Any], *, captions: str = ""):
         """Describe the examples; the files are opened on first access.
 
         Args:
             folder: folder of the .npz files.
             example: arrays of one example by name, or anything with a shape and a dtype; other precisions are
                 converted.
+            captions: name of an array of strings, [N], or [N, K] for several captions of an example, of which the empty
+                ones are left out; examples then have "captions". Empty: without captions.
         """
         self.folder = Path(folder)
         self.example = dict(example)
+        self.captions = captions
 
     def __reduce__(self):
         # A worker maps the files itself: pickling would send mapped arrays in full.
-        return NpzShards, (self.folder, self.example)
+        return functools.partial(NpzShards, captions=self.captions), (self.folder, self.example)
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         file = int(np.searchsorted(self._ends, index, side="right"))
         position = index - (int(self._ends[file - 1]) if file else 0)
         shard = self._files[file]
         shard.check()
         arrays = shard.arrays
-        return {name: np.asarray(arrays[name][position], spec.dtype) for name, spec in self.example.items()}
+        example = {name: np.asarray(arrays[name][position], spec.dtype) for name, spec in self.example.items()}
+        if self.captions:
+            texts = np.ravel(arrays[self.captions][position]).tolist()
+            (example["captions"],) = check_captions([texts], [f"example {index} of {self.folder}"])
+        return example
 
     @functools.cached_property
     def _files(self) -> list["_Shard"]:
@@ -62,10 +70,16 @@ class NpzShards:
 
     def _open(self, path: Path) -> "_Shard":
         arrays, entries = map_npz(path)
-        missing = sorted(self.example.keys() - arrays.keys())
+        names = [*self.example, *filter(None, [self.captions])]
+        missing = sorted(set(names) - arrays.keys())
         if missing:
-            raise ValueError(f"{path} must hold {', '.join(self.example)}; it lacks {', '.join(missing)}")
-        arrays = {name: arrays[name] for name in self.example}
+            raise ValueError(f"{path} must hold {', '.join(names)}; it lacks {', '.join(missing)}")
+        arrays = {name: arrays[name] for name in names}
+        if self.captions and (arrays[self.captions].dtype.kind != "U" or arrays[self.captions].ndim > 2):
+            found = arrays[self.captions]
+            raise ValueError(
+                f"{self.captions!r} in {path} must be strings [N] or [N, K], got {found.dtype}{list(found.shape)}"
+            )
         for name, spec in self.example.items():
             array = arrays[name]
             if array.shape[1:] != spec.shape or not np.can_cast(array.dtype, spec.dtype, "same_kind"):

@@ -8,7 +8,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from jaxdiff.data.captions import check_captions
 from jaxdiff.data.transforms import fit_array
+from jaxdiff.data.twemoji import load_twemoji, pictures_of
 from jaxdiff.schema import integer
 
 FASHION_MNIST = (
@@ -23,7 +25,9 @@ FASHION_MNIST = (
     "Bag",
     "Ankle boot",
 )
-FORMS = '"fashion_mnist", "tfds:NAME" or "folder:PATH"'
+FORMS = (
+    '"fashion_mnist", "twemoji", "twemoji:tones", "twemoji64:PACKAGE", "openmoji", "noto", "tfds:NAME" or "folder:PATH"'
+)
 
 
 class Examples(Protocol):
@@ -36,6 +40,8 @@ class Examples(Protocol):
 
 class Dataset(Examples, Protocol):
     """A random-access sequence of {"x": uint8[H, W, C], "label": int}; no "label" if there are no classes.
+
+    With captions, examples have "captions", too: a tuple of strings, at least one.
 
     Attributes:
         shape: (H, W, C).
@@ -62,12 +68,14 @@ class ArraySource:
         label: int[N] in [0, num_classes), or None.
         num_classes: number of classes, 0 without labels.
         class_names: one for each class, or empty.
+        captions: of each image, at least one; None: without captions.
     """
 
     x: np.ndarray
     label: np.ndarray | None = None
     num_classes: int = 0
     class_names: tuple[str, ...] = ()
+    captions: Sequence[tuple[str, ...]] | None = None
 
     def __post_init__(self):
         x, label = self.x, self.label
@@ -75,6 +83,8 @@ class ArraySource:
             raise ValueError(f"x must be uint8[N, H, W, C], got {x.dtype}{list(x.shape)}")
         if (label is None) != (self.num_classes == 0):
             raise ValueError(f"labels and num_classes go together, got num_classes={self.num_classes}")
+        if self.captions is not None:
+            check_captions(self.captions, [f"image {i}" for i in range(len(x))])
         if label is None:
             return
         if label.shape != x.shape[:1]:
@@ -93,6 +103,8 @@ class ArraySource:
         example = {"x": self.x[index]}
         if self.label is not None:
             example["label"] = int(self.label[index])
+        if self.captions is not None:
+            example["captions"] = self.captions[index]
         return example
 
 
@@ -103,12 +115,15 @@ def open_dataset(
     size: int | None = None,
     channels: int | None = None,
     data_dir: str | None = None,
+    captions: bool | str = False,
 ) -> Dataset:
     """Open a data set by name.
 
     Args:
         name: "fashion_mnist", the embedded subset (28x28 grey, 10 classes, 10,000 training and 2,000 test
-            images); "tfds:NAME", any image set of tensorflow-datasets, or "tfds:NAME/CONFIG:1.0.0";
+            images); "twemoji", the embedded pictures with names (32x32 RGB, 8 categories), "twemoji:tones", those and
+            the ones with skin tones, "twemoji64:PACKAGE", "openmoji" or "noto", the same names drawn in 64x64 from
+            files that are not embedded, see `twemoji.pictures_of`; "tfds:NAME", any image set of tensorflow-datasets, or "tfds:NAME/CONFIG:1.0.0";
             "folder:PATH", images in one subfolder for each class, with labels in the order of the sorted names, or
             directly in PATH, without labels.
         split: "train", "test", or another split of the set; for "tfds:" also a slice, e.g. "train[:90%]". A folder has
@@ -117,6 +132,9 @@ def open_dataset(
             then have one size.
         channels: 1 (grey) or 3 (RGB); None: those of the set.
         data_dir: data folder of tensorflow-datasets; None: its default.
+        captions: whether examples have "captions". For a folder they are the lines of PICTURE.txt next to PICTURE.png,
+            or "text" in metadata.jsonl, see `captions.of_files`; for "tfds:" they are the only feature of texts, or one
+            named "captions", "caption" or "text". A string is another name for "text" or the feature.
 
     Returns:
         A random-access source. A "tfds:" set that is not prepared has a shape and classes; its length and its images
@@ -124,7 +142,7 @@ def open_dataset(
 
     Raises:
         ValueError: the name, the split, the size or the channels are unknown or impossible, or the folder has no
-            images.
+            images; captions are asked for, and there are none, or none for some image of a folder.
     """
     size = None if size is None else integer("size", size, 1)
     if channels not in (None, 1, 3):
@@ -133,13 +151,17 @@ def open_dataset(
     if kind == "folder" and rest:
         from jaxdiff.data.folder import FolderSource, find_split
 
-        return FolderSource(find_split(rest, split), size=size, channels=channels)
+        return FolderSource(find_split(rest, split), size=size, channels=channels, captions=captions)
     if kind == "tfds" and rest:
         from jaxdiff.data.tfds import TfdsSource
 
-        return TfdsSource(rest, split, data_dir=data_dir, size=size, channels=channels)
+        return TfdsSource(rest, split, data_dir=data_dir, size=size, channels=channels, captions=captions)
+    if name in ("twemoji", "twemoji:tones", "openmoji", "noto") or (kind == "twemoji64" and rest):
+        return _twemoji(name, split, size, channels, with_captions=bool(captions))
     if name != "fashion_mnist":
         raise ValueError(f"unknown data set {name!r}: allowed are {FORMS}{_hint(kind, rest)}")
+    if captions:
+        raise ValueError("fashion_mnist has classes, and no captions")
     return _fashion_mnist(split, size, channels)
 
 
@@ -159,10 +181,11 @@ def class_prompts(prompt: str, class_names: Sequence[str]) -> list[str]:
 
 
 def _hint(kind: str, rest: str) -> str:
-    near = difflib.get_close_matches(kind.lower(), ["fashion_mnist", "tfds", "folder"], n=1)
+    alone = ("fashion_mnist", "twemoji", "openmoji", "noto")
+    near = difflib.get_close_matches(kind.lower(), [*alone, "twemoji64", "tfds", "folder"], n=1)
     if not near:
         return ""
-    guess = near[0] if near[0] == "fashion_mnist" else f"{near[0]}:{rest or '...'}"
+    guess = near[0] if near[0] in alone else f"{near[0]}:{rest or '...'}"
     return f"; did you mean {guess!r}?"
 
 
@@ -175,3 +198,15 @@ def _fashion_mnist(split: str, size: int | None, channels: int | None) -> ArrayS
     if size not in (None, 28) or channels == 3:
         x = np.stack([fit_array(image, size, channels) for image in x])
     return ArraySource(x, label, len(FASHION_MNIST), FASHION_MNIST)
+
+
+def _twemoji(name: str, split: str, size: int | None, channels: int | None, *, with_captions: bool) -> ArraySource:
+    if split != "train":
+        raise ValueError(f'{name} has the split "train", got {split!r}')
+    drawn = load_twemoji(tones=name == "twemoji:tones")
+    embedded = name.startswith("twemoji") and not name.startswith("twemoji64")
+    x = drawn.x if embedded else pictures_of(name, drawn.codepoint, size or 64)
+    if channels == 1 or size not in (None, x.shape[1]):
+        x = np.stack([fit_array(image, size, channels) for image in x])
+    captions = drawn.captions if with_captions else None
+    return ArraySource(x, drawn.category, len(drawn.categories), drawn.categories, captions)

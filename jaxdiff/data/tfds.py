@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxdiff.data.captions import check_captions
 from jaxdiff.data.transforms import fit_array
 
 
@@ -23,6 +24,7 @@ class TfdsSource:
         data_dir: str | None = None,
         size: int | None = None,
         channels: int | None = None,
+        captions: bool | str = False,
     ):
         """Describe a set, and open its files if it is prepared.
 
@@ -32,9 +34,11 @@ class TfdsSource:
             data_dir: folder of the sets; None: tensorflow-datasets' default.
             size: side of the square images; None: the size of the set, which must then be fixed.
             channels: 1, 3; None: those of the set.
+            captions: whether examples have captions: a feature of texts, or of a sequence of them; a string is its
+                name, "outer/inner" for a feature in another.
 
         Raises:
-            ValueError: the set is unknown, has no such split, or no images of known shape. If the set is not prepared,
+            ValueError: the set is unknown, has no such split, no images of known shape, or no captions. If the set is not prepared,
                 the length and the images raise it.
         """
         self._name = f"{name}, split {split}"
@@ -46,6 +50,7 @@ class TfdsSource:
         self._label = _find(features, "label", _is_label)
         self.class_names = tuple(features[self._label].names) if self._label else ()
         self.num_classes = len(self.class_names)
+        self._text = _find_text(features, name, captions) if captions else None
 
         height, width, depth = features[self._image].shape
         if size is None and None in (height, width):
@@ -73,7 +78,15 @@ class TfdsSource:
             x = fit_array(np.asarray(record[self._image]), self._size, self._channels)
         except Exception as error:
             raise ValueError(f"cannot read example {index} of {self._name}: {error!s:.500}") from error
-        return {"x": x, "label": int(record[self._label])} if self._label else {"x": x}
+        example: dict[str, Any] = {"x": x}
+        if self._label:
+            example["label"] = int(record[self._label])
+        if self._text:
+            for part in self._text.split("/"):
+                record = record[part]
+            texts = [text.decode() if isinstance(text, bytes) else str(text) for text in np.ravel(record)]
+            (example["captions"],) = check_captions([texts], [f"example {index} of {self._name}"])
+        return example
 
 
 def _find_builder(name: str, data_dir: str | None):
@@ -110,6 +123,30 @@ def _find(features, usual: str, accepts) -> str | None:
     """Name of the feature with the usual name, otherwise of the only accepted one."""
     names = [name for name, feature in features.items() if accepts(feature)]
     return usual if usual in names else names[0] if len(names) == 1 else None
+
+
+def _find_text(features, name: str, captions: bool | str) -> str:
+    """Name of the feature of captions: `captions`, otherwise one of the usual names, otherwise the only one."""
+    found = dict(_texts(features))
+    if isinstance(captions, str):
+        usual = [captions] if captions in found else []
+    else:
+        usual = [each for each in ("captions", "caption", "text", "captions/text") if each in found] or list(found)
+        usual = usual[:1] if len(found) == 1 or usual != list(found) else []
+    if not usual:
+        asked = f" {captions!r}" if isinstance(captions, str) else ""
+        raise ValueError(f"{name} has no feature{asked} of captions; its features of texts are: {', '.join(found)}")
+    return usual[0]
+
+
+def _texts(features, above: str = ""):
+    """Yield the names of features of texts, of sequences of texts, and of those one level below."""
+    for key, feature in features.items():
+        inner = getattr(feature, "feature", feature)  # of a sequence
+        if hasattr(inner, "items") and not above:
+            yield from _texts(inner, f"{key}/")
+        elif not hasattr(inner, "items") and inner.shape in ((), (None,)) and inner.np_dtype in (object, np.bytes_):
+            yield above + key, feature
 
 
 def _is_image(feature) -> bool:
