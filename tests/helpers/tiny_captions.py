@@ -72,7 +72,7 @@ def experiment(
             loss=loss,
             optimizer=train.muon(run.lr),
             ema=train.ema.warmup(0.9),
-        ),  # fmt: skip
+        ),
         Sampling(lambda n: jd.grids.by_time(process, n), jd.solvers.ddim(), steps=4, guidance=2.0),
         condition,
         media.images((8, 8, 3), preview=4, captions=True),
