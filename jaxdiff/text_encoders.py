@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ from jaxdiff.schema import look_up
 from jaxdiff.sharding import shard_params
 from jaxdiff.text import Encoded, Vocabulary
 
-__all__ = ["TextEncoder", "condition_of", "load", "minilm", "of", "own"]
+__all__ = ["TextEncoder", "condition_of", "load", "minilm", "of", "own", "rephrase", "sentences"]
 
 # Longest text of an encoder of its own, in tokens: rows of its table of positions.
 MOST_TOKENS = 64
@@ -179,7 +180,8 @@ def rephrase(prompt: str, vocabulary: Vocabulary, embed: Callable[[Sequence[str]
         if find_spec(MINILM) is None:
             raise ValueError(f"{vocabulary.explain(unknown)}. {INSTALL}, which finds the nearest known words")
         embed = sentences(minilm())
-    found = text.nearest_words(unknown, vocabulary.words, embed)
+    with busy("looking for the nearest words"):
+        found = text.nearest_words(unknown, vocabulary.words, embed)
     lost = [word for word in unknown if word not in found]
     if lost:
         raise ValueError(f"{vocabulary.explain(lost)}; none of them is near in meaning")
@@ -188,8 +190,9 @@ def rephrase(prompt: str, vocabulary: Vocabulary, embed: Callable[[Sequence[str]
     return " ".join(found.get(word, word) for word in text.split_words(prompt))
 
 
-def sentences(path: Path, *, batch: int = 256, length: int = 16) -> Callable[[Sequence[str]], np.ndarray]:
-    """Read an encoder of sentences, such as MiniLM's, as a function of texts.
+@cache
+def sentences(path: Path, *, batch: int = 256, length: int = 12) -> Callable[[Sequence[str]], np.ndarray]:
+    """Read an encoder of sentences, such as MiniLM, as a function of texts, which remembers its vectors.
 
     Args:
         path: a Hugging Face directory of a BertModel.
@@ -199,15 +202,17 @@ def sentences(path: Path, *, batch: int = 256, length: int = 16) -> Callable[[Se
     Returns:
         N texts -> unit vectors, float32 [N, D].
     """
-    tokenize = text.tokenizer(path, length=length)
+    tokenize, loaded = text.tokenizer(path, length=length), interop.load(path)
+    apply = jax.jit(lambda params, ids, mask: text.sentence_embedding(loaded.apply(params, ids, mask).hidden, mask))
+    vectors: dict[str, np.ndarray] = {}
 
     def embed(texts: Sequence[str]) -> np.ndarray:
-        with busy("reading and compiling a text encoder"):
-            loaded = interop.load(path)
-            apply = jax.jit(lambda p, ids, mask: text.sentence_embedding(loaded.apply(p, ids, mask).hidden, mask))
-            padded = [*texts, *[""] * (-len(texts) % batch)]
-            parts = (tokenize(padded[i : i + batch]) for i in range(0, len(padded), batch))
-            return np.concatenate([np.asarray(apply(loaded.params, *part)) for part in parts])[: len(texts)]
+        new = [each for each in dict.fromkeys(texts) if each not in vectors]
+        for i in range(0, len(new), batch):
+            part = new[i : i + batch]
+            made = apply(loaded.params, *tokenize([*part, *[""] * (batch - len(part))]))
+            vectors.update(zip(part, np.asarray(made), strict=False))
+        return np.stack([vectors[each] for each in texts])
 
     return embed
 
