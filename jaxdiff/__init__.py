@@ -53,7 +53,7 @@ __all__ = [
 # Rooms with Flax, Orbax or files: imported when first used, so that `import jaxdiff` costs little more than jax.
 _LATER = (
     "autoencoders", "conditions", "data", "experiment", "interop", "media", "metrics", "models", "networks", "run",
-    "text", "text_to_image", "train", "training",
+    "text", "text_encoders", "text_to_image", "train", "training",
 )  # fmt: skip
 _NAMES = {"Experiment": "experiment", "load": "recipe", "load_run": "recipe"}
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,17 +15,18 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from jaxdiff import train
-from jaxdiff.conditions import Cond
+from jaxdiff.conditions import Cond, Condition
 from jaxdiff.distributed import gather
 from jaxdiff.experiment import Experiment, UserError
 from jaxdiff.media import Report, Samples
 from jaxdiff.options import Range
 from jaxdiff.progress import Progress
+from jaxdiff.recipe import check_vocabulary
 from jaxdiff.sampler import sampler
 from jaxdiff.seeds import example_keys
 from jaxdiff.storage import write_text
 
-__all__ = ["Drawer", "draw", "evaluate", "parameters", "preview_of"]
+__all__ = ["Asked", "Drawer", "draw", "evaluate", "parameters", "preview_of"]
 
 Which = Literal["ema", "params"]
 
@@ -35,7 +36,8 @@ def draw(
     params: Any,
     num: int | None = None,
     *,
-    words: str | None = None,
+    words: str | Sequence[str] | None = None,
+    negative: str | None = None,
     seed: int = 0,
     batch: int | None = None,
     mesh: Mesh | None = None,
@@ -46,7 +48,9 @@ def draw(
         experiment: what to sample; `dataclasses.replace` changes its `sampling`.
         params: parameters, e.g. from `parameters`.
         num: number of samples; None: as many as in a preview.
-        words: what is asked for, as on the command line; None takes the condition's choices in turn.
+        words: what is asked for, as on the command line, or several of these, which take turns; None takes the
+            condition's choices in turn.
+        negative: what guidance leads away from, as on the command line; None is the null condition.
         seed: example i depends on the seed and i alone.
         batch: examples at a time; None: as in a preview.
         mesh: where the parameters lie; examples are split over it.
@@ -56,13 +60,22 @@ def draw(
 
     Raises:
         ValueError: a number out of range.
-        UserError: words for which the condition's `parse` raises a ValueError.
+        UserError: words for which the condition's `parse` raises a ValueError, or a negative without guidance.
     """
+    names = (words,) if isinstance(words, str) else tuple(words or ())
+    if negative is not None and experiment.sampling.guidance == 1:
+        raise UserError("a negative prompt needs guidance, and guidance is 1")
+    asked = Asked(_parsed(experiment.condition, names), names) if names else None
+    away = None if negative is None else _parsed(experiment.condition, [negative])
+    return Drawer(experiment, mesh)(params, num, asked, negative=away, seed=seed, batch=batch)
+
+
+def _parsed(condition: Condition, words: Sequence[str]) -> Cond:
     try:
-        cond = None if words is None else experiment.condition.parse(words)
+        parts = [condition.parse(each) for each in words]
     except ValueError as error:  # also a condition of the user's own: the words are wrong, not its code
         raise UserError(str(error)) from error
-    return Drawer(experiment, mesh)(params, num, cond, seed=seed, batch=batch)
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def evaluate(
@@ -118,8 +131,9 @@ def parameters(
         mesh: where they shall lie; None is the default device.
 
     Raises:
-        ValueError: there is no checkpoint; no average of this length can be made.
+        ValueError: there is no checkpoint; no average of this length can be made; the run's captions had other words.
     """
+    check_vocabulary(Path(workdir), experiment.condition)
     if ema is None:
         return train.load_params(workdir, which, mesh=mesh)
     if which == "params":
@@ -128,6 +142,33 @@ def parameters(
         params, error = snapshots.reconstruct(experiment.training.ema, ema, mesh=mesh)
     tqdm.write(f"the average of length {ema:g}, its weights to within {error:.2%}", file=sys.stderr)
     return params
+
+
+class Asked(NamedTuple):
+    """What is asked for.
+
+    Attributes:
+        cond: conditions that take turns, leaves [P, ...].
+        names: the words of each.
+    """
+
+    cond: Cond
+    names: tuple[str, ...]
+
+
+def _turns(condition: Condition, asked: Asked | None, count: int) -> tuple[Cond, dict[str, Any]]:
+    """The conditions of so many examples, and the attributes of `Samples` that follow from them."""
+    if asked is None:
+        cond, names, choices = condition.choose(np.arange(count)), condition.names, condition.choices
+    else:
+        turns = np.arange(count) % len(jax.tree.leaves(asked.cond)[0])
+        cond, names = {name: a[turns] for name, a in asked.cond.items()}, asked.names
+        choices = len(names) if len(names) > 1 else 0
+    held_out = None
+    if asked is None and condition.held_out:
+        held_out = np.isin(np.arange(count) % choices, condition.held_out)
+    each = tuple(names[i % len(names)] for i in range(count)) if names else ()
+    return cond, {"choices": choices, "names": each, "held_out": held_out}
 
 
 class Drawer:
@@ -145,43 +186,42 @@ class Drawer:
         self._generate = sampler(*parts, mesh=mesh, path=experiment.medium.path)
 
     def __call__(
-        self, params: Any, num: int | None = None, cond: Cond | None = None, *, seed: int = 0, batch: int | None = None
-    ) -> Samples:
+        self, params: Any, num: int | None = None, asked: Asked | None = None, *, negative: Cond | None = None,
+        seed: int = 0, batch: int | None = None,
+    ) -> Samples:  # fmt: skip
         """Draw samples.
 
         Args:
             params: parameters.
             num: number of samples; None: as many as in a preview.
-            cond: what is asked for, leaves [1, ...]; None takes the condition's choices in turn.
+            asked: what is asked for, in turn; None takes the condition's choices in turn.
+            negative: what guidance leads away from, leaves [1, ...]; None is the null condition.
             seed: example i depends on the seed and i alone.
             batch: examples at a time; None: as in a preview.
         """
-        medium, condition, scale = (
-            self._experiment.medium,
-            self._experiment.condition,
-            self._experiment.sampling.guidance,
-        )
+        experiment, medium = self._experiment, self._experiment.medium
         num, batch = (
             Range(1).check(name, medium.preview if n is None else n) for name, n in (("num", num), ("batch", batch))
         )
         batch = min(batch, num)
         padded = -(-num // batch) * batch
-        keys, params = example_keys(seed, padded), self._experiment.model.merge_frozen(params)
-        if cond is None:
-            asked, choices = condition.choose(np.arange(padded)), condition.choices
-        else:
-            asked, choices = {name: np.repeat(a, padded, axis=0) for name, a in cond.items()}, 0
+        keys, params = example_keys(seed, padded), experiment.model.merge_frozen(params)
+        cond, _ = _turns(experiment.condition, asked, padded)
+        inputs: tuple[Any, ...] = (cond,)
+        if negative is not None:
+            inputs = cond, {**cond, **{name: np.repeat(a, padded, axis=0) for name, a in negative.items()}}
         parts: list[Any] = []
         with Progress("sampling", padded // batch, "batch", compiled=batch in self._compiled) as bar:
             for i in range(0, padded, batch):
-                part = {name: jnp.asarray(a[i : i + batch]) for name, a in asked.items()}
-                drawn = self._generate(params, keys[i : i + batch], part, scale)
+                part, *away = jax.tree.map(lambda a, i=i: jnp.asarray(a[i : i + batch]), inputs)
+                drawn = self._generate(params, keys[i : i + batch], part, experiment.sampling.guidance, *away)
                 parts.append(jax.device_get(gather(drawn if medium.path else (drawn,))))
                 self._compiled.add(batch)
                 bar.update()
         x = np.concatenate([part[0] for part in parts])[:num]
         path = np.concatenate([part[1] for part in parts], axis=1)[:, :num] if medium.path else None
-        return Samples(x, {name: np.asarray(a[:num]) for name, a in asked.items()}, choices, path)
+        first, shown = _turns(experiment.condition, asked, num)
+        return Samples(x, {name: np.asarray(a) for name, a in first.items()}, path=path, **shown)
 
     def trace(self, params: Any) -> None:
         """Trace the sampler for a preview's batch: raise what would be raised while drawing.

@@ -1,11 +1,13 @@
-"""Models made of Flax networks, and the autoencoders of their latents."""
+"""Models made of Flax networks, their text encoders, and the autoencoders of their latents."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+from jax import Array
 from jax.sharding import Mesh
 
 from jaxdiff import interop, networks
@@ -15,6 +17,7 @@ from jaxdiff.media import Medium, images, latents
 from jaxdiff.parameterize import Prediction
 from jaxdiff.processes import Process
 from jaxdiff.sharding import shard_params
+from jaxdiff.text_encoders import TextEncoder
 
 __all__ = ["latent_medium", "load_autoencoder", "of"]
 
@@ -28,6 +31,7 @@ def of(
     condition: Condition,
     learned_variance: bool = False,
     autoencoder: interop.Pretrained | None = None,
+    text: TextEncoder | None = None,
 ) -> Model:
     """Make a model of a Flax network that is called as network(x, noise, cond, train=...).
 
@@ -39,23 +43,38 @@ def of(
         condition: what the network is given besides x and the noise level.
         learned_variance: whether it returns (F, frac).
         autoencoder: what decodes its samples, whose parameters become the model's frozen["vae"].
+        text: what encodes its prompts, whose `encode` is the condition's. The parameters of a pretrained one become the
+            model's frozen["text"]; with those of one to be trained the model's are {"network": ..., "text": ...}.
 
     Returns:
         The model.
     """
-    apply = networks.as_apply(network)
+    apply, joint = networks.as_apply(network), text is not None and text.init is not None
+    frozen: dict[str, Any] = {} if autoencoder is None else {"vae": autoencoder.params}
+    if text is not None and not joint:
+        frozen["text"] = text.params
 
-    def of_first(params: Any, x: Any, noise: Any, cond: Any, **options: Any) -> Any:
-        return apply(params[0], x, noise, cond, **options)
+    def of_network(params: Any, x: Any, noise: Any, cond: Any, **options: Any) -> Any:
+        trained = params[0] if frozen else params
+        return apply(trained["network"] if joint else trained, x, noise, cond, **options)
+
+    def init(key: Array) -> Any:
+        x = jnp.zeros((1, *shape))
+        if text is None:
+            return networks.init(network, key, x, condition.zeros())
+        of_text = {"text": text.init(jax.random.fold_in(key, 1))} if text.init is not None else {}
+        encoded = jax.eval_shape(condition.encode, (of_text, frozen) if frozen else of_text, condition.zeros())
+        of_x = networks.init(network, key, x, encoded)
+        return {"network": of_x, **of_text} if joint else of_x
 
     return Model(
-        init=lambda key: networks.init(network, key, jnp.zeros((1, *shape)), condition.zeros()),
-        apply=apply if autoencoder is None else of_first,
+        init=init,
+        apply=of_network if frozen or joint else apply,
         process=process,
         prediction=prediction,
         learned_variance=learned_variance,
-        frozen=None if autoencoder is None else {"vae": autoencoder.params},
-        network=network,
+        frozen=frozen or None,
+        network=None if joint else network,
     )
 
 

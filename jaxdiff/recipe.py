@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
@@ -11,12 +12,17 @@ from typing import Any, NamedTuple, get_type_hints
 from jax.sharding import Mesh
 
 from jaxdiff import train
+from jaxdiff.conditions import Condition
 from jaxdiff.experiment import Experiment
+from jaxdiff.messages import listed
 from jaxdiff.script import SOURCE, Script
+from jaxdiff.storage import read_json, write_text
 from jaxdiff.trust import check_own
 
-__all__ = ["MAY_CHANGE", "Recipe", "flat", "load", "load_run"]
+__all__ = ["MAY_CHANGE", "Recipe", "check_vocabulary", "flat", "keep_vocabulary", "load", "load_run"]
 
+# The words of a run's captions.
+VOCABULARY = "vocabulary.json"
 # Knobs that may differ from those that a run began with.
 MAY_CHANGE = ("steps",)
 
@@ -96,6 +102,30 @@ def load(path: str | Path | Script) -> Callable[..., Experiment]:
         return made
 
     return _like(checked, build, list(inspect.signature(build).parameters.values()))
+
+
+def check_vocabulary(workdir: Path, condition: Condition) -> None:
+    """Raise ValueError if a run was trained with other words than the condition knows: its data has changed since."""
+    path = workdir / VOCABULARY
+    if not path.is_file():
+        return
+    kept, words = read_json(path).get("words"), condition.vocabulary
+    if not isinstance(kept, list) or not all(isinstance(word, str) for word in kept):
+        raise ValueError(f"{path} must hold a list of words")
+    if tuple(kept) != words:
+        new, lost = sorted(set(words) - set(kept)), sorted(set(kept) - set(words))
+        changes = [f"{listed(found, 5)} {what}" for found, what in ((new, "came"), (lost, "went")) if found]
+        raise ValueError(
+            f"the captions of {workdir}'s data have other words than in its training: {'; '.join(changes)}"
+        )
+
+
+def keep_vocabulary(workdir: Path, condition: Condition) -> None:
+    """Write the words that a condition knows, if these are a closed set, into a run's folder."""
+    import jax
+
+    if condition.vocabulary and jax.process_index() == 0:
+        write_text(workdir / VOCABULARY, json.dumps({"words": condition.vocabulary}) + "\n")
 
 
 def load_run(

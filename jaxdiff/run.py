@@ -20,7 +20,7 @@ from jaxdiff import trees
 from jaxdiff.drawing import draw, evaluate, parameters, preview_of
 from jaxdiff.experiment import Experiment
 from jaxdiff.extend import check_goes_on
-from jaxdiff.recipe import Recipe, load, load_run
+from jaxdiff.recipe import Recipe, check_vocabulary, keep_vocabulary, load, load_run
 from jaxdiff.seeds import seed_key
 from jaxdiff.signals import Signals
 from jaxdiff.train.lock import hold
@@ -96,6 +96,7 @@ class _Training:
         shapes = training.state_shapes(experiment.model.init, part.optimizer, self.mesh, **self.averages)
         rows = training.process_indices(self.mesh, part.batch)
         part.batches(0, rows)  # so does data that is not there
+        check_vocabulary(workdir, experiment.condition)
         if before is not None:
             check_goes_on(workdir, experiment, before, shapes)
         average = shapes.ema[0] if isinstance(shapes.ema, tuple) else shapes.ema
@@ -103,6 +104,7 @@ class _Training:
         begin = None if init_from is None else self.parameters_of(Path(init_from), shapes)
         if recipe is not None:
             recipe.keep(workdir)
+        keep_vocabulary(workdir, experiment.condition)
         with contextlib.ExitStack() as stack:
             checkpointer = stack.enter_context(training.Checkpointer(workdir))
             snapshots = stack.enter_context(training.Snapshots(workdir)) if part.snapshot_every else None

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Begin", "Generate", "sampler", "solve"]
 
-Generate = Callable[[Params, Array, Cond, Any], Any]
+Generate = Callable[..., Any]  # (params, keys, cond, scale, negative=None) -> x
 # (x of noise alone, the noise, levels, solver) -> (x to begin with, index of the first step, solver)
 Begin = Callable[[Array, Array, Level, Solver], tuple[Array, Array, Solver]]
 
@@ -99,9 +99,10 @@ def sampler(
         path: also return x before each step and at the end.
 
     Returns:
-        (params, keys [B], cond, scale) -> x [B, ...], decoded; or (x, path [steps + 1, B, *shape]), not decoded. `cond`
-        is as `condition.spec` describes it, leaves [B, ...]; params are `model.merge_frozen`'s. Each example depends on
-        its own key and condition only.
+        (params, keys [B], cond, scale, negative=None) -> x [B, ...], decoded; or (x, path [steps + 1, B, *shape]), not
+        decoded. `cond` is as `condition.spec` describes it, leaves [B, ...], and so is `negative`, what guidance leads
+        away from; None is the null condition. params are `model.merge_frozen`'s. Each example depends on its own key
+        and conditions only.
 
     Raises:
         ValueError: guidance without a null condition, or a solver that needs a learned variance which the network does
@@ -119,24 +120,28 @@ def sampler(
         predict = denoiser(model.apply, params, model.prediction, condition.encode(params, cond))
         return drop_variance(predict) if model.learned_variance and not solver.learned_variance else predict
 
-    def draw(params: Params, keys: Array, cond: Cond, scale: Any) -> Any:
+    def draw(params: Params, keys: Array, cond: Cond, scale: Any, negative: Cond | None) -> Any:
         predict = denoise(params, cond)
         if guided:
-            predict = sampling.guide(predict, denoise(params, condition.without(cond)), scale)
+            away = condition.without(cond) if negative is None else negative
+            predict = sampling.guide(predict, denoise(params, away), scale)
         shape = keys.shape[0], *medium.shape
         if not path:
             return medium.decode(params, solve(predict, sampling, keys, shape, prepared=prepared))
         x, steps = solve(predict, sampling, keys, shape, prepared=prepared, path=True)
         return medium.decode(params, x), steps
 
-    def generate(params: Params, keys: Array, cond: Cond, scale: Any) -> Any:
+    def generate(params: Params, keys: Array, cond: Cond, scale: Any, negative: Cond | None = None) -> Any:
+        if negative is not None and not guided:
+            raise ValueError("a negative condition needs guidance")
         if mesh is None:
-            return draw(params, keys, cond, scale)
+            return draw(params, keys, cond, scale, negative)
         # Pad the batch to a multiple of the number of shards, by drawing some examples twice.
         count = keys.shape[0]
         turns = np.arange(count + -count % num_batch_shards(mesh)) % count
         with use_mesh(mesh):
-            drawn = draw(params, keys[turns], jax.tree.map(lambda a: a[turns], cond), scale)
+            cond, negative = jax.tree.map(lambda a: a[turns], (cond, negative))
+            drawn = draw(params, keys[turns], cond, scale, negative)
         return (drawn[0][:count], drawn[1][:, :count]) if path else drawn[:count]
 
     return jax.jit(generate)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,14 @@ from jaxdiff import text_to_image, train
 from jaxdiff.distributed import gather
 from jaxdiff.experiment import compute_dtype
 from jaxdiff.interop.sources import is_file
+from jaxdiff.media import Samples
 from jaxdiff.progress import Progress, busy
 from jaxdiff.seeds import example_keys
 from jaxdiff.sharding import batch_sharding, make_mesh, num_batch_shards, use_mesh
 from jaxdiff.text_to_image import Pipeline
 from jaxdiff.text_to_image.index import read_kind
 
-__all__ = ["draw_prompt", "is_pipeline"]
+__all__ = ["draw_prompts", "is_pipeline"]
 
 
 def is_pipeline(directory: Path) -> bool:
@@ -31,9 +33,9 @@ def is_pipeline(directory: Path) -> bool:
     return (is_file(directory) or (directory / "model_index.json").is_file()) and bool(read_kind(directory))
 
 
-def draw_prompt(
+def draw_prompts(
     directory: Path,
-    prompt: str,
+    prompts: Sequence[str],
     *,
     num: int,
     negative: str | None = None,
@@ -46,12 +48,12 @@ def draw_prompt(
     seed: int = 0,
     batch: int = 4,
     mesh: Mesh | None = None,
-) -> np.ndarray:
-    """Draw pictures of a prompt, in batches of one compiled size that are split over the devices.
+) -> Samples:
+    """Draw pictures of prompts, in batches of one compiled size that are split over the devices.
 
     Args:
         directory: of Stable Diffusion 1, 2, XL, 3 or Flux, or a checkpoint in one file.
-        prompt: what to show.
+        prompts: what to show, in turn.
         num: how many.
         negative: what to keep away from; None: an empty prompt.
         guidance: scale, 1 is off; None is the usual one.
@@ -64,7 +66,7 @@ def draw_prompt(
         batch: pictures at a time, rounded up to a multiple of the mesh's parts of a batch.
         mesh: where the parameters lie, and over which pictures are split; None: pictures alone, over all devices.
     Returns:
-        float32 [num, height, width, 3] in [-1, 1].
+        The pictures, float32 [num, height, width, 3] in [-1, 1], and their prompts.
     Raises:
         ValueError: a number out of range, a negative prompt without use for it, or what the directory lacks.
     """
@@ -86,7 +88,7 @@ def draw_prompt(
         )  # fmt: skip
     scale, negative = _guidance(pipe, guidance, negative)
     split = batch_sharding(where)
-    tokens = jax.device_put(pipe.tokenize([prompt] * batch), split)
+    names = tuple(prompts[i % len(prompts)] for i in range(rounds * batch))
     away = None if negative is None else jax.device_put(pipe.tokenize([negative] * batch), split)
     keys = example_keys(seed, rounds * batch).reshape(rounds, batch)
 
@@ -99,10 +101,12 @@ def draw_prompt(
     with Progress("sampling", rounds * pipe.steps, "step") as bar:
         for i in range(rounds):
             first = i * pipe.steps
+            tokens = jax.device_put(pipe.tokenize(names[i * batch : (i + 1) * batch]), split)
             part = generate(pipe.params, tokens, jax.device_put(keys[i], split), scale, negative=away)
             pictures.append(np.asarray(gather(part)))
             jax.effects_barrier()
-    return np.concatenate(pictures)[:num]
+    choices = len(prompts) if len(prompts) > 1 else 4
+    return Samples(np.concatenate(pictures)[:num], {}, choices, names=names[:num])
 
 
 def _guidance(pipe: Pipeline, scale: float | None, negative: str | None) -> tuple[float | None, str | None]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from jaxdiff.cli.places import try_file, try_folder
-from jaxdiff.cli.prompt import draw_prompt, is_pipeline
+from jaxdiff.cli.prompt import draw_prompts, is_pipeline
 from jaxdiff.drawing import draw, parameters
 from jaxdiff.hooks import change_sampling
 from jaxdiff.media import Medium, Samples, images
@@ -31,7 +31,8 @@ def command(
     params: Literal["ema", "params"] | None = None,
     ema: float | None = None,
     out: Path | None = None,
-    prompt: str | None = None,
+    prompt: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = (),
+    prompts: Path | None = None,
     negative: str | None = None,
     size: tuple[Count, Count] | None = None,
     base: Path | None = None,
@@ -39,11 +40,11 @@ def command(
     mesh: str = "",
     trust: bool = False,
 ) -> None:
-    """Make pictures with a trained run, or with a prompt for Stable Diffusion or Flux.
+    """Make pictures with a trained run, of classes or prompts, or of prompts with Stable Diffusion or Flux.
 
     Args:
         run: the run's folder, or a text-to-image directory or file.
-        num: number of samples; by default as in a preview, or 1.
+        num: number of samples; by default as in a preview, or one of each prompt.
         label: a class's name or number, or a prompt's number; by default all.
         guidance: scale, 1 is off; by default the usual one.
         guidance_fn: of jaxdiff.guidance, such as apg(eta=0.5), or FILE.py:NAME.
@@ -55,7 +56,8 @@ def command(
         params: averaged or last parameters; by default the average.
         ema: length of another average, made of the run's snapshots.
         out: FILE.png for a picture of all, FILE.npz for arrays, or a folder.
-        prompt: what the pictures show.
+        prompt: what they show; given several times, the prompts take turns.
+        prompts: file of prompts, one a line.
         negative: what they keep away from.
         size: height and width of a prompt's pictures; by default the network's own.
         base: directory with what a file lacks.
@@ -68,26 +70,27 @@ def command(
         try_folder(Path(f"samples-{seed}") if of_prompt else run, "--out")
     else:
         (try_file if out.suffix else try_folder)(out, "--out")
+    texts = _read_prompts(prompt, prompts)
     if of_prompt:
         _refuse(
             f"{run} is a text-to-image directory: it needs --prompt",
             label=label, params=params, ema=ema, guidance_fn=guidance_fn, grid=grid,
         )  # fmt: skip
-        if prompt is None:
+        if not texts:
             raise ValueError(f"{run} is a text-to-image directory: it needs --prompt")
         out = Path(f"samples-{seed}") if out is None else out
-        medium = images((*(size or (1, 1)), 3))
+        medium = images((*(size or (1, 1)), 3), captions=len(texts) > 1)
         _check_suffix(medium, out)
-        x = draw_prompt(
-            run, prompt, num=1 if num is None else num, negative=negative, guidance=guidance, steps=steps, size=size,
-            base=base, variant=variant, scheduler=solver, seed=seed, batch=4 if batch is None else batch, mesh=where,
+        samples = draw_prompts(
+            run, texts, num=len(texts) if num is None else num, negative=negative, guidance=guidance, steps=steps,
+            size=size, base=base, variant=variant, scheduler=solver, seed=seed, batch=4 if batch is None else batch,
+            mesh=where,
         )  # fmt: skip
-        _save(medium, out, Samples(x, {}, choices=4))
+        _save(medium, out, samples)
         return
-    _refuse(
-        f"{run} has no model_index.json, and is no text-to-image directory",
-        prompt=prompt, negative=negative, size=size, base=base, variant=variant,
-    )  # fmt: skip
+    _refuse(f"{run} has no model_index.json, and is no text-to-image directory", size=size, base=base, variant=variant)
+    if label is not None and texts:
+        raise ValueError("--label and --prompt both say what the samples are of: give one of them")
     experiment = change_sampling(
         load_run(run, mesh=where, trust=trust),
         guidance=guidance, guidance_fn=guidance_fn, solver=solver, grid=grid, steps=steps,
@@ -95,8 +98,23 @@ def command(
     out = run / f"samples-{seed}{experiment.medium.suffixes[0]}" if out is None else out
     _check_suffix(experiment.medium, out)
     trained = parameters(experiment, run, params or "ema", ema=ema, mesh=where)
-    samples = draw(experiment, trained, num, words=label, seed=seed, batch=batch, mesh=where)
+    words = texts or label
+    num = len(texts) if num is None and len(texts) > 1 else num
+    samples = draw(experiment, trained, num, words=words, negative=negative, seed=seed, batch=batch, mesh=where)
     _save(experiment.medium, out, samples)
+
+
+def _read_prompts(given: tuple[str, ...], file: Path | None) -> tuple[str, ...]:
+    """The prompts of the options and of a file, whose empty lines are left out."""
+    if file is None:
+        return given
+    try:
+        lines = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} must hold prompts in UTF-8: {error}") from None
+    if not lines:
+        raise ValueError(f"{file} must hold a prompt on each line, and it is empty")
+    return (*given, *lines)
 
 
 def _save(medium: Medium, out: Path, samples: Samples) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 
 from jaxdiff.options import Range
-from jaxdiff.parameterize import Params
+from jaxdiff.parameterize import Apply, Params
 
 __all__ = ["Cond", "Condition", "unchanged"]
 
@@ -36,6 +36,9 @@ class Condition:
         parse: words of the command line -> condition of one example, leaves [1, ...].
         choices: how many conditions `choose` takes in turn; 0: one or none.
         names: of the choices, where they have names.
+        held_out: the choices that training never shows, by their numbers; pictures may frame them.
+        vocabulary: the words that `parse` knows, if these are a closed set; kept with the run, since its parameters
+            belong to them.
         null: the condition that stands for none, leaves [1, ...], of all or some of the entries (the others are kept);
             None: the model was never trained without its condition, so that guidance is impossible.
         encode: (params, condition) -> what the network is given, on the devices, e.g. by a text encoder whose
@@ -47,6 +50,8 @@ class Condition:
     parse: Callable[[str], Cond] = field(repr=False)
     choices: int = 0
     names: tuple[str, ...] = field(default=(), repr=False)
+    held_out: tuple[int, ...] = ()
+    vocabulary: tuple[str, ...] = field(default=(), repr=False)
     null: Mapping[str, Array | np.ndarray] | None = field(default=None, repr=False)
     encode: Callable[[Params, Cond], Cond] = field(default=unchanged, repr=False)
 
@@ -54,9 +59,26 @@ class Condition:
         Range(0).check("condition.choices", self.choices)
         if self.names and len(self.names) != self.choices:
             raise ValueError(f"condition.names must be {self.choices}, one for each choice, got {len(self.names)}")
+        for number in self.held_out:
+            Range(0, self.choices - 1).check("condition.held_out", number)
         unknown = sorted((self.null or {}).keys() - self.spec.keys())
         if unknown:
             raise ValueError(f"condition.null must have entries of spec, {sorted(self.spec)}, got {unknown}")
+
+    def encoded(self, apply: Apply) -> Apply:
+        """Return a network of conditions that are not encoded yet, for a loss, whose batches hold these.
+
+        Args:
+            apply: the model's, (params, x, noise[B], encoded condition) -> F.
+
+        Returns:
+            (params, x, noise[B], condition) -> F.
+        """
+
+        def apply_encoded(params: Params, x: Array, noise: Array, cond: Cond, **options: Any) -> Any:
+            return apply(params, x, noise, self.encode(params, cond), **options)
+
+        return apply_encoded
 
     def zeros(self) -> Cond:
         """Make the condition of one example, leaves [1, ...], of zeros: to initialize a network with."""

@@ -25,12 +25,16 @@ class Samples(NamedTuple):
         cond: what was asked for, leaves [N, ...].
         choices: how many conditions took turns; 0: one or none.
         path: [steps + 1, N, *shape], x before each step and at the end, for a medium that shows it.
+        names: of each example, what was asked for in words, where it has any.
+        held_out: bool [N], whether training never showed that; None: nothing is held out.
     """
 
     x: np.ndarray
     cond: Cond
     choices: int = 0
     path: np.ndarray | None = None
+    names: tuple[str, ...] = ()
+    held_out: np.ndarray | None = None
 
     def numbers(self) -> dict[str, np.ndarray]:
         """Return the entries of `cond` that are one number for each example, such as labels."""

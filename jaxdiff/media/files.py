@@ -27,7 +27,7 @@ def grid(images, columns: int) -> np.ndarray:
     """
     if columns < 1:
         raise ValueError(f"columns must be at least 1, got {columns}")
-    pixels = _to_pixels(images)
+    pixels = to_pixels(images)
     count, height, width, channels = pixels.shape
     rows = -(-count // columns)
     cells = np.full((rows * columns, height + _GAP, width + _GAP, channels), 255, np.uint8)
@@ -50,7 +50,7 @@ def save_png(path, images, columns: int) -> Path:
     Raises:
         ValueError: as `grid`.
     """
-    return _write(Path(path), grid(images, columns))
+    return write_pixels(Path(path), grid(images, columns))
 
 
 def save_pngs(folder, images) -> list[Path]:
@@ -66,7 +66,7 @@ def save_pngs(folder, images) -> list[Path]:
     Raises:
         ValueError: another shape, or values that are not finite; nothing is written then.
     """
-    return [_write(Path(folder) / f"{i:05d}.png", picture) for i, picture in enumerate(_to_pixels(images))]
+    return [write_pixels(Path(folder) / f"{i:05d}.png", picture) for i, picture in enumerate(to_pixels(images))]
 
 
 def save_npz(path, **arrays) -> Path:
@@ -74,7 +74,7 @@ def save_npz(path, **arrays) -> Path:
 
     Args:
         path: the file, ending in .npz; missing folders are made.
-        **arrays: what to write, e.g. x=images, label=labels.
+        **arrays: what to write, numbers or texts, e.g. x=images, label=labels.
 
     Returns:
         The path written.
@@ -89,13 +89,14 @@ def save_npz(path, **arrays) -> Path:
         raise ValueError("there are no arrays to write")
     host = {name: np.asarray(value) for name, value in arrays.items()}
     for name, value in host.items():
-        _check_finite(value, name)
+        if value.dtype.kind != "U":
+            _check_finite(value, name)
     with replacing(path) as part:
         np.savez_compressed(part, **host)  # type: ignore[arg-type]
     return path
 
 
-def _to_pixels(images) -> np.ndarray:
+def to_pixels(images) -> np.ndarray:
     """Return uint8 [N, H, W, C], -1 as 0 and 1 as 255."""
     images = np.asarray(images, np.float32)
     if images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape:
@@ -110,7 +111,8 @@ def _check_finite(values: np.ndarray, name: str) -> None:
         raise ValueError(f"{name} has {bad} of {values.size} values that are not finite")
 
 
-def _write(path: Path, pixels: np.ndarray) -> Path:
+def write_pixels(path: Path, pixels: np.ndarray) -> Path:
+    """Write a picture, uint8 [H, W, C], to a PNG file."""
     from PIL import Image
 
     with replacing(path) as part:

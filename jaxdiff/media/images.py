@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from jaxdiff import data
 from jaxdiff.conditions import Condition
 from jaxdiff.media.base import Evaluator, Medium, Report, Samples, as_decoded
+from jaxdiff.media.captions import save_captioned
 from jaxdiff.media.files import save_npz, save_png, save_pngs
 from jaxdiff.metrics import evaluate, format_report
 
@@ -23,6 +25,7 @@ def images(
     source: str | None = None,
     decode: Callable[..., Any] | None = None,
     preview: int = 50,
+    captions: bool = False,
 ) -> Medium:
     """Images in [-1, 1].
 
@@ -31,6 +34,7 @@ def images(
         source: name of the data for `jaxdiff eval`, see `data.open_dataset`; None: samples are not measured.
         decode: (params, x) -> images, of a network of latents.
         preview: images in a preview; the last has twice as many.
+        captions: write under each image of a grid what was asked for, and frame what training never shows.
 
     Returns:
         The medium.
@@ -49,7 +53,7 @@ def images(
 
     return Medium(
         tuple(shape),
-        save_images,
+        partial(save_images, captions=captions),
         (".png", ".npz", ""),
         decode=as_decoded if decode is None else decode,
         preview=preview,
@@ -57,17 +61,22 @@ def images(
     )
 
 
-def save_images(out: Path, samples: Samples) -> None:
+def save_images(out: Path, samples: Samples, *, captions: bool = False) -> None:
     """Write images as a grid (.png), arrays (.npz), or a folder of single pictures.
 
     Args:
         out: its suffix decides which.
         samples: images; a grid has a column for each of up to ten conditions that take turns.
+        captions: see `images`; arrays get them under the name "prompt".
     """
+    columns = min(samples.choices or 10, 10)
     if out.suffix == ".npz":
-        save_npz(out, x=samples.x, **samples.numbers())
+        prompts = {"prompt": np.array(samples.names)} if captions and samples.names else {}
+        save_npz(out, x=samples.x, **samples.numbers(), **prompts)
+    elif out.suffix == ".png" and captions and samples.names:
+        save_captioned(out, samples.x, samples.names, columns, framed=samples.held_out)
     elif out.suffix == ".png":
-        save_png(out, samples.x, min(samples.choices or 10, 10))
+        save_png(out, samples.x, columns)
     else:
         save_pngs(out, samples.x)
 

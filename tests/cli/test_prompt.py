@@ -21,7 +21,8 @@ def fails(capsys, *args):
 
 
 def test_a_runs_folder_has_no_prompt_and_a_directory_needs_one(tmp_path, capsys):
-    assert "no model_index.json" in fails(capsys, tmp_path, "--prompt", "a cat")
+    assert "no model_index.json" in fails(capsys, tmp_path, "--prompt", "a cat", "--size", "8", "8")
+    assert "holds no run" in fails(capsys, tmp_path, "--prompt", "a cat")
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "AudioPipeline"}))
     assert "unknown pipeline 'AudioPipeline'" in fails(capsys, tmp_path)
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
@@ -38,7 +39,7 @@ def test_a_prompt_makes_pictures(tmp_path, capsys, monkeypatch):
     directory = str(tiny.write(tmp_path / "model"))
     monkeypatch.chdir(tmp_path)
     common = ["sample", directory, "--prompt", "a cat", "--steps", "2"]
-    main([*common, "--num", "3", "--size", "8", "12", "--guidance", "3"])
+    main([*common, "--prompt", "dogs", "--num", "3", "--size", "8", "12", "--guidance", "3"])
     said = capsys.readouterr()
     assert said.out.split()[-1] == "samples-0" and "2/2" in said.err
     names = sorted(path.name for path in (tmp_path / "samples-0").iterdir())

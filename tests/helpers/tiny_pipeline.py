@@ -37,15 +37,21 @@ def write(directory, **index):
         keys = jax.random.split(jax.random.key(number), len(leaves))
         drawn = [0.2 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]
         save(Pretrained(built.apply, jax.tree.unflatten(tree, drawn), config), directory / name)
-    words = [*LETTERS, *(f"{a}</w>" for a in LETTERS), "<|startoftext|>", "<|endoftext|>"]
+    write_tokenizer(directory / "tokenizer")
     files = {
-        "tokenizer/vocab.json": {word: i for i, word in enumerate(words)},
-        "tokenizer/tokenizer_config.json": {"model_max_length": 8},
         "scheduler/scheduler_config.json": SCHEDULER,
         "model_index.json": {"_class_name": "StableDiffusionPipeline", "safety_checker": [None, None], **index},
     }
     for name, value in files.items():
         (directory / name).parent.mkdir(exist_ok=True)
         (directory / name).write_text(json.dumps(value))
-    (directory / "tokenizer/merges.txt").write_text("#version: 0.2\n")
     return directory
+
+
+def write_tokenizer(directory):
+    """Makes the files of a tokenizer of letters."""
+    directory.mkdir(exist_ok=True)
+    words = [*LETTERS, *(f"{a}</w>" for a in LETTERS), "<|startoftext|>", "<|endoftext|>"]
+    (directory / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (directory / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 8}))
+    (directory / "merges.txt").write_text("#version: 0.2\n")

