@@ -1,0 +1,63 @@
+"""Emoji from words, in minutes on two cores: text to image with a cross-attention U-Net and a text encoder of its own."""
+
+import jaxdiff as jd
+from jaxdiff import data, media, models, networks, text, text_encoders, train, training
+from jaxdiff.experiment import Experiment, Sampling, compute_dtype
+from jaxdiff.options import CondDropout, Count, Decay, Run, Source
+
+
+def experiment(
+    run: Run = Run(steps=2500, batch=32, lr=8e-3, preview_every=500),
+    width: Count = 32,
+    encoder: str = "own",
+    cond_dropout: CondDropout = 0.1,
+    ema: Decay = 0.995,
+    source: Source = "twemoji",
+) -> Experiment:
+    """Flow matching on pictures with captions, guided; the text encoder learns with the network.
+
+    Args:
+        width: channels at the network's first level.
+        encoder: of texts: own, minilm, or a directory of CLIP, T5 or BERT.
+    """
+    emoji = data.open_dataset(source, captions=True)
+    captions = [caption for texts in emoji.captions for caption in texts]
+    of_text = text_encoders.of(encoder, text.Vocabulary.of(captions))
+    condition = text_encoders.condition_of(of_text, captions[:20])
+    network = networks.UNet(
+        widths=(width, 2 * width, 3 * width),
+        num_blocks=1,
+        attention=(2,),
+        resample="pool",
+        groups=8,
+        patch_size=2,
+        scale_shift=True,
+        head_dim=32,
+        context_dim=of_text.width,
+        pooled_dim=of_text.pooled,
+        time=networks.Sinusoidal(),
+        dtype=compute_dtype(),
+    )
+    process = jd.processes.Flow()
+    velocity = jd.parameterize.time_scaled(jd.parameterize.velocity)
+    model = models.of(network, process, velocity, shape=emoji.shape, condition=condition, text=of_text)
+    loss = jd.losses.denoising_loss(
+        condition.encoded(model.apply),
+        process,
+        velocity,
+        times=jd.times.logit_normal(),
+        null_cond=condition.null,
+        cond_dropout=cond_dropout,
+    )
+    optimizer = train.muon(run.lr, warmup_steps=min(50, run.steps // 10), steps=run.steps, schedule="cosine")
+    sampling = Sampling(lambda n: jd.grids.by_time(process, n), jd.solvers.dpmpp_2m(), steps=16, guidance=3.0)
+    return Experiment(
+        model,
+        training.of(
+            run, emoji, condition, loss=loss, optimizer=optimizer, ema=train.ema.warmup(ema), encode=of_text.tokenize
+        ),
+        sampling,
+        condition,
+        media.images(emoji.shape, preview=20, captions=True),
+        run.seed,
+    )
