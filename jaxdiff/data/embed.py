@@ -38,6 +38,10 @@ NAMES = {
     "2714-FE0F": ("check mark",),
     "2705": ("green check mark",),
     "261D-FE0F": ("index pointing up",),
+    "1F50D": ("magnifying glass",),
+    "1F50E": ("right-pointing magnifying glass",),
+    "1F4E3": ("cheering megaphone", "megaphone"),
+    "1F4A9": ("pile of poo",),
     "1F446": ("backhand index pointing up",),
     "1F935": ("person in tuxedo",),
 }
