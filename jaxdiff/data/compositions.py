@@ -6,21 +6,20 @@
     mirrored NAME          of objects with a left and a right
     NAME, TONE skin tone
 
-Pairs of an object and a colour, an object and a place, a person and a tone, and a first and a second object are held out
-by Latin squares: of the n colours, object i never has number -i modulo n, and so on. So every word occurs in training,
-and no held-out pair does.
+Pairs of an object and a colour, an object and a place, a person and a tone, and a first and a second object are held
+out by Latin squares: of the n colours, object i never has number -i modulo n, and so on. So every word occurs in
+training, and no held-out pair does.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxdiff.data.objects import COLOURS, COUNTS, PLACES, SIZES, is_core, is_plural, objects
+from jaxdiff.data.objects import COLOURS, COUNTS, PLACES, SIZES, is_core, objects
 from jaxdiff.data.render import render
 from jaxdiff.data.twemoji import TONES, load_twemoji
 from jaxdiff.schema import integer
@@ -32,7 +31,7 @@ SHARES = (0.5, 0.2, 0.1, 0.1, 0.1)  # of the kinds, in training
 HELD_OUT_SHARES = (0.6, 0.25, 0, 0, 0.15)
 SIZED, TINTED, PLACED, GROUNDED, ARTICLED = 0.4, 0.5, 0.5, 0.3, 0.5  # shares of single objects with each attribute
 PAIRS = 5  # of each object's pairs with another, one in so many is held out
-LENGTH = 2**20  # of a source
+LENGTH, BLOCK = 2**18, 2**12  # of a source, and examples drawn together: single draws take longer than rendering
 LANES = 16  # random numbers for an example
 PLAIN = ("grinning face", "dog face", "pizza", "strawberry", "octopus")  # among the previews
 PREVIEWS = ((6, 2, 1, 1, 0), (3, 2, 0, 0, 0))  # of each kind, seen and held out
@@ -113,10 +112,11 @@ class Compositions:
         return LENGTH
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        lanes = _lanes(self.seed, integer("index", index, 0, LENGTH - 1), 1)
-        mix, picture, text = lanes[-3:, 0].tolist()
+        number, inside = divmod(integer("index", index, 0, LENGTH - 1), BLOCK)
+        drawn, lanes = _block(self.seed, number, self.core)
+        mix, picture, text = lanes[:, inside].tolist()
         if mix < self.share * 2**32:
-            composition = select(_draw(lanes, False, self.core), 0)
+            composition = select(drawn, inside)
             return {"x": render(composition), "captions": (caption(composition),)}
         pictures = plain(self.core)
         chosen, captions = pictures[picture * len(pictures) >> 32]
@@ -214,11 +214,14 @@ def plural(name: str) -> str:
 def previews() -> tuple[Preview, ...]:
     """Twenty captions for previews, the same in every run: five names, ten compositions, five held-out ones."""
     out = [Preview(name, False, None) for name in PLAIN]
-    for held_out, counts in zip((False, True), PREVIEWS, strict=True):
-        drawn = draw(0, count=1000, held_out=held_out, core=True)
-        chosen = [i for kind, count in enumerate(counts) for i in np.flatnonzero(drawn.kind == kind)[:count]]
-        each = [select(drawn, i) for i in chosen]
-        out += [Preview(caption(c), held_out, c) for c in each]
+    for held_out, counts in enumerate(PREVIEWS):
+        drawn = draw(held_out, count=1000, held_out=bool(held_out), core=True)
+        for kind, count in enumerate(counts):
+            chosen = np.flatnonzero(drawn.kind == kind)
+            _, first = np.unique(drawn.object[chosen], return_index=True)  # no object twice
+            for i in chosen[np.sort(first)[:count]]:
+                c = Composition(*(int(field[i]) for field in drawn))
+                out.append(Preview(caption(c), bool(held_out), c))
     return tuple(out)
 
 
@@ -244,9 +247,16 @@ def _lanes(seed: int, start: int, count: int) -> np.ndarray:
     return words.view(np.uint32).reshape(count, LANES).T.astype(np.int64)
 
 
+@functools.lru_cache(maxsize=2 * LENGTH // BLOCK)
+def _block(seed: int, number: int, core: bool) -> tuple[Composition, np.ndarray]:
+    """Compositions of training, and three more random integers below 2^32 of each."""
+    lanes = _lanes(seed, number * BLOCK, BLOCK)
+    return _draw(lanes, False, core), lanes[-3:].copy()
+
+
 def _draw(lanes: np.ndarray, held_out: bool, core: bool) -> Composition:
-    table, things = objects(), np.arange(objects().things)
-    among = table.core if core else things
+    candidates, first, counts = _candidates(core)
+    among = candidates[: counts[0]]
     lane = iter(lanes)
 
     def pick(n: Any) -> Any:
@@ -270,11 +280,8 @@ def _draw(lanes: np.ndarray, held_out: bool, core: bool) -> Composition:
         tinted, placed = tinted | by_colour, placed | (is_object & ~by_colour)
     placed = placed | (is_object & ~(tinted | sized | grounded))  # at least one attribute
 
-    candidates = [among, *(np.intersect1d(each, among) for each in (table.coloured, table.countable, table.asymmetric))]
-    candidates.append(things[-1] + 1 + np.arange(len(table.toned)))
     group = np.select([tinted, is_number, is_mirrored, is_tone], [1, 2, 3, 4], 0)
-    chosen = pick(np.array([len(each) for each in candidates])[group])
-    thing = np.concatenate(candidates)[np.cumsum([0, *map(len, candidates)])[group] + chosen]
+    thing = candidates[first[group] + pick(counts[group])]
 
     second = pick(len(among))
     while (bad := (_held_pair(thing, among[second]) != held_out) | (among[second] == thing)).any():
@@ -288,6 +295,16 @@ def _draw(lanes: np.ndarray, held_out: bool, core: bool) -> Composition:
         (is_pair, among[second]), (sized, pick(len(SIZES))), (tinted, colour), (placed, place), (grounded, ground),
         (is_number, 2 + pick(len(COUNTS))), (is_tone, tone),
     ]  # fmt: skip
-    singular = ~np.array([is_plural(name) for name in table.names])[thing]
-    article = coin(ARTICLED) & (is_object | is_mirrored) & singular
+    article = coin(ARTICLED) & (is_object | is_mirrored) & np.isin(thing, objects().countable)
     return Composition(kind, thing, *(np.where(mask, value, -1) for mask, value in said), article.astype(np.int64))
+
+
+@functools.cache
+def _candidates(core: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All things, coloured, countable and asymmetric ones, and persons: concatenated, their begins and lengths."""
+    table = objects()
+    among = table.core if core else np.arange(table.things)
+    groups = [among, *(np.intersect1d(each, among) for each in (table.coloured, table.countable, table.asymmetric))]
+    groups.append(np.arange(table.things, len(table.names)))
+    counts = np.array([len(group) for group in groups])
+    return np.concatenate(groups), np.cumsum(counts) - counts, counts

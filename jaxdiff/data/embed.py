@@ -164,7 +164,7 @@ def names_of(entry: dict[str, Any]) -> tuple[str, ...]:
     """
     if entry["unified"] in NAMES:
         return NAMES[entry["unified"]]
-    name = entry["name"].lower().replace("’", "").removeprefix("large ")
+    name = entry["name"].lower().replace("\u2019", "").removeprefix("large ")
     short = entry["short_names"][0].replace("_", " ").replace("large ", "").strip()
     misnomer = any(word in name.split() and word not in short.split() for word in ("black", "white"))
     if misnomer:

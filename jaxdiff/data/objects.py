@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxdiff.data.twemoji import TONES, load_twemoji
+from jaxdiff.data.twemoji import load_twemoji
 
 __all__ = [
-    "BACKGROUNDS", "COLOURS", "COUNTS", "PLACES", "SIZES", "Objects", "is_core", "layer", "name_of", "objects", "scaled",
+    "BACKGROUNDS", "COLOURS", "COUNTS", "PLACES", "SIZES", "Objects", "is_core", "layer", "name_of", "objects",
 ]  # fmt: skip
 
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink")
@@ -22,13 +22,16 @@ COUNTS = {2: "two", 3: "three"}
 RESERVED = {*COLOURS, *PLACES, *SIZES, *COUNTS.values(), "and", "mirrored", "on", "the", "skin", "tone"}
 # A pixel has a colour if it is at least so saturated and bright; the rest, black, white and grey, keeps its own.
 SATURATION, BRIGHTNESS = 0.3, 0.3
-# An object is of one colour if at least this share of its pixels has a colour, if the hues agree to this length of their
-# mean as unit vectors, and if it is so vivid that other hues have names, too: a dark orange is called brown.
+# An object is of one colour if at least this share of its pixels has a colour, if the hues agree to this length of
+# their mean as unit vectors, and if it is so vivid that other hues have names, too: a dark orange is called brown.
 COLOURED, AGREEMENT, VIVID = 0.5, 0.97, (0.45, 0.8)
 # An object has a left and a right if its correlation with its mirror image is lower.
 SYMMETRY = 0.55
 CORE = r"face-.*|cat-face|monkey-face|animal-.*|food-.*|heart|geometric"
-THINGS = r"plant-.*|drink|transport-(ground|air|water)|clothing|musical-instrument|tool|book-paper|household|game|sport|event|sky.*"
+THINGS = (
+    r"plant-.*|drink|transport-(ground|air|water)|clothing|musical-instrument|tool|book-paper|household|game|sport|event"
+    r"|sky.*"
+)
 FACES = r"face-.*|cat-face|monkey-face|emotion"  # the names of most are no nouns
 PERSONS = r"person|person-role|person-fantasy"
 
@@ -205,7 +208,9 @@ def _hue(picture: int) -> float | None:
     weight = full[..., 3] * coloured
     if weight.sum() < COLOURED * full[..., 3].sum():
         return None
-    if any(np.average(each, weights=weight) < least for each, least in zip((saturation, brightness), VIVID, strict=True)):
+    if any(
+        np.average(each, weights=weight) < least for each, least in zip((saturation, brightness), VIVID, strict=True)
+    ):
         return None
     mean = np.sum(weight * np.exp(1j * np.deg2rad(hue))) / weight.sum()
     return float(np.rad2deg(np.angle(mean))) if abs(mean) >= AGREEMENT else None

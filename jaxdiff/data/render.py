@@ -20,16 +20,13 @@ WHITE = np.array([255.0, 255.0, 255.0])
 NUMBERED = {2: ((8, 0), (8, 16)), 3: ((0, 0), (0, 16), (16, 8))}  # top and left edge of each
 
 
-def side_of(size: int, place: int) -> int:
-    """The side of a single object in pixels.
-
-    Args:
-        size: index of `SIZES`, or -1.
-        place: index of `PLACES`, or -1.
-    """
-    if size == 0:
+def side_of(c: Composition) -> int:
+    """The side of each object of a single composition in pixels."""
+    if c.other >= 0 or c.number > 0:
+        return MEDIUM
+    if c.size == 0:
         return SMALL
-    return CANVAS if place < 0 else LARGE if size == 1 else MEDIUM
+    return CANVAS if c.place < 0 else LARGE if c.size == 1 else MEDIUM
 
 
 def corners(c: Composition) -> list[tuple[int, int]]:
@@ -38,7 +35,7 @@ def corners(c: Composition) -> list[tuple[int, int]]:
         return list(NUMBERED[2])
     if c.number > 0:
         return list(NUMBERED[int(c.number)])
-    far = CANVAS - side_of(c.size, c.place)
+    far = CANVAS - side_of(c)
     middle = far // 2
     edges = {-1: (middle, middle), 0: (middle, 0), 1: (middle, far), 2: (0, middle), 3: (far, middle)}
     return [edges[int(c.place)]]
@@ -69,8 +66,7 @@ def render(c: Composition) -> np.ndarray:
     if c.tone >= 0:
         return load_twemoji(tones=True).x[table.toned[c.object - table.things, c.tone]]
     canvas = np.broadcast_to(ground_of(c.background), (CANVAS, CANVAS, 3)).copy()
-    single = c.other < 0 and c.number < 0
-    side = side_of(c.size, c.place) if single else MEDIUM
+    side = side_of(c)
     for i, (top, left) in enumerate(corners(c)):
         thing = c.other if i == 1 and c.other >= 0 else c.object
         drawn = layer(int(table.picture[thing]), side, int(c.colour))
