@@ -1,5 +1,6 @@
 """Data: sources of images, and a Grain pipeline that streams deterministic batches."""
 
+from jaxdiff.data.compositions import Compositions
 from jaxdiff.data.hints import Hinted, open_hints
 from jaxdiff.data.pipeline import batches, load_arrays
 from jaxdiff.data.shards import NpzShards, load_embeddings
@@ -9,6 +10,7 @@ from jaxdiff.data.transforms import to_float, to_uint8
 
 __all__ = [
     "ArraySource",
+    "Compositions",
     "Dataset",
     "Hinted",
     "NpzShards",

@@ -37,8 +37,8 @@ def of_files(folder: Path, files: Sequence[str], key: str = "text") -> list[tupl
     """Read the captions of a folder's images.
 
     They are in metadata.jsonl in the folder, if there is such a file: in each line an object with "file_name", the
-    image's path from the folder, and `key`, its caption or a list of them; an image may have several lines, and lines of
-    other files are ignored. Otherwise each image has a text file, e.g. cat.txt for cat.png, each line of which is a
+    image's path from the folder, and `key`, its caption or a list of them; an image may have several lines, and lines
+    of other files are ignored. Otherwise each image has a text file, e.g. cat.txt for cat.png, each line of which is a
     caption. Empty captions are ignored.
 
     Args:

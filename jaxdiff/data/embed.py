@@ -38,6 +38,10 @@ NAMES = {
     "2714-FE0F": ("check mark",),
     "2705": ("green check mark",),
     "261D-FE0F": ("index pointing up",),
+    "1F50D": ("magnifying glass",),
+    "1F50E": ("right-pointing magnifying glass",),
+    "1F4E3": ("cheering megaphone", "megaphone"),
+    "1F4A9": ("pile of poo",),
     "1F446": ("backhand index pointing up",),
     "1F935": ("person in tuxedo",),
 }
@@ -160,7 +164,7 @@ def names_of(entry: dict[str, Any]) -> tuple[str, ...]:
     """
     if entry["unified"] in NAMES:
         return NAMES[entry["unified"]]
-    name = entry["name"].lower().replace("’", "").removeprefix("large ")
+    name = entry["name"].lower().replace("\u2019", "").removeprefix("large ")
     short = entry["short_names"][0].replace("_", " ").replace("large ", "").strip()
     misnomer = any(word in name.split() and word not in short.split() for word in ("black", "white"))
     if misnomer:

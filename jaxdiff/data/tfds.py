@@ -38,8 +38,8 @@ class TfdsSource:
                 name, "outer/inner" for a feature in another.
 
         Raises:
-            ValueError: the set is unknown, has no such split, no images of known shape, or no captions. If the set is not prepared,
-                the length and the images raise it.
+            ValueError: the set is unknown, has no such split, no images of known shape, or no captions. If the set is
+                not prepared, the length and the images raise it.
         """
         self._name = f"{name}, split {split}"
         builder = _find_builder(name, data_dir)

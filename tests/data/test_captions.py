@@ -73,7 +73,9 @@ def test_metadata_of_a_folder(tmp_path):
 def test_no_captions_anywhere(tmp_path):
     folder_of(tmp_path, ["a.png"])
     (tmp_path / "notes.txt").write_text("no caption of a picture")
-    with pytest.raises(ValueError, match=r"no captions in .*looked for metadata\.jsonl, and for a\.txt next to .*a\.png"):
+    with pytest.raises(
+        ValueError, match=r"no captions in .*looked for metadata\.jsonl, and for a\.txt next to .*a\.png"
+    ):
         data.open_dataset(f"folder:{tmp_path}", captions=True)
     with pytest.raises(ValueError, match="fashion_mnist has classes, and no captions"):
         data.open_dataset("fashion_mnist", captions=True)
@@ -99,7 +101,7 @@ def test_shards_with_captions(tmp_path):
     stream.close()
     assert set(batch) == {"mean", "tokens"}
     np.savez(tmp_path / "b.npz", mean=np.ones((1, 2)), text=np.array([""]))
-    with pytest.raises(ValueError, match="example 2 of .* has no caption"):
+    with pytest.raises(ValueError, match=r"example 2 of .* has no caption"):
         data.NpzShards(tmp_path, spec, captions="text")[2]
     np.savez(tmp_path / "b.npz", mean=np.ones((1, 2)), text=np.array([3]))
     with pytest.raises(ValueError, match=r"'text' in .*b\.npz must be strings \[N\] or \[N, K\], got int64\[1\]"):
