@@ -24,27 +24,23 @@ def small(length=8):
     return text_encoders.own(replace(WORDS, length=length), width=8, layers=1, num_heads=2)
 
 
-def shaken(params):
+def drawn(shapes):
     """Parameters none of which is 0: what begins with zeros, such as cross-attention, has an effect."""
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    moved = [a + 0.3 * jax.random.normal(k, a.shape, a.dtype) for a, k in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(tree, moved)
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda a: jnp.asarray(0.5 * rng.standard_normal(a.shape), a.dtype), shapes)
 
 
 @cache
 def of_one_level():
     """(network of one level with cross-attention, its and the text encoder's parameters)."""
-    network = tiny_captions.network(small(), widths=(8,), attention=(0,), mid_blocks=0, patch_size=2)
-    encoder = small()
+    network, encoder = tiny_captions.network(small(), widths=(8,), attention=(0,), mid_blocks=0, patch_size=2), small()
 
     def init(key):
-        of_text = encoder.init(key)
-        cond = jax.eval_shape(encoder.encode, {"text": of_text}, WORDS.tokenize([""]))
-        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), cond)
-        return {"text": of_text, "network": network.init(key, jnp.zeros((1, 8, 8, 3)), NOISE[:1], zeros)["params"]}
+        of_text = {"text": encoder.init(key)}
+        cond = encoder.encode(of_text, WORDS.tokenize([""]))
+        return of_text | {"network": network.init(key, jnp.zeros((1, 8, 8, 3)), NOISE[:1], cond)["params"]}
 
-    return network, shaken(jax.jit(init)(jax.random.key(0)))
+    return network, drawn(jax.eval_shape(init, jax.random.key(0)))
 
 
 @jax.jit
@@ -60,11 +56,11 @@ def test_padding_changes_nothing_and_words_and_their_order_do():
     short, long = (small(length).tokenize(pair) for length in (4, 8))
     got = output(params, short)
     np.testing.assert_allclose(output(params, long), got, atol=1e-5)
-    assert np.abs(got[0] - got[1]).max() > 1e-2
+    assert np.abs(got[0] - got[1]).max() > 1e-3
     # What is hidden has no influence, whatever it is; what is visible has.
     other = {**long, "ids": np.where(long["mask"], long["ids"], 5)}
     np.testing.assert_allclose(output(params, other), got, atol=1e-5)
-    assert np.abs(output(params, {**other, "mask": np.ones_like(long["mask"])}) - got).max() > 1e-2
+    assert np.abs(output(params, {**other, "mask": np.ones_like(long["mask"])}) - got).max() > 1e-3
 
 
 def test_unknown_words_become_their_nearest_and_that_is_said(capsys, monkeypatch):
@@ -72,7 +68,7 @@ def test_unknown_words_become_their_nearest_and_that_is_said(capsys, monkeypatch
     table = {"kitten": (0.0, 1.0), "cat": (0.1, 0.99), "dog": (1.0, 0.0), "quark": (-1.0, 0.0)}
     embed = lambda texts: np.array([table.get(word, (0.0, -1.0)) for word in texts])  # noqa: E731
     assert text_encoders.rephrase("A dog, a kitten", words, embed) == "a dog a cat"
-    assert capsys.readouterr().err.strip() == "kitten -> cat"
+    assert capsys.readouterr().err.splitlines()[-1].strip() == "kitten -> cat"
     assert text_encoders.rephrase("a cat", words, None) == "a cat"
     with pytest.raises(ValueError, match=r"unknown word 'quark': .* near in meaning"):
         text_encoders.rephrase("kitten quark", words, embed)
@@ -106,7 +102,9 @@ T5 = {
 @pytest.mark.parametrize("config", [tiny_pipeline.TEXT, BERT, T5], ids=lambda config: config["_class_name"])
 def test_directories_of_text_encoders(tmp_path, config):
     built = interop.architecture(config)
-    interop.save(interop.Pretrained(built.apply, shaken(built.init(jax.random.key(0))), config), tmp_path)
+    interop.save(
+        interop.Pretrained(built.apply, drawn(jax.eval_shape(built.init, jax.random.key(0))), config), tmp_path
+    )
     tiny_pipeline.write_tokenizer(tmp_path)
     short, long = (text_encoders.load(tmp_path, length=length) for length in (6, 8))
     texts = ["ab c", "dc", ""]
@@ -174,7 +172,7 @@ def tiny():
 @pytest.mark.slow
 def test_prompts_share_a_program_and_devices(tiny):
     """Guidance leads from the negative prompt, the empty one by default; eight devices draw what one draws."""
-    condition, params = tiny.condition, shaken(tiny.model.init(jax.random.key(0)))
+    condition, params = tiny.condition, drawn(jax.eval_shape(tiny.model.init, jax.random.key(0)))
     keys = example_keys(0, 10)
     prompts = [tiny_captions.CAPTIONS[i % 4] for i in range(10)]
     cond, others, empty = (
