@@ -2,8 +2,10 @@
 
 import jaxdiff as jd
 from jaxdiff import data, media, models, networks, text, text_encoders, train, training
-from jaxdiff.experiment import Experiment, Sampling, compute_dtype
+from jaxdiff.experiment import Experiment, Sampling, UserError, compute_dtype
 from jaxdiff.options import CondDropout, Count, Decay, Run, Source
+
+LENGTH = 24  # tokens of a text
 
 
 def experiment(
@@ -12,7 +14,7 @@ def experiment(
     encoder: str = "own",
     cond_dropout: CondDropout = 0.1,
     ema: Decay = 0.995,
-    source: Source = "twemoji",
+    source: Source = "compositions:core",
 ) -> Experiment:
     """Flow matching on pictures with captions, guided; the text encoder learns with the network.
 
@@ -21,9 +23,15 @@ def experiment(
         encoder: of texts: own, minilm, or a directory of CLIP, T5 or BERT.
     """
     emoji = data.open_dataset(source, captions=True)
-    captions = [caption for texts in emoji.captions for caption in texts]
-    of_text = text_encoders.of(encoder, text.Vocabulary.of(captions))
-    condition = text_encoders.condition_of(of_text, captions[:20])
+    composed = isinstance(emoji, data.Compositions)
+    captions = [caption for texts in getattr(emoji, "captions", ()) for caption in texts]
+    if not captions:
+        raise UserError(f"the words of {source} are not known beforehand: use a folder or an embedded set")
+    of_text = text_encoders.of(encoder, text.Vocabulary.of(captions, length=LENGTH))
+    shown, held_out = captions[:: -(-len(captions) // 20)], []
+    if composed:
+        shown, held_out = ([each.caption for each in emoji.previews if each.held_out == held] for held in (False, True))
+    condition = text_encoders.condition_of(of_text, shown, held_out)
     network = networks.UNet(
         widths=(width, 2 * width, 3 * width),
         num_blocks=1,
@@ -58,6 +66,6 @@ def experiment(
         ),
         sampling,
         condition,
-        media.images(emoji.shape, preview=20, captions=True),
+        media.compositions(core=emoji.core) if composed else media.images(emoji.shape, preview=20, captions=True),
         run.seed,
     )

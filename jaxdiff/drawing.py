@@ -94,7 +94,7 @@ def evaluate(
         experiment: what to sample.
         params: parameters, e.g. from `parameters`.
         workdir: the run's folder, for the report and what measures.
-        num: number of samples; their conditions take turns.
+        num: number of samples; their conditions take turns, or the medium says what they are of.
         seed: of the samples.
         batch: samples at a time.
         mesh: where the parameters lie; samples are split over it.
@@ -108,7 +108,8 @@ def evaluate(
     if experiment.medium.evaluator is None:
         raise ValueError("eval needs an experiment whose medium measures samples against data: this one's has no data")
     measure = experiment.medium.evaluator(Path(workdir), experiment.condition)
-    report = measure(draw(experiment, params, num, seed=seed, batch=batch, mesh=mesh))
+    words = None if experiment.medium.prompts is None else experiment.medium.prompts(Range(1).check("num", num))
+    report = measure(draw(experiment, params, num, words=words, seed=seed, batch=batch, mesh=mesh))
     write_text(Path(workdir) / "eval.json", json.dumps(report.values, indent=2, allow_nan=False) + "\n")
     return report
 

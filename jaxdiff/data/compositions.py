@@ -103,10 +103,20 @@ class Compositions:
     num_classes = 0
     class_names = ()
 
+    @property
+    def captions(self) -> tuple[tuple[str, ...], ...]:
+        """Texts with every word of its captions, of which there are too many to list."""
+        return tuple((text,) for text in texts(self.core))
+
     def __post_init__(self) -> None:
         integer("seed", self.seed, 0)
         if not 0 <= self.share <= 1:
             raise ValueError(f"share must be between 0 and 1, got {self.share}")
+
+    @property
+    def previews(self) -> tuple[Preview, ...]:
+        """See `previews`."""
+        return previews()
 
     def __len__(self) -> int:
         return LENGTH
@@ -200,6 +210,20 @@ def caption(c: Composition) -> str:
     text = _with_article(text) if c.article == 1 else text
     text += f" on the {PLACES[c.place]}" if c.place >= 0 else ""
     return text + (f" on {_with_article(COLOURS[c.background])} background" if c.background >= 0 else "")
+
+
+def texts(core: bool = False) -> list[str]:
+    """Texts that hold every word of training's captions.
+
+    Args:
+        core: see `Compositions`.
+    """
+    table = objects()
+    names = [table.names[i] for i in (table.core if core else range(len(table.names)))]
+    sizes, colours, places, tones = (" ".join(words) for words in (SIZES, COLOURS, PLACES, () if core else TONES))
+    grammar = f"a an {sizes} {colours} on the {places} and {' '.join(COUNTS.values())} mirrored background"
+    tone = [] if core else [f"{tones} skin tone"]
+    return [*(text for _, each in plain(core) for text in each), *names, *map(plural, names), grammar, *tone]
 
 
 def plural(name: str) -> str:

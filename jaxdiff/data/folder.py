@@ -59,7 +59,7 @@ class FolderSource:
         self.class_names = () if loose else tuple(p.name for p in folders)
         self.num_classes = len(self.class_names)
         self._labels = [] if loose else [label for label, files in enumerate(by_class) for _ in files]
-        self._captions = of_files(path, self.files, "text" if captions is True else captions) if captions else None
+        self.captions = of_files(path, self.files, "text" if captions is True else captions) if captions else None
         self._size, self._asked = size, channels
         self._channels = channels or self._probe()
         self.shape = self._read(self.files[0]).shape
@@ -75,8 +75,8 @@ class FolderSource:
         example: dict[str, Any] = {"x": x}
         if self._labels:
             example["label"] = self._labels[index]
-        if self._captions is not None:
-            example["captions"] = self._captions[index]
+        if self.captions is not None:
+            example["captions"] = self.captions[index]
         return example
 
     def _probe(self) -> int:

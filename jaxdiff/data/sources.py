@@ -26,7 +26,8 @@ FASHION_MNIST = (
     "Ankle boot",
 )
 FORMS = (
-    '"fashion_mnist", "twemoji", "twemoji:tones", "twemoji64:PACKAGE", "openmoji", "noto", "tfds:NAME" or "folder:PATH"'
+    '"fashion_mnist", "twemoji", "twemoji:tones", "twemoji64:PACKAGE", "openmoji", "noto", "compositions", '
+    '"compositions:core", "tfds:NAME" or "folder:PATH"'
 )
 
 
@@ -44,6 +45,7 @@ class Dataset(Examples, Protocol):
     With captions, examples have "captions", too: a tuple of strings, at least one.
 
     Attributes:
+        captions: of each example, or texts of the same words; a set that reads them with the images has no such list.
         shape: (H, W, C).
         num_classes: labels are 0..num_classes - 1; 0: no labels.
         class_names: one for each class; empty if unknown.
@@ -123,7 +125,8 @@ def open_dataset(
         name: "fashion_mnist", the embedded subset (28x28 grey, 10 classes, 10,000 training and 2,000 test
             images); "twemoji", the embedded pictures with names (32x32 RGB, 8 categories), "twemoji:tones", those and
             the ones with skin tones, "twemoji64:PACKAGE", "openmoji" or "noto", the same names drawn in 64x64 from
-            files that are not embedded, see `twemoji.pictures_of`; "tfds:NAME", any image set of
+            files that are not embedded, see `twemoji.pictures_of`; "compositions" or "compositions:core", twemoji and
+            pictures made of them, with captions, see `Compositions`; "tfds:NAME", any image set of
             tensorflow-datasets, or "tfds:NAME/CONFIG:1.0.0"; "folder:PATH", images in one subfolder for each class, with
             labels in the order of the sorted names, or directly in PATH, without labels.
         split: "train", "test", or another split of the set; for "tfds:" also a slice, e.g. "train[:90%]". A folder has
@@ -156,6 +159,8 @@ def open_dataset(
         from jaxdiff.data.tfds import TfdsSource
 
         return TfdsSource(rest, split, data_dir=data_dir, size=size, channels=channels, captions=captions)
+    if name in ("compositions", "compositions:core"):
+        return _compositions(name, split, size, channels)
     if name in ("twemoji", "twemoji:tones", "openmoji", "noto") or (kind == "twemoji64" and rest):
         return _twemoji(name, split, size, channels, with_captions=bool(captions))
     if name != "fashion_mnist":
@@ -181,7 +186,7 @@ def class_prompts(prompt: str, class_names: Sequence[str]) -> list[str]:
 
 
 def _hint(kind: str, rest: str) -> str:
-    alone = ("fashion_mnist", "twemoji", "openmoji", "noto")
+    alone = ("fashion_mnist", "twemoji", "openmoji", "noto", "compositions")
     near = difflib.get_close_matches(kind.lower(), [*alone, "twemoji64", "tfds", "folder"], n=1)
     if not near:
         return ""
@@ -198,6 +203,14 @@ def _fashion_mnist(split: str, size: int | None, channels: int | None) -> ArrayS
     if size not in (None, 28) or channels == 3:
         x = np.stack([fit_array(image, size, channels) for image in x])
     return ArraySource(x, label, len(FASHION_MNIST), FASHION_MNIST)
+
+
+def _compositions(name: str, split: str, size: int | None, channels: int | None) -> Dataset:
+    from jaxdiff.data.compositions import Compositions
+
+    if split != "train" or size not in (None, 32) or channels not in (None, 3):
+        raise ValueError(f'{name} has the split "train", the size 32 and 3 channels, got {split!r}, {size}, {channels}')
+    return Compositions(core=name.endswith(":core"))
 
 
 def _twemoji(name: str, split: str, size: int | None, channels: int | None, *, with_captions: bool) -> ArraySource:

@@ -1,8 +1,9 @@
 """What a model makes: one file for each kind, each of which returns a Medium."""
 
 from jaxdiff.media.base import Evaluator, Medium, Report, Samples
+from jaxdiff.media.compositions import compositions
 from jaxdiff.media.images import images
 from jaxdiff.media.latents import latents
 from jaxdiff.media.points import points
 
-__all__ = ["Evaluator", "Medium", "Report", "Samples", "images", "latents", "points"]
+__all__ = ["Evaluator", "Medium", "Report", "Samples", "compositions", "images", "latents", "points"]

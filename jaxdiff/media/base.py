@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -74,6 +74,8 @@ class Medium:
         last: examples in the last preview; None: twice as many.
         path: whether `save` shows how samples came about, `Samples.path`.
         evaluator: (run's folder, condition) -> a function that measures samples against data; None: not measured.
+        prompts: number of samples that are measured -> what they are asked for, in words; None: the condition's choices
+            take turns.
     """
 
     shape: tuple[int, ...]
@@ -84,6 +86,7 @@ class Medium:
     last: int | None = None
     path: bool = False
     evaluator: Callable[[Path, Condition], Evaluator] | None = field(default=None, repr=False)
+    prompts: Callable[[int], Sequence[str]] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         Range(1).check("medium.preview", self.preview)

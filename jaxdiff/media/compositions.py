@@ -1,0 +1,100 @@
+"""Pictures of captions of a grammar, which are judged by what the captions say."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from jaxdiff.conditions import Condition
+from jaxdiff.data import to_float, to_uint8
+from jaxdiff.data.compositions import Composition, Compositions, caption, draw, plain, select
+from jaxdiff.data.judging import ATTRIBUTES, chance, judge
+from jaxdiff.data.render import render
+from jaxdiff.data.twemoji import load_twemoji
+from jaxdiff.media.base import Evaluator, Medium, Report, Samples
+from jaxdiff.media.images import images
+
+__all__ = ["compositions"]
+
+SEED = 2**20  # of the captions that are measured; training has those of its own seed
+COPY = 1 / 3  # a picture is a copy if the nearest one of training is nearer than this share of the second
+COLUMNS = ("right", "chance", "rendered", "captions")
+
+
+def compositions(*, core: bool = False, preview: int = 20) -> Medium:
+    """Images with captions of `data.Compositions`.
+
+    An evaluation draws captions of training and as many held-out ones, and judges each attribute that they name: next
+    to what a random choice gets right, and to what the judge says of the pictures that the grammar itself makes.
+
+    Args:
+        core: see `data.Compositions`.
+        preview: images in a preview.
+
+    Returns:
+        The medium.
+    """
+
+    def evaluator(run: Path, condition: Condition) -> Evaluator:
+        return partial(_measure, core=core)
+
+    def prompts(num: int) -> list[str]:
+        return [caption(select(part, i)) for part in _asked(num, core) for i in range(len(part.kind))]
+
+    base = images(Compositions.shape, preview=preview, captions=True)
+    return replace(base, evaluator=evaluator, prompts=prompts)
+
+
+def _asked(num: int, core: bool) -> tuple[Composition, Composition]:
+    """What an evaluation asks for: combinations of training, and held-out ones."""
+    seen, held_out = num - num // 2, num // 2
+    return draw(SEED, count=seen, core=core), draw(SEED, count=held_out, held_out=True, core=core)
+
+
+def _measure(samples: Samples, *, core: bool) -> Report:
+    values, begin = {}, 0
+    for name, asked in zip(("seen", "held_out"), _asked(len(samples.x), core), strict=True):
+        count = len(asked.kind)
+        if count:
+            values[name] = _attributes(samples.x[begin : begin + count], asked)
+        begin += count
+    known = to_float(load_twemoji().x[[picture for picture, _ in plain(core)]])
+    report = {"samples": values, "copies": _copies(samples.x, known)}
+    return Report(report, _format(report))
+
+
+def _attributes(x: np.ndarray, asked: Composition) -> dict[str, dict[str, float]]:
+    """The share of right attributes, of each and of all."""
+    count = len(asked.kind)
+    drawn = judge(to_uint8(x), asked)
+    true = judge(np.stack([render(select(asked, i)) for i in range(count)]), asked)
+    guessed, out = chance(asked), {}
+    for name in ATTRIBUTES:
+        named = int(np.sum(~np.isnan(drawn[name])))
+        if named:
+            shares = float(np.nanmean(drawn[name])), guessed[name], float(np.nanmean(true[name]))
+            out[name] = dict(zip(COLUMNS, (*shares, named), strict=True))
+    weights = [each["captions"] for each in out.values()]
+    mean = {key: float(np.average([each[key] for each in out.values()], weights=weights)) for key in COLUMNS[:-1]}
+    return out | {"all": mean | {"captions": count}}
+
+
+def _copies(x: np.ndarray, known: np.ndarray) -> float:
+    """The share of pictures that are copies of known ones."""
+    a, b = (each.reshape(len(each), -1).astype(np.float32) for each in (x, known))
+    squares = np.sum(a**2, 1)[:, None] - 2 * a @ b.T + np.sum(b**2, 1)
+    nearest, second = np.sqrt(np.maximum(np.partition(squares, 1, axis=1)[:, :2], 0)).T
+    return float(np.mean(nearest < COPY * second))
+
+
+def _format(report: dict) -> str:
+    lines = []
+    for part, attributes in report["samples"].items():
+        lines.append(f"{part.replace('_', '-') + ' combinations':24}" + "".join(f"{name:>10}" for name in COLUMNS))
+        for name, each in attributes.items():
+            shares = "".join(f"{100 * each[key]:9.1f}%" for key in COLUMNS[:-1])
+            lines.append(f"  {name:22}{shares}{each['captions']:10.0f}")
+    return "\n".join([*lines, f"copies of training pictures: {100 * report['copies']:.1f} %"])
