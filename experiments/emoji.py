@@ -1,4 +1,4 @@
-"""Emoji from words, in minutes on two cores: text to image with a cross-attention U-Net and a text encoder of its own."""
+"""Emoji from words in minutes on two cores: a U-Net with cross-attention to a text encoder that learns with it."""
 
 import jaxdiff as jd
 from jaxdiff import data, media, models, networks, text, text_encoders, train, training
