@@ -115,9 +115,7 @@ def check_vocabulary(workdir: Path, condition: Condition) -> None:
     if tuple(kept) != words:
         new, lost = sorted(set(words) - set(kept)), sorted(set(kept) - set(words))
         changes = [f"{listed(found, 5)} {what}" for found, what in ((new, "came"), (lost, "went")) if found]
-        raise ValueError(
-            f"the captions of {workdir}'s data have other words than in its training: {'; '.join(changes)}"
-        )
+        raise ValueError(f"the captions of {workdir}'s data have changed since its training: {'; '.join(changes)}")
 
 
 def keep_vocabulary(workdir: Path, condition: Condition) -> None:

@@ -39,7 +39,7 @@ def test_a_prompt_makes_pictures(tmp_path, capsys, monkeypatch):
     directory = str(tiny.write(tmp_path / "model"))
     monkeypatch.chdir(tmp_path)
     common = ["sample", directory, "--prompt", "a cat", "--steps", "2"]
-    main([*common, "--prompt", "dogs", "--num", "3", "--size", "8", "12", "--guidance", "3"])
+    main([*common, "--num", "3", "--size", "8", "12", "--guidance", "3"])
     said = capsys.readouterr()
     assert said.out.split()[-1] == "samples-0" and "2/2" in said.err
     names = sorted(path.name for path in (tmp_path / "samples-0").iterdir())
@@ -58,12 +58,18 @@ def test_a_prompt_makes_pictures(tmp_path, capsys, monkeypatch):
         assert name == "usual" or np.abs(arrays[name] - arrays["usual"]).max() > 1e-4, name
     # The state is split, too; one device alone is told the same.
     monkeypatch.setattr(sharding, "MIN_SHARDED_SIZE", 64)
-    many = ["--num", "10", "--mesh", "data=2,fsdp=2,tensor=2"]  # in three batches: four parts
+    # In three batches: four parts; three prompts in turn.
+    many = ["--prompt", "a cat", "--prompt", "dogs", "--num", "10", "--mesh", "data=2,fsdp=2,tensor=2"]
     main([*common, *many, "--out", str(tmp_path / "many.npz")])
-    np.testing.assert_allclose(np.load(tmp_path / "many.npz")["x"][:2], arrays["usual"], atol=2e-5)
+    drawn = np.load(tmp_path / "many.npz")
+    prompts = ["a cat", "a cat", "dogs", "dogs"]
+    chosen = [0, 1, 2, 8]
+    assert drawn["prompt"][chosen].tolist() == prompts
     assert "6/6" in capsys.readouterr().err
     pipe = text_to_image.load(directory, steps=2)
-    options = {"guidance": pipe.guidance, "negative": pipe.tokenize([""] * 2)}
-    alone = jax.jit(pipe.generate)(pipe.params, pipe.tokenize(["a cat"] * 2), example_keys(0, 2), **options)
-    np.testing.assert_allclose(arrays["usual"], alone, atol=2e-5)
+    options = {"guidance": pipe.guidance, "negative": pipe.tokenize([""] * 4)}
+    keys = example_keys(0, 10)[np.array(chosen)]
+    alone = jax.jit(pipe.generate)(pipe.params, pipe.tokenize(prompts), keys, **options)
+    np.testing.assert_allclose(arrays["usual"], alone[:2], atol=2e-5)
+    np.testing.assert_allclose(drawn["x"][chosen], alone, atol=2e-5)
     assert "classifier-free" in fails(capsys, *common[1:], "--guidance", "1", "--negative", "dog")

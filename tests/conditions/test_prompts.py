@@ -5,6 +5,8 @@ import pytest
 
 from jaxdiff import conditions
 from jaxdiff.conditions import Condition
+from jaxdiff.drawing import Asked, _turns
+from jaxdiff.recipe import check_vocabulary, keep_vocabulary
 from jaxdiff.text import Vocabulary
 
 WORDS = Vocabulary.of(["a cat", "a dog", "two cats"], length=4)
@@ -24,6 +26,36 @@ def test_prompts_take_turns_and_the_last_are_held_out():
         "ids": ((4,), np.int32),
         "mask": ((4,), bool),
     }
+
+
+def test_samples_have_the_words_that_they_are_of():
+    condition = conditions.prompts(WORDS.tokenize, encode, captions=["a cat", "a dog"], held_out=["two cats"])
+    names = "two dog", "cat"
+    for asked, choices in (
+        (None, 3),
+        (Asked(WORDS.tokenize(names), names), 2),
+        (Asked(WORDS.tokenize(["a"]), ("a",)), 0),
+    ):
+        cond, shown = _turns(condition, asked, 7)
+        np.testing.assert_array_equal(cond["ids"], WORDS.tokenize(shown["names"])["ids"])
+        assert shown["choices"] == choices and len(set(shown["names"])) == max(choices, 1)
+        if asked is None:
+            assert shown["held_out"].tolist() == [False, False, True] * 2 + [False]
+        else:
+            assert shown["held_out"] is None and shown["names"][: len(asked.names)] == asked.names
+
+
+def test_the_words_of_a_run_are_kept(tmp_path):
+    def of(*words):
+        return conditions.prompts(WORDS.tokenize, encode, vocabulary=words)
+
+    keep_vocabulary(tmp_path, of())
+    check_vocabulary(tmp_path, of("a"))  # of another kind of condition nothing is kept
+    keep_vocabulary(tmp_path, of("a", "ñ"))
+    check_vocabulary(tmp_path, of("a", "ñ"))
+    for words, change in ((("a", "b", "ñ"), "b came"), (("a",), "ñ went"), (("b", "ñ"), "b came, a went")):
+        with pytest.raises(ValueError, match=f"have changed since its training: {change}$"):
+            check_vocabulary(tmp_path, of(*words))
 
 
 def test_the_null_condition_is_the_empty_text():
