@@ -156,11 +156,7 @@ class Drawer:
             seed: example i depends on the seed and i alone.
             batch: examples at a time; None: as in a preview.
         """
-        medium, condition, scale = (
-            self._experiment.medium,
-            self._experiment.condition,
-            self._experiment.sampling.guidance,
-        )
+        medium, condition = self._experiment.medium, self._experiment.condition
         num, batch = (
             Range(1).check(name, medium.preview if n is None else n) for name, n in (("num", num), ("batch", batch))
         )
@@ -175,7 +171,7 @@ class Drawer:
         with Progress("sampling", padded // batch, "batch", compiled=batch in self._compiled) as bar:
             for i in range(0, padded, batch):
                 part = {name: jnp.asarray(a[i : i + batch]) for name, a in asked.items()}
-                drawn = self._generate(params, keys[i : i + batch], part, scale)
+                drawn = self._generate(params, keys[i : i + batch], part, self._experiment.guidance)
                 parts.append(jax.device_get(gather(drawn if medium.path else (drawn,))))
                 self._compiled.add(batch)
                 bar.update()
@@ -192,7 +188,7 @@ class Drawer:
         experiment, size = self._experiment, self._experiment.medium.preview
         cond = jax.tree.map(jnp.asarray, experiment.condition.choose(np.arange(size)))
         keys = jax.eval_shape(lambda: example_keys(0, size))
-        jax.eval_shape(self._generate, experiment.model.merge_frozen(params), keys, cond, experiment.sampling.guidance)
+        jax.eval_shape(self._generate, experiment.model.merge_frozen(params), keys, cond, experiment.guidance)
 
 
 def preview_of(

@@ -4,6 +4,7 @@ from jaxdiff.conditions.base import Cond, Condition
 from jaxdiff.conditions.hint import hint
 from jaxdiff.conditions.label import label
 from jaxdiff.conditions.none import none
+from jaxdiff.conditions.picture import picture
 from jaxdiff.conditions.text import text
 
-__all__ = ["Cond", "Condition", "hint", "label", "none", "text"]
+__all__ = ["Cond", "Condition", "hint", "label", "none", "picture", "text"]

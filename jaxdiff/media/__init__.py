@@ -4,5 +4,6 @@ from jaxdiff.media.base import Evaluator, Medium, Report, Samples
 from jaxdiff.media.images import images
 from jaxdiff.media.latents import latents
 from jaxdiff.media.points import points
+from jaxdiff.media.reconstructions import reconstructions
 
-__all__ = ["Evaluator", "Medium", "Report", "Samples", "images", "latents", "points"]
+__all__ = ["Evaluator", "Medium", "Report", "Samples", "images", "latents", "points", "reconstructions"]

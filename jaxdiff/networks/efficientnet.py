@@ -36,7 +36,6 @@ class EfficientNetLite0(nn.Module):
     num_classes: int = 1000
     dtype: jnp.dtype = jnp.float32
 
-    @nn.compact
     def __call__(self, x: Array) -> tuple[Array, Array]:
         """Classify images.
 
@@ -49,19 +48,32 @@ class EfficientNetLite0(nn.Module):
         Raises:
             ValueError: x has another rank or number of channels.
         """
+        logits, features, _ = self.layers(x)
+        return logits, features
+
+    def stages(self, x: Array) -> tuple[Array, ...]:
+        """Return the last outputs at 1/2, 1/4, 1/8, 1/16 and 1/32 of the resolution, of images as for `__call__`."""
+        return self.layers(x)[2]
+
+    @nn.compact
+    def layers(self, x: Array) -> tuple[Array, Array, tuple[Array, ...]]:
+        """Return what `__call__` and `stages` return."""
         if x.ndim != 4 or x.shape[-1] != 3:
             raise ValueError(f"EfficientNet takes images [B, H, W, 3], got shape {x.shape}")
         h = ((127.5 * x + 0.5) / 128).astype(self.dtype)  # (pixel - 127) / 128, where x = pixel / 127.5 - 1
         h = jax.nn.relu6(BatchNorm(name="bn0")(_conv(32, "conv_stem", self.dtype, size=3, stride=2)(h)))
-        number = 0
+        number, stages = 0, []
         for repeats, size, stride, expansion, width in STAGES:
+            if stride == 2:
+                stages.append(h)
             for i in range(repeats):
                 block = Block(width, expansion, size, stride if i == 0 else 1, name=f"blocks.{number}")
                 h, number = block(h), number + 1
+        stages.append(h)
         h = jax.nn.relu6(BatchNorm(name="bn1")(_conv(1280, "conv_head", self.dtype)(h)))
         features = h.astype(at_least_float32(self.dtype)).mean((1, 2))
         dense = nn.Dense(self.num_classes, dtype=features.dtype, kernel_init=kernel_init, name="fc")
-        return dense(features), features
+        return dense(features), features, tuple(stages)
 
 
 class Block(nn.Module):
