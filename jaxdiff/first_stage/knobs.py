@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from jaxdiff.options import Count, File, Help, Natural
 
@@ -28,6 +29,12 @@ class Architecture:
     latent_channels: Annotated[Count, Help("of a new network.")] = 4
     codes: Annotated[Count, Help("of a new network with a codebook: number of codes.")] = 512
     groups: Annotated[Count, Help("of a new network's norms; divides all widths.")] = 8
+
+    def __post_init__(self) -> None:
+        _check_choice("form", self.form, ("kl", "vq"))
+        wrong = [width for width in self.widths if width < 1 or width % self.groups]
+        if wrong or not self.widths:
+            raise ValueError(f"--widths are one or more multiples of --groups {self.groups}, got {tuple(self.widths)}")
 
 
 @dataclass(frozen=True)
@@ -55,3 +62,17 @@ class Objective:
     equivariance: Annotated[
         float, Help("weight of the distance between decoded transformed latents and transformed images; 0: none.")
     ] = 0.0
+
+    def __post_init__(self) -> None:
+        _check_choice("pixel", self.pixel, ("l1", "l2"))
+        _check_choice("perceptual", self.perceptual, ("none", "efficientnet", "lpips"))
+        for name in ("perceptual_weight", "kl_weight", "critic_weight", "equivariance"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"--{name.replace('_', '-')} must be a number from 0, got {getattr(self, name)}")
+        if self.critic_channels % 16:
+            raise ValueError(f"--critic-channels must be a multiple of 16, got {self.critic_channels}")
+
+
+def _check_choice(name: str, value: Any, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"--{name} must be {', '.join(allowed[:-1])} or {allowed[-1]}, got {value!r:.80}")

@@ -111,11 +111,6 @@ def open_origin(architecture: Architecture, shape: tuple[int, ...], mesh: Mesh |
 def _config(architecture: Architecture, shape: tuple[int, ...]) -> dict[str, Any]:
     """The config of a new network."""
     levels, latent = len(architecture.widths), architecture.latent_channels
-    wrong = [width for width in architecture.widths if width < 1 or width % architecture.groups]
-    if wrong or not levels:
-        raise UserError(
-            f"--widths are one or more multiples of --groups {architecture.groups}, got {architecture.widths}"
-        )
     config = {
         "_class_name": CLASSES[architecture.form],
         "in_channels": shape[-1],

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.networks.initializers import kernel_init, zeros_init
-from jaxdiff.networks.layers import at_least_float32, per_channel
+from jaxdiff.networks.layers import Conv, at_least_float32, per_channel
 
 # (repeats, kernel size, stride of the first, expansion, channels) by stage (Tan and Le 2019, table 1).
 STAGES = (
@@ -61,7 +61,8 @@ class EfficientNetLite0(nn.Module):
         if x.ndim != 4 or x.shape[-1] != 3:
             raise ValueError(f"EfficientNet takes images [B, H, W, 3], got shape {x.shape}")
         h = ((127.5 * x + 0.5) / 128).astype(self.dtype)  # (pixel - 127) / 128, where x = pixel / 127.5 - 1
-        h = jax.nn.relu6(BatchNorm(name="bn0")(_conv(32, "conv_stem", self.dtype, size=3, stride=2)(h)))
+        stem = Conv(32, 3, 2, (0, 0), dtype=self.dtype, bias=False, name="conv_stem")
+        h = jax.nn.relu6(BatchNorm(name="bn0")(stem(_padded(h, 3, 2))))
         number, stages = 0, []
         for repeats, size, stride, expansion, width in STAGES:
             if stride == 2:
@@ -138,8 +139,7 @@ class Depthwise(nn.Module):
         kernel = self.param("kernel", kernel_init, (self.size, self.size, 1, x.shape[-1])).astype(
             at_least_float32(x.dtype)
         )
-        pads = jax.lax.padtype_to_pads(x.shape[1:3], (self.size,) * 2, (self.stride,) * 2, "SAME")
-        padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+        padded = _padded(x, self.size, self.stride)
         height, width = (-(-n // self.stride) for n in x.shape[1:3])
         y = jnp.zeros((x.shape[0], height, width, x.shape[-1]), kernel.dtype)
         for i in range(self.size):
@@ -149,8 +149,11 @@ class Depthwise(nn.Module):
         return y.astype(x.dtype)
 
 
-def _conv(features: int, name: str, dtype: jnp.dtype, *, size: int = 1, stride: int = 1) -> nn.Conv:
-    """A convolution with TensorFlow's padding: an odd number of zeros has one more at the end."""
-    return nn.Conv(
-        features, (size, size), stride, "SAME", use_bias=False, dtype=dtype, kernel_init=kernel_init, name=name
-    )
+def _conv(features: int, name: str, dtype: jnp.dtype) -> Conv:
+    return Conv(features, size=1, dtype=dtype, bias=False, name=name)
+
+
+def _padded(x: Array, size: int, stride: int) -> Array:
+    """Pad as TensorFlow does: an odd number of zeros has one more at the end."""
+    pads = jax.lax.padtype_to_pads(x.shape[1:3], (size, size), (stride, stride), "SAME")
+    return jnp.pad(x, ((0, 0), *pads, (0, 0)))
