@@ -125,41 +125,57 @@ def autoencoder_losses(
         {"autoencoder": loss, "critic": loss}, or the first alone; each is ((params of all, Context), key, batch) ->
         (loss, metrics). The autoencoder's parameters are {"network": ...}, with a scalar "log_variance" or without.
     """
+    game = _Game(decode, latents, distance, critic, start, critic_weight, equivariance)
+    return {"autoencoder": game.of_autoencoder} | ({} if critic is None else {"critic": game.of_critic})
 
-    def of_autoencoder(inputs: Any, key: Array, batch: Any) -> tuple[Array, Metrics]:
+
+class _Game(NamedTuple):
+    """The arguments of `autoencoder_losses`."""
+
+    decode: Callable[[Params, Array], Array]
+    latents: Callable[[Params, Array, Array], Latents]
+    distance: Distance
+    critic: Any
+    start: int
+    critic_weight: float
+    equivariance: float
+
+    def of_autoencoder(self, inputs: Any, key: Array, batch: Any) -> tuple[Array, Metrics]:
         params, context = split_inputs(inputs)
         own, x = params["autoencoder"], batch["x"]
-        network, frozen = own["network"], context.frozen
+        network = own["network"]
         z_key, transform_key = jax.random.split(key)
-        drawn = latents(network, x, z_key)
+        drawn = self.latents(network, x, z_key)
         # The pull-back to the last kernel needs that convolution alone, whose input is there already.
-        with_kernel = lambda kernel: decode(_replaced(network, kernel), drawn.z)  # noqa: E731
+        with_kernel = lambda kernel: self.decode(_replaced(network, kernel), drawn.z)  # noqa: E731
         x_hat, pull = jax.vjp(with_kernel, trees.get(network, LAST))
-        likelihood = _likelihood(own, x_hat, lambda image: jnp.mean(distance(frozen, image, x)))
+        likelihood = _likelihood(own, x_hat, lambda image: jnp.mean(self.distance(context.frozen, image, x)))
         loss, slope, precision = likelihood.value + drawn.penalty, likelihood.slope, likelihood.precision
         metrics = {**likelihood.metrics, **drawn.metrics}
-        if equivariance:
+        if self.equivariance:
             moved, target = transform_pair(transform_key, drawn.z, x)
-            gap = jnp.mean(distance(frozen, decode(network, moved), target))
-            loss, metrics["equivariance"] = loss + equivariance * precision * gap, gap
-        if critic is not None:
-            judge = lambda image: -jnp.mean(critic(params["critic"], image, None))  # noqa: E731
-            on, image = context.step >= start, stop_gradient(x_hat)
-            absent = lambda: (jnp.zeros((), image.dtype), jnp.zeros_like(image))  # noqa: E731
-            term, push = jax.lax.cond(on, lambda: jax.value_and_grad(judge)(image), absent)
-            weight = critic_weight * jnp.where(on, adaptive_weight(pull(slope)[0], pull(push)[0]), 0.0)
+            gap = jnp.mean(self.distance(context.frozen, self.decode(network, moved), target))
+            loss, metrics["equivariance"] = loss + self.equivariance * precision * gap, gap
+        if self.critic is not None:
+            on = context.step >= self.start
+            term, push = self.judged(params["critic"], stop_gradient(x_hat), on)
+            weight = self.critic_weight * jnp.where(on, adaptive_weight(pull(slope)[0], pull(push)[0]), 0.0)
             loss, slope = loss + weight * term, slope + weight * push
             metrics |= {"critic": term, "weight": weight}
         return loss + _sloping(x_hat, slope), metrics
 
-    def of_critic(inputs: Any, key: Array, batch: Any) -> tuple[Array, Metrics]:
+    def judged(self, params: Params, image: Array, on: Array) -> tuple[Array, Array]:
+        """-D of images, the batch's mean, and its gradient with respect to them; zeros before the start."""
+        value = lambda image: -jnp.mean(self.critic(params, image, None))  # noqa: E731
+        absent = lambda: (jnp.zeros((), image.dtype), jnp.zeros_like(image))  # noqa: E731
+        return jax.lax.cond(on, lambda: jax.value_and_grad(value)(image), absent)
+
+    def of_critic(self, inputs: Any, key: Array, batch: Any) -> tuple[Array, Metrics]:
         params, _ = split_inputs(inputs)
         network, x = params["autoencoder"]["network"], batch["x"]
-        x_hat = stop_gradient(decode(network, latents(network, x, key).z))
-        real, fake = (critic(params["critic"], image, None) for image in (x, x_hat))  # type: ignore[misc]
+        x_hat = stop_gradient(self.decode(network, self.latents(network, x, key).z))
+        real, fake = (self.critic(params["critic"], image, None) for image in (x, x_hat))
         return jnp.mean(hinge.critic(real, fake)), {"real": jnp.mean(real), "fake": jnp.mean(fake)}
-
-    return {"autoencoder": of_autoencoder} | ({} if critic is None else {"critic": of_critic})
 
 
 class _Likelihood(NamedTuple):

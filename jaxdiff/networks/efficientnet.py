@@ -74,7 +74,7 @@ class EfficientNetLite0(nn.Module):
         h = jax.nn.relu6(BatchNorm(name="bn1")(_conv(1280, "conv_head", self.dtype)(h)))
         features = h.astype(at_least_float32(self.dtype)).mean((1, 2))
         dense = nn.Dense(self.num_classes, dtype=features.dtype, kernel_init=kernel_init, name="fc")
-        return dense(features), features, tuple(stages)
+        return dense(features), features, tuple(stage.astype(features.dtype) for stage in stages)
 
 
 class Block(nn.Module):
