@@ -63,7 +63,7 @@ def draw(
         UserError: words for which the condition's `parse` raises a ValueError, or a negative without guidance.
     """
     names = (words,) if isinstance(words, str) else tuple(words or ())
-    if negative is not None and experiment.sampling.guidance == 1:
+    if negative is not None and experiment.guidance == 1:
         raise UserError("a negative prompt needs guidance, and guidance is 1")
     asked = Asked(_parsed(experiment.condition, names), names) if names else None
     away = None if negative is None else _parsed(experiment.condition, [negative])
@@ -215,7 +215,7 @@ class Drawer:
         with Progress("sampling", padded // batch, "batch", compiled=batch in self._compiled) as bar:
             for i in range(0, padded, batch):
                 part, *away = jax.tree.map(lambda a, i=i: jnp.asarray(a[i : i + batch]), inputs)
-                drawn = self._generate(params, keys[i : i + batch], part, experiment.sampling.guidance, *away)
+                drawn = self._generate(params, keys[i : i + batch], part, experiment.guidance, *away)
                 parts.append(jax.device_get(gather(drawn if medium.path else (drawn,))))
                 self._compiled.add(batch)
                 bar.update()
@@ -233,7 +233,7 @@ class Drawer:
         experiment, size = self._experiment, self._experiment.medium.preview
         cond = jax.tree.map(jnp.asarray, experiment.condition.choose(np.arange(size)))
         keys = jax.eval_shape(lambda: example_keys(0, size))
-        jax.eval_shape(self._generate, experiment.model.merge_frozen(params), keys, cond, experiment.sampling.guidance)
+        jax.eval_shape(self._generate, experiment.model.merge_frozen(params), keys, cond, experiment.guidance)
 
 
 def preview_of(

@@ -31,7 +31,7 @@ class UserError(ValueError):
 
 @dataclass(frozen=True)
 class Model:
-    """A network and what it does.
+    """A network and what it does: it denoises, or makes an example in one call.
 
     Attributes:
         init: key -> parameters.
@@ -43,22 +43,31 @@ class Model:
         pretrained: reads parameters to begin with, in place of init's.
         export: what the parameters may be written as, for other projects: a name -> (params, folder) writes it.
         network: the Flax module that `init` and `apply` are made of, where there is one, e.g. to distil it.
+        generate: (params, keys [B], cond) -> x, of a model that is no diffusion model, such as an autoencoder, whose
+            reconstructions are of cond["x"]. It has no `apply`, `process` and `prediction`, and its experiment no
+            `sampling`; with `frozen` it is given (params, frozen) for params.
     """
 
     init: Callable[[Array], Params] = field(repr=False)
-    apply: Apply = field(repr=False)
-    process: Process
-    prediction: Prediction
+    # None is for `generate` alone, which whoever needs a denoiser refuses.
+    apply: Apply = field(default=None, repr=False)  # type: ignore[assignment]
+    process: Process = None  # type: ignore[assignment]
+    prediction: Prediction = None  # type: ignore[assignment]
     learned_variance: bool = False
     frozen: Any = field(default=None, repr=False)
     pretrained: Callable[[], Params] | None = field(default=None, repr=False)
     export: Mapping[str, Callable[[Params, Path], Any]] = field(default_factory=dict, repr=False)
     network: Any = field(default=None, repr=False)
+    generate: Callable[[Params, Array, dict[str, Any]], Array] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        for name in ("init", "apply", "process", "prediction"):
+        denoising, direct = ("apply", "process", "prediction"), self.generate is not None
+        for name in ("init", *(("generate",) if direct else denoising)):
             if not callable(getattr(self, name)):
                 raise ValueError(f"model.{name} must be a function, got {getattr(self, name)!r:.80}")
+        both = [name for name in denoising if direct and getattr(self, name) is not None]
+        if both:
+            raise ValueError(f"a model that has generate does not denoise: it has no {' and no '.join(both)}")
 
     def merge_frozen(self, params: Params) -> Params:
         """What `apply` is given, of the trained parameters."""
@@ -128,7 +137,7 @@ class Experiment:
     Attributes:
         model: the network, what noises the data, and what the network predicts.
         training: loss, optimizer, averages, batches and counts.
-        sampling: schedule, solver and guidance.
+        sampling: schedule, solver and guidance; None where `model.generate` makes the examples.
         condition: what one may ask for.
         medium: what it makes: how an example is shown, saved and measured.
         seed: of parameters, training noise and data order.
@@ -143,11 +152,14 @@ class Experiment:
 
     def __post_init__(self) -> None:
         parts = {"model": Model, "training": Training, "sampling": Sampling, "condition": Condition, "medium": Medium}
+        direct = isinstance(self.model, Model) and self.model.generate is not None
         for name, kind in parts.items():
-            if not isinstance(getattr(self, name), kind):
-                raise ValueError(f"{name} must be a {kind.__name__}, got {getattr(self, name)!r:.80}")
+            wanted = type(None) if name == "sampling" and direct else kind
+            if not isinstance(getattr(self, name), wanted):
+                what = "None for a model with generate" if wanted is not kind else f"a {kind.__name__}"
+                raise ValueError(f"{name} must be {what}, got {getattr(self, name)!r:.80}")
         SEED.check("seed", self.seed)
-        if self.sampling.guidance != 1:
+        if self.guidance != 1:
             self.condition.check_null()
             if getattr(self.sampling.solver, "next_level", False):
                 raise ValueError(
@@ -156,6 +168,11 @@ class Experiment:
         if not self.training.batch_spec:
             spec = {"x": jax.ShapeDtypeStruct(self.medium.shape, jnp.float32), **self.condition.spec}
             object.__setattr__(self, "training", replace(self.training, batch_spec=spec))
+
+    @property
+    def guidance(self) -> float:
+        """The default guidance scale; 1 is off."""
+        return 1.0 if self.sampling is None else self.sampling.guidance
 
     def frozen_of_loss(self, mesh: Mesh | None = None) -> Any:
         """Make the arrays that the loss needs and nobody trains.

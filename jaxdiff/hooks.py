@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from jaxdiff import grids, guidance, solvers
-from jaxdiff.experiment import Experiment
+from jaxdiff.experiment import Experiment, UserError
 from jaxdiff.levels import Level
 from jaxdiff.processes import Process
 from jaxdiff.sampling import Guide
@@ -47,7 +47,14 @@ def change_sampling(
 
     Raises:
         ValueError: a text that names nothing, a number out of range, guidance of a model without a null condition.
+        UserError: an option for a model that makes its examples in one call.
     """
+    if experiment.sampling is None:
+        given = {"guidance": guidance, "guidance-fn": guidance_fn, "solver": solver, "grid": grid, "steps": steps}
+        named = [f"--{name}" for name, value in given.items() if value is not None]
+        if named:
+            raise UserError(f"this run's examples are made in one call of its network: it has no {', '.join(named)}")
+        return experiment
     changes = {
         "guidance": guidance,
         "guide": None if guidance_fn is None else guide(guidance_fn),
@@ -55,8 +62,8 @@ def change_sampling(
         "grid": None if grid is None else _grid(grid, experiment.model.process),
         "steps": steps,
     }
-    given: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
-    return replace(experiment, sampling=replace(experiment.sampling, **given))
+    chosen: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
+    return replace(experiment, sampling=replace(experiment.sampling, **chosen))
 
 
 def solver(text: str) -> Solver:

@@ -78,7 +78,7 @@ def solve(
 
 def sampler(
     model: Model,
-    sampling: Sampling,
+    sampling: Sampling | None,
     condition: Condition,
     medium: Medium,
     *,
@@ -90,7 +90,7 @@ def sampler(
 
     Args:
         model: the model.
-        sampling: grid, solver and guidance.
+        sampling: grid, solver and guidance; None for a model with `generate`.
         condition: encodes conditions and gives the null condition.
         medium: gives the shape of x and decodes it.
         guided: whether to use guidance; without it `scale` is ignored, and the network is evaluated half as often. None
@@ -108,6 +108,46 @@ def sampler(
         ValueError: guidance without a null condition, or a solver that needs a learned variance which the network does
             not return.
     """
+    if sampling is None:
+        draw = _direct(model, condition, medium, guided=bool(guided), path=path)
+    else:
+        draw = _solving(model, sampling, condition, medium, guided=guided, path=path)
+
+    def generate(params: Params, keys: Array, cond: Cond, scale: Any, negative: Cond | None = None) -> Any:
+        if mesh is None:
+            return draw(params, keys, cond, scale, negative)
+        # Pad the batch to a multiple of the number of shards, by drawing some examples twice.
+        count = keys.shape[0]
+        turns = np.arange(count + -count % num_batch_shards(mesh)) % count
+        with use_mesh(mesh):
+            cond, negative = jax.tree.map(lambda a: a[turns], (cond, negative))
+            drawn = draw(params, keys[turns], cond, scale, negative)
+        return (drawn[0][:count], drawn[1][:, :count]) if path else drawn[:count]
+
+    return jax.jit(generate)
+
+
+def _direct(model: Model, condition: Condition, medium: Medium, *, guided: bool, path: bool) -> Generate:
+    """One call of a model that does not denoise."""
+    if model.generate is None:
+        raise ValueError("a model without generate needs a Sampling, got None")
+    if guided:
+        condition.check_null()
+    if guided or path:
+        raise ValueError("a model that makes examples in one call has no guidance, and they have no path")
+    made = model.generate
+
+    def draw(params: Params, keys: Array, cond: Cond, scale: Any, negative: Cond | None) -> Array:
+        _check_negative(negative, guided=False)
+        return medium.decode(params, made(params, keys, condition.encode(params, cond)))
+
+    return draw
+
+
+def _solving(
+    model: Model, sampling: Sampling, condition: Condition, medium: Medium, *, guided: bool | None, path: bool
+) -> Generate:
+    """The samples of a denoiser."""
     guided = sampling.guidance != 1 if guided is None else guided
     if guided:
         condition.check_null()
@@ -121,6 +161,7 @@ def sampler(
         return drop_variance(predict) if model.learned_variance and not solver.learned_variance else predict
 
     def draw(params: Params, keys: Array, cond: Cond, scale: Any, negative: Cond | None) -> Any:
+        _check_negative(negative, guided=guided)
         predict = denoise(params, cond)
         if guided:
             away = condition.without(cond) if negative is None else negative
@@ -131,17 +172,9 @@ def sampler(
         x, steps = solve(predict, sampling, keys, shape, prepared=prepared, path=True)
         return medium.decode(params, x), steps
 
-    def generate(params: Params, keys: Array, cond: Cond, scale: Any, negative: Cond | None = None) -> Any:
-        if negative is not None and not guided:
-            raise ValueError("a negative condition needs guidance")
-        if mesh is None:
-            return draw(params, keys, cond, scale, negative)
-        # Pad the batch to a multiple of the number of shards, by drawing some examples twice.
-        count = keys.shape[0]
-        turns = np.arange(count + -count % num_batch_shards(mesh)) % count
-        with use_mesh(mesh):
-            cond, negative = jax.tree.map(lambda a: a[turns], (cond, negative))
-            drawn = draw(params, keys[turns], cond, scale, negative)
-        return (drawn[0][:count], drawn[1][:, :count]) if path else drawn[:count]
+    return draw
 
-    return jax.jit(generate)
+
+def _check_negative(negative: Cond | None, *, guided: bool) -> None:
+    if negative is not None and not guided:
+        raise ValueError("a negative condition needs guidance")

@@ -62,8 +62,10 @@ ALLOWED["experiment"] = {"conditions", "media", "sampling", "train", "losses", "
 ALLOWED["sampler"] = {"experiment", "conditions", "media", "sampling", "sample", "noise", "levels", "solvers"}
 ALLOWED["sampler"] |= PARTS | WHERE
 # What is made of experiments; and who nobody imports.
-USERS = {"recipe", "run", "drawing", "extend", "export", "hooks", "models", "training", "finetune", "few_steps", "plan"}
-USERS |= {"text_encoders"}
+USERS = {
+    "recipe", "run", "drawing", "extend", "export", "hooks", "models", "training", "finetune", "few_steps",
+    "first_stage", "plan", "text_encoders",
+}  # fmt: skip
 NOBODYS = {"cli", "demo", "experiments"}
 FRONT = {"__init__", "__main__", "script", "trust"} | USERS | NOBODYS
 HEAVY = {

@@ -4,7 +4,8 @@ from jaxdiff.conditions.base import Cond, Condition
 from jaxdiff.conditions.hint import hint
 from jaxdiff.conditions.label import label
 from jaxdiff.conditions.none import none
+from jaxdiff.conditions.picture import picture
 from jaxdiff.conditions.prompts import prompts
 from jaxdiff.conditions.text import text
 
-__all__ = ["Cond", "Condition", "hint", "label", "none", "prompts", "text"]
+__all__ = ["Cond", "Condition", "hint", "label", "none", "picture", "prompts", "text"]

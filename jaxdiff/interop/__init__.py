@@ -6,10 +6,11 @@ from jaxdiff.interop.formats.keys import flatten
 from jaxdiff.interop.models.architecture import Pretrained
 from jaxdiff.interop.models.classes import architecture
 from jaxdiff.interop.models.efficientnet import efficientnet_lite0
+from jaxdiff.interop.models.lpips import lpips
 from jaxdiff.interop.models.originals import load_original
 from jaxdiff.interop.schedulers import Scheduler, network_scheduler, scheduler
 
 __all__ = [
     "Pretrained", "Scheduler", "architecture", "efficientnet_lite0", "flatten", "load", "load_lora", "load_original",
-    "network_scheduler", "save", "save_lora", "scheduler",
+    "lpips", "network_scheduler", "save", "save_lora", "scheduler",
 ]  # fmt: skip

@@ -5,5 +5,8 @@ from jaxdiff.media.compositions import compositions
 from jaxdiff.media.images import images
 from jaxdiff.media.latents import latents
 from jaxdiff.media.points import points
+from jaxdiff.media.reconstructions import reconstructions
 
-__all__ = ["Evaluator", "Medium", "Report", "Samples", "compositions", "images", "latents", "points"]
+__all__ = [
+    "Evaluator", "Medium", "Report", "Samples", "compositions", "images", "latents", "points", "reconstructions",
+]  # fmt: skip

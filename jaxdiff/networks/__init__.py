@@ -24,6 +24,7 @@ from jaxdiff.networks.joint_unet import JointUNet
 from jaxdiff.networks.magnitude import force_weight_norm
 from jaxdiff.networks.mlp import MLP
 from jaxdiff.networks.mmdit import MMDiT
+from jaxdiff.networks.patch_critic import PatchCritic
 from jaxdiff.networks.score_unet import ScoreUNet
 from jaxdiff.networks.song_unet import DhariwalUNet, SongUNet
 from jaxdiff.networks.start import start_from
@@ -47,6 +48,7 @@ __all__ = [
     "JointUNet",
     "MLPCritic",
     "MMDiT",
+    "PatchCritic",
     "ScoreUNet",
     "Sinusoidal",
     "SongUNet",

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.networks.initializers import kernel_init, zeros_init
-from jaxdiff.networks.layers import at_least_float32, per_channel
+from jaxdiff.networks.layers import Conv, at_least_float32, per_channel
 
 # (repeats, kernel size, stride of the first, expansion, channels) by stage (Tan and Le 2019, table 1).
 STAGES = (
@@ -36,7 +36,6 @@ class EfficientNetLite0(nn.Module):
     num_classes: int = 1000
     dtype: jnp.dtype = jnp.float32
 
-    @nn.compact
     def __call__(self, x: Array) -> tuple[Array, Array]:
         """Classify images.
 
@@ -49,19 +48,33 @@ class EfficientNetLite0(nn.Module):
         Raises:
             ValueError: x has another rank or number of channels.
         """
+        logits, features, _ = self.layers(x)
+        return logits, features
+
+    def stages(self, x: Array) -> tuple[Array, ...]:
+        """Return the last outputs at 1/2, 1/4, 1/8, 1/16 and 1/32 of the resolution, of images as for `__call__`."""
+        return self.layers(x)[2]
+
+    @nn.compact
+    def layers(self, x: Array) -> tuple[Array, Array, tuple[Array, ...]]:
+        """Return what `__call__` and `stages` return."""
         if x.ndim != 4 or x.shape[-1] != 3:
             raise ValueError(f"EfficientNet takes images [B, H, W, 3], got shape {x.shape}")
         h = ((127.5 * x + 0.5) / 128).astype(self.dtype)  # (pixel - 127) / 128, where x = pixel / 127.5 - 1
-        h = jax.nn.relu6(BatchNorm(name="bn0")(_conv(32, "conv_stem", self.dtype, size=3, stride=2)(h)))
-        number = 0
+        stem = Conv(32, 3, 2, (0, 0), dtype=self.dtype, bias=False, name="conv_stem")
+        h = jax.nn.relu6(BatchNorm(name="bn0")(stem(_padded(h, 3, 2))))
+        number, stages = 0, []
         for repeats, size, stride, expansion, width in STAGES:
+            if stride == 2:
+                stages.append(h)
             for i in range(repeats):
                 block = Block(width, expansion, size, stride if i == 0 else 1, name=f"blocks.{number}")
                 h, number = block(h), number + 1
+        stages.append(h)
         h = jax.nn.relu6(BatchNorm(name="bn1")(_conv(1280, "conv_head", self.dtype)(h)))
         features = h.astype(at_least_float32(self.dtype)).mean((1, 2))
         dense = nn.Dense(self.num_classes, dtype=features.dtype, kernel_init=kernel_init, name="fc")
-        return dense(features), features
+        return dense(features), features, tuple(stage.astype(features.dtype) for stage in stages)
 
 
 class Block(nn.Module):
@@ -126,8 +139,7 @@ class Depthwise(nn.Module):
         kernel = self.param("kernel", kernel_init, (self.size, self.size, 1, x.shape[-1])).astype(
             at_least_float32(x.dtype)
         )
-        pads = jax.lax.padtype_to_pads(x.shape[1:3], (self.size,) * 2, (self.stride,) * 2, "SAME")
-        padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+        padded = _padded(x, self.size, self.stride)
         height, width = (-(-n // self.stride) for n in x.shape[1:3])
         y = jnp.zeros((x.shape[0], height, width, x.shape[-1]), kernel.dtype)
         for i in range(self.size):
@@ -137,8 +149,11 @@ class Depthwise(nn.Module):
         return y.astype(x.dtype)
 
 
-def _conv(features: int, name: str, dtype: jnp.dtype, *, size: int = 1, stride: int = 1) -> nn.Conv:
-    """A convolution with TensorFlow's padding: an odd number of zeros has one more at the end."""
-    return nn.Conv(
-        features, (size, size), stride, "SAME", use_bias=False, dtype=dtype, kernel_init=kernel_init, name=name
-    )
+def _conv(features: int, name: str, dtype: jnp.dtype) -> Conv:
+    return Conv(features, size=1, dtype=dtype, bias=False, name=name)
+
+
+def _padded(x: Array, size: int, stride: int) -> Array:
+    """Pad as TensorFlow does: an odd number of zeros has one more at the end."""
+    pads = jax.lax.padtype_to_pads(x.shape[1:3], (size, size), (stride, stride), "SAME")
+    return jnp.pad(x, ((0, 0), *pads, (0, 0)))

@@ -126,7 +126,7 @@ def sampling(experiment: Experiment, mesh: Mesh) -> Program:
     keys = jax.ShapeDtypeStruct((part.batch,), jax.random.key(0).dtype, sharding=batch_sharding(mesh))
     cond = _described_batch(experiment.condition.spec, part.batch, mesh)
     with use_mesh(mesh):
-        arguments = params, keys, cond, experiment.sampling.guidance
+        arguments = params, keys, cond, experiment.guidance
         generate = sampler(experiment.model, experiment.sampling, experiment.condition, experiment.medium, mesh=mesh)
         traced = flops.of_jaxpr(jax.make_jaxpr(generate)(*arguments))
         lowered = generate.lower(*arguments)  # type: ignore[attr-defined]

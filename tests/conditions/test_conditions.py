@@ -55,6 +55,17 @@ def test_prompts_of_a_table():
         conditions.text({"a": np.zeros((1, 2)), "b": np.zeros((2, 2))})
 
 
+def test_a_picture_by_its_number():
+    condition = conditions.picture((1, 2, 1), lambda index: np.stack([np.full((1, 2, 1), i, np.int64) for i in index]))
+    cond = condition.choose(np.arange(2, 5))
+    assert cond["x"][:, 0, 0, 0].tolist() == [2, 3, 4] and cond["x"].dtype == condition.spec["x"].dtype == np.float32
+    np.testing.assert_array_equal(condition.parse("3")["x"], cond["x"][1:2])
+    assert condition.choices == 0 and condition.null is None
+    for words in ("-1", "a.png", "1.5"):
+        with pytest.raises(ValueError, match=f"picture's number, at least 0; got {words}"):
+            condition.parse(words)
+
+
 def test_none():
     condition = conditions.none()
     assert condition.choose(np.arange(3)) == {} and condition.zeros() == {}

@@ -7,6 +7,7 @@ import pytest
 
 from jaxdiff.interop.formats.legacy_torch import read_legacy
 from jaxdiff.interop.models.efficientnet import efficientnet_lite0
+from jaxdiff.networks.efficientnet import EfficientNetLite0
 
 torch = pytest.importorskip("torch")
 
@@ -68,7 +69,7 @@ def same(x, weight, stride=1, groups=1):
 
 
 def transcribed(state, pixels):
-    """Logits and features of pixels [B, 3, H, W] in 0..255, by the published description."""
+    """Logits, features and the last outputs of each resolution, of pixels in 0..255, by the published description."""
 
     def norm(x, name):
         statistics = state[f"{name}.running_mean"], state[f"{name}.running_var"]
@@ -78,17 +79,19 @@ def transcribed(state, pixels):
         return same(x, state[f"{name}.weight"], **options)
 
     x = F.relu6(norm(conv((pixels - 127) / 128, "_conv_stem", stride=2), "_bn0"))
+    stages = []
     for i in range(16):
         at, skip = f"_blocks.{i}", x
         if i > 0:
             x = F.relu6(norm(conv(x, f"{at}._expand_conv"), f"{at}._bn0"))
         stride = 2 if i in (1, 3, 5, 11) else 1
+        stages += [skip] if stride == 2 else []
         x = F.relu6(norm(conv(x, f"{at}._depthwise_conv", stride=stride, groups=x.shape[1]), f"{at}._bn1"))
         x = norm(conv(x, f"{at}._project_conv"), f"{at}._bn2")
         if x.shape == skip.shape:
             x = x + skip
     features = F.relu6(norm(conv(x, "_conv_head"), "_bn1")).mean((2, 3))
-    return features @ state["_fc.weight"].T + state["_fc.bias"], features
+    return features @ state["_fc.weight"].T + state["_fc.bias"], features, *stages, x
 
 
 @pytest.mark.slow
@@ -102,7 +105,12 @@ def test_the_features(size):
     pixels = np.asarray(jax.image.resize(coarse, (2, *size, 3), "cubic")) + rng.normal(0, 5, (2, *size, 3))
     pixels = pixels.astype(np.float32)
     net = efficientnet_lite0(path)
-    got = jax.jit(net.apply)(net.params, jnp.asarray(pixels / 127.5 - 1))
+
+    @jax.jit
+    def outputs(params, x):
+        return *net.apply(params, x), *EfficientNetLite0().apply({"params": params}, x, method="stages")
+
+    got = outputs(net.params, jnp.asarray(pixels / 127.5 - 1))
     want = transcribed(state, torch.from_numpy(pixels).permute(0, 3, 1, 2))
     for ours, theirs in zip(got, want, strict=True):
         assert theirs.abs().max() > 1

