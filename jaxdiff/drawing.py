@@ -152,8 +152,8 @@ class Drawer:
         Args:
             params: parameters.
             num: number of samples; None: as many as in a preview.
-            cond: what is asked for, leaves [1, ...]; None takes the condition's choices in turn.
-            seed: example i depends on the seed and i alone.
+            cond: what is asked for, leaves [N, ...], examples take turns; None takes the condition's choices in turn.
+            seed: example i depends on the seed, i and what is asked for.
             batch: examples at a time; None: as in a preview.
         """
         medium, condition, scale = (
@@ -170,7 +170,7 @@ class Drawer:
         if cond is None:
             asked, choices = condition.choose(np.arange(padded)), condition.choices
         else:
-            asked, choices = {name: np.repeat(a, padded, axis=0) for name, a in cond.items()}, 0
+            asked, choices = {name: np.asarray(a)[np.arange(padded) % len(a)] for name, a in cond.items()}, 0
         parts: list[Any] = []
         with Progress("sampling", padded // batch, "batch", compiled=batch in self._compiled) as bar:
             for i in range(0, padded, batch):

@@ -91,7 +91,7 @@ def sampler(
     Args:
         model: the model.
         sampling: grid, solver and guidance.
-        condition: encodes conditions and gives the null condition.
+        condition: augments and encodes conditions, and gives the null condition.
         medium: gives the shape of x and decodes it.
         guided: whether to use guidance; without it `scale` is ignored, and the network is evaluated half as often. None
             is `sampling.guidance != 1`.
@@ -120,6 +120,8 @@ def sampler(
         return drop_variance(predict) if model.learned_variance and not solver.learned_variance else predict
 
     def draw(params: Params, keys: Array, cond: Cond, scale: Any) -> Any:
+        # Both of guidance get the same noise. `solve` folds 0 and 1 into the keys.
+        cond = condition.augment(fold_in(keys, 2), cond)
         predict = denoise(params, cond)
         if guided:
             predict = sampling.guide(predict, denoise(params, condition.without(cond)), scale)

@@ -1,9 +1,9 @@
 """What one may ask of a model: one file for each kind, each of which returns a Condition."""
 
 from jaxdiff.conditions.base import Cond, Condition
-from jaxdiff.conditions.hint import hint
+from jaxdiff.conditions.hint import hint, noised
 from jaxdiff.conditions.label import label
 from jaxdiff.conditions.none import none
 from jaxdiff.conditions.text import text
 
-__all__ = ["Cond", "Condition", "hint", "label", "none", "text"]
+__all__ = ["Cond", "Condition", "hint", "label", "noised", "none", "text"]
