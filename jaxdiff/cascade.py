@@ -19,7 +19,7 @@ from jaxdiff.media import Samples
 from jaxdiff.noise import check_key
 from jaxdiff.types import Batch, Metrics, Params
 
-__all__ = ["augmented_loss", "picture_shape", "upscale"]
+__all__ = ["Upscaler", "augmented_loss", "picture_shape"]
 
 _BLUR = 0.6  # pixels, with a kernel of 3 x 3 (Ramesh et al. 2022, arXiv:2204.06125)
 
@@ -64,53 +64,63 @@ def picture_shape(condition: Condition) -> tuple[int, ...]:
     return condition.spec["hint"].shape
 
 
-def upscale(
-    experiment: Experiment,
-    params: Any,
-    pictures: np.ndarray,
-    *,
-    cond: Mapping[str, np.ndarray] | None = None,
-    level: float | None = None,
-    num: int | None = None,
-    seed: int = 0,
-    batch: int | None = None,
-    mesh: Mesh | None = None,
-) -> Samples:
-    """Make pictures larger.
+class Upscaler:
+    """A super-resolution model's sampler, compiled once for each size of a batch."""
 
-    Args:
-        experiment: a super-resolution model's.
-        params: its parameters, e.g. from `drawing.parameters`.
-        pictures: uint8 [N, H, W, C], of the model's low resolution.
-        cond: what else the model is given, such as the pictures' classes, leaves [N, ...] or [1, ...]; what is missing
-            is null.
-        level: of the noise on the pictures; None is the experiment's.
-        num: number of samples, for which pictures take turns; None: one of each.
-        seed: sample i depends on the seed, i and its picture.
-        batch: samples at a time; None: as in a preview.
-        mesh: where the parameters lie; samples are split over it.
+    def __init__(self, experiment: Experiment, mesh: Mesh | None = None):
+        """Make the sampler.
 
-    Returns:
-        The samples, on the host.
+        Args:
+            experiment: a super-resolution model's; `dataclasses.replace` changes its `sampling`.
+            mesh: where the parameters lie; samples are split over it.
 
-    Raises:
-        ValueError: the model is no such one, pictures of another shape, a level out of its bounds, or nothing is known
-            of a condition that has no null.
-    """
-    condition = experiment.condition
-    shape = picture_shape(condition)
-    if pictures.dtype != np.uint8 or pictures.shape[1:] != shape or not len(pictures):
-        wanted = ", ".join(map(str, shape))
-        raise ValueError(f"pictures must be uint8 [N, {wanted}], got {pictures.dtype}{list(pictures.shape)}")
-    least, most = condition.bounds["level"]
-    if level is not None and not least <= level <= most:
-        raise ValueError(f"the level of the noise on pictures is from {least:g} to {most:g}, got {level:g}")
-    asked = _filled(condition, cond or {})
-    asked["hint"] = pictures.astype(np.float32) / 255
-    if level is not None:
-        asked["level"] = np.full(1, level, np.float32)
-    num = len(pictures) if num is None else num
-    return Drawer(experiment, mesh)(params, num, asked, seed=seed, batch=batch)
+        Raises:
+            ValueError: the model is no such one.
+        """
+        self.shape = picture_shape(experiment.condition)
+        self._condition, self._draw = experiment.condition, Drawer(experiment, mesh)
+
+    def __call__(
+        self,
+        params: Any,
+        pictures: np.ndarray,
+        *,
+        cond: Mapping[str, np.ndarray] | None = None,
+        level: float | None = None,
+        num: int | None = None,
+        seed: int = 0,
+        batch: int | None = None,
+    ) -> Samples:
+        """Make pictures larger.
+
+        Args:
+            params: the model's parameters, e.g. from `drawing.parameters`.
+            pictures: uint8 [N, *shape], of the model's low resolution.
+            cond: what else the model is given, such as the pictures' classes, leaves [N, ...] or [1, ...]; what is
+                missing is null.
+            level: of the noise on the pictures; None is the experiment's.
+            num: number of samples, for which pictures take turns; None: one of each.
+            seed: sample i depends on the seed, i and its picture.
+            batch: samples at a time; None: as in a preview.
+
+        Returns:
+            The samples, on the host.
+
+        Raises:
+            ValueError: pictures of another shape, a level out of its bounds, or nothing is known of a condition that
+                has no null.
+        """
+        if pictures.dtype != np.uint8 or pictures.shape[1:] != self.shape or not len(pictures):
+            wanted = ", ".join(map(str, self.shape))
+            raise ValueError(f"pictures must be uint8 [N, {wanted}], got {pictures.dtype}{list(pictures.shape)}")
+        least, most = self._condition.bounds["level"]
+        if level is not None and not least <= level <= most:
+            raise ValueError(f"the level of the noise on pictures is from {least:g} to {most:g}, got {level:g}")
+        asked = _filled(self._condition, cond or {})
+        asked["hint"] = pictures.astype(np.float32) / 255
+        if level is not None:
+            asked["level"] = np.full(1, level, np.float32)
+        return self._draw(params, len(pictures) if num is None else num, asked, seed=seed, batch=batch)
 
 
 def _filled(condition: Condition, cond: Mapping[str, np.ndarray]) -> Cond:

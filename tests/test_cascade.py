@@ -11,7 +11,6 @@ from PIL import Image
 
 import jaxdiff as jd
 from jaxdiff import cascade, conditions, data, resize
-from jaxdiff.drawing import Drawer
 from jaxdiff.recipe import load
 from jaxdiff.sampler import sampler
 from jaxdiff.seeds import example_keys
@@ -24,6 +23,11 @@ FLOW = jd.processes.Flow()
 @pytest.fixture(scope="module")
 def tiny():
     return load(Path(__file__).parent / "helpers" / "tiny_cascade.py")()
+
+
+@pytest.fixture(scope="module")
+def upscaler(tiny):
+    return cascade.Upscaler(tiny)
 
 
 @pytest.fixture(scope="module")
@@ -91,65 +95,64 @@ def test_training_blurs_its_share_of_the_pictures(tiny):
     assert np.all(is_sharp ^ is_blurred) and abs(is_blurred.mean() - 0.3) < 0.1
 
 
-def test_samples_are_the_pictures_own(tiny, pictures):
-    """By their seeds, in any batch; a new level compiles nothing; level 0 is the picture without noise."""
-    draw = lambda **options: cascade.upscale(tiny, PARAMS, pictures, **options).x  # noqa: E731
-    np.testing.assert_allclose(draw(), [larger(picture, 8) for picture in pictures], atol=2e-6)
-    noised = draw(level=0.5)
-    eps = 2 * noised - draw()
+def test_samples_are_the_pictures_own(tiny, upscaler, pictures):
+    """By their seeds, in any batch; level 0 is the picture without noise; no level compiles anything."""
+    draw = lambda **options: upscaler(PARAMS, pictures, **options).x  # noqa: E731
+    plain, noised = draw(), draw(level=0.5)
+    np.testing.assert_allclose(plain, [larger(picture, 8) for picture in pictures], atol=2e-6)
+    eps = 2 * noised - plain
     assert 0.8 < eps.std() < 1.2 and abs(np.mean(eps[0] * eps[1])) < 0.5
-    np.testing.assert_allclose(draw(level=0.5, batch=2), noised, atol=1e-6)
-    assert np.abs(draw(level=0.5, seed=1) - noised).max() > 0.5
-    twice = cascade.upscale(tiny, PARAMS, pictures, level=0.5, num=7).x
+    other = draw(level=0.5, seed=1)
+    assert np.abs(other - noised).max() > 0.5
+    twice = draw(level=0.5, num=10, batch=5)
     np.testing.assert_allclose(twice[:5], noised, atol=1e-6)
-    assert np.abs(twice[5:] - noised[:2]).max() > 0.5  # the same picture's other version
+    assert np.abs(twice[5:] - noised).max() > 0.5  # the same pictures' other versions
+    assert upscaler._draw._generate._cache_size() == 1
+    np.testing.assert_allclose(draw(level=0.5, batch=2), noised, atol=1e-6)
 
 
-def test_a_level_compiles_nothing_and_guidance_has_one_noise(tiny):
+@pytest.mark.slow
+def test_the_conditions_of_guidance_have_the_same_noise(tiny):
     apply = lambda params, x, noise, cond: cond["concat"] + 0.0 * cond["label"][:, None, None, None].astype(x.dtype)  # noqa: E731
     guided = replace(
         tiny, model=replace(tiny.model, apply=apply), sampling=replace(tiny.sampling, guidance=9.0, steps=1)
     )
-    generate = sampler(guided.model, guided.sampling, guided.condition, guided.medium)
-    cond = guided.condition.choose(np.arange(3))
-    draws = [generate(PARAMS, example_keys(0, 3), cond | {"level": np.full(3, v, np.float32)}, 9.0) for v in (0.1, 0.4)]
-    assert generate._cache_size() == 1 and np.abs(draws[0] - draws[1]).max() > 0.1
-    plain = sampler(guided.model, guided.sampling, guided.condition, guided.medium, guided=False)
-    level = np.full(3, 0.4, np.float32)
-    np.testing.assert_allclose(draws[1], plain(PARAMS, example_keys(0, 3), cond | {"level": level}, 1.0), atol=1e-5)
+    cond, keys = guided.condition.choose(np.arange(3)) | {"level": np.full(3, 0.4, np.float32)}, example_keys(0, 3)
+    with_it, without = (
+        sampler(guided.model, guided.sampling, guided.condition, guided.medium, guided=each)(PARAMS, keys, cond, 9.0)
+        for each in (True, False)
+    )
+    np.testing.assert_allclose(with_it, without, atol=1e-5)
 
 
-def test_eight_devices_draw_what_one_does(tiny, pictures):
-    alone = Drawer(tiny)(PARAMS, 5, {"hint": pictures / np.float32(255), **_rest(0.3)})
-    eight = Drawer(tiny, make_mesh())(PARAMS, 5, {"hint": pictures / np.float32(255), **_rest(0.3)})
+@pytest.mark.slow
+def test_eight_devices_draw_what_one_does(tiny, upscaler, pictures):
+    alone = upscaler(PARAMS, pictures, level=0.3)
+    eight = cascade.Upscaler(tiny, make_mesh())(PARAMS, pictures, level=0.3)
     np.testing.assert_allclose(eight.x, alone.x, atol=1e-6)
 
 
-def _rest(level):
-    return {"label": np.zeros(1, np.int32), "level": np.full(1, level, np.float32)}
-
-
-def test_what_else_the_model_is_given(tiny, pictures):
+def test_what_else_the_model_is_given(upscaler, pictures):
     got = cascade.upscale(
         tiny, PARAMS, pictures, cond={"label": np.array([1, 0, 1, 0, 1], np.int32), "other": pictures}
     )
     assert got.cond["label"].tolist() == [1, 0, 1, 0, 1] and got.cond["level"].tolist() == [0] * 5
-    assert cascade.upscale(tiny, PARAMS, pictures[:2]).cond["label"].tolist() == [2, 2]  # none
+    assert upscaler(PARAMS, pictures[:1], num=5).cond["label"].tolist() == [2] * 5  # none
     np.testing.assert_allclose(got.cond["hint"], pictures / np.float32(255))
 
 
-def test_mistakes(tiny, pictures):
+def test_mistakes(tiny, upscaler, pictures):
     for wrong in (pictures.astype(np.float32), pictures[:, :3], np.repeat(pictures, 3, -1), pictures[:0]):
         with pytest.raises(ValueError, match=r"pictures must be uint8 \[N, 4, 4, 1\], got "):
-            cascade.upscale(tiny, PARAMS, wrong)
+            upscaler(PARAMS, wrong)
     for level in (-0.1, 0.6):
         with pytest.raises(ValueError, match=r"level of the noise on pictures is from 0 to 0.5, got "):
-            cascade.upscale(tiny, PARAMS, pictures, level=level)
+            upscaler(PARAMS, pictures, level=level)
     with pytest.raises(ValueError, match=r"label must have the shape \(\), got \(2,\)"):
-        cascade.upscale(tiny, PARAMS, pictures, cond={"label": np.zeros((1, 2), np.int32)})
+        upscaler(PARAMS, pictures, cond={"label": np.zeros((1, 2), np.int32)})
     always = replace(tiny, condition=replace(tiny.condition, null=None))
     with pytest.raises(ValueError, match="the model is always given label: say which"):
-        cascade.upscale(always, PARAMS, pictures)
+        cascade.Upscaler(always)(PARAMS, pictures)
     with pytest.raises(ValueError, match="makes no picture larger"):
         cascade.picture_shape(conditions.label(3))
     hint = conditions.hint(conditions.none(), pictures)

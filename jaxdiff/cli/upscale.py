@@ -10,7 +10,7 @@ import numpy as np
 import tyro
 
 from jaxdiff import data
-from jaxdiff.cascade import picture_shape, upscale
+from jaxdiff.cascade import Upscaler, picture_shape
 from jaxdiff.cli.places import try_file, try_folder
 from jaxdiff.cli.sample import check_suffix
 from jaxdiff.drawing import draw, parameters
@@ -70,11 +70,10 @@ def command(
     (try_file if out.suffix else try_folder)(out, "--out")
     first = None if base is None else _Stage(base, load_run(base, mesh=where, trust=trust))
     _check_chain([first, *stages] if first else stages)
-    options: dict[str, Any] = {"seed": seed, "batch": batch, "mesh": where}
+    options: dict[str, Any] = {"seed": seed, "batch": batch}
     if first is not None:
-        samples = draw(
-            first.experiment, parameters(first.experiment, first.path, mesh=where), num, words=label, **options
-        )
+        trained = parameters(first.experiment, first.path, mesh=where)
+        samples = draw(first.experiment, trained, num, words=label, mesh=where, **options)
         x, cond = data.to_uint8(samples.x), samples.cond
     else:
         shape = picture_shape(stages[0].experiment.condition)
@@ -82,7 +81,7 @@ def command(
         cond = _asked(stages[0].experiment, label)
     for stage in stages:
         trained = parameters(stage.experiment, stage.path, mesh=where)
-        samples = upscale(stage.experiment, trained, x, cond=cond, level=level, **options)
+        samples = Upscaler(stage.experiment, where)(trained, x, cond=cond, level=level, **options)
         x = data.to_uint8(samples.x)
     stages[-1].experiment.medium.save(out, samples)
     print(out)

@@ -7,7 +7,10 @@ import pytest
 from helpers.untrained import untrained
 from PIL import Image
 
+from jaxdiff import few_steps
 from jaxdiff.cli import main
+from jaxdiff.experiment import UserError
+from jaxdiff.options import Run
 
 TINY = Path(__file__).parents[1] / "helpers" / "tiny_cascade.py"
 # The stages answer with what they are given, resized; the base with the grey of its class.
@@ -94,3 +97,8 @@ def test_mistakes(runs, picture, tmp_path, capsys):
     assert "takes pictures of 4 x 4 pixels in colour" in words and "makes 8 x 8 pixels in grey" in words
     assert "('boot', 'sandal') and ('coat', 'bag')" in fails(capsys, small, picture, "--then", runs / "shoes")
     assert not list(tmp_path.glob("*.npz"))
+
+
+def test_few_steps_are_not_for_it(runs):
+    with pytest.raises(UserError, match=r"whose condition is not noised, and that of .*small is"):
+        few_steps.load_teacher(str(runs / "small"), Run(steps=1, batch=1, lr=0.1))
