@@ -133,9 +133,7 @@ def test_eight_devices_draw_what_one_does(tiny, upscaler, pictures):
 
 
 def test_what_else_the_model_is_given(upscaler, pictures):
-    got = cascade.upscale(
-        tiny, PARAMS, pictures, cond={"label": np.array([1, 0, 1, 0, 1], np.int32), "other": pictures}
-    )
+    got = upscaler(PARAMS, pictures, cond={"label": np.array([1, 0, 1, 0, 1], np.int32), "other": pictures})
     assert got.cond["label"].tolist() == [1, 0, 1, 0, 1] and got.cond["level"].tolist() == [0] * 5
     assert upscaler(PARAMS, pictures[:1], num=5).cond["label"].tolist() == [2] * 5  # none
     np.testing.assert_allclose(got.cond["hint"], pictures / np.float32(255))

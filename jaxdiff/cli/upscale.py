@@ -59,15 +59,14 @@ def command(
     """
     if bool(pictures) == (base is not None):
         raise ValueError("what is made larger is either PICTURES or the samples of --base RUN")
-    where = parse_mesh(mesh)
-    paths = (run, *then)
+    where, paths = parse_mesh(mesh), (run, *then)
+    out = paths[-1] / f"upscaled-{seed}.png" if out is None else out
+    (try_file if out.suffix else try_folder)(out, "--out")
     stages = [
         _Stage(path, change_sampling(load_run(path, mesh=where, trust=trust), guidance=guidance, steps=steps))
         for path in paths
     ]
-    out = paths[-1] / f"upscaled-{seed}.png" if out is None else out
     check_suffix(stages[-1].experiment.medium, out)
-    (try_file if out.suffix else try_folder)(out, "--out")
     first = None if base is None else _Stage(base, load_run(base, mesh=where, trust=trust))
     _check_chain([first, *stages] if first else stages)
     options: dict[str, Any] = {"seed": seed, "batch": batch}
