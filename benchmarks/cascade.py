@@ -28,9 +28,10 @@ COLUMNS = ("psnr", "kernel_distance", "accuracy")
 
 
 def trained(folder: Path, name: str, arguments: argparse.Namespace, **knobs: float) -> Path:
-    """Train a stage, unless it is there."""
+    """Train a stage, or go on where it stopped."""
     workdir = folder / name
-    options = {"source": arguments.source, "steps": arguments.steps, "preview_every": 0, **knobs, "workdir": workdir}
+    common = {"source": arguments.source, "steps": arguments.steps, "width": arguments.width, "preview_every": 0}
+    options = {**common, **knobs, "workdir": workdir}
     words = [word for key, value in options.items() for word in (f"--{key.replace('_', '-')}", str(value))]
     subprocess.run([sys.executable, "-m", "jaxdiff", "train", str(EXPERIMENT), *words], check=True)
     return workdir
@@ -117,6 +118,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=28)
     parser.add_argument("--low", type=int, default=14)
     parser.add_argument("--steps", type=int, default=900, help="updates of each model")
+    parser.add_argument("--width", type=int, default=32, help="channels at each network's first level")
     parser.add_argument("--max-levels", type=float, nargs="+", default=[0.0, 0.2, 0.5])
     parser.add_argument("--num", type=int, default=1000, help="pictures that are measured")
     parser.add_argument("--folder", type=Path, default=Path("runs/cascade"))

@@ -126,6 +126,20 @@ def test_the_conditions_of_guidance_have_the_same_noise(tiny):
 
 
 @pytest.mark.slow
+def test_the_experiments_network_is_given_the_picture_and_the_class():
+    made = load(Path(__file__).parents[1] / "experiments" / "cascade.py")(width=8, size=8, low=4, batch=2)
+    made = replace(made, sampling=replace(made.sampling, steps=2))
+    params = made.model.init(jax.random.key(0))  # whose output is zero
+    params = jax.tree.map(lambda a: a + 0.1 * jax.random.normal(jax.random.key(1), a.shape), params)
+    upscale, grey = cascade.Upscaler(made), np.zeros((2, 4, 4, 1), np.uint8)
+    draw = lambda pictures, label: upscale(params, pictures, cond={"label": np.array(label, np.int32)}, level=0.0).x  # noqa: E731
+    x = draw(grey, [0, 0])
+    assert x.shape == (2, 8, 8, 1) and np.isfinite(x).all()
+    other = draw(np.stack([grey[0], grey[1] + 255]), [1, 0])
+    assert np.abs(other - x).max((1, 2, 3)).min() > 1e-3
+
+
+@pytest.mark.slow
 def test_eight_devices_draw_what_one_does(tiny, upscaler, pictures):
     alone = upscaler(PARAMS, pictures, level=0.3)
     eight = cascade.Upscaler(tiny, make_mesh())(PARAMS, pictures, level=0.3)

@@ -82,7 +82,8 @@ def command(
         trained = parameters(stage.experiment, stage.path, mesh=where)
         samples = Upscaler(stage.experiment, where)(trained, x, cond=cond, level=level, **options)
         x = data.to_uint8(samples.x)
-    stages[-1].experiment.medium.save(out, samples)
+    # As many columns as there are samples, where they are few.
+    stages[-1].experiment.medium.save(out, samples._replace(choices=min(len(x), 10)))
     print(out)
 
 
