@@ -197,7 +197,7 @@ class Drawer:
             num: number of samples; None: as many as in a preview.
             asked: what is asked for, in turn; None takes the condition's choices in turn.
             negative: what guidance leads away from, leaves [1, ...]; None is the null condition.
-            seed: example i depends on the seed and i alone.
+            seed: example i depends on the seed, i and what is asked for.
             batch: examples at a time; None: as in a preview.
         """
         experiment, medium = self._experiment, self._experiment.medium

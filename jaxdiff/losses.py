@@ -52,7 +52,8 @@ def denoising_loss(
         weight: weight of the squared error of x_0, by level; None weights the error of F by 1.
         times: distribution of t; None is uniform up to the process's noisiest time, over 1..T for a beta table, and
             log-normal for EDM.
-        null_cond: the null condition, for cond_dropout: like the condition, with leading axis 1.
+        null_cond: the null condition, for cond_dropout: like the condition, or some of its entries, with leading axis
+            1.
         cond_dropout: probability of replacing an example's condition by the null condition, for classifier-free
             guidance.
         dropout: whether the network takes `key=` for dropout.

@@ -91,7 +91,7 @@ def sampler(
     Args:
         model: the model.
         sampling: grid, solver and guidance; None for a model with `generate`.
-        condition: encodes conditions and gives the null condition.
+        condition: augments and encodes conditions, and gives the null condition.
         medium: gives the shape of x and decodes it.
         guided: whether to use guidance; without it `scale` is ignored, and the network is evaluated half as often. None
             is `sampling.guidance != 1`.
@@ -162,9 +162,12 @@ def _solving(
 
     def draw(params: Params, keys: Array, cond: Cond, scale: Any, negative: Cond | None) -> Any:
         _check_negative(negative, guided=guided)
+        # Both of guidance get the same noise. `solve` folds 0 and 1 into the keys.
+        random = fold_in(keys, 2)
+        cond = condition.augment(random, cond)
         predict = denoise(params, cond)
         if guided:
-            away = condition.without(cond) if negative is None else negative
+            away = condition.without(cond) if negative is None else condition.augment(random, negative)
             predict = sampling.guide(predict, denoise(params, away), scale)
         shape = keys.shape[0], *medium.shape
         if not path:

@@ -17,6 +17,7 @@ from jaxdiff.solvers import Solver
 
 FOLDER = Path(__file__).parents[1] / "experiments"
 TINY = {
+    "cascade": {"width": 8, "size": 8, "low": 4},
     "fashion": {"width": 8},
     "toy2d": {"width": 16},
     "cifar10_ddpm": {"widths": (32, 32), "num_blocks": 1, "source": "fashion_mnist", "size": 8},

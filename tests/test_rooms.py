@@ -54,7 +54,8 @@ ALLOWED["text_to_image"] = ALLOWED["interop"] | {"interop", "experiment", "condi
 PARTS = {"parameterize", "options", "types"}
 ALLOWED |= {"options": set(), "seeds": {"options"}, "progress": set(), "distributed": {"faults"}}
 ALLOWED["sampling"] = {"levels", "guidance", "solvers"} | PARTS
-ALLOWED["conditions"] = {"messages"} | PARTS
+ALLOWED["resize"] = set()
+ALLOWED["conditions"] = {"messages", "levels", "noise", "resize"} | PARTS
 ALLOWED["media"] = (
     {"conditions", "data", "metrics", "networks", "train", "trees", "seeds", "progress"} | PARTS | WORDS | DISK
 )
@@ -64,7 +65,7 @@ ALLOWED["sampler"] |= PARTS | WHERE
 # What is made of experiments; and who nobody imports.
 USERS = {
     "recipe", "run", "drawing", "extend", "export", "hooks", "models", "training", "finetune", "few_steps",
-    "first_stage", "plan", "text_encoders",
+    "first_stage", "plan", "text_encoders", "cascade",
 }  # fmt: skip
 NOBODYS = {"cli", "demo", "experiments"}
 FRONT = {"__init__", "__main__", "script", "trust"} | USERS | NOBODYS

@@ -133,6 +133,7 @@ def test_the_group_of_one_user_alone(monkeypatch):
 
 COMMANDS = {
     "sample": ["sample", "RUN"],
+    "upscale": ["upscale", "RUN", "picture.png"],
     "eval": ["eval", "RUN"],
     "export": ["export", "RUN"],
     "convert": ["convert", "RUN", "--out", "OUT"],

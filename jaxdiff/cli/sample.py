@@ -80,7 +80,7 @@ def command(
             raise ValueError(f"{run} is a text-to-image directory: it needs --prompt")
         out = Path(f"samples-{seed}") if out is None else out
         medium = images((*(size or (1, 1)), 3), captions=len(texts) > 1)
-        _check_suffix(medium, out)
+        check_suffix(medium, out)
         samples = draw_prompts(
             run, texts, num=len(texts) if num is None else num, negative=negative, guidance=guidance, steps=steps,
             size=size, base=base, variant=variant, scheduler=solver, seed=seed, batch=4 if batch is None else batch,
@@ -96,7 +96,7 @@ def command(
         guidance=guidance, guidance_fn=guidance_fn, solver=solver, grid=grid, steps=steps,
     )  # fmt: skip
     out = run / f"samples-{seed}{experiment.medium.suffixes[0]}" if out is None else out
-    _check_suffix(experiment.medium, out)
+    check_suffix(experiment.medium, out)
     trained = parameters(experiment, run, params or "ema", ema=ema, mesh=where)
     words = texts or label
     num = len(texts) if num is None and len(texts) > 1 else num
@@ -122,7 +122,8 @@ def _save(medium: Medium, out: Path, samples: Samples) -> None:
     print(out)
 
 
-def _check_suffix(medium: Medium, out: Path) -> None:
+def check_suffix(medium: Medium, out: Path) -> None:
+    """Raise ValueError unless a medium's samples can be written to a file or folder of this name."""
     if out.suffix not in medium.suffixes:
         files = " or ".join(suffix for suffix in medium.suffixes if suffix)
         allowed = [f"end in {files}"] * bool(files) + ["be a folder"] * ("" in medium.suffixes)

@@ -14,12 +14,17 @@ from jax import Array
 from jaxdiff.options import Range
 from jaxdiff.parameterize import Apply, Params
 
-__all__ = ["Cond", "Condition", "unchanged"]
+__all__ = ["Cond", "Condition", "unaugmented", "unchanged"]
 
 Cond = dict[str, Any]
 
 
 def unchanged(params: Params, cond: Cond) -> Cond:
+    """The condition as it is."""
+    return cond
+
+
+def unaugmented(key: Array, cond: Cond) -> Cond:
     """The condition as it is."""
     return cond
 
@@ -41,6 +46,9 @@ class Condition:
             belong to them.
         null: the condition that stands for none, leaves [1, ...], of all or some of the entries (the others are kept);
             None: the model was never trained without its condition, so that guidance is impossible.
+        bounds: of entries that are a number one may set: name -> (least, largest).
+        augment: (key, or one key per example; condition) -> what `encode` is given: with what is random in it, such as
+            noise on a picture, and what is computed of it, on the devices. By default the condition itself.
         encode: (params, condition) -> what the network is given, on the devices, e.g. by a text encoder whose
             parameters are among the model's frozen ones. By default the condition itself.
     """
@@ -53,6 +61,8 @@ class Condition:
     held_out: tuple[int, ...] = ()
     vocabulary: tuple[str, ...] = field(default=(), repr=False)
     null: Mapping[str, Array | np.ndarray] | None = field(default=None, repr=False)
+    bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict, repr=False)
+    augment: Callable[[Array, Cond], Cond] = field(default=unaugmented, repr=False)
     encode: Callable[[Params, Cond], Cond] = field(default=unchanged, repr=False)
 
     def __post_init__(self) -> None:
@@ -81,8 +91,10 @@ class Condition:
         return apply_encoded
 
     def zeros(self) -> Cond:
-        """Make the condition of one example, leaves [1, ...], of zeros: to initialize a network with."""
-        return {name: jnp.zeros((1, *spec.shape), spec.dtype) for name, spec in self.spec.items()}
+        """Make an augmented condition of one example, leaves [1, ...], of zeros: to initialize a network with."""
+        plain = {name: jax.ShapeDtypeStruct((1, *spec.shape), spec.dtype) for name, spec in self.spec.items()}
+        made = jax.eval_shape(self.augment, jax.random.key(0), plain)
+        return {name: jnp.zeros(a.shape, a.dtype) for name, a in made.items()}
 
     def without(self, cond: Cond) -> Cond:
         """Replace what `null` has by it: the condition of the unconditional model.

@@ -1,7 +1,8 @@
 """Data: sources of images, and a Grain pipeline that streams deterministic batches."""
 
 from jaxdiff.data.compositions import Compositions
-from jaxdiff.data.hints import Hinted, open_hints
+from jaxdiff.data.folder import read_image
+from jaxdiff.data.hints import Hinted, low_resolution, open_hints
 from jaxdiff.data.pipeline import batches, load_arrays
 from jaxdiff.data.shards import NpzShards, load_embeddings
 from jaxdiff.data.skipping import Skipping
@@ -19,8 +20,10 @@ __all__ = [
     "class_prompts",
     "load_arrays",
     "load_embeddings",
+    "low_resolution",
     "open_dataset",
     "open_hints",
+    "read_image",
     "to_float",
     "to_uint8",
 ]

@@ -90,6 +90,24 @@ class FolderSource:
             return fit_image(image, self._size, self._channels)
 
 
+def read_image(file: str | Path, *, size: int | None = None, channels: int | None = None) -> np.ndarray:
+    """Read one picture.
+
+    Args:
+        file: of a type that Pillow reads; of an animation the first frame.
+        size: as in `fit_image`; None keeps the picture's own size.
+        channels: 1 (grey) or 3 (RGB); None: as the picture is.
+
+    Returns:
+        uint8[H, W, channels].
+
+    Raises:
+        ValueError: it is missing or broken, has more than 8 bits per channel, or is too large.
+    """
+    with _opened(str(file)) as image:
+        return fit_image(image, size, channels or (1 if image.mode in GREY_MODES else 3))
+
+
 def find_split(path: str, split: str) -> Path:
     """Return the folder of one split.
 

@@ -1,12 +1,29 @@
 """Pairs of an image and a hint, a second image that conditions a network."""
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from jaxdiff.data.npz import read_npz
 from jaxdiff.data.sources import Dataset
+from jaxdiff.data.transforms import fit_array
+
+
+def edges(image: np.ndarray) -> np.ndarray:
+    """Return the gradient of an image's brightness as an image.
+
+    Args:
+        image: uint8[H, W, C], H and W at least 2.
+
+    Returns:
+        uint8[H, W, 3]: twice the norm of the gradient of the channels' mean, by central differences, at most 255.
+    """
+    down, right = np.gradient(image.mean(-1, dtype=np.float32))
+    steep = np.minimum(2 * np.hypot(down, right), 255).round().astype(np.uint8)
+    return np.repeat(steep[..., None], 3, axis=-1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -15,15 +32,18 @@ class Hinted:
 
     Attributes:
         images: the source.
-        hints: uint8[N, H', W', C'], one for each image, in the source's order; None: the `edges` of the image.
+        hints: uint8[N, H', W', C'], one for each image, in the source's order; or a function that makes it of the
+            image, uint8[H, W, C].
     """
 
     images: Dataset
-    hints: np.ndarray | None = None
+    hints: np.ndarray | Callable[[np.ndarray], np.ndarray] = edges
 
     def __post_init__(self):
         hints = self.hints
-        if hints is not None and (hints.dtype != np.uint8 or hints.ndim != 4 or len(hints) != len(self.images)):
+        if callable(hints):
+            return
+        if hints.dtype != np.uint8 or hints.ndim != 4 or len(hints) != len(self.images):
             raise ValueError(
                 f"hints must be uint8[{len(self.images)}, H, W, C], one for each image, "
                 f"got {hints.dtype}{list(hints.shape)}"
@@ -35,7 +55,7 @@ class Hinted:
 
     @property
     def hint_shape(self) -> tuple[int, ...]:
-        return (*self.shape[:2], 3) if self.hints is None else self.hints.shape[1:]
+        return (self.hints(np.zeros(self.shape, np.uint8)) if callable(self.hints) else self.hints[0]).shape
 
     @property
     def num_classes(self) -> int:
@@ -62,7 +82,25 @@ class Hinted:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         example = self.images[index]
-        return {**example, "hint": edges(example["x"]) if self.hints is None else self.hints[index]}
+        return {**example, "hint": self.hints(example["x"]) if callable(self.hints) else self.hints[index]}
+
+
+def low_resolution(images: Dataset, size: int) -> Hinted:
+    """Add to each image itself at a lower resolution, as `open_dataset` resizes images.
+
+    Args:
+        images: square images.
+        size: side of the hint in pixels.
+
+    Raises:
+        ValueError: the images are not square, or not larger than that.
+    """
+    height, width = images.shape[:2]
+    if height != width or not 1 <= size < height:
+        raise ValueError(
+            f"a low resolution is from 1 pixel to below that of square images, got {size} of {height} x {width}"
+        )
+    return Hinted(images, partial(fit_array, size=size, channels=None))
 
 
 def open_hints(name: str, images: Dataset) -> Hinted:
@@ -83,17 +121,3 @@ def open_hints(name: str, images: Dataset) -> Hinted:
     if "hint" not in arrays:
         raise ValueError(f'{name} must hold "hint", got {", ".join(arrays)}')
     return Hinted(images, arrays["hint"])
-
-
-def edges(image: np.ndarray) -> np.ndarray:
-    """Return the gradient of an image's brightness as an image.
-
-    Args:
-        image: uint8[H, W, C], H and W at least 2.
-
-    Returns:
-        uint8[H, W, 3]: twice the norm of the gradient of the channels' mean, by central differences, at most 255.
-    """
-    down, right = np.gradient(image.mean(-1, dtype=np.float32))
-    steep = np.minimum(2 * np.hypot(down, right), 255).round().astype(np.uint8)
-    return np.repeat(steep[..., None], 3, axis=-1)

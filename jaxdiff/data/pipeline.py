@@ -101,7 +101,8 @@ def load_arrays(source: Dataset, count: int | None = None) -> Batch:
         count: number of examples, spread evenly over the source, since folders are sorted by class; None: all.
 
     Returns:
-        {"x": uint8[count, H, W, C], "label": int32[count]}; no "label" if the source has none.
+        {"x": uint8[count, H, W, C], "label": int32[count], "hint": uint8[count, H', W', C']}, of which the source may
+        lack the last two.
 
     Raises:
         ValueError: count is not between 1 and the size of the source, or the source is empty.
@@ -114,6 +115,8 @@ def load_arrays(source: Dataset, count: int | None = None) -> Batch:
         raise ValueError(f"count {count} is larger than the data set, which has {total} examples")
     examples = [source[i * total // count] for i in range(count)]
     out = {"x": np.stack([e["x"] for e in examples])}
+    if "hint" in examples[0]:
+        out["hint"] = np.stack([e["hint"] for e in examples])
     if "label" in examples[0]:
         out["label"] = np.array([e["label"] for e in examples], np.int32)
     return out

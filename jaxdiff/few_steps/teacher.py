@@ -12,6 +12,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from jaxdiff import distill, networks, train
+from jaxdiff.conditions.base import unaugmented
 from jaxdiff.experiment import Experiment, UserError
 from jaxdiff.options import Run
 from jaxdiff.parameterize import Prediction
@@ -108,12 +109,15 @@ def load_teacher(path: str, run: Run, guidance: float | None = None) -> Teacher:
         guidance: the scale to distil; None is that of the run's samples.
 
     Raises:
-        UserError: the network is none of `jaxdiff.networks`, or it has a learned variance or an autoencoder.
+        UserError: the network is none of `jaxdiff.networks`, or it has a learned variance, an autoencoder or a
+            condition that is noised.
         ValueError: guidance of a model without a null condition.
     """
     changes = {name: getattr(run, name) for name in ("batch", "seed", "grad_accum_steps", "preview_every")}
     experiment = load_run(path, changes=changes)
     model = experiment.model
+    if experiment.condition.augment is not unaugmented:
+        raise UserError(f"a few-step model is made of a network whose condition is not noised, and that of {path} is")
     if model.network is None:
         raise UserError(f"a few-step model needs a network of jaxdiff.networks, made by models.of; {path} has another")
     if model.learned_variance or model.frozen is not None:

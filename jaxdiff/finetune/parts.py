@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from jaxdiff import interop, losses, media
@@ -16,7 +15,6 @@ from jaxdiff.finetune.distilled import few_step_sampling, make_distillation
 from jaxdiff.finetune.knobs import Network
 from jaxdiff.finetune.origin import Origin
 from jaxdiff.finetune.tuned import Tuned
-from jaxdiff.guidance import drop_condition
 from jaxdiff.losses import Loss
 from jaxdiff.media import Medium
 from jaxdiff.processes import Discrete
@@ -114,19 +112,10 @@ def make_medium(origin: Origin, shape: tuple[int, ...], source: str) -> Medium:
 def _denoising(model: Model, asked: Asked, cond_dropout: float) -> Loss:
     hybrid = model.learned_variance and isinstance(model.process, Discrete)
     make: Any = losses.hybrid_loss if hybrid else losses.denoising_loss
-    loss = make(model.apply, model.process, model.prediction)
-    return loss if asked.null_label is None else _drop_label(loss, asked.null_label, cond_dropout)
-
-
-def _drop_label(loss: Loss, null: int, rate: float) -> Loss:
-    """The loss of examples some of which have lost their class, but nothing else."""
-
-    def dropped(params: Any, key: Any, batch: dict[str, Any]) -> Any:
-        drop_key, key = jax.random.split(key)
-        label = drop_condition(drop_key, batch["label"], jnp.full((1,), null), rate)
-        return loss(params, key, {**batch, "label": label})
-
-    return dropped
+    if asked.null_label is None:
+        return make(model.apply, model.process, model.prediction)
+    null = {"label": jnp.full((1,), asked.null_label)}  # a hint stays
+    return make(model.apply, model.process, model.prediction, null_cond=null, cond_dropout=cond_dropout)
 
 
 def _encoded(loss: Loss, codec: Any) -> Loss:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -90,7 +91,7 @@ def drop_condition(key: Array, cond: Cond, null_cond: Cond, rate: float | Array)
     Args:
         key: one key.
         cond: pytree of [B, ...].
-        null_cond: like cond, or with leading axis 1.
+        null_cond: like cond, or with leading axis 1; of a dict also some of its entries, and the others are kept.
         rate: probability, in [0, 1].
 
     Returns:
@@ -100,15 +101,20 @@ def drop_condition(key: Array, cond: Cond, null_cond: Cond, rate: float | Array)
         ValueError: cond and null_cond differ in structure.
     """
     check_key(key)
+    kept: Cond = {}
+    if isinstance(cond, Mapping) and isinstance(null_cond, Mapping) and null_cond:
+        kept = {name: value for name, value in cond.items() if name not in null_cond}
+        cond = {name: value for name, value in cond.items() if name in null_cond}
     _check_same_structure(cond, null_cond)
     if not jax.tree.leaves(cond):
         return cond  # unconditional
     dropped = jax.random.bernoulli(key, rate, jax.tree.leaves(cond)[0].shape[:1])
-    return jax.tree.map(
+    replaced = jax.tree.map(
         lambda c, n: jnp.where(dropped.reshape((-1,) + (1,) * (c.ndim - 1)), jnp.asarray(n, c.dtype), c),
         cond,
         null_cond,
     )
+    return replaced | kept if kept else replaced
 
 
 def _check_same_structure(cond: Cond, null_cond: Cond) -> None:

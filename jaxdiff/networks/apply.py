@@ -124,6 +124,7 @@ def cond_shapes(
     guidance: bool = False,
     next_noise: bool = False,
     concat_channels: int | None = None,
+    concat_noise: bool = False,
     augment_dim: int | None = None,
 ) -> dict[str, Shape]:
     """Return the shapes that a network's conditions must have.
@@ -138,6 +139,7 @@ def cond_shapes(
         guidance: whether "guidance" [B] is required.
         next_noise: whether "next_noise" [B] is required.
         concat_channels: C' of "concat" [B, *spatial, C']; None: off.
+        concat_noise: whether "concat_noise" [B] is required.
         augment_dim: D of the optional "augment" [B, D]; None: off.
 
     Returns:
@@ -154,6 +156,7 @@ def cond_shapes(
         "guidance": (batch,) if guidance else None,
         "next_noise": (batch,) if next_noise else None,
         "concat": None if concat_channels is None else (*x.shape[:-1], concat_channels),
+        "concat_noise": (batch,) if concat_noise else None,
         "augment": None if augment_dim is None or "augment" not in cond else (batch, augment_dim),
     }
     return {name: shape for name, shape in shapes.items() if shape is not None}

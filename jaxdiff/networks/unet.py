@@ -70,6 +70,8 @@ class UNet(nn.Module):
         next_noise: cond["next_noise"] is float[B], the noise input of the level at which a step ends, for few-step
             models (`jaxdiff.distill`). Its embedding starts at zero, so that weights without it keep their function.
         concat_channels: C' of cond["concat"]; None: off.
+        concat_noise: cond["concat_noise"] is float[B], the level of the noise on cond["concat"], embedded like the
+            noise (Ho et al. 2021, arXiv:2106.15282).
         out_channels: channels of the output; None: as many as x has.
         learned_variance: return (F, frac); frac is v of Nichol and Dhariwal 2021, eq. 15, the place of the log
             variance between its bounds, mapped from [-1, 1] to [0, 1] but not clipped.
@@ -111,6 +113,7 @@ class UNet(nn.Module):
     guidance_dim: int | None = None
     next_noise: bool = False
     concat_channels: int | None = None
+    concat_noise: bool = False
     out_channels: int | None = None
     learned_variance: bool = False
     patch_size: int = 1
@@ -130,8 +133,9 @@ class UNet(nn.Module):
             cond: as configured, "label" int[B] (num_classes is the null class), "tokens" [B, L, D]
                 with an optional "mask" bool[B, L] (True: visible), "vector" [B, D], "guidance" float[B], the
                 scale of the guidance that was distilled into the network, "next_noise" float[B], "concat"
-                [B, *spatial, C']. The optional "residuals" are added to the skips, from the input on, and to the
-                bottom: as many arrays, of the same shapes or with spatial sizes of 1; see `controlnet.controlled`.
+                [B, *spatial, C'], "concat_noise" float[B]. The optional "residuals" are added to the skips, from the
+                input on, and to the bottom: as many arrays, of the same shapes or with spatial sizes of 1; see
+                `controlnet.controlled`.
             train: apply dropout; needs the random key "dropout".
 
         Returns:
@@ -301,6 +305,9 @@ class UNet(nn.Module):
         if self.next_noise:
             after = self._features(cond["next_noise"].astype(dtype), base)
             emb = emb + EmbeddingMLP(dim, self.dtype, self.act, zero=True, name="next_time_embedding")(after)
+        if self.concat_noise:
+            level = self._features(cond["concat_noise"].astype(dtype), base)
+            emb = emb + EmbeddingMLP(dim, self.dtype, self.act, name="concat_time_embedding")(level)
         if self.num_classes is not None:
             table = ClassEmbedding(self.num_classes, dim, self.dtype, name="class_embedding")
             emb = emb + table(cond["label"])
@@ -389,6 +396,7 @@ class UNet(nn.Module):
             guidance=self.guidance_dim is not None,
             next_noise=self.next_noise,
             concat_channels=self.concat_channels,
+            concat_noise=self.concat_noise,
         )
         return shapes | ({"label": x.shape[:1]} if self.numeric_label else {})
 

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import re
-import shutil
 import subprocess
 import sys
 from contextlib import chdir
@@ -14,15 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.untrained import untrained
 
 import jaxdiff as jd
 from jaxdiff import conditions, export, train
 from jaxdiff.cli import export as command
 from jaxdiff.cli import main
 from jaxdiff.experiment import Experiment, Medium, Model, Sampling, Training, compute_dtype
-from jaxdiff.recipe import load, load_run
+from jaxdiff.recipe import load_run
 from jaxdiff.sampler import sampler
-from jaxdiff.script import SOURCE
 from jaxdiff.seeds import example_keys
 from jaxdiff.sharding import platform
 
@@ -113,18 +112,6 @@ def alone(code: str, folder: Path) -> str:
     environ = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     run = subprocess.run([sys.executable, "-c", block + code], cwd=folder, env=environ, capture_output=True, text=True)
     return run.stdout + run.stderr.splitlines()[-1] if run.returncode else run.stdout
-
-
-def untrained(workdir: Path, path: Path, **knobs) -> None:
-    """A run whose parameters are those it would begin with."""
-    experiment = load(path)(**knobs)
-    train.write_knobs(workdir, knobs)
-    shutil.copyfile(path, workdir / SOURCE)
-    mesh = train.make_mesh(devices=jax.devices()[:1])
-    with train.Checkpointer(workdir) as checkpointer:
-        checkpointer.save(
-            train.init_state(experiment.model.init, experiment.training.optimizer, jax.random.key(0), mesh)
-        )
 
 
 @pytest.mark.slow

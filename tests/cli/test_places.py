@@ -54,6 +54,8 @@ COMMANDS = {
     "sample": ["sample", "RUN", "--out", "FILE/a.png"],
     "sample, folder": ["sample", "RUN", "--out", "FILE/pictures"],
     "sample, default": ["sample", "FILE"],
+    "upscale": ["upscale", "RUN", "picture.png", "--out", "FILE/a.png"],
+    "upscale, default": ["upscale", "RUN", "picture.png", "--then", "FILE"],
     "eval": ["eval", "FILE"],
     "encode": ["encode", "RUN", "--out", "FILE"],
     "encode, prompts": ["encode", "RUN", "--out", "WITH", "--prompt", "a {}"],

@@ -37,6 +37,29 @@ def test_a_hint_belongs_to_its_class_and_stays_without_it():
     assert condition.spec["hint"].shape == (2, 2, 1)
 
 
+def test_several_pictures_of_a_choice_take_turns():
+    """Classes in turn, and within each its pictures; what has none has no turn."""
+    pictures = np.arange(4, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 1), np.uint8)
+    condition = conditions.hint(CLOTHES, pictures, [2, 0, 2, 2])
+    cond = condition.choose(np.arange(7))
+    assert cond["label"].tolist() == [0, 2, 0, 2, 0, 2, 0] and condition.choices == 3
+    assert np.rint(255 * cond["hint"][:, 0, 0, 0]).tolist() == [1, 0, 1, 2, 1, 3, 1]
+    assert np.rint(255 * condition.parse("Ankle boot")["hint"][0, 0, 0, 0]) == 0
+    with pytest.raises(ValueError, match="no picture of '7' among the 4 at hand"):
+        condition.parse("7")
+    alone = conditions.hint(conditions.none(), pictures).choose(np.arange(5))
+    assert alone.keys() == {"hint"} and np.rint(255 * alone["hint"][:, 0, 0, 0]).tolist() == [0, 1, 2, 3, 0]
+    texts = conditions.hint(conditions.text({"vector": np.arange(3.0)[:, None]}), pictures, [1, 1, 0, 1])
+    assert texts.choose(np.arange(3))["vector"].tolist() == [[0], [1], [0]]
+    assert np.rint(255 * texts.parse("1")["hint"][0, 0, 0, 0]) == 0
+    for wrong in (pictures[0], pictures[:0], pictures.astype(np.float32)):
+        with pytest.raises(ValueError, match=r"pictures must be uint8 \[N, H, W, C\], got "):
+            conditions.hint(CLOTHES, wrong)
+    for numbers in ([0, 1, 2], [0, 1, 2, 3], [0, 1, 2, -1]):
+        with pytest.raises(ValueError, match=r"numbers must be 4 choices in 0..2, one for each picture, got"):
+            conditions.hint(CLOTHES, pictures, numbers)
+
+
 def test_prompts_of_a_table():
     table = {"tokens": np.arange(12, dtype=np.float16).reshape(3, 2, 2), "vector": np.arange(3.0)[:, None]}
     condition = conditions.text(table)

@@ -204,3 +204,15 @@ def test_folders_that_cannot_be_used(tmp_path):
     save(tmp_path / "loose.png", 1)
     with pytest.raises(ValueError, match="both directly and in subfolders"):
         data.open_dataset(f"folder:{tmp_path}")
+
+
+def test_a_picture_alone(tmp_path):
+    save(tmp_path / "grey.png", 70, (4, 6))
+    assert data.read_image(tmp_path / "grey.png").tolist() == [[[70]] * 6] * 4
+    assert data.read_image(tmp_path / "grey.png", size=2, channels=3).tolist() == [[[70] * 3] * 2] * 2
+    save(tmp_path / "colour.png", 9, (2, 2, 3))
+    assert data.read_image(tmp_path / "colour.png").shape == (2, 2, 3)
+    (tmp_path / "a.txt").write_text("no picture")
+    for name in ("a.txt", "none.png"):
+        with pytest.raises(ValueError, match=f"cannot read the image .*{name}"):
+            data.read_image(tmp_path / name)

@@ -47,6 +47,17 @@ def test_own_edges_and_a_hint_of_each_class():
     np.testing.assert_array_equal(found[:, 0, 0, 0], [0, 1, 2])
 
 
+def test_a_low_resolution_is_what_a_source_of_that_size_has():
+    large = data.open_dataset("fashion_mnist", "test")
+    small, hinted = data.open_dataset("fashion_mnist", "test", size=14), data.low_resolution(large, 14)
+    assert hinted.hint_shape == (14, 14, 1) and hinted.shape == (28, 28, 1)
+    for i in (0, 7):
+        np.testing.assert_array_equal(hinted[i]["hint"], small[i]["x"])
+    shown = data.load_arrays(hinted, 4)
+    np.testing.assert_array_equal(shown["hint"], data.load_arrays(small, 4)["x"])
+    assert shown["hint"].dtype == np.uint8 and shown["x"].shape == (4, 28, 28, 1)
+
+
 def test_a_file_of_hints(tmp_path):
     source = images()
     np.savez(tmp_path / "a.npz", hint=source.x)

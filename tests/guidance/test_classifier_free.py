@@ -117,6 +117,13 @@ def test_the_condition_is_dropped_at_its_rate_leaf_by_leaf_together():
         np.testing.assert_array_equal(guidance.drop_condition(jax.random.key(0), cond, null, rate)["label"], label)
 
 
+def test_what_has_no_null_is_kept():
+    cond = {"label": jnp.arange(4), "hint": jnp.ones((4, 2))}
+    out = guidance.drop_condition(jax.random.key(0), cond, {"label": jnp.full(1, 9)}, 1.0)
+    assert out.keys() == cond.keys() and out["label"].tolist() == [9] * 4
+    np.testing.assert_array_equal(out["hint"], cond["hint"])
+
+
 def test_nothing_is_dropped_from_no_condition():
     assert guidance.drop_condition(jax.random.key(0), {}, {}, 0.1) == {}
 

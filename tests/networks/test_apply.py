@@ -13,11 +13,12 @@ from jaxdiff.networks.apply import check_cond, cond_shapes, init, split_output
 X, NOISE = jnp.zeros((2, 4, 6, 3)), jnp.zeros(2)
 ALL = {
     "num_classes": 5, "context_dim": 7, "mask": True, "pooled_dim": 8, "guidance": True, "concat_channels": 1,
-    "augment_dim": 9,
+    "concat_noise": True, "augment_dim": 9,
 }  # fmt: skip
 COND = {
     "label": np.zeros(2, int), "tokens": np.zeros((2, 11, 7)), "mask": np.zeros((2, 11), bool),
-    "vector": np.zeros((2, 8)), "guidance": np.zeros(2), "concat": np.zeros((2, 4, 6, 1)), "augment": np.zeros((2, 9)),
+    "vector": np.zeros((2, 8)), "guidance": np.zeros(2), "concat": np.zeros((2, 4, 6, 1)), "concat_noise": np.zeros(2),
+    "augment": np.zeros((2, 9)),
 }  # fmt: skip
 
 

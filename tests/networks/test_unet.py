@@ -141,7 +141,10 @@ def test_dropout_needs_a_key_and_nothing_else_is_random():
     assert not np.allclose(first, other) and not np.allclose(first, still)
 
 
-EVERYTHING = {**TINY, "num_classes": 3, "context_dim": 5, "pooled_dim": 6, "concat_channels": 2, "patch_size": 2}
+EVERYTHING = {
+    **TINY, "num_classes": 3, "context_dim": 5, "pooled_dim": 6, "concat_channels": 2, "concat_noise": True,
+    "patch_size": 2,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +158,7 @@ def everything():
         "mask": np.array([[True, True, False, False], [True] * 4]),
         "vector": normal(2, 2, 6),
         "concat": normal(3, 2, 8, 8, 2),
+        "concat_noise": np.array([100.0, 400.0], np.float32),
     }
     params = randomized(module, x, cond)
     return compiled(networks.as_apply(module)), params, x, cond
@@ -168,6 +172,7 @@ def everything():
         ("mask", np.ones((2, 4), bool)),
         ("vector", normal(12, 2, 6)),
         ("concat", normal(13, 2, 8, 8, 2)),
+        ("concat_noise", np.array([0.0, 200.0], np.float32)),
     ],
 )
 def test_every_condition_matters(everything, name, value):

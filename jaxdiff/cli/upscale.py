@@ -1,0 +1,132 @@
+"""`jaxdiff upscale RUN PICTURE`: pictures made larger, from files or of another run."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tyro
+
+from jaxdiff import data
+from jaxdiff.cascade import Upscaler, picture_shape
+from jaxdiff.cli.places import try_file, try_folder
+from jaxdiff.cli.sample import check_suffix
+from jaxdiff.drawing import draw, parameters
+from jaxdiff.experiment import Experiment, UserError
+from jaxdiff.hooks import change_sampling
+from jaxdiff.options import Count, Seed
+from jaxdiff.recipe import load_run
+from jaxdiff.sharding import parse_mesh
+
+
+def command(
+    run: tyro.conf.Positional[Path],
+    pictures: tyro.conf.Positional[tuple[Path, ...]] = (),
+    base: Path | None = None,
+    then: tuple[Path, ...] = (),
+    num: Count | None = None,
+    label: str | None = None,
+    level: float | None = None,
+    fit: bool = False,
+    guidance: float | None = None,
+    steps: Count | None = None,
+    seed: Seed = 0,
+    batch: Count | None = None,
+    out: Path | None = None,
+    mesh: str = "",
+    trust: bool = False,
+) -> None:
+    """Make pictures larger with a run that was trained for it, such as of the experiment cascade.
+
+    Args:
+        run: the run's folder.
+        pictures: files of any type that Pillow reads.
+        base: another run, whose samples are made larger in place of files.
+        then: further runs, each of which makes the last one's pictures larger.
+        num: samples of the base, by default as in a preview; or versions of each file, by default 1.
+        label: what the pictures show, as for `jaxdiff sample`; by default what the base was asked for, or nothing.
+        level: of the noise that is put on the pictures; by default the run's.
+        fit: scale a file's shorter side to the run's size and crop the centre square, and convert its colours.
+        guidance: scale, 1 is off; by default the run's.
+        steps: number of steps; by default the run's.
+        seed: sample i depends on the seed, i and its picture.
+        batch: samples at a time; by default as in a preview.
+        out: FILE.png for a picture of all, FILE.npz for arrays, or a folder.
+        mesh: devices as data=4,fsdp=2; data takes those that are left.
+        trust: execute the runs' programs even if others can write them.
+    """
+    if bool(pictures) == (base is not None):
+        raise ValueError("what is made larger is either PICTURES or the samples of --base RUN")
+    where, paths = parse_mesh(mesh), (run, *then)
+    out = paths[-1] / f"upscaled-{seed}.png" if out is None else out
+    (try_file if out.suffix else try_folder)(out, "--out")
+    stages = [
+        _Stage(path, change_sampling(load_run(path, mesh=where, trust=trust), guidance=guidance, steps=steps))
+        for path in paths
+    ]
+    check_suffix(stages[-1].experiment.medium, out)
+    first = None if base is None else _Stage(base, load_run(base, mesh=where, trust=trust))
+    _check_chain([first, *stages] if first else stages)
+    options: dict[str, Any] = {"seed": seed, "batch": batch}
+    if first is not None:
+        trained = parameters(first.experiment, first.path, mesh=where)
+        samples = draw(first.experiment, trained, num, words=label, mesh=where, **options)
+        x, cond = data.to_uint8(samples.x), samples.cond
+    else:
+        shape = picture_shape(stages[0].experiment.condition)
+        x = np.repeat(np.stack([_read(file, shape, fit) for file in pictures]), num or 1, axis=0)
+        cond = _asked(stages[0].experiment, label)
+    for stage in stages:
+        trained = parameters(stage.experiment, stage.path, mesh=where)
+        samples = Upscaler(stage.experiment, where)(trained, x, cond=cond, level=level, **options)
+        x = data.to_uint8(samples.x)
+    # As many columns as there are samples, where they are few.
+    stages[-1].experiment.medium.save(out, samples._replace(choices=min(len(x), 10)))
+    print(out)
+
+
+class _Stage(NamedTuple):
+    path: Path
+    experiment: Experiment
+
+
+def _check_chain(stages: list[_Stage]) -> None:
+    """Raise ValueError unless each stage takes what the one before it makes, of the same classes."""
+    for stage in stages[1:] or stages:
+        picture_shape(stage.experiment.condition)
+    for small, large in pairwise(stages):
+        made, taken = small.experiment.medium.shape, picture_shape(large.experiment.condition)
+        if made != taken:
+            raise ValueError(f"{large.path} takes pictures of {_size(taken)}, and {small.path} makes {_size(made)}")
+        names = [stage.experiment.condition.names for stage in (small, large)]
+        if names[0] and names[1] and names[0] != names[1]:
+            raise ValueError(f"{large.path} has other classes than {small.path}: {names[1]} and {names[0]}")
+
+
+def _read(file: Path, shape: tuple[int, ...], fit: bool) -> np.ndarray:
+    """Read a picture of a shape, or one that is brought to it."""
+    if fit:
+        return data.read_image(file, size=shape[0], channels=shape[-1])
+    x = data.read_image(file)
+    if x.shape[-1] == 1 and shape[-1] == 3:
+        x = np.repeat(x, 3, axis=-1)
+    if x.shape != shape:
+        raise ValueError(
+            f"{file} is {_size(x.shape)}, and the run takes {_size(shape)}: --fit scales the shorter side, crops the "
+            "centre square and converts its colours"
+        )
+    return x
+
+
+def _asked(experiment: Experiment, words: str | None) -> dict[str, np.ndarray]:
+    try:
+        return {} if words is None else experiment.condition.parse(words)
+    except ValueError as error:  # as in `drawing.draw`
+        raise UserError(str(error)) from error
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    height, width, channels = shape
+    return f"{width} x {height} pixels in {'grey' if channels == 1 else 'colour'}"
