@@ -63,6 +63,7 @@ ALLOWED["sampler"] = {"experiment", "conditions", "media", "sampling", "sample",
 ALLOWED["sampler"] |= PARTS | WHERE
 # What is made of experiments; and who nobody imports.
 USERS = {"recipe", "run", "drawing", "extend", "export", "hooks", "models", "training", "finetune", "few_steps", "plan"}
+USERS |= {"imagine"}
 NOBODYS = {"cli", "demo", "experiments"}
 FRONT = {"__init__", "__main__", "script", "trust"} | USERS | NOBODYS
 HEAVY = {
