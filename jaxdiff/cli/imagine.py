@@ -78,22 +78,22 @@ def command(
         raise ValueError(f"{run} is no text-to-image directory: it takes no --size, --base and --variant")
     out = (Path("imagine") if of_directory else run / "imagine") if out is None else out
     try_folder(out, "--out")
+    path = out / HISTORY
+    before = imagine.read_history(path) if path.exists() else None
+    if before is None and prompt is None:
+        raise ValueError(f'{path} does not exist: `jaxdiff imagine {run} "PROMPT"` draws the first pictures')
+    if before is not None:
+        change(before)  # a mistake shows before the model is read
+        steps, solver = steps or before.steps, solver or before.solver
+        size = before.size if size is None else size
+    settings: dict[str, Any] = {"steps": steps, "solver": solver, "mesh": where}
+    with busy("loading"):
+        if of_directory:
+            generator = imagine.of_directory(run, **settings, size=size, base=base, variant=variant)
+        else:
+            generator = imagine.of_run(run, **settings, trust=trust)
     with Lock(out, what="imagining"):
-        path = out / HISTORY
-        before = imagine.read_history(path) if path.exists() else None
-        if before is None and prompt is None:
-            raise ValueError(f'{path} does not exist: `jaxdiff imagine {run} "PROMPT"` draws the first pictures')
-        if before is not None:
-            change(before)  # a mistake shows before the model is read
-            steps, solver = steps or before.steps, solver or before.solver
-            size = before.size if size is None else size
-        settings: dict[str, Any] = {"steps": steps, "solver": solver, "mesh": where}
-        with busy("loading"):
-            if of_directory:
-                generator = imagine.of_directory(run, **settings, size=size, base=base, variant=variant)
-            else:
-                generator = imagine.of_run(run, **settings, trust=trust)
-        history = generator.history if before is None else before
+        history = imagine.read_history(path) if path.exists() else generator.history
         if again is not None:
             _draw_again(generator, history, again, out)
         else:

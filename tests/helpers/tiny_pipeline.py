@@ -1,4 +1,4 @@
-"""A Stable Diffusion in miniature, written without PyTorch: random weights, a tokenizer of letters."""
+"""Stable Diffusion and Flux in miniature, written without PyTorch: random weights, tokenizers of letters."""
 
 import json
 
@@ -26,10 +26,42 @@ SCHEDULER = {
     "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1,
 }  # fmt: skip
 
+FLUX = {
+    "_class_name": "FluxTransformer2DModel", "in_channels": 16, "num_layers": 1, "num_single_layers": 1,
+    "attention_head_dim": 8, "num_attention_heads": 2, "joint_attention_dim": 8, "pooled_projection_dim": 8,
+    "axes_dims_rope": [2, 2, 4], "guidance_embeds": True,
+}  # fmt: skip
+T5 = {
+    "_class_name": "T5EncoderModel", "architectures": ["T5EncoderModel"], "vocab_size": 30, "d_model": 8, "d_kv": 4,
+    "d_ff": 8, "num_layers": 1, "num_heads": 2, "feed_forward_proj": "gated-gelu",
+}  # fmt: skip
+FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
+
 
 def write(directory, **index):
-    """Makes the directory; every parameter is random and none is 0."""
+    """Makes a directory of Stable Diffusion; every parameter is random and none is 0."""
     parts = {"unet": UNET, "vae": VAE, "text_encoder": TEXT}
+    return _write(directory, parts, SCHEDULER, {"_class_name": "StableDiffusionPipeline", **index})
+
+
+def write_flux(directory):
+    """Makes a directory of Flux."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    vae = VAE | {"shift_factor": 0.06, "scaling_factor": 1.5, "use_quant_conv": False, "use_post_quant_conv": False}
+    parts = {"transformer": FLUX, "vae": vae, "text_encoder": TEXT, "text_encoder_2": T5}
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]
+    made = Tokenizer(models.Unigram([*special, *((a, -3.0) for a in LETTERS)], 2))
+    made.pre_tokenizer = pre_tokenizers.Metaspace()
+    made.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    (directory / "tokenizer_2").mkdir(parents=True)
+    made.save(str(directory / "tokenizer_2" / "tokenizer.json"))
+    words = {"model_max_length": 16, "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (directory / "tokenizer_2" / "tokenizer_config.json").write_text(json.dumps(words))
+    return _write(directory, parts, FLOW, {"_class_name": "FluxPipeline"})
+
+
+def _write(directory, parts, scheduler, index):
     for number, (name, config) in enumerate(parts.items()):
         built = architecture(config)
         shapes = jax.eval_shape(built.init, jax.random.key(0))
@@ -41,8 +73,8 @@ def write(directory, **index):
     files = {
         "tokenizer/vocab.json": {word: i for i, word in enumerate(words)},
         "tokenizer/tokenizer_config.json": {"model_max_length": 8},
-        "scheduler/scheduler_config.json": SCHEDULER,
-        "model_index.json": {"_class_name": "StableDiffusionPipeline", "safety_checker": [None, None], **index},
+        "scheduler/scheduler_config.json": scheduler,
+        "model_index.json": {"safety_checker": [None, None], **index},
     }
     for name, value in files.items():
         (directory / name).parent.mkdir(exist_ok=True)
