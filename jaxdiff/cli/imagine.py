@@ -169,7 +169,7 @@ def _save(generator: Generator, history: History, drawn: Mapping[int, Drawn], nu
     medium = generator.stage(history.picture(numbers[0]).scale).medium
     name = "-".join(map(str, sorted({numbers[0], numbers[-1]})))
     path = out / f"{name}{'.npz' if medium.path else medium.suffixes[0]}"
-    medium.save(path, Samples(np.stack([drawn[n].picture for n in numbers]), {}, choices=4))
+    medium.save(path, Samples(np.stack([drawn[n].picture for n in numbers]), {}, choices=min(len(numbers), 4)))
     return path
 
 

@@ -1,12 +1,16 @@
-"""`jaxdiff imagine` as a person uses it, on a run and on directories of Stable Diffusion and Flux."""
+"""`jaxdiff imagine` as docs/imagine.md has it, on a run and on directories of Stable Diffusion and Flux."""
 
 import json
 import os
+import re
+import shlex
+import shutil
 import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from helpers import tiny_classes, tiny_pipeline
@@ -15,6 +19,7 @@ from PIL import Image
 from jaxdiff.cli import main
 from jaxdiff.imagine import read_history
 
+PAGE = (Path(__file__).parents[2] / "docs" / "imagine.md").read_text()
 # What conftest.py has set for this process, and removed from its environment.
 FLAGS = "--xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else ""
 
@@ -28,6 +33,14 @@ def fails(capsys, *args):
 
 def imagine(*args):
     main(["imagine", *map(str, args)])
+
+
+def of_page(directory):
+    """Runs the page's commands for a directory."""
+    lines = re.findall(rf"^jaxdiff (imagine {directory} .*)$", PAGE, re.M)
+    assert lines
+    for line in lines:
+        main(shlex.split(line, comments=True))
 
 
 def afresh(*commands):
@@ -69,43 +82,53 @@ def run(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_run_from_words_to_variations(run, capsys):
-    out = run / "imagine"
-    imagine(run, "high", "--seed", "3")
-    paths = capsys.readouterr().out.split()[-5:]
-    assert paths == [str(out / f"{name}.png") for name in ("1", "2", "3", "4", "1-4")]
-    assert Image.open(paths[0]).size == (6, 6) and Image.open(paths[4]).size == (4 * 8 - 2, 6)
-    want = np.rint(127.5 * (1 + np.clip(tiny_classes.by_hand(2, tiny_classes.noise(3, 2)), -1, 1)))
+def test_the_page_on_a_run(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(run, "runs/fashion")
+    out = Path("runs/fashion/imagine")
+    of_page("runs/fashion")
+    said = capsys.readouterr().out.splitlines()
+    assert said[-1] == "picture 10 is the one that was drawn first, bit for bit" and said[0] == str(out / "1.png")
+    assert {f"{name}.png" for name in (*range(1, 13), "1-4", "5-8", "9-12")} == {
+        path.name for path in out.glob("*.png")
+    }
+    assert Image.open(out / "1.png").size == (6, 6) and Image.open(out / "5-8.png").size == (4 * 8 - 2, 6)
+    want = np.rint(127.5 * (1 + np.clip(tiny_classes.by_hand(0, tiny_classes.noise(0, 2)), -1, 1)))
     assert np.abs(pixels(out / "2.png") - want[..., 0]).max() <= 1
-    imagine(run, "--vary", 2, "--remix", "low", "--strength", "0.5", "--num", 2)
     history = read_history(out / "history.json")
-    assert [p.prompt for p in history.pictures] == ["high"] * 4 + ["low"] * 2 and history.picture(6).parent == 2
-    held = pixels(out / "6.png")
+    assert [(p.prompt, p.parent, p.strength) for p in history.pictures[3::4]] == [
+        ("Sneaker", None, None),
+        ("Sneaker", 2, 0.4),
+        ("Ankle boot", 6, 0.6),
+    ]
+    tenth, text = pixels(out / "10.png"), (out / "history.json").read_text()
 
-    # Without what was kept, in another process: from the history alone.
-    text = (out / "history.json").read_text()
+    # From the history alone, in another process.
     for path in [*out.glob("*.png"), *out.glob("x0/*")]:
         path.unlink()
-    assert "picture 6 is the one that was drawn first, bit for bit" in afresh((run, "--again", 6))
-    np.testing.assert_array_equal(pixels(out / "6.png"), held)
+    assert "picture 10 is the one that was drawn first, bit for bit" in afresh(("runs/fashion", "--again", 10))
+    np.testing.assert_array_equal(pixels(out / "10.png"), tenth)
     assert (out / "history.json").read_text() == text and not list(out.glob("x0/*"))
 
-    # What is kept is not believed if it is another picture's.
+    # What is kept is not believed if it is another picture's; what differs from the first is said to.
     np.savez(out / "x0" / "6.npz", x0=np.ones(tiny_classes.SHAPE, np.float32))
-    imagine(run, "--vary", 6, "--num", 1)
-    imagine(run, "--again", 7)
-    assert "picture 7 is the one" in capsys.readouterr().out
-    # What differs from the first is said to.
-    first = read_history(out / "history.json").picture(2).x0
-    (out / "history.json").write_text((out / "history.json").read_text().replace(first, "0" * 32))
-    imagine(run, "--again", 2)
+    imagine("runs/fashion", "--vary", 6, "--num", 1)
+    imagine("runs/fashion", "--again", 13)
+    assert "picture 13 is the one" in capsys.readouterr().out
+    (out / "history.json").write_text(text.replace(history.picture(2).x0, "0" * 32))
+    imagine("runs/fashion", "--again", 2)
     assert "picture 2 has not the bits" in capsys.readouterr().err
+
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):  # as a reader has them
+        scope: dict = {}
+        exec("".join(re.findall(r"```python\n(.*?)```", PAGE, re.S)), scope)
+    assert scope["drawn"].keys() == {2, 9} and read_history("sneakers.json").picture(9).x0 is not None
 
 
 @pytest.mark.slow
 def test_mistakes_leave_the_history_as_it_was(run, tmp_path, capsys, monkeypatch):
     out = tmp_path / "session"
-    imagine(run, "low", "--num", 1, "--steps", 4, "--out", out)
+    imagine(run, "Sneaker", "--num", 1, "--steps", 4, "--out", out)
     text = (out / "history.json").read_text()
     assert json.loads(text)["steps"] == 4
     other = tmp_path / "other"
@@ -117,7 +140,7 @@ def test_mistakes_leave_the_history_as_it_was(run, tmp_path, capsys, monkeypatch
         ((run, "--vary", 1, "--strength", 1.5), "strength must be a number from 0 to 1, got 1.5"),
         ((run, "--vary", 1, "--remix", " "), "a prompt must have"),
         ((run, "--vary", 1, "--steps", 3), "the history was begun with steps 4, got 3"),
-        ((run, "--vary", 1, "--remix", "lower"), "or one of low, middle, high; got lower"),
+        ((run, "--vary", 1, "--remix", "Sneakers"), "or one of Sneaker, Ankle boot, Bag; got Sneakers"),
         ((run, "--upscale", 1), "makes pictures of one size"),
         ((run, "--again", 3), "there is no picture 3"),
     ):
@@ -136,27 +159,24 @@ def test_mistakes_leave_the_history_as_it_was(run, tmp_path, capsys, monkeypatch
 @pytest.mark.slow
 def test_directories_of_stable_diffusion_and_flux(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    sd = tiny_pipeline.write(tmp_path / "sd")
-    common = ["--steps", 2, "--size", 8, 12]
-    imagine(sd, "a cat", *common)
-    imagine(sd, "--vary", 2, "--num", 1, "--strength", 0.5)
-    imagine(sd, "--upscale", 5, "--strength", 0.5)
-    assert Image.open("imagine/1-4.png").size == (4 * 14 - 2, 8) and Image.open("imagine/6.png").size == (24, 16)
-    history = read_history("imagine/history.json")
-    assert (history.size, history.steps, history.guidance) == ((8, 12), 2, 7.5) and history.picture(6).scale == 2
-    first = pixels("imagine/6.png")
-    # The enlarged picture is the smaller one's, mostly: by half of the steps.
-    small = pixels("imagine/5.png")
+    sd, flux = "stable-diffusion-v1-5", tiny_pipeline.write_flux(tmp_path / "flux")
+    tiny_pipeline.write(tmp_path / sd)
+    of_page(sd)
+    imagine(sd, "--vary", 5, "--num", 1, "--strength", 0.1, "--out", "fox")  # at its size
+    history = read_history("fox/history.json")
+    assert (history.size, history.steps, history.guidance) == ((8, 8), 50, 7.5)
+    assert [p.scale for p in history.pictures] == [1] * 4 + [2] * 2 and history.picture(5).parent == 3
+    assert Image.open("fox/1-4.png").size == (4 * 10 - 2, 8) and Image.open("fox/6.png").size == (16, 16)
 
-    flux = tiny_pipeline.write_flux(tmp_path / "flux")
-    imagine(flux, "a cat", *common, "--out", "flux-imagine", "--num", 2)
-    imagine(flux, "--vary", 2, "--remix", "a dog", "--num", 1, "--out", "flux-imagine")
-    assert read_history("flux-imagine/history.json").guidance == 3.5
-    for folder in ("imagine", "flux-imagine"):
-        for path in Path(folder, "x0").iterdir():
-            path.unlink()
-    said = afresh((sd, "--again", 6), (flux, "--again", 3, "--out", "flux-imagine"))
+    imagine(flux, "a cat", "--steps", 2, "--size", 8, 12, "--num", 2)
+    imagine(flux, "--vary", 2, "--remix", "a dog", "--num", 1)
+    assert read_history("imagine/history.json").guidance == 3.5 and Image.open("imagine/3.png").size == (12, 8)
+    held = [pixels(path) for path in ("fox/6.png", "imagine/3.png")]
+    for folder in ("fox", "imagine"):
+        shutil.rmtree(Path(folder, "x0"))
+    said = afresh((sd, "--again", 6, "--out", "fox"), (flux, "--again", 3))
     assert "picture 6 is the one that was drawn first" in said and "picture 3 is the one that was drawn first" in said
-    np.testing.assert_array_equal(pixels("imagine/6.png"), first)
-    assert small.shape == (8, 12, 3)
-    assert "other weights" in fails(capsys, flux, "--vary", 1, "--size", 8, 12)
+    for path, pixels_before in zip(("fox/6.png", "imagine/3.png"), held, strict=True):
+        np.testing.assert_array_equal(pixels(path), pixels_before)
+    capsys.readouterr()
+    assert "other weights" in fails(capsys, flux, "--vary", 1, "--size", 8, 8, "--out", "fox")

@@ -41,7 +41,7 @@ def experiment(times: float = 1.0, guidance: float = GUIDANCE) -> Experiment:
             batches, batch=8, steps=1, preview_every=0,
         ),
         Sampling(lambda n: jd.grids.by_time(flow, n), jd.solvers.ddim(), steps=STEPS, guidance=guidance),
-        conditions.label(3, ("low", "middle", "high")),
+        conditions.label(3, ("Sneaker", "Ankle boot", "Bag")),
         media.images(SHAPE, preview=4),
         seed=0,
     )  # fmt: skip

@@ -24,8 +24,10 @@ def generator():
 @pytest.fixture(scope="module")
 def history(generator):
     """Four begun, four variations of the second with half of the steps, two of the sixth with another prompt."""
-    begun = imagine.begin(generator.history, "high", seed=3)
-    return imagine.remix(imagine.vary(begun, 2, strength=0.5), 6, "low", strength=0.3, num=2, seed=2**40, guidance=2)
+    begun = imagine.begin(generator.history, "Bag", seed=3)
+    return imagine.remix(
+        imagine.vary(begun, 2, strength=0.5), 6, "Sneaker", strength=0.3, num=2, seed=2**40, guidance=2
+    )
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,7 @@ def test_a_picture_is_made_again_bit_for_bit(generator, history, drawn):
     for who, numbers in ((generator, [10]), (generator, [7, 2]), (other, [6, 10])):
         for n, each in imagine.draw(who, history, numbers).items():
             np.testing.assert_array_equal(each.x0, drawn[n].x0)
-    fewer = imagine.begin(generator.history, "high", seed=3, num=2)
+    fewer = imagine.begin(generator.history, "Bag", seed=3, num=2)
     np.testing.assert_array_equal(imagine.draw(generator, fewer, [2])[2].x0, drawn[2].x0)
     signed = imagine.sign(history, drawn)
     assert signed.picture(7).x0 == imagine.fingerprint(drawn[7].x0) != signed.picture(8).x0
@@ -63,7 +65,7 @@ def test_a_picture_is_made_again_bit_for_bit(generator, history, drawn):
 
 def test_strength_moves_a_picture_from_its_parent_to_a_new_one(generator, drawn):
     strengths = (0.01, 0.25, 0.5, 1.0)
-    history = imagine.begin(generator.history, "high", seed=3)
+    history = imagine.begin(generator.history, "Bag", seed=3)
     for strength in strengths:
         history = imagine.vary(history, 2, strength=strength, num=8, seed=1)
     variations = imagine.draw(generator, history, range(5, 37), known={2: drawn[2].x0})
@@ -85,7 +87,7 @@ def test_the_first_pictures_are_those_of_sample(generator, drawn):
 def test_one_program_draws_whatever_is_asked_for(generator, history, drawn):
     compiled = generator.sampler(1, True)._cache_size()
     assert compiled == 1
-    more = imagine.remix(imagine.begin(history, "middle", guidance=4.5), 3, "low", strength=0.9)
+    more = imagine.remix(imagine.begin(history, "Ankle boot", guidance=4.5), 3, "Sneaker", strength=0.9)
     imagine.draw(generator, more, [3, 12, 15, 18])
     assert generator.sampler(1, True)._cache_size() == compiled
 
@@ -107,7 +109,7 @@ def test_a_network_whose_guidance_is_distilled_is_given_it():
     made = replace(made, model=replace(made.model, apply=apply), condition=condition)
     generator = imagine.of_experiment(made, made.model.init(None))
     assert generator.history.guidance == 3.5
-    history = imagine.begin(imagine.begin(generator.history, "low", num=1), "low", num=1, guidance=-2)
+    history = imagine.begin(imagine.begin(generator.history, "Sneaker", num=1), "Sneaker", num=1, guidance=-2)
     first, second = (each.x0.mean() for each in imagine.draw(generator, history, [1, 2]).values())
     assert abs(first - 0.35) < 0.2 < 0.3 < first - second
 
@@ -123,14 +125,14 @@ def test_a_history_of_another_model_is_refused(generator, history):
     with pytest.raises(ValueError, match="there is no picture 11"):
         imagine.draw(generator, history, [11])
     with pytest.raises(ValueError, match="label must be in") as error:
-        imagine.draw(generator, imagine.begin(history, "highest"), [11])
-    assert sentence(error.value).endswith("got highest")
+        imagine.draw(generator, imagine.begin(history, "Bags"), [11])
+    assert sentence(error.value).endswith("got Bags")
     with pytest.raises(ValueError, match="the network of a run makes pictures of one size"):
         imagine.draw(generator, imagine.upscale(history, 1), [11])
     alone = replace(made, sampling=replace(made.sampling, guidance=1), condition=replace(made.condition, null=None))
     unguided = imagine.of_experiment(alone, made.model.init(None))
     with pytest.raises(ValueError, match="--guidance 1"):
-        imagine.draw(unguided, imagine.begin(unguided.history, "low", guidance=2), [1])
+        imagine.draw(unguided, imagine.begin(unguided.history, "Sneaker", guidance=2), [1])
 
 
 def test_a_picture_that_grows_begins_with_what_it_was(generator):
@@ -142,7 +144,7 @@ def test_a_picture_that_grows_begins_with_what_it_was(generator):
         for scale, made in ((1, small), (2, large))
     }
     growing = Generator(generator.params, parts.__getitem__, generator.history)
-    history = imagine.upscale(imagine.begin(generator.history, "high", num=1), 1, strength=0.1)
+    history = imagine.upscale(imagine.begin(generator.history, "Bag", num=1), 1, strength=0.1)
     pictures = imagine.draw(growing, history, [1, 2])
     larger = jnp.clip(jax.image.resize(pictures[1].picture, (12, 12, 1), "bicubic"), -1, 1)
     want = tiny.by_hand(2, tiny.noise(0, 2, (12, 12, 1)), np.asarray(larger) + 0.5, 0.1)
