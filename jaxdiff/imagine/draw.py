@@ -117,8 +117,8 @@ def _draw(generator: Generator, history: History, group: Sequence[int], held: Ma
         [keys_at(seed_key(p.seed), jnp.array([n - 1])) for n, p in zip(numbers, pictures, strict=True)]
     )
     image = _begin(generator, history, pictures, held), jnp.float32(1 if strength is None else strength)
-    sample = generator.sampler(scale, scales[0] != 1)
-    x0, decoded = jax.device_get(gather(sample(generator.params, keys, cond, jnp.float32(scales[0]), image)))
+    params, sample = generator.stage(scale).params, generator.sampler(scale, scales[0] != 1)
+    x0, decoded = jax.device_get(gather(sample(params, keys, cond, jnp.float32(scales[0]), image)))
     return {n: Drawn(x0[n % BATCH], decoded[n % BATCH]) for n in group}
 
 
@@ -132,4 +132,4 @@ def _begin(
     x0 = jnp.stack([jnp.asarray(held[p.parent]) for p in pictures if p.parent is not None])
     if history.picture(parent).scale == scale:
         return x0
-    return generator.enlarge(scale)(generator.params, x0)
+    return generator.enlarge(scale)(x0)

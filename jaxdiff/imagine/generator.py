@@ -30,14 +30,16 @@ __all__ = ["Generator", "Stage", "fingerprint", "of_directory", "of_experiment",
 
 
 class Stage(NamedTuple):
-    """How pictures of one size are drawn: the parts of an experiment.
+    """How pictures of one size are drawn: parameters, and the parts of an experiment.
 
     Attributes:
+        params: as `sampler.sampler`'s function takes them.
         model, sampling, condition, medium: as an experiment has them.
         encode: (params, images [B, H, W, C] in [-1, 1]) -> x0 as the network gets it; None: pictures of this size are
             not begun with smaller ones.
     """
 
+    params: Any
     model: Model
     sampling: Sampling
     condition: Condition
@@ -46,28 +48,26 @@ class Stage(NamedTuple):
 
 
 class Generator:
-    """A model with its parameters, which draws pictures by programs that are compiled once.
+    """A model that draws pictures by programs that are compiled once.
 
     Attributes:
-        params: the parameters.
         history: one of no pictures, to begin with.
         mesh: where the parameters lie.
         stage: scale -> how pictures of that many times the usual size are drawn.
         sampler: (scale, whether guided) -> `sampler.sampler`'s function; it returns (x0, picture).
-        enlarge: scale -> compiled function (params, x0 of half the scale) -> x0.
+        enlarge: scale -> compiled function x0 of half the scale -> x0, to begin with.
     """
 
-    def __init__(self, params: Any, stage: Callable[[int], Stage], history: History, *, mesh: Mesh | None = None):
+    def __init__(self, stage: Callable[[int], Stage], history: History, *, mesh: Mesh | None = None):
         """Put a model together, as `of_run`, `of_directory` and `of_experiment` do.
 
         Args:
-            params: as `sampler.sampler`'s function takes them.
-            stage: scale -> how pictures of that many times the usual size are drawn; raises a ValueError for sizes that
-                the model can't draw.
+            stage: scale -> how pictures of that many times the usual size are drawn, which may be by other parameters;
+                raises a ValueError for sizes that are not drawn.
             history: of no pictures, with the fingerprint of the parameters and the settings of sampling.
             mesh: where the parameters lie; None is the default device.
         """
-        self.params, self.history, self.mesh = params, history, mesh
+        self.history, self.mesh = history, mesh
         self.stage, self.sampler, self.enlarge = cache(stage), cache(self._sampler), cache(self._enlarge)
 
     def check(self, history: History) -> None:
@@ -106,23 +106,25 @@ class Generator:
         return cond, guidance
 
     def _sampler(self, scale: int, guided: bool) -> Generate:
-        model, sampling, condition, medium, _ = self.stage(scale)
+        _, model, sampling, condition, medium, _ = self.stage(scale)
         both = replace(medium, decode=lambda params, x: (x, medium.decode(params, x)))
         return sampler(model, sampling, condition, both, guided=guided, mesh=self.mesh)
 
-    def _enlarge(self, scale: int) -> Callable[[Any, Array], Array]:
-        medium, encode = self.stage(scale // 2).medium, self.stage(scale).encode
+    def _enlarge(self, scale: int) -> Callable[[Array], Array]:
+        small, large = self.stage(scale // 2), self.stage(scale)
+        encode = large.encode
         if encode is None:
             raise ValueError(f"pictures of scale {scale} are not begun with smaller ones")
 
-        def enlarge(params: Any, x0: Array) -> Array:
+        @jax.jit
+        def enlarge(params: Any, larger_params: Any, x0: Array) -> Array:
             with use_mesh(self.mesh):
-                images = medium.decode(params, x0)
+                images = small.medium.decode(params, x0)
                 batch, height, width, channels = images.shape
                 larger = jax.image.resize(images, (batch, 2 * height, 2 * width, channels), "bicubic")
-                return encode(params, jnp.clip(larger, -1, 1))
+                return encode(larger_params, jnp.clip(larger, -1, 1))
 
-        return jax.jit(enlarge)
+        return lambda x0: enlarge(small.params, large.params, x0)
 
 
 def of_experiment(
@@ -136,6 +138,7 @@ def of_experiment(
         solver: name of the solver, for the history, where it is not the experiment's own.
         mesh: where the parameters lie.
     """
+    merged = experiment.model.merge_frozen(params)
 
     def stage(scale: int) -> Stage:
         if scale > 1:
@@ -143,9 +146,9 @@ def of_experiment(
                 "the network of a run makes pictures of one size; those of directories of Stable Diffusion and Flux "
                 "make larger ones, too"
             )
-        return Stage(experiment.model, experiment.sampling, experiment.condition, experiment.medium)
+        return Stage(merged, experiment.model, experiment.sampling, experiment.condition, experiment.medium)
 
-    return _generator(experiment.model.merge_frozen(params), stage, solver=solver, mesh=mesh)
+    return _generator(stage, solver=solver, mesh=mesh)
 
 
 def of_run(
@@ -200,15 +203,15 @@ def of_directory(
     usual = text_to_image.describe(directory, size=size, **options)
     if usual.inpaints:
         raise ValueError(f"the network of {directory} is for inpainting, and needs a mask")
+    place = None if mesh is None else lambda tree: train.shard_params(tree, mesh)
+    params = text_to_image.load(directory, size=size, variant=variant, place=place, **options).params
 
     def stage(scale: int) -> Stage:
         larger = scale * usual.size[0], scale * usual.size[1]
         parts = usual if scale == 1 else text_to_image.describe(directory, size=larger, **options)
-        return Stage(parts.model, parts.sampling, parts.condition, parts.medium, parts.encode_images)
+        return Stage(params, parts.model, parts.sampling, parts.condition, parts.medium, parts.encode_images)
 
-    place = None if mesh is None else lambda tree: train.shard_params(tree, mesh)
-    pipe = text_to_image.load(directory, size=size, variant=variant, place=place, **options)
-    return _generator(pipe.params, stage, solver=solver, size=usual.size, mesh=mesh)
+    return _generator(stage, solver=solver, size=usual.size, mesh=mesh)
 
 
 def fingerprint(tree: Any) -> str:
@@ -219,17 +222,15 @@ def fingerprint(tree: Any) -> str:
     """
     digest = xxhash.xxh3_128()
     for name, leaf in sorted(trees.flatten(tree).items()):
-        x = np.ascontiguousarray(jax.device_get(gather(leaf)))
+        x = np.asarray(jax.device_get(gather(leaf)), order="C")
         digest.update(f"{name} {x.dtype.name} {list(x.shape)}\n".encode())
         digest.update(x.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
-def _generator(
-    params: Any, stage: Callable[[int], Stage], *, solver: str | None, size: Any = None, mesh: Mesh | None
-) -> Generator:
+def _generator(stage: Callable[[int], Stage], *, solver: str | None, size: Any = None, mesh: Mesh | None) -> Generator:
     first = stage(1)
     distilled = first.condition.choose(np.arange(1)).get("guidance")
     guidance = first.sampling.guidance if distilled is None else np.asarray(distilled)[0]
-    history = History(fingerprint(params), first.sampling.steps, float(guidance), solver, size)
-    return Generator(params, stage, history, mesh=mesh)
+    history = History(fingerprint(first.params), first.sampling.steps, float(guidance), solver, size)
+    return Generator(stage, history, mesh=mesh)

@@ -9,6 +9,7 @@ from jaxdiff.experiment import Experiment, Model, Sampling, Training
 from jaxdiff.seeds import example_keys
 
 SHAPE, STD, STEPS, GUIDANCE = (6, 6, 1), 0.3, 8, 1.5
+FIRST = 0.96  # time of the first level, which is not noise alone
 MEANS = np.linspace(-0.6, 0.6, 4, dtype=np.float32)  # of three classes, and of none
 
 
@@ -40,7 +41,7 @@ def experiment(times: float = 1.0, guidance: float = GUIDANCE) -> Experiment:
             lambda params, key, batch: (jnp.sum(params["mean"]), {}), train.adamw(0.0), train.ema.constant(0.5),
             batches, batch=8, steps=1, preview_every=0,
         ),
-        Sampling(lambda n: jd.grids.by_time(flow, n), jd.solvers.ddim(), steps=STEPS, guidance=guidance),
+        Sampling(lambda n: jd.grids.by_time(flow, n, start=FIRST), jd.solvers.ddim(), steps=STEPS, guidance=guidance),
         conditions.label(3, ("Sneaker", "Ankle boot", "Bag")),
         media.images(SHAPE, preview=4),
         seed=0,
@@ -55,9 +56,9 @@ def noise(seed, number, shape=SHAPE):
 
 def by_hand(label, eps, x0=None, strength=1.0, guidance=GUIDANCE):
     """A picture by the formula of DDIM, in numpy: from x0 that is noised at a strength, or from noise."""
-    times = np.linspace(1, 0, STEPS + 1)
+    times = np.linspace(FIRST, 0, STEPS + 1)
     start = STEPS - max(1, int(np.ceil(STEPS * strength - 1e-6)))
-    x = eps if start == 0 else (1 - times[start]) * x0 + times[start] * eps
+    x = FIRST * eps if start == 0 else (1 - times[start]) * x0 + times[start] * eps
     for t, s in zip(times[start:-1], times[start + 1 :], strict=True):
         cond, null = (denoised(x, mean, t) for mean in (MEANS[label], MEANS[3]))
         found = null + guidance * (cond - null)

@@ -76,6 +76,7 @@ def test_strength_moves_a_picture_from_its_parent_to_a_new_one(generator, drawn)
     np.testing.assert_allclose(variations[36].x0, tiny.by_hand(2, tiny.noise(1, 36)), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_first_pictures_are_those_of_sample(generator, drawn):
     made = tiny.experiment()
     generate = sampler(made.model, made.sampling, made.condition, made.medium)
@@ -135,15 +136,18 @@ def test_a_history_of_another_model_is_refused(generator, history):
         imagine.draw(unguided, imagine.begin(unguided.history, "Sneaker", guidance=2), [1])
 
 
+@pytest.mark.slow
 def test_a_picture_that_grows_begins_with_what_it_was(generator):
     """A stage of twice the size draws at that size, from the smaller picture enlarged, encoded and noised."""
     small, large = tiny.experiment(), tiny.experiment()
     large = replace(large, medium=replace(large.medium, shape=(12, 12, 1)))
-    parts = {
-        scale: imagine.Stage(made.model, made.sampling, made.condition, made.medium, lambda params, x: x + 0.5)
-        for scale, made in ((1, small), (2, large))
-    }
-    growing = Generator(generator.params, parts.__getitem__, generator.history)
+
+    def stage(scale):
+        made = {1: small, 2: large}[scale]
+        parts = made.model, made.sampling, made.condition, made.medium
+        return imagine.Stage(made.model.init(None), *parts, lambda params, x: x + 0.5)
+
+    growing = Generator(stage, generator.history)
     history = imagine.upscale(imagine.begin(generator.history, "Bag", num=1), 1, strength=0.1)
     pictures = imagine.draw(growing, history, [1, 2])
     larger = jnp.clip(jax.image.resize(pictures[1].picture, (12, 12, 1), "bicubic"), -1, 1)
@@ -160,6 +164,7 @@ def test_fingerprints_are_of_names_types_shapes_and_bits():
     for other in (
         {"a": tree["a"], "c": tree["b"]},
         {"a": tree["a"].reshape(3, 2), "b": tree["b"]},
+        {"a": tree["a"], "b": tree["b"].reshape(1)},
         {"a": tree["a"].astype(jnp.int32), "b": tree["b"]},
         {"a": tree["a"].at[1, 1].add(1e-6), "b": tree["b"]},
     ):
