@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Begin", "Generate", "first_step", "sampler", "solve"]
 
 Image = tuple[Array, Any]  # (x0, strength)
-Generate = Callable[..., Any]  # (params, keys, cond, scale, image=None) -> x
+Generate = Callable[..., Any]  # (params, keys, cond, scale, *, image=None) -> x
 # (x of noise alone, the noise, levels, solver) -> (x to begin with, index of the first step, solver)
 Begin = Callable[[Array, Array, Level, Solver], tuple[Array, Array, Solver]]
 
@@ -100,7 +100,7 @@ def sampler(
         path: also return x before each step and at the end.
 
     Returns:
-        (params, keys [B], cond, scale, image=None) -> x [B, ...], decoded; or (x, path [steps + 1, B, *shape]), not
+        (params, keys [B], cond, scale, *, image=None) -> x [B, ...], decoded; or (x, path [steps + 1, B, *shape]), not
         decoded. `cond` is as `condition.spec` describes it, leaves [B, ...]; params are `model.merge_frozen`'s. Each
         example depends on its own key, condition and image only. `image` is (x0 [B, *shape] as the network gets it,
         strength): x0 is noised and denoised again (SDEdit, Meng et al. 2021, arXiv:2108.01073) by the last `strength` N
@@ -133,7 +133,7 @@ def sampler(
         x, steps = solve(predict, sampling, keys, shape, path=True, **options)
         return medium.decode(params, x), steps
 
-    def generate(params: Params, keys: Array, cond: Cond, scale: Any, image: Image | None = None) -> Any:
+    def generate(params: Params, keys: Array, cond: Cond, scale: Any, *, image: Image | None = None) -> Any:
         if mesh is None:
             return draw(params, keys, cond, scale, image)
         # Pad the batch to a multiple of the number of shards, by drawing some examples twice.

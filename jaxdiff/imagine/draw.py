@@ -118,7 +118,7 @@ def _draw(generator: Generator, history: History, group: Sequence[int], held: Ma
     )
     image = _begin(generator, history, pictures, held), jnp.float32(1 if strength is None else strength)
     params, sample = generator.stage(scale).params, generator.sampler(scale, scales[0] != 1)
-    x0, decoded = jax.device_get(gather(sample(params, keys, cond, jnp.float32(scales[0]), image)))
+    x0, decoded = jax.device_get(gather(sample(params, keys, cond, jnp.float32(scales[0]), image=image)))
     return {n: Drawn(x0[n % BATCH], decoded[n % BATCH]) for n in group}
 
 

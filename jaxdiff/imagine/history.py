@@ -7,6 +7,7 @@ their noise.
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import NamedTuple
 
 from jaxdiff.options import SEED
@@ -67,7 +68,7 @@ class History(NamedTuple):
             ValueError: there is no such picture.
         """
         count = len(self.pictures)
-        if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= count:
+        if isinstance(n, bool) or not isinstance(n, Integral) or not 1 <= n <= count:
             there_are = f"pictures 1 to {count}" if count else "no pictures yet"
             raise ValueError(f"there is no picture {n!r:.80}: the history has {there_are}")
         return self.pictures[n - 1]
@@ -208,5 +209,9 @@ def check_picture(picture: Picture) -> Picture:
         if number(0, 1).check("strength", strength) == 0:
             raise ValueError("strength must be above 0: without a step nothing changes")
         strength = float(strength)  # type: ignore[arg-type]
-    guidance = float(number(-1000, 1000).check("guidance", picture.guidance))
-    return picture._replace(seed=SEED.check("seed", picture.seed), guidance=guidance, strength=strength)
+    return picture._replace(
+        seed=SEED.check("seed", picture.seed),
+        guidance=float(number(-1000, 1000).check("guidance", picture.guidance)),
+        parent=None if picture.parent is None else int(picture.parent),
+        strength=strength,
+    )
