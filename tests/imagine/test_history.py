@@ -66,7 +66,7 @@ def test_a_file_holds_a_history(tmp_path):
     numbers = imagine.begin(EMPTY, "ä", num=np.int64(1), seed=np.uint64(2**64 - 1), guidance=np.float32(1.1))
     numbers = imagine.vary(numbers, np.int64(1), num=1, strength=np.float32(0.5))
     imagine.write_history(path, numbers)
-    assert imagine.read_history(path) == numbers and len(path.read_text().splitlines()) < 30
+    assert imagine.read_history(path) == numbers
 
 
 def changed(**fields):
