@@ -3,6 +3,7 @@
 import json
 
 import jax
+import numpy as np
 
 from jaxdiff.interop import Pretrained, architecture, save
 
@@ -66,8 +67,8 @@ def _write(directory, parts, scheduler, index):
         built = architecture(config)
         shapes = jax.eval_shape(built.init, jax.random.key(0))
         leaves, tree = jax.tree.flatten(shapes)
-        keys = jax.random.split(jax.random.key(number), len(leaves))
-        drawn = [0.2 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]
+        rng = np.random.default_rng(number)
+        drawn = [(0.2 * rng.standard_normal(leaf.shape)).astype(np.float32) for leaf in leaves]
         save(Pretrained(built.apply, jax.tree.unflatten(tree, drawn), config), directory / name)
     words = [*LETTERS, *(f"{a}</w>" for a in LETTERS), "<|startoftext|>", "<|endoftext|>"]
     files = {
