@@ -12,7 +12,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from jaxdiff.conditions import Cond, Condition
-from jaxdiff.levels import Level
+from jaxdiff.levels import Level, q_sample
 from jaxdiff.media import Medium
 from jaxdiff.noise import fold_in, normal_like
 from jaxdiff.parameterize import Denoiser, Params, denoiser, drop_variance
@@ -24,9 +24,10 @@ from jaxdiff.solvers import Solver
 if TYPE_CHECKING:
     from jaxdiff.experiment import Model
 
-__all__ = ["Begin", "Generate", "sampler", "solve"]
+__all__ = ["Begin", "Generate", "first_step", "sampler", "solve"]
 
-Generate = Callable[..., Any]  # (params, keys, cond, scale, negative=None) -> x
+Image = tuple[Array, Any]  # (x0, strength)
+Generate = Callable[..., Any]  # (params, keys, cond, scale, negative=None, *, image=None) -> x
 # (x of noise alone, the noise, levels, solver) -> (x to begin with, index of the first step, solver)
 Begin = Callable[[Array, Array, Level, Solver], tuple[Array, Array, Solver]]
 
@@ -99,10 +100,12 @@ def sampler(
         path: also return x before each step and at the end.
 
     Returns:
-        (params, keys [B], cond, scale, negative=None) -> x [B, ...], decoded; or (x, path [steps + 1, B, *shape]), not
-        decoded. `cond` is as `condition.spec` describes it, leaves [B, ...], and so is `negative`, what guidance leads
-        away from; None is the null condition. params are `model.merge_frozen`'s. Each example depends on its own key
-        and conditions only.
+        (params, keys [B], cond, scale, negative=None, *, image=None) -> x [B, ...], decoded; or (x, path [steps + 1, B,
+        *shape]), not decoded. `cond` is as `condition.spec` describes it, leaves [B, ...], and so is `negative`, what
+        guidance leads away from; None is the null condition. params are `model.merge_frozen`'s. Each example depends on
+        its own key, conditions and image only. `image` is (x0 [B, *shape] as the network gets it, strength): x0 is
+        noised and denoised again (SDEdit, Meng et al. 2021, arXiv:2108.01073) by the last `strength` N of the N steps,
+        rounded up, at least one. A strength of 1 keeps nothing of x0.
 
     Raises:
         ValueError: guidance without a null condition, or a solver that needs a learned variance which the network does
@@ -113,16 +116,20 @@ def sampler(
     else:
         draw = _solving(model, sampling, condition, medium, guided=guided, path=path)
 
-    def generate(params: Params, keys: Array, cond: Cond, scale: Any, negative: Cond | None = None) -> Any:
+    def generate(
+        params: Params, keys: Array, cond: Cond, scale: Any, negative: Cond | None = None, *, image: Image | None = None
+    ) -> Any:
         if mesh is None:
-            return draw(params, keys, cond, scale, negative)
+            return draw(params, keys, cond, scale, negative, image)
         # Pad the batch to a multiple of the number of shards, by drawing some examples twice.
         count = keys.shape[0]
         turns = np.arange(count + -count % num_batch_shards(mesh)) % count
         with use_mesh(mesh):
             cond, negative = jax.tree.map(lambda a: a[turns], (cond, negative))
-            drawn = draw(params, keys[turns], cond, scale, negative)
-        return (drawn[0][:count], drawn[1][:, :count]) if path else drawn[:count]
+            image = None if image is None else (image[0][turns], image[1])
+            drawn = draw(params, keys[turns], cond, scale, negative, image)
+        first = lambda x: jax.tree.map(lambda a: a[:count], x)  # noqa: E731
+        return (first(drawn[0]), drawn[1][:, :count]) if path else first(drawn)
 
     return jax.jit(generate)
 
@@ -137,8 +144,10 @@ def _direct(model: Model, condition: Condition, medium: Medium, *, guided: bool,
         raise ValueError("a model that makes examples in one call has no guidance, and they have no path")
     made = model.generate
 
-    def draw(params: Params, keys: Array, cond: Cond, scale: Any, negative: Cond | None) -> Array:
+    def draw(params: Params, keys: Array, cond: Cond, scale: Any, negative: Cond | None, image: Image | None) -> Array:
         _check_negative(negative, guided=False)
+        if image is not None:
+            raise ValueError("a model that makes examples in one call noises no image")
         return medium.decode(params, made(params, keys, condition.encode(params, cond)))
 
     return draw
@@ -160,7 +169,7 @@ def _solving(
         predict = denoiser(model.apply, params, model.prediction, condition.encode(params, cond))
         return drop_variance(predict) if model.learned_variance and not solver.learned_variance else predict
 
-    def draw(params: Params, keys: Array, cond: Cond, scale: Any, negative: Cond | None) -> Any:
+    def draw(params: Params, keys: Array, cond: Cond, scale: Any, negative: Cond | None, image: Image | None) -> Any:
         _check_negative(negative, guided=guided)
         # Both of guidance get the same noise. `solve` folds 0 and 1 into the keys.
         random = fold_in(keys, 2)
@@ -170,9 +179,10 @@ def _solving(
             away = condition.without(cond) if negative is None else condition.augment(random, negative)
             predict = sampling.guide(predict, denoise(params, away), scale)
         shape = keys.shape[0], *medium.shape
+        options: dict[str, Any] = {"prepared": prepared, "begin": None if image is None else _noised(*image)}
         if not path:
-            return medium.decode(params, solve(predict, sampling, keys, shape, prepared=prepared))
-        x, steps = solve(predict, sampling, keys, shape, prepared=prepared, path=True)
+            return medium.decode(params, solve(predict, sampling, keys, shape, **options))
+        x, steps = solve(predict, sampling, keys, shape, path=True, **options)
         return medium.decode(params, x), steps
 
     return draw
@@ -181,3 +191,39 @@ def _solving(
 def _check_negative(negative: Cond | None, *, guided: bool) -> None:
     if negative is not None and not guided:
         raise ValueError("a negative condition needs guidance")
+
+
+def first_step(n: int, strength: float | Array, *, round_up: bool) -> Array:
+    """The first step of image-to-image sampling, of which the last `strength` n of n steps are taken.
+
+    Args:
+        n: number of steps.
+        strength: in [0, 1]; may be traced.
+        round_up: take a part of a step as a step; else as none.
+
+    Returns:
+        int32; n where no step is taken.
+
+    Raises:
+        ValueError: a strength outside [0, 1], or more than one number.
+    """
+    if isinstance(strength, (int, float)) and not 0 <= strength <= 1:
+        raise ValueError(f"strength must lie in [0, 1], got {strength}")
+    if jnp.ndim(strength):
+        raise ValueError(f"strength must be one number for all images, got shape {jnp.shape(strength)}")
+    # Whole numbers of steps as they are meant: 0.58 of 50 is 29, whatever the product in float32 or float64.
+    taken = jnp.ceil(n * strength - 1e-3) if round_up else jnp.floor(n * strength + 1e-3)
+    return n - taken.astype(jnp.int32)
+
+
+def _noised(x0: Array, strength: float | Array) -> Begin:
+    """Begin with x0, noised to a later level."""
+
+    def begin(x: Array, noise: Array, levels: Level, solver: Solver) -> tuple[Array, Array, Solver]:
+        n = len(levels.t) - 1
+        start = jnp.minimum(first_step(n, strength, round_up=True), n - 1)
+        level = levels.at(start)
+        level = level._replace(alpha=level.alpha.astype(x.dtype), sigma=level.sigma.astype(x.dtype))
+        return jnp.where(start == 0, x, q_sample(x0.astype(x.dtype), noise, level)), start, solver
+
+    return begin

@@ -12,7 +12,7 @@ from jax import Array
 from jaxdiff import guidance as guides
 from jaxdiff.levels import Level, q_sample
 from jaxdiff.parameterize import Denoiser, denoiser
-from jaxdiff.sampler import Begin, solve
+from jaxdiff.sampler import Begin, first_step, solve
 from jaxdiff.solvers import Solver
 from jaxdiff.text_to_image.parts import NEGATIVE, Parts, complete
 from jaxdiff.text_to_image.prompts import Cond
@@ -126,7 +126,7 @@ def _begin(
             extra = {"concat": jnp.concatenate([inpaint_mask, around], axis=-1)}
 
     def begin(x: Array, noise: Array, levels: Level, solver: Solver) -> tuple[Array, Array, Solver]:
-        start = _first_step(parts.sampling.steps, strength, parts.layout.round_up)
+        start = first_step(parts.sampling.steps, strength, round_up=parts.layout.round_up)
         # No step is none of a longer list; and the last level may have a little noise, which a step takes away.
         still = start == parts.sampling.steps
         start = jnp.where(still, len(levels.t) - 1, start)
@@ -146,8 +146,7 @@ def _encode(parts: Parts, params: Any, image: Array, batch: int) -> Array:
         raise ValueError(
             f"images must be floats in [-1, 1] of shape {(batch, *parts.size, 3)}, got {image.dtype}, {image.shape}"
         )
-    mean, _ = parts.codec.encode(params["vae"], image.astype(parts.dtype))
-    return parts.codec.normalize(mean).astype(parts.dtype)
+    return parts.encode_images(params, image)
 
 
 def _masks(parts: Parts, mask: Array, batch: int) -> tuple[Array, Array]:
@@ -169,16 +168,6 @@ def _keep_known(solver: Solver, known: Array, noise: Array, mask: Array, end: Ar
         return mask * x + (1 - mask) * there, state
 
     return solver._replace(step=step)
-
-
-def _first_step(n: int, strength: float | Array, up: bool) -> Array:
-    if isinstance(strength, (int, float)) and not 0 <= strength <= 1:
-        raise ValueError(f"strength must lie in [0, 1], got {strength}")
-    if jnp.ndim(strength):
-        raise ValueError(f"strength must be one number for all images, got shape {jnp.shape(strength)}")
-    # Whole numbers of steps as they are meant: 0.58 of 50 is 29, whatever the product in float32 or float64.
-    taken = jnp.ceil(n * strength - 1e-3) if up else jnp.floor(n * strength + 1e-3)
-    return n - taken.astype(jnp.int32)
 
 
 def _at(levels: Level, i: int | Array, dtype: Any) -> Level:

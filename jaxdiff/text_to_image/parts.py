@@ -40,6 +40,7 @@ class Parts(NamedTuple):
         size: (height, width) of the images.
         dtype: of the steps.
         zeros: whether a condition of zeros may replace the encoded empty prompt.
+        tokenize: prompts -> tokens, int32 [B, L] by the name of the text encoder.
     """
 
     layout: PipelineSpec
@@ -52,6 +53,7 @@ class Parts(NamedTuple):
     size: tuple[int, int]
     dtype: Any
     zeros: bool
+    tokenize: Tokenize
 
     @property
     def codec(self) -> Codec:
@@ -82,6 +84,11 @@ class Parts(NamedTuple):
     def encoders(self) -> list[str]:
         """The names of the text encoders, which are those of the tokens."""
         return [name for name in self.layout.encoders if name in self.models.apply]
+
+    def encode_images(self, params: Any, images: Array) -> Array:
+        """The latents of images, the mean of their posterior, as the network gets them."""
+        mean, _ = self.codec.encode(params["vae"], images.astype(self.dtype))
+        return self.codec.normalize(mean).astype(self.dtype)
 
 
 def make_parts(
@@ -121,7 +128,7 @@ def make_parts(
     model = Model(init, apply, scheduler.process, scheduler.prediction)
     condition = _condition(layout, models, tokenize, size, zeros=zeros)
     medium = images((*(side // codec.factor for side in size), codec.channels), decode=decode, preview=4)
-    return Parts(layout, models, model, sampling, condition, medium, sampling.prepare(), size, dtype, zeros)
+    return Parts(layout, models, model, sampling, condition, medium, sampling.prepare(), size, dtype, zeros, tokenize)
 
 
 def complete(layout: PipelineSpec, models: Models, size: tuple[int, int], encoded: Cond, cond: Cond) -> Cond:

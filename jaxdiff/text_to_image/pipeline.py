@@ -19,11 +19,11 @@ from jaxdiff.media import Medium
 from jaxdiff.networks.layers import at_least_float32
 from jaxdiff.sampling import Sampling
 from jaxdiff.text_to_image.generate import generate_images
-from jaxdiff.text_to_image.index import read_index, tokenizers
+from jaxdiff.text_to_image.index import Index, read_index, tokenizers
 from jaxdiff.text_to_image.parts import Parts, make_parts
 from jaxdiff.text_to_image.prompts import Models, PipelineSpec
 
-__all__ = ["Pipeline", "load"]
+__all__ = ["Pipeline", "describe", "load"]
 
 
 class Pipeline(NamedTuple):
@@ -122,6 +122,39 @@ def load(
             that the networks can make. Everything but the contents of the weights is checked before they are read.
     """
     index = read_index(directory, base)
+    parts = _parts(index, steps=steps, size=size, kind=kind, length=length, dtype=dtype)
+    layout = index.layout
+    options = {"variant": variant, "dtype": dtype, "param_dtype": param_dtype, "place": place}
+    loaded = {part: load_model(path, **options) for part, path in index.models.items()}
+    generate = partial(generate_images, parts, progress)
+    scale = layout.guidance if parts.distilled or parts.classifier_free else None
+    return Pipeline(
+        loaded, generate, parts.tokenize, parts.size, len(parts.prepared[0].t) - 1, scale, parts.classifier_free,
+        parts.zeros, parts.model, parts.sampling, parts.condition, parts.medium,
+    )  # fmt: skip
+
+
+def describe(
+    directory: str | Path, *, steps: int | None = None, size: tuple[int, int] | None = None, kind: str | None = None,
+    base: str | Path | None = None, length: int | None = None, dtype: Any = jnp.float32,
+) -> Parts:  # fmt: skip
+    """Make the parts of a pipeline without its parameters, e.g. for other sizes of its pictures.
+
+    Args:
+        directory, steps, size, kind, base, length, dtype: as for `load`.
+
+    Returns:
+        The parts, whose functions take `Pipeline.params`.
+
+    Raises:
+        ValueError: as by `load`.
+    """
+    return _parts(read_index(directory, base), steps=steps, size=size, kind=kind, length=length, dtype=dtype)
+
+
+def _parts(
+    index: Index, *, steps: int | None, size: tuple[int, int] | None, kind: str | None, length: int | None, dtype: Any
+) -> Parts:
     layout = index.layout
     models = _described(index.models, dtype, layout.length if length is None else length)
     network = models.config[layout.network]
@@ -134,20 +167,13 @@ def load(
     def tokenize(prompts: Sequence[str]) -> dict[str, Any]:
         return {encoder: encode(prompts)[0] for encoder, encode in encoders.items()}
 
-    zeros = bool(layout.zeros and index.fields.get("force_zeros_for_empty_prompt", True))
     parts = make_parts(
         layout, models, scheduler, tokenize,
-        steps=layout.steps if steps is None else steps, size=size, dtype=at_least_float32(dtype), zeros=zeros,
+        steps=layout.steps if steps is None else steps, size=size, dtype=at_least_float32(dtype),
+        zeros=bool(layout.zeros and index.fields.get("force_zeros_for_empty_prompt", True)),
     )  # fmt: skip
     _check_channels(parts)
-    options = {"variant": variant, "dtype": dtype, "param_dtype": param_dtype, "place": place}
-    loaded = {part: load_model(path, **options) for part, path in index.models.items()}
-    generate = partial(generate_images, parts, progress)
-    scale = layout.guidance if parts.distilled or parts.classifier_free else None
-    return Pipeline(
-        loaded, generate, tokenize, size, len(parts.prepared[0].t) - 1, scale, parts.classifier_free, zeros,
-        parts.model, parts.sampling, parts.condition, parts.medium,
-    )  # fmt: skip
+    return parts
 
 
 def _described(paths: Mapping[str, Path], dtype: Any, length: int) -> Models:

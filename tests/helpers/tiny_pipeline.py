@@ -1,8 +1,9 @@
-"""A Stable Diffusion in miniature, written without PyTorch: random weights, a tokenizer of letters."""
+"""Stable Diffusion and Flux in miniature, written without PyTorch: random weights, tokenizers of letters."""
 
 import json
 
 import jax
+import numpy as np
 
 from jaxdiff.interop import Pretrained, architecture, save
 
@@ -26,21 +27,53 @@ SCHEDULER = {
     "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1,
 }  # fmt: skip
 
+FLUX = {
+    "_class_name": "FluxTransformer2DModel", "in_channels": 16, "num_layers": 1, "num_single_layers": 1,
+    "attention_head_dim": 8, "num_attention_heads": 2, "joint_attention_dim": 8, "pooled_projection_dim": 8,
+    "axes_dims_rope": [2, 2, 4], "guidance_embeds": True,
+}  # fmt: skip
+T5 = {
+    "_class_name": "T5EncoderModel", "architectures": ["T5EncoderModel"], "vocab_size": 30, "d_model": 8, "d_kv": 4,
+    "d_ff": 8, "num_layers": 1, "num_heads": 2, "feed_forward_proj": "gated-gelu",
+}  # fmt: skip
+FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
+
 
 def write(directory, **index):
-    """Makes the directory; every parameter is random and none is 0."""
+    """Makes a directory of Stable Diffusion; every parameter is random and none is 0."""
     parts = {"unet": UNET, "vae": VAE, "text_encoder": TEXT}
+    return _write(directory, parts, SCHEDULER, {"_class_name": "StableDiffusionPipeline", **index})
+
+
+def write_flux(directory):
+    """Makes a directory of Flux."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    vae = VAE | {"shift_factor": 0.06, "scaling_factor": 1.5, "use_quant_conv": False, "use_post_quant_conv": False}
+    parts = {"transformer": FLUX, "vae": vae, "text_encoder": TEXT, "text_encoder_2": T5}
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]
+    made = Tokenizer(models.Unigram([*special, *((a, -3.0) for a in LETTERS)], 2))
+    made.pre_tokenizer = pre_tokenizers.Metaspace()
+    made.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    (directory / "tokenizer_2").mkdir(parents=True)
+    made.save(str(directory / "tokenizer_2" / "tokenizer.json"))
+    words = {"model_max_length": 16, "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (directory / "tokenizer_2" / "tokenizer_config.json").write_text(json.dumps(words))
+    return _write(directory, parts, FLOW, {"_class_name": "FluxPipeline"})
+
+
+def _write(directory, parts, scheduler, index):
     for number, (name, config) in enumerate(parts.items()):
         built = architecture(config)
         shapes = jax.eval_shape(built.init, jax.random.key(0))
         leaves, tree = jax.tree.flatten(shapes)
-        keys = jax.random.split(jax.random.key(number), len(leaves))
-        drawn = [0.2 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]
+        rng = np.random.default_rng(number)
+        drawn = [(0.2 * rng.standard_normal(leaf.shape)).astype(np.float32) for leaf in leaves]
         save(Pretrained(built.apply, jax.tree.unflatten(tree, drawn), config), directory / name)
     write_tokenizer(directory / "tokenizer")
     files = {
-        "scheduler/scheduler_config.json": SCHEDULER,
-        "model_index.json": {"_class_name": "StableDiffusionPipeline", "safety_checker": [None, None], **index},
+        "scheduler/scheduler_config.json": scheduler,
+        "model_index.json": {"safety_checker": [None, None], **index},
     }
     for name, value in files.items():
         (directory / name).parent.mkdir(exist_ok=True)

@@ -9,8 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxdiff as jd
 from jaxdiff import train
-from jaxdiff.sampler import sampler
-from jaxdiff.text_to_image.generate import _first_step
+from jaxdiff.sampler import first_step, sampler
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +149,6 @@ def test_directories_that_are_none(tmp_path):
 def test_strength_is_a_number_of_steps_as_meant():
     hundredths = np.arange(101)
     for up, taken in ((False, 50 * hundredths // 100), (True, -(-50 * hundredths // 100))):
-        traced = np.asarray(jax.vmap(lambda s, up=up: _first_step(50, s, up))(jnp.float32(hundredths / 100)))
+        traced = np.asarray(jax.vmap(lambda s, up=up: first_step(50, s, round_up=up))(jnp.float32(hundredths / 100)))
         np.testing.assert_array_equal(traced, 50 - taken)
-        assert int(_first_step(50, 0.58, up)) == traced[58]
+        assert int(first_step(50, 0.58, round_up=up)) == traced[58]

@@ -1,0 +1,236 @@
+"""What draws the pictures of a history: a trained run, or a text-to-image directory, as the same parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xxhash
+from jax import Array
+from jax.sharding import Mesh
+
+from jaxdiff import text_to_image, train, trees
+from jaxdiff.conditions import Cond
+from jaxdiff.distributed import gather
+from jaxdiff.drawing import parameters
+from jaxdiff.experiment import Condition, Experiment, Medium, Model, Sampling, UserError, compute_dtype
+from jaxdiff.hooks import change_sampling
+from jaxdiff.imagine.history import History
+from jaxdiff.recipe import load_run
+from jaxdiff.sampler import Generate, sampler
+from jaxdiff.sharding import use_mesh
+
+__all__ = ["Generator", "Stage", "fingerprint", "of_directory", "of_experiment", "of_run"]
+
+
+class Stage(NamedTuple):
+    """How pictures of one size are drawn: parameters, and the parts of an experiment.
+
+    Attributes:
+        params: as `sampler.sampler`'s function takes them.
+        model, sampling, condition, medium: as an experiment has them.
+        encode: (params, images [B, H, W, C] in [-1, 1]) -> x0 as the network gets it; None: pictures of this size are
+            not begun with smaller ones.
+    """
+
+    params: Any
+    model: Model
+    sampling: Sampling
+    condition: Condition
+    medium: Medium
+    encode: Callable[[Any, Array], Array] | None = None
+
+
+class Generator:
+    """A model that draws pictures by programs that are compiled once.
+
+    Attributes:
+        history: one of no pictures, to begin with.
+        mesh: where the parameters lie.
+        stage: scale -> how pictures of that many times the usual size are drawn.
+        sampler: (scale, whether guided) -> `sampler.sampler`'s function; it returns (x0, picture).
+        enlarge: scale -> compiled function x0 of half the scale -> x0, to begin with.
+    """
+
+    def __init__(self, stage: Callable[[int], Stage], history: History, *, mesh: Mesh | None = None):
+        """Put a model together, as `of_run`, `of_directory` and `of_experiment` do.
+
+        Args:
+            stage: scale -> how pictures of that many times the usual size are drawn, which may be by other parameters;
+                raises a ValueError for sizes that are not drawn.
+            history: of no pictures, with the fingerprint of the parameters and the settings of sampling.
+            mesh: where the parameters lie; None is the default device.
+        """
+        self.history, self.mesh = history, mesh
+        self.stage, self.sampler, self.enlarge = cache(stage), cache(self._sampler), cache(self._enlarge)
+
+    def check(self, history: History) -> None:
+        """Raise ValueError unless a history is of this model with these settings."""
+        mine = self.history
+        if history.weights != mine.weights:
+            raise ValueError(
+                f"the history is of other weights, whose fingerprint is {history.weights}, and that of these is "
+                f"{mine.weights}: begin another one"
+            )
+        for name in ("steps", "solver", "size"):
+            was, now = getattr(history, name), getattr(mine, name)
+            if was != now:
+                raise ValueError(f"the history was begun with {name} {was}, got {now}: begin another one")
+
+    def cond(self, scale: int, prompt: str, guidance: float) -> tuple[Cond, float]:
+        """Make the condition of a prompt.
+
+        Args:
+            scale: of the picture.
+            prompt: what it shows.
+            guidance: scale, which is an input of a network whose guidance was distilled.
+
+        Returns:
+            (condition, leaves [1, ...]; scale of the guidance by a null condition, 1 for none).
+
+        Raises:
+            UserError: words for which the condition's `parse` raises a ValueError.
+        """
+        try:
+            cond = self.stage(scale).condition.parse(prompt)
+        except ValueError as error:  # also a condition of the user's own: the words are wrong, not its code
+            raise UserError(str(error)) from error
+        if "guidance" in cond:
+            return {**cond, "guidance": np.full_like(cond["guidance"], guidance)}, 1.0
+        return cond, guidance
+
+    def _sampler(self, scale: int, guided: bool) -> Generate:
+        _, model, sampling, condition, medium, _ = self.stage(scale)
+        both = replace(medium, decode=lambda params, x: (x, medium.decode(params, x)))
+        return sampler(model, sampling, condition, both, guided=guided, mesh=self.mesh)
+
+    def _enlarge(self, scale: int) -> Callable[[Array], Array]:
+        small, large = self.stage(scale // 2), self.stage(scale)
+        encode = large.encode
+        if encode is None:
+            raise ValueError(f"pictures of scale {scale} are not begun with smaller ones")
+
+        @jax.jit
+        def enlarge(params: Any, larger_params: Any, x0: Array) -> Array:
+            with use_mesh(self.mesh):
+                images = small.medium.decode(params, x0)
+                batch, height, width, channels = images.shape
+                larger = jax.image.resize(images, (batch, 2 * height, 2 * width, channels), "bicubic")
+                return encode(larger_params, jnp.clip(larger, -1, 1))
+
+        return lambda x0: enlarge(small.params, large.params, x0)
+
+
+def of_experiment(
+    experiment: Experiment, params: Any, *, solver: str | None = None, mesh: Mesh | None = None
+) -> Generator:
+    """Make a generator of an experiment.
+
+    Args:
+        experiment: the experiment; `hooks.change_sampling` changes its sampling.
+        params: its parameters, e.g. from `run.parameters`.
+        solver: name of the solver, for the history, where it is not the experiment's own.
+        mesh: where the parameters lie.
+    """
+    merged = experiment.model.merge_frozen(params)
+
+    def stage(scale: int) -> Stage:
+        if scale > 1:
+            raise UserError(
+                "the network of a run makes pictures of one size; those of directories of Stable Diffusion and Flux "
+                "make larger ones, too"
+            )
+        return Stage(merged, experiment.model, experiment.sampling, experiment.condition, experiment.medium)
+
+    return _generator(stage, solver=solver, mesh=mesh)
+
+
+def of_run(
+    run: str | Path,
+    *,
+    steps: int | None = None,
+    solver: str | None = None,
+    mesh: Mesh | None = None,
+    trust: bool = False,
+) -> Generator:
+    """Make a generator of a trained run, with its averaged parameters.
+
+    Args:
+        run: the run's folder.
+        steps: number of steps; None is the run's.
+        solver: one of jaxdiff.solvers such as ddim(eta=1.0), or FILE.py:NAME; None is the run's.
+        mesh: where the parameters lie; None is the default device.
+        trust: execute the run's program even if others can write it.
+
+    Raises:
+        ValueError: as by `recipe.load_run`, `hooks.change_sampling` and `drawing.parameters`.
+    """
+    experiment = change_sampling(load_run(run, mesh=mesh, trust=trust), solver=solver, steps=steps)
+    return of_experiment(experiment, parameters(experiment, run, mesh=mesh), solver=solver, mesh=mesh)
+
+
+def of_directory(
+    directory: str | Path,
+    *,
+    steps: int | None = None,
+    solver: str | None = None,
+    size: tuple[int, int] | None = None,
+    base: str | Path | None = None,
+    variant: str | None = None,
+    mesh: Mesh | None = None,
+) -> Generator:
+    """Make a generator of a text-to-image directory, whose pictures can grow.
+
+    Args:
+        directory: of Stable Diffusion 1, 2, XL, 3 or Flux, or a checkpoint in one file.
+        steps: number of steps; None is the usual one.
+        solver: class of the scheduler, in place of the directory's.
+        size: (height, width) of pictures that have not grown; None is the network's own.
+        base: directory that gives what the other lacks; see `text_to_image.load`.
+        variant: of the weights in a directory.
+        mesh: where the parameters lie; None is the default device.
+
+    Raises:
+        ValueError: as by `text_to_image.load`; a network for inpainting, which needs a mask.
+    """
+    options: dict[str, Any] = {"steps": steps, "kind": solver, "base": base, "dtype": compute_dtype()}
+    usual = text_to_image.describe(directory, size=size, **options)
+    if usual.inpaints:
+        raise ValueError(f"the network of {directory} is for inpainting, and needs a mask")
+    place = None if mesh is None else lambda tree: train.shard_params(tree, mesh)
+    params = text_to_image.load(directory, size=size, variant=variant, place=place, **options).params
+
+    def stage(scale: int) -> Stage:
+        larger = scale * usual.size[0], scale * usual.size[1]
+        parts = usual if scale == 1 else text_to_image.describe(directory, size=larger, **options)
+        return Stage(params, parts.model, parts.sampling, parts.condition, parts.medium, parts.encode_images)
+
+    return _generator(stage, solver=solver, size=usual.size, mesh=mesh)
+
+
+def fingerprint(tree: Any) -> str:
+    """Return the 128-bit XXH3 hash of a tree's arrays, their names, types and shapes, in hexadecimal digits.
+
+    Args:
+        tree: of arrays.
+    """
+    digest = xxhash.xxh3_128()
+    for name, leaf in sorted(trees.flatten(tree).items()):
+        x = np.asarray(jax.device_get(gather(leaf)), order="C")
+        digest.update(f"{name} {x.dtype.name} {list(x.shape)}\n".encode())
+        digest.update(x.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def _generator(stage: Callable[[int], Stage], *, solver: str | None, size: Any = None, mesh: Mesh | None) -> Generator:
+    first = stage(1)
+    distilled = first.condition.choose(np.arange(1)).get("guidance")
+    guidance = first.sampling.guidance if distilled is None else np.asarray(distilled)[0]
+    history = History(fingerprint(first.params), first.sampling.steps, float(guidance), solver, size)
+    return Generator(stage, history, mesh=mesh)

@@ -1,0 +1,217 @@
+"""Histories of pictures: what each was asked for, with which seed, and which picture it was made of.
+
+`begin`, `vary`, `remix` and `upscale` take a history and return a longer one; nothing is drawn here. Pictures are
+numbered from 1, and picture n has the key of example n - 1 of its seed, so that no two pictures of a history share
+their noise.
+"""
+
+from __future__ import annotations
+
+from numbers import Integral
+from typing import NamedTuple
+
+from jaxdiff.options import SEED
+from jaxdiff.schema import integer, number
+
+__all__ = ["LARGEST", "MOST", "History", "Picture", "begin", "lineage", "remix", "upscale", "vary"]
+
+MOST = 10_000  # pictures
+LARGEST = 16  # times the size of the first pictures
+PROMPT = 10_000  # characters
+
+
+class Picture(NamedTuple):
+    """What a picture is made from.
+
+    Attributes:
+        prompt: what it shows.
+        seed: of its noise.
+        guidance: scale.
+        parent: number of the picture that it is made of; None: of noise alone.
+        strength: how much of the parent is changed, in (0, 1]; None without a parent.
+        scale: its height over that of a picture without a parent.
+        x0: fingerprint of the numbers that were drawn first, see `imagine.fingerprint`; None: not drawn yet.
+    """
+
+    prompt: str
+    seed: int
+    guidance: float
+    parent: int | None = None
+    strength: float | None = None
+    scale: int = 1
+    x0: str | None = None
+
+
+class History(NamedTuple):
+    """Pictures, and the model that draws them.
+
+    Attributes:
+        weights: fingerprint of the model's parameters.
+        steps: number of steps.
+        guidance: the usual scale.
+        solver: name of the solver, in place of the model's own.
+        size: (height, width) of the first pictures, where it can be chosen.
+        pictures: in the order of their numbers, which begin at 1.
+    """
+
+    weights: str
+    steps: int
+    guidance: float
+    solver: str | None = None
+    size: tuple[int, int] | None = None
+    pictures: tuple[Picture, ...] = ()
+
+    def picture(self, n: int) -> Picture:
+        """Return picture number n.
+
+        Raises:
+            ValueError: there is no such picture.
+        """
+        count = len(self.pictures)
+        if isinstance(n, bool) or not isinstance(n, Integral) or not 1 <= n <= count:
+            there_are = f"pictures 1 to {count}" if count else "no pictures yet"
+            raise ValueError(f"there is no picture {n!r:.80}: the history has {there_are}")
+        return self.pictures[n - 1]
+
+
+def begin(history: History, prompt: str, *, num: int = 4, seed: int = 0, guidance: float | None = None) -> History:
+    """Add pictures of a prompt.
+
+    Args:
+        history: the pictures so far.
+        prompt: what they show, in the words that the model's condition knows.
+        num: how many.
+        seed: of their noise.
+        guidance: scale, 1 is off; None is the usual one.
+
+    Returns:
+        The longer history.
+
+    Raises:
+        ValueError: no prompt, or a number out of range.
+    """
+    return _add(history, Picture(prompt, seed, history.guidance if guidance is None else guidance), num)
+
+
+def vary(
+    history: History, n: int, *, strength: float = 0.6, num: int = 4, seed: int = 0, guidance: float | None = None
+) -> History:
+    """Add variations of a picture: noised to a level and denoised again, with other keys (SDEdit, Meng et al. 2021,
+    arXiv:2108.01073).
+
+    Args:
+        history: the pictures so far.
+        n: number of the picture.
+        strength: the share of the steps that are taken again, in (0, 1]; 1 keeps nothing of the picture.
+        num: how many.
+        seed: of their noise.
+        guidance: scale; None is the picture's.
+
+    Returns:
+        The longer history.
+
+    Raises:
+        ValueError: no such picture, or a number out of range.
+    """
+    return remix(history, n, history.picture(n).prompt, strength=strength, num=num, seed=seed, guidance=guidance)
+
+
+def remix(
+    history: History,
+    n: int,
+    prompt: str,
+    *,
+    strength: float = 0.6,
+    num: int = 4,
+    seed: int = 0,
+    guidance: float | None = None,
+) -> History:
+    """Add variations of a picture that are denoised with another prompt.
+
+    Args:
+        history: the pictures so far.
+        n: number of the picture.
+        prompt: what the new ones show.
+        strength, num, seed, guidance: as for `vary`.
+
+    Returns:
+        The longer history.
+
+    Raises:
+        ValueError: no such picture, no prompt, or a number out of range.
+    """
+    parent = history.picture(n)
+    guidance = parent.guidance if guidance is None else guidance
+    return _add(history, parent._replace(prompt=prompt, seed=seed, guidance=guidance, parent=n, strength=strength), num)
+
+
+def upscale(
+    history: History, n: int, *, strength: float = 0.3, seed: int = 0, guidance: float | None = None
+) -> History:
+    """Add a picture at twice the size: enlarged, noised to a level, and denoised at that size.
+
+    Args:
+        history: the pictures so far.
+        n: number of the picture.
+        strength, seed, guidance: as for `vary`.
+
+    Returns:
+        The longer history.
+
+    Raises:
+        ValueError: no such picture, a number out of range, or a picture that would be too large.
+    """
+    parent = history.picture(n)
+    scale = 2 * parent.scale
+    if scale > LARGEST:
+        raise ValueError(f"pictures grow up to {LARGEST} times, and picture {n} has grown {parent.scale} times already")
+    guidance = parent.guidance if guidance is None else guidance
+    changed = {"seed": seed, "guidance": guidance, "parent": n, "strength": strength, "scale": scale}
+    return _add(history, parent._replace(**changed), 1)
+
+
+def lineage(history: History, n: int) -> list[int]:
+    """Return the numbers of the pictures that a picture is made of, from the first to itself.
+
+    Args:
+        history: the pictures.
+        n: number of the picture.
+
+    Raises:
+        ValueError: no such picture.
+    """
+    numbers = [n]
+    while (parent := history.picture(numbers[0]).parent) is not None:
+        numbers.insert(0, parent)
+    return numbers
+
+
+def _add(history: History, picture: Picture, num: int) -> History:
+    checked = check_picture(picture._replace(x0=None))
+    integer("num", num, 1, MOST - len(history.pictures))
+    return history._replace(pictures=(*history.pictures, *[checked] * num))
+
+
+def check_picture(picture: Picture) -> Picture:
+    """Return a picture in Python's own numbers.
+
+    Args:
+        picture: whose parent is known.
+
+    Raises:
+        ValueError: it cannot be drawn.
+    """
+    prompt, strength = picture.prompt, picture.strength
+    if not isinstance(prompt, str) or not prompt.strip() or len(prompt) > PROMPT:
+        got = f"{len(prompt):,} characters" if isinstance(prompt, str) and prompt.strip() else repr(prompt)
+        raise ValueError(f"a prompt must have 1 to {PROMPT:,} characters, not all of them spaces, got {got:.80}")
+    if picture.parent is not None:
+        if number(0, 1).check("strength", strength) == 0:
+            raise ValueError("strength must be above 0: without a step nothing changes")
+        strength = float(strength)  # type: ignore[arg-type]
+    return picture._replace(
+        seed=SEED.check("seed", picture.seed),
+        guidance=float(number(-1000, 1000).check("guidance", picture.guidance)),
+        parent=None if picture.parent is None else int(picture.parent),
+        strength=strength,
+    )
