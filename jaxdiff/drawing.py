@@ -162,8 +162,8 @@ def _turns(condition: Condition, asked: Asked | None, count: int) -> tuple[Cond,
     if asked is None:
         cond, names, choices = condition.choose(np.arange(count)), condition.names, condition.choices
     else:
-        turns = np.arange(count) % len(jax.tree.leaves(asked.cond)[0])
-        cond, names = {name: a[turns] for name, a in asked.cond.items()}, asked.names
+        cond = {name: np.asarray(a)[np.arange(count) % len(a)] for name, a in asked.cond.items()}
+        names = asked.names
         choices = len(names) if len(names) > 1 else 0
     held_out = None
     if asked is None and condition.held_out:
