@@ -61,10 +61,10 @@ def of_files(folder: Path, files: Sequence[str], key: str = "text") -> list[tupl
                 known.setdefault(os.path.normpath(name), []).extend(texts)
         captions = [known.get(os.path.relpath(file, folder), []) for file in files]
         return check_captions(captions, [f"{file} in {metadata}" for file in files])
-    texts = [Path(file).with_suffix(".txt") for file in files]
-    if not any(path.is_file() for path in texts):
-        raise ValueError(f"no captions in {folder}: looked for {METADATA}, and for {texts[0].name} next to {files[0]}")
-    captions = [_text(path).splitlines() if path.is_file() else [] for path in texts]
+    paths = [Path(file).with_suffix(".txt") for file in files]
+    if not any(path.is_file() for path in paths):
+        raise ValueError(f"no captions in {folder}: looked for {METADATA}, and for {paths[0].name} next to {files[0]}")
+    captions = [_text(path).splitlines() if path.is_file() else [] for path in paths]
     return check_captions(captions, files)
 
 

@@ -220,10 +220,9 @@ def texts(core: bool = False) -> list[str]:
     """
     table = objects()
     names = [table.names[i] for i in (table.core if core else range(len(table.names)))]
-    sizes, colours, places, tones = (" ".join(words) for words in (SIZES, COLOURS, PLACES, () if core else TONES))
-    grammar = f"a an {sizes} {colours} on the {places} and {' '.join(COUNTS.values())} mirrored background"
-    tone = [] if core else [f"{tones} skin tone"]
-    return [*(text for _, each in plain(core) for text in each), *names, *map(plural, names), grammar, *tone]
+    words = ["a an and on the background mirrored", *COUNTS.values(), *SIZES, *COLOURS, *PLACES]
+    words += [] if core else ["skin tone", *TONES]
+    return [*(text for _, each in plain(core) for text in each), *names, *map(plural, names), *words]
 
 
 def plural(name: str) -> str:
@@ -313,14 +312,15 @@ def _draw(lanes: np.ndarray, held_out: bool, core: bool) -> Composition:
     colour = attribute(len(COLOURS), held_out & by_colour)
     place = attribute(len(PLACES), held_out & ~by_colour)
     tone = attribute(len(TONES), held_out)
-    ground = pick(len(COLOURS) - 1)
-    ground = np.where(tinted & (ground >= colour), ground + 1, ground)  # never the object's colour
-    said = [
+    others = (colour + 1 + pick(len(COLOURS) - 1)) % len(COLOURS)
+    ground = np.where(tinted, others, pick(len(COLOURS)))  # never the object's colour
+    fields = [
         (is_pair, among[second]), (sized, pick(len(SIZES))), (tinted, colour), (placed, place), (grounded, ground),
         (is_number, 2 + pick(len(COUNTS))), (is_tone, tone),
     ]  # fmt: skip
     article = coin(ARTICLED) & (is_object | is_mirrored) & np.isin(thing, objects().countable)
-    return Composition(kind, thing, *(np.where(mask, value, -1) for mask, value in said), article.astype(np.int64))
+    more = [np.where(mask, value, -1) for mask, value in fields]
+    return Composition._make([kind, thing, *more, article.astype(np.int64)])
 
 
 @functools.cache

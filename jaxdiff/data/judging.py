@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxdiff.data.compositions import KINDS, Composition, select
 from jaxdiff.data.objects import COLOURS, COUNTS, PLACES, SIZES, layer, objects
-from jaxdiff.data.render import CANVAS, corners, ground_of, render, side_of
+from jaxdiff.data.render import background_of, corners, ground_of, paste, render, side_of
 from jaxdiff.data.twemoji import TONES, load_twemoji
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def chance(c: Composition) -> dict[str, float]:
     for i in range(len(c.kind)):
         single = Composition(*(int(field) for field in select(c, i)))
         for name in _named(single):
-            out.setdefault(name, []).append(1 / CHOICES.get(name, len(_rivals(single)[0])))
+            out.setdefault(name, []).append(1 / CHOICES.get(name, len(_rivals(single))))
     return {name: float(np.mean(values)) for name, values in out.items()}
 
 
@@ -76,9 +76,9 @@ def _judge_single(x: np.ndarray, c: Composition) -> Iterable[tuple[str, bool]]:
     for name in ("size", "place"):
         if name in named:
             yield name, getattr(found, name) == getattr(c, name)
-    yield "object", _rivals(found)[0][_nearest(x, _canvases(found, "object"))] == c.object
+    yield "object", _object(x, found, "object") == c.object
     if "other" in named:
-        yield "other", _rivals(found)[0][_nearest(x, _canvases(found, "other"))] == c.other
+        yield "other", _object(x, found, "other") == c.other
         swapped = c._replace(object=c.other, other=c.object)
         yield "order", _nearest(x, [render(c), render(swapped)]) == 0
     if "mirrored" in named:
@@ -106,34 +106,47 @@ def _nearest(x: np.ndarray, pictures: Any) -> int:
     return int(np.argmax(flat @ centred / np.sqrt(np.einsum("ij,ij->i", flat, flat) + 1e-6)))
 
 
-def _rivals(c: Composition) -> tuple[np.ndarray, int]:
-    """Numbers of the objects that could be in a picture's place, and the side at which they are drawn."""
+def _rivals(c: Composition) -> np.ndarray:
+    """Numbers of the objects that could be in a picture's place."""
     table = objects()
     if c.tone >= 0:
-        return np.arange(table.things, len(table.names)), CANVAS
-    return (table.coloured if c.colour >= 0 else np.arange(table.things)), side_of(c)
+        return np.arange(table.things, len(table.names))
+    return table.coloured if c.colour >= 0 else np.arange(table.things)
 
 
-@functools.lru_cache(maxsize=64)
-def _layers(side: int, colour: int) -> np.ndarray:
-    """The rivals of an object, float32 [N, side, side, 4]."""
+def _object(x: np.ndarray, c: Composition, slot: str) -> int:
+    """The rival whose picture, in place of an object, has the highest normalized correlation.
+
+    Args:
+        x: float [32, 32, 3].
+        c: a single composition.
+        slot: the object that is replaced, "object" or "other".
+    """
+    if c.tone >= 0:
+        table = objects()
+        return int(_rivals(c)[_nearest(x, load_twemoji(tones=True).x[table.toned[:, c.tone]])])
+    if KINDS[c.kind] == "mirrored":
+        x = x[:, ::-1]
+    # A picture is what stays, plus a difference in the windows of the object: correlations need these windows alone.
+    side, difference = side_of(c), _differences(side_of(c), c.colour, c.background)
+    stays, windows, centred = background_of(c), [], x - x.mean()
+    for i, (top, left) in enumerate(corners(c)):
+        window = (slice(top, top + side), slice(left, left + side))
+        if c.other < 0 or (slot == "other") == (i == 1):
+            windows.append(window)
+        else:
+            paste(stays, layer(int(objects().picture[c.other if i else c.object]), side, c.colour), top, left)
+    ground, count = background_of(c)[:side, :side].ravel(), len(windows)
+    dot = np.sum(centred * stays) + difference @ sum(centred[window] for window in windows).ravel()
+    total = stays.sum() + count * difference.sum(1)
+    square = np.sum(stays * stays) + count * (2 * difference @ ground + np.einsum("ij,ij->i", difference, difference))
+    return int(_rivals(c)[np.argmax(dot / np.sqrt(square - total**2 / stays.size + 1e-6))])
+
+
+@functools.lru_cache(maxsize=32)
+def _differences(side: int, colour: int, background: int) -> np.ndarray:
+    """What each rival adds to its background: float64 [N, side * side * 3]."""
     table = objects()
     rivals = table.coloured if colour >= 0 else np.arange(table.things)
-    return np.stack([layer(int(table.picture[i]), side, colour) for i in rivals])
-
-
-def _canvases(c: Composition, varied: str) -> np.ndarray:
-    """Pictures of a composition with each rival in place of its object, or of the other one: [N, 32, 32, 3]."""
-    table, (rivals, side) = objects(), _rivals(c)
-    if c.tone >= 0:
-        return load_twemoji(tones=True).x[table.toned[:, c.tone]]
-    canvas = np.empty((len(rivals), CANVAS, CANVAS, 3), np.float32)
-    canvas[:] = ground_of(c.background)
-    for i, (top, left) in enumerate(corners(c)):
-        slot = "other" if i == 1 and c.other >= 0 else "object"
-        fixed = layer(int(table.picture[getattr(c, slot)]), side, c.colour)[None]
-        drawn = _layers(side, c.colour) if slot == varied else fixed
-        here = canvas[:, top : top + side, left : left + side]
-        here *= 1 - drawn[..., 3:] / 255
-        here += drawn[..., :3]
-    return canvas[:, :, ::-1] if KINDS[c.kind] == "mirrored" else canvas
+    layers = np.stack([layer(int(table.picture[i]), side, colour) for i in rivals]).astype(float)
+    return (layers[..., :3] - layers[..., 3:] / 255 * ground_of(background)).reshape(len(rivals), -1)

