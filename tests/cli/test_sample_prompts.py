@@ -70,4 +70,4 @@ def test_prompts_that_a_run_refuses(run, tmp_path, capsys, monkeypatch):
     assert "in UTF-8" in fails(capsys, run, "--prompts", tmp_path / "latin.txt")
     kept = run / "vocabulary.json"
     kept.write_text(json.dumps({"words": ["a", "green"]}))
-    assert "have changed since its training: " in fails(capsys, run, "--prompt", "red")
+    assert "other words than in its training: " in fails(capsys, run, "--prompt", "red")
