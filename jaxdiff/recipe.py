@@ -115,9 +115,8 @@ def check_vocabulary(workdir: Path, condition: Condition) -> None:
     if tuple(kept) != words:
         new, lost = sorted(set(words) - set(kept)), sorted(set(kept) - set(words))
         changes = [f"{what} are {listed(found, 5)}" for found, what in ((new, "new"), (lost, "lost")) if found]
-        raise ValueError(
-            f"the captions of {workdir}'s data have other words than in its training: {', '.join(changes) or 'their order'}"
-        )
+        how = ", ".join(changes) or "their order"
+        raise ValueError(f"the captions of {workdir}'s data have other words than in its training: {how}")
 
 
 def keep_vocabulary(workdir: Path, condition: Condition) -> None:
