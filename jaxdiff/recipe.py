@@ -114,8 +114,9 @@ def check_vocabulary(workdir: Path, condition: Condition) -> None:
         raise ValueError(f"{path} must hold a list of words")
     if tuple(kept) != words:
         new, lost = sorted(set(words) - set(kept)), sorted(set(kept) - set(words))
-        changes = [f"{listed(found, 5)} {what}" for found, what in ((new, "came"), (lost, "went")) if found]
-        raise ValueError(f"the captions of {workdir}'s data have changed since its training: {'; '.join(changes)}")
+        changes = [f"{what} are {listed(found, 5)}" for found, what in ((new, "new"), (lost, "lost")) if found]
+        how = ", ".join(changes) or "their order"
+        raise ValueError(f"the captions of {workdir}'s data have other words than in its training: {how}")
 
 
 def keep_vocabulary(workdir: Path, condition: Condition) -> None:

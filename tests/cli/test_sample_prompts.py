@@ -44,15 +44,11 @@ def test_a_run_of_captions_draws_prompts(run, tmp_path):
     assert framed.tolist() == [False] * 6 + [True] * 2
 
     (tmp_path / "prompts.txt").write_text("Blue square, left!\n\n a red square on the right\n")
-    common = ["sample", str(run), "--steps", "1", "--prompt", "red left", "--prompts", str(tmp_path / "prompts.txt")]
-    arrays = {}
-    for name, options in {"usual": [], "away": ["--negative", "blue"]}.items():
-        main([*common, *options, "--out", str(tmp_path / f"{name}.npz")])
-        with np.load(tmp_path / f"{name}.npz") as read:
-            arrays[name] = read["x"]
-            assert read["prompt"].tolist() == ["red left", "Blue square, left!", "a red square on the right"]
-    assert arrays["usual"].shape == (3, 8, 8, 3)
-    assert np.abs(arrays["usual"] - arrays["away"]).max() > 1e-4
+    options = ["--prompt", "red left", "--prompts", str(tmp_path / "prompts.txt"), "--negative", "blue"]
+    main(["sample", str(run), "--steps", "1", *options, "--out", str(tmp_path / "a.npz")])
+    with np.load(tmp_path / "a.npz") as arrays:
+        assert arrays["prompt"].tolist() == ["red left", "Blue square, left!", "a red square on the right"]
+        assert arrays["x"].shape == (3, 8, 8, 3)
 
 
 @pytest.mark.slow
@@ -70,4 +66,4 @@ def test_prompts_that_a_run_refuses(run, tmp_path, capsys, monkeypatch):
     assert "in UTF-8" in fails(capsys, run, "--prompts", tmp_path / "latin.txt")
     kept = run / "vocabulary.json"
     kept.write_text(json.dumps({"words": ["a", "green"]}))
-    assert "have changed since its training: " in fails(capsys, run, "--prompt", "red")
+    assert "other words than in its training: " in fails(capsys, run, "--prompt", "red")

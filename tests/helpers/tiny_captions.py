@@ -33,13 +33,19 @@ class Squares:
         return {"x": x, **{name: a[0] for name, a in self.tokenize([caption]).items()}}
 
 
-def network(encoder, **changes):
-    """A U-Net with cross-attention at its second level."""
-    options = {
-        "widths": (8, 16), "num_blocks": 1, "attention": (1,), "mid_attention": False, "resample": "pool", "groups": 4,
-        "head_dim": 8, "context_dim": encoder.width, "pooled_dim": encoder.pooled,
-    }  # fmt: skip
-    return networks.UNet(**options | changes)
+def network(encoder):
+    """A U-Net of one level with cross-attention."""
+    return networks.UNet(
+        widths=(8,),
+        num_blocks=1,
+        mid_blocks=0,
+        attention=(0,),
+        groups=4,
+        head_dim=8,
+        patch_size=2,
+        context_dim=encoder.width,
+        pooled_dim=encoder.pooled,
+    )
 
 
 def experiment(
