@@ -12,6 +12,8 @@ from jaxdiff.cli import main
 from jaxdiff.experiment import UserError
 from jaxdiff.options import Run
 
+pytestmark = pytest.mark.slow
+
 TINY = Path(__file__).parents[1] / "helpers" / "tiny_cascade.py"
 # The stages answer with what they are given, resized; the base with the grey of its class.
 RUNS = {
