@@ -107,7 +107,11 @@ class Generator:
 
     def _sampler(self, scale: int, guided: bool) -> Generate:
         _, model, sampling, condition, medium, _ = self.stage(scale)
-        both = replace(medium, decode=lambda params, x: (x, medium.decode(params, x)))
+
+        def decode(params: Any, x: Array) -> Any:
+            return x, medium.decode(params, x)
+
+        both = replace(medium, decode=decode)
         return sampler(model, sampling, condition, both, guided=guided, mesh=self.mesh)
 
     def _enlarge(self, scale: int) -> Callable[[Array], Array]:

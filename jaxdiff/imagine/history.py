@@ -142,7 +142,7 @@ def remix(
     """
     parent = history.picture(n)
     guidance = parent.guidance if guidance is None else guidance
-    return _add(history, parent._replace(prompt=prompt, seed=seed, guidance=guidance, parent=n, strength=strength), num)
+    return _add(history, Picture(prompt, seed, guidance, n, strength, parent.scale), num)
 
 
 def upscale(
@@ -166,8 +166,7 @@ def upscale(
     if scale > LARGEST:
         raise ValueError(f"pictures grow up to {LARGEST} times, and picture {n} has grown {parent.scale} times already")
     guidance = parent.guidance if guidance is None else guidance
-    changed = {"seed": seed, "guidance": guidance, "parent": n, "strength": strength, "scale": scale}
-    return _add(history, parent._replace(**changed), 1)
+    return _add(history, Picture(parent.prompt, seed, guidance, n, strength, scale), 1)
 
 
 def lineage(history: History, n: int) -> list[int]:
@@ -187,7 +186,7 @@ def lineage(history: History, n: int) -> list[int]:
 
 
 def _add(history: History, picture: Picture, num: int) -> History:
-    checked = check_picture(picture._replace(x0=None))
+    checked = check_picture(picture)
     integer("num", num, 1, MOST - len(history.pictures))
     return history._replace(pictures=(*history.pictures, *[checked] * num))
 

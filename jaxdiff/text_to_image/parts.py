@@ -23,7 +23,7 @@ from jaxdiff.text_to_image.prompts import Cond, Models, PipelineSpec
 
 __all__ = ["NEGATIVE", "Parts", "complete", "make_parts"]
 
-Tokenize = Callable[[Sequence[str]], Mapping[str, Any]]
+Tokenize = Callable[[Sequence[str]], dict[str, Any]]
 # Entries of a condition, bool [B]: whether a prompt is a negative one, an input of some networks, and whether zeros
 # replace it once it is encoded.
 NEGATIVE, ZERO = "negative", "zero"
