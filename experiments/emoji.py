@@ -40,7 +40,7 @@ def experiment(
         groups=8,
         patch_size=2,
         scale_shift=True,
-        head_dim=32,
+        head_dim=width,
         context_dim=of_text.width,
         pooled_dim=of_text.pooled,
         time=networks.Sinusoidal(),

@@ -18,6 +18,7 @@ from jaxdiff.solvers import Solver
 FOLDER = Path(__file__).parents[1] / "experiments"
 TINY = {
     "cascade": {"width": 8, "size": 8, "low": 4},
+    "emoji": {"width": 8},
     "fashion": {"width": 8},
     "toy2d": {"width": 16},
     "cifar10_ddpm": {"widths": (32, 32), "num_blocks": 1, "source": "fashion_mnist", "size": 8},

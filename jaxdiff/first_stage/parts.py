@@ -66,7 +66,8 @@ def make_experiment(
     features = image_features if is_installed() else None
     medium = media.reconstructions(tuple(images.shape), features=features, missing=MISSING)
     model = _model(origin, critic, images, seed=run.seed)
-    return Experiment(model, learning, None, condition, medium, run.seed)
+    sampling: Any = None  # a reconstruction is one call
+    return Experiment(model, learning, sampling, condition, medium, run.seed)
 
 
 def _game(
