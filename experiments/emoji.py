@@ -2,10 +2,8 @@
 
 import jaxdiff as jd
 from jaxdiff import data, media, models, networks, text, text_encoders, train, training
-from jaxdiff.experiment import Experiment, Sampling, UserError, compute_dtype
+from jaxdiff.experiment import Experiment, Sampling, compute_dtype
 from jaxdiff.options import CondDropout, Count, Decay, Run, Source
-
-LENGTH = 24  # tokens of a text
 
 
 def experiment(
@@ -23,15 +21,9 @@ def experiment(
         encoder: of texts: own, minilm, or a directory of CLIP, T5 or BERT.
     """
     emoji = data.open_dataset(source, captions=True)
-    composed = isinstance(emoji, data.Compositions)
-    captions = [caption for texts in getattr(emoji, "captions", ()) for caption in texts]
-    if not captions:
-        raise UserError(f"the words of {source} are not known beforehand: use a folder or an embedded set")
-    of_text = text_encoders.of(encoder, text.Vocabulary.of(captions, length=LENGTH))
-    shown, held_out = captions[:: -(-len(captions) // 20)], []
-    if composed:
-        shown, held_out = ([each.caption for each in emoji.previews if each.held_out == held] for held in (False, True))
-    condition = text_encoders.condition_of(of_text, shown, held_out)
+    words = text.Vocabulary.of(data.captions_of(emoji), length=24)
+    of_text = text_encoders.of(encoder, words)
+    condition = text_encoders.condition_of(of_text, *data.preview_captions(emoji))
     network = networks.UNet(
         widths=(width, 2 * width, 3 * width),
         num_blocks=1,
@@ -59,6 +51,8 @@ def experiment(
     )
     optimizer = train.muon(run.lr, warmup_steps=min(50, run.steps // 10), steps=run.steps, schedule="cosine")
     sampling = Sampling(lambda n: jd.grids.by_time(process, n), jd.solvers.dpmpp_2m(), steps=16, guidance=3.0)
+    composed = isinstance(emoji, data.Compositions)
+    medium = media.compositions(core=emoji.core) if composed else media.images(emoji.shape, preview=20, captions=True)
     return Experiment(
         model,
         training.of(
@@ -66,6 +60,6 @@ def experiment(
         ),
         sampling,
         condition,
-        media.compositions(core=emoji.core) if composed else media.images(emoji.shape, preview=20, captions=True),
+        medium,
         run.seed,
     )

@@ -1,5 +1,6 @@
 """Data: sources of images, and a Grain pipeline that streams deterministic batches."""
 
+from jaxdiff.data.captions import captions_of, preview_captions
 from jaxdiff.data.compositions import Compositions
 from jaxdiff.data.folder import read_image
 from jaxdiff.data.hints import Hinted, low_resolution, open_hints
@@ -17,12 +18,14 @@ __all__ = [
     "NpzShards",
     "Skipping",
     "batches",
+    "captions_of",
     "class_prompts",
     "load_arrays",
     "load_embeddings",
     "low_resolution",
     "open_dataset",
     "open_hints",
+    "preview_captions",
     "read_image",
     "to_float",
     "to_uint8",

@@ -88,6 +88,42 @@ def draw_captions(captions: Sequence[Sequence[str]], words: np.ndarray) -> list[
     return [texts[i] for texts, i in zip(captions, chosen.tolist(), strict=True)]
 
 
+def captions_of(source: Any) -> list[str]:
+    """All captions of a source, or texts with the same words, e.g. to make a vocabulary of.
+
+    Args:
+        source: from `open_dataset(..., captions=True)`.
+
+    Raises:
+        ValueError: it reads its captions with its images, or has none.
+    """
+    found = [text for texts in getattr(source, "captions", None) or () for text in texts]
+    if not found:
+        raise ValueError(
+            "the captions of this data are not known beforehand: use a folder or an embedded set, with captions=True"
+        )
+    return found
+
+
+def preview_captions(source: Any, count: int = 20) -> tuple[list[str], list[str]]:
+    """Captions to draw pictures of while a model is trained: some of training, and some that are held out of it.
+
+    Args:
+        source: from `open_dataset(..., captions=True)`.
+        count: of captions of a source that holds none out, spread evenly.
+
+    Returns:
+        (of training, held out).
+    """
+    if hasattr(source, "previews"):
+        shown, held_out = (
+            [each.caption for each in source.previews if each.held_out == held] for held in (False, True)
+        )
+        return shown, held_out
+    captions = captions_of(source)
+    return captions[:: -(-len(captions) // count)], []
+
+
 def _entry(line: str, key: str, where: str) -> tuple[str, list[str]]:
     """The file and the captions of a line of metadata.jsonl."""
     try:
