@@ -44,8 +44,8 @@ def command(
 
     Args:
         run: the run's folder, or a text-to-image directory or file.
-        num: number of samples; by default as in a preview, or one of each prompt.
-        label: a class's name or number, or a prompt's number; by default all.
+        num: how many; by default as in a preview, or one of each prompt.
+        label: a class's name or number, or a prompt's; by default all.
         guidance: scale, 1 is off; by default the usual one.
         guidance_fn: of jaxdiff.guidance, such as apg(eta=0.5), or FILE.py:NAME.
         solver: of jaxdiff.solvers, such as ddim(eta=1.0), or FILE.py:NAME; for a prompt a scheduler of diffusers.
@@ -55,8 +55,8 @@ def command(
         batch: samples at a time; by default as in a preview, or 4.
         params: averaged or last parameters; by default the average.
         ema: length of another average, made of the run's snapshots.
-        out: FILE.png for a picture of all, FILE.npz for arrays, or a folder.
-        prompt: what they show; given several times, the prompts take turns.
+        out: FILE.png for one picture, FILE.npz for arrays, or a folder.
+        prompt: what they show; several prompts take turns.
         prompts: file of prompts, one a line.
         negative: what they keep away from.
         size: height and width of a prompt's pictures; by default the network's own.

@@ -76,7 +76,7 @@ def experiment(
             Squares(of_text.tokenize, CAPTIONS[:3]),
             condition,
             loss=loss,
-            optimizer=train.muon(run.lr),
+            optimizer=train.adamw(run.lr),
             ema=train.ema.warmup(0.9),
         ),
         Sampling(lambda n: jd.grids.by_time(process, n), jd.solvers.ddim(), steps=4, guidance=2.0),
