@@ -44,7 +44,7 @@ def command(
     Args:
         run: the run's folder, or a text-to-image directory or file.
         num: number of samples; by default as in a preview, or 1.
-        label: a class's name or number, or a prompt's number; by default all.
+        label: a class's name or number, a prompt's number, or a picture's; by default all.
         guidance: scale, 1 is off; by default the usual one.
         guidance_fn: of jaxdiff.guidance, such as apg(eta=0.5), or FILE.py:NAME.
         solver: of jaxdiff.solvers, such as ddim(eta=1.0), or FILE.py:NAME; for a prompt a scheduler of diffusers.
