@@ -45,7 +45,7 @@ def command(
     Args:
         run: the run's folder, or a text-to-image directory or file.
         num: how many; by default as in a preview, or one of each prompt.
-        label: a class's name or number, or a prompt's; by default all.
+        label: a class's name or number, a prompt's or a picture's number; by default all.
         guidance: scale, 1 is off; by default the usual one.
         guidance_fn: of jaxdiff.guidance, such as apg(eta=0.5), or FILE.py:NAME.
         solver: of jaxdiff.solvers, such as ddim(eta=1.0), or FILE.py:NAME; for a prompt a scheduler of diffusers.

@@ -151,13 +151,13 @@ def _reader(shown: Callable[[], data.Dataset]) -> Callable[[np.ndarray], np.ndar
 
 
 def _latent_std(codec: Any, params: Any, images: data.Dataset) -> float:
-    """Standard deviation of the latents of training images."""
+    """Standard deviation of the latents of training images, drawn from their posteriors."""
     encode, sums = jax.jit(codec.encode), []
     x = data.to_float(data.load_arrays(images, min(MEASURED, len(images)))["x"])
     for start in range(0, len(x), AT_ONCE):
-        mean, std = (
-            encoded if isinstance(encoded := encode(params, x[start : start + AT_ONCE]), tuple) else (encoded, 0)
-        )
-        sums.append(np.array([np.size(mean), np.sum(mean, dtype=np.float64), np.sum(np.square(mean) + np.square(std))]))
+        encoded = encode(params, x[start : start + AT_ONCE])
+        mean, std = encoded if isinstance(encoded, tuple) else (encoded, 0.0)
+        mean, std = np.asarray(mean, np.float64), np.asarray(std, np.float64)
+        sums.append([mean.size, mean.sum(), np.sum(mean**2 + std**2)])
     count, total, squares = np.sum(sums, axis=0)
     return float(np.sqrt(squares / count - (total / count) ** 2))
