@@ -53,14 +53,21 @@ def augmented_loss(loss: Loss, condition: Condition, *, max_level: float, blur: 
     return augmented
 
 
-def picture_shape(condition: Condition) -> tuple[int, ...]:
+def picture_shape(condition: Condition, level: float | None = None) -> tuple[int, ...]:
     """The shape (H, W, C) of the pictures that a model makes larger.
 
+    Args:
+        condition: the model's.
+        level: of the noise on the pictures, to be checked.
+
     Raises:
-        ValueError: it is no such model.
+        ValueError: it is no such model, or the level is out of its bounds.
     """
     if not {"hint", "level"} <= condition.spec.keys():
         raise ValueError("this run makes no picture larger: it was not trained with low-resolution pictures")
+    least, most = condition.bounds["level"]
+    if level is not None and not least <= level <= most:
+        raise ValueError(f"the level of the noise on pictures is from {least:g} to {most:g}, got {level:g}")
     return condition.spec["hint"].shape
 
 
@@ -77,7 +84,7 @@ class Upscaler:
         Raises:
             ValueError: the model is no such one.
         """
-        self.shape = picture_shape(experiment.condition)
+        picture_shape(experiment.condition)
         self._condition, self._draw = experiment.condition, Drawer(experiment, mesh)
 
     def __call__(
@@ -95,7 +102,7 @@ class Upscaler:
 
         Args:
             params: the model's parameters, e.g. from `drawing.parameters`.
-            pictures: uint8 [N, *shape], of the model's low resolution.
+            pictures: uint8 [N, H, W, C], of the model's `picture_shape`.
             cond: what else the model is given, such as the pictures' classes, leaves [N, ...] or [1, ...]; what is
                 missing is null.
             level: of the noise on the pictures; None is the experiment's.
@@ -110,12 +117,10 @@ class Upscaler:
             ValueError: pictures of another shape, a level out of its bounds, or nothing is known of a condition that
                 has no null.
         """
-        if pictures.dtype != np.uint8 or pictures.shape[1:] != self.shape or not len(pictures):
-            wanted = ", ".join(map(str, self.shape))
+        shape = picture_shape(self._condition, level)
+        if pictures.dtype != np.uint8 or pictures.shape[1:] != shape or not len(pictures):
+            wanted = ", ".join(map(str, shape))
             raise ValueError(f"pictures must be uint8 [N, {wanted}], got {pictures.dtype}{list(pictures.shape)}")
-        least, most = self._condition.bounds["level"]
-        if level is not None and not least <= level <= most:
-            raise ValueError(f"the level of the noise on pictures is from {least:g} to {most:g}, got {level:g}")
         asked = _filled(self._condition, cond or {})
         asked["hint"] = pictures.astype(np.float32) / 255
         if level is not None:

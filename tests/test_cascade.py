@@ -11,6 +11,7 @@ from PIL import Image
 
 import jaxdiff as jd
 from jaxdiff import cascade, conditions, data, resize
+from jaxdiff.export import export_sampler
 from jaxdiff.recipe import load
 from jaxdiff.sampler import sampler
 from jaxdiff.seeds import example_keys
@@ -144,6 +145,14 @@ def test_eight_devices_draw_what_one_does(tiny, upscaler, pictures):
     alone = upscaler(PARAMS, pictures, level=0.3)
     eight = cascade.Upscaler(tiny, make_mesh())(PARAMS, pictures, level=0.3)
     np.testing.assert_allclose(eight.x, alone.x, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_an_exported_sampler_draws_the_same(tiny, upscaler, pictures):
+    program = export_sampler(tiny, PARAMS, guidance=1.0, platforms=["cpu"])
+    want = upscaler(PARAMS, pictures, level=0.3)
+    got = program.call(seed=np.int32(0), index=np.arange(5, dtype=np.int32), **want.cond)
+    np.testing.assert_allclose(got, want.x, atol=1e-6)
 
 
 def test_what_else_the_model_is_given(upscaler, pictures):

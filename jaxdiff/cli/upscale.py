@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from collections.abc import Iterator
+from itertools import count, pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import tyro
@@ -68,19 +69,20 @@ def command(
     ]
     check_suffix(stages[-1].experiment.medium, out)
     first = None if base is None else _Stage(base, load_run(base, mesh=where, trust=trust))
+    shape, *_ = [picture_shape(stage.experiment.condition, level) for stage in stages]
     _check_chain([first, *stages] if first else stages)
-    options: dict[str, Any] = {"seed": seed, "batch": batch}
+    seeds = _seeds(seed)
     if first is not None:
         trained = parameters(first.experiment, first.path, mesh=where)
-        samples = draw(first.experiment, trained, num, words=label, mesh=where, **options)
+        samples = draw(first.experiment, trained, num, words=label, seed=next(seeds), batch=batch, mesh=where)
         x, cond = data.to_uint8(samples.x), samples.cond
     else:
-        shape = picture_shape(stages[0].experiment.condition)
         x = np.repeat(np.stack([_read(file, shape, fit) for file in pictures]), num or 1, axis=0)
         cond = _asked(stages[0].experiment, label)
     for stage in stages:
         trained = parameters(stage.experiment, stage.path, mesh=where)
-        samples = Upscaler(stage.experiment, where)(trained, x, cond=cond, level=level, **options)
+        enlarge = Upscaler(stage.experiment, where)
+        samples = enlarge(trained, x, cond=cond, level=level, seed=next(seeds), batch=batch)
         x = data.to_uint8(samples.x)
     # As many columns as there are samples, where they are few.
     stages[-1].experiment.medium.save(out, samples._replace(choices=min(len(x), 10)))
@@ -92,10 +94,15 @@ class _Stage(NamedTuple):
     experiment: Experiment
 
 
+def _seeds(seed: int) -> Iterator[int]:
+    """The seed itself, and others: noise of a larger picture by the same seed begins with that of the small one."""
+    yield seed
+    for stage in count(1):
+        yield int(np.random.SeedSequence((seed, stage)).generate_state(1)[0])
+
+
 def _check_chain(stages: list[_Stage]) -> None:
     """Raise ValueError unless each stage takes what the one before it makes, of the same classes."""
-    for stage in stages[1:] or stages:
-        picture_shape(stage.experiment.condition)
     for small, large in pairwise(stages):
         made, taken = small.experiment.medium.shape, picture_shape(large.experiment.condition)
         if made != taken:

@@ -68,6 +68,19 @@ def test_a_file_is_made_larger_by_each_stage(runs, picture, tmp_path, capsys):
     assert arrays["level"].tolist() == [0.5] * 4 and np.abs(arrays["x"][0] - arrays["x"][1]).max() > 0.5
 
 
+def test_each_stage_has_noise_of_its_own(runs, tmp_path):
+    grey, first, second = (tmp_path / name for name in ("grey.png", "first.npz", "second.npz"))
+    Image.fromarray(np.full((4, 4), 128, np.uint8)).save(grey)
+    common = ["upscale", str(runs / "small"), str(grey), "--level", "0.2"]
+    main([*common, "--out", str(first)])
+    main([*common, "--then", str(runs / "large"), "--out", str(second)])
+    small, large = (np.load(path)["x"][0, :, :, 0] for path in (first, second))
+    pixels = np.rint((np.clip(small, -1, 1) + 1) * 127.5)
+    noise = large - 0.8 * (larger(pixels, 16) / 127.5 - 1)
+    # The first 64 numbers of a key are the same whatever the shape.
+    assert abs(np.corrcoef(small.ravel(), noise.ravel()[:64])[0, 1]) < 0.5 and 0.15 < noise.std() < 0.25
+
+
 def test_a_base_draws_what_is_made_larger(runs, tmp_path):
     out = tmp_path / "a.npz"
     then = ["--then", str(runs / "large")]
