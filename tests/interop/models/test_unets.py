@@ -8,6 +8,7 @@ import pytest
 import jaxdiff as jd
 from jaxdiff.interop.formats.keys import places
 from jaxdiff.interop.models.conditional_unets import control_config
+from jaxdiff.networks.configs import stable_diffusion_1, stable_diffusion_2, stable_diffusion_xl
 
 TINY = {
     "_class_name": "UNet2DConditionModel",
@@ -159,17 +160,21 @@ BASE = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("config", "count"),
-    [
-        (SD1, 859_520_964),
-        (SD1 | {"in_channels": 9}, 859_520_964 + 5 * 9 * 320),
-        (SD2 | {"upcast_attention": True}, 865_910_724),
-        (BASE, 2_567_463_684),
-        (control_config(SD1), 361_279_120),
-    ],
+    ("config", "network"),
+    [(SD1, stable_diffusion_1), (SD2 | {"upcast_attention": True}, stable_diffusion_2), (BASE, stable_diffusion_xl)],
 )
-def test_published_parameter_counts(config, count):
-    tree = jax.eval_shape(jd.interop.architecture(config).init, jax.random.key(0))
-    assert sum(math.prod(a.shape) for a in jax.tree.leaves(tree)) == count
+def test_published_configs_are_the_published_networks(config, network):
+    """Whose parameters are counted in `tests/networks/test_unet_conditional.py`."""
+    levels = len(config.get("block_out_channels", range(4)))
+    plain, inpainting = (jd.interop.architecture(config | {"in_channels": n}).init for n in (4, 9))
+    assert plain.args == (network(num_blocks=(2,) * levels, out_channels=4),)
+    assert inpainting.args == (network(num_blocks=(2,) * levels, out_channels=4, concat_channels=5),)
+    assert plain.keywords["x"].shape == inpainting.keywords["x"].shape == (1, *(2 ** (levels - 1),) * 2, 4)
+    assert inpainting.keywords["cond"]["concat"].shape[-1] == 5
+
+
+@pytest.mark.slow
+def test_the_published_parameter_count_of_a_controlnet():
+    tree = jax.eval_shape(jd.interop.architecture(control_config(SD1)).init, jax.random.key(0))
+    assert sum(math.prod(a.shape) for a in jax.tree.leaves(tree)) == 361_279_120
