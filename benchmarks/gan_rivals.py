@@ -16,11 +16,11 @@ from jaxdiff.media.classifier import FittedClassifier
 
 PROCESS = jd.processes.Flow()
 VELOCITY = jd.parameterize.time_scaled(jd.parameterize.velocity)  # the networks' sinusoids are made for hundreds
-DIRECT = jd.parameterize.time_scaled(jd.parameterize.x0)  # a generator's output is the example itself
 EMA = train.ema.warmup(0.999)
 CENTRES = np.stack(np.meshgrid(*2 * [np.arange(-2, 3)]), -1).reshape(-1, 2) / 2**0.5  # variance 1 in each coordinate
+BATCH = 64
 STD = 0.05 / 2 / 2**0.5  # of a mode: the usual 0.05 of a spacing of 2
-SIZE, CLASSES = 16, 10
+SIZE, CLASSES, COMPONENTS = 14, 10, 32  # of a picture, of which each channel has 32 principal components
 
 
 class Task(NamedTuple):
@@ -29,26 +29,24 @@ class Task(NamedTuple):
     Attributes:
         shape: of one example.
         examples: (key, data) -> a batch.
-        measure: (samples, real examples) -> {"covered": modes, "kl": ..., "recall": ..., ...}.
+        measure: (samples, real examples) -> {"covered": modes, "kl": ..., "quality": ..., "recall": ...}.
         modes: number of modes.
-        networks: (width) -> the network of a diffusion model or of a generator; a critic.
-        levels: the grid of diffusion's sampler, its solver, and its evaluations of the network.
-        updates: in one call; loops slow down the gradients of convolutions on a CPU.
+        sampler: the grid of diffusion's sampler, its solver, and its evaluations of the network.
         lr: of diffusion, of the student, and of the two players.
-        widths: of the diffusion model; of generator and critic, whose parameters together are as many.
+        widths: of the network of diffusion; of generator and critic, which together have as many parameters.
         penalty: R3GAN's gamma.
+        critic_scale: of the critic's input: between narrow modes a critic of plain coordinates learns nothing.
     """
 
     shape: tuple[int, ...]
     examples: Callable[[Array, Any], Array]
     measure: Callable[[np.ndarray, np.ndarray], dict]
     modes: int
-    networks: tuple[Callable[[int], Any], Callable[[int], Any]]
     sampler: tuple[jd.Level, Any, int]
-    updates: int
     lr: tuple[float, float, float]
     widths: tuple[int, int]
     penalty: float
+    critic_scale: float = 1.0
 
 
 class Phase(NamedTuple):
@@ -90,62 +88,86 @@ class Rival(NamedTuple):
 
 
 def grid_of_gaussians() -> Task:
-    """25 narrow Gaussians (Dumoulin et al. 2017; Srivastava et al. 2017)."""
+    """25 narrow Gaussians on a grid, as measured by Srivastava et al. 2017 (VEEGAN)."""
 
     def examples(key: Array, _: Any) -> Array:
         mode_key, eps_key = jax.random.split(key)
-        mode = jax.random.randint(mode_key, (256,), 0, len(CENTRES))
-        return jnp.asarray(CENTRES, jnp.float32)[mode] + STD * jax.random.normal(eps_key, (256, 2))
+        mode = jax.random.randint(mode_key, (BATCH,), 0, len(CENTRES))
+        return jnp.asarray(CENTRES, jnp.float32)[mode] + STD * jax.random.normal(eps_key, (BATCH, 2))
 
     return Task(
         shape=(2,),
         examples=examples,
         measure=measure_points,
         modes=len(CENTRES),
-        networks=(lambda width: networks.MLP(width=width), lambda width: networks.MLPCritic(width=width)),
         sampler=(jd.grids.by_time(PROCESS, 20), jd.solvers.heun(), 39),
-        updates=25,
         lr=(2e-3, 1e-3, 1e-3),
         widths=(64, 48),
-        penalty=0.1,
+        penalty=0.01,
+        critic_scale=4.0,
     )
 
 
-def stacked_clothes() -> Task:
-    """Three pictures in three channels, 1,000 combinations of classes, as stacked MNIST (Metz et al. 2017)."""
+def stacked_clothes(components: Components | None = None, classify: FittedClassifier | None = None) -> Task:
+    """Three pictures in three channels, 1,000 combinations of classes, like stacked MNIST (Metz et al. 2017).
 
-    def unet(width: int) -> Any:
-        widths = (width, 2 * width)
-        return networks.UNet(
-            widths, num_blocks=1, mid_attention=False, resample="pool", groups=8, patch_size=2, scale_shift=True
-        )
+    The networks see each channel's principal components: they are multilayer perceptrons, which learn in a minute.
+    """
 
-    def examples(key: Array, pictures: Array) -> Array:
-        return stacked(pictures, jax.random.randint(key, (64, 3), 0, len(pictures)))
+    def examples(key: Array, coefficients: Array) -> Array:
+        index = jax.random.randint(key, (BATCH, 3), 0, len(coefficients))
+        return coefficients[index].reshape(BATCH, 3 * COMPONENTS)
+
+    def measure(samples: np.ndarray, real: np.ndarray) -> dict:
+        assert components is not None and classify is not None
+        return measure_stacks(components.decode(samples), real, classify)
 
     return Task(
-        shape=(SIZE, SIZE, 3),
+        shape=(3 * COMPONENTS,),
         examples=examples,
-        measure=lambda samples, real: {},
+        measure=measure,
         modes=CLASSES**3,
-        networks=(unet, lambda width: networks.ConvCritic((width, 2 * width, 4 * width))),
-        sampler=(jd.grids.by_time(PROCESS, 16), jd.solvers.dpmpp_2m(), 16),
-        updates=1,
-        lr=(3e-3, 1e-3, 1e-3),
-        widths=(32, 24),
-        penalty=0.1,
+        sampler=(jd.grids.by_time(PROCESS, 16), jd.solvers.heun(), 31),
+        lr=(2e-3, 1e-3, 5e-4),
+        widths=(192, 144),
+        penalty=1.0,
     )
 
 
-def stacked(pictures: Any, index: Any) -> Any:
-    """Pictures [N, H, W] of an index [B, 3], as channels."""
-    return pictures[index].transpose(0, 2, 3, 1)
+class Components(NamedTuple):
+    """Principal components of pictures, all divided by the same number, so that their mean square is 1.
+
+    Attributes:
+        mean: picture, [H W].
+        basis: [H W, COMPONENTS].
+    """
+
+    mean: np.ndarray
+    basis: np.ndarray
+
+    @classmethod
+    def of(cls, pictures: np.ndarray) -> Components:
+        """Those of pictures [N, H, W]."""
+        flat = pictures.reshape(len(pictures), -1)
+        values, vectors = np.linalg.eigh(np.cov(flat, rowvar=False))
+        scale = np.sqrt(values[-COMPONENTS:].mean())
+        return cls(flat.mean(0), np.float32(scale * vectors[:, -COMPONENTS:]))
+
+    def encode(self, pictures: np.ndarray) -> np.ndarray:
+        """Pictures [N, H, W] as coefficients [N, COMPONENTS]."""
+        flat = pictures.reshape(len(pictures), -1) - self.mean
+        return flat @ self.basis / np.sum(self.basis**2, 0)
+
+    def decode(self, coefficients: np.ndarray) -> np.ndarray:
+        """Coefficients of three channels, [N, 3 COMPONENTS], as pictures [N, H, W, 3], clipped."""
+        flat = coefficients.reshape(-1, COMPONENTS) @ self.basis.T + self.mean
+        return np.clip(flat, -1, 1).reshape(-1, 3, SIZE, SIZE).transpose(0, 2, 3, 1)
 
 
 def clothes(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Fashion-MNIST, halved in size: pictures float32[N, 16, 16] in [-1, 1], and labels."""
+    """Fashion-MNIST, halved in size: pictures float32[N, 14, 14] in [-1, 1], and labels."""
     arrays = data.load_arrays(data.open_dataset("fashion_mnist", split))
-    x = np.pad(data.to_float(arrays["x"])[..., 0], ((0, 0), (2, 2), (2, 2)), constant_values=-1)
+    x = data.to_float(arrays["x"])
     return x.reshape(-1, SIZE, 2, SIZE, 2).mean((2, 4)), arrays["label"]
 
 
@@ -175,27 +197,23 @@ def nearest_modes(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return squares.argmin(1), squares.min(1) < (3 * STD) ** 2
 
 
-def measure_stacks(classify: FittedClassifier) -> Callable[[np.ndarray, np.ndarray], dict]:
-    """Combinations of classes that the classifier sees in at least one sample."""
+def measure_stacks(samples: np.ndarray, real: np.ndarray, classify: FittedClassifier) -> dict:
+    """Combinations of classes that the classifier sees in at least one of the pictures [N, H, W, 3]."""
 
     def seen(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        channels = np.clip(x, -1, 1).transpose(0, 3, 1, 2).reshape(-1, SIZE, SIZE, 1)
-        logits, features = classify(channels)
+        logits, features = classify(x.transpose(0, 3, 1, 2).reshape(-1, SIZE, SIZE, 1))
         return logits.argmax(1).reshape(-1, 3) @ [CLASSES**2, CLASSES, 1], features.reshape(len(x), -1)
 
-    def measure(samples: np.ndarray, real: np.ndarray) -> dict:
-        labels, features = seen(samples)
-        precision, recall = metrics.precision_recall(seen(real[:2000])[1], features[:2000])
-        covered, kl = metrics.mode_coverage(labels, CLASSES**3)
-        return {"covered": covered, "kl": kl, "quality": precision, "recall": recall}
-
-    return measure
+    labels, features = seen(samples)
+    precision, recall = metrics.precision_recall(seen(real[:2000])[1], features[:2000])
+    covered, kl = metrics.mode_coverage(labels, CLASSES**3)
+    return {"covered": covered, "kl": kl, "quality": precision, "recall": recall}
 
 
 def flow_matching(task: Task, share: float = 1.0) -> Rival:
     """Conditional flow matching (Lipman et al. 2022)."""
-    network, width = task.networks[0], task.widths[0]
-    apply = networks.as_apply(network(width))
+    network = networks.MLP(width=task.widths[0])
+    apply = networks.as_apply(network)
     levels, solver, evaluations = task.sampler
 
     def parts(lr: Any) -> tuple[Any, Any, Any]:
@@ -206,14 +224,14 @@ def flow_matching(task: Task, share: float = 1.0) -> Rival:
         denoise = jd.denoiser(apply, params, VELOCITY, {})
         return jd.sample(denoise, solver, levels, jd.noise.prior(levels, key, (n, *task.shape)), key)
 
-    start = lambda key, last: networks.init(network(width), key, jnp.zeros((1, *task.shape)))  # noqa: E731
+    start = lambda key, last: networks.init(network, key, jnp.zeros((1, *task.shape)))  # noqa: E731
     return Rival((Phase(share, task.lr[0], 0.0, start, parts),), draw, evaluations, ("loss",))
 
 
 def consistency(task: Task) -> Rival:
     """Flow matching for half of the seconds, then consistency distillation to one step (Song et al. 2023)."""
     first = flow_matching(task, 0.5)
-    apply = networks.as_apply(task.networks[0](task.widths[0]))
+    apply = networks.as_apply(networks.MLP(width=task.widths[0]))
 
     def parts(lr: Any) -> tuple[Any, Any, Any]:
         loss = distill.consistency(
@@ -231,12 +249,17 @@ def consistency(task: Task) -> Rival:
     return Rival((*first.phases, second), one_step(task, apply, VELOCITY), 1, ("loss",))
 
 
-def gan(task: Task, loss: distill.AdversarialLoss, penalty: float) -> Rival:
-    """A generator, the network of diffusion evaluated once at pure noise, and a critic, in turns."""
-    make, make_critic = (network(task.widths[1]) for network in task.networks)
-    apply, like = networks.as_apply(make), jnp.zeros((1, *task.shape))
-    generate = distill.few_step_generator(apply, DIRECT, jd.grids.by_time(PROCESS, 1))
-    losses = distill.gan(generate, networks.as_apply(make_critic), loss=loss, r1=penalty, r2=penalty)
+def gan(task: Task, penalty: float) -> Rival:
+    """R3GAN (Huang et al. 2024): a generator, the network of diffusion at pure noise, and a critic, in turns."""
+    generator, critic = (network(width=task.widths[1]) for network in (networks.MLP, networks.MLPCritic))
+    apply, like = networks.as_apply(generator), jnp.zeros((1, *task.shape))
+    generate = distill.few_step_generator(apply, VELOCITY, jd.grids.by_time(PROCESS, 1))
+    critic_apply = networks.as_apply(critic)
+
+    def logits(params: Any, x: Array, t: Array, cond: Any) -> Array:
+        return critic_apply(params, task.critic_scale * x, t, cond)
+
+    losses = distill.gan(generate, logits, r1=penalty, r2=penalty)
     turn = distill.alternate({"critic": 1, "generator": 1})
 
     def parts(lr: Any) -> tuple[Any, Any, Any]:
@@ -245,9 +268,9 @@ def gan(task: Task, loss: distill.AdversarialLoss, penalty: float) -> Rival:
 
     def start(key: Array, last: Any) -> dict:
         keys = jax.random.split(key)
-        return {"generator": networks.init(make, keys[0], like), "critic": networks.init(make_critic, keys[1], like)}
+        return {"generator": networks.init(generator, keys[0], like), "critic": networks.init(critic, keys[1], like)}
 
-    draw = one_step(task, apply, DIRECT)
+    draw = one_step(task, apply, VELOCITY)
     phase = Phase(1.0, task.lr[2], 0.1, start, parts, averaged=lambda params: {"generator": params["generator"]})
     return Rival(
         (phase,), lambda params, key, n: draw(params["generator"], key, n), 1, ("generator/loss", "critic/loss")
@@ -269,7 +292,6 @@ TASKS = {"gaussians": grid_of_gaussians, "stacked": stacked_clothes}
 RIVALS: dict[str, Callable[[Task], Rival]] = {
     "flow matching": flow_matching,
     "consistency": consistency,
-    "R3GAN": lambda task: gan(task, distill.relativistic, task.penalty),
-    "R3GAN, no penalty": lambda task: gan(task, distill.relativistic, 0.0),
-    "GAN of 2014": lambda task: gan(task, distill.softplus, 0.0),
+    "R3GAN": lambda task: gan(task, task.penalty),
+    "R3GAN, no penalty": lambda task: gan(task, 0.0),
 }

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gan_rivals as rivals
 import jax
@@ -17,6 +17,7 @@ from jaxdiff import train
 from jaxdiff.media.classifier import load_classifier
 
 SAMPLES, DRAWN = 10_000, 1000  # samples that are measured; in one call
+UPDATES = 20  # in one call
 WATCHED = 10  # times that a training is measured on its way
 WARMUP = 0.05  # share of a phase in which the learning rate rises
 
@@ -95,7 +96,7 @@ def _step(task: rivals.Task, phase: rivals.Phase) -> Callable[..., Any]:
         def body(state: Any, _: Any) -> Any:
             return update(state, {"x": task.examples(jax.random.fold_in(keys[1], state.step), data)}, frozen)
 
-        return body(state, None) if task.updates == 1 else jax.lax.scan(body, state, length=task.updates)
+        return jax.lax.scan(body, state, length=UPDATES)
 
     return step
 
@@ -105,35 +106,47 @@ def _rate(share: float, end: float) -> float:
     return min(1.0, share / WARMUP + 0.01) * (end + (1 - end) * 0.5 * (1 + np.cos(np.pi * min(1.0, share))))
 
 
+class Prepared(NamedTuple):
+    """A task, its training data, real examples as pictures or points, and samples as these."""
+
+    task: rivals.Task
+    data: Any
+    real: np.ndarray
+    decode: Callable[[np.ndarray], np.ndarray]
+
+
 @cache
-def _prepared(name: str, folder: Path) -> tuple[rivals.Task, Any, np.ndarray]:
-    """A task, its training data, and real examples that did not train."""
-    task = rivals.TASKS[name]()
+def _prepared(name: str, folder: Path) -> Prepared:
     if name == "gaussians":
-        real = jnp.concatenate([task.examples(jax.random.key(10**6 + i), None) for i in range(40)])
-        return task, None, np.asarray(real)
-    pictures, _ = rivals.clothes("test")
-    index = np.random.default_rng(0).integers(0, len(pictures), (SAMPLES, 3))
-    task = task._replace(measure=rivals.measure_stacks(load_classifier(folder / "judge.npz")))
-    return task, jnp.asarray(rivals.clothes("train")[0]), rivals.stacked(pictures, index)
+        task = rivals.grid_of_gaussians()
+        return Prepared(task, None, _examples(task, None, 10**6), lambda x: x)
+    pictures, held_out = (rivals.clothes(split)[0] for split in ("train", "test"))
+    components = rivals.Components.of(pictures)
+    task = rivals.stacked_clothes(components, load_classifier(folder / "judge.npz"))
+    index = np.random.default_rng(0).integers(0, len(held_out), (SAMPLES, 3))
+    return Prepared(
+        task, jnp.asarray(components.encode(pictures)), held_out[index].transpose(0, 2, 3, 1), components.decode
+    )
+
+
+def _examples(task: rivals.Task, data: Any, seed: int) -> np.ndarray:
+    """As many real examples as samples are measured."""
+    keys = jax.random.split(jax.random.key(seed), -(-SAMPLES // rivals.BATCH))
+    return np.concatenate([task.examples(key, data) for key in keys])[:SAMPLES]
 
 
 @cache
 def _program(name: str, rival: str, folder: Path) -> Program:
-    task, data, _ = _prepared(name, folder)
+    task, data, *_ = _prepared(name, folder)
     return Program(task, rivals.RIVALS[rival](task), data)
 
 
 def of_real(name: str, folder: Path) -> dict:
-    """What is measured of real examples, as many as samples: the best that these can reach."""
-    task, data, real = _prepared(name, folder)
-    if name == "gaussians":
-        x = np.concatenate([task.examples(jax.random.key(i), data) for i in range(40)])
-    else:
-        index = np.random.default_rng(1).integers(0, len(data), (SAMPLES, 3))
-        x = rivals.stacked(np.asarray(data), index)
-    np.save(folder / f"{name}-real.npy", x[:2000])
-    return task.measure(x[:SAMPLES], real)
+    """What is measured of real training examples, as many as samples: the best that these can reach."""
+    task, data, real, decode = _prepared(name, folder)
+    x = _examples(task, data, 0)
+    np.save(folder / f"{name}-real.npy", decode(x[:2000]))
+    return task.measure(x, real)
 
 
 def run(name: str, rival: str, factor: float, seed: int, *, seconds: float, folder: Path) -> dict:
@@ -141,7 +154,7 @@ def run(name: str, rival: str, factor: float, seed: int, *, seconds: float, fold
     fresh = _program.cache_info().misses
     program = _program(name, rival, folder)
     compiled = program.seconds if _program.cache_info().misses > fresh else 0.0
-    task, _, real = _prepared(name, folder)
+    task, _, real, decode = _prepared(name, folder)
 
     def watch(params: Any) -> float:
         return rivals.misplaced(program.samples(params, 2000, 10**4)[0])
@@ -153,5 +166,5 @@ def run(name: str, rival: str, factor: float, seed: int, *, seconds: float, fold
     out |= {"compile": compiled, "draw": took / DRAWN * 1000} | (task.measure(x, real) if finite else {})
     out["failed"] = not finite or out["covered"] < task.modes / 2 or out["recall"] < 0.2
     if seed == 0 and factor == 1 and finite:
-        np.save(folder / f"{name}-{rival}.npy", x[:2000])
+        np.save(folder / f"{name}-{rival}.npy", decode(x[:2000]))
     return out | {"trained": program.trained, "drawn": program.drawn}
