@@ -1,7 +1,7 @@
 """Metrics: pure functions of features that measure the fidelity and the coverage of samples."""
 
 from jaxdiff.metrics.classification import Accuracy, accuracy
-from jaxdiff.metrics.coverage import PrecisionRecall, precision_recall
+from jaxdiff.metrics.coverage import ModeCoverage, PrecisionRecall, mode_coverage, precision_recall
 from jaxdiff.metrics.distances import KernelDistance, frechet, kernel_distance
 from jaxdiff.metrics.fidelity import psnr, ssim
 from jaxdiff.metrics.report import evaluate, format_report
@@ -10,6 +10,7 @@ from jaxdiff.metrics.statistics import Statistics
 __all__ = [
     "Accuracy",
     "KernelDistance",
+    "ModeCoverage",
     "PrecisionRecall",
     "Statistics",
     "accuracy",
@@ -17,6 +18,7 @@ __all__ = [
     "format_report",
     "frechet",
     "kernel_distance",
+    "mode_coverage",
     "precision_recall",
     "psnr",
     "ssim",

@@ -1,4 +1,4 @@
-"""Precision and recall: shares of samples that look real, and of real data that samples cover."""
+"""Shares of samples that look real and of real data that samples cover, and the modes that samples hit."""
 
 from __future__ import annotations
 
@@ -43,6 +43,47 @@ def precision_recall(real, fake, *, k: int = 3) -> PrecisionRecall:
     centre = real.mean(0)  # |x|^2 + |y|^2 - 2 x.y loses fewest digits around the origin
     real, fake = real - centre, fake - centre
     return PrecisionRecall(_share_inside(fake, real, k), _share_inside(real, fake, k))
+
+
+class ModeCoverage(NamedTuple):
+    """How samples are distributed over the modes of data in which all modes are equally likely.
+
+    Attributes:
+        covered: number of modes with enough samples.
+        kl: KL(samples || uniform) of the histogram over modes, in nats, from 0 to log(modes).
+    """
+
+    covered: int
+    kl: float
+
+
+def mode_coverage(labels, modes: int, *, at_least: int = 1) -> ModeCoverage:
+    """Count the modes that samples hit, and compare their histogram with the uniform one (Metz et al. 2017).
+
+    arXiv:1611.02163. The divergence of N perfect samples is about (modes - 1) / (2 N), not 0: compare it with that of
+    as many real examples.
+
+    Args:
+        labels: int [N], the mode of each sample, in 0 .. modes - 1.
+        modes: number of modes.
+        at_least: number of samples that a mode needs to count as covered, >= 1.
+
+    Returns:
+        ModeCoverage(covered, kl).
+
+    Raises:
+        ValueError: there are no samples, labels are not integers in range, or modes or at_least is less than 1.
+    """
+    labels = np.asarray(labels)
+    if modes < 1 or at_least < 1:
+        raise ValueError(f"modes and at_least must be at least 1, got modes = {modes}, at_least = {at_least}")
+    if labels.ndim != 1 or not len(labels) or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"labels must be integers [N], N >= 1, got {labels.dtype} of shape {labels.shape}")
+    if labels.min() < 0 or labels.max() >= modes:
+        raise ValueError(f"labels must be in 0 .. {modes - 1}, got {labels.min()} .. {labels.max()}")
+    counts = np.bincount(labels, minlength=modes)
+    share = counts[counts > 0] / len(labels)
+    return ModeCoverage(int(np.sum(counts >= at_least)), float(np.sum(share * np.log(share * modes))))
 
 
 def _share_inside(points: np.ndarray, manifold: np.ndarray, k: int) -> float:

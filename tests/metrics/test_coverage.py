@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from jaxdiff.metrics import coverage, precision_recall
+from jaxdiff.metrics import coverage, mode_coverage, precision_recall
 
 
 def two_modes(n, seed, gap=50.0):
@@ -79,3 +79,35 @@ def test_wrong_arguments_are_refused():
         precision_recall(x, x[:, :1])
     with pytest.raises(ValueError, match="fake has values"):
         precision_recall(x, x + np.nan)
+
+
+def test_modes_that_are_hit():
+    labels = np.repeat(np.arange(25), 4)
+    assert mode_coverage(labels, 25) == (25, pytest.approx(0, abs=1e-12))
+    assert mode_coverage(np.full(7, 24), 25) == (1, pytest.approx(np.log(25)))
+    assert mode_coverage(np.repeat([0, 5, 9], 8), 12) == (3, pytest.approx(np.log(4)))  # a quarter, evenly
+    # Shares 3/4 and 1/4: KL(samples || uniform), not the other way around, which is 0.1438.
+    assert mode_coverage([0, 1, 0, 0], 2) == (2, pytest.approx(0.75 * np.log(1.5) + 0.25 * np.log(0.5)))
+
+
+def test_a_mode_needs_enough_samples():
+    labels = np.repeat([0, 1, 2], [1, 3, 4])
+    assert [mode_coverage(labels, 3, at_least=n).covered for n in (1, 2, 3, 4, 5)] == [3, 2, 2, 1, 0]
+
+
+def test_kl_of_finite_samples_is_as_documented():
+    draws = np.random.default_rng(0).integers(0, 100, (200, 2000))
+    assert np.mean([mode_coverage(draw, 100).kl for draw in draws]) == pytest.approx(99 / 4000, rel=0.05)
+
+
+def test_modes_that_do_not_exist_are_refused():
+    for labels in ([0, 3], [-1, 0]):
+        with pytest.raises(ValueError, match=r"in 0 \.\. 2"):
+            mode_coverage(labels, 3)
+    for labels in ([], [0.0, 1.0], [[0, 1]]):
+        with pytest.raises(ValueError, match="integers"):
+            mode_coverage(labels, 3)
+    with pytest.raises(ValueError, match="at least 1"):
+        mode_coverage([0], 0)
+    with pytest.raises(ValueError, match="at least 1"):
+        mode_coverage([0], 3, at_least=0)
