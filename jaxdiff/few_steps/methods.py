@@ -42,6 +42,11 @@ def progressive(teacher: Teacher, run: Run, steps: int) -> Method:
 
 def guidance(teacher: Teacher, run: Run, steps: int) -> Method:
     """Meng et al. 2023, stage one: half as many evaluations, in the teacher's own number of steps."""
+    if teacher.null_cond is None:
+        raise UserError(
+            "--method guidance distils the guidance of a model that was also trained without its condition, and "
+            f"{teacher.path} was not"
+        )
     network = teacher.network.clone(guidance_dim=64)
     loss = distill.guidance_distillation(
         networks.as_apply(network),

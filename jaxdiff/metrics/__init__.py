@@ -2,7 +2,7 @@
 
 from jaxdiff.metrics.classification import Accuracy, accuracy
 from jaxdiff.metrics.coverage import PrecisionRecall, precision_recall
-from jaxdiff.metrics.distances import KernelDistance, frechet, kernel_distance
+from jaxdiff.metrics.distances import KernelDistance, frechet, kernel_distance, sliced_wasserstein
 from jaxdiff.metrics.report import evaluate, format_report
 from jaxdiff.metrics.statistics import Statistics
 
@@ -17,4 +17,5 @@ __all__ = [
     "frechet",
     "kernel_distance",
     "precision_recall",
+    "sliced_wasserstein",
 ]

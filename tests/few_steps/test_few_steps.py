@@ -7,11 +7,13 @@ from typing import get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from jaxdiff import conditions, distill, few_steps, run, train
+from jaxdiff import conditions, distill, few_steps, run, sharding, train
 from jaxdiff.cli import main
 from jaxdiff.drawing import draw
+from jaxdiff.experiment import UserError
 from jaxdiff.options import Run
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -58,6 +60,47 @@ def test_each_method_begins_as_its_teacher_and_has_a_step(method, teacher):
     after, metrics = jax.eval_shape(update, state, batch, experiment.frozen_of_loss())
     assert jax.tree.map(lambda a: (a.shape, a.dtype), after) == jax.tree.map(lambda a: (a.shape, a.dtype), state)
     assert {"loss", "grad_norm", "skipped"} <= metrics.keys()
+
+
+@pytest.mark.parametrize("method", [name for name in few_steps.METHODS if name != "guidance"])
+def test_eight_devices_equal_one_and_a_restored_state_goes_on_to_the_bit(method, teacher, tmp_path, monkeypatch):
+    """Three updates, in which each player has its turn; the state is kept after the first."""
+    monkeypatch.setattr(sharding, "MIN_SHARDED_SIZE", 64)
+    original = few_steps.load_teacher(str(teacher), KNOBS)
+    chosen = few_steps.METHODS[method](original, KNOBS, 1)
+    experiment = few_steps.experiment_of(original, chosen, KNOBS, optimizer=lambda n: optax.sgd(0.1), steps=1)
+    part, x = experiment.training, np.random.default_rng(0).normal(size=(3, 8, 2)).astype(np.float32)
+    begin = jax.tree.map(np.array, experiment.model.pretrained())
+    options, ends = {"ema": part.ema, "averaged": part.averaged}, {}
+    for sizes in ((1, 1), (2, 4)):
+        mesh = train.make_mesh(*sizes, devices=jax.devices()[: sizes[0] * sizes[1]])
+        state = train.state_from_params(jax.tree.map(jnp.asarray, begin), part.optimizer, mesh, **options)
+        like, losses = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state), []
+        step = train.make_step(
+            part.loss, part.optimizer, key=jax.random.key(0), frozen=experiment.frozen_of_loss(mesh), given=part.given,
+            **options,
+        )  # fmt: skip
+        for i in range(3):
+            state, metrics = step(state, train.shard_batch({"x": x[i]}, mesh))
+            losses.append(float(metrics["loss"]))
+            if i == 0 and mesh.size > 1:
+                with train.Checkpointer(tmp_path) as checkpointer:
+                    checkpointer.save(state)
+        ends[mesh.size] = jax.tree.map(np.array, state), losses
+    with train.Checkpointer(tmp_path, read_only=True) as checkpointer:
+        state = checkpointer.restore(like)
+    for i in (1, 2):
+        state, _ = step(state, train.shard_batch({"x": x[i]}, mesh))
+    assert step.cache_size() == 1
+    (one, losses), (eight, sharded) = ends[1], ends[8]
+    jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.array, state), eight)
+    np.testing.assert_allclose(sharded, losses, rtol=1e-5)
+    for before, a, b in zip(
+        *(jax.tree.leaves(tree.params) for tree in (one._replace(params=begin), one, eight)), strict=True
+    ):
+        np.testing.assert_allclose(b - before, a - before, atol=1e-5 * (1 + np.abs(a - before).max()))
+    moved = [bool(np.any(a != b)) for a, b in zip(jax.tree.leaves(begin), jax.tree.leaves(one.params), strict=True)]
+    assert np.mean(moved) > 0.5
 
 
 @pytest.mark.parametrize("method", ["consistency", "mean_flow", "distribution_matching"])
@@ -141,3 +184,5 @@ def test_mistakes(teacher, tmp_path):
         student_of(teacher, "consistency", guidance=2.0)
     with pytest.raises(ValueError, match="holds no run"):
         student_of(tmp_path, "consistency")
+    with pytest.raises(UserError, match=r"--method guidance distils .* was not$"):
+        student_of(teacher, "guidance")
