@@ -1,9 +1,10 @@
 """Few-step models of densities of the plane: python benchmarks/few_steps_2d.py [--page docs/few_steps.md].
 
-Trains `experiments/toy2d.py` on each density and seed, and of it `experiments/few_steps.py` by each method. Measures the
-sliced Wasserstein distance of 10,000 samples of 1, 2 and 4 steps to as many fresh points of the density, beside that of
-the teacher's, and of two sets of points. Results are kept in the folder as they come, so that the same command goes on
-where it stopped; `--page` writes the table, and a picture of the paths from one noise to the samples of the first seed.
+Trains `experiments/toy2d.py` on each density and seed, and of it `experiments/few_steps.py` by each method. Measures
+the sliced Wasserstein distance of 10,000 samples of 1, 2 and 4 steps to as many fresh points of the density, next to
+that of the teacher and of two sets of points. Results are kept in the folder as they come, so that the same command
+goes on where it stopped; `--page` writes the table, and a picture of the paths from one noise to the samples of the
+first seed.
 """
 
 import argparse
