@@ -78,6 +78,14 @@ def new_state(experiment, data, fsdp):
     return mesh, state, lambda: train.make_step(part.loss, part.optimizer, key=jax.random.key(0), **options)
 
 
+def shaken(params):
+    """Other parameters in the same places: at its teacher's, a student has next to nothing to learn."""
+    rng = np.random.default_rng(1)
+    return jax.tree.map(
+        lambda a: jax.device_put(a + rng.normal(0, 0.2, a.shape).astype(np.float32), a.sharding), params
+    )
+
+
 @pytest.mark.parametrize("method", [name for name in few_steps.METHODS if name != "guidance"])
 def test_eight_devices_equal_one(method, teacher, monkeypatch):
     """The loss and the update by its gradient; of several players, those of all at once."""
@@ -95,13 +103,12 @@ def test_eight_devices_equal_one(method, teacher, monkeypatch):
         mesh, state, _ = new_state(experiment, *sizes)
         batch, frozen = train.shard_batch({"x": x}, mesh), experiment.frozen_of_loss(mesh)
         assert (mesh.size == 1) == all(leaf.is_fully_replicated for leaf in jax.tree.leaves(state.params))
-        found.append(jax.device_get(jax.jit(jax.value_and_grad(value))(state.params, state, frozen, batch)))
+        found.append(jax.device_get(jax.jit(jax.value_and_grad(value))(shaken(state.params), state, frozen, batch)))
     (one, gradient), (eight, sharded) = found
-    # Of differences of like numbers, where a student is as good as its teacher: rounding shows in the third digit.
-    np.testing.assert_allclose(eight, one, rtol=1e-2)
+    np.testing.assert_allclose(eight, one, rtol=1e-4)
     size = max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradient))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-2 * size), sharded, gradient)
-    assert np.mean([np.any(leaf != 0) for leaf in jax.tree.leaves(gradient)]) > 0.5
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * size), sharded, gradient)
+    assert np.mean([np.any(leaf != 0) for leaf in jax.tree.leaves(gradient)]) > 0.8
 
 
 @pytest.mark.parametrize("method", ["consistency", "distribution_matching"])
