@@ -107,9 +107,15 @@ def show(results: dict, folder: Path, page: Path) -> None:
             last = f"{seconds:.0f}" if seconds else ""
             lines.append(f"| {label} | {steps} | {' | '.join(cells)} | {ms:.1f} | {last} |")
     print("\n".join(lines))
-    text = page.read_text() if page.exists() else "<!-- table -->\n<!-- end -->\n"
-    head, rest = text.split("<!-- table -->\n")
-    page.write_text(head + "<!-- table -->\n" + "\n".join(lines) + "\n<!-- end -->" + rest.split("<!-- end -->")[1])
+    write_table(page, "table", lines)
+
+
+def write_table(page: Path, mark: str, lines: list[str]) -> None:
+    """Write a table between a mark and the next end."""
+    text = page.read_text() if page.exists() else f"<!-- {mark} -->\n<!-- end -->\n"
+    head, rest = text.split(f"<!-- {mark} -->\n")
+    after = rest.split("<!-- end -->", maxsplit=1)[1]
+    page.write_text(f"{head}<!-- {mark} -->\n" + "\n".join(lines) + "\n<!-- end -->" + after)
 
 
 def _cell(values: list[float], column: str) -> str:

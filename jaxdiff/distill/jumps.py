@@ -24,6 +24,7 @@ __all__ = [
     "average",
     "between",
     "check",
+    "derivative",
     "draw",
     "flow_step",
     "jump",
@@ -154,6 +155,20 @@ def velocity(process: Process, x: Array, x0: Array, t: Array) -> Array:
     """
     level, slope = jax.jvp(process, (t,), (jnp.ones_like(t),))
     return q_sample(*from_x0(x0, x, level), slope)
+
+
+def derivative(
+    f: Callable[..., Any], primals: tuple[Array, ...], tangents: tuple[Array, ...], difference: float | None
+) -> tuple[Any, Any]:
+    """f and its derivative along tangents, `jax.jvp`, or the central difference of +- `difference` along them.
+
+    The difference costs two evaluations, and is wrong by O(difference^2); no gradient should pass through it.
+    """
+    if difference is None:
+        return jax.jvp(f, primals, tangents)
+    at = lambda h: f(*jax.tree.map(lambda p, t: p + h * t, primals, tangents))  # noqa: E731
+    slope = jax.tree.map(lambda a, b: (a - b) / (2 * difference), at(difference), at(-difference))
+    return f(*primals), jax.lax.stop_gradient(slope)
 
 
 def average(context: Context) -> Params:

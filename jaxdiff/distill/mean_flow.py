@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxdiff.checks import concrete, describe, factory, is_traced
+from jaxdiff.checks import check_number, concrete, describe, factory, is_traced
 from jaxdiff.distill.base import Context, Distance, Teacher, TimePairs, split_inputs
 from jaxdiff.distill.distances import adaptive
-from jaxdiff.distill.jumps import check, draw
+from jaxdiff.distill.jumps import check, derivative, draw
 from jaxdiff.distill.sorted_pairs import sorted_pairs
 from jaxdiff.levels import from_x0, velocity
 from jaxdiff.parameterize import network_output, scalings, with_next_noise
@@ -30,6 +30,7 @@ def mean_flow(
     pairs: TimePairs | None = None,
     teacher: Teacher | None = None,
     improved: bool = False,
+    difference: float | None = None,
     distance: Distance | None = None,
     dropout: bool = False,
 ) -> Loss:
@@ -38,8 +39,9 @@ def mean_flow(
     The network is given both ends of the step, cond["next_noise"] the second. x_s = x_t - (t - s) u is a step of
     `solvers.flow_map`. At the minimum the loss is not 0, since v is the velocity of single examples, not their mean.
 
-    The derivative passes through the network's noise input: by `time_scaled(velocity, 1000)` it is up to 1000 times as
-    large as by `velocity`, so networks need embeddings that vary slowly.
+    The derivative passes through the network's noise input. A teacher that is given 1000 t, by `time_scaled(velocity)`,
+    is smooth only at a distance: most of its derivative is a ripple of the embedding, of which MeanFlow learns nothing.
+    Give the network t itself, or take the derivative as a `difference`.
 
     Args:
         apply: the network, (params, x, noise[B], cond) -> u.
@@ -49,6 +51,8 @@ def mean_flow(
         teacher: gives the velocity v of its probability flow; None: v = eps - x_0.
         improved: differentiate along the network's own velocity u(x, t, t), not along v, whose variance it lacks (Geng
             et al. 2025, "Improved Mean Flows", arXiv:2512.02012); costs one more evaluation.
+        difference: du/dt is the central difference between t + difference and t - difference, along the flow, for
+            networks whose derivative by the time is rough; costs one more evaluation. None is the derivative itself.
         distance: of the two velocities; None is `adaptive(1.0, 0.01)`.
         dropout: whether the network takes `key=` for dropout.
 
@@ -56,11 +60,13 @@ def mean_flow(
         the loss of ((params, Context), key, batch); metrics: "mse", of the velocity, with the noise of v.
 
     Raises:
-        ValueError: another process or prediction.
+        ValueError: another process or prediction; difference is not positive.
     """
     pairs = sorted_pairs(logit_normal(-0.4, 1.0), 0.75) if pairs is None else pairs
     check(apply, process, prediction, pairs)
     _check_flow(process, prediction)
+    if difference is not None:
+        check_number("difference", difference, low=1e-6)
     distance = adaptive(1.0, 0.01) if distance is None else distance
 
     def loss(inputs: tuple[Params, Context], key: Array, batch: Batch) -> tuple[Array, Metrics]:
@@ -77,7 +83,7 @@ def mean_flow(
         if teacher is not None:
             v = velocity(from_x0(teacher(context, step.cond)(x, step.cur), x, step.cur))
         along = jax.lax.stop_gradient(u(x, t, t)) if improved else v
-        mean, slope = jax.jvp(lambda x, t: u(x, t, s), (x, t), (along, jnp.ones_like(t)))
+        mean, slope = derivative(lambda x, t: u(x, t, s), (x, t), (along, jnp.ones_like(t)), difference)
         gap = (t - s).astype(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
         wanted = jax.lax.stop_gradient(v - gap * slope)
         each = distance(mean, wanted)

@@ -18,6 +18,7 @@ from jaxdiff.types import Loss
 __all__ = ["METHODS"]
 
 TEACHER_STEPS = 16  # of a teacher that takes steps itself
+DIFFERENCE = 0.02  # of times, for a derivative by them
 
 
 def progressive(teacher: Teacher, run: Run, steps: int) -> Method:
@@ -42,6 +43,11 @@ def progressive(teacher: Teacher, run: Run, steps: int) -> Method:
 
 def guidance(teacher: Teacher, run: Run, steps: int) -> Method:
     """Meng et al. 2023, stage one: half as many evaluations, in the teacher's own number of steps."""
+    if teacher.null_cond is None:
+        raise UserError(
+            "--method guidance distils the guidance of a model that was also trained without its condition, and "
+            f"{teacher.path} was not"
+        )
     network = teacher.network.clone(guidance_dim=64)
     loss = distill.guidance_distillation(
         networks.as_apply(network),
@@ -123,8 +129,13 @@ def shortcut(teacher: Teacher, run: Run, steps: int) -> Method:
 
 
 def mean_flow(teacher: Teacher, run: Run, steps: int) -> Method:
-    """Geng et al. 2025: the mean velocity of the teacher's guided flow."""
-    return _jumping(teacher, distill.mean_flow, pairs=_pairs(teacher), teacher=teacher.denoiser())
+    """Geng et al. 2025: the mean velocity of the teacher's guided flow.
+
+    The derivative is a difference, since those of teachers that are given 1000 t are rough.
+    """
+    return _jumping(
+        teacher, distill.mean_flow, pairs=_pairs(teacher), teacher=teacher.denoiser(), difference=DIFFERENCE
+    )
 
 
 def _pairs(teacher: Teacher) -> distill.TimePairs:

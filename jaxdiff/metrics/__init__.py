@@ -2,7 +2,7 @@
 
 from jaxdiff.metrics.classification import Accuracy, accuracy
 from jaxdiff.metrics.coverage import ModeCoverage, PrecisionRecall, mode_coverage, precision_recall
-from jaxdiff.metrics.distances import KernelDistance, frechet, kernel_distance
+from jaxdiff.metrics.distances import KernelDistance, frechet, kernel_distance, sliced_wasserstein
 from jaxdiff.metrics.fidelity import psnr, ssim
 from jaxdiff.metrics.report import evaluate, format_report
 from jaxdiff.metrics.statistics import Statistics
@@ -21,5 +21,6 @@ __all__ = [
     "mode_coverage",
     "precision_recall",
     "psnr",
+    "sliced_wasserstein",
     "ssim",
 ]

@@ -76,6 +76,29 @@ def test_the_derivative_passes_through_the_noise_input():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("x64")
+def test_a_difference_comes_to_the_derivative_and_does_not_see_a_ripple():
+    """Its error falls with the square; a ripple of the noise input, the steeper the faster, is all that jvp sees."""
+
+    def rippled(params, x, noise, cond):
+        return APPLY(params, x, noise, cond) + 1e-3 * jnp.sin(1e3 * noise)[:, None]
+
+    def loss(network, difference, prediction=VELOCITY):
+        given = {"pairs": fixed(T[:4], S[:4]), "distance": distill.squared, "difference": difference}
+        of = distill.mean_flow(network, FLOW, prediction, **given)
+        return jax.grad(lambda p: of((p, context()), KEY, nodes(4))[0])(ZERO + 0.1)
+
+    steps = (None, 0.1, 0.05)
+    smooth, rough = jax.jit(lambda: [[loss(n, h) for h in steps] for n in (APPLY, rippled)])()
+    off, half = (np.abs(np.asarray(g) - np.asarray(smooth[0])).max() for g in smooth[1:])
+    assert 1.8 < np.log2(off / half) < 2.2
+    apart = [np.abs(np.asarray(a) - np.asarray(b)).max() for a, b in zip(smooth, rough, strict=True)]
+    assert apart[0] > 0.1 and max(apart[1:]) < 0.03
+    with pytest.raises(ValueError, match="difference must be"):
+        distill.mean_flow(APPLY, FLOW, VELOCITY, difference=0.0)
+
+
+@pytest.mark.slow
 def test_sorted_pairs():
     pairs = distill.sorted_pairs(jd.times.logit_normal(-0.4, 1.0), 0.75)
     t, s, weight = jax.jit(lambda key: pairs(key, 4096, jnp.int32(0)))(KEY)

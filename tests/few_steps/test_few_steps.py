@@ -7,11 +7,14 @@ from typing import get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from helpers import tiny_points
 
-from jaxdiff import conditions, distill, few_steps, run, train
+from jaxdiff import conditions, distill, few_steps, run, sharding, train
 from jaxdiff.cli import main
 from jaxdiff.drawing import draw
+from jaxdiff.experiment import UserError
 from jaxdiff.options import Run
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -22,8 +25,7 @@ KNOBS = Run(steps=4, batch=8, lr=1e-3, preview_every=0)
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
     folder = tmp_path_factory.mktemp("teacher") / "run"
-    knobs = ["--steps", "20", "--batch", "16", "--width", "8", "--preview-every", "0"]
-    main(["train", str(EXPERIMENTS / "toy2d.py"), "--workdir", str(folder), *knobs])
+    main(["train", str(Path(tiny_points.__file__)), "--workdir", str(folder)])
     return folder
 
 
@@ -58,6 +60,80 @@ def test_each_method_begins_as_its_teacher_and_has_a_step(method, teacher):
     after, metrics = jax.eval_shape(update, state, batch, experiment.frozen_of_loss())
     assert jax.tree.map(lambda a: (a.shape, a.dtype), after) == jax.tree.map(lambda a: (a.shape, a.dtype), state)
     assert {"loss", "grad_norm", "skipped"} <= metrics.keys()
+
+
+def by_sgd(teacher, method):
+    """The experiment of a student whose updates are its gradients."""
+    original = few_steps.load_teacher(str(teacher), KNOBS)
+    chosen = few_steps.METHODS[method](original, KNOBS, 1)
+    return few_steps.experiment_of(original, chosen, KNOBS, optimizer=lambda n: optax.sgd(0.1), steps=1)
+
+
+def new_state(experiment, data, fsdp):
+    """A mesh, a state on it, and a function of it that makes the step."""
+    mesh, part = train.make_mesh(data, fsdp, devices=jax.devices()[: data * fsdp]), experiment.training
+    options = {"ema": part.ema, "averaged": part.averaged}
+    state = train.state_from_params(experiment.model.pretrained(), part.optimizer, mesh, **options)
+    options |= {"given": part.given, "frozen": experiment.frozen_of_loss(mesh)}
+    return mesh, state, lambda: train.make_step(part.loss, part.optimizer, key=jax.random.key(0), **options)
+
+
+def shaken(params):
+    """Other parameters in the same places: at its teacher's, a student has next to nothing to learn."""
+    rng = np.random.default_rng(1)
+    return jax.tree.map(
+        lambda a: jax.device_put(a + rng.normal(0, 0.2, a.shape).astype(np.float32), a.sharding), params
+    )
+
+
+@pytest.mark.parametrize("method", [name for name in few_steps.METHODS if name != "guidance"])
+def test_eight_devices_equal_one(method, teacher, monkeypatch):
+    """The loss and the update by its gradient; of several players, those of all at once."""
+    monkeypatch.setattr(sharding, "MIN_SHARDED_SIZE", 16)
+    experiment, found = by_sgd(teacher, method), []
+    part, x = experiment.training, np.random.default_rng(0).normal(size=(8, 2)).astype(np.float32)
+
+    def value(params, state, frozen, batch):
+        inputs = part.given(state, frozen)
+        if isinstance(inputs, tuple) and not isinstance(inputs, distill.Context):
+            inputs = ({name: jnp.bool_(True) for name in inputs[0]}, inputs[1])
+        return part.loss((params, inputs), jax.random.key(1), batch)[0]
+
+    for sizes in ((1, 1), (2, 4)):
+        mesh, state, _ = new_state(experiment, *sizes)
+        batch, frozen = train.shard_batch({"x": x}, mesh), experiment.frozen_of_loss(mesh)
+        assert (mesh.size == 1) == all(leaf.is_fully_replicated for leaf in jax.tree.leaves(state.params))
+        found.append(jax.device_get(jax.jit(jax.value_and_grad(value))(shaken(state.params), state, frozen, batch)))
+    (one, gradient), (eight, sharded) = found
+    np.testing.assert_allclose(eight, one, rtol=1e-4)
+    size = max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradient))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * size), sharded, gradient)
+    assert np.mean([np.any(leaf != 0) for leaf in jax.tree.leaves(gradient)]) > 0.8
+
+
+@pytest.mark.parametrize("method", ["consistency", "distribution_matching"])
+def test_a_run_on_eight_devices_goes_on_to_the_bit(method, teacher, tmp_path, monkeypatch):
+    """With an average as a part of the state, and with players, who all have their turn after the stop."""
+    monkeypatch.setattr(sharding, "MIN_SHARDED_SIZE", 16)
+    mesh, state, make = new_state(by_sgd(teacher, method), 2, 4)
+    like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state)
+    step = make()
+    batches = [train.shard_batch({"x": x}, mesh) for x in np.random.default_rng(0).normal(size=(4, 8, 2)).astype("f4")]
+    state, _ = step(state, batches[0])
+    with train.Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(state)
+    for batch in batches[1:]:
+        state, _ = step(state, batch)
+    with train.Checkpointer(tmp_path, read_only=True) as checkpointer:
+        restored = checkpointer.restore(like)
+    stopped = jax.device_get(restored.params)
+    for batch in batches[1:]:
+        restored, _ = step(restored, batch)
+    assert step.cache_size() == 1
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(restored), jax.device_get(state))
+    for name, part in restored.params.items() if method == "distribution_matching" else ():
+        pairs = zip(jax.tree.leaves(part), jax.tree.leaves(stopped[name]), strict=True)
+        assert any(np.any(a != b) for a, b in pairs)
 
 
 @pytest.mark.parametrize("method", ["consistency", "mean_flow", "distribution_matching"])
@@ -141,3 +217,5 @@ def test_mistakes(teacher, tmp_path):
         student_of(teacher, "consistency", guidance=2.0)
     with pytest.raises(ValueError, match="holds no run"):
         student_of(tmp_path, "consistency")
+    with pytest.raises(UserError, match=r"--method guidance distils .* was not$"):
+        student_of(teacher, "guidance")

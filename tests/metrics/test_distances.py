@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
+from scipy.optimize import linear_sum_assignment
 
-from jaxdiff.metrics import Statistics, frechet, kernel_distance
+from jaxdiff.metrics import Statistics, frechet, kernel_distance, sliced_wasserstein
 
 
 def exact(mean, covariance, n=1000):
@@ -103,6 +104,25 @@ def test_kernel_distance_is_seeded():
     assert kernel_distance(x, y, seed=1) != kernel_distance(x, y, seed=2)
 
 
+def test_sliced_wasserstein_of_numbers_is_the_best_pairing():
+    a, b = np.random.default_rng(0).normal(size=(2, 9, 1))
+    cost = (a - b.T) ** 2
+    best = np.sqrt(cost[linear_sum_assignment(cost)].mean())
+    assert sliced_wasserstein(a, b, directions=3) == pytest.approx(best, rel=1e-12)
+
+
+def test_sliced_wasserstein_in_closed_form():
+    """Each direction sees 1/D of the points on the axes, whose copies twice as far out are paired with them."""
+    axes, rng = np.concatenate([np.eye(3), -np.eye(3)]), np.random.default_rng(0)
+    assert sliced_wasserstein(axes, 2 * axes[rng.permutation(6)]) == pytest.approx(3**-0.5, rel=1e-12)
+    x, shift = rng.normal(size=(50, 3)), np.array([1.0, -2.0, 0.5])
+    # The mean over directions of (direction . d)^2 is |d|^2 / D, with a relative deviation below 2 / sqrt(directions).
+    want = np.linalg.norm(shift) / np.sqrt(3)
+    assert sliced_wasserstein(x, x + shift, directions=20_000) == pytest.approx(want, rel=0.02)
+    assert sliced_wasserstein(x, 2 * x, seed=1) != sliced_wasserstein(x, 2 * x, seed=2)
+    assert sliced_wasserstein(x, x[::-1]) == 0
+
+
 def test_wrong_arguments_are_refused():
     x = np.zeros((30, 3))
     with pytest.raises(ValueError, match="width 3 and 2"):
@@ -116,3 +136,8 @@ def test_wrong_arguments_are_refused():
         frechet(x[:1], x)
     with pytest.raises(ValueError, match="b has values"):
         kernel_distance(x, np.full((30, 3), np.inf))
+    for other in (x[:, :2], x[:9]):
+        with pytest.raises(ValueError, match=r"as many features .* got a of \(30, 3\)"):
+            sliced_wasserstein(x, other)
+    with pytest.raises(ValueError, match="directions must be at least 1, got 0"):
+        sliced_wasserstein(x, x, directions=0)
