@@ -28,7 +28,7 @@ sys.path.append(str(EXPERIMENT.parent))
 from toy2d import DENSITIES
 
 STEPS, TEACHER_STEPS = (1, 4), 40
-METHODS = ("progressive", "consistency", "semigroup", "shortcut", "reflow", "distribution_matching")
+METHODS = ("progressive", "consistency", "mean_flow", "semigroup", "shortcut", "reflow", "distribution_matching")
 # Trained for one number of steps; the others draw in any.
 OF_ONE_NUMBER = ("adversarial", "distribution_matching", "latent_adversarial", "progressive")
 TRAINED = {"teacher": {"width": 64, "preview_every": 0}, "student": {"steps": 1000, "batch": 256, "preview_every": 0}}
@@ -102,23 +102,29 @@ def draw(results: dict, names: list[str], case_of, picture: Path) -> None:
 
     lines = [(density, steps) for density in results for steps in STEPS]
     figure, panels = plt.subplots(
-        len(lines), len(names) + 1, figsize=(2 * (len(names) + 1), 2.2 * len(lines)), squeeze=False
+        len(lines),
+        len(names) + 1,
+        figsize=(2 * (len(names) + 1), 2.2 * len(lines)),
+        squeeze=False,
+        layout="constrained",
     )
     for (density, steps), across in zip(lines, panels, strict=True):
         case, by_name = case_of(density), next(iter(results[density].values()))
         first = (DATA, "") if steps == STEPS[0] else (TEACHER, TEACHER_STEPS)
         for panel, (name, n) in zip(across, [first, *((name, steps) for name in names)], strict=True):
+            if str(n) not in by_name.get(name, ()):
+                panel.set_axis_off()
+                continue
             kept = {"x": case.points[:SHOWN], "path": None} if name == DATA else np.load(case.kept(name, n))
             _panel(panel, fresh(density, 3000), kept["x"], kept["path"])
             title = "points" if name == DATA else f"{name.replace('_', ' ')}, {n} step{'s' if n > 1 else ''}"
             panel.set_title(f"{title}\n{by_name[name][str(n)]:.3f}", fontsize=7)
-    figure.tight_layout(pad=0.4)
     figure.savefig(picture, dpi=100)
 
 
 def _panel(panel, density: np.ndarray, x: np.ndarray, path: np.ndarray | None) -> None:
     size = 2.6
-    panel.hist2d(*density.T, bins=52, range=[[-size, size]] * 2, cmap="Greys", vmax=40)
+    panel.hist2d(*density.T, bins=52, range=[[-size, size]] * 2, cmap="Greys", alpha=0.4)
     if path is not None:
         for i in range(path.shape[1]):
             panel.plot(*path[:, i].T, color="tab:orange", linewidth=0.4, alpha=0.8)
@@ -132,35 +138,39 @@ def table(results: dict, names: list[str]) -> list[str]:
     lines = [f"| | {' | '.join(f'{density}, {steps} step' + 's' * (steps > 1) for density, steps in columns)} |"]
     lines += ["|---" * (len(columns) + 1) + "|"]
     for name in names:
-        cells = [_cell([found[name][str(steps)] for found in results[density].values()]) for density, steps in columns]
+        cells = [_cell(results[density], name, str(steps)) for density, steps in columns]
         lines.append(f"| {name if name == TEACHER else f'`{name}`'} | {' | '.join(cells)} |")
     for label, name, key in ((f"teacher, {TEACHER_STEPS} steps", TEACHER, str(TEACHER_STEPS)), (DATA, DATA, "")):
-        cells = [_cell([found[name][key] for found in results[density].values()]) for density in results]
+        cells = [_cell(results[density], name, key) for density in results]
         lines.append(f"| {label} | {' | '.join(cell + ' | ' * (len(STEPS) - 1) for cell in cells)} |")
     return lines
 
 
-def _cell(values: list[float]) -> str:
+def _cell(by_seed: dict, name: str, steps: str) -> str:
+    values = [found[name][steps] for found in by_seed.values() if name in found]
+    if not values:
+        return ""
     return f"{mean(values):.3f}" + (f" +- {stdev(values):.3f}" if len(values) > 1 else "")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", nargs="*", choices=sorted(few_steps.METHODS), default=METHODS)
+    parser.add_argument(
+        "--methods", nargs="*", choices=sorted(few_steps.METHODS), default=METHODS, help="none: write the page alone"
+    )
     parser.add_argument("--densities", nargs="+", choices=sorted(DENSITIES), default=["moons", "checkerboard"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--folder", type=Path, default=Path("runs/few_steps_2d"))
     parser.add_argument("--page", type=Path, help="a page whose table is written, and the picture beside it")
     arguments = parser.parse_args()
-    folder, names = arguments.folder.resolve(), [TEACHER, *arguments.methods]
-    results = {}
+    folder, results = arguments.folder.resolve(), {}
     for seed in arguments.seeds:
         for density in arguments.densities:
             case = Case(density, seed, folder)
             case.folder.mkdir(parents=True, exist_ok=True)
             path = case.folder / "results.json"
             found = json.loads(path.read_text()) if path.exists() else {}
-            for name in (DATA, *names):
+            for name in (DATA, TEACHER, *arguments.methods):
                 if name not in found:
                     begun = time.perf_counter()
                     found[name] = case.run(name)
@@ -168,6 +178,8 @@ def main() -> None:
                     print(density, seed, name, found[name], f"{time.perf_counter() - begun:.0f} s", flush=True)
                     jax.clear_caches()
             results.setdefault(density, {})[seed] = found
+    done = {name for by_seed in results.values() for found in by_seed.values() for name in found}
+    names = [TEACHER, *sorted(done - {DATA, TEACHER})]
     lines = table(results, names)
     print("\n".join(lines))
     if arguments.page:

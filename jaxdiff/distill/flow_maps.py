@@ -20,7 +20,18 @@ from jax import Array
 from jaxdiff.checks import factory
 from jaxdiff.distill.base import Context, Distance, Teacher, TimePairs, split_inputs
 from jaxdiff.distill.distances import squared
-from jaxdiff.distill.jumps import Step, between, check, draw, jump, two_jumps, two_time_denoiser, velocity
+from jaxdiff.distill.jumps import (
+    Step,
+    between,
+    check,
+    check_difference,
+    derivative,
+    draw,
+    jump,
+    two_jumps,
+    two_time_denoiser,
+    velocity,
+)
 from jaxdiff.parameterize import target
 from jaxdiff.processes.base import Process
 from jaxdiff.types import Apply, Batch, Loss, Metrics, Params, Prediction
@@ -87,6 +98,7 @@ def eulerian(
     *,
     pairs: TimePairs,
     teacher: Teacher | None = None,
+    difference: float | None = None,
     distance: Distance = squared,
     dropout: bool = False,
 ) -> Loss:
@@ -103,13 +115,19 @@ def eulerian(
         prediction: any.
         pairs: the times t and s, sigma > 0 at t; see `sorted_pairs`.
         teacher: the denoiser whose velocity b is; None: that of the data and its noise, whose mean is the flow's.
+        difference: take dPsi/dt as the central difference between t + difference and t - difference, as in `mean_flow`;
+            t - difference must be a time of the process with noise.
         distance: of the network's outputs.
         dropout: whether the network takes `key=` for dropout.
 
     Returns:
         the loss of ((params, Context), key, batch); no metrics.
+
+    Raises:
+        ValueError: difference is not positive.
     """
     check(apply, process, prediction, pairs)
+    check_difference(difference)
 
     def loss(inputs: tuple[Params, Context], key: Array, batch: Batch) -> tuple[Array, Metrics]:
         params, context = split_inputs(inputs)
@@ -123,7 +141,7 @@ def eulerian(
             return jump(x, x0_hat, cur, step.nxt), x0_hat
 
         along = velocity(process, step.x, x0, step.t), jnp.ones_like(step.t)
-        (_, x0_hat), (moved, _) = jax.jvp(end, (step.x, step.t), along)
+        (_, x0_hat), (moved, _) = derivative(end, (step.x, step.t), along, difference)
         # At s = t, dPsi/dt is the difference of the velocities of x0 and x0_hat, which is rate (x0 - x0_hat).
         cur, slope = (f.expand_to(step.x) for f in jax.jvp(process, (step.t,), along[1:]))
         rate = slope.alpha - cur.alpha * slope.sigma / cur.sigma

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff.checks import check_function
+from jaxdiff.checks import check_function, check_number
 from jaxdiff.distill.base import Context, TimePairs
 from jaxdiff.levels import Level, from_x0, q_sample
 from jaxdiff.losses import split_batch
@@ -24,6 +24,7 @@ __all__ = [
     "average",
     "between",
     "check",
+    "check_difference",
     "derivative",
     "draw",
     "flow_step",
@@ -155,6 +156,12 @@ def velocity(process: Process, x: Array, x0: Array, t: Array) -> Array:
     """
     level, slope = jax.jvp(process, (t,), (jnp.ones_like(t),))
     return q_sample(*from_x0(x0, x, level), slope)
+
+
+def check_difference(difference: float | None) -> None:
+    """Raise ValueError unless a difference is None or a positive number."""
+    if difference is not None:
+        check_number("difference", difference, low=1e-6)
 
 
 def derivative(

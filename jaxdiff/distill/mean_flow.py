@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxdiff.checks import check_number, concrete, describe, factory, is_traced
+from jaxdiff.checks import concrete, describe, factory, is_traced
 from jaxdiff.distill.base import Context, Distance, Teacher, TimePairs, split_inputs
 from jaxdiff.distill.distances import adaptive
-from jaxdiff.distill.jumps import check, derivative, draw
+from jaxdiff.distill.jumps import check, check_difference, derivative, draw
 from jaxdiff.distill.sorted_pairs import sorted_pairs
 from jaxdiff.levels import from_x0, velocity
 from jaxdiff.parameterize import network_output, scalings, with_next_noise
@@ -65,8 +65,7 @@ def mean_flow(
     pairs = sorted_pairs(logit_normal(-0.4, 1.0), 0.75) if pairs is None else pairs
     check(apply, process, prediction, pairs)
     _check_flow(process, prediction)
-    if difference is not None:
-        check_number("difference", difference, low=1e-6)
+    check_difference(difference)
     distance = adaptive(1.0, 0.01) if distance is None else distance
 
     def loss(inputs: tuple[Params, Context], key: Array, batch: Batch) -> tuple[Array, Metrics]:

@@ -77,15 +77,16 @@ def test_the_derivative_passes_through_the_noise_input():
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("x64")
-def test_a_difference_comes_to_the_derivative_and_does_not_see_a_ripple():
+@pytest.mark.parametrize("make", [distill.mean_flow, distill.eulerian])
+def test_a_difference_comes_to_the_derivative_and_does_not_see_a_ripple(make):
     """Its error falls with the square; a ripple of the noise input, the steeper the faster, is all that jvp sees."""
 
     def rippled(params, x, noise, cond):
         return APPLY(params, x, noise, cond) + 1e-3 * jnp.sin(1e3 * noise)[:, None]
 
-    def loss(network, difference, prediction=VELOCITY):
+    def loss(network, difference):
         given = {"pairs": fixed(T[:4], S[:4]), "distance": distill.squared, "difference": difference}
-        of = distill.mean_flow(network, FLOW, prediction, **given)
+        of = make(network, FLOW, VELOCITY, **given)
         return jax.grad(lambda p: of((p, context()), KEY, nodes(4))[0])(ZERO + 0.1)
 
     steps = (None, 0.1, 0.05)
@@ -95,7 +96,7 @@ def test_a_difference_comes_to_the_derivative_and_does_not_see_a_ripple():
     apart = [np.abs(np.asarray(a) - np.asarray(b)).max() for a, b in zip(smooth, rough, strict=True)]
     assert apart[0] > 0.1 and max(apart[1:]) < 0.03
     with pytest.raises(ValueError, match="difference must be"):
-        distill.mean_flow(APPLY, FLOW, VELOCITY, difference=0.0)
+        make(APPLY, FLOW, VELOCITY, pairs=fixed(T, S), difference=0.0)
 
 
 @pytest.mark.slow

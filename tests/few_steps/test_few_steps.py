@@ -62,48 +62,34 @@ def test_each_method_begins_as_its_teacher_and_has_a_step(method, teacher):
     assert {"loss", "grad_norm", "skipped"} <= metrics.keys()
 
 
-def by_sgd(teacher, method):
-    """The experiment of a student whose updates are its gradients."""
-    original = few_steps.load_teacher(str(teacher), KNOBS)
-    chosen = few_steps.METHODS[method](original, KNOBS, 1)
-    return few_steps.experiment_of(original, chosen, KNOBS, optimizer=lambda n: optax.sgd(0.1), steps=1)
-
-
-def new_state(experiment, data, fsdp):
-    """A mesh, a state on it, and a function of it that makes the step."""
-    mesh, part = train.make_mesh(data, fsdp, devices=jax.devices()[: data * fsdp]), experiment.training
-    options = {"ema": part.ema, "averaged": part.averaged}
-    state = train.state_from_params(experiment.model.pretrained(), part.optimizer, mesh, **options)
-    options |= {"given": part.given, "frozen": experiment.frozen_of_loss(mesh)}
-    return mesh, state, lambda: train.make_step(part.loss, part.optimizer, key=jax.random.key(0), **options)
-
-
 def shaken(params):
-    """Other parameters in the same places: at its teacher's, a student has next to nothing to learn."""
+    """Other parameters: at its teacher's, a student has next to nothing to learn."""
     rng = np.random.default_rng(1)
-    return jax.tree.map(
-        lambda a: jax.device_put(a + rng.normal(0, 0.2, a.shape).astype(np.float32), a.sharding), params
-    )
+    return jax.tree.map(lambda a: np.asarray(a) + rng.normal(0, 0.2, a.shape).astype(np.float32), params)
 
 
 @pytest.mark.parametrize("method", [name for name in few_steps.METHODS if name != "guidance"])
 def test_eight_devices_equal_one(method, teacher, monkeypatch):
-    """The loss and the update by its gradient; of several players, those of all at once."""
+    """The loss and its gradient; of several players, those of all at once."""
     monkeypatch.setattr(sharding, "MIN_SHARDED_SIZE", 16)
-    experiment, found = by_sgd(teacher, method), []
-    part, x = experiment.training, np.random.default_rng(0).normal(size=(8, 2)).astype(np.float32)
+    experiment, found = student_of(teacher, method), []
+    begin, frozen = shaken(experiment.model.pretrained()), experiment.frozen_of_loss()
+    x = np.random.default_rng(0).normal(size=(8, 2)).astype(np.float32)
 
-    def value(params, state, frozen, batch):
-        inputs = part.given(state, frozen)
-        if isinstance(inputs, tuple) and not isinstance(inputs, distill.Context):
-            inputs = ({name: jnp.bool_(True) for name in inputs[0]}, inputs[1])
-        return part.loss((params, inputs), jax.random.key(1), batch)[0]
+    @jax.jit
+    @jax.value_and_grad
+    def loss(params, frozen, batch):
+        average = (params, params) if method == "progressive" else params
+        inputs = distill.Context(jnp.int32(1), jax.lax.stop_gradient(average), frozen)
+        if experiment.training.averaged is not None:  # several players
+            inputs = dict.fromkeys(params, jnp.bool_(True)), inputs
+        return experiment.training.loss((params, inputs), jax.random.key(1), batch)[0]
 
-    for sizes in ((1, 1), (2, 4)):
-        mesh, state, _ = new_state(experiment, *sizes)
-        batch, frozen = train.shard_batch({"x": x}, mesh), experiment.frozen_of_loss(mesh)
-        assert (mesh.size == 1) == all(leaf.is_fully_replicated for leaf in jax.tree.leaves(state.params))
-        found.append(jax.device_get(jax.jit(jax.value_and_grad(value))(shaken(state.params), state, frozen, batch)))
+    for data, fsdp in ((1, 1), (2, 4)):
+        mesh = train.make_mesh(data, fsdp, devices=jax.devices()[: data * fsdp])
+        params, given = (jax.device_put(tree, sharding.shard_params(tree, mesh)) for tree in (begin, frozen))
+        assert (mesh.size == 1) == all(leaf.is_fully_replicated for leaf in jax.tree.leaves(params))
+        found.append(jax.device_get(loss(params, given, train.shard_batch({"x": x}, mesh))))
     (one, gradient), (eight, sharded) = found
     np.testing.assert_allclose(eight, one, rtol=1e-4)
     size = max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradient))
@@ -115,9 +101,15 @@ def test_eight_devices_equal_one(method, teacher, monkeypatch):
 def test_a_run_on_eight_devices_goes_on_to_the_bit(method, teacher, tmp_path, monkeypatch):
     """With an average as a part of the state, and with players, who all have their turn after the stop."""
     monkeypatch.setattr(sharding, "MIN_SHARDED_SIZE", 16)
-    mesh, state, make = new_state(by_sgd(teacher, method), 2, 4)
+    original, mesh = few_steps.load_teacher(str(teacher), KNOBS), train.make_mesh(2, 4)
+    chosen = few_steps.METHODS[method](original, KNOBS, 1)
+    experiment = few_steps.experiment_of(original, chosen, KNOBS, optimizer=lambda n: optax.sgd(0.1), steps=1)
+    part = experiment.training
+    options = {"ema": part.ema, "averaged": part.averaged}
+    state = train.state_from_params(experiment.model.pretrained(), part.optimizer, mesh, **options)
     like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state)
-    step = make()
+    options |= {"given": part.given, "frozen": experiment.frozen_of_loss(mesh)}
+    step = train.make_step(part.loss, part.optimizer, key=jax.random.key(0), **options)
     batches = [train.shard_batch({"x": x}, mesh) for x in np.random.default_rng(0).normal(size=(4, 8, 2)).astype("f4")]
     state, _ = step(state, batches[0])
     with train.Checkpointer(tmp_path) as checkpointer:
