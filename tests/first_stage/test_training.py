@@ -127,7 +127,7 @@ def test_commands_take_it_and_what_it_wrote_trains_on(tmp_path, capsys, monkeypa
 
     @jax.jit
     def both(params, x):
-        mean, std = loaded.apply.encode(params, x)
+        mean, _ = loaded.apply.encode(params, x)
         return loaded.apply.decode(params, mean), *loaded.apply.posterior(params, x)
 
     x, _, _ = both(loaded.params, arrays["original"])
