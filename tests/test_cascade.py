@@ -124,6 +124,11 @@ def test_the_conditions_of_guidance_have_the_same_noise(tiny):
         for each in (True, False)
     )
     np.testing.assert_allclose(with_it, without, atol=1e-5)
+    # It is not the noise that the sampler begins with, which a step of a network that answers with it leaves.
+    begun = replace(guided.model, apply=lambda params, x, noise, cond: x)
+    start = sampler(begun, guided.sampling, guided.condition, guided.medium, guided=False)(PARAMS, keys, cond, 1.0)
+    eps = (without - 0.6 * np.stack([larger(255 * picture, 8) for picture in cond["hint"]])) / 0.4
+    assert np.std(start) > 0.8 and abs(np.corrcoef(eps.ravel(), np.ravel(start))[0, 1]) < 0.35
 
 
 @pytest.mark.slow
