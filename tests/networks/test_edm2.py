@@ -15,14 +15,26 @@ LABEL = {"label": jax.ShapeDtypeStruct((1,), jnp.int32)}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "size, millions", [("xs", 125), ("s", 280), ("m", 498), ("l", 777), ("xl", 1119), ("xxl", 1523)]
-)
-def test_published_parameter_counts(size, millions):
-    module, x = networks.edm2(size), jax.ShapeDtypeStruct((1, 64, 64, 4), jnp.float32)
-    tree = jax.eval_shape(lambda key: networks.init(module, key, x, LABEL), jax.random.key(0))
-    # Trained with its uncertainty, whose 128 weights are not counted in millions; frequencies are buffers there.
-    assert round(sum(a.size for a in jax.tree.leaves(tree)) / 1e6) == millions
+def test_published_parameter_counts():
+    """Trained with its uncertainty, whose 128 weights are not counted in millions; frequencies are buffers there."""
+    x = jax.ShapeDtypeStruct((1, 64, 64, 4), jnp.float32)
+
+    def count(size):
+        module = networks.edm2(size)
+        tree = jax.eval_shape(lambda key: networks.init(module, key, x, LABEL), jax.random.key(0))
+        return sum(a.size for a in jax.tree.leaves(tree))
+
+    published = {"xs": 125, "s": 280, "m": 498, "l": 777, "xl": 1119, "xxl": 1523}
+    modules = {size: networks.edm2(size) for size in published}
+    width = {size: module.widths[0] for size, module in modules.items()}
+    # But for their width they are one network (and dropout, which has no parameters), so that the count is a
+    # polynomial of the second degree in it: three sizes give all.
+    one = modules["xs"]
+    assert all(m.widths == tuple(w * width[size] // 128 for w in one.widths) for size, m in modules.items())
+    assert all(m.clone(widths=one.widths, dropout=one.dropout) == one for m in modules.values())
+    some = ("xs", "m", "xxl")
+    polynomial = np.polyfit([width[size] / 128 for size in some], [count(size) for size in some], 2)
+    assert {size: round(np.polyval(polynomial, width[size] / 128) / 1e6) for size in published} == published
 
 
 def test_unknown_size():
