@@ -72,7 +72,7 @@ def test_start_from_copies_and_casts():
     flux = {
         "time_text_embed.guidance_embedder": {n: {"kernel": jnp.full((2, 2), 5.0)} for n in ("linear_1", "linear_2")}
     }
-    teacher = {"conv": {"kernel": jnp.full((2, 3), 2, jnp.bfloat16)}, "norm": {"scale": jnp.full(3, 3.0)}}
+    teacher = {"conv": {"kernel": jnp.full((2, 3), 2, jnp.bfloat16)}, "norm": {"scale": jnp.full(3, 3.0, jnp.float32)}}
     start = start_from(tree(**new, **scale, **flux), teacher)
     want = {"conv": {"kernel": np.full((2, 3), 2)}, "norm": {"scale": np.full(3, 3)}} | new | scale
     want |= {
@@ -83,7 +83,7 @@ def test_start_from_copies_and_casts():
     }
     jax.tree.map(np.testing.assert_array_equal, start, want)
     assert all(a.dtype == jnp.float32 for a in jax.tree.leaves(start))
-    # A train step may reuse the student's buffers: they are not the teacher's.
+    # A train step may reuse the student's buffers: they are not the teacher's (a weak type would be copied anyhow).
     ours, theirs = (params["norm"]["scale"].unsafe_buffer_pointer() for params in (start, teacher))
     assert ours != theirs
 
