@@ -45,7 +45,7 @@ def experiment(
         condition.encoded(model.apply),
         process,
         velocity,
-        times=jd.times.logit_normal(),
+        times=jd.times.stratified(),  # what a caption says of places and colours is decided at the highest noise levels
         null_cond=condition.null,
         cond_dropout=cond_dropout,
     )
