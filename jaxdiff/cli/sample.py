@@ -45,7 +45,7 @@ def command(
     Args:
         run: the run's folder, or a text-to-image directory or file.
         num: how many; by default as in a preview, or one of each prompt.
-        label: a class's name or number, a prompt's or a picture's number; by default all.
+        label: a class's name, or a number; by default all.
         guidance: scale, 1 is off; by default the usual one.
         guidance_fn: of jaxdiff.guidance, such as apg(eta=0.5), or FILE.py:NAME.
         solver: of jaxdiff.solvers, such as ddim(eta=1.0), or FILE.py:NAME; for a prompt a scheduler of diffusers.
@@ -59,7 +59,7 @@ def command(
         prompt: what they show; several prompts take turns.
         prompts: file of prompts, one a line.
         negative: what they keep away from.
-        size: height and width of a prompt's pictures; by default the network's own.
+        size: height and width for a prompt; by default the network's.
         base: directory with what a file lacks.
         variant: weights' variant, such as fp16.
         mesh: devices as data=4,fsdp=2,sequence=2; data takes those that are left.
