@@ -161,19 +161,18 @@ def test_directories_of_stable_diffusion_and_flux(tmp_path, capsys, monkeypatch)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "true")
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
-    sd, flux = "stable-diffusion-v1-5", tiny_pipeline.write_flux(tmp_path / "flux")
+    sd, flux = "stable-diffusion-v1-5", "FLUX.1-dev"
     tiny_pipeline.write(tmp_path / sd)
-    of_flux = [(flux, "a cat", "--steps", 2, "--size", 8, 12), (flux, "--vary", 2, "--remix", "a dog", "--num", 1)]
-    afresh(*of_page(sd), *of_flux, devices=1)
-    history = read_history("fox/history.json")
-    assert (history.size, history.steps, history.guidance) == ((8, 8), 50, 7.5)
-    assert [p.scale for p in history.pictures] == [1] * 4 + [2] and history.picture(5).parent == 3
-    assert Image.open("fox/1-4.png").size == (4 * 10 - 2, 8) and Image.open("fox/5.png").size == (16, 16)
-    assert read_history("imagine/history.json").guidance == 3.5 and Image.open("imagine/5.png").size == (12, 8)
-    held = [pixels(path) for path in ("fox/5.png", "imagine/5.png")]
-    for folder in ("fox", "imagine"):
-        shutil.rmtree(Path(folder, "x0"))
-    said = afresh((sd, "--again", 5, "--out", "fox"), (flux, "--again", 5), devices=1)
-    assert said.count("picture 5 is the one that was drawn first, bit for bit") == 2
-    for path, before in zip(("fox/5.png", "imagine/5.png"), held, strict=True):
-        np.testing.assert_array_equal(pixels(path), before)
+    tiny_pipeline.write_flux(tmp_path / flux)
+    words, upscale = of_page(flux)
+    afresh(*of_page(sd), [*words, "--steps", 2, "--size", 8, 12], upscale, devices=1)
+    of_sd, of_flux = (read_history(f"{folder}/history.json") for folder in ("fox", "imagine"))
+    assert (of_sd.size, of_sd.steps, of_sd.guidance) == ((8, 8), 50, 7.5)
+    assert (of_flux.size, of_flux.steps, of_flux.guidance) == ((8, 12), 2, 3.5)
+    assert [p.scale for p in of_flux.pictures] == [1] * 4 + [2] and of_flux.picture(5).parent == 3
+    assert Image.open("fox/1-4.png").size == (4 * 10 - 2, 8) and Image.open("imagine/5.png").size == (24, 16)
+    grown = pixels("imagine/5.png")
+    shutil.rmtree("imagine/x0")
+    said = afresh((flux, "--again", 5), devices=1)
+    assert said.count("picture 5 is the one that was drawn first, bit for bit") == 1
+    np.testing.assert_array_equal(pixels("imagine/5.png"), grown)
