@@ -62,7 +62,7 @@ def command(
         size: height and width for a prompt; by default the network's.
         base: directory with what a file lacks.
         variant: weights' variant, such as fp16.
-        mesh: devices as data=4,fsdp=2,sequence=2; data takes those that are left.
+        mesh: devices as data=4,fsdp=2,sequence=2; data takes those left.
         trust: execute the run's program even if others can write it.
     """
     of_prompt, where = is_pipeline(run), parse_mesh(mesh)

@@ -23,7 +23,7 @@ class Architecture:
         Help("of a new network: kl has a Gaussian posterior, vq a codebook."),
     ] = "kl"
     widths: Annotated[
-        tuple[int, ...], Help("of a new network: channels by level; each further level halves the image.")
+        tuple[Count, ...], Help("of a new network: channels by level; each further level halves the image.")
     ] = (32, 64, 64)
     num_blocks: Annotated[Count, Help("of a new network: residual blocks per level of the encoder.")] = 1
     latent_channels: Annotated[Count, Help("of a new network.")] = 4

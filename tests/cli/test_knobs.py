@@ -54,6 +54,8 @@ def test_every_range_is_looked_at():
         if "Range" not in str(kind):
             continue
         inner = next(k for k in get_args(kind) if k is not type(None)) if optional(kind) else kind
+        if get_origin(inner) is Annotated and get_origin(get_args(inner)[0]) is tuple:  # with its help
+            inner = get_args(inner)[0]
         parts = [each for each in get_args(inner) if each is not Ellipsis] if get_origin(inner) is tuple else []
         knobs.checked(name, kind, tuple(5 for _ in parts) if parts else 5)
         for value in (-1, 2**70 if kind is Seed else -5):
