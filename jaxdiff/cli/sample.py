@@ -53,7 +53,7 @@ def command(
         steps: number of steps; by default the run's or the usual one.
         seed: sample i depends on the seed and i alone.
         batch: samples at a time; by default as in a preview, or 4.
-        params: averaged or last parameters; by default the average.
+        params: averaged or last ones; by default ema.
         ema: length of another average, made of the run's snapshots.
         out: FILE.png for one picture, FILE.npz for arrays, or a folder.
         prompt: what they show; several prompts take turns.
@@ -63,7 +63,7 @@ def command(
         base: directory with what a file lacks.
         variant: weights' variant, such as fp16.
         mesh: devices as data=4,fsdp=2,sequence=2; data takes those left.
-        trust: execute the run's program even if others can write it.
+        trust: execute a program that others can write.
     """
     of_prompt, where = is_pipeline(run), parse_mesh(mesh)
     if out is None:
