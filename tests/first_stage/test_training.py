@@ -15,7 +15,6 @@ from jaxdiff.autoencoders import Codec
 from jaxdiff.cli import main
 from jaxdiff.first_stage import Architecture
 from jaxdiff.interop.sources import read_fields
-from jaxdiff.networks.efficientnet import EfficientNetLite0
 
 FILE = Path(__file__).parents[2] / "experiments" / "autoencoder.py"
 TINY = {"widths": (8,), "latent_channels": 2, "size": 12, "critic_layers": 1, "critic_channels": 16}
@@ -90,15 +89,20 @@ def test_eight_devices_are_as_good(late):
 
 def test_a_codebook_and_equivariance_and_features_are_part_of_the_update(monkeypatch):
     """Traced alone: the state keeps its shape, and the metrics are there."""
-    monkeypatch.setattr("jaxdiff.first_stage.perceptual.is_installed", lambda: True)
-    made = experiment(form="vq", codes=16, equivariance=0.5, perceptual="efficientnet", size=16)
+
+    def apply(params, a, b):
+        assert a.shape[-1] == b.shape[-1] == 3  # grey images as RGB
+        return params * jnp.mean(jnp.square(a - b), axis=(1, 2, 3))
+
+    stand_in = first_stage.Perceptual(apply, lambda: jnp.float32(2))
+    monkeypatch.setattr("jaxdiff.first_stage.parts.perceptual_of", lambda objective: stand_in)
+    made = experiment(form="vq", codes=16, equivariance=0.5, perceptual="efficientnet")
     part = made.training
     options = {"ema": part.ema, "averaged": part.averaged}
     update = train.make_update(part.loss, part.optimizer, key=jax.random.key(0), given=part.given, **options)
     state = jax.eval_shape(lambda key: train.new_state(made.model.init(key), part.optimizer, **options), KEY)
-    network = EfficientNetLite0()
-    frozen = {"perceptual": jax.eval_shape(network.init, KEY, jnp.zeros((1, 32, 32, 3)))["params"]}
-    after, metrics = jax.eval_shape(update, state, {"x": jax.ShapeDtypeStruct((8, 16, 16, 1), jnp.float32)}, frozen)
+    batch = {"x": jax.ShapeDtypeStruct((8, 12, 12, 1), jnp.float32)}
+    after, metrics = jax.eval_shape(update, state, batch, made.frozen_of_loss())
     assert jax.tree.map(lambda a: (a.shape, a.dtype), after) == jax.tree.map(lambda a: (a.shape, a.dtype), state)
     names = {"codebook", "perplexity", "distance", "equivariance", "critic", "weight"}
     assert {f"autoencoder/{name}" for name in names} <= metrics.keys() and "critic/real" in metrics
