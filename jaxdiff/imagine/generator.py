@@ -141,7 +141,12 @@ def of_experiment(
         params: its parameters, e.g. from `run.parameters`.
         solver: name of the solver, for the history, where it is not the experiment's own.
         mesh: where the parameters lie.
+
+    Raises:
+        UserError: the model does not denoise.
     """
+    if experiment.model.generate is not None:
+        raise UserError("imagine draws by noising and denoising, and this run's network makes its examples in one call")
     merged = experiment.model.merge_frozen(params)
 
     def stage(scale: int) -> Stage:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff import data, first_stage, interop, run, train
+from jaxdiff import data, first_stage, imagine, interop, run, train
 from jaxdiff.autoencoders import Codec
 from jaxdiff.cli import main
 from jaxdiff.first_stage import Architecture
@@ -192,5 +192,7 @@ def test_a_model_denoises_or_makes_examples_in_one_call():
         replace(made.model, process=lambda t: t)
     with pytest.raises(ValueError, match=r"model.apply must be a function, got None"):
         replace(made.model, generate=None)
+    with pytest.raises(ValueError, match="imagine draws by noising and denoising"):
+        imagine.of_experiment(made, {})
     assert made.guidance == 1 and isinstance(first_stage.open_origin(Architecture(), (4, 4, 1)).codec, Codec)
     assert jnp.ndim(jax.eval_shape(made.model.init, jax.random.key(0))["autoencoder"]["log_variance"]) == 0
