@@ -1,5 +1,7 @@
 """Emoji from words in minutes on two cores: a U-Net with cross-attention to a text encoder that learns with it."""
 
+from typing import Any
+
 import jaxdiff as jd
 from jaxdiff import data, media, models, networks, text, text_encoders, train, training
 from jaxdiff.experiment import Experiment, Sampling, compute_dtype
@@ -49,7 +51,10 @@ def experiment(
         null_cond=condition.null,
         cond_dropout=cond_dropout,
     )
-    optimizer = train.muon(run.lr, warmup_steps=min(50, run.steps // 10), steps=run.steps, schedule="cosine")
+    rates: Any = {"warmup_steps": min(50, run.steps // 10), "steps": run.steps, "schedule": "cosine"}
+    optimizer = train.muon(run.lr, **rates)
+    if of_text.init is not None:  # by Muon a small transformer forgets which word is which
+        optimizer = train.by_part({"network": optimizer, "text": train.adamw(run.lr / 8, **rates)})
     sampling = Sampling(lambda n: jd.grids.by_time(process, n), jd.solvers.dpmpp_2m(), steps=16, guidance=3.0)
     composed = isinstance(emoji, data.Compositions)
     medium = media.compositions(core=emoji.core) if composed else media.images(emoji.shape, preview=20, captions=True)

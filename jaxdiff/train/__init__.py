@@ -7,7 +7,7 @@ from jaxdiff.train.goodput import Goodput
 from jaxdiff.train.knobs import check_knobs, has_knobs, read_knobs, write_knobs
 from jaxdiff.train.log import LineFile, jsonl_logger
 from jaxdiff.train.loop import fit
-from jaxdiff.train.optimizer import adafactor, adamw, muon, restarting, skip_spikes, with_projection
+from jaxdiff.train.optimizer import adafactor, adamw, by_part, muon, restarting, skip_spikes, with_projection
 from jaxdiff.train.players import Game, Player, players
 from jaxdiff.train.snapshots import Snapshots
 from jaxdiff.train.state import TrainState, ema_params, init_state, new_state, state_from_params, state_shapes
@@ -25,6 +25,7 @@ __all__ = [
     "Watchdog",
     "adafactor",
     "adamw",
+    "by_part",
     "check_knobs",
     "combine",
     "ema_params",

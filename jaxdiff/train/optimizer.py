@@ -1,6 +1,6 @@
 """The usual optimizers of diffusion models, composed from optax."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -230,6 +230,24 @@ class Restarts(NamedTuple):
 
     made: jax.Array  # int32 scalar: number of updates so far
     inner: Any
+
+
+def by_part(optimizers: Mapping[str, optax.GradientTransformation]) -> optax.GradientTransformation:
+    """Train each part of the parameters by an optimizer of its own, e.g. a network and its text encoder.
+
+    Args:
+        optimizers: name at the top of the parameters' tree -> an optax optimizer.
+
+    Raises:
+        ValueError: (in the optimizer's init) the parameters have other parts.
+    """
+
+    def labels(params: Any) -> Any:
+        if sorted(params) != sorted(optimizers):
+            raise ValueError(f"the optimizers are of {sorted(optimizers)}, and the parameters have {sorted(params)}")
+        return {name: jax.tree.map(lambda _: name, part) for name, part in params.items()}
+
+    return optax.partition(dict(optimizers), labels)
 
 
 def restarting(optimizer: optax.GradientTransformation, every: int) -> optax.GradientTransformation:

@@ -159,6 +159,17 @@ def test_times_that_refuse_everything(times):
         skip_spikes(optax.sgd(1.0), times)
 
 
+def test_each_part_has_its_own():
+    params = {"network": {"w": jnp.ones(2)}, "text": {"a": {"w": jnp.ones(3)}}}
+    optimizer = train.by_part({"network": optax.sgd(0.5), "text": optax.sgd(0.25)})
+    updates, _ = optimizer.update(jax.tree.map(jnp.ones_like, params), optimizer.init(params), params)
+    chex.assert_trees_all_equal(
+        updates, {"network": {"w": jnp.full(2, -0.5)}, "text": {"a": {"w": jnp.full(3, -0.25)}}}
+    )
+    with pytest.raises(ValueError, match=r"are of \['network', 'text'\], and the parameters have \['network'\]"):
+        optimizer.init({"network": params["network"]})
+
+
 def test_a_restarting_optimizer_is_a_new_one_at_each_stage():
     """Momentum and schedule: bit for bit what a new optimizer does with each stage's gradients."""
     gradients = [0.5, -0.2, 1.5, 0.1, 0.3, -0.7, 0.4]
