@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxdiff import trees
 from jaxdiff.train.muon import kinds, scale_by_muon
 
 Schedule = Literal["constant", "cosine", "linear", "inverse_sqrt"]
@@ -245,7 +246,7 @@ def by_part(optimizers: Mapping[str, optax.GradientTransformation]) -> optax.Gra
     def labels(params: Any) -> Any:
         if sorted(params) != sorted(optimizers):
             raise ValueError(f"the optimizers are of {sorted(optimizers)}, and the parameters have {sorted(params)}")
-        return {name: jax.tree.map(lambda _: name, part) for name, part in params.items()}
+        return jax.tree.map_with_path(lambda path, _: trees.keys(path)[0], params)
 
     return optax.partition(dict(optimizers), labels)
 
