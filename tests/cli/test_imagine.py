@@ -148,7 +148,7 @@ def test_mistakes_leave_the_history_as_it_was(run, tmp_path, capsys, monkeypatch
     def broken(*args):
         raise OSError(28, "No space left on device", "1-4.png")
 
-    monkeypatch.setattr("jaxdiff.media.files._write", broken)
+    monkeypatch.setattr("jaxdiff.media.files.write_pixels", broken)
     with pytest.raises(SystemExit) as stop:
         imagine(run, "--vary", 1, "--out", out)
     assert stop.value.code == 5
