@@ -253,6 +253,7 @@ def test_areas_are_averaged():
     np.testing.assert_allclose(objects.scaled(x, 12), fine.reshape(12, 8, 12, 8, 4).mean((1, 3)))
 
 
+@pytest.mark.slow
 def test_true_pictures_are_judged_right_and_others_not(held_out):
     seen = compositions.draw(5, count=90)
     c = compositions.Composition(*map(np.concatenate, zip(seen, compositions.select(held_out, slice(60)), strict=True)))

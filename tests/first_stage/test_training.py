@@ -93,6 +93,7 @@ def test_eight_devices_are_as_good(late):
     assert largest(late[-1][0].params["critic"], many[-1][0].params["critic"]) < 1e-3
 
 
+@pytest.mark.slow
 def test_a_codebook_and_equivariance_and_features_are_part_of_the_update(monkeypatch):
     """Traced alone: the state keeps its shape, and the metrics are there."""
 
