@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff.checks import check_number, factory
-from jaxdiff.distill.base import Context, TimePairs, like_null, split_inputs
+from jaxdiff.checks import check_function, check_number, factory
+from jaxdiff.distill.base import Context, Guided, TimePairs, like_null, split_inputs
 from jaxdiff.distill.distances import squared
-from jaxdiff.distill.jumps import Step, average, check, draw, two_jumps, two_time_denoiser
+from jaxdiff.distill.jumps import average, check, draw, two_jumps, two_time_denoiser
 from jaxdiff.guidance import drop_condition
-from jaxdiff.guidance.base import guide
 from jaxdiff.levels import Level
 from jaxdiff.parameterize import target
 from jaxdiff.processes.base import Process, time_range
-from jaxdiff.types import Apply, Batch, Cond, FlowMap, Loss, Metrics, Params, Prediction
+from jaxdiff.types import Apply, Batch, FlowMap, Loss, Metrics, Params, Prediction
 
 __all__ = ["shortcut"]
 
@@ -32,8 +29,8 @@ def shortcut(
     *,
     steps: int = 128,
     share: float = 0.25,
+    guide: Guided | None = None,
     null_cond: Any = None,
-    scale: float | Array | None = None,
     cond_dropout: float = 0.0,
     dropout: bool = False,
 ) -> Loss:
@@ -53,8 +50,9 @@ def shortcut(
         prediction: any; the paper's is `velocity`.
         steps: N, a power of 2.
         share: probability that an example has a d > 1/N.
-        null_cond: the null condition, for `scale` and `cond_dropout`: like the condition, with leading axis 1.
-        scale: of the classifier-free guidance of the two steps of 1/N, which larger steps inherit; 1 and None are off.
+        guide: (conditional, unconditional denoiser) -> denoiser, the guidance of the two steps of 1/N, which larger
+            steps inherit, e.g. `lambda c, u: guidance.cfg(c, u, 2.0)`; None: no guidance.
+        null_cond: the null condition, for `guide` and `cond_dropout`: like the condition, with leading axis 1.
         cond_dropout: probability of replacing an example's condition by the null condition, where d = 1/N.
         dropout: whether the network takes `key=` for dropout; all calls have the same mask.
 
@@ -66,7 +64,7 @@ def shortcut(
         ValueError: steps is no power of 2 above 1, share or cond_dropout lies outside [0, 1], the null condition is
             missing, a process has no noisiest time; from the loss, there is no average.
     """
-    _check(steps, share, null_cond, scale, cond_dropout)
+    _check(steps, share, null_cond, guide, cond_dropout)
     start, end = time_range(process)
     pairs = _powers(start, end, steps, share)
     check(apply, process, prediction, pairs)
@@ -81,9 +79,11 @@ def shortcut(
             rate = jnp.where(half, 0, cond_dropout)
             step = step._replace(cond=drop_condition(step.more, step.cond, null_cond, rate))
 
-        scales = None if scale is None else jnp.where(size < 3 * smallest, jnp.asarray(scale, size.dtype), 1)
         network = lambda params, step: two_time_denoiser(apply, params, prediction, step, dropout=dropout)  # noqa: E731
-        target_of = _guided(partial(network, average(context)), step, null_cond, scales)
+        target_of = network(average(context), step)
+        if guide is not None:
+            null_of = network(average(context), step._replace(cond=like_null(step.cond, null_cond)))
+            target_of = _guided(guide, target_of, null_of, size < 3 * smallest)
         both = two_jumps(target_of, step.x, step.cur, process((step.t + step.s) / 2), step.nxt)
         x0 = jax.lax.stop_gradient(jnp.where(_like(half, step.x), both, step.x0))
         x0_hat = network(params, step)(step.x, step.cur, step.nxt)
@@ -110,16 +110,12 @@ def _powers(start: float, end: float, steps: int, share: float) -> TimePairs:
     return pairs
 
 
-def _guided(network: Callable[[Step], FlowMap], step: Step, null_cond: Cond, scales: Array | None) -> FlowMap:
-    """The network guided by each example's scale; None: as it is."""
-    cond = network(step)
-    if scales is None:
-        return cond
-    null = like_null(step.cond, null_cond)
-    uncond = network(step._replace(cond=null))
+def _guided(guide: Guided, cond: FlowMap, uncond: FlowMap, chosen: Array) -> FlowMap:
+    """A network's jumps, guided for the chosen examples."""
 
     def guided(x: Array, cur: Level, nxt: Level) -> Array:
-        return guide(cond(x, cur, nxt), uncond(x, cur, nxt), _like(scales, x).astype(x.dtype))
+        denoise = guide(*(lambda x, cur, jump=jump: jump(x, cur, nxt) for jump in (cond, uncond)))
+        return jnp.where(_like(chosen, x), denoise(x, cur), cond(x, cur, nxt))
 
     return guided
 
@@ -133,12 +129,12 @@ def _mean(mse: Array, chosen: Array) -> Array:
     return jnp.sum(jnp.where(chosen, mse, 0)) / count
 
 
-def _check(steps: int, share: float, null_cond: Any, scale: Any, cond_dropout: float) -> None:
+def _check(steps: int, share: float, null_cond: Any, guide: Any, cond_dropout: float) -> None:
     if not isinstance(steps, int) or steps < 2 or steps & (steps - 1):
         raise ValueError(f"steps must be a power of 2, at least 2, since each step is made of two halves, got {steps}")
     check_number("share", share, low=0.0, high=1.0)
     check_number("cond_dropout", cond_dropout, low=0.0, high=1.0)
-    if scale is not None:
-        check_number("scale", scale)
-    if null_cond is None and (scale is not None or cond_dropout > 0):
-        raise ValueError("scale and cond_dropout need null_cond, the condition of the unconditional network")
+    if guide is not None:
+        check_function("guide", guide, "(cond, uncond) -> denoiser")
+    if null_cond is None and (guide is not None or cond_dropout > 0):
+        raise ValueError("guide and cond_dropout need null_cond, the condition of the unconditional network")

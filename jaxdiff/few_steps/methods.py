@@ -124,7 +124,7 @@ def _jumping(original: Teacher, make: Callable[..., Loss], **options: Any) -> Me
 
 def shortcut(teacher: Teacher, run: Run, steps: int) -> Method:
     """Frans et al. 2024: steps of 1/32, and of twice, four times, ... that length, with the guidance inherited."""
-    guided = {} if teacher.guidance == 1 else {"null_cond": teacher.null_cond, "scale": teacher.guidance}
+    guided = {} if teacher.guidance == 1 else {"null_cond": teacher.null_cond, "guide": teacher.guide}
     return _jumping(teacher, distill.shortcut, steps=32, share=0.5, **guided)
 
 

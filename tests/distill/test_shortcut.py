@@ -117,12 +117,13 @@ def test_guidance_enters_at_the_smallest_steps_only():
     guided = [params[n][1, -1] + scale * (params[n][0, -1] - params[n][1, -1]) for n in "AB"]
     params = composed(params, 0, N, guided)
     batch = nodes(512) | {"label": jnp.zeros(512, int)}
-    loss = distill.shortcut(table, FLOW, VELOCITY, steps=N, share=0.75, null_cond=null, scale=scale)
+    guide = lambda c, u: jd.guidance.cfg(c, u, scale)  # noqa: E731
+    loss = distill.shortcut(table, FLOW, VELOCITY, steps=N, share=0.75, null_cond=null, guide=guide)
     jax.tree.map(lambda g: np.testing.assert_allclose(g, 0, atol=1e-10), run(loss, params, batch=batch)[1])
     plain = distill.shortcut(table, FLOW, VELOCITY, steps=N, share=0.75)
     assert np.abs(run(plain, params, batch=batch)[1]["A"]).max() > 1e-2
     # With condition dropout the null class learns the smallest steps, and those alone.
-    dropped = distill.shortcut(table, FLOW, VELOCITY, steps=N, share=0.5, null_cond=null, scale=scale, cond_dropout=0.5)
+    dropped = distill.shortcut(table, FLOW, VELOCITY, steps=N, share=0.5, null_cond=null, guide=guide, cond_dropout=0.5)
     grad = run(dropped, jax.tree.map(lambda a: a + 0.1, params), batch=batch)[1]
     assert np.all(grad["A"][1, -1, :N] != 0) and not grad["A"][1, :-1].any() and np.all(grad["A"][0, -1, :N] != 0)
 
@@ -161,7 +162,7 @@ def test_on_another_process_the_exact_denoiser_and_exact_halves_are_a_minimum():
         ({"steps": 6}, "power of 2, at least 2, .* got 6"),
         ({"steps": 1}, "got 1"),
         ({"share": 1.5}, "share must be a finite number in"),
-        ({"scale": 2.0}, "need null_cond"),
+        ({"guide": lambda cond, uncond: cond}, "need null_cond"),
         ({"cond_dropout": 0.1}, "need null_cond"),
         ({"cond_dropout": -0.1}, "cond_dropout must be"),
     ],
