@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -136,8 +137,10 @@ def _find(
     elif name in known:
         function = known[name]
     else:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise ValueError(
-            f"unknown {kind} {name!r}; there are: {', '.join(sorted(known))}, and FILE.py:NAME for your own"
+            f"unknown {kind} {name!r}{hint}; there are: {', '.join(sorted(known))}, and FILE.py:NAME for your own"
         )
     allowed = inspect.signature(function).parameters
     unknown = sorted(arguments.keys() - allowed.keys())

@@ -6,7 +6,7 @@ of `distill.reflow`); all other entries are the condition, passed to the network
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -229,8 +229,10 @@ def split_batch(batch: Batch, key: Array) -> tuple[Array, Array, Batch]:
         (x0 [B, ...], eps, like x0, condition).
 
     Raises:
-        ValueError: there is no "x", it is not floating-point, or "eps" has another shape.
+        ValueError: it is no dict, there is no "x", it is not floating-point, or "eps" has another shape.
     """
+    if not isinstance(batch, Mapping):
+        raise ValueError(f'a batch is a dict with the data under "x", got {type(batch).__name__}')
     if "x" not in batch:
         raise ValueError(f'a batch holds the data under "x", got the entries {sorted(batch)}')
     x0 = batch["x"]

@@ -26,7 +26,7 @@ from jaxdiff.signals import Signals
 from jaxdiff.train.lock import hold
 from jaxdiff.train.log import EVENTS, METRICS
 
-__all__ = ["draw", "evaluate", "load", "load_run", "parameters", "train"]
+__all__ = ["check_shapes", "draw", "evaluate", "load", "load_run", "parameters", "train"]
 
 # Seconds: longer than a step of the largest networks, shorter than a night. A process that hangs alone costs no others.
 HANG_TIMEOUT, HANG_TIMEOUT_ALONE = 900.0, 3600.0
@@ -147,7 +147,7 @@ class _Training:
             if checkpointer.latest() is not None:
                 return None
         params = training.load_params(other, "ema", mesh=self.mesh)
-        _check_shapes(params, shapes.params, other)
+        check_shapes(params, shapes.params, other)
         return params
 
     def first_state(
@@ -178,7 +178,7 @@ class _Training:
         )
 
 
-def _check_shapes(params: Any, expected: Any, where: Path) -> None:
+def check_shapes(params: Any, expected: Any, where: Path) -> None:
     """Raise ValueError unless the parameters of another run have the names and shapes of this one's."""
     got, want = ({name: x.shape for name, x in trees.flatten(tree).items()} for tree in (params, expected))
     for path in sorted(got.keys() | want.keys()):

@@ -42,7 +42,7 @@ def test_the_pages_solver_is_found_and_of_its_order(mine):
 
 def test_mistakes_say_what_is_allowed(mine, tmp_path):
     for name, words in (
-        ("dpm2m", r"unknown solver 'dpm2m'; there are: .*dpmpp_2m.*FILE\.py:NAME"),
+        ("dpm2m", r"unknown solver 'dpm2m' \(did you mean 'dpm_2'\?\); there are: .*dpmpp_2m.*FILE\.py:NAME"),
         (f"{mine}:ab3", r"no function `ab3\(\.\.\.\)` that returns a jaxdiff\.solvers\.Solver"),
         (f"{tmp_path}/other.py:ab2", r"other\.py is no Python file; its folder has: .*mine\.py"),
         (f"{mine}:from_x0", r"from_x0 is called without x0, .*from_x0\(x0=VALUE\), or give defaults"),
@@ -88,7 +88,10 @@ def test_functions_of_a_file(tmp_path):
     assert hooks.guide(f"{path}:away")(x0_of(1.0), x0_of(3.0), 2.0)(jnp.ones((1, 2)), level).tolist() == [[7.0, 7.0]]
     for call, words in (
         (lambda: hooks.grid(f"{path}:odd", flow)(3), r"odd must return levels, a jaxdiff\.Level, got 3"),
-        (lambda: hooks.grid("by_tim", flow), r"unknown grid 'by_tim'; there are: beta, .*by_time.*FILE\.py:NAME"),
+        (
+            lambda: hooks.grid("by_tim", flow),
+            r"unknown grid 'by_tim' \(did you mean 'by_time'\?\); there are: beta, .*by_time.*FILE\.py:NAME",
+        ),
         (lambda: hooks.grid("by_time(stat=1)", flow), r"by_time has no argument 'stat'; it takes \(process"),
         (lambda: hooks.grid("karras(sigma_min=0.1)", flow), "karras is called without sigma_max: write karras"),
         (lambda: hooks.guide("interval"), r"unknown guidance 'interval'; there are: apg, cfg, cfg_zero_star, and"),

@@ -11,6 +11,7 @@ from jaxdiff.cli.places import try_file
 from jaxdiff.drawing import evaluate, parameters
 from jaxdiff.hooks import change_sampling
 from jaxdiff.options import Count, Seed
+from jaxdiff.pretrained import open_run
 from jaxdiff.recipe import load_run
 from jaxdiff.sharding import parse_mesh
 
@@ -51,7 +52,7 @@ def command(
     try_file(run / "eval.json", "a run's")
     where = parse_mesh(mesh)
     experiment = change_sampling(
-        load_run(run, mesh=where, trust=trust),
+        load_run(open_run(run), mesh=where, trust=trust),
         guidance=guidance, guidance_fn=guidance_fn, solver=solver, grid=grid, steps=steps,
     )  # fmt: skip
     trained = parameters(experiment, run, params, mesh=where)

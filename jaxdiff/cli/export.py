@@ -15,6 +15,7 @@ from jaxdiff.drawing import parameters
 from jaxdiff.export import export_sampler, flat_weights, for_export, signature, write_program
 from jaxdiff.hooks import change_sampling
 from jaxdiff.options import Count
+from jaxdiff.pretrained import open_run
 from jaxdiff.progress import busy
 from jaxdiff.recipe import load_run
 from jaxdiff.storage import replacing
@@ -63,7 +64,7 @@ def command(
         try_file(path, "--out")
     with for_export(dtype), busy(f"lowering for {platforms}"):
         experiment = change_sampling(
-            load_run(run, trust=trust), guidance_fn=guidance_fn, solver=solver, grid=grid, steps=steps
+            load_run(open_run(run), trust=trust), guidance_fn=guidance_fn, solver=solver, grid=grid, steps=steps
         )
         trained = parameters(experiment, run, params)
         exported = export_sampler(

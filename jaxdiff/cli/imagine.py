@@ -19,6 +19,7 @@ from jaxdiff.imagine import Drawn, Generator, History
 from jaxdiff.media import Samples
 from jaxdiff.media.files import save_npz
 from jaxdiff.options import Count, Seed
+from jaxdiff.pretrained import open_run
 from jaxdiff.progress import busy
 from jaxdiff.sharding import parse_mesh
 from jaxdiff.train.lock import Lock
@@ -91,7 +92,7 @@ def command(
         if of_directory:
             generator = imagine.of_directory(run, **settings, size=size, base=base, variant=variant)
         else:
-            generator = imagine.of_run(run, **settings, trust=trust)
+            generator = imagine.of_run(open_run(run), **settings, trust=trust)
     with Lock(out, what="imagining"):
         history = imagine.read_history(path) if path.exists() else generator.history
         if again is not None:

@@ -13,6 +13,7 @@ from jaxdiff.drawing import draw, parameters
 from jaxdiff.hooks import change_sampling
 from jaxdiff.media import Medium, Samples, images
 from jaxdiff.options import Count, Seed
+from jaxdiff.pretrained import open_run
 from jaxdiff.recipe import load_run
 from jaxdiff.sharding import parse_mesh
 
@@ -43,7 +44,7 @@ def command(
     """Make pictures with a trained run, of classes or prompts, or of prompts with Stable Diffusion or Flux.
 
     Args:
-        run: the run's folder, or a text-to-image directory or file.
+        run: the run's folder, fashion or emoji, or a text-to-image directory or file.
         num: how many; by default as in a preview, or one of each prompt.
         label: a class's name, or a number; by default all.
         guidance: scale, 1 is off; by default the usual one.
@@ -92,7 +93,7 @@ def command(
     if label is not None and texts:
         raise ValueError("--label and --prompt both say what the samples are of: give one of them")
     experiment = change_sampling(
-        load_run(run, mesh=where, trust=trust),
+        load_run(open_run(run), mesh=where, trust=trust),
         guidance=guidance, guidance_fn=guidance_fn, solver=solver, grid=grid, steps=steps,
     )  # fmt: skip
     out = run / f"samples-{seed}{experiment.medium.suffixes[0]}" if out is None else out

@@ -18,6 +18,7 @@ from jaxdiff.drawing import draw, parameters
 from jaxdiff.experiment import Experiment, UserError
 from jaxdiff.hooks import change_sampling
 from jaxdiff.options import Count, Seed
+from jaxdiff.pretrained import open_run
 from jaxdiff.recipe import load_run
 from jaxdiff.sharding import parse_mesh
 
@@ -68,7 +69,7 @@ def command(
         for path in paths
     ]
     check_suffix(stages[-1].experiment.medium, out)
-    first = None if base is None else _Stage(base, load_run(base, mesh=where, trust=trust))
+    first = None if base is None else _Stage(base, load_run(open_run(base), mesh=where, trust=trust))
     shape, *_ = [picture_shape(stage.experiment.condition, level) for stage in stages]
     _check_chain([first, *stages] if first else stages)
     seeds = _seeds(seed)

@@ -16,6 +16,7 @@ from jaxdiff.conditions.base import unaugmented
 from jaxdiff.experiment import Experiment, UserError
 from jaxdiff.options import Run
 from jaxdiff.parameterize import Prediction
+from jaxdiff.pretrained import open_run
 from jaxdiff.processes import Process
 from jaxdiff.recipe import load_run
 from jaxdiff.types import Cond, Denoiser
@@ -114,10 +115,12 @@ def load_teacher(path: str, run: Run, guidance: float | None = None) -> Teacher:
         ValueError: guidance of a model without a null condition.
     """
     changes = {name: getattr(run, name) for name in ("batch", "seed", "grad_accum_steps", "preview_every")}
-    experiment = load_run(path, changes=changes)
+    experiment = load_run(open_run(Path(path)), changes=changes)
     model = experiment.model
     if experiment.condition.augment is not unaugmented:
         raise UserError(f"a few-step model is made of a network whose condition is not noised, and that of {path} is")
+    if experiment.condition.vocabulary:
+        raise UserError(f"a few-step model is made of a network alone, and that of {path} has a text encoder to it")
     if model.network is None:
         raise UserError(f"a few-step model needs a network of jaxdiff.networks, made by models.of; {path} has another")
     if model.learned_variance or model.frozen is not None:

@@ -66,10 +66,10 @@ def save_images(out: Path, samples: Samples, *, captions: bool = False) -> None:
 
     Args:
         out: its suffix decides which.
-        samples: images; a grid has a column for each of up to ten conditions that take turns.
+        samples: images; a grid has a column for each of up to ten conditions that take turns, and no empty ones.
         captions: see `images`; arrays get them under the name "prompt".
     """
-    columns = min(samples.choices or 10, 10)
+    columns = min(samples.choices or 10, 10, len(samples.x))
     if out.suffix == ".npz":
         prompts = {"prompt": np.array(samples.names)} if captions and samples.names else {}
         save_npz(out, x=samples.x, **samples.numbers(), **prompts)

@@ -100,10 +100,12 @@ def make_update(
         "skipped": 1 for a skipped update, else 0.
 
     Raises:
-        ValueError: grad_accum_steps is less than 1, or (when called) as for `make_step`.
+        ValueError: grad_accum_steps is less than 1, an argument is of another kind, or (when called) as for
+            `make_step`.
     """
     if grad_accum_steps < 1:
         raise ValueError(f"grad_accum_steps must be at least 1, got {grad_accum_steps}")
+    _check(loss, optimizer, ema)
 
     def update(state: TrainState, batch: Any, frozen: Any = None, layout: Any = None) -> tuple[TrainState, Metrics]:
         layout = _Layout() if layout is None else layout
@@ -136,6 +138,16 @@ def make_update(
         return TrainState(state.step + 1, params, average, opt, state.skipped + bad), metrics
 
     return update
+
+
+def _check(loss: Any, optimizer: Any, ema: Any) -> None:
+    if not callable(loss):
+        raise ValueError(f"loss must be a function (params, key, batch) -> (value, metrics), got {loss!r:.80}")
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise ValueError(f"optimizer must be an optax optimizer such as train.adamw(1e-3), got {optimizer!r:.80}")
+    for decay in ema if isinstance(ema, tuple) else (ema,):
+        if not callable(decay):
+            raise ValueError(f"ema must be a decay such as train.ema.constant(0.999), or several, got {decay!r:.80}")
 
 
 def _finite(tree: Any) -> jax.Array:

@@ -124,6 +124,22 @@ def test_a_batch_that_cannot_be_cut():
         step(state, train.shard_batch(next(toy.batches(16)), mesh))
 
 
+def test_arguments_of_another_kind():
+    given = {
+        "loss": lambda params, key, batch: (0.0, {}),
+        "optimizer": train.adamw(1e-3),
+        "ema": train.ema.constant(0.9),
+    }
+    for name, wrong, words in (
+        ("loss", 1.0, r"loss must be a function \(params, key, batch\)"),
+        ("optimizer", train.adamw, "optimizer must be an optax optimizer"),
+        ("ema", 0.99, r"ema must be a decay such as train.ema.constant\(0.999\), or several, got 0.99"),
+        ("ema", (train.ema.constant(0.9), 0.5), "got 0.5"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            train.make_update(**given | {name: wrong}, key=jax.random.key(0))
+
+
 def test_accumulate_of_zero():
     with pytest.raises(ValueError, match="grad_accum_steps must be at least 1, got 0"):
         toy.new(grad_accum_steps=0)

@@ -1,0 +1,89 @@
+"""Trained runs that come with the package: `jaxdiff sample fashion`, `jaxdiff sample emoji --prompt "..."`.
+
+Each is a folder with what the folder of a finished run is made of: the experiment's knobs, the averaged parameters in
+half precision, their measured numbers, and a README that names data and licence. `python -m jaxdiff.pretrained.pack`
+makes all but the README.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from tqdm import tqdm
+
+from jaxdiff import train, trees
+from jaxdiff.data.npz import read_npz
+from jaxdiff.recipe import Recipe, check_vocabulary, keep_vocabulary
+from jaxdiff.run import check_shapes
+from jaxdiff.script import Script
+
+__all__ = ["names", "open_run", "unpack"]
+
+FOLDER = Path(__file__).parent
+WEIGHTS = "weights.npz"
+BESIDE = ("README.md", "eval.json")  # what a run's folder gets, too
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of the trained runs, which are those of their experiments."""
+    return tuple(sorted(path.parent.name for path in FOLDER.glob(f"*/{WEIGHTS}")))
+
+
+def open_run(path: Path) -> Path:
+    """Unpack a trained run of the package where its name is given instead of a run's folder.
+
+    Args:
+        path: a run's folder; or a name of `names`, and nothing of this name exists here.
+
+    Returns:
+        The same path.
+    """
+    if str(path) in names() and not path.exists():
+        unpack(str(path), path)
+        note = "the trained run that comes with jaxdiff; its README.md names data and licence"
+        tqdm.write(f"{path}/: {note}", sys.stderr)
+    return path
+
+
+def unpack(name: str, workdir: str | Path, *, source: Path = FOLDER) -> None:
+    """Write a trained run of the package as the folder of a finished run, which can be trained on.
+
+    Args:
+        name: one of `names`.
+        workdir: the folder; must not exist.
+        source: the folder with the trained runs.
+
+    Raises:
+        ValueError: there is no such run, the folder exists, or the experiment's network or words have changed.
+    """
+    workdir, packed = Path(workdir), source / name
+    if not (packed / WEIGHTS).is_file():
+        raise ValueError(f"no trained run is called {name!r}; there are: {', '.join(names())}")
+    if workdir.exists():
+        raise ValueError(f"{workdir} exists already: choose another folder for the trained run")
+    recipe = Recipe(Script(name), train.read_knobs(packed))
+    experiment = recipe.build()
+    check_vocabulary(packed, experiment.condition)
+    params = trees.nest({key: jnp.asarray(a, jnp.float32) for key, a in read_npz(packed / WEIGHTS).items()})
+    check_shapes(params, jax.eval_shape(experiment.model.init, jax.random.key(0)), packed)
+    part = experiment.training
+    averages: dict[str, Any] = {"ema": part.ema, "ema_memory": part.ema_memory, "averaged": part.averaged}
+    state = train.state_from_params(params, part.optimizer, train.make_mesh(), **averages)
+    workdir.parent.mkdir(parents=True, exist_ok=True)
+    # The folder has its name when it is whole.
+    with tempfile.TemporaryDirectory(prefix=f".{workdir.name}-", dir=workdir.parent) as temporary:
+        partial = Path(temporary) / "run"
+        recipe.keep(partial)
+        keep_vocabulary(partial, experiment.condition)
+        with train.Checkpointer(partial) as checkpointer:
+            checkpointer.save(state._replace(step=jnp.asarray(part.steps, state.step.dtype)))
+        for file in BESIDE:
+            if (packed / file).is_file():
+                shutil.copyfile(packed / file, partial / file)
+        partial.rename(workdir)

@@ -1,0 +1,73 @@
+"""Put a trained run into the package: `python -m jaxdiff.pretrained.pack RUN [--num 5000]`.
+
+Its averaged parameters are rounded to half precision, and these are measured.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+
+from jaxdiff import run as runs
+from jaxdiff import train, trees
+from jaxdiff.options import Count
+from jaxdiff.pretrained import FOLDER, WEIGHTS, unpack
+from jaxdiff.recipe import VOCABULARY
+from jaxdiff.script import SOURCE, shipped
+from jaxdiff.storage import replacing
+
+
+def pack(run: tyro.conf.Positional[Path], num: Count = 5000, out: Path = FOLDER) -> None:
+    """Write a trained run into the package.
+
+    Args:
+        run: the run's folder, of an experiment that comes with the package.
+        num: number of samples that are measured.
+        out: the folder with the trained runs.
+
+    Raises:
+        ValueError: the run is of another experiment, or its file has changed since.
+    """
+    text = (run / SOURCE).read_text()
+    name = next((name for name, path in shipped().items() if path.read_text() == text), None)
+    if name is None:
+        raise ValueError(
+            f"{run / SOURCE} is none of the experiments that come with the package: {', '.join(shipped())}"
+        )
+    knobs = train.read_knobs(run)
+    packed = out / name
+    with replacing(packed / WEIGHTS) as partial:
+        np.savez_compressed(partial, **_half(train.load_params(run)))
+    train.write_knobs(packed, knobs, may_change=knobs)
+    if (run / VOCABULARY).is_file():
+        shutil.copyfile(run / VOCABULARY, packed / VOCABULARY)
+    with tempfile.TemporaryDirectory() as folder:
+        unpacked = Path(folder) / name
+        unpack(name, unpacked, source=out)
+        experiment = runs.load_run(unpacked)
+        report = runs.evaluate(experiment, runs.parameters(experiment, unpacked), unpacked, num=num)
+        shutil.copyfile(unpacked / "eval.json", packed / "eval.json")
+    print(report.text)
+    print(packed)
+
+
+def _half(params: Any) -> dict[str, np.ndarray]:
+    """Return a tree of parameters by name, in half precision.
+
+    Raises:
+        ValueError: a value is not finite in half precision.
+    """
+    arrays = {name: np.asarray(x, np.float16) for name, x in trees.flatten(params).items()}
+    for name, a in arrays.items():
+        if not np.isfinite(a).all():
+            raise ValueError(f"{name} has values that half precision does not hold")
+    return arrays
+
+
+if __name__ == "__main__":
+    tyro.cli(pack)
