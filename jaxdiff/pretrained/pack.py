@@ -8,18 +8,17 @@ from __future__ import annotations
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tyro
 
 from jaxdiff import run as runs
 from jaxdiff import train, trees
+from jaxdiff.media.files import save_npz
 from jaxdiff.options import Count
 from jaxdiff.pretrained import FOLDER, WEIGHTS, unpack
 from jaxdiff.recipe import VOCABULARY
 from jaxdiff.script import SOURCE, shipped
-from jaxdiff.storage import replacing
 
 
 def pack(run: tyro.conf.Positional[Path], num: Count = 5000, out: Path = FOLDER) -> None:
@@ -31,7 +30,7 @@ def pack(run: tyro.conf.Positional[Path], num: Count = 5000, out: Path = FOLDER)
         out: the folder with the trained runs.
 
     Raises:
-        ValueError: the run is of another experiment, or its file has changed since.
+        ValueError: the run is of another experiment, its file has changed since, or half precision does not hold a value.
     """
     text = (run / SOURCE).read_text()
     name = next((name for name, path in shipped().items() if path.read_text() == text), None)
@@ -41,8 +40,8 @@ def pack(run: tyro.conf.Positional[Path], num: Count = 5000, out: Path = FOLDER)
         )
     knobs = train.read_knobs(run)
     packed = out / name
-    with replacing(packed / WEIGHTS) as partial:
-        np.savez_compressed(partial, **_half(train.load_params(run)))
+    weights = trees.flatten(train.load_params(run))
+    save_npz(packed / WEIGHTS, **{key: np.asarray(a, np.float16) for key, a in weights.items()})
     train.write_knobs(packed, knobs, may_change=knobs)
     if (run / VOCABULARY).is_file():
         shutil.copyfile(run / VOCABULARY, packed / VOCABULARY)
@@ -54,19 +53,6 @@ def pack(run: tyro.conf.Positional[Path], num: Count = 5000, out: Path = FOLDER)
         shutil.copyfile(unpacked / "eval.json", packed / "eval.json")
     print(report.text)
     print(packed)
-
-
-def _half(params: Any) -> dict[str, np.ndarray]:
-    """Return a tree of parameters by name, in half precision.
-
-    Raises:
-        ValueError: a value is not finite in half precision.
-    """
-    arrays = {name: np.asarray(x, np.float16) for name, x in trees.flatten(params).items()}
-    for name, a in arrays.items():
-        if not np.isfinite(a).all():
-            raise ValueError(f"{name} has values that half precision does not hold")
-    return arrays
 
 
 if __name__ == "__main__":
