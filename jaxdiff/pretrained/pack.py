@@ -30,7 +30,7 @@ def pack(run: tyro.conf.Positional[Path], num: Count = 5000, out: Path = FOLDER)
         out: the folder with the trained runs.
 
     Raises:
-        ValueError: the run is of another experiment, its file has changed since, or half precision does not hold a value.
+        ValueError: the run is of another experiment, its file has changed since, or a value is too large for halves.
     """
     text = (run / SOURCE).read_text()
     name = next((name for name, path in shipped().items() if path.read_text() == text), None)
