@@ -22,6 +22,7 @@ from jaxdiff import (
     weights,
 )
 from jaxdiff.levels import Level
+from jaxdiff.parallel import sample_parallel, stream
 from jaxdiff.parameterize import denoiser
 from jaxdiff.sample import invert, sample, sample_path, sample_state
 
@@ -39,11 +40,13 @@ __all__ = [
     "parameterize",
     "processes",
     "sample",
+    "sample_parallel",
     "sample_path",
     "sample_state",
     "sde",
     "sharding",
     "solvers",
+    "stream",
     "times",
     "tune",
     "types",

@@ -18,7 +18,7 @@ from jaxdiff.noise import check_key, fold_in
 from jaxdiff.solvers.base import Solver, check_solver
 from jaxdiff.types import Denoiser
 
-__all__ = ["check_levels", "invert", "sample", "sample_path", "sample_state"]
+__all__ = ["check_levels", "invert", "sample", "sample_path", "sample_state", "typed_levels"]
 
 
 def sample(
@@ -133,7 +133,7 @@ def invert(denoise: Denoiser, levels: Level, x: Array, *, iterations: int = 1) -
         raise ValueError(f"iterations must be at least 1, got {iterations}")
     if not is_traced(levels.alpha) and np.asarray(levels.alpha)[0] == 0:
         raise ValueError("pure noise (alpha = 0) says nothing of x: invert to a level with alpha > 0")
-    levels = _typed(levels, x)
+    levels = typed_levels(levels, x)
 
     def step(x: Array, pair: tuple[Level, Level]) -> tuple[Array, None]:
         t, s = pair
@@ -158,7 +158,7 @@ def _scan(
     check_key(key, x.shape[:1])
     check_levels(levels, may_repeat=stop is not None, falling=solver.falling)
     _try_pure_noise(solver, denoise, levels, x, start)
-    levels = _typed(levels, x)
+    levels = typed_levels(levels, x)
     n = levels.t.shape[0] - 1
     chunk = ceil(n**0.5) if remat else n  # steps between two states that are kept
     steps = jnp.arange(-(-n // chunk) * chunk).reshape(-1, chunk)
@@ -191,8 +191,8 @@ def _scan(
     return x, state, path
 
 
-def _typed(levels: Level, x: Array) -> Level:
-    # Solvers compute in the dtype of x; a level's time may be an integer index and stays one.
+def typed_levels(levels: Level, x: Array) -> Level:
+    """A grid in the dtype of x, in which solvers compute; its time may be an integer index, and stays one."""
     levels = jax.tree.map(jnp.asarray, levels)
     return levels._replace(alpha=levels.alpha.astype(x.dtype), sigma=levels.sigma.astype(x.dtype))
 

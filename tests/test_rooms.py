@@ -26,6 +26,7 @@ MATHS = {
     "guidance": {"levels", "noise", "parameterize", "solvers"},
     "inverse": {"levels", "noise", "processes", "parameterize", "solvers"},
     "sample": {"levels", "noise", "solvers"},
+    "parallel": {"levels", "noise", "solvers", "sample"},
     "sde": {"levels", "noise", "processes"},
     "likelihood": {"levels", "noise", "processes", "parameterize", "solvers", "sample"},
 }
