@@ -120,13 +120,13 @@ def test_radon():
         for picture, sinogram in zip(pictures, sinograms, strict=True):
             turned = ndimage.affine_transform(picture, turn, (n // 2) * (1 - turn.sum(1)), order=1, mode="grid-constant")
             np.testing.assert_allclose(sinogram[:, i], turned.sum(0), atol=1e-9)
-        # The disc's middle, 3 rows down and 5 columns to the left, is seen at u.
-        u = at - (3 * sin - 5 * cos)
+        # The disc's middle, 3 rows down and 5 columns to the left, is seen at u = 0.
+        u = at - (-5 * cos - 3 * sin)
         chords = 2 * np.sqrt(np.maximum(20.0**2 - u**2, 0))
         assert np.abs(sinograms[0][:, i] - chords)[np.abs(u) < 18].max() < 0.5
         # The 1-D transform of a projection is the 2-D transform on a line through the origin.
         k = np.arange(1, 4) / n
-        slice_ = [np.sum(smooth * np.exp(-2j * np.pi * f * (sin * at[:, None] + cos * at))) for f in k]
+        slice_ = [np.sum(smooth * np.exp(-2j * np.pi * f * (cos * at - sin * at[:, None]))) for f in k]
         line = [np.sum(sinograms[1][:, i] * np.exp(-2j * np.pi * f * at)) for f in k]
         assert np.abs(np.subtract(slice_, line)).max() < 0.01 * np.abs(smooth.sum())
 
