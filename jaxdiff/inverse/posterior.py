@@ -30,11 +30,11 @@ from jax import Array
 from jaxdiff.checks import check_number
 from jaxdiff.guidance.base import Scale, check_denoisers, join_variance, scale_at, split_variance
 from jaxdiff.inverse.base import check_operator, check_std, jacobian, measure, tweedie_factor, variance_of
-from jaxdiff.inverse.operators.base import Operator, check_iterations, conjugate_gradients, times
+from jaxdiff.inverse.operators.base import Operator, check_count, conjugate_gradients, times
 from jaxdiff.levels import Level
 from jaxdiff.types import Denoiser
 
-__all__ = ["ddnm", "diffpir", "moved", "pigdm", "tmpd"]
+__all__ = ["ddnm", "diffpir", "moved", "pigdm", "spread", "tmpd"]
 
 
 def tmpd(
@@ -67,7 +67,7 @@ def tmpd(
             for `guidance.cfg`.
     """
     _check(denoise, operator, y, std, scale)
-    check_iterations(iterations)
+    check_count("iterations", iterations)
 
     def posterior(x: Array, level: Level) -> Any:
         x0, variance, pull = jacobian(denoise, x, level)
@@ -109,7 +109,7 @@ def pigdm(
 
     def posterior(x: Array, level: Level) -> Any:
         x0, variance, pull = jacobian(denoise, x, level)
-        c, d = _spread(y, level, 1.0, prior_std)
+        c, d = spread(y, level, 1.0, prior_std)
         w = operator.solve(y - measure(operator, y, x0), c / d, variance_of(std, y, level))
         return join_variance(moved(x0, tweedie_factor(x, level) * pull(operator.adjoint(w)), scale, level), *variance)
 
@@ -148,9 +148,9 @@ def diffpir(
 
     def correct(x0: Array, level: Level) -> Array:
         # r^2 A^T (r^2 A A^T + std^2 I)^-1 with r^2 = c / d, which may be infinite.
-        c, d = _spread(y, level, lam, prior_std)
+        c, d = spread(y, level, lam, prior_std)
         w = operator.solve(y - measure(operator, y, x0), c, d * variance_of(std, y, level))
-        return _spread(x0, level, lam, prior_std)[0] * operator.adjoint(w)
+        return spread(x0, level, lam, prior_std)[0] * operator.adjoint(w)
 
     return _without_jacobian(denoise, correct, scale)
 
@@ -178,7 +178,7 @@ def ddnm(denoise: Denoiser, operator: Operator, y: Array, *, scale: Scale = 1.0)
     return _without_jacobian(denoise, correct, scale)
 
 
-def _spread(
+def spread(
     like: Array, level: Level, lam: float | Array, prior_std: float | Array | None
 ) -> tuple[Array, Array]:
     """r^2 = 1 / (lam alpha^2 / sigma^2 + 1 / prior_std^2) as a fraction c / d, both finite at all levels."""

@@ -112,3 +112,111 @@ def test_the_variance_of_dps_is_that_of_its_closed_form():
     for (make_solver, _), exact in zip(LAWS.values(), (c * np.exp(-c / v), v / 2 * (1 - np.exp(-2 * c / v))), strict=True):
         levels = grid(PROCESSES["ve"], 400, 1000.0, 1e-3)
         np.testing.assert_allclose(ends(one, "dps", make_solver, levels)[1].item(), exact, rtol=2e-3)
+
+
+# What holds for any network.
+
+GRID = Level(*(jnp.array(field, jnp.float32) for field in ((1, 0.6, 0.3, 0), (0, 0.4, 0.7, 1), (1, 0.6, 0.3, 0))))
+
+
+def network(x, level):
+    guided = jd.guidance.cfg(rational, lambda x, level: 0.3 * rational(x, level), 1.5)
+    return guided(x, level), 0.1 * x
+
+
+def of_network(method, y, known, std, scale):
+    operator = operators.mask(known)
+    if method == "ddnm":
+        return inverse.ddnm(network, operator, y, scale=scale)
+    options = {"prior_std": 0.9} if method in ("pigdm", "diffpir") else {}
+    return getattr(inverse, method)(network, operator, y, std, scale=scale, **options)
+
+
+@pytest.mark.parametrize("method", ["tmpd", "pigdm", "dps", "diffpir", "ddnm"])
+def test_what_every_method_holds(method):
+    """Three steps from pure noise, with a guided network of no data that has a learned variance."""
+    traces = []
+
+    def draw(denoise, keys):
+        x = jd.noise.prior(GRID, jd.noise.fold_in(keys, 0), (2, 6))
+        return jd.sample(denoise, solvers.ddpm("learned"), GRID, x, jd.noise.fold_in(keys, 1))
+
+    @jax.jit
+    def run(y, known, std, scale, keys):
+        traces.append(method)
+        return draw(of_network(method, y, known, std, scale), keys)
+
+    rng = np.random.default_rng(0)
+    known = jnp.asarray(rng.integers(0, 2, size=(2, 6)), jnp.float32)
+    y = known * jnp.asarray(rng.normal(size=known.shape), jnp.float32)
+    keys = jax.random.split(jax.random.key(0), 2)
+    stds, ones = jnp.array([0.3, 0.5]), jnp.ones(2)
+    drawn = run(y, known, stds, ones, keys)
+    assert np.all(np.isfinite(drawn)) and drawn.dtype == jnp.float32
+    # An example depends on its own key, measurement, mask, noise and scale: the other one's change nothing.
+    swapped = run(*(a.at[1].add(b) for a, b in ((y, known[1]), (known, 0), (stds, 1), (ones, 1))), keys)
+    np.testing.assert_array_equal(swapped[0], drawn[0])
+    assert not np.allclose(swapped[1], drawn[1], atol=1e-4)
+    turned = run(y[::-1], known[::-1], stds[::-1], ones, keys[::-1])
+    np.testing.assert_array_equal(turned[1], drawn[0])
+    # Without a scale, or without a measurement, it is the network: bit for bit, operation by operation; compiled, what
+    # differentiates the network may round it otherwise.
+    off = [(y, known, stds, 0 * ones), (0 * y, 0 * known, stds, ones)]
+    x, level = drawn, GRID.at(1)
+    for arguments in off:
+        np.testing.assert_array_equal(of_network(method, *arguments)(x, level)[0], network(x, level)[0])
+        np.testing.assert_allclose(run(*arguments, keys), jax.jit(draw, static_argnums=0)(network, keys), rtol=1e-5)
+    assert not np.allclose(of_network(method, y, known, stds, ones)(x, level)[0], network(x, level)[0], atol=0.02)
+    assert len(traces) == 1
+    if method == "ddnm":
+        assert np.linalg.norm(known * drawn - y) <= 1e-5 * np.linalg.norm(y)
+
+
+@pytest.mark.parametrize("operator", [operators.average(2), operators.blur(jnp.array([[0.1, 0.7, 0.2]]))])
+def test_the_null_space_of_any_network_fits_a_measurement_without_noise(operator):
+    y = operator.apply(jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 4, 1)), jnp.float32))
+    x = jd.sample(inverse.ddnm(rational, operator, y), solvers.ddim(), GRID, jnp.ones((2, 4, 4, 1)), jax.random.key(0))
+    assert np.linalg.norm(operator.apply(x) - y) <= 1e-5 * np.linalg.norm(y)
+
+
+def test_guide_is_dps_for_the_likelihood_of_a_linear_measurement():
+    x, level = jnp.asarray(np.random.default_rng(0).normal(size=(2, 6)), jnp.float32), GRID.at(1)
+    operator = operators.matrix(jnp.asarray(LINEAR.a, jnp.float32))
+    y = jnp.ones((2, 3))
+    loss = lambda x0: jnp.sum(jnp.square(operator.apply(x0) - y), axis=1) / (2 * 0.3**2)  # noqa: E731
+    guided = inverse.guide(rational, loss)(x, level)
+    np.testing.assert_allclose(guided, inverse.dps(rational, operator, y, 0.3)(x, level), rtol=1e-4)
+
+
+@pytest.mark.usefixtures("x64")
+def test_the_normalized_step_moves_by_the_gradient_of_the_norm():
+    x, (cur, nxt) = jnp.array([[0.3, -0.2], [1.0, 0.5]]), (jax.tree.map(jnp.float64, GRID.at(i)) for i in (1, 2))
+    a, y = jnp.array([[1.0, 2.0]]), jnp.array([[0.7], [-0.4]])
+    solver = inverse.dps_normalized(solvers.ddim(), operators.matrix(a), y, jnp.array([0.5, 2.0]))
+    moved = solver.step(rational, jax.random.key(0), x, (), cur, nxt)[0]
+    plain = solvers.ddim().step(rational, jax.random.key(0), x, (), cur, nxt)[0]
+    norms = lambda x: np.linalg.norm(y - rational(x, cur) @ a.T, axis=1)  # noqa: E731
+    for j, e in enumerate(1e-6 * np.eye(2)[:, None]):  # central differences
+        slope = (norms(x + e) - norms(x - e)) / 2e-6
+        np.testing.assert_allclose((plain - moved)[:, j], np.array([0.5, 2.0]) * slope, rtol=1e-6)
+
+
+def test_bad_input():
+    operator, y = operators.mask(jnp.array([1.0, 0.0])), jnp.array([[1.0, 0.0]])
+    x, level = jnp.ones((1, 2)), GRID.at(1)
+    for make, words in {
+        lambda: inverse.tmpd(rational, operator, y, -0.1): "std must be a finite number in",
+        lambda: inverse.dps(rational, operator, y, 0.0): "std must be positive",
+        lambda: inverse.pigdm(rational, operator, y + 1, 0.1): "0 where nothing is measured",
+        lambda: inverse.pigdm(rational, operator, jnp.ones((1, 3)), 0.1): "another shape than the mask",
+        lambda: inverse.diffpir(rational, operator, y, 0.1, lam=-1.0): "lam must be",
+        lambda: inverse.ddnm(rational, operators.average, y): "operator must be an Operator",
+        lambda: inverse.ddnm(rational, operator, jnp.ones((1, 2), int)): "y must be an array of floating-point",
+        lambda: inverse.tmpd(rational, operator, jnp.zeros((2, 2)), 0.1)(x, level): r"shape \[1, 2\] from x",
+        lambda: inverse.tmpd(rational, operator, y, 0.1, iterations=0): "at least 1",
+        lambda: inverse.guide(rational, None): "loss must be a function",
+        lambda: inverse.tmpd(None, operator, y, 0.1): "must be a denoiser",
+        lambda: inverse.dps_normalized(rational, operator, y): "must be a Solver",
+    }.items():
+        with pytest.raises(ValueError, match=words):
+            make()

@@ -18,7 +18,7 @@ from jax import Array
 
 from jaxdiff.checks import check_function, concrete, is_traced
 
-__all__ = ["Operator", "check_binary", "check_iterations", "conjugate_gradients", "linear", "matrix", "reciprocal", "times"]
+__all__ = ["Operator", "check_binary", "check_count", "conjugate_gradients", "linear", "matrix", "reciprocal", "times"]
 
 Spectrum = Callable[[Array], Array]  # singular values, with the axes of what they multiply -> factors
 
@@ -59,7 +59,7 @@ def linear(f: Callable[[Array], Array], shape: tuple[int, ...], *, iterations: i
         ValueError: f is not a function, or iterations < 1.
     """
     check_function("f", f, "(x) -> A x")
-    check_iterations(iterations)
+    check_count("iterations", iterations)
 
     def adjoint(v: Array) -> Array:
         x = jax.ShapeDtypeStruct((len(v), *shape), v.real.dtype)
@@ -143,10 +143,10 @@ def reciprocal(x: float | Array) -> Array:
     return jnp.where(x == 0, 0, 1 / jnp.where(x == 0, 1, x))
 
 
-def check_iterations(iterations: int) -> None:
-    """Raise ValueError unless iterations is an integer of at least 1."""
-    if not isinstance(iterations, int | np.integer) or iterations < 1:
-        raise ValueError(f"iterations is an integer of at least 1, got {iterations!r:.80}")
+def check_count(name: str, value: int, least: int = 1) -> None:
+    """Raise ValueError unless `value` is an integer of at least `least`."""
+    if not isinstance(value, int | np.integer) or value < least:
+        raise ValueError(f"{name} is an integer of at least {least}, got {value!r:.80}")
 
 
 def check_binary(name: str, mask: Array) -> None:

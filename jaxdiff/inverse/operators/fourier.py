@@ -11,7 +11,7 @@ from jaxdiff.inverse.operators.base import (
     Operator,
     Spectrum,
     check_binary,
-    check_iterations,
+    check_count,
     conjugate_gradients,
     reciprocal,
     times,
@@ -40,7 +40,7 @@ def fourier(mask: Array, maps: Array | None = None, *, real: bool = False, itera
             iterations < 1; from the operator, pictures of another shape.
     """
     check_binary("mask", mask)
-    check_iterations(iterations)
+    check_count("iterations", iterations)
     mask = jnp.asarray(mask)
     if mask.ndim not in (2, 3):
         raise ValueError(f"mask must have shape [H, W] or [B, H, W], got {list(mask.shape)}")

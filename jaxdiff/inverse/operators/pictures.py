@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
-from jaxdiff.inverse.operators.base import Operator, Spectrum, check_binary, reciprocal, times
+from jaxdiff.inverse.operators.base import Operator, Spectrum, check_binary, check_count, reciprocal, times
 
 __all__ = ["average", "blur", "mask"]
 
@@ -55,8 +54,7 @@ def average(factor: int) -> Operator:
     Raises:
         ValueError: factor < 1; from the operator, a height or width that it does not divide.
     """
-    if not isinstance(factor, int | np.integer) or factor < 1:
-        raise ValueError(f"factor is an integer of at least 1, got {factor!r:.80}")
+    check_count("factor", factor)
     each = 1 / factor**2
 
     def apply(x: Array) -> Array:
