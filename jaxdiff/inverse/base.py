@@ -33,7 +33,9 @@ def check_operator(operator: Any, y: Any) -> None:
         except ValueError:
             raise ValueError(f"y of shape {list(y.shape)} has another shape than the mask, {measured.shape}") from None
         if outside:
-            raise ValueError("y must be 0 where nothing is measured: y = operator.apply(x) + noise at the known entries")
+            raise ValueError(
+                "y must be 0 where nothing is measured: y = operator.apply(x) + noise at the known entries"
+            )
 
 
 def check_std(std: Any, *, positive: bool = False) -> None:

@@ -52,7 +52,9 @@ def ddrm(
     check_number("eta", eta, low=0, high=1)
     check_number("eta_b", eta_b, low=0, high=1)
     if operator.spectral is None:
-        raise ValueError("ddrm needs an operator with a decomposition: mask, average, blur, matrix, or fourier of one coil")
+        raise ValueError(
+            "ddrm needs an operator with a decomposition: mask, average, blur, matrix, or fourier of one coil"
+        )
     spectral = operator.spectral
 
     def step(denoise: Denoiser, key: Array, x: Array, state, cur: Level, nxt: Level):

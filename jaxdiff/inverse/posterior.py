@@ -178,9 +178,7 @@ def ddnm(denoise: Denoiser, operator: Operator, y: Array, *, scale: Scale = 1.0)
     return _without_jacobian(denoise, correct, scale)
 
 
-def spread(
-    like: Array, level: Level, lam: float | Array, prior_std: float | Array | None
-) -> tuple[Array, Array]:
+def spread(like: Array, level: Level, lam: float | Array, prior_std: float | Array | None) -> tuple[Array, Array]:
     """r^2 = 1 / (lam alpha^2 / sigma^2 + 1 / prior_std^2) as a fraction c / d, both finite at all levels."""
     at = level.expand_to(like.real)
     c, d = jnp.square(at.sigma), scale_at(lam, like.real, level) * jnp.square(at.alpha)

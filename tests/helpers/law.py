@@ -71,11 +71,12 @@ class Linear(NamedTuple):
         return end[:n], end[n:].reshape(n, n)
 
 
-def affine(step, mean, cov):
-    """The law of step(x, z) with x ~ N(mean, cov) and z ~ N(0, I), for a step that is affine and takes [B, n]."""
+def affine(step, mean, cov, noises=None):
+    """The law of step(x, z) with x ~ N(mean, cov) and z ~ N(0, I), for an affine step of x [B, n] and z [B, noises or n]."""
     n = len(mean)
-    basis = jnp.concatenate([jnp.zeros((1, n)), jnp.eye(n), jnp.zeros((n, n))])
-    noise = jnp.concatenate([jnp.zeros((1 + n, n)), jnp.eye(n)])
+    k = noises or n
+    basis = jnp.concatenate([jnp.zeros((1, n)), jnp.eye(n), jnp.zeros((k, n))])
+    noise = jnp.concatenate([jnp.zeros((1 + n, k)), jnp.eye(k)])
     moved = step(basis, noise)
     m, s = (moved[1:] - moved[:1])[:n].T, (moved[1:] - moved[:1])[n:].T
     return m @ mean + moved[0], m @ cov @ m.T + s @ s.T

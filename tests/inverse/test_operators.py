@@ -37,7 +37,10 @@ with jax.enable_x64(True):
         "radon": (operators.radon(jnp.array([0.0, 35.0, 90.0]), 6, 2, iterations=80), (6, 6, 2)),
         "matrix": (operators.matrix(normal(4, 6)), (6,)),
         "matrix, tall, rank 2": (operators.matrix(normal(7, 2) @ normal(2, 6), (2, 3)), (2, 3)),
-        "linear": (operators.linear(lambda x: jax.lax.complex(jnp.cumsum(x, 1), 2 * jnp.cumsum(x, 1) + x[:, ::-1]), (5,)), (5,)),
+        "linear": (
+            operators.linear(lambda x: jax.lax.complex(jnp.cumsum(x, 1), 2 * jnp.cumsum(x, 1) + x[:, ::-1]), (5,)),
+            (5,),
+        ),
     }
 
 
@@ -118,7 +121,9 @@ def test_radon():
         cos, sin = np.cos(angle), np.sin(angle)
         turn = np.array([[cos, -sin], [sin, cos]])
         for picture, sinogram in zip(pictures, sinograms, strict=True):
-            turned = ndimage.affine_transform(picture, turn, (n // 2) * (1 - turn.sum(1)), order=1, mode="grid-constant")
+            turned = ndimage.affine_transform(
+                picture, turn, (n // 2) * (1 - turn.sum(1)), order=1, mode="grid-constant"
+            )
             np.testing.assert_allclose(sinogram[:, i], turned.sum(0), atol=1e-9)
         # The disc's middle, 3 rows down and 5 columns to the left, is seen at u = 0.
         u = at - (-5 * cos - 3 * sin)

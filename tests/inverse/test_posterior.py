@@ -109,7 +109,9 @@ def test_the_variance_of_dps_is_that_of_its_closed_form():
     """x ~ N(0, c), y = x + std n: c exp(-c / v) by the flow and v (1 - exp(-2 c / v)) / 2 with noise, v = std^2."""
     c, v = 0.8, 0.5
     one = problem(1, 1)._replace(mean=np.zeros(1), cov=np.eye(1) * c, a=np.eye(1), std=v**0.5, y=np.array([0.3]))
-    for (make_solver, _), exact in zip(LAWS.values(), (c * np.exp(-c / v), v / 2 * (1 - np.exp(-2 * c / v))), strict=True):
+    for (make_solver, _), exact in zip(
+        LAWS.values(), (c * np.exp(-c / v), v / 2 * (1 - np.exp(-2 * c / v))), strict=True
+    ):
         levels = grid(PROCESSES["ve"], 400, 1000.0, 1e-3)
         np.testing.assert_allclose(ends(one, "dps", make_solver, levels)[1].item(), exact, rtol=2e-3)
 

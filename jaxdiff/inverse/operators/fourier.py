@@ -44,7 +44,9 @@ def fourier(mask: Array, maps: Array | None = None, *, real: bool = False, itera
     mask = jnp.asarray(mask)
     if mask.ndim not in (2, 3):
         raise ValueError(f"mask must have shape [H, W] or [B, H, W], got {list(mask.shape)}")
-    if maps is not None and (maps.ndim not in (3, 4) or not jnp.iscomplexobj(maps) or maps.shape[-2:] != mask.shape[-2:]):
+    if maps is not None and (
+        maps.ndim not in (3, 4) or not jnp.iscomplexobj(maps) or maps.shape[-2:] != mask.shape[-2:]
+    ):
         raise ValueError(f"maps must be complex, [coils, H, W] or [B, coils, H, W], as the mask, got {describe(maps)}")
     channels = 1 if real else 2
     sampled = mask if mask.ndim == 3 else mask[None]
@@ -53,7 +55,9 @@ def fourier(mask: Array, maps: Array | None = None, *, real: bool = False, itera
 
     def apply(x: Array) -> Array:
         if x.ndim != 4 or x.shape[1:] != (*mask.shape[-2:], channels):
-            raise ValueError(f"pictures must have shape [B, {mask.shape[-2]}, {mask.shape[-1]}, {channels}], got {x.shape}")
+            raise ValueError(
+                f"pictures must have shape [B, {mask.shape[-2]}, {mask.shape[-1]}, {channels}], got {x.shape}"
+            )
         z = jax.lax.complex(x[..., 0], jnp.zeros_like(x[..., 0]) if real else x[..., 1])
         z = z if coils is None else coils.astype(z.dtype) * z[:, None]
         return times(sampled, _transform(z, jnp.fft.fft2))
