@@ -24,7 +24,7 @@ MATHS = {
     "weights": {"levels", "processes"},
     "solvers": {"levels", "noise", "processes"},
     "guidance": {"levels", "noise", "parameterize", "solvers"},
-    "inverse": {"levels", "noise", "processes", "parameterize", "solvers"},
+    "inverse": {"levels", "noise", "processes", "parameterize", "solvers", "guidance"},
     "sample": {"levels", "noise", "solvers"},
     "parallel": {"levels", "noise", "solvers", "sample"},
     "sde": {"levels", "noise", "processes"},

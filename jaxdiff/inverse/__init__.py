@@ -1,0 +1,37 @@
+"""Inverse problems: what the picture should have been, from a measurement of it and a denoiser.
+
+Denoiser -> Denoiser: `tmpd`, `pigdm`, `dps`, `diffpir`, `ddnm`, and `guide` for any loss. Solver -> Solver: `replace`, `mcg`,
+`dps_normalized`. Solvers of their own: `ddrm`, `daps` with `exact` or `langevin`, `twisted`. A loss: `red_diff`.
+"""
+
+from jaxdiff.inverse import operators
+from jaxdiff.inverse.ddrm import ddrm
+from jaxdiff.inverse.decoupled import X0Sampler, daps, exact, langevin
+from jaxdiff.inverse.guide import dps, dps_normalized, guide
+from jaxdiff.inverse.operators import Operator
+from jaxdiff.inverse.posterior import ddnm, diffpir, pigdm, tmpd
+from jaxdiff.inverse.replace import mcg, replace
+from jaxdiff.inverse.twisted import Particles, twisted
+from jaxdiff.inverse.variational import red_diff
+
+__all__ = [
+    "Operator",
+    "Particles",
+    "X0Sampler",
+    "daps",
+    "ddnm",
+    "ddrm",
+    "diffpir",
+    "dps",
+    "dps_normalized",
+    "exact",
+    "guide",
+    "langevin",
+    "mcg",
+    "operators",
+    "pigdm",
+    "red_diff",
+    "replace",
+    "tmpd",
+    "twisted",
+]

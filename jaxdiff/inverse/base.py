@@ -1,0 +1,83 @@
+"""Shared by the methods: what was measured and how it is checked, Tweedie's factor, a denoiser with its Jacobian."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxdiff.checks import check_number, describe, is_traced
+from jaxdiff.guidance.base import scale_at, split_variance
+from jaxdiff.inverse.operators.base import Operator
+from jaxdiff.levels import Level
+from jaxdiff.types import Denoiser
+
+__all__ = ["check_operator", "check_std", "jacobian", "measure", "tweedie_factor", "variance_of"]
+
+
+def check_operator(operator: Any, y: Any) -> None:
+    """Raise ValueError unless `operator` is an Operator, and y an array that is 0 where that measures nothing."""
+    if not isinstance(operator, Operator):
+        raise ValueError(f"operator must be an Operator, as inverse.operators make them, got {describe(operator)}")
+    if not isinstance(y, Array | np.ndarray) or not jnp.issubdtype(y.dtype, jnp.inexact):
+        raise ValueError(f"y must be an array of floating-point or complex numbers, got {describe(y)}")
+    if operator.measured is not None and not is_traced(y, operator.measured):
+        measured = np.asarray(operator.measured)
+        measured = measured if measured.ndim == y.ndim else measured[None]
+        try:
+            outside = np.any(np.where(measured != 0, 0, np.asarray(y)))
+        except ValueError:
+            raise ValueError(f"y of shape {list(y.shape)} has another shape than the mask, {measured.shape}") from None
+        if outside:
+            raise ValueError(
+                "y must be 0 where nothing is measured: y = operator.apply(x) + noise at the known entries"
+            )
+
+
+def check_std(std: Any, *, positive: bool = False) -> None:
+    """Raise ValueError unless std, if it is a plain number, is finite and not negative; not 0 either if `positive`."""
+    check_number("std", std, low=0)
+    if positive and isinstance(std, int | float) and std == 0:
+        raise ValueError("std must be positive, got 0: without noise, use ddnm, or replace around a solver")
+
+
+def measure(operator: Operator, y: Array, x: Array) -> Array:
+    """A x, with a check of y against it.
+
+    Raises:
+        ValueError: y has another shape than A x.
+    """
+    measured = operator.apply(x)
+    if measured.shape != y.shape:
+        raise ValueError(
+            f"the operator makes measurements of shape {list(measured.shape)} from x of shape {list(x.shape)}, got y of "
+            f"shape {list(y.shape)}"
+        )
+    return measured
+
+
+def variance_of(std: float | Array, y: Array, level: Level) -> Array:
+    """std^2, a number or one an example, that broadcasts against y."""
+    return jnp.square(scale_at(std, y.real, level))
+
+
+def tweedie_factor(x: Array, level: Level) -> Array:
+    """sigma^2 / alpha, by which a score moves x0_hat; 0 at pure noise, where x says nothing of x_0."""
+    at = level.expand_to(x)
+    pure = at.alpha == 0
+    return jnp.where(pure, 0, jnp.square(at.sigma) / jnp.where(pure, 1, at.alpha))
+
+
+def jacobian(denoise: Denoiser, x: Array, level: Level) -> tuple[Array, tuple[Array, ...], Callable[[Array], Array]]:
+    """x0_hat, its learned variance as a tuple (empty if there is none), and u -> J^T u with J = d x0_hat / d x_t."""
+
+    def first(x: Array):
+        x0, *variance = split_variance(denoise(x, level))
+        return x0, tuple(variance)
+
+    x0, pull, variance = jax.vjp(first, x, has_aux=True)
+    return x0, variance, lambda u: pull(u)[0]

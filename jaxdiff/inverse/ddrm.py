@@ -1,0 +1,90 @@
+"""Denoising diffusion restoration: each singular direction by its own ratio of signal to noise (Kawar et al. 2022)."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax import Array
+
+from jaxdiff.checks import check_number
+from jaxdiff.inverse.base import check_operator, check_std, measure
+from jaxdiff.inverse.operators.base import Operator, reciprocal
+from jaxdiff.levels import Level, from_x0, safe_sqrt
+from jaxdiff.noise import white
+from jaxdiff.solvers.base import Solver, init_empty
+from jaxdiff.types import Denoiser, NoiseSampler
+
+__all__ = ["ddrm"]
+
+
+def ddrm(
+    operator: Operator,
+    y: Array,
+    std: float | Array,
+    *,
+    eta: float | Array = 0.85,
+    eta_b: float | Array = 1.0,
+    noise_sampler: NoiseSampler = white,
+) -> Solver:
+    """DDIM in the singular directions of A, of which y has some (DDRM, Kawar et al. 2022, arXiv:2201.11793, eq. 7-8).
+
+    With A = U S V^T, a direction of singular value s has the measurement u^T y / s, of noise std / s. Where that is less
+    than the level's, the measurement is taken, with as much noise as is missing; where it is more, it takes the part of
+    eps_hat; where s = 0, there is DDIM. All in x / alpha, so for any process.
+
+    Args:
+        operator: A with a decomposition: mask, average, blur, matrix, or Fourier of complex pictures and one coil.
+        y: measurements, [B, *measured].
+        std: standard deviation of their noise: a number or [B]; may be traced.
+        eta: share of the noise that is drawn anew, in [0, 1]; may be traced.
+        eta_b: share of the measurement where it is better than the level, in [0, 1]; may be traced.
+        noise_sampler: as for `solvers.ddim`.
+
+    Returns:
+        a solver of one evaluation a step. It has no order; without noise and with eta_b = 1, A x = y after the step to
+        sigma = 0.
+
+    Raises:
+        ValueError: an operator without a decomposition, y of another shape than A x or not 0 where nothing is measured,
+            std < 0, eta or eta_b outside [0, 1].
+    """
+    check_operator(operator, y)
+    check_std(std)
+    check_number("eta", eta, low=0, high=1)
+    check_number("eta_b", eta_b, low=0, high=1)
+    if operator.spectral is None:
+        raise ValueError(
+            "ddrm needs an operator with a decomposition: mask, average, blur, matrix, or fourier of one coil"
+        )
+    spectral = operator.spectral
+
+    def step(denoise: Denoiser, key: Array, x: Array, state, cur: Level, nxt: Level):
+        x0, eps = from_x0(denoise(x, cur), x, cur)
+        away = operator.adjoint(operator.solve(y - measure(operator, y, x0), 1.0, 0.0))
+        each = jnp.asarray(std, x.dtype)
+        new, given = (jnp.asarray(share, x.dtype) for share in (eta, eta_b))
+        old = jnp.sqrt(1 - jnp.square(new))
+
+        def better(s: Array) -> tuple[Array, Array]:
+            """alpha std / s, and where that is no more than sigma."""
+            noise = nxt.alpha * (each.reshape(-1, *(1,) * (s.ndim - 1)) if each.ndim else each) * reciprocal(s)
+            return noise, (s > 0) & (noise <= nxt.sigma)
+
+        # Factors of what is added to alpha x0, in each direction.
+        def of_eps(s: Array) -> Array:
+            return jnp.where(s > 0, 0, nxt.sigma * old)
+
+        def of_difference(s: Array) -> Array:
+            noise, good = better(s)
+            worse = nxt.sigma * old * reciprocal(jnp.where(good, 0, noise))
+            return jnp.where(s > 0, nxt.alpha * jnp.where(good, given, worse), 0)
+
+        def of_noise(s: Array) -> Array:
+            noise, good = better(s)
+            missing = safe_sqrt(jnp.maximum(jnp.square(nxt.sigma) - jnp.square(given * noise), 0))
+            return jnp.where(good, missing, nxt.sigma * new)
+
+        moved = spectral(of_eps, eps) + spectral(of_difference, away)
+        drawn = spectral(of_noise, noise_sampler(key, x, cur, nxt))
+        return nxt.alpha * x0 + moved + drawn, state
+
+    return Solver(init_empty, step, order=None, stochastic=True)

@@ -1,0 +1,78 @@
+"""Replacement: after each step, what was measured is put back at the step's noise level (inpainting, RePaint, MCG)."""
+
+from __future__ import annotations
+
+import jax
+from jax import Array
+
+from jaxdiff.inverse.base import check_operator, measure
+from jaxdiff.inverse.guide import dps_normalized
+from jaxdiff.inverse.operators.base import Operator, check_count
+from jaxdiff.levels import Level
+from jaxdiff.noise import fold_in, normal_like
+from jaxdiff.solvers.base import Solver, check_solver
+from jaxdiff.solvers.restart import restart
+from jaxdiff.types import Denoiser
+
+__all__ = ["mcg", "replace"]
+
+
+def replace(solver: Solver, operator: Operator, y: Array, *, resample: int = 0) -> Solver:
+    """After each step x + A^+ (alpha y + sigma A z - A x) with fresh noise z, and again `resample` times (RePaint).
+
+    Song et al. 2020 (arXiv:2011.13456, appendix I.2) for a mask; RePaint (Lugmayr et al. 2022, arXiv:2201.09865, algorithm
+    1) with jumps of one step: noise is added back to the step's first level, and the step taken again, which harmonizes
+    the new with the known. Replacement alone draws from no posterior; its error falls with the number of resamplings.
+    For jumps of several steps see `solvers.restart` around this solver.
+
+    Args:
+        solver: the solver of a step; without a history if it is taken again.
+        operator: A; `operators.mask` for inpainting.
+        y: measurements without noise, [B, *measured]: for a mask the known entries of the picture, and else 0. May be
+            traced.
+        resample: how often a step is taken again, 0 for none; the step to sigma = 0 never is.
+
+    Returns:
+        a solver, after whose step to sigma = 0 A x = y. It has no order.
+
+    Raises:
+        ValueError: not a solver or an operator, y of another shape than A x or not 0 where nothing is measured,
+            resample < 0, or a solver with a history and resample > 0.
+    """
+    check_solver(solver)
+    check_operator(operator, y)
+    check_count("resample", resample, 0)
+
+    def init(x: Array):
+        state = solver.init(x)
+        if resample and jax.tree.leaves(state):
+            raise ValueError(
+                f"{solver} has a history, which is wrong after going back: resample with a solver that has none, such as "
+                "ddpm, ddim or heun"
+            )
+        return state
+
+    def step(denoise: Denoiser, key: Array, x: Array, state, cur: Level, nxt: Level):
+        x, state = solver.step(denoise, fold_in(key, 0), x, state, cur, nxt)
+        noised = nxt.sigma * normal_like(fold_in(key, 1), x)
+        # The difference of measurements, with the noise as it is seen: A z has the law that A x has there.
+        away = nxt.alpha.astype(y.dtype) * y - measure(operator, y, x - noised)
+        return x + operator.adjoint(operator.solve(away, 1.0, 0.0)), state
+
+    replaced = solver._replace(init=init, step=step, order=None, stochastic=True)
+    return restart(replaced, repeats=int(resample)) if resample else replaced
+
+
+def mcg(solver: Solver, operator: Operator, y: Array, scale: float | Array = 1.0) -> Solver:
+    """Manifold constrained gradients: the step of `dps_normalized`, then `replace` (Chung et al. 2022, arXiv:2206.00941).
+
+    Args:
+        solver, operator, y, scale: as for `dps_normalized` and `replace`.
+
+    Returns:
+        a solver, after whose step to sigma = 0 A x = y. It has no order.
+
+    Raises:
+        ValueError: as for both.
+    """
+    return replace(dps_normalized(solver, operator, y, scale), operator, y)

@@ -1,0 +1,354 @@
+"""Replacement, DDRM, decoupled annealing, particles and RED-diff, of Gaussian data."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.exact import gaussian, rational
+from helpers.law import affine, apart, grid, problem
+
+import jaxdiff as jd
+from jaxdiff import Level, inverse, solvers
+from jaxdiff.inverse import decoupled, operators
+
+VE, VP = jd.processes.EDM(), jd.processes.VP()
+OPTIMIZED = {"xla_backend_optimization_level": 1}
+KEY = jax.random.key(7, impl="rbg")
+GRID = Level(*(jnp.array(field, jnp.float32) for field in ((1, 0.6, 0.3, 0), (0, 0.4, 0.7, 1), (1, 0.6, 0.3, 0))))
+
+
+def moments(x):
+    return np.mean(x, axis=0), np.cov(np.asarray(x, np.float64).T)
+
+
+def clean(levels):
+    """The grid in float32, with its last level clean."""
+    return jd.levels.append_clean(Level(*(field.astype(jnp.float32) for field in levels)))
+
+
+# Replacement
+
+
+def test_a_replaced_step_sets_what_is_measured_and_leaves_the_rest():
+    """On the measured part: alpha y + sigma z; beside it the solver's step; the last step gives y itself."""
+    known = jnp.array([1.0, 0.0, 1.0, 0.0])
+    y = known[None] * jnp.linspace(-1, 1, 20_000)[:, None]
+    x = jnp.asarray(np.random.default_rng(0).normal(size=y.shape), jnp.float32)
+    cur, nxt, last = (GRID.at(i) for i in (1, 2, 3))
+
+    @jax.jit
+    def run(x):
+        solver = inverse.replace(solvers.ddim(), operators.mask(known), y)
+        plain = solvers.ddim().step(rational, KEY, x, (), cur, nxt)[0]
+        ends = [solver.step(rational, KEY, x, (), cur, level)[0] for level in (nxt, last)]
+        return plain, *ends
+
+    plain, replaced, end = run(x)
+    np.testing.assert_allclose(replaced[:, 1::2], plain[:, 1::2], atol=1e-6)
+    np.testing.assert_allclose(end[:, ::2], y[:, ::2], atol=1e-6)
+    z = (replaced - nxt.alpha * y)[:, ::2] / nxt.sigma
+    assert abs(z.mean()) < 4 / 200 and abs(z.std() - 1) < 4 / 280
+    assert abs(np.corrcoef(z[:, 0], x[:, 0])[0, 1]) < 4 / 141
+
+
+def test_replacement_of_averages_keeps_what_they_do_not_see_and_mcg_ends_at_the_measurement():
+    operator = operators.matrix(jnp.array([[0.5, 0.5, 0.0], [0.0, 1.0, 2.0]]))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)), jnp.float32)
+    y = jnp.asarray(np.random.default_rng(1).normal(size=(4, 2)), jnp.float32)
+    unseen = np.array([2.0, -2.0, 1.0]) / 3
+
+    @jax.jit
+    def run(x):
+        step = lambda solver, nxt: solver.step(rational, KEY, x, (), GRID.at(1), nxt)[0]  # noqa: E731
+        replaced = step(inverse.replace(solvers.ddim(), operator, y), GRID.at(2))
+        mcg = inverse.mcg(solvers.ddim(), operator, y, 0.3)
+        guided = step(inverse.dps_normalized(solvers.ddim(), operator, y, 0.3), GRID.at(2))
+        return step(solvers.ddim(), GRID.at(2)), replaced, guided, step(mcg, GRID.at(2)), step(mcg, GRID.at(3))
+
+    plain, replaced, guided, mcg, end = run(x)
+    np.testing.assert_allclose(replaced @ unseen, plain @ unseen, atol=1e-5)
+    np.testing.assert_allclose(mcg @ unseen, guided @ unseen, atol=1e-5)
+    assert np.linalg.norm(operator.apply(end) - y) < 1e-5 * np.linalg.norm(y)
+
+
+def test_a_history_is_refused_in_resampling():
+    operator, y = operators.mask(jnp.ones(2)), jnp.ones((1, 2))
+    for solver, x in ((solvers.dpmpp_2m(), jnp.ones((1, 2))), (solvers.plms(), jnp.ones((1, 2)))):
+        with pytest.raises(ValueError, match="has a history"):
+            jd.sample(rational, inverse.replace(solver, operator, y, resample=1), GRID, x, KEY)
+    with pytest.raises(ValueError, match="resample is an integer of at least 0"):
+        inverse.replace(solvers.ddpm(), operator, y, resample=-1)
+
+
+@pytest.mark.slow
+def test_the_error_of_replacement_falls_with_resampling():
+    n = 20_000
+    linear = problem(4, 2, seed=3)
+    linear = linear._replace(a=np.eye(4)[:2], y=np.array([1.5, -1.0]) + linear.mean[:2], std=0.0)
+    operator = operators.mask(jnp.array([1.0, 1.0, 0.0, 0.0]))
+    y = jnp.broadcast_to(jnp.asarray(np.append(linear.y, [0, 0]), jnp.float32)[None], (n, 4))
+    levels = clean(grid(VP, 60, 50.0, 0.02))
+    mean, cov = linear.posterior()
+    errors = []
+    for resample in (0, 1, 4, 16):
+        solver = inverse.replace(solvers.ddpm(), operator, y, resample=resample)
+        x = jd.noise.prior(levels, KEY, (n, 4))
+        denoise = gaussian(linear.mean, linear.cov).denoise
+        run = jax.jit(lambda x, s=solver: jd.sample(denoise, s, levels, x, KEY), compiler_options=OPTIMIZED)
+        drawn = np.asarray(run(x))
+        errors.append((np.linalg.norm(drawn.mean(0) - mean), np.linalg.norm(np.cov(drawn.T) - cov)))
+    print(errors)
+    errors = np.array(errors)
+    assert np.all(np.diff(errors[:, 0]) < 0) and errors[-1, 0] < 0.4 * errors[0, 0]
+
+
+# DDRM
+
+
+def ddrm_step(x, z, denoised, levels, problem, eta, eta_b):
+    """Kawar et al. 2022, eq. 7-8, of one example in numpy: in the basis of V, with x / alpha."""
+    (a_t, s_t), (a_s, s_s) = levels
+    u, s, vt = np.linalg.svd(problem.a)
+    theta, xt, eps = vt @ denoised, vt @ x / a_t, vt @ z
+    ybar, noise, out = u.T @ problem.y, s_s / a_s, np.zeros(len(x))
+    for i in range(len(x)):
+        if i >= len(s):
+            mean = theta[i] + np.sqrt(1 - eta**2) * noise * (xt[i] - theta[i]) / (s_t / a_t)
+            std = eta * noise
+        elif noise < problem.std / s[i]:
+            mean = theta[i] + np.sqrt(1 - eta**2) * noise * (ybar[i] / s[i] - theta[i]) / (problem.std / s[i])
+            std = eta * noise
+        else:
+            mean = (1 - eta_b) * theta[i] + eta_b * ybar[i] / s[i]
+            std = np.sqrt(noise**2 - (problem.std / s[i] * eta_b) ** 2)
+        out[i] = mean + std * eps[i]
+    return a_s * vt.T @ out
+
+
+@pytest.mark.usefixtures("x64")
+def test_ddrm_is_the_papers_in_its_three_cases():
+    linear = problem(5, 3, std=0.4)
+    rng = np.random.default_rng(0)
+    x, z = rng.normal(size=(2, 3, 5))
+    operator = operators.matrix(jnp.asarray(linear.a))
+    y = jnp.broadcast_to(jnp.asarray(linear.y)[None], (3, 3))
+    ratio = linear.std / np.linalg.svd(linear.a)[1]
+    # Next levels with more noise than all directions, between them, and than none.
+    ends = [1.2 * ratio.max(), np.sqrt(ratio[0] * ratio[-1]), 0.5 * ratio.min()]
+
+    @jax.jit
+    def run(std, cur, nxt):
+        solver = inverse.ddrm(operator, y, std, eta=0.7, eta_b=0.9, noise_sampler=lambda *_: jnp.asarray(z))
+        return solver.step(rational, jax.random.key(0), jnp.asarray(x), (), cur, nxt)[0]
+
+    for end in ends:
+        cur, nxt = (jax.tree.map(jnp.float64, VP(VP.time(-jnp.log(s)))) for s in (3.0, end))
+        denoised = np.asarray(rational(jnp.asarray(x), cur))
+        levels = [(float(level.alpha), float(level.sigma)) for level in (cur, nxt)]
+        drawn = run(jnp.full(3, linear.std), cur, nxt)
+        for i in range(3):
+            exact = ddrm_step(x[i], z[i], denoised[i], levels, linear, 0.7, 0.9)
+            np.testing.assert_allclose(drawn[i], exact, rtol=1e-9, err_msg=f"to {end:.3}")
+
+
+def test_ddrm_fits_a_measurement_without_noise_and_needs_a_decomposition():
+    operator = operators.average(2)
+    y = operator.apply(jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 4, 1)), jnp.float32))
+    run = jax.jit(lambda std: jd.sample(rational, inverse.ddrm(operator, y, std), GRID, jnp.ones((2, 4, 4, 1)), KEY))
+    assert np.linalg.norm(operator.apply(run(jnp.zeros(2))) - y) <= 1e-5 * np.linalg.norm(y)
+    with pytest.raises(ValueError, match="needs an operator with a decomposition"):
+        inverse.ddrm(operators.linear(lambda x: x, (2,)), jnp.ones((1, 2)), 0.1)
+    with pytest.raises(ValueError, match="eta_b must be"):
+        inverse.ddrm(operator, y, 0.1, eta_b=1.5)
+
+
+# Decoupled annealing
+
+
+def daps_law(monkeypatch, linear, levels, **options):
+    """The law after a grid of steps, each of which draws two noises like x and one like y."""
+    n, m = len(linear.mean), len(linear.a)
+    operator, denoise = operators.matrix(jnp.asarray(linear.a)), gaussian(linear.mean, linear.cov).denoise
+
+    def body(moments, pair):
+        def step(x, z):
+            drawn = iter([z[:, :n], z[:, n : n + m], z[:, n + m :]])
+            monkeypatch.setattr(decoupled, "normal_like", lambda key, like: next(drawn))
+            y = jnp.broadcast_to(jnp.asarray(linear.y)[None], (len(x), m))
+            solver = inverse.daps(inverse.exact(operator, y, linear.std), **options)
+            return solver.step(denoise, jax.random.key(0), x, (), *pair)[0]
+
+        return affine(step, *moments, noises=2 * n + m), None
+
+    begin = tuple(map(jnp.asarray, linear.noised(levels.at(0))))
+    pairs = levels.at(slice(None, -1)), levels.at(slice(1, None))
+    mean, cov = jax.jit(lambda begin: jax.lax.scan(body, begin, pairs)[0])(begin)
+    return np.asarray(mean) / float(levels.alpha[-1]), np.asarray(cov) / float(levels.alpha[-1]) ** 2
+
+
+@pytest.mark.usefixtures("x64")
+def test_decoupled_annealing_is_exact_for_data_of_one_variance_in_any_number_of_steps(monkeypatch):
+    linear = problem(isotropic=True)
+    linear = linear._replace(cov=0.49 * linear.cov)
+    drawn = daps_law(monkeypatch, linear, grid(VP, 2, 20.0, 0.01), prior_std=0.7)
+    assert max(apart(drawn, linear.noised(Level(0.0, 1.0, 0.01)))) < 1e-12
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("x64")
+def test_decoupled_annealing_nears_the_posterior_of_any_gaussian(monkeypatch):
+    linear = problem()
+    exact = linear.noised(Level(0.0, 1.0, 0.01))
+    errors = [apart(daps_law(monkeypatch, linear, grid(VE, n, 20.0, 0.01)), exact) for n in (50, 200, 800)]
+    inner = apart(daps_law(monkeypatch, linear, grid(VE, 50, 20.0, 0.01), steps=20), exact)
+    print(errors, inner)
+    assert np.all(np.diff(errors, axis=0) < 0) and max(errors[-1]) < 0.03
+
+
+@pytest.mark.slow
+def test_langevin_draws_as_exact_does():
+    linear = problem(3, 2)
+    operator = operators.matrix(jnp.asarray(linear.a, jnp.float32))
+    y = jnp.broadcast_to(jnp.asarray(linear.y, jnp.float32)[None], (20_000, 2))
+    loss = lambda x0: jnp.sum(jnp.square(operator.apply(x0) - y), axis=1) / (2 * linear.std**2)  # noqa: E731
+    curvature = float(np.linalg.norm(linear.a, 2) ** 2 / linear.std**2)
+    x0, level = jnp.broadcast_to(jnp.asarray(linear.mean, jnp.float32)[None], (20_000, 3)), GRID.at(1)
+    samplers = inverse.exact(operator, y, linear.std), inverse.langevin(loss, curvature, steps=200, step_size=0.05)
+    run = jax.jit(lambda x0: [f(KEY, x0, jnp.float32(0.8), level) for f in samplers], compiler_options=OPTIMIZED)
+    exact = linear._replace(cov=0.64 * np.eye(3)).posterior()
+    for drawn, bias in zip(run(x0), (0.01, 0.05), strict=True):
+        mean, cov = moments(drawn)
+        np.testing.assert_allclose(mean, exact[0], atol=4 * 0.8 / 141)
+        np.testing.assert_allclose(cov, exact[1], atol=0.64 * (0.02 + bias))
+
+
+def test_complex_measurements_have_noise_in_both_parts():
+    """x0_hat is of no weight: what is left is y and its noise, with the standard deviation of each part."""
+    operator = operators.fourier(jnp.ones((1, 1)))
+    y = jax.lax.complex(jnp.full((20_000, 1, 1), 0.5), jnp.full((20_000, 1, 1), -2.0))
+    x0 = jnp.zeros((20_000, 1, 1, 2))
+    drawn = jax.jit(lambda x0: inverse.exact(operator, y, 0.3)(KEY, x0, jnp.float32(100), GRID.at(1)))(x0)
+    mean, cov = moments(drawn.reshape(-1, 2))
+    np.testing.assert_allclose(mean, [0.5, -2.0], atol=0.01)
+    np.testing.assert_allclose(cov, 0.09 * np.eye(2), atol=0.004)
+
+
+def test_steps_to_x0_hat_are_those_of_ddim():
+    x, cur, nxt = jnp.array([[0.3, -0.2]]), VE(jnp.float32(2.0)), VE(jnp.float32(1.0))
+    seen = []
+    sampler = lambda key, x0, r, level: seen.append((x0, r)) or x0  # noqa: E731
+    inverse.daps(sampler, steps=3, prior_std=3.0).step(rational, KEY, x, (), cur, nxt)
+    levels = VE(2.0 * (1 - jnp.arange(4) / 3) ** 7)
+    np.testing.assert_allclose(seen[0][0], jd.sample(rational, solvers.ddim(), levels, x, KEY), rtol=1e-5)
+    np.testing.assert_allclose(seen[0][1], np.sqrt(9 * 4 / (9 + 4)), rtol=1e-6)
+
+
+# Particles
+
+
+def particles(linear, k, runs, prior_std):
+    """Estimates of log Z and of the posterior mean, [runs, ...], and log Z of the model, whose steps are finite."""
+    levels = clean(grid(VP, 30, 30.0, 0.05))
+    prior = gaussian(linear.mean, linear.cov).denoise
+    y = jnp.broadcast_to(jnp.asarray(linear.y, jnp.float32)[None], (runs, len(linear.y)))
+
+    @jax.jit
+    def run(x, keys):
+        solver = inverse.twisted(operators.matrix(jnp.asarray(linear.a, jnp.float32)), y, linear.std, prior_std=prior_std)
+        denoise = lambda x, level: prior(x, level)  # noqa: E731
+        x, state = jd.sample_state(denoise, solver, levels, x, keys)
+        return jnp.mean(x, axis=1), state.log_z
+
+    keys = jax.random.split(jax.random.key(5), runs)
+    return tuple(map(np.asarray, run(jd.noise.prior(levels, keys, (runs, k, len(linear.mean))), keys))), levels
+
+
+def of_model(linear, levels):
+    """Posterior mean and log Z of what the unconditional sampler draws: Gaussian, and not quite the data's."""
+    denoise = gaussian(linear.mean, linear.cov).denoise
+    with jax.enable_x64(True):
+        levels = Level(*(jnp.asarray(field, jnp.float64) for field in levels))
+        n = len(linear.mean)
+        mean, cov = jnp.zeros(n), levels.sigma[0] ** 2 * jnp.eye(n)
+        for i in range(len(levels.t) - 1):
+            cur, nxt = levels.at(i), levels.at(i + 1)
+
+            def step(x, z, cur=cur, nxt=nxt):
+                solver = solvers.ddpm(noise_sampler=lambda *_: z)
+                return solver.step(denoise, jax.random.key(0), x, (), cur, nxt)[0]
+
+            mean, cov = affine(step, mean, cov)
+    model = linear._replace(mean=np.asarray(mean), cov=np.asarray(cov))
+    inner = model.a @ model.cov @ model.a.T + linear.std**2 * np.eye(len(linear.y))
+    away = linear.y - model.a @ model.mean
+    log_z = -0.5 * (away @ np.linalg.solve(inner, away) + np.linalg.slogdet(2 * np.pi * inner)[1])
+    return model.posterior()[0], log_z
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prior_std", [1.0, 0.0])
+def test_particles_estimate_the_mean_and_log_z_with_errors_as_one_over_the_root(prior_std):
+    """E[Z] is unbiased at any number of particles; errors fall as 1 / sqrt(K)."""
+    linear = problem(3, 2, std=0.5, seed=2)
+    runs, errors = 256, []
+    for k in (8, 32, 128):
+        (mean, log_z), levels = particles(linear, k, runs, prior_std)
+        exact, model = of_model(linear, levels)
+        ratio = np.exp(log_z - model)
+        print(k, ratio.mean(), ratio.std(), np.sqrt(np.mean(np.square(mean - exact))))
+        assert abs(ratio.mean() - 1) < 4 * ratio.std() / np.sqrt(runs)
+        errors.append((ratio.std(), np.sqrt(np.mean(np.square(mean - exact)))))
+    slopes = np.polyfit(np.log([8, 32, 128]), np.log(errors), 1)[0]
+    print(slopes)
+    assert np.all(np.abs(slopes + 0.5) < 0.15)
+
+
+def test_particles_of_an_example_do_not_see_the_others():
+    keys = jax.random.split(jax.random.key(1), 2)
+    y, known = jnp.array([[0.5, 0.0], [0.3, 0.0]]), jnp.array([1.0, 0.0])
+    traces = []
+
+    @jax.jit
+    def run(y, std, keys):
+        traces.append(0)
+        solver = inverse.twisted(operators.mask(known), y, std)
+        x = jd.noise.prior(GRID, jd.noise.fold_in(keys, 0), (2, 5, 2))
+        return jd.sample_state(rational, solver, GRID, x, jd.noise.fold_in(keys, 1))
+
+    x, state = run(y, jnp.array([0.3, 0.3]), keys)
+    assert x.shape == (2, 5, 2) and np.all(np.isfinite(x)) and np.all(np.asarray(state.log_weights) == 0)
+    other, others = run(y.at[1, 0].set(2.0), jnp.array([0.3, 0.5]), keys)
+    np.testing.assert_array_equal(x[0], other[0])
+    assert state.log_z[0] == others.log_z[0] and state.log_z[1] != others.log_z[1]
+    swapped, _ = run(y[::-1], jnp.array([0.3, 0.3]), keys[::-1])
+    np.testing.assert_array_equal(swapped[1], x[0])
+    assert len(traces) == 1
+    with pytest.raises(ValueError, match="std must be positive"):
+        inverse.twisted(operators.mask(known), y, 0.0)
+
+
+# RED-diff
+
+
+def test_the_gradient_of_red_diff_is_its_closed_form():
+    """E[eps_hat - eps] = alpha sigma (alpha^2 C + sigma^2)^-1 (mu - m), which at one t is found by many draws."""
+    linear, n = problem(3, 2), 50_000
+    operator = operators.matrix(jnp.asarray(linear.a, jnp.float32))
+    y = jnp.broadcast_to(jnp.asarray(linear.y, jnp.float32)[None], (n, 2))
+    denoise, mu = gaussian(linear.mean, linear.cov).denoise, linear.mean + np.array([0.5, -0.3, 0.4])
+    t = 0.4
+    times = lambda key, batch: (jnp.full(batch, t), jnp.full(batch, 2.0))  # noqa: E731
+
+    @jax.jit
+    def slope(mu):
+        loss = inverse.red_diff(denoise, VP, operator, y, std=linear.std, times=times, scale=0.3)
+        (value, metrics), slope = jax.value_and_grad(loss, has_aux=True)(mu, KEY, {})
+        return value - metrics["misfit"] - jnp.float32(0.3) * metrics["prior"], n * jnp.mean(slope, axis=0)
+
+    rest, slope = slope(jnp.broadcast_to(jnp.asarray(mu, jnp.float32)[None], (n, 3)))
+    level = VP(t)
+    alpha, sigma = float(level.alpha), float(level.sigma)
+    prior = alpha * sigma * np.linalg.solve(alpha**2 * linear.cov + sigma**2 * np.eye(3), mu - linear.mean)
+    exact = linear.a.T @ (linear.a @ mu - linear.y) / linear.std**2 + 0.3 * 2 * sigma / alpha * prior
+    np.testing.assert_allclose(slope, exact, atol=4 * 0.6 * sigma / alpha / np.sqrt(n))
+    assert abs(rest) < 1e-3
