@@ -24,7 +24,7 @@ from jaxdiff.solvers import Solver
 if TYPE_CHECKING:
     from jaxdiff.experiment import Model
 
-__all__ = ["Begin", "Generate", "first_step", "sampler", "solve"]
+__all__ = ["Begin", "Generate", "conditional", "first_step", "sampler", "solve"]
 
 Image = tuple[Array, Any]  # (x0, strength)
 Generate = Callable[..., Any]  # (params, keys, cond, scale, negative=None, *, image=None) -> x
@@ -153,6 +153,30 @@ def _direct(model: Model, condition: Condition, medium: Medium, *, guided: bool,
     return draw
 
 
+def conditional(model: Model, condition: Condition, solver: Solver) -> Callable[[Params, Cond], Denoiser]:
+    """Make the denoiser of a condition, as a solver takes it: with its learned variance, or without.
+
+    Args:
+        model: the model.
+        condition: encodes conditions.
+        solver: the solver.
+
+    Returns:
+        (params, cond) -> (x_t, level) -> x0_hat, without guidance.
+
+    Raises:
+        ValueError: the solver needs a learned variance, which the network does not return.
+    """
+    if solver.learned_variance and not model.learned_variance:
+        raise ValueError("the solver takes a learned variance, which the network does not return: choose another")
+
+    def denoise(params: Params, cond: Cond) -> Denoiser:
+        predict = denoiser(model.apply, params, model.prediction, condition.encode(params, cond))
+        return drop_variance(predict) if model.learned_variance and not solver.learned_variance else predict
+
+    return denoise
+
+
 def _solving(
     model: Model, sampling: Sampling, condition: Condition, medium: Medium, *, guided: bool | None, path: bool
 ) -> Generate:
@@ -161,13 +185,7 @@ def _solving(
     if guided:
         condition.check_null()
     prepared = sampling.prepare()
-    solver = prepared[1]
-    if solver.learned_variance and not model.learned_variance:
-        raise ValueError("the solver takes a learned variance, which the network does not return: choose another")
-
-    def denoise(params: Params, cond: Cond) -> Denoiser:
-        predict = denoiser(model.apply, params, model.prediction, condition.encode(params, cond))
-        return drop_variance(predict) if model.learned_variance and not solver.learned_variance else predict
+    denoise = conditional(model, condition, prepared[1])
 
     def draw(params: Params, keys: Array, cond: Cond, scale: Any, negative: Cond | None, image: Image | None) -> Any:
         _check_negative(negative, guided=guided)

@@ -12,6 +12,7 @@ import tyro
 
 from jaxdiff import data
 from jaxdiff.cascade import Upscaler, picture_shape
+from jaxdiff.cli.pictures import described, read_picture
 from jaxdiff.cli.places import try_file, try_folder
 from jaxdiff.cli.sample import check_suffix
 from jaxdiff.drawing import draw, parameters
@@ -78,7 +79,7 @@ def command(
         samples = draw(first.experiment, trained, num, words=label, seed=next(seeds), batch=batch, mesh=where)
         x, cond = data.to_uint8(samples.x), samples.cond
     else:
-        x = np.repeat(np.stack([_read(file, shape, fit) for file in pictures]), num or 1, axis=0)
+        x = np.repeat(np.stack([read_picture(file, shape, fit=fit) for file in pictures]), num or 1, axis=0)
         cond = _asked(stages[0].experiment, label)
     for stage in stages:
         trained = parameters(stage.experiment, stage.path, mesh=where)
@@ -107,25 +108,12 @@ def _check_chain(stages: list[_Stage]) -> None:
     for small, large in pairwise(stages):
         made, taken = small.experiment.medium.shape, picture_shape(large.experiment.condition)
         if made != taken:
-            raise ValueError(f"{large.path} takes pictures of {_size(taken)}, and {small.path} makes {_size(made)}")
+            raise ValueError(
+                f"{large.path} takes pictures of {described(taken)}, and {small.path} makes {described(made)}"
+            )
         names = [stage.experiment.condition.names for stage in (small, large)]
         if names[0] and names[1] and names[0] != names[1]:
             raise ValueError(f"{large.path} has other classes than {small.path}: {names[1]} and {names[0]}")
-
-
-def _read(file: Path, shape: tuple[int, ...], fit: bool) -> np.ndarray:
-    """Read a picture of a shape, or one that is brought to it."""
-    if fit:
-        return data.read_image(file, size=shape[0], channels=shape[-1])
-    x = data.read_image(file)
-    if x.shape[-1] == 1 and shape[-1] == 3:
-        x = np.repeat(x, 3, axis=-1)
-    if x.shape != shape:
-        raise ValueError(
-            f"{file} is {_size(x.shape)}, and the run takes {_size(shape)}: --fit scales the shorter side, crops the "
-            "centre square and converts its colours"
-        )
-    return x
 
 
 def _asked(experiment: Experiment, words: str | None) -> dict[str, np.ndarray]:
@@ -133,8 +121,3 @@ def _asked(experiment: Experiment, words: str | None) -> dict[str, np.ndarray]:
         return {} if words is None else experiment.condition.parse(words)
     except ValueError as error:  # as in `drawing.draw`
         raise UserError(str(error)) from error
-
-
-def _size(shape: tuple[int, ...]) -> str:
-    height, width, channels = shape
-    return f"{width} x {height} pixels in {'grey' if channels == 1 else 'colour'}"

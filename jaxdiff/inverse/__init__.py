@@ -7,12 +7,14 @@ Denoiser -> Denoiser: `tmpd`, `pigdm`, `dps`, `diffpir`, `ddnm`, and `guide` for
 from jaxdiff.inverse import operators
 from jaxdiff.inverse.ddrm import ddrm
 from jaxdiff.inverse.decoupled import X0Sampler, daps, exact, langevin
+from jaxdiff.inverse.flow_edit import flow_edit
 from jaxdiff.inverse.guide import dps, dps_normalized, guide
 from jaxdiff.inverse.operators import Operator
 from jaxdiff.inverse.posterior import ddnm, diffpir, pigdm, tmpd
 from jaxdiff.inverse.replace import mcg, replace
 from jaxdiff.inverse.twisted import Particles, twisted
 from jaxdiff.inverse.variational import red_diff
+from jaxdiff.inverse.windows import windows
 
 __all__ = [
     "Operator",
@@ -25,6 +27,7 @@ __all__ = [
     "dps",
     "dps_normalized",
     "exact",
+    "flow_edit",
     "guide",
     "langevin",
     "mcg",
@@ -34,4 +37,5 @@ __all__ = [
     "replace",
     "tmpd",
     "twisted",
+    "windows",
 ]

@@ -254,7 +254,9 @@ def particles(linear, k, runs, prior_std):
 
     @jax.jit
     def run(x, keys):
-        solver = inverse.twisted(operators.matrix(jnp.asarray(linear.a, jnp.float32)), y, linear.std, prior_std=prior_std)
+        solver = inverse.twisted(
+            operators.matrix(jnp.asarray(linear.a, jnp.float32)), y, linear.std, prior_std=prior_std
+        )
         denoise = lambda x, level: prior(x, level)  # noqa: E731
         x, state = jd.sample_state(denoise, solver, levels, x, keys)
         return jnp.mean(x, axis=1), state.log_z

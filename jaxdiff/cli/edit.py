@@ -1,0 +1,94 @@
+"""`jaxdiff edit RUN PICTURE`: what a picture shows, a part of it, or what lies beyond its edges, drawn anew."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import tyro
+
+from jaxdiff import imagine
+from jaxdiff.cli.pictures import read_picture
+from jaxdiff.cli.places import try_file, try_folder
+from jaxdiff.cli.prompt import is_pipeline
+from jaxdiff.edit import edit
+from jaxdiff.media import Samples
+from jaxdiff.media.images import save_images
+from jaxdiff.options import Count, Seed
+from jaxdiff.pretrained import open_run
+from jaxdiff.progress import busy
+from jaxdiff.sharding import parse_mesh
+
+
+def command(
+    run: tyro.conf.Positional[Path],
+    picture: tyro.conf.Positional[Path],
+    prompt: str | None = None,
+    source: str | None = None,
+    mask: Path | None = None,
+    outpaint: tuple[int, int, int, int] = (0, 0, 0, 0),
+    strength: float | None = None,
+    fit: bool = False,
+    num: Count = 4,
+    seed: Seed = 0,
+    guidance: float | None = None,
+    steps: Count | None = None,
+    solver: str | None = None,
+    size: tuple[Count, Count] | None = None,
+    base: Path | None = None,
+    variant: str | None = None,
+    out: Path | None = None,
+    mesh: str = "",
+    trust: bool = False,
+) -> None:
+    """Change a picture with a trained run, or with Stable Diffusion or Flux.
+
+    --prompt redraws the whole picture, the more of it the larger --strength is; with --source it is moved from one
+    prompt to the other, and keeps more. --mask and --outpaint draw a part anew, and leave the rest as it is.
+
+    Args:
+        run: the run's folder, fashion or emoji, or a text-to-image directory or file.
+        picture: a file of any type that Pillow reads.
+        prompt: what it shall show; of a run with classes the name of one.
+        source: what it shows.
+        mask: a file of the same size, white where the picture is drawn anew and black where it stays.
+        outpaint: pixels to add on the left, right, top and bottom.
+        strength: share of the steps that are taken, up to 1; by default 0.6, for a part of the picture 1.
+        fit: scale the picture's shorter side to the run's size and crop the centre square, and convert its colours.
+        num: number of versions.
+        seed: version i depends on the seed and i alone.
+        guidance: scale, 1 is off; by default the usual one.
+        steps: number of steps; by default the run's or the usual one.
+        solver: for the whole picture: of jaxdiff.solvers, such as ddim(eta=1.0), or a scheduler of diffusers.
+        size: height and width of a directory's pictures; by default the network's own.
+        base: directory with what a file lacks.
+        variant: weights' variant, such as fp16.
+        out: FILE.png for a picture of all, FILE.npz for arrays, or a folder; by default edited-SEED.png.
+        mesh: devices as data=4,fsdp=2,sequence=2; data takes those that are left.
+        trust: execute the run's program even if others can write it.
+    """
+    out = Path(f"edited-{seed}.png") if out is None else out
+    (try_file if out.suffix else try_folder)(out, "--out")
+    if prompt is None and mask is None and not any(outpaint):
+        raise ValueError("edit takes --prompt, --mask or --outpaint: what shall be drawn?")
+    where, of_directory = parse_mesh(mesh), is_pipeline(run)
+    if not of_directory and (size or base or variant):
+        raise ValueError(f"{run} is no text-to-image directory: it takes no --size, --base and --variant")
+    with busy("loading"):
+        if of_directory:
+            generator = imagine.of_directory(
+                run, steps=steps, solver=solver, size=size, base=base, variant=variant, mesh=where
+            )
+        else:
+            generator = imagine.of_run(open_run(run), steps=steps, solver=solver, mesh=where, trust=trust)
+    height, width = generator.history.size or generator.stage(1).medium.shape[:2]
+    shape = (height, width, 3 if of_directory else generator.stage(1).medium.shape[-1])
+    x = read_picture(picture, shape, fit=fit)
+    anew = None if mask is None else read_picture(mask, (height, width, 1), fit=fit)[..., 0] >= 128
+    with busy("drawing"):
+        drawn = edit(
+            generator, x, prompt=prompt, source=source, mask=anew, outpaint=outpaint, strength=strength,
+            guidance=guidance, num=num, seed=seed,
+        )  # fmt: skip
+    save_images(out, Samples(np.asarray(drawn), {}, choices=min(num, 10)))
+    print(out)

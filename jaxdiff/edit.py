@@ -1,0 +1,188 @@
+"""Editing a picture with a trained run or a text-to-image directory: what it shows, a part of it, beyond its edges."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxdiff import inverse, solvers
+from jaxdiff.conditions import Cond
+from jaxdiff.distributed import gather
+from jaxdiff.experiment import UserError
+from jaxdiff.imagine import Generator, Stage
+from jaxdiff.noise import fold_in, normal_like
+from jaxdiff.parameterize import Denoiser
+from jaxdiff.sample import sample
+from jaxdiff.sampler import conditional, first_step, sampler
+from jaxdiff.seeds import example_keys
+from jaxdiff.sharding import num_batch_shards
+
+__all__ = ["STRENGTH", "edit"]
+
+STRENGTH = 0.6  # of the whole picture, by default; a part of it is drawn from noise alone
+RESAMPLE = 4  # how often a step is taken again, so that the new goes with the old
+SOURCE_GUIDANCE = 1.0  # the picture is what it is
+
+
+def edit(
+    generator: Generator,
+    picture: np.ndarray,
+    *,
+    prompt: str | None = None,
+    source: str | None = None,
+    mask: np.ndarray | None = None,
+    outpaint: tuple[int, int, int, int] = (0, 0, 0, 0),
+    strength: float | None = None,
+    guidance: float | None = None,
+    num: int = 1,
+    seed: int = 0,
+) -> np.ndarray:
+    """Draw what becomes of a picture.
+
+    With a mask or beyond the edges, the new part is drawn from noise while the old is put back after each step, and the
+    step taken again (RePaint, see `inverse.replace`), with windows on a canvas that is larger than the network's
+    pictures (`inverse.windows`). Otherwise the whole picture is noised and denoised again (SDEdit, Meng et al. 2021,
+    arXiv:2108.01073), or, with a prompt of what it shows, moved by the difference of the two prompts
+    (`inverse.flow_edit`), which keeps more.
+
+    Args:
+        generator: of a run or a directory, see `imagine.of_run` and `imagine.of_directory`.
+        picture: uint8 [H, W, C], of the size that the generator draws.
+        prompt: what it shall show; None for what the condition has without words.
+        source: what it shows, for `inverse.flow_edit`.
+        mask: bool [H, W], where it is drawn anew.
+        outpaint: pixels to add on the left, right, top and bottom.
+        strength: share of the steps that are taken, in (0, 1]; None is 1 for a part of the picture, else 0.6.
+        guidance: scale; None is the generator's.
+        num: number of versions.
+        seed: version i depends on the seed and i alone.
+
+    Returns:
+        the pictures, float32 [num, H', W', C] in [-1, 1]; where nothing was to be drawn they are the picture's pixels.
+
+    Raises:
+        UserError: a picture or mask of another size, edges that the network does not draw, a source together with a
+            part of the picture or without a prompt, a condition that does not parse, a model without a null condition
+            where there is no prompt.
+        ValueError: a strength outside (0, 1].
+    """
+    stage = generator.stage(1)
+    canvas, anew = _canvas(stage, picture, mask, outpaint)
+    partly = bool(anew.any())
+    if source is not None and (partly or prompt is None):
+        raise UserError("a source says what the whole picture shows, beside a prompt: it goes without mask and edges")
+    strength = (1.0 if partly else STRENGTH) if strength is None else strength
+    if not 0 < strength <= 1:
+        raise ValueError(f"strength must lie in (0, 1], got {strength}")
+    shards = 1 if generator.mesh is None else num_batch_shards(generator.mesh)
+    batch = -(-num // shards) * shards
+    repeat = lambda cond: jax.tree.map(lambda a: np.repeat(a, batch, axis=0), cond)  # noqa: E731
+    cond, scale = _condition(generator, prompt, guidance)
+    x0 = jax.jit(_encoder(stage))(stage.params, repeat(canvas[None]))
+    keys = example_keys(seed, batch)
+    if source is not None:
+        where, _ = _condition(generator, source, SOURCE_GUIDANCE)
+        moved = _moving(stage, guided=scale != 1)
+        drawn = jax.jit(moved)(stage.params, keys, repeat(cond), repeat(where), scale, x0, strength)
+    else:
+        wide = _widened(stage, x0.shape[1:])
+        if partly:
+            wide = _keeping(wide, x0, _coarse(~anew, x0.shape[1:3]))
+        draw = sampler(*wide[1:5], guided=scale != 1, mesh=generator.mesh)
+        drawn = draw(stage.params, keys, repeat(cond), scale, image=(x0, strength))
+    drawn = np.asarray(gather(drawn))[:num]
+    return np.where(anew[..., None], drawn, canvas) if partly else drawn
+
+
+def _canvas(
+    stage: Stage, picture: np.ndarray, mask: np.ndarray | None, outpaint: tuple[int, int, int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The picture in [-1, 1] with what is added at its edges, and where it is drawn anew."""
+    left, right, top, bottom = outpaint
+    if min(outpaint) < 0:
+        raise UserError(f"what is added at the edges is a number of pixels, at least 0, got {outpaint}")
+    anew = np.zeros(picture.shape[:2], bool) if mask is None else np.asarray(mask, bool)
+    if anew.shape != picture.shape[:2]:
+        raise UserError(f"a mask has the size of its picture, {picture.shape[:2]}, got {anew.shape}")
+    edges = (top, bottom), (left, right)
+    if mask is not None and not anew.any():
+        raise UserError("the mask is black everywhere: white is where the picture is drawn anew")
+    x = np.float32(picture) / 127.5 - 1
+    return np.pad(x, (*edges, (0, 0)), mode="edge"), np.pad(anew, edges, constant_values=True)
+
+
+def _condition(generator: Generator, prompt: str | None, guidance: float | None) -> tuple[Cond, float]:
+    scale = generator.history.guidance if guidance is None else guidance
+    if prompt is not None:
+        return generator.cond(1, prompt, scale)
+    null = generator.stage(1).condition.null
+    if null is None:
+        raise UserError("this model draws nothing without a prompt: say what the picture shall show")
+    return null, 1.0
+
+
+def _encoder(stage: Stage) -> Callable[[Any, Array], Array]:
+    """Images to x0: those of a directory to latents, those of a run as they are."""
+    if stage.encode is not None:
+        return stage.encode
+
+    def as_they_are(params: Any, images: Array) -> Array:
+        shape = jax.eval_shape(stage.medium.decode, params, images).shape
+        if shape != images.shape or images.shape[-1] != stage.medium.shape[-1]:
+            raise UserError(
+                f"the run draws {stage.medium.shape}, and pictures of {images.shape[1:]} are not what it takes"
+            )
+        return images
+
+    return as_they_are
+
+
+def _widened(stage: Stage, shape: tuple[int, ...]) -> Stage:
+    """A stage that draws pictures of a larger shape, by windows of its own."""
+    size = stage.medium.shape
+    if tuple(shape) == tuple(size):
+        return stage
+    if len(size) != 3 or shape[2] != size[2] or any(n < k for n, k in zip(shape[:2], size[:2], strict=True)):
+        raise UserError(f"the network draws {size}, and a picture or its canvas of {tuple(shape)} is not as large")
+    apply = inverse.windows(stage.model.apply, (size[0], size[1]))
+    return stage._replace(model=replace(stage.model, apply=apply), medium=replace(stage.medium, shape=tuple(shape)))
+
+
+def _keeping(stage: Stage, x0: Array, known: np.ndarray) -> Stage:
+    """A stage that draws what goes with the known part of x0."""
+    operator = inverse.operators.mask(known[..., None])
+    solver = inverse.replace(solvers.ddim(1.0), operator, operator.apply(x0), resample=RESAMPLE)
+    return stage._replace(sampling=replace(stage.sampling, solver=solver))
+
+
+def _coarse(known: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Where all pixels of a latent are known."""
+    factors = [n // k for n, k in zip(known.shape, size, strict=True)]
+    blocks = known[: size[0] * factors[0], : size[1] * factors[1]].reshape(size[0], factors[0], size[1], factors[1])
+    return blocks.all((1, 3))
+
+
+def _moving(stage: Stage, *, guided: bool) -> Callable[..., Array]:
+    """(params, keys, cond, source's cond, scale, x0, strength) -> pictures."""
+    levels, solver = stage.sampling.prepare()
+    denoise = conditional(stage.model, stage.condition, solver)
+    if solver.learned_variance:
+        raise UserError("this solver takes a learned variance, and a difference of pictures has none: choose another")
+
+    def move(params: Any, keys: Array, cond: Cond, source: Cond, scale: Any, x0: Array, strength: Any) -> Array:
+        target: Denoiser = denoise(params, cond)
+        if guided:
+            target = stage.sampling.guide(target, denoise(params, stage.condition.without(cond)), scale)
+        noise = normal_like(fold_in(keys, 0), x0)
+        change = inverse.flow_edit(target, denoise(params, source), x0, noise)
+        start = first_step(len(levels.t) - 1, strength, round_up=True)
+        d = sample(change, solver, levels, jnp.zeros_like(x0), fold_in(keys, 1), start=start)
+        return stage.medium.decode(params, x0 + d)
+
+    return move

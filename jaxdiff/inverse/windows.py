@@ -1,0 +1,54 @@
+"""Pictures larger than those that a network was made for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxdiff.checks import check_function
+from jaxdiff.types import Apply, Cond, Params
+
+__all__ = ["windows"]
+
+
+def windows(apply: Apply, size: tuple[int, int], stride: tuple[int, int] | None = None) -> Apply:
+    """A network's mean over windows that overlap, for a canvas of any size (MultiDiffusion, Bar-Tal et al. 2023).
+
+    arXiv:2302.08113. The windows see the same x, so that the mean of what the network predicts is that of the denoised
+    windows, too: each step of a solver moves the canvas as a whole, and there are no seams.
+
+    Args:
+        apply: the network, (params, x, noise, cond) -> F, for pictures of `size`.
+        size: height and width of a window.
+        stride: distance of windows, at most their size; None is half of it. The last window ends with the canvas.
+
+    Returns:
+        the network for x [B, H, W, C] with H and W at least the window's, evaluated once for all windows.
+
+    Raises:
+        ValueError: a stride below 1 or above the size; from the network, a canvas smaller than a window.
+    """
+    check_function("apply", apply, "(params, x, noise, cond) -> F")
+    stride = (max(1, size[0] // 2), max(1, size[1] // 2)) if stride is None else stride
+    if any(not 1 <= step <= side for step, side in zip(stride, size, strict=True)):
+        raise ValueError(f"stride must lie between 1 and the window's size {size}, got {stride}")
+
+    def of_canvas(params: Params, x: Array, noise: Array, cond: Cond, **options: Any) -> Array:
+        canvas = x.shape[1:3]
+        if any(n < side for n, side in zip(canvas, size, strict=True)):
+            raise ValueError(f"a canvas is at least as large as a window, {size}, got {canvas}")
+        corners = [np.append(np.arange(0, n - k, s), n - k) for n, k, s in zip(canvas, size, stride, strict=True)]
+        places = [np.s_[:, i : i + size[0], j : j + size[1]] for i in corners[0] for j in corners[1]]
+        copies = lambda a: jnp.tile(a, (len(places), *(1,) * (a.ndim - 1)))  # noqa: E731
+        parts = jnp.concatenate([x[place] for place in places])
+        out = apply(params, parts, copies(noise), jax.tree.map(copies, cond), **options)
+        total, count = jnp.zeros((*x.shape[:3], out.shape[-1]), out.dtype), np.zeros((1, *canvas, 1), out.dtype)
+        for place, part in zip(places, jnp.split(out, len(places)), strict=True):
+            total, count[place] = total.at[place].add(part), count[place] + 1
+        return total / count
+
+    return of_canvas

@@ -1,0 +1,69 @@
+"""Edits without a measurement: FlowEdit of Gaussians, and canvases of windows."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.exact import gaussian
+
+import jaxdiff as jd
+from jaxdiff import inverse
+
+COV = np.array([[0.5, 0.2], [0.2, 0.3]])
+SOURCE, TARGET = gaussian([1.0, -1.0], COV), gaussian([-0.5, 2.0], COV)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("process", [jd.processes.VP(), jd.processes.Flow()], ids=["vp", "flow"])
+@pytest.mark.parametrize("solver", [jd.solvers.ddim(), jd.solvers.dpmpp_2m()], ids=["ddim", "dpmpp_2m"])
+def test_flow_edit_of_two_gaussians_of_one_covariance_is_their_difference(process, solver):
+    """Exact in any number of steps from pure noise: the noise cancels."""
+    rng = np.random.default_rng(0)
+    x0, noise = (jnp.asarray(rng.normal(size=(3, 2))) for _ in range(2))
+    for n in (1, 3):
+        denoise = inverse.flow_edit(TARGET.denoise, SOURCE.denoise, x0, noise)
+        levels = jd.grids.by_time(process, n)
+        levels = levels._replace(alpha=levels.alpha.at[0].set(0.0), sigma=levels.sigma.at[0].set(1.0))
+        d = jd.sample(denoise, solver, levels, jnp.zeros_like(x0), jax.random.key(0))
+        np.testing.assert_allclose(d, np.broadcast_to([-1.5, 3.0], (3, 2)), atol=1e-12)
+
+
+def test_flow_edit_checks_its_arguments():
+    x = jnp.zeros((2, 2))
+    with pytest.raises(ValueError, match="source must be a denoiser"):
+        inverse.flow_edit(TARGET.denoise, None, x, x)
+    with pytest.raises(ValueError, match=r"the noise has the shape of the picture, \[2, 2\], got \[1, 2\]"):
+        inverse.flow_edit(TARGET.denoise, SOURCE.denoise, x, x[:1])
+
+
+def ramp(params, x, noise, cond):
+    """Depends on the place within a window, the picture, the level and the condition."""
+    place = jnp.arange(1.0 * x.shape[1])[:, None] + 10 * jnp.arange(1.0 * x.shape[2])[None]
+    numbers = (noise + cond["label"])[:, None, None, None]
+    return jnp.concatenate([x * numbers, x + place[None, :, :, None]], axis=-1)
+
+
+def test_windows_are_a_mean_over_those_that_see_a_pixel():
+    rng = np.random.default_rng(0)
+    x, noise = np.float32(rng.normal(size=(2, 7, 5, 1))), np.float32([2.0, 3.0])
+    cond = {"label": np.float32([5.0, 7.0])}
+    wide = inverse.windows(ramp, (4, 3), (2, 2))
+    out = jax.jit(lambda x: wide({}, x, noise, cond))(x)
+    total, count = np.zeros((2, 7, 5, 2)), np.zeros((7, 5, 1))
+    for i in (0, 2, 3):
+        for j in (0, 2):
+            part = ramp({}, jnp.asarray(x[:, i : i + 4, j : j + 3]), noise, cond)
+            total[:, i : i + 4, j : j + 3] += part
+            count[i : i + 4, j : j + 3] += 1
+    np.testing.assert_allclose(out, total / count, rtol=1e-6)
+    # What looks at one pixel is not changed by windows, and one window is the network itself.
+    np.testing.assert_allclose(out[..., :1], x * (noise + cond["label"])[:, None, None, None], rtol=1e-6)
+    np.testing.assert_array_equal(wide({}, x[:, :4, :3], noise, cond), ramp({}, x[:, :4, :3], noise, cond))
+
+
+def test_windows_check_their_sizes():
+    for stride in ((0, 1), (5, 1)):
+        with pytest.raises(ValueError, match="stride must lie between 1 and the window's size"):
+            inverse.windows(ramp, (4, 3), stride)
+    with pytest.raises(ValueError, match=r"a canvas is at least as large as a window, \(4, 3\), got \(3, 3\)"):
+        inverse.windows(ramp, (4, 3))({}, jnp.zeros((1, 3, 3, 1)), jnp.ones(1), {"label": jnp.ones(1)})

@@ -1,0 +1,114 @@
+"""Edited pictures of Gaussian classes, whose laws are known; and the command."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from helpers import tiny_classes as tiny
+from PIL import Image
+
+from jaxdiff import imagine
+from jaxdiff.cli import main
+from jaxdiff.cli.errors import sentence
+from jaxdiff.edit import edit
+from jaxdiff.experiment import UserError
+
+PICTURE = np.random.default_rng(0).integers(0, 256, tiny.SHAPE).astype(np.uint8)
+X0 = np.float32(PICTURE) / 127.5 - 1
+SNEAKER, BAG, NULL = 0, 2, 3
+
+
+@pytest.fixture(scope="module")
+def generator():
+    made = tiny.experiment()
+    return imagine.of_experiment(made, made.model.init(None))
+
+
+def guided(label):
+    return tiny.MEANS[NULL] + tiny.GUIDANCE * (tiny.MEANS[label] - tiny.MEANS[NULL])
+
+
+def test_a_prompt_draws_the_noised_picture(generator):
+    drawn = edit(generator, PICTURE, prompt="Bag", strength=0.5, num=2, seed=3)
+    for i in range(2):
+        np.testing.assert_allclose(drawn[i], tiny.by_hand(BAG, tiny.noise(3, i + 1), X0, 0.5), atol=1e-5)
+
+
+def test_a_source_moves_the_picture_by_the_difference_of_the_classes(generator):
+    """The edit of two Gaussians of one variance is a number, whatever the noise: by its recursion in numpy."""
+    drawn = edit(generator, PICTURE, prompt="Bag", source="Sneaker", strength=0.75, guidance=tiny.GUIDANCE)
+    times = np.linspace(tiny.FIRST, 0, tiny.STEPS + 1)[tiny.STEPS // 4 :]
+    apart, d = guided(BAG) - tiny.MEANS[SNEAKER], 0.0
+    for t, s in pairwise(times):
+        change = tiny.denoised(d, apart, t)
+        d = s / t * d + ((1 - s) - (1 - t) * s / t) * change
+    np.testing.assert_allclose(drawn[0], X0 + d, atol=1e-5)
+    assert 0.3 < d < apart
+
+
+@pytest.mark.slow
+def test_a_part_is_drawn_and_the_rest_stays(generator):
+    mask = np.zeros(tiny.SHAPE[:2], bool)
+    mask[:, 3:] = True
+    for prompt, mean in (("Bag", guided(BAG)), (None, tiny.MEANS[NULL])):
+        drawn = edit(generator, PICTURE, prompt=prompt, mask=mask, num=200)
+        np.testing.assert_array_equal(drawn[:, ~mask], np.broadcast_to(X0[~mask], (200, 18, 1)))
+        new = drawn[:, mask]
+        assert abs(new.mean() - mean) < 4 * tiny.STD / np.sqrt(new.size) + 0.02  # of 8 steps
+        assert 0.6 * tiny.STD < new.std() < 1.2 * tiny.STD  # few steps draw too little
+    wide = edit(generator, PICTURE, prompt="Bag", outpaint=(2, 1, 0, 3), num=50)
+    assert wide.shape == (50, 9, 9, 1)
+    np.testing.assert_array_equal(wide[:, :6, 2:8], np.broadcast_to(X0, (50, *tiny.SHAPE)))
+    assert abs(wide[:, 6:].mean() - guided(BAG)) < 0.05
+    apart = np.abs(wide[0] - wide[1])
+    assert apart[6:].min() > 0 and apart[:6, 2:8].max() == 0
+
+
+def test_mistakes(generator):
+    black = np.zeros(tiny.SHAPE[:2], bool)
+    for options, words in (
+        ({"prompt": "Bag", "strength": 0.0}, r"strength must lie in \(0, 1\], got 0"),
+        ({"source": "Bag"}, "beside a prompt"),
+        ({"prompt": "Bag", "source": "Bag", "outpaint": (1, 0, 0, 0)}, "goes without mask and edges"),
+        ({"mask": black}, "black everywhere"),
+        ({"mask": black[:3]}, r"a mask has the size of its picture, \(6, 6\), got \(3, 6\)"),
+        ({"outpaint": (0, -1, 0, 0)}, "number of pixels, at least 0"),
+        ({"prompt": "Hat"}, "Hat"),
+    ):
+        with pytest.raises((UserError, ValueError), match=words) as error:
+            edit(generator, PICTURE, **options)
+        assert sentence(error.value) or "strength" in words
+    with pytest.raises(UserError, match="not as large"):
+        edit(generator, PICTURE[:4], prompt="Bag")
+
+
+def test_mistakes_of_the_command(tmp_path, capsys):
+    for args, words in (
+        ((), "edit takes --prompt, --mask or --outpaint"),
+        (("--prompt", "Bag", "--size", "8", "8"), "is no text-to-image directory"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["edit", str(tmp_path / "run"), "a.png", "--out", str(tmp_path / "b.png"), *args])
+        assert words in " ".join(capsys.readouterr().err.split())
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_the_command(tmp_path, monkeypatch, capsys):
+    """A run that comes with the package: a sneaker's right half, and beyond its right edge."""
+    monkeypatch.chdir(tmp_path)
+    shoe, mask = np.zeros((28, 28), np.uint8), np.zeros((28, 28), np.uint8)
+    shoe[12:20, 4:24], mask[:, 14:] = 200, 255
+    Image.fromarray(shoe).save("shoe.png")
+    Image.fromarray(mask).save("mask.png")
+    main(["edit", "fashion", "shoe.png", "--prompt", "Sneaker", "--mask", "mask.png", "--outpaint", "0", "4", "0", "0",
+          "--num", "2", "--steps", "3", "--out", "new.npz"])  # fmt: skip
+    x = np.load("new.npz")["x"]
+    assert x.shape == (2, 28, 32, 1)
+    np.testing.assert_array_equal(x[:, :, :14, 0], np.broadcast_to(np.float32(shoe[:, :14]) / 127.5 - 1, (2, 28, 14)))
+    with pytest.raises(SystemExit):
+        main(["edit", "fashion", "mask.png", "--prompt", "Sneaker", "--mask", "new.npz"])
+    Image.fromarray(shoe[:20]).save("small.png")
+    with pytest.raises(SystemExit):
+        main(["edit", "fashion", "small.png", "--prompt", "Sneaker"])
+    assert "--fit scales" in " ".join(capsys.readouterr().err.split())
