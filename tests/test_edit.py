@@ -5,6 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from helpers import tiny_classes as tiny
+from helpers import tiny_pipeline
 from PIL import Image
 
 from jaxdiff import imagine
@@ -112,3 +113,16 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         main(["edit", "fashion", "small.png", "--prompt", "Sneaker"])
     assert "--fit scales" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.slow
+def test_a_part_of_a_picture_by_a_directory(tmp_path):
+    """Stable Diffusion: where latents are known, and pixels that stay."""
+    tiny_pipeline.write(tmp_path / "sd")
+    generator = imagine.of_directory(tmp_path / "sd", steps=2)
+    picture = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)
+    mask = np.zeros((8, 8), bool)
+    mask[:, 5:] = True  # a latent is 2 x 2 pixels
+    drawn = edit(generator, picture, prompt="a cat", mask=mask, num=2)
+    np.testing.assert_array_equal(drawn[:, ~mask], np.broadcast_to(np.float32(picture[~mask]) / 127.5 - 1, (2, 40, 3)))
+    assert np.abs(drawn[0] - drawn[1])[mask].max() > 1e-3
