@@ -124,7 +124,7 @@ def _condition(generator: Generator, prompt: str | None, guidance: float | None)
     null = generator.stage(1).condition.null
     if null is None:
         raise UserError("this model draws nothing without a prompt: say what the picture shall show")
-    return null, 1.0
+    return dict(null), 1.0
 
 
 def _encoder(stage: Stage) -> Callable[[Any, Array], Array]:
@@ -156,7 +156,7 @@ def _widened(stage: Stage, shape: tuple[int, ...]) -> Stage:
 
 def _keeping(stage: Stage, x0: Array, known: np.ndarray) -> Stage:
     """A stage that draws what goes with the known part of x0."""
-    operator = inverse.operators.mask(known[..., None])
+    operator = inverse.operators.mask(jnp.asarray(known[..., None]))
     solver = inverse.replace(solvers.ddim(1.0), operator, operator.apply(x0), resample=RESAMPLE)
     return stage._replace(sampling=replace(stage.sampling, solver=solver))
 
@@ -165,7 +165,7 @@ def _coarse(known: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Where all pixels of a latent are known."""
     factors = [n // k for n, k in zip(known.shape, size, strict=True)]
     blocks = known[: size[0] * factors[0], : size[1] * factors[1]].reshape(size[0], factors[0], size[1], factors[1])
-    return blocks.all((1, 3))
+    return np.asarray(blocks.all((1, 3)))
 
 
 def _moving(stage: Stage, *, guided: bool) -> Callable[..., Array]:
