@@ -1,4 +1,4 @@
-"""Operators against dense matrices: adjoint, solve, decomposition; transforms against numpy, scipy and known integrals."""
+"""Operators against dense matrices; transforms against numpy, scipy and known integrals."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Posterior denoisers of Gaussian data: against matrices in numpy, and the exact law of what samplers draw with them."""
+"""Posterior denoisers of Gaussian data: against matrices in numpy, and the exact law of what samplers draw."""
 
 import jax
 import jax.numpy as jnp
@@ -26,13 +26,13 @@ PROCESSES = {"ve": jd.processes.EDM(), "vp": jd.processes.VP(), "flow": jd.proce
 FIRST, LAST = 20.0, 0.01
 
 
-def denoiser(problem, method, operator):
+def denoiser(linear, method, operator):
     """The method's denoiser for x of any batch."""
-    prior = gaussian(problem.mean, problem.cov).denoise
+    prior = gaussian(linear.mean, linear.cov).denoise
 
     def denoise(x, level):
-        y = jnp.broadcast_to(jnp.asarray(problem.y)[None], (len(x), len(problem.y)))
-        return METHODS[method](prior, operator, y, problem.std)(x, level)
+        y = jnp.broadcast_to(jnp.asarray(linear.y)[None], (len(x), len(linear.y)))
+        return METHODS[method](prior, operator, y, linear.std)(x, level)
 
     return denoise
 
@@ -58,13 +58,13 @@ def test_one_evaluation_is_that_of_matrices():
             np.testing.assert_allclose(answer[i], matrix @ x[i] / alpha + offset, rtol=1e-7, err_msg=name)
 
 
-def sampler(problem, method, make_solver):
+def sampler(linear, method, make_solver):
     """Levels -> mean and covariance of x / alpha at their end, from the exact law of x_t given y at their beginning."""
-    denoise = denoiser(problem, method, operators.matrix(jnp.asarray(problem.a)))
+    denoise = denoiser(linear, method, operators.matrix(jnp.asarray(linear.a)))
     run = jax.jit(lambda levels, mean, cov: law(denoise, make_solver, levels, mean, cov))
 
     def ends(levels):
-        mean, cov = run(levels, *problem.noised(levels.at(0)))
+        mean, cov = run(levels, *linear.noised(levels.at(0)))
         alpha = float(levels.alpha[-1])
         return np.asarray(mean) / alpha, np.asarray(cov) / alpha**2
 
@@ -101,8 +101,8 @@ def test_the_law_of_every_method_on_every_process(method, kind):
         assert min(apart(limit, biased.noised(Level(0.0, 1.0, LAST)))) > 0.015  # a bias worth the name
     of = {"posterior": (linear, posterior)} if method in EXACT else {}
     of |= {} if method == "tmpd" else {"limit": (biased, limit)}
-    for goal, (problem, exact) in of.items():
-        ends = sampler(problem, method, make_solver)
+    for goal, (case, exact) in of.items():
+        ends = sampler(case, method, make_solver)
         for name, process in PROCESSES.items():
             assert max(apart(ends(grid(process, 2000, FIRST, LAST)), exact)) < 1e-3, (goal, name)
 

@@ -1,9 +1,9 @@
 """The type of a linear operator; matrices, and any linear function by its transpose and conjugate gradients.
 
-An operator A acts on batches, [B, *shape] -> [B, *measured], each example alone. x is real; a measurement may be complex,
-and then stands for the vector of its real and imaginary parts: the inner product is Re <u, v>, and the standard
-deviation of noise is that of each part. The adjoint A^T belongs to this inner product (A^H where x holds the two parts of a
-complex picture).
+An operator A acts on batches, [B, *shape] -> [B, *measured], each example alone. x is real; a measurement may be
+complex, and then stands for the vector of its real and imaginary parts: the inner product is Re <u, v>, and the
+standard deviation of noise is that of each part. The adjoint A^T belongs to this inner product (A^H where x holds the
+two parts of a complex picture).
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def linear(f: Callable[[Array], Array], shape: tuple[int, ...], *, iterations: i
     Args:
         f: x [B, *shape] -> [B, *measured], linear over the reals and of each example alone; may be complex.
         shape: of an example.
-        iterations: of conjugate gradients, each one f and one adjoint. In exact arithmetic as many as A A^T has distinct
-            eigenvalues suffice.
+        iterations: of conjugate gradients, each one f and one adjoint. In exact arithmetic as many as A A^T has
+            distinct eigenvalues suffice.
 
     Returns:
         the operator, without a decomposition.
@@ -110,8 +110,9 @@ def matrix(a: Array, shape: tuple[int, ...] | None = None) -> Operator:
 def conjugate_gradients(matvec: Callable[[Array], Array], v: Array, iterations: int) -> Array:
     """Solve matvec(u) = v for each example, with a symmetric matvec that is positive semi-definite.
 
-    An example whose residual has come down to rounding stays as it is, whatever the others do: it doesn't depend on them.
-    So does one for which the matvec shows no positive curvature. The solution of least norm where v is in the range.
+    An example whose residual has come down to rounding stays as it is, whatever the others do: it doesn't depend on
+    them. So does one for which the matvec shows no positive curvature. The solution of least norm where v is in the
+    range.
     """
     axes = tuple(range(1, v.ndim))
     dot = lambda a, b: jnp.sum((jnp.conj(a) * b).real, axis=axes, keepdims=True)  # noqa: E731
