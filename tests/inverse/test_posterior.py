@@ -71,13 +71,6 @@ def sampler(linear, method, make_solver):
     return ends
 
 
-@pytest.mark.usefixtures("x64")
-def test_what_a_sampler_draws_is_the_posterior():
-    levels = grid(PROCESSES["vp"], 100, FIRST, LAST)
-    drawn = sampler(LINEAR, "tmpd", lambda noise: solvers.heun())(levels)
-    assert max(apart(drawn, LINEAR.noised(Level(0.0, 1.0, LAST)))) < 2e-3
-
-
 # Of second order, so that 2,000 steps leave nothing of the step: where drawn with noise and where without.
 LAWS = {
     "flow": (lambda noise: solvers.heun(), False),
@@ -107,6 +100,7 @@ def test_the_law_of_every_method_on_every_process(method, kind):
             assert max(apart(ends(grid(process, 2000, FIRST, LAST)), exact)) < 1e-3, (goal, name)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_the_variance_of_dps_is_that_of_its_closed_form():
     """x ~ N(0, c), y = x + std n: c exp(-c / v) by the flow and v (1 - exp(-2 c / v)) / 2 with noise, v = std^2."""
@@ -137,7 +131,9 @@ def of_network(method, y, known, std, scale):
     return getattr(inverse, method)(network, operator, y, std, scale=scale, **options)
 
 
-@pytest.mark.parametrize("method", ["tmpd", "pigdm", "dps", "diffpir", "ddnm"])
+@pytest.mark.parametrize(
+    "method", ["ddnm", *(pytest.param(name, marks=pytest.mark.slow) for name in ("tmpd", "pigdm", "dps", "diffpir"))]
+)
 def test_what_every_method_holds(method):
     """Three steps from pure noise, with a guided network of no data that has a learned variance."""
     traces = []
@@ -177,6 +173,7 @@ def test_what_every_method_holds(method):
         assert np.linalg.norm(known * drawn - y) <= 1e-5 * np.linalg.norm(y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("operator", [operators.average(2), operators.blur(jnp.array([[0.1, 0.7, 0.2]]))])
 def test_the_null_space_of_any_network_fits_a_measurement_without_noise(operator):
     y = operator.apply(jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 4, 1)), jnp.float32))
@@ -184,6 +181,7 @@ def test_the_null_space_of_any_network_fits_a_measurement_without_noise(operator
     assert np.linalg.norm(operator.apply(x) - y) <= 1e-5 * np.linalg.norm(y)
 
 
+@pytest.mark.slow
 def test_guide_is_dps_for_the_likelihood_of_a_linear_measurement():
     x, level = jnp.asarray(np.random.default_rng(0).normal(size=(2, 6)), jnp.float32), GRID.at(1)
     operator = operators.matrix(jnp.asarray(LINEAR.a, jnp.float32))
@@ -193,6 +191,7 @@ def test_guide_is_dps_for_the_likelihood_of_a_linear_measurement():
     np.testing.assert_allclose(guided, inverse.dps(rational, operator, y, 0.3)(x, level), rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_the_normalized_step_moves_by_the_gradient_of_the_norm():
     x, (cur, nxt) = jnp.array([[0.3, -0.2], [1.0, 0.5]]), (jax.tree.map(jnp.float64, GRID.at(i)) for i in (1, 2))

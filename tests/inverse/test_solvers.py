@@ -24,6 +24,7 @@ def moments(x):
 # Replacement
 
 
+@pytest.mark.slow
 def test_a_replaced_step_sets_what_is_measured_and_leaves_the_rest():
     """On the measured part: alpha y + sigma z; beside it the solver's step; the last step gives y itself."""
     known = jnp.array([1.0, 0.0, 1.0, 0.0])
@@ -46,6 +47,7 @@ def test_a_replaced_step_sets_what_is_measured_and_leaves_the_rest():
     assert abs(np.corrcoef(z[:, 0], x[:, 0])[0, 1]) < 4 / 141
 
 
+@pytest.mark.slow
 def test_replacement_of_averages_keeps_what_they_do_not_see_and_mcg_ends_at_the_measurement():
     operator = operators.matrix(jnp.array([[0.5, 0.5, 0.0], [0.0, 1.0, 2.0]]))
     x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)), jnp.float32)
@@ -119,6 +121,7 @@ def ddrm_step(x, z, denoised, levels, problem, eta, eta_b):
     return a_s * vt.T @ out
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_ddrm_is_the_papers_in_its_three_cases():
     linear = problem(5, 3, std=0.4)
@@ -216,6 +219,7 @@ def test_langevin_draws_as_exact_does():
         np.testing.assert_allclose(cov, exact[1], atol=0.64 * (0.02 + bias))
 
 
+@pytest.mark.slow
 def test_complex_measurements_have_noise_in_both_parts():
     """x0_hat is of no weight: what is left is y and its noise, with the standard deviation of each part."""
     operator = operators.fourier(jnp.ones((1, 1)))
@@ -227,6 +231,7 @@ def test_complex_measurements_have_noise_in_both_parts():
     np.testing.assert_allclose(cov, 0.09 * np.eye(2), atol=0.004)
 
 
+@pytest.mark.slow
 def test_steps_to_x0_hat_are_those_of_ddim():
     x, cur, nxt = jnp.array([[0.3, -0.2]]), VE(jnp.float32(2.0)), VE(jnp.float32(1.0))
     seen = []
@@ -295,6 +300,7 @@ def test_particles_estimate_the_mean_and_log_z_with_errors_as_one_over_the_root(
     assert np.all(np.abs(slopes + 0.5) < 0.15)
 
 
+@pytest.mark.slow
 def test_particles_of_an_example_do_not_see_the_others():
     keys = jax.random.split(jax.random.key(1), 2)
     y, known = jnp.array([[0.5, 0.0], [0.3, 0.0]]), jnp.array([1.0, 0.0])
@@ -322,6 +328,7 @@ def test_particles_of_an_example_do_not_see_the_others():
 # RED-diff
 
 
+@pytest.mark.slow
 def test_the_gradient_of_red_diff_is_its_closed_form():
     """E[eps_hat - eps] = alpha sigma (alpha^2 C + sigma^2)^-1 (mu - m), which at one t is found by many draws."""
     linear, n = problem(3, 2), 50_000
