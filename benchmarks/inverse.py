@@ -171,7 +171,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=["centre", "4x", "blur", "10 %"])
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument(
-        "--page", type=Path, help="write the table between its marks in this page, and a PNG of its name"
+        "--page", type=Path, help="write the table in this page, and a PNG of its name"
     )
     arguments = parser.parse_args()
     folder = arguments.folder

@@ -1,4 +1,4 @@
-"""docs/extend.md, likelihood.md, few_steps.md, inverse.md: blocks run as they stand there; docs/glossary.md fits a screen."""
+"""docs/extend.md, inverse.md, likelihood.md, few_steps.md: blocks run as they are; docs/glossary.md fits a screen."""
 
 import re
 from pathlib import Path

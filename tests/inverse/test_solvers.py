@@ -79,15 +79,15 @@ def test_a_history_is_refused_in_resampling():
 
 @pytest.mark.slow
 def test_the_error_of_replacement_falls_with_resampling():
-    n = 20_000
+    n = 5_000
     linear = problem(4, 2, seed=3)
     linear = linear._replace(a=np.eye(4)[:2], y=np.array([1.5, -1.0]) + linear.mean[:2], std=0.0)
     operator = operators.mask(jnp.array([1.0, 1.0, 0.0, 0.0]))
     y = jnp.broadcast_to(jnp.asarray(np.append(linear.y, [0, 0]), jnp.float32)[None], (n, 4))
-    levels = jd.levels.append_clean(grid(VP, 60, 50.0, 0.02))
+    levels = jd.levels.append_clean(grid(VP, 40, 50.0, 0.02))
     mean, cov = linear.posterior()
     denoise, errors = gaussian(linear.mean, linear.cov).denoise, []
-    for resample in (0, 1, 4, 16):
+    for resample in (0, 1, 3, 9):
         solver = inverse.replace(solvers.ddpm(), operator, y, resample=resample)
         x = jd.noise.prior(levels, KEY, (n, 4))
         run = jax.jit(lambda x, s=solver: jd.sample(denoise, s, levels, x, KEY), compiler_options=OPTIMIZED)
@@ -206,16 +206,16 @@ def test_decoupled_annealing_nears_the_posterior_of_any_gaussian(monkeypatch):
 def test_langevin_draws_as_exact_does():
     linear = problem(3, 2)
     operator = operators.matrix(jnp.asarray(linear.a, jnp.float32))
-    y = jnp.broadcast_to(jnp.asarray(linear.y, jnp.float32)[None], (20_000, 2))
+    y = jnp.broadcast_to(jnp.asarray(linear.y, jnp.float32)[None], (10_000, 2))
     loss = lambda x0: jnp.sum(jnp.square(operator.apply(x0) - y), axis=1) / (2 * linear.std**2)  # noqa: E731
     curvature = float(np.linalg.norm(linear.a, 2) ** 2 / linear.std**2)
-    x0, level = jnp.broadcast_to(jnp.asarray(linear.mean, jnp.float32)[None], (20_000, 3)), GRID.at(1)
+    x0, level = jnp.broadcast_to(jnp.asarray(linear.mean, jnp.float32)[None], (10_000, 3)), GRID.at(1)
     samplers = inverse.exact(operator, y, linear.std), inverse.langevin(loss, curvature, steps=400, step_size=0.1)
     run = jax.jit(lambda x0: [f(KEY, x0, jnp.float32(0.8), level) for f in samplers], compiler_options=OPTIMIZED)
     exact = linear._replace(cov=0.64 * np.eye(3)).posterior()
     for drawn, bias in zip(run(x0), (0.01, 0.05), strict=True):
         mean, cov = moments(drawn)
-        np.testing.assert_allclose(mean, exact[0], atol=4 * 0.8 / 141)
+        np.testing.assert_allclose(mean, exact[0], atol=4 * 0.8 / 100)
         np.testing.assert_allclose(cov, exact[1], atol=0.64 * (0.02 + bias))
 
 
@@ -287,7 +287,7 @@ def of_model(linear, levels):
 def test_particles_estimate_the_mean_and_log_z_with_errors_as_one_over_the_root():
     """E[Z] is unbiased at any number of particles; errors fall as 1 / sqrt(K)."""
     linear = problem(3, 2, std=0.5, seed=2)
-    runs, errors = 256, []
+    runs, errors = 128, []
     for k in (8, 32, 128):
         (mean, log_z), levels = particles(linear, k, runs)
         exact, model = of_model(linear, levels)

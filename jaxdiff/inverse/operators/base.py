@@ -86,13 +86,14 @@ def matrix(a: Array, shape: tuple[int, ...] | None = None) -> Operator:
     Raises:
         ValueError: `a` is not a real matrix, or `shape` has not N numbers.
     """
-    if jnp.ndim(a) != 2 or not jnp.issubdtype(a.dtype, jnp.floating):
-        raise ValueError(f"a must be a real matrix [M, N], got {a.dtype}{list(jnp.shape(a))}")
+    a = jnp.asarray(a)
+    if a.ndim != 2 or not jnp.issubdtype(a.dtype, jnp.floating):
+        raise ValueError(f"a must be a real matrix [M, N], got {a.dtype}{list(a.shape)}")
     m, n = a.shape
     shape = (n,) if shape is None else tuple(shape)
     if int(np.prod(shape)) != n:
         raise ValueError(f"an example of a matrix {[m, n]} has {n} numbers, got shape {list(shape)}")
-    u, s, vt = (jnp.asarray(part) for part in jnp.linalg.svd(jnp.asarray(a), full_matrices=True))
+    u, s, vt = jnp.linalg.svd(a, full_matrices=True)
     # What rounding leaves of a singular value 0 is none: as numpy.linalg.matrix_rank has it.
     s = jnp.where(s > s[:1] * (max(m, n) * jnp.finfo(s.dtype).eps), s, 0)
     left, right = (jnp.pad(s, (0, k - len(s)))[None] for k in (m, n))
