@@ -64,7 +64,7 @@ def red_diff(
         level = level._replace(alpha=level.alpha.astype(mu.dtype), sigma=level.sigma.astype(mu.dtype))
         eps = normal_like(fold_in(key, 1), mu)
         x = q_sample(jax.lax.stop_gradient(mu), eps, level)
-        away = jax.lax.stop_gradient(from_x0(split_variance(denoise(x, level))[0], x, level).eps - eps)
+        away = from_x0(split_variance(denoise(x, level))[0], x, level).eps - eps
         residual = y - measure(operator, y, mu)
         square = jnp.sum((jnp.conj(residual) * residual).real.reshape(len(mu), -1), axis=1)
         misfit = jnp.mean(0.5 * square / jnp.square(jnp.asarray(std, square.dtype)))

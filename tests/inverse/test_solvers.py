@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.exact import gaussian, rational
-from helpers.law import affine, apart, grid, problem
+from helpers.law import affine, apart, grid, law, problem
 
 import jaxdiff as jd
 from jaxdiff import Level, inverse, solvers
@@ -87,7 +87,7 @@ def test_the_error_of_replacement_falls_with_resampling():
     levels = jd.levels.append_clean(grid(VP, 40, 50.0, 0.02))
     mean, cov = linear.posterior()
     denoise, errors = gaussian(linear.mean, linear.cov).denoise, []
-    for resample in (0, 1, 3, 9):
+    for resample in (0, 2, 8):
         solver = inverse.replace(solvers.ddpm(), operator, y, resample=resample)
         x = jd.noise.prior(levels, KEY, (n, 4))
         run = jax.jit(lambda x, s=solver: jd.sample(denoise, s, levels, x, KEY), compiler_options=OPTIMIZED)
@@ -95,7 +95,7 @@ def test_the_error_of_replacement_falls_with_resampling():
         errors.append((np.linalg.norm(drawn.mean(0) - mean), np.linalg.norm(np.cov(drawn.T) - cov)))
     print(errors)
     errors = np.array(errors)
-    assert np.all(np.diff(errors[:, 0]) < 0) and errors[-1, 0] < 0.4 * errors[0, 0]
+    assert np.all(np.diff(errors[:, 0]) < 0) and errors[-1, 0] < 0.65 * errors[0, 0]
 
 
 # DDRM
@@ -245,9 +245,8 @@ def test_steps_to_x0_hat_are_those_of_ddim():
 # Particles
 
 
-def particles(linear, k, runs):
-    """Estimates of log Z and of the posterior mean, [runs, ...], and log Z of the model, whose steps are finite."""
-    levels = jd.levels.append_clean(grid(VP, 20, 30.0, 0.05))
+def particles(linear, levels, k, runs):
+    """Estimates of the posterior mean and of log Z, [runs, ...]."""
     prior = gaussian(linear.mean, linear.cov).denoise
     y = jnp.broadcast_to(jnp.asarray(linear.y, jnp.float32)[None], (runs, len(linear.y)))
 
@@ -258,24 +257,16 @@ def particles(linear, k, runs):
         return jnp.mean(x, axis=1), state.log_z
 
     keys = jax.random.split(jax.random.key(5), runs)
-    return tuple(map(np.asarray, run(jd.noise.prior(levels, keys, (runs, k, len(linear.mean))), keys))), levels
+    return tuple(map(np.asarray, run(jd.noise.prior(levels, keys, (runs, k, len(linear.mean))), keys)))
 
 
 def of_model(linear, levels):
     """Posterior mean and log Z of what the unconditional sampler draws: Gaussian, and not quite the data's."""
-    denoise = gaussian(linear.mean, linear.cov).denoise
+    denoise, n = gaussian(linear.mean, linear.cov).denoise, len(linear.mean)
     with jax.enable_x64(True):
         levels = Level(*(jnp.asarray(field, jnp.float64) for field in levels))
-        n = len(linear.mean)
-        mean, cov = jnp.zeros(n), levels.sigma[0] ** 2 * jnp.eye(n)
-        for i in range(len(levels.t) - 1):
-            cur, nxt = levels.at(i), levels.at(i + 1)
-
-            def step(x, z, cur=cur, nxt=nxt):
-                solver = solvers.ddpm(noise_sampler=lambda *_: z)
-                return solver.step(denoise, jax.random.key(0), x, (), cur, nxt)[0]
-
-            mean, cov = affine(step, mean, cov)
+        begin = jnp.zeros(n), levels.sigma[0] ** 2 * jnp.eye(n)
+        mean, cov = jax.jit(lambda *of: law(denoise, lambda z: solvers.ddpm(noise_sampler=z), *of))(levels, *begin)
     model = linear._replace(mean=np.asarray(mean), cov=np.asarray(cov))
     inner = model.a @ model.cov @ model.a.T + linear.std**2 * np.eye(len(linear.y))
     away = linear.y - model.a @ model.mean
@@ -288,9 +279,10 @@ def test_particles_estimate_the_mean_and_log_z_with_errors_as_one_over_the_root(
     """E[Z] is unbiased at any number of particles; errors fall as 1 / sqrt(K)."""
     linear = problem(3, 2, std=0.5, seed=2)
     runs, errors = 128, []
+    levels = jd.levels.append_clean(grid(VP, 20, 30.0, 0.05))
+    exact, model = of_model(linear, levels)
     for k in (8, 32, 128):
-        (mean, log_z), levels = particles(linear, k, runs)
-        exact, model = of_model(linear, levels)
+        mean, log_z = particles(linear, levels, k, runs)
         ratio = np.exp(log_z - model)
         print(k, ratio.mean(), ratio.std(), np.sqrt(np.mean(np.square(mean - exact))))
         assert abs(ratio.mean() - 1) < 4 * ratio.std() / np.sqrt(runs)
