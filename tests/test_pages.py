@@ -1,4 +1,4 @@
-"""docs/extend.md, likelihood.md, few_steps.md: blocks run as they stand there; docs/glossary.md fits a screen."""
+"""docs/extend.md, inverse.md, likelihood.md, few_steps.md: blocks run as they are; docs/glossary.md fits a screen."""
 
 import re
 from pathlib import Path
@@ -54,3 +54,13 @@ def test_a_few_step_model_in_ones_own_training():
     scope = run("few_steps.md")
     assert int(scope["state"].step) == 1 and int(scope["metrics"]["skipped"]) == 0
     assert scope["x"].shape == (8, 2) and bool(np.isfinite(scope["x"]).all())
+
+
+@pytest.mark.slow
+def test_inverse_problems():
+    scope = run("inverse.md")
+    x, y, known = (np.asarray(scope[name]) for name in ("x", "y", "known"))
+    assert x.shape == (4, 8, 8, 1)
+    # The data is N(0, I): known pixels are y / (1 + 0.05^2) with a standard deviation of 0.05, the others new.
+    away = (x - y)[np.broadcast_to(known > 0, x.shape)]
+    assert abs(away.std() - 0.05) < 0.015 and 0.7 < x[np.broadcast_to(known == 0, x.shape)].std() < 1.3

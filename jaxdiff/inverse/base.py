@@ -33,9 +33,7 @@ def check_operator(operator: Any, y: Any) -> None:
         except ValueError:
             raise ValueError(f"y of shape {list(y.shape)} has another shape than the mask, {measured.shape}") from None
         if outside:
-            raise ValueError(
-                "y must be 0 where nothing is measured: y = operator.apply(x) + noise at the known entries"
-            )
+            raise ValueError("y must be 0 where nothing is measured: operator.apply(x), and noise at the known entries")
 
 
 def check_std(std: Any, *, positive: bool = False) -> None:
@@ -54,8 +52,8 @@ def measure(operator: Operator, y: Array, x: Array) -> Array:
     measured = operator.apply(x)
     if measured.shape != y.shape:
         raise ValueError(
-            f"the operator makes measurements of shape {list(measured.shape)} from x of shape {list(x.shape)}, got y of "
-            f"shape {list(y.shape)}"
+            f"the operator makes measurements of shape {list(measured.shape)} from x of shape {list(x.shape)}, got y "
+            f"of shape {list(y.shape)}"
         )
     return measured
 

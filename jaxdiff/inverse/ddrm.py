@@ -27,9 +27,9 @@ def ddrm(
 ) -> Solver:
     """DDIM in the singular directions of A, of which y has some (DDRM, Kawar et al. 2022, arXiv:2201.11793, eq. 7-8).
 
-    With A = U S V^T, a direction of singular value s has the measurement u^T y / s, of noise std / s. Where that is less
-    than the level's, the measurement is taken, with as much noise as is missing; where it is more, it takes the part of
-    eps_hat; where s = 0, there is DDIM. All in x / alpha, so for any process.
+    With A = U S V^T, a direction of singular value s has the measurement u^T y / s, of noise std / s. Where that is
+    less than the level's, the measurement is taken, with as much noise as is missing; where it is more, it takes the
+    part of eps_hat; where s = 0, there is DDIM. All in x / alpha, so for any process.
 
     Args:
         operator: A with a decomposition: mask, average, blur, matrix, or Fourier of complex pictures and one coil.
@@ -53,7 +53,7 @@ def ddrm(
     check_number("eta_b", eta_b, low=0, high=1)
     if operator.spectral is None:
         raise ValueError(
-            "ddrm needs an operator with a decomposition: mask, average, blur, matrix, or fourier of one coil"
+            "ddrm needs an operator with a decomposition: mask, average, blur, matrix or fourier of one coil"
         )
     spectral = operator.spectral
 

@@ -46,9 +46,9 @@ def daps(
 ) -> Solver:
     """Decoupled annealing posterior sampling: x0_hat, x_0 given y, x_s = alpha x_0 + sigma z (DAPS, Zhang et al. 2024).
 
-    arXiv:2407.01521, algorithm 1. x_0 given x_t is N(x0_hat, r^2 I), where the paper has r = sigma / alpha and here r^2 is
-    that of `pigdm`, which is finite at pure noise: exact for data of variance prior_std^2 I, at any number of steps. As
-    each step forgets all but x_0, errors of earlier ones do not add up.
+    arXiv:2407.01521, algorithm 1. x_0 given x_t is N(x0_hat, r^2 I), where the paper has r = sigma / alpha and here
+    r^2 is that of `pigdm`, which is finite at pure noise: exact for data of variance prior_std^2 I, at any number
+    of steps. As each step forgets all but x_0, errors of earlier ones do not add up.
 
     Args:
         sampler: draws x_0 given x0_hat and y: `exact` for linear measurements, `langevin` for others.
@@ -75,7 +75,7 @@ def daps(
             begin, end = (lerp(cur, clean_level(cur), w) for w in share)
             return exponential_step(z, inner(z, begin), begin, end), None
 
-        ends = tuple(jnp.asarray(part, x.dtype) for part in (shares[:-1], shares[1:]))
+        ends = jnp.asarray(shares[:-1], x.dtype), jnp.asarray(shares[1:], x.dtype)
         x0 = denoise(x, cur) if steps == 1 else jax.lax.scan(descend, x, ends)[0]
         c, d = spread(x0, cur, 1.0, prior_std)
         x0 = sampler(fold_in(key, 0), x0, jnp.sqrt(c / d), cur)

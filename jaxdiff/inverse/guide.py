@@ -1,4 +1,4 @@
-"""Posterior sampling by the gradient of a loss of x0_hat: any loss, and the likelihood of a linear measurement (DPS)."""
+"""Posterior sampling by the gradient of a loss of x0_hat: any loss, or the likelihood of a measurement (DPS)."""
 
 from __future__ import annotations
 
@@ -52,11 +52,12 @@ def guide(denoise: Denoiser, loss: Callable[[Array], Array], scale: Scale = 1.0)
 
 
 def dps(denoise: Denoiser, operator: Operator, y: Array, std: float | Array, *, scale: Scale = 1.0) -> Denoiser:
-    """Diffusion posterior sampling by the gradient of log N(y; A x0_hat, std^2 I) (Chung et al. 2022, arXiv:2209.14687).
+    """Diffusion posterior sampling: the gradient of log N(y; A x0_hat, std^2 I) (Chung et al. 2022).
 
-    With a scale of 1 this is the paper's approximation itself, not its normalized step, for which see `dps_normalized`.
-    It takes x0_hat for certain: samples of Gaussian data of variance c come out with a variance of c exp(-c / std^2) where
-    c std^2 / (c + std^2) is right, by the probability flow; and the gradient is stiff for a small std.
+    arXiv:2209.14687. With a scale of 1 this is the paper's approximation itself, not its normalized step, for which
+    see `dps_normalized`. It takes x0_hat for certain: samples of Gaussian data of variance c come out with a
+    variance of c exp(-c / std^2) where c std^2 / (c + std^2) is right, by the probability flow; and the gradient is
+    stiff for a small std.
 
     Args:
         denoise, operator, y, scale: as for `tmpd`.
@@ -82,9 +83,9 @@ def dps(denoise: Denoiser, operator: Operator, y: Array, std: float | Array, *, 
 def dps_normalized(solver: Solver, operator: Operator, y: Array, scale: float | Array = 1.0) -> Solver:
     """DPS as it is published: a solver's step, minus scale grad_x |y - A x0_hat(x)| (Chung et al. 2022, algorithm 1).
 
-    arXiv:2209.14687. The gradient of the norm, not of its square, has one size whatever the residual is: no noise level
-    enters, and what it samples is no posterior, also of Gaussian data. The scale is that of the authors' code; half of it
-    is the paper's zeta'.
+    arXiv:2209.14687. The gradient of the norm, not of its square, has one size whatever the residual is: no noise
+    level enters, and what it samples is no posterior, also of Gaussian data. The scale is that of the authors'
+    code; half of it is the paper's zeta'.
 
     Args:
         solver: the solver of the unconditional step, in the paper DDPM's.
@@ -96,8 +97,8 @@ def dps_normalized(solver: Solver, operator: Operator, y: Array, scale: float | 
         a solver with one more evaluation and a backward pass a step; it has no order.
 
     Raises:
-        ValueError: not a solver or an operator, y of another shape than A x or not 0 where nothing is measured, or a scale
-            that is not finite.
+        ValueError: not a solver or an operator, y of another shape than A x or not 0 where nothing is measured, or
+            a scale that is not finite.
     """
     check_solver(solver)
     check_operator(operator, y)

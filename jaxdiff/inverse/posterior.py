@@ -4,8 +4,8 @@ Were p(x_0 | x_t) a Gaussian N(D, C), the mean of x_0 given y as well would be
 
     D + C A^T (A C A^T + std^2 I)^-1 (y - A D),     C = (sigma^2 / alpha) J,  J = dD / dx_t
 
-(the second moment by Tweedie's formula). The methods differ in what they take for C, first where it meets the residual and
-then inside the inverse:
+(the second moment by Tweedie's formula). The methods differ in what they take for C, first where it meets the residual
+and then inside the inverse:
 
 | method | C A^T | A C A^T | exact for Gaussian data |
 |---|---|---|---|
@@ -48,8 +48,8 @@ def tmpd(
 ) -> Denoiser:
     """Tweedie moment projected diffusion: the Gaussian posterior mean with C = (sigma^2 / alpha) J (Boys et al. 2023).
 
-    arXiv:2310.06721. The paper keeps the diagonal of A C A^T; here it is solved by conjugate gradients, so that Gaussian
-    data is exact.
+    arXiv:2310.06721. The paper keeps the diagonal of A C A^T; here it is solved by conjugate gradients, so that
+    Gaussian data is exact.
 
     Args:
         denoise: the denoiser, which may be guided already.
@@ -63,8 +63,8 @@ def tmpd(
         the denoiser of the posterior, without correction at pure noise (alpha = 0). A learned variance stays.
 
     Raises:
-        ValueError: std < 0, y of another shape than A x or not 0 where nothing is measured, iterations < 1, or a scale as
-            for `guidance.cfg`.
+        ValueError: std < 0, y of another shape than A x or not 0 where nothing is measured, iterations < 1, or a
+            scale as for `guidance.cfg`.
     """
     _check(denoise, operator, y, std, scale)
     check_count("iterations", iterations)
@@ -126,10 +126,11 @@ def diffpir(
     prior_std: float | Array | None = None,
     scale: Scale = 1.0,
 ) -> Denoiser:
-    """The proximal step: argmin |A x - y|^2 / std^2 + |x - x0_hat|^2 / r^2 (DiffPIR, Zhu et al. 2023, arXiv:2305.08995).
+    """The proximal step: argmin |A x - y|^2 / std^2 + |x - x0_hat|^2 / r^2 (DiffPIR, Zhu et al. 2023).
 
-    1 / r^2 = lam alpha^2 / sigma^2, the paper's; with `prior_std`, 1 / prior_std^2 is added: with lam = 1 this is
-    Var(x_0 | x_t) of data with that standard deviation, as for `pigdm`. The network is not differentiated.
+    arXiv:2305.08995. 1 / r^2 = lam alpha^2 / sigma^2, the paper's; with `prior_std`, 1 / prior_std^2 is added: with
+    lam = 1 this is Var(x_0 | x_t) of data with that standard deviation, as for `pigdm`. The network is not
+    differentiated.
 
     Args:
         denoise, operator, y, std, scale: as for `tmpd`.

@@ -20,10 +20,10 @@ __all__ = ["mcg", "replace"]
 def replace(solver: Solver, operator: Operator, y: Array, *, resample: int = 0) -> Solver:
     """After each step x + A^+ (alpha y + sigma A z - A x) with fresh noise z, and again `resample` times (RePaint).
 
-    Song et al. 2020 (arXiv:2011.13456, appendix I.2) for a mask; RePaint (Lugmayr et al. 2022, arXiv:2201.09865, algorithm
-    1) with jumps of one step: noise is added back to the step's first level, and the step taken again, which harmonizes
-    the new with the known. Replacement alone draws from no posterior; its error falls with the number of resamplings.
-    For jumps of several steps see `solvers.restart` around this solver.
+    Song et al. 2020 (arXiv:2011.13456, appendix I.2) for a mask; RePaint (Lugmayr et al. 2022, arXiv:2201.09865,
+    algorithm 1) with jumps of one step: noise is added back to the step's first level, and the step taken again, which
+    harmonizes the new with the known. Replacement alone draws from no posterior; its error falls with the number of
+    resamplings. For jumps of several steps see `solvers.restart` around this solver.
 
     Args:
         solver: the solver of a step; without a history if it is taken again.
@@ -47,8 +47,8 @@ def replace(solver: Solver, operator: Operator, y: Array, *, resample: int = 0) 
         state = solver.init(x)
         if resample and jax.tree.leaves(state):
             raise ValueError(
-                f"{solver} has a history, which is wrong after going back: resample with a solver that has none, such as "
-                "ddpm, ddim or heun"
+                f"{solver} has a history, which is wrong after going back: resample with a solver that has "
+                "none, such as ddpm, ddim or heun"
             )
         return state
 
@@ -64,7 +64,7 @@ def replace(solver: Solver, operator: Operator, y: Array, *, resample: int = 0) 
 
 
 def mcg(solver: Solver, operator: Operator, y: Array, scale: float | Array = 1.0) -> Solver:
-    """Manifold constrained gradients: the step of `dps_normalized`, then `replace` (Chung et al. 2022, arXiv:2206.00941).
+    """Manifold constrained gradients: `dps_normalized`, then `replace` (Chung et al. 2022, arXiv:2206.00941).
 
     Args:
         solver, operator, y, scale: as for `dps_normalized` and `replace`.

@@ -36,8 +36,8 @@ def twisted(operator: Operator, y: Array, std: float | Array, *, prior_std: floa
     """Twisted sequential Monte Carlo: exact for any data as the number of particles grows (Wu et al. 2023).
 
     arXiv:2306.17775. K particles an example, on an axis of their own, take ancestral steps with the denoiser of `pigdm`
-    and weights by the twist log N(y; A x0_hat, r^2 A A^T + std^2 I), whose gradient that is; systematic resampling where
-    the effective sample size falls below K / 2, and at the end. The last step is not guided.
+    and weights by the twist log N(y; A x0_hat, r^2 A A^T + std^2 I), whose gradient that is; systematic resampling
+    where the effective sample size falls below K / 2, and at the end. The last step is not guided.
 
     Args:
         operator: A.
@@ -46,9 +46,9 @@ def twisted(operator: Operator, y: Array, std: float | Array, *, prior_std: floa
         prior_std: that of the data, for r^2 as for `pigdm`; 0 is the paper's twist, that of `dps`. May be traced.
 
     Returns:
-        a solver for x [B, K, ...] and grids that end at sigma = 0, with one evaluation and backward pass a step. Examples
-        do not interact, particles do. The state is `Particles`: `sample_state` gives log_z, an estimate of log p(y)
-        under the model. It has no order.
+        a solver for x [B, K, ...] and grids that end at sigma = 0, with one evaluation and backward pass a step.
+        Examples do not interact, particles do. The state is `Particles`: `sample_state` gives log_z, an estimate of log
+        p(y) under the model. It has no order.
 
     Raises:
         ValueError: std <= 0, prior_std < 0, y of another shape than A x or not 0 where nothing is measured.
@@ -99,7 +99,7 @@ def twisted(operator: Operator, y: Array, std: float | Array, *, prior_std: floa
 
 
 def _resample(key: Array, parts: tuple[Array, ...], twist: Array, state: Particles, *, always: bool = False):
-    """The parts [B, K, ...] of systematically drawn particles where their weights are uneven, and the state then."""
+    """Draw particles systematically where weights are uneven; the weights of the state then have the twist."""
     k = twist.shape[1]
     weights = state.log_weights + twist
     shares = jax.nn.softmax(weights, axis=1)
@@ -112,7 +112,7 @@ def _resample(key: Array, parts: tuple[Array, ...], twist: Array, state: Particl
     take = lambda a: jnp.take_along_axis(a, ancestors.reshape(*ancestors.shape, *(1,) * (a.ndim - 2)), axis=1)  # noqa: E731
     gained = jax.nn.logsumexp(weights, axis=1) - jnp.log(jnp.asarray(k, twist.dtype))
     return tuple(map(take, parts)), Particles(
-        jnp.where(uneven[:, None], 0, state.log_weights), state.log_z + jnp.where(uneven, gained, 0)
+        jnp.where(uneven[:, None], 0, weights), state.log_z + jnp.where(uneven, gained, 0)
     )
 
 

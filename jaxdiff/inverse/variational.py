@@ -29,10 +29,10 @@ def red_diff(
     weight: Weight | None = None,
     scale: float | Array = 0.25,
 ) -> Loss:
-    """|A mu - y|^2 / (2 std^2) + scale w (eps_hat - eps) . mu, without a gradient of eps_hat (RED-diff, Mardani et al. 2023).
+    """|A mu - y|^2 / (2 std^2) + scale w (eps_hat - eps) . mu (RED-diff, Mardani et al. 2023, arXiv:2305.04391).
 
-    arXiv:2305.04391. A point estimate, whose parameters are the picture itself: it has no spread, and for Gaussian data
-    it is not the posterior mean either.
+    eps_hat is not differentiated. A point estimate, whose parameters are the picture itself: it has no spread, and for
+    Gaussian data it is not the posterior mean either.
 
     Args:
         denoise: (x_t, level) -> x0_hat; not differentiated.
@@ -45,8 +45,8 @@ def red_diff(
         scale: the paper's lambda; may be traced.
 
     Returns:
-        the loss (mu [B, ...], key, batch) -> (mean over the examples, metrics "misfit" and "prior", the two terms); of the
-        batch nothing is used, it may be {}.
+        the loss (mu [B, ...], key, batch) -> (mean over the examples, metrics "misfit" and "prior", the two terms); of
+        the batch nothing is used, it may be {}.
 
     Raises:
         ValueError: std <= 0, y of another shape than A x or not 0 where nothing is measured, or not a function.
@@ -64,7 +64,7 @@ def red_diff(
         level = level._replace(alpha=level.alpha.astype(mu.dtype), sigma=level.sigma.astype(mu.dtype))
         eps = normal_like(fold_in(key, 1), mu)
         x = q_sample(jax.lax.stop_gradient(mu), eps, level)
-        away = jax.lax.stop_gradient(from_x0(split_variance(denoise(x, level))[0], x, level).eps - eps)
+        away = from_x0(split_variance(denoise(x, level))[0], x, level).eps - eps
         residual = y - measure(operator, y, mu)
         square = jnp.sum((jnp.conj(residual) * residual).real.reshape(len(mu), -1), axis=1)
         misfit = jnp.mean(0.5 * square / jnp.square(jnp.asarray(std, square.dtype)))

@@ -3,7 +3,9 @@
 Also what continuous time gives for a posterior denoiser x0_hat_y(x) = G x + g, by integrating the moments' equations in
 numpy: the limit of any solver on any process. With x / alpha as x and s = sigma / alpha,
 
-    dx = k (x - G x - g) d log s + [2 s^2 d(-log s)]^(1/2) noise,     k = 1 and no noise: probability flow; k = 2: reverse SDE
+    dx = k (x - G x - g) d log s + [2 s^2 d(-log s)]^(1/2) noise
+
+with k = 1 and no noise for the probability flow, k = 2 for the reverse SDE.
 """
 
 from typing import NamedTuple
@@ -72,7 +74,7 @@ class Linear(NamedTuple):
 
 
 def affine(step, mean, cov, noises=None):
-    """The law of step(x, z) with x ~ N(mean, cov) and z ~ N(0, I), for an affine step of x [B, n] and z [B, noises or n]."""
+    """The law of step(x, z), x ~ N(mean, cov), z ~ N(0, I), for an affine step of x [B, n] and z [B, noises or n]."""
     n = len(mean)
     k = noises or n
     basis = jnp.concatenate([jnp.zeros((1, n)), jnp.eye(n), jnp.zeros((k, n))])
@@ -112,6 +114,6 @@ def problem(n=6, m=3, std=0.5, *, isotropic=False, seed=0):
 
 
 def grid(process, n, first, last):
-    """A grid whose sigma / alpha falls geometrically, in float64."""
+    """A grid whose sigma / alpha falls geometrically, in float64 where that is on."""
     levels = process(process.time(-jnp.log(jnp.geomspace(first, last, n + 1))))
-    return Level(*(jnp.asarray(field, jnp.float64) for field in levels))
+    return Level(*(jnp.asarray(field, jnp.result_type(float)) for field in levels))

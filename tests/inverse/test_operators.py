@@ -1,4 +1,4 @@
-"""Operators against dense matrices: adjoint, solve, decomposition; transforms against numpy, scipy and known integrals."""
+"""Operators against dense matrices; transforms against numpy, scipy and known integrals."""
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +50,10 @@ def parts(v):
     return np.concatenate([v.real, v.imag], axis=1) if np.iscomplexobj(v) else v
 
 
-@pytest.mark.parametrize("name", CASES)
+QUICK = "mask", "average", "fourier coils", "matrix, tall, rank 2"
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in CASES])
 def test_adjoint_solve_and_decomposition_are_those_of_the_dense_matrix(name):
     op, shape = CASES[name]
     n = int(np.prod(shape))
@@ -78,6 +81,7 @@ def test_adjoint_solve_and_decomposition_are_those_of_the_dense_matrix(name):
         np.testing.assert_allclose(parts(some), exact, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_float32_adjoints():
     for name in ("fourier coils", "blur"):
         op, shape = CASES[name]
@@ -102,6 +106,7 @@ def test_the_fourier_transform_is_numpys_centred_and_keeps_the_norm():
     np.testing.assert_allclose(everything.adjoint(v), x, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_blur_is_scipys_convolution_on_a_torus():
     kernel, x = RNG.normal(size=(3, 5)), RNG.normal(size=(7, 6))
     exact = signal.convolve2d(np.pad(x, ((1, 1), (2, 2)), mode="wrap"), kernel, mode="valid")
@@ -136,6 +141,7 @@ def test_radon():
         assert np.abs(np.subtract(slice_, line)).max() < 0.01 * np.abs(smooth.sum())
 
 
+@pytest.mark.slow
 def test_conjugate_gradients_leave_an_example_alone():
     """Whatever the others need: the first is solved after one iteration, the second needs all, the third is 0."""
     a = jnp.stack([2 * jnp.eye(4), jnp.diag(jnp.array([1.0, 10.0, 100.0, 1000.0])), jnp.zeros((4, 4))])

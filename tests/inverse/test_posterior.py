@@ -1,4 +1,4 @@
-"""Posterior denoisers of Gaussian data: against matrices in numpy, and the exact law of what samplers draw with them."""
+"""Posterior denoisers of Gaussian data: against matrices in numpy, and the exact law of what samplers draw."""
 
 import jax
 import jax.numpy as jnp
@@ -26,13 +26,13 @@ PROCESSES = {"ve": jd.processes.EDM(), "vp": jd.processes.VP(), "flow": jd.proce
 FIRST, LAST = 20.0, 0.01
 
 
-def denoiser(problem, method, operator):
+def denoiser(linear, method, operator):
     """The method's denoiser for x of any batch."""
-    prior = gaussian(problem.mean, problem.cov).denoise
+    prior = gaussian(linear.mean, linear.cov).denoise
 
     def denoise(x, level):
-        y = jnp.broadcast_to(jnp.asarray(problem.y)[None], (len(x), len(problem.y)))
-        return METHODS[method](prior, operator, y, problem.std)(x, level)
+        y = jnp.broadcast_to(jnp.asarray(linear.y)[None], (len(x), len(linear.y)))
+        return METHODS[method](prior, operator, y, linear.std)(x, level)
 
     return denoise
 
@@ -58,24 +58,17 @@ def test_one_evaluation_is_that_of_matrices():
             np.testing.assert_allclose(answer[i], matrix @ x[i] / alpha + offset, rtol=1e-7, err_msg=name)
 
 
-def sampler(problem, method, make_solver):
+def sampler(linear, method, make_solver):
     """Levels -> mean and covariance of x / alpha at their end, from the exact law of x_t given y at their beginning."""
-    denoise = denoiser(problem, method, operators.matrix(jnp.asarray(problem.a)))
+    denoise = denoiser(linear, method, operators.matrix(jnp.asarray(linear.a)))
     run = jax.jit(lambda levels, mean, cov: law(denoise, make_solver, levels, mean, cov))
 
     def ends(levels):
-        mean, cov = run(levels, *problem.noised(levels.at(0)))
+        mean, cov = run(levels, *linear.noised(levels.at(0)))
         alpha = float(levels.alpha[-1])
         return np.asarray(mean) / alpha, np.asarray(cov) / alpha**2
 
     return ends
-
-
-@pytest.mark.usefixtures("x64")
-def test_what_a_sampler_draws_is_the_posterior():
-    levels = grid(PROCESSES["vp"], 100, FIRST, LAST)
-    drawn = sampler(LINEAR, "tmpd", lambda noise: solvers.heun())(levels)
-    assert max(apart(drawn, LINEAR.noised(Level(0.0, 1.0, LAST)))) < 2e-3
 
 
 # Of second order, so that 2,000 steps leave nothing of the step: where drawn with noise and where without.
@@ -99,14 +92,15 @@ def test_the_law_of_every_method_on_every_process(method, kind):
     limit = biased.limit(method, FIRST, LAST, stochastic=stochastic)
     if method != "tmpd":
         assert min(apart(limit, biased.noised(Level(0.0, 1.0, LAST)))) > 0.015  # a bias worth the name
-    of = {"posterior": (linear, posterior)} if method in EXACT else {}
+    of = {"posterior": (linear, posterior)} if method == "tmpd" or (method in EXACT and not stochastic) else {}
     of |= {} if method == "tmpd" else {"limit": (biased, limit)}
-    for goal, (problem, exact) in of.items():
-        ends = sampler(problem, method, make_solver)
+    for goal, (case, exact) in of.items():
+        ends = sampler(case, method, make_solver)
         for name, process in PROCESSES.items():
             assert max(apart(ends(grid(process, 2000, FIRST, LAST)), exact)) < 1e-3, (goal, name)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_the_variance_of_dps_is_that_of_its_closed_form():
     """x ~ N(0, c), y = x + std n: c exp(-c / v) by the flow and v (1 - exp(-2 c / v)) / 2 with noise, v = std^2."""
@@ -137,7 +131,9 @@ def of_network(method, y, known, std, scale):
     return getattr(inverse, method)(network, operator, y, std, scale=scale, **options)
 
 
-@pytest.mark.parametrize("method", ["tmpd", "pigdm", "dps", "diffpir", "ddnm"])
+@pytest.mark.parametrize(
+    "method", ["ddnm", *(pytest.param(name, marks=pytest.mark.slow) for name in ("tmpd", "pigdm", "dps", "diffpir"))]
+)
 def test_what_every_method_holds(method):
     """Three steps from pure noise, with a guided network of no data that has a learned variance."""
     traces = []
@@ -177,30 +173,24 @@ def test_what_every_method_holds(method):
         assert np.linalg.norm(known * drawn - y) <= 1e-5 * np.linalg.norm(y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("operator", [operators.average(2), operators.blur(jnp.array([[0.1, 0.7, 0.2]]))])
 def test_the_null_space_of_any_network_fits_a_measurement_without_noise(operator):
     y = operator.apply(jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 4, 1)), jnp.float32))
-    x = jd.sample(inverse.ddnm(rational, operator, y), solvers.ddim(), GRID, jnp.ones((2, 4, 4, 1)), jax.random.key(0))
+    denoise = inverse.ddnm(rational, operator, y)
+    x = jax.jit(lambda x: jd.sample(denoise, solvers.ddim(), GRID, x, jax.random.key(0)))(jnp.ones((2, 4, 4, 1)))
     assert np.linalg.norm(operator.apply(x) - y) <= 1e-5 * np.linalg.norm(y)
 
 
-def test_guide_is_dps_for_the_likelihood_of_a_linear_measurement():
-    x, level = jnp.asarray(np.random.default_rng(0).normal(size=(2, 6)), jnp.float32), GRID.at(1)
-    operator = operators.matrix(jnp.asarray(LINEAR.a, jnp.float32))
-    y = jnp.ones((2, 3))
-    loss = lambda x0: jnp.sum(jnp.square(operator.apply(x0) - y), axis=1) / (2 * 0.3**2)  # noqa: E731
-    guided = inverse.guide(rational, loss)(x, level)
-    np.testing.assert_allclose(guided, inverse.dps(rational, operator, y, 0.3)(x, level), rtol=1e-4)
-
-
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_the_normalized_step_moves_by_the_gradient_of_the_norm():
     x, (cur, nxt) = jnp.array([[0.3, -0.2], [1.0, 0.5]]), (jax.tree.map(jnp.float64, GRID.at(i)) for i in (1, 2))
     a, y = jnp.array([[1.0, 2.0]]), jnp.array([[0.7], [-0.4]])
     solver = inverse.dps_normalized(solvers.ddim(), operators.matrix(a), y, jnp.array([0.5, 2.0]))
-    moved = solver.step(rational, jax.random.key(0), x, (), cur, nxt)[0]
-    plain = solvers.ddim().step(rational, jax.random.key(0), x, (), cur, nxt)[0]
-    norms = lambda x: np.linalg.norm(y - rational(x, cur) @ a.T, axis=1)  # noqa: E731
+    run = jax.jit(lambda x: [s.step(rational, jax.random.key(0), x, (), cur, nxt)[0] for s in (solver, solvers.ddim())])
+    moved, plain = run(x)
+    norms = jax.jit(lambda x: jnp.linalg.norm(y - rational(x, cur) @ a.T, axis=1))
     for j, e in enumerate(1e-6 * np.eye(2)[:, None]):  # central differences
         slope = (norms(x + e) - norms(x - e)) / 2e-6
         np.testing.assert_allclose((plain - moved)[:, j], np.array([0.5, 2.0]) * slope, rtol=1e-6)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.exact import gaussian, rational
-from helpers.law import affine, apart, grid, problem
+from helpers.law import affine, apart, grid, law, problem
 
 import jaxdiff as jd
 from jaxdiff import Level, inverse, solvers
@@ -21,14 +21,10 @@ def moments(x):
     return np.mean(x, axis=0), np.cov(np.asarray(x, np.float64).T)
 
 
-def clean(levels):
-    """The grid in float32, with its last level clean."""
-    return jd.levels.append_clean(Level(*(field.astype(jnp.float32) for field in levels)))
-
-
 # Replacement
 
 
+@pytest.mark.slow
 def test_a_replaced_step_sets_what_is_measured_and_leaves_the_rest():
     """On the measured part: alpha y + sigma z; beside it the solver's step; the last step gives y itself."""
     known = jnp.array([1.0, 0.0, 1.0, 0.0])
@@ -51,6 +47,7 @@ def test_a_replaced_step_sets_what_is_measured_and_leaves_the_rest():
     assert abs(np.corrcoef(z[:, 0], x[:, 0])[0, 1]) < 4 / 141
 
 
+@pytest.mark.slow
 def test_replacement_of_averages_keeps_what_they_do_not_see_and_mcg_ends_at_the_measurement():
     operator = operators.matrix(jnp.array([[0.5, 0.5, 0.0], [0.0, 1.0, 2.0]]))
     x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)), jnp.float32)
@@ -82,24 +79,23 @@ def test_a_history_is_refused_in_resampling():
 
 @pytest.mark.slow
 def test_the_error_of_replacement_falls_with_resampling():
-    n = 20_000
+    n = 5_000
     linear = problem(4, 2, seed=3)
     linear = linear._replace(a=np.eye(4)[:2], y=np.array([1.5, -1.0]) + linear.mean[:2], std=0.0)
     operator = operators.mask(jnp.array([1.0, 1.0, 0.0, 0.0]))
     y = jnp.broadcast_to(jnp.asarray(np.append(linear.y, [0, 0]), jnp.float32)[None], (n, 4))
-    levels = clean(grid(VP, 60, 50.0, 0.02))
+    levels = jd.levels.append_clean(grid(VP, 40, 50.0, 0.02))
     mean, cov = linear.posterior()
-    errors = []
-    for resample in (0, 1, 4, 16):
+    denoise, errors = gaussian(linear.mean, linear.cov).denoise, []
+    for resample in (0, 2, 8):
         solver = inverse.replace(solvers.ddpm(), operator, y, resample=resample)
         x = jd.noise.prior(levels, KEY, (n, 4))
-        denoise = gaussian(linear.mean, linear.cov).denoise
         run = jax.jit(lambda x, s=solver: jd.sample(denoise, s, levels, x, KEY), compiler_options=OPTIMIZED)
         drawn = np.asarray(run(x))
         errors.append((np.linalg.norm(drawn.mean(0) - mean), np.linalg.norm(np.cov(drawn.T) - cov)))
     print(errors)
     errors = np.array(errors)
-    assert np.all(np.diff(errors[:, 0]) < 0) and errors[-1, 0] < 0.4 * errors[0, 0]
+    assert np.all(np.diff(errors[:, 0]) < 0) and errors[-1, 0] < 0.65 * errors[0, 0]
 
 
 # DDRM
@@ -125,6 +121,7 @@ def ddrm_step(x, z, denoised, levels, problem, eta, eta_b):
     return a_s * vt.T @ out
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_ddrm_is_the_papers_in_its_three_cases():
     linear = problem(5, 3, std=0.4)
@@ -209,19 +206,20 @@ def test_decoupled_annealing_nears_the_posterior_of_any_gaussian(monkeypatch):
 def test_langevin_draws_as_exact_does():
     linear = problem(3, 2)
     operator = operators.matrix(jnp.asarray(linear.a, jnp.float32))
-    y = jnp.broadcast_to(jnp.asarray(linear.y, jnp.float32)[None], (20_000, 2))
+    y = jnp.broadcast_to(jnp.asarray(linear.y, jnp.float32)[None], (10_000, 2))
     loss = lambda x0: jnp.sum(jnp.square(operator.apply(x0) - y), axis=1) / (2 * linear.std**2)  # noqa: E731
     curvature = float(np.linalg.norm(linear.a, 2) ** 2 / linear.std**2)
-    x0, level = jnp.broadcast_to(jnp.asarray(linear.mean, jnp.float32)[None], (20_000, 3)), GRID.at(1)
-    samplers = inverse.exact(operator, y, linear.std), inverse.langevin(loss, curvature, steps=200, step_size=0.05)
+    x0, level = jnp.broadcast_to(jnp.asarray(linear.mean, jnp.float32)[None], (10_000, 3)), GRID.at(1)
+    samplers = inverse.exact(operator, y, linear.std), inverse.langevin(loss, curvature, steps=400, step_size=0.1)
     run = jax.jit(lambda x0: [f(KEY, x0, jnp.float32(0.8), level) for f in samplers], compiler_options=OPTIMIZED)
     exact = linear._replace(cov=0.64 * np.eye(3)).posterior()
     for drawn, bias in zip(run(x0), (0.01, 0.05), strict=True):
         mean, cov = moments(drawn)
-        np.testing.assert_allclose(mean, exact[0], atol=4 * 0.8 / 141)
+        np.testing.assert_allclose(mean, exact[0], atol=4 * 0.8 / 100)
         np.testing.assert_allclose(cov, exact[1], atol=0.64 * (0.02 + bias))
 
 
+@pytest.mark.slow
 def test_complex_measurements_have_noise_in_both_parts():
     """x0_hat is of no weight: what is left is y and its noise, with the standard deviation of each part."""
     operator = operators.fourier(jnp.ones((1, 1)))
@@ -233,6 +231,7 @@ def test_complex_measurements_have_noise_in_both_parts():
     np.testing.assert_allclose(cov, 0.09 * np.eye(2), atol=0.004)
 
 
+@pytest.mark.slow
 def test_steps_to_x0_hat_are_those_of_ddim():
     x, cur, nxt = jnp.array([[0.3, -0.2]]), VE(jnp.float32(2.0)), VE(jnp.float32(1.0))
     seen = []
@@ -246,40 +245,28 @@ def test_steps_to_x0_hat_are_those_of_ddim():
 # Particles
 
 
-def particles(linear, k, runs, prior_std):
-    """Estimates of log Z and of the posterior mean, [runs, ...], and log Z of the model, whose steps are finite."""
-    levels = clean(grid(VP, 30, 30.0, 0.05))
+def particles(linear, levels, k, runs):
+    """Estimates of the posterior mean and of log Z, [runs, ...]."""
     prior = gaussian(linear.mean, linear.cov).denoise
     y = jnp.broadcast_to(jnp.asarray(linear.y, jnp.float32)[None], (runs, len(linear.y)))
 
     @jax.jit
     def run(x, keys):
-        solver = inverse.twisted(
-            operators.matrix(jnp.asarray(linear.a, jnp.float32)), y, linear.std, prior_std=prior_std
-        )
-        denoise = lambda x, level: prior(x, level)  # noqa: E731
-        x, state = jd.sample_state(denoise, solver, levels, x, keys)
+        solver = inverse.twisted(operators.matrix(jnp.asarray(linear.a, jnp.float32)), y, linear.std)
+        x, state = jd.sample_state(prior, solver, levels, x, keys)
         return jnp.mean(x, axis=1), state.log_z
 
     keys = jax.random.split(jax.random.key(5), runs)
-    return tuple(map(np.asarray, run(jd.noise.prior(levels, keys, (runs, k, len(linear.mean))), keys))), levels
+    return tuple(map(np.asarray, run(jd.noise.prior(levels, keys, (runs, k, len(linear.mean))), keys)))
 
 
 def of_model(linear, levels):
     """Posterior mean and log Z of what the unconditional sampler draws: Gaussian, and not quite the data's."""
-    denoise = gaussian(linear.mean, linear.cov).denoise
+    denoise, n = gaussian(linear.mean, linear.cov).denoise, len(linear.mean)
     with jax.enable_x64(True):
         levels = Level(*(jnp.asarray(field, jnp.float64) for field in levels))
-        n = len(linear.mean)
-        mean, cov = jnp.zeros(n), levels.sigma[0] ** 2 * jnp.eye(n)
-        for i in range(len(levels.t) - 1):
-            cur, nxt = levels.at(i), levels.at(i + 1)
-
-            def step(x, z, cur=cur, nxt=nxt):
-                solver = solvers.ddpm(noise_sampler=lambda *_: z)
-                return solver.step(denoise, jax.random.key(0), x, (), cur, nxt)[0]
-
-            mean, cov = affine(step, mean, cov)
+        begin = jnp.zeros(n), levels.sigma[0] ** 2 * jnp.eye(n)
+        mean, cov = jax.jit(lambda *of: law(denoise, lambda z: solvers.ddpm(noise_sampler=z), *of))(levels, *begin)
     model = linear._replace(mean=np.asarray(mean), cov=np.asarray(cov))
     inner = model.a @ model.cov @ model.a.T + linear.std**2 * np.eye(len(linear.y))
     away = linear.y - model.a @ model.mean
@@ -288,14 +275,14 @@ def of_model(linear, levels):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("prior_std", [1.0, 0.0])
-def test_particles_estimate_the_mean_and_log_z_with_errors_as_one_over_the_root(prior_std):
+def test_particles_estimate_the_mean_and_log_z_with_errors_as_one_over_the_root():
     """E[Z] is unbiased at any number of particles; errors fall as 1 / sqrt(K)."""
     linear = problem(3, 2, std=0.5, seed=2)
-    runs, errors = 256, []
+    runs, errors = 128, []
+    levels = jd.levels.append_clean(grid(VP, 20, 30.0, 0.05))
+    exact, model = of_model(linear, levels)
     for k in (8, 32, 128):
-        (mean, log_z), levels = particles(linear, k, runs, prior_std)
-        exact, model = of_model(linear, levels)
+        mean, log_z = particles(linear, levels, k, runs)
         ratio = np.exp(log_z - model)
         print(k, ratio.mean(), ratio.std(), np.sqrt(np.mean(np.square(mean - exact))))
         assert abs(ratio.mean() - 1) < 4 * ratio.std() / np.sqrt(runs)
@@ -305,6 +292,7 @@ def test_particles_estimate_the_mean_and_log_z_with_errors_as_one_over_the_root(
     assert np.all(np.abs(slopes + 0.5) < 0.15)
 
 
+@pytest.mark.slow
 def test_particles_of_an_example_do_not_see_the_others():
     keys = jax.random.split(jax.random.key(1), 2)
     y, known = jnp.array([[0.5, 0.0], [0.3, 0.0]]), jnp.array([1.0, 0.0])
@@ -332,6 +320,7 @@ def test_particles_of_an_example_do_not_see_the_others():
 # RED-diff
 
 
+@pytest.mark.slow
 def test_the_gradient_of_red_diff_is_its_closed_form():
     """E[eps_hat - eps] = alpha sigma (alpha^2 C + sigma^2)^-1 (mu - m), which at one t is found by many draws."""
     linear, n = problem(3, 2), 50_000

@@ -1,9 +1,9 @@
 """The type of a linear operator; matrices, and any linear function by its transpose and conjugate gradients.
 
-An operator A acts on batches, [B, *shape] -> [B, *measured], each example alone. x is real; a measurement may be complex,
-and then stands for the vector of its real and imaginary parts: the inner product is Re <u, v>, and the standard
-deviation of noise is that of each part. The adjoint A^T belongs to this inner product (A^H where x holds the two parts of a
-complex picture).
+An operator A acts on batches, [B, *shape] -> [B, *measured], each example alone. x is real; a measurement may be
+complex, and then stands for the vector of its real and imaginary parts: the inner product is Re <u, v>, and the
+standard deviation of noise is that of each part. The adjoint A^T belongs to this inner product (A^H where x holds the
+two parts of a complex picture).
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def linear(f: Callable[[Array], Array], shape: tuple[int, ...], *, iterations: i
     Args:
         f: x [B, *shape] -> [B, *measured], linear over the reals and of each example alone; may be complex.
         shape: of an example.
-        iterations: of conjugate gradients, each one f and one adjoint. In exact arithmetic as many as A A^T has distinct
-            eigenvalues suffice.
+        iterations: of conjugate gradients, each one f and one adjoint. In exact arithmetic as many as A A^T has
+            distinct eigenvalues suffice.
 
     Returns:
         the operator, without a decomposition.
@@ -86,13 +86,14 @@ def matrix(a: Array, shape: tuple[int, ...] | None = None) -> Operator:
     Raises:
         ValueError: `a` is not a real matrix, or `shape` has not N numbers.
     """
-    if jnp.ndim(a) != 2 or not jnp.issubdtype(a.dtype, jnp.floating):
-        raise ValueError(f"a must be a real matrix [M, N], got {a.dtype}{list(jnp.shape(a))}")
+    a = jnp.asarray(a)
+    if a.ndim != 2 or not jnp.issubdtype(a.dtype, jnp.floating):
+        raise ValueError(f"a must be a real matrix [M, N], got {a.dtype}{list(a.shape)}")
     m, n = a.shape
     shape = (n,) if shape is None else tuple(shape)
     if int(np.prod(shape)) != n:
         raise ValueError(f"an example of a matrix {[m, n]} has {n} numbers, got shape {list(shape)}")
-    u, s, vt = (jnp.asarray(part) for part in jnp.linalg.svd(jnp.asarray(a), full_matrices=True))
+    u, s, vt = jnp.linalg.svd(a, full_matrices=True)
     # What rounding leaves of a singular value 0 is none: as numpy.linalg.matrix_rank has it.
     s = jnp.where(s > s[:1] * (max(m, n) * jnp.finfo(s.dtype).eps), s, 0)
     left, right = (jnp.pad(s, (0, k - len(s)))[None] for k in (m, n))
@@ -110,8 +111,9 @@ def matrix(a: Array, shape: tuple[int, ...] | None = None) -> Operator:
 def conjugate_gradients(matvec: Callable[[Array], Array], v: Array, iterations: int) -> Array:
     """Solve matvec(u) = v for each example, with a symmetric matvec that is positive semi-definite.
 
-    An example whose residual has come down to rounding stays as it is, whatever the others do: it doesn't depend on them.
-    So does one for which the matvec shows no positive curvature. The solution of least norm where v is in the range.
+    An example whose residual has come down to rounding stays as it is, whatever the others do: it doesn't depend on
+    them. So does one for which the matvec shows no positive curvature. The solution of least norm where v is in the
+    range.
     """
     axes = tuple(range(1, v.ndim))
     dot = lambda a, b: jnp.sum((jnp.conj(a) * b).real, axis=axes, keepdims=True)  # noqa: E731

@@ -14,8 +14,8 @@ def mask(known: Array) -> Operator:
     """The known entries of x; the others of a measurement are 0 (inpainting).
 
     Args:
-        known: 1 where x is known, else 0, or booleans: like an example, or like x for one mask an example; axes may be 1,
-            such as [H, W, 1]. May be traced.
+        known: 1 where x is known, else 0, or booleans: like an example, or like x for one mask an example; axes may
+            be 1, such as [H, W, 1]. May be traced.
 
     Returns:
         the operator, to the shape of x: A A^T is the mask.

@@ -13,7 +13,7 @@ __all__ = ["radon"]
 
 
 def radon(angles: Array, size: int, channels: int = 1, *, iterations: int = 50) -> Operator:
-    """The Radon transform: the picture is turned by each angle, with bilinear interpolation, and its columns are summed.
+    """The Radon transform: the picture is turned by each angle, by bilinear interpolation, and its columns are summed.
 
     Detector positions, angles and the axis of rotation, at index size // 2, are those of scikit-image's `radon` with
     `circle=True`. Outside of the picture is 0; its corners leave the detector.
