@@ -170,9 +170,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--tasks", nargs="+", default=["centre", "4x", "blur", "10 %"])
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
-    parser.add_argument(
-        "--page", type=Path, help="write the table in this page, and a PNG of its name"
-    )
+    parser.add_argument("--page", type=Path, help="write the table in this page, and a PNG of its name")
     arguments = parser.parse_args()
     folder = arguments.folder
     folder.mkdir(parents=True, exist_ok=True)
