@@ -50,7 +50,7 @@ def parts(v):
     return np.concatenate([v.real, v.imag], axis=1) if np.iscomplexobj(v) else v
 
 
-QUICK = "mask", "average", "fourier coils", "matrix, tall, rank 2"
+QUICK = "mask", "average", "matrix, tall, rank 2"
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in CASES])

@@ -131,9 +131,8 @@ def of_network(method, y, known, std, scale):
     return getattr(inverse, method)(network, operator, y, std, scale=scale, **options)
 
 
-@pytest.mark.parametrize(
-    "method", ["ddnm", *(pytest.param(name, marks=pytest.mark.slow) for name in ("tmpd", "pigdm", "dps", "diffpir"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["tmpd", "pigdm", "dps", "diffpir", "ddnm"])
 def test_what_every_method_holds(method):
     """Three steps from pure noise, with a guided network of no data that has a learned variance."""
     traces = []
@@ -173,8 +172,11 @@ def test_what_every_method_holds(method):
         assert np.linalg.norm(known * drawn - y) <= 1e-5 * np.linalg.norm(y)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("operator", [operators.average(2), operators.blur(jnp.array([[0.1, 0.7, 0.2]]))])
+@pytest.mark.parametrize(
+    "operator",
+    [operators.average(2), pytest.param(operators.blur(jnp.array([[0.1, 0.7, 0.2]])), marks=pytest.mark.slow)],
+    ids=["average", "blur"],
+)
 def test_the_null_space_of_any_network_fits_a_measurement_without_noise(operator):
     y = operator.apply(jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 4, 1)), jnp.float32))
     denoise = inverse.ddnm(rational, operator, y)

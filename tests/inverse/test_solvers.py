@@ -183,6 +183,7 @@ def daps_law(monkeypatch, linear, levels, **options):
     return np.asarray(mean) / float(levels.alpha[-1]), np.asarray(cov) / float(levels.alpha[-1]) ** 2
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_decoupled_annealing_is_exact_for_data_of_one_variance_in_any_number_of_steps(monkeypatch):
     linear = problem(isotropic=True)
