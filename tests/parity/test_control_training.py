@@ -27,12 +27,12 @@ def test_a_trained_controlnet_is_diffusers_own(tmp_path):
         in_channels=1,
         out_channels=1,
         layers_per_block=1,
-        block_out_channels=(8, 16),
+        block_out_channels=(8,),
         norm_num_groups=4,
         attention_head_dim=2,
         cross_attention_dim=6,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        down_block_types=("CrossAttnDownBlock2D",),
+        up_block_types=("CrossAttnUpBlock2D",),
     )
     randomize(unet).save_pretrained(tmp_path / "unet")
     rng = np.random.default_rng(0)
