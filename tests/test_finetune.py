@@ -153,7 +153,7 @@ def pair(tmp_path_factory):
 def test_controlnet(pair, tmp_path):
     network = jd.interop.load(pair["directory"])
     made, state, _ = run(1, **pair, steps=40, cond_dropout=0.5)
-    first = made.model.pretrained()
+    first = jax.device_get(made.model.pretrained())
     zero = {name: leaf for name, leaf in first.items() if not jax.tree.reduce(lambda a, x: a or x.any(), leaf, False)}
     assert sum("controlnet_down_blocks" in name for name in zero) == 2 and "controlnet_mid_block" in zero
     assert error(made, state.params) < 0.97 * error(made, first)
@@ -176,8 +176,9 @@ def test_controlnet(pair, tmp_path):
     steered = jax.jit(controlled(written.apply, network.apply))(
         {"controlnet": written.params, "unet": network.params}, x, noise, {"tokens": tokens, "hint": hint}
     )
-    np.testing.assert_allclose(apply(state.params, hint), steered, atol=1e-6)
-    other = apply(state.params, 1 - hint)
+    trained = jax.device_get(state.params)  # off the mesh: the same program
+    np.testing.assert_allclose(apply(trained, hint), steered, atol=1e-5)
+    other = apply(trained, 1 - hint)
     assert float(jnp.abs(steered - plain).max()) > 1e-2 and float(jnp.abs(steered - other).max()) > 1e-4
 
     # Going on from a folder begins where it was.

@@ -141,7 +141,7 @@ def test_it_is_trained_and_drawn_in_few_steps(dit, tmp_path):
 def test_guidance_becomes_an_input(cross, tmp_path):
     knobs = cross | {"distill": "guidance", "guidance": 3.0, "max_guidance": 4.0}
     network, made = jd.interop.load(cross["directory"]), load(FILE)(**knobs, **TINY)
-    params = made.model.pretrained()
+    params = jax.device_get(made.model.pretrained())
     assert made.sampling.guidance == 1 and made.condition.null is None
     # It begins as the network, at any scale; so where the two conditions are one, nothing is wrong.
     key, noise, batch, data = jax.random.key(0), jnp.array([30.0]), example(), next(made.training.batches(0))
@@ -157,12 +157,13 @@ def test_guidance_becomes_an_input(cross, tmp_path):
 
     made, state, _ = run(1, steps=60, **(knobs | {"lr": 3e-3}))
     same(made.frozen_of_loss()["teacher"], network.params)
-    # Over the same pairs and scales.
-    first, last = (np.mean([loss(p, jax.random.key(i), data) for i in range(20)]) for p in (params, state.params))
-    assert last < 0.9 * first and bool(state.params["time_embedding.cond_proj"]["kernel"].any())
-    drawn, table = (student(state.params, {"guidance": jnp.array([w])}) for w in (3.9, 3.0))
-    assert float(jnp.abs(drawn - table).max()) > 1e-5
-    np.testing.assert_array_equal(student(state.params, {}), table)  # without a scale it is the samples'
+    # Over the same pairs and scales; off the mesh, so that the programs above serve again.
+    trained = jax.device_get(state.params)
+    first, last = (np.mean([loss(p, jax.random.key(i), data) for i in range(20)]) for p in (params, trained))
+    assert last < 0.9 * first and bool(trained["time_embedding.cond_proj"]["kernel"].any())
+    drawn, table = (student(trained, {"guidance": jnp.array([w])}) for w in (3.9, 3.0))
+    assert float(jnp.abs(drawn - table).max()) > 1e-2
+    np.testing.assert_allclose(student(trained, {}), table, atol=1e-6)  # without a scale it is the samples'
     made.model.export["model"](state.params, tmp_path / "out")
     written = jd.interop.load(tmp_path / "out")
     assert written.config["time_cond_proj_dim"] == 256
