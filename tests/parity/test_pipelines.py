@@ -82,7 +82,8 @@ def test_stable_diffusion(name, tmp_path):
 def test_stable_diffusion_without_guidance_of_another_size_by_another_scheduler(tmp_path, monkeypatch):
     # Theirs wants multiples of 8 pixels, whatever an autoencoder's factor; with a factor of 8 odd latents are common.
     monkeypatch.setattr(diffusers.StableDiffusionPipeline, "check_inputs", lambda *args, **options: None)
-    pipe, z = tiny.stable_diffusion(tmp_path, SCHEDULERS["ddim-v"]()), tiny.latents(9, 5)
+    pipe = tiny.stable_diffusion(tmp_path, SCHEDULERS["ddim-v"](), **tiny.TWO_LEVELS)
+    z = tiny.latents(9, 5)
     build = {"size": (18, 10), "kind": "EulerDiscreteScheduler"}
     got = ours(tmp_path, pipe, build, noise=z)
     pipe.scheduler = diffusers.EulerDiscreteScheduler.from_pretrained(tmp_path / "model", subfolder="scheduler")
