@@ -90,14 +90,13 @@ def count(program, kind):
     return len(re.findall(rf" {kind}(?:-start)?\(", program.as_text()))
 
 
-# A U-Net takes a minute to compile on a mesh: it is split in all ways that go together at once.
+# A U-Net takes a minute to compile on a mesh: it is split in all ways that go together at once, and by examples alone.
 UNET = {"data fsdp tensor", "data fsdp sequence"}
+CASES = [p for p in itertools.product(NETWORKS, MESHES) if (p[0] == "unet") == (p[1] in UNET)] + [("unet", "data")]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "where"), [p for p in itertools.product(NETWORKS, MESHES) if (p[0] == "unet") == (p[1] in UNET)]
-)
+@pytest.mark.parametrize(("name", "where"), CASES)
 def test_training_equals_that_of_one_device(one, name, where):
     program, got = trained(name, MESHES[where])
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(one(name)), strict=True):

@@ -101,12 +101,15 @@ def run(count, directory, steps=4, *, state=None, optimizer=None, **knobs):
     return made, state, losses
 
 
-def error(made, params):
-    """The loss of what is trained, on the first batches with fixed noise."""
+def errors(made, *several):
+    """The loss of each of several parameters, on the first batches with fixed noise."""
     batches = made.training.batches(0)
     whole = [next(batches) for _ in range(16)]
     batch = jax.tree.map(lambda *parts: np.concatenate(parts), *whole)
-    return float(jax.jit(made.training.loss)(made.model.merge_frozen(params), jax.random.key(9), batch)[0])
+    loss = jax.jit(made.training.loss)
+    # Off the mesh, so that one program serves all.
+    merged = (jax.device_get(made.model.merge_frozen(params)) for params in several)
+    return [float(loss(params, jax.random.key(9), batch)[0]) for params in merged]
 
 
 def draw(made, params, keys, cond, *, steps=None, **medium):
