@@ -38,11 +38,11 @@ def dit(tmp_path_factory):
 @pytest.mark.parametrize(("kind", "only"), [("unet", ""), ("dit", "ff|proj_out|to_[qv]$")])
 def test_adapters_are_trained_and_nothing_else(kind, only, request):
     directory = request.getfixturevalue(kind)
-    before = jd.interop.load(directory).params
+    original = jd.interop.load(directory).params
     made, state, _ = run(1, directory, mode="lora", only=only, rank=2, steps=40)
     after, before = errors(made, state.params, made.model.init(jax.random.key(2)))
     assert after < 0.95 * before
-    same(made.model.frozen["base"], before)
+    same(made.model.frozen["base"], original)
     # The state is the adapters', its average and moments too.
     kernels = [".".join(path[:-1]) for path, _ in lora.pairs(state.params)]
     assert kernels and all(re.search(only or "to_", path) for path in kernels)
@@ -173,7 +173,7 @@ def test_controlnet(pair, tmp_path):
     apply = jax.jit(lambda params, hint: made.model.apply(
         made.model.merge_frozen(params), x, noise, {"label": label, "hint": hint}
     ))  # fmt: skip
-    np.testing.assert_allclose(apply(first, hint), plain, atol=1e-6)
+    np.testing.assert_allclose(apply(first, hint), plain, atol=1e-5)  # of two programs
     made.model.export["model"](state.params, tmp_path / "out")
     written = jd.interop.load(tmp_path / "out")
     same(written.params, state.params)
