@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers.weights import random_weights
 
 import jaxdiff as jd
 from jaxdiff import networks, sharding, train
@@ -52,10 +53,13 @@ def mesh(sizes):
 
 
 def init(name, key):
-    """Parameters none of which is zero."""
-    params = networks.init(NETWORKS[name], key, jnp.zeros((1, 8, 8, 4)), {"label": jnp.zeros((1,), jnp.int32)})
-    keys = iter(jax.random.split(key, 400))
-    return jax.tree.map(lambda x: x + 0.02 * jax.random.normal(next(keys), x.shape), params)
+    """As a network draws its parameters."""
+    return networks.init(NETWORKS[name], key, jnp.zeros((1, 8, 8, 4)), {"label": jnp.zeros((1,), jnp.int32)})
+
+
+def drawn(name):
+    """Parameters none of which is zero, of which nothing is compiled."""
+    return random_weights(functools.partial(init, name), 0)
 
 
 def batch():
@@ -68,7 +72,7 @@ def trained(name, sizes):
     apply = networks.as_apply(NETWORKS[name])
     loss = jd.losses.denoising_loss(apply, jd.processes.Flow(), jd.parameterize.velocity)
     where = mesh(sizes)
-    state = train.init_state(functools.partial(init, name), SGD, jax.random.key(0), where)
+    state = train.state_from_params(drawn(name), SGD, where)
     step = train.make_step(loss, SGD, key=jax.random.key(1), ema=train.ema.constant(0.9))
     data = train.shard_batch(batch(), where)
     program = step.lower(state, data).compile()
@@ -86,14 +90,13 @@ def count(program, kind):
     return len(re.findall(rf" {kind}(?:-start)?\(", program.as_text()))
 
 
-# A U-Net takes a minute to compile on a mesh: it is split in all ways that go together at once.
+# A U-Net takes a minute to compile on a mesh: it is split in all ways that go together at once, and by examples alone.
 UNET = {"data fsdp tensor", "data fsdp sequence"}
+CASES = [p for p in itertools.product(NETWORKS, MESHES) if (p[0] == "unet") == (p[1] in UNET)] + [("unet", "data")]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "where"), [p for p in itertools.product(NETWORKS, MESHES) if (p[0] == "unet") == (p[1] in UNET)]
-)
+@pytest.mark.parametrize(("name", "where"), CASES)
 def test_training_equals_that_of_one_device(one, name, where):
     program, got = trained(name, MESHES[where])
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(one(name)), strict=True):
@@ -137,7 +140,7 @@ SAMPLED = {
 def test_sampling_equals_that_of_one_device(name, where):
     process, key = jd.processes.Flow(), jax.random.key(2)
     levels = jd.grids.by_time(process, 4)
-    params, label = init(name, key), jnp.arange(8) % 10
+    params, label = drawn(name), jnp.arange(8) % 10
     apply = networks.as_apply(NETWORKS[name])
 
     def generate(where):
@@ -171,7 +174,7 @@ def test_an_experiments_sampler_shares_out_what_does_not_divide():
 @pytest.mark.parametrize("where", ["data", "fsdp tensor"])
 def test_likelihood_equals_that_of_one_device(where):
     process, key = jd.processes.VP(), jax.random.key(3)
-    params, x = init("dit", key), jax.random.normal(key, (8, 8, 8, 4))
+    params, x = drawn("dit"), jax.random.normal(key, (8, 8, 8, 4))
     apply = networks.as_apply(NETWORKS["dit"])
     levels = process(jnp.linspace(1.0, 0.01, 4))
 

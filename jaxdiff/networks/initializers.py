@@ -1,16 +1,24 @@
-"""Initializers that compile fast: the `init` of a large network takes a second."""
+"""Initializers that trace and compile fast: the `init` of a large network takes a second.
+
+Flax traces every parameter's initializer whenever it applies a network, to compare shapes. The ones here are traced
+once for each shape.
+"""
 
 import math
+from functools import partial
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.networks.bits import random_bits
 
 zeros_init = nn.initializers.zeros_init()
+traced_once = partial(jax.jit, static_argnames=("shape", "dtype"))
 
 
+@traced_once
 def unit_uniform(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
     """Draw independent numbers, uniform on (-1, 1).
 
@@ -26,6 +34,7 @@ def unit_uniform(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array
     return ((random_bits(key, shape) >> 9).astype(dtype) + 0.5) * 2.0**-22 - 1.0
 
 
+@traced_once
 def kernel_init(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
     """Draw a uniform kernel of variance 2 / (fan_in + fan_out), as diffusion U-Nets do.
 
@@ -43,6 +52,7 @@ def kernel_init(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
     return math.sqrt(6 / fans) * unit_uniform(key, shape, dtype)
 
 
+@traced_once
 def table_init(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
     """Draw a uniform table of variance 1, for embeddings.
 

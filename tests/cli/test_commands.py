@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.flags import xla_flags
 from PIL import Image
 
 from jaxdiff.cli import main
@@ -31,9 +32,8 @@ def fashion_run(tmp_path_factory) -> Path:
     """A run of two steps, by a process of its own: on one device, which compiles several times faster than on eight."""
     workdir = tmp_path_factory.mktemp("fashion")
     knobs = ["--steps", "2", "--batch", "8", "--width", "8", "--preview-every", "2", "--workdir", str(workdir)]
-    flags = os.environ["XLA_FLAGS"].replace("host_platform_device_count=8", "host_platform_device_count=1")
     command = [sys.executable, "-m", "jaxdiff", "train", FASHION, *knobs]
-    subprocess.run(command, check=True, env=os.environ | {"XLA_FLAGS": flags}, capture_output=True)
+    subprocess.run(command, check=True, env=os.environ | {"XLA_FLAGS": xla_flags(1)}, capture_output=True)
     return workdir
 
 

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from helpers.flags import xla_flags
 
 from jaxdiff.cli import main
 from jaxdiff.script import shipped
@@ -65,10 +66,9 @@ def test_the_wheel_trains_in_an_empty_folder(tmp_path):
     assert (site / "jaxdiff" / "data" / "fashion_mnist.npz").is_file() and (site / "jaxdiff" / "py.typed").is_file()
 
     empty.mkdir()
-    flags = os.environ["XLA_FLAGS"].replace("host_platform_device_count=8", "host_platform_device_count=1")
     knobs = ["--steps", "2", "--preview-every", "2", "--width", "8", "--batch", "8"]
     command = [sys.executable, "-m", "jaxdiff", "train", "toy2d", *knobs]
-    environ = os.environ | {"PYTHONPATH": str(site), "XLA_FLAGS": flags}
+    environ = os.environ | {"PYTHONPATH": str(site), "XLA_FLAGS": xla_flags(1)}
     subprocess.run(command, cwd=empty, env=environ, check=True, capture_output=True)
     run = empty / "runs" / "toy2d"
     assert (run / "samples.png").is_file()

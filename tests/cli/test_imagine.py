@@ -7,21 +7,19 @@ import shlex
 import shutil
 import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from helpers import tiny_classes, tiny_pipeline
+from helpers.flags import xla_flags
 from PIL import Image
 
 from jaxdiff.cli import main
 from jaxdiff.imagine import read_history
 
 PAGE = (Path(__file__).parents[2] / "docs" / "imagine.md").read_text()
-# What conftest.py has set for this process, and removed from its environment.
-FLAGS = "--xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else ""
 
 
 def fails(capsys, *args):
@@ -45,8 +43,7 @@ def afresh(*commands, devices=8):
     code = (
         f"from jaxdiff.cli import main\nfor args in {[['imagine', *map(str, args)] for args in commands]}: main(args)"
     )
-    flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices}")
-    env = os.environ | {"XLA_FLAGS": f"{flags} {FLAGS}"}
+    env = os.environ | {"XLA_FLAGS": xla_flags(devices)}
     return subprocess.run([sys.executable, "-c", code], check=True, env=env, capture_output=True, text=True).stdout
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import tiny_captions
+from helpers.flags import xla_flags
 from PIL import Image
 
 from jaxdiff import text_encoders
@@ -27,10 +28,9 @@ def fails(capsys, *args) -> str:
 def run(tmp_path_factory) -> Path:
     """A run of four steps, by a process of its own with one device, for which it compiles faster than for eight."""
     workdir = tmp_path_factory.mktemp("captions")
-    flags = os.environ["XLA_FLAGS"].replace("host_platform_device_count=8", "host_platform_device_count=1")
     options = ["--steps", "4", "--lr", "0.1", "--preview-every", "4", "--workdir", str(workdir)]
     command = [sys.executable, "-m", "jaxdiff", "train", tiny_captions.__file__, *options]
-    subprocess.run(command, check=True, env=os.environ | {"XLA_FLAGS": flags}, capture_output=True)
+    subprocess.run(command, check=True, env=os.environ | {"XLA_FLAGS": xla_flags(1)}, capture_output=True)
     return workdir
 
 

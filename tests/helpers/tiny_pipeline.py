@@ -9,9 +9,9 @@ from jaxdiff.interop import Pretrained, architecture, save
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 UNET = {
-    "_class_name": "UNet2DConditionModel", "block_out_channels": [8, 16], "layers_per_block": 1, "norm_num_groups": 4,
+    "_class_name": "UNet2DConditionModel", "block_out_channels": [8], "layers_per_block": 1, "norm_num_groups": 4,
     "attention_head_dim": 2, "cross_attention_dim": 8, "sample_size": 4, "in_channels": 4, "out_channels": 4,
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"], "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+    "down_block_types": ["CrossAttnDownBlock2D"], "up_block_types": ["CrossAttnUpBlock2D"],
 }  # fmt: skip
 VAE = {
     "_class_name": "AutoencoderKL", "block_out_channels": [4, 8], "layers_per_block": 1, "norm_num_groups": 4,

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.weights import random_weights
 
 from jaxdiff import networks, sharding
 from jaxdiff.networks import MLP, DiT, UNet, attention
@@ -28,7 +29,7 @@ def prepared(module):
     x = rng.normal(size=(2, 2) if isinstance(module, MLP) else (2, 4, 4, 3))
     cond = {} if module.num_classes is None else {"label": np.array([1, 2])}
     t, s = np.array([3.0, 7.0]), np.array([1.0, 6.5])
-    params = networks.init(module, jax.random.key(0), x, cond | {"next_noise": s})
+    params = random_weights(lambda key: networks.init(module, key, x, cond | {"next_noise": s}), 0)
     params = jax.tree.map(lambda a: np.float64(a) + 0.2 * rng.normal(size=a.shape), params)
     place = params, x, t, s
     along = jax.tree.map(lambda a: rng.normal(size=np.shape(a)), place)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.weights import random_weights
 
 from jaxdiff import networks
 from jaxdiff.networks import DhariwalUNet, SongUNet, layers
@@ -82,17 +83,20 @@ def test_the_null_class_is_zero_and_no_class_is_nan():
 def test_no_augmentation_is_zero_and_remat_changes_nothing():
     module = SongUNet(**TINY, augment_dim=3, dropout=0.5)
     x = np.random.default_rng(0).standard_normal((2, 8, 8, 3), np.float32)
-    params = jax.tree.map(lambda a: a + 0.1, networks.init(module, jax.random.key(0), x))
+    params = random_weights(lambda key: networks.init(module, key, x), 0)
     noise, none = jnp.array([-1.0, 0.5]), {"augment": jnp.zeros((2, 3))}
-    want = networks.as_apply(module)(params, x, noise)
-    np.testing.assert_array_equal(networks.as_apply(module)(params, x, noise, none), want)
-    other = networks.as_apply(module)(params, x, noise, {"augment": jnp.ones((2, 3))})
+    apply, remat, half = (
+        jax.jit(networks.as_apply(module.clone(**changes)))
+        for changes in ({}, {"remat": "full"}, {"dtype": jnp.bfloat16})
+    )
+    want = apply(params, x, noise)
+    np.testing.assert_array_equal(apply(params, x, noise, none), want)
+    other = apply(params, x, noise, {"augment": jnp.ones((2, 3))})
     assert np.abs(other - want).max() > 1e-3
-    remat = networks.as_apply(module.clone(remat="full"))(params, x, noise)
-    np.testing.assert_allclose(remat, want, rtol=1e-4, atol=1e-5)
-    dropped = networks.as_apply(module)(params, x, noise, key=jax.random.key(1))
+    np.testing.assert_allclose(remat(params, x, noise), want, rtol=1e-4, atol=1e-5)
+    dropped = apply(params, x, noise, key=jax.random.key(1))
     assert np.abs(dropped - want).max() > 1e-3
-    half = networks.as_apply(module.clone(dtype=jnp.bfloat16))(params, x, noise)
+    half = half(params, x, noise)
     assert half.dtype == jnp.float32 and np.abs(half - want).max() < 0.1 * np.abs(want).max()
 
 

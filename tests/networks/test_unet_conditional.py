@@ -165,7 +165,7 @@ def test_a_new_controlnet_changes_nothing_and_learns_from_its_last_layers_on(net
             y = apply({"controlnet": control, "unet": params}, X, NOISE, COND | HINT)
             return jnp.square(y).mean(), y
 
-        return jax.grad(value, has_aux=True)(control)[0], value(control)[1], unet(params, X, NOISE, COND)
+        return *jax.grad(value, has_aux=True)(control), unet(params, X, NOISE, COND)
 
     grads, steered, plain = both(fresh)
     np.testing.assert_allclose(steered, plain, rtol=1e-5, atol=1e-6)

@@ -12,10 +12,15 @@ PROMPTS = ["a red cat", "the sea at night"]
 NEGATIVE = ["blurry", "dark"]
 CHANNELS = 4  # of the latents
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+# U-Nets of several levels are compared in `test_unets`.
 CROSS = {
-    "block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4, "attention_head_dim": 2,
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    "block_out_channels": (8,), "layers_per_block": 1, "norm_num_groups": 4, "attention_head_dim": 2,
+    "down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",),
     "sample_size": 8, "out_channels": CHANNELS,
+}  # fmt: skip
+TWO_LEVELS = {
+    "block_out_channels": (8, 16), "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
 }  # fmt: skip
 
 
@@ -42,7 +47,7 @@ def t5_tokenizer():
 
 def clip(seed, width=16, projection=None):
     config = transformers.CLIPTextConfig(
-        vocab_size=56, hidden_size=width, num_hidden_layers=3, num_attention_heads=2, intermediate_size=20,
+        vocab_size=56, hidden_size=width, num_hidden_layers=2, num_attention_heads=2, intermediate_size=20,
         max_position_embeddings=12, projection_dim=projection or 16, bos_token_id=53, eos_token_id=54, pad_token_id=54,
     )  # fmt: skip
     kind = transformers.CLIPTextModel if projection is None else transformers.CLIPTextModelWithProjection
@@ -68,7 +73,7 @@ def vae(channels=CHANNELS, **more):
 
 
 def stable_diffusion(folder, scheduler, in_channels=CHANNELS, kind=diffusers.StableDiffusionPipeline, **more):
-    unet = diffusers.UNet2DConditionModel(**CROSS, in_channels=in_channels, cross_attention_dim=16, **more)
+    unet = diffusers.UNet2DConditionModel(**(CROSS | more), in_channels=in_channels, cross_attention_dim=16)
     return kind(
         vae=vae(), text_encoder=clip(1), tokenizer=clip_tokenizer(folder / "words"), unet=randomize(unet, 5),
         scheduler=scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False,
@@ -79,7 +84,7 @@ def xl(folder, scheduler, zeros):
     unet = diffusers.UNet2DConditionModel(
         **CROSS, in_channels=CHANNELS, cross_attention_dim=40, addition_embed_type="text_time",
         addition_time_embed_dim=8, projection_class_embeddings_input_dim=12 + 6 * 8,
-        transformer_layers_per_block=(1, 2), use_linear_projection=True,
+        transformer_layers_per_block=(2,), use_linear_projection=True,
     )  # fmt: skip
     return diffusers.StableDiffusionXLPipeline(
         vae=vae(), text_encoder=clip(1), text_encoder_2=clip(2, 24, 12), tokenizer=clip_tokenizer(folder / "words"),

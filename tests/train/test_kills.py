@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.flags import xla_flags
 
 PROGRAMS = Path(__file__).parents[1] / "helpers" / "processes"
 
@@ -98,7 +99,7 @@ def cluster(count, *arguments):
         opened.bind(("localhost", 0))
         port = opened.getsockname()[1]
     command = [sys.executable, str(PROGRAMS / "two.py"), str(port), str(count)]
-    environ = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // count}", "JAX_PLATFORMS": "cpu"}
+    environ = os.environ | {"XLA_FLAGS": xla_flags(4 // count), "JAX_PLATFORMS": "cpu"}
     started = []
     try:
         for rank in range(count):

@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from helpers.flags import xla_flags
 from PIL import Image
 
 from jaxdiff.cli import main
@@ -21,7 +22,6 @@ from jaxdiff.train.lock import Lock
 
 TESTS = Path(__file__).parents[1]
 PROGRAMS = TESTS / "helpers" / "processes"
-FLAGS = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count"
 TINY = str(PROGRAMS / "tiny.py")
 TRAIN = ("-m", "jaxdiff", "train", TINY)
 # Several runs, one after the other, for one start of the processes.
@@ -70,7 +70,7 @@ def cluster(count, devices, *arguments, told=by_hand, folder):
     with socket.socket() as opened:
         opened.bind(("localhost", 0))
         port = opened.getsockname()[1]
-    own = {"XLA_FLAGS": f"{FLAGS}={devices}", "JAX_PLATFORMS": "cpu", "NPROC": "32", "PYTHONUNBUFFERED": "1"}
+    own = {"XLA_FLAGS": xla_flags(devices), "JAX_PLATFORMS": "cpu", "NPROC": "32", "PYTHONUNBUFFERED": "1"}
     started = []
     try:
         for rank in range(count):

@@ -17,6 +17,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from helpers.flags import xla_flags
 
 from jaxdiff import load_run, train
 
@@ -26,7 +27,6 @@ MINUTES = float(os.environ.get("JAXDIFF_SOAK", 0))
 PAUSE = 0.1  # seconds of a batch, so that the disturbed run does not end before its time
 STEPS = int(MINUTES * 60 / PAUSE)
 RESTARTS = {"early": {75, -signal.SIGTERM}, "terminate": {75}, "interrupt": {75}, "twice": {75, 130}, "stall": {75}}
-FLAGS = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=1"
 
 
 class Run:
@@ -39,7 +39,7 @@ class Run:
         self.stalls = workdir.with_suffix(".stall")
 
     def command(self, pause, log):
-        own = {"XLA_FLAGS": FLAGS, "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(self.workdir.parent / "cache")}
+        own = {"XLA_FLAGS": xla_flags(1), "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(self.workdir.parent / "cache")}
         own |= {"SOAK_PAUSE": str(pause), "SOAK_STALL": str(self.stalls), "PYTHONUNBUFFERED": "1"}
         own |= {"JAX_ENABLE_COMPILATION_CACHE": "true"}
         command = [sys.executable, "-m", "jaxdiff", "train", EXPERIMENT, "--workdir", str(self.workdir)]
