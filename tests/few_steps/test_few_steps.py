@@ -73,8 +73,8 @@ def shaken(params):
     return jax.tree.map(lambda a: np.asarray(a) + rng.normal(0, 0.2, a.shape).astype(np.float32), params)
 
 
-# `gan` has the critic and the regularization that the other adversarial ones share, `consistency` the pairs of `ect`.
-COVERED = {"guidance", "adversarial", "latent_adversarial", "ect"}
+# `adversarial` has the features and the critic of `latent_adversarial`, `consistency` the loss of `ect`.
+COVERED = {"guidance", "latent_adversarial", "ect"}
 
 
 @pytest.mark.parametrize("method", [name for name in few_steps.METHODS if name not in COVERED])
