@@ -81,7 +81,7 @@ def make(
 
     def image(params: Params, x: Array, *, key: Array | None = None) -> Array:
         rngs = None if key is None else {"dropout": key}
-        vector, _ = of_images.apply({"params": params["image"]}, x, train=key is not None, rngs=rngs)  # type: ignore[misc]
+        vector, _ = of_images.apply({"params": params["image"]}, x, train=key is not None, rngs=rngs)
         return _unit(vector)
 
     def of_text(params: Params, ids: Array, mask: Array) -> Array:

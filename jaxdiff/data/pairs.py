@@ -36,8 +36,9 @@ def pairs_of(source: Any, count: int) -> Pairs:
 
     Args:
         source: from `open_dataset(..., captions=True)`.
-        count: number of pairs: of `Compositions` half of them are held-out combinations; of another source they are
-            spread evenly, as many as there are at most, and each has the first of its captions.
+        count: number of pairs: of `Compositions` half of them are held-out combinations, all without articles, which
+            change no picture; of another source they are spread evenly, as many as there are at most, and each has the
+            first of its captions.
 
     Raises:
         ValueError: the captions are not known beforehand.
@@ -45,7 +46,7 @@ def pairs_of(source: Any, count: int) -> Pairs:
     if isinstance(source, Compositions):
         counts = count - count // 2, count // 2
         parts = [draw(SEED, count=n, held_out=bool(i), core=source.core) for i, n in enumerate(counts)]
-        drawn = [select(part, i) for part in parts for i in range(len(part.kind))]
+        drawn = [select(part, i)._replace(article=0) for part in parts for i in range(len(part.kind))]
         read: Callable[[int], np.ndarray] = lambda i: render(drawn[i])  # noqa: E731
         captions, held_out = tuple(map(caption, drawn)), counts[1]
     else:

@@ -100,9 +100,10 @@ def _attributes(x: np.ndarray, asked: Composition) -> dict[str, dict[str, float]
 def _retrieval(x: np.ndarray, asked: Composition, retriever: Retriever) -> dict[str, float]:
     """The share of pictures whose caption is found among others."""
     each = [select(asked, i) for i in range(len(asked.kind))]
-    captions, pictures = [caption(c) for c in each], to_float(np.stack([render(c) for c in each]))
-    vectors = retriever.captions(captions)
-    right, rendered = (recall_at_1(retriever.pictures(p), vectors, captions, of=AMONG) for p in (x, pictures))
+    names = [caption(c._replace(article=0)) for c in each]  # an article changes no picture
+    vectors = retriever.captions([caption(c) for c in each])
+    pictures = x, to_float(np.stack([render(c) for c in each]))
+    right, rendered = (recall_at_1(retriever.pictures(p), vectors, names, of=AMONG) for p in pictures)
     return dict(zip(COLUMNS, (right, 1 / AMONG, rendered, len(each) // AMONG * AMONG), strict=True))
 
 

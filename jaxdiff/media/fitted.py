@@ -82,7 +82,7 @@ def save(path: str | Path, params: Any, **more: np.ndarray) -> Path:
     if path.suffix != ".npz":
         raise ValueError(f"the path must end in .npz, got {path}")
     with replacing(path) as part:
-        np.savez(part, **more, **trees.flatten(params))
+        np.savez(part, **more, **trees.flatten(params))  # type: ignore[arg-type]
     return path
 
 

@@ -4,10 +4,10 @@ caption -> text embedding -> prior -> image embedding -> decoder -> picture
 picture -> image embedding -> decoder -> variations
 """
 
-from jaxdiff.unclip.decoder import Decoder, decoder, of_embeddings
-from jaxdiff.unclip.embedder import Embedder, embedded_loss, load_embedder
+from jaxdiff.unclip.decoders import Decoder, decoder, of_embeddings
+from jaxdiff.unclip.embedders import Embedder, embedded_loss, load_embedder
 from jaxdiff.unclip.encoders import image_text_experiment
-from jaxdiff.unclip.prior import Prior, direct_prior, load_prior, of_texts, prior, prior_medium, prior_sampler
+from jaxdiff.unclip.priors import Prior, direct_prior, load_prior, of_texts, prior, prior_medium, prior_sampler
 from jaxdiff.unclip.sphere import slerp, text_difference
 
 __all__ = [

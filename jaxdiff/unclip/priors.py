@@ -27,7 +27,7 @@ from jaxdiff.recipe import load_run
 from jaxdiff.sampler import solve
 from jaxdiff.text_encoders import rephrase
 from jaxdiff.types import Batch, Metrics, Params
-from jaxdiff.unclip.embedder import Embedder
+from jaxdiff.unclip.embedders import Embedder
 from jaxdiff.unclip.encoders import AMONG, by_part, format_shares
 
 __all__ = ["Prior", "direct_prior", "load_prior", "of_texts", "prior", "prior_medium", "prior_sampler"]

@@ -21,8 +21,8 @@ from jaxdiff.noise import normal_like
 from jaxdiff.parameterize import Prediction
 from jaxdiff.processes import Process
 from jaxdiff.types import Apply, Params
-from jaxdiff.unclip.embedder import Embedder
-from jaxdiff.unclip.prior import Prior
+from jaxdiff.unclip.embedders import Embedder
+from jaxdiff.unclip.priors import Prior
 
 __all__ = ["TOKENS", "Decoder", "decoder", "of_embeddings"]
 
@@ -171,7 +171,7 @@ class Decoder:
 
 def _expand(params: Params, z: Array) -> Cond:
     """What the network is given of embeddings [B, D]."""
-    tokens = z @ params["kernel"] + params["bias"]
+    tokens = z @ params["kernel"] + params["bias"][None]
     return {"vector": z, "tokens": tokens.reshape(len(z), TOKENS, -1)}
 
 
