@@ -6,9 +6,9 @@ from jaxdiff.options import Count, Decay, Run, Source
 
 
 def experiment(
-    run: Run = Run(steps=1500, batch=128, lr=2e-3, preview_every=0),
+    run: Run = Run(steps=1000, batch=128, lr=2e-3, preview_every=0),
     width: Count = 64,
-    channels: tuple[int, ...] = (48, 128, 192),
+    channels: tuple[Count, ...] = (48, 128, 192),
     ema: Decay = 0.995,
     source: Source = "compositions:core",
 ) -> Experiment:

@@ -77,7 +77,7 @@ def command(
         samples = draw(first.experiment, trained, num, words=label, seed=next(seeds), batch=batch, mesh=where)
         x, cond = data.to_uint8(samples.x), samples.cond
     else:
-        x = np.repeat(np.stack([_read(file, shape, fit) for file in pictures]), num or 1, axis=0)
+        x = np.repeat(np.stack([read_picture(file, shape, fit=fit) for file in pictures]), num or 1, axis=0)
         cond = _asked(stages[0].experiment, label)
     for stage in stages:
         trained = parameters(stage.experiment, stage.path, mesh=where)
@@ -112,7 +112,7 @@ def _check_chain(stages: list[_Stage]) -> None:
             raise ValueError(f"{large.path} has other classes than {small.path}: {names[1]} and {names[0]}")
 
 
-def _read(file: Path, shape: tuple[int, ...], fit: bool) -> np.ndarray:
+def read_picture(file: Path, shape: tuple[int, ...], *, fit: bool) -> np.ndarray:
     """Read a picture of a shape, or one that is brought to it."""
     if fit:
         return data.read_image(file, size=shape[0], channels=shape[-1])

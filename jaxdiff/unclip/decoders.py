@@ -168,6 +168,23 @@ class Decoder:
             cond["given"][:] = True
         return self._draw(params, len(z) if num is None else num, Asked(cond, tuple(names)), seed=seed, batch=batch)
 
+    def along(self, params: Any, z: np.ndarray, *, seed: int = 0, names: Sequence[str] = ()) -> Samples:
+        """Draw a picture of each embedding on a path, all by the same noise, so that the embedding alone changes.
+
+        Args:
+            params: the decoder's parameters.
+            z: float [N, D].
+            seed: of the noise.
+            names: of the embeddings.
+
+        Returns:
+            The samples, on the host.
+        """
+        each = [self(params, z[i : i + 1], seed=seed, names=names[i : i + 1]) for i in range(len(z))]
+        x = np.concatenate([samples.x for samples in each])
+        cond = {name: np.concatenate([samples.cond[name] for samples in each]) for name in each[0].cond}
+        return Samples(x, cond, names=tuple(names))
+
 
 def _expand(params: Params, z: Array) -> Cond:
     """What the network is given of embeddings [B, D]."""

@@ -1,5 +1,6 @@
 """The experiments: an image-text model, priors and a decoder made of it, at little size, and what a run refuses."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,12 @@ FOLDER = Path(__file__).parents[2] / "experiments"
 TINY = {"steps": 10, "batch": 4}
 
 
+def disturbed(experiment):
+    """Parameters of which none is zero: networks begin with outputs that are."""
+    params = experiment.model.init(jax.random.key(0))
+    return jax.tree.map(lambda a: a + 0.05 * jax.random.normal(jax.random.key(1), a.shape), params)
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Folders of runs that were never trained: what is read of them is the parameters that they begin with."""
@@ -34,7 +41,7 @@ def runs(tmp_path_factory):
         file = "image_text" if name == "image_text" else "unclip"
         given = {} if name == "image_text" else {"image_text": str(made / "image_text")}
         Recipe(Script(FOLDER / f"{file}.py"), TINY | own | given).keep(made / name)
-    begin = lambda experiment, path, mesh=None: experiment.model.init(jax.random.key(0))  # noqa: E731
+    begin = lambda experiment, path, mesh=None: disturbed(experiment)  # noqa: E731
     with pytest.MonkeyPatch.context() as patch:
         for room in (embedders, priors):
             patch.setattr(room, "parameters", begin)
@@ -62,8 +69,7 @@ def changes(experiment):
 def test_first_steps(runs, name):
     found = changes(load_run(runs / name))
     assert np.isfinite(list(found.values())).all()
-    parts = {"image_text": ("image", "text", "projection", "log_scale"), "decoder": ("network", "tokens")}
-    for part in parts.get(name, ("",)):  # all of them learn
+    for part in ("image", "text", "projection", "log_scale") if name == "image_text" else ("",):  # all of them learn
         assert max(value for path, value in found.items() if path.startswith(part)) > 0
 
 
@@ -90,8 +96,7 @@ def test_a_decoder_draws_prompts_by_either_prior(runs):
     """The prior's parameters are the frozen ones; the picture is that of the embedding which the prior draws."""
     experiment = load_run(runs / "decoder", changes={"prior": str(runs / "direct")})
     experiment = replace(experiment, sampling=_short(experiment.sampling))
-    params = experiment.model.init(jax.random.key(0))
-    params = jax.tree.map(lambda a: a + 0.05 * jax.random.normal(jax.random.key(1), a.shape), params)
+    params = disturbed(experiment)
     drawn = draw(experiment, params, 2, words=["dog face", "a red pizza"])
     direct = unclip.load_prior(runs / "direct", str(runs / "image_text"))
     tokens = experiment.condition.parse("a red pizza")
@@ -121,6 +126,21 @@ def test_what_is_no_prior_and_no_image_text_model_is_refused(runs, capsys):
         with pytest.raises(SystemExit):
             main([command, str(runs / "prior"), "--prior", str(runs / "direct")])
         assert "takes no --prior" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["a.png", "b.png", "c.png"],
+        ["a.png", "--before", "a heart"],
+        ["a.png", "b.png", "--before", "a heart", "--after", "a dog"],
+        ["a.png", "--turn", "0"],
+    ],
+)
+def test_what_vary_refuses(words, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["vary", str(tmp_path), *words])
+    assert re.search(r"one with --before and --after, or two|above 0 and at most 1", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("name", ["image_text", "unclip"])

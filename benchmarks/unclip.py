@@ -1,0 +1,188 @@
+"""Text to image by embeddings: python benchmarks/unclip.py [--emoji RUN] [--page docs/unclip.md].
+
+Trains `experiments/image_text.py`, and of `experiments/unclip.py` the diffusion prior, the direct one and the decoder.
+Pictures of captions that training shows, and of held-out ones, are drawn by either prior, of the true pictures'
+embeddings, and by a run of `experiments/emoji.py`: another image-text model, which no part has seen, looks for the
+caption of each among 100. Then variations: whether they keep their caption, and how they differ. Results are kept in
+the folder as they come; `--page` writes the table and a picture.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from jaxdiff import data, run, unclip
+from jaxdiff.media.captions import save_captioned
+from jaxdiff.media.retrieval import Retriever, fit_retriever, load_retriever, save_retriever
+from jaxdiff.metrics import recall_at_1
+
+EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
+SHOWN = (
+    "two cherries",
+    "a large red heart on the left",
+    "dog face and pizza",
+    "green apple",
+    "a small blue fish on the top",
+)
+FROM, TO = "a red heart", "a green heart"
+SHARES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+TURNS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
+
+
+def trained(folder: Path, name: str, file: str, **knobs: object) -> Path:
+    """Train a part, or go on where it stopped."""
+    options = {**knobs, "preview_every": 0, "workdir": folder / name}
+    words = [word for key, value in options.items() for word in (f"--{key.replace('_', '-')}", str(value))]
+    subprocess.run([sys.executable, "-m", "jaxdiff", "train", str(EXPERIMENTS / f"{file}.py"), *words], check=True)
+    return folder / name
+
+
+class Bench:
+    """The pairs, what draws pictures, and what measures them."""
+
+    def __init__(self, folder: Path, arguments: argparse.Namespace):
+        self.folder, self.emoji, self.batch = folder, arguments.emoji, 50
+        image_text = trained(folder, "image_text", "image_text", steps=arguments.image_text_steps)
+        part = lambda name, **knobs: trained(folder, name, "unclip", part=name, image_text=image_text, **knobs)  # noqa: E731
+        self.priors = {name: part(name, steps=arguments.prior_steps, batch=128) for name in ("prior", "direct")}
+        self.decoder = part("decoder", steps=arguments.decoder_steps)
+        self.embedder = unclip.load_embedder(image_text)
+        self.pairs = data.pairs_of(data.Compositions(core=True), arguments.num)
+        self.pictures = self.pairs.read(np.arange(arguments.num))
+        self.judge = self._judge(arguments.judge_steps)
+
+    def _judge(self, steps: int) -> Retriever:
+        path = self.folder / "judge.npz"
+        if not path.exists():
+            save_retriever(path, fit_retriever(core=True, steps=steps, progress=True))
+        return load_retriever(path)
+
+    def of_prompts(self, prompts: tuple[str, ...], prior: str | None, seed: int = 0) -> np.ndarray:
+        """Pictures of prompts, by a prior or, without one, by the run of emoji."""
+        workdir, changes = (self.emoji, {}) if prior is None else (self.decoder, {"prior": str(self.priors[prior])})
+        experiment = run.load_run(workdir, changes=changes)
+        params = run.parameters(experiment, workdir)
+        return run.draw(
+            experiment, params, len(prompts), words=prompts, seed=seed, batch=min(self.batch, len(prompts))
+        ).x
+
+    def of_embeddings(self, z: np.ndarray, seed: int = 0, *, path: bool = False) -> np.ndarray:
+        """Pictures of embeddings; of a path, all by the same noise."""
+        experiment = run.load_run(self.decoder)
+        draw, params = unclip.Decoder(experiment), run.parameters(experiment, self.decoder)
+        return (
+            draw.along(params, z, seed=seed).x if path else draw(params, z, seed=seed, batch=min(self.batch, len(z))).x
+        )
+
+    def found(self, x: np.ndarray) -> dict[str, float]:
+        """R@1 of 100 of pictures of the pairs, seen and held out."""
+        seen = len(x) - self.pairs.held_out
+        vectors, captions = self.judge.pictures(x), self.judge.captions(self.pairs.captions)
+        parts = {"seen": slice(0, seen), "held_out": slice(seen, None)}
+        return {k: recall_at_1(vectors[part], captions[part], self.pairs.captions[part]) for k, part in parts.items()}
+
+    def rows(self) -> dict[str, Callable[[], np.ndarray]]:
+        z = self.embedder.embed_pictures(self.pictures)
+        made = {
+            "true pictures": lambda: self.pictures,
+            "decoder, of the true pictures' embeddings": lambda: self.of_embeddings(z),
+            "diffusion prior and decoder": lambda: self.of_prompts(self.pairs.captions, "prior"),
+            "direct prior and decoder": lambda: self.of_prompts(self.pairs.captions, "direct"),
+        }
+        emoji = {"text straight in (emoji)": lambda: self.of_prompts(self.pairs.captions, None)} if self.emoji else {}
+        return made | emoji
+
+    def variations(self) -> dict[str, float]:
+        """Two pictures of each embedding: how many keep the caption, and how far they are apart."""
+        z = self.embedder.embed_pictures(self.pictures)
+        a, b = (np.clip(self.of_embeddings(z, seed), -1, 1) for seed in (1, 2))
+        u, v = self.judge.pictures(a), self.judge.pictures(b)
+        rms = lambda x, y: float(np.sqrt(np.mean(np.square(x - y))))  # noqa: E731
+        return {
+            "seen": self.found(a)["seen"],
+            "held_out": self.found(a)["held_out"],
+            "distance": float(1 - np.mean(np.sum(u * v, 1))),
+            "distance of other pictures": float(1 - np.mean(np.sum(u * np.roll(v, 1, 0), 1))),
+            "pixels": rms(a, b),
+            "pixels of other pictures": rms(a, np.roll(b, 1, 0)),
+        }
+
+
+def write_page(results: dict, page: Path) -> None:
+    percent = lambda value: f"{100 * value:.0f}"  # noqa: E731
+    lines = ["| caption found among 100, % | seen | held-out |", "|---|---|---|"]
+    for name, found in results["rows"].items():
+        lines.append(f"| {name} | {percent(found['seen'])} | {percent(found['held_out'])} |")
+    lines += ["| chance | 1 | 1 |", ""]
+    v = results["variations"]
+    lines += [
+        f"Of variations of a picture {percent(v['seen'])} % (seen) and {percent(v['held_out'])} % (held-out) keep its",
+        f"caption, and two of them differ: by {v['distance']:.2f} in the cosine distance of the judge's vectors (of",
+        f"different pictures: {v['distance of other pictures']:.2f}), and by {v['pixels']:.2f} in pixels, root mean",
+        f"square of [-1, 1] ({v['pixels of other pictures']:.2f}).",
+    ]
+    print("\n".join(lines))
+    text = page.read_text() if page.exists() else "<!-- table -->\n<!-- end -->\n"
+    head, rest = text.split("<!-- table -->\n")
+    page.write_text(head + "<!-- table -->\n" + "\n".join(lines) + "\n<!-- end -->" + rest.split("<!-- end -->")[1])
+
+
+def write_picture(bench: Bench, out: Path) -> None:
+    """Lines of six: prompts by either prior, variations of a picture, a path between two, a text difference."""
+    prompts = (*SHOWN, FROM)
+    z = bench.embedder.embed_pictures(bench.pictures)
+    first, second = z[0], z[1]
+    before, after = bench.embedder.embed_texts([FROM, TO])
+    heart = bench.embedder.embed_pictures(bench.of_prompts((FROM,), "prior").clip(-1, 1))[0]
+    lines = {
+        tuple(f"{prompt}" for prompt in prompts): bench.of_prompts(prompts, "prior"),
+        ("the picture", *["a variation"] * 5): np.concatenate(
+            [bench.pictures[:1], bench.of_embeddings(np.repeat(z[:1], 5, axis=0), seed=3)]
+        ),
+        tuple(f"{share:.0%} of the way" for share in SHARES): bench.of_embeddings(
+            unclip.slerp(first, second, SHARES), seed=4, path=True
+        ),
+        tuple(f"{FROM} -> {TO}, {turn:.0%}" for turn in TURNS): bench.of_embeddings(
+            unclip.text_difference(heart, before, after, TURNS), path=True
+        ),
+    }
+    captions = [caption for each in lines for caption in each]
+    save_captioned(out, np.concatenate(list(lines.values())), captions, columns=6)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--image-text-steps", type=int, default=500)
+    parser.add_argument("--prior-steps", type=int, default=500)
+    parser.add_argument("--decoder-steps", type=int, default=900)
+    parser.add_argument("--judge-steps", type=int, default=500)
+    parser.add_argument("--num", type=int, default=200, help="captions, half of them held out; a multiple of 200")
+    parser.add_argument("--emoji", type=Path, help="a run of experiments/emoji.py to compare with")
+    parser.add_argument("--folder", type=Path, default=Path("runs/unclip"))
+    parser.add_argument("--page", type=Path, help="a page whose table is written, and the picture with its name")
+    arguments = parser.parse_args()
+    folder = arguments.folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    bench, path = Bench(folder, arguments), folder / "results.json"
+    results = json.loads(path.read_text()) if path.exists() else {"rows": {}}
+    for name, draw in bench.rows().items():
+        if name not in results["rows"]:
+            results["rows"][name] = bench.found(draw())
+            path.write_text(json.dumps(results, indent=1))
+            print(name, results["rows"][name], flush=True)
+    if "variations" not in results:
+        results["variations"] = bench.variations()
+        path.write_text(json.dumps(results, indent=1))
+    print(results["variations"], flush=True)
+    if arguments.page:
+        write_page(results, arguments.page)
+        write_picture(bench, arguments.page.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()
