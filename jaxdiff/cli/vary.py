@@ -69,10 +69,11 @@ def command(
     params, shares = parameters(experiment, run, mesh=where), np.linspace(0, 1, num)
     z = embedder.embed_pictures(x)
     if texts:
-        path = unclip.text_difference(z[0], *embedder.embed_texts(texts), turn * shares)
+        first, last = embedder.embed_texts(texts)
+        path = unclip.text_difference(z[0], first, last, turn * shares)
         samples = decoder.along(params, path, seed=seed)
     elif len(z) == 2:
-        samples = decoder.along(params, unclip.slerp(*z, shares), seed=seed)
+        samples = decoder.along(params, unclip.slerp(z[0], z[1], shares), seed=seed)
     else:
         samples = decoder(params, z, num, seed=seed, batch=num)
     experiment.medium.save(out, samples._replace(choices=min(num, 10)))

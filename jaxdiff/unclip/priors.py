@@ -75,7 +75,7 @@ def direct_prior(network: Any, condition: Condition, embedder: Embedder) -> tupl
     """Make the model of a prior that is a regression: of all pictures of a text it learns the mean embedding.
 
     Args:
-        network: as for `prior`; its x and its noise are zeros.
+        network: as for `prior`; its x is the text's embedding, too, and its noise level is 0.
         condition: from `of_texts`.
         embedder: the image-text model.
 
@@ -86,7 +86,7 @@ def direct_prior(network: Any, condition: Condition, embedder: Embedder) -> tupl
 
     def mean(params: Params, cond: Cond) -> Array:
         count = len(cond["vector"])
-        return apply(params[0], jnp.zeros((count, embedder.width)), jnp.zeros(count), cond)
+        return apply(params[0], cond["vector"], jnp.zeros(count), cond)  # of an x of zeros nothing is learned
 
     def loss(params: Params, key: Array, batch: Batch) -> tuple[Array, Metrics]:
         check_key(key)
