@@ -8,15 +8,19 @@ the folder as they come; `--page` writes the table and a picture.
 """
 
 import argparse
+import functools
 import json
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from jaxdiff import data, run, unclip
+from jaxdiff.conditions import Condition
+from jaxdiff.drawing import Asked, Drawer
 from jaxdiff.media.captions import save_captioned
 from jaxdiff.media.retrieval import Retriever, fit_retriever, load_retriever, save_retriever
 from jaxdiff.metrics import recall_at_1
@@ -29,6 +33,7 @@ SHOWN = (
     "green apple",
     "a small blue fish on the top",
 )
+BATCH = 50
 FROM, TO = "a red heart", "a green heart"
 SHARES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 TURNS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
@@ -46,7 +51,7 @@ class Bench:
     """The pairs, what draws pictures, and what measures them."""
 
     def __init__(self, folder: Path, arguments: argparse.Namespace):
-        self.folder, self.emoji, self.batch = folder, arguments.emoji, 50
+        self.folder, self.emoji = folder, arguments.emoji
         image_text = trained(folder, "image_text", "image_text", steps=arguments.image_text_steps)
         part = lambda name, **knobs: trained(folder, name, "unclip", part=name, image_text=image_text, **knobs)  # noqa: E731
         self.priors = {name: part(name, steps=arguments.prior_steps, batch=128) for name in ("prior", "direct")}
@@ -54,30 +59,38 @@ class Bench:
         self.embedder = unclip.load_embedder(image_text)
         self.pairs = data.pairs_of(data.Compositions(core=True), arguments.num)
         self.pictures = self.pairs.read(np.arange(arguments.num))
-        self.judge = self._judge(arguments.judge_steps)
+        self.judge = self._judge()
 
-    def _judge(self, steps: int) -> Retriever:
+    def _judge(self) -> Retriever:
         path = self.folder / "judge.npz"
         if not path.exists():
-            save_retriever(path, fit_retriever(core=True, steps=steps, progress=True))
+            save_retriever(path, fit_retriever(core=True, progress=True))
         return load_retriever(path)
 
-    def of_prompts(self, prompts: tuple[str, ...], prior: str | None, seed: int = 0) -> np.ndarray:
-        """Pictures of prompts, by a prior or, without one, by the run of emoji."""
-        workdir, changes = (self.emoji, {}) if prior is None else (self.decoder, {"prior": str(self.priors[prior])})
+    @functools.cache  # noqa: B019
+    def drawer(self, prior: str) -> tuple[Condition, Drawer, unclip.Decoder | None, Any]:
+        """What draws prompts, and for a prior's name embeddings: compiled once for each size of a batch."""
+        workdir, changes = (self.decoder, {"prior": str(self.priors[prior])}) if prior else (self.emoji, {})
         experiment = run.load_run(workdir, changes=changes)
-        params = run.parameters(experiment, workdir)
-        return run.draw(
-            experiment, params, len(prompts), words=prompts, seed=seed, batch=min(self.batch, len(prompts))
-        ).x
+        decoder = unclip.Decoder(experiment) if prior else None
+        return experiment.condition, Drawer(experiment), decoder, run.parameters(experiment, workdir)
 
-    def of_embeddings(self, z: np.ndarray, seed: int = 0, *, path: bool = False) -> np.ndarray:
-        """Pictures of embeddings; of a path, all by the same noise."""
-        experiment = run.load_run(self.decoder)
-        draw, params = unclip.Decoder(experiment), run.parameters(experiment, self.decoder)
-        return (
-            draw.along(params, z, seed=seed).x if path else draw(params, z, seed=seed, batch=min(self.batch, len(z))).x
-        )
+    def of_prompts(self, prompts: tuple[str, ...], prior: str, *, batch: int = BATCH) -> np.ndarray:
+        """Pictures of prompts, by a prior, or for "" by the run of emoji."""
+        condition, draw, _, params = self.drawer(prior)
+        parts = [condition.parse(prompt) for prompt in prompts]
+        cond = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return draw(params, len(prompts), Asked(cond, prompts), batch=batch).x
+
+    def of_embeddings(self, z: np.ndarray, seed: int = 0, *, batch: int = BATCH) -> np.ndarray:
+        """Pictures of embeddings."""
+        _, _, decoder, params = self.drawer("prior")
+        return decoder(params, z, seed=seed, batch=batch).x
+
+    def along(self, z: np.ndarray, seed: int = 0) -> np.ndarray:
+        """Pictures of embeddings, all by the same noise."""
+        _, _, decoder, params = self.drawer("prior")
+        return decoder.along(params, z, seed=seed).x
 
     def found(self, x: np.ndarray) -> dict[str, float]:
         """R@1 of 100 of pictures of the pairs, seen and held out."""
@@ -94,7 +107,7 @@ class Bench:
             "diffusion prior and decoder": lambda: self.of_prompts(self.pairs.captions, "prior"),
             "direct prior and decoder": lambda: self.of_prompts(self.pairs.captions, "direct"),
         }
-        emoji = {"text straight in (emoji)": lambda: self.of_prompts(self.pairs.captions, None)} if self.emoji else {}
+        emoji = {"text straight in (emoji)": lambda: self.of_prompts(self.pairs.captions, "")} if self.emoji else {}
         return made | emoji
 
     def variations(self) -> dict[str, float]:
@@ -133,22 +146,20 @@ def write_page(results: dict, page: Path) -> None:
 
 
 def write_picture(bench: Bench, out: Path) -> None:
-    """Lines of six: prompts by either prior, variations of a picture, a path between two, a text difference."""
+    """Lines of six: prompts, variations of a picture, a path between two, a difference of texts."""
     prompts = (*SHOWN, FROM)
     z = bench.embedder.embed_pictures(bench.pictures)
     first, second = z[0], z[1]
     before, after = bench.embedder.embed_texts([FROM, TO])
-    heart = bench.embedder.embed_pictures(bench.of_prompts((FROM,), "prior").clip(-1, 1))[0]
+    heart = bench.embedder.embed_pictures(bench.of_prompts((FROM,), "prior", batch=1).clip(-1, 1))[0]
     lines = {
-        tuple(f"{prompt}" for prompt in prompts): bench.of_prompts(prompts, "prior"),
+        prompts: bench.of_prompts(prompts, "prior", batch=1),
         ("the picture", *["a variation"] * 5): np.concatenate(
-            [bench.pictures[:1], bench.of_embeddings(np.repeat(z[:1], 5, axis=0), seed=3)]
+            [bench.pictures[:1], bench.of_embeddings(np.repeat(z[:1], 5, axis=0), seed=3, batch=1)]
         ),
-        tuple(f"{share:.0%} of the way" for share in SHARES): bench.of_embeddings(
-            unclip.slerp(first, second, SHARES), seed=4, path=True
-        ),
-        tuple(f"{FROM} -> {TO}, {turn:.0%}" for turn in TURNS): bench.of_embeddings(
-            unclip.text_difference(heart, before, after, TURNS), path=True
+        tuple(f"{share:.0%} of the way" for share in SHARES): bench.along(unclip.slerp(first, second, SHARES), seed=4),
+        tuple(f"{FROM} -> {TO}, {turn:.0%}" for turn in TURNS): bench.along(
+            unclip.text_difference(heart, before, after, TURNS)
         ),
     }
     captions = [caption for each in lines for caption in each]
@@ -160,7 +171,6 @@ def main() -> None:
     parser.add_argument("--image-text-steps", type=int, default=500)
     parser.add_argument("--prior-steps", type=int, default=500)
     parser.add_argument("--decoder-steps", type=int, default=900)
-    parser.add_argument("--judge-steps", type=int, default=500)
     parser.add_argument("--num", type=int, default=200, help="captions, half of them held out; a multiple of 200")
     parser.add_argument("--emoji", type=Path, help="a run of experiments/emoji.py to compare with")
     parser.add_argument("--folder", type=Path, default=Path("runs/unclip"))

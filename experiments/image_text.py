@@ -6,7 +6,7 @@ from jaxdiff.options import Count, Decay, Run, Source
 
 
 def experiment(
-    run: Run = Run(steps=1000, batch=128, lr=2e-3, preview_every=0),
+    run: Run = Run(steps=500, batch=128, lr=2e-3, preview_every=0),
     width: Count = 64,
     channels: tuple[Count, ...] = (48, 128, 192),
     ema: Decay = 0.995,
@@ -23,5 +23,5 @@ def experiment(
     pictures = data.open_dataset(source, captions=True)
     words = text.Vocabulary.of(data.captions_of(pictures), length=24)
     model = image_text.make(words, pictures.shape, width=width, channels=channels, dtype=compute_dtype())
-    optimizer = train.adamw(run.lr, warmup_steps=min(200, run.steps // 7), steps=run.steps, schedule="cosine")
+    optimizer = train.adamw(run.lr, warmup_steps=run.steps // 7, steps=run.steps, schedule="cosine")
     return unclip.image_text_experiment(model, pictures, run, optimizer=optimizer, ema=train.ema.warmup(ema))

@@ -1,4 +1,4 @@
-"""The contrastive loss against closed forms, and what a step makes of an image-text model."""
+"""The contrastive loss against closed forms, second implementations, and what equal pairs cost."""
 
 import math
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff import image_text, text
+from jaxdiff import image_text
 
 B, D = 6, 5
 
@@ -79,30 +79,3 @@ def test_a_caption_that_occurs_twice_costs_log_two():
 def test_the_scale_is_at_most_100():
     _, metrics = value(unit(0), unit(1), 1e6)
     np.testing.assert_allclose(metrics["scale"], 100.0, rtol=1e-6)
-
-
-@pytest.fixture(scope="module")
-def model():
-    return image_text.make(text.Vocabulary(("blue", "red"), 4), (8, 8, 3), width=8, channels=(4,))
-
-
-@pytest.mark.slow
-def test_two_captions_are_learned(model):
-    """In forty steps: red and blue squares find their words, and vectors are unit ones."""
-    params = model.init(jax.random.key(0))
-    tokens = model.vocabulary.tokenize(["red", "blue"])
-    x = np.stack([np.full((8, 8, 3), colour, np.float32) for colour in ((1, -1, -1), (-1, -1, 1))])
-    loss = image_text.contrastive_loss(model)
-
-    @jax.jit
-    def step(params, key):
-        grads = jax.grad(lambda p: loss(p, key, {"x": jnp.asarray(x), **tokens})[0])(params)
-        return jax.tree.map(lambda p, g: p - 0.05 * jnp.sign(g) * jnp.minimum(jnp.abs(g), 1), params, grads)
-
-    for i in range(40):
-        params = step(params, jax.random.key(i))
-    image, words = model.image(params, x), model.text(params, tokens["ids"], tokens["mask"])
-    np.testing.assert_allclose(np.linalg.norm(image, axis=1), 1, rtol=1e-5)
-    np.testing.assert_allclose(np.linalg.norm(words, axis=1), 1, rtol=1e-5)
-    similarity = np.asarray(image @ words.T)
-    assert (similarity.argmax(1) == [0, 1]).all() and np.diag(similarity).min() > similarity[0, 1] + 0.1

@@ -67,7 +67,7 @@ class Retriever(NamedTuple):
         return _in_parts(self.model.text, self.params, ids, mask)
 
 
-def fit_retriever(*, core: bool = False, steps: int = 1000, batch_size: int = 128, progress: bool = False) -> Retriever:
+def fit_retriever(*, core: bool = False, steps: int = 500, batch_size: int = 128, progress: bool = False) -> Retriever:
     """Train an image-text model on `data.Compositions`, without the combinations that are held out.
 
     Args:

@@ -117,6 +117,7 @@ def _short(sampling):
     return replace(sampling, steps=1, guidance=1.0)
 
 
+@pytest.mark.slow
 def test_what_is_no_prior_and_no_image_text_model_is_refused(runs, capsys):
     with pytest.raises(UserError, match="is no image-text model"):
         unclip.load_embedder(runs / "prior")

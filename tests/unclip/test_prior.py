@@ -96,6 +96,7 @@ def test_a_prior_of_known_gaussians_is_drawn_as_it_is():
         np.testing.assert_allclose(np.cov(drawn.T), np.cov(true.T), atol=0.02)
 
 
+@pytest.mark.slow
 def test_a_direct_prior_is_the_mean_and_has_no_noise():
     """The loss is the squared error of embeddings, 1 at the start, where the network is zero."""
     encoders = embedder()
