@@ -8,11 +8,12 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdiff import train, trees, unclip
-from jaxdiff.cli import main
+from jaxdiff import networks, train, trees, unclip
+from jaxdiff.cli import main, vary
 from jaxdiff.drawing import draw
 from jaxdiff.experiment import UserError
 from jaxdiff.media import Samples
+from jaxdiff.media.files import write_pixels
 from jaxdiff.recipe import Recipe, load, load_run
 from jaxdiff.script import Script
 from jaxdiff.unclip import embedders, priors
@@ -43,6 +44,14 @@ def runs(tmp_path_factory):
         Recipe(Script(FOLDER / f"{file}.py"), TINY | own | given).keep(made / name)
     begin = lambda experiment, path, mesh=None: disturbed(experiment)  # noqa: E731
     with pytest.MonkeyPatch.context() as patch:
+        unet = networks.UNet
+        small = {
+            "widths": (8,),
+            "attention": (0,),
+            "mid_blocks": 0,
+            "patch_size": 8,
+        }  # the experiment's compiles for long
+        patch.setattr(networks, "UNet", lambda **options: unet(**options | small))
         for room in (embedders, priors):
             patch.setattr(room, "parameters", begin)
         yield made
@@ -129,6 +138,38 @@ def test_what_is_no_prior_and_no_image_text_model_is_refused(runs, capsys):
         with pytest.raises(SystemExit):
             main([command, str(runs / "prior"), "--prior", str(runs / "direct")])
         assert "takes no --prior" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_vary_draws_what_its_pictures_and_texts_say(runs, tmp_path, monkeypatch):
+    """One picture's own embedding; from the one to the other; from a picture halfway to a difference of texts."""
+    asked = []
+
+    class Recorder:
+        def __init__(self, experiment, mesh):
+            pass
+
+        def __call__(self, params, z, num, *, seed, batch):
+            return self.along(params, np.repeat(z, num, axis=0), seed=seed)
+
+        def along(self, params, z, *, seed):
+            asked.append((z, seed))
+            return Samples(np.zeros((len(z), 32, 32, 3), np.float32), {})
+
+    monkeypatch.setattr(vary.unclip, "Decoder", Recorder)
+    monkeypatch.setattr(vary, "parameters", lambda *args, **options: None)
+    x = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    files = [str(write_pixels(tmp_path / f"{i}.png", picture)) for i, picture in enumerate(x)]
+    common = ["--num", "3", "--seed", "5", "--out", str(tmp_path / "out.png")]
+    for words in (files[:1], files, [files[0], "--before", "red heart", "--after", "green heart"]):
+        main(["vary", str(runs / "decoder"), *words, *common])
+    encoders = unclip.load_embedder(runs / "image_text")
+    z, (first, last) = encoders.embed_pictures(x), encoders.embed_texts(["red heart", "green heart"])
+    half = unclip.text_difference(z[0], first, last, [0, 0.25, 0.5])
+    for (got, seed), want in zip(asked, (z[[0, 0, 0]], unclip.slerp(z[0], z[1], [0, 0.5, 1]), half), strict=True):
+        assert seed == 5
+        np.testing.assert_allclose(got, want, atol=1e-4)
+    assert (tmp_path / "out.png").exists()
 
 
 @pytest.mark.parametrize(
