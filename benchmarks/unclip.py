@@ -1,10 +1,11 @@
 """Text to image by embeddings: python benchmarks/unclip.py [--emoji RUN] [--page docs/unclip.md].
 
-Trains `experiments/image_text.py`, and of `experiments/unclip.py` the diffusion prior, the direct one and the decoder.
-Pictures of captions that training shows, and of held-out ones, are drawn by either prior, of the true pictures'
-embeddings, and by a run of `experiments/emoji.py`: another image-text model, which no part has seen, looks for the
-caption of each among 100. Then variations: whether they keep their caption, and how they differ. Results are kept in
-the folder as they come; `--page` writes the table and a picture.
+Trains `experiments/image_text.py`, and of `experiments/unclip.py` the diffusion prior, the direct one and the decoder
+(`--decoder-steps 0` leaves it out); `jaxdiff eval` measures all but the decoder. Pictures of captions that training
+shows, and of held-out ones, are drawn by either prior, of the true pictures' embeddings, and by a run of
+`experiments/emoji.py`: another image-text model, which no part has seen, looks for the caption of each among 100. Then
+variations: whether they keep their caption, and how they differ. Results are kept in the folder as they come; `--page`
+writes the tables and a picture.
 """
 
 import argparse
@@ -12,7 +13,7 @@ import functools
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -47,18 +48,22 @@ def trained(folder: Path, name: str, file: str, **knobs: object) -> Path:
     return folder / name
 
 
+def evaluated(workdir: Path) -> dict[str, dict[str, float]]:
+    """What `jaxdiff eval` says of a part, for seen and held-out captions."""
+    path = workdir / "eval.json"
+    if not path.exists():
+        subprocess.run([sys.executable, "-m", "jaxdiff", "eval", str(workdir)], check=True)
+    return json.loads(path.read_text())["samples"]
+
+
 class Bench:
     """The pairs, what draws pictures, and what measures them."""
 
-    def __init__(self, folder: Path, arguments: argparse.Namespace):
-        self.folder, self.emoji = folder, arguments.emoji
-        image_text = trained(folder, "image_text", "image_text", steps=arguments.image_text_steps)
-        part = lambda name, **knobs: trained(folder, name, "unclip", part=name, image_text=image_text, **knobs)  # noqa: E731
-        self.priors = {name: part(name, steps=arguments.prior_steps, batch=128) for name in ("prior", "direct")}
-        self.decoder = part("decoder", steps=arguments.decoder_steps)
-        self.embedder = unclip.load_embedder(image_text)
-        self.pairs = data.pairs_of(data.Compositions(core=True), arguments.num)
-        self.pictures = self.pairs.read(np.arange(arguments.num))
+    def __init__(self, folder: Path, parts: dict[str, Path], emoji: Path | None, num: int):
+        self.folder, self.emoji, self.priors, self.decoder = folder, emoji, parts, parts["decoder"]
+        self.embedder = unclip.load_embedder(parts["image_text"])
+        self.pairs = data.pairs_of(data.Compositions(core=True), num)
+        self.pictures = self.pairs.read(np.arange(num))
         self.judge = self._judge()
 
     def _judge(self) -> Retriever:
@@ -126,19 +131,44 @@ class Bench:
         }
 
 
-def write_page(results: dict, page: Path) -> None:
-    percent = lambda value: f"{100 * value:.0f}"  # noqa: E731
-    lines = ["| caption found among 100, % | seen | held-out |", "|---|---|---|"]
+def percents(values: Iterable[float]) -> str:
+    return " | ".join(f"{100 * value:.1f}" for value in values)
+
+
+def of_parts(parts: dict[str, dict]) -> list[str]:
+    """The tables of the image-text model and of the priors."""
+    columns = [(part, name) for part in ("seen", "held_out") for name in ("captions", "pictures")]
+    found = (parts["image_text"][part][name] for part, name in columns)
+    lines = ["| found among 100, % | captions, seen | pictures, seen | captions, held-out | pictures, held-out |"]
+    lines += ["|---|---|---|---|---|", f"| image-text model | {percents(found)} |", "| chance | 1 | 1 | 1 | 1 |", ""]
+    lines += ["| embedding of a caption | its picture found among 100, % | held-out | cosine | held-out |"]
+    lines += ["|---|---|---|---|---|"]
+    keys = {"the text's own": ("prior", " of text"), "diffusion prior": ("prior", ""), "direct prior": ("direct", "")}
+    for name, (part, suffix) in keys.items():
+        each = [parts[part][kind] for kind in ("seen", "held_out")]
+        recall = percents(kind["found by text" if suffix else "found"] for kind in each)
+        lines.append(f"| {name} | {recall} | " + " | ".join(f"{kind[f'cosine{suffix}']:.3f}" for kind in each) + " |")
+    return lines
+
+
+def of_pictures(results: dict) -> list[str]:
+    """The table of pictures, and a sentence on variations."""
+    lines = ["", "| caption of a picture found among 100, % | seen | held-out |", "|---|---|---|"]
     for name, found in results["rows"].items():
-        lines.append(f"| {name} | {percent(found['seen'])} | {percent(found['held_out'])} |")
-    lines += ["| chance | 1 | 1 |", ""]
+        lines.append(f"| {name} | {percents((found['seen'], found['held_out']))} |")
     v = results["variations"]
-    lines += [
-        f"Of variations of a picture {percent(v['seen'])} % (seen) and {percent(v['held_out'])} % (held-out) keep its",
-        f"caption, and two of them differ: by {v['distance']:.2f} in the cosine distance of the judge's vectors (of",
+    return [
+        *lines,
+        "| chance | 1 | 1 |",
+        "",
+        f"Of variations of a picture {100 * v['seen']:.0f} % (seen) and {100 * v['held_out']:.0f} % (held-out) keep",
+        f"its caption, and two of them differ: by {v['distance']:.2f} in the cosine distance of the judge's vectors (of",
         f"different pictures: {v['distance of other pictures']:.2f}), and by {v['pixels']:.2f} in pixels, root mean",
         f"square of [-1, 1] ({v['pixels of other pictures']:.2f}).",
     ]
+
+
+def write_page(lines: list[str], page: Path) -> None:
     print("\n".join(lines))
     text = page.read_text() if page.exists() else "<!-- table -->\n<!-- end -->\n"
     head, rest = text.split("<!-- table -->\n")
@@ -166,6 +196,20 @@ def write_picture(bench: Bench, out: Path) -> None:
     save_captioned(out, np.concatenate(list(lines.values())), captions, columns=6)
 
 
+def measured(bench: Bench, path: Path) -> dict:
+    """The pictures' results, of which those in the file are there already."""
+    results = json.loads(path.read_text()) if path.exists() else {"rows": {}}
+    for name, draw in bench.rows().items():
+        if name not in results["rows"]:
+            results["rows"][name] = bench.found(draw())
+            path.write_text(json.dumps(results, indent=1))
+            print(name, results["rows"][name], flush=True)
+    if "variations" not in results:
+        results["variations"] = bench.variations()
+        path.write_text(json.dumps(results, indent=1))
+    return results
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--image-text-steps", type=int, default=500)
@@ -178,20 +222,23 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = arguments.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    bench, path = Bench(folder, arguments), folder / "results.json"
-    results = json.loads(path.read_text()) if path.exists() else {"rows": {}}
-    for name, draw in bench.rows().items():
-        if name not in results["rows"]:
-            results["rows"][name] = bench.found(draw())
-            path.write_text(json.dumps(results, indent=1))
-            print(name, results["rows"][name], flush=True)
-    if "variations" not in results:
-        results["variations"] = bench.variations()
-        path.write_text(json.dumps(results, indent=1))
-    print(results["variations"], flush=True)
+    image_text = trained(folder, "image_text", "image_text", steps=arguments.image_text_steps)
+    parts = {"image_text": image_text}
+    for name in ("prior", "direct"):
+        common = {"part": name, "image_text": image_text}
+        parts[name] = trained(folder, name, "unclip", **common, steps=arguments.prior_steps, batch=128)
+    lines = of_parts({name: evaluated(workdir) for name, workdir in parts.items()})
+    if arguments.decoder_steps:
+        common = {"part": "decoder", "image_text": image_text}
+        parts["decoder"] = trained(folder, "decoder", "unclip", **common, steps=arguments.decoder_steps)
+        bench = Bench(folder, parts, arguments.emoji, arguments.num)
+        lines += of_pictures(measured(bench, folder / "results.json"))
+        if arguments.page:
+            write_picture(bench, arguments.page.with_suffix(".png"))
+    else:
+        lines += ["", "The decoder was not measured."]
     if arguments.page:
-        write_page(results, arguments.page)
-        write_picture(bench, arguments.page.with_suffix(".png"))
+        write_page(lines, arguments.page)
 
 
 if __name__ == "__main__":
