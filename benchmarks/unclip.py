@@ -162,8 +162,8 @@ def of_pictures(results: dict) -> list[str]:
         "| chance | 1 | 1 |",
         "",
         f"Of variations of a picture {100 * v['seen']:.0f} % (seen) and {100 * v['held_out']:.0f} % (held-out) keep",
-        f"its caption, and two of them differ: by {v['distance']:.2f} in the cosine distance of the judge's vectors (of",
-        f"different pictures: {v['distance of other pictures']:.2f}), and by {v['pixels']:.2f} in pixels, root mean",
+        f"its caption, and two of them differ: by {v['distance']:.2f} in the cosine distance of the judge's vectors",
+        f"(of different pictures: {v['distance of other pictures']:.2f}), and by {v['pixels']:.2f} in pixels, root mean",
         f"square of [-1, 1] ({v['pixels of other pictures']:.2f}).",
     ]
 
