@@ -1,5 +1,7 @@
 """Captions that are found by pictures: in the report of compositions, and the model that finds them, in its file."""
 
+from importlib import import_module
+
 import numpy as np
 import pytest
 
@@ -45,8 +47,9 @@ def test_the_report_has_the_share_of_captions_that_are_found(asked):
     x[:50] = pictures[50:100]  # the first half of the seen ones has the pictures of the second
     report = _measure(Samples(x, {}), core=True, retriever=lambda: Perfect(captions, pictures))
     seen, held_out = (report.values["samples"][part]["caption of 100"] for part in ("seen", "held_out"))
-    assert seen == {"right": pytest.approx(0.5, abs=0.03), "chance": 0.01, "rendered": 1.0, "captions": 100}
-    assert held_out["right"] == held_out["rendered"] == 1.0
+    nearly = pytest.approx(1, abs=0.011)  # two captions may have one picture
+    assert seen == {"right": pytest.approx(0.5, abs=0.03), "chance": 0.01, "rendered": nearly, "captions": 100}
+    assert held_out["right"] == held_out["rendered"] == nearly
     assert "caption of 100" in report.text
     assert report.values["samples"]["seen"]["all"]["captions"] == 100  # the attributes' mean has no part in it
 
@@ -81,6 +84,6 @@ def test_a_model_is_fitted_kept_and_read(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="not a saved image-text model"):
         load_retriever(tmp_path / "other.npz")
     # An evaluation reads it, and fits no other.
-    monkeypatch.setattr("jaxdiff.media.compositions.fit_retriever", None)
+    monkeypatch.setattr(import_module("jaxdiff.media.compositions"), "fit_retriever", None)
     measure = compositions(core=True).evaluator(tmp_path, None)
     assert isinstance(measure.keywords["retriever"](), Retriever)
