@@ -47,8 +47,9 @@ def tiny(tmp_path_factory):
 
 
 def test_table_is_complete():
-    # Fine-tuning and few-step training begin with a folder, an autoencoder does not denoise: they have other tests.
-    assert sorted([*TINY, "autoencoder", "few_steps", "finetune"]) == sorted(path.stem for path in FOLDER.glob("*.py"))
+    # Others begin with a folder or do not denoise: they have other tests.
+    others = ("autoencoder", "few_steps", "finetune", "image_text", "unclip")
+    assert sorted([*TINY, *others]) == sorted(path.stem for path in FOLDER.glob("*.py"))
 
 
 @pytest.mark.parametrize("name", TINY)

@@ -57,16 +57,16 @@ ALLOWED |= {"options": set(), "seeds": {"options"}, "progress": set(), "distribu
 ALLOWED["sampling"] = {"levels", "guidance", "solvers"} | PARTS
 ALLOWED["resize"] = set()
 ALLOWED["conditions"] = {"messages", "levels", "noise", "resize"} | PARTS
-ALLOWED["media"] = (
-    {"conditions", "data", "metrics", "networks", "train", "trees", "seeds", "progress"} | PARTS | WORDS | DISK
-)
+ALLOWED["image_text"] = {"networks", "text", "noise", "types"}
+ALLOWED["media"] = {"conditions", "data", "metrics", "networks", "train", "trees", "seeds", "progress"}
+ALLOWED["media"] |= PARTS | WORDS | DISK | {"image_text", "text"}  # what judges samples may read captions
 ALLOWED["experiment"] = {"conditions", "media", "sampling", "train", "losses", "processes"} | PARTS | WHERE
 ALLOWED["sampler"] = {"experiment", "conditions", "media", "sampling", "sample", "noise", "levels", "solvers"}
 ALLOWED["sampler"] |= PARTS | WHERE
 # What is made of experiments; and who nobody imports.
 USERS = {
     "recipe", "run", "drawing", "extend", "export", "hooks", "models", "training", "finetune", "few_steps",
-    "first_stage", "plan", "text_encoders", "cascade", "imagine", "pretrained", "edit",
+    "first_stage", "plan", "text_encoders", "cascade", "imagine", "pretrained", "edit", "unclip",
 }  # fmt: skip
 NOBODYS = {"cli", "demo", "experiments"}
 FRONT = {"__init__", "__main__", "script", "trust"} | USERS | NOBODYS

@@ -1,6 +1,6 @@
 """The command line: `jaxdiff list | new FILE | train EXPERIMENT | status RUN | sample RUN | imagine RUN |
-edit RUN PICTURE | upscale RUN | eval RUN | encode DIRECTORY | convert RUN | export RUN | verify RUN |
-plan EXPERIMENT`."""
+edit RUN PICTURE | vary RUN | upscale RUN | eval RUN | encode DIRECTORY | convert RUN | export RUN |
+verify RUN | plan EXPERIMENT`."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ COMMANDS = {
     "sample": "make pictures with a trained run, or of a prompt with a text-to-image directory",
     "imagine": "draw four pictures of a prompt, and vary, remix and upscale them",
     "edit": "change what a picture shows, draw a part of it anew, or go on beyond its edges",
+    "vary": "draw variations of a picture, or a path between two, with a decoder of embeddings",
     "upscale": "make pictures larger with a trained run, from files or of another run",
     "eval": "measure a trained run's samples against real data",
     "encode": "write a data set's latents, for networks that are trained on those",

@@ -8,6 +8,7 @@ from typing import Literal
 import tyro
 
 from jaxdiff.cli.places import try_file
+from jaxdiff.cli.sample import given_prior
 from jaxdiff.drawing import evaluate, parameters
 from jaxdiff.hooks import change_sampling
 from jaxdiff.options import Count, Seed
@@ -27,6 +28,7 @@ def command(
     seed: Seed = 0,
     batch: Count = 100,
     params: Literal["ema", "params"] = "ema",
+    prior: Path | None = None,
     mesh: str = "",
     trust: bool = False,
 ) -> None:
@@ -46,13 +48,14 @@ def command(
         seed: of the samples.
         batch: samples at a time.
         params: averaged or last parameters.
+        prior: run that turns prompts into the embeddings of a decoder; by default the one that it was trained with.
         mesh: devices as data=4,fsdp=2; data takes those that are left.
         trust: execute the run's program even if others can write it.
     """
     try_file(run / "eval.json", "a run's")
     where = parse_mesh(mesh)
     experiment = change_sampling(
-        load_run(open_run(run), mesh=where, trust=trust),
+        load_run(open_run(run), mesh=where, trust=trust, changes=given_prior(run, prior)),
         guidance=guidance, guidance_fn=guidance_fn, solver=solver, grid=grid, steps=steps,
     )  # fmt: skip
     trained = parameters(experiment, run, params, mesh=where)

@@ -12,10 +12,11 @@ from jaxdiff.cli.prompt import draw_prompts, is_pipeline
 from jaxdiff.drawing import draw, parameters
 from jaxdiff.hooks import change_sampling
 from jaxdiff.media import Medium, Samples, images
-from jaxdiff.options import Count, Seed
+from jaxdiff.options import Count, Seed, absolute
 from jaxdiff.pretrained import open_run
 from jaxdiff.recipe import load_run
 from jaxdiff.sharding import parse_mesh
+from jaxdiff.train import read_knobs
 
 
 def command(
@@ -35,6 +36,7 @@ def command(
     prompt: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = (),
     prompts: Path | None = None,
     negative: str | None = None,
+    prior: Path | None = None,
     size: tuple[Count, Count] | None = None,
     base: Path | None = None,
     variant: str | None = None,
@@ -60,6 +62,7 @@ def command(
         prompt: what they show; several prompts take turns.
         prompts: file of prompts, one a line.
         negative: what they keep away from.
+        prior: run that turns prompts into the embeddings of a decoder.
         size: height and width for a prompt; by default the network's.
         base: directory with what a file lacks.
         variant: weights' variant, such as fp16.
@@ -75,7 +78,7 @@ def command(
     if of_prompt:
         _refuse(
             f"{run} is a text-to-image directory: it needs --prompt",
-            label=label, params=params, ema=ema, guidance_fn=guidance_fn, grid=grid,
+            label=label, params=params, ema=ema, guidance_fn=guidance_fn, grid=grid, prior=prior,
         )  # fmt: skip
         if not texts:
             raise ValueError(f"{run} is a text-to-image directory: it needs --prompt")
@@ -93,7 +96,7 @@ def command(
     if label is not None and texts:
         raise ValueError("--label and --prompt both say what the samples are of: give one of them")
     experiment = change_sampling(
-        load_run(open_run(run), mesh=where, trust=trust),
+        load_run(open_run(run), mesh=where, trust=trust, changes=given_prior(run, prior)),
         guidance=guidance, guidance_fn=guidance_fn, solver=solver, grid=grid, steps=steps,
     )  # fmt: skip
     out = run / f"samples-{seed}{experiment.medium.suffixes[0]}" if out is None else out
@@ -103,6 +106,19 @@ def command(
     num = len(texts) if num is None and len(texts) > 1 else num
     samples = draw(experiment, trained, num, words=words, negative=negative, seed=seed, batch=batch, mesh=where)
     _save(experiment.medium, out, samples)
+
+
+def given_prior(run: Path, prior: Path | None) -> dict[str, str]:
+    """The change of a decoder's knobs by which another run is its prior.
+
+    Raises:
+        ValueError: the run is no decoder of embeddings.
+    """
+    if prior is None:
+        return {}
+    if read_knobs(run).get("part") != "decoder":
+        raise ValueError(f"{run} takes no --prior: that is for a decoder of the experiment unclip")
+    return {"prior": absolute(str(prior))}
 
 
 def _read_prompts(given: tuple[str, ...], file: Path | None) -> tuple[str, ...]:

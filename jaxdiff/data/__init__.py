@@ -4,6 +4,7 @@ from jaxdiff.data.captions import captions_of, preview_captions
 from jaxdiff.data.compositions import Compositions
 from jaxdiff.data.folder import read_image
 from jaxdiff.data.hints import Hinted, low_resolution, open_hints
+from jaxdiff.data.pairs import Pairs, pairs_of
 from jaxdiff.data.pipeline import batches, load_arrays
 from jaxdiff.data.shards import NpzShards, load_embeddings
 from jaxdiff.data.skipping import Skipping
@@ -16,6 +17,7 @@ __all__ = [
     "Dataset",
     "Hinted",
     "NpzShards",
+    "Pairs",
     "Skipping",
     "batches",
     "captions_of",
@@ -25,6 +27,7 @@ __all__ = [
     "low_resolution",
     "open_dataset",
     "open_hints",
+    "pairs_of",
     "preview_captions",
     "read_image",
     "to_float",

@@ -2,11 +2,13 @@
 
 from jaxdiff.media.base import Evaluator, Medium, Report, Samples
 from jaxdiff.media.compositions import compositions
+from jaxdiff.media.embeddings import embeddings
 from jaxdiff.media.images import images
 from jaxdiff.media.latents import latents
 from jaxdiff.media.points import points
 from jaxdiff.media.reconstructions import reconstructions
 
 __all__ = [
-    "Evaluator", "Medium", "Report", "Samples", "compositions", "images", "latents", "points", "reconstructions",
+    "Evaluator", "Medium", "Report", "Samples", "compositions", "embeddings", "images", "latents", "points",
+    "reconstructions",
 ]  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdiff import train, trees
-from jaxdiff.messages import listed
+from jaxdiff.media import fitted
 from jaxdiff.metrics.report import as_images
 from jaxdiff.networks.classifier import Classifier
-from jaxdiff.progress import Progress
 from jaxdiff.seeds import seed_key
-from jaxdiff.storage import replacing
-from jaxdiff.train import ema
 
 _SHIFT = 1  # pixels; more costs accuracy in a training this short
 _HEAD = "head/bias"
@@ -76,9 +71,6 @@ def fit_classifier(
 ) -> FittedClassifier:
     """Train a small classifier on real images, randomly mirrored and shifted.
 
-    One step is dispatched at a time: XLA on CPUs runs the gradients of convolutions several times slower
-    inside a loop than outside of it.
-
     Args:
         train_images: float [N, H, W, C] in [-1, 1].
         train_labels: int [N], in 0 .. num_classes - 1.
@@ -101,21 +93,15 @@ def fit_classifier(
             raise ValueError(f"{name} must be at least {least}, got {value}")
     key_init, key_steps = jax.random.split(seed_key(seed))
     network = Classifier(num_classes)
-    optimizer = train.adamw(3e-3, warmup_steps=max(1, steps // 7), steps=steps, schedule="cosine", weight_decay=0.02)
     params = jax.jit(network.init)(key_init, jnp.asarray(images[:1]))["params"]
-    average = jax.tree.map(jnp.copy, params)
-    state = train.TrainState(jnp.int32(0), params, average, optimizer.init(params), jnp.int32(0))
-    step = train.make_step(_loss(network), optimizer, key=key_steps, ema=ema.warmup(0.995))
-    metrics: dict[str, jax.Array] = {}
-    with Progress("classifier", steps, "step", disable=not progress) as bar:
-        for index in _batches(len(images), min(batch_size, len(images)), steps, seed):
-            state, metrics = step(state, {"x": images[index], "label": labels[index].astype(np.int32)})
-            bar.update()
-            if progress and bar.n % 50 == 0:  # reading the loss waits for the device
-                bar.set_postfix(loss=f"{float(metrics['loss']):.3f}")
-    if not np.isfinite(float(metrics["loss"])):
-        raise ValueError(f"the classifier's training diverged: its last loss is {float(metrics['loss'])}")
-    return FittedClassifier(jax.device_get(state.ema), images.shape[1:])
+    batches = (
+        {"x": images[index], "label": labels[index].astype(np.int32)}
+        for index in _batches(len(images), min(batch_size, len(images)), steps, seed)
+    )
+    params = fitted.fit(
+        _loss(network), params, batches, steps=steps, lr=3e-3, key=key_steps, name="classifier", progress=progress
+    )
+    return FittedClassifier(params, images.shape[1:])
 
 
 def save_classifier(path, classifier: FittedClassifier) -> Path:
@@ -131,13 +117,7 @@ def save_classifier(path, classifier: FittedClassifier) -> Path:
     Raises:
         ValueError: another ending.
     """
-    path = Path(path)
-    if path.suffix != ".npz":
-        raise ValueError(f"the path must end in .npz, got {path}")
-    arrays = trees.flatten(classifier.params)
-    with replacing(path) as part:
-        np.savez(part, shape=np.array(classifier.shape), **arrays)
-    return path
+    return fitted.save(path, classifier.params, shape=np.array(classifier.shape))
 
 
 def load_classifier(path) -> FittedClassifier:
@@ -153,21 +133,16 @@ def load_classifier(path) -> FittedClassifier:
         ValueError: the file is not a classifier of this version's shapes.
         OSError: the file cannot be read.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-        shape = tuple(int(n) for n in arrays.pop("shape"))
-        network = Classifier(arrays[_HEAD].size)
-        example = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-        expected = jax.eval_shape(network.init, jax.random.key(0), example)["params"]
-    except (KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is not a saved classifier: {error}") from error
-    want = {name: leaf.shape for name, leaf in trees.flatten(expected).items()}
-    got = {name: array.shape for name, array in arrays.items()}
-    if want != got:
-        different = sorted(n for n in want.keys() | got.keys() if want.get(n) != got.get(n))
-        raise ValueError(f"{path} is of another version: {listed(different)} differ; delete it to fit anew")
-    return FittedClassifier(jax.tree.unflatten(jax.tree.structure(expected), [arrays[name] for name in want]), shape)
+    return FittedClassifier(*fitted.load(path, _expected, "classifier"))
+
+
+def _expected(arrays: dict[str, np.ndarray]) -> tuple[tuple[int, ...], Any]:
+    """The shape of the images, which is taken from the arrays, and the shapes of the parameters."""
+    shape = tuple(int(n) for n in arrays.pop("shape"))
+    network = Classifier(arrays[_HEAD].size)
+    return shape, jax.eval_shape(network.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *shape), jnp.float32))[
+        "params"
+    ]
 
 
 @jax.jit

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,14 @@ from jaxdiff.data.render import render
 from jaxdiff.data.twemoji import load_twemoji
 from jaxdiff.media.base import Evaluator, Medium, Report, Samples
 from jaxdiff.media.images import images
+from jaxdiff.media.retrieval import Retriever, fit_retriever, load_retriever, save_retriever
+from jaxdiff.metrics import recall_at_1
 
 __all__ = ["compositions"]
 
 SEED = 2**20  # of the captions that are measured; training has those of its own seed
 COPY = 1 / 3  # a picture is a copy if the nearest one of training is nearer than this share of the second
+AMONG = 100  # captions of which that of a picture is to be found
 COLUMNS = ("right", "chance", "rendered", "captions")
 
 
@@ -28,7 +32,9 @@ def compositions(*, core: bool = False, preview: int = 20) -> Medium:
     """Images with captions of `data.Compositions`.
 
     An evaluation draws captions of training and as many held-out ones, and judges each attribute that they name: next
-    to what a random choice gets right, and to what the judge says of the pictures that the grammar itself makes.
+    to what a random choice gets right, and to what the judge says of the pictures that the grammar itself makes. From
+    100 captions of a kind on, a small image-text model, which is fitted the first time, looks for the caption of each
+    picture among 100.
 
     Args:
         core: see `data.Compositions`.
@@ -39,7 +45,7 @@ def compositions(*, core: bool = False, preview: int = 20) -> Medium:
     """
 
     def evaluator(run: Path, condition: Condition) -> Evaluator:
-        return partial(_measure, core=core)
+        return partial(_measure, core=core, retriever=cache(partial(_retriever, run / "judge.npz", core)))
 
     def prompts(num: int) -> list[str]:
         return [caption(select(part, i)) for part in _asked(num, core) for i in range(len(part.kind))]
@@ -54,12 +60,21 @@ def _asked(num: int, core: bool) -> tuple[Composition, Composition]:
     return draw(SEED, count=seen, core=core), draw(SEED, count=held_out, held_out=True, core=core)
 
 
-def _measure(samples: Samples, *, core: bool) -> Report:
+def _retriever(path: Path, core: bool) -> Retriever:
+    if not path.exists():
+        save_retriever(path, fit_retriever(core=core, progress=True))
+    return load_retriever(path)
+
+
+def _measure(samples: Samples, *, core: bool, retriever: Callable[[], Retriever]) -> Report:
     values, begin = {}, 0
     for name, asked in zip(("seen", "held_out"), _asked(len(samples.x), core), strict=True):
         count = len(asked.kind)
         if count:
-            values[name] = _attributes(samples.x[begin : begin + count], asked)
+            x = samples.x[begin : begin + count]
+            values[name] = _attributes(x, asked)
+            if count >= AMONG:
+                values[name]["caption of 100"] = _retrieval(x, asked, retriever())
         begin += count
     known = to_float(load_twemoji().x[[picture for picture, _ in plain(core)]])
     report = {"samples": values, "copies": _copies(samples.x, known)}
@@ -80,6 +95,16 @@ def _attributes(x: np.ndarray, asked: Composition) -> dict[str, dict[str, float]
     weights = [each["captions"] for each in out.values()]
     mean = {key: float(np.average([each[key] for each in out.values()], weights=weights)) for key in COLUMNS[:-1]}
     return out | {"all": mean | {"captions": count}}
+
+
+def _retrieval(x: np.ndarray, asked: Composition, retriever: Retriever) -> dict[str, float]:
+    """The share of pictures whose caption is found among others."""
+    each = [select(asked, i) for i in range(len(asked.kind))]
+    names = [caption(c._replace(article=0)) for c in each]  # an article changes no picture
+    vectors = retriever.captions([caption(c) for c in each])
+    pictures = x, to_float(np.stack([render(c) for c in each]))
+    right, rendered = (recall_at_1(retriever.pictures(p), vectors, names, of=AMONG) for p in pictures)
+    return dict(zip(COLUMNS, (right, 1 / AMONG, rendered, len(each) // AMONG * AMONG), strict=True))
 
 
 def _copies(x: np.ndarray, known: np.ndarray) -> float:

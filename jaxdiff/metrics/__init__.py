@@ -5,6 +5,7 @@ from jaxdiff.metrics.coverage import ModeCoverage, PrecisionRecall, mode_coverag
 from jaxdiff.metrics.distances import KernelDistance, frechet, kernel_distance, sliced_wasserstein
 from jaxdiff.metrics.fidelity import psnr, ssim
 from jaxdiff.metrics.report import evaluate, format_report
+from jaxdiff.metrics.retrieval import recall_at_1
 from jaxdiff.metrics.statistics import Statistics
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "mode_coverage",
     "precision_recall",
     "psnr",
+    "recall_at_1",
     "sliced_wasserstein",
     "ssim",
 ]

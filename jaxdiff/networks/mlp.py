@@ -22,6 +22,7 @@ class MLP(nn.Module):
         dropout: rate within the blocks while training.
         time: embedding of the noise level: `Sinusoidal` or `Fourier`.
         num_classes: classes of cond["label"]; None: no label.
+        pooled_dim: D of cond["vector"] [B, D], e.g. of a text, which is embedded like the noise; None: off.
         guidance_dim: features of cond["guidance"] float[B], the scale of a distilled guidance, which are added to those
             of the noise; None: off. They start at zero, so that weights without them keep their function.
         next_noise: cond["next_noise"] is float[B], the noise input of the level at which a step ends, for few-step
@@ -35,6 +36,7 @@ class MLP(nn.Module):
     dropout: float = 0.0
     time: Sinusoidal | Fourier = Sinusoidal()
     num_classes: int | None = None
+    pooled_dim: int | None = None
     guidance_dim: int | None = None
     next_noise: bool = False
     dtype: jnp.dtype = jnp.float32
@@ -48,8 +50,8 @@ class MLP(nn.Module):
         Args:
             x: [B, D].
             noise: float[B], the network's noise input.
-            cond: "label" int[B] where num_classes is set (num_classes is the null class); "guidance" and
-                "next_noise" float[B] where these are set.
+            cond: "label" int[B] where num_classes is set (num_classes is the null class); "vector" [B, D] where
+                pooled_dim is set; "guidance" and "next_noise" float[B] where these are set.
             train: apply dropout; needs the random key "dropout".
 
         Returns:
@@ -64,6 +66,7 @@ class MLP(nn.Module):
             x,
             cond,
             num_classes=self.num_classes,
+            pooled_dim=self.pooled_dim,
             guidance=self.guidance_dim is not None,
             next_noise=self.next_noise,
         )
@@ -80,6 +83,8 @@ class MLP(nn.Module):
             emb = emb + EmbeddingMLP(self.width, self.dtype, zero=True, name="next_time_embedding")(after)
         if self.num_classes is not None:
             emb = emb + ClassEmbedding(self.num_classes, self.width, self.dtype, name="class_embedding")(cond["label"])
+        if self.pooled_dim is not None:
+            emb = emb + EmbeddingMLP(self.width, self.dtype, name="add_embedding")(cond["vector"])
         emb = nn.silu(emb)
 
         def dense(features, name, init=kernel_init):

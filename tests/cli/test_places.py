@@ -56,6 +56,8 @@ COMMANDS = {
     "sample, default": ["sample", "FILE"],
     "upscale": ["upscale", "RUN", "picture.png", "--out", "FILE/a.png"],
     "upscale, default": ["upscale", "RUN", "picture.png", "--then", "FILE"],
+    "vary": ["vary", "RUN", "picture.png", "--out", "FILE/a.png"],
+    "vary, default": ["vary", "FILE", "picture.png"],
     "eval": ["eval", "FILE"],
     "encode": ["encode", "RUN", "--out", "FILE"],
     "encode, prompts": ["encode", "RUN", "--out", "WITH", "--prompt", "a {}"],

@@ -1,0 +1,80 @@
+"""`jaxdiff vary RUN PICTURE`: variations of a picture, paths between two, and along a difference of two texts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import tyro
+
+from jaxdiff import unclip
+from jaxdiff.cli.pictures import read_picture
+from jaxdiff.cli.places import try_file, try_folder
+from jaxdiff.cli.sample import check_suffix
+from jaxdiff.drawing import parameters
+from jaxdiff.hooks import change_sampling
+from jaxdiff.options import Count, Seed
+from jaxdiff.recipe import load_run
+from jaxdiff.sharding import parse_mesh
+from jaxdiff.train import read_knobs
+
+
+def command(
+    run: tyro.conf.Positional[Path],
+    pictures: tyro.conf.Positional[tuple[Path, ...]],
+    before: str | None = None,
+    after: str | None = None,
+    turn: float = 0.5,
+    num: Count = 6,
+    fit: bool = False,
+    guidance: float | None = None,
+    steps: Count | None = None,
+    seed: Seed = 0,
+    out: Path | None = None,
+    mesh: str = "",
+    trust: bool = False,
+) -> None:
+    """Draw pictures of a picture's embedding, with a decoder of the experiment unclip.
+
+    Of one picture: variations, or with --before and --after what it becomes on the way from one text to the other. Of
+    two pictures: those between them.
+
+    Args:
+        run: the decoder's folder.
+        pictures: one or two files of any type that Pillow reads.
+        before: a text that describes the picture.
+        after: a text that describes what it shall become.
+        turn: how far it turns to that, up to 1.
+        num: number of pictures.
+        fit: scale a file's shorter side to the run's size and crop the centre square, and convert its colours.
+        guidance: scale, 1 is off; by default the run's.
+        steps: number of steps; by default the run's.
+        seed: of the noise.
+        out: FILE.png for a picture of all, FILE.npz for arrays, or a folder.
+        mesh: devices as data=4,fsdp=2; data takes those that are left.
+        trust: execute the run's program even if others can write it.
+    """
+    texts = [text for text in (before, after) if text is not None]
+    if len(pictures) not in (1, 2) or len(texts) == 1 or (len(pictures) == 2 and texts):
+        raise ValueError("vary takes one picture, one with --before and --after, or two pictures")
+    if not 0 < turn <= 1:
+        raise ValueError(f"--turn must be above 0 and at most 1, got {turn:g}")
+    where, out = parse_mesh(mesh), run / f"varied-{seed}.png" if out is None else out
+    (try_file if out.suffix else try_folder)(out, "--out")
+    experiment = change_sampling(load_run(run, mesh=where, trust=trust), guidance=guidance, steps=steps)
+    decoder = unclip.Decoder(experiment, where)
+    check_suffix(experiment.medium, out)
+    embedder = unclip.load_embedder(read_knobs(run)["image_text"], where)
+    x = np.stack([read_picture(file, embedder.model.shape, fit=fit) for file in pictures])
+    params, shares = parameters(experiment, run, mesh=where), np.linspace(0, 1, num)
+    z = embedder.embed_pictures(x)
+    if texts:
+        first, last = embedder.embed_texts(texts)
+        path = unclip.text_difference(z[0], first, last, turn * shares)
+        samples = decoder.along(params, path, seed=seed)
+    elif len(z) == 2:
+        samples = decoder.along(params, unclip.slerp(z[0], z[1], shares), seed=seed)
+    else:
+        samples = decoder(params, z, num, seed=seed, batch=num)
+    experiment.medium.save(out, samples._replace(choices=min(num, 10)))
+    print(out)
