@@ -3,7 +3,7 @@
 from typing import Any
 
 import jaxdiff as jd
-from jaxdiff import data, media, models, networks, text, text_encoders, train, training
+from jaxdiff import data, models, networks, text, text_encoders, train, training
 from jaxdiff.experiment import Experiment, Sampling, compute_dtype
 from jaxdiff.options import CondDropout, Count, Decay, Run, Source
 
@@ -56,8 +56,6 @@ def experiment(
     if of_text.init is not None:  # by Muon a small transformer forgets which word is which
         optimizer = train.by_part({"network": optimizer, "text": train.adamw(run.lr / 8, **rates)})
     sampling = Sampling(lambda n: jd.grids.by_time(process, n), jd.solvers.dpmpp_2m(), steps=16, guidance=3.0)
-    composed = isinstance(emoji, data.Compositions)
-    medium = media.compositions(core=emoji.core) if composed else media.images(emoji.shape, preview=20, captions=True)
     return Experiment(
         model,
         training.of(
@@ -65,6 +63,6 @@ def experiment(
         ),
         sampling,
         condition,
-        medium,
+        models.picture_medium(emoji, source),
         run.seed,
     )
