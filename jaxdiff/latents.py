@@ -145,8 +145,8 @@ class Latents:
         size = 8 * count * math.prod(self.example["mean"].shape)
         if size > FITS:
             raise UserError(
-                f"the latents of {count:,} pictures would take {size / 2**30:,.0f} GiB, and {FITS >> 30} are kept at most: "
-                "--no-encode-once encodes each batch in its step"
+                f"the latents of {count:,} pictures would take {size / 2**30:,.0f} GiB, and at most {FITS >> 30} are "
+                "kept: --no-encode-once encodes each batch in its step"
             )
         return count
 

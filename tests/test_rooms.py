@@ -65,7 +65,7 @@ ALLOWED["sampler"] |= PARTS | WHERE
 # What is made of experiments; and who nobody imports.
 USERS = {
     "recipe", "run", "drawing", "extend", "export", "hooks", "models", "training", "finetune", "few_steps",
-    "first_stage", "plan", "text_encoders", "cascade", "imagine",
+    "first_stage", "plan", "text_encoders", "cascade", "imagine", "latents",
 }  # fmt: skip
 NOBODYS = {"cli", "demo", "experiments"}
 FRONT = {"__init__", "__main__", "script", "trust"} | USERS | NOBODYS
