@@ -11,6 +11,7 @@ from jaxdiff.options import CondDropout, Count, Decay, Run, Source
 def experiment(
     run: Run = Run(steps=2500, batch=32, lr=8e-3, preview_every=500),
     width: Count = 32,
+    patch_size: Count = 2,
     encoder: str = "own",
     cond_dropout: CondDropout = 0.1,
     ema: Decay = 0.995,
@@ -20,6 +21,7 @@ def experiment(
 
     Args:
         width: channels at the network's first level.
+        patch_size: edge of a patch, in pixels.
         encoder: of texts: own, minilm, or a directory of CLIP, T5 or BERT.
     """
     emoji = data.open_dataset(source, captions=True)
@@ -32,7 +34,7 @@ def experiment(
         attention=(2,),
         resample="pool",
         groups=8,
-        patch_size=2,
+        patch_size=patch_size,
         scale_shift=True,
         head_dim=width,
         context_dim=of_text.width,

@@ -178,7 +178,7 @@ def test_a_run_is_scaled_to_unit_variance_and_goes_on_and_is_drawn_and_measured(
     main(["eval", str(workdir), "--num", "20", "--batch", "20"])
     assert json.loads((workdir / "eval.json").read_text())["samples"] and "recognized" in capsys.readouterr().out
     main(["export", str(workdir), "--platforms", "cpu"])
-    main(["plan", "latent", *knobs, "--topology", "cpu"])
+    main(["plan", "latent", *knobs, "--topology", "cpu:1"])
 
 
 @pytest.mark.slow
