@@ -144,7 +144,7 @@ def lines_of(results: dict) -> list[str]:
     feature, kernel = (f"{own[f'{name}_distance']:.3f}" for name in ("feature", "kernel"))
     lines += [
         "",
-        f"The autoencoder: {first['step']:,} updates, {first['cpu']:,.0f} CPU seconds. {own['count']} reconstructions have "
+        f"The autoencoder: {first['step']:,} updates, {first['cpu']:,.0f} CPU seconds. {own['count']} reconstructions: "
         f"PSNR {own['psnr']:.1f} dB, SSIM {own['ssim']:.3f}, feature distance {feature} (of different pictures "
         f"{own['feature_distance_other']:.3f}), kernel distance {kernel} (of true pictures "
         f"{own['kernel_distance_real']:.3f}). By chance {100 * values[0]['chance']:.2f} % are recognized.",
