@@ -1,10 +1,10 @@
-"""The same pictures in pixels and in latents: python benchmarks/latent.py twemoji64:PACKAGE [--page docs/latent.md].
+"""The same pictures in pixels and in latents: python benchmarks/latent.py [twemoji64:PACKAGE] [--page docs/latent.md].
 
-Trains `experiments/autoencoder.py`, `experiments/latent.py` on its latents and `experiments/emoji.py` on the pixels,
-the latter two alike but for the number of updates, which are to take equally long. Measures reconstructions and samples
-by `jaxdiff eval`, and counts the operations and the memory of an update and of a sample; those also for pictures of 512
-pixels, of which nothing is trained. Results are kept in the folder as they come, so that the same command goes on where
-it stopped; `--page` writes the table and a picture.
+Counts the operations and the memory of an update and of a sample, for pictures of 64 and of 512 pixels. Then trains, on
+those of 64, `experiments/autoencoder.py`, `experiments/latent.py` on its latents and `experiments/emoji.py` on the
+pixels, the latter two alike but for the number of updates, which are to take equally long, and measures reconstructions
+and samples by `jaxdiff eval`. Results are kept in the folder as they come, so that the same command goes on where it
+stopped; `--page` writes the table and, of what was trained, a picture.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from jaxdiff.seeds import example_keys
 from jaxdiff.sharding import make_mesh
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
-LARGE = 512  # pixels
+SMALL, LARGE = 64, 512  # pixels
 SHOWN = 10
 
 
@@ -49,6 +49,17 @@ def trained(folder: Path, name: str, experiment: str, **knobs: Any) -> Path:
     if earlier.get("step") != last:  # a finished run is not trained again
         kept.write_text(json.dumps({"cpu": earlier["cpu"] + spent, "step": last}))
     return workdir
+
+
+def train_all(folder: Path, options: argparse.Namespace) -> None:
+    common = {"source": options.source, "batch": options.batch}
+    first = trained(
+        folder, "autoencoder", "autoencoder", **common, split="train", widths=options.widths, critic_weight=0,
+        steps=options.first_steps, preview_every=options.first_steps,
+    )  # fmt: skip
+    common |= {"width": options.width, "preview_every": 0}
+    trained(folder, "latent", "latent", **common, autoencoder=first, steps=options.latent_steps)
+    trained(folder, "pixels", "emoji", **common, steps=options.pixel_steps)
 
 
 def _option(name: str, value: Any) -> list[str]:
@@ -73,83 +84,79 @@ def seconds(workdir: Path, batch: int = 16) -> float:
     return min(took[1:]) / batch
 
 
-def counted(experiment: Any, *, memory: bool) -> dict[str, float]:
-    """Operations of an update and of a sample, a picture; bytes of an update's temporary arrays, a picture."""
-    part, mesh = experiment.training, make_mesh(devices=jax.devices()[:1])
-    found = {"sample": _sample_flops(experiment)}
-    if memory:
-        program = plan.train_step(experiment, mesh)
-        found["memory"] = (program.memory.temporaries or 0) / part.batch
-        return found | {"update": program.model_flops / part.batch}
-    return found
+def counted(folder: Path, size: int, options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Count for pictures of a size: of models with random parameters, since nothing that is counted depends on them."""
+    pictures, vae = folder / f"black-{size}", folder / f"random-{size}"
+    if not (pictures / "0.txt").exists():
+        pictures.mkdir(exist_ok=True)
+        Image.fromarray(np.zeros((size, size, 3), np.uint8)).save(pictures / "0.png")
+        (pictures / "0.txt").write_text("black")
+    if not (vae / "config.json").exists():
+        widths = (*options.widths, *[options.widths[-1]] * (size == LARGE))  # 8 pixels a latent, as Stable Diffusion
+        origin = first_stage.open_origin(first_stage.Architecture(widths=widths), (size, size, 3))
+        origin.save(origin.init(jax.random.key(0)), vae, scale=1.0)
+    knobs = {"source": f"folder:{pictures}", "width": options.width, "batch": 4}
+    latent, emoji = (run.load(EXPERIMENTS / f"{name}.py") for name in ("latent", "emoji"))
+    return {
+        "latent": _update(latent(autoencoder=str(vae), **knobs)) | _sample(latent(autoencoder=str(vae), **knobs)),
+        "pixels": _update(emoji(**knobs)) | _sample(emoji(**knobs)),
+        "pixels, no patches": _sample(emoji(patch_size=1, **knobs)),
+    }
 
 
-def _sample_flops(experiment: Any) -> float:
+def _update(experiment: Any) -> dict[str, float]:
+    """Operations of an update, and bytes of its temporary arrays, a picture."""
+    program = plan.train_step(experiment, make_mesh(devices=jax.devices()[:1]))
+    per = experiment.training.batch
+    return {"update": program.model_flops / per, "memory": (program.memory.temporaries or 0) / per}
+
+
+def _sample(experiment: Any) -> dict[str, float]:
+    """Operations of a sample."""
     params = jax.eval_shape(experiment.model.init, jax.random.key(0))
     generate = sampler(experiment.model, experiment.sampling, experiment.condition, experiment.medium)
     cond = jax.tree.map(np.asarray, experiment.condition.choose(np.arange(1)))
     arguments = experiment.model.merge_frozen(params), example_keys(0, 1), cond, experiment.guidance
-    return flops.of_jaxpr(jax.make_jaxpr(generate)(*arguments))
-
-
-def large(folder: Path, options: argparse.Namespace) -> dict[str, dict]:
-    """Models of large pictures, with random parameters: what is counted does not depend on them."""
-    pictures, vae = folder / "large", folder / "large-autoencoder"
-    if not (pictures / "0.png").exists():
-        pictures.mkdir(exist_ok=True)
-        Image.fromarray(np.zeros((LARGE, LARGE, 3), np.uint8)).save(pictures / "0.png")
-        (pictures / "0.txt").write_text("black")
-    if not (vae / "config.json").exists():
-        architecture = first_stage.Architecture(widths=(*options.widths, options.widths[-1]))
-        origin = first_stage.open_origin(architecture, (LARGE, LARGE, 3))
-        origin.save(origin.init(jax.random.key(0)), vae, scale=1.0)
-    common = {"source": f"folder:{pictures}", "width": options.width, "batch": 1}
-    latent, emoji = (run.load(EXPERIMENTS / f"{name}.py") for name in ("latent", "emoji"))
-    return {
-        "latents": counted(latent(autoencoder=str(vae), **common), memory=True),
-        "pixels": counted(emoji(**common), memory=True),
-        "pixels, no patches": counted(emoji(patch_size=1, **common), memory=False),
-    }
+    return {"sample": flops.of_jaxpr(jax.make_jaxpr(generate)(*arguments))}
 
 
 def lines_of(results: dict) -> list[str]:
-    """The table: pixels, latents, and their ratio."""
+    """The table: pixels, latents, and their ratio; of what there is."""
     lines = ["| | in pixels | in latents | ratio |", "|---|---|---|---|"]
 
-    def add(name: str, pixels: float, latents: float, form: str, scale: float = 1.0, ratio: bool = True) -> None:
-        cells = [f"{value / scale:{form}}" for value in (pixels, latents)]
-        lines.append(f"| {name} | {' | '.join(cells)} | {f'{pixels / latents:.1f}' if ratio else ''} |")
+    def add(name: str, pixels: float, latents: float, form: str, *, ratio: bool = False) -> None:
+        cells = f"{pixels:{form}} | {latents:{form}}"
+        lines.append(f"| {name} | {cells} | {f'{pixels / latents:.1f}' if ratio else ''} |")
 
-    each = [results[name] for name in ("pixels", "latent")]
-    add("updates", *(one["step"] for one in each), ",.0f", ratio=False)
-    add("CPU seconds of training, compiling included", *(one["cpu"] for one in each), ",.0f", ratio=False)
-    for size, (pixels, latents) in {
-        "": [one["counted"] for one in each],
-        f", {LARGE} px": [results["large"][name] for name in ("pixels", "latents")],
-    }.items():
-        add(f"GFLOP of an update, a picture{size}", pixels["update"], latents["update"], ".2f", 1e9)
-        add(f"GFLOP of a sample{size}", pixels["sample"], latents["sample"], ".1f", 1e9)
-        add(f"MB of an update's temporaries, a picture{size}", pixels["memory"], latents["memory"], ".1f", 1e6)
-    unpatched = results["large"]["pixels, no patches"]["sample"], results["large"]["latents"]["sample"]
-    add(f"GFLOP of a sample, {LARGE} px, pixels without patches", *unpatched, ".1f", 1e9)
-    add("seconds of a sample", *(one["seconds"] for one in each), ".3f")
-    values = [one["values"] for one in each]
-    for name, key, form, scale in (
-        ("kernel distance", "kernel_distance", ".2f", 1.0),
-        ("recognized, %", "recognized", ".1f", 0.01),
-    ):
-        add(name, *(one[key] for one in values), form, scale, ratio=False)
-    first = results["autoencoder"]
-    own = first["values"]
+    for size in (SMALL, LARGE):
+        found = results[f"counted {size}"]
+        for kind, name, scale in (
+            ("update", "GFLOP of an update, a picture", 1e9),
+            ("memory", "MB of an update's temporary arrays, a picture", 1e6),
+            ("sample", "GFLOP of a sample", 1e9),
+        ):
+            pixels, latents = (found[name][kind] / scale for name in ("pixels", "latent"))
+            add(f"{name}, {size} x {size}", pixels, latents, ".4g", ratio=True)
+        unpatched, latents = (found[name]["sample"] / 1e9 for name in ("pixels, no patches", "latent"))
+        add(f"GFLOP of a sample, {size} x {size}, pixels without patches", unpatched, latents, ".4g", ratio=True)
+    if "pixels" not in results:
+        return lines
+    pixels, latents = results["pixels"], results["latent"]
+    add("updates", pixels["step"], latents["step"], ",.0f")
+    add("CPU seconds of training, compiling included", pixels["cpu"], latents["cpu"], ",.0f")
+    add("seconds of a sample", pixels["seconds"], latents["seconds"], ".3f", ratio=True)
+    for name, form in (("kernel_distance", ".3f"), ("recognized", ".1%")):
+        add(name.replace("_", " "), pixels["values"][name], latents["values"][name], form)
+    first, own = results["autoencoder"], results["autoencoder"]["values"]
     feature, kernel = (f"{own[f'{name}_distance']:.3f}" for name in ("feature", "kernel"))
-    lines += [
+    return [
+        *lines,
         "",
         f"The autoencoder: {first['step']:,} updates, {first['cpu']:,.0f} CPU seconds. {own['count']} reconstructions: "
         f"PSNR {own['psnr']:.1f} dB, SSIM {own['ssim']:.3f}, feature distance {feature} (of different pictures "
         f"{own['feature_distance_other']:.3f}), kernel distance {kernel} (of true pictures "
-        f"{own['kernel_distance_real']:.3f}). By chance {100 * values[0]['chance']:.2f} % are recognized.",
+        f"{own['kernel_distance_real']:.3f}). By chance {pixels['values']['chance']:.2%} are recognized.",
     ]
-    return lines
 
 
 def write_picture(folder: Path, source: str, out: Path) -> None:
@@ -169,7 +176,7 @@ def write_picture(folder: Path, source: str, out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", help="pictures with captions, e.g. twemoji64:PACKAGE")
+    parser.add_argument("source", nargs="?", default="", help="twemoji64:PACKAGE; without it nothing is trained")
     parser.add_argument("--widths", type=int, nargs="+", default=[16, 32, 64], help="of the autoencoder, by level")
     parser.add_argument("--first-steps", type=int, default=450, help="updates of the autoencoder")
     parser.add_argument("--latent-steps", type=int, default=1000)
@@ -182,37 +189,31 @@ def main() -> None:
     options = parser.parse_args()
     folder = options.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    common = {"source": options.source, "batch": options.batch}
-    first = trained(
-        folder, "autoencoder", "autoencoder", **common, split="train", widths=options.widths, critic_weight=0,
-        steps=options.first_steps, preview_every=options.first_steps,
-    )  # fmt: skip
-    common |= {"width": options.width, "preview_every": 0}
-    trained(folder, "latent", "latent", **common, autoencoder=first, steps=options.latent_steps)
-    trained(folder, "pixels", "emoji", **common, steps=options.pixel_steps)
     path = folder / "results.json"
     results = json.loads(path.read_text()) if path.exists() else {}
 
-    def keep(name: str, what: str, value: Callable[[], Any]) -> None:
-        if what not in results.setdefault(name, {}):
-            results[name][what] = value()
+    def keep(where: dict, what: str, value: Callable[[], Any]) -> None:
+        if what not in where:
+            where[what] = value()
             path.write_text(json.dumps(results, indent=1))
-            print(name, what, json.dumps(results[name][what]), flush=True)
+            print(what, json.dumps(where[what]), flush=True)
             jax.clear_caches()
 
-    for name in ("autoencoder", "latent", "pixels"):
-        results[name] = results.get(name, {}) | json.loads((folder / f"{name}.json").read_text())
-        keep(name, "values", lambda name=name: measured(folder / name, options.num))
-    for name in ("latent", "pixels"):
-        keep(name, "seconds", lambda name=name: seconds(folder / name))
-        keep(name, "counted", lambda name=name: counted(run.load_run(folder / name), memory=True))
-    for name, value in large(folder, options).items() if "large" not in results else ():
-        results["large"] = results.get("large", {}) | {name: value}
-    path.write_text(json.dumps(results, indent=1))
+    for size in (SMALL, LARGE):
+        keep(results, f"counted {size}", lambda size=size: counted(folder, size, options))
+    if options.source:
+        train_all(folder, options)
+        for name in ("autoencoder", "latent", "pixels"):
+            found = results.setdefault(name, {})
+            found |= json.loads((folder / f"{name}.json").read_text())
+            keep(found, "values", lambda name=name: measured(folder / name, options.num))
+            if name != "autoencoder":
+                keep(found, "seconds", lambda name=name: seconds(folder / name))
     print("\n".join(lines_of(results)))
     if options.page:
         write_table(options.page, "table", lines_of(results))
-        write_picture(folder, options.source, options.page.with_suffix(".png"))
+        if options.source:
+            write_picture(folder, options.source, options.page.with_suffix(".png"))
 
 
 if __name__ == "__main__":
