@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from few_steps import write_table
 from PIL import Image
@@ -84,8 +85,8 @@ def seconds(workdir: Path, batch: int = 16) -> float:
     return min(took[1:]) / batch
 
 
-def counted(folder: Path, size: int, options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Count for pictures of a size: of models with random parameters, since nothing that is counted depends on them."""
+def models_of(folder: Path, size: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Experiments of pictures of a size, with random parameters: nothing that is counted depends on these."""
     pictures, vae = folder / f"black-{size}", folder / f"random-{size}"
     if not (pictures / "0.txt").exists():
         pictures.mkdir(exist_ok=True)
@@ -98,26 +99,40 @@ def counted(folder: Path, size: int, options: argparse.Namespace) -> dict[str, d
     knobs = {"source": f"folder:{pictures}", "width": options.width, "batch": 4}
     latent, emoji = (run.load(EXPERIMENTS / f"{name}.py") for name in ("latent", "emoji"))
     return {
-        "latent": _update(latent(autoencoder=str(vae), **knobs)) | _sample(latent(autoencoder=str(vae), **knobs)),
-        "pixels": _update(emoji(**knobs)) | _sample(emoji(**knobs)),
-        "pixels, no patches": _sample(emoji(patch_size=1, **knobs)),
+        "latent": latent(autoencoder=str(vae), **knobs),
+        "pixels": emoji(**knobs),
+        "pixels, no patches": emoji(patch_size=1, **knobs),
     }
 
 
-def _update(experiment: Any) -> dict[str, float]:
-    """Operations of an update, and bytes of its temporary arrays, a picture."""
+def update_flops(experiment: Any) -> float:
+    """Operations of an update, a picture: three times those of the loss, as `jaxdiff plan` counts them."""
+    part, model = experiment.training, experiment.model
+    batch = {name: jnp.zeros((part.batch, *spec.shape), spec.dtype) for name, spec in part.batch_spec.items()}
+    params = model.merge_frozen(jax.eval_shape(model.init, jax.random.key(0)))
+    return 3 * flops.of_jaxpr(jax.make_jaxpr(part.loss)(params, jax.random.key(0), batch)) / part.batch
+
+
+def update_memory(experiment: Any) -> float:
+    """Bytes of an update's temporary arrays, a picture, as compiled for one device of this machine."""
     program = plan.train_step(experiment, make_mesh(devices=jax.devices()[:1]))
-    per = experiment.training.batch
-    return {"update": program.model_flops / per, "memory": (program.memory.temporaries or 0) / per}
+    return (program.memory.temporaries or 0) / experiment.training.batch
 
 
-def _sample(experiment: Any) -> dict[str, float]:
+def sample_flops(experiment: Any) -> float:
     """Operations of a sample."""
     params = jax.eval_shape(experiment.model.init, jax.random.key(0))
     generate = sampler(experiment.model, experiment.sampling, experiment.condition, experiment.medium)
     cond = jax.tree.map(np.asarray, experiment.condition.choose(np.arange(1)))
     arguments = experiment.model.merge_frozen(params), example_keys(0, 1), cond, experiment.guidance
-    return {"sample": flops.of_jaxpr(jax.make_jaxpr(generate)(*arguments))}
+    return flops.of_jaxpr(jax.make_jaxpr(generate)(*arguments))
+
+
+COUNTS = {
+    "update": (update_flops, "GFLOP of an update, a picture", 1e9),
+    "sample": (sample_flops, "GFLOP of a sample", 1e9),
+    "memory": (update_memory, "MB of an update's temporary arrays, a picture", 1e6),
+}
 
 
 def lines_of(results: dict) -> list[str]:
@@ -129,16 +144,12 @@ def lines_of(results: dict) -> list[str]:
         lines.append(f"| {name} | {cells} | {f'{pixels / latents:.1f}' if ratio else ''} |")
 
     for size in (SMALL, LARGE):
-        found = results[f"counted {size}"]
-        for kind, name, scale in (
-            ("update", "GFLOP of an update, a picture", 1e9),
-            ("memory", "MB of an update's temporary arrays, a picture", 1e6),
-            ("sample", "GFLOP of a sample", 1e9),
-        ):
-            pixels, latents = (found[name][kind] / scale for name in ("pixels", "latent"))
-            add(f"{name}, {size} x {size}", pixels, latents, ".4g", ratio=True)
-        unpatched, latents = (found[name]["sample"] / 1e9 for name in ("pixels, no patches", "latent"))
-        add(f"GFLOP of a sample, {size} x {size}, pixels without patches", unpatched, latents, ".4g", ratio=True)
+        found = results.get(f"{size} px", {})
+        for kind, (_, title, scale) in COUNTS.items():
+            for name, form in (("pixels", ""), ("pixels, no patches", ", pixels without patches")):
+                pixels, latents = (found.get(each, {}).get(kind) for each in (name, "latent"))
+                if pixels and latents:
+                    add(f"{title}, {size} x {size}{form}", pixels / scale, latents / scale, ".4g", ratio=True)
     if "pixels" not in results:
         return lines
     pixels, latents = results["pixels"], results["latent"]
@@ -199,8 +210,12 @@ def main() -> None:
             print(what, json.dumps(where[what]), flush=True)
             jax.clear_caches()
 
-    for size in (SMALL, LARGE):
-        keep(results, f"counted {size}", lambda size=size: counted(folder, size, options))
+    for kind, (count, *_) in COUNTS.items():
+        for size in (SMALL, LARGE):
+            for name, experiment in models_of(folder, size, options).items():
+                if kind != "memory" or name != "pixels, no patches":  # that program would be too large to compile here
+                    where = results.setdefault(f"{size} px", {}).setdefault(name, {})
+                    keep(where, kind, lambda count=count, experiment=experiment: count(experiment))
     if options.source:
         train_all(folder, options)
         for name in ("autoencoder", "latent", "pixels"):

@@ -20,7 +20,7 @@ TINY = {
     "cascade": {"width": 8, "size": 8, "low": 4},
     "emoji": {"width": 8},
     "fashion": {"width": 8},
-    "latent": {"width": 8, "size": 8},
+    "latent": {"width": 8, "size": 6},
     "toy2d": {"width": 16},
     "cifar10_ddpm": {"widths": (32, 32), "num_blocks": 1, "source": "fashion_mnist", "size": 8},
     "cifar10_edm": {"widths": (32, 32), "num_blocks": 1, "source": "fashion_mnist", "size": 8},
@@ -39,7 +39,7 @@ def tiny(tmp_path_factory):
     arrays = {name: rng.normal(size=(8, 4, 4, 2)) for name in ("mean", "std")}
     arrays |= {"tokens": rng.normal(size=(8, 3, 6)), "vector": rng.normal(size=(8, 5)), "label": rng.integers(0, 3, 8)}
     np.savez(folder / "0.npz", **arrays)
-    origin = first_stage.open_origin(first_stage.Architecture(widths=(8, 8)), (8, 8, 1))
+    origin = first_stage.open_origin(first_stage.Architecture(widths=(8, 8)), (6, 6, 1))
     given = {name: {"source": str(folder)} for name in ("imagenet256_dit", "text_mmdit")}
     given["latent"] = {"autoencoder": str(folder / "vae")}
 
