@@ -149,7 +149,7 @@ def lines_of(results: dict) -> list[str]:
             for name, form in (("pixels", ""), ("pixels, no patches", ", pixels without patches")):
                 pixels, latents = (found.get(each, {}).get(kind) for each in (name, "latent"))
                 if pixels and latents:
-                    add(f"{title}, {size} x {size}{form}", pixels / scale, latents / scale, ".4g", ratio=True)
+                    add(f"{title}, {size} x {size}{form}", pixels / scale, latents / scale, ",.1f", ratio=True)
     if "pixels" not in results:
         return lines
     pixels, latents = results["pixels"], results["latent"]
