@@ -3,7 +3,7 @@
 from typing import Any
 
 import jaxdiff as jd
-from jaxdiff import data, media, models, networks, text, text_encoders, train, training
+from jaxdiff import data, models, networks, text, text_encoders, train, training
 from jaxdiff.experiment import Experiment, Sampling, compute_dtype
 from jaxdiff.options import CondDropout, Count, Decay, Run, Source
 
@@ -11,6 +11,7 @@ from jaxdiff.options import CondDropout, Count, Decay, Run, Source
 def experiment(
     run: Run = Run(steps=2500, batch=32, lr=8e-3, preview_every=500),
     width: Count = 32,
+    patch_size: Count = 2,
     encoder: str = "own",
     cond_dropout: CondDropout = 0.1,
     ema: Decay = 0.995,
@@ -20,6 +21,7 @@ def experiment(
 
     Args:
         width: channels at the network's first level.
+        patch_size: edge of a patch, in pixels.
         encoder: of texts: own, minilm, or a directory of CLIP, T5 or BERT.
     """
     emoji = data.open_dataset(source, captions=True)
@@ -32,7 +34,7 @@ def experiment(
         attention=(2,),
         resample="pool",
         groups=8,
-        patch_size=2,
+        patch_size=patch_size,
         scale_shift=True,
         head_dim=width,
         context_dim=of_text.width,
@@ -56,8 +58,6 @@ def experiment(
     if of_text.init is not None:  # by Muon a small transformer forgets which word is which
         optimizer = train.by_part({"network": optimizer, "text": train.adamw(run.lr / 8, **rates)})
     sampling = Sampling(lambda n: jd.grids.by_time(process, n), jd.solvers.dpmpp_2m(), steps=16, guidance=3.0)
-    composed = isinstance(emoji, data.Compositions)
-    medium = media.compositions(core=emoji.core) if composed else media.images(emoji.shape, preview=20, captions=True)
     return Experiment(
         model,
         training.of(
@@ -65,6 +65,6 @@ def experiment(
         ),
         sampling,
         condition,
-        medium,
+        models.picture_medium(emoji, source),
         run.seed,
     )

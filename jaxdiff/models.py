@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,17 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh
 
-from jaxdiff import interop, networks
+from jaxdiff import data, interop, latents, media, networks
 from jaxdiff.conditions import Condition
-from jaxdiff.experiment import Model, compute_dtype
-from jaxdiff.media import Medium, images, latents
+from jaxdiff.experiment import Model
+from jaxdiff.first_stage import image_features
+from jaxdiff.interop.models.efficientnet import INSTALL, is_installed
+from jaxdiff.media import Medium
 from jaxdiff.parameterize import Prediction
 from jaxdiff.processes import Process
-from jaxdiff.sharding import shard_params
 from jaxdiff.text_encoders import TextEncoder
 
-__all__ = ["latent_medium", "load_autoencoder", "of"]
+__all__ = ["latent_medium", "load_autoencoder", "of", "picture_medium"]
 
 
 def of(
@@ -79,27 +81,42 @@ def of(
 
 
 def load_autoencoder(path: str | Path, mesh: Mesh | None = None) -> interop.Pretrained | None:
-    """Read an autoencoder's folder; None where there is no path.
-
-    Args:
-        path: a folder or file that `interop.load` reads.
-        mesh: where its parameters lie; None is the default device.
-    """
-    if not path:
-        return None
-    place = None if mesh is None else lambda tree: shard_params(tree, mesh)
-    return interop.load(path, dtype=compute_dtype(), place=place)
+    """Read an autoencoder, see `latents.load_autoencoder`; None where there is no path."""
+    return latents.load_autoencoder(path, mesh) if path else None
 
 
-def latent_medium(shape: tuple[int, ...], autoencoder: interop.Pretrained | None, *, preview: int = 10) -> Medium:
-    """Make the medium of a network of latents: images, or latents in false colours without an autoencoder.
+def latent_medium(
+    shape: tuple[int, ...], autoencoder: interop.Pretrained | None, pictures: Medium | None = None
+) -> Medium:
+    """Make the medium of a network of latents: pictures, or latents in false colours without an autoencoder.
 
     Args:
         shape: of one example's latents.
         autoencoder: what decodes them; its parameters are the model's frozen["vae"].
-        preview: examples in a preview.
+        pictures: the medium of the pictures that are decoded; None: a grid of ten, which are not measured.
     """
     if autoencoder is None:
-        return latents(shape, preview=preview)
+        return media.latents(shape)
     codec = autoencoder.apply
-    return images(shape, decode=lambda params, z: codec.decode_latents(params[1]["vae"], z), preview=preview)
+
+    def decode(params: Any, z: Array) -> Array:
+        return codec.decode_latents(params[1]["vae"], z)
+
+    if pictures is None:
+        return media.images(shape, decode=decode, preview=10)
+    return replace(pictures, shape=shape, decode=decode)
+
+
+def picture_medium(pictures: data.Dataset, source: str) -> Medium:
+    """Make the medium of a source's pictures, measured as their captions or classes allow.
+
+    Args:
+        pictures: from `data.open_dataset`, opened with captions where it has them.
+        source: its name.
+    """
+    if isinstance(pictures, data.Compositions):
+        return media.compositions(core=pictures.core)
+    if getattr(pictures, "captions", None):
+        features = image_features if is_installed() else None
+        return media.captioned(pictures, features=features, missing=INSTALL)
+    return media.images(pictures.shape, source=source if pictures.num_classes else None)

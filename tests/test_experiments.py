@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdiff import conditions, parameterize, solvers, train
+from jaxdiff import conditions, first_stage, parameterize, solvers, train
 from jaxdiff.drawing import draw
 from jaxdiff.recipe import load
 from jaxdiff.sampler import sampler
@@ -20,6 +20,7 @@ TINY = {
     "cascade": {"width": 8, "size": 8, "low": 4},
     "emoji": {"width": 8},
     "fashion": {"width": 8},
+    "latent": {"width": 8, "size": 6},
     "toy2d": {"width": 16},
     "cifar10_ddpm": {"widths": (32, 32), "num_blocks": 1, "source": "fashion_mnist", "size": 8},
     "cifar10_edm": {"widths": (32, 32), "num_blocks": 1, "source": "fashion_mnist", "size": 8},
@@ -38,10 +39,14 @@ def tiny(tmp_path_factory):
     arrays = {name: rng.normal(size=(8, 4, 4, 2)) for name in ("mean", "std")}
     arrays |= {"tokens": rng.normal(size=(8, 3, 6)), "vector": rng.normal(size=(8, 5)), "label": rng.integers(0, 3, 8)}
     np.savez(folder / "0.npz", **arrays)
+    origin = first_stage.open_origin(first_stage.Architecture(widths=(8, 8)), (6, 6, 1))
+    given = {name: {"source": str(folder)} for name in ("imagenet256_dit", "text_mmdit")}
+    given["latent"] = {"autoencoder": str(folder / "vae")}
 
     def build(name, **knobs):
-        source = {"source": str(folder)} if name in ("imagenet256_dit", "text_mmdit") else {}
-        return load(FOLDER / f"{name}.py")(**TINY[name], **source, **knobs)
+        if name == "latent" and not (folder / "vae").exists():
+            origin.save(origin.init(jax.random.key(0)), folder / "vae", scale=1.5)
+        return load(FOLDER / f"{name}.py")(**TINY[name], **given.get(name, {}), **knobs)
 
     return build
 

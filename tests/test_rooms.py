@@ -66,7 +66,7 @@ ALLOWED["sampler"] |= PARTS | WHERE
 # What is made of experiments; and who nobody imports.
 USERS = {
     "recipe", "run", "drawing", "extend", "export", "hooks", "models", "training", "finetune", "few_steps",
-    "first_stage", "plan", "text_encoders", "cascade", "imagine", "pretrained", "edit", "unclip",
+    "first_stage", "plan", "text_encoders", "cascade", "imagine", "pretrained", "edit", "unclip", "latents",
 }  # fmt: skip
 NOBODYS = {"cli", "demo", "experiments"}
 FRONT = {"__init__", "__main__", "script", "trust"} | USERS | NOBODYS

@@ -47,12 +47,22 @@ class Codec(NamedTuple):
         return self.normalize(mean), std * _like(std, self.scale)
 
     def decode_latents(self, params: Any, latents: Array) -> Array:
-        """Map the diffusion model's latents to images, float32 at least.
+        """Map the diffusion model's latents to images, float32 at least; see `decode_singly`."""
+        return decode_singly(lambda z: self.decode(params, self.denormalize(z)), latents)
 
-        Images are decoded one at a time, since the decoder's activations need many times the memory of the latents.
-        """
-        images = jax.lax.map(lambda z: self.decode(params, self.denormalize(z[None]))[0], latents)
-        return images.astype(at_least_float32(images.dtype))
+
+def decode_singly(decode: Callable[[Array], Array], latents: Array) -> Array:
+    """Decode one image at a time, since the decoder's activations need many times the memory of the latents.
+
+    Args:
+        decode: latents [1, ...] -> images [1, ...].
+        latents: [B, ...].
+
+    Returns:
+        Images [B, ...], float32 at least.
+    """
+    images = jax.lax.map(lambda z: decode(z[None])[0], latents)
+    return images.astype(at_least_float32(images.dtype))
 
 
 def init(module: nn.Module, key: Array) -> dict:

@@ -12,7 +12,7 @@ from jax import Array
 from jax.lax import stop_gradient
 
 from jaxdiff.autoencoders.blocks import Decoder, Encoder
-from jaxdiff.autoencoders.codec import check_channels, check_images
+from jaxdiff.autoencoders.codec import check_channels, check_images, decode_singly
 from jaxdiff.networks.initializers import unit_uniform
 from jaxdiff.networks.layers import Conv, at_least_float32, per_channel
 
@@ -203,6 +203,15 @@ class VQCodec(NamedTuple):
     factor: int
     channels: int
     scale: float = 1.0
+
+    def posterior(self, params: Any, images: Array) -> tuple[Array, Array]:
+        """Map images to the diffusion model's latents, not quantized (Rombach et al. 2022, sec. 3.1), and zeros."""
+        latents = self.encode(params, images) * self.scale
+        return latents, jnp.zeros_like(latents)
+
+    def decode_latents(self, params: Any, latents: Array) -> Array:
+        """Map the diffusion model's latents to images, float32 at least; see `decode_singly`."""
+        return decode_singly(lambda z: self.decode(params, z / self.scale), latents)
 
 
 def vq_codec(module: VQAutoencoder, *, scale: float = 1.0) -> VQCodec:

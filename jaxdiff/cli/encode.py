@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-import jax
 import numpy as np
 import tyro
 from tqdm import tqdm
 
-from jaxdiff import data, interop, text_to_image
-from jaxdiff.autoencoders import Codec
+from jaxdiff import data, latents, text_to_image
 from jaxdiff.cli.places import try_folder
 from jaxdiff.data.shards import UNFINISHED
 from jaxdiff.experiment import compute_dtype
-from jaxdiff.interop.sources import find_part
 from jaxdiff.options import Count, Range
-from jaxdiff.sharding import make_mesh, shard_batch, shard_params
+from jaxdiff.sharding import make_mesh
 from jaxdiff.storage import replacing, sync, write_text
 from jaxdiff.train.lock import Lock
 
@@ -39,7 +36,7 @@ def command(
     """Write the latents of images: the autoencoder's mean and standard deviation, in the scale of a diffusion model.
 
     Args:
-        directory: directory or file of an AutoencoderKL, or of a pipeline that has one.
+        directory: directory or file of an autoencoder or of a pipeline that has one, or a run that has trained one.
         out: folder for the .npz files; with a prompt, also for prompts/classes.npz: the embedding of each class's
             prompt and, last, of the empty prompt.
         source: tfds:NAME, folder:PATH or fashion_mnist.
@@ -59,18 +56,10 @@ def command(
         raise ValueError(f"{texts} already has prompts: choose another --out")
     try_folder(texts.parent if prompt else out, "--out")
     mesh = make_mesh()
-    vae_folder = find_part(directory, "vae")
-    vae = interop.load(vae_folder, dtype=compute_dtype(), place=lambda tree: shard_params(tree, mesh))
-    if not isinstance(vae.apply, Codec):
-        raise ValueError(f"latents are those of an AutoencoderKL, got {vae.config['_class_name']} in {vae_folder}")
+    vae = latents.load_autoencoder(directory, mesh)
     images = data.open_dataset(source, split, size=size, channels=vae.config.get("in_channels", 3))
     embeddings = _embed_prompts(directory, base, prompt, images.class_names, size=size) if prompt else {}
-    posterior = jax.jit(vae.apply.posterior)
-
-    def encode(x: np.ndarray) -> Rows:
-        padded = np.concatenate([x, np.repeat(x[-1:], batch - len(x), axis=0)])
-        mean, std = posterior(vae.params, shard_batch(padded, mesh))
-        return {"mean": np.asarray(mean)[: len(x)], "std": np.asarray(std)[: len(x)]}
+    encode = latents.encoder(vae, batch, mesh)
 
     with Lock(out, what="encoding"):
         _check_free(out)
@@ -117,7 +106,7 @@ def _embed_prompts(directory: Path, base: Path | None, prompt: str, names: tuple
 
 
 def _batches(
-    images: data.Dataset, encode: Callable[[np.ndarray], Rows], embeddings: Rows, *, batch: int, flip: bool
+    images: data.Dataset, encode: latents.Encode, embeddings: Rows, *, batch: int, flip: bool
 ) -> Iterator[Rows]:
     for start in tqdm(range(0, len(images), batch), desc="encoding", unit="batch"):
         examples = [images[i] for i in range(start, min(start + batch, len(images)))]
@@ -127,7 +116,8 @@ def _batches(
             extra["label"] = np.array([example["label"] for example in examples], np.int32)
             extra |= {name: table[extra["label"]] for name, table in embeddings.items()}
         for pixels in (x, x[:, :, ::-1]) if flip else (x,):
-            yield {name: value.astype(np.float16) for name, value in encode(pixels).items()} | extra
+            mean, std = encode(pixels)
+            yield {"mean": mean.astype(np.float16), "std": std.astype(np.float16)} | extra
 
 
 def _shards(batches: Iterator[Rows], rows: int) -> Iterator[Rows]:

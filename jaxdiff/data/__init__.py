@@ -8,7 +8,7 @@ from jaxdiff.data.pairs import Pairs, pairs_of
 from jaxdiff.data.pipeline import batches, load_arrays
 from jaxdiff.data.shards import NpzShards, load_embeddings
 from jaxdiff.data.skipping import Skipping
-from jaxdiff.data.sources import ArraySource, Dataset, class_prompts, open_dataset
+from jaxdiff.data.sources import ArraySource, Dataset, class_prompts, has_captions, open_dataset
 from jaxdiff.data.transforms import to_float, to_uint8
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "batches",
     "captions_of",
     "class_prompts",
+    "has_captions",
     "load_arrays",
     "load_embeddings",
     "low_resolution",

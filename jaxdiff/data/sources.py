@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from jaxdiff.data.captions import check_captions
+from jaxdiff.data.captions import METADATA, check_captions
 from jaxdiff.data.transforms import fit_array
 from jaxdiff.data.twemoji import load_twemoji, pictures_of
 from jaxdiff.schema import integer
@@ -168,6 +168,25 @@ def open_dataset(
     if captions:
         raise ValueError("fashion_mnist has classes, and no captions")
     return _fashion_mnist(split, size, channels)
+
+
+def has_captions(name: str, split: str = "train") -> bool:
+    """Return whether a data set's pictures have captions that are known beforehand.
+
+    Args:
+        name: as for `open_dataset`.
+        split: as for `open_dataset`.
+
+    Raises:
+        ValueError: a folder or its split does not exist.
+    """
+    kind, _, rest = name.partition(":")
+    if kind == "folder" and rest:
+        from jaxdiff.data.folder import find_split
+
+        folder = find_split(rest, split)
+        return (folder / METADATA).is_file() or any(folder.rglob("[!.]*.txt"))
+    return kind in ("compositions", "noto", "openmoji", "twemoji", "twemoji64")
 
 
 def class_prompts(prompt: str, class_names: Sequence[str]) -> list[str]:

@@ -1,6 +1,7 @@
 """What a model makes: one file for each kind, each of which returns a Medium."""
 
 from jaxdiff.media.base import Evaluator, Medium, Report, Samples
+from jaxdiff.media.captioned import captioned
 from jaxdiff.media.compositions import compositions
 from jaxdiff.media.embeddings import embeddings
 from jaxdiff.media.images import images
@@ -9,6 +10,6 @@ from jaxdiff.media.points import points
 from jaxdiff.media.reconstructions import reconstructions
 
 __all__ = [
-    "Evaluator", "Medium", "Report", "Samples", "compositions", "embeddings", "images", "latents", "points",
+    "Evaluator", "Medium", "Report", "Samples", "captioned", "compositions", "embeddings", "images", "latents", "points",
     "reconstructions",
 ]  # fmt: skip

@@ -13,7 +13,7 @@ from jaxdiff.media.base import Evaluator, Medium, Report, Samples
 from jaxdiff.media.files import save_npz, save_png, save_pngs
 from jaxdiff.metrics import kernel_distance, psnr, ssim
 
-__all__ = ["Features", "reconstructions"]
+__all__ = ["Features", "describe_distances", "paired_distances", "reconstructions"]
 
 Features = Callable[[np.ndarray], np.ndarray]  # images [N, H, W, C] in [-1, 1] -> [N, D]
 
@@ -74,20 +74,21 @@ def _measure(samples: Samples, features: Features | None, missing: str) -> Repor
     ]
     if features is None:
         return Report(values, "\n".join([*lines, missing] if missing else lines))
-    values |= _distances(features(original), features(made))
-    lines += [
-        f"feature distance {values['feature_distance']:8.4f}, "
-        f"of different pictures {values['feature_distance_other']:.4f}",
-        f"kernel distance  {values['kernel_distance']:8.4f} +- {values['kernel_distance_error']:.4f}, "
-        f"of originals {values['kernel_distance_real']:.4f} +- {values['kernel_distance_real_error']:.4f}",
-        "The kernel distance is that of half of the reconstructions, or of their originals, to the originals of the",
-        "other half.",
-    ]
+    values |= paired_distances(features(original), features(made))
+    lines += describe_distances(values)
     return Report(values, "\n".join(lines))
 
 
-def _distances(original: np.ndarray, made: np.ndarray) -> dict[str, float]:
-    """Cosine distances of pairs, and kernel distances of two halves: of dependent samples these would be biased."""
+def paired_distances(original: np.ndarray, made: np.ndarray) -> dict[str, float]:
+    """Cosine distances of pairs, and kernel distances of two halves: of dependent samples these would be biased.
+
+    Args:
+        original: features [N, D].
+        made: features of what belongs to each, [N, D].
+
+    Raises:
+        ValueError: there are fewer than eight.
+    """
     if len(original) < 8:
         raise ValueError(f"feature distances need at least 8 pictures, got {len(original)}")
     unit_of = lambda f: f / np.linalg.norm(f, axis=1, keepdims=True)  # noqa: E731
@@ -103,3 +104,14 @@ def _distances(original: np.ndarray, made: np.ndarray) -> dict[str, float]:
         value, error = kernel_distance(sample[:half] / scale, original[half:] / scale, blocks=blocks)
         distances |= {name: value, f"{name}_error": error}
     return {name: float(value) for name, value in distances.items()}
+
+
+def describe_distances(values: dict[str, Any]) -> list[str]:
+    """Describe the results of `paired_distances` in lines for a person."""
+    return [
+        f"feature distance {values['feature_distance']:8.4f}, "
+        f"of different pictures {values['feature_distance_other']:.4f}",
+        f"kernel distance  {values['kernel_distance']:8.4f} +- {values['kernel_distance_error']:.4f}, "
+        f"of originals {values['kernel_distance_real']:.4f} +- {values['kernel_distance_real_error']:.4f}",
+        "The kernel distance is that of half of what was made, or of its originals, to the other half's originals.",
+    ]
