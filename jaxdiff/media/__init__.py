@@ -10,6 +10,6 @@ from jaxdiff.media.points import points
 from jaxdiff.media.reconstructions import reconstructions
 
 __all__ = [
-    "Evaluator", "Medium", "Report", "Samples", "captioned", "compositions", "embeddings", "images", "latents", "points",
-    "reconstructions",
+    "Evaluator", "Medium", "Report", "Samples", "captioned", "compositions", "embeddings", "images", "latents",
+    "points", "reconstructions",
 ]  # fmt: skip
