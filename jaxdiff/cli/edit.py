@@ -14,7 +14,7 @@ from jaxdiff.cli.prompt import is_pipeline
 from jaxdiff.edit import edit
 from jaxdiff.media import Samples
 from jaxdiff.media.images import save_images
-from jaxdiff.options import Count, Seed
+from jaxdiff.options import Count, Natural, Seed
 from jaxdiff.pretrained import open_run
 from jaxdiff.progress import busy
 from jaxdiff.sharding import parse_mesh
@@ -26,7 +26,7 @@ def command(
     prompt: str | None = None,
     source: str | None = None,
     mask: Path | None = None,
-    outpaint: tuple[int, int, int, int] = (0, 0, 0, 0),
+    outpaint: tuple[Natural, Natural, Natural, Natural] = (0, 0, 0, 0),
     strength: float | None = None,
     fit: bool = False,
     num: Count = 4,
