@@ -59,10 +59,14 @@ def ddrm(
 
     def step(denoise: Denoiser, key: Array, x: Array, state, cur: Level, nxt: Level):
         x0, eps = from_x0(denoise(x, cur), x, cur)
-        away = operator.adjoint(operator.solve(y - measure(operator, y, x0), 1.0, 0.0))
+        away = operator.adjoint(y - measure(operator, y, x0))  # V S U^T of the residual
         each = jnp.asarray(std, x.dtype)
         new, given = (jnp.asarray(share, x.dtype) for share in (eta, eta_b))
         old = jnp.sqrt(1 - jnp.square(new))
+
+        def seen(s: Array) -> Array:
+            """Singular values, and 0 for those by which rounding errors would be divided."""
+            return jnp.where(s > jnp.sqrt(jnp.finfo(s.dtype).eps) * jnp.max(s), s, 0)
 
         def better(s: Array) -> tuple[Array, Array]:
             """alpha std / s, and where that is no more than sigma."""
@@ -71,15 +75,16 @@ def ddrm(
 
         # Factors of what is added to alpha x0, in each direction.
         def of_eps(s: Array) -> Array:
-            return jnp.where(s > 0, 0, nxt.sigma * old)
+            return jnp.where(seen(s) > 0, 0, nxt.sigma * old)
 
         def of_difference(s: Array) -> Array:
+            s = seen(s)
             noise, good = better(s)
             worse = nxt.sigma * old * reciprocal(jnp.where(good, 0, noise))
-            return jnp.where(s > 0, nxt.alpha * jnp.where(good, given, worse), 0)
+            return nxt.alpha * jnp.where(good, given, worse) * jnp.square(reciprocal(s))
 
         def of_noise(s: Array) -> Array:
-            noise, good = better(s)
+            noise, good = better(seen(s))
             missing = safe_sqrt(jnp.maximum(jnp.square(nxt.sigma) - jnp.square(given * noise), 0))
             return jnp.where(good, missing, nxt.sigma * new)
 

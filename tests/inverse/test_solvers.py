@@ -159,6 +159,20 @@ def test_ddrm_fits_a_measurement_without_noise_and_needs_a_decomposition():
         inverse.ddrm(operator, y, 0.1, eta_b=1.5)
 
 
+@pytest.mark.slow
+def test_ddrm_divides_no_rounding_errors_by_small_singular_values():
+    """A blur that keeps almost nothing of some frequencies, in float32: what is drawn has the size of the data."""
+    bell = np.exp(-0.5 * np.square(np.arange(-4, 5) / 1.5))
+    operator = operators.blur(jnp.asarray(np.outer(bell, bell) / bell.sum() ** 2, jnp.float32))
+    truth, noise = np.random.default_rng(0).normal(size=(2, 3, 28, 28, 1)).astype(np.float32)
+    y = operator.apply(jnp.asarray(truth)) + 0.05 * noise
+    denoise = lambda x, level: level.alpha * x / (level.alpha**2 + level.sigma**2)  # noqa: E731
+    levels = jd.grids.karras(VP, 30, sigma_min=0.01, sigma_max=80.0)
+    x = jd.noise.prior(levels, KEY, y.shape)
+    drawn = jax.jit(lambda x: jd.sample(denoise, inverse.ddrm(operator, y, 0.05), levels, x, KEY))(x)
+    assert 0.5 < np.std(drawn) < 1.5
+
+
 # Decoupled annealing
 
 
