@@ -7,7 +7,6 @@ makes all but the README.
 
 from __future__ import annotations
 
-import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -22,6 +21,7 @@ from jaxdiff.data.npz import read_npz
 from jaxdiff.recipe import Recipe, check_vocabulary, keep_vocabulary
 from jaxdiff.run import check_shapes
 from jaxdiff.script import Script
+from jaxdiff.storage import write_text
 
 __all__ = ["names", "open_run", "unpack"]
 
@@ -85,5 +85,5 @@ def unpack(name: str, workdir: str | Path, *, source: Path = FOLDER) -> None:
             checkpointer.save(state._replace(step=jnp.asarray(part.steps, state.step.dtype)))
         for file in BESIDE:
             if (packed / file).is_file():
-                shutil.copyfile(packed / file, partial / file)
+                write_text(partial / file, (packed / file).read_text())
         partial.rename(workdir)

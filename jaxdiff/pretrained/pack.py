@@ -5,7 +5,6 @@ Its averaged parameters are rounded to half precision, and these are measured.
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from jaxdiff.options import Count
 from jaxdiff.pretrained import FOLDER, WEIGHTS, unpack
 from jaxdiff.recipe import VOCABULARY
 from jaxdiff.script import SOURCE, shipped
+from jaxdiff.storage import write_text
 
 
 def pack(run: tyro.conf.Positional[Path], num: Count = 5000, out: Path = FOLDER) -> None:
@@ -44,13 +44,13 @@ def pack(run: tyro.conf.Positional[Path], num: Count = 5000, out: Path = FOLDER)
     save_npz(packed / WEIGHTS, **{key: np.asarray(a, np.float16) for key, a in weights.items()})
     train.write_knobs(packed, knobs, may_change=knobs)
     if (run / VOCABULARY).is_file():
-        shutil.copyfile(run / VOCABULARY, packed / VOCABULARY)
+        write_text(packed / VOCABULARY, (run / VOCABULARY).read_text())
     with tempfile.TemporaryDirectory() as folder:
         unpacked = Path(folder) / name
         unpack(name, unpacked, source=out)
         experiment = runs.load_run(unpacked)
         report = runs.evaluate(experiment, runs.parameters(experiment, unpacked), unpacked, num=num)
-        shutil.copyfile(unpacked / "eval.json", packed / "eval.json")
+        write_text(packed / "eval.json", (unpacked / "eval.json").read_text())
     print(report.text)
     print(packed)
 
