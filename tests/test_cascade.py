@@ -86,6 +86,7 @@ def test_training_draws_a_level_for_each_picture(tiny):
     assert abs(eps.std() - 1) < 0.01 and abs(8 * eps.mean((1, 2, 3)).std() - 1) < 0.07
 
 
+@pytest.mark.slow
 def test_training_blurs_its_share_of_the_pictures(tiny):
     hint = np.repeat(np.random.default_rng(0).uniform(0, 1, (1, 4, 4, 1)).astype(np.float32), 400, axis=0)
     got = augmented(tiny.condition, hint, max_level=0.0, blur=0.3)["concat"]

@@ -45,6 +45,7 @@ def test_the_loss_is_the_mean_cross_entropy_of_rows_and_columns():
     np.testing.assert_allclose(metrics["accuracy"], np.mean(found), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_its_gradients_are_the_closed_forms():
     """scale (p + q - 2 I) b / 2B, where p and q are the softmax over rows and columns; the scale's likewise."""
     a, b, scale = unit(1), unit(2), 7.0

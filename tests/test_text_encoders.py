@@ -48,6 +48,7 @@ def output(params, cond):
     return CROSS.apply({"params": params["cross"]}, x, made["tokens"], made["mask"]), made["vector"]
 
 
+@pytest.mark.slow
 def test_padding_changes_nothing_and_words_and_their_order_do():
     params = drawn(jax.eval_shape(parameters, jax.random.key(0)))
     pair = ["red square", "square red"]

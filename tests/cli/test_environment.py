@@ -89,6 +89,7 @@ print(by_default, int(kept), faults())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
 def test_pages_are_kept():
     """A block that is freed and asked for again costs no page faults, where it costs one for each 4 KiB by default."""

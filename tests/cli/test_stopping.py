@@ -179,6 +179,7 @@ def test_a_disk_that_stays_full_ends_with_5(script, tmp_path, monkeypatch, capfd
     assert len(losses(tmp_path / "run")) == 8
 
 
+@pytest.mark.slow
 def test_checkpoints_have_a_rhythm_of_their_own(script, tmp_path, monkeypatch):
     saved = []
     save = train.Checkpointer.save

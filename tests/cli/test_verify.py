@@ -71,6 +71,7 @@ def test_a_good_run(run, capsys):
     assert f"4 arrays, {size / 1e6:,.1f} MB" in rows["checkpoints/30"]
 
 
+@pytest.mark.slow
 def test_every_file_counts(run, capsys):
     """One bit of any file of any step."""
     for path in sorted(path for path in run.glob("*/*/**/*") if path.is_file())[::2]:

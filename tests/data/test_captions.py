@@ -111,6 +111,7 @@ def test_shards_with_captions(tmp_path):
             data.NpzShards(tmp_path / name, spec, captions="text")[0]
 
 
+@pytest.mark.slow
 def test_one_of_the_captions_is_drawn_anew_in_each_epoch():
     """Caption j of image i has length 4 i + j + 1: batches of any host, size and start agree, and all are drawn."""
     captions = [tuple("x" * (4 * i + j + 1) for j in range(1 + i % 4)) for i in range(8)]

@@ -155,6 +155,7 @@ def test_latents_of_a_posterior_and_of_a_codebook(x64):
     np.testing.assert_allclose(pulled[0], 0.25 * 2 * gaps / 4, atol=1e-12)  # and a quarter as fast the other way
 
 
+@pytest.mark.slow
 def test_transforms_are_those_of_images_and_latents_alike():
     """A latent is the mean of its pixels: it stays so of smooth images. Constants stay, and corners turn."""
     factor, edge = 4, 16

@@ -168,6 +168,7 @@ def test_commands_take_it_and_what_it_wrote_trains_on(tmp_path, capsys, monkeypa
     assert factor[0] == factor[1] != 1
 
 
+@pytest.mark.slow
 def test_mistakes(tmp_path):
     for knobs, words in (
         ({"widths": (8, 12)}, r"multiples of --groups 8, got \(8, 12\)"),
@@ -191,6 +192,7 @@ def test_mistakes(tmp_path):
         experiment(directory=str(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_model_denoises_or_makes_examples_in_one_call():
     made = experiment()
     with pytest.raises(ValueError, match="sampling must be None for a model with generate"):

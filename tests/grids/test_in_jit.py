@@ -161,6 +161,7 @@ class Closed:
         return FLOW.time(lam) / self.stretch
 
 
+@pytest.mark.slow
 def test_a_process_with_traced_numbers_still_works():
     for make in (Closed, lambda stretch: jd.processes.VE(0.1, 10.0 * stretch)):
         total = lambda a, make=make: jnp.sum(grids.by_time(make(a), 3).sigma + grids.karras(make(a), 3, **SIGMAS).t)  # noqa: E731

@@ -30,6 +30,7 @@ def exact_trace(levels, x):
     return log_likelihood(CLUSTERS.denoise, levels, x, prior=lambda x: CLUSTERS.log_density(x, first))
 
 
+@slow
 def test_is_the_mixtures_density_with_one_compilation(x64):
     """On VP, EDM and flow to 1e-4 nats; the latent's own density closes the change of variables."""
     rng = np.random.default_rng(0)

@@ -89,6 +89,7 @@ def test_kernel_distance_is_unbiased_and_its_error_honest_for_equal_distribution
     assert np.sqrt(np.mean(errors**2)) == pytest.approx(spread, rel=0.25)
 
 
+@pytest.mark.slow
 def test_kernel_distance_of_a_shift_is_the_closed_form():
     """In one dimension, with k = (xy + 1)^3, MMD^2 = sum_n C(3, n) (E x^n - E y^n)^2; moments of N(m, 1)."""
     rng, m = np.random.default_rng(0), 0.7

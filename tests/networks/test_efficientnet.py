@@ -20,6 +20,7 @@ def shapes(size=(64, 64), dtype=jnp.float32):
     return variables["params"], outputs
 
 
+@pytest.mark.slow
 def test_the_published_number_of_parameters():
     params, (logits, features) = shapes(dtype=jnp.bfloat16)
     leaves = jax.tree_util.tree_leaves_with_path(params)

@@ -53,6 +53,7 @@ def test_targets_are_patterns_or_predicates():
     assert {path for path, _ in lora.pairs(only)} == {("stack.*", "conv", "kernel")}
 
 
+@pytest.mark.slow
 def test_merge_is_the_sum_of_outer_products():
     params = tree()
     adapters = drawn(params)
@@ -89,6 +90,7 @@ def test_dtypes():
     np.testing.assert_allclose(got, 1.001, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_derivatives_are_of_the_adapters_alone():
     params = {"to_q": {"kernel": random((4, 3), 0)}}
     adapters = drawn(params, rank=1)

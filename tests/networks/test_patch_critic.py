@@ -8,6 +8,7 @@ import pytest
 from jaxdiff import networks, trees
 
 
+@pytest.mark.slow
 def test_layers_are_the_references_and_images_do_not_meet():
     critic = networks.PatchCritic(channels=4, layers=2, groups=4)
     x = jax.random.normal(jax.random.key(0), (1, 16, 16, 1))

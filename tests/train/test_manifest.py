@@ -288,6 +288,7 @@ def test_several_bad_ones_in_a_row(run, capsys):
     assert len(capsys.readouterr().err.splitlines()) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # TensorStore's, of damaged files
 def test_large_files_are_hashed_beside_the_reading(run, monkeypatch):
     """Large is 1 KB in place of 16 MB: most flips are in files that are read before they are known to be good."""

@@ -42,6 +42,7 @@ def run(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("std", "step"), [(0.05, None), (0.1, STEPS), (0.1, 24)])
 def test_what_was_stored_comes_back(run, std, step):
     with train.Snapshots(run, read_only=True) as snapshots:

@@ -41,6 +41,7 @@ def test_an_embedding_becomes_a_vector_and_four_tokens():
         condition.parse("a")
 
 
+@pytest.mark.slow
 def test_a_prompt_is_drawn_by_the_prior_and_an_embedding_is_not(given):
     condition, keys = unclip.of_embeddings(embedder(), pairs(), given), example_keys(0, 3)
     frozen = {"prior": jnp.float32(3)}

@@ -146,6 +146,7 @@ def test_the_missing_package_is_named(monkeypatch):
         efficientnet_lite0()
 
 
+@pytest.mark.slow
 def test_another_network_s_file_is_refused(file):
     with pytest.raises(ValueError, match=r"missing: _blocks.*not of this network: name"):
         efficientnet_lite0(write(file, tensor((6,), (1,))))
