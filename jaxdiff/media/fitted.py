@@ -13,7 +13,6 @@ import numpy as np
 
 from jaxdiff import train, trees
 from jaxdiff.messages import listed
-from jaxdiff.progress import Progress
 from jaxdiff.storage import replacing
 from jaxdiff.train import ema
 
@@ -46,6 +45,8 @@ def fit(
     Raises:
         ValueError: the training diverged.
     """
+    from jaxdiff.progress import Progress  # with tqdm, which those who fit nothing need not have
+
     optimizer = train.adamw(
         lr, warmup_steps=max(1, steps // 7), steps=steps, schedule="cosine", weight_decay=weight_decay
     )

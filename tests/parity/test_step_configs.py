@@ -21,7 +21,7 @@ from parity.common import in_double  # noqa: E402
 from parity.step_options import FEW_STEPS, OPTIONS, nan, walk  # noqa: E402
 
 import jaxdiff as jd  # noqa: E402
-from jaxdiff.sample import _try_pure_noise, _typed, check_levels  # noqa: E402
+from jaxdiff.sample import _try_pure_noise, check_levels, typed_levels  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("x64")
 SHAPE = (2, 3, 2)
@@ -120,7 +120,7 @@ def ours(kind, config, n, first, **options):
     denoise = made.sampling.clip(jd.denoiser(apply, None, made.prediction))
     check_levels(levels, falling=solver.falling)
     _try_pure_noise(solver, denoise, levels, x, first or None)
-    levels = _typed(levels, x)
+    levels = typed_levels(levels, x)
     path, state = [np.asarray(x)], solver.init(x)
     for i in range(first, len(levels.t) - 1):
         cur, nxt = (levels.at(j) for j in (i, i + 1))
