@@ -142,7 +142,8 @@ def game(steps_per_call):
         affine, teacher, process, apply=network(process), prediction=parameterize.x0, times=times,
         adversary=distill.Adversary(itself, critic, process, times),
     )  # fmt: skip
-    rates = {"student": 0.03, "fake": 0.1, "critic": 0.01}
+    # With a constant rate the student circles about the equilibrium, and rounding decides where it is in the end.
+    rates = {"student": optax.linear_schedule(0.03, 0.0, STEPS // 6), "fake": 0.1, "critic": 0.01}
     played = train.players(
         {name: train.Player(loss, optax.adam(rates[name], b1=0.5)) for name, loss in losses.items()},
         distill.alternate({("fake", "critic"): 5, "student": 1}),
@@ -175,8 +176,7 @@ def test_the_game_reaches_the_data():
     step, state = game(STEPS)
     x = M + V**0.5 * np.random.default_rng(0).normal(size=(STEPS, 128, 1))
     state, _ = step(state, {"x": x.astype(np.float32)})
-    # The players circle about the equilibrium, and rounding decides where they are.
-    np.testing.assert_allclose(state.ema["student"], [M, V**0.5], atol=0.12)
+    np.testing.assert_allclose(state.ema["student"], [M, V**0.5], atol=0.05)
 
 
 def test_the_middle_of_a_grid():
