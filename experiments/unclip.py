@@ -6,7 +6,7 @@ from typing import Any, Literal
 from jax.sharding import Mesh
 
 import jaxdiff as jd
-from jaxdiff import conditions, data, media, networks, train, training, unclip
+from jaxdiff import conditions, data, models, networks, train, training, unclip
 from jaxdiff.experiment import Experiment, Sampling, compute_dtype
 from jaxdiff.options import CondDropout, Count, Decay, File, Run, Source
 
@@ -49,8 +49,7 @@ def experiment(
         null = {"embedding": condition.null["embedding"]}
         loss = jd.losses.denoising_loss(of_embedding, process, velocity, null_cond=null, **options)
         learned, sampling = conditions.none(), replace(sampling, guidance=2.0)
-        composed = isinstance(pictures, data.Compositions)
-        medium = media.compositions(core=pictures.core) if composed else media.images(pictures.shape, captions=True)
+        medium = models.picture_medium(pictures, source)
     else:
         condition = learned = unclip.of_texts(embedder, pairs)
         mlp, medium = networks.MLP(width=8 * width, pooled_dim=embedder.width), unclip.prior_medium(embedder, pairs)

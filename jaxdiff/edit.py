@@ -89,7 +89,8 @@ def edit(
     if source is not None:
         where, _ = _condition(generator, source, SOURCE_GUIDANCE)
         moved = _moving(stage, guided=scale != 1)
-        drawn = jax.jit(moved)(stage.params, keys, repeat(cond), repeat(where), scale, x0, strength)
+        pair = repeat(cond), repeat(where)
+        drawn = jax.jit(moved)(stage.params, keys, x0, conditions=pair, scale=scale, strength=strength)
     else:
         wide = _widened(stage, x0.shape[1:])
         if partly:
@@ -169,13 +170,14 @@ def _coarse(known: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _moving(stage: Stage, *, guided: bool) -> Callable[..., Array]:
-    """(params, keys, cond, source's cond, scale, x0, strength) -> pictures."""
+    """(params, keys, x0, conditions of prompt and source, scale, strength) -> pictures."""
     levels, solver = stage.sampling.prepare()
     denoise = conditional(stage.model, stage.condition, solver)
     if solver.learned_variance:
         raise UserError("this solver takes a learned variance, and a difference of pictures has none: choose another")
 
-    def move(params: Any, keys: Array, cond: Cond, source: Cond, scale: Any, x0: Array, strength: Any) -> Array:
+    def move(params: Any, keys: Array, x0: Array, *, conditions: Any, scale: Any, strength: Any) -> Array:
+        cond, source = conditions
         target: Denoiser = denoise(params, cond)
         if guided:
             target = stage.sampling.guide(target, denoise(params, stage.condition.without(cond)), scale)

@@ -111,7 +111,7 @@ def stream(
     denoise_of: Callable[[Cond], Denoiser], solver: Solver, levels: Level
 ) -> tuple[Callable[[Array, Array, Cond], Stream], Callable[[Stream, Array, Array, Cond], tuple[Stream, Array]]]:
     """Sample without an end: one call takes one picture in and gives one out (StreamDiffusion, Kodaira et al. 2023,
-    arXiv:2312.12491, sec. 3.1).
+    arXiv:2312.12491).
 
     Each call evaluates the denoiser once for N pictures, one at each level of the grid. A picture comes out after N
     calls, as `sample` would make it from the same x, key and condition.

@@ -7,15 +7,13 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from jaxdiff import imagine
+from jaxdiff.cli.generators import check_kind, open_generator
 from jaxdiff.cli.pictures import read_picture
 from jaxdiff.cli.places import try_file, try_folder
-from jaxdiff.cli.prompt import is_pipeline
 from jaxdiff.edit import edit
 from jaxdiff.media import Samples
 from jaxdiff.media.images import save_images
 from jaxdiff.options import Count, Natural, Seed
-from jaxdiff.pretrained import open_run
 from jaxdiff.progress import busy
 from jaxdiff.sharding import parse_mesh
 
@@ -71,16 +69,10 @@ def command(
     (try_file if out.suffix else try_folder)(out, "--out")
     if prompt is None and mask is None and not any(outpaint):
         raise ValueError("edit takes --prompt, --mask or --outpaint: what shall be drawn?")
-    where, of_directory = parse_mesh(mesh), is_pipeline(run)
-    if not of_directory and (size or base or variant):
-        raise ValueError(f"{run} is no text-to-image directory: it takes no --size, --base and --variant")
-    with busy("loading"):
-        if of_directory:
-            generator = imagine.of_directory(
-                run, steps=steps, solver=solver, size=size, base=base, variant=variant, mesh=where
-            )
-        else:
-            generator = imagine.of_run(open_run(run), steps=steps, solver=solver, mesh=where, trust=trust)
+    where, of_directory = parse_mesh(mesh), check_kind(run, size=size, base=base, variant=variant)
+    generator = open_generator(
+        run, steps=steps, solver=solver, size=size, base=base, variant=variant, mesh=where, trust=trust
+    )
     height, width = generator.history.size or generator.stage(1).medium.shape[:2]
     shape = (height, width, 3 if of_directory else generator.stage(1).medium.shape[-1])
     x = read_picture(picture, shape, fit=fit)

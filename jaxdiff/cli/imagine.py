@@ -12,14 +12,13 @@ import numpy as np
 import tyro
 
 from jaxdiff import imagine
+from jaxdiff.cli.generators import check_kind, open_generator
 from jaxdiff.cli.places import try_folder
-from jaxdiff.cli.prompt import is_pipeline
 from jaxdiff.data.npz import read_npz
 from jaxdiff.imagine import Drawn, Generator, History
 from jaxdiff.media import Samples
 from jaxdiff.media.files import save_npz
 from jaxdiff.options import Count, Seed
-from jaxdiff.pretrained import open_run
 from jaxdiff.progress import busy
 from jaxdiff.sharding import parse_mesh
 from jaxdiff.train.lock import Lock
@@ -74,9 +73,7 @@ def command(
     options = {"strength": strength, "num": num, "guidance": guidance}
     given = {name: value for name, value in options.items() if value is not None}
     change = _change(prompt=prompt, vary=vary, remix=remix, upscale=upscale, again=again, seed=seed, options=given)
-    where, of_directory = parse_mesh(mesh), is_pipeline(run)
-    if not of_directory and (size or base or variant):
-        raise ValueError(f"{run} is no text-to-image directory: it takes no --size, --base and --variant")
+    where, of_directory = parse_mesh(mesh), check_kind(run, size=size, base=base, variant=variant)
     out = (Path("imagine") if of_directory else run / "imagine") if out is None else out
     try_folder(out, "--out")
     path = out / HISTORY
@@ -87,12 +84,9 @@ def command(
         change(before)  # a mistake shows before the model is read
         steps, solver = steps or before.steps, solver or before.solver
         size = before.size if size is None else size
-    settings: dict[str, Any] = {"steps": steps, "solver": solver, "mesh": where}
-    with busy("loading"):
-        if of_directory:
-            generator = imagine.of_directory(run, **settings, size=size, base=base, variant=variant)
-        else:
-            generator = imagine.of_run(open_run(run), **settings, trust=trust)
+    generator = open_generator(
+        run, steps=steps, solver=solver, size=size, base=base, variant=variant, mesh=where, trust=trust
+    )
     with Lock(out, what="imagining"):
         history = imagine.read_history(path) if path.exists() else generator.history
         if again is not None:
