@@ -97,12 +97,16 @@ def dps_normalized(solver: Solver, operator: Operator, y: Array, scale: float | 
         a solver with one more evaluation and a backward pass a step; it has no order.
 
     Raises:
-        ValueError: not a solver or an operator, y of another shape than A x or not 0 where nothing is measured, or
-            a scale that is not finite.
+        ValueError: not a solver or an operator, a solver of flow maps, y of another shape than A x or not 0 where
+            nothing is measured, or a scale that is not finite.
     """
     check_solver(solver)
     check_operator(operator, y)
     check_number("scale", scale)
+    if solver.next_level:
+        raise ValueError(
+            f"{solver!r} is for a network that is told both ends of a step: take one such as solvers.ddpm()"
+        )
 
     def step(denoise: Denoiser, key: Array, x: Array, state, cur: Level, nxt: Level):
         def distance(x: Array) -> Array:

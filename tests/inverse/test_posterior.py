@@ -214,6 +214,7 @@ def test_bad_input():
         lambda: inverse.guide(rational, None): "loss must be a function",
         lambda: inverse.tmpd(None, operator, y, 0.1): "must be a denoiser",
         lambda: inverse.dps_normalized(rational, operator, y): "must be a Solver",
+        lambda: inverse.dps_normalized(solvers.flow_map(), operator, y): "told both ends of a step",
     }.items():
         with pytest.raises(ValueError, match=words):
             make()
