@@ -44,6 +44,7 @@ __all__ = [
     "safe_log",
     "safe_sqrt",
     "score",
+    "typed_levels",
     "v",
     "velocity",
     "with_learned_variance",
@@ -203,6 +204,12 @@ def added_variance(cur: Level, nxt: Level) -> Array:
     """1 - SNR_t / SNR_s: the share of the variance at t (`cur`) that is added after s (`nxt`), computed by expm1."""
     # With s clean, or t pure noise, the difference of lam is -inf and the share is 1.
     return -jnp.expm1(2 * (cur.lam - nxt.lam))
+
+
+def typed_levels(levels: Level, x: Array) -> Level:
+    """A grid in the dtype of x, in which solvers compute; its time may be an integer index, and stays one."""
+    levels = Level(*(jnp.asarray(field) for field in levels))
+    return levels._replace(alpha=levels.alpha.astype(x.dtype), sigma=levels.sigma.astype(x.dtype))
 
 
 def check_grid(levels: Any) -> None:

@@ -16,9 +16,9 @@ from jax import Array
 from jax.sharding import PartitionSpec
 
 from jaxdiff.checks import check_denoiser, check_inexact, check_number
-from jaxdiff.levels import Level
+from jaxdiff.levels import Level, typed_levels
 from jaxdiff.noise import check_key
-from jaxdiff.sample import check_levels, typed_levels
+from jaxdiff.sample import check_levels
 from jaxdiff.solvers.base import Solver, check_solver
 from jaxdiff.types import Cond, Denoiser
 

@@ -13,12 +13,12 @@ import numpy as np
 from jax import Array
 
 from jaxdiff.checks import check_denoiser, check_inexact, is_traced
-from jaxdiff.levels import Level, check_grid, from_x0
+from jaxdiff.levels import Level, check_grid, from_x0, typed_levels
 from jaxdiff.noise import check_key, fold_in
 from jaxdiff.solvers.base import Solver, check_solver
 from jaxdiff.types import Denoiser
 
-__all__ = ["check_levels", "invert", "sample", "sample_path", "sample_state", "typed_levels"]
+__all__ = ["check_levels", "invert", "sample", "sample_path", "sample_state"]
 
 
 def sample(
@@ -189,12 +189,6 @@ def _scan(
     else:
         (x, state), path = jax.lax.scan(body, carry, steps[0])
     return x, state, path
-
-
-def typed_levels(levels: Level, x: Array) -> Level:
-    """A grid in the dtype of x, in which solvers compute; its time may be an integer index, and stays one."""
-    levels = jax.tree.map(jnp.asarray, levels)
-    return levels._replace(alpha=levels.alpha.astype(x.dtype), sigma=levels.sigma.astype(x.dtype))
 
 
 def check_levels(levels: Level, *, may_repeat: bool = False, falling: bool = True) -> None:

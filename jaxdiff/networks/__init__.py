@@ -1,6 +1,7 @@
 """Networks: functions F(x, noise, cond) with parameters, in Flax Linen."""
 
 from jaxdiff.networks.apply import as_apply, as_features, init
+from jaxdiff.networks.attention_control import control_attention, prompt_to_prompt, shared_attention
 from jaxdiff.networks.configs import (
     adm_imagenet64,
     ddpm_cifar10,
@@ -61,6 +62,7 @@ __all__ = [
     "adm_imagenet64",
     "as_apply",
     "as_features",
+    "control_attention",
     "controlled",
     "copy_encoder",
     "ddpm_cifar10",
@@ -75,7 +77,9 @@ __all__ = [
     "log_variance",
     "ncsnpp_cifar10",
     "per_frame",
+    "prompt_to_prompt",
     "sdxl_vector",
+    "shared_attention",
     "sit_xl_2",
     "stable_diffusion_1",
     "stable_diffusion_2",

@@ -1,6 +1,10 @@
 """Self- and cross-attention of [B, *spatial, C] data, its positions flattened to tokens."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,6 +19,20 @@ from jaxdiff.sharding import BATCH_AXES, constrain, platform
 # With at least this many keys, attention runs over blocks of keys and never stores all logits.
 BLOCKWISE_MIN_KEYS, KEY_BLOCK = 4096, 1024
 
+# (attend, q, k, v, mask, cross) -> [B, N, H, D]; see `attention_control`.
+Control = Callable[..., Array]
+_control: ContextVar[Control | None] = ContextVar("control", default=None)
+
+
+@contextmanager
+def with_control(control: Control | None) -> Iterator[None]:
+    """Compute all attention by `control`, or without control, in what is traced within."""
+    token = _control.set(control)
+    try:
+        yield
+    finally:
+        _control.reset(token)
+
 
 def attend(
     q: Array,
@@ -25,6 +43,7 @@ def attend(
     bias: Array | None = None,
     causal: bool = False,
     scale: float | None = None,
+    cross: bool = False,
 ) -> Array:
     """Multi-head scaled dot-product attention (Vaswani et al. 2017, eq. 1), with the fastest kernel for the device.
 
@@ -40,10 +59,21 @@ def attend(
         bias: added to the logits, broadcast against [B, H, N, L].
         causal: whether position n attends to the positions 0..n only.
         scale: of the logits; None is D^-0.5.
+        cross: whether k and v are of a condition's tokens; read by attention control only.
 
     Returns:
         [B, N, H, D].
     """
+    options: dict[str, Any] = {"bias": bias, "causal": causal, "scale": scale}
+    control = _control.get()
+    if control is None:
+        return _attend(q, k, v, mask=mask, **options)
+    return control(partial(_attend, **options), q, k, v, mask, cross)
+
+
+def _attend(
+    q: Array, k: Array, v: Array, *, mask: Array | None, bias: Array | None, causal: bool, scale: float | None
+) -> Array:
     # Each device computes its share of heads and of queries, against all keys.
     q, k, v = (constrain(a, BATCH_AXES, axis, "tensor") for a, axis in ((q, "sequence"), (k, None), (v, None)))
     masks = () if mask is None else (mask[:, None, None, :],)
@@ -157,6 +187,6 @@ class Attention(nn.Module):
         # An identity map returns the values; queries and keys only keep their parameters, and `jit` removes them.
         if not (self.identity and tokens is None):
             q, k, v = (split_heads(a, channels // head_dim) for a in (q, k, v))
-            v = attend(q, k, v, mask=mask).reshape(h.shape)
+            v = attend(q, k, v, mask=mask, cross=tokens is not None).reshape(h.shape)
         y = x + dense("to_out.0", zeros_init)(v).reshape(x.shape)
         return y if self.divide == 1 else y / self.divide

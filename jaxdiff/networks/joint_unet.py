@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.networks.apply import Shape
-from jaxdiff.networks.attention import attend, split_heads
+from jaxdiff.networks.attention import attend, split_heads, with_control
 from jaxdiff.networks.initializers import table_init
 from jaxdiff.networks.layers import GroupNorm, at_least_float32
 from jaxdiff.networks.remat import rematted
@@ -63,7 +63,7 @@ class JointAttention(nn.Module):
             k, v = (jnp.concatenate(pair, axis=1) for pair in zip((k, v), k_v, strict=True))
             if mask is not None:
                 mask = jnp.concatenate([mask, jnp.ones(h.shape[:2], bool)], axis=1)
-        y = k_v[1] if self.identity and not self.cross_only else attend(q, k, v, mask=mask)
+        y = k_v[1] if self.identity and not self.cross_only else attend(q, k, v, mask=mask, cross=self.cross_only)
         return x + dense(channels, self.dtype, "to_out.0", zero=True)(y.reshape(h.shape)).reshape(x.shape)
 
 
@@ -87,7 +87,8 @@ class AttentionPool(nn.Module):
         inputs = jnp.concatenate([mean, tokens], axis=1)
         parts = (("q_proj", mean), ("k_proj", inputs), ("v_proj", inputs))
         q, k, v = (split_heads(dense(width, self.dtype, name)(a), self.num_heads) for name, a in parts)
-        return attend(q, k, v).reshape(len(tokens), width)
+        with with_control(None):  # it is no attention of the picture
+            return attend(q, k, v).reshape(len(tokens), width)
 
 
 class JointUNet(UNet):

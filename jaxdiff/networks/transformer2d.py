@@ -103,7 +103,7 @@ class Block(nn.Module):
         # An identity map returns the values; queries and keys only keep their parameters, and `jit` removes them.
         if not identity:
             q, k, v = (split_heads(a, self.num_heads) for a in (q, k, v))
-            v = attend(q, k, v, mask=mask).reshape(x.shape)
+            v = attend(q, k, v, mask=mask, cross=source is not x).reshape(x.shape)
         return dense(x.shape[-1], self.dtype, f"{name}.to_out.0")(v)
 
 

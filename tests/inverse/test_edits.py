@@ -28,6 +28,34 @@ def test_flow_edit_of_two_gaussians_of_one_covariance_is_their_difference(proces
         np.testing.assert_allclose(d, np.broadcast_to([-1.5, 3.0], (3, 2)), atol=1e-12)
 
 
+@pytest.mark.usefixtures("x64")
+def test_edit_friendly_inversion_gives_the_picture_again_and_its_edit():
+    """Bit-near with the picture's denoiser, from any step; of Gaussians of one covariance exactly their difference."""
+    x0 = jnp.asarray(np.random.default_rng(0).normal(size=(3, 2)))
+    keys = jax.random.split(jax.random.key(1), 3)
+
+    @jax.jit
+    def edited(levels, keys, x0, target, start):
+        x, solver = inverse.edit_friendly(SOURCE.denoise, levels, x0, keys, start=start)
+        denoise = jd.guidance.cfg(TARGET.denoise, SOURCE.denoise, target)
+        return jd.sample(denoise, solver, levels, x, jax.random.key(2), start=start)
+
+    for n in (2, 7):
+        levels = jd.grids.by_time(jd.processes.VP(), n)
+        levels = levels._replace(alpha=levels.alpha.at[0].set(0.0), sigma=levels.sigma.at[0].set(1.0))
+        for start in range(n):
+            np.testing.assert_allclose(edited(levels, keys, x0, 0.0, start), x0, atol=1e-12)
+        moved = [edited(levels, keys, x0, 1.0, start) - x0 for start in range(n)]
+        np.testing.assert_allclose(moved[0], np.broadcast_to([-1.5, 3.0], (3, 2)), atol=1e-12)
+        sizes = [np.linalg.norm(d) for d in moved]
+        assert sorted(sizes, reverse=True) == sizes and sizes[-1] < sizes[0] - 0.05
+    # Noise at two levels is independent, and an example's depends on its own key only.
+    x = [inverse.edit_friendly(SOURCE.denoise, levels, jnp.zeros((3, 2)), keys, start=i)[0] for i in (2, 3)]
+    z = [a / s for a, s in zip(x, levels.sigma[2:4], strict=True)]
+    assert np.abs(z[0] - z[1]).min() > 1e-3
+    np.testing.assert_array_equal(edited(levels, keys[1:], x0[1:], 1.0, 3), moved[3][1:] + x0[1:])
+
+
 def test_flow_edit_checks_its_arguments():
     x = jnp.zeros((2, 2))
     with pytest.raises(ValueError, match="source must be a denoiser"):

@@ -21,7 +21,8 @@ from parity.common import in_double  # noqa: E402
 from parity.step_options import FEW_STEPS, OPTIONS, nan, walk  # noqa: E402
 
 import jaxdiff as jd  # noqa: E402
-from jaxdiff.sample import _try_pure_noise, check_levels, typed_levels  # noqa: E402
+from jaxdiff.levels import typed_levels  # noqa: E402
+from jaxdiff.sample import _try_pure_noise, check_levels  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("x64")
 SHAPE = (2, 3, 2)
