@@ -1,5 +1,6 @@
 """Edited pictures of Gaussian classes, whose laws are known; and the command."""
 
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -12,6 +13,7 @@ from jaxdiff import imagine
 from jaxdiff.cli import main
 from jaxdiff.cli.errors import sentence
 from jaxdiff.edit import edit
+from jaxdiff.edit.source import align_tokens
 from jaxdiff.experiment import UserError
 
 PICTURE = np.random.default_rng(0).integers(0, 256, tiny.SHAPE).astype(np.uint8)
@@ -45,6 +47,30 @@ def test_a_source_moves_the_picture_by_the_difference_of_the_classes(generator):
         d = s / t * d + ((1 - s) - (1 - t) * s / t) * change
     np.testing.assert_allclose(drawn[0], X0 + d, atol=1e-5)
     assert 0.3 < d < apart
+
+
+def test_the_noise_that_gives_the_picture_draws_the_prompt(generator):
+    """The edit of two Gaussians of one variance is a number here, too: the recursion of DDPM's mean in numpy."""
+    edited = partial(edit, generator, PICTURE, strength=0.75)
+    by_noise = edited(prompt="Bag", source="Sneaker", method="edit_friendly", guidance=tiny.GUIDANCE)
+    times = np.linspace(tiny.FIRST, 0, tiny.STEPS + 1)[tiny.STEPS // 4 :]
+    apart, d = guided(BAG) - tiny.MEANS[SNEAKER], 0.0
+    for t, s in pairwise(times):
+        kept = (1 - t) / (1 - s) * (s / t) ** 2
+        d = kept * d + (1 - s) * (1 - ((1 - t) * s / (t * (1 - s))) ** 2) * tiny.denoised(d, apart, t)
+    np.testing.assert_allclose(by_noise[0], X0 + d, atol=1e-5)
+    # A network without attention has no maps to replace, and what a picture shows already changes nothing.
+    by_maps = edited(prompt="Bag", source="Sneaker", method="prompt_to_prompt", guidance=tiny.GUIDANCE)
+    np.testing.assert_allclose(by_maps, by_noise, atol=1e-5)
+    same = edited(prompt="Bag", source="Bag", method="prompt_to_prompt", guidance=1.0)
+    np.testing.assert_allclose(same[0], X0, atol=1e-5)
+
+
+def test_tokens_are_aligned_with_those_of_the_source():
+    """Words as they were, words for as many others, and new ones; in front of the padding."""
+    source, cond = ({"ids": np.array([ids])} for ids in ([1, 5, 6, 7, 2, 0, 0, 0], [1, 5, 8, 7, 3, 4, 2, 0]))
+    np.testing.assert_array_equal(align_tokens(source, cond), [0, 1, 2, 3, -1, -1, 4, 5])
+    assert align_tokens({"label": np.array([1])}, {"label": np.array([2])}) is None
 
 
 @pytest.mark.slow
@@ -126,3 +152,12 @@ def test_a_part_of_a_picture_by_a_directory(tmp_path):
     drawn = edit(generator, picture, prompt="a cat", mask=mask, num=2)
     np.testing.assert_array_equal(drawn[:, ~mask], np.broadcast_to(np.float32(picture[~mask]) / 127.5 - 1, (2, 40, 3)))
     assert np.abs(drawn[0] - drawn[1])[mask].max() > 1e-3
+    # By its own prompt the picture stays what its latents decode to, by another one it changes.
+    stay, move = (
+        edit(generator, picture, prompt=prompt, source="a cat", method="prompt_to_prompt", guidance=scale, strength=1.0)
+        for prompt, scale in (("a cat", 1.0), ("a dog", 3.0))
+    )
+    stage = generator.stage(1)
+    coded = stage.medium.decode(stage.params, stage.encode(stage.params, np.float32(picture[None]) / 127.5 - 1))
+    np.testing.assert_allclose(stay, np.asarray(coded), atol=1e-4)
+    assert np.abs(move - stay).max() > 1e-3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import tyro
@@ -23,6 +24,7 @@ def command(
     picture: tyro.conf.Positional[Path],
     prompt: str | None = None,
     source: str | None = None,
+    method: Literal["flow_edit", "edit_friendly", "prompt_to_prompt"] = "flow_edit",
     mask: Path | None = None,
     outpaint: tuple[Natural, Natural, Natural, Natural] = (0, 0, 0, 0),
     strength: float | None = None,
@@ -49,6 +51,8 @@ def command(
         picture: a file of any type that Pillow reads.
         prompt: what it shall show; of a run with classes the name of one.
         source: what it shows.
+        method: how it is moved from the source: by the difference of the prompts, by its own noise, or by that and the
+            source's attention maps.
         mask: a file of the same size, white where the picture is drawn anew and black where it stays.
         outpaint: pixels to add on the left, right, top and bottom.
         strength: share of the steps that are taken, up to 1; by default 0.6, for a part of the picture 1.
@@ -79,7 +83,7 @@ def command(
     anew = None if mask is None else read_picture(mask, (height, width, 1), fit=fit)[..., 0] >= 128
     with busy("drawing"):
         drawn = edit(
-            generator, x, prompt=prompt, source=source, mask=anew, outpaint=outpaint, strength=strength,
+            generator, x, prompt=prompt, source=source, method=method, mask=anew, outpaint=outpaint, strength=strength,
             guidance=guidance, num=num, seed=seed,
         )  # fmt: skip
     save_images(out, Samples(np.asarray(drawn), {}, choices=min(num, 10)))

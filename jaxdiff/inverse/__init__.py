@@ -1,8 +1,8 @@
 """Inverse problems: what the picture should have been, from a measurement of it and a denoiser.
 
 Denoiser -> Denoiser: `tmpd`, `pigdm`, `dps`, `diffpir`, `ddnm`, and `guide` for any loss. Solver -> Solver: `replace`,
-`mcg`, `dps_normalized`. Solvers of their own: `ddrm`, `daps` with `exact` or `langevin`, `twisted`. A loss: `red_diff`. Edits: `flow_edit`,
-`edit_friendly`.
+`mcg`, `dps_normalized`. Solvers of their own: `ddrm`, `daps` with `exact` or `langevin`, `twisted`. A loss: `red_diff`.
+Edits: `flow_edit`, `edit_friendly`.
 """
 
 from jaxdiff.inverse import operators

@@ -22,8 +22,8 @@ def edit_friendly(
     """A noisy picture, and a solver that leads it back to the picture (Huberman-Spiegelglas et al. 2023).
 
     arXiv:2304.06140, algorithm 1: x_t = alpha_t x_0 + sigma_t eps_t with independent eps_t at all levels, and what a
-    step of DDPM must add to its mean to come from each of them to the next. With these in place of new noise the denoiser
-    of the picture gives the picture again, guided or not, and that of another prompt gives what it becomes:
+    step of DDPM must add to its mean to come from each of them to the next. With these in place of new noise the
+    denoiser of the picture gives the picture again, guided or not, and that of another prompt what it becomes:
 
         x_t, solver = edit_friendly(denoise, levels, picture, key, start=start)
         edited = sample(other, solver, levels, x_t, key, start=start)

@@ -44,9 +44,9 @@ def control_attention(apply: Callable[..., Any], control: Control) -> Callable[.
 def shared_attention(names: str = "kv", *, self_attention: Active = True, cross_attention: Active = False) -> Control:
     """Attention of the second half of the batch with queries, keys or values of the first.
 
-    Of self-attention "kv" is mutual self-attention, by which a picture looks up its textures in the source (MasaCtrl, Cao
-    et al. 2023, arXiv:2304.08465, eq. 5), and "qk" keeps the source's layout (Plug-and-Play, Tumanyan et al. 2023,
-    arXiv:2211.12572, sec. 4). With "qkv" of both attentions the text changes nothing.
+    Of self-attention "kv" is mutual self-attention, by which a picture looks up its textures in the source (MasaCtrl,
+    Cao et al. 2023, arXiv:2304.08465), and "qk" keeps the source's layout (Plug-and-Play, Tumanyan et al. 2023,
+    arXiv:2211.12572). With "qkv" of both attentions the text changes nothing.
 
     Args:
         names: those of q, k and v that are the source's.
@@ -111,7 +111,9 @@ def prompt_to_prompt(
         taken, own = jnp.where(cross_attention, taken, 0), jnp.where(cross_attention, own, v1)
         stack = lambda *parts: jnp.concatenate(parts)  # noqa: E731
         masks = None if m0 is None or m1 is None else stack(m0, m0, m1)
-        source, taken, own = jnp.split(attend(stack(q0, q0, q1), stack(k0, k0, k1), stack(v0, taken, own), mask=masks), 3)
+        source, taken, own = jnp.split(
+            attend(stack(q0, q0, q1), stack(k0, k0, k1), stack(v0, taken, own), mask=masks), 3
+        )
         return stack(source, taken + own)
 
     return control

@@ -14,16 +14,14 @@ from jax import Array
 from jaxdiff import inverse, solvers
 from jaxdiff.conditions import Cond
 from jaxdiff.distributed import gather
+from jaxdiff.edit.source import align_tokens, moving
 from jaxdiff.experiment import UserError
 from jaxdiff.imagine import Generator, Stage
-from jaxdiff.noise import fold_in, normal_like
-from jaxdiff.parameterize import Denoiser
-from jaxdiff.sample import sample
-from jaxdiff.sampler import conditional, first_step, sampler
+from jaxdiff.sampler import sampler
 from jaxdiff.seeds import example_keys
 from jaxdiff.sharding import num_batch_shards
 
-__all__ = ["STRENGTH", "edit"]
+__all__ = ["edit"]
 
 STRENGTH = 0.6  # of the whole picture, by default; a part of it is drawn from noise alone
 RESAMPLE = 4  # how often a step is taken again, so that the new goes with the old
@@ -36,6 +34,7 @@ def edit(
     *,
     prompt: str | None = None,
     source: str | None = None,
+    method: str = "flow_edit",
     mask: np.ndarray | None = None,
     outpaint: tuple[int, int, int, int] = (0, 0, 0, 0),
     strength: float | None = None,
@@ -48,14 +47,15 @@ def edit(
     With a mask or beyond the edges, the new part is drawn from noise while the old is put back after each step, and the
     step taken again (RePaint, see `inverse.replace`), with windows on a canvas that is larger than the network's
     pictures (`inverse.windows`). Otherwise the whole picture is noised and denoised again (SDEdit, Meng et al. 2021,
-    arXiv:2108.01073), or, with a prompt of what it shows, moved by the difference of the two prompts
-    (`inverse.flow_edit`), which keeps more.
+    arXiv:2108.01073), or, with a prompt of what it shows, moved from that prompt to the other, which
+    keeps more.
 
     Args:
         generator: of a run or a directory, see `imagine.of_run` and `imagine.of_directory`.
         picture: uint8 [H, W, C], of the size that the generator draws.
         prompt: what it shall show; None for what the condition has without words.
-        source: what it shows, for `inverse.flow_edit`.
+        source: what it shows.
+        method: by which it is moved from the source to the prompt: one of METHODS, see `source.moving`.
         mask: bool [H, W], where it is drawn anew.
         outpaint: pixels to add on the left, right, top and bottom.
         strength: share of the steps that are taken, in (0, 1]; None is 1 for a part of the picture, else 0.6.
@@ -70,7 +70,7 @@ def edit(
         UserError: a picture or mask of another size, edges that the network does not draw, a source together with a
             part of the picture or without a prompt, a condition that does not parse, a model without a null condition
             where there is no prompt.
-        ValueError: a strength outside (0, 1].
+        ValueError: a strength outside (0, 1], or another method.
     """
     stage = generator.stage(1)
     canvas, anew = _canvas(stage, picture, mask, outpaint)
@@ -88,9 +88,9 @@ def edit(
     keys = example_keys(seed, batch)
     if source is not None:
         where, _ = _condition(generator, source, SOURCE_GUIDANCE)
-        moved = _moving(stage, guided=scale != 1)
-        pair = repeat(cond), repeat(where)
-        drawn = jax.jit(moved)(stage.params, keys, x0, conditions=pair, scale=scale, strength=strength)
+        moved = jax.jit(moving(stage, method, guided=scale != 1))
+        both = repeat(cond), repeat(where), align_tokens(where, cond)
+        drawn = moved(stage.params, keys, x0, conditions=both, scale=scale, strength=strength)
     else:
         wide = _widened(stage, x0.shape[1:])
         if partly:
@@ -167,24 +167,3 @@ def _coarse(known: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     factors = [n // k for n, k in zip(known.shape, size, strict=True)]
     blocks = known[: size[0] * factors[0], : size[1] * factors[1]].reshape(size[0], factors[0], size[1], factors[1])
     return np.asarray(blocks.all((1, 3)))
-
-
-def _moving(stage: Stage, *, guided: bool) -> Callable[..., Array]:
-    """(params, keys, x0, conditions of prompt and source, scale, strength) -> pictures."""
-    levels, solver = stage.sampling.prepare()
-    denoise = conditional(stage.model, stage.condition, solver)
-    if solver.learned_variance:
-        raise UserError("this solver takes a learned variance, and a difference of pictures has none: choose another")
-
-    def move(params: Any, keys: Array, x0: Array, *, conditions: Any, scale: Any, strength: Any) -> Array:
-        cond, source = conditions
-        target: Denoiser = denoise(params, cond)
-        if guided:
-            target = stage.sampling.guide(target, denoise(params, stage.condition.without(cond)), scale)
-        noise = normal_like(fold_in(keys, 0), x0)
-        change = inverse.flow_edit(target, denoise(params, source), x0, noise)
-        start = first_step(len(levels.t) - 1, strength, round_up=True)
-        d = sample(change, solver, levels, jnp.zeros_like(x0), fold_in(keys, 1), start=start)
-        return stage.medium.decode(params, x0 + d)
-
-    return move
