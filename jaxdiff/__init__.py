@@ -25,7 +25,7 @@ from jaxdiff import (
 from jaxdiff.levels import Level
 from jaxdiff.parallel import sample_parallel, stream
 from jaxdiff.parameterize import denoiser
-from jaxdiff.sample import invert, sample, sample_path, sample_state
+from jaxdiff.sample import invert, invert_path, sample, sample_path, sample_state
 
 __all__ = [
     "Level",
@@ -35,6 +35,7 @@ __all__ = [
     "guidance",
     "inverse",
     "invert",
+    "invert_path",
     "levels",
     "likelihood",
     "losses",

@@ -18,7 +18,7 @@ from jaxdiff.noise import check_key, fold_in
 from jaxdiff.solvers.base import Solver, check_solver
 from jaxdiff.types import Denoiser
 
-__all__ = ["check_levels", "invert", "sample", "sample_path", "sample_state"]
+__all__ = ["check_levels", "invert", "invert_path", "sample", "sample_path", "sample_state"]
 
 
 def sample(
@@ -126,6 +126,21 @@ def invert(denoise: Denoiser, levels: Level, x: Array, *, iterations: int = 1) -
     Raises:
         ValueError: `levels` is not a grid, or begins at pure noise; iterations < 1.
     """
+    return invert_path(denoise, levels, x, iterations=iterations)[0]
+
+
+def invert_path(denoise: Denoiser, levels: Level, x: Array, *, iterations: int = 1) -> Array:
+    """`invert`, with x at all levels.
+
+    Args:
+        denoise, levels, x, iterations: as for `invert`.
+
+    Returns:
+        [N + 1, B, ...], noisiest first; the last is x.
+
+    Raises:
+        ValueError: as for `invert`.
+    """
     check_denoiser("denoise", denoise)
     check_inexact("x", x)
     check_levels(levels)
@@ -135,17 +150,18 @@ def invert(denoise: Denoiser, levels: Level, x: Array, *, iterations: int = 1) -
         raise ValueError("pure noise (alpha = 0) says nothing of x: invert to a level with alpha > 0")
     levels = typed_levels(levels, x)
 
-    def step(x: Array, pair: tuple[Level, Level]) -> tuple[Array, None]:
+    def step(x: Array, pair: tuple[Level, Level]) -> tuple[Array, Array]:
         t, s = pair
 
         def iterate(x_t: Array, _: None) -> tuple[Array, None]:
             eps = from_x0(denoise(x_t, t), x_t, t).eps
             return t.alpha / s.alpha * x + (t.sigma - t.alpha / s.alpha * s.sigma) * eps, None
 
-        return jax.lax.scan(iterate, x, length=iterations)[0], None
+        x_t = jax.lax.scan(iterate, x, length=iterations)[0]
+        return x_t, x_t
 
     pairs = levels.at(slice(None, -1)), levels.at(slice(1, None))
-    return jax.lax.scan(step, x, pairs, reverse=True)[0]
+    return jnp.concatenate([jax.lax.scan(step, x, pairs, reverse=True)[1], x[None]])
 
 
 def _scan(

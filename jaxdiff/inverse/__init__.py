@@ -2,7 +2,7 @@
 
 Denoiser -> Denoiser: `tmpd`, `pigdm`, `dps`, `diffpir`, `ddnm`, and `guide` for any loss. Solver -> Solver: `replace`,
 `mcg`, `dps_normalized`. Solvers of their own: `ddrm`, `daps` with `exact` or `langevin`, `twisted`. A loss: `red_diff`.
-Edits: `flow_edit`, `edit_friendly`.
+Edits: `flow_edit`, `edit_friendly`, `null_text`.
 """
 
 from jaxdiff.inverse import operators
@@ -11,6 +11,7 @@ from jaxdiff.inverse.decoupled import X0Sampler, daps, exact, langevin
 from jaxdiff.inverse.edit_friendly import edit_friendly
 from jaxdiff.inverse.flow_edit import flow_edit
 from jaxdiff.inverse.guide import dps, dps_normalized, guide
+from jaxdiff.inverse.null_text import null_text
 from jaxdiff.inverse.operators import Operator
 from jaxdiff.inverse.posterior import ddnm, diffpir, pigdm, tmpd
 from jaxdiff.inverse.replace import mcg, replace
@@ -34,6 +35,7 @@ __all__ = [
     "guide",
     "langevin",
     "mcg",
+    "null_text",
     "operators",
     "pigdm",
     "red_diff",

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from helpers.exact import gaussian
 
@@ -10,6 +11,7 @@ import jaxdiff as jd
 from jaxdiff import inverse
 
 COV = np.array([[0.5, 0.2], [0.2, 0.3]])
+SOURCE_MEAN = np.array([[1.0, -1.0]])
 SOURCE, TARGET = gaussian([1.0, -1.0], COV), gaussian([-0.5, 2.0], COV)
 
 
@@ -54,6 +56,40 @@ def test_edit_friendly_inversion_gives_the_picture_again_and_its_edit():
     z = [a / s for a, s in zip(x, levels.sigma[2:4], strict=True)]
     assert np.abs(z[0] - z[1]).min() > 1e-3
     np.testing.assert_array_equal(edited(levels, keys[1:], x0[1:], 1.0, 3), moved[3][1:] + x0[1:])
+
+
+@pytest.mark.usefixtures("x64")
+def test_null_text_inversion_finds_the_condition_with_which_guidance_changes_nothing():
+    """Of Gaussians whose mean is the condition: guidance is right where the null condition is that of the picture."""
+    x0 = jnp.asarray(np.random.default_rng(0).normal(size=(3, 2)))
+    levels = jd.grids.karras(jd.processes.VP(), 6, sigma_min=0.05, sigma_max=20.0)
+
+    def denoise(at):
+        return lambda x, level: SOURCE.denoise(x - level.alpha * (at - SOURCE_MEAN), level) + at - SOURCE_MEAN
+
+    @jax.jit
+    def again(x0, mean, other):
+        path = jd.invert_path(SOURCE.denoise, levels, x0, iterations=3)
+        guided = lambda cond: lambda null: jd.guidance.cfg(denoise(cond), denoise(null), 5.0)  # noqa: E731
+        null = jnp.zeros_like(x0)
+        start = guided(mean)(null)
+        plain = jd.sample(start, jd.solvers.ddim(), levels, path[0], jax.random.key(0))
+        null_at, found = inverse.null_text(guided(mean), levels, path, null, optax.adam(0.1), iterations=200)
+        drawn = lambda x, level: guided(other)(null_at(level))(x, level)  # noqa: E731
+        edited = jd.sample(drawn, jd.solvers.ddim(), levels, path[0], jax.random.key(0))
+        return path, plain, found, edited, null_at(levels.at(3))
+
+    with jax.numpy_dtype_promotion("standard"):  # as optax's optimizers take it
+        path, plain, found, edited, null = again(x0, SOURCE_MEAN, SOURCE_MEAN)
+    np.testing.assert_array_equal(path[0], jd.invert(SOURCE.denoise, levels, x0, iterations=3))
+    assert np.abs(plain - x0).max() > 1
+    np.testing.assert_allclose(found, x0, atol=1e-5)
+    np.testing.assert_array_equal(edited, found)
+    # Up to what six steps of the inversion are off by.
+    np.testing.assert_allclose(null, np.broadcast_to(SOURCE_MEAN, null.shape), atol=0.15)
+    levels_of_others = jd.grids.karras(jd.processes.VP(), 5, sigma_min=0.05, sigma_max=20.0)
+    with pytest.raises(ValueError, match="at each of the 6 levels, got 7"):
+        inverse.null_text(lambda null: SOURCE.denoise, levels_of_others, path, null, optax.sgd(0.1))
 
 
 def test_flow_edit_checks_its_arguments():
