@@ -24,7 +24,7 @@ def null_text(
     """Fit the null condition of each level, so that guidance leads along the path of a picture's inversion.
 
     Mokady et al. 2022 (arXiv:2211.09794), algorithm 1: inversion is right without guidance only. With a scale w > 1 the
-    null condition of a step is moved until the step of DDIM ends where the path does; the next level begins with it. The
+    null condition of a step is moved until the step of DDIM ends where the path does; the next level begins there. The
     picture's prompt then draws the picture, and another one what becomes of it:
 
         path = invert_path(denoise, levels, picture)
