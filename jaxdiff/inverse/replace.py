@@ -17,7 +17,7 @@ from jaxdiff.types import Denoiser
 __all__ = ["mcg", "replace"]
 
 
-def replace(solver: Solver, operator: Operator, y: Array, *, resample: int = 0) -> Solver:
+def replace(solver: Solver, operator: Operator, y: Array, *, resample: int = 0, noise: Array | None = None) -> Solver:
     """After each step x + A^+ (alpha y + sigma A z - A x) with fresh noise z, and again `resample` times (RePaint).
 
     Song et al. 2020 (arXiv:2011.13456, appendix I.2) for a mask; RePaint (Lugmayr et al. 2022, arXiv:2201.09865,
@@ -31,6 +31,7 @@ def replace(solver: Solver, operator: Operator, y: Array, *, resample: int = 0) 
         y: measurements without noise, [B, *measured]: for a mask the known entries of the picture, and else 0. May be
             traced.
         resample: how often a step is taken again, 0 for none; the step to sigma = 0 never is.
+        noise: standard normal, like x, of what is put back at all levels; None draws new noise at each.
 
     Returns:
         a solver, after whose step to sigma = 0 A x = y. It has no order.
@@ -54,7 +55,7 @@ def replace(solver: Solver, operator: Operator, y: Array, *, resample: int = 0) 
 
     def step(denoise: Denoiser, key: Array, x: Array, state, cur: Level, nxt: Level):
         x, state = solver.step(denoise, fold_in(key, 0), x, state, cur, nxt)
-        noised = nxt.sigma * normal_like(fold_in(key, 1), x)
+        noised = nxt.sigma * (normal_like(fold_in(key, 1), x) if noise is None else noise)
         # The difference of measurements, with the noise as it is seen: A z has the law that A x has there.
         away = nxt.alpha.astype(y.dtype) * y - measure(operator, y, x - noised)
         return x + operator.adjoint(operator.solve(away, 1.0, 0.0)), state

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff import guidance as guides
+from jaxdiff import inverse
 from jaxdiff.levels import Level, q_sample
 from jaxdiff.parameterize import Denoiser, denoiser
 from jaxdiff.sampler import Begin, first_step, solve
@@ -160,14 +161,15 @@ def _masks(parts: Parts, mask: Array, batch: int) -> tuple[Array, Array]:
 
 def _keep_known(solver: Solver, known: Array, noise: Array, mask: Array, end: Array) -> Solver:
     """The solver's steps, after each of which the known part is set to what it is at that level."""
+    keep = 1 - mask
+    replaced = inverse.replace(solver, inverse.operators.mask(keep), keep * known, noise=noise)
 
     def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
-        x, state = solver.step(denoise, key, x, state, cur, nxt)
+        x, state = replaced.step(denoise, key, x, state, cur, nxt)
         # The last level may have a little noise left, which the result has not.
-        there = jnp.where(nxt.t == end, known, q_sample(known, noise, nxt))
-        return mask * x + (1 - mask) * there, state
+        return jnp.where(nxt.t == end, mask * x + keep * known, x), state
 
-    return solver._replace(step=step)
+    return replaced._replace(step=step)
 
 
 def _at(levels: Level, i: int | Array, dtype: Any) -> Level:
