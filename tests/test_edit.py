@@ -111,7 +111,7 @@ def test_mistakes(generator):
 
 def test_mistakes_of_the_command(tmp_path, capsys):
     for args, words in (
-        ((), "edit takes --prompt, --mask or --outpaint"),
+        ((), "edit takes --prompt, --style, --mask or --outpaint"),
         (("--prompt", "Bag", "--size", "8", "8"), "is no text-to-image directory"),
     ):
         with pytest.raises(SystemExit):

@@ -11,6 +11,7 @@ import tyro
 from jaxdiff.cli.generators import check_kind, open_generator
 from jaxdiff.cli.pictures import read_picture
 from jaxdiff.cli.places import try_file, try_folder
+from jaxdiff.data import read_image
 from jaxdiff.edit import edit
 from jaxdiff.media import Samples
 from jaxdiff.media.images import save_images
@@ -25,6 +26,8 @@ def command(
     prompt: str | None = None,
     source: str | None = None,
     method: Literal["flow_edit", "edit_friendly", "prompt_to_prompt"] = "flow_edit",
+    style: Path | None = None,
+    style_weight: float = 3000.0,
     mask: Path | None = None,
     outpaint: tuple[Natural, Natural, Natural, Natural] = (0, 0, 0, 0),
     strength: float | None = None,
@@ -53,6 +56,8 @@ def command(
         source: what it shows.
         method: how it is moved from the source: by the difference of the prompts, by its own noise, or by that and the
             source's attention maps.
+        style: a file of any size, in whose style the picture is drawn: features' statistics, see docs/edit.md.
+        style_weight: how much of that style.
         mask: a file of the same size, white where the picture is drawn anew and black where it stays.
         outpaint: pixels to add on the left, right, top and bottom.
         strength: share of the steps that are taken, up to 1; by default 0.6, for a part of the picture 1.
@@ -71,8 +76,8 @@ def command(
     """
     out = Path(f"edited-{seed}.png") if out is None else out
     (try_file if out.suffix else try_folder)(out, "--out")
-    if prompt is None and mask is None and not any(outpaint):
-        raise ValueError("edit takes --prompt, --mask or --outpaint: what shall be drawn?")
+    if prompt is None and style is None and mask is None and not any(outpaint):
+        raise ValueError("edit takes --prompt, --style, --mask or --outpaint: what shall be drawn?")
     where, of_directory = parse_mesh(mesh), check_kind(run, size=size, base=base, variant=variant)
     generator = open_generator(
         run, steps=steps, solver=solver, size=size, base=base, variant=variant, mesh=where, trust=trust
@@ -84,7 +89,8 @@ def command(
     with busy("drawing"):
         drawn = edit(
             generator, x, prompt=prompt, source=source, method=method, mask=anew, outpaint=outpaint, strength=strength,
-            guidance=guidance, num=num, seed=seed,
+            style=None if style is None else read_image(style), style_weight=style_weight, guidance=guidance, num=num,
+            seed=seed,
         )  # fmt: skip
     save_images(out, Samples(np.asarray(drawn), {}, choices=min(num, 10)))
     print(out)

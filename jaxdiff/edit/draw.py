@@ -11,11 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxdiff import inverse, solvers
+from jaxdiff import interop, inverse, solvers
 from jaxdiff.conditions import Cond
 from jaxdiff.distributed import gather
 from jaxdiff.edit.source import align_tokens, moving
+from jaxdiff.edit.style import styled
 from jaxdiff.experiment import UserError
+from jaxdiff.first_stage.perceptual import as_rgb
 from jaxdiff.imagine import Generator, Stage
 from jaxdiff.sampler import sampler
 from jaxdiff.seeds import example_keys
@@ -25,6 +27,7 @@ __all__ = ["edit"]
 
 STRENGTH = 0.6  # of the whole picture, by default; a part of it is drawn from noise alone
 RESAMPLE = 4  # how often a step is taken again, so that the new goes with the old
+STYLE_WEIGHT = 3000.0
 SOURCE_GUIDANCE = 1.0  # the picture is what it is
 
 
@@ -35,6 +38,8 @@ def edit(
     prompt: str | None = None,
     source: str | None = None,
     method: str = "flow_edit",
+    style: np.ndarray | None = None,
+    style_weight: float = STYLE_WEIGHT,
     mask: np.ndarray | None = None,
     outpaint: tuple[int, int, int, int] = (0, 0, 0, 0),
     strength: float | None = None,
@@ -56,6 +61,9 @@ def edit(
         prompt: what it shall show; None for what the condition has without words.
         source: what it shows.
         method: by which it is moved from the source to the prompt: one of METHODS, see `source.moving`.
+        style: uint8 [H', W', C], a picture of any size in whose style the whole picture is drawn, see
+            `style.style_distance`; the package with the features' weights is needed.
+        style_weight: factor of that distance, which is about 1 for pictures of different styles.
         mask: bool [H, W], where it is drawn anew.
         outpaint: pixels to add on the left, right, top and bottom.
         strength: share of the steps that are taken, in (0, 1]; None is 1 for a part of the picture, else 0.6.
@@ -69,12 +77,14 @@ def edit(
     Raises:
         UserError: a picture or mask of another size, edges that the network does not draw, a source together with a
             part of the picture or without a prompt, a condition that does not parse, a model without a null condition
-            where there is no prompt.
-        ValueError: a strength outside (0, 1], or another method.
+            where there is no prompt, a style together with a source or a part of the picture.
+        ValueError: the package of the features is not installed; a strength outside (0, 1], or another method.
     """
     stage = generator.stage(1)
     canvas, anew = _canvas(stage, picture, mask, outpaint)
     partly = bool(anew.any())
+    if style is not None and (partly or source is not None):
+        raise UserError("a style is of the whole picture: it goes without source, mask and edges")
     if source is not None and (partly or prompt is None):
         raise UserError("a source says what the whole picture shows, beside a prompt: it goes without mask and edges")
     strength = (1.0 if partly else STRENGTH) if strength is None else strength
@@ -91,6 +101,11 @@ def edit(
         moved = jax.jit(moving(stage, method, guided=scale != 1))
         both = repeat(cond), repeat(where), align_tokens(where, cond)
         drawn = moved(stage.params, keys, x0, conditions=both, scale=scale, strength=strength)
+    elif style is not None:
+        features, given = interop.efficientnet_lite0().params, as_rgb(np.float32(style[None]) / 127.5 - 1)
+        draw = jax.jit(styled(stage, guided=scale != 1))
+        options = {"scale": scale, "strength": strength, "weight": style_weight}
+        drawn = draw(stage.params, keys, x0, cond=repeat(cond), features=features, style=given, **options)
     else:
         wide = _widened(stage, x0.shape[1:])
         if partly:

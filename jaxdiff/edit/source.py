@@ -84,7 +84,7 @@ def align_tokens(source: Cond, cond: Cond) -> np.ndarray | None:
     return None
 
 
-def _target(stage: Stage, params: Any, cond: Cond, scale: Any, *, guided: bool) -> Denoiser:
+def target_of(stage: Stage, params: Any, cond: Cond, scale: Any, *, guided: bool) -> Denoiser:
     denoise = conditional(stage.model, stage.condition, stage.sampling.prepare()[1])
     if not guided:
         return denoise(params, cond)
@@ -98,7 +98,7 @@ def _flow_edit(stage: Stage, *, guided: bool) -> Move:
     def move(params: Any, keys: Array, x0: Array, *, conditions: Any, scale: Any, strength: Any) -> Array:
         cond, source, _ = conditions
         noise = normal_like(fold_in(keys, 0), x0)
-        target = _target(stage, params, cond, scale, guided=guided)
+        target = target_of(stage, params, cond, scale, guided=guided)
         change = inverse.flow_edit(target, denoise(params, source), x0, noise)
         start = first_step(len(levels.t) - 1, strength, round_up=True)
         return x0 + sample(change, solver, levels, jnp.zeros_like(x0), fold_in(keys, 1), start=start)
@@ -114,7 +114,7 @@ def _edit_friendly(stage: Stage, *, guided: bool) -> Move:
         cond, source, _ = conditions
         start = first_step(len(levels.t) - 1, strength, round_up=True)
         x, replay = inverse.edit_friendly(denoise(params, source), levels, x0, fold_in(keys, 0), start=start)
-        target = _target(stage, params, cond, scale, guided=guided)
+        target = target_of(stage, params, cond, scale, guided=guided)
         return sample(target, replay, levels, x, fold_in(keys, 1), start=start)
 
     return move
