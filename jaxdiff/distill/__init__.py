@@ -31,8 +31,10 @@ from jaxdiff.distill.gan import alternate, gan
 from jaxdiff.distill.guidance_distillation import guidance_distillation, random_guidance
 from jaxdiff.distill.mean_flow import mean_flow
 from jaxdiff.distill.pairs import ct_decay, ct_grid, ect_pairs, grid_pairs, ict_grid, log_normal_pairs
+from jaxdiff.distill.preference import preference_loss
 from jaxdiff.distill.progressive import progressive, student_grid
 from jaxdiff.distill.rectified_flow import reflow, straightness, transport_cost
+from jaxdiff.distill.reward import reward_loss
 from jaxdiff.distill.shortcut import shortcut
 from jaxdiff.distill.sorted_pairs import sorted_pairs
 from jaxdiff.distill.trajectory import trajectory
@@ -74,11 +76,13 @@ __all__ = [
     "network_features",
     "norm",
     "perceptual",
+    "preference_loss",
     "progressive",
     "pseudo_huber",
     "random_guidance",
     "reflow",
     "relativistic",
+    "reward_loss",
     "semigroup",
     "shortcut",
     "softplus",
