@@ -42,6 +42,7 @@ def larger(picture, size):
     return np.asarray(values.resize((size, size), Image.Resampling.BICUBIC))[..., None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", [FLOW, jd.processes.VP()], ids=["flow", "vp"])
 def test_a_picture_is_noised_to_the_alpha_and_sigma_of_its_own_level(process):
     size, n = 64, 4
@@ -73,6 +74,7 @@ def augmented(condition, hint, **options):
     return jax.jit(loss)(PARAMS, jax.random.key(0), {"x": np.zeros((n, 2)), "label": np.arange(n), "hint": hint})[1]
 
 
+@pytest.mark.slow
 def test_training_draws_a_level_for_each_picture(tiny):
     """Uniform from 0 to the largest, and the network is given it with the picture that was noised to it."""
     got = augmented(tiny.condition, np.full((2000, 4, 4, 1), 0.75, np.float32), max_level=0.4)
@@ -97,6 +99,7 @@ def test_training_blurs_its_share_of_the_pictures(tiny):
     assert np.all(is_sharp ^ is_blurred) and abs(is_blurred.mean() - 0.3) < 0.1
 
 
+@pytest.mark.slow
 def test_samples_are_the_pictures_own(tiny, upscaler, pictures):
     """By their seeds, in any batch; level 0 is the picture without noise; no level compiles anything."""
     draw = lambda **options: upscaler(PARAMS, pictures, **options).x  # noqa: E731

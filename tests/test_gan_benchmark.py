@@ -49,6 +49,7 @@ def test_principal_components_and_back(rivals):
     np.testing.assert_allclose(back.transpose(0, 3, 1, 2).reshape(pictures.shape), pictures, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["gaussians", "stacked"])
 def test_rivals_have_equal_parameters(rivals, task):
     counts = {}

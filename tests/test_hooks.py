@@ -23,6 +23,7 @@ def mine(tmp_path):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_the_pages_solver_is_found_and_of_its_order(mine):
     solver, flow, key = hooks.solver(f"{mine}:ab2"), jd.processes.Flow(), jax.random.key(0)
@@ -58,6 +59,7 @@ def x0_of(value):
     return lambda x, level: jnp.full_like(x, value)
 
 
+@pytest.mark.slow
 def test_arguments_beside_a_name():
     level, key, x = jd.processes.VP()(jnp.float32(0.5)), jax.random.key(0), jnp.ones((4, 2))
     steps = [

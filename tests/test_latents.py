@@ -43,6 +43,7 @@ def linear(scale=3.0, shift=0.5):
     return interop.Pretrained(Codec(encode, decode, FACTOR, 2, scale, shift), jnp.float32(2), config)
 
 
+@pytest.mark.slow
 def test_all_pictures_are_encoded_once_and_scaled_and_the_last_batch_is_whole():
     source = data.ArraySource(X, np.arange(70) % 3, 3)
     vae = linear()

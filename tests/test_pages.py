@@ -21,6 +21,7 @@ def run(page):
     return scope
 
 
+@pytest.mark.slow
 def test_parts_of_ones_own():
     scope = run("extend.md")
     process, t = scope["process"], jnp.array([0.1, 0.5, 0.9])

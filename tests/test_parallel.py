@@ -49,6 +49,7 @@ def test_parallel_is_sequential(name):
     assert len(traced) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_an_example_is_its_own_also_where_another_takes_longer():
     """A Gaussian far from the prior takes other rounds than one close to it: neither changes the other."""

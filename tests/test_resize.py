@@ -34,6 +34,7 @@ def resized():
     return dict(zip(both, made, strict=True))
 
 
+@pytest.mark.slow
 def test_bicubic_is_pillows(resized):
     for (size, antialias), got in resized.items():
         if not antialias:

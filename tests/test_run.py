@@ -69,6 +69,7 @@ def test_train_leaves_checkpoints_metrics_and_previews(trained):
     assert x["x"].shape == (8, 2) and x["label"].tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
 
 
+@pytest.mark.slow
 def test_samples_and_their_measure(trained):
     made = make()
     params = run.parameters(made, trained)

@@ -35,6 +35,7 @@ def test_standardizing_and_back(scale, shift):
     np.testing.assert_allclose(codec.denormalize(got), z, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_shapes_and_types():
     module = MODULE.clone(dtype=jnp.bfloat16, in_channels=1, out_channels=2)
     params = jax.eval_shape(lambda key: autoencoders.init(module, key), jax.random.key(0))

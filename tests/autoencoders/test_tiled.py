@@ -14,6 +14,7 @@ def images(height, width):
     return np.random.default_rng(0).standard_normal((2, height, width, 1)).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("height, width, overlap", [(5, 8, 1), (8, 9, 4), (20, 23, 0), (21, 26, 3)])
 def test_what_looks_at_no_neighbour_comes_out_whole(height, width, overlap):
     x = images(height, width)

@@ -142,6 +142,7 @@ def test_help_fits_a_screen(command, capsys):
     assert 3 <= len(capsys.readouterr().out.splitlines()) <= 45
 
 
+@pytest.mark.slow
 def test_module_is_the_same_program():
     said = subprocess.run([sys.executable, "-m", "jaxdiff", "--help"], check=True, capture_output=True, text=True)
     assert said.stdout.startswith("usage: jaxdiff COMMAND")

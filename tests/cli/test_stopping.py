@@ -114,6 +114,7 @@ def straight(script, tmp_path_factory) -> Path:
     return workdir
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("at", "done"),
     # The step that is saved: the signal comes while batch 0, or the sixth, is awaited; the running step is finished.
@@ -198,6 +199,7 @@ def test_checkpoints_have_a_rhythm_of_their_own(script, tmp_path, monkeypatch):
     assert saved == [3, 6, 8]
 
 
+@pytest.mark.slow
 def test_damage_ends_with_4_where_nothing_older_is_whole(script, tmp_path, capfd):
     workdir = tmp_path / "run"
     assert status("train", script, "--workdir", workdir, "--steps", "6") == 0

@@ -219,6 +219,7 @@ def hues(x):
     return 360 * parts[(parts[:, 1] > 0.5) & (parts[:, 2] > 0.5), 0]
 
 
+@pytest.mark.slow
 def test_colours_by_the_mean_hue():
     assert 60 < len(TABLE.coloured) < 150
     targets = [355, 28, 50, 115, 210, 270, 325]

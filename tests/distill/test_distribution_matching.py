@@ -62,6 +62,7 @@ def gradient(loss, params, batch, player="student"):
     return [float(g) for g in jax.jit(jax.grad(own))(params[player])]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("case", CASES)
 def test_the_gradient_is_that_of_the_kl_divergence_and_of_the_best_critic(case, monkeypatch):
@@ -112,6 +113,7 @@ def test_the_gradient_of_an_example_by_the_papers_weight(monkeypatch):
     np.testing.assert_allclose(jax.jit(of)(params)[0], of(params)[0], rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_the_fake_network_learns_the_students_examples(monkeypatch):
     process, t = CASES["flow"]

@@ -34,6 +34,7 @@ def values(p, shift=0.0):
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_the_identity_and_at_the_minimum_the_floor():
     x, t, s = jnp.float64(1.3), jnp.float64(0.8), jnp.float64(0.2)

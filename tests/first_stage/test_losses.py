@@ -77,6 +77,7 @@ def plain(own, params, batch, *, on, trained_variance):
     return nll + drawn.penalty + on * WEIGHT * weight * term + GAP * count * jax.lax.stop_gradient(jnp.exp(-s)) * gap
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trained_variance", [True, False])
 def test_the_loss_and_its_gradient_are_those_of_plain_differentiation(params, trained_variance, monkeypatch):
     monkeypatch.setattr("jaxdiff.first_stage.losses.transform_pair", lambda key, z, x: (z, jnp.zeros_like(x)))
@@ -112,6 +113,7 @@ def test_the_weight_is_clipped():
     assert first_stage.adaptive_weight(0 * a, b) == 0
 
 
+@pytest.mark.slow
 def test_the_critics_loss_is_the_hinge_and_moves_the_critic_alone(params):
     losses = first_stage.autoencoder_losses(decode, latents, distance, critic=critic)
     batch = {"x": jnp.asarray(draw(4, 6, 4, 4, 1))}
@@ -126,6 +128,7 @@ def test_the_critics_loss_is_the_hinge_and_moves_the_critic_alone(params):
     assert first_stage.autoencoder_losses(decode, latents, distance).keys() == {"autoencoder"}
 
 
+@pytest.mark.slow
 def test_latents_of_a_posterior_and_of_a_codebook(x64):
     mean, std = jnp.array([[0.5, -1.0]]), jnp.array([[0.2, 3.0]])
     codec = Codec(lambda params, x: (jnp.repeat(mean, 4000, 0), jnp.repeat(std, 4000, 0)), None, 1, 2)

@@ -41,6 +41,7 @@ def test_classifier_guidance_takes_a_scale_and_a_level_per_example():
     np.testing.assert_allclose(guided[:, 0, 0], [0.36 / 0.8, 3 * 0.49 / 0.5], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_pure_noise_has_no_classifier_guidance_and_finite_gradients():
     x = jnp.ones((2, 3))
     log_prob = lambda x, level: jnp.sum(x, axis=1)  # noqa: E731

@@ -13,6 +13,7 @@ X = np.random.default_rng(0).normal(size=(10, 2))
 SCALES = [(1.0, 1.0, 0.0), (0.7, -0.5, 2.0), (-1.0, 0.0, 0.0)]  # product, mixed, negation
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("scales", SCALES)
 def test_on_the_mixture_the_score_gains_each_classifiers_gradient(scales):

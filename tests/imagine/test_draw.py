@@ -35,6 +35,7 @@ def drawn(generator, history):
     return imagine.draw(generator, history, range(1, 11))
 
 
+@pytest.mark.slow
 def test_pictures_are_those_of_the_formula(drawn):
     """Each from the noise of its own number and seed, its parent's x0 and the level of its strength."""
     second = tiny.by_hand(2, tiny.noise(3, 2))

@@ -114,6 +114,7 @@ def test_blur_is_scipys_convolution_on_a_torus():
     np.testing.assert_allclose(blurred[0, ..., 0], exact, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_radon():
     """Rotation and sum by scipy; the integral along chords of a disc; and the Fourier slice theorem."""
     n, angles = 65, np.array([0.0, 20.0, 45.0, 90.0, 133.0])

@@ -37,6 +37,7 @@ def denoiser(linear, method, operator):
     return denoise
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_one_evaluation_is_that_of_matrices():
     """Every method, on VP and with sigma / alpha from 0.05 to 30, with a level for each example and for all."""

@@ -11,6 +11,7 @@ from jaxdiff.likelihood import bits_per_dim, dequantize
 KEYS = jax.random.split(jax.random.key(0), 8)
 
 
+@pytest.mark.slow
 def test_data_is_spread_evenly_over_its_bin():
     k = np.random.default_rng(0).integers(0, 256, (8, 50, 5)).astype(np.uint8)
     k[0, 0, 0], k[0, 0, 1] = 0, 255
@@ -24,6 +25,7 @@ def test_data_is_spread_evenly_over_its_bin():
     np.testing.assert_array_equal(dequantize(KEYS[order], jnp.asarray(k)[order]), x[order])
 
 
+@pytest.mark.slow
 def test_bits_of_known_densities(x64):
     """The uniform density costs log2(bins); Jensen: the mean over a bin bounds the bits of its mass from above."""
     np.testing.assert_allclose(bits_per_dim(jnp.asarray([12 * np.log(1 / 2)]), 12), 8)

@@ -24,6 +24,7 @@ def test_shapes_and_types(shape):
     assert {leaf.dtype for leaf in jax.tree.leaves((logits, features, params))} == {jnp.dtype(jnp.float32)}
 
 
+@pytest.mark.slow
 def test_logits_are_a_linear_map_of_the_features(network):
     x, params, apply = network
     logits, features = apply(params, x)

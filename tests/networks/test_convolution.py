@@ -58,6 +58,7 @@ def test_derivatives_under_vmap(x64):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10), along(convolve), along(theirs))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_large_input_s_gradient_is_summed_by_bands_of_rows(case, x64, monkeypatch):
     dims, size, stride, pad = CASES[case]
@@ -74,6 +75,7 @@ def test_a_large_input_s_gradient_is_summed_by_bands_of_rows(case, x64, monkeypa
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10), ours, reference)
 
 
+@pytest.mark.slow
 def test_bands_of_rows_sum_in_float32(monkeypatch):
     x = jnp.ones((1, 1024, 1, 1), jnp.bfloat16)
     monkeypatch.setattr(convolution, "CACHE", 1)
@@ -82,6 +84,7 @@ def test_bands_of_rows_sum_in_float32(monkeypatch):
     assert float(slope[0, 0, 0, 0]) == 1024  # bfloat16 counts to 256
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_in_loops_all_convolutions_are_in_the_order_of_the_fast_kernel(dtype):
     x, kernel = (jnp.asarray(a, dtype) for a in arrays(2, 3))

@@ -64,6 +64,7 @@ def rms(x):
     return float(jnp.sqrt(jnp.square(x).mean()))
 
 
+@pytest.mark.slow
 def test_parts_preserve_magnitude():
     a, b = normal(0, 4096, 8), normal(1, 4096, 24)
     assert abs(rms(mp_silu(a)) - 1) < 0.02
@@ -76,6 +77,7 @@ def test_parts_preserve_magnitude():
         np.testing.assert_allclose(ratio, (t / (1 - t)) ** 2, rtol=0.05)
 
 
+@pytest.mark.slow
 def test_normalize():
     x = normal(0, 3, 5, 7) * 9
     np.testing.assert_allclose(jnp.square(normalize(x, (0, 1))).mean((0, 1)), 1, rtol=1e-3)
@@ -141,6 +143,7 @@ def test_the_length_of_weights_changes_nothing():
             np.testing.assert_array_equal(g, 0)
 
 
+@pytest.mark.slow
 def test_forced_weight_norm():
     tree = {"conv": {"kernel": 7 * normal(0, 3, 3, 5, 4)}, "emb_gain": jnp.float32(2.0), "f": {"freqs": normal(1, 6)}}
     forced = networks.force_weight_norm(tree)
@@ -151,6 +154,7 @@ def test_forced_weight_norm():
     np.testing.assert_allclose(again, forced["conv"]["kernel"], rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_log_variance_is_a_function_of_its_own_parameters():
     params = {
         "logvar_fourier": {"freqs": jnp.array([1.0, 2.0]), "phases": jnp.array([0.5, 0.0])},

@@ -33,6 +33,7 @@ def test_blocks_are_stacked():
     assert tree["x_embedder"]["kernel"].shape == (12, 16)
 
 
+@pytest.mark.slow
 def test_published_size():
     cond = {"tokens": (1, 1, 4096), "vector": (1, 768), "guidance": (1,)}
     cond = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in cond.items()}

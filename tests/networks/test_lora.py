@@ -32,6 +32,7 @@ def drawn(params, rank=2, targets="."):
     return structure.unflatten([random(x.shape, 10 + i) for i, x in enumerate(leaves)])
 
 
+@pytest.mark.slow
 def test_start_changes_nothing_and_is_gaussian():
     params = {"to_q": {"kernel": jnp.ones((400, 30))}, "out": {"kernel": jnp.ones((3, 4))}}
     adapters = lora.init(KEY, params, 50)
@@ -79,6 +80,7 @@ def test_merge_is_the_sum_of_outer_products():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), back, params)
 
 
+@pytest.mark.slow
 def test_dtypes():
     params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), tree())
     merged = lora.merge(params, drawn(params))
@@ -118,6 +120,7 @@ def test_refusals():
         lora.merge(params, {"conv": {"kernel": pair}})
 
 
+@pytest.mark.slow
 def test_a_change_of_any_rank():
     params = tree()
     change = {path: random(leaf.shape, 30 + i) for i, (path, leaf) in enumerate(kernels(params))}

@@ -21,6 +21,7 @@ def test_the_published_size_and_what_is_refused():
             jax.eval_shape(LPIPS().init, jax.random.key(0), jnp.zeros(a), jnp.zeros(b))
 
 
+@pytest.mark.slow
 def test_a_place_without_activations_has_no_infinite_slope():
     h = jnp.array([[0.0, 0.0], [3.0, 4.0]])
     np.testing.assert_allclose(_unit(h), [[0, 0], [0.6, 0.8]], rtol=1e-6)

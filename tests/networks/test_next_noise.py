@@ -27,6 +27,7 @@ def noisy(params, seed=1):
     return jax.tree.map(lambda a: a + 0.2 * rng.normal(size=a.shape).astype(np.float32), params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SLOW)
 def test_a_student_starts_as_its_teacher_and_learns_where_its_step_ends(name):
     module, x = CASES[name]

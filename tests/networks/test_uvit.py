@@ -111,6 +111,7 @@ def test_the_formulas_written_out(x64):
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_published_parameter_counts():
     # What the reference code has in its configurations; table 1 says 44 and 501 million.
     assert count(uvit_s_2_cifar10(), (1, 32, 32, 3)) == 44_255_328

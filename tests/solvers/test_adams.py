@@ -29,6 +29,7 @@ def test_moments_are_the_integrals_for_steps_of_any_length_and_sign():
     np.testing.assert_allclose(both(jnp.asarray(H, jnp.float32)), expected, rtol=3e-6)
 
 
+@pytest.mark.slow
 def test_weights_integrate_polynomials_through_the_usable_nodes():
     u, moment = jnp.array([1, 0, -0.7, -2.0]), jnp.array([0.5, 0.3, 0.2, 0.1])
     for n in (1, 2, 3, 4):

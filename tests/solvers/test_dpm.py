@@ -48,6 +48,7 @@ def run(solver, levels, x, denoise=rational):
     return jax.jit(lambda x: jd.sample(denoise, solver, levels, x, KEY))(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_is_the_papers_algorithm_on_an_uneven_grid(order):
     start, process = np.random.default_rng(0).normal(size=(5, 2)), jd.processes.VP()

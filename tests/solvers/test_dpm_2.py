@@ -87,6 +87,7 @@ def test_dpm_2_is_the_published_algorithm_with_and_without_churn():
         np.testing.assert_allclose(churned, expected, rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_dpm_2_ancestral_is_the_published_algorithm_and_what_is_turned_compiles_nothing():
     run_ancestral.clear_cache()
     for eta, s_noise in ((1.0, 1.0), (0.6, 1.1)):

@@ -24,6 +24,7 @@ def start(n=4, dtype=jnp.float64):
     return jnp.asarray(np.random.default_rng(0).normal(size=(n, 2)), dtype)
 
 
+@pytest.mark.slow
 def test_one_step_an_interval_is_dpm_solvers():
     """Of a denoiser that depends on t through its level alone, so that the names of inner points show, too."""
     levels = VP(np.array([0.9, 0.7, 0.4, 0.1, 0.0]))

@@ -201,6 +201,7 @@ def three(sigmas, x, eta=0.0, *, second, denoise=D, exact=()):
     return x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eta", [0.0, 0.7])
 def test_3m_is_k_diffusions_with_the_whole_second_derivative(eta):
     out = on_sigmas(lambda noise: jd.solvers.dpmpp_3m_sde(eta, 0.9, noise_sampler=noise))

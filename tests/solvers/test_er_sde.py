@@ -54,6 +54,7 @@ def log_scale(rho):
     return jnp.log(jnp.exp(rho**0.3) + 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_is_the_papers_algorithm_on_an_uneven_grid(order):
     levels = jd.processes.VP()(T)

@@ -41,6 +41,7 @@ def drawn(key, x):
     return np.asarray(normal_like(key, x))
 
 
+@pytest.mark.slow
 def test_annealed_langevin_is_algorithm_1_and_its_size_compiles_nothing():
     run_with.clear_cache()
     make = partial(jd.solvers.annealed_langevin, 3)
@@ -56,6 +57,7 @@ def test_annealed_langevin_is_algorithm_1_and_its_size_compiles_nothing():
     assert run_with._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_annealed_langevin_on_vp_is_that_of_x_over_alpha():
     levels = VP(np.linspace(0.8, 0.1, 5))
     scaled = EDM(levels.sigma / levels.alpha)

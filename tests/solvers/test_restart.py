@@ -70,6 +70,7 @@ def test_without_an_interval_each_step_is_its_own():
     np.testing.assert_allclose(run(with_heun, EDM(SIGMA), start()), expected, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_a_multistep_methods_history_is_the_intervals():
     def dpmpp_2m(x, sigmas, history=None):
         for cur, nxt in pairwise(sigmas):
@@ -110,6 +111,7 @@ def test_intervals_nest_and_steps_outside_of_them_cost_nothing():
     assert len(calls) == 2 * (8 + 3 * 3 + 2 * 2)
 
 
+@pytest.mark.slow
 def test_fresh_noise_forgets_an_error_made_above():
     """Two starts far apart end nearer to one another than by the ODE alone, since new noise is all that they share."""
     levels, far = EDM(SIGMA[:-1]), start() + 3

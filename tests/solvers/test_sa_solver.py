@@ -54,6 +54,7 @@ def run(solver, levels):
     return jax.jit(lambda x: jd.sample(rational, solver, levels, x, jax.random.key(0)))(jnp.asarray(START))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("p", "c"), [(1, 1), (2, 2), (3, 0), (3, 4)])
 def test_is_the_papers_algorithm_on_an_uneven_grid(p, c):
     levels = jd.processes.VP()(LEVELS)

@@ -28,6 +28,7 @@ def encode(module, weights, ids=IDS, mask=None):
     return jax.jit(text.as_apply(module))(weights, ids, mask)
 
 
+@pytest.mark.slow
 def test_later_tokens_of_clip():
     """A later token changes nothing of the earlier, visible or not."""
     later_and_hidden("clip")
@@ -90,6 +91,7 @@ def test_t5_beyond_the_range_of_float16(monkeypatch):
     assert np.abs(got.astype(jnp.float32) - want).max() < 0.05
 
 
+@pytest.mark.slow
 @each
 def test_size_of_the_program_does_not_grow(name):
     def equations(layers):
@@ -100,6 +102,7 @@ def test_size_of_the_program_does_not_grow(name):
     assert equations(2) == equations(9)
 
 
+@pytest.mark.slow
 def test_unknown_ids_give_nan():
     weights = params("clip")
     for bad in (-1, 20):
@@ -121,6 +124,7 @@ def test_initial_values():
     assert np.std(table) == pytest.approx(0.02, rel=0.2)
 
 
+@pytest.mark.slow
 def test_sentence_embedding():
     hidden = jnp.array([[[3.0, 0.0], [3.0, 8.0], [99.0, jnp.nan]], [[1.0, 1.0]] * 3])
     mask = np.array([[True, True, False], [False] * 3])

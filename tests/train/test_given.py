@@ -90,6 +90,7 @@ def test_an_average_of_a_part_needs_names():
             train.new_state({"w": jnp.zeros(3)}, toy.SGD, averaged=part)
 
 
+@pytest.mark.slow
 def test_checkpoints_of_a_part_and_of_several_averages_of_it(tmp_path):
     mesh = toy.mesh("one")
     for i, decays in enumerate((train.ema.every(2), (train.ema.every(2), train.ema.constant(0.5)))):

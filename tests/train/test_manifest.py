@@ -91,6 +91,7 @@ def flip(path, places):
     return whole
 
 
+@pytest.mark.slow
 def test_single_flips_in_all_files(run):
     """Half of them uniform over files, so that the small ones get theirs; half over bytes."""
     rng, found = np.random.default_rng(0), files(run)

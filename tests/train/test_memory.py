@@ -45,6 +45,7 @@ def one_by_one():
     return run(4, "mixed")
 
 
+@pytest.mark.slow
 def test_several_updates_in_a_dispatch_equal_as_many_steps(one_by_one):
     state, losses = run(4, "mixed", steps_per_call=2)
     close(state, one_by_one[0])

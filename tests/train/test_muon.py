@@ -31,6 +31,7 @@ def updates(optimizer, params, gradients):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(96, 24), (24, 96), (32, 32)])
 def test_orthogonalized_against_the_svd(shape, x64):
     """Singular vectors stay; values from 0.01 of the norm on end near 1; whatever the scale."""

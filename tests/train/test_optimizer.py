@@ -87,6 +87,7 @@ def test_projected_updates_end_where_the_projection_of_the_others_does():
     np.testing.assert_allclose(x + updates, np.array([1.1, 0.3]) / np.hypot(1.1, 0.3), rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [adamw, adafactor])
 @pytest.mark.parametrize(("dtype", "error"), [(jnp.float32, 1e-6), (jnp.bfloat16, 0.02)])
 def test_moments_in_half_precision_are_near_and_the_parameters_stay_exact(make, dtype, error):
@@ -99,6 +100,7 @@ def test_moments_in_half_precision_are_near_and_the_parameters_stay_exact(make, 
     assert sorted(stored, key=str) == sorted([jnp.dtype(dtype), jnp.dtype("float32")], key=str)
 
 
+@pytest.mark.slow
 def test_adafactor_against_its_paper():
     """Shazeer and Stern 2018, Algorithm 4: row and column means, the bound on the update's size, then momentum."""
     rng = np.random.default_rng(0)

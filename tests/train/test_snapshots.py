@@ -51,6 +51,7 @@ def test_what_was_stored_comes_back(run, std, step):
     np.testing.assert_allclose(params["a"]["kernel"], tracked(std, step or STEPS), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("std", "step"), [(0.075, None), (0.15, None), (0.07, 36)])
 def test_other_lengths_are_as_near_as_their_profiles(run, std, step):
     with train.Snapshots(run, read_only=True) as snapshots:
@@ -67,6 +68,7 @@ def test_other_lengths_are_as_near_as_their_profiles(run, std, step):
     assert np.linalg.norm(want - tracked(0.05)) > 3 * np.linalg.norm(difference)
 
 
+@pytest.mark.slow
 def test_lies_on_a_mesh(run):
     mesh = toy.mesh("fsdp")
     with train.Snapshots(run, read_only=True) as snapshots:
@@ -95,6 +97,7 @@ def test_no_snapshots(tmp_path):
         snapshots.reconstruct(DECAYS, 0.1)
 
 
+@pytest.mark.slow
 def test_one_average_and_averages_on_the_host(tmp_path):
     mesh = toy.mesh("one")
     state = train.init_state(toy.init, toy.SGD, jax.random.key(0), mesh, ema=DECAYS[1], ema_memory="pinned_host")

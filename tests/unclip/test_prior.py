@@ -46,6 +46,7 @@ def test_a_text_difference_leads_from_the_first_text_to_the_second():
         unclip.text_difference(image, after, after, [0.5])
 
 
+@pytest.mark.slow
 def test_embeddings_are_as_long_as_noise_is():
     """sqrt(D), of pictures and texts, on the host and in the loss, with the parameters that the loss is given."""
     x, model = PICTURES, embedder()
@@ -67,6 +68,7 @@ def test_embeddings_are_as_long_as_noise_is():
         model.embed_pictures(x[:, :, :, :3])
 
 
+@pytest.mark.slow
 def test_a_prior_of_known_gaussians_is_drawn_as_it_is():
     """Embeddings N(m, s^2 I) of two texts, whose exact E[x_0 | x_t] is the network: the directions' moments."""
     means, s = np.array([[3.0, 1.0], [0.0, -2.0]], np.float32), 0.7

@@ -60,6 +60,7 @@ MP = {
 }
 
 
+@pytest.mark.slow
 def test_edm_is_read_off():
     config = BASE | SONG
     resample_filter = np.array([1, 3, 3, 1]) / 8
@@ -125,6 +126,7 @@ def test_openai_is_read_off(direction):
         openai_config(tensors, {})
 
 
+@pytest.mark.slow
 def test_names_and_sizes_of_openai():
     shapes = {name: tensor.shape for name, tensor in fused(tensors_of(OPENAI | HEADS)).items()}
     expected = {

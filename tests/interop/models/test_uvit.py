@@ -42,6 +42,7 @@ WHOLE = {
 }
 
 
+@pytest.mark.slow
 def test_names_and_shapes_of_the_reference():
     assert keys() == WHOLE
     text = keys(clip_dim=6, num_clip_token=7)
