@@ -22,6 +22,7 @@ from jaxdiff import (
     types,
     weights,
 )
+from jaxdiff.caching import sample_cached
 from jaxdiff.levels import Level
 from jaxdiff.parallel import sample_parallel, stream
 from jaxdiff.parameterize import denoiser
@@ -43,6 +44,7 @@ __all__ = [
     "parameterize",
     "processes",
     "sample",
+    "sample_cached",
     "sample_parallel",
     "sample_path",
     "sample_state",

@@ -27,6 +27,7 @@ MATHS = {
     "inverse": {"levels", "noise", "processes", "parameterize", "solvers", "guidance"},
     "sample": {"levels", "noise", "solvers"},
     "parallel": {"levels", "noise", "solvers", "sample"},
+    "caching": {"levels", "solvers", "sample"},
     "sde": {"levels", "noise", "processes"},
     "likelihood": {"levels", "noise", "processes", "parameterize", "solvers", "sample"},
 }

@@ -2,6 +2,7 @@
 
 from jaxdiff.networks.apply import as_apply, as_features, init
 from jaxdiff.networks.attention_control import control_attention, prompt_to_prompt, shared_attention
+from jaxdiff.networks.caching import Cached, as_cached
 from jaxdiff.networks.configs import (
     adm_imagenet64,
     ddpm_cifar10,
@@ -37,6 +38,7 @@ from jaxdiff.networks.video import VideoDiT, VideoUNet, inflate, per_frame
 
 __all__ = [
     "MLP",
+    "Cached",
     "ControlNet",
     "ConvCritic",
     "DanceUNet",
@@ -61,6 +63,7 @@ __all__ = [
     "VideoUNet",
     "adm_imagenet64",
     "as_apply",
+    "as_cached",
     "as_features",
     "control_attention",
     "controlled",

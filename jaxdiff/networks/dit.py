@@ -173,11 +173,15 @@ class DiT(nn.Module):
         rows, columns = h.shape[1:3]
         h = h + grid_table(self._places(rows), self._places(columns), self.width).astype(self.dtype)[None]
 
-        h, embs = self._stack()(h.reshape(x.shape[0], -1, self.width), inputs)
+        h, embs = self.blocks(h.reshape(x.shape[0], -1, self.width), inputs)
         # As in the reference, the embedding of the first block modulates the last layer.
         emb = embs[0] if self.per_block_embeddings else inputs.emb
         shift, scale = modulations(nn.silu(emb).astype(self.dtype), 2, self.dtype, "proj_out_1")
         return self._output(modulated_norm(h, shift, scale).reshape(-1, rows, columns, self.width), x.shape[-1])
+
+    def blocks(self, h: Array, inputs: _BlockInputs) -> Any:
+        """Map tokens [B, N, D] to (tokens, embeddings) by all blocks; `networks.as_cached` keeps their change."""
+        return self._stack()(h, inputs)
 
     def _stack(self, block: type[Block] = Block, **fields: Any) -> nn.Module:
         """Return the blocks as one scanned module."""
