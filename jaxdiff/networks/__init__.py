@@ -31,6 +31,7 @@ from jaxdiff.networks.score_unet import ScoreUNet
 from jaxdiff.networks.song_unet import DhariwalUNet, SongUNet
 from jaxdiff.networks.start import start_from
 from jaxdiff.networks.text_video import TextVideoUNet
+from jaxdiff.networks.token_merging import merged_tokens
 from jaxdiff.networks.transformer2d import TransformerConfig
 from jaxdiff.networks.unet import UNet
 from jaxdiff.networks.uvit import UViT, uvit_h_2_imagenet256, uvit_s_2_cifar10
@@ -78,6 +79,7 @@ __all__ = [
     "inflate",
     "init",
     "log_variance",
+    "merged_tokens",
     "ncsnpp_cifar10",
     "per_frame",
     "prompt_to_prompt",
