@@ -29,7 +29,8 @@ def sample_cached(
 
     Args:
         make: apply -> the denoiser, with its condition and guidance: `lambda apply: denoiser(apply, params, prediction,
-            cond)`. It may evaluate the network several times, each with a cache of its own.
+            cond)`. It may evaluate the network several times, each with a cache of its own, but not inside of a branch
+            or a loop, as `guidance.interval` does.
         network: (keep, reuse), as `networks.as_cached` makes it.
         solver: one of one evaluation a step.
         levels, x, key: as for `sample`.
@@ -39,7 +40,8 @@ def sample_cached(
         x at the last level, like x.
 
     Raises:
-        ValueError: as for `sample`; a solver of several evaluations a step, every < 1.
+        ValueError: as for `sample`; a solver of several evaluations a step, every < 1, a network that is evaluated
+            inside of a branch or a loop.
     """
     check_function("make", make, "(apply) -> denoiser")
     check_solver(solver)
@@ -80,4 +82,10 @@ def sample_cached(
         return x, (inner, i + 1, caches)
 
     plain = make(lambda *args: network.keep(*args)[0])
-    return sample(plain, solver._replace(init=init, step=step), levels, x, key)
+    try:
+        return sample(plain, solver._replace(init=init, step=step), levels, x, key)
+    except jax.errors.UnexpectedTracerError as error:
+        raise ValueError(
+            "the denoiser evaluates its network inside of a branch or a loop, such as that of guidance in an interval, "
+            "where no cache can be kept: take one that does not, such as guidance.cfg with a scale by level"
+        ) from error

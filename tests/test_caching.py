@@ -111,3 +111,13 @@ def test_mistakes():
         cached(jd.solvers.heun(), 1)
     with pytest.raises(ValueError, match="at least 1, got 0"):
         cached(jd.solvers.ddim(), 0)
+
+
+def test_a_network_within_a_branch_has_no_cache():
+    def make(apply):
+        both = [jd.denoiser(apply, p, jd.parameterize.x0, {}) for p in (0.8, 0.3)]
+        return jd.guidance.interval(jd.guidance.cfg(*both, 2.0), both[0], 0.1, 10.0)
+
+    levels = jd.grids.by_time(PROCESS, 5)
+    with pytest.raises(ValueError, match="inside of a branch or a loop"):
+        jd.sample_cached(make, two_parts(), jd.solvers.ddim(), levels, jnp.zeros((1, 2)), jax.random.key(0), every=2)
