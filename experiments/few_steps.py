@@ -35,6 +35,6 @@ def experiment(
         original,
         chosen,
         run,
-        optimizer=lambda n: train.muon(run.lr, warmup_steps=min(20, n // 10), steps=n, schedule="cosine"),
+        optimizer=lambda n, rate: train.muon(rate * run.lr, warmup_steps=min(20, n // 10), steps=n, schedule="cosine"),
         steps=sample_steps,
     )

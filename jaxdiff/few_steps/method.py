@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,6 +29,7 @@ class Method:
         stage_updates: number of updates after which the optimizer begins anew; 0: never.
         others: (key, first parameters of the student) -> those of the other players, by name.
         turn: number of updates so far -> whose turn is next, see `train.players`.
+        rates: factors of the players' learning rates; 1 where there is none.
         drawn: the player that makes the samples.
         new: whether the student begins with new parameters, not with the teacher's.
     """
@@ -40,6 +41,7 @@ class Method:
     stage_updates: int = 0
     others: Callable[[Array, Any], dict[str, Any]] | None = field(default=None, repr=False)
     turn: Callable[[Array], Any] | None = field(default=None, repr=False)
+    rates: Mapping[str, float] = field(default_factory=dict)
     drawn: str = "student"
     new: bool = False
 

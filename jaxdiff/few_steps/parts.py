@@ -39,7 +39,7 @@ class _Trained(NamedTuple):
 
 
 def experiment_of(
-    teacher: Teacher, method: Method, run: Run, *, optimizer: Callable[[int], Any], steps: int
+    teacher: Teacher, method: Method, run: Run, *, optimizer: Callable[[int, float], Any], steps: int
 ) -> Experiment:
     """Make the experiment of a student, which begins with the teacher's weights.
 
@@ -47,7 +47,8 @@ def experiment_of(
         teacher: the trained run.
         method: what is trained.
         run: the common knobs.
-        optimizer: number of updates that it makes, of a stage or of a player -> an optax optimizer.
+        optimizer: (number of updates that it makes, of a stage or of a player; factor of the learning rate) -> an optax
+            optimizer.
         steps: of a sample.
     """
     given, network = teacher.experiment, method.network
@@ -85,18 +86,19 @@ def experiment_of(
     return Experiment(model, training, sampling, condition, given.medium, run.seed)
 
 
-def _alone(method: Method, steps: int, optimizer: Callable[[int], Any]) -> _Trained:
-    made = optimizer(method.stage_updates or steps)
+def _alone(method: Method, steps: int, optimizer: Callable[[int, float], Any]) -> _Trained:
+    made = optimizer(method.stage_updates or steps, 1.0)
     if method.stage_updates:
         made = train.restarting(made, method.stage_updates)
     given = distill.context(ema=True)
     return _Trained(lambda key, params: params, lambda params: params, None, method.loss, made, given)
 
 
-def _players(method: Method, steps: int, optimizer: Callable[[int], Any]) -> _Trained:
+def _players(method: Method, steps: int, optimizer: Callable[[int, float], Any]) -> _Trained:
     losses, turn, others = cast(Any, (method.loss, method.turn, method.others))  # a method of players has them all
     turns = jax.vmap(turn)(np.arange(steps))
-    each = {name: train.Player(loss, optimizer(int(np.sum(turns[name])))) for name, loss in losses.items()}
+    made = {name: optimizer(int(np.sum(turns[name])), method.rates.get(name, 1.0)) for name in losses}
+    each = {name: train.Player(loss, made[name]) for name, loss in losses.items()}
     game = train.players(each, turn, given=distill.context())
 
     def begin(key: Any, params: Any) -> Any:

@@ -112,7 +112,7 @@ def test_a_run_on_eight_devices_goes_on_to_the_bit(method, teacher, tmp_path, mo
     monkeypatch.setattr(sharding, "MIN_SHARDED_SIZE", 16)
     original, mesh = few_steps.load_teacher(str(teacher), KNOBS), train.make_mesh(2, 4)
     chosen = few_steps.METHODS[method](original, KNOBS, 1)
-    experiment = few_steps.experiment_of(original, chosen, KNOBS, optimizer=lambda n: optax.sgd(0.1), steps=1)
+    experiment = few_steps.experiment_of(original, chosen, KNOBS, optimizer=lambda n, rate: optax.sgd(0.1), steps=1)
     part = experiment.training
     options = {"ema": part.ema, "averaged": part.averaged}
     state = train.state_from_params(experiment.model.pretrained(), part.optimizer, mesh, **options)
@@ -194,14 +194,15 @@ def test_commands_take_it_like_any_other(teacher, tmp_path, capsys):
 def test_each_player_has_an_optimizer_of_its_own_number_of_updates(teacher):
     original, counts = few_steps.load_teacher(str(teacher), KNOBS), []
 
-    def optimizer(updates):
-        counts.append(updates)
+    def optimizer(updates, rate):
+        counts.append((updates, rate))
         return train.adamw(1e-3)
 
-    for method in ("distribution_matching", "gan", "progressive", "consistency"):
+    for method in ("distribution_matching", "gan", "latent_adversarial", "progressive", "consistency"):
         chosen = few_steps.METHODS[method](original, replace(KNOBS, steps=12), 1)
         few_steps.experiment_of(original, chosen, replace(KNOBS, steps=12), optimizer=optimizer, steps=1)
-    assert counts == [4, 8, 6, 6, 3, 12]  # student and fake; generator and critic; a stage; all
+    plain = [(updates, 1.0) for updates in (4, 8, 6, 6, 3, 12)]  # student and fake; generator and critic; a stage; all
+    assert counts == [*plain[:4], (6, 0.05), (6, 1.0), *plain[4:]]  # a student is slower than its critic of features
 
 
 def test_the_command_line_knows_the_methods():
