@@ -1,13 +1,14 @@
 """Inverse problems: what the picture should have been, from a measurement of it and a denoiser.
 
 Denoiser -> Denoiser: `tmpd`, `pigdm`, `dps`, `diffpir`, `ddnm`, and `guide` for any loss. Solver -> Solver: `replace`,
-`mcg`, `dps_normalized`. Solvers of their own: `ddrm`, `daps` with `exact` or `langevin`, `twisted`. A loss: `red_diff`.
+`mcg`, `dps_normalized`. Solvers of their own: `ddrm`, `daps` and `split_gibbs` with `exact` or `langevin`,
+`twisted`. A loss: `red_diff`.
 Edits: `flow_edit`, `edit_friendly`, `null_text`.
 """
 
 from jaxdiff.inverse import operators
 from jaxdiff.inverse.ddrm import ddrm
-from jaxdiff.inverse.decoupled import X0Sampler, daps, exact, langevin
+from jaxdiff.inverse.decoupled import X0Sampler, daps, exact, langevin, split_gibbs
 from jaxdiff.inverse.edit_friendly import edit_friendly
 from jaxdiff.inverse.flow_edit import flow_edit
 from jaxdiff.inverse.guide import dps, dps_normalized, guide
@@ -40,6 +41,7 @@ __all__ = [
     "pigdm",
     "red_diff",
     "replace",
+    "split_gibbs",
     "tmpd",
     "twisted",
     "windows",

@@ -1,4 +1,4 @@
-"""Decoupled annealing: x_0 is drawn given x_t and y, and noised to the next level anew (DAPS, Zhang et al. 2024)."""
+"""Decoupled annealing: x_0 is drawn given x_t and y, and noised to the next level anew (DAPS); and split Gibbs."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from jaxdiff.checks import check_function, check_number
 from jaxdiff.inverse.base import check_operator, check_std, measure, variance_of
 from jaxdiff.inverse.operators.base import Operator, check_count, times
 from jaxdiff.inverse.posterior import spread
-from jaxdiff.levels import Level, clean_level, q_sample
+from jaxdiff.levels import Level, clean_level, posterior, q_sample
 from jaxdiff.noise import fold_in, normal_like
 from jaxdiff.processes import Process
 from jaxdiff.solvers.base import Solver, exponential_step, init_empty, lerp, with_process
 from jaxdiff.types import Denoiser
 
-__all__ = ["X0Sampler", "daps", "exact", "langevin"]
+__all__ = ["X0Sampler", "daps", "exact", "langevin", "split_gibbs"]
 
 
 class X0Sampler(Protocol):
@@ -66,22 +66,66 @@ def daps(
     check_function("sampler", sampler, "(key, x0, std, level) -> x0")
     check_number("prior_std", prior_std, low=0)
     check_count("steps", steps)
-    shares = 1 - (1 - np.arange(steps + 1) / steps) ** 7
 
     def step(denoise: Denoiser, key: Array, x: Array, state, cur: Level, nxt: Level):
         inner = denoise if steps == 1 else with_process(denoise, process)
 
         def descend(z: Array, share: tuple[Array, Array]) -> tuple[Array, None]:
-            begin, end = (lerp(cur, clean_level(cur), w) for w in share)
+            begin, end = (lerp(clean_level(cur), cur, w) for w in share)
             return exponential_step(z, inner(z, begin), begin, end), None
 
-        ends = jnp.asarray(shares[:-1], x.dtype), jnp.asarray(shares[1:], x.dtype)
-        x0 = denoise(x, cur) if steps == 1 else jax.lax.scan(descend, x, ends)[0]
+        x0 = denoise(x, cur) if steps == 1 else jax.lax.scan(descend, x, _shares(steps, x))[0]
         c, d = spread(x0, cur, 1.0, prior_std)
         x0 = sampler(fold_in(key, 0), x0, jnp.sqrt(c / d), cur)
         return q_sample(x0, normal_like(fold_in(key, 1), x0), nxt), state
 
     return Solver(init_empty, step, order=None, nfe=int(steps), stochastic=True)
+
+
+def split_gibbs(sampler: X0Sampler, *, steps: int = 20, process: Process | None = None) -> Solver:
+    """Split Gibbs sampling: x_0 given x_t by the prior, then x_s / alpha_s given x_0 and y (PnP-DM, Wu et al. 2024).
+
+    arXiv:2405.18782, algorithm 1: a step draws x_0 by the reverse SDE from x_t, without the measurement, and z from
+    N(x_0, rho^2 I) times the likelihood, rho = sigma_s / alpha_s. At one level, taken again and again, it draws from
+    p(x_0) N(z; x_0, rho^2 I) p(y | z) for any data, which nears the posterior as rho falls: exact in the limit of many
+    levels and inner steps, where `daps` is for data of one variance.
+
+    Args:
+        sampler: draws z given x_0 and y: `exact` for linear measurements, `langevin` for others.
+        steps: of DDPM from x_t to x_0, at levels as those of `daps`.
+        process: as for `daps`.
+
+    Returns:
+        a solver with `steps` evaluations a step, which ends with x_0 itself. It has no order.
+
+    Raises:
+        ValueError: `sampler` is not a function, or steps < 1.
+    """
+    check_function("sampler", sampler, "(key, x0, std, level) -> x0")
+    check_count("steps", steps)
+
+    def step(denoise: Denoiser, key: Array, x: Array, state, cur: Level, nxt: Level):
+        inner = with_process(denoise, process)
+
+        def descend(z: Array, inputs: tuple[Array, tuple[Array, Array]]) -> tuple[Array, None]:
+            i, share = inputs
+            begin, end = (lerp(clean_level(cur), cur, w) for w in share)
+            mean, std = posterior(inner(z, begin), z, begin, end)
+            return mean + std * normal_like(fold_in(key, i), z), None
+
+        x0 = jax.lax.scan(descend, x, (jnp.arange(1, steps + 1), _shares(steps, x)))[0]
+        noisy = nxt.sigma > 0
+        rho = jnp.where(noisy, nxt.sigma, 1) / nxt.alpha
+        z = sampler(fold_in(key, 0), x0, rho.astype(x.dtype), nxt)
+        return jnp.where(noisy, nxt.alpha * z, x0).astype(x.dtype), state
+
+    return Solver(init_empty, step, order=None, nfe=int(steps), stochastic=True)
+
+
+def _shares(steps: int, x: Array) -> tuple[Array, Array]:
+    """Both ends of the inner steps, from the level itself to clean data: sigma / alpha fall as Karras's, rho = 7."""
+    shares = (1 - np.arange(steps + 1) / steps) ** 7  # of the noise: what is left of it would be lost beside 1
+    return jnp.asarray(shares[:-1], x.dtype), jnp.asarray(shares[1:], x.dtype)
 
 
 def exact(operator: Operator, y: Array, std: float | Array) -> X0Sampler:

@@ -1,5 +1,7 @@
 """Replacement, DDRM, decoupled annealing, particles and RED-diff, of Gaussian data."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -93,7 +95,7 @@ def test_the_error_of_replacement_falls_with_resampling():
         run = jax.jit(lambda x, s=solver: jd.sample(denoise, s, levels, x, KEY), compiler_options=OPTIMIZED)
         drawn = np.asarray(run(x))
         errors.append((np.linalg.norm(drawn.mean(0) - mean), np.linalg.norm(np.cov(drawn.T) - cov)))
-    print(errors)
+
     errors = np.array(errors)
     assert np.all(np.diff(errors[:, 0]) < 0) and errors[-1, 0] < 0.65 * errors[0, 0]
 
@@ -212,9 +214,37 @@ def test_decoupled_annealing_nears_the_posterior_of_any_gaussian(monkeypatch):
     linear = problem()
     exact = linear.noised(Level(0.0, 1.0, 0.01))
     errors = [apart(daps_law(monkeypatch, linear, grid(VE, n, 20.0, 0.01)), exact) for n in (50, 200, 800)]
-    inner = apart(daps_law(monkeypatch, linear, grid(VE, 50, 20.0, 0.01), steps=20), exact)
-    print(errors, inner)
+
     assert np.all(np.diff(errors, axis=0) < 0) and max(errors[-1]) < 0.03
+
+
+@pytest.mark.slow
+def test_split_gibbs_draws_from_its_joint_law_of_any_gaussian_and_ends_with_the_posterior():
+    """Sweeps at one level: z is of the prior widened by rho, given y. Falling rho ends with the posterior."""
+    linear, count = problem(2, 1), 10_000
+    operator = operators.matrix(jnp.asarray(linear.a, jnp.float32))
+    y = jnp.broadcast_to(jnp.asarray(linear.y, jnp.float32)[None], (count, 1))
+    denoise = gaussian(linear.mean, linear.cov).denoise
+    solver = inverse.split_gibbs(inverse.exact(operator, y, linear.std), steps=80)
+    rho = jnp.float32(0.8)
+
+    @partial(jax.jit, compiler_options=OPTIMIZED)
+    def sweep(x, cur, nxt):
+        pairs = jax.random.split(KEY, 40), cur, nxt
+        return jax.lax.scan(lambda x, of: (solver.step(denoise, of[0], x, (), *of[1:])[0], None), x, pairs)[0]
+
+    level = jax.tree.map(lambda a: jnp.broadcast_to(a, 40), VE(rho))
+    wide = linear._replace(cov=linear.cov + float(rho) ** 2 * np.eye(2)).posterior()
+    falling = VE(jnp.geomspace(20.0, 0.02, 41))
+    ends = linear.posterior()
+    start = jnp.zeros((count, 2)) + jnp.float32(2.0) * jax.random.normal(KEY, (count, 2))
+    fall = falling.at(slice(None, -1)), falling.at(slice(1, None))
+    # What 40 levels fall too fast for is left of the wider laws.
+    for pair, expected, within in (((level, level), wide, 0.06), (fall, ends, 0.15)):
+        mean, cov = moments(sweep(start, *pair))
+        scale = np.sqrt(np.trace(expected[1]))
+        np.testing.assert_allclose(mean, expected[0], atol=within * scale)
+        np.testing.assert_allclose(cov, expected[1], atol=within * scale**2)
 
 
 @pytest.mark.slow
@@ -252,6 +282,8 @@ def test_steps_to_x0_hat_are_those_of_ddim():
     seen = []
     sampler = lambda key, x0, r, level: seen.append((x0, r)) or x0  # noqa: E731
     inverse.daps(sampler, steps=3, prior_std=3.0).step(rational, KEY, x, (), cur, nxt)
+    # The last of many inner steps ends a seventh power above clean data.
+    assert np.isfinite(inverse.daps(sampler, steps=40).step(rational, KEY, x, (), cur, nxt)[0]).all()
     levels = VE(2.0 * (1 - jnp.arange(4) / 3) ** 7)
     np.testing.assert_allclose(seen[0][0], jd.sample(rational, solvers.ddim(), levels, x, KEY), rtol=1e-5)
     np.testing.assert_allclose(seen[0][1], np.sqrt(9 * 4 / (9 + 4)), rtol=1e-6)
