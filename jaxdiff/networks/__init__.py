@@ -1,5 +1,6 @@
 """Networks: functions F(x, noise, cond) with parameters, in Flax Linen."""
 
+from jaxdiff.networks.adapter import T2IAdapter, adapted, adapter_of, add_features
 from jaxdiff.networks.apply import as_apply, as_features, init
 from jaxdiff.networks.configs import (
     adm_imagenet64,
@@ -13,7 +14,7 @@ from jaxdiff.networks.configs import (
     stable_diffusion_3,
     stable_diffusion_xl,
 )
-from jaxdiff.networks.controlnet import ControlNet, controlled, copy_encoder
+from jaxdiff.networks.controlnet import ControlNet, add_controls, control_of, controlled, copy_encoder
 from jaxdiff.networks.critic import ConvCritic, FeatureCritic, MLPCritic
 from jaxdiff.networks.dance import DanceUNet
 from jaxdiff.networks.dit import DiT, dit_b_4, dit_s_2, dit_xl_2, sit_xl_2
@@ -52,15 +53,21 @@ __all__ = [
     "ScoreUNet",
     "Sinusoidal",
     "SongUNet",
+    "T2IAdapter",
     "TextVideoUNet",
     "TransformerConfig",
     "UNet",
     "UViT",
     "VideoDiT",
     "VideoUNet",
+    "adapted",
+    "adapter_of",
+    "add_controls",
+    "add_features",
     "adm_imagenet64",
     "as_apply",
     "as_features",
+    "control_of",
     "controlled",
     "copy_encoder",
     "ddpm_cifar10",

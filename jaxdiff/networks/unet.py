@@ -159,16 +159,20 @@ class UNet(nn.Module):
         h = self._enter(x, cond)
         if hint is not None:
             h = h + hint
-        skips = [h]
+        skips, features = [h], _Features(cond.get("features", ()))
         for level in range(len(self.widths)):
             name = f"down_blocks.{level}"
             for i in range(self.blocks_at(level)):
                 h = self._stage(h, inputs, (name, i), level=level, attend=level in self.attention)
                 skips.append(h)
+            h = skips[-1] = features.added(h, level)
             if level < len(self.widths) - 1:
                 h = self._resample(h, inputs, f"{name}.downsamplers.0", direction="down")
                 skips.append(h)
-        return self._middle(h, inputs), skips, inputs
+                h = skips[-1] = features.added(h, level)
+        h = features.added(self._middle(h, inputs), len(self.widths))
+        features.check()
+        return h, skips, inputs
 
     def _enter(self, x: Array, cond: Mapping[str, Any]) -> Array:
         """The first convolution."""
@@ -373,7 +377,7 @@ class UNet(nn.Module):
         check_spatial(x)
         self._check_size(x.shape)
         cond = {} if cond is None else cond
-        known = {name: value for name, value in cond.items() if name != "residuals"}
+        known = {name: value for name, value in cond.items() if name not in ("residuals", "features")}
         check_cond(x, noise, known, self._shapes(x, known))
         return cond
 
@@ -408,6 +412,29 @@ def _added(values: Sequence[Array], residuals: Sequence[Array]) -> list[Array]:
         shapes = [r.shape for r in residuals]
         raise ValueError(f"residuals must be {len(values)} arrays like {[v.shape for v in values]}, got {shapes}")
     return [v + r.astype(v.dtype) for v, r in zip(values, residuals, strict=True)]
+
+
+class _Features:
+    """What is added within the encoder: a level's feature where it has the size, before or after resampling."""
+
+    def __init__(self, features: Sequence[Array]):
+        self._left = dict(enumerate(features))
+        self._sizes: list[tuple[int, ...]] = []
+
+    def added(self, h: Array, level: int) -> Array:
+        """Add the level's feature, unless it has been added or has another shape; the bottom is the last level."""
+        self._sizes.append(h.shape)
+        if level not in self._left or self._left[level].shape != h.shape:
+            return h
+        return h + self._left.pop(level).astype(h.dtype)
+
+    def check(self) -> None:
+        """Raise ValueError if a feature fits nowhere."""
+        for level, feature in self._left.items():
+            raise ValueError(
+                f"features are one for each level, before or after resampling, and one for the bottom, of the shapes "
+                f"{self._sizes}; got {feature.shape} for level {level}"
+            )
 
 
 class _BlockInputs(NamedTuple):
