@@ -38,7 +38,7 @@ def test_canny_s_edges_are_a_pixel_wide_wherever_they_lead():
             want = np.roll(want, SIDE - 2 * AT, axis=1)
         np.testing.assert_array_equal(edge, want.T if turns % 2 else want)
     y, x = np.mgrid[:SIDE, :SIDE]
-    for bright, off in ((x > y, x - y), (x + y > SIDE, x + y - SIDE)):
+    for bright, off in ((x > y, x - y), (x + y >= SIDE, x + y - SIDE + 1)):
         edge = np.asarray(found(np.float32(2 * bright - 1)[None, ..., None]))[0, 2:-2, 2:-2, 0]
         blocks = edge[1:, 1:] + edge[1:, :-1] + edge[:-1, 1:] + edge[:-1, :-1]
         assert edge.sum(0).min() >= 1 and edge.sum(1).min() >= 1 and blocks.max() < 4
