@@ -46,7 +46,7 @@ def snapshots(run: Path):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+")
-    parser.add_argument("--num", type=int, default=100)
+    parser.add_argument("--num", type=int, default=50)
     parser.add_argument("--page", type=Path, default=Path("docs/control.png"))
     arguments = parser.parse_args()
     num, drawers = arguments.num, {}

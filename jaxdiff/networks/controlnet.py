@@ -21,6 +21,9 @@ from jaxdiff.networks.unet import UNet
 # A number, one number per residual, or a function of the network's noise input [B] that returns a number or [B].
 Scale = float | Array | Sequence[float] | Callable[[Array], float | Array]
 
+# Conditions by which adapters steer a U-Net, which are none of its ControlNets'.
+OF_UNET = "features", "image_prompt", "image_scale"
+
 
 class ControlNet(UNet):
     """The encoder of a U-Net with an image, the hint, as additional input; returns residuals for another U-Net.
@@ -93,7 +96,7 @@ def control_of(unet: UNet, *, hint_channels: int = 3, hint_widths: tuple[int, ..
     Returns:
         The module, with the U-Net's attributes.
     """
-    shared = {f.name: getattr(unet, f.name) for f in fields(UNet) if f.name not in ("parent", "name")}
+    shared = {f.name: getattr(unet, f.name) for f in fields(UNet) if f.name not in ("parent", "name", "image_prompt")}
     return ControlNet(**shared, hint_channels=hint_channels, hint_widths=hint_widths)
 
 
@@ -129,7 +132,7 @@ def controlled(control: Callable[..., Any], unet: Callable[..., Any], scale: Sca
 
     Returns:
         apply(params, x, noise, cond, *, key=None) with params {"controlnet": ..., "unet": ...}. Only the ControlNet
-        gets cond["hint"]; both networks get the other conditions.
+        gets cond["hint"], and only the U-Net what adapters need; both networks get the other conditions.
 
     Raises:
         ValueError: when apply is called, scale has neither one number nor one per residual or, of a function, per
@@ -138,8 +141,7 @@ def controlled(control: Callable[..., Any], unet: Callable[..., Any], scale: Sca
 
     def apply(params, x, noise, cond, *, key=None):
         keys = (None, None) if key is None else jax.random.split(key)
-        # What is added within the U-Net's encoder is none of the ControlNet's inputs.
-        given = {name: value for name, value in cond.items() if name != "features"}
+        given = {name: value for name, value in cond.items() if name not in OF_UNET}
         residuals = scale_residuals(control(params["controlnet"], x, noise, given, key=keys[0]), scale, noise)
         both = {name: value for name, value in cond.items() if name != "hint"}
         return unet(params["unet"], x, noise, {**both, "residuals": residuals}, key=keys[1])

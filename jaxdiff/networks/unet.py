@@ -23,7 +23,7 @@ from jaxdiff.networks.layers import Conv, Downsample, GroupNorm, Upsample, activ
 from jaxdiff.networks.remat import Remat, rematted
 from jaxdiff.networks.resblock import ResBlock, quarter
 from jaxdiff.networks.tokens import dense
-from jaxdiff.networks.transformer2d import Transformer2D, TransformerConfig
+from jaxdiff.networks.transformer2d import ImagePrompt, Transformer2D, TransformerConfig
 
 
 class UNet(nn.Module):
@@ -72,6 +72,7 @@ class UNet(nn.Module):
         concat_channels: C' of cond["concat"]; None: off.
         concat_noise: cond["concat_noise"] is float[B], the level of the noise on cond["concat"], embedded like the
             noise (Ho et al. 2021, arXiv:2106.15282).
+        image_prompt: transformers also attend to the tokens of an image; see `ip_adapter`.
         out_channels: channels of the output; None: as many as x has.
         learned_variance: return (F, frac); frac is v of Nichol and Dhariwal 2021, eq. 15, the place of the log
             variance between its bounds, mapped from [-1, 1] to [0, 1] but not clipped.
@@ -114,6 +115,7 @@ class UNet(nn.Module):
     next_noise: bool = False
     concat_channels: int | None = None
     concat_noise: bool = False
+    image_prompt: bool = False
     out_channels: int | None = None
     learned_variance: bool = False
     patch_size: int = 1
@@ -133,9 +135,11 @@ class UNet(nn.Module):
             cond: as configured, "label" int[B] (num_classes is the null class), "tokens" [B, L, D]
                 with an optional "mask" bool[B, L] (True: visible), "vector" [B, D], "guidance" float[B], the
                 scale of the guidance that was distilled into the network, "next_noise" float[B], "concat"
-                [B, *spatial, C'], "concat_noise" float[B]. The optional "residuals" are added to the skips, from the
-                input on, and to the bottom: as many arrays, of the same shapes or with spatial sizes of 1; see
-                `controlnet.controlled`.
+                [B, *spatial, C'], "concat_noise" float[B], "image_prompt" [B, L, D], as wide as the tokens of the
+                text that are attended to, with "image_scale" float[B], of which 0 is off. The optional "residuals" are
+                added to the skips, from the input on, and to the bottom: as many arrays, of the same shapes or with
+                spatial sizes of 1; see `controlnet.controlled`. The optional "features" are added within the encoder;
+                see `adapter.T2IAdapter`.
             train: apply dropout; needs the random key "dropout".
 
         Returns:
@@ -183,7 +187,8 @@ class UNet(nn.Module):
 
     def _block_inputs(self, noise: Array, cond: Mapping[str, Any], train: bool) -> "_BlockInputs":
         emb = activation(self.act)(self._embed(noise, cond))
-        return _BlockInputs(emb, self._tokens(cond), cond.get("mask"), train)
+        image = ImagePrompt(cond["image_prompt"], cond["image_scale"]) if self.image_prompt else None
+        return _BlockInputs(emb, self._tokens(cond), cond.get("mask"), train, image)
 
     def _tokens(self, cond: Mapping[str, Any]) -> Array | None:
         """Return the tokens for cross-attention."""
@@ -250,7 +255,7 @@ class UNet(nn.Module):
         if self.transformer is not None:
             depth = self.transformer.blocks(level, index, up=name.startswith("up_blocks"))
             block = self._transformer(self.transformer, path, level=level, depth=depth, identity=identity)
-            return block(h, inputs.tokens, inputs.mask)
+            return block(h, inputs.tokens, inputs.mask, inputs.image)
         h = self._attend(path, level, identity=identity)(h)
         if self.context_dim is None:
             return h
@@ -369,6 +374,8 @@ class UNet(nn.Module):
                 f"identity_attention names stages with self-attention, here {', '.join(attending) or 'none'}; "
                 f"got {self.identity_attention}"
             )
+        if self.image_prompt and (self.transformer is None or self.context_dim is None):
+            raise ValueError("an image prompt is for transformers with attention to tokens: set both")
         if self.transformer is not None:
             if self.head_dim is not None:
                 raise ValueError("transformers have their own number of heads: head_dim must be None")
@@ -402,6 +409,9 @@ class UNet(nn.Module):
             concat_channels=self.concat_channels,
             concat_noise=self.concat_noise,
         )
+        if self.image_prompt:
+            width = self.context_dim if self.token_width is None else self.token_width
+            shapes |= {"image_prompt": (x.shape[0], None, width), "image_scale": x.shape[:1]}
         return shapes | ({"label": x.shape[:1]} if self.numeric_label else {})
 
 
@@ -444,3 +454,4 @@ class _BlockInputs(NamedTuple):
     tokens: Array | None
     mask: Array | None
     train: bool
+    image: ImagePrompt | None = None
