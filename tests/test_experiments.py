@@ -53,7 +53,7 @@ def tiny(tmp_path_factory):
 
 def test_table_is_complete():
     # Others begin with a folder or do not denoise: they have other tests.
-    others = ("autoencoder", "few_steps", "finetune", "image_text", "unclip")
+    others = ("autoencoder", "control", "few_steps", "finetune", "image_text", "unclip")
     assert sorted([*TINY, *others]) == sorted(path.stem for path in FOLDER.glob("*.py"))
 
 

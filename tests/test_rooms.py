@@ -66,7 +66,7 @@ ALLOWED["sampler"] = {"experiment", "conditions", "media", "sampling", "sample",
 ALLOWED["sampler"] |= PARTS | WHERE
 # What is made of experiments; and who nobody imports.
 USERS = {
-    "recipe", "run", "drawing", "extend", "export", "hooks", "models", "training", "finetune", "few_steps",
+    "recipe", "run", "drawing", "extend", "export", "hooks", "models", "training", "finetune", "few_steps", "control",
     "first_stage", "plan", "text_encoders", "cascade", "imagine", "pretrained", "edit", "unclip", "latents",
 }  # fmt: skip
 NOBODYS = {"cli", "demo", "experiments"}

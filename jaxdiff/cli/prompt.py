@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from jaxdiff import text_to_image, train
+from jaxdiff.cli.controls import HintFile
 from jaxdiff.distributed import gather
 from jaxdiff.experiment import compute_dtype
 from jaxdiff.interop.sources import is_file
@@ -48,6 +50,8 @@ def draw_prompts(
     seed: int = 0,
     batch: int = 4,
     mesh: Mesh | None = None,
+    controls: Sequence[tuple[Path, HintFile]] = (),
+    control_scale: Sequence[float] = (),
 ) -> Samples:
     """Draw pictures of prompts, in batches of one compiled size that are split over the devices.
 
@@ -65,6 +69,8 @@ def draw_prompts(
         seed: picture i depends on the seed and i alone.
         batch: pictures at a time, rounded up to a multiple of the mesh's parts of a batch.
         mesh: where the parameters lie, and over which pictures are split; None: pictures alone, over all devices.
+        controls: directories of ControlNets, and what all pictures follow.
+        control_scale: of each; none are all 1.
     Returns:
         The pictures, float32 [num, height, width, 3] in [-1, 1], and their prompts.
     Raises:
@@ -72,6 +78,8 @@ def draw_prompts(
     """
     if num < 1 or batch < 1:
         raise ValueError(f"num and batch must be at least 1, got {num} and {batch}")
+    if control_scale and len(control_scale) != len(controls):
+        raise ValueError(f"{len(controls)} ControlNets take as many scales, got {len(control_scale)}")
     where = make_mesh() if mesh is None else mesh
     parts = num_batch_shards(where)
     batch = -(-min(batch, num) // parts) * parts
@@ -85,12 +93,18 @@ def draw_prompts(
         pipe = text_to_image.load(
             directory, steps=steps, size=size, kind=scheduler, base=base, variant=variant, dtype=compute_dtype(),
             progress=progress, place=lambda tree: train.shard_params(tree, where),
+            controls=[folder for folder, _ in controls],
         )  # fmt: skip
     scale, negative = _guidance(pipe, guidance, negative)
     split = batch_sharding(where)
     names = tuple(prompts[i % len(prompts)] for i in range(rounds * batch))
     away = None if negative is None else jax.device_put(pipe.tokenize([negative] * batch), split)
     keys = example_keys(seed, rounds * batch).reshape(rounds, batch)
+    repeated = [np.repeat(file.read(pipe.size)[None], batch, axis=0) for _, file in controls]
+    steering: dict[str, Any] = {}
+    if controls:
+        scales = [jnp.float32(s) for s in control_scale or (1.0,) * len(controls)]
+        steering = {"hints": jax.device_put(repeated, split), "control_scale": scales}
 
     @jax.jit
     def generate(*args: Any, **options: Any) -> jax.Array:
@@ -102,7 +116,7 @@ def draw_prompts(
         for i in range(rounds):
             first = i * pipe.steps
             tokens = jax.device_put(pipe.tokenize(names[i * batch : (i + 1) * batch]), split)
-            part = generate(pipe.params, tokens, jax.device_put(keys[i], split), scale, negative=away)
+            part = generate(pipe.params, tokens, jax.device_put(keys[i], split), scale, negative=away, **steering)
             pictures.append(np.asarray(gather(part)))
             jax.effects_barrier()
     choices = len(prompts) if len(prompts) > 1 else 4

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from jaxdiff.cli.controls import parse_hint
 from jaxdiff.cli.places import try_file, try_folder
 from jaxdiff.cli.prompt import draw_prompts, is_pipeline
 from jaxdiff.drawing import draw, parameters
@@ -40,6 +41,8 @@ def command(
     size: tuple[Count, Count] | None = None,
     base: Path | None = None,
     variant: str | None = None,
+    control: Annotated[tuple[tuple[Path, str], ...], tyro.conf.UseAppendAction] = (),
+    control_scale: tuple[float, ...] = (),
     mesh: str = "",
     trust: bool = False,
 ) -> None:
@@ -66,6 +69,9 @@ def command(
         size: height and width for a prompt; by default the network's.
         base: directory with what a file lacks.
         variant: weights' variant, such as fp16.
+        control: for a prompt, a ControlNet's directory and the picture to follow; edges:, canny:, low:, colors: and
+            depth: before a file's name make the hint of it.
+        control_scale: of each ControlNet, 0 is off; by default 1.
         mesh: devices as data=4,fsdp=2,sequence=2; data takes those left.
         trust: execute a program that others can write.
     """
@@ -85,14 +91,22 @@ def command(
         out = Path(f"samples-{seed}") if out is None else out
         medium = images((*(size or (1, 1)), 3), captions=len(texts) > 1)
         check_suffix(medium, out)
+        controls = [(folder, parse_hint(text)) for folder, text in control]
         samples = draw_prompts(
             run, texts, num=len(texts) if num is None else num, negative=negative, guidance=guidance, steps=steps,
             size=size, base=base, variant=variant, scheduler=solver, seed=seed, batch=4 if batch is None else batch,
-            mesh=where,
+            mesh=where, controls=controls, control_scale=control_scale,
         )  # fmt: skip
         _save(medium, out, samples)
         return
-    _refuse(f"{run} has no model_index.json, and is no text-to-image directory", size=size, base=base, variant=variant)
+    _refuse(
+        f"{run} has no model_index.json, and is no text-to-image directory",
+        size=size,
+        base=base,
+        variant=variant,
+        control=control or None,
+        control_scale=control_scale or None,
+    )
     if label is not None and texts:
         raise ValueError("--label and --prompt both say what the samples are of: give one of them")
     experiment = change_sampling(

@@ -1,5 +1,6 @@
 """What one may ask of a model: one file for each kind, each of which returns a Condition."""
 
+from jaxdiff.conditions import hints
 from jaxdiff.conditions.base import Cond, Condition
 from jaxdiff.conditions.hint import hint, noised
 from jaxdiff.conditions.label import label
@@ -8,4 +9,4 @@ from jaxdiff.conditions.picture import picture
 from jaxdiff.conditions.prompts import prompts
 from jaxdiff.conditions.text import text
 
-__all__ = ["Cond", "Condition", "hint", "label", "noised", "none", "picture", "prompts", "text"]
+__all__ = ["Cond", "Condition", "hint", "hints", "label", "noised", "none", "picture", "prompts", "text"]

@@ -3,6 +3,7 @@
 from jaxdiff.metrics.classification import Accuracy, accuracy
 from jaxdiff.metrics.coverage import ModeCoverage, PrecisionRecall, mode_coverage, precision_recall
 from jaxdiff.metrics.distances import KernelDistance, frechet, kernel_distance, sliced_wasserstein
+from jaxdiff.metrics.edges import edge_f1
 from jaxdiff.metrics.fidelity import psnr, ssim
 from jaxdiff.metrics.report import evaluate, format_report
 from jaxdiff.metrics.retrieval import recall_at_1
@@ -15,6 +16,7 @@ __all__ = [
     "PrecisionRecall",
     "Statistics",
     "accuracy",
+    "edge_f1",
     "evaluate",
     "format_report",
     "frechet",

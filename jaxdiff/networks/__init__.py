@@ -1,5 +1,6 @@
 """Networks: functions F(x, noise, cond) with parameters, in Flax Linen."""
 
+from jaxdiff.networks.adapter import T2IAdapter, adapted, adapter_of, add_features
 from jaxdiff.networks.apply import as_apply, as_features, init
 from jaxdiff.networks.attention_control import control_attention, prompt_to_prompt, shared_attention
 from jaxdiff.networks.caching import Cached, as_cached
@@ -15,13 +16,14 @@ from jaxdiff.networks.configs import (
     stable_diffusion_3,
     stable_diffusion_xl,
 )
-from jaxdiff.networks.controlnet import ControlNet, controlled, copy_encoder
+from jaxdiff.networks.controlnet import ControlNet, add_controls, control_of, controlled, copy_encoder
 from jaxdiff.networks.critic import ConvCritic, FeatureCritic, MLPCritic
 from jaxdiff.networks.dance import DanceUNet
 from jaxdiff.networks.dit import DiT, dit_b_4, dit_s_2, dit_xl_2, sit_xl_2
 from jaxdiff.networks.edm2 import EDM2UNet, log_variance
 from jaxdiff.networks.embed import Fourier, Sinusoidal
 from jaxdiff.networks.flux import Flux
+from jaxdiff.networks.ip_adapter import ImageProjection, image_prompted
 from jaxdiff.networks.joint_unet import JointUNet
 from jaxdiff.networks.magnitude import force_weight_norm
 from jaxdiff.networks.mlp import MLP
@@ -49,6 +51,7 @@ __all__ = [
     "FeatureCritic",
     "Flux",
     "Fourier",
+    "ImageProjection",
     "JointUNet",
     "MLPCritic",
     "MMDiT",
@@ -56,17 +59,23 @@ __all__ = [
     "ScoreUNet",
     "Sinusoidal",
     "SongUNet",
+    "T2IAdapter",
     "TextVideoUNet",
     "TransformerConfig",
     "UNet",
     "UViT",
     "VideoDiT",
     "VideoUNet",
+    "adapted",
+    "adapter_of",
+    "add_controls",
+    "add_features",
     "adm_imagenet64",
     "as_apply",
     "as_cached",
     "as_features",
     "control_attention",
+    "control_of",
     "controlled",
     "copy_encoder",
     "ddpm_cifar10",
@@ -76,6 +85,7 @@ __all__ = [
     "dit_xl_2",
     "edm2",
     "force_weight_norm",
+    "image_prompted",
     "inflate",
     "init",
     "log_variance",

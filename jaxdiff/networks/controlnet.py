@@ -6,6 +6,7 @@ Parameters are named like those of diffusers' ControlNetModel; see `interop.form
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import flax.linen as nn
@@ -14,8 +15,14 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.networks.apply import Shape
-from jaxdiff.networks.layers import Conv
+from jaxdiff.networks.layers import Conv, space_to_depth
 from jaxdiff.networks.unet import UNet
+
+# A number, one number per residual, or a function of the network's noise input [B] that returns a number or [B].
+Scale = float | Array | Sequence[float] | Callable[[Array], float | Array]
+
+# Conditions by which adapters steer a U-Net, which are none of its ControlNets'.
+OF_UNET = "features", "image_prompt", "image_scale"
 
 
 class ControlNet(UNet):
@@ -66,7 +73,7 @@ class ControlNet(UNet):
         def conv(h: Array, features: int, name: str, **options) -> Array:
             return Conv(features, dtype=self.dtype, name=f"controlnet_cond_embedding.{name}", **options)(h)
 
-        h = nn.silu(conv(hint, self.hint_widths[0], "conv_in"))
+        h = nn.silu(conv(space_to_depth(hint, self.patch_size), self.hint_widths[0], "conv_in"))
         for i, (width, next_width) in enumerate(zip(self.hint_widths[:-1], self.hint_widths[1:], strict=True)):
             h = nn.silu(conv(h, width, f"blocks.{2 * i}"))
             h = nn.silu(conv(h, next_width, f"blocks.{2 * i + 1}", stride=2))
@@ -76,6 +83,21 @@ class ControlNet(UNet):
         factor = 2 ** (len(self.hint_widths) - 1)
         hint = (x.shape[0], *(factor * size for size in x.shape[1:-1]), self.hint_channels)
         return super()._shapes(x, cond) | {"hint": hint}
+
+
+def control_of(unet: UNet, *, hint_channels: int = 3, hint_widths: tuple[int, ...] = (16,)) -> ControlNet:
+    """Make a ControlNet for a U-Net.
+
+    Args:
+        unet: the U-Net.
+        hint_channels: see `ControlNet`.
+        hint_widths: see `ControlNet`; one width is for a hint of the samples' size.
+
+    Returns:
+        The module, with the U-Net's attributes.
+    """
+    shared = {f.name: getattr(unet, f.name) for f in fields(UNet) if f.name not in ("parent", "name", "image_prompt")}
+    return ControlNet(**shared, hint_channels=hint_channels, hint_widths=hint_widths)
 
 
 def copy_encoder(control: Mapping[str, Any], unet: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,35 +119,88 @@ def copy_encoder(control: Mapping[str, Any], unet: Mapping[str, Any]) -> dict[st
     return {**control, **shared}
 
 
-def controlled(
-    control: Callable[..., Any], unet: Callable[..., Any], scale: float | Array | Sequence[float] = 1.0
-) -> Callable[..., Any]:
+def controlled(control: Callable[..., Any], unet: Callable[..., Any], scale: Scale = 1.0) -> Callable[..., Any]:
     """Return a U-Net and its ControlNet as one network.
 
     To train the ControlNet alone, differentiate `lambda p: loss({"controlnet": p, "unet": frozen}, ...)`.
 
     Args:
-        control: the ControlNet's apply.
+        control: the ControlNet's apply, or that of several by `add_controls`.
         unet: the U-Net's.
-        scale: factor of the residuals: one number, or one per residual (from the input to the bottom); 0 is off.
+        scale: factor of the residuals: one number, or one per residual (from the input to the bottom); 0 is off. A
+            scale that follows the noise level is a function of the networks' noise input, noise[B] -> a number or [B].
 
     Returns:
         apply(params, x, noise, cond, *, key=None) with params {"controlnet": ..., "unet": ...}. Only the ControlNet
-        gets cond["hint"]; both networks get the other conditions.
+        gets cond["hint"], and only the U-Net what adapters need; both networks get the other conditions.
 
     Raises:
-        ValueError: when apply is called, scale has neither one number nor one per residual.
+        ValueError: when apply is called, scale has neither one number nor one per residual or, of a function, per
+            example.
     """
 
     def apply(params, x, noise, cond, *, key=None):
         keys = (None, None) if key is None else jax.random.split(key)
-        residuals = control(params["controlnet"], x, noise, cond, key=keys[0])
-        scales = jnp.asarray(scale)
-        if scales.shape not in ((), (len(residuals),)):
-            raise ValueError(f"scale must be one number or {len(residuals)}, got shape {scales.shape}")
-        scales = jnp.broadcast_to(scales, len(residuals))
-        residuals = tuple(r * s.astype(r.dtype) for r, s in zip(residuals, scales, strict=True))
+        given = {name: value for name, value in cond.items() if name not in OF_UNET}
+        residuals = scale_residuals(control(params["controlnet"], x, noise, given, key=keys[0]), scale, noise)
         both = {name: value for name, value in cond.items() if name != "hint"}
         return unet(params["unet"], x, noise, {**both, "residuals": residuals}, key=keys[1])
 
     return apply
+
+
+def add_controls(controls: Sequence[Callable[..., Any]], scales: Sequence[Scale] | None = None) -> Callable[..., Any]:
+    """Return several ControlNets of a U-Net as one, which returns the sum of their residuals.
+
+    Args:
+        controls: their applies.
+        scales: of each, as for `controlled`; None: 1.
+
+    Returns:
+        apply(params, x, noise, cond, *, key=None) -> residuals, with a tuple of parameters and a tuple of hints in
+        cond["hint"]; for `controlled`.
+
+    Raises:
+        ValueError: there is none, or another number of scales or, when apply is called, of parameters or hints.
+    """
+    scales = (1.0,) * len(controls) if scales is None else scales
+    if not controls or len(scales) != len(controls):
+        raise ValueError(f"several ControlNets need a scale for each, got {len(controls)} and {len(scales)} scales")
+
+    def apply(params, x, noise, cond, *, key=None):
+        counts = {len(controls), len(params), len(cond["hint"])}
+        if len(counts) > 1:
+            raise ValueError(
+                f"{len(controls)} ControlNets take as many parameters and hints, got {len(params)} and "
+                f"{len(cond['hint'])}"
+            )
+        total = None
+        for i, (control, scale) in enumerate(zip(controls, scales, strict=True)):
+            own = None if key is None else jax.random.fold_in(key, i)
+            residuals = control(params[i], x, noise, {**cond, "hint": cond["hint"][i]}, key=own)
+            residuals = scale_residuals(residuals, scale, noise)
+            total = residuals if total is None else tuple(a + b for a, b in zip(total, residuals, strict=True))
+        return total
+
+    return apply
+
+
+def scale_residuals(residuals: Sequence[Array], scale: Scale, noise: Array) -> tuple[Array, ...]:
+    """Multiply what steers a U-Net by a scale.
+
+    Args:
+        residuals: arrays [B, ...].
+        scale: see `controlled`.
+        noise: float[B], the network's noise input.
+
+    Raises:
+        ValueError: another shape of the scale.
+    """
+    scales = jnp.asarray(scale(noise) if callable(scale) else scale)
+    kind, count = ("example", len(noise)) if callable(scale) else ("residual", len(residuals))
+    if scales.shape not in ((), (count,)):
+        raise ValueError(f"scale must be one number or {count}, one per {kind}, got shape {scales.shape}")
+    if callable(scale) and scales.ndim:
+        return tuple(r * scales.astype(r.dtype).reshape(-1, *(1,) * (r.ndim - 1)) for r in residuals)
+    each = jnp.broadcast_to(scales, len(residuals))
+    return tuple(r * s.astype(r.dtype) for r, s in zip(residuals, each, strict=True))

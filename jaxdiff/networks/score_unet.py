@@ -100,6 +100,8 @@ class ScoreUNet(UNet):
 
     def _check(self, x: Array, noise: Array, cond: Mapping[str, Any] | None) -> Mapping[str, Any]:
         cond = super()._check(x, noise, cond)
+        if self.skips and "features" in cond:
+            raise ValueError("features of an adapter are for U-Nets without input skips")
         if self.skips and self.learned_variance:
             raise ValueError("with skips, which add up to the output, there can be no learned variance")
         if self.skips and self.groups is not None:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff.networks.attention import attend, split_heads, visible
+from jaxdiff.networks.attention import attend, split_heads, visible, with_control
 from jaxdiff.networks.layers import Conv, GroupNorm
 from jaxdiff.networks.remat import Remat
 from jaxdiff.networks.tokens import LayerNorm, dense, geglu, scan_layers
@@ -66,6 +67,13 @@ class TransformerConfig:
             )
 
 
+class ImagePrompt(NamedTuple):
+    """Tokens of an image, [B, L, D], and the scale of the attention to them, [B]; see `ip_adapter`."""
+
+    tokens: Array
+    scale: Array
+
+
 class Block(nn.Module):
     """Attention among the positions, attention to the tokens, and a feed-forward layer with a GELU gate.
 
@@ -82,7 +90,9 @@ class Block(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, tokens: Array | None, mask: Array | None) -> tuple[Array, None]:
+    def __call__(
+        self, x: Array, tokens: Array | None, mask: Array | None, image: ImagePrompt | None
+    ) -> tuple[Array, None]:
         """Map x[B, N, C] to the same shape, with attention to tokens[B, L, D] where mask[B, L] is True, or to x."""
         x = constrain_tokens(x)
         h = LayerNorm(name="norm1")(x)
@@ -91,11 +101,14 @@ class Block(nn.Module):
         else:
             x = x + self._attend(h, h, None, "attn1", identity=self.identity)
         h = LayerNorm(name="norm2")(x)
-        x = x + self._attend(h, h if tokens is None else tokens, mask, "attn2")
+        x = x + self._attend(h, h if tokens is None else tokens, mask, "attn2", image=image)
 
         return x + geglu(LayerNorm(name="norm3")(x), self.dtype, "ff"), None
 
-    def _attend(self, x: Array, source: Array, mask: Array | None, name: str, *, identity: bool = False) -> Array:
+    def _attend(
+        self, x: Array, source: Array, mask: Array | None, name: str, *, identity: bool = False,
+        image: ImagePrompt | None = None,
+    ) -> Array:  # fmt: skip
         def project(a: Array, to: str) -> Array:
             return dense(x.shape[-1], self.dtype, f"{name}.{to}", bias=False)(a)
 
@@ -104,6 +117,13 @@ class Block(nn.Module):
         if not identity:
             q, k, v = (split_heads(a, self.num_heads) for a in (q, k, v))
             v = attend(q, k, v, mask=mask, cross=source is not x).reshape(x.shape)
+        if image is not None:
+            k, v_image = (
+                split_heads(project(image.tokens, f"processor.{to}_ip.0"), self.num_heads) for to in ("to_k", "to_v")
+            )
+            scale = image.scale.astype(v.dtype)[:, None, None]
+            with with_control(None):  # maps of the text's words are none of the image's
+                v = v + scale * attend(q, k, v_image).reshape(x.shape)
         return dense(x.shape[-1], self.dtype, f"{name}.to_out.0")(v)
 
 
@@ -131,13 +151,16 @@ class Transformer2D(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, tokens: Array | None, mask: Array | None = None) -> Array:
+    def __call__(
+        self, x: Array, tokens: Array | None, mask: Array | None = None, image: ImagePrompt | None = None
+    ) -> Array:
         """Attend from every position to all positions and to the tokens.
 
         Args:
             x: [B, *spatial, C].
             tokens: [B, L, D]; None: attend to the positions instead.
             mask: bool[B, L], True for visible tokens.
+            image: an image to which the second attention of each block attends, too.
 
         Returns:
             Like x.
@@ -151,12 +174,14 @@ class Transformer2D(nn.Module):
         tokens = None if tokens is None else tokens.astype(self.dtype)
         if tokens is not None and mask is not None:
             tokens = visible(tokens, mask)
+        if image is not None:
+            image = image._replace(tokens=image.tokens.astype(self.dtype))
         h = GroupNorm(self.groups, 1e-6, name="norm")(x)
         h = self._project(h, "proj_in").reshape(x.shape[0], -1, channels)
         block = scan_layers(Block, self.depth, remat=self.remat)(
             self.num_heads, self.cross_only, self.identity, self.dtype, name="transformer_blocks.*"
         )
-        h, _ = block(h, tokens, mask)
+        h, _ = block(h, tokens, mask, image)
         return x + self._project(h.reshape(x.shape), "proj_out", zero=True)
 
     def _project(self, h: Array, name: str, *, zero: bool = False) -> Array:

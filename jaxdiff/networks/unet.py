@@ -23,7 +23,7 @@ from jaxdiff.networks.layers import Conv, Downsample, GroupNorm, Upsample, activ
 from jaxdiff.networks.remat import Remat, rematted
 from jaxdiff.networks.resblock import ResBlock, quarter
 from jaxdiff.networks.tokens import dense
-from jaxdiff.networks.transformer2d import Transformer2D, TransformerConfig
+from jaxdiff.networks.transformer2d import ImagePrompt, Transformer2D, TransformerConfig
 
 
 class UNet(nn.Module):
@@ -72,6 +72,7 @@ class UNet(nn.Module):
         concat_channels: C' of cond["concat"]; None: off.
         concat_noise: cond["concat_noise"] is float[B], the level of the noise on cond["concat"], embedded like the
             noise (Ho et al. 2021, arXiv:2106.15282).
+        image_prompt: transformers also attend to the tokens of an image; see `ip_adapter`.
         out_channels: channels of the output; None: as many as x has.
         learned_variance: return (F, frac); frac is v of Nichol and Dhariwal 2021, eq. 15, the place of the log
             variance between its bounds, mapped from [-1, 1] to [0, 1] but not clipped.
@@ -114,6 +115,7 @@ class UNet(nn.Module):
     next_noise: bool = False
     concat_channels: int | None = None
     concat_noise: bool = False
+    image_prompt: bool = False
     out_channels: int | None = None
     learned_variance: bool = False
     patch_size: int = 1
@@ -133,9 +135,11 @@ class UNet(nn.Module):
             cond: as configured, "label" int[B] (num_classes is the null class), "tokens" [B, L, D]
                 with an optional "mask" bool[B, L] (True: visible), "vector" [B, D], "guidance" float[B], the
                 scale of the guidance that was distilled into the network, "next_noise" float[B], "concat"
-                [B, *spatial, C'], "concat_noise" float[B]. The optional "residuals" are added to the skips, from the
-                input on, and to the bottom: as many arrays, of the same shapes or with spatial sizes of 1; see
-                `controlnet.controlled`.
+                [B, *spatial, C'], "concat_noise" float[B], "image_prompt" [B, L, D], as wide as the tokens of the
+                text that are attended to, with "image_scale" float[B], of which 0 is off. The optional "residuals" are
+                added to the skips, from the input on, and to the bottom: as many arrays, of the same shapes or with
+                spatial sizes of 1; see `controlnet.controlled`. The optional "features" are added within the encoder;
+                see `adapter.T2IAdapter`.
             train: apply dropout; needs the random key "dropout".
 
         Returns:
@@ -159,16 +163,20 @@ class UNet(nn.Module):
         h = self._enter(x, cond)
         if hint is not None:
             h = h + hint
-        skips = [h]
+        skips, features = [h], _Features(cond.get("features", ()))
         for level in range(len(self.widths)):
             name = f"down_blocks.{level}"
             for i in range(self.blocks_at(level)):
                 h = self._stage(h, inputs, (name, i), level=level, attend=level in self.attention)
                 skips.append(h)
+            h = skips[-1] = features.added(h, level)
             if level < len(self.widths) - 1:
                 h = self._resample(h, inputs, f"{name}.downsamplers.0", direction="down")
                 skips.append(h)
-        return self._middle(h, inputs), skips, inputs
+                h = skips[-1] = features.added(h, level)
+        h = features.added(self._middle(h, inputs), len(self.widths))
+        features.check()
+        return h, skips, inputs
 
     def _enter(self, x: Array, cond: Mapping[str, Any]) -> Array:
         """The first convolution."""
@@ -179,7 +187,8 @@ class UNet(nn.Module):
 
     def _block_inputs(self, noise: Array, cond: Mapping[str, Any], train: bool) -> "_BlockInputs":
         emb = activation(self.act)(self._embed(noise, cond))
-        return _BlockInputs(emb, self._tokens(cond), cond.get("mask"), train)
+        image = ImagePrompt(cond["image_prompt"], cond["image_scale"]) if self.image_prompt else None
+        return _BlockInputs(emb, self._tokens(cond), cond.get("mask"), train, image)
 
     def _tokens(self, cond: Mapping[str, Any]) -> Array | None:
         """Return the tokens for cross-attention."""
@@ -246,7 +255,7 @@ class UNet(nn.Module):
         if self.transformer is not None:
             depth = self.transformer.blocks(level, index, up=name.startswith("up_blocks"))
             block = self._transformer(self.transformer, path, level=level, depth=depth, identity=identity)
-            return block(h, inputs.tokens, inputs.mask)
+            return block(h, inputs.tokens, inputs.mask, inputs.image)
         h = self._attend(path, level, identity=identity)(h)
         if self.context_dim is None:
             return h
@@ -365,6 +374,8 @@ class UNet(nn.Module):
                 f"identity_attention names stages with self-attention, here {', '.join(attending) or 'none'}; "
                 f"got {self.identity_attention}"
             )
+        if self.image_prompt and (self.transformer is None or self.context_dim is None):
+            raise ValueError("an image prompt is for transformers with attention to tokens: set both")
         if self.transformer is not None:
             if self.head_dim is not None:
                 raise ValueError("transformers have their own number of heads: head_dim must be None")
@@ -373,7 +384,7 @@ class UNet(nn.Module):
         check_spatial(x)
         self._check_size(x.shape)
         cond = {} if cond is None else cond
-        known = {name: value for name, value in cond.items() if name != "residuals"}
+        known = {name: value for name, value in cond.items() if name not in ("residuals", "features")}
         check_cond(x, noise, known, self._shapes(x, known))
         return cond
 
@@ -398,6 +409,9 @@ class UNet(nn.Module):
             concat_channels=self.concat_channels,
             concat_noise=self.concat_noise,
         )
+        if self.image_prompt:
+            width = self.context_dim if self.token_width is None else self.token_width
+            shapes |= {"image_prompt": (x.shape[0], None, width), "image_scale": x.shape[:1]}
         return shapes | ({"label": x.shape[:1]} if self.numeric_label else {})
 
 
@@ -410,6 +424,29 @@ def _added(values: Sequence[Array], residuals: Sequence[Array]) -> list[Array]:
     return [v + r.astype(v.dtype) for v, r in zip(values, residuals, strict=True)]
 
 
+class _Features:
+    """What is added within the encoder: a level's feature where it has the size, before or after resampling."""
+
+    def __init__(self, features: Sequence[Array]):
+        self._left = dict(enumerate(features))
+        self._sizes: list[tuple[int, ...]] = []
+
+    def added(self, h: Array, level: int) -> Array:
+        """Add the level's feature, unless it has been added or has another shape; the bottom is the last level."""
+        self._sizes.append(h.shape)
+        if level not in self._left or self._left[level].shape != h.shape:
+            return h
+        return h + self._left.pop(level).astype(h.dtype)
+
+    def check(self) -> None:
+        """Raise ValueError if a feature fits nowhere."""
+        for level, feature in self._left.items():
+            raise ValueError(
+                f"features are one for each level, before or after resampling, and one for the bottom, of the shapes "
+                f"{self._sizes}; got {feature.shape} for level {level}"
+            )
+
+
 class _BlockInputs(NamedTuple):
     """Inputs of all blocks of a call."""
 
@@ -417,3 +454,4 @@ class _BlockInputs(NamedTuple):
     tokens: Array | None
     mask: Array | None
     train: bool
+    image: ImagePrompt | None = None

@@ -37,7 +37,7 @@ from jaxdiff.networks.unet import UNet
 from jaxdiff.sharding import gathered_weight
 
 # Conditions with a value for each frame; the others apply to all frames of a video.
-FRAMED = ("concat", "residuals")
+FRAMED = ("concat", "features", "residuals")
 
 
 def per_frame(apply: Callable[..., Any]) -> Callable[..., Any]:
@@ -48,7 +48,7 @@ def per_frame(apply: Callable[..., Any]) -> Callable[..., Any]:
 
     Returns:
         apply(params, x, noise, cond=None, *, key=None) of x[B, T, H, W, C] and noise[B]. Conditions are per video,
-        except cond["concat"] and cond["residuals"], which also have the axis T.
+        except cond["concat"], cond["features"] and cond["residuals"], which also have the axis T.
     """
 
     def video(params, x, noise, cond=None, *, key=None):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,10 +12,12 @@ from jax import Array
 
 from jaxdiff import guidance as guides
 from jaxdiff import inverse
+from jaxdiff.guidance.base import Scale
 from jaxdiff.levels import Level, q_sample
 from jaxdiff.parameterize import Denoiser, denoiser
 from jaxdiff.sampler import Begin, first_step, solve
 from jaxdiff.solvers import Solver
+from jaxdiff.text_to_image.control import check_hints, controlled_apply
 from jaxdiff.text_to_image.parts import NEGATIVE, Parts, complete
 from jaxdiff.text_to_image.prompts import Cond
 
@@ -27,6 +30,7 @@ def generate_images(
     parts: Parts, progress: Callable[[Array], None] | None, params: Any, tokens: Tokens, keys: Array,
     guidance: Any = None, *, negative: Tokens | None = None, rescale: Any = None, image: Array | None = None,
     mask: Array | None = None, strength: float | Array = 1.0, noise: Array | None = None,
+    hints: Sequence[Array] = (), control_scale: Scale | Sequence[Scale] = 1.0,
 ) -> Array:  # fmt: skip
     """Draw pictures; `pipeline.load` describes the arguments from `params` on, and what they return."""
     batch = _check_tokens(parts, tokens, negative)
@@ -34,6 +38,7 @@ def generate_images(
         raise ValueError("inpainting needs an image and a mask")  # also where the network does nothing else
     if image is None and (not isinstance(strength, (int, float)) or strength != 1):
         raise ValueError("strength is of an image to begin with, and there is none")
+    check_hints(parts.models, parts.controls, hints, (batch, *parts.size))
     shape = (batch, *parts.medium.shape)
     if noise is not None and noise.shape != shape:
         raise ValueError(f"noise must have shape {shape}, got {noise.shape}")
@@ -41,7 +46,12 @@ def generate_images(
     extra: Cond = {}
     if image is not None:
         begin, extra = _begin(parts, params, image, mask, strength, batch)
-    denoise = _denoiser(parts, params, tokens, guidance, negative=negative, rescale=rescale, extra=extra)
+    if hints:
+        extra = {**extra, "hint": tuple(hints)}
+    of_cond = partial(_conditional, parts, params, control_scale)
+    denoise = _denoiser(
+        parts, params, tokens, guidance, negative=negative, rescale=rescale, extra=extra, of_cond=of_cond
+    )
     x = solve(
         denoise, parts.sampling, keys, shape,
         prepared=parts.prepared, dtype=parts.dtype, noise=noise, begin=begin, progress=progress,
@@ -50,9 +60,9 @@ def generate_images(
 
 
 def _denoiser(
-    parts: Parts, params: Any, tokens: Tokens, guidance: Any, *, negative: Tokens | None, rescale: Any, extra: Cond
-) -> Denoiser:
-    model = parts.model
+    parts: Parts, params: Any, tokens: Tokens, guidance: Any, *, negative: Tokens | None, rescale: Any, extra: Cond,
+    of_cond: Callable[[Cond], Denoiser],
+) -> Denoiser:  # fmt: skip
     if parts.distilled or guidance is None:
         _check_unguided(parts, guidance, negative, rescale)
         asked = dict(tokens)
@@ -60,13 +70,13 @@ def _denoiser(
             batch = len(jax.tree.leaves(asked)[0])
             asked["guidance"] = jnp.broadcast_to(jnp.asarray(guidance, parts.dtype), (batch,))
         cond = parts.condition.encode(params, asked)
-        return denoiser(model.apply, params, model.prediction, cond | extra)
+        return of_cond(cond | extra)
     both = _encode_both(parts, params, tokens, negative) | _pairs(extra, extra)
-    predict_both = denoiser(model.apply, params, model.prediction, both)
+    predict_both = of_cond(both)
 
     def guide(cond: Denoiser, null: Denoiser) -> Denoiser:
         guided = lambda cond: parts.sampling.guide(cond, null, guidance)  # noqa: E731
-        return guided(cond) if rescale is None else guides.rescale(guided, cond, rescale, model.prediction)
+        return guided(cond) if rescale is None else guides.rescale(guided, cond, rescale, parts.model.prediction)
 
     def denoise(x: Array, level: Level) -> Array:
         predicted = predict_both(_pairs(x, x), level).reshape(len(x), 2, *x.shape[1:])
@@ -74,6 +84,15 @@ def _denoiser(
         return guide(cond, null)(x, level)
 
     return denoise
+
+
+def _conditional(parts: Parts, params: Any, scale: Scale | Sequence[Scale], cond: Cond) -> Denoiser:
+    """The denoiser of an encoded condition, with the ControlNets where there are any."""
+    model = parts.model
+    if not parts.controls:
+        return denoiser(model.apply, params, model.prediction, cond)
+    at = controlled_apply(parts.models, parts.layout.network, parts.controls, scale)
+    return lambda x, level: denoiser(at(level), params, model.prediction, cond)(x, level)
 
 
 def _encode_both(parts: Parts, params: Any, tokens: Tokens, negative: Tokens | None) -> Cond:

@@ -41,6 +41,7 @@ class Parts(NamedTuple):
         dtype: of the steps.
         zeros: whether a condition of zeros may replace the encoded empty prompt.
         tokenize: prompts -> tokens, int32 [B, L] by the name of the text encoder.
+        controls: names of the ControlNets among the models.
     """
 
     layout: PipelineSpec
@@ -54,6 +55,7 @@ class Parts(NamedTuple):
     dtype: Any
     zeros: bool
     tokenize: Tokenize
+    controls: tuple[str, ...] = ()
 
     @property
     def codec(self) -> Codec:

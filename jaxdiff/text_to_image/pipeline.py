@@ -18,6 +18,7 @@ from jaxdiff.interop.sources import read_fields
 from jaxdiff.media import Medium
 from jaxdiff.networks.layers import at_least_float32
 from jaxdiff.sampling import Sampling
+from jaxdiff.text_to_image.control import check_controls, control_names
 from jaxdiff.text_to_image.generate import generate_images
 from jaxdiff.text_to_image.index import Index, read_index, tokenizers
 from jaxdiff.text_to_image.parts import Parts, make_parts
@@ -70,13 +71,14 @@ def load(
     directory: str | Path, *, steps: int | None = None, size: tuple[int, int] | None = None, kind: str | None = None,
     base: str | Path | None = None, variant: str | None = None, length: int | None = None, dtype: Any = jnp.float32,
     param_dtype: Any = None, place: Callable[[Any], Any] | None = None, progress: Callable[[Array], None] | None = None,
+    controls: Sequence[str | Path] = (),
 ) -> Pipeline:  # fmt: skip
     """Load a directory of Stable Diffusion 1, 2, XL, 3 or Flux.
 
     The pipeline's function, to be put into `jax.jit` whole, is
 
         generate(params, tokens, keys, guidance=None, *, negative=None, rescale=None,
-                 image=None, mask=None, strength=1.0, noise=None) -> images
+                 image=None, mask=None, strength=1.0, noise=None, hints=(), control_scale=1.0) -> images
 
     with
 
@@ -94,6 +96,9 @@ def load(
             up for Stable Diffusion 3 and Flux, as the references do; without any, the image is encoded and
             decoded. May be traced.
         noise: [B, height / factor, width / factor, D], standard normal, in place of the keys' at the beginning.
+        hints: for each of `controls` [B, height, width, C] in [0, 1], what its pictures follow; see `conditions.hints`.
+        control_scale: of the ControlNets, a number or one for each, or functions of the level that return one (Zhang et
+            al. 2023, arXiv:2302.05543). 0 is off. May be traced.
         images: [B, height, width, 3] in [-1, 1], float32 at least.
 
     With a file of low-rank adapters, at a scale, the parameters are
@@ -113,19 +118,27 @@ def load(
         param_dtype: of the parameters; None: as in the files.
         place: tree of shapes -> tree of shardings, for each model; see `interop.load`.
         progress: called on the host with the number of steps done, after each step.
+        controls: directories of ControlNets of a U-Net, whose residuals are added.
 
     Returns:
         The models, the function, the tokenizer, and the parts of an experiment.
 
     Raises:
-        ValueError: the pipeline's class is not known, a model is missing or not supported, or the size is not one
-            that the networks can make. Everything but the contents of the weights is checked before they are read.
+        ValueError: the pipeline's class is not known, a model is missing or not supported, the size is not one that
+            the networks can make, or a ControlNet is for another network. Everything but the contents of the weights
+            is checked before they are read.
     """
     index = read_index(directory, base)
-    parts = _parts(index, steps=steps, size=size, kind=kind, length=length, dtype=dtype)
+    names = control_names(len(controls))
+    index = index._replace(models=index.models | dict(zip(names, map(Path, controls), strict=True)))
+    parts = _parts(index, steps=steps, size=size, kind=kind, length=length, dtype=dtype, controls=names)
     layout = index.layout
     options = {"variant": variant, "dtype": dtype, "param_dtype": param_dtype, "place": place}
-    loaded = {part: load_model(path, **options) for part, path in index.models.items()}
+    # A variant is of the pipeline's own weights.
+    loaded = {
+        part: load_model(path, **options | ({"variant": None} if part in names else {}))
+        for part, path in index.models.items()
+    }
     generate = partial(generate_images, parts, progress)
     scale = layout.guidance if parts.distilled or parts.classifier_free else None
     return Pipeline(
@@ -153,12 +166,14 @@ def describe(
 
 
 def _parts(
-    index: Index, *, steps: int | None, size: tuple[int, int] | None, kind: str | None, length: int | None, dtype: Any
-) -> Parts:
+    index: Index, *, steps: int | None, size: tuple[int, int] | None, kind: str | None, length: int | None, dtype: Any,
+    controls: tuple[str, ...] = (),
+) -> Parts:  # fmt: skip
     layout = index.layout
     models = _described(index.models, dtype, layout.length if length is None else length)
     network = models.config[layout.network]
     layout.check(network)
+    check_controls(layout, models, controls)
     size = _checked_size(models, layout, size)
     latents = tuple(side // models.apply["vae"].factor for side in size)
     scheduler = network_scheduler(index.scheduler, network, latents, kind)
@@ -173,7 +188,7 @@ def _parts(
         zeros=bool(layout.zeros and index.fields.get("force_zeros_for_empty_prompt", True)),
     )  # fmt: skip
     _check_channels(parts)
-    return parts
+    return parts._replace(controls=controls)
 
 
 def _described(paths: Mapping[str, Path], dtype: Any, length: int) -> Models:

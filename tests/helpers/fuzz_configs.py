@@ -51,6 +51,10 @@ MODELS = {
         "embedding_type": "fourier", "channel_mult_noise": 2, "encoder_type": "residual", "decoder_type": "skip",
         "resample_filter": [1.0, 3.0, 3.0, 1.0],
     },
+    "T2IAdapter": {
+        "in_channels": 3, "channels": [4, 8], "num_res_blocks": 1, "downscale_factor": 2,
+        "adapter_type": "full_adapter",
+    },
     "T5EncoderModel": {
         "vocab_size": 9, "d_model": 8, "num_layers": 2, "num_heads": 2, "d_kv": 4, "d_ff": 8,
         "feed_forward_proj": "gated-gelu", "relative_attention_num_buckets": 8, "layer_norm_epsilon": 1e-6,

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from jaxdiff.interop import Pretrained, architecture, save
+from jaxdiff.interop.models.conditional_unets import control_config
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 UNET = {
@@ -62,14 +63,24 @@ def write_flux(directory):
     return _write(directory, parts, FLOW, {"_class_name": "FluxPipeline"})
 
 
+def write_control(directory, seed=7):
+    """Makes a directory of a ControlNet for `write`'s network."""
+    config = control_config(UNET, conditioning_embedding_out_channels=[4, 6])
+    _write_model(directory, config, seed)
+    return directory
+
+
+def _write_model(directory, config, seed):
+    built = architecture(config)
+    leaves, tree = jax.tree.flatten(jax.eval_shape(built.init, jax.random.key(0)))
+    rng = np.random.default_rng(seed)
+    drawn = [(0.2 * rng.standard_normal(leaf.shape)).astype(np.float32) for leaf in leaves]
+    save(Pretrained(built.apply, jax.tree.unflatten(tree, drawn), config), directory)
+
+
 def _write(directory, parts, scheduler, index):
     for number, (name, config) in enumerate(parts.items()):
-        built = architecture(config)
-        shapes = jax.eval_shape(built.init, jax.random.key(0))
-        leaves, tree = jax.tree.flatten(shapes)
-        rng = np.random.default_rng(number)
-        drawn = [(0.2 * rng.standard_normal(leaf.shape)).astype(np.float32) for leaf in leaves]
-        save(Pretrained(built.apply, jax.tree.unflatten(tree, drawn), config), directory / name)
+        _write_model(directory / name, config, number)
     write_tokenizer(directory / "tokenizer")
     files = {
         "scheduler/scheduler_config.json": scheduler,

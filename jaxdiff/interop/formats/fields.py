@@ -64,8 +64,8 @@ FIELDS: dict[str, Kind] = {
     **_named(VOCABULARY, "vocab_size"),
     **_named(
         COUNT,
-        "addition_embed_type_num_heads channel_mult_emb channel_mult_noise norm_num_groups num_attention_heads "
-        "num_heads patch_size relative_attention_num_buckets type_vocab_size",
+        "addition_embed_type_num_heads channel_mult_emb channel_mult_noise downscale_factor norm_num_groups "
+        "num_attention_heads num_heads patch_size relative_attention_num_buckets type_vocab_size",
     ),
     **_named(whole_number(-1, 2**20), "num_classes"),
     **_named(either(choice(-1), SIZE), "num_head_channels"),  # -1: as many as make the heads that are given
@@ -73,7 +73,7 @@ FIELDS: dict[str, Kind] = {
     **_named(DEPTH, " ".join(BLOCKS)),
     **_named(NESTED, "transformer_layers_per_block"),
     **_named(optional(NESTED), "reverse_transformer_layers_per_block"),
-    **_named(SIZES, "block_out_channels conditioning_embedding_out_channels axes_dims_rope"),
+    **_named(SIZES, "block_out_channels channels conditioning_embedding_out_channels axes_dims_rope"),
     **_named(each(SIZE, 16, 0), "attn_resolutions"),
     **_named(each(whole_number(0, 15), 16, 0), "attention_levels"),
     **_named(each(whole_number(0, 999), 1000, 0), "dual_attention_layers"),

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from jaxdiff.interop.models.adapters import t2i_adapter
 from jaxdiff.interop.models.architecture import ModelSpec
 from jaxdiff.interop.models.autoencoders import autoencoder_kl, vq_model
 from jaxdiff.interop.models.conditional_unets import controlnet, unet_2d_condition
@@ -35,6 +36,7 @@ CLASSES: dict[str, Callable[[Mapping[str, Any], Any], ModelSpec]] = {
     "FluxTransformer2DModel": flux,
     "SD3Transformer2DModel": sd3,
     "SongUNet": song_unet,
+    "T2IAdapter": t2i_adapter,
     "T5EncoderModel": t5_encoder,
     "Transformer2DModel": dit,
     "UNet1DModel": unet_1d,

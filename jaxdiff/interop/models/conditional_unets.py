@@ -12,8 +12,9 @@ from jaxdiff.interop.models.unets import PLAIN, RESNET, channels, check_blocks, 
 from jaxdiff.networks import ControlNet, JointUNet, TransformerConfig, UNet
 from jaxdiff.schema import optional
 
-__all__ = ["control_config", "controlnet", "unet_2d_condition"]
+__all__ = ["IMAGE_PROMPT", "control_config", "controlnet", "unet_2d_condition"]
 
+IMAGE_PROMPT = "ip_image_proj"  # the encoder_hid_dim_type of a U-Net with an IP-Adapter
 CROSS = "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"
 JOINT = "SimpleCrossAttnDownBlock2D", "SimpleCrossAttnUpBlock2D"
 # Number of residual blocks at the bottom; with two there is attention between them.
@@ -42,7 +43,8 @@ def unet_2d_condition(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
     If in_channels exceeds out_channels, the rest of the input is cond["concat"]; with twice as many channels out as in,
     the variance is learned. cond["vector"] is that of XL (see `networks.configs.sdxl_vector`), the image embedding of
     unCLIP, or the text embedding of Kandinsky 2.1; cond["image"] is Kandinsky's image embedding; cond["guidance"] is
-    for guidance-distilled networks. With class_embed_type "timestep", cond["label"] is a number.
+    for guidance-distilled networks. With class_embed_type "timestep", cond["label"] is a number; with
+    encoder_hid_dim_type "ip_image_proj" there are the weights of an IP-Adapter.
 
     Args:
         config: the fields of its config.json.
@@ -77,7 +79,9 @@ def unet_2d_condition(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
         module = JointUNet(**fields, **_joint(c, count), **more, **sizes)
     else:
         check_blocks("up_block_types", up, (CROSS[1], PLAIN[1]), levels=fields["attention"], count=count)
-        module = UNet(**fields, **_crossing(c, fields["attention"], count), **more, **sizes)
+        image_prompt = c.take("encoder_hid_dim_type", None) == IMAGE_PROMPT
+        crossing = _crossing(c, fields["attention"], count)
+        module = UNet(**fields, **crossing, **more, **sizes, image_prompt=image_prompt)
     c.done()
     return model_spec(module, in_channels, center=center, rename=_rename(c))
 
@@ -228,7 +232,7 @@ def _text(c: Fields) -> dict[str, Any]:
     if c.take("cross_attention_dim", 1280) == _widths(c):
         return {"context_dim": None}  # AudioLDM's and MusicLDM's second attentions are to the positions, too
     width, dim = _same_value(c, "cross_attention_dim", 1280), c.take("encoder_hid_dim", None)
-    kind = c.only("encoder_hid_dim_type", None, "text_proj", "text_image_proj", "image_proj")
+    kind = c.only("encoder_hid_dim_type", None, "text_proj", "text_image_proj", "image_proj", IMAGE_PROMPT)
     if dim is None:
         return {"context_dim": width}
     return {"context_dim": None if kind == "image_proj" else dim, "token_width": width}

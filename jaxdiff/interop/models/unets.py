@@ -188,6 +188,8 @@ def model_spec(
         shapes["guidance"] = (1,)
     if module.concat_channels is not None:
         shapes["concat"] = (1, *size, module.concat_channels)
+    if module.image_prompt:
+        shapes |= {"image_prompt": (1, 1, module.token_width or module.context_dim or 0), "image_scale": (1,)}
     if isinstance(module, JointUNet) and module.image_dim is not None:
         shapes["image"] = (1, module.image_dim)
     if isinstance(module, ControlNet):

@@ -1,0 +1,47 @@
+"""`jaxdiff sample DIRECTORY --prompt --control DIRECTORY PICTURE`."""
+
+import numpy as np
+import pytest
+from helpers import tiny_pipeline as tiny
+from PIL import Image
+
+from jaxdiff.cli import main
+from jaxdiff.cli.controls import parse_hint
+from jaxdiff.conditions import hints
+
+
+def test_hints_are_files_or_made_of_them(tmp_path):
+    picture = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    file = tmp_path / "a.png"
+    Image.fromarray(picture).save(file)
+    np.testing.assert_array_equal(parse_hint(str(file)).read((16, 16)), np.float32(picture) / 255)
+    want = hints.canny(np.float32(picture)[None] / 127.5 - 1)[0]
+    np.testing.assert_allclose(parse_hint(f"canny:{file}").read((16, 16)), want, atol=1e-6)
+    distance = np.linspace(1, 3, 256).reshape(16, 16)
+    np.savez(tmp_path / "far.npz", depth=distance)
+    made = parse_hint(f"depth:{tmp_path / 'far.npz'}").read((16, 16))
+    assert made.shape == (16, 16, 3) and made[0, 0, 0] == 1 and made[-1, -1, 0] == 0
+    with pytest.raises(ValueError, match=r"positive numbers of shape \(8, 8\)"):
+        parse_hint(f"depth:{tmp_path / 'far.npz'}").read((8, 8))
+    with pytest.raises(ValueError, match=r"made by edges, canny, low, colors, depth, got 'lines'"):
+        parse_hint(f"lines:{file}")
+    with pytest.raises(ValueError, match="does not exist"):
+        parse_hint("edges:none.png")
+
+
+@pytest.mark.slow
+def test_pictures_follow_their_hint(tmp_path, capsys):
+    directory, control = tiny.write(tmp_path / "model"), tiny.write_control(tmp_path / "control")
+    file = tmp_path / "a.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)).save(file)
+    common = ["sample", str(directory), "--prompt", "a cat", "--steps", "2", "--guidance", "1"]
+    drawn = {}
+    for kind, scale in (("edges", "0"), ("low", "0"), ("edges", "1")):
+        steered = ["--control", str(control), f"{kind}:{file}", "--control-scale", scale]
+        main([*common, "--out", str(tmp_path / "a.npz"), *steered])
+        drawn[kind, scale] = np.load(tmp_path / "a.npz")["x"]
+    np.testing.assert_array_equal(drawn["edges", "0"], drawn["low", "0"])
+    assert np.abs(drawn["edges", "1"] - drawn["edges", "0"]).max() > 1e-3
+    with pytest.raises(SystemExit):
+        main([*common, "--control-scale", "0.5"])
+    assert "0 ControlNets take as many scales, got 1" in " ".join(capsys.readouterr().err.replace("│", " ").split())

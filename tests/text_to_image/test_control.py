@@ -1,0 +1,74 @@
+"""ControlNets of a pipeline: off at 0 bit for bit, each at its own scale; parity is in tests/parity."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import tiny_pipeline as tiny
+
+import jaxdiff as jd
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A pipeline, and two ControlNets for it."""
+    top = tmp_path_factory.mktemp("controlled")
+    return tiny.write(top / "model"), [tiny.write_control(top / f"control-{seed}", seed) for seed in (7, 8)]
+
+
+@pytest.mark.slow
+def test_scales_are_traced_turn_each_control_off_and_keep_a_picture_its_own(folders):
+    directory, controls = folders
+    pipe = jd.text_to_image.load(directory, steps=2, controls=controls)
+    assert sorted(pipe.params) == ["controlnet", "controlnet_1", "text_encoder", "unet", "vae"]
+    keys = jax.random.split(jax.random.key(0), 2)
+    hints = [jax.random.uniform(jax.random.key(i), (2, 8, 8, 3)) for i in range(2)]
+
+    @jax.jit
+    def generate(scales, params, hints, keys):
+        given = pipe.tokenize(["a", "b"]), keys, 3.0
+        return pipe.generate(params, *given, negative=pipe.tokenize(["", ""]), hints=hints, control_scale=scales)
+
+    def by(*scales, params=pipe.params, hints=hints, keys=keys):
+        return np.asarray(generate([jnp.float32(s) for s in scales], params, hints, keys))
+
+    off, first, both = by(0, 0), by(1, 0), by(1, 1)
+    compiled = generate._cache_size()
+    # At a scale of 0 no weight of a control matters.
+    others = {**pipe.params, "controlnet": jax.tree.map(lambda a: 3 * a + 1, pipe.params["controlnet"])}
+    np.testing.assert_array_equal(by(0, 0, params=others), off)
+    np.testing.assert_array_equal(by(1, 0, hints=[hints[0], hints[0]]), first)
+    swapped = {**pipe.params, "controlnet": pipe.params["controlnet_1"], "controlnet_1": pipe.params["controlnet"]}
+    np.testing.assert_allclose(by(1, 1, params=swapped, hints=hints[::-1]), both, atol=1e-5)
+    assert np.abs(first - off).max() > 1e-3 and np.abs(both - first).max() > 1e-3
+    changed = by(1, 1, hints=[h.at[1].set(0.5) for h in hints])
+    np.testing.assert_array_equal(changed[0], both[0])
+    assert np.abs(changed[1] - both[1]).max() > 1e-4 and generate._cache_size() == compiled
+
+
+def test_mistakes(folders, tmp_path, monkeypatch):
+    directory, controls = folders
+    pipe = jd.text_to_image.load(directory, steps=2, controls=controls[:1])
+    hint = jnp.zeros((1, 8, 8, 3))
+    for options, words in (
+        ({}, "of 1 ControlNets takes as many hints, got 0"),
+        ({"hints": [hint[:, :4]]}, r"of shape \(1, 8, 8, 3\), got float32, \(1, 4, 8, 3\)"),
+        ({"hints": [hint.astype(jnp.uint8)]}, "floats in"),
+        ({"hints": [hint], "control_scale": [1.0, 1.0]}, "take one scale, or as many, got 2"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            jax.eval_shape(lambda o=options: pipe.generate(pipe.params, pipe.tokenize(["a"]), jax.random.key(0), **o))
+    monkeypatch.setattr("jaxdiff.text_to_image.pipeline.load_model", None)  # all is found before the weights are read
+    config = json.loads((controls[0] / "config.json").read_text())
+    for changes, words in (
+        ({"cross_attention_dim": 6}, "its cross_attention_dim is 6, and the U-Net's is 8"),
+        ({"conditioning_embedding_out_channels": [4, 6, 8]}, "hints 4 times the size"),
+        (tiny.VAE, "must be a ControlNetModel, got AutoencoderKL"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(changes if "_class_name" in changes else config | changes))
+        with pytest.raises(ValueError, match=words):
+            jd.text_to_image.load(directory, controls=[tmp_path])
+    with pytest.raises(ValueError, match="for a UNet2DConditionModel, got FluxTransformer2DModel"):
+        jd.text_to_image.load(tiny.write_flux(tmp_path / "flux"), controls=controls)
