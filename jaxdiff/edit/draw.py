@@ -102,10 +102,12 @@ def edit(
         both = repeat(cond), repeat(where), align_tokens(where, cond)
         drawn = moved(stage.params, keys, x0, conditions=both, scale=scale, strength=strength)
     elif style is not None:
-        features, given = interop.efficientnet_lite0().params, as_rgb(np.float32(style[None]) / 127.5 - 1)
-        draw = jax.jit(styled(stage, guided=scale != 1))
-        options = {"scale": scale, "strength": strength, "weight": style_weight}
-        drawn = draw(stage.params, keys, x0, cond=repeat(cond), features=features, style=given, **options)
+        as_given = jax.jit(styled(stage, guided=scale != 1))
+        drawn = as_given(
+            stage.params, keys, x0, cond=repeat(cond), features=interop.efficientnet_lite0().params,
+            style=as_rgb(jnp.asarray(style[None] / 127.5 - 1, jnp.float32)), scale=scale, strength=strength,
+            weight=style_weight,
+        )  # fmt: skip
     else:
         wide = _widened(stage, x0.shape[1:])
         if partly:

@@ -13,7 +13,7 @@ from jaxdiff.networks.configs import sdxl_vector
 
 __all__ = ["LAYOUTS", "Cond", "Models", "PipelineSpec"]
 
-Cond = dict[str, Array]
+Cond = dict[str, Any]
 SCORES = 6.0, 2.5  # the usual aesthetic scores of a prompt and of a negative one
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,11 @@ from jaxdiff.networks import T2IAdapter
 
 __all__ = ["t2i_adapter"]
 
-KINDS = {"full_adapter": "full", "full_adapter_xl": "xl", "light_adapter": "light"}
+KINDS: dict[str, Literal["full", "xl", "light"]] = {
+    "full_adapter": "full",
+    "full_adapter_xl": "xl",
+    "light_adapter": "light",
+}
 
 
 def t2i_adapter(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
@@ -45,6 +49,6 @@ def t2i_adapter(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
         return module.init(key, jnp.zeros((1, side, side, channels)))["params"]
 
     def apply(params: Any, hint: jax.Array) -> tuple[jax.Array, ...]:
-        return module.apply({"params": params}, hint)
+        return module.apply({"params": params}, hint)  # type: ignore[return-value]
 
     return ModelSpec(init, apply)
