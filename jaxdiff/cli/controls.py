@@ -60,7 +60,7 @@ class HintFile:
             return np.asarray(hints.depth(jnp.asarray(distance[None], jnp.float32))[0])
         picture = read_picture(self.file, (*size, 3), fit=size[0] == size[1])
         if self.kind is None:
-            return np.float32(picture) / 255
+            return picture.astype(np.float32) / 255
         return np.asarray(jax.jit(MAKERS[self.kind])(to_float(picture)[None])[0])
 
 
