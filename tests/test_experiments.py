@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdiff import conditions, first_stage, parameterize, solvers, train
+from jaxdiff import conditions, first_stage, parameterize, pretrained, solvers, train
 from jaxdiff.drawing import draw
 from jaxdiff.recipe import load
 from jaxdiff.sampler import sampler
@@ -18,6 +18,7 @@ from jaxdiff.solvers import Solver
 FOLDER = Path(__file__).parents[1] / "experiments"
 TINY = {
     "cascade": {"width": 8, "size": 8, "low": 4},
+    "control": {"kind": "adapter"},
     "emoji": {"width": 8},
     "fashion": {"width": 8},
     "latent": {"width": 8, "size": 6},
@@ -42,10 +43,13 @@ def tiny(tmp_path_factory):
     origin = first_stage.open_origin(first_stage.Architecture(widths=(8, 8)), (6, 6, 1))
     given = {name: {"source": str(folder)} for name in ("imagenet256_dit", "text_mmdit")}
     given["latent"] = {"autoencoder": str(folder / "vae")}
+    given["control"] = {"base": str(folder / "fashion")}
 
     def build(name, **knobs):
         if name == "latent" and not (folder / "vae").exists():
             origin.save(origin.init(jax.random.key(0)), folder / "vae", scale=1.5)
+        if name == "control" and not (folder / "fashion").exists():
+            pretrained.unpack("fashion", folder / "fashion")
         return load(FOLDER / f"{name}.py")(**TINY[name], **given.get(name, {}), **knobs)
 
     return build
@@ -53,7 +57,7 @@ def tiny(tmp_path_factory):
 
 def test_table_is_complete():
     # Others begin with a folder or do not denoise: they have other tests.
-    others = ("autoencoder", "control", "few_steps", "finetune", "image_text", "unclip")
+    others = ("autoencoder", "few_steps", "finetune", "image_text", "unclip")
     assert sorted([*TINY, *others]) == sorted(path.stem for path in FOLDER.glob("*.py"))
 
 

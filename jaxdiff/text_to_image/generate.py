@@ -43,7 +43,7 @@ def generate_images(
     if noise is not None and noise.shape != shape:
         raise ValueError(f"noise must have shape {shape}, got {noise.shape}")
     begin: Begin | None = None
-    extra: Cond = {}
+    extra: dict[str, Any] = {}
     if image is not None:
         begin, extra = _begin(parts, params, image, mask, strength, batch)
     if hints:

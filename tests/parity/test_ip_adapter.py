@@ -1,6 +1,7 @@
 """IP-Adapters: diffusers' answers with the same file, by the numbers that it gives the attentions."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -78,7 +79,7 @@ def test_an_image_prompt(tmp_path):
     np.testing.assert_array_equal(ours(spoiled, np.float32(0)), off)
     close(off, without, 5e-5)
     np.testing.assert_allclose(off, jax.jit(plain.apply)(plain.params, X, NOISE, {"tokens": TOKENS}), atol=2e-6)
-    late = jax.jit(jd.networks.image_prompted(loaded.unet.apply, lambda noise: np.float32(0.7) * (noise < 100)))
+    late = jax.jit(jd.networks.image_prompted(loaded.unet.apply, lambda noise: jnp.where(noise < 100, 0.7, 0.0)))
     prompt = loaded.projection.apply(loaded.projection.params, EMBEDDED)
     got = late(loaded.unet.params, X, NOISE, {"tokens": TOKENS, "image_prompt": prompt})
     close(got, np.stack([wanted[0.7][0], without[1]]), 5e-5)

@@ -48,6 +48,7 @@ def test_scales_are_traced_turn_each_control_off_and_keep_a_picture_its_own(fold
     assert np.abs(changed[1] - both[1]).max() > 1e-4 and generate._cache_size() == compiled
 
 
+@pytest.mark.slow
 def test_mistakes(folders, tmp_path, monkeypatch):
     directory, controls = folders
     pipe = jd.text_to_image.load(directory, steps=2, controls=controls[:1])

@@ -104,8 +104,8 @@ def _projection(tensors: Mapping[str, Any], dtype: Any) -> Pretrained:
     def init(key: jax.Array) -> Any:
         return module.init(key, jnp.zeros((1, features[1])))["params"]
 
-    def apply(params: Any, embedding: jax.Array) -> jax.Array:
-        return module.apply({"params": params}, embedding)  # type: ignore[return-value]
+    def apply(params: Any, embedding: jax.Array) -> Any:
+        return module.apply({"params": params}, embedding)
 
     spec = ModelSpec(init, apply, alias=lambda name: name.removeprefix(PROJECTION))
     return Pretrained(apply, fill(spec, tensors, param_dtype=None, place=None), {"_class_name": "ImageProjection"})

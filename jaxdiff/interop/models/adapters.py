@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +14,7 @@ from jaxdiff.networks import T2IAdapter
 
 __all__ = ["t2i_adapter"]
 
-KINDS: dict[str, Literal["full", "xl", "light"]] = {
-    "full_adapter": "full",
-    "full_adapter_xl": "xl",
-    "light_adapter": "light",
-}
+KINDS: dict[str, Any] = {"full_adapter": "full", "full_adapter_xl": "xl", "light_adapter": "light"}
 
 
 def t2i_adapter(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
@@ -48,7 +44,7 @@ def t2i_adapter(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
     def init(key: jax.Array) -> Any:
         return module.init(key, jnp.zeros((1, side, side, channels)))["params"]
 
-    def apply(params: Any, hint: jax.Array) -> tuple[jax.Array, ...]:
-        return module.apply({"params": params}, hint)  # type: ignore[return-value]
+    def apply(params: Any, hint: jax.Array) -> Any:
+        return module.apply({"params": params}, hint)
 
     return ModelSpec(init, apply)
