@@ -1,0 +1,107 @@
+"""Reconstructions without a network, which the others are compared with: total variation, SIRT, back projection."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxdiff.inverse import Operator
+
+
+def gradient(x: Array) -> Array:
+    """Differences to the pixel below and to the right, 0 at the border: [B, H, W, C] -> [B, H, W, C, 2]."""
+    down = jnp.diff(x, axis=1, append=x[:, -1:])
+    return jnp.stack([down, jnp.diff(x, axis=2, append=x[:, :, -1:])], axis=-1)
+
+
+def squared_norm(operator: Operator, shape: tuple[int, ...], steps: int = 30) -> Array:
+    """The largest eigenvalue of A^T A, by power iteration.
+
+    Args:
+        operator: A.
+        shape: of x, [B, H, W, C].
+        steps: of the iteration.
+    """
+
+    def body(x: Array, _: None) -> tuple[Array, Array]:
+        x = operator.adjoint(operator.apply(x))
+        norm = jnp.sqrt(jnp.sum(jnp.square(x), axis=(1, 2, 3), keepdims=True))
+        return x / norm, jnp.max(norm)
+
+    start = jax.random.normal(jax.random.key(0), shape)
+    start /= jnp.sqrt(jnp.sum(jnp.square(start), axis=(1, 2, 3), keepdims=True))
+    return jax.lax.scan(body, start, length=steps)[1][-1]
+
+
+def total_variation(operator: Operator, y: Array, weight: float | Array, *, steps: int = 300) -> Array:
+    """argmin |A x - y|^2 / 2 + weight |grad x|_1, isotropic, by a primal-dual method (Chambolle and Pock 2011, alg. 1).
+
+    Args:
+        operator: A.
+        y: measurements, [B, *measured].
+        weight: of the total variation.
+        steps: of the method.
+
+    Returns:
+        x, [B, H, W, C].
+    """
+    x = operator.adjoint(y)
+    lipschitz = squared_norm(operator, x.shape)
+    # |grad|^2 is at most 8. The data's dual variable has steps of its own, in units of |A|^2, so that both converge.
+    tau = 0.99 / jnp.sqrt(8 + lipschitz)
+    pull_back = jax.linear_transpose(gradient, x)
+
+    def body(carry: tuple[Array, Array, Array, Array], _: None):
+        x, ahead, p, q = carry
+        p = p + tau * gradient(ahead)
+        p = p / jnp.maximum(1, jnp.sqrt(jnp.sum(jnp.square(p), axis=-1, keepdims=True)) / weight)
+        q = (q + tau * (operator.apply(ahead) - y)) / (1 + tau)
+        new = x - tau * (pull_back(p)[0] + operator.adjoint(q))
+        return (new, 2 * new - x, p, q), None
+
+    start = (x, x, jnp.zeros_like(gradient(x)), jnp.zeros_like(y))
+    return jax.lax.scan(body, start, length=steps)[0][0]
+
+
+def sirt(operator: Operator, y: Array, like: Array, *, steps: int = 200) -> Array:
+    """Simultaneous iterative reconstruction, x + C A^T R (y - A x), kept at 0 and above (Gilbert 1972).
+
+    R and C are the inverses of A's sums over its columns and its rows.
+
+    Args:
+        operator: A, without negative entries.
+        y: measurements, [B, *measured].
+        like: an array of the shape of x.
+        steps: of the iteration.
+
+    Returns:
+        x, [B, H, W, C].
+    """
+    inverse = lambda v: jnp.where(v > 1e-3, 1 / jnp.maximum(v, 1e-3), 0)  # noqa: E731
+    rays, pixels = inverse(operator.apply(jnp.ones_like(like))), inverse(operator.adjoint(jnp.ones_like(y)))
+
+    def body(x: Array, _: None):
+        return jnp.maximum(x + pixels * operator.adjoint(rays * (y - operator.apply(x))), 0), None
+
+    return jax.lax.scan(body, jnp.zeros_like(like), length=steps)[0]
+
+
+def filtered_back_projection(operator: Operator, sinogram: Array) -> Array:
+    """The ramp filter along the detectors, then the adjoint (Kak and Slaney 1988, sec. 3.3).
+
+    Args:
+        operator: a Radon transform of parallel rays, of angles that are equally spaced over 180 degrees.
+        sinogram: [B, detectors, angles, C], with detectors at distances of a pixel.
+
+    Returns:
+        x, [B, H, W, C].
+    """
+    detectors, angles = sinogram.shape[1:3]
+    length = 2 * detectors
+    # The ramp is sampled in space, where it is band-limited: sampled in frequency, it would lose the mean.
+    n = jnp.minimum(jnp.arange(length), length - jnp.arange(length))
+    kernel = jnp.where(n % 2 == 1, -1 / jnp.square(jnp.pi * jnp.maximum(n, 1)), 0).at[0].set(0.25)
+    ramp = jnp.fft.rfft(kernel).real[None, :, None, None]
+    filtered = jnp.fft.irfft(jnp.fft.rfft(sinogram, length, axis=1) * ramp, length, axis=1)[:, :detectors]
+    return jnp.pi / angles * operator.adjoint(filtered)
