@@ -34,37 +34,39 @@ def squared_norm(operator: Operator, shape: tuple[int, ...], steps: int = 30) ->
     return jax.lax.scan(body, start, length=steps)[1][-1]
 
 
-def total_variation(operator: Operator, y: Array, weight: float | Array, *, steps: int = 300) -> Array:
-    """argmin |A x - y|^2 / 2 + weight |grad x|_1, isotropic, by a primal-dual method (Chambolle and Pock 2011, alg. 1).
+def total_variation(operator: Operator, y: Array, weight: float | Array, *, steps: int = 500) -> Array:
+    """argmin |A x - y|^2 / 2 + weight |A|^2 |grad x|_1, isotropic, by Chambolle and Pock 2011, algorithm 1.
 
     Args:
         operator: A.
         y: measurements, [B, *measured].
-        weight: of the total variation.
+        weight: of the total variation, in units of the squared norm of A, so that those of different A are alike.
         steps: of the method.
 
     Returns:
         x, [B, H, W, C].
     """
-    x = operator.adjoint(y)
-    lipschitz = squared_norm(operator, x.shape)
-    # |grad|^2 is at most 8. The data's dual variable has steps of its own, in units of |A|^2, so that both converge.
-    tau = 0.99 / jnp.sqrt(8 + lipschitz)
-    pull_back = jax.linear_transpose(gradient, x)
+    back = operator.adjoint(y)
+    norm = jnp.sqrt(squared_norm(operator, back.shape))
+    y = y / norm
+    # Of the operator divided by its norm, and of the gradient, whose squared norm is at most 8.
+    tau = 0.99 / jnp.sqrt(9.0)
+    divergence = jax.linear_transpose(gradient, back)
 
     def body(carry: tuple[Array, Array, Array, Array], _: None):
         x, ahead, p, q = carry
         p = p + tau * gradient(ahead)
         p = p / jnp.maximum(1, jnp.sqrt(jnp.sum(jnp.square(p), axis=-1, keepdims=True)) / weight)
-        q = (q + tau * (operator.apply(ahead) - y)) / (1 + tau)
-        new = x - tau * (pull_back(p)[0] + operator.adjoint(q))
+        q = (q + tau * (operator.apply(ahead) / norm - y)) / (1 + tau)
+        new = x - tau * (divergence(p)[0] + operator.adjoint(q) / norm)
         return (new, 2 * new - x, p, q), None
 
+    x = back / jnp.square(norm)
     start = (x, x, jnp.zeros_like(gradient(x)), jnp.zeros_like(y))
     return jax.lax.scan(body, start, length=steps)[0][0]
 
 
-def sirt(operator: Operator, y: Array, like: Array, *, steps: int = 200) -> Array:
+def sirt(operator: Operator, y: Array, iterations: int | Array) -> Array:
     """Simultaneous iterative reconstruction, x + C A^T R (y - A x), kept at 0 and above (Gilbert 1972).
 
     R and C are the inverses of A's sums over its columns and its rows.
@@ -72,19 +74,19 @@ def sirt(operator: Operator, y: Array, like: Array, *, steps: int = 200) -> Arra
     Args:
         operator: A, without negative entries.
         y: measurements, [B, *measured].
-        like: an array of the shape of x.
-        steps: of the iteration.
+        iterations: how many; more of them fit the noise. May be traced.
 
     Returns:
         x, [B, H, W, C].
     """
+    x = jnp.zeros_like(operator.adjoint(y))
     inverse = lambda v: jnp.where(v > 1e-3, 1 / jnp.maximum(v, 1e-3), 0)  # noqa: E731
-    rays, pixels = inverse(operator.apply(jnp.ones_like(like))), inverse(operator.adjoint(jnp.ones_like(y)))
+    rays, pixels = inverse(operator.apply(jnp.ones_like(x))), inverse(operator.adjoint(jnp.ones_like(y)))
 
-    def body(x: Array, _: None):
-        return jnp.maximum(x + pixels * operator.adjoint(rays * (y - operator.apply(x))), 0), None
+    def body(_: Array, x: Array) -> Array:
+        return jnp.maximum(x + pixels * operator.adjoint(rays * (y - operator.apply(x))), 0)
 
-    return jax.lax.scan(body, jnp.zeros_like(like), length=steps)[0]
+    return jax.lax.fori_loop(0, iterations, body, x)
 
 
 def filtered_back_projection(operator: Operator, sinogram: Array) -> Array:

@@ -3,8 +3,10 @@
 `benchmarks/mri.py` reconstructs undersampled measurements with it: docs/mri.md.
 """
 
+import numpy as np
+
 import jaxdiff as jd
-from jaxdiff import conditions, media, models, networks, train, training
+from jaxdiff import conditions, data, media, models, networks, train, training
 from jaxdiff.domains import medical
 from jaxdiff.experiment import Experiment, Sampling, compute_dtype
 from jaxdiff.options import Count, Decay, Run
@@ -25,6 +27,11 @@ def experiment(
         patch_size: edge of a patch, in pixels.
     """
     phantoms, condition = medical.Phantoms(size, seed=run.seed), conditions.none()
+
+    def held_out(count: int) -> np.ndarray:
+        others = medical.Phantoms(size, seed=run.seed + 1, count=count)
+        return data.to_float(data.load_arrays(others)["x"])
+
     network = networks.UNet(
         widths=(width, 2 * width, 3 * width),
         num_blocks=1,
@@ -44,4 +51,4 @@ def experiment(
     optimizer = train.muon(run.lr, warmup_steps=min(50, run.steps // 10), steps=run.steps, schedule="cosine")
     sampling = Sampling(lambda n: jd.grids.by_time(process, n), jd.solvers.dpmpp_2m(), steps=24)
     learning = training.of(run, phantoms, condition, loss=loss, optimizer=optimizer, ema=train.ema.warmup(ema))
-    return Experiment(model, learning, sampling, condition, media.images(phantoms.shape), run.seed)
+    return Experiment(model, learning, sampling, condition, media.unconditional(phantoms.shape, held_out), run.seed)

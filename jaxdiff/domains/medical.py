@@ -46,7 +46,7 @@ SHEPP_LOGAN = np.array([
 def coverage(ellipses: Ellipses, size: int) -> np.ndarray:
     """The share of each pixel that lies within each ellipse, from the distance of its middle to the edge.
 
-    To first order in the distance, and as if the edge were straight within a pixel.
+    To first order in the distance, and as if the edge were straight within a pixel: semi-axes are a pixel or more.
 
     Args:
         ellipses: K of them.
@@ -62,10 +62,9 @@ def coverage(ellipses: Ellipses, size: int) -> np.ndarray:
     u = (cos * x[:, None] + sin * y[:, :, None]) / a
     v = (cos * y[:, :, None] - sin * x[:, None]) / b
     radius = np.sqrt(u * u + v * v)
-    # 1 at the edge; its slope there is the inverse of the distance between such curves.
+    # It is 1 at the edge. In the very middle it has no slope, and the edge is far.
     slope = np.sqrt((u / a) ** 2 + (v / b) ** 2) / np.maximum(radius, 1e-9)
-    # At the middle of an ellipse, the nearest edge is that of the shorter semi-axis.
-    distance = (1 - radius) / np.maximum(slope, 1 / np.maximum(a, b))
+    distance = (1 - radius) / np.maximum(slope, 1e-9)
     return np.clip(0.5 + distance * size / 2, 0, 1)
 
 
