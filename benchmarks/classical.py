@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.inverse import Operator
+from jaxdiff.inverse.operators.base import times
 
 
 def gradient(x: Array) -> Array:
@@ -47,21 +48,20 @@ def total_variation(operator: Operator, y: Array, weight: float | Array, *, step
         x, [B, H, W, C].
     """
     back = operator.adjoint(y)
-    norm = jnp.sqrt(squared_norm(operator, back.shape))
-    y = y / norm
-    # Of the operator divided by its norm, and of the gradient, whose squared norm is at most 8.
-    tau = 0.99 / jnp.sqrt(9.0)
+    scale = 1 / jnp.sqrt(squared_norm(operator, back.shape))
+    # The largest step for the operator divided by its norm, and the gradient, whose squared norm is at most 8.
+    y, tau = times(scale, y), 0.99 / 3
     divergence = jax.linear_transpose(gradient, back)
 
     def body(carry: tuple[Array, Array, Array, Array], _: None):
         x, ahead, p, q = carry
         p = p + tau * gradient(ahead)
         p = p / jnp.maximum(1, jnp.sqrt(jnp.sum(jnp.square(p), axis=-1, keepdims=True)) / weight)
-        q = (q + tau * (operator.apply(ahead) / norm - y)) / (1 + tau)
-        new = x - tau * (divergence(p)[0] + operator.adjoint(q) / norm)
+        q = (q + tau * (times(scale, operator.apply(ahead)) - y)) / (1 + tau)
+        new = x - tau * (divergence(p)[0] + scale * operator.adjoint(q))
         return (new, 2 * new - x, p, q), None
 
-    x = back / jnp.square(norm)
+    x = jnp.square(scale) * back
     start = (x, x, jnp.zeros_like(gradient(x)), jnp.zeros_like(y))
     return jax.lax.scan(body, start, length=steps)[0][0]
 
@@ -102,8 +102,8 @@ def filtered_back_projection(operator: Operator, sinogram: Array) -> Array:
     detectors, angles = sinogram.shape[1:3]
     length = 2 * detectors
     # The ramp is sampled in space, where it is band-limited: sampled in frequency, it would lose the mean.
-    n = jnp.minimum(jnp.arange(length), length - jnp.arange(length))
+    n = jnp.minimum(jnp.arange(length), length - jnp.arange(length)).astype(float)
     kernel = jnp.where(n % 2 == 1, -1 / jnp.square(jnp.pi * jnp.maximum(n, 1)), 0).at[0].set(0.25)
     ramp = jnp.fft.rfft(kernel).real[None, :, None, None]
-    filtered = jnp.fft.irfft(jnp.fft.rfft(sinogram, length, axis=1) * ramp, length, axis=1)[:, :detectors]
+    filtered = jnp.fft.irfft(times(ramp, jnp.fft.rfft(sinogram, length, axis=1)), length, axis=1)[:, :detectors]
     return jnp.pi / angles * operator.adjoint(filtered)

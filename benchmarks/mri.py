@@ -79,7 +79,7 @@ def lines(count: int, size: int) -> np.ndarray:
 
 def ray_matrix(count: int, size: int) -> tuple[Array, Array, Array]:
     """The Radon transform as a matrix A [M, N], and A A^T = Q diag(e) Q^T: 20 turned pictures cost more than it."""
-    transform = operators.radon(jnp.arange(ANGLES) * (180 / ANGLES), size)
+    transform = operators.radon(jnp.linspace(0, 180, ANGLES, endpoint=False), size)
     one_each = jnp.eye(size * size).reshape(-1, size, size, 1)
     a = jnp.concatenate([transform.apply(part).reshape(len(part), -1) for part in jnp.split(one_each, size)]).T
     values, vectors = np.linalg.eigh(np.asarray(a @ a.T, np.float64))
@@ -109,7 +109,9 @@ TASKS = {
     "CT, 20 angles": Task(
         0.1, ray_matrix, ray_operator, ("back projection", classical.filtered_back_projection), iterative=True
     ),
-    "denoising": Task(0.1, lambda n, size: np.ones((size, size, 1)), operators.mask, ("noisy", lambda a, y: y)),
+    "denoising": Task(
+        0.1, lambda count, size: np.ones((1, size, size, 1), np.float32), operators.mask, ("noisy", lambda a, y: y)
+    ),
 }  # fmt: skip
 
 
@@ -153,7 +155,8 @@ def measure(task: Task, p: np.ndarray, seed: int, gain: float = 1.0) -> Measured
     noise = jax.random.normal(key, clean.shape)
     if jnp.iscomplexobj(clean):
         noise = jax.lax.complex(noise, jax.random.normal(jax.random.fold_in(key, 1), clean.shape))
-    noise = noise if operator.measured is None else noise * jnp.asarray(operator.measured, noise.dtype)
+    if operator.measured is not None:
+        noise = jnp.where(operator.measured == 1, noise, 0)
     y = gain * (clean + task.std * noise)
     scale = jnp.ones((len(p), 1, 1, 1))
     if task.normalize:
@@ -266,7 +269,9 @@ def main() -> None:
     if "MNI152" not in sets:
         print("without the slice of MNI152: `pip install --no-deps nilearn` has it")
     true = np.concatenate(list(sets.values()))
-    where = dict(zip(sets, np.split(np.arange(len(true)), np.cumsum([len(p) for p in sets.values()])[:-1]), strict=True))
+    where = dict(
+        zip(sets, np.split(np.arange(len(true)), np.cumsum([len(p) for p in sets.values()])[:-1]), strict=True)
+    )
 
     def note(task: str, method: str, p: np.ndarray) -> None:
         np.save(arguments.folder / f"{task}-{method}.npy", p)
@@ -286,7 +291,9 @@ def main() -> None:
             if method not in of_task:
                 note(name, method, bench.draw(task, measured, method))
     if arguments.page:
-        mri_page.write(arguments.page, found, arguments.folder, true, where, bench.synthesize(2 * len(true)))
+        shown = np.concatenate([at[:6] for at in where.values()])
+        sheet = mri_page.picture(found, arguments.folder, true, shown)
+        mri_page.write(arguments.page, found, np.concatenate([sheet, bench.synthesize(2 * len(shown))]), len(shown))
 
 
 if __name__ == "__main__":

@@ -68,22 +68,25 @@ def test_total_variation_is_the_minimum_that_scipy_finds(mri, name):
 
 @pytest.mark.slow
 def test_tomography(mri):
-    """The ray matrix is the transform and its solve that of the matrix; a disc comes back; SIRT fits what it is given."""
+    """The ray matrix is the transform, its solve the matrix's; a disc comes back; SIRT fits what it is given."""
     size = 16
     arrays = mri.ray_matrix(1, size)
     a, v = mri.ray_operator(arrays), jax.random.normal(jax.random.key(0), (2, size, mri.ANGLES, 1))
-    transform = operators.radon(jnp.arange(mri.ANGLES) * 180 / mri.ANGLES, size)
+    transform = operators.radon(jnp.linspace(0, 180, mri.ANGLES, endpoint=False), size)
     x = jax.random.normal(jax.random.key(1), (2, size, size, 1))
     np.testing.assert_allclose(a.apply(x), transform.apply(x), atol=1e-4)
     np.testing.assert_allclose(a.adjoint(v), transform.adjoint(v), atol=1e-4)
     dense = np.asarray(arrays[0], np.float64)
     flat = np.asarray(v, np.float64).reshape(2, -1)
-    exact = [np.linalg.solve(c * dense @ dense.T + 0.5 * np.eye(len(dense)), f) for c, f in zip((0.1, 3.0), flat, strict=True)]
+    exact = [
+        np.linalg.solve(c * dense @ dense.T + 0.5 * np.eye(len(dense)), f)
+        for c, f in zip((0.1, 3.0), flat, strict=True)
+    ]
     c = jnp.array([0.1, 3.0]).reshape(2, 1, 1, 1)
     np.testing.assert_allclose(a.solve(v, c, 0.5).reshape(2, -1), exact, atol=2e-4)
 
     disc = jnp.asarray(mri.medical.coverage(mri.medical.Ellipses(*map(np.asarray, ([[0, 0]], [[0.6, 0.6]], [0]))), 48))
-    turned = operators.radon(jnp.arange(90) * 2.0, 48)
+    turned = operators.radon(jnp.linspace(0, 180, 90, endpoint=False), 48)
     back = mri.classical.filtered_back_projection(turned, turned.apply(disc[..., None].astype(jnp.float32)))[0, ..., 0]
     at = np.hypot(*np.meshgrid(*[np.arange(48) - 24] * 2))
     assert abs(float(back[at < 10].mean()) - 1) < 0.02 and abs(float(back[(at > 18) & (at < 23)].mean())) < 0.05

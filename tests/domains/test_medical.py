@@ -72,7 +72,7 @@ def test_phantoms_are_functions_of_seed_and_index():
     # The same phantom at another size, but for its pixels.
     fine = Phantoms(48, seed=3)[7]["x"].reshape(24, 2, 24, 2).mean(axis=(1, 3))
     assert np.abs(fine - x[7, ..., 0]).mean() < 4
-    with pytest.raises(IndexError, match="0..49"):
+    with pytest.raises(IndexError, match=r"0\.\.49"):
         phantoms[50]
     for wrong in ({"size": 0}, {"size": 8, "seed": -1}, {"size": 8, "count": 0}):
         with pytest.raises(ValueError, match=list(wrong)[-1]):
