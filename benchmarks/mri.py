@@ -26,6 +26,7 @@ from jax import Array
 import jaxdiff as jd
 from jaxdiff import inverse, metrics, run, solvers
 from jaxdiff.domains import medical
+from jaxdiff.experiment import Experiment
 from jaxdiff.inverse import Operator, operators
 from jaxdiff.resize import bicubic
 
@@ -171,12 +172,10 @@ def of_axes(scale: Array, y: Array) -> Array:
 class Bench:
     """The network, and what it reconstructs."""
 
-    def __init__(self, path: Path, steps: int):
-        self.experiment = run.load_run(path)
-        self.params = run.parameters(self.experiment, path)
-        self.shape, self.steps = self.experiment.medium.shape, steps
+    def __init__(self, experiment: Experiment, params: Any, steps: int):
+        self.experiment, self.params, self.shape = experiment, params, experiment.medium.shape
         # Noise well below the measurement's: the last step draws none.
-        self.levels = jd.grids.karras(self.experiment.model.process, steps, sigma_min=0.004, sigma_max=80.0)
+        self.levels = jd.grids.karras(experiment.model.process, steps, sigma_min=0.004, sigma_max=80.0)
 
     def draw(self, task: Task, measured: Measured, method: str, seed: int = 1) -> np.ndarray:
         """Samples, [SAMPLES, N, H, W, 1], in units of the measured pictures."""
@@ -251,6 +250,41 @@ def judge(p: np.ndarray, true: np.ndarray) -> dict[str, float]:
     return found
 
 
+def places(sets: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """By the name of a set, the numbers of its pictures among all."""
+    counts = [len(p) for p in sets.values()]
+    return dict(zip(sets, np.split(np.arange(sum(counts)), np.cumsum(counts)[:-1]), strict=True))
+
+
+def compare(
+    bench: Bench, sets: dict[str, np.ndarray], folder: Path, *, tasks: list[str], methods: list[str]
+) -> dict[str, Any]:
+    """Make what is not in the folder yet; results by task, method and set."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = folder / "results.json"
+    found: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
+    true = np.concatenate(list(sets.values()))
+
+    def note(task: str, method: str, p: np.ndarray) -> None:
+        np.save(folder / f"{task}-{method}.npy", p)
+        found[task][method] = {name: judge(p[:, at], true[at]) for name, at in places(sets).items()}
+        kept.write_text(json.dumps(found, indent=1))
+        print(task, method, json.dumps(found[task][method]), flush=True)
+
+    for name in tasks:
+        task, of_task = TASKS[name], found.setdefault(name, {})
+        measured = measure(task, true, seed=1)
+        if "tuned" not in of_task:
+            reconstruct = without_network(task)
+            of_task["tuned"] = tune(task, reconstruct, bench.shape[0], len(sets["phantoms"]))
+            for method, p in reconstruct(measured, of_task["tuned"]).items():
+                note(name, method, p[None])
+        for method in methods:
+            if method not in of_task:
+                note(name, method, bench.draw(task, measured, method))
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("run", type=Path)
@@ -261,38 +295,15 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--page", type=Path, help="write the table in this page, and a PNG of its name")
     arguments = parser.parse_args()
-    arguments.folder.mkdir(parents=True, exist_ok=True)
-    kept = arguments.folder / "results.json"
-    found = json.loads(kept.read_text()) if kept.exists() else {}
-    bench = Bench(arguments.run, arguments.steps)
+    experiment = run.load_run(arguments.run)
+    bench = Bench(experiment, run.parameters(experiment, arguments.run), arguments.steps)
     sets = pictures(bench.shape[0], arguments.num, seed=1)
     if "MNI152" not in sets:
         print("without the slice of MNI152: `pip install --no-deps nilearn` has it")
-    true = np.concatenate(list(sets.values()))
-    where = dict(
-        zip(sets, np.split(np.arange(len(true)), np.cumsum([len(p) for p in sets.values()])[:-1]), strict=True)
-    )
-
-    def note(task: str, method: str, p: np.ndarray) -> None:
-        np.save(arguments.folder / f"{task}-{method}.npy", p)
-        found[task][method] = {name: judge(p[:, at], true[at]) for name, at in where.items()}
-        kept.write_text(json.dumps(found, indent=1))
-        print(task, method, json.dumps(found[task][method]), flush=True)
-
-    for name in arguments.tasks:
-        task, of_task = TASKS[name], found.setdefault(name, {})
-        measured = measure(task, true, seed=1)
-        if "tuned" not in of_task:
-            reconstruct = without_network(task)
-            of_task["tuned"] = tune(task, reconstruct, bench.shape[0], arguments.num)
-            for method, p in reconstruct(measured, of_task["tuned"]).items():
-                note(name, method, p[None])
-        for method in arguments.methods:
-            if method not in of_task:
-                note(name, method, bench.draw(task, measured, method))
+    found = compare(bench, sets, arguments.folder, tasks=arguments.tasks, methods=arguments.methods)
     if arguments.page:
-        shown = np.concatenate([at[:6] for at in where.values()])
-        sheet = mri_page.picture(found, arguments.folder, true, shown)
+        shown = np.concatenate([at[:6] for at in places(sets).values()])
+        sheet = mri_page.picture(found, arguments.folder, np.concatenate(list(sets.values())), shown)
         mri_page.write(arguments.page, found, np.concatenate([sheet, bench.synthesize(2 * len(shown))]), len(shown))
 
 

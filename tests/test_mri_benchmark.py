@@ -3,6 +3,7 @@
 import sys
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from jaxdiff import cli
+import jaxdiff as jd
 from jaxdiff.inverse import operators
 
 FOLDER = Path(__file__).parents[1]
@@ -131,21 +132,51 @@ def test_what_is_counted(mri):
     assert mri.judge(two, true)["covered"] == 0 and "covered" not in mri.judge(two[:1], true)
 
 
+@pytest.fixture
+def gaussian(mri):
+    """An experiment whose data are N(0, PRIOR_STD^2 I), with the exact denoiser for a network."""
+
+    def apply(params, x, t, cond):
+        t = t.reshape(-1, 1, 1, 1)
+        precision = jnp.square(1 - t) + jnp.square(t / mri.PRIOR_STD)
+        return params * (1 - t) * x / precision
+
+    model = SimpleNamespace(apply=apply, process=jd.processes.Flow(), prediction=jd.parameterize.x0)
+    return SimpleNamespace(model=model, medium=SimpleNamespace(shape=(16, 16, 1)))
+
+
 @pytest.mark.slow
-def test_from_training_to_the_page(mri, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    knobs = "--steps 2 --batch 2 --size 16 --width 8 --preview-every 0"
-    cli.main(["train", str(FOLDER / "experiments" / "mri.py"), *knobs.split(), "--workdir", "run"])
-    cli.main(["eval", "run", "--num", "4"])
+def test_from_measurements_to_the_page(mri, gaussian, tmp_path):
+    """Samples have the mean and the deviation of a Gaussian posterior, in the units of the measured pictures."""
+    bench = mri.Bench(gaussian, jnp.float32(1), steps=12)
+    rng = np.random.default_rng(0)
+    sets = {"phantoms": (0.5 + 0.25 * rng.normal(size=(2, 16, 16, 1))).astype(np.float32)}
+    tasks = ["MRI, 4x", "denoising"]
+    found = mri.compare(bench, sets, tmp_path, tasks=tasks, methods=["daps"])
+    drawn = np.load(tmp_path / "denoising-daps.npy")
+    y = np.asarray(mri.measure(mri.TASKS["denoising"], sets["phantoms"], seed=1).y)
+    gain = 0.25**2 / (0.25**2 + 0.1**2)  # of the pictures p = (x + 1) / 2, of std 0.25
+    std = np.sqrt(gain) * 0.1
+    assert drawn.shape == (19, 2, 16, 16, 1)
+    away = drawn.mean(0) - (0.5 + gain * (y - 0.5))
+    np.testing.assert_allclose([away.mean(), away.std()], [0, std / np.sqrt(19)], atol=0.1 * std)
+    np.testing.assert_allclose(np.sqrt(drawn.var(0, ddof=1).mean()), std, rtol=0.03)
+    assert abs(found["denoising"]["daps"]["phantoms"]["covered"] - 0.9) < 0.06
+    # With a scale of the scanner's: the samples fit the measurement to its noise, no less and no more.
+    measured = mri.measure(mri.TASKS["MRI, 4x"], sets["phantoms"], seed=1)
+    a = mri.TASKS["MRI, 4x"].operator(measured.arrays)
+    off = [
+        np.asarray(a.apply(jnp.asarray(p)) - measured.y)[np.asarray(measured.arrays) == 1]
+        for p in np.load(tmp_path / "MRI, 4x-daps.npy")
+    ]
+    assert 0.006 < np.std(np.real(off)) < 0.018
+
+    again = mri.compare(bench, sets, tmp_path, tasks=tasks, methods=["daps"])  # nothing is left to do
+    assert again == found
     page = tmp_path / "page.md"
     page.write_text("Before.\n<!-- table -->\n<!-- end of table -->\nAfter.\n")
-    tasks = ["--tasks", "MRI, 4x", "--methods", "daps", "--num", "2", "--steps", "2"]
-    monkeypatch.setattr(sys, "argv", ["mri.py", "run", *tasks, "--folder", "kept", "--page", str(page)])
-    mri.main()
+    mri.mri_page.write(page, found, mri.mri_page.picture(found, tmp_path, sets["phantoms"], np.array([1])), 1)
     text = page.read_text()
-    assert text.startswith("Before.") and text.endswith("After.\n")
-    for pictures in ("phantoms", "Shepp-Logan"):
-        for method in ("zero-filled", "total variation", "daps"):
-            assert f"| MRI, 4x | {pictures} | {method} |" in text
-    drawn = np.load("kept/MRI, 4x-daps.npy")
-    assert drawn.shape[0] == mri.SAMPLES and np.isfinite(drawn).all() and page.with_suffix(".png").stat().st_size > 1000
+    assert text.startswith("Before.") and text.endswith("After.\n") and page.with_suffix(".png").stat().st_size > 1000
+    for method in ("zero-filled", "total variation", "daps"):
+        assert f"| MRI, 4x | phantoms | {method} | {found['MRI, 4x'][method]['phantoms']['psnr']:.1f} |" in text
