@@ -22,6 +22,7 @@ TINY = {
     "emoji": {"width": 8},
     "fashion": {"width": 8},
     "latent": {"width": 8, "size": 6},
+    "mri": {"width": 8, "size": 16},
     "toy2d": {"width": 16},
     "cifar10_ddpm": {"widths": (32, 32), "num_blocks": 1, "source": "fashion_mnist", "size": 8},
     "cifar10_edm": {"widths": (32, 32), "num_blocks": 1, "source": "fashion_mnist", "size": 8},

@@ -50,6 +50,7 @@ LEAVES |= {"text": LEAVES["text"] | WORDS | DISK, "data": WORDS | DISK}
 ALLOWED = {**MATHS, **LEAVES, **{room: set() for room in WORDS | DISK}}
 # Who asks a program to end, and how it does; what storage reads may be damaged.
 ALLOWED |= {"signals": {"faults"}, "storage": {"faults"}, "train": ALLOWED["train"] | {"signals"}}
+ALLOWED["domains"] = {"checks", "levels", "noise"}  # what a field needs: leaves, that nobody below knows
 ALLOWED["interop"] = FLAX | WHERE | WORDS | DISK | MATHS.keys() | {"sampling", "options"}
 ALLOWED["text_to_image"] = ALLOWED["interop"] | {"interop", "experiment", "conditions", "media", "sampler"}
 # The parts of an experiment: what passes between them and the sampler that they make.

@@ -9,8 +9,9 @@ from jaxdiff.media.images import images
 from jaxdiff.media.latents import latents
 from jaxdiff.media.points import points
 from jaxdiff.media.reconstructions import reconstructions
+from jaxdiff.media.unconditional import unconditional
 
 __all__ = [
     "Evaluator", "Medium", "Report", "Samples", "captioned", "compositions", "edge_scores", "embeddings",
-    "hinted", "images", "latents", "points", "reconstructions",
+    "hinted", "images", "latents", "points", "reconstructions", "unconditional",
 ]  # fmt: skip

@@ -1,0 +1,1 @@
+"""What a field needs besides diffusion, of numpy alone: each module is a leaf."""
