@@ -10,6 +10,7 @@ from jax import Array
 
 from jaxdiff.checks import check_function, check_number, factory
 from jaxdiff.distill.base import Context, Teacher, check_boundary, split_inputs
+from jaxdiff.distill.jumps import check_difference, derivative
 from jaxdiff.levels import Level, from_x0, q_sample
 from jaxdiff.losses import split_batch
 from jaxdiff.noise import check_key
@@ -35,6 +36,7 @@ def continuous_consistency(
     c: float = 0.1,
     log_variance: Callable[[Params, Array], Array] | None = None,
     jvp_apply: Apply | None = None,
+    difference: float | None = None,
     dropout: bool = False,
 ) -> Loss:
     """The loss of sCM, a consistency model in continuous time (Lu and Song 2024, arXiv:2410.11081).
@@ -55,7 +57,7 @@ def continuous_consistency(
 
     Args:
         apply: the network, (params, x, noise[B], cond) -> F. It is differentiated with respect to the noise input: a
-            time embedding with high frequencies makes that derivative large.
+            time embedding with high frequencies makes that derivative large; or take a `difference`.
         process: the forward process, differentiable in t.
         prediction: what F is; with f(x, 0) = x for any F: velocity, v, eps, score, edm.
         teacher: a trained denoiser, see `distill.teacher`; None takes the velocity from the data.
@@ -66,6 +68,8 @@ def continuous_consistency(
         log_variance: (params, noise[B]) -> [B], u, as for `losses.denoising_loss`.
         jvp_apply: the network for the derivative; None is `apply`. Where `apply` computes in bfloat16, pass the same
             network in float32: derivatives in bfloat16 are too coarse.
+        difference: the derivative is the central difference of +- so much of log(sigma / alpha), along the flow, for
+            networks whose own is rough; None is the derivative.
         dropout: whether the networks take `key=` for dropout; all evaluations then have the same mask.
 
     Returns:
@@ -73,9 +77,10 @@ def continuous_consistency(
         of |g|.
 
     Raises:
-        ValueError: a prediction without f(x, 0) = x; sigma_data or c is not positive; warmup_steps is negative.
+        ValueError: a prediction without f(x, 0) = x; sigma_data, c or difference is not positive; warmup_steps < 0.
     """
     _check(apply, process, prediction, sigma_data=sigma_data, c=c, warmup_steps=warmup_steps)
+    check_difference(difference)
     jvp_apply = apply if jvp_apply is None else jvp_apply
     check_function("jvp_apply", jvp_apply, "(params, x, noise, cond) -> F")
     if teacher is not None:
@@ -99,7 +104,7 @@ def continuous_consistency(
         cos, sin = _angle(level.expand_to(x), sigma_data)
         # No gradient enters the derivative: it would be differentiated in reverse, too.
         constant = denoiser(jvp_apply, jax.lax.stop_gradient(params), prediction, cond, key=drop_key)
-        f, df = _derivative(constant, process, t, x, x0, eps)
+        f, df = _derivative(constant, process, (t, x), (x0, eps), difference)
         g = ((1 - r) * jnp.square(cos) * (f - x0) + r * df) / sin
         size = jnp.sqrt(_mean(jnp.square(g)))  # of a constant, so that its derivative at 0 does not matter
         f = denoiser(apply, params, prediction, cond, key=drop_key)(x, level)
@@ -113,17 +118,20 @@ def continuous_consistency(
     return loss
 
 
-def _derivative(denoise: Denoiser, process: Process, t: Array, x: Array, x0: Array, eps: Array) -> tuple[Array, Array]:
+def _derivative(
+    denoise: Denoiser, process: Process, at: tuple[Array, Array], along: tuple[Array, Array], difference: float | None
+) -> tuple[Array, Array]:
     """f(x, t), and cos(theta) sin(theta) df/dtheta along dx = x0 dalpha + eps dsigma, by one jvp.
 
     That is df / d log(sigma / alpha), whatever sigma_data, and finite at both ends. The factors are in the tangents, so
     that no large number passes through the network (Lu and Song 2024).
     """
+    (t, x), (x0, eps) = at, along
     level, slope = jax.jvp(process, (t,), (jnp.ones_like(t),))
     dt = level.alpha * level.sigma / (level.alpha * slope.sigma - level.sigma * slope.alpha)
     by_t = slope.expand_to(x)
     dx = Level(dt, dt, dt).expand_to(x).t * (by_t.alpha * x0 + by_t.sigma * eps)
-    return jax.jvp(lambda x, t: denoise(x, process(t)), (x, t), (dx, dt))
+    return derivative(lambda x, t: denoise(x, process(t)), (x, t), (dx, dt), difference)
 
 
 def _angle(level: Level, sigma_data: float) -> tuple[Array, Array]:

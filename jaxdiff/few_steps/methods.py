@@ -86,13 +86,17 @@ def ect(teacher: Teacher, run: Run, steps: int) -> Method:
 
 
 def continuous_consistency(teacher: Teacher, run: Run, steps: int) -> Method:
-    """Lu and Song 2024: sCD, consistency in continuous time along the teacher's flow."""
+    """Lu and Song 2024: sCD, consistency in continuous time along the teacher's flow.
+
+    The derivative is a difference, as in `mean_flow`.
+    """
     loss = distill.continuous_consistency(
         networks.as_apply(teacher.network),
         teacher.process,
         teacher.prediction,
         teacher=teacher.denoiser(),
         warmup_steps=run.steps // 2,
+        difference=0.1,
     )
     return method_of(teacher, teacher.network, loss, solvers.consistency())
 

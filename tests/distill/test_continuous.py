@@ -57,6 +57,16 @@ def test_the_tangent_of_the_consistency_function_is_zero(case):
     np.testing.assert_allclose((grad["a"], grad["b"]), 0, atol=1e-10)
     (_, metrics), grad = run({"a": jnp.asarray(0.0), "b": jnp.asarray(0.1)})
     assert metrics["tangent_norm"] > 1e-2 and abs(grad["b"]) > 1e-3
+    # A difference is the derivative up to its square.
+    loss = distill.continuous_consistency(
+        network(process, told, affine), process, told, teacher=lambda context, cond: denoise,
+        times=times_at(t * np.linspace(0.1, 1, 9)), warmup_steps=0, difference=1e-3,
+    )  # fmt: skip
+    (_, near), slope = both(loss, {"x": jnp.asarray(x0), "eps": jnp.asarray(eps)})(
+        {"a": jnp.asarray(0.0), "b": jnp.asarray(0.1)}
+    )
+    np.testing.assert_allclose(near["tangent_norm"], metrics["tangent_norm"], rtol=1e-4)
+    np.testing.assert_allclose(slope["b"], grad["b"], rtol=1e-3)
 
 
 @pytest.mark.usefixtures("x64")
