@@ -50,8 +50,7 @@ def draw_prompts(
     seed: int = 0,
     batch: int = 4,
     mesh: Mesh | None = None,
-    controls: Sequence[tuple[Path, HintFile]] = (),
-    control_scale: Sequence[float] = (),
+    controls: Sequence[tuple[Path, HintFile, float]] = (),
 ) -> Samples:
     """Draw pictures of prompts, in batches of one compiled size that are split over the devices.
 
@@ -69,8 +68,7 @@ def draw_prompts(
         seed: picture i depends on the seed and i alone.
         batch: pictures at a time, rounded up to a multiple of the mesh's parts of a batch.
         mesh: where the parameters lie, and over which pictures are split; None: pictures alone, over all devices.
-        controls: directories of ControlNets, and what all pictures follow.
-        control_scale: of each; none are all 1.
+        controls: directories of ControlNets, what all pictures follow, and scales, of which 0 is off.
     Returns:
         The pictures, float32 [num, height, width, 3] in [-1, 1], and their prompts.
     Raises:
@@ -78,8 +76,6 @@ def draw_prompts(
     """
     if num < 1 or batch < 1:
         raise ValueError(f"num and batch must be at least 1, got {num} and {batch}")
-    if control_scale and len(control_scale) != len(controls):
-        raise ValueError(f"{len(controls)} ControlNets take as many scales, got {len(control_scale)}")
     where = make_mesh() if mesh is None else mesh
     parts = num_batch_shards(where)
     batch = -(-min(batch, num) // parts) * parts
@@ -93,17 +89,17 @@ def draw_prompts(
         pipe = text_to_image.load(
             directory, steps=steps, size=size, kind=scheduler, base=base, variant=variant, dtype=compute_dtype(),
             progress=progress, place=lambda tree: train.shard_params(tree, where),
-            controls=[folder for folder, _ in controls],
+            controls=[folder for folder, _, _ in controls],
         )  # fmt: skip
     scale, negative = _guidance(pipe, guidance, negative)
     split = batch_sharding(where)
     names = tuple(prompts[i % len(prompts)] for i in range(rounds * batch))
     away = None if negative is None else jax.device_put(pipe.tokenize([negative] * batch), split)
     keys = example_keys(seed, rounds * batch).reshape(rounds, batch)
-    repeated = [np.repeat(file.read(pipe.size)[None], batch, axis=0) for _, file in controls]
+    repeated = [np.repeat(file.read(pipe.size)[None], batch, axis=0) for _, file, _ in controls]
     steering: dict[str, Any] = {}
     if controls:
-        scales = [jnp.float32(s) for s in control_scale or (1.0,) * len(controls)]
+        scales = [jnp.float32(scale) for _, _, scale in controls]
         steering = {"hints": jax.device_put(repeated, split), "control_scale": scales}
 
     @jax.jit

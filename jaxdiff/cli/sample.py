@@ -41,8 +41,7 @@ def command(
     size: tuple[Count, Count] | None = None,
     base: Path | None = None,
     variant: str | None = None,
-    control: Annotated[tuple[tuple[Path, str], ...], tyro.conf.UseAppendAction] = (),
-    control_scale: tuple[float, ...] = (),
+    control: Annotated[tuple[tuple[Path, str, float], ...], tyro.conf.UseAppendAction] = (),
     mesh: str = "",
     trust: bool = False,
 ) -> None:
@@ -66,12 +65,10 @@ def command(
         prompts: file of prompts, one a line.
         negative: what they keep away from.
         prior: run that turns prompts into the embeddings of a decoder.
-        size: height and width for a prompt; by default the network's.
+        size: height and width of a prompt's picture.
         base: directory with what a file lacks.
         variant: weights' variant, such as fp16.
-        control: for a prompt, a ControlNet's directory and the picture to follow; edges:, canny:, low:, colors: and
-            depth: before a file's name make the hint of it.
-        control_scale: of each ControlNet, 0 is off; by default 1.
+        control: ControlNet, picture and scale: docs/control.md.
         mesh: devices as data=4,fsdp=2,sequence=2; data takes those left.
         trust: execute a program that others can write.
     """
@@ -91,11 +88,11 @@ def command(
         out = Path(f"samples-{seed}") if out is None else out
         medium = images((*(size or (1, 1)), 3), captions=len(texts) > 1)
         check_suffix(medium, out)
-        controls = [(folder, parse_hint(text)) for folder, text in control]
+        controls = [(folder, parse_hint(text), scale) for folder, text, scale in control]
         samples = draw_prompts(
             run, texts, num=len(texts) if num is None else num, negative=negative, guidance=guidance, steps=steps,
             size=size, base=base, variant=variant, scheduler=solver, seed=seed, batch=4 if batch is None else batch,
-            mesh=where, controls=controls, control_scale=control_scale,
+            mesh=where, controls=controls,
         )  # fmt: skip
         _save(medium, out, samples)
         return
@@ -105,7 +102,6 @@ def command(
         base=base,
         variant=variant,
         control=control or None,
-        control_scale=control_scale or None,
     )
     if label is not None and texts:
         raise ValueError("--label and --prompt both say what the samples are of: give one of them")

@@ -37,6 +37,10 @@ def test_coverage_has_the_fourier_transform_of_an_ellipse():
 def test_a_pixel_deep_inside_is_covered():
     wide = coverage(Ellipses(np.zeros((1, 2)), np.array([[0.9, 0.8]]), np.zeros(1)), 33)[0]
     assert wide[16, 16] == wide[16, 3] == wide[4, 16] == 1 and wide[0, 0] == wide[16, 0] == wide[2, 16] == 0
+    # The edge is 14.85 and 13.2 pixels from the middle, of which a pixel's begins 14.5 and 12.5 from it.
+    np.testing.assert_allclose(
+        [wide[16, 31], wide[16, 1], wide[29, 16], wide[3, 16]], [0.35, 0.35, 0.7, 0.7], atol=1e-6
+    )
 
 
 def test_shepp_logan():
