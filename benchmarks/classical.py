@@ -49,15 +49,16 @@ def total_variation(operator: Operator, y: Array, weight: float | Array, *, step
     """
     back = operator.adjoint(y)
     scale = 1 / jnp.sqrt(squared_norm(operator, back.shape))
-    # The largest step for the operator divided by its norm, and the gradient, whose squared norm is at most 8.
-    y, tau = times(scale, y), 0.99 / 3
+    # The largest steps for the operator divided by its norm, and the gradient, whose squared norm is at most 8: their
+    # product is 1 / 9. The dual variable, below the weight, is small against pictures, and so is its step.
+    y, sigma, tau = times(scale, y), 0.99 / 30, 0.99 / 0.3
     divergence = jax.linear_transpose(gradient, back)
 
     def body(carry: tuple[Array, Array, Array, Array], _: None):
         x, ahead, p, q = carry
-        p = p + tau * gradient(ahead)
+        p = p + sigma * gradient(ahead)
         p = p / jnp.maximum(1, jnp.sqrt(jnp.sum(jnp.square(p), axis=-1, keepdims=True)) / weight)
-        q = (q + tau * (times(scale, operator.apply(ahead)) - y)) / (1 + tau)
+        q = (q + sigma * (times(scale, operator.apply(ahead)) - y)) / (1 + sigma)
         new = x - tau * (divergence(p)[0] + scale * operator.adjoint(q))
         return (new, 2 * new - x, p, q), None
 
