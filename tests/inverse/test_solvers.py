@@ -282,6 +282,8 @@ def test_steps_to_x0_hat_are_those_of_ddim():
     seen = []
     sampler = lambda key, x0, r, level: seen.append((x0, r)) or x0  # noqa: E731
     inverse.daps(sampler, steps=3, prior_std=3.0).step(rational, KEY, x, (), cur, nxt)
+    inverse.split_gibbs(sampler, steps=3).step(rational, KEY, x, (), cur, nxt)
+    np.testing.assert_allclose(seen[1][1], nxt.sigma / nxt.alpha)
     # The last of many inner steps ends a seventh power above clean data.
     assert np.isfinite(inverse.daps(sampler, steps=40).step(rational, KEY, x, (), cur, nxt)[0]).all()
     levels = VE(2.0 * (1 - jnp.arange(4) / 3) ** 7)

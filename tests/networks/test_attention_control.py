@@ -89,8 +89,10 @@ def test_a_network_whose_second_half_attends_as_the_first(kind):
                 assert np.abs(y[2:] - plain[2:]).max() > 1e-4
             else:
                 np.testing.assert_allclose(y[2:], plain[2:], atol=1e-5)
-    same = evaluate("qkv", True, True)
-    np.testing.assert_allclose(same[2:], same[:2], atol=1e-5)
+    # The text enters by cross-attention alone, and all else is the same in both halves.
+    for own in (False, True):
+        same = evaluate("qkv", own, True)
+        np.testing.assert_allclose(same[2:], same[:2], atol=1e-5)
     assert np.abs(evaluate("prompt", True, True) - same)[2:].max() > 1e-4  # words have their own values
     assert evaluate._cache_size() == 4
     np.testing.assert_array_equal(jax.jit(apply)(params, x, noise, cond), plain)  # the control ends with its call
