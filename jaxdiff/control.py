@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -34,8 +33,7 @@ def load_base(path: str) -> Experiment:
     Raises:
         UserError: its network is no plain U-Net in pixels.
     """
-    # A run of the package is meant by its name alone, which is kept with the root's path before it.
-    experiment = load_run(open_run(Path(os.path.relpath(path))))
+    experiment = load_run(open_run(Path(path)))
     model, condition = experiment.model, experiment.condition
     plain = type(model.network) is networks.UNet and model.frozen is None and not model.learned_variance
     if not plain or condition.augment is not unaugmented or "hint" in condition.spec:

@@ -47,6 +47,10 @@ def test_a_trained_run_is_unpacked_where_its_name_is_given(tmp_path, monkeypatch
     with train.Checkpointer("fashion", read_only=True) as checkpointer:
         assert checkpointer.latest() == steps
     assert (tmp_path / "fashion" / "README.md").is_file()
+    # Knobs keep a name with the path of the folder that it was given in; one of another folder is no name.
+    pretrained.open_run(tmp_path / "emoji")
+    pretrained.open_run(tmp_path / "runs" / "fashion")
+    assert (tmp_path / "emoji" / "README.md").is_file() and not (tmp_path / "runs").exists()
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ makes all but the README.
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -39,13 +40,15 @@ def open_run(path: Path) -> Path:
     """Unpack a trained run of the package where its name is given instead of a run's folder.
 
     Args:
-        path: a run's folder; or a name of `names`, and nothing of this name exists here.
+        path: a run's folder; or a name of `names`, perhaps with this folder's path before it, as knobs keep it, and
+            nothing of this name exists here.
 
     Returns:
         The same path.
     """
-    if str(path) in names() and not path.exists():
-        unpack(str(path), path)
+    name = os.path.relpath(path)
+    if name in names() and not path.exists():
+        unpack(name, path)
         note = "the trained run that comes with jaxdiff; its README.md names data and licence"
         tqdm.write(f"{path}/: {note}", sys.stderr)
     return path
