@@ -73,7 +73,7 @@ def measured(folder: Path) -> list[str]:
     cases += [("fewer steps", n, plain(model.apply, n)) for n in (STEPS // 2, STEPS // 4)]
     for kept in range(1, len(getattr(model.network, "widths", ()))):
         name = last_layer(params, f"up_blocks.{len(model.network.widths) - 1 - kept}")
-        cases += [(f"`{name}` at every {k}th step", STEPS, cached(name, k)) for k in (2, 3, 5)]
+        cases += [(f"`{name}` once in {k} steps", STEPS, cached(name, k)) for k in (2, 3, 5)]
     if any("attentions" in name for name in trees.flatten(params)):
         for ratio in (0.25, 0.5):
             apply = networks.control_attention(model.apply, networks.merged_tokens(ratio, least=1))

@@ -22,10 +22,10 @@ from jaxdiff.pretrained import open_run
 
 STD = 0.2  # of the noise; less of it makes the gradient of `dps` too stiff for few steps
 METHODS = {
-    "tmpd": lambda d, a, y: (inverse.tmpd(d, a, y, STD, iterations=5), solvers.ddim(1.0)),
     "pigdm": lambda d, a, y: (inverse.pigdm(d, a, y, STD, prior_std=0.7), solvers.ddim(1.0)),
     "daps": lambda d, a, y: (d, inverse.daps(inverse.exact(a, y, STD), prior_std=0.7)),
     "dps": lambda d, a, y: (inverse.dps(d, a, y, STD), solvers.ddim(1.0)),
+    "tmpd": lambda d, a, y: (inverse.tmpd(d, a, y, STD, iterations=3), solvers.ddim(1.0)),
 }
 
 
