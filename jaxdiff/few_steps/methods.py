@@ -152,8 +152,8 @@ def lagrangian(teacher: Teacher, run: Run, steps: int) -> Method:
 
 
 def eulerian(teacher: Teacher, run: Run, steps: int) -> Method:
-    """Boffi et al. 2024: flow maps by the derivative with respect to the start of a step."""
-    return _jumping(teacher, distill.eulerian, pairs=_pairs(teacher), teacher=teacher.denoiser())
+    """Boffi et al. 2024: flow maps by the derivative with respect to the start of a step, as a difference."""
+    return _jumping(teacher, distill.eulerian, pairs=_pairs(teacher), teacher=teacher.denoiser(), difference=DIFFERENCE)
 
 
 def semigroup(teacher: Teacher, run: Run, steps: int) -> Method:
