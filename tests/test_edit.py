@@ -97,6 +97,7 @@ def test_mistakes(generator):
         ({"prompt": "Bag", "strength": 0.0}, r"strength must lie in \(0, 1\], got 0"),
         ({"source": "Bag"}, "beside a prompt"),
         ({"prompt": "Bag", "source": "Bag", "outpaint": (1, 0, 0, 0)}, "goes without mask and edges"),
+        ({"prompt": "Bag", "method": "edit_friendly"}, "it goes with a source"),
         ({"mask": black}, "black everywhere"),
         ({"mask": black[:3]}, r"a mask has the size of its picture, \(6, 6\), got \(3, 6\)"),
         ({"outpaint": (0, -1, 0, 0)}, "number of pixels, at least 0"),
@@ -105,6 +106,10 @@ def test_mistakes(generator):
         with pytest.raises((UserError, ValueError), match=words) as error:
             edit(generator, PICTURE, **options)
         assert sentence(error.value) or "strength" in words
+    with pytest.raises(
+        ValueError, match="method must be one of flow_edit, edit_friendly, prompt_to_prompt, got 'flow'"
+    ):
+        edit(generator, PICTURE, prompt="Bag", source="Bag", method="flow")
     with pytest.raises(UserError, match="not as large"):
         edit(generator, PICTURE[:4], prompt="Bag")
 

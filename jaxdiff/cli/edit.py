@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import tyro
@@ -12,7 +11,7 @@ from jaxdiff.cli.generators import check_kind, open_generator
 from jaxdiff.cli.pictures import read_picture
 from jaxdiff.cli.places import try_file, try_folder
 from jaxdiff.data import read_image
-from jaxdiff.edit import edit
+from jaxdiff.edit import STYLE_WEIGHT, Method, edit
 from jaxdiff.media import Samples
 from jaxdiff.media.images import save_images
 from jaxdiff.options import Count, Natural, Seed
@@ -25,9 +24,9 @@ def command(
     picture: tyro.conf.Positional[Path],
     prompt: str | None = None,
     source: str | None = None,
-    method: Literal["flow_edit", "edit_friendly", "prompt_to_prompt"] = "flow_edit",
+    method: Method | None = None,
     style: Path | None = None,
-    style_weight: float = 3000.0,
+    style_weight: float = STYLE_WEIGHT,
     mask: Path | None = None,
     outpaint: tuple[Natural, Natural, Natural, Natural] = (0, 0, 0, 0),
     strength: float | None = None,
@@ -54,8 +53,8 @@ def command(
         picture: a file of any type that Pillow reads.
         prompt: what it shall show; of a run with classes the name of one.
         source: what it shows.
-        method: how it is moved from the source: by the difference of the prompts, by its own noise, or by that and the
-            source's attention maps.
+        method: how it is moved from the source: by the difference of the prompts, which is the default, by its own
+            noise, or by that and the source's attention maps.
         style: a file of any size, in whose style the picture is drawn: features' statistics, see docs/edit.md.
         style_weight: how much of that style.
         mask: a file of the same size, white where the picture is drawn anew and black where it stays.

@@ -103,7 +103,8 @@ def _with_kl(solver: Solver, reference: Denoiser) -> Solver:
         inner, apart = state
         x0 = denoise(x, cur)
         away = jnp.sum(jnp.square(x0 - reference(x, cur)).reshape(len(x), -1), axis=1)
-        gained = jnp.where(nxt.sigma > 0, nxt._replace(sigma=jnp.where(nxt.sigma > 0, nxt.sigma, 1)).snr - cur.snr, 0)
+        noisy = nxt.sigma > 0
+        gained = jnp.where(noisy, nxt._replace(sigma=jnp.where(noisy, nxt.sigma, 1)).snr - cur.snr, 0)
         x, inner = solver.step(lambda *_: x0, key, x, inner, cur, nxt)
         return x, (inner, apart + gained.astype(x.dtype) / 2 * away)
 

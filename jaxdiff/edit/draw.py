@@ -14,7 +14,7 @@ from jax import Array
 from jaxdiff import interop, inverse, solvers
 from jaxdiff.conditions import Cond
 from jaxdiff.distributed import gather
-from jaxdiff.edit.source import align_tokens, moving
+from jaxdiff.edit.source import Method, align_tokens, moving
 from jaxdiff.edit.style import styled
 from jaxdiff.experiment import UserError
 from jaxdiff.first_stage.perceptual import as_rgb
@@ -37,7 +37,7 @@ def edit(
     *,
     prompt: str | None = None,
     source: str | None = None,
-    method: str = "flow_edit",
+    method: Method | None = None,
     style: np.ndarray | None = None,
     style_weight: float = STYLE_WEIGHT,
     mask: np.ndarray | None = None,
@@ -60,7 +60,7 @@ def edit(
         picture: uint8 [H, W, C], of the size that the generator draws.
         prompt: what it shall show; None for what the condition has without words.
         source: what it shows.
-        method: by which it is moved from the source to the prompt: one of METHODS, see `source.moving`.
+        method: by which it is moved from the source to the prompt, see `source.moving`; None is "flow_edit".
         style: uint8 [H', W', C], a picture of any size in whose style the whole picture is drawn, see
             `style.style_distance`; the package with the features' weights is needed.
         style_weight: factor of that distance, which is about 1 for pictures of different styles.
@@ -77,16 +77,14 @@ def edit(
     Raises:
         UserError: a picture or mask of another size, edges that the network does not draw, a source together with a
             part of the picture or without a prompt, a condition that does not parse, a model without a null condition
-            where there is no prompt, a style together with a source or a part of the picture.
+            where there is no prompt, a style together with a source or a part of the picture, a method without a
+            source.
         ValueError: the package of the features is not installed; a strength outside (0, 1], or another method.
     """
     stage = generator.stage(1)
     canvas, anew = _canvas(stage, picture, mask, outpaint)
     partly = bool(anew.any())
-    if style is not None and (partly or source is not None):
-        raise UserError("a style is of the whole picture: it goes without source, mask and edges")
-    if source is not None and (partly or prompt is None):
-        raise UserError("a source says what the whole picture shows, beside a prompt: it goes without mask and edges")
+    _check(prompt=prompt, source=source, method=method, style=style, partly=partly)
     strength = (1.0 if partly else STRENGTH) if strength is None else strength
     if not 0 < strength <= 1:
         raise ValueError(f"strength must lie in (0, 1], got {strength}")
@@ -98,7 +96,7 @@ def edit(
     keys = example_keys(seed, batch)
     if source is not None:
         where, _ = _condition(generator, source, SOURCE_GUIDANCE)
-        moved = jax.jit(moving(stage, method, guided=scale != 1))
+        moved = jax.jit(moving(stage, method or "flow_edit", guided=scale != 1))
         both = repeat(cond), repeat(where), align_tokens(where, cond)
         drawn = moved(stage.params, keys, x0, conditions=both, scale=scale, strength=strength)
     elif style is not None:
@@ -116,6 +114,18 @@ def edit(
         drawn = draw(stage.params, keys, repeat(cond), scale, image=(x0, strength))
     drawn = np.asarray(gather(drawn))[:num]
     return np.where(anew[..., None], drawn, canvas) if partly else drawn
+
+
+def _check(
+    *, prompt: str | None, source: str | None, method: Method | None, style: np.ndarray | None, partly: bool
+) -> None:
+    """Check what goes together."""
+    if style is not None and (partly or source is not None):
+        raise UserError("a style is of the whole picture: it goes without source, mask and edges")
+    if source is not None and (partly or prompt is None):
+        raise UserError("a source says what the whole picture shows, beside a prompt: it goes without mask and edges")
+    if method is not None and source is None:
+        raise UserError("a method moves a picture from its source to the prompt: it goes with a source")
 
 
 def _canvas(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from difflib import SequenceMatcher
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,9 @@ from jaxdiff.parameterize import Denoiser
 from jaxdiff.sample import sample
 from jaxdiff.sampler import conditional, first_step
 
-__all__ = ["METHODS", "align_tokens", "moving"]
+__all__ = ["Method", "align_tokens", "moving", "target_of"]
+
+Method = Literal["flow_edit", "edit_friendly", "prompt_to_prompt"]
 
 # Shares of the steps in which attention maps are the source's (Hertz et al. 2022, sec. 4).
 SELF, CROSS = 0.4, 0.8
@@ -31,7 +33,7 @@ SELF, CROSS = 0.4, 0.8
 Move = Callable[..., Array]
 
 
-def moving(stage: Stage, method: str, *, guided: bool) -> Callable[..., Array]:
+def moving(stage: Stage, method: Method, *, guided: bool) -> Callable[..., Array]:
     """A function of (params, keys, x0, conditions, scale, strength) that draws the edited pictures.
 
     Args:
@@ -49,8 +51,8 @@ def moving(stage: Stage, method: str, *, guided: bool) -> Callable[..., Array]:
         ValueError: another method.
         UserError: a solver with a learned variance for "flow_edit".
     """
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    if method not in get_args(Method):
+        raise ValueError(f"method must be one of {', '.join(get_args(Method))}, got {method!r}")
     if stage.sampling.prepare()[1].learned_variance and method == "flow_edit":
         raise UserError("this solver takes a learned variance, and a difference of pictures has none: choose another")
     move = METHODS[method](stage, guided=guided)
@@ -85,6 +87,15 @@ def align_tokens(source: Cond, cond: Cond) -> np.ndarray | None:
 
 
 def target_of(stage: Stage, params: Any, cond: Cond, scale: Any, *, guided: bool) -> Denoiser:
+    """The denoiser of a prompt.
+
+    Args:
+        stage: draws pictures.
+        params: its parameters.
+        cond: of the prompt, leaves [B, ...].
+        scale: of the guidance.
+        guided: whether there is guidance by the null condition; else `scale` is ignored.
+    """
     denoise = conditional(stage.model, stage.condition, stage.sampling.prepare()[1])
     if not guided:
         return denoise(params, cond)
@@ -157,7 +168,7 @@ def _prompt_to_prompt(stage: Stage, *, guided: bool) -> Move:
     return move
 
 
-METHODS: dict[str, Callable[..., Move]] = {
+METHODS: dict[Method, Callable[..., Move]] = {
     "flow_edit": _flow_edit,
     "edit_friendly": _edit_friendly,
     "prompt_to_prompt": _prompt_to_prompt,

@@ -54,14 +54,14 @@ def edit_friendly(
     def mean(denoise: Denoiser, x: Array, cur: Level, nxt: Level) -> Array:
         return posterior(split_variance(denoise(x, cur))[0], x, cur, nxt)[0]
 
-    def invert(i: Array, added: Array) -> Array:
-        left = noised(i + 1) - mean(denoise, noised(i), levels.at(i), levels.at(i + 1))
-        return added.at[i].set(left)
+    def invert(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        (now, added), after = carry, noised(i + 1)
+        return after, added.at[i].set(after - mean(denoise, now, levels.at(i), levels.at(i + 1)))
 
-    added = jax.lax.fori_loop(start, n, invert, jnp.zeros((n, *x.shape), x.dtype))
+    first = noised(jnp.asarray(start))
+    _, added = jax.lax.fori_loop(start, n, invert, (first, jnp.zeros((n, *x.shape), x.dtype)))
 
     def step(denoise: Denoiser, key: Array, x: Array, i: Array, cur: Level, nxt: Level):
         return mean(denoise, x, cur, nxt) + added[i], i + 1
 
-    solver = Solver(lambda x: jnp.asarray(start, jnp.int32), step, order=None)
-    return noised(jnp.asarray(start)), solver
+    return first, Solver(lambda x: jnp.asarray(start, jnp.int32), step, order=None)

@@ -66,7 +66,9 @@ def shared_attention(names: str = "kv", *, self_attention: Active = True, cross_
     def control(attend: Any, q: Array, k: Array, v: Array, mask: Array | None, cross: bool) -> Array:
         active = cross_attention if cross else self_attention
         q, k, v = (_of_source(a, active) if n in names else a for a, n in zip((q, k, v), "qkv", strict=True))
-        return attend(q, k, v, mask=_mask_of_source(mask, active) if "k" in names else mask)
+        if mask is not None and "k" in names:
+            mask = _of_source(mask, active)
+        return attend(q, k, v, mask=mask)
 
     return control
 
@@ -122,10 +124,6 @@ def prompt_to_prompt(
 def _of_source(a: Array, active: Active) -> Array:
     source, own = jnp.split(a, 2)
     return jnp.concatenate([source, jnp.where(active, source, own)])
-
-
-def _mask_of_source(mask: Array | None, active: Active) -> Array | None:
-    return None if mask is None else _of_source(mask, active)
 
 
 def _per_example(numbers: Array, batch: int, length: int) -> Array:

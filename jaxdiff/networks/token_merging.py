@@ -61,7 +61,7 @@ def merged_tokens(ratio: float, *, stride: int = 4, least: int = 256) -> Control
         y = attend(reduce(q), reduce(k), reduce(v), mask=None)
         kept, alone = y[:, : len(stay)], y[:, len(stay) :]
         back = _take(jnp.concatenate([_take(kept, into), alone], axis=1), jnp.argsort(order, axis=1))
-        return jnp.zeros_like(v[:, :count]).at[:, stay].set(kept).at[:, others].set(back)
+        return jnp.zeros_like(v).at[:, stay].set(kept).at[:, others].set(back)
 
     return control
 
