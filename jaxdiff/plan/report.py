@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass
 
 from jax.sharding import Mesh
 
-from jaxdiff.plan import flops, traffic
+from jaxdiff.plan import flops, links, traffic
 from jaxdiff.plan.collectives import Collective, collectives
 from jaxdiff.plan.compiling import Memory, Program
-from jaxdiff.plan.topologies import Chip, Topology, links
+from jaxdiff.plan.chips import Chip
+from jaxdiff.plan.topologies import Topology
 
 NOTE = "estimates of a compiler and of published peak figures, not measurements"
 
@@ -115,11 +116,10 @@ def roofline(
         model_flops: operations of the model alone, of one device.
     """
     share = 1 / chip.devices
-    out = chip.interconnect / 2 * share  # the published figure adds both directions
     times = {
         "compute": flops / (chip.flops * share),
         "memory": bytes / (chip.bandwidth * share),
-        "interconnect": sum(entry.sent / (out * links(chip, mesh, entry.axes)) for entry in sent),
+        "interconnect": sum(links.seconds(chip, mesh, entry) for entry in sent),
     }
     bound = max(times, key=lambda name: times[name])
     seconds = times[bound]

@@ -1,4 +1,4 @@
-"""TPU slices by name, and their chips' published figures; and simulated CPU devices, which have none."""
+"""TPU slices, GPUs and simulated CPU devices by name."""
 
 from __future__ import annotations
 
@@ -9,43 +9,12 @@ import re
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
-from jax.experimental import topologies
-from jax.sharding import Mesh
 
-GIB, TERA, GIGA = 2**30, 1e12, 1e9
+from jaxdiff.plan import gpus, tpus
+from jaxdiff.plan.chips import CHIPS, Chip
 
-
-class Chip(NamedTuple):
-    """Published figures of one chip.
-
-    Attributes:
-        hbm: bytes of its large memory.
-        flops: bfloat16 operations a second.
-        bandwidth: bytes a second of the large memory.
-        interconnect: bytes a second to all neighbours, both directions added.
-        torus: dimensions of the network between the chips.
-        devices: JAX devices per chip; they share all of the above.
-    """
-
-    hbm: float
-    flops: float
-    bandwidth: float
-    interconnect: float
-    torus: int
-    devices: int = 1
-
-
-# Tables "key specifications" of Google Cloud's documentation: docs.cloud.google.com/tpu/docs/v5e, /v5p, /v6e, /tpu7x.
-# Where two pages differ by rounding (v6e's memory: 1638 and 1640 GB/s), the smaller figure is used. "16 GB" and "32 GB"
-# are GiB, as the compiler's own limit shows. A tpu7x chip is two devices (page tpu7x, "dual-chiplet").
-CHIPS = {
-    "v5e": Chip(16 * GIB, 197 * TERA, 819 * GIGA, 400 * GIGA, torus=2),
-    "v5p": Chip(95 * GIB, 459 * TERA, 2765 * GIGA, 1200 * GIGA, torus=3),
-    "v6e": Chip(32 * GIB, 918 * TERA, 1638 * GIGA, 800 * GIGA, torus=2),
-    "tpu7x": Chip(192 * GIB, 2307 * TERA, 7380 * GIGA, 1200 * GIGA, torus=3, devices=2),
-}
-EXAMPLES = "v5e:2x4, v5e:16x16, v5p:8x8x16, v6e:16x16, tpu7x:4x4x4 or cpu:8"
+CUDA = ("jax_cuda12_plugin", "jax_cuda13_plugin")
+EXAMPLES = "v5e:2x4, v5p:8x8x16, v6e:16x16, tpu7x:4x4x4, h100:8, h100:2x8 (hosts x GPUs), cpu:8 (simulated)"
 
 
 class Topology(NamedTuple):
@@ -57,13 +26,14 @@ class Topology(NamedTuple):
 
 
 def topology(name: str) -> Topology:
-    """Look up a slice, without a TPU or a network.
+    """Look up a slice, without its chips or a network.
 
     Args:
-        name: a chip and the slice's size in chips, e.g. "v5p:8x8x16", or "cpu:8" for 8 simulated devices.
+        name: a chip and the slice's size: "v5p:8x8x16" in chips of a TPU's torus, "h100:8" in GPUs of a host, "h100:2x8"
+            in hosts and GPUs of each, "cpu:8" in simulated devices.
 
     Raises:
-        ValueError: the chip or the size is unknown, or libtpu is missing.
+        ValueError: the chip or the size is unknown, or the chip's compiler is missing.
     """
     kind, _, size = name.partition(":")
     if kind == "cpu" and re.fullmatch(r"[1-9]\d*", size):
@@ -71,23 +41,24 @@ def topology(name: str) -> Topology:
     if kind not in CHIPS:
         raise ValueError(f"unknown topology {name!r}: known chips are {', '.join(CHIPS)} and cpu, as in {EXAMPLES}")
     chip = CHIPS[kind]
-    if not re.fullmatch(r"[1-9]\d*" + r"x[1-9]\d*" * (chip.torus - 1), size):
-        shape = "x".join("NMK"[: chip.torus])
-        raise ValueError(f"unknown topology {name!r}: a slice of {kind} is written {kind}:{shape}, as in {EXAMPLES}")
-    if importlib.util.find_spec("libtpu") is None:
-        raise ValueError("TPU programs are compiled by libtpu, which is missing: pip install 'jaxdiff[plan]'")
-    # Without these, libtpu queries Google Cloud's metadata server, slowly, or warns. Other processes may compile at the
-    # same time, since none holds a TPU.
-    for key, value in {
-        "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    }.items():  # fmt: skip
-        os.environ.setdefault(key, value)
+    written = "NxMxK"[: 2 * chip.torus - 1] if chip.torus else f"N or {kind}:HOSTSxN"
+    sides = size.split("x")
+    if len(sides) not in ((chip.torus,) if chip.torus else (1, 2)) or not all(map(_is_count, sides)):
+        raise ValueError(f"unknown topology {name!r}: a slice of {kind} is written {kind}:{written}, as in {EXAMPLES}")
+    compiler, extra = ("libtpu", "plan") if chip.torus else ("JAX's CUDA plugin", "plan-gpu")
+    if not any(map(importlib.util.find_spec, ("libtpu",) if chip.torus else CUDA)):
+        raise ValueError(
+            f"programs for {kind} are compiled by {compiler}, which is missing: pip install 'jaxdiff[{extra}]'"
+        )
     try:
-        described = topologies.get_topology_desc(platform="tpu", topology_name=name)
-    except Exception as error:  # of libtpu, of several types
-        raise ValueError(f"libtpu has no topology {name!r} ({_first_line(error)}); try {EXAMPLES}") from error
-    return Topology(name, chip, list(described.devices))
+        devices = tpus.describe(name) if chip.torus else gpus.describe(kind, *map(int, ["1", *sides][-2:]))
+    except Exception as error:  # of the compiler, of several types
+        raise ValueError(f"{compiler} has no topology {name!r} ({_first_line(error)}); try {EXAMPLES}") from error
+    return Topology(name, chip, devices)
+
+
+def _is_count(text: str) -> bool:
+    return re.fullmatch(r"[1-9]\d*", text) is not None
 
 
 def _simulated(count: int) -> list[Any]:
@@ -102,17 +73,3 @@ def _simulated(count: int) -> list[Any]:
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0][:200]
-
-
-def links(chip: Chip, mesh: Mesh, axes: tuple[str, ...]) -> float:
-    """Return the share of a chip's links that a collective can use: the links along the torus dimensions that it spans.
-
-    Args:
-        chip: chip of the slice.
-        mesh: mesh of the slice's devices.
-        axes: mesh axes of the collective.
-    """
-    at = tuple(slice(None) if axis in axes else 0 for axis in mesh.axis_names)
-    coords = np.array([device.coords for device in mesh.devices[at].ravel()])
-    spanned = int(np.sum(coords.max(0) != coords.min(0)))
-    return max(spanned, 1) / chip.torus  # links within a chip are at least as fast as links between chips

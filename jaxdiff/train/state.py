@@ -154,7 +154,8 @@ def ema_params(state: TrainState) -> Any:
 def _places(shapes: TrainState, mesh: Mesh, ema_memory: str) -> TrainState:
     places = shard_params(shapes, mesh)
     device = mesh.devices.flat[0]
-    kinds = [memory.kind for memory in device.addressable_memories()]
+    # Described GPUs list no memories.
+    kinds = [memory.kind for memory in device.addressable_memories()] or ["device", "pinned_host"]
     if ema_memory not in kinds:
         raise ValueError(f"ema_memory must be a memory of {device.device_kind}: {', '.join(kinds)}; got {ema_memory!r}")
     return places._replace(ema=jax.tree.map(lambda place: place.with_memory_kind(ema_memory), places.ema))
