@@ -23,6 +23,7 @@ import jax
 import numpy as np
 from jax import Array
 from jax.experimental import mesh_utils
+from jax.experimental.layout import Format, Layout
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -201,6 +202,24 @@ def shard_params(tree: Any, mesh: Mesh) -> Any:
         return NamedSharding(mesh, _spec(names, x.shape, mesh, trees.stack_axes(names)))
 
     return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def laid_out(path: tuple[Any, ...], place: NamedSharding, x: Any) -> NamedSharding | Format:
+    """Return the place of an array, and its order in memory where a GPU's library wants another than the array's.
+
+    cuDNN reads the kernels of convolutions by output channels, then positions, then input channels. Kernels in the order
+    of their axes, with their moments and averages, would be transposed in each step.
+
+    Args:
+        path: of the array in a tree of parameters or in a `TrainState`.
+        place: its sharding.
+        x: the array, or its shape and dtype.
+    """
+    names = trees.keys(path)
+    stacks, axes = trees.stack_axes(names), tuple(range(len(x.shape)))
+    if names[-1] != "kernel" or math.prod(x.shape[stacks:-2]) == 1:
+        return place
+    return Format(Layout((*axes[:stacks], axes[-1], *axes[stacks:-1])), place)
 
 
 def shard_batch(batch: Any, mesh: Mesh, axis: int = 0) -> Any:

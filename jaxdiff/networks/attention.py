@@ -78,10 +78,10 @@ def _attend(
     q, k, v = (constrain(a, BATCH_AXES, axis, "tensor") for a, axis in ((q, "sequence"), (k, None), (v, None)))
     masks = () if mask is None else (mask[:, None, None, :],)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    plain = bias is None and not causal
-    if plain and _fits_cudnn(q):
-        y = fused(partial(_cudnn, scale=scale), partial(_formula, scale=scale))(q, k, v, *masks)
-    elif plain and k.shape[1] >= BLOCKWISE_MIN_KEYS:
+    kernel = partial(_cudnn, scale=scale, causal=causal)
+    if bias is None and _fits_cudnn(kernel, q, k, v):
+        y = fused(kernel, partial(_formula, scale=scale, causal=causal))(q, k, v, *masks)
+    elif bias is None and not causal and k.shape[1] >= BLOCKWISE_MIN_KEYS:
         y = blockwise(q, k, v, mask, scale=scale, block=KEY_BLOCK)
     else:
         y = _formula(q, k, v, *masks, scale=scale, bias=bias, causal=causal)
@@ -90,8 +90,12 @@ def _attend(
     return jnp.where(mask.any(axis=1)[:, None, None, None], y, jnp.zeros_like(y))
 
 
-def _cudnn(q, k, v, where=None, *, scale: float) -> Array:
-    return jax.nn.dot_product_attention(q, k, v, None, where, scale=scale, implementation="cudnn")
+def _cudnn(q, k, v, where=None, *, scale: float, causal: bool) -> Array:
+    channels = q.shape[-1]
+    # cuDNN takes heads of 8, 16, 24, ... channels. Zeros change neither the products nor the first channels.
+    q, k, v = (jnp.pad(a, [(0, 0)] * 3 + [(0, -channels % 8)]) for a in (q, k, v))
+    y = jax.nn.dot_product_attention(q, k, v, None, where, scale=scale, is_causal=causal, implementation="cudnn")
+    return y[..., :channels]
 
 
 def _formula(q, k, v, where=None, *, scale: float, bias=None, causal: bool = False) -> Array:
@@ -118,9 +122,15 @@ def _formula(q, k, v, where=None, *, scale: float, bias=None, causal: bool = Fal
     return jnp.swapaxes(y / weights.sum(-1, keepdims=True), 1, 2).astype(input_dtype)
 
 
-def _fits_cudnn(q: Array) -> bool:
-    half = q.dtype in (jnp.bfloat16, jnp.float16)
-    return half and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128 and platform() == "gpu"
+def _fits_cudnn(kernel: Callable[..., Array], q: Array, k: Array, v: Array) -> bool:
+    """Whether cuDNN has a kernel: JAX knows its conditions for the device, e.g. 256 channels a head since Hopper."""
+    if platform() != "gpu" or q.dtype not in (jnp.bfloat16, jnp.float16):
+        return False
+    try:
+        jax.eval_shape(kernel, q, k, v)
+    except (NotImplementedError, RuntimeError, ValueError):
+        return False
+    return True
 
 
 def visible(tokens: Array, mask: Array) -> Array:

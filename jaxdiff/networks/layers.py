@@ -13,7 +13,7 @@ from jax import Array
 from jaxdiff.networks.bits import random_bits
 from jaxdiff.networks.convolution import convolve
 from jaxdiff.networks.initializers import kernel_init, zeros_init
-from jaxdiff.sharding import gathered_weight
+from jaxdiff.sharding import gathered_weight, platform
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": nn.silu,
@@ -58,11 +58,19 @@ def offset(x: Array, by: Array) -> Array:
     return x + jnp.broadcast_to(by, x.shape).astype(x.dtype)
 
 
+def add_embedding(x: Array, emb: Array) -> Array:
+    """Add emb[B, C] to a convolution's output x[B, *spatial, C] at all positions."""
+    if platform() == "gpu":
+        # cuDNN adds only arrays of the output's shape: within its kernel, emb would be broadcast in memory first.
+        x = jax.lax.optimization_barrier(x)
+    return offset(x, spatial(x, emb))
+
+
 def group_norm(x: Array, gamma: Array, beta: Array, *, groups: int, eps: float) -> Array:
     """Normalize groups of channels (Wu and He 2018, eq. 1-3), in float32 at least.
 
-    The sums run over the spatial axes of each channel, and are combined by group on [B, C] numbers. So no pass over
-    the data needs a group axis, and XLA fuses the affine map with the next operation.
+    Both sums take one pass over the data, channel by channel, and are combined by group on [B, C] numbers. So no pass
+    needs a group axis, and XLA fuses the affine map with the next operation.
 
     Args:
         x: [B, *spatial, C].
@@ -80,18 +88,17 @@ def group_norm(x: Array, gamma: Array, beta: Array, *, groups: int, eps: float) 
     batch, channels = x.shape[0], x.shape[-1]
     if channels % groups:
         raise ValueError(f"groups must divide the channels, got {groups} groups for {channels} channels")
-    axes = tuple(range(1, x.ndim - 1))
-    y = x.astype(at_least_float32(x.dtype))
-    mean = y.mean(axes)
-    # Squares are centred at a constant near the mean: E[x^2] - E[x]^2 loses digits when the mean is large.
-    # This is exact for any constant, so derivatives of all orders are exact although the constant has none.
-    centre = jax.lax.stop_gradient(mean)
-    var = jnp.square(y - spatial(x, centre)).mean(axes) - jnp.square(mean - centre)
-
     grouped = batch, groups, channels // groups
-    mean, var = mean.reshape(grouped), var.reshape(grouped)
-    mu = mean.mean(2, keepdims=True)
-    var = (var + jnp.square(mean - mu)).mean(2, keepdims=True)
+    axes = tuple(range(1, x.ndim - 1))
+    dtype = at_least_float32(x.dtype)
+    # Sums are centred at one of the group's numbers: E[x^2] - E[x]^2 loses digits when the mean is large.
+    # This is exact for any constant, so derivatives of all orders are exact although the constant has none.
+    middle = x[:, *(n // 2 for n in x.shape[1:-1])].reshape(grouped)[..., :1]
+    centre = jax.lax.stop_gradient(middle).astype(dtype)
+    y = x.astype(dtype)
+    from_centre = y - spatial(x, jnp.broadcast_to(centre, grouped).reshape(batch, channels))
+    mean, square = (z.mean(axes).reshape(grouped).mean(2, keepdims=True) for z in (from_centre, jnp.square(from_centre)))
+    mu, var = centre + mean, square - jnp.square(mean)
     scale = jnp.broadcast_to(jax.lax.rsqrt(var + eps), grouped).reshape(batch, channels) * gamma
     mu = jnp.broadcast_to(mu, grouped).reshape(batch, channels)
     return (y * spatial(x, scale) + spatial(x, beta - mu * scale)).astype(x.dtype)

@@ -59,7 +59,7 @@ class ResBlock(nn.Module):
             scale, shift = jnp.split(emb, 2, axis=-1)
             h = norm2(h, scale, shift)
         else:
-            h = norm2(layers.offset(h, layers.spatial(h, emb)))
+            h = norm2(layers.add_embedding(h, emb))
         h = act(h)
         if self.dropout:
             h = Dropout(self.dropout, name="dropout")(h)

@@ -160,7 +160,7 @@ class Block(nn.Module):
         width = self.features * (2 if self.adaptive else 1)
         emb = Dense(width, dtype=emb.dtype, name="affine")(emb)
         norm1 = norm("norm1", h, self.eps)
-        h = norm1(h, *jnp.split(emb, 2, axis=-1)) if self.adaptive else norm1(layers.offset(h, layers.spatial(h, emb)))
+        h = norm1(h, *jnp.split(emb, 2, axis=-1)) if self.adaptive else norm1(layers.add_embedding(h, emb))
         h = nn.silu(h)
         if self.dropout:
             h = Dropout(self.dropout, name="dropout")(h)

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from jaxdiff import train
 from jaxdiff.experiment import Experiment
 from jaxdiff.plan import flops, hlo
+from jaxdiff.plan.gpus import asked_about
 from jaxdiff.sampler import sampler
 from jaxdiff.seeds import seed_key
 from jaxdiff.sharding import batch_sharding, shard_params, use_mesh
@@ -98,7 +99,7 @@ def train_step(experiment: Experiment, mesh: Mesh) -> Program:
         return part.loss(params if context is None else (params, context), key, batch)
 
     arguments = state.params, context, jax.random.key(0), batch
-    with use_mesh(mesh):
+    with use_mesh(mesh), asked_about(mesh.devices.flat[0]):
         once = jax.make_jaxpr(loss)(*arguments)
         gradient = jax.make_jaxpr(jax.grad(loss, has_aux=True))(*arguments)
         lowered = step.lower(state, batch)
@@ -125,7 +126,7 @@ def sampling(experiment: Experiment, mesh: Mesh) -> Program:
     params = average if frozen is None else (average, _described(frozen, mesh))
     keys = jax.ShapeDtypeStruct((part.batch,), jax.random.key(0).dtype, sharding=batch_sharding(mesh))
     cond = _described_batch(experiment.condition.spec, part.batch, mesh)
-    with use_mesh(mesh):
+    with use_mesh(mesh), asked_about(mesh.devices.flat[0]):
         arguments = params, keys, cond, experiment.guidance
         generate = sampler(experiment.model, experiment.sampling, experiment.condition, experiment.medium, mesh=mesh)
         traced = flops.of_jaxpr(jax.make_jaxpr(generate)(*arguments))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
+from unittest import mock
 
 from jax.experimental import topologies
 
@@ -56,6 +59,30 @@ def describe(kind: str, hosts: int, each: int) -> list[Any]:
         kind, platform="cuda", topology=f"1x{hosts}x{each}", target_config=_target(kind)
     )
     return list(made.devices)
+
+
+@contextmanager
+def asked_about(device: Any) -> Iterator[None]:
+    """Let JAX find a described GPU's compute capability: when it traces attention, it asks the card of this machine.
+
+    Args:
+        device: of `describe`; for others nothing changes.
+    """
+    ours = next((cores.capability for cores in _CORES.values() if cores.name == device.device_kind), None)
+    if ours is None:
+        yield
+        return
+    from jax._src.cudnn import fused_attention_stablehlo
+
+    def numbers(text: str) -> tuple[int, ...]:
+        return tuple(int(part) for part in text.split("."))
+
+    with mock.patch.multiple(
+        fused_attention_stablehlo,
+        check_compute_capability=lambda wanted: ours >= numbers(wanted),
+        is_cuda_compute_capability_equal=lambda wanted: ours == numbers(wanted),
+    ):
+        yield
 
 
 def _target(kind: str) -> str:

@@ -11,9 +11,11 @@ from jax.sharding import Mesh
 from jaxdiff.plan import flops, links, traffic
 from jaxdiff.plan.collectives import Collective, collectives
 from jaxdiff.plan.compiling import Memory, Program
+from jaxdiff.plan.kernels import PARTS, Kernels, kernels
 from jaxdiff.plan.chips import Chip
 from jaxdiff.plan.topologies import Topology
 
+GUESS = "Which algorithm a product or a convolution gets is decided by timing on the card: here it is the compiler's guess."
 NOTE = "estimates of a compiler and of published peak figures, not measurements"
 
 
@@ -53,6 +55,7 @@ class Estimate:
         model_flops: operations of the model alone.
         bytes: bytes read from and written to the device's large memory.
         collectives: collectives of the program.
+        kernels: kernels that a GPU launches; empty for other chips.
         roofline: lower bounds of the time; None: the chip has no published figures, or the program does not fit.
         compile_seconds: on this machine.
     """
@@ -69,6 +72,7 @@ class Estimate:
     model_flops: float
     bytes: int | None
     collectives: Sequence[Collective]
+    kernels: Sequence[Kernels]
     roofline: Roofline | None
     compile_seconds: float
 
@@ -89,16 +93,19 @@ def estimate(program: Program, slice: Topology, mesh: Mesh, *, title: str, batch
     fits = module is not None and (capacity is None or program.memory.total <= capacity)
     done = moved = roof = None
     sent: list[Collective] = []
+    launched: list[Kernels] = []
     if module is not None:
         # The text hides operations of the compiler's kernels, e.g. of attention; the traced count includes them.
         done = max(flops.of_module(module), program.traced_flops / mesh.size)
         moved = traffic.of_module(module)
         sent = collectives(module, mesh)
+        if chip is not None and not chip.torus:
+            launched = kernels(module)
         if chip is not None:
             roof = roofline(chip, mesh, flops=done, bytes=moved, sent=sent, model_flops=program.model_flops / mesh.size)
     return Estimate(
         title, slice.name, dict(mesh.shape), batch, remat, program.memory, capacity, fits, done,
-        program.model_flops / mesh.size, moved, sent, roof, program.seconds,
+        program.model_flops / mesh.size, moved, sent, launched, roof, program.seconds,
     )  # fmt: skip
 
 
@@ -165,6 +172,8 @@ def table(plan: Estimate) -> str:
             for c in plan.collectives
         ]
         parts += ["", *aligned([("collective", "axes", "count", "MB", "MB sent"), *shown])]
+    if plan.kernels:
+        parts += ["", *_kernels(plan.kernels), "", GUESS]
     return "\n".join(parts)
 
 
@@ -177,6 +186,18 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Pad the columns of a table, aligned to the left."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _kernels(kernels: Sequence[Kernels]) -> list[str]:
+    """A line for each kind of kernel, with the number of launches in each part of the program."""
+    parts = [part for part in PARTS if any(each.part == part for each in kernels)]
+    kinds = dict.fromkeys(each.kind for each in kernels)
+    shown = []
+    for name, chosen in [(kind, [each for each in kernels if each.kind == kind]) for kind in kinds] + [("all", kernels)]:
+        counts = [sum(each.count for each in chosen if each.part == part) for part in parts]
+        moved = [sum(each.read for each in chosen), sum(each.written for each in chosen)]
+        shown.append((name, *map(str, counts), str(sum(counts)), *(f"{size / 1e6:.4g}" for size in moved)))
+    return aligned([("kernel", *parts, "launches", "MB read", "MB written"), *shown])
 
 
 def _verdict(plan: Estimate) -> str:

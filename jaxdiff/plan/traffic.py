@@ -2,42 +2,58 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from jaxdiff.plan.hlo import Array, Computation, Instruction, Module, Run, runs
 
 # No data moves here, or it is counted elsewhere: in a loop's body, at the start of a copy.
-_FREE = {
+FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
     "iota", "partition-id", "replica-id", "opt-barrier", "async-start", "async-update", "async-done",
 }  # fmt: skip
+
+
+class Traffic(NamedTuple):
+    """Bytes that move between a device and its large memory."""
+
+    read: int
+    written: int
 
 
 def of_module(module: Module) -> int:
     """Count the bytes of one device; those in a loop count once for each iteration.
 
     An instruction reads its operands and writes its results once; values inside a fusion stay in registers. For a slice
-    and an update in place, only the slice and the update count. Arrays in other memories do not count.
+    and an update in place, only the slice and the update count. Arrays in other memories do not count, nor does the
+    workspace of a library's call.
     """
-    return sum(run.times * _of_run(module, run) for run in runs(module) if not run.fusion)
+    return sum(run.times * sum(of_run(module, run)) for run in runs(module) if not run.fusion)
 
 
-def _of_run(module: Module, run: Run) -> int:
+def of_run(module: Module, run: Run) -> Traffic:
+    """Count the bytes of one run of an instruction outside of fusions."""
     instruction, find = run.instruction, run.computation.instructions
-    if instruction.opcode in _FREE or instruction.opcode.endswith("-done"):
-        return 0
+    if instruction.opcode in FREE or instruction.opcode.endswith("-done"):
+        return Traffic(0, 0)
     read = [find[name].results for name in instruction.operands]
     inner = module.computations.get(instruction.called("calls") or "") if instruction.opcode == "fusion" else None
     if inner is not None:
         used = {place: _used(module, inner, name) for place, name in _parameters(inner).items()}
         scale = [used.get(place) for place in range(len(read))]
         inputs = sum(_near(operand, part) for operand, part in zip(read, scale, strict=True))
-        return inputs + _written(module, inner, instruction)
+        return Traffic(inputs, _written(module, inner, instruction))
     if instruction.opcode in ("dynamic-slice", "gather", "slice"):
-        return 2 * _size(instruction.results) + sum(map(_size, read[1:]))
+        size = _size(instruction.results)
+        return Traffic(size + sum(map(_size, read[1:])), size)
     if instruction.opcode == "dynamic-update-slice":
-        return 2 * _size(read[1])
+        return Traffic(_size(read[1]), _size(read[1]))
     if instruction.opcode.endswith("-start"):  # the results hold the operands again
-        return max(_size(instruction.results), sum(map(_size, read)))
-    return sum(map(_size, read)) + _size(instruction.results)
+        inputs = sum(map(_size, read))
+        return Traffic(inputs, max(0, _size(instruction.results) - inputs))
+    results = instruction.results
+    if instruction.opcode == "custom-call" and len(results) > 1 and results[-1].dtype in ("s8", "u8"):
+        results = results[:-1]  # the last result of a call of cuDNN or cuBLAS is its workspace
+    return Traffic(sum(map(_size, read)), _size(results))
 
 
 def _size(arrays: tuple[Array, ...]) -> int:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxdiff import trees
+from jaxdiff.train import packing
 from jaxdiff.train.muon import kinds, scale_by_muon
 
 Schedule = Literal["constant", "cosine", "linear", "inverse_sqrt"]
@@ -47,7 +48,7 @@ def adamw(
     """
     _check(mu_dtype)
     rate = _rate(lr, warmup_steps, steps, schedule)
-    adam = optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay, mu_dtype=mu_dtype)
+    adam = packing.packed(optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay, mu_dtype=mu_dtype))
     return optax.chain(_clipping(clip_norm), adam)
 
 
@@ -131,7 +132,7 @@ def muon(
     orthogonal = optax.chain(
         scale_by_muon(momentum), optax.add_decayed_weights(weight_decay), optax.scale_by_learning_rate(rate)
     )
-    adam = optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay)
+    adam = packing.packed(optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay))
     return optax.chain(_clipping(clip_norm), optax.partition({"muon": orthogonal, "adamw": adam}, kinds))
 
 
@@ -156,7 +157,7 @@ def _rate(lr: float, warmup_steps: int, steps: int | None, schedule: Schedule) -
 
 
 def _clipping(clip_norm: float | None) -> optax.GradientTransformation:
-    return optax.clip_by_global_norm(clip_norm) if clip_norm is not None else optax.identity()
+    return packing.clip_by_norm(clip_norm) if clip_norm is not None else optax.identity()
 
 
 def _check(mu_dtype: Any) -> None:
@@ -215,7 +216,7 @@ def skip_spikes(optimizer: optax.GradientTransformation, times: float) -> optax.
         return Spikes(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32), optimizer.init(params))
 
     def update(grads: Any, state: Spikes, params: Any = None) -> tuple[Any, Spikes]:
-        norm = optax.tree.norm(grads).astype(jnp.float32)
+        norm = packing.norm(grads).astype(jnp.float32)
         spike = (state.made > 0) & (norm > times * state.norm)
         updates, inner = optimizer.update(grads, state.inner, params)
         updates = jax.tree.map(lambda x: jnp.where(spike, jnp.nan, x), updates)

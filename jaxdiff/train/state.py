@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from jaxdiff.sharding import shard_params
+from jaxdiff.sharding import laid_out, shard_params
 from jaxdiff.train import ema as averages
 
 # Default of functions for which only the number of decays matters: one average.
@@ -158,7 +158,11 @@ def _places(shapes: TrainState, mesh: Mesh, ema_memory: str) -> TrainState:
     kinds = [memory.kind for memory in device.addressable_memories()] or ["device", "pinned_host"]
     if ema_memory not in kinds:
         raise ValueError(f"ema_memory must be a memory of {device.device_kind}: {', '.join(kinds)}; got {ema_memory!r}")
-    return places._replace(ema=jax.tree.map(lambda place: place.with_memory_kind(ema_memory), places.ema))
+    if device.platform == "gpu":
+        places = jax.tree.map_with_path(laid_out, places, shapes)
+    if ema_memory == "device":
+        return places
+    return places._replace(ema=jax.tree.map(lambda x: x.with_memory_kind(ema_memory), shard_params(shapes.ema, mesh)))
 
 
 def _builder(

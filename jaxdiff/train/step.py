@@ -12,9 +12,9 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxdiff import sharding
 from jaxdiff.sharding import BATCH_AXES, num_batch_shards, use_mesh
 from jaxdiff.train import ema as averages
+from jaxdiff.train import packing
 from jaxdiff.train.state import Averaged, TrainState
 
 Metrics = dict[str, jax.Array]
@@ -123,11 +123,11 @@ def make_update(
         else:
             (value, aux), grads = _accumulated(gradient, state.params, step_key, layout.split(batch, grad_accum_steps))
         with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes, also under strict promotion
-            norm = optax.tree.norm(grads)
+            norm = packing.norm(grads)
             updates, opt = optimizer.update(grads, state.opt, state.params)
             params = optax.apply_updates(state.params, updates)
         # With a finite norm, averages of gradients and of their squares in the optimizer are finite, too.
-        good = jnp.isfinite(value) & jnp.isfinite(norm) & _finite(params)
+        good = jnp.isfinite(value) & jnp.isfinite(norm) & packing.all_finite(params)
         fresh, old = (params, opt), (state.params, state.opt)
         params, opt = jax.tree.map(lambda new, old: jnp.where(good, new, old), fresh, old)
         decays = jax.tree.map(lambda decay: lambda count: jnp.where(good, decay(count), 1.0), ema)
@@ -148,16 +148,6 @@ def _check(loss: Any, optimizer: Any, ema: Any) -> None:
     for decay in ema if isinstance(ema, tuple) else (ema,):
         if not callable(decay):
             raise ValueError(f"ema must be a decay such as train.ema.constant(0.999), or several, got {decay!r:.80}")
-
-
-def _finite(tree: Any) -> jax.Array:
-    """Whether all numbers of a tree are finite: 0 times NaN or infinity is NaN."""
-    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
-    # Small arrays, which are replicated, are concatenated: a sum for each doubled the time of compilation.
-    small = [x.astype(jnp.float32).ravel() for x in floats if x.size < sharding.MIN_SHARDED_SIZE]
-    large = [x for x in floats if x.size >= sharding.MIN_SHARDED_SIZE]
-    parts = [*large, jnp.concatenate(small)] if small else large
-    return jnp.isfinite(sum(jnp.sum(0 * x, dtype=jnp.float32) for x in parts))
 
 
 def _accumulated(
@@ -274,7 +264,7 @@ class Step:
         place = state.step.sharding
         mesh = place.mesh if isinstance(place, NamedSharding) and isinstance(place.mesh, Mesh) else None
         layout = _Layout(mesh, shardings)
-        out = None if mesh is None else (shardings, NamedSharding(mesh, P()))
+        out = None if mesh is None else (jax.tree.map(lambda x: x.format, state), NamedSharding(mesh, P()))
 
         def step(state: TrainState, batch: Any, frozen: Any) -> tuple[TrainState, Metrics]:
             with use_mesh(mesh):

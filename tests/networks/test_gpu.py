@@ -1,15 +1,18 @@
 """What a GPU would be given, lowered on a machine without one: cuDNN's attention, convolutions with channels last."""
 
 import re
+from functools import partial
 
 import jax
 import jax._src.cudnn.fused_attention_stablehlo as cudnn
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax import ShapeDtypeStruct
 from jax.sharding import AbstractDevice, AbstractMesh
 
 from jaxdiff import networks
+from jaxdiff.networks import attention
 from jaxdiff.networks.attention import attend
 
 CALL = re.compile(r"custom_call @__cudnn\$(\w+)")
@@ -32,11 +35,37 @@ def lower(monkeypatch):
 
 @pytest.mark.parametrize(
     ("dtype", "head_dim", "calls"),
-    [(jnp.bfloat16, 64, ["fmhaSoftmax"]), (jnp.float32, 64, []), (jnp.bfloat16, 36, [])],
+    [
+        (jnp.bfloat16, 64, ["fmhaSoftmax"]),
+        (jnp.float32, 64, []),
+        (jnp.bfloat16, 36, ["fmhaSoftmax"]),  # padded to 40
+        (jnp.bfloat16, 256, ["fmhaSoftmax"]),  # since Hopper
+        (jnp.bfloat16, 264, []),
+    ],
 )
 def test_attention_in_half_precision_is_cudnns(lower, dtype, head_dim, calls):
     q = ShapeDtypeStruct((2, 16, 2, head_dim), dtype)
     assert CALL.findall(lower(attend, q, q, q)) == calls
+    assert CALL.findall(lower(partial(attend, causal=True), q, q, q)) == calls
+
+
+def test_before_hopper_heads_have_128_channels(lower, monkeypatch):
+    monkeypatch.setattr(cudnn, "check_compute_capability", lambda wanted: False)
+    for head_dim, calls in ((128, ["fmhaSoftmax"]), (136, [])):
+        q = ShapeDtypeStruct((2, 16, 2, head_dim), jnp.bfloat16)
+        assert CALL.findall(lower(attend, q, q, q)) == calls
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_what_cudnn_is_asked_for_is_the_formula(causal, monkeypatch):
+    plain = jax.nn.dot_product_attention
+    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda *a, implementation, **more: plain(*a, **more))
+    q, k, v = np.random.default_rng(0).normal(size=(3, 2, 5, 3, 36)).astype(np.float32)
+    where = np.arange(5)[None, None, None] < np.array([5, 3])[:, None, None, None]
+    options = {"scale": 0.3, "causal": causal}
+    np.testing.assert_allclose(
+        attention._cudnn(q, k, v, where, **options), attention._formula(q, k, v, where, **options), atol=1e-6
+    )
 
 
 @pytest.mark.slow

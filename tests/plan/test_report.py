@@ -7,11 +7,12 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdiff.plan import CHIPS, as_json, sweep, table, topology
+from jaxdiff.plan import as_json, sweep, table, topology
+from jaxdiff.plan.chips import GPUS, TPUS, Chip
 from jaxdiff.plan.collectives import Collective
 from jaxdiff.plan.compiling import Memory
 from jaxdiff.plan.report import Estimate, roofline
-from jaxdiff.plan.topologies import Chip, links
+from jaxdiff.plan.links import hosts_of, seconds, share_of_torus
 from jaxdiff.sharding import AXES
 
 CHIP = Chip(hbm=100.0, flops=1000.0, bandwidth=50.0, interconnect=40.0, torus=2)
@@ -27,16 +28,37 @@ def _torus(shape, mesh, cores=1):
 
 def test_links_follow_the_dimensions_that_a_collective_spans():
     mesh = _torus((2, 4), (2, 4, 1, 1))
-    assert links(CHIP, mesh, ("data",)) == 0.5
-    assert links(CHIP, mesh, ("fsdp",)) == 0.5
-    assert links(CHIP, mesh, ("data", "fsdp")) == 1.0
-    assert links(CHIPS["v5p"], mesh, ("fsdp",)) == pytest.approx(1 / 3)
+    assert share_of_torus(CHIP, mesh, ("data",)) == 0.5
+    assert share_of_torus(CHIP, mesh, ("fsdp",)) == 0.5
+    assert share_of_torus(CHIP, mesh, ("data", "fsdp")) == 1.0
+    assert share_of_torus(TPUS["v5p"], mesh, ("fsdp",)) == pytest.approx(1 / 3)
 
 
 def test_links_within_a_chip():
     mesh = _torus((2, 2), (4, 2, 1, 1), cores=2)
-    assert links(CHIP, mesh, ("fsdp",)) == 0.5
-    assert links(CHIP, mesh, ("data",)) == 1.0
+    assert share_of_torus(CHIP, mesh, ("fsdp",)) == 0.5
+    assert share_of_torus(CHIP, mesh, ("data",)) == 1.0
+
+
+def _hosts(hosts, each, mesh):
+    devices = np.empty(hosts * each, object)
+    devices[:] = [SimpleNamespace(process_index=i // each) for i in range(hosts * each)]
+    return SimpleNamespace(devices=devices.reshape(mesh), axis_names=AXES)
+
+
+def test_a_switch_in_each_host_and_a_network_between_them():
+    # 2 hosts of 4: "fsdp" stays in a host. NVLink sends 20 bytes a second one way, a chip's adapter 2.
+    chip = Chip(hbm=100.0, flops=1000.0, bandwidth=50.0, interconnect=40.0, network=4.0)
+    mesh = _hosts(2, 4, (2, 4, 1, 1))
+    assert hosts_of(mesh, ("fsdp",)) == (1, 4) and hosts_of(mesh, ("data",)) == (2, 1)
+    assert hosts_of(mesh, ("data", "fsdp")) == (2, 4)
+    time = lambda kind, axes: seconds(chip, mesh, Collective(kind, axes, 1, 80, 0.0))  # noqa: E731
+    assert time("all-gather", ("fsdp",)) == 80 * 3 / 4 / 20
+    assert time("all-reduce", ("data",)) == 80 / 2  # half is scattered, half gathered, and each crosses once
+    # Of 80 bytes half must reach each host, over four adapters; within a host three quarters are missing.
+    assert time("all-gather", ("data", "fsdp")) == max(80 / 2 / 4 / 2, 80 * 3 / 4 / 20)
+    assert time("all-to-all", ("data", "fsdp")) == 80 / 2 / 2
+    assert time("collective-permute", ("data",)) == 80 / 2
 
 
 @pytest.mark.parametrize(
@@ -63,18 +85,25 @@ def test_two_devices_share_a_chip():
 
 def test_published_figures():
     # Per chip, as Google Cloud's pages of v5e, v5p, v6e and tpu7x give them.
-    teraflops = {name: chip.flops / 1e12 for name, chip in CHIPS.items()}
+    teraflops = {name: chip.flops / 1e12 for name, chip in TPUS.items()}
     assert teraflops == {"v5e": 197, "v5p": 459, "v6e": 918, "tpu7x": 2307}
-    assert {name: chip.hbm / 2**30 for name, chip in CHIPS.items()} == {"v5e": 16, "v5p": 95, "v6e": 32, "tpu7x": 192}
+    assert {name: chip.hbm / 2**30 for name, chip in TPUS.items()} == {"v5e": 16, "v5p": 95, "v6e": 32, "tpu7x": 192}
+
+
+    # NVIDIA's data sheets: teraflops without sparsity, GB/s of memory, GB/s of NVLink (L40S: PCIe).
+    sheets = {name: (chip.flops / 1e12, chip.bandwidth / 1e9, chip.interconnect / 1e9) for name, chip in GPUS.items()}
+    assert sheets["h100"] == (989, 3352, 900) and sheets["a100"] == (312, 2039, 600) and sheets["l40s"] == (362, 864, 64)
 
 
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
-        ("v9:2x2", "known chips are v5e, v5p, v6e, tpu7x and cpu"),
+        ("v9:2x2", "known chips are v5e, v5p, v6e, tpu7x, a100, h100, h200, b200, l40s and cpu"),
         ("v5e", "written v5e:NxM"),
         ("v5p:4x4", "written v5p:NxMxK"),
         ("v5e:0x4", "written v5e:NxM"),
+        ("h100:8x2x2", "written h100:N or h100:HOSTSxN"),
+        ("h100:0", "written h100:N"),
         ("cpu:none", "cpu:8"),
         ("cpu:512", "this process has 8"),
     ],
@@ -90,17 +119,18 @@ def test_simulated_devices():
     assert made.devices == jax.devices()[:4]
 
 
-def test_without_libtpu(monkeypatch):
+@pytest.mark.parametrize(("name", "extra"), [("v5e:2x4", "plan"), ("h100:8", "plan-gpu")])
+def test_without_a_compiler(name, extra, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"pip install 'jaxdiff\[plan\]'"):
-        topology("v5e:2x4")
+    with pytest.raises(ValueError, match=rf"pip install 'jaxdiff\[{extra}\]'"):
+        topology(name)
 
 
 def _estimate(total, seconds, batch=8, fits=True):
     memory = Memory(total, 0, 0, 0, 0, total)
     roof = roofline(CHIP, _torus((2, 4), (2, 4, 1, 1)), flops=1000 * seconds, bytes=0, sent=[], model_flops=1)
     mesh = dict(zip(AXES, (2, 4, 1, 1), strict=True))
-    return Estimate("toy", "v5e:2x4", mesh, batch, "dots", memory, 100.0, fits, 1.0, 1.0, 0, [], roof, 0.1)
+    return Estimate("toy", "v5e:2x4", mesh, batch, "dots", memory, 100.0, fits, 1.0, 1.0, 0, [], [], roof, 0.1)
 
 
 def test_a_sweep_ranks_by_time_an_example_and_puts_last_what_does_not_fit():

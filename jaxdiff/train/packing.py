@@ -1,0 +1,87 @@
+"""Small arrays of a tree as one: a device would otherwise launch a kernel for each bias, in each pass over the tree."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from jaxdiff.sharding import MIN_SHARDED_SIZE
+
+
+def pack(tree: Any) -> dict[str, Any]:
+    """Concatenate the small arrays of a tree; these are replicated on every mesh.
+
+    Args:
+        tree: tree of arrays.
+
+    Returns:
+        {"large": the tree with None for each small array, "small": {dtype: all small arrays of that dtype, [N]}}.
+    """
+    small: dict[str, list[Array]] = {}
+    for x in jax.tree.leaves(tree):
+        if _is_small(x):
+            small.setdefault(str(x.dtype), []).append(x.ravel())
+    return {
+        "large": jax.tree.map(lambda x: None if _is_small(x) else x, tree),
+        "small": {dtype: jnp.concatenate(arrays) for dtype, arrays in small.items()},
+    }
+
+
+def unpack(packed: dict[str, Any], like: Any) -> Any:
+    """Invert `pack`.
+
+    Args:
+        packed: from `pack`, of a tree such as `like`.
+        like: tree of arrays of the same shapes and dtypes.
+    """
+    large = iter(jax.tree.leaves(packed["large"]))
+    start = dict.fromkeys(packed["small"], 0)
+
+    def take(x: Any) -> Array:
+        if not _is_small(x):
+            return next(large)
+        dtype = str(x.dtype)
+        part = jax.lax.slice_in_dim(packed["small"][dtype], start[dtype], start[dtype] + x.size)
+        start[dtype] += x.size
+        return part.reshape(x.shape)
+
+    return jax.tree.map(take, like)
+
+
+def packed(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Apply an optimizer to the small arrays as one; it must treat each number alike, whatever array it is in."""
+
+    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = optimizer.update(pack(grads), state, None if params is None else pack(params))
+        return unpack(updates, grads), state
+
+    return optax.GradientTransformation(lambda params: optimizer.init(pack(params)), update)
+
+
+def norm(tree: Any) -> Array:
+    """Return the global norm of a tree of arrays."""
+    return jnp.sqrt(sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(pack(tree))))
+
+
+def clip_by_norm(largest: float) -> optax.GradientTransformation:
+    """Scale gradients whose global norm is greater than `largest` to that norm."""
+
+    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        scale = largest / jnp.maximum(norm(grads), largest)
+        return jax.tree.map(lambda x: x * scale.astype(x.dtype), grads), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def all_finite(tree: Any) -> Array:
+    """Return whether all numbers of a tree of arrays are finite: 0 times NaN or infinity is NaN."""
+    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.isfinite(sum(jnp.sum(0 * x, dtype=jnp.float32) for x in jax.tree.leaves(pack(floats))))
+
+
+def _is_small(x: Any) -> bool:
+    return x.size < MIN_SHARDED_SIZE
