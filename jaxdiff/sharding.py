@@ -143,6 +143,12 @@ def check_rows_or_features() -> None:
         )
 
 
+def splits_params() -> bool:
+    """Whether the mesh splits parameters over devices."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and not mesh.shape["fsdp"] == mesh.shape["tensor"] == 1
+
+
 def uses_fsdp() -> bool:
     """Whether `gathered_weight` gathers: then a backward pass should gather again instead of storing the result."""
     mesh = jax.sharding.get_abstract_mesh()
@@ -220,6 +226,11 @@ def laid_out(path: tuple[Any, ...], place: NamedSharding, x: Any) -> NamedShardi
     if names[-1] != "kernel" or math.prod(x.shape[stacks:-2]) == 1:
         return place
     return Format(Layout((*axes[:stacks], axes[-1], *axes[stacks:-1])), place)
+
+
+def inner_axes(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the axes of an array but the outermost in memory: the last one of a convolution's kernel on a GPU."""
+    return tuple(range(len(shape) - 1)) if math.prod(shape[:-2]) > 1 else tuple(range(1, len(shape)))
 
 
 def shard_batch(batch: Any, mesh: Mesh, axis: int = 0) -> Any:

@@ -48,8 +48,8 @@ def adamw(
     """
     _check(mu_dtype)
     rate = _rate(lr, warmup_steps, steps, schedule)
-    adam = packing.packed(optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay, mu_dtype=mu_dtype))
-    return optax.chain(_clipping(clip_norm), adam)
+    adam = optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay, mu_dtype=mu_dtype)
+    return packing.packed(optax.chain(_clipping(clip_norm), adam))
 
 
 def adafactor(

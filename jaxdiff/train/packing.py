@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from jaxdiff.sharding import MIN_SHARDED_SIZE
+from jaxdiff import sharding
 
 
 def pack(tree: Any) -> dict[str, Any]:
@@ -64,7 +64,11 @@ def packed(optimizer: optax.GradientTransformation) -> optax.GradientTransformat
 
 def norm(tree: Any) -> Array:
     """Return the global norm of a tree of arrays."""
-    return jnp.sqrt(sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(pack(tree))))
+    squares = [jnp.square(x) for x in jax.tree.leaves(pack(tree))]
+    if sharding.splits_params():
+        return jnp.sqrt(sum(jnp.sum(x) for x in squares))
+    # A sum to one number would take two kernels for each array.
+    return jnp.sqrt(jnp.sum(jnp.concatenate([jnp.sum(x, sharding.inner_axes(x.shape)).ravel() for x in squares])))
 
 
 def clip_by_norm(largest: float) -> optax.GradientTransformation:
@@ -77,11 +81,5 @@ def clip_by_norm(largest: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
-def all_finite(tree: Any) -> Array:
-    """Return whether all numbers of a tree of arrays are finite: 0 times NaN or infinity is NaN."""
-    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
-    return jnp.isfinite(sum(jnp.sum(0 * x, dtype=jnp.float32) for x in jax.tree.leaves(pack(floats))))
-
-
 def _is_small(x: Any) -> bool:
-    return x.size < MIN_SHARDED_SIZE
+    return x.size < sharding.MIN_SHARDED_SIZE

@@ -79,8 +79,8 @@ def make_update(
 ) -> Update:
     """Build `update(state, batch, frozen=None) -> (state, metrics)`: pure, for `jit`, `vmap` and `scan`.
 
-    The key of the update is `fold_in(key, state.step)`. The update is skipped if the loss, the gradient or the new
-    parameters are not finite: then parameters, averages and the optimizer's state do not change, and both `step` and
+    The key of the update is `fold_in(key, state.step)`. The update is skipped if the loss, or the norm of the
+    gradient or of the update is not finite: then parameters, averages and the optimizer's state do not change, and both `step` and
     `skipped` increase by 1. Schedules, decays of averages, stages and turns count updates without the skipped ones:
     `state.step - state.skipped`.
 
@@ -126,8 +126,9 @@ def make_update(
             norm = packing.norm(grads)
             updates, opt = optimizer.update(grads, state.opt, state.params)
             params = optax.apply_updates(state.params, updates)
-        # With a finite norm, averages of gradients and of their squares in the optimizer are finite, too.
-        good = jnp.isfinite(value) & jnp.isfinite(norm) & packing.all_finite(params)
+        # With finite norms, the parameters and the averages of gradients and of their squares are finite, too. The norm
+        # of the update overflows first: parameters of less than 1e19 don't.
+        good = jnp.isfinite(value) & jnp.isfinite(norm) & jnp.isfinite(packing.norm(updates))
         fresh, old = (params, opt), (state.params, state.opt)
         params, opt = jax.tree.map(lambda new, old: jnp.where(good, new, old), fresh, old)
         decays = jax.tree.map(lambda decay: lambda count: jnp.where(good, decay(count), 1.0), ema)

@@ -20,10 +20,13 @@ def test_born_sharded(where):
     mesh, state = created(where)
     fsdp = mesh.shape["fsdp"]
     adam = state.opt[1][0]
-    for tree in (state.params, state.ema, adam.mu, adam.nu):
+    for tree in (state.params, state.ema, adam.mu["large"], adam.nu["large"]):
         kernel = tree["hidden"]["kernel"]
         assert {s.data.shape for s in kernel.addressable_shards} == {(toy.WIDTH, toy.HIDDEN // fsdp)}
+    for tree in (state.params, state.ema):
         assert {s.data.shape for s in tree["hidden"]["bias"].addressable_shards} == {(toy.HIDDEN,)}
+    for small in (adam.mu["small"]["float32"], adam.nu["small"]["float32"]):
+        assert small.sharding.is_fully_replicated
     assert state.step.sharding.is_fully_replicated
     assert adam.count.sharding.is_fully_replicated
     assert all(x.sharding.mesh == mesh for x in jax.tree.leaves(state))
