@@ -58,12 +58,21 @@ def offset(x: Array, by: Array) -> Array:
     return x + jnp.broadcast_to(by, x.shape).astype(x.dtype)
 
 
+def stored(x: Array) -> Array:
+    """Return x; on a GPU, keep it and its gradient apart from what the compiler would fuse it with."""
+    return jax.lax.optimization_barrier(x) if platform() == "gpu" else x
+
+
 def add_embedding(x: Array, emb: Array) -> Array:
     """Add emb[B, C] to a convolution's output x[B, *spatial, C] at all positions."""
-    if platform() == "gpu":
-        # cuDNN adds only arrays of the output's shape: within its kernel, emb would be broadcast in memory first.
-        x = jax.lax.optimization_barrier(x)
-    return offset(x, spatial(x, emb))
+    # cuDNN adds only arrays of the output's shape: within its kernel, emb would be broadcast in memory first.
+    return offset(stored(x), spatial(x, emb))
+
+
+def concatenate_channels(x: Array, skip: Array) -> Array:
+    """Concatenate x and a skip connection, [B, *spatial, C] and [B, *spatial, D]."""
+    # Otherwise each kernel that reads them has a copy made for itself.
+    return stored(jnp.concatenate([x, skip], axis=-1))
 
 
 def group_norm(x: Array, gamma: Array, beta: Array, *, groups: int, eps: float) -> Array:
@@ -91,13 +100,16 @@ def group_norm(x: Array, gamma: Array, beta: Array, *, groups: int, eps: float) 
     grouped = batch, groups, channels // groups
     axes = tuple(range(1, x.ndim - 1))
     dtype = at_least_float32(x.dtype)
-    # Sums are centred at one of the group's numbers: E[x^2] - E[x]^2 loses digits when the mean is large.
-    # This is exact for any constant, so derivatives of all orders are exact although the constant has none.
-    middle = x[:, *(n // 2 for n in x.shape[1:-1])].reshape(grouped)[..., :1]
-    centre = jax.lax.stop_gradient(middle).astype(dtype)
     y = x.astype(dtype)
-    from_centre = y - spatial(x, jnp.broadcast_to(centre, grouped).reshape(batch, channels))
-    mean, square = (z.mean(axes).reshape(grouped).mean(2, keepdims=True) for z in (from_centre, jnp.square(from_centre)))
+    # E[x^2] - E[x]^2 loses digits when the mean is large, unless x has few digits itself. Sums are centred at one of the
+    # group's numbers. This is exact for any constant, so derivatives of all orders are exact although it has none.
+    centre = jnp.zeros((batch, groups, 1), dtype)
+    if x.dtype == dtype:
+        middle = x[:, *(n // 2 for n in x.shape[1:-1])].reshape(grouped)[..., :1]
+        centre = jax.lax.stop_gradient(middle)
+    offset = y - spatial(x, jnp.broadcast_to(centre, grouped).reshape(batch, channels))
+    means = jnp.stack([offset.mean(axes), jnp.square(offset).mean(axes)])
+    mean, square = means.reshape(2, *grouped).mean(3, keepdims=True)
     mu, var = centre + mean, square - jnp.square(mean)
     scale = jnp.broadcast_to(jax.lax.rsqrt(var + eps), grouped).reshape(batch, channels) * gamma
     mu = jnp.broadcast_to(mu, grouped).reshape(batch, channels)

@@ -15,7 +15,7 @@ from jax import Array
 
 from jaxdiff.networks.attention import Attention
 from jaxdiff.networks.embed import Frequencies
-from jaxdiff.networks.layers import GroupNorm, at_least_float32
+from jaxdiff.networks.layers import GroupNorm, at_least_float32, concatenate_channels
 from jaxdiff.networks.remat import rematted
 from jaxdiff.networks.resblock import quarter
 from jaxdiff.networks.song_layers import resample
@@ -76,7 +76,7 @@ class ScoreUNet(UNet):
         for level in reversed(range(len(self.widths))):
             name = f"up_blocks.{len(self.widths) - 1 - level}"
             for i in range(self.blocks_at(level) + 1):
-                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = concatenate_channels(h, skips.pop())
                 h = self._stage(h, inputs, (name, i), level=level, attend=False)
             if level in self.attention:
                 h = self._attention(h, inputs, (name, 0), level)

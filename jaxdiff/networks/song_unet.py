@@ -15,7 +15,7 @@ from jaxdiff.networks import stages
 from jaxdiff.networks.apply import split_output
 from jaxdiff.networks.embed import Sinusoidal
 from jaxdiff.networks.initializers import kernel_init, table_init, zeros_init
-from jaxdiff.networks.layers import Conv, Dense, at_least_float32
+from jaxdiff.networks.layers import Conv, Dense, at_least_float32, concatenate_channels
 from jaxdiff.networks.remat import Remat, rematted
 from jaxdiff.networks.song_layers import (
     Block,
@@ -87,7 +87,7 @@ class _UNet(nn.Module):
         for stage in stages.decoder(self, x.ndim - 2):
             attend = stage.attend
             if stage.block is not None:
-                h, attend = jnp.concatenate([h, skips.pop()], axis=-1), attend and self._attends(stage.block)
+                h, attend = concatenate_channels(h, skips.pop()), attend and self._attends(stage.block)
             h = block(h, stage, attend=attend)
             if stage.block == self.num_blocks:
                 out = self._aux_output(h, out, stage, channels)

@@ -214,7 +214,7 @@ class UNet(nn.Module):
         for level in reversed(range(len(self.widths))):
             name = f"up_blocks.{len(self.widths) - 1 - level}"
             for i in range(self.blocks_at(level) + 1):
-                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = layers.concatenate_channels(h, skips.pop())
                 h = self._stage(h, inputs, (name, i), level=level, attend=level in self.attention)
             if level > 0:
                 h = self._resample(h, inputs, f"{name}.upsamplers.0", direction="up", size=skips[-1].shape[1:-1])

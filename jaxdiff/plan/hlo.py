@@ -33,10 +33,14 @@ class Array(NamedTuple):
     space: int = 0
 
     @property
+    def bits(self) -> int:
+        """Size of a number."""
+        return 8 if self.dtype == "pred" else int((re.findall(r"\d+", self.dtype) or ["0"])[0])
+
+    @property
     def bytes(self) -> int:
         """Size without padding."""
-        bits = 8 if self.dtype == "pred" else int((re.findall(r"\d+", self.dtype) or ["0"])[0])
-        return -(-math.prod(self.shape) * bits // 8)
+        return -(-math.prod(self.shape) * self.bits // 8)
 
 
 class Instruction(NamedTuple):
@@ -167,6 +171,14 @@ def _walk(module: Module, name: str, times: int, fusion: str = "") -> Iterator[R
         elif instruction.opcode in _CALLS:
             for inner in instruction.all_called(_CALLS[instruction.opcode]):
                 yield from _walk(module, inner, times, fusion)
+
+
+def opcodes_of(module: Module, computation: Computation) -> Iterator[str]:
+    """Yield the operations of a fusion, including those of fusions within it."""
+    for instruction in computation.instructions.values():
+        yield instruction.opcode
+        if instruction.opcode == "fusion":
+            yield from opcodes_of(module, module.computations[instruction.called("calls") or ""])
 
 
 def trips(module: Module, computation: Computation, loop: Instruction) -> int | None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxdiff.plan import traffic
 from jaxdiff.plan.collectives import KINDS as COLLECTIVES
-from jaxdiff.plan.hlo import Computation, Instruction, Module, Run, runs
+from jaxdiff.plan.hlo import Computation, Instruction, Module, Run, opcodes_of, runs
 
 # The libraries' calls, by the beginning of their names.
 _CALLS = {
@@ -94,14 +94,5 @@ def _names(instruction: Instruction) -> list[str]:
 
 
 def _of_fusion(module: Module, inner: Computation) -> str:
-    opcodes = set(_opcodes(module, inner))
+    opcodes = set(opcodes_of(module, inner))
     return next((kind for opcode, kind in _FUSIONS.items() if opcode in opcodes), "elementwise")
-
-
-def _opcodes(module: Module, computation: Computation) -> list[str]:
-    found = []
-    for instruction in computation.instructions.values():
-        found.append(instruction.opcode)
-        if instruction.opcode == "fusion":
-            found += _opcodes(module, module.computations[instruction.called("calls") or ""])
-    return found

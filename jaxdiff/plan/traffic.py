@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
-from jaxdiff.plan.hlo import Array, Computation, Instruction, Module, Run, runs
+from jaxdiff.plan.hlo import Array, Computation, Instruction, Module, Run, opcodes_of, runs
 
 # No data moves here, or it is counted elsewhere: in a loop's body, at the start of a copy.
 FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
     "iota", "partition-id", "replica-id", "opt-barrier", "async-start", "async-update", "async-done",
 }  # fmt: skip
+# Operations that read more numbers than they write.
+_SUMS = {"reduce", "dot", "convolution", "reduce-window", "select-and-scatter", "scatter", "sort"}
 
 
 class Traffic(NamedTuple):
@@ -41,6 +44,11 @@ def of_run(module: Module, run: Run) -> Traffic:
         used = {place: _used(module, inner, name) for place, name in _parameters(inner).items()}
         scale = [used.get(place) for place in range(len(read))]
         inputs = sum(_near(operand, part) for operand, part in zip(read, scale, strict=True))
+        if _SUMS.isdisjoint(opcodes_of(module, inner)):
+            # Each number of the results takes one number of an operand, e.g. of two concatenated ones that are sliced.
+            count = sum(math.prod(array.shape) for array in instruction.results)
+            most = sum(min(array.bytes, count * array.bits // 8) for arrays in read for array in arrays if not array.space)
+            inputs = min(inputs, most)
         return Traffic(inputs, _written(module, inner, instruction))
     if instruction.opcode in ("dynamic-slice", "gather", "slice"):
         size = _size(instruction.results)

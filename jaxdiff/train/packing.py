@@ -27,7 +27,8 @@ def pack(tree: Any) -> dict[str, Any]:
             small.setdefault(str(x.dtype), []).append(x.ravel())
     return {
         "large": jax.tree.map(lambda x: None if _is_small(x) else x, tree),
-        "small": {dtype: jnp.concatenate(arrays) for dtype, arrays in small.items()},
+        # Without the barrier, XLA makes a sum of each array again.
+        "small": {dtype: jax.lax.optimization_barrier(jnp.concatenate(arrays)) for dtype, arrays in small.items()},
     }
 
 
@@ -68,7 +69,8 @@ def norm(tree: Any) -> Array:
     if sharding.splits_params():
         return jnp.sqrt(sum(jnp.sum(x) for x in squares))
     # A sum to one number would take two kernels for each array.
-    return jnp.sqrt(jnp.sum(jnp.concatenate([jnp.sum(x, sharding.inner_axes(x.shape)).ravel() for x in squares])))
+    sums = jnp.concatenate([jnp.sum(x, sharding.inner_axes(x.shape)).ravel() for x in squares])
+    return jnp.sqrt(jnp.sum(jax.lax.optimization_barrier(sums)))
 
 
 def clip_by_norm(largest: float) -> optax.GradientTransformation:

@@ -34,6 +34,12 @@ class Room(NamedTuple):
     free: int
 
 
+def _arranged(x: Any, like: Any) -> Any:
+    """Store an array in the layout of `like`, if it has one."""
+    wanted = like.format
+    return x if wanted.layout in (None, x.format.layout) else jax.device_put(x, wanted, donate=True)
+
+
 class Checkpointer:
     """Checkpoints under `workdir/checkpoints/STEP`, saved in the background and restored onto any mesh.
 
@@ -153,7 +159,8 @@ class Checkpointer:
         and read the one before it.
 
         Args:
-            like: tree of arrays or `jax.ShapeDtypeStruct` with shardings, e.g. `state.state_shapes(...)`.
+            like: tree of arrays or `jax.ShapeDtypeStruct` with shardings, e.g. `state.state_shapes(...)`; where one has
+                a layout, too, the array is stored in it.
             step: step of the checkpoint; None: the newest undamaged one.
 
         Returns:
@@ -172,7 +179,7 @@ class Checkpointer:
                 raise ValueError(f"checkpoint {place} does not fit:\n  {listed(differences, between=chr(10) + '  ')}")
             return expected
 
-        return flat.unflatten_like(like, self._load(step, all_of_it))
+        return jax.tree.map(_arranged, flat.unflatten_like(like, self._load(step, all_of_it)), like)
 
     def restore_params(self, which: str, step: int | None = None, *, mesh: Mesh | None = None) -> Any:
         """Read a part of a state, as a nested dict.
