@@ -101,8 +101,8 @@ def group_norm(x: Array, gamma: Array, beta: Array, *, groups: int, eps: float) 
     axes = tuple(range(1, x.ndim - 1))
     dtype = at_least_float32(x.dtype)
     y = x.astype(dtype)
-    # E[x^2] - E[x]^2 loses digits when the mean is large, unless x has few digits itself. Sums are centred at one of the
-    # group's numbers. This is exact for any constant, so derivatives of all orders are exact although it has none.
+    # E[x^2] - E[x]^2 loses digits when the mean is large, unless x has few digits itself. Sums are centred at one of
+    # the group's numbers. This is exact for any constant, so derivatives of all orders are exact although it has none.
     centre = jnp.zeros((batch, groups, 1), dtype)
     if x.dtype == dtype:
         middle = x[:, *(n // 2 for n in x.shape[1:-1])].reshape(grouped)[..., :1]

@@ -1,4 +1,4 @@
-"""Time of a collective on the links between chips: a TPU's torus, or a switch in each host and a network between them."""
+"""Time of a collective on the links between chips: a torus, or a switch in each host and a network between hosts."""
 
 from __future__ import annotations
 

@@ -47,7 +47,9 @@ def of_run(module: Module, run: Run) -> Traffic:
         if _SUMS.isdisjoint(opcodes_of(module, inner)):
             # Each number of the results takes one number of an operand, e.g. of two concatenated ones that are sliced.
             count = sum(math.prod(array.shape) for array in instruction.results)
-            most = sum(min(array.bytes, count * array.bits // 8) for arrays in read for array in arrays if not array.space)
+            most = sum(
+                min(array.bytes, count * array.bits // 8) for arrays in read for array in arrays if not array.space
+            )
             inputs = min(inputs, most)
         return Traffic(inputs, _written(module, inner, instruction))
     if instruction.opcode in ("dynamic-slice", "gather", "slice"):

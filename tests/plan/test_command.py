@@ -1,44 +1,13 @@
 """`jaxdiff plan` of an experiment on simulated devices, against the run itself; and on described TPUs."""
 
-import json
-
 import jax
 import pytest
+from helpers.plans import EXPERIMENT, plan
 
 from jaxdiff import train
 from jaxdiff.cli import main
 from jaxdiff.recipe import load
 from jaxdiff.sharding import make_mesh, shard_batch, use_mesh
-
-EXPERIMENT = '''
-import numpy as np
-import jaxdiff as jd
-from jaxdiff import conditions, media, models, networks, train
-from jaxdiff.experiment import Experiment, Sampling, Training
-
-def experiment(batch: int = 32, width: int = 64, grad_accum_steps: int = 1) -> Experiment:
-    """A small network of points.
-
-    Args:
-        batch: points.
-        width: units.
-        grad_accum_steps: microbatches.
-    """
-    process, velocity = jd.processes.Flow(), jd.parameterize.velocity
-    medium, condition = media.points(), conditions.none()
-    model = models.of(networks.MLP(width=width), process, velocity, shape=medium.shape, condition=condition)
-
-    def batches(start):
-        while True:
-            yield {"x": np.ones((batch, 2), np.float32)}
-
-    learning = Training(
-        loss=jd.losses.denoising_loss(model.apply, process, velocity), optimizer=train.adamw(1e-3),
-        ema=train.ema.constant(0.9), batches=batches, batch=batch, steps=3, grad_accum_steps=grad_accum_steps,
-    )
-    sampling = Sampling(lambda n: jd.grids.by_time(process, n), jd.solvers.heun(), steps=4)
-    return Experiment(model, learning, sampling, condition, medium, seed=0)
-'''
 
 
 @pytest.fixture(scope="module")
@@ -56,12 +25,6 @@ def settings():
     jax.config.update("jax_enable_compilation_cache", cache)
 
 
-def _plan(path, *options):
-    out = path.with_suffix(".json")
-    main(["plan", str(path), *options, "--json", str(out)])
-    return json.loads(out.read_text())
-
-
 def _held(tree, device):
     shards = [shard for x in jax.tree.leaves(tree) for shard in x.addressable_shards]
     return sum(shard.data.nbytes for shard in shards if shard.device == device)
@@ -69,7 +32,7 @@ def _held(tree, device):
 
 @pytest.mark.slow
 def test_memory_is_what_the_run_holds(path, capsys):
-    told = _plan(path, "--topology", "cpu:8", "--mesh", "data=2,fsdp=4")
+    told = plan(path, "--topology", "cpu:8", "--mesh", "data=2,fsdp=4")
     assert "not measurements" in capsys.readouterr().out
     real = make_mesh(2, 4)
     with use_mesh(real):
@@ -89,7 +52,7 @@ def test_memory_is_what_the_run_holds(path, capsys):
 
 @pytest.mark.slow
 def test_gradients_cross_the_data_axis_once(path):
-    told = _plan(path, "--topology", "cpu:8", "--mesh", "data=8")
+    told = plan(path, "--topology", "cpu:8", "--mesh", "data=8")
     params = jax.eval_shape(load(path)().model.init, jax.random.key(0))
     size = sum(4 * x.size for x in jax.tree.leaves(params))
     assert {tuple(each["axes"]) for each in told["collectives"]} == {("data",)}
@@ -99,15 +62,15 @@ def test_gradients_cross_the_data_axis_once(path):
 
 @pytest.mark.slow
 def test_accumulation_computes_as_much(path):
-    one = _plan(path, "--topology", "cpu:8")
-    four = _plan(path, "--topology", "cpu:8", "--grad_accum_steps", "4")
+    one = plan(path, "--topology", "cpu:8")
+    four = plan(path, "--topology", "cpu:8", "--grad_accum_steps", "4")
     assert four["flops"] == pytest.approx(one["flops"], rel=0.02)
     assert four["model_flops"] == one["model_flops"]
 
 
 @pytest.mark.slow
 def test_a_sampler_asks_its_network_twice_a_step_of_heun(path):
-    training, sampling = (_plan(path, "--topology", "cpu:1", *more) for more in ((), ("--sample",)))
+    training, sampling = (plan(path, "--topology", "cpu:1", *more) for more in ((), ("--sample",)))
     assert sampling["model_flops"] == 2 * 4 * training["model_flops"] / 3
 
 
@@ -131,7 +94,7 @@ def test_mistakes(path, options, hint, capsys):
 @pytest.mark.parametrize("topology", ["v5e:2x4", "v6e:2x4", "tpu7x:2x2x1"])
 def test_described_tpus(path, topology):
     pytest.importorskip("libtpu")
-    told = _plan(path, "--topology", topology, "--mesh", "fsdp=4", "--width", "256", "--batch", "1024")
+    told = plan(path, "--topology", topology, "--mesh", "fsdp=4", "--width", "256", "--batch", "1024")
     params = jax.eval_shape(load(path)(width=256).model.init, jax.random.key(0))
     bytes = sum(4 * x.size for x in jax.tree.leaves(params))
     # Parameters, their average and two moments, most of them in four parts.

@@ -11,8 +11,8 @@ from jaxdiff.plan import as_json, sweep, table, topology
 from jaxdiff.plan.chips import GPUS, TPUS, Chip
 from jaxdiff.plan.collectives import Collective
 from jaxdiff.plan.compiling import Memory
-from jaxdiff.plan.report import Estimate, roofline
 from jaxdiff.plan.links import hosts_of, seconds, share_of_torus
+from jaxdiff.plan.report import Estimate, roofline
 from jaxdiff.sharding import AXES
 
 CHIP = Chip(hbm=100.0, flops=1000.0, bandwidth=50.0, interconnect=40.0, torus=2)
@@ -89,10 +89,11 @@ def test_published_figures():
     assert teraflops == {"v5e": 197, "v5p": 459, "v6e": 918, "tpu7x": 2307}
     assert {name: chip.hbm / 2**30 for name, chip in TPUS.items()} == {"v5e": 16, "v5p": 95, "v6e": 32, "tpu7x": 192}
 
-
     # NVIDIA's data sheets: teraflops without sparsity, GB/s of memory, GB/s of NVLink (L40S: PCIe).
     sheets = {name: (chip.flops / 1e12, chip.bandwidth / 1e9, chip.interconnect / 1e9) for name, chip in GPUS.items()}
-    assert sheets["h100"] == (989, 3352, 900) and sheets["a100"] == (312, 2039, 600) and sheets["l40s"] == (362, 864, 64)
+    assert (
+        sheets["h100"] == (989, 3352, 900) and sheets["a100"] == (312, 2039, 600) and sheets["l40s"] == (362, 864, 64)
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,42 @@
+"""A small experiment to plan, and `jaxdiff plan` of it."""
+
+import json
+
+from jaxdiff.cli import main
+
+EXPERIMENT = '''
+import numpy as np
+import jaxdiff as jd
+from jaxdiff import conditions, media, models, networks, train
+from jaxdiff.experiment import Experiment, Sampling, Training
+
+def experiment(batch: int = 32, width: int = 64, grad_accum_steps: int = 1) -> Experiment:
+    """A small network of points.
+
+    Args:
+        batch: points.
+        width: units.
+        grad_accum_steps: microbatches.
+    """
+    process, velocity = jd.processes.Flow(), jd.parameterize.velocity
+    medium, condition = media.points(), conditions.none()
+    model = models.of(networks.MLP(width=width), process, velocity, shape=medium.shape, condition=condition)
+
+    def batches(start):
+        while True:
+            yield {"x": np.ones((batch, 2), np.float32)}
+
+    learning = Training(
+        loss=jd.losses.denoising_loss(model.apply, process, velocity), optimizer=train.adamw(1e-3),
+        ema=train.ema.constant(0.9), batches=batches, batch=batch, steps=3, grad_accum_steps=grad_accum_steps,
+    )
+    sampling = Sampling(lambda n: jd.grids.by_time(process, n), jd.solvers.heun(), steps=4)
+    return Experiment(model, learning, sampling, condition, medium, seed=0)
+'''
+
+
+def plan(path, *options):
+    """What the command writes about the experiment at a path."""
+    out = path.with_suffix(".json")
+    main(["plan", str(path), *options, "--json", str(out)])
+    return json.loads(out.read_text())
