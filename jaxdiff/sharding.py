@@ -213,8 +213,8 @@ def shard_params(tree: Any, mesh: Mesh) -> Any:
 def laid_out(path: tuple[Any, ...], place: NamedSharding, x: Any) -> NamedSharding | Format:
     """Return the place of an array, and its order in memory where a GPU's library wants another than the array's.
 
-    cuDNN reads the kernels of convolutions by output channels, then positions, then input channels. Kernels in the order
-    of their axes, with their moments and averages, would be transposed in each step.
+    cuDNN reads the kernels of convolutions by output channels, then positions, then input channels. Kernels in the
+    order of their axes, with their moments and averages, would be transposed in each step.
 
     Args:
         path: of the array in a tree of parameters or in a `TrainState`.

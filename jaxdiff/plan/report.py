@@ -15,9 +15,7 @@ from jaxdiff.plan.compiling import Memory, Program
 from jaxdiff.plan.kernels import PARTS, Kernels, kernels
 from jaxdiff.plan.topologies import Topology
 
-GUESS = (
-    "Which algorithm a product or a convolution gets is decided by timing on the card: here it is the compiler's guess."
-)
+GUESS = "Algorithms of products and convolutions are chosen by timing on the card: these are the compiler's guess."
 NOTE = "estimates of a compiler and of published peak figures, not measurements"
 
 
@@ -195,9 +193,8 @@ def _kernels(kernels: Sequence[Kernels]) -> list[str]:
     parts = [part for part in PARTS if any(each.part == part for each in kernels)]
     kinds = dict.fromkeys(each.kind for each in kernels)
     shown = []
-    for name, chosen in [(kind, [each for each in kernels if each.kind == kind]) for kind in kinds] + [
-        ("all", kernels)
-    ]:
+    groups = [(kind, [each for each in kernels if each.kind == kind]) for kind in kinds]
+    for name, chosen in [*groups, ("all", kernels)]:
         counts = [sum(each.count for each in chosen if each.part == part) for part in parts]
         moved = [sum(each.read for each in chosen), sum(each.written for each in chosen)]
         shown.append((name, *map(str, counts), str(sum(counts)), *(f"{size / 1e6:.4g}" for size in moved)))

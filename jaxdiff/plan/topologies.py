@@ -29,8 +29,8 @@ def topology(name: str) -> Topology:
     """Look up a slice, without its chips or a network.
 
     Args:
-        name: a chip and the slice's size: "v5p:8x8x16" in chips of a TPU's torus, "h100:8" in GPUs of a host, "h100:2x8"
-            in hosts and GPUs of each, "cpu:8" in simulated devices.
+        name: a chip and the slice's size: "v5p:8x8x16" in chips of a TPU's torus, "h100:8" in GPUs of a host,
+            "h100:2x8" in hosts and GPUs of each, "cpu:8" in simulated devices.
 
     Raises:
         ValueError: the chip or the size is unknown, or the chip's compiler is missing.

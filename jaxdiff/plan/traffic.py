@@ -47,10 +47,8 @@ def of_run(module: Module, run: Run) -> Traffic:
         if _SUMS.isdisjoint(opcodes_of(module, inner)):
             # Each number of the results takes one number of an operand, e.g. of two concatenated ones that are sliced.
             count = sum(math.prod(array.shape) for array in instruction.results)
-            most = sum(
-                min(array.bytes, count * array.bits // 8) for arrays in read for array in arrays if not array.space
-            )
-            inputs = min(inputs, most)
+            operands = [array for arrays in read for array in arrays if array.space == 0]
+            inputs = min(inputs, sum(min(array.bytes, count * array.bits // 8) for array in operands))
         return Traffic(inputs, _written(module, inner, instruction))
     if instruction.opcode in ("dynamic-slice", "gather", "slice"):
         size = _size(instruction.results)

@@ -79,10 +79,10 @@ def make_update(
 ) -> Update:
     """Build `update(state, batch, frozen=None) -> (state, metrics)`: pure, for `jit`, `vmap` and `scan`.
 
-    The key of the update is `fold_in(key, state.step)`. The update is skipped if the loss, or the norm of the
-    gradient or of the update is not finite: then parameters, averages and the optimizer's state do not change, and both `step` and
-    `skipped` increase by 1. Schedules, decays of averages, stages and turns count updates without the skipped ones:
-    `state.step - state.skipped`.
+    The key of the update is `fold_in(key, state.step)`. The update is skipped if the loss, the norm of the gradient or
+    the norm of the update is not finite: then parameters, averages and the optimizer's state do not change, and both
+    `step` and `skipped` increase by 1. Schedules, decays of averages, stages and turns count updates without the
+    skipped ones: `state.step - state.skipped`.
 
     Args:
         loss: (params, key, batch) -> (mean over the batch, dict of scalars). With `given` or `frozen`, its first
