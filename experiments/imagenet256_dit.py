@@ -22,6 +22,7 @@ def experiment(
     cond_dropout: CondDropout = 0.1,
     ema: Decay = 0.9999,
     remat: Remat = "dots",
+    unroll: Count = 1,
     source: File = "latents/imagenet256",
     latent: tuple[Count, Count, Count] = (32, 32, 4),
     num_classes: Count = 1000,
@@ -35,6 +36,7 @@ def experiment(
         layers: blocks.
         num_heads: of the attention.
         patch_size: edge of a patch, in latents.
+        unroll: blocks per turn of the loop over them; all compile for minutes, and save a GPU a third of its writes.
         source: folder of .npz files of mean, std and label.
         latent: height, width and channels of the latents.
         num_classes: of the labels.
@@ -44,7 +46,7 @@ def experiment(
     moments = jax.ShapeDtypeStruct(latent, jnp.float32)
     network = networks.dit_xl_2(
         width=width, layers=layers, num_heads=num_heads, patch_size=patch_size, num_classes=num_classes, remat=remat,
-        dtype=compute_dtype(),
+        unroll=unroll, dtype=compute_dtype(),
     )  # fmt: skip
     process, eps = jd.processes.Discrete.linear(), jd.parameterize.zero_based(jd.parameterize.eps)
     model = models.of(network, process, eps, shape=latent, condition=condition, learned_variance=True, autoencoder=vae)

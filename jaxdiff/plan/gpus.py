@@ -18,7 +18,7 @@ class _Cores(NamedTuple):
     Attributes:
         name: of the device.
         capability: compute capability.
-        count: streaming multiprocessors; the numbers below are of one of them.
+        number: streaming multiprocessors; the numbers below are of one of them.
         lanes: float32 operations at a time.
         clock: GHz.
         threads: largest number of resident threads.
@@ -29,7 +29,7 @@ class _Cores(NamedTuple):
 
     name: str
     capability: tuple[int, int]
-    count: int
+    number: int
     lanes: int
     clock: float
     threads: int
@@ -94,7 +94,7 @@ gpu_device_info {{
   threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: {cores.threads}
   shared_memory_per_block: 49152 shared_memory_per_block_optin: {cores.shared_block}
   shared_memory_per_core: {cores.shared}
-  core_count: {cores.count} fpus_per_core: {cores.lanes} clock_rate_ghz: {cores.clock}
+  core_count: {cores.number} fpus_per_core: {cores.lanes} clock_rate_ghz: {cores.clock}
   block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
   memory_bandwidth: {int(chip.bandwidth)} device_memory_size: {int(chip.hbm)} l2_cache_size: {cores.l2}
   registers_per_core_limit: 65536 registers_per_block_limit: 65536

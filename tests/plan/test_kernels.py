@@ -36,7 +36,7 @@ TEXT = """HloModule step, is_scheduled=true
   %carry = (s32[], bf16[8,4]{1,0}) parameter(0)
   %i = s32[] get-tuple-element(%carry), index=0
   %x = bf16[8,4]{1,0} get-tuple-element(%carry), index=1
-  %y = (bf16[8,4]{1,0}, u8[99]{0}) custom-call(%x, %x), custom_call_target="__cudnn$convForward", metadata={op_name="jit(step)/jvp(net)/conv"}
+  %y = (bf16[8,4], u8[99]) custom-call(%x, %x), custom_call_target="__cudnn$convForward", metadata={op_name="jvp(net)"}
   %out = bf16[8,4]{1,0} get-tuple-element(%y), index=0
   ROOT %pair = (s32[], bf16[8,4]{1,0}) tuple(%i, %out)
 }
@@ -51,7 +51,7 @@ ENTRY %main (x0: bf16[8,4], w: f32[2,3]) -> (f32[4], f32[2,3]) {
   %w = f32[2,3]{1,0} parameter(1)
   %start = s32[] constant(0)
   %begin = (s32[], bf16[8,4]{1,0}) tuple(%start, %x0)
-  %loop = (s32[], bf16[8,4]{1,0}) while(%begin), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"3"}}
+  %loop = (s32[], bf16[8,4]) while(%begin), condition=%condition, body=%body, config={"known_trip_count":{"n":"3"}}
   %last = bf16[8,4]{1,0} get-tuple-element(%loop), index=1
   %norm = f32[4]{0} fusion(%last), kind=kInput, calls=%normed, metadata={op_name="jit(step)/jvp(net)/norm"}
   %turn = f32[3,2]{1,0} fusion(%w), kind=kInput, calls=%turned
