@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
+from jaxdiff.casts import cast_once
 from jaxdiff.conditions import Cond, Condition
 from jaxdiff.levels import Level, q_sample
 from jaxdiff.media import Medium
@@ -18,7 +19,7 @@ from jaxdiff.noise import fold_in, normal_like
 from jaxdiff.parameterize import Denoiser, Params, denoiser, drop_variance
 from jaxdiff.sample import sample, sample_path
 from jaxdiff.sampling import Sampling
-from jaxdiff.sharding import constrain_tokens, num_batch_shards, use_mesh
+from jaxdiff.sharding import constrain_tokens, num_batch_shards, platform, use_mesh
 from jaxdiff.solvers import Solver
 
 if TYPE_CHECKING:
@@ -192,11 +193,15 @@ def _solving(
         # Both of guidance get the same noise. `solve` folds 0 and 1 into the keys.
         random = fold_in(keys, 2)
         cond = condition.augment(random, cond)
-        predict = denoise(params, cond)
+        shape = keys.shape[0], *medium.shape
+        first = prepared[0].at(0)
+        cast = params
+        if platform() != "cpu":
+            cast = cast_once(lambda params: denoise(params, cond)(jnp.zeros(shape), first), params)
+        predict = denoise(cast, cond)
         if guided:
             away = condition.without(cond) if negative is None else condition.augment(random, negative)
-            predict = sampling.guide(predict, denoise(params, away), scale)
-        shape = keys.shape[0], *medium.shape
+            predict = sampling.guide(predict, denoise(cast, away), scale)
         options: dict[str, Any] = {"prepared": prepared, "begin": None if image is None else _noised(*image)}
         if not path:
             return medium.decode(params, solve(predict, sampling, keys, shape, **options))

@@ -64,7 +64,8 @@ ALLOWED["media"] = {"conditions", "data", "metrics", "networks", "train", "trees
 ALLOWED["media"] |= PARTS | WORDS | DISK | {"image_text", "text"}  # what judges samples may read captions
 ALLOWED["experiment"] = {"conditions", "media", "sampling", "train", "losses", "processes"} | PARTS | WHERE
 ALLOWED["sampler"] = {"experiment", "conditions", "media", "sampling", "sample", "noise", "levels", "solvers"}
-ALLOWED["sampler"] |= PARTS | WHERE
+ALLOWED["sampler"] |= PARTS | WHERE | {"casts"}
+ALLOWED["casts"] = set()
 # What is made of experiments; and who nobody imports.
 USERS = {
     "recipe", "run", "drawing", "extend", "export", "hooks", "models", "training", "finetune", "few_steps", "control",
