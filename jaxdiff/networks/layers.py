@@ -78,8 +78,8 @@ def concatenate_channels(x: Array, skip: Array) -> Array:
 def group_norm(x: Array, gamma: Array, beta: Array, *, groups: int, eps: float) -> Array:
     """Normalize groups of channels (Wu and He 2018, eq. 1-3), in float32 at least.
 
-    Both sums take one pass over the data, channel by channel, and are combined by group on [B, C] numbers. So no pass
-    needs a group axis, and XLA fuses the affine map with the next operation.
+    The sums run over the spatial axes of each channel, and are combined by group on [B, C] numbers. So no pass over
+    the data needs a group axis, and XLA fuses the affine map with the next operation.
 
     Args:
         x: [B, *spatial, C].
@@ -97,20 +97,21 @@ def group_norm(x: Array, gamma: Array, beta: Array, *, groups: int, eps: float) 
     batch, channels = x.shape[0], x.shape[-1]
     if channels % groups:
         raise ValueError(f"groups must divide the channels, got {groups} groups for {channels} channels")
-    grouped = batch, groups, channels // groups
     axes = tuple(range(1, x.ndim - 1))
-    dtype = at_least_float32(x.dtype)
-    y = x.astype(dtype)
-    # E[x^2] - E[x]^2 loses digits when the mean is large, unless x has few digits itself. Sums are centred at one of
-    # the group's numbers. This is exact for any constant, so derivatives of all orders are exact although it has none.
-    centre = jnp.zeros((batch, groups, 1), dtype)
-    if x.dtype == dtype:
-        middle = x[:, *(n // 2 for n in x.shape[1:-1])].reshape(grouped)[..., :1]
-        centre = jax.lax.stop_gradient(middle)
-    offset = y - spatial(x, jnp.broadcast_to(centre, grouped).reshape(batch, channels))
-    means = jnp.stack([offset.mean(axes), jnp.square(offset).mean(axes)])
-    mean, square = means.reshape(2, *grouped).mean(3, keepdims=True)
-    mu, var = centre + mean, square - jnp.square(mean)
+    y = x.astype(at_least_float32(x.dtype))
+    mean = y.mean(axes)
+    # Squares are centred at a constant near the mean: E[x^2] - E[x]^2 loses digits when the mean is large.
+    # This is exact for any constant, so derivatives of all orders are exact although the constant has none.
+    # Half precision has fewer digits than are lost: without a centre, both sums take one pass over x.
+    half = x.dtype != y.dtype
+    centre = jnp.zeros_like(mean) if half else jax.lax.stop_gradient(mean)
+    var = jnp.square(y - spatial(x, centre)).mean(axes) - jnp.square(mean - centre)
+    var = jnp.maximum(var, 0) if half else var
+
+    grouped = batch, groups, channels // groups
+    mean, var = mean.reshape(grouped), var.reshape(grouped)
+    mu = mean.mean(2, keepdims=True)
+    var = (var + jnp.square(mean - mu)).mean(2, keepdims=True)
     scale = jnp.broadcast_to(jax.lax.rsqrt(var + eps), grouped).reshape(batch, channels) * gamma
     mu = jnp.broadcast_to(mu, grouped).reshape(batch, channels)
     return (y * spatial(x, scale) + spatial(x, beta - mu * scale)).astype(x.dtype)

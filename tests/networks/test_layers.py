@@ -59,6 +59,12 @@ def test_group_norm_of_half_precision_is_computed_in_float32():
     np.testing.assert_allclose(y.astype(jnp.float32), exact_norm(x.astype(jnp.float32), 4, 1e-5), atol=1e-2, rtol=4e-3)
 
 
+def test_group_norm_of_constant_half_precision_is_finite():
+    x = jnp.full((1, 16, 16, 8), 1000.0, jnp.bfloat16)
+    y, grads = jax.value_and_grad(lambda x: norm(x).astype(jnp.float32).sum())(x)
+    assert np.isfinite(y) and np.isfinite(grads.astype(jnp.float32)).all()
+
+
 def test_group_norm_second_derivative_is_exact(x64):
     x, v = normal(0, 1, 6, 4).astype(np.float64), normal(1, 1, 6, 4).astype(np.float64)
     one, zero = np.ones((1, 4)), np.zeros((1, 4))
