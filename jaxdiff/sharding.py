@@ -217,18 +217,23 @@ def shard_batch(batch: Any, mesh: Mesh, axis: int = 0) -> Any:
     Raises:
         ValueError: B_host is not a multiple of the number of parts on this process's devices.
     """
-    sharding = batch_sharding(mesh, axis)
-    local = max(1, num_batch_shards(mesh) // jax.process_count())
+    check_batch(batch, mesh, axis)
+    return jax.make_array_from_process_local_data(batch_sharding(mesh, axis), jax.tree.map(np.asarray, batch))
 
-    def put(path: tuple[Any, ...], x: Any) -> Array:
+
+def check_batch(batch: Any, mesh: Mesh, axis: int = 0) -> None:
+    """Check that a host's part of a batch can be split over its devices, see `shard_batch`.
+
+    Raises:
+        ValueError: B_host is not a multiple of the number of parts on this process's devices.
+    """
+    local = max(1, num_batch_shards(mesh) // jax.process_count())
+    for path, x in jax.tree_util.tree_leaves_with_path(batch):
         if np.ndim(x) <= axis or np.shape(x)[axis] % local:
             name = "/".join(trees.keys(path))
             raise ValueError(
                 f"a host batch must be a multiple of the {local} parts it is cut into; {name!r} has shape {np.shape(x)}"
             )
-        return jax.make_array_from_process_local_data(sharding, np.asarray(x))
-
-    return jax.tree_util.tree_map_with_path(put, batch)
 
 
 def process_indices(mesh: Mesh, size: int) -> np.ndarray:
