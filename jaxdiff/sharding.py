@@ -148,6 +148,40 @@ def uses_fsdp() -> bool:
     return not mesh.empty and mesh.shape["fsdp"] > 1
 
 
+def product(path: Sequence[str], x: Array, w: Array, dtype: Any) -> Array:
+    """Multiply x by a layer's stored weight; over "fsdp" moves whichever is smaller.
+
+    Weights are gathered, except for one vector per example, e.g. of a condition: where the rows of all devices that
+    share a weight have fewer elements than it, each device multiplies all these rows by its part of the columns. Of
+    DiT's and MMDiT's parameters a third modulate by the condition.
+
+    Args:
+        path: path of the parameter; it ends with the names of the layer and of the parameter.
+        x: [..., D].
+        w: the stored weight [D, F].
+        dtype: dtype of the computation.
+
+    Returns:
+        [..., F], in `dtype`, split like x over examples.
+    """
+    x, mesh = x.astype(dtype), jax.sharding.get_abstract_mesh()
+    if mesh.empty or not _rows_are_fewer(path, x, w, mesh):
+        return _matmul(x, gathered_weight(path, w, dtype))
+    w = constrain(w.astype(dtype), None, "fsdp")  # its gradient stays split, too
+    y = constrain(_matmul(constrain(x, "data"), w), "data", "fsdp")
+    return constrain(y, BATCH_AXES)
+
+
+def _matmul(x: Array, w: Array) -> Array:
+    return jax.lax.dot_general(x, w, (((x.ndim - 1,), (0,)), ((), ())))
+
+
+def _rows_are_fewer(path: Sequence[str], x: Array, w: Array, mesh: Any) -> bool:
+    if mesh.shape["fsdp"] == 1 or x.ndim != 2 or _spec(path, w.shape, mesh) != P(None, "fsdp"):
+        return False
+    return x.shape[0] // mesh.shape["data"] * sum(w.shape) < math.prod(w.shape)
+
+
 def gathered_weight(path: Sequence[str], w: Array, dtype: Any) -> Array:
     """Cast a layer's stored weight to the dtype of the computation, and gather it over "fsdp".
 
