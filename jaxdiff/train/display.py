@@ -14,7 +14,6 @@ import numpy as np
 from jaxdiff.faults import NotFinite
 from jaxdiff.train.log import Record
 
-
 # Seconds between the bundles of metrics that are fetched: each array of them costs time of the host.
 PERIOD = 0.2
 
