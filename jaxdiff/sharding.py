@@ -152,8 +152,8 @@ def product(path: Sequence[str], x: Array, w: Array, dtype: Any) -> Array:
     """Multiply x by a layer's stored weight; over "fsdp" moves whichever is smaller.
 
     Weights are gathered, except for one vector per example, e.g. of a condition: where the rows of all devices that
-    share a weight have fewer elements than it, each device multiplies all these rows by its part of the columns. Of
-    DiT's and MMDiT's parameters a third modulate by the condition.
+    share a weight have fewer elements than it, these are gathered, and each device multiplies them by its part of the
+    columns. Of DiT's and MMDiT's parameters a third modulate by the condition.
 
     Args:
         path: path of the parameter; it ends with the names of the layer and of the parameter.
@@ -179,7 +179,7 @@ def _matmul(x: Array, w: Array) -> Array:
 def _rows_are_fewer(path: Sequence[str], x: Array, w: Array, mesh: Any) -> bool:
     if mesh.shape["fsdp"] == 1 or x.ndim != 2 or _spec(path, w.shape, mesh) != P(None, "fsdp"):
         return False
-    return x.shape[0] // mesh.shape["data"] * sum(w.shape) < math.prod(w.shape)
+    return x.shape[0] // mesh.shape["data"] < w.shape[1]
 
 
 def gathered_weight(path: Sequence[str], w: Array, dtype: Any) -> Array:

@@ -9,7 +9,6 @@ import re
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
@@ -107,12 +106,17 @@ def _first_line(error: BaseException) -> str:
 def links(chip: Chip, mesh: Mesh, axes: tuple[str, ...]) -> float:
     """Return the share of a chip's links that a collective can use: the links along the torus dimensions that it spans.
 
+    Along a part of a dimension these are half as many, since a part closes no ring.
+
     Args:
         chip: chip of the slice.
         mesh: mesh of the slice's devices.
         axes: mesh axes of the collective.
     """
     at = tuple(slice(None) if axis in axes else 0 for axis in mesh.axis_names)
-    coords = np.array([device.coords for device in mesh.devices[at].ravel()])
-    spanned = int(np.sum(coords.max(0) != coords.min(0)))
-    return max(spanned, 1) / chip.torus  # links within a chip are at least as fast as links between chips
+    sides, spans = (
+        [len(set(places)) for places in zip(*(device.coords for device in devices.ravel()), strict=True)]
+        for devices in (mesh.devices, mesh.devices[at])
+    )
+    spanned = sum(1.0 if span == side else 0.5 for side, span in zip(sides, spans, strict=True) if span > 1)
+    return (spanned or 1) / chip.torus  # links within a chip are at least as fast as links between chips
