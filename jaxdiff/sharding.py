@@ -251,16 +251,6 @@ def shard_batch(batch: Any, mesh: Mesh, axis: int = 0) -> Any:
     Raises:
         ValueError: B_host is not a multiple of the number of parts on this process's devices.
     """
-    check_batch(batch, mesh, axis)
-    return jax.make_array_from_process_local_data(batch_sharding(mesh, axis), jax.tree.map(np.asarray, batch))
-
-
-def check_batch(batch: Any, mesh: Mesh, axis: int = 0) -> None:
-    """Check that a host's part of a batch can be split over its devices, see `shard_batch`.
-
-    Raises:
-        ValueError: B_host is not a multiple of the number of parts on this process's devices.
-    """
     local = max(1, num_batch_shards(mesh) // jax.process_count())
     for path, x in jax.tree_util.tree_leaves_with_path(batch):
         if np.ndim(x) <= axis or np.shape(x)[axis] % local:
@@ -268,6 +258,7 @@ def check_batch(batch: Any, mesh: Mesh, axis: int = 0) -> None:
             raise ValueError(
                 f"a host batch must be a multiple of the {local} parts it is cut into; {name!r} has shape {np.shape(x)}"
             )
+    return jax.make_array_from_process_local_data(batch_sharding(mesh, axis), jax.tree.map(np.asarray, batch))
 
 
 def process_indices(mesh: Mesh, size: int) -> np.ndarray:

@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from jaxdiff.faults import NotFinite
-from jaxdiff.sharding import check_batch, shard_batch
+from jaxdiff.sharding import shard_batch
 from jaxdiff.signals import Signals, Stopped
 from jaxdiff.train.display import Display
 from jaxdiff.train.goodput import Goodput
@@ -276,8 +276,7 @@ def _next(batches: Iterator[Any], mesh: Mesh, done: int, count: int) -> Any:
         raise ValueError(f"the batches ended after step {done + len(loaded)}; training needs one for each step")
     axis = int(count > 1)
     batch = jax.tree.map(lambda *parts: np.stack(parts), *loaded) if axis else loaded[0]
-    if mesh.size > 1:
-        return shard_batch(batch, mesh, axis)
     # To one device jit transfers arrays itself, also asynchronously, without the Python of placing each of them.
-    check_batch(batch, mesh, axis)
-    return jax.tree.map(np.asarray, batch)
+    if mesh.size == 1 and all(isinstance(x, np.ndarray) and x.ndim > axis for x in jax.tree.leaves(batch)):
+        return batch
+    return shard_batch(batch, mesh, axis)

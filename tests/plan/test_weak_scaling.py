@@ -81,7 +81,7 @@ def test_parts_of_the_state(one):
     by = {(each.kind, each.axes): each for each in many.collectives}
     assert {kind for kind, _ in by} == {"all-gather", "reduce-scatter", "all-reduce", "all-to-all"}
     summed = by["reduce-scatter", ("fsdp",)].bytes + by["all-reduce", ("fsdp",)].bytes
-    # The gradient of the embedding of 16 x 4 examples is summed where it meets a weight that stays: two blocks, one end,
+    # The gradient of the embedding of 16 x 4 examples is summed where it meets weights that stay: two blocks, one end,
     # and within the embedding itself.
     rows = 4 * 16 * EACH * NETWORKS["imagenet256_dit"]["width"] * 4
     assert summed == pytest.approx(split - stays + rows, abs=100) and split > 0.9 * gradient
