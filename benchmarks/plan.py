@@ -1,7 +1,7 @@
 """The table of `docs/plan.md`: each experiment planned on slices that suit it: python benchmarks/plan.py.
 
 Takes more than an hour of two cores. What has been planned is kept in runs/plans for as long as the committed code is
-the same, so that a table is of one version; the page says what is missing in it.
+the same; the page says which of its lines are of an earlier version.
 """
 
 import argparse
@@ -21,7 +21,7 @@ PLANS = [
     ("cifar10_edm", "v5e:2x4", "--batch 512 --remat dots"),
     ("imagenet64_adm", "v5e:4x8", "--batch 2048 --grad-accum-steps 8"),
     ("imagenet256_dit", "v5p:4x4x4", "--mesh data=4,fsdp=16 --batch 256 --remat dots"),
-    ("imagenet256_dit", "v6e:16x16", "--mesh data=16,fsdp=16 --batch 4096 --remat dots"),
+    ("imagenet256_dit", "v6e:16x16", "--mesh data=2,fsdp=128 --batch 4096 --remat dots"),
     ("text_mmdit", "v5p:8x8x16", "--mesh data=16,fsdp=64 --batch 4096 --remat dots --moments bfloat16"),
 ]
 CHIPS = {"v5p:1x1x1": 1, "v5p:8x8x16": 1024}
@@ -42,8 +42,14 @@ def main():
             print("jaxdiff", *words, flush=True)
             subprocess.run([sys.executable, "-m", "jaxdiff", *words, "--json", str(kept(one))], cwd=ROOT, check=True)
     page = ROOT / "docs" / "plan.md"
-    text = replaced(page.read_text(), "plans", lines_of(table, PLANS))
-    page.write_text(replaced(text, "weak scaling", lines_of(weak_table, WEAK)))
+    text = page.read_text()
+    for name, make, key, ones in (
+        ("plans", table, key_of_plan, PLANS),
+        ("weak scaling", weak_table, key_of_weak, WEAK),
+    ):
+        before, old, after = parts(text, name)
+        text = before + lines_of(make, key, ones, old) + after
+    page.write_text(text)
 
 
 def command(one):
@@ -59,21 +65,35 @@ def kept(one):
     return ROOT / "runs" / "plans" / "-".join(tree[:8] for tree in trees) / f"{name}.json"
 
 
-def lines_of(make, ones):
-    """The table of the plans that there are, and which are missing."""
+def lines_of(make, key, ones, old):
+    """The table of the plans that there are, with the page's old lines of others, and which these are."""
     there = [one for one in ones if kept(one).exists()]
     made = [(one, json.loads(kept(one).read_text())) for one in there]
     large = [one for one, plan in made if not plan["fits"]]
     if large:
         raise SystemExit(f"these do not fit, choose other options: {large}")
-    missing = [
-        f"{experiment} on {slice}" for experiment, slice, options in ones if (experiment, slice, options) not in there
-    ]
-    return make(made) + (f"\n\nNot planned with this version yet: {', '.join(missing)}." if missing else "")
+    head, rule, *rows = make(made)
+    kept_rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in old.splitlines() if line[:1] == "|"]
+    by_key = {tuple(row[:3]): row for row in kept_rows + rows}
+    shown = [by_key[key(one)] for one in ones if key(one) in by_key]
+    others = [f"{one[0]} on {one[1]}" for one in ones if one not in there]
+    remark = f"\nOf an earlier version, or missing: {', '.join(others)}.\n" if others else ""
+    return lines([head, rule, *shown]) + "\n" + remark
+
+
+def key_of_plan(one):
+    """The first cells of its line."""
+    experiment, slice, options = one
+    return experiment, slice, f"`{options}`"
+
+
+def key_of_weak(one):
+    experiment, slice, options = one
+    return experiment, f"{CHIPS[slice]:,}", f"{int(options.split()[-1]):,}"
 
 
 def table(made):
-    """A line for each experiment on its slice."""
+    """Cells of a line for each experiment on its slice."""
     head = "experiment|slice|options|GiB of|TFLOP|GB moved|GB sent|at least|bound|images/s|utilization|compiled in"
     rows = [head.split("|"), ["---"] * len(head.split("|"))]
     for (experiment, slice, options), plan in made:
@@ -84,11 +104,11 @@ def table(made):
             f"{1e3 * roof['seconds']:.3g} ms", roof["bound"], f"{plan['batch'] / roof['seconds']:,.0f}",
             f"{roof['utilization']:.0%}", f"{plan['compile_seconds']:.0f} s",
         ])  # fmt: skip
-    return lines(rows)
+    return rows
 
 
 def weak_table(made):
-    """A line for each experiment and number of chips, with ratios to one chip and to theory."""
+    """Cells of a line for each experiment and number of chips, with ratios to one chip and to theory."""
     head = ["experiment", "chips", "batch", "FLOPs", "memory", "bytes moved", "GB sent", "2 (n-1)/n 2 B x parameters"]
     rows = [head, ["---"] * len(head)]
     first = {}
@@ -100,7 +120,7 @@ def weak_table(made):
             experiment, f"{count:,}", f"{plan['batch']:,}", *(f"{a / b:.3f}" for a, b in zip(*pairs, strict=True)),
             f"{sent(plan) / 1e9:.3f}", f"{theory / 1e9:.3f}",
         ])  # fmt: skip
-    return lines(rows)
+    return rows
 
 
 def parameters(experiment):
@@ -116,13 +136,13 @@ def lines(rows):
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def replaced(page, name, text):
-    """The page with another text between the comments that name its place."""
+def parts(page, name):
+    """What the page has before, between and after the comments that name a place."""
     before, begin, rest = page.partition(f"<!-- {name} -->\n")
     _, end, after = rest.partition(f"<!-- end of {name} -->\n")
     if not begin or not end:
         raise SystemExit(f"docs/plan.md has no place for {name}")
-    return f"{before}{begin}{text}\n{end}{after}"
+    return before + begin, rest[: len(rest) - len(end + after)], end + after
 
 
 if __name__ == "__main__":

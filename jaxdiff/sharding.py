@@ -155,6 +155,40 @@ def uses_fsdp() -> bool:
     return not mesh.empty and mesh.shape["fsdp"] > 1
 
 
+def product(path: Sequence[str], x: Array, w: Array, dtype: Any) -> Array:
+    """Multiply x by a layer's stored weight; over "fsdp" moves whichever is smaller.
+
+    Weights are gathered, except for one vector per example, e.g. of a condition: where the rows of all devices that
+    share a weight have fewer elements than it, these are gathered, and each device multiplies them by its part of the
+    columns. Of DiT's and MMDiT's parameters a third modulate by the condition.
+
+    Args:
+        path: path of the parameter; it ends with the names of the layer and of the parameter.
+        x: [..., D].
+        w: the stored weight [D, F].
+        dtype: dtype of the computation.
+
+    Returns:
+        [..., F], in `dtype`, split like x over examples.
+    """
+    x, mesh = x.astype(dtype), jax.sharding.get_abstract_mesh()
+    if mesh.empty or not _rows_are_fewer(path, x, w, mesh):
+        return _matmul(x, gathered_weight(path, w, dtype))
+    w = constrain(w.astype(dtype), None, "fsdp")  # its gradient stays split, too
+    y = constrain(_matmul(constrain(x, "data"), w), "data", "fsdp")
+    return constrain(y, BATCH_AXES)
+
+
+def _matmul(x: Array, w: Array) -> Array:
+    return jax.lax.dot_general(x, w, (((x.ndim - 1,), (0,)), ((), ())))
+
+
+def _rows_are_fewer(path: Sequence[str], x: Array, w: Array, mesh: Any) -> bool:
+    if mesh.shape["fsdp"] == 1 or x.ndim != 2 or _spec(path, w.shape, mesh) != P(None, "fsdp"):
+        return False
+    return x.shape[0] // mesh.shape["data"] < w.shape[1]
+
+
 def gathered_weight(path: Sequence[str], w: Array, dtype: Any) -> Array:
     """Cast a layer's stored weight to the dtype of the computation, and gather it over "fsdp".
 
@@ -247,18 +281,14 @@ def shard_batch(batch: Any, mesh: Mesh, axis: int = 0) -> Any:
     Raises:
         ValueError: B_host is not a multiple of the number of parts on this process's devices.
     """
-    sharding = batch_sharding(mesh, axis)
     local = max(1, num_batch_shards(mesh) // jax.process_count())
-
-    def put(path: tuple[Any, ...], x: Any) -> Array:
+    for path, x in jax.tree_util.tree_leaves_with_path(batch):
         if np.ndim(x) <= axis or np.shape(x)[axis] % local:
             name = "/".join(trees.keys(path))
             raise ValueError(
                 f"a host batch must be a multiple of the {local} parts it is cut into; {name!r} has shape {np.shape(x)}"
             )
-        return jax.make_array_from_process_local_data(sharding, np.asarray(x))
-
-    return jax.tree_util.tree_map_with_path(put, batch)
+    return jax.make_array_from_process_local_data(batch_sharding(mesh, axis), jax.tree.map(np.asarray, batch))
 
 
 def process_indices(mesh: Mesh, size: int) -> np.ndarray:

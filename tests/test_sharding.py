@@ -1,10 +1,22 @@
+import re
+
 import jax
 import numpy as np
 import pytest
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxdiff.sharding import AXES, MAX_REPLICATED_SIZE, MIN_SHARDED_SIZE, make_mesh, shard_batch, shard_params
+from jaxdiff.sharding import (
+    AXES,
+    BATCH_AXES,
+    MAX_REPLICATED_SIZE,
+    MIN_SHARDED_SIZE,
+    make_mesh,
+    product,
+    shard_batch,
+    shard_params,
+    use_mesh,
+)
 
 
 def shaped(*shape):
@@ -75,3 +87,21 @@ def test_batch_is_split_over_all_devices_in_order(fsdp):
 def test_batch_that_does_not_divide(x):
     with pytest.raises(ValueError, match="multiple of the 8 parts it is cut into; 'x' has shape"):
         shard_batch({"x": x}, make_mesh())
+
+
+@pytest.mark.parametrize(("rows", "gathers"), [(16, False), (256, True)])
+def test_a_product_moves_rows_or_weights_whichever_are_fewer(rows, gathers):
+    """On 2 x 4 devices, of integers, so that sums in any order are equal."""
+    mesh, rng = make_mesh(2, 4), np.random.default_rng(0)
+    x, w, by = (rng.integers(-3, 4, shape).astype(np.float32) for shape in ((rows, 64), (64, 128), (rows, 128)))
+    places = NamedSharding(mesh, P(BATCH_AXES)), NamedSharding(mesh, P(None, "fsdp"))
+
+    def weighted(x, w):
+        with use_mesh(mesh):
+            return (product(("layer", "kernel"), x, w, x.dtype) * by).sum()
+
+    program = jax.jit(jax.grad(weighted, (0, 1)), out_shardings=places).lower(*jax.device_put((x, w), places)).compile()
+    dx, dw = program(*jax.device_put((x, w), places))
+    np.testing.assert_array_equal(dx, by @ w.T)
+    np.testing.assert_array_equal(dw, x.T @ by)
+    assert bool(re.search(r"f32\[64,128\]\S* all-(gather|reduce)", program.as_text())) == gathers

@@ -13,7 +13,7 @@ from jax import Array
 from jaxdiff.networks.bits import random_bits
 from jaxdiff.networks.convolution import convolve
 from jaxdiff.networks.initializers import kernel_init, zeros_init
-from jaxdiff.sharding import gathered_weight, platform
+from jaxdiff.sharding import gathered_weight, platform, product
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": nn.silu,
@@ -159,8 +159,7 @@ class Dense(nn.Module):
     def __call__(self, x: Array) -> Array:
         """Map [..., D] to [..., features]."""
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        kernel = gathered_weight((*self.path, "kernel"), kernel, self.dtype)
-        y = jax.lax.dot_general(x.astype(self.dtype), kernel, (((x.ndim - 1,), (0,)), ((), ())))
+        y = product((*self.path, "kernel"), x, kernel, self.dtype)
         return offset(y, self.param("bias", zeros_init, (self.features,))) if self.bias else y
 
 

@@ -33,14 +33,19 @@ def seconds(chip: Chip, mesh: Mesh, collective: Collective) -> float:
 def share_of_torus(chip: Chip, mesh: Mesh, axes: tuple[str, ...]) -> float:
     """Return the share of a chip's links that a collective can use: the links along the torus dimensions that it spans.
 
+    Along a part of a dimension these are half as many, since a part closes no ring.
+
     Args:
         chip: chip of the slice.
         mesh: mesh of the slice's devices.
         axes: mesh axes of the collective.
     """
-    coords = np.array([device.coords for device in _group(mesh, axes)])
-    spanned = int(np.sum(coords.max(0) != coords.min(0)))
-    return max(spanned, 1) / chip.torus  # links within a chip are at least as fast as links between chips
+    sides, spans = (
+        [len(set(places)) for places in zip(*(device.coords for device in devices), strict=True)]
+        for devices in (mesh.devices.ravel(), _group(mesh, axes))
+    )
+    spanned = sum(1.0 if span == side else 0.5 for side, span in zip(sides, spans, strict=True) if span > 1)
+    return (spanned or 1) / chip.torus  # links within a chip are at least as fast as links between chips
 
 
 def hosts_of(mesh: Mesh, axes: tuple[str, ...]) -> tuple[int, int]:

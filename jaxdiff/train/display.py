@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -14,9 +14,21 @@ import numpy as np
 from jaxdiff.faults import NotFinite
 from jaxdiff.train.log import Record
 
+# Seconds between the bundles of metrics that are fetched: each array of them costs time of the host.
+PERIOD = 0.2
+
+
+class _Finished(NamedTuple):
+    """A dispatch that the devices have finished, whose metrics are not fetched yet."""
+
+    done: int  # number of its last step
+    metrics: Any
+    size: int  # examples
+    at: float  # time
+
 
 class Display:
-    """The progress bar and the log; metrics are queued until their step has finished on the device."""
+    """The progress bar and the log; metrics stay on the device until their step has finished, and come in bundles."""
 
     def __init__(self, start: int, steps: int, log: Callable[[Record], None] | None, max_skipped: int):
         """Show a bar.
@@ -33,6 +45,8 @@ class Display:
         self._log, self._log_failed = log, False
         self._most, self._in_a_row = max_skipped, 0
         self._pending: deque[tuple[int, Any, int]] = deque()
+        self._finished: list[_Finished] = []
+        self._reported = float("-inf")  # time of the last bundle
         self._since: float | None = None  # time at which the last step finished; None: still compiling
         # In a file each refresh is a separate line: refresh rarely.
         self._bar = tqdm(
@@ -49,7 +63,10 @@ class Display:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.close()
+        try:
+            self._report()
+        finally:
+            self._bar.close()
 
     def say(self, message: str) -> None:
         """Print a line above the bar, in the first process."""
@@ -61,7 +78,10 @@ class Display:
         self._pending.append((done, metrics, size))
 
     def flush(self, ahead: int) -> bool:
-        """Wait until at most `ahead` dispatches are running; show and log the finished ones.
+        """Wait until at most `ahead` dispatches are running.
+
+        The finished ones are shown and logged if the last bundle is older than `PERIOD`, if an update was skipped, or
+        if `ahead` is 0.
 
         Returns:
             Whether any has finished.
@@ -72,17 +92,27 @@ class Display:
         finished = len(self._pending) > ahead
         while len(self._pending) > ahead:
             done, metrics, size = self._pending.popleft()
-            # One number for each metric, or one for each update of a dispatch.
-            values = {name: np.ravel(value) for name, value in jax.device_get(metrics).items()}
-            count = len(values["loss"])
+            skipped = np.asarray(metrics["skipped"]).any()  # waits for the dispatch
+            self._finished.append(_Finished(done, metrics, size, time.perf_counter()))
+            if skipped:
+                self._report()
+        if ahead == 0 or (finished and self._finished and self._finished[-1].at - self._reported >= PERIOD):
+            self._report()
+        return finished
+
+    def _report(self) -> None:
+        """Fetch the metrics of the finished dispatches; show and log them."""
+        finished, self._finished = self._finished, []
+        self._reported = time.perf_counter()
+        for (done, _, size, at), metrics in zip(finished, _fetched(finished), strict=True):
+            count = len(metrics["loss"])
             records = [
-                {"step": done - count + 1 + i, **{name: value[i].item() for name, value in values.items()}}
+                {"step": done - count + 1 + i, **{name: values[i] for name, values in metrics.items()}}
                 for i in range(count)
             ]
-            self._show(records, size)
+            self._show(records, size, at)
             for record in records:
                 self._look(record)
-        return finished
 
     def _look(self, record: Record) -> None:
         """Report a skipped update, at increasing intervals; raise after too many consecutive ones."""
@@ -101,8 +131,7 @@ class Display:
         if self.skipped & (self.skipped - 1) == 0:
             self.say(f"{why} at step {step}: its update was skipped ({self.skipped} so far)")
 
-    def _show(self, records: list[Record], size: int) -> None:
-        now = time.perf_counter()
+    def _show(self, records: list[Record], size: int, now: float) -> None:
         if self._since is None:
             self._bar.set_description("training", refresh=False)
             self._bar.unpause()  # the time left should not count the compilation
@@ -122,6 +151,13 @@ class Display:
             if not self._log_failed:
                 self._log_failed = True
                 self.say(f"the log fails: {type(error).__name__}: {error}; training continues")
+
+
+def _fetched(finished: Sequence[_Finished]) -> list[dict[str, list[Any]]]:
+    """Return the metrics of dispatches as numbers: one for each update."""
+    for x in (x for each in finished for x in each.metrics.values() if jax.default_backend() != "cpu"):
+        x.copy_to_host_async()  # all at once; there is nothing to copy on a CPU
+    return [{name: np.asarray(x).reshape(-1).tolist() for name, x in each.metrics.items()} for each in finished]
 
 
 def _why(record: Record) -> str:

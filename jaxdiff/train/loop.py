@@ -72,7 +72,8 @@ def fit(
         preview_every: steps between previews.
         snapshot: called with the state every `snapshot_every` steps and at the end, e.g. `Snapshots.save`.
         snapshot_every: steps between snapshots.
-        log: called after each step with its metrics, "step" and "images_per_s".
+        log: called for each step with its metrics, "step" and "images_per_s": in bundles, within about a fifth of a
+            second, and before each save, preview and snapshot.
         max_skipped: number of consecutive skipped updates, see `make_step`, that ends training.
         hang_timeout: seconds without a finished step after which the process prints its stacks and exits with status
             75, so that a peer that hangs ends the job; ten times as long during compilation and saves; None: never.
@@ -180,7 +181,7 @@ class _Run:
     def load(self, metrics: Any = None) -> Any:
         """Return the next batch on the devices, loaded while they compute `metrics`; None: a signal arrived."""
         self.doing("waiting for data")
-        idle = lambda: all(x.is_ready() for x in jax.tree.leaves(metrics))  # noqa: E731
+        idle = lambda: metrics is None or metrics["skipped"].is_ready()  # noqa: E731
         try:
             with self.signals.raising(), self.goodput.load(idle, busy=not self.probing()):
                 return _next(self.batches, self.mesh, self.done, self.step.steps_per_call)
@@ -269,10 +270,13 @@ def _check_multiples(counts: dict[str, int], stride: int) -> None:
 
 
 def _next(batches: Iterator[Any], mesh: Mesh, done: int, count: int) -> Any:
-    """Return the next batch, or a stack of `count` batches, on the devices."""
+    """Return the next batch, or a stack of `count` batches, on the devices of a mesh or for its only device."""
     loaded = list(itertools.islice(batches, count))
     if len(loaded) < count:
         raise ValueError(f"the batches ended after step {done + len(loaded)}; training needs one for each step")
-    if count == 1:
-        return shard_batch(loaded[0], mesh)
-    return shard_batch(jax.tree.map(lambda *parts: np.stack(parts), *loaded), mesh, axis=1)
+    axis = int(count > 1)
+    batch = jax.tree.map(lambda *parts: np.stack(parts), *loaded) if axis else loaded[0]
+    # To one device jit transfers arrays itself, also asynchronously, without the Python of placing each of them.
+    if mesh.size == 1 and all(isinstance(x, np.ndarray) and x.ndim > axis for x in jax.tree.leaves(batch)):
+        return batch
+    return shard_batch(batch, mesh, axis)

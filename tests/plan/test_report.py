@@ -34,6 +34,14 @@ def test_links_follow_the_dimensions_that_a_collective_spans():
     assert share_of_torus(TPUS["v5p"], mesh, ("fsdp",)) == pytest.approx(1 / 3)
 
 
+def test_a_part_of_a_side_has_half_of_its_links():
+    """A ring of 4 sends both ways at once, a line of 2 one way."""
+    mesh = _torus((4, 4), (2, 8, 1, 1))  # 8 devices are two rows of 4, and 2 are two rows apart
+    assert share_of_torus(CHIP, mesh, ("data",)) == 0.25
+    assert share_of_torus(CHIP, mesh, ("fsdp",)) == 0.75
+    assert share_of_torus(CHIP, mesh, ("data", "fsdp")) == 1.0
+
+
 def test_links_within_a_chip():
     mesh = _torus((2, 2), (4, 2, 1, 1), cores=2)
     assert share_of_torus(CHIP, mesh, ("fsdp",)) == 0.5

@@ -243,3 +243,36 @@ def test_storage_that_hangs_ends_the_run(tmp_path, monkeypatch, capfd):
     assert ended[0] == 75
     said = capfd.readouterr().err
     assert "has made no progress for 2 s (saving step 1), and ends with status 75" in said and "in save" in said
+
+
+def test_metrics_come_in_bundles_and_before_each_save(tmp_path, monkeypatch):
+    """What is logged does not depend on when; the first steps, which are waited for, are logged one by one."""
+    one_by_one, bundled, seen = [], [], {}
+    monkeypatch.setattr("jaxdiff.train.display.PERIOD", 0.0)
+    fit(12, log=one_by_one.append)
+    monkeypatch.setattr("jaxdiff.train.display.PERIOD", float("inf"))
+
+    def batches():
+        for number, batch in enumerate(toy.batches()):
+            seen[number] = len(bundled)
+            yield batch
+
+    class Disk:
+        folder = tmp_path
+        failure = wait = staticmethod(lambda: None)
+        room = staticmethod(lambda state: (0, 0))
+        save = staticmethod(lambda state: seen.setdefault("saved", len(bundled)))
+
+    fit(12, source=batches(), log=bundled.append, checkpointer=Disk(), save_every=10)
+    assert seen[6] == seen[9] < 6 and seen["saved"] == 10
+    assert [(r["step"], r["loss"], r["skipped"]) for r in bundled] == [
+        (r["step"], r["loss"], r["skipped"]) for r in one_by_one
+    ]
+
+
+def test_a_failure_loses_no_metrics_of_finished_steps(monkeypatch):
+    monkeypatch.setattr("jaxdiff.train.display.PERIOD", float("inf"))
+    records = []
+    with pytest.raises(ValueError, match="ended after step 9"):
+        fit(12, source=itertools.islice(toy.batches(), 9), log=records.append)
+    assert [record["step"] for record in records] == list(range(1, 8))  # two are still running
