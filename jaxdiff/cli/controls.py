@@ -1,4 +1,4 @@
-"""Pictures that ControlNets follow: hints from files, or made of a file's picture."""
+"""Pictures that steer others: hints and image prompts from files, or made of a file's picture."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jax import Array
 
 from jaxdiff.cli.pictures import read_picture
 from jaxdiff.conditions import hints
-from jaxdiff.data import to_float
+from jaxdiff.data import read_image, to_float
 from jaxdiff.data.npz import read_npz
 from jaxdiff.messages import listed
 
@@ -44,21 +44,25 @@ class HintFile:
             raise ValueError(f"{file} does not exist")
         self.file, self.kind = file, kind
 
-    def read(self, size: tuple[int, int]) -> np.ndarray:
+    def read(self, size: tuple[int, int] | None) -> np.ndarray:
         """Return the hint, float32 [height, width, 3] in [0, 1].
 
         Args:
             size: (height, width) of the pictures; other pictures are cropped to a square and scaled where it is one.
+                None: the picture's own.
 
         Raises:
             ValueError: the picture has another size, or the file holds none.
         """
         if self.kind == DEPTH:
-            distance = read_npz(self.file).get(DEPTH)
-            if distance is None or distance.shape != size or not np.all(distance > 0):
-                raise ValueError(f'{self.file} must hold "depth", positive numbers of shape {size}')
+            distance = read_npz(self.file).get(DEPTH, np.zeros(0))
+            if distance.ndim != 2 or distance.shape != (size or distance.shape) or not np.all(distance > 0):
+                raise ValueError(f'{self.file} must hold "depth", positive numbers of shape {size or "[H, W]"}')
             return np.asarray(hints.depth(jnp.asarray(distance[None], jnp.float32))[0])
-        picture = read_picture(self.file, (*size, 3), fit=size[0] == size[1])
+        if size is None:
+            picture = read_image(self.file, channels=3)
+        else:
+            picture = read_picture(self.file, (*size, 3), fit=size[0] == size[1])
         if self.kind is None:
             return picture.astype(np.float32) / 255
         return np.asarray(jax.jit(MAKERS[self.kind])(to_float(picture)[None])[0])

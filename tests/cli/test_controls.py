@@ -1,4 +1,4 @@
-"""`jaxdiff sample DIRECTORY --prompt --control DIRECTORY PICTURE`."""
+"""`jaxdiff sample DIRECTORY --prompt --control CONTROL PICTURE SCALE`."""
 
 import numpy as np
 import pytest
@@ -42,3 +42,17 @@ def test_pictures_follow_their_hint(tmp_path):
         drawn[kind, scale] = np.load(tmp_path / "a.npz")["x"]
     np.testing.assert_array_equal(drawn["edges", "0"], drawn["low", "0"])
     assert np.abs(drawn["edges", "1"] - drawn["edges", "0"]).max() > 1e-3
+
+
+@pytest.mark.slow
+def test_pictures_show_an_image_of_another_size(tmp_path):
+    directory, adapter = tiny.write(tmp_path / "model"), tiny.write_ip_adapter(tmp_path / "ip")
+    picture = np.random.default_rng(0).integers(0, 256, (20, 11, 3), np.uint8)
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    Image.fromarray(picture[..., ::-1]).save(tmp_path / "b.png")
+    drawn = []
+    for file, scale in (("a", "1"), ("b", "1"), ("a", "0")):
+        shown = ["--control", str(adapter), str(tmp_path / f"{file}.png"), scale, "--out", str(tmp_path / "x.npz")]
+        main(["sample", str(directory), "--prompt", "a cat", "--steps", "2", *shown])
+        drawn.append(np.load(tmp_path / "x.npz")["x"])
+    assert all(np.abs(a - b).max() > 1e-5 for a, b in ((drawn[0], drawn[1]), (drawn[0], drawn[2])))
