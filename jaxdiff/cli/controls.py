@@ -44,16 +44,23 @@ class HintFile:
             raise ValueError(f"{file} does not exist")
         self.file, self.kind = file, kind
 
-    def read(self, size: tuple[int, int] | None) -> np.ndarray:
-        """Return the hint, float32 [height, width, 3] in [0, 1].
+    def read(self, shape: tuple[int, ...] | None) -> np.ndarray:
+        """Return the hint, float32 [height, width, channels] in [0, 1].
 
         Args:
-            size: (height, width) of the pictures; other pictures are cropped to a square and scaled where it is one.
-                None: the picture's own.
+            shape: (height, width, 3), or 1 for the channels' mean; other pictures are cropped to a square and scaled
+                where it is one. None: the picture's own size, and 3.
 
         Raises:
-            ValueError: the picture has another size, or the file holds none.
+            ValueError: the picture has another size, the file holds none, or there are other channels.
         """
+        channels = 3 if shape is None else shape[-1]
+        if channels not in (1, 3):
+            raise ValueError(f"a picture has 3 channels or their mean, and hints of {channels} are asked for")
+        hint = self._read(None if shape is None else (shape[0], shape[1]))
+        return hint if channels == 3 else hint.mean(-1, keepdims=True)
+
+    def _read(self, size: tuple[int, int] | None) -> np.ndarray:
         if self.kind == DEPTH:
             distance = read_npz(self.file).get(DEPTH, np.zeros(0))
             if distance.ndim != 2 or distance.shape != (size or distance.shape) or not np.all(distance > 0):

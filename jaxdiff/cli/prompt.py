@@ -96,10 +96,7 @@ def draw_prompts(
     names = tuple(prompts[i % len(prompts)] for i in range(rounds * batch))
     away = None if negative is None else jax.device_put(pipe.tokenize([negative] * batch), split)
     keys = example_keys(seed, rounds * batch).reshape(rounds, batch)
-    read = [
-        file.read(None if shape is None else pipe.size)
-        for (_, file, _), shape in zip(controls, pipe.hint_shapes, strict=True)
-    ]
+    read = [file.read(shape) for (_, file, _), shape in zip(controls, pipe.hint_shapes, strict=True)]
     repeated = [np.repeat(hint[None], batch, axis=0) for hint in read]
     steering: dict[str, Any] = {}
     if controls:

@@ -14,7 +14,7 @@ from jaxdiff.interop.adapters.ip_adapter import describe_ip_adapter, is_ip_adapt
 from jaxdiff.interop.sources import read_fields
 from jaxdiff.levels import Level
 from jaxdiff.messages import listed
-from jaxdiff.networks import add_controls, controlled
+from jaxdiff.networks import add_controls, add_features, controlled
 from jaxdiff.networks.layers import at_least_float32
 from jaxdiff.text import clip_pixels
 from jaxdiff.text_to_image.prompts import Cond, Models, PipelineSpec
@@ -32,7 +32,7 @@ __all__ = [
 # Conditions of a U-Net that its ControlNets don't take: the masked picture, and the distilled guidance.
 OWN = "concat", "guidance"
 # The names of controls among a pipeline's models, which are diffusers', by their class.
-NAMES = {"ControlNetModel": "controlnet"}
+NAMES = {"ControlNetModel": "controlnet", "T2IAdapter": "adapter"}
 IP_ADAPTER, IMAGE_ENCODER = "ip_adapter", "image_encoder"
 
 
@@ -42,7 +42,7 @@ def find_controls(
     """Name what steers a pipeline, and find the image encoder of an IP-Adapter.
 
     Args:
-        controls: directories of ControlNets, and the file of an IP-Adapter.
+        controls: directories of ControlNets and T2I-Adapters, and the file of an IP-Adapter.
         pipeline: the pipeline's directory or file.
         network: its network.
 
@@ -63,7 +63,7 @@ def find_controls(
             continue
         kind = read_fields(path)["_class_name"]
         if kind not in NAMES:
-            raise ValueError(f"a control must be a {' or '.join(NAMES)}, or an IP-Adapter's file, got {kind}")
+            raise ValueError(f"a control must be a {' or a '.join(NAMES)}, or an IP-Adapter's file, got {kind}")
         count = sum(name.partition("_")[0] == NAMES[kind] for name in names)
         names.append(f"{NAMES[kind]}_{count}" if count else NAMES[kind])
         paths[names[-1]] = path
@@ -90,7 +90,8 @@ def hint_shape(models: Models, name: str, size: tuple[int, int]) -> tuple[int, .
     """The shape of a control's picture, (height, width, channels); None: any, in colour."""
     if name == IP_ADAPTER:
         return None
-    return (*size, models.config[name].get("conditioning_channels", 3))
+    channels = "in_channels" if _is_adapter(name) else "conditioning_channels"
+    return (*size, models.config[name].get(channels, 3))
 
 
 def check_controls(layout: PipelineSpec, models: Models, names: Sequence[str]) -> None:
@@ -111,6 +112,9 @@ def check_controls(layout: PipelineSpec, models: Models, names: Sequence[str]) -
         config = models.config[name]
         if name == IP_ADAPTER:
             continue  # its description is checked against the network
+        if _is_adapter(name):
+            _check_adapter(name, config, own, models.apply["vae"].factor)
+            continue
         fields = "block_out_channels", "cross_attention_dim", "layers_per_block", "addition_embed_type"
         for field in fields:
             mine, theirs = (_plain(c.get(field)) for c in (own, config))
@@ -122,6 +126,19 @@ def check_controls(layout: PipelineSpec, models: Models, names: Sequence[str]) -
                 f"{name} takes hints {factor} times the size of its latents, and the autoencoder's pictures are "
                 f"{models.apply['vae'].factor} times theirs"
             )
+
+
+def _check_adapter(name: str, config: Mapping[str, Any], unet: Mapping[str, Any], factor: int) -> None:
+    """Raise ValueError unless an adapter's features are those of a U-Net's levels, or of these and its bottom."""
+    mine, theirs = list(unet["block_out_channels"]), list(config.get("channels", (320, 640, 1280, 1280)))
+    theirs += theirs[-1:] * (config.get("adapter_type") == "light_adapter")
+    if theirs not in (mine, mine + mine[-1:]):
+        raise ValueError(f"{name} is not for this U-Net: its features have {theirs} channels, and the U-Net's {mine}")
+    if config.get("downscale_factor", 8) not in (factor, 2 * factor):
+        raise ValueError(
+            f"{name} takes hints {config.get('downscale_factor', 8)} times the size of its features, and the "
+            f"autoencoder's pictures are {factor} times its latents"
+        )
 
 
 def check_hints(models: Models, names: Sequence[str], hints: Sequence[Array], shape: tuple[int, ...]) -> None:
@@ -162,11 +179,13 @@ def encode_hints(models: Models, params: Any, names: Sequence[str], hints: Seque
     """
     cond: Cond = {}
     null: Cond = {}
-    of_nets = tuple(hint for name, hint in zip(names, hints, strict=True) if name != IP_ADAPTER)
-    if of_nets:
-        cond["hint"] = of_nets
-    for picture in (hint for name, hint in zip(names, hints, strict=True) if name == IP_ADAPTER):
-        cond["image_prompt"], null["image_prompt"] = _image_prompt(models, params, picture)
+    given = dict(zip(names, hints, strict=True))
+    if nets := _nets(names):
+        cond["hint"] = tuple(given[name] for name in nets)
+    if adapters := [name for name in names if _is_adapter(name)]:
+        cond["features"] = tuple(models.apply[name](params[name], given[name]) for name in adapters)
+    if IP_ADAPTER in given:
+        cond["image_prompt"], null["image_prompt"] = _image_prompt(models, params, given[IP_ADAPTER])
     return cond, cond | null
 
 
@@ -207,7 +226,8 @@ def controlled_apply(
 
     def at(level: Level) -> Callable[..., Any]:
         numbers = {name: s(level) if callable(s) else s for name, s in zip(names, each, strict=True)}
-        nets = [name for name in names if name != IP_ADAPTER]
+        nets = _nets(names)
+        of_features = [number for name, number in numbers.items() if _is_adapter(name)]
 
         def apply(params: Mapping[str, Any], x: Array, noise: Array, cond: Cond, **options: Any) -> Array:
             unet, cond = models.apply[network], dict(cond)
@@ -215,6 +235,8 @@ def controlled_apply(
                 unet = _with_image(models, params)
                 lam = jnp.asarray(numbers[IP_ADAPTER], at_least_float32(x.dtype))
                 cond["image_scale"] = jnp.broadcast_to(lam, noise.shape)
+            if of_features:
+                cond["features"] = add_features(cond["features"], of_features)
             if not nets:
                 return unet(params[network], x, noise, cond, **options)
             control = add_controls([_without(models.apply[name]) for name in nets], [numbers[name] for name in nets])
@@ -224,6 +246,15 @@ def controlled_apply(
         return apply
 
     return at
+
+
+def _nets(names: Sequence[str]) -> list[str]:
+    return [name for name in names if name.startswith(NAMES["ControlNetModel"])]
+
+
+def _is_adapter(name: str) -> bool:
+    """Whether a control is a T2I-Adapter."""
+    return name.startswith(NAMES["T2IAdapter"])
 
 
 def _with_image(models: Models, params: Mapping[str, Any]) -> Callable[..., Any]:

@@ -123,7 +123,8 @@ def load(
         place: tree of shapes -> tree of shardings, for each model; see `interop.load`.
         progress: called on the host with the number of steps done, after each step.
         controls: directories of ControlNets of a U-Net, whose residuals are added (Zhang et al. 2023,
-            arXiv:2302.05543), and the file of an IP-Adapter (Ye et al. 2023, arXiv:2308.06721), with its image encoder
+            arXiv:2302.05543), and of T2I-Adapters, whose features are (Mou et al. 2023, arXiv:2302.08453), and the file
+            of an IP-Adapter (Ye et al. 2023, arXiv:2308.06721), with its image encoder
             in the folder "image_encoder" near it or of the pipeline.
 
     Returns:

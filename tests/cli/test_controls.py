@@ -14,15 +14,19 @@ def test_hints_are_files_or_made_of_them(tmp_path):
     picture = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
     file = tmp_path / "a.png"
     Image.fromarray(picture).save(file)
-    np.testing.assert_array_equal(parse_hint(str(file)).read((16, 16)), np.float32(picture) / 255)
+    np.testing.assert_array_equal(parse_hint(str(file)).read((16, 16, 3)), np.float32(picture) / 255)
     want = hints.canny(np.float32(picture)[None] / 127.5 - 1)[0]
-    np.testing.assert_allclose(parse_hint(f"canny:{file}").read((16, 16)), want, atol=1e-6)
+    np.testing.assert_allclose(parse_hint(f"canny:{file}").read((16, 16, 3)), want, atol=1e-6)
     distance = np.linspace(1, 3, 256).reshape(16, 16)
     np.savez(tmp_path / "far.npz", depth=distance)
-    made = parse_hint(f"depth:{tmp_path / 'far.npz'}").read((16, 16))
+    made = parse_hint(f"depth:{tmp_path / 'far.npz'}").read((16, 16, 3))
+    grey = parse_hint(f"depth:{tmp_path / 'far.npz'}").read((16, 16, 1))
+    np.testing.assert_allclose(grey, made[..., :1], atol=1e-6)
+    with pytest.raises(ValueError, match="hints of 4 are asked for"):
+        parse_hint(str(file)).read((16, 16, 4))
     assert made.shape == (16, 16, 3) and made[0, 0, 0] == 1 and made[-1, -1, 0] == 0
     with pytest.raises(ValueError, match=r"positive numbers of shape \(8, 8\)"):
-        parse_hint(f"depth:{tmp_path / 'far.npz'}").read((8, 8))
+        parse_hint(f"depth:{tmp_path / 'far.npz'}").read((8, 8, 3))
     with pytest.raises(ValueError, match=r"made by edges, canny, low, colors, depth, got 'lines'"):
         parse_hint(f"lines:{file}")
     with pytest.raises(ValueError, match="does not exist"):

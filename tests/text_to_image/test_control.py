@@ -66,13 +66,45 @@ def test_mistakes(folders, tmp_path, monkeypatch):
     for changes, words in (
         ({"cross_attention_dim": 6}, "its cross_attention_dim is 6, and the U-Net's is 8"),
         ({"conditioning_embedding_out_channels": [4, 6, 8]}, "hints 4 times the size"),
-        (tiny.VAE, "must be a ControlNetModel, or an IP-Adapter's file, got AutoencoderKL"),
+        (tiny.ADAPTER | {"channels": [16]}, r"its features have \[16\] channels, and the U-Net's \[8\]"),
+        (tiny.ADAPTER | {"downscale_factor": 8}, "hints 8 times the size of its features"),
+        (tiny.VAE, "must be a ControlNetModel or a T2IAdapter, or an IP-Adapter's file, got AutoencoderKL"),
     ):
         (tmp_path / "config.json").write_text(json.dumps(changes if "_class_name" in changes else config | changes))
         with pytest.raises(ValueError, match=words):
             jd.text_to_image.load(directory, controls=[tmp_path])
     with pytest.raises(ValueError, match="controls are for a UNet2DConditionModel, got FluxTransformer2DModel"):
         jd.text_to_image.load(tiny.write_flux(tmp_path / "flux"), controls=controls)
+
+
+@pytest.mark.slow
+def test_adapters_add_up_with_a_control(folders, tmp_path):
+    directory, controls = folders
+    adapters = [tiny.write_adapter(tmp_path / f"adapter-{seed}", seed) for seed in (11, 12)]
+    pipe = jd.text_to_image.load(directory, steps=2, controls=[adapters[0], controls[0], adapters[1]])
+    assert sorted(pipe.params)[:3] == ["adapter", "adapter_1", "controlnet"]
+    assert pipe.hint_shapes == ((8, 8, 1), (8, 8, 3), (8, 8, 1))
+    hints = [jax.random.uniform(jax.random.key(i), (1, *shape)) for i, shape in enumerate(pipe.hint_shapes)]
+
+    @jax.jit
+    def generate(params, scales, hints):
+        return pipe.generate(
+            params, pipe.tokenize(["a"]), jax.random.key(0), 3.0, negative=pipe.tokenize([""]), hints=hints,
+            control_scale=[*scales],
+        )  # fmt: skip
+
+    def by(*scales, params=pipe.params, hints=hints):
+        return np.asarray(generate(params, jnp.float32(scales), hints))
+
+    swapped = {**pipe.params, "adapter": pipe.params["adapter_1"], "adapter_1": pipe.params["adapter"]}
+    np.testing.assert_allclose(by(1, 1, 0.3, params=swapped, hints=hints[::-1]), by(0.3, 1, 1), atol=1e-5)
+    off = by(0, 0, 0)
+    spoiled = {
+        name: jax.tree.map(lambda a: 2 * a + 1, p) if name[:7] == "adapter" else p for name, p in pipe.params.items()
+    }
+    np.testing.assert_array_equal(by(0, 0, 0, params=spoiled), off)
+    pictures = [by(*scales) for scales in ((1, 0, 0), (0, 0, 1), (1, 0, 1), (1, 1, 1), (0, 0, 0))]
+    assert min(np.abs(a - b).max() for i, a in enumerate(pictures) for b in pictures[:i]) > 1e-4
 
 
 @pytest.mark.slow
