@@ -15,6 +15,7 @@ from jaxdiff.conditions import hints
 from jaxdiff.data import read_image, to_float
 from jaxdiff.data.npz import read_npz
 from jaxdiff.messages import listed
+from jaxdiff.storage import read_json
 
 __all__ = ["HintFile", "parse_hint"]
 
@@ -22,7 +23,7 @@ __all__ = ["HintFile", "parse_hint"]
 MAKERS: dict[str, Callable[[Array], Array]] = {
     "edges": hints.edges, "canny": hints.canny, "low": hints.low_resolution, "colors": hints.colors,
 }  # fmt: skip
-DEPTH = "depth"
+DEPTH, POSE = "depth", "pose"
 
 
 class HintFile:
@@ -32,14 +33,15 @@ class HintFile:
         """Name a file.
 
         Args:
-            file: a picture; of depth an .npz file of "depth", float [H, W], the distances.
-            kind: edges, canny, low, colors or depth; None: the picture is the hint.
+            file: a picture; of depth an .npz file of "depth", float [H, W], the distances; of a pose OpenPose's JSON
+                of 18 joints of each of "people", in pixels of the hint or of "canvas_width" x "canvas_height".
+            kind: edges, canny, low, colors, depth or pose; None: the picture is the hint.
 
         Raises:
             ValueError: there is no such file, or no such kind.
         """
-        if kind is not None and kind not in (*MAKERS, DEPTH):
-            raise ValueError(f"hints are made by {listed([*MAKERS, DEPTH])}, got {kind!r}")
+        if kind is not None and kind not in (*MAKERS, DEPTH, POSE):
+            raise ValueError(f"hints are made by {listed([*MAKERS, DEPTH, POSE])}, got {kind!r}")
         if not file.is_file():
             raise ValueError(f"{file} does not exist")
         self.file, self.kind = file, kind
@@ -66,6 +68,10 @@ class HintFile:
             if distance.ndim != 2 or distance.shape != (size or distance.shape) or not np.all(distance > 0):
                 raise ValueError(f'{self.file} must hold "depth", positive numbers of shape {size or "[H, W]"}')
             return np.asarray(hints.depth(jnp.asarray(distance[None], jnp.float32))[0])
+        if self.kind == POSE:
+            if size is None:
+                raise ValueError("a pose is drawn in pictures of one size, and this control's have any")
+            return np.asarray(jax.jit(hints.pose, static_argnums=1)(_people(self.file, size)[None], size)[0])
         if size is None:
             picture = read_image(self.file, channels=3)
         else:
@@ -73,6 +79,23 @@ class HintFile:
         if self.kind is None:
             return picture.astype(np.float32) / 255
         return np.asarray(jax.jit(MAKERS[self.kind])(to_float(picture)[None])[0])
+
+
+def _people(file: Path, size: tuple[int, int]) -> np.ndarray:
+    """The joints in a file of OpenPose, float32 [P, 18, 3], in pixels of a picture of this size."""
+    fields = read_json(file)
+    try:
+        people = np.array([each["pose_keypoints_2d"] for each in fields["people"]], np.float32).reshape(-1, 18, 3)
+        width, height = (float(fields.get(f"canvas_{side}", size[i])) for side, i in (("width", 1), ("height", 0)))
+        valid = bool(np.isfinite(people).all()) and min(width, height) > 0
+    except (KeyError, TypeError, ValueError):
+        valid = False
+    if not valid:
+        raise ValueError(
+            f'{file} must hold "people", each with 18 times x, y and confidence in "pose_keypoints_2d", and no canvas '
+            "without a size"
+        )
+    return people * np.array([size[1] / width, size[0] / height, 1], np.float32)
 
 
 def parse_hint(text: str) -> HintFile:

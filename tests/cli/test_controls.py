@@ -1,5 +1,7 @@
 """`jaxdiff sample DIRECTORY --prompt --control CONTROL PICTURE SCALE`."""
 
+import json
+
 import numpy as np
 import pytest
 from helpers import tiny_pipeline as tiny
@@ -27,10 +29,31 @@ def test_hints_are_files_or_made_of_them(tmp_path):
     assert made.shape == (16, 16, 3) and made[0, 0, 0] == 1 and made[-1, -1, 0] == 0
     with pytest.raises(ValueError, match=r"positive numbers of shape \(8, 8\)"):
         parse_hint(f"depth:{tmp_path / 'far.npz'}").read((8, 8, 3))
-    with pytest.raises(ValueError, match=r"made by edges, canny, low, colors, depth, got 'lines'"):
+    with pytest.raises(ValueError, match=r"made by edges, canny, low, colors, depth, pose, got 'lines'"):
         parse_hint(f"lines:{file}")
     with pytest.raises(ValueError, match="does not exist"):
         parse_hint("edges:none.png")
+
+
+def test_poses_are_read_in_pixels_or_of_a_canvas(tmp_path):
+    joints = np.zeros((2, 18, 3))
+    joints[:, 1:3] = [[[4, 4, 1], [12, 8, 0.5]], [[3, 12, 1], [9, 12, 1]]]
+    people, file = [{"pose_keypoints_2d": each.ravel().tolist()} for each in joints], tmp_path / "a.json"
+    file.write_text(json.dumps({"version": 1.3, "people": people}))
+    got = parse_hint(f"pose:{file}").read((16, 24, 3))
+    np.testing.assert_array_equal(got, hints.pose(joints[None].astype(np.float32), (16, 24))[0])
+    assert got.shape == (16, 24, 3) and len(np.unique(got.reshape(-1, 3), axis=0)) == 4  # a limb, two joints and black
+    file.write_text(json.dumps({"people": people, "canvas_width": 48, "canvas_height": 32}))
+    half = parse_hint(f"pose:{file}").read((16, 24, 3))
+    np.testing.assert_array_equal(half, hints.pose((joints[None] * [0.5, 0.5, 1]).astype(np.float32), (16, 24))[0])
+    file.write_text(json.dumps({"people": []}))
+    assert not parse_hint(f"pose:{file}").read((16, 24, 3)).any()
+    for wrong in ({}, {"people": [{"pose_keypoints_2d": [1.0] * 75}]}, {"people": people, "canvas_width": 0}):
+        file.write_text(json.dumps(wrong))
+        with pytest.raises(ValueError, match='must hold "people", each with 18 times x, y and confidence'):
+            parse_hint(f"pose:{file}").read((16, 24, 3))
+    with pytest.raises(ValueError, match="this control's have any"):
+        parse_hint(f"pose:{file}").read(None)
 
 
 @pytest.mark.slow
