@@ -12,7 +12,7 @@ from jax import Array
 
 from jaxdiff.cli.pictures import read_picture
 from jaxdiff.conditions import hints
-from jaxdiff.data import read_image, to_float
+from jaxdiff.data import edges, read_image, to_float
 from jaxdiff.data.npz import read_npz
 from jaxdiff.messages import listed
 from jaxdiff.storage import read_json
@@ -21,9 +21,10 @@ __all__ = ["HintFile", "parse_hint"]
 
 # What makes a hint [1, H, W, 3] of a picture [1, H, W, 3] in [-1, 1].
 MAKERS: dict[str, Callable[[Array], Array]] = {
-    "edges": hints.edges, "canny": hints.canny, "low": hints.low_resolution, "colors": hints.colors,
+    "canny": hints.canny, "low": hints.low_resolution, "colors": hints.colors,
 }  # fmt: skip
-DEPTH, POSE = "depth", "pose"
+EDGES, DEPTH, POSE = "edges", "depth", "pose"  # made otherwise
+KINDS = EDGES, *MAKERS, DEPTH, POSE
 
 
 class HintFile:
@@ -40,8 +41,8 @@ class HintFile:
         Raises:
             ValueError: there is no such file, or no such kind.
         """
-        if kind is not None and kind not in (*MAKERS, DEPTH, POSE):
-            raise ValueError(f"hints are made by {listed([*MAKERS, DEPTH, POSE])}, got {kind!r}")
+        if kind is not None and kind not in KINDS:
+            raise ValueError(f"hints are made by {listed(KINDS)}, got {kind!r}")
         if not file.is_file():
             raise ValueError(f"{file} does not exist")
         self.file, self.kind = file, kind
@@ -76,7 +77,8 @@ class HintFile:
             picture = read_image(self.file, channels=3)
         else:
             picture = read_picture(self.file, (*size, 3), fit=size[0] == size[1])
-        if self.kind is None:
+        if self.kind in (None, EDGES):
+            picture = edges(picture) if self.kind == EDGES else picture
             return picture.astype(np.float32) / 255
         return np.asarray(jax.jit(MAKERS[self.kind])(to_float(picture)[None])[0])
 

@@ -1,4 +1,4 @@
-"""Hints made of pictures, for ControlNets and adapters: edges, low resolution, colours, depth; and of poses.
+"""Hints made of pictures, for ControlNets and adapters: Canny's edges, low resolution, colours, depth; and of poses.
 
 Pictures are float [B, H, W, C] in [-1, 1], hints [B, H, W, 3] in [0, 1], as networks of other projects take them.
 """
@@ -12,7 +12,7 @@ from jax import Array
 
 from jaxdiff.resize import bicubic
 
-__all__ = ["canny", "colors", "depth", "edges", "low_resolution", "pose"]
+__all__ = ["canny", "colors", "depth", "low_resolution", "pose"]
 
 JOINTS = 18  # of OpenPose's bodies (COCO): nose, neck, right arm, left arm, right leg, left leg, eyes, ears
 # Its limbs by the joints at their ends, in the order in which they are drawn.
@@ -25,21 +25,11 @@ HUES = np.clip(np.abs(np.arange(JOINTS)[:, None] / 3 - [3, 2, 4]) * [1, -1, -1] 
 THICK, DIM = 4, 0.6  # a joint's radius and half a limb's width, in pixels; brightness of limbs
 
 
-def edges(images: Array) -> Array:
-    """The gradient of the brightness by Sobel's filters; a step from black to white is 1 on both its sides.
-
-    Args:
-        images: [B, H, W, C] in [-1, 1].
-    """
-    across, down = _gradients(images)
-    return _grey(jnp.minimum(jnp.hypot(across, down), 1))
-
-
 def canny(images: Array, low: float | Array = 0.1, high: float | Array = 0.2) -> Array:
     """Edges that are a pixel wide, 0 or 1 (Canny 1986), without blurring first.
 
-    Of the gradient of `edges`, what is largest across the edge remains; of that, what reaches `high`, and what reaches
-    `low` and is connected to it.
+    Of the brightness' gradient by Sobel's filters, what is largest across the edge remains; of that, what reaches
+    `high`, and what reaches `low` and is connected to it.
 
     Args:
         images: [B, H, W, C] in [-1, 1].

@@ -7,6 +7,7 @@ import pytest
 from helpers import tiny_pipeline as tiny
 from PIL import Image
 
+from jaxdiff import data
 from jaxdiff.cli import main
 from jaxdiff.cli.controls import parse_hint
 from jaxdiff.conditions import hints
@@ -17,6 +18,7 @@ def test_hints_are_files_or_made_of_them(tmp_path):
     file = tmp_path / "a.png"
     Image.fromarray(picture).save(file)
     np.testing.assert_array_equal(parse_hint(str(file)).read((16, 16, 3)), np.float32(picture) / 255)
+    np.testing.assert_array_equal(parse_hint(f"edges:{file}").read((16, 16, 3)), data.edges(picture) / np.float32(255))
     want = hints.canny(np.float32(picture)[None] / 127.5 - 1)[0]
     np.testing.assert_allclose(parse_hint(f"canny:{file}").read((16, 16, 3)), want, atol=1e-6)
     distance = np.linspace(1, 3, 256).reshape(16, 16)
