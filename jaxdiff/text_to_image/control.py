@@ -77,7 +77,8 @@ def _image_encoder(file: Path, pipeline: Path, network: Path) -> Path:
     for folder in folders:
         if (folder / "config.json").is_file():
             encoder = read_fields(folder)
-            if encoder.get("hidden_size" if config["patches"] else "projection_dim") == config["features"]:
+            width, pooled = encoder.get("hidden_size", 768), encoder.get("projection_dim", 512)
+            if config["features"] == (width if config["patches"] else pooled):
                 return folder
     what = "a patch" if config["patches"] else "a picture"
     raise ValueError(
