@@ -42,7 +42,7 @@ LEAVES = {room: set() for room in ("networks", "autoencoders", "text", "train", 
 FLAX = {"networks", "autoencoders", "text"}  # flax here alone, and nothing but jax and flax
 # An autoencoder and a text encoder are made of the same layers; a pipeline is maths around networks.
 LEAVES |= {"trees": set(), "sharding": {"trees"}, "train": WHERE | {"types"}, "networks": WHERE}
-LEAVES |= {"autoencoders": {"networks"} | WHERE, "text": {"networks"} | WHERE}
+LEAVES |= {"autoencoders": {"networks"} | WHERE, "text": {"networks", "resize"} | WHERE}
 WORDS = {"messages", "schema"}  # how names are listed, and what a stranger's value may be
 DISK = {"storage", "faults"}  # how files are written, and what may befall them: known to whoever reads or writes
 LEAVES |= {"networks": LEAVES["networks"] | WORDS, "train": LEAVES["train"] | WORDS | DISK}

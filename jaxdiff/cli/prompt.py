@@ -68,7 +68,7 @@ def draw_prompts(
         seed: picture i depends on the seed and i alone.
         batch: pictures at a time, rounded up to a multiple of the mesh's parts of a batch.
         mesh: where the parameters lie, and over which pictures are split; None: pictures alone, over all devices.
-        controls: directories of ControlNets, what all pictures follow, and scales, of which 0 is off.
+        controls: what steers, as for `text_to_image.load`; what all pictures follow; and scales, of which 0 is off.
     Returns:
         The pictures, float32 [num, height, width, 3] in [-1, 1], and their prompts.
     Raises:
@@ -96,7 +96,8 @@ def draw_prompts(
     names = tuple(prompts[i % len(prompts)] for i in range(rounds * batch))
     away = None if negative is None else jax.device_put(pipe.tokenize([negative] * batch), split)
     keys = example_keys(seed, rounds * batch).reshape(rounds, batch)
-    repeated = [np.repeat(file.read(pipe.size)[None], batch, axis=0) for _, file, _ in controls]
+    read = [file.read(shape) for (_, file, _), shape in zip(controls, pipe.hint_shapes, strict=True)]
+    repeated = [np.repeat(hint[None], batch, axis=0) for hint in read]
     steering: dict[str, Any] = {}
     if controls:
         scales = [jnp.float32(scale) for _, _, scale in controls]

@@ -68,7 +68,7 @@ def command(
         size: height and width of a prompt's picture.
         base: directory with what a file lacks.
         variant: weights' variant, such as fp16.
-        control: ControlNet, picture and scale: docs/control.md.
+        control: ControlNet etc., picture, scale: docs/control.md.
         mesh: devices as data=4,fsdp=2,sequence=2; data takes those left.
         trust: execute a program that others can write.
     """

@@ -1,4 +1,4 @@
-"""Hints made of pictures, for ControlNets and adapters: edges, low resolution, colours, depth.
+"""Hints made of pictures, for ControlNets and adapters: Canny's edges, low resolution, colours, depth; and of poses.
 
 Pictures are float [B, H, W, C] in [-1, 1], hints [B, H, W, 3] in [0, 1], as networks of other projects take them.
 """
@@ -7,28 +7,29 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jaxdiff.resize import bicubic
 
-__all__ = ["canny", "colors", "depth", "edges", "low_resolution"]
+__all__ = ["canny", "colors", "depth", "low_resolution", "pose"]
 
-
-def edges(images: Array) -> Array:
-    """The gradient of the brightness by Sobel's filters; a step from black to white is 1 on both its sides.
-
-    Args:
-        images: [B, H, W, C] in [-1, 1].
-    """
-    across, down = _gradients(images)
-    return _grey(jnp.minimum(jnp.hypot(across, down), 1))
+JOINTS = 18  # of OpenPose's bodies (COCO): nose, neck, right arm, left arm, right leg, left leg, eyes, ears
+# Its limbs by the joints at their ends, in the order in which they are drawn.
+LIMBS = np.array([
+    (1, 2), (1, 5), (2, 3), (3, 4), (5, 6), (6, 7), (1, 8), (8, 9), (9, 10), (1, 11), (11, 12), (12, 13), (1, 0),
+    (0, 14), (14, 16), (0, 15), (15, 17),
+])  # fmt: skip
+# Red, green and blue of the joints and, but for the last, of the limbs: the hues 0, 20, ..., 340 degrees.
+HUES = np.clip(np.abs(np.arange(JOINTS)[:, None] / 3 - [3, 2, 4]) * [1, -1, -1] + [-1, 2, 2], 0, 1)
+THICK, DIM = 4, 0.6  # a joint's radius and half a limb's width, in pixels; brightness of limbs
 
 
 def canny(images: Array, low: float | Array = 0.1, high: float | Array = 0.2) -> Array:
     """Edges that are a pixel wide, 0 or 1 (Canny 1986), without blurring first.
 
-    Of the gradient of `edges`, what is largest across the edge remains; of that, what reaches `high`, and what reaches
-    `low` and is connected to it.
+    Of the brightness' gradient by Sobel's filters, what is largest across the edge remains; of that, what reaches
+    `high`, and what reaches `low` and is connected to it.
 
     Args:
         images: [B, H, W, C] in [-1, 1].
@@ -90,6 +91,37 @@ def depth(distance: Array) -> Array:
     least, most = (f(near, axis=(1, 2), keepdims=True) for f in (jnp.min, jnp.max))
     spread = most - least
     return _grey((near - least) / jnp.where(spread == 0, 1, spread))
+
+
+def pose(people: Array, size: tuple[int, int]) -> Array:
+    """Bodies drawn as OpenPose's, on black (Cao et al. 2021, arXiv:1812.08008), as ControlNets of poses were trained.
+
+    A limb is an ellipse between its joints, a joint a disc. Joints are drawn over limbs, and people over each other, in
+    their order.
+
+    Args:
+        people: float [B, P, 18, 3]: x and y of a joint in pixels, and its confidence; of 0, it is not drawn.
+        size: (height, width).
+    """
+    at, there = people[..., :2], people[..., 2] > 0
+    grid = jnp.stack(jnp.meshgrid(*(jnp.arange(side, dtype=at.dtype) for side in size[::-1])), -1)[None, None, None]
+    discs = jnp.sum(jnp.square(grid - at[:, :, :, None, None]), -1) <= THICK**2
+    shapes = jnp.concatenate([_ellipses(grid, *(at[:, :, LIMBS[:, end], None, None] for end in (0, 1))), discs], 2)
+    drawn = jnp.concatenate([there[:, :, LIMBS].all(-1), there], 2)[..., None, None]
+    shapes = (shapes & drawn).reshape(len(people), -1, *size)
+    top = jnp.max(jnp.where(shapes, 1 + jnp.arange(shapes.shape[1])[None, :, None, None], 0), axis=1, initial=0)
+    body = np.concatenate([DIM * HUES[: len(LIMBS)], HUES])
+    return jnp.asarray(np.concatenate([np.zeros((1, 3)), np.tile(body, (people.shape[1], 1))]), at.dtype)[top]
+
+
+def _ellipses(grid: Array, first: Array, second: Array) -> Array:
+    """Which pixels lie in the ellipses between points; of equal points there are none."""
+    half, offset = (second - first) / 2, grid - (second + first) / 2
+    length = jnp.sqrt(jnp.sum(jnp.square(half), -1))
+    unit = half / jnp.where(length > 0, length, 1)[..., None]
+    along = jnp.sum(offset * unit, -1)
+    across = offset[..., 0] * unit[..., 1] - offset[..., 1] * unit[..., 0]
+    return (length > 0) & (jnp.square(along * THICK) + jnp.square(across * length) <= jnp.square(length * THICK))
 
 
 def _gradients(images: Array) -> tuple[Array, Array]:

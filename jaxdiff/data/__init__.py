@@ -3,7 +3,7 @@
 from jaxdiff.data.captions import captions_of, preview_captions
 from jaxdiff.data.compositions import Compositions
 from jaxdiff.data.folder import read_image
-from jaxdiff.data.hints import Hinted, low_resolution, open_hints
+from jaxdiff.data.hints import Hinted, edges, low_resolution, open_hints
 from jaxdiff.data.pairs import Pairs, pairs_of
 from jaxdiff.data.pipeline import batches, load_arrays
 from jaxdiff.data.shards import NpzShards, load_embeddings
@@ -22,6 +22,7 @@ __all__ = [
     "batches",
     "captions_of",
     "class_prompts",
+    "edges",
     "has_captions",
     "load_arrays",
     "load_embeddings",

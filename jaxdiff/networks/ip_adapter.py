@@ -6,22 +6,26 @@ values of their own,
     attention(q, text) + lam attention(q, image).
 
 A `UNet` with image_prompt has these weights; cond["image_prompt"] are the image's tokens, cond["image_scale"] is lam.
-The tokens are computed once per picture, from the embedding of an image encoder, by an `ImageProjection`.
+The tokens are computed once per picture: from the embedding of an image encoder by an `ImageProjection`, or from its
+patches by a `Resampler` (the authors' "plus").
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
+from jaxdiff.networks.attention import attend, split_heads
+from jaxdiff.networks.initializers import table_init
 from jaxdiff.networks.layers import at_least_float32
-from jaxdiff.networks.tokens import LayerNorm, dense
+from jaxdiff.networks.tokens import LayerNorm, dense, scan_layers
 
-__all__ = ["ImageProjection", "image_prompted"]
+__all__ = ["ImageProjection", "Resampler", "image_prompted"]
 
 
 class ImageProjection(nn.Module):
@@ -42,6 +46,65 @@ class ImageProjection(nn.Module):
         """Map embeddings [B, D] to tokens [B, count, width]."""
         tokens = dense(self.count * self.width, self.dtype, "proj")(embedding.astype(self.dtype))
         return LayerNorm(name="norm")(tokens.reshape(len(embedding), self.count, self.width))
+
+
+class ResamplerLayer(nn.Module):
+    """Attention of queries to patches and to themselves, and a feed-forward network; each adds to the queries.
+
+    Attributes: see `Resampler`.
+    """
+
+    num_heads: int
+    head_dim: int
+    features: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array, patches: Array) -> tuple[Array, None]:
+        """Map queries x[B, L, D], which look at patches[B, N, D]."""
+        inner = self.num_heads * self.head_dim
+        linear = partial(dense, dtype=self.dtype, bias=False)
+        h = LayerNorm(name="0.norm2")(x)
+        seen = jnp.concatenate([LayerNorm(name="0.norm1")(patches), h], axis=1)
+        q, kv = linear(inner, name="0.to_q")(h), linear(2 * inner, name="0.to_kv")(seen)
+        q, k, v = (split_heads(a, self.num_heads) for a in (q, *jnp.split(kv, 2, axis=-1)))
+        x = x + linear(x.shape[-1], name="0.to_out")(attend(q, k, v).reshape(*x.shape[:2], inner))
+        h = linear(self.features, name="1.1")(LayerNorm(name="1.0")(x))
+        return x + linear(x.shape[-1], name="1.3")(nn.gelu(h, approximate=False)), None
+
+
+class Resampler(nn.Module):
+    """Tokens of an image's patches, by learned queries (Alayrac et al. 2022, arXiv:2204.14198, sec. 2.1).
+
+    Attributes:
+        count: number of tokens.
+        width: of a token, that of the text's tokens.
+        inner_width: of the queries.
+        layers: number of layers.
+        num_heads: of the attention.
+        head_dim: features of a head.
+        features: inner width of the feed-forward networks.
+        dtype: type of the computation.
+    """
+
+    count: int = 16
+    width: int = 768
+    inner_width: int = 768
+    layers: int = 4
+    num_heads: int = 12
+    head_dim: int = 64
+    features: int = 3072
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, patches: Array) -> Array:
+        """Map patches [B, N, D], the image encoder's layer before the last, to tokens [B, count, width]."""
+        patches = dense(self.inner_width, self.dtype, "proj_in")(patches)
+        queries = self.param("latents", table_init, (1, self.count, self.inner_width)).astype(self.dtype)
+        x = jnp.broadcast_to(queries, (len(patches), *queries.shape[1:]))
+        stack = scan_layers(ResamplerLayer, self.layers)
+        x, _ = stack(self.num_heads, self.head_dim, self.features, self.dtype, name="layers.*")(x, patches)
+        return LayerNorm(name="norm_out")(dense(self.width, self.dtype, "proj_out")(x))
 
 
 def image_prompted(unet: Callable[..., Any], scale: float | Array | Callable[[Array], float | Array] = 1.0) -> Callable:

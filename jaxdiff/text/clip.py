@@ -18,7 +18,13 @@ from jaxdiff.text.parts import Embedding, Encoded, EncoderLayer, activation, che
 
 
 class Layer(EncoderLayer):
-    """Causal self-attention and a feed-forward network, each preceded by a norm."""
+    """Self-attention and a feed-forward network, each preceded by a norm.
+
+    Attributes:
+        causal: a token attends to itself and those before it alone.
+    """
+
+    causal: bool = True
 
     @nn.compact
     def __call__(self, carry: tuple[Array, Array, Array], mask: Array | None, chosen: int) -> tuple[Any, None]:
@@ -28,7 +34,7 @@ class Layer(EncoderLayer):
 
         h = LayerNorm(self.eps, name="layer_norm1")(x)
         q, k, v = qkv(h, [f"self_attn.{name}_proj" for name in "qkv"], num_heads=self.num_heads, dtype=self.dtype)
-        h = attend(q, k, v, mask=mask, causal=True).reshape(x.shape)
+        h = attend(q, k, v, mask=mask, causal=self.causal).reshape(x.shape)
         x = x + dense(width, self.dtype, "self_attn.out_proj")(h)
 
         h = LayerNorm(self.eps, name="layer_norm2")(x)

@@ -1,47 +1,121 @@
-"""ControlNets of a pipeline: checked against its network, and added to it at scales that may follow the level."""
+"""What steers a pipeline by pictures: checked against its network, and added to it at scales that follow the level."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.guidance.base import Scale
+from jaxdiff.interop.adapters.ip_adapter import describe_ip_adapter, is_ip_adapter
+from jaxdiff.interop.sources import read_fields
 from jaxdiff.levels import Level
-from jaxdiff.networks import add_controls, controlled
+from jaxdiff.messages import listed
+from jaxdiff.networks import add_controls, add_features, controlled
+from jaxdiff.networks.layers import at_least_float32
+from jaxdiff.text import clip_pixels
 from jaxdiff.text_to_image.prompts import Cond, Models, PipelineSpec
 
-__all__ = ["check_controls", "check_hints", "control_names", "controlled_apply"]
+__all__ = [
+    "IP_ADAPTER",
+    "check_controls",
+    "check_hints",
+    "controlled_apply",
+    "encode_hints",
+    "find_controls",
+    "hint_shape",
+]
 
 # Conditions of a U-Net that its ControlNets don't take: the masked picture, and the distilled guidance.
 OWN = "concat", "guidance"
+# The names of controls among a pipeline's models, which are diffusers', by their class.
+NAMES = {"ControlNetModel": "controlnet", "T2IAdapter": "adapter"}
+IP_ADAPTER, IMAGE_ENCODER = "ip_adapter", "image_encoder"
 
 
-def control_names(count: int) -> tuple[str, ...]:
-    """The names of so many ControlNets among a pipeline's models, which are diffusers'."""
-    return tuple(f"controlnet_{i}" if i else "controlnet" for i in range(count))
+def find_controls(
+    controls: Sequence[str | Path], pipeline: Path, network: Path
+) -> tuple[tuple[str, ...], dict[str, Path]]:
+    """Name what steers a pipeline, and find the image encoder of an IP-Adapter.
+
+    Args:
+        controls: directories of ControlNets and T2I-Adapters, and the file of an IP-Adapter.
+        pipeline: the pipeline's directory or file.
+        network: its network.
+
+    Returns:
+        The names of the controls, and where they and the image encoder lie, by their names.
+
+    Raises:
+        ValueError: a control is of another class, there are two IP-Adapters, or one without its image encoder.
+    """
+    names: list[str] = []
+    paths: dict[str, Path] = {}
+    for path in map(Path, controls):
+        if is_ip_adapter(path):
+            if IP_ADAPTER in names:
+                raise ValueError(f"a pipeline takes one IP-Adapter, and {path} is the second")
+            names.append(IP_ADAPTER)
+            paths |= {IP_ADAPTER: path, IMAGE_ENCODER: _image_encoder(path, pipeline, network)}
+            continue
+        kind = read_fields(path)["_class_name"]
+        if kind not in NAMES:
+            raise ValueError(f"a control must be a {' or a '.join(NAMES)}, or an IP-Adapter's file, got {kind}")
+        count = sum(name.partition("_")[0] == NAMES[kind] for name in names)
+        names.append(f"{NAMES[kind]}_{count}" if count else NAMES[kind])
+        paths[names[-1]] = path
+    return tuple(names), paths
+
+
+def _image_encoder(file: Path, pipeline: Path, network: Path) -> Path:
+    """The image encoder whose outputs an IP-Adapter takes: near its file, as they are published, or the pipeline's."""
+    _, config = describe_ip_adapter(file, read_fields(network))
+    folders = [file.parent / IMAGE_ENCODER, file.parent.parent / "models" / IMAGE_ENCODER, pipeline / IMAGE_ENCODER]
+    for folder in folders:
+        if (folder / "config.json").is_file():
+            encoder = read_fields(folder)
+            width, pooled = encoder.get("hidden_size", 768), encoder.get("projection_dim", 512)
+            if config["features"] == (width if config["patches"] else pooled):
+                return folder
+    what = "a patch" if config["patches"] else "a picture"
+    raise ValueError(
+        f"{file} needs CLIP's image encoder with {config['features']} features of {what}, in one of the folders "
+        f"{listed(map(str, folders))}"
+    )
+
+
+def hint_shape(models: Models, name: str, size: tuple[int, int]) -> tuple[int, ...] | None:
+    """The shape of a control's picture, (height, width, channels); None: any, in colour."""
+    if name == IP_ADAPTER:
+        return None
+    channels = "in_channels" if _is_adapter(name) else "conditioning_channels"
+    return (*size, models.config[name].get(channels, 3))
 
 
 def check_controls(layout: PipelineSpec, models: Models, names: Sequence[str]) -> None:
-    """Check ControlNets against the network of a pipeline.
+    """Check what steers a pipeline against its network.
 
     Args:
         layout: the kind of pipeline.
         models: its models.
-        names: of the ControlNets among them.
+        names: of the controls among them.
 
     Raises:
-        ValueError: the network has none, or one is for another network.
+        ValueError: the network takes none, or one is for another network.
     """
     own = models.config[layout.network]
     if names and own["_class_name"] != "UNet2DConditionModel":
-        raise ValueError(f"ControlNets are for a UNet2DConditionModel, got {own['_class_name']}")
+        raise ValueError(f"controls are for a UNet2DConditionModel, got {own['_class_name']}")
     for name in names:
         config = models.config[name]
-        if config["_class_name"] != "ControlNetModel":
-            raise ValueError(f"a control must be a ControlNetModel, got {config['_class_name']}")
+        if name == IP_ADAPTER:
+            continue  # its description is checked against the network
+        if _is_adapter(name):
+            _check_adapter(name, config, own, models.apply["vae"].factor)
+            continue
         fields = "block_out_channels", "cross_attention_dim", "layers_per_block", "addition_embed_type"
         for field in fields:
             mine, theirs = (_plain(c.get(field)) for c in (own, config))
@@ -55,12 +129,25 @@ def check_controls(layout: PipelineSpec, models: Models, names: Sequence[str]) -
             )
 
 
+def _check_adapter(name: str, config: Mapping[str, Any], unet: Mapping[str, Any], factor: int) -> None:
+    """Raise ValueError unless an adapter's features are those of a U-Net's levels, or of these and its bottom."""
+    mine, theirs = list(unet["block_out_channels"]), list(config.get("channels", (320, 640, 1280, 1280)))
+    theirs += theirs[-1:] * (config.get("adapter_type") == "light_adapter")
+    if theirs not in (mine, mine + mine[-1:]):
+        raise ValueError(f"{name} is not for this U-Net: its features have {theirs} channels, and the U-Net's {mine}")
+    if config.get("downscale_factor", 8) not in (factor, 2 * factor):
+        raise ValueError(
+            f"{name} takes hints {config.get('downscale_factor', 8)} times the size of its features, and the "
+            f"autoencoder's pictures are {factor} times its latents"
+        )
+
+
 def check_hints(models: Models, names: Sequence[str], hints: Sequence[Array], shape: tuple[int, ...]) -> None:
-    """Check the hints of ControlNets.
+    """Check the pictures that steer a pipeline.
 
     Args:
         models: a pipeline's models.
-        names: of the ControlNets among them.
+        names: of the controls among them.
         hints: one for each.
         shape: (B, height, width) of the pictures.
 
@@ -68,48 +155,116 @@ def check_hints(models: Models, names: Sequence[str], hints: Sequence[Array], sh
         ValueError: another number of hints, or another shape or dtype of one.
     """
     if len(hints) != len(names):
-        raise ValueError(f"a pipeline of {len(names)} ControlNets takes as many hints, got {len(hints)}")
+        raise ValueError(f"a pipeline of {len(names)} controls takes as many hints, got {len(hints)}")
+    batch, *size = shape
     for name, hint in zip(names, hints, strict=True):
-        wanted = (*shape, models.config[name].get("conditioning_channels", 3))
+        wanted = (batch, *(hint_shape(models, name, (size[0], size[1])) or (*hint.shape[1:3], 3)))
         if hint.shape != wanted or not jnp.issubdtype(hint.dtype, jnp.floating):
             raise ValueError(
                 f"hints of {name} must be floats in [0, 1] of shape {wanted}, got {hint.dtype}, {hint.shape}"
             )
 
 
+def encode_hints(models: Models, params: Any, names: Sequence[str], hints: Sequence[Array]) -> tuple[Cond, Cond]:
+    """Compute what a network is told of hints, once per picture.
+
+    Args:
+        models: a pipeline's models.
+        params: of all models.
+        names: of the controls among them.
+        hints: one for each.
+
+    Returns:
+        The entries of the network's condition, for prompts and for negative ones: of an IP-Adapter these are an
+        embedding of zeros or the encoder's patches of a picture of zeros, as in its training.
+    """
+    cond: Cond = {}
+    null: Cond = {}
+    given = dict(zip(names, hints, strict=True))
+    if nets := _nets(names):
+        cond["hint"] = tuple(given[name] for name in nets)
+    if adapters := [name for name in names if _is_adapter(name)]:
+        cond["features"] = tuple(models.apply[name](params[name], given[name]) for name in adapters)
+    if IP_ADAPTER in given:
+        cond["image_prompt"], null["image_prompt"] = _image_prompt(models, params, given[IP_ADAPTER])
+    return cond, cond | null
+
+
+def _image_prompt(models: Models, params: Any, picture: Array) -> tuple[Array, Array]:
+    config, encoder = models.config[IP_ADAPTER], models.apply[IMAGE_ENCODER]
+    pixels = clip_pixels(picture, models.config[IMAGE_ENCODER].get("image_size", 224))
+    if config["patches"]:
+        image, none = (
+            encoder(params[IMAGE_ENCODER], given, layer=-2).hidden for given in (pixels, jnp.zeros_like(pixels[:1]))
+        )
+    else:
+        image = encoder(params[IMAGE_ENCODER], pixels).pooled
+        none = jnp.zeros_like(image[:1])
+    tokens, empty = (models.apply[IP_ADAPTER].project(params[IP_ADAPTER], given) for given in (image, none))
+    return tokens, jnp.broadcast_to(empty, tokens.shape)
+
+
 def controlled_apply(
     models: Models, network: str, names: Sequence[str], scales: Scale | Sequence[Scale]
 ) -> Callable[[Level], Callable[..., Any]]:
-    """Make the network with its ControlNets.
+    """Make the network with what steers it.
 
     Args:
         models: a pipeline's models.
         network: name of the U-Net.
-        names: of the ControlNets.
+        names: of the controls.
         scales: of each, or one for all: a number, or a function of the level that returns one.
 
     Returns:
-        level -> apply(params of all models, x, noise[B], cond with "hint", a tuple).
+        level -> apply(params of all models, x, noise[B], cond with the entries of `encode_hints`).
 
     Raises:
         ValueError: another number of scales.
     """
     each = list(scales) if isinstance(scales, Sequence) else [scales] * len(names)
     if len(each) != len(names):
-        raise ValueError(f"{len(names)} ControlNets take one scale, or as many, got {len(each)}")
+        raise ValueError(f"{len(names)} controls take one scale, or as many, got {len(each)}")
 
     def at(level: Level) -> Callable[..., Any]:
-        numbers = [scale(level) if callable(scale) else scale for scale in each]
-        control = add_controls([_without(models.apply[name]) for name in names], numbers)
-        both = controlled(control, models.apply[network])
+        numbers = {name: s(level) if callable(s) else s for name, s in zip(names, each, strict=True)}
+        nets = _nets(names)
+        of_features = [number for name, number in numbers.items() if _is_adapter(name)]
 
         def apply(params: Mapping[str, Any], x: Array, noise: Array, cond: Cond, **options: Any) -> Array:
-            own = {"controlnet": tuple(params[name] for name in names), "unet": params[network]}
-            return both(own, x, noise, cond, **options)
+            unet, cond = models.apply[network], dict(cond)
+            if IP_ADAPTER in numbers:
+                unet = _with_image(models, params)
+                lam = jnp.asarray(numbers[IP_ADAPTER], at_least_float32(x.dtype))
+                cond["image_scale"] = jnp.broadcast_to(lam, noise.shape)
+            if of_features:
+                cond["features"] = add_features(cond["features"], of_features)
+            if not nets:
+                return unet(params[network], x, noise, cond, **options)
+            control = add_controls([_without(models.apply[name]) for name in nets], [numbers[name] for name in nets])
+            own = {"controlnet": tuple(params[name] for name in nets), "unet": params[network]}
+            return controlled(control, unet)(own, x, noise, cond, **options)
 
         return apply
 
     return at
+
+
+def _nets(names: Sequence[str]) -> list[str]:
+    return [name for name in names if name.startswith(NAMES["ControlNetModel"])]
+
+
+def _is_adapter(name: str) -> bool:
+    """Whether a control is a T2I-Adapter."""
+    return name.startswith(NAMES["T2IAdapter"])
+
+
+def _with_image(models: Models, params: Mapping[str, Any]) -> Callable[..., Any]:
+    """The U-Net that also attends to an image."""
+
+    def unet(of_unet: Any, *args: Any, **options: Any) -> Any:
+        return models.apply[IP_ADAPTER].unet(params[IP_ADAPTER], of_unet, *args, **options)
+
+    return unet
 
 
 def _without(apply: Callable[..., Any]) -> Callable[..., Any]:

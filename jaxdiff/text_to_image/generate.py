@@ -17,7 +17,7 @@ from jaxdiff.levels import Level, q_sample
 from jaxdiff.parameterize import Denoiser, denoiser
 from jaxdiff.sampler import Begin, first_step, solve
 from jaxdiff.solvers import Solver
-from jaxdiff.text_to_image.control import check_hints, controlled_apply
+from jaxdiff.text_to_image.control import check_hints, controlled_apply, encode_hints
 from jaxdiff.text_to_image.parts import NEGATIVE, Parts, complete
 from jaxdiff.text_to_image.prompts import Cond
 
@@ -46,12 +46,12 @@ def generate_images(
     extra: dict[str, Any] = {}
     if image is not None:
         begin, extra = _begin(parts, params, image, mask, strength, batch)
-    if hints:
-        extra = {**extra, "hint": tuple(hints)}
+    steering, away = encode_hints(parts.models, params, parts.controls, hints)
     of_cond = partial(_conditional, parts, params, control_scale)
     denoise = _denoiser(
-        parts, params, tokens, guidance, negative=negative, rescale=rescale, extra=extra, of_cond=of_cond
-    )
+        parts, params, tokens, guidance,
+        negative=negative, rescale=rescale, extra=(extra | steering, extra | away), of_cond=of_cond,
+    )  # fmt: skip
     x = solve(
         denoise, parts.sampling, keys, shape,
         prepared=parts.prepared, dtype=parts.dtype, noise=noise, begin=begin, progress=progress,
@@ -60,9 +60,10 @@ def generate_images(
 
 
 def _denoiser(
-    parts: Parts, params: Any, tokens: Tokens, guidance: Any, *, negative: Tokens | None, rescale: Any, extra: Cond,
-    of_cond: Callable[[Cond], Denoiser],
+    parts: Parts, params: Any, tokens: Tokens, guidance: Any, *, negative: Tokens | None, rescale: Any,
+    extra: tuple[Cond, Cond], of_cond: Callable[[Cond], Denoiser],
 ) -> Denoiser:  # fmt: skip
+    """The guided denoiser; extra is of a prompt's condition, and of its negative one's."""
     if parts.distilled or guidance is None:
         _check_unguided(parts, guidance, negative, rescale)
         asked = dict(tokens)
@@ -70,8 +71,8 @@ def _denoiser(
             batch = len(jax.tree.leaves(asked)[0])
             asked["guidance"] = jnp.broadcast_to(jnp.asarray(guidance, parts.dtype), (batch,))
         cond = parts.condition.encode(params, asked)
-        return of_cond(cond | extra)
-    both = _encode_both(parts, params, tokens, negative) | _pairs(extra, extra)
+        return of_cond(cond | extra[0])
+    both = _encode_both(parts, params, tokens, negative) | _pairs(*extra)
     predict_both = of_cond(both)
 
     def guide(cond: Denoiser, null: Denoiser) -> Denoiser:
@@ -87,7 +88,7 @@ def _denoiser(
 
 
 def _conditional(parts: Parts, params: Any, scale: Scale | Sequence[Scale], cond: Cond) -> Denoiser:
-    """The denoiser of an encoded condition, with the ControlNets where there are any."""
+    """The denoiser of an encoded condition, with what steers the network where there is any."""
     model = parts.model
     if not parts.controls:
         return denoiser(model.apply, params, model.prediction, cond)

@@ -41,7 +41,7 @@ class Parts(NamedTuple):
         dtype: of the steps.
         zeros: whether a condition of zeros may replace the encoded empty prompt.
         tokenize: prompts -> tokens, int32 [B, L] by the name of the text encoder.
-        controls: names of the ControlNets among the models.
+        controls: names of what steers the network, among the models.
     """
 
     layout: PipelineSpec

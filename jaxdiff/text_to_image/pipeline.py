@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,11 +14,12 @@ from jaxdiff.conditions import Condition
 from jaxdiff.experiment import Model
 from jaxdiff.interop import Pretrained, architecture, network_scheduler
 from jaxdiff.interop import load as load_model
+from jaxdiff.interop.adapters.ip_adapter import describe_ip_adapter, load_own
 from jaxdiff.interop.sources import read_fields
 from jaxdiff.media import Medium
 from jaxdiff.networks.layers import at_least_float32
 from jaxdiff.sampling import Sampling
-from jaxdiff.text_to_image.control import check_controls, control_names
+from jaxdiff.text_to_image.control import IP_ADAPTER, check_controls, find_controls, hint_shape
 from jaxdiff.text_to_image.generate import generate_images
 from jaxdiff.text_to_image.index import Index, read_index, tokenizers
 from jaxdiff.text_to_image.parts import Parts, make_parts
@@ -46,6 +47,7 @@ class Pipeline(NamedTuple):
         sampling: the scheduler's.
         condition: tokens by the names of the text encoders, and flags or the guidance that they come with.
         medium: images, of latents that the autoencoder decodes.
+        hint_shapes: of each control's picture, (height, width, channels), or None: any, in colour.
     """
 
     models: dict[str, Pretrained]
@@ -60,6 +62,7 @@ class Pipeline(NamedTuple):
     sampling: Sampling
     condition: Condition
     medium: Medium
+    hint_shapes: tuple[tuple[int, ...] | None, ...] = ()
 
     @property
     def params(self) -> dict[str, Any]:
@@ -97,8 +100,9 @@ def load(
             decoded. May be traced.
         noise: [B, height / factor, width / factor, D], standard normal, in place of the keys' at the beginning.
         hints: for each of `controls` [B, height, width, C] in [0, 1], what its pictures follow; see `conditions.hints`.
-        control_scale: of the ControlNets, a number or one for each, or functions of the level that return one (Zhang et
-            al. 2023, arXiv:2302.05543). 0 is off. May be traced.
+            That of an IP-Adapter is an image of any size, which shows what they show.
+        control_scale: of the controls, a number or one for each, or functions of the level that return one. 0 is off.
+            May be traced.
         images: [B, height, width, 3] in [-1, 1], float32 at least.
 
     With a file of low-rank adapters, at a scale, the parameters are
@@ -118,32 +122,40 @@ def load(
         param_dtype: of the parameters; None: as in the files.
         place: tree of shapes -> tree of shardings, for each model; see `interop.load`.
         progress: called on the host with the number of steps done, after each step.
-        controls: directories of ControlNets of a U-Net, whose residuals are added.
+        controls: directories of ControlNets of a U-Net, whose residuals are added (Zhang et al. 2023,
+            arXiv:2302.05543), and of T2I-Adapters, whose features are (Mou et al. 2023, arXiv:2302.08453), and the file
+            of an IP-Adapter (Ye et al. 2023, arXiv:2308.06721), with its image encoder
+            in the folder "image_encoder" near it or of the pipeline.
 
     Returns:
         The models, the function, the tokenizer, and the parts of an experiment.
 
     Raises:
         ValueError: the pipeline's class is not known, a model is missing or not supported, the size is not one that
-            the networks can make, or a ControlNet is for another network. Everything but the contents of the weights
+            the networks can make, or a control is for another network. Everything but the contents of the weights
             is checked before they are read.
     """
     index = read_index(directory, base)
-    names = control_names(len(controls))
-    index = index._replace(models=index.models | dict(zip(names, map(Path, controls), strict=True)))
+    pipeline = set(index.models)
+    names, found = find_controls(controls, Path(directory), index.models[index.layout.network])
+    index = index._replace(models=found | index.models)  # an adapter's names are checked before large files are read
     parts = _parts(index, steps=steps, size=size, kind=kind, length=length, dtype=dtype, controls=names)
     layout = index.layout
     options = {"variant": variant, "dtype": dtype, "param_dtype": param_dtype, "place": place}
     # A variant is of the pipeline's own weights.
-    loaded = {
-        part: load_model(path, **options | ({"variant": None} if part in names else {}))
-        for part, path in index.models.items()
-    }
+    loaded = {}
+    for part, path in index.models.items():
+        if part == IP_ADAPTER:
+            own = {name: value for name, value in options.items() if name != "variant"}
+            loaded[part] = load_own(path, parts.config, **own)
+        else:
+            loaded[part] = load_model(path, **options | ({} if part in pipeline else {"variant": None}))
     generate = partial(generate_images, parts, progress)
     scale = layout.guidance if parts.distilled or parts.classifier_free else None
     return Pipeline(
         loaded, generate, parts.tokenize, parts.size, len(parts.prepared[0].t) - 1, scale, parts.classifier_free,
         parts.zeros, parts.model, parts.sampling, parts.condition, parts.medium,
+        tuple(hint_shape(parts.models, name, parts.size) for name in names),
     )  # fmt: skip
 
 
@@ -170,7 +182,7 @@ def _parts(
     controls: tuple[str, ...] = (),
 ) -> Parts:  # fmt: skip
     layout = index.layout
-    models = _described(index.models, dtype, layout.length if length is None else length)
+    models = _described(index, dtype, layout.length if length is None else length)
     network = models.config[layout.network]
     layout.check(network)
     check_controls(layout, models, controls)
@@ -191,10 +203,13 @@ def _parts(
     return parts._replace(controls=controls)
 
 
-def _described(paths: Mapping[str, Path], dtype: Any, length: int) -> Models:
+def _described(index: Index, dtype: Any, length: int) -> Models:
     """The models as their configs describe them."""
-    configs = {part: read_fields(path) for part, path in paths.items()}
+    configs = {part: read_fields(path) for part, path in index.models.items() if part != IP_ADAPTER}
     specs = {part: architecture(config, dtype) for part, config in configs.items()}
+    if IP_ADAPTER in index.models:
+        own = describe_ip_adapter(index.models[IP_ADAPTER], configs[index.layout.network], dtype)
+        specs[IP_ADAPTER], configs[IP_ADAPTER] = own
     apply, init = ({part: getattr(spec, name) for part, spec in specs.items()} for name in ("apply", "init"))
     return Models(apply, configs, length, init)
 

@@ -1,10 +1,13 @@
-"""`jaxdiff sample DIRECTORY --prompt --control DIRECTORY PICTURE`."""
+"""`jaxdiff sample DIRECTORY --prompt --control CONTROL PICTURE SCALE`."""
+
+import json
 
 import numpy as np
 import pytest
 from helpers import tiny_pipeline as tiny
 from PIL import Image
 
+from jaxdiff import data
 from jaxdiff.cli import main
 from jaxdiff.cli.controls import parse_hint
 from jaxdiff.conditions import hints
@@ -14,19 +17,45 @@ def test_hints_are_files_or_made_of_them(tmp_path):
     picture = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
     file = tmp_path / "a.png"
     Image.fromarray(picture).save(file)
-    np.testing.assert_array_equal(parse_hint(str(file)).read((16, 16)), np.float32(picture) / 255)
+    np.testing.assert_array_equal(parse_hint(str(file)).read((16, 16, 3)), np.float32(picture) / 255)
+    np.testing.assert_array_equal(parse_hint(f"edges:{file}").read((16, 16, 3)), data.edges(picture) / np.float32(255))
     want = hints.canny(np.float32(picture)[None] / 127.5 - 1)[0]
-    np.testing.assert_allclose(parse_hint(f"canny:{file}").read((16, 16)), want, atol=1e-6)
+    np.testing.assert_allclose(parse_hint(f"canny:{file}").read((16, 16, 3)), want, atol=1e-6)
     distance = np.linspace(1, 3, 256).reshape(16, 16)
     np.savez(tmp_path / "far.npz", depth=distance)
-    made = parse_hint(f"depth:{tmp_path / 'far.npz'}").read((16, 16))
+    made = parse_hint(f"depth:{tmp_path / 'far.npz'}").read((16, 16, 3))
+    grey = parse_hint(f"depth:{tmp_path / 'far.npz'}").read((16, 16, 1))
+    np.testing.assert_allclose(grey, made[..., :1], atol=1e-6)
+    with pytest.raises(ValueError, match="hints of 4 are asked for"):
+        parse_hint(str(file)).read((16, 16, 4))
     assert made.shape == (16, 16, 3) and made[0, 0, 0] == 1 and made[-1, -1, 0] == 0
     with pytest.raises(ValueError, match=r"positive numbers of shape \(8, 8\)"):
-        parse_hint(f"depth:{tmp_path / 'far.npz'}").read((8, 8))
-    with pytest.raises(ValueError, match=r"made by edges, canny, low, colors, depth, got 'lines'"):
+        parse_hint(f"depth:{tmp_path / 'far.npz'}").read((8, 8, 3))
+    with pytest.raises(ValueError, match=r"made by edges, canny, low, colors, depth, pose, got 'lines'"):
         parse_hint(f"lines:{file}")
     with pytest.raises(ValueError, match="does not exist"):
         parse_hint("edges:none.png")
+
+
+def test_poses_are_read_in_pixels_or_of_a_canvas(tmp_path):
+    joints = np.zeros((2, 18, 3))
+    joints[:, 1:3] = [[[4, 4, 1], [12, 8, 0.5]], [[3, 12, 1], [9, 12, 1]]]
+    people, file = [{"pose_keypoints_2d": each.ravel().tolist()} for each in joints], tmp_path / "a.json"
+    file.write_text(json.dumps({"version": 1.3, "people": people}))
+    got = parse_hint(f"pose:{file}").read((16, 24, 3))
+    np.testing.assert_array_equal(got, hints.pose(joints[None].astype(np.float32), (16, 24))[0])
+    assert got.shape == (16, 24, 3) and len(np.unique(got.reshape(-1, 3), axis=0)) == 4  # a limb, two joints and black
+    file.write_text(json.dumps({"people": people, "canvas_width": 48, "canvas_height": 32}))
+    half = parse_hint(f"pose:{file}").read((16, 24, 3))
+    np.testing.assert_array_equal(half, hints.pose((joints[None] * [0.5, 0.5, 1]).astype(np.float32), (16, 24))[0])
+    file.write_text(json.dumps({"people": []}))
+    assert not parse_hint(f"pose:{file}").read((16, 24, 3)).any()
+    for wrong in ({}, {"people": [{"pose_keypoints_2d": [1.0] * 75}]}, {"people": people, "canvas_width": 0}):
+        file.write_text(json.dumps(wrong))
+        with pytest.raises(ValueError, match='must hold "people", each with 18 times x, y and confidence'):
+            parse_hint(f"pose:{file}").read((16, 24, 3))
+    with pytest.raises(ValueError, match="this control's have any"):
+        parse_hint(f"pose:{file}").read(None)
 
 
 @pytest.mark.slow
@@ -42,3 +71,17 @@ def test_pictures_follow_their_hint(tmp_path):
         drawn[kind, scale] = np.load(tmp_path / "a.npz")["x"]
     np.testing.assert_array_equal(drawn["edges", "0"], drawn["low", "0"])
     assert np.abs(drawn["edges", "1"] - drawn["edges", "0"]).max() > 1e-3
+
+
+@pytest.mark.slow
+def test_pictures_show_an_image_of_another_size(tmp_path):
+    directory, adapter = tiny.write(tmp_path / "model"), tiny.write_ip_adapter(tmp_path / "ip")
+    picture = np.random.default_rng(0).integers(0, 256, (20, 11, 3), np.uint8)
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    Image.fromarray(picture[..., ::-1]).save(tmp_path / "b.png")
+    drawn = []
+    for file, scale in (("a", "1"), ("b", "1"), ("a", "0")):
+        shown = ["--control", str(adapter), str(tmp_path / f"{file}.png"), scale, "--out", str(tmp_path / "x.npz")]
+        main(["sample", str(directory), "--prompt", "a cat", "--steps", "2", *shown])
+        drawn.append(np.load(tmp_path / "x.npz")["x"])
+    assert all(np.abs(a - b).max() > 1e-5 for a, b in ((drawn[0], drawn[1]), (drawn[0], drawn[2])))

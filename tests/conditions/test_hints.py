@@ -17,17 +17,6 @@ def step(height=1.0, turns=0):
     return np.rot90(np.float32(2 * bright - 1), turns)[None, :, :, None]
 
 
-def test_a_step_has_edges_on_both_its_sides_of_its_height_and_a_ramp_has_one_slope():
-    for turns in range(4):
-        want = np.where(np.isin(np.arange(SIDE), (AT - 1, AT)), 0.4, 0.0) * np.ones((SIDE, 1))
-        got = hints.edges(step(0.4, turns))
-        np.testing.assert_allclose(got, np.broadcast_to(np.rot90(want, turns)[None, :, :, None], got.shape), atol=1e-6)
-    y, x = np.mgrid[:SIDE, :SIDE]
-    ramp = np.float32(2 * (0.03 * x + 0.04 * y) - 1)[None, ..., None]
-    np.testing.assert_allclose(hints.edges(ramp)[:, 1:-1, 1:-1], 2 * 0.05, atol=1e-6)  # over two pixels
-    assert hints.edges(step(1.0)).max() == 1
-
-
 compiled = jax.jit(hints.canny)  # of four pictures
 
 
@@ -83,3 +72,46 @@ def test_the_nearest_is_white():
     distance = jnp.asarray([[[1.0, 2.0], [4.0, 4.0]], [[3.0, 3.0], [3.0, 3.0]]])
     want = [[[1, 1 / 3], [0, 0]], [[0, 0], [0, 0]]]
     np.testing.assert_allclose(hints.depth(distance), np.repeat(np.float32(want)[..., None], 3, -1), atol=1e-6)
+
+
+# OpenPose's colours of its joints, of which the first 17 are its limbs', too.
+COLORS = [
+    (255, 0, 0), (255, 85, 0), (255, 170, 0), (255, 255, 0), (170, 255, 0), (85, 255, 0), (0, 255, 0), (0, 255, 85),
+    (0, 255, 170), (0, 255, 255), (0, 170, 255), (0, 85, 255), (0, 0, 255), (85, 0, 255), (170, 0, 255), (255, 0, 255),
+    (255, 0, 170), (255, 0, 85),
+]  # fmt: skip
+LIMBS = [
+    (1, 2), (1, 5), (2, 3), (3, 4), (5, 6), (6, 7), (1, 8), (8, 9), (9, 10), (1, 11), (11, 12), (12, 13), (0, 1),
+    (0, 14), (14, 16), (0, 15), (15, 17),
+]  # fmt: skip
+draw = jax.jit(hints.pose, static_argnums=1)
+
+
+def test_a_body_has_openpose_s_joints_and_limbs_in_its_colours():
+    bodies = np.zeros((18 + len(LIMBS), 1, 18, 3), np.float32)
+    bodies[np.arange(18), 0, np.arange(18)] = 20, 12, 0.3  # a joint
+    for i, (a, b) in enumerate(LIMBS):
+        bodies[18 + i, 0, [a, b]] = [[10, 20, 1], [30, 20, 1]]
+    got = np.asarray(draw(bodies, (32, 40)))
+    y, x = np.mgrid[:32, :40]
+    for i, color in enumerate(COLORS):
+        disc = np.hypot(x - 20, y - 12) <= 4
+        np.testing.assert_allclose(got[i], disc[..., None] * np.float32(color) / 255, atol=1e-6)
+    for i, (a, b) in enumerate(LIMBS):
+        want = (((x - 20) / 10) ** 2 + ((y - 20) / 4) ** 2 <= 1)[..., None] * (0.6 * np.float32(COLORS[i]) / 255)
+        for joint, left in sorted([(a, 10), (b, 30)]):
+            want = np.where((np.hypot(x - left, y - 20) <= 4)[..., None], np.float32(COLORS[joint]) / 255, want)
+        np.testing.assert_allclose(got[18 + i], want, atol=1e-6)
+
+
+def test_a_body_turns_with_its_joints_and_is_drawn_over_those_before():
+    body = np.concatenate([rng.uniform(4, 35, (2, 18, 2)), np.ones((2, 18, 1))], -1)[None].astype(np.float32)
+    got = np.asarray(draw(body, (40, 40)))
+    turned = np.stack([body[..., 1], 39 - body[..., 0], body[..., 2]], -1)
+    assert (
+        np.mean(np.abs(draw(turned, (40, 40)) - np.rot90(got, axes=(1, 2))).max(-1) > 1e-6) < 1e-3
+    )  # rounding at borders
+    last = np.asarray(draw(np.concatenate([np.zeros_like(body[:, :1]), body[:, 1:]], 1), (40, 40)))
+    inside = last.any(-1)
+    np.testing.assert_array_equal(got[inside], last[inside])
+    assert 0.2 < inside.mean() < 0.95 and got[~inside].any()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxdiff import data
-from jaxdiff.data.hints import edges
+from jaxdiff.data import edges
 
 pytestmark = pytest.mark.slow
 

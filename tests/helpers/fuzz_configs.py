@@ -22,6 +22,10 @@ MODELS = {
     },
     "CLIPTextModel": CLIP,
     "CLIPTextModelWithProjection": CLIP,
+    "CLIPVisionModelWithProjection": {
+        "image_size": 8, "patch_size": 4, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "intermediate_size": 8, "projection_dim": 6, "num_channels": 3, "hidden_act": "gelu", "layer_norm_eps": 1e-5,
+    },
     "ControlNetModel": {
         **SMALL, "attention_head_dim": 2, "cross_attention_dim": 8, "conditioning_channels": 3, "in_channels": 4,
         "conditioning_embedding_out_channels": [4, 8], "global_pool_conditions": False, "num_class_embeds": 3,

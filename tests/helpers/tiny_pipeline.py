@@ -4,6 +4,7 @@ import json
 
 import jax
 import numpy as np
+from safetensors.numpy import save_file
 
 from jaxdiff.interop import Pretrained, architecture, save
 from jaxdiff.interop.models.conditional_unets import control_config
@@ -68,6 +69,55 @@ def write_control(directory, seed=7):
     config = control_config(UNET, conditioning_embedding_out_channels=[4, 6])
     _write_model(directory, config, seed)
     return directory
+
+
+ADAPTER = {
+    "_class_name": "T2IAdapter", "adapter_type": "full_adapter", "channels": [8], "downscale_factor": 2,
+    "num_res_blocks": 1, "in_channels": 1,
+}  # fmt: skip
+
+
+def write_adapter(directory, seed=11):
+    """Makes a directory of a T2I-Adapter for `write`'s network, whose hints are grey."""
+    _write_model(directory, ADAPTER, seed)
+    return directory
+
+
+VISION = {
+    "_class_name": "CLIPVisionModelWithProjection", "architectures": ["CLIPVisionModelWithProjection"],
+    "image_size": 8, "patch_size": 4, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "intermediate_size": 8, "projection_dim": 6,
+}  # fmt: skip
+
+
+def write_ip_adapter(directory, *, patches=False, seed=9, features=None):
+    """Makes an IP-Adapter's file for `write`'s network, with an image encoder."""
+    width, given = UNET["cross_attention_dim"], VISION["hidden_size" if patches else "projection_dim"]
+    given = given if features is None else features
+    if patches:
+        shapes = {"latents": (1, 3, 8), "proj_in.weight": (8, given), "proj_in.bias": (8,)}
+        shapes |= {"proj_out.weight": (width, 8), "proj_out.bias": (width,)}
+        for i in range(2):
+            shapes |= {f"layers.{i}.0.{name}": (8,) for name in _affine("norm1", "norm2")}
+            shapes |= {f"layers.{i}.0.to_q.weight": (64, 8), f"layers.{i}.0.to_kv.weight": (128, 8)}
+            shapes |= {f"layers.{i}.0.to_out.weight": (8, 64), f"layers.{i}.1.1.weight": (12, 8)}
+            shapes |= {f"layers.{i}.1.3.weight": (8, 12)} | {f"layers.{i}.1.{name}": (8,) for name in _affine("0")}
+        shapes |= dict.fromkeys(_affine("norm_out"), (width,))
+    else:
+        shapes = {"proj.weight": (4 * width, given), "proj.bias": (4 * width,)}
+        shapes |= dict.fromkeys(_affine("norm"), (width,))
+    shapes = {f"image_proj.{name}": shape for name, shape in shapes.items()}
+    # Four attentions of 8 channels: one on the way down, two up, one at the bottom.
+    shapes |= {f"ip_adapter.{2 * i + 1}.to_{to}_ip.weight": (8, width) for i in range(4) for to in "kv"}
+    rng = np.random.default_rng(seed)
+    directory.mkdir()
+    save_file({k: 3 * rng.standard_normal(s, np.float32) for k, s in shapes.items()}, directory / "ip.safetensors")
+    _write_model(directory / "image_encoder", VISION, seed)
+    return directory / "ip.safetensors"
+
+
+def _affine(*norms):
+    return [f"{norm}.{name}" for norm in norms for name in ("weight", "bias")]
 
 
 def _write_model(directory, config, seed):

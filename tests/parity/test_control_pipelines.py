@@ -1,4 +1,4 @@
-"""ControlNets within text-to-image pipelines: the same prompts, hints and noise give diffusers' images."""
+"""ControlNets and T2I-Adapters within text-to-image pipelines: prompts, hints and noise give diffusers' images."""
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from parity.checkpoints import nhwc, randomize  # noqa: E402
 import jaxdiff as jd  # noqa: E402
 
 N = 4
+SCALES = 0.8, 0.5
 KEYS = jax.random.split(jax.random.key(0), 2)
 HINTS = torch.rand((2, 2, 3, 16, 16), generator=torch.Generator().manual_seed(4))
 
@@ -30,25 +31,32 @@ def compare(folder, kind, pipe, *, end, **options):
     for i, each in enumerate(controls):
         each.save_pretrained(folder / f"control-{i}")
     pipe.save_pretrained(folder / "model")
-    z, scales = tiny.latents(), [0.8, 0.5]
+    z = tiny.latents()
     steered = kind(**pipe.components | {"controlnet": diffusers.MultiControlNetModel(controls)}, **options)
     steered.set_progress_bar_config(disable=True)
     given = {"latents": z, "num_inference_steps": N, "guidance_scale": 3.0, "negative_prompt": tiny.NEGATIVE}
     with torch.no_grad():
         want = steered(
-            tiny.PROMPTS, image=[*HINTS], controlnet_conditioning_scale=scales, control_guidance_end=[1.0, end],
+            tiny.PROMPTS, image=[*HINTS], controlnet_conditioning_scale=[*SCALES], control_guidance_end=[1.0, end],
             output_type="np", **given,
         ).images  # fmt: skip
-    made = jd.text_to_image.load(folder / "model", steps=N, controls=[folder / "control-0", folder / "control-1"])
-    last = made.sampling.grid(N).t[round(end * N) - 1]  # of the last step that the second steers
+    last = round(end * N) - 1  # the last step that the second steers
+    follows(folder, z, HINTS, want, lambda scale, until: [scale, until(SCALES[1] / SCALES[0] * scale, last)])
+
+
+def follows(folder, z, hints, want, scales):
+    """Ours are the reference's pictures, and at scales of 0 the plain pipeline's."""
+    controls = [folder / f"control-{i}" for i in range(len(hints))]
+    made = jd.text_to_image.load(folder / "model", steps=N, controls=controls)
+    times = made.sampling.grid(N).t
+    until = lambda scale, last: lambda level: jnp.where(level.t >= times[last], scale, 0)  # noqa: E731
     generate = jax.jit(
         lambda params, scale: made.generate(
             params, made.tokenize(tiny.PROMPTS), KEYS, 3.0, negative=made.tokenize(tiny.NEGATIVE),
-            noise=jnp.asarray(nhwc(z)), hints=[jnp.asarray(nhwc(h)) for h in HINTS],
-            control_scale=[scale, lambda level: jnp.where(level.t >= last, 0.5 / 0.8 * scale, 0)],
+            noise=jnp.asarray(nhwc(z)), hints=[jnp.asarray(nhwc(h)) for h in hints], control_scale=scales(scale, until),
         )
     )  # fmt: skip
-    got, off = generate(made.params, jnp.float32(scales[0])), generate(made.params, jnp.float32(0))
+    got, off = generate(made.params, jnp.float32(SCALES[0])), generate(made.params, jnp.float32(0))
     plain = jd.text_to_image.load(folder / "model", steps=N)
     base = jax.jit(plain.generate)(
         plain.params, plain.tokenize(tiny.PROMPTS), KEYS, 3.0, negative=plain.tokenize(tiny.NEGATIVE),
@@ -71,3 +79,52 @@ def test_stable_diffusion_xl(tmp_path):
     scheduler = diffusers.EulerDiscreteScheduler(**tiny.SD, timestep_spacing="leading", steps_offset=1)
     pipe = tiny.xl(tmp_path, scheduler, False)
     compare(tmp_path, diffusers.StableDiffusionXLControlNetPipeline, pipe, end=0.75)
+
+
+def adapter(seed, **fields):
+    return randomize(diffusers.T2IAdapter(channels=fields.pop("channels"), num_res_blocks=1, **fields), seed)
+
+
+@pytest.mark.slow
+def test_adapters_of_stable_diffusion(tmp_path):
+    """Two of them, in colour and grey, added."""
+    scheduler = diffusers.DDIMScheduler(**tiny.SD, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+    # The reference adds features within attention's levels and after others: so that the first is one of the former.
+    levels = {key: value[::-1] for key, value in tiny.TWO_LEVELS.items()} | {"block_out_channels": (8, 16)}
+    pipe = tiny.stable_diffusion(tmp_path, scheduler, **levels)
+    shapes = {"channels": [8, 16], "downscale_factor": 2}
+    adapters = [adapter(31 + i, in_channels=channels, **shapes) for i, channels in enumerate((3, 1))]
+    pipe.save_pretrained(tmp_path / "model")
+    for i, each in enumerate(adapters):
+        each.save_pretrained(tmp_path / f"control-{i}")
+    z, hints = tiny.latents(), [HINTS[0], HINTS[1][:, :1]]
+    parts = pipe.components | {"adapter": diffusers.MultiAdapter(adapters)}
+    del parts["image_encoder"]
+    steered = diffusers.StableDiffusionAdapterPipeline(**parts, requires_safety_checker=False)
+    steered.set_progress_bar_config(disable=True)
+    with torch.no_grad():
+        want = steered(
+            tiny.PROMPTS, image=hints, adapter_conditioning_scale=[*SCALES], latents=z, num_inference_steps=N,
+            guidance_scale=3.0, negative_prompt=tiny.NEGATIVE, output_type="np", height=16, width=16,
+        ).images  # fmt: skip
+    follows(tmp_path, z, hints, want, lambda scale, until: [scale, SCALES[1] / SCALES[0] * scale])
+
+
+@pytest.mark.slow
+def test_an_adapter_of_stable_diffusion_xl(tmp_path):
+    """In the first half of the steps alone."""
+    scheduler = diffusers.EulerDiscreteScheduler(**tiny.SD, timestep_spacing="leading", steps_offset=1)
+    pipe = tiny.xl(tmp_path, scheduler, False)
+    each = adapter(31, channels=[8], downscale_factor=2, adapter_type="full_adapter_xl")
+    pipe.save_pretrained(tmp_path / "model")
+    each.save_pretrained(tmp_path / "control-0")
+    z = tiny.latents()
+    steered = diffusers.StableDiffusionXLAdapterPipeline(**pipe.components | {"adapter": each})
+    steered.set_progress_bar_config(disable=True)
+    with torch.no_grad():
+        want = steered(
+            tiny.PROMPTS, image=HINTS[0], adapter_conditioning_scale=SCALES[0], adapter_conditioning_factor=0.5,
+            latents=z, num_inference_steps=N, guidance_scale=3.0, negative_prompt=tiny.NEGATIVE, output_type="np",
+            height=16, width=16,
+        ).images  # fmt: skip
+    follows(tmp_path, z, HINTS[:1], want, lambda scale, until: [until(scale, N // 2 - 1)])

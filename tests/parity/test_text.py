@@ -186,6 +186,10 @@ def published(kind, config):
 
 
 def test_published_sizes():
+    vision = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 16}
+    vision |= {"patch_size": 14, "projection_dim": 1024}
+    vision = transformers.CLIPVisionConfig(**vision, hidden_act="gelu")
+    assert published("CLIPVisionModelWithProjection", vision) == (632_076_800,) * 2
     config = transformers.CLIPTextConfig
     large = config(hidden_size=768, intermediate_size=3072, num_attention_heads=12)
     assert published("CLIPTextModel", large) == (123_060_480,) * 2

@@ -1,4 +1,4 @@
-"""ControlNets of a pipeline: off at 0 bit for bit, each at its own scale; parity is in tests/parity."""
+"""What steers a pipeline: off at 0 bit for bit, each at its own scale; parity is in tests/parity."""
 
 import json
 
@@ -54,7 +54,7 @@ def test_mistakes(folders, tmp_path, monkeypatch):
     pipe = jd.text_to_image.load(directory, steps=2, controls=controls[:1])
     hint = jnp.zeros((1, 8, 8, 3))
     for options, words in (
-        ({}, "of 1 ControlNets takes as many hints, got 0"),
+        ({}, "of 1 controls takes as many hints, got 0"),
         ({"hints": [hint[:, :4]]}, r"of shape \(1, 8, 8, 3\), got float32, \(1, 4, 8, 3\)"),
         ({"hints": [hint.astype(jnp.uint8)]}, "floats in"),
         ({"hints": [hint], "control_scale": [1.0, 1.0]}, "take one scale, or as many, got 2"),
@@ -66,10 +66,94 @@ def test_mistakes(folders, tmp_path, monkeypatch):
     for changes, words in (
         ({"cross_attention_dim": 6}, "its cross_attention_dim is 6, and the U-Net's is 8"),
         ({"conditioning_embedding_out_channels": [4, 6, 8]}, "hints 4 times the size"),
-        (tiny.VAE, "must be a ControlNetModel, got AutoencoderKL"),
+        (tiny.ADAPTER | {"channels": [16]}, r"its features have \[16\] channels, and the U-Net's \[8\]"),
+        (tiny.ADAPTER | {"downscale_factor": 8}, "hints 8 times the size of its features"),
+        (tiny.VAE, "must be a ControlNetModel or a T2IAdapter, or an IP-Adapter's file, got AutoencoderKL"),
     ):
         (tmp_path / "config.json").write_text(json.dumps(changes if "_class_name" in changes else config | changes))
         with pytest.raises(ValueError, match=words):
             jd.text_to_image.load(directory, controls=[tmp_path])
-    with pytest.raises(ValueError, match="for a UNet2DConditionModel, got FluxTransformer2DModel"):
+    with pytest.raises(ValueError, match="controls are for a UNet2DConditionModel, got FluxTransformer2DModel"):
         jd.text_to_image.load(tiny.write_flux(tmp_path / "flux"), controls=controls)
+
+
+@pytest.mark.slow
+def test_adapters_add_up_with_a_control(folders, tmp_path):
+    directory, controls = folders
+    adapters = [tiny.write_adapter(tmp_path / f"adapter-{seed}", seed) for seed in (11, 12)]
+    pipe = jd.text_to_image.load(directory, steps=2, controls=[adapters[0], controls[0], adapters[1]])
+    assert sorted(pipe.params)[:3] == ["adapter", "adapter_1", "controlnet"]
+    assert pipe.hint_shapes == ((8, 8, 1), (8, 8, 3), (8, 8, 1))
+    hints = [jax.random.uniform(jax.random.key(i), (1, *shape)) for i, shape in enumerate(pipe.hint_shapes)]
+
+    @jax.jit
+    def generate(params, scales, hints):
+        return pipe.generate(
+            params, pipe.tokenize(["a"]), jax.random.key(0), 3.0, negative=pipe.tokenize([""]), hints=hints,
+            control_scale=[*scales],
+        )  # fmt: skip
+
+    def by(*scales, params=pipe.params, hints=hints):
+        return np.asarray(generate(params, jnp.float32(scales), hints))
+
+    swapped = {**pipe.params, "adapter": pipe.params["adapter_1"], "adapter_1": pipe.params["adapter"]}
+    np.testing.assert_allclose(by(1, 1, 0.3, params=swapped, hints=hints[::-1]), by(0.3, 1, 1), atol=1e-5)
+    off = by(0, 0, 0)
+    spoiled = {
+        name: jax.tree.map(lambda a: 2 * a + 1, p) if name[:7] == "adapter" else p for name, p in pipe.params.items()
+    }
+    np.testing.assert_array_equal(by(0, 0, 0, params=spoiled), off)
+    pictures = [by(*scales) for scales in ((1, 0, 0), (0, 0, 1), (1, 0, 1), (1, 1, 1), (0, 0, 0))]
+    assert min(np.abs(a - b).max() for i, a in enumerate(pictures) for b in pictures[:i]) > 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("patches", [False, True])
+def test_an_image_prompt_is_off_at_0_and_goes_with_a_control(folders, tmp_path, patches):
+    directory, controls = folders
+    adapter = tiny.write_ip_adapter(tmp_path / "ip", patches=patches)
+    pipe = jd.text_to_image.load(directory, steps=2, controls=[controls[0], adapter])
+    assert pipe.hint_shapes == ((8, 8, 3), None)
+    hint, picture = (
+        jax.random.uniform(jax.random.key(1), (1, 8, 8, 3)),
+        jax.random.uniform(jax.random.key(2), (1, 9, 8, 3)),
+    )
+
+    @jax.jit
+    def generate(params, scales, picture):
+        late = lambda level: jnp.where(level.t < 400, scales[2], scales[1])  # noqa: E731
+        return pipe.generate(
+            params, pipe.tokenize(["a"]), jax.random.key(0), 3.0, negative=pipe.tokenize([""]), hints=[hint, picture],
+            control_scale=[scales[0], late],
+        )  # fmt: skip
+
+    def by(*scales, params=pipe.params, picture=picture):
+        return np.asarray(generate(params, jnp.float32(scales), picture))
+
+    off = by(0, 0, 0)
+    spoiled = {**pipe.params, "ip_adapter": jax.tree.map(lambda a: 2 * a + 1, pipe.params["ip_adapter"])}
+    np.testing.assert_array_equal(by(0, 0, 0, params=spoiled), off)
+    shown, both, first = by(0, 1, 1), by(1, 1, 1), by(0, 1, 0)
+    for a, b in ((shown, off), (both, shown), (first, shown), (first, off), (by(0, 1, 1, picture=1 - picture), shown)):
+        assert np.abs(a - b).max() > 1e-5
+    # The pictures of the parts, which a sampler draws, are those without controls.
+    plain = jd.text_to_image.load(directory, steps=2)
+    x, noise = jax.random.normal(jax.random.key(3), (1, 4, 4, 4)), jnp.full(1, 7.0)
+    cond = {"tokens": jnp.ones((1, 3, 8))}
+    np.testing.assert_array_equal(*(p.model.apply(p.params, x, noise, cond) for p in (pipe, plain)))
+
+
+@pytest.mark.slow
+def test_ip_adapters_that_do_not_fit(folders, tmp_path, monkeypatch):
+    directory, _ = folders
+    monkeypatch.setattr("jaxdiff.text_to_image.pipeline.load_model", None)
+    adapter = tiny.write_ip_adapter(tmp_path / "ip")
+    with pytest.raises(ValueError, match="takes one IP-Adapter"):
+        jd.text_to_image.load(directory, controls=[adapter, adapter])
+    other = tiny.write_ip_adapter(tmp_path / "other", features=5)
+    with pytest.raises(
+        ValueError, match=r"image encoder with 5 features of a picture, in one of the folders .*other/im"
+    ):
+        jd.text_to_image.load(directory, controls=[other])
+    with pytest.raises(ValueError, match="an IP-Adapter is for a UNet2DConditionModel"):
+        jd.text_to_image.load(tiny.write_flux(tmp_path / "flux"), controls=[adapter])

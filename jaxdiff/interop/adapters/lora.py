@@ -26,7 +26,7 @@ from jaxdiff.interop.adapters.kinds import Change, Group, ending, rank_of, read_
 from jaxdiff.interop.adapters.names import Target, find, kernels, network
 from jaxdiff.interop.formats.files import find_weights, open_metadata, open_tensors, write_tensors
 from jaxdiff.interop.models.architecture import Pretrained
-from jaxdiff.interop.models.classes import architecture
+from jaxdiff.interop.models.classes import CLASSES, architecture
 from jaxdiff.messages import listed
 from jaxdiff.networks.lora import pairs
 from jaxdiff.schema import FLAG, mapping, number, whole_number
@@ -68,7 +68,8 @@ def load_lora(path: str | Path, models: Mapping[str, Pretrained], *, dtype: Any 
             do not fit the kernels; the message lists them.
     """
     file = _file(Path(path))
-    networks = {name: network(loaded) for name, loaded in models.items()}
+    # An IP-Adapter among a pipeline's models is no network of its own.
+    networks = {name: network(loaded) for name, loaded in models.items() if loaded.config["_class_name"] in CLASSES}
     groups: dict[str, dict[str, Any]] = {}
     where: dict[str, tuple[str, tuple[Target, ...]]] = {}
     unknown = []

@@ -53,7 +53,8 @@ FIELDS: dict[str, Kind] = {
         SIZE,
         "attention_head_dim caption_projection_dim channels_per_head conditioning_channels cross_attention_dim d_ff "
         "d_kv d_model embed_dim hidden_size img_channels in_channels in_chans intermediate_size joint_attention_dim "
-        "latent_channels model_channels num_vq_embeddings out_channels pooled_projection_dim projection_dim",
+        "latent_channels model_channels num_channels num_vq_embeddings out_channels pooled_projection_dim "
+        "projection_dim",
     ),
     **_named(
         optional(SIZE),
@@ -79,7 +80,7 @@ FIELDS: dict[str, Kind] = {
     **_named(each(whole_number(0, 999), 1000, 0), "dual_attention_layers"),
     **_named(LEVELS, "down_block_types up_block_types"),
     **_named(either(FLAG, each(FLAG, 16)), "only_cross_attention"),
-    **_named(SIDE, "img_resolution img_size pos_embed_max_size"),
+    **_named(SIDE, "image_size img_resolution img_size pos_embed_max_size"),
     **_named(optional(either(SIDE, each(SIDE, 2, 2))), "sample_size"),
     **_named(TIMES, "max_position_embeddings num_clip_token num_embeds_ada_norm relative_attention_max_distance"),
     **_named(whole_number(0, 10**7), "eos_token_id"),

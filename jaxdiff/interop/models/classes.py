@@ -13,7 +13,7 @@ from jaxdiff.interop.models.architecture import ModelSpec
 from jaxdiff.interop.models.autoencoders import autoencoder_kl, vq_model
 from jaxdiff.interop.models.conditional_unets import controlnet, unet_2d_condition
 from jaxdiff.interop.models.edm import dhariwal_unet, edm2_unet, song_unet
-from jaxdiff.interop.models.encoders import bert, clip_text, t5_encoder
+from jaxdiff.interop.models.encoders import bert, clip_image, clip_text, t5_encoder
 from jaxdiff.interop.models.transformers import dit, flux, sd3
 from jaxdiff.interop.models.unet_1d import unet_1d
 from jaxdiff.interop.models.unets import unet_2d
@@ -29,6 +29,7 @@ CLASSES: dict[str, Callable[[Mapping[str, Any], Any], ModelSpec]] = {
     "BertModel": bert,
     "CLIPTextModel": partial(clip_text, projection=False),
     "CLIPTextModelWithProjection": partial(clip_text, projection=True),
+    "CLIPVisionModelWithProjection": clip_image,
     "ControlNetModel": controlnet,
     "DhariwalUNet": dhariwal_unet,
     "DiTTransformer2DModel": dit,

@@ -1,4 +1,4 @@
-"""Text encoders of transformers: CLIPTextModel, CLIPTextModelWithProjection, T5EncoderModel, BertModel."""
+"""Encoders of transformers: CLIP's of texts and of images, T5EncoderModel, BertModel."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from jaxdiff.interop.formats.config import Fields
 from jaxdiff.interop.models.architecture import ModelSpec
-from jaxdiff.text import Bert, CLIPText, T5Encoder, as_apply, init
+from jaxdiff.text import Bert, CLIPImage, CLIPText, T5Encoder, as_apply, init
 
-__all__ = ["bert", "clip_text", "t5_encoder"]
+__all__ = ["bert", "clip_image", "clip_text", "t5_encoder"]
 
 # Fields of all configs of transformers for initialization, training, text generation and output formats. Dropout is a
 # field of training, since these networks have none.
@@ -60,6 +63,45 @@ def clip_text(config: Mapping[str, Any], dtype: Any, *, projection: bool) -> Mod
         dtype=dtype,
     )
     return _built(c, module, _clip_alias)
+
+
+def clip_image(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
+    """transformers' CLIPVisionModelWithProjection: the image encoder of IP-Adapters.
+
+    Its `apply` is (params, pixels [B, size, size, C], *, layer=-1) -> `text.Encoded`; see `text.clip_pixels`.
+
+    Args:
+        config: the fields of its config.json.
+        dtype: dtype of the computation.
+
+    Raises:
+        ValueError: a field is not supported.
+    """
+    c = _fields(config, "CLIPVisionModelWithProjection")
+    module = CLIPImage(
+        size=c.take("image_size", 224),
+        patch_size=c.take("patch_size", 32),
+        width=c.take("hidden_size", 768),
+        layers=c.take("num_hidden_layers", 12),
+        num_heads=c.take("num_attention_heads", 12),
+        features=c.take("intermediate_size", 3072),
+        projection=c.take("projection_dim", 512),
+        act=c.only("hidden_act", "quick_gelu", "gelu"),
+        eps=c.take("layer_norm_eps", 1e-5),
+        dtype=dtype,
+    )
+    channels = c.take("num_channels", 3)
+    c.skip("eos_token_id")
+    c.done()
+
+    def draw(key: jax.Array) -> Any:
+        return module.init(key, jnp.zeros((1, module.size, module.size, channels)))["params"]
+
+    def apply(params: Any, pixels: jax.Array, **options: Any) -> Any:
+        return module.apply({"params": params}, pixels, **options)
+
+    alias = lambda key: None if key.endswith("embeddings.position_ids") else key  # noqa: E731
+    return ModelSpec(draw, apply, alias=alias, weights="model")
 
 
 def t5_encoder(config: Mapping[str, Any], dtype: Any) -> ModelSpec:

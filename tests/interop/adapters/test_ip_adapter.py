@@ -69,8 +69,11 @@ def test_other_files_and_networks_are_refused(unet, tmp_path):
         with pytest.raises(ValueError, match=words):
             load_ip_adapter(file, network)
 
-    fails({"image_proj.latents": np.ones((1, 4, 8), np.float32)}, "must hold image_proj.proj.weight and")
-    fails(tensors(WIDTHS[:-1]), "missing: mid_block.attentions.0.transformer_blocks.1.attn2.processor.to_k_ip.0")
+    fails(
+        {"image_proj.latents": np.ones((1, 4, 8), np.float32)},
+        "must hold image_proj.proj.weight, image_proj.norm.weight or image_proj.lat",
+    )
+    fails(tensors(WIDTHS[:-1]), "missing: ip_adapter.21.to_k_ip.weight, ip_adapter.21.to_v_ip.weight")
     fails(tensors(text=6), "misshapen")
     fails(tensors(), "for a UNet2DConditionModel", unet._replace(config=CONFIG | {"_class_name": "ControlNetModel"}))
     with pytest.raises(ValueError, match="for transformers with attention to tokens"):

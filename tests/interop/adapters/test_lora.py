@@ -89,7 +89,8 @@ def test_round_trip(unet, tmp_path):
     adapters = lora.init(jax.random.key(0), unet.params, 3, targets=f"{Q}|{CONV}")
     adapters = jax.tree.map(lambda x: numbers(*x.shape), adapters)
     path = jd.interop.save_lora(tmp_path / "one", {"unet": adapters}, {"unet": unet})
-    again = jd.interop.load_lora(tmp_path / "one", {"unet": unet})["unet"]
+    others = {"ip_adapter": jd.interop.Pretrained(None, {}, {"_class_name": "IPAdapter"})}  # among a pipeline's models
+    again = jd.interop.load_lora(tmp_path / "one", {"unet": unet} | others)["unet"]
     jax.tree.map(np.testing.assert_array_equal, again, adapters)
     half = load_file(jd.interop.save_lora(tmp_path / "half", {"unet": adapters}, {"unet": unet}, scale=0.5))
     for name, value in load_file(path).items():

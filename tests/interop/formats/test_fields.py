@@ -42,6 +42,7 @@ def test_the_small_configs_are_of_every_class():
         ("SD3Transformer2DModel", "pos_embed_max_size"),
         ("FluxTransformer2DModel", "num_single_layers"),
         ("CLIPTextModel", "hidden_size"),
+        ("CLIPVisionModelWithProjection", "image_size"),
         ("T5EncoderModel", "d_ff"),
         ("BertModel", "vocab_size"),
         ("SongUNet", "img_resolution"),

@@ -1,4 +1,4 @@
-"""Published configurations of text encoders, and the names and shapes of their tensors, without PyTorch."""
+"""Published configurations of encoders, and the names and shapes of their tensors, without PyTorch."""
 
 from functools import cache
 
@@ -9,7 +9,8 @@ import pytest
 import jaxdiff as jd
 from jaxdiff.interop.formats.keys import places
 
-# Stable Diffusion 1's text_encoder, XL's text_encoder_2, 3's text_encoder_3 and MiniLM, as their config.json say.
+# Stable Diffusion 1's text_encoder, XL's text_encoder_2, 3's text_encoder_3, MiniLM and the image encoder of
+# IP-Adapters, as their config.json say.
 SD1 = {
     "architectures": ["CLIPTextModel"], "attention_dropout": 0.0, "bos_token_id": 0, "dropout": 0.0, "eos_token_id": 2,
     "hidden_act": "quick_gelu", "hidden_size": 768, "initializer_factor": 1.0, "initializer_range": 0.02,
@@ -38,7 +39,17 @@ MINI = {
     "position_embedding_type": "absolute", "transformers_version": "4.8.2", "type_vocab_size": 2, "use_cache": True,
     "vocab_size": 30522,
 }  # fmt: skip
-KINDS = {"CLIPTextModel": SD1, "CLIPTextModelWithProjection": SDXL, "T5EncoderModel": SD3, "BertModel": MINI}
+VIT_H = {
+    "_name_or_path": "./image_encoder", "architectures": ["CLIPVisionModelWithProjection"], "attention_dropout": 0.0,
+    "dropout": 0.0, "hidden_act": "gelu", "hidden_size": 1280, "image_size": 224, "initializer_factor": 1.0,
+    "initializer_range": 0.02, "intermediate_size": 5120, "layer_norm_eps": 1e-05, "model_type": "clip_vision_model",
+    "num_attention_heads": 16, "num_channels": 3, "num_hidden_layers": 32, "patch_size": 14, "projection_dim": 1024,
+    "torch_dtype": "float16", "transformers_version": "4.28.0.dev0",
+}  # fmt: skip
+KINDS = {
+    "CLIPTextModel": SD1, "CLIPTextModelWithProjection": SDXL, "T5EncoderModel": SD3, "BertModel": MINI,
+    "CLIPVisionModelWithProjection": VIT_H,
+}  # fmt: skip
 
 
 @cache
@@ -54,7 +65,7 @@ def tensors(kind, **changes):
 
 @pytest.mark.parametrize(
     ("kind", "count"),
-    list(zip(KINDS, (123_060_480, 694_659_840, 4_762_310_656, 22_713_216), strict=True)),
+    list(zip(KINDS, (123_060_480, 694_659_840, 4_762_310_656, 22_713_216, 632_076_800), strict=True)),
 )
 def test_published_configurations(kind, count):
     built, found = published(kind)
@@ -70,6 +81,12 @@ def test_names_and_shapes():
     assert clip["text_model.embeddings.position_embedding.weight"] == (77, 1280)
     assert clip["text_projection.weight"] == (1280, 1280)
     assert "text_projection.weight" not in published("CLIPTextModel")[1]
+    vision = published("CLIPVisionModelWithProjection")[1]
+    assert vision["vision_model.embeddings.class_embedding"] == (1280,)
+    assert vision["vision_model.embeddings.patch_embedding.weight"] == (1280, 3, 14, 14)
+    assert vision["vision_model.embeddings.position_embedding.weight"] == (257, 1280)
+    assert vision["vision_model.pre_layrnorm.bias"] == (1280,)
+    assert vision["visual_projection.weight"] == (1024, 1280)
     t5 = published("T5EncoderModel")[1]
     assert t5["encoder.block.23.layer.1.DenseReluDense.wi_1.weight"] == (10240, 4096)
     bias = "layer.0.SelfAttention.relative_attention_bias.weight"
@@ -90,6 +107,7 @@ def test_names_and_shapes():
         ("CLIPTextModel", "final_layer_norm.bias", "text_model.final_layer_norm.bias"),
         ("CLIPTextModel", "embeddings.position_ids", None),
         ("CLIPTextModel", "text_model.embeddings.position_ids", None),
+        ("CLIPVisionModelWithProjection", "vision_model.embeddings.position_ids", None),
         ("T5EncoderModel", "encoder.embed_tokens.weight", None),
         ("T5EncoderModel", "decoder.block.0.layer.0.SelfAttention.q.weight", None),
         ("T5EncoderModel", "lm_head.weight", None),
