@@ -24,6 +24,13 @@ PLANS = [
     ("imagenet256_dit", "v6e:16x16", "--mesh data=2,fsdp=128 --batch 4096 --remat dots"),
     ("text_mmdit", "v5p:8x8x16", "--mesh data=16,fsdp=64 --batch 4096 --remat dots --moments bfloat16"),
 ]
+GPUS = [
+    ("cifar10_ddpm", "h100:1", "--batch 128"),
+    ("cifar10_ddpm", "h100:1", "--batch 64 --sample"),
+    ("imagenet256_dit", "h100:1", "--batch 64"),
+    ("imagenet256_dit", "h100:8", "--mesh fsdp=8 --batch 512"),
+    ("imagenet256_dit", "b200:2x8", "--mesh data=2,fsdp=8 --batch 1024"),
+]
 CHIPS = {"v5p:1x1x1": 1, "v5p:8x8x16": 1024}
 WEAK = [
     (experiment, slice, f"--batch {each * count}")
@@ -36,7 +43,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="plan what has this in its name; 'nothing' plans no more")
     only = parser.parse_args().only
-    for one in PLANS + WEAK:
+    for one in PLANS + GPUS + WEAK:
         if only in " ".join(one) and not kept(one).exists():
             words = command(one)
             print("jaxdiff", *words, flush=True)
@@ -45,6 +52,7 @@ def main():
     text = page.read_text()
     for name, make, key, ones in (
         ("plans", table, key_of_plan, PLANS),
+        ("GPUs", gpu_table, key_of_plan, GPUS),
         ("weak scaling", weak_table, key_of_weak, WEAK),
     ):
         before, old, after = parts(text, name)
@@ -103,6 +111,22 @@ def table(made):
             f"{plan['flops'] / 1e12:.3g}", f"{plan['bytes'] / 1e9:.3g}", f"{sent(plan) / 1e9:.3g}",
             f"{1e3 * roof['seconds']:.3g} ms", roof["bound"], f"{plan['batch'] / roof['seconds']:,.0f}",
             f"{roof['utilization']:.0%}", f"{plan['compile_seconds']:.0f} s",
+        ])  # fmt: skip
+    return rows
+
+
+def gpu_table(made):
+    """Cells of a line for each experiment on GPUs."""
+    head = "experiment|GPUs|options|GiB of|kernels|GB read|GB written|GB sent|at least|bound|images/s|utilization"
+    rows = [head.split("|"), ["---"] * len(head.split("|"))]
+    for (experiment, slice, options), plan in made:
+        roof, total, kernels = plan["roofline"], plan["memory"]["total"], plan["kernels"]
+        count, read, written = (sum(each[name] for each in kernels) for name in ("count", "read", "written"))
+        rows.append([
+            experiment, slice, f"`{options}`", f"{total / 2**30:.1f} of {plan['capacity'] / 2**30:.0f}",
+            f"{count:,}", f"{read / 1e9:,.3g}", f"{written / 1e9:,.3g}", f"{sent(plan) / 1e9:.3g}",
+            f"{1e3 * roof['seconds']:,.3g} ms", roof["bound"], f"{plan['batch'] / roof['seconds']:,.0f}",
+            f"{roof['utilization']:.0%}",
         ])  # fmt: skip
     return rows
 

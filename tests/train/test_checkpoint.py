@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 from helpers import toy
+from jax.experimental.layout import Format, Layout
 
 from jaxdiff import faults, train
 from jaxdiff.train.checkpoint import arrays, manifest, steps
@@ -57,6 +58,23 @@ def test_restore_onto_any_mesh_bit_for_bit(saved, where):
         assert toy.same(state, copies[3])
         assert toy.same(checkpointer.restore(like(where), step=2), copies[2])
     assert jax.tree.map(lambda x: x.sharding, state) == jax.tree.map(lambda x: x.sharding, like(where))
+
+
+def test_a_restored_array_lies_in_the_layout_that_is_asked_for(saved):
+    """A GPU's kernels are not in the order of their axes; a CPU has layouts, too."""
+    workdir, copies = saved
+    asked = like()
+    kernel = asked.params["hidden"]["kernel"]
+    turned = Format(Layout((1, 0)), kernel.sharding)
+    asked.params["hidden"]["kernel"] = jax.ShapeDtypeStruct(kernel.shape, kernel.dtype, sharding=turned)
+    with train.Checkpointer(workdir, read_only=True) as checkpointer:
+        state = checkpointer.restore(asked)
+    assert state.params["hidden"]["kernel"].format.layout.major_to_minor == (1, 0)
+    assert state.ema["hidden"]["kernel"].format.layout.major_to_minor == (0, 1)
+    assert toy.same(jax.tree.map(np.asarray, state), copies[int(state.step)])
+    mesh, _, step = toy.new("one")
+    moved, _ = step(state, train.shard_batch(next(toy.batches()), mesh))  # the order of the sums may differ
+    assert moved.params["hidden"]["kernel"].format.layout.major_to_minor == (1, 0)
 
 
 def test_restored_state_trains_on(saved):
