@@ -51,6 +51,8 @@ def _uses(jaxpr: Any, variable: Any) -> Iterator[Any]:
             name = equation.primitive.name
             if name == "convert_element_type":
                 yield equation.params["new_dtype"]
+            elif name == "scan" and 0 <= place - equation.params["num_consts"] < equation.params["num_carry"]:
+                yield variable.aval.dtype  # a carry keeps its dtype
             elif name in _CALLS:
                 inner = equation.params[_CALLS[name]]
                 inner = getattr(inner, "jaxpr", inner)

@@ -193,15 +193,17 @@ def _solving(
         # Both of guidance get the same noise. `solve` folds 0 and 1 into the keys.
         random = fold_in(keys, 2)
         cond = condition.augment(random, cond)
+        conds = [cond]
+        if guided:
+            conds.append(condition.without(cond) if negative is None else condition.augment(random, negative))
         shape = keys.shape[0], *medium.shape
-        first = prepared[0].at(0)
         cast = params
         if platform() != "cpu":
-            cast = cast_once(lambda params: denoise(params, cond)(jnp.zeros(shape), first), params)
-        predict = denoise(cast, cond)
+            x, first = jnp.zeros(shape), prepared[0].at(0)
+            cast = cast_once(lambda params: [denoise(params, cond)(x, first) for cond in conds], params)
+        predict, *away = (denoise(cast, cond) for cond in conds)
         if guided:
-            away = condition.without(cond) if negative is None else condition.augment(random, negative)
-            predict = sampling.guide(predict, denoise(cast, away), scale)
+            predict = sampling.guide(predict, away[0], scale)
         options: dict[str, Any] = {"prepared": prepared, "begin": None if image is None else _noised(*image)}
         if not path:
             return medium.decode(params, solve(predict, sampling, keys, shape, **options))

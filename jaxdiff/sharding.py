@@ -146,7 +146,7 @@ def check_rows_or_features() -> None:
 def splits_params() -> bool:
     """Whether the mesh splits parameters over devices."""
     mesh = jax.sharding.get_abstract_mesh()
-    return not mesh.empty and not mesh.shape["fsdp"] == mesh.shape["tensor"] == 1
+    return not mesh.shape.get("fsdp", 1) == mesh.shape.get("tensor", 1) == 1
 
 
 def uses_fsdp() -> bool:
@@ -255,16 +255,27 @@ def laid_out(path: tuple[Any, ...], place: NamedSharding, x: Any) -> NamedShardi
         place: its sharding.
         x: the array, or its shape and dtype.
     """
-    names = trees.keys(path)
-    stacks, axes = trees.stack_axes(names), tuple(range(len(x.shape)))
-    if names[-1] != "kernel" or math.prod(x.shape[stacks:-2]) == 1:
+    names, axes = trees.keys(path), tuple(range(len(x.shape)))
+    if not _is_convolution(names, x.shape):
         return place
+    stacks = trees.stack_axes(names)
     return Format(Layout((*axes[:stacks], axes[-1], *axes[stacks:-1])), place)
 
 
-def inner_axes(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the axes of an array but the outermost in memory: the last one of a convolution's kernel on a GPU."""
-    return tuple(range(len(shape) - 1)) if math.prod(shape[:-2]) > 1 else tuple(range(1, len(shape)))
+def inner_axes(path: tuple[Any, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the axes of an array but the outermost in a GPU's memory, see `laid_out`.
+
+    Args:
+        path: of the array in a tree.
+        shape: its shape.
+    """
+    last = _is_convolution(trees.keys(path), shape) and not trees.stack_axes(trees.keys(path))
+    return tuple(range(len(shape) - 1)) if last else tuple(range(1, len(shape)))
+
+
+def _is_convolution(names: Sequence[str], shape: tuple[int, ...]) -> bool:
+    """Whether an array is the kernel of a convolution that is no product."""
+    return names[-1:] == ("kernel",) and math.prod(shape[trees.stack_axes(names) : -2]) > 1
 
 
 def shard_batch(batch: Any, mesh: Mesh, axis: int = 0) -> Any:

@@ -27,6 +27,7 @@ def _scanned(params):
         (lambda p: jax.jit(lambda a: _half(a))(p["b"]), {"b"}),
         (lambda p: jax.checkpoint(lambda a, b: _half(b) * 2)(p["a"], p["b"]), {"b"}),
         (_scanned, {"stack"}),
+        (lambda p: jax.lax.scan(lambda y, _: (_half(y).astype(y.dtype), None), p["a"], None, length=2)[0], set()),
         (lambda p: p["integers"].astype(jnp.bfloat16), set()),
         (lambda p: p["half"].astype(jnp.float32), set()),  # no less precision
     ],

@@ -60,10 +60,14 @@ def test_kernels_of_convolutions_lie_as_cudnn_reads_them():
 
 
 @pytest.mark.parametrize(
-    ("shape", "axes"), [((3, 3, 4, 8), (0, 1, 2)), ((4, 8), (1,)), ((1, 1, 4, 8), (1, 2, 3)), ((8,), ())]
-)
-def test_the_outermost_axis_in_memory_is_left(shape, axes):
-    assert inner_axes(shape) == axes
+    ("name", "shape"),
+    [("c/kernel", (3, 3, 4, 8)), ("d/kernel", (4, 8)), ("c/kernel", (1, 1, 4, 8)), ("bias", (8,)),
+     ("b.*/d/kernel", (7, 4, 8)), ("b.*/c/kernel", (7, 3, 3, 4, 8))],
+)  # fmt: skip
+def test_the_outermost_axis_in_memory_is_left(name, shape):
+    path = tuple(map(jax.tree_util.DictKey, name.split("/")))
+    order = _order(name, *shape) or tuple(range(len(shape)))
+    assert inner_axes(path, shape) == tuple(sorted(order[1:]))
 
 
 def test_whether_a_mesh_splits_parameters():

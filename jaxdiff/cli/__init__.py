@@ -28,7 +28,7 @@ COMMANDS = {
     "convert": "write a run's parameters as a Hugging Face folder",
     "export": "write a run's sampler as one file, which runs where there is nothing but JAX",
     "verify": "check every file of a run against what was written",
-    "plan": "say what an experiment needs and can reach on a TPU slice that is not there",
+    "plan": "say what an experiment needs and can reach on TPUs or GPUs that are not there",
 }
 # Where a command is not the function `command` of the module of its name.
 ELSEWHERE = {"list": ("gallery", "names"), "new": ("gallery", "new"), "eval": ("evaluate", "command")}

@@ -19,7 +19,7 @@ from jaxdiff.sharding import parse_mesh, use_mesh
 from jaxdiff.storage import write_text
 
 OWN = {
-    "topology": (str, inspect.Parameter.empty, f"the slice, in chips: {EXAMPLES} (simulated devices)."),
+    "topology": (str, inspect.Parameter.empty, f"the chips and their number: {EXAMPLES}."),
     "mesh": (str, "", "its devices as data=128,fsdp=8,tensor=2,sequence=2; data takes those that are left."),
     "sample": (bool, False, "plan the sampler in place of the train step; batch is then what it draws at a time."),
     "sweep": (bool, False, "compile many, best first: each of mesh, batch and remat that the command does not give."),

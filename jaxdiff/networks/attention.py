@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.networks.initializers import kernel_init, zeros_init
-from jaxdiff.networks.kernels import blockwise, fused
+from jaxdiff.networks.kernels import blockwise, fused, traceable
 from jaxdiff.networks.layers import Dense, GroupNorm, at_least_float32
 from jaxdiff.sharding import BATCH_AXES, constrain, platform
 
@@ -79,7 +79,7 @@ def _attend(
     masks = () if mask is None else (mask[:, None, None, :],)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     kernel = partial(_cudnn, scale=scale, causal=causal)
-    if bias is None and _fits_cudnn(kernel, q, k, v):
+    if bias is None and _fits_cudnn(kernel, q, k, v, *masks):
         y = fused(kernel, partial(_formula, scale=scale, causal=causal))(q, k, v, *masks)
     elif bias is None and not causal and k.shape[1] >= BLOCKWISE_MIN_KEYS:
         y = blockwise(q, k, v, mask, scale=scale, block=KEY_BLOCK)
@@ -94,6 +94,8 @@ def _cudnn(q, k, v, where=None, *, scale: float, causal: bool) -> Array:
     channels = q.shape[-1]
     # cuDNN takes heads of 8, 16, 24, ... channels. Zeros change neither the products nor the first channels.
     q, k, v = (jnp.pad(a, [(0, 0)] * 3 + [(0, -channels % 8)]) for a in (q, k, v))
+    if where is not None:
+        where = jnp.broadcast_to(where, (*where.shape[:2], q.shape[1], k.shape[1]))
     y = jax.nn.dot_product_attention(q, k, v, None, where, scale=scale, is_causal=causal, implementation="cudnn")
     return y[..., :channels]
 
@@ -122,15 +124,9 @@ def _formula(q, k, v, where=None, *, scale: float, bias=None, causal: bool = Fal
     return jnp.swapaxes(y / weights.sum(-1, keepdims=True), 1, 2).astype(input_dtype)
 
 
-def _fits_cudnn(kernel: Callable[..., Array], q: Array, k: Array, v: Array) -> bool:
+def _fits_cudnn(kernel: Callable[..., Array], q: Array, *others: Array) -> bool:
     """Whether cuDNN has a kernel: JAX knows its conditions for the device, e.g. 256 channels a head since Hopper."""
-    if platform() != "gpu" or q.dtype not in (jnp.bfloat16, jnp.float16):
-        return False
-    try:
-        jax.eval_shape(kernel, q, k, v)
-    except (NotImplementedError, RuntimeError, ValueError):
-        return False
-    return True
+    return platform() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16) and traceable(kernel, q, *others)
 
 
 def visible(tokens: Array, mask: Array) -> Array:

@@ -12,7 +12,7 @@ from jax.interpreters import ad, batching, mlir
 
 from jaxdiff.networks.layers import at_least_float32
 
-__all__ = ["blockwise", "fused"]
+__all__ = ["blockwise", "fused", "traceable"]
 
 Kernel = Callable[..., Array]  # (q, k, v, *masks) -> y
 
@@ -65,10 +65,20 @@ def blockwise(q: Array, k: Array, v: Array, mask: Array | None, *, scale: float,
     return jnp.swapaxes(y, 1, 2).astype(q.dtype)
 
 
+def traceable(f: Callable[..., Any], *args: Any) -> bool:
+    """Whether JAX has a function for arguments of these shapes and dtypes on the device that is traced for."""
+    try:
+        jax.eval_shape(f, *args)
+    except (NotImplementedError, RuntimeError, ValueError):
+        return False
+    return True
+
+
 def fused(kernel: Kernel, formula: Kernel) -> Kernel:
     """Add derivatives to a kernel that has only a reverse-mode one, by a formula for the same function.
 
-    Reverse mode stores q, k and v only, and runs the kernel's forward pass again for its backward pass.
+    Reverse mode stores q, k and v only, and runs the kernel's forward pass again for its backward pass, or the
+    formula's where the kernel has no backward pass for these shapes.
 
     Args:
         kernel: (q, k, v, *masks) -> y, with a reverse derivative; its arguments have a leading batch axis.
@@ -105,7 +115,12 @@ def _transpose(ct: Any, *args: Any, kernel: Kernel, formula: Kernel) -> list:
     unknown = [ad.is_undefined_primal(x) for x in tangents]
     if type(ct) is ad.Zero:
         return [None] * len(args)
-    back = jax.vjp(lambda q, k, v: kernel(q, k, v, *masks), q, k, v)[1](ct)
+
+    def back_by(function):
+        return jax.vjp(lambda q, k, v: function(q, k, v, *masks), q, k, v)[1](ct)
+
+    # cuDNN's backward pass has conditions of its own, e.g. even numbers of tokens.
+    back = back_by(kernel if traceable(lambda: back_by(kernel)) else formula)
     return [None] * (len(args) - 3) + [g if asked else None for g, asked in zip(back, unknown, strict=True)]
 
 

@@ -102,8 +102,8 @@ def group_norm(x: Array, gamma: Array, beta: Array, *, groups: int, eps: float) 
     mean = y.mean(axes)
     # Squares are centred at a constant near the mean: E[x^2] - E[x]^2 loses digits when the mean is large.
     # This is exact for any constant, so derivatives of all orders are exact although the constant has none.
-    # Half precision has fewer digits than are lost: without a centre, both sums take one pass over x.
-    half = x.dtype != y.dtype
+    # bfloat16 has fewer digits than are lost: without a centre, both sums take one pass over x.
+    half = x.dtype == jnp.bfloat16
     centre = jnp.zeros_like(mean) if half else jax.lax.stop_gradient(mean)
     var = jnp.square(y - spatial(x, centre)).mean(axes) - jnp.square(mean - centre)
     var = jnp.maximum(var, 0) if half else var

@@ -1,4 +1,4 @@
-"""Plans: estimates of an experiment's memory and speed on a named TPU slice, by compiling it on this machine."""
+"""Plans: estimates of an experiment's memory and speed on named TPUs or GPUs, by compiling it on this machine."""
 
 from jaxdiff.plan import sweep
 from jaxdiff.plan.chips import CHIPS

@@ -38,9 +38,10 @@ TPUS = {
     "v6e": Chip(32 * GIB, 918 * TERA, 1638 * GIGA, 800 * GIGA, torus=2),
     "tpu7x": Chip(192 * GIB, 2307 * TERA, 7380 * GIGA, 1200 * GIGA, torus=3, devices=2),
 }
-# NVIDIA's data sheets of A100 (80 GB, SXM), H100 (SXM), H200 (SXM), DGX B200 and L40S: dense operations, NVLink, the
-# memory that a program sees. The network is what NVIDIA's own systems have for each GPU: 200 Gb/s in DGX A100 and OVX
-# L40S, 400 Gb/s in DGX H100, H200 and B200. L40S has no NVLink: its links are those of PCIe 4.0 x16.
+# NVIDIA's data sheets of A100 (80 GB, SXM), H100 (SXM), H200 (SXM), DGX B200 and L40S: dense operations and NVLink. The
+# memory, its bytes and bandwidth, is what CUDA reports (XLA's target specifications). The network is what NVIDIA's own
+# systems have for each GPU: 200 Gb/s in DGX A100 and OVX L40S, 400 Gb/s in DGX H100, H200 and B200. L40S has no NVLink:
+# its links are those of PCIe 4.0 x16.
 GPUS = {
     "a100": Chip(85_100_068_864, 312 * TERA, 2039 * GIGA, 600 * GIGA, network=50 * GIGA),
     "h100": Chip(84_942_979_072, 989 * TERA, 3352 * GIGA, 900 * GIGA, network=100 * GIGA),

@@ -66,9 +66,9 @@ def kernels(module: Module) -> list[Kernels]:
 def kind_of(module: Module, run: Run) -> str:
     """Return the kind of kernel that an instruction outside of fusions launches, "" if it launches none."""
     instruction = run.instruction
-    opcode = instruction.opcode.removesuffix("-start")
-    if opcode in traffic.FREE or opcode.endswith(("-done", "-update")):
+    if instruction.opcode in traffic.FREE or instruction.opcode.endswith(("-done", "-update")):
         return ""
+    opcode = instruction.opcode.removesuffix("-start")
     if opcode in COLLECTIVES:
         return "collective"
     if opcode == "fusion":

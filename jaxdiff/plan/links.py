@@ -21,12 +21,13 @@ def seconds(chip: Chip, mesh: Mesh, collective: Collective) -> float:
     if chip.torus:
         return collective.sent / (out * share_of_torus(chip, mesh, collective.axes))
     hosts, each = hosts_of(mesh, collective.axes)
-    between = 0.0
+    between, inside = 0.0, float(collective.bytes)
     if hosts > 1:
         # All chips of a host send a part of what leaves the host, unless each sends something of its own.
         parts = 1 if collective.kind in ("all-to-all", "collective-permute") else each
         between = factor(collective.kind, hosts) * collective.bytes / parts / (chip.network / 2)
-    within = factor(collective.kind, each) * collective.bytes / out if each > 1 else 0.0
+        inside = inside / hosts if collective.kind == "all-to-all" else inside
+    within = factor(collective.kind, each) * inside / out if each > 1 else 0.0
     return max(within, between)
 
 

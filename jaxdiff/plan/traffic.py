@@ -55,6 +55,8 @@ def of_run(module: Module, run: Run) -> Traffic:
         return Traffic(size + sum(map(_size, read[1:])), size)
     if instruction.opcode == "dynamic-update-slice":
         return Traffic(_size(read[1]), _size(read[1]))
+    if instruction.opcode == "all-reduce-start":
+        return Traffic(sum(map(_size, read)), _size(instruction.results))
     if instruction.opcode.endswith("-start"):  # the results hold the operands again
         inputs = sum(map(_size, read))
         return Traffic(inputs, max(0, _size(instruction.results) - inputs))

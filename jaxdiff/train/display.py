@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections import deque
@@ -62,9 +63,11 @@ class Display:
     def __enter__(self) -> Display:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         try:
-            self._report()
+            # Of what ends training, the first exception counts: a device that has failed has no metrics.
+            with contextlib.suppress(*() if kind is None else (Exception,)):
+                self._report()
         finally:
             self._bar.close()
 

@@ -72,8 +72,8 @@ def fit(
         preview_every: steps between previews.
         snapshot: called with the state every `snapshot_every` steps and at the end, e.g. `Snapshots.save`.
         snapshot_every: steps between snapshots.
-        log: called for each step with its metrics, "step" and "images_per_s": in bundles, within about a fifth of a
-            second, and before each save, preview and snapshot.
+        log: called for each step with its metrics, "step" and "images_per_s": in bundles, of about a fifth of a second
+            where batches come in time, and before each save, preview and snapshot.
         max_skipped: number of consecutive skipped updates, see `make_step`, that ends training.
         hang_timeout: seconds without a finished step after which the process prints its stacks and exits with status
             75, so that a peer that hangs ends the job; ten times as long during compilation and saves; None: never.
@@ -165,6 +165,8 @@ class _Run:
             # Other processes would wait for this one within a collective, not in a save.
             if jax.process_count() == 1 or isinstance(error, NotFinite):
                 self.watchdog.beat(SLOW_FACTOR)
+                with contextlib.suppress(Exception):  # the one that ends training is raised below
+                    self.display.flush(0)
                 self.keeper.rescue(self.state)
             else:
                 lost = "the steps since the last checkpoint are not saved: all processes would have to save"

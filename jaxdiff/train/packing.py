@@ -54,10 +54,14 @@ def unpack(packed: dict[str, Any], like: Any) -> Any:
 
 
 def packed(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Apply an optimizer to the small arrays as one; it must treat each number alike, whatever array it is in."""
+    """Apply an optimizer to the small arrays as one; it must treat each number alike, whatever array it is in.
 
-    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        updates, state = optimizer.update(pack(grads), state, None if params is None else pack(params))
+    The gradients are cast to the dtypes of the parameters.
+    """
+
+    def update(grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        grads = jax.tree.map(lambda grad, x: grad.astype(x.dtype), grads, params)
+        updates, state = optimizer.update(pack(grads), state, pack(params))
         return unpack(updates, grads), state
 
     return optax.GradientTransformation(lambda params: optimizer.init(pack(params)), update)
@@ -65,11 +69,13 @@ def packed(optimizer: optax.GradientTransformation) -> optax.GradientTransformat
 
 def norm(tree: Any) -> Array:
     """Return the global norm of a tree of arrays."""
-    squares = [jnp.square(x) for x in jax.tree.leaves(pack(tree))]
+    squares = [(path, jnp.square(x)) for path, x in jax.tree.leaves_with_path(pack(tree))]
+    if not squares:
+        return jnp.zeros(())
     if sharding.splits_params():
-        return jnp.sqrt(sum(jnp.sum(x) for x in squares))
+        return jnp.sqrt(sum(jnp.sum(x) for _, x in squares))
     # A sum to one number would take two kernels for each array.
-    sums = jnp.concatenate([jnp.sum(x, sharding.inner_axes(x.shape)).ravel() for x in squares])
+    sums = jnp.concatenate([jnp.sum(x, sharding.inner_axes(path, x.shape)).ravel() for path, x in squares])
     return jnp.sqrt(jnp.sum(jax.lax.optimization_barrier(sums)))
 
 

@@ -49,6 +49,18 @@ def test_attention_in_half_precision_is_cudnns(lower, dtype, head_dim, calls):
     assert CALL.findall(lower(partial(attend, causal=True), q, q, q)) == calls
 
 
+@pytest.mark.parametrize("length", [16, 77])
+@pytest.mark.parametrize("causal", [False, True])
+def test_masked_attention_and_its_gradient_by_cudnn_or_by_the_formula(lower, length, causal):
+    q = ShapeDtypeStruct((2, length, 2, 64), jnp.bfloat16)
+    mask = ShapeDtypeStruct((2, length), bool)
+    f = lambda q, k, v, mask: attend(q, k, v, mask=mask, causal=causal).astype(jnp.float32).sum()  # noqa: E731
+    assert CALL.findall(lower(f, q, q, q, mask)) == ["fmhaScaleBiasSoftmax"]
+    calls = CALL.findall(lower(jax.grad(f, (0, 1, 2)), q, q, q, mask))
+    # Backwards, cuDNN takes even numbers of tokens alone.
+    assert ("fmhaScaleBiasSoftmaxBackward" in calls) == (length % 2 == 0)
+
+
 def test_before_hopper_heads_have_128_channels(lower, monkeypatch):
     monkeypatch.setattr(cudnn, "check_compute_capability", lambda wanted: False)
     for head_dim, calls in ((128, ["fmhaSoftmax"]), (136, [])):

@@ -60,7 +60,7 @@ def test_group_norm_of_half_precision_is_computed_in_float32():
 
 
 def test_group_norm_of_constant_half_precision_is_finite():
-    x = jnp.full((1, 16, 16, 8), 1000.0, jnp.bfloat16)
+    x = jnp.full((1, 7, 9, 8), 1000.0, jnp.bfloat16)  # the variance of these sums is negative
     y, grads = jax.value_and_grad(lambda x: norm(x).astype(jnp.float32).sum())(x)
     assert np.isfinite(y) and np.isfinite(grads.astype(jnp.float32)).all()
 

@@ -6,7 +6,7 @@ import jax
 import pytest
 from helpers.plans import EXPERIMENT, plan
 
-from jaxdiff.plan import compiling, hlo, kernels, topology
+from jaxdiff.plan import compiling, hlo, kernels, links, topology
 from jaxdiff.recipe import load
 from jaxdiff.sharding import parse_mesh, use_mesh
 
@@ -92,6 +92,9 @@ def test_described_gpus(name, tmp_path, capsys):
     assert told["flops"] >= 0.9 * told["model_flops"]
     roof = told["roofline"]
     assert roof["seconds"] == max(roof["compute"], roof["memory"], roof["interconnect"]) == roof[roof["bound"]]
+    hosts = 2 if "x" in name else 1
+    mesh = parse_mesh("data=2,fsdp=4", devices=topology(name).devices)
+    assert links.hosts_of(mesh, ("data", "fsdp")) == (hosts, 8 // hosts)
     kinds = {(each["kind"], tuple(each["axes"])) for each in told["collectives"]}
     assert ("all-gather", ("fsdp",)) in kinds
     assert any("data" in axes for kind, axes in kinds if kind in ("all-reduce", "reduce-scatter"))

@@ -56,7 +56,8 @@ ENTRY %main (x0: bf16[8,4], w: f32[2,3]) -> (f32[4], f32[2,3]) {
   %norm = f32[4]{0} fusion(%last), kind=kInput, calls=%normed, metadata={op_name="jit(step)/jvp(net)/norm"}
   %turn = f32[3,2]{1,0} fusion(%w), kind=kInput, calls=%turned
   %copied = f32[3,2]{0,1} copy(%turn)
-  %sent = f32[3,2]{0,1} all-reduce(%copied), replica_groups={}, to_apply=%sum
+  %begun = f32[3,2]{0,1} all-reduce-start(%copied), replica_groups={}, to_apply=%sum
+  %sent = f32[3,2]{0,1} all-reduce-done(%begun)
   %back = f32[2,3]{1,0} bitcast(%sent)
   %update = f32[2,3]{1,0} fusion(%w, %back), kind=kLoop, calls=%moved
   ROOT %result = (f32[4]{0}, f32[2,3]{1,0}) tuple(%norm, %update)

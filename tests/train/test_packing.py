@@ -25,6 +25,13 @@ def tree(x64):
     return jax.tree.map(jnp.asarray, TREE)
 
 
+@pytest.fixture
+def promoting():
+    """Optax mixes dtypes."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
 def test_small_arrays_of_each_dtype_lie_in_one(tree):
     packed = packing.pack(tree)
     assert {name: array.shape for name, array in packed["small"].items()} == {"float64": (8,), "int64": (4,)}
@@ -32,13 +39,6 @@ def test_small_arrays_of_each_dtype_lie_in_one(tree):
     back = packing.unpack(packed, tree)
     assert jax.tree.structure(back) == jax.tree.structure(tree)
     jax.tree.map(np.testing.assert_array_equal, back, tree)
-
-
-@pytest.fixture
-def promoting():
-    """Optax mixes dtypes."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
 
 
 def test_an_optimizer_moves_packed_arrays_like_separate_ones(x64, promoting):
@@ -70,6 +70,17 @@ def test_the_norm_is_that_of_all_numbers(sharded, x64):
                 return packing.norm(tree)
 
     assert jax.jit(norm)(floats) == pytest.approx(wanted, rel=1e-12)
+
+
+def test_the_norm_of_no_arrays_is_0():
+    assert packing.norm({"nothing": None}) == 0
+
+
+def test_gradients_of_another_dtype_are_cast(promoting):
+    params = {"bias": jnp.ones(3)}
+    optimizer = packing.packed(optax.adamw(0.1))
+    updates, _ = optimizer.update({"bias": jnp.ones(3, jnp.bfloat16)}, optimizer.init(params), params)
+    assert updates["bias"].dtype == jnp.float32
 
 
 def test_clipping_to_a_norm_keeps_smaller_gradients_and_the_direction_of_larger_ones(x64):
