@@ -298,4 +298,5 @@ def test_a_signal_while_data_is_awaited_and_a_second_one_while_saving(script, st
         program.signal(signal.SIGTERM)
         assert "saved step 5" in program.ends(within=20)
     assert status("train", script, "--workdir", workdir) == 0
-    assert losses(workdir) == losses(straight)
+    # These processes have one device, this one has eight: their sums are rounded in another order.
+    np.testing.assert_allclose(losses(workdir), losses(straight), rtol=1e-6)
