@@ -51,12 +51,13 @@ def _uses(jaxpr: Any, variable: Any) -> Iterator[Any]:
             name = equation.primitive.name
             if name == "convert_element_type":
                 yield equation.params["new_dtype"]
-            elif name == "scan" and 0 <= place - equation.params["num_consts"] < equation.params["num_carry"]:
-                yield variable.aval.dtype  # a carry keeps its dtype
             elif name in _CALLS:
                 inner = equation.params[_CALLS[name]]
                 inner = getattr(inner, "jaxpr", inner)
-                yield from _uses(inner, inner.invars[place])
+                if name == "scan" and inner.invars[place].aval.shape == variable.aval.shape:
+                    yield variable.aval.dtype  # a carry keeps its dtype; only what is scanned is cast
+                else:
+                    yield from _uses(inner, inner.invars[place])
             else:
                 yield variable.aval.dtype
     if any(result is variable for result in jaxpr.outvars):
