@@ -21,7 +21,7 @@ PLANS = [
     ("cifar10_edm", "v5e:2x4", "--batch 512 --remat dots"),
     ("imagenet64_adm", "v5e:4x8", "--batch 2048 --grad-accum-steps 8"),
     ("imagenet256_dit", "v5p:4x4x4", "--mesh data=4,fsdp=16 --batch 256 --remat dots"),
-    ("imagenet256_dit", "v6e:16x16", "--mesh data=2,fsdp=128 --batch 4096 --remat dots"),
+    ("imagenet256_dit", "v6e:16x16", "--mesh data=8,fsdp=32 --batch 4096 --remat dots"),
     ("text_mmdit", "v5p:8x8x16", "--mesh data=16,fsdp=64 --batch 4096 --remat dots --moments bfloat16"),
 ]
 GPUS = [
