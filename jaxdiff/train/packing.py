@@ -32,21 +32,21 @@ def pack(tree: Any) -> dict[str, Any]:
     }
 
 
-def unpack(packed: dict[str, Any], like: Any) -> Any:
+def unpack(parts: dict[str, Any], like: Any) -> Any:
     """Invert `pack`.
 
     Args:
-        packed: from `pack`, of a tree such as `like`.
+        parts: from `pack`, of a tree such as `like`.
         like: tree of arrays of the same shapes and dtypes.
     """
-    large = iter(jax.tree.leaves(packed["large"]))
-    start = dict.fromkeys(packed["small"], 0)
+    large = iter(jax.tree.leaves(parts["large"]))
+    start = dict.fromkeys(parts["small"], 0)
 
     def take(x: Any) -> Array:
         if not _is_small(x):
             return next(large)
         dtype = str(x.dtype)
-        part = jax.lax.slice_in_dim(packed["small"][dtype], start[dtype], start[dtype] + x.size)
+        part = jax.lax.slice_in_dim(parts["small"][dtype], start[dtype], start[dtype] + x.size)
         start[dtype] += x.size
         return part.reshape(x.shape)
 
