@@ -21,6 +21,7 @@ from jaxdiff.experiment import Experiment, UserError
 from jaxdiff.media import Report, Samples
 from jaxdiff.options import Range
 from jaxdiff.progress import Progress
+from jaxdiff.quantize import Weights, quantize
 from jaxdiff.recipe import check_vocabulary
 from jaxdiff.sampler import sampler
 from jaxdiff.seeds import example_keys
@@ -120,6 +121,7 @@ def parameters(
     which: Which = "ema",
     *,
     ema: float | None = None,
+    weights: Weights | None = None,
     mesh: Mesh | None = None,
 ) -> Any:
     """Read a run's parameters.
@@ -129,6 +131,7 @@ def parameters(
         workdir: the run's folder.
         which: the average, or the last ones.
         ema: length of another average, made of the run's snapshots.
+        weights: "int8" or "float8": kernels in 8 bits, see `quantize.quantize`.
         mesh: where they shall lie; None is the default device.
 
     Raises:
@@ -136,13 +139,14 @@ def parameters(
     """
     check_vocabulary(Path(workdir), experiment.condition)
     if ema is None:
-        return train.load_params(workdir, which, mesh=mesh)
-    if which == "params":
+        params = train.load_params(workdir, which, mesh=mesh)
+    elif which == "params":
         raise ValueError("--ema is the length of an average: it goes without --params params")
-    with train.Snapshots(workdir, read_only=True) as snapshots:
-        params, error = snapshots.reconstruct(experiment.training.ema, ema, mesh=mesh)
-    tqdm.write(f"the average of length {ema:g}, its weights to within {error:.2%}", file=sys.stderr)
-    return params
+    else:
+        with train.Snapshots(workdir, read_only=True) as snapshots:
+            params, error = snapshots.reconstruct(experiment.training.ema, ema, mesh=mesh)
+        tqdm.write(f"the average of length {ema:g}, its weights to within {error:.2%}", file=sys.stderr)
+    return params if weights is None else quantize(params, weights)
 
 
 class Asked(NamedTuple):

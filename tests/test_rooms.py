@@ -45,13 +45,13 @@ LEAVES |= {"trees": set(), "sharding": {"trees"}, "train": WHERE | {"types"}, "n
 LEAVES |= {"autoencoders": {"networks"} | WHERE, "text": {"networks", "resize"} | WHERE}
 WORDS = {"messages", "schema"}  # how names are listed, and what a stranger's value may be
 DISK = {"storage", "faults"}  # how files are written, and what may befall them: known to whoever reads or writes
-LEAVES |= {"networks": LEAVES["networks"] | WORDS, "train": LEAVES["train"] | WORDS | DISK}
+LEAVES |= {"networks": LEAVES["networks"] | WORDS | {"quantize"}, "train": LEAVES["train"] | WORDS | DISK}
 LEAVES |= {"text": LEAVES["text"] | WORDS | DISK, "data": WORDS | DISK}
 ALLOWED = {**MATHS, **LEAVES, **{room: set() for room in WORDS | DISK}}
 # Who asks a program to end, and how it does; what storage reads may be damaged.
 ALLOWED |= {"signals": {"faults"}, "storage": {"faults"}, "train": ALLOWED["train"] | {"signals"}}
 ALLOWED["domains"] = {"checks", "levels", "noise"}  # what a field needs: leaves, that nobody below knows
-ALLOWED["interop"] = FLAX | WHERE | WORDS | DISK | MATHS.keys() | {"sampling", "options"}
+ALLOWED["interop"] = FLAX | WHERE | WORDS | DISK | MATHS.keys() | {"sampling", "options", "quantize"}
 ALLOWED["text_to_image"] = ALLOWED["interop"] | {"interop", "experiment", "conditions", "media", "sampler"}
 # The parts of an experiment: what passes between them and the sampler that they make.
 PARTS = {"parameterize", "options", "types"}
@@ -65,7 +65,7 @@ ALLOWED["media"] |= PARTS | WORDS | DISK | {"image_text", "text"}  # what judges
 ALLOWED["experiment"] = {"conditions", "media", "sampling", "train", "losses", "processes"} | PARTS | WHERE
 ALLOWED["sampler"] = {"experiment", "conditions", "media", "sampling", "sample", "noise", "levels", "solvers"}
 ALLOWED["sampler"] |= PARTS | WHERE | {"casts"}
-ALLOWED["casts"] = set()
+ALLOWED |= {"casts": set(), "quantize": set()}
 # What is made of experiments; and who nobody imports.
 USERS = {
     "recipe", "run", "drawing", "extend", "export", "hooks", "models", "training", "finetune", "few_steps", "control",

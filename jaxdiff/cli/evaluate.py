@@ -13,6 +13,7 @@ from jaxdiff.drawing import evaluate, parameters
 from jaxdiff.hooks import change_sampling
 from jaxdiff.options import Count, Seed
 from jaxdiff.pretrained import open_run
+from jaxdiff.quantize import Weights
 from jaxdiff.recipe import load_run
 from jaxdiff.sharding import parse_mesh
 
@@ -28,6 +29,7 @@ def command(
     seed: Seed = 0,
     batch: Count = 100,
     params: Literal["ema", "params"] = "ema",
+    weights: Weights | None = None,
     prior: Path | None = None,
     mesh: str = "",
     trust: bool = False,
@@ -48,6 +50,7 @@ def command(
         seed: of the samples.
         batch: samples at a time.
         params: averaged or last parameters.
+        weights: kernels in 8 bits; by default as they are.
         prior: run that turns prompts into the embeddings of a decoder; by default the one that it was trained with.
         mesh: devices as data=4,fsdp=2; data takes those that are left.
         trust: execute the run's program even if others can write it.
@@ -58,7 +61,7 @@ def command(
         load_run(open_run(run), mesh=where, trust=trust, changes=given_prior(run, prior)),
         guidance=guidance, guidance_fn=guidance_fn, solver=solver, grid=grid, steps=steps,
     )  # fmt: skip
-    trained = parameters(experiment, run, params, mesh=where)
+    trained = parameters(experiment, run, params, weights=weights, mesh=where)
     report = evaluate(experiment, trained, run, num=num, seed=seed, batch=batch, mesh=where)
     print(report.text)
     print(run / "eval.json")

@@ -18,6 +18,7 @@ from jaxdiff.experiment import compute_dtype
 from jaxdiff.interop.sources import is_file
 from jaxdiff.media import Samples
 from jaxdiff.progress import Progress, busy
+from jaxdiff.quantize import Weights
 from jaxdiff.seeds import example_keys
 from jaxdiff.sharding import batch_sharding, make_mesh, num_batch_shards, use_mesh
 from jaxdiff.text_to_image import Pipeline
@@ -51,6 +52,7 @@ def draw_prompts(
     batch: int = 4,
     mesh: Mesh | None = None,
     controls: Sequence[tuple[Path, HintFile, float]] = (),
+    weights: Weights | None = None,
 ) -> Samples:
     """Draw pictures of prompts, in batches of one compiled size that are split over the devices.
 
@@ -69,6 +71,7 @@ def draw_prompts(
         batch: pictures at a time, rounded up to a multiple of the mesh's parts of a batch.
         mesh: where the parameters lie, and over which pictures are split; None: pictures alone, over all devices.
         controls: what steers, as for `text_to_image.load`; what all pictures follow; and scales, of which 0 is off.
+        weights: "int8" or "float8": kernels in 8 bits, as for `text_to_image.load`; None: as in the files.
     Returns:
         The pictures, float32 [num, height, width, 3] in [-1, 1], and their prompts.
     Raises:
@@ -89,7 +92,7 @@ def draw_prompts(
         pipe = text_to_image.load(
             directory, steps=steps, size=size, kind=scheduler, base=base, variant=variant, dtype=compute_dtype(),
             progress=progress, place=lambda tree: train.shard_params(tree, where),
-            controls=[folder for folder, _, _ in controls],
+            controls=[folder for folder, _, _ in controls], param_dtype=weights,
         )  # fmt: skip
     scale, negative = _guidance(pipe, guidance, negative)
     split = batch_sharding(where)

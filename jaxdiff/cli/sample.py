@@ -15,6 +15,7 @@ from jaxdiff.hooks import change_sampling
 from jaxdiff.media import Medium, Samples, images
 from jaxdiff.options import Count, Seed, absolute
 from jaxdiff.pretrained import open_run
+from jaxdiff.quantize import Weights
 from jaxdiff.recipe import load_run
 from jaxdiff.sharding import parse_mesh
 from jaxdiff.train import read_knobs
@@ -33,6 +34,7 @@ def command(
     batch: Count | None = None,
     params: Literal["ema", "params"] | None = None,
     ema: float | None = None,
+    weights: Weights | None = None,
     out: Path | None = None,
     prompt: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = (),
     prompts: Path | None = None,
@@ -60,6 +62,7 @@ def command(
         batch: samples at a time; by default as in a preview, or 4.
         params: averaged or last ones; by default ema.
         ema: length of another average, made of the run's snapshots.
+        weights: kernels in 8 bits: docs/gpu.md.
         out: FILE.png for one picture, FILE.npz for arrays, or a folder.
         prompt: what they show; several prompts take turns.
         prompts: file of prompts, one a line.
@@ -68,7 +71,7 @@ def command(
         size: height and width of a prompt's picture.
         base: directory with what a file lacks.
         variant: weights' variant, such as fp16.
-        control: ControlNet etc., picture, scale: docs/control.md.
+        control: ControlNet, picture, scale: docs/control.md.
         mesh: devices as data=4,fsdp=2,sequence=2; data takes those left.
         trust: execute a program that others can write.
     """
@@ -92,7 +95,7 @@ def command(
         samples = draw_prompts(
             run, texts, num=len(texts) if num is None else num, negative=negative, guidance=guidance, steps=steps,
             size=size, base=base, variant=variant, scheduler=solver, seed=seed, batch=4 if batch is None else batch,
-            mesh=where, controls=controls,
+            mesh=where, controls=controls, weights=weights,
         )  # fmt: skip
         _save(medium, out, samples)
         return
@@ -111,7 +114,7 @@ def command(
     )  # fmt: skip
     out = run / f"samples-{seed}{experiment.medium.suffixes[0]}" if out is None else out
     check_suffix(experiment.medium, out)
-    trained = parameters(experiment, run, params or "ema", ema=ema, mesh=where)
+    trained = parameters(experiment, run, params or "ema", ema=ema, weights=weights, mesh=where)
     words = texts or label
     num = len(texts) if num is None and len(texts) > 1 else num
     samples = draw(experiment, trained, num, words=words, negative=negative, seed=seed, batch=batch, mesh=where)

@@ -47,7 +47,8 @@ def load(
         config: fields that do not follow from the tensors of a single file, e.g. scaling_factor, or that replace
             fields of the file.
         dtype: dtype of the computation.
-        param_dtype: dtype of the parameters; None: as in the file.
+        param_dtype: dtype of the parameters; None: as in the file. "int8" or "float8": kernels in 8 bits, for sampling,
+            see `quantize.quantize`.
         place: tree of shapes -> tree of shardings, e.g. `lambda t: train.shard_params(t, mesh)`; None: the default
             device.
 

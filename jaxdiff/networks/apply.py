@@ -10,6 +10,7 @@ from jax import Array
 from jax.dtypes import canonicalize_dtype
 
 from jaxdiff.messages import listed
+from jaxdiff.quantize import kept_in_loops
 
 Shape = tuple[int | None, ...]
 
@@ -27,6 +28,7 @@ def as_apply(module: nn.Module) -> Callable[..., Any]:
 
     def apply(params, x, noise, cond=None, *, key=None):
         rngs = None if key is None else {"dropout": key}
+        params, x = kept_in_loops(params, x)
         return module.apply({"params": params}, x, noise, cond, train=key is not None, rngs=rngs)
 
     return apply

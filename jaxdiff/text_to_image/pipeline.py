@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
+from jaxdiff import quantize
 from jaxdiff.conditions import Condition
 from jaxdiff.experiment import Model
 from jaxdiff.interop import Pretrained, architecture, network_scheduler
@@ -119,7 +120,8 @@ def load(
         variant: of the weights in a directory, such as "fp16".
         length: of T5's text in tokens; by default 256 for Stable Diffusion 3 and 512 for Flux.
         dtype: of the networks' computation. The steps are taken in float32 at least.
-        param_dtype: of the parameters; None: as in the files.
+        param_dtype: of the parameters; None: as in the files. "int8" or "float8": kernels of all models but the
+            autoencoder in 8 bits; see `quantize.quantize`.
         place: tree of shapes -> tree of shardings, for each model; see `interop.load`.
         progress: called on the host with the number of steps done, after each step.
         controls: directories of ControlNets of a U-Net, whose residuals are added (Zhang et al. 2023,
@@ -142,14 +144,19 @@ def load(
     parts = _parts(index, steps=steps, size=size, kind=kind, length=length, dtype=dtype, controls=names)
     layout = index.layout
     options = {"variant": variant, "dtype": dtype, "param_dtype": param_dtype, "place": place}
+    eight_bits = isinstance(param_dtype, str) and param_dtype in quantize.DTYPES
     # A variant is of the pipeline's own weights.
     loaded = {}
     for part, path in index.models.items():
         if part == IP_ADAPTER:
-            own = {name: value for name, value in options.items() if name != "variant"}
-            loaded[part] = load_own(path, parts.config, **own)
+            loaded[part] = load_own(
+                path, parts.config, **{name: value for name, value in options.items() if name != "variant"}
+            )
         else:
-            loaded[part] = load_model(path, **options | ({} if part in pipeline else {"variant": None}))
+            own = options if part in pipeline else options | {"variant": None}
+            # The autoencoder is small, and its errors are seen.
+            own = own | {"param_dtype": None} if part == "vae" and eight_bits else own
+            loaded[part] = load_model(path, **own)
     generate = partial(generate_images, parts, progress)
     scale = layout.guidance if parts.distilled or parts.classifier_free else None
     return Pipeline(

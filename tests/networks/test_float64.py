@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from jaxdiff import autoencoders, networks, text
+from jaxdiff import autoencoders, networks, quantize, text
 from jaxdiff.networks import as_apply
 
 WIDTHS = {"widths": (8, 8), "num_blocks": 1, "groups": 4}
@@ -96,7 +96,7 @@ def double(tree):
 
 
 @pytest.mark.parametrize("name", ["dit", *(pytest.param(n, marks=pytest.mark.slow) for n in NETWORKS if n != "dit")])
-def test_networks(name, x64):
+def test_networks(name, x64, monkeypatch):
     module, names = NETWORKS[name]
     module = module.clone(dtype=jnp.float64)
     plain = {
@@ -111,6 +111,10 @@ def test_networks(name, x64):
     shapes = jax.eval_shape(lambda key: networks.init(module, key, x, cond), jax.random.key(0))
     noise = jax.ShapeDtypeStruct((2,), jnp.float64)
     assert not reduced(as_apply(module), double(shapes), x, noise, cond)
+    monkeypatch.setattr(quantize, "MIN_SIZE", 1)
+    small = jax.eval_shape(quantize.quantize, double(shapes))
+    assert any(a.dtype == jnp.int8 for a in jax.tree.leaves(small))
+    assert not reduced(as_apply(module), small, x, noise, cond)
 
 
 @pytest.mark.parametrize(

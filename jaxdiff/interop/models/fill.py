@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.dtypes import canonicalize_dtype
 
-from jaxdiff import trees
+from jaxdiff import quantize, trees
 from jaxdiff.interop.formats.files import Tensor
 from jaxdiff.interop.formats.keys import TensorSlot, places
 from jaxdiff.interop.models.architecture import ModelSpec, ShardingFn
@@ -43,8 +43,10 @@ def fill(spec: ModelSpec, tensors: Mapping[str, Tensor], *, param_dtype: Any, pl
 
     def leaf(path: Any, shape: jax.ShapeDtypeStruct, sharding: Any) -> jax.Array:
         parts = sources[trees.keys(path)]
-        dtype = canonicalize_dtype(_widest(parts) if param_dtype is None else param_dtype)
-        return _read(parts, jax.ShapeDtypeStruct(shape.shape, dtype), sharding)
+        small = isinstance(param_dtype, str) and param_dtype in quantize.DTYPES
+        dtype = canonicalize_dtype(_widest(parts) if small or param_dtype is None else param_dtype)
+        x = _read(parts, jax.ShapeDtypeStruct(shape.shape, dtype), sharding)
+        return quantize.quantize_leaf(path, x, param_dtype) if small else x
 
     return jax.tree_util.tree_map_with_path(leaf, shapes, where, is_leaf=lambda x: x is None)
 
