@@ -14,6 +14,7 @@ from jaxdiff.cli.places import try_file
 from jaxdiff.experiment import Experiment
 from jaxdiff.plan import Estimate, Topology, as_json, estimate, sampling, sweep, table, topology, train_step
 from jaxdiff.plan.topologies import EXAMPLES
+from jaxdiff.quantize import Weights
 from jaxdiff.recipe import load
 from jaxdiff.sharding import parse_mesh, use_mesh
 from jaxdiff.storage import write_text
@@ -22,6 +23,7 @@ OWN = {
     "topology": (str, inspect.Parameter.empty, f"the chips and their number: {EXAMPLES}."),
     "mesh": (str, "", "its devices as data=128,fsdp=8,tensor=2,sequence=2; data takes those that are left."),
     "sample": (bool, False, "plan the sampler in place of the train step; batch is then what it draws at a time."),
+    "weights": (Weights | None, None, "of a sampler, kernels in 8 bits."),
     "sweep": (bool, False, "compile many, best first: each of mesh, batch and remat that the command does not give."),
     "json": (Path | None, None, "also write the plan to this file."),
 }
@@ -45,29 +47,32 @@ def command(args: list[str]) -> None:
     if options["json"] is not None:
         try_file(options["json"], "--json")
     slice = topology(options["topology"])
-    name = Path(path).stem
+    if options["weights"] and not options["sample"]:
+        raise ValueError("--weights are a sampler's: they need --sample")
+    of = {"name": Path(path).stem, "sample": options["sample"], "weights": options["weights"]}
     plans: Estimate | list[Estimate]
     if options["sweep"]:
         free = [knob for knob in ("batch", "remat") if not _given(knob, rest)]
         tried = sweep.candidates(options["mesh"] or None, len(slice.devices), knobs, free)
 
         def plan(candidate: sweep.Candidate) -> Estimate:
-            return plan_one(build, candidate.knobs, slice, candidate.mesh, name=name, sample=options["sample"])
+            return plan_one(build, candidate.knobs, slice, candidate.mesh, **of)
 
         plans, failed = sweep.sweep(tried, plan)
         print(sweep.table(plans, failed))
         if not plans:
             raise ValueError(f"none of the {len(tried)} candidates could be planned")
     else:
-        plans = plan_one(build, knobs, slice, options["mesh"], name=name, sample=options["sample"])
+        plans = plan_one(build, knobs, slice, options["mesh"], **of)
         print(table(plans))
     if options["json"] is not None:
         write_text(options["json"], as_json(plans) + "\n")
 
 
 def plan_one(
-    build: Callable[..., Experiment], knobs: dict[str, Any], slice: Topology, mesh: str, *, name: str, sample: bool
-) -> Estimate:
+    build: Callable[..., Experiment], knobs: dict[str, Any], slice: Topology, mesh: str, *, name: str, sample: bool,
+    weights: Weights | None = None,
+) -> Estimate:  # fmt: skip
     """Compile an experiment's program for a slice, and estimate.
 
     Args:
@@ -77,6 +82,7 @@ def plan_one(
         mesh: as `parse_mesh` reads it.
         name: of the experiment.
         sample: the sampler in place of the train step.
+        weights: of a sampler, "int8" or "float8": kernels in 8 bits.
 
     Raises:
         ValueError: the mesh does not fit the slice, or the batch or the parameters not the mesh.
@@ -84,8 +90,8 @@ def plan_one(
     arranged = parse_mesh(mesh, devices=slice.devices)
     with use_mesh(arranged):
         experiment = build(**knobs)
-    program = (sampling if sample else train_step)(experiment, arranged)
-    title = f"{name}, {'sampler' if sample else 'train step'}"
+    program = sampling(experiment, arranged, weights) if sample else train_step(experiment, arranged)
+    title = f"{name}, {'sampler' if sample else 'train step'}{f', {weights}' if weights else ''}"
     return estimate(
         program, slice, arranged, title=title, batch=experiment.training.batch, remat=str(knobs.get("remat", ""))
     )  # fmt: skip

@@ -48,7 +48,8 @@ def attend(
     """Multi-head scaled dot-product attention (Vaswani et al. 2017, eq. 1), with the fastest kernel for the device.
 
     In half precision on a GPU this is cuDNN's fused kernel. Elsewhere, long sequences are processed in blocks of keys,
-    which works on every device and with every sharding. All kernels have forward- and reverse-mode derivatives.
+    which works on every device and with every sharding; so are forward-mode derivatives of cuDNN's. All kernels have
+    forward- and reverse-mode derivatives.
 
     Args:
         q: [B, N, H, D].
@@ -78,13 +79,15 @@ def _attend(
     q, k, v = (constrain(a, BATCH_AXES, axis, "tensor") for a, axis in ((q, "sequence"), (k, None), (v, None)))
     masks = () if mask is None else (mask[:, None, None, :],)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    kernel = partial(_cudnn, scale=scale, causal=causal)
+    formula, kernel = (
+        partial(_formula, scale=scale, bias=bias, causal=causal),
+        partial(_cudnn, scale=scale, causal=causal),
+    )
+    if bias is None and not causal and k.shape[1] >= BLOCKWISE_MIN_KEYS:
+        formula = partial(_by_blocks, scale=scale)
     if bias is None and _fits_cudnn(kernel, q, k, v, *masks):
-        y = fused(kernel, partial(_formula, scale=scale, causal=causal))(q, k, v, *masks)
-    elif bias is None and not causal and k.shape[1] >= BLOCKWISE_MIN_KEYS:
-        y = blockwise(q, k, v, mask, scale=scale, block=KEY_BLOCK)
-    else:
-        y = _formula(q, k, v, *masks, scale=scale, bias=bias, causal=causal)
+        formula = fused(kernel, formula)
+    y = formula(q, k, v, *masks)
     if mask is None:
         return y
     return jnp.where(mask.any(axis=1)[:, None, None, None], y, jnp.zeros_like(y))
@@ -98,6 +101,10 @@ def _cudnn(q, k, v, where=None, *, scale: float, causal: bool) -> Array:
         where = jnp.broadcast_to(where, (*where.shape[:2], q.shape[1], k.shape[1]))
     y = jax.nn.dot_product_attention(q, k, v, None, where, scale=scale, is_causal=causal, implementation="cudnn")
     return y[..., :channels]
+
+
+def _by_blocks(q, k, v, where=None, *, scale: float) -> Array:
+    return blockwise(q, k, v, None if where is None else where[:, 0, 0], scale=scale, block=KEY_BLOCK)
 
 
 def _formula(q, k, v, where=None, *, scale: float, bias=None, causal: bool = False) -> Array:

@@ -7,16 +7,18 @@ import re
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxdiff import train
 from jaxdiff.experiment import Experiment
 from jaxdiff.plan import flops, hlo
 from jaxdiff.plan.gpus import asked_about
+from jaxdiff.quantize import Quantized, Weights, quantize
 from jaxdiff.sampler import sampler
 from jaxdiff.seeds import seed_key
 from jaxdiff.sharding import batch_sharding, shard_params, use_mesh
@@ -108,12 +110,13 @@ def train_step(experiment: Experiment, mesh: Mesh) -> Program:
     return Program(memory, module, traced, 3 * flops.of_jaxpr(once), time.perf_counter() - begun)
 
 
-def sampling(experiment: Experiment, mesh: Mesh) -> Program:
+def sampling(experiment: Experiment, mesh: Mesh, weights: Weights | None = None) -> Program:
     """Compile the sampler of `jaxdiff sample` for batches of `experiment.training.batch` examples.
 
     Args:
         experiment: built within `use_mesh(mesh)`.
         mesh: real, simulated or described devices.
+        weights: "int8" or "float8": kernels in 8 bits, see `quantize.quantize`.
 
     Raises:
         ValueError: the batch or the parameters cannot be split over the mesh.
@@ -122,6 +125,7 @@ def sampling(experiment: Experiment, mesh: Mesh) -> Program:
     _check_batch(part.batch, mesh)
     begun = time.perf_counter()
     average = train.state_shapes(experiment.model.init, part.optimizer, mesh, averaged=part.averaged).ema
+    average = average if weights is None else _in_8_bits(average, weights, mesh)
     frozen = experiment.model.frozen
     params = average if frozen is None else (average, _described(frozen, mesh))
     keys = jax.ShapeDtypeStruct((part.batch,), jax.random.key(0).dtype, sharding=batch_sharding(mesh))
@@ -133,6 +137,24 @@ def sampling(experiment: Experiment, mesh: Mesh) -> Program:
         lowered = generate.lower(*arguments)  # type: ignore[attr-defined]
     memory, module = _compile(lowered, arguments, mesh)
     return Program(memory, module, traced, traced, time.perf_counter() - begun)
+
+
+def _in_8_bits(params: Any, weights: Weights, mesh: Mesh) -> Any:
+    """Shapes and shardings of parameters in 8 bits: scales are small, and lie whole on each device."""
+    small = jax.eval_shape(partial(quantize, weights=weights), params)
+
+    described: Any = jax.ShapeDtypeStruct
+
+    def place(x: Any, made: Any) -> Any:
+        if not isinstance(made, Quantized):
+            return x
+        values, scale = made.values, made.scale
+        return Quantized(
+            described(values.shape, values.dtype, sharding=x.sharding),
+            described(scale.shape, scale.dtype, sharding=NamedSharding(mesh, PartitionSpec())),
+        )
+
+    return jax.tree.map(place, params, small)
 
 
 def _check_batch(batch: int, mesh: Mesh) -> None:

@@ -61,6 +61,23 @@ def test_masked_attention_and_its_gradient_by_cudnn_or_by_the_formula(lower, len
     assert ("fmhaScaleBiasSoftmaxBackward" in calls) == (length % 2 == 0)
 
 
+def test_forward_mode_keeps_no_logits_of_long_sequences(lower):
+    """Nor does reverse over forward mode."""
+    tokens = 8192
+    q = ShapeDtypeStruct((1, tokens, 1, 64), jnp.bfloat16)
+
+    def moved(q):
+        y, dy = jax.jvp(lambda q: attend(q, q, q), (q,), (jnp.ones_like(q),))
+        return (y * dy).sum()
+
+    for f in (moved, jax.grad(moved)):
+        text = lower(f, q)
+        assert "fmhaSoftmax" in CALL.findall(text)
+        shapes = re.findall(r"tensor<([\dx]+)x(?:bf16|f32)>", text)
+        largest = max(np.prod([int(n) for n in shape.split("x")]) for shape in shapes)
+        assert largest == tokens * attention.KEY_BLOCK  # of tokens * tokens logits
+
+
 def test_before_hopper_heads_have_128_channels(lower, monkeypatch):
     monkeypatch.setattr(cudnn, "check_compute_capability", lambda wanted: False)
     for head_dim, calls in ((128, ["fmhaSoftmax"]), (136, [])):

@@ -74,6 +74,19 @@ def test_a_sampler_asks_its_network_twice_a_step_of_heun(path):
     assert sampling["model_flops"] == 2 * 4 * training["model_flops"] / 3
 
 
+@pytest.mark.slow
+def test_a_sampler_of_8_bits_holds_a_byte_a_weight(path):
+    plain, small = (
+        plan(path, "--topology", "cpu:4", "--mesh", "fsdp=4", "--sample", *more) for more in ((), ("--weights", "int8"))
+    )
+    assert small["model_flops"] == plain["model_flops"]
+    params = jax.eval_shape(load(path)().model.init, jax.random.key(0))
+    kernels = [x for x in jax.tree.leaves(params) if x.ndim == 2 and x.size >= 4096]
+    # Three bytes less of each fourth; a scale of each column, whole on each device.
+    saved = sum(3 * x.size / 4 - 4 * x.shape[-1] for x in kernels)
+    assert kernels and plain["memory"]["arguments"] - small["memory"]["arguments"] == pytest.approx(saved, abs=64)
+
+
 @pytest.mark.parametrize(
     ("options", "hint"),
     [
@@ -81,6 +94,7 @@ def test_a_sampler_asks_its_network_twice_a_step_of_heun(path):
         (["--topology", "cpu:8", "--mesh", "data=3"], "number of devices, 8"),
         (["--topology", "cpu:8", "--mesh", "rows=8"], "a mesh is written like"),
         (["--topology", "cpu:8", "--batch", "12"], "must be a multiple of 8"),
+        (["--topology", "cpu:8", "--weights", "int8"], "they need --sample"),
     ],
 )
 def test_mistakes(path, options, hint, capsys):

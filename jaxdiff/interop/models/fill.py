@@ -41,7 +41,7 @@ def fill(spec: ModelSpec, tensors: Mapping[str, Tensor], *, param_dtype: Any, pl
         sources.setdefault(spot.path, []).append((spot, named[key]))
     where = jax.tree.map(lambda _: None, shapes) if place is None else place(shapes)
 
-    def leaf(path: Any, shape: jax.ShapeDtypeStruct, sharding: Any) -> jax.Array:
+    def leaf(path: Any, shape: jax.ShapeDtypeStruct, sharding: Any) -> jax.Array | quantize.Quantized:
         parts = sources[trees.keys(path)]
         small = isinstance(param_dtype, str) and param_dtype in quantize.DTYPES
         dtype = canonicalize_dtype(_widest(parts) if small or param_dtype is None else param_dtype)
