@@ -12,7 +12,7 @@ from PIL import Image
 from jaxdiff import imagine
 from jaxdiff.cli import main
 from jaxdiff.cli.errors import sentence
-from jaxdiff.edit import edit
+from jaxdiff.edit import draw, edit
 from jaxdiff.edit.source import align_tokens
 from jaxdiff.experiment import UserError
 
@@ -71,6 +71,24 @@ def test_tokens_are_aligned_with_those_of_the_source():
     source, cond = ({"ids": np.array([ids])} for ids in ([1, 5, 6, 7, 2, 0, 0, 0], [1, 5, 8, 7, 3, 4, 2, 0]))
     np.testing.assert_array_equal(align_tokens(source, cond), [0, 1, 2, 3, -1, -1, 4, 5])
     assert align_tokens({"label": np.array([1])}, {"label": np.array([2])}) is None
+
+
+@pytest.mark.slow
+def test_another_picture_prompt_strength_or_mask_compiles_nothing():
+    experiment = tiny.experiment()
+    fresh = imagine.of_experiment(experiment, experiment.model.init(None))
+    left, right = np.arange(6)[None] < np.array([2, 4])[:, None]
+    for picture, prompt, strength, guidance, mask in (
+        (PICTURE, "Bag", 0.5, 2.0, left),
+        (255 - PICTURE, "Sneaker", 0.8, 3.0, right),
+    ):
+        given = partial(edit, fresh, picture, prompt=prompt, strength=strength, guidance=guidance)
+        given()
+        given(mask=np.tile(mask, (6, 1)))
+        given(source="Sneaker")
+    assert fresh.compiled(draw._redrawn, guided=True, mesh=None)._cache_size() == 2  # with a mask and without
+    assert fresh.compiled(draw.moving, "flow_edit", guided=True)._cache_size() == 1
+    assert fresh.compiled(draw._encoder)._cache_size() == 1
 
 
 @pytest.mark.slow

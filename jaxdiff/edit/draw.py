@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh
 
 from jaxdiff import interop, inverse, solvers
 from jaxdiff.conditions import Cond
@@ -92,26 +93,23 @@ def edit(
     batch = -(-num // shards) * shards
     repeat = lambda cond: jax.tree.map(lambda a: np.repeat(a, batch, axis=0), cond)  # noqa: E731
     cond, scale = _condition(generator, prompt, guidance)
-    x0 = jax.jit(_encoder(stage))(stage.params, repeat(canvas[None]))
-    keys = example_keys(seed, batch)
+    x0 = generator.compiled(_encoder)(stage.params, repeat(canvas[None]))
+    keys, guided = example_keys(seed, batch), scale != 1
     if source is not None:
         where, _ = _condition(generator, source, SOURCE_GUIDANCE)
-        moved = jax.jit(moving(stage, method or "flow_edit", guided=scale != 1))
         both = repeat(cond), repeat(where), align_tokens(where, cond)
-        drawn = moved(stage.params, keys, x0, conditions=both, scale=scale, strength=strength)
+        move = generator.compiled(moving, method or "flow_edit", guided=guided)
+        drawn = move(stage.params, keys, x0, conditions=both, scale=scale, strength=strength)
     elif style is not None:
-        as_given = jax.jit(styled(stage, guided=scale != 1))
-        drawn = as_given(
+        drawn = generator.compiled(styled, guided=guided)(
             stage.params, keys, x0, cond=repeat(cond), features=interop.efficientnet_lite0().params,
             style=as_rgb(jnp.asarray(style[None] / 127.5 - 1, jnp.float32)), scale=scale, strength=strength,
             weight=style_weight,
         )  # fmt: skip
     else:
-        wide = _widened(stage, x0.shape[1:])
-        if partly:
-            wide = _keeping(wide, x0, _coarse(~anew, x0.shape[1:3]))
-        draw = sampler(*wide[1:5], guided=scale != 1, mesh=generator.mesh)
-        drawn = draw(stage.params, keys, repeat(cond), scale, image=(x0, strength))
+        known = _coarse(~anew, x0.shape[1:3]) if partly else None
+        redraw = generator.compiled(_redrawn, guided=guided, mesh=generator.mesh)
+        drawn = redraw(stage.params, keys, x0, cond=repeat(cond), scale=scale, strength=strength, known=known)
     drawn = np.asarray(gather(drawn))[:num]
     return np.where(anew[..., None], drawn, canvas) if partly else drawn
 
@@ -171,6 +169,20 @@ def _encoder(stage: Stage) -> Callable[[Any, Array], Array]:
     return as_they_are
 
 
+def _redrawn(stage: Stage, *, guided: bool, mesh: Mesh | None) -> Callable[..., Array]:
+    """A function that noises and denoises x0, or what goes with the known part of it."""
+
+    def draw(params: Any, keys: Array, x0: Array, *, cond: Cond, scale: Any, strength: Any, known: Any) -> Array:
+        wide = _widened(stage, x0.shape[1:])
+        if known is not None:
+            wide = _keeping(wide, x0, known)
+        with jax.ensure_compile_time_eval():  # levels are numbers
+            made = sampler(*wide[1:5], guided=guided, mesh=mesh)
+        return made(params, keys, cond, scale, image=(x0, strength))
+
+    return draw
+
+
 def _widened(stage: Stage, shape: tuple[int, ...]) -> Stage:
     """A stage that draws pictures of a larger shape, by windows of its own."""
     size = stage.medium.shape
@@ -182,7 +194,7 @@ def _widened(stage: Stage, shape: tuple[int, ...]) -> Stage:
     return stage._replace(model=replace(stage.model, apply=apply), medium=replace(stage.medium, shape=tuple(shape)))
 
 
-def _keeping(stage: Stage, x0: Array, known: np.ndarray) -> Stage:
+def _keeping(stage: Stage, x0: Array, known: Array) -> Stage:
     """A stage that draws what goes with the known part of x0."""
     operator = inverse.operators.mask(jnp.asarray(known[..., None]))
     solver = inverse.replace(solvers.ddim(1.0), operator, operator.apply(x0), resample=RESAMPLE)

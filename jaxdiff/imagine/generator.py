@@ -56,6 +56,7 @@ class Generator:
         stage: scale -> how pictures of that many times the usual size are drawn.
         sampler: (scale, whether guided) -> `sampler.sampler`'s function; it returns (x0, picture).
         enlarge: scale -> compiled function x0 of half the scale -> x0, to begin with.
+        compiled: (make, *arguments) -> what make(stage(1), *arguments) returns, a function, compiled.
     """
 
     def __init__(self, stage: Callable[[int], Stage], history: History, *, mesh: Mesh | None = None):
@@ -69,6 +70,7 @@ class Generator:
         """
         self.history, self.mesh = history, mesh
         self.stage, self.sampler, self.enlarge = cache(stage), cache(self._sampler), cache(self._enlarge)
+        self.compiled = cache(self._compiled)
 
     def check(self, history: History) -> None:
         """Raise ValueError unless a history is of this model with these settings."""
@@ -113,6 +115,9 @@ class Generator:
 
         both = replace(medium, decode=decode)
         return sampler(model, sampling, condition, both, guided=guided, mesh=self.mesh)
+
+    def _compiled(self, make: Callable[..., Callable[..., Any]], *arguments: Any, **options: Any) -> Any:
+        return jax.jit(make(self.stage(1), *arguments, **options))
 
     def _enlarge(self, scale: int) -> Callable[[Array], Array]:
         small, large = self.stage(scale // 2), self.stage(scale)

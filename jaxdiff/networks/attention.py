@@ -79,10 +79,8 @@ def _attend(
     q, k, v = (constrain(a, BATCH_AXES, axis, "tensor") for a, axis in ((q, "sequence"), (k, None), (v, None)))
     masks = () if mask is None else (mask[:, None, None, :],)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    formula, kernel = (
-        partial(_formula, scale=scale, bias=bias, causal=causal),
-        partial(_cudnn, scale=scale, causal=causal),
-    )
+    kernel = partial(_cudnn, scale=scale, causal=causal)
+    formula: Callable[..., Array] = partial(_formula, scale=scale, bias=bias, causal=causal)
     if bias is None and not causal and k.shape[1] >= BLOCKWISE_MIN_KEYS:
         formula = partial(_by_blocks, scale=scale)
     if bias is None and _fits_cudnn(kernel, q, k, v, *masks):
