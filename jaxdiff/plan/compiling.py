@@ -16,8 +16,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxdiff import train
 from jaxdiff.experiment import Experiment
-from jaxdiff.plan import flops, hlo
+from jaxdiff.plan import flops, graphs, hlo
 from jaxdiff.plan.gpus import asked_about
+from jaxdiff.plan.graphs import Graphs
 from jaxdiff.quantize import Quantized, Weights, quantize
 from jaxdiff.sampler import sampler
 from jaxdiff.seeds import seed_key
@@ -58,6 +59,7 @@ class Program(NamedTuple):
         model_flops: operations of the model alone: three times the loss for a train step, since a gradient costs two
             more (Chowdhery et al. 2022, arXiv:2204.02311, app. B), and all of them for a sampler.
         seconds: time of tracing and compiling.
+        graphs: CUDA graphs; None for other devices, and where XLA does not list them.
     """
 
     memory: Memory
@@ -65,6 +67,7 @@ class Program(NamedTuple):
     traced_flops: int
     model_flops: int
     seconds: float
+    graphs: Graphs | None
 
 
 def train_step(experiment: Experiment, mesh: Mesh) -> Program:
@@ -105,9 +108,9 @@ def train_step(experiment: Experiment, mesh: Mesh) -> Program:
         once = jax.make_jaxpr(loss)(*arguments)
         gradient = jax.make_jaxpr(jax.grad(loss, has_aux=True))(*arguments)
         lowered = step.lower(state, batch)
-    memory, module = _compile(lowered, (state, batch), mesh)
+    memory, module, launched = _compile(lowered, (state, batch), mesh)
     traced = flops.of_jaxpr(gradient)
-    return Program(memory, module, traced, 3 * flops.of_jaxpr(once), time.perf_counter() - begun)
+    return Program(memory, module, traced, 3 * flops.of_jaxpr(once), time.perf_counter() - begun, launched)
 
 
 def sampling(experiment: Experiment, mesh: Mesh, weights: Weights | None = None) -> Program:
@@ -135,8 +138,8 @@ def sampling(experiment: Experiment, mesh: Mesh, weights: Weights | None = None)
         generate = sampler(experiment.model, experiment.sampling, experiment.condition, experiment.medium, mesh=mesh)
         traced = flops.of_jaxpr(jax.make_jaxpr(generate)(*arguments))
         lowered = generate.lower(*arguments)  # type: ignore[attr-defined]
-    memory, module = _compile(lowered, arguments, mesh)
-    return Program(memory, module, traced, traced, time.perf_counter() - begun)
+    memory, module, launched = _compile(lowered, arguments, mesh)
+    return Program(memory, module, traced, traced, time.perf_counter() - begun, launched)
 
 
 def _in_8_bits(params: Any, weights: Weights, mesh: Mesh) -> Any:
@@ -178,26 +181,30 @@ def _described(tree: Any, mesh: Mesh) -> Any:
     )
 
 
-def _compile(lowered: jax.stages.Lowered, arguments: Any, mesh: Mesh) -> tuple[Memory, hlo.Module | None]:
+def _compile(
+    lowered: jax.stages.Lowered, arguments: Any, mesh: Mesh
+) -> tuple[Memory, hlo.Module | None, Graphs | None]:
     with tempfile.TemporaryDirectory() as folder:
-        # libtpu's own dump, since JAX cannot read back every instruction of a newer libtpu.
+        # libtpu's own dump, since JAX cannot read back every instruction of a newer libtpu; and a GPU's list of thunks.
         dumping: dict[str, str | bool] = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
-        on_tpu = mesh.devices.flat[0].platform == "tpu"
+        platform = mesh.devices.flat[0].platform
         try:
-            compiled = lowered.compile(compiler_options=dumping if on_tpu else None)
+            compiled = lowered.compile(compiler_options=None if platform == "cpu" else dumping)
         except jax.errors.JaxRuntimeError as error:
             needed = _OOM.search(str(error))
             if needed is None:
                 raise
-            return Memory(_bytes_of(arguments), None, None, None, None, _parse_size(needed[1], needed[2])), None
-        dumped = list(Path(folder).glob("*.after_optimizations.txt"))
+            return Memory(_bytes_of(arguments), None, None, None, None, _parse_size(needed[1], needed[2])), None, None
+        dumped = list(Path(folder).glob("*.after_optimizations.txt")) if platform == "tpu" else []
         text = dumped[0].read_text() if dumped else compiled.as_text() or ""
+        thunks = list(Path(folder).glob("*.thunk_sequence_after_thunk_passes.txt"))
+        found = graphs.parse(thunks[0].read_text()) if thunks else None
     stats: Any = compiled.memory_analysis()
     shared, code = stats.alias_size_in_bytes, stats.generated_code_size_in_bytes
     arguments, outputs = stats.argument_size_in_bytes, stats.output_size_in_bytes
     temporaries = stats.temp_size_in_bytes
     total = arguments + outputs - shared + temporaries + code
-    return Memory(arguments, outputs, shared, temporaries, code, total), hlo.parse(text)
+    return Memory(arguments, outputs, shared, temporaries, code, total), hlo.parse(text), found
 
 
 def _parse_size(number: str, unit: str) -> int:

@@ -12,6 +12,7 @@ from jaxdiff.plan import flops, links, traffic
 from jaxdiff.plan.chips import Chip
 from jaxdiff.plan.collectives import Collective, collectives
 from jaxdiff.plan.compiling import Memory, Program
+from jaxdiff.plan.graphs import Graphs
 from jaxdiff.plan.kernels import PARTS, Kernels, kernels
 from jaxdiff.plan.topologies import Topology
 
@@ -56,6 +57,7 @@ class Estimate:
         bytes: bytes read from and written to the device's large memory.
         collectives: collectives of the program.
         kernels: kernels that a GPU launches; empty for other chips.
+        graphs: CUDA graphs of them; None for other chips.
         roofline: lower bounds of the time; None: the chip has no published figures, or the program does not fit.
         compile_seconds: on this machine.
     """
@@ -73,6 +75,7 @@ class Estimate:
     bytes: int | None
     collectives: Sequence[Collective]
     kernels: Sequence[Kernels]
+    graphs: Graphs | None
     roofline: Roofline | None
     compile_seconds: float
 
@@ -105,7 +108,7 @@ def estimate(program: Program, slice: Topology, mesh: Mesh, *, title: str, batch
             roof = roofline(chip, mesh, flops=done, bytes=moved, sent=sent, model_flops=program.model_flops / mesh.size)
     return Estimate(
         title, slice.name, dict(mesh.shape), batch, remat, program.memory, capacity, fits, done,
-        program.model_flops / mesh.size, moved, sent, launched, roof, program.seconds,
+        program.model_flops / mesh.size, moved, sent, launched, program.graphs, roof, program.seconds,
     )  # fmt: skip
 
 
@@ -173,7 +176,10 @@ def table(plan: Estimate) -> str:
         ]
         parts += ["", *aligned([("collective", "axes", "count", "MB", "MB sent"), *shown])]
     if plan.kernels:
-        parts += ["", *_kernels(plan.kernels), "", GUESS]
+        parts += ["", *_kernels(plan.kernels), ""]
+        if plan.graphs is not None:
+            parts.append(_graphs(plan.graphs))
+        parts.append(GUESS)
     return "\n".join(parts)
 
 
@@ -199,6 +205,14 @@ def _kernels(kernels: Sequence[Kernels]) -> list[str]:
         moved = [sum(each.read for each in chosen), sum(each.written for each in chosen)]
         shown.append((name, *map(str, counts), str(sum(counts)), *(f"{size / 1e6:.4g}" for size in moved)))
     return aligned([("kernel", *parts, "launches", "MB read", "MB written"), *shown])
+
+
+def _graphs(graphs: Graphs) -> str:
+    apart = ", ".join(f"{count} {kind}" for kind, count in graphs.apart.items()) or "nothing"
+    return (
+        f"The host launches {graphs.count} CUDA graphs with {graphs.kernels} kernels, and apart from them {apart}, "
+        "where a loop's body counts once."
+    )
 
 
 def _verdict(plan: Estimate) -> str:

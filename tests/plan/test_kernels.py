@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxdiff.plan import hlo
+from jaxdiff.plan import graphs, hlo
 from jaxdiff.plan.kernels import Kernels, kernels
 
 # Each of three rounds of a loop convolves, with a workspace of 99 bytes; the rest runs once.
@@ -88,3 +88,24 @@ def test_kinds_parts_launches_and_bytes(found, wanted):
 
 def test_nothing_else_is_launched(found):
     assert len(found) == 6
+
+
+THUNKS = """000: kCommandBuffer [source       | next=003 (1)]
+    001: kCustomKernel [source       | next=002 (1)] loop_add_fusion grid: [1, 1, 1] threads: [8, 1, 1]
+    002: kCopy         [prev=001 (1) | sink        ] kCopy
+003: kWhile         [prev=000 (1) | sink        ]
+condition:
+    004: kCustomKernel [source | sink] loop_compare_fusion grid: [1, 1, 1] threads: [1, 1, 1]
+  body:
+    000: kCommandBuffer [source        | next=008 (1)]
+        005: kCustomKernel [source       | next=006 (6)] wrapped_concatenate grid: [19968, 1, 1]
+        006: kCustomKernel [source       | next=007 (1)] input_concatenate_fusion_3 grid: [4, 1, 1]
+        007: kCuDnn        [prev=006 (1) | sink        ] kCuDnn
+    008: kConvolution   [prev=000 (1)  | next=009 (1)] kConvolution
+    009: kConvolution   [prev=008 (1)  | sink        ] kConvolution
+"""
+
+
+def test_what_stands_in_cuda_graphs_and_apart():
+    assert graphs.parse(THUNKS) == graphs.Graphs(2, 5, {"CustomKernel": 1, "Convolution": 2})
+    assert graphs.parse("") == graphs.Graphs(0, 0, {})

@@ -141,7 +141,7 @@ def _estimate(total, seconds, batch=8, fits=True):
     memory = Memory(total, 0, 0, 0, 0, total)
     roof = roofline(CHIP, _torus((2, 4), (2, 4, 1, 1)), flops=1000 * seconds, bytes=0, sent=[], model_flops=1)
     mesh = dict(zip(AXES, (2, 4, 1, 1), strict=True))
-    return Estimate("toy", "v5e:2x4", mesh, batch, "dots", memory, 100.0, fits, 1.0, 1.0, 0, [], [], roof, 0.1)
+    return Estimate("toy", "v5e:2x4", mesh, batch, "dots", memory, 100.0, fits, 1.0, 1.0, 0, [], [], None, roof, 0.1)
 
 
 def test_a_sweep_ranks_by_time_an_example_and_puts_last_what_does_not_fit():
