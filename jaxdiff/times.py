@@ -62,35 +62,32 @@ def stratified(low: float = T_MIN, high: float = 1.0) -> TimeSampler:
         ValueError: low >= high.
     """
     _check(low, high)
-
-    def times(key: Array, batch: int) -> tuple[Array, Array]:
-        u = jax.random.uniform(key) + jnp.arange(batch, dtype=jnp.result_type(float)) / batch
-        return _unweighted(low + (high - low) * (u % 1))
-
-    return times
+    return lambda key, batch: _unweighted(low + (high - low) * _evenly(key, batch))
 
 
 @factory
-def log_normal(process: Process, mean: float = -1.2, std: float = 1.2) -> TimeSampler:
+def log_normal(process: Process, mean: float = -1.2, std: float = 1.2, *, stratified: bool = False) -> TimeSampler:
     """log(sigma / alpha) ~ N(mean, std^2) (Karras et al. 2022, arXiv:2206.00364, table 1).
 
     Args:
         process: the process of the loss; needs `time`.
         mean, std: the paper's P_mean and P_std.
+        stratified: whether a batch covers the distribution evenly, as that of `stratified`.
     """
     check_process(process, "time")
-    return lambda key, batch: _unweighted(process.time(-(mean + std * jax.random.normal(key, (batch,)))))
+    return lambda key, batch: _unweighted(process.time(-(mean + std * _normal(key, batch, stratified))))
 
 
 @factory
-def logit_normal(mean: float = 0.0, std: float = 1.0) -> TimeSampler:
+def logit_normal(mean: float = 0.0, std: float = 1.0, *, stratified: bool = False) -> TimeSampler:
     """logit(t) ~ N(mean, std^2), t in (0, 1) (Esser et al. 2024, arXiv:2403.03206, eq. 19).
 
     Args:
         mean: negative values give more times near data, positive ones near noise.
         std: of logit(t).
+        stratified: whether a batch covers the distribution evenly, as that of `stratified`.
     """
-    return lambda key, batch: _unweighted(jax.nn.sigmoid(mean + std * jax.random.normal(key, (batch,))))
+    return lambda key, batch: _unweighted(jax.nn.sigmoid(mean + std * _normal(key, batch, stratified)))
 
 
 @factory
@@ -213,6 +210,19 @@ def _bins(density: Array) -> Callable[[Array, int], tuple[Array, Array]]:
         return i, 1 / (share[i] * density.shape[0])
 
     return draw
+
+
+def _evenly(key: Array, batch: int) -> Array:
+    """Equally spaced numbers of [0, 1) with one random offset; each is uniform."""
+    return (jax.random.uniform(key) + jnp.arange(batch, dtype=jnp.result_type(float)) / batch) % 1
+
+
+def _normal(key: Array, batch: int, stratified: bool) -> Array:
+    if not stratified:
+        return jax.random.normal(key, (batch,))
+    u = _evenly(key, batch)
+    eps = jnp.finfo(u.dtype).eps
+    return jax.scipy.special.ndtri(jnp.clip(u, eps, 1 - eps))
 
 
 def _unweighted(t: Array) -> tuple[Array, Array]:

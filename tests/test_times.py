@@ -44,6 +44,27 @@ def test_stratified_is_uniform_at_every_place_of_the_batch():
         _same(t[:, place], stats.uniform().cdf)
 
 
+@pytest.mark.parametrize(
+    ("draw", "law"),
+    [
+        (times.logit_normal(0.5, 0.8, stratified=True), lambda t: (np.log(t / (1 - t)) - 0.5) / 0.8),
+        (times.log_normal(EDM(), -0.9, 0.8, stratified=True), lambda t: (np.log(t) + 0.9) / 0.8),
+    ],
+    ids=["logit_normal", "log_normal"],
+)
+def test_normal_times_in_strata(draw, law):
+    """A batch has one time in each stratum of the law; at each place of the batch they follow it, and are finite."""
+    for seed in range(3):
+        t, weight = draw(jax.random.key(seed), 64)
+        _unweighted(weight)
+        strata = np.sort(np.floor(64 * stats.norm.cdf(law(np.float64(t)))))
+        np.testing.assert_array_equal(strata, np.arange(64))
+    t, _ = jax.jit(jax.vmap(lambda key: draw(key, 4)))(jax.random.split(KEY, N // 4))
+    assert np.isfinite(law(np.float64(t))).all()
+    for place in range(4):
+        _same(law(np.float64(t[:, place])), stats.norm.cdf)
+
+
 def test_log_normal():
     """ln sigma ~ N(-1.2, 1.2^2) as in EDM, and ln(sigma / alpha) for any process."""
     for process in (EDM(), Flow(), VP(), Discrete.linear()):
