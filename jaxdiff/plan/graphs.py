@@ -27,18 +27,19 @@ class Graphs:
 
 
 def parse(text: str) -> Graphs:
-    """Parse a dumped list of thunks, in which what stands in a graph or a loop is indented."""
+    """Parse a dumped list of thunks, in which what stands in a graph, a loop or another thunk is indented."""
     around: list[tuple[int, str]] = []
     count = kernels = 0
     apart: Counter[str] = Counter()
     for indent, kind in _LINE.findall(text):
         while around and around[-1][0] >= len(indent):
             around.pop()
+        parent = around[-1][1] if around else LOOP
         if kind == GRAPH:
             count += 1
-        elif any(outer == GRAPH for _, outer in around):
+        elif parent == GRAPH:
             kernels += 1
-        elif kind != LOOP:
+        elif parent == LOOP and kind != LOOP:
             apart[kind] += 1
         around.append((len(indent), kind))
     return Graphs(count, kernels, dict(apart))

@@ -102,10 +102,12 @@ condition:
         006: kCustomKernel [source       | next=007 (1)] input_concatenate_fusion_3 grid: [4, 1, 1]
         007: kCuDnn        [prev=006 (1) | sink        ] kCuDnn
     008: kConvolution   [prev=000 (1)  | next=009 (1)] kConvolution
-    009: kConvolution   [prev=008 (1)  | sink        ] kConvolution
+    009: kConvolution   [prev=008 (1)  | next=010 (1)] kConvolution
+    010: kDynamicSliceFusion [prev=009 (1)  | sink        ] params=1, results=1
+        011: kCopy [source | sink] kCopy
 """
 
 
 def test_what_stands_in_cuda_graphs_and_apart():
-    assert graphs.parse(THUNKS) == graphs.Graphs(2, 5, {"CustomKernel": 1, "Convolution": 2})
+    assert graphs.parse(THUNKS) == graphs.Graphs(2, 5, {"CustomKernel": 1, "Convolution": 2, "DynamicSliceFusion": 1})
     assert graphs.parse("") == graphs.Graphs(0, 0, {})
