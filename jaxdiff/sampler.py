@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -25,7 +25,7 @@ from jaxdiff.solvers import Solver
 if TYPE_CHECKING:
     from jaxdiff.experiment import Model
 
-__all__ = ["Begin", "Generate", "conditional", "first_step", "sampler", "solve"]
+__all__ = ["Begin", "Generate", "cast_for_loop", "conditional", "first_step", "sampler", "solve"]
 
 Image = tuple[Array, Any]  # (x0, strength)
 Generate = Callable[..., Any]  # (params, keys, cond, scale, negative=None, *, image=None) -> x
@@ -197,10 +197,8 @@ def _solving(
         if guided:
             conds.append(condition.without(cond) if negative is None else condition.augment(random, negative))
         shape = keys.shape[0], *medium.shape
-        cast = params
-        if platform() != "cpu":
-            x, first = jnp.zeros(shape), prepared[0].at(0)
-            cast = cast_once(lambda params: [denoise(params, cond)(x, first) for cond in conds], params)
+        denoisers = lambda params: [denoise(params, cond) for cond in conds]  # noqa: E731
+        cast = cast_for_loop(denoisers, params, jnp.zeros(shape), prepared[0].at(0))
         predict, *away = (denoise(cast, cond) for cond in conds)
         if guided:
             predict = sampling.guide(predict, away[0], scale)
@@ -211,6 +209,20 @@ def _solving(
         return medium.decode(params, x), steps
 
     return draw
+
+
+def cast_for_loop(denoisers: Callable[[Params], Sequence[Denoiser]], params: Params, x: Array, level: Level) -> Params:
+    """Cast parameters as the steps of a sampler use them, on an accelerator; see `casts.cast_once`.
+
+    Args:
+        denoisers: what a step evaluates, of the parameters.
+        params: the parameters.
+        x: like x of the steps; its values don't matter.
+        level: likewise.
+    """
+    if platform() == "cpu":
+        return params
+    return cast_once(lambda params: [denoise(x, level) for denoise in denoisers(params)], params)
 
 
 def _check_negative(negative: Cond | None, *, guided: bool) -> None:

@@ -15,7 +15,7 @@ from jaxdiff import inverse
 from jaxdiff.guidance.base import Scale
 from jaxdiff.levels import Level, q_sample
 from jaxdiff.parameterize import Denoiser, denoiser
-from jaxdiff.sampler import Begin, first_step, solve
+from jaxdiff.sampler import Begin, cast_for_loop, first_step, solve
 from jaxdiff.solvers import Solver
 from jaxdiff.text_to_image.control import check_hints, controlled_apply, encode_hints
 from jaxdiff.text_to_image.parts import NEGATIVE, Parts, complete
@@ -89,11 +89,15 @@ def _denoiser(
 
 def _conditional(parts: Parts, params: Any, scale: Scale | Sequence[Scale], cond: Cond) -> Denoiser:
     """The denoiser of an encoded condition, with what steers the network where there is any."""
-    model = parts.model
-    if not parts.controls:
-        return denoiser(model.apply, params, model.prediction, cond)
-    at = controlled_apply(parts.models, parts.layout.network, parts.controls, scale)
-    return lambda x, level: denoiser(at(level), params, model.prediction, cond)(x, level)
+    model, at = parts.model, lambda level: parts.model.apply
+    if parts.controls:
+        at = controlled_apply(parts.models, parts.layout.network, parts.controls, scale)
+
+    def of(params: Any) -> Denoiser:
+        return lambda x, level: denoiser(at(level), params, model.prediction, cond)(x, level)
+
+    x = jnp.zeros((len(jax.tree.leaves(cond)[0]), *parts.medium.shape), parts.dtype)
+    return of(cast_for_loop(lambda params: [of(params)], params, x, _at(parts.prepared[0], 0, parts.dtype)))
 
 
 def _encode_both(parts: Parts, params: Any, tokens: Tokens, negative: Tokens | None) -> Cond:

@@ -56,6 +56,28 @@ def test_the_sampler_of_the_parts_draws_the_same_pictures(pipe):
     assert shapes[0] == shapes[1]
 
 
+@pytest.mark.slow
+def test_on_an_accelerator_parameters_are_cast_before_the_steps(directory, monkeypatch):
+    """Each step would read them all in float32; the pictures are the same."""
+    half = jd.text_to_image.load(directory, steps=2, dtype=jnp.bfloat16)
+    arguments = half.params, half.tokenize(["abc"]), jax.random.key(0), 3.0
+    # One function for each device: JAX remembers what it traced.
+    draw = lambda *a: half.generate(*a, negative=half.tokenize([""]))  # noqa: E731
+    again = lambda *a: draw(*a)  # noqa: E731
+    want = jax.jit(draw)(*arguments)
+
+    def kernels_of_steps(f):
+        """The dtypes of the U-Net's 3 x 3 kernels that the steps take."""
+        loops = [e for e in jax.make_jaxpr(f)(*arguments).eqns if e.primitive.name == "scan"]
+        taken = [v.aval for loop in loops for v in loop.invars]
+        return {a.dtype for a in taken if a.ndim == 4 and a.shape[:2] == (3, 3)}
+
+    assert kernels_of_steps(draw) == {jnp.dtype(jnp.float32)}
+    monkeypatch.setattr("jaxdiff.sampler.platform", lambda: "gpu")
+    assert kernels_of_steps(again) == {jnp.dtype(jnp.bfloat16)}
+    np.testing.assert_allclose(jax.jit(again)(*arguments), want, atol=2e-3)
+
+
 def autoencoded(pipe, image):
     codec = jd.interop.architecture(tiny.VAE).apply
     mean, _ = codec.encode(pipe.params["vae"], image)
