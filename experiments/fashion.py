@@ -40,7 +40,7 @@ def experiment(
         model.apply,
         process,
         velocity,
-        times=jd.times.logit_normal(stratified=True),
+        times=jd.times.logit_normal(),
         null_cond=condition.null,
         cond_dropout=cond_dropout,
     )
