@@ -1,4 +1,4 @@
-"""What a checkpoint's hashes cost: saving and restoring with and without them, in turns, on a state of about 1 GB."""
+"""The cost of a checkpoint's hashes: saves and restores with and without them, in pairs that alternate in order."""
 
 import hashlib
 import os
@@ -19,7 +19,9 @@ from jaxdiff.train.checkpoint import manifest
 from jaxdiff.train.checkpoint.arrays import Arrays
 from jaxdiff.train.checkpoint.saving import STATE
 
-TURNS = 3
+TURNS = 40
+Act = Callable[[], None]
+Taken = tuple[float, float]  # seconds, and CPU seconds
 
 
 def state(megabytes: float) -> train.TrainState:
@@ -34,7 +36,7 @@ def state(megabytes: float) -> train.TrainState:
     return jax.tree.map(jax.device_put, arrays)
 
 
-def timed(act) -> tuple[float, float]:
+def timed(act: Act) -> Taken:
     """Seconds, and CPU seconds, of a call."""
     wall, cpu = time.perf_counter(), sum(os.times()[:2])
     act()
@@ -51,7 +53,6 @@ def main(megabytes: float) -> None:
     wanted = trees.flatten(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), now))
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder)
-        sides: dict[str, list[tuple[float, float]]] = {}
 
         def bare_save() -> None:
             place = run / "bare"
@@ -73,7 +74,7 @@ def main(megabytes: float) -> None:
             with train.Checkpointer(run, read_only=True) as checkpointer:
                 jax.block_until_ready(checkpointer.restore(now))
 
-        def cold(act) -> None:
+        def cold(act: Act) -> None:
             for path in (run / "checkpoints").rglob("*"):
                 if path.is_file():
                     with path.open("rb") as file:
@@ -91,31 +92,45 @@ def main(megabytes: float) -> None:
                 list(pool.map(lambda path: digest(name, path), files))
 
         arrays = Arrays()
-        acts: dict[str, Callable[[], None]] = {
-            "save, no hashes": bare_save,
-            "save": save,
-            "restore, no hashes": bare_restore,
-            "restore": restore,
-            "restore from disk, no hashes": lambda: cold(bare_restore),
-            "restore from disk": lambda: cold(restore),
-            "hashes alone": hashes,
+        pairs: dict[str, tuple[Act, Act]] = {
+            "save": (bare_save, save),
+            "restore": (bare_restore, restore),
+            "restore from disk": (lambda: cold(bare_restore), lambda: cold(restore)),
         }
+        sides = {name: in_pairs(*acts) for name, acts in pairs.items()}
+        alone: dict[str, Act] = {"hashes alone": hashes}
         for name in ("sha256", "blake2b"):
-            acts[f"hashes alone, by {name}"] = lambda name=name: whole_files(name)  # type: ignore[misc]
-        for turn in range(TURNS + 1):
-            for name, act in acts.items():
-                taken = timed(act)
-                if turn:  # the first one warms the caches
-                    sides.setdefault(name, []).append(taken)
+            alone[f"hashes alone, by {name}"] = lambda name=name: whole_files(name)  # type: ignore[misc]
+        singles = {name: [timed(act) for _ in range(TURNS)] for name, act in alone.items()}
         size = sum(path.stat().st_size for path in (run / "checkpoints").rglob("*") if path.is_file())
-    middle = {name: [statistics.median(values) for values in zip(*taken, strict=True)] for name, taken in sides.items()}
-    print(f"{size / 1e9:.2f} GB on disk, {os.cpu_count()} cores, medians of {TURNS}")
-    for name, (wall, cpu) in middle.items():
-        print(f"{name:34} {wall:6.2f} s {cpu:6.2f} CPU s")
-    for what in ("save", "restore", "restore from disk"):
-        (wall, cpu), (bare, bare_cpu) = middle[what], middle[f"{what}, no hashes"]
-        print(f"{what} with hashes / without: {wall / bare:.2f} (CPU {cpu / bare_cpu:.2f})")
+    print(f"{size / 1e9:.2f} GB on disk, {os.cpu_count()} cores, {TURNS} turns")
+    for name, (bare, hashed) in sides.items():
+        for what, taken in (("without hashes", bare), ("with hashes", hashed)):
+            show(f"{name} {what}", taken)
+        for unit, i in (("seconds", 0), ("CPU seconds", 1)):
+            ratios = [b[i] / a[i] for a, b in zip(bare, hashed, strict=True)]
+            low, middle, high = statistics.quantiles(ratios, n=4)
+            least = min(b[i] for b in hashed) / min(a[i] for a in bare)
+            print(f"  ratio of {unit}: {middle:.3f} ({low:.2f} to {high:.2f}); of the least ones {least:.3f}")
+    for name, taken in singles.items():
+        show(name, taken)
+
+
+def in_pairs(first: Act, second: Act) -> tuple[list[Taken], list[Taken]]:
+    """Times of two calls, which take turns in being the first of a pair."""
+    taken: tuple[list[Taken], list[Taken]] = ([], [])
+    for turn in range(TURNS + 1):
+        for i in (0, 1) if turn % 2 else (1, 0):
+            now = timed((first, second)[i])
+            if turn:  # the first pair warms the caches
+                taken[i].append(now)
+    return taken
+
+
+def show(name: str, taken: list[Taken]) -> None:
+    wall, cpu = (statistics.median(values) for values in zip(*taken, strict=True))
+    print(f"{name:34} {wall:6.3f} s {cpu:6.3f} CPU s")
 
 
 if __name__ == "__main__":
-    main(float(sys.argv[1]) if len(sys.argv) > 1 else 1000.0)
+    main(float(sys.argv[1]) if len(sys.argv) > 1 else 400.0)

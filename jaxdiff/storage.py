@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["parse_json", "read_json", "replacing", "sync", "write_text"]
+__all__ = ["make_folder", "parse_json", "read_json", "replacing", "sync", "write_text"]
 
 JSON_BYTES = 64 * 2**20  # of a file; about four times the largest published vocabulary
 JSON_DEPTH = 100
@@ -30,7 +30,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         A path in the same folder, with the same suffix.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     handle, name = tempfile.mkstemp(prefix=f".{path.stem[:100]}-", suffix=path.suffix, dir=path.parent)
     os.close(handle)
     partial_path = Path(name)
@@ -100,6 +100,21 @@ def parse_json(
         if not level:
             return value
     raise ValueError(f"{name} is nested deeper than {JSON_DEPTH} levels")
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder and its parents if missing, and wait until their names are on disk.
+
+    To sync a new folder keeps its entries, but not its own name in its parent.
+
+    Args:
+        path: the folder.
+    """
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    sync(path.parent)
 
 
 def sync(path: Path) -> None:

@@ -22,7 +22,7 @@ from jaxdiff.data.npz import read_npz
 from jaxdiff.recipe import Recipe, check_vocabulary, keep_vocabulary
 from jaxdiff.run import check_shapes
 from jaxdiff.script import Script
-from jaxdiff.storage import write_text
+from jaxdiff.storage import make_folder, sync, write_text
 
 __all__ = ["names", "open_run", "unpack"]
 
@@ -78,7 +78,7 @@ def unpack(name: str, workdir: str | Path, *, source: Path = FOLDER) -> None:
     part = experiment.training
     averages: dict[str, Any] = {"ema": part.ema, "ema_memory": part.ema_memory, "averaged": part.averaged}
     state = train.state_from_params(params, part.optimizer, train.make_mesh(), **averages)
-    workdir.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(workdir.parent)
     # The folder has its name when it is whole.
     with tempfile.TemporaryDirectory(prefix=f".{workdir.name}-", dir=workdir.parent) as temporary:
         partial = Path(temporary) / "run"
@@ -90,3 +90,4 @@ def unpack(name: str, workdir: str | Path, *, source: Path = FOLDER) -> None:
             if (packed / file).is_file():
                 write_text(partial / file, (packed / file).read_text())
         partial.rename(workdir)
+        sync(workdir.parent)

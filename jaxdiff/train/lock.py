@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxdiff import faults
+from jaxdiff import faults, storage
 
 __all__ = ["FILE", "Lock", "hold"]
 
@@ -112,7 +112,7 @@ class Lock:
         """Open and lock the file; return its handle and whether the file system has locks."""
         while True:
             try:
-                self._folder.mkdir(parents=True, exist_ok=True)
+                storage.make_folder(self._folder)
                 handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
             except FileNotFoundError:
                 continue  # its last holder has removed the folder, which was empty

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ class Arrays:
     def __init__(self) -> None:
         self._handler = ocp.PyTreeCheckpointHandler()
         logging.getLogger("absl").addFilter(_is_shown)
+        _hide_late_writes()
 
     def start(self, folder: Path, flat: Mapping[str, jax.Array]) -> list[Any]:
         """Start to write arrays, which may be donated as soon as this returns.
@@ -88,6 +91,23 @@ def storage_error(error: Exception, path: Path) -> Exception:
         return error
     number = int(match[1] or match[2])
     return OSError(number, os.strerror(number), str(path))
+
+
+@functools.cache
+def _hide_late_writes() -> None:
+    """Print nothing for writes that end after a failed save; its error, e.g. of a full disk, is reported once.
+
+    Orbax closes its event loop at the first error, and TensorStore reports the ends of the other writes to that loop.
+    """
+    show = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        trace = unraisable.exc_traceback
+        outermost = trace and trace.tb_frame.f_code.co_name  # no Python calls it in TensorStore's threads
+        if outermost != "call_soon_threadsafe" or str(unraisable.exc_value) != "Event loop is closed":
+            show(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def _is_shown(record: logging.LogRecord) -> bool:

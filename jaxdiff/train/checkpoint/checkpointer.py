@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxdiff import trees
+from jaxdiff import storage, trees
 from jaxdiff.faults import Damaged
 from jaxdiff.messages import listed
 from jaxdiff.sharding import shard_params
@@ -78,7 +78,7 @@ class Checkpointer:
         self._unsaid: Exception | None = None
         self._said_ignored = False
         if not read_only and together.first_process():
-            self.folder.mkdir(parents=True, exist_ok=True)
+            storage.make_folder(self.folder)
             steps.clean_up(self.folder)
 
     def latest(self) -> int | None:

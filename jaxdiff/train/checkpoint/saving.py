@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 
+from jaxdiff import storage
 from jaxdiff.train.checkpoint import manifest, steps, together
 from jaxdiff.train.checkpoint.arrays import Arrays, own_part, storage_error
 
@@ -83,7 +84,7 @@ class Saving:
 
     def _make_place(self) -> None:
         """Create the folder, unless the disk has no room for another step like the last one."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        storage.make_folder(self._folder)
         saved = steps.complete(self._folder)
         last = manifest.read(self._folder / str(saved[-1])).files if saved else {}
         needed, free = sum(file.size for file in last.values()), shutil.disk_usage(self._folder).free

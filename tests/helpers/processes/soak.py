@@ -23,7 +23,7 @@ def experiment(steps: int = 1000) -> Experiment:
     Args:
         steps: updates.
     """
-    made = tiny.experiment(steps=steps, preview_every=steps)
+    made = tiny.experiment(steps=steps, preview_every=0)
 
     def batches(start, rows=None):
         stall = Path(os.environ.get("SOAK_STALL", "/nowhere"))
