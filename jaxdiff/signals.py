@@ -132,16 +132,13 @@ class Signals:
 
     def _numbers(self) -> Iterator[int]:
         """Yield the signals that arrive, each once."""
-        echo, until = 0, 0.0
         while number := self._read.recv(1):
-            if number[0] not in NUMBERS or (number[0] == echo and time.monotonic() < until):
-                echo = 0
-                continue
-            if self.received is None and not self._comes(0.1) and self.received is None:
-                # The kernel has delivered it to another thread, while the main thread, the handler, sleeps.
-                echo, until = number[0], time.monotonic() + 0.2
+            more = b""
+            if number[0] in NUMBERS and self.received is None and not self._comes(0.1) and self.received is None:
+                # The kernel may have delivered it to another thread, while the main thread, the handler, sleeps.
                 signal.pthread_kill(threading.main_thread().ident, number[0])  # type: ignore[arg-type]
-            yield number[0]
+                more = self._read.recv(1) if self._comes(0.2) else b""  # the same signal, a second time
+            yield from (each for each in number + more.replace(number, b"") if each in NUMBERS)
 
     def _comes(self, seconds: float) -> bool:
         """Whether another signal, or the end of the block, arrives within a number of seconds."""

@@ -1,5 +1,6 @@
 """Signals: raised where there is nothing to keep, remembered where there is, and never in a child."""
 
+import hashlib
 import os
 import signal
 import threading
@@ -75,6 +76,15 @@ def test_a_command_that_does_not_come_back_ends_after_a_while(ended, monkeypatch
         finally:
             assert until(lambda: ended)  # what hangs while it closes
     assert ended == [75] and "nothing to save, and nothing was lost" in capfd.readouterr().err
+
+
+def test_a_command_within_native_code_ends_after_a_while(ended, monkeypatch):
+    """Where no handler can run: in a compiler, or waiting for the devices."""
+    monkeypatch.setattr(signals, "GRACE", 0.05)
+    with pytest.raises(Stopped), Signals(ends=True):
+        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 1_000_000)  # about a second
+    assert ended == [75]
 
 
 def test_what_is_unsaved_is_not_ended_by_time(ended, monkeypatch):

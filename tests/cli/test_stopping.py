@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,10 +20,11 @@ from jaxdiff.cli import main
 # A run of eight steps that compiles in no time. What the environment names happens once, at the place named.
 RUN = """
 import itertools, os, signal, time
-import jax.numpy as jnp, numpy as np
+import jax, jax.numpy as jnp, numpy as np
 import jaxdiff as jd
-from jaxdiff import conditions, train
+from jaxdiff import conditions, storage, train
 from jaxdiff.experiment import Experiment, Medium, Model, Sampling, Training
+from jaxdiff.media import Report
 from jaxdiff.train.checkpoint.saving import Saving
 
 def here(where):
@@ -37,6 +39,9 @@ here("import")
 if os.environ.get("STOP") == "publish":
     publish = Saving._publish
     Saving._publish = lambda self, parts: (here("publish"), publish(self, parts))
+if os.environ.get("STOP") == "sync":
+    sync = os.fsync
+    os.fsync = lambda handle: (here("sync"), sync(handle))
 
 def heavy(x):
     # What a compiler needs a minute for.
@@ -64,16 +69,31 @@ def experiment(steps: int = 8, preview_every: int = 3) -> Experiment:
 
     def save(path, samples):
         here("preview")
-        path.write_bytes(b"drawn")
+        with storage.replacing(path) as partial_path:
+            partial_path.write_bytes(b"dra")
+            here("half of a picture")
+            partial_path.write_bytes(b"drawn")
+
+    def apply(params, x, noise, cond):
+        if os.environ.get("STOP") == "devices":
+            print("at devices", flush=True)  # which are busy for minutes
+            x = jax.lax.fori_loop(0, 2**31 - 1, lambda i, x: jnp.sin(x), x)
+        return x
+
+    def evaluator(folder, condition):
+        def measure(samples):
+            here("measure")
+            return Report({"count": len(samples.x)}, "measured")
+        return measure
 
     process = jd.processes.Flow()
     return Experiment(
-        Model(lambda key: {"w": jnp.ones((2,))}, lambda params, x, noise, cond: x, process, jd.parameterize.velocity),
+        Model(lambda key: {"w": jnp.ones((2,))}, apply, process, jd.parameterize.velocity),
         Training(
             loss, train.adamw(0.1), train.ema.constant(0.5), batches, batch=8, steps=steps, preview_every=preview_every
         ),
         Sampling(lambda n: jd.grids.by_time(process, n), jd.solvers.euler(), steps=2),
-        conditions.none(), Medium((2,), save, suffixes=(".png",), preview=2), seed=0,
+        conditions.none(), Medium((2,), save, suffixes=(".png",), preview=2, evaluator=evaluator), seed=0,
     )
 """
 
@@ -101,6 +121,11 @@ def state(workdir: Path):
 
 def records(workdir: Path, name: str = "metrics.jsonl"):
     return [json.loads(line) for line in (workdir / name).read_text().splitlines()]
+
+
+def contents(workdir: Path) -> dict[str, bytes]:
+    files = {str(path.relative_to(workdir)): path for path in workdir.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in files.items() if "__pycache__" not in name}
 
 
 def losses(workdir: Path):
@@ -137,8 +162,9 @@ def test_sigterm_at_any_time_loses_nothing(script, straight, tmp_path, monkeypat
         np.testing.assert_array_equal(got, want)
 
 
-def test_other_commands_end_with_75_too(straight, tmp_path, monkeypatch, capfd):
-    monkeypatch.setenv("AT", "preview")
+@pytest.mark.parametrize("at", ["preview", "half of a picture"])
+def test_other_commands_end_with_75_too(straight, tmp_path, monkeypatch, capfd, at):
+    monkeypatch.setenv("AT", at)
     assert status("sample", straight, "--out", tmp_path / "x.png") == 75
     assert "jaxdiff: stopped by SIGTERM\n" in capfd.readouterr().err and not any(tmp_path.iterdir())
 
@@ -214,15 +240,15 @@ def test_damage_ends_with_4_where_nothing_older_is_whole(script, tmp_path, capfd
 
 
 class Program:
-    """`jaxdiff train` in a process of its own, killed for certain in the end."""
+    """A command in a process of its own, killed for certain in the end."""
 
-    def __init__(self, script, workdir, **environ):
+    def __init__(self, log, *arguments, **environ):
         flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1", "PYTHONUNBUFFERED": "1"}
         flags |= {"JAX_ENABLE_COMPILATION_CACHE": "false"}  # what a test waits for must take its time
-        self.path = workdir.with_suffix(".log")
-        with self.path.open("w") as log:
-            command = [sys.executable, "-m", "jaxdiff", "train", script, "--workdir", str(workdir)]
-            self.process = subprocess.Popen(command, env=os.environ | flags | environ, stdout=log, stderr=log)
+        self.path = log
+        with log.open("w") as file:
+            command = [sys.executable, "-m", "jaxdiff", *map(str, arguments)]
+            self.process = subprocess.Popen(command, env=os.environ | flags | environ, stdout=file, stderr=file)
 
     def __enter__(self):
         return self
@@ -250,6 +276,10 @@ class Program:
         return self.said()
 
 
+def trainer(script, workdir, **environ) -> Program:
+    return Program(workdir.with_suffix(".log"), "train", script, "--workdir", workdir, **environ)
+
+
 def catches(pid: int) -> bool:
     """Whether a process has a handler of SIGTERM."""
     (line,) = (line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigCgt"))
@@ -264,12 +294,12 @@ NOTHING = "nothing was lost"
 @pytest.mark.slow
 def test_sigterm_during_imports_and_within_the_compiler(script, tmp_path):
     """Of which the second runs no Python for a minute."""
-    with Program(script, tmp_path / "a") as program:
+    with trainer(script, tmp_path / "a") as program:
         program.until(lambda said: catches(program.process.pid))
         program.signal(signal.SIGTERM)
         said = program.ends(within=20)
         assert NOTHING in said, said
-    with Program(script, tmp_path / "b", STOP="compile") as program:
+    with trainer(script, tmp_path / "b", STOP="compile") as program:
         program.until(lambda said: "at compile" in said)
         time.sleep(8)  # its gradient is traced first
         program.signal(signal.SIGTERM)
@@ -281,24 +311,54 @@ def test_sigterm_during_imports_and_within_the_compiler(script, tmp_path):
 def test_a_signal_while_data_is_awaited_and_a_second_one_while_saving(script, tmp_path):
     workdir = tmp_path / "run"
     # A loader that takes ten minutes for a batch.
-    with Program(script, workdir, STOP="batch 4", SECONDS="600") as program:
+    with trainer(script, workdir, STOP="batch 4", SECONDS="600") as program:
         program.until(lambda said: "at batch 4" in said)
         program.signal(signal.SIGINT)
         assert "stopped by a signal after step 4 of 8; saved step 4" in program.ends(within=20)
     # A disk that takes ten minutes for a checkpoint, and a person who does not want to wait.
-    with Program(script, workdir, STOP="publish", SECONDS="600", AT="batch 5") as program:
+    with trainer(script, workdir, STOP="publish", SECONDS="600", AT="batch 5") as program:
         program.until(lambda said: "at publish" in said)
         program.signal(signal.SIGTERM)
         program.until(lambda said: "saving step 5: waiting for its end; Ctrl-C aborts it" in said)
         program.signal(signal.SIGINT)
         assert "interrupted again: saving step 5 is aborted; earlier saves are intact" in program.ends(within=5)
     # A slow one, and a scheduler that signals twice.
-    with Program(script, workdir, STOP="publish", SECONDS="2", AT="batch 5") as program:
+    with trainer(script, workdir, STOP="publish", SECONDS="2", AT="batch 5") as program:
         program.until(lambda said: "at publish" in said)
         program.signal(signal.SIGTERM)
         assert "saved step 5" in program.ends(within=20)
     # With one device each: eight, as this process has, round sums in another order.
     for place in (workdir, tmp_path / "straight"):
-        with Program(script, place) as program:
+        with trainer(script, place) as program:
             assert program.process.wait(timeout=90) == 0, program.said()
     assert losses(workdir) == losses(tmp_path / "straight")
+
+
+@pytest.mark.slow
+def test_a_signal_while_samples_are_drawn_measured_and_written(script, straight, tmp_path):
+    """In a preview of a trainer, in `eval` and in `sample`: what was there stays, and the same command works then."""
+    workdir = tmp_path / "run"
+    with trainer(script, workdir, STOP="half of a picture", SECONDS="600") as program:
+        program.until(lambda said: "at half of a picture" in said)
+        program.signal(signal.SIGINT)
+        assert "stopped by a signal after step 3 of 8; saved step 3" in program.ends(within=20)
+    assert not [path for path in workdir.rglob("*") if path.suffix == ".png" or path.name[0] == "."]
+    shutil.copytree(straight, workdir, dirs_exist_ok=True)
+    (workdir / "eval.json").write_text("of an earlier time")
+    before = contents(workdir)
+    evaluation = ("eval", workdir, "--num", "4", "--batch", "4")
+    for number, stop in ((signal.SIGTERM, "measure"), (signal.SIGINT, "sync")):
+        with Program(tmp_path / "eval.log", *evaluation, STOP=stop, SECONDS="600") as program:
+            program.until(lambda said, stop=stop: f"at {stop}" in said)
+            program.signal(number)
+            assert f"jaxdiff: stopped by {number.name}" in program.ends(within=4)
+        assert contents(workdir) == before
+    with Program(tmp_path / "sample.log", "sample", workdir, STOP="devices") as program:
+        program.until(lambda said: "at devices" in said)
+        time.sleep(1)  # it is compiled first
+        program.signal(signal.SIGTERM)
+        assert NOTHING in program.ends(within=15)
+    assert contents(workdir) == before
+    assert status(*evaluation) == 0 and status("sample", workdir) == 0
+    assert json.loads((workdir / "eval.json").read_text()) == {"count": 4}
+    assert contents(workdir).keys() == before.keys() | {"samples-0.png"}
