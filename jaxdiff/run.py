@@ -106,7 +106,7 @@ class _Training:
             recipe.keep(workdir)
         keep_vocabulary(workdir, experiment.condition)
         with contextlib.ExitStack() as stack:
-            checkpointer = stack.enter_context(training.Checkpointer(workdir))
+            checkpointer = stack.enter_context(training.Checkpointer(workdir, logs=[workdir / METRICS]))
             snapshots = stack.enter_context(training.Snapshots(workdir)) if part.snapshot_every else None
             with training.Watchdog(
                 10 * self.hang_timeout

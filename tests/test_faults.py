@@ -14,6 +14,9 @@ from jaxdiff import faults
         (faults.Damaged("step 3"), 4),
         (OSError(errno.ENOSPC, "no space left"), 5),
         (OSError(errno.EROFS, "read-only"), 5),
+        (OSError(errno.EDQUOT, "over quota"), 5),
+        (OSError(errno.EIO, "broken"), 5),
+        (PermissionError(errno.EACCES, "of others"), 2),
     ],
 )
 def test_status(error, status):

@@ -38,6 +38,20 @@ def test_it_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
     assert name == "name" and folder == str(tmp_path) and os.path.dirname(data) == folder and data != folder
 
 
+def test_a_new_folder_has_its_name_on_disk(tmp_path, monkeypatch):
+    """To sync a folder keeps what is in it, and not the folder: each parent is synced when it holds the new name."""
+    synced = []
+    monkeypatch.setattr(storage, "sync", lambda path: path.is_dir() and synced.append((path, os.listdir(path))))
+    for _ in range(2):  # of which the second makes nothing
+        storage.make_folder(tmp_path / "a" / "b")
+    assert synced == [(tmp_path, ["a"]), (tmp_path / "a", ["b"])]
+    storage.write_text(tmp_path / "c" / "d.txt", "new")
+    assert synced[2][0] == tmp_path and "c" in synced[2][1]
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError):
+        storage.make_folder(tmp_path / "file")
+
+
 def nested(depth):
     return '{"a":' * depth + "1" + "}" * depth
 

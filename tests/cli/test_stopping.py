@@ -327,11 +327,17 @@ def test_a_signal_while_data_is_awaited_and_a_second_one_while_saving(script, tm
         program.until(lambda said: "at publish" in said)
         program.signal(signal.SIGTERM)
         assert "saved step 5" in program.ends(within=20)
+    # kill -9, with steps in the metrics that are in no checkpoint.
+    with trainer(script, workdir, STOP="batch 7", SECONDS="600") as program:
+        program.until(lambda said: "at batch 7" in said)
+    assert state(workdir)[0] == 6 and [step for step, _ in losses(workdir)][-1] > 6
     # With one device each: eight, as this process has, round sums in another order.
     for place in (workdir, tmp_path / "straight"):
         with trainer(script, place) as program:
             assert program.process.wait(timeout=90) == 0, program.said()
     assert losses(workdir) == losses(tmp_path / "straight")
+    for got, want in zip(jax.tree.leaves(state(workdir)), jax.tree.leaves(state(tmp_path / "straight")), strict=True):
+        np.testing.assert_array_equal(got, want)
 
 
 @pytest.mark.slow

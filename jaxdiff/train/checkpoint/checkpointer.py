@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple
@@ -54,6 +54,7 @@ class Checkpointer:
         keep: int | None = 2,
         read_only: bool = False,
         folder: str = FOLDER,
+        logs: Sequence[Path] = (),
     ):
         """Open a run's checkpoints, and remove the files of interrupted saves.
 
@@ -62,6 +63,8 @@ class Checkpointer:
             keep: number of newest checkpoints to keep on disk, at least 1; None: all.
             read_only: change nothing on disk, e.g. to sample while the run trains.
             folder: name of the folder in workdir.
+            logs: files that are brought to disk before each step gets its name: after a loss of power they hold what
+                was written before the step was saved.
 
         Raises:
             ValueError: keep is less than 1.
@@ -70,7 +73,7 @@ class Checkpointer:
             raise ValueError(f"keep must be at least 1, got {keep}")
         self.folder = Path(workdir).absolute() / folder
         self.quarantined: list[Path] = []  # damaged steps that this object has renamed
-        self._keep, self._read_only = keep, read_only
+        self._keep, self._read_only, self._logs = keep, read_only, logs
         self._arrays = Arrays()
         self._saving: Saving | None = None
         self._attempts = 0
@@ -140,8 +143,9 @@ class Checkpointer:
             raise ValueError(f"cannot save step {step}: {self.folder} already holds step {saved[-1]}")
         self._attempts += 1
         self._saving = Saving(
-            self._arrays, self.folder, step, trees.flatten(state), keep=self._keep, attempt=self._attempts
-        )
+            self._arrays, self.folder, step, trees.flatten(state),
+            keep=self._keep, attempt=self._attempts, logs=self._logs,
+        )  # fmt: skip
         self._saving.copied()
 
     def failure(self) -> Exception | None:

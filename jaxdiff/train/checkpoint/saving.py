@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from threading import Thread
@@ -26,7 +27,15 @@ class Saving:
     """A running save. Each process writes its arrays; the first one creates the folder and names the step."""
 
     def __init__(
-        self, arrays: Arrays, folder: Path, step: int, flat: dict[str, Any], *, keep: int | None, attempt: int
+        self,
+        arrays: Arrays,
+        folder: Path,
+        step: int,
+        flat: dict[str, Any],
+        *,
+        keep: int | None,
+        attempt: int,
+        logs: Sequence[Path] = (),
     ):
         """Start the save.
 
@@ -37,8 +46,9 @@ class Saving:
             flat: name -> array.
             keep: number of newest steps to keep; None: all.
             attempt: a different number for each save.
+            logs: files to bring to disk before the step gets its name.
         """
-        self._arrays, self._folder, self._step, self._keep = arrays, folder, step, keep
+        self._arrays, self._folder, self._step, self._keep, self._logs = arrays, folder, step, keep, logs
         self._place = steps.place(folder, step, attempt)
         self._described = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in flat.items()}
         self._copied: Future[None] = Future()
@@ -109,6 +119,9 @@ class Saving:
         sealed = {name: manifest.File(*file) for part in parts for name, file in part.items()}
         rest = set(manifest.files_of(self._place)) - sealed.keys()
         manifest.write(self._place, self._step, self._described, sealed | manifest.seal(self._place, rest))
+        for log in self._logs:
+            with contextlib.suppress(OSError):  # a log that fails does not matter to a checkpoint
+                storage.sync(log)
         steps.publish(self._place, self._folder, self._step)
 
     def _delete(self, old: list[int]) -> None:

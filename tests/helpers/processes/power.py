@@ -21,6 +21,9 @@ from jaxdiff.train.checkpoint import manifest, steps
 OPTIONS = "loop,data=writeback,commit=300,noauto_da_alloc"
 
 
+LOG = "of a step before\n" * 500
+
+
 def run(*command):
     subprocess.run([str(part) for part in command], check=True)
 
@@ -53,11 +56,13 @@ def copied(image, folder, act):
 
 
 def save(say, image, folder, place):
-    """Save step 3, by which step 1 goes, and replace a text."""
-    with train.Checkpointer(place) as checkpointer:
+    """Save step 3, by which step 1 goes, after a line of the log."""
+    log = place / "log"
+    with train.Checkpointer(place, logs=[log]) as checkpointer:
         now = kills.on_device(kills.state(3))
 
         def act():
+            log.write_text(LOG)
             checkpointer.save(now)
             checkpointer.wait()
 
@@ -104,7 +109,9 @@ def main(folder):
 
     def whole():
         """Step -> whether its folder is as its manifest says, of all that has a step's name."""
-        folder = place / "checkpoints"
+        folder, log = place / "checkpoints", place / "log"
+        if (folder / "3").exists() and (not log.exists() or log.read_text() != LOG):
+            return {3: "named before its log"}
         return {
             step: step in steps.complete(folder) and not problems(folder / str(step)) for step in steps.numbered(folder)
         }
