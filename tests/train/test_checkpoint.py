@@ -280,6 +280,15 @@ def test_a_full_disk_fails_the_save_and_nothing_else(saved, run, place, monkeypa
         assert toy.same(checkpointer.restore(like()), state)
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
+@pytest.mark.parametrize("said", ["write failed [os_error_code='{}']", "Error opening: OS error {} (reason)"])
+def test_what_tensorstore_says_of_a_disk_is_the_systems_error(said, number, tmp_path):
+    error = arrays.storage_error(ValueError(f"RESOURCE_EXHAUSTED: {said.format(number)}"), tmp_path)
+    assert isinstance(error, OSError) and error.errno == number and faults.status(error) == faults.STORAGE
+    other = ValueError("RESOURCE_EXHAUSTED: memory")
+    assert arrays.storage_error(other, tmp_path) is other
+
+
 def test_a_disk_without_room_for_another_step_is_not_filled(saved, run, monkeypatch):
     state = jax.tree.map(jnp.asarray, saved[1][3])._replace(step=jnp.int32(4))
     size = sum(path.stat().st_size for path in (run / "checkpoints" / "3").rglob("*") if path.name != "manifest.json"
