@@ -19,7 +19,7 @@ from jaxdiff.train.checkpoint import manifest
 from jaxdiff.train.checkpoint.arrays import Arrays
 from jaxdiff.train.checkpoint.saving import STATE
 
-TURNS = 40
+TURNS = 20
 Act = Callable[[], None]
 Taken = tuple[float, float]  # seconds, and CPU seconds
 

@@ -76,7 +76,8 @@ def experiment(steps: int = 8, preview_every: int = 3) -> Experiment:
 
     def apply(params, x, noise, cond):
         if os.environ.get("STOP") == "devices":
-            print("at devices", flush=True)  # which are busy for minutes
+            say = lambda x: print("at devices", flush=True) or x  # which then are busy for minutes
+            x = jax.pure_callback(say, jax.ShapeDtypeStruct(x.shape, x.dtype), x, vmap_method="broadcast_all")
             x = jax.lax.fori_loop(0, 2**31 - 1, lambda i, x: jnp.sin(x), x)
         return x
 
@@ -357,11 +358,10 @@ def test_a_signal_while_samples_are_drawn_measured_and_written(script, straight,
         with Program(tmp_path / "eval.log", *evaluation, STOP=stop, SECONDS="600") as program:
             program.until(lambda said, stop=stop: f"at {stop}" in said)
             program.signal(number)
-            assert f"jaxdiff: stopped by {number.name}" in program.ends(within=4)
+            assert f"jaxdiff: stopped by {number.name}" in program.ends(within=20)
         assert contents(workdir) == before
     with Program(tmp_path / "sample.log", "sample", workdir, STOP="devices") as program:
         program.until(lambda said: "at devices" in said)
-        time.sleep(1)  # it is compiled first
         program.signal(signal.SIGTERM)
         assert NOTHING in program.ends(within=15)
     assert contents(workdir) == before
