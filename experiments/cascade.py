@@ -53,10 +53,9 @@ def experiment(
         time=networks.Sinusoidal(),
         dtype=compute_dtype(),
     )
-    velocity = jd.parameterize.time_scaled(jd.parameterize.velocity)
-    model = models.of(network, process, velocity, shape=pictures.shape, condition=condition)
+    model = models.of(network, process, jd.parameterize.velocity, shape=pictures.shape, condition=condition)
     dropout = {"null_cond": condition.null, "cond_dropout": cond_dropout} if classes else {}
-    loss = jd.losses.denoising_loss(model.apply, process, velocity, times=jd.times.logit_normal(), **dropout)
+    loss = jd.losses.denoising_loss(model.apply, process, model.prediction, times=jd.times.logit_normal(), **dropout)
     if low:
         loss = cascade.augmented_loss(loss, condition, max_level=max_level, blur=blur)
     optimizer = train.muon(run.lr, warmup_steps=min(50, run.steps // 10), steps=run.steps, schedule="cosine")

@@ -43,12 +43,11 @@ def experiment(
         dtype=compute_dtype(),
     )
     process = jd.processes.Flow()
-    velocity = jd.parameterize.time_scaled(jd.parameterize.velocity)
-    model = models.of(network, process, velocity, shape=emoji.shape, condition=condition, text=of_text)
+    model = models.of(network, process, jd.parameterize.velocity, shape=emoji.shape, condition=condition, text=of_text)
     loss = jd.losses.denoising_loss(
         condition.encoded(model.apply),
         process,
-        velocity,
+        model.prediction,
         times=jd.times.stratified(),  # what a caption says of places and colours is decided at the highest noise levels
         null_cond=condition.null,
         cond_dropout=cond_dropout,

@@ -33,13 +33,11 @@ def experiment(
         dtype=compute_dtype(),
     )
     process = jd.processes.Flow()
-    # The network's sinusoids are made for times of hundreds.
-    velocity = jd.parameterize.time_scaled(jd.parameterize.velocity)
-    model = models.of(network, process, velocity, shape=clothes.shape, condition=condition)
+    model = models.of(network, process, jd.parameterize.velocity, shape=clothes.shape, condition=condition)
     loss = jd.losses.denoising_loss(
         model.apply,
         process,
-        velocity,
+        model.prediction,
         times=jd.times.logit_normal(),
         null_cond=condition.null,
         cond_dropout=cond_dropout,

@@ -46,11 +46,12 @@ def experiment(
         time=networks.Sinusoidal(), dtype=compute_dtype(),
     )  # fmt: skip
     process = jd.processes.Flow()
-    velocity = jd.parameterize.time_scaled(jd.parameterize.velocity)
-    model = models.of(network, process, velocity, shape=shape, condition=condition, autoencoder=vae, text=of_text)
+    model = models.of(
+        network, process, jd.parameterize.velocity, shape=shape, condition=condition, autoencoder=vae, text=of_text
+    )
     dropout: Any = {"null_cond": condition.null, "cond_dropout": cond_dropout} if condition.null else {}
     apply, times = condition.encoded(model.apply), jd.times.stratified()
-    loss = jd.losses.latent_loss(jd.losses.denoising_loss(apply, process, velocity, times=times, **dropout))
+    loss = jd.losses.latent_loss(jd.losses.denoising_loss(apply, process, model.prediction, times=times, **dropout))
     examples: Any = latents.Latents(pictures, vae, condition, mesh) if encode_once else pictures
     rates: Any = {"warmup_steps": min(50, run.steps // 10), "steps": run.steps, "schedule": "cosine"}
     optimizer = train.muon(run.lr, **rates)

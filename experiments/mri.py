@@ -45,9 +45,8 @@ def experiment(
         dtype=compute_dtype(),
     )
     process = jd.processes.Flow()
-    velocity = jd.parameterize.time_scaled(jd.parameterize.velocity)
-    model = models.of(network, process, velocity, shape=phantoms.shape, condition=condition)
-    loss = jd.losses.denoising_loss(model.apply, process, velocity, times=jd.times.stratified())
+    model = models.of(network, process, jd.parameterize.velocity, shape=phantoms.shape, condition=condition)
+    loss = jd.losses.denoising_loss(model.apply, process, model.prediction, times=jd.times.stratified())
     optimizer = train.muon(run.lr, warmup_steps=min(50, run.steps // 10), steps=run.steps, schedule="cosine")
     sampling = Sampling(lambda n: jd.grids.by_time(process, n), jd.solvers.dpmpp_2m(), steps=24)
     learning = training.of(run, phantoms, condition, loss=loss, optimizer=optimizer, ema=train.ema.warmup(ema))

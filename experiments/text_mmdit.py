@@ -55,11 +55,10 @@ def experiment(
         depth, context_dim=tokens[1], pooled_dim=vector, qk_norm=True, remat=remat, dtype=compute_dtype()
     )
     process = jd.processes.Flow()
-    velocity = jd.parameterize.time_scaled(jd.parameterize.velocity)
-    model = models.of(network, process, velocity, shape=latent, condition=condition, autoencoder=vae)
+    model = models.of(network, process, jd.parameterize.velocity, shape=latent, condition=condition, autoencoder=vae)
     times = jd.times.logit_normal(mean=math.log(shift))  # the logit of a shifted time is larger by log(shift)
     flow = jd.losses.denoising_loss(
-        model.apply, process, velocity, times=times, null_cond=condition.null, cond_dropout=cond_dropout
+        model.apply, process, model.prediction, times=times, null_cond=condition.null, cond_dropout=cond_dropout
     )
     learning = training.of(
         run, data.NpzShards(source, {"mean": moment, "std": moment, **conditions.text(empty).spec}), condition,

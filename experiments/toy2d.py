@@ -53,10 +53,10 @@ def experiment(run: Run = Run(3000, batch=512, lr=2e-3), density: str = "moons",
             step += 1
 
     condition, medium, process = conditions.none(), media.points(), jd.processes.Flow()
-    velocity = jd.parameterize.time_scaled(jd.parameterize.velocity)
-    model = models.of(networks.MLP(width=width), process, velocity, shape=medium.shape, condition=condition)
+    network, velocity = networks.MLP(width=width), jd.parameterize.velocity
+    model = models.of(network, process, velocity, shape=medium.shape, condition=condition)
     training = Training(
-        loss=jd.losses.denoising_loss(model.apply, process, velocity, times=jd.times.stratified()),
+        loss=jd.losses.denoising_loss(model.apply, process, model.prediction, times=jd.times.stratified()),
         optimizer=train.adamw(run.lr, steps=run.steps, schedule="cosine"),
         ema=train.ema.warmup(0.999),
         batches=batches,

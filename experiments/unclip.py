@@ -34,7 +34,7 @@ def experiment(
     embedder = unclip.load_embedder(image_text, mesh)
     pictures, encode = data.open_dataset(source, captions=True), embedder.model.vocabulary.tokenize
     pairs = data.pairs_of(pictures, 20 if part == "decoder" else 1000)
-    process, velocity = jd.processes.Flow(), jd.parameterize.time_scaled(jd.parameterize.velocity)
+    process, velocity = jd.processes.Flow(), jd.parameterize.velocity
     options: Any = {"times": jd.times.stratified(), "cond_dropout": cond_dropout}
     sampling: Any = Sampling(lambda n: jd.grids.by_time(process, n), jd.solvers.dpmpp_2m(), steps=16)
     if part == "decoder":
@@ -47,7 +47,7 @@ def experiment(
         )  # fmt: skip
         model, of_embedding = unclip.decoder(unet, process, velocity, embedder, given)
         null = {"embedding": condition.null["embedding"]}
-        loss = jd.losses.denoising_loss(of_embedding, process, velocity, null_cond=null, **options)
+        loss = jd.losses.denoising_loss(of_embedding, process, model.prediction, null_cond=null, **options)
         learned, sampling = conditions.none(), replace(sampling, guidance=2.0)
         medium = models.picture_medium(pictures, source)
     else:

@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff.checks import check_function, check_inexact
+from jaxdiff.checks import check_function, check_inexact, describe
 from jaxdiff.guidance import drop_condition
 from jaxdiff.levels import check_variance, q_sample, with_learned_variance
 from jaxdiff.likelihood.variational import check_table, variational_term
 from jaxdiff.noise import check_key, normal_like
-from jaxdiff.parameterize import network_output, scalings, target, to_x0
+from jaxdiff.parameterize import network_output, scalings, target, to_x0, with_network_time
 from jaxdiff.processes import EDM, Discrete, Process
 from jaxdiff.processes.base import check_process
 from jaxdiff.times import log_normal, uniform, uniform_discrete
@@ -65,11 +65,11 @@ def denoising_loss(
 
     Raises:
         ValueError: cond_dropout outside [0, 1], or without null_cond; no `times` for a process without a noisiest time;
-            from the loss, a batch without "x".
+            t in [0, 1] for a network that expects hundreds; from the loss, a batch without "x".
     """
     check_process(process)
     times = default_times(process) if times is None else times
-    _check(apply, prediction, times)
+    _check(apply, process, prediction, times)
     if weight is not None:
         check_function("weight", weight, "(level) -> [B]")
     _check_cond_dropout(cond_dropout, null_cond)
@@ -120,7 +120,7 @@ def vlb_loss(
         ValueError: a process without a table of at least two betas; an unknown variance.
     """
     times = _table_times(process, times)
-    _check(apply, prediction, times)
+    _check(apply, process, prediction, times)
     check_variance(variance)
 
     def loss(params: Params, key: Array, batch: Batch) -> tuple[Array, Metrics]:
@@ -169,7 +169,7 @@ def hybrid_loss(
         ValueError: a process without a table of at least two betas; cond_dropout outside [0, 1], or without null_cond.
     """
     times = _table_times(process, times)
-    _check(apply, prediction, times)
+    _check(apply, process, prediction, times)
     _check_cond_dropout(cond_dropout, null_cond)
 
     def loss(params: Params, key: Array, batch: Batch) -> tuple[Array, Metrics]:
@@ -259,10 +259,16 @@ def default_times(process: Process) -> TimeSampler:
     return uniform(high=t_max)
 
 
-def _check(apply: Apply, prediction: Prediction, times: TimeSampler) -> None:
+def _check(apply: Apply, process: Process, prediction: Prediction, times: TimeSampler) -> None:
     check_function("apply", apply, "(params, x, noise, cond) -> F")
     check_function("prediction", prediction, "(level) -> Scalings")
     check_function("times", times, "(key, batch) -> (t, weight)")
+    if with_network_time(prediction, process, apply) is not prediction:
+        name = describe(prediction)
+        raise ValueError(
+            f"the network expects times in the hundreds, and {type(process).__name__}'s lie in [0, 1]: pass the "
+            f"model.prediction of models.of, or time_scaled({name}) for 1000 t, or time_scaled({name}, 1) for t itself"
+        )
 
 
 def _check_cond_dropout(cond_dropout: float, null_cond: Any) -> None:

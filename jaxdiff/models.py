@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from jaxdiff.experiment import Model
 from jaxdiff.first_stage import image_features
 from jaxdiff.interop.models.efficientnet import INSTALL, is_installed
 from jaxdiff.media import Medium
-from jaxdiff.parameterize import Prediction
+from jaxdiff.parameterize import Prediction, with_network_time
 from jaxdiff.processes import Process
 from jaxdiff.text_encoders import TextEncoder
 
@@ -40,7 +41,8 @@ def of(
     Args:
         network: a module of `jaxdiff.networks`, or one like those.
         process: what noises the data.
-        prediction: what the network predicts.
+        prediction: what the network predicts. If it is e.g. `velocity` itself, the network is given the time that it
+            was made for, by `parameterize.with_network_time`: losses take the model's prediction.
         shape: of one example.
         condition: what the network is given besides x and the noise level.
         learned_variance: whether it returns (F, frac).
@@ -56,6 +58,7 @@ def of(
     if text is not None and not joint:
         frozen["text"] = text.params
 
+    @wraps(apply)
     def of_network(params: Any, x: Any, noise: Any, cond: Any, **options: Any) -> Any:
         trained = params[0] if frozen else params
         return apply(trained["network"] if joint else trained, x, noise, cond, **options)
@@ -73,7 +76,7 @@ def of(
         init=init,
         apply=of_network if frozen or joint else apply,
         process=process,
-        prediction=prediction,
+        prediction=with_network_time(prediction, process, apply),
         learned_variance=learned_variance,
         frozen=frozen or None,
         network=None if joint else network,

@@ -7,8 +7,8 @@ A prediction is a function `Level -> Scalings`. For a network F,
 so the regression target is (x_0 - skip x) / out. No other code depends on the kind of prediction.
 
 `noise` is the input of the network's time embedding (EDM's c_noise): by default the process's time, changed by
-`time_scaled`, `zero_based` and `with_noise_input`. The networks of `jaxdiff.networks` expect times in the hundreds: on
-processes whose time lies in [0, 1], such as Flow and VP, use e.g. `time_scaled(velocity)`.
+`time_scaled`, `zero_based` and `with_noise_input`. Most networks of `jaxdiff.networks` expect times in the hundreds: of
+processes whose time lies in [0, 1], such as Flow and VP, `models.of` gives them 1000 t, like `time_scaled(velocity)`.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ __all__ = [
     "to_x0",
     "v",
     "velocity",
+    "with_network_time",
     "with_next_noise",
     "with_noise_input",
     "x0",
@@ -169,6 +170,23 @@ def time_scaled(prediction: Prediction, scale: float = 1000.0) -> Prediction:
         scale: factor of t.
     """
     return with_noise_input(prediction, lambda level: scale * level.t)
+
+
+def with_network_time(prediction: Prediction, process: Any, apply: Apply) -> Prediction:
+    """The prediction with the noise input that a network was made for, where the prediction says nothing of it.
+
+    Args:
+        prediction: e.g. `velocity`.
+        process: what noises the data.
+        apply: the network.
+
+    Returns:
+        `time_scaled(prediction)` if the prediction is `eps`, `x0`, `v`, `velocity` or `score` itself, the network of
+        `networks.as_apply` expects times in the hundreds, and the process's time lies in [0, 1]; else the prediction.
+    """
+    t_max = getattr(process, "t_max", None)
+    expected = getattr(apply, "expects_hundreds", False) and t_max is not None and t_max <= 1
+    return time_scaled(prediction) if expected and prediction in (eps, x0, v, velocity, score) else prediction
 
 
 @factory

@@ -9,7 +9,7 @@ import pytest
 from helpers.solvers import SOLVERS
 
 import jaxdiff as jd
-from jaxdiff import guidance, losses, parameterize, solvers, times, weights
+from jaxdiff import conditions, guidance, losses, models, networks, parameterize, solvers, times, weights
 from jaxdiff.checks import check_function, concrete, factory
 
 FLOW, KEY = jd.processes.Flow(), jax.random.key(0)
@@ -33,7 +33,20 @@ def loss(apply=apply, process=FLOW, prediction=parameterize.velocity, x=X, **opt
     return losses.denoising_loss(apply, process, prediction, **options)(None, KEY, {"x": x})
 
 
+def of_library():
+    return models.of(networks.MLP(), FLOW, parameterize.velocity, shape=(2,), condition=conditions.none())
+
+
 WRONG = {
+    "t for a network of hundreds": (
+        lambda: loss(apply=networks.as_apply(networks.MLP())),
+        r"expects times in the hundreds, and Flow's lie in \[0, 1\]: .* time_scaled\(velocity, 1\) for t itself",
+    ),
+    "another prediction than the model's": (lambda: loss(apply=of_library().apply), "pass the model.prediction of"),
+    "another prediction than the encoded model's": (
+        lambda: loss(apply=conditions.none().encoded(of_library().apply)),
+        "pass the model.prediction of",
+    ),
     "an uncalled solver": (lambda: sample(solver=solvers.heun), r"solver must be a Solver, got heun: call heun\(\)"),
     "a solver's name": (lambda: sample(solver="ddim"), "solver must be a Solver, got 'ddim'"),
     "an uncalled solver to restart": (lambda: solvers.restart(solvers.heun), r"got heun: call heun\(\)"),
@@ -196,3 +209,9 @@ def test_the_package_shows_its_rooms():
     rooms = {"networks", "train", "data", "interop", "metrics", "text", "autoencoders", "solvers", "types", "sample"}
     assert rooms <= set(dir(jd)) and "import_module" not in dir(jd) and "ModuleType" not in dir(jd)
     assert all(hasattr(jd, name) for name in dir(jd))
+
+
+def test_a_model_of_a_library_network_is_given_the_time_it_was_made_for():
+    model, level = of_library(), FLOW(jnp.float32(0.25))
+    assert model.prediction(level).noise == 250 and model.prediction(level)[:3] == parameterize.velocity(level)[:3]
+    losses.denoising_loss(conditions.none().encoded(model.apply), FLOW, model.prediction)

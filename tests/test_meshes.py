@@ -71,7 +71,7 @@ def batch():
 def trained(name, sizes):
     """(compiled program, loss, gradient's norm, parameters after two steps)."""
     apply = networks.as_apply(NETWORKS[name])
-    loss = jd.losses.denoising_loss(apply, jd.processes.Flow(), jd.parameterize.velocity)
+    loss = jd.losses.denoising_loss(apply, jd.processes.Flow(), jd.parameterize.time_scaled(jd.parameterize.velocity))
     where = mesh(sizes)
     state = train.state_from_params(drawn(name), SGD, where)
     step = train.make_step(loss, SGD, key=jax.random.key(1), ema=train.ema.constant(0.9))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff import levels, parameterize
+from jaxdiff import levels, networks, parameterize
 from jaxdiff.processes import EDM, VE, VP, Discrete, Flow, SubVP
 
 T = np.array([0.1, 0.31, 0.9, 0.95])
@@ -131,6 +131,21 @@ def test_the_noise_input_alone_is_replaced():
         assert prediction(level).noise == noise and prediction(level)[:3] == parameterize.velocity(level)[:3]
 
 
+@pytest.mark.parametrize("name", sorted(ROWS))
+def test_a_library_network_is_given_the_time_it_was_made_for(name):
+    """Sinusoids that are made for hundreds get 1000 t of a time in [0, 1]; whatever was said otherwise stays."""
+    prediction, level = ROWS[name][0], Flow()(jnp.float32(0.25))
+    hundreds, unit = (
+        networks.as_apply(networks.MLP(time=time)) for time in (networks.Sinusoidal(), networks.Fourier())
+    )
+    scaled = parameterize.with_network_time(prediction, Flow(), hundreds)
+    assert scaled(level).noise == 250 and scaled(level)[:3] == prediction(level)[:3]
+    for process, apply in ((Flow(), unit), (Flow(), _spy([])), (Discrete.linear(), hundreds), (EDM(), hundreds)):
+        assert parameterize.with_network_time(prediction, process, apply) is prediction
+    for said in (parameterize.time_scaled(prediction, 1), parameterize.edm(0.5)):
+        assert parameterize.with_network_time(said, Flow(), hundreds) is said
+
+
 def test_input_is_scaled_and_condition_and_key_are_passed():
     seen, x, key = [], jnp.ones((2, 3)), jax.random.key(0)
     level = EDM()(jnp.float32(2.0))
@@ -192,7 +207,7 @@ def test_every_row_is_tested():
         "target",
         "to_x0",
     }
-    others |= {"time_scaled", "with_noise_input", "zero_based", "with_next_noise", "noise_input"}
+    others |= {"time_scaled", "with_network_time", "with_noise_input", "zero_based", "with_next_noise", "noise_input"}
     assert {*ROWS} | others == set(parameterize.__all__)
 
 

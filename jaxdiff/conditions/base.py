@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import wraps
 from typing import Any
 
 import jax
@@ -85,6 +86,7 @@ class Condition:
             (params, x, noise[B], condition) -> F.
         """
 
+        @wraps(apply)
         def apply_encoded(params: Params, x: Array, noise: Array, cond: Cond, **options: Any) -> Any:
             return apply(params, x, noise, self.encode(params, cond), **options)
 

@@ -10,6 +10,7 @@ from jax import Array
 from jax.dtypes import canonicalize_dtype
 
 from jaxdiff.messages import listed
+from jaxdiff.networks.embed import Sinusoidal
 from jaxdiff.quantize import kept_in_loops
 
 Shape = tuple[int | None, ...]
@@ -23,7 +24,8 @@ def as_apply(module: nn.Module) -> Callable[..., Any]:
 
     Returns:
         apply(params, x, noise, cond=None, *, key=None) -> the network's output. With a key, the network applies
-        dropout.
+        dropout. Its attribute `expects_hundreds` says whether the network embeds noise inputs by sinusoids made for
+        hundreds, which are almost constant over [0, 1]; see `parameterize.with_network_time`.
     """
 
     def apply(params, x, noise, cond=None, *, key=None):
@@ -31,6 +33,8 @@ def as_apply(module: nn.Module) -> Callable[..., Any]:
         params, x = kept_in_loops(params, x)
         return module.apply({"params": params}, x, noise, cond, train=key is not None, rngs=rngs)
 
+    time = getattr(module, "time", None)
+    apply.expects_hundreds = isinstance(time, Sinusoidal) and time.max_period > 1  # type: ignore[attr-defined]
     return apply
 
 

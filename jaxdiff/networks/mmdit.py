@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from itertools import groupby
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -155,6 +155,7 @@ class MMDiT(nn.Module):
     remat: Remat = "dots"
     unroll: int = 1
     dtype: jnp.dtype = jnp.float32
+    time: ClassVar[Sinusoidal] = Sinusoidal()
 
     @nn.compact
     def __call__(

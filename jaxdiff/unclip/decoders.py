@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import wraps
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ from jaxdiff.drawing import Asked, Drawer
 from jaxdiff.experiment import Experiment, Model
 from jaxdiff.media import Samples
 from jaxdiff.noise import normal_like
-from jaxdiff.parameterize import Prediction
+from jaxdiff.parameterize import Prediction, with_network_time
 from jaxdiff.processes import Process
 from jaxdiff.types import Apply, Params
 from jaxdiff.unclip.embedders import Embedder
@@ -58,13 +59,15 @@ def decoder(
         x = jax.ShapeDtypeStruct((1, *embedder.model.shape), jnp.float32)
         return {"network": networks.init(network, key, x, cond), "tokens": tokens}
 
+    @wraps(apply)
     def of_network(params: Params, x: Array, noise: Array, cond: Cond, **options: Any) -> Array:
         return apply(params[0]["network"], x, noise, cond, **options)
 
+    @wraps(apply)
     def of_embedding(params: Params, x: Array, noise: Array, cond: Cond, **options: Any) -> Array:
         return of_network(params, x, noise, _expand(params[0]["tokens"], cond["embedding"]), **options)
 
-    return Model(init, of_network, process, prediction, frozen=frozen), of_embedding
+    return Model(init, of_network, process, with_network_time(prediction, process, apply), frozen=frozen), of_embedding
 
 
 def of_embeddings(embedder: Embedder, pairs: Pairs, given: Prior | None = None) -> Condition:

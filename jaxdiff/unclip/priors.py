@@ -66,7 +66,7 @@ def prior(network: Any, process: Process, embedder: Embedder) -> Model:
         init=_init(network, embedder),
         apply=lambda params, *inputs, **options: apply(params[0], *inputs, **options),
         process=process,
-        prediction=parameterize.time_scaled(parameterize.x0),
+        prediction=parameterize.with_network_time(parameterize.x0, process, apply),
         frozen={"image_text": embedder.params},
     )
 

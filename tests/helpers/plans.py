@@ -27,7 +27,7 @@ def experiment(batch: int = 32, width: int = 64, grad_accum_steps: int = 1) -> E
             yield {"x": np.ones((batch, 2), np.float32)}
 
     learning = Training(
-        loss=jd.losses.denoising_loss(model.apply, process, velocity), optimizer=train.adamw(1e-3),
+        loss=jd.losses.denoising_loss(model.apply, process, model.prediction), optimizer=train.adamw(1e-3),
         ema=train.ema.constant(0.9), batches=batches, batch=batch, steps=3, grad_accum_steps=grad_accum_steps,
     )
     sampling = Sampling(lambda n: jd.grids.by_time(process, n), jd.solvers.heun(), steps=4)

@@ -64,10 +64,10 @@ def experiment(
     """
     of_text = text_encoders.of(encoder, text.Vocabulary.of([*CAPTIONS, extra], length=length))
     condition = text_encoders.condition_of(of_text, CAPTIONS[:3], CAPTIONS[3:])
-    process, velocity = jd.processes.Flow(), jd.parameterize.time_scaled(jd.parameterize.velocity)
+    process, velocity = jd.processes.Flow(), jd.parameterize.velocity
     model = models.of(network(of_text), process, velocity, shape=(8, 8, 3), condition=condition, text=of_text)
     loss = jd.losses.denoising_loss(
-        condition.encoded(model.apply), process, velocity, null_cond=condition.null, cond_dropout=cond_dropout
+        condition.encoded(model.apply), process, model.prediction, null_cond=condition.null, cond_dropout=cond_dropout
     )
     return Experiment(
         model,

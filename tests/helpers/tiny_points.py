@@ -13,7 +13,7 @@ from jaxdiff.options import Run
 def experiment(run: Run = Run(20, batch=16, lr=1e-3, preview_every=0)) -> Experiment:
     """Flow matching of a single block."""
     condition, medium, process = conditions.none(), media.points(preview=8), jd.processes.Flow()
-    velocity = jd.parameterize.time_scaled(jd.parameterize.velocity)
+    velocity = jd.parameterize.velocity
     network = networks.MLP(width=8, num_blocks=1)
     model = models.of(network, process, velocity, shape=medium.shape, condition=condition)
 
@@ -26,7 +26,7 @@ def experiment(run: Run = Run(20, batch=16, lr=1e-3, preview_every=0)) -> Experi
             }
 
     training = Training(
-        loss=jd.losses.denoising_loss(model.apply, process, velocity),
+        loss=jd.losses.denoising_loss(model.apply, process, model.prediction),
         optimizer=train.adamw(run.lr),
         ema=train.ema.warmup(0.999),
         batches=batches,
