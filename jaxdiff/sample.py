@@ -172,8 +172,9 @@ def _scan(
     check_denoiser("denoise", denoise, next_level=solver.next_level)
     check_inexact("x", x)
     check_key(key, x.shape[:1])
-    check_levels(levels, may_repeat=stop is not None, falling=solver.falling)
-    _try_pure_noise(solver, denoise, levels, x, start)
+    check_levels(levels, may_repeat=stop is not None, decreasing=solver.decreasing)
+    if start is None:
+        check_pure_noise(denoise, levels, x, next_level=solver.next_level)
     levels = typed_levels(levels, x)
     n = levels.t.shape[0] - 1
     chunk = ceil(n**0.5) if remat else n  # steps between two states that are kept
@@ -207,14 +208,14 @@ def _scan(
     return x, state, path
 
 
-def check_levels(levels: Level, *, may_repeat: bool = False, falling: bool = True) -> None:
+def check_levels(levels: Level, *, may_repeat: bool = False, decreasing: bool = True) -> None:
     """Raise ValueError unless the levels are a grid: fields [N + 1], N >= 1, sigma / alpha decreasing.
 
-    Values are checked only if they are concrete, and only with `falling`. With `may_repeat`, the last level may be
+    Values are checked only if they are concrete, and only with `decreasing`. With `may_repeat`, the last level may be
     repeated.
     """
     check_grid(levels)
-    if not falling or is_traced(levels.alpha, levels.sigma):
+    if not decreasing or is_traced(levels.alpha, levels.sigma):
         return
     alpha, sigma = (np.asarray(field, np.float64) for field in (levels.alpha, levels.sigma))
     angle = np.arctan2(sigma, alpha)  # rises with sigma / alpha, and is finite at both ends
@@ -229,12 +230,12 @@ def check_levels(levels: Level, *, may_repeat: bool = False, falling: bool = Tru
         )
 
 
-def _try_pure_noise(solver: Solver, denoise: Denoiser, levels: Level, x: Array, start: int | Array | None) -> None:
-    # Inside the scan levels are traced, and a prediction like `eps` cannot check alpha > 0. If the first level is
-    # concrete and pure noise, an abstract call with that level lets the prediction raise.
-    if start is not None or is_traced(levels):
+def check_pure_noise(denoise: Any, levels: Level, x: Array, *, next_level: bool = False) -> None:
+    """Raise what the denoiser raises at a concrete first level of pure noise, where some predictions are undefined.
+
+    Inside a scan levels are traced, and a prediction like `eps` cannot check alpha > 0: this abstract call can.
+    """
+    if is_traced(levels) or np.asarray(levels.alpha)[0] != 0:
         return
-    first = levels.at(0)
-    if np.asarray(first.alpha) == 0:
-        ends = (first, levels.at(1)) if solver.next_level else (first,)
-        jax.eval_shape(lambda x: denoise(x, *ends), x)
+    ends = (levels.at(0), levels.at(1)) if next_level else (levels.at(0),)
+    jax.eval_shape(lambda x: denoise(x, *ends), x)

@@ -71,7 +71,7 @@ class Sampling:
         levels = self.grid(self.steps)
         if not isinstance(self.solver, Solver):
             return levels, self.solver(self.steps)
-        return (_decreasing(levels) if self.solver.falling else levels), self.solver
+        return (_decreasing(levels) if self.solver.decreasing else levels), self.solver
 
 
 def _check_solver(solver: Any) -> None:

@@ -13,11 +13,11 @@ import numpy as np
 from jax import Array
 
 from jaxdiff.checks import check_denoiser, check_inexact, is_traced
-from jaxdiff.levels import Level, safe_sqrt
+from jaxdiff.levels import Level, safe_sqrt, typed_levels
 from jaxdiff.likelihood.bits import draw
 from jaxdiff.noise import check_key, fold_in
 from jaxdiff.processes import Process
-from jaxdiff.sample import check_levels
+from jaxdiff.sample import check_levels, check_pure_noise
 from jaxdiff.solvers.base import lerp, with_process
 from jaxdiff.types import Denoiser
 
@@ -81,8 +81,7 @@ def log_likelihood(
     """
     _check_levels(denoise, levels, x)
     _check_probes(probes, key)
-    levels = jax.tree.map(jnp.asarray, levels)
-    levels = levels._replace(alpha=levels.alpha.astype(x.dtype), sigma=levels.sigma.astype(x.dtype))
+    levels = typed_levels(levels, x)
     nxt, cur = levels.at(slice(None, -1)), levels.at(slice(1, None))
     denoise, d = with_process(denoise, process), x.size // x.shape[0]
 
@@ -166,16 +165,12 @@ def _check_levels(denoise, levels: Level, x: Array) -> None:
     check_denoiser("denoise", denoise)
     check_inexact("x", x)
     check_levels(levels)
-    if is_traced(levels):
-        return
-    if np.asarray(levels.sigma)[-1] <= 0:
+    if not is_traced(levels) and np.asarray(levels.sigma)[-1] <= 0:
         raise ValueError(
             "clean data (sigma = 0) has no density that the ODE can reach: end the grid at a small sigma > 0, "
             "for example without its last level, levels.at(slice(None, -1))"
         )
-    if np.asarray(levels.alpha)[0] == 0:  # an abstract call: undefined predictions raise, as in `sample`
-        first = levels.at(0)
-        jax.eval_shape(lambda x: denoise(x, first), x)
+    check_pure_noise(denoise, levels, x)
 
 
 def _check_probes(probes: int | None, key: Array | None) -> None:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.networks.apply import check_spatial
-from jaxdiff.networks.controlnet import Scale, scale_residuals
+from jaxdiff.networks.controlnet import ControlScale, scale_residuals
 from jaxdiff.networks.layers import Conv, check_divisible, downsample, space_to_depth
 from jaxdiff.networks.unet import UNet
 
@@ -107,7 +107,7 @@ def adapter_of(unet: UNet, *, num_blocks: int = 2) -> T2IAdapter:
     return T2IAdapter(unet.widths, num_blocks, unet.patch_size, zero=True, dtype=unet.dtype)
 
 
-def adapted(unet: Callable[..., Any], scale: Scale = 1.0) -> Callable[..., Any]:
+def adapted(unet: Callable[..., Any], scale: ControlScale = 1.0) -> Callable[..., Any]:
     """Return a U-Net that takes cond["features"] at a scale.
 
     Args:

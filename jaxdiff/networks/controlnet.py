@@ -19,7 +19,7 @@ from jaxdiff.networks.layers import Conv, space_to_depth
 from jaxdiff.networks.unet import UNet
 
 # A number, one number per residual, or a function of the network's noise input [B] that returns a number or [B].
-Scale = float | Array | Sequence[float] | Callable[[Array], float | Array]
+ControlScale = float | Array | Sequence[float] | Callable[[Array], float | Array]
 
 # Conditions by which adapters steer a U-Net, which are none of its ControlNets'.
 OF_UNET = "features", "image_prompt", "image_scale"
@@ -119,7 +119,7 @@ def copy_encoder(control: Mapping[str, Any], unet: Mapping[str, Any]) -> dict[st
     return {**control, **shared}
 
 
-def controlled(control: Callable[..., Any], unet: Callable[..., Any], scale: Scale = 1.0) -> Callable[..., Any]:
+def controlled(control: Callable[..., Any], unet: Callable[..., Any], scale: ControlScale = 1.0) -> Callable[..., Any]:
     """Return a U-Net and its ControlNet as one network.
 
     To train the ControlNet alone, differentiate `lambda p: loss({"controlnet": p, "unet": frozen}, ...)`.
@@ -149,7 +149,9 @@ def controlled(control: Callable[..., Any], unet: Callable[..., Any], scale: Sca
     return apply
 
 
-def add_controls(controls: Sequence[Callable[..., Any]], scales: Sequence[Scale] | None = None) -> Callable[..., Any]:
+def add_controls(
+    controls: Sequence[Callable[..., Any]], scales: Sequence[ControlScale] | None = None
+) -> Callable[..., Any]:
     """Return several ControlNets of a U-Net as one, which returns the sum of their residuals.
 
     Args:
@@ -185,7 +187,7 @@ def add_controls(controls: Sequence[Callable[..., Any]], scales: Sequence[Scale]
     return apply
 
 
-def scale_residuals(residuals: Sequence[Array], scale: Scale, noise: Array) -> tuple[Array, ...]:
+def scale_residuals(residuals: Sequence[Array], scale: ControlScale, noise: Array) -> tuple[Array, ...]:
     """Multiply what steers a U-Net by a scale.
 
     Args:

@@ -48,7 +48,7 @@ class Solver(NamedTuple):
         stochastic: whether the solver draws noise.
         learned_variance: whether the denoiser must return (x0_hat, frac), not x0_hat.
         next_level: whether the denoiser is also given the level at which the step ends: (x, cur, nxt) -> x0_hat.
-        falling: whether the noise of the grid must decrease; other solvers may stay at a level, or increase the noise.
+        decreasing: whether the noise of the grid must decrease; other solvers may stay at a level, or increase it.
     """
 
     init: SolverInit
@@ -58,7 +58,7 @@ class Solver(NamedTuple):
     stochastic: bool = False
     learned_variance: bool = False
     next_level: bool = False
-    falling: bool = True
+    decreasing: bool = True
 
     def __repr__(self) -> str:
         name = describe(self.step).split(".step")[0]

@@ -23,8 +23,7 @@ def deis(order: int = 2, *, lower_order_final: Level | None = None) -> Solver:
 
     Args:
         order: number of evaluations in the polynomial, 1 to 3, the paper's tAB0 to tAB2; 1 is DDIM.
-        lower_order_final: the grid passed to `sample`, fields [N + 1]; may be traced. Limits the order of its last
-            steps to ..., 3, 2, 1, which helps if few steps end above sigma = 0. None keeps the order.
+        lower_order_final: as for `dpmpp_2m`.
 
     Returns:
         a solver of this order with one evaluation per step; the first steps are of order 1 and 2, and the step to

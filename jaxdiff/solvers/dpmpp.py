@@ -150,8 +150,7 @@ def dpmpp_3m(*, lower_order_final: Level | None = None) -> Solver:
     derivative, a factor 1/2 too small, which leaves order 2; here the polynomial is integrated exactly.
 
     Args:
-        lower_order_final: the grid passed to `sample`, fields [N + 1]; may be traced. Limits the order of its last
-            steps to ..., 3, 2, 1, which helps if few steps end above sigma = 0. None keeps the order.
+        lower_order_final: as for `dpmpp_2m`.
 
     Returns:
         a solver of order 3 with one evaluation per step; the first steps are of order 1 and 2, and the step to sigma =
@@ -173,8 +172,7 @@ def dpmpp_2m_sde(
         s_noise: factor of the noise's standard deviation; may be traced.
         variant: "midpoint", or "heun", which integrates the slope exactly.
         noise_sampler: `noise.white`, or `noise.brownian(key)` for a path that does not depend on the number of steps.
-        lower_order_final: the grid passed to `sample`, fields [N + 1]; may be traced. Limits the order of its last
-            steps to ..., 3, 2, 1, which helps if few steps end above sigma = 0. None keeps the order.
+        lower_order_final: as for `dpmpp_2m`.
 
     Returns:
         a solver of weak order 2 with one evaluation per step; the first step and the step to sigma = 0 are of order 1.
@@ -209,8 +207,7 @@ def dpmpp_3m_sde(
             draws no noise.
         s_noise: factor of the noise's standard deviation; may be traced.
         noise_sampler: `noise.white`, or `noise.brownian(key)` for a path that does not depend on the number of steps.
-        lower_order_final: the grid passed to `sample`, fields [N + 1]; may be traced. Limits the order of its last
-            steps to ..., 3, 2, 1, which helps if few steps end above sigma = 0. None keeps the order.
+        lower_order_final: as for `dpmpp_2m`.
 
     Returns:
         a solver of weak order 2 (3 for a plain eta = 0) with one evaluation per step; the first steps are of order 1

@@ -21,8 +21,7 @@ def lms(order: int = 4, *, lower_order_final: Level | None = None) -> Solver:
 
     Args:
         order: number of evaluations in the polynomial, 1 to 4; 1 is Euler's method and DDIM.
-        lower_order_final: the grid passed to `sample`, fields [N + 1]; may be traced. Limits the order of its last
-            steps to ..., 3, 2, 1, which helps if few steps end above sigma = 0. None keeps the order.
+        lower_order_final: as for `dpmpp_2m`.
 
     Returns:
         a solver of this order with one evaluation per step. The first steps are of order 1, 2, ..., and the step from

@@ -46,8 +46,7 @@ def plms(*, lower_order_final: Level | None = None) -> Solver:
     (arXiv:2202.09778).
 
     Args:
-        lower_order_final: the grid passed to `sample`, fields [N + 1]; may be traced. Limits the order of its last
-            steps to ..., 3, 2, 1, which helps if few steps end above sigma = 0. None keeps the order.
+        lower_order_final: as for `dpmpp_2m`.
 
     Returns:
         a solver of order 2 with one evaluation per step, and two in the first step.
@@ -61,8 +60,7 @@ def ipndm(order: int = 4, *, lower_order_final: Level | None = None) -> Solver:
 
     Args:
         order: number of evaluations that are combined, 1 to 4; 1 is DDIM.
-        lower_order_final: the grid passed to `sample`, fields [N + 1]; may be traced. Limits the order of its last
-            steps to ..., 3, 2, 1, which helps if few steps end above sigma = 0. None keeps the order.
+        lower_order_final: as for `dpmpp_2m`.
 
     Returns:
         a solver of order min(order, 2) with one evaluation per step.

@@ -34,8 +34,7 @@ def sa_solver(
             the reverse SDE, 0 the ODE, and a plain 0 draws no noise.
         s_noise: factor of the noise's standard deviation; may be traced.
         noise_sampler: `noise.white`, or `noise.brownian(key)` for a path that does not depend on the number of steps.
-        lower_order_final: the grid passed to `sample`, fields [N + 1]; may be traced. Limits the order of its last
-            steps to ..., 3, 2, 1, which helps if few steps end above sigma = 0. None keeps the order.
+        lower_order_final: as for `dpmpp_2m`.
 
     Returns:
         a solver of weak order 2 (1 for a predictor of order 1 without a corrector; for a plain tau = 0 the higher order

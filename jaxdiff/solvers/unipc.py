@@ -24,8 +24,7 @@ def unipc(
             gain little: high-degree polynomials oscillate.
         variant: "bh1" for B(h) = h, "bh2" for B(h) = exp(h) - 1.
         corrector: whether to correct. Without it bh2 of order 2 is `dpmpp_2m`.
-        lower_order_final: the grid passed to `sample`, fields [N + 1]; may be traced. Limits the order of its last
-            steps to ..., 3, 2, 1, which helps if few steps end above sigma = 0. None keeps the order.
+        lower_order_final: as for `dpmpp_2m`.
 
     Returns:
         a solver of order p + 1 (p without a corrector) with one evaluation per step. The first steps are of a lower

@@ -70,12 +70,7 @@ def adafactor(
     and a bound on the second decay, as in Zhai et al., "Scaling Vision Transformers" (2022), sec. 3.4.
 
     Args:
-        lr: the highest learning rate, as for AdamW.
-        warmup_steps: number of steps in which the rate increases linearly from 0.
-        steps: as for `adamw`.
-        schedule: as for `adamw`.
-        clip_norm: the largest global gradient norm; None is off.
-        weight_decay: decay of all parameters per step, as a multiple of the learning rate.
+        lr, warmup_steps, steps, schedule, clip_norm, weight_decay: as for `adamw`.
         b1: decay of the updates' average; None: no average, which saves memory.
         b2: upper bound of the squared gradients' decay, which is 1 - t^-0.8 at update t.
         mu_dtype: dtype of the updates' average, float32 or bfloat16; None: that of the parameters.
@@ -115,11 +110,7 @@ def muon(
 
     Args:
         lr: the highest learning rate, as for AdamW, or up to three times as large in short trainings.
-        warmup_steps: number of steps in which the rate increases linearly from 0.
-        steps: as for `adamw`.
-        schedule: as for `adamw`.
-        clip_norm: the largest global gradient norm; None is off.
-        weight_decay: decay of all parameters per step, as a multiple of the learning rate.
+        warmup_steps, steps, schedule, clip_norm, weight_decay: as for `adamw`.
         momentum: decay of the sum of the kernels' gradients.
         b1: decay of the average of the other gradients.
         b2: decay of the average of their squares.

@@ -60,7 +60,7 @@ def tcd(c: Fields) -> Scheduler:
         drawn = jnp.sqrt(jnp.maximum(jnp.square(nxt.sigma) - jnp.square(keep * s), 0))
         return nxt.alpha * x0 + keep * s * eps + drawn * normal_like(key, x), state
 
-    solver = Solver(init_empty, step, stochastic=True, falling=False)
+    solver = Solver(init_empty, step, stochastic=True, decreasing=False)
     return config.build(table, config.prediction(c), grid, config.always(solver))
 
 
@@ -89,7 +89,7 @@ def iterative(c: Fields) -> Scheduler:
         return jnp.asarray(high, levels.sigma.dtype)
 
     clip = guidance.clip if c.take("clip_denoised", True) else None
-    solver = Solver(init_empty, step, order=None, stochastic=True, falling=False)
+    solver = Solver(init_empty, step, order=None, stochastic=True, decreasing=False)
     return config.build(EDM(), prediction, grid, config.always(solver), std=std, clip=clip)
 
 
@@ -135,7 +135,7 @@ def scm(c: Fields) -> Scheduler:
     def std(levels: Level) -> Array:
         return jnp.asarray(data, levels.sigma.dtype)
 
-    solver = solvers.consistency()._replace(falling=False)
+    solver = solvers.consistency()._replace(decreasing=False)
     return config.build(TrigFlow(data), prediction, grid, config.always(solver), std=std)
 
 

@@ -52,7 +52,7 @@ def _ddpm(variance: str) -> Solver:
         return mean + jnp.where(cur.t > 1, of_noise, 0) * normal_like(key, x), state
 
     learned = variance.startswith("learned")
-    return Solver(init_empty, step, stochastic=True, learned_variance=learned, falling=False)
+    return Solver(init_empty, step, stochastic=True, learned_variance=learned, decreasing=False)
 
 
 def ddim(c: Fields) -> Scheduler:
@@ -79,7 +79,7 @@ def _stepping(to: Callable[[Level], Level], clip: Clip | None) -> Solver:
         x0, eps = from_x0(denoise(x, cur), x, cur)
         return _arrive(to(cur), _clipped(clip, x0, x, cur), eps), state
 
-    return Solver(init_empty, step, falling=False)
+    return Solver(init_empty, step, decreasing=False)
 
 
 def _clipped(clip: Clip | None, x0: Array, x: Array, level: Level) -> Array:
@@ -123,7 +123,7 @@ def ddim_inverse(c: Fields) -> Scheduler:
             x0, eps = _x0_and_eps(kind, F, x, cur)
             return _arrive(nxt, _clipped(clip, x0, x, cur), eps), state
 
-        return Solver(init_empty, step, falling=False)
+        return Solver(init_empty, step, decreasing=False)
 
     return config.build(table, _as_it_is, grid, solver)
 

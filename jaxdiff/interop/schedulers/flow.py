@@ -105,7 +105,7 @@ def _flow(T: int, list_of: Callable[[int], np.ndarray], solver: Solver, *, inver
     prediction = parameterize.with_noise_input(
         parameterize.velocity, lambda level: T * (level.alpha if inverted else level.t)
     )
-    any_way = config.always(solver._replace(falling=False))
+    any_way = config.always(solver._replace(decreasing=False))
     return config.build(Flow(), _negated(prediction) if inverted else prediction, grid, any_way, std=config.ones)
 
 
@@ -134,7 +134,7 @@ def edm_euler(c: Fields) -> Scheduler:
     def std(levels: Level) -> Array:
         return jnp.asarray(np.hypot(1, high), levels.sigma.dtype)
 
-    solver = solvers.euler()._replace(falling=False)
+    solver = solvers.euler()._replace(decreasing=False)
     prediction = prediction if predicted == "epsilon" else _negated(prediction)
     return config.build(EDM(), prediction, grid, config.always(solver), std=std)
 

@@ -91,7 +91,7 @@ def _lms(s: np.ndarray) -> Solver:
         eps = from_x0(denoise(x, cur), x, cur).eps
         return x + w[0] * eps + jnp.tensordot(w[1:], past, 1, precision="highest"), prepend(past, eps)
 
-    return Solver(init, step, order=4, falling=False)
+    return Solver(init, step, order=4, decreasing=False)
 
 
 def heun(c: Fields) -> Scheduler:
@@ -104,7 +104,7 @@ def heun(c: Fields) -> Scheduler:
 
 def _any_way(solver: Solver) -> Callable[[int], Solver]:
     """Return the solver for lists that repeat a level, or increase."""
-    return config.always(solver._replace(falling=False))
+    return config.always(solver._replace(decreasing=False))
 
 
 def dpm_2(c: Fields) -> Scheduler:

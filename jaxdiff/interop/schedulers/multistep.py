@@ -108,7 +108,7 @@ def multistep(
         return _State(jnp.asarray(table, x.dtype), jnp.asarray(fresh), alpha, sigma, past, taken, begun)
 
     step = _step(of_noise, stochastic, corrects, anchored=not fresh.all())
-    return Solver(init, step, stochastic=stochastic, falling=False)
+    return Solver(init, step, stochastic=stochastic, decreasing=False)
 
 
 @cache  # one function for all tables, so that lists share compiled programs

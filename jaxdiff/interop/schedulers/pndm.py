@@ -83,7 +83,7 @@ def pndm(c: Fields) -> Scheduler:
             mixed, x, state = (_plms if plms else _runge_kutta)(F, x, state)
             return _move(prediction, mixed, x, first, last), state
 
-        return Solver(_init, step, falling=False)
+        return Solver(_init, step, decreasing=False)
 
     return config.build(table, prediction, grid, solver)
 
@@ -150,5 +150,5 @@ def ipndm(c: Fields) -> Scheduler:
             called=state.called + 1, past=prepend(state.past, eps)
         )
 
-    solver = Solver(_init, step, order=2, falling=False)
+    solver = Solver(_init, step, order=2, decreasing=False)
     return config.build(Cosine(), parameterize.v, grid, config.always(solver))

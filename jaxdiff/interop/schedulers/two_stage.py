@@ -32,7 +32,7 @@ def midpoint(table: Discrete, *, ancestral: bool) -> Solver:
         moved = moved + up * normal_like(key, x) if ancestral else moved
         return jnp.where(moving, moved, x0), state
 
-    return Solver(init_empty, step, order=2, nfe=2, stochastic=ancestral, falling=False)
+    return Solver(init_empty, step, order=2, nfe=2, stochastic=ancestral, decreasing=False)
 
 
 def sde(table: Discrete) -> Solver:
@@ -56,7 +56,7 @@ def sde(table: Discrete) -> Solver:
         moved = x0_mid + down.sigma / cur.sigma * (x - x0_mid) + up * z
         return jnp.where(moving, moved, x0), state
 
-    return Solver(init_empty, step, order=2, nfe=2, stochastic=True, falling=False)
+    return Solver(init_empty, step, order=2, nfe=2, stochastic=True, decreasing=False)
 
 
 def _between(table: Discrete, cur: Level, sigma: Array) -> Level:
