@@ -110,22 +110,24 @@ def load_teacher(path: str, run: Run, guidance: float | None = None) -> Teacher:
         guidance: the scale to distil; None is that of the run's samples.
 
     Raises:
-        UserError: the network is none of `jaxdiff.networks`, or it has a learned variance, an autoencoder or a
-            condition that is noised.
+        UserError: it has prompts, a condition that is noised, a learned variance, an autoencoder, or a network that
+            `models.of` has not made.
         ValueError: guidance of a model without a null condition.
     """
     changes = {name: getattr(run, name) for name in ("batch", "seed", "grad_accum_steps", "preview_every")}
     experiment = load_run(open_run(Path(path)), changes=changes)
     model = experiment.model
-    if experiment.condition.augment is not unaugmented:
-        raise UserError(f"a few-step model is made of a network whose condition is not noised, and that of {path} is")
-    if experiment.condition.vocabulary:
-        raise UserError(f"a few-step model is made of a network alone, and that of {path} has a text encoder to it")
-    if model.network is None:
-        raise UserError(f"a few-step model needs a network of jaxdiff.networks, made by models.of; {path} has another")
-    if model.learned_variance or model.frozen is not None:
-        what = "a learned variance" if model.learned_variance else "an autoencoder"
-        raise UserError(f"a few-step model is made of a network without {what}, and {path} has one")
+    texts = experiment.condition.vocabulary or (isinstance(model.frozen, dict) and "text" in model.frozen)
+    refused = {
+        "noise on its condition": experiment.condition.augment is not unaugmented,
+        "prompts, which a text encoder reads": texts,
+        "a learned variance": model.learned_variance,
+        "frozen arrays, such as an autoencoder's": model.frozen is not None,
+        "a network that models.of has not made": model.network is None,
+    }
+    for what, found in refused.items():
+        if found:
+            raise UserError(f"a few-step model is not made of a run with {what}, as {path} is")
     scale = experiment.sampling.guidance if guidance is None else guidance
     if scale != 1:
         experiment.condition.check_null()

@@ -221,3 +221,22 @@ def test_mistakes(teacher, tmp_path):
         student_of(tmp_path, "consistency")
     with pytest.raises(UserError, match=r"--method guidance distils .* was not$"):
         student_of(teacher, "guidance")
+
+
+def test_runs_of_which_no_few_step_model_is_made_are_refused_for_what_they_have(monkeypatch):
+    plain = tiny_points.experiment()
+    model, condition = plain.model, plain.condition
+    cases = {
+        "prompts, which a text encoder reads": replace(plain, condition=replace(condition, vocabulary=("a", "b"))),
+        "prompts, which a text encoder reads, as": replace(plain, model=replace(model, frozen={"text": {}})),
+        "an autoencoder's": replace(plain, model=replace(model, frozen={"vae": {}})),
+        "a learned variance": replace(plain, model=replace(model, learned_variance=True)),
+        "a network that models.of has not made": replace(plain, model=replace(model, network=None)),
+        "noise on its condition": replace(plain, condition=replace(condition, augment=lambda key, cond: cond)),
+    }
+    of_teacher = sys.modules["jaxdiff.few_steps.teacher"]
+    monkeypatch.setattr(of_teacher, "open_run", lambda path: path)
+    for sentence, given in cases.items():
+        monkeypatch.setattr(of_teacher, "load_run", lambda *_, given=given, **__: given)
+        with pytest.raises(UserError, match=f"not made of a run with .*{sentence}"):
+            few_steps.load_teacher("runs/mine", KNOBS)
