@@ -23,7 +23,6 @@ import jax
 import numpy as np
 from jax import Array
 from jax.experimental import mesh_utils
-from jax.experimental.layout import Format, Layout
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -242,40 +241,6 @@ def shard_params(tree: Any, mesh: Mesh) -> Any:
         return NamedSharding(mesh, _spec(names, x.shape, mesh, trees.stack_axes(names)))
 
     return jax.tree_util.tree_map_with_path(place, tree)
-
-
-def laid_out(path: tuple[Any, ...], place: NamedSharding, x: Any) -> NamedSharding | Format:
-    """Return the place of an array, and its order in memory where a GPU's library wants another than the array's.
-
-    cuDNN reads the kernels of convolutions by output channels, then positions, then input channels. Kernels in the
-    order of their axes, with their moments and averages, would be transposed in each step.
-
-    Args:
-        path: of the array in a tree of parameters or in a `TrainState`.
-        place: its sharding.
-        x: the array, or its shape and dtype.
-    """
-    names, axes = trees.keys(path), tuple(range(len(x.shape)))
-    if not _is_convolution(names, x.shape):
-        return place
-    stacks = trees.stack_axes(names)
-    return Format(Layout((*axes[:stacks], axes[-1], *axes[stacks:-1])), place)
-
-
-def inner_axes(path: tuple[Any, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the axes of an array but the outermost in a GPU's memory, see `laid_out`.
-
-    Args:
-        path: of the array in a tree.
-        shape: its shape.
-    """
-    last = _is_convolution(trees.keys(path), shape) and not trees.stack_axes(trees.keys(path))
-    return tuple(range(len(shape) - 1)) if last else tuple(range(1, len(shape)))
-
-
-def _is_convolution(names: Sequence[str], shape: tuple[int, ...]) -> bool:
-    """Whether an array is the kernel of a convolution that is no product."""
-    return names[-1:] == ("kernel",) and math.prod(shape[trees.stack_axes(names) : -2]) > 1
 
 
 def shard_batch(batch: Any, mesh: Mesh, axis: int = 0) -> Any:

@@ -10,6 +10,7 @@ import optax
 from jax import Array
 
 from jaxdiff import sharding
+from jaxdiff.train.layouts import inner_axes
 
 
 def pack(tree: Any) -> dict[str, Any]:
@@ -75,7 +76,7 @@ def norm(tree: Any) -> Array:
     if sharding.splits_params():
         return jnp.sqrt(sum(jnp.sum(x) for _, x in squares))
     # A sum to one number would take two kernels for each array.
-    sums = jnp.concatenate([jnp.sum(x, sharding.inner_axes(path, x.shape)).ravel() for path, x in squares])
+    sums = jnp.concatenate([jnp.sum(x, inner_axes(path, x.shape)).ravel() for path, x in squares])
     return jnp.sqrt(jnp.sum(jax.lax.optimization_barrier(sums)))
 
 

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from jaxdiff.sharding import laid_out, shard_params
+from jaxdiff.sharding import shard_params
 from jaxdiff.train import ema as averages
+from jaxdiff.train.layouts import format_of
 
 # Default of functions for which only the number of decays matters: one average.
 DEFAULT_DECAY = averages.constant(0.0)
@@ -159,7 +160,7 @@ def _places(shapes: TrainState, mesh: Mesh, ema_memory: str) -> TrainState:
     if ema_memory not in kinds:
         raise ValueError(f"ema_memory must be a memory of {device.device_kind}: {', '.join(kinds)}; got {ema_memory!r}")
     if device.platform == "gpu":
-        places = jax.tree.map_with_path(laid_out, places, shapes)
+        places = jax.tree.map_with_path(format_of, places, shapes)
     if ema_memory == "device":
         return places
     return places._replace(ema=jax.tree.map(lambda x: x.with_memory_kind(ema_memory), shard_params(shapes.ema, mesh)))
