@@ -28,6 +28,7 @@ __all__ = [
     "Ends",
     "Level",
     "added_variance",
+    "append_axes",
     "append_clean",
     "check_grid",
     "check_variance",
@@ -296,7 +297,12 @@ def safe_sqrt(x: Array) -> Array:
     return jnp.where(x == 0, 0, jnp.sqrt(jnp.where(x == 0, 1, x)))
 
 
+def append_axes(a: Array, ndim: int) -> Array:
+    """Append axes of size 1 until there are `ndim`, so that values per example broadcast; a scalar stays a scalar."""
+    return a.reshape(a.shape + (1,) * (ndim - a.ndim)) if a.ndim else a
+
+
 @concrete
 def _align(level: Level, ndim: int) -> Level:
     fields = (jnp.asarray(field) for field in level)
-    return Level(*(f if f.ndim == 0 else f.reshape(f.shape + (1,) * (ndim - f.ndim)) for f in fields))
+    return Level(*(append_axes(f, ndim) for f in fields))

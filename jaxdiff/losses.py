@@ -15,10 +15,11 @@ from jax import Array
 
 from jaxdiff.checks import check_function, check_inexact, describe
 from jaxdiff.guidance import drop_condition
+from jaxdiff.guidance.base import split_variance
 from jaxdiff.levels import check_variance, q_sample, with_learned_variance
 from jaxdiff.likelihood.variational import check_table, variational_term
 from jaxdiff.noise import check_key, normal_like
-from jaxdiff.parameterize import network_output, scalings, target, to_x0, with_network_time
+from jaxdiff.parameterize import denoiser, network_output, scalings, target, to_x0, with_network_time
 from jaxdiff.processes import EDM, Discrete, Process
 from jaxdiff.processes.base import check_process
 from jaxdiff.times import log_normal, uniform, uniform_discrete
@@ -128,12 +129,9 @@ def vlb_loss(
         x0, eps, cond = split_batch(batch, eps_key)
         t, t_weight = times(t_key, x0.shape[0])
 
-        def denoise(x, level):
-            s = scalings(prediction, level, x)
-            F, *frac = network_output(apply, params, s, x, cond)
-            return (to_x0(s, x, F), *frac) if variance == "learned" else to_x0(s, x, F)
-
-        term = variational_term(denoise, process, x0, eps, t, variance=variance)
+        denoise = denoiser(apply, params, prediction, cond)
+        mean = denoise if variance == "learned" else lambda x, level: split_variance(denoise(x, level))[0]
+        term = variational_term(mean, process, x0, eps, t, variance=variance)
         return process.T * jnp.mean(t_weight * term), {}
 
     return loss

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff.levels import Level, check_grid
+from jaxdiff.levels import Level, append_axes, check_grid
 from jaxdiff.types import NoiseSampler
 
 __all__ = ["brownian", "check_key", "fold_in", "normal_like", "prior", "white"]
@@ -110,7 +110,7 @@ def brownian(path: Array) -> NoiseSampler:
         end = jnp.minimum(lam(nxt), _EDGE)
         begin = jnp.minimum(lam(cur), end)
         w_end, w_begin = at(end, x), at(begin, x)
-        shrink = (begin - end).reshape(begin.shape + (1,) * (x.ndim - 1) if begin.ndim else ())
+        shrink = append_axes(begin - end, x.ndim)
         gained = -jnp.expm1(2 * shrink)
         safe = jnp.where(gained > 0, gained, 1)
         change = w_end - jnp.exp(shrink) * w_begin

@@ -17,7 +17,7 @@ from jax import Array
 
 from jaxdiff import levels
 from jaxdiff.checks import check_denoiser, is_traced
-from jaxdiff.levels import Level, from_x0
+from jaxdiff.levels import Level, append_axes, from_x0
 from jaxdiff.noise import check_key, fold_in, normal_like
 from jaxdiff.processes import Process
 from jaxdiff.processes.base import check_process, to_float
@@ -176,5 +176,4 @@ def langevin(score: Callable[[Array], Array], x: Array, key: Array, *, step_size
 
 def _like(field: float | Array, x: Array) -> Array:
     """A number, or one per example, in the type of x and aligned with its leading axis."""
-    field = jnp.asarray(field, x.dtype)
-    return field.reshape(field.shape + (1,) * (x.ndim - field.ndim)) if field.ndim else field
+    return append_axes(jnp.asarray(field, x.dtype), x.ndim)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.checks import check_denoiser
-from jaxdiff.levels import Level, safe_sqrt
+from jaxdiff.levels import Level, append_axes, safe_sqrt
 
 __all__ = ["Scale", "check_denoisers", "guide", "join_variance", "norm", "scale_at", "sigma_ratio", "split_variance"]
 
@@ -28,11 +28,9 @@ def scale_at(scale: Scale, x: Array, level: Level) -> Array:
         ValueError: a shape other than () and [B].
     """
     scale = jnp.asarray(scale(level) if callable(scale) else scale, x.dtype)
-    if scale.ndim == 0:
-        return scale
     if scale.ndim > x.ndim or any(n not in (1, m) for n, m in zip(scale.shape, x.shape, strict=False)):
         raise ValueError(f"a scale is a number or one for each of {len(x)} examples, got shape {scale.shape}")
-    return scale.reshape(scale.shape + (1,) * (x.ndim - scale.ndim))
+    return append_axes(scale, x.ndim)
 
 
 def guide(cond: Any, uncond: Any, scale: Array) -> Any:

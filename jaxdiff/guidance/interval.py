@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 
 from jaxdiff.guidance.base import check_denoisers, sigma_ratio
-from jaxdiff.levels import Level
+from jaxdiff.levels import Level, append_axes
 from jaxdiff.types import Denoiser
 
 __all__ = ["interval"]
@@ -44,7 +44,7 @@ def interval(guided: Denoiser, plain: Denoiser, low: float | Array, high: float 
         if inside.ndim == 0:
             # The level is closed over, not an operand: if it is concrete, predictions can check that alpha > 0.
             return jax.lax.cond(inside, lambda x: guided(x, level), lambda x: plain(x, level), x)
-        inside = inside.reshape(inside.shape + (1,) * (x.ndim - 1))
+        inside = append_axes(inside, x.ndim)
         return jax.tree.map(lambda g, p: jnp.where(inside, g, p), guided(x, level), plain(x, level))
 
     return denoise

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxdiff.levels import append_axes
+
 __all__ = ["AdaptiveState", "Attempt", "Progress", "check_adaptive", "init_adaptive", "per_example", "walk"]
 
 
@@ -101,4 +103,4 @@ def check_adaptive(rtol: float | Array, atol: float | Array, max_steps: int) -> 
 
 def per_example(each: Array, x: Array) -> Array:
     """One value per example, [B], with axes appended to broadcast against x."""
-    return each.reshape(each.shape + (1,) * (x.ndim - 1))
+    return append_axes(each, x.ndim)

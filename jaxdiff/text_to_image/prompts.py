@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
+from jaxdiff.conditions import Cond
 from jaxdiff.networks.configs import sdxl_vector
 
 __all__ = ["LAYOUTS", "Cond", "Models", "PipelineSpec"]
 
-Cond = dict[str, Any]
 SCORES = 6.0, 2.5  # the usual aesthetic scores of a prompt and of a negative one
 
 

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from jaxdiff.train.state import TrainState
-from jaxdiff.train.step import Given, Loss, Metrics
+from jaxdiff.train.step import Given
+from jaxdiff.types import Loss, Metrics
 
 # int32 scalar, the number of updates so far -> for each player whether the next update is its turn.
 Turn = Callable[[jax.Array], Mapping[str, Any]]

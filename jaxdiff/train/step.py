@@ -16,9 +16,8 @@ from jaxdiff.sharding import BATCH_AXES, num_batch_shards, use_mesh
 from jaxdiff.train import ema as averages
 from jaxdiff.train import packing
 from jaxdiff.train.state import Averaged, TrainState
+from jaxdiff.types import Loss, Metrics
 
-Metrics = dict[str, jax.Array]
-Loss = Callable[[Any, jax.Array, Any], tuple[jax.Array, Metrics]]
 Given = Callable[[TrainState, Any], Any]  # (state, frozen) -> further input of the loss
 Update = Callable[..., tuple[TrainState, Metrics]]
 
