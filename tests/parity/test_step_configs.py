@@ -119,7 +119,7 @@ def ours(kind, config, n, first, **options):
         return (F, (variance(jnp, x, config) + 1) / 2) if learned else F
 
     denoise = made.sampling.clip(jd.denoiser(apply, None, made.prediction))
-    check_levels(levels, falling=solver.falling)
+    check_levels(levels, decreasing=solver.decreasing)
     _try_pure_noise(solver, denoise, levels, x, first or None)
     levels = typed_levels(levels, x)
     path, state = [np.asarray(x)], solver.init(x)
