@@ -106,9 +106,9 @@ def kept_in_loops(params: Any, x: Array) -> tuple[Any, Array]:
 
 @partial(jax.jit, static_argnums=1)
 def _rounded(w: Array, dtype: Any) -> Quantized:
-    whole = jnp.issubdtype(dtype, jnp.integer)
+    integer = jnp.issubdtype(dtype, jnp.integer)
     w = w.astype(jnp.float64 if w.dtype == jnp.float64 else jnp.float32)
     largest = jnp.max(jnp.abs(w), axis=-2, keepdims=True)
-    scale = jnp.where(largest > 0, largest, 1) / float(jnp.iinfo(dtype).max if whole else jnp.finfo(dtype).max)
+    scale = jnp.where(largest > 0, largest, 1) / float(jnp.iinfo(dtype).max if integer else jnp.finfo(dtype).max)
     scaled = w / scale
-    return Quantized((jnp.round(scaled) if whole else scaled).astype(dtype), scale)
+    return Quantized((jnp.round(scaled) if integer else scaled).astype(dtype), scale)
