@@ -18,7 +18,7 @@ from jaxdiff.noise import check_key, fold_in
 from jaxdiff.solvers.base import Solver, check_solver
 from jaxdiff.types import Denoiser
 
-__all__ = ["check_levels", "invert", "invert_path", "sample", "sample_path", "sample_state"]
+__all__ = ["check_levels", "check_pure_noise", "invert", "invert_path", "sample", "sample_path", "sample_state"]
 
 
 def sample(

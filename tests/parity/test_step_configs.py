@@ -22,7 +22,7 @@ from parity.step_options import FEW_STEPS, OPTIONS, nan, walk  # noqa: E402
 
 import jaxdiff as jd  # noqa: E402
 from jaxdiff.levels import typed_levels  # noqa: E402
-from jaxdiff.sample import _try_pure_noise, check_levels  # noqa: E402
+from jaxdiff.sample import check_levels, check_pure_noise  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("x64")
 SHAPE = (2, 3, 2)
@@ -120,7 +120,8 @@ def ours(kind, config, n, first, **options):
 
     denoise = made.sampling.clip(jd.denoiser(apply, None, made.prediction))
     check_levels(levels, decreasing=solver.decreasing)
-    _try_pure_noise(solver, denoise, levels, x, first or None)
+    if not first:
+        check_pure_noise(denoise, levels, x, next_level=solver.next_level)
     levels = typed_levels(levels, x)
     path, state = [np.asarray(x)], solver.init(x)
     for i in range(first, len(levels.t) - 1):
