@@ -188,17 +188,23 @@ def _rows_are_fewer(path: Sequence[str], x: Array, w: Array, mesh: Any) -> bool:
     return x.shape[0] // mesh.shape["data"] < w.shape[1]
 
 
-def gathered_weight(path: Sequence[str], w: Array, dtype: Any) -> Array:
+def gathered_weight(path: Sequence[str], w: Any, dtype: Any) -> Array:
     """Cast a layer's stored weight to the dtype of the computation, and gather it over "fsdp".
 
-    The cast comes first, so that half precision transfers half the bytes. The gradient is scattered immediately.
+    The cast comes first, so that half precision transfers half the bytes, but last for weights in 8 bits. The gradient
+    is scattered immediately.
 
     Args:
         path: path of the parameter; it ends with the names of the layer and of the parameter.
-        w: the stored weight.
+        w: the stored weight, an array or `quantize.Quantized`.
         dtype: dtype of the computation.
     """
-    w = w.astype(dtype)
+    if isinstance(w, jax.Array):
+        return _gathered(path, w.astype(dtype))
+    return jax.tree.map(partial(_gathered, path), w).astype(dtype)
+
+
+def _gathered(path: Sequence[str], w: Array) -> Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.shape["fsdp"] == mesh.shape["tensor"] == 1:
         return w

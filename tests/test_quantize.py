@@ -1,5 +1,7 @@
 """Weights in 8 bits: how far they are off, that networks take them, and that a loop reads them as they are."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,7 +35,7 @@ def small(params):
 
 @pytest.fixture(scope="module")
 def dit():
-    network = networks.DiT(width=16, layers=2, num_heads=2, patch_size=2)
+    network = networks.DiT(width=64, layers=2, num_heads=2, patch_size=2, mlp_ratio=1)
     params = random_weights(lambda key: networks.init(network, key, X), 0)
     return networks.as_apply(network), jax.tree.map(jnp.asarray, params)
 
@@ -80,7 +82,11 @@ def test_a_network_computes_with_the_rounded_weights_on_any_mesh(dit, weights):
     mesh = toy.mesh("fsdp")
     placed = jax.device_put(params, train.shard_params(params, mesh))
     with jd.sharding.use_mesh(mesh):
-        np.testing.assert_allclose(jax.jit(apply)(quantize.quantize(placed, weights), X, TIME), want, atol=1e-5)
+        run = jax.jit(apply).lower(quantize.quantize(placed, weights), X, TIME).compile()
+        np.testing.assert_allclose(run(quantize.quantize(placed, weights), X, TIME), want, atol=1e-5)
+    # What is gathered are the bytes.
+    gathered = set(re.findall(r"= (\w+)\[1,64,64\]\S* all-gather\(", run.as_text()))
+    assert gathered and (weights != "int8" or gathered == {"s8"})
 
 
 @pytest.mark.usefixtures("every_kernel")
