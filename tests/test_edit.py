@@ -156,6 +156,11 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     x = np.load("new.npz")["x"]
     assert x.shape == (2, 28, 32, 1)
     np.testing.assert_array_equal(x[:, :, :14, 0], np.broadcast_to(np.float32(shoe[:, :14]) / 127.5 - 1, (2, 28, 14)))
+    main(["edit", "fashion", "shoe.png", "--prompt", "Sneaker", "--steps", "3", "--strength", "0.4", "--num", "1",
+          "--weights", "int8", "--out", "small.npz"])  # fmt: skip
+    small = imagine.of_run("fashion", weights="int8")
+    assert small.history.weights != imagine.of_run("fashion").history.weights  # of its pictures' history
+    assert 0 < np.abs(np.load("small.npz")["x"][0, :, :, 0] - (np.float32(shoe) / 127.5 - 1)).mean() < 0.3
     with pytest.raises(SystemExit):
         main(["edit", "fashion", "mask.png", "--prompt", "Sneaker", "--mask", "new.npz"])
     Image.fromarray(shoe[:20]).save("small.png")

@@ -16,6 +16,7 @@ from jaxdiff.media import Samples
 from jaxdiff.media.images import save_images
 from jaxdiff.options import Count, Natural, Seed
 from jaxdiff.progress import busy
+from jaxdiff.quantize import Weights
 from jaxdiff.sharding import parse_mesh
 
 
@@ -39,6 +40,7 @@ def command(
     size: tuple[Count, Count] | None = None,
     base: Path | None = None,
     variant: str | None = None,
+    weights: Weights | None = None,
     out: Path | None = None,
     mesh: str = "",
     trust: bool = False,
@@ -69,6 +71,7 @@ def command(
         size: height and width of a directory's pictures; by default the network's own.
         base: directory with what a file lacks.
         variant: weights' variant, such as fp16.
+        weights: kernels in 8 bits; by default as they are.
         out: FILE.png for a picture of all, FILE.npz for arrays, or a folder; by default edited-SEED.png.
         mesh: devices as data=4,fsdp=2,sequence=2; data takes those that are left.
         trust: execute the run's program even if others can write it.
@@ -79,7 +82,7 @@ def command(
         raise ValueError("edit takes --prompt, --style, --mask or --outpaint: what shall be drawn?")
     where, of_directory = parse_mesh(mesh), check_kind(run, size=size, base=base, variant=variant)
     generator = open_generator(
-        run, steps=steps, solver=solver, size=size, base=base, variant=variant, mesh=where, trust=trust
+        run, steps=steps, solver=solver, size=size, base=base, variant=variant, weights=weights, mesh=where, trust=trust
     )
     height, width = generator.history.size or generator.stage(1).medium.shape[:2]
     shape = (height, width, 3 if of_directory else generator.stage(1).medium.shape[-1])

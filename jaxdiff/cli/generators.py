@@ -12,6 +12,7 @@ from jaxdiff.cli.prompt import is_pipeline
 from jaxdiff.imagine import Generator
 from jaxdiff.pretrained import open_run
 from jaxdiff.progress import busy
+from jaxdiff.quantize import Weights
 
 
 def check_kind(run: Path, **of_directories: Any) -> bool:
@@ -33,7 +34,7 @@ def check_kind(run: Path, **of_directories: Any) -> bool:
 
 def open_generator(
     run: Path, *, steps: int | None, solver: str | None, size: tuple[int, int] | None, base: Path | None,
-    variant: str | None, mesh: Mesh | None, trust: bool,
+    variant: str | None, weights: Weights | None, mesh: Mesh | None, trust: bool,
 ) -> Generator:  # fmt: skip
     """Load what draws.
 
@@ -44,12 +45,13 @@ def open_generator(
         size: height and width of a directory's pictures.
         base: directory with what a file lacks.
         variant: of a directory's weights.
+        weights: "int8" or "float8": kernels in 8 bits.
         mesh: where the parameters lie.
         trust: execute the run's program even if others can write it.
     """
     with busy("loading"):
         if is_pipeline(run):
             return imagine.of_directory(
-                run, steps=steps, solver=solver, size=size, base=base, variant=variant, mesh=mesh
+                run, steps=steps, solver=solver, size=size, base=base, variant=variant, weights=weights, mesh=mesh
             )
-        return imagine.of_run(open_run(run), steps=steps, solver=solver, mesh=mesh, trust=trust)
+        return imagine.of_run(open_run(run), steps=steps, solver=solver, weights=weights, mesh=mesh, trust=trust)

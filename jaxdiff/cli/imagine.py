@@ -20,6 +20,7 @@ from jaxdiff.media import Samples
 from jaxdiff.media.files import save_npz
 from jaxdiff.options import Count, Seed
 from jaxdiff.progress import busy
+from jaxdiff.quantize import Weights
 from jaxdiff.sharding import parse_mesh
 from jaxdiff.train.lock import Lock
 
@@ -42,6 +43,7 @@ def command(
     size: tuple[Count, Count] | None = None,
     base: Path | None = None,
     variant: str | None = None,
+    weights: Weights | None = None,
     out: Path | None = None,
     mesh: str = "",
     trust: bool = False,
@@ -66,6 +68,7 @@ def command(
         size: height and width of a directory's pictures; by default the network's own.
         base: directory with what a file lacks.
         variant: weights' variant, such as fp16.
+        weights: kernels in 8 bits; by default as they are.
         out: folder of the pictures and their history; by default RUN/imagine, or imagine for a directory.
         mesh: devices as data=4,fsdp=2,sequence=2; data takes those that are left.
         trust: execute the run's program even if others can write it.
@@ -85,7 +88,7 @@ def command(
         steps, solver = steps or before.steps, solver or before.solver
         size = before.size if size is None else size
     generator = open_generator(
-        run, steps=steps, solver=solver, size=size, base=base, variant=variant, mesh=where, trust=trust
+        run, steps=steps, solver=solver, size=size, base=base, variant=variant, weights=weights, mesh=where, trust=trust
     )
     with Lock(out, what="imagining"):
         history = imagine.read_history(path) if path.exists() else generator.history

@@ -22,6 +22,7 @@ from jaxdiff.drawing import parameters
 from jaxdiff.experiment import Condition, Experiment, Medium, Model, Sampling, UserError, compute_dtype
 from jaxdiff.hooks import change_sampling
 from jaxdiff.imagine.history import History
+from jaxdiff.quantize import Weights
 from jaxdiff.recipe import load_run
 from jaxdiff.sampler import Generate, sampler
 from jaxdiff.sharding import use_mesh
@@ -170,6 +171,7 @@ def of_run(
     *,
     steps: int | None = None,
     solver: str | None = None,
+    weights: Weights | None = None,
     mesh: Mesh | None = None,
     trust: bool = False,
 ) -> Generator:
@@ -179,6 +181,7 @@ def of_run(
         run: the run's folder.
         steps: number of steps; None is the run's.
         solver: one of jaxdiff.solvers such as ddim(eta=1.0), or FILE.py:NAME; None is the run's.
+        weights: "int8" or "float8": kernels in 8 bits, see `quantize.quantize`.
         mesh: where the parameters lie; None is the default device.
         trust: execute the run's program even if others can write it.
 
@@ -186,7 +189,7 @@ def of_run(
         ValueError: as by `recipe.load_run`, `hooks.change_sampling` and `drawing.parameters`.
     """
     experiment = change_sampling(load_run(run, mesh=mesh, trust=trust), solver=solver, steps=steps)
-    return of_experiment(experiment, parameters(experiment, run, mesh=mesh), solver=solver, mesh=mesh)
+    return of_experiment(experiment, parameters(experiment, run, weights=weights, mesh=mesh), solver=solver, mesh=mesh)
 
 
 def of_directory(
@@ -197,6 +200,7 @@ def of_directory(
     size: tuple[int, int] | None = None,
     base: str | Path | None = None,
     variant: str | None = None,
+    weights: Weights | None = None,
     mesh: Mesh | None = None,
 ) -> Generator:
     """Make a generator of a text-to-image directory, whose pictures can grow.
@@ -208,6 +212,7 @@ def of_directory(
         size: (height, width) of pictures that have not grown; None is the network's own.
         base: directory that gives what the other lacks; see `text_to_image.load`.
         variant: of the weights in a directory.
+        weights: "int8" or "float8": kernels in 8 bits, as for `text_to_image.load`.
         mesh: where the parameters lie; None is the default device.
 
     Raises:
@@ -218,7 +223,9 @@ def of_directory(
     if usual.inpaints:
         raise ValueError(f"the network of {directory} is for inpainting, and needs a mask")
     place = None if mesh is None else lambda tree: train.shard_params(tree, mesh)
-    params = text_to_image.load(directory, size=size, variant=variant, place=place, **options).params
+    params = text_to_image.load(
+        directory, size=size, variant=variant, param_dtype=weights, place=place, **options
+    ).params
 
     def stage(scale: int) -> Stage:
         larger = scale * usual.size[0], scale * usual.size[1]
