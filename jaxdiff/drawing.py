@@ -146,7 +146,14 @@ def parameters(
         with train.Snapshots(workdir, read_only=True) as snapshots:
             params, error = snapshots.reconstruct(experiment.training.ema, ema, mesh=mesh)
         tqdm.write(f"the average of length {ema:g}, its weights to within {error:.2%}", file=sys.stderr)
-    return params if weights is None else quantize(params, weights)
+    if weights is None:
+        return params
+    made = quantize(params, weights)
+    if len(jax.tree.leaves(made)) == len(jax.tree.leaves(params)):
+        raise UserError(
+            f"{workdir} has trained no large kernels, and others are not stored in 8 bits: leave out --weights"
+        )
+    return made
 
 
 class Asked(NamedTuple):

@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff.checks import check_function, check_inexact, describe
+from jaxdiff.checks import check_function, check_inexact
 from jaxdiff.guidance import drop_condition
 from jaxdiff.guidance.base import split_variance
 from jaxdiff.levels import check_variance, q_sample, with_learned_variance
 from jaxdiff.likelihood.variational import check_table, variational_term
 from jaxdiff.noise import check_key, normal_like
-from jaxdiff.parameterize import denoiser, network_output, scalings, target, to_x0, with_network_time
+from jaxdiff.parameterize import check_network_time, denoiser, network_output, scalings, target, to_x0
 from jaxdiff.processes import EDM, Discrete, Process
 from jaxdiff.processes.base import check_process
 from jaxdiff.times import log_normal, uniform, uniform_discrete
@@ -261,12 +261,7 @@ def _check(apply: Apply, process: Process, prediction: Prediction, times: TimeSa
     check_function("apply", apply, "(params, x, noise, cond) -> F")
     check_function("prediction", prediction, "(level) -> Scalings")
     check_function("times", times, "(key, batch) -> (t, weight)")
-    if with_network_time(prediction, process, apply) is not prediction:
-        name = describe(prediction)
-        raise ValueError(
-            f"the network expects times in the hundreds, and {type(process).__name__}'s lie in [0, 1]: pass the "
-            f"model.prediction of models.of, or time_scaled({name}) for 1000 t, or time_scaled({name}, 1) for t itself"
-        )
+    check_network_time(apply, process, prediction)
 
 
 def _check_cond_dropout(cond_dropout: float, null_cond: Any) -> None:

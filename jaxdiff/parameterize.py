@@ -26,6 +26,7 @@ from jaxdiff.types import Apply, Cond, Denoiser, Params, Prediction, Scalings
 
 __all__ = [
     "Scalings",
+    "check_network_time",
     "consistency_model",
     "denoiser",
     "drop_variance",
@@ -187,6 +188,21 @@ def with_network_time(prediction: Prediction, process: Any, apply: Apply) -> Pre
     t_max = getattr(process, "t_max", None)
     expected = getattr(apply, "expects_hundreds", False) and t_max is not None and t_max <= 1
     return time_scaled(prediction) if expected and prediction in (eps, x0, v, velocity, score) else prediction
+
+
+def check_network_time(apply: Apply, process: Any, prediction: Prediction) -> None:
+    """Raise ValueError if a network that expects times in the hundreds would be given those of [0, 1] in silence.
+
+    Args:
+        apply, process, prediction: as for `with_network_time`.
+    """
+    if with_network_time(prediction, process, apply) is not prediction:
+        name = describe(prediction)
+        raise ValueError(
+            f"the network expects times in the hundreds, and {type(process).__name__}'s lie in [0, 1]: pass the "
+            f"model.prediction of models.of, or time_scaled({name}) for 1000 t; a network that was trained on t itself "
+            f"is given it by time_scaled({name}, 1), in its model, too"
+        )
 
 
 @factory

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-__all__ = ["Quantized", "Weights", "kept_in_loops", "quantize", "quantize_leaf"]
+__all__ = ["Quantized", "Weights", "check_unquantized", "is_weights", "kept_in_loops", "quantize", "quantize_leaf"]
 
 Weights = Literal["int8", "float8"]
 DTYPES = {"int8": jnp.int8, "float8": jnp.float8_e4m3fn}
 # Smaller arrays take no memory worth the error; those of the first and the last layer are often among them.
-MIN_SIZE = 4096
+MIN_SIZE, MIN_ROWS = 4096, 8
 
 
 @jax.tree_util.register_dataclass
@@ -44,6 +44,10 @@ class Quantized:
     def astype(self, dtype: Any) -> Array:
         """Return the weight, multiplied in the scale's precision."""
         return (self.values.astype(self.scale.dtype) * self.scale).astype(dtype)
+
+    def __jax_array__(self) -> Array:
+        """The weight, for layers of others, which cast it by `jnp.asarray`."""
+        return self.astype(self.scale.dtype)
 
 
 def quantize(params: Any, weights: Weights = "int8") -> Any:
@@ -80,28 +84,63 @@ def quantize_leaf(path: tuple[Any, ...], x: Array, weights: Weights) -> Array | 
     if weights not in DTYPES:
         raise ValueError(f"weights must be one of {', '.join(DTYPES)}, got {weights!r}")
     named = bool(path) and getattr(path[-1], "key", None) == "kernel"
-    if not named or x.ndim < 2 or x.size < MIN_SIZE or not jnp.issubdtype(x.dtype, jnp.floating):
+    small = x.size < MIN_SIZE or x.ndim < 2 or x.shape[-2] < MIN_ROWS  # or the scales are as large as what is saved
+    if not named or small or not jnp.issubdtype(x.dtype, jnp.floating):
         return x
     return _rounded(x, DTYPES[weights])
 
 
-def kept_in_loops(params: Any, x: Array) -> tuple[Any, Array]:
-    """Return both; a compiler must not take the casts of `Quantized` weights out of a loop in which x changes.
+def is_weights(dtype: Any) -> bool:
+    """Whether a dtype of parameters is "int8" or "float8".
 
-    It would compute all weights once, and keep them beside the small ones.
+    Raises:
+        ValueError: it is neither, nor a floating dtype, nor None.
+    """
+    if isinstance(dtype, str) and dtype in DTYPES:
+        return True
+    try:
+        known = dtype is None or jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:
+        known = False
+    if not known:
+        raise ValueError(f"param_dtype must be a floating dtype, or one of {', '.join(DTYPES)} by name, got {dtype!r}")
+    return False
+
+
+def check_unquantized(params: Any, use: str) -> None:
+    """Raise ValueError if weights are `Quantized`.
+
+    Args:
+        params: tree of arrays.
+        use: what they cannot be used for, e.g. "a model is saved".
+    """
+    if any(isinstance(leaf, Quantized) for leaf in jax.tree.leaves(params, is_leaf=_is_quantized)):
+        raise ValueError(f"{use} before its weights are stored in 8 bits, which are for sampling alone")
+
+
+def kept_in_loops(params: Any, x: Array) -> tuple[Any, Array]:
+    """Tie `Quantized` weights to x, so that a compiler leaves their casts in a loop in which x changes.
+
+    It would cast all of them before the loop, and keep both.
 
     Args:
         params: tree of arrays.
         x: what the loop changes.
+
+    Returns:
+        both, with the same values.
     """
-    is_small = lambda leaf: isinstance(leaf, Quantized)  # noqa: E731
-    leaves, tree = jax.tree.flatten(params, is_leaf=is_small)
-    small = [leaf for leaf in leaves if is_small(leaf)]
+    leaves, tree = jax.tree.flatten(params, is_leaf=_is_quantized)
+    small = [leaf for leaf in leaves if _is_quantized(leaf)]
     if not small:
         return params, x
     small, x = jax.lax.optimization_barrier((small, x))
     kept = iter(small)
-    return jax.tree.unflatten(tree, [next(kept) if is_small(leaf) else leaf for leaf in leaves]), x
+    return jax.tree.unflatten(tree, [next(kept) if _is_quantized(leaf) else leaf for leaf in leaves]), x
+
+
+def _is_quantized(leaf: Any) -> bool:
+    return isinstance(leaf, Quantized)
 
 
 @partial(jax.jit, static_argnums=1)

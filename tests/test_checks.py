@@ -40,7 +40,19 @@ def of_library():
 WRONG = {
     "t for a network of hundreds": (
         lambda: loss(apply=networks.as_apply(networks.MLP())),
-        r"expects times in the hundreds, and Flow's lie in \[0, 1\]: .* time_scaled\(velocity, 1\) for t itself",
+        r"expects times in the hundreds, and Flow's lie in \[0, 1\]: .* given it by time_scaled\(velocity, 1\)",
+    ),
+    "t for an adapted network": (
+        lambda: loss(apply=networks.lora.adapted(of_library().apply)),
+        "pass the model.prediction of",
+    ),
+    "t for a few-step network": (
+        lambda: jd.distill.shortcut(of_library().apply, FLOW, parameterize.velocity, steps=8),
+        "pass the model.prediction of",
+    ),
+    "t for a consistency model": (
+        lambda: jd.distill.continuous_consistency(of_library().apply, FLOW, parameterize.velocity, sigma_data=0.5),
+        "pass the model.prediction of",
     ),
     "another prediction than the model's": (lambda: loss(apply=of_library().apply), "pass the model.prediction of"),
     "another prediction than the encoded model's": (

@@ -207,7 +207,15 @@ def test_every_row_is_tested():
         "target",
         "to_x0",
     }
-    others |= {"time_scaled", "with_network_time", "with_noise_input", "zero_based", "with_next_noise", "noise_input"}
+    others |= {
+        "check_network_time",
+        "time_scaled",
+        "with_network_time",
+        "with_noise_input",
+        "zero_based",
+        "with_next_noise",
+        "noise_input",
+    }
     assert {*ROWS} | others == set(parameterize.__all__)
 
 

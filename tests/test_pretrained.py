@@ -40,24 +40,10 @@ def test_mistakes(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_a_trained_run_is_unpacked_where_its_name_is_given(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    main(["sample", "fashion", "--label", "Sneaker", "--num", "2", "--steps", "2", "--out", "two.npz"])
+    two = ["sample", "fashion", "--label", "Sneaker", "--num", "2", "--steps", "2", "--out"]
+    main([*two, "two.npz"])
     assert np.load("two.npz")["x"].shape[0] == 2
-    main(
-        [
-            "sample",
-            "fashion",
-            "--label",
-            "Sneaker",
-            "--num",
-            "2",
-            "--steps",
-            "2",
-            "--out",
-            "small.npz",
-            "--weights",
-            "int8",
-        ]
-    )
+    main([*two, "small.npz", "--weights", "int8"])
     off = np.abs(np.load("small.npz")["x"] - np.load("two.npz")["x"])
     assert 0 < off.mean() < 0.02  # of pictures in [-1, 1]
     # A finished run, which goes on when it gets more steps.

@@ -2,6 +2,7 @@
 
 import re
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +16,7 @@ from jaxdiff.quantize import Quantized
 
 X = jnp.linspace(-1, 1, 2 * 8 * 8 * 2).reshape(2, 8, 8, 2)
 TIME = jnp.full(2, 0.3)
+KEY = jax.random.key(0)
 
 
 @pytest.fixture
@@ -100,15 +102,15 @@ def test_derivatives_by_x(dit):
 
 def test_a_loop_reads_them_as_they_are():
     network = networks.MLP(width=64, num_blocks=2)
-    x, key = jnp.ones((4, 2)), jax.random.key(0)
-    params = networks.init(network, key, x)
+    x = jnp.ones((4, 2))
+    params = networks.init(network, KEY, x)
     process = jd.processes.Flow()
     levels, solver = jd.grids.by_time(process, 5), jd.solvers.heun()
 
     @jax.jit
     def draw(params, x):
         denoise = jd.denoiser(networks.as_apply(network), params, jd.parameterize.velocity)
-        return jd.sample(denoise, solver, levels, x, key)
+        return jd.sample(denoise, solver, levels, x, KEY)
 
     made = quantize.quantize(params)
     assert len(small(made)) >= 4
@@ -120,7 +122,7 @@ def test_a_loop_reads_them_as_they_are():
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("every_kernel")
-def test_files_are_read_array_by_array(tmp_path):
+def test_loading_in_8_bits_is_quantizing_what_is_loaded(tmp_path):
     directory = tiny_pipeline.write(tmp_path)
     plain, made = (jd.text_to_image.load(directory, steps=1, param_dtype=each) for each in (None, "int8"))
     want = {name: params if name == "vae" else quantize.quantize(params) for name, params in plain.params.items()}
@@ -128,6 +130,33 @@ def test_files_are_read_array_by_array(tmp_path):
     assert small(made.params["unet"]) and small(made.params["text_encoder"]) and not small(made.params["vae"])
     draw = lambda params: plain.generate(params, plain.tokenize(["abc"]), jax.random.key(0))  # noqa: E731
     np.testing.assert_allclose(jax.jit(draw)(made.params), jax.jit(draw)(whole(made.params)), atol=1e-5)
+    mesh = toy.mesh("fsdp")
+    place = lambda tree: train.shard_params(tree, mesh)  # noqa: E731
+    spread = jd.text_to_image.load(directory, steps=1, param_dtype="int8", place=place)
+    jax.tree.map(np.testing.assert_array_equal, spread.params, made.params)
+    adapters = {"mid_block": {"kernel": {"delta": jnp.ones((1, 1))}}}
+    for use in (lambda: networks.lora.merge(made.params, adapters), lambda: networks.lora.init(KEY, made.params, 1)):
+        with pytest.raises(ValueError, match="before its weights are stored in 8 bits"):
+            use()
+    with pytest.raises(ValueError, match="a model is saved before its weights are stored in 8 bits"):
+        jd.interop.save(made.models["unet"], tmp_path / "saved")
+    for dtype in (jnp.int8, "int4", "fp8"):
+        with pytest.raises(ValueError, match="a floating dtype, or one of int8, float8 by name, got"):
+            jd.text_to_image.load(directory, param_dtype=dtype)
+
+
+def test_few_rows_stay_and_layers_of_others_take_the_weight(every_kernel):
+    few = jnp.ones((5, 5, 1, 512), jnp.bfloat16)  # whose scales would be larger than what is saved
+    assert quantize.quantize({"kernel": few})["kernel"] is few
+    layer = nn.Dense(16)
+    params = layer.init(KEY, jnp.ones((1, 8)))["params"]
+    made = quantize.quantize(params)
+    assert small(made)
+    np.testing.assert_allclose(
+        layer.apply({"params": made}, jnp.ones((1, 8))),
+        layer.apply({"params": whole(made)}, jnp.ones((1, 8))),
+        rtol=1e-6,
+    )
 
 
 def test_mistakes():

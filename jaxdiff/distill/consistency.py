@@ -15,7 +15,7 @@ from jaxdiff.distill.jumps import flow_step
 from jaxdiff.levels import Ends, Level, q_sample
 from jaxdiff.losses import split_batch
 from jaxdiff.noise import check_key
-from jaxdiff.parameterize import denoiser
+from jaxdiff.parameterize import check_network_time, denoiser
 from jaxdiff.processes import Process
 from jaxdiff.processes.base import check_process
 from jaxdiff.solvers import Solver, heun
@@ -81,6 +81,7 @@ def consistency(
     check_process(process)
     check_function("apply", apply, "(params, x, noise, cond) -> F")
     check_function("prediction", prediction, "(level) -> Scalings")
+    check_network_time(apply, process, prediction)
     check_function("pairs", pairs, "(key, batch, step) -> (t, s, weight)")
     check_boundary(process, prediction)
     distance = pseudo_huber() if distance is None else distance

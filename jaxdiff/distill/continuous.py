@@ -14,7 +14,7 @@ from jaxdiff.distill.jumps import check_difference, derivative
 from jaxdiff.levels import Level, from_x0, q_sample
 from jaxdiff.losses import split_batch
 from jaxdiff.noise import check_key
-from jaxdiff.parameterize import denoiser, noise_input, scalings
+from jaxdiff.parameterize import check_network_time, denoiser, noise_input, scalings
 from jaxdiff.processes import Process
 from jaxdiff.processes.base import check_process, to_float
 from jaxdiff.times import log_normal
@@ -150,6 +150,7 @@ def _check(
     check_process(process)
     check_function("apply", apply, "(params, x, noise, cond) -> F")
     check_function("prediction", prediction, "(level) -> Scalings")
+    check_network_time(apply, process, prediction)
     check_boundary(process, prediction)
     for name, value in (("sigma_data", sigma_data), ("c", c)):
         check_number(name, value)

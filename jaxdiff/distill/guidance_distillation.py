@@ -15,7 +15,7 @@ from jaxdiff.guidance import cfg
 from jaxdiff.levels import q_sample
 from jaxdiff.losses import default_times, split_batch
 from jaxdiff.noise import check_key
-from jaxdiff.parameterize import denoiser
+from jaxdiff.parameterize import check_network_time, denoiser
 from jaxdiff.processes import Process
 from jaxdiff.processes.base import check_process
 from jaxdiff.types import Apply, Batch, Loss, Metrics, Params, Prediction, TimeSampler, Weight
@@ -66,6 +66,7 @@ def guidance_distillation(
     weight = truncated_snr() if weight is None else weight
     check_function("apply", apply, "(params, x, noise, cond) -> F")
     check_function("prediction", prediction, "(level) -> Scalings")
+    check_network_time(apply, process, prediction)
     check_function("times", times, "(key, batch) -> (t, weight)")
     check_function("weight", weight, "(level) -> [B]")
     check_function("teacher", teacher, "(context, cond) -> denoiser")

@@ -14,7 +14,7 @@ from jaxdiff.distill.base import Context, TimePairs
 from jaxdiff.levels import Level, from_x0, q_sample
 from jaxdiff.losses import split_batch
 from jaxdiff.noise import check_key
-from jaxdiff.parameterize import denoiser
+from jaxdiff.parameterize import check_network_time, denoiser
 from jaxdiff.processes.base import Process, check_process
 from jaxdiff.solvers.base import Solver, check_solver
 from jaxdiff.types import Apply, Batch, Cond, Denoiser, FlowMap, Params, Prediction
@@ -67,6 +67,7 @@ def check(apply: Apply, process: Process, prediction: Prediction, pairs: TimePai
     check_function("apply", apply, "(params, x, noise, cond) -> F")
     check_process(process)
     check_function("prediction", prediction, "(level) -> Scalings")
+    check_network_time(apply, process, prediction)
     check_function("pairs", pairs, "(key, batch, step) -> (t, s, weight)")
 
 

@@ -13,7 +13,7 @@ from jaxdiff.distill.base import Teacher, split_inputs
 from jaxdiff.distill.distances import squared
 from jaxdiff.levels import q_sample
 from jaxdiff.losses import default_times, split_batch
-from jaxdiff.parameterize import denoiser
+from jaxdiff.parameterize import check_network_time, denoiser
 from jaxdiff.processes import Process
 from jaxdiff.processes.base import check_process
 from jaxdiff.types import Apply, Batch, Denoiser, Loss, Metrics, Prediction, TimeSampler, Weight
@@ -60,6 +60,7 @@ def preference_loss(
     check_process(process)
     check_function("apply", apply, "(params, x, noise, cond) -> F")
     check_function("prediction", prediction, "(level) -> Scalings")
+    check_network_time(apply, process, prediction)
     check_function("reference", reference, "(context, cond) -> denoiser")
     check_function("weight", weight, "(level) -> [B]")
     check_number("beta", beta, low=0.0)

@@ -57,7 +57,8 @@ class Generator:
         stage: scale -> how pictures of that many times the usual size are drawn.
         sampler: (scale, whether guided) -> `sampler.sampler`'s function; it returns (x0, picture).
         enlarge: scale -> compiled function x0 of half the scale -> x0, to begin with.
-        compiled: (make, *arguments) -> what make(stage(1), *arguments) returns, a function, compiled.
+        compiled: (make, *arguments, **options) -> the function make(stage(1), *arguments, **options) under `jax.jit`,
+            the same for equal arguments.
     """
 
     def __init__(self, stage: Callable[[int], Stage], history: History, *, mesh: Mesh | None = None):
@@ -79,7 +80,7 @@ class Generator:
         if history.weights != mine.weights:
             raise ValueError(
                 f"the history is of other weights, whose fingerprint is {history.weights}, and that of these is "
-                f"{mine.weights}: begin another one"
+                f"{mine.weights}: begin another one, or draw with the --weights that it was begun with"
             )
         for name in ("steps", "solver", "size"):
             was, now = getattr(history, name), getattr(mine, name)

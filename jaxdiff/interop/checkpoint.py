@@ -21,6 +21,7 @@ from jaxdiff.interop.models.classes import architecture
 from jaxdiff.interop.models.fill import fill
 from jaxdiff.interop.sources import read_model
 from jaxdiff.messages import listed
+from jaxdiff.quantize import check_unquantized
 from jaxdiff.storage import replacing
 
 __all__ = ["load", "save"]
@@ -84,6 +85,7 @@ def save(loaded: Pretrained, directory: str | Path, *, shard_bytes: int = 5 * 10
     """
     directory = Path(directory)
     spec = architecture(loaded.config)
+    check_unquantized(loaded.params, "a model is saved")
     _check_shapes(jax.eval_shape(spec.init, jax.random.key(0)), loaded.params)
     if any(directory.glob("[!.]*.safetensors*")):
         raise ValueError(f"{directory} holds weights already")

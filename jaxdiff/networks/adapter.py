@@ -11,6 +11,7 @@ Parameters are named like those of diffusers' T2IAdapter; see `interop.formats.k
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -122,6 +123,7 @@ def adapted(unet: Callable[..., Any], scale: ControlScale = 1.0) -> Callable[...
         ValueError: when apply is called, another number of scales.
     """
 
+    @wraps(unet)
     def apply(params, x, noise, cond, *, key=None):
         features = scale_residuals(cond["features"], scale, noise)
         return unet(params, x, noise, {**cond, "features": features}, key=key)

@@ -34,7 +34,8 @@ def as_apply(module: nn.Module) -> Callable[..., Any]:
         return module.apply({"params": params}, x, noise, cond, train=key is not None, rngs=rngs)
 
     time = getattr(module, "time", None)
-    apply.expects_hundreds = isinstance(time, Sinusoidal) and time.max_period > 1  # type: ignore[attr-defined]
+    by_sinusoids = isinstance(time, Sinusoidal) and time.max_period > 1
+    apply.expects_hundreds = getattr(module, "expects_hundreds", by_sinusoids)  # type: ignore[attr-defined]
     return apply
 
 

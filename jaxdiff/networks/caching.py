@@ -10,6 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxdiff.quantize import kept_in_loops
+
 __all__ = ["Cached", "as_cached"]
 
 
@@ -50,6 +52,7 @@ def as_cached(module: nn.Module, names: Sequence[str], *, change: bool = False) 
         raise ValueError("a cache needs the name of at least one layer")
 
     def apply(params: Any, x: Any, noise: Any, cond: Any) -> Any:
+        params, x = kept_in_loops(params, x)
         return module.apply({"params": params}, x, noise, cond, train=False)
 
     def keep(params: Any, x: Any, noise: Any, cond: Any = None) -> tuple[Any, Any]:

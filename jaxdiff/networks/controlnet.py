@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from functools import wraps
 from typing import Any
 
 import flax.linen as nn
@@ -139,6 +140,7 @@ def controlled(control: Callable[..., Any], unet: Callable[..., Any], scale: Con
             example.
     """
 
+    @wraps(unet)
     def apply(params, x, noise, cond, *, key=None):
         keys = (None, None) if key is None else jax.random.split(key)
         given = {name: value for name, value in cond.items() if name not in OF_UNET}

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import wraps
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ from jax import Array
 
 from jaxdiff import trees
 from jaxdiff.messages import listed
+from jaxdiff.quantize import check_unquantized
 
 __all__ = ["ATTENTION", "adapted", "init", "merge", "unmerge"]
 
@@ -62,6 +64,7 @@ def init(
         meant = re.compile(targets).search if isinstance(targets, str) else targets
     except re.error as error:
         raise ValueError(f"targets={targets!r} is no regular expression: {error}") from error
+    check_unquantized(params, "adapters are drawn")
     shapes = {path: leaf.shape for path, leaf in trees.leaves(params).items() if path[-1] == "kernel"}
     chosen = {path: shape for path, shape in shapes.items() if meant(".".join(path[:-1]))}
     if not chosen:
@@ -112,6 +115,7 @@ def adapted(apply: Callable[..., Any], scale: float | Array = 1.0) -> Callable[.
         ((adapters, params), ...) -> output, with gradients for the adapters only.
     """
 
+    @wraps(apply)
     def call(trained: tuple[Adapters, Params], *args: Any, **kwargs: Any) -> Any:
         adapters, params = trained
         return apply(_add(jax.lax.stop_gradient(params), adapters, scale), *args, **kwargs)
@@ -147,6 +151,7 @@ def _add(params: Params, adapters: Adapters, scale: float | Array) -> Params:
 
     merged = jax.tree_util.tree_map_with_path(add, params)
     if rest:
+        check_unquantized(params, "adapters are merged")
         raise ValueError(f"adapters of kernels that are not there: {listed('/'.join(path) for path in rest)}")
     return merged
 

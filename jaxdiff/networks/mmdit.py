@@ -155,7 +155,7 @@ class MMDiT(nn.Module):
     remat: Remat = "dots"
     unroll: int = 1
     dtype: jnp.dtype = jnp.float32
-    time: ClassVar[Sinusoidal] = Sinusoidal()
+    expects_hundreds: ClassVar[bool] = True  # of its noise input, see `as_apply`
 
     @nn.compact
     def __call__(

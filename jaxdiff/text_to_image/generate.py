@@ -94,7 +94,7 @@ def _conditional(parts: Parts, params: Any, scale: Scale | Sequence[Scale], cond
         at = controlled_apply(parts.models, parts.layout.network, parts.controls, scale)
 
     def of(params: Any) -> Denoiser:
-        return lambda x, level: denoiser(at(level), params, model.prediction, cond)(x, level)
+        return lambda x, *levels: denoiser(at(levels[0]), params, model.prediction, cond)(x, *levels)
 
     x = jnp.zeros((len(jax.tree.leaves(cond)[0]), *parts.medium.shape), parts.dtype)
     return of(cast_for_loop(lambda params: [of(params)], params, x, _at(parts.prepared[0], 0, parts.dtype)))

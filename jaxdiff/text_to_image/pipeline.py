@@ -144,7 +144,7 @@ def load(
     parts = _parts(index, steps=steps, size=size, kind=kind, length=length, dtype=dtype, controls=names)
     layout = index.layout
     options = {"variant": variant, "dtype": dtype, "param_dtype": param_dtype, "place": place}
-    eight_bits = isinstance(param_dtype, str) and param_dtype in quantize.DTYPES
+    of_vae = None if quantize.is_weights(param_dtype) else param_dtype  # it is small, and its errors are seen
     # A variant is of the pipeline's own weights.
     loaded = {}
     for part, path in index.models.items():
@@ -153,10 +153,11 @@ def load(
                 path, parts.config, **{name: value for name, value in options.items() if name != "variant"}
             )
         else:
-            own = options if part in pipeline else options | {"variant": None}
-            # The autoencoder is small, and its errors are seen.
-            own = own | {"param_dtype": None} if part == "vae" and eight_bits else own
-            loaded[part] = load_model(path, **own)
+            own = {
+                "variant": variant if part in pipeline else None,
+                "param_dtype": of_vae if part == "vae" else param_dtype,
+            }
+            loaded[part] = load_model(path, **options | own)
     generate = partial(generate_images, parts, progress)
     scale = layout.guidance if parts.distilled or parts.classifier_free else None
     return Pipeline(

@@ -191,7 +191,7 @@ class Decoder:
 
 def _expand(params: Params, z: Array) -> Cond:
     """What the network is given of embeddings [B, D]."""
-    tokens = z @ params["kernel"] + params["bias"][None]
+    tokens = z @ params["kernel"].astype(z.dtype) + params["bias"][None]
     return {"vector": z, "tokens": tokens.reshape(len(z), TOKENS, -1)}
 
 

@@ -117,6 +117,17 @@ def test_networks(name, x64, monkeypatch):
     assert not reduced(as_apply(module), small, x, noise, cond)
 
 
+def test_networks_that_expect_hundreds():
+    """Those with sinusoids that were made for them; not those of Fourier features, or of logarithms."""
+    expecting = {name for name, (module, _) in NETWORKS.items() if as_apply(module).expects_hundreds}
+    assert expecting == {
+        "dit", "dit, own embeddings", "joint u-net", "mlp", "mmdit", "score u-net", "text to video",
+        "u-net of transformers", "u-vit",
+    }  # fmt: skip
+    for kind in (networks.VideoUNet, networks.VideoDiT):
+        assert isinstance(kind.time, networks.Sinusoidal)
+
+
 @pytest.mark.parametrize(
     "module", [text.T5Encoder, *(pytest.param(m, marks=pytest.mark.slow) for m in (text.Bert, text.CLIPText))]
 )

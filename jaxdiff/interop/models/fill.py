@@ -26,6 +26,7 @@ GROUP = 2**28  # bytes of stacked layers on the host at a time, unless a single 
 
 def fill(spec: ModelSpec, tensors: Mapping[str, Tensor], *, param_dtype: Any, place: ShardingFn | None) -> Any:
     """Fill a network's parameters from tensors; see `load`."""
+    small = quantize.is_weights(param_dtype)
     shapes = jax.eval_shape(spec.init, jax.random.key(0))
     slots = places(shapes, spec.rename)
     named = {}
@@ -43,7 +44,6 @@ def fill(spec: ModelSpec, tensors: Mapping[str, Tensor], *, param_dtype: Any, pl
 
     def leaf(path: Any, shape: jax.ShapeDtypeStruct, sharding: Any) -> jax.Array | quantize.Quantized:
         parts = sources[trees.keys(path)]
-        small = isinstance(param_dtype, str) and param_dtype in quantize.DTYPES
         dtype = canonicalize_dtype(_widest(parts) if small or param_dtype is None else param_dtype)
         x = _read(parts, jax.ShapeDtypeStruct(shape.shape, dtype), sharding)
         return quantize.quantize_leaf(path, x, param_dtype) if small else x
