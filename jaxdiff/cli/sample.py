@@ -55,7 +55,7 @@ def command(
         label: a class's name, or a number; by default all.
         guidance: scale, 1 is off; by default the usual one.
         guidance_fn: of jaxdiff.guidance, such as apg(eta=0.5), or FILE.py:NAME.
-        solver: of jaxdiff.solvers, such as ddim(eta=1.0), or FILE.py:NAME; for a prompt a scheduler of diffusers.
+        solver: of jaxdiff.solvers, FILE.py:NAME, or a scheduler of diffusers.
         grid: of jaxdiff.grids, such as beta(alpha=0.5), or FILE.py:NAME.
         steps: number of steps; by default the run's or the usual one.
         seed: sample i depends on the seed and i alone.
@@ -72,7 +72,7 @@ def command(
         base: directory with what a file lacks.
         variant: weights' variant, such as fp16.
         control: ControlNet, picture, scale: docs/control.md.
-        mesh: devices as data=4,fsdp=2,sequence=2; data takes those left.
+        mesh: devices as data=4,fsdp=2; data takes those left.
         trust: execute a program that others can write.
     """
     of_prompt, where = is_pipeline(run), parse_mesh(mesh)
