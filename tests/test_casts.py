@@ -43,6 +43,7 @@ def test_what_is_used_after_one_cast_alone(f, cast):
     jax.tree.map(np.testing.assert_array_equal, f(made), f(params))
 
 
+@pytest.mark.slow
 def test_a_network_gives_the_same_numbers_and_keeps_what_it_uses_in_float32():
     network = networks.DiT(width=16, layers=2, num_heads=2, patch_size=2, dtype=jnp.bfloat16, remat="dots")
     x, time = jnp.ones((1, 4, 4, 2)), jnp.ones(1)

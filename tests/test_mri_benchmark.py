@@ -97,6 +97,7 @@ def test_tomography(mri):
     assert near < 0.3 * far < 0.3 * jnp.linalg.norm(y)
 
 
+@pytest.mark.slow
 def test_a_measurement_does_not_know_the_truth(mri):
     """The unknown gain of a scanner changes nothing but the units; noise is that of each part, where there is any."""
     task = mri.TASKS["MRI, 4x"]

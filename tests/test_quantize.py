@@ -91,6 +91,7 @@ def test_a_network_computes_with_the_rounded_weights_on_any_mesh(dit, weights):
     assert gathered and (weights != "int8" or gathered == {"s8"})
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("every_kernel")
 def test_derivatives_by_x(dit):
     apply, params = dit

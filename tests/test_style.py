@@ -13,6 +13,7 @@ from jaxdiff.experiment import UserError
 from jaxdiff.networks.efficientnet import EfficientNetLite0
 
 
+@pytest.mark.slow
 def test_the_distance_of_styles_is_that_of_gram_matrices_whatever_the_places():
     rng = np.random.default_rng(0)
     x, style = np.float32(rng.normal(size=(2, 3, 4, 3))), np.float32(rng.normal(size=(1, 5, 2, 3)))

@@ -37,6 +37,7 @@ def test_hints_are_files_or_made_of_them(tmp_path):
         parse_hint("edges:none.png")
 
 
+@pytest.mark.slow
 def test_poses_are_read_in_pixels_or_of_a_canvas(tmp_path):
     joints = np.zeros((2, 18, 3))
     joints[:, 1:3] = [[[4, 4, 1], [12, 8, 0.5]], [[3, 12, 1], [9, 12, 1]]]

@@ -85,6 +85,7 @@ def test_the_gradient_goes_through_the_last_steps_only():
     assert np.abs(grads[STEPS]).min() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_a_preference_of_bradley_and_terry_is_best_met_by_its_own_reward():
     """Pairs are preferred with the probability that the network itself gives: there the mean gradient is 0."""

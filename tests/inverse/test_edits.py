@@ -30,6 +30,7 @@ def test_flow_edit_of_two_gaussians_of_one_covariance_is_their_difference(proces
         np.testing.assert_allclose(d, np.broadcast_to([-1.5, 3.0], (3, 2)), atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_edit_friendly_inversion_gives_the_picture_again_and_its_edit():
     """Bit-near with the picture's denoiser, from any step; of Gaussians of one covariance exactly their difference."""
@@ -58,6 +59,7 @@ def test_edit_friendly_inversion_gives_the_picture_again_and_its_edit():
     np.testing.assert_allclose(edited(levels, keys[1:], x0[1:], 1.0, 3), moved[3][1:] + x0[1:], atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_null_text_inversion_finds_the_condition_with_which_guidance_changes_nothing():
     """Of Gaussians whose mean is the condition: guidance is right where the null condition is that of the picture."""

@@ -37,6 +37,7 @@ def tensors(widths=WIDTHS, text=8):
     return held
 
 
+@pytest.mark.slow
 def test_attentions_are_numbered_down_up_and_last_the_bottom(unet, tmp_path):
     save_file(tensors(), tmp_path / "a.safetensors")
     loaded = load_ip_adapter(tmp_path / "a.safetensors", unet)
