@@ -129,8 +129,6 @@ def test_loading_in_8_bits_is_quantizing_what_is_loaded(tmp_path):
     want = {name: params if name == "vae" else quantize.quantize(params) for name, params in plain.params.items()}
     jax.tree.map(np.testing.assert_array_equal, made.params, want)
     assert small(made.params["unet"]) and small(made.params["text_encoder"]) and not small(made.params["vae"])
-    draw = lambda params: plain.generate(params, plain.tokenize(["abc"]), jax.random.key(0))  # noqa: E731
-    np.testing.assert_allclose(jax.jit(draw)(made.params), jax.jit(draw)(whole(made.params)), atol=1e-5)
     mesh = toy.mesh("fsdp")
     place = lambda tree: train.shard_params(tree, mesh)  # noqa: E731
     spread = jd.text_to_image.load(directory, steps=1, param_dtype="int8", place=place)
