@@ -9,7 +9,7 @@ from helpers import tiny_classes as tiny
 from helpers import tiny_pipeline
 from PIL import Image
 
-from jaxdiff import imagine
+from jaxdiff import imagine, train
 from jaxdiff.cli import main
 from jaxdiff.cli.errors import sentence
 from jaxdiff.edit import draw, edit
@@ -89,6 +89,17 @@ def test_another_picture_prompt_strength_or_mask_compiles_nothing():
     assert fresh.compiled(draw._redrawn, guided=True, mesh=None)._cache_size() == 2  # with a mask and without
     assert fresh.compiled(draw.moving, "flow_edit", guided=True)._cache_size() == 1
     assert fresh.compiled(draw._encoder)._cache_size() == 1
+
+
+@pytest.mark.slow
+def test_on_eight_devices_as_on_one(generator):
+    experiment = tiny.experiment()
+    spread = imagine.of_experiment(experiment, experiment.model.init(None), mesh=train.make_mesh())
+    mask = np.tile(np.arange(6) > 2, (6, 1))
+    for options in ({"mask": mask}, {"outpaint": (2, 0, 0, 0)}, {}):
+        wanted, drawn = (edit(each, PICTURE, prompt="Bag", num=3, **options) for each in (generator, spread))
+        np.testing.assert_allclose(drawn, wanted, atol=1e-6)
+        assert np.abs(drawn[0] - drawn[1]).max() > 0.1
 
 
 @pytest.mark.slow
