@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-__all__ = ["Quantized", "Weights", "check_unquantized", "is_weights", "kept_in_loops", "quantize", "quantize_leaf"]
+__all__ = ["Quantized", "Weights", "check_unquantized", "is_8_bit", "kept_in_loops", "quantize", "quantize_leaf"]
 
 Weights = Literal["int8", "float8"]
 DTYPES = {"int8": jnp.int8, "float8": jnp.float8_e4m3fn}
@@ -90,7 +90,7 @@ def quantize_leaf(path: tuple[Any, ...], x: Array, weights: Weights) -> Array | 
     return _rounded(x, DTYPES[weights])
 
 
-def is_weights(dtype: Any) -> bool:
+def is_8_bit(dtype: Any) -> bool:
     """Whether a dtype of parameters is "int8" or "float8".
 
     Raises:
@@ -112,10 +112,10 @@ def check_unquantized(params: Any, use: str) -> None:
 
     Args:
         params: tree of arrays.
-        use: what they cannot be used for, e.g. "a model is saved".
+        use: what comes before, e.g. "a model is saved".
     """
     if any(isinstance(leaf, Quantized) for leaf in jax.tree.leaves(params, is_leaf=_is_quantized)):
-        raise ValueError(f"{use} before its weights are stored in 8 bits, which are for sampling alone")
+        raise ValueError(f"{use} before weights are stored in 8 bits, which are for sampling alone")
 
 
 def kept_in_loops(params: Any, x: Array) -> tuple[Any, Array]:

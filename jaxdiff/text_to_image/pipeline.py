@@ -143,21 +143,15 @@ def load(
     index = index._replace(models=found | index.models)  # an adapter's names are checked before large files are read
     parts = _parts(index, steps=steps, size=size, kind=kind, length=length, dtype=dtype, controls=names)
     layout = index.layout
-    options = {"variant": variant, "dtype": dtype, "param_dtype": param_dtype, "place": place}
-    of_vae = None if quantize.is_weights(param_dtype) else param_dtype  # it is small, and its errors are seen
-    # A variant is of the pipeline's own weights.
+    of_vae = None if quantize.is_8_bit(param_dtype) else param_dtype  # it is small, and its errors are seen
     loaded = {}
     for part, path in index.models.items():
+        stored = of_vae if part == "vae" else param_dtype
         if part == IP_ADAPTER:
-            loaded[part] = load_own(
-                path, parts.config, **{name: value for name, value in options.items() if name != "variant"}
-            )
+            loaded[part] = load_own(path, parts.config, dtype=dtype, param_dtype=stored, place=place)
         else:
-            own = {
-                "variant": variant if part in pipeline else None,
-                "param_dtype": of_vae if part == "vae" else param_dtype,
-            }
-            loaded[part] = load_model(path, **options | own)
+            own = variant if part in pipeline else None  # a variant is of the pipeline's own weights
+            loaded[part] = load_model(path, variant=own, dtype=dtype, param_dtype=stored, place=place)
     generate = partial(generate_images, parts, progress)
     scale = layout.guidance if parts.distilled or parts.classifier_free else None
     return Pipeline(

@@ -26,7 +26,7 @@ GROUP = 2**28  # bytes of stacked layers on the host at a time, unless a single 
 
 def fill(spec: ModelSpec, tensors: Mapping[str, Tensor], *, param_dtype: Any, place: ShardingFn | None) -> Any:
     """Fill a network's parameters from tensors; see `load`."""
-    small = quantize.is_weights(param_dtype)
+    small = quantize.is_8_bit(param_dtype)
     shapes = jax.eval_shape(spec.init, jax.random.key(0))
     slots = places(shapes, spec.rename)
     named = {}
