@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,9 +63,14 @@ def prior(network: Any, process: Process, embedder: Embedder) -> Model:
         embedder: the image-text model.
     """
     apply = networks.as_apply(network)
+
+    @wraps(apply)
+    def of_network(params: Params, *inputs: Any, **options: Any) -> Array:
+        return apply(params[0], *inputs, **options)
+
     return Model(
         init=_init(network, embedder),
-        apply=lambda params, *inputs, **options: apply(params[0], *inputs, **options),
+        apply=of_network,
         process=process,
         prediction=parameterize.with_network_time(parameterize.x0, process, apply),
         frozen={"image_text": embedder.params},

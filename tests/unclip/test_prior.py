@@ -37,6 +37,13 @@ def test_slerp_refuses_what_has_no_path():
         unclip.slerp([1, 0], [1, 0, 0], [0.5])
 
 
+def test_a_prior_is_given_the_time_of_its_network():
+    model = unclip.prior(networks.MLP(width=8), jd.processes.Flow(), embedder())
+    assert float(model.prediction(jd.processes.Flow()(jnp.array(0.25))).noise) == 250
+    with pytest.raises(ValueError, match=r"pass the model\.prediction of models\.of"):
+        jd.losses.denoising_loss(model.apply, jd.processes.Flow(), parameterize.x0)
+
+
 def test_a_text_difference_leads_from_the_first_text_to_the_second():
     image, before, after = np.eye(3) * 2
     path = unclip.text_difference(image, before, after, np.array([0, 0.5, 1]))
