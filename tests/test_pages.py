@@ -1,4 +1,4 @@
-"""docs/extend.md, inverse.md, likelihood.md, few_steps.md: blocks run as they are; docs/glossary.md fits a screen."""
+"""Every Python block of the pages runs as it stands there; docs/glossary.md fits a screen."""
 
 import re
 from pathlib import Path
@@ -7,18 +7,51 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import tiny_pipeline as tiny
+from helpers.weights import random_weights
+from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxdiff as jd
+from jaxdiff import networks, train
 
-DOCS = Path(__file__).parents[1] / "docs"
+TESTS = Path(__file__).parent
+DOCS = TESTS.parent / "docs"
+BLOCKS = {
+    page: re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.M | re.S)
+    for page in (TESTS.parent / "README.md", *sorted(DOCS.glob("*.md")))
+}
+# The pages with blocks that tests other than those below run.
+ELSEWHERE = {
+    "README.md": "test_readme.py",
+    "experiment.md": "test_experiment_page.py",  # its files; its other block below
+    "export.md": "cli/test_export.py",
+    "imagine.md": "cli/test_imagine.py",
+    "train.md": "train/test_page.py",
+}
+# The blocks that need what no test has without PyTorch.
+PARITY = {"checkpoints.md": ("sd_xl_base_1.0.safetensors", "parity/test_single_file.py")}
+FLOW = jd.processes.Flow()
 
 
-def run(page):
-    scope: dict = {"__name__": "page"}
+def run(page, scope=None, *, blocks=slice(None)):
+    """Execute blocks of a page in the names that it takes for granted, and return these and its own."""
+    scope = {"__name__": "page"} | (scope or {})
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):  # as a reader has them
-        for block in re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.S):
+        for block in BLOCKS[DOCS / page][blocks]:
             exec(block, scope)
     return scope
+
+
+def test_no_page_is_left_out():
+    here = set(re.findall(r'\brun\("(\w+\.md)"', Path(__file__).read_text()))
+    with_blocks = {page.name for page, blocks in BLOCKS.items() if blocks}
+    assert with_blocks == here | ELSEWHERE.keys()
+    for name, test in ELSEWHERE.items():
+        assert name in (TESTS / test).read_text()
+    for name, (words, test) in PARITY.items():
+        assert words in BLOCKS[DOCS / name][-1] and name in (TESTS / test).read_text()
+    for page, blocks in BLOCKS.items():  # nothing that looks like a block escapes the expression above
+        assert len(re.findall(r"(?:```|~~~) *py", page.read_text())) == len(blocks), page
 
 
 @pytest.mark.slow
@@ -65,3 +98,116 @@ def test_inverse_problems():
     # The data is N(0, I): known pixels are y / (1 + 0.05^2) with a standard deviation of 0.05, the others new.
     away = (x - y)[np.broadcast_to(known > 0, x.shape)]
     assert abs(away.std() - 0.05) < 0.015 and 0.7 < x[np.broadcast_to(known == 0, x.shape)].std() < 1.3
+
+
+def linear(params, x, noise, cond):
+    """A network of two weights."""
+    return params["w"] * x + params["b"] * noise[:, None]
+
+
+WEIGHTS = {"w": jnp.float32(0.3), "b": jnp.float32(0.1)}
+
+
+@pytest.mark.slow
+def test_rewards_and_preferences():
+    given = {
+        "apply": linear, "params": WEIGHTS, "prediction": jd.parameterize.velocity, "process": FLOW,
+        "levels": jd.grids.by_time(FLOW, 4), "reward": lambda x, cond: x.sum(axis=1), "optimizer": train.adamw(1e-3),
+        "ema": train.ema.constant(0.9), "key": jax.random.key(0),
+    }  # fmt: skip
+    x = np.random.default_rng(0).normal(size=(2, 4, 2)).astype(np.float32)
+    mesh = train.make_mesh(devices=jax.devices()[:1])
+    found = []
+    for batch, blocks in ({"x": x[0]}, slice(0, 1)), ({"x": x[0], "rejected": x[1]}, slice(0, 2)):
+        scope = run("alignment.md", given, blocks=blocks)
+        state = train.init_state(lambda key: WEIGHTS, given["optimizer"], given["key"], mesh, ema=given["ema"])
+        found.append(scope["step"](state, batch)[1])
+    assert {"reward", "kl"} <= found[0].keys() and found[0]["kl"] == 0
+    np.testing.assert_allclose(found[1]["loss"], np.log(2), atol=1e-4)  # the network is its reference
+
+
+@pytest.mark.slow
+def test_other_projects_checkpoints(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny.write(Path("stable-diffusion-v1-5"))
+    tiny.write(Path("stable-diffusion-xl-base-1.0"))
+    x, noise, tokens = jnp.ones((1, 4, 4, 4)), jnp.ones(1), jnp.ones((1, 8, 8))
+    scope = run("checkpoints.md", {"x": x, "noise": noise, "tokens": tokens}, blocks=slice(0, 3))
+    again = jd.interop.load("out")
+    jax.tree.map(np.testing.assert_array_equal, again.params, scope["unet"].params)
+    assert scope["levels"].t.shape == (31,) and scope["images"].shape == (4, 8, 8, 3)
+
+
+@pytest.mark.slow
+def test_control(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tiny, "VISION", tiny.VISION | {"image_size": 224, "patch_size": 112})
+    tiny.write(Path("stable-diffusion-v1-5"))
+    tiny.write_control(Path("sd-controlnet-depth"), 7)
+    tiny.write_control(Path("sd-controlnet-canny"), 8)
+    tiny.write_adapter(Path("t2iadapter_sketch_sd15v2"))
+    monkeypatch.setattr(tiny, "ADAPTER", tiny.ADAPTER | {"in_channels": 3})
+    tiny.write_adapter(Path("t2iadapter_depth_sd15v2"))
+    tiny.write_ip_adapter(Path("models")).rename("models/ip-adapter_sd15.safetensors")
+    image = jax.random.uniform(jax.random.key(0), (1, 8, 8, 3))
+    given = {
+        "x": jnp.ones((1, 4, 4, 4)), "noise": jnp.ones(1), "tokens": jnp.ones((1, 8, 8)), "key": jax.random.key(1),
+        "hint": image, "other": image[::-1], "photo": image, "picture": image, "distance": image[..., 0],
+        "sketch": image[..., :1],
+    }  # fmt: skip
+
+    def shapes():  # traced, not compiled: what is computed has tests of its own
+        scope = run("control.md", given)
+        guided = scope["network"](scope["ip"].unet.params, given["x"], given["noise"], scope["cond"])
+        return scope["F"], guided, scope["images"]
+
+    assert [a.shape for a in jax.eval_shape(shapes)] == [(1, 4, 4, 4), (1, 4, 4, 4), (1, 8, 8, 3)]
+
+
+@pytest.mark.slow
+def test_fewer_evaluations_one_after_the_other():
+    levels, keys = jd.grids.by_time(FLOW, 50, start=0.9), jax.random.split(jax.random.key(0), 2)
+    x = np.random.default_rng(0).normal(size=(2, 2)).astype(np.float32)
+    scope = {
+        "apply": linear, "params": WEIGHTS, "prediction": jd.parameterize.velocity, "levels": levels, "keys": keys,
+        "denoise": jd.denoiser(linear, WEIGHTS, jd.parameterize.velocity), "one_cond": {"label": jnp.zeros(())},
+    }  # fmt: skip
+    want = jd.sample(scope["denoise"], jd.solvers.ddim(), levels, jnp.asarray(x), keys)
+    found = run("parallel.md", scope | {"x": jnp.asarray(x)}, blocks=slice(0, 1))
+    np.testing.assert_allclose(found["x"], want, atol=1e-3)
+    found = run("parallel.md", scope | {"jax": jax, "jd": jd, "x": jnp.asarray(x)}, blocks=slice(1, 2))
+    for _ in range(49):
+        found["state"], done = found["push"](found["state"], x[0], keys[0], found["one_cond"])
+    np.testing.assert_allclose(done, want[1], atol=1e-5)  # of 50 calls, the first took it in
+    small = networks.UNet(widths=(8, 8, 8), num_blocks=1, num_classes=2, head_dim=8, groups=4)
+    pictures, cond, null = jnp.ones((2, 8, 8, 1)), {"label": jnp.array([0, 1])}, {"label": jnp.array([2, 2])}
+    weights = random_weights(lambda key: networks.init(small, key, pictures, cond), 0)
+    given = {
+        "jd": jd, "networks": networks, "unet": small, "params": weights, "prediction": jd.parameterize.velocity,
+        "cond": cond, "null": null, "levels": jd.grids.by_time(FLOW, 6), "x": pictures, "keys": keys,
+    }  # fmt: skip
+    found = run("parallel.md", given, blocks=slice(2, None))
+    plain = found["make"](networks.as_apply(small))
+    whole = jd.sample(plain, jd.solvers.dpmpp_2m(), given["levels"], pictures, keys)
+    assert 0 < np.abs(found["x"] - whole).max() < np.abs(whole).max()
+
+
+def test_solvers_a_lower_order_at_the_end():
+    x = jnp.ones((2, 2))
+    given = {"jd": jd, "process": FLOW, "x": x, "key": jax.random.key(0), "denoise": lambda x, level: 0.5 * x}
+    scope = run("solvers.md", given)
+    assert scope["ab2"]().order == 2 and scope["x"].shape == (2, 2)
+
+
+@pytest.mark.slow
+def test_prompts_of_an_experiment():
+    given = {
+        "captions": ["a red square", "a blue circle"] * 10, "held_out": ["a blue square"],
+        "process": FLOW, "shape": (8, 8, 3), "prediction": jd.parameterize.time_scaled(jd.parameterize.velocity),
+    }  # fmt: skip
+    (block,) = [i for i, text in enumerate(BLOCKS[DOCS / "experiment.md"]) if "Vocabulary" in text]
+    scope = run("experiment.md", given, blocks=slice(block, block + 1))
+    batch = {"x": jnp.zeros((2, 8, 8, 3)), **scope["encoder"].tokenize(given["captions"][:2])}
+    params = jax.eval_shape(scope["model"].init, jax.random.key(0))
+    assert jax.eval_shape(scope["loss"], params, jax.random.key(0), batch)[0].shape == ()
+    assert params.keys() == {"text", "network"} and scope["medium"].shape == (8, 8, 3)

@@ -1,6 +1,8 @@
 """Checkpoints in one file against diffusers' converters: what they make of a file is what we read of it."""
 
 import inspect
+import re
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -121,7 +123,7 @@ def test_flux(guidance, prefix, tmp_path):
     assert single.scheduler.get("use_dynamic_shifting", False) is guidance
 
 
-def test_a_whole_pipeline(tmp_path):
+def test_a_whole_pipeline(tmp_path, monkeypatch):
     """XL in one file: parameters, schedule and size are those of its directory; the vocabularies are the base's."""
     second, first, vae = made.clip(2, projection=12, act="gelu"), made.clip(1), made.vae(scale=0.13025)
     unet = made.unet("xl", sample_size=128)
@@ -153,6 +155,17 @@ def test_a_whole_pipeline(tmp_path):
     )  # as in stable-diffusion-xl-base-1.0
     scheduler.set_timesteps(3)
     np.testing.assert_allclose(levels.sigma / levels.alpha, scheduler.sigmas, rtol=1e-5)
+
+    # The block of docs/checkpoints.md.
+    page = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text()
+    (block,) = [text for text in re.findall(r"```python\n(.*?)```", page, re.S) if "base=" in text]
+    file.rename(tmp_path / "sd_xl_base_1.0.safetensors")
+    base.rename(tmp_path / "stable-diffusion-xl-base-1.0")
+    monkeypatch.chdir(tmp_path)
+    scope = {"jd": jd}
+    exec(block, scope)
+    jax.tree.map(np.testing.assert_array_equal, scope["pipe"].params, pipe.params)
+    jax.tree.map(np.testing.assert_array_equal, scope["vae"].params, pipe.params["vae"])
 
 
 def test_an_autoencoder_in_its_authors_names_beside_another(tmp_path):
