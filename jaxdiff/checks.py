@@ -78,7 +78,10 @@ def describe(value: Any) -> str:
         return f"{value.dtype}{list(value.shape)}"
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value).__name__
-    if is_dataclass(value) and not isinstance(value, type):
+    if type(value) in (tuple, list) and value:
+        return f"{type(value).__name__} of {', '.join(describe(part) for part in value[:3])}"
+    unnamed = type(value).__repr__ is object.__repr__
+    if unnamed or (is_dataclass(value) and not isinstance(value, type)):
         return type(value).__name__  # the arrays of a process are long
     name = getattr(value, "__qualname__", None)
     return name.replace("<locals>.", "") if name else f"{value!r:.80}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from jaxdiff.media import Medium
 from jaxdiff.options import SEED, Range
 from jaxdiff.parameterize import Apply, Params, Prediction
 from jaxdiff.processes import Process
+from jaxdiff.processes.base import check_process
 from jaxdiff.sampling import Sampling
 from jaxdiff.sharding import platform
 from jaxdiff.train.ema import Decays
@@ -65,6 +67,11 @@ class Model:
         for name in ("init", *(("generate",) if direct else denoising)):
             if not callable(getattr(self, name)):
                 raise ValueError(f"model.{name} must be a function, got {getattr(self, name)!r:.80}")
+        if not direct:
+            check_process(self.process)
+            scalings_of = getattr(self.prediction, "__name__", "")
+            if getattr(self.prediction, "is_factory", False):
+                raise ValueError(f"model.prediction is {scalings_of}, which is a factory: call {scalings_of}()")
         both = [name for name in denoising if direct and getattr(self, name) is not None]
         if both:
             raise ValueError(f"a model that has generate does not denoise: it has no {' and no '.join(both)}")
@@ -155,9 +162,11 @@ class Experiment:
         direct = isinstance(self.model, Model) and self.model.generate is not None
         for name, kind in parts.items():
             wanted = type(None) if name == "sampling" and direct else kind
-            if not isinstance(getattr(self, name), wanted):
+            made = getattr(self, name)
+            if not isinstance(made, wanted):
                 what = "None for a model with generate" if wanted is not kind else f"a {kind.__name__}"
-                raise ValueError(f"{name} must be {what}, got {getattr(self, name)!r:.80}")
+                call = f", which makes one: call {made.__name__}(...)" if inspect.isfunction(made) else ""
+                raise ValueError(f"{name} must be {what}, got {made!r:.80}{call}")
         SEED.check("seed", self.seed)
         if self.guidance != 1:
             self.condition.check_null()

@@ -216,7 +216,8 @@ def typed_levels(levels: Level, x: Array) -> Level:
 def check_grid(levels: Any) -> None:
     """Raise ValueError unless `levels` is a grid: a Level whose fields all have shape [N + 1], N >= 1."""
     if not isinstance(levels, Level):
-        raise ValueError(f"levels must be a grid, a Level as jaxdiff.grids make it, got {describe(levels)}")
+        part = "; a part of a grid is levels.at(slice(0, 4))" if isinstance(levels, tuple) else ""
+        raise ValueError(f"levels must be a grid, a Level as jaxdiff.grids make it, got {describe(levels)}{part}")
     shapes = {np.shape(field) for field in levels}
     if len(shapes) != 1 or len(next(iter(shapes))) != 1 or next(iter(shapes))[0] < 2:
         raise ValueError(f"a grid is a Level whose fields all have shape [N + 1], N >= 1, got shapes {shapes}")

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff.checks import check_function, check_inexact
+from jaxdiff.checks import check_function, check_inexact, describe
 from jaxdiff.guidance import drop_condition
 from jaxdiff.guidance.base import split_variance
 from jaxdiff.levels import check_variance, q_sample, with_learned_variance
@@ -230,7 +230,7 @@ def split_batch(batch: Batch, key: Array) -> tuple[Array, Array, Batch]:
         ValueError: it is no dict, there is no "x", it is not floating-point, or "eps" has another shape.
     """
     if not isinstance(batch, Mapping):
-        raise ValueError(f'a batch is a dict with the data under "x", got {type(batch).__name__}')
+        raise ValueError(f'a batch is a dict with the data under "x", got {describe(batch)}')
     if "x" not in batch:
         raise ValueError(f'a batch holds the data under "x", got the entries {sorted(batch)}')
     x0 = batch["x"]

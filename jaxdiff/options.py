@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import operator
 import os
+import types
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 __all__ = [
     "SEED",
@@ -24,6 +25,7 @@ __all__ = [
     "Seed",
     "Source",
     "absolute",
+    "checked",
 ]  # fmt: skip
 
 
@@ -117,3 +119,29 @@ class Run:
     seed: Annotated[Seed, Help("of parameters, training noise and data order.")] = 0
     grad_accum_steps: Annotated[Count, Help("microbatches in an update.")] = 1
     preview_every: Annotated[Natural, Help("steps between two previews; 0: none.")] = 1000
+
+
+def checked(name: str, kind: Any, value: Any) -> Any:
+    """Return a value as its type keeps it: `Count`, `File`, `Count | None`, `tuple[Count, ...]` and so on.
+
+    Args:
+        name: what it is called in the message.
+        kind: the type, whose parts may be annotated with `Range` and `Kept`.
+        value: of that type.
+
+    Raises:
+        ValueError: it, or a part of it, is not in its range.
+    """
+    if get_origin(kind) is Annotated:
+        kind, *marks = get_args(kind)
+        for mark in marks:
+            if isinstance(mark, (Range, Kept)):
+                value = mark.check(name, value)
+    if value is None:
+        return None
+    parts = [each for each in get_args(kind) if each not in (type(None), Ellipsis)]
+    if get_origin(kind) in (Union, types.UnionType) and len(parts) == 1:
+        return checked(name, parts[0], value)
+    if get_origin(kind) is tuple:
+        return tuple(checked(name, parts[min(i, len(parts) - 1)], part) for i, part in enumerate(value))
+    return value

@@ -154,7 +154,12 @@ def with_noise_input(prediction: Prediction, noise: Callable[[Level], Array]) ->
     Args:
         prediction: e.g. `eps`.
         noise: level -> the network's noise input, e.g. `lambda level: -level.lam / 4`.
+
+    Raises:
+        ValueError: `prediction` or `noise` is no function of the level.
     """
+    check_function("prediction", prediction, "(level) -> Scalings")
+    check_function("noise", noise, "(level) -> the network's noise input")
     return lambda level: prediction(level)._replace(noise=noise(level))
 
 

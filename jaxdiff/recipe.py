@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, get_type_hints
 
 from jax.sharding import Mesh
 
-from jaxdiff import train
+from jaxdiff import options, train
 from jaxdiff.conditions import Condition
 from jaxdiff.experiment import Experiment
 from jaxdiff.messages import listed
@@ -83,19 +83,23 @@ def load(path: str | Path | Script) -> Callable[..., Experiment]:
 
     Returns:
         The function; its arguments are the run's knobs, those of an `options.Run` among them by their own names.
-        Called, it raises a ValueError where it does not know them, or returns something else than an Experiment.
+        Called, it raises a ValueError where it does not know them, their types do not allow a value, or it returns
+        something else than an Experiment.
 
     Raises:
         ValueError: no such file, it has no such function, or the types of its arguments cannot be read.
     """
     script = path if isinstance(path, Script) else Script(path)
     build = flat(script.function("experiment", "returns a jaxdiff.experiment.Experiment"))
+    kinds = build.__annotations__
 
     def checked(*args: Any, **knobs: Any) -> Experiment:
         try:
-            inspect.signature(build).bind(*args, **knobs)
+            given = inspect.signature(build).bind(*args, **knobs).arguments
         except TypeError as error:
             raise ValueError(f"the knobs are not those of {script.path}: {error}") from None
+        for name, value in given.items():
+            options.checked(name, kinds.get(name), value)
         made = build(*args, **knobs)
         if not isinstance(made, Experiment):
             raise ValueError(f"experiment(...) in {script.path} must return an Experiment, got {made!r:.80}")

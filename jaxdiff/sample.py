@@ -181,9 +181,15 @@ def _scan(
     steps = jnp.arange(-(-n // chunk) * chunk).reshape(-1, chunk)
     some = start is not None or stop is not None or steps.size > n  # else every step is taken
 
+    def checked(x, *ends):
+        x0 = denoise(x, *ends)
+        if isinstance(x0, Array) and x0.shape != x.shape:  # where it broadcasts, it would be sampled without a word
+            raise ValueError(f"denoise must return x0_hat of the shape of x, {x.shape}, got {x0.shape}")
+        return x0
+
     def take(carry, i):
         x, state = carry
-        x, state = solver.step(denoise, fold_in(key, i), x, state, levels.at(i), levels.at(i + 1))
+        x, state = solver.step(checked, fold_in(key, i), x, state, levels.at(i), levels.at(i + 1))
         if progress is not None:
             jax.debug.callback(progress, i + 1)
         return x, state

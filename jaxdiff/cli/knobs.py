@@ -12,7 +12,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 import tyro
 
 from jaxdiff.experiment import Experiment
-from jaxdiff.options import Help, Kept, Range
+from jaxdiff.options import Help, checked
 
 Own = Mapping[str, tuple[Any, Any, str]]
 
@@ -114,29 +114,3 @@ def _shown(kind: Any) -> Any:
     if part not in (int, float, str, Path):
         return kind
     return Annotated[kind, tyro.conf.arg(metavar=part.__name__.upper(), help_behavior_hint="")]
-
-
-def checked(name: str, kind: Any, value: Any) -> Any:
-    """Return a value as its type keeps it: `Count`, `File`, `Count | None`, `tuple[Count, ...]` and so on.
-
-    Args:
-        name: what it is called in the message.
-        kind: the type, whose parts may be annotated with `Range` and `Kept`.
-        value: of that type.
-
-    Raises:
-        ValueError: it, or a part of it, is not in its range.
-    """
-    if get_origin(kind) is Annotated:
-        kind, *marks = get_args(kind)
-        for mark in marks:
-            if isinstance(mark, (Range, Kept)):
-                value = mark.check(name, value)
-    if value is None:
-        return None
-    parts = [each for each in get_args(kind) if each not in (type(None), Ellipsis)]
-    if get_origin(kind) in (Union, types.UnionType) and len(parts) == 1:
-        return checked(name, parts[0], value)
-    if get_origin(kind) is tuple:
-        return tuple(checked(name, parts[min(i, len(parts) - 1)], part) for i, part in enumerate(value))
-    return value

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jax import Array
 
@@ -35,6 +36,10 @@ class Samples(NamedTuple):
     path: np.ndarray | None = None
     names: tuple[str, ...] = ()
     held_out: np.ndarray | None = None
+
+    def __repr__(self) -> str:
+        shapes = jax.tree.map(lambda a: f"{a.dtype}{list(a.shape)}", {"x": self.x, **self.cond})
+        return f"Samples({', '.join(f'{name}: {shape}' for name, shape in shapes.items())})"
 
     def numbers(self) -> dict[str, np.ndarray]:
         """Return the entries of `cond` that are one number for each example, such as labels."""

@@ -61,6 +61,6 @@ def ancestral_step(eta: float | Array, x: Array, cur: Level, nxt: Level) -> tupl
 
 def check_eta(eta: float | Array) -> bool:
     """Whether eta is a plain 0, without noise. Raise ValueError if it is a number outside [0, 1]."""
-    if isinstance(eta, (int, float)) and not 0 <= eta <= 1:
-        raise ValueError(f"eta must lie in [0, 1], got {eta}")
+    if isinstance(eta, str) or (isinstance(eta, (int, float)) and not 0 <= eta <= 1):
+        raise ValueError(f"eta must lie in [0, 1], got {eta!r}")
     return isinstance(eta, (int, float)) and eta == 0

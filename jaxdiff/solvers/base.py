@@ -17,6 +17,7 @@ from jax import Array
 from jaxdiff.checks import describe
 from jaxdiff.levels import Level
 from jaxdiff.processes import Process
+from jaxdiff.processes.base import check_process
 from jaxdiff.types import Denoiser, SolverInit, SolverStep
 
 __all__ = [
@@ -130,9 +131,13 @@ def with_process(denoise: Denoiser, process: Process | None) -> Denoiser:
     Args:
         denoise: (x, level) -> x0_hat.
         process: gives the time of a lam; None keeps the levels.
+
+    Raises:
+        ValueError: the process has no method `time`.
     """
     if process is None:
         return denoise
+    check_process(process, "time")
 
     def named(x: Array, level: Level) -> Any:
         true = process(process.time(level.lam.astype(jnp.result_type(float))))

@@ -107,13 +107,16 @@ class Display:
         """Fetch the metrics of the finished dispatches; show and log them."""
         finished, self._finished = self._finished, []
         self._reported = time.perf_counter()
-        for (done, _, size, at), metrics in zip(finished, _fetched(finished), strict=True):
+        # Several may be found done at one moment: the time since the last bundle is that of all of them.
+        first = self._since is None or not finished
+        rate = None if first else sum(each.size for each in finished) / (finished[-1].at - self._since)
+        for (done, _, _, at), metrics in zip(finished, _fetched(finished), strict=True):
             count = len(metrics["loss"])
             records = [
                 {"step": done - count + 1 + i, **{name: values[i] for name, values in metrics.items()}}
                 for i in range(count)
             ]
-            self._show(records, size, at)
+            self._show(records, rate, at)
             for record in records:
                 self._look(record)
 
@@ -134,12 +137,12 @@ class Display:
         if self.skipped & (self.skipped - 1) == 0:
             self.say(f"{why} at step {step}: its update was skipped ({self.skipped} so far)")
 
-    def _show(self, records: list[Record], size: int, now: float) -> None:
+    def _show(self, records: list[Record], rate: float | None, now: float) -> None:
         if self._since is None:
             self._bar.set_description("training", refresh=False)
             self._bar.unpause()  # the time left should not count the compilation
-        else:
-            records = [record | {"images_per_s": size / (now - self._since)} for record in records]
+        if rate is not None:
+            records = [record | {"images_per_s": rate} for record in records]
         self._since = now
         last = records[-1]
         self._bar.set_postfix_str(f"loss {last['loss']:.4f}, {last.get('images_per_s', 0):.0f} images/s", refresh=False)

@@ -149,6 +149,9 @@ def _check(loss: Any, optimizer: Any, ema: Any) -> None:
     for decay in ema if isinstance(ema, tuple) else (ema,):
         if not callable(decay):
             raise ValueError(f"ema must be a decay such as train.ema.constant(0.999), or several, got {decay!r:.80}")
+        name = getattr(decay, "__name__", "")
+        if getattr(averages, name, None) is decay:
+            raise ValueError(f"ema is {name}, which makes decays: call train.ema.{name}(...)")
 
 
 def _accumulated(
@@ -255,6 +258,8 @@ class Step:
         return sum(jitted._cache_size() for jitted in self._jitted.values())
 
     def _for(self, state: TrainState) -> Any:
+        if isinstance(state.step, jax.core.Tracer):
+            raise ValueError("make_step is not for traced states: make_update is, inside of jit, vmap or scan")
         # The sharding of the scalar identifies the mesh: comparing all leaves would cost time at each step.
         place = state.step.sharding
         if place not in self._jitted:

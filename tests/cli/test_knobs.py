@@ -8,8 +8,8 @@ from typing import Annotated, Literal, Union, get_args, get_origin, get_type_hin
 
 import pytest
 
-from jaxdiff.cli import COMMANDS, ELSEWHERE, knobs, main, plan
-from jaxdiff.options import Count, Natural, Range, Seed
+from jaxdiff.cli import COMMANDS, ELSEWHERE, main, plan
+from jaxdiff.options import Count, Natural, Range, Seed, checked
 from jaxdiff.recipe import load
 from jaxdiff.script import shipped
 
@@ -57,12 +57,12 @@ def test_every_range_is_looked_at():
         if get_origin(inner) is Annotated and get_origin(get_args(inner)[0]) is tuple:  # with its help
             inner = get_args(inner)[0]
         parts = [each for each in get_args(inner) if each is not Ellipsis] if get_origin(inner) is tuple else []
-        knobs.checked(name, kind, tuple(5 for _ in parts) if parts else 5)
+        checked(name, kind, tuple(5 for _ in parts) if parts else 5)
         for value in (-1, 2**70 if kind is Seed else -5):
             with pytest.raises(ValueError, match=f"{name} must be an integer"):
-                knobs.checked(name, kind, (*(5 for _ in parts[1:]), value) if parts else value)
+                checked(name, kind, (*(5 for _ in parts[1:]), value) if parts else value)
         if optional(kind):
-            knobs.checked(name, kind, None)
+            checked(name, kind, None)
         assert where
 
 
