@@ -9,12 +9,15 @@ import pytest
 from helpers.solvers import SOLVERS
 
 import jaxdiff as jd
-from jaxdiff import conditions, guidance, losses, models, networks, parameterize, solvers, times, weights
+from jaxdiff import conditions, guidance, losses, media, models, networks, parameterize, solvers, times, weights
 from jaxdiff.checks import check_function, concrete, factory
+from jaxdiff.experiment import Experiment, Model, Sampling, Training
 
 FLOW, KEY = jd.processes.Flow(), jax.random.key(0)
 LEVELS, X = jd.grids.by_time(FLOW, 3), np.ones((4, 2), np.float32)
 THREE = jax.random.split(KEY, 3)
+TRAINING = Training(lambda *_: 0.0, None, None, lambda *_: iter(()), batch=1, steps=1)
+SAMPLING = Sampling(lambda n: jd.grids.by_time(FLOW, n), solvers.ddim(), steps=3)
 
 
 def apply(params, x, noise, cond):
@@ -31,6 +34,10 @@ def sample(denoise=denoise, solver=None, levels=LEVELS, x=X, key=KEY):
 
 def loss(apply=apply, process=FLOW, prediction=parameterize.velocity, x=X, **options):
     return losses.denoising_loss(apply, process, prediction, **options)(None, KEY, {"x": x})
+
+
+def model(process=FLOW, prediction=parameterize.velocity):
+    return Model(lambda key: {}, apply, process, prediction)
 
 
 def of_library():
@@ -131,6 +138,36 @@ WRONG = {
         "has no method `time`",
     ),
     "a process without its SDE": (lambda: weights.likelihood(lambda t: FLOW(t)), "has no method `sde`"),
+    "a process without its inverse in a likelihood": (
+        lambda: jd.likelihood.log_likelihood(denoise, FLOW(np.array([0.9, 0.1])), X, process=lambda t: FLOW(t)),
+        "has no method `time`",
+    ),
+    "an uncalled prediction in another one": (
+        lambda: parameterize.time_scaled(parameterize.edm),
+        r"prediction is edm, .* a factory: call edm\(\)",
+    ),
+    "a part of a grid by Python's index": (
+        lambda: sample(levels=LEVELS[:-1]),
+        r"levels must be a grid, .* got tuple of float32\[4\], float32\[4\]; a part of a grid is levels.at\(slice",
+    ),
+    "one number for each example": (
+        lambda: sample(denoise=lambda x, level: x[:, :1]),
+        r"denoise must return x0_hat of the shape of x, \(4, 2\), got \(4, 1\)",
+    ),
+    "a share of noise in words": (lambda: solvers.ddim("1"), r"eta must lie in \[0, 1\], got '1'"),
+    "a batch that is an array in jit": (
+        lambda: jax.jit(lambda x: losses.denoising_loss(apply, FLOW, parameterize.velocity)(None, KEY, x))(X),
+        r'a batch is a dict with the data under "x", got float32\[4, 2\]',
+    ),
+    "a class in a model": (lambda: model(process=jd.processes.Flow), r"process is the class Flow: call Flow\(\)"),
+    "an uncalled prediction in a model": (
+        lambda: model(prediction=parameterize.edm),
+        r"prediction is edm, .* a factory: call edm\(\)",
+    ),
+    "an uncalled medium": (
+        lambda: Experiment(model(), TRAINING, SAMPLING, conditions.none(), media.points, 0),
+        r"medium must be a Medium, got .*points.*, which makes one: call points\(\.\.\.\)",
+    ),
     "a scale in words": (lambda: guidance.cfg(denoise, denoise, "3"), "scale must be a finite number, got '3'"),
     "a level outside": (lambda: LEVELS.at(4), "a grid of 4 levels has no level 4"),
 }

@@ -149,6 +149,12 @@ def test_the_knobs_of_a_dataclass_are_arguments_of_their_own():
     )
 
 
+def test_knobs_that_their_types_do_not_allow_are_refused_in_python_too():
+    for knobs, name in ({"steps": 0}, "steps"), ({"width": -8}, "width"):
+        with pytest.raises(ValueError, match=f"{name} must be an integer of at least 1"):
+            jd.load("fashion")(**knobs)
+
+
 def test_words_that_a_condition_refuses_are_a_users_mistake():
     """Also where the condition is the user's own, whose errors otherwise keep their tracebacks."""
 

@@ -130,7 +130,8 @@ def find_split(path: str, split: str) -> Path:
     else:
         inside = folder / split
     if split not in names:
-        raise ValueError(f"{folder} has the splits {', '.join(names)}, got {split!r}")
+        where = " and ".join(f"{folder}/{name}" for name in ("train", split))
+        raise ValueError(f"{folder} has the splits {', '.join(names)}, got {split!r}: their folders are {where}")
     return inside
 
 

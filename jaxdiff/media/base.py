@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jax import Array
 
@@ -38,8 +37,8 @@ class Samples(NamedTuple):
     held_out: np.ndarray | None = None
 
     def __repr__(self) -> str:
-        shapes = jax.tree.map(lambda a: f"{a.dtype}{list(a.shape)}", {"x": self.x, **self.cond})
-        return f"Samples({', '.join(f'{name}: {shape}' for name, shape in shapes.items())})"
+        arrays = {"x": self.x, **self.cond}.items()
+        return f"Samples({', '.join(f'{name}: {a.dtype}{list(a.shape)}' for name, a in arrays)})"
 
     def numbers(self) -> dict[str, np.ndarray]:
         """Return the entries of `cond` that are one number for each example, such as labels."""

@@ -51,6 +51,11 @@ def test_points_show_where_they_come_from_and_end(tmp_path):
     assert not (tmp_path / "b.png").exists()
 
 
+def test_samples_say_their_shapes():
+    samples = Samples(np.zeros((4, 2), np.float32), {"label": np.arange(4, dtype=np.int32)})
+    assert repr(samples) == "Samples(x: float32[4, 2], label: int32[4])"
+
+
 def test_what_cannot_be_shown_or_measured_is_refused(tmp_path):
     for shape in ((2,), (4, 4), (4, 4, 4)):
         with pytest.raises(ValueError, match=r"images have a shape \(height, width, 1 or 3\), got .*media.points"):

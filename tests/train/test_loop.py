@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 from helpers import toy
 
 from jaxdiff import train
+from jaxdiff.train import display
 
 
 def fit(steps=6, where="one", start=None, **arguments):
@@ -35,6 +37,18 @@ def test_equals_calling_the_step(where):
     assert len(records) == 6
     assert all(record["images_per_s"] > 0 for record in records[1:])
     assert toy.same(state, expected)
+
+
+def test_steps_that_are_seen_at_one_moment_share_its_rate(monkeypatch):
+    """The last two dispatches are waited for together; the second is then there at once."""
+    clock, records = iter((10.0, 10.0, 12.0, 12.001)), []
+    monkeypatch.setattr(display, "time", SimpleNamespace(perf_counter=lambda: next(clock, 12.001)))
+    with display.Display(0, 3, records.append, 10) as shown:
+        for step, ahead in (1, 0), (2, 2), (3, 0):
+            shown.push(step, {"loss": np.float32(1), "skipped": np.int32(0), "grad_norm": np.float32(1)}, 8)
+            shown.flush(ahead)
+    assert [record["step"] for record in records] == [1, 2, 3]
+    np.testing.assert_allclose([record["images_per_s"] for record in records[1:]], 16 / 2.001)
 
 
 def test_shows_compilation_then_progress(capfd):

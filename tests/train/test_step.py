@@ -135,9 +135,16 @@ def test_arguments_of_another_kind():
         ("optimizer", train.adamw, "optimizer must be an optax optimizer"),
         ("ema", 0.99, r"ema must be a decay such as train.ema.constant\(0.999\), or several, got 0.99"),
         ("ema", (train.ema.constant(0.9), 0.5), "got 0.5"),
+        ("ema", train.ema.warmup, r"ema is warmup, which makes decays: call train.ema.warmup\(\.\.\.\)"),
     ):
         with pytest.raises(ValueError, match=words):
             train.make_update(**given | {name: wrong}, key=jax.random.key(0))
+
+
+def test_a_step_is_not_traced():
+    _, state, step = toy.new("one")
+    with pytest.raises(ValueError, match="make_step is not for traced states: make_update is"):
+        jax.eval_shape(step, state, next(toy.batches()))
 
 
 def test_accumulate_of_zero():
