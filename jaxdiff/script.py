@@ -63,7 +63,8 @@ class Script:
         """
         function = getattr(self._module, name, None)
         if not callable(function):
-            raise ValueError(f"{self.path} has no function `{name}(...)` that {purpose}")
+            found = "" if function is None else f"; its {name} is a {type(function).__name__}"
+            raise ValueError(f"{self.path} has no function `{name}(...)` that {purpose}{found}")
 
         @wraps(function)
         def call(*args: Any, **options: Any) -> Any:

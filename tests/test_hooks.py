@@ -53,6 +53,9 @@ def test_mistakes_say_what_is_allowed(mine, tmp_path):
     mine.write_text("def ab2():\n    return 2\n")
     with pytest.raises(ValueError, match=r"must return a jaxdiff\.solvers\.Solver, got 2"):
         hooks.solver(f"{mine}:ab2")
+    mine.write_text("import jaxdiff as jd\nab2 = jd.solvers.ddim()\n")
+    with pytest.raises(ValueError, match=r"no function `ab2\(\.\.\.\)` that returns .*; its ab2 is a Solver"):
+        hooks.solver(f"{mine}:ab2")
 
 
 def x0_of(value):

@@ -55,7 +55,7 @@ def command(
         label: a class's name, or a number; by default all.
         guidance: scale, 1 is off; by default the usual one.
         guidance_fn: of jaxdiff.guidance, such as apg(eta=0.5), or FILE.py:NAME.
-        solver: of jaxdiff.solvers, FILE.py:NAME, or a scheduler of diffusers.
+        solver: of jaxdiff.solvers, such as ddim(eta=1.0), FILE.py:NAME, or a scheduler of diffusers.
         grid: of jaxdiff.grids, such as beta(alpha=0.5), or FILE.py:NAME.
         steps: number of steps; by default the run's or the usual one.
         seed: sample i depends on the seed and i alone.
