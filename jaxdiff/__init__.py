@@ -62,8 +62,9 @@ __all__ = [
 
 # Rooms with Flax, Orbax or files: imported when first used, so that `import jaxdiff` costs little more than jax.
 _LATER = (
-    "autoencoders", "conditions", "data", "experiment", "interop", "media", "metrics", "models", "networks", "run",
-    "text", "text_encoders", "text_to_image", "train", "training",
+    "autoencoders", "caching", "cascade", "conditions", "control", "data", "domains", "edit", "experiment",
+    "first_stage", "image_text", "imagine", "interop", "latents", "media", "metrics", "models", "networks", "parallel",
+    "plan", "pretrained", "run", "text", "text_encoders", "text_to_image", "train", "training", "unclip",
 )  # fmt: skip
 _NAMES = {"Experiment": "experiment", "load": "recipe", "load_run": "recipe"}
 
