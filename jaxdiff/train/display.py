@@ -108,8 +108,9 @@ class Display:
         finished, self._finished = self._finished, []
         self._reported = time.perf_counter()
         # Several may be found done at one moment: the time since the last bundle is that of all of them.
-        first = self._since is None or not finished
-        rate = None if first else sum(each.size for each in finished) / (finished[-1].at - self._since)
+        rate = None
+        if finished and self._since is not None:
+            rate = sum(each.size for each in finished) / (finished[-1].at - self._since)
         for (done, _, _, at), metrics in zip(finished, _fetched(finished), strict=True):
             count = len(metrics["loss"])
             records = [
