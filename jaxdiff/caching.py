@@ -12,7 +12,7 @@ from jax import Array
 from jaxdiff.checks import check_function
 from jaxdiff.levels import Level, check_grid, typed_levels
 from jaxdiff.sample import sample
-from jaxdiff.solvers.base import Solver, check_solver
+from jaxdiff.solvers.base import Solver, check_solver, known_denoiser
 from jaxdiff.types import Denoiser
 
 __all__ = ["sample_cached"]
@@ -32,7 +32,7 @@ def sample_cached(
             cond)`. It may evaluate the network several times, each with a cache of its own, but not inside of a branch
             or a loop, as `guidance.interval` does.
         network: (keep, reuse), as `networks.as_cached` makes it.
-        solver: one of one evaluation a step.
+        solver: one that evaluates the denoiser once a step, at its start.
         levels, x, key: as for `sample`.
         every: k; 1 is `sample`.
 
@@ -40,8 +40,8 @@ def sample_cached(
         x at the last level, like x.
 
     Raises:
-        ValueError: as for `sample`; a solver of several evaluations a step, every < 1, a network that is evaluated
-            inside of a branch or a loop.
+        ValueError: as for `sample`; a solver that evaluates elsewhere or several times, every < 1, a network that is
+            evaluated inside of a branch or a loop.
     """
     check_function("make", make, "(apply) -> denoiser")
     check_solver(solver)
@@ -78,7 +78,7 @@ def sample_cached(
             x,
             caches,
         )
-        x, inner = solver.step(lambda *_: x0, key, x, inner, cur, nxt)
+        x, inner = solver.step(known_denoiser(solver, x, cur, x0), key, x, inner, cur, nxt)
         return x, (inner, i + 1, caches)
 
     plain = make(lambda *args: network.keep(*args)[0])

@@ -45,6 +45,7 @@ __all__ = [
     "safe_log",
     "safe_sqrt",
     "score",
+    "time_type",
     "typed_levels",
     "v",
     "velocity",
@@ -211,6 +212,12 @@ def typed_levels(levels: Level, x: Array) -> Level:
     """A grid in the dtype of x, in which solvers compute; its time may be an integer index, and stays one."""
     levels = Level(*(jnp.asarray(field) for field in levels))
     return levels._replace(alpha=levels.alpha.astype(x.dtype), sigma=levels.sigma.astype(x.dtype))
+
+
+def time_type(level: Level, other: Level) -> Any:
+    """The dtype of the times of two levels in one: the first one's, or the other's if only that has fractions."""
+    mine, others = (jnp.asarray(t).dtype for t in (level.t, other.t))
+    return others if jnp.issubdtype(mine, jnp.integer) else mine
 
 
 def check_grid(levels: Any) -> None:

@@ -13,19 +13,19 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff.checks import check_function, check_inexact, describe
+from jaxdiff.checks import check_function, check_inexact, describe, is_traced
 from jaxdiff.guidance import drop_condition
 from jaxdiff.guidance.base import split_variance
 from jaxdiff.levels import check_variance, q_sample, with_learned_variance
 from jaxdiff.likelihood.variational import check_table, variational_term
 from jaxdiff.noise import check_key, normal_like
 from jaxdiff.parameterize import check_network_time, denoiser, network_output, scalings, target, to_x0
-from jaxdiff.processes import EDM, Discrete, Process
+from jaxdiff.processes import Discrete, Process
 from jaxdiff.processes.base import check_process
-from jaxdiff.times import log_normal, uniform, uniform_discrete
+from jaxdiff.times import default_times
 from jaxdiff.types import Apply, Batch, Loss, Metrics, Params, Prediction, TimeSampler, Weight
 
-__all__ = ["default_times", "denoising_loss", "hybrid_loss", "latent_loss", "split_batch", "vlb_loss"]
+__all__ = ["denoising_loss", "hybrid_loss", "latent_loss", "split_batch", "vlb_loss"]
 
 
 def denoising_loss(
@@ -66,7 +66,8 @@ def denoising_loss(
 
     Raises:
         ValueError: cond_dropout outside [0, 1], or without null_cond; no `times` for a process without a noisiest time;
-            t in [0, 1] for a network that expects hundreds; from the loss, a batch without "x".
+            t in [0, 1] for a network that expects hundreds; a prediction that is undefined at a table's last time; from
+            the loss, a batch without "x".
     """
     check_process(process)
     times = default_times(process) if times is None else times
@@ -241,27 +242,13 @@ def split_batch(batch: Batch, key: Array) -> tuple[Array, Array, Batch]:
     return x0, eps, {name: value for name, value in batch.items() if name not in ("x", "eps")}
 
 
-def default_times(process: Process) -> TimeSampler:
-    """The times of `denoising_loss` by default: uniform, over 1..T for a beta table, and log-normal for EDM.
-
-    Raises:
-        ValueError: the process has no noisiest time.
-    """
-    if isinstance(process, Discrete):
-        return uniform_discrete(process.T)
-    if isinstance(process, EDM):  # its time is sigma, and has no natural end to be uniform up to
-        return log_normal(process)
-    t_max = getattr(process, "t_max", None)
-    if t_max is None:
-        raise ValueError(f"{type(process).__name__} has no noisiest time of its own: give times")
-    return uniform(high=t_max)
-
-
 def _check(apply: Apply, process: Process, prediction: Prediction, times: TimeSampler) -> None:
     check_function("apply", apply, "(params, x, noise, cond) -> F")
     check_function("prediction", prediction, "(level) -> Scalings")
     check_function("times", times, "(key, batch) -> (t, weight)")
     check_network_time(apply, process, prediction)
+    if isinstance(process, Discrete) and not is_traced(process):
+        prediction(process(jnp.asarray(process.T)))  # is it defined there? Times that are drawn in the loss are traced
 
 
 def _check_cond_dropout(cond_dropout: float, null_cond: Any) -> None:

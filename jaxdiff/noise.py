@@ -79,7 +79,7 @@ def brownian(path: Array) -> NoiseSampler:
     The noise that a reverse SDE adds from level t to s is an increment of a Brownian motion W with time SNR = exp(2
     lam), since sigma_s sqrt(1 - SNR_t / SNR_s) z = sigma_s (W(SNR_s) - W(SNR_t)) / sqrt(SNR_s), and these increments
     add up along a grid. W is a virtual tree of Brownian bridges (Li et al. 2020, arXiv:2001.01328, sec. 4), bisected in
-    lam.
+    lam. A step that is taken again draws the same noise, which is wrong in `solvers.restart`.
 
     Args:
         path: one key, or [B] keys; the same key gives the same path.

@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec
 from jaxdiff.checks import check_denoiser, check_inexact, check_number
 from jaxdiff.levels import Level, typed_levels
 from jaxdiff.noise import check_key
-from jaxdiff.sample import check_levels
+from jaxdiff.sample import check_levels, check_pure_noise
 from jaxdiff.solvers.base import Solver, check_solver
 from jaxdiff.types import Cond, Denoiser
 
@@ -64,6 +64,7 @@ def sample_parallel(
     """
     take = _steps(denoise, solver, x, key)
     check_levels(levels)
+    check_pure_noise(denoise, levels, x, next_level=solver.next_level, one_each=True)
     n = levels.t.shape[0] - 1
     if not isinstance(window, int) or not 1 <= window <= n:
         raise ValueError(f"window must be a number of steps, from 1 to the grid's {n}, got {window}")
@@ -143,7 +144,9 @@ def stream(
         enter = lambda old, new: jnp.concatenate([jnp.asarray(new)[None].astype(old.dtype), old[:-1]])  # noqa: E731
         keys = jnp.concatenate([key[None], state.key[:-1]])
         state = Stream(enter(state.x, x), keys, jax.tree.map(enter, state.cond, cond))
-        take = _steps(denoise_of(state.cond), solver, state.x, state.key)
+        denoise = denoise_of(state.cond)
+        take = _steps(denoise, solver, state.x, state.key)
+        check_pure_noise(denoise, levels, state.x, next_level=solver.next_level, one_each=True)
         typed, steps = typed_levels(levels, x), jnp.arange(n)
         moved = take(state.x, steps, typed.at(steps), typed.at(steps + 1))
         # Slot i holds what slot i - 1 has come to when the next picture enters.

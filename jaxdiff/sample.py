@@ -58,7 +58,7 @@ def sample(
     Raises:
         ValueError: `levels` is not a grid or its noise does not decrease; an untyped key; the number of keys differs
             from that of examples; a prediction that is undefined at pure noise; x has an integer dtype; not a solver or
-            not a denoiser.
+            not a denoiser; start or stop outside 0..N.
     """
     return _scan(denoise, solver, levels, x, key, start=start, stop=stop, remat=remat, progress=progress)[0]
 
@@ -173,10 +173,12 @@ def _scan(
     check_inexact("x", x)
     check_key(key, x.shape[:1])
     check_levels(levels, may_repeat=stop is not None, decreasing=solver.decreasing)
-    if start is None:
-        check_pure_noise(denoise, levels, x, next_level=solver.next_level)
-    levels = typed_levels(levels, x)
     n = levels.t.shape[0] - 1
+    for name, step in (("start", start), ("stop", stop)):
+        if step is not None and not is_traced(step) and not 0 <= step <= n:
+            raise ValueError(f"{name} must be a level of the grid, from 0 to {n}, got {step}")
+    check_pure_noise(denoise, levels, x, start=0 if start is None else start, next_level=solver.next_level)
+    levels = typed_levels(levels, x)
     chunk = ceil(n**0.5) if remat else n  # steps between two states that are kept
     steps = jnp.arange(-(-n // chunk) * chunk).reshape(-1, chunk)
     some = start is not None or stop is not None or steps.size > n  # else every step is taken
@@ -236,12 +238,22 @@ def check_levels(levels: Level, *, may_repeat: bool = False, decreasing: bool = 
         )
 
 
-def check_pure_noise(denoise: Any, levels: Level, x: Array, *, next_level: bool = False) -> None:
+def check_pure_noise(
+    denoise: Any,
+    levels: Level,
+    x: Array,
+    *,
+    start: int | Array = 0,
+    next_level: bool = False,
+    one_each: bool = False,
+) -> None:
     """Raise what the denoiser raises at a concrete first level of pure noise, where some predictions are undefined.
 
-    Inside a scan levels are traced, and a prediction like `eps` cannot check alpha > 0: this abstract call can.
+    Inside a scan levels are traced, and a prediction like `eps` cannot check alpha > 0: this abstract call can, with a
+    scalar level, or with `one_each` with one level per example.
     """
-    if is_traced(levels) or np.asarray(levels.alpha)[0] != 0:
+    if is_traced(levels, start) or start == len(levels.t) - 1 or np.asarray(levels.alpha)[start] != 0:
         return
-    ends = (levels.at(0), levels.at(1)) if next_level else (levels.at(0),)
+    at = np.full(len(x), start) if one_each else start
+    ends = (levels.at(at), levels.at(at + 1)) if next_level else (levels.at(at),)
     jax.eval_shape(lambda x: denoise(x, *ends), x)

@@ -16,11 +16,12 @@ from jax import Array
 
 from jaxdiff.checks import factory
 from jaxdiff.levels import Level, check_grid
-from jaxdiff.processes import Process
+from jaxdiff.processes import EDM, Discrete, Process
 from jaxdiff.processes.base import check_process
 from jaxdiff.types import TimeSampler
 
 __all__ = [
+    "default_times",
     "importance",
     "log_normal",
     "logit_normal",
@@ -100,10 +101,14 @@ def scheduled(process: Process, schedule: Process, times: TimeSampler | None = N
     Args:
         process: the process of the loss; needs `time`.
         schedule: the process whose lam are drawn.
-        times: distribution of the times of `schedule`; None is `uniform()`.
+        times: distribution of the times of `schedule`; None is that of `default_times`.
+
+    Raises:
+        ValueError: not processes, or a process without `time`; no `times` for a schedule without a noisiest time.
     """
     check_process(process, "time")
-    times = uniform() if times is None else times
+    check_process(schedule)
+    times = default_times(schedule) if times is None else times
 
     def renamed(key: Array, batch: int) -> tuple[Array, Array]:
         t, weight = times(key, batch)
@@ -200,6 +205,22 @@ def importance(density: Array, low: float = T_MIN, high: float = 1.0) -> TimeSam
         return low + width * (i.astype(weight.dtype) + jax.random.uniform(place_key, (batch,), weight.dtype)), weight
 
     return times
+
+
+def default_times(process: Process) -> TimeSampler:
+    """The times of a process by default: uniform, over 1..T for a beta table, and log-normal for EDM.
+
+    Raises:
+        ValueError: the process has no noisiest time.
+    """
+    if isinstance(process, Discrete):
+        return uniform_discrete(process.T)
+    if isinstance(process, EDM):  # its time is sigma, and has no natural end to be uniform up to
+        return log_normal(process)
+    t_max = getattr(process, "t_max", None)
+    if t_max is None:
+        raise ValueError(f"{type(process).__name__} has no noisiest time of its own: give times")
+    return uniform(high=t_max)
 
 
 def _bins(density: Array) -> Callable[[Array, int], tuple[Array, Array]]:

@@ -105,12 +105,22 @@ def test_sampling_by_a_pattern_is_the_loop_written_by_hand(solver):
 def test_mistakes():
     levels, x = jd.grids.by_time(PROCESS, 5), jnp.zeros((1, 2))
     cached = lambda solver, every: jd.sample_cached(  # noqa: E731
-        lambda apply: None, two_parts(), solver, levels, x, jax.random.key(0), every=every
+        lambda apply: jd.denoiser(apply, 0.8, jd.parameterize.x0, {}),
+        two_parts(),
+        solver,
+        levels,
+        x,
+        jax.random.key(0),
+        every=every,
     )
     with pytest.raises(ValueError, match="one evaluation a step"):
         cached(jd.solvers.heun(), 1)
     with pytest.raises(ValueError, match="at least 1, got 0"):
         cached(jd.solvers.ddim(), 0)
+    churned = jd.solvers.euler(process=PROCESS, churn=0.3)
+    for solver in (jd.solvers.plms(), churned, jd.solvers.restart(jd.solvers.ddim(), levels.at(slice(2, 4)))):
+        with pytest.raises(ValueError, match="evaluates its denoiser elsewhere than at a step's start"):
+            cached(solver, 1)
 
 
 def test_a_network_within_a_branch_has_no_cache():

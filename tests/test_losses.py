@@ -293,6 +293,15 @@ def test_bound_needs_a_table(factory, process):
         factory(lambda p, x, n, c: (x, x), process, parameterize.v)
 
 
+@pytest.mark.parametrize("factory", [losses.denoising_loss, losses.vlb_loss, losses.hybrid_loss])
+def test_a_prediction_that_a_tables_last_time_does_not_determine(factory):
+    apply, table = lambda p, x, n, c: (x, x), Discrete.linear(20).zero_terminal_snr()
+    with pytest.raises(ValueError, match=r"pure noise \(alpha = 0\)"):
+        factory(apply, table, parameterize.zero_based(parameterize.eps))
+    factory(apply, table, parameterize.zero_based(parameterize.v))
+    jax.jit(lambda table: (factory(apply, table, parameterize.eps), 0)[1])(table)  # traced: cannot be known
+
+
 def test_unknown_variance():
     with pytest.raises(ValueError, match="small, large, learned"):
         losses.vlb_loss(lambda p, x, n, c: x, Discrete.linear(), parameterize.v, variance="fixed")

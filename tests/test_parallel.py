@@ -107,6 +107,26 @@ def test_a_stream_is_sample_for_each_picture(name):
     assert push._cache_size() == 1
 
 
+@pytest.mark.usefixtures("x64")
+def test_a_gradient_gets_a_level_for_each_example():
+    def gradient(x, level):
+        return jax.grad(lambda x: jnp.sum(level.alpha * jnp.sum(jnp.sin(x), axis=1)))(x)
+
+    solver, levels, x = jd.solvers.ddpm(gradient=gradient), jd.grids.by_time(jd.processes.VP(), 5), jnp.asarray(X)
+    expected = jd.sample(BLOB.denoise, solver, levels, x, KEYS)
+    y, _ = jax.jit(lambda x: jd.sample_parallel(BLOB.denoise, solver, levels, x, KEYS, window=3, tolerance=0.0))(x)
+    np.testing.assert_allclose(y, expected, atol=1e-13)
+
+
+def test_predictions_that_pure_noise_does_not_determine_are_refused():
+    denoise, x = jd.denoiser(lambda p, x, n, c: x, None, jd.parameterize.eps), jnp.asarray(X, jnp.float32)
+    with pytest.raises(ValueError, match=r"pure noise \(alpha = 0\)"):
+        jd.sample_parallel(denoise, jd.solvers.ddim(), OTHER_LEVELS, x, KEYS, window=4)
+    start, push = jd.stream(lambda cond: denoise, jd.solvers.ddim(), OTHER_LEVELS)
+    with pytest.raises(ValueError, match=r"pure noise \(alpha = 0\)"):
+        jax.jit(push)(start(x[0], KEYS[0], {}), x[0], KEYS[0], {})
+
+
 def test_mistakes():
     x = jnp.asarray(X, jnp.float32)
     for options, words in (

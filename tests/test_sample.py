@@ -144,6 +144,9 @@ def test_predictions_that_pure_noise_does_not_determine_are_refused_there(levels
         run = lambda x: jd.sample(denoise, jd.solvers.euler(), levels, x, KEY)  # noqa: E731, B023
         with pytest.raises(ValueError, match=r"pure noise \(alpha = 0\)"):
             (jax.jit(run) if jit else run)(start())
+        with pytest.raises(ValueError, match=r"pure noise \(alpha = 0\)"):
+            jd.sample(denoise, jd.solvers.euler(), levels, start(), KEY, start=0)
+        jax.eval_shape(lambda x: jd.sample(denoise, jd.solvers.euler(), levels, x, KEY, start=1), start())  # noqa: B023
     for row in (jd.parameterize.v, jd.parameterize.velocity, jd.parameterize.x0):
         denoise = jd.denoiser(halve, None, row)
         run = lambda x: jd.sample(denoise, jd.solvers.euler(), levels, x, KEY)  # noqa: E731, B023
@@ -261,6 +264,13 @@ def test_starting_late_and_stopping_early_are_parts_of_the_whole():
     np.testing.assert_allclose(rest[0], [early, early, path[2], path[3]], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(rest[1], levels.t[1:])
     np.testing.assert_array_equal(part, rest[0][-1])
+
+
+@pytest.mark.parametrize("part", [{"start": 4}, {"start": -1}, {"stop": 4}, {"stop": -1}])
+def test_parts_lie_within_the_grid(part):
+    (name,) = part
+    with pytest.raises(ValueError, match=f"{name} must be a level of the grid, from 0 to 3, got"):
+        jd.sample(rational, jd.solvers.euler(), grid([0.9, 0.5, 0.2, 0.0]), start(), KEY, **part)
 
 
 def test_a_grid_may_repeat_its_end_only_where_a_stop_is_given():

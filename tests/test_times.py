@@ -97,6 +97,12 @@ def test_scheduled():
     flow = 1 / (1 + 1 / np.tan(0.5 * np.pi * np.asarray(t, np.float64)))  # its sigma, of the same sigma / alpha
     _same(flow, lambda x: np.interp(x, [0, 0.5, 1], [0, 0.25, 1]))
     np.testing.assert_allclose(weight, np.where(flow < 0.50005, 2.0, 2 / 3), rtol=1e-6)
+    # By default at the schedule's own times: 1..T of a table, and EDM's law of log sigma.
+    t, _ = times.scheduled(EDM(), EDM())(KEY, N)
+    _same(np.log(t), stats.norm(-1.2, 1.2).cdf)
+    table = Discrete.linear(50)
+    found = np.unique(np.round(np.asarray(EDM()(times.scheduled(EDM(), table)(KEY, N)[0]).lam, np.float64), 3))
+    np.testing.assert_allclose(found, np.sort(table(jnp.arange(1, 51)).lam), atol=2e-3)
 
 
 def test_on_a_grid():

@@ -124,11 +124,12 @@ def few_step_generator(apply: Apply, prediction: Prediction, levels: Level, *, d
         dropout: whether the network takes `key=` for dropout.
 
     Raises:
-        ValueError: `levels` is not a grid.
+        ValueError: `levels` is not a grid; a prediction that is undefined at pure noise, where the grid starts there.
     """
     check_function("apply", apply, "(params, x, noise, cond) -> F")
     check_function("prediction", prediction, "(level) -> Scalings")
     check_grid(levels)
+    prediction(levels.at(0))
     steps = levels.sigma.shape[0] - 1
 
     def generate(params: Params, key: Array, batch: Batch) -> Array:

@@ -13,11 +13,12 @@ from jaxdiff.distill.base import Context, Teacher, like_null, split_inputs
 from jaxdiff.distill.distances import squared
 from jaxdiff.guidance import cfg
 from jaxdiff.levels import q_sample
-from jaxdiff.losses import default_times, split_batch
+from jaxdiff.losses import split_batch
 from jaxdiff.noise import check_key
 from jaxdiff.parameterize import check_network_time, denoiser
 from jaxdiff.processes import Process
 from jaxdiff.processes.base import check_process
+from jaxdiff.times import default_times
 from jaxdiff.types import Apply, Batch, Loss, Metrics, Params, Prediction, TimeSampler, Weight
 from jaxdiff.weights import truncated_snr
 

@@ -12,10 +12,11 @@ from jaxdiff.checks import check_function, check_number, factory
 from jaxdiff.distill.base import Teacher, split_inputs
 from jaxdiff.distill.distances import squared
 from jaxdiff.levels import q_sample
-from jaxdiff.losses import default_times, split_batch
+from jaxdiff.losses import split_batch
 from jaxdiff.parameterize import check_network_time, denoiser
 from jaxdiff.processes import Process
 from jaxdiff.processes.base import check_process
+from jaxdiff.times import default_times
 from jaxdiff.types import Apply, Batch, Denoiser, Loss, Metrics, Prediction, TimeSampler, Weight
 from jaxdiff.weights import simple
 
@@ -80,11 +81,11 @@ def preference_loss(
         still = reference(context, cond)
 
         def error(denoise: Denoiser, x0: Array) -> Array:
-            return weight(level) * squared(denoise(q_sample(x0, eps, level), level), x0)
+            return squared(denoise(q_sample(x0, eps, level), level), x0)
 
         won = error(denoise, preferred)
-        gain = -(won - error(still, preferred) - error(denoise, rejected) + error(still, rejected))
-        metrics = {"accuracy": jnp.mean((gain > 0).astype(gain.dtype)), "mse": jnp.mean(won / weight(level))}
+        gain = -weight(level) * (won - error(still, preferred) - error(denoise, rejected) + error(still, rejected))
+        metrics = {"accuracy": jnp.mean((gain > 0).astype(gain.dtype)), "mse": jnp.mean(won)}
         return -jnp.mean(t_weight * jax.nn.log_sigmoid(beta / 2 * gain)), metrics
 
     return loss

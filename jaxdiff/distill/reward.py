@@ -15,7 +15,7 @@ from jaxdiff.levels import Level, check_grid
 from jaxdiff.losses import split_batch
 from jaxdiff.parameterize import denoiser
 from jaxdiff.sample import sample, sample_state
-from jaxdiff.solvers.base import Solver, check_solver
+from jaxdiff.solvers.base import Solver, check_solver, known_denoiser
 from jaxdiff.types import Apply, Batch, Denoiser, Loss, Metrics, Prediction
 
 __all__ = ["reward_loss"]
@@ -45,7 +45,8 @@ def reward_loss(
         levels: the sampler's grid, fields [N + 1].
         prediction: the network's prediction.
         reward: (x_0 [B, ...], condition) -> [B].
-        solver: the sampler's, e.g. `solvers.ddim(eta=1.0)`, of one evaluation a step where there is a penalty.
+        solver: the sampler's, e.g. `solvers.ddim(eta=1.0)`; where there is a penalty, one that evaluates the denoiser
+            once a step, at its start.
         last: number of steps through which the gradient goes, in 1..N; the memory of backward passes grows with its
             root. The samples are those of all N steps.
         reference: the network at the beginning, e.g. `teacher(apply, prediction)`.
@@ -76,16 +77,17 @@ def reward_loss(
         params, context = split_inputs(inputs)
         eps_key, early_key, late_key = jax.random.split(key, 3)
         _, eps, cond = split_batch(batch, eps_key)
-        x = levels.sigma[0].astype(eps.dtype) * eps
+        x, begun = levels.sigma[0].astype(eps.dtype) * eps, solver
         if last < steps:
             still = denoiser(apply, jax.lax.stop_gradient(params), prediction, cond)
-            x = sample(still, solver, early, x, early_key)
+            x, history = sample_state(still, solver, early, x, early_key)
+            begun = solver._replace(init=lambda x: history)
         denoise = denoiser(apply, params, prediction, cond)
         if not kl:
-            earned = reward(sample(denoise, solver, late, x, late_key, remat=True), cond)
+            earned = reward(sample(denoise, begun, late, x, late_key, remat=True), cond)
             return -jnp.mean(earned), {"reward": jnp.mean(earned)}
         assert reference is not None
-        counting = _with_kl(solver, reference(context, cond))
+        counting = _with_kl(begun, reference(context, cond))
         x0, (_, apart) = sample_state(denoise, counting, late, x, late_key, remat=True)
         earned = reward(x0, cond)
         return jnp.mean(kl * apart - earned), {"reward": jnp.mean(earned), "kl": jnp.mean(apart)}
@@ -105,7 +107,7 @@ def _with_kl(solver: Solver, reference: Denoiser) -> Solver:
         away = jnp.sum(jnp.square(x0 - reference(x, cur)).reshape(len(x), -1), axis=1)
         noisy = nxt.sigma > 0
         gained = jnp.where(noisy, nxt._replace(sigma=jnp.where(noisy, nxt.sigma, 1)).snr - cur.snr, 0)
-        x, inner = solver.step(lambda *_: x0, key, x, inner, cur, nxt)
+        x, inner = solver.step(known_denoiser(solver, x, cur, x0), key, x, inner, cur, nxt)
         return x, (inner, apart + gained.astype(x.dtype) / 2 * away)
 
     return solver._replace(init=init, step=step)

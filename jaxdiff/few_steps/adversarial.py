@@ -14,8 +14,8 @@ from jaxdiff.experiment import UserError
 from jaxdiff.few_steps.method import Method, method_of
 from jaxdiff.few_steps.teacher import Teacher
 from jaxdiff.levels import clean_level
-from jaxdiff.losses import default_times
 from jaxdiff.options import Run
+from jaxdiff.times import default_times
 
 __all__ = ["adversarial", "distribution_matching", "gan", "latent_adversarial"]
 

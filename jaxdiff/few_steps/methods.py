@@ -13,6 +13,7 @@ from jaxdiff.few_steps.adversarial import adversarial, distribution_matching, ga
 from jaxdiff.few_steps.method import Method, method_of
 from jaxdiff.few_steps.teacher import Teacher
 from jaxdiff.options import Run
+from jaxdiff.times import default_times
 from jaxdiff.types import Loss
 
 __all__ = ["METHODS"]
@@ -143,7 +144,7 @@ def mean_flow(teacher: Teacher, run: Run, steps: int) -> Method:
 
 
 def _pairs(teacher: Teacher) -> distill.TimePairs:
-    return distill.sorted_pairs(losses.default_times(teacher.process), 0.25)
+    return distill.sorted_pairs(default_times(teacher.process), 0.25)
 
 
 def lagrangian(teacher: Teacher, run: Run, steps: int) -> Method:

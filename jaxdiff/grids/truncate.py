@@ -7,7 +7,7 @@ import numpy as np
 from jax import Array
 
 from jaxdiff.checks import concrete, is_traced
-from jaxdiff.levels import Level
+from jaxdiff.levels import Level, time_type
 
 __all__ = ["nearest", "truncate"]
 
@@ -68,7 +68,9 @@ def truncate(levels: Level, *, start: Level | None = None, end: Level | None = N
 
 
 def _choose(mask: Array, level: Level, levels: Level) -> Level:
-    return Level(*(jnp.where(mask, new, old) for new, old in zip(level, levels, strict=True)))
+    t_type = time_type(levels, level)
+    t = jnp.where(mask, level.t.astype(t_type), levels.t.astype(t_type))
+    return Level(t, *(jnp.where(mask, new, old) for new, old in zip(level[1:], levels[1:], strict=True)))
 
 
 def _arrays(level: Level) -> Level:
@@ -76,7 +78,9 @@ def _arrays(level: Level) -> Level:
 
 
 def _like(level: Level, levels: Level) -> Level:
-    return Level(*(jnp.asarray(field).astype(like.dtype) for field, like in zip(level, levels, strict=True)))
+    """The level in a grid's type, but for its time, which may have fractions where the grid's has none."""
+    alpha, sigma = jnp.asarray(level.alpha), jnp.asarray(level.sigma)
+    return Level(jnp.asarray(level.t), alpha.astype(levels.alpha.dtype), sigma.astype(levels.sigma.dtype))
 
 
 def _check_order(levels: Level, start: Level | None, end: Level | None) -> None:

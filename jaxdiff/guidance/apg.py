@@ -11,7 +11,7 @@ from jax import Array
 from jaxdiff.checks import check_number, factory
 from jaxdiff.guidance.base import Scale, check_denoisers, join_variance, norm, scale_at, split_variance
 from jaxdiff.levels import Level
-from jaxdiff.solvers.base import Solver, check_solver
+from jaxdiff.solvers.base import Solver, check_one_level, check_solver
 from jaxdiff.types import Denoiser
 
 __all__ = ["apg", "apg_momentum"]
@@ -79,11 +79,12 @@ def apg_momentum(
         the guided solver.
 
     Raises:
-        ValueError: as for `apg`, or momentum outside [-1, 1].
+        ValueError: as for `apg`, momentum outside [-1, 1], or a solver of flow maps.
     """
     check_solver(solver)
     _check(uncond, scale=scale, eta=eta, norm_threshold=norm_threshold)
     check_number("momentum", momentum, low=-1, high=1)
+    check_one_level(solver)
 
     def init(x: Array) -> Any:
         return solver.init(x), jnp.zeros_like(x)

@@ -15,7 +15,7 @@ from jaxdiff.inverse.base import check_operator, check_std, jacobian, measure, t
 from jaxdiff.inverse.operators.base import Operator
 from jaxdiff.inverse.posterior import moved
 from jaxdiff.levels import Level
-from jaxdiff.solvers.base import Solver, check_solver
+from jaxdiff.solvers.base import Solver, check_one_level, check_solver
 from jaxdiff.types import Denoiser
 
 __all__ = ["dps", "dps_normalized", "guide"]
@@ -103,10 +103,7 @@ def dps_normalized(solver: Solver, operator: Operator, y: Array, scale: float | 
     check_solver(solver)
     check_operator(operator, y)
     check_number("scale", scale)
-    if solver.next_level:
-        raise ValueError(
-            f"{solver!r} is for a network that is told both ends of a step: take one such as solvers.ddpm()"
-        )
+    check_one_level(solver)
 
     def step(denoise: Denoiser, key: Array, x: Array, state, cur: Level, nxt: Level):
         def distance(x: Array) -> Array:

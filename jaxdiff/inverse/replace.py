@@ -11,7 +11,7 @@ from jaxdiff.inverse.operators.base import Operator, check_count
 from jaxdiff.levels import Level
 from jaxdiff.noise import fold_in, normal_like
 from jaxdiff.solvers.base import Solver, check_solver
-from jaxdiff.solvers.restart import restart
+from jaxdiff.solvers.restart import check_new_noise, restart
 from jaxdiff.types import Denoiser
 
 __all__ = ["mcg", "replace"]
@@ -38,7 +38,7 @@ def replace(solver: Solver, operator: Operator, y: Array, *, resample: int = 0, 
 
     Raises:
         ValueError: not a solver or an operator, y of another shape than A x or not 0 where nothing is measured,
-            resample < 0, or a solver with a history and resample > 0.
+            resample < 0, or with resample > 0 a solver with a history, or with noise of one path.
     """
     check_solver(solver)
     check_operator(operator, y)
@@ -54,6 +54,8 @@ def replace(solver: Solver, operator: Operator, y: Array, *, resample: int = 0, 
         return state
 
     def step(denoise: Denoiser, key: Array, x: Array, state, cur: Level, nxt: Level):
+        if resample:
+            check_new_noise(solver, key, x, state, cur, nxt)
         x, state = solver.step(denoise, fold_in(key, 0), x, state, cur, nxt)
         noised = nxt.sigma * (normal_like(fold_in(key, 1), x) if noise is None else noise)
         # The difference of measurements, with the noise as it is seen: A z has the law that A x has there.

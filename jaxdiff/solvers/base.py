@@ -12,20 +12,23 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jaxdiff.checks import describe
-from jaxdiff.levels import Level
+from jaxdiff.levels import Level, typed_levels
 from jaxdiff.processes import Process
 from jaxdiff.processes.base import check_process
 from jaxdiff.types import Denoiser, SolverInit, SolverStep
 
 __all__ = [
     "Solver",
+    "check_one_level",
     "check_solver",
     "exponential_step",
     "implied_x0",
     "init_empty",
+    "known_denoiser",
     "lambda_step",
     "lerp",
     "level_at_lambda",
@@ -73,6 +76,14 @@ def check_solver(solver: Any) -> None:
         raise ValueError(f"solver must be a Solver, got {describe(solver)}{call}")
 
 
+def check_one_level(solver: Solver) -> None:
+    """Raise ValueError for a solver whose denoiser is told both ends of a step."""
+    if solver.next_level:
+        raise ValueError(
+            f"{solver!r} is for a network that is told both ends of a step: take one such as solvers.ddpm()"
+        )
+
+
 def init_empty(x: Array) -> tuple[()]:
     """The initial state of a one-step method."""
     return ()
@@ -87,6 +98,23 @@ def implied_x0(x: Array, z: Array, cur: Level, nxt: Level) -> Array:
     """The x0_hat whose exact step from x at `cur` ends in z at `nxt`, the inverse of `exponential_step`: z if clean."""
     cur, nxt = cur.expand_to(x), nxt.expand_to(x)
     return (z - nxt.sigma / cur.sigma * x) / (-nxt.alpha * jnp.expm1(cur.lam - nxt.lam))
+
+
+def known_denoiser(solver: Solver, x: Array, cur: Level, x0: Array) -> Denoiser:
+    """The denoiser of a solver that evaluates it at the step's start alone, where x0_hat is known.
+
+    Raises:
+        ValueError: from the denoiser, the solver evaluates it elsewhere.
+    """
+
+    def known(y: Array, level: Level) -> Array:
+        if y is not x or level is not cur:
+            raise ValueError(
+                f"{solver!r} evaluates its denoiser elsewhere than at a step's start: take one such as ddim"
+            )
+        return x0
+
+    return known
 
 
 def lambda_step(cur: Level, nxt: Level) -> tuple[Array, Array]:
@@ -104,7 +132,9 @@ def select_level(condition: Array, cur: Level, nxt: Level) -> Level:
 def lerp(cur: Level, nxt: Level, w: float | Array) -> Level:
     """The level at w in [0, 1] from `cur` to `nxt`, with t, alpha and sigma interpolated linearly."""
     line = lambda c, n: c + jnp.asarray(w, n.dtype) * (n - c.astype(n.dtype))  # noqa: E731
-    t = line(cur.t.astype(nxt.sigma.dtype), nxt.t.astype(nxt.sigma.dtype))  # integer times become fractional
+    # Integer times become fractional; in half precision hundreds would be off by one.
+    exact = np.promote_types(nxt.sigma.dtype, np.float32)
+    t = line(cur.t.astype(exact), nxt.t.astype(exact))
     return Level(t, line(cur.alpha, nxt.alpha), line(cur.sigma, nxt.sigma))
 
 
@@ -141,7 +171,7 @@ def with_process(denoise: Denoiser, process: Process | None) -> Denoiser:
 
     def named(x: Array, level: Level) -> Any:
         true = process(process.time(level.lam.astype(jnp.result_type(float))))
-        true = jax.tree.map(lambda field: field.astype(x.dtype), true)
+        true = typed_levels(true, x)
         on, off = true.expand_to(x), level.expand_to(x)
         return denoise(jnp.hypot(on.alpha, on.sigma) / jnp.hypot(off.alpha, off.sigma) * x, true)
 

@@ -54,7 +54,10 @@ def ddpm(
         mean, small = posterior(x0, x, cur, nxt)
         std = interpolated_std(small, frac, cur, nxt)
         if gradient is not None:
-            mean = mean + jnp.square(std) * gradient(x, cur)
+            each = Level(
+                *(field.reshape(-1) if field.ndim else field for field in cur)
+            )  # a level for each example, [B]
+            mean = mean + jnp.square(std) * gradient(x, each)
         return mean + std * noise_sampler(key, x, cur, nxt), state
 
     return Solver(init_empty, step, stochastic=True, learned_variance=variance == "learned")

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.checks import factory
-from jaxdiff.levels import Level, from_x0, safe_sqrt
+from jaxdiff.levels import Level, from_x0, safe_sqrt, typed_levels
 from jaxdiff.noise import normal_like
 from jaxdiff.processes import Process
 from jaxdiff.solvers.base import Solver, init_empty, select_level
@@ -100,7 +99,7 @@ def add_churn(process: Process | None, churn: Churn | None, s_noise: float | Arr
         pure = cur.alpha == 0
         lam = jnp.where(pure, 0, cur.lam)
         time = process.time((lam - log_share).astype(jnp.result_type(float)))
-        raised = jax.tree.map(lambda field: field.astype(x.dtype), process(time))
+        raised = typed_levels(process(time), x)
         # The share of new noise, 1 - SNR_raised / SNR_cur, at the level that exists (a table ends); 0 for churn = 0,
         # despite rounding.
         share = jnp.clip(-jnp.expm1(2 * (raised.lam - lam)), 0, -jnp.expm1(-2 * log_share))

@@ -12,7 +12,7 @@ from jax import Array
 from jaxdiff.checks import factory
 from jaxdiff.levels import Level, from_x0, safe_sqrt
 from jaxdiff.noise import fold_in, normal_like
-from jaxdiff.solvers.base import Solver, check_solver, init_empty, select_level
+from jaxdiff.solvers.base import Solver, check_one_level, check_solver, init_empty, select_level
 from jaxdiff.solvers.sde import reverse_diffusion
 from jaxdiff.types import Denoiser
 
@@ -37,11 +37,12 @@ def predictor_corrector(predictor: Solver | None = None, steps: int = 1, snr: fl
         since its error does not vanish for short steps.
 
     Raises:
-        ValueError: steps < 1, or snr a number that is not positive.
+        ValueError: steps < 1, snr a number that is not positive, or a solver of flow maps.
     """
     _check(steps, "snr", snr)
     inner = reverse_diffusion() if predictor is None else predictor
     check_solver(inner)
+    check_one_level(inner)
 
     def step(denoise: Denoiser, key: Array, x: Array, state, cur: Level, nxt: Level):
         x, state = inner.step(denoise, fold_in(key, 0), x, state, cur, nxt)
@@ -56,7 +57,7 @@ def predictor_corrector(predictor: Solver | None = None, steps: int = 1, snr: fl
         return jnp.where(not_last, corrected, x), state
 
     nfe = None if inner.nfe is None else inner.nfe + steps
-    return Solver(inner.init, step, order=None, nfe=nfe, stochastic=True)
+    return inner._replace(step=step, order=None, nfe=nfe, stochastic=True)
 
 
 @factory
@@ -100,7 +101,8 @@ def _langevin(
 
     def body(carry: tuple[Array, Array], i: Array):
         x, _ = carry
-        x0, eps = from_x0(denoise(x, level), x, level)
+        out = denoise(x, level)
+        x0, eps = from_x0(out[0] if isinstance(out, tuple) else out, x, level)  # without a learned variance
         score, z = -eps / level.sigma, normal_like(fold_in(key, i), x)
         e = size(z, score)
         return (x + e * score + safe_sqrt(2 * e) * z, x0), None

@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 
 from jaxdiff.checks import factory
-from jaxdiff.levels import Level, from_x0
+from jaxdiff.levels import Level, from_x0, typed_levels
 from jaxdiff.processes import Process
 from jaxdiff.solvers.base import Solver, lerp, prepend, select_level, steps_left
 from jaxdiff.types import Denoiser
@@ -107,8 +107,11 @@ def _adams(
             return ends, ends
 
         levels = _stages(points, cur, nxt, process)
-        empty = jnp.zeros_like(x), jnp.zeros_like(x)
-        _, (x0, eps) = jax.lax.scan(stage, empty, (jnp.arange(len(points)), levels))
+        if len(points) == 1:  # plainly at the step's start, as `known_denoiser` asks
+            x0, eps = (a[None] for a in ends_at(*from_x0(denoise(x, cur), x, cur)))
+        else:
+            empty = jnp.zeros_like(x), jnp.zeros_like(x)
+            _, (x0, eps) = jax.lax.scan(stage, empty, (jnp.arange(len(points)), levels))
         # At sigma = 0 eps is undefined: a warm-up step is Euler's.
         predicted = jnp.where(nxt.sigma > 0, jnp.asarray(weights, x.dtype), jnp.eye(len(points), dtype=x.dtype)[0])
         least = jnp.minimum(jnp.minimum(done, order - 1), steps_left(lower_order_final, cur) - 1)
@@ -124,7 +127,7 @@ def _adams(
 def _stages(points: tuple[float, ...], cur: Level, nxt: Level, process: Process | None) -> Level:
     """The levels of the points, stacked; `cur` replaces `nxt` if that is clean data."""
     line = lerp(cur, nxt, 0.5)
-    mid = line if process is None else jax.tree.map(lambda field: field.astype(line.t.dtype), process(line.t))
+    mid = line if process is None else typed_levels(process(line.t), line.sigma)
     at = {0.0: cur, 0.5: mid, 1.0: select_level(nxt.sigma > 0, cur, nxt)}
     levels = [at[w] for w in points]
     like = levels[min(1, len(points) - 1)]  # the time of a table is an integer, except at the midpoint

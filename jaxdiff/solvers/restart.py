@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from jaxdiff.checks import factory
-from jaxdiff.levels import Level, q_transition
+from jaxdiff.levels import Level, q_transition, time_type
 from jaxdiff.noise import fold_in, normal_like
 from jaxdiff.solvers.base import Solver, check_solver
 from jaxdiff.solvers.edm import heun
 from jaxdiff.types import Denoiser
 
-__all__ = ["restart"]
+__all__ = ["check_new_noise", "restart"]
 
 
 @factory
@@ -26,7 +29,8 @@ def restart(solver: Solver | None = None, interval: Level | None = None, repeats
     end; other steps cost nothing more. For several intervals use `restart(restart(heun(), low), high)`.
 
     Args:
-        solver: solver of the main path and of the interval; None is `heun()`.
+        solver: solver of the main path and of the interval; None is `heun()`. Its noise is drawn anew each time, not
+            from one path as `noise.brownian`.
         interval: a grid, fields [M + 1], noisiest first, whose last level is a level of the sampler's grid, e.g.
             `grids.karras(process, M, ...)` without its clean end; may be traced. None restarts every step from its
             first level, except the step to sigma = 0.
@@ -37,7 +41,7 @@ def restart(solver: Solver | None = None, interval: Level | None = None, repeats
         interval without a history and continues with that of the interval (with intervals of one step its order is 1).
 
     Raises:
-        ValueError: repeats < 0, or `interval` is not a grid.
+        ValueError: repeats < 0, or `interval` is not a grid; from a step, noise that does not depend on the key.
     """
     inner = heun() if solver is None else solver
     check_solver(inner)
@@ -47,6 +51,8 @@ def restart(solver: Solver | None = None, interval: Level | None = None, repeats
         raise ValueError(f"an interval is a Level with fields [M + 1], got shapes {list(map(np.shape, interval))}")
 
     def step(denoise: Denoiser, key: Array, x: Array, state, cur: Level, nxt: Level):
+        if repeats:
+            check_new_noise(inner, key, x, state, cur, nxt)
         x, state = inner.step(denoise, fold_in(key, 0), x, state, cur, nxt)
         grid, here = _grid(interval, cur, nxt)
 
@@ -71,11 +77,26 @@ def restart(solver: Solver | None = None, interval: Level | None = None, repeats
     return inner._replace(step=step, nfe=nfe, stochastic=inner.stochastic or repeats > 0)
 
 
+def check_new_noise(solver: Solver, key: Array, x: Array, state: Any, cur: Level, nxt: Level) -> None:
+    """Raise ValueError unless a step that is taken again, with another key, draws other noise.
+
+    The noise of a Brownian path does not depend on the key: x already contains it when the step is taken again.
+    """
+    if not solver.stochastic:
+        return
+    same = (lambda x, *_: (x, jnp.zeros_like(x))) if solver.learned_variance else (lambda x, *_: x)
+    jaxpr = jax.make_jaxpr(lambda key: solver.step(same, key, x, state, cur, nxt))(key).jaxpr
+    (used,) = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[1]
+    if not used:
+        raise ValueError(f"{solver!r} draws the same noise when a step is taken again: take noise.white, not a path's")
+
+
 def _grid(interval: Level | None, cur: Level, nxt: Level) -> tuple[Level, Array]:
     """The levels of the interval, ending at `nxt`; and whether to restart in this step."""
     not_last = nxt.sigma > 0
     if interval is None:
         return Level(*(jnp.stack([c.astype(n.dtype), n]) for c, n in zip(cur, nxt, strict=True))), not_last
+    nxt = nxt._replace(t=nxt.t.astype(time_type(nxt, interval)))
     typed = Level(*(jnp.asarray(field).astype(n.dtype) for field, n in zip(interval, nxt, strict=True)))
     end = typed.at(-1).lam
     end = end - 1e-4 * (1 + jnp.abs(end))  # the end counts as reached despite rounding

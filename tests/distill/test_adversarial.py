@@ -166,6 +166,8 @@ def test_features_of_a_network_are_taken_at_the_scale_of_its_prediction():
 
 
 def test_mistakes():
+    with pytest.raises(ValueError, match=r"pure noise \(alpha = 0\)"):
+        distill.few_step_generator(lambda p, x, n, c: x, parameterize.eps, jd.grids.by_time(FLOW, 2))
     critic = lambda params, h, t, cond: h[:, 0]  # noqa: E731
     options = {"features": itself, "critic": critic, "times": jd.times.uniform()}
     with pytest.raises(ValueError, match="distillation must be a finite number"):

@@ -85,6 +85,31 @@ def test_the_gradient_goes_through_the_last_steps_only():
     assert np.abs(grads[STEPS]).min() > 0
 
 
+@pytest.mark.usefixtures("x64")
+def test_the_samples_are_those_of_all_steps_with_any_history():
+    batch, key, params = {"x": jnp.zeros((3, 1))}, jax.random.key(0), jnp.linspace(0.1, 0.3, STEPS)
+    reward = lambda x0, cond: x0[:, 0]  # noqa: E731
+    loss = lambda last: distill.reward_loss(  # noqa: E731
+        apply, LEVELS, parameterize.x0, reward, solver=jd.solvers.dpmpp_2m(), last=last
+    )
+    rewards = [float(loss(last)(inputs(params), key, batch)[1]["reward"]) for last in (STEPS, 5, 1)]
+    np.testing.assert_allclose(rewards[1:], rewards[0], rtol=1e-12)
+
+
+def test_the_error_where_its_weight_is_zero():
+    """At the last time of a table without signal the weight by the error of eps is 0."""
+    table = jd.processes.Discrete.linear(20).zero_terminal_snr()
+    network = lambda params, x, noise, cond: params * x  # noqa: E731
+    loss = distill.preference_loss(
+        network, table, parameterize.v, reference=distill.teacher(network, parameterize.v), beta=1.0,
+        times=lambda key, batch: (jnp.full(batch, 20), jnp.ones(batch)),
+    )  # fmt: skip
+    context = distill.Context(jnp.int32(0), None, {"teacher": jnp.float32(0.5)})
+    batch = {name: jnp.full((2, 3), value) for name, value in (("x", 1.0), ("rejected", -1.0), ("eps", 0.5))}
+    value, metrics = loss((jnp.float32(0.5), context), jax.random.key(0), batch)
+    np.testing.assert_allclose([value, metrics["mse"]], [np.log(2), (1 + 0.5 * 0.5) ** 2], rtol=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_a_preference_of_bradley_and_terry_is_best_met_by_its_own_reward():
@@ -137,3 +162,9 @@ def test_mistakes():
         options = {"solver": jd.solvers.ddpm(), "last": 1, "reference": REFERENCE, "kl": 1.0} | options
         with pytest.raises(ValueError, match=words):
             distill.reward_loss(apply, LEVELS, parameterize.x0, lambda x0, cond: x0[:, 0], **options)
+    loss = distill.reward_loss(
+        apply, LEVELS, parameterize.x0, lambda x0, cond: x0[:, 0], solver=jd.solvers.plms(), last=1, kl=1.0,
+        reference=REFERENCE,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="elsewhere than at a step's start"):
+        loss(inputs(jnp.zeros(STEPS)), jax.random.key(0), {"x": jnp.zeros((3, 1))})

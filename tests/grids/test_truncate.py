@@ -69,6 +69,9 @@ def test_integer_times_stay_integers():
     part, n = grids.truncate(grids.ddpm(table, 10), start=table(750))
     np.testing.assert_array_equal(part.t, [750, 700, 600, 500, 400, 300, 200, 100, 0, 0, 0])
     assert part.t.dtype == jnp.int32 and int(n) == 8
+    part, _ = grids.truncate(grids.ddpm(table, 10), start=table(613.7))
+    np.testing.assert_allclose(part.t[:3], [613.7, 600, 500])
+    np.testing.assert_allclose(part.alpha[0], table(613.7).alpha)
 
 
 def test_ends_in_the_wrong_order_are_refused():

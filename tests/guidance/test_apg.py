@@ -96,6 +96,11 @@ def test_a_momentum_that_grows_is_refused():
         guidance.apg_momentum(jd.solvers.ddim(), other, 2.0, momentum=1.5)
 
 
+def test_flow_maps_are_refused():
+    with pytest.raises(ValueError, match="told both ends of a step"):
+        guidance.apg_momentum(jd.solvers.flow_map(), other, 2.0)
+
+
 def test_a_radius_that_is_not_positive_is_refused():
     for radius in (0.0, -1.0, np.nan):
         with pytest.raises(ValueError, match="norm_threshold must be above 0"):

@@ -156,6 +156,21 @@ def test_conjugate_gradients_leave_an_example_alone():
     np.testing.assert_array_equal(solved[:1], alone)
 
 
+def test_a_matrix_is_multiplied_in_full_precision():
+    """Accelerators round the factors to half precision otherwise, and A x = y would hold to 1 %."""
+    a = operators.matrix(jnp.asarray(np.random.default_rng(0).normal(size=(3, 5)), jnp.float32))
+    assert a.spectral is not None
+    x, v = jnp.ones((2, 5), jnp.float32), jnp.ones((2, 3), jnp.float32)
+    for part in (
+        lambda: a.apply(x),
+        lambda: a.adjoint(v),
+        lambda: a.solve(v, 1.0, 0.5),
+        lambda: a.spectral(jnp.exp, x),
+    ):
+        text = str(jax.make_jaxpr(part)())
+        assert text.count("dot_general") == text.count("Precision.HIGHEST, Precision.HIGHEST") > 0
+
+
 def test_bad_operators():
     x = jnp.ones((2, 4, 4, 1))
     for make, words in {

@@ -75,6 +75,9 @@ def test_a_history_is_refused_in_resampling():
     for solver, x in ((solvers.dpmpp_2m(), jnp.ones((1, 2))), (solvers.plms(), jnp.ones((1, 2)))):
         with pytest.raises(ValueError, match="has a history"):
             jd.sample(rational, inverse.replace(solver, operator, y, resample=1), GRID, x, KEY)
+    path = jd.solvers.ddim(1.0, noise_sampler=jd.noise.brownian(jax.random.key(0)))
+    with pytest.raises(ValueError, match="draws the same noise when a step is taken again"):
+        jd.sample(rational, inverse.replace(path, operator, y, resample=1), GRID, jnp.ones((1, 2)), KEY)
     with pytest.raises(ValueError, match="resample is an integer of at least 0"):
         inverse.replace(solvers.ddpm(), operator, y, resample=-1)
 

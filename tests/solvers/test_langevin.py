@@ -105,6 +105,16 @@ def test_many_small_steps_tend_to_the_law_at_the_level():
     np.testing.assert_allclose(np.cov(out.T), expected, atol=5 * 1.7 * np.sqrt(2 / n))
 
 
+def test_a_predictor_with_a_learned_variance():
+    """Its mean is what the corrector needs."""
+    both = lambda x, level: (rational(x, level), jnp.zeros_like(x))  # noqa: E731
+    levels, x = EDM(jnp.asarray(SIGMA)), jnp.full((2, 3), 20.0)
+    solvers = [jd.solvers.predictor_corrector(jd.solvers.ddpm(variance)) for variance in ("learned", "small")]
+    assert [solver.learned_variance for solver in solvers] == [True, False]
+    learned = jd.sample(both, solvers[0], levels, x, KEY)
+    np.testing.assert_allclose(learned, jd.sample(rational, solvers[1], levels, x, KEY), rtol=1e-9)
+
+
 def test_evaluations_are_counted():
     assert jd.solvers.predictor_corrector(jd.solvers.heun(), 3).nfe == 5
     assert jd.solvers.annealed_langevin(7).nfe == 7
@@ -117,6 +127,7 @@ def test_evaluations_are_counted():
         (lambda: jd.solvers.annealed_langevin(2, -1.0), "step_size must be positive, got -1.0"),
         (lambda: jd.solvers.predictor_corrector(steps=1.5), "steps is an integer of at least 1, got 1.5"),
         (lambda: jd.solvers.predictor_corrector(snr=0.0), "snr must be positive, got 0.0"),
+        (lambda: jd.solvers.predictor_corrector(jd.solvers.flow_map()), "told both ends of a step"),
     ],
 )
 def test_mistakes(make, words):

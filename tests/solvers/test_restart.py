@@ -125,3 +125,30 @@ def test_mistakes():
         jd.solvers.restart(repeats=-1)
     with pytest.raises(ValueError, match=r"interval is a Level with fields \[M \+ 1\]"):
         jd.solvers.restart(interval=Level(np.zeros(3), np.ones(3), np.ones(2)))
+
+
+def test_noise_that_comes_twice_is_refused():
+    """A Brownian path's increments do not depend on the key: x already has them when a step is taken again."""
+    path = jd.solvers.ddim(1.0, noise_sampler=jd.noise.brownian(KEY))
+    for solver in (jd.solvers.restart(path), jd.solvers.restart(path, INTERVAL)):
+        with pytest.raises(ValueError, match="draws the same noise when a step is taken again"):
+            jd.sample(rational, solver, EDM(SIGMA), start(), KEY)
+    for solver in (jd.solvers.restart(path, repeats=0), jd.solvers.restart(jd.solvers.ddpm("learned"))):
+        both = lambda x, level: (rational(x, level), jnp.zeros_like(x))  # noqa: E731
+        denoise = both if solver.learned_variance else rational
+        jax.eval_shape(lambda x: jd.sample(denoise, solver, EDM(SIGMA), x, KEY), start())  # noqa: B023
+
+
+def test_an_interval_between_a_tables_times():
+    process = jd.processes.Discrete.linear(1000)
+    seen = []
+
+    def denoise(x, level):
+        jax.debug.callback(lambda t: seen.append(float(t)), level.t)
+        return rational(x, level)
+
+    levels = process(np.array([900, 500, 100]))
+    between = process(np.array([801.3, 650.7, 500.0]))
+    jd.sample(denoise, jd.solvers.restart(jd.solvers.ddim(), between), levels, start(), KEY)
+    jax.effects_barrier()
+    np.testing.assert_allclose(sorted(set(seen)), [500, 650.7, 801.3, 900])

@@ -16,7 +16,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxdiff as jd
 from jaxdiff import Level, solvers
-from jaxdiff.levels import append_clean
+from jaxdiff.levels import append_clean, typed_levels
+from jaxdiff.solvers.base import known_denoiser
 
 FEW = {"dpmpp_2m", "ddpm"}  # one with a history and one with noise: the fast tests' share
 PROCESSES = {
@@ -41,6 +42,26 @@ ISSUED = (
 
 def test_the_table_is_found():
     assert set(ISSUED.split()) <= SOLVERS.keys()
+
+
+def test_one_evaluation_is_at_the_steps_start():
+    """So caches and penalties may take it from there; PNDM's first steps evaluate more, and are refused."""
+    x, key = jnp.ones((2, 3)), jax.random.split(jax.random.key(0), 2)
+    cur, nxt = (jd.processes.VP()(jnp.float32(t)) for t in (0.6, 0.4))
+    refused = set()
+    for name, solver in SOLVERS.items():
+        if solver.nfe != 1 or solver.next_level or solver.learned_variance:
+            continue
+
+        def step(x, solver=solver):
+            return solver.step(known_denoiser(solver, x, cur, x), key, x, solver.init(x), cur, nxt)
+
+        try:
+            jax.eval_shape(step, x)
+        except ValueError as error:
+            assert "elsewhere than at a step's start" in str(error)
+            refused.add(name)
+    assert refused == {"plms", "pndm"}
 
 
 # Order of convergence. The grid is uniform in lam, which is smooth for all three processes, and stays away from
@@ -446,3 +467,26 @@ def test_every_process_and_every_prediction_in_any_shape(solver, request):
         for row, end in zip(ROWS, of_rows, strict=True):
             np.testing.assert_allclose(end, of_rows[0], rtol=1e-5, atol=1e-6, err_msg=f"{name}, {row.__name__}")
     assert np.ptp(out[:, 0], axis=0).max() > 0.1  # the processes are not one
+
+
+def test_times_between_levels_are_not_rounded_to_half_precision():
+    """Of a thousand, bfloat16 has every fourth."""
+    process, seen = jd.processes.Discrete.linear(1000), []
+    cur, nxt = (typed_levels(process(jnp.asarray(t)), jnp.zeros((), jnp.bfloat16)) for t in (753, 501))
+
+    def denoise(x, level):
+        seen.append(level.t)
+        return 0.5 * x
+
+    x = jnp.ones((2, 3), jnp.bfloat16)
+    for solver in (
+        solvers.heun(process=process, churn=0.01),
+        solvers.dpm_2(process),
+        solvers.rk4(),
+        solvers.pndm(process),
+    ):
+        jax.eval_shape(lambda x: solver.step(denoise, jax.random.key(0), x, solver.init(x), cur, nxt)[0], x)  # noqa: B023
+    assert {t.dtype.name for t in seen} <= {"int32", "float32"}
+    seen.clear()
+    solvers.heun(process=process, churn=0.01).step(denoise, jax.random.key(0), x, (), cur, nxt)
+    assert 753 < float(seen[0]) < 760 and float(seen[0]) != float(seen[0].astype(jnp.bfloat16))

@@ -9,6 +9,7 @@ two parts of a complex picture).
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -98,14 +99,17 @@ def matrix(a: Array, shape: tuple[int, ...] | None = None) -> Operator:
     s = jnp.where(s > s[:1] * (max(m, n) * jnp.finfo(s.dtype).eps), s, 0)
     left, right = (jnp.pad(s, (0, k - len(s)))[None] for k in (m, n))
     flat = lambda x: x.reshape(len(x), -1)  # noqa: E731
+    # Accelerators multiply in half precision by default, and A x = y would hold to 1 %.
+    matmul = partial(jnp.matmul, precision="highest")
 
     def solve(v: Array, c: float | Array, d: float | Array) -> Array:
-        return (v @ u * reciprocal(c * jnp.square(left) + d)) @ u.T
+        return matmul(matmul(v, u) * reciprocal(c * jnp.square(left) + d), u.T)
 
     def spectral(f: Spectrum, x: Array) -> Array:
-        return (flat(x) @ vt.T * f(right) @ vt).reshape(x.shape)
+        return matmul(matmul(flat(x), vt.T) * f(right), vt).reshape(x.shape)
 
-    return Operator(lambda x: flat(x) @ a.T, lambda v: (v @ a).reshape(-1, *shape), solve, spectral)
+    apply, adjoint = lambda x: matmul(flat(x), a.T), lambda v: matmul(v, a).reshape(-1, *shape)
+    return Operator(apply, adjoint, solve, spectral)
 
 
 def conjugate_gradients(matvec: Callable[[Array], Array], v: Array, iterations: int) -> Array:
