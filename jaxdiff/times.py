@@ -207,6 +207,7 @@ def importance(density: Array, low: float = T_MIN, high: float = 1.0) -> TimeSam
     return times
 
 
+@factory
 def default_times(process: Process) -> TimeSampler:
     """The times of a process by default: uniform, over 1..T for a beta table, and log-normal for EDM.
 
