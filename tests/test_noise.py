@@ -209,7 +209,10 @@ def test_more_steps_follow_the_same_path(name):
     def apart(noise_of):
         """How far the ends of n and of 4 n steps are from each other, n = 16 and 64; one program for all."""
         solver = REFINED[name](noise_sampler=noise_of)
-        run = jax.jit(lambda levels, n: jd.sample(CLUSTERS.denoise, solver, levels, x, keys, stop=n))
+        run = jax.jit(
+            lambda levels, n: jd.sample(CLUSTERS.denoise, solver, levels, x, keys, stop=n),
+            compiler_options={"xla_backend_optimization_level": 1},
+        )
 
         def end(n):
             levels = jd.grids.by_lambda(jd.processes.VP(), n, start=0.9, end=0.02)

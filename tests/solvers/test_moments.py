@@ -105,13 +105,13 @@ def off(out):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_mean_and_covariance_of_a_gaussian(name):
-    assert off(ends(CASES[name], BLOB, 50_000)) < 1
+    assert off(ends(CASES[name], BLOB, 25_000)) < 1
 
 
 @pytest.mark.slow
 def test_a_tenth_more_noise_shows_in_the_covariance():
-    assert off(ends(Case(solvers.ddpm(noise_sampler=louder), all_of_vp(400)), BLOB, 50_000)) > 3
-    assert off(ends(Case(solvers.ddim(0.5, noise_sampler=doubled), all_of_vp(400)), BLOB, 50_000)) > 3
+    assert off(ends(Case(solvers.ddpm(noise_sampler=louder), all_of_vp(400)), BLOB, 25_000)) > 3
+    assert off(ends(Case(solvers.ddim(0.5, noise_sampler=doubled), all_of_vp(400)), BLOB, 25_000)) > 3
 
 
 # The mixture. Distances are those of the sorted projections on fixed directions (sliced Wasserstein, Rabin et al.

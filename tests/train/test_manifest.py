@@ -58,10 +58,14 @@ def files(run):
 def refused(run, said="is damaged"):
     """Whether the newest step is refused, by what it says; nothing is changed."""
     with train.Checkpointer(run, read_only=True) as checkpointer:
-        try:
-            checkpointer.restore(STATES[2], step=2)
-        except faults.Damaged as error:
-            return said in str(error) and len(str(error)) < 500
+        return refused_by(checkpointer, said)
+
+
+def refused_by(checkpointer, said):
+    try:
+        checkpointer.restore(STATES[2], step=2)
+    except faults.Damaged as error:
+        return said in str(error) and len(str(error)) < 500
     return False
 
 
@@ -98,11 +102,13 @@ def test_single_flips_in_all_files(run):
     sizes = np.array([path.stat().st_size for path in found])
     assert len(found) >= 10 and newest(run) / "manifest.json" in found
     noticed = []
-    for number in range(FLIPS):
-        which = rng.choice(len(found), p=None if number % 2 else sizes / sizes.sum())
-        whole = flip(found[which], [(rng.integers(sizes[which]), rng.integers(8))])
-        noticed.append(refused(run, found[which].relative_to(newest(run)).as_posix() + " has changed"))
-        found[which].write_bytes(whole)
+    with train.Checkpointer(run, read_only=True) as checkpointer:
+        for number in range(FLIPS):
+            which = rng.choice(len(found), p=None if number % 2 else sizes / sizes.sum())
+            whole = flip(found[which], [(rng.integers(sizes[which]), rng.integers(8))])
+            said = found[which].relative_to(newest(run)).as_posix() + " has changed"
+            noticed.append(refused_by(checkpointer, said))
+            found[which].write_bytes(whole)
     assert sum(noticed) == FLIPS
     assert not refused(run)
     flip(found[3], [(0, 0)])
