@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 safetensors = pytest.importorskip("safetensors.torch")
 
-from parity.checkpoints import close, nchw, nhwc, randomize, roundtrip  # noqa: E402
+from parity.checkpoints import close, lift, nchw, nhwc, randomize, roundtrip  # noqa: E402
 
 import jaxdiff as jd  # noqa: E402
 
@@ -54,7 +54,7 @@ def test_an_image_prompt(tmp_path):
     def ours(params, scale):
         prompt = loaded.projection.apply(loaded.projection.params, EMBEDDED)
         network = jd.networks.image_prompted(loaded.unet.apply, scale)
-        return network(params, X, NOISE, {"tokens": TOKENS, "image_prompt": prompt})
+        return network(params, X, NOISE, {"tokens": TOKENS, "image_prompt": (prompt,)})
 
     given = nchw(X), torch.from_numpy(NOISE).int(), torch.from_numpy(TOKENS)
     with torch.no_grad():
@@ -81,5 +81,84 @@ def test_an_image_prompt(tmp_path):
     np.testing.assert_allclose(off, jax.jit(plain.apply)(plain.params, X, NOISE, {"tokens": TOKENS}), atol=2e-6)
     late = jax.jit(jd.networks.image_prompted(loaded.unet.apply, lambda noise: jnp.where(noise < 100, 0.7, 0.0)))
     prompt = loaded.projection.apply(loaded.projection.params, EMBEDDED)
-    got = late(loaded.unet.params, X, NOISE, {"tokens": TOKENS, "image_prompt": prompt})
+    got = late(loaded.unet.params, X, NOISE, {"tokens": TOKENS, "image_prompt": (prompt,)})
     close(got, np.stack([wanted[0.7][0], without[1]]), 5e-5)
+
+
+FACE, RANK = 7, 3
+
+
+def face_adapter(model):
+    """FaceID's weights by the file's names: changes of low rank for all attentions."""
+    generator = torch.Generator().manual_seed(2)
+    normal = lambda *shape: torch.randn(shape, generator=generator) / shape[-1] ** 0.5  # noqa: E731
+    projection = {"proj.0.weight": normal(2 * FACE, FACE), "proj.0.bias": normal(2 * FACE)}
+    projection |= {"proj.2.weight": normal(4 * TEXT, 2 * FACE), "proj.2.bias": normal(4 * TEXT)}
+    projection |= {"norm.weight": 1 + normal(TEXT), "norm.bias": normal(TEXT)}
+    own = adapter(model)["ip_adapter"]
+    for i, name in enumerate(model.attn_processors):
+        attention = model.get_submodule(name.removesuffix(".processor"))
+        layers = {to: getattr(attention, f"to_{to}") for to in "qkv"} | {"out": attention.to_out[0]}
+        for to, layer in layers.items():
+            own[f"{i}.to_{to}_lora.down.weight"] = normal(RANK, layer.in_features)
+            own[f"{i}.to_{to}_lora.up.weight"] = normal(layer.out_features, RANK)
+    return {"image_proj": projection, "ip_adapter": own}
+
+
+@pytest.mark.slow
+def test_two_at_once_of_which_one_is_of_a_face(tmp_path, x64, monkeypatch):
+    """In float64. diffusers takes the low-rank changes as LoRA; ours are on where the scale is not 0."""
+    peft = pytest.importorskip("peft")
+    lift(monkeypatch)
+    model = unet().double()
+    model.save_pretrained(tmp_path / "unet")
+    loaded = jd.interop.load(tmp_path / "unet", dtype=jnp.float64, param_dtype=jnp.float64)
+    weights = [{part: {k: v.double() for k, v in kept.items()} for part, kept in make(model).items()}
+               for make in (adapter, face_adapter)]  # fmt: skip
+    ours = []
+    for i, held in enumerate(weights):
+        tensors = {f"{part}.{k}": v for part, kept in held.items() for k, v in kept.items()}
+        safetensors.save_file(tensors, tmp_path / f"{i}.safetensors")
+        before = ours[-1].unet if ours else loaded
+        ours.append(jd.interop.load_ip_adapter(tmp_path / f"{i}.safetensors", before, dtype=jnp.float64))
+    faces = np.random.default_rng(3).standard_normal((2, FACE))
+    given = [np.float64(a) for a in (X, NOISE, TOKENS)]
+
+    @jax.jit
+    def by(params, scales):
+        prompts = [a.projection.apply(a.projection.params, e) for a, e in zip(ours, (EMBEDDED, faces), strict=True)]
+        cond = {"tokens": given[2], "image_prompt": prompts}
+        return jd.networks.image_prompted(ours[1].unet.apply, list(scales))(params, *given[:2], cond)
+
+    with torch.no_grad():
+        torch_given = nchw(given[0]), torch.from_numpy(NOISE).int(), torch.from_numpy(given[2])
+        without = nhwc(model(*torch_given).sample)
+        model._load_ip_adapter_weights(weights, low_cpu_mem_usage=False)
+        lora = model._load_ip_adapter_loras(weights)[1]
+        diffusers.StableDiffusionPipeline.load_lora_into_unet(
+            {name.replace(".processor", ""): value for name, value in lora.items()}, None, model, adapter_name="face"
+        )
+        model.double()
+
+        def reference(*scales):
+            for processor in model.attn_processors.values():
+                if hasattr(processor, "scale"):
+                    processor.scale = list(scales)
+            embeds = {"image_embeds": [torch.from_numpy(np.float64(e))[:, None] for e in (EMBEDDED, faces)]}
+            return nhwc(model(*torch_given, added_cond_kwargs=embeds).sample)
+
+        want = {scales: reference(*scales) for scales in ((0.7, 0.4), (0.0, 0.4), (0.0, 0.0))}
+        assert len(peft.tuners.tuners_utils.BaseTunerLayer.__subclasses__()) and np.abs(want[0.0, 0.0] - without).max() > 0.05
+    params = ours[1].unet.params
+    for scales in ((0.7, 0.4), (0.0, 0.4)):
+        close(by(params, np.float64(scales)), want[scales], 1e-12)
+        assert np.abs(want[scales] - want[0.0, 0.0]).max() > 0.05
+    both = by(params, np.float64([0.7, 0.4]))
+    each = by(params, np.float64([[0.7, 0.0], [0.4, 0.0]]))
+    np.testing.assert_allclose(each[0], both[0], atol=1e-12)
+    # Off bit for bit, and what the U-Net is without both.
+    off = by(params, np.zeros(2))
+    np.testing.assert_allclose(off, without, atol=1e-12)
+    np.testing.assert_allclose(each[1], without[1], atol=1e-12)
+    spoiled = jax.tree_util.tree_map_with_path(lambda p, a: a + 1 if "processor" in str(p) else a, params)
+    np.testing.assert_array_equal(by(spoiled, np.zeros(2)), off)
