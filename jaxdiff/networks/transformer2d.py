@@ -75,6 +75,9 @@ class ImagePrompts(NamedTuple):
     scales: tuple[Array, ...] = ()
 
 
+NO_IMAGES = ImagePrompts()
+
+
 class Block(nn.Module):
     """Attention among the positions, attention to the tokens, and a feed-forward layer with a GELU gate.
 
@@ -93,9 +96,7 @@ class Block(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: Array, tokens: Array | None, mask: Array | None, images: ImagePrompts
-    ) -> tuple[Array, None]:
+    def __call__(self, x: Array, tokens: Array | None, mask: Array | None, images: ImagePrompts) -> tuple[Array, None]:
         """Map x[B, N, C] to the same shape, with attention to tokens[B, L, D] where mask[B, L] is True, or to x."""
         x = constrain_tokens(x)
         h = LayerNorm(name="norm1")(x)
@@ -167,7 +168,7 @@ class Transformer2D(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, tokens: Array | None, mask: Array | None = None, images: ImagePrompts = ImagePrompts()
+        self, x: Array, tokens: Array | None, mask: Array | None = None, images: ImagePrompts = NO_IMAGES
     ) -> Array:
         """Attend from every position to all positions and to the tokens.
 

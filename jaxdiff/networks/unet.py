@@ -23,7 +23,7 @@ from jaxdiff.networks.layers import Conv, Downsample, GroupNorm, Upsample, activ
 from jaxdiff.networks.remat import Remat, rematted
 from jaxdiff.networks.resblock import ResBlock, quarter
 from jaxdiff.networks.tokens import dense
-from jaxdiff.networks.transformer2d import ImagePrompts, Transformer2D, TransformerConfig
+from jaxdiff.networks.transformer2d import NO_IMAGES, ImagePrompts, Transformer2D, TransformerConfig
 
 IMAGES = "image_prompt", "image_scale"  # conditions that have an array for each image
 
@@ -400,8 +400,8 @@ class UNet(nn.Module):
         fit = all(len(shape) == 3 and (shape[0], shape[2]) == (x.shape[0], width) for shape in got[0])
         if not fit or got[1] != [x.shape[:1]] * count or len(got[0]) != count:
             raise ValueError(
-                f"the network takes image prompts of {count} images, each {(x.shape[0], 'L', width)}, and as many scales "
-                f"{x.shape[:1]}; got {got[0]} and {got[1]}"
+                f"the network takes image prompts of {count} images, each {(x.shape[0], 'L', width)}, and as many "
+                f"scales {x.shape[:1]}; got {got[0]} and {got[1]}"
             )
 
     def _check_size(self, shape: tuple[int, ...]) -> None:
@@ -467,4 +467,4 @@ class _BlockInputs(NamedTuple):
     tokens: Array | None
     mask: Array | None
     train: bool
-    images: ImagePrompts = ImagePrompts()
+    images: ImagePrompts = NO_IMAGES

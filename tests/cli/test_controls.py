@@ -9,8 +9,8 @@ from PIL import Image
 
 from jaxdiff import data
 from jaxdiff.cli import main
-from jaxdiff.cli.controls import parse_hint
 from jaxdiff.conditions import hints
+from jaxdiff.imagine import parse_hint
 
 
 def test_hints_are_files_or_made_of_them(tmp_path):

@@ -85,7 +85,7 @@ def of_picture(n, **fields):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (changed(version=2), "version must be 1, got 2"),
+        (changed(version=3), "version must be 1 or 2, got 3"),
         (changed(weights="a1"), "weights must be 32 hexadecimal digits, got 'a1'"),
         (changed(steps=0), "steps must be a whole number"),
         (changed(solver=3), "solver must be a text or null"),

@@ -148,7 +148,10 @@ def test_two_at_once_of_which_one_is_of_a_face(tmp_path, x64, monkeypatch):
             return nhwc(model(*torch_given, added_cond_kwargs=embeds).sample)
 
         want = {scales: reference(*scales) for scales in ((0.7, 0.4), (0.0, 0.4), (0.0, 0.0))}
-        assert len(peft.tuners.tuners_utils.BaseTunerLayer.__subclasses__()) and np.abs(want[0.0, 0.0] - without).max() > 0.05
+        assert (
+            len(peft.tuners.tuners_utils.BaseTunerLayer.__subclasses__())
+            and np.abs(want[0.0, 0.0] - without).max() > 0.05
+        )
     params = ours[1].unet.params
     for scales in ((0.7, 0.4), (0.0, 0.4)):
         close(by(params, np.float64(scales)), want[scales], 1e-12)
