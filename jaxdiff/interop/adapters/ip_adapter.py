@@ -127,6 +127,11 @@ def describe_ip_adapter(
         raise ValueError("an IP-Adapter is for a UNet2DConditionModel that projects no other embedding of its own")
     tensors = open_tensors(file)
     projection, image = _projection(file, tensors, dtype)
+    text = unet.get("cross_attention_dim", 1280)
+    if isinstance(text, int) and projection.width != text:
+        raise ValueError(
+            f"{file} is for a U-Net whose cross_attention_dim is {projection.width}, and that of this one is {text}"
+        )
     downs = [tensor.shape for name, tensor in tensors.items() if name.endswith("_lora.down.weight")]
     rank = downs[0][0] if downs and len(downs[0]) == 2 else 0
     spec = architecture(_with_image(plain, rank), dtype)
