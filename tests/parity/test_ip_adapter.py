@@ -1,5 +1,7 @@
 """IP-Adapters: diffusers' answers with the same file, by the numbers that it gives the attentions."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ safetensors = pytest.importorskip("safetensors.torch")
 from parity.checkpoints import close, lift, nchw, nhwc, randomize, roundtrip  # noqa: E402
 
 import jaxdiff as jd  # noqa: E402
+from jaxdiff.interop.adapters.ip_adapter import is_ip_adapter  # noqa: E402
 
 WIDTHS, TEXT, EMBEDDING = (8, 12), 6, 5
 draw = np.random.default_rng(0)
@@ -108,7 +111,7 @@ def face_adapter(model):
 @pytest.mark.slow
 def test_two_at_once_of_which_one_is_of_a_face(tmp_path, x64, monkeypatch):
     """In float64. diffusers takes the low-rank changes as LoRA; ours are on where the scale is not 0."""
-    peft = pytest.importorskip("peft")
+    pytest.importorskip("peft")
     lift(monkeypatch)
     model = unet().double()
     model.save_pretrained(tmp_path / "unet")
@@ -148,20 +151,30 @@ def test_two_at_once_of_which_one_is_of_a_face(tmp_path, x64, monkeypatch):
             return nhwc(model(*torch_given, added_cond_kwargs=embeds).sample)
 
         want = {scales: reference(*scales) for scales in ((0.7, 0.4), (0.0, 0.4), (0.0, 0.0))}
-        assert (
-            len(peft.tuners.tuners_utils.BaseTunerLayer.__subclasses__())
-            and np.abs(want[0.0, 0.0] - without).max() > 0.05
-        )
+        assert np.abs(want[0.0, 0.0] - without).max() > 0.05  # diffusers' changes of low rank are always on
     params = ours[1].unet.params
     for scales in ((0.7, 0.4), (0.0, 0.4)):
-        close(by(params, np.float64(scales)), want[scales], 1e-12)
+        both = by(params, np.tile(np.float64(scales)[:, None], 2))
+        close(both, want[scales], 1e-12)
         assert np.abs(want[scales] - want[0.0, 0.0]).max() > 0.05
-    both = by(params, np.float64([0.7, 0.4]))
-    each = by(params, np.float64([[0.7, 0.0], [0.4, 0.0]]))
-    np.testing.assert_allclose(each[0], both[0], atol=1e-12)
-    # Off bit for bit, and what the U-Net is without both.
-    off = by(params, np.zeros(2))
+    # Off bit for bit, and what the U-Net is without both; of one example alone, too.
+    off = by(params, np.zeros((2, 2)))
     np.testing.assert_allclose(off, without, atol=1e-12)
-    np.testing.assert_allclose(each[1], without[1], atol=1e-12)
+    np.testing.assert_array_equal(by(params, np.float64([[0.0, 0.0], [0.4, 0.0]]))[1], off[1])
     spoiled = jax.tree_util.tree_map_with_path(lambda p, a: a + 1 if "processor" in str(p) else a, params)
-    np.testing.assert_array_equal(by(spoiled, np.zeros(2)), off)
+    np.testing.assert_array_equal(by(spoiled, np.zeros((2, 2))), off)
+
+
+def test_a_pickled_adapter_is_converted_as_its_error_says(tmp_path):
+    """The command in the message makes a file of the same tensors, which is read; the pickle is not."""
+    weights, file = face_adapter(unet()), tmp_path / "faceid.bin"
+    torch.save(weights, file)
+    with pytest.raises(ValueError, match=r"faceid.bin is pickled, .* convert it with PyTorch") as error:
+        jd.interop.load_ip_adapter(file, jd.interop.Pretrained(None, {}, {"_class_name": "UNet2DConditionModel"}))
+    load, parts = re.search(r"`(state = [^;]*); .*by `(\{.*\})`", str(error.value)).groups()
+    scope = {"torch": torch, "FILE": file}
+    exec(load, scope)
+    converted = eval(parts, scope)
+    safetensors.save_file(converted, tmp_path / "faceid.safetensors")
+    assert is_ip_adapter(tmp_path / "faceid.safetensors") and not is_ip_adapter(file)
+    np.testing.assert_array_equal(converted["ip_adapter.3.to_v_ip.weight"], weights["ip_adapter"]["3.to_v_ip.weight"])
