@@ -70,11 +70,11 @@ def command(
         size: height and width of a directory's pictures; by default the network's own.
         base: directory with what a file lacks.
         variant: weights' variant, such as fp16.
-        weights: kernels in 8 bits; by default the history's, or as they are.
-        control: ControlNet, picture, scale: docs/control.md; by default the varied picture's.
+        weights: kernels in 8 bits; by default as before.
+        control: ControlNet, picture, scale: docs/control.md.
         out: folder of the pictures and their history; by default RUN/imagine, or imagine for a directory.
-        mesh: devices as data=4,fsdp=2,sequence=2; data takes those that are left.
-        trust: execute the run's program even if others can write it.
+        mesh: devices as data=4,fsdp=2,sequence=2; data takes those left.
+        trust: execute a program that others can write.
     """
     controls, hints = read_controls(control)
     options = {"strength": strength, "num": num, "guidance": guidance, "hints": hints or None}

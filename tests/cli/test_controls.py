@@ -53,7 +53,7 @@ def test_faces_are_embeddings_from_files(tmp_path):
     with pytest.raises(ValueError, match='got no "embedding"'):
         parse_hint(str(tmp_path / "b.npz")).read((5,))
     for text in (str(tmp_path / "a.png"), f"canny:{tmp_path / 'a.png'}"):
-        with pytest.raises(ValueError, match="takes the embedding of one, 5 numbers: an .npy file, or an .npz file"):
+        with pytest.raises(ValueError, match=r"takes the embedding of one, 5 numbers: an .npy file, or an .npz file"):
             parse_hint(text).read((5,))
     np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
     whole = (tmp_path / "a.npy").read_bytes()

@@ -66,7 +66,7 @@ def drawn(generator, history):
 
 
 def test_pictures_are_those_of_the_pipeline(generator, drawn, top):
-    """Which evaluates both halves of guidance at once; one program draws all, and each scale of 0 is off bit for bit."""
+    """Which evaluates both halves of guidance at once; one program draws all, and 0 is off bit for bit."""
     pipe = jd.text_to_image.load(top / "sd", steps=2, controls=controls(top), param_dtype="int8")
     read = [hint.read(shape) for hint, shape in zip(hints(top), pipe.hint_shapes, strict=True)]
     want = jax.jit(pipe.generate)(
@@ -111,7 +111,7 @@ def test_a_history_makes_its_pictures_again(generator, history, drawn, top, tmp_
     assert "picture 6 is the one that was drawn first, bit for bit" in capsys.readouterr().out
     kept = json.loads(path.read_text())["pictures"][5]["hints"]
     assert [hint["scale"] for hint in kept] == [0.2, 1.3, 0.6, 0.9] and kept[0]["picture"] == f"edges:{top}/b.png"
-    with pytest.raises(ValueError, match="begun with .*control, .*, got no controls: begin another one"):
+    with pytest.raises(ValueError, match=r"begun with .*control, .*, got no controls: begin another one"):
         imagine.of_directory(top / "sd", steps=2).check(history)
 
 
@@ -132,19 +132,8 @@ def test_a_hint_that_has_changed_is_refused(generator, top, tmp_path):
 def test_edits_follow_others_as_the_command_has_it(generator, top, tmp_path):
     Image.fromarray(PICTURE).save(tmp_path / "a.png")
     options = [["--control", c, h.picture, h.scale] for c, h in zip(controls(top), hints(top), strict=True)]
-    args = [
-        top / "sd",
-        tmp_path / "a.png",
-        "--prompt",
-        "a cat",
-        "--steps",
-        2,
-        "--num",
-        1,
-        "--seed",
-        5,
-        *sum(options, []),
-    ]
+    args = [top / "sd", tmp_path / "a.png", "--prompt", "a cat", "--steps", 2, "--num", 1, "--seed", 5]
+    args += [word for option in options for word in option]
     main(["edit", *map(str, args), "--weights", "int8", "--out", str(tmp_path / "x.npz")])
     ours = edit(generator, PICTURE, prompt="a cat", hints=hints(top), seed=5)
     np.testing.assert_allclose(np.load(tmp_path / "x.npz")["x"], ours, atol=1e-5)
