@@ -35,6 +35,8 @@ def top(tmp_path_factory):
     np.save(top / "face.npy", rng.standard_normal(tiny.FACE))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(quantize, "MIN_SIZE", 64)
+        for command in ("imagine", "edit"):  # on one device, as the generator below
+            patch.setattr(f"jaxdiff.cli.{command}.parse_mesh", lambda text: None)
         yield top
 
 
