@@ -1,110 +1,27 @@
-"""Pictures that steer others: hints and image prompts from files, or made of a file's picture."""
+"""The option `--control` of the commands that draw with a text-to-image directory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from jax import Array
+import tyro
 
-from jaxdiff.cli.pictures import read_picture
-from jaxdiff.conditions import hints
-from jaxdiff.data import edges, read_image, to_float
-from jaxdiff.data.npz import read_npz
-from jaxdiff.messages import listed
-from jaxdiff.storage import read_json
+from jaxdiff.imagine import Hint, make_hint
 
-__all__ = ["HintFile", "parse_hint"]
+__all__ = ["Controls", "read_controls"]
 
-# What makes a hint [1, H, W, 3] of a picture [1, H, W, 3] in [-1, 1].
-MAKERS: dict[str, Callable[[Array], Array]] = {
-    "canny": hints.canny, "low": hints.low_resolution, "colors": hints.colors,
-}  # fmt: skip
-EDGES, DEPTH, POSE = "edges", "depth", "pose"  # made otherwise
-KINDS = EDGES, *MAKERS, DEPTH, POSE
+# A ControlNet, a T2I-Adapter or an IP-Adapter; the picture that it follows, see `imagine.HintFile`; and a scale.
+Controls = Annotated[tuple[tuple[Path, str, float], ...], tyro.conf.UseAppendAction]
 
 
-class HintFile:
-    """A file whose picture is a hint, or of which a hint is made."""
+def read_controls(controls: Controls) -> tuple[list[Path], list[Hint]]:
+    """Return where what steers lies, and what is followed.
 
-    def __init__(self, file: Path, kind: str | None = None):
-        """Name a file.
-
-        Args:
-            file: a picture; of depth an .npz file of "depth", float [H, W], the distances; of a pose OpenPose's JSON
-                of 18 joints of each of "people", in pixels of the hint or of "canvas_width" x "canvas_height".
-            kind: edges, canny, low, colors, depth or pose; None: the picture is the hint.
-
-        Raises:
-            ValueError: there is no such file, or no such kind.
-        """
-        if kind is not None and kind not in KINDS:
-            raise ValueError(f"hints are made by {listed(KINDS)}, got {kind!r}")
-        if not file.is_file():
-            raise ValueError(f"{file} does not exist")
-        self.file, self.kind = file, kind
-
-    def read(self, shape: tuple[int, ...] | None) -> np.ndarray:
-        """Return the hint, float32 [height, width, channels] in [0, 1].
-
-        Args:
-            shape: (height, width, 3), or 1 for the channels' mean; other pictures are cropped to a square and scaled
-                where it is one. None: the picture's own size, and 3.
-
-        Raises:
-            ValueError: the picture has another size, the file holds none, or there are other channels.
-        """
-        channels = 3 if shape is None else shape[-1]
-        if channels not in (1, 3):
-            raise ValueError(f"a picture has 3 channels or their mean, and hints of {channels} are asked for")
-        hint = self._read(None if shape is None else (shape[0], shape[1]))
-        return hint if channels == 3 else hint.mean(-1, keepdims=True)
-
-    def _read(self, size: tuple[int, int] | None) -> np.ndarray:
-        if self.kind == DEPTH:
-            distance = read_npz(self.file).get(DEPTH, np.zeros(0))
-            if distance.ndim != 2 or distance.shape != (size or distance.shape) or not np.all(distance > 0):
-                raise ValueError(f'{self.file} must hold "depth", positive numbers of shape {size or "[H, W]"}')
-            return np.asarray(hints.depth(jnp.asarray(distance[None], jnp.float32))[0])
-        if self.kind == POSE:
-            if size is None:
-                raise ValueError("a pose is drawn in pictures of one size, and this control's have any")
-            return np.asarray(jax.jit(hints.pose, static_argnums=1)(_people(self.file, size)[None], size)[0])
-        if size is None:
-            picture = read_image(self.file, channels=3)
-        else:
-            picture = read_picture(self.file, (*size, 3), fit=size[0] == size[1])
-        if self.kind in (None, EDGES):
-            picture = edges(picture) if self.kind == EDGES else picture
-            return picture.astype(np.float32) / 255
-        return np.asarray(jax.jit(MAKERS[self.kind])(to_float(picture)[None])[0])
-
-
-def _people(file: Path, size: tuple[int, int]) -> np.ndarray:
-    """The joints in a file of OpenPose, float32 [P, 18, 3], in pixels of a picture of this size."""
-    fields = read_json(file)
-    try:
-        people = np.array([each["pose_keypoints_2d"] for each in fields["people"]], np.float32).reshape(-1, 18, 3)
-        width, height = (float(fields.get(f"canvas_{side}", size[i])) for side, i in (("width", 1), ("height", 0)))
-        valid = bool(np.isfinite(people).all()) and min(width, height) > 0
-    except (KeyError, TypeError, ValueError):
-        valid = False
-    if not valid:
-        raise ValueError(
-            f'{file} must hold "people", each with 18 times x, y and confidence in "pose_keypoints_2d", and no canvas '
-            "without a size"
-        )
-    return people * np.array([size[1] / width, size[0] / height, 1], np.float32)
-
-
-def parse_hint(text: str) -> HintFile:
-    """Read an option: a picture's file, or KIND:FILE.
+    Args:
+        controls: of the command line.
 
     Raises:
-        ValueError: as by `HintFile`.
+        ValueError: as by `imagine.make_hint`.
     """
-    kind, colon, file = text.partition(":")
-    return HintFile(Path(file), kind) if colon and not Path(text).exists() else HintFile(Path(text))
+    return [path for path, _, _ in controls], [make_hint(text, scale) for _, text, scale in controls]

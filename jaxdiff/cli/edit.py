@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 
+from jaxdiff.cli.controls import Controls, read_controls
 from jaxdiff.cli.generators import check_kind, open_generator
 from jaxdiff.cli.pictures import read_picture
 from jaxdiff.cli.places import try_file, try_folder
@@ -41,6 +42,7 @@ def command(
     base: Path | None = None,
     variant: str | None = None,
     weights: Weights | None = None,
+    control: Controls = (),
     out: Path | None = None,
     mesh: str = "",
     trust: bool = False,
@@ -72,6 +74,7 @@ def command(
         base: directory with what a file lacks.
         variant: weights' variant, such as fp16.
         weights: kernels in 8 bits; by default as they are.
+        control: ControlNet, picture, scale: docs/control.md.
         out: FILE.png for a picture of all, FILE.npz for arrays, or a folder; by default edited-SEED.png.
         mesh: devices as data=4,fsdp=2,sequence=2; data takes those that are left.
         trust: execute the run's program even if others can write it.
@@ -80,10 +83,12 @@ def command(
     (try_file if out.suffix else try_folder)(out, "--out")
     if prompt is None and style is None and mask is None and not any(outpaint):
         raise ValueError("edit takes --prompt, --style, --mask or --outpaint: what shall be drawn?")
-    where, of_directory = parse_mesh(mesh), check_kind(run, size=size, base=base, variant=variant)
+    where, of_directory = parse_mesh(mesh), check_kind(run, size=size, base=base, variant=variant, control=control)
+    controls, hints = read_controls(control)
     generator = open_generator(
-        run, steps=steps, solver=solver, size=size, base=base, variant=variant, weights=weights, mesh=where, trust=trust
-    )
+        run, steps=steps, solver=solver, size=size, base=base, variant=variant, weights=weights, controls=controls,
+        mesh=where, trust=trust,
+    )  # fmt: skip
     height, width = generator.history.size or generator.stage(1).medium.shape[:2]
     shape = (height, width, 3 if of_directory else generator.stage(1).medium.shape[-1])
     x = read_picture(picture, shape, fit=fit)
@@ -91,8 +96,8 @@ def command(
     with busy("drawing"):
         drawn = edit(
             generator, x, prompt=prompt, source=source, method=method, mask=anew, outpaint=outpaint, strength=strength,
-            style=None if style is None else read_image(style), style_weight=style_weight, guidance=guidance, num=num,
-            seed=seed,
+            style=None if style is None else read_image(style), style_weight=style_weight, guidance=guidance,
+            hints=hints, num=num, seed=seed,
         )  # fmt: skip
     save_images(out, Samples(np.asarray(drawn), {}, choices=min(num, 10)))
     print(out)

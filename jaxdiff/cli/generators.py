@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def check_kind(run: Path, **of_directories: Any) -> bool:
 
 def open_generator(
     run: Path, *, steps: int | None, solver: str | None, size: tuple[int, int] | None, base: Path | None,
-    variant: str | None, weights: Weights | None, mesh: Mesh | None, trust: bool,
+    variant: str | None, weights: Weights | None, controls: Sequence[Path] = (), mesh: Mesh | None, trust: bool,
 ) -> Generator:  # fmt: skip
     """Load what draws.
 
@@ -46,12 +47,14 @@ def open_generator(
         base: directory with what a file lacks.
         variant: of a directory's weights.
         weights: "int8" or "float8": kernels in 8 bits.
+        controls: what steers a directory's network, as for `text_to_image.load`.
         mesh: where the parameters lie.
         trust: execute the run's program even if others can write it.
     """
     with busy("loading"):
         if is_pipeline(run):
             return imagine.of_directory(
-                run, steps=steps, solver=solver, size=size, base=base, variant=variant, weights=weights, mesh=mesh
-            )
+                run, steps=steps, solver=solver, size=size, base=base, variant=variant, weights=weights,
+                controls=controls, mesh=mesh,
+            )  # fmt: skip
         return imagine.of_run(open_run(run), steps=steps, solver=solver, weights=weights, mesh=mesh, trust=trust)

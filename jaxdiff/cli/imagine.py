@@ -12,6 +12,7 @@ import numpy as np
 import tyro
 
 from jaxdiff import imagine
+from jaxdiff.cli.controls import Controls, read_controls
 from jaxdiff.cli.generators import check_kind, open_generator
 from jaxdiff.cli.places import try_folder
 from jaxdiff.data.npz import read_npz
@@ -44,6 +45,7 @@ def command(
     base: Path | None = None,
     variant: str | None = None,
     weights: Weights | None = None,
+    control: Controls = (),
     out: Path | None = None,
     mesh: str = "",
     trust: bool = False,
@@ -68,15 +70,17 @@ def command(
         size: height and width of a directory's pictures; by default the network's own.
         base: directory with what a file lacks.
         variant: weights' variant, such as fp16.
-        weights: kernels in 8 bits; by default as they are.
+        weights: kernels in 8 bits; by default as before.
+        control: ControlNet, picture, scale: docs/control.md.
         out: folder of the pictures and their history; by default RUN/imagine, or imagine for a directory.
-        mesh: devices as data=4,fsdp=2,sequence=2; data takes those that are left.
-        trust: execute the run's program even if others can write it.
+        mesh: devices as data=4,fsdp=2,sequence=2; data takes those left.
+        trust: execute a program that others can write.
     """
-    options = {"strength": strength, "num": num, "guidance": guidance}
+    controls, hints = read_controls(control)
+    options = {"strength": strength, "num": num, "guidance": guidance, "hints": hints or None}
     given = {name: value for name, value in options.items() if value is not None}
     change = _change(prompt=prompt, vary=vary, remix=remix, upscale=upscale, again=again, seed=seed, options=given)
-    where, of_directory = parse_mesh(mesh), check_kind(run, size=size, base=base, variant=variant)
+    where, of_directory = parse_mesh(mesh), check_kind(run, size=size, base=base, variant=variant, control=control)
     out = (Path("imagine") if of_directory else run / "imagine") if out is None else out
     try_folder(out, "--out")
     path = out / HISTORY
@@ -85,11 +89,12 @@ def command(
         raise ValueError(f'{path} does not exist: `jaxdiff imagine {run} "PROMPT"` draws the first pictures')
     if before is not None:
         change(before)  # a mistake shows before the model is read
-        steps, solver = steps or before.steps, solver or before.solver
-        size = before.size if size is None else size
+        steps, solver, weights = steps or before.steps, solver or before.solver, weights or before.param_dtype
+        size, controls = before.size if size is None else size, controls or [Path(path) for path in before.controls]
     generator = open_generator(
-        run, steps=steps, solver=solver, size=size, base=base, variant=variant, weights=weights, mesh=where, trust=trust
-    )
+        run, steps=steps, solver=solver, size=size, base=base, variant=variant, weights=weights, controls=controls,
+        mesh=where, trust=trust,
+    )  # fmt: skip
     with Lock(out, what="imagining"):
         history = imagine.read_history(path) if path.exists() else generator.history
         if again is not None:
@@ -115,10 +120,12 @@ def _change(
         raise ValueError("--remix goes with --vary N, the number of the picture that it changes")
     if len(present) != 1:
         raise ValueError(f"imagine takes {', '.join(asked)}: one of them, got {' and '.join(present) or 'none'}")
-    taken = {"a prompt": {"num", "guidance"}, "--upscale": {"strength", "guidance"}, "--again": set()}
+    taken = {
+        "a prompt": {"num", "guidance", "hints"}, "--upscale": {"strength", "guidance", "hints"}, "--again": set(),
+    }  # fmt: skip
     useless = sorted(options.keys() - taken.get(present[0], options.keys()))
     if useless:
-        raise ValueError(f"{present[0]} takes no --{useless[0]}")
+        raise ValueError(f"{present[0]} takes no --{'control' if useless[0] == 'hints' else useless[0]}")
     if prompt is not None:
         return partial(imagine.begin, prompt=prompt, seed=seed, **options)
     if upscale is not None:

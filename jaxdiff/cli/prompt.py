@@ -12,9 +12,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxdiff import text_to_image, train
-from jaxdiff.cli.controls import HintFile
 from jaxdiff.distributed import gather
 from jaxdiff.experiment import compute_dtype
+from jaxdiff.imagine import Hint
 from jaxdiff.interop.sources import is_file
 from jaxdiff.media import Samples
 from jaxdiff.progress import Progress, busy
@@ -51,7 +51,8 @@ def draw_prompts(
     seed: int = 0,
     batch: int = 4,
     mesh: Mesh | None = None,
-    controls: Sequence[tuple[Path, HintFile, float]] = (),
+    controls: Sequence[Path] = (),
+    hints: Sequence[Hint] = (),
     weights: Weights | None = None,
 ) -> Samples:
     """Draw pictures of prompts, in batches of one compiled size that are split over the devices.
@@ -70,7 +71,8 @@ def draw_prompts(
         seed: picture i depends on the seed and i alone.
         batch: pictures at a time, rounded up to a multiple of the mesh's parts of a batch.
         mesh: where the parameters lie, and over which pictures are split; None: pictures alone, over all devices.
-        controls: what steers, as for `text_to_image.load`; what all pictures follow; and scales, of which 0 is off.
+        controls: what steers, as for `text_to_image.load`.
+        hints: of each control what all pictures follow, and a scale, of which 0 is off.
         weights: "int8" or "float8": kernels in 8 bits, as for `text_to_image.load`; None: as in the files.
     Returns:
         The pictures, float32 [num, height, width, 3] in [-1, 1], and their prompts.
@@ -92,18 +94,18 @@ def draw_prompts(
         pipe = text_to_image.load(
             directory, steps=steps, size=size, kind=scheduler, base=base, variant=variant, dtype=compute_dtype(),
             progress=progress, place=lambda tree: train.shard_params(tree, where),
-            controls=[folder for folder, _, _ in controls], param_dtype=weights,
+            controls=controls, param_dtype=weights,
         )  # fmt: skip
     scale, negative = _guidance(pipe, guidance, negative)
     split = batch_sharding(where)
     names = tuple(prompts[i % len(prompts)] for i in range(rounds * batch))
     away = None if negative is None else jax.device_put(pipe.tokenize([negative] * batch), split)
     keys = example_keys(seed, rounds * batch).reshape(rounds, batch)
-    read = [file.read(shape) for (_, file, _), shape in zip(controls, pipe.hint_shapes, strict=True)]
+    read = [hint.read(shape) for hint, shape in zip(hints, pipe.hint_shapes, strict=True)]
     repeated = [np.repeat(hint[None], batch, axis=0) for hint in read]
     steering: dict[str, Any] = {}
     if controls:
-        scales = [jnp.float32(scale) for _, _, scale in controls]
+        scales = [jnp.float32(hint.scale) for hint in hints]
         steering = {"hints": jax.device_put(repeated, split), "control_scale": scales}
 
     @jax.jit

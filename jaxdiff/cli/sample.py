@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from jaxdiff.cli.controls import parse_hint
+from jaxdiff.cli.controls import Controls, read_controls
 from jaxdiff.cli.places import try_file, try_folder
 from jaxdiff.cli.prompt import draw_prompts, is_pipeline
 from jaxdiff.drawing import draw, parameters
@@ -43,7 +43,7 @@ def command(
     size: tuple[Count, Count] | None = None,
     base: Path | None = None,
     variant: str | None = None,
-    control: Annotated[tuple[tuple[Path, str, float], ...], tyro.conf.UseAppendAction] = (),
+    control: Controls = (),
     mesh: str = "",
     trust: bool = False,
 ) -> None:
@@ -91,11 +91,11 @@ def command(
         out = Path(f"samples-{seed}") if out is None else out
         medium = images((*(size or (1, 1)), 3), captions=len(texts) > 1)
         check_suffix(medium, out)
-        controls = [(folder, parse_hint(text), scale) for folder, text, scale in control]
+        controls, hints = read_controls(control)
         samples = draw_prompts(
             run, texts, num=len(texts) if num is None else num, negative=negative, guidance=guidance, steps=steps,
             size=size, base=base, variant=variant, scheduler=solver, seed=seed, batch=4 if batch is None else batch,
-            mesh=where, controls=controls, weights=weights,
+            mesh=where, controls=controls, hints=hints, weights=weights,
         )  # fmt: skip
         _save(medium, out, samples)
         return

@@ -60,6 +60,28 @@ def read_npz(path: str | Path) -> dict[str, np.ndarray]:
         return {array.name: _read(archive, array) for array in arrays}
 
 
+def read_npy(path: str | Path) -> np.ndarray:
+    """Read the array of an .npy file.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The array.
+
+    Raises:
+        ValueError: the file does not exist, has another format, or contains objects, or another number of bytes than
+            its shape has.
+    """
+    with _readable(path, ".npy"), Path(path).open("rb") as stream:
+        shape, _, dtype = _header(stream)
+        size, held = math.prod(shape) * dtype.itemsize, Path(path).stat().st_size - stream.tell()
+        if dtype.hasobject or min(shape, default=0) < 0 or size != held:
+            raise ValueError(f"an array of {dtype}{list(shape)} would have {size:,} bytes, and it has {held:,}")
+        stream.seek(0)
+        return np.lib.format.read_array(stream, allow_pickle=False)
+
+
 def map_npz(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Array]]:
     """Map the arrays of a file into memory, without reading them.
 
@@ -154,7 +176,7 @@ def _read(archive: zipfile.ZipFile, array: Array) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _readable(path: str | Path) -> Iterator[None]:
+def _readable(path: str | Path, form: str = ".npz") -> Iterator[None]:
     """Name the file in the error of a failed read."""
     if not Path(path).is_file():
         raise ValueError(f"there is no file {path}")
@@ -163,12 +185,12 @@ def _readable(path: str | Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (None, errno.EINVAL):  # EINVAL: a position before the beginning of a file
             raise
-        raise ValueError(f"cannot read {path} as an .npz file: {error}") from error
+        raise ValueError(f"cannot read {path} as an {form} file: {error}") from error
     except Damaged as error:
-        raise Damaged(f"cannot read {path} as an .npz file: {error}") from error
+        raise Damaged(f"cannot read {path} as an {form} file: {error}") from error
     # A damaged archive or header can fail anywhere in its reader.
     except Exception as error:
-        raise ValueError(f"cannot read {path} as an .npz file: {error!s:.500}") from error
+        raise ValueError(f"cannot read {path} as an {form} file: {error!s:.500}") from error
 
 
 def _begin(path: Path, member: zipfile.ZipInfo) -> int:

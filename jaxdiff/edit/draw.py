@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ from jaxdiff.edit.source import Method, align_tokens, moving
 from jaxdiff.edit.style import styled
 from jaxdiff.experiment import UserError
 from jaxdiff.first_stage.perceptual import as_rgb
-from jaxdiff.imagine import Generator, Stage
+from jaxdiff.imagine import Generator, Hint, Stage
 from jaxdiff.sampler import sampler
 from jaxdiff.seeds import example_keys
 from jaxdiff.sharding import num_batch_shards
@@ -45,6 +46,7 @@ def edit(
     outpaint: tuple[int, int, int, int] = (0, 0, 0, 0),
     strength: float | None = None,
     guidance: float | None = None,
+    hints: Sequence[Hint] = (),
     num: int = 1,
     seed: int = 0,
 ) -> np.ndarray:
@@ -69,6 +71,7 @@ def edit(
         outpaint: pixels to add on the left, right, top and bottom.
         strength: share of the steps that are taken, in (0, 1]; None is 1 for a part of the picture, else 0.6.
         guidance: scale; None is the generator's.
+        hints: what the new picture follows, one for each of the generator's controls; see `imagine.make_hint`.
         num: number of versions.
         seed: version i depends on the seed and i alone.
 
@@ -79,7 +82,7 @@ def edit(
         UserError: a picture or mask of another size, edges that the network does not draw, a source together with a
             part of the picture or without a prompt, a condition that does not parse, a model without a null condition
             where there is no prompt, a style together with a source or a part of the picture, a method without a
-            source.
+            source, another number of hints, or a hint of the size of the network's pictures for a larger canvas.
         ValueError: the package of the features is not installed; a strength outside (0, 1], or another method.
     """
     stage = generator.stage(1)
@@ -92,11 +95,13 @@ def edit(
     shards = 1 if generator.mesh is None else num_batch_shards(generator.mesh)
     batch = -(-num // shards) * shards
     repeat = lambda cond: jax.tree.map(lambda a: np.repeat(a, batch, axis=0), cond)  # noqa: E731
-    cond, scale = _condition(generator, prompt, guidance)
+    ask = partial(_condition, generator, hints=hints)
+    _check_hints(stage, canvas.shape)
+    cond, scale = ask(prompt, guidance)
     x0 = generator.compiled(_encoder)(stage.params, repeat(canvas[None]))
     keys, guided = example_keys(seed, batch), scale != 1
     if source is not None:
-        where, _ = _condition(generator, source, SOURCE_GUIDANCE)
+        where, _ = ask(source, SOURCE_GUIDANCE)
         both = repeat(cond), repeat(where), align_tokens(where, cond)
         move = generator.compiled(moving, method or "flow_edit", guided=guided)
         drawn = move(stage.params, keys, x0, conditions=both, scale=scale, strength=strength)
@@ -143,14 +148,25 @@ def _canvas(
     return np.pad(x, (*edges, (0, 0)), mode="edge"), np.pad(anew, edges, constant_values=True)
 
 
-def _condition(generator: Generator, prompt: str | None, guidance: float | None) -> tuple[Cond, float]:
+def _check_hints(stage: Stage, canvas: tuple[int, ...]) -> None:
+    for name, shape in stage.controls.items():
+        if shape is not None and len(shape) == 3 and shape[:2] != canvas[:2]:
+            raise UserError(
+                f"{name} takes hints of {shape[1]} x {shape[0]} pixels, and the canvas is larger: beyond the edges a "
+                "picture is steered by IP-Adapters alone"
+            )
+
+
+def _condition(
+    generator: Generator, prompt: str | None, guidance: float | None, *, hints: Sequence[Hint]
+) -> tuple[Cond, float]:
     scale = generator.history.guidance if guidance is None else guidance
     if prompt is not None:
-        return generator.cond(1, prompt, scale)
+        return generator.cond(1, prompt, scale, hints)
     null = generator.stage(1).condition.null
     if null is None:
         raise UserError("this model draws nothing without a prompt: say what the picture shall show")
-    return dict(null), 1.0
+    return {**null, **generator.steer(1, hints)}, 1.0
 
 
 def _encoder(stage: Stage) -> Callable[[Any, Array], Array]:

@@ -7,12 +7,14 @@ drawn = imagine.draw(generator, history, [5, 6, 7, 8])
 
 from jaxdiff.imagine.draw import Drawn, draw, sign
 from jaxdiff.imagine.generator import Generator, Stage, fingerprint, of_directory, of_experiment, of_run
+from jaxdiff.imagine.hint_file import Hint, make_hint, parse_hint
 from jaxdiff.imagine.history import History, Picture, begin, lineage, remix, upscale, vary
 from jaxdiff.imagine.written import read_history, write_history
 
 __all__ = [
     "Drawn",
     "Generator",
+    "Hint",
     "History",
     "Picture",
     "Stage",
@@ -20,9 +22,11 @@ __all__ = [
     "draw",
     "fingerprint",
     "lineage",
+    "make_hint",
     "of_directory",
     "of_experiment",
     "of_run",
+    "parse_hint",
     "read_history",
     "remix",
     "sign",

@@ -50,8 +50,8 @@ def draw(
         `known` is given, on the same device and version of JAX.
 
     Raises:
-        ValueError: no such picture, a history of another model, words that the model does not know, or a picture of a
-            size that it doesn't make.
+        ValueError: no such picture, a history of another model, words that the model does not know, a picture of a
+            size that it doesn't make, or a hint whose file has changed.
     """
     generator.check(history)
     held = dict(known or {})
@@ -102,15 +102,15 @@ def _common(history: History, n: int) -> tuple:
     """What the pictures of one call have in common."""
     picture = history.picture(n)
     parent = None if picture.parent is None else history.picture(picture.parent)
-    return picture.scale, picture.guidance, picture.strength, parent and parent.scale
+    return picture.scale, picture.guidance, picture.strength, picture.hints, parent and parent.scale
 
 
 def _draw(generator: Generator, history: History, group: Sequence[int], held: Mapping[int, np.ndarray]) -> dict:
     places = {n % BATCH: n for n in group}
     numbers = [places.get(place, group[0]) for place in range(BATCH)]
     pictures = [history.picture(n) for n in numbers]
-    scale, guidance, strength, _ = _common(history, group[0])
-    asked = {prompt: generator.cond(scale, prompt, guidance) for prompt in {p.prompt for p in pictures}}
+    scale, guidance, strength, hints, _ = _common(history, group[0])
+    asked = {prompt: generator.cond(scale, prompt, guidance, hints) for prompt in {p.prompt for p in pictures}}
     conds, scales = zip(*(asked[p.prompt] for p in pictures), strict=True)
     cond = {name: jnp.concatenate([jnp.asarray(c[name]) for c in conds]) for name in conds[0]}
     keys = jnp.concatenate(

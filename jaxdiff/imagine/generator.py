@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -21,11 +22,14 @@ from jaxdiff.distributed import gather
 from jaxdiff.drawing import parameters
 from jaxdiff.experiment import Condition, Experiment, Medium, Model, Sampling, UserError, compute_dtype
 from jaxdiff.hooks import change_sampling
+from jaxdiff.imagine.hint_file import Hint
 from jaxdiff.imagine.history import History
+from jaxdiff.options import absolute
 from jaxdiff.quantize import Weights
 from jaxdiff.recipe import load_run
 from jaxdiff.sampler import Generate, sampler
 from jaxdiff.sharding import use_mesh
+from jaxdiff.text_to_image.steering import hint_cond, hint_shapes, steered
 
 __all__ = ["Generator", "Stage", "fingerprint", "of_directory", "of_experiment", "of_run"]
 
@@ -36,6 +40,7 @@ class Stage(NamedTuple):
     Attributes:
         params: as `sampler.sampler`'s function takes them.
         model, sampling, condition, medium: as an experiment has them.
+        controls: of what steers the model, by name the shape of what it follows, as `text_to_image.Pipeline` has it.
         encode: (params, images [B, H, W, C] in [-1, 1]) -> x0 as the network gets it; None: pictures of this size are
             not begun with smaller ones.
     """
@@ -46,6 +51,7 @@ class Stage(NamedTuple):
     condition: Condition
     medium: Medium
     encode: Callable[[Any, Array], Array] | None = None
+    controls: Mapping[str, tuple[int, ...] | None] = MappingProxyType({})
 
 
 class Generator:
@@ -77,6 +83,9 @@ class Generator:
     def check(self, history: History) -> None:
         """Raise ValueError unless a history is of this model with these settings."""
         mine = self.history
+        if history.controls != mine.controls:
+            was, now = (", ".join(h.controls) or "no controls" for h in (history, mine))
+            raise ValueError(f"the history was begun with {was}, got {now}: begin another one")
         if history.weights != mine.weights:
             raise ValueError(
                 f"the history is of other weights, whose fingerprint is {history.weights}, and that of these is "
@@ -87,30 +96,50 @@ class Generator:
             if was != now:
                 raise ValueError(f"the history was begun with {name} {was}, got {now}: begin another one")
 
-    def cond(self, scale: int, prompt: str, guidance: float) -> tuple[Cond, float]:
-        """Make the condition of a prompt.
+    def cond(self, scale: int, prompt: str, guidance: float, hints: Sequence[Hint] = ()) -> tuple[Cond, float]:
+        """Make the condition of a prompt and of what the picture follows.
 
         Args:
             scale: of the picture.
             prompt: what it shows.
             guidance: scale, which is an input of a network whose guidance was distilled.
+            hints: as for `steer`.
 
         Returns:
             (condition, leaves [1, ...]; scale of the guidance by a null condition, 1 for none).
 
         Raises:
             UserError: words for which the condition's `parse` raises a ValueError.
+            ValueError: as by `steer`.
         """
+        steering = self.steer(scale, hints)
         try:
             cond = self.stage(scale).condition.parse(prompt)
         except ValueError as error:  # also a condition of the user's own: the words are wrong, not its code
             raise UserError(str(error)) from error
         if "guidance" in cond:
-            return {**cond, "guidance": np.full_like(cond["guidance"], guidance)}, 1.0
-        return cond, guidance
+            return {**cond, "guidance": np.full_like(cond["guidance"], guidance), **steering}, 1.0
+        return {**cond, **steering}, guidance
+
+    def steer(self, scale: int, hints: Sequence[Hint]) -> Cond:
+        """Make the entries of a condition that say what a picture follows.
+
+        Args:
+            scale: of the picture.
+            hints: one for each of the stage's controls.
+
+        Raises:
+            UserError: another number of hints, or a file that has changed.
+            ValueError: a file that holds no such hint.
+        """
+        controls = self.stage(scale).controls
+        if len(hints) != len(controls):
+            raise UserError(f"{len(controls)} controls take as many pictures to follow, got {len(hints)}")
+        read = [hint.read(shape) for hint, shape in zip(hints, controls.values(), strict=True)]
+        return hint_cond(list(controls), read, [hint.scale for hint in hints])
 
     def _sampler(self, scale: int, guided: bool) -> Generate:
-        _, model, sampling, condition, medium, _ = self.stage(scale)
+        _, model, sampling, condition, medium, *_ = self.stage(scale)
 
         def decode(params: Any, x: Array) -> Any:
             return x, medium.decode(params, x)
@@ -139,7 +168,12 @@ class Generator:
 
 
 def of_experiment(
-    experiment: Experiment, params: Any, *, solver: str | None = None, mesh: Mesh | None = None
+    experiment: Experiment,
+    params: Any,
+    *,
+    solver: str | None = None,
+    weights: Weights | None = None,
+    mesh: Mesh | None = None,
 ) -> Generator:
     """Make a generator of an experiment.
 
@@ -147,6 +181,7 @@ def of_experiment(
         experiment: the experiment; `hooks.change_sampling` changes its sampling.
         params: its parameters, e.g. from `run.parameters`.
         solver: name of the solver, for the history, where it is not the experiment's own.
+        weights: "int8" or "float8", for the history, where the parameters' kernels are in 8 bits.
         mesh: where the parameters lie.
 
     Raises:
@@ -164,7 +199,7 @@ def of_experiment(
             )
         return Stage(merged, experiment.model, experiment.sampling, experiment.condition, experiment.medium)
 
-    return _generator(stage, solver=solver, mesh=mesh)
+    return _generator(stage, solver=solver, weights=weights, mesh=mesh)
 
 
 def of_run(
@@ -190,7 +225,8 @@ def of_run(
         ValueError: as by `recipe.load_run`, `hooks.change_sampling` and `drawing.parameters`.
     """
     experiment = change_sampling(load_run(run, mesh=mesh, trust=trust), solver=solver, steps=steps)
-    return of_experiment(experiment, parameters(experiment, run, weights=weights, mesh=mesh), solver=solver, mesh=mesh)
+    params = parameters(experiment, run, weights=weights, mesh=mesh)
+    return of_experiment(experiment, params, solver=solver, weights=weights, mesh=mesh)
 
 
 def of_directory(
@@ -202,6 +238,7 @@ def of_directory(
     base: str | Path | None = None,
     variant: str | None = None,
     weights: Weights | None = None,
+    controls: Sequence[str | Path] = (),
     mesh: Mesh | None = None,
 ) -> Generator:
     """Make a generator of a text-to-image directory, whose pictures can grow.
@@ -214,12 +251,15 @@ def of_directory(
         base: directory that gives what the other lacks; see `text_to_image.load`.
         variant: of the weights in a directory.
         weights: "int8" or "float8": kernels in 8 bits, as for `text_to_image.load`.
+        controls: what steers the model, as for `text_to_image.load`.
         mesh: where the parameters lie; None is the default device.
 
     Raises:
         ValueError: as by `text_to_image.load`; a network for inpainting, which needs a mask.
     """
-    options: dict[str, Any] = {"steps": steps, "kind": solver, "base": base, "dtype": compute_dtype()}
+    options: dict[str, Any] = {
+        "steps": steps, "kind": solver, "base": base, "dtype": compute_dtype(), "controls": controls,
+    }  # fmt: skip
     usual = text_to_image.describe(directory, size=size, **options)
     if usual.inpaints:
         raise ValueError(f"the network of {directory} is for inpainting, and needs a mask")
@@ -230,10 +270,12 @@ def of_directory(
 
     def stage(scale: int) -> Stage:
         larger = scale * usual.size[0], scale * usual.size[1]
-        parts = usual if scale == 1 else text_to_image.describe(directory, size=larger, **options)
-        return Stage(params, parts.model, parts.sampling, parts.condition, parts.medium, parts.encode_images)
+        parts = steered(usual if scale == 1 else text_to_image.describe(directory, size=larger, **options))
+        made = parts.model, parts.sampling, parts.condition, parts.medium
+        return Stage(params, *made, parts.encode_images, hint_shapes(parts))
 
-    return _generator(stage, solver=solver, size=usual.size, mesh=mesh)
+    where = tuple(absolute(str(path)) for path in controls)
+    return _generator(stage, solver=solver, size=usual.size, weights=weights, controls=where, mesh=mesh)
 
 
 def fingerprint(tree: Any) -> str:
@@ -250,9 +292,12 @@ def fingerprint(tree: Any) -> str:
     return digest.hexdigest()
 
 
-def _generator(stage: Callable[[int], Stage], *, solver: str | None, size: Any = None, mesh: Mesh | None) -> Generator:
+def _generator(
+    stage: Callable[[int], Stage], *, solver: str | None, size: Any = None, weights: Weights | None,
+    controls: tuple[str, ...] = (), mesh: Mesh | None,
+) -> Generator:  # fmt: skip
     first = stage(1)
     distilled = first.condition.choose(np.arange(1)).get("guidance")
     guidance = first.sampling.guidance if distilled is None else np.asarray(distilled)[0]
-    history = History(fingerprint(first.params), first.sampling.steps, float(guidance), solver, size)
+    history = History(fingerprint(first.params), first.sampling.steps, float(guidance), solver, size, weights, controls)
     return Generator(stage, history, mesh=mesh)

@@ -7,10 +7,13 @@ their noise.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from numbers import Integral
 from typing import NamedTuple
 
+from jaxdiff.imagine.hint_file import Hint, check_hint
 from jaxdiff.options import SEED
+from jaxdiff.quantize import Weights
 from jaxdiff.schema import integer, number
 
 __all__ = ["LARGEST", "MOST", "History", "Picture", "begin", "lineage", "remix", "upscale", "vary"]
@@ -31,6 +34,7 @@ class Picture(NamedTuple):
         strength: how much of the parent is changed, in (0, 1]; None without a parent.
         scale: its height over that of a picture without a parent.
         x0: fingerprint of the numbers that were drawn first, see `imagine.fingerprint`; None: not drawn yet.
+        hints: of each of the history's controls what it follows, and its scale.
     """
 
     prompt: str
@@ -40,6 +44,7 @@ class Picture(NamedTuple):
     strength: float | None = None
     scale: int = 1
     x0: str | None = None
+    hints: tuple[Hint, ...] = ()
 
 
 class History(NamedTuple):
@@ -51,6 +56,8 @@ class History(NamedTuple):
         guidance: the usual scale.
         solver: name of the solver, in place of the model's own.
         size: (height, width) of the first pictures, where it can be chosen.
+        param_dtype: "int8" or "float8", where the model's kernels are in 8 bits.
+        controls: what steers the model, by the places of its files.
         pictures: in the order of their numbers, which begin at 1.
     """
 
@@ -59,6 +66,8 @@ class History(NamedTuple):
     guidance: float
     solver: str | None = None
     size: tuple[int, int] | None = None
+    param_dtype: Weights | None = None
+    controls: tuple[str, ...] = ()
     pictures: tuple[Picture, ...] = ()
 
     def picture(self, n: int) -> Picture:
@@ -74,7 +83,15 @@ class History(NamedTuple):
         return self.pictures[n - 1]
 
 
-def begin(history: History, prompt: str, *, num: int = 4, seed: int = 0, guidance: float | None = None) -> History:
+def begin(
+    history: History,
+    prompt: str,
+    *,
+    num: int = 4,
+    seed: int = 0,
+    guidance: float | None = None,
+    hints: Sequence[Hint] = (),
+) -> History:
     """Add pictures of a prompt.
 
     Args:
@@ -83,18 +100,27 @@ def begin(history: History, prompt: str, *, num: int = 4, seed: int = 0, guidanc
         num: how many.
         seed: of their noise.
         guidance: scale, 1 is off; None is the usual one.
+        hints: what they follow, one for each of the history's controls; see `make_hint`.
 
     Returns:
         The longer history.
 
     Raises:
-        ValueError: no prompt, or a number out of range.
+        ValueError: no prompt, a number out of range, or another number of hints.
     """
-    return _add(history, Picture(prompt, seed, history.guidance if guidance is None else guidance), num)
+    guidance = history.guidance if guidance is None else guidance
+    return _add(history, Picture(prompt, seed, guidance, hints=tuple(hints)), num)
 
 
 def vary(
-    history: History, n: int, *, strength: float = 0.6, num: int = 4, seed: int = 0, guidance: float | None = None
+    history: History,
+    n: int,
+    *,
+    strength: float = 0.6,
+    num: int = 4,
+    seed: int = 0,
+    guidance: float | None = None,
+    hints: Sequence[Hint] | None = None,
 ) -> History:
     """Add variations of a picture: noised to a level and denoised again, with other keys (SDEdit, Meng et al. 2021,
     arXiv:2108.01073).
@@ -106,14 +132,16 @@ def vary(
         num: how many.
         seed: of their noise.
         guidance: scale; None is the picture's.
+        hints: what they follow, one for each of the history's controls; None: what the picture follows.
 
     Returns:
         The longer history.
 
     Raises:
-        ValueError: no such picture, or a number out of range.
+        ValueError: no such picture, a number out of range, or another number of hints.
     """
-    return remix(history, n, history.picture(n).prompt, strength=strength, num=num, seed=seed, guidance=guidance)
+    prompt = history.picture(n).prompt
+    return remix(history, n, prompt, strength=strength, num=num, seed=seed, guidance=guidance, hints=hints)
 
 
 def remix(
@@ -125,6 +153,7 @@ def remix(
     num: int = 4,
     seed: int = 0,
     guidance: float | None = None,
+    hints: Sequence[Hint] | None = None,
 ) -> History:
     """Add variations of a picture that are denoised with another prompt.
 
@@ -132,41 +161,50 @@ def remix(
         history: the pictures so far.
         n: number of the picture.
         prompt: what the new ones show.
-        strength, num, seed, guidance: as for `vary`.
+        strength, num, seed, guidance, hints: as for `vary`.
 
     Returns:
         The longer history.
 
     Raises:
-        ValueError: no such picture, no prompt, or a number out of range.
+        ValueError: no such picture, no prompt, a number out of range, or another number of hints.
     """
     parent = history.picture(n)
     guidance = parent.guidance if guidance is None else guidance
-    return _add(history, Picture(prompt, seed, guidance, n, strength, parent.scale), num)
+    hints = parent.hints if hints is None else tuple(hints)
+    return _add(history, Picture(prompt, seed, guidance, n, strength, parent.scale, hints=hints), num)
 
 
 def upscale(
-    history: History, n: int, *, strength: float = 0.3, seed: int = 0, guidance: float | None = None
+    history: History,
+    n: int,
+    *,
+    strength: float = 0.3,
+    seed: int = 0,
+    guidance: float | None = None,
+    hints: Sequence[Hint] | None = None,
 ) -> History:
     """Add a picture at twice the size: enlarged, noised to a level, and denoised at that size.
 
     Args:
         history: the pictures so far.
         n: number of the picture.
-        strength, seed, guidance: as for `vary`.
+        strength, seed, guidance, hints: as for `vary`.
 
     Returns:
         The longer history.
 
     Raises:
-        ValueError: no such picture, a number out of range, or a picture that would be too large.
+        ValueError: no such picture, a number out of range, another number of hints, or a picture that would be too
+            large.
     """
     parent = history.picture(n)
     scale = 2 * parent.scale
     if scale > LARGEST:
         raise ValueError(f"pictures grow up to {LARGEST} times, and picture {n} has grown {parent.scale} times already")
     guidance = parent.guidance if guidance is None else guidance
-    return _add(history, Picture(parent.prompt, seed, guidance, n, strength, scale), 1)
+    hints = parent.hints if hints is None else tuple(hints)
+    return _add(history, Picture(parent.prompt, seed, guidance, n, strength, scale, hints=hints), 1)
 
 
 def lineage(history: History, n: int) -> list[int]:
@@ -186,16 +224,17 @@ def lineage(history: History, n: int) -> list[int]:
 
 
 def _add(history: History, picture: Picture, num: int) -> History:
-    checked = check_picture(picture)
+    checked = check_picture(picture, len(history.controls))
     integer("num", num, 1, MOST - len(history.pictures))
     return history._replace(pictures=(*history.pictures, *[checked] * num))
 
 
-def check_picture(picture: Picture) -> Picture:
+def check_picture(picture: Picture, controls: int = 0) -> Picture:
     """Return a picture in Python's own numbers.
 
     Args:
         picture: whose parent is known.
+        controls: how many its history has.
 
     Raises:
         ValueError: it cannot be drawn.
@@ -204,6 +243,12 @@ def check_picture(picture: Picture) -> Picture:
     if not isinstance(prompt, str) or not prompt.strip() or len(prompt) > PROMPT:
         got = f"{len(prompt):,} characters" if isinstance(prompt, str) and prompt.strip() else repr(prompt)
         raise ValueError(f"a prompt must have 1 to {PROMPT:,} characters, not all of them spaces, got {got:.80}")
+    if len(picture.hints) != controls:
+        raise ValueError(
+            f"a history with {controls} controls takes as many --control for each picture, got {len(picture.hints)}"
+            if controls
+            else "the history was begun without --control: begin another one"
+        )
     if picture.parent is not None:
         if number(0, 1).check("strength", strength) == 0:
             raise ValueError("strength must be above 0: without a step nothing changes")
@@ -213,4 +258,5 @@ def check_picture(picture: Picture) -> Picture:
         guidance=float(number(-1000, 1000).check("guidance", picture.guidance)),
         parent=None if picture.parent is None else int(picture.parent),
         strength=strength,
+        hints=tuple(map(check_hint, picture.hints)),
     )

@@ -7,25 +7,31 @@ import re
 from pathlib import Path
 from typing import Any
 
+from jaxdiff.imagine.hint_file import Hint
 from jaxdiff.imagine.history import LARGEST, MOST, History, Picture, check_picture
 from jaxdiff.schema import Kind, choice, each, number, optional, whole_number
 from jaxdiff.storage import read_json, write_text
 
 __all__ = ["VERSION", "read_history", "write_history"]
 
-VERSION = 1
+VERSION = 2
+# What version 1 had not: of a history, and of a picture.
+NEW: tuple[dict[str, Any], dict[str, Any]] = {"param_dtype": None, "controls": []}, {"hints": []}
 _FINGERPRINT = Kind(
     "32 hexadecimal digits", lambda v: isinstance(v, str) and re.fullmatch("[0-9a-f]{32}", v) is not None
 )
+MOST_CONTROLS = 100
 _TEXT = Kind("a text", lambda v: isinstance(v, str))
 _GUIDANCE = number(-1000, 1000)
 _HISTORY = {
-    "version": choice(VERSION),
+    "version": choice(1, VERSION),
     "weights": _FINGERPRINT,
     "steps": whole_number(1, 100_000),
     "guidance": _GUIDANCE,
     "solver": optional(_TEXT),
     "size": optional(each(whole_number(1, 1_000_000), 2, 2)),
+    "param_dtype": optional(choice("int8", "float8")),
+    "controls": each(_TEXT, MOST_CONTROLS, 0),
     "pictures": Kind(f"a list of up to {MOST:,} pictures", lambda v: isinstance(v, list) and len(v) <= MOST),
 }
 _PICTURE = {
@@ -36,7 +42,9 @@ _PICTURE = {
     "strength": optional(number(0, 1)),
     "scale": whole_number(1, LARGEST),
     "x0": optional(_FINGERPRINT),
+    "hints": Kind(f"a list of up to {MOST_CONTROLS} hints", lambda v: isinstance(v, list) and len(v) <= MOST_CONTROLS),
 }
+_HINT = {"picture": _TEXT, "scale": number(-1000, 1000), "digest": _FINGERPRINT}
 
 
 def write_history(path: str | Path, history: History) -> None:
@@ -47,7 +55,9 @@ def write_history(path: str | Path, history: History) -> None:
         history: the history.
     """
     fields = {"version": VERSION, **history._asdict()}
-    fields["pictures"] = [picture._asdict() for picture in history.pictures]
+    fields["pictures"] = [
+        picture._asdict() | {"hints": [hint._asdict() for hint in picture.hints]} for picture in history.pictures
+    ]
     write_text(path, json.dumps(fields, indent=1) + "\n")
 
 
@@ -60,22 +70,30 @@ def read_history(path: str | Path) -> History:
     Raises:
         ValueError: the file does not exist, is of another version, or something in it is not what a history has.
     """
-    fields = _checked(read_json(path), _HISTORY, str(path))
+    held = read_json(path)
+    new, new_of_picture = NEW if held.get("version") == 1 else ({}, {})
+    fields = _checked(new | held, _HISTORY, str(path))
     pictures: list[Picture] = []
     for n, each_picture in enumerate(fields["pictures"], 1):
         where = f"{path}: picture {n}"
         if not isinstance(each_picture, dict):
             raise ValueError(f"{where} must be an object, got {each_picture!r:.80}")
-        picture = Picture(**_checked(each_picture, _PICTURE, where))
+        kept = _checked(new_of_picture | each_picture, _PICTURE, where)
+        for hint in kept["hints"]:
+            if not isinstance(hint, dict):
+                raise ValueError(f"{where}: a hint must be an object, got {hint!r:.80}")
+        kept["hints"] = tuple(Hint(**_checked(hint, _HINT, f"{where}: a hint")) for hint in kept["hints"])
+        picture = Picture(**kept)
         _check_parent(picture, pictures, where)
         try:
-            pictures.append(check_picture(picture))
+            pictures.append(check_picture(picture, len(fields["controls"])))
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
     size = None if fields["size"] is None else tuple(fields["size"])
     return History(
-        fields["weights"], fields["steps"], float(fields["guidance"]), fields["solver"], size, tuple(pictures)
-    )
+        fields["weights"], fields["steps"], float(fields["guidance"]), fields["solver"], size, fields["param_dtype"],
+        tuple(fields["controls"]), tuple(pictures),
+    )  # fmt: skip
 
 
 def _checked(fields: dict[str, Any], kinds: dict[str, Kind], where: str) -> dict[str, Any]:

@@ -112,7 +112,7 @@ def init(module: nn.Module, key: Array, x: Any, cond: Mapping[str, Any] | None =
 
     def draw(key):
         # The network is only traced on zeros; compilation removes all but the parameters.
-        zeros = {name: jnp.zeros(a.shape, canonicalize_dtype(a.dtype)) for name, a in (cond or {}).items()}
+        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, canonicalize_dtype(a.dtype)), dict(cond or {}))
         empty = jax.tree.map(lambda a: jnp.zeros(a.shape, jnp.float32), x)
         noise = jnp.zeros(jax.tree.leaves(empty)[0].shape[:1], jnp.float32)
         return module.init(key, empty, noise, zeros)["params"]

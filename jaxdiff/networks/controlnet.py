@@ -97,7 +97,7 @@ def control_of(unet: UNet, *, hint_channels: int = 3, hint_widths: tuple[int, ..
     Returns:
         The module, with the U-Net's attributes.
     """
-    shared = {f.name: getattr(unet, f.name) for f in fields(UNet) if f.name not in ("parent", "name", "image_prompt")}
+    shared = {f.name: getattr(unet, f.name) for f in fields(UNet) if f.name not in ("parent", "name", "image_ranks")}
     return ControlNet(**shared, hint_channels=hint_channels, hint_widths=hint_widths)
 
 

@@ -5,14 +5,17 @@ values of their own,
 
     attention(q, text) + lam attention(q, image).
 
-A `UNet` with image_prompt has these weights; cond["image_prompt"] are the image's tokens, cond["image_scale"] is lam.
-The tokens are computed once per picture: from the embedding of an image encoder by an `ImageProjection`, or from its
-patches by a `Resampler` (the authors' "plus").
+A `UNet` with image_ranks has these weights, of one adapter or of several, whose attentions are added;
+cond["image_prompt"] are each image's tokens, cond["image_scale"] is each lam. The tokens are computed once per picture:
+from the embedding of an image encoder by an `ImageProjection`, or from its patches by a `Resampler` (the authors'
+"plus"). FaceID projects the embedding of a face by a `FaceProjection`, and also changes the projections of all
+attentions by weights of low rank (Hu et al. 2021, arXiv:2106.09685), which are on where lam is not 0, as in its
+training.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,7 +28,9 @@ from jaxdiff.networks.initializers import table_init
 from jaxdiff.networks.layers import at_least_float32
 from jaxdiff.networks.tokens import LayerNorm, dense, scan_layers
 
-__all__ = ["ImageProjection", "Resampler", "image_prompted"]
+__all__ = ["FaceProjection", "ImageProjection", "Resampler", "image_prompted"]
+
+ImageScale = float | Array | Callable[[Array], float | Array]
 
 
 class ImageProjection(nn.Module):
@@ -45,6 +50,29 @@ class ImageProjection(nn.Module):
     def __call__(self, embedding: Array) -> Array:
         """Map embeddings [B, D] to tokens [B, count, width]."""
         tokens = dense(self.count * self.width, self.dtype, "proj")(embedding.astype(self.dtype))
+        return LayerNorm(name="norm")(tokens.reshape(len(embedding), self.count, self.width))
+
+
+class FaceProjection(nn.Module):
+    """Tokens of the embedding of a face.
+
+    Attributes:
+        count: number of tokens.
+        width: of a token, that of the text's tokens.
+        features: inner width.
+        dtype: type of the computation.
+    """
+
+    count: int = 4
+    width: int = 768
+    features: int = 1024
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, embedding: Array) -> Array:
+        """Map embeddings [B, D] to tokens [B, count, width]."""
+        h = nn.gelu(dense(self.features, self.dtype, "proj.0")(embedding.astype(self.dtype)), approximate=False)
+        tokens = dense(self.count * self.width, self.dtype, "proj.2")(h)
         return LayerNorm(name="norm")(tokens.reshape(len(embedding), self.count, self.width))
 
 
@@ -107,25 +135,32 @@ class Resampler(nn.Module):
         return LayerNorm(name="norm_out")(dense(self.width, self.dtype, "proj_out")(x))
 
 
-def image_prompted(unet: Callable[..., Any], scale: float | Array | Callable[[Array], float | Array] = 1.0) -> Callable:
-    """Return a U-Net with image_prompt at a scale.
+def image_prompted(unet: Callable[..., Any], scale: ImageScale | Sequence[ImageScale] = 1.0) -> Callable[..., Any]:
+    """Return a U-Net with image prompts at a scale.
 
     Args:
         unet: its apply.
-        scale: lam: a number or [B], or a function of the network's noise input, noise[B] -> a number or [B], which
-            follows the noise level; 0 is off.
+        scale: lam of each image, or one for all: a number or [B], or a function of the network's noise input, noise[B]
+            -> a number or [B], which follows the noise level; 0 is off.
 
     Returns:
         apply(params, x, noise, cond, *, key=None), of cond without "image_scale".
 
     Raises:
-        ValueError: when apply is called, another shape of the scale.
+        ValueError: when apply is called, another number of scales, or another shape of one.
     """
 
     def apply(params, x, noise, cond, *, key=None):
-        lam = jnp.asarray(scale(noise) if callable(scale) else scale, at_least_float32(x.dtype))
-        if lam.shape not in ((), noise.shape):
-            raise ValueError(f"scale must be one number or {len(noise)}, one per example, got shape {lam.shape}")
-        return unet(params, x, noise, {**cond, "image_scale": jnp.broadcast_to(lam, noise.shape)}, key=key)
+        def lam(each: ImageScale) -> Array:
+            value = jnp.asarray(each(noise) if callable(each) else each, at_least_float32(x.dtype))
+            if value.shape not in ((), noise.shape):
+                raise ValueError(f"scale must be one number or {len(noise)}, one per example, got shape {value.shape}")
+            return jnp.broadcast_to(value, noise.shape)
+
+        count = len(cond["image_prompt"])
+        each = list(scale) if isinstance(scale, Sequence) else [scale] * count
+        if len(each) != count:
+            raise ValueError(f"{count} images take one scale, or as many, got {len(each)}")
+        return unet(params, x, noise, {**cond, "image_scale": tuple(map(lam, each))}, key=key)
 
     return apply

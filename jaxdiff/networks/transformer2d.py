@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -67,11 +68,14 @@ class TransformerConfig:
             )
 
 
-class ImagePrompt(NamedTuple):
-    """Tokens of an image, [B, L, D], and the scale of the attention to them, [B]; see `ip_adapter`."""
+class ImagePrompts(NamedTuple):
+    """Tokens of images, [B, L, D] of each, and the scales of the attention to them, [B] of each; see `ip_adapter`."""
 
-    tokens: Array
-    scale: Array
+    tokens: tuple[Array, ...] = ()
+    scales: tuple[Array, ...] = ()
+
+
+NO_IMAGES = ImagePrompts()
 
 
 class Block(nn.Module):
@@ -81,50 +85,59 @@ class Block(nn.Module):
         num_heads: of both attentions; divides the width.
         cross_only: the first attention is also to the tokens.
         identity: replace self-attention's map by the identity; see `attention.Attention`.
+        image_ranks: see `Transformer2D`.
         dtype: type of the computation.
     """
 
     num_heads: int
     cross_only: bool = False
     identity: bool = False
+    image_ranks: tuple[int, ...] = ()
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: Array, tokens: Array | None, mask: Array | None, image: ImagePrompt | None
-    ) -> tuple[Array, None]:
+    def __call__(self, x: Array, tokens: Array | None, mask: Array | None, images: ImagePrompts) -> tuple[Array, None]:
         """Map x[B, N, C] to the same shape, with attention to tokens[B, L, D] where mask[B, L] is True, or to x."""
         x = constrain_tokens(x)
         h = LayerNorm(name="norm1")(x)
         if self.cross_only and tokens is not None:
-            x = x + self._attend(h, tokens, mask, "attn1")
+            x = x + self._attend(h, tokens, mask, images, name="attn1")
         else:
-            x = x + self._attend(h, h, None, "attn1", identity=self.identity)
+            x = x + self._attend(h, h, None, images, name="attn1", identity=self.identity)
         h = LayerNorm(name="norm2")(x)
-        x = x + self._attend(h, h if tokens is None else tokens, mask, "attn2", image=image)
-
+        x = x + self._attend(h, h if tokens is None else tokens, mask, images, name="attn2")
         return x + geglu(LayerNorm(name="norm3")(x), self.dtype, "ff"), None
 
     def _attend(
-        self, x: Array, source: Array, mask: Array | None, name: str, *, identity: bool = False,
-        image: ImagePrompt | None = None,
-    ) -> Array:  # fmt: skip
+        self, x: Array, source: Array, mask: Array | None, images: ImagePrompts, *, name: str, identity: bool = False
+    ) -> Array:
+        linear = partial(dense, dtype=self.dtype, bias=False)
+
+        def changed(y: Array, a: Array, to: str) -> Array:
+            """A projection y of a, with the low-rank changes of the images whose scale is not 0."""
+            for i, rank in enumerate(self.image_ranks):
+                if rank:
+                    down = linear(rank, name=f"{name}.processor.{to}_lora.{i}.down")(a)
+                    on = (images.scales[i] != 0).astype(y.dtype)[:, None, None]
+                    y = y + on * linear(y.shape[-1], name=f"{name}.processor.{to}_lora.{i}.up")(down)
+            return y
+
         def project(a: Array, to: str) -> Array:
-            return dense(x.shape[-1], self.dtype, f"{name}.{to}", bias=False)(a)
+            return changed(linear(x.shape[-1], name=f"{name}.{to}")(a), a, to)
 
         q, k, v = project(x, "to_q"), project(source, "to_k"), project(source, "to_v")
         # An identity map returns the values; queries and keys only keep their parameters, and `jit` removes them.
         if not identity:
             q, k, v = (split_heads(a, self.num_heads) for a in (q, k, v))
             v = attend(q, k, v, mask=mask, cross=source is not x).reshape(x.shape)
-        if image is not None:
+        for i, (image, scale) in enumerate(zip(*images, strict=True) if name == "attn2" else ()):
             k, v_image = (
-                split_heads(project(image.tokens, f"processor.{to}_ip.0"), self.num_heads) for to in ("to_k", "to_v")
+                split_heads(linear(x.shape[-1], name=f"{name}.processor.{to}_ip.{i}")(image), self.num_heads)
+                for to in ("to_k", "to_v")
             )
-            scale = image.scale.astype(v.dtype)[:, None, None]
             with with_control(None):  # maps of the text's words are none of the image's
-                v = v + scale * attend(q, k, v_image).reshape(x.shape)
-        return dense(x.shape[-1], self.dtype, f"{name}.to_out.0")(v)
+                v = v + scale.astype(v.dtype)[:, None, None] * attend(q, k, v_image).reshape(x.shape)
+        return changed(dense(x.shape[-1], self.dtype, f"{name}.to_out.0")(v), v, "to_out")
 
 
 class Transformer2D(nn.Module):
@@ -136,6 +149,8 @@ class Transformer2D(nn.Module):
         linear: see `TransformerConfig`.
         cross_only: see `Block`.
         identity: see `Block`.
+        image_ranks: for each image to which the second attention attends, too, the rank of the changes of both
+            attentions' projections that come with it, or 0 for none; see `ip_adapter`.
         groups: of the group norm, whose epsilon is 1e-6.
         remat: what the backward pass recomputes in each block: "none", "dots" (all but products) or "full".
         dtype: type of the computation.
@@ -146,13 +161,14 @@ class Transformer2D(nn.Module):
     linear: bool = False
     cross_only: bool = False
     identity: bool = False
+    image_ranks: tuple[int, ...] = ()
     groups: int = 32
     remat: Remat = "dots"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(
-        self, x: Array, tokens: Array | None, mask: Array | None = None, image: ImagePrompt | None = None
+        self, x: Array, tokens: Array | None, mask: Array | None = None, images: ImagePrompts = NO_IMAGES
     ) -> Array:
         """Attend from every position to all positions and to the tokens.
 
@@ -160,7 +176,7 @@ class Transformer2D(nn.Module):
             x: [B, *spatial, C].
             tokens: [B, L, D]; None: attend to the positions instead.
             mask: bool[B, L], True for visible tokens.
-            image: an image to which the second attention of each block attends, too.
+            images: as many as `image_ranks`.
 
         Returns:
             Like x.
@@ -174,14 +190,13 @@ class Transformer2D(nn.Module):
         tokens = None if tokens is None else tokens.astype(self.dtype)
         if tokens is not None and mask is not None:
             tokens = visible(tokens, mask)
-        if image is not None:
-            image = image._replace(tokens=image.tokens.astype(self.dtype))
+        images = images._replace(tokens=tuple(image.astype(self.dtype) for image in images.tokens))
         h = GroupNorm(self.groups, 1e-6, name="norm")(x)
         h = self._project(h, "proj_in").reshape(x.shape[0], -1, channels)
         block = scan_layers(Block, self.depth, remat=self.remat)(
-            self.num_heads, self.cross_only, self.identity, self.dtype, name="transformer_blocks.*"
+            self.num_heads, self.cross_only, self.identity, self.image_ranks, self.dtype, name="transformer_blocks.*"
         )
-        h, _ = block(h, tokens, mask, image)
+        h, _ = block(h, tokens, mask, images)
         return x + self._project(h.reshape(x.shape), "proj_out", zero=True)
 
     def _project(self, h: Array, name: str, *, zero: bool = False) -> Array:

@@ -23,7 +23,9 @@ from jaxdiff.networks.layers import Conv, Downsample, GroupNorm, Upsample, activ
 from jaxdiff.networks.remat import Remat, rematted
 from jaxdiff.networks.resblock import ResBlock, quarter
 from jaxdiff.networks.tokens import dense
-from jaxdiff.networks.transformer2d import ImagePrompt, Transformer2D, TransformerConfig
+from jaxdiff.networks.transformer2d import NO_IMAGES, ImagePrompts, Transformer2D, TransformerConfig
+
+IMAGES = "image_prompt", "image_scale"  # conditions that have an array for each image
 
 
 class UNet(nn.Module):
@@ -72,7 +74,8 @@ class UNet(nn.Module):
         concat_channels: C' of cond["concat"]; None: off.
         concat_noise: cond["concat_noise"] is float[B], the level of the noise on cond["concat"], embedded like the
             noise (Ho et al. 2021, arXiv:2106.15282).
-        image_prompt: transformers also attend to the tokens of an image; see `ip_adapter`.
+        image_ranks: for each image to whose tokens transformers also attend, the rank of the changes of their
+            attentions that come with it, or 0 for none; see `ip_adapter`.
         out_channels: channels of the output; None: as many as x has.
         learned_variance: return (F, frac); frac is v of Nichol and Dhariwal 2021, eq. 15, the place of the log
             variance between its bounds, mapped from [-1, 1] to [0, 1] but not clipped.
@@ -115,7 +118,7 @@ class UNet(nn.Module):
     next_noise: bool = False
     concat_channels: int | None = None
     concat_noise: bool = False
-    image_prompt: bool = False
+    image_ranks: tuple[int, ...] = ()
     out_channels: int | None = None
     learned_variance: bool = False
     patch_size: int = 1
@@ -135,8 +138,9 @@ class UNet(nn.Module):
             cond: as configured, "label" int[B] (num_classes is the null class), "tokens" [B, L, D]
                 with an optional "mask" bool[B, L] (True: visible), "vector" [B, D], "guidance" float[B], the
                 scale of the guidance that was distilled into the network, "next_noise" float[B], "concat"
-                [B, *spatial, C'], "concat_noise" float[B], "image_prompt" [B, L, D], as wide as the tokens of the
-                text that are attended to, with "image_scale" float[B], of which 0 is off. The optional "residuals" are
+                [B, *spatial, C'], "concat_noise" float[B], "image_prompt", of each image [B, L, D], as wide as the
+                tokens of the text that are attended to, with "image_scale", of each float[B], of which 0 is off. The
+                optional "residuals" are
                 added to the skips, from the input on, and to the bottom: as many arrays, of the same shapes or with
                 spatial sizes of 1; see `controlnet.controlled`. The optional "features" are added within the encoder;
                 see `adapter.T2IAdapter`.
@@ -187,8 +191,8 @@ class UNet(nn.Module):
 
     def _block_inputs(self, noise: Array, cond: Mapping[str, Any], train: bool) -> "_BlockInputs":
         emb = activation(self.act)(self._embed(noise, cond))
-        image = ImagePrompt(cond["image_prompt"], cond["image_scale"]) if self.image_prompt else None
-        return _BlockInputs(emb, self._tokens(cond), cond.get("mask"), train, image)
+        images = ImagePrompts(*(tuple(cond.get(name, ())) for name in IMAGES))
+        return _BlockInputs(emb, self._tokens(cond), cond.get("mask"), train, images)
 
     def _tokens(self, cond: Mapping[str, Any]) -> Array | None:
         """Return the tokens for cross-attention."""
@@ -255,7 +259,7 @@ class UNet(nn.Module):
         if self.transformer is not None:
             depth = self.transformer.blocks(level, index, up=name.startswith("up_blocks"))
             block = self._transformer(self.transformer, path, level=level, depth=depth, identity=identity)
-            return block(h, inputs.tokens, inputs.mask, inputs.image)
+            return block(h, inputs.tokens, inputs.mask, inputs.images)
         h = self._attend(path, level, identity=identity)(h)
         if self.context_dim is None:
             return h
@@ -284,6 +288,7 @@ class UNet(nn.Module):
             linear=config.linear,
             cross_only=level in config.cross_only,
             identity=identity,
+            image_ranks=self.image_ranks,
             groups=self._groups(level),
             remat=self.remat,
             dtype=self.dtype,
@@ -374,7 +379,7 @@ class UNet(nn.Module):
                 f"identity_attention names stages with self-attention, here {', '.join(attending) or 'none'}; "
                 f"got {self.identity_attention}"
             )
-        if self.image_prompt and (self.transformer is None or self.context_dim is None):
+        if self.image_ranks and (self.transformer is None or self.context_dim is None):
             raise ValueError("an image prompt is for transformers with attention to tokens: set both")
         if self.transformer is not None:
             if self.head_dim is not None:
@@ -384,9 +389,20 @@ class UNet(nn.Module):
         check_spatial(x)
         self._check_size(x.shape)
         cond = {} if cond is None else cond
-        known = {name: value for name, value in cond.items() if name not in ("residuals", "features")}
+        known = {name: value for name, value in cond.items() if name not in ("residuals", "features", *IMAGES)}
         check_cond(x, noise, known, self._shapes(x, known))
+        self._check_images(x, cond)
         return cond
+
+    def _check_images(self, x: Array, cond: Mapping[str, Any]) -> None:
+        width, count = (self.context_dim if self.token_width is None else self.token_width), len(self.image_ranks)
+        got = [[jnp.shape(a) for a in cond.get(name, ())] for name in IMAGES]
+        fit = all(len(shape) == 3 and (shape[0], shape[2]) == (x.shape[0], width) for shape in got[0])
+        if not fit or got[1] != [x.shape[:1]] * count or len(got[0]) != count:
+            raise ValueError(
+                f"the network takes image prompts of {count} images, each {(x.shape[0], 'L', width)}, and as many "
+                f"scales {x.shape[:1]}; got {got[0]} and {got[1]}"
+            )
 
     def _check_size(self, shape: tuple[int, ...]) -> None:
         halvings = len(self.widths) - 1
@@ -409,9 +425,6 @@ class UNet(nn.Module):
             concat_channels=self.concat_channels,
             concat_noise=self.concat_noise,
         )
-        if self.image_prompt:
-            width = self.context_dim if self.token_width is None else self.token_width
-            shapes |= {"image_prompt": (x.shape[0], None, width), "image_scale": x.shape[:1]}
         return shapes | ({"label": x.shape[:1]} if self.numeric_label else {})
 
 
@@ -454,4 +467,4 @@ class _BlockInputs(NamedTuple):
     tokens: Array | None
     mask: Array | None
     train: bool
-    image: ImagePrompt | None = None
+    images: ImagePrompts = NO_IMAGES

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.guidance.base import Scale
-from jaxdiff.interop.adapters.ip_adapter import describe_ip_adapter, is_ip_adapter
+from jaxdiff.interop.adapters.ip_adapter import FACE, PATCHES, describe_ip_adapter, is_ip_adapter
 from jaxdiff.interop.sources import read_fields
 from jaxdiff.levels import Level
 from jaxdiff.messages import listed
@@ -20,13 +22,15 @@ from jaxdiff.text import clip_pixels
 from jaxdiff.text_to_image.prompts import Cond, Models, PipelineSpec
 
 __all__ = [
-    "IP_ADAPTER",
+    "IMAGE_PROMPTED",
+    "apply_at",
     "check_controls",
     "check_hints",
     "controlled_apply",
     "encode_hints",
     "find_controls",
     "hint_shape",
+    "is_image",
 ]
 
 # Conditions of a U-Net that its ControlNets don't take: the masked picture, and the distilled guidance.
@@ -34,53 +38,66 @@ OWN = "concat", "guidance"
 # The names of controls among a pipeline's models, which are diffusers', by their class.
 NAMES = {"ControlNetModel": "controlnet", "T2IAdapter": "adapter"}
 IP_ADAPTER, IMAGE_ENCODER = "ip_adapter", "image_encoder"
+IMAGE_PROMPTED = "image_prompted_unet"  # name of the function of the U-Net with its IP-Adapters among the models
 
 
 def find_controls(
     controls: Sequence[str | Path], pipeline: Path, network: Path
 ) -> tuple[tuple[str, ...], dict[str, Path]]:
-    """Name what steers a pipeline, and find the image encoder of an IP-Adapter.
+    """Name what steers a pipeline, and find the image encoders of IP-Adapters.
 
     Args:
-        controls: directories of ControlNets and T2I-Adapters, and the file of an IP-Adapter.
+        controls: directories of ControlNets and T2I-Adapters, and files of IP-Adapters.
         pipeline: the pipeline's directory or file.
         network: its network.
 
     Returns:
-        The names of the controls, and where they and the image encoder lie, by their names.
+        The names of the controls, and where they and the image encoders lie, by their names.
 
     Raises:
-        ValueError: a control is of another class, there are two IP-Adapters, or one without its image encoder.
+        ValueError: a control is of another class, or there is an IP-Adapter without its image encoder.
     """
     names: list[str] = []
     paths: dict[str, Path] = {}
     for path in map(Path, controls):
         if is_ip_adapter(path):
-            if IP_ADAPTER in names:
-                raise ValueError(f"a pipeline takes one IP-Adapter, and {path} is the second")
-            names.append(IP_ADAPTER)
-            paths |= {IP_ADAPTER: path, IMAGE_ENCODER: _image_encoder(path, pipeline, network)}
-            continue
-        kind = read_fields(path)["_class_name"]
-        if kind not in NAMES:
-            raise ValueError(f"a control must be a {' or a '.join(NAMES)}, or an IP-Adapter's file, got {kind}")
-        count = sum(name.partition("_")[0] == NAMES[kind] for name in names)
-        names.append(f"{NAMES[kind]}_{count}" if count else NAMES[kind])
+            kind = IP_ADAPTER
+        else:
+            of_class = read_fields(path)["_class_name"]
+            if of_class not in NAMES:
+                raise ValueError(f"a control must be a {' or a '.join(NAMES)}, or an IP-Adapter's file, got {of_class}")
+            kind = NAMES[of_class]
+        count = sum(re.sub(r"_\d+$", "", name) == kind for name in names)
+        names.append(f"{kind}_{count}" if count else kind)
         paths[names[-1]] = path
+        if kind == IP_ADAPTER and (encoder := _image_encoder(path, pipeline, network)) is not None:
+            paths[_encoder_of(names[-1])] = encoder
     return tuple(names), paths
 
 
-def _image_encoder(file: Path, pipeline: Path, network: Path) -> Path:
+def _encoder_of(name: str) -> str:
+    """The name of an IP-Adapter's image encoder."""
+    return name.replace(IP_ADAPTER, IMAGE_ENCODER)
+
+
+def is_image(name: str) -> bool:
+    """Whether a control is an IP-Adapter."""
+    return name.startswith(IP_ADAPTER)
+
+
+def _image_encoder(file: Path, pipeline: Path, network: Path) -> Path | None:
     """The image encoder whose outputs an IP-Adapter takes: near its file, as they are published, or the pipeline's."""
     _, config = describe_ip_adapter(file, read_fields(network))
+    if config["projects"] == FACE:
+        return None
     folders = [file.parent / IMAGE_ENCODER, file.parent.parent / "models" / IMAGE_ENCODER, pipeline / IMAGE_ENCODER]
     for folder in folders:
         if (folder / "config.json").is_file():
             encoder = read_fields(folder)
             width, pooled = encoder.get("hidden_size", 768), encoder.get("projection_dim", 512)
-            if config["features"] == (width if config["patches"] else pooled):
+            if config["features"] == (width if config["projects"] == PATCHES else pooled):
                 return folder
-    what = "a patch" if config["patches"] else "a picture"
+    what = "a patch" if config["projects"] == PATCHES else "a picture"
     raise ValueError(
         f"{file} needs CLIP's image encoder with {config['features']} features of {what}, in one of the folders "
         f"{listed(map(str, folders))}"
@@ -88,9 +105,10 @@ def _image_encoder(file: Path, pipeline: Path, network: Path) -> Path:
 
 
 def hint_shape(models: Models, name: str, size: tuple[int, int]) -> tuple[int, ...] | None:
-    """The shape of a control's picture, (height, width, channels); None: any, in colour."""
-    if name == IP_ADAPTER:
-        return None
+    """The shape of a control's picture, (height, width, channels), None: any, in colour; (D,): a face's embedding."""
+    if is_image(name):
+        config = models.config[name]
+        return (config["features"],) if config["projects"] == FACE else None
     channels = "in_channels" if _is_adapter(name) else "conditioning_channels"
     return (*size, models.config[name].get(channels, 3))
 
@@ -111,7 +129,7 @@ def check_controls(layout: PipelineSpec, models: Models, names: Sequence[str]) -
         raise ValueError(f"controls are for a UNet2DConditionModel, got {own['_class_name']}")
     for name in names:
         config = models.config[name]
-        if name == IP_ADAPTER:
+        if is_image(name):
             continue  # its description is checked against the network
         if _is_adapter(name):
             _check_adapter(name, config, own, models.apply["vae"].factor)
@@ -158,11 +176,12 @@ def check_hints(models: Models, names: Sequence[str], hints: Sequence[Array], sh
         raise ValueError(f"a pipeline of {len(names)} controls takes as many hints, got {len(hints)}")
     batch, *size = shape
     for name, hint in zip(names, hints, strict=True):
-        wanted = (batch, *(hint_shape(models, name, (size[0], size[1])) or (*hint.shape[1:3], 3)))
+        shape_of_one = hint_shape(models, name, (size[0], size[1]))
+        wanted = (batch, *((*hint.shape[1:3], 3) if shape_of_one is None else shape_of_one))
         if hint.shape != wanted or not jnp.issubdtype(hint.dtype, jnp.floating):
-            raise ValueError(
-                f"hints of {name} must be floats in [0, 1] of shape {wanted}, got {hint.dtype}, {hint.shape}"
-            )
+            kind = "embeddings of faces" if len(wanted) == 2 else "floats in [0, 1]"
+            allowed = (batch, "H", "W", 3) if shape_of_one is None else wanted
+            raise ValueError(f"hints of {name} must be {kind} of shape {allowed}, got {hint.dtype}, {hint.shape}")
 
 
 def encode_hints(models: Models, params: Any, names: Sequence[str], hints: Sequence[Array]) -> tuple[Cond, Cond]:
@@ -175,8 +194,8 @@ def encode_hints(models: Models, params: Any, names: Sequence[str], hints: Seque
         hints: one for each.
 
     Returns:
-        The entries of the network's condition, for prompts and for negative ones: of an IP-Adapter these are an
-        embedding of zeros or the encoder's patches of a picture of zeros, as in its training.
+        The entries of the network's condition, for prompts and for negative ones: of IP-Adapters these are an
+        embedding of zeros or the encoder's patches of a picture of zeros, as in their training.
     """
     cond: Cond = {}
     null: Cond = {}
@@ -185,22 +204,26 @@ def encode_hints(models: Models, params: Any, names: Sequence[str], hints: Seque
         cond["hint"] = tuple(given[name] for name in nets)
     if adapters := [name for name in names if _is_adapter(name)]:
         cond["features"] = tuple(models.apply[name](params[name], given[name]) for name in adapters)
-    if IP_ADAPTER in given:
-        cond["image_prompt"], null["image_prompt"] = _image_prompt(models, params, given[IP_ADAPTER])
+    if images := list(filter(is_image, names)):
+        both = [_image_prompt(models, params, name, given[name]) for name in images]
+        cond["image_prompt"], null["image_prompt"] = zip(*both, strict=True)
     return cond, cond | null
 
 
-def _image_prompt(models: Models, params: Any, picture: Array) -> tuple[Array, Array]:
-    config, encoder = models.config[IP_ADAPTER], models.apply[IMAGE_ENCODER]
-    pixels = clip_pixels(picture, models.config[IMAGE_ENCODER].get("image_size", 224))
-    if config["patches"]:
-        image, none = (
-            encoder(params[IMAGE_ENCODER], given, layer=-2).hidden for given in (pixels, jnp.zeros_like(pixels[:1]))
-        )
+def _image_prompt(models: Models, params: Any, name: str, given: Array) -> tuple[Array, Array]:
+    """The tokens of a picture, or of a face's embedding, and those of none."""
+    kind, encoder = models.config[name]["projects"], _encoder_of(name)
+    if kind == FACE:
+        image, none = given, jnp.zeros_like(given[:1])
     else:
-        image = encoder(params[IMAGE_ENCODER], pixels).pooled
-        none = jnp.zeros_like(image[:1])
-    tokens, empty = (models.apply[IP_ADAPTER].project(params[IP_ADAPTER], given) for given in (image, none))
+        pixels = clip_pixels(given, models.config[encoder].get("image_size", 224))
+        encode = partial(models.apply[encoder], params[encoder])
+        if kind == PATCHES:
+            image, none = (encode(each, layer=-2).hidden for each in (pixels, jnp.zeros_like(pixels[:1])))
+        else:
+            image = encode(pixels).pooled
+            none = jnp.zeros_like(image[:1])
+    tokens, empty = (models.apply[name](params[name], each) for each in (image, none))
     return tokens, jnp.broadcast_to(empty, tokens.shape)
 
 
@@ -224,29 +247,39 @@ def controlled_apply(
     each = list(scales) if isinstance(scales, Sequence) else [scales] * len(names)
     if len(each) != len(names):
         raise ValueError(f"{len(names)} controls take one scale, or as many, got {len(each)}")
+    return lambda level: apply_at(models, network, names, [s(level) if callable(s) else s for s in each])
 
-    def at(level: Level) -> Callable[..., Any]:
-        numbers = {name: s(level) if callable(s) else s for name, s in zip(names, each, strict=True)}
-        nets = _nets(names)
-        of_features = [number for name, number in numbers.items() if _is_adapter(name)]
 
-        def apply(params: Mapping[str, Any], x: Array, noise: Array, cond: Cond, **options: Any) -> Array:
-            unet, cond = models.apply[network], dict(cond)
-            if IP_ADAPTER in numbers:
-                unet = _with_image(models, params)
-                lam = jnp.asarray(numbers[IP_ADAPTER], at_least_float32(x.dtype))
-                cond["image_scale"] = jnp.broadcast_to(lam, noise.shape)
-            if of_features:
-                cond["features"] = add_features(cond["features"], of_features)
-            if not nets:
-                return unet(params[network], x, noise, cond, **options)
-            control = add_controls([_without(models.apply[name]) for name in nets], [numbers[name] for name in nets])
-            own = {"controlnet": tuple(params[name] for name in nets), "unet": params[network]}
-            return controlled(control, unet)(own, x, noise, cond, **options)
+def apply_at(models: Models, network: str, names: Sequence[str], scales: Sequence[float | Array]) -> Callable[..., Any]:
+    """Make the network with what steers it at one scale each.
 
-        return apply
+    Args:
+        models, network, names: as for `controlled_apply`.
+        scales: of each, a number or [B].
 
-    return at
+    Returns:
+        apply(params of all models, x, noise[B], cond with the entries of `encode_hints`).
+    """
+    numbers = dict(zip(names, scales, strict=True))
+    nets, images = _nets(names), list(filter(is_image, names))
+    of_features = [jnp.reshape(jnp.asarray(numbers[name]), (-1, 1, 1, 1)) for name in filter(_is_adapter, names)]
+
+    def apply(params: Mapping[str, Any], x: Array, noise: Array, cond: Cond, **options: Any) -> Array:
+        unet, cond = models.apply[network], dict(cond)
+        if images:
+            unet = partial(models.apply[IMAGE_PROMPTED], [params[name] for name in images])
+            lam = [jnp.asarray(numbers[name], at_least_float32(x.dtype)) for name in images]
+            cond["image_scale"] = tuple(jnp.broadcast_to(each, noise.shape) for each in lam)
+        if of_features:
+            cond["features"] = add_features(cond["features"], of_features)
+        if not nets:
+            return unet(params[network], x, noise, cond, **options)
+        followed = [lambda noise, number=numbers[name]: number for name in nets]
+        control = add_controls([_without(models.apply[name]) for name in nets], followed)
+        own = {"controlnet": tuple(params[name] for name in nets), "unet": params[network]}
+        return controlled(control, unet)(own, x, noise, cond, **options)
+
+    return apply
 
 
 def _nets(names: Sequence[str]) -> list[str]:
@@ -256,15 +289,6 @@ def _nets(names: Sequence[str]) -> list[str]:
 def _is_adapter(name: str) -> bool:
     """Whether a control is a T2I-Adapter."""
     return name.startswith(NAMES["T2IAdapter"])
-
-
-def _with_image(models: Models, params: Mapping[str, Any]) -> Callable[..., Any]:
-    """The U-Net that also attends to an image."""
-
-    def unet(of_unet: Any, *args: Any, **options: Any) -> Any:
-        return models.apply[IP_ADAPTER].unet(params[IP_ADAPTER], of_unet, *args, **options)
-
-    return unet
 
 
 def _without(apply: Callable[..., Any]) -> Callable[..., Any]:

@@ -15,12 +15,12 @@ from jaxdiff.conditions import Condition
 from jaxdiff.experiment import Model
 from jaxdiff.interop import Pretrained, architecture, network_scheduler
 from jaxdiff.interop import load as load_model
-from jaxdiff.interop.adapters.ip_adapter import describe_ip_adapter, load_own
+from jaxdiff.interop.adapters.ip_adapter import describe_ip_adapter, image_prompted_unet, load_own
 from jaxdiff.interop.sources import read_fields
 from jaxdiff.media import Medium
 from jaxdiff.networks.layers import at_least_float32
 from jaxdiff.sampling import Sampling
-from jaxdiff.text_to_image.control import IP_ADAPTER, check_controls, find_controls, hint_shape
+from jaxdiff.text_to_image.control import IMAGE_PROMPTED, check_controls, find_controls, hint_shape, is_image
 from jaxdiff.text_to_image.generate import generate_images
 from jaxdiff.text_to_image.index import Index, read_index, tokenizers
 from jaxdiff.text_to_image.parts import Parts, make_parts
@@ -48,7 +48,8 @@ class Pipeline(NamedTuple):
         sampling: the scheduler's.
         condition: tokens by the names of the text encoders, and flags or the guidance that they come with.
         medium: images, of latents that the autoencoder decodes.
-        hint_shapes: of each control's picture, (height, width, channels), or None: any, in colour.
+        hint_shapes: of each control's picture, (height, width, channels), or None: any, in colour; (D,): the
+            embedding of a face.
     """
 
     models: dict[str, Pretrained]
@@ -101,7 +102,8 @@ def load(
             decoded. May be traced.
         noise: [B, height / factor, width / factor, D], standard normal, in place of the keys' at the beginning.
         hints: for each of `controls` [B, height, width, C] in [0, 1], what its pictures follow; see `conditions.hints`.
-            That of an IP-Adapter is an image of any size, which shows what they show.
+            That of an IP-Adapter is an image of any size, which shows what they show, or the embedding of a face,
+            [B, D].
         control_scale: of the controls, a number or one for each, or functions of the level that return one. 0 is off.
             May be traced.
         images: [B, height, width, 3] in [-1, 1], float32 at least.
@@ -125,9 +127,9 @@ def load(
         place: tree of shapes -> tree of shardings, for each model; see `interop.load`.
         progress: called on the host with the number of steps done, after each step.
         controls: directories of ControlNets of a U-Net, whose residuals are added (Zhang et al. 2023,
-            arXiv:2302.05543), and of T2I-Adapters, whose features are (Mou et al. 2023, arXiv:2302.08453), and the file
-            of an IP-Adapter (Ye et al. 2023, arXiv:2308.06721), with its image encoder
-            in the folder "image_encoder" near it or of the pipeline.
+            arXiv:2302.05543), and of T2I-Adapters, whose features are (Mou et al. 2023, arXiv:2302.08453), and files of
+            IP-Adapters, whose attentions are (Ye et al. 2023, arXiv:2308.06721), with their image encoder in the folder
+            "image_encoder" near them or of the pipeline; those of faces need none.
 
     Returns:
         The models, the function, the tokenizer, and the parts of an experiment.
@@ -137,21 +139,20 @@ def load(
             the networks can make, or a control is for another network. Everything but the contents of the weights
             is checked before they are read.
     """
-    index = read_index(directory, base)
-    pipeline = set(index.models)
-    names, found = find_controls(controls, Path(directory), index.models[index.layout.network])
-    index = index._replace(models=found | index.models)  # an adapter's names are checked before large files are read
+    index, names, found = _index(directory, base, controls)
     parts = _parts(index, steps=steps, size=size, kind=kind, length=length, dtype=dtype, controls=names)
     layout = index.layout
     of_vae = None if quantize.is_8_bit(param_dtype) else param_dtype  # it is small, and its errors are seen
-    loaded = {}
+    loaded: dict[str, Pretrained] = {}
+    read: dict[Path, Pretrained] = {}  # IP-Adapters may share an image encoder
     for part, path in index.models.items():
         stored = of_vae if part == "vae" else param_dtype
-        if part == IP_ADAPTER:
-            loaded[part] = load_own(path, parts.config, dtype=dtype, param_dtype=stored, place=place)
-        else:
-            own = variant if part in pipeline else None  # a variant is of the pipeline's own weights
-            loaded[part] = load_model(path, variant=own, dtype=dtype, param_dtype=stored, place=place)
+        if path not in read and is_image(part):
+            read[path] = load_own(path, parts.config, dtype=dtype, param_dtype=stored, place=place)
+        elif path not in read:
+            own = None if part in found else variant  # a variant is of the pipeline's own weights
+            read[path] = load_model(path, variant=own, dtype=dtype, param_dtype=stored, place=place)
+        loaded[part] = read[path]
     generate = partial(generate_images, parts, progress)
     scale = layout.guidance if parts.distilled or parts.classifier_free else None
     return Pipeline(
@@ -164,19 +165,31 @@ def load(
 def describe(
     directory: str | Path, *, steps: int | None = None, size: tuple[int, int] | None = None, kind: str | None = None,
     base: str | Path | None = None, length: int | None = None, dtype: Any = jnp.float32,
+    controls: Sequence[str | Path] = (),
 ) -> Parts:  # fmt: skip
     """Make the parts of a pipeline without its parameters, e.g. for other sizes of its pictures.
 
     Args:
-        directory, steps, size, kind, base, length, dtype: as for `load`.
+        directory, steps, size, kind, base, length, dtype, controls: as for `load`.
 
     Returns:
-        The parts, whose functions take `Pipeline.params`.
+        The parts, whose functions take `Pipeline.params`. `steering.steered` puts the controls into them.
 
     Raises:
         ValueError: as by `load`.
     """
-    return _parts(read_index(directory, base), steps=steps, size=size, kind=kind, length=length, dtype=dtype)
+    index, names, _ = _index(directory, base, controls)
+    return _parts(index, steps=steps, size=size, kind=kind, length=length, dtype=dtype, controls=names)
+
+
+def _index(
+    directory: str | Path, base: str | Path | None, controls: Sequence[str | Path]
+) -> tuple[Index, tuple[str, ...], dict[str, Path]]:
+    """Where a pipeline's models lie, with those that steer it; the names of the controls; and where these alone lie."""
+    index = read_index(directory, base)
+    names, found = find_controls(controls, Path(directory), index.models[index.layout.network])
+    # An adapter's names are checked before large files are read.
+    return index._replace(models=found | index.models), names, found
 
 
 def _parts(
@@ -207,12 +220,14 @@ def _parts(
 
 def _described(index: Index, dtype: Any, length: int) -> Models:
     """The models as their configs describe them."""
-    configs = {part: read_fields(path) for part, path in index.models.items() if part != IP_ADAPTER}
+    configs = {part: read_fields(path) for part, path in index.models.items() if not is_image(part)}
     specs = {part: architecture(config, dtype) for part, config in configs.items()}
-    if IP_ADAPTER in index.models:
-        own = describe_ip_adapter(index.models[IP_ADAPTER], configs[index.layout.network], dtype)
-        specs[IP_ADAPTER], configs[IP_ADAPTER] = own
+    network, images = configs[index.layout.network], list(filter(is_image, index.models))
+    for part in images:
+        specs[part], configs[part] = describe_ip_adapter(index.models[part], network, dtype)
     apply, init = ({part: getattr(spec, name) for part, spec in specs.items()} for name in ("apply", "init"))
+    if images:
+        apply[IMAGE_PROMPTED] = image_prompted_unet(network, [configs[part]["rank"] for part in images], dtype)
     return Models(apply, configs, length, init)
 
 

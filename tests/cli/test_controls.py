@@ -9,8 +9,8 @@ from PIL import Image
 
 from jaxdiff import data
 from jaxdiff.cli import main
-from jaxdiff.cli.controls import parse_hint
 from jaxdiff.conditions import hints
+from jaxdiff.imagine import parse_hint
 
 
 def test_hints_are_files_or_made_of_them(tmp_path):
@@ -35,6 +35,33 @@ def test_hints_are_files_or_made_of_them(tmp_path):
         parse_hint(f"lines:{file}")
     with pytest.raises(ValueError, match="does not exist"):
         parse_hint("edges:none.png")
+
+
+def test_faces_are_embeddings_from_files(tmp_path):
+    face = np.linspace(-1, 1, 5)
+    np.save(tmp_path / "a.npy", face[None])
+    np.savez(tmp_path / "a.npz", embedding=face.astype(np.float32), depth=np.ones((4, 4)))
+    np.savez(tmp_path / "b.npz", faces=face)
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "a.png")
+    for name in ("a.npy", "a.npz"):
+        got = parse_hint(str(tmp_path / name)).read((5,))
+        np.testing.assert_array_equal(got, face.astype(np.float32))
+        with pytest.raises(ValueError, match=r"must hold the embedding of a face, 512 numbers: .* got float\d\d, \("):
+            parse_hint(str(tmp_path / name)).read((512,))
+        with pytest.raises(ValueError, match=rf"{name} must be a picture"):
+            parse_hint(str(tmp_path / name)).read((4, 4, 3))
+    with pytest.raises(ValueError, match='got no "embedding"'):
+        parse_hint(str(tmp_path / "b.npz")).read((5,))
+    for text in (str(tmp_path / "a.png"), f"canny:{tmp_path / 'a.png'}"):
+        with pytest.raises(ValueError, match=r"takes the embedding of one, 5 numbers: an .npy file, or an .npz file"):
+            parse_hint(text).read((5,))
+    np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
+    whole = (tmp_path / "a.npy").read_bytes()
+    (tmp_path / "short.npy").write_bytes(whole[:-1])
+    (tmp_path / "text.npy").write_bytes(b"embedding")
+    for name in ("objects", "short", "text"):
+        with pytest.raises(ValueError, match=rf"cannot read .*{name}.npy as an .npy file"):
+            parse_hint(str(tmp_path / f"{name}.npy")).read((5,))
 
 
 @pytest.mark.slow

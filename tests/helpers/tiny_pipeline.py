@@ -116,6 +116,26 @@ def write_ip_adapter(directory, *, patches=False, seed=9, features=None):
     return directory / "ip.safetensors"
 
 
+FACE = 5  # features of a face's embedding
+
+
+def write_face_adapter(file, seed=13):
+    """Makes the file of FaceID for `write`'s network, in a folder that may be there."""
+    width, rank = UNET["cross_attention_dim"], 2
+    shapes = {"proj.0.weight": (2 * FACE, FACE), "proj.0.bias": (2 * FACE,), "proj.2.weight": (4 * width, 2 * FACE)}
+    shapes |= {"proj.2.bias": (4 * width,), **dict.fromkeys(_affine("norm"), (width,))}
+    shapes = {f"image_proj.{name}": shape for name, shape in shapes.items()}
+    shapes |= {f"ip_adapter.{2 * i + 1}.to_{to}_ip.weight": (8, width) for i in range(4) for to in "kv"}
+    for i in range(8):
+        for to in ("q", "k", "v", "out"):
+            shapes[f"ip_adapter.{i}.to_{to}_lora.down.weight"] = (rank, 8)
+            shapes[f"ip_adapter.{i}.to_{to}_lora.up.weight"] = (8, rank)
+    rng = np.random.default_rng(seed)
+    file.parent.mkdir(exist_ok=True)
+    save_file({k: rng.standard_normal(s, np.float32) for k, s in shapes.items()}, file)
+    return file
+
+
 def _affine(*norms):
     return [f"{norm}.{name}" for norm in norms for name in ("weight", "bias")]
 

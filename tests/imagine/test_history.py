@@ -10,6 +10,8 @@ from jaxdiff.imagine import History
 
 WEIGHTS = "0123456789abcdef" * 2
 EMPTY = History(WEIGHTS, 8, 1.5, "ddim(eta=0.5)", (8, 12))
+STEERED = EMPTY._replace(param_dtype="int8", controls=("/models/canny",))
+HINT, OTHER = imagine.Hint("canny:/a.png", 0.5, WEIGHTS), imagine.Hint("/b.png", 1.0, WEIGHTS)
 
 
 def family():
@@ -69,6 +71,45 @@ def test_a_file_holds_a_history(tmp_path):
     assert imagine.read_history(path) == numbers
 
 
+def test_what_steers_pictures_is_kept(tmp_path):
+    """By each picture; others that are made of it follow the same, unless they are told what."""
+    begun = imagine.begin(STEERED, "a cat", num=1, hints=[HINT])
+    history = imagine.upscale(imagine.vary(imagine.remix(begun, 1, "a dog", num=1), 2, num=1, hints=[OTHER]), 3)
+    assert [p.hints for p in history.pictures] == [(HINT,), (HINT,), (OTHER,), (OTHER,)]
+    assert imagine.upscale(history, 3, hints=[HINT]).picture(5).hints == (HINT,)
+    imagine.write_history(tmp_path / "a.json", history)
+    assert imagine.read_history(tmp_path / "a.json") == history
+    for ask, words in (
+        (lambda: imagine.begin(STEERED, "a cat"), "a history with 1 controls takes as many --control for each picture"),
+        (lambda: imagine.vary(history, 1, hints=[HINT, HINT]), "takes as many --control for each picture, got 2"),
+        (lambda: imagine.begin(EMPTY, "a cat", hints=[HINT]), "begun without --control: begin another one"),
+        (lambda: imagine.vary(history, 1, hints=[HINT._replace(scale=float("nan"))]), "scale must be a number"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            ask()
+    held = json.loads((tmp_path / "a.json").read_text())
+    for change, words in (
+        (changed(param_dtype="int4"), "param_dtype must be 'int8' or 'float8' or null, got 'int4'"),
+        (changed(controls=["a", 1]), "controls must be a list of 0 to 100 values"),
+        (changed(controls=[]), "picture 1: the history was begun without --control"),
+        (of_picture(2, hints=[1]), "picture 2: a hint must be an object, got 1"),
+        (of_picture(2, hints=[{"picture": "a.png", "scale": 1}]), "picture 2: a hint has no 'digest'"),
+        (of_picture(2, hints=[HINT._asdict() | {"digest": "x"}]), "a hint: digest must be 32 hexadecimal digits"),
+    ):
+        (tmp_path / "b.json").write_text(json.dumps(change(held)))
+        with pytest.raises(ValueError, match=words):
+            imagine.read_history(tmp_path / "b.json")
+
+
+def test_a_file_of_version_1_has_neither_controls_nor_8_bits(tmp_path):
+    imagine.write_history(tmp_path / "a.json", family())
+    held = json.loads((tmp_path / "a.json").read_text())
+    held = {name: v for name, v in held.items() if name not in ("param_dtype", "controls")} | {"version": 1}
+    held["pictures"] = [{name: v for name, v in p.items() if name != "hints"} for p in held["pictures"]]
+    (tmp_path / "a.json").write_text(json.dumps(held))
+    assert imagine.read_history(tmp_path / "a.json") == family()
+
+
 def changed(**fields):
     return lambda held: held | fields
 
@@ -85,7 +126,7 @@ def of_picture(n, **fields):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (changed(version=2), "version must be 1, got 2"),
+        (changed(version=3), "version must be 1 or 2, got 3"),
         (changed(weights="a1"), "weights must be 32 hexadecimal digits, got 'a1'"),
         (changed(steps=0), "steps must be a whole number"),
         (changed(solver=3), "solver must be a text or null"),

@@ -1,5 +1,7 @@
 """IP-Adapters: diffusers' answers with the same file, by the numbers that it gives the attentions."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,9 +11,10 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 safetensors = pytest.importorskip("safetensors.torch")
 
-from parity.checkpoints import close, nchw, nhwc, randomize, roundtrip  # noqa: E402
+from parity.checkpoints import close, lift, nchw, nhwc, randomize, roundtrip  # noqa: E402
 
 import jaxdiff as jd  # noqa: E402
+from jaxdiff.interop.adapters.ip_adapter import is_ip_adapter  # noqa: E402
 
 WIDTHS, TEXT, EMBEDDING = (8, 12), 6, 5
 draw = np.random.default_rng(0)
@@ -54,7 +57,7 @@ def test_an_image_prompt(tmp_path):
     def ours(params, scale):
         prompt = loaded.projection.apply(loaded.projection.params, EMBEDDED)
         network = jd.networks.image_prompted(loaded.unet.apply, scale)
-        return network(params, X, NOISE, {"tokens": TOKENS, "image_prompt": prompt})
+        return network(params, X, NOISE, {"tokens": TOKENS, "image_prompt": (prompt,)})
 
     given = nchw(X), torch.from_numpy(NOISE).int(), torch.from_numpy(TOKENS)
     with torch.no_grad():
@@ -81,5 +84,97 @@ def test_an_image_prompt(tmp_path):
     np.testing.assert_allclose(off, jax.jit(plain.apply)(plain.params, X, NOISE, {"tokens": TOKENS}), atol=2e-6)
     late = jax.jit(jd.networks.image_prompted(loaded.unet.apply, lambda noise: jnp.where(noise < 100, 0.7, 0.0)))
     prompt = loaded.projection.apply(loaded.projection.params, EMBEDDED)
-    got = late(loaded.unet.params, X, NOISE, {"tokens": TOKENS, "image_prompt": prompt})
+    got = late(loaded.unet.params, X, NOISE, {"tokens": TOKENS, "image_prompt": (prompt,)})
     close(got, np.stack([wanted[0.7][0], without[1]]), 5e-5)
+
+
+FACE, RANK = 7, 3
+
+
+def face_adapter(model):
+    """FaceID's weights by the file's names: changes of low rank for all attentions."""
+    generator = torch.Generator().manual_seed(2)
+    normal = lambda *shape: torch.randn(shape, generator=generator) / shape[-1] ** 0.5  # noqa: E731
+    projection = {"proj.0.weight": normal(2 * FACE, FACE), "proj.0.bias": normal(2 * FACE)}
+    projection |= {"proj.2.weight": normal(4 * TEXT, 2 * FACE), "proj.2.bias": normal(4 * TEXT)}
+    projection |= {"norm.weight": 1 + normal(TEXT), "norm.bias": normal(TEXT)}
+    own = adapter(model)["ip_adapter"]
+    for i, name in enumerate(model.attn_processors):
+        attention = model.get_submodule(name.removesuffix(".processor"))
+        layers = {to: getattr(attention, f"to_{to}") for to in "qkv"} | {"out": attention.to_out[0]}
+        for to, layer in layers.items():
+            own[f"{i}.to_{to}_lora.down.weight"] = normal(RANK, layer.in_features)
+            own[f"{i}.to_{to}_lora.up.weight"] = normal(layer.out_features, RANK)
+    return {"image_proj": projection, "ip_adapter": own}
+
+
+@pytest.mark.slow
+def test_two_at_once_of_which_one_is_of_a_face(tmp_path, x64, monkeypatch):
+    """In float64. diffusers takes the low-rank changes as LoRA; ours are on where the scale is not 0."""
+    pytest.importorskip("peft")
+    lift(monkeypatch)
+    model = unet().double()
+    model.save_pretrained(tmp_path / "unet")
+    loaded = jd.interop.load(tmp_path / "unet", dtype=jnp.float64, param_dtype=jnp.float64)
+    weights = [{part: {k: v.double() for k, v in kept.items()} for part, kept in make(model).items()}
+               for make in (adapter, face_adapter)]  # fmt: skip
+    ours = []
+    for i, held in enumerate(weights):
+        tensors = {f"{part}.{k}": v for part, kept in held.items() for k, v in kept.items()}
+        safetensors.save_file(tensors, tmp_path / f"{i}.safetensors")
+        before = ours[-1].unet if ours else loaded
+        ours.append(jd.interop.load_ip_adapter(tmp_path / f"{i}.safetensors", before, dtype=jnp.float64))
+    faces = np.random.default_rng(3).standard_normal((2, FACE))
+    given = [np.float64(a) for a in (X, NOISE, TOKENS)]
+
+    @jax.jit
+    def by(params, scales):
+        prompts = [a.projection.apply(a.projection.params, e) for a, e in zip(ours, (EMBEDDED, faces), strict=True)]
+        cond = {"tokens": given[2], "image_prompt": prompts}
+        return jd.networks.image_prompted(ours[1].unet.apply, list(scales))(params, *given[:2], cond)
+
+    with torch.no_grad():
+        torch_given = nchw(given[0]), torch.from_numpy(NOISE).int(), torch.from_numpy(given[2])
+        without = nhwc(model(*torch_given).sample)
+        model._load_ip_adapter_weights(weights, low_cpu_mem_usage=False)
+        lora = model._load_ip_adapter_loras(weights)[1]
+        diffusers.StableDiffusionPipeline.load_lora_into_unet(
+            {name.replace(".processor", ""): value for name, value in lora.items()}, None, model, adapter_name="face"
+        )
+        model.double()
+
+        def reference(*scales):
+            for processor in model.attn_processors.values():
+                if hasattr(processor, "scale"):
+                    processor.scale = list(scales)
+            embeds = {"image_embeds": [torch.from_numpy(np.float64(e))[:, None] for e in (EMBEDDED, faces)]}
+            return nhwc(model(*torch_given, added_cond_kwargs=embeds).sample)
+
+        want = {scales: reference(*scales) for scales in ((0.7, 0.4), (0.0, 0.4), (0.0, 0.0))}
+        assert np.abs(want[0.0, 0.0] - without).max() > 0.05  # diffusers' changes of low rank are always on
+    params = ours[1].unet.params
+    for scales in ((0.7, 0.4), (0.0, 0.4)):
+        both = by(params, np.tile(np.float64(scales)[:, None], 2))
+        close(both, want[scales], 1e-12)
+        assert np.abs(want[scales] - want[0.0, 0.0]).max() > 0.05
+    # Off bit for bit, and what the U-Net is without both; of one example alone, too.
+    off = by(params, np.zeros((2, 2)))
+    np.testing.assert_allclose(off, without, atol=1e-12)
+    np.testing.assert_array_equal(by(params, np.float64([[0.0, 0.0], [0.4, 0.0]]))[1], off[1])
+    spoiled = jax.tree_util.tree_map_with_path(lambda p, a: a + 1 if "processor" in str(p) else a, params)
+    np.testing.assert_array_equal(by(spoiled, np.zeros((2, 2))), off)
+
+
+def test_a_pickled_adapter_is_converted_as_its_error_says(tmp_path):
+    """The command in the message makes a file of the same tensors, which is read; the pickle is not."""
+    weights, file = face_adapter(unet()), tmp_path / "faceid.bin"
+    torch.save(weights, file)
+    with pytest.raises(ValueError, match=r"faceid.bin is pickled, .* convert it with PyTorch") as error:
+        jd.interop.load_ip_adapter(file, jd.interop.Pretrained(None, {}, {"_class_name": "UNet2DConditionModel"}))
+    load, parts = re.search(r"`(state = [^;]*); .*by `(\{.*\})`", str(error.value)).groups()
+    scope = {"torch": torch, "FILE": file}
+    exec(load, scope)
+    converted = eval(parts, scope)
+    safetensors.save_file(converted, tmp_path / "faceid.safetensors")
+    assert is_ip_adapter(tmp_path / "faceid.safetensors") and not is_ip_adapter(file)
+    np.testing.assert_array_equal(converted["ip_adapter.3.to_v_ip.weight"], weights["ip_adapter"]["3.to_v_ip.weight"])

@@ -148,8 +148,6 @@ def test_ip_adapters_that_do_not_fit(folders, tmp_path, monkeypatch):
     directory, _ = folders
     monkeypatch.setattr("jaxdiff.text_to_image.pipeline.load_model", None)
     adapter = tiny.write_ip_adapter(tmp_path / "ip")
-    with pytest.raises(ValueError, match="takes one IP-Adapter"):
-        jd.text_to_image.load(directory, controls=[adapter, adapter])
     other = tiny.write_ip_adapter(tmp_path / "other", features=5)
     with pytest.raises(
         ValueError, match=r"image encoder with 5 features of a picture, in one of the folders .*other/im"

@@ -1,9 +1,9 @@
-"""IP-Adapters' files, as additional weights of a U-Net and a projection of what an image encoder makes of an image."""
+"""IP-Adapters' files, as additional weights of a U-Net and a projection of what encodes an image or a face."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,15 +15,19 @@ from jaxdiff.interop.formats.files import Tensor, open_tensors
 from jaxdiff.interop.formats.keys import places
 from jaxdiff.interop.models.architecture import ModelSpec, Pretrained, ShardingFn
 from jaxdiff.interop.models.classes import architecture
-from jaxdiff.interop.models.conditional_unets import IMAGE_PROMPT
+from jaxdiff.interop.models.conditional_unets import IMAGE_PROMPT, IMAGE_RANKS
 from jaxdiff.interop.models.fill import fill
 from jaxdiff.messages import listed
-from jaxdiff.networks import ImageProjection, Resampler
+from jaxdiff.networks import FaceProjection, ImageProjection, Resampler
 
-__all__ = ["AdapterFunctions", "IPAdapter", "describe_ip_adapter", "is_ip_adapter", "load_ip_adapter", "load_own"]
+__all__ = [
+    "EMBEDDING", "FACE", "PATCHES", "IPAdapter", "describe_ip_adapter", "image_prompted_unet", "is_ip_adapter",
+    "load_ip_adapter", "load_own",
+]  # fmt: skip
 
 STAGES = "down", "up", "mid"  # in the order in which the file numbers their attentions
 PROJECTION, OWN = "image_proj", "unet"
+EMBEDDING, PATCHES, FACE = "embedding", "patches", "face"  # of an image, or of a face: what is projected
 HEAD = 64  # features of a head in all published resamplers, which the file does not give
 
 
@@ -31,25 +35,14 @@ class IPAdapter(NamedTuple):
     """A U-Net with an IP-Adapter.
 
     Attributes:
-        unet: the U-Net, whose condition has "image_prompt" and "image_scale"; see `networks.image_prompted`.
-        projection: the function of (params, embedding [B, D], or patches [B, N, D] for a "plus" adapter) ->
-            "image_prompt" [B, L, D'], and its parameters.
+        unet: the U-Net, whose condition has "image_prompt" and "image_scale", of as many images as it has adapters; see
+            `networks.image_prompted`.
+        projection: the function of (params, embedding [B, D] of an image or a face, or patches [B, N, D] for a "plus"
+            adapter) -> an image of "image_prompt", [B, L, D'], and its parameters.
     """
 
     unet: Pretrained
     projection: Pretrained
-
-
-class AdapterFunctions(NamedTuple):
-    """What an IP-Adapter's own parameters are for.
-
-    Attributes:
-        project: (params, embedding or patches) -> the image's tokens.
-        unet: (params, the U-Net's params, x, noise, cond, **options) -> what the U-Net predicts.
-    """
-
-    project: Callable[..., jax.Array]
-    unet: Callable[..., Any]
 
 
 def is_ip_adapter(path: str | Path) -> bool:
@@ -65,9 +58,10 @@ def load_ip_adapter(
     """Load an IP-Adapter of Stable Diffusion 1, 2 or XL (Ye et al. 2023, arXiv:2308.06721).
 
     Args:
-        file: its safetensors file, e.g. ip-adapter_sd15.safetensors; of the kind that takes an image's embedding, or
-            its patches ("plus"), not a face's.
-        unet: the U-Net, a UNet2DConditionModel, whose parameters are shared and not changed.
+        file: its safetensors file, e.g. ip-adapter_sd15.safetensors; of the kind that takes an image's embedding, its
+            patches ("plus"), or a face's embedding ("FaceID").
+        unet: the U-Net, a UNet2DConditionModel, whose parameters are shared and not changed; or one that was loaded
+            with other adapters, to which this one is added.
         dtype: dtype of the computation; parameters have the file's.
         place: tree of shapes -> tree of shardings, as for `load`.
 
@@ -78,11 +72,11 @@ def load_ip_adapter(
         ValueError: the file is of another kind, or for another U-Net.
     """
     own = load_own(file, unet.config, dtype=dtype, place=place)
-    config = _with_image(unet.config)
-    network = Pretrained(architecture(config, dtype).apply, _joined(unet.params, own.params[OWN]), config)
+    config, number = _with_image(unet.config, own.config["rank"]), len(_ranks(unet.config))
+    network = Pretrained(architecture(config, dtype).apply, _joined(unet.params, own.params[OWN], number), config)
 
     def project(params: Any, image: jax.Array) -> jax.Array:
-        return own.apply.project({PROJECTION: params}, image)
+        return own.apply({PROJECTION: params}, image)
 
     return IPAdapter(network, Pretrained(project, own.params[PROJECTION], own.config))
 
@@ -91,7 +85,7 @@ def load_own(
     file: str | Path, unet: Mapping[str, Any], *, dtype: Any = jnp.float32, param_dtype: Any = None,
     place: ShardingFn | None = None,
 ) -> Pretrained:  # fmt: skip
-    """Load an IP-Adapter's own parameters and what they are for.
+    """Load an IP-Adapter's own parameters, and the function that projects an image.
 
     Args:
         file: see `load_ip_adapter`.
@@ -101,7 +95,8 @@ def load_own(
         place: tree of shapes -> tree of shardings, as for `load`.
 
     Returns:
-        `AdapterFunctions`, the parameters, and a config as of `describe_ip_adapter`.
+        The function of (params, embedding or patches) -> the image's tokens, the parameters, and a config as of
+        `describe_ip_adapter`.
 
     Raises:
         ValueError: the file is of another kind, or for another U-Net.
@@ -121,16 +116,25 @@ def describe_ip_adapter(
         dtype: dtype of the computation.
 
     Returns:
-        The model, whose `apply` is `AdapterFunctions`, and a config: the class, whether the image's "patches" are
-        projected, and their "features" or those of its embedding.
+        The model, whose `apply` projects an image, and a config: the class, what it "projects" (EMBEDDING, PATCHES or
+        FACE) of how many "features", and the "rank" of its changes of attentions, or 0.
 
     Raises:
         ValueError: the file is of another kind, or the network no such U-Net.
     """
-    if unet["_class_name"] != "UNet2DConditionModel" or unet.get("encoder_hid_dim_type") is not None:
+    plain = {name: value for name, value in unet.items() if name != IMAGE_RANKS}
+    if unet["_class_name"] != "UNet2DConditionModel" or (not _ranks(unet) and unet.get("encoder_hid_dim_type")):
         raise ValueError("an IP-Adapter is for a UNet2DConditionModel that projects no other embedding of its own")
-    projection, image = _projection(file, open_tensors(file), dtype)
-    spec = architecture(_with_image(unet), dtype)
+    tensors = open_tensors(file)
+    projection, image = _projection(file, tensors, dtype)
+    text = unet.get("cross_attention_dim", 1280)
+    if isinstance(text, int) and projection.width != text:
+        raise ValueError(
+            f"{file} is for a U-Net whose cross_attention_dim is {projection.width}, and that of this one is {text}"
+        )
+    downs = [tensor.shape for name, tensor in tensors.items() if name.endswith("_lora.down.weight")]
+    rank = downs[0][0] if downs and len(downs[0]) == 2 else 0
+    spec = architecture(_with_image(plain, rank), dtype)
 
     def init(key: jax.Array) -> Any:
         first, second = jax.random.split(key)
@@ -143,48 +147,80 @@ def describe_ip_adapter(
     def project(params: Any, given: jax.Array) -> jax.Array:
         return projection.apply({"params": params[PROJECTION]}, given)
 
-    def apply(params: Any, of_unet: Any, *args: Any, **options: Any) -> Any:
-        return spec.apply(_joined(of_unet, params[OWN]), *args, **options)
-
     names = _names(jax.eval_shape(init, jax.random.key(0))[OWN], spec.rename)
-    config = {"_class_name": "IPAdapter", "patches": image.ndim == 3, "features": image.shape[-1]}
-    return ModelSpec(init, AdapterFunctions(project, apply), rename=lambda key: names.get(key, key)), config
+    kind = {FaceProjection: FACE, ImageProjection: EMBEDDING, Resampler: PATCHES}[type(projection)]
+    config = {"_class_name": "IPAdapter", "projects": kind, "features": image.shape[-1], "rank": rank}
+    return ModelSpec(init, project, rename=lambda key: names.get(key, key)), config
 
 
-def _with_image(unet: Mapping[str, Any]) -> dict[str, Any]:
-    return {**unet, "encoder_hid_dim_type": IMAGE_PROMPT}
+def image_prompted_unet(unet: Mapping[str, Any], ranks: Sequence[int], dtype: Any) -> Callable[..., Any]:
+    """Make a U-Net with several IP-Adapters, whose parameters are none of its own.
+
+    Args:
+        unet: config of the U-Net.
+        ranks: of the adapters' configs, by which there is one at least.
+        dtype: dtype of the computation.
+
+    Returns:
+        (parameters of each adapter, the U-Net's, x, noise, cond, **options) -> what the U-Net predicts.
+    """
+    apply = architecture(_with_image(unet, *ranks), dtype).apply
+
+    def of_adapters(adapters: Sequence[Any], of_unet: Any, *args: Any, **options: Any) -> Any:
+        for number, params in enumerate(adapters):
+            of_unet = _joined(of_unet, params[OWN], number)
+        return apply(of_unet, *args, **options)
+
+    return of_adapters
+
+
+def _ranks(unet: Mapping[str, Any]) -> tuple[int, ...]:
+    """Of the adapters that a U-Net has already."""
+    return tuple(unet.get(IMAGE_RANKS, ()))
+
+
+def _with_image(unet: Mapping[str, Any], *ranks: int) -> dict[str, Any]:
+    return {**unet, "encoder_hid_dim_type": IMAGE_PROMPT, IMAGE_RANKS: [*_ranks(unet), *ranks]}
 
 
 def _names(own: Any, rename: Callable[[str], str | None]) -> dict[str, str]:
-    """Our names of a U-Net's additional weights -> the file's, where its attentions have odd numbers."""
-    modules = sorted({key.partition(".processor.")[0] for key in places(own, rename)}, key=_order)
+    """Our names of a U-Net's additional weights -> the file's, which numbers both attentions of all blocks."""
+    split = {key: re.fullmatch(r"(.+)\.attn([12])\.processor\.(\w+)\.0(.*)", key) for key in places(own, rename)}
+    found = {key: match.groups() for key, match in split.items() if match}
+    blocks = sorted({block for block, *_ in found.values()}, key=_order)
     return {
-        f"{OWN}.{module}.processor.to_{to}_ip.0.weight": f"ip_adapter.{2 * i + 1}.to_{to}_ip.weight"
-        for i, module in enumerate(modules)
-        for to in "kv"
+        f"{OWN}.{key}": f"ip_adapter.{2 * blocks.index(block) + int(attention) - 1}.{name}{rest}"
+        for key, (block, attention, name, rest) in found.items()
     }
 
 
-def _order(module: str) -> tuple[int, list[int]]:
-    return STAGES.index(module.partition("_")[0]), [int(number) for number in re.findall(r"\.(\d+)", module)]
+def _order(block: str) -> tuple[int, list[int]]:
+    return STAGES.index(block.partition("_")[0]), [int(number) for number in re.findall(r"\.(\d+)", block)]
 
 
 def _projection(file: str | Path, tensors: Mapping[str, Tensor], dtype: Any) -> tuple[Any, jax.Array]:
     """The module that projects an image, and zeros like what it is given."""
     held = {name.removeprefix(f"{PROJECTION}."): tensor.shape for name, tensor in tensors.items()}
     of_embedding = {"proj.weight": 2, "norm.weight": 1}  # the numbers of axes by name
+    of_face = {"proj.0.weight": 2, "proj.2.weight": 2, "norm.weight": 1}
     of_patches = {"latents": 3, "proj_in.weight": 2, "proj_out.weight": 2, "layers.0.0.to_q.weight": 2}
     of_patches |= {"layers.0.1.1.weight": 2}
     fits = lambda axes: all(len(held.get(name, ())) == count for name, count in axes.items())  # noqa: E731
-    if fits(of_embedding):
-        (features, given), (width,) = held["proj.weight"], held["norm.weight"]
-        if features % width:
+    if fits(of_embedding) or fits(of_face):
+        (features, inner), (width,) = (
+            held["proj.weight" if fits(of_embedding) else "proj.2.weight"],
+            held["norm.weight"],
+        )
+        if not width or features % width:
             raise ValueError(f"{file} projects an image to {features} features, which are not tokens of {width}")
-        return ImageProjection(features // width, width, dtype), jnp.zeros((1, given))
+        if fits(of_embedding):
+            return ImageProjection(features // width, width, dtype), jnp.zeros((1, inner))
+        return FaceProjection(features // width, width, inner, dtype), jnp.zeros((1, held["proj.0.weight"][1]))
     if not fits(of_patches):
-        kinds = (listed(f"{PROJECTION}.{name}" for name in axes) for axes in (of_embedding, of_patches))
+        kinds = (listed(f"{PROJECTION}.{name}" for name in axes) for axes in (of_embedding, of_face, of_patches))
         raise ValueError(
-            f'{file} must hold {" or ".join(kinds)}, as adapters of an image\'s embedding or of its patches ("plus") do'
+            f"{file} must hold {' or '.join(kinds)}, as adapters of the embedding of an image or of a face or of an "
+            'image\'s patches ("plus") do'
         )
     (_, count, inner_width), heads = held["latents"], held["layers.0.0.to_q.weight"][0]
     if heads % HEAD:
@@ -197,10 +233,10 @@ def _projection(file: str | Path, tensors: Mapping[str, Tensor], dtype: Any) -> 
     return module, jnp.zeros((1, 1, held["proj_in.weight"][1]))
 
 
-def _joined(params: Any, added: Any) -> Any:
-    """A tree with the leaves of both."""
-    tree: dict[str, Any] = {}
-    for part in (params, added):
-        for path, leaf in trees.leaves(part).items():
-            trees.put(tree, path, leaf)
+def _joined(params: Mapping[str, Any], added: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """A U-Net's parameters with those of its adapter of a number, which names itself the first."""
+    tree = dict(params)
+    for name, value in added.items():
+        numbered = re.sub(r"(\.processor\.\w+)\.0", rf"\g<1>.{number}", name)
+        tree[numbered] = _joined(tree.get(numbered, {}), value, number) if isinstance(value, Mapping) else value
     return tree

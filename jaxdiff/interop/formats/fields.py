@@ -11,7 +11,7 @@ from typing import Any
 
 from jaxdiff.schema import FLAG, WORD, Kind, choice, each, either, number, optional, whole_number
 
-__all__ = ["COUNT", "DEPTH", "FIELDS", "PER_LEVEL", "SIDE", "SIZE", "SIZES", "check_layers"]
+__all__ = ["COUNT", "DEPTH", "FIELDS", "NONE_OR_MORE", "PER_LEVEL", "SIDE", "SIZE", "SIZES", "check_layers"]
 
 FACTOR, SHARE = number(1e-9, 1e9), number(0.0, 1.0)  # a positive factor; a part of one
 SIZE = whole_number(1, 2**20)  # channels, features, ids

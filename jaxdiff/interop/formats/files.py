@@ -204,7 +204,8 @@ def _refuse_pickles(path: Path) -> None:
         raise ValueError(
             f"{path}: {listed(pickles)} is pickled, and reading a pickle runs whatever program it contains. Where "
             'you trust it, convert it with PyTorch: `state = torch.load(FILE, map_location="cpu", weights_only=True); '
-            "safetensors.torch.save_file({k: v.contiguous() for k, v in state.items()}, OUT)`"
+            "safetensors.torch.save_file({k: v.contiguous() for k, v in state.items()}, OUT)`; an IP-Adapter's, which "
+            'has two parts, by `{f"{p}.{k}": v.contiguous() for p in state for k, v in state[p].items()}`'
         )
 
 

@@ -6,15 +6,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxdiff.interop.formats.config import Fields
-from jaxdiff.interop.formats.fields import COUNT, DEPTH, PER_LEVEL, SIZE
+from jaxdiff.interop.formats.fields import COUNT, DEPTH, NONE_OR_MORE, PER_LEVEL, SIZE
 from jaxdiff.interop.models.architecture import ModelSpec
 from jaxdiff.interop.models.unets import PLAIN, RESNET, channels, check_blocks, classes, model_spec, names, sinusoidal
 from jaxdiff.networks import ControlNet, JointUNet, TransformerConfig, UNet
-from jaxdiff.schema import optional
+from jaxdiff.schema import each, optional
 
-__all__ = ["IMAGE_PROMPT", "control_config", "controlnet", "unet_2d_condition"]
+__all__ = ["IMAGE_PROMPT", "IMAGE_RANKS", "control_config", "controlnet", "unet_2d_condition"]
 
-IMAGE_PROMPT = "ip_image_proj"  # the encoder_hid_dim_type of a U-Net with an IP-Adapter
+IMAGE_PROMPT = "ip_image_proj"  # the encoder_hid_dim_type of a U-Net with IP-Adapters
+IMAGE_RANKS = "image_ranks"  # a field of ours: of each adapter, see `networks.UNet`; by default one of rank 0
 CROSS = "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"
 JOINT = "SimpleCrossAttnDownBlock2D", "SimpleCrossAttnUpBlock2D"
 # Number of residual blocks at the bottom; with two there is attention between them.
@@ -24,6 +25,7 @@ BOTTOM = {"UNetMidBlock2DCrossAttn": 2, "UNetMidBlock2D": 1, None: 0, "UNetMidBl
 OWN = {
     "attention_head_dim": PER_LEVEL[COUNT], "cross_attention_dim": PER_LEVEL[SIZE],
     "layers_per_block": PER_LEVEL[DEPTH], "num_attention_heads": optional(PER_LEVEL[COUNT]),
+    IMAGE_RANKS: each(NONE_OR_MORE, 100),
 }  # fmt: skip
 
 # What a conditional U-Net and its ControlNet have in common.
@@ -44,7 +46,7 @@ def unet_2d_condition(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
     the variance is learned. cond["vector"] is that of XL (see `networks.configs.sdxl_vector`), the image embedding of
     unCLIP, or the text embedding of Kandinsky 2.1; cond["image"] is Kandinsky's image embedding; cond["guidance"] is
     for guidance-distilled networks. With class_embed_type "timestep", cond["label"] is a number; with
-    encoder_hid_dim_type "ip_image_proj" there are the weights of an IP-Adapter.
+    encoder_hid_dim_type "ip_image_proj" there are the weights of IP-Adapters.
 
     Args:
         config: the fields of its config.json.
@@ -79,9 +81,10 @@ def unet_2d_condition(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
         module = JointUNet(**fields, **_joint(c, count), **more, **sizes)
     else:
         check_blocks("up_block_types", up, (CROSS[1], PLAIN[1]), levels=fields["attention"], count=count)
-        image_prompt = c.take("encoder_hid_dim_type", None) == IMAGE_PROMPT
+        prompted = c.take("encoder_hid_dim_type", None) == IMAGE_PROMPT
+        ranks = tuple(c.take(IMAGE_RANKS, (0,))) if prompted else ()
         crossing = _crossing(c, fields["attention"], count)
-        module = UNet(**fields, **crossing, **more, **sizes, image_prompt=image_prompt)
+        module = UNet(**fields, **crossing, **more, **sizes, image_ranks=ranks)
     c.done()
     return model_spec(module, in_channels, center=center, rename=_rename(c))
 

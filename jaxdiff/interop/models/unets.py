@@ -188,8 +188,6 @@ def model_spec(
         shapes["guidance"] = (1,)
     if module.concat_channels is not None:
         shapes["concat"] = (1, *size, module.concat_channels)
-    if module.image_prompt:
-        shapes |= {"image_prompt": (1, 1, module.token_width or module.context_dim or 0), "image_scale": (1,)}
     if isinstance(module, JointUNet) and module.image_dim is not None:
         shapes["image"] = (1, module.image_dim)
     if isinstance(module, ControlNet):
@@ -197,7 +195,13 @@ def model_spec(
         shapes["hint"] = (1, *(factor * n for n in size), module.hint_channels)
     x = jax.ShapeDtypeStruct((1, *size, in_channels), jnp.float32)
     kinds = {"label": jnp.int32}
-    cond = {name: jax.ShapeDtypeStruct(shape, kinds.get(name, jnp.float32)) for name, shape in shapes.items()}
+    cond: dict[str, Any] = {
+        name: jax.ShapeDtypeStruct(shape, kinds.get(name, jnp.float32)) for name, shape in shapes.items()
+    }
+    if module.image_ranks:
+        tokens = jax.ShapeDtypeStruct((1, 1, module.token_width or module.context_dim or 0), jnp.float32)
+        scale = jax.ShapeDtypeStruct((1,), jnp.float32)
+        cond |= {name: (a,) * len(module.image_ranks) for name, a in (("image_prompt", tokens), ("image_scale", scale))}
     apply = as_apply(module)
     return ModelSpec(
         partial(init, module, x=x, cond=cond), _centred(apply) if center else apply, rename=rename, alias=_newer

@@ -72,11 +72,17 @@ def test_other_files_and_networks_are_refused(unet, tmp_path):
 
     fails(
         {"image_proj.latents": np.ones((1, 4, 8), np.float32)},
-        "must hold image_proj.proj.weight, image_proj.norm.weight or image_proj.lat",
+        "must hold image_proj.proj.weight, image_proj.norm.weight or image_proj.proj.0.weight, .* or image_proj.lat",
     )
     fails(tensors(WIDTHS[:-1]), "missing: ip_adapter.21.to_k_ip.weight, ip_adapter.21.to_v_ip.weight")
-    fails(tensors(text=6), "misshapen")
+    fails(tensors(text=6), "whose cross_attention_dim is 6, and that of this one is 8")
+    wider = {
+        name: np.ones((9, 8), np.float32) if name.endswith(".1.to_k_ip.weight") else a for name, a in tensors().items()
+    }
+    fails(wider, r"misshapen: ip_adapter.1.to_k_ip.weight is \(9, 8\), not \(8, 8\)")
+    low_rank = {"ip_adapter.1.to_q_lora.down.weight": np.ones((2, 8), np.float32)}
+    fails(tensors() | low_rank, "missing: ip_adapter.0.to_k_lora.down.weight, ip_adapter.0.to_k_lora.up.weight, .*")
     fails(tensors(), "for a UNet2DConditionModel", unet._replace(config=CONFIG | {"_class_name": "ControlNetModel"}))
     with pytest.raises(ValueError, match="for transformers with attention to tokens"):
-        module = UNet(widths=(8,), groups=4, image_prompt=True)
+        module = UNet(widths=(8,), groups=4, image_ranks=(0,))
         jax.eval_shape(lambda: module.init(jax.random.key(0), np.zeros((1, 4, 4, 3), np.float32), np.zeros(1), {}))
