@@ -41,10 +41,10 @@ def test_a_prompt_makes_pictures(tmp_path, capsys, monkeypatch):
     common = ["sample", directory, "--prompt", "a cat", "--steps", "2", "--seed", "1"]
     main([*common, "--num", "3", "--size", "8", "12", "--guidance", "3"])
     said = capsys.readouterr()
-    assert said.out.split()[-1] == "samples-0" and "2/2" in said.err
-    names = sorted(path.name for path in (tmp_path / "samples-0").iterdir())
+    assert said.out.split()[-1] == "samples-1" and "2/2" in said.err
+    names = sorted(path.name for path in (tmp_path / "samples-1").iterdir())
     assert names == ["00000.png", "00001.png", "00002.png"]
-    assert Image.open(tmp_path / "samples-0" / names[0]).size == (12, 8)
+    assert Image.open(tmp_path / "samples-1" / names[0]).size == (12, 8)
 
     arrays = {}
     for name, options in {
