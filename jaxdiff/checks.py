@@ -14,6 +14,7 @@ import numpy as np
 from jax import Array
 
 __all__ = [
+    "check_called",
     "check_denoiser",
     "check_function",
     "check_inexact",
@@ -57,12 +58,16 @@ def concrete(function: Callable[P, R]) -> Callable[P, R]:
 def factory(make: Callable[P, R]) -> Callable[P, R]:
     """Mark a function that makes functions, so that results are named after the call and checks detect a missing call.
 
-    The name, such as `edm(0.5)`, is the `__qualname__` of the resulting function, or of a solver's step.
+    The name, such as `edm(0.5)`, is the `__qualname__` of the resulting function, or of a solver's step. No argument of
+    a factory may be a factory itself.
     """
+    signature = inspect.signature(make)
 
     @wraps(make)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         result = make(*args, **kwargs)
+        for name, value in signature.bind(*args, **kwargs).arguments.items():
+            check_called(name, value)
         arguments = [describe(value) for value in args] + [f"{k}={describe(v)}" for k, v in kwargs.items()]
         function: Any = getattr(result, "step", result)  # a solver's step
         function.__qualname__ = f"{make.__name__}({', '.join(arguments)})"
@@ -87,6 +92,12 @@ def describe(value: Any) -> str:
     return name.replace("<locals>.", "") if name else f"{value!r:.80}"
 
 
+def check_called(name: str, value: Any) -> None:
+    """Raise ValueError for a factory that was not called."""
+    if getattr(value, "is_factory", False):
+        raise ValueError(f"{name} is {value.__name__}, which is a factory: call {value.__name__}()")
+
+
 def check_function(name: str, value: Any, signature: str) -> None:
     """Raise ValueError unless `value` is a function with this signature, and not a factory that was not called.
 
@@ -96,8 +107,7 @@ def check_function(name: str, value: Any, signature: str) -> None:
         signature: the expected signature, e.g. "(x, level) -> x0_hat".
     """
     what = f"{name} must be a function {signature}, got {describe(value)}"
-    if getattr(value, "is_factory", False):
-        raise ValueError(f"{name} is {value.__name__}, which is a factory: call {value.__name__}()")
+    check_called(name, value)
     if isinstance(value, type):
         raise ValueError(f"{name} is the class {value.__name__}: call {value.__name__}()")
     if not callable(value):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxdiff.checks import factory
 from jaxdiff.levels import Level, append_axes, check_grid
 from jaxdiff.types import NoiseSampler
 
@@ -73,6 +74,7 @@ def white(key: Array, x: Array, cur: Level, nxt: Level) -> Array:
     return normal_like(key, x)
 
 
+@factory
 def brownian(path: Array) -> NoiseSampler:
     """Increments of one Brownian path: all numbers of steps follow the same path, and refining the grid converges.
 
@@ -86,7 +88,7 @@ def brownian(path: Array) -> NoiseSampler:
 
     Returns:
         (key, x, cur, nxt) -> the standardized increment from `cur` to `nxt`, like x; the key of the step is not used.
-        Levels are scalars, or [B] if there are [B] keys.
+        Levels are scalars or broadcast against x, [B] or [B, 1, ...]; others than scalars need [B] keys.
 
     Raises:
         ValueError: `path` is not a typed key; from the increments, one key with one level per example.
@@ -94,13 +96,15 @@ def brownian(path: Array) -> NoiseSampler:
     check_key(path)
 
     def at(lam: Array, x: Array) -> Array:
-        if lam.ndim == 0:
-            return _path(path, x.shape, lam)
+        if lam.size == 1:
+            return _path(path, x.shape, lam.reshape(()))
         if path.ndim == 0:
             raise ValueError(
                 "a Brownian path at one level an example, as adaptive solvers need, takes one key an example"
             )
-        return jax.vmap(lambda key, lam: _path(key, x.shape[1:], lam))(path, lam)
+        lam = append_axes(lam, x.ndim)
+        lam = jnp.broadcast_to(lam, (len(x), *lam.shape[1:]))
+        return jax.vmap(lambda key, lam: _path_at(key, x.shape[1:], lam))(path, lam)
 
     def increment(key: Array, x: Array, cur: Level, nxt: Level) -> Array:
         # In units of the end's alpha / sigma, so that nothing overflows; lam of clean data is clipped to the end of the
@@ -117,6 +121,15 @@ def brownian(path: Array) -> NoiseSampler:
         return jnp.where(gained > 0, change / jnp.sqrt(safe), 0).astype(x.dtype)
 
     return increment
+
+
+def _path_at(key: Array, shape: tuple[int, ...], lam: Array) -> Array:
+    """`_path` at levels that broadcast against `shape`: of a path for each of them, the places that are at it."""
+    if lam.size == 1:
+        return _path(key, shape, lam.reshape(()))
+    paths = jax.vmap(lambda lam: _path(key, shape, lam))(lam.reshape(-1))
+    which = jnp.broadcast_to(jnp.arange(lam.size).reshape(lam.shape), shape)
+    return jnp.take_along_axis(paths, which[None], axis=0)[0]
 
 
 def _path(key: Array, shape: tuple[int, ...], lam: Array) -> Array:

@@ -191,7 +191,17 @@ def _scan(
 
     def take(carry, i):
         x, state = carry
-        x, state = solver.step(checked, fold_in(key, i), x, state, levels.at(i), levels.at(i + 1))
+        cur, nxt = levels.at(i), levels.at(i + 1)
+        try:
+            x, state = solver.step(checked, fold_in(key, i), x, state, cur, nxt)
+        except (TypeError, AttributeError) as error:
+            ends = (cur, nxt) if solver.next_level else (cur,)
+            if not solver.learned_variance and isinstance(jax.eval_shape(denoise, x, *ends), tuple):
+                raise ValueError(
+                    f"{solver!r} takes x0_hat, and denoise returns (x0_hat, frac), with a learned variance: use "
+                    "parameterize.drop_variance(denoise)"
+                ) from error
+            raise
         if progress is not None:
             jax.debug.callback(progress, i + 1)
         return x, state

@@ -12,6 +12,7 @@ from math import sinh
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jaxdiff.checks import factory
@@ -170,11 +171,11 @@ def uniform_discrete(T: int, probs: Array | None = None) -> TimeSampler:
     Raises:
         ValueError: T < 1 or probs of another shape.
     """
-    if T < 1 or (probs is not None and probs.shape != (T,)):
+    if T < 1 or (probs is not None and np.shape(probs) != (T,)):
         raise ValueError(f"T must be at least 1 and probs have shape [T], got T = {T}, probs {probs}")
     if probs is None:
         return lambda key, batch: _unweighted(jax.random.randint(key, (batch,), 1, T + 1))
-    draw = _bins(jnp.asarray(probs))
+    draw = _bins(probs)
 
     def times(key: Array, batch: int) -> tuple[Array, Array]:
         i, weight = draw(key, batch)
@@ -193,11 +194,13 @@ def importance(density: Array, low: float = T_MIN, high: float = 1.0) -> TimeSam
         low, high: the ends, in the process's time; sigma(low) > 0.
 
     Raises:
-        ValueError: low >= high.
+        ValueError: low >= high, or a density that is no list.
     """
     _check(low, high)
-    draw = _bins(jnp.asarray(density))
-    width = (high - low) / density.shape[0]
+    if np.ndim(density) != 1:
+        raise ValueError(f"density must be a list of numbers, [K], got {density!r:.80}")
+    draw = _bins(density)
+    width = (high - low) / len(density)
 
     def times(key: Array, batch: int) -> tuple[Array, Array]:
         bin_key, place_key = jax.random.split(key)
@@ -225,6 +228,7 @@ def default_times(process: Process) -> TimeSampler:
 
 
 def _bins(density: Array) -> Callable[[Array, int], tuple[Array, Array]]:
+    density = jnp.asarray(density)
     share = density / jnp.sum(density)
 
     def draw(key: Array, batch: int) -> tuple[Array, Array]:

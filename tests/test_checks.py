@@ -11,7 +11,19 @@ import pytest
 from helpers.solvers import SOLVERS
 
 import jaxdiff as jd
-from jaxdiff import conditions, guidance, losses, media, models, networks, parameterize, solvers, times, weights
+from jaxdiff import (
+    conditions,
+    guidance,
+    inverse,
+    losses,
+    media,
+    models,
+    networks,
+    parameterize,
+    solvers,
+    times,
+    weights,
+)
 from jaxdiff.checks import check_function, concrete, factory
 from jaxdiff.experiment import Experiment, Model, Sampling, Training
 
@@ -20,6 +32,7 @@ LEVELS, X = jd.grids.by_time(FLOW, 3), np.ones((4, 2), np.float32)
 THREE = jax.random.split(KEY, 3)
 TRAINING = Training(lambda *_: 0.0, None, None, lambda *_: iter(()), batch=1, steps=1)
 SAMPLING = Sampling(lambda n: jd.grids.by_time(FLOW, n), solvers.ddim(), steps=3)
+MASK = inverse.operators.mask(jnp.ones(2))
 
 
 def apply(params, x, noise, cond):
@@ -40,6 +53,10 @@ def loss(apply=apply, process=FLOW, prediction=parameterize.velocity, x=X, **opt
 
 def model(process=FLOW, prediction=parameterize.velocity):
     return Model(lambda key: {}, apply, process, prediction)
+
+
+def red_diff(denoise=denoise, process=FLOW, **options):
+    return inverse.red_diff(denoise, process, MASK, X, std=1.0, times=times.uniform(), **options)
 
 
 def of_library():
@@ -156,7 +173,10 @@ WRONG = {
         lambda: sample(denoise=lambda x, level: x[:, :1]),
         r"denoise must return x0_hat of the shape of x, \(4, 2\), got \(4, 1\)",
     ),
-    "a share of noise in words": (lambda: solvers.ddim("1"), r"eta must lie in \[0, 1\], got '1'"),
+    "a share of noise in words": (
+        lambda: solvers.ddim("1"),
+        r"eta must be a finite number in \[0, 1\], got '1'",
+    ),
     "a batch that is an array in jit": (
         lambda: jax.jit(lambda x: losses.denoising_loss(apply, FLOW, parameterize.velocity)(None, KEY, x))(X),
         r'a batch is a dict with the data under "x", got float32\[4, 2\]',
@@ -169,6 +189,37 @@ WRONG = {
     "an uncalled medium": (
         lambda: Experiment(model(), TRAINING, SAMPLING, conditions.none(), media.points, 0),
         r"medium must be a Medium, got .*points.*, which makes one: call points\(\.\.\.\)",
+    ),
+    "uncalled noise": (
+        lambda: solvers.ddim(1.0, noise_sampler=jd.noise.brownian),
+        r"noise_sampler is brownian, which is a factory: call brownian\(\)",
+    ),
+    "uncalled noise of a restoration": (
+        lambda: inverse.ddrm(MASK, X, 0.1, noise_sampler=jd.noise.brownian),
+        "noise_sampler is brownian, which is a factory",
+    ),
+    "an uncalled gradient": (
+        lambda: solvers.ddpm(gradient=guidance.classifier_gradient),
+        r"gradient is classifier_gradient, which is a factory: call classifier_gradient\(\)",
+    ),
+    "another gradient": (lambda: solvers.ddpm(gradient=lambda x: x), r"gradient must be a function \(x, level\)"),
+    "a share of noise in numpy": (
+        lambda: solvers.ddim(np.float32(1.5)),
+        r"eta must be a finite number in \[0, 1\], got 1.5",
+    ),
+    "two outputs where DDIM takes x0_hat": (
+        lambda: sample(lambda x, level: (x, x)),
+        r"<Solver ddim.* takes x0_hat, and denoise returns \(x0_hat, frac\).*drop_variance",
+    ),
+    "two outputs where Heun takes x0_hat": (
+        lambda: sample(lambda x, level: (x, x), solvers.heun()),
+        r"<Solver heun.* takes x0_hat, and denoise returns \(x0_hat, frac\).*drop_variance",
+    ),
+    "no denoiser to optimize by": (lambda: red_diff(None), "denoise must be a function .* got None"),
+    "a class to optimize by": (lambda: red_diff(process=jd.processes.VP), r"process is the class VP: call VP\(\)"),
+    "an uncalled weight to optimize by": (
+        lambda: red_diff(weight=weights.min_snr),
+        "weight is min_snr, which is a fac",
     ),
     "a scale in words": (lambda: guidance.cfg(denoise, denoise, "3"), "scale must be a finite number, got '3'"),
     "a level outside": (lambda: LEVELS.at(4), "a grid of 4 levels has no level 4"),

@@ -184,6 +184,30 @@ def test_a_path_needs_a_typed_key():
         noise.brownian(KEYS[0])(KEYS[0], jnp.zeros((2, 2)), level([-1.0, 0.0]), level([1.0, 2.0]))
 
 
+@pytest.mark.parametrize("shape", [(6,), (6, 1, 1), (6, 3), (1, 3, 1), (1, 1, 1), ()])
+def test_a_paths_levels_have_any_shape_that_broadcasts(shape):
+    draw, x = noise.brownian(KEYS[0] if np.prod(shape) == 1 else KEYS), jnp.zeros((6, 3, 2))
+    lam = jax.ShapeDtypeStruct(shape, jnp.float32)
+    assert jax.eval_shape(lambda lam: draw(KEYS, x, level(lam), level(lam + 1)), lam).shape == x.shape
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(6, 1, 1), (6, 3)])
+def test_an_increment_is_that_of_its_own_level_whatever_its_shape(shape):
+    x, draw = jnp.zeros((6, 3, 2)), noise.brownian(KEYS)
+
+    @jax.jit
+    def drawn(begin):  # and of each of the levels, as a scalar, all of x
+        of = lambda lam: draw(KEYS, x, level(lam), level(lam + 1))  # noqa: E731
+        return of(begin), jax.lax.map(of, begin.reshape(-1))
+
+    begin = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+    z, each = drawn(begin)
+    which = np.arange(begin.size).reshape(shape + (1,) * (3 - len(shape)))
+    expected = np.take_along_axis(np.asarray(each), np.broadcast_to(which, x.shape)[None], 0)[0]
+    np.testing.assert_allclose(z, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_white_noise_is_the_steps_own_whatever_the_levels():
     x = jnp.zeros((6, 3))
     z = noise.white(KEYS, x, level(-jnp.inf), level(0.0))

@@ -87,6 +87,15 @@ def test_the_window_is_split_over_devices():
     assert "f64[3,3,2]" in text  # a device's part of the window, [12 / 4, B, d]
 
 
+@pytest.mark.slow
+def test_parallel_follows_the_same_brownian_path():
+    x, levels = jnp.asarray(X, jnp.float32), LEVELS.at(slice(None, None, 6))
+    solver = jd.solvers.ddim(1.0, noise_sampler=jd.noise.brownian(KEYS))
+    parallel = jax.jit(lambda x: jd.sample_parallel(BLOB.denoise, solver, levels, x, KEYS, window=2, tolerance=0.0)[0])
+    sequential = jax.jit(lambda x: jd.sample(BLOB.denoise, solver, levels, x, KEYS))
+    np.testing.assert_allclose(parallel(x), sequential(x), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("name", [pytest.param("ddim", marks=pytest.mark.slow), "ddpm"])
 def test_a_stream_is_sample_for_each_picture(name):

@@ -140,6 +140,7 @@ def test_integers_with_probabilities():
     assert count[2] == 0
     assert stats.chisquare(count[[0, 1, 3]], N * probs[[0, 1, 3]] / 8).pvalue > 1e-3
     np.testing.assert_allclose(weight, 1 / (4 * probs[np.asarray(t) - 1] / 8), rtol=1e-6)
+    jax.tree.map(np.testing.assert_array_equal, times.uniform_discrete(4, [4, 1, 0, 3])(KEY, N), (t, weight))
 
 
 def _is_uniform_mean(values, weight, exact):
@@ -161,6 +162,7 @@ def test_weights_are_unbiased_over_an_interval():
     _is_uniform_mean(np.asarray(t) ** 2, np.asarray(weight), (27 - 1) / 3 / 2)
     knots = np.concatenate([[0.0], np.cumsum(density / density.sum())])
     _same(t, lambda x: np.interp(x, [1, 1.5, 2, 2.5, 3], knots))
+    jax.tree.map(np.testing.assert_array_equal, times.importance([1, 5, 2, 0.5], 1.0, 3.0)(KEY, N), (t, weight))
 
 
 def test_importance_reduces_the_variance():
@@ -199,6 +201,8 @@ def test_density_may_be_float32_under_x64(x64):
         lambda: times.u_shaped(0.0),
         lambda: times.on_grid(Flow()(0.5)),
         lambda: times.uniform_discrete(4, jnp.ones(3)),
+        lambda: times.uniform_discrete(4, [1, 2, 3]),
+        lambda: times.importance(1.0),
     ],
 )
 def test_bad_arguments(make):

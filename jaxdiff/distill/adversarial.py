@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.checks import check_function, check_number, factory
-from jaxdiff.distill.base import Context, Teacher, split_inputs
+from jaxdiff.distill.base import Context, Teacher, check_parts, split_inputs
 from jaxdiff.distill.critics import (
     AdversarialLoss,
     Generator,
@@ -187,34 +187,38 @@ def adversarial_diffusion(
     _check(generate, critic, process, times)
     check_function("teacher", teacher, "(context, cond) -> denoiser")
     check_function("features", features, "(params, context, cond) -> inner")
+    check_parts(weight=weight)
     check_penalties(loss, r1, 0.0)
     check_number("distillation", distillation, low=0.0)
 
-    def inner(inputs: Any, x: Array, cond: Cond) -> tuple[Callable[[Array], Any], Callable[[Any], Array]]:
-        params, context = split_inputs(inputs)
+    def inner(
+        params: Params, context: Context, x: Array, cond: Cond
+    ) -> tuple[Callable[[Array], Any], Callable[[Any], Array]]:
         t = jnp.zeros(x.shape[:1], x.dtype)
         level = clean_level(Level(t, t, t))
         embed = features(params, context, cond)
         return lambda x: embed(x, level), lambda h: critic(params["critic"], h, t, cond)
 
     def student_loss(inputs: Any, key: Array, batch: Batch) -> tuple[Array, Metrics]:
+        params, context = split_inputs(inputs)
         make_key, t_key, eps_key, _ = jax.random.split(key, 4)
         real, _, cond = split_batch(batch, eps_key)
-        x = generate(inputs[0]["student"], make_key, batch)
-        embed, logits = inner(inputs, real, cond)
+        x = generate(params["student"], make_key, batch)
+        embed, logits = inner(params, context, real, cond)
         adversarial = jnp.mean(generator_value(logits, embed(real), embed(x), loss=loss))
         t, t_weight = times(t_key, x.shape[0])
         level = process(t)
-        target = jax.lax.stop_gradient(teacher(inputs[1], cond)(q_sample(x, normal_like(eps_key, x), level), level))
+        target = jax.lax.stop_gradient(teacher(context, cond)(q_sample(x, normal_like(eps_key, x), level), level))
         c = level.alpha if weight is None else weight(level)
         distilled = jnp.mean(t_weight * c * squared(x, target))
         return adversarial + distillation * distilled, {"adversarial": adversarial, "distillation": distilled}
 
     def critic_loss(inputs: Any, key: Array, batch: Batch) -> tuple[Array, Metrics]:
+        params, context = split_inputs(inputs)
         make_key, _, eps_key, penalty_key = jax.random.split(key, 4)
         real, _, cond = split_batch(batch, eps_key)
-        embed, logits = inner(inputs, real, cond)
-        fake = jax.lax.stop_gradient(embed(generate(inputs[0]["student"], make_key, batch)))
+        embed, logits = inner(params, context, real, cond)
+        fake = jax.lax.stop_gradient(embed(generate(params["student"], make_key, batch)))
         value, metrics = critic_value(
             logits, embed(real), fake, penalty_key, loss=loss, r1=r1, r2=0.0, penalty=gradient_penalty
         )
@@ -244,8 +248,9 @@ def latent_adversarial_diffusion(generate: Generator, adversary: Adversary) -> d
     check_function("generate", generate, "(params, key, batch) -> x")
 
     def student_loss(inputs: Any, key: Array, batch: Batch) -> tuple[Array, Metrics]:
+        params, _ = split_inputs(inputs)
         make_key, key = jax.random.split(key)
-        return adversarial_term(adversary, inputs, generate(inputs[0]["student"], make_key, batch), key, batch), {}
+        return adversarial_term(adversary, inputs, generate(params["student"], make_key, batch), key, batch), {}
 
     return {"student": student_loss, "critic": noised_critic_loss(generate, adversary)}
 
@@ -254,8 +259,9 @@ def noised_critic_loss(generate: Generator, adversary: Adversary) -> Loss:
     """The loss of the critic of noised examples."""
 
     def loss(inputs: Any, key: Array, batch: Batch) -> tuple[Array, Metrics]:
+        params, _ = split_inputs(inputs)
         make_key, key, penalty_key = jax.random.split(key, 3)
-        x = jax.lax.stop_gradient(generate(inputs[0]["student"], make_key, batch))
+        x = jax.lax.stop_gradient(generate(params["student"], make_key, batch))
         logits, real, fake, t_weight = _noised(adversary, inputs, x, key, batch)
         options: dict[str, Any] = {name: getattr(adversary, name) for name in ("loss", "r1", "r2", "penalty")}
         value, metrics = critic_value(logits, real, fake, penalty_key, **options)
@@ -278,7 +284,7 @@ def check_adversary(adversary: Any) -> None:
     check_function("features", adversary.features, "(params, context, cond) -> inner")
     check_function("critic", adversary.critic, "(params, h, t, cond) -> logits")
     check_function("times", adversary.times, "(key, batch) -> (t, weight)")
-    check_penalties(adversary.loss, adversary.r1, adversary.r2)
+    check_penalties(adversary.loss, adversary.r1, adversary.r2, adversary.penalty)
 
 
 def _noised(

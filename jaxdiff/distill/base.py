@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxdiff.checks import check_function, concrete, describe, is_traced
+from jaxdiff.checks import check_function, concrete, describe, factory, is_traced
 from jaxdiff.levels import Level
 from jaxdiff.parameterize import denoiser
 from jaxdiff.processes.base import Process
@@ -23,6 +23,7 @@ __all__ = [
     "Teacher",
     "TimePairs",
     "check_boundary",
+    "check_parts",
     "context",
     "like_null",
     "split_inputs",
@@ -100,19 +101,24 @@ def context(*, ema: bool = False) -> Callable[[Any, Any], Context]:
     return lambda state, frozen: Context(state.step - state.skipped, state.ema if ema else None, frozen)
 
 
-def split_inputs(inputs: Any) -> tuple[Params, Context]:
+def split_inputs(inputs: Any, kind: type = Context) -> tuple[Params, Context]:
     """The parameters and the context, the first argument of the losses of this room.
+
+    Args:
+        inputs: (params, Context).
+        kind: of the context; `object` where a loss does not look at it.
 
     Raises:
         ValueError: there is no context.
     """
-    if not (isinstance(inputs, tuple) and len(inputs) == 2 and isinstance(inputs[1], Context)):
+    if not (isinstance(inputs, tuple) and len(inputs) == 2 and isinstance(inputs[1], kind)):
         raise ValueError(
             "a few-step loss is given (params, Context): use given=distill.context() in train.make_step, or in Training"
         )
     return inputs
 
 
+@factory
 def teacher(
     apply: Apply,
     prediction: Prediction,
@@ -157,6 +163,17 @@ def teacher(
 def like_null(cond: Cond, null_cond: Cond) -> Cond:
     """The null condition for a batch: like `cond`, given `null_cond` with leading axis 1."""
     return jax.tree.map(lambda c, n: jnp.broadcast_to(n, c.shape).astype(c.dtype), cond, null_cond)
+
+
+def check_parts(teacher: Any = None, distance: Any = None, weight: Any = None) -> None:
+    """Raise ValueError unless each part that is given is a function of its signature."""
+    for name, value, signature in (
+        ("teacher", teacher, "(context, cond) -> denoiser"),
+        ("distance", distance, "(a, b) -> [B]"),
+        ("weight", weight, "(level) -> [B]"),
+    ):
+        if value is not None:
+            check_function(name, value, signature)
 
 
 def check_boundary(process: Process, prediction: Prediction) -> None:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.checks import check_function, factory
-from jaxdiff.distill.base import Context, Distance, Teacher, TimePairs, check_boundary, split_inputs
+from jaxdiff.distill.base import Context, Distance, Teacher, TimePairs, check_boundary, check_parts, split_inputs
 from jaxdiff.distill.distances import pseudo_huber
 from jaxdiff.distill.jumps import flow_step
 from jaxdiff.levels import Ends, Level, q_sample
@@ -85,7 +85,7 @@ def consistency(
     check_function("pairs", pairs, "(key, batch, step) -> (t, s, weight)")
     check_boundary(process, prediction)
     distance = pseudo_huber() if distance is None else distance
-    check_function("distance", distance, "(a, b) -> [B]")
+    check_parts(teacher, distance)
     params_of = _target(target)
     next_of = _next(teacher, solver)
 
@@ -140,6 +140,5 @@ def _next(teacher: Teacher | None, solver: Solver | None) -> Callable[..., Array
         if solver is not None:
             raise ValueError("without a teacher there is no flow to solve: leave out solver, or give teacher")
         return lambda context, cond, ends, x, cur, nxt: q_sample(ends.x0, ends.eps, nxt)
-    check_function("teacher", teacher, "(context, cond) -> denoiser")
     step = flow_step(heun() if solver is None else solver)
     return lambda context, cond, ends, x, cur, nxt: step(teacher(context, cond), x, cur, nxt)

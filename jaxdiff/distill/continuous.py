@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.checks import check_function, check_number, factory
-from jaxdiff.distill.base import Context, Teacher, check_boundary, split_inputs
+from jaxdiff.distill.base import Context, Teacher, check_boundary, check_parts, split_inputs
 from jaxdiff.distill.jumps import check_difference, derivative
 from jaxdiff.levels import Level, from_x0, q_sample
 from jaxdiff.losses import split_batch
@@ -83,8 +83,7 @@ def continuous_consistency(
     check_difference(difference)
     jvp_apply = apply if jvp_apply is None else jvp_apply
     check_function("jvp_apply", jvp_apply, "(params, x, noise, cond) -> F")
-    if teacher is not None:
-        check_function("teacher", teacher, "(context, cond) -> denoiser")
+    check_parts(teacher)
     times = log_normal(process, -1.0, 1.4) if times is None else times
     check_function("times", times, "(key, batch) -> (t, weight)")
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff.checks import check_number, factory
+from jaxdiff.checks import check_function, check_number, factory
 from jaxdiff.noise import normal_like
 from jaxdiff.types import Batch, Params
 
@@ -156,12 +156,13 @@ def generator_value(logits: Logits, real: Any, fake: Any, *, loss: AdversarialLo
     return _mean(loss.generator(logits(real), logits(fake)))
 
 
-def check_penalties(loss: Any, r1: float, r2: float) -> None:
-    """Raise ValueError unless `loss` is an AdversarialLoss and the penalties are not negative."""
+def check_penalties(loss: Any, r1: float, r2: float, penalty: Penalty = gradient_penalty) -> None:
+    """Raise ValueError unless `loss` is an AdversarialLoss, `penalty` a function, and its weights are not negative."""
     if not isinstance(loss, AdversarialLoss):
         raise ValueError(f"loss must be an AdversarialLoss: hinge, softplus or relativistic; got {loss!r:.80}")
     check_number("r1", r1, low=0.0)
     check_number("r2", r2, low=0.0)
+    check_function("penalty", penalty, "(logits, h, key) -> [B]")
 
 
 def _mean(x: Array) -> Array:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff.checks import check_number, factory
+from jaxdiff.checks import check_function, check_number, factory
 from jaxdiff.distill.base import Distance
 from jaxdiff.levels import safe_sqrt
 
@@ -53,7 +53,7 @@ def adaptive(p: float = 1.0, c: float = 0.01) -> Distance:
 
     Args:
         p: 0 is the squared distance, 1/2 is close to pseudo-Huber's, 1 makes all gradients equally long.
-        c: keeps the weight finite.
+        c: keeps the weight finite; with 0 the distance is 0 where a = b.
 
     Raises:
         ValueError: p is outside [0, 1], or c is negative.
@@ -63,7 +63,8 @@ def adaptive(p: float = 1.0, c: float = 0.01) -> Distance:
 
     def distance(a: Array, b: Array) -> Array:
         square = _sum(a - b)
-        return square / jax.lax.stop_gradient(square + c) ** p
+        size = jax.lax.stop_gradient(square + c)
+        return square / jnp.where(size > 0, size, 1) ** p
 
     return distance
 
@@ -74,7 +75,11 @@ def perceptual(features: Callable[[Array], Any]) -> Distance:
 
     Args:
         features: [B, ...] -> a tree of arrays [B, ..., C], e.g. the inner layers of a classifier.
+
+    Raises:
+        ValueError: `features` is not a function.
     """
+    check_function("features", features, "(x) -> features")
 
     def distance(a: Array, b: Array) -> Array:
         each = jax.tree.map(_of_directions, features(a), features(b))

@@ -10,7 +10,7 @@ from jax import Array
 
 from jaxdiff.checks import check_function, check_number, factory
 from jaxdiff.distill.adversarial import Adversary, adversarial_term, check_adversary, noised_critic_loss
-from jaxdiff.distill.base import Teacher, split_inputs
+from jaxdiff.distill.base import Teacher, check_parts, split_inputs
 from jaxdiff.distill.critics import Generator
 from jaxdiff.levels import Level, check_grid, q_sample
 from jaxdiff.losses import denoising_loss, split_batch
@@ -69,6 +69,7 @@ def distribution_matching(
     check_function("teacher", teacher, "(context, cond) -> denoiser")
     check_function("apply", apply, "(params, x, noise, cond) -> F")
     check_function("times", times, "(key, batch) -> (t, weight)")
+    check_parts(weight=weight)
     if fake_loss is None:
         fake_loss = denoising_loss(apply, process, prediction, times=times)
     if adversary is not None:
@@ -96,7 +97,7 @@ def distribution_matching(
         return value, metrics
 
     def score_loss(inputs: Any, key: Array, batch: Batch) -> tuple[Array, Metrics]:
-        params, _ = inputs
+        params, _ = split_inputs(inputs)
         make_key, key, eps_key = jax.random.split(key, 3)
         _, _, cond = split_batch(batch, eps_key)
         x = jax.lax.stop_gradient(generate(params["student"], make_key, batch))
@@ -128,7 +129,7 @@ def grid_times(levels: Level, low: float = 0.02, high: float = 0.98) -> TimeSamp
         raise ValueError(f"no level lies between the shares low = {low} and high = {high} of {steps} steps")
 
     def times(key: Array, batch: int) -> tuple[Array, Array]:
-        t = levels.t[jax.random.randint(key, (batch,), first, last)]
+        t = jnp.asarray(levels.t)[jax.random.randint(key, (batch,), first, last)]
         return t, jnp.ones((batch,), jnp.result_type(float))
 
     return times

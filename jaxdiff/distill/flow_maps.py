@@ -68,7 +68,7 @@ def lagrangian(
     Returns:
         the loss of ((params, Context), key, batch); no metrics.
     """
-    check(apply, process, prediction, pairs)
+    check(apply, process, prediction, pairs, teacher=teacher, distance=distance)
 
     def loss(inputs: tuple[Params, Context], key: Array, batch: Batch) -> tuple[Array, Metrics]:
         params, context = split_inputs(inputs)
@@ -126,7 +126,7 @@ def eulerian(
     Raises:
         ValueError: difference is not positive.
     """
-    check(apply, process, prediction, pairs)
+    check(apply, process, prediction, pairs, teacher=teacher, distance=distance)
     check_difference(difference)
 
     def loss(inputs: tuple[Params, Context], key: Array, batch: Batch) -> tuple[Array, Metrics]:
@@ -178,7 +178,7 @@ def semigroup(
     Returns:
         the loss of ((params, Context), key, batch); no metrics.
     """
-    check(apply, process, prediction, pairs)
+    check(apply, process, prediction, pairs, teacher=teacher, distance=distance)
 
     def loss(inputs: tuple[Params, Context], key: Array, batch: Batch) -> tuple[Array, Metrics]:
         params, context = split_inputs(inputs)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.checks import check_function
+from jaxdiff.distill.base import split_inputs
 from jaxdiff.distill.critics import (
     AdversarialLoss,
     Generator,
@@ -55,10 +56,10 @@ def gan(
     """
     check_function("generate", generate, "(params, key, batch) -> x")
     check_function("critic", critic, "(params, x, t, cond) -> logits")
-    check_penalties(loss, r1, r2)
+    check_penalties(loss, r1, r2, penalty)
 
     def prepare(inputs: Any, key: Array, batch: Batch) -> tuple[Any, Array, Array, Array]:
-        params, _ = inputs
+        params, _ = split_inputs(inputs, object)
         make_key, eps_key, penalty_key = jax.random.split(key, 3)
         real, _, cond = split_batch(batch, eps_key)
         t = jnp.zeros(real.shape[:1], real.dtype)

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.checks import check_function, check_number
-from jaxdiff.distill.base import Context, TimePairs
+from jaxdiff.distill.base import Context, TimePairs, check_parts
 from jaxdiff.levels import Level, from_x0, q_sample
 from jaxdiff.losses import split_batch
 from jaxdiff.noise import check_key
 from jaxdiff.parameterize import check_network_time, denoiser
-from jaxdiff.processes.base import Process, check_process
+from jaxdiff.processes.base import Process, check_process, to_float
 from jaxdiff.solvers.base import Solver, check_solver
 from jaxdiff.types import Apply, Batch, Cond, Denoiser, FlowMap, Params, Prediction
 
@@ -62,13 +62,19 @@ class Step(NamedTuple):
     more: Array
 
 
-def check(apply: Apply, process: Process, prediction: Prediction, pairs: TimePairs) -> None:
-    """Raise ValueError unless these are a network, a process, a prediction and a distribution of two times."""
+def check(apply: Apply, process: Process, prediction: Prediction, pairs: TimePairs, **parts: Any) -> None:
+    """Raise ValueError unless these are a network, a process, a prediction, a distribution of two times, and parts.
+
+    Args:
+        apply, process, prediction, pairs: of a loss.
+        parts: those of `check_parts`.
+    """
     check_function("apply", apply, "(params, x, noise, cond) -> F")
     check_process(process)
     check_function("prediction", prediction, "(level) -> Scalings")
     check_network_time(apply, process, prediction)
     check_function("pairs", pairs, "(key, batch, step) -> (t, s, weight)")
+    check_parts(**parts)
 
 
 def draw(process: Process, pairs: TimePairs, step: Array, key: Array, batch: Batch) -> Step:
@@ -77,6 +83,7 @@ def draw(process: Process, pairs: TimePairs, step: Array, key: Array, batch: Bat
     t_key, eps_key, key, more = jax.random.split(key, 4)
     x0, eps, cond = split_batch(batch, eps_key)
     t, s, weight = pairs(t_key, x0.shape[0], step)
+    t, s = to_float(t), to_float(s)  # those of a table may be integers, which have nothing between and no derivative
     cur = process(t)
     return Step(x0, eps, cond, t, s, weight, cur, process(s), q_sample(x0, eps, cur), key, more)
 

@@ -63,7 +63,7 @@ def mean_flow(
         ValueError: another process or prediction; difference is not positive.
     """
     pairs = sorted_pairs(logit_normal(-0.4, 1.0), 0.75) if pairs is None else pairs
-    check(apply, process, prediction, pairs)
+    check(apply, process, prediction, pairs, teacher=teacher, distance=distance)
     _check_flow(process, prediction)
     check_difference(difference)
     distance = adaptive(1.0, 0.01) if distance is None else distance

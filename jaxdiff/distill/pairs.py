@@ -6,13 +6,13 @@ The noise of a level is its sigma / alpha, the sigma of the papers, so that a re
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import ceil, log2
+from math import log2
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff.checks import check_number, factory
+from jaxdiff.checks import check_number, concrete, describe, factory, is_traced
 from jaxdiff.distill.base import TimePairs
 from jaxdiff.grids.base import check_decreasing, ramp
 from jaxdiff.grids.sigma import from_sigma_over_alpha
@@ -41,7 +41,7 @@ def grid_pairs(process: Process, levels: Grid) -> TimePairs:
         (key, B, step) -> (t, s, 1).
 
     Raises:
-        ValueError: not a grid.
+        ValueError: not a grid, or it ends at clean data and the process at noise.
     """
     at = _at(process, levels)
 
@@ -69,7 +69,7 @@ def log_normal_pairs(process: Process, levels: Grid, *, mean: float = -1.1, std:
         (key, B, step) -> (t, s, weight).
 
     Raises:
-        ValueError: not a grid, or std <= 0.
+        ValueError: as for `grid_pairs`, or std <= 0.
     """
     at = _at(process, levels)
     check_number("mean", mean)
@@ -118,7 +118,7 @@ def ect_pairs(
         (key, B, step) -> (t, s, weight).
 
     Raises:
-        ValueError: fewer steps than stages or no stage, q <= 1, k < 0, or std <= 0.
+        ValueError: fewer steps than stages or no stage, q <= 1, k < 0, std <= 0, or a process that ends at noise.
     """
     check_process(process, "time")
     if not 1 <= stages <= steps:
@@ -129,10 +129,10 @@ def ect_pairs(
     check_number("b", b)
     check_number("mean", mean)
     _check_positive("std", std)
-    length = ceil(steps / stages)
+    _check_clean(process)
 
     def pairs(key: Array, batch: int, step: Array) -> tuple[Array, Array, Array]:
-        stage = jnp.minimum(step // length, stages - 1)
+        stage = jnp.minimum(step * stages // steps, stages - 1)
         t = jnp.exp(mean + std * jax.random.normal(key, (batch,)))
         share = (1 + k * jax.nn.sigmoid(-b * t)) / q ** (stage + 1).astype(t.dtype)
         s = jnp.maximum(t * (1 - share), 0)
@@ -262,6 +262,7 @@ def _at(process: Process, levels: Grid) -> Callable[[Array], Level]:
     check_process(process, "time")
     grid = levels if callable(levels) else lambda step: levels
     check_grid(jax.eval_shape(grid, jax.ShapeDtypeStruct((), jnp.int32)))
+    _check_clean(process, grid)
 
     def at(step: Array) -> Level:
         t, alpha, sigma = (jnp.asarray(field) for field in grid(step))
@@ -270,6 +271,15 @@ def _at(process: Process, levels: Grid) -> Callable[[Array], Level]:
         return Level(jnp.where(sigma == 0, clean, t), alpha, sigma)
 
     return at
+
+
+@concrete
+def _check_clean(process: Process, grid: Callable[[Array], Level] | None = None) -> None:
+    """Raise ValueError for clean data of a process with noise at all times: f(x, 0) = x would never be a target."""
+    sigma = process(process.time(jnp.asarray(jnp.inf, float))).sigma
+    last = jnp.zeros(()) if grid is None else jnp.asarray(grid(jnp.asarray(0, jnp.int32)).sigma)[-1]
+    if not is_traced(sigma, last) and last == 0 and sigma > 0:
+        raise ValueError(f"clean data has no time in {describe(process)}, whose cleanest has sigma = {sigma:.4g}")
 
 
 def _steps(levels: Level) -> Array:

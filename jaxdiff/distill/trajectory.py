@@ -58,7 +58,7 @@ def trajectory(
         ValueError: dsm_weight is negative, or the solver draws noise or needs another denoiser; from the loss, there is
             no average.
     """
-    check(apply, process, prediction, pairs)
+    check(apply, process, prediction, pairs, teacher=teacher, distance=distance)
     check_number("dsm_weight", dsm_weight, low=0.0)
     distance = pseudo_huber() if distance is None else distance
     to_mid = flow_step(heun() if solver is None else solver)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxdiff.checks import concrete, is_traced
+from jaxdiff.checks import concrete, describe, is_traced
 from jaxdiff.grids.base import check_steps, is_static, ramp
 from jaxdiff.grids.sigma import from_sigma_over_alpha
 from jaxdiff.levels import Level
@@ -73,15 +73,16 @@ def ddpm(process: Discrete, n: int | Array, spacing: str = "trailing", *, max_st
         process: a beta table.
         n: N, number of steps, at most T; may be traced if max_steps is given.
         spacing: "trailing" starts at T, the noisiest level; "leading" ends at 1, and does not contain T if N < T;
-            "linspace" contains both. Times are rounded half to even, as in the references.
+            "linspace" contains both, or T alone. Times are rounded as in diffusers, whose "linspace" of one step is 1.
         max_steps: largest N, static.
 
     Returns:
         levels, fields [N + 1], or [max_steps + 1], with integer t, the last 0.
 
     Raises:
-        ValueError: n or max_steps outside 1..T, n above max_steps, or an unknown spacing.
+        ValueError: n or max_steps outside 1..T, n above max_steps, an unknown spacing, or a process without a table.
     """
+    _check_table(process)
     if spacing not in _SPACINGS:
         raise ValueError(f"spacing must be one of {', '.join(_SPACINGS)}, got {spacing!r}")
     T = process.T
@@ -91,18 +92,23 @@ def ddpm(process: Discrete, n: int | Array, spacing: str = "trailing", *, max_st
     size = check_steps(n, max_steps)
     if isinstance(n, int | np.integer):
         return process(jnp.asarray(_strides(T, int(n), spacing, size), jnp.int32))
-    # The references round in float64: a table for all numbers of steps reproduces their times exactly.
+    # diffusers rounds in float64: a table for all numbers of steps reproduces its times exactly.
     rows = np.stack([_strides(T, m, spacing, size) for m in range(1, size + 1)])
     return process(jnp.asarray(rows, jnp.int32)[n - 1])
 
 
+def _check_table(process: Process) -> None:
+    if not isinstance(process, Discrete):
+        raise ValueError(f"the times of a DDPM are those of a table (processes.Discrete), got {describe(process)}")
+
+
 def _strides(T: int, n: int, spacing: str, size: int) -> np.ndarray:
     if spacing == "trailing":
-        t = np.round(T - np.arange(n) * (T / n))
+        t = np.round(np.arange(T, 0, -T / n))[:n]  # rounding may give a time more
     elif spacing == "leading":
         t = 1 + np.arange(n)[::-1] * (T // n)
     else:
-        t = 1 + np.round(np.linspace(T - 1, 0, n))
+        t = 1 + np.round(np.linspace(0, T - 1, n))[::-1] if n > 1 else np.array([T])
     return np.append(t, np.zeros(size + 1 - n))
 
 
@@ -122,8 +128,10 @@ def respaced(process: Discrete, sections: str | Sequence[int]) -> Level:
         levels, fields [N + 1], where N is the sum of the numbers, with integer t, the last 0.
 
     Raises:
-        ValueError: neither a list of integers nor "ddimN", no times, more times than a section has, or no such stride.
+        ValueError: neither a list of integers nor "ddimN", no times, more times than a section has, no such stride, or
+            a process without a table.
     """
+    _check_table(process)
     t = _fixed_stride(process.T, sections) if str(sections).startswith("ddim") else _sections(process.T, sections)
     return process(jnp.asarray(np.append(t[::-1], 0), jnp.int32))
 

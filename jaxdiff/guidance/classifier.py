@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff.checks import check_number
+from jaxdiff.checks import check_number, factory
 from jaxdiff.guidance.base import Scale, check_denoisers, join_variance, scale_at, split_variance
 from jaxdiff.levels import Level
 from jaxdiff.types import Denoiser
@@ -49,6 +49,7 @@ def classifier(denoise: Denoiser, log_prob: LogProb, scale: Scale = 1.0) -> Deno
     return guided
 
 
+@factory
 def classifier_gradient(log_prob: LogProb, scale: Scale = 1.0) -> Callable[[Array, Level], Array]:
     """scale grad log p(y | x_t), for the mean of `solvers.ddpm` (Dhariwal and Nichol 2021, algorithm 1).
 

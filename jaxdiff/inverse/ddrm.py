@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff.checks import check_number
+from jaxdiff.checks import check_called, check_number
 from jaxdiff.inverse.base import check_operator, check_std, measure
 from jaxdiff.inverse.operators.base import Operator, reciprocal
 from jaxdiff.levels import Level, from_x0, safe_sqrt
@@ -45,12 +45,13 @@ def ddrm(
 
     Raises:
         ValueError: an operator without a decomposition, y of another shape than A x or not 0 where nothing is measured,
-            std < 0, eta or eta_b outside [0, 1].
+            std < 0, eta or eta_b outside [0, 1], a noise sampler that was not called.
     """
     check_operator(operator, y)
     check_std(std)
     check_number("eta", eta, low=0, high=1)
     check_number("eta_b", eta_b, low=0, high=1)
+    check_called("noise_sampler", noise_sampler)
     if operator.spectral is None:
         raise ValueError(
             "ddrm needs an operator with a decomposition: mask, average, blur, matrix or fourier of one coil"

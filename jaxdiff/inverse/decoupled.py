@@ -14,7 +14,7 @@ from jaxdiff.checks import check_function, check_number
 from jaxdiff.inverse.base import check_operator, check_std, measure, variance_of
 from jaxdiff.inverse.operators.base import Operator, check_count, times
 from jaxdiff.inverse.posterior import spread
-from jaxdiff.levels import Level, clean_level, posterior, q_sample
+from jaxdiff.levels import Level, clean_level, posterior, q_sample, safe_sqrt
 from jaxdiff.noise import fold_in, normal_like
 from jaxdiff.processes import Process
 from jaxdiff.solvers.base import Solver, exponential_step, init_empty, lerp, with_process
@@ -189,12 +189,13 @@ def langevin(
 
     def sample_x0(key: Array, x0: Array, r: Array, level: Level) -> Array:
         gradient = jax.grad(lambda x: jnp.sum(loss(x)))
-        precision = 1 / jnp.square(r)
-        e = jnp.asarray(step_size, x0.dtype) / (precision + jnp.asarray(curvature, x0.dtype))
+        # e / r^2, which is finite at r = 0, where x_0 is x0_hat.
+        pull = jnp.asarray(step_size, x0.dtype) / (1 + jnp.square(r) * jnp.asarray(curvature, x0.dtype))
+        e = jnp.square(r) * pull
 
         def body(x: Array, i: Array) -> tuple[Array, None]:
-            slope = precision * (x - x0) + gradient(x)
-            return x - e * slope + jnp.sqrt(2 * e) * normal_like(fold_in(key, i), x), None
+            drift = pull * (x - x0) + e * gradient(x)
+            return x - drift + safe_sqrt(2 * e) * normal_like(fold_in(key, i), x), None
 
         return jax.lax.scan(body, x0, jnp.arange(steps))[0]
 

@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff.checks import check_function, check_number
+from jaxdiff.checks import check_denoiser, check_function, check_number
 from jaxdiff.guidance.base import split_variance
 from jaxdiff.inverse.base import check_operator, check_std, measure
 from jaxdiff.inverse.operators.base import Operator
 from jaxdiff.levels import Level, from_x0, q_sample
 from jaxdiff.noise import fold_in, normal_like
 from jaxdiff.processes import Process
+from jaxdiff.processes.base import check_process
 from jaxdiff.types import Batch, Denoiser, Loss, Metrics, Params, TimeSampler, Weight
 
 __all__ = ["red_diff"]
@@ -51,11 +52,14 @@ def red_diff(
     Raises:
         ValueError: std <= 0, y of another shape than A x or not 0 where nothing is measured, or not a function.
     """
+    check_denoiser("denoise", denoise)
+    check_process(process)
     check_operator(operator, y)
     check_std(std, positive=True)
     check_number("scale", scale)
     check_function("times", times, "(key, batch) -> (t, weight)")
     weigh = weight or (lambda level: level.sigma / level.alpha)
+    check_function("weight", weigh, "(level) -> [B]")
 
     def loss(params: Params, key: Array, batch: Batch) -> tuple[Array, Metrics]:
         mu = params

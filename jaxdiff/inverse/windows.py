@@ -46,9 +46,16 @@ def windows(apply: Apply, size: tuple[int, int], stride: tuple[int, int] | None 
         copies = lambda a: jnp.tile(a, (len(places), *(1,) * (a.ndim - 1)))  # noqa: E731
         parts = jnp.concatenate([x[place] for place in places])
         out = apply(params, parts, copies(noise), jax.tree.map(copies, cond), **options)
-        total, count = jnp.zeros((*x.shape[:3], out.shape[-1]), out.dtype), np.zeros((1, *canvas, 1), out.dtype)
-        for place, part in zip(places, jnp.split(out, len(places)), strict=True):
-            total, count[place] = total.at[place].add(part), count[place] + 1
-        return total / count
+        count = np.zeros((1, *canvas, 1))
+        for place in places:
+            count[place] += 1
+
+        def mean(out: Array) -> Array:
+            total = jnp.zeros((*x.shape[:3], out.shape[-1]), out.dtype)
+            for place, part in zip(places, jnp.split(out, len(places)), strict=True):
+                total = total.at[place].add(part)
+            return total / count.astype(out.dtype)
+
+        return jax.tree.map(mean, out)  # two outputs with a learned variance
 
     return of_canvas

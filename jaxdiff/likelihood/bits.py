@@ -86,7 +86,7 @@ def check_binned(x: Array, bins: int) -> None:
         worst = np.asarray(x, np.float64).reshape(-1)[int(np.argmax(off))]
         raise ValueError(
             f"the data lies on {bins} equally spaced values from -1 to 1, got {worst:.6g}; "
-            "for continuous data give bins=None"
+            "for continuous data use continuous_bound with bins=None"
         )
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import log_ndtr
 
+from jaxdiff.checks import check_inexact
 from jaxdiff.levels import (
     added_variance,
     check_variance,
@@ -18,7 +19,7 @@ from jaxdiff.levels import (
     q_sample,
     with_learned_variance,
 )
-from jaxdiff.likelihood.bits import check_bins
+from jaxdiff.likelihood.bits import check_binned
 from jaxdiff.noise import check_key, fold_in, normal_like
 from jaxdiff.processes import Discrete, Process
 from jaxdiff.types import Denoiser
@@ -131,11 +132,13 @@ def variational_bound(
         the bound, in bits per dimension.
 
     Raises:
-        ValueError: a process without a table of at least two betas; an unknown variance; bins < 2; an untyped key.
+        ValueError: a process without a table of at least two betas; an unknown variance; bins < 2; data off its bins
+            or of an integer dtype; an untyped key.
     """
     check_table(process)
     check_variance(variance)
-    check_bins(bins)
+    check_inexact("x0", x0)
+    check_binned(x0, bins)
     check_key(key)
 
     @jax.checkpoint

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff.checks import factory
+from jaxdiff.checks import check_number, factory
 from jaxdiff.levels import Level, added_variance, from_x0, safe_sqrt
 from jaxdiff.noise import white
 from jaxdiff.solvers.base import Solver, init_empty
@@ -61,6 +61,5 @@ def ancestral_step(eta: float | Array, x: Array, cur: Level, nxt: Level) -> tupl
 
 def check_eta(eta: float | Array) -> bool:
     """Whether eta is a plain 0, without noise. Raise ValueError if it is a number outside [0, 1]."""
-    if isinstance(eta, str) or (isinstance(eta, (int, float)) and not 0 <= eta <= 1):
-        raise ValueError(f"eta must lie in [0, 1], got {eta!r}")
+    check_number("eta", eta, low=0.0, high=1.0)
     return isinstance(eta, (int, float)) and eta == 0

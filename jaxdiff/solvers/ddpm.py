@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff.checks import factory
+from jaxdiff.checks import check_function, factory
 from jaxdiff.levels import Level, check_variance, posterior, with_learned_variance
 from jaxdiff.noise import white
 from jaxdiff.solvers.base import Solver, init_empty
@@ -43,8 +43,8 @@ def ddpm(
         ValueError: an unknown variance, or `gradient` is not a function.
     """
     check_variance(variance)
-    if gradient is not None and not callable(gradient):
-        raise ValueError(f"gradient must be a function (x_t, level) -> like x, got {gradient!r:.80}")
+    if gradient is not None:
+        check_function("gradient", gradient, "(x, level) -> like x")
 
     def step(denoise: Denoiser, key: Array, x: Array, state, cur: Level, nxt: Level):
         frac: Array | float = float(variance == "large")

@@ -178,3 +178,15 @@ def test_mistakes():
         distill.latent_adversarial_diffusion(given, distill.Adversary(itself, critic, FLOW, options["times"], r2=-1))
     with pytest.raises(ValueError, match="are an Adversary"):
         distill.latent_adversarial_diffusion(given, critic)
+    with pytest.raises(ValueError, match="weight is min_snr, which is a factory"):
+        distill.adversarial_diffusion(given, teacher, FLOW, **options, weight=jd.weights.min_snr)
+    adversary = distill.Adversary(itself, critic, FLOW, options["times"])
+    with pytest.raises(ValueError, match="penalty is difference_penalty, which is a factory"):
+        distill.latent_adversarial_diffusion(given, adversary._replace(penalty=distill.difference_penalty))
+    for losses in (
+        distill.adversarial_diffusion(given, teacher, FLOW, **options),
+        distill.latent_adversarial_diffusion(given, adversary),
+    ):
+        for loss in losses.values():
+            with pytest.raises(ValueError, match=r"given \(params, Context\)"):
+                loss({"student": (), "critic": ()}, KEY, {"x": jnp.ones((2, 1))})

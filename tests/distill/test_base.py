@@ -52,6 +52,7 @@ def test_distances():
     c = 0.00054 * np.sqrt(8)
     np.testing.assert_allclose(distill.pseudo_huber()(A, B), np.sqrt(square + c**2) - c, rtol=1e-5)
     np.testing.assert_allclose(distill.pseudo_huber(2.0)(A, B), np.sqrt(square + 4) - 2, rtol=1e-5)
+    np.testing.assert_allclose(distill.adaptive(1.0, 0.0)(A, B), np.ones(3), rtol=1e-6)
     np.testing.assert_allclose(distill.adaptive(0.5, 0.1)(A, B), square / np.sqrt(square + 0.1), rtol=1e-5)
     # The weight of an adaptive distance takes no gradient: with p = 1 that is 2 d / (|d|^2 + c).
     grad = jax.grad(lambda a: distill.adaptive(1.0, 0.1)(a, B).sum())(A)
@@ -60,7 +61,8 @@ def test_distances():
     want = ((unit(A) - unit(B)) ** 2).sum(-1).mean(1) + ((unit(A[:, 0]) - unit(B[:, 0])) ** 2).sum(-1)
     got = distill.perceptual(lambda x: {"places": x, "first": x[:, 0]})(A, B)
     np.testing.assert_allclose(got, want, rtol=1e-5)
-    for distance in (distill.norm, distill.pseudo_huber(), distill.adaptive()):
+    for distance in (distill.norm, distill.pseudo_huber(), distill.adaptive(), distill.adaptive(1.0, 0.0)):
+        assert np.all(distance(A, A) == 0)
         assert np.all(np.isfinite(jax.grad(lambda a, distance=distance: distance(a, A).sum())(A)))  # where both agree
 
 
@@ -77,3 +79,5 @@ def test_mistakes():
         check_boundary(FLOW, lambda level: Scalings(jnp.ones(()), jnp.ones(()), jnp.ones(()), level.t))
     with pytest.raises(ValueError, match=r"p must be a finite number in \[0, 1\]"):
         distill.adaptive(2.0)
+    with pytest.raises(ValueError, match=r"features must be a function \(x\) -> features"):
+        distill.perceptual(3)

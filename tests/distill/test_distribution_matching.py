@@ -190,6 +190,7 @@ def test_the_game_reaches_the_data():
 
 def test_the_middle_of_a_grid():
     levels = jd.grids.karras(jd.processes.EDM(), 50, sigma_min=0.002, sigma_max=80.0)
+    levels = jd.Level(*(np.asarray(field) for field in levels))
     t, weight = jax.jit(lambda: distill.grid_times(levels)(KEY, 4000))()
     assert set(np.unique(np.asarray(t))) == set(np.asarray(levels.t[1:49])) and set(np.asarray(weight)) == {1.0}
     with pytest.raises(ValueError, match=r"no level lies between the shares low = 0\.5 and high = 0\.5"):
@@ -216,6 +217,11 @@ def test_mistakes():
     options = {"apply": network(process), "prediction": parameterize.x0, "times": jd.times.uniform()}
     with pytest.raises(ValueError, match=r"teacher must be a function \(context, cond\) -> denoiser"):
         distill.distribution_matching(affine, lambda x: x, process, **options)
+    with pytest.raises(ValueError, match="weight is min_snr, which is a factory"):
+        distill.distribution_matching(affine, teacher, process, **options, weight=jd.weights.min_snr)
+    fake = distill.distribution_matching(affine, teacher, process, **options)["fake"]
+    with pytest.raises(ValueError, match=r"given \(params, Context\)"):
+        fake({"student": (), "fake": ()}, KEY, {"x": jnp.ones((2, 1))})
     with pytest.raises(ValueError, match="are an Adversary"):
         distill.distribution_matching(affine, teacher, process, **options, adversary=lambda x: x)
     with pytest.raises(ValueError, match="levels must be a grid"):

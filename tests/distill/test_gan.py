@@ -113,6 +113,11 @@ def test_mistakes():
         distill.gan(make, network, loss="hinge")
     with pytest.raises(ValueError, match="r1 must be a finite number"):
         distill.gan(make, network, r1=-1.0)
+    with pytest.raises(ValueError, match="penalty is difference_penalty, which is a factory"):
+        distill.gan(make, network, penalty=distill.difference_penalty)
+    for loss in distill.gan(make, network).values():
+        with pytest.raises(ValueError, match=r"given \(params, Context\)"):
+            loss({"generator": (), "critic": ()}, KEY, {"x": jnp.ones((2, 1))})
     with pytest.raises(ValueError, match="std must be a finite number"):
         distill.difference_penalty(0.0)
     for turns in ({}, {"a": 0}, {("a", "b"): 1, "b": 2}):

@@ -9,7 +9,7 @@ import pytest
 
 import jaxdiff as jd
 from jaxdiff import distill
-from jaxdiff.processes import EDM, VE, Cosine, Discrete, Flow
+from jaxdiff.processes import EDM, VE, Cosine, Discrete, Flow, Learned
 
 KEY = jax.random.key(0)
 STEPS = 700
@@ -125,6 +125,16 @@ def test_easy_consistency_tuning(process):
     assert levels._cache_size() == 1
 
 
+def test_easy_consistency_tuning_reaches_every_stage():
+    """With k = 0 s / t is 1 - 2^-(stage + 1); the stages are of equal length to one update."""
+    for steps in (10, 100):
+        pairs = distill.ect_pairs(EDM(), steps=steps, k=0.0)
+        t, s, _ = jax.jit(jax.vmap(lambda step: pairs(KEY, 1, step)))(jnp.arange(steps))  # noqa: B023
+        stages = np.round(-np.log2(1 - np.asarray(s / t, np.float64)) - 1).astype(int)[:, 0]
+        lengths = np.bincount(stages, minlength=8)
+        assert np.all(np.diff(stages) >= 0) and len(lengths) == 8 and 1 <= lengths.min() >= lengths.max() - 1
+
+
 @pytest.mark.slow
 def test_easy_consistency_tuning_in_one_stage():
     t, s, _ = distill.ect_pairs(EDM(), steps=1, stages=1, q=256.0)(KEY, 100, 7)
@@ -147,6 +157,15 @@ def test_mistakes():
         distill.grid_pairs(EDM(), jnp.ones(3))
     with pytest.raises(ValueError, match="std must be positive"):
         distill.log_normal_pairs(EDM(), distill.ict_grid(EDM(), 100), std=0.0)
+    process = Learned(jnp.zeros(3))
+    levels = jd.Level(*np.float32([[1, 0.5, 0], [0.1, 0.8, 1], [0.9, 0.6, 0]]))
+    for make in (distill.grid_pairs, distill.log_normal_pairs):
+        make(process, levels.at(slice(None, -1)))
+        for grid in (levels, lambda step: levels):
+            with pytest.raises(ValueError, match=r"clean data has no time in Learned, .* sigma = 0\.006738"):
+                make(process, grid)
+    with pytest.raises(ValueError, match="clean data has no time in Learned"):
+        distill.ect_pairs(process, steps=100)
     with pytest.raises(ValueError, match="stages = 8, steps = 4"):
         distill.ect_pairs(EDM(), steps=4)
     with pytest.raises(ValueError, match="q, the ratio"):

@@ -8,6 +8,7 @@ from helpers.few_step import context
 
 import jaxdiff as jd
 from jaxdiff import distill
+from jaxdiff.distill.jumps import draw
 
 FLOW, COSINE = jd.processes.Flow(), jd.processes.Cosine()
 KEY = jax.random.key(0)
@@ -97,6 +98,21 @@ def test_no_gradient_passes_into_a_students_own_target(name):
     assert grad["long"] != 0 and grad["half"] == 0 and grad["none"] == 0
 
 
+@pytest.mark.parametrize("name", ["eulerian", "lagrangian", "semigroup", "trajectory"])
+def test_times_of_a_table_may_be_integers(name):
+    """They are those in floating point, of which there are others between, and derivatives."""
+    table, steps = jd.processes.Discrete.linear(10), []
+    for dtype in (jnp.int32, jnp.float32):
+        times = jnp.asarray([9, 4], dtype), jnp.asarray([2, 4], dtype)
+        pairs = lambda key, batch, step, times=times: (*times, jnp.ones(2))  # noqa: E731
+        steps.append(draw(table, pairs, jnp.int32(0), KEY, batch(2, 3)))
+        loss = LOSSES[name][0](network(), table, jd.parameterize.v, pairs=pairs)
+        jax.eval_shape(lambda p, loss=loss: loss((p, context(ema=PARAMS)), KEY, batch(2, 3)), PARAMS)
+    a, b = (step._replace(key=(), more=(), weight=()) for step in steps)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), a, b)
+    assert a.t.dtype == a.s.dtype == jnp.float32
+
+
 @each
 def test_mistakes(name):
     factory, process, prediction, options = LOSSES[name]
@@ -109,6 +125,12 @@ def test_mistakes(name):
     if "pairs" in options:
         with pytest.raises(ValueError, match="pairs is sorted_pairs, which is a factory"):
             factory(network(), process, prediction, **options | {"pairs": distill.sorted_pairs})
+        with pytest.raises(ValueError, match=r"distance is adaptive, which is a factory: call adaptive\(\)"):
+            make(name, network(), distance=distill.adaptive)
+        with pytest.raises(ValueError, match=r"distance must be a function \(a, b\) -> \[B\], got 3"):
+            make(name, network(), distance=3)
+        with pytest.raises(ValueError, match=r"teacher is teacher, which is a factory: call teacher\(\)"):
+            make(name, network(), teacher=distill.teacher)
     with pytest.raises(ValueError, match='holds the data under "x"'):
         make(name, network())((PARAMS, context(ema=PARAMS)), KEY, {"y": jnp.ones(3)})
     with pytest.raises(ValueError, match=r'a batch is a dict with the data under "x", got float32\[3\]'):

@@ -77,12 +77,22 @@ def test_ddpm_strides_of_numbers_that_do_not_divide_t():
     )  # 499.5 and 166.5 to even
 
 
+# diffusers' `set_timesteps` of DDPM and DDIM, written out. tests/parity asks diffusers itself.
+WRITTEN_OUT = {
+    "leading": lambda T, n: (np.arange(n) * (T // n)).round()[::-1],
+    "linspace": lambda T, n: np.linspace(0, T - 1, n).round()[::-1],
+    "trailing": lambda T, n: np.round(np.arange(T, 0, -T / n))[:n] - 1,  # rounding gives a time more for some n
+}
+
+
 @pytest.mark.parametrize("spacing", PUBLISHED)
-def test_ddpm_strides_fall_strictly_for_every_n(spacing, monkeypatch):
+def test_ddpm_strides_are_diffusers_and_fall_strictly_for_every_n(spacing, monkeypatch):
     monkeypatch.setattr(import_module("jaxdiff.grids.tables"), "jnp", np)  # a thousand shapes
     monkeypatch.setattr(type(TABLE), "__call__", lambda self, t: t)
     for n in range(1, 1001):
         t = np.asarray(grids.ddpm(TABLE, n, spacing))
+        if (spacing, n) != ("linspace", 1):  # T alone here, 1 there
+            np.testing.assert_array_equal(t[:-1], WRITTEN_OUT[spacing](1000, n) + 1, f"{n} steps")
         assert t.shape == (n + 1,) and np.all(np.diff(t) < 0) and t[-1] == 0 and t[0] <= 1000
     np.testing.assert_array_equal(t, np.arange(1000, -1, -1))
 
@@ -102,6 +112,12 @@ def test_ddpm_strides_refuse_more_steps_than_the_table_has_and_other_spacings():
             grids.ddpm(TABLE, n, max_steps=max_steps)
     with pytest.raises(ValueError, match="leading, trailing, linspace, got 'uniform'"):
         grids.ddpm(TABLE, 10, "uniform")
+
+
+@pytest.mark.parametrize("make", [grids.ddpm, lambda process, n: grids.respaced(process, f"ddim{n}")])
+def test_a_process_without_a_table_is_refused(make):
+    with pytest.raises(ValueError, match=r"those of a table \(processes.Discrete\), got VP"):
+        make(VP, 10)
 
 
 def space_timesteps(T, counts):

@@ -127,6 +127,14 @@ def test_windows_are_a_mean_over_those_that_see_a_pixel():
     np.testing.assert_array_equal(wide({}, x[:, :4, :3], noise, cond), ramp({}, x[:, :4, :3], noise, cond))
 
 
+def test_windows_of_a_learned_variance_are_two_means():
+    two = lambda params, x, noise, cond: (x, jnp.square(x))  # noqa: E731
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 7, 5, 1)), jnp.float32)
+    F, frac = inverse.windows(two, (4, 3))({}, x, jnp.ones(2), {})
+    np.testing.assert_allclose(F, x, rtol=1e-6)  # what looks at one pixel is not changed by windows
+    np.testing.assert_allclose(frac, jnp.square(x), rtol=1e-6)
+
+
 def test_windows_check_their_sizes():
     for stride in ((0, 1), (5, 1)):
         with pytest.raises(ValueError, match="stride must lie between 1 and the window's size"):

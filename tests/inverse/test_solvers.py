@@ -267,6 +267,12 @@ def test_langevin_draws_as_exact_does():
         np.testing.assert_allclose(cov, exact[1], atol=0.64 * (0.02 + bias))
 
 
+def test_langevin_of_data_without_spread_is_x0_hat():
+    x0 = jnp.array([[0.3, -0.2], [2.0, 1.0]])
+    sampler = inverse.langevin(lambda x: jnp.sum(jnp.square(x), axis=1), 2.0, steps=2)
+    np.testing.assert_array_equal(sampler(KEY, x0, jnp.float32(0), GRID.at(1)), x0)
+
+
 @pytest.mark.slow
 def test_complex_measurements_have_noise_in_both_parts():
     """x0_hat is of no weight: what is left is y and its noise, with the standard deviation of each part."""

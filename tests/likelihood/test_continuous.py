@@ -192,7 +192,7 @@ def test_data_off_its_bins_is_refused():
     for x0, bins in ((on, {}), (on.astype(jnp.bfloat16), {}), (jnp.linspace(-1, 1, 5)[None], {"bins": 5})):
         assert bound(x0, **bins).shape == x0.shape[:1]
     for x0, bins, got in ((on + 1 / 255, {}, "256 .* got"), (1.5 * on[:1], {}, "256"), (on, {"bins": 5}, "5 equally")):
-        with pytest.raises(ValueError, match=f"{got}.*for continuous data give bins=None"):
+        with pytest.raises(ValueError, match=f"{got}.*for continuous data use continuous_bound with bins=None"):
             bound(x0, **bins)
         assert bound(x0, bins=None).shape == x0.shape[:1]
 

@@ -258,8 +258,8 @@ def test_program_of_the_bound_does_not_grow_with_T():
 
 
 def test_wrong_arguments_of_the_bound():
-    x0, key = jnp.zeros((2, 3)), jax.random.key(0)
-    bound = lambda process, key=key, **kw: variational_bound(lambda x, level: x, process, x0, key, **kw)  # noqa: E731
+    x0, key = jnp.ones((2, 3)), jax.random.key(0)
+    bound = lambda process, key=key, x0=x0, **kw: variational_bound(lambda x, level: x, process, x0, key, **kw)  # noqa: E731
     for process in (VP(), Discrete.from_betas([0.1])):
         with pytest.raises(ValueError, match="a table of at least two betas"):
             bound(process)
@@ -267,5 +267,9 @@ def test_wrong_arguments_of_the_bound():
         bound(TABLE, variance="middle")
     with pytest.raises(ValueError, match="at least 2, got 1"):
         bound(TABLE, bins=1)
+    with pytest.raises(ValueError, match=r"on 256 equally spaced values from -1 to 1, got 0\.1234"):
+        bound(TABLE, x0=0.1234 * x0)
+    with pytest.raises(ValueError, match="x0 must be an array of floating-point numbers, got uint8"):
+        bound(TABLE, x0=x0.astype(jnp.uint8))
     with pytest.raises(ValueError, match=r"jax\.random\.key"):
         bound(TABLE, 0)

@@ -93,7 +93,7 @@ def test_after_a_long_step_in_float32_what_is_left_of_eps_is_not_rounded_away():
 @pytest.mark.parametrize("eta", [-0.1, 1.5])
 def test_refuses_eta_outside_of_0_to_1(eta):
     for solver in (jd.solvers.euler_ancestral, jd.solvers.dpm_2_ancestral):
-        with pytest.raises(ValueError, match=r"eta must lie in \[0, 1\]"):
+        with pytest.raises(ValueError, match=r"eta must be a finite number in \[0, 1\]"):
             solver(eta)
 
 

@@ -85,7 +85,7 @@ def test_gradients_are_finite_from_pure_noise_to_clean_data_even_where_nothing_i
 
 @pytest.mark.parametrize("eta", [-0.1, 1.5, 2])
 def test_refuses_eta_outside_of_0_to_1(eta):
-    with pytest.raises(ValueError, match=r"eta must lie in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"eta must be a finite number in \[0, 1\]"):
         jd.solvers.ddim(eta)
 
 

@@ -144,7 +144,7 @@ def test_refuses_what_is_no_setting():
         ({"order": 1}, "order of dpm_adaptive must be 2 or 3, got 1"),
         ({"rtol": 0.0}, "rtol must be positive, got 0.0"),
         ({"h_init": -0.1}, "h_init must be positive, got -0.1"),
-        ({"eta": 1.5}, r"eta must lie in \[0, 1\], got 1.5"),
+        ({"eta": 1.5}, r"eta must be a finite number in \[0, 1\], got 1.5"),
         ({"max_steps": 0}, "max_steps must be at least 1, got 0"),
     ):
         with pytest.raises(ValueError, match=message):

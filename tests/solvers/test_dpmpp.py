@@ -256,7 +256,7 @@ def test_a_traced_eta_of_0_is_the_ode_with_its_draws_at_0():
 
 def test_bad_arguments_are_refused():
     for maker in (jd.solvers.dpmpp_2s_ancestral, jd.solvers.dpmpp_sde):
-        with pytest.raises(ValueError, match=r"eta must lie in \[0, 1\], got 1.5"):
+        with pytest.raises(ValueError, match=r"eta must be a finite number in \[0, 1\], got 1.5"):
             maker(1.5)
     for maker in (jd.solvers.dpmpp_2m_sde, jd.solvers.dpmpp_3m_sde):
         with pytest.raises(ValueError, match=r"eta must be at least 0, got -0\.5"):
