@@ -1,10 +1,12 @@
 """Go on training another project's network, or distil it: all of it, a part, low-rank adapters, or a ControlNet."""
 
+from typing import Annotated
+
 from jax.sharding import Mesh
 
 from jaxdiff import finetune, train, training
 from jaxdiff.experiment import Experiment
-from jaxdiff.options import CondDropout, Decay, Natural, Run
+from jaxdiff.options import CondDropout, Decay, Range, Run
 
 
 def experiment(
@@ -14,7 +16,7 @@ def experiment(
     cond_dropout: CondDropout = 0.1,
     ema: Decay = 0.999,
     guidance: float = 1.0,
-    sample_steps: Natural = 0,
+    sample_steps: Annotated[int, Range(0, 100_000)] = 0,
     mesh: Mesh | None = None,
 ) -> Experiment:
     """Fine-tuning, of all parameters, low-rank adapters (arXiv:2106.09685) or a ControlNet (arXiv:2302.05543).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import os
 import types
@@ -12,18 +13,23 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 __all__ = [
     "SEED",
     "Autoencoder",
+    "Batch",
     "CondDropout",
     "Count",
     "Decay",
     "File",
+    "Finite",
     "Help",
     "Kept",
     "Natural",
+    "Num",
     "Range",
     "Remat",
     "Run",
     "Seed",
     "Source",
+    "Steps",
+    "Versions",
     "absolute",
     "checked",
 ]  # fmt: skip
@@ -55,6 +61,27 @@ class Range:
             allowed = f"of at least {self.least}" if self.most is None else f"from {self.least} to {self.most}"
             raise ValueError(f"{name} must be an integer {allowed}, got {value!r:.80}")
         return number
+
+
+@dataclass(frozen=True)
+class Finite:
+    """Which numbers are allowed, finite ones: a part of an option's type, `Annotated[float, Finite(0)]`.
+
+    Attributes:
+        least: the least.
+    """
+
+    least: float
+
+    def check(self, name: str, value: float) -> float:
+        """Return the value.
+
+        Raises:
+            ValueError: it is not finite, or less than the least.
+        """
+        if not self.least <= value < math.inf:
+            raise ValueError(f"{name} must be a finite number of at least {self.least:g}, got {value}")
+        return value
 
 
 @dataclass(frozen=True)
@@ -93,8 +120,13 @@ def _absolute_source(name: str) -> str:
     return kind + colon + absolute(path) if kind in ("folder", "twemoji64") else name
 
 
-Count = Annotated[int, Range(1)]
-Natural = Annotated[int, Range(0)]
+# Programs count in int32. What takes memory by the unit ends earlier, but beyond any use.
+Count = Annotated[int, Range(1, 2**31 - 1)]
+Natural = Annotated[int, Range(0, 2**31 - 1)]
+Steps = Annotated[int, Range(1, 100_000)]  # of a sampler; the history of `jaxdiff imagine` holds no more
+Batch = Annotated[int, Range(1, 1_000_000)]
+Num = Annotated[int, Range(1, 10_000_000)]  # samples, drawn in batches
+Versions = Annotated[int, Range(1, 10_000)]  # of a picture, drawn at once
 SEED = Range(0, 2**64 - 1)
 Seed = Annotated[int, SEED]
 File = Annotated[str, Kept(absolute)]  # names a file or folder
@@ -114,8 +146,8 @@ class Run:
     """The knobs that every experiment has; an experiment's argument of this type is all of them."""
 
     steps: Annotated[Count, Help("updates of the parameters.")]
-    batch: Annotated[Count, Help("examples in an update.")]
-    lr: Annotated[float, Help("highest learning rate.")]
+    batch: Annotated[Batch, Help("examples in an update.")]
+    lr: Annotated[float, Finite(0), Help("highest learning rate.")]
     seed: Annotated[Seed, Help("of parameters, training noise and data order.")] = 0
     grad_accum_steps: Annotated[Count, Help("microbatches in an update.")] = 1
     preview_every: Annotated[Natural, Help("steps between two previews; 0: none.")] = 1000
@@ -126,7 +158,7 @@ def checked(name: str, kind: Any, value: Any) -> Any:
 
     Args:
         name: what it is called in the message.
-        kind: the type, whose parts may be annotated with `Range` and `Kept`.
+        kind: the type, whose parts may be annotated with `Finite`, `Kept` and `Range`.
         value: of that type.
 
     Raises:
@@ -135,7 +167,7 @@ def checked(name: str, kind: Any, value: Any) -> Any:
     if get_origin(kind) is Annotated:
         kind, *marks = get_args(kind)
         for mark in marks:
-            if isinstance(mark, (Range, Kept)):
+            if isinstance(mark, (Finite, Kept, Range)):
                 value = mark.check(name, value)
     if value is None:
         return None

@@ -15,7 +15,7 @@ from jaxdiff.data import read_image
 from jaxdiff.edit import STYLE_WEIGHT, Method, edit
 from jaxdiff.media import Samples
 from jaxdiff.media.images import save_images
-from jaxdiff.options import Count, Natural, Seed
+from jaxdiff.options import Count, Natural, Seed, Steps, Versions
 from jaxdiff.progress import busy
 from jaxdiff.quantize import Weights
 from jaxdiff.sharding import parse_mesh
@@ -33,10 +33,10 @@ def command(
     outpaint: tuple[Natural, Natural, Natural, Natural] = (0, 0, 0, 0),
     strength: float | None = None,
     fit: bool = False,
-    num: Count = 4,
+    num: Versions = 4,
     seed: Seed = 0,
     guidance: float | None = None,
-    steps: Count | None = None,
+    steps: Steps | None = None,
     solver: str | None = None,
     size: tuple[Count, Count] | None = None,
     base: Path | None = None,

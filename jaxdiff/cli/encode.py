@@ -13,7 +13,7 @@ from jaxdiff import data, latents, text_to_image
 from jaxdiff.cli.places import try_folder
 from jaxdiff.data.shards import UNFINISHED
 from jaxdiff.experiment import compute_dtype
-from jaxdiff.options import Count, Range
+from jaxdiff.options import Batch, Count, Num, Range
 from jaxdiff.sharding import make_mesh
 from jaxdiff.storage import replacing, sync, write_text
 from jaxdiff.train.lock import Lock
@@ -30,8 +30,8 @@ def command(
     flip: bool = True,
     prompt: str = "",
     base: Path | None = None,
-    batch: Count = 32,
-    rows: Count = 4096,
+    batch: Batch = 32,
+    rows: Num = 4096,
 ) -> None:
     """Write the latents of images: the autoencoder's mean and standard deviation, in the scale of a diffusion model.
 

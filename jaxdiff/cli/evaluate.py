@@ -11,7 +11,7 @@ from jaxdiff.cli.places import try_file
 from jaxdiff.cli.sample import given_prior
 from jaxdiff.drawing import evaluate, parameters
 from jaxdiff.hooks import change_sampling
-from jaxdiff.options import Count, Seed
+from jaxdiff.options import Batch, Num, Seed, Steps
 from jaxdiff.pretrained import open_run
 from jaxdiff.quantize import Weights
 from jaxdiff.recipe import load_run
@@ -20,14 +20,14 @@ from jaxdiff.sharding import parse_mesh
 
 def command(
     run: tyro.conf.Positional[Path],
-    num: Count = 1000,
+    num: Num = 1000,
     guidance: float | None = None,
     guidance_fn: str | None = None,
     solver: str | None = None,
     grid: str | None = None,
-    steps: Count | None = None,
+    steps: Steps | None = None,
     seed: Seed = 0,
-    batch: Count = 100,
+    batch: Batch = 100,
     params: Literal["ema", "params"] = "ema",
     weights: Weights | None = None,
     prior: Path | None = None,

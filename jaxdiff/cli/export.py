@@ -14,7 +14,7 @@ from jaxdiff.cli.prompt import is_pipeline
 from jaxdiff.drawing import parameters
 from jaxdiff.export import export_sampler, flat_weights, for_export, signature, write_program
 from jaxdiff.hooks import change_sampling
-from jaxdiff.options import Count
+from jaxdiff.options import Steps
 from jaxdiff.pretrained import open_run
 from jaxdiff.progress import busy
 from jaxdiff.recipe import load_run
@@ -26,7 +26,7 @@ def command(
     out: Path | None = None,
     solver: str | None = None,
     grid: str | None = None,
-    steps: Count | None = None,
+    steps: Steps | None = None,
     guidance: float | None = None,
     guidance_fn: str | None = None,
     params: Literal["ema", "params"] = "ema",

@@ -19,7 +19,7 @@ from jaxdiff.data.npz import read_npz
 from jaxdiff.imagine import Drawn, Generator, History
 from jaxdiff.media import Samples
 from jaxdiff.media.files import save_npz
-from jaxdiff.options import Count, Seed
+from jaxdiff.options import Count, Seed, Steps
 from jaxdiff.progress import busy
 from jaxdiff.quantize import Weights
 from jaxdiff.sharding import parse_mesh
@@ -39,7 +39,7 @@ def command(
     num: Count | None = None,
     seed: Seed = 0,
     guidance: float | None = None,
-    steps: Count | None = None,
+    steps: Steps | None = None,
     solver: str | None = None,
     size: tuple[Count, Count] | None = None,
     base: Path | None = None,

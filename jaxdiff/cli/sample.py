@@ -13,7 +13,7 @@ from jaxdiff.cli.prompt import draw_prompts, is_pipeline
 from jaxdiff.drawing import draw, parameters
 from jaxdiff.hooks import change_sampling
 from jaxdiff.media import Medium, Samples, images
-from jaxdiff.options import Count, Seed, absolute
+from jaxdiff.options import Batch, Count, Num, Seed, Steps, absolute
 from jaxdiff.pretrained import open_run
 from jaxdiff.quantize import Weights
 from jaxdiff.recipe import load_run
@@ -23,15 +23,15 @@ from jaxdiff.train import read_knobs
 
 def command(
     run: tyro.conf.Positional[Path],
-    num: Count | None = None,
+    num: Num | None = None,
     label: str | None = None,
     guidance: float | None = None,
     guidance_fn: str | None = None,
     solver: str | None = None,
     grid: str | None = None,
-    steps: Count | None = None,
+    steps: Steps | None = None,
     seed: Seed = 0,
-    batch: Count | None = None,
+    batch: Batch | None = None,
     params: Literal["ema", "params"] | None = None,
     ema: float | None = None,
     weights: Weights | None = None,

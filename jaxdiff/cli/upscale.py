@@ -18,7 +18,7 @@ from jaxdiff.cli.sample import check_suffix
 from jaxdiff.drawing import draw, parameters
 from jaxdiff.experiment import Experiment, UserError
 from jaxdiff.hooks import change_sampling
-from jaxdiff.options import Count, Seed
+from jaxdiff.options import Batch, Num, Seed, Steps
 from jaxdiff.pretrained import open_run
 from jaxdiff.recipe import load_run
 from jaxdiff.sharding import parse_mesh
@@ -29,14 +29,14 @@ def command(
     pictures: tyro.conf.Positional[tuple[Path, ...]] = (),
     base: Path | None = None,
     then: tuple[Path, ...] = (),
-    num: Count | None = None,
+    num: Num | None = None,
     label: str | None = None,
     level: float | None = None,
     fit: bool = False,
     guidance: float | None = None,
-    steps: Count | None = None,
+    steps: Steps | None = None,
     seed: Seed = 0,
-    batch: Count | None = None,
+    batch: Batch | None = None,
     out: Path | None = None,
     mesh: str = "",
     trust: bool = False,

@@ -13,7 +13,7 @@ from jaxdiff.cli.places import try_file, try_folder
 from jaxdiff.cli.sample import check_suffix
 from jaxdiff.drawing import parameters
 from jaxdiff.hooks import change_sampling
-from jaxdiff.options import Count, Seed
+from jaxdiff.options import Seed, Steps, Versions
 from jaxdiff.recipe import load_run
 from jaxdiff.sharding import parse_mesh
 from jaxdiff.train import read_knobs
@@ -25,10 +25,10 @@ def command(
     before: str | None = None,
     after: str | None = None,
     turn: float = 0.5,
-    num: Count = 6,
+    num: Versions = 6,
     fit: bool = False,
     guidance: float | None = None,
-    steps: Count | None = None,
+    steps: Steps | None = None,
     seed: Seed = 0,
     out: Path | None = None,
     mesh: str = "",

@@ -64,9 +64,9 @@ def test_sample_mistakes(fashion_run, tmp_path, capsys):
     run = str(fashion_run)
     assert "dpmpp_2m" in fails(capsys, "sample", run, "--solver", "dpm2m")
     assert "0..9, or one of T-shirt/top, " in fails(capsys, "sample", run, "--label", "10")
-    assert "at least 1" in fails(capsys, "sample", run, "--num", "0")
+    assert "from 1 to" in fails(capsys, "sample", run, "--num", "0")
     assert "by_time" in fails(capsys, "sample", run, "--grid", "by_tim")
-    assert "--steps must be an integer of at least 1" in fails(capsys, "sample", run, "--steps", "0")
+    assert "--steps must be an integer from 1" in fails(capsys, "sample", run, "--steps", "0")
     assert ".png or .npz" in fails(capsys, "sample", run, "--out", "a.gif")
     assert "holds no run" in fails(capsys, "sample", str(tmp_path))
 

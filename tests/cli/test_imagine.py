@@ -57,7 +57,7 @@ def test_mistakes_show_before_anything_is_read_or_written(tmp_path, capsys):
         ((), "one of them, got none"),
         (("a cat", "--vary", "2"), "one of them, got a prompt and --vary"),
         (("--remix", "a dog"), "--remix goes with --vary N"),
-        (("--vary", "0"), "--vary must be an integer of at least 1"),
+        (("--vary", "0"), "--vary must be an integer from 1"),
         (("a cat", "--strength", "0.5"), "a prompt takes no --strength"),
         (("--upscale", "2", "--num", "3"), "--upscale takes no --num"),
         (("--again", "2", "--guidance", "3"), "--again takes no --guidance"),

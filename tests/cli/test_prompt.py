@@ -30,7 +30,7 @@ def test_a_runs_folder_has_no_prompt_and_a_directory_needs_one(tmp_path, capsys)
     assert "no --params" in fails(capsys, tmp_path, "--prompt", "a cat", "--params", "ema")
     assert "of the axes data" in fails(capsys, tmp_path, "--prompt", "a cat", "--mesh", "8")
     assert "no --label" in fails(capsys, tmp_path, "--prompt", "a cat", "--label", "1")
-    assert "at least 1" in fails(capsys, tmp_path, "--prompt", "a cat", "--num", "0")
+    assert "from 1 to" in fails(capsys, tmp_path, "--prompt", "a cat", "--num", "0")
     assert ".png or .npz" in fails(capsys, tmp_path, "--prompt", "a cat", "--out", "a.gif")
 
 
