@@ -18,6 +18,7 @@ from jax.sharding import AbstractDevice, AbstractMesh
 from jaxdiff import trees
 from jaxdiff.experiment import Experiment
 from jaxdiff.sampler import sampler
+from jaxdiff.schema import GUIDANCE
 from jaxdiff.seeds import keys_at
 from jaxdiff.storage import replacing
 
@@ -61,8 +62,10 @@ def export_sampler(
         argument, weights) -> x [B, *shape], all by keyword. Its sample of number `index` is that of `jaxdiff sample`.
 
     Raises:
-        ValueError: guidance of a model without a null condition, or parameters too large to embed.
+        ValueError: guidance that is no scale, or of a model without a null condition; or parameters too large to embed.
     """
+    if guidance is not None:
+        GUIDANCE.check("guidance", guidance)
     params = experiment.model.merge_frozen(params)
     size = sum(x.nbytes for x in jax.tree.leaves(params))
     if embed_weights and size > MAX_EMBEDDED_BYTES:

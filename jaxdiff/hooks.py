@@ -8,14 +8,15 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from types import ModuleType
-from typing import Any
+from types import ModuleType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from jaxdiff import grids, guidance, solvers
 from jaxdiff.experiment import Experiment, UserError
 from jaxdiff.levels import Level
 from jaxdiff.processes import Process
 from jaxdiff.sampling import Guide
+from jaxdiff.schema import GUIDANCE
 from jaxdiff.script import load_function
 from jaxdiff.solvers import Solver
 
@@ -57,7 +58,7 @@ def change_sampling(
             raise UserError(f"this run's examples are made in one call of its network: it has no {', '.join(named)}")
         return experiment
     changes = {
-        "guidance": guidance,
+        "guidance": None if guidance is None else GUIDANCE.check("guidance", guidance),
         "guide": None if guidance_fn is None else guide(guidance_fn),
         "solver": None if solver is None else _solver(solver),
         "grid": None if grid is None else _grid(grid, experiment.model.process),
@@ -146,12 +147,34 @@ def _find(
     unknown = sorted(arguments.keys() - allowed.keys())
     if unknown and not any(p.kind is p.VAR_KEYWORD for p in allowed.values()):
         raise ValueError(f"{name} has no argument {unknown[0]!r}; it takes {inspect.signature(function)}")
+    _check_kinds(function, name, arguments)
     missing = [argument for argument in _required(function, given) if argument not in arguments]
     if missing:
         raise ValueError(
             f"{name} is called without {', '.join(missing)}: write {name}({missing[0]}=VALUE), or give defaults"
         )
     return function, name, arguments
+
+
+def _check_kinds(function: Callable[..., Any], name: str, arguments: Mapping[str, Any]) -> None:
+    """Raise ValueError where a number is expected by an argument's annotation, and something else is given."""
+    try:
+        hints = get_type_hints(function)
+    except Exception:  # annotations in a user's file may be anything
+        return
+    for argument, value in arguments.items():
+        kinds = _kinds(hints.get(argument))
+        if kinds & {int, float} and not isinstance(value, (int, float)) and type(value) not in kinds:
+            raise ValueError(f"{name}'s argument {argument} must be a number, got {value!r:.80}")
+
+
+def _kinds(hint: Any) -> set[Any]:
+    """The types that an annotation allows; of a generic one such as tuple[int, ...] its origin."""
+    if get_origin(hint) in (Union, UnionType):
+        return set().union(*map(_kinds, get_args(hint)))
+    if get_origin(hint) is Literal:
+        return {type(value) for value in get_args(hint)}
+    return {get_origin(hint) or hint}
 
 
 def _required(function: Callable[..., Any], given: int) -> list[str]:

@@ -19,7 +19,7 @@ from jaxdiff.script import SOURCE, Script
 from jaxdiff.storage import read_json, write_text
 from jaxdiff.trust import check_own
 
-__all__ = ["MAY_CHANGE", "Recipe", "check_vocabulary", "flat", "keep_vocabulary", "load", "load_run"]
+__all__ = ["MAY_CHANGE", "Recipe", "check_run", "check_vocabulary", "flat", "keep_vocabulary", "load", "load_run"]
 
 # The words of a run's captions.
 VOCABULARY = "vocabulary.json"
@@ -131,6 +131,12 @@ def keep_vocabulary(workdir: Path, condition: Condition) -> None:
         write_text(workdir / VOCABULARY, json.dumps({"words": condition.vocabulary}) + "\n")
 
 
+def check_run(workdir: Path) -> None:
+    """Raise ValueError unless a folder holds a run's file."""
+    if not (workdir / SOURCE).is_file():
+        raise ValueError(f"{workdir} holds no run: `jaxdiff train EXPERIMENT --workdir {workdir}` makes one")
+
+
 def load_run(
     workdir: str | Path, *, mesh: Mesh | None = None, trust: bool = False, changes: Mapping[str, Any] | None = None
 ) -> Experiment:
@@ -149,8 +155,7 @@ def load_run(
         ValueError: the folder holds no run, or others than the user may have written its files.
     """
     workdir = Path(workdir)
-    if not (workdir / SOURCE).is_file():
-        raise ValueError(f"{workdir} holds no run: `jaxdiff train EXPERIMENT --workdir {workdir}` makes one")
+    check_run(workdir)
     if not trust:
         check_own(workdir / SOURCE)
     knobs = {**train.read_knobs(workdir), **(changes or {})}

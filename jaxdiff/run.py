@@ -22,6 +22,7 @@ from jaxdiff.experiment import Experiment
 from jaxdiff.extend import check_goes_on
 from jaxdiff.recipe import Recipe, check_vocabulary, keep_vocabulary, load, load_run
 from jaxdiff.seeds import seed_key
+from jaxdiff.sharding import num_batch_shards
 from jaxdiff.signals import Signals
 from jaxdiff.train.lock import hold
 from jaxdiff.train.log import EVENTS, METRICS
@@ -68,6 +69,8 @@ def train(
     workdir, mesh = Path(workdir), training.make_mesh() if mesh is None else mesh
     if hang_timeout is None:
         hang_timeout = HANG_TIMEOUT if jax.process_count() > 1 else HANG_TIMEOUT_ALONE
+    if not hang_timeout > 0:
+        raise ValueError(f"hang_timeout must be above 0 seconds, got {hang_timeout:g}")
     goodput = training.Goodput() if goodput is None else goodput
     before = None
     if recipe is not None:
@@ -95,6 +98,7 @@ class _Training:
         # A network that doesn't fit its data shows here, before the folder belongs to this run.
         shapes = training.state_shapes(experiment.model.init, part.optimizer, self.mesh, **self.averages)
         rows = training.process_indices(self.mesh, part.batch)
+        training.check_microbatches(part.batch, part.grad_accum_steps, num_batch_shards(self.mesh))
         part.batches(0, rows)  # so does data that is not there
         check_vocabulary(workdir, experiment.condition)
         if before is not None:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 
 __all__ = [
     "FLAG",
+    "GUIDANCE",
     "WORD",
     "Kind",
     "choice",
@@ -146,4 +147,5 @@ def look_up(table: Mapping[str, T], name: Any, what: str, where: str = "") -> T:
 
 
 FLAG = Kind("true, false or null", lambda v: v is None or isinstance(v, bool))
+GUIDANCE = number(-1000, 1000)  # the scale of guidance; 1 is off
 WORD = Kind("a string of at most 100 characters", lambda v: isinstance(v, str) and len(v) <= 100)

@@ -87,6 +87,7 @@ def test_functions_of_a_file(tmp_path):
         "def odd(process, n):\n    return n\n"
         "def away(cond, uncond, scale):\n    return lambda x, level: cond(x, level) + scale * uncond(x, level)\n"
     )
+    assert callable(hooks.guide("apg(norm_threshold=None)")) and hooks.solver("sa_solver(tau=1, predictor_order=2)")
     flow = jd.processes.Flow()
     np.testing.assert_allclose(hooks.grid(f"{path}:thirds(power=2.0)", flow)(1).t, [0.81, 0.36, 0.09, 0], atol=1e-6)
     level = flow(jnp.float32(0.5))
@@ -104,6 +105,11 @@ def test_functions_of_a_file(tmp_path):
         (lambda: hooks.solver("ddim(1.0)"), "written like"),
         (lambda: hooks.solver("ddim(eta=1.0"), "written like"),
         (lambda: hooks.solver("ddim(1e9=eta)"), "written like"),
+        (lambda: hooks.solver("ddim(eta='a')"), r"ddim's argument eta must be a number, got 'a'"),
+        (lambda: hooks.solver("ddim(eta=(1.0, 2.0))"), r"eta must be a number, got \(1.0, 2.0\)"),
+        (lambda: hooks.solver("ddim(eta=None)"), "eta must be a number, got None"),
+        (lambda: hooks.guide("apg(eta='a')"), "eta must be a number, got 'a'"),
+        (lambda: hooks.grid("beta(alpha='a')", flow), "alpha must be a number, got 'a'"),
     ):
         with pytest.raises(ValueError, match=words):
             call()

@@ -1,6 +1,7 @@
 """The trained runs that come with the package: their files, and the folders made of them."""
 
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -37,6 +38,18 @@ def test_mistakes(tmp_path, monkeypatch):
     assert not any((tmp_path / "fashion").iterdir()) and not (tmp_path / "runs").exists()
 
 
+def test_a_name_after_a_detour_leaves_no_other_folder(tmp_path, monkeypatch):
+    def unpack(name, path):
+        path.mkdir(parents=True)
+        (path / "experiment.py").touch()
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pretrained, "unpack", unpack)
+    for _ in range(2):  # unpacked, and found there
+        assert pretrained.open_run(Path("emoji/../fashion")) == Path("fashion")
+    assert [path.name for path in tmp_path.iterdir()] == ["fashion"]
+
+
 @pytest.mark.slow
 def test_a_trained_run_is_unpacked_where_its_name_is_given(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -53,7 +66,8 @@ def test_a_trained_run_is_unpacked_where_its_name_is_given(tmp_path, monkeypatch
     assert (tmp_path / "fashion" / "README.md").is_file()
     # Knobs keep a name with the path of the folder that it was given in; one of another folder is no name.
     pretrained.open_run(tmp_path / "emoji")
-    pretrained.open_run(tmp_path / "runs" / "fashion")
+    with pytest.raises(ValueError, match="holds no run"):
+        pretrained.open_run(tmp_path / "runs" / "fashion")
     assert (tmp_path / "emoji" / "README.md").is_file() and not (tmp_path / "runs").exists()
 
 

@@ -108,6 +108,16 @@ def test_a_run_begins_with_anothers_parameters(trained, tmp_path):
     assert not list((tmp_path / "b").glob("[!.]*"))
 
 
+def test_a_batch_or_a_time_that_cannot_be_is_refused_before_the_folder_belongs_to_the_run(tmp_path):
+    with pytest.raises(ValueError, match=r"a batch of 8 cannot be cut into grad_accum_steps=3 microbatches on 8 parts"):
+        run.train(make(grad_accum_steps=3, preview_every=0), tmp_path / "run")
+    assert not list((tmp_path / "run").glob("[!.]*"))
+    for seconds in (-5.0, 0.0, float("nan")):
+        with pytest.raises(ValueError, match=f"hang_timeout must be above 0 seconds, got {seconds:g}"):
+            run.train(make(), tmp_path / "other", hang_timeout=seconds)
+    assert not (tmp_path / "other").exists()
+
+
 def test_previews_that_cannot_be_drawn_are_refused_before_the_first_step(tmp_path):
     made = make()
     bad = replace(made, medium=replace(made.medium, decode=lambda params, x: params["missing"]))

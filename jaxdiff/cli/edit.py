@@ -11,9 +11,10 @@ from jaxdiff.cli.controls import Controls, read_controls
 from jaxdiff.cli.generators import check_kind, open_generator
 from jaxdiff.cli.pictures import read_picture
 from jaxdiff.cli.places import try_file, try_folder
+from jaxdiff.cli.sample import check_suffix
 from jaxdiff.data import read_image
 from jaxdiff.edit import STYLE_WEIGHT, Method, edit
-from jaxdiff.media import Samples
+from jaxdiff.media import Samples, images
 from jaxdiff.media.images import save_images
 from jaxdiff.options import Count, Natural, Seed, Steps, Versions
 from jaxdiff.progress import busy
@@ -80,6 +81,7 @@ def command(
         trust: execute the run's program even if others can write it.
     """
     out = Path(f"edited-{seed}.png") if out is None else out
+    check_suffix(images((1, 1, 3)), out)
     (try_file if out.suffix else try_folder)(out, "--out")
     if prompt is None and style is None and mask is None and not any(outpaint):
         raise ValueError("edit takes --prompt, --style, --mask or --outpaint: what shall be drawn?")

@@ -55,10 +55,10 @@ def command(
         mesh: devices as data=4,fsdp=2; data takes those that are left.
         trust: execute the run's program even if others can write it.
     """
+    where, run = parse_mesh(mesh), open_run(run)
     try_file(run / "eval.json", "a run's")
-    where = parse_mesh(mesh)
     experiment = change_sampling(
-        load_run(open_run(run), mesh=where, trust=trust, changes=given_prior(run, prior)),
+        load_run(run, mesh=where, trust=trust, changes=given_prior(run, prior)),
         guidance=guidance, guidance_fn=guidance_fn, solver=solver, grid=grid, steps=steps,
     )  # fmt: skip
     trained = parameters(experiment, run, params, weights=weights, mesh=where)

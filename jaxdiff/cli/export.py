@@ -51,20 +51,23 @@ def command(
         platforms: where the program runs, of cpu, cuda, rocm and tpu.
         trust: execute the run's program even if others can write it.
     """
-    out = run / "sampler.jaxdiff" if out is None else out
     names = platforms.split(",")
-    if out.suffix != ".jaxdiff":
+    if out is not None and out.suffix != ".jaxdiff":
         raise ValueError(f"--out must end in .jaxdiff, got {out}")
     if not set(names) <= {"cpu", "cuda", "rocm", "tpu"}:
         raise ValueError(f"--platforms are some of cpu, cuda, rocm and tpu, like cpu,cuda; got {platforms!r}")
     if is_pipeline(run):
         raise ValueError(f"{run} is a text-to-image directory, whose tokenizers are no part of a program: give a run")
+    if out is None:
+        run = open_run(run)
+        out = run / "sampler.jaxdiff"
     arrays = out.with_suffix(".npz")
     for path in [out, arrays] if weights == "argument" else [out]:
         try_file(path, "--out")
     with for_export(dtype), busy(f"lowering for {platforms}"):
+        run = open_run(run)
         experiment = change_sampling(
-            load_run(open_run(run), trust=trust), guidance_fn=guidance_fn, solver=solver, grid=grid, steps=steps
+            load_run(run, trust=trust), guidance_fn=guidance_fn, solver=solver, grid=grid, steps=steps
         )
         trained = parameters(experiment, run, params)
         exported = export_sampler(

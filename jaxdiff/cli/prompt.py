@@ -19,6 +19,7 @@ from jaxdiff.interop.sources import is_file
 from jaxdiff.media import Samples
 from jaxdiff.progress import Progress, busy
 from jaxdiff.quantize import Weights
+from jaxdiff.schema import GUIDANCE
 from jaxdiff.seeds import example_keys
 from jaxdiff.sharding import batch_sharding, make_mesh, num_batch_shards, use_mesh
 from jaxdiff.text_to_image import Pipeline
@@ -81,6 +82,8 @@ def draw_prompts(
     """
     if num < 1 or batch < 1:
         raise ValueError(f"num and batch must be at least 1, got {num} and {batch}")
+    if guidance is not None:
+        GUIDANCE.check("guidance", guidance)
     where = make_mesh() if mesh is None else mesh
     parts = num_batch_shards(where)
     batch = -(-min(batch, num) // parts) * parts

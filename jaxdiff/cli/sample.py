@@ -76,9 +76,9 @@ def command(
         trust: execute a program that others can write.
     """
     of_prompt, where = is_pipeline(run), parse_mesh(mesh)
-    if out is None:
-        try_folder(Path(f"samples-{seed}") if of_prompt else run, "--out")
-    else:
+    if of_prompt and out is None:
+        out = Path(f"samples-{seed}")
+    if out is not None:
         (try_file if out.suffix else try_folder)(out, "--out")
     texts = _read_prompts(prompt, prompts)
     if of_prompt:
@@ -88,7 +88,6 @@ def command(
         )  # fmt: skip
         if not texts:
             raise ValueError(f"{run} is a text-to-image directory: it needs --prompt")
-        out = Path(f"samples-{seed}") if out is None else out
         medium = images((*(size or (1, 1)), 3), captions=len(texts) > 1)
         check_suffix(medium, out)
         controls, hints = read_controls(control)
@@ -108,8 +107,11 @@ def command(
     )
     if label is not None and texts:
         raise ValueError("--label and --prompt both say what the samples are of: give one of them")
+    run = open_run(run)
+    if out is None:
+        try_folder(run, "--out")
     experiment = change_sampling(
-        load_run(open_run(run), mesh=where, trust=trust, changes=given_prior(run, prior)),
+        load_run(run, mesh=where, trust=trust, changes=given_prior(run, prior)),
         guidance=guidance, guidance_fn=guidance_fn, solver=solver, grid=grid, steps=steps,
     )  # fmt: skip
     out = run / f"samples-{seed}{experiment.medium.suffixes[0]}" if out is None else out
@@ -135,11 +137,11 @@ def given_prior(run: Path, prior: Path | None) -> dict[str, str]:
 
 
 def _read_prompts(given: tuple[str, ...], file: Path | None) -> tuple[str, ...]:
-    """The prompts of the options and of a file, whose empty lines are left out."""
+    """The prompts of the options and of a file, whose empty lines and byte-order mark are left out."""
     if file is None:
         return given
     try:
-        lines = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+        lines = tuple(line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip())
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} must hold prompts in UTF-8: {error}") from None
     if not lines:

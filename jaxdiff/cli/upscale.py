@@ -20,7 +20,7 @@ from jaxdiff.experiment import Experiment, UserError
 from jaxdiff.hooks import change_sampling
 from jaxdiff.options import Batch, Num, Seed, Steps
 from jaxdiff.pretrained import open_run
-from jaxdiff.recipe import load_run
+from jaxdiff.recipe import check_run, load_run
 from jaxdiff.sharding import parse_mesh
 
 
@@ -63,14 +63,17 @@ def command(
     if bool(pictures) == (base is not None):
         raise ValueError("what is made larger is either PICTURES or the samples of --base RUN")
     where, paths = parse_mesh(mesh), (run, *then)
-    out = paths[-1] / f"upscaled-{seed}.png" if out is None else out
+    if out is None:
+        check_run(paths[-1])
+        out = paths[-1] / f"upscaled-{seed}.png"
     (try_file if out.suffix else try_folder)(out, "--out")
     stages = [
         _Stage(path, change_sampling(load_run(path, mesh=where, trust=trust), guidance=guidance, steps=steps))
         for path in paths
     ]
     check_suffix(stages[-1].experiment.medium, out)
-    first = None if base is None else _Stage(base, load_run(open_run(base), mesh=where, trust=trust))
+    base = None if base is None else open_run(base)
+    first = None if base is None else _Stage(base, load_run(base, mesh=where, trust=trust))
     shape, *_ = [picture_shape(stage.experiment.condition, level) for stage in stages]
     _check_chain([first, *stages] if first else stages)
     seeds = _seeds(seed)

@@ -14,7 +14,7 @@ from jaxdiff.cli.sample import check_suffix
 from jaxdiff.drawing import parameters
 from jaxdiff.hooks import change_sampling
 from jaxdiff.options import Seed, Steps, Versions
-from jaxdiff.recipe import load_run
+from jaxdiff.recipe import check_run, load_run
 from jaxdiff.sharding import parse_mesh
 from jaxdiff.train import read_knobs
 
@@ -59,7 +59,10 @@ def command(
         raise ValueError("vary takes one picture, one with --before and --after, or two pictures")
     if not 0 < turn <= 1:
         raise ValueError(f"--turn must be above 0 and at most 1, got {turn:g}")
-    where, out = parse_mesh(mesh), run / f"varied-{seed}.png" if out is None else out
+    if out is None:
+        check_run(run)
+        out = run / f"varied-{seed}.png"
+    where = parse_mesh(mesh)
     (try_file if out.suffix else try_folder)(out, "--out")
     experiment = change_sampling(load_run(run, mesh=where, trust=trust), guidance=guidance, steps=steps)
     decoder = unclip.Decoder(experiment, where)

@@ -22,6 +22,7 @@ from jaxdiff.experiment import UserError
 from jaxdiff.first_stage.perceptual import as_rgb
 from jaxdiff.imagine import Generator, Hint, Stage
 from jaxdiff.sampler import sampler
+from jaxdiff.schema import GUIDANCE
 from jaxdiff.seeds import example_keys
 from jaxdiff.sharding import num_batch_shards
 
@@ -30,6 +31,7 @@ __all__ = ["edit"]
 STRENGTH = 0.6  # of the whole picture, by default; a part of it is drawn from noise alone
 RESAMPLE = 4  # how often a step is taken again, so that the new goes with the old
 STYLE_WEIGHT = 3000.0
+MOST_PIXELS = 89_478_485  # of a canvas: as many as Pillow reads again
 SOURCE_GUIDANCE = 1.0  # the picture is what it is
 
 
@@ -79,12 +81,16 @@ def edit(
         the pictures, float32 [num, H', W', C] in [-1, 1]; where nothing was to be drawn they are the picture's pixels.
 
     Raises:
-        UserError: a picture or mask of another size, edges that the network does not draw, a source together with a
-            part of the picture or without a prompt, a condition that does not parse, a model without a null condition
-            where there is no prompt, a style together with a source or a part of the picture, a method without a
-            source, another number of hints, or a hint of the size of the network's pictures for a larger canvas.
-        ValueError: the package of the features is not installed; a strength outside (0, 1], or another method.
+        UserError: a picture or mask of another size, edges that the network does not draw or of too many pixels, a
+            source together with a part of the picture or without a prompt, a condition that does not parse, a model
+            without a null condition where there is no prompt, a style together with a source or a part of the picture,
+            a method without a source, another number of hints, or a hint of the size of the network's pictures for a
+            larger canvas.
+        ValueError: the package of the features is not installed; a strength outside (0, 1], guidance that is no scale,
+            or another method.
     """
+    if guidance is not None:
+        GUIDANCE.check("guidance", guidance)
     stage = generator.stage(1)
     canvas, anew = _canvas(stage, picture, mask, outpaint)
     partly = bool(anew.any())
@@ -142,6 +148,9 @@ def _canvas(
     if anew.shape != picture.shape[:2]:
         raise UserError(f"a mask has the size of its picture, {picture.shape[:2]}, got {anew.shape}")
     edges = (top, bottom), (left, right)
+    height, width = (n + sum(edge) for n, edge in zip(picture.shape, edges, strict=False))
+    if height * width > MOST_PIXELS:
+        raise UserError(f"a canvas has at most {MOST_PIXELS:,} pixels, got {width:,} x {height:,}")
     if mask is not None and not anew.any():
         raise UserError("the mask is black everywhere: white is where the picture is drawn anew")
     x = np.float32(picture) / 127.5 - 1

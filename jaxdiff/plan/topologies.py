@@ -13,6 +13,7 @@ import jax
 from jaxdiff.plan import gpus, tpus
 from jaxdiff.plan.chips import CHIPS, Chip
 
+MOST_SIMULATED = 4096
 CUDA = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 EXAMPLES = "v5e:2x4, v5p:8x8x16, v6e:16x16, tpu7x:4x4x4, h100:8, h100:2x8 (hosts x GPUs), cpu:8 (simulated)"
 
@@ -33,10 +34,13 @@ def topology(name: str) -> Topology:
             "h100:2x8" in hosts and GPUs of each, "cpu:8" in simulated devices.
 
     Raises:
-        ValueError: the chip or the size is unknown, or the chip's compiler is missing.
+        ValueError: the chip or the size is unknown, too many devices are to be simulated, or the chip's compiler is
+            missing.
     """
     kind, _, size = name.partition(":")
     if kind == "cpu" and re.fullmatch(r"[1-9]\d*", size):
+        if len(size) > len(str(MOST_SIMULATED)) or int(size) > MOST_SIMULATED:
+            raise ValueError(f"at most {MOST_SIMULATED:,} devices are simulated, got {name:.80}")
         return Topology(name, None, _simulated(int(size)))
     if kind not in CHIPS:
         raise ValueError(f"unknown topology {name!r}: known chips are {', '.join(CHIPS)} and cpu, as in {EXAMPLES}")

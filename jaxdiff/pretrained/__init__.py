@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from jaxdiff import train, trees
 from jaxdiff.data.npz import read_npz
-from jaxdiff.recipe import Recipe, check_vocabulary, keep_vocabulary
+from jaxdiff.recipe import Recipe, check_run, check_vocabulary, keep_vocabulary
 from jaxdiff.run import check_shapes
 from jaxdiff.script import Script
 from jaxdiff.storage import make_folder, sync, write_text
@@ -44,13 +44,19 @@ def open_run(path: Path) -> Path:
             nothing of this name exists here.
 
     Returns:
-        The same path.
+        The run's folder: the same path, of a name without detours through folders that need not exist.
+
+    Raises:
+        ValueError: there is no run.
     """
     name = os.path.relpath(path)
+    if name in names() and not path.exists():
+        path = Path(os.path.normpath(path))
     if name in names() and not path.exists():
         unpack(name, path)
         note = "the trained run that comes with jaxdiff; its README.md names data and licence"
         tqdm.write(f"{path}/: {note}", sys.stderr)
+    check_run(path)
     return path
 
 

@@ -11,7 +11,7 @@ from jaxdiff.train.optimizer import adafactor, adamw, by_part, muon, restarting,
 from jaxdiff.train.players import Game, Player, players
 from jaxdiff.train.snapshots import Snapshots
 from jaxdiff.train.state import TrainState, ema_params, init_state, new_state, state_from_params, state_shapes
-from jaxdiff.train.step import make_step, make_update
+from jaxdiff.train.step import check_microbatches, make_step, make_update
 from jaxdiff.train.watchdog import Watchdog
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "adamw",
     "by_part",
     "check_knobs",
+    "check_microbatches",
     "combine",
     "ema_params",
     "fit",

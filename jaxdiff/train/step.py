@@ -141,6 +141,15 @@ def make_update(
     return update
 
 
+def check_microbatches(batch: int, count: int, parts: int) -> None:
+    """Raise ValueError unless a batch can be cut into `count` microbatches on a mesh that splits them into parts."""
+    if batch % (count * parts):
+        raise ValueError(
+            f"a batch of {batch} cannot be cut into grad_accum_steps={count} microbatches on {parts} parts of the "
+            f"mesh; it must be a multiple of {count * parts}"
+        )
+
+
 def _check(loss: Any, optimizer: Any, ema: Any) -> None:
     if not callable(loss):
         raise ValueError(f"loss must be a function (params, key, batch) -> (value, metrics), got {loss!r:.80}")
@@ -210,11 +219,7 @@ class _Layout(NamedTuple):
         groups = 1 if self.mesh is None else num_batch_shards(self.mesh)
 
         def cut(x: jax.Array) -> jax.Array:
-            if x.shape[0] % (count * groups):
-                raise ValueError(
-                    f"a batch of {x.shape[0]} cannot be cut into grad_accum_steps={count} microbatches on "
-                    f"{groups} parts of the mesh; it must be a multiple of {count * groups}"
-                )
+            check_microbatches(x.shape[0], count, groups)
             # Each microbatch takes every count-th example: contiguous examples would be on a few devices only.
             x = jnp.moveaxis(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 1, 0)
             if self.mesh is None:

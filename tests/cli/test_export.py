@@ -16,9 +16,10 @@ import pytest
 from helpers.untrained import untrained
 
 import jaxdiff as jd
-from jaxdiff import conditions, export, train
+from jaxdiff import conditions, export, hooks, train
 from jaxdiff.cli import export as command
 from jaxdiff.cli import main
+from jaxdiff.cli.prompt import draw_prompts
 from jaxdiff.experiment import Experiment, Medium, Model, Sampling, Training, compute_dtype
 from jaxdiff.recipe import load_run
 from jaxdiff.sampler import sampler
@@ -69,6 +70,16 @@ def test_an_unconditional_sampler_with_its_weights_as_an_argument():
     keys = example_keys(5, 4, first=2)
     assert np.array_equal(drawn, draw(experiment, keys))
     assert not np.array_equal(drawn, made.call(seed=5, index=jnp.arange(2, 6), weights={"a": 2 * weights["a"]}))
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), 1e9])
+def test_guidance_is_a_scale(scale):
+    message = f"guidance must be a number from -1,000 to 1,000, got {scale}"
+    for refuse in (export.export_sampler, lambda made, _, guidance: hooks.change_sampling(made, guidance=guidance)):
+        with pytest.raises(ValueError, match=message):
+            refuse(tiny(classes=4), PARAMS, guidance=scale)
+    with pytest.raises(ValueError, match=message):
+        draw_prompts(Path("missing"), ["a cat"], num=1, guidance=scale)
 
 
 @pytest.mark.slow

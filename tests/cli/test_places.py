@@ -53,17 +53,12 @@ COMMANDS = {
     "plan": ["plan", "toy2d", "--topology", "nonsense", "--json", "FILE/plan.json"],
     "sample": ["sample", "RUN", "--out", "FILE/a.png"],
     "sample, folder": ["sample", "RUN", "--out", "FILE/pictures"],
-    "sample, default": ["sample", "FILE"],
     "upscale": ["upscale", "RUN", "picture.png", "--out", "FILE/a.png"],
-    "upscale, default": ["upscale", "RUN", "picture.png", "--then", "FILE"],
     "vary": ["vary", "RUN", "picture.png", "--out", "FILE/a.png"],
-    "vary, default": ["vary", "FILE", "picture.png"],
-    "eval": ["eval", "FILE"],
     "encode": ["encode", "RUN", "--out", "FILE"],
     "encode, prompts": ["encode", "RUN", "--out", "WITH", "--prompt", "a {}"],
     "convert": ["convert", "RUN", "--out", "FILE/model"],
     "export": ["export", "RUN", "--out", "FILE/a.jaxdiff"],
-    "export, default": ["export", "FILE"],
     "new": ["new", "FILE/mine.py"],
 }
 
@@ -79,6 +74,29 @@ def test_each_command_tries_it_before_the_work(name, tmp_path, monkeypatch, caps
     assert stop.value.code == 2
     assert "cannot be written: " in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["FILE", "WITH", "prompts"]
+
+
+@pytest.mark.parametrize(
+    "args",
+    [["sample"], ["eval"], ["export"], ["vary", "FILE", "a.png"], ["upscale", "RUN", "a.png", "--then"]],
+    ids=lambda args: args[0],
+)
+def test_a_run_is_looked_for_before_the_place_in_it(args, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("FILE").touch()
+    with pytest.raises(SystemExit) as stop:
+        main(args if "FILE" in args else [*args, "FILE"])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith("jaxdiff: FILE holds no run: ")
+    assert [path.name for path in tmp_path.iterdir()] == ["FILE"]
+
+
+def test_a_runs_measures_are_a_file(tmp_path, capsys):
+    (tmp_path / "experiment.py").touch()
+    (tmp_path / "eval.json").mkdir()
+    with pytest.raises(SystemExit):
+        main(["eval", str(tmp_path)])
+    assert "a run's must be a file" in capsys.readouterr().err
 
 
 def test_prompts_that_are_there_are_kept(tmp_path, capsys):

@@ -13,7 +13,7 @@ from helpers.flags import xla_flags
 from PIL import Image
 
 from jaxdiff import text_encoders
-from jaxdiff.cli import main
+from jaxdiff.cli import main, sample
 from jaxdiff.media.captions import EDGE, WIDTH
 
 
@@ -22,6 +22,11 @@ def fails(capsys, *args) -> str:
         main(["sample", *map(str, args)])
     assert stop.value.code == 2
     return " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_prompt(tmp_path):
+    (tmp_path / "prompts.txt").write_text("a red square\n\na blue one\n", encoding="utf-8-sig")
+    assert sample._read_prompts(("first",), tmp_path / "prompts.txt") == ("first", "a red square", "a blue one")
 
 
 @pytest.fixture(scope="module")

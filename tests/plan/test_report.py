@@ -117,6 +117,8 @@ def test_published_figures():
         ("h100:0", "written h100:N"),
         ("cpu:none", "cpu:8"),
         ("cpu:512", "this process has 8"),
+        ("cpu:100000000", "at most 4,096 devices are simulated, got cpu:100000000"),
+        (f"cpu:{'9' * 5000}", "at most 4,096 devices are simulated, got cpu:999"),
     ],
 )
 def test_unknown_topologies(name, hint):
