@@ -76,8 +76,6 @@ def command(
         trust: execute a program that others can write.
     """
     of_prompt, where = is_pipeline(run), parse_mesh(mesh)
-    if of_prompt and out is None:
-        out = Path(f"samples-{seed}")
     if out is not None:
         (try_file if out.suffix else try_folder)(out, "--out")
     texts = _read_prompts(prompt, prompts)
@@ -88,6 +86,9 @@ def command(
         )  # fmt: skip
         if not texts:
             raise ValueError(f"{run} is a text-to-image directory: it needs --prompt")
+        if out is None:
+            out = Path(f"samples-{seed}")
+            try_folder(out, "--out")
         medium = images((*(size or (1, 1)), 3), captions=len(texts) > 1)
         check_suffix(medium, out)
         controls, hints = read_controls(control)
