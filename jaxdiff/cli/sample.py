@@ -72,7 +72,7 @@ def command(
         base: directory with what a file lacks.
         variant: weights' variant, such as fp16.
         control: ControlNet, picture, scale: docs/control.md.
-        mesh: devices as data=4,fsdp=2; data takes those left.
+        mesh: devices as data=4,fsdp=2; data takes the rest.
         trust: execute a program that others can write.
     """
     of_prompt, where = is_pipeline(run), parse_mesh(mesh)
