@@ -50,7 +50,7 @@ def command(
     """Make pictures with a trained run, of classes or prompts, or of prompts with Stable Diffusion or Flux.
 
     Args:
-        run: the run's folder, fashion or emoji, or a text-to-image directory or file.
+        run: a run, fashion or emoji, or a text-to-image model.
         num: how many; by default as in a preview, or one of each prompt.
         label: a class's name, or a number; by default all.
         guidance: scale, 1 is off; by default the usual one.
