@@ -175,7 +175,7 @@ def _scan(
     check_levels(levels, may_repeat=stop is not None, decreasing=solver.decreasing)
     n = levels.t.shape[0] - 1
     for name, step in (("start", start), ("stop", stop)):
-        if step is not None and not is_traced(step) and not 0 <= step <= n:
+        if step is not None and not is_traced(step) and not 0 <= np.asarray(step) <= n:
             raise ValueError(f"{name} must be a level of the grid, from 0 to {n}, got {step}")
     check_pure_noise(denoise, levels, x, start=0 if start is None else start, next_level=solver.next_level)
     levels = typed_levels(levels, x)
@@ -262,7 +262,10 @@ def check_pure_noise(
     Inside a scan levels are traced, and a prediction like `eps` cannot check alpha > 0: this abstract call can, with a
     scalar level, or with `one_each` with one level per example.
     """
-    if is_traced(levels, start) or start == len(levels.t) - 1 or np.asarray(levels.alpha)[start] != 0:
+    if is_traced(levels, start):
+        return
+    start = int(np.asarray(start))  # it may be an array of JAX's, whose comparison would be traced
+    if start == len(levels.t) - 1 or np.asarray(levels.alpha)[start] != 0:
         return
     at = np.full(len(x), start) if one_each else start
     ends = (levels.at(at), levels.at(at + 1)) if next_level else (levels.at(at),)

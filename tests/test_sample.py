@@ -269,8 +269,12 @@ def test_starting_late_and_stopping_early_are_parts_of_the_whole():
 @pytest.mark.parametrize("part", [{"start": 4}, {"start": -1}, {"stop": 4}, {"stop": -1}])
 def test_parts_lie_within_the_grid(part):
     (name,) = part
+    sampled = lambda x, **part: jd.sample(  # noqa: E731
+        rational, jd.solvers.euler(), grid([0.9, 0.5, 0.2, 0.0]), x, KEY, **part
+    )
     with pytest.raises(ValueError, match=f"{name} must be a level of the grid, from 0 to 3, got"):
-        jd.sample(rational, jd.solvers.euler(), grid([0.9, 0.5, 0.2, 0.0]), start(), KEY, **part)
+        sampled(start(), **part)
+    jax.eval_shape(partial(sampled, **{name: jnp.int32(2)}), start())
 
 
 def test_a_grid_may_repeat_its_end_only_where_a_stop_is_given():

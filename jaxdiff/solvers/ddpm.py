@@ -54,9 +54,8 @@ def ddpm(
         mean, small = posterior(x0, x, cur, nxt)
         std = interpolated_std(small, frac, cur, nxt)
         if gradient is not None:
-            each = Level(
-                *(field.reshape(-1) if field.ndim else field for field in cur)
-            )  # a level for each example, [B]
+            # Levels of examples of their own have the axes of x, and are given as [B].
+            each = Level(*(field.reshape(-1) if field.ndim else field for field in cur))
             mean = mean + jnp.square(std) * gradient(x, each)
         return mean + std * noise_sampler(key, x, cur, nxt), state
 
