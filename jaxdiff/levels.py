@@ -33,10 +33,6 @@ __all__ = [
     "check_grid",
     "check_variance",
     "clean_level",
-    "from_eps",
-    "from_score",
-    "from_v",
-    "from_velocity",
     "from_x0",
     "posterior",
     "q_mean_std",
@@ -47,7 +43,6 @@ __all__ = [
     "score",
     "time_type",
     "typed_levels",
-    "v",
     "velocity",
     "with_learned_variance",
 ]
@@ -252,37 +247,6 @@ def from_x0(x0: Array, x: Array, level: Level) -> Ends:
     """x_0 and eps from x_0; needs sigma > 0."""
     level = level.expand_to(x)
     return Ends(x0, (x - level.alpha * x0) / level.sigma)
-
-
-def from_eps(eps: Array, x: Array, level: Level) -> Ends:
-    """x_0 and eps from eps; needs alpha > 0."""
-    level = level.expand_to(x)
-    return Ends((x - level.sigma * eps) / level.alpha, eps)
-
-
-def from_v(v: Array, x: Array, level: Level) -> Ends:
-    """x_0 and eps from v = alpha eps - sigma x_0, at any level (Salimans and Ho 2022, appendix D)."""
-    level = level.expand_to(x)
-    norm = jnp.square(level.alpha) + jnp.square(level.sigma)  # 1 when variance is preserved
-    return Ends((level.alpha * x - level.sigma * v) / norm, (level.sigma * x + level.alpha * v) / norm)
-
-
-def from_velocity(velocity: Array, x: Array, level: Level) -> Ends:
-    """x_0 and eps from the velocity u = eps - x_0, at any level (Lipman et al. 2022, arXiv:2210.02747)."""
-    level = level.expand_to(x)
-    norm = level.alpha + level.sigma  # 1 for flow matching
-    return Ends((x - level.sigma * velocity) / norm, (x + level.alpha * velocity) / norm)
-
-
-def from_score(score: Array, x: Array, level: Level) -> Ends:
-    """x_0 and eps from the score: x_0 = (x_t + sigma^2 score) / alpha (Tweedie's formula; Efron 2011, eq. 1.4)."""
-    return from_eps(-level.expand_to(x).sigma * score, x, level)
-
-
-def v(ends: Ends, level: Level) -> Array:
-    """v = alpha eps - sigma x_0 (Salimans and Ho 2022, sec. 4)."""
-    level = level.expand_to(ends.x0)
-    return level.alpha * ends.eps - level.sigma * ends.x0
 
 
 def velocity(ends: Ends) -> Array:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff import guidance, levels, processes
+from jaxdiff import guidance, levels, parameterize, processes
 from jaxdiff.levels import Level
 
 ALPHA = np.array([0.90, 0.80, 0.70])
@@ -17,6 +17,10 @@ EPS_2 = np.array([-0.4, -0.2, -0.4, 1.0])
 def _step(x, eps, process, t):
     mean, std = levels.q_transition(x, process(jnp.asarray(t - 1)), process(jnp.asarray(t)))
     return mean + std * eps
+
+
+def x0_of(prediction, F, x, level):
+    return parameterize.to_x0(parameterize.scalings(prediction, level, x), x, F)
 
 
 def test_first_step_of_the_four_dimensional_example():
@@ -81,7 +85,7 @@ def test_one_shot_noising_and_squared_error():
     x = levels.q_sample(x0, eps, level)
     np.testing.assert_allclose(x, [0.76, -0.82, 0.90, 0.72], atol=1e-6)
     np.testing.assert_allclose(jnp.sum((jnp.array([0.3, -0.5, 0.9, -0.3]) - eps) ** 2), 0.10, atol=1e-6)
-    np.testing.assert_allclose(levels.from_eps(eps, x, level).x0, x0, atol=1e-6)
+    np.testing.assert_allclose(x0_of(parameterize.eps, eps, x, level), x0, atol=1e-6)
 
 
 def test_classifier_guided_score():
@@ -90,7 +94,7 @@ def test_classifier_guided_score():
     level = Level(jnp.array(0.5), jnp.array(0.8), jnp.array(0.6))
     x = jnp.array([[0.3, -1.0, 2.0]])
     denoise = guidance.classifier(
-        lambda x, level: levels.from_score(score, x, level).x0,
+        lambda x, level: x0_of(parameterize.score, score, x, level),
         lambda x, level: jnp.sum(grad * x, axis=1),
         2.0,
     )
@@ -109,7 +113,7 @@ def test_mu_theta_is_the_posterior_mean_at_x0_hat():
     process, t = processes.Discrete.linear(), jnp.arange(1, 1001)
     cur, nxt = process(t), process(t - 1)
     x, eps = jnp.asarray(x, jnp.float32), jnp.asarray(eps, jnp.float32)
-    mean, _ = levels.posterior(levels.from_eps(eps, x, cur).x0, x, cur, nxt)
+    mean, _ = levels.posterior(x0_of(parameterize.eps, eps, x, cur), x, cur, nxt)
     # float32: at t = 1000 x0_hat is 150 times as large as x, so its coefficient's rounding is what remains.
     np.testing.assert_allclose(mean, mu, rtol=3e-5, atol=3e-5)
 

@@ -82,10 +82,8 @@ def test_pure_noise_is_refused(prediction):
 def test_the_others_are_finite_at_both_ends(prediction, end):
     level = Flow()(jnp.float32(end))
     x0, eps = jnp.array([[0.5, -1.0]]), jnp.array([[0.3, 2.0]])
-    ends = levels.Ends(x0, eps)
-    F = {parameterize.x0: x0, parameterize.v: levels.v(ends, level), parameterize.velocity: levels.velocity(ends)}[
-        prediction
-    ]
+    v = level.alpha * eps - level.sigma * x0
+    F = {parameterize.x0: x0, parameterize.v: v, parameterize.velocity: eps - x0}[prediction]
     denoise = parameterize.denoiser(lambda F, x, n, c: F, F, prediction)
     np.testing.assert_allclose(denoise(levels.q_sample(x0, eps, level), level), x0, atol=1e-6)
     grads = jax.grad(lambda level: jnp.sum(denoise(x0, level)))(level)
