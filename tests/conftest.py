@@ -31,7 +31,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 def room_for_programs():
     """Forget programs before there are 8,192, which is where JAX stops to keep new ones: tests count them."""
     yield
-    if max(cache.size() for cache in (pjit._cpp_pjit_cache_fun_only, pjit._cpp_pjit_cache_explicit_attributes)) > 4000:
+    if max(cache.size() for cache in (pjit._cpp_pjit_cache_fun_only, pjit._cpp_pjit_cache_explicit_attributes)) > 6000:
         jax.clear_caches()
 
 

@@ -49,6 +49,7 @@ def test_a_source_moves_the_picture_by_the_difference_of_the_classes(generator):
     assert 0.3 < d < apart
 
 
+@pytest.mark.slow
 def test_the_noise_that_gives_the_picture_draws_the_prompt(generator):
     """The edit of two Gaussians of one variance is a number here, too: the recursion of DDPM's mean in numpy."""
     edited = partial(edit, generator, PICTURE, strength=0.75)

@@ -13,6 +13,7 @@ from jaxdiff.conditions import hints
 from jaxdiff.imagine import parse_hint
 
 
+@pytest.mark.slow
 def test_hints_are_files_or_made_of_them(tmp_path):
     picture = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
     file = tmp_path / "a.png"

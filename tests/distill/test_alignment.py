@@ -74,6 +74,7 @@ def test_a_linear_reward_of_a_gaussian_moves_its_mean_by_the_variance():
     np.testing.assert_allclose(rewards[0] - rewards[1], B_OF_REWARD * shift, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_the_gradient_goes_through_the_last_steps_only():
     batch, key, zero = {"x": jnp.zeros((3, 1))}, jax.random.key(0), jnp.zeros(STEPS)

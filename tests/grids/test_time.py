@@ -42,6 +42,7 @@ def test_beta_quantiles_are_scipys_from_both_tails(x64):
         assert quantile._cache_size() == 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_beta_takes_its_quantiles_for_times():
     times = jax.jit(lambda alpha, beta, start: grids.beta(EDM, 12, alpha=alpha, beta=beta, start=start, end=0.5).t)

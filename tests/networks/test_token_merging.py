@@ -16,6 +16,7 @@ def merged(q, k, v, **options):
     return jax.jit(lambda q, k, v: control(lambda *a, mask: attend(*a, mask=mask), q, k, v, None, False))(q, k, v)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_copies_of_tokens_are_merged_without_an_error():
     """Each token four times, in any place: softmax has the same weights among those that are left."""

@@ -139,6 +139,7 @@ def test_noise_that_comes_twice_is_refused():
         jax.eval_shape(lambda x: jd.sample(denoise, solver, EDM(SIGMA), x, KEY), start())  # noqa: B023
 
 
+@pytest.mark.slow
 def test_an_interval_between_a_tables_times():
     process = jd.processes.Discrete.linear(1000)
     seen = []
