@@ -16,6 +16,10 @@ import jax
 import pytest
 from jax._src import pjit
 
+# JAX keeps 8,192 programs at hand, and none that comes after them: tests count programs, and make more of them.
+for store in ("_cpp_pjit_cache_fun_only", "_cpp_pjit_cache_explicit_attributes"):
+    setattr(pjit, store, pjit.make_jit_cpp_cache(2**16))
+
 jax.devices()  # the CPU reads the options here, libtpu later
 os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace(flags.NOT_FOR_LIBTPU, "").strip()
 
@@ -25,14 +29,6 @@ gc.set_threshold(50_000, 20, 20)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def room_for_programs():
-    """Forget programs before there are 8,192, which is where JAX stops to keep new ones: tests count them."""
-    yield
-    if max(cache.size() for cache in (pjit._cpp_pjit_cache_fun_only, pjit._cpp_pjit_cache_explicit_attributes)) > 6000:
-        jax.clear_caches()
 
 
 @pytest.fixture
