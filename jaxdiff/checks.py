@@ -65,7 +65,7 @@ def factory(make: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(make)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        result = make(*args, **kwargs)
+        result = make(*args, **kwargs)  # its own sentences come first
         for name, value in signature.bind(*args, **kwargs).arguments.items():
             check_called(name, value)
         arguments = [describe(value) for value in args] + [f"{k}={describe(v)}" for k, v in kwargs.items()]

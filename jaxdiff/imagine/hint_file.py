@@ -28,6 +28,7 @@ MAKERS: dict[str, Callable[[Array], Array]] = {
     "canny": hints.canny, "low": hints.low_resolution, "colors": hints.colors,
 }  # fmt: skip
 EDGES, DEPTH, POSE = "edges", "depth", "pose"  # made otherwise
+SCALE = number(-1000, 1000)  # of a control; 0 is off
 FACE = "embedding"  # name of the array of a face
 KINDS = EDGES, *MAKERS, DEPTH, POSE
 
@@ -37,7 +38,7 @@ class Hint(NamedTuple):
 
     Attributes:
         picture: FILE, or KIND:FILE for what is made of it, see `HintFile`.
-        scale: of its control; 0 is off.
+        scale: of its control, from -1,000 to 1,000; 0 is off.
         digest: 128-bit XXH3 of the file's bytes, in hexadecimal digits.
     """
 
@@ -79,7 +80,7 @@ def check_hint(hint: Hint) -> Hint:
     Raises:
         ValueError: the scale is no number from -1000 to 1000.
     """
-    return hint._replace(scale=float(number(-1000, 1000).check("a control's scale", hint.scale)))
+    return hint._replace(scale=float(SCALE.check("a control's scale", hint.scale)))
 
 
 def _digest(file: Path) -> str:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from jaxdiff.imagine.hint_file import Hint, check_hint
 from jaxdiff.options import SEED
 from jaxdiff.quantize import Weights
-from jaxdiff.schema import integer, number
+from jaxdiff.schema import GUIDANCE, integer, number
 
 __all__ = ["LARGEST", "MOST", "History", "Picture", "begin", "lineage", "remix", "upscale", "vary"]
 
@@ -255,7 +255,7 @@ def check_picture(picture: Picture, controls: int = 0) -> Picture:
         strength = float(strength)  # type: ignore[arg-type]
     return picture._replace(
         seed=SEED.check("seed", picture.seed),
-        guidance=float(number(-1000, 1000).check("guidance", picture.guidance)),
+        guidance=float(GUIDANCE.check("guidance", picture.guidance)),
         parent=None if picture.parent is None else int(picture.parent),
         strength=strength,
         hints=tuple(map(check_hint, picture.hints)),

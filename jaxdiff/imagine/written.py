@@ -7,27 +7,24 @@ import re
 from pathlib import Path
 from typing import Any
 
-from jaxdiff.imagine.hint_file import Hint
+from jaxdiff.imagine.hint_file import SCALE, Hint
 from jaxdiff.imagine.history import LARGEST, MOST, History, Picture, check_picture
-from jaxdiff.schema import Kind, choice, each, number, optional, whole_number
+from jaxdiff.schema import GUIDANCE, Kind, choice, each, number, optional, whole_number
 from jaxdiff.storage import read_json, write_text
 
 __all__ = ["VERSION", "read_history", "write_history"]
 
 VERSION = 2
-# What version 1 had not: of a history, and of a picture.
-NEW: tuple[dict[str, Any], dict[str, Any]] = {"param_dtype": None, "controls": []}, {"hints": []}
 _FINGERPRINT = Kind(
     "32 hexadecimal digits", lambda v: isinstance(v, str) and re.fullmatch("[0-9a-f]{32}", v) is not None
 )
 MOST_CONTROLS = 100
 _TEXT = Kind("a text", lambda v: isinstance(v, str))
-_GUIDANCE = number(-1000, 1000)
 _HISTORY = {
-    "version": choice(1, VERSION),
+    "version": choice(VERSION),
     "weights": _FINGERPRINT,
     "steps": whole_number(1, 100_000),
-    "guidance": _GUIDANCE,
+    "guidance": GUIDANCE,
     "solver": optional(_TEXT),
     "size": optional(each(whole_number(1, 1_000_000), 2, 2)),
     "param_dtype": optional(choice("int8", "float8")),
@@ -37,14 +34,14 @@ _HISTORY = {
 _PICTURE = {
     "prompt": _TEXT,
     "seed": whole_number(0, 2**64 - 1),
-    "guidance": _GUIDANCE,
+    "guidance": GUIDANCE,
     "parent": optional(whole_number(1, MOST)),
     "strength": optional(number(0, 1)),
     "scale": whole_number(1, LARGEST),
     "x0": optional(_FINGERPRINT),
     "hints": Kind(f"a list of up to {MOST_CONTROLS} hints", lambda v: isinstance(v, list) and len(v) <= MOST_CONTROLS),
 }
-_HINT = {"picture": _TEXT, "scale": number(-1000, 1000), "digest": _FINGERPRINT}
+_HINT = {"picture": _TEXT, "scale": SCALE, "digest": _FINGERPRINT}
 
 
 def write_history(path: str | Path, history: History) -> None:
@@ -70,15 +67,13 @@ def read_history(path: str | Path) -> History:
     Raises:
         ValueError: the file does not exist, is of another version, or something in it is not what a history has.
     """
-    held = read_json(path)
-    new, new_of_picture = NEW if held.get("version") == 1 else ({}, {})
-    fields = _checked(new | held, _HISTORY, str(path))
+    fields = _checked(read_json(path), _HISTORY, str(path))
     pictures: list[Picture] = []
     for n, each_picture in enumerate(fields["pictures"], 1):
         where = f"{path}: picture {n}"
         if not isinstance(each_picture, dict):
             raise ValueError(f"{where} must be an object, got {each_picture!r:.80}")
-        kept = _checked(new_of_picture | each_picture, _PICTURE, where)
+        kept = _checked(each_picture, _PICTURE, where)
         for hint in kept["hints"]:
             if not isinstance(hint, dict):
                 raise ValueError(f"{where}: a hint must be an object, got {hint!r:.80}")

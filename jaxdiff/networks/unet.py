@@ -140,10 +140,9 @@ class UNet(nn.Module):
                 scale of the guidance that was distilled into the network, "next_noise" float[B], "concat"
                 [B, *spatial, C'], "concat_noise" float[B], "image_prompt", of each image [B, L, D], as wide as the
                 tokens of the text that are attended to, with "image_scale", of each float[B], of which 0 is off. The
-                optional "residuals" are
-                added to the skips, from the input on, and to the bottom: as many arrays, of the same shapes or with
-                spatial sizes of 1; see `controlnet.controlled`. The optional "features" are added within the encoder;
-                see `adapter.T2IAdapter`.
+                optional "residuals" are added to the skips, from the input on, and to the bottom: as many arrays, of
+                the same shapes or with spatial sizes of 1; see `controlnet.controlled`. The optional "features" are
+                added within the encoder; see `adapter.T2IAdapter`.
             train: apply dropout; needs the random key "dropout".
 
         Returns:

@@ -101,15 +101,6 @@ def test_what_steers_pictures_is_kept(tmp_path):
             imagine.read_history(tmp_path / "b.json")
 
 
-def test_a_file_of_version_1_has_neither_controls_nor_8_bits(tmp_path):
-    imagine.write_history(tmp_path / "a.json", family())
-    held = json.loads((tmp_path / "a.json").read_text())
-    held = {name: v for name, v in held.items() if name not in ("param_dtype", "controls")} | {"version": 1}
-    held["pictures"] = [{name: v for name, v in p.items() if name != "hints"} for p in held["pictures"]]
-    (tmp_path / "a.json").write_text(json.dumps(held))
-    assert imagine.read_history(tmp_path / "a.json") == family()
-
-
 def changed(**fields):
     return lambda held: held | fields
 
@@ -126,7 +117,7 @@ def of_picture(n, **fields):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (changed(version=3), "version must be 1 or 2, got 3"),
+        (changed(version=1), "version must be 2, got 1"),
         (changed(weights="a1"), "weights must be 32 hexadecimal digits, got 'a1'"),
         (changed(steps=0), "steps must be a whole number"),
         (changed(solver=3), "solver must be a text or null"),

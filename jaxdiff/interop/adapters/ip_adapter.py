@@ -207,10 +207,8 @@ def _projection(file: str | Path, tensors: Mapping[str, Tensor], dtype: Any) -> 
     of_patches |= {"layers.0.1.1.weight": 2}
     fits = lambda axes: all(len(held.get(name, ())) == count for name, count in axes.items())  # noqa: E731
     if fits(of_embedding) or fits(of_face):
-        (features, inner), (width,) = (
-            held["proj.weight" if fits(of_embedding) else "proj.2.weight"],
-            held["norm.weight"],
-        )
+        last = "proj.weight" if fits(of_embedding) else "proj.2.weight"
+        (features, inner), (width,) = held[last], held["norm.weight"]
         if not width or features % width:
             raise ValueError(f"{file} projects an image to {features} features, which are not tokens of {width}")
         if fits(of_embedding):
