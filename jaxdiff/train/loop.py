@@ -197,6 +197,7 @@ class _Run:
     def dispatch(self, batch: Any) -> Any:
         """Start a step; return its metrics."""
         first, since = self.done == self.start, time.monotonic()
+        self.doing("compiling the step" if first else "waiting for the devices")  # a call may wait for steps in flight
         with self.goodput.spend("compile") if first else contextlib.nullcontext():
             self.state, metrics = self.step(self.state, batch)
         self.signals.unsaved(True)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from helpers import toy
 
-from jaxdiff import train
+from jaxdiff import signals, train
 from jaxdiff.train import display
 
 
@@ -257,6 +257,28 @@ def test_storage_that_hangs_ends_the_run(tmp_path, monkeypatch, capfd):
     assert ended[0] == 75
     said = capfd.readouterr().err
     assert "has made no progress for 2 s (saving step 1), and ends with status 75" in said and "in save" in said
+
+
+def test_what_a_run_is_doing_is_known():
+    """A step that is called waits for the devices, also where the call itself does."""
+    mesh, state, step = toy.new()
+    seen, handlers = [], signals.Signals()
+
+    class Seen:
+        steps_per_call = 1
+
+        def __call__(self, state, batch):
+            seen.append(handlers.doing)
+            return step(state, batch)
+
+    def batches():
+        for batch in toy.batches():
+            seen.append(handlers.doing)
+            yield batch
+
+    train.fit(Seen(), state, batches(), steps=3, mesh=mesh, signals=handlers)
+    data, devices = "waiting for data", "waiting for the devices"
+    assert seen == [data, "compiling the step", data, devices, data, devices]
 
 
 def test_metrics_come_in_bundles_and_before_each_save(tmp_path, monkeypatch):
