@@ -81,6 +81,42 @@ def test_stable_diffusion_xl(tmp_path):
     compare(tmp_path, diffusers.StableDiffusionXLControlNetPipeline, pipe, end=0.75)
 
 
+@pytest.mark.slow
+def test_a_mask_and_a_hint_at_once(tmp_path, monkeypatch):
+    """A part of a picture is painted anew, along a hint."""
+    path = "diffusers.pipelines.controlnet.pipeline_controlnet_inpaint.randn_tensor"
+    monkeypatch.setattr(path, lambda shape, **kwargs: tiny.latents(channels=shape[1]))
+    scheduler = diffusers.DDIMScheduler(**tiny.SD, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+    pipe = tiny.stable_diffusion(tmp_path, scheduler)
+    steers, z = control(pipe.unet, 21), tiny.latents()
+    steers.save_pretrained(tmp_path / "control")
+    pipe.save_pretrained(tmp_path / "model")
+    theirs = diffusers.StableDiffusionControlNetInpaintPipeline(**pipe.components | {"controlnet": steers})
+    theirs.set_progress_bar_config(disable=True)
+    # Theirs draws of the latents' distribution, which the mode stands for.
+    kind = diffusers.models.autoencoders.vae.DiagonalGaussianDistribution
+    monkeypatch.setattr(kind, "sample", lambda self, generator=None: self.mode())
+    picture, mask = HINTS[1].flip(-1), torch.zeros((2, 1, 16, 16))
+    mask[0, :, 4:, :9], mask[1, :, :7] = 1, 1
+    with torch.no_grad():
+        want = theirs(
+            tiny.PROMPTS, image=picture, mask_image=mask, control_image=HINTS[0], height=16, width=16, strength=0.75,
+            num_inference_steps=N, guidance_scale=3.0, negative_prompt=tiny.NEGATIVE, output_type="np",
+            controlnet_conditioning_scale=0.8,
+        ).images  # fmt: skip
+    made = jd.text_to_image.load(tmp_path / "model", steps=N, controls=[tmp_path / "control"])
+    generate = jax.jit(
+        lambda params, scale: made.generate(
+            params, made.tokenize(tiny.PROMPTS), KEYS, 3.0, negative=made.tokenize(tiny.NEGATIVE), strength=0.75,
+            noise=jnp.asarray(nhwc(z)), image=jnp.asarray(nhwc(2 * picture - 1)), mask=jnp.asarray(mask[:, 0].numpy()),
+            hints=[jnp.asarray(nhwc(HINTS[0]))], control_scale=[scale],
+        )
+    )  # fmt: skip
+    got, off = (generate(made.params, jnp.float32(scale)) for scale in (0.8, 0.0))
+    np.testing.assert_allclose((np.asarray(got) + 1) / 2, want, rtol=0, atol=5e-5)
+    assert np.mean((want > 0) & (want < 1)) > 0.5 and np.abs(got - off).max() > 0.1
+
+
 def adapter(seed, **fields):
     return randomize(diffusers.T2IAdapter(channels=fields.pop("channels"), num_res_blocks=1, **fields), seed)
 
