@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 
 import jaxdiff as jd
 from jaxdiff import conditions, data, models, networks, train, training, unclip
-from jaxdiff.experiment import Experiment, Sampling, compute_dtype
+from jaxdiff.experiment import Experiment, Sampling, UserError, compute_dtype
 from jaxdiff.options import CondDropout, Count, Decay, File, Run, Source
 
 
@@ -31,6 +31,8 @@ def experiment(
         width: channels at the decoder's first level; an eighth of a prior's units in a layer.
         mesh: where parameters that are read lie; None is the default device.
     """
+    if prior and part != "decoder":
+        raise UserError(f"a {part} prior takes no --prior: that is for a decoder")
     embedder = unclip.load_embedder(image_text, mesh)
     pictures, encode = data.open_dataset(source, captions=True), embedder.model.vocabulary.tokenize
     pairs = data.pairs_of(pictures, 20 if part == "decoder" else 1000)

@@ -27,7 +27,7 @@ from jaxdiff.sampler import sampler
 from jaxdiff.seeds import example_keys
 from jaxdiff.storage import write_text
 
-__all__ = ["Asked", "Drawer", "draw", "evaluate", "parameters", "preview_of"]
+__all__ = ["Asked", "Drawer", "draw", "evaluate", "parameters", "parsed", "preview_of"]
 
 Which = Literal["ema", "params"]
 
@@ -66,12 +66,24 @@ def draw(
     names = (words,) if isinstance(words, str) else tuple(words or ())
     if negative is not None and experiment.guidance == 1:
         raise UserError("a negative prompt needs guidance, and guidance is 1")
-    asked = Asked(_parsed(experiment.condition, names), names) if names else None
-    away = None if negative is None else _parsed(experiment.condition, [negative])
+    asked = Asked(parsed(experiment.condition, names), names) if names else None
+    away = None if negative is None else parsed(experiment.condition, [negative])
     return Drawer(experiment, mesh)(params, num, asked, negative=away, seed=seed, batch=batch)
 
 
-def _parsed(condition: Condition, words: Sequence[str]) -> Cond:
+def parsed(condition: Condition, words: Sequence[str]) -> Cond:
+    """Make a condition of words, one an example.
+
+    Args:
+        condition: an experiment's.
+        words: of each example.
+
+    Returns:
+        The condition, leaves [len(words), ...].
+
+    Raises:
+        UserError: words for which the condition's `parse` raises a ValueError.
+    """
     try:
         parts = [condition.parse(each) for each in words]
     except ValueError as error:  # also a condition of the user's own: the words are wrong, not its code

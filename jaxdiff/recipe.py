@@ -44,7 +44,9 @@ class Recipe(NamedTuple):
         Args:
             mesh: where the parameters that it reads lie; None is the default device.
         """
-        return _build(load(self.script), self.knobs, mesh)
+        function = load(self.script)
+        where = {"mesh": mesh} if "mesh" in inspect.signature(function).parameters else {}
+        return function(**self.knobs, **where)
 
     def check(self, workdir: Path) -> None:
         """Raise ValueError if a folder holds a run of another file, or of other knobs than may change."""
@@ -94,6 +96,8 @@ def load(path: str | Path | Script) -> Callable[..., Experiment]:
     kinds = build.__annotations__
 
     def checked(*args: Any, **knobs: Any) -> Experiment:
+        if unknown := sorted(knobs.keys() - inspect.signature(build).parameters.keys()):
+            raise ValueError(f"the knobs are not those of {script.path}: it takes no --{unknown[0].replace('_', '-')}")
         try:
             given = inspect.signature(build).bind(*args, **knobs).arguments
         except TypeError as error:
@@ -152,7 +156,8 @@ def load_run(
         The experiment.
 
     Raises:
-        ValueError: the folder holds no run, or others than the user may have written its files.
+        ValueError: the folder holds no run, others than the user may have written its files, or its experiment does not
+            take the changes.
     """
     workdir = Path(workdir)
     check_run(workdir)
@@ -225,9 +230,3 @@ def _like(
     call.__signature__ = inspect.Signature(list(parameters))  # type: ignore[attr-defined]
     call.__annotations__ = {p.name: p.annotation for p in parameters if p.annotation is not p.empty}
     return call
-
-
-def _build(function: Callable[..., Experiment], knobs: Mapping[str, Any], mesh: Mesh | None) -> Experiment:
-    """Call an experiment's function, with the mesh where it takes one: to put the parameters that it reads on."""
-    where = {"mesh": mesh} if "mesh" in inspect.signature(function).parameters else {}
-    return function(**knobs, **where)

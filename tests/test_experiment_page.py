@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxdiff import options
 from jaxdiff.cli import main
 
 PAGE = (Path(__file__).parents[1] / "docs" / "experiment.md").read_text()
@@ -33,5 +34,8 @@ def test_the_pages_experiment(tmp_path, monkeypatch, capsys):
 
 def test_the_page_has_all_of_them_and_their_knobs_are_its():
     assert FILES.keys() == {"frequency.py", "curves.py", "waves.py"}
+    types = re.search(r"\| type \|.*?\n\n", PAGE, re.S).group(0)
+    names = set(re.findall(r"`([A-Z]\w+)`", types)) - {"Annotated"}
+    assert {"Count", "Source", "File"} <= names <= set(options.__all__)
     for option in ("steps", "batch", "lr", "seed", "grad-accum-steps", "preview-every"):
         assert f"`--{option}`" in PAGE

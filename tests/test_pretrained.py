@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -38,16 +39,33 @@ def test_mistakes(tmp_path, monkeypatch):
     assert not any((tmp_path / "fashion").iterdir()) and not (tmp_path / "runs").exists()
 
 
-def test_a_name_after_a_detour_leaves_no_other_folder(tmp_path, monkeypatch):
+@pytest.fixture
+def unpacked(tmp_path, monkeypatch):
+    """Runs are unpacked into this folder as empty ones."""
+
     def unpack(name, path):
         path.mkdir(parents=True)
         (path / "experiment.py").touch()
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pretrained, "unpack", unpack)
+    return tmp_path
+
+
+def test_training_begins_with_one_by_its_name(unpacked, monkeypatch):
+    def train(*_, init_from, **__):
+        assert (init_from / "experiment.py").is_file()
+        return SimpleNamespace(step=10**6)
+
+    monkeypatch.setattr(run, "train", train)
+    main(["train", "toy2d", "--workdir", "new", "--init-from", "fashion"])
+    assert (unpacked / "fashion").is_dir()
+
+
+def test_a_name_after_a_detour_leaves_no_other_folder(unpacked):
     for _ in range(2):  # unpacked, and found there
         assert pretrained.open_run(Path("emoji/../fashion")) == Path("fashion")
-    assert [path.name for path in tmp_path.iterdir()] == ["fashion"]
+    assert [path.name for path in unpacked.iterdir()] == ["fashion"]
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from typing import Literal
 import tyro
 
 from jaxdiff.cli.places import try_file
-from jaxdiff.cli.sample import given_prior
+from jaxdiff.cli.sample import with_prior
 from jaxdiff.drawing import evaluate, parameters
 from jaxdiff.hooks import change_sampling
 from jaxdiff.options import Batch, Num, Seed, Steps
@@ -58,7 +58,7 @@ def command(
     where, run = parse_mesh(mesh), open_run(run)
     try_file(run / "eval.json", "a run's")
     experiment = change_sampling(
-        load_run(run, mesh=where, trust=trust, changes=given_prior(run, prior)),
+        load_run(run, mesh=where, trust=trust, changes=with_prior(prior)),
         guidance=guidance, guidance_fn=guidance_fn, solver=solver, grid=grid, steps=steps,
     )  # fmt: skip
     trained = parameters(experiment, run, params, weights=weights, mesh=where)

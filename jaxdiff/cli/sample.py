@@ -18,7 +18,6 @@ from jaxdiff.pretrained import open_run
 from jaxdiff.quantize import Weights
 from jaxdiff.recipe import load_run
 from jaxdiff.sharding import parse_mesh
-from jaxdiff.train import read_knobs
 
 
 def command(
@@ -112,7 +111,7 @@ def command(
     if out is None:
         try_folder(run, "--out")
     experiment = change_sampling(
-        load_run(run, mesh=where, trust=trust, changes=given_prior(run, prior)),
+        load_run(run, mesh=where, trust=trust, changes=with_prior(prior)),
         guidance=guidance, guidance_fn=guidance_fn, solver=solver, grid=grid, steps=steps,
     )  # fmt: skip
     out = run / f"samples-{seed}{experiment.medium.suffixes[0]}" if out is None else out
@@ -124,17 +123,9 @@ def command(
     _save(experiment.medium, out, samples)
 
 
-def given_prior(run: Path, prior: Path | None) -> dict[str, str]:
-    """The change of a decoder's knobs by which another run is its prior.
-
-    Raises:
-        ValueError: the run is no decoder of embeddings.
-    """
-    if prior is None:
-        return {}
-    if read_knobs(run).get("part") != "decoder":
-        raise ValueError(f"{run} takes no --prior: that is for a decoder of the experiment unclip")
-    return {"prior": absolute(str(prior))}
+def with_prior(prior: Path | None) -> dict[str, str]:
+    """The change of a run's knobs by which another run is its prior."""
+    return {} if prior is None else {"prior": absolute(str(prior))}
 
 
 def _read_prompts(given: tuple[str, ...], file: Path | None) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from jaxdiff.cli.knobs import parse_knobs
 from jaxdiff.cli.places import try_folder
 from jaxdiff.faults import AGAIN
 from jaxdiff.options import Count
+from jaxdiff.pretrained import open_run
 from jaxdiff.recipe import Recipe, load
 from jaxdiff.script import Script
 from jaxdiff.sharding import parse_mesh
@@ -45,8 +46,9 @@ def command(args: list[str], signals: Signals | None = None) -> None:
     experiment = recipe.build(mesh)
     if options["save_every"] is not None:
         experiment = replace(experiment, training=replace(experiment.training, save_every=options["save_every"]))
+    begin = options["init_from"]
     state = run.train(
-        experiment, workdir, mesh=mesh, recipe=recipe, init_from=options["init_from"],
+        experiment, workdir, mesh=mesh, recipe=recipe, init_from=None if begin is None else open_run(begin),
         hang_timeout=options["hang_timeout"],
         signals=signals, goodput=goodput,
     )  # fmt: skip

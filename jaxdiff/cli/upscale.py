@@ -15,8 +15,8 @@ from jaxdiff.cascade import Upscaler, picture_shape
 from jaxdiff.cli.pictures import described, read_picture
 from jaxdiff.cli.places import try_file, try_folder
 from jaxdiff.cli.sample import check_suffix
-from jaxdiff.drawing import draw, parameters
-from jaxdiff.experiment import Experiment, UserError
+from jaxdiff.drawing import draw, parameters, parsed
+from jaxdiff.experiment import Experiment
 from jaxdiff.hooks import change_sampling
 from jaxdiff.options import Batch, Num, Seed, Steps
 from jaxdiff.pretrained import open_run
@@ -83,7 +83,7 @@ def command(
         x, cond = data.to_uint8(samples.x), samples.cond
     else:
         x = np.repeat(np.stack([read_picture(file, shape, fit=fit) for file in pictures]), num or 1, axis=0)
-        cond = _asked(stages[0].experiment, label)
+        cond = {} if label is None else parsed(stages[0].experiment.condition, [label])
     for stage in stages:
         trained = parameters(stage.experiment, stage.path, mesh=where)
         enlarge = Upscaler(stage.experiment, where)
@@ -117,10 +117,3 @@ def _check_chain(stages: list[_Stage]) -> None:
         names = [stage.experiment.condition.names for stage in (small, large)]
         if names[0] and names[1] and names[0] != names[1]:
             raise ValueError(f"{large.path} has other classes than {small.path}: {names[1]} and {names[0]}")
-
-
-def _asked(experiment: Experiment, words: str | None) -> dict[str, np.ndarray]:
-    try:
-        return {} if words is None else experiment.condition.parse(words)
-    except ValueError as error:  # as in `drawing.draw`
-        raise UserError(str(error)) from error

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from jaxdiff import text_to_image, train, trees
 from jaxdiff.conditions import Cond
 from jaxdiff.distributed import gather
-from jaxdiff.drawing import parameters
+from jaxdiff.drawing import parameters, parsed
 from jaxdiff.experiment import Condition, Experiment, Medium, Model, Sampling, UserError, compute_dtype
 from jaxdiff.hooks import change_sampling
 from jaxdiff.imagine.hint_file import Hint
@@ -113,10 +113,7 @@ class Generator:
             ValueError: as by `steer`.
         """
         steering = self.steer(scale, hints)
-        try:
-            cond = self.stage(scale).condition.parse(prompt)
-        except ValueError as error:  # also a condition of the user's own: the words are wrong, not its code
-            raise UserError(str(error)) from error
+        cond = parsed(self.stage(scale).condition, [prompt])
         if "guidance" in cond:
             return {**cond, "guidance": np.full_like(cond["guidance"], guidance), **steering}, 1.0
         return {**cond, **steering}, guidance

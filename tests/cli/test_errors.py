@@ -109,7 +109,7 @@ def test_errors_of_an_experiment_keep_their_traceback(tmp_path, capsys):
 def test_runs_that_do_not_fit_their_knobs(tmp_path, capsys):
     (tmp_path / "experiment.py").write_text("def experiment(steps: int = 1):\n    return 3\n")
     for text, words in (
-        (json.dumps({"lr": 1}), "unexpected keyword argument 'lr'"),
+        (json.dumps({"lr": 1}), "it takes no --lr"),
         (json.dumps({"steps": 1}), "must return an Experiment"),
         ("[1]", "must hold an object"),
         ("{", "is damaged"),
