@@ -3,9 +3,8 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parents[1] / "jaxdiff"
 FILES = sorted(ROOT.rglob("*.py"))
@@ -100,8 +99,13 @@ def _imports(path, *, top_only):
             for child in ast.iter_child_nodes(node):
                 visit(child)
 
-    visit(ast.parse(path.read_text()))
+    visit(_parsed(path))
     return found
+
+
+@cache
+def _parsed(path):
+    return ast.parse(path.read_text())
 
 
 def _rooms_imported(path):
@@ -113,11 +117,11 @@ def _rooms_imported(path):
 INTEROP = {"formats": set(), "models": {"formats"}, "schedulers": {"formats"}, "adapters": {"formats", "models"}}
 
 
-@pytest.mark.parametrize("path", FILES_OF_INTEROP, ids=lambda path: str(path.relative_to(ROOT)))
-def test_the_rooms_of_interop_import_only_those_they_may_know(path):
-    names = (name.split(".") for name in _imports(path, top_only=False) if name.startswith("jaxdiff.interop."))
-    room = path.relative_to(ROOT).parts[1]
-    assert {name[2] for name in names} - {room} <= INTEROP[room]
+def test_the_rooms_of_interop_import_only_those_they_may_know():
+    for path in FILES_OF_INTEROP:
+        names = (name.split(".") for name in _imports(path, top_only=False) if name.startswith("jaxdiff.interop."))
+        room = path.relative_to(ROOT).parts[1]
+        assert {name[2] for name in names} - {room} <= INTEROP[room], path
 
 
 def _packages(path, *, top_only):
@@ -130,38 +134,35 @@ def test_the_walk_sees_imports():
     assert "PIL" in _packages(ROOT / "data" / "folder.py", top_only=False)
 
 
-each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_rooms_import_only_those_they_may_know():
+    for path in FILES:
+        room = _room(path)
+        assert room in ALLOWED or room in FRONT, f"{room}: a new room has to be written into tests/test_rooms.py"
+        if room in ALLOWED:
+            assert _rooms_imported(path) <= ALLOWED[room], path
+        if room != "__main__":
+            assert not _rooms_imported(path) & (NOBODYS - {room}), path
 
 
-@each_file
-def test_rooms_import_only_those_they_may_know(path):
-    room = _room(path)
-    assert room in ALLOWED or room in FRONT, f"{room}: a new room has to be written into tests/test_rooms.py"
-    if room in ALLOWED:
-        assert _rooms_imported(path) <= ALLOWED[room]
-    if room != "__main__":
-        assert not _rooms_imported(path) & (NOBODYS - {room})
+def test_flax_optax_and_orbax_stay_in_their_rooms():
+    plain = {"__future__", "collections", "dataclasses", "functools", "inspect", "math", "typing", "jax", "numpy"}
+    for path in FILES:
+        room, packages = _room(path), _packages(path, top_only=False)
+        if room not in FLAX:
+            assert "flax" not in packages, path
+        if room in MATHS:
+            assert packages <= plain | ({"optax"} if room == "tune" else set()), path
+        if room in FLAX:
+            vocabularies = {"tokenizers"} if room == "text" else set()
+            assert packages - set(sys.stdlib_module_names) <= {"jax", "flax", "numpy"} | vocabularies, path
+        if room in {"metrics", "data"}:
+            assert not packages & {"flax", "optax", "orbax"}, path
 
 
-@each_file
-def test_flax_optax_and_orbax_stay_in_their_rooms(path):
-    room, packages = _room(path), _packages(path, top_only=False)
-    if room not in FLAX:
-        assert "flax" not in packages
-    if room in MATHS:
-        plain = {"__future__", "collections", "dataclasses", "functools", "inspect", "math", "typing", "jax", "numpy"}
-        assert packages <= plain | ({"optax"} if room == "tune" else set())
-    if room in FLAX:
-        vocabularies = {"tokenizers"} if room == "text" else set()
-        assert packages - set(sys.stdlib_module_names) <= {"jax", "flax", "numpy"} | vocabularies
-    if room in {"metrics", "data"}:
-        assert not packages & {"flax", "optax", "orbax"}
-
-
-@each_file
-def test_heavy_packages_are_imported_inside_functions(path):
-    heavy = _packages(path, top_only=True) & HEAVY
-    assert heavy <= ({"orbax"} if _room(path) == "train" else set())
+def test_heavy_packages_are_imported_inside_functions():
+    for path in FILES:
+        heavy = _packages(path, top_only=True) & HEAVY
+        assert heavy <= ({"orbax"} if _room(path) == "train" else set()), path
 
 
 def _cycle(graph):
@@ -180,16 +181,17 @@ def test_allowed_imports_have_no_cycle():
 
 
 def _undocumented(path):
-    tree = ast.parse(path.read_text())
+    tree = _parsed(path)
     kinds = ast.FunctionDef | ast.ClassDef
     public = [node for node in tree.body if isinstance(node, kinds) and not node.name.startswith("_")]
     return [node.name for node in public if not ast.get_docstring(node)]
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if _room(p) in MATHS], ids=lambda path: str(path.relative_to(ROOT)))
-def test_public_functions_of_the_maths_have_docstrings(path):
-    assert ast.get_docstring(ast.parse(path.read_text()))
-    assert _undocumented(path) == []
+def test_public_functions_of_the_maths_have_docstrings():
+    for path in FILES:
+        if _room(path) in MATHS:
+            assert ast.get_docstring(_parsed(path)), path
+            assert _undocumented(path) == [], path
 
 
 def test_import_is_cheap():
