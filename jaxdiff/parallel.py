@@ -16,7 +16,7 @@ from jax import Array
 from jax.sharding import PartitionSpec
 
 from jaxdiff.checks import check_denoiser, check_inexact, check_number
-from jaxdiff.levels import Level, typed_levels
+from jaxdiff.levels import Level, append_axes, typed_levels
 from jaxdiff.noise import check_key
 from jaxdiff.sample import check_levels, check_pure_noise
 from jaxdiff.solvers.base import Solver, check_solver
@@ -184,7 +184,7 @@ def _steps(denoise: Denoiser, solver: Solver, x: Array, key: Array) -> Callable[
 
 def _like(a: Array, x: Array) -> Array:
     """`a` [..., B] with the axes of x [B, ...] after them."""
-    return a.reshape(*a.shape, *(1,) * (x.ndim - 1))
+    return append_axes(a, a.ndim + x.ndim - 1)
 
 
 def _split(axis: str | None) -> Callable[[Array], Array]:

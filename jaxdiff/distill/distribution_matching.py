@@ -12,7 +12,7 @@ from jaxdiff.checks import check_function, check_number, factory
 from jaxdiff.distill.adversarial import Adversary, adversarial_term, check_adversary, noised_critic_loss
 from jaxdiff.distill.base import Teacher, check_parts, split_inputs
 from jaxdiff.distill.critics import Generator
-from jaxdiff.levels import Level, check_grid, q_sample
+from jaxdiff.levels import Level, append_axes, check_grid, q_sample
 from jaxdiff.losses import denoising_loss, split_batch
 from jaxdiff.noise import normal_like
 from jaxdiff.parameterize import denoiser
@@ -87,7 +87,7 @@ def distribution_matching(
         real = teacher(context, cond)(x_t, level)
         fake = denoiser(apply, params["fake"], prediction, cond)(x_t, level)
         scale = _normalized(level, x, real) if weight is None else weight(level)
-        grad = scale.reshape(-1, *(1,) * (x.ndim - 1)) * (fake - real)
+        grad = append_axes(scale, x.ndim) * (fake - real)
         # Its value means nothing; its gradient with respect to x is grad.
         each = jnp.mean(jnp.square(x - jax.lax.stop_gradient(x - grad)), axis=range(1, x.ndim)) / 2
         value, metrics = jnp.mean(t_weight * each), {"matching": jnp.sqrt(jnp.mean(jnp.square(grad)))}

@@ -32,6 +32,7 @@ from jaxdiff.distill.jumps import (
     two_time_denoiser,
     velocity,
 )
+from jaxdiff.levels import append_axes
 from jaxdiff.parameterize import target
 from jaxdiff.processes.base import Process
 from jaxdiff.types import Apply, Batch, Loss, Metrics, Params, Prediction
@@ -194,7 +195,7 @@ def semigroup(
 
 def _where_equal(step: Step, same: Array, other: Array) -> Array:
     """`same` for the examples with s = t."""
-    return jnp.where((step.s == step.t).reshape(-1, *(1,) * (same.ndim - 1)), same, other)
+    return jnp.where(append_axes(step.s == step.t, same.ndim), same, other)
 
 
 def _of_outputs(prediction: Prediction, distance: Distance, step: Step, x0_hat: Array, wanted: Array) -> Array:

@@ -12,7 +12,7 @@ from jaxdiff.distill.base import Context, Distance, Teacher, TimePairs, split_in
 from jaxdiff.distill.distances import adaptive
 from jaxdiff.distill.jumps import check, check_difference, derivative, draw
 from jaxdiff.distill.sorted_pairs import sorted_pairs
-from jaxdiff.levels import from_x0, velocity
+from jaxdiff.levels import append_axes, from_x0, velocity
 from jaxdiff.parameterize import network_output, scalings, with_next_noise
 from jaxdiff.processes.base import Process
 from jaxdiff.times import logit_normal
@@ -83,7 +83,7 @@ def mean_flow(
             v = velocity(from_x0(teacher(context, step.cond)(x, step.cur), x, step.cur))
         along = jax.lax.stop_gradient(u(x, t, t)) if improved else v
         mean, slope = derivative(lambda x, t: u(x, t, s), (x, t), (along, jnp.ones_like(t)), difference)
-        gap = (t - s).astype(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
+        gap = append_axes((t - s).astype(x.dtype), x.ndim)
         wanted = jax.lax.stop_gradient(v - gap * slope)
         each = distance(mean, wanted)
         return jnp.mean(step.weight * each), {"mse": jnp.mean(jnp.square(mean - wanted))}

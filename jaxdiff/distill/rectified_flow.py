@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.checks import check_function
-from jaxdiff.levels import Level
+from jaxdiff.levels import Level, append_axes
 from jaxdiff.noise import check_key, normal_like
 from jaxdiff.sample import sample, sample_path
 from jaxdiff.solvers.base import Solver, check_solver
@@ -87,7 +87,7 @@ def straightness(denoise: Denoiser, solver: Solver, levels: Level, x: Array, key
     _check_deterministic(solver)
     _, path = sample_path(denoise, solver, levels, x, key)
     points = jnp.concatenate([x[None], path])
-    over = lambda a: a.astype(x.dtype).reshape(-1, *(1,) * x.ndim)  # noqa: E731
+    over = lambda a: append_axes(a.astype(x.dtype), points.ndim)  # noqa: E731
     alpha, sigma = over(levels.alpha), over(levels.sigma)
     points, t = points / (alpha + sigma), sigma / (alpha + sigma)
     dt = t[:-1] - t[1:]

@@ -13,7 +13,7 @@ from jaxdiff.distill.base import Context, Guided, TimePairs, like_null, split_in
 from jaxdiff.distill.distances import squared
 from jaxdiff.distill.jumps import average, check, draw, two_jumps, two_time_denoiser
 from jaxdiff.guidance import drop_condition
-from jaxdiff.levels import Level
+from jaxdiff.levels import Level, append_axes
 from jaxdiff.parameterize import target
 from jaxdiff.processes.base import Process, time_range
 from jaxdiff.types import Apply, Batch, FlowMap, Loss, Metrics, Params, Prediction
@@ -85,7 +85,7 @@ def shortcut(
             null_of = network(average(context), step._replace(cond=like_null(step.cond, null_cond)))
             target_of = _guided(guide, target_of, null_of, size < 3 * smallest)
         both = two_jumps(target_of, step.x, step.cur, process((step.t + step.s) / 2), step.nxt)
-        x0 = jax.lax.stop_gradient(jnp.where(_like(half, step.x), both, step.x0))
+        x0 = jax.lax.stop_gradient(jnp.where(append_axes(half, step.x.ndim), both, step.x0))
         x0_hat = network(params, step)(step.x, step.cur, step.nxt)
         mse = squared(*(target(prediction, a, step.x, step.cur) for a in (x0_hat, x0)))
         return jnp.mean(mse), {"flow_mse": _mean(mse, ~half), "shortcut_mse": _mean(mse, half)}
@@ -115,13 +115,9 @@ def _guided(guide: Guided, cond: FlowMap, uncond: FlowMap, chosen: Array) -> Flo
 
     def guided(x: Array, cur: Level, nxt: Level) -> Array:
         denoise = guide(*(lambda x, cur, jump=jump: jump(x, cur, nxt) for jump in (cond, uncond)))
-        return jnp.where(_like(chosen, x), denoise(x, cur), cond(x, cur, nxt))
+        return jnp.where(append_axes(chosen, x.ndim), denoise(x, cur), cond(x, cur, nxt))
 
     return guided
-
-
-def _like(a: Array, x: Array) -> Array:
-    return a.reshape(-1, *(1,) * (x.ndim - 1))
 
 
 def _mean(mse: Array, chosen: Array) -> Array:

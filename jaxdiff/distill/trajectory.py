@@ -10,7 +10,7 @@ from jaxdiff.checks import check_number, factory
 from jaxdiff.distill.base import Context, Distance, Teacher, TimePairs, split_inputs
 from jaxdiff.distill.distances import pseudo_huber, squared
 from jaxdiff.distill.jumps import average, between, check, draw, flow_step, jump, two_time_denoiser
-from jaxdiff.levels import Level, clean_level
+from jaxdiff.levels import Level, append_axes, clean_level
 from jaxdiff.parameterize import target
 from jaxdiff.processes.base import Process
 from jaxdiff.solvers import heun
@@ -87,4 +87,4 @@ def _to_data(denoise: FlowMap, z: Array, cur: Level, nxt: Level) -> Array:
     """The jump of z from the level `nxt`, cleaner than `cur`, to the data: z itself if it is there."""
     noisy = nxt.sigma > 0
     safe = select_level(noisy, cur, nxt)
-    return jnp.where(noisy.reshape(-1, *(1,) * (z.ndim - 1)), denoise(z, safe, clean_level(safe)), z)
+    return jnp.where(append_axes(noisy, z.ndim), denoise(z, safe, clean_level(safe)), z)

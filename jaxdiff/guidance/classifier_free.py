@@ -11,7 +11,7 @@ from jax import Array
 
 from jaxdiff.checks import check_number
 from jaxdiff.guidance.base import Scale, check_denoisers, guide, scale_at
-from jaxdiff.levels import Level
+from jaxdiff.levels import Level, append_axes
 from jaxdiff.noise import check_key
 from jaxdiff.parameterize import denoiser
 from jaxdiff.types import Apply, Cond, Denoiser, Params, Prediction
@@ -110,7 +110,7 @@ def drop_condition(key: Array, cond: Cond, null_cond: Cond, rate: float | Array)
         return cond  # unconditional
     dropped = jax.random.bernoulli(key, rate, jax.tree.leaves(cond)[0].shape[:1])
     replaced = jax.tree.map(
-        lambda c, n: jnp.where(dropped.reshape((-1,) + (1,) * (c.ndim - 1)), jnp.asarray(n, c.dtype), c),
+        lambda c, n: jnp.where(append_axes(dropped, c.ndim), jnp.asarray(n, c.dtype), c),
         cond,
         null_cond,
     )

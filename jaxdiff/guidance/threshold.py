@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 
 from jaxdiff.guidance.base import check_denoisers, join_variance, split_variance
-from jaxdiff.levels import Level
+from jaxdiff.levels import Level, append_axes
 from jaxdiff.types import Denoiser
 
 __all__ = ["clip", "dynamic_threshold"]
@@ -68,7 +68,7 @@ def dynamic_threshold(
         x0, *variance = split_variance(denoise(x, level))
         s = jnp.quantile(jnp.abs(x0).reshape(len(x0), -1), jnp.asarray(quantile, x0.dtype), axis=1)
         s = jnp.clip(s, 1, None if max_scale is None else jnp.asarray(max_scale, x0.dtype))
-        s = s.reshape((-1,) + (1,) * (x0.ndim - 1))
+        s = append_axes(s, x0.ndim)
         return join_variance(jnp.clip(x0, -s, s) / s, *variance)
 
     return thresholded

@@ -8,7 +8,7 @@ from jax import Array
 from jaxdiff.checks import check_called, check_number
 from jaxdiff.inverse.base import check_operator, check_std, measure
 from jaxdiff.inverse.operators.base import Operator, reciprocal
-from jaxdiff.levels import Level, from_x0, safe_sqrt
+from jaxdiff.levels import Level, append_axes, from_x0, safe_sqrt
 from jaxdiff.noise import white
 from jaxdiff.solvers.base import Solver, init_empty
 from jaxdiff.types import Denoiser, NoiseSampler
@@ -71,7 +71,7 @@ def ddrm(
 
         def better(s: Array) -> tuple[Array, Array]:
             """alpha std / s, and where that is no more than sigma."""
-            noise = nxt.alpha * (each.reshape(-1, *(1,) * (s.ndim - 1)) if each.ndim else each) * reciprocal(s)
+            noise = nxt.alpha * append_axes(each, s.ndim) * reciprocal(s)
             return noise, (s > 0) & (noise <= nxt.sigma)
 
         # Factors of what is added to alpha x0, in each direction.

@@ -12,7 +12,7 @@ from jaxdiff.checks import check_number
 from jaxdiff.inverse.base import check_operator, check_std, jacobian, measure, tweedie_factor, variance_of
 from jaxdiff.inverse.operators.base import Operator
 from jaxdiff.inverse.posterior import spread
-from jaxdiff.levels import Level, posterior
+from jaxdiff.levels import Level, append_axes, posterior
 from jaxdiff.noise import fold_in, normal_like
 from jaxdiff.solvers.base import Solver
 from jaxdiff.types import Denoiser
@@ -109,7 +109,7 @@ def _resample(key: Array, parts: tuple[Array, ...], twist: Array, state: Particl
     points = (jnp.arange(k, dtype=twist.dtype)[None] + u.astype(twist.dtype)[:, None]) / k
     drawn = jnp.minimum(jax.vmap(jnp.searchsorted)(jnp.cumsum(shares, axis=1), points), k - 1)
     ancestors = jnp.where(uneven[:, None], drawn, jnp.arange(k)[None])
-    take = lambda a: jnp.take_along_axis(a, ancestors.reshape(*ancestors.shape, *(1,) * (a.ndim - 2)), axis=1)  # noqa: E731
+    take = lambda a: jnp.take_along_axis(a, append_axes(ancestors, a.ndim), axis=1)  # noqa: E731
     gained = jax.nn.logsumexp(weights, axis=1) - jnp.log(jnp.asarray(k, twist.dtype))
     return tuple(map(take, parts)), Particles(
         jnp.where(uneven[:, None], 0, weights), state.log_z + jnp.where(uneven, gained, 0)

@@ -197,4 +197,4 @@ def _keep_known(solver: Solver, known: Array, noise: Array, mask: Array, end: Ar
 
 
 def _at(levels: Level, i: int | Array, dtype: Any) -> Level:
-    return Level(*(field[i].astype(dtype) for field in levels))
+    return jax.tree.map(lambda field: field.astype(dtype), levels.at(i))

@@ -15,7 +15,7 @@ from jaxdiff.autoencoders import Codec
 from jaxdiff.conditions import Condition
 from jaxdiff.experiment import Model
 from jaxdiff.interop import Scheduler
-from jaxdiff.levels import Level
+from jaxdiff.levels import Level, append_axes
 from jaxdiff.media import Medium, images
 from jaxdiff.sampling import Sampling
 from jaxdiff.solvers import Solver
@@ -167,7 +167,7 @@ def _condition(
         tokens = {name: ids for name, ids in cond.items() if name in layout.encoders}
         encoded = layout.encode(models, params, tokens)
         if ZERO in cond:
-            hide = lambda a: jnp.where(cond[ZERO].reshape(-1, *[1] * (a.ndim - 1)), 0, a)  # noqa: E731
+            hide = lambda a: jnp.where(append_axes(cond[ZERO], a.ndim), 0, a)  # noqa: E731
             encoded = jax.tree.map(hide, encoded)
         return complete(layout, models, size, encoded, cond)
 

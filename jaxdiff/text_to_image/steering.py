@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxdiff.levels import append_axes
 from jaxdiff.text_to_image.control import apply_at, check_hints, encode_hints, hint_shape
 from jaxdiff.text_to_image.parts import NEGATIVE, Parts
 from jaxdiff.text_to_image.prompts import Cond
@@ -74,4 +75,4 @@ def _chosen(which: Array, first: Any, second: Any) -> Any:
     """The first for examples where `which` is true; as they are where both are the same."""
     if first is second:
         return first
-    return jax.tree.map(lambda a, b: jnp.where(which.reshape(-1, *[1] * (a.ndim - 1)), a, b), first, second)
+    return jax.tree.map(lambda a, b: jnp.where(append_axes(which, a.ndim), a, b), first, second)
