@@ -16,9 +16,9 @@ CONFIG = {"_class_name": "Tiny", "_diffusers_version": "0.1", "width": 8, "act":
 def tiny(config, dtype):
     """A network of every kind of leaf, whose equal layers are stacked."""
     c = Fields(config, "Tiny", dict.fromkeys(("width", "layers"), whole_number(1, 10**6)))
-    c.only("act", "silu")
-    width, layers = c.take("width", 8), c.take("layers", 3)
-    c.done()
+    c.expect("act", "silu")
+    width, layers = c.get("width", 8), c.get("layers", 3)
+    c.check_all_read()
     shapes = {
         "conv_in": {"kernel": (3, 3, 2, width), "bias": (width,)},
         "blocks.*": {"norm": {"scale": (layers, width)}, "to_out.0": {"kernel": (layers, width, 2 * width)}},

@@ -33,7 +33,7 @@ class Fields:
         self._config, self.kind, self._seen = config, kind, set(NOTES)
         self._schema = FIELDS | dict(own_schema or {})
 
-    def take(self, name: str, default: Any) -> Any:
+    def get(self, name: str, default: Any) -> Any:
         """Return a field, or its default in the class; lists become tuples.
 
         A null flag is False, whatever its default, since the reference only tests its truth. Any other null is None,
@@ -51,7 +51,7 @@ class Fields:
             return False
         return tuple(value) if isinstance(value, list) else value
 
-    def only(self, name: str, *allowed: Any) -> Any:
+    def expect(self, name: str, *allowed: Any) -> Any:
         """Return a field that must have one of the allowed values, the first of which is the default.
 
         Raises:
@@ -64,12 +64,12 @@ class Fields:
             raise ValueError(f"{self.kind}: {name} must be {' or '.join(map(repr, allowed))}, got {value!r:.80}")
         return allowed[allowed.index(value)]  # 1 where the config says 1.0 or true
 
-    def skip(self, *names: str) -> None:
+    def ignore(self, *names: str) -> None:
         """Ignore fields that don't change what the network computes."""
         self._seen.update(names)
 
-    def done(self) -> None:
-        """Check that all fields were read.
+    def check_all_read(self) -> None:
+        """Check that every field was read.
 
         Raises:
             ValueError: a field was not read and is neither empty (None, False) nor private.

@@ -28,16 +28,16 @@ def t2i_adapter(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
         ValueError: a field is not supported.
     """
     c = Fields(config, "T2IAdapter")
-    c.skip("_class_name")
+    c.ignore("_class_name")
     module = T2IAdapter(
-        widths=c.take("channels", (320, 640, 1280, 1280)),
-        num_blocks=c.take("num_res_blocks", 2),
-        factor=c.take("downscale_factor", 8),
-        kind=KINDS[c.only("adapter_type", *KINDS)],
+        widths=c.get("channels", (320, 640, 1280, 1280)),
+        num_blocks=c.get("num_res_blocks", 2),
+        factor=c.get("downscale_factor", 8),
+        kind=KINDS[c.expect("adapter_type", *KINDS)],
         dtype=dtype,
     )
-    channels = c.take("in_channels", 3)
-    c.done()
+    channels = c.get("in_channels", 3)
+    c.check_all_read()
     # Of the smallest picture that can be halved at every level.
     side = module.factor * 2 ** len(module.widths)
 

@@ -34,13 +34,13 @@ def autoencoder_kl(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
     c = Fields(config, "AutoencoderKL")
     module = KLAutoencoder(
         **_layout(c),
-        latent_channels=c.take("latent_channels", 4),
-        use_quant_conv=c.take("use_quant_conv", True),
-        use_post_quant_conv=c.take("use_post_quant_conv", True),
+        latent_channels=c.get("latent_channels", 4),
+        use_quant_conv=c.get("use_quant_conv", True),
+        use_post_quant_conv=c.get("use_post_quant_conv", True),
         dtype=dtype,
     )
     scale, shift = _affine(c)
-    c.done()
+    c.check_all_read()
     codec = kl_codec(module, scale=scale, shift=shift)
     return ModelSpec(lambda key: init(module, key), codec, alias=_alias)
 
@@ -59,46 +59,46 @@ def vq_model(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
         ValueError: a field is not supported.
     """
     c = Fields(config, "VQModel")
-    latent = c.take("latent_channels", 3)
-    dim = c.take("vq_embed_dim", None)
+    latent = c.get("latent_channels", 3)
+    dim = c.get("vq_embed_dim", None)
     module = VQAutoencoder(
         **_layout(c),
         latent_channels=latent,
-        codes=c.take("num_vq_embeddings", 256),
+        codes=c.get("num_vq_embeddings", 256),
         code_dim=latent if dim is None else dim,
         dtype=dtype,
     )
-    c.only("norm_type", "group")
-    c.skip("lookup_from_codebook")  # whether the decoder's input is indices, see `VQCodec.lookup`
-    codec = vq_codec(module, scale=c.take("scaling_factor", 0.18215))
-    c.done()
+    c.expect("norm_type", "group")
+    c.ignore("lookup_from_codebook")  # whether the decoder's input is indices, see `VQCodec.lookup`
+    codec = vq_codec(module, scale=c.get("scaling_factor", 0.18215))
+    c.check_all_read()
     return ModelSpec(lambda key: init(module, key), codec, alias=_alias)
 
 
 def _layout(c: Fields) -> dict[str, Any]:
-    widths = c.take("block_out_channels", (64,))
-    down = c.take("down_block_types", ("DownEncoderBlock2D",) * len(widths))
+    widths = c.get("block_out_channels", (64,))
+    down = c.get("down_block_types", ("DownEncoderBlock2D",) * len(widths))
     attention = tuple(i for i, name in enumerate(down) if name == ATTENTION[0])
     check_blocks("down_block_types", down, (ATTENTION[0], "DownEncoderBlock2D"), levels=attention, count=len(widths))
-    up = c.take("up_block_types", ("UpDecoderBlock2D",) * len(widths))[::-1]
+    up = c.get("up_block_types", ("UpDecoderBlock2D",) * len(widths))[::-1]
     check_blocks("up_block_types", up, (ATTENTION[1], "UpDecoderBlock2D"), levels=attention, count=len(widths))
-    c.only("act_fn", "silu", "swish")
-    c.skip("_class_name", "sample_size", "force_upcast")
+    c.expect("act_fn", "silu", "swish")
+    c.ignore("_class_name", "sample_size", "force_upcast")
     return {
-        "in_channels": c.take("in_channels", 3),
-        "out_channels": c.take("out_channels", 3),
+        "in_channels": c.get("in_channels", 3),
+        "out_channels": c.get("out_channels", 3),
         "widths": widths,
-        "num_blocks": c.take("layers_per_block", 1),
+        "num_blocks": c.get("layers_per_block", 1),
         "attention": attention,
-        "mid_attention": c.take("mid_block_add_attention", True),
-        "groups": c.take("norm_num_groups", 32),
+        "mid_attention": c.get("mid_block_add_attention", True),
+        "groups": c.get("norm_num_groups", 32),
     }
 
 
 def _affine(c: Fields) -> tuple[Any, Any]:
     """Return the scale and shift of (z - shift) * scale; Playground 2.5 has means and stds per channel."""
-    scale, shift = c.take("scaling_factor", 0.18215), c.take("shift_factor", None)
-    means, stds = c.take("latents_mean", None), c.take("latents_std", None)
+    scale, shift = c.get("scaling_factor", 0.18215), c.get("shift_factor", None)
+    means, stds = c.get("latents_mean", None), c.get("latents_std", None)
     if means is None and stds is None:
         return scale, 0.0 if shift is None else shift
     if means is None or stds is None or shift:

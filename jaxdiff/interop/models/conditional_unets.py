@@ -56,22 +56,22 @@ def unet_2d_condition(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
         ValueError: a field is not supported.
     """
     c = Fields(config, "UNet2DConditionModel", OWN)
-    c.only("dual_cross_attention", False)
-    c.only("time_embedding_type", "positional")
-    c.only("timestep_post_act", None)
-    c.only("conv_in_kernel", 3)
-    c.only("conv_out_kernel", 3)
-    c.only("attention_type", "default", None)
-    c.take("sample_size", None)  # for pipelines
-    center = c.take("center_input_sample", False)
+    c.expect("dual_cross_attention", False)
+    c.expect("time_embedding_type", "positional")
+    c.expect("timestep_post_act", None)
+    c.expect("conv_in_kernel", 3)
+    c.expect("conv_out_kernel", 3)
+    c.expect("attention_type", "default", None)
+    c.get("sample_size", None)  # for pipelines
+    center = c.get("center_input_sample", False)
     down, count = names(c, "down_block_types", (*(CROSS[0],) * 3, PLAIN[0])), len(_widths(c))
     up = names(c, "up_block_types", (PLAIN[1], *(CROSS[1],) * 3))
     in_channels, sizes = channels(c, 4)
     more = {
-        "dropout": c.take("dropout", 0.0),
-        "emb_dim": c.take("time_embedding_dim", None),
-        "vector_concat": c.take("class_embeddings_concat", False),
-        "guidance_dim": c.take("time_cond_proj_dim", None),
+        "dropout": c.get("dropout", 0.0),
+        "emb_dim": c.get("time_embedding_dim", None),
+        "vector_concat": c.get("class_embeddings_concat", False),
+        "guidance_dim": c.get("time_cond_proj_dim", None),
         "dtype": dtype,
     }
     fields = _conditional(c)
@@ -81,11 +81,11 @@ def unet_2d_condition(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
         module = JointUNet(**fields, **_joint(c, count), **more, **sizes)
     else:
         check_blocks("up_block_types", up, (CROSS[1], PLAIN[1]), levels=fields["attention"], count=count)
-        prompted = c.take("encoder_hid_dim_type", None) == IMAGE_PROMPT
-        ranks = tuple(c.take(IMAGE_RANKS, (0,))) if prompted else ()
+        prompted = c.get("encoder_hid_dim_type", None) == IMAGE_PROMPT
+        ranks = tuple(c.get(IMAGE_RANKS, (0,))) if prompted else ()
         crossing = _crossing(c, fields["attention"], count)
         module = UNet(**fields, **crossing, **more, **sizes, image_ranks=ranks)
-    c.done()
+    c.check_all_read()
     return model_spec(module, in_channels, center=center, rename=_rename(c))
 
 
@@ -100,18 +100,18 @@ def controlnet(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
         ValueError: a field is not supported.
     """
     c = Fields(config, "ControlNetModel", OWN)
-    c.only("controlnet_conditioning_channel_order", "rgb")
+    c.expect("controlnet_conditioning_channel_order", "rgb")
     fields = _conditional(c)
     module = ControlNet(
         **fields,
         **_crossing(c, fields["attention"], len(fields["widths"])),
-        hint_channels=c.take("conditioning_channels", 3),
-        hint_widths=c.take("conditioning_embedding_out_channels", (16, 32, 96, 256)),
-        pooled=c.take("global_pool_conditions", False),
+        hint_channels=c.get("conditioning_channels", 3),
+        hint_widths=c.get("conditioning_embedding_out_channels", (16, 32, 96, 256)),
+        pooled=c.get("global_pool_conditions", False),
         dtype=dtype,
     )
-    in_channels = c.take("in_channels", 4)
-    c.done()
+    in_channels = c.get("in_channels", 4)
+    c.check_all_read()
     return model_spec(module, in_channels, rename=_rename(c))
 
 
@@ -128,10 +128,10 @@ def control_config(config: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
 
 def _conditional(c: Fields) -> dict[str, Any]:
     """Return the attributes that all conditional U-Nets and ControlNets share."""
-    c.skip("upcast_attention", "_class_name")
-    c.take("addition_time_embed_dim", None)  # for pipelines
-    act = c.take("act_fn", "silu")
-    bottom = c.only("mid_block_type", *BOTTOM)
+    c.ignore("upcast_attention", "_class_name")
+    c.get("addition_time_embed_dim", None)  # for pipelines
+    act = c.get("act_fn", "silu")
+    bottom = c.expect("mid_block_type", *BOTTOM)
     widths = _widths(c)
     down = names(c, "down_block_types", (*(CROSS[0],) * 3, PLAIN[0]))
     attention = tuple(i for i, name in enumerate(down) if name in (CROSS[0], JOINT[0]))
@@ -142,12 +142,12 @@ def _conditional(c: Fields) -> dict[str, Any]:
         "num_blocks": _each(c, "layers_per_block", 2, len(widths)),
         "mid_blocks": BOTTOM[bottom],
         "mid_attention": BOTTOM[bottom] == 2,
-        "mid_divide": c.take("mid_block_scale_factor", 1),
+        "mid_divide": c.get("mid_block_scale_factor", 1),
         "attention": attention,
-        "scale_shift": c.only("resnet_time_scale_shift", "default", "scale_shift") == "scale_shift",
-        "down_pad": (c.only("downsample_padding", 1, 0), 1),
-        "groups": c.take("norm_num_groups", 32),
-        "eps": c.take("norm_eps", 1e-5),
+        "scale_shift": c.expect("resnet_time_scale_shift", "default", "scale_shift") == "scale_shift",
+        "down_pad": (c.expect("downsample_padding", 1, 0), 1),
+        "groups": c.get("norm_num_groups", 32),
+        "eps": c.get("norm_eps", 1e-5),
         "act": "silu" if act == "swish" else act,
         "time": sinusoidal(c),
         **_text(c),
@@ -156,23 +156,23 @@ def _conditional(c: Fields) -> dict[str, Any]:
 
 
 def _widths(c: Fields) -> tuple[int, ...]:
-    return c.take("block_out_channels", (320, 640, 1280, 1280))
+    return c.get("block_out_channels", (320, 640, 1280, 1280))
 
 
 def _crossing(c: Fields, attention: tuple[int, ...], levels: int) -> dict[str, Any]:
     """Return the attributes of a U-Net with transformers."""
-    if c.take("mid_block_type", "") == "UNetMidBlock2DSimpleCrossAttn":
+    if c.get("mid_block_type", "") == "UNetMidBlock2DSimpleCrossAttn":
         raise ValueError("mid_block_type UNetMidBlock2DSimpleCrossAttn goes with SimpleCrossAttn blocks")
-    c.skip("mid_block_only_cross_attention", "resnet_out_scale_factor", "resnet_skip_time_act")  # have no effect
-    c.only("time_embedding_act_fn", None)
-    c.only("cross_attention_norm", None)
-    c.only("addition_embed_type", None, "text_time")
+    c.ignore("mid_block_only_cross_attention", "resnet_out_scale_factor", "resnet_skip_time_act")  # have no effect
+    c.expect("time_embedding_act_fn", None)
+    c.expect("cross_attention_norm", None)
+    c.expect("addition_embed_type", None, "text_time")
     cross_only = _each(c, "only_cross_attention", False, levels)
     # In the reference, the number of heads is called the size of a head.
-    num_heads = _each(c, "attention_head_dim", 8, levels) if c.take("num_attention_heads", None) is None else ()
+    num_heads = _each(c, "attention_head_dim", 8, levels) if c.get("num_attention_heads", None) is None else ()
     depth = _depths(c, "transformer_layers_per_block", levels)
     up_depth = None
-    if c.take("reverse_transformer_layers_per_block", None) is not None:
+    if c.get("reverse_transformer_layers_per_block", None) is not None:
         up_depth = _depths(c, "reverse_transformer_layers_per_block", levels)[::-1]
     elif any(isinstance(n, tuple) for n in depth):
         raise ValueError(
@@ -183,7 +183,7 @@ def _crossing(c: Fields, attention: tuple[int, ...], levels: int) -> dict[str, A
         "transformer": TransformerConfig(
             depth=depth,
             num_heads=num_heads or _each(c, "num_attention_heads", None, levels),
-            linear=c.take("use_linear_projection", False),
+            linear=c.get("use_linear_projection", False),
             cross_only=tuple(i for i in attention if cross_only[i]),
             up_depth=up_depth,
         ),
@@ -192,28 +192,28 @@ def _crossing(c: Fields, attention: tuple[int, ...], levels: int) -> dict[str, A
 
 def _joint(c: Fields, levels: int) -> dict[str, Any]:
     """Return the attributes of a U-Net with joint attention to positions and tokens."""
-    act, once = c.take("act_fn", "silu"), c.take("time_embedding_act_fn", None)
+    act, once = c.get("act_fn", "silu"), c.get("time_embedding_act_fn", None)
     # The activation after the time embedding is applied once, or in each block: the results are the same.
-    if (once, c.take("resnet_skip_time_act", False)) not in ((None, False), (act, True)):
+    if (once, c.get("resnet_skip_time_act", False)) not in ((None, False), (act, True)):
         raise ValueError(
             f"time_embedding_act_fn and resnet_skip_time_act must be null and false, or {act!r} and true, got {once!r}"
         )
-    if c.take("mid_block_type", "UNetMidBlock2DCrossAttn") == "UNetMidBlock2DCrossAttn":
+    if c.get("mid_block_type", "UNetMidBlock2DCrossAttn") == "UNetMidBlock2DCrossAttn":
         raise ValueError("mid_block_type UNetMidBlock2DCrossAttn goes with CrossAttn blocks")
-    c.only("reverse_transformer_layers_per_block", None)
-    c.skip("transformer_layers_per_block", "use_linear_projection")  # have no effect
+    c.expect("reverse_transformer_layers_per_block", None)
+    c.ignore("transformer_layers_per_block", "use_linear_projection")  # have no effect
     cross_only = _each(c, "only_cross_attention", False, levels)
-    single = not isinstance(c.take("only_cross_attention", False), tuple)
-    bottom = c.take("mid_block_only_cross_attention", None)
+    single = not isinstance(c.get("only_cross_attention", False), tuple)
+    bottom = c.get("mid_block_only_cross_attention", None)
     bottom = (single and cross_only[0]) if bottom is None else bottom
-    text = c.take("addition_embed_type", None) == "text"
-    num_heads = c.take("addition_embed_type_num_heads", 64)
+    text = c.get("addition_embed_type", None) == "text"
+    num_heads = c.get("addition_embed_type_num_heads", 64)
     return {
         "head_dim": _same_value(c, "attention_head_dim", 8),
         "resample": "resblock",
-        "divide": c.take("resnet_out_scale_factor", 1.0),
+        "divide": c.get("resnet_out_scale_factor", 1.0),
         "cross_only": tuple(i for i in range(levels) if cross_only[i]) + ((-1,) if bottom else ()),
-        "token_norm": c.only("cross_attention_norm", None, "group_norm") is not None,
+        "token_norm": c.expect("cross_attention_norm", None, "group_norm") is not None,
         "pool_num_heads": num_heads if text else None,
         **_image(c),
     }
@@ -221,9 +221,9 @@ def _joint(c: Fields, levels: int) -> dict[str, Any]:
 
 def _image(c: Fields) -> dict[str, Any]:
     """Return the attributes of Kandinsky 2's projections of the image embedding."""
-    pair = c.take("encoder_hid_dim_type", None), c.take("addition_embed_type", None)
+    pair = c.get("encoder_hid_dim_type", None), c.get("addition_embed_type", None)
     if pair == ("image_proj", "image"):
-        return {"image_dim": c.take("encoder_hid_dim", None), "image_tokens": 32}
+        return {"image_dim": c.get("encoder_hid_dim", None), "image_tokens": 32}
     if pair == ("text_image_proj", "text_image"):
         return {"image_dim": _same_value(c, "cross_attention_dim", 1280), "image_tokens": 10}
     if "image" in f"{pair}":
@@ -232,10 +232,10 @@ def _image(c: Fields) -> dict[str, Any]:
 
 
 def _text(c: Fields) -> dict[str, Any]:
-    if c.take("cross_attention_dim", 1280) == _widths(c):
+    if c.get("cross_attention_dim", 1280) == _widths(c):
         return {"context_dim": None}  # AudioLDM's and MusicLDM's second attentions are to the positions, too
-    width, dim = _same_value(c, "cross_attention_dim", 1280), c.take("encoder_hid_dim", None)
-    kind = c.only("encoder_hid_dim_type", None, "text_proj", "text_image_proj", "image_proj", IMAGE_PROMPT)
+    width, dim = _same_value(c, "cross_attention_dim", 1280), c.get("encoder_hid_dim", None)
+    kind = c.expect("encoder_hid_dim_type", None, "text_proj", "text_image_proj", "image_proj", IMAGE_PROMPT)
     if dim is None:
         return {"context_dim": width}
     return {"context_dim": None if kind == "image_proj" else dim, "token_width": width}
@@ -243,17 +243,17 @@ def _text(c: Fields) -> dict[str, Any]:
 
 def _vector(c: Fields, width: int) -> dict[str, Any]:
     """Return the attributes of the conditions that are added to the noise embedding."""
-    c.skip("addition_embed_type_num_heads")
-    added = c.only("addition_embed_type", None, "text_time", "text", "text_image", "image")
-    kind = c.only("class_embed_type", None, "timestep", "projection", "simple_projection", "identity")
-    rows, dim = c.take("num_class_embeds", None), c.take("projection_class_embeddings_input_dim", None)
+    c.ignore("addition_embed_type_num_heads")
+    added = c.expect("addition_embed_type", None, "text_time", "text", "text_image", "image")
+    kind = c.expect("class_embed_type", None, "timestep", "projection", "simple_projection", "identity")
+    rows, dim = c.get("num_class_embeds", None), c.get("projection_class_embeddings_input_dim", None)
     label: dict[str, Any] = {"numeric_label": True} if kind == "timestep" else {}
     if kind is None:
         label = {"num_classes": classes(rows)}
     vectors = [{"pooled_dim": dim}] if added == "text_time" else []
     vectors += [{"pooled_dim": _same_value(c, "cross_attention_dim", 1280)}] if added == "text_image" else []
     if kind == "identity":
-        vectors.append({"pooled_dim": c.take("time_embedding_dim", None) or width, "vector_map": "none"})
+        vectors.append({"pooled_dim": c.get("time_embedding_dim", None) or width, "vector_map": "none"})
     elif kind in ("projection", "simple_projection"):
         vectors.append({"pooled_dim": dim, "vector_map": "two" if kind == "projection" else "one"})
     if len(vectors) > 1 or (added and kind not in (None, "timestep")):
@@ -267,14 +267,14 @@ def _depths(c: Fields, name: str, levels: int) -> tuple[Any, ...]:
 
 def _rename(c: Fields) -> Callable[[str], str]:
     """Return the renaming to the reference's keys, where a vector that replaces the class is "class_embedding"."""
-    if c.take("class_embed_type", None) not in ("projection", "simple_projection"):
+    if c.get("class_embed_type", None) not in ("projection", "simple_projection"):
         return lambda key: key
     return lambda key: key.replace("add_embedding.", "class_embedding.", 1)
 
 
 def _each(c: Fields, name: str, default: Any, levels: int) -> tuple[Any, ...]:
     """Read a field with one value per level, or one for all levels."""
-    value = c.take(name, default)
+    value = c.get(name, default)
     value = value if isinstance(value, tuple) else (value,) * levels
     if len(value) != levels:
         raise ValueError(f"{name} must be one value or {levels}, got {value}")
@@ -283,7 +283,7 @@ def _each(c: Fields, name: str, default: Any, levels: int) -> tuple[Any, ...]:
 
 def _same_value(c: Fields, name: str, default: int) -> int:
     """Read a field that must have the same value for all levels."""
-    value = c.take(name, default)
+    value = c.get(name, default)
     if isinstance(value, tuple) and len(set(value)) == 1:
         return value[0]
     if not isinstance(value, int):

@@ -41,12 +41,12 @@ def song_unet(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
     c = Fields(config, "SongUNet", {**MULTIPLES, "out_channels": optional(SIZE)})
     module = SongUNet(
         **_shared(c, model_channels=128, mults=(1, 2, 2, 2), num_blocks=4, attention=(16,)),
-        embedding=c.take("embedding_type", "positional"),
-        noise_mult=c.take("channel_mult_noise", 1),
-        encoder=c.take("encoder_type", "standard"),
-        decoder=c.take("decoder_type", "standard"),
-        resample_filter=c.take("resample_filter", (1, 1)),
-        out_channels=c.take("out_channels", None),
+        embedding=c.get("embedding_type", "positional"),
+        noise_mult=c.get("channel_mult_noise", 1),
+        encoder=c.get("encoder_type", "standard"),
+        decoder=c.get("decoder_type", "standard"),
+        resample_filter=c.get("resample_filter", (1, 1)),
+        out_channels=c.get("out_channels", None),
         dtype=dtype,
     )
     return _built(module, c, "model.")
@@ -65,7 +65,7 @@ def dhariwal_unet(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
         ValueError: a field is missing or not supported.
     """
     c = Fields(config, "DhariwalUNet", {**MULTIPLES, "out_channels": optional(SIZE)})
-    channels, out = c.take("in_channels", None), c.take("out_channels", None)
+    channels, out = c.get("in_channels", None), c.get("out_channels", None)
     learned = channels is not None and out == 2 * channels
     module = DhariwalUNet(
         **_shared(c, model_channels=192, mults=(1, 2, 3, 4), num_blocks=3, attention=(32, 16, 8)),
@@ -88,25 +88,25 @@ def edm2_unet(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
     """
     some = {name: optional(COUNT) for name in ("channel_mult_emb", "channel_mult_noise")}
     c = Fields(config, "EDM2UNet", MULTIPLES | some)
-    c.skip("use_fp16", "sigma_data")
-    model_channels = c.take("model_channels", 192)
-    noise, emb = c.take("channel_mult_noise", None), c.take("channel_mult_emb", None)
+    c.ignore("use_fp16", "sigma_data")
+    model_channels = c.get("model_channels", 192)
+    noise, emb = c.get("channel_mult_noise", None), c.get("channel_mult_emb", None)
     module = EDM2UNet(
         resolution=_needed(c, "img_resolution"),
-        widths=tuple(model_channels * mult for mult in c.take("channel_mult", (1, 2, 3, 4))),
-        num_blocks=c.take("num_blocks", 3),
-        attention=c.take("attn_resolutions", (16, 8)),
-        head_dim=c.take("channels_per_head", 64),
+        widths=tuple(model_channels * mult for mult in c.get("channel_mult", (1, 2, 3, 4))),
+        num_blocks=c.get("num_blocks", 3),
+        attention=c.get("attn_resolutions", (16, 8)),
+        head_dim=c.get("channels_per_head", 64),
         noise_dim=None if noise is None else model_channels * noise,
         emb_dim=None if emb is None else model_channels * emb,
         num_classes=_needed(c, "label_dim") or None,
-        label_balance=c.take("label_balance", 0.5),
-        concat_balance=c.take("concat_balance", 0.5),
-        balances=(c.take("res_balance", 0.3), c.take("attn_balance", 0.3)),
-        resample_filter=c.take("resample_filter", (1, 1)),
-        clip=c.take("clip_act", 256),
-        dropout=c.take("dropout", 0),
-        log_variance=c.take("logvar_channels", 128) or None,
+        label_balance=c.get("label_balance", 0.5),
+        concat_balance=c.get("concat_balance", 0.5),
+        balances=(c.get("res_balance", 0.3), c.get("attn_balance", 0.3)),
+        resample_filter=c.get("resample_filter", (1, 1)),
+        clip=c.get("clip_act", 256),
+        dropout=c.get("dropout", 0),
+        log_variance=c.get("logvar_channels", 128) or None,
         dtype=dtype,
     )
     return _built(module, c, "unet.", channels="img_channels")
@@ -116,34 +116,34 @@ def _shared(
     c: Fields, *, model_channels: int, mults: tuple[int, ...], num_blocks: int, attention: tuple[int, ...]
 ) -> Config:
     """Return the attributes that SongUNet and DhariwalUNet share."""
-    c.skip("label_dropout")
-    width = c.take("model_channels", model_channels)
+    c.ignore("label_dropout")
+    width = c.get("model_channels", model_channels)
     return {
         "resolution": _needed(c, "img_resolution"),
         "model_channels": width,
-        "widths": tuple(width * mult for mult in c.take("channel_mult", mults)),
-        "emb_mult": c.take("channel_mult_emb", 4),
-        "num_blocks": c.take("num_blocks", num_blocks),
-        "attention": c.take("attn_resolutions", attention),
-        "dropout": c.take("dropout", 0.1),
-        "num_classes": c.take("label_dim", 0) or None,
-        "augment_dim": c.take("augment_dim", 0) or None,
+        "widths": tuple(width * mult for mult in c.get("channel_mult", mults)),
+        "emb_mult": c.get("channel_mult_emb", 4),
+        "num_blocks": c.get("num_blocks", num_blocks),
+        "attention": c.get("attn_resolutions", attention),
+        "dropout": c.get("dropout", 0.1),
+        "num_classes": c.get("label_dim", 0) or None,
+        "augment_dim": c.get("augment_dim", 0) or None,
     }
 
 
 def _needed(c: Fields, name: str) -> int:
-    value = c.take(name, None)
+    value = c.get(name, None)
     if not isinstance(value, int):
         raise ValueError(f"the config must give {name}, a whole number, got {value!r}")
     return value
 
 
 def _built(module: Any, c: Fields, prefix: str, *, channels: str = "in_channels") -> ModelSpec:
-    c.skip("_class_name")
+    c.ignore("_class_name")
     size = (2 ** (len(module.widths) - 1),) * 2
     x = jax.ShapeDtypeStruct((1, *size, _needed(c, channels)), jnp.float32)
     cond = {} if module.num_classes is None else {"label": jax.ShapeDtypeStruct((1,), jnp.int32)}
-    c.done()
+    c.check_all_read()
     rename = partial(_within, prefix)
     return ModelSpec(partial(init, module, x=x, cond=cond), as_apply(module), rename=rename, alias=_parameter)
 

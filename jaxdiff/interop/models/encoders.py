@@ -46,20 +46,20 @@ def clip_text(config: Mapping[str, Any], dtype: Any, *, projection: bool) -> Mod
         ValueError: a field is not supported.
     """
     c = _fields(config, "CLIPTextModelWithProjection" if projection else "CLIPTextModel")
-    size, eos = c.take("projection_dim", 512), c.take("eos_token_id", 49407)
+    size, eos = c.get("projection_dim", 512), c.get("eos_token_id", 49407)
     if not isinstance(eos, int):
         raise ValueError(f"CLIPTextModel: eos_token_id must be one id, got {eos}")
     module = CLIPText(
-        vocab_size=c.take("vocab_size", 49408),
-        width=c.take("hidden_size", 512),
-        layers=c.take("num_hidden_layers", 12),
-        num_heads=c.take("num_attention_heads", 8),
-        features=c.take("intermediate_size", 2048),
-        max_length=c.take("max_position_embeddings", 77),
+        vocab_size=c.get("vocab_size", 49408),
+        width=c.get("hidden_size", 512),
+        layers=c.get("num_hidden_layers", 12),
+        num_heads=c.get("num_attention_heads", 8),
+        features=c.get("intermediate_size", 2048),
+        max_length=c.get("max_position_embeddings", 77),
         projection=size if projection else None,
-        act=c.only("hidden_act", "quick_gelu", "gelu"),
+        act=c.expect("hidden_act", "quick_gelu", "gelu"),
         eos=None if eos == 2 else eos,  # old configs have a wrong id; the right one is the largest
-        eps=c.take("layer_norm_eps", 1e-5),
+        eps=c.get("layer_norm_eps", 1e-5),
         dtype=dtype,
     )
     return _built(c, module, _clip_alias)
@@ -79,20 +79,20 @@ def clip_image(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
     """
     c = _fields(config, "CLIPVisionModelWithProjection")
     module = CLIPImage(
-        size=c.take("image_size", 224),
-        patch_size=c.take("patch_size", 32),
-        width=c.take("hidden_size", 768),
-        layers=c.take("num_hidden_layers", 12),
-        num_heads=c.take("num_attention_heads", 12),
-        features=c.take("intermediate_size", 3072),
-        projection=c.take("projection_dim", 512),
-        act=c.only("hidden_act", "quick_gelu", "gelu"),
-        eps=c.take("layer_norm_eps", 1e-5),
+        size=c.get("image_size", 224),
+        patch_size=c.get("patch_size", 32),
+        width=c.get("hidden_size", 768),
+        layers=c.get("num_hidden_layers", 12),
+        num_heads=c.get("num_attention_heads", 12),
+        features=c.get("intermediate_size", 3072),
+        projection=c.get("projection_dim", 512),
+        act=c.expect("hidden_act", "quick_gelu", "gelu"),
+        eps=c.get("layer_norm_eps", 1e-5),
         dtype=dtype,
     )
-    channels = c.take("num_channels", 3)
-    c.skip("eos_token_id")
-    c.done()
+    channels = c.get("num_channels", 3)
+    c.ignore("eos_token_id")
+    c.check_all_read()
 
     def draw(key: jax.Array) -> Any:
         return module.init(key, jnp.zeros((1, module.size, module.size, channels)))["params"]
@@ -118,21 +118,21 @@ def t5_encoder(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
         ValueError: a field is not supported.
     """
     c = _fields(config, "T5EncoderModel")
-    c.only("is_decoder", False)
+    c.expect("is_decoder", False)
     module = T5Encoder(
-        vocab_size=c.take("vocab_size", 32128),
-        width=c.take("d_model", 512),
-        layers=c.take("num_layers", 6),
-        num_heads=c.take("num_heads", 8),
-        head_dim=c.take("d_kv", 64),
-        features=c.take("d_ff", 2048),
-        gated=c.only("feed_forward_proj", "relu", "gated-gelu") != "relu",
-        buckets=c.take("relative_attention_num_buckets", 32),
-        max_distance=c.take("relative_attention_max_distance", 128),
-        eps=c.take("layer_norm_epsilon", 1e-6),
+        vocab_size=c.get("vocab_size", 32128),
+        width=c.get("d_model", 512),
+        layers=c.get("num_layers", 6),
+        num_heads=c.get("num_heads", 8),
+        head_dim=c.get("d_kv", 64),
+        features=c.get("d_ff", 2048),
+        gated=c.expect("feed_forward_proj", "relu", "gated-gelu") != "relu",
+        buckets=c.get("relative_attention_num_buckets", 32),
+        max_distance=c.get("relative_attention_max_distance", 128),
+        eps=c.get("layer_norm_epsilon", 1e-6),
         dtype=dtype,
     )
-    c.skip("eos_token_id")
+    c.ignore("eos_token_id")
     return _built(c, module, _t5_alias)
 
 
@@ -150,35 +150,35 @@ def bert(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
         ValueError: a field is not supported.
     """
     c = _fields(config, "BertModel")
-    c.only("is_decoder", False)
-    c.only("add_cross_attention", False)
-    c.only("position_embedding_type", "absolute")
+    c.expect("is_decoder", False)
+    c.expect("add_cross_attention", False)
+    c.expect("position_embedding_type", "absolute")
     module = Bert(
-        vocab_size=c.take("vocab_size", 30522),
-        width=c.take("hidden_size", 768),
-        layers=c.take("num_hidden_layers", 12),
-        num_heads=c.take("num_attention_heads", 12),
-        features=c.take("intermediate_size", 3072),
-        max_length=c.take("max_position_embeddings", 512),
-        types=c.take("type_vocab_size", 2),
-        pooler=c.take("add_pooling_layer", True),
-        act=c.only("hidden_act", "gelu", "gelu_new", "relu"),
-        eps=c.take("layer_norm_eps", 1e-12),
+        vocab_size=c.get("vocab_size", 30522),
+        width=c.get("hidden_size", 768),
+        layers=c.get("num_hidden_layers", 12),
+        num_heads=c.get("num_attention_heads", 12),
+        features=c.get("intermediate_size", 3072),
+        max_length=c.get("max_position_embeddings", 512),
+        types=c.get("type_vocab_size", 2),
+        pooler=c.get("add_pooling_layer", True),
+        act=c.expect("hidden_act", "gelu", "gelu_new", "relu"),
+        eps=c.get("layer_norm_eps", 1e-12),
         dtype=dtype,
     )
-    c.skip("eos_token_id")
+    c.ignore("eos_token_id")
     return _built(c, module, _bert_alias)
 
 
 def _fields(config: Mapping[str, Any], kind: str) -> Fields:
     c = Fields(config, kind)
-    c.skip("_class_name", *NOTES)
-    c.only("pruned_heads", None, {})
+    c.ignore("_class_name", *NOTES)
+    c.expect("pruned_heads", None, {})
     return c
 
 
 def _built(c: Fields, module: Bert | CLIPText | T5Encoder, alias: Callable[[str], str | None]) -> ModelSpec:
-    c.done()
+    c.check_all_read()
     return ModelSpec(partial(init, module), as_apply(module), alias=alias, weights="model")
 
 

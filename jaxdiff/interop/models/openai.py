@@ -49,35 +49,31 @@ def openai_unet(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
         ValueError: a field is missing or not supported.
     """
     c = Fields(config, "UNetModel", {"num_classes": optional(SIZE)})
-    c.skip("_class_name", "image_size", "use_checkpoint", "use_fp16", "use_new_attention_order")
-    c.only("dims", 2)
-    c.only("num_heads_upsample", -1, c.take("num_heads", 1))
-    base, head_dim = c.take("model_channels", None), c.take("num_head_channels", -1)
-    channels, out = c.take("in_channels", 3), c.take("out_channels", 3)
-    concat, classes = c.take("concat_channels", 0), c.take("num_classes", None)
+    c.ignore("_class_name", "image_size", "use_checkpoint", "use_fp16", "use_new_attention_order")
+    c.expect("dims", 2)
+    c.expect("num_heads_upsample", -1, c.get("num_heads", 1))
+    base, head_dim = c.get("model_channels", None), c.get("num_head_channels", -1)
+    channels, out = c.get("in_channels", 3), c.get("out_channels", 3)
+    concat, classes = c.get("concat_channels", 0), c.get("num_classes", None)
     learned = out == 2 * (channels - concat)
     module = UNet(
-        tuple(int(base * mult) for mult in c.take("channel_mult", (1, 2, 4, 8))),
-        num_blocks=c.take("num_res_blocks", None),
-        attention=c.take("attention_levels", ()),
+        tuple(int(base * mult) for mult in c.get("channel_mult", (1, 2, 4, 8))),
+        num_blocks=c.get("num_res_blocks", None),
+        attention=c.get("attention_levels", ()),
         head_dim=None if head_dim == -1 else head_dim,
-        num_heads=c.take("num_heads", 1) if head_dim == -1 else None,
+        num_heads=c.get("num_heads", 1) if head_dim == -1 else None,
         model_channels=base,
-        scale_shift=c.take("use_scale_shift_norm", False),
-        resample="resblock"
-        if c.take("resblock_updown", False)
-        else "conv"
-        if c.take("conv_resample", True)
-        else "pool",
-        dropout=c.take("dropout", 0),
+        scale_shift=c.get("use_scale_shift_norm", False),
+        resample="resblock" if c.get("resblock_updown", False) else "conv" if c.get("conv_resample", True) else "pool",
+        dropout=c.get("dropout", 0),
         num_classes=None if classes is None else classes - 1,
         concat_channels=concat or None,
         out_channels=out // 2 if learned else out,
         learned_variance=learned,
         dtype=dtype,
     )
-    c.take("conv_resample", True)
-    c.done()
+    c.get("conv_resample", True)
+    c.check_all_read()
     size = (2 ** (len(module.widths) - 1),) * 2
     cond = {}
     if classes is not None:

@@ -36,34 +36,34 @@ def dit(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
     """
     kind = config["_class_name"]
     c = Fields(config, kind, {"sample_size": SIDE, "out_channels": optional(SIZE)})
-    c.skip("norm_num_groups", "upcast_attention")  # there is no group norm, and softmax is float32 at least
+    c.ignore("norm_num_groups", "upcast_attention")  # there is no group norm, and softmax is float32 at least
     if kind != "DiTTransformer2DModel":
-        c.only("attention_type", "default", None)
-        if c.take("norm_type", None) != "ada_norm_zero":
+        c.expect("attention_type", "default", None)
+        if c.get("norm_type", None) != "ada_norm_zero":
             raise ValueError(f"{kind}: of its networks DiT alone is supported, whose norm_type is 'ada_norm_zero'")
-    c.only("dropout", 0.0)
-    c.only("attention_bias", True)
-    c.only("activation_fn", "gelu-approximate")
-    c.only("norm_type", "ada_norm_zero")
-    c.only("norm_elementwise_affine", False)
-    num_heads, patch, channels = c.take("num_attention_heads", 16), c.take("patch_size", 2), c.take("in_channels", 4)
-    out = c.take("out_channels", None) or channels
+    c.expect("dropout", 0.0)
+    c.expect("attention_bias", True)
+    c.expect("activation_fn", "gelu-approximate")
+    c.expect("norm_type", "ada_norm_zero")
+    c.expect("norm_elementwise_affine", False)
+    num_heads, patch, channels = c.get("num_attention_heads", 16), c.get("patch_size", 2), c.get("in_channels", 4)
+    out = c.get("out_channels", None) or channels
     learned = out == 2 * channels
     module = DiT(
-        width=num_heads * c.take("attention_head_dim", 72),
-        layers=c.take("num_layers", 28),
+        width=num_heads * c.get("attention_head_dim", 72),
+        layers=c.get("num_layers", 28),
         num_heads=num_heads,
         patch_size=patch,
         time=Sinusoidal(shift=1),  # the original code has shift 0
-        num_classes=c.take("num_embeds_ada_norm", 1000),
+        num_classes=c.get("num_embeds_ada_norm", 1000),
         out_channels=channels if learned else out,
         learned_variance=learned,
-        grid=c.take("sample_size", 32) // patch,
-        eps=c.take("norm_eps", 1e-5),
+        grid=c.get("sample_size", 32) // patch,
+        eps=c.get("norm_eps", 1e-5),
         per_block_embeddings=True,
         dtype=dtype,
     )
-    c.done()
+    c.check_all_read()
     x = jax.ShapeDtypeStruct((1, patch, patch, channels), jnp.float32)
     label = jax.ShapeDtypeStruct((1,), jnp.int32)
     return ModelSpec(lambda key: init(module, key, x, {"label": label}), as_apply(module))
@@ -80,25 +80,25 @@ def sd3(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
         ValueError: a field is not supported.
     """
     c = Fields(config, "SD3Transformer2DModel", {"sample_size": SIDE})
-    num_heads, patch, channels = c.take("num_attention_heads", 18), c.take("patch_size", 2), c.take("in_channels", 16)
-    width = num_heads * c.take("attention_head_dim", 64)
-    if c.take("caption_projection_dim", 1152) != width:
+    num_heads, patch, channels = c.get("num_attention_heads", 18), c.get("patch_size", 2), c.get("in_channels", 16)
+    width = num_heads * c.get("attention_head_dim", 64)
+    if c.get("caption_projection_dim", 1152) != width:
         raise ValueError(f"SD3Transformer2DModel: caption_projection_dim must be the width {width}")
     module = MMDiT(
         width=width,
-        layers=c.take("num_layers", 18),
+        layers=c.get("num_layers", 18),
         num_heads=num_heads,
         patch_size=patch,
-        context_dim=c.take("joint_attention_dim", 4096),
-        pooled_dim=c.take("pooled_projection_dim", 2048),
-        out_channels=c.take("out_channels", 16),
-        grid=c.take("sample_size", 128) // patch,
-        pos_embed_max_size=c.take("pos_embed_max_size", 96),
-        qk_norm=c.only("qk_norm", None, "rms_norm") is not None,
-        dual=c.take("dual_attention_layers", ()),
+        context_dim=c.get("joint_attention_dim", 4096),
+        pooled_dim=c.get("pooled_projection_dim", 2048),
+        out_channels=c.get("out_channels", 16),
+        grid=c.get("sample_size", 128) // patch,
+        pos_embed_max_size=c.get("pos_embed_max_size", 96),
+        qk_norm=c.expect("qk_norm", None, "rms_norm") is not None,
+        dual=c.get("dual_attention_layers", ()),
         dtype=dtype,
     )
-    c.done()
+    c.check_all_read()
     return _with_text(module, (patch, patch, channels))._replace(rename=_count_on)
 
 
@@ -115,25 +115,25 @@ def flux(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
         ValueError: a field is not supported.
     """
     c = Fields(config, "FluxTransformer2DModel", {"out_channels": optional(SIZE)})
-    c.only("patch_size", 1)
-    num_heads, channels = c.take("num_attention_heads", 24), c.take("in_channels", 64)
-    out = c.take("out_channels", None) or channels
+    c.expect("patch_size", 1)
+    num_heads, channels = c.get("num_attention_heads", 24), c.get("in_channels", 64)
+    out = c.get("out_channels", None) or channels
     if channels % 4 or out % 4 or out > channels:
         raise ValueError(f"FluxTransformer2DModel: channels must be multiples of 4, got {channels} in and {out} out")
-    guidance, extra = c.take("guidance_embeds", False), (channels - out) // 4
+    guidance, extra = c.get("guidance_embeds", False), (channels - out) // 4
     module = Flux(
-        width=num_heads * c.take("attention_head_dim", 128),
-        layers=c.take("num_layers", 19),
-        single_layers=c.take("num_single_layers", 38),
+        width=num_heads * c.get("attention_head_dim", 128),
+        layers=c.get("num_layers", 19),
+        single_layers=c.get("num_single_layers", 38),
         num_heads=num_heads,
-        axes=c.take("axes_dims_rope", (16, 56, 56)),
-        context_dim=c.take("joint_attention_dim", 4096),
-        pooled_dim=c.take("pooled_projection_dim", 768),
+        axes=c.get("axes_dims_rope", (16, 56, 56)),
+        context_dim=c.get("joint_attention_dim", 4096),
+        pooled_dim=c.get("pooled_projection_dim", 768),
         guidance=guidance,
         concat_channels=extra or None,
         dtype=dtype,
     )
-    c.done()
+    c.check_all_read()
     more = ({"guidance": (1,)} if guidance else {}) | ({"concat": (1, 2, 2, extra)} if extra else {})
     return _with_text(module, (2, 2, out // 4), **more)
 

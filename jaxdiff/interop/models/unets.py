@@ -40,40 +40,40 @@ def unet_2d(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
         ValueError: a field is not supported.
     """
     c = Fields(config, "UNet2DModel", {name: optional(COUNT) for name in ("attention_head_dim", "norm_num_groups")})
-    c.skip("sample_size", "num_train_timesteps", "_class_name")
-    c.only("act_fn", "silu", "swish")
-    widths = c.take("block_out_channels", (224, 448, 672, 896))
-    score = c.only("time_embedding_type", "positional", "fourier") == "fourier"
+    c.ignore("sample_size", "num_train_timesteps", "_class_name")
+    c.expect("act_fn", "silu", "swish")
+    widths = c.get("block_out_channels", (224, 448, 672, 896))
+    score = c.expect("time_embedding_type", "positional", "fourier") == "fourier"
     attention, resample = _levels(c)
-    groups = c.take("norm_num_groups", 32)
+    groups = c.get("norm_num_groups", 32)
     if (groups is None) != (resample == "skip"):
         raise ValueError(
             f"UNet2DModel: norm_num_groups must be null with Skip blocks, and a number without, got {groups}"
         )
-    scale_shift = c.only("resnet_time_scale_shift", "default", "scale_shift") == "scale_shift"
+    scale_shift = c.expect("resnet_time_scale_shift", "default", "scale_shift") == "scale_shift"
     in_channels, sizes = channels(c, 3)
     fields: dict[str, Any] = {
         "widths": widths,
-        "num_blocks": c.take("layers_per_block", 2),
-        "mid_blocks": 2 if c.only("mid_block_type", "UNetMidBlock2D", None) else 0,
+        "num_blocks": c.get("layers_per_block", 2),
+        "mid_blocks": 2 if c.expect("mid_block_type", "UNetMidBlock2D", None) else 0,
         "attention": attention,
-        "mid_attention": c.take("add_attention", True),
-        "mid_norm": c.only("attn_norm_num_groups", None, groups) is not None or not scale_shift,
-        "mid_divide": c.take("mid_block_scale_factor", 1),
-        "head_dim": c.take("attention_head_dim", 8),
-        "emb_dim": c.take("time_embedding_dim", None),
+        "mid_attention": c.get("add_attention", True),
+        "mid_norm": c.expect("attn_norm_num_groups", None, groups) is not None or not scale_shift,
+        "mid_divide": c.get("mid_block_scale_factor", 1),
+        "head_dim": c.get("attention_head_dim", 8),
+        "emb_dim": c.get("time_embedding_dim", None),
         "scale_shift": scale_shift,
-        "down_pad": (c.only("downsample_padding", 1, 0), 1),
-        "dropout": c.take("dropout", 0.0),
+        "down_pad": (c.expect("downsample_padding", 1, 0), 1),
+        "dropout": c.get("dropout", 0.0),
         "groups": groups,
-        "eps": c.take("norm_eps", 1e-5),
+        "eps": c.get("norm_eps", 1e-5),
         "time": sinusoidal(c),
         "dtype": dtype,
         **_label(c, 4 * widths[0]),
         **sizes,
     }
-    center = c.take("center_input_sample", False)
-    c.done()
+    center = c.get("center_input_sample", False)
+    c.check_all_read()
     if resample == "skip" and not score:
         raise ValueError("UNet2DModel: Skip blocks are supported with time_embedding_type 'fourier' alone")
     if not score:
@@ -84,8 +84,8 @@ def unet_2d(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
 
 
 def _label(c: Fields, width: int) -> dict[str, Any]:
-    kind = c.only("class_embed_type", None, "timestep", "identity")
-    rows, width = c.take("num_class_embeds", None), c.take("time_embedding_dim", None) or width
+    kind = c.expect("class_embed_type", None, "timestep", "identity")
+    rows, width = c.get("num_class_embeds", None), c.get("time_embedding_dim", None) or width
     if kind == "identity":
         return {"pooled_dim": width, "vector_map": "none"}
     return {"numeric_label": True} if kind == "timestep" else {"num_classes": classes(rows)}
@@ -93,7 +93,7 @@ def _label(c: Fields, width: int) -> dict[str, Any]:
 
 def names(c: Fields, field: str, default: Sequence[str]) -> tuple[str, ...]:
     """Return the blocks' names from the finest level on, without an obsolete prefix."""
-    types = tuple(name.removeprefix("UNetRes") for name in c.take(field, tuple(default)))
+    types = tuple(name.removeprefix("UNetRes") for name in c.get(field, tuple(default)))
     return types if field.startswith("down") else types[::-1]
 
 
@@ -122,7 +122,7 @@ def _levels(c: Fields) -> tuple[tuple[int, ...], str]:
     down = names(c, "down_block_types", (PLAIN[0], *(ATTENTION[0],) * 3))
     up = names(c, "up_block_types", (*(ATTENTION[1],) * 3, PLAIN[1]))
     # Resampling of blocks with attention; the names of other blocks contain it.
-    resamplers = [c.only(field, "conv", "resnet", None) or "conv" for field in ("downsample_type", "upsample_type")]
+    resamplers = [c.expect(field, "conv", "resnet", None) or "conv" for field in ("downsample_type", "upsample_type")]
     for i, types in enumerate((down, up)):
         known = PLAIN[i], ATTENTION[i], RESNET[i], SKIP[i], SKIP_ATTENTION[i]
         unknown = sorted(set(types) - set(known))
@@ -146,7 +146,7 @@ def _levels(c: Fields) -> tuple[tuple[int, ...], str]:
 
 def channels(c: Fields, default: int) -> tuple[int, dict[str, Any]]:
     """Return the number of denoised channels, and the network's attributes for the other channels."""
-    in_channels, out = c.take("in_channels", default), c.take("out_channels", default)
+    in_channels, out = c.get("in_channels", default), c.get("out_channels", default)
     learned = out == 2 * in_channels
     return min(in_channels, out), {
         "concat_channels": in_channels - out if in_channels > out else None,
@@ -157,7 +157,7 @@ def channels(c: Fields, default: int) -> tuple[int, dict[str, Any]]:
 
 def sinusoidal(c: Fields) -> Sinusoidal:
     """Return the embedding of the noise level by fixed frequencies."""
-    return Sinusoidal(cos_first=c.take("flip_sin_to_cos", True), shift=c.take("freq_shift", 0))
+    return Sinusoidal(cos_first=c.get("flip_sin_to_cos", True), shift=c.get("freq_shift", 0))
 
 
 def classes(rows: int | None) -> int | None:

@@ -30,28 +30,28 @@ def uvit(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
         ValueError: a field is not supported.
     """
     c = Fields(config, "UViT")
-    c.skip("_class_name", "name", "use_checkpoint")
-    c.only("qkv_bias", False)
-    c.only("qk_scale", None)
-    c.only("mlp_time_embed", False)
-    c.only("skip", True)
-    ratio = c.take("mlp_ratio", 4)
+    c.ignore("_class_name", "name", "use_checkpoint")
+    c.expect("qkv_bias", False)
+    c.expect("qk_scale", None)
+    c.expect("mlp_time_embed", False)
+    c.expect("skip", True)
+    ratio = c.get("mlp_ratio", 4)
     if ratio != int(ratio):
         raise ValueError(f"UViT: mlp_ratio must be whole, got {ratio}")
-    classes, clip = c.take("num_classes", -1), c.take("clip_dim", None)
+    classes, clip = c.get("num_classes", -1), c.get("clip_dim", None)
     module = UViT(
-        width=c.take("embed_dim", 768),
-        layers=c.take("depth", 12) // 2 * 2,
-        num_heads=c.take("num_heads", 12),
-        patch_size=c.take("patch_size", 16),
+        width=c.get("embed_dim", 768),
+        layers=c.get("depth", 12) // 2 * 2,
+        num_heads=c.get("num_heads", 12),
+        patch_size=c.get("patch_size", 16),
         mlp_ratio=int(ratio),
         num_classes=classes - 1 if classes > 0 else None,
         context_dim=clip,
-        conv=c.take("conv", True),
+        conv=c.get("conv", True),
         dtype=dtype,
     )
-    size, channels, tokens = c.take("img_size", 224), c.take("in_chans", 3), c.take("num_clip_token", 77)
-    c.done()
+    size, channels, tokens = c.get("img_size", 224), c.get("in_chans", 3), c.get("num_clip_token", 77)
+    c.check_all_read()
     cond = {}
     if classes > 0:
         cond["label"] = jax.ShapeDtypeStruct((1,), jnp.int32)

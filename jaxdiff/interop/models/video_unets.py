@@ -30,10 +30,10 @@ def unet_3d_condition(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
         ValueError: a field is not supported.
     """
     c = Fields(config, "UNet3DConditionModel")
-    c.skip("sample_size", "_class_name")
-    c.only("act_fn", "silu", "swish")
-    c.only("num_attention_heads", None)
-    widths, size = c.take("block_out_channels", (320, 640, 1280, 1280)), c.take("attention_head_dim", 64)
+    c.ignore("sample_size", "_class_name")
+    c.expect("act_fn", "silu", "swish")
+    c.expect("num_attention_heads", None)
+    widths, size = c.get("block_out_channels", (320, 640, 1280, 1280)), c.get("attention_head_dim", 64)
     down = names(c, "down_block_types", (*(CROSS[0],) * 3, PLAIN[0]))
     attention = tuple(i for i, name in enumerate(down) if name == CROSS[0])
     check_blocks("down_block_types", down, (CROSS[0], PLAIN[0]), levels=attention, count=len(widths))
@@ -44,21 +44,21 @@ def unet_3d_condition(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
     num_heads = tuple(max(1, width // size) for width in widths)
     module = TextVideoUNet(
         widths=widths,
-        num_blocks=c.take("layers_per_block", 2),
+        num_blocks=c.get("layers_per_block", 2),
         attention=attention,
         transformer=TransformerConfig(depth=(1,) * len(widths), num_heads=num_heads, linear=True),
         temporal_head_dim=size,
-        down_pad=(c.only("downsample_padding", 1, 0), 1),
-        mid_divide=c.take("mid_block_scale_factor", 1),
-        groups=c.take("norm_num_groups", 32),
-        eps=c.take("norm_eps", 1e-5),
+        down_pad=(c.expect("downsample_padding", 1, 0), 1),
+        mid_divide=c.get("mid_block_scale_factor", 1),
+        groups=c.get("norm_num_groups", 32),
+        eps=c.get("norm_eps", 1e-5),
         time=Sinusoidal(),
-        context_dim=c.take("cross_attention_dim", 1024),
-        guidance_dim=c.take("time_cond_proj_dim", None),
+        context_dim=c.get("cross_attention_dim", 1024),
+        guidance_dim=c.get("time_cond_proj_dim", None),
         **sizes,
         dtype=dtype,
     )
-    c.done()
+    c.check_all_read()
     shapes: dict[str, tuple[int, ...]] = {"tokens": (1, 1, module.context_dim or 1)}
     edge = (1, 1) + (2 ** (len(widths) - 1),) * 2
     shapes |= {} if module.guidance_dim is None else {"guidance": (1,)}

@@ -100,9 +100,9 @@ def scheduler(
     # As in diffusers, a null flag is False; other null fields have the class's default.
     fields = {k: False if v is None and k in UP else v for k, v in config.items() if k not in defaulted}
     c = Fields({k: v for k, v in fields.items() if v is not None}, kind)
-    c.skip(*FIELDS)
+    c.ignore(*FIELDS)
     result = make(c, tokens, even) if kind in (FLOW, FLOW_LCM) else make(c)
-    c.done()
+    c.check_all_read()
     return result
 
 

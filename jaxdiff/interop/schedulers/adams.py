@@ -22,9 +22,9 @@ __all__ = ["deis", "sa_solver", "unipc"]
 
 def deis(c: Fields) -> Scheduler:
     """DEISMultistepScheduler."""
-    c.only("algorithm_type", "deis", "dpmsolver", "dpmsolver++")  # the reference treats all as the first
-    c.only("solver_type", "logrho", "midpoint", "heun", "bh1", "bh2")
-    order, lower, table = order_of(c, "solver_order", 2), c.take("lower_order_final", True), config.table(c)
+    c.expect("algorithm_type", "deis", "dpmsolver", "dpmsolver++")  # the reference treats all as the first
+    c.expect("solver_type", "logrho", "midpoint", "heun", "bh1", "bh2")
+    order, lower, table = order_of(c, "solver_order", 2), c.get("lower_order_final", True), config.table(c)
 
     def solver(points: Points) -> Solver:
         def step_of(k: int, taken: int) -> Step:
@@ -34,7 +34,7 @@ def deis(c: Fields) -> Scheduler:
         return multistep(points, step_of, depth=min(order, 3) - 1, of_noise=True)
 
     clip = config.thresholded(c) or identity
-    if c.take("prediction_type", "epsilon") == "flow_prediction" and not c.take("use_flow_sigmas", False):
+    if c.get("prediction_type", "epsilon") == "flow_prediction" and not c.get("use_flow_sigmas", False):
         clip = _as_eps(clip)
     return build(c, table, tabled(c, table, ends=False, repeats=True), solver, clip=clip)
 
@@ -51,16 +51,16 @@ def _as_eps(clip: Clip) -> Clip:
 
 def unipc(c: Fields) -> Scheduler:
     """UniPCMultistepScheduler."""
-    c.only("solver_p", None)
+    c.expect("solver_p", None)
     order, lower, of_noise = (
         order_of(c, "solver_order", 2),
-        c.take("lower_order_final", True),
-        not c.take("predict_x0", True),
+        c.get("lower_order_final", True),
+        not c.get("predict_x0", True),
     )
-    kind = c.only(
+    kind = c.expect(
         "solver_type", "bh2", "bh1", "midpoint", "heun", "logrho"
     )  # the reference treats the last three as the first
-    integral, off = rule("half" if kind == "bh1" else "midpoint"), set(c.take("disable_corrector", ()) or ())
+    integral, off = rule("half" if kind == "bh1" else "midpoint"), set(c.get("disable_corrector", ()) or ())
     table = config.rescaled(c, config.table(c), LAST)
 
     def solver(points: Points) -> Solver:
@@ -87,17 +87,17 @@ def unipc(c: Fields) -> Scheduler:
 
 def _unipc_lists(c: Fields, table: Discrete) -> Lists:
     """Return lists as by `tabled`, except for a flow's times and curves, and the ends of curves."""
-    c.only("use_dynamic_shifting", False)
-    high, low = c.take("sigma_max", None), c.take("sigma_min", None)
+    c.expect("use_dynamic_shifting", False)
+    high, low = c.get("sigma_max", None), c.get("sigma_min", None)
     flow, curve, shift, terminal = (
-        c.take("use_flow_sigmas", False),
+        c.get("use_flow_sigmas", False),
         config.curve(c),
         flow_shift(c),
-        c.take("shift_terminal", None),
+        c.get("shift_terminal", None),
     )
     if terminal is not None and not flow:
         raise ValueError("shift_terminal is of use_flow_sigmas")
-    plain, end = tabled(c, table, repeats=True), c.take("final_sigmas_type", "zero")
+    plain, end = tabled(c, table, repeats=True), c.get("final_sigmas_type", "zero")
     high, low = (ratio(table)[-1] if high is None else high), (ratio(table)[0] if low is None else low)
 
     def list_of(n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -123,11 +123,11 @@ def _unipc_lists(c: Fields, table: Discrete) -> Lists:
 
 def sa_solver(c: Fields) -> Scheduler:
     """SASolverScheduler."""
-    c.only("tau_func", None)
-    of_noise = c.only("algorithm_type", "data_prediction", "noise_prediction") == "noise_prediction"
+    c.expect("tau_func", None)
+    of_noise = c.expect("algorithm_type", "data_prediction", "noise_prediction") == "noise_prediction"
     order, corrector = order_of(c, "predictor_order", 2, 4), order_of(c, "corrector_order", 2, 4)
-    lower, table = c.take("lower_order_final", True), config.table(c)
-    lists, flow = tabled(c, table, ends=False, repeats=True), c.take("use_flow_sigmas", False)
+    lower, table = c.get("lower_order_final", True), config.table(c)
+    lists, flow = tabled(c, table, ends=False, repeats=True), c.get("use_flow_sigmas", False)
     integral = rule("exact" if of_noise else "half")
 
     def solver(points: Points) -> Solver:

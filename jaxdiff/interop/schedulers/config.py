@@ -82,12 +82,12 @@ def table(
     c: Fields, start: float = 0.0001, end: float = 0.02, schedule: str = "linear", more: tuple[str, ...] = ()
 ) -> Discrete:
     """Return the table of betas; `more` are schedules of this class in addition to the three of all classes."""
-    T, betas = c.take("num_train_timesteps", 1000), c.take("trained_betas", None)
-    start, end = c.take("beta_start", start), c.take("beta_end", end)
+    T, betas = c.get("num_train_timesteps", 1000), c.get("trained_betas", None)
+    start, end = c.get("beta_start", start), c.get("beta_end", end)
     if betas is not None:
-        c.skip("beta_schedule")
+        c.ignore("beta_schedule")
         return Discrete.from_betas(np.asarray(betas))
-    schedule = c.only("beta_schedule", schedule, "linear", "scaled_linear", "squaredcos_cap_v2", *more)
+    schedule = c.expect("beta_schedule", schedule, "linear", "scaled_linear", "squaredcos_cap_v2", *more)
     if schedule in ABAR:
         abar = np.array([ABAR[schedule](t) for t in np.arange(T + 1) / T])
         return Discrete.from_betas(np.minimum(1 - abar[1:] / abar[:-1], 0.999))
@@ -106,7 +106,7 @@ ABAR = {"laplace": _laplace, "exp": lambda t: exp(-12 * t)}
 
 def rescaled(c: Fields, table: Discrete, last: float = 0.0) -> Discrete:
     """Rescale to zero terminal SNR if configured; `last` replaces 0 as last abar where s must not be infinite."""
-    if not c.take("rescale_betas_zero_snr", False):
+    if not c.get("rescale_betas_zero_snr", False):
         return table
     table = table.zero_terminal_snr()
     alpha, sigma = (np.append(a[:-1], b**0.5) for a, b in ((table.alpha, last), (table.sigma, 1 - last)))
@@ -115,23 +115,25 @@ def rescaled(c: Fields, table: Discrete, last: float = 0.0) -> Discrete:
 
 def rescaled_within(c: Fields, table: Discrete, clip: Clip | None) -> Discrete:
     """Rescale to zero terminal SNR if configured; there, eps determines only the sign of x_0, enough for clipping."""
-    blind = clip is not None and c.take("prediction_type", "epsilon") == "epsilon"
+    blind = clip is not None and c.get("prediction_type", "epsilon") == "epsilon"
     return rescaled(c, table, LEAST if blind else 0.0)
 
 
 def spacing(c: Fields, default: str) -> tuple[str, int]:
     """Return the spacing of times, and the offset of leading ones."""
-    return c.only("timestep_spacing", default, "leading", "trailing", "linspace"), c.take("steps_offset", 0)
+    return c.expect("timestep_spacing", default, "leading", "trailing", "linspace"), c.get("steps_offset", 0)
 
 
 def prediction(c: Fields, *kinds: str) -> Prediction:
     """Return the prediction, one of `kinds` or else of the table; names that are not in the table mean x_0."""
-    return parameterize.zero_based(PREDICTIONS.get(c.only("prediction_type", *(kinds or PREDICTIONS)), parameterize.x0))
+    return parameterize.zero_based(
+        PREDICTIONS.get(c.expect("prediction_type", *(kinds or PREDICTIONS)), parameterize.x0)
+    )
 
 
 def curve(c: Fields) -> str | None:
     """Return the formula by which sigma / alpha decreases; None: it follows from the times."""
-    chosen = [name for name in ("karras", "exponential", "beta") if c.take(f"use_{name}_sigmas", False)]
+    chosen = [name for name in ("karras", "exponential", "beta") if c.get(f"use_{name}_sigmas", False)]
     if len(chosen) > 1:
         raise ValueError(f"sigmas are bent in one way: got use_{'_sigmas and use_'.join(chosen)}_sigmas")
     return chosen[0] if chosen else None
@@ -139,16 +141,16 @@ def curve(c: Fields) -> str | None:
 
 def thresholded(c: Fields) -> Clip | None:
     """Return dynamic thresholding, if configured."""
-    share, most = c.take("dynamic_thresholding_ratio", 0.995), c.take("sample_max_value", 1.0)
-    if not c.take("thresholding", False):
+    share, most = c.get("dynamic_thresholding_ratio", 0.995), c.get("sample_max_value", 1.0)
+    if not c.get("thresholding", False):
         return None
     return lambda denoise: guidance.dynamic_threshold(denoise, share, max_scale=most)
 
 
 def clipped(c: Fields, default: bool) -> Clip | None:
     """Return clipping of x_0, if configured."""
-    reach = c.take("clip_sample_range", 1.0)
-    return (lambda denoise: guidance.clip(denoise, -reach, reach)) if c.take("clip_sample", default) else None
+    reach = c.get("clip_sample_range", 1.0)
+    return (lambda denoise: guidance.clip(denoise, -reach, reach)) if c.get("clip_sample", default) else None
 
 
 def always(solver: Solver) -> Callable[[int], Solver]:

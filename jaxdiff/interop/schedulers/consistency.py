@@ -32,7 +32,7 @@ LAST_ANGLE = 1.57080  # the reference's, a little more than pi / 2
 
 def lcm(c: Fields) -> Scheduler:
     """LCMScheduler: x_0 by the consistency function of Luo et al. 2023 (arXiv:2310.04378, sec. 4.1)."""
-    clip, scaling = config.thresholded(c) or config.clipped(c, False), c.take("timestep_scaling", 10.0)
+    clip, scaling = config.thresholded(c) or config.clipped(c, False), c.get("timestep_scaling", 10.0)
     table, grid = _listed(c, clip, to_clean=True)
 
     def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
@@ -66,8 +66,8 @@ def tcd(c: Fields) -> Scheduler:
 
 def iterative(c: Fields) -> Scheduler:
     """CMStochasticIterativeScheduler: a consistency model on EDM's sigmas (Song et al. 2023, arXiv:2303.01469)."""
-    T, low, high = c.take("num_train_timesteps", 40), c.take("sigma_min", 0.002), c.take("sigma_max", 80.0)
-    data, scale, rho = c.take("sigma_data", 0.5), c.take("s_noise", 1.0), c.take("rho", 7.0)
+    T, low, high = c.get("num_train_timesteps", 40), c.get("sigma_min", 0.002), c.get("sigma_max", 80.0)
+    data, scale, rho = c.get("sigma_data", 0.5), c.get("s_noise", 1.0), c.get("rho", 7.0)
 
     def prediction(level: Level) -> Scalings:
         """Return the paper's eq. 5, except for sigma in the root of c_out."""
@@ -88,7 +88,7 @@ def iterative(c: Fields) -> Scheduler:
     def std(levels: Level) -> Array:
         return jnp.asarray(high, levels.sigma.dtype)
 
-    clip = guidance.clip if c.take("clip_denoised", True) else None
+    clip = guidance.clip if c.get("clip_denoised", True) else None
     solver = Solver(init_empty, step, order=None, stochastic=True, decreasing=False)
     return config.build(EDM(), prediction, grid, config.always(solver), std=std, clip=clip)
 
@@ -120,8 +120,8 @@ def scm(c: Fields) -> Scheduler:
     x is the pipeline's latents times sigma_data, and so is the initial noise, as in that pipeline; the network gets x
     and the angle t, and returns F with x_0 = cos(t) x - sin(t) F. Two steps meet at 1.3, others are of equal angles.
     """
-    T, data = c.take("num_train_timesteps", 1000), c.take("sigma_data", 0.5)
-    c.only("prediction_type", "trigflow")
+    T, data = c.get("num_train_timesteps", 1000), c.get("sigma_data", 0.5)
+    c.expect("prediction_type", "trigflow")
 
     def prediction(level: Level) -> Scalings:
         t = to_float(level.t)
@@ -142,7 +142,7 @@ def scm(c: Fields) -> Scheduler:
 def _listed(c: Fields, clip: Clip | None, *, to_clean: bool) -> tuple[Discrete, Callable[[int], Level]]:
     """Return the table, and a grid of N of the `original_inference_steps` times of the distillation."""
     table = config.rescaled_within(c, config.table(c, 0.00085, 0.012, "scaled_linear"), clip)
-    T, most = c.take("num_train_timesteps", 1000), c.take("original_inference_steps", 50)
+    T, most = c.get("num_train_timesteps", 1000), c.get("original_inference_steps", 50)
     check(most, T)
     learned = (T // most) * np.arange(most, 0, -1) - 1
 

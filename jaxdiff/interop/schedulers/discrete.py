@@ -26,7 +26,7 @@ def ddpm(c: Fields) -> Scheduler:
     """DDPMScheduler."""
     clip = config.thresholded(c) or config.clipped(c, True)
     table = config.rescaled_within(c, config.table(c, more=("sigmoid", "laplace")), clip)
-    variance = c.only("variance_type", "fixed_small", "fixed_small_log", "fixed_large", "learned", "learned_range")
+    variance = c.expect("variance_type", "fixed_small", "fixed_small_log", "fixed_large", "learned", "learned_range")
     list_of, end = _whole_times(c, table), end_of(table, True)
     grid = lambda n: of_table(table, list_of(n), end)  # noqa: E731
     return config.build(table, config.prediction(c), grid, config.always(_ddpm(variance)), clip=clip)
@@ -59,8 +59,8 @@ def ddim(c: Fields) -> Scheduler:
     """DDIMScheduler, whose steps go down by T // N from each time of its list, even if the next time differs."""
     clip = config.thresholded(c) or config.clipped(c, True)
     table = config.rescaled_within(c, config.table(c), clip)
-    T, list_of = c.take("num_train_timesteps", 1000), _whole_times(c, table)
-    end = end_of(table, c.take("set_alpha_to_one", True))
+    T, list_of = c.get("num_train_timesteps", 1000), _whole_times(c, table)
+    end = end_of(table, c.get("set_alpha_to_one", True))
     to = lookup(table, end)
 
     def grid(n: int) -> Level:
@@ -97,11 +97,11 @@ def ddim_inverse(c: Fields) -> Scheduler:
     output, and the solver converts it.
     """
     table, clip = config.rescaled(c, config.table(c)), config.clipped(c, True)
-    T, from_clean = c.take("num_train_timesteps", 1000), c.take("set_alpha_to_one", True)
-    from_clean = c.take("set_alpha_to_zero", from_clean)  # the name in older versions
-    c.only("timestep_spacing", "leading", "trailing")
+    T, from_clean = c.get("num_train_timesteps", 1000), c.get("set_alpha_to_one", True)
+    from_clean = c.get("set_alpha_to_zero", from_clean)  # the name in older versions
+    c.expect("timestep_spacing", "leading", "trailing")
     list_of = _whole_times(c, table)
-    kind = c.only("prediction_type", *config.PREDICTIONS)
+    kind = c.expect("prediction_type", *config.PREDICTIONS)
     begin = end_of(table, from_clean)
     at_time = lookup(table, begin)
 
@@ -146,7 +146,7 @@ def _x0_and_eps(kind: str, F: Array, x: Array, level: Level) -> tuple[Array, Arr
 def _whole_times(c: Fields, table: Discrete) -> Callable[[int], np.ndarray]:
     """Return the list of times, counted from 0. Rounding may append -1, for which the network gets the last time."""
     spacing, offset = config.spacing(c, "leading")
-    T = c.take("num_train_timesteps", 1000)
+    T = c.get("num_train_timesteps", 1000)
 
     def list_of(n: int) -> np.ndarray:
         check(n, T)

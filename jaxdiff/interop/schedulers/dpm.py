@@ -25,7 +25,7 @@ Made = Callable[[Points], Solver]
 def dpm_multistep(c: Fields) -> Scheduler:
     """DPMSolverMultistepScheduler."""
     algorithm, table = _algorithm(c, *ALGORITHMS), config.rescaled(c, config.table(c), LAST)
-    rounded = () if c.take("beta_schedule", "linear") == "squaredcos_cap_v2" else ("karras", "lu")
+    rounded = () if c.get("beta_schedule", "linear") == "squaredcos_cap_v2" else ("karras", "lu")
     solver = _multistep(c, algorithm, no_third=("sde-dpmsolver",))
     return build(c, table, tabled(c, table, rounded=rounded), solver, of_noise="++" not in algorithm)
 
@@ -41,7 +41,7 @@ def dpm_inverse(c: Fields) -> Scheduler:
 def edm_dpm(c: Fields) -> Scheduler:
     """EDMDPMSolverMultistepScheduler."""
     euler, sigmas, (low, high) = flow.edm_euler(c), *flow.edm_sigmas(c)
-    to_clean = c.take("final_sigmas_type", "zero") == "zero"
+    to_clean = c.get("final_sigmas_type", "zero") == "zero"
     solver = _multistep(c, _algorithm(c, "dpmsolver++", "sde-dpmsolver++"), no_third=("sde-dpmsolver++",))
 
     def points(n: int) -> Points:
@@ -60,8 +60,8 @@ def edm_dpm(c: Fields) -> Scheduler:
 
 
 def _algorithm(c: Fields, *known: str, clean: bool = True) -> str:
-    algorithm = c.only("algorithm_type", *known, "deis")  # the reference treats "deis" as the first
-    if "++" not in algorithm and clean and c.take("final_sigmas_type", "zero") == "zero":
+    algorithm = c.expect("algorithm_type", *known, "deis")  # the reference treats "deis" as the first
+    if "++" not in algorithm and clean and c.get("final_sigmas_type", "zero") == "zero":
         raise ValueError(
             f"{algorithm} integrates noise, of which clean data has none: final_sigmas_type must be sigma_min"
         )
@@ -69,13 +69,13 @@ def _algorithm(c: Fields, *known: str, clean: bool = True) -> str:
 
 
 def _line(c: Fields) -> str:
-    kind = c.only("solver_type", "midpoint", "heun", "logrho", "bh1", "bh2")  # the last three mean midpoint
+    kind = c.expect("solver_type", "midpoint", "heun", "logrho", "bh1", "bh2")  # the last three mean midpoint
     return "exact" if kind == "heun" else "midpoint"
 
 
 def order_of(c: Fields, name: str, default: int, most: int | None = None) -> int:
     """Return the config's order, an integer of at least 1."""
-    order = c.take(name, default)
+    order = c.get(name, default)
     if not isinstance(order, int) or order < 1 or (most and order > most):
         allowed = f"from 1 to {most}" if most else "of at least 1"
         raise ValueError(f"{name} must be a whole number {allowed}, got {order!r}")
@@ -100,8 +100,8 @@ def falling_order(order: int, k: int, points: Points, taken: int, *, lower: bool
 
 def _multistep(c: Fields, algorithm: str, no_third: tuple[str, ...], clean: bool = True) -> Made:
     order, line, eta = order_of(c, "solver_order", 2), _line(c), float("sde" in algorithm)
-    lower, of_noise = c.take("lower_order_final", True), "++" not in algorithm
-    euler = c.take("euler_at_final", False) or (clean and c.take("final_sigmas_type", "zero") == "zero")
+    lower, of_noise = c.get("lower_order_final", True), "++" not in algorithm
+    euler = c.get("euler_at_final", False) or (clean and c.get("final_sigmas_type", "zero") == "zero")
     # The reference has half the integral of u^2, or of its approximation with noise.
     integral = rule(line, lambda H, m: -(m[1] / H + 0.5) if eta and not of_noise else m[2] / 2)
 
@@ -127,8 +127,8 @@ def dpm_singlestep(c: Fields) -> Scheduler:
 def _singlestep(c: Fields, algorithm: str) -> Made:
     order, line, eta = order_of(c, "solver_order", 2, 3), _line(c), float("sde" in algorithm)
     lower, zero, of_noise = (
-        c.take("lower_order_final", False),
-        c.take("final_sigmas_type", "zero") == "zero",
+        c.get("lower_order_final", False),
+        c.get("final_sigmas_type", "zero") == "zero",
         "++" not in algorithm,
     )
     integral = rule(line, lambda H, m: -(2 * m[1] / H + 1) if eta else m[2])

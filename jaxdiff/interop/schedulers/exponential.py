@@ -39,12 +39,12 @@ def tabled(
         rises: whether lists go from the table's first level to its last.
         rounded: the curves whose times are rounded; others are rounded down.
     """
-    end = c.only("final_sigmas_type", "zero", "sigma_min") if ends else "sigma_min"
+    end = c.expect("final_sigmas_type", "zero", "sigma_min") if ends else "sigma_min"
     spacing, offset = config.spacing(c, "linspace") if spaced else ("linspace", 0)
-    flow, shift, curve = c.take("use_flow_sigmas", False), flow_shift(c), config.curve(c)
-    least, s_of = c.take("lambda_min_clipped", -np.inf), ratio(table)
+    flow, shift, curve = c.get("use_flow_sigmas", False), flow_shift(c), config.curve(c)
+    least, s_of = c.get("lambda_min_clipped", -np.inf), ratio(table)
     last = int(np.sum(-np.log(s_of) >= least))
-    if curve != "karras" and c.take("use_lu_lambdas", False):
+    if curve != "karras" and c.get("use_lu_lambdas", False):
         curve = "lu"
     first, final = (s_of[0], s_of[last - 1]) if rises else (s_of[-1], s_of[0])
 
@@ -71,8 +71,8 @@ def tabled(
 
 def flow_shift(c: Fields) -> float:
     """Return the shift of a flow's times."""
-    c.skip("use_dynamic_shifting", "time_shift_type")  # for a shift passed with the number of steps
-    return c.take("flow_shift", 1.0)
+    c.ignore("use_dynamic_shifting", "time_shift_type")  # for a shift passed with the number of steps
+    return c.get("flow_shift", 1.0)
 
 
 def points_of(table: Discrete, flow: bool, t: np.ndarray, s: np.ndarray) -> Points:
@@ -93,7 +93,7 @@ def points_of(table: Discrete, flow: bool, t: np.ndarray, s: np.ndarray) -> Poin
 def row_of(c: Fields, table: Discrete, flow: bool, of_noise: bool) -> Prediction:
     """Return the prediction. Off the path of its definition, it is as the schedulers interpret it: v with
     alpha = 1 - sigma, or a flow's velocity in x = alpha (x_0 + s eps)."""
-    predicted = c.only("prediction_type", *config.PREDICTIONS, "flow_prediction")
+    predicted = c.expect("prediction_type", *config.PREDICTIONS, "flow_prediction")
     if of_noise and predicted == "flow_prediction":
         raise ValueError("flow_prediction is a prediction of x_0, and this algorithm needs one of the noise")
     if not flow and predicted != "flow_prediction":
@@ -125,8 +125,8 @@ def build(
         of_noise: whether the solver combines predictions of eps, not of x_0.
         clip: replaces the config's thresholding; `identity` for none.
     """
-    c.only("variance_type", None, "learned", "learned_range")  # the network's variance is not used
-    flow = c.take("use_flow_sigmas", False)
+    c.expect("variance_type", None, "learned", "learned_range")  # the network's variance is not used
+    flow = c.get("use_flow_sigmas", False)
     points = lambda n: points_of(table, flow, *list_of(n))  # noqa: E731
     return config.build(
         Flow() if flow else table,

@@ -26,19 +26,19 @@ __all__ = ["edm_euler", "edm_sigmas", "flow_euler", "flow_heun", "flow_lcm", "fl
 
 def flow_euler(c: Fields, tokens: int | None, even: bool) -> Scheduler:
     """FlowMatchEulerDiscreteScheduler; see `scheduler` for the arguments."""
-    return _shifted_flow(c, tokens, even, renoising=c.take("stochastic_sampling", False))
+    return _shifted_flow(c, tokens, even, renoising=c.get("stochastic_sampling", False))
 
 
 def flow_lcm(c: Fields, tokens: int | None, even: bool) -> Scheduler:
     """FlowMatchLCMScheduler, at one resolution: a consistency model on a flow's times."""
-    c.only("scale_factors", None, [])
+    c.expect("scale_factors", None, [])
     return _shifted_flow(c, tokens, even, renoising=True)
 
 
 def _shifted_flow(c: Fields, tokens: int | None, even: bool, *, renoising: bool) -> Scheduler:
-    T, shift, dynamic = c.take("num_train_timesteps", 1000), c.take("shift", 1.0), c.take("use_dynamic_shifting", False)
-    curve, end = config.curve(c), c.take("shift_terminal", None)
-    low, high, inverted = c.take("sigma_min", None), c.take("sigma_max", None), c.take("invert_sigmas", False)
+    T, shift, dynamic = c.get("num_train_timesteps", 1000), c.get("shift", 1.0), c.get("use_dynamic_shifting", False)
+    curve, end = config.curve(c), c.get("shift_terminal", None)
+    low, high, inverted = c.get("sigma_min", None), c.get("sigma_max", None), c.get("invert_sigmas", False)
     # The list's last time is shifted twice, as in the reference.
     last = 1 / T if dynamic else shifted(1 / T, shift)
     shift = _dynamic(c, tokens) if dynamic else shift
@@ -56,8 +56,8 @@ def _shifted_flow(c: Fields, tokens: int | None, even: bool, *, renoising: bool)
 
 
 def _dynamic(c: Fields, tokens: int | None) -> float:
-    low, high = c.take("base_shift", 0.5), c.take("max_shift", 1.15)
-    few, many = c.take("base_image_seq_len", 256), c.take("max_image_seq_len", 4096)
+    low, high = c.get("base_shift", 0.5), c.get("max_shift", 1.15)
+    few, many = c.get("base_image_seq_len", 256), c.get("max_image_seq_len", 4096)
     if tokens is None:
         raise ValueError(f"{c.kind} with use_dynamic_shifting needs tokens, the number of an image's tokens")
     if few >= many:
@@ -65,7 +65,7 @@ def _dynamic(c: Fields, tokens: int | None) -> float:
     mu = low + (high - low) * (tokens - few) / (many - few)
     if not abs(mu) < 100:
         raise ValueError(f"{c.kind}: base_shift and max_shift make a shift of exp({mu:.3g}) for {tokens} tokens")
-    return exp(mu) if c.only("time_shift_type", "exponential", "linear") == "exponential" else mu
+    return exp(mu) if c.expect("time_shift_type", "exponential", "linear") == "exponential" else mu
 
 
 def _renoising(inverted: bool) -> Solver:
@@ -81,7 +81,7 @@ def _renoising(inverted: bool) -> Solver:
 
 def flow_heun(c: Fields) -> Scheduler:
     """FlowMatchHeunDiscreteScheduler."""
-    T, shift = c.take("num_train_timesteps", 1000), c.take("shift", 1.0)
+    T, shift = c.get("num_train_timesteps", 1000), c.get("shift", 1.0)
     return _flow(T, lambda n: shifted(np.linspace(1, shifted(1 / T, shift), n), shift), solvers.heun())
 
 
@@ -90,7 +90,7 @@ def flow_map(c: Fields) -> Scheduler:
 
     The time at the end, like that at the start times `num_train_timesteps`, is its cond["next_noise"].
     """
-    T, shift = c.take("num_train_timesteps", 1000), c.take("shift", 1.0)
+    T, shift = c.get("num_train_timesteps", 1000), c.get("shift", 1.0)
     return _flow(T, lambda n: shifted(np.linspace(1, 0, n + 1)[:-1], shift), solvers.flow_map())
 
 
@@ -120,10 +120,10 @@ def _negated(prediction: Prediction) -> Prediction:
 def edm_euler(c: Fields) -> Scheduler:
     """EDMEulerScheduler."""
     sigmas, (_, high) = edm_sigmas(c)
-    predicted = c.only("prediction_type", "epsilon", "v_prediction")
-    to_clean = c.only("final_sigmas_type", "zero", "sigma_min") == "zero"
-    c.skip("num_train_timesteps")
-    prediction = parameterize.edm(c.take("sigma_data", 0.5))
+    predicted = c.expect("prediction_type", "epsilon", "v_prediction")
+    to_clean = c.expect("final_sigmas_type", "zero", "sigma_min") == "zero"
+    c.ignore("num_train_timesteps")
+    prediction = parameterize.edm(c.get("sigma_data", 0.5))
 
     def grid(n: int) -> Level:
         check(n, None)
@@ -141,8 +141,8 @@ def edm_euler(c: Fields) -> Scheduler:
 
 def edm_sigmas(c: Fields) -> tuple[Callable[[int], np.ndarray], tuple[float, float]]:
     """Return a function from N to N decreasing values of sigma, and (the lowest, the highest)."""
-    low, high, rho = c.take("sigma_min", 0.002), c.take("sigma_max", 80.0), c.take("rho", 7.0)
-    exponential = c.only("sigma_schedule", "karras", "exponential") == "exponential"
+    low, high, rho = c.get("sigma_min", 0.002), c.get("sigma_max", 80.0), c.get("rho", 7.0)
+    exponential = c.expect("sigma_schedule", "karras", "exponential") == "exponential"
 
     def sigmas(n: int) -> np.ndarray:
         return np.exp(np.linspace(np.log(low), np.log(high), n))[::-1] if exponential else karras(n, high, low, rho)

@@ -27,15 +27,15 @@ TWO = ("epsilon", "v_prediction")
 
 def euler(c: Fields) -> Scheduler:
     """EulerDiscreteScheduler."""
-    kind = c.take("prediction_type", "epsilon")
+    kind = c.get("prediction_type", "epsilon")
     prediction = config.prediction(c, *config.PREDICTIONS, "original_sample")
-    to_clean = c.only("final_sigmas_type", "zero", "sigma_min") == "zero"
+    to_clean = c.expect("final_sigmas_type", "zero", "sigma_min") == "zero"
     table = config.rescaled(c, config.table(c), LAST)
-    straight = c.only("interpolation_type", "linear", "log_linear") == "log_linear"
+    straight = c.expect("interpolation_type", "linear", "log_linear") == "log_linear"
     curve = config.curve(c)
     last = 0.0 if to_clean else ratio(table)[0]
 
-    sigma_input = (c.only("timestep_type", "discrete", "continuous"), kind) == SIGMA_INPUT
+    sigma_input = (c.expect("timestep_type", "discrete", "continuous"), kind) == SIGMA_INPUT
 
     def list_of(n: int) -> tuple[np.ndarray, np.ndarray]:
         t, s = of_times(n)
@@ -119,7 +119,7 @@ def dpm_2_ancestral(c: Fields) -> Scheduler:
 
 def dpm_sde(c: Fields) -> Scheduler:
     """DPMSolverSDEScheduler. The seed of its noise is ignored: noise comes from the key of `sample`."""
-    c.skip("noise_sampler_seed")
+    c.ignore("noise_sampler_seed")
     return _two_stage(c, two_stage.sde, ends=False)
 
 
@@ -146,8 +146,8 @@ def _lists(
         ends: whether sigma_min and sigma_max, if given, are the ends of a curve.
         whole_range: whether the default ends are those of the table, not of the times.
     """
-    T, (spacing, offset) = c.take("num_train_timesteps", 1000), config.spacing(c, "linspace")
-    low, high = c.take("sigma_min", None), c.take("sigma_max", None)
+    T, (spacing, offset) = c.get("num_train_timesteps", 1000), config.spacing(c, "linspace")
+    low, high = c.get("sigma_min", None), c.get("sigma_max", None)
 
     def list_of(n: int) -> tuple[np.ndarray, np.ndarray]:
         check(n, None)

@@ -40,9 +40,9 @@ def pndm(c: Fields) -> Scheduler:
     calls' formulas are used at later times. The solver combines the network's outputs, in steps of T // N.
     """
     table, prediction = config.table(c), config.prediction(c, "epsilon", "v_prediction")
-    T, plms = c.take("num_train_timesteps", 1000), c.take("skip_prk_steps", False)
+    T, plms = c.get("num_train_timesteps", 1000), c.get("skip_prk_steps", False)
     spacing, offset = config.spacing(c, "leading")
-    end = end_of(table, c.take("set_alpha_to_one", False))
+    end = end_of(table, c.get("set_alpha_to_one", False))
 
     def list_of(n: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the times of all calls, and of the twelve calls of the Runge-Kutta steps."""
@@ -133,8 +133,8 @@ def _move(prediction: Prediction, F: Array, x: Array, cur: Level, nxt: Level) ->
 
 def ipndm(c: Fields) -> Scheduler:
     """IPNDMScheduler: eps of a network that predicts v, orders 1 to 4; from pure noise x_0 is taken to be 0."""
-    betas = c.take("trained_betas", None)
-    c.skip("num_train_timesteps")
+    betas = c.get("trained_betas", None)
+    c.ignore("num_train_timesteps")
 
     def grid(n: int) -> Level:
         check(n, None)
