@@ -111,7 +111,7 @@ class Upscaler:
             batch: samples at a time; None: as in a preview.
 
         Returns:
-            The samples, on the host.
+            the samples, on the host.
 
         Raises:
             ValueError: pictures of another shape, a level out of its bounds, or nothing is known of a condition that

@@ -30,7 +30,7 @@ def cast_once(f: Callable[[Any], Any], params: Any) -> Any:
         params: tree of arrays.
 
     Returns:
-        The tree, with these arrays in the dtype of their casts.
+        the tree, with these arrays in the dtype of their casts.
     """
     traced = jax.make_jaxpr(f)(params).jaxpr
     leaves, tree = jax.tree.flatten(params)

@@ -59,7 +59,7 @@ def of_run(
         mesh: where the frozen weights lie; None is the default device.
 
     Returns:
-        The model, with frozen {"unet"}, and its condition; at initialization the model is the run's.
+        the model, with frozen {"unet"}, and its condition; at initialization the model is the run's.
     """
     unet, frozen = base.model.network, {"unet": train.load_params(path, "ema", mesh=mesh)}
     make = _controlnet if kind == "controlnet" else _adapter

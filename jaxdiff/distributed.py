@@ -30,7 +30,7 @@ def join() -> bool:
     Kubernetes.
 
     Returns:
-        Whether there are other processes.
+        whether there are other processes.
 
     Raises:
         ValueError: the variables are incomplete or not numbers, or a Job's pods cannot find each other.

@@ -57,7 +57,7 @@ def draw(
         mesh: where the parameters lie; examples are split over it.
 
     Returns:
-        The samples, on the host.
+        the samples, on the host.
 
     Raises:
         ValueError: a number out of range.
@@ -79,7 +79,7 @@ def parsed(condition: Condition, words: Sequence[str]) -> Cond:
         words: of each example.
 
     Returns:
-        The condition, leaves [len(words), ...].
+        the condition, leaves [len(words), ...].
 
     Raises:
         UserError: words for which the condition's `parse` raises a ValueError.
@@ -113,7 +113,7 @@ def evaluate(
         mesh: where the parameters lie; samples are split over it.
 
     Returns:
-        The report.
+        the report.
 
     Raises:
         ValueError: the medium does not measure samples, or not those of this condition.

@@ -58,7 +58,7 @@ def export_sampler(
         platforms: names that `jax.export` knows.
 
     Returns:
-        The program: (seed int32, index int32 [B], the condition's entries [B, ...], guidance float32 where it is an
+        the program: (seed int32, index int32 [B], the condition's entries [B, ...], guidance float32 where it is an
         argument, weights) -> x [B, *shape], all by keyword. Its sample of number `index` is that of `jaxdiff sample`.
 
     Raises:

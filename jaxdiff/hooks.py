@@ -45,7 +45,7 @@ def change_sampling(
         steps: number of steps.
 
     Returns:
-        The experiment with another `sampling`.
+        the experiment with another `sampling`.
 
     Raises:
         ValueError: a text that names nothing, a number out of range, guidance of a model without a null condition.

@@ -21,7 +21,7 @@ def listed(names: Iterable[str], max_names: int = 20, between: str = ", ") -> st
         between: separator.
 
     Returns:
-        The text.
+        the text.
     """
     texts = [_plain(name) for name in names]
     if len(texts) <= max_names:

@@ -51,7 +51,7 @@ def of(
             model's frozen["text"]; with those of one to be trained the model's are {"network": ..., "text": ...}.
 
     Returns:
-        The model.
+        the model.
     """
     apply, joint = networks.as_apply(network), text is not None and text.init is not None
     frozen: dict[str, Any] = {} if autoencoder is None else {"vae": autoencoder.params}

@@ -62,7 +62,7 @@ def quantize(params: Any, weights: Weights = "int8") -> Any:
         weights: "int8" or "float8".
 
     Returns:
-        The tree, where kernels of 4,096 elements or more are `Quantized`.
+        the tree, where kernels of 4,096 elements or more are `Quantized`.
 
     Raises:
         ValueError: `weights` is neither.

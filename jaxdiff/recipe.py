@@ -84,7 +84,7 @@ def load(path: str | Path | Script) -> Callable[..., Experiment]:
         path: the file, the name of an experiment that comes with jaxdiff, or a `Script`.
 
     Returns:
-        The function; its arguments are the run's knobs, those of an `options.Run` among them by their own names.
+        the function; its arguments are the run's knobs, those of an `options.Run` among them by their own names.
         Called, it raises a ValueError where it does not know them, their types do not allow a value, or it returns
         something else than an Experiment.
 
@@ -153,7 +153,7 @@ def load_run(
         changes: knobs with other values than the run had, by name.
 
     Returns:
-        The experiment.
+        the experiment.
 
     Raises:
         ValueError: the folder holds no run, others than the user may have written its files, or its experiment does not
@@ -174,7 +174,7 @@ def flat(function: Callable[..., Any]) -> Callable[..., Any]:
         function: e.g. `experiment(run: Run = Run(steps=900, batch=32, lr=1e-3), width: int = 32)`.
 
     Returns:
-        The same function of `steps`, `batch`, ... and `width` by name, whose defaults are those of the dataclass
+        the same function of `steps`, `batch`, ... and `width` by name, whose defaults are those of the dataclass
         argument.
 
     Raises:

@@ -43,7 +43,7 @@ def blur(x: Array, sigma: Array, *, radius: int = 1) -> Array:
         radius: in pixels.
 
     Returns:
-        Like x.
+        like x.
 
     Raises:
         ValueError: x is no batch of pictures, or sigma is not one number for each.

@@ -61,7 +61,7 @@ def train(
         goodput: records where the time goes.
 
     Returns:
-        The last state; `state.step` is less than the experiment's steps where a signal has ended the training.
+        the last state; `state.step` is less than the experiment's steps where a signal has ended the training.
 
     Raises:
         ValueError: the folder holds another run; the data, the network or the mesh do not fit; as `train.fit` does.

@@ -148,7 +148,7 @@ def load_function(path: str | Path, name: str, purpose: str) -> Callable[..., An
         purpose: purpose of the function, for the message if it is missing.
 
     Returns:
-        The function.
+        the function.
 
     Raises:
         ValueError: the file does not exist, or has no such function.

@@ -60,7 +60,7 @@ def make_mesh(
         devices: the devices to use; None: all of them.
 
     Returns:
-        A mesh of shape [data, fsdp, tensor, sequence].
+        a mesh of shape [data, fsdp, tensor, sequence].
 
     Raises:
         ValueError: the product is not the number of devices.
@@ -236,7 +236,7 @@ def shard_params(tree: Any, mesh: Mesh) -> Any:
         mesh: from `make_mesh`.
 
     Returns:
-        A tree of `NamedSharding`, like `tree`.
+        a tree of `NamedSharding`, like `tree`.
 
     Raises:
         ValueError: "fsdp" divides no axis of an array of at least `MAX_REPLICATED_SIZE` elements.
@@ -258,7 +258,7 @@ def shard_batch(batch: Any, mesh: Mesh, axis: int = 0) -> Any:
         axis: axis of the examples; 1 for a stack of batches.
 
     Returns:
-        The tree of global arrays [B, ...]; the copies run asynchronously.
+        the tree of global arrays [B, ...]; the copies run asynchronously.
 
     Raises:
         ValueError: B_host is not a multiple of the number of parts on this process's devices.

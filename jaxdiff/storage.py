@@ -27,7 +27,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         path: the file; its folders are created if missing.
 
     Yields:
-        A path in the same folder, with the same suffix.
+        a path in the same folder, with the same suffix.
     """
     path = Path(path)
     make_folder(path.parent)

@@ -114,7 +114,7 @@ def load(path: str | Path, *, length: int, mesh: Mesh | None = None) -> TextEnco
         mesh: where the parameters lie; None is the default device.
 
     Returns:
-        The encoder. Its vector is CLIP's pooled one; else the normalized mean of the tokens, times the square root of
+        the encoder. Its vector is CLIP's pooled one; else the normalized mean of the tokens, times the square root of
         its length.
 
     Raises:
@@ -152,7 +152,7 @@ def condition_of(encoder: TextEncoder, captions: Sequence[str] = (), held_out: S
         held_out: more captions for previews, which are not trained with.
 
     Returns:
-        The condition. A word of the command line that the encoder does not know is replaced by the nearest known one
+        the condition. A word of the command line that the encoder does not know is replaced by the nearest known one
         where MiniLM is installed, which is told on standard error.
     """
     words = encoder.vocabulary

@@ -33,7 +33,7 @@ def of(run: Run, source: Any, condition: Condition, *, loss: Loss, optimizer: An
             -> the condition's entries, see `data.batches`.
 
     Returns:
-        The training.
+        the training.
     """
     flip, encode = more.pop("flip", False), more.pop("encode", None)
     spec = getattr(source, "example", None)

@@ -17,7 +17,7 @@ def keys(path: Sequence[Any]) -> tuple[str, ...]:
         path: entries, e.g. of `jax.tree_util.tree_map_with_path`.
 
     Returns:
-        A string for each entry.
+        a string for each entry.
     """
     return tuple(jax.tree_util.keystr((entry,), simple=True) for entry in path)
 

@@ -1,6 +1,7 @@
 """The house: who may import whom, what is imported where, and what `import jaxdiff` costs."""
 
 import ast
+import re
 import subprocess
 import sys
 from functools import cache
@@ -192,6 +193,35 @@ def test_public_functions_of_the_maths_have_docstrings():
         if _room(path) in MATHS:
             assert ast.get_docstring(_parsed(path)), path
             assert _undocumented(path) == [], path
+
+
+# A heading without a blank line before it, and a capital under "Returns:" that is no symbol or class.
+FAULT = re.compile(
+    r"\S\n *(?:Args|Attributes|Returns|Yields|Raises):\n|(?:Returns|Yields):\n +(?:A |(?!None\b)[A-Z][a-z]+\b(?!\())"
+)
+
+
+def _misformed(tree):
+    """Names of what has a docstring of another form."""
+    kinds = ast.FunctionDef | ast.ClassDef | ast.Module
+    nodes = [node for node in ast.walk(tree) if isinstance(node, kinds)]
+    return [getattr(node, "name", "") for node in nodes if FAULT.search(ast.get_docstring(node) or "")]
+
+
+def test_the_form_of_docstrings_is_seen():
+    form = 'def f():\n    """Sum.\n{}\n    Returns:\n        {}\n    """\n'
+    misformed = lambda before, text: _misformed(ast.parse(form.format(before, text)))  # noqa: E731
+    for text in ("the sum.", "an array.", "None where there is none.", "B sums.", "Sum(value, count)."):
+        assert misformed("", text) == misformed("\n    More.\n", text) == []
+    for text in ("The sum.", "An array.", "A sum."):
+        assert misformed("", text) == ["f"]
+    assert misformed("    More.", "the sum.") == ["f"]
+
+
+def test_docstrings_have_one_form():
+    """What is returned begins in lower case; a blank line is before each heading."""
+    found = {path.relative_to(ROOT).as_posix(): _misformed(_parsed(path)) for path in FILES}
+    assert {name: faults for name, faults in found.items() if faults} == {}
 
 
 def test_import_is_cheap():

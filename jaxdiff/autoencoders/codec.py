@@ -59,7 +59,7 @@ def decode_singly(decode: Callable[[Array], Array], latents: Array) -> Array:
         latents: [B, ...].
 
     Returns:
-        Images [B, ...], float32 at least.
+        images [B, ...], float32 at least.
     """
     images = jax.lax.map(lambda z: decode(z[None])[0], latents)
     return images.astype(at_least_float32(images.dtype))
@@ -73,7 +73,7 @@ def init(module: nn.Module, key: Array) -> dict:
         key: a random key.
 
     Returns:
-        A nested dict of float32 arrays.
+        a nested dict of float32 arrays.
     """
     # The network is only traced; compilation removes all but the parameters.
     image = jnp.zeros((1, module.factor, module.factor, module.in_channels), jnp.float32)

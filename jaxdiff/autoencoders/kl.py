@@ -94,7 +94,7 @@ def kl_codec(
         shift: see `Codec`.
 
     Returns:
-        The functions.
+        the functions.
     """
 
     def encode(params, images):
@@ -117,7 +117,7 @@ def kl_loss(mean: Array, std: Array) -> Array:
         std: [B, ...], positive.
 
     Returns:
-        A scalar, >= 0.
+        a scalar, >= 0.
     """
     each = 0.5 * (jnp.square(mean) + jnp.square(std) - 1) - jnp.log(std)
     return each.sum(tuple(range(1, mean.ndim))).mean()

@@ -26,7 +26,7 @@ def tiled(codec: Codec, *, tile: int = 64, overlap: int = 16) -> Codec:
         overlap: overlap of neighbouring tiles, in latents, 0..tile / 2.
 
     Returns:
-        The autoencoder in tiles.
+        the autoencoder in tiles.
 
     Raises:
         ValueError: the overlap is out of range.
@@ -61,7 +61,7 @@ def in_tiles(run: Callable[[Array], Any], x: Array, *, tile: int, overlap: int) 
         overlap: overlap of neighbouring tiles, in positions of x, 0..tile / 2; an integer after multiplication by r.
 
     Returns:
-        Like run(x).
+        like run(x).
 
     Raises:
         ValueError: the overlap is out of range, or a tile does not begin at an integer position of the result.

@@ -58,7 +58,7 @@ def quantize(codebook: Array, z: Array) -> Quantized:
         z: [..., D].
 
     Returns:
-        The codes.
+        the codes.
     """
     indices = nearest(codebook, z)
     codes = codebook.astype(z.dtype)[indices]
@@ -75,7 +75,7 @@ def codebook_loss(z: Array, codes: Array) -> Array:
         codes: [..., D], their `Quantized.codes`.
 
     Returns:
-        A scalar.
+        a scalar.
     """
     return jnp.square(stop_gradient(z) - codes).mean()
 
@@ -88,7 +88,7 @@ def commitment_loss(z: Array, codes: Array) -> Array:
         codes: [..., D], their `Quantized.codes`.
 
     Returns:
-        A scalar.
+        a scalar.
     """
     return jnp.square(z - stop_gradient(codes)).mean()
 
@@ -222,7 +222,7 @@ def vq_codec(module: VQAutoencoder, *, scale: float = 1.0) -> VQCodec:
         scale: see `VQCodec`.
 
     Returns:
-        The functions.
+        the functions.
     """
 
     def method(name):

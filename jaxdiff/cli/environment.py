@@ -78,7 +78,7 @@ def keep_pages(environ: Mapping[str, str]) -> bool:
         environ: the environment's variables.
 
     Returns:
-        Whether anything was set.
+        whether anything was set.
     """
     chosen = environ.get("GLIBC_TUNABLES", "")
     names = ("mmap_threshold", "trim_threshold")

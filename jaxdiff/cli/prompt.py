@@ -75,8 +75,10 @@ def draw_prompts(
         controls: what steers, as for `text_to_image.load`.
         hints: of each control what all pictures follow, and a scale, of which 0 is off.
         weights: "int8" or "float8": kernels in 8 bits, as for `text_to_image.load`; None: as in the files.
+
     Returns:
-        The pictures, float32 [num, height, width, 3] in [-1, 1], and their prompts.
+        the pictures, float32 [num, height, width, 3] in [-1, 1], and their prompts.
+
     Raises:
         ValueError: a number out of range, a negative prompt without use for it, or what the directory lacks.
     """

@@ -40,7 +40,7 @@ def status(run: Path) -> dict[str, Any]:
         run: the run's folder.
 
     Returns:
-        Names and numbers: "step", "steps" (of the whole run), "skipped" (updates not made), "loss" (the last one),
+        names and numbers: "step", "steps" (of the whole run), "skipped" (updates not made), "loss" (the last one),
         "mean_loss", "images_per_s" (of the last 100 steps), "steps_per_s", "seconds_left", "seconds_silent" (since the
         last line was written), "damaged_lines", "checkpoints" (their steps), "checkpoint_seconds" (age of the newest),
         "quarantined" (checkpoints set aside as damaged), "starts" (processes that trained), "goodput", "lost_steps",

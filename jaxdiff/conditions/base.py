@@ -105,7 +105,7 @@ class Condition:
             cond: leaves [B, ...].
 
         Returns:
-            The condition, leaves [B, ...].
+            the condition, leaves [B, ...].
 
         Raises:
             ValueError: there is no null condition.

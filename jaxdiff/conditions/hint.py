@@ -29,7 +29,7 @@ def hint(condition: Condition, pictures: np.ndarray, numbers: Sequence[int] | np
         numbers: int [N], the choice that each belongs to; None: picture i to choice i, or all to none.
 
     Returns:
-        The condition. Choices without pictures have no turn, and words for them are refused.
+        the condition. Choices without pictures have no turn, and words for them are refused.
 
     Raises:
         ValueError: other pictures, or numbers that are not one choice for each.
@@ -79,7 +79,7 @@ def noised(
         max_level: the largest; the network is trained for levels from 0 to it.
 
     Returns:
-        The condition.
+        the condition.
 
     Raises:
         ValueError: there is no hint, or the levels are not 0 <= level <= max_level <= 1.

@@ -23,7 +23,7 @@ def label(num_classes: int, names: Sequence[str] = (), *, null: int | None = -1)
         null: the label that stands for no class; -1 is `num_classes`, None that there is none.
 
     Returns:
-        The condition.
+        the condition.
 
     Raises:
         ValueError: there are no classes.

@@ -23,7 +23,7 @@ def picture(shape: tuple[int, ...], read: Callable[[np.ndarray], np.ndarray]) ->
         read: numbers int [B], each at least 0 -> pictures [B, *shape]; called when they are needed.
 
     Returns:
-        The condition, without a null; its words are a picture's number.
+        the condition, without a null; its words are a picture's number.
     """
 
     def choose(index: np.ndarray) -> Cond:

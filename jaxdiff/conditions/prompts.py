@@ -35,7 +35,7 @@ def prompts(
         vocabulary: the words that `tokenize` knows, if these are a closed set.
 
     Returns:
-        The condition; its null condition is the empty text. Without captions its choices are unconditional.
+        the condition; its null condition is the empty text. Without captions its choices are unconditional.
     """
     empty = {name: np.asarray(a) for name, a in tokenize([""]).items()}
     names = (*captions, *held_out)

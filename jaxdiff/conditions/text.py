@@ -19,7 +19,7 @@ def text(table: Mapping[str, np.ndarray]) -> Condition:
         table: name -> array [P + 1, ...]: one row per prompt; the last row is the null prompt of condition dropout.
 
     Returns:
-        The condition, whose entries are the table's. Without prompts its examples are unconditional.
+        the condition, whose entries are the table's. Without prompts its examples are unconditional.
 
     Raises:
         ValueError: arrays of different lengths, or none.

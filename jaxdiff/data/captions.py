@@ -19,7 +19,7 @@ def check_captions(captions: Sequence[Sequence[str]], names: Sequence[str]) -> l
         names: of the images, for the message.
 
     Returns:
-        The captions of each image, at least one.
+        the captions of each image, at least one.
 
     Raises:
         ValueError: an image has no caption, or there are more or fewer captions than images.
@@ -47,7 +47,7 @@ def of_files(folder: Path, files: Sequence[str], key: str = "text") -> list[tupl
         key: of captions in metadata.jsonl.
 
     Returns:
-        The captions of each image, at least one.
+        the captions of each image, at least one.
 
     Raises:
         ValueError: an image has no caption, or a file cannot be read.

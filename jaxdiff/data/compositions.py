@@ -141,7 +141,7 @@ def plain(core: bool = False) -> tuple[tuple[int, tuple[str, ...]], ...]:
         core: faces, animals, food, hearts and shapes alone.
 
     Returns:
-        Pairs of an index of `load_twemoji` and of captions, at least one.
+        pairs of an index of `load_twemoji` and of captions, at least one.
     """
     drawn, table = load_twemoji(), objects()
     held_out = {f"{COLOURS[_held(i, len(COLOURS))]} {table.names[i]}" for i in table.coloured.tolist()}
@@ -164,7 +164,7 @@ def draw(seed: int, start: int = 0, count: int = 1, *, held_out: bool = False, c
         core: of animals, food, hearts and shapes alone, and without persons.
 
     Returns:
-        The compositions, int64 [count].
+        the compositions, int64 [count].
     """
     return _draw(_lanes(seed, start, count), held_out, core)
 

@@ -104,7 +104,7 @@ def fashion_mnist(folder: Path) -> dict[str, np.ndarray]:
         folder: folder of the four published .gz files.
 
     Returns:
-        The arrays of fashion_mnist.npz.
+        the arrays of fashion_mnist.npz.
     """
     arrays = {}
     for split, stem, per_class in (("train", "train", TRAIN_PER_CLASS), ("test", "t10k", TEST_PER_CLASS)):
@@ -122,7 +122,7 @@ def twemoji(folder: Path) -> dict[str, np.ndarray]:
         folder: the unpacked npm package.
 
     Returns:
-        The arrays of twemoji.npz, see `data.twemoji.load_twemoji`.
+        the arrays of twemoji.npz, see `data.twemoji.load_twemoji`.
     """
     entries = [entry for entry in json.loads((folder / "emoji.json").read_text()) if is_kept(entry)]
     entries.sort(key=lambda entry: entry["sort_order"])
@@ -181,7 +181,7 @@ def merge(pictures: list[Picture]) -> tuple[list[Picture], list[tuple[str, ...]]
         pictures: with tone 0 first.
 
     Returns:
-        The kept pictures; their captions, each of which is a caption of one picture; and the index of the kept picture
+        the kept pictures; their captions, each of which is a caption of one picture; and the index of the kept picture
         with tone 0 of each.
     """
     rgba = np.stack([picture.rgba for picture in pictures])

@@ -116,7 +116,7 @@ def find_split(path: str, split: str) -> Path:
         split: name of the split; a folder without splits is "train".
 
     Returns:
-        The folder of the split's classes or images.
+        the folder of the split's classes or images.
 
     Raises:
         ValueError: the folder or the split does not exist.

@@ -37,7 +37,7 @@ def judge(x: np.ndarray, c: Composition) -> dict[str, np.ndarray]:
         c: what their captions say, B compositions.
 
     Returns:
-        For each of `ATTRIBUTES`, float [B]: 1 where it is right, 0 where it is wrong, NaN where the caption doesn't
+        for each of `ATTRIBUTES`, float [B]: 1 where it is right, 0 where it is wrong, NaN where the caption doesn't
         name it. "order" is whether "A and B" is nearer than "B and A".
     """
     out = {name: np.full(len(x), np.nan) for name in ATTRIBUTES}

@@ -46,7 +46,7 @@ def read_npz(path: str | Path) -> dict[str, np.ndarray]:
         path: the file.
 
     Returns:
-        The arrays by name.
+        the arrays by name.
 
     Raises:
         ValueError: the file does not exist, has another format, or contains objects, or far more data than its size
@@ -67,7 +67,7 @@ def read_npy(path: str | Path) -> np.ndarray:
         path: the file.
 
     Returns:
-        The array.
+        the array.
 
     Raises:
         ValueError: the file does not exist, has another format, or contains objects, or another number of bytes than
@@ -89,7 +89,7 @@ def map_npz(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Array]]:
         path: an .npz file as numpy.savez writes it, without compression.
 
     Returns:
-        The arrays by name, read-only, and the inputs of `check_npz` by name.
+        the arrays by name, read-only, and the inputs of `check_npz` by name.
 
     Raises:
         ValueError: the file does not exist, is damaged or compressed, or has another format.

@@ -155,7 +155,7 @@ def hsv(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         rgb: [..., 3], in [0, 1].
 
     Returns:
-        Three arrays [...].
+        three arrays [...].
     """
     high, low = rgb.max(-1), rgb.min(-1)
     chroma = high - low

@@ -58,7 +58,7 @@ def batches(
         prefetch: number of batches prepared in advance (per worker); 0 reads on demand.
 
     Returns:
-        An iterator with a `close()` method of {"x": float32[R, H, W, C] in [-1, 1], "label": int32[R]}, and "hint":
+        an iterator with a `close()` method of {"x": float32[R, H, W, C] in [-1, 1], "label": int32[R]}, and "hint":
         float32[R, H', W', C'] in [0, 1], mirrored with its image; R is the number of rows.
 
     Raises:

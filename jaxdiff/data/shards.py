@@ -117,7 +117,7 @@ def load_embeddings(path: str | Path) -> dict[str, np.ndarray]:
         path: the file.
 
     Returns:
-        The arrays by name.
+        the arrays by name.
 
     Raises:
         ValueError: the file does not exist, is damaged, or its arrays differ in their numbers of rows.

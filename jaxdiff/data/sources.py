@@ -140,7 +140,7 @@ def open_dataset(
             named "captions", "caption" or "text". A string is another name for "text" or the feature.
 
     Returns:
-        A random-access source. A "tfds:" set that is not prepared has a shape and classes; its length and its images
+        a random-access source. A "tfds:" set that is not prepared has a shape and classes; its length and its images
         raise a ValueError with instructions to prepare the set.
 
     Raises:

@@ -62,7 +62,7 @@ def flip_some(x: np.ndarray, flipped: np.ndarray) -> np.ndarray:
         flipped: bool[B].
 
     Returns:
-        Like x.
+        like x.
     """
     return np.where(flipped[:, None, None, None], x[:, :, ::-1], x)
 

@@ -59,7 +59,7 @@ def load_twemoji(tones: bool = False) -> Twemoji:
         tones: add the pictures with skin tones, after the others.
 
     Returns:
-        The pictures; the arrays are shared by all calls, and read-only.
+        the pictures; the arrays are shared by all calls, and read-only.
     """
     path = resources.files("jaxdiff.data").joinpath("twemoji.npz")
     with path.open("rb") as file, np.load(file) as arrays:

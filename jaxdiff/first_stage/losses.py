@@ -89,7 +89,7 @@ def adaptive_weight(of_likelihood: Array, of_critic: Array) -> Array:
         of_critic: gradient of the critic's term by the same kernel.
 
     Returns:
-        A scalar, without a gradient.
+        a scalar, without a gradient.
     """
     norm = lambda g: jnp.sqrt(jnp.sum(jnp.square(g)))  # noqa: E731
     return stop_gradient(jnp.clip(norm(of_likelihood) / (norm(of_critic) + 1e-4), 0.0, 1e4))

@@ -50,7 +50,7 @@ def make_experiment(
         ema: decay of the average.
 
     Returns:
-        The experiment. Its examples are reconstructions, of the posterior's means or the nearest codes.
+        the experiment. Its examples are reconstructions, of the posterior's means or the nearest codes.
     """
     critic = None
     if objective.critic_weight:

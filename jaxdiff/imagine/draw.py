@@ -46,7 +46,7 @@ def draw(
         known: x0 of pictures that others are made of, by their numbers, which are then not drawn for that.
 
     Returns:
-        The pictures by their numbers. A picture is the same, bit for bit, whichever are drawn with it and whether
+        the pictures by their numbers. A picture is the same, bit for bit, whichever are drawn with it and whether
         `known` is given, on the same device and version of JAX.
 
     Raises:
@@ -76,7 +76,7 @@ def sign(history: History, drawn: Mapping[int, Drawn]) -> History:
         drawn: some of them, as they were drawn first.
 
     Returns:
-        The history, in which these have their `x0`.
+        the history, in which these have their `x0`.
     """
     pictures = list(history.pictures)
     for n, each in drawn.items():

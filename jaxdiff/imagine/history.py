@@ -103,7 +103,7 @@ def begin(
         hints: what they follow, one for each of the history's controls; see `make_hint`.
 
     Returns:
-        The longer history.
+        the longer history.
 
     Raises:
         ValueError: no prompt, a number out of range, or another number of hints.
@@ -135,7 +135,7 @@ def vary(
         hints: what they follow, one for each of the history's controls; None: what the picture follows.
 
     Returns:
-        The longer history.
+        the longer history.
 
     Raises:
         ValueError: no such picture, a number out of range, or another number of hints.
@@ -164,7 +164,7 @@ def remix(
         strength, num, seed, guidance, hints: as for `vary`.
 
     Returns:
-        The longer history.
+        the longer history.
 
     Raises:
         ValueError: no such picture, no prompt, a number out of range, or another number of hints.
@@ -192,7 +192,7 @@ def upscale(
         strength, seed, guidance, hints: as for `vary`.
 
     Returns:
-        The longer history.
+        the longer history.
 
     Raises:
         ValueError: no such picture, a number out of range, another number of hints, or a picture that would be too

@@ -54,7 +54,7 @@ def load(
             device.
 
     Returns:
-        The model.
+        the model.
 
     Raises:
         ValueError: the class is unknown, a field of the config is not supported, several files or parts match, or the

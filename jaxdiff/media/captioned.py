@@ -40,7 +40,7 @@ def captioned(
         preview: images in a preview.
 
     Returns:
-        The medium. Its grids have the captions under the images.
+        the medium. Its grids have the captions under the images.
     """
     captions = getattr(pictures, "captions", None) or ()
     if not captions:

@@ -31,7 +31,7 @@ def save_captioned(
         framed: which of them have a frame, bool [N]; None: none.
 
     Returns:
-        The path written.
+        the path written.
 
     Raises:
         ValueError: another shape, or values that are not finite.

@@ -81,7 +81,7 @@ def fit_classifier(
         progress: show a bar with the loss.
 
     Returns:
-        The FittedClassifier.
+        the FittedClassifier.
 
     Raises:
         ValueError: images or labels that do not fit each other or these ranges, or a training that diverged.
@@ -112,7 +112,7 @@ def save_classifier(path, classifier: FittedClassifier) -> Path:
         classifier: what to write.
 
     Returns:
-        The path written.
+        the path written.
 
     Raises:
         ValueError: another ending.
@@ -127,7 +127,7 @@ def load_classifier(path) -> FittedClassifier:
         path: the file.
 
     Returns:
-        The FittedClassifier.
+        the FittedClassifier.
 
     Raises:
         ValueError: the file is not a classifier of this version's shapes.

@@ -41,7 +41,7 @@ def compositions(*, core: bool = False, preview: int = 20) -> Medium:
         preview: images in a preview.
 
     Returns:
-        The medium.
+        the medium.
     """
 
     def evaluator(run: Path, condition: Condition) -> Evaluator:

@@ -20,7 +20,7 @@ def embeddings(shape: tuple[int, ...], measure: Evaluator, *, preview: int = 100
         preview: examples in a preview.
 
     Returns:
-        The medium. Its file has the captions under the name "prompt".
+        the medium. Its file has the captions under the name "prompt".
     """
 
     def save(out: Path, samples: Samples) -> None:

@@ -45,7 +45,7 @@ def save_png(path, images, columns: int) -> Path:
         columns: as for `grid`.
 
     Returns:
-        The path written.
+        the path written.
 
     Raises:
         ValueError: as `grid`.
@@ -61,7 +61,7 @@ def save_pngs(folder, images) -> list[Path]:
         images: as for `grid`.
 
     Returns:
-        The paths written, in the pictures' order.
+        the paths written, in the pictures' order.
 
     Raises:
         ValueError: another shape, or values that are not finite; nothing is written then.
@@ -77,7 +77,7 @@ def save_npz(path, **arrays) -> Path:
         **arrays: what to write, numbers or texts, e.g. x=images, label=labels.
 
     Returns:
-        The path written.
+        the path written.
 
     Raises:
         ValueError: another ending, no arrays, or values that are not finite.

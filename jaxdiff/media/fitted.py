@@ -40,7 +40,7 @@ def fit(
         progress: show a bar with the loss.
 
     Returns:
-        The averaged parameters, on the host.
+        the averaged parameters, on the host.
 
     Raises:
         ValueError: the training diverged.
@@ -74,7 +74,7 @@ def save(path: str | Path, params: Any, **more: np.ndarray) -> Path:
         **more: what else `load` needs.
 
     Returns:
-        The path written.
+        the path written.
 
     Raises:
         ValueError: another ending.

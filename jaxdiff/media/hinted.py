@@ -24,7 +24,7 @@ def hinted(medium: Medium) -> Medium:
         medium: images in [-1, 1].
 
     Returns:
-        The medium; its report has "edge_f1" and, of other pictures' edges of the same class, "edge_f1_other".
+        the medium; its report has "edge_f1" and, of other pictures' edges of the same class, "edge_f1_other".
     """
 
     def evaluator(run: Path, condition: Condition) -> Evaluator:

@@ -37,7 +37,7 @@ def images(
         captions: write under each image of a grid what was asked for, and frame what training never shows.
 
     Returns:
-        The medium.
+        the medium.
 
     Raises:
         ValueError: a shape that is not that of images.

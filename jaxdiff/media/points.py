@@ -24,7 +24,7 @@ def points(*, preview: int = 2000, paths: int = 60) -> Medium:
         paths: how many of them show their path.
 
     Returns:
-        The medium. Its picture shows samples in blue, some of their paths in grey, and where these begin in orange.
+        the medium. Its picture shows samples in blue, some of their paths in grey, and where these begin in orange.
     """
 
     def save(out: Path, samples: Samples) -> None:

@@ -32,7 +32,7 @@ def reconstructions(
         preview: pairs in a preview; the last has twice as many.
 
     Returns:
-        The medium. Its pictures are pairs, the original on the left.
+        the medium. Its pictures are pairs, the original on the left.
 
     Raises:
         ValueError: a shape that is not that of images.

@@ -41,7 +41,7 @@ class Retriever(NamedTuple):
             x: float [N, H, W, C] in [-1, 1], N >= 1.
 
         Returns:
-            Unit vectors, float32 [N, D].
+            unit vectors, float32 [N, D].
 
         Raises:
             ValueError: pictures of another shape, or with values that are not finite.
@@ -58,7 +58,7 @@ class Retriever(NamedTuple):
             captions: N texts, N >= 1.
 
         Returns:
-            Unit vectors, float32 [N, D].
+            unit vectors, float32 [N, D].
 
         Raises:
             ValueError: a word is unknown, or a text is too long.
@@ -77,7 +77,7 @@ def fit_retriever(*, core: bool = False, steps: int = 500, batch_size: int = 128
         progress: show a bar with the loss.
 
     Returns:
-        The model.
+        the model.
     """
     source = data.Compositions(seed=SEED, core=core)
     vocabulary = Vocabulary.of(data.captions_of(source), length=LENGTH)
@@ -99,7 +99,7 @@ def save_retriever(path: str | Path, retriever: Retriever) -> Path:
         retriever: what to write.
 
     Returns:
-        The path written.
+        the path written.
     """
     model = retriever.model
     return fitted.save(path, retriever.params, shape=np.array(model.shape), words=np.array(model.vocabulary.words))

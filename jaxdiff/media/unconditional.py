@@ -25,7 +25,7 @@ def unconditional(shape: tuple[int, ...], held_out: Callable[[int], np.ndarray])
         held_out: number -> as many images, [N, *shape] in [-1, 1].
 
     Returns:
-        The medium of `images`. It measures sliced Wasserstein distances (Rabin et al. 2011) of pixels, and of
+        the medium of `images`. It measures sliced Wasserstein distances (Rabin et al. 2011) of pixels, and of
         differences of neighbours, in which blur and noise show; next to those of held-out images.
 
     Raises:

@@ -23,7 +23,7 @@ def frechet(a, b) -> float:
         b: features [M, D], or the `Statistics` of a stream.
 
     Returns:
-        The distance, in squared units of the features, >= 0.
+        the distance, in squared units of the features, >= 0.
 
     Raises:
         ValueError: widths differ, there are fewer than two examples, or features are not finite.
@@ -118,7 +118,7 @@ def sliced_wasserstein(a, b, *, directions: int = 128, seed: int = 0) -> float:
         seed: seed of the directions.
 
     Returns:
-        The distance, in units of the features; that of a shift by d is about |d| / sqrt(D).
+        the distance, in units of the features; that of a shift by d is about |d| / sqrt(D).
 
     Raises:
         ValueError: shapes differ, there is no direction, or features are not finite.

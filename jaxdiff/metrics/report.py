@@ -53,7 +53,7 @@ def evaluate(
         seed: seed of all random choices.
 
     Returns:
-        A dict for JSON: "count", and "samples" and "real", each with "accuracy", "accuracy_by_class"
+        a dict for JSON: "count", and "samples" and "real", each with "accuracy", "accuracy_by_class"
         (None for a class without examples; the real one is the test set's), and "kernel_distance",
         "kernel_distance_error", "precision" and "recall" against test images of the samples' classes.
 
@@ -99,7 +99,7 @@ def format_report(report: dict[str, Any], class_names: Sequence[str] = ()) -> st
         class_names: one for each class; empty: classes are numbered.
 
     Returns:
-        Lines of text.
+        lines of text.
 
     Raises:
         ValueError: the number of names is not the number of classes.

@@ -25,7 +25,7 @@ def recall_at_1(queries, candidates, names: Sequence[str] | None = None, *, of: 
         of: candidates in a block; chance is 1 / `of`.
 
     Returns:
-        A number in [0, 1].
+        a number in [0, 1].
 
     Raises:
         ValueError: arrays that are not [N, D] and of one shape, other than N names, or fewer pairs than a block.

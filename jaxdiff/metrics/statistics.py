@@ -51,7 +51,7 @@ class Statistics(NamedTuple):
             features: numeric array [N, D].
 
         Returns:
-            Its Statistics.
+            its Statistics.
 
         Raises:
             ValueError: the array is not a matrix, is empty, or is not finite.

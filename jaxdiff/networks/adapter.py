@@ -54,7 +54,7 @@ class T2IAdapter(nn.Module):
             hint: [B, *spatial, C], the picture; each size a multiple of factor and of two for each halving.
 
         Returns:
-            Arrays [B, *spatial / (factor 2^level), width], for cond["features"].
+            arrays [B, *spatial / (factor 2^level), width], for cond["features"].
 
         Raises:
             ValueError: a size can't be divided, or the kind is unknown.
@@ -139,7 +139,7 @@ def add_features(features: Sequence[Sequence[Array]], scales: Sequence[float | A
         scales: a number for each; None: 1.
 
     Returns:
-        The features, for cond["features"].
+        the features, for cond["features"].
 
     Raises:
         ValueError: there are none, or not a scale for each.

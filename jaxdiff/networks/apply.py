@@ -102,7 +102,7 @@ def init(module: nn.Module, key: Array, x: Any, cond: Mapping[str, Any] | None =
         cond: the conditions that the network is configured for, as arrays or shapes; B may be 1.
 
     Returns:
-        A nested dict of float32 arrays.
+        a nested dict of float32 arrays.
 
     Raises:
         ValueError: `key` is not a typed key.
@@ -150,7 +150,7 @@ def cond_shapes(
         augment_dim: D of the optional "augment" [B, D]; None: off.
 
     Returns:
-        Shapes by name, for `check_cond`; None stands for any length.
+        shapes by name, for `check_cond`; None stands for any length.
     """
     batch, cond = x.shape[0], cond or {}
     tokens = cond.get("tokens")

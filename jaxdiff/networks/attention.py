@@ -176,7 +176,7 @@ class Attention(nn.Module):
             mask: bool[B, L], True for visible tokens.
 
         Returns:
-            Like x.
+            like x.
 
         Raises:
             ValueError: head_dim does not divide C.

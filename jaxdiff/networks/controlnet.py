@@ -54,7 +54,7 @@ class ControlNet(UNet):
             train: apply dropout; needs the random key "dropout".
 
         Returns:
-            One residual for each skip of the U-Net, from the input on, and one for its bottom, in the dtype of the
+            one residual for each skip of the U-Net, from the input on, and one for its bottom, in the dtype of the
             computation; zero at initialization.
 
         Raises:
@@ -95,7 +95,7 @@ def control_of(unet: UNet, *, hint_channels: int = 3, hint_widths: tuple[int, ..
         hint_widths: see `ControlNet`; one width is for a hint of the samples' size.
 
     Returns:
-        The module, with the U-Net's attributes.
+        the module, with the U-Net's attributes.
     """
     shared = {f.name: getattr(unet, f.name) for f in fields(UNet) if f.name not in ("parent", "name", "image_ranks")}
     return ControlNet(**shared, hint_channels=hint_channels, hint_widths=hint_widths)
@@ -109,7 +109,7 @@ def copy_encoder(control: Mapping[str, Any], unet: Mapping[str, Any]) -> dict[st
         unet: the U-Net's.
 
     Returns:
-        The ControlNet's parameters; those that the U-Net also has are copies of the U-Net's.
+        the ControlNet's parameters; those that the U-Net also has are copies of the U-Net's.
 
     Raises:
         ValueError: the shapes of the U-Net's encoder differ.

@@ -104,7 +104,7 @@ class Flux(nn.Module):
             train: no effect; there is no dropout.
 
         Returns:
-            Like x, in float32 at least; zero at initialization.
+            like x, in float32 at least; zero at initialization.
 
         Raises:
             ValueError: a condition is missing, unknown or misshapen, or a size is odd.

@@ -28,7 +28,7 @@ def unit_uniform(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array
         dtype: of the result.
 
     Returns:
-        The numbers, the same on every device and under every sharding.
+        the numbers, the same on every device and under every sharding.
     """
     # 23 bits and a half: the ends are excluded, and the distribution is symmetric.
     return ((random_bits(key, shape) >> 9).astype(dtype) + 0.5) * 2.0**-22 - 1.0
@@ -46,7 +46,7 @@ def kernel_init(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
         dtype: of the result.
 
     Returns:
-        The initial kernel.
+        the initial kernel.
     """
     fans = math.prod(shape[:-2]) * (shape[-2] + shape[-1])
     return math.sqrt(6 / fans) * unit_uniform(key, shape, dtype)
@@ -62,6 +62,6 @@ def table_init(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
         dtype: of the result.
 
     Returns:
-        The initial table.
+        the initial table.
     """
     return math.sqrt(3) * unit_uniform(key, shape, dtype)

@@ -85,7 +85,7 @@ def fused(kernel: Kernel, formula: Kernel) -> Kernel:
         formula: the same function, with all derivatives.
 
     Returns:
-        The kernel with derivatives of all orders and modes in q, k and v.
+        the kernel with derivatives of all orders and modes in q, k and v.
     """
 
     @jax.custom_jvp

@@ -91,7 +91,7 @@ def group_norm(x: Array, gamma: Array, beta: Array, *, groups: int, eps: float) 
         eps: added to the variance.
 
     Returns:
-        Like x.
+        like x.
 
     Raises:
         ValueError: groups does not divide C.

@@ -53,7 +53,7 @@ def init(
         dtype: dtype of the adapters.
 
     Returns:
-        The adapters.
+        the adapters.
 
     Raises:
         ValueError: the rank is below 1, or the targets are no regular expression or match no kernel.
@@ -88,7 +88,7 @@ def merge(params: Params, adapters: Adapters, scale: float | Array = 1.0) -> Par
         scale: the paper's alpha / r; it may be traced.
 
     Returns:
-        A tree like params, in its dtypes; sums are computed in the adapters' dtype at least.
+        a tree like params, in its dtypes; sums are computed in the adapters' dtype at least.
 
     Raises:
         ValueError: an adapter has no kernel in params, or another shape.

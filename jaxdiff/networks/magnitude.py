@@ -23,7 +23,7 @@ def normalize(x: Array, axes: tuple[int, ...], eps: float = 1e-4) -> Array:
         eps: added to the root.
 
     Returns:
-        Like x.
+        like x.
     """
     y = x.astype(at_least_float32(x.dtype))
     square = jnp.square(y).mean(axes, keepdims=True)
@@ -42,7 +42,7 @@ def force_weight_norm(params: Any) -> Any:
         params: parameters of an `EDM2UNet`.
 
     Returns:
-        The tree, with each leaf `kernel` normalized per output channel and other leaves unchanged.
+        the tree, with each leaf `kernel` normalized per output channel and other leaves unchanged.
     """
 
     def force(path: Any, leaf: Array) -> Array:

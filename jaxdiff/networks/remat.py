@@ -21,7 +21,7 @@ def rematted(block: Block, remat: Remat, *, in_loop: bool = False) -> Block:
         in_loop: whether the block is the body of a scan, where the compiler can't merge the two computations.
 
     Returns:
-        A module with the same fields, arguments and results.
+        a module with the same fields, arguments and results.
 
     Raises:
         ValueError: remat has another value.

@@ -111,7 +111,7 @@ def check(
         augment_dim: length of cond["augment"]; None: off.
 
     Returns:
-        The conditions, or an empty dict for None.
+        the conditions, or an empty dict for None.
 
     Raises:
         ValueError: an input is misshapen, a condition is missing or unknown, or the levels can't have the attention.

@@ -31,7 +31,7 @@ def start_from(student: Any, teacher: Any) -> Any:
         teacher: the teacher's.
 
     Returns:
-        The student's parameters, in its dtypes; they are copies, so that a train step may overwrite them.
+        the student's parameters, in its dtypes; they are copies, so that a train step may overwrite them.
 
     Raises:
         ValueError: a parameter has another shape, is the teacher's only, or is the student's only and not in such an

@@ -202,7 +202,7 @@ def rope_table(sizes: tuple[int, ...], dims: tuple[int, ...], period: float = 10
         period: inverse of the lowest frequency in the limit of large dim.
 
     Returns:
-        The cosines and sines, [prod(sizes), sum(dims) / 2] each, the last axis of the grid running fastest.
+        the cosines and sines, [prod(sizes), sum(dims) / 2] each, the last axis of the grid running fastest.
     """
 
     def table(which: int) -> Array:
@@ -225,7 +225,7 @@ def apply_rope(x: Array, by: Rotary) -> Array:
         by: `rope_table` of the N positions.
 
     Returns:
-        Like x.
+        like x.
     """
     dtype = at_least_float32(x.dtype)
     cos, sin = (a.astype(dtype)[None, :, None] for a in by)
@@ -257,7 +257,7 @@ def scan_layers(block: type[nn.Module], layers: int, *, remat: Remat = "dots", u
         unroll: blocks per turn of the loop.
 
     Returns:
-        A module with the same fields and arguments, and parameters stacked along axis 0; its name must end in `.*`. It
+        a module with the same fields and arguments, and parameters stacked along axis 0; its name must end in `.*`. It
         returns the last carry and the stacked outputs of the blocks.
     """
     return nn.scan(

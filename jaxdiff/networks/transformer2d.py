@@ -179,7 +179,7 @@ class Transformer2D(nn.Module):
             images: as many as `image_ranks`.
 
         Returns:
-            Like x.
+            like x.
 
         Raises:
             ValueError: num_heads does not divide C.

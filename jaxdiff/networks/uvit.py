@@ -99,7 +99,7 @@ class UViT(nn.Module):
             train: no effect; there is no dropout.
 
         Returns:
-            Like x.
+            like x.
 
         Raises:
             ValueError: a condition is missing, unknown or misshapen, patches do not tile the image, or the parameters

@@ -85,7 +85,7 @@ def inflate(video: Mapping[str, Any], image: Mapping[str, Any]) -> dict[str, Any
         image: parameters of the image network that it extends.
 
     Returns:
-        The video network's parameters, replaced by the image network's where that has them.
+        the video network's parameters, replaced by the image network's where that has them.
 
     Raises:
         ValueError: the video network has no place for one of the image network's.

@@ -46,7 +46,7 @@ def collectives(module: Module, mesh: Mesh) -> list[Collective]:
         mesh: mesh of the program; groups list positions in `mesh.devices`, not device ids.
 
     Returns:
-        One entry for each kind and set of axes, by decreasing bytes sent.
+        one entry for each kind and set of axes, by decreasing bytes sent.
     """
     totals: dict[tuple[str, tuple[str, ...]], np.ndarray] = defaultdict(lambda: np.zeros(3))
     sending = [run for run in runs(module) if run.instruction.opcode.removesuffix("-start") in KINDS]

@@ -52,7 +52,7 @@ def kernels(module: Module) -> list[Kernels]:
         module: the program.
 
     Returns:
-        One entry for each kind and part, by decreasing bytes.
+        one entry for each kind and part, by decreasing bytes.
     """
     totals: dict[tuple[str, str], np.ndarray] = defaultdict(lambda: np.zeros(3, np.int64))
     for run in runs(module):

@@ -44,7 +44,7 @@ def open_run(path: Path) -> Path:
             nothing of this name exists here.
 
     Returns:
-        The run's folder: the same path, of a name without detours through folders that need not exist.
+        the run's folder: the same path, of a name without detours through folders that need not exist.
 
     Raises:
         ValueError: there is no run.

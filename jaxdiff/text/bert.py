@@ -74,7 +74,7 @@ class Bert(nn.Module):
             types: int[B, L], the segment of each token; None: 0 for all.
 
         Returns:
-            The last layer's output [B, L, width], and the pooled vector [B, width] or None.
+            the last layer's output [B, L, width], and the pooled vector [B, width] or None.
 
         Raises:
             ValueError: ids, mask or types is misshapen, or there are too many tokens.

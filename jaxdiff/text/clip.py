@@ -86,7 +86,7 @@ class CLIPText(nn.Module):
                 and 3 use layer -2 without the norm.
 
         Returns:
-            The layer's output [B, L, width], and the pooled vector [B, projection or width], of the last layer after
+            the layer's output [B, L, width], and the pooled vector [B, projection or width], of the last layer after
             the norm.
 
         Raises:

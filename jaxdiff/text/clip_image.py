@@ -62,7 +62,7 @@ class CLIPImage(nn.Module):
             layer: which layer's output to return: -1 is the last, -2 the one before.
 
         Returns:
-            The layer's output without a norm [B, 1 + (size / patch_size)^2, width], of the class token and the patches,
+            the layer's output without a norm [B, 1 + (size / patch_size)^2, width], of the class token and the patches,
             and the pooled vector [B, projection], of the last layer's class token.
 
         Raises:

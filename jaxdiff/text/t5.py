@@ -130,7 +130,7 @@ class T5Encoder(nn.Module):
             mask: bool[B, L], True for visible tokens; None: all are visible.
 
         Returns:
-            The last block's output after the norm, [B, L, width]; no pooled vector.
+            the last block's output after the norm, [B, L, width]; no pooled vector.
 
         Raises:
             ValueError: ids or mask is misshapen, or buckets and max_distance do not fit together.

@@ -52,7 +52,7 @@ def find_controls(
         network: its network.
 
     Returns:
-        The names of the controls, and where they and the image encoders lie, by their names.
+        the names of the controls, and where they and the image encoders lie, by their names.
 
     Raises:
         ValueError: a control is of another class, or there is an IP-Adapter without its image encoder.
@@ -194,7 +194,7 @@ def encode_hints(models: Models, params: Any, names: Sequence[str], hints: Seque
         hints: one for each.
 
     Returns:
-        The entries of the network's condition, for prompts and for negative ones: of IP-Adapters these are an
+        the entries of the network's condition, for prompts and for negative ones: of IP-Adapters these are an
         embedding of zeros or the encoder's patches of a picture of zeros, as in their training.
     """
     cond: Cond = {}

@@ -137,7 +137,7 @@ def encode_prompts(
         dtype: of the encoders' computation.
 
     Returns:
-        The condition by its names, float32 [B, ...].
+        the condition by its names, float32 [B, ...].
 
     Raises:
         ValueError: the pipeline's class is not known, or an encoder is missing.

@@ -142,7 +142,7 @@ def complete(layout: PipelineSpec, models: Models, size: tuple[int, int], encode
         cond: a condition as `Parts.condition` describes it.
 
     Returns:
-        The network's condition.
+        the network's condition.
     """
     negative = cond.get(NEGATIVE, jnp.zeros(len(jax.tree.leaves(encoded)[0]), bool))
     guidance = {"guidance": cond["guidance"]} if "guidance" in cond else {}

@@ -132,7 +132,7 @@ def load(
             "image_encoder" near them or of the pipeline; those of faces need none.
 
     Returns:
-        The models, the function, the tokenizer, and the parts of an experiment.
+        the models, the function, the tokenizer, and the parts of an experiment.
 
     Raises:
         ValueError: the pipeline's class is not known, a model is missing or not supported, the size is not one that
@@ -173,7 +173,7 @@ def describe(
         directory, steps, size, kind, base, length, dtype, controls: as for `load`.
 
     Returns:
-        The parts, whose functions take `Pipeline.params`. `steering.steered` puts the controls into them.
+        the parts, whose functions take `Pipeline.params`. `steering.steered` puts the controls into them.
 
     Raises:
         ValueError: as by `load`.

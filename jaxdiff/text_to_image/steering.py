@@ -35,7 +35,7 @@ def hint_cond(names: Sequence[str], hints: Sequence[np.ndarray], scales: Sequenc
         scales: of each; 0 is off.
 
     Returns:
-        The entries of one example, leaves [1, ...].
+        the entries of one example, leaves [1, ...].
     """
     cond: Cond = {f"{name}.hint": np.asarray(hint, np.float32)[None] for name, hint in zip(names, hints, strict=True)}
     return cond | {f"{name}.scale": np.full(1, scale, np.float32) for name, scale in zip(names, scales, strict=True)}
@@ -48,7 +48,7 @@ def steered(parts: Parts) -> Parts:
         parts: of a pipeline with controls.
 
     Returns:
-        The parts, whose condition takes the entries of `hint_cond`, too; as they are without controls.
+        the parts, whose condition takes the entries of `hint_cond`, too; as they are without controls.
     """
     if not parts.controls:
         return parts

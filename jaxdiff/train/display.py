@@ -87,7 +87,7 @@ class Display:
         if `ahead` is 0.
 
         Returns:
-            Whether any has finished.
+            whether any has finished.
 
         Raises:
             NotFinite: too many consecutive updates were skipped.

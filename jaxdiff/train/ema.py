@@ -176,7 +176,7 @@ def update(average: Any, params: Any, decay: jax.Array) -> Any:
         decay: float32 scalar.
 
     Returns:
-        The new average, float32.
+        the new average, float32.
     """
 
     # average + (1 - decay) * difference is exact where both agree, unlike decay * average + ...

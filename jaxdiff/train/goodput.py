@@ -118,7 +118,7 @@ def summary(records: Sequence[Record]) -> Summary:
         records: records of `Goodput`, in the order of writing.
 
     Returns:
-        The Summary. Steps that a later process repeated count as lost, and so does their time.
+        the Summary. Steps that a later process repeated count as lost, and so does their time.
     """
     last: dict[Any, Record] = {record["began"]: record for record in records}
     ends = list(last.values())

@@ -31,7 +31,7 @@ def jsonl_logger(path: str | os.PathLike[str], start: int = 0) -> Callable[[Reco
             number is reported.
 
     Returns:
-        A function to pass to `fit` as `log`.
+        a function to pass to `fit` as `log`.
     """
     if jax.process_index() != 0:
         return lambda record: None

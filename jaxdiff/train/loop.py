@@ -81,7 +81,7 @@ def fit(
         goodput: account of the time.
 
     Returns:
-        The last state.
+        the last state.
 
     Raises:
         NotFinite: `max_skipped` consecutive updates were skipped.

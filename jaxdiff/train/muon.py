@@ -35,7 +35,7 @@ def orthogonalize(x: Array) -> Array:
         x: [..., M, N].
 
     Returns:
-        Matrices like x. Singular values of at least 0.01 of the Frobenius norm end between 0.67 and 1.21; a matrix of
+        matrices like x. Singular values of at least 0.01 of the Frobenius norm end between 0.67 and 1.21; a matrix of
         zeros stays zero.
     """
     if x.shape[-2] < x.shape[-1]:

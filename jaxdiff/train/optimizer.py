@@ -168,7 +168,7 @@ def with_projection(
         project: parameters -> parameters, e.g. `networks.force_weight_norm`.
 
     Returns:
-        An optimizer that projects the updated parameters of `optimizer`.
+        an optimizer that projects the updated parameters of `optimizer`.
     """
 
     def update(grads: Any, state: Any, params: Any) -> tuple[Any, Any]:

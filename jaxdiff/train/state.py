@@ -50,7 +50,7 @@ def init_state(
         averaged: parameters -> the tree to average, e.g. the student of several players; None: all parameters.
 
     Returns:
-        The state at step 0; the average is a copy of the parameters.
+        the state at step 0; the average is a copy of the parameters.
 
     Raises:
         ValueError: a large array cannot be split over the mesh (see `shard_params`), the devices have no such memory,
@@ -80,7 +80,7 @@ def state_from_params(
         averaged: as for `init_state`.
 
     Returns:
-        The state at step 0, like `init_state`'s.
+        the state at step 0, like `init_state`'s.
 
     Raises:
         ValueError: as for `init_state`.
@@ -111,7 +111,7 @@ def state_shapes(
         averaged: as for `init_state`.
 
     Returns:
-        A `TrainState` of `jax.ShapeDtypeStruct`, e.g. to restore a checkpoint.
+        a `TrainState` of `jax.ShapeDtypeStruct`, e.g. to restore a checkpoint.
     """
     shapes = jax.eval_shape(_builder(init, optimizer, ema, averaged), jax.random.key(0))
     place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)  # noqa: E731
@@ -134,7 +134,7 @@ def new_state(
         averaged: as for `init_state`.
 
     Returns:
-        The state at step 0, on the devices of the parameters; the average is a copy of them.
+        the state at step 0, on the devices of the parameters; the average is a copy of them.
 
     Raises:
         ValueError: `averaged` returns a tree without names at its top level.

@@ -52,7 +52,7 @@ def make_step(
         averaged: as for `make_update`.
 
     Returns:
-        The step.
+        the step.
 
     Raises:
         ValueError: grad_accum_steps or steps_per_call is less than 1, or (when called) the batch cannot be split, the
@@ -95,7 +95,7 @@ def make_update(
         averaged: parameters -> the tree to average, as for `init_state`.
 
     Returns:
-        The update. Its metrics are those of the loss, "loss", "grad_norm" (the global norm before clipping), and
+        the update. Its metrics are those of the loss, "loss", "grad_norm" (the global norm before clipping), and
         "skipped": 1 for a skipped update, else 0.
 
     Raises:

@@ -79,7 +79,7 @@ def of_embeddings(embedder: Embedder, pairs: Pairs, given: Prior | None = None) 
         given: the prior.
 
     Returns:
-        The condition {"embedding": [B, D]}, with a prior also its tokens and {"given": bool [B]}, whether the embedding
+        the condition {"embedding": [B, D]}, with a prior also its tokens and {"given": bool [B]}, whether the embedding
         is given. Its null condition is an embedding of zeros.
     """
     width, count = embedder.width, len(pairs.captions)
@@ -157,7 +157,7 @@ class Decoder:
             names: of the embeddings.
 
         Returns:
-            The samples, on the host.
+            the samples, on the host.
 
         Raises:
             ValueError: embeddings of another length.
@@ -181,7 +181,7 @@ class Decoder:
             names: of the embeddings.
 
         Returns:
-            The samples, on the host.
+            the samples, on the host.
         """
         each = [self(params, z[i : i + 1], seed=seed, names=names[i : i + 1]) for i in range(len(z))]
         x = np.concatenate([samples.x for samples in each])

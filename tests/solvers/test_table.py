@@ -91,6 +91,7 @@ def follow(x, levels):
     Args:
         x: at the first of levels, [B, d].
         levels: fields [N + 1], uniform in log s.
+
     Returns:
         x at every level, [N + 1, B, d].
     """

@@ -66,7 +66,7 @@ def load_ip_adapter(
         place: tree of shapes -> tree of shardings, as for `load`.
 
     Returns:
-        The U-Net with the adapter's weights, and the projection.
+        the U-Net with the adapter's weights, and the projection.
 
     Raises:
         ValueError: the file is of another kind, or for another U-Net.
@@ -95,7 +95,7 @@ def load_own(
         place: tree of shapes -> tree of shardings, as for `load`.
 
     Returns:
-        The function of (params, embedding or patches) -> the image's tokens, the parameters, and a config as of
+        the function of (params, embedding or patches) -> the image's tokens, the parameters, and a config as of
         `describe_ip_adapter`.
 
     Raises:
@@ -116,7 +116,7 @@ def describe_ip_adapter(
         dtype: dtype of the computation.
 
     Returns:
-        The model, whose `apply` projects an image, and a config: the class, what it "projects" (EMBEDDING, PATCHES or
+        the model, whose `apply` projects an image, and a config: the class, what it "projects" (EMBEDDING, PATCHES or
         FACE) of how many "features", and the "rank" of its changes of attentions, or 0.
 
     Raises:

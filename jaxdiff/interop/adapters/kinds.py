@@ -95,7 +95,7 @@ def read_change(group: Group, shape: tuple[int, ...], scale: float, weight: Call
         weight: returns the kernel, which DoRA needs.
 
     Returns:
-        The scaled change in float64.
+        the scaled change in float64.
 
     Raises:
         ValueError: a tensor is missing, or does not fit the kernel.

@@ -61,7 +61,7 @@ def load_lora(path: str | Path, models: Mapping[str, Pretrained], *, dtype: Any 
         dtype: dtype of the adapters.
 
     Returns:
-        The adapters by the same names, for the networks that the file adapts.
+        the adapters by the same names, for the networks that the file adapts.
 
     Raises:
         ValueError: tensors belong to no kernel of these networks or to an unsupported kind of adapter, are missing, or
@@ -114,7 +114,7 @@ def save_lora(
         scale: alpha / rank of the training, which is multiplied into `up`.
 
     Returns:
-        The file.
+        the file.
 
     Raises:
         ValueError: the file exists, or an adapter belongs to no kernel of its network, or is not of low rank.

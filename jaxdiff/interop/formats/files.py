@@ -103,7 +103,7 @@ def open_tensors(path: str | Path, class_weights: str | None = None, variant: st
         variant: variant of the weights in a directory, e.g. "fp16".
 
     Returns:
-        The tensors by name, not read yet.
+        the tensors by name, not read yet.
 
     Raises:
         ValueError: there are no weights, or several that match; a file is malformed or truncated; a tensor is in two
@@ -134,7 +134,7 @@ def find_weights(directory: Path, class_weights: str | None = None, variant: str
         variant: variant of the weights, e.g. "fp16".
 
     Returns:
-        A `.safetensors` file or an index; the file if both have the same name.
+        a `.safetensors` file or an index; the file if both have the same name.
 
     Raises:
         ValueError: there are none, or several that match; the message lists them.

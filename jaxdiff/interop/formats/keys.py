@@ -48,7 +48,7 @@ def places(tree: Any, rename: Callable[[str], str | None]) -> dict[str, TensorSl
         rename: this library's key -> the checkpoint's.
 
     Returns:
-        The slots by the checkpoint's keys.
+        the slots by the checkpoint's keys.
 
     Raises:
         ValueError: two leaves, or two layers of a leaf, have the same key.

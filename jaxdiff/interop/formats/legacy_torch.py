@@ -54,7 +54,7 @@ def read_legacy(path: str | Path) -> dict[str, np.ndarray]:
         path: the file.
 
     Returns:
-        The tensors by name.
+        the tensors by name.
 
     Raises:
         ValueError: the file does not exist, has another format, is malformed, or contains anything else.

@@ -26,7 +26,7 @@ def autoencoder_kl(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
         dtype: dtype of the computation.
 
     Returns:
-        The network, whose `apply` is a `Codec`.
+        the network, whose `apply` is a `Codec`.
 
     Raises:
         ValueError: a field is not supported.
@@ -53,7 +53,7 @@ def vq_model(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
         dtype: dtype of the computation.
 
     Returns:
-        The network, whose `apply` is a `VQCodec`.
+        the network, whose `apply` is a `VQCodec`.
 
     Raises:
         ValueError: a field is not supported.

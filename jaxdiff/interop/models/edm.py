@@ -165,7 +165,7 @@ def edm_config(tensors: Tensors, overrides: Mapping[str, Any]) -> Config:
         overrides: fields that replace the inferred ones.
 
     Returns:
-        A config of SongUNet or DhariwalUNet.
+        a config of SongUNet or DhariwalUNet.
 
     Raises:
         ValueError: the tensors are not those of such a network.
@@ -216,7 +216,7 @@ def edm2_config(tensors: Tensors, overrides: Mapping[str, Any]) -> Config:
         overrides: fields that replace the inferred or published ones.
 
     Returns:
-        A config of EDM2UNet.
+        a config of EDM2UNet.
 
     Raises:
         ValueError: the tensors are not those of such a network.

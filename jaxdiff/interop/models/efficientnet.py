@@ -42,7 +42,7 @@ def efficientnet_lite0(path: str | Path | None = None, *, dtype: Any = jnp.float
         dtype: dtype of the computation.
 
     Returns:
-        The network; apply(params, images [B, H, W, 3] in [-1, 1]) -> (logits [B, 1000], features [B, 1280]).
+        the network; apply(params, images [B, H, W, 3] in [-1, 1]) -> (logits [B, 1000], features [B, 1280]).
 
     Raises:
         ValueError: path is None and the package is not installed, or the file is not this network's.

@@ -26,7 +26,7 @@ def lpips(vgg: str | Path, linear: str | Path, *, dtype: Any = jnp.float32) -> P
         dtype: dtype of the computation.
 
     Returns:
-        The distance; apply(params, a, b), images [B, H, W, 3] in [-1, 1] -> [B].
+        the distance; apply(params, a, b), images [B, H, W, 3] in [-1, 1] -> [B].
 
     Raises:
         ValueError: a file does not exist, or is not the one that is meant.

@@ -105,7 +105,7 @@ def split_attention(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, An
         config: its config, see `openai_unet`.
 
     Returns:
-        The tensors by the names of `openai_unet`.
+        the tensors by the names of `openai_unet`.
 
     Raises:
         ValueError: the channels of an attention are no multiple of the number of heads.
@@ -149,7 +149,7 @@ def openai_config(tensors: Tensors, overrides: Mapping[str, Any]) -> Config:
             (False by default), and concat_channels for super-resolution; or fields that replace the inferred ones.
 
     Returns:
-        A config for `openai_unet`.
+        a config for `openai_unet`.
 
     Raises:
         ValueError: the tensors are not those of such a network, or the number of heads is not given.

@@ -50,7 +50,7 @@ def load_original(
         place: tree of shapes -> tree of shardings; None: the default device.
 
     Returns:
-        The model, with the config of a SongUNet, DhariwalUNet or EDM2UNet; for OpenAI's, if possible, with that of
+        the model, with the config of a SongUNet, DhariwalUNet or EDM2UNet; for OpenAI's, if possible, with that of
         diffusers' UNet2DModel, so that `save` writes one.
 
     Raises:

@@ -86,7 +86,7 @@ def scheduler(
             shift, as in Flux's pipeline; False: equal steps to the network's last time.
 
     Returns:
-        The process, the prediction, and the sampling: levels, solver, clipping, initial noise.
+        the process, the prediction, and the sampling: levels, solver, clipping, initial noise.
 
     Raises:
         ValueError: the class is unknown, a field is not supported, or tokens is missing.
@@ -118,7 +118,7 @@ def network_scheduler(
         kind: see `scheduler`.
 
     Returns:
-        The process, the prediction, and the sampling: levels, solver, clipping, initial noise.
+        the process, the prediction, and the sampling: levels, solver, clipping, initial noise.
 
     Raises:
         ValueError: see `scheduler`.

@@ -67,7 +67,7 @@ def step_between(
         of_noise: whether predictions are eps_hat.
 
     Returns:
-        The coefficients, with weights in the order of nodes.
+        the coefficients, with weights in the order of nodes.
     """
     alpha, sigma, lam, (s, t) = points.alpha, points.sigma, points.lam, ends
     with np.errstate(all="ignore"):  # `multistep` checks that all are finite

@@ -93,7 +93,7 @@ def multistep(
         stochastic: whether steps add noise.
 
     Returns:
-        A solver for this list or a part of it only, since it finds a step's coefficients by the level where it begins.
+        a solver for this list or a part of it only, since it finds a step's coefficients by the level where it begins.
 
     Raises:
         ValueError: a step has no finite coefficients.

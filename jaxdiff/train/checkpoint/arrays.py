@@ -36,7 +36,7 @@ class Arrays:
             flat: name -> array.
 
         Returns:
-            Futures of this process's part.
+            futures of this process's part.
         """
         loop = asyncio.new_event_loop()
         try:

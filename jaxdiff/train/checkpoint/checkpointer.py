@@ -168,7 +168,7 @@ class Checkpointer:
             step: step of the checkpoint; None: the newest undamaged one.
 
         Returns:
-            A tree of arrays like `like`, bitwise equal to the saved ones.
+            a tree of arrays like `like`, bitwise equal to the saved ones.
 
         Raises:
             Damaged: the checkpoint is damaged, or all are.
@@ -315,7 +315,7 @@ def load_params(
         mesh: mesh of the arrays; None: the default device.
 
     Returns:
-        Nested dict of arrays.
+        nested dict of arrays.
 
     Raises:
         Damaged: the checkpoint is damaged, or all are.

@@ -59,7 +59,7 @@ def seal(folder: Path, names: Iterable[str]) -> dict[str, File]:
         names: paths below the folder.
 
     Returns:
-        Path -> size and hash.
+        path -> size and hash.
     """
     names = list(names)
     with ThreadPoolExecutor(_THREADS) as pool:

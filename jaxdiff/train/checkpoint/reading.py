@@ -29,7 +29,7 @@ def read(arrays: Arrays, place: Path, choose: Choose) -> dict[str, jax.Array]:
         choose: returns the arrays to read.
 
     Returns:
-        Name -> array.
+        name -> array.
 
     Raises:
         Damaged: the step differs from what was written, or was deleted.

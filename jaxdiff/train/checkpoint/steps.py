@@ -85,7 +85,7 @@ def quarantine(folder: Path, step: int) -> Path:
         step: number of the step.
 
     Returns:
-        The new path of the step.
+        the new path of the step.
     """
     aside, count = folder / f"{QUARANTINE}{step}", 1
     while os.path.lexists(aside):

@@ -31,7 +31,7 @@ def all_do(channel: str, act: Callable[[], Any]) -> list[Any]:
         act: function of this process; its result must be valid for JSON.
 
     Returns:
-        The results, in the order of the processes.
+        the results, in the order of the processes.
 
     Raises:
         Exception: the function failed in some process: the exception of this process, or one with the same type and
