@@ -64,8 +64,8 @@ def make(
     """
     of_images = Classifier(width, tuple(channels), features=4 * width)  # its logits are the vector
     of_texts = text.Bert(
-        vocab_size=vocabulary.size, width=width, layers=2, num_heads=4, features=4 * width,
-        max_length=vocabulary.length, types=1, dtype=dtype,
+        vocab_size=vocabulary.size, width=width, layers=2, num_heads=4, mlp_dim=4 * width,
+        max_length=vocabulary.length, num_segments=1, dtype=dtype,
     )  # fmt: skip
     encode_text = text.as_apply(of_texts)
 

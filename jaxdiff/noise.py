@@ -115,10 +115,10 @@ def brownian(path: Array) -> NoiseSampler:
         begin = jnp.minimum(lam(cur), end)
         w_end, w_begin = at(end, x), at(begin, x)
         shrink = append_axes(begin - end, x.ndim)
-        gained = -jnp.expm1(2 * shrink)
-        safe = jnp.where(gained > 0, gained, 1)
+        variance = -jnp.expm1(2 * shrink)
+        safe = jnp.where(variance > 0, variance, 1)
         change = w_end - jnp.exp(shrink) * w_begin
-        return jnp.where(gained > 0, change / jnp.sqrt(safe), 0).astype(x.dtype)
+        return jnp.where(variance > 0, change / jnp.sqrt(safe), 0).astype(x.dtype)
 
     return increment
 

@@ -95,8 +95,8 @@ def own(vocabulary: Vocabulary, *, width: int = 64, layers: int = 2, num_heads: 
     if vocabulary.length > MOST_TOKENS:
         raise ValueError(f"this encoder takes texts of up to {MOST_TOKENS} tokens, got a length of {vocabulary.length}")
     module = text.Bert(
-        vocab_size=vocabulary.size, width=width, layers=layers, num_heads=num_heads, features=4 * width,
-        max_length=MOST_TOKENS, types=1, dtype=compute_dtype(),
+        vocab_size=vocabulary.size, width=width, layers=layers, num_heads=num_heads, mlp_dim=4 * width,
+        max_length=MOST_TOKENS, num_segments=1, dtype=compute_dtype(),
     )  # fmt: skip
     return TextEncoder(
         vocabulary.tokenize, _condition(text.as_apply(module), _first), width, width,

@@ -88,7 +88,7 @@ def test_another_picture_prompt_strength_or_mask_compiles_nothing():
         given(mask=np.tile(mask, (6, 1)))
         given(source="Sneaker")
     assert fresh.compiled(draw._redrawn, guided=True, mesh=None)._cache_size() == 2  # with a mask and without
-    assert fresh.compiled(draw.moving, "flow_edit", guided=True)._cache_size() == 1
+    assert fresh.compiled(draw.editor, "flow_edit", guided=True)._cache_size() == 1
     assert fresh.compiled(draw._encoder)._cache_size() == 1
 
 

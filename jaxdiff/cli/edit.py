@@ -94,12 +94,12 @@ def command(
     height, width = generator.history.size or generator.stage(1).medium.shape[:2]
     shape = (height, width, 3 if of_directory else generator.stage(1).medium.shape[-1])
     x = read_picture(picture, shape, fit=fit)
-    anew = None if mask is None else read_picture(mask, (height, width, 1), fit=fit)[..., 0] >= 128
+    inpaint_mask = None if mask is None else read_picture(mask, (height, width, 1), fit=fit)[..., 0] >= 128
     with busy("drawing"):
         drawn = edit(
-            generator, x, prompt=prompt, source=source, method=method, mask=anew, outpaint=outpaint, strength=strength,
-            style=None if style is None else read_image(style), style_weight=style_weight, guidance=guidance,
-            hints=hints, num=num, seed=seed,
+            generator, x, prompt=prompt, source=source, method=method, mask=inpaint_mask, outpaint=outpaint,
+            strength=strength, style=None if style is None else read_image(style), style_weight=style_weight,
+            guidance=guidance, hints=hints, num=num, seed=seed,
         )  # fmt: skip
     save_images(out, Samples(np.asarray(drawn), {}, choices=min(num, 10)))
     print(out)

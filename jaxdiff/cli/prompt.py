@@ -140,4 +140,4 @@ def _guidance(pipe: Pipeline, scale: float | None, negative: str | None) -> tupl
             why = "is 1" if pipe.negative else "of this network is not classifier-free"
             raise ValueError(f"a negative prompt needs classifier-free guidance; guidance {why}")
         return (None if pipe.negative else scale), None
-    return scale, ("" if negative is None and not pipe.zeros else negative)
+    return scale, ("" if negative is None and not pipe.zero_negative else negative)

@@ -65,7 +65,7 @@ class Hinted:
     def class_names(self) -> tuple[str, ...]:
         return self.images.class_names
 
-    def of_classes(self) -> np.ndarray:
+    def class_hints(self) -> np.ndarray:
         """Return the hint of a random image of each class; zeros if 10 * num_classes random images lack the class.
 
         Returns:

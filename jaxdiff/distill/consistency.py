@@ -105,8 +105,8 @@ def consistency(
         clean = nxt.sigma == 0
         # The noise input of the clean level may be infinite: the unused estimate is made at a safe level.
         fixed = jax.lax.stop_gradient(params_of(params, context))
-        goal = jnp.where(clean, x_s, f(fixed, x_s, select_level(~clean, cur, nxt)))
-        each = distance(f(params, x_t, cur), goal)
+        wanted = jnp.where(clean, x_s, f(fixed, x_s, select_level(~clean, cur, nxt)))
+        each = distance(f(params, x_t, cur), wanted)
         return jnp.mean(weight * each), {"distance": jnp.mean(each)}
 
     return loss

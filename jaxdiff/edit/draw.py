@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jaxdiff import interop, inverse, solvers
 from jaxdiff.conditions import Cond
 from jaxdiff.distributed import gather
-from jaxdiff.edit.source import Method, align_tokens, moving
+from jaxdiff.edit.source import Method, align_tokens, editor
 from jaxdiff.edit.style import styled
 from jaxdiff.experiment import UserError
 from jaxdiff.first_stage.perceptual import as_rgb
@@ -65,7 +65,7 @@ def edit(
         picture: uint8 [H, W, C], of the size that the generator draws.
         prompt: what it shall show; None for what the condition has without words.
         source: what it shows.
-        method: by which it is moved from the source to the prompt, see `source.moving`; None is "flow_edit".
+        method: by which it is moved from the source to the prompt, see `source.editor`; None is "flow_edit".
         style: uint8 [H', W', C], a picture of any size in whose style the whole picture is drawn, see
             `style.style_distance`; the package with the features' weights is needed.
         style_weight: factor of that distance, which is about 1 for pictures of different styles.
@@ -92,8 +92,8 @@ def edit(
     if guidance is not None:
         GUIDANCE.check("guidance", guidance)
     stage = generator.stage(1)
-    canvas, anew = _canvas(stage, picture, mask, outpaint)
-    partly = bool(anew.any())
+    canvas, inpaint_mask = _canvas(stage, picture, mask, outpaint)
+    partly = bool(inpaint_mask.any())
     _check(prompt=prompt, source=source, method=method, style=style, partly=partly)
     strength = (1.0 if partly else STRENGTH) if strength is None else strength
     if not 0 < strength <= 1:
@@ -109,7 +109,7 @@ def edit(
     if source is not None:
         where, _ = ask(source, SOURCE_GUIDANCE)
         both = repeat(cond), repeat(where), align_tokens(where, cond)
-        move = generator.compiled(moving, method or "flow_edit", guided=guided)
+        move = generator.compiled(editor, method or "flow_edit", guided=guided)
         drawn = move(stage.params, keys, x0, conditions=both, scale=scale, strength=strength)
     elif style is not None:
         drawn = generator.compiled(styled, guided=guided)(
@@ -118,11 +118,11 @@ def edit(
             weight=style_weight,
         )  # fmt: skip
     else:
-        known = _coarse(~anew, x0.shape[1:3]) if partly else None
+        known = _coarse(~inpaint_mask, x0.shape[1:3]) if partly else None
         redraw = generator.compiled(_redrawn, guided=guided, mesh=generator.mesh)
         drawn = redraw(stage.params, keys, x0, cond=repeat(cond), scale=scale, strength=strength, known=known)
     drawn = np.asarray(gather(drawn))[:num]
-    return np.where(anew[..., None], drawn, canvas) if partly else drawn
+    return np.where(inpaint_mask[..., None], drawn, canvas) if partly else drawn
 
 
 def _check(
@@ -144,17 +144,17 @@ def _canvas(
     left, right, top, bottom = outpaint
     if min(outpaint) < 0:
         raise UserError(f"what is added at the edges is a number of pixels, at least 0, got {outpaint}")
-    anew = np.zeros(picture.shape[:2], bool) if mask is None else np.asarray(mask, bool)
-    if anew.shape != picture.shape[:2]:
-        raise UserError(f"a mask has the size of its picture, {picture.shape[:2]}, got {anew.shape}")
+    inpaint_mask = np.zeros(picture.shape[:2], bool) if mask is None else np.asarray(mask, bool)
+    if inpaint_mask.shape != picture.shape[:2]:
+        raise UserError(f"a mask has the size of its picture, {picture.shape[:2]}, got {inpaint_mask.shape}")
     edges = (top, bottom), (left, right)
     height, width = (n + sum(edge) for n, edge in zip(picture.shape, edges, strict=False))
     if height * width > MOST_PIXELS:
         raise UserError(f"a canvas has at most {MOST_PIXELS:,} pixels, got {width:,} x {height:,}")
-    if mask is not None and not anew.any():
+    if mask is not None and not inpaint_mask.any():
         raise UserError("the mask is black everywhere: white is where the picture is drawn anew")
     x = np.float32(picture) / 127.5 - 1
-    return np.pad(x, (*edges, (0, 0)), mode="edge"), np.pad(anew, edges, constant_values=True)
+    return np.pad(x, (*edges, (0, 0)), mode="edge"), np.pad(inpaint_mask, edges, constant_values=True)
 
 
 def _check_hints(stage: Stage, canvas: tuple[int, ...]) -> None:

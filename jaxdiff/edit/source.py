@@ -22,7 +22,7 @@ from jaxdiff.parameterize import Denoiser
 from jaxdiff.sample import sample
 from jaxdiff.sampler import conditional, first_step
 
-__all__ = ["Method", "align_tokens", "moving", "target_of"]
+__all__ = ["Method", "align_tokens", "editor", "target_of"]
 
 Method = Literal["flow_edit", "edit_friendly", "prompt_to_prompt"]
 
@@ -33,7 +33,7 @@ SELF, CROSS = 0.4, 0.8
 Move = Callable[..., Array]
 
 
-def moving(stage: Stage, method: Method, *, guided: bool) -> Callable[..., Array]:
+def editor(stage: Stage, method: Method, *, guided: bool) -> Callable[..., Array]:
     """A function of (params, keys, x0, conditions, scale, strength) that draws the edited pictures.
 
     Args:

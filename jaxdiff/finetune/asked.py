@@ -85,7 +85,7 @@ def _opened(origin: Origin, pictures: Pictures, *, guidance: float, hints: bool)
     condition = conditions.label(images.num_classes, images.class_names, null=null)
     if hints:
         images = data.open_hints(pictures.hints, images)
-        condition = conditions.hint(condition, images.of_classes())
+        condition = conditions.hint(condition, images.class_hints())
     return Asked(images, condition, null, tables)
 
 

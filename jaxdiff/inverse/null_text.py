@@ -58,11 +58,11 @@ def null_text(
         return nxt.alpha * x0 + nxt.sigma * eps
 
     def fit(carry: tuple[Any, Array], inputs: tuple[Level, Level, Array]) -> tuple[tuple[Any, Array], Any]:
-        (null, x), (cur, nxt, goal) = carry, inputs
+        (null, x), (cur, nxt, target) = carry, inputs
 
         def update(carry: tuple[Any, Any], _: None) -> tuple[tuple[Any, Any], None]:
             null, state = carry
-            grad = jax.grad(lambda null: jnp.sum(jnp.square(ddim(null, x, cur, nxt) - goal)))(null)
+            grad = jax.grad(lambda null: jnp.sum(jnp.square(ddim(null, x, cur, nxt) - target)))(null)
             change, state = optimizer.update(grad, state, null)
             return (jax.tree.map(jnp.add, null, change), state), None
 

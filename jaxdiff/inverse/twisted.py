@@ -110,9 +110,9 @@ def _resample(key: Array, parts: tuple[Array, ...], twist: Array, state: Particl
     drawn = jnp.minimum(jax.vmap(jnp.searchsorted)(jnp.cumsum(shares, axis=1), points), k - 1)
     ancestors = jnp.where(uneven[:, None], drawn, jnp.arange(k)[None])
     take = lambda a: jnp.take_along_axis(a, append_axes(ancestors, a.ndim), axis=1)  # noqa: E731
-    gained = jax.nn.logsumexp(weights, axis=1) - jnp.log(jnp.asarray(k, twist.dtype))
+    log_mean = jax.nn.logsumexp(weights, axis=1) - jnp.log(jnp.asarray(k, twist.dtype))
     return tuple(map(take, parts)), Particles(
-        jnp.where(uneven[:, None], 0, weights), state.log_z + jnp.where(uneven, gained, 0)
+        jnp.where(uneven[:, None], 0, weights), state.log_z + jnp.where(uneven, log_mean, 0)
     )
 
 

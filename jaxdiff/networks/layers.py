@@ -49,7 +49,7 @@ def per_channel(x: Array, y: Array) -> Array:
     return y.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
-def offset(x: Array, by: Array) -> Array:
+def add_bias(x: Array, by: Array) -> Array:
     """Add a smaller array, e.g. a bias, in x's type.
 
     The cast follows the broadcast, so that the gradient's sum over all positions and devices is taken in the array's
@@ -66,7 +66,7 @@ def stored(x: Array) -> Array:
 def add_embedding(x: Array, emb: Array) -> Array:
     """Add emb[B, C] to a convolution's output x[B, *spatial, C] at all positions."""
     # cuDNN adds only arrays of the output's shape: within its kernel, emb would be broadcast in memory first.
-    return offset(stored(x), spatial(x, emb))
+    return add_bias(stored(x), spatial(x, emb))
 
 
 def concatenate_channels(x: Array, skip: Array) -> Array:
@@ -162,7 +162,7 @@ class Dense(nn.Module):
         """Map [..., D] to [..., features]."""
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
         y = product((*self.path, "kernel"), x, kernel, self.dtype)
-        return offset(y, self.param("bias", zeros_init, (self.features,))) if self.bias else y
+        return add_bias(y, self.param("bias", zeros_init, (self.features,))) if self.bias else y
 
 
 class Conv(nn.Module):
@@ -204,7 +204,7 @@ class Conv(nn.Module):
             y = jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
         else:
             y = convolve(x, kernel, stride=self.stride, pad=pad)
-        return offset(y, self.param("bias", zeros_init, (self.features,))) if self.bias else y
+        return add_bias(y, self.param("bias", zeros_init, (self.features,))) if self.bias else y
 
 
 class Dropout(nn.Module):

@@ -56,7 +56,7 @@ class JointBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, both: tuple[Array, Array], condition: Array, rope: Rotary | None = None
+        self, tokens: tuple[Array, Array], condition: Array, rope: Rotary | None = None
     ) -> tuple[tuple[Array, Array], None]:
         """Map the tokens of image and text to the same shapes.
 
@@ -68,7 +68,7 @@ class JointBlock(nn.Module):
         Returns:
             ((image, text), None); with `last`, the text is unchanged.
         """
-        x, text = map(constrain_tokens, both)
+        x, text = map(constrain_tokens, tokens)
         shift, scale, gate, shift2, scale2, gate2, *more = modulations(
             condition, 9 if self.dual else 6, self.dtype, "norm1.linear"
         )

@@ -20,7 +20,7 @@ from jax import Array
 from jaxdiff.networks.attention import attend
 from jaxdiff.networks.dit import Block, DiT
 from jaxdiff.networks.initializers import kernel_init, zeros_init
-from jaxdiff.networks.layers import Dropout, GroupNorm, offset
+from jaxdiff.networks.layers import Dropout, GroupNorm, add_bias
 from jaxdiff.networks.remat import Remat
 from jaxdiff.networks.tokens import (
     FeedForward,
@@ -147,7 +147,7 @@ class _AlongTime(nn.Module):
             [(1, 1), (0, 0)],
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        return offset(y.reshape(x.shape), bias)
+        return add_bias(y.reshape(x.shape), bias)
 
 
 def frame_positions(frames: int, dim: int) -> np.ndarray:

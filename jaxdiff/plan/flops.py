@@ -75,7 +75,7 @@ def _of_convolution(eqn: Any) -> int:
     return 2 * batch * features * kernel[numbers.rhs_spec[1]] * math.prod(w.products() for w in windows)
 
 
-def of_module(module: Module) -> int:
+def count_flops(module: Module) -> int:
     """Count the operations of a compiled program on one device; those in a loop count once for each iteration."""
     return sum(run.times * _of_instruction(run) for run in runs(module))
 

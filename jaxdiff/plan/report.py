@@ -99,8 +99,8 @@ def estimate(program: Program, slice: Topology, mesh: Mesh, *, title: str, batch
     launched: list[Kernels] = []
     if module is not None:
         # The text hides operations of the compiler's kernels, e.g. of attention; the traced count includes them.
-        done = max(flops.of_module(module), program.traced_flops / mesh.size)
-        moved = traffic.of_module(module)
+        done = max(flops.count_flops(module), program.traced_flops / mesh.size)
+        moved = traffic.count_bytes(module)
         sent = collectives(module, mesh)
         if chip is not None and not chip.torus:
             launched = kernels(module)

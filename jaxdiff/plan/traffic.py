@@ -23,7 +23,7 @@ class Traffic(NamedTuple):
     written: int
 
 
-def of_module(module: Module) -> int:
+def count_bytes(module: Module) -> int:
     """Count the bytes of one device; those in a loop count once for each iteration.
 
     An instruction reads its operands and writes its results once; values inside a fusion stay in registers. For a slice

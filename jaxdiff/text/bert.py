@@ -28,7 +28,7 @@ class Layer(EncoderLayer):
         q, k, v = qkv(x, names, num_heads=self.num_heads, dtype=self.dtype)
         h = dense(width, self.dtype, "attention.output.dense")(attend(q, k, v, mask=mask).reshape(x.shape))
         x = LayerNorm(self.eps, name="attention.output.LayerNorm")(x + h)
-        h = activation(self.act)(dense(self.features, self.dtype, "intermediate.dense")(x))
+        h = activation(self.act)(dense(self.mlp_dim, self.dtype, "intermediate.dense")(x))
         h = dense(width, self.dtype, "output.dense")(h)
         return LayerNorm(self.eps, name="output.LayerNorm")(x + h), None
 
@@ -41,9 +41,9 @@ class Bert(nn.Module):
         width: features of a token.
         layers: number of layers.
         num_heads: of the attention; divides the width.
-        features: inner width of the feed-forward networks.
+        mlp_dim: inner width of the feed-forward networks.
         max_length: length of the longest text, in tokens.
-        types: number of segments, e.g. 2 for pairs of sentences.
+        num_segments: number of segments, e.g. 2 for pairs of sentences.
         pooler: pool the first token's vector with a linear layer and tanh.
         act: the feed-forward networks' activation, "gelu", "gelu_new" or "relu".
         eps: of the norms.
@@ -55,9 +55,9 @@ class Bert(nn.Module):
     width: int = 384
     layers: int = 6
     num_heads: int = 12
-    features: int = 1536
+    mlp_dim: int = 1536
     max_length: int = 512
-    types: int = 2
+    num_segments: int = 2
     pooler: bool = True
     act: str = "gelu"
     eps: float = 1e-12
@@ -65,35 +65,35 @@ class Bert(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, ids: Array, mask: Array | None = None, *, types: Array | None = None) -> Encoded:
+    def __call__(self, ids: Array, mask: Array | None = None, *, segments: Array | None = None) -> Encoded:
         """Encode texts.
 
         Args:
             ids: int[B, L].
             mask: bool[B, L], True for visible tokens; None: all are visible.
-            types: int[B, L], the segment of each token; None: 0 for all.
+            segments: int[B, L], the segment of each token; None: 0 for all.
 
         Returns:
             the last layer's output [B, L, width], and the pooled vector [B, width] or None.
 
         Raises:
-            ValueError: ids, mask or types is misshapen, or there are too many tokens.
+            ValueError: ids, mask or segments is misshapen, or there are too many tokens.
         """
         check_tokens(ids, mask, self.max_length)
-        types = jnp.zeros_like(ids) if types is None else types
-        if types.shape != ids.shape:
-            raise ValueError(f"types must have the shape of ids, {ids.shape}, got {types.shape}")
+        segments = jnp.zeros_like(ids) if segments is None else segments
+        if segments.shape != ids.shape:
+            raise ValueError(f"segments must have the shape of ids, {ids.shape}, got {segments.shape}")
         if self.width % self.num_heads:
             raise ValueError(f"heads must divide the width {self.width}, got {self.num_heads}")
 
         def look_up(rows, name, ids):
             return Embedding(rows, self.width, self.dtype, name=f"embeddings.{name}_embeddings")(ids)
 
-        x = look_up(self.vocab_size, "word", ids) + look_up(self.types, "token_type", types)
+        x = look_up(self.vocab_size, "word", ids) + look_up(self.num_segments, "token_type", segments)
         x = x + look_up(self.max_length, "position", jnp.arange(ids.shape[1])[None])
         x = LayerNorm(self.eps, name="embeddings.LayerNorm")(x)
         stack = scan_layers(Layer, self.layers, remat=self.remat)
-        options = self.num_heads, self.features, self.act, self.eps, self.dtype
+        options = self.num_heads, self.mlp_dim, self.act, self.eps, self.dtype
         x, _ = stack(*options, name="encoder.layer.*")(x, mask)
         if not self.pooler:
             return Encoded(x)

@@ -38,7 +38,7 @@ class Layer(EncoderLayer):
         x = x + dense(width, self.dtype, "self_attn.out_proj")(h)
 
         h = LayerNorm(self.eps, name="layer_norm2")(x)
-        h = activation(self.act)(dense(self.features, self.dtype, "mlp.fc1")(h))
+        h = activation(self.act)(dense(self.mlp_dim, self.dtype, "mlp.fc1")(h))
         x = x + dense(width, self.dtype, "mlp.fc2")(h)
         return (x, jnp.where(number == chosen, x, kept), number + 1), None
 
@@ -51,7 +51,7 @@ class CLIPText(nn.Module):
         width: features of a token.
         layers: number of layers.
         num_heads: of the attention; divides the width.
-        features: inner width of the feed-forward networks.
+        mlp_dim: inner width of the feed-forward networks.
         max_length: length of the longest text, in tokens.
         projection: features of the pooled vector after a linear layer; None: no such layer.
         act: the feed-forward networks' activation, "quick_gelu" (OpenAI's models) or "gelu" (OpenCLIP's).
@@ -65,7 +65,7 @@ class CLIPText(nn.Module):
     width: int = 768
     layers: int = 12
     num_heads: int = 12
-    features: int = 3072
+    mlp_dim: int = 3072
     max_length: int = 77
     projection: int | None = None
     act: str = "quick_gelu"
@@ -103,7 +103,7 @@ class CLIPText(nn.Module):
         x = x + Embedding(self.max_length, self.width, self.dtype, name=f"{root}.position_embedding")(places)
 
         stack = scan_layers(Layer, self.layers, remat=self.remat)
-        options = self.num_heads, self.features, self.act, self.eps, self.dtype
+        options = self.num_heads, self.mlp_dim, self.act, self.eps, self.dtype
         run = stack(*options, name="text_model.encoder.layers.*")
         (x, hidden, _), _ = run((x, x, jnp.zeros((), jnp.int32)), mask, self.layers + layer)
 

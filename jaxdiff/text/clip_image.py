@@ -33,7 +33,7 @@ class CLIPImage(nn.Module):
         width: features of a patch.
         layers: number of layers.
         num_heads: of the attention; divides the width.
-        features: inner width of the feed-forward networks.
+        mlp_dim: inner width of the feed-forward networks.
         projection: features of the pooled vector.
         act: the feed-forward networks' activation, "quick_gelu" (OpenAI's models) or "gelu" (OpenCLIP's).
         eps: of the norms.
@@ -46,7 +46,7 @@ class CLIPImage(nn.Module):
     width: int = 1280
     layers: int = 32
     num_heads: int = 16
-    features: int = 5120
+    mlp_dim: int = 5120
     projection: int = 1024
     act: str = "gelu"
     eps: float = 1e-5
@@ -91,7 +91,7 @@ class CLIPImage(nn.Module):
         x = LayerNorm(self.eps, name="vision_model.pre_layrnorm")(x)  # the reference's spelling
 
         stack = scan_layers(Layer, self.layers, remat=self.remat)
-        options = self.num_heads, self.features, self.act, self.eps, self.dtype
+        options = self.num_heads, self.mlp_dim, self.act, self.eps, self.dtype
         run = stack(*options, causal=False, name="vision_model.encoder.layers.*")
         (x, hidden, _), _ = run((x, x, jnp.zeros((), jnp.int32)), None, self.layers + layer)
 

@@ -58,14 +58,14 @@ class EncoderLayer(nn.Module):
 
     Attributes:
         num_heads: of the attention; divides the width.
-        features: inner width of the feed-forward network.
+        mlp_dim: inner width of the feed-forward network.
         act: activation of the feed-forward network; see `activation`.
         eps: of the norms.
         dtype: type of the computation.
     """
 
     num_heads: int
-    features: int
+    mlp_dim: int
     act: str
     eps: float
     dtype: jnp.dtype

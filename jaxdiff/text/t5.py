@@ -51,7 +51,7 @@ class Block(nn.Module):
 
     num_heads: int
     head_dim: int
-    features: int
+    mlp_dim: int
     gated: bool
     eps: float
     dtype: jnp.dtype
@@ -81,10 +81,10 @@ class Block(nn.Module):
         dtype = jnp.float32 if self.dtype == jnp.float16 else self.dtype
         root = "layer.1.DenseReluDense"
         if self.gated:
-            gate = jax.nn.gelu(self._dense(self.features, f"{root}.wi_0")(h), approximate=True)
-            h = gate.astype(dtype) * self._dense(self.features, f"{root}.wi_1")(h).astype(dtype)
+            gate = jax.nn.gelu(self._dense(self.mlp_dim, f"{root}.wi_0")(h), approximate=True)
+            h = gate.astype(dtype) * self._dense(self.mlp_dim, f"{root}.wi_1")(h).astype(dtype)
         else:
-            h = jax.nn.relu(self._dense(self.features, f"{root}.wi")(h))
+            h = jax.nn.relu(self._dense(self.mlp_dim, f"{root}.wi")(h))
         return dense(width, dtype, f"{root}.wo", bias=False)(h)
 
 
@@ -99,7 +99,7 @@ class T5Encoder(nn.Module):
         layers: number of blocks.
         num_heads: of the attention.
         head_dim: features of a head.
-        features: inner width of the feed-forward networks.
+        mlp_dim: inner width of the feed-forward networks.
         gated: gated GELU in the feed-forward networks (T5 v1.1; Shazeer 2020, arXiv:2002.05202); False: ReLU.
         buckets: number of buckets of relative positions.
         max_distance: all distances of at least this many tokens share a bucket.
@@ -113,7 +113,7 @@ class T5Encoder(nn.Module):
     layers: int = 24
     num_heads: int = 64
     head_dim: int = 64
-    features: int = 10240
+    mlp_dim: int = 10240
     gated: bool = True
     buckets: int = 32
     max_distance: int = 128
@@ -150,6 +150,6 @@ class T5Encoder(nn.Module):
 
         x = Embedding(self.vocab_size, self.width, at_least_float32(self.dtype), std=1.0, name="shared")(ids)
         stack = scan_layers(Block, self.layers, remat=self.remat)
-        options = self.num_heads, self.head_dim, self.features, self.gated, self.eps, self.dtype
+        options = self.num_heads, self.head_dim, self.mlp_dim, self.gated, self.eps, self.dtype
         x, _ = stack(*options, name="encoder.block.*")(x, mask, bias)
         return Encoded(RMSNorm(self.eps, name="encoder.final_layer_norm")(x).astype(self.dtype))

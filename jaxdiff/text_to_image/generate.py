@@ -106,7 +106,7 @@ def _encode_both(parts: Parts, params: Any, tokens: Tokens, negative: Tokens | N
     flags = {NEGATIVE: _pairs(jnp.zeros(batch, bool), jnp.ones(batch, bool))}
     if negative is not None:
         return parts.condition.encode(params, _pairs(dict(tokens), dict(negative)) | flags)
-    if not parts.zeros:
+    if not parts.zero_negative:
         raise ValueError('guidance needs negative tokens, such as tokenize([""] * B); or None for no guidance')
     encoded = parts.layout.encode(parts.models, params, tokens)  # the zeros are not encoded
     both = _pairs(encoded, jax.tree.map(jnp.zeros_like, encoded))

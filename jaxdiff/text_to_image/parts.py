@@ -39,7 +39,7 @@ class Parts(NamedTuple):
         prepared: levels and solver, `sampling.prepare()`.
         size: (height, width) of the images.
         dtype: of the steps.
-        zeros: whether a condition of zeros may replace the encoded empty prompt.
+        zero_negative: whether a condition of zeros may replace the encoded empty prompt.
         tokenize: prompts -> tokens, int32 [B, L] by the name of the text encoder.
         controls: names of what steers the network, among the models.
     """
@@ -53,7 +53,7 @@ class Parts(NamedTuple):
     prepared: tuple[Level, Solver]
     size: tuple[int, int]
     dtype: Any
-    zeros: bool
+    zero_negative: bool
     tokenize: Tokenize
     controls: tuple[str, ...] = ()
 
@@ -95,7 +95,7 @@ class Parts(NamedTuple):
 
 def make_parts(
     layout: PipelineSpec, models: Models, scheduler: Scheduler, tokenize: Tokenize, *,
-    steps: int, size: tuple[int, int], dtype: Any, zeros: bool,
+    steps: int, size: tuple[int, int], dtype: Any, zero_negative: bool,
 ) -> Parts:  # fmt: skip
     """Make the parts of a pipeline.
 
@@ -107,7 +107,7 @@ def make_parts(
         steps: number of steps.
         size: (height, width) of the images.
         dtype: of the steps.
-        zeros: whether a condition of zeros may replace the encoded empty prompt.
+        zero_negative: whether a condition of zeros may replace the encoded empty prompt.
 
     Raises:
         ValueError: a number of steps that the scheduler does not take.
@@ -128,9 +128,11 @@ def make_parts(
         return jnp.clip(codec.decode(params["vae"], codec.denormalize(z)).astype(dtype), -1, 1)
 
     model = Model(init, apply, scheduler.process, scheduler.prediction)
-    condition = _condition(layout, models, tokenize, size, zeros=zeros)
+    condition = _condition(layout, models, tokenize, size, zero_negative=zero_negative)
     medium = images((*(side // codec.factor for side in size), codec.channels), decode=decode, preview=4)
-    return Parts(layout, models, model, sampling, condition, medium, sampling.prepare(), size, dtype, zeros, tokenize)
+    return Parts(
+        layout, models, model, sampling, condition, medium, sampling.prepare(), size, dtype, zero_negative, tokenize
+    )
 
 
 def complete(layout: PipelineSpec, models: Models, size: tuple[int, int], encoded: Cond, cond: Cond) -> Cond:
@@ -150,7 +152,7 @@ def complete(layout: PipelineSpec, models: Models, size: tuple[int, int], encode
 
 
 def _condition(
-    layout: PipelineSpec, models: Models, tokenize: Tokenize, size: tuple[int, int], *, zeros: bool
+    layout: PipelineSpec, models: Models, tokenize: Tokenize, size: tuple[int, int], *, zero_negative: bool
 ) -> Condition:
     """A prompt; for a distilled network its guidance, for others a null condition, the empty prompt."""
     config = models.config[layout.network]
@@ -160,7 +162,7 @@ def _condition(
         guidance = {"guidance": np.full(len(prompts), layout.guidance, np.float32)} if layout.distilled(config) else {}
         return tokens | guidance | {name: np.full(len(prompts), flag) for name, flag in flags.items()}
 
-    flags = {NEGATIVE: False, **({ZERO: False} if zeros else {})} if layout.classifier_free(config) else {}
+    flags = {NEGATIVE: False, **({ZERO: False} if zero_negative else {})} if layout.classifier_free(config) else {}
     empty = ask([""], **flags)
 
     def encode(params: Any, cond: Cond) -> Cond:

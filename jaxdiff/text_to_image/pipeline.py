@@ -43,7 +43,7 @@ class Pipeline(NamedTuple):
         steps: number of steps.
         guidance: the reference's usual scale; None where there is none.
         negative: whether guidance is classifier-free, and takes negative tokens.
-        zeros: whether it does without them, with a condition of zeros.
+        zero_negative: whether it does without them, with a condition of zeros.
         model: the network, as a function of the parameters of all models.
         sampling: the scheduler's.
         condition: tokens by the names of the text encoders, and flags or the guidance that they come with.
@@ -59,7 +59,7 @@ class Pipeline(NamedTuple):
     steps: int
     guidance: float | None
     negative: bool
-    zeros: bool
+    zero_negative: bool
     model: Model
     sampling: Sampling
     condition: Condition
@@ -157,7 +157,7 @@ def load(
     scale = layout.guidance if parts.distilled or parts.classifier_free else None
     return Pipeline(
         loaded, generate, parts.tokenize, parts.size, len(parts.prepared[0].t) - 1, scale, parts.classifier_free,
-        parts.zeros, parts.model, parts.sampling, parts.condition, parts.medium,
+        parts.zero_negative, parts.model, parts.sampling, parts.condition, parts.medium,
         tuple(hint_shape(parts.models, name, parts.size) for name in names),
     )  # fmt: skip
 
@@ -212,7 +212,7 @@ def _parts(
     parts = make_parts(
         layout, models, scheduler, tokenize,
         steps=layout.steps if steps is None else steps, size=size, dtype=at_least_float32(dtype),
-        zeros=bool(layout.zeros and index.fields.get("force_zeros_for_empty_prompt", True)),
+        zero_negative=bool(layout.zero_negative and index.fields.get("force_zeros_for_empty_prompt", True)),
     )  # fmt: skip
     _check_channels(parts)
     return parts._replace(controls=controls)

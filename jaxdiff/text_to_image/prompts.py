@@ -45,7 +45,7 @@ class PipelineSpec(NamedTuple):
         steps: the reference's default number of steps.
         guidance: the reference's default scale.
         length: of T5's text, in tokens.
-        zeros: zeros may replace the encoded empty prompt.
+        zero_negative: zeros may replace the encoded empty prompt.
         patch_size: latents of a token along each axis, where the network's config does not have it.
         uniform_steps: see `interop.scheduler`.
         round_up: image-to-image rounds the number of steps up.
@@ -59,7 +59,7 @@ class PipelineSpec(NamedTuple):
     steps: int = 50
     guidance: float = 7.5
     length: int = 0
-    zeros: bool = False
+    zero_negative: bool = False
     patch_size: int | None = None
     uniform_steps: bool = False
     round_up: bool = False
@@ -127,8 +127,9 @@ def _clips(models: Models, params: Any, tokens: Mapping[str, Array]) -> tuple[Ar
 
 
 SD = PipelineSpec("unet", {"text_encoder": False}, _stable_diffusion)
-XL = PipelineSpec("unet", {"text_encoder": True, "text_encoder_2": False}, _xl, _complete_xl, guidance=5.0, zeros=True,
-            asks=(*SD.asks, "addition_time_embed_dim", "projection_class_embeddings_input_dim"))  # fmt: skip
+XL = PipelineSpec("unet", {"text_encoder": True, "text_encoder_2": False}, _xl, _complete_xl, guidance=5.0,
+            asks=(*SD.asks, "addition_time_embed_dim", "projection_class_embeddings_input_dim"),
+            zero_negative=True)  # fmt: skip
 SD3 = PipelineSpec(
     "transformer",
     {"text_encoder": False, "text_encoder_2": False, "text_encoder_3": True},

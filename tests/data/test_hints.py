@@ -43,7 +43,7 @@ def test_own_edges_and_a_hint_of_each_class():
     np.testing.assert_array_equal(hinted[5]["hint"], edges(source.x[5]))
     assert hinted.hint_shape == (4, 6, 3)
     numbers = np.zeros((12, 4, 6, 1), np.uint8) + source.label.astype(np.uint8)[:, None, None, None]
-    found = data.Hinted(source, numbers).of_classes()
+    found = data.Hinted(source, numbers).class_hints()
     np.testing.assert_array_equal(found[:, 0, 0, 0], [0, 1, 2])
 
 

@@ -44,7 +44,7 @@ SHIFTS = [
     ],
     field("time_shift_type", "exponential", "linear"),
     field("num_train_timesteps", 1000, 100),
-    field("even", False, True),
+    field("uniform_steps", False, True),
 ]
 OPTIONS = {
     "CMStochasticIterativeScheduler": [

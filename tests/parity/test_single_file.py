@@ -140,7 +140,7 @@ def test_a_whole_pipeline(tmp_path, monkeypatch):
     clip_tokenizer(base / "tokenizer_2", pad="!</w>").save_pretrained(base / "tokenizer_2")
 
     pipe = jd.text_to_image.load(file, base=base, steps=3)
-    assert pipe.size == (256, 256) and pipe.steps == 3 and pipe.zeros and pipe.negative
+    assert pipe.size == (256, 256) and pipe.steps == 3 and pipe.zero_negative and pipe.negative
     for name, model in (("unet", unet), ("vae", vae), ("text_encoder", first), ("text_encoder_2", second)):
         want = made.state(model)
         built = jd.interop.architecture(pipe.models[name].config)

@@ -133,13 +133,13 @@ def ours(kind, config, n, first, **options):
 
 def outcome(monkeypatch, kind, config, n, first):
     """ "same", "refused", or why theirs does not answer; fails where ours differs."""
-    tokens, mu, even = None, {}, config.pop("even", False)  # the last are sigmas that a pipeline gives
+    tokens, mu, uniform_steps = None, {}, config.pop("uniform_steps", False)  # the last are sigmas of a pipeline
     if config.get("use_dynamic_shifting"):
         few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
         low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
         tokens, mu = 1024, {"mu": low + (high - low) * (1024 - few) / (many - few)}
-    mu |= {"sigmas": np.linspace(1, 1 / n, n)} if even else {}
-    options = {"tokens": tokens, "even": even}
+    mu |= {"sigmas": np.linspace(1, 1 / n, n)} if uniform_steps else {}
+    options = {"tokens": tokens, "uniform_steps": uniform_steps}
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")

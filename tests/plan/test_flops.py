@@ -14,7 +14,7 @@ def _both(function, *shapes):
     """The counts of the traced and of the compiled program."""
     arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
     traced = flops.of_jaxpr(jax.make_jaxpr(function)(*arguments))
-    return traced, flops.of_module(hlo.parse(jax.jit(function).lower(*arguments).compile().as_text()))
+    return traced, flops.count_flops(hlo.parse(jax.jit(function).lower(*arguments).compile().as_text()))
 
 
 def test_matrix_product():
@@ -102,4 +102,4 @@ ENTRY %main (a: bf16[6,5,64], b: bf16[6,9,64]) -> bf16[6,5,9] {
 
 
 def test_products_written_as_convolutions():
-    assert flops.of_module(hlo.parse(TPU)) == 2 * 5 * 64 * 3 + 2 * 6 * 5 * 9 * 64
+    assert flops.count_flops(hlo.parse(TPU)) == 2 * 5 * 64 * 3 + 2 * 6 * 5 * 9 * 64

@@ -70,7 +70,7 @@ def test_trips(old, new, trips):
 def test_bytes_of_a_slice_and_not_of_what_it_is_cut_from():
     # Each of 4 rounds: the counter's add reads 4 + 4 and writes 4; the fusion reads a slice of 16 bytes and the 4 of
     # the counter, and writes 16. The condition is not counted. Before the loop a copy reads 4 and writes 4.
-    assert traffic.of_module(hlo.parse(LOOP)) == 4 * (12 + 16 + 4 + 16) + 8
+    assert traffic.count_bytes(hlo.parse(LOOP)) == 4 * (12 + 16 + 4 + 16) + 8
 
 
 def test_bytes_of_a_slice_in_a_fusion_within_a_fusion():
@@ -97,12 +97,12 @@ def test_bytes_of_a_slice_in_a_fusion_within_a_fusion():
         "%one = f32[4]{0} fusion(%all, %i), kind=kLoop, calls=%fused",
         "%one = f32[10,4]{1,0} fusion(%all, %i), kind=kLoop, calls=%outer",
     )
-    assert traffic.of_module(hlo.parse(text)) == 4 * (12 + 16 + 4 + 16) + 8
+    assert traffic.count_bytes(hlo.parse(text)) == 4 * (12 + 16 + 4 + 16) + 8
 
 
 def test_bytes_of_nearer_memories_do_not_count():
     near = LOOP.replace("%one = f32[4]{0} fusion", "%one = f32[4]{0:S(1)} fusion")
-    assert traffic.of_module(hlo.parse(near)) == 4 * (12 + 16 + 4) + 8
+    assert traffic.count_bytes(hlo.parse(near)) == 4 * (12 + 16 + 4) + 8
 
 
 def test_bytes_of_an_update_in_place():
@@ -111,7 +111,7 @@ def test_bytes_of_an_update_in_place():
 
     x, y = jnp.zeros((1000, 256)), jnp.zeros((1, 256))
     text = jax.jit(put, donate_argnums=0).lower(x, y, jnp.zeros((), jnp.int32)).compile().as_text()
-    assert 2 * y.nbytes <= traffic.of_module(hlo.parse(text)) <= 4 * y.nbytes + 64
+    assert 2 * y.nbytes <= traffic.count_bytes(hlo.parse(text)) <= 4 * y.nbytes + 64
 
 
 def test_arrays_of_a_type():

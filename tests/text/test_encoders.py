@@ -10,7 +10,7 @@ import pytest
 from jaxdiff import text
 from jaxdiff.networks.attention import attend
 
-SMALL = {"vocab_size": 20, "width": 16, "layers": 2, "num_heads": 2, "features": 24}
+SMALL = {"vocab_size": 20, "width": 16, "layers": 2, "num_heads": 2, "mlp_dim": 24}
 CLIP = partial(text.CLIPText, **SMALL, max_length=6, eos=19)
 T5 = partial(text.T5Encoder, **SMALL, head_dim=8, buckets=8, max_distance=6)
 BERT = partial(text.Bert, **SMALL, max_length=6)
@@ -146,7 +146,7 @@ def test_sentence_embedding():
         (CLIP(act="swish"), IDS, {}, "activation must be one of"),
         (BERT(), IDS, {"mask": np.ones((2, 5), bool)}, "mask must be bool"),
         (BERT(), IDS, {"mask": np.ones((2, 6), np.int32)}, "mask must be bool"),
-        (BERT(), IDS, {"types": IDS[:1]}, "types must have the shape"),
+        (BERT(), IDS, {"segments": IDS[:1]}, "segments must have the shape"),
         (BERT(), np.zeros((1, 7), np.int32), {}, "up to 6 tokens"),
         (T5(buckets=2), IDS, {}, "a quarter of the buckets"),
     ],

@@ -24,7 +24,7 @@ def condition(kind, config, zeros=False):
     layout = LAYOUTS[kind]._replace(encode=encode, add_size_cond=complete)
     models = Models({}, {layout.network: config}, 0)
     tokenize = lambda prompts: {"text_encoder": np.array([[len(p), 1] for p in prompts], np.int32)}  # noqa: E731
-    return _condition(layout, models, tokenize, (6, 2), zeros=zeros)
+    return _condition(layout, models, tokenize, (6, 2), zero_negative=zeros)
 
 
 @pytest.mark.parametrize("zeros", [True, False])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["at_most", "count", "shape", "side"]
+__all__ = ["check_count", "count", "shape", "side"]
 
 Tensors = Mapping[str, Any]
 
@@ -45,10 +45,10 @@ def count(tensors: Tensors, prefix: str) -> int:
         ValueError: there are more parts than tensors.
     """
     numbers = {name[len(prefix) + 1 :].split(".")[0] for name in tensors if name.startswith(f"{prefix}.")}
-    return at_most(tensors, 1 + max((int(number) for number in numbers if number.isdecimal()), default=-1), prefix)
+    return check_count(tensors, 1 + max((int(number) for number in numbers if number.isdecimal()), default=-1), prefix)
 
 
-def at_most(tensors: Tensors, number: int, what: str) -> int:
+def check_count(tensors: Tensors, number: int, what: str) -> int:
     """Check that there are enough tensors for a number of parts, and return the number."""
     if number > len(tensors):
         raise ValueError(f"{number} of {what} are named, and there are {len(tensors)} tensors")

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxdiff.interop.formats.config import Fields
 from jaxdiff.interop.formats.fields import COUNT, SIZE
 from jaxdiff.interop.formats.files import Tensor
-from jaxdiff.interop.formats.shapes import at_most, shape, side
+from jaxdiff.interop.formats.shapes import check_count, shape, side
 from jaxdiff.interop.models.architecture import ModelSpec
 from jaxdiff.networks import as_apply, init
 from jaxdiff.networks.edm2 import EDM2UNet
@@ -249,7 +249,7 @@ def _layout(tensors: Tensors, prefix: str) -> tuple[list[int], int]:
     sizes = sorted({size for size, _ in pairs}, reverse=True)
     if not sizes or sizes != [sizes[0] >> i for i in range(len(sizes))]:
         raise ValueError(f"no levels of an encoder whose sizes halve, {prefix}enc.*_block*: got sizes {sizes}")
-    return sizes, at_most(tensors, 1 + max(index for _, index in pairs), "num_blocks")
+    return sizes, check_count(tensors, 1 + max(index for _, index in pairs), "num_blocks")
 
 
 def _inputs(tensors: Tensors, name: str) -> int:

@@ -74,7 +74,11 @@ UP = ("clip_sample", "lower_order_final", "predict_x0", "set_alpha_to_one")  # f
 
 
 def scheduler(
-    config: str | Path | Mapping[str, Any], kind: str | None = None, *, tokens: int | None = None, even: bool = False
+    config: str | Path | Mapping[str, Any],
+    kind: str | None = None,
+    *,
+    tokens: int | None = None,
+    uniform_steps: bool = False,
 ) -> Scheduler:
     """Read the config of a diffusers scheduler.
 
@@ -82,8 +86,8 @@ def scheduler(
         config: its fields, or a directory with scheduler_config.json.
         kind: another class to read the config with, as by its `from_config`; None: the class in the config.
         tokens: number of tokens of an image, on which the shift of a flow depends with `use_dynamic_shifting`.
-        even: for FlowMatchEulerDiscreteScheduler and FlowMatchLCMScheduler, equal steps to clean data before the
-            shift, as in Flux's pipeline; False: equal steps to the network's last time.
+        uniform_steps: for FlowMatchEulerDiscreteScheduler and FlowMatchLCMScheduler, equal steps to clean data before
+            the shift, as in Flux's pipeline; False: equal steps to the network's last time.
 
     Returns:
         the process, the prediction, and the sampling: levels, solver, clipping, initial noise.
@@ -101,7 +105,7 @@ def scheduler(
     fields = {k: False if v is None and k in UP else v for k, v in config.items() if k not in defaulted}
     c = Fields({k: v for k, v in fields.items() if v is not None}, kind)
     c.ignore(*FIELDS)
-    result = make(c, tokens, even) if kind in (FLOW, FLOW_LCM) else make(c)
+    result = make(c, tokens, uniform_steps) if kind in (FLOW, FLOW_LCM) else make(c)
     c.check_all_read()
     return result
 
@@ -125,6 +129,6 @@ def network_scheduler(
     """
     flux = network["_class_name"] == "FluxTransformer2DModel"
     patch = 2 if flux else network.get("patch_size", 1)
-    result = scheduler(config, kind, tokens=(size[0] // patch) * (size[1] // patch), even=flux)
+    result = scheduler(config, kind, tokens=(size[0] // patch) * (size[1] // patch), uniform_steps=flux)
     # The noise input of Flux's network is the flow's time, not multiplied by 1000.
     return result._replace(prediction=parameterize.velocity) if flux else result

@@ -89,9 +89,9 @@ def _unipc_lists(c: Fields, table: Discrete) -> Lists:
     """Return lists as by `tabled`, except for a flow's times and curves, and the ends of curves."""
     c.expect("use_dynamic_shifting", False)
     high, low = c.get("sigma_max", None), c.get("sigma_min", None)
-    flow, curve, shift, terminal = (
+    flow, schedule_type, shift, terminal = (
         c.get("use_flow_sigmas", False),
-        config.curve(c),
+        config.schedule_type(c),
         flow_shift(c),
         c.get("shift_terminal", None),
     )
@@ -101,19 +101,19 @@ def _unipc_lists(c: Fields, table: Discrete) -> Lists:
     high, low = (ratio(table)[-1] if high is None else high), (ratio(table)[0] if low is None else low)
 
     def list_of(n: int) -> tuple[np.ndarray, np.ndarray]:
-        if not curve and not flow:
+        if not schedule_type and not flow:
             return plain(n)
         check(n, table.T)
-        if not curve:
+        if not schedule_type:
             s = shifted(np.linspace(1, 1 / table.T, n + 1)[:-1], shift)
             s = 1 - (1 - s) / ((1 - s[-1]) / (1 - terminal)) if terminal else s
             s[0] -= 1e-6 * (abs(s[0] - 1) < 1e-6)  # the reference avoids pure noise
             t = s * table.T
         else:
-            s = sigma_schedule(curve, n, high, low)
+            s = sigma_schedule(schedule_type, n, high, low)
             t = time_of(table, s)
-            t = np.round(t) if curve == "karras" else t
-            if flow and curve == "karras":
+            t = np.round(t) if schedule_type == "karras" else t
+            if flow and schedule_type == "karras":
                 s = s / (s + 1)
                 t = s * table.T
         return np.floor(t), np.append(s, 0.0 if end == "zero" else s[-1])

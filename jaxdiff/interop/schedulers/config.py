@@ -30,11 +30,11 @@ __all__ = [
     "always",
     "build",
     "clipped",
-    "curve",
     "ones",
     "prediction",
     "rescaled",
     "rescaled_within",
+    "schedule_type",
     "spacing",
     "table",
     "thresholded",
@@ -131,11 +131,11 @@ def prediction(c: Fields, *kinds: str) -> Prediction:
     )
 
 
-def curve(c: Fields) -> str | None:
+def schedule_type(c: Fields) -> str | None:
     """Return the formula by which sigma / alpha decreases; None: it follows from the times."""
     chosen = [name for name in ("karras", "exponential", "beta") if c.get(f"use_{name}_sigmas", False)]
     if len(chosen) > 1:
-        raise ValueError(f"sigmas are bent in one way: got use_{'_sigmas and use_'.join(chosen)}_sigmas")
+        raise ValueError(f"sigmas have one schedule: got use_{'_sigmas and use_'.join(chosen)}_sigmas")
     return chosen[0] if chosen else None
 
 

@@ -118,8 +118,8 @@ def ddim_inverse(c: Fields) -> Scheduler:
 
     def solver(n: int) -> Solver:
         def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
-            F, goal = denoise(x, cur), cur.t - 1
-            cur, nxt = at_time(jnp.minimum(goal - T // n, T - 1)), at_time(jnp.where(goal < 0, goal + table.T, goal))
+            F, t = denoise(x, cur), cur.t - 1
+            cur, nxt = at_time(jnp.minimum(t - T // n, T - 1)), at_time(jnp.where(t < 0, t + table.T, t))
             x0, eps = _x0_and_eps(kind, F, x, cur)
             return _arrive(nxt, _clipped(clip, x0, x, cur), eps), state
 

@@ -41,26 +41,28 @@ def tabled(
     """
     end = c.expect("final_sigmas_type", "zero", "sigma_min") if ends else "sigma_min"
     spacing, offset = config.spacing(c, "linspace") if spaced else ("linspace", 0)
-    flow, shift, curve = c.get("use_flow_sigmas", False), flow_shift(c), config.curve(c)
+    flow, shift, schedule_type = c.get("use_flow_sigmas", False), flow_shift(c), config.schedule_type(c)
     least, s_of = c.get("lambda_min_clipped", -np.inf), ratio(table)
     last = int(np.sum(-np.log(s_of) >= least))
-    if curve != "karras" and c.get("use_lu_lambdas", False):
-        curve = "lu"
+    if schedule_type != "karras" and c.get("use_lu_lambdas", False):
+        schedule_type = "lu"
     first, final = (s_of[0], s_of[last - 1]) if rises else (s_of[-1], s_of[0])
 
     def list_of(n: int) -> tuple[np.ndarray, np.ndarray]:
         check(n, table.T)
-        if curve:  # in s = exp(-lam), Lu et al.'s curve is the exponential one
-            s = sigma_schedule("exponential" if curve == "lu" else curve, n, first, s_of[-1] if rises else s_of[0])
+        if schedule_type:  # in s = exp(-lam), Lu et al.'s curve is the exponential one
+            s = sigma_schedule(
+                "exponential" if schedule_type == "lu" else schedule_type, n, first, s_of[-1] if rises else s_of[0]
+            )
             t = time_of(table, s)
-            t = np.round(t) if curve in rounded else t
+            t = np.round(t) if schedule_type in rounded else t
         elif flow:
             s = shifted(1 - np.linspace(1, 1 / table.T, n + 1), shift)[:0:-1]
             t = s * table.T
         else:
             t = inner_times(table.T, n, spacing, offset, last, rises=rises)
             s = np.interp(t, np.arange(table.T), s_of)
-        kept = s[-1] if repeats and (curve or flow) else final
+        kept = s[-1] if repeats and (schedule_type or flow) else final
         s = np.append(s, 0.0 if end == "zero" else kept)
         if rises:  # each time once, which drops the last levels
             t = t[np.sort(np.unique(t, return_index=True)[1])]

@@ -24,32 +24,32 @@ from jaxdiff.solvers.base import init_empty
 __all__ = ["edm_euler", "edm_sigmas", "flow_euler", "flow_heun", "flow_lcm", "flow_map"]
 
 
-def flow_euler(c: Fields, tokens: int | None, even: bool) -> Scheduler:
+def flow_euler(c: Fields, tokens: int | None, uniform_steps: bool) -> Scheduler:
     """FlowMatchEulerDiscreteScheduler; see `scheduler` for the arguments."""
-    return _shifted_flow(c, tokens, even, renoising=c.get("stochastic_sampling", False))
+    return _shifted_flow(c, tokens, uniform_steps, renoising=c.get("stochastic_sampling", False))
 
 
-def flow_lcm(c: Fields, tokens: int | None, even: bool) -> Scheduler:
+def flow_lcm(c: Fields, tokens: int | None, uniform_steps: bool) -> Scheduler:
     """FlowMatchLCMScheduler, at one resolution: a consistency model on a flow's times."""
     c.expect("scale_factors", None, [])
-    return _shifted_flow(c, tokens, even, renoising=True)
+    return _shifted_flow(c, tokens, uniform_steps, renoising=True)
 
 
-def _shifted_flow(c: Fields, tokens: int | None, even: bool, *, renoising: bool) -> Scheduler:
+def _shifted_flow(c: Fields, tokens: int | None, uniform_steps: bool, *, renoising: bool) -> Scheduler:
     T, shift, dynamic = c.get("num_train_timesteps", 1000), c.get("shift", 1.0), c.get("use_dynamic_shifting", False)
-    curve, end = config.curve(c), c.get("shift_terminal", None)
+    schedule_type, end = config.schedule_type(c), c.get("shift_terminal", None)
     low, high, inverted = c.get("sigma_min", None), c.get("sigma_max", None), c.get("invert_sigmas", False)
     # The list's last time is shifted twice, as in the reference.
     last = 1 / T if dynamic else shifted(1 / T, shift)
     shift = _dynamic(c, tokens) if dynamic else shift
 
     def list_of(n: int) -> np.ndarray:
-        s = shifted(np.linspace(1, 1 / n if even else last, n), shift)
+        s = shifted(np.linspace(1, 1 / n if uniform_steps else last, n), shift)
         if end and n == 1:
             raise ValueError(f"{c.kind}: shift_terminal is of the last of at least 2 times, got 1 step")
         if end:
             s = 1 - (1 - s) * (1 - end) / (1 - s[-1])
-        return sigma_schedule(curve, n, high or s[0], low or s[-1]) if curve else s
+        return sigma_schedule(schedule_type, n, high or s[0], low or s[-1]) if schedule_type else s
 
     solver = _renoising(inverted) if renoising else solvers.euler()
     return _flow(T, list_of, solver, inverted=inverted)

@@ -32,19 +32,19 @@ def euler(c: Fields) -> Scheduler:
     to_clean = c.expect("final_sigmas_type", "zero", "sigma_min") == "zero"
     table = config.rescaled(c, config.table(c), LAST)
     straight = c.expect("interpolation_type", "linear", "log_linear") == "log_linear"
-    curve = config.curve(c)
+    schedule_type = config.schedule_type(c)
     last = 0.0 if to_clean else ratio(table)[0]
 
     sigma_input = (c.expect("timestep_type", "discrete", "continuous"), kind) == SIGMA_INPUT
 
     def list_of(n: int) -> tuple[np.ndarray, np.ndarray]:
         t, s = of_times(n)
-        if straight and curve is None:  # N + 1 values, so that the configured end is not reached
+        if straight and schedule_type is None:  # N + 1 values, so that the configured end is not reached
             s = np.exp(np.linspace(np.log(ratio(table)[-1]), np.log(ratio(table)[0]), n + 1))
         s = np.append(s, last)
         return (time_of(table, s[:-1]), s) if sigma_input else (t, s[: len(t) + 1])  # one more than the times
 
-    of_times = _lists(c, table, curve, whole_range=straight)
+    of_times = _lists(c, table, schedule_type, whole_range=straight)
     scheduler = _build(c, table, list_of, _any_way(solvers.euler()), prediction=prediction)
     if not sigma_input:
         return scheduler
@@ -62,8 +62,8 @@ def euler_ancestral(c: Fields) -> Scheduler:
 
 def lms(c: Fields) -> Scheduler:
     """LMSDiscreteScheduler."""
-    table, curve = config.table(c), config.curve(c)
-    list_of = _to_clean(_lists(c, table, curve, ends=curve != "karras"))
+    table, schedule_type = config.table(c), config.schedule_type(c)
+    list_of = _to_clean(_lists(c, table, schedule_type, ends=schedule_type != "karras"))
     return _build(c, table, list_of, lambda n: _lms(list_of(n)[1]), prediction=config.prediction(c))
 
 
@@ -97,7 +97,7 @@ def _lms(s: np.ndarray) -> Solver:
 def heun(c: Fields) -> Scheduler:
     """HeunDiscreteScheduler."""
     table = config.table(c, 0.00085, 0.012, more=("exp",))
-    list_of = _to_clean(_lists(c, table, config.curve(c)))
+    list_of = _to_clean(_lists(c, table, config.schedule_type(c)))
     clip = config.clipped(c, False)
     return _build(c, table, list_of, _any_way(solvers.heun()), prediction=config.prediction(c), clip=clip)
 
@@ -124,26 +124,26 @@ def dpm_sde(c: Fields) -> Scheduler:
 
 
 def _two_stage(c: Fields, solver_of: Callable[[Discrete], Solver], *, ends: bool = True) -> Scheduler:
-    table, curve = config.table(c, 0.00085, 0.012), config.curve(c)
-    of_times = _lists(c, table, curve, ends=ends or curve != "karras")
+    table, schedule_type = config.table(c, 0.00085, 0.012), config.schedule_type(c)
+    of_times = _lists(c, table, schedule_type, ends=ends or schedule_type != "karras")
 
     def list_of(n: int) -> tuple[np.ndarray, np.ndarray]:
         t, s = of_times(n)
-        return np.round(t) if curve == "karras" and ends else t, np.append(s, 0)
+        return np.round(t) if schedule_type == "karras" and ends else t, np.append(s, 0)
 
     return _build(c, table, list_of, config.always(solver_of(table)), prediction=config.prediction(c, *TWO))
 
 
 def _lists(
-    c: Fields, table: Discrete, curve: str | None, *, ends: bool = True, whole_range: bool = False
+    c: Fields, table: Discrete, schedule_type: str | None, *, ends: bool = True, whole_range: bool = False
 ) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
     """Return a function from N to the network's times and sigma there.
 
     Args:
         c: the config.
         table: the table of betas.
-        curve: formula of sigma, see `config.curve`.
-        ends: whether sigma_min and sigma_max, if given, are the ends of a curve.
+        schedule_type: formula of sigma, see `config.schedule_type`.
+        ends: whether sigma_min and sigma_max, if given, are the ends of such a schedule.
         whole_range: whether the default ends are those of the table, not of the times.
     """
     T, (spacing, offset) = c.get("num_train_timesteps", 1000), config.spacing(c, "linspace")
@@ -153,12 +153,12 @@ def _lists(
         check(n, None)
         t = times(T, n, spacing, offset)
         s = np.interp(t, np.arange(table.T), ratio(table))
-        if curve is None:
+        if schedule_type is None:
             return t, s
         first, last = ratio(table)[[-1, 0]] if whole_range else s[[0, -1]]
         if ends:
             first, last = (end if sigma is None else sigma for end, sigma in ((first, high), (last, low)))
-        s = sigma_schedule(curve, n, first, last)
+        s = sigma_schedule(schedule_type, n, first, last)
         return time_of(table, s), s
 
     return list_of

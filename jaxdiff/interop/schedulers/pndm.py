@@ -78,8 +78,8 @@ def pndm(c: Fields) -> Scheduler:
 
         def step(denoise, key: Array, x: Array, state: _State, cur: Level, nxt: Level):
             F = _network_output(prediction, denoise(x, cur), x, cur)
-            begin, goal = reach(state.called, jnp.round(cur.t).astype(jnp.int32) - 1)
-            first, last = at(jnp.where(begin < 0, begin + table.T, begin)), at(goal)
+            begin_time, end_time = reach(state.called, jnp.round(cur.t).astype(jnp.int32) - 1)
+            first, last = at(jnp.where(begin_time < 0, begin_time + table.T, begin_time)), at(end_time)
             mixed, x, state = (_plms if plms else _runge_kutta)(F, x, state)
             return _move(prediction, mixed, x, first, last), state
 

@@ -61,13 +61,13 @@ def inner_times(T: int, n: int, spacing: str, offset: int, last: int, *, rises: 
     return t[:-1] if rises else t[:0:-1]
 
 
-def sigma_schedule(kind: str, n: int, high: float, low: float) -> np.ndarray:
+def sigma_schedule(schedule_type: str, n: int, high: float, low: float) -> np.ndarray:
     """Return N values of sigma / alpha between two values: "karras" (rho = 7), "exponential" or "beta" (0.6, 0.6)."""
     if n == 1:
         return np.array([high])
-    if kind == "karras":
+    if schedule_type == "karras":
         return karras(n, high, low, 7.0)
-    if kind == "exponential":
+    if schedule_type == "exponential":
         return np.exp(np.linspace(np.log(high), np.log(low), n))
     with jax.ensure_compile_time_eval():  # a grid is a constant of the program
         share = np.asarray(grids.beta(EDM(), n - 1, start=1.0).sigma, np.float64)

@@ -21,16 +21,16 @@ def midpoint(table: Discrete, *, ancestral: bool) -> Solver:
     """DPM2 in sigma, x = x_0 + sigma eps; the step to sigma = 0 is an Euler step."""
 
     def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
-        moving = nxt.sigma > 0
+        not_last = nxt.sigma > 0
         down, up = ancestral_step(1.0, x, cur, nxt) if ancestral else (nxt, jnp.zeros((), x.dtype))
-        inner = moving & (down.sigma > 0)
+        inner = not_last & (down.sigma > 0)
         mid = select_level(inner, cur, _between(table, cur, jnp.where(inner, down.sigma, cur.sigma)))
         x0, eps = from_x0(denoise(x, cur), x, cur)
-        ahead = x0 + mid.sigma * eps
-        eps_mid = from_x0(denoise(ahead, mid), ahead, mid).eps
-        moved = x + (down.sigma - cur.sigma) * eps_mid
-        moved = moved + up * normal_like(key, x) if ancestral else moved
-        return jnp.where(moving, moved, x0), state
+        x_mid = x0 + mid.sigma * eps
+        eps_mid = from_x0(denoise(x_mid, mid), x_mid, mid).eps
+        x_next = x + (down.sigma - cur.sigma) * eps_mid
+        x_next = x_next + up * normal_like(key, x) if ancestral else x_next
+        return jnp.where(not_last, x_next, x0), state
 
     return Solver(init_empty, step, order=2, nfe=2, stochastic=ancestral, decreasing=False)
 
@@ -43,18 +43,18 @@ def sde(table: Discrete) -> Solver:
     """
 
     def step(denoise, key: Array, x: Array, state, cur: Level, nxt: Level):
-        moving = nxt.sigma > 0
-        mid = _between(table, cur, jnp.where(moving, nxt.sigma, cur.sigma))
+        not_last = nxt.sigma > 0
+        mid = _between(table, cur, jnp.where(not_last, nxt.sigma, cur.sigma))
         x0, eps = from_x0(denoise(x, cur), x, cur)
         first, rest = normal_like(key, x), normal_like(fold_in(key, 1), x)
         down, up = ancestral_step(1.0, x, cur, mid)
-        ahead = x0 + down.sigma * eps + up * first
-        x0_mid = denoise(ahead, mid)
+        x_mid = x0 + down.sigma * eps + up * first
+        x0_mid = denoise(x_mid, mid)
         down, up = ancestral_step(1.0, x, cur, nxt)
-        share = (cur.sigma - mid.sigma) / jnp.where(moving, cur.sigma - nxt.sigma, 1)
+        share = (cur.sigma - mid.sigma) / jnp.where(not_last, cur.sigma - nxt.sigma, 1)
         z = jnp.sqrt(share) * first + jnp.sqrt(jnp.maximum(1 - share, 0)) * rest
-        moved = x0_mid + down.sigma / cur.sigma * (x - x0_mid) + up * z
-        return jnp.where(moving, moved, x0), state
+        x_next = x0_mid + down.sigma / cur.sigma * (x - x0_mid) + up * z
+        return jnp.where(not_last, x_next, x0), state
 
     return Solver(init_empty, step, order=2, nfe=2, stochastic=True, decreasing=False)
 

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from jaxdiff.interop.formats.shapes import at_most, count, shape, side
+from jaxdiff.interop.formats.shapes import check_count, count, shape, side
 from jaxdiff.interop.models.blocks import unet_layout
 
 HELD = {f"down.{i}.x": SimpleNamespace(shape=(i, 4)) for i in range(3)} | {"flat": SimpleNamespace(shape=(5,))}
@@ -20,7 +20,7 @@ def test_shapes_and_sides():
 
 
 def test_counts():
-    assert count(HELD, "down") == 3 and count(HELD, "up") == 0 and at_most(HELD, 4, "x") == 4
+    assert count(HELD, "down") == 3 and count(HELD, "up") == 0 and check_count(HELD, 4, "x") == 4
     for name in ("down.4.x", f"down.{10**12}.x"):
         with pytest.raises(ValueError, match=r"\d+ of down are named, and there are \d tensors"):
             count({"a": None, name: None}, "down")

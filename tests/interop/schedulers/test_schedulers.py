@@ -38,7 +38,7 @@ def test_euler_starts_at_the_known_sigma_and_scales_the_networks_input():
 
 def test_a_flow_is_shifted_by_the_number_of_tokens():
     config = {"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True, "shift": 3.0}
-    made = scheduler(config, tokens=4096, even=True)
+    made = scheduler(config, tokens=4096, uniform_steps=True)
     t = np.linspace(1, 0, 5)
     shift = math.exp(1.15)
     np.testing.assert_allclose(made.sampling.grid(4).sigma, shift * t / (1 + (shift - 1) * t), rtol=1e-5)
@@ -137,7 +137,7 @@ def test_what_is_not_supported_is_named():
         ({"_class_name": "PNDMScheduler", "prediction_type": "sample"}, "prediction_type"),
         ({"_class_name": "TCDScheduler", "original_inference_steps": 1001}, "number of steps"),
         ({"_class_name": "DDPMScheduler", "variance_type": "fixed_large_log"}, "variance_type"),
-        ({"_class_name": "EulerDiscreteScheduler", "use_karras_sigmas": True, "use_beta_sigmas": True}, "one way"),
+        ({"_class_name": "EulerDiscreteScheduler", "use_karras_sigmas": True, "use_beta_sigmas": True}, "one schedule"),
     ):
         with pytest.raises(ValueError, match=words):
             scheduler(config)
