@@ -3,7 +3,7 @@
 import jaxdiff as jd
 from jaxdiff import cascade, conditions, data, media, models, networks, train, training
 from jaxdiff.experiment import Experiment, Sampling, compute_dtype
-from jaxdiff.options import CondDropout, Count, Decay, Natural, Run, Source
+from jaxdiff.options import CondDropout, Count, Decay, Natural, Run, Source, Width
 
 
 def experiment(
@@ -15,7 +15,7 @@ def experiment(
     level: float = 0.1,
     blur: float = 0.0,
     split: str = "test",
-    width: Count = 32,
+    width: Width = 32,
     cond_dropout: CondDropout = 0.1,
     ema: Decay = 0.99,
 ) -> Experiment:
@@ -28,7 +28,6 @@ def experiment(
         level: level of noise on them in samples.
         blur: share of them that are blurred while training.
         split: split of the data whose low-resolution pictures are made larger in previews and by `jaxdiff eval`.
-        width: channels at the network's first level.
     """
     pictures = data.open_dataset(source, size=size)
     classes = pictures.num_classes

@@ -5,12 +5,12 @@ from typing import Any
 import jaxdiff as jd
 from jaxdiff import data, models, networks, text, text_encoders, train, training
 from jaxdiff.experiment import Experiment, Sampling, compute_dtype
-from jaxdiff.options import CondDropout, Count, Decay, Run, Source
+from jaxdiff.options import CondDropout, Count, Decay, Run, Source, Width
 
 
 def experiment(
     run: Run = Run(steps=2500, batch=32, lr=8e-3, preview_every=500),
-    width: Count = 32,
+    width: Width = 32,
     patch_size: Count = 2,
     encoder: str = "own",
     cond_dropout: CondDropout = 0.1,
@@ -20,7 +20,6 @@ def experiment(
     """Flow matching on pictures with captions, guided; the text encoder learns with the network.
 
     Args:
-        width: channels at the network's first level.
         patch_size: edge of a patch, in pixels.
         encoder: of texts: own, minilm, or a directory of CLIP, T5 or BERT.
     """

@@ -3,21 +3,17 @@
 import jaxdiff as jd
 from jaxdiff import conditions, data, media, models, networks, train, training
 from jaxdiff.experiment import Experiment, Sampling, compute_dtype
-from jaxdiff.options import CondDropout, Count, Decay, Run, Source
+from jaxdiff.options import CondDropout, Decay, Run, Source, Width
 
 
 def experiment(
     run: Run = Run(steps=900, batch=32, lr=8e-3, preview_every=450),
-    width: Count = 32,
+    width: Width = 32,
     cond_dropout: CondDropout = 0.1,
     ema: Decay = 0.99,
     source: Source = "fashion_mnist",
 ) -> Experiment:
-    """Flow matching (Lipman et al. 2022), classifier-free guidance (Ho and Salimans 2022), Muon (Jordan et al. 2024).
-
-    Args:
-        width: channels at the network's first level.
-    """
+    """Flow matching (Lipman et al. 2022), classifier-free guidance (Ho & Salimans 2022), Muon (Jordan et al. 2024)."""
     clothes = data.open_dataset(source)
     condition = conditions.label(clothes.num_classes, clothes.class_names)
     network = networks.UNet(

@@ -9,13 +9,13 @@ import jaxdiff as jd
 from jaxdiff import conditions, data, media, models, networks, train, training
 from jaxdiff.domains import medical
 from jaxdiff.experiment import Experiment, Sampling, compute_dtype
-from jaxdiff.options import Count, Decay, Run
+from jaxdiff.options import Count, Decay, Run, Width
 
 
 def experiment(
     run: Run = Run(steps=1000, batch=16, lr=8e-3, preview_every=500),
     size: Count = 64,
-    width: Count = 32,
+    width: Width = 32,
     patch_size: Count = 2,
     ema: Decay = 0.995,
 ) -> Experiment:
@@ -23,7 +23,6 @@ def experiment(
 
     Args:
         size: side of the pictures.
-        width: channels at the network's first level.
         patch_size: edge of a patch, in pixels.
     """
     phantoms, condition = medical.Phantoms(size, seed=run.seed), conditions.none()

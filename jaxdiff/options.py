@@ -30,6 +30,7 @@ __all__ = [
     "Source",
     "Steps",
     "Versions",
+    "Width",
     "absolute",
     "checked",
 ]  # fmt: skip
@@ -134,6 +135,7 @@ File = Annotated[str, Kept(absolute)]  # names a file or folder
 Source = Annotated[str, Kept(_absolute_source), Help("data: fashion_mnist, twemoji, tfds:NAME or folder:PATH.")]
 Autoencoder = Annotated[File, Help("folder of the autoencoder that decodes samples; without it they are latents.")]
 Decay = Annotated[float, Help("decay of the parameters' average.")]
+Width = Annotated[Count, Help("channels at the network's first level.")]
 CondDropout = Annotated[float, Help("share of examples trained without their condition, for classifier-free guidance.")]
 Remat = Annotated[
     Literal["none", "dots", "full"],

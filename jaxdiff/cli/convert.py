@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import tyro
 
 from jaxdiff import train
+from jaxdiff.cli.options import Trust, WhichParams
 from jaxdiff.cli.places import try_folder
 from jaxdiff.recipe import load_run
 from jaxdiff.train.lock import Lock
@@ -17,8 +17,8 @@ def command(
     run: tyro.conf.Positional[Path],
     out: Path,
     form: str = "model",
-    params: Literal["ema", "params"] = "ema",
-    trust: bool = False,
+    params: WhichParams = "ema",
+    trust: Trust = False,
 ) -> None:
     """Write what a run has trained as a Hugging Face folder, which PyTorch programs load.
 
@@ -26,8 +26,6 @@ def command(
         run: the run's folder.
         out: the folder to write; must not hold weights.
         form: model is the whole network, with adapters merged into it; lora the adapters alone.
-        params: averaged or last parameters.
-        trust: execute the run's program even if others can write it.
     """
     try_folder(out, "--out")
     _check_free(out)

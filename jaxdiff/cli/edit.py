@@ -9,16 +9,16 @@ import tyro
 
 from jaxdiff.cli.controls import Controls, read_controls
 from jaxdiff.cli.generators import check_kind, open_generator
+from jaxdiff.cli.options import Devices, EightBits, Guidance, SampleSteps, Trust
 from jaxdiff.cli.pictures import read_picture
-from jaxdiff.cli.places import try_file, try_folder
+from jaxdiff.cli.places import try_out
 from jaxdiff.cli.sample import check_suffix
 from jaxdiff.data import read_image
 from jaxdiff.edit import STYLE_WEIGHT, Method, edit
 from jaxdiff.media import Samples, images
 from jaxdiff.media.images import save_images
-from jaxdiff.options import Count, Natural, Seed, Steps, Versions
+from jaxdiff.options import Count, Natural, Seed, Versions
 from jaxdiff.progress import busy
-from jaxdiff.quantize import Weights
 from jaxdiff.sharding import parse_mesh
 
 
@@ -36,17 +36,17 @@ def command(
     fit: bool = False,
     num: Versions = 4,
     seed: Seed = 0,
-    guidance: float | None = None,
-    steps: Steps | None = None,
+    guidance: Guidance = None,
+    steps: SampleSteps = None,
     solver: str | None = None,
     size: tuple[Count, Count] | None = None,
     base: Path | None = None,
     variant: str | None = None,
-    weights: Weights | None = None,
+    weights: EightBits = None,
     control: Controls = (),
     out: Path | None = None,
-    mesh: str = "",
-    trust: bool = False,
+    mesh: Devices = "",
+    trust: Trust = False,
 ) -> None:
     """Change a picture with a trained run, or with Stable Diffusion or Flux.
 
@@ -68,21 +68,16 @@ def command(
         fit: scale the picture's shorter side to the run's size and crop the centre square, and convert its colours.
         num: number of versions.
         seed: version i depends on the seed and i alone.
-        guidance: scale, 1 is off; by default the usual one.
-        steps: number of steps; by default the run's or the usual one.
         solver: for the whole picture: of jaxdiff.solvers, such as ddim(eta=1.0), or a scheduler of diffusers.
         size: height and width of a directory's pictures; by default the network's own.
         base: directory with what a file lacks.
         variant: weights' variant, such as fp16.
-        weights: kernels in 8 bits; by default as they are.
         control: ControlNet, picture, scale: docs/control.md.
         out: FILE.png for a picture of all, FILE.npz for arrays, or a folder; by default edited-SEED.png.
-        mesh: devices as data=4,fsdp=2,sequence=2; data takes those that are left.
-        trust: execute the run's program even if others can write it.
     """
     out = Path(f"edited-{seed}.png") if out is None else out
     check_suffix(images((1, 1, 3)), out)
-    (try_file if out.suffix else try_folder)(out, "--out")
+    try_out(out)
     if prompt is None and style is None and mask is None and not any(outpaint):
         raise ValueError("edit takes --prompt, --style, --mask or --outpaint: what shall be drawn?")
     where, of_directory = parse_mesh(mesh), check_kind(run, size=size, base=base, variant=variant, control=control)

@@ -9,12 +9,12 @@ from typing import Literal
 import numpy as np
 import tyro
 
+from jaxdiff.cli.options import GridName, GuidanceFn, SampleSteps, SolverName, Trust, WhichParams
 from jaxdiff.cli.places import try_file
 from jaxdiff.cli.prompt import is_pipeline
 from jaxdiff.drawing import parameters
 from jaxdiff.export import export_sampler, flat_weights, for_export, signature, write_program
 from jaxdiff.hooks import change_sampling
-from jaxdiff.options import Steps
 from jaxdiff.pretrained import open_run
 from jaxdiff.progress import busy
 from jaxdiff.recipe import load_run
@@ -24,32 +24,26 @@ from jaxdiff.storage import replacing
 def command(
     run: tyro.conf.Positional[Path],
     out: Path | None = None,
-    solver: str | None = None,
-    grid: str | None = None,
-    steps: Steps | None = None,
+    solver: SolverName = None,
+    grid: GridName = None,
+    steps: SampleSteps = None,
     guidance: float | None = None,
-    guidance_fn: str | None = None,
-    params: Literal["ema", "params"] = "ema",
+    guidance_fn: GuidanceFn = None,
+    params: WhichParams = "ema",
     weights: Literal["inside", "argument"] = "inside",
     dtype: Literal["float32", "bfloat16"] = "float32",
     platforms: str = "cpu,cuda,tpu",
-    trust: bool = False,
+    trust: Trust = False,
 ) -> None:
     """Write a run's sampler as one program for any batch size; six lines with nothing but JAX load and run it.
 
     Args:
         run: the run's folder.
         out: FILE.jaxdiff; by default RUN/sampler.jaxdiff.
-        solver: one of jaxdiff.solvers such as ddim(eta=1.0), or FILE.py:NAME; by default the experiment's.
-        grid: one of jaxdiff.grids, or FILE.py:NAME; by default the experiment's.
-        steps: number of steps; by default the experiment's.
         guidance: scale to build in, 1 is off; by default an argument of the program, where the network knows guidance.
-        guidance_fn: one of jaxdiff.guidance such as apg(eta=0.5), or FILE.py:NAME; by default the experiment's.
-        params: averaged or last parameters.
         weights: inside the file, or an argument of the program and in a .npz file next to it.
         dtype: in which the network computes: float32, or bfloat16 as on an accelerator.
         platforms: where the program runs, of cpu, cuda, rocm and tpu.
-        trust: execute the run's program even if others can write it.
     """
     names = platforms.split(",")
     if out is not None and out.suffix != ".jaxdiff":

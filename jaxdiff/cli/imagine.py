@@ -14,6 +14,7 @@ import tyro
 from jaxdiff import imagine
 from jaxdiff.cli.controls import Controls, read_controls
 from jaxdiff.cli.generators import check_kind, open_generator
+from jaxdiff.cli.options import Devices, Trust
 from jaxdiff.cli.places import try_folder
 from jaxdiff.data.npz import read_npz
 from jaxdiff.imagine import Drawn, Generator, History
@@ -47,8 +48,8 @@ def command(
     weights: Weights | None = None,
     control: Controls = (),
     out: Path | None = None,
-    mesh: str = "",
-    trust: bool = False,
+    mesh: Devices = "",
+    trust: Trust = False,
 ) -> None:
     """Draw four pictures of a prompt; vary, remix and upscale those that please.
 
@@ -73,8 +74,6 @@ def command(
         weights: kernels in 8 bits; by default as before.
         control: ControlNet, picture, scale: docs/control.md.
         out: folder of the pictures and their history; by default RUN/imagine, or imagine for a directory.
-        mesh: devices as data=4,fsdp=2,sequence=2; data takes those left.
-        trust: execute a program that others can write.
     """
     controls, hints = read_controls(control)
     options = {"strength": strength, "num": num, "guidance": guidance, "hints": hints or None}

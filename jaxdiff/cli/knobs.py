@@ -21,7 +21,7 @@ def run(command: Callable[..., None], args: list[str], *, prog: str) -> None:
     """Call a command with its options.
 
     Args:
-        command: its parameters are the options, and its docstring their help.
+        command: its parameters are the options; their help is in its docstring, or a `Help` of their types.
         args: from the command line.
         prog: the program's name in its help.
 
@@ -31,7 +31,8 @@ def run(command: Callable[..., None], args: list[str], *, prog: str) -> None:
     signature = inspect.signature(command)
     hints = get_type_hints(command, include_extras=True)
     options = [p.replace(annotation=hints[name]) for name, p in signature.parameters.items()]
-    command(**_read(options, inspect.getdoc(command) or "", args, prog))
+    doc = _with_help(inspect.getdoc(command) or "", {p.name: _help(p.annotation) for p in options}, {})
+    command(**_read(options, doc, args, prog))
 
 
 def parse_knobs(
@@ -100,16 +101,20 @@ def _read(options: list[inspect.Parameter], doc: str, args: list[str], prog: str
         return values
 
     command.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: _shown(p.annotation) if p.default is None else p.annotation for p in options}
+    command.__annotations__ = {p.name: _shown(p) for p in options}
     command.__doc__ = doc
     values = tyro.cli(command, args=args, prog=prog)
     return {p.name: checked(f"--{p.name.replace('_', '-')}", p.annotation, values[p.name]) for p in options}
 
 
-def _shown(kind: Any) -> Any:
-    """The type of an option that may be left out, without None in its help, whose text says what happens then."""
-    parts = [part for part in get_args(kind) if part is not type(None)]
-    part = parts[0] if get_origin(kind) in (Union, types.UnionType) and len(parts) == 1 else None
+def _shown(option: inspect.Parameter) -> Any:
+    """An option's type; if it is nothing by default, without that in its help, whose text says what happens then."""
+    kind = option.annotation
+    if option.default not in (None, ""):
+        return kind
+    bare = get_args(kind)[0] if _help(kind) else kind
+    parts = [part for part in get_args(bare) if part is not type(None)]
+    part = parts[0] if get_origin(bare) in (Union, types.UnionType) and len(parts) == 1 else bare
     part = get_args(part)[0] if get_origin(part) is Annotated else part
     if part not in (int, float, str, Path):
         return kind

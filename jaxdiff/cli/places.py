@@ -40,6 +40,11 @@ def try_folder(path: Path, option: str) -> None:
     _try_below(path, path, option)
 
 
+def try_out(path: Path) -> None:
+    """Make sure that `--out` can be written, a file if its name has a suffix and a folder otherwise."""
+    (try_file if path.suffix else try_folder)(path, "--out")
+
+
 def _try_below(folder: Path, path: Path, option: str) -> None:
     # A path has lost one of the slashes of an address.
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):

@@ -8,14 +8,14 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from jaxdiff.cli.controls import Controls, read_controls
-from jaxdiff.cli.places import try_file, try_folder
+from jaxdiff.cli.options import Devices, EightBits, GridName, Guidance, GuidanceFn, PicturesOut, SampleSteps, Trust
+from jaxdiff.cli.places import try_folder, try_out
 from jaxdiff.cli.prompt import draw_prompts, is_pipeline
 from jaxdiff.drawing import draw, parameters
 from jaxdiff.hooks import change_sampling
 from jaxdiff.media import Medium, Samples, images
-from jaxdiff.options import Batch, Count, Num, Seed, Steps, absolute
+from jaxdiff.options import Batch, Count, Num, Seed, absolute
 from jaxdiff.pretrained import open_run
-from jaxdiff.quantize import Weights
 from jaxdiff.recipe import load_run
 from jaxdiff.sharding import parse_mesh
 
@@ -24,17 +24,17 @@ def command(
     run: tyro.conf.Positional[Path],
     num: Num | None = None,
     label: str | None = None,
-    guidance: float | None = None,
-    guidance_fn: str | None = None,
+    guidance: Guidance = None,
+    guidance_fn: GuidanceFn = None,
     solver: str | None = None,
-    grid: str | None = None,
-    steps: Steps | None = None,
+    grid: GridName = None,
+    steps: SampleSteps = None,
     seed: Seed = 0,
     batch: Batch | None = None,
     params: Literal["ema", "params"] | None = None,
     ema: float | None = None,
-    weights: Weights | None = None,
-    out: Path | None = None,
+    weights: EightBits = None,
+    out: PicturesOut = None,
     prompt: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = (),
     prompts: Path | None = None,
     negative: str | None = None,
@@ -43,8 +43,8 @@ def command(
     base: Path | None = None,
     variant: str | None = None,
     control: Controls = (),
-    mesh: str = "",
-    trust: bool = False,
+    mesh: Devices = "",
+    trust: Trust = False,
 ) -> None:
     """Make pictures with a trained run, of classes or prompts, or of prompts with Stable Diffusion or Flux.
 
@@ -52,17 +52,11 @@ def command(
         run: a run, fashion or emoji, or a text-to-image model.
         num: how many; by default as in a preview, or one of each prompt.
         label: a class's name, or a number; by default all.
-        guidance: scale, 1 is off; by default the usual one.
-        guidance_fn: of jaxdiff.guidance, such as apg(eta=0.5), or FILE.py:NAME.
         solver: of jaxdiff.solvers, such as ddim(eta=1.0), FILE.py:NAME, or a scheduler of diffusers.
-        grid: of jaxdiff.grids, such as beta(alpha=0.5), or FILE.py:NAME.
-        steps: number of steps; by default the run's or the usual one.
         seed: sample i depends on the seed and i alone.
         batch: samples at a time; by default as in a preview, or 4.
         params: averaged or last ones; by default ema.
         ema: length of another average, made of the run's snapshots.
-        weights: kernels in 8 bits: docs/gpu.md.
-        out: FILE.png for one picture, FILE.npz for arrays, or a folder.
         prompt: what they show; several prompts take turns.
         prompts: file of prompts, one a line.
         negative: what they keep away from.
@@ -71,12 +65,10 @@ def command(
         base: directory with what a file lacks.
         variant: weights' variant, such as fp16.
         control: ControlNet, picture, scale: docs/control.md.
-        mesh: devices as data=4,fsdp=2; data takes the rest.
-        trust: execute a program that others can write.
     """
     of_prompt, where = is_pipeline(run), parse_mesh(mesh)
     if out is not None:
-        (try_file if out.suffix else try_folder)(out, "--out")
+        try_out(out)
     texts = _read_prompts(prompt, prompts)
     if of_prompt:
         _refuse(

@@ -12,13 +12,14 @@ import tyro
 
 from jaxdiff import data
 from jaxdiff.cascade import Upscaler, picture_shape
+from jaxdiff.cli.options import Devices, Guidance, PicturesOut, SampleSteps, Trust
 from jaxdiff.cli.pictures import described, read_picture
-from jaxdiff.cli.places import try_file, try_folder
+from jaxdiff.cli.places import try_out
 from jaxdiff.cli.sample import check_suffix
 from jaxdiff.drawing import draw, parameters, parsed
 from jaxdiff.experiment import Experiment
 from jaxdiff.hooks import change_sampling
-from jaxdiff.options import Batch, Num, Seed, Steps
+from jaxdiff.options import Batch, Num, Seed
 from jaxdiff.pretrained import open_run
 from jaxdiff.recipe import check_run, load_run
 from jaxdiff.sharding import parse_mesh
@@ -33,13 +34,13 @@ def command(
     label: str | None = None,
     level: float | None = None,
     fit: bool = False,
-    guidance: float | None = None,
-    steps: Steps | None = None,
+    guidance: Guidance = None,
+    steps: SampleSteps = None,
     seed: Seed = 0,
     batch: Batch | None = None,
-    out: Path | None = None,
-    mesh: str = "",
-    trust: bool = False,
+    out: PicturesOut = None,
+    mesh: Devices = "",
+    trust: Trust = False,
 ) -> None:
     """Make pictures larger with a run that was trained for it, such as of the experiment cascade.
 
@@ -52,13 +53,8 @@ def command(
         label: what the pictures show, as for `jaxdiff sample`; by default what the base was asked for, or nothing.
         level: of the noise that is put on the pictures; by default the run's.
         fit: scale a file's shorter side to the run's size and crop the centre square, and convert its colours.
-        guidance: scale, 1 is off; by default the run's.
-        steps: number of steps; by default the run's.
         seed: sample i depends on the seed, i and its picture.
         batch: samples at a time; by default as in a preview.
-        out: FILE.png for a picture of all, FILE.npz for arrays, or a folder.
-        mesh: devices as data=4,fsdp=2; data takes those that are left.
-        trust: execute the runs' programs even if others can write them.
     """
     if bool(pictures) == (base is not None):
         raise ValueError("what is made larger is either PICTURES or the samples of --base RUN")
@@ -66,7 +62,7 @@ def command(
     if out is None:
         check_run(paths[-1])
         out = paths[-1] / f"upscaled-{seed}.png"
-    (try_file if out.suffix else try_folder)(out, "--out")
+    try_out(out)
     stages = [
         _Stage(path, change_sampling(load_run(path, mesh=where, trust=trust), guidance=guidance, steps=steps))
         for path in paths

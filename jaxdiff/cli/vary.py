@@ -8,12 +8,13 @@ import numpy as np
 import tyro
 
 from jaxdiff import unclip
+from jaxdiff.cli.options import Devices, Guidance, PicturesOut, SampleSteps, Trust
 from jaxdiff.cli.pictures import read_picture
-from jaxdiff.cli.places import try_file, try_folder
+from jaxdiff.cli.places import try_out
 from jaxdiff.cli.sample import check_suffix
 from jaxdiff.drawing import parameters
 from jaxdiff.hooks import change_sampling
-from jaxdiff.options import Seed, Steps, Versions
+from jaxdiff.options import Seed, Versions
 from jaxdiff.recipe import check_run, load_run
 from jaxdiff.sharding import parse_mesh
 from jaxdiff.train import read_knobs
@@ -27,12 +28,12 @@ def command(
     turn: float = 0.5,
     num: Versions = 6,
     fit: bool = False,
-    guidance: float | None = None,
-    steps: Steps | None = None,
+    guidance: Guidance = None,
+    steps: SampleSteps = None,
     seed: Seed = 0,
-    out: Path | None = None,
-    mesh: str = "",
-    trust: bool = False,
+    out: PicturesOut = None,
+    mesh: Devices = "",
+    trust: Trust = False,
 ) -> None:
     """Draw pictures of a picture's embedding, with a decoder of the experiment unclip.
 
@@ -47,12 +48,7 @@ def command(
         turn: how far it turns to that, up to 1.
         num: number of pictures.
         fit: scale a file's shorter side to the run's size and crop the centre square, and convert its colours.
-        guidance: scale, 1 is off; by default the run's.
-        steps: number of steps; by default the run's.
         seed: of the noise.
-        out: FILE.png for a picture of all, FILE.npz for arrays, or a folder.
-        mesh: devices as data=4,fsdp=2; data takes those that are left.
-        trust: execute the run's program even if others can write it.
     """
     texts = [text for text in (before, after) if text is not None]
     if len(pictures) not in (1, 2) or len(texts) == 1 or (len(pictures) == 2 and texts):
@@ -63,7 +59,7 @@ def command(
         check_run(run)
         out = run / f"varied-{seed}.png"
     where = parse_mesh(mesh)
-    (try_file if out.suffix else try_folder)(out, "--out")
+    try_out(out)
     experiment = change_sampling(load_run(run, mesh=where, trust=trust), guidance=guidance, steps=steps)
     decoder = unclip.Decoder(experiment, where)
     check_suffix(experiment.medium, out)

@@ -1,6 +1,7 @@
 """Every integer that a command takes has a range, in its type, and is held against it."""
 
 import inspect
+import re
 from dataclasses import replace
 from importlib import import_module
 from types import UnionType
@@ -8,8 +9,8 @@ from typing import Annotated, Literal, Union, get_args, get_origin, get_type_hin
 
 import pytest
 
-from jaxdiff.cli import COMMANDS, ELSEWHERE, main, plan
-from jaxdiff.options import Count, Natural, Range, Seed, checked
+from jaxdiff.cli import COMMANDS, ELSEWHERE, knobs, main, plan
+from jaxdiff.options import Count, Help, Natural, Range, Seed, checked
 from jaxdiff.recipe import load
 from jaxdiff.script import shipped
 
@@ -64,6 +65,23 @@ def test_every_range_is_looked_at():
         if optional(kind):
             checked(name, kind, None)
         assert where
+
+
+def test_help_is_the_docstrings_or_else_the_types(capsys):
+    common = Annotated[str, Help("of the type.")]
+
+    def command(mesh: common = "", steps: Annotated[Count | None, Help("of it.")] = None, num: common = "a") -> None:
+        """Add.
+
+        Args:
+            num: of the docstring.
+        """
+
+    with pytest.raises(SystemExit):
+        knobs.run(command, ["--help"], prog="add")
+    shown = capsys.readouterr().out
+    assert re.search(r"--mesh STR +of the type\. +\W*\n.*--steps INT +of it\. +\W*\n", shown)
+    assert re.search(r"--num STR +of the docstring\. \(default: a\)", shown)
 
 
 def optional(kind) -> bool:
