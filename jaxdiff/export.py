@@ -70,7 +70,7 @@ def export_sampler(
     size = sum(x.nbytes for x in jax.tree.leaves(params))
     if embed_weights and size > MAX_EMBEDDED_BYTES:
         most = f"{MAX_EMBEDDED_BYTES / 2**30:.2f} GiB fit into a file"
-        raise ValueError(f"the weights take {size / 2**30:.2f} GiB and {most}: use --weights argument")
+        raise ValueError(f"the weights take {size / 2**30:.2f} GiB and {most}: use --no-embed-weights")
     condition = experiment.condition
     guided = condition.null is not None if guidance is None else guidance != 1
     generate = sampler(experiment.model, experiment.sampling, condition, experiment.medium, guided=guided)

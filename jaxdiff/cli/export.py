@@ -30,7 +30,7 @@ def command(
     guidance: float | None = None,
     guidance_fn: GuidanceFn = None,
     params: WhichParams = "ema",
-    weights: Literal["inside", "argument"] = "inside",
+    embed_weights: bool = True,
     dtype: Literal["float32", "bfloat16"] = "float32",
     platforms: str = "cpu,cuda,tpu",
     trust: Trust = False,
@@ -41,7 +41,7 @@ def command(
         run: the run's folder.
         out: FILE.jaxdiff; by default RUN/sampler.jaxdiff.
         guidance: scale to build in, 1 is off; by default an argument of the program, where the network knows guidance.
-        weights: inside the file, or an argument of the program and in a .npz file next to it.
+        embed_weights: weights inside the file, or else an argument of the program and in a .npz file next to it.
         dtype: in which the network computes: float32, or bfloat16 as on an accelerator.
         platforms: where the program runs, of cpu, cuda, rocm and tpu.
     """
@@ -56,7 +56,7 @@ def command(
         run = open_run(run)
         out = run / "sampler.jaxdiff"
     arrays = out.with_suffix(".npz")
-    for path in [out, arrays] if weights == "argument" else [out]:
+    for path in [out] if embed_weights else [out, arrays]:
         try_file(path, "--out")
     with for_export(dtype), busy(f"lowering for {platforms}"):
         run = open_run(run)
@@ -64,16 +64,14 @@ def command(
             load_run(run, trust=trust), guidance_fn=guidance_fn, solver=solver, grid=grid, steps=steps
         )
         trained = parameters(experiment, run, params)
-        exported = export_sampler(
-            experiment, trained, embed_weights=weights == "inside", guidance=guidance, platforms=names
-        )
+        exported = export_sampler(experiment, trained, embed_weights=embed_weights, guidance=guidance, platforms=names)
     with ExitStack() as stack:
-        if weights == "argument":
+        if not embed_weights:
             # Both are on disk before either has its name: an old program never meets new weights for long.
             part = stack.enter_context(replacing(arrays))
             np.savez(part, **flat_weights(experiment.model.merge_frozen(trained)))  # type: ignore[arg-type]
         write_program(out, exported)
-    if weights == "argument":
+    if not embed_weights:
         print(arrays)
     print(out)
     print(f"  {dtype} on {platforms}: {signature(exported)}")

@@ -100,7 +100,7 @@ def test_guidance_is_an_argument_unless_it_is_built_in():
 
 def test_weights_that_a_file_cannot_hold_and_directories_are_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(export, "MAX_EMBEDDED_BYTES", 5)
-    with pytest.raises(ValueError, match="--weights argument"):
+    with pytest.raises(ValueError, match="--no-embed-weights"):
         export.export_sampler(tiny(), PARAMS)
     (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     with pytest.raises(ValueError, match="tokenizers"):
