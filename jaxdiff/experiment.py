@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh
 
+from jaxdiff.checks import check_called
 from jaxdiff.conditions import Condition
 from jaxdiff.losses import Batch, Loss
 from jaxdiff.media import Medium
@@ -69,9 +70,7 @@ class Model:
                 raise ValueError(f"model.{name} must be a function, got {getattr(self, name)!r:.80}")
         if not direct:
             check_process(self.process)
-            scalings_of = getattr(self.prediction, "__name__", "")
-            if getattr(self.prediction, "is_factory", False):
-                raise ValueError(f"model.prediction is {scalings_of}, which is a factory: call {scalings_of}()")
+            check_called("model.prediction", self.prediction)
         both = [name for name in denoising if direct and getattr(self, name) is not None]
         if both:
             raise ValueError(f"a model that has generate does not denoise: it has no {' and no '.join(both)}")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-import operator
 import os
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from jaxdiff.schema import integer
 
 __all__ = [
     "SEED",
@@ -54,14 +55,7 @@ class Range:
         Raises:
             ValueError: it is no integer, or not in the range.
         """
-        try:
-            number = None if isinstance(value, bool) else operator.index(value)
-        except TypeError:
-            number = None
-        if number is None or number < self.least or (self.most is not None and number > self.most):
-            allowed = f"of at least {self.least}" if self.most is None else f"from {self.least} to {self.most}"
-            raise ValueError(f"{name} must be an integer {allowed}, got {value!r:.80}")
-        return number
+        return integer(name, value, self.least, self.most)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jax import Array
 
+from jaxdiff.checks import check_called
 from jaxdiff.guidance import cfg
 from jaxdiff.levels import Level
 from jaxdiff.options import Range
@@ -79,9 +80,7 @@ def _check_solver(solver: Any) -> None:
         return
     if not callable(solver):
         raise ValueError(f"sampling.solver must be a Solver or a function of the number of steps, got {solver!r:.80}")
-    if getattr(solver, "is_factory", False):
-        name = solver.__name__
-        raise ValueError(f"sampling.solver must be a Solver, and {name} is a factory of solvers: call {name}()")
+    check_called("sampling.solver", solver)
 
 
 def _decreasing(levels: Level) -> Level:

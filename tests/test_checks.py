@@ -99,7 +99,7 @@ WRONG = {
     ),
     "a solver that makes no solver in an experiment": (
         lambda: jd.experiment.Sampling(lambda n: LEVELS, guidance.apg_momentum, 4),
-        r"is a factory of solvers: call apg_momentum\(\)",
+        r"sampling.solver is apg_momentum, which is a factory: call apg_momentum\(\)",
     ),
     "two outputs wanted of a denoiser with one": (
         # A batch of two would be unpacked along its examples, in silence.

@@ -54,8 +54,8 @@ ALLOWED["domains"] = {"checks", "levels", "noise"}  # what a field needs: leaves
 ALLOWED["interop"] = FLAX | WHERE | WORDS | DISK | MATHS.keys() | {"sampling", "options", "quantize"}
 ALLOWED["text_to_image"] = ALLOWED["interop"] | {"interop", "experiment", "conditions", "media", "sampler"}
 # The parts of an experiment: what passes between them and the sampler that they make.
-PARTS = {"parameterize", "options", "types"}
-ALLOWED |= {"options": set(), "seeds": {"options"}, "progress": set(), "distributed": {"faults"}}
+PARTS = {"checks", "parameterize", "options", "types"}
+ALLOWED |= {"options": {"schema"}, "seeds": {"options"}, "progress": set(), "distributed": {"faults"}}
 ALLOWED["sampling"] = {"levels", "guidance", "solvers"} | PARTS
 ALLOWED["resize"] = set()
 ALLOWED["conditions"] = {"messages", "levels", "noise", "resize"} | PARTS

@@ -124,9 +124,7 @@ def test_previews_that_cannot_be_drawn_are_refused_before_the_first_step(tmp_pat
     with pytest.raises(KeyError, match="missing"):
         run.train(bad, tmp_path / "run")
     assert not list((tmp_path / "run").glob("[!.]*"))
-    with pytest.raises(
-        ValueError, match=r"sampling.solver must be a Solver, and heun is a factory of solvers: call heun\(\)"
-    ):
+    with pytest.raises(ValueError, match=r"sampling.solver is heun, which is a factory: call heun\(\)"):
         replace(made.sampling, solver=jd.solvers.heun)
     with pytest.raises(ValueError, match="model must be a Model, got <function"):
         replace(made, model=save)
