@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import numpy as np
@@ -89,7 +88,7 @@ class Upscaler:
 
     def __call__(
         self,
-        params: Any,
+        params: Params,
         pictures: np.ndarray,
         *,
         cond: Mapping[str, np.ndarray] | None = None,

@@ -18,6 +18,7 @@ from jaxdiff.experiment import Experiment, Model, UserError
 from jaxdiff.pretrained import open_run
 from jaxdiff.recipe import load_run
 from jaxdiff.seeds import seed_key
+from jaxdiff.types import Params
 
 __all__ = ["Kind", "load_base", "of_run"]
 
@@ -87,7 +88,7 @@ def _controlnet(unet: Any, base: Experiment, condition: Condition) -> Made:
     def init(key: Any) -> Any:
         return networks.init(network, key, jnp.zeros((1, *base.medium.shape)), condition.zeros())
 
-    def apply(params: Any, x: Any, noise: Any, cond: Any, **options: Any) -> Any:
+    def apply(params: Params, x: Any, noise: Any, cond: Any, **options: Any) -> Any:
         trained, frozen = params
         return steered({"controlnet": trained, "unet": frozen["unet"]}, x, noise, cond, **options)
 
@@ -100,10 +101,10 @@ def _adapter(unet: Any, base: Experiment, condition: Condition) -> Made:
     def init(key: Any) -> Any:
         return jax.jit(network.init)(key, condition.zeros()["hint"])["params"]
 
-    def apply(params: Any, x: Any, noise: Any, cond: Any, **options: Any) -> Any:
+    def apply(params: Params, x: Any, noise: Any, cond: Any, **options: Any) -> Any:
         return plain(params[1]["unet"], x, noise, cond, **options)
 
-    def encode(params: Any, cond: Any) -> Any:
+    def encode(params: Params, cond: Any) -> Any:
         """The hint's features: once per picture, since samplers encode before they take steps."""
         rest = {name: value for name, value in cond.items() if name != "hint"}
         return {**rest, "features": network.apply({"params": params[0]}, cond["hint"])}

@@ -26,6 +26,7 @@ from jaxdiff.recipe import check_vocabulary
 from jaxdiff.sampler import sampler
 from jaxdiff.seeds import example_keys
 from jaxdiff.storage import write_text
+from jaxdiff.types import Params
 
 __all__ = ["Asked", "Drawer", "draw", "evaluate", "parameters", "parsed", "preview_of"]
 
@@ -34,7 +35,7 @@ Which = Literal["ema", "params"]
 
 def draw(
     experiment: Experiment,
-    params: Any,
+    params: Params,
     num: int | None = None,
     *,
     words: str | Sequence[str] | None = None,
@@ -93,7 +94,7 @@ def parsed(condition: Condition, words: Sequence[str]) -> Cond:
 
 def evaluate(
     experiment: Experiment,
-    params: Any,
+    params: Params,
     workdir: str | Path,
     *,
     num: int = 1000,
@@ -210,7 +211,7 @@ class Drawer:
         self._generate = sampler(*parts, mesh=mesh, path=experiment.medium.path)
 
     def __call__(
-        self, params: Any, num: int | None = None, asked: Asked | None = None, *, negative: Cond | None = None,
+        self, params: Params, num: int | None = None, asked: Asked | None = None, *, negative: Cond | None = None,
         seed: int = 0, batch: int | None = None,
     ) -> Samples:  # fmt: skip
         """Draw samples.
@@ -247,7 +248,7 @@ class Drawer:
         first, shown = _turns(experiment.condition, asked, num)
         return Samples(x, {name: np.asarray(a) for name, a in first.items()}, path=path, **shown)
 
-    def trace(self, params: Any) -> None:
+    def trace(self, params: Params) -> None:
         """Trace the sampler for a preview's batch: raise what would be raised while drawing.
 
         Args:
@@ -260,7 +261,7 @@ class Drawer:
 
 
 def preview_of(
-    experiment: Experiment, workdir: Path, mesh: Mesh, params: Any, *, say: Callable[[str], None]
+    experiment: Experiment, workdir: Path, mesh: Mesh, params: Params, *, say: Callable[[str], None]
 ) -> Callable[[train.TrainState], None]:
     """Make a function that draws samples of a state's averaged parameters, more of them at the end.
 

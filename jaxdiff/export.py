@@ -21,6 +21,7 @@ from jaxdiff.sampler import sampler
 from jaxdiff.schema import GUIDANCE
 from jaxdiff.seeds import keys_at
 from jaxdiff.storage import replacing
+from jaxdiff.types import Params
 
 __all__ = ["MAGIC", "MAX_EMBEDDED_BYTES", "export_sampler", "flat_weights", "for_export", "signature", "write_program"]
 
@@ -39,7 +40,7 @@ def for_export(dtype: Literal["float32", "bfloat16"]) -> AbstractContextManager[
 
 def export_sampler(
     experiment: Experiment,
-    params: Any,
+    params: Params,
     *,
     embed_weights: bool = True,
     guidance: float | None = None,
@@ -98,7 +99,7 @@ def write_program(path: Path, exported: Exported) -> None:
         part.write_bytes(b"\n".join([kind, version, code]))
 
 
-def flat_weights(params: Any) -> dict[str, np.ndarray]:
+def flat_weights(params: Params) -> dict[str, np.ndarray]:
     """Name a tree's arrays by their paths; what numpy's files know no type for, such as bfloat16, as plain bits."""
     leaves = trees.flatten(jax.device_get(params)).items()
     return {name: x.view(f"uint{8 * x.itemsize}") if x.dtype.kind == "V" else x for name, x in leaves}

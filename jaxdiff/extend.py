@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxdiff import train
 from jaxdiff.experiment import Experiment
+from jaxdiff.types import Params
 
 
 def check_goes_on(workdir: Path, experiment: Experiment, before: Any, abstract: Any) -> None:
@@ -39,7 +40,7 @@ def check_goes_on(workdir: Path, experiment: Experiment, before: Any, abstract: 
         )
 
 
-def change(old: Any, new: Any, params: Any, opt: Any) -> jax.Array:
+def change(old: Any, new: Any, params: Params, opt: Any) -> jax.Array:
     """Compute the largest difference of two optimizers' next updates, relative to the new one's largest update.
 
     Args:
@@ -53,7 +54,7 @@ def change(old: Any, new: Any, params: Any, opt: Any) -> jax.Array:
         return jnp.stack([jnp.abs(x).max() for x in jax.tree.leaves(tree)]).max()
 
     @jax.jit
-    def apart(params: Any, opt: Any) -> jax.Array:
+    def apart(params: Params, opt: Any) -> jax.Array:
         # Short ones: `train.skip_spikes` would refuse others.
         length = 1e3 * sum(x.size for x in jax.tree.leaves(params)) ** 0.5
         grads = jax.tree.map(lambda x: jnp.full_like(x, 1 / length), params)

@@ -21,6 +21,7 @@ from jaxdiff.media import Medium
 from jaxdiff.parameterize import Prediction, with_network_time
 from jaxdiff.processes import Process
 from jaxdiff.text_encoders import TextEncoder
+from jaxdiff.types import Params
 
 __all__ = ["latent_medium", "load_autoencoder", "of", "picture_medium"]
 
@@ -59,7 +60,7 @@ def of(
         frozen["text"] = text.params
 
     @wraps(apply)
-    def of_network(params: Any, x: Any, noise: Any, cond: Any, **options: Any) -> Any:
+    def of_network(params: Params, x: Any, noise: Any, cond: Any, **options: Any) -> Any:
         trained = params[0] if frozen else params
         return apply(trained["network"] if joint else trained, x, noise, cond, **options)
 
@@ -102,7 +103,7 @@ def latent_medium(
         return media.latents(shape)
     codec = autoencoder.apply
 
-    def decode(params: Any, z: Array) -> Array:
+    def decode(params: Params, z: Array) -> Array:
         return codec.decode_latents(params[1]["vae"], z)
 
     if pictures is None:

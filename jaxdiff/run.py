@@ -26,6 +26,7 @@ from jaxdiff.sharding import num_batch_shards
 from jaxdiff.signals import Signals
 from jaxdiff.train.lock import hold
 from jaxdiff.train.log import EVENTS, METRICS
+from jaxdiff.types import Params
 
 __all__ = ["check_shapes", "draw", "evaluate", "load", "load_run", "parameters", "train"]
 
@@ -182,7 +183,7 @@ class _Training:
         )
 
 
-def check_shapes(params: Any, expected: Any, where: Path) -> None:
+def check_shapes(params: Params, expected: Any, where: Path) -> None:
     """Raise ValueError unless the parameters of another run have the names and shapes of this one's."""
     got, want = ({name: x.shape for name, x in trees.flatten(tree).items()} for tree in (params, expected))
     for path in sorted(got.keys() | want.keys()):

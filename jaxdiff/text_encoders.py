@@ -23,6 +23,7 @@ from jaxdiff.progress import busy
 from jaxdiff.schema import look_up
 from jaxdiff.sharding import shard_params
 from jaxdiff.text import Encoded, Vocabulary
+from jaxdiff.types import Params
 
 __all__ = ["TextEncoder", "condition_of", "condition_of_source", "load", "minilm", "of", "own", "rephrase", "sentences"]
 
@@ -51,10 +52,10 @@ class TextEncoder(NamedTuple):
     width: int
     pooled: int
     init: Callable[[Array], Any] | None = None
-    params: Any = None
+    params: Params = None
     vocabulary: Vocabulary | None = None
 
-    def encode(self, params: Any, cond: Cond) -> Cond:
+    def encode(self, params: Params, cond: Cond) -> Cond:
         """Encode a condition of tokens.
 
         Args:
@@ -254,7 +255,7 @@ POOLS = {"BertModel": _mean, "CLIPTextModel": _first, "CLIPTextModelWithProjecti
 
 
 def _condition(apply: Callable[..., Encoded], pool: Callable[[Encoded, Array], Array]) -> Callable[..., Cond]:
-    def encode(params: Any, ids: Array, mask: Array) -> Cond:
+    def encode(params: Params, ids: Array, mask: Array) -> Cond:
         encoded = apply(params, ids, mask)
         return {"tokens": encoded.hidden, "mask": mask, "vector": pool(encoded, mask)}
 

@@ -25,6 +25,7 @@ from jaxdiff.sampler import sampler
 from jaxdiff.schema import GUIDANCE
 from jaxdiff.seeds import example_keys
 from jaxdiff.sharding import num_batch_shards
+from jaxdiff.types import Params
 
 __all__ = ["edit"]
 
@@ -183,7 +184,7 @@ def _encoder(stage: Stage) -> Callable[[Any, Array], Array]:
     if stage.encode is not None:
         return stage.encode
 
-    def as_they_are(params: Any, images: Array) -> Array:
+    def as_they_are(params: Params, images: Array) -> Array:
         shape = jax.eval_shape(stage.medium.decode, params, images).shape
         if shape != images.shape or images.shape[-1] != stage.medium.shape[-1]:
             raise UserError(
@@ -197,7 +198,7 @@ def _encoder(stage: Stage) -> Callable[[Any, Array], Array]:
 def _redrawn(stage: Stage, *, guided: bool, mesh: Mesh | None) -> Callable[..., Array]:
     """A function that noises and denoises x0, or what goes with the known part of it."""
 
-    def draw(params: Any, keys: Array, x0: Array, *, cond: Cond, scale: Any, strength: Any, known: Any) -> Array:
+    def draw(params: Params, keys: Array, x0: Array, *, cond: Cond, scale: Any, strength: Any, known: Any) -> Array:
         wide = _widened(stage, x0.shape[1:])
         if known is not None:
             wide = _keeping(wide, x0, known)

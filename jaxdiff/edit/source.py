@@ -21,6 +21,7 @@ from jaxdiff.noise import fold_in, normal_like
 from jaxdiff.parameterize import Denoiser
 from jaxdiff.sample import sample
 from jaxdiff.sampler import conditional, first_step
+from jaxdiff.types import Params
 
 __all__ = ["Method", "align_tokens", "editor", "target_of"]
 
@@ -57,7 +58,7 @@ def editor(stage: Stage, method: Method, *, guided: bool) -> Callable[..., Array
         raise UserError("this solver takes a learned variance, and a difference of pictures has none: choose another")
     move = METHODS[method](stage, guided=guided)
 
-    def draw(params: Any, keys: Array, x0: Array, *, conditions: Any, scale: Any, strength: Any) -> Array:
+    def draw(params: Params, keys: Array, x0: Array, *, conditions: Any, scale: Any, strength: Any) -> Array:
         return stage.medium.decode(
             params, move(params, keys, x0, conditions=conditions, scale=scale, strength=strength)
         )
@@ -86,7 +87,7 @@ def align_tokens(source: Cond, cond: Cond) -> np.ndarray | None:
     return None
 
 
-def target_of(stage: Stage, params: Any, cond: Cond, scale: Any, *, guided: bool) -> Denoiser:
+def target_of(stage: Stage, params: Params, cond: Cond, scale: Any, *, guided: bool) -> Denoiser:
     """The denoiser of a prompt.
 
     Args:
@@ -106,7 +107,7 @@ def _flow_edit(stage: Stage, *, guided: bool) -> Move:
     levels, solver = stage.sampling.prepare()
     denoise = conditional(stage.model, stage.condition, solver)
 
-    def move(params: Any, keys: Array, x0: Array, *, conditions: Any, scale: Any, strength: Any) -> Array:
+    def move(params: Params, keys: Array, x0: Array, *, conditions: Any, scale: Any, strength: Any) -> Array:
         cond, source, _ = conditions
         noise = normal_like(fold_in(keys, 0), x0)
         target = target_of(stage, params, cond, scale, guided=guided)
@@ -121,7 +122,7 @@ def _edit_friendly(stage: Stage, *, guided: bool) -> Move:
     levels, solver = stage.sampling.prepare()
     denoise = conditional(stage.model, stage.condition, solver)
 
-    def move(params: Any, keys: Array, x0: Array, *, conditions: Any, scale: Any, strength: Any) -> Array:
+    def move(params: Params, keys: Array, x0: Array, *, conditions: Any, scale: Any, strength: Any) -> Array:
         cond, source, _ = conditions
         start = first_step(len(levels.t) - 1, strength, round_up=True)
         x, replay = inverse.edit_friendly(denoise(params, source), levels, x0, fold_in(keys, 0), start=start)
@@ -138,7 +139,7 @@ def _prompt_to_prompt(stage: Stage, *, guided: bool) -> Move:
     predict = lambda model: conditional(model, condition, solver)  # noqa: E731
     twice = lambda a: jnp.concatenate([a, a])  # noqa: E731
 
-    def move(params: Any, keys: Array, x0: Array, *, conditions: Any, scale: Any, strength: Any) -> Array:
+    def move(params: Params, keys: Array, x0: Array, *, conditions: Any, scale: Any, strength: Any) -> Array:
         cond, source, align = conditions
         n, half = len(levels.t) - 1, len(x0)
         start = first_step(n, strength, round_up=True)

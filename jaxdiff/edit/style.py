@@ -19,6 +19,7 @@ from jaxdiff.networks.efficientnet import EfficientNetLite0
 from jaxdiff.noise import fold_in, normal_like
 from jaxdiff.sample import sample
 from jaxdiff.sampler import first_step
+from jaxdiff.types import Params
 
 __all__ = ["gram", "style_distance", "styled"]
 
@@ -71,7 +72,7 @@ def styled(stage: Stage, *, guided: bool) -> Callable[..., Array]:
     network = EfficientNetLite0()
 
     def draw(
-        params: Any, keys: Array, x0: Array, *, cond: Cond, features: Any, style: Array, scale: Any, strength: Any,
+        params: Params, keys: Array, x0: Array, *, cond: Cond, features: Any, style: Array, scale: Any, strength: Any,
         weight: Any,
     ) -> Array:  # fmt: skip
         def layers(images: Array) -> tuple[Array, ...]:

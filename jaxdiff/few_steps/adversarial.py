@@ -16,6 +16,7 @@ from jaxdiff.few_steps.teacher import Teacher
 from jaxdiff.levels import clean_level
 from jaxdiff.options import Run
 from jaxdiff.times import default_times
+from jaxdiff.types import Params
 
 __all__ = ["adversarial", "distribution_matching", "gan", "latent_adversarial"]
 
@@ -48,7 +49,7 @@ def adversarial(teacher: Teacher, run: Run, steps: int) -> Method:
     """Sauer et al. 2023, ADD: a critic of the teacher's features of clean examples, and the teacher's own estimate."""
     features, critic = _features(teacher)
 
-    def clean(params: Any, context: distill.Context, cond: Any) -> Any:
+    def clean(params: Params, context: distill.Context, cond: Any) -> Any:
         inner = features(params, context, cond)
         return lambda x, level: inner(x, clean_level(level))
 

@@ -16,6 +16,7 @@ from jaxdiff.few_steps.teacher import Teacher
 from jaxdiff.losses import latent_loss
 from jaxdiff.options import Run
 from jaxdiff.seeds import seed_key
+from jaxdiff.types import Params
 
 __all__ = ["experiment_of"]
 
@@ -66,7 +67,7 @@ def experiment_of(
         first = teacher.init(network, key)
         return trained.begin(key, first if method.new else networks.start_from(first, teacher.parameters()))
 
-    def of_student(params: Any, x: Any, noise: Any, cond: Any, **options: Any) -> Any:
+    def of_student(params: Params, x: Any, noise: Any, cond: Any, **options: Any) -> Any:
         return apply(trained.student(params), x, noise, cond, **options)
 
     model = replace(given.model, init=init, apply=of_student, pretrained=pretrained, export={}, network=network)
@@ -101,10 +102,10 @@ def _players(method: Method, steps: int, optimizer: Callable[[int, float], Any])
     each = {name: train.Player(loss, made[name]) for name, loss in losses.items()}
     game = train.players(each, turn, given=distill.context())
 
-    def begin(key: Any, params: Any) -> Any:
+    def begin(key: Any, params: Params) -> Any:
         return {method.drawn: params, **others(jax.random.fold_in(key, 1), params)}
 
-    def averaged(params: Any) -> Any:
+    def averaged(params: Params) -> Any:
         return {method.drawn: params[method.drawn]}
 
     return _Trained(begin, lambda params: params[method.drawn], averaged, game.loss, game.optimizer, game.given)

@@ -19,6 +19,7 @@ from jaxdiff.losses import Loss
 from jaxdiff.media import Medium
 from jaxdiff.processes import Discrete
 from jaxdiff.sampling import Sampling
+from jaxdiff.types import Params
 
 __all__ = ["make_medium", "make_model", "make_objective", "make_sampling"]
 
@@ -33,7 +34,7 @@ def make_model(origin: Origin, asked: Asked, tuned: Tuned, scheduler: interop.Sc
         scheduler: what noises the data, and what the network predicts.
     """
 
-    def apply(params: Any, x: Any, noise: Any, cond: Any = None, **options: Any) -> Any:
+    def apply(params: Params, x: Any, noise: Any, cond: Any = None, **options: Any) -> Any:
         trained, frozen = params
         cond = network_cond(frozen["cond"], cond)
         return tuned.apply((trained, frozen["base"]), x, noise, cond, **options)
@@ -122,7 +123,7 @@ def _encoded(loss: Loss, codec: Any) -> Loss:
     """The loss of latents, drawn from the autoencoder's posterior, as a loss of images."""
     drawn = losses.latent_loss(loss)
 
-    def of_images(params: Any, key: Any, batch: dict[str, Any]) -> Any:
+    def of_images(params: Params, key: Any, batch: dict[str, Any]) -> Any:
         frozen = params[1].frozen if isinstance(params[1], Context) else params[1]
         mean, std = codec.posterior(frozen["vae"], batch["x"])
         rest = {name: value for name, value in batch.items() if name != "x"}

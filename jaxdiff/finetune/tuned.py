@@ -18,6 +18,7 @@ from jaxdiff.interop.sources import read_fields
 from jaxdiff.networks import lora
 from jaxdiff.networks.controlnet import controlled, copy_encoder
 from jaxdiff.seeds import seed_key
+from jaxdiff.types import Params
 
 __all__ = ["Tuned", "tune"]
 
@@ -76,10 +77,10 @@ def _parameters(origin: Origin, only: str) -> Tuned:
     # Everything is read when the run begins; a part needs the rest whenever it runs.
     base = train.partition(read(), only)[1] if only else {}
 
-    def part(params: Any) -> Any:
+    def part(params: Params) -> Any:
         return train.partition(params, only)[0] if only else params
 
-    def export(params: Any, out: Path) -> None:
+    def export(params: Params, out: Path) -> None:
         interop.save(interop.Pretrained(built.apply, train.combine(params, base), origin.config), out)
 
     return Tuned(
@@ -91,7 +92,7 @@ def _parameters(origin: Origin, only: str) -> Tuned:
     )
 
 
-def _with_new(built: Any, params: Any) -> Any:
+def _with_new(built: Any, params: Params) -> Any:
     """Add the parameters that embed the guidance scale; they are zero, so that the network stays what it is."""
     new, _ = train.partition(jax.eval_shape(built.init, jax.random.key(0)), NEW)
     return train.combine(params, jax.tree.map(lambda a: jnp.zeros(a.shape, jnp.float32), new))
@@ -103,10 +104,10 @@ def _adapters(origin: Origin, network: Network) -> Tuned:
     name = "unet" if origin.kind.startswith("UNet") else "transformer"
     shapes, targets, scale = jax.eval_shape(lambda: loaded.params), network.only or lora.ATTENTION, network.scale
 
-    def export(params: Any, out: Path) -> None:
+    def export(params: Params, out: Path) -> None:
         interop.save(loaded._replace(params=jax.jit(lora.merge)(loaded.params, params, scale)), out)
 
-    def export_lora(params: Any, out: Path) -> None:
+    def export_lora(params: Params, out: Path) -> None:
         interop.save_lora(out, {name: params}, {name: loaded}, scale=scale)
 
     return Tuned(

@@ -17,6 +17,7 @@ from jaxdiff.experiment import UserError, compute_dtype
 from jaxdiff.first_stage.knobs import Architecture
 from jaxdiff.interop.sources import find_part, read_fields
 from jaxdiff.sharding import shard_params
+from jaxdiff.types import Params
 
 __all__ = ["Origin", "open_origin"]
 
@@ -71,7 +72,7 @@ class Origin:
                 f"are no multiple of {factor}: choose another --size"
             )
 
-    def save(self, params: Any, out: Path, *, scale: float | None) -> None:
+    def save(self, params: Params, out: Path, *, scale: float | None) -> None:
         """Write a folder that diffusers loads.
 
         Args:

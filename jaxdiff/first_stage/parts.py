@@ -26,6 +26,7 @@ from jaxdiff.interop.models.efficientnet import INSTALL, is_installed
 from jaxdiff.options import Run
 from jaxdiff.seeds import seed_key
 from jaxdiff.sharding import shard_params
+from jaxdiff.types import Params
 
 __all__ = ["make_experiment"]
 
@@ -107,12 +108,12 @@ def _model(origin: Origin, critic: Any, images: data.Dataset, *, seed: int) -> M
             players["critic"] = networks.init(critic, jax.random.fold_in(key, 1), jnp.zeros((1, *images.shape)))
         return players
 
-    def generate(params: Any, keys: Array, cond: Any) -> Array:
+    def generate(params: Params, keys: Array, cond: Any) -> Array:
         network = params["autoencoder"]["network"]
         latents = codec.encode(network, cond["x"])
         return codec.decode(network, latents[0] if isinstance(latents, tuple) else latents)
 
-    def export(params: Any, out: Path) -> None:
+    def export(params: Params, out: Path) -> None:
         network = params["autoencoder"]["network"]
         # That of a loaded one stays, for the diffusion models of its latents.
         scale = None if origin.folder else 1 / _latent_std(codec, network, images)
@@ -150,7 +151,7 @@ def _reader(shown: Callable[[], data.Dataset]) -> Callable[[np.ndarray], np.ndar
     return read
 
 
-def _latent_std(codec: Any, params: Any, images: data.Dataset) -> float:
+def _latent_std(codec: Any, params: Params, images: data.Dataset) -> float:
     """Standard deviation of the latents of training images, drawn from their posteriors."""
     encode, sums = jax.jit(codec.encode), []
     x = data.to_float(data.load_arrays(images, min(MEASURED, len(images)))["x"])

@@ -18,6 +18,7 @@ from jaxdiff.first_stage.knobs import Objective
 from jaxdiff.interop.models.efficientnet import is_installed
 from jaxdiff.networks.efficientnet import EfficientNetLite0
 from jaxdiff.networks.lpips import LPIPS
+from jaxdiff.types import Params
 
 __all__ = ["Perceptual", "as_rgb", "efficientnet_distance", "image_features", "lpips_distance", "perceptual_of"]
 
@@ -71,7 +72,7 @@ def efficientnet_distance() -> Perceptual:
     """
     network = EfficientNetLite0(dtype=compute_dtype())
 
-    def apply(params: Any, a: Array, b: Array) -> Array:
+    def apply(params: Params, a: Array, b: Array) -> Array:
         stages = lambda x: network.apply({"params": params}, x, method="stages")  # noqa: E731
         return perceptual(stages)(a, b)
 
@@ -83,7 +84,7 @@ def image_features() -> Callable[[np.ndarray], np.ndarray]:
     loaded = interop.efficientnet_lite0()
 
     @jax.jit
-    def features(params: Any, x: Array) -> Array:
+    def features(params: Params, x: Array) -> Array:
         resized = jax.image.resize(x, (x.shape[0], SIDE, SIDE, x.shape[-1]), "cubic")
         return loaded.apply(params, as_rgb(resized))[1]
 

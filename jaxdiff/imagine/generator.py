@@ -30,6 +30,7 @@ from jaxdiff.recipe import load_run
 from jaxdiff.sampler import Generate, sampler
 from jaxdiff.sharding import use_mesh
 from jaxdiff.text_to_image.steering import hint_cond, hint_shapes, steered
+from jaxdiff.types import Params
 
 __all__ = ["Generator", "Stage", "fingerprint", "of_directory", "of_experiment", "of_run"]
 
@@ -45,7 +46,7 @@ class Stage(NamedTuple):
             not begun with smaller ones.
     """
 
-    params: Any
+    params: Params
     model: Model
     sampling: Sampling
     condition: Condition
@@ -138,7 +139,7 @@ class Generator:
     def _sampler(self, scale: int, guided: bool) -> Generate:
         _, model, sampling, condition, medium, *_ = self.stage(scale)
 
-        def decode(params: Any, x: Array) -> Any:
+        def decode(params: Params, x: Array) -> Any:
             return x, medium.decode(params, x)
 
         both = replace(medium, decode=decode)
@@ -154,7 +155,7 @@ class Generator:
             raise ValueError(f"pictures of scale {scale} are not begun with smaller ones")
 
         @jax.jit
-        def enlarge(params: Any, larger_params: Any, x0: Array) -> Array:
+        def enlarge(params: Params, larger_params: Any, x0: Array) -> Array:
             with use_mesh(self.mesh):
                 images = small.medium.decode(params, x0)
                 batch, height, width, channels = images.shape
@@ -166,7 +167,7 @@ class Generator:
 
 def of_experiment(
     experiment: Experiment,
-    params: Any,
+    params: Params,
     *,
     solver: str | None = None,
     weights: Weights | None = None,

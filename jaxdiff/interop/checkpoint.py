@@ -23,6 +23,7 @@ from jaxdiff.interop.sources import read_model
 from jaxdiff.messages import listed
 from jaxdiff.quantize import check_unquantized
 from jaxdiff.storage import replacing
+from jaxdiff.types import Params
 
 __all__ = ["load", "save"]
 
@@ -117,7 +118,7 @@ def _json(value: Any) -> str:
     return json.dumps(value, indent=2, sort_keys=True) + "\n"
 
 
-def _split(params: Any, spec: ModelSpec, max_bytes: int) -> list[list[str]]:
+def _split(params: Params, spec: ModelSpec, max_bytes: int) -> list[list[str]]:
     """Distribute the keys over files of at most `max_bytes` bytes, or of one tensor."""
     files: list[list[str]] = []
     size = 0

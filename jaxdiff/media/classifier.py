@@ -16,6 +16,7 @@ from jaxdiff.media import fitted
 from jaxdiff.metrics.report import as_images
 from jaxdiff.networks.classifier import Classifier
 from jaxdiff.seeds import seed_key
+from jaxdiff.types import Params
 
 _SHIFT = 1  # pixels; more costs accuracy in a training this short
 _HEAD = "head/bias"
@@ -31,7 +32,7 @@ class FittedClassifier:
         shape: (H, W, C) of the images that it takes.
     """
 
-    params: Any
+    params: Params
     shape: tuple[int, ...]
 
     def __call__(self, images) -> tuple[np.ndarray, np.ndarray]:
@@ -146,7 +147,7 @@ def _expected(arrays: dict[str, np.ndarray]) -> tuple[tuple[int, ...], Any]:
 
 
 @jax.jit
-def _forward(params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _forward(params: Params, images: jax.Array) -> tuple[jax.Array, jax.Array]:
     network = Classifier(params["head"]["bias"].size)
     return network.apply({"params": params}, images)  # type: ignore[return-value]
 

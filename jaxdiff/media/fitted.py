@@ -15,12 +15,13 @@ from jaxdiff import train, trees
 from jaxdiff.messages import listed
 from jaxdiff.storage import replacing
 from jaxdiff.train import ema
+from jaxdiff.types import Params
 
 __all__ = ["fit", "load", "save"]
 
 
 def fit(
-    loss: Callable[..., Any], params: Any, batches: Iterator[dict[str, np.ndarray]], *, steps: int, lr: float,
+    loss: Callable[..., Any], params: Params, batches: Iterator[dict[str, np.ndarray]], *, steps: int, lr: float,
     key: jax.Array, name: str, weight_decay: float = 0.02, progress: bool = False,
 ) -> Any:  # fmt: skip
     """Train parameters, and average them.
@@ -65,7 +66,7 @@ def fit(
     return jax.device_get(state.ema)
 
 
-def save(path: str | Path, params: Any, **more: np.ndarray) -> Path:
+def save(path: str | Path, params: Params, **more: np.ndarray) -> Path:
     """Write parameters to one npz file, keyed by their paths.
 
     Args:

@@ -15,6 +15,7 @@ from jaxdiff.media import fitted
 from jaxdiff.metrics.report import as_images
 from jaxdiff.seeds import seed_key
 from jaxdiff.text import Vocabulary
+from jaxdiff.types import Params
 
 __all__ = ["Retriever", "fit_retriever", "load_retriever", "save_retriever"]
 
@@ -31,7 +32,7 @@ class Retriever(NamedTuple):
         model: its functions.
     """
 
-    params: Any
+    params: Params
     model: ImageText
 
     def pictures(self, x: Any) -> np.ndarray:
@@ -125,7 +126,7 @@ def _expected(arrays: dict[str, np.ndarray]) -> tuple[ImageText, Any]:
     return model, jax.eval_shape(model.init, jax.random.key(0))
 
 
-def _in_parts(encode: Callable[..., jax.Array], params: Any, *arrays: np.ndarray) -> np.ndarray:
+def _in_parts(encode: Callable[..., jax.Array], params: Params, *arrays: np.ndarray) -> np.ndarray:
     """Encode arrays in parts of one size, which compile once."""
     compiled, parts = jax.jit(encode), []
     for start in range(0, len(arrays[0]), AT_ONCE):

@@ -23,6 +23,7 @@ from jaxdiff.quantize import Quantized, Weights, quantize
 from jaxdiff.sampler import sampler
 from jaxdiff.seeds import seed_key
 from jaxdiff.sharding import batch_sharding, shard_params, use_mesh
+from jaxdiff.types import Params
 
 _OOM = re.compile(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)")
 _UNITS = {unit: 1024**power for power, unit in enumerate(("", "K", "M", "G", "T"))}
@@ -100,7 +101,7 @@ def train_step(experiment: Experiment, mesh: Mesh) -> Program:
     )
     context = frozen if part.given is None else jax.eval_shape(part.given, state, frozen)
 
-    def loss(params: Any, context: Any, key: Any, batch: Any) -> Any:
+    def loss(params: Params, context: Any, key: Any, batch: Any) -> Any:
         return part.loss(params if context is None else (params, context), key, batch)
 
     arguments = state.params, context, jax.random.key(0), batch
@@ -142,7 +143,7 @@ def sampling(experiment: Experiment, mesh: Mesh, weights: Weights | None = None)
     return Program(memory, module, traced, traced, time.perf_counter() - begun, launched)
 
 
-def _in_8_bits(params: Any, weights: Weights, mesh: Mesh) -> Any:
+def _in_8_bits(params: Params, weights: Weights, mesh: Mesh) -> Any:
     """Shapes and shardings of parameters in 8 bits: scales are small, and lie whole on each device."""
     small = jax.eval_shape(partial(quantize, weights=weights), params)
 

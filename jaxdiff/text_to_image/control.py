@@ -20,6 +20,7 @@ from jaxdiff.networks import add_controls, add_features, controlled
 from jaxdiff.networks.layers import at_least_float32
 from jaxdiff.text import clip_pixels
 from jaxdiff.text_to_image.prompts import Cond, Models, PipelineSpec
+from jaxdiff.types import Params
 
 __all__ = [
     "IMAGE_PROMPTED",
@@ -184,7 +185,7 @@ def check_hints(models: Models, names: Sequence[str], hints: Sequence[Array], sh
             raise ValueError(f"hints of {name} must be {kind} of shape {allowed}, got {hint.dtype}, {hint.shape}")
 
 
-def encode_hints(models: Models, params: Any, names: Sequence[str], hints: Sequence[Array]) -> tuple[Cond, Cond]:
+def encode_hints(models: Models, params: Params, names: Sequence[str], hints: Sequence[Array]) -> tuple[Cond, Cond]:
     """Compute what a network is told of hints, once per picture.
 
     Args:
@@ -210,7 +211,7 @@ def encode_hints(models: Models, params: Any, names: Sequence[str], hints: Seque
     return cond, cond | null
 
 
-def _image_prompt(models: Models, params: Any, name: str, given: Array) -> tuple[Array, Array]:
+def _image_prompt(models: Models, params: Params, name: str, given: Array) -> tuple[Array, Array]:
     """The tokens of a picture, or of a face's embedding, and those of none."""
     kind, encoder = models.config[name]["projects"], _encoder_of(name)
     if kind == FACE:
@@ -294,7 +295,7 @@ def _is_adapter(name: str) -> bool:
 def _without(apply: Callable[..., Any]) -> Callable[..., Any]:
     """A ControlNet that gets no conditions of the U-Net alone."""
 
-    def control(params: Any, x: Array, noise: Array, cond: Cond, **options: Any) -> Any:
+    def control(params: Params, x: Array, noise: Array, cond: Cond, **options: Any) -> Any:
         return apply(params, x, noise, {k: v for k, v in cond.items() if k not in OWN}, **options)
 
     return control

@@ -20,6 +20,7 @@ from jaxdiff.solvers import Solver
 from jaxdiff.text_to_image.control import check_hints, controlled_apply, encode_hints
 from jaxdiff.text_to_image.parts import NEGATIVE, Parts, complete
 from jaxdiff.text_to_image.prompts import Cond
+from jaxdiff.types import Params
 
 __all__ = ["generate_images"]
 
@@ -27,7 +28,7 @@ Tokens = Mapping[str, Array]
 
 
 def generate_images(
-    parts: Parts, progress: Callable[[Array], None] | None, params: Any, tokens: Tokens, keys: Array,
+    parts: Parts, progress: Callable[[Array], None] | None, params: Params, tokens: Tokens, keys: Array,
     guidance: Any = None, *, negative: Tokens | None = None, rescale: Any = None, image: Array | None = None,
     mask: Array | None = None, strength: float | Array = 1.0, noise: Array | None = None,
     hints: Sequence[Array] = (), control_scale: Scale | Sequence[Scale] = 1.0,
@@ -60,7 +61,7 @@ def generate_images(
 
 
 def _denoiser(
-    parts: Parts, params: Any, tokens: Tokens, guidance: Any, *, negative: Tokens | None, rescale: Any,
+    parts: Parts, params: Params, tokens: Tokens, guidance: Any, *, negative: Tokens | None, rescale: Any,
     extra: tuple[Cond, Cond], of_cond: Callable[[Cond], Denoiser],
 ) -> Denoiser:  # fmt: skip
     """The guided denoiser; extra is of a prompt's condition, and of its negative one's."""
@@ -87,20 +88,20 @@ def _denoiser(
     return denoise
 
 
-def _conditional(parts: Parts, params: Any, scale: Scale | Sequence[Scale], cond: Cond) -> Denoiser:
+def _conditional(parts: Parts, params: Params, scale: Scale | Sequence[Scale], cond: Cond) -> Denoiser:
     """The denoiser of an encoded condition, with what steers the network where there is any."""
     model, at = parts.model, lambda level: parts.model.apply
     if parts.controls:
         at = controlled_apply(parts.models, parts.layout.network, parts.controls, scale)
 
-    def of(params: Any) -> Denoiser:
+    def of(params: Params) -> Denoiser:
         return lambda x, *levels: denoiser(at(levels[0]), params, model.prediction, cond)(x, *levels)
 
     x = jnp.zeros((len(jax.tree.leaves(cond)[0]), *parts.medium.shape), parts.dtype)
     return of(cast_for_loop(lambda params: [of(params)], params, x, _at(parts.prepared[0], 0, parts.dtype)))
 
 
-def _encode_both(parts: Parts, params: Any, tokens: Tokens, negative: Tokens | None) -> Cond:
+def _encode_both(parts: Parts, params: Params, tokens: Tokens, negative: Tokens | None) -> Cond:
     """The network's condition for each prompt and its negative one, [2 B, ...]."""
     batch = len(jax.tree.leaves(dict(tokens))[0])
     flags = {NEGATIVE: _pairs(jnp.zeros(batch, bool), jnp.ones(batch, bool))}
@@ -138,7 +139,7 @@ def _pairs(first: Any, second: Any) -> Any:
 
 
 def _begin(
-    parts: Parts, params: Any, image: Array, mask: Array | None, strength: float | Array, batch: int
+    parts: Parts, params: Params, image: Array, mask: Array | None, strength: float | Array, batch: int
 ) -> tuple[Begin, Cond]:
     """How to begin with an image, and the inputs that a network for inpainting has of it."""
     known = _encode(parts, params, image, batch)
@@ -166,7 +167,7 @@ def _begin(
     return begin, extra
 
 
-def _encode(parts: Parts, params: Any, image: Array, batch: int) -> Array:
+def _encode(parts: Parts, params: Params, image: Array, batch: int) -> Array:
     if image.shape != (batch, *parts.size, 3) or not jnp.issubdtype(image.dtype, jnp.floating):
         raise ValueError(
             f"images must be floats in [-1, 1] of shape {(batch, *parts.size, 3)}, got {image.dtype}, {image.shape}"

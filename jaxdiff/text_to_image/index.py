@@ -16,6 +16,7 @@ from jaxdiff.messages import listed
 from jaxdiff.schema import look_up
 from jaxdiff.storage import read_json
 from jaxdiff.text_to_image.prompts import LAYOUTS, Cond, Models, PipelineSpec
+from jaxdiff.types import Params
 
 __all__ = ["Index", "encode_prompts", "read_index", "read_kind", "scheduler_config", "tokenizers"]
 
@@ -151,7 +152,7 @@ def encode_prompts(
     models = Models({part: model.apply for part, model in loaded.items()}, configs, layout.length)
     tokens = {part: encode(prompts)[0] for part, encode in tokenizers(index, models).items()}
 
-    def encode(params: Any, tokens: Any) -> Cond:
+    def encode(params: Params, tokens: Any) -> Cond:
         cond = layout.add_size_cond(models, layout.encode(models, params, tokens), size, jnp.zeros(len(prompts), bool))
         return jax.tree.map(lambda a: a.astype(jnp.float32), cond)
 

@@ -20,6 +20,7 @@ from jaxdiff.media import Medium, images
 from jaxdiff.sampling import Sampling
 from jaxdiff.solvers import Solver
 from jaxdiff.text_to_image.prompts import Cond, Models, PipelineSpec
+from jaxdiff.types import Params
 
 __all__ = ["NEGATIVE", "Parts", "complete", "make_parts"]
 
@@ -87,7 +88,7 @@ class Parts(NamedTuple):
         """The names of the text encoders, which are those of the tokens."""
         return [name for name in self.layout.encoders if name in self.models.apply]
 
-    def encode_images(self, params: Any, images: Array) -> Array:
+    def encode_images(self, params: Params, images: Array) -> Array:
         """The latents of images, the mean of their posterior, as the network gets them."""
         mean, _ = self.codec.encode(params["vae"], images.astype(self.dtype))
         return self.codec.normalize(mean).astype(self.dtype)
@@ -121,10 +122,10 @@ def make_parts(
         names = sorted(models.init)
         return {name: models.init[name](k) for name, k in zip(names, jax.random.split(key, len(names)), strict=True)}
 
-    def apply(params: Any, x: Array, noise: Array, cond: Cond, **options: Any) -> Array:
+    def apply(params: Params, x: Array, noise: Array, cond: Cond, **options: Any) -> Array:
         return models.apply[network](params[network], x, noise, cond, **options)
 
-    def decode(params: Any, z: Array) -> Array:
+    def decode(params: Params, z: Array) -> Array:
         return jnp.clip(codec.decode(params["vae"], codec.denormalize(z)).astype(dtype), -1, 1)
 
     model = Model(init, apply, scheduler.process, scheduler.prediction)
@@ -165,7 +166,7 @@ def _condition(
     flags = {NEGATIVE: False, **({ZERO: False} if zero_negative else {})} if layout.classifier_free(config) else {}
     empty = ask([""], **flags)
 
-    def encode(params: Any, cond: Cond) -> Cond:
+    def encode(params: Params, cond: Cond) -> Cond:
         tokens = {name: ids for name, ids in cond.items() if name in layout.encoders}
         encoded = layout.encode(models, params, tokens)
         if ZERO in cond:

@@ -11,6 +11,7 @@ from jax import Array
 
 from jaxdiff.conditions import Cond
 from jaxdiff.networks.configs import sdxl_vector
+from jaxdiff.types import Params
 
 __all__ = ["LAYOUTS", "Cond", "Models", "PipelineSpec"]
 
@@ -80,11 +81,11 @@ class PipelineSpec(NamedTuple):
         return not self.distilled(config) and not self.uniform_steps
 
 
-def _stable_diffusion(models: Models, params: Any, tokens: Mapping[str, Array]) -> Cond:
+def _stable_diffusion(models: Models, params: Params, tokens: Mapping[str, Array]) -> Cond:
     return {"tokens": models.apply["text_encoder"](params["text_encoder"], tokens["text_encoder"]).hidden}
 
 
-def _xl(models: Models, params: Any, tokens: Mapping[str, Array]) -> Cond:
+def _xl(models: Models, params: Params, tokens: Mapping[str, Array]) -> Cond:
     hidden, pooled = _clips(models, params, tokens)
     return {"tokens": hidden, "vector": pooled[-1]}
 
@@ -102,7 +103,7 @@ def _complete_xl(models: Models, cond: Cond, size: tuple[int, int], negative: Ar
     return cond | {"vector": sdxl_vector(vector, numbers, features)}
 
 
-def _sd3(models: Models, params: Any, tokens: Mapping[str, Array]) -> Cond:
+def _sd3(models: Models, params: Params, tokens: Mapping[str, Array]) -> Cond:
     hidden, pooled = _clips(models, params, tokens)
     width = models.config["transformer"]["joint_attention_dim"]
     hidden = jnp.pad(hidden, ((0, 0), (0, 0), (0, width - hidden.shape[-1])))
@@ -113,13 +114,13 @@ def _sd3(models: Models, params: Any, tokens: Mapping[str, Array]) -> Cond:
     return {"tokens": jnp.concatenate([hidden, third], axis=1), "vector": jnp.concatenate(pooled, axis=-1)}
 
 
-def _flux(models: Models, params: Any, tokens: Mapping[str, Array]) -> Cond:
+def _flux(models: Models, params: Params, tokens: Mapping[str, Array]) -> Cond:
     first = models.apply["text_encoder"](params["text_encoder"], tokens["text_encoder"])
     second = models.apply["text_encoder_2"](params["text_encoder_2"], tokens["text_encoder_2"])
     return {"tokens": second.hidden, "vector": first.pooled}
 
 
-def _clips(models: Models, params: Any, tokens: Mapping[str, Array]) -> tuple[Array, list[Array]]:
+def _clips(models: Models, params: Params, tokens: Mapping[str, Array]) -> tuple[Array, list[Array]]:
     """Of both CLIPs, or the refiner's one, the layer before the last, side by side, and the vectors of the texts."""
     names = [name for name in ("text_encoder", "text_encoder_2") if name in models.apply]
     encoded = [models.apply[name](params[name], tokens[name], layer=-2, norm=False) for name in names]

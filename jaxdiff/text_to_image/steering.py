@@ -15,6 +15,7 @@ from jaxdiff.levels import append_axes
 from jaxdiff.text_to_image.control import apply_at, check_hints, encode_hints, hint_shape
 from jaxdiff.text_to_image.parts import NEGATIVE, Parts
 from jaxdiff.text_to_image.prompts import Cond
+from jaxdiff.types import Params
 
 __all__ = ["hint_cond", "hint_shapes", "steered"]
 
@@ -55,7 +56,7 @@ def steered(parts: Parts) -> Parts:
     names, plain, network = parts.controls, parts.condition, parts.layout.network
     entries = {f"{name}.{what}" for name in names for what in ("hint", "scale")}
 
-    def encode(params: Any, cond: Cond) -> Cond:
+    def encode(params: Params, cond: Cond) -> Cond:
         hints, scales = ([cond[f"{name}.{what}"] for name in names] for what in ("hint", "scale"))
         check_hints(parts.models, names, hints, (len(scales[0]), *parts.size))
         given, null = encode_hints(parts.models, params, names, hints)
@@ -64,7 +65,7 @@ def steered(parts: Parts) -> Parts:
         asked = {name: value for name, value in cond.items() if name not in entries}
         return plain.encode(params, asked) | given | {SCALES: tuple(scales)}
 
-    def apply(params: Any, x: Array, noise: Array, cond: Mapping[str, Any], **options: Any) -> Array:
+    def apply(params: Params, x: Array, noise: Array, cond: Mapping[str, Any], **options: Any) -> Array:
         rest = {name: value for name, value in cond.items() if name != SCALES}
         return apply_at(parts.models, network, names, cond[SCALES])(params, x, noise, rest, **options)
 

@@ -4,9 +4,10 @@ import re
 from typing import Any
 
 from jaxdiff import trees
+from jaxdiff.types import Params
 
 
-def partition(params: Any, pattern: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def partition(params: Params, pattern: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Split a tree in two by the paths of its leaves.
 
     Args:

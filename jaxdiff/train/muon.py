@@ -9,6 +9,7 @@ import optax
 from jax import Array
 
 from jaxdiff import trees
+from jaxdiff.types import Params
 
 ROUNDS = 5
 # Coefficients of a x + b x^3 + c x^5, with the largest slope at 0 for which five rounds end near 1.
@@ -68,10 +69,10 @@ def scale_by_muon(momentum: float) -> optax.GradientTransformation:
         momentum: decay of the sum of gradients.
     """
 
-    def init(params: Any) -> MuonState:
+    def init(params: Params) -> MuonState:
         return MuonState(jax.tree.map(jnp.zeros_like, params))
 
-    def update(grads: Any, state: MuonState, params: Any = None) -> tuple[Any, MuonState]:
+    def update(grads: Any, state: MuonState, params: Params = None) -> tuple[Any, MuonState]:
         total = jax.tree.map(lambda old, g: momentum * old + g, state.momentum, grads)
         ahead = jax.tree.map(lambda new, g: momentum * new + g, total, grads)
         return jax.tree.map_with_path(_scaled, ahead), MuonState(total)
@@ -79,7 +80,7 @@ def scale_by_muon(momentum: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
-def kinds(params: Any) -> Any:
+def kinds(params: Params) -> Any:
     """Label each array of a tree by its optimizer, "muon" or "adamw".
 
     Raises:

@@ -10,6 +10,7 @@ import optax
 from jaxdiff import trees
 from jaxdiff.train import packing
 from jaxdiff.train.muon import kinds, scale_by_muon
+from jaxdiff.types import Params
 
 Schedule = Literal["constant", "cosine", "linear", "inverse_sqrt"]
 
@@ -171,7 +172,7 @@ def with_projection(
         an optimizer that projects the updated parameters of `optimizer`.
     """
 
-    def update(grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
+    def update(grads: Any, state: Any, params: Params) -> tuple[Any, Any]:
         updates, state = optimizer.update(grads, state, params)
         moved = project(optax.apply_updates(params, updates))
         return jax.tree.map(lambda new, old: new - old, moved, params), state
@@ -203,10 +204,10 @@ def skip_spikes(optimizer: optax.GradientTransformation, times: float) -> optax.
     if not times > 1:
         raise ValueError(f"skip_spikes needs a number of times greater than 1, got {times}")
 
-    def init(params: Any) -> Spikes:
+    def init(params: Params) -> Spikes:
         return Spikes(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32), optimizer.init(params))
 
-    def update(grads: Any, state: Spikes, params: Any = None) -> tuple[Any, Spikes]:
+    def update(grads: Any, state: Spikes, params: Params = None) -> tuple[Any, Spikes]:
         norm = packing.norm(grads).astype(jnp.float32)
         spike = (state.made > 0) & (norm > times * state.norm)
         updates, inner = optimizer.update(grads, state.inner, params)
@@ -235,7 +236,7 @@ def by_part(optimizers: Mapping[str, optax.GradientTransformation]) -> optax.Gra
         ValueError: (in the optimizer's init) the parameters have other parts.
     """
 
-    def labels(params: Any) -> Any:
+    def labels(params: Params) -> Any:
         if sorted(params) != sorted(optimizers):
             raise ValueError(f"the optimizers are of {sorted(optimizers)}, and the parameters have {sorted(params)}")
         return jax.tree.map_with_path(lambda path, _: trees.keys(path)[0], params)
@@ -259,10 +260,10 @@ def restarting(optimizer: optax.GradientTransformation, every: int) -> optax.Gra
     if every < 1:
         raise ValueError(f"an optimizer restarts after at least 1 update, got every={every}")
 
-    def init(params: Any) -> Restarts:
+    def init(params: Params) -> Restarts:
         return Restarts(jnp.zeros((), jnp.int32), optimizer.init(params))
 
-    def update(grads: Any, state: Restarts, params: Any = None) -> tuple[Any, Restarts]:
+    def update(grads: Any, state: Restarts, params: Params = None) -> tuple[Any, Restarts]:
         first = state.made % every == 0
         inner = jax.tree.map(lambda new, old: jnp.where(first, new, old), optimizer.init(params), state.inner)
         updates, inner = optimizer.update(grads, inner, params)

@@ -11,6 +11,7 @@ from jax import Array
 
 from jaxdiff import sharding
 from jaxdiff.train.layouts import inner_axes
+from jaxdiff.types import Params
 
 
 def pack(tree: Any) -> dict[str, Any]:
@@ -60,7 +61,7 @@ def packed(optimizer: optax.GradientTransformation) -> optax.GradientTransformat
     The gradients are cast to the dtypes of the parameters.
     """
 
-    def update(grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
+    def update(grads: Any, state: Any, params: Params) -> tuple[Any, Any]:
         grads = jax.tree.map(lambda grad, x: grad.astype(x.dtype), grads, params)
         updates, state = optimizer.update(pack(grads), state, pack(params))
         return unpack(updates, grads), state
@@ -83,7 +84,7 @@ def norm(tree: Any) -> Array:
 def clip_by_norm(largest: float) -> optax.GradientTransformation:
     """Scale gradients whose global norm is greater than `largest` to that norm."""
 
-    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    def update(grads: Any, state: Any, params: Params = None) -> tuple[Any, Any]:
         scale = largest / jnp.maximum(norm(grads), largest)
         return jax.tree.map(lambda x: x * scale.astype(x.dtype), grads), state
 

@@ -9,7 +9,7 @@ import optax
 
 from jaxdiff.train.state import TrainState
 from jaxdiff.train.step import Given
-from jaxdiff.types import Loss, Metrics
+from jaxdiff.types import Loss, Metrics, Params
 
 # int32 scalar, the number of updates so far -> for each player whether the next update is its turn.
 Turn = Callable[[jax.Array], Mapping[str, Any]]
@@ -109,12 +109,12 @@ def _idle(like: Any) -> Any:
 
 
 @jax.custom_vjp
-def _with_gradient(params: Any, value: jax.Array, grads: Any) -> jax.Array:
+def _with_gradient(params: Params, value: jax.Array, grads: Any) -> jax.Array:
     """Return a value with a known gradient with respect to params."""
     return value
 
 
-def _known(params: Any, value: jax.Array, grads: Any) -> tuple[jax.Array, Any]:
+def _known(params: Params, value: jax.Array, grads: Any) -> tuple[jax.Array, Any]:
     return value, grads
 
 
@@ -126,12 +126,12 @@ _with_gradient.defvjp(_known, _scaled)
 
 
 def _optimizer(players: Mapping[str, Player], turn: Turn) -> optax.GradientTransformation:
-    def init(params: Any) -> Moves:
+    def init(params: Params) -> Moves:
         _check_names("params", params, players)
         inner = {name: player.optimizer.init(params[name]) for name, player in players.items()}
         return Moves(jnp.zeros((), jnp.int32), inner)
 
-    def update(grads: Any, state: Moves, params: Any) -> tuple[Any, Moves]:
+    def update(grads: Any, state: Moves, params: Params) -> tuple[Any, Moves]:
         turns, updates, inner = turn(state.made), {}, {}
         for name, player in players.items():
             moved, kept = player.optimizer.update(grads[name], state.inner[name], params[name])

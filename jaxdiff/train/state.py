@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from jaxdiff.sharding import shard_params
 from jaxdiff.train import ema as averages
 from jaxdiff.train.layouts import format_of
+from jaxdiff.types import Params
 
 # Default of functions for which only the number of decays matters: one average.
 DEFAULT_DECAY = averages.constant(0.0)
@@ -22,7 +23,7 @@ class TrainState(NamedTuple):
     """The state of training; the random key and the position in the data follow from `step`."""
 
     step: jax.Array  # int32 scalar: number of batches so far
-    params: Any  # float32
+    params: Params  # float32
     ema: Any  # moving average of params or of a part of them; a tuple of trees for several averages
     opt: Any  # the optimizer's state
     skipped: jax.Array  # int32 scalar: number of skipped updates; step - skipped is the number of updates
@@ -61,7 +62,7 @@ def init_state(
 
 
 def state_from_params(
-    params: Any,
+    params: Params,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     *,
@@ -119,7 +120,7 @@ def state_shapes(
 
 
 def new_state(
-    params: Any,
+    params: Params,
     optimizer: optax.GradientTransformation,
     *,
     ema: averages.Decays = DEFAULT_DECAY,

@@ -16,7 +16,7 @@ from jaxdiff.sharding import BATCH_AXES, num_batch_shards, use_mesh
 from jaxdiff.train import ema as averages
 from jaxdiff.train import packing
 from jaxdiff.train.state import Averaged, TrainState
-from jaxdiff.types import Loss, Metrics
+from jaxdiff.types import Loss, Metrics, Params
 
 Given = Callable[[TrainState, Any], Any]  # (state, frozen) -> further input of the loss
 Update = Callable[..., tuple[TrainState, Metrics]]
@@ -111,7 +111,7 @@ def make_update(
         step_key = jax.random.fold_in(key, state.step)
         context = frozen if given is None else layout.give(given, state, frozen)
 
-        def gradient(params: Any, key: jax.Array, batch: Any) -> tuple[tuple[jax.Array, Metrics], Any]:
+        def gradient(params: Params, key: jax.Array, batch: Any) -> tuple[tuple[jax.Array, Metrics], Any]:
             alone = given is None and frozen is None
             loss_of = lambda params: loss(params if alone else (params, context), key, batch)  # noqa: E731
             out, grads = jax.value_and_grad(loss_of, has_aux=True)(params)
@@ -164,7 +164,7 @@ def _check(loss: Any, optimizer: Any, ema: Any) -> None:
 
 
 def _accumulated(
-    gradient: Callable[..., Any], params: Any, key: jax.Array, parts: Any
+    gradient: Callable[..., Any], params: Params, key: jax.Array, parts: Any
 ) -> tuple[tuple[jax.Array, Metrics], Any]:
     """Average loss, metrics and gradient over microbatches [A, B/A, ...]; the sum is one carry."""
     count = jax.tree.leaves(parts)[0].shape[0]
@@ -198,7 +198,7 @@ class _Layout(NamedTuple):
             raise ValueError("given reads state.ema, which waits in the host's memory; it needs ema_memory='device'")
         return given(state, frozen)
 
-    def average(self, average: Any, params: Any, decay: jax.Array) -> Any:
+    def average(self, average: Any, params: Params, decay: jax.Array) -> Any:
         """Update an average; arrays in the host's memory are transferred to the devices one at a time."""
         if not self.waits():
             return averages.update(average, params, decay)

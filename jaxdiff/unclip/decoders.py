@@ -143,7 +143,7 @@ class Decoder:
         self._spec, self._draw = experiment.condition.spec, Drawer(experiment, mesh)
 
     def __call__(
-        self, params: Any, z: np.ndarray, num: int | None = None, *, seed: int = 0, batch: int | None = None,
+        self, params: Params, z: np.ndarray, num: int | None = None, *, seed: int = 0, batch: int | None = None,
         names: Sequence[str] = (),
     ) -> Samples:  # fmt: skip
         """Draw pictures of embeddings.
@@ -171,7 +171,7 @@ class Decoder:
             cond["given"][:] = True
         return self._draw(params, len(z) if num is None else num, Asked(cond, tuple(names)), seed=seed, batch=batch)
 
-    def along(self, params: Any, z: np.ndarray, *, seed: int = 0, names: Sequence[str] = ()) -> Samples:
+    def along(self, params: Params, z: np.ndarray, *, seed: int = 0, names: Sequence[str] = ()) -> Samples:
         """Draw a picture of each embedding on a path, all by the same noise, so that the embedding alone changes.
 
         Args:

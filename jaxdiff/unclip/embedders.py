@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -31,7 +31,7 @@ class Embedder(NamedTuple):
     """
 
     model: ImageText
-    params: Any
+    params: Params
 
     @property
     def width(self) -> int:

@@ -142,7 +142,7 @@ class Prior(NamedTuple):
         draw: (params, standard normal noise [B, D], condition) -> embeddings [B, D] of pictures, sqrt(D) long.
     """
 
-    params: Any
+    params: Params
     condition: Condition
     draw: Callable[[Params, Array, Cond], Array]
 

@@ -19,6 +19,7 @@ from jaxdiff.interop.models.conditional_unets import IMAGE_PROMPT, IMAGE_RANKS
 from jaxdiff.interop.models.fill import fill
 from jaxdiff.messages import listed
 from jaxdiff.networks import FaceProjection, ImageProjection, Resampler
+from jaxdiff.types import Params
 
 __all__ = [
     "EMBEDDING", "FACE", "PATCHES", "IPAdapter", "describe_ip_adapter", "image_prompted_unet", "is_ip_adapter",
@@ -75,7 +76,7 @@ def load_ip_adapter(
     config, number = _with_image(unet.config, own.config["rank"]), len(_ranks(unet.config))
     network = Pretrained(architecture(config, dtype).apply, _joined(unet.params, own.params[OWN], number), config)
 
-    def project(params: Any, image: jax.Array) -> jax.Array:
+    def project(params: Params, image: jax.Array) -> jax.Array:
         return own.apply({PROJECTION: params}, image)
 
     return IPAdapter(network, Pretrained(project, own.params[PROJECTION], own.config))
@@ -144,7 +145,7 @@ def describe_ip_adapter(
                 trees.put(own, path, leaf)
         return {PROJECTION: projection.init(first, image)["params"], OWN: own}
 
-    def project(params: Any, given: jax.Array) -> jax.Array:
+    def project(params: Params, given: jax.Array) -> jax.Array:
         return projection.apply({"params": params[PROJECTION]}, given)
 
     names = _names(jax.eval_shape(init, jax.random.key(0))[OWN], spec.rename)

@@ -31,6 +31,7 @@ from jaxdiff.messages import listed
 from jaxdiff.networks.lora import pairs
 from jaxdiff.schema import FLAG, mapping, number, whole_number
 from jaxdiff.storage import parse_json, read_json, replacing
+from jaxdiff.types import Params
 
 __all__ = ["load_lora", "save_lora"]
 
@@ -206,7 +207,7 @@ def _matches(pattern: str, module: str) -> bool:
         raise ValueError(f"a pattern of modules is no regular expression: {pattern!r:.80}: {error}") from None
 
 
-def _weight(params: Any, targets: tuple[Target, ...]) -> np.ndarray:
+def _weight(params: Params, targets: tuple[Target, ...]) -> np.ndarray:
     """Join the kernels of a file's module, [out, in, *size]."""
     first = targets[0].place
     weight = np.empty((sum(target.place.shape[0] for target in targets), *first.shape[1:]))
@@ -228,7 +229,7 @@ def _of(change: Change, target: Target) -> Change:
     return down.transpose(place.axes), up[rows].T
 
 
-def _tree(kernels: Mapping[tuple[str, ...], Layers], params: Any, dtype: Any) -> dict[str, Any]:
+def _tree(kernels: Mapping[tuple[str, ...], Layers], params: Params, dtype: Any) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for path, layers in kernels.items():
         shape = trees.get(params, path).shape

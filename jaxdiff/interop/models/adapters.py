@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxdiff.interop.formats.config import Fields
 from jaxdiff.interop.models.architecture import ModelSpec
 from jaxdiff.networks import T2IAdapter
+from jaxdiff.types import Params
 
 __all__ = ["t2i_adapter"]
 
@@ -44,7 +45,7 @@ def t2i_adapter(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
     def init(key: jax.Array) -> Any:
         return module.init(key, jnp.zeros((1, side, side, channels)))["params"]
 
-    def apply(params: Any, hint: jax.Array) -> Any:
+    def apply(params: Params, hint: jax.Array) -> Any:
         return module.apply({"params": params}, hint)
 
     return ModelSpec(init, apply)

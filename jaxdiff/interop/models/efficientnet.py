@@ -15,6 +15,7 @@ from jaxdiff.interop.formats.legacy_torch import read_legacy
 from jaxdiff.interop.models.architecture import ModelSpec, Pretrained
 from jaxdiff.interop.models.fill import fill
 from jaxdiff.networks.efficientnet import EfficientNetLite0
+from jaxdiff.types import Params
 
 __all__ = ["INSTALL", "efficientnet_lite0", "is_installed"]
 
@@ -52,7 +53,7 @@ def efficientnet_lite0(path: str | Path | None = None, *, dtype: Any = jnp.float
     def init(key: jax.Array) -> Any:
         return module.init(key, jnp.zeros((1, 32, 32, 3), jnp.float32))["params"]
 
-    def apply(params: Any, x: jax.Array) -> Any:
+    def apply(params: Params, x: jax.Array) -> Any:
         return module.apply({"params": params}, x)
 
     spec = ModelSpec(init, apply, rename=_rename, alias=_alias)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxdiff.interop.formats.config import Fields
 from jaxdiff.interop.models.architecture import ModelSpec
 from jaxdiff.text import Bert, CLIPImage, CLIPText, T5Encoder, as_apply, init
+from jaxdiff.types import Params
 
 __all__ = ["bert", "clip_image", "clip_text", "t5_encoder"]
 
@@ -97,7 +98,7 @@ def clip_image(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
     def draw(key: jax.Array) -> Any:
         return module.init(key, jnp.zeros((1, module.size, module.size, channels)))["params"]
 
-    def apply(params: Any, pixels: jax.Array, **options: Any) -> Any:
+    def apply(params: Params, pixels: jax.Array, **options: Any) -> Any:
         return module.apply({"params": params}, pixels, **options)
 
     alias = lambda key: None if key.endswith("embeddings.position_ids") else key  # noqa: E731

@@ -13,6 +13,7 @@ from jaxdiff.interop.models.architecture import ModelSpec, Pretrained
 from jaxdiff.interop.models.efficientnet import Held
 from jaxdiff.interop.models.fill import fill
 from jaxdiff.networks.lpips import LPIPS
+from jaxdiff.types import Params
 
 __all__ = ["lpips"]
 
@@ -37,7 +38,7 @@ def lpips(vgg: str | Path, linear: str | Path, *, dtype: Any = jnp.float32) -> P
         image = jnp.zeros((1, 16, 16, 3), jnp.float32)
         return module.init(key, image, image)["params"]
 
-    def apply(params: Any, a: jax.Array, b: jax.Array) -> jax.Array:
+    def apply(params: Params, a: jax.Array, b: jax.Array) -> jax.Array:
         return module.apply({"params": params}, a, b)  # type: ignore[return-value]
 
     spec = ModelSpec(init, apply, alias=_alias)

@@ -14,6 +14,7 @@ from jaxdiff.interop.formats.fields import COUNT
 from jaxdiff.interop.models.architecture import ModelSpec
 from jaxdiff.networks import ControlNet, JointUNet, ScoreUNet, Sinusoidal, UNet, as_apply, init
 from jaxdiff.schema import optional
+from jaxdiff.types import Params
 
 __all__ = ["PLAIN", "RESNET", "channels", "check_blocks", "classes", "model_spec", "names", "sinusoidal", "unet_2d"]
 
@@ -209,7 +210,7 @@ def model_spec(
 
 
 def _centred(apply: Callable[..., Any]) -> Callable[..., Any]:
-    def centred(params: Any, x: jax.Array, noise: jax.Array, cond: Any = None, **options: Any) -> Any:
+    def centred(params: Params, x: jax.Array, noise: jax.Array, cond: Any = None, **options: Any) -> Any:
         if cond and "concat" in cond:
             cond = {**cond, "concat": 2 * cond["concat"] - 1}
         return apply(params, 2 * x - 1, noise, cond, **options)

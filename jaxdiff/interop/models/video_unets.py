@@ -13,6 +13,7 @@ from jaxdiff.interop.formats.config import Fields
 from jaxdiff.interop.models.architecture import ModelSpec
 from jaxdiff.interop.models.unets import channels, check_blocks, names
 from jaxdiff.networks import Sinusoidal, TextVideoUNet, TransformerConfig, as_apply, init
+from jaxdiff.types import Params
 
 __all__ = ["unet_3d_condition"]
 
@@ -66,7 +67,7 @@ def unet_3d_condition(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
     cond = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
     x = jax.ShapeDtypeStruct((*edge, in_channels), jnp.float32)
 
-    def apply(params: Any, x: jax.Array, noise: jax.Array, cond: Any = None, **options: Any) -> Any:
+    def apply(params: Params, x: jax.Array, noise: jax.Array, cond: Any = None, **options: Any) -> Any:
         return as_apply(module.clone(frames=x.shape[1]))(params, x, noise, cond, **options)
 
     return ModelSpec(partial(init, module.clone(frames=1), x=x, cond=cond), apply)
