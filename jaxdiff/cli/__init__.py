@@ -76,7 +76,8 @@ def _prepared(command: str, args: list[str], signals: Signals, *, program: bool)
     absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax warns of what is meant
     with end_in_time() if program else contextlib.nullcontext(), end_together():
         try:
-            _run(command, args, signals)
+            with signals.raising():  # what a signal interrupts may end in another exception, as a class's making does
+                _run(command, args, signals)
         except (ValueError, OSError) as error:
             from jaxdiff.cli.errors import sentence
             from jaxdiff.faults import status

@@ -170,6 +170,22 @@ def test_other_commands_end_with_75_too(straight, tmp_path, monkeypatch, capfd, 
     assert "jaxdiff: stopped by SIGTERM\n" in capfd.readouterr().err and not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("kind", [RuntimeError, ValueError, ImportError])
+def test_a_signal_that_becomes_another_exception_ends_with_75(monkeypatch, capfd, kind):
+    """As when it comes while a class is made, in Python 3.11, or within code that turns what it catches into its own."""
+
+    def interrupted(*_):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except SystemExit as error:
+            raise kind("of the code that was interrupted") from error
+
+    monkeypatch.setattr("jaxdiff.cli._run", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        main(["list"])
+    assert ended.value.code == 75 and "stopped by SIGTERM" in capfd.readouterr().err
+
+
 def test_a_mistake_and_a_bug(script, tmp_path, monkeypatch, capfd):
     assert status("train", script, "--workdir", tmp_path / "a", "--steps", "0") == 2
     assert status("train", script, "--workdir", tmp_path / "a", "--save-every", "0") == 2
