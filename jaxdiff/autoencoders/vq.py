@@ -13,7 +13,7 @@ from jax.lax import stop_gradient
 
 from jaxdiff.autoencoders.blocks import Decoder, Encoder
 from jaxdiff.autoencoders.codec import check_channels, check_images, decode_singly
-from jaxdiff.networks.initializers import unit_uniform
+from jaxdiff.networks.initializers import param, unit_uniform
 from jaxdiff.networks.layers import Conv, at_least_float32, per_channel
 
 
@@ -180,7 +180,7 @@ class Codebook(nn.Module):
         def draw(key, shape, dtype=jnp.float32):
             return unit_uniform(key, shape, dtype) / self.codes
 
-        return self.param("embedding", draw, (self.codes, self.dim))
+        return param(self, "embedding", draw, (self.codes, self.dim))
 
 
 class VQCodec(NamedTuple):

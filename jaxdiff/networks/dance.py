@@ -19,6 +19,7 @@ from jax import Array
 from jaxdiff.networks.apply import check_cond
 from jaxdiff.networks.attention import Attention
 from jaxdiff.networks.embed import Frequencies
+from jaxdiff.networks.initializers import param
 from jaxdiff.networks.layers import Conv, GroupNorm, at_least_float32, check_divisible
 
 HALF = np.array([-0.01171875, -0.03515625, 0.11328125, 0.43359375])
@@ -94,7 +95,7 @@ class Level(nn.Module):
 
     def _taps(self, direction: str, scale: int) -> Array:
         start = lambda key, shape: jnp.asarray(scale * CUBIC, jnp.float32)  # noqa: E731
-        return jax.lax.stop_gradient(self.param(f"{direction}.kernel", start, CUBIC.shape)).astype(self.dtype)
+        return jax.lax.stop_gradient(param(self, f"{direction}.kernel", start, CUBIC.shape)).astype(self.dtype)
 
 
 def _filtered(x: Array, resample_filter: Array, *, pad: int, **options: Any) -> Array:

@@ -15,6 +15,7 @@ from jax import Array
 
 from jaxdiff.networks import layers, stages
 from jaxdiff.networks.attention import attend
+from jaxdiff.networks.initializers import param
 from jaxdiff.networks.layers import Dropout, at_least_float32
 from jaxdiff.networks.magnitude import MPConv, MPFourier, mp_cat, mp_silu, mp_sum, normalize
 from jaxdiff.networks.remat import Remat, rematted
@@ -57,7 +58,7 @@ class Block(nn.Module):
             x = self._conv("conv_skip", 1)(x) if shortcut else x
             x = normalize(x, (x.ndim - 1,))
 
-        gain = self.param("emb_gain", nn.initializers.zeros_init(), ())
+        gain = param(self, "emb_gain", nn.initializers.zeros_init(), ())
         y = self._conv("conv_res0", 3)(mp_silu(x))
         scale = 1 + MPConv(self.features, dtype=emb.dtype, name="emb_linear")(emb, gain)
         y = mp_silu(y * layers.spatial(y, scale.astype(y.dtype)))
@@ -171,7 +172,7 @@ class EDM2UNet(nn.Module):
             h = h if stage.block is None else mp_cat(h, skips.pop(), self.concat_balance)
             h = block(h, stage)
 
-        gain = self.param("out_gain", nn.initializers.zeros_init(), ())
+        gain = param(self, "out_gain", nn.initializers.zeros_init(), ())
         channels = x.shape[-1] if self.out_channels is None else self.out_channels
         return MPConv(channels, 3, self.dtype, name="out_conv")(h, gain).astype(at_least_float32(self.dtype))
 

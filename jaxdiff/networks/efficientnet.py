@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff.networks.initializers import kernel_init, zeros_init
+from jaxdiff.networks.initializers import kernel_init, param, zeros_init
 from jaxdiff.networks.layers import Conv, at_least_float32, per_channel
 
 # (repeats, kernel size, stride of the first, expansion, channels) by stage (Tan and Le 2019, table 1).
@@ -112,7 +112,7 @@ class BatchNorm(nn.Module):
         """Normalize x[B, *spatial, C]."""
 
         def param(name, init):
-            return per_channel(x, self.param(name, init, (x.shape[-1],)).astype(at_least_float32(x.dtype)))
+            return per_channel(x, param(self, name, init, (x.shape[-1],)).astype(at_least_float32(x.dtype)))
 
         ones = nn.initializers.ones_init()
         mean, var = param("running_mean", zeros_init), param("running_var", ones)
@@ -136,7 +136,7 @@ class Depthwise(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Map [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), C]."""
-        kernel = self.param("kernel", kernel_init, (self.size, self.size, 1, x.shape[-1])).astype(
+        kernel = param(self, "kernel", kernel_init, (self.size, self.size, 1, x.shape[-1])).astype(
             at_least_float32(x.dtype)
         )
         padded = _padded(x, self.size, self.stride)

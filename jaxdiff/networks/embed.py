@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxdiff.networks.initializers import kernel_init, table_init, zeros_init
+from jaxdiff.networks.initializers import kernel_init, param, table_init, zeros_init
 from jaxdiff.networks.layers import Dense, activation, at_least_float32
 from jaxdiff.sharding import constrain, gathered_weight
 
@@ -81,7 +81,7 @@ class Frequencies(nn.Module):
         def start(key: Array, shape: tuple[int, ...]) -> Array:
             return self.scale * jax.random.normal(key, shape, jnp.float32)
 
-        frequencies = jax.lax.stop_gradient(self.param("weight", start, (dim // 2,))).astype(
+        frequencies = jax.lax.stop_gradient(param(self, "weight", start, (dim // 2,))).astype(
             at_least_float32(noise.dtype)
         )
         return _sin_cos(jnp.log(noise) if self.log else noise, 2 * jnp.pi * frequencies, self.cos_first)
@@ -154,7 +154,7 @@ class ClassEmbedding(nn.Module):
         """Look up label[B]; returns [B, features]."""
         shape = self.num_classes + 1, self.features
         table = gathered_weight(
-            (*self.path, "embedding"), self.param("embedding", table_init, shape), at_least_float32(self.dtype)
+            (*self.path, "embedding"), param(self, "embedding", table_init, shape), at_least_float32(self.dtype)
         )
         table = constrain(table, None, None)  # its gradient is summed where it is: rows are scattered by example
         # Negative indices would count from the end, so they are moved out of range.

@@ -1,10 +1,7 @@
-"""Initializers that trace and compile fast: the `init` of a large network takes a second.
-
-Flax traces every parameter's initializer whenever it applies a network, to compare shapes. The ones here are traced
-once for each shape.
-"""
+"""Parameters, and initializers that trace and compile fast: the `init` of a large network takes a second."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
@@ -16,6 +13,19 @@ from jaxdiff.networks.bits import random_bits
 
 zeros_init = nn.initializers.zeros_init()
 traced_once = partial(jax.jit, static_argnames=("shape", "dtype"))
+
+
+def param(module: nn.Module, name: str, init: Callable[..., Array], shape: tuple[int, ...]) -> Array:
+    """Return a module's parameter, which init(key, shape) makes if the module is initialized.
+
+    `module.param` traces the initializer whenever a network is applied, to compare shapes; that took half of the time
+    in which a forward pass is traced.
+
+    Raises:
+        flax.errors.ScopeParamShapeError: the parameter has another shape.
+    """
+    value = module.get_variable("params", name)
+    return value if getattr(value, "shape", None) == tuple(shape) else module.param(name, init, shape)
 
 
 @traced_once

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.networks.attention import attend, split_heads
-from jaxdiff.networks.initializers import table_init
+from jaxdiff.networks.initializers import param, table_init
 from jaxdiff.networks.layers import at_least_float32
 from jaxdiff.networks.tokens import LayerNorm, dense, scan_layers
 
@@ -128,7 +128,7 @@ class Resampler(nn.Module):
     def __call__(self, patches: Array) -> Array:
         """Map patches [B, N, D], the image encoder's layer before the last, to tokens [B, count, width]."""
         patches = dense(self.inner_width, self.dtype, "proj_in")(patches)
-        queries = self.param("latents", table_init, (1, self.count, self.inner_width)).astype(self.dtype)
+        queries = param(self, "latents", table_init, (1, self.count, self.inner_width)).astype(self.dtype)
         x = jnp.broadcast_to(queries, (len(patches), *queries.shape[1:]))
         stack = scan_layers(ResamplerLayer, self.layers)
         x, _ = stack(self.num_heads, self.head_dim, self.features, self.dtype, name="layers.*")(x, patches)

@@ -15,7 +15,7 @@ from jax import Array
 
 from jaxdiff.networks.apply import Shape
 from jaxdiff.networks.attention import attend, split_heads, with_control
-from jaxdiff.networks.initializers import table_init
+from jaxdiff.networks.initializers import param, table_init
 from jaxdiff.networks.layers import GroupNorm, at_least_float32
 from jaxdiff.networks.remat import rematted
 from jaxdiff.networks.tokens import LayerNorm, dense
@@ -82,7 +82,7 @@ class AttentionPool(nn.Module):
     def __call__(self, tokens: Array) -> Array:
         """Map tokens[B, L, D] to [B, D]."""
         width = tokens.shape[-1]
-        place = self.param("positional_embedding", table_init, (1, width)).astype(self.dtype)
+        place = param(self, "positional_embedding", table_init, (1, width)).astype(self.dtype)
         mean = tokens.mean(axis=1, keepdims=True) + place[None]
         inputs = jnp.concatenate([mean, tokens], axis=1)
         parts = (("q_proj", mean), ("k_proj", inputs), ("v_proj", inputs))

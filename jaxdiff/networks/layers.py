@@ -12,7 +12,7 @@ from jax import Array
 
 from jaxdiff.networks.bits import random_bits
 from jaxdiff.networks.convolution import convolve
-from jaxdiff.networks.initializers import kernel_init, zeros_init
+from jaxdiff.networks.initializers import kernel_init, param, zeros_init
 from jaxdiff.sharding import gathered_weight, platform, product
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -134,8 +134,8 @@ class GroupNorm(nn.Module):
     def __call__(self, x: Array, scale: Array | None = None, shift: Array | None = None) -> Array:
         """Normalize x[B, *spatial, C]; scale and shift, [B, C], act as y (1 + scale) + shift."""
         dtype = at_least_float32(x.dtype)
-        gamma = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],)).astype(dtype)[None]
-        beta = self.param("bias", zeros_init, (x.shape[-1],)).astype(dtype)[None]
+        gamma = param(self, "scale", nn.initializers.ones_init(), (x.shape[-1],)).astype(dtype)[None]
+        beta = param(self, "bias", zeros_init, (x.shape[-1],)).astype(dtype)[None]
         if scale is not None and shift is not None:
             factor = 1 + scale.astype(dtype)
             gamma, beta = gamma * factor, beta * factor + shift.astype(dtype)
@@ -160,9 +160,9 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Map [..., D] to [..., features]."""
-        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        kernel = param(self, "kernel", self.kernel_init, (x.shape[-1], self.features))
         y = product((*self.path, "kernel"), x, kernel, self.dtype)
-        return add_bias(y, self.param("bias", zeros_init, (self.features,))) if self.bias else y
+        return add_bias(y, param(self, "bias", zeros_init, (self.features,))) if self.bias else y
 
 
 class Conv(nn.Module):
@@ -195,7 +195,7 @@ class Conv(nn.Module):
         dims = x.ndim - 2
         pad = (self.size // 2,) * 2 if self.pad is None else self.pad
         shape = (self.size,) * dims + (x.shape[-1], self.features)
-        kernel = self.param("kernel", zeros_init if self.zero else self.draw, shape)
+        kernel = param(self, "kernel", zeros_init if self.zero else self.draw, shape)
         kernel = gathered_weight((*self.path, "kernel"), kernel, self.dtype)
         x = x.astype(self.dtype)
         tiles = self.stride == self.size and pad == (0, 0)
@@ -204,7 +204,7 @@ class Conv(nn.Module):
             y = jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
         else:
             y = convolve(x, kernel, stride=self.stride, pad=pad)
-        return add_bias(y, self.param("bias", zeros_init, (self.features,))) if self.bias else y
+        return add_bias(y, param(self, "bias", zeros_init, (self.features,))) if self.bias else y
 
 
 class Dropout(nn.Module):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.networks import layers
-from jaxdiff.networks.initializers import table_init
+from jaxdiff.networks.initializers import param, table_init
 from jaxdiff.networks.layers import at_least_float32
 from jaxdiff.sharding import gathered_weight
 
@@ -86,7 +86,7 @@ class MPConv(nn.Module):
         """Map x[B, *spatial, C] to [B, *spatial, features]; gain is a learned scalar."""
         shape = (self.size,) * (x.ndim - 2 if self.size else 0) + (x.shape[-1], self.features)
         # Normalization keeps only the direction of an initial kernel, so uniform numbers do as well as normal ones.
-        kernel = self.param("kernel", table_init, shape)
+        kernel = param(self, "kernel", table_init, shape)
         w = normalize(kernel.astype(at_least_float32(self.dtype)), tuple(range(kernel.ndim - 1)))
         w = w / math.sqrt(math.prod(shape[:-1]))
         if gain is not None:
@@ -107,7 +107,7 @@ class MPFourier(nn.Module):
     @nn.compact
     def __call__(self, noise: Array) -> Array:
         """Embed noise[B] in [B, features]."""
-        freqs = self.param("freqs", nn.initializers.normal(2 * math.pi), (self.features,))
-        phases = self.param("phases", nn.initializers.uniform(2 * math.pi), (self.features,))
+        freqs = param(self, "freqs", nn.initializers.normal(2 * math.pi), (self.features,))
+        phases = param(self, "phases", nn.initializers.uniform(2 * math.pi), (self.features,))
         freqs, phases = (jax.lax.stop_gradient(a).astype(noise.dtype)[None] for a in (freqs, phases))
         return math.sqrt(2) * jnp.cos(noise[:, None] * freqs + phases)

@@ -20,6 +20,7 @@ from jaxdiff.networks.apply import check_cond, cond_shapes
 from jaxdiff.networks.attention import attend
 from jaxdiff.networks.dit import FEATURES
 from jaxdiff.networks.embed import EmbeddingMLP, Sinusoidal
+from jaxdiff.networks.initializers import param
 from jaxdiff.networks.layers import Conv, at_least_float32, depth_to_space
 from jaxdiff.networks.remat import Remat, rematted
 from jaxdiff.networks.tokens import (
@@ -209,7 +210,7 @@ class MMDiT(nn.Module):
         def start(_key: Array, shape: tuple[int, ...]) -> Array:
             return grid_table(places, places, self.width).astype(jnp.float32).reshape(shape)
 
-        table = self.param("pos_embed.pos_embed", start, (1, self.pos_embed_max_size**2, self.width))
+        table = param(self, "pos_embed.pos_embed", start, (1, self.pos_embed_max_size**2, self.width))
         table = (
             jax.lax.stop_gradient(table)
             .astype(self.dtype)

@@ -9,7 +9,7 @@ from jax import Array
 
 from jaxdiff.networks import layers
 from jaxdiff.networks.attention import attend
-from jaxdiff.networks.initializers import kernel_init
+from jaxdiff.networks.initializers import kernel_init, param
 from jaxdiff.networks.layers import Conv, Dense, Dropout
 
 
@@ -198,7 +198,7 @@ class Frequencies(nn.Module):
     @nn.compact
     def __call__(self, noise: Array, dim: int) -> Array:
         """Embed noise[B] in [B, dim], dim even."""
-        freqs = self.param("freqs", nn.initializers.normal(self.scale), (dim // 2,))
+        freqs = param(self, "freqs", nn.initializers.normal(self.scale), (dim // 2,))
         freqs = jax.lax.stop_gradient(freqs).astype(noise.dtype)
         angle = noise[:, None] * (2 * jnp.pi * freqs)[None]
         return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)

@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 
 from jaxdiff.networks.attention import split_heads
-from jaxdiff.networks.initializers import kernel_init, zeros_init
+from jaxdiff.networks.initializers import kernel_init, param, zeros_init
 from jaxdiff.networks.layers import Dense, at_least_float32, depth_to_space, per_channel, space_to_depth
 from jaxdiff.networks.remat import Remat, rematted
 from jaxdiff.sharding import BATCH_AXES, constrain
@@ -48,8 +48,8 @@ class LayerNorm(nn.Module):
     def __call__(self, x: Array) -> Array:
         """Normalize x[..., D]."""
         y = layer_norm(x, self.eps)
-        scale = per_channel(y, self.param("scale", nn.initializers.ones_init(), x.shape[-1:]).astype(y.dtype))
-        bias = per_channel(y, self.param("bias", zeros_init, x.shape[-1:]).astype(y.dtype))
+        scale = per_channel(y, param(self, "scale", nn.initializers.ones_init(), x.shape[-1:]).astype(y.dtype))
+        bias = per_channel(y, param(self, "bias", zeros_init, x.shape[-1:]).astype(y.dtype))
         return (y * scale + bias).astype(x.dtype)
 
 
@@ -66,7 +66,7 @@ class RMSNorm(nn.Module):
     def __call__(self, x: Array) -> Array:
         """Normalize x[..., D]."""
         y = x.astype(at_least_float32(x.dtype))
-        scale = self.param("scale", nn.initializers.ones_init(), x.shape[-1:]).astype(y.dtype)
+        scale = param(self, "scale", nn.initializers.ones_init(), x.shape[-1:]).astype(y.dtype)
         y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
         return (y * per_channel(y, scale)).astype(x.dtype)
 
@@ -267,6 +267,7 @@ def scan_layers(block: type[nn.Module], layers: int, *, remat: Remat = "dots", u
         in_axes=nn.broadcast,
         length=layers,
         unroll=unroll,
+        check_constancy_invariants=False,  # for which each block would be traced once more
     )
 
 

@@ -16,7 +16,7 @@ from jax import Array
 from jaxdiff.networks.apply import check_cond, cond_shapes
 from jaxdiff.networks.attention import attend, split_heads, visible
 from jaxdiff.networks.embed import ClassEmbedding, Sinusoidal
-from jaxdiff.networks.initializers import table_init
+from jaxdiff.networks.initializers import param, table_init
 from jaxdiff.networks.layers import Conv, at_least_float32, depth_to_space
 from jaxdiff.networks.remat import Remat, rematted
 from jaxdiff.networks.tokens import LayerNorm, check_patches, dense, scan_layers
@@ -142,7 +142,7 @@ class UViT(nn.Module):
             parts.insert(0, table(cond["label"])[:, None])
         h = jnp.concatenate([part.astype(high) for part in parts], axis=1)
         self._check_positions(h.shape[1])
-        positions = self.param("pos_embed", _positions_init, (1, *h.shape[1:]))
+        positions = param(self, "pos_embed", _positions_init, (1, *h.shape[1:]))
         return (h + positions.astype(high)).astype(self.dtype), mask
 
     def _check_positions(self, count: int) -> None:
@@ -171,6 +171,7 @@ def _joined(layers: int, remat: Remat, unroll: int) -> type[nn.Module]:
         in_axes=(nn.broadcast, 0),
         length=layers,
         unroll=unroll,
+        check_constancy_invariants=False,
     )
 
 

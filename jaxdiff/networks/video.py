@@ -19,7 +19,7 @@ from jax import Array
 
 from jaxdiff.networks.attention import attend
 from jaxdiff.networks.dit import Block, DiT
-from jaxdiff.networks.initializers import kernel_init, zeros_init
+from jaxdiff.networks.initializers import kernel_init, param, zeros_init
 from jaxdiff.networks.layers import Dropout, GroupNorm, add_bias
 from jaxdiff.networks.remat import Remat
 from jaxdiff.networks.tokens import (
@@ -137,8 +137,8 @@ class _AlongTime(nn.Module):
     def __call__(self, x: Array) -> Array:
         channels = x.shape[-1]
         init = zeros_init if self.zero else kernel_init
-        kernel = self.param("kernel", init, (3, 1, 1, channels, channels))
-        bias = self.param("bias", zeros_init, (channels,))
+        kernel = param(self, "kernel", init, (3, 1, 1, channels, channels))
+        bias = param(self, "bias", zeros_init, (channels,))
         # In two dimensions, with all positions in one axis, which is fast on every backend.
         y = jax.lax.conv_general_dilated(
             x.astype(self.dtype).reshape(*x.shape[:2], -1, channels),

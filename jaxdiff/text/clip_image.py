@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxdiff.networks.initializers import table_init
+from jaxdiff.networks.initializers import param, table_init
 from jaxdiff.networks.layers import Conv
 from jaxdiff.networks.remat import Remat
 from jaxdiff.networks.tokens import LayerNorm, dense, scan_layers
@@ -83,7 +83,7 @@ class CLIPImage(nn.Module):
             self.width, self.patch_size, self.patch_size, (0, 0), bias=False, dtype=self.dtype,
             name=f"{root}.patch_embedding",
         )(pixels).reshape(len(pixels), -1, self.width)  # fmt: skip
-        token = self.param(f"{root}.class_embedding", scaled(table_init, 0.02), (self.width,))
+        token = param(self, f"{root}.class_embedding", scaled(table_init, 0.02), (self.width,))
         token = jnp.broadcast_to(token.astype(self.dtype), (len(pixels), 1, self.width))
         x = jnp.concatenate([token, patches], axis=1)
         places = jnp.arange(x.shape[1])[None]

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff.networks.initializers import table_init
+from jaxdiff.networks.initializers import param, table_init
 
 
 class Encoded(NamedTuple):
@@ -91,7 +91,7 @@ class Embedding(nn.Module):
     @nn.compact
     def __call__(self, ids: Array) -> Array:
         """Map int[...] to [..., features]."""
-        table = self.param("embedding", scaled(table_init, self.std), (self.rows, self.features))
+        table = param(self, "embedding", scaled(table_init, self.std), (self.rows, self.features))
         # Negative indices would count from the end, so they are moved out of range. Only selected rows are converted.
         ids = jnp.where(ids < 0, self.rows, ids)
         return jnp.take(table, ids, axis=0, mode="fill", fill_value=jnp.nan).astype(self.dtype)
