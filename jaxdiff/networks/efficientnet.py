@@ -111,13 +111,13 @@ class BatchNorm(nn.Module):
     def __call__(self, x: Array) -> Array:
         """Normalize x[B, *spatial, C]."""
 
-        def param(name, init):
+        def channels(name, init):
             return per_channel(x, param(self, name, init, (x.shape[-1],)).astype(at_least_float32(x.dtype)))
 
         ones = nn.initializers.ones_init()
-        mean, var = param("running_mean", zeros_init), param("running_var", ones)
-        scale = param("scale", ones) * jax.lax.rsqrt(var + EPS)
-        return (x.astype(scale.dtype) * scale + (param("bias", zeros_init) - mean * scale)).astype(x.dtype)
+        mean, var = channels("running_mean", zeros_init), channels("running_var", ones)
+        scale = channels("scale", ones) * jax.lax.rsqrt(var + EPS)
+        return (x.astype(scale.dtype) * scale + (channels("bias", zeros_init) - mean * scale)).astype(x.dtype)
 
 
 class Depthwise(nn.Module):

@@ -49,6 +49,7 @@ def per_channel(x: Array, y: Array) -> Array:
     return y.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
+@partial(jax.jit, inline=True)
 def add_bias(x: Array, by: Array) -> Array:
     """Add a smaller array, e.g. a bias, in x's type.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -20,6 +21,7 @@ from jaxdiff.sharding import BATCH_AXES, constrain
 Rotary = tuple[Array, Array]  # cosines and sines, [N, D / 2] each
 
 
+@partial(jax.jit, static_argnames="eps", inline=True)
 def layer_norm(x: Array, eps: float = 1e-6) -> Array:
     """Normalize the last axis, without parameters (Ba et al. 2016, eq. 4), in float32 at least.
 
@@ -113,6 +115,7 @@ def modulations(emb: Array, count: int, dtype, name: str) -> list[Array]:
     return jnp.split(dense(count * emb.shape[-1], dtype, name, zero=True)(emb)[:, None], count, axis=-1)
 
 
+@partial(jax.jit, static_argnames="eps", inline=True)
 def modulated_norm(x: Array, shift: Array, scale: Array, eps: float = 1e-6) -> Array:
     """layer_norm(x) (1 + scale) + shift, of x[B, N, D] and [B, 1, D] each, in float32 at least; x's type."""
     y = layer_norm(x, eps)
