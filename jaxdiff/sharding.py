@@ -178,6 +178,7 @@ def product(path: Sequence[str], x: Array, w: Array, dtype: Any) -> Array:
     return constrain(y, BATCH_AXES)
 
 
+@jax.jit
 def _matmul(x: Array, w: Array) -> Array:
     return jax.lax.dot_general(x, w, (((x.ndim - 1,), (0,)), ((), ())))
 

@@ -105,7 +105,7 @@ def _by_blocks(q, k, v, where=None, *, scale: float) -> Array:
     return blockwise(q, k, v, None if where is None else where[:, 0, 0], scale=scale, block=KEY_BLOCK)
 
 
-@partial(jax.jit, static_argnames=("scale", "causal"), inline=True)
+@partial(jax.jit, static_argnames=("scale", "causal"))
 def _formula(q, k, v, where=None, *, scale: float, bias=None, causal: bool = False) -> Array:
     """softmax(q k^T) v with logits and sums in float32 at least.
 

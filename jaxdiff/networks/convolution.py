@@ -23,6 +23,7 @@ from jaxdiff.sharding import platform
 CACHE, BAND = 2**19, 2048
 
 
+@partial(jax.jit, static_argnames=("stride", "pad"))
 def convolve(x: Array, kernel: Array, *, stride: int = 1, pad: tuple[int, int]) -> Array:
     """Cross-correlate x with a kernel over all spatial axes.
 

@@ -1,4 +1,8 @@
-"""Group norm, linear layer, convolution and resampling for 1-, 2- and 3-D data, channels last."""
+"""Group norm, linear layer, convolution and resampling for 1-, 2- and 3-D data, channels last.
+
+What layers compute is within `jax.jit` here and in the other modules of networks: it is traced, differentiated and
+lowered once for each shape, not once for each layer, which is most of the time before XLA compiles the program.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -49,7 +53,7 @@ def per_channel(x: Array, y: Array) -> Array:
     return y.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
-@partial(jax.jit, inline=True)
+@jax.jit
 def add_bias(x: Array, by: Array) -> Array:
     """Add a smaller array, e.g. a bias, in x's type.
 
@@ -76,8 +80,7 @@ def concatenate_channels(x: Array, skip: Array) -> Array:
     return stored(jnp.concatenate([x, skip], axis=-1))
 
 
-# Otherwise a quarter of the time in which a U-Net is traced goes to its norms; the program is the same.
-@partial(jax.jit, static_argnames=("groups", "eps"), inline=True)
+@partial(jax.jit, static_argnames=("groups", "eps"))
 def group_norm(x: Array, gamma: Array, beta: Array, *, groups: int, eps: float) -> Array:
     """Normalize groups of channels (Wu and He 2018, eq. 1-3), in float32 at least.
 

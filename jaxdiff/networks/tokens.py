@@ -21,7 +21,7 @@ from jaxdiff.sharding import BATCH_AXES, constrain
 Rotary = tuple[Array, Array]  # cosines and sines, [N, D / 2] each
 
 
-@partial(jax.jit, static_argnames="eps", inline=True)
+@partial(jax.jit, static_argnames="eps")
 def layer_norm(x: Array, eps: float = 1e-6) -> Array:
     """Normalize the last axis, without parameters (Ba et al. 2016, eq. 4), in float32 at least.
 
@@ -49,10 +49,14 @@ class LayerNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Normalize x[..., D]."""
-        y = layer_norm(x, self.eps)
-        scale = per_channel(y, param(self, "scale", nn.initializers.ones_init(), x.shape[-1:]).astype(y.dtype))
-        bias = per_channel(y, param(self, "bias", zeros_init, x.shape[-1:]).astype(y.dtype))
-        return (y * scale + bias).astype(x.dtype)
+        scale = param(self, "scale", nn.initializers.ones_init(), x.shape[-1:])
+        return _affine_norm(x, scale, param(self, "bias", zeros_init, x.shape[-1:]), eps=self.eps)
+
+
+@partial(jax.jit, static_argnames="eps")
+def _affine_norm(x: Array, scale: Array, bias: Array, *, eps: float) -> Array:
+    y = layer_norm(x, eps)
+    return (y * per_channel(y, scale.astype(y.dtype)) + per_channel(y, bias.astype(y.dtype))).astype(x.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -67,10 +71,15 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Normalize x[..., D]."""
-        y = x.astype(at_least_float32(x.dtype))
-        scale = param(self, "scale", nn.initializers.ones_init(), x.shape[-1:]).astype(y.dtype)
-        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
-        return (y * per_channel(y, scale)).astype(x.dtype)
+        return rms_norm(x, param(self, "scale", nn.initializers.ones_init(), x.shape[-1:]), eps=self.eps)
+
+
+@partial(jax.jit, static_argnames="eps")
+def rms_norm(x: Array, scale: Array, *, eps: float) -> Array:
+    """Divide x[..., D] by its root mean square over D, in float32 at least, and multiply by scale[D]; x's type."""
+    y = x.astype(at_least_float32(x.dtype))
+    y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + eps)
+    return (y * per_channel(y, scale.astype(y.dtype))).astype(x.dtype)
 
 
 def dense(features: int, dtype, name: str, *, zero: bool = False, bias: bool = True) -> Dense:
@@ -115,7 +124,7 @@ def modulations(emb: Array, count: int, dtype, name: str) -> list[Array]:
     return jnp.split(dense(count * emb.shape[-1], dtype, name, zero=True)(emb)[:, None], count, axis=-1)
 
 
-@partial(jax.jit, static_argnames="eps", inline=True)
+@partial(jax.jit, static_argnames="eps")
 def modulated_norm(x: Array, shift: Array, scale: Array, eps: float = 1e-6) -> Array:
     """layer_norm(x) (1 + scale) + shift, of x[B, N, D] and [B, 1, D] each, in float32 at least; x's type."""
     y = layer_norm(x, eps)
@@ -155,8 +164,13 @@ def geglu(x: Array, dtype: Any, name: str) -> Array:
         [..., D].
     """
     h = dense(8 * x.shape[-1], dtype, f"{name}.net.0.proj")(x)
-    h, gate = jnp.split(h, 2, axis=-1)
-    return dense(x.shape[-1], dtype, f"{name}.net.2")(h * jax.nn.gelu(gate, approximate=False))
+    return dense(x.shape[-1], dtype, f"{name}.net.2")(_gated(h))
+
+
+@jax.jit
+def _gated(x: Array) -> Array:
+    h, gate = jnp.split(x, 2, axis=-1)
+    return h * jax.nn.gelu(gate, approximate=False)
 
 
 def sines(positions: np.ndarray, dim: int, period: float = 10_000.0) -> tuple[np.ndarray, np.ndarray]:
@@ -220,6 +234,7 @@ def rope_table(sizes: tuple[int, ...], dims: tuple[int, ...], period: float = 10
     return table(1), table(0)
 
 
+@jax.jit
 def apply_rope(x: Array, by: Rotary) -> Array:
     """Rotate neighbouring pairs of features by the angles of their position.
 

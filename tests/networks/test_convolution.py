@@ -58,13 +58,19 @@ def test_derivatives_under_vmap(x64):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10), along(convolve), along(theirs))
 
 
+def split(monkeypatch, cache):
+    """Sum gradients by single rows in what is traced from now on."""
+    monkeypatch.setattr(convolution, "CACHE", cache)
+    monkeypatch.setattr(convolution, "BAND", 1)
+    convolve.clear_cache()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_large_input_s_gradient_is_summed_by_bands_of_rows(case, x64, monkeypatch):
     dims, size, stride, pad = CASES[case]
     x, kernel = arrays(dims, size)
-    monkeypatch.setattr(convolution, "CACHE", x.size - 1)
-    monkeypatch.setattr(convolution, "BAND", 1)
+    split(monkeypatch, x.size - 1)
 
     def slope(conv):
         loss = lambda x, kernel: jnp.sum(jnp.sin(conv(x, kernel, stride=stride, pad=pad)))  # noqa: E731
@@ -78,8 +84,7 @@ def test_a_large_input_s_gradient_is_summed_by_bands_of_rows(case, x64, monkeypa
 @pytest.mark.slow
 def test_bands_of_rows_sum_in_float32(monkeypatch):
     x = jnp.ones((1, 1024, 1, 1), jnp.bfloat16)
-    monkeypatch.setattr(convolution, "CACHE", 1)
-    monkeypatch.setattr(convolution, "BAND", 1)
+    split(monkeypatch, 1)
     slope = jax.grad(lambda kernel: convolve(x, kernel, stride=1, pad=(0, 0)).sum())(jnp.ones((1, 1, 1, 1), x.dtype))
     assert float(slope[0, 0, 0, 0]) == 1024  # bfloat16 counts to 256
 
