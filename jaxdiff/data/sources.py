@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 from collections.abc import Sequence
+from functools import lru_cache
 from importlib import resources
 from typing import Any, Protocol
 
@@ -216,12 +217,19 @@ def _hint(kind: str, rest: str) -> str:
 def _fashion_mnist(split: str, size: int | None, channels: int | None) -> ArraySource:
     if split not in ("train", "test"):
         raise ValueError(f'fashion_mnist has the splits "train" and "test", got {split!r}')
+    return ArraySource(*_clothes(split, size, channels), len(FASHION_MNIST), FASHION_MNIST)
+
+
+@lru_cache(maxsize=4)  # to fit 10,000 images takes a second, and a run opens them more than once
+def _clothes(split: str, size: int | None, channels: int | None) -> tuple[np.ndarray, np.ndarray]:
     path = resources.files("jaxdiff.data").joinpath("fashion_mnist.npz")
     with path.open("rb") as file, np.load(file) as arrays:
         x, label = arrays[f"{split}_x"][..., None], arrays[f"{split}_label"]
     if size not in (None, 28) or channels == 3:
         x = np.stack([fit_array(image, size, channels) for image in x])
-    return ArraySource(x, label, len(FASHION_MNIST), FASHION_MNIST)
+    for array in (x, label):
+        array.flags.writeable = False
+    return x, label
 
 
 def _compositions(name: str, split: str, size: int | None, channels: int | None) -> Dataset:
