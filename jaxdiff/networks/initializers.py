@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -24,7 +25,7 @@ def param(module: nn.Module, name: str, init: Callable[..., Array], shape: tuple
     Raises:
         flax.errors.ScopeParamShapeError: the parameter has another shape.
     """
-    value = module.get_variable("params", name)
+    value: Any = module.get_variable("params", name)
     return value if getattr(value, "shape", None) == tuple(shape) else module.param(name, init, shape)
 
 

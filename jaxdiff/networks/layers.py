@@ -7,6 +7,7 @@ lowered once for each shape, not once for each layer, which is most of the time 
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -80,7 +81,6 @@ def concatenate_channels(x: Array, skip: Array) -> Array:
     return stored(jnp.concatenate([x, skip], axis=-1))
 
 
-@partial(jax.jit, static_argnames=("groups", "eps"))
 def group_norm(x: Array, gamma: Array, beta: Array, *, groups: int, eps: float) -> Array:
     """Normalize groups of channels (Wu and He 2018, eq. 1-3), in float32 at least.
 
@@ -137,13 +137,22 @@ class GroupNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Array, scale: Array | None = None, shift: Array | None = None) -> Array:
         """Normalize x[B, *spatial, C]; scale and shift, [B, C], act as y (1 + scale) + shift."""
-        dtype = at_least_float32(x.dtype)
-        gamma = param(self, "scale", nn.initializers.ones_init(), (x.shape[-1],)).astype(dtype)[None]
-        beta = param(self, "bias", zeros_init, (x.shape[-1],)).astype(dtype)[None]
-        if scale is not None and shift is not None:
-            factor = 1 + scale.astype(dtype)
-            gamma, beta = gamma * factor, beta * factor + shift.astype(dtype)
-        return group_norm(x, gamma, beta, groups=self.groups, eps=self.eps)
+        gamma = param(self, "scale", nn.initializers.ones_init(), (x.shape[-1],))
+        beta = param(self, "bias", zeros_init, (x.shape[-1],))
+        film = () if scale is None or shift is None else (scale, shift)
+        return _affine_group_norm(x, gamma, beta, *film, groups=self.groups, eps=self.eps)
+
+
+@partial(jax.jit, static_argnames=("groups", "eps"))
+def _affine_group_norm(
+    x: Array, gamma: Array, beta: Array, scale: Array | None = None, shift: Array | None = None, **options: Any
+) -> Array:
+    dtype = at_least_float32(x.dtype)
+    gamma, beta = gamma.astype(dtype)[None], beta.astype(dtype)[None]
+    if scale is not None and shift is not None:
+        factor = 1 + scale.astype(dtype)
+        gamma, beta = gamma * factor, beta * factor + shift.astype(dtype)
+    return group_norm(x, gamma, beta, **options)
 
 
 class Dense(nn.Module):
@@ -293,6 +302,8 @@ def space_to_depth(x: Array, patch: int) -> Array:
     Returns:
         [B, *spatial / patch, patch^d C].
     """
+    if patch == 1:
+        return x
     dims = x.ndim - 2
     shape = [x.shape[0]]
     for size in x.shape[1:-1]:
@@ -312,6 +323,8 @@ def depth_to_space(x: Array, patch: int) -> Array:
     Returns:
         [B, *spatial * patch, C].
     """
+    if patch == 1:
+        return x
     dims = x.ndim - 2
     channels = x.shape[-1] // patch**dims
     axes: Sequence[int] = [0]

@@ -21,7 +21,6 @@ from jaxdiff.sharding import BATCH_AXES, constrain
 Rotary = tuple[Array, Array]  # cosines and sines, [N, D / 2] each
 
 
-@partial(jax.jit, static_argnames="eps")
 def layer_norm(x: Array, eps: float = 1e-6) -> Array:
     """Normalize the last axis, without parameters (Ba et al. 2016, eq. 4), in float32 at least.
 
@@ -71,12 +70,11 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Normalize x[..., D]."""
-        return rms_norm(x, param(self, "scale", nn.initializers.ones_init(), x.shape[-1:]), eps=self.eps)
+        return _rms_norm(x, param(self, "scale", nn.initializers.ones_init(), x.shape[-1:]), eps=self.eps)
 
 
 @partial(jax.jit, static_argnames="eps")
-def rms_norm(x: Array, scale: Array, *, eps: float) -> Array:
-    """Divide x[..., D] by its root mean square over D, in float32 at least, and multiply by scale[D]; x's type."""
+def _rms_norm(x: Array, scale: Array, *, eps: float) -> Array:
     y = x.astype(at_least_float32(x.dtype))
     y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + eps)
     return (y * per_channel(y, scale.astype(y.dtype))).astype(x.dtype)
