@@ -3,6 +3,7 @@
 from functools import cache
 
 import numpy as np
+from helpers.optimized import optimized
 
 from jaxdiff.media.classifier import FittedClassifier, fit_classifier
 
@@ -24,4 +25,5 @@ def shapes(n, seed):
 @cache
 def fitted() -> FittedClassifier:
     """The classifier of these pictures, trained once for all tests."""
-    return fit_classifier(*shapes(600, 0), num_classes=CLASSES, steps=40, batch_size=32)
+    with optimized():
+        return fit_classifier(*shapes(600, 0), num_classes=CLASSES, steps=40, batch_size=32)

@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+from helpers.optimized import optimized
 from helpers.shapes import CLASSES, fitted, shapes
 
 from jaxdiff.data import load_arrays, open_dataset, to_float
@@ -55,7 +56,8 @@ def test_one_picture_a_class_shows_in_distance_and_recall_but_not_in_accuracy(cl
 def test_real_clothes_are_recognized_and_one_piece_a_class_shows_too():
     splits = (load_arrays(open_dataset("fashion_mnist", split)) for split in ("train", "test"))
     train, test = ((to_float(split["x"]), split["label"]) for split in splits)
-    classify = fit_classifier(*train, num_classes=10, steps=300)
+    with optimized():
+        classify = fit_classifier(*train, num_classes=10, steps=300)
     report = judge(*one_picture_a_class(*(a[:10_000] for a in train), classify, 1000), classify, train, test)
     assert report["real"]["accuracy"] > 0.84
     assert_collapse_shows(report)
