@@ -3,6 +3,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import errors
 
 from jaxdiff.networks import layers
 from jaxdiff.networks.initializers import kernel_init, table_init, unit_uniform
@@ -194,3 +195,13 @@ def test_dropout_does_not_depend_on_sharding(axis):
 
     x = normal(0, 4, 8, 12)
     np.testing.assert_array_equal(jax.jit(drop, in_shardings=sharding)(x), jax.jit(drop)(x))
+
+
+def test_a_parameter_of_another_shape_is_refused():
+    layer, x = layers.Dense(3), jnp.ones((1, 2))
+    params = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}
+    assert layer.apply({"params": params}, x).shape == (1, 3)
+    with pytest.raises(errors.ScopeParamShapeError, match="kernel"):
+        layer.apply({"params": params | {"kernel": jnp.ones((2, 1))}}, x)
+    with pytest.raises(errors.ScopeParamNotFoundError, match="bias"):
+        layer.apply({"params": {"kernel": params["kernel"]}}, x)
