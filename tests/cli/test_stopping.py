@@ -172,7 +172,7 @@ def test_other_commands_end_with_75_too(straight, tmp_path, monkeypatch, capfd, 
 
 @pytest.mark.parametrize("kind", [RuntimeError, ValueError, ImportError])
 def test_a_signal_that_becomes_another_exception_ends_with_75(monkeypatch, capfd, kind):
-    """As when it comes while a class is made, in Python 3.11, or within code that turns what it catches into its own."""
+    """As when it comes while a class is made, in Python 3.11, or within code that raises its own for all it catches."""
 
     def interrupted(*_):
         try:

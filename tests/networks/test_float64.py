@@ -10,7 +10,7 @@ from jaxdiff.networks import as_apply
 
 WIDTHS = {"widths": (8, 8), "num_blocks": 1, "groups": 4}
 TOKENS, VECTOR = ("tokens", (2, 3, 4)), ("vector", (2, 4))
-TEXT = {"vocab_size": 9, "width": 8, "layers": 2, "num_heads": 2, "features": 8}
+TEXT = {"vocab_size": 9, "width": 8, "layers": 2, "num_heads": 2, "mlp_dim": 8}
 X = {"dance": (2, 8, 4), "mlp": (2, 4), "text to video": (2, 3, 8, 8, 4)}  # others see [2, 8, 8, 4]
 # Each network and its condition.
 NETWORKS = {
