@@ -13,7 +13,7 @@ def experiment(
     ema: Decay = 0.99,
     source: Source = "fashion_mnist",
 ) -> Experiment:
-    """Flow matching (Lipman et al. 2022), classifier-free guidance (Ho & Salimans 2022), Muon (Jordan et al. 2024)."""
+    """Flow matching (Lipman et al. 2022), guidance (Ho and Salimans 2022), Muon (Jordan et al. 2024)."""
     clothes = data.open_dataset(source)
     condition = conditions.label(clothes.num_classes, clothes.class_names)
     network = networks.UNet(

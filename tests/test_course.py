@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.optimized import OPTIMIZED
 
 from jaxdiff import guidance, levels, parameterize, processes
 from jaxdiff.levels import Level
@@ -132,9 +133,6 @@ def test_linear_table_ends_in_a_standard_normal_as_far_as_abar_allows():
     assert abs(x.mean()) < 4 / np.sqrt(n)
     assert abs(x.var() - 1) < 4 * np.sqrt(2 / n)
     assert abs((x**4).mean() - 3) < 4 * np.sqrt(96 / n)  # var(eps^4) = 105 - 9
-
-
-OPTIMIZED = {"xla_backend_optimization_level": 1}  # for millions of normal numbers
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.exact import CLUSTERS
+from helpers.optimized import OPTIMIZED
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxdiff as jd
@@ -235,7 +236,7 @@ def test_more_steps_follow_the_same_path(name):
         solver = REFINED[name](noise_sampler=noise_of)
         run = jax.jit(
             lambda levels, n: jd.sample(CLUSTERS.denoise, solver, levels, x, keys, stop=n),
-            compiler_options={"xla_backend_optimization_level": 1},
+            compiler_options=OPTIMIZED,
         )
 
         def end(n):

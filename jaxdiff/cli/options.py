@@ -28,6 +28,6 @@ GridName = Annotated[str | None, Help("of jaxdiff.grids such as beta(alpha=0.5),
 SampleSteps = Annotated[Steps | None, Help("number of steps; by default the usual one.")]
 WhichParams = Annotated[Literal["ema", "params"], Help("averaged or last parameters.")]
 EightBits = Annotated[Weights | None, Help("kernels in 8 bits: docs/gpu.md.")]
-PicturesOut = Annotated[Path | None, Help("FILE.png for one picture, FILE.npz for arrays, or a folder.")]
+PicturesOut = Annotated[Path | None, Help("FILE.png with all of them, FILE.npz with arrays, or a folder.")]
 Devices = Annotated[str, Help("devices as data=4,fsdp=2,sequence=2; data takes the rest.")]
 Trust = Annotated[bool, Help("execute a program that others can write.")]

@@ -58,6 +58,19 @@ def per_frame(apply: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def fold(x: Array, noise: Array, cond: Mapping[str, Any] | None) -> tuple[Array, Array, dict[str, Any]]:
+    """Make frames of videos examples of a batch.
+
+    Args:
+        x: [B, T, H, W, C].
+        noise: [B].
+        cond: entries of `FRAMED`, [B, T, ...], and others, [B, ...], which all frames of a video share.
+
+    Returns:
+        (x [B T, H, W, C], noise [B T], condition, leaves [B T, ...]).
+
+    Raises:
+        ValueError: x has another rank.
+    """
     if x.ndim != 5:
         raise ValueError(f"x must be [B, T, H, W, C], got shape {x.shape}")
     frames = x.shape[1]
@@ -74,6 +87,7 @@ def fold(x: Array, noise: Array, cond: Mapping[str, Any] | None) -> tuple[Array,
 
 
 def unfold(y: Any, x: Array) -> Any:
+    """Make examples [B T, ...] frames of videos again, [B, T, ...], as many as x[B, T, ...] has."""
     return jax.tree.map(lambda a: a.reshape(*x.shape[:2], *a.shape[1:]), y)
 
 
@@ -335,5 +349,6 @@ class VideoDiT(DiT):
 
 
 def check_frames(x: Array, frames: int) -> None:
+    """Raise ValueError unless x is [B, T, H, W, C] with T = frames."""
     if x.ndim != 5 or x.shape[1] != frames:
         raise ValueError(f"x must be [B, T, H, W, C] with T = {frames}, got shape {x.shape}")

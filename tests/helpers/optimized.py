@@ -5,6 +5,8 @@ from unittest import mock
 
 from jax._src import compiler
 
+OPTIMIZED = {"xla_backend_optimization_level": 1}  # compiler_options of a program
+
 
 @contextmanager
 def optimized():
@@ -12,7 +14,7 @@ def optimized():
     make = compiler.get_compile_options
 
     def options(*args, env_options_overrides=None, **more):
-        chosen = {"xla_backend_optimization_level": 1} | dict(env_options_overrides or {})
+        chosen = OPTIMIZED | dict(env_options_overrides or {})
         return make(*args, env_options_overrides=chosen, **more)
 
     with mock.patch.object(compiler, "get_compile_options", options):

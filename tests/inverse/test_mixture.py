@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.exact import CLUSTERS, Mixture
+from helpers.optimized import OPTIMIZED
 
 import jaxdiff as jd
 from jaxdiff import Level, inverse
@@ -17,7 +18,6 @@ A, Y, STD = np.array([[1.0, 0.5]]), np.array([0.1]), 0.25
 COUNT, STEPS, PARTICLES = 4000, 200, 64
 distance = partial(sliced_wasserstein, directions=512)
 KEY = jax.random.key(3, impl="rbg")
-OPTIMIZED = {"xla_backend_optimization_level": 1}  # for millions of normal numbers
 
 
 def measured(m):

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from helpers.exact import gaussian, rational
 from helpers.law import affine, apart, grid, law, problem
+from helpers.optimized import OPTIMIZED
 
 import jaxdiff as jd
 from jaxdiff import Level, inverse, solvers
 from jaxdiff.inverse import decoupled, operators
 
 VE, VP = jd.processes.EDM(), jd.processes.VP()
-OPTIMIZED = {"xla_backend_optimization_level": 1}
 KEY = jax.random.key(7, impl="rbg")
 GRID = Level(*(jnp.array(field, jnp.float32) for field in ((1, 0.6, 0.3, 0), (0, 0.4, 0.7, 1), (1, 0.6, 0.3, 0))))
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.exact import BLOB, gaussian
+from helpers.optimized import OPTIMIZED
 from scipy.integrate import quad
 
 import jaxdiff as jd
@@ -14,7 +15,6 @@ from jaxdiff.solvers.adams import moments, weights
 pytestmark = pytest.mark.usefixtures("x64")
 VP, EDM, FLOW = jd.processes.VP(), jd.processes.EDM(), jd.processes.Flow()
 KEY = jax.random.key(0)
-OPTIMIZED = {"xla_backend_optimization_level": 1}  # for millions of normal numbers
 
 
 def at(levels, i):
@@ -209,7 +209,7 @@ def test_more_steps_follow_the_same_brownian_path(name):
         """How far the ends of n and of 4 n steps are from each other, n = 25 and 100; one program for all."""
         run = jax.jit(
             lambda levels, n: jd.sample(BLOB.denoise, STOCHASTIC[name](noise), levels, x, key, stop=n),
-            compiler_options={"xla_backend_optimization_level": 1},
+            compiler_options=OPTIMIZED,
         )
 
         def end(n):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.exact import BLOB, CLUSTERS, Mixture, gaussian
+from helpers.optimized import OPTIMIZED
 from helpers.solvers import SOLVERS
 
 import jaxdiff as jd
@@ -68,7 +69,6 @@ CASES = {
 
 
 # Millions of normal numbers: here it pays to optimize a program, and to draw from a quicker generator than threefry.
-OPTIMIZED = {"xla_backend_optimization_level": 1}
 KEY = jax.random.key(7, impl="rbg")
 
 

@@ -214,7 +214,7 @@ def records(workdir):
 
 
 def test_what_is_compared_has_every_bit(tmp_path):
-    """Of two checkpoints that differ in the last bit of one number of the second moments."""
+    """Of two checkpoints that differ by the smallest normal number in one entry of the optimizer."""
     _, state, _ = toy.new()
     leaves, tree = jax.tree.flatten(state.opt)
     i = next(i for i, x in enumerate(leaves) if x.size > 1)
