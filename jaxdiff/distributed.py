@@ -104,7 +104,8 @@ def _first_to_fail(error: BaseException) -> str:
         mine = f"process {jax.process_index()} failed first: {type(cause).__name__}: {cause}".splitlines()[0][:300]
         with suppress(Exception):  # another process was first
             client.key_value_set("jaxdiff/failed", mine)
-        found.append(client.blocking_key_value_get("jaxdiff/failed", 1000))
+        with suppress(Exception):  # the coordinator is gone: said below
+            found.append(client.blocking_key_value_get("jaxdiff/failed", 1000))
 
     asking = threading.Thread(target=ask, daemon=True)
     with suppress(Exception):

@@ -58,3 +58,12 @@ def x64():
     """Double precision for one test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(autouse=True)
+def compiled_programs_are_kept():
+    """Or not: as this process was told, whatever a command that was tested does to JAX's settings."""
+    kept = jax.config.jax_enable_compilation_cache
+    yield
+    if jax.config.jax_enable_compilation_cache != kept:
+        jax.config.update("jax_enable_compilation_cache", kept)

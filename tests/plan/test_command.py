@@ -17,14 +17,6 @@ def path(tmp_path_factory):
     return path
 
 
-@pytest.fixture(autouse=True)
-def settings():
-    """The command sets the process's JAX; other tests share that process."""
-    cache = jax.config.jax_enable_compilation_cache
-    yield
-    jax.config.update("jax_enable_compilation_cache", cache)
-
-
 def _held(tree, device):
     shards = [shard for x in jax.tree.leaves(tree) for shard in x.addressable_shards]
     return sum(shard.data.nbytes for shard in shards if shard.device == device)
