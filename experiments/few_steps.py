@@ -4,7 +4,7 @@ from typing import Literal
 
 from jaxdiff import few_steps, train
 from jaxdiff.experiment import Experiment
-from jaxdiff.options import File, Run, Steps
+from jaxdiff.options import File, Run, Scale, Steps
 
 Method = Literal[
     "adversarial", "consistency", "continuous_consistency", "distribution_matching", "ect", "eulerian", "gan",
@@ -17,7 +17,7 @@ def experiment(
     teacher: File,
     method: Method = "consistency",
     run: Run = Run(steps=600, batch=32, lr=2e-3, preview_every=300),
-    guidance: float | None = None,
+    guidance: Scale | None = None,
     sample_steps: Steps = 1,
 ) -> Experiment:
     """Few-step training, from the weights of a trained run; each method of `jaxdiff.distill`.

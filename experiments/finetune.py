@@ -6,7 +6,7 @@ from jax.sharding import Mesh
 
 from jaxdiff import finetune, train, training
 from jaxdiff.experiment import Experiment
-from jaxdiff.options import CondDropout, Decay, Range, Run
+from jaxdiff.options import CondDropout, Decay, Range, Run, Scale
 
 
 def experiment(
@@ -15,7 +15,7 @@ def experiment(
     run: Run = Run(steps=1000, batch=32, lr=1e-4),
     cond_dropout: CondDropout = 0.1,
     ema: Decay = 0.999,
-    guidance: float = 1.0,
+    guidance: Scale = 1.0,
     sample_steps: Annotated[int, Range(0, 100_000)] = 0,
     mesh: Mesh | None = None,
 ) -> Experiment:

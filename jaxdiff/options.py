@@ -27,6 +27,7 @@ __all__ = [
     "Range",
     "Remat",
     "Run",
+    "Scale",
     "Seed",
     "Source",
     "Steps",
@@ -122,6 +123,7 @@ Steps = Annotated[int, Range(1, 100_000)]  # of a sampler; the history of `jaxdi
 Batch = Annotated[int, Range(1, 1_000_000)]
 Num = Annotated[int, Range(1, 10_000_000)]  # samples, drawn in batches
 Versions = Annotated[int, Range(1, 10_000)]  # of a picture, drawn at once
+Scale = Annotated[float, Finite(0)]  # of guidance
 SEED = Range(0, 2**64 - 1)
 Seed = Annotated[int, SEED]
 File = Annotated[str, Kept(absolute)]  # names a file or folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -55,8 +56,9 @@ class Sampling:
 
     def __post_init__(self) -> None:
         Range(1).check("sampling.steps", self.steps)
-        if isinstance(self.guidance, bool) or not isinstance(self.guidance, (int, float)):
-            raise ValueError(f"sampling.guidance must be a number, got {self.guidance!r:.80}")
+        number = isinstance(self.guidance, (int, float)) and not isinstance(self.guidance, bool)
+        if not number or not math.isfinite(self.guidance):
+            raise ValueError(f"sampling.guidance must be a finite number, got {self.guidance!r:.80}")
         for name in ("grid", "guide", "clip", "init_noise_std"):
             if not callable(getattr(self, name)):
                 raise ValueError(f"sampling.{name} must be a function, got {getattr(self, name)!r:.80}")

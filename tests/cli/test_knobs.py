@@ -1,6 +1,7 @@
 """Every integer that a command takes has a range, in its type, and is held against it."""
 
 import inspect
+import math
 import re
 from dataclasses import replace
 from importlib import import_module
@@ -105,6 +106,10 @@ def optional(kind) -> bool:
         (["edit", "DIR", "a.png", "--num", "100000000000000"], "--num must be an integer from 1 to 10000, got"),
         (["train", "toy2d", "--batch", "100000000000000"], "--batch must be an integer from 1 to 1000000, got"),
         (["train", "few_steps", "--teacher", "DIR", "--sample-steps", "100000000"], "--sample-steps must be"),
+        (
+            ["train", "few_steps", "--teacher", "DIR", "--guidance", "nan"],
+            "--guidance must be a finite number of at least 0",
+        ),
         (["train", "toy2d", "--lr", "nan"], "--lr must be a finite number of at least 0, got nan"),
         (["train", "toy2d", "--lr", "inf"], "--lr must be a finite number of at least 0, got inf"),
         (["train", "toy2d", "--lr", "-1"], "--lr must be a finite number of at least 0, got -1.0"),
@@ -129,4 +134,6 @@ def test_an_experiments_own_numbers_are_checked_however_it_is_built(part, field)
         replace(getattr(made, part), **{field: -1})
     with pytest.raises(ValueError, match=r"seed must be an integer from 0 .*, got -1"):
         replace(made, seed=-1)
+    with pytest.raises(ValueError, match=r"sampling\.guidance must be a finite number, got nan"):
+        replace(made.sampling, guidance=math.nan)
     assert inspect.signature(load("toy2d")).parameters["seed"].default == 0
