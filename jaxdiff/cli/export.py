@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import tyro
 
-from jaxdiff.cli.options import GridName, GuidanceFn, SampleSteps, SolverName, Trust, WhichParams
+from jaxdiff.cli.options import EightBits, GridName, GuidanceFn, SampleSteps, SolverName, Trust, WhichParams
 from jaxdiff.cli.places import try_file
 from jaxdiff.cli.prompt import is_pipeline
 from jaxdiff.drawing import parameters
@@ -30,6 +30,7 @@ def command(
     guidance: float | None = None,
     guidance_fn: GuidanceFn = None,
     params: WhichParams = "ema",
+    weights: EightBits = None,
     embed_weights: bool = True,
     dtype: Literal["float32", "bfloat16"] = "float32",
     platforms: str = "cpu,cuda,tpu",
@@ -63,7 +64,7 @@ def command(
         experiment = change_sampling(
             load_run(run, trust=trust), guidance_fn=guidance_fn, solver=solver, grid=grid, steps=steps
         )
-        trained = parameters(experiment, run, params)
+        trained = parameters(experiment, run, params, weights=weights)
         exported = export_sampler(experiment, trained, embed_weights=embed_weights, guidance=guidance, platforms=names)
     with ExitStack() as stack:
         if not embed_weights:

@@ -20,6 +20,7 @@ from jaxdiff import conditions, export, hooks, train
 from jaxdiff.cli import export as command
 from jaxdiff.cli import main
 from jaxdiff.cli.prompt import draw_prompts
+from jaxdiff.drawing import parameters
 from jaxdiff.experiment import Experiment, Medium, Model, Sampling, Training, compute_dtype
 from jaxdiff.recipe import load_run
 from jaxdiff.sampler import sampler
@@ -129,7 +130,7 @@ def alone(code: str, folder: Path) -> str:
 def test_six_lines_with_nothing_but_jax(tmp_path):
     assert len(LINES.replace("\n\n", "\n").splitlines()) == 6
     run, file = tmp_path / "run", tmp_path / "sampler.jaxdiff"
-    untrained(run, ROOT / "experiments" / "fashion.py", width=8)
+    untrained(run, ROOT / "experiments" / "fashion.py", noise=0.05, width=8)
     main(["export", str(run), "--steps", "2", "--out", str(file)])
     both = (
         f"import numpy as np\nfor n in (16, 3):\n    exec({LINES!r}.replace('16', str(n)))\n    np.save(f'{{n}}', x)\n"
@@ -141,6 +142,29 @@ def test_six_lines_with_nothing_but_jax(tmp_path):
     for n in (16, 3):
         want = generate(params, example_keys(0, n), {"label": jnp.arange(n) % 10}, 2.0)
         assert np.array_equal(np.load(tmp_path / f"{n}.npy"), want)
+    main(
+        [
+            "export",
+            str(run),
+            "--steps",
+            "2",
+            "--weights",
+            "float8",
+            "--no-embed-weights",
+            "--out",
+            str(tmp_path / "small.jaxdiff"),
+        ]
+    )
+    small = jax.export.deserialize(bytearray((tmp_path / "small.jaxdiff").read_bytes().split(b"\n", 2)[2]))
+    with np.load(tmp_path / "small.npz") as arrays:
+        weights = dict(arrays)
+    kernels = [name for name, x in weights.items() if x.dtype == np.uint8]
+    assert kernels and all(name.endswith("kernel/values") for name in kernels)
+    given = {"index": jnp.arange(3), "label": jnp.arange(3) % 10}
+    drawn = small.call(seed=0, **given, guidance=2.0, weights=weights)
+    params = parameters(experiment, run, weights="float8")
+    want = generate(params, example_keys(0, 3), {"label": given["label"]}, 2.0)
+    assert np.array_equal(drawn, want) and not np.array_equal(drawn, np.load(tmp_path / "3.npy"))
     kind, version, program = file.read_bytes().split(b"\n", 2)
     newer = b"99.0.0"
     again = export.MAGIC.format(hashlib.sha256(newer + program).hexdigest()).encode()

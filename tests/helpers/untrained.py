@@ -10,13 +10,18 @@ from jaxdiff.recipe import load
 from jaxdiff.script import SOURCE
 
 
-def untrained(workdir: Path, path: Path, **knobs) -> None:
-    """A run whose parameters are those it would begin with."""
+def untrained(workdir: Path, path: Path, noise: float = 0.0, **knobs) -> None:
+    """A run whose parameters are those it would begin with, and noise: a last layer of zeros hides all before it."""
     experiment = load(path)(**knobs)
     train.write_knobs(workdir, knobs)
     shutil.copyfile(path, workdir / SOURCE)
+
+    def init(key):
+        params = experiment.model.init(key)
+        keys = jax.random.split(key, len(jax.tree.leaves(params)))
+        keys = jax.tree.unflatten(jax.tree.structure(params), list(keys))
+        return jax.tree.map(lambda x, key: x + noise * jax.random.normal(key, x.shape, x.dtype), params, keys)
+
     mesh = train.make_mesh(devices=jax.devices()[:1])
     with train.Checkpointer(workdir) as checkpointer:
-        checkpointer.save(
-            train.init_state(experiment.model.init, experiment.training.optimizer, jax.random.key(0), mesh)
-        )
+        checkpointer.save(train.init_state(init, experiment.training.optimizer, jax.random.key(0), mesh))
