@@ -29,8 +29,10 @@ def experiment(
     original = control.load_base(base)
     process, prediction = original.model.process, original.model.prediction
     # Samples are asked for by edges of pictures that training does not see.
-    unseen = data.load_arrays(data.open_hints("edges", data.open_dataset(source, "test")))
-    hinted = conditions.hint(original.condition, unseen["hint"], unseen["label"])
+    size, _, channels = original.medium.shape
+    unseen = data.load_arrays(data.open_hints("edges", data.open_dataset(source, "test", size=size, channels=channels)))
+    numbers = unseen["label"] if original.condition.choices else None
+    hinted = conditions.hint(original.condition, unseen["hint"], numbers)
     model, condition = control.of_run(base, original, hinted, kind, seed=run.seed, mesh=mesh)
     loss = jd.losses.denoising_loss(
         condition.encoded(model.apply),
@@ -42,7 +44,7 @@ def experiment(
     )
     learning = training.of(
         run,
-        data.open_hints("edges", data.open_dataset(source)),
+        data.open_hints("edges", data.open_dataset(source, size=size, channels=channels)),
         condition,
         loss=loss,
         optimizer=train.muon(run.lr, warmup_steps=min(20, run.steps // 10), steps=run.steps, schedule="cosine"),

@@ -3,7 +3,7 @@
 from typing import Any
 
 import jaxdiff as jd
-from jaxdiff import data, models, networks, text, text_encoders, train, training
+from jaxdiff import data, models, networks, text_encoders, train, training
 from jaxdiff.experiment import Experiment, Sampling, compute_dtype
 from jaxdiff.options import CondDropout, Count, Decay, Run, Source, Width
 
@@ -24,8 +24,7 @@ def experiment(
         encoder: of texts: own, minilm, or a directory of CLIP, T5 or BERT.
     """
     emoji = data.open_dataset(source, captions=True)
-    words = text.Vocabulary.of(data.captions_of(emoji), length=24)
-    of_text = text_encoders.of(encoder, words)
+    of_text = text_encoders.of_captions(encoder, data.captions_of(emoji))
     condition = text_encoders.condition_of(of_text, *data.preview_captions(emoji))
     network = networks.UNet(
         widths=(width, 2 * width, 3 * width),

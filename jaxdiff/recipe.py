@@ -17,7 +17,7 @@ from jaxdiff.experiment import Experiment
 from jaxdiff.messages import listed
 from jaxdiff.script import SOURCE, Script
 from jaxdiff.storage import read_json, write_text
-from jaxdiff.trust import check_own
+from jaxdiff.trust import check_own, trusting
 
 __all__ = ["MAY_CHANGE", "Recipe", "check_run", "check_vocabulary", "flat", "keep_vocabulary", "load", "load_run"]
 
@@ -99,12 +99,12 @@ def load(path: str | Path | Script) -> Callable[..., Experiment]:
         if unknown := sorted(knobs.keys() - inspect.signature(build).parameters.keys()):
             raise ValueError(f"the knobs are not those of {script.path}: it takes no --{unknown[0].replace('_', '-')}")
         try:
-            given = inspect.signature(build).bind(*args, **knobs).arguments
+            given = inspect.signature(build).bind(*args, **knobs)
         except TypeError as error:
             raise ValueError(f"the knobs are not those of {script.path}: {error}") from None
-        for name, value in given.items():
-            options.checked(name, kinds.get(name), value)
-        made = build(*args, **knobs)
+        for name, value in given.arguments.items():
+            given.arguments[name] = options.checked(name, kinds.get(name), value)
+        made = build(*given.args, **given.kwargs)
         if not isinstance(made, Experiment):
             raise ValueError(f"experiment(...) in {script.path} must return an Experiment, got {made!r:.80}")
         return made
@@ -149,7 +149,8 @@ def load_run(
     Args:
         workdir: the run's folder.
         mesh: where the parameters that it reads lie; None is the default device.
-        trust: execute the folder's Python files even where other users can write them.
+        trust: execute the folder's Python files, and those of the runs that it is made of, even where other users can
+            write them.
         changes: knobs with other values than the run had, by name.
 
     Returns:
@@ -161,10 +162,10 @@ def load_run(
     """
     workdir = Path(workdir)
     check_run(workdir)
-    if not trust:
+    with trusting(trust):
         check_own(workdir / SOURCE)
-    knobs = {**train.read_knobs(workdir), **(changes or {})}
-    return Recipe(Script(workdir / SOURCE, kept=True), knobs).build(mesh)
+        knobs = {**train.read_knobs(workdir), **(changes or {})}
+        return Recipe(Script(workdir / SOURCE, kept=True), knobs).build(mesh)
 
 
 def flat(function: Callable[..., Any]) -> Callable[..., Any]:

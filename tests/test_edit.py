@@ -1,5 +1,6 @@
 """Edited pictures of Gaussian classes, whose laws are known; and the command."""
 
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 
@@ -9,7 +10,7 @@ from helpers import tiny_classes as tiny
 from helpers import tiny_pipeline
 from PIL import Image
 
-from jaxdiff import imagine, train
+from jaxdiff import conditions, imagine, train
 from jaxdiff.cli import main
 from jaxdiff.cli.errors import sentence
 from jaxdiff.edit import draw, edit
@@ -121,6 +122,42 @@ def test_a_part_is_drawn_and_the_rest_stays(generator):
     assert apart[6:].min() > 0 and apart[:6, 2:8].max() == 0
 
 
+def test_what_a_model_is_given_without_a_prompt():
+    """Nothing where there is no condition; and where `null` has a part of it, the rest has to be said."""
+    made = tiny.experiment(guidance=1.0)
+    asked = []
+
+    def apply(params, x, noise, cond):
+        asked.append(sorted(cond))
+        return made.model.apply(params, x, noise, {"label": np.full(len(x), NULL)})
+
+    plain = replace(made, model=replace(made.model, apply=apply), condition=conditions.none())
+    drawn = edit(imagine.of_experiment(plain, made.model.init(None)), PICTURE, outpaint=(0, 2, 0, 0))
+    assert drawn.shape == (1, 6, 8, tiny.SHAPE[2]) and asked and not any(asked)
+    hinted = conditions.hint(made.condition, np.zeros((3, *tiny.SHAPE), np.uint8))
+    steered = imagine.of_experiment(replace(made, condition=hinted), made.model.init(None))
+    with pytest.raises(UserError, match="without a prompt, which gives it hint"):
+        edit(steered, PICTURE, outpaint=(0, 2, 0, 0))
+
+
+@pytest.mark.parametrize("method", ["flow_edit", "edit_friendly"])
+def test_conditions_are_augmented_for_a_prompt_and_its_source_alike(method):
+    """A model that is given the class only by `augment` moves the picture as the one that is given it directly."""
+    made = tiny.experiment()
+
+    def apply(params, x, noise, cond):
+        return made.model.apply(params, x, noise, {"label": cond["class"]})
+
+    condition = replace(made.condition, augment=lambda key, cond: {**cond, "class": cond["label"]})
+    condition = replace(
+        condition, encode=lambda params, cond: {**cond, "class": cond["label"]} if "class" in cond else {}
+    )
+    other = replace(made, model=replace(made.model, apply=apply), condition=condition)
+    options = {"prompt": "Bag", "source": "Sneaker", "method": method, "strength": 0.75}
+    drawn = [edit(imagine.of_experiment(one, made.model.init(None)), PICTURE, **options) for one in (made, other)]
+    np.testing.assert_allclose(drawn[0], drawn[1], atol=1e-6)
+
+
 def test_mistakes(generator):
     black = np.zeros(tiny.SHAPE[:2], bool)
     for options, words in (
@@ -168,7 +205,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     shoe, mask = np.zeros((28, 28), np.uint8), np.zeros((28, 28), np.uint8)
     shoe[12:20, 4:24], mask[:, 14:] = 200, 255
     Image.fromarray(shoe).save("shoe.png")
-    Image.fromarray(mask).save("mask.png")
+    Image.fromarray(mask).convert("RGB").save("mask.png")  # as most programs save black and white
     main(["edit", "fashion", "shoe.png", "--prompt", "Sneaker", "--mask", "mask.png", "--outpaint", "0", "4", "0", "0",
           "--num", "2", "--steps", "3", "--out", "new.npz"])  # fmt: skip
     x = np.load("new.npz")["x"]
@@ -182,6 +219,9 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         main(["edit", "fashion", "mask.png", "--prompt", "Sneaker", "--mask", "new.npz"])
     Image.fromarray(shoe[:20]).save("small.png")
+    with pytest.raises(SystemExit):
+        main(["edit", "fashion", "shoe.png", "--prompt", "Sneaker", "--mask", "small.png"])
+    assert "the mask small.png is 28 x 20 pixels, and its picture 28 x 28" in " ".join(capsys.readouterr().err.split())
     with pytest.raises(SystemExit):
         main(["edit", "fashion", "small.png", "--prompt", "Sneaker"])
     assert "--fit scales" in " ".join(capsys.readouterr().err.split())

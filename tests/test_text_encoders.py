@@ -62,6 +62,14 @@ def test_padding_changes_nothing_and_words_and_their_order_do():
         assert np.abs(rest[2] - want).max() > 1e-2 and np.abs(want[0] - want[1]).max() > 1e-2
 
 
+def test_captions_that_an_encoder_cannot_take_are_refused_before_training():
+    long = " ".join(f"word{i}" for i in range(40))
+    assert text_encoders.of_captions("own", ["a cat", long]).tokenize([long])["mask"].sum() == 41
+    assert text_encoders.of_captions("own", ["a cat"]).vocabulary.length == text_encoders.LENGTH
+    with pytest.raises(ValueError, match="texts of up to 64 tokens, got a length of 81"):
+        text_encoders.of_captions("own", ["a cat", f"{long} {long}"])
+
+
 def test_unknown_words_become_their_nearest_and_that_is_said(capsys, monkeypatch):
     words = text.Vocabulary.of(["a cat and a dog"])
     table = {"kitten": (0.0, 1.0), "cat": (0.1, 0.99), "dog": (1.0, 0.0), "quark": (-1.0, 0.0)}

@@ -10,7 +10,7 @@ import tyro
 from jaxdiff.cli.controls import Controls, read_controls
 from jaxdiff.cli.generators import check_kind, open_generator
 from jaxdiff.cli.options import Devices, EightBits, Guidance, SampleSteps, Trust
-from jaxdiff.cli.pictures import read_picture
+from jaxdiff.cli.pictures import read_mask, read_picture
 from jaxdiff.cli.places import try_out
 from jaxdiff.cli.sample import check_suffix
 from jaxdiff.data import read_image
@@ -65,7 +65,7 @@ def command(
         mask: a file of the same size, white where the picture is drawn anew and black where it stays.
         outpaint: pixels to add on the left, right, top and bottom.
         strength: share of the steps that are taken, up to 1; by default 0.6, for a part of the picture 1.
-        fit: scale the picture's shorter side to the run's size and crop the centre square, and convert its colours.
+        fit: scale the picture to cover the run's size, crop the centre and convert its colours.
         num: number of versions.
         seed: version i depends on the seed and i alone.
         solver: for the whole picture: of jaxdiff.solvers, such as ddim(eta=1.0), or a scheduler of diffusers.
@@ -86,15 +86,18 @@ def command(
         run, steps=steps, solver=solver, size=size, base=base, variant=variant, weights=weights, controls=controls,
         mesh=where, trust=trust,
     )  # fmt: skip
-    height, width = generator.history.size or generator.stage(1).medium.shape[:2]
-    shape = (height, width, 3 if of_directory else generator.stage(1).medium.shape[-1])
+    drawn = generator.stage(1).medium.shape
+    if not of_directory and (len(drawn) != 3 or drawn[-1] not in (1, 3)):
+        raise ValueError(f"edit takes runs of pixels, and {run} draws latents or other data, of shape {list(drawn)}")
+    height, width = generator.history.size or drawn[:2]
+    shape = (height, width, 3 if of_directory else drawn[-1])
     x = read_picture(picture, shape, fit=fit)
-    inpaint_mask = None if mask is None else read_picture(mask, (height, width, 1), fit=fit)[..., 0] >= 128
+    inpaint_mask = None if mask is None else read_mask(mask, (height, width), fit=fit)
     with busy("drawing"):
-        drawn = edit(
+        made = edit(
             generator, x, prompt=prompt, source=source, method=method, mask=inpaint_mask, outpaint=outpaint,
             strength=strength, style=None if style is None else read_image(style), style_weight=style_weight,
             guidance=guidance, hints=hints, num=num, seed=seed,
         )  # fmt: skip
-    save_images(out, Samples(np.asarray(drawn), {}, choices=min(num, 10)))
+    save_images(out, Samples(np.asarray(made), {}, choices=min(num, 10)))
     print(out)

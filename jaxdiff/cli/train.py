@@ -19,6 +19,7 @@ from jaxdiff.script import Script
 from jaxdiff.sharding import parse_mesh
 from jaxdiff.signals import Signals
 from jaxdiff.train import Goodput
+from jaxdiff.trust import trusting
 
 USAGE = """usage: jaxdiff train EXPERIMENT [knobs]
 
@@ -43,7 +44,8 @@ def command(args: list[str], signals: Signals | None = None) -> None:
     workdir, mesh, recipe = options["workdir"], parse_mesh(options["mesh"]), Recipe(script, knobs)
     try_folder(workdir, "--workdir")
     recipe.check(workdir)
-    experiment = recipe.build(mesh)
+    with trusting(options["trust"]):
+        experiment = recipe.build(mesh)
     if options["save_every"] is not None:
         experiment = replace(experiment, training=replace(experiment.training, save_every=options["save_every"]))
     begin = options["init_from"]
@@ -69,4 +71,5 @@ def _own(script: Script) -> dict[str, tuple[Any, Any, str]]:
         "init_from": (Path | None, None, "another run, with whose averaged parameters this one begins."),
         "hang_timeout": (float | None, None, hang_timeout),
         "save_every": (Count | None, None, "steps between two checkpoints; by default the experiment's."),
+        "trust": (bool, False, "execute programs that others can write, of the runs that this one is made of."),
     }

@@ -13,7 +13,7 @@ import tyro
 from jaxdiff import data
 from jaxdiff.cascade import Upscaler, picture_shape
 from jaxdiff.cli.options import Devices, Guidance, PicturesOut, SampleSteps, Trust
-from jaxdiff.cli.pictures import described, read_picture
+from jaxdiff.cli.pictures import described, drawn_shape, read_picture
 from jaxdiff.cli.places import try_out
 from jaxdiff.cli.sample import check_suffix
 from jaxdiff.drawing import draw, parameters, parsed
@@ -52,7 +52,7 @@ def command(
         num: samples of the base, by default as in a preview; or versions of each file, by default 1.
         label: what the pictures show, as for `jaxdiff sample`; by default what the base was asked for, or nothing.
         level: of the noise that is put on the pictures; by default the run's.
-        fit: scale a file's shorter side to the run's size and crop the centre square, and convert its colours.
+        fit: scale a file to cover the run's size, crop the centre and convert its colours.
         seed: sample i depends on the seed, i and its picture.
         batch: samples at a time; by default as in a preview.
     """
@@ -105,7 +105,7 @@ def _seeds(seed: int) -> Iterator[int]:
 def _check_chain(stages: list[_Stage]) -> None:
     """Raise ValueError unless each stage takes what the one before it makes, of the same classes."""
     for small, large in pairwise(stages):
-        made, taken = small.experiment.medium.shape, picture_shape(large.experiment.condition)
+        made, taken = drawn_shape(small.experiment), picture_shape(large.experiment.condition)
         if made != taken:
             raise ValueError(
                 f"{large.path} takes pictures of {described(taken)}, and {small.path} makes {described(made)}"

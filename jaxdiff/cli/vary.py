@@ -46,8 +46,8 @@ def command(
         before: a text that describes the picture.
         after: a text that describes what it shall become.
         turn: how far it turns to that, up to 1.
-        num: number of pictures.
-        fit: scale a file's shorter side to the run's size and crop the centre square, and convert its colours.
+        num: number of pictures; a single one is what it becomes, or half of the way between two.
+        fit: scale a file to cover the run's size, crop the centre and convert its colours.
         seed: of the noise.
     """
     texts = [text for text in (before, after) if text is not None]
@@ -65,7 +65,10 @@ def command(
     check_suffix(experiment.medium, out)
     embedder = unclip.load_embedder(read_knobs(run)["image_text"], where)
     x = np.stack([read_picture(file, embedder.model.shape, fit=fit) for file in pictures])
-    params, shares = parameters(experiment, run, mesh=where), np.linspace(0, 1, num)
+    params, shares = (
+        parameters(experiment, run, mesh=where),
+        np.linspace(0, 1, num) if num > 1 else np.full(1, 1.0 if texts else 0.5),
+    )
     z = embedder.embed_pictures(x)
     if texts:
         first, last = embedder.embed_texts(texts)

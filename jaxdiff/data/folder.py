@@ -90,7 +90,9 @@ class FolderSource:
             return fit_image(image, self._size, self._channels)
 
 
-def read_image(file: str | Path, *, size: int | None = None, channels: int | None = None) -> np.ndarray:
+def read_image(
+    file: str | Path, *, size: int | tuple[int, int] | None = None, channels: int | None = None
+) -> np.ndarray:
     """Read one picture.
 
     Args:

@@ -67,13 +67,13 @@ def flip_some(x: np.ndarray, flipped: np.ndarray) -> np.ndarray:
     return np.where(flipped[:, None, None, None], x[:, :, ::-1], x)
 
 
-def fit_image(image: "Image", size: int | None, channels: int) -> np.ndarray:
+def fit_image(image: "Image", size: int | tuple[int, int] | None, channels: int) -> np.ndarray:
     """Convert an image to an array: upright, on a white background, resized and cropped.
 
     Args:
         image: a Pillow image, grey, RGB, CMYK or with a palette, 8 bits per channel; an animation's current frame.
-        size: side in pixels of the centre square that is kept, after scaling the shorter side to it by
-            antialiased bicubic interpolation; None keeps the image's own size.
+        size: side in pixels of the centre square that is kept, or (height, width) of the centre, after scaling to
+            cover it by antialiased bicubic interpolation; None keeps the image's own size.
         channels: 1 (grey) or 3 (RGB).
 
     Returns:
@@ -93,8 +93,10 @@ def fit_image(image: "Image", size: int | None, channels: int) -> np.ndarray:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA"))
     image = image.convert("L" if channels == 1 else "RGB")
-    if size is not None and image.size != (size, size):
-        image = ImageOps.fit(image, (size, size), method=Image.Resampling.BICUBIC)
+    if size is not None:
+        height, width = size if isinstance(size, tuple) else (size, size)
+        if image.size != (width, height):
+            image = ImageOps.fit(image, (width, height), method=Image.Resampling.BICUBIC)
     return np.asarray(image).reshape(image.height, image.width, channels)
 
 

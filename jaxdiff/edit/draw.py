@@ -173,10 +173,13 @@ def _condition(
     scale = generator.history.guidance if guidance is None else guidance
     if prompt is not None:
         return generator.cond(1, prompt, scale, hints)
-    null = generator.stage(1).condition.null
-    if null is None:
-        raise UserError("this model draws nothing without a prompt: say what the picture shall show")
-    return {**null, **generator.steer(1, hints)}, 1.0
+    condition, steer = generator.stage(1).condition, generator.steer(1, hints)
+    needed = sorted(condition.spec.keys() - (condition.null or {}).keys() - steer.keys())
+    if needed:
+        raise UserError(
+            f"this model draws nothing without a prompt, which gives it {', '.join(needed)}: say what to show"
+        )
+    return {**(condition.null or {}), **steer}, 1.0
 
 
 def _encoder(stage: Stage) -> Callable[[Any, Array], Array]:

@@ -59,6 +59,8 @@ def editor(stage: Stage, method: Method, *, guided: bool) -> Callable[..., Array
     move = METHODS[method](stage, guided=guided)
 
     def draw(params: Params, keys: Array, x0: Array, *, conditions: Any, scale: Any, strength: Any) -> Array:
+        *both, align = conditions
+        conditions = (*(stage.condition.augment(fold_in(keys, 2), cond) for cond in both), align)
         return stage.medium.decode(
             params, move(params, keys, x0, conditions=conditions, scale=scale, strength=strength)
         )

@@ -81,6 +81,7 @@ def styled(stage: Stage, *, guided: bool) -> Callable[..., Array]:
             return network.apply({"params": features}, large, method="stages")  # type: ignore[return-value]
 
         distance = style_distance(layers, style)
+        cond = stage.condition.augment(fold_in(keys, 2), cond)
         denoise = target_of(stage, params, cond, scale, guided=guided)
         led = inverse.guide(denoise, lambda x: distance(stage.medium.decode(params, x)), weight)
         start = first_step(len(levels.t) - 1, strength, round_up=True)

@@ -112,11 +112,11 @@ class HintFile:
         """Return the hint, float32 [height, width, channels] in [0, 1], or the embedding of a face, float32 [D].
 
         Args:
-            shape: (height, width, 3), or 1 for the channels' mean; other pictures are cropped to a square and scaled
-                where it is one. None: the picture's own size, and 3. (D,): of an embedding.
+            shape: (height, width, 3), or 1 for the channels' mean; other pictures are scaled to cover it and
+                cropped. None: the picture's own size, and 3. (D,): of an embedding.
 
         Raises:
-            ValueError: the picture has another size, the file holds none, or there are other channels; it is no
+            ValueError: the file holds none, or there are other channels; it is no
                 embedding of that length.
         """
         if shape is not None and len(shape) == 1:
@@ -141,14 +141,7 @@ class HintFile:
             raise ValueError(
                 f"{self.file} must be a picture: of arrays depth:FILE.npz is one, and a face's embedding none"
             )
-        square = size is not None and size[0] == size[1]
-        picture = read_image(self.file, size=size[0] if size is not None and square else None, channels=3)
-        if size is not None and picture.shape[:2] != size:
-            height, width = picture.shape[:2]
-            raise ValueError(
-                f"{self.file} is {width} x {height} pixels, and must be {size[1]} x {size[0]}: it is scaled and "
-                "cropped for squares alone"
-            )
+        picture = read_image(self.file, size=size, channels=3)
         if self.kind in (None, EDGES):
             picture = edges(picture) if self.kind == EDGES else picture
             return picture.astype(np.float32) / 255

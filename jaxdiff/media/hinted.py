@@ -24,7 +24,8 @@ def hinted(medium: Medium) -> Medium:
         medium: images in [-1, 1].
 
     Returns:
-        the medium; its report has "edge_f1" and, of other pictures' edges of the same class, "edge_f1_other".
+        the medium; its report has "edge_f1" and, where there are enough, of other pictures' edges of the same class
+        "edge_f1_other".
     """
 
     def evaluator(run: Path, condition: Condition) -> Evaluator:
@@ -32,13 +33,12 @@ def hinted(medium: Medium) -> Medium:
 
         def measure(samples: Samples) -> Report:
             report = Report({}, "") if inner is None else inner(samples)
-            hints, turn = samples.cond["hint"], max(condition.choices, 1)
-            scores = {
-                "edge_f1": edge_scores(samples.x, hints),
-                "edge_f1_other": edge_scores(samples.x, np.roll(hints, turn, axis=0)),
-            }
-            values = {name: float(score.mean()) for name, score in scores.items()}
-            text = f"edges: F1 {values['edge_f1']:.3f}, {values['edge_f1_other']:.3f} of another picture's"
+            x, hints, turn = samples.x, samples.cond["hint"], max(condition.choices, 1)
+            values = {"edge_f1": float(edge_scores(x, hints).mean())}
+            text = f"edges: F1 {values['edge_f1']:.3f}"
+            if len(x) > turn:  # choices take turns: of the same class is who comes a turn later
+                values["edge_f1_other"] = float(edge_scores(x[turn:], hints[:-turn]).mean())
+                text += f", {values['edge_f1_other']:.3f} of another picture's"
             return Report(report.values | values, f"{report.text}\n{text}".strip())
 
         return measure

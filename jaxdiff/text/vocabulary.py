@@ -25,7 +25,8 @@ def split_words(text: str) -> list[str]:
     >>> split_words("A piñata, 2 T-shirts")
     ['a', 'pinata', '2', 't', 'shirts']
     """
-    letters = unicodedata.normalize("NFKD", text.casefold())
+    # Twice: of a trademark sign the first makes capitals, of a folded letter the second takes the accent.
+    letters = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
     return re.findall(r"[^\W_]+", "".join(c for c in letters if not unicodedata.combining(c)))
 
 
@@ -51,12 +52,12 @@ class Vocabulary:
             raise ValueError(f"length must hold the start of a text and a word, got {self.length}")
 
     @classmethod
-    def of(cls, captions: Iterable[str], *, length: int | None = None) -> Vocabulary:
+    def of(cls, captions: Iterable[str], *, length: int = 2) -> Vocabulary:
         """Collect the words of captions, in alphabetical order: the order of the captions has no influence.
 
         Args:
             captions: texts.
-            length: see `Vocabulary`; None fits the longest caption.
+            length: see `Vocabulary`; at least, since the longest caption fits in any case.
 
         Raises:
             ValueError: the captions have no words.
@@ -64,7 +65,7 @@ class Vocabulary:
         texts = [split_words(caption) for caption in captions]
         longest = max(map(len, texts), default=0)
         words = tuple(sorted({word for text in texts for word in text}))
-        return cls(words, max(longest + 1, 2) if length is None else length)
+        return cls(words, max(longest + 1, length))
 
     @property
     def size(self) -> int:

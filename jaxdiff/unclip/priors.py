@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -162,7 +163,7 @@ def load_prior(path: str | Path, image_text: str, mesh: Mesh | None = None) -> P
     experiment, knobs = load_run(path, mesh=mesh), train.read_knobs(path)
     if knobs.get("part") not in ("prior", "direct"):
         raise UserError(f"{path} is no prior: `jaxdiff train unclip --part prior --image-text RUN` makes one")
-    if knobs["image_text"] != image_text:
+    if os.path.realpath(knobs["image_text"]) != os.path.realpath(image_text):
         raise UserError(
             f"the prior {path} is of the embeddings of {knobs['image_text']}, and these are of {image_text}"
         )

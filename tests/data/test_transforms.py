@@ -77,6 +77,14 @@ def test_fit_image_puts_transparency_on_white():
     np.testing.assert_array_equal(out[1, 1], [255, 255, 255])
 
 
+def test_fit_image_covers_a_rectangle_and_keeps_its_centre():
+    pixels = np.arange(16, dtype=np.uint8).reshape(4, 4)
+    image = Image.fromarray(pixels)
+    np.testing.assert_array_equal(fit_image(image, (2, 4), 1)[..., 0], pixels[1:3])
+    np.testing.assert_array_equal(fit_image(image, (4, 2), 1)[..., 0], pixels[:, 1:3])
+    np.testing.assert_array_equal(fit_image(image, (2, 2), 1), fit_image(image, 2, 1))
+
+
 def test_fit_image_turns_photographs_upright():
     image = Image.new("L", (4, 2))
     exif = image.getexif()

@@ -10,6 +10,7 @@ CAPTIONS = ["a red heart", "Cat and dog", "a small piñata on the left"]
 
 def test_words_have_no_case_accents_or_punctuation():
     assert split_words("A  PIÑATA, 2 T-shirts!") == ["a", "pinata", "2", "t", "shirts"]
+    assert split_words("Coca-Cola™ № ÉTÉ İ") == ["coca", "colatm", "no", "ete", "i"]  # signs that are made of capitals
     assert split_words("man's shoe_left") == ["man", "s", "shoe", "left"] and split_words(" .,") == []
 
 
@@ -17,7 +18,8 @@ def test_tokens_are_the_words_in_their_order_behind_the_start():
     vocabulary = Vocabulary.of(CAPTIONS)
     assert vocabulary.words == ("a", "and", "cat", "dog", "heart", "left", "on", "pinata", "red", "small", "the")
     assert vocabulary.length == 7 and vocabulary.size == 13
-    assert Vocabulary.of(CAPTIONS[::-1] * 2) == vocabulary
+    assert Vocabulary.of(CAPTIONS[::-1] * 2) == Vocabulary.of(CAPTIONS, length=5) == vocabulary
+    assert Vocabulary.of(CAPTIONS, length=9).length == 9
     made = vocabulary.tokenize(["dog and CAT", "", CAPTIONS[2]])
     assert made["ids"].dtype == np.int32 and made["mask"].dtype == bool
     assert made["mask"].sum(1).tolist() == [4, 1, 7]
