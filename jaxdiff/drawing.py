@@ -117,10 +117,15 @@ def evaluate(
         the report.
 
     Raises:
-        ValueError: the medium does not measure samples, or not those of this condition.
+        ValueError: the medium does not measure samples, or not those of this condition, or needs more of them.
     """
     if experiment.medium.evaluator is None:
         raise ValueError("eval needs an experiment whose medium measures samples against data: this one's has no data")
+    choices, least = experiment.condition.choices, experiment.medium.least_of_each
+    if num < least * choices:
+        raise ValueError(
+            f"eval needs at least {least} samples of each of {choices} classes, {least * choices}, got {num}"
+        )
     measure = experiment.medium.evaluator(Path(workdir), experiment.condition)
     words = None if experiment.medium.prompts is None else experiment.medium.prompts(Range(1).check("num", num))
     report = measure(draw(experiment, params, num, words=words, seed=seed, batch=batch, mesh=mesh))

@@ -87,6 +87,8 @@ def test_samples_and_their_measure(trained):
     np.testing.assert_allclose(report.values["mean"], samples.x.mean(), rtol=1e-5)
     with pytest.raises(ValueError, match="num must be an integer of at least 1, got 0"):
         run.draw(made, params, 0)
+    with pytest.raises(ValueError, match="at least 2 samples of each of 3 classes, 6, got 5"):
+        run.evaluate(replace(made, medium=replace(made.medium, least_of_each=2)), params, trained, num=5)
     with pytest.raises(ValueError, match="this one's has no data"):
         run.evaluate(replace(made, medium=replace(made.medium, evaluator=None)), params, trained)
 

@@ -78,6 +78,7 @@ class Medium:
         last: examples in the last preview; None: twice as many.
         path: whether `save` shows how samples came about, `Samples.path`.
         evaluator: (run's folder, condition) -> a function that measures samples against data; None: not measured.
+        least_of_each: samples of each of the condition's choices that the evaluator needs.
         prompts: number of samples that are measured -> what they are asked for, in words; None: the condition's choices
             take turns.
     """
@@ -90,6 +91,7 @@ class Medium:
     last: int | None = None
     path: bool = False
     evaluator: Callable[[Path, Condition], Evaluator] | None = field(default=None, repr=False)
+    least_of_each: int = 0
     prompts: Callable[[int], Sequence[str]] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:

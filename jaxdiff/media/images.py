@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from jaxdiff.conditions import Condition
 from jaxdiff.media.base import Evaluator, Medium, Report, Samples, as_decoded
 from jaxdiff.media.captions import save_captioned
 from jaxdiff.media.files import save_npz, save_png, save_pngs
-from jaxdiff.metrics import evaluate, format_report
+from jaxdiff.metrics.report import LEAST_OF_CLASS, evaluate, format_report
 
 __all__ = ["images", "save_images"]
+
+MOST_REAL = 50_000  # pictures of a split that samples are compared with, and that fit the classifier
 
 
 def images(
@@ -58,6 +61,7 @@ def images(
         decode=as_decoded if decode is None else decode,
         preview=preview,
         evaluator=None if source is None else evaluator,
+        least_of_each=0 if source is None else LEAST_OF_CLASS,
     )
 
 
@@ -89,7 +93,7 @@ def _evaluator(run: Path, condition: Condition, source: str, shape: tuple[int, .
     classes = condition.choices
     if "label" not in condition.spec or not classes:
         raise ValueError("eval needs an experiment with classes: its classifier recognizes them")
-    train_set, test_set = (_real(source, split, shape) for split in ("train", "test"))
+    test_set, train_set = _real(_open_held_out(source, shape)), _real(_open(source, "train", shape))
     path = run / "judge.npz"
     if not path.exists():
         save_classifier(path, fit_classifier(train_set["x"], train_set["label"], num_classes=classes, progress=True))
@@ -111,6 +115,20 @@ def _evaluator(run: Path, condition: Condition, source: str, shape: tuple[int, .
     return measure
 
 
-def _real(source: str, split: str, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
-    arrays = data.load_arrays(data.open_dataset(source, split, size=shape[0], channels=shape[-1]))
+def _open(source: str, split: str, shape: tuple[int, ...]) -> data.Dataset:
+    return data.open_dataset(source, split, size=shape[0], channels=shape[-1])
+
+
+def _open_held_out(source: str, shape: tuple[int, ...]) -> data.Dataset:
+    """The test split, or where there is none, as of ImageNet, that of validation."""
+    try:
+        return _open(source, "test", shape)
+    except ValueError:
+        with suppress(ValueError):
+            return _open(source, "validation", shape)
+        raise
+
+
+def _real(source: data.Dataset) -> dict[str, np.ndarray]:
+    arrays = data.load_arrays(source, min(len(source), MOST_REAL))
     return {"x": data.to_float(arrays["x"]), "label": arrays["label"]}

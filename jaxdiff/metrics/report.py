@@ -11,7 +11,9 @@ from jaxdiff.metrics.classification import accuracy
 from jaxdiff.metrics.coverage import precision_recall
 from jaxdiff.metrics.distances import KernelDistance, kernel_distance
 
-__all__ = ["Classify", "as_images", "evaluate", "format_report"]
+__all__ = ["LEAST_OF_CLASS", "Classify", "as_images", "evaluate", "format_report"]
+
+LEAST_OF_CLASS = 4  # images
 
 Classify = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # images -> (logits, features)
 
@@ -58,8 +60,8 @@ def evaluate(
         "kernel_distance_error", "precision" and "recall" against test images of the samples' classes.
 
     Raises:
-        ValueError: shapes or labels do not fit, values are not finite, or a class of the samples has fewer than 4
-            images among the samples, the test set or the training set.
+        ValueError: shapes or labels do not fit, values are not finite, or a class of the samples has fewer than
+            `LEAST_OF_CLASS` images among the samples, the test set or the training set.
     """
     rng = np.random.default_rng(seed)
     train_x, train_label = as_images(train_x), np.asarray(train_label)
@@ -169,8 +171,10 @@ def _kernel_distance_by_class(
 def _check_classes(name: str, labels: np.ndarray, expected: np.ndarray) -> None:
     for c in np.unique(expected):
         count = np.count_nonzero(labels == c)
-        if count < 4:
-            raise ValueError(f"an evaluation needs at least 4 images of each class; the {name} has {count} of {c}")
+        if count < LEAST_OF_CLASS:
+            raise ValueError(
+                f"an evaluation needs at least {LEAST_OF_CLASS} images of each class; the {name} has {count} of {c}"
+            )
 
 
 def _matching(labels: np.ndarray, expected: np.ndarray, rng: np.random.Generator) -> np.ndarray:

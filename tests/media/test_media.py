@@ -78,10 +78,12 @@ def test_what_cannot_be_shown_or_measured_is_refused(tmp_path):
 @pytest.mark.slow
 def test_images_are_measured_by_the_runs_classifier(tmp_path, monkeypatch):
     """Fitted to the training data the first time, and kept; the classes' names are told."""
-    sets = {split: shapes(n, seed) for split, n, seed in (("train", 600, 0), ("test", 300, 1))}
+    sets = {split: shapes(n, seed) for split, n, seed in (("train", 600, 0), ("validation", 300, 1))}
 
     def open_source(name, split, *, size, channels):
         assert (name, size, channels) == ("bars", 12, 1)
+        if split not in sets:
+            raise ValueError(f"no split {split}")
         x, label = sets[split]
         return data.ArraySource(data.to_uint8(x), label, 3)
 
@@ -95,4 +97,7 @@ def test_images_are_measured_by_the_runs_classifier(tmp_path, monkeypatch):
         report = medium.evaluator(tmp_path, condition)(Samples(x, {"label": (label + wrong) % 3}, 3))
         assert (report.values["samples"]["accuracy"] > 0.9) == (not wrong)
     assert report.values["class_names"] == ["top", "bottom", "upright"] and "upright" in report.text
+    sets.pop("validation")
+    with pytest.raises(ValueError, match="no split test"):
+        medium.evaluator(tmp_path, condition)
     assert len(fits) == 1 and (tmp_path / "judge.npz").exists()
