@@ -26,6 +26,8 @@ from jaxdiff.drawing import Drawer
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENT = ROOT / "experiments" / "few_steps.py"
 STEPS = (1, 2, 4)
+# Trained for one number of steps; the others draw in any.
+OF_ONE_NUMBER = ("adversarial", "distribution_matching", "latent_adversarial", "progressive")
 # Updates in about four minutes on two cores, where they are not 600: an update of these costs more.
 UPDATES = {"reflow": 250, "trajectory": 400, "lagrangian": 400}
 # The teacher's deterministic solvers, of which the best is shown for each number of steps.
@@ -77,8 +79,7 @@ def of_teacher(path: Path, num: int, seed: int) -> dict:
 
 def of_method(method: str, teacher: Path, folder: Path, num: int, seed: int) -> dict:
     found: dict = {}
-    # Progressive distillation has a student for each number of steps; all others draw in any.
-    for sample_steps in STEPS if method == "progressive" else (1,):
+    for sample_steps in STEPS if method in OF_ONE_NUMBER else (1,):
         workdir = folder / f"{method}-{sample_steps}-{seed}"
         command = [sys.executable, "-m", "jaxdiff", "train", str(EXPERIMENT), "--teacher", str(teacher)]
         command += ["--method", method, "--seed", str(seed), "--sample-steps", str(sample_steps)]
@@ -89,7 +90,7 @@ def of_method(method: str, teacher: Path, folder: Path, num: int, seed: int) -> 
         shutil.copy(teacher / "judge.npz", workdir / "judge.npz")
         experiment = run.load_run(workdir)
         params = run.parameters(experiment, workdir)
-        for steps in (sample_steps,) if method == "progressive" else STEPS:
+        for steps in (sample_steps,) if method in OF_ONE_NUMBER else STEPS:
             drawn = replace(experiment, sampling=replace(experiment.sampling, steps=steps))
             values = measured(drawn, params, workdir, num, seed)
             picture = np.asarray(Drawer(drawn)(params, 10, seed=1, batch=10).x)

@@ -18,7 +18,7 @@ from statistics import mean, stdev
 
 import jax
 import numpy as np
-from few_steps import EXPERIMENT, write_table
+from few_steps import EXPERIMENT, OF_ONE_NUMBER, write_table
 
 from jaxdiff import few_steps, run, solvers, train
 from jaxdiff.drawing import Drawer
@@ -29,8 +29,6 @@ from toy2d import DENSITIES
 
 STEPS, TEACHER_STEPS = (1, 4), 40
 METHODS = ("progressive", "consistency", "mean_flow", "semigroup", "shortcut", "reflow", "distribution_matching")
-# Trained for one number of steps; the others draw in any.
-OF_ONE_NUMBER = ("adversarial", "distribution_matching", "latent_adversarial", "progressive")
 TRAINED = {"teacher": {"width": 64, "preview_every": 0}, "student": {"steps": 1000, "batch": 256, "preview_every": 0}}
 NUM, SHOWN, PATHS = 10_000, 2000, 40
 DATA, TEACHER = "two sets of points", "teacher"

@@ -18,7 +18,7 @@ def experiment(
     method: Method = "consistency",
     run: Run = Run(steps=600, batch=32, lr=2e-3, preview_every=300),
     guidance: Scale | None = None,
-    sample_steps: Steps = 1,
+    sample_steps: Steps | None = None,
 ) -> Experiment:
     """Few-step training, from the weights of a trained run; each method of `jaxdiff.distill`.
 
@@ -27,14 +27,13 @@ def experiment(
         method: how the student learns.
         guidance: classifier-free guidance scale that is distilled into the student; by default that of the run's
             samples.
-        sample_steps: steps of a sample; progressive distillation ends with a student of this number.
+        sample_steps: steps of a sample, for which some methods train; by default 1, of `guidance` those of the run.
     """
     original = few_steps.load_teacher(teacher, run, guidance)
-    chosen = few_steps.METHODS[method](original, run, sample_steps)
+    chosen = few_steps.choose(original, run, method, guidance=guidance, steps=sample_steps)
     return few_steps.experiment_of(
         original,
         chosen,
         run,
         optimizer=lambda n, rate: train.muon(rate * run.lr, warmup_steps=min(20, n // 10), steps=n, schedule="cosine"),
-        steps=sample_steps,
     )

@@ -4,7 +4,7 @@
 """
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 import jaxdiff as jd
 from jaxdiff import conditions, data, models, networks, train, training
 from jaxdiff.experiment import Experiment, Sampling, compute_dtype
-from jaxdiff.options import Autoencoder, CondDropout, Count, Decay, File, Natural, Remat, Run
+from jaxdiff.options import Autoencoder, CondDropout, Count, Decay, File, Finite, Natural, Remat, Run
 
 
 def experiment(
@@ -25,7 +25,7 @@ def experiment(
     ema: Decay = 0.9999,
     remat: Remat = "dots",
     moments: Literal["float32", "bfloat16"] = "float32",
-    shift: float = 1.0,
+    shift: Annotated[float, Finite(0.01)] = 1.0,
     source: File = "latents/texts",
     latent: tuple[Count, Count, Count] = (32, 32, 16),
     tokens: tuple[Count, Count] = (333, 4096),

@@ -147,6 +147,9 @@ def _find(
     unknown = sorted(arguments.keys() - allowed.keys())
     if unknown and not any(p.kind is p.VAR_KEYWORD for p in allowed.values()):
         raise ValueError(f"{name} has no argument {unknown[0]!r}; it takes {inspect.signature(function)}")
+    filled = [argument for argument in list(allowed)[:given] if argument in arguments]
+    if filled:
+        raise ValueError(f"{name}'s argument {filled[0]} is given by the sampler: leave it out")
     _check_kinds(function, name, arguments)
     missing = [argument for argument in _required(function, given) if argument not in arguments]
     if missing:

@@ -75,8 +75,9 @@ class Finite:
         Raises:
             ValueError: it is not finite, or less than the least.
         """
-        if not self.least <= value < math.inf:
-            raise ValueError(f"{name} must be a finite number of at least {self.least:g}, got {value}")
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not self.least <= value < math.inf:
+            raise ValueError(f"{name} must be a finite number of at least {self.least:g}, got {value!r:.80}")
         return value
 
 
@@ -167,6 +168,8 @@ def checked(name: str, kind: Any, value: Any) -> Any:
         for mark in marks:
             if isinstance(mark, (Finite, Kept, Range)):
                 value = mark.check(name, value)
+    if get_origin(kind) is Literal and value not in get_args(kind):
+        raise ValueError(f"{name} must be one of {', '.join(map(str, get_args(kind)))}, got {value!r:.80}")
     if value is None:
         return None
     parts = [each for each in get_args(kind) if each not in (type(None), Ellipsis)]

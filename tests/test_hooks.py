@@ -98,6 +98,8 @@ def test_functions_of_a_file(tmp_path):
             lambda: hooks.grid("by_tim", flow),
             r"unknown grid 'by_tim' \(did you mean 'by_time'\?\); there are: beta, .*by_time.*FILE\.py:NAME",
         ),
+        (lambda: hooks.grid("by_time(n=5)", flow), "by_time's argument n is given by the sampler"),
+        (lambda: hooks.guide("cfg(scale=3.0)"), "cfg's argument scale is given by the sampler"),
         (lambda: hooks.grid("by_time(stat=1)", flow), r"by_time has no argument 'stat'; it takes \(process"),
         (lambda: hooks.grid("karras(sigma_min=0.1)", flow), "karras is called without sigma_max: write karras"),
         (lambda: hooks.guide("interval"), r"unknown guidance 'interval'; there are: apg, cfg, cfg_zero_star, and"),

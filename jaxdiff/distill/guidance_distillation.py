@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ from jaxdiff.parameterize import check_network_time, denoiser
 from jaxdiff.processes import Process
 from jaxdiff.processes.base import check_process
 from jaxdiff.times import default_times
-from jaxdiff.types import Apply, Batch, Loss, Metrics, Params, Prediction, TimeSampler, Weight
+from jaxdiff.types import Apply, Batch, Denoiser, Loss, Metrics, Params, Prediction, TimeSampler, Weight
 from jaxdiff.weights import truncated_snr
 
 __all__ = ["guidance_distillation", "random_guidance"]
@@ -34,6 +35,7 @@ def guidance_distillation(
     teacher: Teacher,
     null_cond: Any,
     max_scale: float,
+    guide: Callable[[Denoiser, Denoiser, Array], Denoiser] = cfg,
     weight: Weight | None = None,
     times: TimeSampler | None = None,
     dropout: bool = False,
@@ -52,6 +54,7 @@ def guidance_distillation(
         teacher: the teacher without guidance; it is evaluated with the condition and with `null_cond`.
         null_cond: the null condition: like the condition, with leading axis 1.
         max_scale: the largest scale, at least 1; scales are uniform in [1, max_scale].
+        guide: the teacher's guidance, (conditional, unconditional, scale [B]) -> denoiser.
         weight: weight of the squared error of x_0, by level; None is `weights.truncated_snr()`.
         times: distribution of t; None is that of `losses.denoising_loss`.
         dropout: whether the student takes `key=` for dropout.
@@ -70,6 +73,7 @@ def guidance_distillation(
     check_network_time(apply, process, prediction)
     check_function("times", times, "(key, batch) -> (t, weight)")
     check_function("weight", weight, "(level) -> [B]")
+    check_function("guide", guide, "(conditional, unconditional, scale) -> denoiser")
     check_function("teacher", teacher, "(context, cond) -> denoiser")
     if not jax.tree.leaves(null_cond):
         raise ValueError(
@@ -85,7 +89,7 @@ def guidance_distillation(
         x = q_sample(x0, eps, level)
         plain = {name: value for name, value in cond.items() if name != "guidance"}
         conditional, unconditional = (teacher(context, c) for c in (plain, like_null(plain, null_cond)))
-        target = cfg(conditional, unconditional, cond["guidance"])(x, level)
+        target = guide(conditional, unconditional, cond["guidance"])(x, level)
         x0_hat = denoiser(apply, params, prediction, cond, key=net_key if dropout else None)(x, level)
         error = squared(x0_hat, target)
         return jnp.mean(t_weight * weight(level) * error), {"mse": jnp.mean(error)}

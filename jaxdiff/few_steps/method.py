@@ -24,7 +24,7 @@ class Method:
     Attributes:
         network: the student, a Flax module.
         loss: its loss, of ((params, distill.Context), key, batch); or the losses of several players by name.
-        sampling: how the student is drawn.
+        sampling: how the student is drawn; in one step, unless its solver is for more.
         ema: decays of the averages; samples are made of the first.
         stage_updates: number of updates after which the optimizer begins anew; 0: never.
         others: (key, first parameters of the student) -> those of the other players, by name.

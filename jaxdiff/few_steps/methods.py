@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax import Array
 
 from jaxdiff import distill, losses, networks, solvers, train
 from jaxdiff.experiment import UserError
@@ -13,13 +16,13 @@ from jaxdiff.few_steps.adversarial import adversarial, distribution_matching, ga
 from jaxdiff.few_steps.method import Method, method_of
 from jaxdiff.few_steps.teacher import Teacher
 from jaxdiff.options import Run
-from jaxdiff.times import default_times
 from jaxdiff.types import Loss
 
-__all__ = ["METHODS"]
+__all__ = ["METHODS", "choose"]
 
 TEACHER_STEPS = 16  # of a teacher that takes steps itself
-DIFFERENCE = 0.02  # of times, for a derivative by them
+DIFFERENCE = 0.02  # of times, for a derivative by them; a share of the noisiest one
+UNGUIDED = {"distribution_matching", "ect", "gan", "latent_adversarial"}  # methods that distil no guidance
 
 
 def progressive(teacher: Teacher, run: Run, steps: int) -> Method:
@@ -39,7 +42,9 @@ def progressive(teacher: Teacher, run: Run, steps: int) -> Method:
         average=lambda context: context.ema[1],
     )
     averages = train.ema.warmup(0.99), train.ema.every(stage_updates)
-    return method_of(teacher, teacher.network, loss, solvers.ddim(), ema=averages, stage_updates=stage_updates)
+    made = method_of(teacher, teacher.network, loss, solvers.ddim(), ema=averages, stage_updates=stage_updates)
+    # The student knows the levels of its teacher's grid, which a grid of fewer steps need not have.
+    return replace(made, sampling=replace(made.sampling, grid=lambda n: distill.student_grid(levels, n)))
 
 
 def guidance(teacher: Teacher, run: Run, steps: int) -> Method:
@@ -49,7 +54,9 @@ def guidance(teacher: Teacher, run: Run, steps: int) -> Method:
             "--method guidance distils the guidance of a model that was also trained without its condition, and "
             f"{teacher.path} was not"
         )
-    network = teacher.network.clone(guidance_dim=64)
+    if teacher.guidance < 1:
+        raise UserError(f"--method guidance distils scales from 1 on, got {teacher.guidance:g}")
+    network = _clone(teacher, guidance_dim=64)
     loss = distill.guidance_distillation(
         networks.as_apply(network),
         teacher.process,
@@ -57,8 +64,10 @@ def guidance(teacher: Teacher, run: Run, steps: int) -> Method:
         teacher=teacher.denoiser(guided=False),
         null_cond=teacher.null_cond,
         max_scale=max(2.0, 1.5 * teacher.guidance),
+        guide=teacher.experiment.sampling.guide,
     )
-    return method_of(teacher, network, loss, teacher.experiment.sampling.solver)
+    made, given = method_of(teacher, network, loss, teacher.experiment.sampling.solver), teacher.experiment.sampling
+    return replace(made, sampling=replace(made.sampling, steps=given.steps))
 
 
 def consistency(teacher: Teacher, run: Run, steps: int) -> Method:
@@ -106,7 +115,7 @@ def reflow(teacher: Teacher, run: Run, steps: int) -> Method:
     """Liu et al. 2022: straight paths between noise and what the teacher makes of it, drawn anew for each update."""
     apply, sampling = networks.as_apply(teacher.network), teacher.experiment.sampling
     levels, teach = sampling.grid(8), teacher.denoiser()
-    straight = losses.denoising_loss(apply, teacher.process, teacher.prediction)
+    straight = losses.denoising_loss(apply, teacher.process, teacher.prediction, times=teacher.times)
 
     def loss(inputs: Any, key: jax.Array, batch: Any) -> Any:
         params, context = inputs
@@ -120,16 +129,27 @@ def reflow(teacher: Teacher, run: Run, steps: int) -> Method:
     return method_of(teacher, teacher.network, loss, solvers.ddim())
 
 
+def _clone(teacher: Teacher, **fields: Any) -> Any:
+    """The teacher's network with another input."""
+    lacking = sorted(fields.keys() - type(teacher.network).__dataclass_fields__.keys())
+    if lacking:
+        kind = type(teacher.network).__name__
+        raise UserError(f"this method needs a network with {lacking[0]}, as UNet, DiT and MLP are; a {kind} has none")
+    return teacher.network.clone(**fields)
+
+
 def _jumping(original: Teacher, make: Callable[..., Loss], **options: Any) -> Method:
     """Make a method of a student that is given both ends of a step."""
-    network = original.network.clone(next_noise=True)
+    network = _clone(original, next_noise=True)
     loss = make(networks.as_apply(network), original.process, original.prediction, **options)
     return method_of(original, network, loss, solvers.flow_map())
 
 
 def shortcut(teacher: Teacher, run: Run, steps: int) -> Method:
     """Frans et al. 2024: steps of 1/32, and of twice, four times, ... that length, with the guidance inherited."""
-    guided = {} if teacher.guidance == 1 else {"null_cond": teacher.null_cond, "guide": teacher.guide}
+    guided = (
+        {} if teacher.guidance == 1 else {"null_cond": teacher.null_cond, "guide": teacher.guide, "cond_dropout": 0.1}
+    )
     return _jumping(teacher, distill.shortcut, steps=32, share=0.5, **guided)
 
 
@@ -138,13 +158,25 @@ def mean_flow(teacher: Teacher, run: Run, steps: int) -> Method:
 
     The derivative is a difference, since those of teachers that are given 1000 t are rough.
     """
-    return _jumping(
-        teacher, distill.mean_flow, pairs=_pairs(teacher), teacher=teacher.denoiser(), difference=DIFFERENCE
-    )
+    return _differenced(teacher, distill.mean_flow)
 
 
-def _pairs(teacher: Teacher) -> distill.TimePairs:
-    return distill.sorted_pairs(default_times(teacher.process), 0.25)
+def _differenced(teacher: Teacher, make: Callable[..., Loss]) -> Method:
+    t_max = getattr(teacher.process, "t_max", None)
+    difference = None if t_max is None else DIFFERENCE * t_max  # networks of EDM are given log sigma, which is smooth
+    pairs = _pairs(teacher, 0.0 if difference is None else difference)
+    return _jumping(teacher, make, pairs=pairs, teacher=teacher.denoiser(), difference=difference)
+
+
+def _pairs(teacher: Teacher, least: float = 0.0) -> distill.TimePairs:
+    """Pairs of times, of which the first is `least` or later."""
+    drawn = distill.sorted_pairs(teacher.times, 0.25)
+
+    def pairs(key: Array, batch: int, step: Array) -> tuple[Array, Array, Array]:
+        t, s, weight = drawn(key, batch, step)
+        return jnp.maximum(t, least), s, weight
+
+    return pairs
 
 
 def lagrangian(teacher: Teacher, run: Run, steps: int) -> Method:
@@ -154,7 +186,7 @@ def lagrangian(teacher: Teacher, run: Run, steps: int) -> Method:
 
 def eulerian(teacher: Teacher, run: Run, steps: int) -> Method:
     """Boffi et al. 2024: flow maps by the derivative with respect to the start of a step, as a difference."""
-    return _jumping(teacher, distill.eulerian, pairs=_pairs(teacher), teacher=teacher.denoiser(), difference=DIFFERENCE)
+    return _differenced(teacher, distill.eulerian)
 
 
 def semigroup(teacher: Teacher, run: Run, steps: int) -> Method:
@@ -176,3 +208,27 @@ METHODS: dict[str, Callable[[Teacher, Run, int], Method]] = {
         lagrangian, latent_adversarial, mean_flow, progressive, reflow, semigroup, shortcut, trajectory,
     )
 }  # fmt: skip
+
+
+def choose(teacher: Teacher, run: Run, method: str, *, guidance: float | None, steps: int | None) -> Method:
+    """Make a method of METHODS, as the options ask for it.
+
+    Args:
+        teacher: the trained run.
+        run: the common knobs.
+        method: its name.
+        guidance: the scale that was asked for; None: none was.
+        steps: of a sample, as was asked for; None: those of the method.
+
+    Returns:
+        the method, whose `sampling` has the steps.
+
+    Raises:
+        UserError: the method does not take the scale or the steps, or the teacher is not for it.
+    """
+    if guidance is not None and method in UNGUIDED:
+        raise UserError(f"--method {method} distils no guidance: leave out --guidance")
+    if method == "gan" and steps not in (None, 1):
+        raise UserError("--method gan draws in one step: leave out --sample-steps")
+    made = METHODS[method](teacher, run, 1 if steps is None else steps)
+    return made if steps is None else replace(made, sampling=replace(made.sampling, steps=steps))

@@ -39,9 +39,7 @@ class _Trained(NamedTuple):
     given: Any
 
 
-def experiment_of(
-    teacher: Teacher, method: Method, run: Run, *, optimizer: Callable[[int, float], Any], steps: int
-) -> Experiment:
+def experiment_of(teacher: Teacher, method: Method, run: Run, *, optimizer: Callable[[int, float], Any]) -> Experiment:
     """Make the experiment of a student, which begins with the teacher's weights.
 
     Args:
@@ -50,7 +48,6 @@ def experiment_of(
         run: the common knobs.
         optimizer: (number of updates that it makes, of a stage or of a player; factor of the learning rate) -> an optax
             optimizer.
-        steps: of a sample.
     """
     given, network = teacher.experiment, method.network
     encode, apply = given.condition.encode, networks.as_apply(network)
@@ -83,8 +80,8 @@ def experiment_of(
         snapshot_every=0,
         save_every=None,
     )
-    condition, sampling = replace(given.condition, encode=encode), replace(method.sampling, steps=steps)
-    return Experiment(model, training, sampling, condition, given.medium, run.seed)
+    condition = replace(given.condition, encode=encode)
+    return Experiment(model, training, method.sampling, condition, given.medium, run.seed)
 
 
 def _alone(method: Method, steps: int, optimizer: Callable[[int, float], Any]) -> _Trained:

@@ -19,7 +19,8 @@ from jaxdiff.parameterize import Prediction
 from jaxdiff.pretrained import open_run
 from jaxdiff.processes import Process
 from jaxdiff.recipe import load_run
-from jaxdiff.types import Cond, Denoiser
+from jaxdiff.times import default_times, on_grid
+from jaxdiff.types import Cond, Denoiser, TimeSampler
 
 __all__ = ["Teacher", "load_teacher"]
 
@@ -57,6 +58,13 @@ class Teacher:
     def null_cond(self) -> Any:
         """The null condition, or None."""
         return self.experiment.condition.null
+
+    @property
+    def times(self) -> TimeSampler:
+        """Times to learn at: of the process, or where these hardly reach its noisiest ones, of the sampler's steps."""
+        if getattr(self.process, "t_max", None) is not None:
+            return default_times(self.process)
+        return on_grid(self.experiment.sampling.grid(1000))
 
     def parameters(self, mesh: Mesh | None = None) -> Any:
         """Read its averaged parameters.
@@ -110,11 +118,11 @@ def load_teacher(path: str, run: Run, guidance: float | None = None) -> Teacher:
         guidance: the scale to distil; None is that of the run's samples.
 
     Raises:
-        UserError: it has prompts, a condition that is noised, a learned variance, an autoencoder, or a network that
-            `models.of` has not made.
+        UserError: it has prompts, a condition that is noised, a learned variance, an autoencoder, a network that
+            `models.of` has not made, or it is a few-step model that cannot be a teacher.
         ValueError: guidance of a model without a null condition.
     """
-    changes = {name: getattr(run, name) for name in ("batch", "seed", "grad_accum_steps", "preview_every")}
+    changes = {name: getattr(run, name) for name in ("steps", "batch", "seed", "grad_accum_steps", "preview_every")}
     experiment = load_run(open_run(Path(path)), changes=changes)
     model = experiment.model
     texts = experiment.condition.vocabulary or (isinstance(model.frozen, dict) and "text" in model.frozen)
@@ -124,6 +132,9 @@ def load_teacher(path: str, run: Run, guidance: float | None = None) -> Teacher:
         "a learned variance": model.learned_variance,
         "frozen arrays, such as an autoencoder's": model.frozen is not None,
         "a network that models.of has not made": model.network is None,
+        "a network that is given both ends of a step": getattr(model.network, "next_noise", False),
+        "a network that is given the scale of its guidance": getattr(model.network, "guidance_dim", None) is not None,
+        "several players": experiment.training.averaged is not None,
     }
     for what, found in refused.items():
         if found:

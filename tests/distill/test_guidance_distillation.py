@@ -71,6 +71,10 @@ def test_the_exact_student_is_the_minimum():
     assert min(up, down) > 1e-3 and at_up[0] > 0 > at_down[0]
     other, at_other = value(zero, 0.9)  # the teacher moves the target
     assert other > 1e-3 and np.abs(at_other).max() > 1e-3
+    # Guidance that is shifted by 0.1 is learned by the student that is.
+    shifted = make(guide=lambda *three: lambda x, level: jd.guidance.cfg(*three)(x, level) + 0.1)
+    inputs = jnp.array([0.1, 0.0]), distill.Context(jnp.int32(0), None, {"teacher": 1.0})
+    assert shifted(inputs, KEY, batch)[0] < 1e-20
 
 
 def test_scales_are_uniform_from_no_guidance_on_and_dropout_is_the_students():

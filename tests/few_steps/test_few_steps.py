@@ -15,7 +15,8 @@ import pytest
 from helpers import tiny_points
 from helpers.flags import xla_flags
 
-from jaxdiff import conditions, distill, few_steps, run, sharding, train
+import jaxdiff as jd
+from jaxdiff import conditions, distill, few_steps, models, networks, run, sharding, train
 from jaxdiff.cli import main
 from jaxdiff.drawing import draw
 from jaxdiff.experiment import UserError
@@ -112,7 +113,7 @@ def test_a_run_on_eight_devices_goes_on_to_the_bit(method, teacher, tmp_path, mo
     monkeypatch.setattr(sharding, "MIN_SHARDED_SIZE", 16)
     original, mesh = few_steps.load_teacher(str(teacher), KNOBS), train.make_mesh(2, 4)
     chosen = few_steps.METHODS[method](original, KNOBS, 1)
-    experiment = few_steps.experiment_of(original, chosen, KNOBS, optimizer=lambda n, rate: optax.sgd(0.1), steps=1)
+    experiment = few_steps.experiment_of(original, chosen, KNOBS, optimizer=lambda n, rate: optax.sgd(0.1))
     part = experiment.training
     options = {"ema": part.ema, "averaged": part.averaged}
     state = train.state_from_params(experiment.model.pretrained(), part.optimizer, mesh, **options)
@@ -163,7 +164,7 @@ def test_a_run_that_is_cut_in_the_middle_of_a_stage_goes_on_to_the_bit(teacher, 
 
 def test_guidance_becomes_an_input(clothes):
     experiment = student_of(clothes, "guidance", steps=2, guidance=3.0)
-    assert experiment.sampling.guidance == 1
+    assert experiment.sampling.guidance == 1 and experiment.sampling.steps == run.load_run(clothes).sampling.steps
     params, label = experiment.model.pretrained(), {"label": jnp.array([1, 2])}
     sampling = replace(experiment.sampling, steps=2)  # which gives the network the scale
     assert np.all(np.isfinite(draw(replace(experiment, sampling=sampling), params, 2).x))
@@ -171,6 +172,51 @@ def test_guidance_becomes_an_input(clothes):
     batch = {"x": jnp.ones((2, 28, 28, 1)), **label}
     loss, _ = jax.eval_shape(experiment.training.loss, (params, context), jax.random.key(0), batch)
     assert loss.shape == ()
+    with pytest.raises(UserError, match=r"distils scales from 1 on, got 0\.5"):
+        student_of(clothes, "guidance", guidance=0.5)
+
+
+@pytest.fixture
+def of_edm():
+    """A teacher whose time is sigma, without a noisiest one, and whose grids do not nest."""
+    process, plain = jd.processes.EDM(), tiny_points.experiment()
+    network = networks.MLP(width=8, num_blocks=1)
+    prediction = jd.parameterize.edm()
+    model = models.of(network, process, prediction, shape=(2,), condition=plain.condition)
+    sampling = replace(plain.sampling, grid=lambda n: jd.grids.karras(process, n, sigma_min=0.002, sigma_max=80.0))
+    return few_steps.Teacher(Path("edm"), replace(plain, model=model, sampling=sampling), 1.0)
+
+
+def test_students_of_an_edm_teacher_learn_where_they_are_drawn(of_edm):
+    made = few_steps.choose(of_edm, KNOBS, "progressive", guidance=None, steps=4)
+    taught, own = of_edm.experiment.sampling.grid(16), of_edm.experiment.sampling.grid(4)
+    np.testing.assert_array_equal(made.sampling.grid(4).sigma, taught.sigma[::4])
+    assert np.abs(np.log(own.sigma[1:4]) - np.log(taught.sigma[4:16:4])).min() > 0.3
+    t, _ = of_edm.times(jax.random.key(0), 10_000)
+    sigma = np.linspace(80 ** (1 / 7), 0.002 ** (1 / 7), 1000) ** 7
+    np.testing.assert_allclose(np.mean(np.asarray(t) > 20), np.mean(sigma > 20), atol=0.02)
+    params = of_edm.experiment.model.init(jax.random.key(0))
+    context, batch = distill.Context(jnp.int32(0), None, {"teacher": params}), {"x": jnp.ones((256, 2))}
+    for method in ("eulerian", "reflow", "semigroup"):
+        chosen = few_steps.choose(of_edm, KNOBS, method, guidance=None, steps=None)
+        begin = networks.start_from(of_edm.init(chosen.network, jax.random.key(0)), params)
+        value, _ = jax.jit(chosen.loss)((begin, context), jax.random.key(1), batch)
+        assert np.isfinite(value), method
+
+
+def test_options_that_a_method_does_not_take_are_refused(of_edm, teacher):
+    for method, options, words in (
+        ("ect", {"guidance": 1.0}, "--method ect distils no guidance"),
+        ("gan", {"guidance": 1.0}, "--method gan distils no guidance"),
+        ("gan", {"sample_steps": 4}, "--method gan draws in one step"),
+    ):
+        with pytest.raises(UserError, match=words):
+            student_of(teacher, method, **options)
+    other = replace(of_edm.experiment.model, network=networks.SongUNet())
+    with pytest.raises(
+        UserError, match="needs a network with next_noise, as UNet, DiT and MLP are; a SongUNet has none"
+    ):
+        few_steps.METHODS["shortcut"](replace(of_edm, experiment=replace(of_edm.experiment, model=other)), KNOBS, 1)
 
 
 def test_commands_take_it_like_any_other(teacher, tmp_path, capsys):
@@ -200,7 +246,7 @@ def test_each_player_has_an_optimizer_of_its_own_number_of_updates(teacher):
 
     for method in ("distribution_matching", "gan", "latent_adversarial", "progressive", "consistency"):
         chosen = few_steps.METHODS[method](original, replace(KNOBS, steps=12), 1)
-        few_steps.experiment_of(original, chosen, replace(KNOBS, steps=12), optimizer=optimizer, steps=1)
+        few_steps.experiment_of(original, chosen, replace(KNOBS, steps=12), optimizer=optimizer)
     plain = [(updates, 1.0) for updates in (4, 8, 6, 6, 3, 12)]  # student and fake; generator and critic; a stage; all
     assert counts == [*plain[:4], (6, 0.05), (6, 1.0), *plain[4:]]  # a student is slower than its critic of features
 
@@ -232,6 +278,13 @@ def test_runs_of_which_no_few_step_model_is_made_are_refused_for_what_they_have(
         "an autoencoder's": replace(plain, model=replace(model, frozen={"vae": {}})),
         "a learned variance": replace(plain, model=replace(model, learned_variance=True)),
         "a network that models.of has not made": replace(plain, model=replace(model, network=None)),
+        "a network that is given both ends of a step": replace(
+            plain, model=replace(model, network=model.network.clone(next_noise=True))
+        ),
+        "a network that is given the scale of its guidance": replace(
+            plain, model=replace(model, network=model.network.clone(guidance_dim=8))
+        ),
+        "several players": replace(plain, training=replace(plain.training, averaged=lambda params: params)),
         "noise on its condition": replace(plain, condition=replace(condition, augment=lambda key, cond: cond)),
     }
     of_teacher = sys.modules["jaxdiff.few_steps.teacher"]
