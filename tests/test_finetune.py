@@ -233,6 +233,11 @@ def test_mistakes_of_a_controlnet(pair, unet, tmp_path):
     fails("UNet2DConditionModel, got UNet2DModel", directory=unet, cond="")
     fails("--cond", cond="")
     fails("must hold a ControlNetModel", control=pair["directory"])
+    fails("--only goes with --mode full or lora, got --mode control", only="to_q")
+    fails("--rank goes with --mode lora, got --mode full", mode="full", rank=4)
+    fails("--control goes with --mode control, got --mode lora", mode="lora", control=pair["directory"])
+    fails("--hints goes with --mode control, got --mode full", mode="full", hints="hints.npz")
+    fails("give one of them", prompt="a {}")
     wider = CROSS | {"in_channels": 3, "sample_size": 8}
     fails(r"x alone, 1 channels; theirs are 3 and 3", directory=str(folder(wider, tmp_path / "wider")))
     np.savez(tmp_path / "few.npz", hint=np.zeros((3, 8, 8, 3), np.uint8))

@@ -87,7 +87,7 @@ def latent_consistency(predict, teach, batch):
 
 @pytest.mark.parametrize("mode", ["lora", "full"])
 def test_the_loss_is_that_of_latent_consistency_models(mode, dit):
-    made = load(FILE)(directory=dit, mode=mode, rank=2, distill="consistency", guidance=SCALE, **TINY)
+    made = load(FILE)(directory=dit, mode=mode, distill="consistency", guidance=SCALE, **TINY)
     network = jd.interop.load(dit)
     init = made.model.init(jax.random.key(2)) if mode == "lora" else made.model.pretrained()
     params, batch, whole = shaken(init, 5), example(), mode == "full"

@@ -218,7 +218,7 @@ def test_prompts_of_an_experiment():
         "captions": ["a red square", "a blue circle"] * 10, "held_out": ["a blue square"],
         "process": FLOW, "shape": (8, 8, 3), "prediction": jd.parameterize.time_scaled(jd.parameterize.velocity),
     }  # fmt: skip
-    (block,) = [i for i, text in enumerate(BLOCKS[DOCS / "experiment.md"]) if "Vocabulary" in text]
+    (block,) = [i for i, text in enumerate(BLOCKS[DOCS / "experiment.md"]) if "of_captions" in text]
     scope = run("experiment.md", given, blocks=slice(block, block + 1))
     batch = {"x": jnp.zeros((2, 8, 8, 3)), **scope["encoder"].tokenize(given["captions"][:2])}
     params = jax.eval_shape(scope["model"].init, jax.random.key(0))

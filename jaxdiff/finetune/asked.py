@@ -18,6 +18,10 @@ from jaxdiff.interop.sources import pipeline_of
 __all__ = ["Asked", "network_cond", "open_condition"]
 
 
+# Knobs of some modes alone.
+OF_MODES = {"control": ("control",), "rank": ("lora",), "scale": ("lora",), "only": ("full", "lora")}
+
+
 class Asked(NamedTuple):
     """The data, and the condition of its classes.
 
@@ -44,8 +48,10 @@ def open_condition(origin: Origin, pictures: Pictures, network: Network, *, guid
         guidance: the scale that a distilled network gets.
 
     Raises:
-        UserError: the network needs texts and there are none, the classes do not fit it, or it cannot be distilled.
+        UserError: the network needs texts and there are none, the classes do not fit it, it cannot be distilled, or a
+            knob is of another mode.
     """
+    _check_mode(network, pictures)
     asked = _opened(origin, pictures, guidance=guidance, hints=network.mode == "control")
     if network.distill == "none":
         return asked
@@ -87,6 +93,18 @@ def _opened(origin: Origin, pictures: Pictures, *, guidance: float, hints: bool)
         images = data.open_hints(pictures.hints, images)
         condition = conditions.hint(condition, images.class_hints())
     return Asked(images, condition, null, tables)
+
+
+def _check_mode(network: Network, pictures: Pictures) -> None:
+    """Raise UserError where a knob is given that the mode does not look at."""
+    plain = Network(network.directory)
+    for name, modes in OF_MODES.items():
+        if network.mode not in modes and getattr(network, name) != getattr(plain, name):
+            raise UserError(f"--{name} goes with --mode {' or '.join(modes)}, got --mode {network.mode}")
+    if network.mode != "control" and pictures.hints != Pictures().hints:
+        raise UserError(f"--hints goes with --mode control, got --mode {network.mode}")
+    if pictures.prompt and pictures.cond:
+        raise UserError("--prompt makes the condition, and --cond has it: give one of them")
 
 
 def _check_distilled(origin: Origin, asked: Asked, network: Network, guidance: float) -> None:
