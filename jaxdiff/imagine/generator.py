@@ -133,7 +133,7 @@ class Generator:
         controls = self.stage(scale).controls
         if len(hints) != len(controls):
             raise UserError(f"{len(controls)} controls take as many pictures to follow, got {len(hints)}")
-        read = [hint.read(shape) for hint, shape in zip(hints, controls.values(), strict=True)]
+        read = [hint.read(shape, scale) for hint, shape in zip(hints, controls.values(), strict=True)]
         return hint_cond(list(controls), read, [hint.scale for hint in hints])
 
     def _sampler(self, scale: int, guided: bool) -> Generate:

@@ -46,7 +46,7 @@ class Hint(NamedTuple):
     scale: float
     digest: str
 
-    def read(self, shape: tuple[int, ...] | None) -> np.ndarray:
+    def read(self, shape: tuple[int, ...] | None, scale: int = 1) -> np.ndarray:
         """Return the hint; see `HintFile.read`.
 
         Raises:
@@ -56,7 +56,7 @@ class Hint(NamedTuple):
         held = parse_hint(self.picture)
         if _digest(held.file) != self.digest:
             raise UserError(f"{held.file} has changed since it became the hint of a picture")
-        return held.read(shape)
+        return held.read(shape, scale)
 
 
 def make_hint(text: str, scale: float) -> Hint:
@@ -108,12 +108,13 @@ class HintFile:
             raise ValueError(f"{file} does not exist")
         self.file, self.kind = file, kind
 
-    def read(self, shape: tuple[int, ...] | None) -> np.ndarray:
+    def read(self, shape: tuple[int, ...] | None, scale: int = 1) -> np.ndarray:
         """Return the hint, float32 [height, width, channels] in [0, 1], or the embedding of a face, float32 [D].
 
         Args:
             shape: (height, width, 3), or 1 for the channels' mean; other pictures are scaled to cover it and
                 cropped. None: the picture's own size, and 3. (D,): of an embedding.
+            scale: by how much the hint has grown; the joints of a pose without a canvas are in pixels of the first.
 
         Raises:
             ValueError: the file holds none, or there are other channels; it is no
@@ -124,10 +125,10 @@ class HintFile:
         channels = 3 if shape is None else shape[-1]
         if channels not in (1, 3):
             raise ValueError(f"a picture has 3 channels or their mean, and hints of {channels} are asked for")
-        hint = self._read(None if shape is None else (shape[0], shape[1]))
+        hint = self._read(None if shape is None else (shape[0], shape[1]), scale)
         return hint if channels == 3 else hint.mean(-1, keepdims=True)
 
-    def _read(self, size: tuple[int, int] | None) -> np.ndarray:
+    def _read(self, size: tuple[int, int] | None, scale: int) -> np.ndarray:
         if self.kind == DEPTH:
             distance = read_npz(self.file).get(DEPTH, np.zeros(0))
             if distance.ndim != 2 or distance.shape != (size or distance.shape) or not np.all(distance > 0):
@@ -136,7 +137,7 @@ class HintFile:
         if self.kind == POSE:
             if size is None:
                 raise ValueError("a pose is drawn in pictures of one size, and this control's have any")
-            return np.asarray(jax.jit(hints.pose, static_argnums=1)(_people(self.file, size)[None], size)[0])
+            return np.asarray(jax.jit(hints.pose, static_argnums=1)(_people(self.file, size, scale)[None], size)[0])
         if self.file.suffix in (".npy", ".npz"):
             raise ValueError(
                 f"{self.file} must be a picture: of arrays depth:FILE.npz is one, and a face's embedding none"
@@ -160,12 +161,15 @@ class HintFile:
         return found.astype(np.float32)
 
 
-def _people(file: Path, size: tuple[int, int]) -> np.ndarray:
+def _people(file: Path, size: tuple[int, int], scale: int) -> np.ndarray:
     """The joints in a file of OpenPose, float32 [P, 18, 3], in pixels of a picture of this size."""
     fields = read_json(file)
     try:
         people = np.array([each["pose_keypoints_2d"] for each in fields["people"]], np.float32).reshape(-1, 18, 3)
-        width, height = (float(fields.get(f"canvas_{side}", size[i])) for side, i in (("width", 1), ("height", 0)))
+        height, width = (
+            float(fields.get(f"canvas_{side}", pixels / scale))
+            for side, pixels in zip(("height", "width"), size, strict=True)
+        )
         valid = bool(np.isfinite(people).all()) and min(width, height) > 0
     except (KeyError, TypeError, ValueError):
         valid = False

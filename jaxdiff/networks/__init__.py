@@ -23,7 +23,7 @@ from jaxdiff.networks.dit import DiT, dit_b_4, dit_s_2, dit_xl_2, sit_xl_2
 from jaxdiff.networks.edm2 import EDM2UNet, log_variance
 from jaxdiff.networks.embed import Fourier, Sinusoidal
 from jaxdiff.networks.flux import Flux
-from jaxdiff.networks.ip_adapter import FaceProjection, ImageProjection, Resampler, image_prompted
+from jaxdiff.networks.ip_adapter import FacePlusProjection, FaceProjection, ImageProjection, Resampler, image_prompted
 from jaxdiff.networks.joint_unet import JointUNet
 from jaxdiff.networks.magnitude import force_weight_norm
 from jaxdiff.networks.mlp import MLP
@@ -48,6 +48,7 @@ __all__ = [
     "DhariwalUNet",
     "DiT",
     "EDM2UNet",
+    "FacePlusProjection",
     "FaceProjection",
     "FeatureCritic",
     "Flux",

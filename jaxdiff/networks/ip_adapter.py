@@ -8,9 +8,9 @@ values of their own,
 A `UNet` with image_ranks has these weights, of one adapter or of several, whose attentions are added;
 cond["image_prompt"] are each image's tokens, cond["image_scale"] is each lam. The tokens are computed once per picture:
 from the embedding of an image encoder by an `ImageProjection`, or from its patches by a `Resampler` (the authors'
-"plus"). FaceID projects the embedding of a face by a `FaceProjection`, and also changes the projections of all
-attentions by weights of low rank (Hu et al. 2021, arXiv:2106.09685), which are on where lam is not 0, as in its
-training.
+"plus"). FaceID projects the embedding of a face by a `FaceProjection`, or with the patches of the face's picture by a
+`FacePlusProjection` (the authors' "FaceID Plus" and "Plus v2"), and also changes the projections of all attentions by
+weights of low rank (Hu et al. 2021, arXiv:2106.09685), which are on where lam is not 0, as in its training.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from jaxdiff.networks.initializers import param, table_init
 from jaxdiff.networks.layers import at_least_float32
 from jaxdiff.networks.tokens import LayerNorm, dense, scan_layers
 
-__all__ = ["FaceProjection", "ImageProjection", "Resampler", "image_prompted"]
+__all__ = ["FacePlusProjection", "FaceProjection", "ImageProjection", "Resampler", "image_prompted"]
 
 ImageScale = float | Array | Callable[[Array], float | Array]
 
@@ -71,9 +71,14 @@ class FaceProjection(nn.Module):
     @nn.compact
     def __call__(self, embedding: Array) -> Array:
         """Map embeddings [B, D] to tokens [B, count, width]."""
-        h = nn.gelu(dense(self.features, self.dtype, "proj.0")(embedding.astype(self.dtype)), approximate=False)
-        tokens = dense(self.count * self.width, self.dtype, "proj.2")(h)
-        return LayerNorm(name="norm")(tokens.reshape(len(embedding), self.count, self.width))
+        return _face_tokens(self, embedding)
+
+
+def _face_tokens(module: FaceProjection | FacePlusProjection, embedding: Array) -> Array:
+    """Map a face's embeddings [B, D] to tokens [B, count, width], by layers of the calling module."""
+    h = nn.gelu(dense(module.features, module.dtype, "proj.0")(embedding.astype(module.dtype)), approximate=False)
+    tokens = dense(module.count * module.width, module.dtype, "proj.2")(h)
+    return LayerNorm(name="norm")(tokens.reshape(len(embedding), module.count, module.width))
 
 
 class ResamplerLayer(nn.Module):
@@ -125,14 +130,65 @@ class Resampler(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, patches: Array) -> Array:
-        """Map patches [B, N, D], the image encoder's layer before the last, to tokens [B, count, width]."""
+    def __call__(self, patches: Array, queries: Array | None = None) -> Array:
+        """Map patches [B, N, D], the image encoder's layer before the last, to tokens [B, count, width].
+
+        Queries [B, count, inner_width], if given, replace the learned ones.
+        """
         patches = dense(self.inner_width, self.dtype, "proj_in")(patches)
-        queries = param(self, "latents", table_init, (1, self.count, self.inner_width)).astype(self.dtype)
+        if queries is None:
+            queries = param(self, "latents", table_init, (1, self.count, self.inner_width)).astype(self.dtype)
         x = jnp.broadcast_to(queries, (len(patches), *queries.shape[1:]))
         stack = scan_layers(ResamplerLayer, self.layers)
         x, _ = stack(self.num_heads, self.head_dim, self.features, self.dtype, name="layers.*")(x, patches)
         return LayerNorm(name="norm_out")(dense(self.width, self.dtype, "proj_out")(x))
+
+
+class FacePlusProjection(nn.Module):
+    """Tokens of the embedding of a face and of the patches of its picture, of which the first are the queries.
+
+    Attributes:
+        count: number of tokens.
+        width: of a token, that of the text's tokens.
+        features: inner width of the embedding's projection.
+        layers: of the resampler.
+        num_heads: of its attention.
+        head_dim: features of a head.
+        resampler_features: inner width of its feed-forward networks.
+        dtype: type of the computation.
+    """
+
+    count: int = 4
+    width: int = 768
+    features: int = 1024
+    layers: int = 4
+    num_heads: int = 12
+    head_dim: int = 64
+    resampler_features: int = 3072
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, embedding: Array, patches: Array, shortcut: float | Array | None = None) -> Array:
+        """Return the tokens.
+
+        Args:
+            embedding: of a face, [B, D].
+            patches: of a picture of it, [B, N, D'], the image encoder's layer before the last.
+            shortcut: None: of Plus; or of Plus v2 the weight of the resampler's tokens, which are added to those of the
+                embedding: a number, 1 in its training, or [B]. 0 is the face alone.
+
+        Returns:
+            tokens [B, count, width].
+        """
+        tokens = _face_tokens(self, embedding)
+        resampler = Resampler(
+            self.count, self.width, self.width, self.layers, self.num_heads, self.head_dim, self.resampler_features,
+            self.dtype, name="perceiver_resampler",
+        )  # fmt: skip
+        resampled = resampler(patches, tokens)
+        if shortcut is None:
+            return resampled
+        return tokens + jnp.asarray(shortcut, self.dtype).reshape(-1, 1, 1) * resampled
 
 
 def image_prompted(unet: Callable[..., Any], scale: ImageScale | Sequence[ImageScale] = 1.0) -> Callable[..., Any]:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.guidance.base import Scale
-from jaxdiff.interop.adapters.ip_adapter import FACE, PATCHES, describe_ip_adapter, is_ip_adapter
+from jaxdiff.interop.adapters.ip_adapter import FACE, FACE_PLUS, PATCHES, describe_ip_adapter, is_ip_adapter
 from jaxdiff.interop.sources import read_fields
 from jaxdiff.levels import Level
 from jaxdiff.messages import listed
@@ -91,6 +91,11 @@ def _image_encoder(file: Path, pipeline: Path, network: Path) -> Path | None:
     _, config = describe_ip_adapter(file, read_fields(network))
     if config["projects"] == FACE:
         return None
+    if config["projects"] == FACE_PLUS:
+        raise ValueError(
+            f"{file} takes a face's embedding and its picture (FaceID Plus), and a control takes one of both: "
+            "use FaceID, or interop.load_ip_adapter"
+        )
     folders = [file.parent / IMAGE_ENCODER, file.parent.parent / "models" / IMAGE_ENCODER, pipeline / IMAGE_ENCODER]
     for folder in folders:
         if (folder / "config.json").is_file():

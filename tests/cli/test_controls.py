@@ -74,6 +74,8 @@ def test_poses_are_read_in_pixels_or_of_a_canvas(tmp_path):
     got = parse_hint(f"pose:{file}").read((16, 24, 3))
     np.testing.assert_array_equal(got, hints.pose(joints[None].astype(np.float32), (16, 24))[0])
     assert got.shape == (16, 24, 3) and len(np.unique(got.reshape(-1, 3), axis=0)) == 4  # a limb, two joints and black
+    larger = parse_hint(f"pose:{file}").read((32, 48, 3), 2)  # as a picture that is upscaled follows it
+    np.testing.assert_array_equal(larger, hints.pose((joints[None] * [2, 2, 1]).astype(np.float32), (32, 48))[0])
     file.write_text(json.dumps({"people": people, "canvas_width": 48, "canvas_height": 32}))
     half = parse_hint(f"pose:{file}").read((16, 24, 3))
     np.testing.assert_array_equal(half, hints.pose((joints[None] * [0.5, 0.5, 1]).astype(np.float32), (16, 24))[0])

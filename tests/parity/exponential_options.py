@@ -11,7 +11,12 @@ BETAS = [
 ]
 CURVES = [{}, *({f"use_{name}_sigmas": True} for name in ("karras", "exponential", "beta"))]
 FLOW = [{"use_flow_sigmas": True}, {"use_flow_sigmas": True, "flow_shift": 3.0}]
-SPACINGS = [{}, {"timestep_spacing": "trailing"}, {"timestep_spacing": "leading", "steps_offset": 1}]
+DYNAMIC = {"use_flow_sigmas": True, "use_dynamic_shifting": True}  # and of another class's fields, for pipelines
+SHIFTED = [*FLOW, DYNAMIC, {**DYNAMIC, "base_shift": 0.3, "max_image_seq_len": 2000}]
+SPACINGS = [
+    {}, {"timestep_spacing": "trailing"}, {"timestep_spacing": "leading", "steps_offset": 1},
+    {"timestep_spacing": "leading", "steps_offset": -20},
+]  # fmt: skip
 LIMITS = [{}, {}, {}, {"thresholding": True, "sample_max_value": 1.3, "dynamic_thresholding_ratio": 0.8}]
 LEAST = [{}, {}, {"lambda_min_clipped": -5.1}]
 
@@ -31,18 +36,19 @@ DPM = [
 OPTIONS = {
     "DPMSolverMultistepScheduler": [
         *ALL, *DPM, [{}, {}, {"algorithm_type": "sde-dpmsolver"}], field("euler_at_final", False, True), ENDS, SPACINGS,
-        [*CURVES, *FLOW, {"use_lu_lambdas": True}], [{}, {}, {"rescale_betas_zero_snr": True}],
+        [*CURVES, *SHIFTED, {"use_lu_lambdas": True}], [{}, {}, {"rescale_betas_zero_snr": True}],
     ],
-    "DPMSolverSinglestepScheduler": [*ALL, *DPM, ENDS, [*CURVES, *FLOW]],
+    "DPMSolverSinglestepScheduler": [*ALL, *DPM, ENDS, [*CURVES, *SHIFTED]],
     "DPMSolverMultistepInverseScheduler": [
         *ALL, *DPM, [{}, {}, {"algorithm_type": "sde-dpmsolver"}], field("euler_at_final", False, True), SPACINGS,
         [*CURVES, *FLOW],
     ],
-    "DEISMultistepScheduler": [*ALL, field("solver_order", 1, 2, 3), LOWER, SPACINGS, [*CURVES, *FLOW]],
+    "DEISMultistepScheduler": [*ALL, field("solver_order", 1, 2, 3), LOWER, SPACINGS, [*CURVES, *SHIFTED]],
     "UniPCMultistepScheduler": [
         *ALL, field("solver_order", 1, 2, 3, 4), field("solver_type", "bh2", "bh1", "midpoint"), LOWER, ENDS, SPACINGS,
         field("predict_x0", True, True, False), field("disable_corrector", [], [], [0], [1, 3]),
-        [*CURVES, *FLOW, {"use_flow_sigmas": True, "use_karras_sigmas": True},
+        [*CURVES, *SHIFTED, DYNAMIC | {"time_shift_type": "linear"}, {"use_dynamic_shifting": True},
+         {"use_flow_sigmas": True, "use_karras_sigmas": True},
          {"use_flow_sigmas": True, "shift_terminal": 0.1}],
         [{}, {}, {"rescale_betas_zero_snr": True}], [{}, {}, {"sigma_min": 0.05, "sigma_max": 20.0}],
     ],

@@ -14,8 +14,11 @@ def field(name, *values):
     return [{name: value} for value in values]
 
 
-WHOLE = [*field("timestep_spacing", "trailing", "leading"), {"timestep_spacing": "leading", "steps_offset": 1}]
-SPACINGS = [*WHOLE, {"timestep_spacing": "linspace"}]
+WHOLE = [
+    *field("timestep_spacing", "trailing", "leading"),
+    *({"timestep_spacing": "leading", "steps_offset": offset} for offset in (1, -1)),
+]
+SPACINGS = [*WHOLE, {"timestep_spacing": "linspace"}, {"timestep_spacing": "linspace", "steps_offset": -1}]
 PREDICTIONS = field("prediction_type", "epsilon", "v_prediction", "sample")
 CURVES = [{}, *({f"use_{name}_sigmas": True} for name in ("karras", "exponential", "beta"))]
 ENDS = [{}, {"sigma_min": 0.05, "sigma_max": 9.0}]

@@ -165,6 +165,55 @@ def test_two_at_once_of_which_one_is_of_a_face(tmp_path, x64, monkeypatch):
     np.testing.assert_array_equal(by(spoiled, np.zeros((2, 2))), off)
 
 
+def face_plus_adapter(model):
+    """FaceID Plus: its projection, of one head and four layers as the reference has, and FaceID's attentions."""
+    generator = torch.Generator().manual_seed(4)
+    normal = lambda *shape: torch.randn(shape, generator=generator) / shape[-1] ** 0.5  # noqa: E731
+    both = face_adapter(model)
+    affine = lambda name, width: {f"{name}.weight": 1 + normal(width), f"{name}.bias": normal(width)}  # noqa: E731
+    resampler = {"proj_in.weight": normal(TEXT, EMBEDDING), "proj_in.bias": normal(TEXT), **affine("norm_out", TEXT)}
+    resampler |= {"proj_out.weight": normal(TEXT, TEXT), "proj_out.bias": normal(TEXT)}
+    for i in range(4):
+        layer = {"0.to_q.weight": normal(64, TEXT), "0.to_kv.weight": normal(128, TEXT), **affine("0.norm1", TEXT)}
+        layer |= {"0.to_out.weight": normal(TEXT, 64), **affine("0.norm2", TEXT), **affine("1.0", TEXT)}
+        layer |= {"1.1.weight": normal(4 * TEXT, TEXT), "1.3.weight": normal(TEXT, 4 * TEXT)}
+        resampler |= {f"layers.{i}.{name}": value for name, value in layer.items()}
+    both["image_proj"] |= {f"perceiver_resampler.{name}": value for name, value in resampler.items()}
+    return both
+
+
+@pytest.mark.slow
+def test_a_face_and_its_patches(tmp_path, x64, monkeypatch):
+    """FaceID Plus, and Plus v2 at two weights, in float64; one per example as each alone."""
+    lift(monkeypatch)
+    model = unet().double()
+    plain = roundtrip(model, tmp_path / "unet")
+    weights = {part: {k: v.double() for k, v in kept.items()} for part, kept in face_plus_adapter(model).items()}
+    file = tmp_path / "faceid-plusv2.safetensors"
+    safetensors.save_file({f"{part}.{k}": v for part, kept in weights.items() for k, v in kept.items()}, file)
+    loaded = jd.interop.load_ip_adapter(file, plain, dtype=jnp.float64)
+    assert {name: loaded.projection.config[name] for name in ("projects", "features", "rank")} == {
+        "projects": "face and patches", "features": FACE, "rank": RANK
+    }  # fmt: skip
+    rng = np.random.default_rng(5)
+    face, patches = rng.standard_normal((2, FACE)), rng.standard_normal((2, 9, EMBEDDING))
+    with torch.no_grad():
+        model._load_ip_adapter_weights([weights], low_cpu_mem_usage=False)
+        projection = model.encoder_hid_proj.image_projection_layers[0].double()
+        projection.clip_embeds = torch.from_numpy(patches)[:, None]
+        want = {}
+        for shortcut in (None, 1.0, 0.3):
+            projection.shortcut, projection.shortcut_scale = shortcut is not None, shortcut
+            want[shortcut] = projection(torch.from_numpy(face)[:, None]).numpy()
+    project = jax.jit(loaded.projection.apply)
+    for shortcut, tokens in want.items():
+        both = None if shortcut is None else np.full(2, shortcut)
+        close(project(loaded.projection.params, face, patches, both), tokens, 1e-12)
+    each = project(loaded.projection.params, face, patches, np.array([1.0, 0.3]))
+    close(each, np.stack([want[1.0][0], want[0.3][1]]), 1e-12)
+    assert np.abs(want[1.0] - want[None]).max() > 0.05
+
+
 def test_a_pickled_adapter_is_converted_as_its_error_says(tmp_path):
     """The command in the message makes a file of the same tensors, which is read; the pickle is not."""
     weights, file = face_adapter(unet()), tmp_path / "faceid.bin"

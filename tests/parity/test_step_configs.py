@@ -88,6 +88,8 @@ def theirs(monkeypatch, kind, config, n, first, **options):
         scheduler.init_noise_sigma = scheduler.config.sigma_data
         options["intermediate_timesteps"] = 1.3 if n == 2 else None
     scheduler.set_timesteps(n, **options)
+    if config.get("steps_offset") == -1 and not hasattr(scheduler, "sigmas") and scheduler.timesteps.min() < 0:
+        raise ValueError("the end of the table is read for a time below 0, and an end of all noise is refused")
     scheduler.noise_sampler = Path(first)
     times = scheduler.timesteps[first * scheduler.order :]
     times = times[:-1] if kind == "SCMScheduler" else times  # which lists the end, too

@@ -18,17 +18,19 @@ from jaxdiff.interop.models.classes import architecture
 from jaxdiff.interop.models.conditional_unets import IMAGE_PROMPT, IMAGE_RANKS
 from jaxdiff.interop.models.fill import fill
 from jaxdiff.messages import listed
-from jaxdiff.networks import FaceProjection, ImageProjection, Resampler
+from jaxdiff.networks import FacePlusProjection, FaceProjection, ImageProjection, Resampler
 from jaxdiff.types import Params
 
 __all__ = [
-    "EMBEDDING", "FACE", "PATCHES", "IPAdapter", "describe_ip_adapter", "image_prompted_unet", "is_ip_adapter",
-    "load_ip_adapter", "load_own",
+    "EMBEDDING", "FACE", "FACE_PLUS", "PATCHES", "IPAdapter", "describe_ip_adapter", "image_prompted_unet",
+    "is_ip_adapter", "load_ip_adapter", "load_own",
 ]  # fmt: skip
 
 STAGES = "down", "up", "mid"  # in the order in which the file numbers their attentions
 PROJECTION, OWN = "image_proj", "unet"
-EMBEDDING, PATCHES, FACE = "embedding", "patches", "face"  # of an image, or of a face: what is projected
+RESAMPLER = "perceiver_resampler."  # of what "FaceID Plus" projects
+# Of an image, or of a face: what is projected.
+EMBEDDING, PATCHES, FACE, FACE_PLUS = "embedding", "patches", "face", "face and patches"
 HEAD = 64  # features of a head in all published resamplers, which the file does not give
 
 
@@ -39,7 +41,9 @@ class IPAdapter(NamedTuple):
         unet: the U-Net, whose condition has "image_prompt" and "image_scale", of as many images as it has adapters; see
             `networks.image_prompted`.
         projection: the function of (params, embedding [B, D] of an image or a face, or patches [B, N, D] for a "plus"
-            adapter) -> an image of "image_prompt", [B, L, D'], and its parameters.
+            adapter) -> an image of "image_prompt", [B, L, D'], and its parameters; for "FaceID Plus", of (params,
+            embedding, patches), and for "FaceID Plus v2" of (params, embedding, patches, shortcut), as by
+            `networks.FacePlusProjection`. Both have files of the same form.
     """
 
     unet: Pretrained
@@ -60,7 +64,7 @@ def load_ip_adapter(
 
     Args:
         file: its safetensors file, e.g. ip-adapter_sd15.safetensors; of the kind that takes an image's embedding, its
-            patches ("plus"), or a face's embedding ("FaceID").
+            patches ("plus"), a face's embedding ("FaceID"), or both ("FaceID Plus").
         unet: the U-Net, a UNet2DConditionModel, whose parameters are shared and not changed; or one that was loaded
             with other adapters, to which this one is added.
         dtype: dtype of the computation; parameters have the file's.
@@ -76,8 +80,8 @@ def load_ip_adapter(
     config, number = _with_image(unet.config, own.config["rank"]), len(_ranks(unet.config))
     network = Pretrained(architecture(config, dtype).apply, _joined(unet.params, own.params[OWN], number), config)
 
-    def project(params: Params, image: jax.Array) -> jax.Array:
-        return own.apply({PROJECTION: params}, image)
+    def project(params: Params, *image: jax.Array) -> jax.Array:
+        return own.apply({PROJECTION: params}, *image)
 
     return IPAdapter(network, Pretrained(project, own.params[PROJECTION], own.config))
 
@@ -96,7 +100,7 @@ def load_own(
         place: tree of shapes -> tree of shardings, as for `load`.
 
     Returns:
-        the function of (params, embedding or patches) -> the image's tokens, the parameters, and a config as of
+        the function of (params, embedding, patches or both) -> the image's tokens, the parameters, and a config as of
         `describe_ip_adapter`.
 
     Raises:
@@ -117,8 +121,9 @@ def describe_ip_adapter(
         dtype: dtype of the computation.
 
     Returns:
-        the model, whose `apply` projects an image, and a config: the class, what it "projects" (EMBEDDING, PATCHES or
-        FACE) of how many "features", and the "rank" of its changes of attentions, or 0.
+        the model, whose `apply` projects an image, and a config: the class, what it "projects" (EMBEDDING, PATCHES,
+        FACE or FACE_PLUS) of how many "features" (of both, the face's), and the "rank" of its changes of attentions, or
+        0.
 
     Raises:
         ValueError: the file is of another kind, or the network no such U-Net.
@@ -143,14 +148,15 @@ def describe_ip_adapter(
         for path, leaf in trees.leaves(spec.init(second)).items():
             if any(".processor." in segment for segment in path):
                 trees.put(own, path, leaf)
-        return {PROJECTION: projection.init(first, image)["params"], OWN: own}
+        return {PROJECTION: projection.init(first, *image)["params"], OWN: own}
 
-    def project(params: Params, given: jax.Array) -> jax.Array:
-        return projection.apply({"params": params[PROJECTION]}, given)
+    def project(params: Params, *given: jax.Array) -> jax.Array:
+        return projection.apply({"params": params[PROJECTION]}, *given)
 
     names = _names(jax.eval_shape(init, jax.random.key(0))[OWN], spec.rename)
-    kind = {FaceProjection: FACE, ImageProjection: EMBEDDING, Resampler: PATCHES}[type(projection)]
-    config = {"_class_name": "IPAdapter", "projects": kind, "features": image.shape[-1], "rank": rank}
+    kinds = {FaceProjection: FACE, FacePlusProjection: FACE_PLUS, ImageProjection: EMBEDDING, Resampler: PATCHES}
+    kind, features = kinds[type(projection)], image[0].shape[-1]
+    config = {"_class_name": "IPAdapter", "projects": kind, "features": features, "rank": rank}
     return ModelSpec(init, project, rename=lambda key: names.get(key, key)), config
 
 
@@ -199,37 +205,63 @@ def _order(block: str) -> tuple[int, list[int]]:
     return STAGES.index(block.partition("_")[0]), [int(number) for number in re.findall(r"\.(\d+)", block)]
 
 
-def _projection(file: str | Path, tensors: Mapping[str, Tensor], dtype: Any) -> tuple[Any, jax.Array]:
+def _projection(file: str | Path, tensors: Mapping[str, Tensor], dtype: Any) -> tuple[Any, tuple[jax.Array, ...]]:
     """The module that projects an image, and zeros like what it is given."""
     held = {name.removeprefix(f"{PROJECTION}."): tensor.shape for name, tensor in tensors.items()}
     of_embedding = {"proj.weight": 2, "norm.weight": 1}  # the numbers of axes by name
     of_face = {"proj.0.weight": 2, "proj.2.weight": 2, "norm.weight": 1}
-    of_patches = {"latents": 3, "proj_in.weight": 2, "proj_out.weight": 2, "layers.0.0.to_q.weight": 2}
-    of_patches |= {"layers.0.1.1.weight": 2}
+    resampled = {"proj_in.weight": 2, "proj_out.weight": 2, "layers.0.0.to_q.weight": 2, "layers.0.1.1.weight": 2}
+    of_patches = {"latents": 3, **resampled}
+    of_both = of_face | {f"{RESAMPLER}{name}": axes for name, axes in resampled.items()}
     fits = lambda axes: all(len(held.get(name, ())) == count for name, count in axes.items())  # noqa: E731
+    if fits(of_both):
+        return _face_plus(file, held, dtype)
+    if any(name.startswith(RESAMPLER) for name in held):
+        wanted = listed(f"{PROJECTION}.{name}" for name in of_both)
+        raise ValueError(f"{file} must hold {wanted}, as an adapter of a face's embedding and patches does")
     if fits(of_embedding) or fits(of_face):
         last = "proj.weight" if fits(of_embedding) else "proj.2.weight"
-        (features, inner), (width,) = held[last], held["norm.weight"]
-        if not width or features % width:
-            raise ValueError(f"{file} projects an image to {features} features, which are not tokens of {width}")
+        (width,), inner = held["norm.weight"], held[last][1]
+        count = _count(file, held[last][0], width)
         if fits(of_embedding):
-            return ImageProjection(features // width, width, dtype), jnp.zeros((1, inner))
-        return FaceProjection(features // width, width, inner, dtype), jnp.zeros((1, held["proj.0.weight"][1]))
+            return ImageProjection(count, width, dtype), (jnp.zeros((1, inner)),)
+        return FaceProjection(count, width, inner, dtype), (jnp.zeros((1, held["proj.0.weight"][1])),)
     if not fits(of_patches):
         kinds = (listed(f"{PROJECTION}.{name}" for name in axes) for axes in (of_embedding, of_face, of_patches))
         raise ValueError(
             f"{file} must hold {' or '.join(kinds)}, as adapters of the embedding of an image or of a face or of an "
             'image\'s patches ("plus") do'
         )
-    (_, count, inner_width), heads = held["latents"], held["layers.0.0.to_q.weight"][0]
+    (_, count, inner_width), width = held["latents"], held["proj_out.weight"][0]
+    module = Resampler(count, width, inner_width, *_layers(file, held), dtype)
+    return module, (jnp.zeros((1, 1, held["proj_in.weight"][1])),)
+
+
+def _face_plus(file: str | Path, held: Mapping[str, Any], dtype: Any) -> tuple[Any, tuple[jax.Array, ...]]:
+    """`_projection` of a face's embedding and of patches."""
+    (features, inner), (width,) = held["proj.2.weight"], held["norm.weight"]
+    resampler = {name.removeprefix(RESAMPLER): shape for name, shape in held.items() if name.startswith(RESAMPLER)}
+    widths = {width, resampler["proj_in.weight"][0], *resampler["proj_out.weight"]}
+    if len(widths) > 1:
+        raise ValueError(f"{file} must have tokens of one width, got {listed(map(str, sorted(widths)))} features")
+    module = FacePlusProjection(_count(file, features, width), width, inner, *_layers(file, resampler), dtype)
+    return module, (jnp.zeros((1, held["proj.0.weight"][1])), jnp.zeros((1, 1, resampler["proj_in.weight"][1])))
+
+
+def _count(file: str | Path, features: int, width: int) -> int:
+    """The number of tokens of a width."""
+    if not width or features % width:
+        raise ValueError(f"{file} projects an image to {features} features, which are not tokens of {width}")
+    return features // width
+
+
+def _layers(file: str | Path, resampler: Mapping[str, Any]) -> tuple[int, int, int, int]:
+    """The numbers of a resampler's layers, heads, features of a head, and inner features."""
+    heads = resampler["layers.0.0.to_q.weight"][0]
     if heads % HEAD:
         raise ValueError(f"{file} attends to patches with {heads} features, which are not heads of {HEAD}")
-    layers = len({name.split(".")[1] for name in held if name.startswith("layers.")})
-    module = Resampler(
-        count, held["proj_out.weight"][0], inner_width, layers, heads // HEAD, HEAD, held["layers.0.1.1.weight"][0],
-        dtype,
-    )  # fmt: skip
-    return module, jnp.zeros((1, 1, held["proj_in.weight"][1]))
+    layers = len({name.split(".")[1] for name in resampler if name.startswith("layers.")})
+    return layers, heads // HEAD, HEAD, resampler["layers.0.1.1.weight"][0]
 
 
 def _joined(params: Mapping[str, Any], added: Mapping[str, Any], number: int) -> dict[str, Any]:

@@ -102,7 +102,7 @@ FIELDS: dict[str, Kind] = {
         "use_dynamic_shifting use_exponential_sigmas use_flow_sigmas use_karras_sigmas use_lu_lambdas",
     ),
     **_named(TIMES, "base_image_seq_len max_image_seq_len num_train_timesteps original_inference_steps"),
-    **_named(whole_number(0, 100_000), "steps_offset"),
+    **_named(whole_number(-100_000, 100_000), "steps_offset"),
     **_named(each(SHARE, 100_000), "trained_betas"),
     **_named(SHARE, "beta_end beta_start dynamic_thresholding_ratio"),
     **_named(FACTOR, "clip_sample_range rho sample_max_value sigma_data timestep_scaling"),

@@ -53,6 +53,11 @@ KINDS: dict[str, Callable[..., Scheduler]] = {
     "UniPCMultistepScheduler": adams.unipc,
 }
 
+# Schedulers with a table that may be a flow's, whose shift may depend on the number of tokens.
+SHIFTED = (
+    "DEISMultistepScheduler", "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "UniPCMultistepScheduler",
+)  # fmt: skip
+
 # All fields of diffusers' schedulers. Fields of other classes are ignored, as in the reference, since many configs
 # contain some; unknown fields are an error.
 FIELDS = [
@@ -85,7 +90,8 @@ def scheduler(
     Args:
         config: its fields, or a directory with scheduler_config.json.
         kind: another class to read the config with, as by its `from_config`; None: the class in the config.
-        tokens: number of tokens of an image, on which the shift of a flow depends with `use_dynamic_shifting`.
+        tokens: number of tokens of an image, on which the shift of a flow depends with `use_dynamic_shifting`; None:
+            DEIS and the DPM-Solvers keep `flow_shift`, as in the reference, and others raise.
         uniform_steps: for FlowMatchEulerDiscreteScheduler and FlowMatchLCMScheduler, equal steps to clean data before
             the shift, as in Flux's pipeline; False: equal steps to the network's last time.
 
@@ -105,7 +111,10 @@ def scheduler(
     fields = {k: False if v is None and k in UP else v for k, v in config.items() if k not in defaulted}
     c = Fields({k: v for k, v in fields.items() if v is not None}, kind)
     c.ignore(*FIELDS)
-    result = make(c, tokens, uniform_steps) if kind in (FLOW, FLOW_LCM) else make(c)
+    if kind in (FLOW, FLOW_LCM):
+        result = make(c, tokens, uniform_steps)
+    else:
+        result = make(c, tokens) if kind in SHIFTED else make(c)
     c.check_all_read()
     return result
 

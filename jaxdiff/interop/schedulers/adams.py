@@ -9,7 +9,8 @@ from jaxdiff.interop.schedulers import config
 from jaxdiff.interop.schedulers.coefficients import rule, step_between
 from jaxdiff.interop.schedulers.config import LAST, Clip, Scheduler
 from jaxdiff.interop.schedulers.dpm import falling_order, order_of
-from jaxdiff.interop.schedulers.exponential import Lists, build, flow_shift, tabled
+from jaxdiff.interop.schedulers.exponential import Lists, build, tabled
+from jaxdiff.interop.schedulers.flow import dynamic_shift
 from jaxdiff.interop.schedulers.multistep import Points, Step, multistep
 from jaxdiff.interop.schedulers.timesteps import check, ratio, shifted, sigma_schedule, time_of
 from jaxdiff.parameterize import Denoiser
@@ -20,8 +21,8 @@ from jaxdiff.solvers import Solver
 __all__ = ["deis", "sa_solver", "unipc"]
 
 
-def deis(c: Fields) -> Scheduler:
-    """DEISMultistepScheduler."""
+def deis(c: Fields, tokens: int | None) -> Scheduler:
+    """DEISMultistepScheduler; see `scheduler` for the arguments."""
     c.expect("algorithm_type", "deis", "dpmsolver", "dpmsolver++")  # the reference treats all as the first
     c.expect("solver_type", "logrho", "midpoint", "heun", "bh1", "bh2")
     order, lower, table = order_of(c, "solver_order", 2), c.get("lower_order_final", True), config.table(c)
@@ -36,7 +37,7 @@ def deis(c: Fields) -> Scheduler:
     clip = config.thresholded(c) or identity
     if c.get("prediction_type", "epsilon") == "flow_prediction" and not c.get("use_flow_sigmas", False):
         clip = _as_eps(clip)
-    return build(c, table, tabled(c, table, ends=False, repeats=True), solver, clip=clip)
+    return build(c, table, tabled(c, table, ends=False, repeats=True, tokens=tokens), solver, clip=clip)
 
 
 def _as_eps(clip: Clip) -> Clip:
@@ -49,8 +50,8 @@ def _as_eps(clip: Clip) -> Clip:
     return limited
 
 
-def unipc(c: Fields) -> Scheduler:
-    """UniPCMultistepScheduler."""
+def unipc(c: Fields, tokens: int | None) -> Scheduler:
+    """UniPCMultistepScheduler; see `scheduler` for the arguments."""
     c.expect("solver_p", None)
     order, lower, of_noise = (
         order_of(c, "solver_order", 2),
@@ -82,17 +83,17 @@ def unipc(c: Fields) -> Scheduler:
         return multistep(points, step_of, depth=order, of_noise=of_noise)
 
     clip = identity if of_noise else None  # the reference clips x_0 only if it combines x_0
-    return build(c, table, _unipc_lists(c, table), solver, of_noise=of_noise, clip=clip)
+    return build(c, table, _unipc_lists(c, table, tokens), solver, of_noise=of_noise, clip=clip)
 
 
-def _unipc_lists(c: Fields, table: Discrete) -> Lists:
+def _unipc_lists(c: Fields, table: Discrete, tokens: int | None) -> Lists:
     """Return lists as by `tabled`, except for a flow's times and curves, and the ends of curves."""
-    c.expect("use_dynamic_shifting", False)
     high, low = c.get("sigma_max", None), c.get("sigma_min", None)
-    flow, schedule_type, shift, terminal = (
+    dynamic = c.get("use_dynamic_shifting", False)
+    shift = dynamic_shift(c, tokens, "exponential", "linear") if dynamic else c.get("flow_shift", 1.0)
+    flow, schedule_type, terminal = (
         c.get("use_flow_sigmas", False),
         config.schedule_type(c),
-        flow_shift(c),
         c.get("shift_terminal", None),
     )
     if terminal is not None and not flow:
@@ -105,7 +106,9 @@ def _unipc_lists(c: Fields, table: Discrete) -> Lists:
             return plain(n)
         check(n, table.T)
         if not schedule_type:
-            s = shifted(np.linspace(1, 1 / table.T, n + 1)[:-1], shift)
+            s = np.linspace(1, 1 / table.T, n + 1)[:-1]
+            # Rounding as in the reference: at the first level alpha is 1e-6, and 1 - s loses its last digits.
+            s = shift / (shift + (1 / s - 1)) if dynamic else shifted(s, shift)
             s = 1 - (1 - s) / ((1 - s[-1]) / (1 - terminal)) if terminal else s
             s[0] -= 1e-6 * (abs(s[0] - 1) < 1e-6)  # the reference avoids pure noise
             t = s * table.T

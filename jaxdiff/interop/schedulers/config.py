@@ -39,6 +39,7 @@ __all__ = [
     "table",
     "thresholded",
     "unit",
+    "whole_spacing",
 ]  # fmt: skip
 
 Clip = Callable[[Denoiser], Denoiser]
@@ -122,6 +123,14 @@ def rescaled_within(c: Fields, table: Discrete, clip: Clip | None) -> Discrete:
 def spacing(c: Fields, default: str) -> tuple[str, int]:
     """Return the spacing of times, and the offset of leading ones."""
     return c.expect("timestep_spacing", default, "leading", "trailing", "linspace"), c.get("steps_offset", 0)
+
+
+def whole_spacing(c: Fields) -> tuple[str, int]:
+    """Return `spacing` for times at which the table is read, by the reference from its end if they are below 0."""
+    kind, offset = spacing(c, "leading")
+    if kind == "leading" and offset < 0:
+        raise ValueError(f"{c.kind}: steps_offset {offset} ends below the table's first time: it must be at least 0")
+    return kind, offset
 
 
 def prediction(c: Fields, *kinds: str) -> Prediction:

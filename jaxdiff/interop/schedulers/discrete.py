@@ -145,7 +145,7 @@ def _x0_and_eps(kind: str, F: Array, x: Array, level: Level) -> tuple[Array, Arr
 
 def _whole_times(c: Fields, table: Discrete) -> Callable[[int], np.ndarray]:
     """Return the list of times, counted from 0. Rounding may append -1, for which the network gets the last time."""
-    spacing, offset = config.spacing(c, "leading")
+    spacing, offset = config.whole_spacing(c)
     T = c.get("num_train_timesteps", 1000)
 
     def list_of(n: int) -> np.ndarray:

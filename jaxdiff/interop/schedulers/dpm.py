@@ -22,12 +22,13 @@ ALGORITHMS = ["dpmsolver++", "dpmsolver", "sde-dpmsolver++", "sde-dpmsolver"]
 Made = Callable[[Points], Solver]
 
 
-def dpm_multistep(c: Fields) -> Scheduler:
-    """DPMSolverMultistepScheduler."""
+def dpm_multistep(c: Fields, tokens: int | None) -> Scheduler:
+    """DPMSolverMultistepScheduler; see `scheduler` for the arguments."""
     algorithm, table = _algorithm(c, *ALGORITHMS), config.rescaled(c, config.table(c), LAST)
     rounded = () if c.get("beta_schedule", "linear") == "squaredcos_cap_v2" else ("karras", "lu")
     solver = _multistep(c, algorithm, no_third=("sde-dpmsolver",))
-    return build(c, table, tabled(c, table, rounded=rounded), solver, of_noise="++" not in algorithm)
+    lists = tabled(c, table, rounded=rounded, tokens=tokens)
+    return build(c, table, lists, solver, of_noise="++" not in algorithm)
 
 
 def dpm_inverse(c: Fields) -> Scheduler:
@@ -117,11 +118,12 @@ def _multistep(c: Fields, algorithm: str, no_third: tuple[str, ...], clean: bool
     return solver
 
 
-def dpm_singlestep(c: Fields) -> Scheduler:
+def dpm_singlestep(c: Fields, tokens: int | None) -> Scheduler:
     """DPMSolverSinglestepScheduler, whose steps restart with every run of orders 1, 2, (3)."""
     algorithm, table = _algorithm(c, "dpmsolver++", "dpmsolver", "sde-dpmsolver++"), config.table(c)
     of_noise = "++" not in algorithm
-    return build(c, table, tabled(c, table, spaced=False), _singlestep(c, algorithm), of_noise=of_noise)
+    lists = tabled(c, table, spaced=False, tokens=tokens)
+    return build(c, table, lists, _singlestep(c, algorithm), of_noise=of_noise)
 
 
 def _singlestep(c: Fields, algorithm: str) -> Made:

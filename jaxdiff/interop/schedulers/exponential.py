@@ -11,6 +11,7 @@ from jaxdiff import parameterize
 from jaxdiff.interop.formats.config import Fields
 from jaxdiff.interop.schedulers import config
 from jaxdiff.interop.schedulers.config import Clip, Scheduler
+from jaxdiff.interop.schedulers.flow import dynamic_shift
 from jaxdiff.interop.schedulers.multistep import Points
 from jaxdiff.interop.schedulers.timesteps import check, inner_times, ratio, shifted, sigma_schedule, time_of
 from jaxdiff.levels import Level
@@ -25,7 +26,7 @@ Lists = Callable[[int], tuple[np.ndarray, np.ndarray]]  # N -> (times [N], s [N 
 
 def tabled(
     c: Fields, table: Discrete, *, spaced: bool = True, ends: bool = True, repeats: bool = False, rises: bool = False,
-    rounded: tuple[str, ...] = ("karras",),
+    rounded: tuple[str, ...] = ("karras",), tokens: int | None = None,
 ) -> Lists:  # fmt: skip
     """Return the list of a scheduler with a table: times, counted from 0, and s, sigma of a flow or else sigma / alpha.
 
@@ -38,10 +39,11 @@ def tabled(
             the table's first level.
         rises: whether lists go from the table's first level to its last.
         rounded: the curves whose times are rounded; others are rounded down.
+        tokens: see `flow_shift`.
     """
     end = c.expect("final_sigmas_type", "zero", "sigma_min") if ends else "sigma_min"
     spacing, offset = config.spacing(c, "linspace") if spaced else ("linspace", 0)
-    flow, shift, schedule_type = c.get("use_flow_sigmas", False), flow_shift(c), config.schedule_type(c)
+    flow, shift, schedule_type = c.get("use_flow_sigmas", False), flow_shift(c, tokens), config.schedule_type(c)
     least, s_of = c.get("lambda_min_clipped", -np.inf), ratio(table)
     last = int(np.sum(-np.log(s_of) >= least))
     if schedule_type != "karras" and c.get("use_lu_lambdas", False):
@@ -71,10 +73,11 @@ def tabled(
     return list_of
 
 
-def flow_shift(c: Fields) -> float:
-    """Return the shift of a flow's times."""
-    c.ignore("use_dynamic_shifting", "time_shift_type")  # for a shift passed with the number of steps
-    return c.get("flow_shift", 1.0)
+def flow_shift(c: Fields, tokens: int | None) -> float:
+    """Return the shift of a flow's times; with `use_dynamic_shifting`, that of an image of so many tokens, if given."""
+    if tokens is None or not c.get("use_dynamic_shifting", False):
+        return c.get("flow_shift", 1.0)
+    return dynamic_shift(c, tokens, "exponential")
 
 
 def points_of(table: Discrete, flow: bool, t: np.ndarray, s: np.ndarray) -> Points:

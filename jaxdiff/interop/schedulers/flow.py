@@ -21,7 +21,7 @@ from jaxdiff.processes import EDM, Flow
 from jaxdiff.solvers import Solver
 from jaxdiff.solvers.base import init_empty
 
-__all__ = ["edm_euler", "edm_sigmas", "flow_euler", "flow_heun", "flow_lcm", "flow_map"]
+__all__ = ["dynamic_shift", "edm_euler", "edm_sigmas", "flow_euler", "flow_heun", "flow_lcm", "flow_map"]
 
 
 def flow_euler(c: Fields, tokens: int | None, uniform_steps: bool) -> Scheduler:
@@ -41,7 +41,7 @@ def _shifted_flow(c: Fields, tokens: int | None, uniform_steps: bool, *, renoisi
     low, high, inverted = c.get("sigma_min", None), c.get("sigma_max", None), c.get("invert_sigmas", False)
     # The list's last time is shifted twice, as in the reference.
     last = 1 / T if dynamic else shifted(1 / T, shift)
-    shift = _dynamic(c, tokens) if dynamic else shift
+    shift = dynamic_shift(c, tokens, "exponential", "linear") if dynamic else shift
 
     def list_of(n: int) -> np.ndarray:
         s = shifted(np.linspace(1, 1 / n if uniform_steps else last, n), shift)
@@ -55,7 +55,8 @@ def _shifted_flow(c: Fields, tokens: int | None, uniform_steps: bool, *, renoisi
     return _flow(T, list_of, solver, inverted=inverted)
 
 
-def _dynamic(c: Fields, tokens: int | None) -> float:
+def dynamic_shift(c: Fields, tokens: int | None, *kinds: str) -> float:
+    """Return the shift for an image of a number of tokens, by a `time_shift_type` of `kinds`."""
     low, high = c.get("base_shift", 0.5), c.get("max_shift", 1.15)
     few, many = c.get("base_image_seq_len", 256), c.get("max_image_seq_len", 4096)
     if tokens is None:
@@ -65,7 +66,7 @@ def _dynamic(c: Fields, tokens: int | None) -> float:
     mu = low + (high - low) * (tokens - few) / (many - few)
     if not abs(mu) < 100:
         raise ValueError(f"{c.kind}: base_shift and max_shift make a shift of exp({mu:.3g}) for {tokens} tokens")
-    return exp(mu) if c.expect("time_shift_type", "exponential", "linear") == "exponential" else mu
+    return exp(mu) if c.expect("time_shift_type", *kinds) == "exponential" else mu
 
 
 def _renoising(inverted: bool) -> Solver:

@@ -41,7 +41,7 @@ def pndm(c: Fields) -> Scheduler:
     """
     table, prediction = config.table(c), config.prediction(c, "epsilon", "v_prediction")
     T, plms = c.get("num_train_timesteps", 1000), c.get("skip_prk_steps", False)
-    spacing, offset = config.spacing(c, "leading")
+    spacing, offset = config.whole_spacing(c)
     end = end_of(table, c.get("set_alpha_to_one", False))
 
     def list_of(n: int) -> tuple[np.ndarray, np.ndarray]:

@@ -80,6 +80,12 @@ def test_other_files_and_networks_are_refused(unet, tmp_path):
         name: np.ones((9, 8), np.float32) if name.endswith(".1.to_k_ip.weight") else a for name, a in tensors().items()
     }
     fails(wider, r"misshapen: ip_adapter.1.to_k_ip.weight is \(9, 8\), not \(8, 8\)")
+    of_both = {"image_proj.perceiver_resampler.proj_in.weight": np.ones((8, 5), np.float32)}
+    fails(tensors() | of_both, "must hold image_proj.proj.0.weight, .* as an adapter of a face's embedding and patches")
+    of_both |= {f"image_proj.proj.{i}.weight": np.ones(shape, np.float32) for i, shape in ((0, (10, 5)), (2, (32, 10)))}
+    names = {"proj_out": (6, 8), "layers.0.0.to_q": (64, 8), "layers.0.1.1": (32, 8)}
+    of_both |= {f"image_proj.perceiver_resampler.{k}.weight": np.ones(v, np.float32) for k, v in names.items()}
+    fails(tensors() | of_both, "must have tokens of one width, got 6, 8 features")
     low_rank = {"ip_adapter.1.to_q_lora.down.weight": np.ones((2, 8), np.float32)}
     fails(tensors() | low_rank, "missing: ip_adapter.0.to_k_lora.down.weight, ip_adapter.0.to_k_lora.up.weight, .*")
     fails(tensors(), "for a UNet2DConditionModel", unet._replace(config=CONFIG | {"_class_name": "ControlNetModel"}))

@@ -49,6 +49,37 @@ def test_a_flow_is_shifted_by_the_number_of_tokens():
         scheduler(config)
 
 
+@pytest.mark.parametrize("kind", ["DEIS", "DPMSolver", "UniPC"])
+def test_a_flow_with_a_table_is_shifted_by_the_number_of_tokens(kind):
+    """Without one, UniPC is refused, and the others have `flow_shift`, as theirs without `mu`."""
+    config = {"_class_name": f"{kind}MultistepScheduler", "use_flow_sigmas": True, "use_dynamic_shifting": True}
+    second = lambda **more: scheduler(config | {"flow_shift": 2.0}, **more).sampling.grid(4).sigma[1]  # noqa: E731
+    t = 0.75025 if kind == "UniPC" else 0.74925  # the second of 4 times from 1 or 0.999 on
+    at = lambda shift: shift * t / (1 + (shift - 1) * t)  # noqa: E731
+    np.testing.assert_allclose(second(tokens=4096), at(math.exp(1.15)), rtol=1e-5)
+    if kind == "UniPC":
+        with pytest.raises(ValueError, match="tokens"):
+            second()
+        return
+    np.testing.assert_allclose(second(), at(2.0), rtol=1e-5)
+    with pytest.raises(ValueError, match="time_shift_type must be 'exponential', got 'linear'"):
+        scheduler(config | {"time_shift_type": "linear"}, tokens=4096)
+
+
+def test_an_offset_ends_at_no_time_below_0_where_the_table_is_read():
+    """DDIM's last level would be the table's, and Euler's is the first; without leading times nothing is added."""
+    odd = {"timestep_spacing": "leading", "steps_offset": -1}
+    for kind in ("DDIM", "DDIMInverse", "DDPM", "PNDM"):
+        with pytest.raises(ValueError, match=f"{kind}Scheduler: steps_offset -1 .* must be at least 0"):
+            scheduler({**odd, "_class_name": f"{kind}Scheduler"})
+        if kind != "DDIMInverse":
+            scheduler({**odd, "_class_name": f"{kind}Scheduler", "timestep_spacing": "trailing"}).sampling.grid(5)
+    made = scheduler({**odd, "_class_name": "EulerDiscreteScheduler"})
+    levels = made.sampling.grid(5)
+    np.testing.assert_array_equal(made.prediction(levels).noise[:-1], [799, 599, 399, 199, -1])
+    np.testing.assert_allclose(levels.sigma[-2], math.sqrt(1e-4 / (1 - 1e-4)), rtol=1e-5)
+
+
 @pytest.mark.parametrize("curve", ["karras", pytest.param("beta", marks=pytest.mark.slow)])
 def test_a_grid_is_a_constant_inside_of_jit(curve):
     made = scheduler({"_class_name": "DPMSolverMultistepScheduler", f"use_{curve}_sigmas": True, **SD})
