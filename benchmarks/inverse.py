@@ -21,6 +21,7 @@ from PIL import Image
 
 import jaxdiff as jd
 from jaxdiff import Level, data, inverse, run, solvers
+from jaxdiff.experiment import Experiment
 from jaxdiff.inverse import Operator, operators
 from jaxdiff.media.classifier import load_classifier
 from jaxdiff.media.files import grid
@@ -82,6 +83,15 @@ def ssim(x: np.ndarray, true: np.ndarray) -> float:
     return float(np.mean((2 * a * b + c1) * (2 * cov + c2) / ((a * a + b * b + c1) * (var_a + var_b + c2))))
 
 
+def judge(experiment: Experiment, path: Path) -> Callable[[Any], tuple[np.ndarray, np.ndarray]]:
+    """The run's classifier, fitted where `jaxdiff eval` has not done so."""
+    if not (path / "judge.npz").exists():
+        if experiment.medium.evaluator is None:
+            raise ValueError(f"{path} has no data to fit a classifier to, with which restorations are judged")
+        experiment.medium.evaluator(path, experiment.condition)
+    return load_classifier(path / "judge.npz")
+
+
 class Bench:
     """The network, the pictures, and what measures the results."""
 
@@ -91,7 +101,7 @@ class Bench:
         size = self.experiment.medium.shape[0]
         test = data.load_arrays(data.open_dataset(arguments.source, "test", size=size), arguments.num)
         self.true, self.label = data.to_float(test["x"]), test["label"]
-        self.judge = load_classifier(path / "judge.npz")
+        self.judge = judge(self.experiment, path)
         self.samples, self.steps = arguments.samples, arguments.steps
         self.tasks = tasks(size)
         self.y = {}

@@ -32,7 +32,8 @@ def main() -> None:
     params = run.parameters(experiment, arguments.run)
     model, sampling, condition = experiment.model, experiment.sampling, experiment.condition
     cond = condition.choose(np.arange(BATCH))
-    both = [jd.denoiser(model.apply, params, model.prediction, each) for each in (cond, condition.without(cond))]
+    encoded = [condition.encode(params, each) for each in (cond, condition.without(cond))]
+    both = [jd.denoiser(model.apply, params, model.prediction, each) for each in encoded]
     denoise = sampling.guide(*both, sampling.guidance)
     keys = example_keys(0, BATCH)
     x = jd.noise.normal_like(keys, jnp.zeros((BATCH, *experiment.medium.shape)))

@@ -18,6 +18,7 @@ from jaxdiff import sharding, train
 from jaxdiff.cli import main
 from jaxdiff.data import open_dataset
 from jaxdiff.experiment import Sampling
+from jaxdiff.finetune.origin import Origin
 from jaxdiff.networks import lora
 from jaxdiff.networks.controlnet import controlled
 from jaxdiff.recipe import load, load_run
@@ -32,6 +33,18 @@ def unet(tmp_path_factory):
 @pytest.fixture(scope="module")
 def dit(tmp_path_factory):
     return str(folder(DIT, tmp_path_factory.mktemp("dit")))
+
+
+def test_the_side_of_the_images():
+    def side(size=0, **config):
+        return Origin(Path(), config, None, None, None).image_size(size)
+
+    assert side() is side(sample_size=None) is None
+    assert side(sample_size=64) == side(sample_size=[64, 64]) == 64
+    for config in ({}, {"sample_size": None}, {"sample_size": 64}, {"sample_size": [64, 96]}):
+        assert side(32, **config) == 32
+    with pytest.raises(ValueError, match=r"squares, and the network's are 64 x 96: give --size"):
+        side(sample_size=[64, 96])
 
 
 @pytest.mark.slow

@@ -137,6 +137,7 @@ COMMANDS = {
     "eval": ["eval", "RUN"],
     "export": ["export", "RUN"],
     "convert": ["convert", "RUN", "--out", "OUT"],
+    "encode": ["encode", "RUN", "--out", "OUT"],
 }
 
 
@@ -151,14 +152,16 @@ def test_commands_ask_before_they_execute(name, run, tmp_path, capsys):
         assert (run / "ran").exists() == bool(more)
 
 
-def test_the_runs_that_a_run_is_made_of_are_trusted_with_it(run, tmp_path, capsys):
+@pytest.mark.parametrize("command", ["train", "plan"])
+def test_the_runs_that_a_run_is_made_of_are_trusted_with_it(command, run, tmp_path, capsys):
     """And only then."""
     (run / "experiment.py").chmod(0o666)
     whole = tmp_path / "whole.py"
     whole.write_text(f"from jaxdiff.recipe import load_run\ndef experiment(): return load_run({str(run)!r})\n")
+    options = {"train": ["--workdir", str(tmp_path / "new")], "plan": ["--topology", "cpu:1"]}
     for more, words in (([], "--trust"), (["--trust"], "must return an Experiment")):
         with pytest.raises(SystemExit):
-            main(["train", str(whole), "--workdir", str(tmp_path / "new"), *more])
+            main([command, str(whole), *options[command], *more])
         assert words in capsys.readouterr().err
         assert (run / "ran").exists() == bool(more)
     (run / "ran").unlink()

@@ -10,6 +10,7 @@ import tyro
 from tqdm import tqdm
 
 from jaxdiff import data, latents, text_to_image
+from jaxdiff.cli.options import Trust
 from jaxdiff.cli.places import try_folder
 from jaxdiff.data.shards import UNFINISHED
 from jaxdiff.experiment import compute_dtype
@@ -17,6 +18,7 @@ from jaxdiff.options import Batch, Count, Num, Range
 from jaxdiff.sharding import make_mesh
 from jaxdiff.storage import replacing, sync, write_text
 from jaxdiff.train.lock import Lock
+from jaxdiff.trust import trusting
 
 Rows = dict[str, np.ndarray]
 
@@ -32,6 +34,7 @@ def command(
     base: Path | None = None,
     batch: Batch = 32,
     rows: Num = 4096,
+    trust: Trust = False,
 ) -> None:
     """Write the latents of images: the autoencoder's mean and standard deviation, in the scale of a diffusion model.
 
@@ -39,7 +42,7 @@ def command(
         directory: directory or file of an autoencoder or of a pipeline that has one, or a run that has trained one.
         out: folder for the .npz files; with a prompt, also for prompts/classes.npz: the embedding of each class's
             prompt and, last, of the empty prompt.
-        source: tfds:NAME, folder:PATH or fashion_mnist.
+        source: fashion_mnist, twemoji, openmoji, noto, compositions, tfds:NAME or folder:PATH.
         split: split of the source.
         size: side of the images in pixels.
         flip: also write each image mirrored.
@@ -56,7 +59,8 @@ def command(
         raise ValueError(f"{texts} already has prompts: choose another --out")
     try_folder(texts.parent if prompt else out, "--out")
     mesh = make_mesh()
-    vae = latents.load_autoencoder(directory, mesh)
+    with trusting(trust):
+        vae = latents.load_autoencoder(directory, mesh)
     images = data.open_dataset(source, split, size=size, channels=vae.config.get("in_channels", 3))
     embeddings = _embed_prompts(directory, base, prompt, images.class_names, size=size) if prompt else {}
     encode = latents.encoder(vae, batch, mesh)

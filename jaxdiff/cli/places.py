@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
 from pathlib import Path
@@ -15,12 +16,12 @@ def try_file(path: Path, option: str) -> None:
         option: that names it, for the message.
 
     Raises:
-        ValueError: it is an address of a bucket, a folder, or below a file.
+        ValueError: it is an address of a bucket, a folder, a device or pipe, or below a file.
         OSError: the file system does not let this process write there.
     """
-    if path.is_dir():
-        raise ValueError(f"{option} must be a file, and {path} is a folder")
-    _try_below(path.parent, path, option)
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{option} must be a file, and {path} is a {'folder' if path.is_dir() else 'device or pipe'}")
+    _try_below(Path(os.path.realpath(path)).parent, path, option)
     if path.exists():
         with path.open("ab"):
             pass

@@ -18,6 +18,7 @@ from jaxdiff.quantize import Weights
 from jaxdiff.recipe import load
 from jaxdiff.sharding import parse_mesh, use_mesh
 from jaxdiff.storage import write_text
+from jaxdiff.trust import trusting
 
 OWN = {
     "topology": (str, inspect.Parameter.empty, f"the chips and their number: {EXAMPLES}."),
@@ -26,6 +27,7 @@ OWN = {
     "weights": (Weights | None, None, "of a sampler, kernels in 8 bits."),
     "sweep": (bool, False, "compile many, best first: each of mesh, batch and remat that the command does not give."),
     "json": (Path | None, None, "also write the plan to this file."),
+    "trust": (bool, False, "execute programs that others can write, of the runs that this one is made of."),
 }
 
 
@@ -44,6 +46,7 @@ def command(args: list[str]) -> None:
     path, *rest = args
     build = load(path)
     knobs, options = parse_knobs(build, rest, OWN, prog=f"jaxdiff plan {path}")
+    build = trusting(options["trust"])(build)
     if options["json"] is not None:
         try_file(options["json"], "--json")
     slice = topology(options["topology"])

@@ -125,7 +125,7 @@ def _read_prompts(given: tuple[str, ...], file: Path | None) -> tuple[str, ...]:
     if file is None:
         return given
     try:
-        lines = tuple(line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip())
+        lines = tuple(line.strip() for line in file.read_text(encoding="utf-8-sig").split("\n") if line.strip())
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} must hold prompts in UTF-8: {error}") from None
     if not lines:

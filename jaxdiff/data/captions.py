@@ -55,7 +55,7 @@ def of_files(folder: Path, files: Sequence[str], key: str = "text") -> list[tupl
     metadata = folder / METADATA
     if metadata.is_file():
         known: dict[str, list[str]] = {}
-        for number, line in enumerate(_text(metadata).splitlines(), 1):
+        for number, line in enumerate(_lines(metadata), 1):
             if line.strip():
                 name, texts = _entry(line, key, f"{metadata}, line {number}")
                 known.setdefault(os.path.normpath(name), []).extend(texts)
@@ -64,7 +64,7 @@ def of_files(folder: Path, files: Sequence[str], key: str = "text") -> list[tupl
     paths = [Path(file).with_suffix(".txt") for file in files]
     if not any(path.is_file() for path in paths):
         raise ValueError(f"no captions in {folder}: looked for {METADATA}, and for {paths[0].name} next to {files[0]}")
-    captions = [_text(path).splitlines() if path.is_file() else [] for path in paths]
+    captions = [_lines(path) if path.is_file() else [] for path in paths]
     return check_captions(captions, files)
 
 
@@ -115,10 +115,9 @@ def preview_captions(source: Any, count: int = 20) -> tuple[list[str], list[str]
     Returns:
         (of training, held out).
     """
-    if hasattr(source, "previews"):
-        shown, held_out = (
-            [each.caption for each in source.previews if each.held_out == held] for held in (False, True)
-        )
+    previews = getattr(source, "previews", None)
+    if previews is not None:
+        shown, held_out = ([each.caption for each in previews if each.held_out == held] for held in (False, True))
         return shown, held_out
     captions = captions_of(source)
     return captions[:: -(-len(captions) // count)], []
@@ -139,8 +138,8 @@ def _entry(line: str, key: str, where: str) -> tuple[str, list[str]]:
     return entry["file_name"], texts
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
+def _lines(path: Path) -> list[str]:
+    try:  # splitlines would split at U+2028 and others, which JSON and captions may hold
+        return path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"cannot read the captions in {path}: {error}") from error

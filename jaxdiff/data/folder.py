@@ -2,9 +2,9 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -19,6 +19,7 @@ SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 SPLITS = ("train", "val", "valid", "validation", "test")
 # Number of files whose headers decide whether a folder is grey or RGB.
 PROBES = 32
+T = TypeVar("T")
 
 
 class FolderSource:
@@ -33,17 +34,17 @@ class FolderSource:
             path: a folder with one subfolder for each class (images at any depth below it), or with images directly.
                 Links are followed. Hidden files and folders, whose names begin with a dot, are ignored at any depth.
                 Only the first frame of an animation is read.
-            size: side of the square images; None: all must have the size of the first.
+            size: side of the square images; None: all must have the size of the first that can be read.
             channels: 1, 3, or None: grey if a sample of the files is grey throughout, otherwise RGB.
             captions: whether examples have captions, see `captions.of_files`; a string is their key in metadata.jsonl.
 
         Raises:
-            ValueError: there are no images, a class is empty, images lie both inside and outside subfolders, or an
-                image has no caption.
+            ValueError: there are no images, a class is empty, images lie both inside and outside subfolders, an image
+                has no caption, or without size or channels, no file of the sample can be read.
         """
         folders = subfolders(path)
         loose = [str(p) for p in sorted(path.iterdir()) if _is_image(p)]
-        by_class = [[str(p) for p in sorted(_images(folder, ()))] for folder in folders]
+        by_class = [[str(p) for p in sorted(images_in(folder))] for folder in folders]
         if loose and any(by_class):
             raise ValueError(
                 f"{path} holds images both directly and in subfolders: move all of them into one subfolder "
@@ -61,8 +62,8 @@ class FolderSource:
         self._labels = [] if loose else [label for label, files in enumerate(by_class) for _ in files]
         self.captions = of_files(path, self.files, "text" if captions is True else captions) if captions else None
         self._size, self._asked = size, channels
-        self._channels = channels or self._probe()
-        self.shape = self._read(self.files[0]).shape
+        self._channels = channels or (1 if all(mode in GREY_MODES for mode in self._sample(_mode)) else 3)
+        self.shape = (size, size, self._channels) if size else next(self._sample(self._read)).shape
 
     def __len__(self) -> int:
         return len(self.files)
@@ -79,9 +80,16 @@ class FolderSource:
             example["captions"] = self.captions[index]
         return example
 
-    def _probe(self) -> int:
-        step = max(1, len(self.files) // PROBES)
-        return 1 if all(_mode(file) in GREY_MODES for file in self.files[::step]) else 3
+    def _sample(self, read: Callable[[str], T]) -> Iterator[T]:
+        """Yield what is read of a sample of the files; broken ones are passed over, unless all are."""
+        errors, files = [], self.files[:: max(1, len(self.files) // PROBES)]
+        for file in files:
+            try:
+                yield read(file)
+            except ValueError as error:
+                errors.append(error)
+        if len(errors) == len(files):
+            raise errors[0]
 
     def _read(self, file: str) -> np.ndarray:
         with _opened(file) as image:
@@ -142,14 +150,14 @@ def subfolders(path: Path) -> list[Path]:
     return sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
-def _images(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
+def images_in(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
     """Yield the images at any depth; links to `above`, the folders on the path, are not followed."""
     here = folder.resolve()
     if here in above:
         return
     yield from (p for p in folder.iterdir() if _is_image(p))
     for below in subfolders(folder):
-        yield from _images(below, (*above, here))
+        yield from images_in(below, (*above, here))
 
 
 def _is_image(path: Path) -> bool:

@@ -65,6 +65,14 @@ class Hinted:
     def class_names(self) -> tuple[str, ...]:
         return self.images.class_names
 
+    @property
+    def captions(self) -> Any:
+        return getattr(self.images, "captions", None)
+
+    @property
+    def previews(self) -> Any:
+        return getattr(self.images, "previews", None)
+
     def class_hints(self) -> np.ndarray:
         """Return the hint of a random image of each class; zeros if 10 * num_classes random images lack the class.
 

@@ -44,6 +44,7 @@ class NpzShards:
         return int(self._ends[-1])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        index = range(len(self))[index]
         file = int(np.searchsorted(self._ends, index, side="right"))
         position = index - (int(self._ends[file - 1]) if file else 0)
         shard = self._files[file]

@@ -45,6 +45,14 @@ class Skipping:
     def class_names(self) -> tuple[str, ...]:
         return self.source.class_names
 
+    @property
+    def captions(self) -> Any:
+        return getattr(self.source, "captions", None)
+
+    @property
+    def previews(self) -> Any:
+        return getattr(self.source, "previews", None)
+
     def __len__(self) -> int:
         return len(self.source)
 

@@ -183,10 +183,10 @@ def has_captions(name: str, split: str = "train") -> bool:
     """
     kind, _, rest = name.partition(":")
     if kind == "folder" and rest:
-        from jaxdiff.data.folder import find_split
+        from jaxdiff.data.folder import find_split, images_in
 
         folder = find_split(rest, split)
-        return (folder / METADATA).is_file() or any(folder.rglob("[!.]*.txt"))
+        return (folder / METADATA).is_file() or any(p.with_suffix(".txt").is_file() for p in images_in(folder))
     return kind in ("compositions", "noto", "openmoji", "twemoji", "twemoji64")
 
 

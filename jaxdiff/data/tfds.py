@@ -99,6 +99,9 @@ def _find_builder(name: str, data_dir: str | None):
         near = difflib.get_close_matches(name.split("/")[0].split(":")[0], known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"tensorflow-datasets has no set {name!r}, and none is prepared{hint}") from error
+    except (AssertionError, TypeError, ValueError) as error:  # a wrong version, option, config or form of the name
+        why = " ".join(str(error).split('}": ')[-1].split())
+        raise ValueError(f"tensorflow-datasets has no {name!r}: {why:.500}") from error
 
 
 def _open_records(builder, name: str, split: str, data_dir: str | None):

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from jaxdiff import interop
 from jaxdiff.experiment import UserError, compute_dtype
 from jaxdiff.finetune.knobs import Network
+from jaxdiff.interop.schedulers import FLOW_NETWORKS
 from jaxdiff.interop.sources import find_part, is_file, pipeline_of, read_fields
 from jaxdiff.sharding import shard_params
 from jaxdiff.storage import read_json
@@ -20,7 +21,6 @@ __all__ = ["FEW_STEPS", "Origin", "read_origin", "takes_scale"]
 
 Place = Callable[[Any], Any]
 SCALE_FEATURES = 256  # of the guidance scale, as published LCMs have
-FLOWS = ("SD3Transformer2DModel", "FluxTransformer2DModel")
 # Schedulers of networks that do not estimate E[x_0 | x_t].
 FEW_STEPS = (
     "CMStochasticIterativeScheduler", "FlowMapEulerDiscreteScheduler", "FlowMatchLCMScheduler", "LCMScheduler",
@@ -80,9 +80,18 @@ class Origin(NamedTuple):
         return self.config["in_channels"] // 4 if self.kind.startswith("Flux") else self.config.get("in_channels")
 
     def image_size(self, size: int) -> int | None:
-        """The side of the images: as asked for, else as the config has it; None: as they are."""
-        factor = self.autoencoder.apply.factor if self.autoencoder else 1
-        return size or self.config.get("sample_size", 0) * factor or None
+        """The side of the images: as asked for, else as the config has it; None: as they are.
+
+        Raises:
+            UserError: the config's images are no squares, and no side is asked for.
+        """
+        factor, sides = self.autoencoder.apply.factor if self.autoencoder else 1, self.config.get("sample_size") or 0
+        height, width = (sides, sides) if isinstance(sides, int) else sides
+        if not size and height != width:
+            raise UserError(
+                f"images are fitted to squares, and the network's are {height * factor} x {width * factor}: give --size"
+            )
+        return size or height * factor or None
 
     def shape(self, images: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of one example as the network gets it, of images of this shape."""
@@ -102,7 +111,7 @@ class Origin(NamedTuple):
     def _scheduler_config(self) -> Path | Mapping[str, Any]:
         own = self.folder if (self.folder / "scheduler_config.json").is_file() else None
         config = own or scheduler_config(pipeline_of(self.folder), self.base)
-        default = {"_class_name": "FlowMatchEulerDiscreteScheduler" if self.kind in FLOWS else "DDPMScheduler"}
+        default = {"_class_name": "FlowMatchEulerDiscreteScheduler" if self.kind in FLOW_NETWORKS else "DDPMScheduler"}
         return config or default
 
 

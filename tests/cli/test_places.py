@@ -1,6 +1,7 @@
 """Where something will be written is tried first, and left as it was."""
 
 import errno
+import os
 import tempfile
 from pathlib import Path
 
@@ -26,13 +27,19 @@ def test_good_places_stay_as_they_are(tmp_path):
 
 def test_bad_places(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("file/a.png")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "stdout").symlink_to("pipe")
     for check, path, words in (
         (try_folder, Path("gs://bucket/run"), "got gs://bucket/run: mount the bucket"),
         (try_file, Path("s3://bucket/a.png"), "got s3://bucket/a.png"),
         (try_folder, tmp_path / "file", "is a file"),
         (try_folder, tmp_path / "file" / "deep" / "run", "file is a file"),
         (try_file, tmp_path / "file" / "a.png", "file is a file"),
-        (try_file, tmp_path, "must be a file"),
+        (try_file, tmp_path, "must be a file, and .* is a folder"),
+        (try_file, tmp_path / "link", "file is a file"),
+        (try_file, tmp_path / "stdout", "must be a file, and .*stdout is a device or pipe"),
+        (try_file, Path("/dev/null"), "must be a file, and /dev/null is a device or pipe"),
     ):
         with pytest.raises(ValueError, match=words):
             check(path, "--out")

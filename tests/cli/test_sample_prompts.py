@@ -29,6 +29,11 @@ def test_a_byte_order_mark_is_no_part_of_the_first_prompt(tmp_path):
     assert sample._read_prompts(("first",), tmp_path / "prompts.txt") == ("first", "a red square", "a blue one")
 
 
+def test_prompts_end_at_line_feeds_alone(tmp_path):
+    (tmp_path / "prompts.txt").write_bytes("a\u2028b\x85c\r\nsecond\n".encode())
+    assert sample._read_prompts((), tmp_path / "prompts.txt") == ("a\u2028b\x85c", "second")
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     """A run of four steps, by a process of its own with one device, for which it compiles faster than for eight."""

@@ -1,6 +1,7 @@
 """Captions of images: every source has them for every image or says which lacks one, and the draw is the stream's."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -138,3 +139,41 @@ def test_one_of_the_captions_is_drawn_anew_in_each_epoch():
     np.testing.assert_array_equal(draw(8, 2, rows=[1, 6]), (image[[1, 6, 9, 14]], token[[1, 6, 9, 14]]))
     # Flips do not depend on captions.
     np.testing.assert_array_equal(draw(8, 3, flip=True), (image[:24], token[:24]))
+
+
+def test_captions_of_a_folder_are_foreseen(tmp_path):
+    """Texts of no picture, and what is hidden, are none."""
+    folder_of(tmp_path, ["cat/a.png", "dog/deep/b.png", "dog/.hidden/c.png"])
+    for name in ("README.txt", "cat/notes.txt", "dog/.hidden/c.txt", "dog/deep/.b.txt"):
+        (tmp_path / name).write_text("no caption")
+    assert not data.has_captions(f"folder:{tmp_path}")
+    (tmp_path / "dog" / "deep" / "b.txt").write_text("a dog")
+    assert data.has_captions(f"folder:{tmp_path}")
+    (tmp_path / "dog" / "deep" / "b.txt").unlink()
+    (tmp_path / "metadata.jsonl").touch()
+    assert data.has_captions(f"folder:{tmp_path}")
+
+
+def test_lines_end_at_line_feeds_alone(tmp_path):
+    folder_of(tmp_path, ["a.png"])
+    text = "a\u2028b\x85c\fd\ve"
+    (tmp_path / "a.txt").write_bytes(f"{text}\r\nsecond\rthird\n".encode())
+    name = f"folder:{tmp_path}"
+    assert data.open_dataset(name, captions=True).captions == [(text, "second", "third")]
+    line = json.dumps({"file_name": "a.png", "text": text}, ensure_ascii=False)
+    (tmp_path / "metadata.jsonl").write_text(f"{line}\n", encoding="utf-8")
+    assert data.open_dataset(name, captions=True).captions == [(text,)]
+
+
+def test_a_source_over_another_has_its_captions():
+    class Previewed:
+        previews = (SimpleNamespace(caption="seen", held_out=False), SimpleNamespace(caption="new", held_out=True))
+
+    x = np.zeros((2, 4, 4, 1), np.uint8)
+    captioned = data.ArraySource(x, captions=[("a",), ("b", "c")])
+    for wrap in (lambda source: data.Skipping(source, 1), data.Hinted):
+        assert data.captions_of(wrap(captioned)) == ["a", "b", "c"]
+        assert data.preview_captions(wrap(captioned)) == (["a", "b", "c"], [])
+        assert data.preview_captions(wrap(Previewed())) == (["seen"], ["new"])
+        with pytest.raises(ValueError, match="not known beforehand"):
+            data.captions_of(wrap(data.ArraySource(x)))

@@ -1,6 +1,7 @@
 """Folders of images: sorted class subfolders, or none; bad files and folders are named in the error."""
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -131,7 +132,21 @@ def test_unreadable_files_are_named(classes):
         source[2]
     (classes / "cat" / "a.bmp").write_text("nothing")
     with pytest.raises(ValueError, match=r"cannot read the image .*a\.bmp"):
-        data.open_dataset(f"folder:{classes}")
+        data.open_dataset(f"folder:{classes}")[0]
+
+
+def test_a_broken_file_is_passed_over_unless_all_are(classes):
+    save(classes / "dog" / "b.png", 60, (6, 6, 3))
+    (classes / "cat" / "a.bmp").write_text("nothing")
+    for options in ({}, {"size": 6}, {"channels": 3}, {"size": 6, "channels": 3}):
+        source = data.open_dataset(f"folder:{classes}", **options)
+        assert source.shape == source[1]["x"].shape == (6, 6, 3)
+    for file in source.files:
+        Path(file).write_text("nothing")
+    for options in ({}, {"size": 6}, {"channels": 3}):
+        with pytest.raises(ValueError, match=r"cannot read the image .*a\.bmp"):
+            data.open_dataset(f"folder:{classes}", **options)
+    assert data.open_dataset(f"folder:{classes}", size=5, channels=1).shape == (5, 5, 1)  # which nothing is read for
 
 
 def test_images_too_large_to_be_meant_are_named(classes, monkeypatch):

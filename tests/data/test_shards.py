@@ -39,7 +39,10 @@ def test_rows_of_all_files(whole, folder):
         assert example.keys() == EXAMPLE.keys()
         assert {name: array.dtype for name, array in example.items()} == {"mean": np.float32, "label": np.int32}
         np.testing.assert_array_equal(example["mean"], whole["mean"][i])
-        assert example["label"] == i
+        assert example["label"] == source[i - 10]["label"] == i
+    for i in (10, -11):
+        with pytest.raises(IndexError):
+            source[i]
 
 
 def test_batches_of_them_stay_as_they_are(whole, folder):

@@ -33,6 +33,13 @@ def test_the_next_whole_record_stands_for_a_broken_one(folder, capsys):
     assert len(source) == 10 and source.shape == (6, 6, 1) and source.num_classes == 0 and source.class_names == ()
 
 
+def test_the_first_record_may_be_broken(folder):
+    (folder / "0.png").write_bytes(b"")
+    for channels in (None, 1):
+        source = data.Skipping(data.open_dataset(f"folder:{folder}", channels=channels), 4)
+        assert source.shape == (6, 6, 1) and int(source[0]["x"][0, 0, 0]) == 1
+
+
 def test_a_resumed_run_and_another_host_see_the_same(folder):
     whole = data.batches(opened(folder), 4, seed=1)
     want = [next(whole)["x"] for _ in range(6)]

@@ -180,6 +180,22 @@ def test_unknown_set_has_a_hint(tmp_path):
         data.open_dataset("tfds:cifr10", data_dir=str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("cifar10:9.9.9", r"cannot be loaded at version 9\.9\.9, only: 3\.0\.2\.$"),
+        ("cifar10/none", "BuilderConfig none not found"),
+        ("imagenet_resized/7x7", "closely match: 16x16"),
+        ("cifar10/x=1", "unexpected keyword argument"),
+        ("cifar 10", "Parsing builder name string cifar 10 failed"),
+    ],
+)
+def test_unknown_versions_and_configs(tmp_path, name, why):
+    with pytest.raises(ValueError, match=rf"tensorflow-datasets has no '{name}': [^\n]*{why}") as found:
+        data.open_dataset(f"tfds:{name}", data_dir=str(tmp_path))
+    assert "\n" not in str(found.value)
+
+
 def test_captions_are_a_feature_of_texts(data_dir):
     def captions(**options):
         source = data.open_dataset("tfds:tiny_captions", "test", data_dir=data_dir, **options)

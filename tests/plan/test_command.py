@@ -1,11 +1,18 @@
 """`jaxdiff plan` of an experiment on simulated devices, against the run itself; and on described TPUs."""
 
+import re
+from pathlib import Path
+
 import jax
 import pytest
 from helpers.plans import EXPERIMENT, plan
 
 from jaxdiff import train
 from jaxdiff.cli import main
+from jaxdiff.cli.plan import OWN
+from jaxdiff.plan import table
+from jaxdiff.plan.compiling import Memory
+from jaxdiff.plan.report import Estimate
 from jaxdiff.recipe import load
 from jaxdiff.sharding import make_mesh, shard_batch, use_mesh
 
@@ -77,6 +84,17 @@ def test_a_sampler_of_8_bits_holds_a_byte_a_weight(path):
     # Three bytes less of each fourth; a scale of each column, whole on each device.
     saved = sum(3 * x.size / 4 - 4 * x.shape[-1] for x in kernels)
     assert kernels and plain["memory"]["arguments"] - small["memory"]["arguments"] == pytest.approx(saved, abs=64)
+
+
+def test_the_page_names_the_options_and_the_lines_of_memory():
+    page = (Path(__file__).parents[2] / "docs" / "plan.md").read_text()
+    options = set(re.findall(r"^\| `--([a-z]+)", page, re.M))
+    assert options == OWN.keys()
+    plan = Estimate("points", "cpu:1", {}, 1, "", Memory(1, 1, 1, 0, 1, 4), None, True, 1, 1, 1, [], [], None, None, 1)
+    shown = [line.split("  ")[0] for line in table(plan).splitlines()]
+    assert {"arguments", "outputs in new memory", "temporaries", "total"} <= set(shown)
+    named = re.findall(r"\*(\w[^*]*)\*", page.partition("- **Memory.**")[2].partition("\n- ")[0])
+    assert len(named) == 4 and {name.lower() for name in named} <= set(shown)
 
 
 @pytest.mark.parametrize(

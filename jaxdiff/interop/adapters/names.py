@@ -18,6 +18,7 @@ from jaxdiff.interop.models.architecture import ModelSpec, Pretrained
 from jaxdiff.interop.models.blocks import RESNET, WHOLE, unet_blocks
 from jaxdiff.interop.models.classes import architecture
 from jaxdiff.interop.models.transformer_names import flux_modules, rows, sd3_modules
+from jaxdiff.quantize import check_unquantized
 
 __all__ = ["Network", "Target", "find", "kernels", "network"]
 
@@ -64,6 +65,7 @@ class Network(NamedTuple):
 
 def kernels(loaded: Pretrained, spec: ModelSpec) -> dict[str, TensorSlot]:
     """Return the slots of modules with a kernel, by key without ".weight"."""
+    check_unquantized(loaded.params, "adapters are read and saved")
     known = places(loaded.params, spec.rename).items()
     return {key.removesuffix(".weight"): place for key, place in known if place.path[-1] == "kernel"}
 

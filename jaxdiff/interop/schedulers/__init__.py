@@ -11,14 +11,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
+
 from jaxdiff import parameterize
 from jaxdiff.interop.formats.config import Fields
 from jaxdiff.interop.schedulers import adams, consistency, discrete, dpm, flow, k_diffusion, pndm
 from jaxdiff.interop.schedulers.config import FLOW, FLOW_LCM, Scheduler
+from jaxdiff.levels import Level
+from jaxdiff.processes import Flow
 from jaxdiff.schema import WORD, each, look_up
 from jaxdiff.storage import read_json
 
-__all__ = ["Scheduler", "network_scheduler", "scheduler"]
+__all__ = ["FLOW_NETWORKS", "Scheduler", "network_scheduler", "scheduler"]
+
+FLOW_NETWORKS = ("FluxTransformer2DModel", "SD3Transformer2DModel")
 
 KINDS: dict[str, Callable[..., Scheduler]] = {
     "CMStochasticIterativeScheduler": consistency.iterative,
@@ -134,10 +140,18 @@ def network_scheduler(
         the process, the prediction, and the sampling: levels, solver, clipping, initial noise.
 
     Raises:
-        ValueError: see `scheduler`.
+        ValueError: see `scheduler`; or the network predicts a flow's velocity, and the scheduler is of another kind.
     """
     flux = network["_class_name"] == "FluxTransformer2DModel"
     patch = 2 if flux else network.get("patch_size", 1)
     result = scheduler(config, kind, tokens=(size[0] // patch) * (size[1] // patch), uniform_steps=flux)
+    middle = Level(*map(jnp.float32, (0.75, 0.25, 0.75)))  # where no other prediction has the skip of a velocity
+    flow = isinstance(result.process, Flow) and result.prediction(middle).skip == 1
+    if network["_class_name"] in FLOW_NETWORKS and not flow:
+        kinds = ", ".join(name for name in KINDS if name.startswith("Flow"))
+        raise ValueError(
+            f"this network predicts a flow's velocity: its scheduler must be one of {kinds}, or have use_flow_sigmas "
+            "and the prediction_type flow_prediction"
+        )
     # The noise input of Flux's network is the flow's time, not multiplied by 1000.
     return result._replace(prediction=parameterize.velocity) if flux else result

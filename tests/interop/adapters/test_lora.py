@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 import jaxdiff as jd
 from jaxdiff.networks import lora
+from jaxdiff.quantize import quantize
 
 CONFIG = {"_class_name": "UNet2DModel", "norm_num_groups": 8, "block_out_channels": [8, 16], "layers_per_block": 1}
 CONFIG |= {"down_block_types": ["DownBlock2D", "AttnDownBlock2D"], "up_block_types": ["AttnUpBlock2D", "UpBlock2D"]}
@@ -322,3 +323,14 @@ def test_settings_of_a_stranger(settings, words, unet, tmp_path):
     for text in ("{", "[]", "[" * 10**5):
         with pytest.raises(ValueError, match=r"lora_adapter_metadata of .*x\.safetensors"):
             load(tmp_path, unet, held, {"lora_adapter_metadata": text})
+
+
+def test_networks_in_8_bits_have_no_adapters(tmp_path):
+    built = jd.interop.architecture(CONFIG | {"block_out_channels": [64, 64]})
+    params = jax.eval_shape(lambda key: quantize(built.init(key)), jax.random.key(0))
+    loaded = jd.interop.Pretrained(built.apply, params, CONFIG | {"block_out_channels": [64, 64]})
+    held = {f"{Q}.lora_A.weight": numbers(2, 64), f"{Q}.lora_B.weight": numbers(64, 2)}
+    with pytest.raises(ValueError, match="before weights are stored in 8 bits"):
+        load(tmp_path, loaded, held)
+    with pytest.raises(ValueError, match="before weights are stored in 8 bits"):
+        jd.interop.save_lora(tmp_path / "out", {"unet": {}}, {"unet": loaded})

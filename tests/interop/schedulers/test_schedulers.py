@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxdiff as jd
-from jaxdiff.interop import scheduler
+from jaxdiff.interop import network_scheduler, scheduler
 
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000}
 PNDM = {"_class_name": "PNDMScheduler", "set_alpha_to_one": False, "skip_prk_steps": True, "steps_offset": 1, **SD}
@@ -179,3 +179,25 @@ def test_what_is_not_supported_is_named():
         scheduler({**PNDM, "skip_prk_steps": False}).sampling.grid(3)
     with pytest.raises(ValueError, match="does not exist"):
         scheduler("nowhere")
+
+
+@pytest.mark.parametrize("network", ["FluxTransformer2DModel", "SD3Transformer2DModel"])
+def test_a_networks_flow_is_not_sampled_as_something_else(network):
+    def read(config, kind=None):
+        return network_scheduler(config, {"_class_name": network}, (8, 8), kind)
+
+    flow = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
+    dpm = {"_class_name": "DPMSolverMultistepScheduler", **SD}
+    flow_dpm = {**dpm, "use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+    for config, kind in ((flow, None), (flow, "FlowMatchHeunDiscreteScheduler"), (flow_dpm, None)):
+        assert isinstance(read(config, kind).process, jd.processes.Flow)
+    wrong = [
+        (flow, "EulerDiscreteScheduler"), ({"_class_name": "DDIMScheduler"}, None), (dpm, None),
+        ({**dpm, "prediction_type": "flow_prediction"}, None), ({**flow_dpm, "prediction_type": "epsilon"}, None),
+        ({**flow_dpm, "prediction_type": "v_prediction"}, None),
+    ]  # fmt: skip
+    for config, kind in wrong:
+        with pytest.raises(ValueError, match=r"predicts a flow's velocity: .*FlowMatchHeun.*use_flow_sigmas"):
+            read(config, kind)
+    plain = network_scheduler({"_class_name": "DDIMScheduler"}, {"_class_name": "UNet2DModel"}, (8, 8))
+    assert isinstance(plain.process, jd.processes.Discrete)
