@@ -7,6 +7,7 @@ import chex
 import jax
 import numpy as np
 import pytest
+from helpers.untrained_reward import untrained_reward
 
 from jaxdiff import conditions, first_stage, parameterize, pretrained, solvers, train
 from jaxdiff.drawing import draw
@@ -17,6 +18,7 @@ from jaxdiff.solvers import Solver
 
 FOLDER = Path(__file__).parents[1] / "experiments"
 TINY = {
+    "align": {"last": 2},
     "cascade": {"width": 8, "size": 8, "low": 4},
     "control": {"kind": "adapter"},
     "emoji": {"width": 8},
@@ -44,13 +46,14 @@ def tiny(tmp_path_factory):
     origin = first_stage.open_origin(first_stage.Architecture(widths=(8, 8)), (6, 6, 1))
     given = {name: {"source": str(folder)} for name in ("imagenet256_dit", "text_mmdit")}
     given["latent"] = {"autoencoder": str(folder / "vae")}
-    given["control"] = {"base": str(folder / "fashion")}
+    given["align"] = given["control"] = {"base": str(folder / "fashion")}
 
     def build(name, **knobs):
         if name == "latent" and not (folder / "vae").exists():
             origin.save(origin.init(jax.random.key(0)), folder / "vae", scale=1.5)
-        if name == "control" and not (folder / "fashion").exists():
+        if name in ("align", "control") and not (folder / "fashion").exists():
             pretrained.unpack("fashion", folder / "fashion")
+            untrained_reward(folder / "fashion")
         return load(FOLDER / f"{name}.py")(**TINY[name], **given.get(name, {}), **knobs)
 
     return build
@@ -77,7 +80,8 @@ def test_first_step(name, tiny):
     model, part = experiment.model, experiment.training
     mesh = train.make_mesh(devices=jax.devices()[:1])
     state = train.init_state(model.init, part.optimizer, jax.random.key(0), mesh)
-    step = train.make_step(part.loss, part.optimizer, key=jax.random.key(1), ema=part.ema, frozen=model.frozen)
+    seen = {"frozen": experiment.frozen_of_loss(mesh), "given": part.given}
+    step = train.make_step(part.loss, part.optimizer, key=jax.random.key(1), ema=part.ema, **seen)
     before = jax.device_get(state.params)
     batches = part.batches(0)
     described = {name: ((4, *one.shape), one.dtype) for name, one in part.batch_spec.items()}

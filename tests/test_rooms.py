@@ -70,6 +70,7 @@ ALLOWED |= {"casts": set(), "quantize": set()}
 USERS = {
     "recipe", "run", "drawing", "extend", "export", "hooks", "models", "training", "finetune", "few_steps", "control",
     "first_stage", "plan", "text_encoders", "cascade", "imagine", "pretrained", "edit", "unclip", "latents",
+    "alignment",
 }  # fmt: skip
 NOBODYS = {"cli", "demo", "experiments"}
 FRONT = {"__init__", "__main__", "script", "trust"} | USERS | NOBODYS
