@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -100,8 +100,10 @@ def loss_of(base: Teacher, method: Method, kl: float, last: int) -> Loss:
         last: steps of a sample that are differentiated; for the gradient of the reward.
 
     Raises:
-        ValueError: `last` is more than the steps of a sample, or kl cannot be counted in its steps.
+        ValueError: another method, `last` is more than the steps of a sample, or kl cannot be counted in its steps.
     """
+    if method not in get_args(Method):
+        raise ValueError(f"method must be one of {', '.join(get_args(Method))}, got {method!r}")
     apply, prediction, reference = base.experiment.model.apply, base.prediction, base.denoiser(guided=False)
     levels, solver = base.experiment.sampling.grid(STEPS), solvers.dpmpp_2m()
 

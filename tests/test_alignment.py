@@ -16,7 +16,7 @@ from jaxdiff.options import Run
 from jaxdiff.recipe import load
 
 FOLDER = Path(__file__).parents[1] / "experiments"
-KNOBS = {"steps": 6, "batch": 8, "preview_every": 0}
+KNOBS = {"steps": 6, "batch": 8, "lr": 3e-3, "preview_every": 0}
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def shaken(tree):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["reward", "preference"])
 def test_it_begins_as_the_run_and_a_few_updates_help(method, base):
-    experiment = load(FOLDER / "align.py")(base=str(base), method=method, kl=0.01, last=2, lr=3e-3, **KNOBS)
+    experiment = load(FOLDER / "align.py")(base=str(base), method=method, kl=0.01, last=2, **KNOBS)
     assert experiment.sampling.guidance == 1
     part, frozen = experiment.training, experiment.frozen_of_loss()
     begin = experiment.model.pretrained()
@@ -100,7 +100,7 @@ def test_mistakes(base, tmp_path):
     untrained(tmp_path / "points", Path(tiny_points.__file__))
     with pytest.raises(UserError, match=r"a run of pictures with two classes or more; .*points is none"):
         build(base=str(tmp_path / "points"), **KNOBS)
-    with pytest.raises(ValueError, match="method"):
+    with pytest.raises(ValueError, match="method must be one of reward, preference, got 'votes'"):
         build(base=str(base), method="votes", **KNOBS)
     with pytest.raises(ValueError, match="last must lie between 1 and the grid's 8 steps, got 9"):
         build(base=str(base), last=9, **KNOBS)
