@@ -10,7 +10,7 @@ from jaxdiff.options import File, Finite, Run, Steps
 def experiment(
     base: File,
     method: alignment.Method = "reward",
-    run: Run = Run(steps=100, batch=32, lr=1e-3, preview_every=50),
+    run: Run = Run(steps=60, batch=16, lr=1e-3, preview_every=30),
     kl: Annotated[float, Finite(0)] = 0.1,
     last: Steps = 8,
 ) -> Experiment:
