@@ -86,7 +86,7 @@ def log_probability(params: Params, x0: Array, cond: Cond) -> Array:
     Returns:
         [B].
     """
-    logits, _ = Classifier(params["head"]["bias"].size).apply({"params": params}, jnp.clip(x0, -1, 1))  # type: ignore[misc]
+    logits, _ = Classifier(params["head"]["bias"].size).apply({"params": params}, jnp.clip(x0, -1, 1))
     return jnp.take_along_axis(jax.nn.log_softmax(logits), cond["label"][:, None], axis=-1)[:, 0]
 
 
