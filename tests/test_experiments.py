@@ -7,6 +7,8 @@ import chex
 import jax
 import numpy as np
 import pytest
+from helpers import tiny_pictures
+from helpers.untrained import untrained
 from helpers.untrained_reward import untrained_reward
 
 from jaxdiff import conditions, first_stage, parameterize, pretrained, solvers, train
@@ -46,14 +48,17 @@ def tiny(tmp_path_factory):
     origin = first_stage.open_origin(first_stage.Architecture(widths=(8, 8)), (6, 6, 1))
     given = {name: {"source": str(folder)} for name in ("imagenet256_dit", "text_mmdit")}
     given["latent"] = {"autoencoder": str(folder / "vae")}
-    given["align"] = given["control"] = {"base": str(folder / "fashion")}
+    given["control"] = {"base": str(folder / "fashion")}
+    given["align"] = {"base": str(folder / "pictures")}
 
     def build(name, **knobs):
         if name == "latent" and not (folder / "vae").exists():
             origin.save(origin.init(jax.random.key(0)), folder / "vae", scale=1.5)
-        if name in ("align", "control") and not (folder / "fashion").exists():
+        if name == "control" and not (folder / "fashion").exists():
             pretrained.unpack("fashion", folder / "fashion")
-            untrained_reward(folder / "fashion")
+        if name == "align" and not (folder / "pictures").exists():
+            untrained(folder / "pictures", Path(tiny_pictures.__file__))
+            untrained_reward(folder / "pictures", (8, 8, 1), 3)
         return load(FOLDER / f"{name}.py")(**TINY[name], **given.get(name, {}), **knobs)
 
     return build

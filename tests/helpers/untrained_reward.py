@@ -10,7 +10,7 @@ from jaxdiff.media.classifier import FittedClassifier, save_classifier
 from jaxdiff.networks.classifier import Classifier
 
 
-def untrained_reward(run: Path, shape=(28, 28, 1), classes=10) -> FittedClassifier:
+def untrained_reward(run: Path, shape: tuple[int, ...], classes: int) -> FittedClassifier:
     """Keep one in a run's folder, where `alignment.load_reward` finds it."""
     params = Classifier(classes).init(jax.random.key(1), jnp.zeros((1, *shape)))["params"]
     classifier = FittedClassifier(jax.device_get(params), shape)
