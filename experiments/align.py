@@ -8,7 +8,7 @@ from jaxdiff.options import File, Finite, Run, Steps
 
 
 def experiment(
-    base: File,
+    base: File = "fashion",
     method: alignment.Method = "reward",
     run: Run = Run(steps=60, batch=16, lr=1e-3, preview_every=30),
     kl: Annotated[float, Finite(0)] = 0.1,
@@ -17,7 +17,7 @@ def experiment(
     """DRaFT-K (Clark et al. 2023, arXiv:2309.17400) or Diffusion-DPO (Wallace et al. 2023, arXiv:2311.12908).
 
     Args:
-        base: the folder of the trained run.
+        base: the folder of the trained run, or fashion.
         method: by the reward's gradient, or by pairs of the run's samples that the reward ranks.
         kl: nats of reward that a nat of divergence from the run costs.
         last: steps of the 8 of a sample through which the gradient goes; for reward.
