@@ -1,4 +1,4 @@
-"""The type of a linear operator; matrices, and any linear function by its transpose and conjugate gradients.
+"""The type of a linear operator; matrices, and any linear function by its transpose and conjugate residuals.
 
 An operator A acts on batches, [B, *shape] -> [B, *measured], each example alone. x is real; a measurement may be
 complex, and then stands for the vector of its real and imaginary parts: the inner product is Re <u, v>, and the
@@ -19,7 +19,17 @@ from jax import Array
 
 from jaxdiff.checks import check_function, concrete, is_traced
 
-__all__ = ["Operator", "check_binary", "check_count", "conjugate_gradients", "linear", "matrix", "reciprocal", "times"]
+__all__ = [
+    "Operator",
+    "check_binary",
+    "check_count",
+    "conjugate_gradients",
+    "conjugate_residuals",
+    "linear",
+    "matrix",
+    "reciprocal",
+    "times",
+]
 
 Spectrum = Callable[[Array], Array]  # singular values, with the axes of what they multiply -> factors
 
@@ -30,8 +40,8 @@ class Operator(NamedTuple):
     Attributes:
         apply: x [B, *shape] -> A x, [B, *measured].
         adjoint: v [B, *measured] -> A^T v, [B, *shape].
-        solve: (v, c, d) -> (c A A^T + d I)^-1 v, for c and d that are not negative and broadcast against v; the
-            pseudo-inverse where that is singular, so that A^T solve(v, 1, 0) is A^+ v.
+        solve: (v, c, d) -> (c A A^T + d I)^-1 v, for c and d that are not negative and broadcast against v; where
+            that is singular, A^T solve(v, 1, 0) is A^+ v.
         spectral: (f, x) -> V f(S) V^T x, with f from singular values, [1 or B, ...], to factors; 0 is the singular
             value of what A does not see. None where no decomposition is at hand.
         measured: where a measurement has entries, 1 or 0, broadcast against it; None for everywhere.
@@ -45,12 +55,12 @@ class Operator(NamedTuple):
 
 
 def linear(f: Callable[[Array], Array], shape: tuple[int, ...], *, iterations: int = 50) -> Operator:
-    """Any linear function, its adjoint by transposition, its solve by conjugate gradients (Hestenes and Stiefel 1952).
+    """Any linear function, its adjoint by transposition, its solve by conjugate residuals (Stiefel 1955).
 
     Args:
         f: x [B, *shape] -> [B, *measured], linear over the reals and of each example alone; may be complex.
         shape: of an example.
-        iterations: of conjugate gradients, each one f and one adjoint. In exact arithmetic as many as A A^T has
+        iterations: of conjugate residuals, each one f and one adjoint. In exact arithmetic as many as A A^T has
             distinct eigenvalues suffice.
 
     Returns:
@@ -68,7 +78,7 @@ def linear(f: Callable[[Array], Array], shape: tuple[int, ...], *, iterations: i
         return jax.linear_transpose(f, x)(jnp.conj(v))[0]
 
     def solve(v: Array, c: float | Array, d: float | Array) -> Array:
-        return conjugate_gradients(lambda u: times(c, f(adjoint(u))) + times(d, u), v, iterations)
+        return conjugate_residuals(lambda u: times(c, f(adjoint(u))) + times(d, u), v, iterations)
 
     return Operator(f, adjoint, solve)
 
@@ -136,6 +146,34 @@ def conjugate_gradients(matvec: Callable[[Array], Array], v: Array, iterations: 
         return (u, r, p, jnp.where(go, new, rr)), None
 
     return jax.lax.scan(body, (jnp.zeros_like(v), v, v, first), length=iterations)[0][0]
+
+
+def conjugate_residuals(matvec: Callable[[Array], Array], v: Array, iterations: int) -> Array:
+    """Solve matvec(u) = v for each example in least squares, with a symmetric positive semi-definite matvec.
+
+    Where v is not in the range, as a measurement with noise, the residual does not come down to 0, and the steps of
+    `conjugate_gradients` explode; those that make the residual least do not (Stiefel 1955). In the range the solution
+    is that of least norm. An example that is solved stays as it is, whatever the others do.
+    """
+    axes = tuple(range(1, v.ndim))
+    dot = lambda a, b: jnp.sum((jnp.conj(a) * b).real, axis=axes, keepdims=True)  # noqa: E731
+    kv = matvec(v)
+    first = dot(v, kv)
+    enough = jnp.square(jnp.finfo(v.dtype).eps) * first
+
+    def body(carry: tuple[Array, Array, Array, Array, Array], _: None):
+        u, r, p, kp, rkr = carry
+        square = dot(kp, kp)
+        go = (rkr > enough) & (square > 0)
+        step = jnp.where(go, rkr / jnp.where(go, square, 1), 0)
+        u, r = u + times(step, p), r - times(step, kp)
+        kr = matvec(r)
+        new = dot(r, kr)
+        share = new / jnp.where(go, rkr, 1)
+        p, kp = (jnp.where(go, a + times(share, b), b) for a, b in ((r, p), (kr, kp)))
+        return (u, r, p, kp, jnp.where(go, new, rkr)), None
+
+    return jax.lax.scan(body, (jnp.zeros_like(v), v, v, kv, first), length=iterations)[0][0]
 
 
 def times(factor: float | Array, v: Array) -> Array:

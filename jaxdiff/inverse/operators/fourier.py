@@ -12,7 +12,7 @@ from jaxdiff.inverse.operators.base import (
     Spectrum,
     check_binary,
     check_count,
-    conjugate_gradients,
+    conjugate_residuals,
     reciprocal,
     times,
 )
@@ -29,7 +29,7 @@ def fourier(mask: Array, maps: Array | None = None, *, real: bool = False, itera
         mask: 1 where a coefficient is sampled, else 0: [H, W], or [B, H, W]; may be traced.
         maps: complex sensitivities of the coils, [coils, H, W] or [B, coils, H, W]; None is one coil with 1 everywhere.
         real: pictures are real, [B, H, W, 1]; else their real and imaginary parts are channels, [B, H, W, 2].
-        iterations: of conjugate gradients, as for `linear`: of solves with several coils or real pictures; the others
+        iterations: of conjugate residuals, as for `linear`: of solves with several coils or real pictures; the others
             are closed.
 
     Returns:
@@ -70,7 +70,7 @@ def fourier(mask: Array, maps: Array | None = None, *, real: bool = False, itera
     def solve(v: Array, c: float | Array, d: float | Array) -> Array:
         if coils is None and not real:
             return times(reciprocal(c * sampled.astype(v.real.dtype) + d), v)
-        return conjugate_gradients(lambda u: times(c, apply(adjoint(u))) + times(d, u), v, iterations)
+        return conjugate_residuals(lambda u: times(c, apply(adjoint(u))) + times(d, u), v, iterations)
 
     def spectral(f: Spectrum, x: Array) -> Array:
         unseen, seen = (f(jnp.full((1,) * x.ndim, s, x.dtype)) for s in (0, 1))

@@ -22,13 +22,13 @@ def radon(angles: Array, size: int, channels: int = 1, *, iterations: int = 50) 
         angles: [K] degrees; may be traced.
         size: side of the square pictures in pixels, the unit of length.
         channels: of the pictures, each with a sinogram of its own.
-        iterations: of the solve's conjugate gradients, as for `linear`.
+        iterations: of the solve's conjugate residuals, as for `linear`.
 
     Returns:
         the operator, [B, size, size, channels] -> [B, size, K, channels]: detectors, angles.
 
     Raises:
-        ValueError: angles that are not [K], or iterations < 1.
+        ValueError: angles that are not [K], or iterations < 1; from the operator, pictures of another shape.
     """
     if jnp.ndim(angles) != 1:
         raise ValueError(f"angles must have shape [K], got {list(jnp.shape(angles))}")
@@ -47,6 +47,8 @@ def radon(angles: Array, size: int, channels: int = 1, *, iterations: int = 50) 
         return jax.lax.map(at, jnp.deg2rad(jnp.asarray(angles).astype(x.dtype)))
 
     def apply(x: Array) -> Array:
+        if x.shape[1:] != (size, size, channels):
+            raise ValueError(f"pictures must have shape [B, {size}, {size}, {channels}], got {x.shape}")
         flat = jnp.moveaxis(x, -1, 1).reshape(-1, size, size)
         return jnp.moveaxis(project(flat).reshape(-1, len(x), channels, size), (0, 2), (2, 3))
 
