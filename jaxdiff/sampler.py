@@ -12,6 +12,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from jaxdiff.casts import cast_once
+from jaxdiff.checks import is_traced
 from jaxdiff.conditions import Cond, Condition
 from jaxdiff.levels import Level, q_sample
 from jaxdiff.media import Medium
@@ -110,7 +111,7 @@ def sampler(
 
     Raises:
         ValueError: guidance without a null condition, or a solver that needs a learned variance which the network does
-            not return.
+            not return; from the sampler, a strength as for `first_step`.
     """
     if sampling is None:
         draw = _direct(model, condition, medium, guided=bool(guided), path=path)
@@ -132,7 +133,15 @@ def sampler(
         first = lambda x: jax.tree.map(lambda a: a[:count], x)  # noqa: E731
         return (first(drawn[0]), drawn[1][:, :count]) if path else first(drawn)
 
-    return jax.jit(generate)
+    compiled = jax.jit(generate)
+
+    def checked(*args: Any, image: Image | None = None, **options: Any) -> Any:
+        if image is not None:  # inside of the compiled function its value is traced
+            check_strength(image[1])
+        return compiled(*args, image=image, **options)
+
+    vars(checked).update(lower=compiled.lower, _cache_size=compiled._cache_size)
+    return checked
 
 
 def _direct(model: Model, condition: Condition, medium: Medium, *, guided: bool, path: bool) -> Generate:
@@ -244,13 +253,18 @@ def first_step(n: int, strength: float | Array, *, round_up: bool) -> Array:
     Raises:
         ValueError: a strength outside [0, 1], or more than one number.
     """
-    if isinstance(strength, (int, float)) and not 0 <= strength <= 1:
-        raise ValueError(f"strength must lie in [0, 1], got {strength}")
-    if jnp.ndim(strength):
-        raise ValueError(f"strength must be one number for all images, got shape {jnp.shape(strength)}")
+    check_strength(strength)
     # Whole numbers of steps as they are meant: 0.58 of 50 is 29, whatever the product in float32 or float64.
     taken = jnp.ceil(n * strength - 1e-3) if round_up else jnp.floor(n * strength + 1e-3)
-    return n - taken.astype(jnp.int32)
+    return jnp.clip(n - taken.astype(jnp.int32), 0, n)
+
+
+def check_strength(strength: float | Array) -> None:
+    """Raise ValueError unless a strength is one number, in [0, 1] if it is concrete."""
+    if jnp.ndim(strength):
+        raise ValueError(f"strength must be one number for all images, got shape {jnp.shape(strength)}")
+    if not is_traced(strength) and not 0 <= np.asarray(strength) <= 1:
+        raise ValueError(f"strength must lie in [0, 1], got {strength}")
 
 
 def _noised(x0: Array, strength: float | Array) -> Begin:

@@ -115,6 +115,15 @@ def sampler_of(experiment, **options):
     return sampler(experiment.model, experiment.sampling, experiment.condition, experiment.medium, **options)
 
 
+def test_a_strength_out_of_range_is_refused_before_the_sampler_is_compiled():
+    generate = sampler_of(load(FOLDER / "toy2d.py")())
+    for strength in (1.5, np.float32(-0.5), jax.numpy.float32(2.0), np.nan):
+        with pytest.raises(ValueError, match=r"strength must lie in \[0, 1\], got"):
+            generate({}, None, {}, 1.0, image=(None, strength))
+    with pytest.raises(ValueError, match="one number for all images"):
+        generate({}, None, {}, 1.0, image=(None, np.ones(2)))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["fashion", "imagenet64_adm"])
 def test_sampler(name):

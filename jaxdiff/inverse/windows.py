@@ -30,9 +30,12 @@ def windows(apply: Apply, size: tuple[int, int], stride: tuple[int, int] | None 
         the network for x [B, H, W, C] with H and W at least the window's, evaluated once for all windows.
 
     Raises:
-        ValueError: a stride below 1 or above the size; from the network, a canvas smaller than a window.
+        ValueError: no pairs, or a stride below 1 or above the size; from the network, a canvas smaller than a window.
     """
     check_function("apply", apply, "(params, x, noise, cond) -> F")
+    for name, pair in (("size", size), ("stride", size if stride is None else stride)):
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise ValueError(f"{name} must be a pair, of height and width, got {pair!r:.80}")
     stride = (max(1, size[0] // 2), max(1, size[1] // 2)) if stride is None else stride
     if any(not 1 <= step <= side for step, side in zip(stride, size, strict=True)):
         raise ValueError(f"stride must lie between 1 and the window's size {size}, got {stride}")
@@ -43,8 +46,10 @@ def windows(apply: Apply, size: tuple[int, int], stride: tuple[int, int] | None 
             raise ValueError(f"a canvas is at least as large as a window, {size}, got {canvas}")
         corners = [np.append(np.arange(0, n - k, s), n - k) for n, k, s in zip(canvas, size, stride, strict=True)]
         places = [np.s_[:, i : i + size[0], j : j + size[1]] for i in corners[0] for j in corners[1]]
-        copies = lambda a: jnp.tile(a, (len(places), *(1,) * (a.ndim - 1)))  # noqa: E731
-        parts = jnp.concatenate([x[place] for place in places])
+        # A picture's windows lie next to each other, so that halves of the batch stay halves, e.g. for
+        # `networks.control_attention`, and a sharded batch stays where it is.
+        copies = lambda a: jnp.repeat(a, len(places), axis=0)  # noqa: E731
+        parts = jnp.stack([x[place] for place in places], 1).reshape(-1, *size, x.shape[-1])
         out = apply(params, parts, copies(noise), jax.tree.map(copies, cond), **options)
         count = np.zeros((1, *canvas, 1))
         for place in places:
@@ -52,8 +57,9 @@ def windows(apply: Apply, size: tuple[int, int], stride: tuple[int, int] | None 
 
         def mean(out: Array) -> Array:
             total = jnp.zeros((*x.shape[:3], out.shape[-1]), out.dtype)
-            for place, part in zip(places, jnp.split(out, len(places)), strict=True):
-                total = total.at[place].add(part)
+            out = out.reshape(len(x), len(places), *out.shape[1:])
+            for i, place in enumerate(places):
+                total = total.at[place].add(out[:, i])
             return total / count.astype(out.dtype)
 
         return jax.tree.map(mean, out)  # two outputs with a learned variance

@@ -139,5 +139,8 @@ def test_windows_check_their_sizes():
     for stride in ((0, 1), (5, 1)):
         with pytest.raises(ValueError, match="stride must lie between 1 and the window's size"):
             inverse.windows(ramp, (4, 3), stride)
+    for sizes in (((4, 4), 2), (4,), ((4, 4, 1), (2, 2))):
+        with pytest.raises(ValueError, match="must be a pair, of height and width"):
+            inverse.windows(ramp, *sizes)
     with pytest.raises(ValueError, match=r"a canvas is at least as large as a window, \(4, 3\), got \(3, 3\)"):
         inverse.windows(ramp, (4, 3))({}, jnp.zeros((1, 3, 3, 1)), jnp.ones(1), {"label": jnp.ones(1)})

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from helpers.weights import random_weights
 
+import jaxdiff as jd
 from jaxdiff import networks
 from jaxdiff.networks.attention import attend
 
@@ -101,3 +102,19 @@ def test_a_network_whose_second_half_attends_as_the_first(kind):
 def test_names_are_checked():
     with pytest.raises(ValueError, match='some of "qkv"'):
         networks.shared_attention("value")
+
+
+def test_a_doubled_batch_and_windows_leave_the_halves_of_the_batch():
+    """Guidance in one call is that in two, and the mean of windows that of each alone, under attention control."""
+    rng = np.random.default_rng(0)
+    x, c, null = (jnp.asarray(rng.normal(size=(4, *shape)), jnp.float32) for shape in ((6, 2, 3), (1, 1, 3), (1, 1, 3)))
+    network = lambda params, x, noise, cond: attend(x + cond, x, x * cond)  # noqa: E731
+    shared = networks.control_attention(network, networks.shared_attention())
+    level = jd.Level(*(jnp.float32(a) for a in (0.3, 0.8, 0.6)))
+    two = jd.guidance.cfg(*(jd.denoiser(shared, {}, jd.parameterize.v, a) for a in (c, null)), 2.5)
+    both = jd.guidance.cfg_batched(shared, {}, jd.parameterize.v, cond=c, null_cond=null, scale=2.5)
+    np.testing.assert_allclose(both(x, level), two(x, level), rtol=1e-5, atol=1e-5)
+    first, last = (shared({}, part, jnp.ones(4), c) for part in (x[:, :4], x[:, 2:]))
+    mean = jnp.concatenate([first[:, :2], 0.5 * (first[:, 2:] + last[:, :2]), last[:, 2:]], axis=1)
+    wide = jd.inverse.windows(shared, (4, 2), (2, 1))({}, x, jnp.ones(4), c)
+    np.testing.assert_allclose(wide, mean, rtol=1e-5, atol=1e-5)

@@ -174,3 +174,5 @@ def test_strength_is_a_number_of_steps_as_meant():
         traced = np.asarray(jax.vmap(lambda s, up=up: first_step(50, s, round_up=up))(jnp.float32(hundredths / 100)))
         np.testing.assert_array_equal(traced, 50 - taken)
         assert int(first_step(50, 0.58, round_up=up)) == traced[58]
+        outside = jax.vmap(lambda s, up=up: first_step(50, s, round_up=up))(jnp.array([1.5, -0.5]))
+        np.testing.assert_array_equal(outside, [0, 50])  # a traced one cannot be refused
