@@ -60,7 +60,7 @@ def change_sampling(
     changes = {
         "guidance": None if guidance is None else GUIDANCE.check("guidance", guidance),
         "guide": None if guidance_fn is None else guide(guidance_fn),
-        "solver": None if solver is None else _solver(solver),
+        "solver": None if solver is None else _solver(solver, experiment.model.process),
         "grid": None if grid is None else _grid(grid, experiment.model.process),
         "steps": steps,
     }
@@ -68,18 +68,21 @@ def change_sampling(
     return replace(experiment, sampling=replace(experiment.sampling, **chosen))
 
 
-def solver(text: str) -> Solver:
+def solver(text: str, process: Process | None = None) -> Solver:
     """Make a solver.
 
     Args:
         text: a function of `jaxdiff.solvers` or FILE.py:NAME, alone or with arguments: "ddim(eta=1.0)".
+        process: what noises the data, for a solver with an argument `process`.
 
     Raises:
         ValueError: there is none of that name (the message lists those there are), it does not take the arguments, or
             it returns no Solver.
     """
     known = {name: getattr(solvers, name) for name in solvers.__all__ if name != "Solver"}
-    factory, name, arguments = _find(text, "solver", known, "returns a jaxdiff.solvers.Solver", given=0)
+    factory, name, arguments = _find(
+        text, "solver", known, "returns a jaxdiff.solvers.Solver", given=0, process=process
+    )
     made = factory(**arguments)
     if not isinstance(made, Solver):
         raise ValueError(f"{name}() must return a jaxdiff.solvers.Solver, got {made!r:.80}")
@@ -127,9 +130,15 @@ def guide(text: str) -> Guide:
 
 
 def _find(
-    text: str, kind: str, known: Mapping[str, Callable[..., Any]], purpose: str, *, given: int
+    text: str,
+    kind: str,
+    known: Mapping[str, Callable[..., Any]],
+    purpose: str,
+    *,
+    given: int,
+    process: Process | None = None,
 ) -> tuple[Callable[..., Any], str, dict[str, Any]]:
-    """The function that a text names, its name, and the arguments that the text gives it."""
+    """The function that a text names, its name, and the arguments that the text gives it; a process if it takes one."""
     name, bracket, rest = text.partition("(")
     path, colon, own = name.rpartition(":")
     arguments = _arguments(f"f({rest}", text) if bracket else {}
@@ -150,6 +159,8 @@ def _find(
     filled = [argument for argument in list(allowed)[:given] if argument in arguments]
     if filled:
         raise ValueError(f"{name}'s argument {filled[0]} is given by the sampler: leave it out")
+    if process is not None and "process" in allowed:
+        arguments.setdefault("process", process)
     _check_kinds(function, name, arguments)
     missing = [argument for argument in _required(function, given) if argument not in arguments]
     if missing:

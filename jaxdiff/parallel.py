@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.sharding import PartitionSpec
 
 from jaxdiff.checks import check_denoiser, check_inexact, check_number
 from jaxdiff.levels import Level, append_axes, typed_levels
 from jaxdiff.noise import check_key
-from jaxdiff.sample import check_levels, check_pure_noise
+from jaxdiff.sample import check_levels, check_pure_noise, checked_step
 from jaxdiff.solvers.base import Solver, check_solver
 from jaxdiff.types import Cond, Denoiser
 
@@ -66,7 +67,7 @@ def sample_parallel(
     check_levels(levels)
     check_pure_noise(denoise, levels, x, next_level=solver.next_level, one_each=True)
     n = levels.t.shape[0] - 1
-    if not isinstance(window, int) or not 1 <= window <= n:
+    if not isinstance(window, int | np.integer) or not 1 <= window <= n:
         raise ValueError(f"window must be a number of steps, from 1 to the grid's {n}, got {window}")
     check_number("tolerance", tolerance, low=0.0)
     levels = typed_levels(levels, x)
@@ -169,10 +170,12 @@ def _steps(denoise: Denoiser, solver: Solver, x: Array, key: Array) -> Callable[
     def of_examples(x: Array, *ends: Level) -> Any:
         return denoise(x, *(jax.tree.map(lambda field: field.reshape(-1), level) for level in ends))
 
+    step = checked_step(of_examples, solver)
+
     def take(x: Array, i: Array, cur: Level, nxt: Level) -> Array:
         keys = jax.vmap(jax.random.fold_in)(key, i) if key.ndim else key
         ends = (jax.tree.map(lambda field: _like(field, x), level) for level in (cur, nxt))
-        return solver.step(of_examples, keys, x, solver.init(x), *ends)[0]
+        return step(keys, x, solver.init(x), *ends)[0]
 
     level = Level(*(jnp.ones(x.shape[:1], x.dtype),) * 3)
     try:

@@ -18,7 +18,17 @@ from jaxdiff.noise import check_key, fold_in
 from jaxdiff.solvers.base import Solver, check_solver
 from jaxdiff.types import Denoiser
 
-__all__ = ["check_levels", "check_pure_noise", "invert", "invert_path", "sample", "sample_path", "sample_state"]
+__all__ = [
+    "check_levels",
+    "check_pure_noise",
+    "checked_step",
+    "invert",
+    "invert_path",
+    "sample",
+    "sample_path",
+    "sample_state",
+    "x0_of",
+]
 
 
 def sample(
@@ -124,7 +134,8 @@ def invert(denoise: Denoiser, levels: Level, x: Array, *, iterations: int = 1) -
         x at the grid's first level, like x.
 
     Raises:
-        ValueError: `levels` is not a grid, or begins at pure noise; iterations < 1.
+        ValueError: `levels` is not a grid, or begins at pure noise; iterations < 1; a denoiser that returns a learned
+            variance, or x0_hat of another shape than x.
     """
     return invert_path(denoise, levels, x, iterations=iterations)[0]
 
@@ -148,7 +159,7 @@ def invert_path(denoise: Denoiser, levels: Level, x: Array, *, iterations: int =
         raise ValueError(f"iterations must be at least 1, got {iterations}")
     if not is_traced(levels.alpha) and np.asarray(levels.alpha)[0] == 0:
         raise ValueError("pure noise (alpha = 0) says nothing of x: invert to a level with alpha > 0")
-    levels = typed_levels(levels, x)
+    levels, denoise = typed_levels(levels, x), x0_of(denoise)
 
     def step(x: Array, pair: tuple[Level, Level]) -> tuple[Array, Array]:
         t, s = pair
@@ -177,31 +188,18 @@ def _scan(
     for name, step in (("start", start), ("stop", stop)):
         if step is not None and not is_traced(step) and not 0 <= np.asarray(step) <= n:
             raise ValueError(f"{name} must be a level of the grid, from 0 to {n}, got {step}")
-    check_pure_noise(denoise, levels, x, start=0 if start is None else start, next_level=solver.next_level)
+    seen = x[:, 0] if solver.particles else x
+    check_pure_noise(denoise, levels, seen, start=0 if start is None else start, next_level=solver.next_level)
     levels = typed_levels(levels, x)
     chunk = ceil(n**0.5) if remat else n  # steps between two states that are kept
     steps = jnp.arange(-(-n // chunk) * chunk).reshape(-1, chunk)
     some = start is not None or stop is not None or steps.size > n  # else every step is taken
 
-    def checked(x, *ends):
-        x0 = denoise(x, *ends)
-        if isinstance(x0, Array) and x0.shape != x.shape:  # where it broadcasts, it would be sampled without a word
-            raise ValueError(f"denoise must return x0_hat of the shape of x, {x.shape}, got {x0.shape}")
-        return x0
+    step = checked_step(denoise, solver)
 
     def take(carry, i):
         x, state = carry
-        cur, nxt = levels.at(i), levels.at(i + 1)
-        try:
-            x, state = solver.step(checked, fold_in(key, i), x, state, cur, nxt)
-        except (TypeError, AttributeError) as error:
-            ends = (cur, nxt) if solver.next_level else (cur,)
-            if not solver.learned_variance and isinstance(jax.eval_shape(denoise, x, *ends), tuple):
-                raise ValueError(
-                    f"{solver!r} takes x0_hat, and denoise returns (x0_hat, frac), with a learned variance: use "
-                    "parameterize.drop_variance(denoise)"
-                ) from error
-            raise
+        x, state = step(fold_in(key, i), x, state, levels.at(i), levels.at(i + 1))
         if progress is not None:
             jax.debug.callback(progress, i + 1)
         return x, state
@@ -224,6 +222,56 @@ def _scan(
     else:
         (x, state), path = jax.lax.scan(body, carry, steps[0])
     return x, state, path
+
+
+def checked_step(denoise: Denoiser, solver: Solver) -> Callable[..., tuple[Array, Any]]:
+    """A solver's step with a denoiser, (key, x, state, cur, nxt) -> (x, state).
+
+    Raises:
+        ValueError: from the step, x0_hat of another shape than x, or a learned variance that the solver does not take.
+    """
+
+    def checked(x: Array, *ends: Level) -> Any:
+        return _check_shape(denoise(x, *ends), x)
+
+    def step(key: Array, x: Array, state: Any, cur: Level, nxt: Level) -> tuple[Array, Any]:
+        try:
+            return solver.step(checked, key, x, state, cur, nxt)
+        except (TypeError, AttributeError) as error:
+            ends = (cur, nxt) if solver.next_level else (cur,)
+            if not solver.learned_variance and isinstance(jax.eval_shape(denoise, x, *ends), tuple):
+                raise ValueError(
+                    f"{solver!r} takes x0_hat, and denoise returns (x0_hat, frac), with a learned variance: use "
+                    "parameterize.drop_variance(denoise)"
+                ) from error
+            raise
+
+    return step
+
+
+def x0_of(denoise: Denoiser) -> Denoiser:
+    """The denoiser, with a check that it returns x0_hat.
+
+    Raises:
+        ValueError: from the denoiser, x0_hat of another shape than x, or a learned variance as well.
+    """
+
+    def checked(x: Array, level: Level) -> Array:
+        x0 = _check_shape(denoise(x, level), x)
+        if isinstance(x0, tuple):
+            raise ValueError(
+                "denoise returns (x0_hat, frac), with a learned variance, and x0_hat is needed: use "
+                "parameterize.drop_variance(denoise)"
+            )
+        return x0
+
+    return checked
+
+
+def _check_shape(x0: Any, x: Array) -> Any:
+    if isinstance(x0, Array) and x0.shape != x.shape:  # where it broadcasts, it would be sampled without a word
+        raise ValueError(f"denoise must return x0_hat of the shape of x, {x.shape}, got {x0.shape}")
+    return x0
 
 
 def check_levels(levels: Level, *, may_repeat: bool = False, decreasing: bool = True) -> None:

@@ -133,7 +133,7 @@ def sampler(
         first = lambda x: jax.tree.map(lambda a: a[:count], x)  # noqa: E731
         return (first(drawn[0]), drawn[1][:, :count]) if path else first(drawn)
 
-    compiled = jax.jit(generate)
+    compiled: Any = jax.jit(generate)
 
     def checked(*args: Any, image: Image | None = None, **options: Any) -> Any:
         if image is not None:  # inside of the compiled function its value is traced

@@ -13,6 +13,7 @@ from helpers.untrained_reward import untrained_reward
 
 from jaxdiff import conditions, first_stage, parameterize, pretrained, solvers, train
 from jaxdiff.drawing import draw
+from jaxdiff.hooks import change_sampling
 from jaxdiff.recipe import load
 from jaxdiff.sampler import sampler
 from jaxdiff.seeds import example_keys
@@ -113,6 +114,11 @@ def change(experiment, model=(), **sampling):
 
 def sampler_of(experiment, **options):
     return sampler(experiment.model, experiment.sampling, experiment.condition, experiment.medium, **options)
+
+
+def test_a_solver_of_the_command_line_gets_the_process_of_the_experiment():
+    changed = change_sampling(load(FOLDER / "toy2d.py")(), solver="heun(churn=0.3)")
+    assert changed.sampling.solver.stochastic
 
 
 def test_a_strength_out_of_range_is_refused_before_the_sampler_is_compiled():

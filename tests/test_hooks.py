@@ -58,6 +58,14 @@ def test_mistakes_say_what_is_allowed(mine, tmp_path):
         hooks.solver(f"{mine}:ab2")
 
 
+def test_a_solver_that_takes_a_process_gets_that_of_the_run(tmp_path):
+    process = jd.processes.VP()
+    assert hooks.solver("heun(churn=0.3)", process).stochastic
+    assert "process=VP" in repr(hooks.solver("rk4", process)) and "process" not in repr(hooks.solver("ddim", process))
+    (tmp_path / "mine.py").write_text("from jaxdiff import solvers\ndef f(process):\n    return solvers.rk4(process)\n")
+    assert "VP" in repr(hooks.solver(f"{tmp_path}/mine.py:f", process))
+
+
 def x0_of(value):
     return lambda x, level: jnp.full_like(x, value)
 

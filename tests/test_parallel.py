@@ -146,7 +146,12 @@ def test_mistakes():
         ({"window": 25}, "got 25"),
         ({"tolerance": -1.0}, "tolerance must be"),
         ({"solver": jd.solvers.ddim}, "solver must be a Solver"),
+        ({"denoise": lambda x, level: x[..., :1]}, "must return x0_hat of the shape of x"),
+        ({"denoise": lambda x, level: (x, x)}, r"denoise returns \(x0_hat, frac\)"),
     ):
-        given = {"solver": jd.solvers.ddim(), "levels": LEVELS, "x": x, "key": KEYS, "window": 4} | options
+        given = {"solver": jd.solvers.ddim(), "levels": LEVELS, "x": x, "key": KEYS, "window": np.int64(4)} | options
         with pytest.raises(ValueError, match=words):
-            jd.sample_parallel(BLOB.denoise, **given)
+            jd.sample_parallel(**{"denoise": BLOB.denoise} | given)
+    jax.eval_shape(
+        lambda x: jd.sample_parallel(BLOB.denoise, jd.solvers.ddim(), LEVELS, x, KEYS, window=np.int64(4)), x
+    )

@@ -454,6 +454,9 @@ class TestDiscrete:
         for base in (Discrete.linear(), Learned(jnp.zeros(3))):
             with pytest.raises(ValueError, match="shift"):
                 Shifted(base, 2.0)
+        for shift in (0, -1.0):
+            with pytest.raises(ValueError, match="shift must be positive, got"):
+                Shifted(VP(), shift)
 
 
 def test_all_processes_are_here():

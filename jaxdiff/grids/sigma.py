@@ -78,8 +78,7 @@ def by_angle(
     size = check_steps(n, max_steps)
     start, end = time_range(process, start, end)
     check_decreasing("start", start, "end", end)
-    if not is_traced(scale) and not scale > 0:
-        raise ValueError(f"scale, the data's standard deviation, must be positive, got {scale}")
+    _check_positive("scale, the data's standard deviation,", scale)
     scale = jnp.asarray(scale, float)
     high, low = (process(jnp.asarray(t, float)) for t in (start, end))
     angle = [jnp.arctan2(level.sigma, scale * level.alpha) for level in (high, low)]
@@ -106,7 +105,7 @@ def karras(
         process: the process; needs `time`.
         n: N, number of steps; may be traced if max_steps is given.
         sigma_min, sigma_max: sigma / alpha of levels N - 1 and 0; may be traced.
-        rho: larger values give more steps at low noise.
+        rho: > 0; larger values give more steps at low noise.
         max_steps: largest N, static.
 
     Returns:
@@ -116,6 +115,7 @@ def karras(
         ValueError: n outside 1..max_steps, or sigma_min >= sigma_max or <= 0.
     """
     size = _check(n, max_steps, sigma_max, sigma_min)
+    _check_positive("rho", rho)
     high, low = (jnp.asarray(sigma, float) ** (1 / rho) for sigma in (sigma_max, sigma_min))
     return from_sigma_over_alpha(process, ramp(high, low, n - 1, size - 1) ** rho, n)
 
@@ -173,8 +173,7 @@ def polyexponential(
         ValueError: rho <= 0, n outside 1..max_steps, or sigma_min >= sigma_max or <= 0.
     """
     size = _check(n, max_steps, sigma_max, sigma_min)
-    if not is_traced(rho) and not rho > 0:
-        raise ValueError(f"rho must be positive, got {rho}")
+    _check_positive("rho", rho)
     left = ramp(1.0, 0.0, n - 1, size - 1)
     power = jnp.where(left > 0, jnp.where(left > 0, left, 1) ** rho, 0)  # 0 ** rho has a NaN gradient in rho
     low, high = jnp.log(jnp.asarray(sigma_min, float)), jnp.log(jnp.asarray(sigma_max, float))
@@ -194,6 +193,11 @@ def _between(process: Process, start: float | Array, end: float | Array, n: int 
     i = jnp.arange(t.shape[0])
     t = jnp.where(i == 0, jnp.asarray(start, t.dtype), t)
     return process(jnp.where(i >= n, jnp.asarray(end, t.dtype), t))
+
+
+def _check_positive(name: str, value: float | Array) -> None:
+    if not is_traced(value) and not value > 0:
+        raise ValueError(f"{name} must be positive, got {value}")
 
 
 def _check(n: int | Array, max_steps: int | None, sigma_max: float | Array, sigma_min: float | Array) -> int:

@@ -11,7 +11,17 @@ from jax import Array
 from jaxdiff.checks import check_denoiser
 from jaxdiff.levels import Level, append_axes, safe_sqrt
 
-__all__ = ["Scale", "check_denoisers", "guide", "join_variance", "norm", "scale_at", "sigma_ratio", "split_variance"]
+__all__ = [
+    "Scale",
+    "check_denoisers",
+    "guide",
+    "join_variance",
+    "norm",
+    "scale_at",
+    "sigma_ratio",
+    "split_variance",
+    "sum_of_examples",
+]
 
 Scale = float | Array | Callable[[Level], float | Array]  # a number, [B], or a function of the level that returns one
 
@@ -59,6 +69,18 @@ def sigma_ratio(level: Level) -> Array:
 def norm(x: Array) -> Array:
     """The Euclidean norm of each example, [B, 1, ...]; gradient 0 at 0."""
     return safe_sqrt(jnp.sum(jnp.square(x), axis=tuple(range(1, x.ndim)), keepdims=True))
+
+
+def sum_of_examples(name: str, values: Array, x: Array) -> Array:
+    """The sum of one number for each example, whose gradient is that of each alone.
+
+    Raises:
+        ValueError: `values`, returned by the function of this name, is not [B]; a mean over the batch would make
+            guidance weaker in larger batches.
+    """
+    if jnp.shape(values) != x.shape[:1]:
+        raise ValueError(f"{name} must return one number for each example, [{len(x)}], got {list(jnp.shape(values))}")
+    return jnp.sum(values)
 
 
 def check_denoisers(**denoisers: Any) -> None:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.checks import check_number, factory
-from jaxdiff.guidance.base import Scale, check_denoisers, join_variance, scale_at, split_variance
+from jaxdiff.guidance.base import Scale, check_denoisers, join_variance, scale_at, split_variance, sum_of_examples
 from jaxdiff.levels import Level
 from jaxdiff.types import Denoiser
 
@@ -35,7 +35,8 @@ def classifier(denoise: Denoiser, log_prob: LogProb, scale: Scale = 1.0) -> Deno
         the guided denoiser.
 
     Raises:
-        ValueError: `denoise` or `log_prob` is not a function, or a scale as for `cfg`.
+        ValueError: `denoise` or `log_prob` is not a function, or a scale as for `cfg`; when called, a log_prob that
+            is not [B].
     """
     check_denoisers(denoise=denoise)
     gradient = classifier_gradient(log_prob, scale)
@@ -60,13 +61,14 @@ def classifier_gradient(log_prob: LogProb, scale: Scale = 1.0) -> Callable[[Arra
         (x_t, level) -> like x_t.
 
     Raises:
-        ValueError: `log_prob` is not a function, or a scale as for `cfg`.
+        ValueError: `log_prob` is not a function, or a scale as for `cfg`; when called, a log_prob that
+            is not [B].
     """
     if not callable(log_prob):
         raise ValueError(f"log_prob must be a function (x_t, level) -> [B], got {log_prob!r:.80}")
     check_number("scale", scale)
 
     def gradient(x: Array, level: Level) -> Array:
-        return scale_at(scale, x, level) * jax.grad(lambda x: jnp.sum(log_prob(x, level)))(x)
+        return scale_at(scale, x, level) * jax.grad(lambda x: sum_of_examples("log_prob", log_prob(x, level), x))(x)
 
     return gradient

@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array
 
 from jaxdiff.checks import check_function, check_number
+from jaxdiff.guidance.base import sum_of_examples
 from jaxdiff.inverse.base import check_operator, check_std, measure, variance_of
 from jaxdiff.inverse.operators.base import Operator, check_count, times
 from jaxdiff.inverse.posterior import spread
@@ -180,7 +181,8 @@ def langevin(
         the sampler, for `daps`.
 
     Raises:
-        ValueError: `loss` is not a function, curvature < 0, steps < 1, or step_size < 0.
+        ValueError: `loss` is not a function, curvature < 0, steps < 1, or step_size < 0; when called, a loss that is
+            not [B].
     """
     check_function("loss", loss, "(x0) -> [B]")
     check_number("curvature", curvature, low=0)
@@ -188,7 +190,7 @@ def langevin(
     check_count("steps", steps)
 
     def sample_x0(key: Array, x0: Array, r: Array, level: Level) -> Array:
-        gradient = jax.grad(lambda x: jnp.sum(loss(x)))
+        gradient = jax.grad(lambda x: sum_of_examples("loss", loss(x), x))
         # e / r^2, which is finite at r = 0, where x_0 is x0_hat.
         pull = jnp.asarray(step_size, x0.dtype) / (1 + jnp.square(r) * jnp.asarray(curvature, x0.dtype))
         e = jnp.square(r) * pull

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.checks import check_function, check_number
-from jaxdiff.guidance.base import Scale, check_denoisers, join_variance, norm, scale_at, split_variance
+from jaxdiff.guidance.base import Scale, check_denoisers, join_variance, norm, scale_at, split_variance, sum_of_examples
 from jaxdiff.inverse.base import check_operator, check_std, jacobian, measure, tweedie_factor
 from jaxdiff.inverse.operators.base import Operator
 from jaxdiff.inverse.posterior import moved
@@ -37,7 +37,8 @@ def guide(denoise: Denoiser, loss: Callable[[Array], Array], scale: Scale = 1.0)
         stays.
 
     Raises:
-        ValueError: `denoise` or `loss` is not a function, or a scale as for `guidance.cfg`.
+        ValueError: `denoise` or `loss` is not a function, or a scale as for `guidance.cfg`; when called, a loss that
+            is not [B].
     """
     check_denoisers(denoise=denoise)
     check_function("loss", loss, "(x0) -> [B]")
@@ -45,7 +46,7 @@ def guide(denoise: Denoiser, loss: Callable[[Array], Array], scale: Scale = 1.0)
 
     def posterior(x: Array, level: Level) -> Any:
         x0, variance, pull = jacobian(denoise, x, level)
-        downhill = pull(-jax.grad(lambda x0: jnp.sum(loss(x0)))(x0))
+        downhill = pull(-jax.grad(lambda x0: sum_of_examples("loss", loss(x0), x0))(x0))
         return join_variance(moved(x0, tweedie_factor(x, level) * downhill, scale, level), *variance)
 
     return posterior

@@ -62,7 +62,8 @@ def replace(solver: Solver, operator: Operator, y: Array, *, resample: int = 0, 
         away = nxt.alpha.astype(y.dtype) * y - measure(operator, y, x - noised)
         return x + operator.adjoint(operator.solve(away, 1.0, 0.0)), state
 
-    replaced = solver._replace(init=init, step=step, order=None, stochastic=True)
+    draws = solver.stochastic or noise is None
+    replaced = solver._replace(init=init, step=step, order=None, stochastic=draws)
     return restart(replaced, repeats=int(resample)) if resample else replaced
 
 

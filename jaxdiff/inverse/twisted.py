@@ -95,7 +95,7 @@ def twisted(operator: Operator, y: Array, std: float | Array, *, prior_std: floa
     def init(x: Array) -> Particles:
         return Particles(jnp.zeros(x.shape[:2], x.dtype), jnp.zeros(x.shape[:1], x.dtype))
 
-    return Solver(init, step, order=None, stochastic=True)
+    return Solver(init, step, order=None, stochastic=True, particles=True)
 
 
 def _resample(key: Array, parts: tuple[Array, ...], twist: Array, state: Particles, *, always: bool = False):

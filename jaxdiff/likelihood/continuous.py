@@ -16,6 +16,7 @@ from jaxdiff.likelihood.bits import check_binned, draw
 from jaxdiff.noise import check_key, fold_in, normal_like
 from jaxdiff.processes import Process
 from jaxdiff.processes.base import time_range
+from jaxdiff.sample import x0_of
 from jaxdiff.types import Denoiser
 
 __all__ = ["ContinuousBound", "continuous_bound"]
@@ -73,10 +74,12 @@ def continuous_bound(
 
     Raises:
         ValueError: sigma = 0 at the end, alpha = 0 at the start with "lam", end not below start; no start or end for a
-            process without one; data off its bins; num_times or bins out of range; an untyped key.
+            process without one; data off its bins; num_times or bins out of range; an untyped key; a
+            denoiser that returns a learned variance, or x0_hat of another shape than x.
     """
     check_denoiser("denoise", denoise)
     check_inexact("x0", x0)
+    denoise = x0_of(denoise)
     start, end = time_range(process, start, end)
     _check(process, start, end, num_times, variable)
     check_key(key, x0.shape[:1])

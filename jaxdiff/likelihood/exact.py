@@ -17,7 +17,7 @@ from jaxdiff.levels import Level, safe_sqrt, typed_levels
 from jaxdiff.likelihood.bits import draw
 from jaxdiff.noise import check_key, fold_in
 from jaxdiff.processes import Process
-from jaxdiff.sample import check_levels, check_pure_noise
+from jaxdiff.sample import check_levels, check_pure_noise, x0_of
 from jaxdiff.solvers.base import lerp, with_process
 from jaxdiff.types import Denoiser
 
@@ -83,7 +83,7 @@ def log_likelihood(
     _check_probes(probes, key)
     levels = typed_levels(levels, x)
     nxt, cur = levels.at(slice(None, -1)), levels.at(slice(1, None))
-    denoise, d = with_process(denoise, process), x.size // x.shape[0]
+    denoise, d = with_process(x0_of(denoise), process), x.size // x.shape[0]
 
     @jax.checkpoint
     def step(carry, i_cur_nxt):

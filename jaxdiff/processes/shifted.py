@@ -31,7 +31,7 @@ class Shifted(AutodiffSDE):
         shift: factor of sigma / alpha, > 0.
 
     Raises:
-        ValueError: the base is a `Discrete` or `Learned`, which end at their noisiest time.
+        ValueError: the base is a `Discrete` or `Learned`, which end at their noisiest time; shift <= 0.
     """
 
     base: Process
@@ -43,6 +43,8 @@ class Shifted(AutodiffSDE):
                 f"Shifted takes a process with a formula, got {type(self.base).__name__}: "
                 "use Discrete.shifted(shift), or subtract log(shift) from both ends of Learned"
             )
+        if isinstance(self.shift, int | float) and not self.shift > 0:
+            raise ValueError(f"shift must be positive, got {self.shift}")
 
     @property
     def t_min(self) -> float | None:

@@ -21,7 +21,7 @@ from jax import Array
 from jaxdiff.checks import factory
 from jaxdiff.levels import Level, safe_sqrt
 from jaxdiff.noise import white
-from jaxdiff.solvers.base import Solver, lambda_step, prepend, steps_left
+from jaxdiff.solvers.base import Solver, check_lower_order_final, lambda_step, prepend, steps_left
 from jaxdiff.types import Denoiser, NoiseSampler
 
 __all__ = ["adams", "history_nodes", "history_weights", "moments", "weights"]
@@ -57,7 +57,11 @@ def adams(
         order: of the solver.
         lower_order_final: a grid, whose last step uses 1 evaluation, the one before it 2, ..., and their correctors one
             more.
+
+    Raises:
+        ValueError: `lower_order_final` is no grid.
     """
+    check_lower_order_final(lower_order_final)
     deterministic = isinstance(eta, (int, float)) and eta == 0
     kept = max(predictor - 1, corrector - 1, 1)
 

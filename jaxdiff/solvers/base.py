@@ -23,7 +23,9 @@ from jaxdiff.types import Denoiser, SolverInit, SolverStep
 
 __all__ = [
     "Solver",
+    "check_lower_order_final",
     "check_one_level",
+    "check_order",
     "check_solver",
     "exponential_step",
     "implied_x0",
@@ -53,6 +55,7 @@ class Solver(NamedTuple):
         learned_variance: whether the denoiser must return (x0_hat, frac), not x0_hat.
         next_level: whether the denoiser is also given the level at which the step ends: (x, cur, nxt) -> x0_hat.
         decreasing: whether the noise of the grid must decrease; other solvers may stay at a level, or increase it.
+        particles: whether x is [B, K, ...], of which the denoiser gets one particle of each example at a time.
     """
 
     init: SolverInit
@@ -63,6 +66,7 @@ class Solver(NamedTuple):
     learned_variance: bool = False
     next_level: bool = False
     decreasing: bool = True
+    particles: bool = False
 
     def __repr__(self) -> str:
         name = describe(self.step).split(".step")[0]
@@ -81,6 +85,21 @@ def check_one_level(solver: Solver) -> None:
     if solver.next_level:
         raise ValueError(
             f"{solver!r} is for a network that is told both ends of a step: take one such as solvers.ddpm()"
+        )
+
+
+def check_order(name: str, order: int, *allowed: int) -> None:
+    """Raise ValueError unless the order of a solver of this name is one of the allowed integers."""
+    if not isinstance(order, int | np.integer) or order not in allowed:
+        *others, last = allowed
+        raise ValueError(f"order of {name} must be {', '.join(map(str, others))} or {last}, got {order}")
+
+
+def check_lower_order_final(grid: Level | None) -> None:
+    """Raise ValueError unless `lower_order_final` is a grid or None; other projects take True or False."""
+    if grid is not None and not isinstance(grid, Level):
+        raise ValueError(
+            f"lower_order_final must be the grid that is passed to sample, or None for the full order, got {grid!r:.80}"
         )
 
 

@@ -8,7 +8,15 @@ from jax import Array
 from jaxdiff.checks import factory
 from jaxdiff.levels import Level, from_x0
 from jaxdiff.solvers.adams import history_weights
-from jaxdiff.solvers.base import Solver, exponential_step, lambda_step, prepend, steps_left
+from jaxdiff.solvers.base import (
+    Solver,
+    check_lower_order_final,
+    check_order,
+    exponential_step,
+    lambda_step,
+    prepend,
+    steps_left,
+)
 from jaxdiff.types import Denoiser
 
 __all__ = ["deis"]
@@ -30,10 +38,10 @@ def deis(order: int = 2, *, lower_order_final: Level | None = None) -> Solver:
         sigma = 0 is of order 1.
 
     Raises:
-        ValueError: order is not 1, 2 or 3.
+        ValueError: order is not 1, 2 or 3; `lower_order_final` is no grid.
     """
-    if order not in (1, 2, 3):
-        raise ValueError(f"order of deis must be 1, 2 or 3, got {order}")
+    check_order("deis", order, 1, 2, 3)
+    check_lower_order_final(lower_order_final)
 
     def init(x: Array) -> tuple[Array, Array]:
         return jnp.zeros((order - 1, *x.shape), x.dtype), jnp.full(order - 1, -jnp.inf, x.dtype)

@@ -9,7 +9,15 @@ from jaxdiff.checks import factory
 from jaxdiff.levels import Level, from_x0
 from jaxdiff.processes import Process
 from jaxdiff.solvers.adams import moments
-from jaxdiff.solvers.base import Solver, exponential_step, init_empty, lambda_step, safe_level_at_lambda, with_process
+from jaxdiff.solvers.base import (
+    Solver,
+    check_order,
+    exponential_step,
+    init_empty,
+    lambda_step,
+    safe_level_at_lambda,
+    with_process,
+)
 from jaxdiff.types import Denoiser
 
 __all__ = ["dpm_solver"]
@@ -31,8 +39,7 @@ def dpm_solver(order: int = 2, process: Process | None = None) -> Solver:
     Raises:
         ValueError: order is not 1, 2 or 3.
     """
-    if order not in (1, 2, 3):
-        raise ValueError(f"order of dpm_solver must be 1, 2 or 3, got {order}")
+    check_order("dpm_solver", order, 1, 2, 3)
 
     def step(denoise: Denoiser, key: Array, x: Array, state, cur: Level, nxt: Level):
         x0, eps = from_x0(denoise(x, cur), x, cur)

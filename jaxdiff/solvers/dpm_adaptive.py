@@ -15,7 +15,7 @@ from jaxdiff.processes import Process
 from jaxdiff.solvers.adams import moments
 from jaxdiff.solvers.adaptive import AdaptiveState, Attempt, Progress, check_adaptive, init_adaptive, per_example, walk
 from jaxdiff.solvers.ancestral import ancestral_step, check_eta
-from jaxdiff.solvers.base import Solver, exponential_step, lambda_step, level_at_lambda, with_process
+from jaxdiff.solvers.base import Solver, check_order, exponential_step, lambda_step, level_at_lambda, with_process
 from jaxdiff.types import Denoiser, NoiseSampler
 
 __all__ = ["dpm_adaptive"]
@@ -65,8 +65,7 @@ def dpm_adaptive(
             number outside [0, 1].
     """
     check_adaptive(rtol, atol, max_steps)
-    if order not in _INNER:
-        raise ValueError(f"order of dpm_adaptive must be 2 or 3, got {order}")
+    check_order("dpm_adaptive", order, *_INNER)
     if isinstance(h_init, (int, float)) and not h_init > 0:
         raise ValueError(f"h_init must be positive, got {h_init}")
     deterministic = check_eta(eta)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff.checks import factory
+from jaxdiff.checks import check_number, factory
 from jaxdiff.levels import Level, from_x0, safe_sqrt, typed_levels
 from jaxdiff.noise import normal_like
 from jaxdiff.processes import Process
@@ -38,7 +38,7 @@ def euler(process: Process | None = None, churn: Churn | None = None, s_noise: f
         a solver of order 1; without churn it is DDIM.
 
     Raises:
-        ValueError: churn without a process.
+        ValueError: churn without a process; a churn or s_noise that is negative or not finite.
     """
     raise_noise = add_churn(process, churn, s_noise)
 
@@ -64,7 +64,7 @@ def heun(process: Process | None = None, churn: Churn | None = None, s_noise: fl
         a solver of order 2 with two evaluations per step; the step to sigma = 0 is Euler's.
 
     Raises:
-        ValueError: churn without a process.
+        ValueError: churn without a process; a churn or s_noise that is negative or not finite.
     """
     raise_noise = add_churn(process, churn, s_noise)
 
@@ -86,12 +86,14 @@ def heun(process: Process | None = None, churn: Churn | None = None, s_noise: fl
 
 def add_churn(process: Process | None, churn: Churn | None, s_noise: float | Array):
     """(key, x, level) -> (x, level) with sigma / alpha multiplied by 1 + churn (algorithm 2, lines 4-6)."""
+    check_number("s_noise", s_noise, low=0)
     if churn is None:
         return lambda key, x, cur: (x, cur)
     if process is None:
         raise ValueError(
             "churn raises the noise to a level between the grid's, whose time only the process can give: pass process="
         )
+    check_number("churn", churn, low=0)
 
     def raise_noise(key: Array, x: Array, cur: Level) -> tuple[Array, Level]:
         log_share = jnp.log1p(jnp.asarray(churn(cur) if callable(churn) else churn, x.dtype))

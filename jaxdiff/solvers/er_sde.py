@@ -12,7 +12,7 @@ from jaxdiff.checks import factory
 from jaxdiff.levels import Level, safe_sqrt
 from jaxdiff.noise import white
 from jaxdiff.solvers.adams import weights
-from jaxdiff.solvers.base import Solver, lambda_step, prepend
+from jaxdiff.solvers.base import Solver, check_order, lambda_step, prepend
 from jaxdiff.types import Denoiser, NoiseSampler
 
 __all__ = ["er_noise_scale", "er_sde"]
@@ -52,8 +52,7 @@ def er_sde(
     Raises:
         ValueError: order is not 1, 2 or 3.
     """
-    if order not in (1, 2, 3):
-        raise ValueError(f"order of er_sde must be 1, 2 or 3, got {order}")
+    check_order("er_sde", order, 1, 2, 3)
 
     def init(x: Array) -> tuple[Array, Array]:
         return jnp.zeros((order - 1, *x.shape), x.dtype), jnp.full(order - 1, -jnp.inf, x.dtype)

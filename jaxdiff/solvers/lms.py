@@ -7,7 +7,7 @@ from jax import Array
 
 from jaxdiff.checks import factory
 from jaxdiff.levels import Level, from_x0
-from jaxdiff.solvers.base import Solver, prepend, steps_left
+from jaxdiff.solvers.base import Solver, check_lower_order_final, check_order, prepend, steps_left
 from jaxdiff.types import Denoiser
 
 __all__ = ["lms"]
@@ -28,10 +28,10 @@ def lms(order: int = 4, *, lower_order_final: Level | None = None) -> Solver:
         pure noise, which is not part of the polynomial, of order 1. The step to sigma = 0 has the full order.
 
     Raises:
-        ValueError: order is not 1, 2, 3 or 4.
+        ValueError: order is not 1, 2, 3 or 4; `lower_order_final` is no grid.
     """
-    if order not in (1, 2, 3, 4):
-        raise ValueError(f"order of lms must be 1, 2, 3 or 4, got {order}")
+    check_order("lms", order, 1, 2, 3, 4)
+    check_lower_order_final(lower_order_final)
 
     def init(x: Array) -> tuple[Array, Array]:
         # Evaluations are stored with their alpha / sigma: those with 0, of pure noise or not yet made, have weight 0.

@@ -14,7 +14,15 @@ from jax import Array
 from jaxdiff.checks import factory
 from jaxdiff.levels import Level, from_x0, typed_levels
 from jaxdiff.processes import Process
-from jaxdiff.solvers.base import Solver, lerp, prepend, select_level, steps_left
+from jaxdiff.solvers.base import (
+    Solver,
+    check_lower_order_final,
+    check_order,
+    lerp,
+    prepend,
+    select_level,
+    steps_left,
+)
 from jaxdiff.types import Denoiser
 
 __all__ = ["ipndm", "plms", "pndm"]
@@ -66,10 +74,9 @@ def ipndm(order: int = 4, *, lower_order_final: Level | None = None) -> Solver:
         a solver of order min(order, 2) with one evaluation per step.
 
     Raises:
-        ValueError: order is not 1, 2, 3 or 4.
+        ValueError: order is not 1, 2, 3 or 4; `lower_order_final` is no grid.
     """
-    if order not in (1, 2, 3, 4):
-        raise ValueError(f"order of ipndm must be 1, 2, 3 or 4, got {order}")
+    check_order("ipndm", order, 1, 2, 3, 4)
     return _adams(order, (0.0,), (1.0,), steps=0, lower_order_final=lower_order_final)
 
 
@@ -82,6 +89,7 @@ def _adams(
     A step is x + (alpha_s - alpha_t) x0 + (sigma_s - sigma_t) eps, where eps is a mean of the evaluations, and x0
     follows from x and eps: for alpha_t > 0 this is DDIM's formula. At pure noise x0 is also a mean of the evaluations.
     """
+    check_lower_order_final(lower_order_final)
 
     def init(x: Array) -> tuple[Array, Array]:
         return jnp.zeros((order - 1, *x.shape), x.dtype), jnp.zeros((), jnp.int32)

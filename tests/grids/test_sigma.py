@@ -114,3 +114,5 @@ def test_ends_that_make_no_grid_are_refused():
         grids.by_angle(FLOW, 5, scale=0.0)
     with pytest.raises(ValueError, match="rho must be positive, got -1"):
         grids.polyexponential(EDM, 5, sigma_min=0.1, sigma_max=1.0, rho=-1.0)
+    with pytest.raises(ValueError, match="rho must be positive, got 0"):
+        grids.karras(EDM, 5, sigma_min=0.1, sigma_max=1.0, rho=0)

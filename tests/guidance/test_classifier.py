@@ -7,7 +7,7 @@ import pytest
 from helpers.exact import CLUSTERS
 
 import jaxdiff as jd
-from jaxdiff import Level, guidance
+from jaxdiff import Level, guidance, inverse
 
 
 def test_the_course_numbers():
@@ -39,6 +39,21 @@ def test_classifier_guidance_takes_a_scale_and_a_level_per_example():
         lambda x, level: jnp.zeros_like(x), lambda x, level: jnp.sum(x, axis=(1, 2)), jnp.array([1.0, 3.0])
     )(x, at)
     np.testing.assert_allclose(guided[:, 0, 0], [0.36 / 0.8, 3 * 0.49 / 0.5], rtol=1e-5)
+
+
+def test_a_number_for_all_examples_is_no_log_probability():
+    """A mean over the batch would guide an example less in a larger batch."""
+    at, x = Level(*map(jnp.float32, (0.3, 0.8, 0.6))), jnp.ones((2, 3))
+    for wrong, shape in ((lambda x, *_: jnp.mean(x), r"\[\]"), (lambda x, *_: x, r"\[2, 3\]")):
+        for name, run in (
+            ("log_prob", lambda f: guidance.classifier_gradient(lambda x, level: f(x))(x, at)),
+            ("loss", lambda f: inverse.guide(lambda x, level: x, lambda x0: f(x0))(x, at)),
+            ("loss", lambda f: inverse.langevin(lambda x0: f(x0), 1.0)(jax.random.key(0), x, jnp.float32(1), at)),
+        ):
+            with pytest.raises(
+                ValueError, match=rf"{name} must return one number for each example, \[2\], got {shape}"
+            ):
+                run(wrong)
 
 
 @pytest.mark.slow

@@ -82,6 +82,19 @@ def test_a_history_is_refused_in_resampling():
         inverse.replace(solvers.ddpm(), operator, y, resample=-1)
 
 
+def test_a_solver_without_noise_is_resampled_with_the_noise_of_one_path():
+    """What is put back is the same at all levels, and only what harmonizes it is drawn anew."""
+    operator, y, x = operators.mask(jnp.array([1.0, 0.0])), jnp.array([[0.7, 0.0]]), jnp.ones((1, 2))
+    solver = inverse.replace(solvers.ddim(), operator, y, noise=jnp.ones((1, 2)))
+    again = inverse.replace(solvers.ddim(), operator, y, noise=jnp.ones((1, 2)), resample=2)
+    assert not solver.stochastic and again.stochastic
+    run = lambda solver, seed: jd.sample(rational, solver, GRID, x, jax.random.key(seed))  # noqa: E731
+    np.testing.assert_array_equal(run(solver, 0), run(solver, 1))
+    first, second = run(again, 0), run(again, 1)
+    np.testing.assert_allclose((first[0, 0], second[0, 0]), 0.7, rtol=1e-6)
+    assert first[0, 1] != second[0, 1]
+
+
 @pytest.mark.slow
 def test_the_error_of_replacement_falls_with_resampling():
     n = 5_000
@@ -373,6 +386,17 @@ def test_particles_of_an_example_do_not_see_the_others():
     assert len(traces) == 1
     with pytest.raises(ValueError, match="std must be positive"):
         inverse.twisted(operators.mask(known), y, 0.0)
+
+
+def test_a_network_gets_one_particle_of_each_example_also_where_pure_noise_is_checked():
+    def network(params, x, noise, cond):
+        assert x.shape == (2, 3)
+        return x
+
+    denoise = jd.denoiser(network, {}, jd.parameterize.velocity)
+    solver = inverse.twisted(operators.mask(jnp.ones(3)), jnp.ones((2, 3)), 0.1)
+    out = jax.eval_shape(lambda x: jd.sample(denoise, solver, GRID, x, KEY), jnp.ones((2, 4, 3)))
+    assert out.shape == (2, 4, 3)
 
 
 # RED-diff

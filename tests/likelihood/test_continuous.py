@@ -212,5 +212,8 @@ def test_wrong_arguments():
     ):
         with pytest.raises(ValueError, match=match):
             bound(**wrong)
+    for denoise, match in ((lambda x, level: x[:, :1], "shape of x"), (lambda x, level: (x, x), "drop_variance")):
+        with pytest.raises(ValueError, match=match):
+            continuous_bound(denoise, SHORT, x0, key, bins=None)
     with pytest.raises(ValueError, match="sigma > 0"):
         jax.jit(lambda x0: continuous_bound(lambda x, level: x, VP(), x0, key))(x0)

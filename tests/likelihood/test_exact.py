@@ -173,6 +173,9 @@ def test_wrong_arguments():
         run(probes=1)
     with pytest.raises(ValueError, match=r"jax\.random\.key"):
         run(key=0, probes=1)
+    for denoise, match in ((lambda x, level: x[:, :1], "shape of x"), (lambda x, level: (x, x), "drop_variance")):
+        with pytest.raises(ValueError, match=match):
+            log_likelihood(denoise, levels, x)
     noise = jd.denoiser(lambda params, x, t, cond: x, {}, jd.parameterize.eps)
     with pytest.raises(ValueError, match="cannot denoise pure noise"):
         log_likelihood(noise, Flow()(jnp.array([1.0, 0.5, 0.1])), x)

@@ -70,7 +70,7 @@ def test_steps_from_pure_noise_and_to_clean_data_are_of_order_1():
     np.testing.assert_allclose(*out, rtol=1e-12)
 
 
-@pytest.mark.parametrize("order", [0, 4, 2.5])
+@pytest.mark.parametrize("order", [0, 4, 2.5, 2.0])
 def test_another_order_is_refused(order):
     with pytest.raises(ValueError, match=r"order of dpm_solver must be 1, 2 or 3, got"):
         jd.solvers.dpm_solver(order)

@@ -154,3 +154,6 @@ def test_churn_needs_a_process_and_makes_a_solver_stochastic(solver, second_orde
     with pytest.raises(ValueError, match="pass process="):
         solver(churn=0.1)
     assert not solver().stochastic and solver(EDM, 0.1).stochastic
+    for churn, s_noise in ((-0.1, 1.0), (np.nan, 1.0), (0.1, -1.0), (0.1, np.inf)):
+        with pytest.raises(ValueError, match=r"(churn|s_noise) must be a finite number in \[0, inf\], got"):
+            solver(EDM, churn, s_noise)

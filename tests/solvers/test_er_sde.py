@@ -103,6 +103,6 @@ def test_what_it_is_where_others_are_it():
 
 
 def test_another_order_is_refused():
-    for order in (0, 4):
+    for order in (0, 4, 2.0):
         with pytest.raises(ValueError, match=f"order of er_sde must be 1, 2 or 3, got {order}"):
             jd.solvers.er_sde(order)

@@ -114,3 +114,6 @@ def test_refuses_pure_noise_no_iterations_and_no_grid():
     ):
         with pytest.raises(ValueError, match=message):
             jd.invert(rational, levels, data(), iterations=iterations)
+    for denoise, message in ((lambda x, level: x[:, :1], "shape of x"), (lambda x, level: (x, x), "drop_variance")):
+        with pytest.raises(ValueError, match=message):
+            jd.invert(denoise, jd.grids.by_time(VP, 4), data())

@@ -77,7 +77,7 @@ def test_is_exact_where_eps_is_a_polynomial_of_one_degree_less_down_to_sigma_0(o
     assert not np.allclose(moves[order - 3], exact[order - 3], rtol=1e-4)  # the order before has an error to show
 
 
-@pytest.mark.parametrize("order", [0, 5, 2.5])
+@pytest.mark.parametrize("order", [0, 5, 2.5, 2.0])
 def test_refuses_another_order(order):
     with pytest.raises(ValueError, match=f"order of lms must be 1, 2, 3 or 4, got {order}"):
         jd.solvers.lms(order)

@@ -83,6 +83,12 @@ def test_the_last_step_is_of_order_1(factory):
     np.testing.assert_allclose(after, solvers.ddim().step(rational, KEY, before, (), cur, nxt)[0], rtol=1e-9)
 
 
+def test_true_is_no_grid():
+    for factory in (solvers.dpmpp_2m, solvers.unipc, solvers.deis, solvers.lms, solvers.ipndm, solvers.plms):
+        with pytest.raises(ValueError, match=r"must be the grid that is passed to sample, or None .*, got True"):
+            factory(lower_order_final=True)
+
+
 @pytest.mark.parametrize("factory", [partial(solvers.unipc, 2), pytest.param(solvers.dpmpp_3m, marks=pytest.mark.slow)])
 def test_it_helps_where_a_large_step_ends_short_of_clean_data(factory):
     """Linear betas in equal times: the last of 20 steps is the longest in lam, and polynomials in x_0 overshoot."""
