@@ -1,10 +1,10 @@
-"""A trained run of pictures, tuned towards what a classifier recognizes: by its gradient, or by pairs that it ranks."""
+"""A trained run of pictures, tuned towards what a classifier recognizes, by its gradient."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from itertools import islice
-from typing import Any, Literal, get_args
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +19,9 @@ from jaxdiff.few_steps import Teacher
 from jaxdiff.media.classifier import FittedClassifier, fit_classifier, load_classifier, save_classifier
 from jaxdiff.networks.classifier import Classifier
 from jaxdiff.options import Run
-from jaxdiff.sample import sample
 from jaxdiff.types import Cond, Loss, Params
 
-__all__ = ["REWARD", "Method", "experiment_of", "load_base", "load_reward", "log_probability", "loss_of"]
-
-Method = Literal["reward", "preference"]
+__all__ = ["REWARD", "experiment_of", "load_base", "load_reward", "log_probability", "loss_of"]
 
 REWARD = "reward.npz"  # in the folder of the run that is tuned
 SEED = 2**20  # of the reward's classifier: that of `jaxdiff eval` has another, or it would measure its own errors
@@ -90,20 +87,20 @@ def log_probability(params: Params, x0: Array, cond: Cond) -> Array:
     return jnp.take_along_axis(jax.nn.log_softmax(logits), cond["label"][:, None], axis=-1)[:, 0]
 
 
-def loss_of(base: Teacher, method: Method, kl: float, last: int) -> Loss:
+def loss_of(base: Teacher, kl: float, last: int) -> Loss:
     """Make the loss, whose context has frozen {"teacher", "reward"}.
 
     Args:
         base: the run.
-        method: see `distill.reward_loss` and `distill.preference_loss`.
         kl: factor of the divergence from the run, in nats of reward.
-        last: steps of a sample that are differentiated; for the gradient of the reward.
+        last: steps of a sample that are differentiated.
 
     Raises:
-        ValueError: another method, `last` is more than the steps of a sample, or kl cannot be counted in its steps.
+        UserError: a penalty of the last step alone, which has none.
+        ValueError: `last` is more than the steps of a sample.
     """
-    if method not in get_args(Method):
-        raise ValueError(f"method must be one of {', '.join(get_args(Method))}, got {method!r}")
+    if kl > 0 and last == 1:
+        raise UserError("the step to clean pictures is not penalized: --last is at least 2, or --kl is 0")
     apply, prediction, reference = base.experiment.model.apply, base.prediction, base.denoiser(guided=False)
     levels, solver = base.experiment.sampling.grid(STEPS), solvers.dpmpp_2m()
 
@@ -112,29 +109,12 @@ def loss_of(base: Teacher, method: Method, kl: float, last: int) -> Loss:
             apply, levels, prediction, reward, solver=solver, last=last, reference=reference, kl=kl
         )
 
-    def by_gradient(inputs: Any, key: Array, batch: Any) -> Any:
+    def loss(inputs: Any, key: Array, batch: Any) -> Any:
         _, context = split_inputs(inputs)
         return rewarded(lambda x0, cond: log_probability(context.frozen["reward"], x0, cond))(inputs, key, batch)
 
-    # An error of the path's KL divergence is a sum over dimensions and an integral over half the log SNR, of which a
-    # sampler passes about 10; beta / 2 multiplies means of both.
-    size = float(np.prod(base.experiment.medium.shape))
-    preferred = distill.preference_loss(apply, base.process, prediction, reference=reference, beta=2 * 10 * size * kl)
-
-    def by_preference(inputs: Any, key: Array, batch: Any) -> Any:
-        """Of two samples of the run, drawn anew for each update, the reward prefers one."""
-        _, context = split_inputs(inputs)
-        eps_key, sample_key, key = jax.random.split(key, 3)
-        twice = {"label": jnp.tile(batch["label"], 2)}
-        x = levels.sigma[0] * jax.random.normal(eps_key, (2 * len(batch["x"]), *batch["x"].shape[1:]))
-        x0 = sample(reference(context, twice), solver, levels, x, sample_key)
-        reward = log_probability(context.frozen["reward"], x0, twice).reshape(2, -1)
-        (a, b), better = x0.reshape(2, *batch["x"].shape), (reward[0] > reward[1])[:, None, None, None]
-        pairs = {"x": jnp.where(better, a, b), "rejected": jnp.where(better, b, a), "label": batch["label"]}
-        return preferred(inputs, key, pairs)
-
     rewarded(lambda x0, cond: x0)  # refuses numbers that do not fit before anything is fitted
-    return by_gradient if method == "reward" else by_preference
+    return loss
 
 
 def experiment_of(base: Teacher, loss: Loss, run: Run, *, optimizer: Any) -> Experiment:

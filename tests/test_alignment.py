@@ -29,9 +29,8 @@ def base(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["reward", "preference"])
-def test_it_begins_as_the_run_and_its_gradient_earns_more(method, base):
-    experiment = load(FOLDER / "align.py")(base=str(base), method=method, kl=0.01, last=7, **KNOBS)
+def test_it_begins_as_the_run_and_its_gradient_earns_more(base):
+    experiment = load(FOLDER / "align.py")(base=str(base), kl=0.01, last=7, **KNOBS)
     assert experiment.sampling.guidance == 1
     part, frozen = experiment.training, experiment.frozen_of_loss()
     jax.tree.map(np.testing.assert_array_equal, experiment.model.pretrained(), frozen["teacher"])
@@ -49,18 +48,14 @@ def test_it_begins_as_the_run_and_its_gradient_earns_more(method, base):
 
     (before, at_first), gradient = measured(params)
     assert np.mean([np.any(leaf != 0) for leaf in jax.tree.leaves(gradient)]) > 0.8
-    if method == "preference":  # the network and the run have the same errors, whichever is preferred
-        np.testing.assert_allclose(before, np.log(2), rtol=1e-5)
-    else:
-        np.testing.assert_allclose([before, at_first["kl"]], [-at_first["reward"], 0], atol=1e-5)
+    np.testing.assert_allclose([before, at_first["kl"]], [-at_first["reward"], 0], atol=1e-5)
     size = np.sqrt(sum(float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(gradient)))
     for _ in range(3):
         _, gradient = measured(params)
         params = jax.tree.map(lambda a, g: a - 0.1 / size * g, params, gradient)
     (after, at_last), _ = measured(params)
     assert after < before - 0.002
-    if method == "reward":
-        assert at_last["reward"] > at_first["reward"] + 0.002 and at_last["kl"] > 0
+    assert at_last["reward"] > at_first["reward"] + 0.002 and at_last["kl"] > 0
 
 
 def test_the_reward_is_the_probability_of_the_label_of_what_is_shown(base):
@@ -95,10 +90,10 @@ def test_mistakes(base, tmp_path):
     untrained(tmp_path / "points", Path(tiny_points.__file__))
     with pytest.raises(UserError, match=r"a run of pictures with two classes or more; .*points is none"):
         build(base=str(tmp_path / "points"), **KNOBS)
-    with pytest.raises(ValueError, match="method must be one of reward, preference, got 'votes'"):
-        build(base=str(base), method="votes", **KNOBS)
     with pytest.raises(ValueError, match="last must lie between 1 and the grid's 8 steps, got 9"):
         build(base=str(base), last=9, **KNOBS)
+    with pytest.raises(UserError, match="--last is at least 2, or --kl is 0"):
+        build(base=str(base), last=1, **KNOBS)
     with pytest.raises(ValueError, match="kl must be"):
         build(base=str(base), kl=-1.0, **KNOBS)
     original = alignment.load_base(str(base), Run(**KNOBS))
