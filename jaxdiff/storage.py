@@ -24,14 +24,14 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     unchanged, and the new file is removed.
 
     Args:
-        path: the file, or a link to it; its folders are created if missing.
+        path: the file; its folders are created if missing.
 
     Yields:
-        a path in the file's folder, with the same suffix.
+        a path in the same folder, with the same suffix.
     """
-    suffix, path = Path(path).suffix, Path(os.path.realpath(path))
+    path = Path(path)
     make_folder(path.parent)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem[:100]}-", suffix=suffix, dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem[:100]}-", suffix=path.suffix, dir=path.parent)
     os.close(handle)
     partial_path = Path(name)
     try:

@@ -52,19 +52,6 @@ def test_a_new_folder_has_its_name_on_disk(tmp_path, monkeypatch):
         storage.make_folder(tmp_path / "file")
 
 
-def test_a_link_stays_and_its_file_is_replaced(tmp_path):
-    storage.write_text(tmp_path / "there" / "file", "old")
-    (tmp_path / "a.txt").symlink_to("there/file")
-    with storage.replacing(tmp_path / "a.txt") as partial_path:
-        assert partial_path.suffix == ".txt" and partial_path.parent == tmp_path / "there"
-        partial_path.write_text("new")
-    assert (tmp_path / "a.txt").is_symlink() and (tmp_path / "there" / "file").read_text() == "new"
-    assert os.listdir(tmp_path / "there") == ["file"]
-    (tmp_path / "b.txt").symlink_to("new/file")
-    storage.write_text(tmp_path / "b.txt", "new")
-    assert (tmp_path / "new" / "file").read_text() == "new"
-
-
 def nested(depth):
     return '{"a":' * depth + "1" + "}" * depth
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import tempfile
 from pathlib import Path
@@ -21,7 +20,7 @@ def try_file(path: Path, option: str) -> None:
     """
     if path.exists() and not path.is_file():
         raise ValueError(f"{option} must be a file, and {path} is a {'folder' if path.is_dir() else 'device or pipe'}")
-    _try_below(Path(os.path.realpath(path)).parent, path, option)
+    _try_below(path.parent, path, option)
     if path.exists():
         with path.open("ab"):
             pass

@@ -27,7 +27,6 @@ def test_good_places_stay_as_they_are(tmp_path):
 
 def test_bad_places(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
-    (tmp_path / "link").symlink_to("file/a.png")
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "stdout").symlink_to("pipe")
     for check, path, words in (
@@ -37,7 +36,6 @@ def test_bad_places(tmp_path, monkeypatch):
         (try_folder, tmp_path / "file" / "deep" / "run", "file is a file"),
         (try_file, tmp_path / "file" / "a.png", "file is a file"),
         (try_file, tmp_path, "must be a file, and .* is a folder"),
-        (try_file, tmp_path / "link", "file is a file"),
         (try_file, tmp_path / "stdout", "must be a file, and .*stdout is a device or pipe"),
         (try_file, Path("/dev/null"), "must be a file, and /dev/null is a device or pipe"),
     ):
