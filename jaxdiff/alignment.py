@@ -96,11 +96,8 @@ def loss_of(base: Teacher, kl: float, last: int) -> Loss:
         last: steps of a sample that are differentiated.
 
     Raises:
-        UserError: a penalty of the last step alone, which has none.
-        ValueError: `last` is more than the steps of a sample.
+        ValueError: `last` is more than the steps of a sample, or 1 with a penalty, which the last step has none of.
     """
-    if kl > 0 and last == 1:
-        raise UserError("the step to clean pictures is not penalized: --last is at least 2, or --kl is 0")
     apply, prediction, reference = base.experiment.model.apply, base.prediction, base.denoiser(guided=False)
     levels, solver = base.experiment.sampling.grid(STEPS), solvers.dpmpp_2m()
 

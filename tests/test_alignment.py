@@ -92,7 +92,7 @@ def test_mistakes(base, tmp_path):
         build(base=str(tmp_path / "points"), **KNOBS)
     with pytest.raises(ValueError, match="last must lie between 1 and the grid's 8 steps, got 9"):
         build(base=str(base), last=9, **KNOBS)
-    with pytest.raises(UserError, match="--last is at least 2, or --kl is 0"):
+    with pytest.raises(ValueError, match="the step to sigma = 0 is not penalized: last must be at least 2, or kl 0"):
         build(base=str(base), last=1, **KNOBS)
     with pytest.raises(ValueError, match="kl must be"):
         build(base=str(base), kl=-1.0, **KNOBS)

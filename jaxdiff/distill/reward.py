@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff.checks import check_function, check_number, factory
+from jaxdiff.checks import check_function, check_number, factory, is_traced
 from jaxdiff.distill.base import Teacher, split_inputs
 from jaxdiff.levels import Level, check_grid
 from jaxdiff.losses import split_batch
@@ -58,7 +58,7 @@ def reward_loss(
 
     Raises:
         ValueError: a function of another signature, not a grid or a solver, `last` outside 1..N, kl < 0, a penalty
-            without a reference or with a solver of several evaluations.
+            without a reference, of the step to sigma = 0 alone, or with a solver of several evaluations.
     """
     check_function("apply", apply, "(params, x, noise, cond) -> F")
     check_function("prediction", prediction, "(level) -> Scalings")
@@ -71,6 +71,8 @@ def reward_loss(
         raise ValueError(f"last must lie between 1 and the grid's {steps} steps, got {last}")
     if kl and (reference is None or solver.nfe != 1):
         raise ValueError("a KL penalty needs a reference, and a solver of one evaluation a step")
+    if kl and last == 1 and not is_traced(levels.sigma) and levels.sigma[-1] == 0:
+        raise ValueError("the step to sigma = 0 is not penalized: last must be at least 2, or kl 0")
     early, late = levels.at(slice(None, steps - last + 1)), levels.at(slice(steps - last, None))
 
     def loss(inputs: Any, key: Array, batch: Batch) -> tuple[Array, Metrics]:

@@ -163,6 +163,12 @@ def test_mistakes():
         options = {"solver": jd.solvers.ddpm(), "last": 1, "reference": REFERENCE, "kl": 1.0} | options
         with pytest.raises(ValueError, match=words):
             distill.reward_loss(apply, LEVELS, parameterize.x0, lambda x0, cond: x0[:, 0], **options)
+    to_clean = jd.grids.karras(PROCESS, 4, sigma_min=0.02, sigma_max=200.0)
+    with pytest.raises(ValueError, match="the step to sigma = 0 is not penalized"):
+        distill.reward_loss(
+            apply, to_clean, parameterize.x0, lambda x0, cond: x0[:, 0], solver=jd.solvers.ddpm(), last=1, kl=1.0,
+            reference=REFERENCE,
+        )  # fmt: skip
     loss = distill.reward_loss(
         apply, LEVELS, parameterize.x0, lambda x0, cond: x0[:, 0], solver=jd.solvers.plms(), last=1, kl=1.0,
         reference=REFERENCE,
