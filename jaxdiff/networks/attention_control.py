@@ -83,7 +83,8 @@ def prompt_to_prompt(
     """Prompt-to-prompt: the second half of the batch has the attention maps of the first (Hertz et al. 2022).
 
     arXiv:2208.01626, sec. 3.2: replaced words share maps, new words have their own, and a word's map is scaled. The
-    authors replace self-attention's maps in the first 40 % of the steps and cross-attention's in the first 80 %.
+    authors replace self-attention's maps in the first 40 % of the steps and cross-attention's in the first 80 %. The
+    joint attention of text and picture in MMDiT, Flux and U-ViT counts as self-attention: no words are aligned there.
 
     Args:
         self_attention: whether the maps are the source's in self-attention; may be traced, for it depends on the level.
