@@ -174,14 +174,16 @@ def test_mistakes(tmp_path):
         ({"widths": (8, 12)}, r"multiples of --groups 8, got \(8, 12\)"),
         ({"size": 13, "widths": (8, 8)}, "no multiple of 2: choose another --size"),
         ({"perceptual": "lpips"}, "--perceptual lpips needs the files --vgg"),
-        ({"pixel": "l3"}, "--pixel must be l1 or l2, got 'l3'"),
-        ({"perceptual": "vgg"}, "--perceptual must be none, efficientnet or lpips, got 'vgg'"),
-        ({"form": "vae"}, "--form must be kl or vq, got 'vae'"),
+        ({"pixel": "l3"}, "pixel must be one of l1, l2, got 'l3'"),
+        ({"perceptual": "vgg"}, "perceptual must be one of none, efficientnet, lpips, got 'vgg'"),
+        ({"form": "vae"}, "form must be one of kl, vq, got 'vae'"),
         ({"kl_weight": -1.0}, "--kl-weight must be a number from 0, got -1"),
         ({"critic_channels": 24}, "--critic-channels must be a multiple of 16, got 24"),
     ):
         with pytest.raises(ValueError, match=words):
             experiment(**knobs)
+    with pytest.raises(ValueError, match="--form must be kl or vq, got 'vae'"):
+        Architecture(form="vae")
     colour = {"_class_name": "AutoencoderKL", "in_channels": 3, "block_out_channels": [8], "norm_num_groups": 4}
     (tmp_path / "config.json").write_text(json.dumps(colour))
     with pytest.raises(ValueError, match=r"takes 3 channels and makes 3, and the images have 1: --channels 1 or 3"):
