@@ -39,7 +39,9 @@ def load_base(path: str, run: Run) -> Teacher:
     Raises:
         UserError: it is not one of pictures with classes, or as `few_steps.load_teacher` does.
     """
-    base = few_steps.load_teacher(path, run, guidance=1.0)
+    # Of steps as many as the classifier's pictures take: the data may end with them.
+    enough = replace(run, steps=max(run.steps, -(-PICTURES // run.batch)))
+    base = few_steps.load_teacher(path, enough, guidance=1.0)
     spec, shape = base.experiment.training.batch_spec, base.experiment.medium.shape
     if spec.keys() != {"x", "label"} or len(shape) != 3 or base.experiment.condition.choices < 2:
         raise UserError(f"a reward by a classifier needs a run of pictures with two classes or more; {path} is none")

@@ -169,6 +169,22 @@ def test_the_runs_that_a_run_is_made_of_are_trusted_with_it(command, run, tmp_pa
         load_run(run)
 
 
+def test_training_goes_on_trusting_them(run, tmp_path, monkeypatch, capsys):
+    """With another number of steps a run's earlier experiment is built as well."""
+    (run / "experiment.py").chmod(0o666)
+
+    def train(*args, **options):
+        check_own(run / "experiment.py")
+        raise SystemExit(7)
+
+    monkeypatch.setattr("jaxdiff.run.train", train)
+    for more, status in (([], 2), (["--trust"], 7)):
+        with pytest.raises(SystemExit) as stop:
+            main(["train", "toy2d", "--workdir", str(tmp_path / "new"), *more])
+        assert stop.value.code == status
+    assert "--trust" in capsys.readouterr().err
+
+
 def test_so_does_load_run(run):
     (run / "experiment.py").chmod(0o666)
     with pytest.raises(ValueError, match="--trust"):

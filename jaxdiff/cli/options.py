@@ -9,6 +9,7 @@ from jaxdiff.options import Help, Steps
 from jaxdiff.quantize import Weights
 
 __all__ = [
+    "TRUST_PARTS",
     "Devices",
     "EightBits",
     "GridName",
@@ -31,3 +32,5 @@ EightBits = Annotated[Weights | None, Help("kernels in 8 bits: docs/gpu.md.")]
 PicturesOut = Annotated[Path | None, Help("FILE.png with all of them, FILE.npz with arrays, or a folder.")]
 Devices = Annotated[str, Help("devices as data=4,fsdp=2,sequence=2; data takes the rest.")]
 Trust = Annotated[bool, Help("execute a program that others can write.")]
+# The same of commands whose options are made by hand: (type, default, help).
+TRUST_PARTS = (bool, False, "execute programs that others can write, of the runs that this one is made of.")

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from jaxdiff.cli.knobs import parse_knobs
+from jaxdiff.cli.options import TRUST_PARTS
 from jaxdiff.cli.places import try_file
 from jaxdiff.experiment import Experiment
 from jaxdiff.plan import Estimate, Topology, as_json, estimate, sampling, sweep, table, topology, train_step
@@ -27,7 +28,7 @@ OWN = {
     "weights": (Weights | None, None, "of a sampler, kernels in 8 bits."),
     "sweep": (bool, False, "compile many, best first: each of mesh, batch and remat that the command does not give."),
     "json": (Path | None, None, "also write the plan to this file."),
-    "trust": (bool, False, "execute programs that others can write, of the runs that this one is made of."),
+    "trust": TRUST_PARTS,
 }
 
 

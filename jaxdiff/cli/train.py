@@ -10,6 +10,7 @@ import jax
 
 from jaxdiff import run
 from jaxdiff.cli.knobs import parse_knobs
+from jaxdiff.cli.options import TRUST_PARTS
 from jaxdiff.cli.places import try_folder
 from jaxdiff.faults import AGAIN
 from jaxdiff.options import Count
@@ -44,16 +45,16 @@ def command(args: list[str], signals: Signals | None = None) -> None:
     workdir, mesh, recipe = options["workdir"], parse_mesh(options["mesh"]), Recipe(script, knobs)
     try_folder(workdir, "--workdir")
     recipe.check(workdir)
-    with trusting(options["trust"]):
-        experiment = recipe.build(mesh)
-    if options["save_every"] is not None:
-        experiment = replace(experiment, training=replace(experiment.training, save_every=options["save_every"]))
     begin = options["init_from"]
-    state = run.train(
-        experiment, workdir, mesh=mesh, recipe=recipe, init_from=None if begin is None else open_run(begin),
-        hang_timeout=options["hang_timeout"],
-        signals=signals, goodput=goodput,
-    )  # fmt: skip
+    with trusting(options["trust"]):  # a run that goes on with more steps builds its earlier experiment, too
+        experiment = recipe.build(mesh)
+        if options["save_every"] is not None:
+            experiment = replace(experiment, training=replace(experiment.training, save_every=options["save_every"]))
+        state = run.train(
+            experiment, workdir, mesh=mesh, recipe=recipe, init_from=None if begin is None else open_run(begin),
+            hang_timeout=options["hang_timeout"],
+            signals=signals, goodput=goodput,
+        )  # fmt: skip
     signalled = signals is not None and signals.received is not None and jax.process_count() == 1
     if signalled or int(state.step) < experiment.training.steps:
         raise SystemExit(AGAIN)
@@ -71,5 +72,5 @@ def _own(script: Script) -> dict[str, tuple[Any, Any, str]]:
         "init_from": (Path | None, None, "another run, with whose averaged parameters this one begins."),
         "hang_timeout": (float | None, None, hang_timeout),
         "save_every": (Count | None, None, "steps between two checkpoints; by default the experiment's."),
-        "trust": (bool, False, "execute programs that others can write, of the runs that this one is made of."),
+        "trust": TRUST_PARTS,
     }

@@ -65,10 +65,8 @@ def command(
     check_suffix(experiment.medium, out)
     embedder = unclip.load_embedder(read_knobs(run)["image_text"], where)
     x = np.stack([read_picture(file, embedder.model.shape, fit=fit) for file in pictures])
-    params, shares = (
-        parameters(experiment, run, mesh=where),
-        np.linspace(0, 1, num) if num > 1 else np.full(1, 1.0 if texts else 0.5),
-    )
+    params = parameters(experiment, run, mesh=where)
+    shares = np.linspace(0, 1, num) if num > 1 else np.full(1, 1.0 if texts else 0.5)
     z = embedder.embed_pictures(x)
     if texts:
         first, last = embedder.embed_texts(texts)

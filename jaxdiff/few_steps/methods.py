@@ -66,7 +66,8 @@ def guidance(teacher: Teacher, run: Run, steps: int) -> Method:
         max_scale=max(2.0, 1.5 * teacher.guidance),
         guide=teacher.experiment.sampling.guide,
     )
-    made, given = method_of(teacher, network, loss, teacher.experiment.sampling.solver), teacher.experiment.sampling
+    given = teacher.experiment.sampling
+    made = method_of(teacher, network, loss, given.solver)
     return replace(made, sampling=replace(made.sampling, steps=given.steps))
 
 

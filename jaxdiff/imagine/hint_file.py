@@ -117,8 +117,7 @@ class HintFile:
             scale: by how much the hint has grown; the joints of a pose without a canvas are in pixels of the first.
 
         Raises:
-            ValueError: the file holds none, or there are other channels; it is no
-                embedding of that length.
+            ValueError: the file holds none, or there are other channels; it is no embedding of that length.
         """
         if shape is not None and len(shape) == 1:
             return self._embedding(shape[0])
