@@ -114,7 +114,8 @@ class HintFile:
         Args:
             shape: (height, width, 3), or 1 for the channels' mean; other pictures are scaled to cover it and
                 cropped. None: the picture's own size, and 3. (D,): of an embedding.
-            scale: by how much the hint has grown; the joints of a pose without a canvas are in pixels of the first.
+            scale: by how much the hint has grown; distances, and the joints of a pose without a canvas, may be those of
+                the first.
 
         Raises:
             ValueError: the file holds none, or there are other channels; it is no embedding of that length.
@@ -129,10 +130,7 @@ class HintFile:
 
     def _read(self, size: tuple[int, int] | None, scale: int) -> np.ndarray:
         if self.kind == DEPTH:
-            distance = read_npz(self.file).get(DEPTH, np.zeros(0))
-            if distance.ndim != 2 or distance.shape != (size or distance.shape) or not np.all(distance > 0):
-                raise ValueError(f'{self.file} must hold "depth", positive numbers of shape {size or "[H, W]"}')
-            return np.asarray(hints.depth(jnp.asarray(distance[None], jnp.float32))[0])
+            return self._depth(size, scale)
         if self.kind == POSE:
             if size is None:
                 raise ValueError("a pose is drawn in pictures of one size, and this control's have any")
@@ -146,6 +144,14 @@ class HintFile:
             picture = edges(picture) if self.kind == EDGES else picture
             return picture.astype(np.float32) / 255
         return np.asarray(jax.jit(MAKERS[self.kind])(to_float(picture)[None])[0])
+
+    def _depth(self, size: tuple[int, int] | None, scale: int) -> np.ndarray:
+        distance = read_npz(self.file).get(DEPTH, np.zeros(0))
+        sizes = [distance.shape] if size is None else [size, (size[0] // scale, size[1] // scale)]
+        if distance.ndim != 2 or distance.shape not in sizes or not np.all(distance > 0):
+            raise ValueError(f'{self.file} must hold "depth", positive numbers of shape {size or "[H, W]"}')
+        grown = jax.image.resize(jnp.asarray(distance, jnp.float32), size or distance.shape, "linear")
+        return np.asarray(hints.depth(grown[None])[0])
 
     def _embedding(self, features: int) -> np.ndarray:
         wanted = f'{features} numbers: an .npy file, or an .npz file of "{FACE}"'

@@ -32,6 +32,8 @@ def test_hints_are_files_or_made_of_them(tmp_path):
     assert made.shape == (16, 16, 3) and made[0, 0, 0] == 1 and made[-1, -1, 0] == 0
     with pytest.raises(ValueError, match=r"positive numbers of shape \(8, 8\)"):
         parse_hint(f"depth:{tmp_path / 'far.npz'}").read((8, 8, 3))
+    larger = parse_hint(f"depth:{tmp_path / 'far.npz'}").read((32, 32, 3), 2)  # of an upscaled picture
+    np.testing.assert_allclose(larger.reshape(16, 2, 16, 2, 3).mean((1, 3))[1:-1], made[1:-1], atol=0.02)
     with pytest.raises(ValueError, match=r"made by edges, canny, low, colors, depth, pose, got 'lines'"):
         parse_hint(f"lines:{file}")
     with pytest.raises(ValueError, match="does not exist"):
@@ -74,7 +76,7 @@ def test_poses_are_read_in_pixels_or_of_a_canvas(tmp_path):
     got = parse_hint(f"pose:{file}").read((16, 24, 3))
     np.testing.assert_array_equal(got, hints.pose(joints[None].astype(np.float32), (16, 24))[0])
     assert got.shape == (16, 24, 3) and len(np.unique(got.reshape(-1, 3), axis=0)) == 4  # a limb, two joints and black
-    larger = parse_hint(f"pose:{file}").read((32, 48, 3), 2)  # as a picture that is upscaled follows it
+    larger = parse_hint(f"pose:{file}").read((32, 48, 3), 2)  # of an upscaled picture
     np.testing.assert_array_equal(larger, hints.pose((joints[None] * [2, 2, 1]).astype(np.float32), (32, 48))[0])
     file.write_text(json.dumps({"people": people, "canvas_width": 48, "canvas_height": 32}))
     half = parse_hint(f"pose:{file}").read((16, 24, 3))
