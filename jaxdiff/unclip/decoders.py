@@ -87,12 +87,15 @@ def of_embeddings(embedder: Embedder, pairs: Pairs, given: Prior | None = None) 
     if given is not None:
         spec |= given.condition.spec
         spec["given"] = jax.ShapeDtypeStruct((), jnp.bool_)
+        # The prior's own captions are others: it shows more of them.
+        each = [given.condition.parse(caption) for caption in pairs.captions]
+        tokens_of = {name: np.concatenate([tokens[name] for tokens in each]) for name in given.condition.spec}
 
     def choose(index: np.ndarray) -> Cond:
         numbers = np.asarray(index) % count
         if given is None:
             return {"embedding": embedder.embed_pictures(pairs.read(numbers))}
-        return _of_prompts(given.condition.choose(numbers), width)
+        return _of_prompts({name: tokens[numbers] for name, tokens in tokens_of.items()}, width)
 
     def parse(words: str) -> Cond:
         if given is None:

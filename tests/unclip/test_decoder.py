@@ -13,8 +13,8 @@ from jaxdiff.seeds import example_keys
 
 @pytest.fixture(scope="module")
 def given():
-    """A prior that draws twice a token's vector and its noise."""
-    condition = unclip.of_texts(embedder(), pairs())
+    """A prior that draws twice a token's vector and its noise; its own previews show other captions."""
+    condition = unclip.of_texts(embedder(), pairs()._replace(captions=("d", "b")))
     return unclip.Prior(
         jnp.float32(2), condition, lambda params, noise, cond: params * jax.nn.one_hot(cond["ids"][:, 1] - 2, D) + noise
     )
