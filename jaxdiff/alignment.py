@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from jaxdiff.few_steps import Teacher
 from jaxdiff.media.classifier import FittedClassifier, fit_classifier, load_classifier, save_classifier
 from jaxdiff.networks.classifier import Classifier
 from jaxdiff.options import Run
+from jaxdiff.train.checkpoint.together import first_does
 from jaxdiff.types import Cond, Loss, Params
 
 __all__ = ["REWARD", "experiment_of", "load_base", "load_reward", "log_probability", "loss_of"]
@@ -58,11 +60,7 @@ def load_reward(base: Teacher) -> FittedClassifier:
         UserError: the classifier there takes other pictures or knows other classes.
     """
     path, experiment = base.path / REWARD, base.experiment
-    if not path.exists():
-        batches = list(islice(experiment.training.batches(0), -(-PICTURES // experiment.training.batch)))
-        x, label = (np.concatenate([np.asarray(batch[name]) for batch in batches]) for name in ("x", "label"))
-        classes = experiment.condition.choices
-        save_classifier(path, fit_classifier(x, label, num_classes=classes, seed=SEED, progress=True))
+    first_does("reward", lambda: None if path.exists() else _fit(path, experiment))
     classifier = load_classifier(path)
     found = *classifier.shape, classifier.params["head"]["bias"].size
     wanted = *experiment.medium.shape, experiment.condition.choices
@@ -72,6 +70,15 @@ def load_reward(base: Teacher) -> FittedClassifier:
             "delete it to fit another"
         )
     return classifier
+
+
+def _fit(path: Path, experiment: Experiment) -> None:
+    """Fit the classifier to the first of the run's training data, and write it."""
+    size = experiment.training.batch
+    batches = list(islice(experiment.training.batches(0, np.arange(size)), -(-PICTURES // size)))
+    x, label = (np.concatenate([np.asarray(batch[name]) for batch in batches]) for name in ("x", "label"))
+    classes = experiment.condition.choices
+    save_classifier(path, fit_classifier(x, label, num_classes=classes, seed=SEED, progress=True))
 
 
 def log_probability(params: Params, x0: Array, cond: Cond) -> Array:

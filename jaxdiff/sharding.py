@@ -297,9 +297,12 @@ def process_indices(mesh: Mesh, size: int) -> np.ndarray:
     return np.unique(np.concatenate([np.arange(size)[index] for index in slices]))
 
 
-def num_batch_shards(mesh: Mesh) -> int:
-    """Return the number of parts that a batch is split into."""
-    return _size(mesh, BATCH_AXES)
+def num_batch_shards(mesh: Mesh | None = None) -> int:
+    """Return the number of parts that a mesh splits a batch into; None: the mesh that is traced for, 1 without one."""
+    if mesh is not None:
+        return _size(mesh, BATCH_AXES)
+    ambient = jax.sharding.get_abstract_mesh()
+    return 1 if ambient.empty else _size(ambient, BATCH_AXES)
 
 
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:

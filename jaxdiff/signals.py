@@ -62,7 +62,11 @@ class Signals:
         self._unsaved, self._raises = is_so, self._ends and not is_so
 
     def many(self) -> None:
-        """Leave SIGTERM and Ctrl-C to JAX's handler, with which all processes of a run agree on a step."""
+        """Leave SIGTERM and Ctrl-C to JAX's handler, with which all processes of a run agree on a step.
+
+        Called before the block by a process that has joined the others, after which that handler must stay; within the
+        block by one that joins them there.
+        """
         self._many = True
 
     @contextlib.contextmanager
@@ -92,7 +96,7 @@ class Signals:
             self._write.setblocking(False)
             self._old_wakeup = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
             threading.Thread(target=self._watch, name="signals", daemon=True).start()
-        for number in NUMBERS:
+        for number in (signal.SIGINT,) if self._many else NUMBERS:
             self._old[number] = signal.signal(number, self._handle)
         return self
 

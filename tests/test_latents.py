@@ -1,6 +1,7 @@
 """Latent diffusion: autoencoders of runs and folders, their scale, what is decoded, and mistakes."""
 
 import json
+import re
 from dataclasses import replace
 from importlib import import_module
 from itertools import islice
@@ -12,8 +13,9 @@ import numpy as np
 import pytest
 from helpers.untrained import untrained
 
-from jaxdiff import conditions, data, interop, latents, losses, models, parameterize, run, train
+from jaxdiff import conditions, data, interop, latents, losses, models, parameterize, run, sharding, train
 from jaxdiff.autoencoders import Codec, VQCodec
+from jaxdiff.autoencoders.codec import decode_singly
 from jaxdiff.cli import main
 from jaxdiff.conditions import Condition
 from jaxdiff.drawing import Drawer, draw
@@ -75,6 +77,26 @@ def test_decoding_inverts_the_scale_of_either_autoencoder():
     np.testing.assert_allclose(mean, 5 * (z + 1), rtol=1e-6)
     assert not std.any()
     np.testing.assert_allclose(vq.decode_latents(1.0, mean), z, atol=1e-6)
+
+
+def test_each_device_decodes_its_own():
+    """In turns of one image a device: what a turn decodes is as large as the mesh, and no device gets another's."""
+    z, mesh, turns = jnp.arange(32.0).reshape(16, 2), sharding.make_mesh(4, 2), []
+
+    def decode(z):
+        turns.append(z.shape)
+        return jnp.sin(z) @ jnp.ones((2, 3))
+
+    def in_turns(z):
+        with sharding.use_mesh(mesh):
+            return decode_singly(decode, z)
+
+    split = sharding.batch_sharding(mesh)
+    compiled = jax.jit(in_turns, in_shardings=split, out_shardings=split).lower(z).compile()
+    assert turns == [(8, 2)] and not re.search("all-|collective|permute", compiled.as_text())
+    np.testing.assert_allclose(compiled(jax.device_put(z, split)), decode_singly(decode, z), rtol=1e-6)
+    assert turns[1:] == [(1, 2)]
+    np.testing.assert_allclose(decode_singly(decode, z), decode(z), rtol=1e-6)
 
 
 def test_the_condition_is_what_the_source_has(tmp_path):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.networks.layers import at_least_float32, check_divisible, per_channel
+from jaxdiff.sharding import BATCH_AXES, constrain, num_batch_shards
 
 
 class Codec(NamedTuple):
@@ -52,16 +53,21 @@ class Codec(NamedTuple):
 
 
 def decode_singly(decode: Callable[[Array], Array], latents: Array) -> Array:
-    """Decode one image at a time, since the decoder's activations need many times the memory of the latents.
+    """Decode one image of each device at a time, since the decoder's activations need many times the latents' memory.
 
     Args:
-        decode: latents [1, ...] -> images [1, ...].
+        decode: latents [N, ...] -> images [N, ...].
         latents: [B, ...].
 
     Returns:
         images [B, ...], float32 at least.
     """
-    images = jax.lax.map(lambda z: decode(z[None])[0], latents)
+    count = num_batch_shards()
+    count = 1 if len(latents) % count else count
+    # Each device has examples that follow each other, and goes through its own.
+    turns = jnp.moveaxis(latents.reshape(count, -1, *latents.shape[1:]), 1, 0)
+    images = jax.lax.map(lambda z: constrain(decode(constrain(z, BATCH_AXES)), BATCH_AXES), turns)
+    images = jnp.moveaxis(images, 0, 1).reshape(len(latents), *images.shape[2:])
     return images.astype(at_least_float32(images.dtype))
 
 

@@ -69,13 +69,16 @@ def unpack(name: str, workdir: str | Path, *, source: Path = FOLDER) -> None:
         source: the folder with the trained runs.
 
     Raises:
-        ValueError: there is no such run, the folder exists, or the experiment's network or words have changed.
+        ValueError: there is no such run, the folder exists, the experiment's network or words have changed, or this is
+            one of several processes.
     """
     workdir, packed = Path(workdir), source / name
     if not (packed / WEIGHTS).is_file():
         raise ValueError(f"no trained run is called {name!r}; there are: {', '.join(names())}")
     if workdir.exists():
         raise ValueError(f"{workdir} exists already: choose another folder for the trained run")
+    if jax.process_count() > 1:
+        raise ValueError(f"{workdir} must be there before several processes use it: `jaxdiff sample {name}` makes it")
     recipe = Recipe(Script(name), train.read_knobs(packed))
     experiment = recipe.build()
     check_vocabulary(packed, experiment.condition)

@@ -101,7 +101,11 @@ def fit(
     goodput = goodput or Goodput()
     with contextlib.ExitStack() as stack:
         watchdog = stack.enter_context(Watchdog(hang_timeout))
-        signals = stack.enter_context(Signals()) if signals is None else signals
+        if signals is None:
+            signals = Signals()
+            if jax.process_count() > 1:
+                signals.many()
+            stack.enter_context(signals)
         display = stack.enter_context(Display(start, steps, log, max_skipped))
         keeper = Keeper(checkpointer, save_every, start, display.say)
         keeper.warn_of_space(state)

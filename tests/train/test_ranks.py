@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 import pytest
-from train.test_processes import TRAIN, cluster
+from train.test_processes import EACH, TINY, TRAIN, cluster
 
 LONG = ("--steps", "100000", "--preview-every", "100000", "--steps-per-call", "2")
 
@@ -36,9 +36,12 @@ def ends(process):
 def test_one_of_two_is_signalled_dies_or_is_stopped(tmp_path):
     """Each start goes on from the step that both have saved; two updates a dispatch, so that no odd step is one."""
     workdir, last = tmp_path / "run", 0
-    start = lambda *more: cluster(2, 1, *TRAIN, "--workdir", str(workdir), *LONG, *more, folder=tmp_path)  # noqa: E731
-    for signalled, number in ((1, signal.SIGTERM), (0, signal.SIGINT)):
-        with start() as started:
+    knobs = "--workdir", str(workdir), *LONG
+    start = lambda *more: cluster(2, 1, *TRAIN, *knobs, *more, folder=tmp_path)  # noqa: E731
+    # In Python, too, where the processes join before anything of this package handles signals.
+    joined = lambda: cluster(2, 1, "-c", EACH, json.dumps([[TINY, *knobs]]), folder=tmp_path)  # noqa: E731
+    for begin, signalled, number in (start, 1, signal.SIGTERM), (start, 0, signal.SIGINT), (joined, 1, signal.SIGTERM):
+        with begin() as started:
             trains(workdir, last + 3)
             started[signalled].send_signal(number)
             assert [ends(process) for process in started] == [75, 75]
