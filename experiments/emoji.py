@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from jax.sharding import Mesh
+
 import jaxdiff as jd
 from jaxdiff import data, models, networks, text_encoders, train, training
 from jaxdiff.experiment import Experiment, Sampling, compute_dtype
@@ -16,15 +18,17 @@ def experiment(
     cond_dropout: CondDropout = 0.1,
     ema: Decay = 0.995,
     source: Source = "compositions:core",
+    mesh: Mesh | None = None,
 ) -> Experiment:
     """Flow matching on pictures with captions, guided; the text encoder learns with the network.
 
     Args:
         patch_size: edge of a patch, in pixels.
         encoder: of texts: own, minilm, or a directory of CLIP, T5 or BERT.
+        mesh: where a pretrained encoder lies; None is the default device.
     """
     emoji = data.open_dataset(source, captions=True)
-    of_text = text_encoders.of_captions(encoder, data.captions_of(emoji))
+    of_text = text_encoders.of_captions(encoder, data.captions_of(emoji), mesh=mesh)
     condition = text_encoders.condition_of(of_text, *data.preview_captions(emoji))
     network = networks.UNet(
         widths=(width, 2 * width, 3 * width),

@@ -108,8 +108,8 @@ class Help:
 
 
 def absolute(path: str) -> str:
-    """The path from the root, so that a run finds it from any folder; an empty one stays."""
-    return os.path.abspath(path) if path else path
+    """The path from the root, so that a run finds it from any folder; "~" is the home, and an empty one stays."""
+    return os.path.abspath(os.path.expanduser(path)) if path else path
 
 
 def _absolute_source(name: str) -> str:

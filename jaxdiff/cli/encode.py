@@ -126,11 +126,22 @@ def _batches(
 
 def _shards(batches: Iterator[Rows], rows: int) -> Iterator[Rows]:
     """Join batches to shards of `rows` rows; the last one has the remaining rows."""
-    rest: Rows = {}
+    held: list[Rows] = []
+    count = 0
     for batch in batches:
-        rest = {name: np.concatenate([rest[name], value]) if rest else value for name, value in batch.items()}
-        while len(rest["mean"]) >= rows:
-            yield {name: value[:rows] for name, value in rest.items()}
-            rest = {name: value[rows:] for name, value in rest.items()}
-    if rest and len(rest["mean"]):
-        yield rest
+        while count + len(batch["mean"]) >= rows:
+            yield _joined([*held, _cut(batch, slice(rows - count))])
+            batch, held, count = _cut(batch, slice(rows - count, None)), [], 0
+        if len(batch["mean"]):
+            held.append(batch)
+            count += len(batch["mean"])
+    if held:
+        yield _joined(held)
+
+
+def _cut(batch: Rows, part: slice) -> Rows:
+    return {name: value[part] for name, value in batch.items()}
+
+
+def _joined(parts: list[Rows]) -> Rows:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxdiff.data.npz import read_npz
+from jaxdiff.data.skipping import Skipping
 from jaxdiff.data.sources import Dataset
 from jaxdiff.data.transforms import fit_array
 
@@ -32,8 +33,8 @@ class Hinted:
 
     Attributes:
         images: the source.
-        hints: uint8[N, H', W', C'], one for each image, in the source's order; or a function that makes it of the
-            image, uint8[H, W, C].
+        hints: uint8[N, H', W', C'], one for each image, in the source's order, which has them all; or a function that
+            makes it of the image, uint8[H, W, C].
     """
 
     images: Dataset
@@ -48,6 +49,8 @@ class Hinted:
                 f"hints must be uint8[{len(self.images)}, H, W, C], one for each image, "
                 f"got {hints.dtype}{list(hints.shape)}"
             )
+        if isinstance(self.images, Skipping):
+            raise ValueError("a broken picture is replaced by another, whose hint is not at its place: pass a function")
 
     @property
     def shape(self) -> tuple[int, ...]:

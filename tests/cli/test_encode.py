@@ -1,5 +1,6 @@
 """A data set becomes latents and features of its texts, on which experiments train and from which they decode."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from helpers.tiny_pipeline import write
 from PIL import Image
 
 from jaxdiff import data, interop, text_to_image
-from jaxdiff.cli import main
+from jaxdiff.cli import encode, main
 from jaxdiff.train.lock import Lock
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -40,6 +41,17 @@ def latents(pipeline, pictures, tmp_path_factory):
     command = ["encode", str(pipeline), "--source", f"folder:{pictures}", "--size", "16", "--prompt", "a {}"]
     main([*command, "--out", str(out), "--batch", "8", "--rows", "25"])
     return out
+
+
+@pytest.mark.parametrize("sizes", [(3, 4, 5), (12,), (1, 11)])
+def test_shards_have_all_rows_in_their_order(sizes):
+    starts = np.cumsum((0, *sizes))
+    batches = [{"mean": np.arange(a, b), "label": -np.arange(a, b)} for a, b in pairwise(starts)]
+    shards = list(encode._shards(iter(batches), 5))
+    assert [len(shard["mean"]) for shard in shards] == [5, 5, 2]
+    for name, sign in (("mean", 1), ("label", -1)):
+        np.testing.assert_array_equal(np.concatenate([shard[name] for shard in shards]), sign * np.arange(12))
+    assert [len(each["mean"]) for each in encode._shards(iter(batches), 6)] == [6, 6]
 
 
 @pytest.mark.slow

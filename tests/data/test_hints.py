@@ -71,3 +71,5 @@ def test_a_file_of_hints(tmp_path):
     for wrong in (source.x[:5], source.x.astype(np.float32), source.x[..., 0]):
         with pytest.raises(ValueError, match=r"uint8\[12, H, W, C\]"):
             data.Hinted(source, wrong)
+    with pytest.raises(ValueError, match="a broken picture is replaced by another"):
+        data.Hinted(data.Skipping(source, 1), source.x)
