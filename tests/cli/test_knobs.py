@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Union, get_args, get_origin, get_type_hin
 import pytest
 
 from jaxdiff.cli import COMMANDS, ELSEWHERE, knobs, main, plan
-from jaxdiff.options import Count, Help, Natural, Range, Seed, checked
+from jaxdiff.options import Count, Help, Natural, Range, Seed, Source, checked
 from jaxdiff.recipe import load
 from jaxdiff.script import shipped
 
@@ -66,6 +66,12 @@ def test_every_range_is_looked_at():
         if optional(kind):
             checked(name, kind, None)
         assert where
+
+
+def test_a_folder_of_data_is_kept_from_the_root(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    for name, kept in (("folder:~/a", "folder:/home/me/a"), ("folder:/a/../b", "folder:/b"), ("twemoji", "twemoji")):
+        assert checked("--source", Source, name) == kept
 
 
 def test_help_is_the_docstrings_or_else_the_types(capsys):
