@@ -1,6 +1,9 @@
+import asyncio
 import errno
+import gc
 import shutil
 import threading
+import traceback
 
 import jax
 import jax.numpy as jnp
@@ -358,3 +361,21 @@ def test_nothing_to_restore(tmp_path):
 def test_keep_of_zero(tmp_path):
     with pytest.raises(ValueError, match="keep must be at least 1, got 0"):
         train.Checkpointer(tmp_path, keep=0)
+
+
+def test_orbax_is_heard_once(tmp_path, caplog):
+    """Of writes that fail together one error is raised; asyncio would show the others, and shows anybody else's."""
+    train.Checkpointer(tmp_path).close()
+    held = {}
+    for name in ("site-packages/orbax/checkpoint/a.py", "mine.py"):
+        exec(compile("async def write():\n    raise OSError('full')", name, "exec"), held)
+
+        async def both(write=held["write"]):
+            first, _second = (asyncio.create_task(write()) for _ in range(2))
+            await first
+
+        with pytest.raises(OSError, match="full"):
+            asyncio.run(both())
+    gc.collect()
+    traces = [record for record in caplog.records if record.exc_info]
+    assert [traceback.extract_tb(trace.exc_info[2])[-1].filename for trace in traces] == ["mine.py"]

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import sys
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ class Arrays:
 
     def __init__(self) -> None:
         self._handler = ocp.PyTreeCheckpointHandler()
-        logging.getLogger("absl").addFilter(_is_shown)
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).addFilter(_is_shown)
         _hide_late_writes()
 
     def start(self, folder: Path, flat: Mapping[str, jax.Array]) -> list[Any]:
@@ -111,5 +113,10 @@ def _hide_late_writes() -> None:
 
 
 def _is_shown(record: logging.LogRecord) -> bool:
-    """Whether to show a record of Orbax' log: exceptions of its threads are raised here anyway."""
-    return not (record.exc_info and "orbax" in record.pathname)
+    """Whether to show a record of Orbax' log, or of asyncio's: exceptions of Orbax are raised here anyway.
+
+    asyncio writes of all tasks that fail after the first, which is the one that is raised.
+    """
+    trace = record.exc_info[2] if record.exc_info else None
+    through = [record.pathname, *(frame.f_code.co_filename for frame, _ in traceback.walk_tb(trace))]
+    return not (record.exc_info and any("orbax" in path for path in through))
