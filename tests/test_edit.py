@@ -10,7 +10,7 @@ from helpers import tiny_classes as tiny
 from helpers import tiny_pipeline
 from PIL import Image
 
-from jaxdiff import conditions, imagine, train
+from jaxdiff import conditions, imagine, solvers, train
 from jaxdiff.cli import main
 from jaxdiff.cli.errors import sentence
 from jaxdiff.edit import draw, edit
@@ -158,6 +158,17 @@ def test_conditions_are_augmented_for_a_prompt_and_its_source_alike(method):
     np.testing.assert_allclose(drawn[0], drawn[1], atol=1e-6)
 
 
+def test_what_denoisers_give_is_clipped_as_for_samples():
+    """Clipped to nothing at all, a prompt and its source differ by nothing."""
+    made = tiny.experiment()
+    clipped = replace(made.sampling, clip=lambda denoise: lambda x, level: 0 * denoise(x, level))
+    drawn = edit(
+        imagine.of_experiment(replace(made, sampling=clipped), made.model.init(None)), PICTURE, prompt="Bag",
+        source="Sneaker",
+    )  # fmt: skip
+    np.testing.assert_allclose(drawn[0], X0, atol=1e-6)
+
+
 def test_mistakes(generator):
     black = np.zeros(tiny.SHAPE[:2], bool)
     for options, words in (
@@ -170,6 +181,7 @@ def test_mistakes(generator):
         ({"outpaint": (0, -1, 0, 0)}, "number of pixels, at least 0"),
         ({"prompt": "Bag", "guidance": float("nan")}, "guidance must be a number from -1,000 to 1,000, got nan"),
         ({"prompt": "Bag", "guidance": float("inf")}, "guidance must be a number from -1,000 to 1,000, got inf"),
+        ({"prompt": "Bag", "guidance": 0.0}, "guidance 0 draws without the prompt"),
         ({"prompt": "Hat"}, "Hat"),
     ):
         with pytest.raises((UserError, ValueError), match=words) as error:
@@ -179,6 +191,10 @@ def test_mistakes(generator):
         ValueError, match="method must be one of flow_edit, edit_friendly, prompt_to_prompt, got 'flow'"
     ):
         edit(generator, PICTURE, prompt="Bag", source="Bag", method="flow")
+    made = tiny.experiment()
+    noisy = replace(made, sampling=replace(made.sampling, solver=solvers.euler_ancestral()))
+    with pytest.raises(UserError, match="flow_edit follows an ODE, and this solver draws noise"):
+        edit(imagine.of_experiment(noisy, made.model.init(None)), PICTURE, prompt="Bag", source="Bag")
     with pytest.raises(UserError, match="at most 89,478,485 pixels, got 15,000,006 x 6"):
         draw._canvas(generator.stage(1), PICTURE, None, (0, 15_000_000, 0, 0))
     with pytest.raises(UserError, match="not as large"):

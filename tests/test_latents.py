@@ -20,6 +20,8 @@ from jaxdiff.cli import main
 from jaxdiff.conditions import Condition
 from jaxdiff.drawing import Drawer, draw
 from jaxdiff.experiment import UserError
+from jaxdiff.finetune.knobs import Network
+from jaxdiff.finetune.origin import read_origin
 from jaxdiff.first_stage import Architecture, open_origin
 from jaxdiff.media.files import write_pixels
 from jaxdiff.recipe import Recipe
@@ -215,3 +217,15 @@ def test_captions_and_pictures_that_are_encoded_in_each_step(tmp_path):
     after, metrics = jax.eval_shape(update, state, batch, made.model.frozen)
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state) and "mse" in metrics
     assert made.medium.prompts(3) == [made.medium.prompts(6)[i] for i in (0, 2, 4)]
+
+
+def test_the_autoencoder_of_a_pipeline_is_found_under_either_name(tmp_path):
+    """A network of latents that is fine-tuned without it would be trained on pixels."""
+    (tmp_path / "unet").mkdir()
+    fields = {"_class_name": "UNet2DModel", "in_channels": 2, "out_channels": 2, "sample_size": 4}
+    (tmp_path / "unet" / "config.json").write_text(json.dumps(fields))
+    origin = open_origin(Architecture(form="vq", codes=4, **NETWORK), (SIZE, SIZE, 1))
+    origin.save(origin.init(jax.random.key(0)), tmp_path / "vqvae", scale=2.0)
+    found = read_origin(Network(str(tmp_path)), None)
+    assert isinstance(found.autoencoder.apply, VQCodec) and found.autoencoder.apply.scale == 2
+    assert found.image_size(0) == SIZE and found.shape((SIZE, SIZE, 1)) == (4, 4, 2)

@@ -22,8 +22,10 @@ from jaxdiff.quantize import Weights
 from jaxdiff.schema import GUIDANCE
 from jaxdiff.seeds import example_keys
 from jaxdiff.sharding import batch_sharding, make_mesh, num_batch_shards, use_mesh
-from jaxdiff.text_to_image import Pipeline
 from jaxdiff.text_to_image.index import read_kind
+from jaxdiff.text_to_image.parts import Parts
+from jaxdiff.text_to_image.prompts import check_guided
+from jaxdiff.text_to_image.steering import hint_shapes
 
 __all__ = ["draw_prompts", "is_pipeline"]
 
@@ -95,18 +97,23 @@ def draw_prompts(
     def progress(done) -> None:
         bar.update(first + int(done) - bar.n)  # several devices may tell of one step
 
+    options: Any = {
+        "steps": steps, "size": size, "kind": scheduler, "base": base, "dtype": compute_dtype(), "controls": controls,
+    }  # fmt: skip
+    described = text_to_image.describe(directory, **options)  # mistakes show before gigabytes are read
+    if described.inpaints:
+        raise ValueError(f"{directory} draws a masked part of a picture: jaxdiff edit takes both")
+    scale, negative = _guidance(described, guidance, negative)
+    read = [hint.read(shape) for hint, shape in zip(hints, hint_shapes(described).values(), strict=True)]
     with busy("loading"):
         pipe = text_to_image.load(
-            directory, steps=steps, size=size, kind=scheduler, base=base, variant=variant, dtype=compute_dtype(),
-            progress=progress, place=lambda tree: train.shard_params(tree, where),
-            controls=controls, param_dtype=weights,
+            directory, **options, variant=variant, progress=progress, param_dtype=weights,
+            place=lambda tree: train.shard_params(tree, where),
         )  # fmt: skip
-    scale, negative = _guidance(pipe, guidance, negative)
     split = batch_sharding(where)
     names = tuple(prompts[i % len(prompts)] for i in range(rounds * batch))
     away = None if negative is None else jax.device_put(pipe.tokenize([negative] * batch), split)
     keys = example_keys(seed, rounds * batch).reshape(rounds, batch)
-    read = [hint.read(shape) for hint, shape in zip(hints, pipe.hint_shapes, strict=True)]
     repeated = [np.repeat(hint[None], batch, axis=0) for hint in read]
     steering: dict[str, Any] = {}
     if controls:
@@ -130,14 +137,17 @@ def draw_prompts(
     return Samples(np.concatenate(pictures)[:num], {}, choices, names=names[:num])
 
 
-def _guidance(pipe: Pipeline, scale: float | None, negative: str | None) -> tuple[float | None, str | None]:
+def _guidance(parts: Parts, scale: float | None, negative: str | None) -> tuple[float | None, str | None]:
     """The scale and the negative prompt to use, None for no guidance or no such prompt."""
-    if scale is not None and pipe.guidance is None:
+    takes_negative = parts.classifier_free
+    if scale is None and (takes_negative or parts.distilled):
+        scale = parts.layout.guidance
+    elif scale is not None and not takes_negative and not parts.distilled:
         raise ValueError("this network works without guidance")
-    scale = pipe.guidance if scale is None else scale
-    if not pipe.negative or scale == 1:
+    if not takes_negative or scale == 1:
         if negative is not None:
-            why = "is 1" if pipe.negative else "of this network is not classifier-free"
+            why = "is 1" if takes_negative else "of this network is not classifier-free"
             raise ValueError(f"a negative prompt needs classifier-free guidance; guidance {why}")
-        return (None if pipe.negative else scale), None
-    return scale, ("" if negative is None and not pipe.zero_negative else negative)
+        return (None if takes_negative else scale), None
+    check_guided(scale)
+    return scale, ("" if negative is None and not parts.zero_negative else negative)

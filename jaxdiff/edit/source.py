@@ -50,12 +50,18 @@ def editor(stage: Stage, method: Method, *, guided: bool) -> Callable[..., Array
 
     Raises:
         ValueError: another method.
-        UserError: a solver with a learned variance for "flow_edit".
+        UserError: a solver with a learned variance, or one that is no method of an ODE, for "flow_edit".
     """
     if method not in get_args(Method):
         raise ValueError(f"method must be one of {', '.join(get_args(Method))}, got {method!r}")
-    if stage.sampling.prepare()[1].learned_variance and method == "flow_edit":
+    solver = stage.sampling.prepare()[1]
+    if solver.learned_variance and method == "flow_edit":
         raise UserError("this solver takes a learned variance, and a difference of pictures has none: choose another")
+    if (solver.stochastic or solver.next_level) and method == "flow_edit":
+        raise UserError(
+            "flow_edit follows an ODE, and this solver draws noise or jumps: choose another solver, as ddim, or "
+            "edit_friendly"
+        )
     move = METHODS[method](stage, guided=guided)
 
     def draw(params: Params, keys: Array, x0: Array, *, conditions: Any, scale: Any, strength: Any) -> Array:
@@ -100,20 +106,20 @@ def target_of(stage: Stage, params: Params, cond: Cond, scale: Any, *, guided: b
         guided: whether there is guidance by the null condition; else `scale` is ignored.
     """
     denoise = conditional(stage.model, stage.condition, stage.sampling.prepare()[1])
-    if not guided:
-        return denoise(params, cond)
-    return stage.sampling.guide(denoise(params, cond), denoise(params, stage.condition.without(cond)), scale)
+    target = denoise(params, cond)
+    if guided:
+        target = stage.sampling.guide(target, denoise(params, stage.condition.without(cond)), scale)
+    return stage.sampling.clip(target)
 
 
 def _flow_edit(stage: Stage, *, guided: bool) -> Move:
     levels, solver = stage.sampling.prepare()
-    denoise = conditional(stage.model, stage.condition, solver)
 
     def move(params: Params, keys: Array, x0: Array, *, conditions: Any, scale: Any, strength: Any) -> Array:
         cond, source, _ = conditions
         noise = normal_like(fold_in(keys, 0), x0)
         target = target_of(stage, params, cond, scale, guided=guided)
-        change = inverse.flow_edit(target, denoise(params, source), x0, noise)
+        change = inverse.flow_edit(target, target_of(stage, params, source, 1.0, guided=False), x0, noise)
         start = first_step(len(levels.t) - 1, strength, round_up=True)
         return x0 + sample(change, solver, levels, jnp.zeros_like(x0), fold_in(keys, 1), start=start)
 
@@ -121,13 +127,13 @@ def _flow_edit(stage: Stage, *, guided: bool) -> Move:
 
 
 def _edit_friendly(stage: Stage, *, guided: bool) -> Move:
-    levels, solver = stage.sampling.prepare()
-    denoise = conditional(stage.model, stage.condition, solver)
+    levels, _ = stage.sampling.prepare()
 
     def move(params: Params, keys: Array, x0: Array, *, conditions: Any, scale: Any, strength: Any) -> Array:
         cond, source, _ = conditions
         start = first_step(len(levels.t) - 1, strength, round_up=True)
-        x, replay = inverse.edit_friendly(denoise(params, source), levels, x0, fold_in(keys, 0), start=start)
+        of_source = target_of(stage, params, source, 1.0, guided=False)
+        x, replay = inverse.edit_friendly(of_source, levels, x0, fold_in(keys, 0), start=start)
         target = target_of(stage, params, cond, scale, guided=guided)
         return sample(target, replay, levels, x, fold_in(keys, 1), start=start)
 
@@ -150,7 +156,7 @@ def _prompt_to_prompt(stage: Stage, *, guided: bool) -> Move:
             for share in (SELF, CROSS)
         ]
         both = jax.tree.map(lambda *parts: jnp.concatenate(parts), source, cond)
-        of_source = predict(stage.model)(params, source)
+        of_source = target_of(stage, params, source, 1.0, guided=False)
 
         def denoise(x: Array, level: Level) -> Array:
             active = [level.lam < end.lam for end in ends]
@@ -166,7 +172,7 @@ def _prompt_to_prompt(stage: Stage, *, guided: bool) -> Move:
             return twice(of_source(x[:half], level))
 
         x, replay = inverse.edit_friendly(of_both, levels, twice(x0), twice(fold_in(keys, 0)), start=start)
-        return sample(denoise, replay, levels, x, twice(fold_in(keys, 1)), start=start)[half:]
+        return sample(sampling.clip(denoise), replay, levels, x, twice(fold_in(keys, 1)), start=start)[half:]
 
     return move
 

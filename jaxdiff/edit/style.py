@@ -12,6 +12,7 @@ from jax import Array
 from jaxdiff import inverse
 from jaxdiff.conditions import Cond
 from jaxdiff.edit.source import target_of
+from jaxdiff.experiment import UserError
 from jaxdiff.first_stage.perceptual import as_rgb
 from jaxdiff.imagine import Stage
 from jaxdiff.levels import q_sample
@@ -67,8 +68,13 @@ def styled(stage: Stage, *, guided: bool) -> Callable[..., Array]:
     Returns:
         (params, keys, x0, *, cond, features, style, scale, strength, weight) -> pictures. `features` are the parameters
         of EfficientNet-Lite0, and `weight` is the factor of the distance to `style`, [1, H, W, 3].
+
+    Raises:
+        UserError: a solver that jumps.
     """
     levels, solver = stage.sampling.prepare()
+    if solver.next_level:
+        raise UserError("a style leads at one level, and this solver jumps between two: choose another solver")
     network = EfficientNetLite0()
 
     def draw(

@@ -150,5 +150,5 @@ def _with_scale(fields: dict[str, Any]) -> dict[str, Any]:
 
 def _autoencoder(vae: str, folder: Path, place: Place | None) -> interop.Pretrained | None:
     pipeline = pipeline_of(folder)
-    path = Path(vae) if vae else find_part(pipeline, "vae")
+    path = Path(vae) if vae else find_part(pipeline, "vae", "vqvae")
     return None if path == pipeline else interop.load(path, dtype=compute_dtype(), place=place)

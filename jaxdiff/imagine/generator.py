@@ -29,6 +29,7 @@ from jaxdiff.quantize import Weights
 from jaxdiff.recipe import load_run
 from jaxdiff.sampler import Generate, sampler
 from jaxdiff.sharding import use_mesh
+from jaxdiff.text_to_image.prompts import check_guided
 from jaxdiff.text_to_image.steering import hint_cond, hint_shapes, steered
 from jaxdiff.types import Params
 
@@ -111,12 +112,13 @@ class Generator:
 
         Raises:
             UserError: words for which the condition's `parse` raises a ValueError.
-            ValueError: as by `steer`.
+            ValueError: guidance 0, with which the prompt counts nothing; or as by `steer`.
         """
         steering = self.steer(scale, hints)
         cond = parsed(self.stage(scale).condition, [prompt])
         if "guidance" in cond:
             return {**cond, "guidance": np.full_like(cond["guidance"], guidance), **steering}, 1.0
+        check_guided(guidance)
         return {**cond, **steering}, guidance
 
     def steer(self, scale: int, hints: Sequence[Hint]) -> Cond:

@@ -13,9 +13,19 @@ from jaxdiff.conditions import Cond
 from jaxdiff.networks.configs import sdxl_vector
 from jaxdiff.types import Params
 
-__all__ = ["LAYOUTS", "Cond", "Models", "PipelineSpec"]
+__all__ = ["LAYOUTS", "Cond", "Models", "PipelineSpec", "check_guided"]
 
 SCORES = 6.0, 2.5  # the usual aesthetic scores of a prompt and of a negative one
+
+
+def check_guided(scale: float | None) -> None:
+    """Check the scale with which a prompt is guided by classifier-free guidance.
+
+    Raises:
+        ValueError: it is 0, with which the prompt counts nothing.
+    """
+    if scale == 0:
+        raise ValueError("guidance 0 draws without the prompt: 1 is off, which other projects write as 0")
 
 
 class Models(NamedTuple):

@@ -72,4 +72,7 @@ def test_a_prompt_makes_pictures(tmp_path, capsys, monkeypatch):
     alone = jax.jit(pipe.generate)(pipe.params, pipe.tokenize(prompts), keys, **options)
     np.testing.assert_allclose(arrays["usual"], alone[:2], atol=2e-5)
     np.testing.assert_allclose(drawn["x"][chosen], alone, atol=2e-5)
+    for weights in (tmp_path / "model").rglob("*.safetensors"):  # mistakes show before these are read
+        weights.unlink()
     assert "classifier-free" in fails(capsys, *common[1:], "--guidance", "1", "--negative", "dog")
+    assert "guidance 0 draws without the prompt" in fails(capsys, *common[1:], "--guidance", "0")
