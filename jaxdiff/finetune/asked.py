@@ -101,6 +101,8 @@ def _check_mode(network: Network, pictures: Pictures) -> None:
     for name, modes in OF_MODES.items():
         if network.mode not in modes and getattr(network, name) != getattr(plain, name):
             raise UserError(f"--{name} goes with --mode {' or '.join(modes)}, got --mode {network.mode}")
+    if network.distill == "none" and network.max_guidance != plain.max_guidance:
+        raise UserError("--max-guidance goes with --distill, into a network that is given the guidance scale")
     if network.mode != "control" and pictures.hints != Pictures().hints:
         raise UserError(f"--hints goes with --mode control, got --mode {network.mode}")
     if pictures.prompt and pictures.cond:
@@ -122,6 +124,8 @@ def _check_distilled(origin: Origin, asked: Asked, network: Network, guidance: f
         raise UserError(
             f"--guidance {guidance:g} needs a network with a null condition, which this one has not: use --guidance 1"
         )
+    if network.distill == "consistency" and not origin.distilled and network.max_guidance != Network("").max_guidance:
+        raise UserError("--max-guidance is of networks that are given the guidance scale, and this one is not")
     if origin.distilled and not 1 <= guidance <= network.max_guidance:
         raise UserError(
             f"--guidance {guidance:g} is of the samples, and lies in the range that is trained, 1 to --max-guidance "

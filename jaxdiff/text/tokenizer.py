@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,9 +56,9 @@ def tokenizer(directory: str | Path, *, length: int | None = None) -> Tokenizer:
         length: number of tokens of the result; None: model_max_length of its tokenizer_config.json.
 
     Returns:
-        texts -> (ids int32[B, length], mask bool[B, length]). Longer texts are truncated before their end token;
-        shorter ones are padded. The mask is True for the text and its start and end tokens. It depends on positions,
-        not on ids, since some models pad with the end token.
+        texts -> (ids int32[B, length], mask bool[B, length]). Longer texts are truncated before their end token, with
+        a warning; shorter ones are padded. The mask is True for the text and its start and end tokens. It depends on
+        positions, not on ids, since some models pad with the end token.
 
     Raises:
         ValueError: none of these files exist, or they define no length or padding.
@@ -92,6 +93,12 @@ def _encoder(directory: Path, config: dict[str, Any], length: int) -> Tokenizer:
             encodings = tokenizer.encode_batch(list(texts))
             ids = np.array([e.ids for e in encodings], np.int32).reshape(-1, length)  # an id may be too large
         mask = np.array([e.attention_mask for e in encodings], bool).reshape(-1, length)
+        for words, e in zip(texts, encodings, strict=True):
+            if e.overflowing:
+                places = [place for part in e.overflowing for place in part.offsets]
+                cut = [place for place in places if place != (0, 0)] or places  # added tokens are of no place
+                without = words[min(cut)[0] : max(cut)[1]]
+                warnings.warn(f"a text is longer than {length} tokens, and is read without {without!r}", stacklevel=2)
         return ids, mask
 
     return encode

@@ -164,19 +164,19 @@ FLUX = PipelineSpec(
     asks=("in_channels",),
 )
 
-# By the class in model_index.json; those that begin with an image differ in nothing that is in the directory.
+# By the class in model_index.json; those that begin with an image differ in defaults, and in no file of the directory.
 LAYOUTS = {
-    "FluxImg2ImgPipeline": FLUX,
-    "FluxInpaintPipeline": FLUX,
+    "FluxImg2ImgPipeline": FLUX._replace(guidance=7.0),
+    "FluxInpaintPipeline": FLUX._replace(guidance=7.0),
     "FluxPipeline": FLUX,
     "LatentConsistencyModelPipeline": SD._replace(steps=4, guidance=8.5),
-    "StableDiffusion3Img2ImgPipeline": SD3,
-    "StableDiffusion3InpaintPipeline": SD3,
+    "StableDiffusion3Img2ImgPipeline": SD3._replace(steps=50),
+    "StableDiffusion3InpaintPipeline": SD3._replace(steps=50),
     "StableDiffusion3Pipeline": SD3,
     "StableDiffusionImg2ImgPipeline": SD,
     "StableDiffusionInpaintPipeline": SD,
     "StableDiffusionPipeline": SD,
     "StableDiffusionXLImg2ImgPipeline": XL,
-    "StableDiffusionXLInpaintPipeline": XL,
+    "StableDiffusionXLInpaintPipeline": XL._replace(guidance=7.5),
     "StableDiffusionXLPipeline": XL,
 }

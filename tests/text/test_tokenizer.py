@@ -33,7 +33,9 @@ def configured(directory, **config):
 
 def test_clip(tmp_path):
     encode = text.tokenizer(clip(tmp_path, model_max_length=6))
-    ids, mask = encode(["AB \n a!", "aab", "", "a a a a a a"])
+    with pytest.warns(UserWarning, match="a text is longer than 6 tokens, and is read without 'a a'") as warned:
+        ids, mask = encode(["AB \n a!", "aab", "", "a a a a a a"])
+    assert len(warned) == 1
     assert ids.tolist() == [[7, 4, 2, 6, 8, 8], [7, 0, 4, 8, 8, 8], [7, 8, 8, 8, 8, 8], [7, 2, 2, 2, 2, 8]]
     assert mask.sum(1).tolist() == [5, 4, 2, 6], "the end that ends a text is seen, those that pad are not"
     assert mask[:, 0].all()
