@@ -207,6 +207,7 @@ def test_mistakes_of_the_command(tmp_path, capsys):
         (("--prompt", "Bag", "--out", str(tmp_path / "b.jpg")), "--out must end in .png or .npz, or be a folder, got"),
         (("--prompt", "Bag", "--out", str(tmp_path / "b.PNG")), "--out must end in .png or .npz, or be a folder, got"),
         (("--prompt", "Bag", "--size", "8", "8"), "is no text-to-image directory"),
+        (("--prompt", "Bag"), "a.png"),
     ):
         with pytest.raises(SystemExit):
             main(["edit", str(tmp_path / "run"), "a.png", "--out", str(tmp_path / "b.png"), *args])

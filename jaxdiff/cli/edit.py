@@ -82,6 +82,8 @@ def command(
         raise ValueError("edit takes --prompt, --style, --mask or --outpaint: what shall be drawn?")
     where, of_directory = parse_mesh(mesh), check_kind(run, size=size, base=base, variant=variant, control=control)
     controls, hints = read_controls(control)
+    for file in filter(None, (picture, mask, style)):
+        read_image(file)  # what is no picture shows before a model is read
     generator = open_generator(
         run, steps=steps, solver=solver, size=size, base=base, variant=variant, weights=weights, controls=controls,
         mesh=where, trust=trust,

@@ -101,8 +101,7 @@ def draw_prompts(
         "steps": steps, "size": size, "kind": scheduler, "base": base, "dtype": compute_dtype(), "controls": controls,
     }  # fmt: skip
     described = text_to_image.describe(directory, **options)  # mistakes show before gigabytes are read
-    if described.inpaints:
-        raise ValueError(f"{directory} draws a masked part of a picture: jaxdiff edit takes both")
+    described.check_whole()
     scale, negative = _guidance(described, guidance, negative)
     read = [hint.read(shape) for hint, shape in zip(hints, hint_shapes(described).values(), strict=True)]
     with busy("loading"):

@@ -261,11 +261,7 @@ def of_directory(
         "steps": steps, "kind": solver, "base": base, "dtype": compute_dtype(), "controls": controls,
     }  # fmt: skip
     usual = text_to_image.describe(directory, size=size, **options)
-    if usual.inpaints:
-        raise ValueError(
-            f"the network of {directory} is for inpainting, and takes the mask and the picture itself: "
-            "`text_to_image.load` draws with it, in Python"
-        )
+    usual.check_whole()
     place = None if mesh is None else lambda tree: train.shard_params(tree, mesh)
     params = text_to_image.load(
         directory, size=size, variant=variant, param_dtype=weights, place=place, **options

@@ -83,6 +83,14 @@ class Parts(NamedTuple):
         """Whether the mask and the masked image are inputs of the network."""
         return self.layout.network == "unet" and self.config["in_channels"] > self.config["out_channels"]
 
+    def check_whole(self) -> None:
+        """Raise ValueError unless the network draws whole pictures."""
+        if self.inpaints:
+            raise ValueError(
+                "the network is for inpainting, and takes the mask and the picture itself: `text_to_image.load` draws "
+                "with it, in Python"
+            )
+
     @property
     def encoders(self) -> list[str]:
         """The names of the text encoders, which are those of the tokens."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -121,7 +121,8 @@ def load(
             and a scheduler and models where there are any.
         variant: of the weights in a directory, such as "fp16".
         length: of T5's text in tokens; by default 256 for Stable Diffusion 3 and 512 for Flux.
-        dtype: of the networks' computation. The steps are taken in float32 at least.
+        dtype: of the networks' computation. The steps are taken in float32 at least, and so are in float16 those of an
+            autoencoder whose config says "force_upcast": numbers in it are too large.
         param_dtype: of the parameters; None: as in the files. "int8" or "float8": kernels of all models but the
             autoencoder in 8 bits; see `quantize.quantize`.
         place: tree of shapes -> tree of shardings, for each model; see `interop.load`.
@@ -136,8 +137,7 @@ def load(
 
     Raises:
         ValueError: the pipeline's class is not known, a model is missing or not supported, the size is not one that
-            the networks can make, or a control is for another network. Everything but the contents of the weights
-            is checked before they are read.
+            the networks can make, or a control is for another network. All configs are checked before weights are read.
     """
     index, names, found = _index(directory, base, controls)
     parts = _parts(index, steps=steps, size=size, kind=kind, length=length, dtype=dtype, controls=names)
@@ -151,7 +151,8 @@ def load(
             read[path] = load_own(path, parts.config, dtype=dtype, param_dtype=stored, place=place)
         elif path not in read:
             own = None if part in found else variant  # a variant is of the pipeline's own weights
-            read[path] = load_model(path, variant=own, dtype=dtype, param_dtype=stored, place=place)
+            of_part = _dtype(parts.models.config[part], dtype)
+            read[path] = load_model(path, variant=own, dtype=of_part, param_dtype=stored, place=place)
         loaded[part] = read[path]
     generate = partial(generate_images, parts, progress)
     scale = layout.guidance if parts.distilled or parts.classifier_free else None
@@ -221,7 +222,7 @@ def _parts(
 def _described(index: Index, dtype: Any, length: int) -> Models:
     """The models as their configs describe them."""
     configs = {part: read_fields(path) for part, path in index.models.items() if not is_image(part)}
-    specs = {part: architecture(config, dtype) for part, config in configs.items()}
+    specs = {part: architecture(config, _dtype(config, dtype)) for part, config in configs.items()}
     network, images = configs[index.layout.network], list(filter(is_image, index.models))
     for part in images:
         specs[part], configs[part] = describe_ip_adapter(index.models[part], network, dtype)
@@ -229,6 +230,11 @@ def _described(index: Index, dtype: Any, length: int) -> Models:
     if images:
         apply[IMAGE_PROMPTED] = image_prompted_unet(network, [configs[part]["rank"] for part in images], dtype)
     return Models(apply, configs, length, init)
+
+
+def _dtype(config: Mapping[str, Any], dtype: Any) -> Any:
+    """In which a model computes: diffusers' "force_upcast" says that float16 is too small for it."""
+    return jnp.float32 if config.get("force_upcast") and jnp.dtype(dtype) == jnp.float16 else dtype
 
 
 def _checked_size(models: Models, layout: PipelineSpec, size: tuple[int, int] | None) -> tuple[int, int]:

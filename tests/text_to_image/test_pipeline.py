@@ -1,5 +1,9 @@
 """Text-to-image pipelines as functions: laws and mistakes; parity with diffusers' is in tests/parity."""
 
+import json
+import shutil
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -113,6 +117,17 @@ def test_bfloat16_is_near(directory, pipe):
     ]
     assert images[0].dtype == jnp.float32
     np.testing.assert_allclose(*images, atol=0.1)
+
+
+@pytest.mark.parametrize("upcast", [True, False])
+def test_an_autoencoder_that_float16_is_too_small_for_computes_in_float32(directory, tmp_path, upcast):
+    copy = Path(shutil.copytree(directory, tmp_path / "model"))
+    config = copy / "vae" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"force_upcast": upcast}))
+    parts = jd.text_to_image.describe(copy, dtype=jnp.float16)
+    vae = jax.eval_shape(parts.models.init["vae"], jax.random.key(0))
+    program = jax.make_jaxpr(parts.codec.decode)(vae, jnp.zeros((1, 4, 4, parts.codec.channels)))
+    assert ("f16[" in str(program)) is not upcast
 
 
 @pytest.mark.slow
