@@ -14,6 +14,7 @@ pytest.importorskip("jax_cuda12_plugin", reason="needs the extra plan-gpu")
 pytestmark = pytest.mark.slow
 DDPM = Path(__file__).parents[2] / "experiments" / "cifar10_ddpm.py"
 TINY = {"widths": (32, 64), "num_blocks": 1}
+ONE = pytest.mark.xdist_group("step")  # in one process, which compiles it once
 
 
 def _program(make, **knobs):
@@ -32,6 +33,7 @@ def _launches(module, kind):
     return sum(each.count for each in kernels.kernels(module) if each.kind == kind)
 
 
+@ONE
 def test_convolutions_read_their_kernels_as_they_are_stored(step):
     # In the order of their axes 3 x 3 kernels, gradients, moments and averages would be transposed or copied.
     assert _launches(step.module, "cuDNN convolution") > 30
@@ -45,6 +47,7 @@ def test_convolutions_read_their_kernels_as_they_are_stored(step):
     assert not [array for array in found if array.bytes > 100_000], found
 
 
+@ONE
 def test_attention_is_cudnns_and_no_embedding_is_broadcast_in_memory(step):
     assert _launches(step.module, "cuDNN attention") >= 3  # forward, backward and its sum
     broadcast = [
@@ -55,6 +58,7 @@ def test_attention_is_cudnns_and_no_embedding_is_broadcast_in_memory(step):
     assert not broadcast
 
 
+@ONE
 def test_small_arrays_are_updated_by_one_kernel_each_at_most(step):
     params = jax.eval_shape(load(DDPM)(**TINY).model.init, jax.random.key(0))
     small = sum(x.size < 4096 for x in jax.tree.leaves(params))
