@@ -59,13 +59,7 @@ def experiment(
     if of_text.init is not None:  # by Muon a small transformer forgets which word is which
         optimizer = train.by_part({"network": optimizer, "text": train.adamw(run.lr / 8, **rates)})
     sampling = Sampling(lambda n: jd.grids.by_time(process, n), jd.solvers.dpmpp_2m(), steps=16, guidance=3.0)
-    return Experiment(
-        model,
-        training.of(
-            run, emoji, condition, loss=loss, optimizer=optimizer, ema=train.ema.warmup(ema), encode=of_text.tokenize
-        ),
-        sampling,
-        condition,
-        models.picture_medium(emoji, source),
-        run.seed,
+    learning = training.of(
+        run, emoji, condition, loss=loss, optimizer=optimizer, ema=train.ema.warmup(ema), encode=of_text.tokenize
     )
+    return Experiment(model, learning, sampling, condition, models.picture_medium(emoji, source), run.seed)

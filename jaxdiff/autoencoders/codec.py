@@ -62,12 +62,12 @@ def decode_singly(decode: Callable[[Array], Array], latents: Array) -> Array:
     Returns:
         images [B, ...], float32 at least.
     """
-    count = num_batch_shards()
-    count = 1 if len(latents) % count else count
+    count, batch = num_batch_shards(), latents.shape[0]  # an exported program has any number, on one device
+    count = 1 if count == 1 or batch % count else count
     # Each device has examples that follow each other, and goes through its own.
-    turns = jnp.moveaxis(latents.reshape(count, -1, *latents.shape[1:]), 1, 0)
+    turns = jnp.moveaxis(latents.reshape(count, batch // count, *latents.shape[1:]), 1, 0)
     images = jax.lax.map(lambda z: constrain(decode(constrain(z, BATCH_AXES)), BATCH_AXES), turns)
-    images = jnp.moveaxis(images, 0, 1).reshape(len(latents), *images.shape[2:])
+    images = jnp.moveaxis(images, 0, 1).reshape(batch, *images.shape[2:])
     return images.astype(at_least_float32(images.dtype))
 
 
