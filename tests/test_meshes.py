@@ -178,7 +178,7 @@ def test_sampling_equals_that_of_one_device(name, where):
 def test_an_experiments_sampler_shares_out_what_does_not_divide():
     """Ten pictures are shared out among eight devices, and each is what it is alone."""
     made = load(EXPERIMENTS / "fashion.py")(width=8)
-    params, keys, cond = random_weights(made.model.init, 0), example_keys(0, 10), {"label": jnp.arange(10) % 10}
+    params, keys, cond = made.model.init(jax.random.key(0)), example_keys(0, 10), {"label": jnp.arange(10) % 10}
     where = mesh({"data": 2, "fsdp": 4})
     parts = made.model, replace(made.sampling, steps=2), made.condition, made.medium
     generate = sampler(*parts, mesh=where)

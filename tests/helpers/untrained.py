@@ -18,6 +18,8 @@ def untrained(workdir: Path, path: Path, noise: float = 0.0, **knobs) -> None:
 
     def init(key):
         params = experiment.model.init(key)
+        if not noise:
+            return params
         keys = jax.random.split(key, len(jax.tree.leaves(params)))
         keys = jax.tree.unflatten(jax.tree.structure(params), list(keys))
         return jax.tree.map(lambda x, key: x + noise * jax.random.normal(key, x.shape, x.dtype), params, keys)
