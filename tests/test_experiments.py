@@ -8,10 +8,10 @@ import jax
 import numpy as np
 import pytest
 from helpers import tiny_pictures
-from helpers.untrained import untrained
+from helpers.untrained import unpacked, untrained
 from helpers.untrained_reward import untrained_reward
 
-from jaxdiff import conditions, first_stage, networks, parameterize, pretrained, solvers, train
+from jaxdiff import conditions, first_stage, networks, parameterize, solvers, train
 from jaxdiff.drawing import draw
 from jaxdiff.hooks import change_sampling
 from jaxdiff.recipe import load
@@ -57,7 +57,7 @@ def tiny(tmp_path_factory):
         if name == "latent" and not (folder / "vae").exists():
             origin.save(origin.init(jax.random.key(0)), folder / "vae", scale=1.5)
         if name == "control" and not (folder / "fashion").exists():
-            pretrained.unpack("fashion", folder / "fashion")
+            unpacked("fashion", folder / "fashion")
         if name == "align" and not (folder / "pictures").exists():
             untrained(folder / "pictures", Path(tiny_pictures.__file__))
             untrained_reward(folder / "pictures", (8, 8, 1), 3)
