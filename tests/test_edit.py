@@ -3,11 +3,13 @@
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers import tiny_classes as tiny
 from helpers import tiny_pipeline
+from helpers.untrained import unpacked
 from PIL import Image
 
 from jaxdiff import conditions, imagine, solvers, train
@@ -219,6 +221,7 @@ def test_mistakes_of_the_command(tmp_path, capsys):
 def test_the_command(tmp_path, monkeypatch, capsys):
     """A run that comes with the package: a sneaker's right half, and beyond its right edge."""
     monkeypatch.chdir(tmp_path)
+    unpacked("fashion", Path("fashion"))
     shoe, mask = np.zeros((28, 28), np.uint8), np.zeros((28, 28), np.uint8)
     shoe[12:20, 4:24], mask[:, 14:] = 200, 255
     Image.fromarray(shoe).save("shoe.png")

@@ -8,10 +8,10 @@ import jax
 import numpy as np
 import pytest
 from helpers import tiny_pictures
-from helpers.untrained import untrained
+from helpers.untrained import unpacked, untrained
 from helpers.untrained_reward import untrained_reward
 
-from jaxdiff import conditions, first_stage, parameterize, pretrained, solvers, train
+from jaxdiff import conditions, first_stage, networks, parameterize, solvers, train
 from jaxdiff.drawing import draw
 from jaxdiff.hooks import change_sampling
 from jaxdiff.recipe import load
@@ -26,16 +26,17 @@ TINY = {
     "control": {"kind": "adapter"},
     "emoji": {"width": 8},
     "fashion": {"width": 8},
-    "latent": {"width": 8, "size": 6},
+    "latent": {"width": 8, "size": 3},
     "mri": {"width": 8, "size": 16},
     "toy2d": {"width": 16},
     "cifar10_ddpm": {"widths": (32, 32), "num_blocks": 1, "source": "fashion_mnist", "size": 8},
     "cifar10_edm": {"widths": (32, 32), "num_blocks": 1, "source": "fashion_mnist", "size": 8},
-    "imagenet64_adm": {"widths": (64, 64), "num_blocks": 1, "source": "fashion_mnist", "size": 8},
+    "imagenet64_adm": {"widths": (64,), "num_blocks": 1, "source": "fashion_mnist", "size": 8},
     "imagenet256_dit": {"width": 16, "layers": 2, "num_heads": 2, "latent": (4, 4, 2), "num_classes": 3},
     "text_mmdit": {"depth": 1, "latent": (4, 4, 2), "tokens": (3, 6), "vector": 5},
 }
 
+SHALLOW = {"cascade", "emoji", "mri"}
 SLOW = TINY.keys() - {"toy2d"}  # U-Nets compile for long; the command line's tests train fashion
 
 
@@ -46,21 +47,26 @@ def tiny(tmp_path_factory):
     arrays = {name: rng.normal(size=(8, 4, 4, 2)) for name in ("mean", "std")}
     arrays |= {"tokens": rng.normal(size=(8, 3, 6)), "vector": rng.normal(size=(8, 5)), "label": rng.integers(0, 3, 8)}
     np.savez(folder / "0.npz", **arrays)
-    origin = first_stage.open_origin(first_stage.Architecture(widths=(8, 8)), (6, 6, 1))
+    origin = first_stage.open_origin(first_stage.Architecture(widths=(8,)), (3, 3, 1))
     given = {name: {"source": str(folder)} for name in ("imagenet256_dit", "text_mmdit")}
     given["latent"] = {"autoencoder": str(folder / "vae")}
     given["control"] = {"base": str(folder / "fashion")}
     given["align"] = {"base": str(folder / "pictures")}
 
-    def build(name, **knobs):
+    def build(name, shallow=False, **knobs):
         if name == "latent" and not (folder / "vae").exists():
             origin.save(origin.init(jax.random.key(0)), folder / "vae", scale=1.5)
         if name == "control" and not (folder / "fashion").exists():
-            pretrained.unpack("fashion", folder / "fashion")
+            unpacked("fashion", folder / "fashion")
         if name == "align" and not (folder / "pictures").exists():
             untrained(folder / "pictures", Path(tiny_pictures.__file__))
             untrained_reward(folder / "pictures", (8, 8, 1), 3)
-        return load(FOLDER / f"{name}.py")(**TINY[name], **given.get(name, {}), **knobs)
+        made, unet = load(FOLDER / f"{name}.py"), networks.UNet
+        with pytest.MonkeyPatch.context() as patch:
+            if shallow:  # of its levels the first, which attends if one of them does: each compiles for seconds
+                one = lambda widths, attention=(), **rest: unet(widths[:1], attention=attention and (0,), **rest)  # noqa: E731
+                patch.setattr(networks, "UNet", one)
+            return made(**TINY[name], **given.get(name, {}), **knobs)
 
     return build
 
@@ -82,7 +88,10 @@ def test_common_knobs(name):
     "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in TINY]
 )
 def test_first_step(name, tiny):
-    experiment = tiny(name, steps=10, batch=4)
+    knobs = {"steps": 10, "batch": 4}
+    if name in SHALLOW:
+        jax.eval_shape(tiny(name, **knobs).model.init, jax.random.key(0))  # with all of its levels it is traced
+    experiment = tiny(name, shallow=name in SHALLOW, **knobs)
     model, part = experiment.model, experiment.training
     mesh = train.make_mesh(devices=jax.devices()[:1])
     state = train.init_state(model.init, part.optimizer, jax.random.key(0), mesh)
@@ -131,9 +140,9 @@ def test_a_strength_out_of_range_is_refused_before_the_sampler_is_compiled():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["fashion", "imagenet64_adm"])
-def test_sampler(name):
-    experiment = change(load(FOLDER / f"{name}.py")(batch=4, **TINY[name]), steps=2)
+@pytest.mark.parametrize(("name", "knobs"), [("fashion", {}), ("imagenet64_adm", {"widths": (64, 64)})])
+def test_sampler(name, knobs):
+    experiment = change(load(FOLDER / f"{name}.py")(**{"batch": 4, **TINY[name], **knobs}), steps=2)
     params, scale = experiment.model.init(jax.random.key(0)), experiment.sampling.guidance
     generate = sampler_of(experiment)
     label = jax.numpy.arange(3, dtype=jax.numpy.int32)

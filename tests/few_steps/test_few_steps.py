@@ -1,7 +1,5 @@
 """Few-step experiments of a tiny teacher: each method begins as its teacher, trains, and draws."""
 
-import os
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 from helpers import tiny_points
-from helpers.flags import xla_flags
+from helpers.untrained import untrained
 
 import jaxdiff as jd
 from jaxdiff import conditions, distill, few_steps, models, networks, run, sharding, train
@@ -36,11 +34,9 @@ def teacher(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def clothes(tmp_path_factory):
-    """A teacher with guidance, by a process of its own with one device, for which it compiles faster than for eight."""
+    """A teacher with guidance, that was never trained."""
     folder = tmp_path_factory.mktemp("clothes") / "run"
-    knobs = ["--steps", "2", "--batch", "8", "--width", "8", "--preview-every", "0", "--workdir", str(folder)]
-    command = [sys.executable, "-m", "jaxdiff", "train", str(EXPERIMENTS / "fashion.py"), *knobs]
-    subprocess.run(command, check=True, env=os.environ | {"XLA_FLAGS": xla_flags(1)}, capture_output=True)
+    untrained(folder, EXPERIMENTS / "fashion.py", steps=2, batch=8, width=8)
     return folder
 
 

@@ -19,12 +19,12 @@ UNET = {
     "in_channels": 1,
     "out_channels": 1,
     "layers_per_block": 1,
-    "block_out_channels": [16, 32],
+    "block_out_channels": [16],
     "norm_num_groups": 8,
     "attention_head_dim": 8,
     "num_class_embeds": 11,
-    "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
-    "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
+    "down_block_types": ["AttnDownBlock2D"],
+    "up_block_types": ["AttnUpBlock2D"],
 }
 DIT = {
     "_class_name": "DiTTransformer2DModel",

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from helpers.weights import random_weights
 
 from jaxdiff import networks, train, trees, unclip
 from jaxdiff.cli import main, vary
@@ -24,8 +25,7 @@ TINY = {"steps": 10, "batch": 4}
 
 def disturbed(experiment):
     """Parameters of which none is zero: networks begin with outputs that are."""
-    params = experiment.model.init(jax.random.key(0))
-    return jax.tree.map(lambda a: a + 0.05 * jax.random.normal(jax.random.key(1), a.shape), params)
+    return random_weights(experiment.model.init, 0)
 
 
 @pytest.fixture(scope="module")
