@@ -106,9 +106,10 @@ def test_of_a_mixture_the_integrated_map_meets_all_three():
 
     def all_three(p):
         each = (make(mixture, FLOW, VELOCITY, pairs=fixed(t, s), teacher=teacher) for make in LOSSES.values())
-        return jnp.stack([loss((p, context()), KEY, batch)[0] for loss in each])
+        values = jnp.stack([loss((p, context()), KEY, batch)[0] for loss in each])
+        return values, values
 
-    at, off = jax.jit(lambda ps: jax.lax.map(lambda p: (all_three(p), jax.jacrev(all_three)(p)), ps))(
+    off, at = jax.jit(lambda ps: jax.lax.map(jax.jacrev(all_three, has_aux=True), ps))(
         jnp.asarray([[0.0, 0, 0], [0.1, -0.1, 0.2]])
     )
     assert np.all(at[0] < 1e-10) and np.all(np.abs(off[0]) < 1e-4)

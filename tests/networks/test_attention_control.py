@@ -51,11 +51,11 @@ def test_maps_of_cross_attention_are_the_sources_word_by_word(align):
 
 
 def network(kind):
-    transformers = networks.TransformerConfig(depth=(1, 2), num_heads=(1, 2)) if kind == "transformers" else None
+    transformers = networks.TransformerConfig(depth=(2,), num_heads=(2,)) if kind == "transformers" else None
     return networks.UNet(
-        widths=(4, 8),
-        num_blocks=1,
-        attention=(1,),
+        widths=(8,),
+        num_blocks=0,
+        attention=(0,),
         head_dim=None if transformers else 2,
         groups=2,
         context_dim=3,

@@ -103,9 +103,13 @@ def test_activations_have_unit_magnitude_at_initialization():
     module = EDM2UNet(**TINY, out_channels=64)
     x, noise, label = normal(0, 8, 8, 8, 3), normal(1, 8), jnp.arange(8) % 4
     params = drawn(module, x, label)
-    y, seen = module.apply(
-        {"params": params}, x, noise, {"label": label}, capture_intermediates=lambda m, _: isinstance(m, Block)
-    )
+
+    @jax.jit
+    def evaluate(params):
+        blocks = lambda module, method: isinstance(module, Block) and method == "__call__"  # noqa: E731
+        return module.apply({"params": params}, x, noise, {"label": label}, capture_intermediates=blocks)
+
+    y, seen = evaluate(params)
     blocks = {name: value["__call__"][0] for name, value in seen["intermediates"].items()}
     assert len(blocks) == 10
     for name, h in blocks.items():
@@ -123,14 +127,19 @@ def test_the_length_of_weights_changes_nothing():
         return a * (1 + len(path[0].key) % 5) if path[-1].key == "kernel" else a
 
     longer = jax.tree_util.tree_map_with_path(scale, params)
-    apply = jax.jit(networks.as_apply(module))
-    want = apply(params, x, noise, {"label": label})
-    np.testing.assert_allclose(apply(longer, x, noise, {"label": label}), want, atol=2e-3)
-    forced = networks.force_weight_norm(longer)
-    np.testing.assert_allclose(apply(forced, x, noise, {"label": label}), want, atol=2e-3)
+
+    def error(params):
+        y = networks.as_apply(module)(params, x, noise, {"label": label})
+        return jnp.square(y - x).sum(), y
+
+    both = jax.jit(jax.grad(error, has_aux=True))
+    want = both(params)[1]
+    np.testing.assert_allclose(both(longer)[1], want, atol=2e-3)
+    forced = jax.jit(networks.force_weight_norm)(longer)
+    grads, y = both(forced)
+    np.testing.assert_allclose(y, want, atol=2e-3)
 
     # So the gradient is orthogonal to each output channel's weights, and constants have none.
-    grads = jax.jit(jax.grad(lambda p: jnp.square(apply(p, x, noise, {"label": label}) - x).sum()))(forced)
     for path, g in jax.tree_util.tree_leaves_with_path(grads):
         w = forced[path[0].key]
         for key in path[1:]:

@@ -27,12 +27,20 @@ def noisy(params, seed=1):
     return jax.tree.map(lambda a: a + 0.2 * rng.normal(size=a.shape).astype(np.float32), params)
 
 
+def drawn(module, x, cond, *names):
+    """Parameters of which those names are as a network draws them, and the others have nothing at zero."""
+    init = lambda key: networks.init(module, key, x, cond)  # noqa: E731
+    shapes = jax.eval_shape(init, KEY)
+    new = jax.jit(lambda key: {name: a for name, a in init(key).items() if name in names})(KEY)  # compiles these alone
+    return noisy(jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes)) | new
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SLOW)
 def test_a_student_starts_as_its_teacher_and_learns_where_its_step_ends(name):
     module, x = CASES[name]
     both = module.clone(next_noise=True)
-    fresh = networks.init(both, KEY, x, LABEL | NEXT)
+    fresh = drawn(both, x, LABEL | NEXT, "next_time_embedding")
     teacher = noisy({name: a for name, a in fresh.items() if name != "next_time_embedding"})
     student = start_from(fresh, teacher)
     apply = jax.jit(networks.as_apply(both))
@@ -115,8 +123,8 @@ def test_a_guidance_scale_is_without_effect_at_first(name):
         module = Flux(**sizes, context_dim=4, pooled_dim=4, guidance=True)
         cond = {"tokens": np.ones((2, 3, 4), np.float32), "vector": np.ones((2, 4), np.float32)}
     scales = [{"guidance": np.array(scale, np.float32)} for scale in ([1.5, 4.0], [1.0, 9.0])]
-    fresh = networks.init(module, KEY, x, cond | scales[0])
     new = "guidance_embedding", "time_embedding.cond_proj", "time_text_embed.guidance_embedder"
+    fresh = drawn(module, x, cond | scales[0], *new)
     teacher = noisy({name: a for name, a in fresh.items() if name not in new})
     apply = jax.jit(networks.as_apply(module))
     a, b = (apply(start_from(fresh, teacher), x, NOISE, cond | scale) for scale in scales)

@@ -64,7 +64,7 @@ def compare_kl(model, loaded, x, tolerance):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", KL)
+@pytest.mark.parametrize("name", [name for name in KL if name != "flux"])  # "more attention" has its fields
 def test_kl_in_float32(name, tmp_path):
     compare_kl(*load("AutoencoderKL", KL[name], tmp_path), images(), 5e-5)
 
@@ -157,16 +157,18 @@ def test_the_gradient_passes_the_codebook(tmp_path, x64):
     h = model.encode(nchw(x)).latents
     decoded = model.decode(h).sample
     (decoded.square().mean() + model.quantize(h)[1]).backward()
-    close(run(loaded.apply.encode, loaded.params, x), nhwc(h), 1e-12)
-    close(run(loaded.apply.decode, loaded.params, nhwc(h)), nhwc(decoded), 1e-12)
 
     def loss(params):
         h = loaded.apply.encode(params, x)
         codes = loaded.apply.quantize(params, h).codes
         terms = autoencoders.commitment_loss(h, codes) + 0.25 * autoencoders.codebook_loss(h, codes)
-        return jnp.square(loaded.apply.decode(params, h)).mean() + terms
+        y = loaded.apply.decode(params, h)
+        return jnp.square(y).mean() + terms, (h, y)
 
-    got = gradients(loaded, loss)
+    grads, (ours, y) = jax.jit(jax.grad(loss, has_aux=True))(loaded.params)
+    got = dict(jd.interop.flatten(grads, jd.interop.architecture(loaded.config).rename))
+    close(ours, nhwc(h), 1e-12)
+    close(y, nhwc(decoded), 1e-12)
     for name, p in model.named_parameters():
         want = p.grad.numpy()
         if name == "quantize.embedding.weight" or name.startswith("encoder.conv_in"):

@@ -25,29 +25,38 @@ def control(unet, seed):
     return randomize(made, seed)
 
 
-def compare(folder, kind, pipe, *, end, **options):
-    """Both answers of two ControlNets, the second of which is off from `end` on, and the plain pipeline's."""
-    controls = [control(pipe.unet, seed) for seed in (21, 22)]
-    for i, each in enumerate(controls):
-        each.save_pretrained(folder / f"control-{i}")
+def written(folder, pipe):
+    """(pipe, its directory, the plain pictures of ours)."""
     pipe.save_pretrained(folder / "model")
-    z = tiny.latents()
-    steered = kind(**pipe.components | {"controlnet": diffusers.MultiControlNetModel(controls)}, **options)
-    steered.set_progress_bar_config(disable=True)
-    given = {"latents": z, "num_inference_steps": N, "guidance_scale": 3.0, "negative_prompt": tiny.NEGATIVE}
+    made = jd.text_to_image.load(folder / "model", steps=N)
+    base = jax.jit(made.generate)(
+        made.params, made.tokenize(tiny.PROMPTS), KEYS, 3.0, negative=made.tokenize(tiny.NEGATIVE),
+        noise=jnp.asarray(nhwc(tiny.latents())),
+    )  # fmt: skip
+    return pipe, folder / "model", base
+
+
+@pytest.fixture(scope="module")
+def xl(tmp_path_factory):
+    """`written` of Stable Diffusion XL."""
+    folder = tmp_path_factory.mktemp("xl")
+    scheduler = diffusers.EulerDiscreteScheduler(**tiny.SD, timestep_spacing="leading", steps_offset=1)
+    return written(folder, tiny.xl(folder, scheduler, False))
+
+
+def answer(pipe, **options):
+    """The reference's pictures."""
+    pipe.set_progress_bar_config(disable=True)
+    given = {"latents": tiny.latents(), "num_inference_steps": N, "guidance_scale": 3.0}
     with torch.no_grad():
-        want = steered(
-            tiny.PROMPTS, image=[*HINTS], controlnet_conditioning_scale=[*SCALES], control_guidance_end=[1.0, end],
-            output_type="np", **given,
-        ).images  # fmt: skip
-    last = round(end * N) - 1  # the last step that the second steers
-    follows(folder, z, HINTS, want, lambda scale, until: [scale, until(SCALES[1] / SCALES[0] * scale, last)])
+        return pipe(tiny.PROMPTS, negative_prompt=tiny.NEGATIVE, output_type="np", **given, **options).images
 
 
-def follows(folder, z, hints, want, scales):
+def follows(plain, folder, hints, want, scales):
     """Ours are the reference's pictures, and at scales of 0 the plain pipeline's."""
-    controls = [folder / f"control-{i}" for i in range(len(hints))]
-    made = jd.text_to_image.load(folder / "model", steps=N, controls=controls)
+    _, directory, base = plain
+    z, controls = tiny.latents(), [folder / f"control-{i}" for i in range(len(hints))]
+    made = jd.text_to_image.load(directory, steps=N, controls=controls)
     times = made.sampling.grid(N).t
     until = lambda scale, last: lambda level: jnp.where(level.t >= times[last], scale, 0)  # noqa: E731
     generate = jax.jit(
@@ -57,28 +66,38 @@ def follows(folder, z, hints, want, scales):
         )
     )  # fmt: skip
     got, off = generate(made.params, jnp.float32(SCALES[0])), generate(made.params, jnp.float32(0))
-    plain = jd.text_to_image.load(folder / "model", steps=N)
-    base = jax.jit(plain.generate)(
-        plain.params, plain.tokenize(tiny.PROMPTS), KEYS, 3.0, negative=plain.tokenize(tiny.NEGATIVE),
-        noise=jnp.asarray(nhwc(z)),
-    )  # fmt: skip
     np.testing.assert_allclose((np.asarray(got) + 1) / 2, want, rtol=0, atol=5e-5)
     assert np.mean((want > 0) & (want < 1)) > 0.5 and want.std() > 0.1 and np.abs(got - base).max() > 0.1
     np.testing.assert_allclose(off, base, atol=1e-5)
 
 
 @pytest.mark.slow
-def test_stable_diffusion(tmp_path):
+def test_two_of_stable_diffusion(tmp_path):
+    """The second in the first half of the steps alone."""
     scheduler = diffusers.DDIMScheduler(**tiny.SD, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
-    pipe = tiny.stable_diffusion(tmp_path, scheduler)
-    compare(tmp_path, diffusers.StableDiffusionControlNetPipeline, pipe, end=0.5)
+    plain = written(tmp_path, tiny.stable_diffusion(tmp_path, scheduler))
+    controls = [control(plain[0].unet, seed) for seed in (21, 22)]
+    for i, each in enumerate(controls):
+        each.save_pretrained(tmp_path / f"control-{i}")
+    parts = plain[0].components | {"controlnet": diffusers.MultiControlNetModel(controls)}
+    want = answer(
+        diffusers.StableDiffusionControlNetPipeline(**parts), image=[*HINTS], control_guidance_end=[1.0, 0.5],
+        controlnet_conditioning_scale=[*SCALES],
+    )  # fmt: skip
+    scales = lambda scale, until: [scale, until(SCALES[1] / SCALES[0] * scale, N // 2 - 1)]  # noqa: E731
+    follows(plain, tmp_path, HINTS, want, scales)
 
 
 @pytest.mark.slow
-def test_stable_diffusion_xl(tmp_path):
-    scheduler = diffusers.EulerDiscreteScheduler(**tiny.SD, timestep_spacing="leading", steps_offset=1)
-    pipe = tiny.xl(tmp_path, scheduler, False)
-    compare(tmp_path, diffusers.StableDiffusionXLControlNetPipeline, pipe, end=0.75)
+def test_one_of_stable_diffusion_xl(tmp_path, xl):
+    """In all steps but the last."""
+    steers = control(xl[0].unet, 21)
+    steers.save_pretrained(tmp_path / "control-0")
+    want = answer(
+        diffusers.StableDiffusionXLControlNetPipeline(**xl[0].components | {"controlnet": steers}), image=HINTS[0],
+        control_guidance_end=0.75, controlnet_conditioning_scale=SCALES[0],
+    )  # fmt: skip
+    follows(xl, tmp_path, HINTS[:1], want, lambda scale, until: [until(scale, N - 2)])
 
 
 @pytest.mark.slow
@@ -127,40 +146,26 @@ def test_adapters_of_stable_diffusion(tmp_path):
     scheduler = diffusers.DDIMScheduler(**tiny.SD, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
     # The reference adds features within attention's levels and after others: so that the first is one of the former.
     levels = {key: value[::-1] for key, value in tiny.TWO_LEVELS.items()} | {"block_out_channels": (8, 16)}
-    pipe = tiny.stable_diffusion(tmp_path, scheduler, **levels)
+    plain = written(tmp_path, tiny.stable_diffusion(tmp_path, scheduler, **levels))
     shapes = {"channels": [8, 16], "downscale_factor": 2}
     adapters = [adapter(31 + i, in_channels=channels, **shapes) for i, channels in enumerate((3, 1))]
-    pipe.save_pretrained(tmp_path / "model")
     for i, each in enumerate(adapters):
         each.save_pretrained(tmp_path / f"control-{i}")
-    z, hints = tiny.latents(), [HINTS[0], HINTS[1][:, :1]]
-    parts = pipe.components | {"adapter": diffusers.MultiAdapter(adapters)}
+    hints = [HINTS[0], HINTS[1][:, :1]]
+    parts = plain[0].components | {"adapter": diffusers.MultiAdapter(adapters)}
     del parts["image_encoder"]
     steered = diffusers.StableDiffusionAdapterPipeline(**parts, requires_safety_checker=False)
-    steered.set_progress_bar_config(disable=True)
-    with torch.no_grad():
-        want = steered(
-            tiny.PROMPTS, image=hints, adapter_conditioning_scale=[*SCALES], latents=z, num_inference_steps=N,
-            guidance_scale=3.0, negative_prompt=tiny.NEGATIVE, output_type="np", height=16, width=16,
-        ).images  # fmt: skip
-    follows(tmp_path, z, hints, want, lambda scale, until: [scale, SCALES[1] / SCALES[0] * scale])
+    want = answer(steered, image=hints, adapter_conditioning_scale=[*SCALES], height=16, width=16)
+    follows(plain, tmp_path, hints, want, lambda scale, until: [scale, SCALES[1] / SCALES[0] * scale])
 
 
 @pytest.mark.slow
-def test_an_adapter_of_stable_diffusion_xl(tmp_path):
+def test_an_adapter_of_stable_diffusion_xl(tmp_path, xl):
     """In the first half of the steps alone."""
-    scheduler = diffusers.EulerDiscreteScheduler(**tiny.SD, timestep_spacing="leading", steps_offset=1)
-    pipe = tiny.xl(tmp_path, scheduler, False)
     each = adapter(31, channels=[8], downscale_factor=2, adapter_type="full_adapter_xl")
-    pipe.save_pretrained(tmp_path / "model")
     each.save_pretrained(tmp_path / "control-0")
-    z = tiny.latents()
-    steered = diffusers.StableDiffusionXLAdapterPipeline(**pipe.components | {"adapter": each})
-    steered.set_progress_bar_config(disable=True)
-    with torch.no_grad():
-        want = steered(
-            tiny.PROMPTS, image=HINTS[0], adapter_conditioning_scale=SCALES[0], adapter_conditioning_factor=0.5,
-            latents=z, num_inference_steps=N, guidance_scale=3.0, negative_prompt=tiny.NEGATIVE, output_type="np",
-            height=16, width=16,
-        ).images  # fmt: skip
-    follows(tmp_path, z, HINTS[:1], want, lambda scale, until: [until(scale, N // 2 - 1)])
+    want = answer(
+        diffusers.StableDiffusionXLAdapterPipeline(**xl[0].components | {"adapter": each}), image=HINTS[0],
+        adapter_conditioning_scale=SCALES[0], adapter_conditioning_factor=0.5, height=16, width=16,
+    )  # fmt: skip
+    follows(xl, tmp_path, HINTS[:1], want, lambda scale, until: [until(scale, N // 2 - 1)])

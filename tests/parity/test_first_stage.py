@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.weights import random_weights
 
 from jaxdiff import first_stage, interop, networks
 from jaxdiff.distill import Context
@@ -54,7 +55,7 @@ def test_the_loss_with_its_adaptive_weight(tmp_path, x64):
     rng = np.random.default_rng(0)
     x, s, kl_weight = rng.uniform(-1, 1, (2, 16, 16, 3)), -0.7, 0.3
     ours = networks.PatchCritic(channels=4, layers=2, groups=4, dtype=jnp.float64)
-    params = networks.init(ours, jax.random.key(0), x)
+    params = jax.eval_shape(lambda key: networks.init(ours, key, x), jax.random.key(0))
     params = jax.tree.map(lambda a: jnp.asarray(rng.normal(0, 0.3, a.shape)), params)
     theirs = Patches(3, 4, 2, 4).double()
     theirs.load_state_dict({name: torch.from_numpy(np.array(a)) for name, a in tensors(params).items()})
@@ -77,7 +78,14 @@ def test_the_loss_with_its_adaptive_weight(tmp_path, x64):
         return losses["autoencoder"]((players, Context(jnp.int32(0), None, None)), jax.random.key(0), {"x": x})
 
     own = {"network": loaded.params, "log_variance": jnp.asarray(s)}
-    (value, metrics), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(own)
+
+    @jax.jit
+    def both(own):
+        players = {"autoencoder": own, "critic": params}
+        hinge, _ = losses["critic"]((players, Context(jnp.int32(0), None, None)), jax.random.key(0), {"x": x})
+        return jax.value_and_grad(loss, has_aux=True)(own), hinge
+
+    ((value, metrics), grads), ours_hinge = both(own)
 
     log_variance = torch.tensor(s, dtype=torch.float64, requires_grad=True)
     posterior = model.encode(nchw(x)).latent_dist
@@ -101,8 +109,6 @@ def test_the_loss_with_its_adaptive_weight(tmp_path, x64):
     # The critic's own loss, hinge.
     fake, real = theirs(made.detach()), theirs(nchw(x))
     hinge = (torch.relu(1 - real)).mean() + (torch.relu(1 + fake)).mean()
-    players = {"autoencoder": own, "critic": params}
-    ours_hinge, _ = losses["critic"]((players, Context(jnp.int32(0), None, None)), jax.random.key(0), {"x": x})
     np.testing.assert_allclose(ours_hinge, hinge.item(), rtol=1e-9)
 
 
@@ -177,7 +183,7 @@ def test_lpips(tmp_path):
 def test_a_new_network_is_a_folder_for_diffusers(form, tmp_path):
     architecture = first_stage.Architecture(form=form, widths=(8, 16), codes=20, latent_channels=3, groups=4)
     origin = first_stage.open_origin(architecture, (12, 16, 1))
-    params = jax.tree.map(lambda a: a + 0.1, jax.jit(origin.init)(jax.random.key(0)))
+    params = jax.tree.map(lambda a: a + np.float32(0.1), random_weights(origin.init, 0))
     origin.save(params, tmp_path, scale=0.5)
     model = getattr(diffusers, {"kl": "AutoencoderKL", "vq": "VQModel"}[form]).from_pretrained(tmp_path)
     assert model.config.scaling_factor == 0.5 and model.config.sample_size == 12

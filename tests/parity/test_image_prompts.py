@@ -62,7 +62,6 @@ def compare(folder, pipe, *, patches):
     z = tiny.latents()
     process = CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
     pipe.register_modules(feature_extractor=process)
-    pipe.load_ip_adapter(folder / "adapter", subfolder="", weight_name="ip.safetensors")
     pipe.set_progress_bar_config(disable=True)
 
     def later(pipe, step, time, given):
@@ -77,7 +76,10 @@ def compare(folder, pipe, *, patches):
             output_type="np",
         ).images  # fmt: skip
 
+    given = {"latents": z, "num_inference_steps": N, "guidance_scale": 3.0, "output_type": "np"}
     with torch.no_grad():
+        plain = pipe(tiny.PROMPTS, negative_prompt=tiny.NEGATIVE, **given).images
+        pipe.load_ip_adapter(folder / "adapter", subfolder="", weight_name="ip.safetensors")
         want = np.concatenate([reference(i) for i in range(2)])  # it takes one picture for all prompts of a batch
     made = jd.text_to_image.load(folder / "model", steps=N, controls=[folder / "adapter/ip.safetensors"])
     first = made.sampling.grid(N).t[N // 2 - 1]  # of the last step in the first half
@@ -89,22 +91,18 @@ def compare(folder, pipe, *, patches):
             hints=[pictures], control_scale=follow,
         )
     )(made.params, pictures)  # fmt: skip
-    plain = jd.text_to_image.load(folder / "model", steps=N)
-    base = jax.jit(plain.generate)(
-        plain.params, plain.tokenize(tiny.PROMPTS), KEYS, 3.0, negative=plain.tokenize(tiny.NEGATIVE), noise=noise
-    )
     np.testing.assert_allclose((np.asarray(got) + 1) / 2, want, rtol=0, atol=5e-5)
-    assert np.mean((want > 0) & (want < 1)) > 0.5 and want.std() > 0.1 and np.abs(got - base).max() > 0.1
+    assert np.mean((want > 0) & (want < 1)) > 0.5 and want.std() > 0.1 and np.abs(want - plain).max() > 0.05
 
 
+# A file tells what it projects, and no pipeline asks: one of each.
 @pytest.mark.slow
-@pytest.mark.parametrize("patches", [False, True], ids=["embedding", "plus"])
-def test_stable_diffusion(tmp_path, patches):
+def test_an_embedding_for_stable_diffusion(tmp_path):
     scheduler = diffusers.DDIMScheduler(**tiny.SD, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
-    compare(tmp_path, tiny.stable_diffusion(tmp_path, scheduler), patches=patches)
+    compare(tmp_path, tiny.stable_diffusion(tmp_path, scheduler), patches=False)
 
 
 @pytest.mark.slow
-def test_stable_diffusion_xl(tmp_path):
+def test_patches_for_stable_diffusion_xl(tmp_path):
     scheduler = diffusers.EulerDiscreteScheduler(**tiny.SD, timestep_spacing="leading", steps_offset=1)
     compare(tmp_path, tiny.xl(tmp_path, scheduler, False), patches=True)

@@ -54,10 +54,13 @@ def test_an_image_prompt(tmp_path):
     loaded = jd.interop.load_ip_adapter(file, plain)
 
     @jax.jit
-    def ours(params, scale):
+    def by(params, scale, until):
         prompt = loaded.projection.apply(loaded.projection.params, EMBEDDED)
-        network = jd.networks.image_prompted(loaded.unet.apply, scale)
+        network = jd.networks.image_prompted(loaded.unet.apply, lambda noise: jnp.where(noise < until, scale, 0.0))
         return network(params, X, NOISE, {"tokens": TOKENS, "image_prompt": (prompt,)})
+
+    def ours(params, *scales, until=1000):
+        return by(params, np.float32(scales), np.float32(until))
 
     given = nchw(X), torch.from_numpy(NOISE).int(), torch.from_numpy(TOKENS)
     with torch.no_grad():
@@ -71,21 +74,21 @@ def test_an_image_prompt(tmp_path):
             embeds = {"image_embeds": [torch.from_numpy(EMBEDDED)[:, None]]}
             wanted[scale] = nhwc(model(*given, added_cond_kwargs=embeds).sample)
     for scale, want in wanted.items():
-        close(ours(loaded.unet.params, np.float32(scale)), want, 5e-5)
+        close(ours(loaded.unet.params, scale, scale), want, 5e-5)
         assert np.abs(want - without).max() > 0.05
-    each = ours(loaded.unet.params, np.float32([0.7, 0.2]))
+    each = ours(loaded.unet.params, 0.7, 0.2)
     close(each[0], wanted[0.7][0], 5e-5)
     close(each[1], wanted[0.2][1], 5e-5)
-    # Off bit for bit: no weight of the adapter matters, and no other program either.
-    off = ours(loaded.unet.params, np.float32(0))
+    # Off bit for bit: no weight of the adapter matters.
+    off = ours(loaded.unet.params, 0, 0)
     spoiled = jax.tree_util.tree_map_with_path(lambda p, a: a + 1 if "processor" in str(p) else a, loaded.unet.params)
-    np.testing.assert_array_equal(ours(spoiled, np.float32(0)), off)
+    np.testing.assert_array_equal(ours(spoiled, 0, 0), off)
     close(off, without, 5e-5)
-    np.testing.assert_allclose(off, jax.jit(plain.apply)(plain.params, X, NOISE, {"tokens": TOKENS}), atol=2e-6)
-    late = jax.jit(jd.networks.image_prompted(loaded.unet.apply, lambda noise: jnp.where(noise < 100, 0.7, 0.0)))
-    prompt = loaded.projection.apply(loaded.projection.params, EMBEDDED)
-    got = late(loaded.unet.params, X, NOISE, {"tokens": TOKENS, "image_prompt": (prompt,)})
-    close(got, np.stack([wanted[0.7][0], without[1]]), 5e-5)
+    close(ours(loaded.unet.params, 0.7, 0.7, until=100), np.stack([wanted[0.7][0], without[1]]), 5e-5)
+    # One number is that of all examples.
+    seen = lambda params, x, noise, cond, *, key=None: cond["image_scale"]  # noqa: E731
+    shared = jd.networks.image_prompted(seen, 0.5)({}, X, NOISE, {"image_prompt": (EMBEDDED,)})
+    np.testing.assert_array_equal(shared, np.float32([[0.5, 0.5]]))
 
 
 FACE, RANK = 7, 3
