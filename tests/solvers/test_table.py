@@ -1,7 +1,8 @@
 """Every public function of jaxdiff.solvers that is annotated `-> Solver`, put through what holds for all solvers."""
 
 import inspect
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 from importlib import import_module
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxdiff as jd
 from jaxdiff import Level, solvers
-from jaxdiff.levels import append_clean, typed_levels
+from jaxdiff.levels import typed_levels
 from jaxdiff.solvers.base import known_denoiser
 
 FEW = {"dpmpp_2m", "ddpm"}  # one with a history and one with noise: the fast tests' share
@@ -69,6 +70,7 @@ def test_one_evaluation_is_at_the_steps_start():
 # has equal steps. A method's first steps have no history yet and are of a lower order: they end on the exact path.
 
 WARM_UP, FINE = 4, 2000
+COARSE = np.array([100, 400])  # numbers of steps, of which the order shows
 
 
 @partial(jax.jit, static_argnums=0)
@@ -76,6 +78,12 @@ def grids(n: int) -> Level:
     """The grids of VP, EDM (VE) and flow, stacked: fields [3, n + 1]."""
     each = [jd.grids.by_lambda(process, n, start=start, end=end) for process, start, end in PROCESSES.values()]
     return Level(*(jnp.stack(field) for field in zip(*each, strict=True)))
+
+
+def padded(a, axis=0):
+    """Its last entry along the axis again and again, so that one program serves all of COARSE."""
+    more = COARSE.max() + 1 - a.shape[axis]
+    return np.pad(a, [(0, more if i == axis else 0) for i in range(a.ndim)], mode="edge")
 
 
 def denoise_both(x, level):
@@ -121,24 +129,23 @@ def trajectories():
         exact = jax.vmap(follow)(x, levels)
         for p, (cur, nxt) in enumerate(ends):
             np.testing.assert_allclose(exact[p, -1, :8], BLOB.flow(x[p, :8], cur, nxt), rtol=1e-9)
-        return exact
+        return np.asarray(exact)
 
 
-def errors(solver, exact, n):
-    """Root mean square error at the end of n steps, the first few of which end on the exact path: [3 processes, 2]."""
+def errors(solver, exact):
+    """Root mean square errors after COARSE steps, the first few of which end on the exact path: [2, 3 processes, 2]."""
 
-    def run(levels, exact):
-        def step(carry, i):
-            x, state = carry
-            cur, nxt = levels.at(i), levels.at(i + 1)
-            x, state = solver.step(denoise_both, jax.random.key(0), x, state, cur, nxt)
-            return (jnp.where(i < WARM_UP, exact[i + 1], x), state), None
+    def run(n, levels, exact):
+        def step(i, carry):
+            x, state = solver.step(denoise_both, jax.random.key(0), *carry, levels.at(i), levels.at(i + 1))
+            return jnp.where(i < WARM_UP, exact[i + 1], x), state
 
-        return jax.lax.scan(step, (exact[0], solver.init(exact[0])), jnp.arange(n))[0][0]
+        return jax.lax.fori_loop(0, n, step, (exact[0], solver.init(exact[0])))[0]
 
-    exact = exact[:, :: FINE // n]
-    out = jax.jit(jax.vmap(run))(grids(n), exact)
-    return np.sqrt(np.mean((out - exact[:, -1]).reshape(3, 2, -1) ** 2, axis=-1))
+    run = jax.jit(jax.vmap(run, in_axes=(None, 0, 0)))
+    on_grid = [jax.tree.map(partial(padded, axis=1), (grids(int(n)), exact[:, :: FINE // n])) for n in COARSE]
+    ends = np.stack([run(n, *levels_and_exact) for n, levels_and_exact in zip(COARSE, on_grid, strict=True)])
+    return np.sqrt(np.mean((ends - exact[:, -1]).reshape(2, 3, 2, -1) ** 2, axis=-1))
 
 
 ORDERED = [name for name, solver in SOLVERS.items() if solver.order is not None]
@@ -148,7 +155,8 @@ DETERMINISTIC = [name for name in ORDERED if not SOLVERS[name].stochastic]  # th
 @pytest.mark.usefixtures("x64")
 @each(DETERMINISTIC)
 def test_order_of_convergence(solver, trajectories):
-    slopes = np.log(errors(solver, trajectories, 100) / errors(solver, trajectories, 400)) / np.log(4)
+    coarse, fine = errors(solver, trajectories)
+    slopes = np.log(coarse / fine) / np.log(4)
     print("slopes on vp, edm, flow; of a Gaussian, of a mixture:", slopes.round(3).tolist())
     np.testing.assert_allclose(slopes, solver.order, atol=0.15)
 
@@ -190,16 +198,18 @@ def counted(monkeypatch, z):
 )
 @pytest.mark.slow
 def test_weak_order_of_convergence(name, process, solver_of, monkeypatch):
-    data, errors = gaussian([0.7], [[0.3]]), []
-    for n in (100, 400):
-        levels = jax.tree.map(lambda field: field[list(PROCESSES).index(process)], grids(n))
-        start, end = (data.moments(jax.tree.map(lambda field: field[i], levels)) for i in (0, -1))  # noqa: B023
+    data, errors, none = gaussian([0.7], [[0.3]]), [], np.zeros((COARSE.max(), DRAWS))
 
-        def final(x, z, n=n, levels=levels):
-            key = counted(monkeypatch, z)
-            return jd.sample(data.denoise, solver_of(n), levels, x[None, None], key)[0, 0]
+    @jax.jit
+    @partial(jax.value_and_grad, argnums=(0, 1))
+    def final(x, z, n, levels):
+        key = counted(monkeypatch, z)
+        return jd.sample(data.denoise, solver_of(n), levels, x[None, None], key, stop=n)[0, 0]
 
-        mean, (by_x, by_z) = jax.jit(jax.value_and_grad(final, argnums=(0, 1)))(start[0][0], jnp.zeros((n, DRAWS)))
+    for n in COARSE:
+        levels = jax.tree.map(lambda field: padded(field[list(PROCESSES).index(process)]), grids(int(n)))
+        start, end = (data.moments(levels.at(i)) for i in (0, -1))
+        mean, (by_x, by_z) = final(start[0][0], none, n, levels)
         var = by_x**2 * start[1][0, 0] + jnp.sum(by_z**2)
         errors.append([abs(mean - end[0][0]), abs(var - end[1][0, 0])])
     errors = np.array(errors)
@@ -236,18 +246,81 @@ def a_batch(dtype=jnp.float32, n=8):
     return params, x, jax.random.split(jax.random.key(1), n)
 
 
-@EVERY
-def test_one_step_to_clean_data_is_the_denoiser(solver):
-    params, x, keys = a_batch()
-    t, alpha, sigma = np.float32([[0.6, 4.0, 0.8], [0.7, 1.0, 0.2], [np.sqrt(0.51), 4.0, 0.8]])  # like VP, EDM, flow
+def mid_grid(n=12, start=0.9):
+    t = np.linspace(start, 0, n + 1, dtype=np.float32)
+    return Level(t, 1 - t, t)
+
+
+def half(params, x, noise, cond):
+    return network(*jax.tree.map(lambda a: a.astype(jnp.bfloat16), (params, x, noise, cond)))
+
+
+class Program(NamedTuple):
+    """A solver's one program for a_batch and a grid of twelve steps, and what its denoiser left when it ran.
+
+    Attributes:
+        run: (levels, x, keys, cond, scale, stop, in_half) -> x, with classifier-free guidance of the scale; `in_half`
+            says whether the network computes in bfloat16, which it does without a condition.
+        traced: one entry for each time that the denoiser was traced.
+        called: one entry for each time that it was evaluated.
+    """
+
+    run: Callable
+    traced: list
+    called: list
+
+    def evaluations(self, *args):
+        """Number of the denoiser's evaluations in a run."""
+        jax.effects_barrier()
+        del self.called[:]
+        jax.block_until_ready(self.run(*args))
+        jax.effects_barrier()
+        return len(self.called)
+
+
+@cache
+def program(solver) -> Program:
+    traced, called = [], []
 
     @jax.jit
-    @jax.vmap
-    def both(cur):
-        grid = append_clean(jax.tree.map(lambda field: field[None], cur))
-        return jd.sample(toy(params), solver, grid, x, keys), toy(params)(x, cur)
+    def run(levels, x, keys, cond, scale, stop, in_half):
+        params = jnp.asarray(PARAMS, x.dtype)
 
-    np.testing.assert_allclose(*both(Level(t, alpha, sigma)), rtol=1e-5, atol=1e-6)
+        def denoise(x, *ends):  # also of a network that is given both ends of a step
+            traced.append(1)
+            jax.debug.callback(lambda: called.append(1))
+
+            def guided():
+                uncond = toy(params)(x, *ends)
+                return uncond + scale * (toy(params, cond)(x, *ends) - uncond)
+
+            return jax.lax.cond(in_half, lambda: jd.denoiser(half, params, jd.parameterize.velocity)(x, *ends), guided)
+
+        return jd.sample(denoise, solver, levels, x, keys, stop=stop)
+
+    return Program(run, traced, called)
+
+
+COND = {"shift": np.ones((8, 1), np.float32)}
+PLAIN = COND, np.float32(0), 12, False  # all steps, without guidance
+
+
+@jax.jit
+def clean(x, levels):
+    """The toy's answers at each of the levels."""
+    return jax.vmap(lambda level: toy(jnp.asarray(PARAMS, x.dtype))(x, level))(levels)
+
+
+@EVERY
+def test_one_step_to_clean_data_is_the_denoiser(solver):
+    _, x, keys = a_batch()
+    levels = Level(*np.float32([[0.6, 4.0, 0.8], [0.7, 1.0, 0.2], [np.sqrt(0.51), 4.0, 0.8]]))  # like VP, EDM, flow
+    for i, expected in enumerate(clean(x, levels)):
+        grid = Level(
+            *(np.append(field[i], np.full(12, end, np.float32)) for field, end in zip(levels, (0, 1, 0), strict=True))
+        )
+        out = program(solver).run(grid, x, keys, COND, np.float32(0), 1, False)
+        np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6)
 
 
 DIFFERENTIABLE = [name for name, solver in SOLVERS.items() if solver.nfe is not None]  # the others: a `while_loop`
@@ -287,66 +360,39 @@ def test_values_and_gradients_from_pure_noise_to_clean_data(solver):
 # Invariances
 
 
-def mid_grid(n=6, start=0.9):
-    t = np.linspace(start, 0, n + 1, dtype=np.float32)
-    return Level(t, 1 - t, t)
-
-
 @each(SOLVERS, fast={"ddpm"})
 def test_an_example_is_its_keys_alone_in_any_batch_eager_or_compiled_on_one_device_or_eight(solver):
     params, x, keys = a_batch()
     sample = lambda x, keys: jd.sample(toy(params), solver, mid_grid(), x, keys)  # noqa: E731
-    run, close = jax.jit(sample), partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
-    together, chosen = run(x, keys), np.array([6, 1, 3])
-    close(run(x[chosen], keys[chosen]), together[chosen])
-    assert bool(jnp.all(run(x, jnp.roll(keys, 1)) == together)) is not solver.stochastic
-    close(sample(x, keys), together)
+    run, close = program(solver).run, partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    together, chosen = np.asarray(run(mid_grid(), x, keys, *PLAIN)), np.array([6, 1, 3])
+    assert np.array_equal(run(mid_grid(), x, jnp.roll(keys, 1), *PLAIN), together) is not solver.stochastic
+    close(sample(x[chosen], keys[chosen]), together[chosen])  # not compiled
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-    sharded = run(*jax.device_put((x, keys), NamedSharding(mesh, PartitionSpec("data"))))
+    sharded = jax.jit(sample)(*jax.device_put((x, keys), NamedSharding(mesh, PartitionSpec("data"))))
     assert sharded.sharding.num_devices == 8
     close(sharded, together)
 
 
 @EVERY
 def test_turning_a_knob_compiles_nothing_and_nfe_is_the_number_of_evaluations(solver):
-    params, x, keys = a_batch()
-    traced, called = [], []
-
-    @jax.jit
-    def run(levels, x, keys, cond, scale, stop):
-        def denoise(x, *ends):  # classifier-free guidance, also of a network that is given both ends of a step
-            traced.append(1)
-            jax.debug.callback(lambda: called.append(1))
-            uncond = toy(params)(x, *ends)
-            return uncond + scale * (toy(params, cond)(x, *ends) - uncond)
-
-        return jd.sample(denoise, solver, levels, x, keys, stop=stop)
-
-    cond = {"shift": jnp.ones((8, 1))}
-    first = run(mid_grid(), x, keys, cond, jnp.float32(2), 6)
+    _, x, keys = a_batch()
+    run, traced, _ = program(solver)
+    first = run(mid_grid(), x, keys, COND, np.float32(2), 12, False)
     sites = len(traced)
-    jax.effects_barrier()
-    evaluations = len(called)
     others = [
-        run(mid_grid(), x, keys, cond, jnp.float32(2), 5),
-        run(mid_grid(start=0.7), x, keys, cond, jnp.float32(2), 6),
-        run(mid_grid(), x, keys, cond, jnp.float32(3), 6),
-        run(mid_grid(), x, keys, jax.tree.map(jnp.negative, cond), jnp.float32(2), 6),
-        run(mid_grid(), x, jax.random.split(jax.random.key(2), 8), cond, jnp.float32(2), 6),
+        run(mid_grid(), x, keys, COND, np.float32(2), 11, False),
+        run(mid_grid(start=0.7), x, keys, COND, np.float32(2), 12, False),
+        run(mid_grid(), x, keys, COND, np.float32(3), 12, False),
+        run(mid_grid(), x, keys, jax.tree.map(np.negative, COND), np.float32(2), 12, False),
+        run(mid_grid(), x, jax.random.split(jax.random.key(2), 8), COND, np.float32(2), 12, False),
     ]
     assert len(traced) == sites and run._cache_size() == 1
     changed = [not np.array_equal(first, other) for other in others]
     assert changed == [True, True, True, True, solver.stochastic]
     if solver.nfe is not None:  # of the fifth step: a warm-up may take more
-        jax.effects_barrier()
-        del called[:]
-        jax.block_until_ready([run(mid_grid(), x, keys, cond, jnp.float32(2), stop) for stop in (4, 5)])
-        jax.effects_barrier()
-        four = len(called)
-        del called[:]
-        jax.block_until_ready(run(mid_grid(), x, keys, cond, jnp.float32(2), 4))
-        jax.effects_barrier()
-        assert four - 2 * len(called) == solver.nfe <= evaluations and sites <= solver.nfe
+        four, five = (program(solver).evaluations(mid_grid(), x, keys, *PLAIN[:2], stop, False) for stop in (4, 5))
+        assert five - four == solver.nfe and sites <= solver.nfe
 
 
 def _size(jaxpr) -> int:
@@ -375,12 +421,12 @@ def test_float32_stays_close_to_float64(solver, monkeypatch):
     levels = Level(sigma, np.ones_like(sigma), sigma)
     key = jax.random.key(0)
     start = np.random.default_rng(0).normal(size=(64, 2)) * 80
-    out = [
-        jax.jit(lambda x: jd.sample(lambda x, level, *nxt: rational(x, level), solver, levels, x, key))(
-            jnp.asarray(start, dtype)
-        )
-        for dtype in (jnp.float32, jnp.float64)
-    ]
+
+    @jax.jit
+    def run(*x):
+        return [jd.sample(lambda x, level, *nxt: rational(x, level), solver, levels, x, key) for x in x]
+
+    out = run(np.float32(start), start)
     assert out[0].dtype == jnp.float32 and out[1].dtype == jnp.float64
     np.testing.assert_allclose(out[0], out[1], atol=2e-4)
 
@@ -388,16 +434,8 @@ def test_float32_stays_close_to_float64(solver, monkeypatch):
 @EVERY
 def test_a_bfloat16_network_costs_no_more_than_its_own_rounding(solver):
     # Its answers are off by 2^-8 of their size; a sampler that kept x or a coefficient in bfloat16 would add up more.
-    params, x, keys = a_batch()
-
-    def half(params, x, noise, cond):
-        return network(*jax.tree.map(lambda a: a.astype(jnp.bfloat16), (params, x, noise, cond)))
-
-    def run(apply):
-        denoise = jd.denoiser(apply, params, jd.parameterize.velocity)
-        return jd.sample(denoise, solver, mid_grid(12), x, keys)
-
-    out, exact = jax.jit(lambda: (run(half), run(network)))()
+    _, x, keys = a_batch()
+    exact, out = (program(solver).run(mid_grid(), x, keys, *PLAIN[:3], in_half) for in_half in (False, True))
     assert out.dtype == jnp.float32
     np.testing.assert_allclose(out, exact, atol=0.03)
     assert not np.array_equal(out, exact)
@@ -452,10 +490,10 @@ def test_every_process_and_every_prediction_in_any_shape(solver, request):
     @jax.jit
     def ends(x):
         def end(pair):
-            process, row = OneOf(pair[0]), pair[1]
-            each = [jd.denoiser(knowing(process, r), None, r) for r in ROWS]
+            process, row = OneOf(pair[0]), partial(jax.lax.switch, pair[1], ROWS)
+            known = jd.denoiser(knowing(process, row), None, row)
             grid = Level(*(field[pair[0]] for field in levels))
-            denoise = lambda x, level, *nxt: jax.lax.switch(row, each, x, level)  # noqa: E731
+            denoise = lambda x, level, *nxt: known(x, level)  # noqa: E731
             method = make(process=process) if inner else solver
             return jd.sample(denoise, method, grid, grid.sigma[0] * x, jax.random.key(0))
 
