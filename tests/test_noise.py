@@ -1,5 +1,7 @@
 """Noise: its moments, that an example's noise is its key's alone, and Brownian paths."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -165,9 +167,8 @@ def test_a_path_has_finite_gradients_from_pure_noise_to_clean_data(x64):
     levels = jd.grids.by_time(jd.processes.Flow(), 3)
 
     def total(levels):
-        at = [jax.tree.map(lambda field: field[i], levels) for i in range(4)]  # noqa: B023
         draw, x = noise.brownian(KEYS), jnp.zeros((6, 2))
-        return sum(jnp.sum(draw(KEYS, x, at[i], at[i + 1])) for i in range(3))
+        return jnp.sum(jax.lax.map(lambda i: draw(KEYS, x, levels.at(i), levels.at(i + 1)), jnp.arange(3)))
 
     value_and_grad = jax.jit(jax.value_and_grad(total))
     value, grads = value_and_grad(levels)
@@ -229,22 +230,21 @@ REFINED = {
 def test_more_steps_follow_the_same_path(name):
     """Strong convergence: where N and 4 N steps end comes closer as N grows; with fresh noise it does not."""
     keys = jax.random.split(jax.random.key(0), 500)
-    x = jax.random.normal(jax.random.key(1), (500, 2))
+    x, of_path = np.random.default_rng(1).normal(size=(500, 2)).astype(np.float32), noise.brownian(keys)
 
-    def apart(noise_of):
-        """How far the ends of n and of 4 n steps are from each other, n = 16 and 64; one program for all."""
-        solver = REFINED[name](noise_sampler=noise_of)
-        run = jax.jit(
-            lambda levels, n: jd.sample(CLUSTERS.denoise, solver, levels, x, keys, stop=n),
-            compiler_options=OPTIMIZED,
-        )
+    @partial(jax.jit, compiler_options=OPTIMIZED)
+    def run(levels, n, fresh):  # one program for all
+        solver = REFINED[name](noise_sampler=lambda *args: jax.lax.cond(fresh, noise.white, of_path, *args))
+        return jd.sample(CLUSTERS.denoise, solver, levels, x, keys, stop=n)
 
-        def end(n):
-            levels = jd.grids.by_lambda(jd.processes.VP(), n, start=0.9, end=0.02)
-            return run(jax.tree.map(lambda a: np.pad(np.asarray(a), (0, 256 - n), mode="edge"), levels), n)
+    def end(n, fresh):
+        levels = jd.grids.by_lambda(jd.processes.VP(), n, start=0.9, end=0.02)
+        return run(jax.tree.map(lambda a: np.pad(np.asarray(a), (0, 256 - n), mode="edge"), levels), n, fresh)
 
-        return [float(jnp.sqrt(jnp.mean(jnp.square(end(n) - end(4 * n))))) for n in (16, 64)]
+    def apart(fresh):
+        """How far the ends of n and of 4 n steps are from each other, n = 16 and 64."""
+        return np.sqrt(np.mean(np.diff([end(n, fresh) for n in (16, 64, 256)], axis=0) ** 2, axis=(1, 2)))
 
-    path, white = apart(noise.brownian(keys)), apart(noise.white)
+    path, white = apart(False), apart(True)
     print(name, "one path:", path, "white:", white)
     assert path[1] < 0.6 * path[0] and path[1] < 0.25 * white[1]

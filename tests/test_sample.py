@@ -229,13 +229,14 @@ def test_the_number_of_steps_up_to_a_maximum_is_traced(solver):
     assert run._cache_size() == 1 and len(calls) == solver.nfe
     for x, t in zip(out, (short, long), strict=True):
         np.testing.assert_allclose(x, jd.sample(rational, solver, grid(t), start(), KEY), rtol=1e-5, atol=1e-6)
-    at_once = jax.jit(jax.vmap(run))(padded, jnp.array([3, 5]))
+
+    def total(levels):
+        at_once = jax.vmap(run)(levels, jnp.array([3, 5]))
+        return jnp.sum(at_once), at_once
+
+    grads, at_once = jax.jit(jax.grad(total, has_aux=True))(padded)
     np.testing.assert_allclose(at_once, out, rtol=1e-5, atol=1e-6)
-
-    def total(levels):  # skipped steps leave no NaN under `vmap`, where they are taken and discarded
-        return jnp.sum(jax.vmap(run)(levels, jnp.array([3, 5])))
-
-    grads = jax.jit(jax.grad(total))(padded)
+    # Skipped steps leave no NaN under `vmap`, where they are taken and discarded.
     assert all(np.all(np.isfinite(field)) for field in (grads.alpha, grads.sigma))
 
 
@@ -307,11 +308,10 @@ def test_remat_keeps_the_root_of_the_states(solver, x64):
     def compiled(n, remat):
         return jax.jit(jax.value_and_grad(lambda theta: loss(theta, n, remat))).lower(jnp.float64(0.7)).compile()
 
-    plain, kept = compiled(10, False), compiled(10, True)  # 10 is no square: 4 chunks of 3
-    for a, b in zip(plain(jnp.float64(0.7)), kept(jnp.float64(0.7)), strict=True):
+    plain, kept = ([compiled(n, remat) for n in (60, 960)] for remat in (False, True))
+    for a, b in zip(plain[0](jnp.float64(0.7)), kept[0](jnp.float64(0.7)), strict=True):  # no square: 8 chunks of 8
         np.testing.assert_allclose(a, b, rtol=1e-10)
-    memory = [compiled(n, True).memory_analysis().temp_size_in_bytes for n in (64, 1024)]
-    naive = [compiled(n, False).memory_analysis().temp_size_in_bytes for n in (64, 1024)]
+    naive, memory = ([run.memory_analysis().temp_size_in_bytes for run in runs] for runs in (plain, kept))
     assert memory[1] / memory[0] < 5 and naive[1] / naive[0] > 10 and naive[1] / memory[1] > 10
     path = jd.sample_path(rational, solver, jd.grids.by_time(VP, 5), x, KEY, remat=True)[1]
     np.testing.assert_allclose(path, jd.sample_path(rational, solver, jd.grids.by_time(VP, 5), x, KEY)[1])

@@ -1,5 +1,7 @@
 """The exponential Adams methods' integrals and polynomials; orders of what the solvers' table doesn't see."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,8 +19,10 @@ VP, EDM, FLOW = jd.processes.VP(), jd.processes.EDM(), jd.processes.Flow()
 KEY = jax.random.key(0)
 
 
-def at(levels, i):
-    return jax.tree.map(lambda field: field[i], levels)
+def grid(process, n, longest, **ends):
+    """n steps that are uniform in lam; then its last level, as far as step `longest`, so that programs are shared."""
+    levels = jd.grids.by_lambda(process, n, **ends)
+    return Level(*(np.pad(np.asarray(field), (0, longest - n), mode="edge") for field in levels))
 
 
 def test_moments_are_the_integrals_for_steps_of_any_length_and_sign():
@@ -45,18 +49,17 @@ def slope(solver, process=VP, start=0.6, end=0.05, ns=(50, 200), *, warm=4, data
     """Of the error after n steps that are uniform in lam, the first few of which end on the exact path."""
     x = jnp.asarray(BLOB.draw(np.random.default_rng(0), 8, process(jnp.float64(start))))
 
-    def error(n):
-        levels = jd.grids.by_lambda(process, n, start=start, end=end)
+    @jax.jit
+    def error(levels, n):
+        def step(i, carry):
+            cur, nxt = levels.at(i), levels.at(i + 1)
+            moved, state = solver.step(data.denoise, KEY, *carry, cur, nxt)
+            return jnp.where(i < warm, BLOB.flow(x, levels.at(0), nxt), moved), state
 
-        def step(carry, i):
-            cur, nxt = at(levels, i), at(levels, i + 1)
-            moved, state = solver.step(data.denoise, KEY, carry[0], carry[1], cur, nxt)
-            return (jnp.where(i < warm, BLOB.flow(x, at(levels, 0), nxt), moved), state), None
+        out = jax.lax.fori_loop(0, n, step, (x, solver.init(x)))[0]
+        return jnp.sqrt(jnp.mean((out - BLOB.flow(x, levels.at(0), levels.at(-1))) ** 2))
 
-        out = jax.lax.scan(step, (x, solver.init(x)), jnp.arange(n))[0][0]
-        return jnp.sqrt(jnp.mean((out - BLOB.flow(x, at(levels, 0), at(levels, -1))) ** 2))
-
-    coarse, fine = (float(jax.jit(error, static_argnums=0)(n)) for n in ns)
+    coarse, fine = (float(error(grid(process, n, max(ns), start=start, end=end), n)) for n in ns)
     return np.log(coarse / fine) / np.log(ns[1] / ns[0])
 
 
@@ -149,19 +152,21 @@ STOCHASTIC = {
 def test_weak_order(name):
     """Data is one Gaussian number: the sample is affine in x_T and the draws, and a gradient gives the coefficients."""
     data, errors = gaussian([0.7], [[0.3]]), []
+
+    @jax.jit
+    @partial(jax.value_and_grad, argnums=(0, 1))
+    def end(x, z, levels, n):
+        def noise(key, x, cur, nxt):
+            i = jnp.sum(levels.sigma > cur.sigma * (1 - 1e-9)) - 1
+            inner = jnp.min(jnp.abs(levels.sigma - cur.sigma)) > 1e-9
+            return jnp.full_like(x, z[i, inner.astype(int)])
+
+        return jd.sample(data.denoise, STOCHASTIC[name](noise), levels, x[None, None], KEY, stop=n)[0, 0]
+
     for n in (100, 400):
-        levels = jd.grids.by_lambda(EDM, n, start=4.0, end=0.15)
-        (mean, var), (end_mean, end_var) = (data.moments(at(levels, i)) for i in (0, -1))
-
-        def end(x, z, levels=levels):
-            def noise(key, x, cur, nxt):
-                i = jnp.sum(levels.sigma > cur.sigma * (1 - 1e-9)) - 1
-                inner = jnp.min(jnp.abs(levels.sigma - cur.sigma)) > 1e-9
-                return jnp.full_like(x, z[i, inner.astype(int)])
-
-            return jd.sample(data.denoise, STOCHASTIC[name](noise), levels, x[None, None], KEY)[0, 0]
-
-        found, (by_x, by_z) = jax.jit(jax.value_and_grad(end, (0, 1)))(mean[0], jnp.zeros((n, 2)))
+        levels = grid(EDM, n, 400, start=4.0, end=0.15)
+        (mean, var), (end_mean, end_var) = (data.moments(levels.at(i)) for i in (0, -1))
+        found, (by_x, by_z) = end(mean[0], np.zeros((400, 2)), levels, n)
         errors.append([abs(found - end_mean[0]), abs(by_x**2 * var[0, 0] + jnp.sum(by_z**2) - end_var[0, 0])])
     errors, order = np.array(errors), STOCHASTIC[name](jd.noise.white).order
     slope = np.log(errors[0, 1] / errors[1, 1]) / np.log(4)
@@ -185,11 +190,11 @@ VARIANTS = [
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "process"), [(n, "vp") for n in VARIANTS] + [("sde", "ve"), ("sa", "ve")])
 def test_mean_and_covariance_of_a_gaussian(name, process):
-    grid = {"vp": VP(np.linspace(1.0, 0.0, 81) ** 1.5), "ve": EDM(np.append(np.geomspace(80, 0.01, 80), 0))}[process]
-    grid, n = jax.tree.map(lambda field: jnp.asarray(field, jnp.float32), grid), 50_000
-    x = jnp.asarray(BLOB.draw(np.random.default_rng(0), n, at(grid, 0)), jnp.float32)
+    levels = {"vp": VP(np.linspace(1.0, 0.0, 81) ** 1.5), "ve": EDM(np.append(np.geomspace(80, 0.01, 80), 0))}[process]
+    levels, n = jax.tree.map(lambda field: np.asarray(field, np.float32), levels), 50_000
+    x = BLOB.draw(np.random.default_rng(0), n, levels.at(0)).astype(np.float32)
     solver = STOCHASTIC[name](jd.noise.white)
-    run = jax.jit(lambda x, key: jd.sample(BLOB.denoise, solver, grid, x, key), compiler_options=OPTIMIZED)
+    run = jax.jit(lambda x, key: jd.sample(BLOB.denoise, solver, levels, x, key), compiler_options=OPTIMIZED)
     out = np.asarray(run(x, jax.random.key(0, impl="rbg")), np.float64)
     mean, cov = BLOB.moments(Level(0.0, 1.0, 0.0))
     print(name, out.mean(0) - mean, (np.cov(out.T) - cov) / np.trace(cov))
@@ -205,19 +210,18 @@ def test_more_steps_follow_the_same_brownian_path(name):
     x = jnp.asarray(BLOB.draw(np.random.default_rng(0), 64, VP(jnp.float64(0.9))))
     key = jax.random.key(1, impl="rbg")  # thousands of draws: threefry takes most of the time
 
-    def apart(noise):
-        """How far the ends of n and of 4 n steps are from each other, n = 25 and 100; one program for all."""
-        run = jax.jit(
-            lambda levels, n: jd.sample(BLOB.denoise, STOCHASTIC[name](noise), levels, x, key, stop=n),
-            compiler_options=OPTIMIZED,
-        )
+    of_path = jd.noise.brownian(jax.random.key(2, impl="rbg"))
 
-        def end(n):
-            levels = jd.grids.by_lambda(VP, n, start=0.9, end=0.02)
-            return run(Level(*(np.pad(np.asarray(field), (0, 400 - n), mode="edge") for field in levels)), n)
+    @partial(jax.jit, compiler_options=OPTIMIZED)
+    def run(levels, n, fresh):  # one program for all
+        noise = lambda *args: jax.lax.cond(fresh, jd.noise.white, of_path, *args)  # noqa: E731
+        return jd.sample(BLOB.denoise, STOCHASTIC[name](noise), levels, x, key, stop=n)
 
-        return [float(jnp.sqrt(jnp.mean((end(n) - end(4 * n)) ** 2))) for n in (25, 100)]
+    def apart(fresh):
+        """How far the ends of n and of 4 n steps are from each other, n = 25 and 100."""
+        ends = [run(grid(VP, n, 400, start=0.9, end=0.02), n, fresh) for n in (25, 100, 400)]
+        return np.sqrt(np.mean(np.diff(ends, axis=0) ** 2, axis=(1, 2)))
 
-    path, fresh = apart(jd.noise.brownian(jax.random.key(2, impl="rbg"))), apart(jd.noise.white)
+    path, fresh = apart(False), apart(True)
     print(name, path, fresh)
     assert path[1] < path[0] / 2 and path[1] < 0.1 * fresh[1]

@@ -1,13 +1,14 @@
 """Where solvers that draw noise end, within Monte-Carlo error: the moments of Gaussian data, and a mixture's law."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.exact import BLOB, CLUSTERS, Mixture, gaussian
+from helpers.exact import BLOB, CLUSTERS, gaussian
 from helpers.optimized import OPTIMIZED
 from helpers.solvers import SOLVERS
 
@@ -72,23 +73,36 @@ CASES = {
 KEY = jax.random.key(7, impl="rbg")
 
 
-def ends(case: Case, data: Mixture, n: int):
-    """n samples, from the true law at the grid's first level."""
-    levels = jax.tree.map(lambda field: jnp.asarray(field, jnp.float32), case.levels)
-    first = jax.tree.map(lambda field: field[0], levels)
-    x = jnp.asarray(data.draw(np.random.default_rng(1), n, first), jnp.float32).reshape(-1, case.group, 2)
-    one = case.denoiser(data)
-    denoise = lambda x, level: one(x.reshape(-1, 2), level).reshape(x.shape)  # noqa: E731
-    run = jax.jit(lambda x: jd.sample(denoise, case.solver, levels, x, KEY), compiler_options=OPTIMIZED)
-    return np.asarray(run(x), np.float64).reshape(-1, 2)
-
-
 def louder(key, x, cur, nxt):
     return 1.1 * jd.noise.white(key, x, cur, nxt)
 
 
 def doubled(key, x, cur, nxt):
     return 2 * jd.noise.white(key, x, cur, nxt)
+
+
+WRONG = {
+    "louder": Case(solvers.ddpm(noise_sampler=louder), all_of_vp(400)),
+    "doubled": Case(solvers.ddim(0.5, noise_sampler=doubled), all_of_vp(400)),
+}
+SIZES = 25_000, 20_000
+
+
+@cache
+def ends(name: str):
+    """Samples of BLOB and of CLUSTERS, SIZES of them in one run, from their true laws at the grid's first level."""
+    case, rng = (CASES | WRONG)[name], np.random.default_rng(1)
+    levels = jax.tree.map(lambda field: np.asarray(field, np.float32), case.levels)
+    x = [data.draw(rng, n, levels.at(0)) for data, n in zip((BLOB, CLUSTERS), SIZES, strict=True)]
+    of_blob, of_clusters = map(case.denoiser, (BLOB, CLUSTERS))
+
+    def denoise(x, level):
+        blob, clusters = jnp.split(x.reshape(-1, 2), SIZES[:1])
+        return jnp.concatenate([of_blob(blob, level), of_clusters(clusters, level)]).reshape(x.shape)
+
+    run = jax.jit(lambda x: jd.sample(denoise, case.solver, levels, x, KEY), compiler_options=OPTIMIZED)
+    out = run(np.concatenate(x).astype(np.float32).reshape(-1, case.group, 2))
+    return np.split(np.asarray(out, np.float64).reshape(-1, 2), SIZES[:1])
 
 
 def off(out):
@@ -105,19 +119,19 @@ def off(out):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_mean_and_covariance_of_a_gaussian(name):
-    assert off(ends(CASES[name], BLOB, 25_000)) < 1
+    assert off(ends(name)[0]) < 1
 
 
 @pytest.mark.slow
 def test_a_tenth_more_noise_shows_in_the_covariance():
-    assert off(ends(Case(solvers.ddpm(noise_sampler=louder), all_of_vp(400)), BLOB, 25_000)) > 3
-    assert off(ends(Case(solvers.ddim(0.5, noise_sampler=doubled), all_of_vp(400)), BLOB, 25_000)) > 3
+    assert off(ends("louder")[0]) > 3
+    assert off(ends("doubled")[0]) > 3
 
 
 # The mixture. Distances are those of the sorted projections on fixed directions (sliced Wasserstein, Rabin et al.
 # 2011); what two draws of the data itself are apart says how small a distance 20,000 samples can show.
 
-N, ANGLES = 20_000, np.linspace(0, np.pi, 32, endpoint=False)
+N, ANGLES = SIZES[1], np.linspace(0, np.pi, 32, endpoint=False)
 DIRECTIONS = np.stack([np.cos(ANGLES), np.sin(ANGLES)])
 
 
@@ -144,13 +158,13 @@ def distance():
 def test_the_law_of_a_mixture(name, distance):
     # About one in 20 pairs of real sets exceeds the largest of 20, and one in some hundreds half as much again: room
     # for chance, and for the finite step.
-    assert distance(ends(CASES[name], CLUSTERS, N)) < 1.5
+    assert distance(ends(name)[1]) < 1.5
 
 
 @pytest.mark.slow
 def test_the_distance_sees_a_tenth_more_noise_other_weights_and_a_law_with_the_same_moments(distance):
     rng = np.random.default_rng(3)
-    assert distance(ends(Case(solvers.ddpm(noise_sampler=louder), all_of_vp(400)), CLUSTERS, N)) > 3
-    assert distance(ends(Case(solvers.ddim(0.5, noise_sampler=doubled), all_of_vp(400)), CLUSTERS, N)) > 3
+    assert distance(ends("louder")[1]) > 3
+    assert distance(ends("doubled")[1]) > 3
     assert distance(CLUSTERS._replace(weights=np.array([0.32, 0.5, 0.18])).draw(rng, N)) > 2
     assert distance(gaussian(*CLUSTERS.moments(Level(0.0, 1.0, 0.0))).draw(rng, N)) > 2
