@@ -497,10 +497,10 @@ def test_every_process_and_every_prediction_in_any_shape(solver, request):
             method = make(process=process) if inner else solver
             return jd.sample(denoise, method, grid, grid.sigma[0] * x, jax.random.key(0))
 
-        pairs = jnp.stack(jnp.meshgrid(jnp.arange(len(EVERYWHERE)), jnp.arange(len(ROWS)), indexing="ij"), axis=-1)
-        return jax.lax.map(lambda pairs: jax.lax.map(end, pairs), pairs)
+        pairs = jnp.stack(jnp.meshgrid(jnp.arange(len(EVERYWHERE)), jnp.arange(len(ROWS)), indexing="xy"), axis=-1)
+        return jax.lax.map(jax.vmap(end), pairs)
 
-    out = ends(jnp.asarray(x))
+    out = np.swapaxes(ends(jnp.asarray(x)), 0, 1)
     assert out.shape == (len(EVERYWHERE), len(ROWS), *x.shape) and np.all(np.isfinite(out))
     for name, of_rows in zip(EVERYWHERE, out, strict=True):
         for row, end in zip(ROWS, of_rows, strict=True):
