@@ -35,9 +35,9 @@ def test_moments_are_the_integrals_for_steps_of_any_length_and_sign():
 
 @pytest.mark.slow
 def test_weights_integrate_polynomials_through_the_usable_nodes():
-    u, moment = jnp.array([1, 0, -0.7, -2.0]), jnp.array([0.5, 0.3, 0.2, 0.1])
+    u, moment, of = np.array([1, 0, -0.7, -2.0]), np.array([0.5, 0.3, 0.2, 0.1]), jax.jit(weights)
     for n in (1, 2, 3, 4):
-        w = weights(u, jnp.arange(4) < n, moment)
+        w = of(u, np.arange(4) < n, moment)
         np.testing.assert_allclose(np.vander(u, 4, increasing=True).T[:n] @ w, moment[:n], rtol=1e-12)
         assert np.all(w[n:] == 0)
 
