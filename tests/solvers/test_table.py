@@ -259,8 +259,8 @@ class Program(NamedTuple):
     """A solver's one program for a_batch and a grid of twelve steps, and what its denoiser left when it ran.
 
     Attributes:
-        run: (levels, x, keys, cond, scale, stop, in_half) -> x, with classifier-free guidance of the scale; `in_half`
-            says whether the network computes in bfloat16, which it does without a condition.
+        run: (levels, x, keys, cond, scale, stop, bits) -> x, with classifier-free guidance of the scale; `bits` are 0:
+            the network computes as x; 1: in bfloat16, without a condition; 2: likewise, with answers as x.
         traced: one entry for each time that the denoiser was traced.
         called: one entry for each time that it was evaluated.
     """
@@ -283,7 +283,7 @@ def program(solver) -> Program:
     traced, called = [], []
 
     @jax.jit
-    def run(levels, x, keys, cond, scale, stop, in_half):
+    def run(levels, x, keys, cond, scale, stop, bits):
         params = jnp.asarray(PARAMS, x.dtype)
 
         def denoise(x, *ends):  # also of a network that is given both ends of a step
@@ -294,7 +294,9 @@ def program(solver) -> Program:
                 uncond = toy(params)(x, *ends)
                 return uncond + scale * (toy(params, cond)(x, *ends) - uncond)
 
-            return jax.lax.cond(in_half, lambda: jd.denoiser(half, params, jd.parameterize.velocity)(x, *ends), guided)
+            networks = half, lambda *args: half(*args).astype(x.dtype)
+            halves = (jd.denoiser(each, params, jd.parameterize.velocity) for each in networks)
+            return jax.lax.switch(bits, [guided, *(partial(each, x, *ends) for each in halves)])
 
         return jd.sample(denoise, solver, levels, x, keys, stop=stop)
 
@@ -302,7 +304,7 @@ def program(solver) -> Program:
 
 
 COND = {"shift": np.ones((8, 1), np.float32)}
-PLAIN = COND, np.float32(0), 12, False  # all steps, without guidance
+PLAIN = COND, np.float32(0), 12, 0  # all steps, without guidance
 
 
 @jax.jit
@@ -319,7 +321,7 @@ def test_one_step_to_clean_data_is_the_denoiser(solver):
         grid = Level(
             *(np.append(field[i], np.full(12, end, np.float32)) for field, end in zip(levels, (0, 1, 0), strict=True))
         )
-        out = program(solver).run(grid, x, keys, COND, np.float32(0), 1, False)
+        out = program(solver).run(grid, x, keys, COND, np.float32(0), 1, 0)
         np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -378,20 +380,20 @@ def test_an_example_is_its_keys_alone_in_any_batch_eager_or_compiled_on_one_devi
 def test_turning_a_knob_compiles_nothing_and_nfe_is_the_number_of_evaluations(solver):
     _, x, keys = a_batch()
     run, traced, _ = program(solver)
-    first = run(mid_grid(), x, keys, COND, np.float32(2), 12, False)
+    first = run(mid_grid(), x, keys, COND, np.float32(2), 12, 0)
     sites = len(traced)
     others = [
-        run(mid_grid(), x, keys, COND, np.float32(2), 11, False),
-        run(mid_grid(start=0.7), x, keys, COND, np.float32(2), 12, False),
-        run(mid_grid(), x, keys, COND, np.float32(3), 12, False),
-        run(mid_grid(), x, keys, jax.tree.map(np.negative, COND), np.float32(2), 12, False),
-        run(mid_grid(), x, jax.random.split(jax.random.key(2), 8), COND, np.float32(2), 12, False),
+        run(mid_grid(), x, keys, COND, np.float32(2), 11, 0),
+        run(mid_grid(start=0.7), x, keys, COND, np.float32(2), 12, 0),
+        run(mid_grid(), x, keys, COND, np.float32(3), 12, 0),
+        run(mid_grid(), x, keys, jax.tree.map(np.negative, COND), np.float32(2), 12, 0),
+        run(mid_grid(), x, jax.random.split(jax.random.key(2), 8), COND, np.float32(2), 12, 0),
     ]
     assert len(traced) == sites and run._cache_size() == 1
     changed = [not np.array_equal(first, other) for other in others]
     assert changed == [True, True, True, True, solver.stochastic]
     if solver.nfe is not None:  # of the fifth step: a warm-up may take more
-        four, five = (program(solver).evaluations(mid_grid(), x, keys, *PLAIN[:2], stop, False) for stop in (4, 5))
+        four, five = (program(solver).evaluations(mid_grid(), x, keys, *PLAIN[:2], stop, 0) for stop in (4, 5))
         assert five - four == solver.nfe and sites <= solver.nfe
 
 
@@ -433,12 +435,13 @@ def test_float32_stays_close_to_float64(solver, monkeypatch):
 
 @EVERY
 def test_a_bfloat16_network_costs_no_more_than_its_own_rounding(solver):
-    # Its answers are off by 2^-8 of their size; a sampler that kept x or a coefficient in bfloat16 would add up more.
     _, x, keys = a_batch()
-    exact, out = (program(solver).run(mid_grid(), x, keys, *PLAIN[:3], in_half) for in_half in (False, True))
+    exact, out, same = (program(solver).run(mid_grid(), x, keys, *PLAIN[:3], bits) for bits in range(3))
     assert out.dtype == jnp.float32
-    np.testing.assert_allclose(out, exact, atol=0.03)
+    np.testing.assert_allclose(out, exact, atol=0.03)  # answers are off by 2^-8 of their size
     assert not np.array_equal(out, exact)
+    # A sampler that took the answers' type for x or a coefficient would add up more.
+    np.testing.assert_allclose(out, same, rtol=1e-5, atol=1e-6)
 
 
 EVERYWHERE = {
