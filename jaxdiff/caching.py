@@ -11,8 +11,8 @@ from jax import Array
 
 from jaxdiff.checks import check_function
 from jaxdiff.levels import Level, check_grid, typed_levels
-from jaxdiff.sample import sample
-from jaxdiff.solvers.base import Solver, check_solver, known_denoiser
+from jaxdiff.sample import check_shape, sample
+from jaxdiff.solvers.base import Solver, check_one_level, check_solver, known_denoiser
 from jaxdiff.types import Denoiser
 
 __all__ = ["sample_cached"]
@@ -45,6 +45,7 @@ def sample_cached(
     """
     check_function("make", make, "(apply) -> denoiser")
     check_solver(solver)
+    check_one_level(solver)
     check_grid(levels)
     if solver.nfe != 1:
         raise ValueError(f"caches are for solvers of one evaluation a step, got {solver!r}")
@@ -56,14 +57,14 @@ def sample_cached(
 
         def apply(*args: Any) -> Any:
             out, cache = network.keep(*args)
-            found.append(cache)
+            found.append(jax.lax.stop_gradient(cache))  # a gradient of x0_hat in x ends before the cache leaves it
             return out
 
-        return make(apply)(x, level), tuple(found)
+        return check_shape(make(apply)(x, level), x), tuple(found)
 
     def reuse(x: Array, level: Level, caches: tuple[Any, ...]) -> Any:
         left = iter(caches)
-        return make(lambda *args: network.reuse(*args, next(left)))(x, level)
+        return check_shape(make(lambda *args: network.reuse(*args, next(left)))(x, level), x)
 
     def init(x: Array) -> Any:
         shapes = jax.eval_shape(lambda x: keep(x, typed_levels(levels, x).at(0))[1], x)

@@ -225,6 +225,12 @@ def check_grid(levels: Any) -> None:
         raise ValueError(f"a grid is a Level whose fields all have shape [N + 1], N >= 1, got shapes {shapes}")
 
 
+def steps_of(levels: Level) -> Array:
+    """The number of steps of a grid, which may repeat its last level: N, or where the number is traced, at most N."""
+    lam = Level(*(jnp.asarray(field) for field in levels)).lam
+    return jnp.argmax(lam == lam[-1])
+
+
 def check_variance(variance: str) -> None:
     """Raise ValueError unless `variance`, of p(x_s | x_t), is "small" (the posterior's), "large" or "learned"."""
     allowed = ("small", "large", "learned")

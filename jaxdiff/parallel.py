@@ -162,7 +162,8 @@ def _steps(denoise: Denoiser, solver: Solver, x: Array, key: Array) -> Callable[
     check_denoiser("denoise", denoise, next_level=solver.next_level)
     check_inexact("x", x)
     check_key(key, x.shape[:1])
-    if jax.tree.leaves(jax.eval_shape(solver.init, x)) or not solver.decreasing:
+    history = jax.tree.leaves(jax.eval_shape(solver.init, x))  # of a method of order 1 it is there, and empty
+    if any(leaf.size for leaf in history) or not solver.decreasing:
         raise ValueError(f"{solver!r} remembers earlier steps: take one without a history, such as solvers.ddim()")
     if solver.stochastic and not key.ndim:
         raise ValueError(f"{solver!r} draws noise, for each example at another step: give one key for each example")

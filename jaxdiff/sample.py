@@ -21,6 +21,7 @@ from jaxdiff.types import Denoiser
 __all__ = [
     "check_levels",
     "check_pure_noise",
+    "check_shape",
     "checked_step",
     "invert",
     "invert_path",
@@ -188,6 +189,8 @@ def _scan(
     for name, step in (("start", start), ("stop", stop)):
         if step is not None and not is_traced(step) and not 0 <= np.asarray(step) <= n:
             raise ValueError(f"{name} must be a level of the grid, from 0 to {n}, got {step}")
+    if stop is not None and not is_traced(stop) and (last := int(np.asarray(stop))):
+        check_levels(levels.at(slice(last + 1)), decreasing=solver.decreasing)  # steps between equal levels give NaN
     seen = x[:, 0] if solver.particles else x
     check_pure_noise(denoise, levels, seen, start=0 if start is None else start, next_level=solver.next_level)
     levels = typed_levels(levels, x)
@@ -232,7 +235,7 @@ def checked_step(denoise: Denoiser, solver: Solver) -> Callable[..., tuple[Array
     """
 
     def checked(x: Array, *ends: Level) -> Any:
-        return _check_shape(denoise(x, *ends), x)
+        return check_shape(denoise(x, *ends), x)
 
     def step(key: Array, x: Array, state: Any, cur: Level, nxt: Level) -> tuple[Array, Any]:
         try:
@@ -257,7 +260,7 @@ def x0_of(denoise: Denoiser) -> Denoiser:
     """
 
     def checked(x: Array, level: Level) -> Array:
-        x0 = _check_shape(denoise(x, level), x)
+        x0 = check_shape(denoise(x, level), x)
         if isinstance(x0, tuple):
             raise ValueError(
                 "denoise returns (x0_hat, frac), with a learned variance, and x0_hat is needed: use "
@@ -268,9 +271,11 @@ def x0_of(denoise: Denoiser) -> Denoiser:
     return checked
 
 
-def _check_shape(x0: Any, x: Array) -> Any:
-    if isinstance(x0, Array) and x0.shape != x.shape:  # where it broadcasts, it would be sampled without a word
-        raise ValueError(f"denoise must return x0_hat of the shape of x, {x.shape}, got {x0.shape}")
+def check_shape(x0: Any, x: Array) -> Any:
+    """Return what a denoiser gives; ValueError: x0_hat, or the share of the variance, is not like x."""
+    for part in x0 if isinstance(x0, tuple) else (x0,):
+        if jnp.shape(part) != x.shape:  # where it broadcasts, it would be sampled without a word
+            raise ValueError(f"denoise must return x0_hat of the shape of x, {x.shape}, got {jnp.shape(part)}")
     return x0
 
 

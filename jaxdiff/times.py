@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array
 
 from jaxdiff.checks import factory
-from jaxdiff.levels import Level, check_grid
+from jaxdiff.levels import Level, check_grid, steps_of
 from jaxdiff.processes import EDM, Discrete, Process
 from jaxdiff.processes.base import check_process
 from jaxdiff.types import TimeSampler
@@ -125,7 +125,7 @@ def on_grid(levels: Level) -> TimeSampler:
     The k-step distillation of rectified flow (Liu et al. 2022, arXiv:2209.03003).
 
     Args:
-        levels: a grid, fields [N + 1]; its last level is never drawn.
+        levels: a grid, fields [N + 1], which may repeat its last level; that is never drawn.
 
     Raises:
         ValueError: `levels` is not a grid.
@@ -134,7 +134,7 @@ def on_grid(levels: Level) -> TimeSampler:
 
     def times(key: Array, batch: int) -> tuple[Array, Array]:
         t = jnp.asarray(levels.t)
-        return _unweighted(t[jax.random.randint(key, (batch,), 0, t.shape[0] - 1)])
+        return _unweighted(t[jax.random.randint(key, (batch,), 0, steps_of(levels))])
 
     return times
 

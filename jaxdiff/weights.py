@@ -118,6 +118,7 @@ def likelihood(process: Process) -> Weight:
 
     def weight(level: Level) -> Array:
         _, g = process.sde(level.t)
-        return level.snr * jnp.square(g / level.sigma) / 2
+        noise_only = level.alpha == 0  # where g is infinite, and the SNR, a square, has its minimum
+        return jnp.where(noise_only, 0, level.snr * jnp.square(jnp.where(noise_only, 0, g) / level.sigma) / 2)
 
     return weight

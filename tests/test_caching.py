@@ -115,12 +115,32 @@ def test_mistakes():
     )
     with pytest.raises(ValueError, match="one evaluation a step"):
         cached(jd.solvers.heun(), 1)
+    with pytest.raises(ValueError, match="told both ends of a step"):
+        cached(jd.solvers.flow_map(), 1)
+    with pytest.raises(ValueError, match=r"of the shape of x, \(2, 2\), got \(1, 2\)"):
+        jd.sample_cached(
+            lambda apply: lambda x, level: jd.denoiser(apply, 0.8, jd.parameterize.x0, {})(x, level)[:1],
+            two_parts(), jd.solvers.ddim(), levels, jnp.zeros((2, 2)), jax.random.key(0), every=2,
+        )  # fmt: skip
     with pytest.raises(ValueError, match="at least 1, got 0"):
         cached(jd.solvers.ddim(), 0)
     churned = jd.solvers.euler(process=PROCESS, churn=0.3)
     for solver in (jd.solvers.plms(), churned, jd.solvers.restart(jd.solvers.ddim(), levels.at(slice(2, 4)))):
         with pytest.raises(ValueError, match="evaluates its denoiser elsewhere than at a step's start"):
             cached(solver, 1)
+
+
+def test_a_denoiser_that_takes_the_networks_gradient_may_be_cached():
+    operator = jd.inverse.operators.linear(lambda x: x[:, :1], (2,))
+    y = jnp.ones((1, 1))
+    make = lambda apply: jd.inverse.pigdm(jd.denoiser(apply, 0.8, jd.parameterize.x0, {}), operator, y, 0.1)  # noqa: E731
+    levels, x = jd.grids.by_time(PROCESS, 5), jnp.ones((1, 2))
+    run = lambda every: jax.jit(  # noqa: E731
+        lambda x: jd.sample_cached(make, two_parts(), jd.solvers.ddim(), levels, x, jax.random.key(0), every=every)
+    )(x)
+    plain = make(lambda *args: two_parts().keep(*args)[0])
+    np.testing.assert_allclose(run(1), jd.sample(plain, jd.solvers.ddim(), levels, x, jax.random.key(0)), rtol=1e-5)
+    assert np.isfinite(run(2)).all()
 
 
 def test_a_network_within_a_branch_has_no_cache():

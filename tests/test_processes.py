@@ -256,6 +256,12 @@ def test_gradient_reaches_the_numbers(x64):
     np.testing.assert_allclose(got, (VP(0.1, 20 + h).time(lam) - VP(0.1, 20 - h).time(lam)) / (2 * h), rtol=1e-6)
 
 
+@pytest.mark.parametrize("shift", [0, -1.0])
+def test_a_table_is_shifted_by_a_positive_factor(shift):
+    with pytest.raises(ValueError, match=f"shift must be positive, got {shift}"):
+        Discrete.linear().shifted(shift)
+
+
 def test_shift_multiplies_the_noise_to_signal_ratio(x64):
     t = jnp.asarray(INNER)
     for base in (VP(), SubVP(), VE(), Flow(), Cosine(), Sigmoid()):

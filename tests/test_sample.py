@@ -240,6 +240,13 @@ def test_the_number_of_steps_up_to_a_maximum_is_traced(solver):
     assert all(np.all(np.isfinite(field)) for field in (grads.alpha, grads.sigma))
 
 
+def test_a_step_between_equal_levels_is_refused():
+    padded = grid([0.9, 0.6, 0.3, 0.0, 0.0, 0.0])
+    assert np.isfinite(jd.sample(rational, jd.solvers.ddim(), padded, start(), KEY, stop=3)).all()
+    with pytest.raises(ValueError, match=r"at level 3 sigma / alpha is 0 / 1, at the next 0 / 1"):
+        jd.sample(rational, jd.solvers.ddim(), padded, start(), KEY, stop=5)
+
+
 @pytest.mark.parametrize("stop", [None, 3])
 def test_skipped_steps_call_no_network(stop):
     seen = []

@@ -106,9 +106,9 @@ def test_scheduled():
 
 
 def test_on_a_grid():
-    """Each time from which a step starts, equally likely; a table's stay integers."""
+    """Each time from which a step starts, equally likely; a table's stay integers; the last level may repeat."""
     for process, steps in ((Flow(), [1.0, 0.75, 0.5, 0.25]), (Discrete.linear(8), [8, 6, 4, 2])):
-        grid = process(jnp.asarray([*steps, 0]))
+        grid = process(jnp.asarray([*steps, 0, 0, 0]))
         t, weight = times.on_grid(grid)(KEY, N)
         _unweighted(weight)
         assert t.dtype == grid.t.dtype

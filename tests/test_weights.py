@@ -7,7 +7,7 @@ import pytest
 
 from jaxdiff import parameterize, weights
 from jaxdiff.levels import Level
-from jaxdiff.processes import EDM, VE, VP, Cosine, Discrete, Flow, Learned, Shifted, SubVP
+from jaxdiff.processes import EDM, VE, VP, Cosine, Discrete, Flow, Laplace, Learned, Shifted, SubVP
 
 T = np.array([0.02, 0.2, 0.5, 0.8, 0.97])
 ALPHA, SIGMA = np.cos(np.pi * T / 2), np.sin(np.pi * T / 2)
@@ -75,7 +75,17 @@ def test_edm(x64):
 
 @pytest.mark.parametrize(
     "process",
-    [VP(), SubVP(), VE(), EDM(), Flow(), Cosine(), Shifted(Flow(), 3.0), Learned(np.array([0.1, 0.7, -1.0]))],
+    [
+        VP(),
+        SubVP(),
+        VE(),
+        EDM(),
+        Flow(),
+        Cosine(),
+        Shifted(Flow(), 3.0),
+        Learned(np.array([0.1, 0.7, -1.0])),
+        Laplace(),
+    ],
 )
 def test_likelihood(process, x64):
     """-SNR'(t) / 2 by central differences; on the score, g^2 / 2 (Song et al. 2021)."""
@@ -97,6 +107,13 @@ def test_likelihood_of_a_table_counts_steps(x64):
         lambda t: (process(t + h).snr - process(t - h).snr, weights.likelihood(process)(process(t)))
     )(t)
     np.testing.assert_allclose(weight, -rise / (2 * h) / 2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("process", [Flow(), Cosine(), Discrete.linear(16).zero_terminal_snr()])
+def test_likelihood_is_0_at_pure_noise(process):
+    """Where SNR = alpha^2 / sigma^2 has its minimum, though g is infinite."""
+    weight = jax.jit(lambda t: weights.likelihood(process)(process(t)))(jnp.asarray(getattr(process, "T", 1.0)))
+    assert weight == 0
 
 
 def test_all_are_finite_under_jit_in_float32():

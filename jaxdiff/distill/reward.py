@@ -15,7 +15,7 @@ from jaxdiff.levels import Level, check_grid
 from jaxdiff.losses import split_batch
 from jaxdiff.parameterize import denoiser
 from jaxdiff.sample import sample, sample_state
-from jaxdiff.solvers.base import Solver, check_solver, known_denoiser
+from jaxdiff.solvers.base import Solver, check_one_level, check_solver, known_denoiser
 from jaxdiff.types import Apply, Batch, Denoiser, Loss, Metrics, Prediction
 
 __all__ = ["reward_loss"]
@@ -69,6 +69,8 @@ def reward_loss(
     steps = len(levels.t) - 1
     if not 1 <= last <= steps:
         raise ValueError(f"last must lie between 1 and the grid's {steps} steps, got {last}")
+    if kl:
+        check_one_level(solver)
     if kl and (reference is None or solver.nfe != 1):
         raise ValueError("a KL penalty needs a reference, and a solver of one evaluation a step")
     if kl and last == 1 and not is_traced(levels.sigma) and levels.sigma[-1] == 0:

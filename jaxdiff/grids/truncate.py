@@ -7,7 +7,7 @@ import numpy as np
 from jax import Array
 
 from jaxdiff.checks import concrete, is_traced
-from jaxdiff.levels import Level, time_type
+from jaxdiff.levels import Level, steps_of, time_type
 
 __all__ = ["nearest", "truncate"]
 
@@ -39,7 +39,7 @@ def truncate(levels: Level, *, start: Level | None = None, end: Level | None = N
     n, like grids whose number of steps is traced.
 
     Args:
-        levels: a grid, fields [N + 1].
+        levels: a grid, fields [N + 1], which may repeat its last level.
         start: a scalar level, e.g. process(0.6); None, or a level noisier than the grid's first, keeps the first.
         end: a scalar level with less noise than `start`; None, or a level cleaner than the grid's last, keeps the last.
 
@@ -52,7 +52,7 @@ def truncate(levels: Level, *, start: Level | None = None, end: Level | None = N
     levels = _arrays(levels)
     N, lam = levels.sigma.shape[0] - 1, levels.lam
     _check_order(levels, start, end)
-    first, last = jnp.asarray(0), jnp.asarray(N)
+    first, last = jnp.asarray(0), steps_of(levels)
     if start is not None:
         start = _like(start, levels)
         passed = lam <= start.lam
@@ -61,7 +61,7 @@ def truncate(levels: Level, *, start: Level | None = None, end: Level | None = N
     if end is not None:
         end = _like(end, levels)
         passed = lam >= end.lam
-        last = jnp.minimum(N + 1 - jnp.sum(passed), N)
+        last = jnp.minimum(N + 1 - jnp.sum(passed), last)
         levels = _choose(passed, end, levels)
     i = jnp.minimum(first + jnp.arange(N + 1), last)
     return levels.at(i), last - first

@@ -99,7 +99,10 @@ def variational_term(
     x = q_sample(x0, eps, cur)
     output, decoder = denoise(x, cur), (t == 1).reshape(cur.expand_to(x).sigma.shape)
     large_share = jnp.where(decoder, 0.0, float(variance == "large"))
-    x0_hat, frac = with_learned_variance(output) if variance == "learned" else (output, large_share)
+    if variance == "learned":
+        x0_hat, frac = with_learned_variance(output)
+    else:
+        x0_hat, frac = output[0] if isinstance(output, tuple) else output, large_share
     mean, _ = posterior(x0, x, cur, nxt)
     mean_hat, _ = posterior(x0_hat, x, cur, nxt)
     second = jnp.maximum(t, 2)

@@ -231,7 +231,8 @@ class Laplace(AutodiffSDE, UnitTime):
         # SNR = exp(mu) (2t)^-b up to t = 1/2 and exp(mu) (2 - 2t)^b after; the ratio of the smaller variance to the
         # larger is exactly 0 at both ends.
         t = to_float(t)
-        late, edge = t > 0.5, 2 * jnp.minimum(t, 1 - t)
+        late = t > 0.5
+        edge = 2 * jnp.where(late, 1 - t, t)  # a minimum would have no slope where both are equal
         power = jnp.where(edge > 0, jnp.where(edge > 0, edge, 1) ** self.b, 0)
         ratio = power * jnp.exp(jnp.where(late, self.mu, -self.mu))
         small, large = safe_sqrt(ratio / (1 + ratio)), jnp.sqrt(1 / (1 + ratio))

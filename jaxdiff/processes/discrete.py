@@ -88,7 +88,13 @@ class Discrete(AutodiffSDE):
         return 1 - np.square(self.alpha[1:] / self.alpha[:-1])
 
     def shifted(self, shift: float) -> Discrete:
-        """The table with sigma / alpha multiplied by `shift` at every step; see `Shifted`."""
+        """The table with sigma / alpha multiplied by `shift` at every step; see `Shifted`.
+
+        Raises:
+            ValueError: shift is not positive.
+        """
+        if not shift > 0:
+            raise ValueError(f"shift must be positive, got {shift}")
         norm = np.hypot(self.alpha, shift * self.sigma)
         return replace(self, alpha=self.alpha / norm, sigma=shift * self.sigma / norm)
 

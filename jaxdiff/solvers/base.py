@@ -198,11 +198,15 @@ def with_process(denoise: Denoiser, process: Process | None) -> Denoiser:
 
 
 def steps_left(grid: Level | None, cur: Level) -> Array | int:
-    """The number of steps from `cur` to the end of a grid, fields [N + 1], that contains it; 2^30 without a grid."""
+    """The number of steps from `cur` to the end of a grid, fields [N + 1], that contains it; 2^30 without a grid.
+
+    The grid may repeat its last level.
+    """
     if grid is None:
         return 2**30
     alpha, sigma = (jnp.asarray(field, cur.sigma.dtype) for field in (grid.alpha, grid.sigma))
-    return jnp.sum(sigma * cur.alpha < cur.sigma * alpha, dtype=jnp.int32)
+    falls = jnp.append(True, sigma[1:] * alpha[:-1] < sigma[:-1] * alpha[1:])
+    return jnp.sum(falls & (sigma * cur.alpha < cur.sigma * alpha), dtype=jnp.int32)
 
 
 def prepend(history: Array, new: Array) -> Array:

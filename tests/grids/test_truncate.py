@@ -42,6 +42,9 @@ def test_a_truncated_grid_has_both_levels_for_its_ends_and_then_repeats():
     whole, n = grids.truncate(levels)
     np.testing.assert_array_equal(whole.sigma, levels.sigma)
     assert int(n) == 5
+    for end in (None, EDM(0.5)):  # of a grid that repeats its last level, also cleaner than all of it
+        part, n = grids.truncate(edm(16.0, 8.0, 4.0, 1.0, 1.0, 1.0), start=EDM(5.0), end=end)
+        assert int(n) == 2 and part.sigma.tolist() == [5, 4, 1, 1, 1, 1]
 
 
 @pytest.mark.slow

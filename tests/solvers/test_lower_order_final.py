@@ -10,6 +10,7 @@ from helpers.exact import BLOB, rational
 
 import jaxdiff as jd
 from jaxdiff import solvers
+from jaxdiff.solvers.base import steps_left
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -81,6 +82,15 @@ def test_the_last_step_is_of_order_1(factory):
     cur, nxt = (levels.at(i) for i in (-2, -1))
     before, after = path(rational, factory, levels)[-2:]
     np.testing.assert_allclose(after, solvers.ddim().step(rational, KEY, before, (), cur, nxt)[0], rtol=1e-9)
+
+
+def test_a_grid_may_repeat_its_last_level():
+    """As where the number of steps is traced: the steps that are left are those that are taken."""
+    process = jd.processes.VP()
+    short, long = (jd.grids.by_time(process, 5, end=0.001, max_steps=most) for most in (None, 9))
+    assert [int(steps_left(long, long.at(i))) for i in range(7)] == [5, 4, 3, 2, 1, 0, 0]
+    draw = jax.jit(lambda grid: jd.sample(rational, solvers.dpmpp_2m(lower_order_final=grid), grid, X, KEY, stop=5))
+    np.testing.assert_allclose(draw(long), draw(short), rtol=1e-6)
 
 
 def test_true_is_no_grid():
