@@ -64,7 +64,7 @@ def sample(
         progress: called on the host with the number of steps done, after each step.
 
     Returns:
-        x at the last level, like x.
+        x at the last level, like x; steps of an x in half precision are taken in float32.
 
     Raises:
         ValueError: `levels` is not a grid or its noise does not decrease; an untyped key; the number of keys differs
@@ -193,6 +193,7 @@ def _scan(
         check_levels(levels.at(slice(last + 1)), decreasing=solver.decreasing)  # steps between equal levels give NaN
     seen = x[:, 0] if solver.particles else x
     check_pure_noise(denoise, levels, seen, start=0 if start is None else start, next_level=solver.next_level)
+    dtype, x = x.dtype, x.astype(jnp.float32) if x.dtype.itemsize < 4 else x  # a step may be below half precision
     levels = typed_levels(levels, x)
     chunk = ceil(n**0.5) if remat else n  # steps between two states that are kept
     steps = jnp.arange(-(-n // chunk) * chunk).reshape(-1, chunk)
@@ -224,7 +225,7 @@ def _scan(
         path = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:n], path)
     else:
         (x, state), path = jax.lax.scan(body, carry, steps[0])
-    return x, state, path
+    return x.astype(dtype), state, path
 
 
 def checked_step(denoise: Denoiser, solver: Solver) -> Callable[..., tuple[Array, Any]]:

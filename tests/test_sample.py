@@ -240,6 +240,14 @@ def test_the_number_of_steps_up_to_a_maximum_is_traced(solver):
     assert all(np.all(np.isfinite(field)) for field in (grads.alpha, grads.sigma))
 
 
+def test_steps_of_half_precision_are_taken_in_float32():
+    levels = jd.grids.by_time(jd.processes.VP(), 200)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 2)), jnp.bfloat16)
+    draw = jax.jit(lambda x: jd.sample(rational, jd.solvers.dpmpp_2m(), levels, x, KEY))
+    assert draw(x).dtype == jnp.bfloat16 and np.isfinite(draw(x).astype(jnp.float32)).all()
+    np.testing.assert_array_equal(draw(x), draw(x.astype(jnp.float32)).astype(jnp.bfloat16))
+
+
 def test_a_step_between_equal_levels_is_refused():
     padded = grid([0.9, 0.6, 0.3, 0.0, 0.0, 0.0])
     assert np.isfinite(jd.sample(rational, jd.solvers.ddim(), padded, start(), KEY, stop=3)).all()
