@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec
 from jaxdiff.checks import check_denoiser, check_inexact, check_number
 from jaxdiff.levels import Level, append_axes, typed_levels
 from jaxdiff.noise import check_key
-from jaxdiff.sample import check_levels, check_pure_noise, checked_step
+from jaxdiff.sample import check_levels, check_pure_noise, checked_step, in_single
 from jaxdiff.solvers.base import Solver, check_solver
 from jaxdiff.types import Cond, Denoiser
 
@@ -63,6 +63,8 @@ def sample_parallel(
         ValueError: as for `sample`; the solver has a history, or needs a key for each example; a window that is no
             number of steps, a negative tolerance.
     """
+    check_inexact("x", x)
+    dtype, x = x.dtype, in_single(x)
     take = _steps(denoise, solver, x, key)
     check_levels(levels)
     check_pure_noise(denoise, levels, x, next_level=solver.next_level, one_each=True)
@@ -92,7 +94,7 @@ def sample_parallel(
 
     start = jnp.repeat(x[None], window + 1, axis=0), jnp.zeros(batch, int), jnp.zeros(batch, int)
     guesses, _, rounds = jax.lax.while_loop(lambda carry: jnp.any(carry[1] < n), body, start)
-    return guesses[0], rounds
+    return guesses[0].astype(dtype), rounds
 
 
 class Stream(NamedTuple):

@@ -23,6 +23,7 @@ __all__ = [
     "check_pure_noise",
     "check_shape",
     "checked_step",
+    "in_single",
     "invert",
     "invert_path",
     "sample",
@@ -69,7 +70,7 @@ def sample(
     Raises:
         ValueError: `levels` is not a grid or its noise does not decrease; an untyped key; the number of keys differs
             from that of examples; a prediction that is undefined at pure noise; x has an integer dtype; not a solver or
-            not a denoiser; start or stop outside 0..N.
+            not a denoiser; start or stop outside 0..N; a step between equal levels before `stop`.
     """
     return _scan(denoise, solver, levels, x, key, start=start, stop=stop, remat=remat, progress=progress)[0]
 
@@ -160,6 +161,7 @@ def invert_path(denoise: Denoiser, levels: Level, x: Array, *, iterations: int =
         raise ValueError(f"iterations must be at least 1, got {iterations}")
     if not is_traced(levels.alpha) and np.asarray(levels.alpha)[0] == 0:
         raise ValueError("pure noise (alpha = 0) says nothing of x: invert to a level with alpha > 0")
+    dtype, x = x.dtype, in_single(x)
     levels, denoise = typed_levels(levels, x), x0_of(denoise)
 
     def step(x: Array, pair: tuple[Level, Level]) -> tuple[Array, Array]:
@@ -173,7 +175,7 @@ def invert_path(denoise: Denoiser, levels: Level, x: Array, *, iterations: int =
         return x_t, x_t
 
     pairs = levels.at(slice(None, -1)), levels.at(slice(1, None))
-    return jnp.concatenate([jax.lax.scan(step, x, pairs, reverse=True)[1], x[None]])
+    return jnp.concatenate([jax.lax.scan(step, x, pairs, reverse=True)[1], x[None]]).astype(dtype)
 
 
 def _scan(
@@ -193,7 +195,7 @@ def _scan(
         check_levels(levels.at(slice(last + 1)), decreasing=solver.decreasing)  # steps between equal levels give NaN
     seen = x[:, 0] if solver.particles else x
     check_pure_noise(denoise, levels, seen, start=0 if start is None else start, next_level=solver.next_level)
-    dtype, x = x.dtype, x.astype(jnp.float32) if x.dtype.itemsize < 4 else x  # a step may be below half precision
+    dtype, x = x.dtype, in_single(x)
     levels = typed_levels(levels, x)
     chunk = ceil(n**0.5) if remat else n  # steps between two states that are kept
     steps = jnp.arange(-(-n // chunk) * chunk).reshape(-1, chunk)
@@ -226,6 +228,11 @@ def _scan(
     else:
         (x, state), path = jax.lax.scan(body, carry, steps[0])
     return x.astype(dtype), state, path
+
+
+def in_single(x: Array) -> Array:
+    """x, in float32 where it is in half precision: in it short steps are lost."""
+    return x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
 
 
 def checked_step(denoise: Denoiser, solver: Solver) -> Callable[..., tuple[Array, Any]]:

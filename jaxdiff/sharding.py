@@ -299,10 +299,8 @@ def process_indices(mesh: Mesh, size: int) -> np.ndarray:
 
 def num_batch_shards(mesh: Mesh | None = None) -> int:
     """Return the number of parts that a mesh splits a batch into; None: the mesh that is traced for, 1 without one."""
-    if mesh is not None:
-        return _size(mesh, BATCH_AXES)
-    ambient = jax.sharding.get_abstract_mesh()
-    return 1 if ambient.empty else _size(ambient, BATCH_AXES)
+    where = jax.sharding.get_abstract_mesh() if mesh is None else mesh
+    return 1 if where.empty else _size(where, BATCH_AXES)
 
 
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:

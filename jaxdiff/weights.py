@@ -13,7 +13,7 @@ from jax import Array
 from jaxdiff.checks import factory
 from jaxdiff.levels import Level
 from jaxdiff.processes import Process
-from jaxdiff.processes.base import check_process
+from jaxdiff.processes.base import check_process, to_float
 from jaxdiff.types import Weight
 
 __all__ = [
@@ -117,8 +117,10 @@ def likelihood(process: Process) -> Weight:
     check_process(process, "sde")
 
     def weight(level: Level) -> Array:
-        _, g = process.sde(level.t)
-        noise_only = level.alpha == 0  # where g is infinite, and the SNR, a square, has its minimum
-        return jnp.where(noise_only, 0, level.snr * jnp.square(jnp.where(noise_only, 0, g) / level.sigma) / 2)
+        # At pure noise the SNR is 0 and g infinite: the slope is taken a millionth before it.
+        noise_only, t = level.alpha == 0, to_float(level.t)
+        near = process(jnp.where(noise_only, (1 - 1e-6) * t, t))
+        snr, sigma = (jnp.where(noise_only, at, own) for at, own in ((near.snr, level.snr), (near.sigma, level.sigma)))
+        return snr * jnp.square(process.sde(near.t)[1] / sigma) / 2
 
     return weight

@@ -239,8 +239,8 @@ def test_mistakes(dit, cross, tmp_path):
     scaled = config("scaled", CROSS | {"time_cond_proj_dim": 4}) | {"mode": "full"}
     fails("guidance is distilled already", **scaled, cond=cross["cond"], distill="guidance")
     fails("1 to --max-guidance 4", **scaled, cond=cross["cond"], distill="consistency", guidance=5.0, max_guidance=4.0)
-    fails("is of networks that are given the guidance scale", **cross, distill="consistency", max_guidance=4.0)
-    fails("--max-guidance goes with --distill", **cross, max_guidance=4.0)
+    for distill in ("none", "consistency"):
+        fails("of a network that is given the guidance scale", **cross, distill=distill, max_guidance=4.0)
     fails("--mode full, got lora", **cross, distill="guidance", mode="lora")
     fails("--mode full or lora, got control", **cross, distill="consistency", mode="control")
     shutil.copytree(dit, tmp_path / "clean")

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import jax
 
+from jaxdiff.interop.schedulers import KINDS
+
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
@@ -18,6 +20,10 @@ def test_python_blocks_run(capsys):
         assert abs(mean - 2) < 0.05 and abs(std - 0.5) < 0.05
     assert scope["generate"]._cache_size() == 1
     assert float(abs(scope["grads"][0]["dense"]["kernel"][...]).max()) > 0
+
+
+def test_the_schedulers_are_counted():
+    assert f"{len(KINDS)} of diffusers' schedulers" in README
 
 
 def test_commands_are_one_line_each():

@@ -243,9 +243,14 @@ def test_the_number_of_steps_up_to_a_maximum_is_traced(solver):
 def test_steps_of_half_precision_are_taken_in_float32():
     levels = jd.grids.by_time(jd.processes.VP(), 200)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 2)), jnp.bfloat16)
-    draw = jax.jit(lambda x: jd.sample(rational, jd.solvers.dpmpp_2m(), levels, x, KEY))
-    assert draw(x).dtype == jnp.bfloat16 and np.isfinite(draw(x).astype(jnp.float32)).all()
-    np.testing.assert_array_equal(draw(x), draw(x.astype(jnp.float32)).astype(jnp.bfloat16))
+    for draw in (
+        lambda x: jd.sample(rational, jd.solvers.dpmpp_2m(), levels, x, KEY),
+        lambda x: jd.invert(rational, levels, x),
+        lambda x: jd.sample_parallel(rational, jd.solvers.ddim(), levels, x, KEY, window=200)[0],
+    ):
+        short, whole = jax.jit(lambda x, draw=draw: (draw(x), draw(x.astype(jnp.float32))))(x)
+        assert short.dtype == jnp.bfloat16 and np.isfinite(whole).all()
+        np.testing.assert_array_equal(short, whole.astype(jnp.bfloat16))
 
 
 def test_a_step_between_equal_levels_is_refused():

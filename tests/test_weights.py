@@ -7,7 +7,7 @@ import pytest
 
 from jaxdiff import parameterize, weights
 from jaxdiff.levels import Level
-from jaxdiff.processes import EDM, VE, VP, Cosine, Discrete, Flow, Laplace, Learned, Shifted, SubVP
+from jaxdiff.processes import EDM, VE, VP, Cosine, Discrete, Flow, Laplace, Learned, Shifted, Sigmoid, SubVP
 
 T = np.array([0.02, 0.2, 0.5, 0.8, 0.97])
 ALPHA, SIGMA = np.cos(np.pi * T / 2), np.sin(np.pi * T / 2)
@@ -109,11 +109,15 @@ def test_likelihood_of_a_table_counts_steps(x64):
     np.testing.assert_allclose(weight, -rise / (2 * h) / 2, rtol=1e-5)
 
 
-@pytest.mark.parametrize("process", [Flow(), Cosine(), Discrete.linear(16).zero_terminal_snr()])
-def test_likelihood_is_0_at_pure_noise(process):
-    """Where SNR = alpha^2 / sigma^2 has its minimum, though g is infinite."""
-    weight = jax.jit(lambda t: weights.likelihood(process)(process(t)))(jnp.asarray(getattr(process, "T", 1.0)))
-    assert weight == 0
+@pytest.mark.parametrize("process", [Flow(), Cosine(), Sigmoid(), Discrete.linear(16).zero_terminal_snr()])
+def test_likelihood_is_the_slope_at_pure_noise(process, x64):
+    """Of an SNR that is 0 there, by a one-sided difference: 0 where it falls as a square, and not for all processes."""
+    last = jnp.asarray(getattr(process, "T", 1.0))
+    weight = jax.jit(lambda t: weights.likelihood(process)(process(t)))
+    before = process((1 - 1e-5) * last).snr / (1e-5 * last)
+    np.testing.assert_allclose(weight(last), before / 2, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(weight(last.astype(jnp.float32)), before / 2, rtol=1e-3, atol=1e-4)
+    assert (weight(last) > 0.1) == isinstance(process, Sigmoid)
 
 
 def test_all_are_finite_under_jit_in_float32():

@@ -62,8 +62,9 @@ def decode_singly(decode: Callable[[Array], Array], latents: Array) -> Array:
     Returns:
         images [B, ...], float32 at least.
     """
-    count, batch = num_batch_shards(), latents.shape[0]  # an exported program has any number, on one device
-    count = 1 if count == 1 or batch % count else count
+    count, batch = num_batch_shards(), latents.shape[0]
+    if count > 1 and batch % count:  # one device takes any number, also one that an exported program does not know
+        count = 1
     # Each device has examples that follow each other, and goes through its own.
     turns = jnp.moveaxis(latents.reshape(count, batch // count, *latents.shape[1:]), 1, 0)
     images = jax.lax.map(lambda z: constrain(decode(constrain(z, BATCH_AXES)), BATCH_AXES), turns)

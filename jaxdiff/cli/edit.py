@@ -82,8 +82,9 @@ def command(
         raise ValueError("edit takes --prompt, --style, --mask or --outpaint: what shall be drawn?")
     where, of_directory = parse_mesh(mesh), check_kind(run, size=size, base=base, variant=variant, control=control)
     controls, hints = read_controls(control)
-    for file in filter(None, (picture, mask, style)):
-        read_image(file)  # what is no picture shows before a model is read
+    wanted = None if style is None else read_image(style)
+    for file in filter(None, (picture, mask)):
+        read_image(file)  # what is no picture shows before a model is read, which gives its size
     generator = open_generator(
         run, steps=steps, solver=solver, size=size, base=base, variant=variant, weights=weights, controls=controls,
         mesh=where, trust=trust,
@@ -98,7 +99,7 @@ def command(
     with busy("drawing"):
         made = edit(
             generator, x, prompt=prompt, source=source, method=method, mask=inpaint_mask, outpaint=outpaint,
-            strength=strength, style=None if style is None else read_image(style), style_weight=style_weight,
+            strength=strength, style=wanted, style_weight=style_weight,
             guidance=guidance, hints=hints, num=num, seed=seed,
         )  # fmt: skip
     save_images(out, Samples(np.asarray(made), {}, choices=min(num, 10)))

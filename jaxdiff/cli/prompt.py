@@ -138,15 +138,13 @@ def draw_prompts(
 
 def _guidance(parts: Parts, scale: float | None, negative: str | None) -> tuple[float | None, str | None]:
     """The scale and the negative prompt to use, None for no guidance or no such prompt."""
-    takes_negative = parts.classifier_free
-    if scale is None and (takes_negative or parts.distilled):
-        scale = parts.layout.guidance
-    elif scale is not None and not takes_negative and not parts.distilled:
+    if scale is not None and parts.guidance is None:
         raise ValueError("this network works without guidance")
-    if not takes_negative or scale == 1:
+    scale = parts.guidance if scale is None else scale
+    if not parts.classifier_free or scale == 1:
         if negative is not None:
-            why = "is 1" if takes_negative else "of this network is not classifier-free"
+            why = "is 1" if parts.classifier_free else "of this network is not classifier-free"
             raise ValueError(f"a negative prompt needs classifier-free guidance; guidance {why}")
-        return (None if takes_negative else scale), None
+        return (None if parts.classifier_free else scale), None
     check_guided(scale)
     return scale, ("" if negative is None and not parts.zero_negative else negative)

@@ -51,7 +51,7 @@ def open_condition(origin: Origin, pictures: Pictures, network: Network, *, guid
         UserError: the network needs texts and there are none, the classes do not fit it, it cannot be distilled, or a
             knob is of another mode.
     """
-    _check_mode(network, pictures)
+    _check_mode(origin, network, pictures)
     asked = _opened(origin, pictures, guidance=guidance, hints=network.mode == "control")
     if network.distill == "none":
         return asked
@@ -95,14 +95,15 @@ def _opened(origin: Origin, pictures: Pictures, *, guidance: float, hints: bool)
     return Asked(images, condition, null, tables)
 
 
-def _check_mode(network: Network, pictures: Pictures) -> None:
+def _check_mode(origin: Origin, network: Network, pictures: Pictures) -> None:
     """Raise UserError where a knob is given that the mode does not look at."""
     plain = Network(network.directory)
     for name, modes in OF_MODES.items():
         if network.mode not in modes and getattr(network, name) != getattr(plain, name):
             raise UserError(f"--{name} goes with --mode {' or '.join(modes)}, got --mode {network.mode}")
-    if network.distill == "none" and network.max_guidance != plain.max_guidance:
-        raise UserError("--max-guidance goes with --distill, into a network that is given the guidance scale")
+    told_scale = network.distill == "guidance" or (network.distill == "consistency" and origin.distilled)
+    if not told_scale and network.max_guidance != plain.max_guidance:
+        raise UserError("--max-guidance is of the distillation of a network that is given the guidance scale")
     if network.mode != "control" and pictures.hints != Pictures().hints:
         raise UserError(f"--hints goes with --mode control, got --mode {network.mode}")
     if pictures.prompt and pictures.cond:
@@ -124,8 +125,6 @@ def _check_distilled(origin: Origin, asked: Asked, network: Network, guidance: f
         raise UserError(
             f"--guidance {guidance:g} needs a network with a null condition, which this one has not: use --guidance 1"
         )
-    if network.distill == "consistency" and not origin.distilled and network.max_guidance != Network("").max_guidance:
-        raise UserError("--max-guidance is of networks that are given the guidance scale, and this one is not")
     if origin.distilled and not 1 <= guidance <= network.max_guidance:
         raise UserError(
             f"--guidance {guidance:g} is of the samples, and lies in the range that is trained, 1 to --max-guidance "

@@ -79,6 +79,11 @@ class Parts(NamedTuple):
         return self.layout.classifier_free(self.config)
 
     @property
+    def guidance(self) -> float | None:
+        """The reference's usual scale; None where there is none."""
+        return self.layout.guidance if self.distilled or self.classifier_free else None
+
+    @property
     def inpaints(self) -> bool:
         """Whether the mask and the masked image are inputs of the network."""
         return self.layout.network == "unet" and self.config["in_channels"] > self.config["out_channels"]

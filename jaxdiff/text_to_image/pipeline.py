@@ -121,8 +121,8 @@ def load(
             and a scheduler and models where there are any.
         variant: of the weights in a directory, such as "fp16".
         length: of T5's text in tokens; by default 256 for Stable Diffusion 3 and 512 for Flux.
-        dtype: of the networks' computation. The steps are taken in float32 at least, and so are in float16 those of an
-            autoencoder whose config says "force_upcast": numbers in it are too large.
+        dtype: of the networks' computation. The steps are taken in float32 at least; an autoencoder whose config says
+            "force_upcast" computes in float32 in place of float16.
         param_dtype: of the parameters; None: as in the files. "int8" or "float8": kernels of all models but the
             autoencoder in 8 bits; see `quantize.quantize`.
         place: tree of shapes -> tree of shardings, for each model; see `interop.load`.
@@ -141,7 +141,6 @@ def load(
     """
     index, names, found = _index(directory, base, controls)
     parts = _parts(index, steps=steps, size=size, kind=kind, length=length, dtype=dtype, controls=names)
-    layout = index.layout
     of_vae = None if quantize.is_8_bit(param_dtype) else param_dtype  # it is small, and its errors are seen
     loaded: dict[str, Pretrained] = {}
     read: dict[Path, Pretrained] = {}  # IP-Adapters may share an image encoder
@@ -155,10 +154,9 @@ def load(
             read[path] = load_model(path, variant=own, dtype=of_part, param_dtype=stored, place=place)
         loaded[part] = read[path]
     generate = partial(generate_images, parts, progress)
-    scale = layout.guidance if parts.distilled or parts.classifier_free else None
     return Pipeline(
-        loaded, generate, parts.tokenize, parts.size, len(parts.prepared[0].t) - 1, scale, parts.classifier_free,
-        parts.zero_negative, parts.model, parts.sampling, parts.condition, parts.medium,
+        loaded, generate, parts.tokenize, parts.size, len(parts.prepared[0].t) - 1, parts.guidance,
+        parts.classifier_free, parts.zero_negative, parts.model, parts.sampling, parts.condition, parts.medium,
         tuple(hint_shape(parts.models, name, parts.size) for name in names),
     )  # fmt: skip
 
