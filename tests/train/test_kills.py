@@ -71,7 +71,7 @@ def test_killed_at_any_time_of_a_save(lives):
     for life in lives["timed"]:
         assert life["status"] in (0, -signal.SIGKILL)
         check(life)
-    assert sum(life["status"] != 0 for life in lives["timed"]) >= 4
+    assert sum(life["status"] != 0 for life in lives["timed"]) == 6  # of at most 40: some end before their time
 
 
 @pytest.mark.slow

@@ -200,7 +200,10 @@ def main(folder):
     whole["files"] = sum(path.is_file() for path in (folder / "run" / "checkpoints" / "3" / "state").rglob("*"))
     events = [killed(base, folder, save, label) for label in dict.fromkeys(whole["said"])]
     (lasts,) = killed(base, folder, save_until, 60.0)["said"]
-    timed = [killed(base, folder, save_until, float(t)) for t in rng.uniform(0, lasts, 8)]
+    timed = []
+    while len(timed) < 40 and sum(life["status"] != 0 for life in timed) < 6:
+        timed.append(killed(base, folder, save_until, float(rng.uniform(0, lasts))))
+        lasts = min([lasts, *timed[-1]["said"]])  # the first save is slower, on a busy machine by far
     several = []
     while len(several) < 30 and not (several and several[-1][0] == 0):
         several.append(Life(train_on, folder / "several", 16, int(rng.integers(20, 100))).end())
