@@ -44,6 +44,6 @@ def _all_but_gathered(primitive: Any, *args: Any, **params: Any) -> bool:
 
 def _costly(primitive: Any, *args: Any, **params: Any) -> bool:
     """Return whether to keep a primitive's output; depthwise convolutions, e.g. blurs, are cheap."""
-    if primitive.name == "conv_general_dilated":
-        return params["feature_group_count"] == 1
+    if primitive.name in ("conv_general_dilated", "convolution"):  # the latter: `convolve` on a CPU
+        return params.get("feature_group_count", 1) == 1
     return jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *args, **params)
