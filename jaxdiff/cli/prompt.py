@@ -113,7 +113,7 @@ def draw_prompts(
     names = tuple(prompts[i % len(prompts)] for i in range(rounds * batch))
     away = None if negative is None else jax.device_put(pipe.tokenize([negative] * batch), split)
     keys = example_keys(seed, rounds * batch).reshape(rounds, batch)
-    repeated = [np.repeat(hint[None], batch, axis=0) for hint in read]
+    repeated = jax.tree.map(lambda a: np.repeat(np.asarray(a)[None], batch, axis=0), read)
     steering: dict[str, Any] = {}
     if controls:
         scales = [jnp.float32(hint.scale) for hint in hints]

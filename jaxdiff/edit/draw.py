@@ -160,7 +160,7 @@ def _canvas(
 
 def _check_hints(stage: Stage, canvas: tuple[int, ...]) -> None:
     for name, shape in stage.controls.items():
-        if shape is not None and len(shape) == 3 and shape[:2] != canvas[:2]:
+        if isinstance(shape, tuple) and len(shape) == 3 and shape[:2] != canvas[:2]:
             raise UserError(
                 f"{name} takes hints of {shape[1]} x {shape[0]} pixels, and the canvas is larger: beyond the edges a "
                 "picture is steered by IP-Adapters alone"

@@ -112,7 +112,7 @@ def _draw(generator: Generator, history: History, group: Sequence[int], held: Ma
     scale, guidance, strength, hints, _ = _common(history, group[0])
     asked = {prompt: generator.cond(scale, prompt, guidance, hints) for prompt in {p.prompt for p in pictures}}
     conds, scales = zip(*(asked[p.prompt] for p in pictures), strict=True)
-    cond = {name: jnp.concatenate([jnp.asarray(c[name]) for c in conds]) for name in conds[0]}
+    cond = jax.tree.map(lambda *a: jnp.concatenate([jnp.asarray(each) for each in a]), *conds)
     keys = jnp.concatenate(
         [keys_at(seed_key(p.seed), jnp.array([n - 1])) for n, p in zip(numbers, pictures, strict=True)]
     )

@@ -29,6 +29,7 @@ from jaxdiff.quantize import Weights
 from jaxdiff.recipe import load_run
 from jaxdiff.sampler import Generate, sampler
 from jaxdiff.sharding import use_mesh
+from jaxdiff.text_to_image.control import HintShape
 from jaxdiff.text_to_image.prompts import check_guided
 from jaxdiff.text_to_image.steering import hint_cond, hint_shapes, steered
 from jaxdiff.types import Params
@@ -53,7 +54,7 @@ class Stage(NamedTuple):
     condition: Condition
     medium: Medium
     encode: Callable[[Any, Array], Array] | None = None
-    controls: Mapping[str, tuple[int, ...] | None] = MappingProxyType({})
+    controls: Mapping[str, HintShape] = MappingProxyType({})
 
 
 class Generator:

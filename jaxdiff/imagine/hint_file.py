@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from jaxdiff.messages import listed
 from jaxdiff.options import absolute
 from jaxdiff.schema import number
 from jaxdiff.storage import read_json
+from jaxdiff.text_to_image.control import HintShape
 
 __all__ = ["Hint", "HintFile", "check_hint", "make_hint", "parse_hint"]
 
@@ -46,7 +47,7 @@ class Hint(NamedTuple):
     scale: float
     digest: str
 
-    def read(self, shape: tuple[int, ...] | None, scale: int = 1) -> np.ndarray:
+    def read(self, shape: HintShape, scale: int = 1) -> Any:
         """Return the hint; see `HintFile.read`.
 
         Raises:
@@ -88,7 +89,7 @@ def _digest(file: Path) -> str:
 
 
 class HintFile:
-    """A file whose picture is a hint, or of which a hint is made; or the embedding of a face."""
+    """A file whose picture is a hint, or of which a hint is made; or the embedding of a face, or that and a picture."""
 
     def __init__(self, file: Path, kind: str | None = None):
         """Name a file.
@@ -96,7 +97,9 @@ class HintFile:
         Args:
             file: a picture; of depth an .npz file of "depth", float [H, W], the distances; of a pose OpenPose's JSON
                 of 18 joints of each of "people", in pixels of the hint or of "canvas_width" x "canvas_height"; of a
-                face an .npz file of "embedding", float [D], or an .npy file.
+                face an .npz file of "embedding", float [D], or an .npy file; of a face with its picture an .npz file
+                that has also "picture", [H, W, 3], bytes or floats in [0, 1], and for FaceID Plus v2 "shortcut", a
+                number.
             kind: edges, canny, low, colors, depth or pose; None: the picture is the hint.
 
         Raises:
@@ -108,18 +111,21 @@ class HintFile:
             raise ValueError(f"{file} does not exist")
         self.file, self.kind = file, kind
 
-    def read(self, shape: tuple[int, ...] | None, scale: int = 1) -> np.ndarray:
+    def read(self, shape: HintShape, scale: int = 1) -> Any:
         """Return the hint, float32 [height, width, channels] in [0, 1], or the embedding of a face, float32 [D].
 
         Args:
             shape: (height, width, 3), or 1 for the channels' mean; other pictures are scaled to cover it and
-                cropped. None: the picture's own size, and 3. (D,): of an embedding.
+                cropped. None: the picture's own size, and 3. (D,): of an embedding. {"embedding": (D,), "picture":
+                None}: a dict of these, and of "shortcut" where the file has one.
             scale: by how much the hint has grown; distances, and the joints of a pose without a canvas, may be those of
                 the first.
 
         Raises:
             ValueError: the file holds none, or there are other channels; it is no embedding of that length.
         """
+        if isinstance(shape, Mapping):
+            return self._face(*(shape[FACE] or ()))
         if shape is not None and len(shape) == 1:
             return self._embedding(shape[0])
         channels = 3 if shape is None else shape[-1]
@@ -152,6 +158,24 @@ class HintFile:
             raise ValueError(f'{self.file} must hold "depth", positive numbers of shape {size or "[H, W]"}')
         grown = jax.image.resize(jnp.asarray(distance, jnp.float32), size or distance.shape, "linear")
         return np.asarray(hints.depth(grown[None])[0])
+
+    def _face(self, features: int) -> dict[str, np.ndarray]:
+        if self.kind is not None or self.file.suffix != ".npz":
+            raise ValueError(
+                f'an adapter of faces and their pictures takes an .npz file of "{FACE}" and "picture", '
+                f"got {self.kind or self.file}"
+            )
+        held = read_npz(self.file)
+        picture, shortcut = held.get("picture", np.zeros(0)), held.get("shortcut", np.ones(()))
+        if picture.dtype == np.uint8:
+            picture = picture.astype(np.float32) / 255
+        floats = np.issubdtype(picture.dtype, np.floating) and np.all((picture >= 0) & (picture <= 1))
+        if picture.ndim != 3 or picture.shape[-1] != 3 or not floats or shortcut.size != 1 or not np.isfinite(shortcut):
+            raise ValueError(
+                f'{self.file} must hold "picture", [H, W, 3], bytes or floats in [0, 1], and maybe "shortcut", a number'
+            )
+        face = {FACE: self._embedding(features), "picture": picture.astype(np.float32)}
+        return face | ({"shortcut": shortcut.reshape(()).astype(np.float32)} if "shortcut" in held else {})
 
     def _embedding(self, features: int) -> np.ndarray:
         wanted = f'{features} numbers: an .npy file, or an .npz file of "{FACE}"'

@@ -24,6 +24,7 @@ from jaxdiff.types import Params
 
 __all__ = [
     "IMAGE_PROMPTED",
+    "HintShape",
     "apply_at",
     "check_controls",
     "check_hints",
@@ -39,6 +40,9 @@ OWN = "concat", "guidance"
 # The names of controls among a pipeline's models, which are diffusers', by their class.
 NAMES = {"ControlNetModel": "controlnet", "T2IAdapter": "adapter"}
 IP_ADAPTER, IMAGE_ENCODER = "ip_adapter", "image_encoder"
+SHORTCUT = "shortcut"  # in the hint of a face and its picture, see `networks.FacePlusProjection`
+# Of one picture, (height, width, channels), None: any, in colour; (D,): a face's embedding; or of several by name.
+HintShape = tuple[int, ...] | None | Mapping[str, tuple[int, ...] | None]
 IMAGE_PROMPTED = "image_prompted_unet"  # name of the function of the U-Net with its IP-Adapters among the models
 
 
@@ -91,29 +95,28 @@ def _image_encoder(file: Path, pipeline: Path, network: Path) -> Path | None:
     _, config = describe_ip_adapter(file, read_fields(network))
     if config["projects"] == FACE:
         return None
-    if config["projects"] == FACE_PLUS:
-        raise ValueError(
-            f"{file} takes a face's embedding and its picture (FaceID Plus), and a control takes one of both: "
-            "use FaceID, or interop.load_ip_adapter"
-        )
+    of_patches = config["projects"] in (PATCHES, FACE_PLUS)
+    features = config.get("patches", config["features"])
     folders = [file.parent / IMAGE_ENCODER, file.parent.parent / "models" / IMAGE_ENCODER, pipeline / IMAGE_ENCODER]
     for folder in folders:
         if (folder / "config.json").is_file():
             encoder = read_fields(folder)
             width, pooled = encoder.get("hidden_size", 768), encoder.get("projection_dim", 512)
-            if config["features"] == (width if config["projects"] == PATCHES else pooled):
+            if features == (width if of_patches else pooled):
                 return folder
-    what = "a patch" if config["projects"] == PATCHES else "a picture"
+    what = "a patch" if of_patches else "a picture"
     raise ValueError(
-        f"{file} needs CLIP's image encoder with {config['features']} features of {what}, in one of the folders "
+        f"{file} needs CLIP's image encoder with {features} features of {what}, in one of the folders "
         f"{listed(map(str, folders))}"
     )
 
 
-def hint_shape(models: Models, name: str, size: tuple[int, int]) -> tuple[int, ...] | None:
-    """The shape of a control's picture, (height, width, channels), None: any, in colour; (D,): a face's embedding."""
+def hint_shape(models: Models, name: str, size: tuple[int, int]) -> HintShape:
+    """The shape of a control's picture, or of the arrays that describe a face."""
     if is_image(name):
         config = models.config[name]
+        if config["projects"] == FACE_PLUS:
+            return {"embedding": (config["features"],), "picture": None}
         return (config["features"],) if config["projects"] == FACE else None
     channels = "in_channels" if _is_adapter(name) else "conditioning_channels"
     return (*size, models.config[name].get(channels, 3))
@@ -166,13 +169,13 @@ def _check_adapter(name: str, config: Mapping[str, Any], unet: Mapping[str, Any]
         )
 
 
-def check_hints(models: Models, names: Sequence[str], hints: Sequence[Array], shape: tuple[int, ...]) -> None:
+def check_hints(models: Models, names: Sequence[str], hints: Sequence[Any], shape: tuple[int, ...]) -> None:
     """Check the pictures that steer a pipeline.
 
     Args:
         models: a pipeline's models.
         names: of the controls among them.
-        hints: one for each.
+        hints: one for each, an array, or of a face with its picture a dict of arrays.
         shape: (B, height, width) of the pictures.
 
     Raises:
@@ -182,15 +185,27 @@ def check_hints(models: Models, names: Sequence[str], hints: Sequence[Array], sh
         raise ValueError(f"a pipeline of {len(names)} controls takes as many hints, got {len(hints)}")
     batch, *size = shape
     for name, hint in zip(names, hints, strict=True):
-        shape_of_one = hint_shape(models, name, (size[0], size[1]))
-        wanted = (batch, *((*hint.shape[1:3], 3) if shape_of_one is None else shape_of_one))
-        if hint.shape != wanted or not jnp.issubdtype(hint.dtype, jnp.floating):
-            kind = "embeddings of faces" if len(wanted) == 2 else "floats in [0, 1]"
-            allowed = (batch, "H", "W", 3) if shape_of_one is None else wanted
-            raise ValueError(f"hints of {name} must be {kind} of shape {allowed}, got {hint.dtype}, {hint.shape}")
+        of_one = hint_shape(models, name, (size[0], size[1]))
+        if not isinstance(of_one, Mapping):
+            _check_hint(name, hint, batch, of_one)
+            continue
+        if not isinstance(hint, Mapping) or not of_one.keys() <= hint.keys() <= {*of_one, SHORTCUT}:
+            got = listed(hint) if isinstance(hint, Mapping) else type(hint).__name__
+            raise ValueError(f"hints of {name} must be a dict of {listed(of_one)}, and maybe {SHORTCUT}, got {got}")
+        for key, array in hint.items():
+            _check_hint(f"{name}, {key},", array, batch, of_one.get(key, ()))
 
 
-def encode_hints(models: Models, params: Params, names: Sequence[str], hints: Sequence[Array]) -> tuple[Cond, Cond]:
+def _check_hint(name: str, hint: Any, batch: int, of_one: tuple[int, ...] | None) -> None:
+    got = (None, type(hint).__name__) if isinstance(hint, Mapping) else (hint.shape, f"{hint.dtype}, {hint.shape}")
+    wanted = (batch, *((*(got[0] or ())[1:3], 3) if of_one is None else of_one))
+    if got[0] != wanted or not jnp.issubdtype(hint.dtype, jnp.floating):
+        kind = {1: "weights", 2: "embeddings of faces"}.get(len(wanted), "floats in [0, 1]")
+        allowed = (batch, "H", "W", 3) if of_one is None else wanted
+        raise ValueError(f"hints of {name} must be {kind} of shape {allowed}, got {got[1]}")
+
+
+def encode_hints(models: Models, params: Params, names: Sequence[str], hints: Sequence[Any]) -> tuple[Cond, Cond]:
     """Compute what a network is told of hints, once per picture.
 
     Args:
@@ -216,21 +231,35 @@ def encode_hints(models: Models, params: Params, names: Sequence[str], hints: Se
     return cond, cond | null
 
 
-def _image_prompt(models: Models, params: Params, name: str, given: Array) -> tuple[Array, Array]:
-    """The tokens of a picture, or of a face's embedding, and those of none."""
+def _image_prompt(models: Models, params: Params, name: str, given: Any) -> tuple[Array, Array]:
+    """The tokens of a picture, of a face's embedding, or of a face and its picture, and those of none."""
     kind, encoder = models.config[name]["projects"], _encoder_of(name)
+
+    def encode(picture: Array, layer: int | None = None) -> tuple[Array, Array]:
+        pixels = clip_pixels(picture, models.config[encoder].get("image_size", 224))
+        if layer is None:
+            pooled = models.apply[encoder](params[encoder], pixels).pooled
+            return pooled, jnp.zeros_like(pooled[:1])
+        both = pixels, jnp.zeros_like(pixels[:1])
+        image, none = (models.apply[encoder](params[encoder], each, layer=layer).hidden for each in both)
+        return image, none
+
+    def project(*image: Array) -> Array:
+        return models.apply[name](params[name], *image)
+
+    if kind == FACE_PLUS:
+        face = given["embedding"]
+        patches, none = encode(given["picture"], layer=-2)
+        weight = [given[SHORTCUT]] if SHORTCUT in given else []  # of Plus v2
+        return project(face, patches, *weight), project(
+            jnp.zeros_like(face), jnp.broadcast_to(none, patches.shape), *weight
+        )
     if kind == FACE:
         image, none = given, jnp.zeros_like(given[:1])
     else:
-        pixels = clip_pixels(given, models.config[encoder].get("image_size", 224))
-        encode = partial(models.apply[encoder], params[encoder])
-        if kind == PATCHES:
-            image, none = (encode(each, layer=-2).hidden for each in (pixels, jnp.zeros_like(pixels[:1])))
-        else:
-            image = encode(pixels).pooled
-            none = jnp.zeros_like(image[:1])
-    tokens, empty = (models.apply[name](params[name], each) for each in (image, none))
-    return tokens, jnp.broadcast_to(empty, tokens.shape)
+        image, none = encode(given, layer=-2 if kind == PATCHES else None)
+    tokens = project(image)
+    return tokens, jnp.broadcast_to(project(none), tokens.shape)
 
 
 def controlled_apply(

@@ -20,7 +20,7 @@ from jaxdiff.interop.sources import read_fields
 from jaxdiff.media import Medium
 from jaxdiff.networks.layers import at_least_float32
 from jaxdiff.sampling import Sampling
-from jaxdiff.text_to_image.control import IMAGE_PROMPTED, check_controls, find_controls, hint_shape, is_image
+from jaxdiff.text_to_image.control import IMAGE_PROMPTED, HintShape, check_controls, find_controls, hint_shape, is_image
 from jaxdiff.text_to_image.generate import generate_images
 from jaxdiff.text_to_image.index import Index, read_index, tokenizers
 from jaxdiff.text_to_image.parts import Parts, make_parts
@@ -49,7 +49,7 @@ class Pipeline(NamedTuple):
         condition: tokens by the names of the text encoders, and flags or the guidance that they come with.
         medium: images, of latents that the autoencoder decodes.
         hint_shapes: of each control's picture, (height, width, channels), or None: any, in colour; (D,): the
-            embedding of a face.
+            embedding of a face; a dict of both: of a face and its picture.
     """
 
     models: dict[str, Pretrained]
@@ -64,7 +64,7 @@ class Pipeline(NamedTuple):
     sampling: Sampling
     condition: Condition
     medium: Medium
-    hint_shapes: tuple[tuple[int, ...] | None, ...] = ()
+    hint_shapes: tuple[HintShape, ...] = ()
 
     @property
     def params(self) -> dict[str, Any]:
@@ -102,8 +102,9 @@ def load(
             decoded. May be traced.
         noise: [B, height / factor, width / factor, D], standard normal, in place of the keys' at the beginning.
         hints: for each of `controls` [B, height, width, C] in [0, 1], what its pictures follow; see `conditions.hints`.
-            That of an IP-Adapter is an image of any size, which shows what they show, or the embedding of a face,
-            [B, D].
+            That of an IP-Adapter is an image of any size, which shows what they show, the embedding of a face, [B, D],
+            or (FaceID Plus) a dict of its "embedding" and its "picture", and for Plus v2 of "shortcut", [B], 1 as
+            published; see `networks.FacePlusProjection`.
         control_scale: of the controls, a number or one for each, or functions of the level that return one. 0 is off.
             May be traced.
         images: [B, height, width, 3] in [-1, 1], float32 at least.

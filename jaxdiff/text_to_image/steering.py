@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 
 from jaxdiff.levels import append_axes
-from jaxdiff.text_to_image.control import apply_at, check_hints, encode_hints, hint_shape
+from jaxdiff.text_to_image.control import HintShape, apply_at, check_hints, encode_hints, hint_shape
 from jaxdiff.text_to_image.parts import NEGATIVE, Parts
 from jaxdiff.text_to_image.prompts import Cond
 from jaxdiff.types import Params
@@ -22,23 +22,24 @@ __all__ = ["hint_cond", "hint_shapes", "steered"]
 SCALES = "control_scale"  # of an encoded condition, [B] of each control
 
 
-def hint_shapes(parts: Parts) -> dict[str, tuple[int, ...] | None]:
+def hint_shapes(parts: Parts) -> dict[str, HintShape]:
     """The shape of one picture of each control, by its name; see `Pipeline.hint_shapes`."""
     return {name: hint_shape(parts.models, name, parts.size) for name in parts.controls}
 
 
-def hint_cond(names: Sequence[str], hints: Sequence[np.ndarray], scales: Sequence[float]) -> Cond:
+def hint_cond(names: Sequence[str], hints: Sequence[Any], scales: Sequence[float]) -> Cond:
     """Entries of the condition of `steered` parts.
 
     Args:
         names: of the controls.
-        hints: a picture of each, or the embedding of a face, without a leading axis.
+        hints: a picture of each, the embedding of a face, or that and more in a dict, without a leading axis.
         scales: of each; 0 is off.
 
     Returns:
         the entries of one example, leaves [1, ...].
     """
-    cond: Cond = {f"{name}.hint": np.asarray(hint, np.float32)[None] for name, hint in zip(names, hints, strict=True)}
+    example = lambda a: np.asarray(a, np.float32)[None]  # noqa: E731
+    cond: Cond = {f"{name}.hint": jax.tree.map(example, hint) for name, hint in zip(names, hints, strict=True)}
     return cond | {f"{name}.scale": np.full(1, scale, np.float32) for name, scale in zip(names, scales, strict=True)}
 
 

@@ -58,6 +58,22 @@ def test_faces_are_embeddings_from_files(tmp_path):
     for text in (str(tmp_path / "a.png"), f"canny:{tmp_path / 'a.png'}"):
         with pytest.raises(ValueError, match=r"takes the embedding of one, 5 numbers: an .npy file, or an .npz file"):
             parse_hint(text).read((5,))
+    both = {"embedding": (5,), "picture": None}
+    picture = np.full((4, 6, 3), 51, np.uint8)
+    np.savez(tmp_path / "plus.npz", embedding=face, picture=picture, shortcut=0.5)
+    got = parse_hint(str(tmp_path / "plus.npz")).read(both)
+    assert got.keys() == {"embedding", "picture", "shortcut"} and got["shortcut"] == 0.5
+    np.testing.assert_allclose(got["picture"], 0.2, rtol=1e-6)
+    np.savez(tmp_path / "plus.npz", embedding=face, picture=picture / 51)
+    assert parse_hint(str(tmp_path / "plus.npz")).read(both).keys() == {"embedding", "picture"}
+    for wrong in ({"picture": picture + 0.5}, {"picture": picture[..., 0]}, {"picture": picture, "shortcut": face}, {}):
+        np.savez(tmp_path / "wrong.npz", embedding=face, **wrong)
+        with pytest.raises(
+            ValueError, match=r'must hold "picture", \[H, W, 3\], bytes or floats in \[0, 1\], and maybe'
+        ):
+            parse_hint(str(tmp_path / "wrong.npz")).read(both)
+    with pytest.raises(ValueError, match=r'takes an .npz file of "embedding" and "picture", got .*a.npy'):
+        parse_hint(str(tmp_path / "a.npy")).read(both)
     np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
     whole = (tmp_path / "a.npy").read_bytes()
     (tmp_path / "short.npy").write_bytes(whole[:-1])

@@ -95,14 +95,7 @@ def write_ip_adapter(directory, *, patches=False, seed=9, features=None):
     width, given = UNET["cross_attention_dim"], VISION["hidden_size" if patches else "projection_dim"]
     given = given if features is None else features
     if patches:
-        shapes = {"latents": (1, 3, 8), "proj_in.weight": (8, given), "proj_in.bias": (8,)}
-        shapes |= {"proj_out.weight": (width, 8), "proj_out.bias": (width,)}
-        for i in range(2):
-            shapes |= {f"layers.{i}.0.{name}": (8,) for name in _affine("norm1", "norm2")}
-            shapes |= {f"layers.{i}.0.to_q.weight": (64, 8), f"layers.{i}.0.to_kv.weight": (128, 8)}
-            shapes |= {f"layers.{i}.0.to_out.weight": (8, 64), f"layers.{i}.1.1.weight": (12, 8)}
-            shapes |= {f"layers.{i}.1.3.weight": (8, 12)} | {f"layers.{i}.1.{name}": (8,) for name in _affine("0")}
-        shapes |= dict.fromkeys(_affine("norm_out"), (width,))
+        shapes = {"latents": (1, 3, 8), **_resampler(8, given, width)}
     else:
         shapes = {"proj.weight": (4 * width, given), "proj.bias": (4 * width,)}
         shapes |= dict.fromkeys(_affine("norm"), (width,))
@@ -119,11 +112,29 @@ def write_ip_adapter(directory, *, patches=False, seed=9, features=None):
 FACE = 5  # features of a face's embedding
 
 
-def write_face_adapter(file, seed=13):
-    """Makes the file of FaceID for `write`'s network, in a folder that may be there."""
+def _resampler(inner, given, width):
+    shapes = {
+        "proj_in.weight": (inner, given),
+        "proj_in.bias": (inner,),
+        **dict.fromkeys(_affine("norm_out"), (width,)),
+    }
+    shapes |= {"proj_out.weight": (width, inner), "proj_out.bias": (width,)}
+    for i in range(2):
+        shapes |= {f"layers.{i}.0.{name}": (inner,) for name in _affine("norm1", "norm2")}
+        shapes |= {f"layers.{i}.0.to_q.weight": (64, inner), f"layers.{i}.0.to_kv.weight": (128, inner)}
+        shapes |= {f"layers.{i}.0.to_out.weight": (inner, 64), f"layers.{i}.1.1.weight": (12, inner)}
+        shapes |= {f"layers.{i}.1.3.weight": (inner, 12)} | {f"layers.{i}.1.{name}": (inner,) for name in _affine("0")}
+    return shapes
+
+
+def write_face_adapter(file, seed=13, *, plus=False):
+    """Makes the file of FaceID, or of FaceID Plus, for `write`'s network, in a folder that may be there."""
     width, rank = UNET["cross_attention_dim"], 2
     shapes = {"proj.0.weight": (2 * FACE, FACE), "proj.0.bias": (2 * FACE,), "proj.2.weight": (4 * width, 2 * FACE)}
     shapes |= {"proj.2.bias": (4 * width,), **dict.fromkeys(_affine("norm"), (width,))}
+    if plus:
+        resampler = _resampler(width, VISION["hidden_size"], width)
+        shapes |= {f"perceiver_resampler.{name}": shape for name, shape in resampler.items()}
     shapes = {f"image_proj.{name}": shape for name, shape in shapes.items()}
     shapes |= {f"ip_adapter.{2 * i + 1}.to_{to}_ip.weight": (8, width) for i in range(4) for to in "kv"}
     for i in range(8):

@@ -122,8 +122,8 @@ def describe_ip_adapter(
 
     Returns:
         the model, whose `apply` projects an image, and a config: the class, what it "projects" (EMBEDDING, PATCHES,
-        FACE or FACE_PLUS) of how many "features" (of both, the face's), and the "rank" of its changes of attentions, or
-        0.
+        FACE or FACE_PLUS) of how many "features" (of both, the face's; those of its "patches" besides), and the "rank"
+        of its changes of attentions, or 0.
 
     Raises:
         ValueError: the file is of another kind, or the network no such U-Net.
@@ -157,6 +157,8 @@ def describe_ip_adapter(
     kinds = {FaceProjection: FACE, FacePlusProjection: FACE_PLUS, ImageProjection: EMBEDDING, Resampler: PATCHES}
     kind, features = kinds[type(projection)], image[0].shape[-1]
     config = {"_class_name": "IPAdapter", "projects": kind, "features": features, "rank": rank}
+    if kind == FACE_PLUS:
+        config["patches"] = image[1].shape[-1]
     return ModelSpec(init, project, rename=lambda key: names.get(key, key)), config
 
 
