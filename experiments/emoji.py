@@ -7,14 +7,14 @@ from jax.sharding import Mesh
 import jaxdiff as jd
 from jaxdiff import data, models, networks, text_encoders, train, training
 from jaxdiff.experiment import Experiment, Sampling, compute_dtype
-from jaxdiff.options import CondDropout, Count, Decay, Run, Source, Width
+from jaxdiff.options import CondDropout, Count, Decay, Encoder, Run, Source, Width
 
 
 def experiment(
     run: Run = Run(steps=2500, batch=32, lr=8e-3, preview_every=500),
     width: Width = 32,
     patch_size: Count = 2,
-    encoder: str = "own",
+    encoder: Encoder = "own",
     cond_dropout: CondDropout = 0.1,
     ema: Decay = 0.995,
     source: Source = "compositions:core",
@@ -24,7 +24,6 @@ def experiment(
 
     Args:
         patch_size: edge of a patch, in pixels.
-        encoder: of texts: own, minilm, or a directory of CLIP, T5 or BERT.
         mesh: where a pretrained encoder lies; None is the default device.
     """
     emoji = data.open_dataset(source, captions=True)

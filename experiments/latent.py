@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 import jaxdiff as jd
 from jaxdiff import data, latents, models, networks, text_encoders, train, training
 from jaxdiff.experiment import Experiment, Sampling, compute_dtype
-from jaxdiff.options import CondDropout, Decay, File, Help, Natural, Run, Source, Width
+from jaxdiff.options import CondDropout, Decay, Encoder, File, Help, Natural, Run, Source, Width
 
 
 def experiment(
@@ -17,7 +17,7 @@ def experiment(
     size: Natural = 0,
     channels: Natural = 0,
     width: Width = 32,
-    encoder: str = "own",
+    encoder: Encoder = "own",
     cond_dropout: CondDropout = 0.1,
     ema: Decay = 0.995,
     encode_once: bool = True,
@@ -28,7 +28,6 @@ def experiment(
     Args:
         size: of the pictures; by default their own.
         channels: of the pictures, 1 or 3; by default their own.
-        encoder: of captions: own, minilm, or a directory of CLIP, T5 or BERT.
         encode_once: encode all pictures before training, and not each batch in its step.
         mesh: where the autoencoder lies; None is the default device.
     """

@@ -18,6 +18,7 @@ __all__ = [
     "CondDropout",
     "Count",
     "Decay",
+    "Encoder",
     "File",
     "Finite",
     "Help",
@@ -117,6 +118,10 @@ def _absolute_source(name: str) -> str:
     return kind + colon + absolute(path) if kind in ("folder", "twemoji64") else name
 
 
+def _absolute_encoder(name: str) -> str:
+    return name if name in ("own", "minilm") else absolute(name)
+
+
 # Programs count in int32. What takes memory by the unit ends earlier, but beyond any use.
 Count = Annotated[int, Range(1, 2**31 - 1)]
 Natural = Annotated[int, Range(0, 2**31 - 1)]
@@ -129,7 +134,10 @@ SEED = Range(0, 2**64 - 1)
 Seed = Annotated[int, SEED]
 File = Annotated[str, Kept(absolute)]  # names a file or folder
 # One for `data.open_dataset`.
-Source = Annotated[str, Kept(_absolute_source), Help("data: fashion_mnist, twemoji, tfds:NAME or folder:PATH.")]
+SOURCES = "fashion_mnist, twemoji, twemoji64:PACKAGE, openmoji, noto, compositions, tfds:NAME or folder:PATH."
+Source = Annotated[str, Kept(_absolute_source), Help(f"data: {SOURCES}")]
+# One for `text_encoders.of_captions`.
+Encoder = Annotated[str, Kept(_absolute_encoder), Help("of captions: own, minilm, or a directory of CLIP, T5 or BERT.")]
 Autoencoder = Annotated[File, Help("folder of the autoencoder that decodes samples; without it they are latents.")]
 Decay = Annotated[float, Help("decay of the parameters' average.")]
 Width = Annotated[Count, Help("channels at the network's first level.")]

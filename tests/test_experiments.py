@@ -1,6 +1,7 @@
 """Every experiment builds, takes a step that moves its parameters, and draws from its own sampler."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import chex
@@ -10,6 +11,7 @@ import pytest
 from helpers import tiny_pictures
 from helpers.untrained import unpacked, untrained
 from helpers.untrained_reward import untrained_reward
+from PIL import Image
 
 from jaxdiff import conditions, first_stage, networks, parameterize, solvers, train
 from jaxdiff.drawing import draw
@@ -137,6 +139,21 @@ def test_a_strength_out_of_range_is_refused_before_the_sampler_is_compiled():
             generate({}, None, {}, 1.0, image=(None, strength))
     with pytest.raises(ValueError, match="one number for all images"):
         generate({}, None, {}, 1.0, image=(None, np.ones(2)))
+
+
+def test_fashion_takes_pictures_of_any_size_without_classes(tmp_path):
+    """From a folder without subfolders: nothing to ask for, no guidance, and squares by --size."""
+    for i, size in enumerate([(9, 12), (12, 8), (8, 8), (10, 10)]):
+        Image.fromarray(np.full((*size, 3), 40 * i, np.uint8)).save(tmp_path / f"{i}.png")
+    build = partial(load(FOLDER / "fashion.py"), source=f"folder:{tmp_path}", width=8, batch=4)
+    with pytest.raises(ValueError, match=r"images of 12 x 9 and of 8 x 12 pixels lie in .* \(--size\)"):
+        build()
+    experiment = build(size=8)
+    assert experiment.medium.shape == (8, 8, 3) and experiment.sampling.guidance == 1 and not experiment.condition.spec
+    batch = next(iter(experiment.training.batches(0)))
+    params = jax.eval_shape(experiment.model.init, jax.random.key(0))
+    value, _ = jax.eval_shape(experiment.training.loss, params, jax.random.key(0), batch)
+    assert batch.keys() == {"x"} and value.shape == ()
 
 
 @pytest.mark.slow

@@ -40,7 +40,7 @@ class FolderSource:
 
         Raises:
             ValueError: there are no images, a class is empty, images lie both inside and outside subfolders, an image
-                has no caption, or without size or channels, no file of the sample can be read.
+                has no caption, or without size or channels, no file of the sample can be read, or sizes differ in it.
         """
         folders = subfolders(path)
         loose = [str(p) for p in sorted(path.iterdir()) if _is_image(p)]
@@ -63,7 +63,7 @@ class FolderSource:
         self.captions = of_files(path, self.files, "text" if captions is True else captions) if captions else None
         self._size, self._asked = size, channels
         self._channels = channels or (1 if all(mode in GREY_MODES for mode in self._sample(_mode)) else 3)
-        self.shape = (size, size, self._channels) if size else next(self._sample(self._read)).shape
+        self.shape = (size, size, self._channels) if size else self._common_shape(path)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -72,13 +72,22 @@ class FolderSource:
         file = self.files[index]
         x = self._read(file)
         if x.shape != self.shape:
-            raise ValueError(f"{file} has shape {x.shape}, the first image {self.shape}: pass size= for squares")
+            raise ValueError(
+                f"{file} has shape {x.shape}, the first image {self.shape}: pass size= (--size) for squares"
+            )
         example: dict[str, Any] = {"x": x}
         if self._labels:
             example["label"] = self._labels[index]
         if self.captions is not None:
             example["captions"] = self.captions[index]
         return example
+
+    def _common_shape(self, path: Path) -> tuple[int, ...]:
+        shapes = list(dict.fromkeys(x.shape for x in self._sample(self._read)))
+        if len(shapes) > 1:
+            first, other = (f"{width} x {height}" for height, width, _ in shapes[:2])
+            raise ValueError(f"images of {first} and of {other} pixels lie in {path}: pass size= (--size) for squares")
+        return shapes[0]
 
     def _sample(self, read: Callable[[str], T]) -> Iterator[T]:
         """Yield what is read of a sample of the files; broken ones are passed over, unless all are."""

@@ -13,7 +13,7 @@ from PIL import Image
 
 from jaxdiff.cli import main
 from jaxdiff.cli.knobs import parse_knobs
-from jaxdiff.options import File, Source
+from jaxdiff.options import Encoder, File, Source
 
 ROOT = Path(__file__).parents[2]
 TOY = str(ROOT / "experiments" / "toy2d.py")
@@ -191,13 +191,14 @@ def test_averages_of_other_lengths(tmp_path, capsys):
 
 
 def test_files_are_remembered_by_their_whole_paths(tmp_path, monkeypatch):
-    def build(directory: File, source: Source = "fashion_mnist", vae: File = "", name: str = "a"):
+    def build(directory: File, source: Source = "fashion_mnist", vae: File = "", encoder: Encoder = "own"):
         """An experiment."""
 
     monkeypatch.chdir(tmp_path)
-    given = {"directory": "net", "source": "folder:pictures", "name": "b"}
+    given = {"directory": "net", "source": "folder:pictures", "encoder": "clip"}
     options = [word for name, value in given.items() for word in (f"--{name}", value)]
     knobs, _ = parse_knobs(build, options, {}, prog="train")
-    assert knobs == {"directory": f"{tmp_path}/net", "source": f"folder:{tmp_path}/pictures", "vae": "", "name": "b"}
+    whole = {name: f"{tmp_path}/{given[name]}" for name in ("directory", "encoder")}
+    assert knobs == {**whole, "source": f"folder:{tmp_path}/pictures", "vae": ""}
     knobs, _ = parse_knobs(build, ["--directory", "/net"], {}, prog="train")
-    assert knobs == {"directory": "/net", "source": "fashion_mnist", "vae": "", "name": "a"}
+    assert knobs == {"directory": "/net", "source": "fashion_mnist", "vae": "", "encoder": "own"}

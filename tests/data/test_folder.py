@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from jaxdiff import data
+from jaxdiff.data import folder
 
 
 def save(path, value, shape=(6, 6)):
@@ -99,10 +100,15 @@ def test_splits_are_subfolders(classes):
         data.open_dataset(f"folder:{classes / 'cat'}", "test")
 
 
-def test_resize_and_channels(classes):
+def test_resize_and_channels(classes, monkeypatch):
     save(classes / "cat" / "wide.png", 50, (5, 9))
+    with pytest.raises(ValueError, match=r"images of 6 x 6 and of 9 x 5 pixels lie in .*: pass size= \(--size\)"):
+        data.open_dataset(f"folder:{classes}")
+    with monkeypatch.context() as patch:  # in a folder of many pictures others are seen at the beginning
+        patch.setattr(folder, "PROBES", 1)
+        source = data.open_dataset(f"folder:{classes}")
     with pytest.raises(ValueError, match=r"wide\.png has shape \(5, 9, 1\), the first image .*pass size="):
-        data.load_arrays(data.open_dataset(f"folder:{classes}"))
+        data.load_arrays(source)
     x = data.load_arrays(data.open_dataset(f"folder:{classes}", size=4, channels=3))["x"]
     assert x.shape == (5, 4, 4, 3)
     np.testing.assert_array_equal(x[:, 2, 2, 1], [10, 50, 20, 30, 40])
