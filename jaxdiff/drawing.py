@@ -186,19 +186,24 @@ class Asked(NamedTuple):
     names: tuple[str, ...]
 
 
-def _turns(condition: Condition, asked: Asked | None, count: int) -> tuple[Cond, dict[str, Any]]:
-    """The conditions of so many examples, and the attributes of `Samples` that follow from them."""
+def _conditions(condition: Condition, asked: Asked | None, count: int) -> Cond:
+    """The conditions of so many examples, in turn."""
     if asked is None:
-        cond, names, choices = condition.choose(np.arange(count)), condition.names, condition.choices
-    else:
-        cond = {name: np.asarray(a)[np.arange(count) % len(a)] for name, a in asked.cond.items()}
+        return condition.choose(np.arange(count))
+    return {name: np.asarray(a)[np.arange(count) % len(a)] for name, a in asked.cond.items()}
+
+
+def _turns(condition: Condition, asked: Asked | None, count: int) -> dict[str, Any]:
+    """The attributes of `Samples` that follow from whose turn it is."""
+    names, choices = condition.names, condition.choices
+    if asked is not None:
         names = asked.names
         choices = len(names) if len(names) > 1 else 0
     held_out = None
     if asked is None and condition.held_out:
         held_out = np.isin(np.arange(count) % choices, condition.held_out)
     each = tuple(names[i % len(names)] for i in range(count)) if names else ()
-    return cond, {"choices": choices, "names": each, "held_out": held_out}
+    return {"choices": choices, "names": each, "held_out": held_out}
 
 
 class Drawer:
@@ -225,7 +230,8 @@ class Drawer:
             params: parameters.
             num: number of samples; None: as many as in a preview.
             asked: what is asked for, in turn; None takes the condition's choices in turn.
-            negative: what guidance leads away from, leaves [1, ...]; None is the null condition.
+            negative: what guidance leads away from, leaves [1, ...]; None is the null condition. Its entries that
+                words don't ask for are those of the samples.
             seed: example i depends on the seed, i and what is asked for.
             batch: examples at a time; None: as in a preview.
         """
@@ -236,10 +242,11 @@ class Drawer:
         batch = min(batch, num)
         padded = -(-num // batch) * batch
         keys, params = example_keys(seed, padded), experiment.model.merge_frozen(params)
-        cond, _ = _turns(experiment.condition, asked, padded)
+        cond = _conditions(experiment.condition, asked, padded)
         inputs: tuple[Any, ...] = (cond,)
         if negative is not None:
-            inputs = cond, {**cond, **{name: np.repeat(a, padded, axis=0) for name, a in negative.items()}}
+            words = {name: a for name, a in negative.items() if name not in experiment.condition.unasked}
+            inputs = cond, {**cond, **{name: np.repeat(a, padded, axis=0) for name, a in words.items()}}
         parts: list[Any] = []
         with Progress("sampling", padded // batch, "batch", compiled=batch in self._compiled) as bar:
             for i in range(0, padded, batch):
@@ -250,8 +257,8 @@ class Drawer:
                 bar.update()
         x = np.concatenate([part[0] for part in parts])[:num]
         path = np.concatenate([part[1] for part in parts], axis=1)[:, :num] if medium.path else None
-        first, shown = _turns(experiment.condition, asked, num)
-        return Samples(x, {name: np.asarray(a) for name, a in first.items()}, path=path, **shown)
+        first = {name: np.asarray(a[:num]) for name, a in cond.items()}
+        return Samples(x, first, path=path, **_turns(experiment.condition, asked, num))
 
     def trace(self, params: Params) -> None:
         """Trace the sampler for a preview's batch: raise what would be raised while drawing.

@@ -73,7 +73,7 @@ def export_sampler(
         most = f"{MAX_EMBEDDED_BYTES / 2**30:.2f} GiB fit into a file"
         raise ValueError(f"the weights take {size / 2**30:.2f} GiB and {most}: use --no-embed-weights")
     condition = experiment.condition
-    guided = condition.null is not None if guidance is None else guidance != 1
+    guided = guidance != 1 if guidance is not None else experiment.sampling is not None and condition.null is not None
     generate = sampler(experiment.model, experiment.sampling, condition, experiment.medium, guided=guided)
     (b,) = jax.export.symbolic_shape("b")
     shapes: dict[str, Any] = {"seed": ShapeDtypeStruct((), jnp.int32), "index": ShapeDtypeStruct((b,), jnp.int32)}

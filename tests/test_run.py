@@ -10,6 +10,7 @@ import pytest
 import jaxdiff as jd
 from jaxdiff import conditions, run, train
 from jaxdiff.cli.errors import sentence
+from jaxdiff.drawing import Drawer
 from jaxdiff.experiment import Experiment, Medium, Model, Sampling, Training, UserError
 from jaxdiff.media import Report
 from jaxdiff.options import Count, Help, Natural
@@ -51,6 +52,26 @@ def make(width: int = 2, steps: int = 3, lr: float = 0.1, **options) -> Experime
         Medium((width,), save, preview=4, evaluator=evaluator),
         seed=0,
     )
+
+
+def test_a_negative_keeps_what_words_do_not_ask_for(monkeypatch):
+    """The picture that a sample follows; and conditions are made once, with those that fill the last batch."""
+    made, asked, given = make(), [], []
+    pictures = np.arange(3, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 1), np.uint8)
+    hinted = conditions.hint(conditions.label(3, ("a", "b", "c")), pictures)
+    counted = replace(hinted, choose=lambda index: asked.append(len(index)) or hinted.choose(index))
+    drawer = Drawer(replace(made, condition=counted))
+
+    def generate(params, keys, cond, scale, away):
+        given.append((cond, away))
+        return jnp.zeros((len(keys), 2))
+
+    monkeypatch.setattr(drawer, "_generate", generate)
+    samples = drawer({"in": {"w": jnp.zeros((1, 2))}}, 3, negative=hinted.parse("b"), batch=2)
+    assert asked == [4] and samples.names == ("a", "b", "c") and len(samples.cond["hint"]) == 3
+    for cond, away in given:
+        assert away["label"].tolist() == [1, 1]
+        np.testing.assert_array_equal(away["hint"], cond["hint"])
 
 
 @pytest.fixture(scope="module")

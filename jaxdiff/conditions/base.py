@@ -47,6 +47,7 @@ class Condition:
             belong to them.
         null: the condition that stands for none, leaves [1, ...], of all or some of the entries (the others are kept);
             None: the model was never trained without its condition, so that guidance is impossible.
+        unasked: entries that words don't ask for, such as a picture that an example follows; a negative keeps them.
         bounds: of entries that are a number one may set: name -> (least, largest).
         augment: (key, or one key per example; condition) -> what `encode` is given: with what is random in it, such as
             noise on a picture, and what is computed of it, on the devices. By default the condition itself.
@@ -62,6 +63,7 @@ class Condition:
     held_out: tuple[int, ...] = ()
     vocabulary: tuple[str, ...] = field(default=(), repr=False)
     null: Mapping[str, Array | np.ndarray] | None = field(default=None, repr=False)
+    unasked: tuple[str, ...] = ()
     bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict, repr=False)
     augment: Callable[[Array, Cond], Cond] = field(default=unaugmented, repr=False)
     encode: Callable[[Params, Cond], Cond] = field(default=unchanged, repr=False)

@@ -24,7 +24,7 @@ def hint(condition: Condition, pictures: np.ndarray, numbers: Sequence[int] | np
     """Add {"hint": float32 [B, H, W, C] in [0, 1]} to a condition.
 
     Args:
-        condition: a class, a text or none; its null condition keeps the hint.
+        condition: a class, a text or none; its null condition, and a negative, keep the hint.
         pictures: uint8 [N, H, W, C]: examples, which take turns within a choice of the condition.
         numbers: int [N], the choice that each belongs to; None: picture i to choice i, or all to none.
 
@@ -58,7 +58,8 @@ def hint(condition: Condition, pictures: np.ndarray, numbers: Sequence[int] | np
         raise ValueError(f"there is no picture of {words!r} among the {len(pictures)} at hand")
 
     spec = {**condition.spec, "hint": jax.ShapeDtypeStruct(pictures.shape[1:], jnp.float32)}
-    return replace(condition, spec=spec, choose=choose, parse=parse)
+    names = condition.names if len(present) == condition.choices else ()  # turns of some have others' names
+    return replace(condition, spec=spec, choose=choose, parse=parse, names=names, unasked=(*condition.unasked, "hint"))
 
 
 def noised(
@@ -103,6 +104,7 @@ def noised(
         spec={**condition.spec, "level": jax.ShapeDtypeStruct((), jnp.float32)},
         choose=lambda index: with_level(condition.choose(index)),
         parse=lambda words: with_level(condition.parse(words)),
+        unasked=(*condition.unasked, "level"),
         bounds={**condition.bounds, "level": (0.0, max_level)},
         augment=augment,
     )

@@ -79,7 +79,7 @@ def _measure(samples: Samples, *, pictures: data.Dataset, known: np.ndarray, fea
     captions = [set(example["captions"]) for example in examples]
     right = [bool(captions[i] & captions[j]) for i, j in zip(nearest.tolist(), asked.tolist(), strict=True)]
     values: dict[str, Any] = {"count": len(made), "recognized": float(np.mean(right)), "chance": 1 / len(known)}
-    values |= paired_distances(real[asked], made)
+    values |= paired_distances(real[asked], made, asked)
     lines = [
         f"{len(made)} samples of the captions of {len(known)} pictures",
         f"recognized       {100 * values['recognized']:7.1f}%, by chance {100 * values['chance']:.2f}%",

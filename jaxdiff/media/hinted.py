@@ -33,11 +33,14 @@ def hinted(medium: Medium) -> Medium:
 
         def measure(samples: Samples) -> Report:
             report = Report({}, "") if inner is None else inner(samples)
-            x, hints, turn = samples.x, samples.cond["hint"], max(condition.choices, 1)
+            x, hints = samples.x, samples.cond["hint"]
+            label = samples.cond.get("label", np.arange(len(x)) % max(condition.choices, 1))
+            order = np.argsort(label, kind="stable")
+            same = np.diff(label[order]) == 0
             values = {"edge_f1": float(edge_scores(x, hints).mean())}
             text = f"edges: F1 {values['edge_f1']:.3f}"
-            if len(x) > turn:  # choices take turns: of the same class is who comes a turn later
-                values["edge_f1_other"] = float(edge_scores(x[turn:], hints[:-turn]).mean())
+            if same.any():
+                values["edge_f1_other"] = float(edge_scores(x[order[1:][same]], hints[order[:-1][same]]).mean())
                 text += f", {values['edge_f1_other']:.3f} of another picture's"
             return Report(report.values | values, f"{report.text}\n{text}".strip())
 

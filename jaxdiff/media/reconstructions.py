@@ -74,26 +74,30 @@ def _measure(samples: Samples, features: Features | None, missing: str) -> Repor
     ]
     if features is None:
         return Report(values, "\n".join([*lines, missing] if missing else lines))
-    values |= paired_distances(features(original), features(made))
+    seen: dict[bytes, int] = {}
+    numbers = [seen.setdefault(picture.tobytes(), len(seen)) for picture in original]
+    values |= paired_distances(features(original), features(made), np.array(numbers))
     lines += describe_distances(values)
     return Report(values, "\n".join(lines))
 
 
-def paired_distances(original: np.ndarray, made: np.ndarray) -> dict[str, float]:
+def paired_distances(original: np.ndarray, made: np.ndarray, numbers: np.ndarray) -> dict[str, float]:
     """Cosine distances of pairs, and kernel distances of two halves: of dependent samples these would be biased.
 
     Args:
         original: features [N, D].
         made: features of what belongs to each, [N, D].
+        numbers: int [N], equal for originals that are the same picture, of which the kernel distances take the first.
 
     Raises:
-        ValueError: there are fewer than eight.
+        ValueError: there are fewer than eight different ones.
     """
-    if len(original) < 8:
-        raise ValueError(f"feature distances need at least 8 pictures, got {len(original)}")
+    first = np.sort(np.unique(numbers, return_index=True)[1])
+    if len(first) < 8:
+        raise ValueError(f"feature distances need at least 8 different pictures, got {len(first)}")
     unit_of = lambda f: f / np.linalg.norm(f, axis=1, keepdims=True)  # noqa: E731
     u, v = unit_of(original), unit_of(made)
-    half, blocks = len(original) // 2, min(10, len(original) // 4)
+    half, blocks = len(first) // 2, min(10, len(first) // 4)
     # The scale of a hidden layer is arbitrary, but the cubic kernel depends on it.
     scale = np.sqrt(np.mean(np.square(original, dtype=np.float64)))
     distances = {
@@ -101,7 +105,8 @@ def paired_distances(original: np.ndarray, made: np.ndarray) -> dict[str, float]
         "feature_distance_other": 1 - (u * np.roll(u, 1, 0)).sum(1).mean(),
     }
     for name, sample in (("kernel_distance", made), ("kernel_distance_real", original)):
-        value, error = kernel_distance(sample[:half] / scale, original[half:] / scale, blocks=blocks)
+        halves = sample[first[:half]] / scale, original[first[half:]] / scale
+        value, error = kernel_distance(*halves, blocks=blocks)
         distances |= {name: value, f"{name}_error": error}
     return {name: float(value) for name, value in distances.items()}
 

@@ -98,6 +98,8 @@ class ScoreUNet(UNet):
         return self._block(h, inputs, name, width=h.shape[-1], direction=direction, resample_filter=TAPS, shortcut=True)
 
     def _check(self, x: Array, noise: Array, cond: Mapping[str, Any] | None) -> Mapping[str, Any]:
+        if self.next_noise or self.concat_noise or self.numeric_label:
+            raise ValueError("a ScoreUNet embeds one noise level: without next_noise, concat_noise and numeric_label")
         cond = super()._check(x, noise, cond)
         if self.skips and "features" in cond:
             raise ValueError("features of an adapter are for U-Nets without input skips")

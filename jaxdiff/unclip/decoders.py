@@ -195,7 +195,7 @@ class Decoder:
 def _expand(params: Params, z: Array) -> Cond:
     """What the network is given of embeddings [B, D]."""
     tokens = z @ params["kernel"].astype(z.dtype) + params["bias"][None]
-    return {"vector": z, "tokens": tokens.reshape(len(z), TOKENS, -1)}
+    return {"vector": z, "tokens": tokens.reshape(z.shape[0], TOKENS, -1)}
 
 
 def _of_prompts(tokens: Cond, width: int) -> Cond:

@@ -92,7 +92,7 @@ def direct_prior(network: Any, condition: Condition, embedder: Embedder) -> tupl
     apply = networks.as_apply(network)
 
     def mean(params: Params, cond: Cond) -> Array:
-        count = len(cond["vector"])
+        count = cond["vector"].shape[0]  # which may be symbolic
         return apply(params[0], cond["vector"], jnp.zeros(count), cond)  # of an x of zeros nothing is learned
 
     def loss(params: Params, key: Array, batch: Batch) -> tuple[Array, Metrics]:

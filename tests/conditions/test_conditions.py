@@ -44,6 +44,8 @@ def test_several_pictures_of_a_choice_take_turns():
     cond = condition.choose(np.arange(7))
     assert cond["label"].tolist() == [0, 2, 0, 2, 0, 2, 0] and condition.choices == 3
     assert np.rint(255 * cond["hint"][:, 0, 0, 0]).tolist() == [1, 0, 1, 2, 1, 3, 1]
+    assert condition.names == () and conditions.hint(CLOTHES, pictures, [2, 0, 1, 2]).names == CLOTHES.names
+    assert condition.unasked == ("hint",)
     assert np.rint(255 * condition.parse("Ankle boot")["hint"][0, 0, 0, 0]) == 0
     with pytest.raises(ValueError, match="no picture of '7' among the 4 at hand"):
         condition.parse("7")

@@ -46,5 +46,9 @@ def test_what_is_measured(tmp_path):
     without = media.reconstructions((12, 12, 1), missing="no network").evaluator(tmp_path, conditions.none())
     report = without(Samples(X, {"x": X}))
     assert sorted(report.values) == ["count", "psnr", "ssim"] and report.text.endswith("no network")
-    with pytest.raises(ValueError, match="at least 8 pictures, got 4"):
+    with pytest.raises(ValueError, match="at least 8 different pictures, got 4"):
         measure(Samples(X[:4], {"x": X[:4]}))
+    thrice = np.tile(X, (3, 1, 1, 1))
+    again = measure(Samples(thrice, {"x": thrice})).values
+    kernel = [name for name in exact if name.startswith("kernel")]
+    np.testing.assert_allclose([again[name] for name in kernel], [exact[name] for name in kernel], rtol=1e-5)

@@ -141,6 +141,13 @@ def test_wrong_options_are_refused():
     refused(UNet(**config), tokens, match="3 heads for 8 channels")
 
 
+def test_a_score_unet_embeds_one_level():
+    for name in ("next_noise", "concat_noise", "numeric_label"):
+        network = networks.ScoreUNet(widths=(64,), groups=None, num_blocks=1, **{name: True})
+        with pytest.raises(ValueError, match="a ScoreUNet embeds one noise level"):
+            network.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), jnp.zeros(1), {})
+
+
 def test_wrong_residuals_are_refused():
     good = [np.zeros((2, 4, 4, 8), np.float32)] * 3
     for residuals in (good[:2], [*good, good[0]], [*good[:2], good[0][:, :2]]):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers.weights import random_weights
 
-from jaxdiff import networks, train, trees, unclip
+from jaxdiff import export, networks, train, trees, unclip
 from jaxdiff.cli import main, vary
 from jaxdiff.drawing import draw
 from jaxdiff.experiment import UserError
@@ -55,6 +55,17 @@ def runs(tmp_path_factory):
         for room in (embedders, priors):
             patch.setattr(room, "parameters", begin)
         yield made
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["direct", "decoder"])
+def test_samplers_of_any_batch_are_exported(runs, name):
+    """With a number of examples that is not known; the direct prior has no guidance, though it has a null condition."""
+    with export.for_export("float32"):
+        experiment = load_run(runs / name)
+        guidance = None if name == "direct" else 1.0
+        exported = export.export_sampler(experiment, disturbed(experiment), guidance=guidance, platforms=("cpu",))
+    assert {str(size) for shape in exported.in_avals for size in shape.shape[:1]} >= {"b"}
 
 
 def changes(experiment):
