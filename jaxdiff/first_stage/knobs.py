@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
 from jaxdiff.options import Count, File, Help, Natural
@@ -35,6 +35,9 @@ class Architecture:
         wrong = [width for width in self.widths if width < 1 or width % self.groups]
         if wrong or not self.widths:
             raise ValueError(f"--widths are one or more multiples of --groups {self.groups}, got {tuple(self.widths)}")
+        asked = [f.name for f in fields(self)[1:] if getattr(self, f.name) != f.default]
+        if self.directory and asked:
+            raise ValueError(f"--{asked[0].replace('_', '-')} is of a new network: leave it out with --directory")
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,8 @@ class Objective:
                 raise ValueError(f"--{name.replace('_', '-')} must be a number from 0, got {getattr(self, name)}")
         if self.critic_channels % 16:
             raise ValueError(f"--critic-channels must be a multiple of 16, got {self.critic_channels}")
+        if self.perceptual != "lpips" and (self.vgg or self.lpips):
+            raise ValueError(f"--vgg and --lpips are of --perceptual lpips, got --perceptual {self.perceptual}")
 
 
 def _check_choice(name: str, value: Any, allowed: Sequence[str]) -> None:

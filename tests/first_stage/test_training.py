@@ -24,7 +24,10 @@ TINY |= {"steps": 4, "batch": 8, "preview_every": 0, "perceptual": "none"}
 
 
 def experiment(**knobs):
-    return run.load(FILE)(**{**TINY, **knobs})
+    given = {**TINY, **knobs}
+    if "directory" in knobs:
+        given = {name: value for name, value in given.items() if name not in ("widths", "latent_channels")}
+    return run.load(FILE)(**given)
 
 
 def states(made, steps, devices=1):
@@ -179,6 +182,8 @@ def test_mistakes(tmp_path):
         ({"pixel": "l3"}, "pixel must be one of l1, l2, got 'l3'"),
         ({"perceptual": "vgg"}, "perceptual must be one of none, efficientnet, lpips, got 'vgg'"),
         ({"form": "vae"}, "form must be one of kl, vq, got 'vae'"),
+        ({"vgg": "vgg.pth"}, "--vgg and --lpips are of --perceptual lpips, got --perceptual none"),
+        ({"directory": str(tmp_path), "codes": 8}, "--codes is of a new network: leave it out with --directory"),
         ({"source": f"folder:{tmp_path}", "size": 12}, "has the splits train, got 'test'"),
         ({"kl_weight": -1.0}, "--kl-weight must be a number from 0, got -1"),
         ({"critic_channels": 24}, "--critic-channels must be a multiple of 16, got 24"),
