@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 import re
+from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jax.extend.core import jaxprs_in_params
 
@@ -52,6 +54,8 @@ def _of_equation(eqn: Any) -> int:
         return 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(shape[i] for i in contracted)
     if name == "conv_general_dilated":
         return _of_convolution(eqn)
+    if name in ("convolution", "to_x", "to_kernel"):  # `networks.convolution` on a CPU
+        return of_jaxpr(jax.make_jaxpr(partial(eqn.primitive.impl, **params))(*(x.aval for x in eqn.invars)))
     if name == "cond":
         return max(map(of_jaxpr, params["branches"]))
     inner = sum(map(of_jaxpr, jaxprs_in_params(params)))

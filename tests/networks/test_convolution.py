@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from jaxdiff.networks import convolution
 from jaxdiff.networks.convolution import convolve
@@ -57,6 +58,14 @@ def test_derivatives_under_vmap(x64):
         return jax.vmap(move)(directions), jax.vmap(turn)(np.arange(3.0))
 
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10), along(convolve), along(theirs))
+
+
+def test_within_shard_map_a_kernel_s_gradient_is_the_sum_over_devices(x64):
+    x, kernel = arrays(2, 3)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
+    loss = lambda kernel, x: jnp.sum(jnp.sin(convolve(x, kernel, pad=(1, 1))))  # noqa: E731
+    slope = jax.shard_map(jax.grad(loss), mesh=mesh, in_specs=(P(), P("data")), out_specs=P())
+    np.testing.assert_allclose(jax.jit(slope)(kernel, x), jax.grad(loss)(kernel, x), atol=1e-12)
 
 
 def split(monkeypatch, cache):

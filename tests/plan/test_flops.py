@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from jaxdiff.networks.convolution import convolve
 from jaxdiff.plan import flops, hlo
 
 
@@ -65,6 +66,18 @@ def test_gradient_of_a_convolution_costs_twice_as_much_again():
     forward = _both(loss, (2, 8, 8, 4), (3, 3, 4, 4))
     both = _both(jax.value_and_grad(loss, (0, 1)), (2, 8, 8, 4), (3, 3, 4, 4))
     assert both == tuple(3 * count for count in forward)
+
+
+def test_the_networks_convolution_counts_as_xla_s():
+    dimensions = ("NHWC", "HWIO", "NHWC")
+    theirs = lambda x, kernel: jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=dimensions)  # noqa: E731
+    ours = lambda x, kernel: convolve(x, kernel, pad=(0, 0))  # noqa: E731
+
+    def count(conv):
+        gradient = jax.grad(lambda *at: jnp.sum(jnp.square(conv(*at))), argnums=(0, 1))
+        return flops.of_jaxpr(jax.make_jaxpr(gradient)(jnp.ones((2, 9, 8, 3)), jnp.ones((3, 3, 3, 4))))
+
+    assert count(ours) == count(theirs) == 3 * 2 * 2 * 7 * 6 * 4 * 3 * 9
 
 
 def test_a_scan_counts_its_length_and_a_checkpoint_its_second_pass():
