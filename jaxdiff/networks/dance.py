@@ -82,7 +82,7 @@ class Level(nn.Module):
     def __call__(self, x: Array) -> Array:
         """Map [B, L, C] to [B, L', widths[-1]]."""
         if self.down:
-            x = _filtered(x, self._taps("down", 1), pad=3, window_strides=(2,))
+            x = _halved(x, self._taps("down", 1))
         for i, width in enumerate(self.widths):
             last = self.last and i == len(self.widths) - 1
             x = ResConvBlock(self.middle, width, last, self.dtype, name=f"resnets.{i}")(x)
@@ -90,26 +90,35 @@ class Level(nn.Module):
                 head_dim = width // max(1, width // 32)
                 x = Attention(head_dim, 1, dtype=self.dtype, name=f"attentions.{i}")(x)
         if self.up:
-            x = _filtered(x, self._taps("up", 2)[::-1], pad=2, window_strides=(1,), lhs_dilation=(2,))
+            x = _doubled(x, self._taps("up", 2)[::-1])
         return x
 
     def _taps(self, direction: str, scale: int) -> Array:
         start = lambda key, shape: jnp.asarray(scale * CUBIC, jnp.float32)  # noqa: E731
-        return jax.lax.stop_gradient(param(self, f"{direction}.kernel", start, CUBIC.shape)).astype(self.dtype)
+        taps = jax.lax.stop_gradient(param(self, f"{direction}.kernel", start, CUBIC.shape))
+        return taps.astype(at_least_float32(self.dtype))
 
 
-def _filtered(x: Array, resample_filter: Array, *, pad: int, **options: Any) -> Array:
-    """Filter each channel of x[B, L, C], with reflection at its ends."""
-    flat = jnp.swapaxes(jnp.pad(x, ((0, 0), (pad, pad), (0, 0)), mode="reflect"), 1, 2)
-    names = ("NHC", "HIO", "NHC")
-    y = jax.lax.conv_general_dilated(
-        flat.reshape(-1, flat.shape[-1], 1),
-        resample_filter[:, None, None],
-        padding=[(0, 0)],
-        dimension_numbers=names,
-        **options,
-    )
-    return jnp.swapaxes(y.reshape(*flat.shape[:2], -1), 1, 2)
+def _halved(x: Array, taps: Array) -> Array:
+    """Filter each channel of x[B, L, C], with reflection at its ends, and keep every second value."""
+    padded = jnp.pad(x, ((0, 0), (3, 3), (0, 0)), mode="reflect")
+    return _filtered(padded, taps, x.shape[1] // 2, step=2)
+
+
+def _doubled(x: Array, taps: Array) -> Array:
+    """Filter each channel of x[B, L, C], with a zero after each value and reflection at its ends."""
+    padded = jnp.pad(x, ((0, 0), (2, 2), (0, 0)), mode="reflect")
+    # Every other tap meets a zero.
+    even, odd = (_filtered(padded[:, start:], taps[start::2], x.shape[1]) for start in (0, 1))
+    return jnp.stack([even, odd], axis=2).reshape(x.shape[0], -1, x.shape[2])
+
+
+def _filtered(x: Array, taps: Array, length: int, step: int = 1) -> Array:
+    """Cross-correlate each channel, as a sum of shifted products, which XLA fuses: see `efficientnet.Depthwise`."""
+    y = jnp.zeros((x.shape[0], length, x.shape[2]), taps.dtype)
+    for i in range(len(taps)):
+        y = y + taps[i] * x[:, i::step][:, :length].astype(taps.dtype)
+    return y.astype(x.dtype)
 
 
 class DanceUNet(nn.Module):

@@ -18,6 +18,7 @@ import numpy as np
 from jax import Array
 
 from jaxdiff.networks.attention import attend
+from jaxdiff.networks.convolution import convolve
 from jaxdiff.networks.dit import Block, DiT
 from jaxdiff.networks.initializers import kernel_init, param, zeros_init
 from jaxdiff.networks.layers import Dropout, GroupNorm, add_bias
@@ -154,13 +155,8 @@ class _AlongTime(nn.Module):
         kernel = param(self, "kernel", init, (3, 1, 1, channels, channels))
         bias = param(self, "bias", zeros_init, (channels,))
         # In two dimensions, with all positions in one axis, which is fast on every backend.
-        y = jax.lax.conv_general_dilated(
-            x.astype(self.dtype).reshape(*x.shape[:2], -1, channels),
-            gathered_weight((*self.path, "kernel"), kernel, self.dtype)[:, 0],
-            (1, 1),
-            [(1, 1), (0, 0)],
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        flat = jnp.pad(x.astype(self.dtype).reshape(*x.shape[:2], -1, channels), ((0, 0), (1, 1), (0, 0), (0, 0)))
+        y = convolve(flat, gathered_weight((*self.path, "kernel"), kernel, self.dtype)[:, 0], pad=(0, 0))
         return add_bias(y.reshape(x.shape), bias)
 
 

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxdiff.networks import convolution
 from jaxdiff.networks.convolution import convolve
+from jaxdiff.networks.video import TemporalConv
 
 CASES = {"same": (2, 3, 1, (1, 1)), "down": (2, 3, 2, (0, 1)), "torch": (1, 3, 2, (1, 1)), "video": (3, 2, 1, (1, 0))}
 
@@ -68,6 +69,14 @@ def test_within_shard_map_a_kernel_s_gradient_is_the_sum_over_devices(x64):
     np.testing.assert_allclose(jax.jit(slope)(kernel, x), jax.grad(loss)(kernel, x), atol=1e-12)
 
 
+FAST = "b01f_01io->b01f"
+
+
+def orders_of(function, *arguments):
+    """The orders of axes of a compiled program's convolutions."""
+    return set(re.findall(r"dim_labels=(\S+?)[,\s]", jax.jit(function).lower(*arguments).compile().as_text()))
+
+
 def split(monkeypatch, cache):
     """Sum gradients by single rows in what is traced from now on."""
     monkeypatch.setattr(convolution, "CACHE", cache)
@@ -120,7 +129,18 @@ def test_in_loops_all_convolutions_are_in_the_order_of_the_fast_kernel(dtype):
 
         both = jnp.zeros_like(x), jnp.zeros_like(kernel)
         zero = both, (jnp.zeros((2, 5, 6, 4), dtype),) * 2, both
-        program = jax.jit(lambda xs: jax.lax.scan(body, zero, xs)[0]).lower(x[None]).compile().as_text()
-        return set(re.findall(r"dim_labels=(\S+?)[,\s]", program))
+        return orders_of(lambda xs: jax.lax.scan(body, zero, xs)[0], x[None])
 
-    assert orders(convolve) == {"b01f_01io->b01f"} < orders(theirs)
+    assert orders(convolve) == {FAST} < orders(theirs)
+
+
+@pytest.mark.slow
+def test_in_loops_gradients_of_layers_along_time_are_in_the_order_of_the_fast_kernel():
+    layer, x = TemporalConv(groups=1), jnp.ones((1, 4, 2, 3, 5))
+    params = jax.eval_shape(layer.init, jax.random.key(0), x)
+
+    def slopes(params, xs):
+        slope = jax.grad(lambda params, x: jnp.sum(layer.apply(params, x)), argnums=(0, 1))
+        return jax.lax.map(lambda x: slope(params, x), xs)
+
+    assert orders_of(slopes, params, x[None]) == {FAST}
