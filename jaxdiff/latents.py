@@ -159,10 +159,8 @@ class Latents:
     def _encoded(self) -> tuple[np.ndarray, np.ndarray, list[dict[str, Any]]]:
         batch = AT_ONCE if self._mesh is None else AT_ONCE * self._mesh.size
         encode, parts, others = encoder(self._autoencoder, batch, self._mesh), [], []
-        starts = range(0, len(self), batch)
-        with Progress("encoding", len(starts), "batch") as bar:
-            for start in starts:
-                examples = [self._pictures[i] for i in range(start, min(start + batch, len(self)))]
+        with Progress("encoding", -(-len(self) // batch), "batch") as bar:
+            for examples in data.read_ahead(self._pictures, batch):
                 parts.append(encode(data.to_float(np.stack([example["x"] for example in examples]))))
                 others += [{name: a for name, a in example.items() if name != "x"} for example in examples]
                 bar.update()

@@ -112,8 +112,8 @@ def _embed_prompts(directory: Path, base: Path | None, prompt: str, names: tuple
 def _batches(
     images: data.Dataset, encode: latents.Encode, embeddings: Rows, *, batch: int, flip: bool
 ) -> Iterator[Rows]:
-    for start in tqdm(range(0, len(images), batch), desc="encoding", unit="batch"):
-        examples = [images[i] for i in range(start, min(start + batch, len(images)))]
+    count = -(-len(images) // batch)
+    for examples in tqdm(data.read_ahead(images, batch), desc="encoding", unit="batch", total=count):
         x = data.to_float(np.stack([example["x"] for example in examples]))
         extra: Rows = {}
         if images.num_classes:

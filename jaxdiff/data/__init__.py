@@ -5,7 +5,7 @@ from jaxdiff.data.compositions import Compositions
 from jaxdiff.data.folder import read_image
 from jaxdiff.data.hints import Hinted, edges, low_resolution, open_hints
 from jaxdiff.data.pairs import Pairs, pairs_of
-from jaxdiff.data.pipeline import batches, load_arrays
+from jaxdiff.data.pipeline import batches, load_arrays, read_ahead
 from jaxdiff.data.shards import NpzShards, load_embeddings
 from jaxdiff.data.skipping import Skipping
 from jaxdiff.data.sources import ArraySource, Dataset, class_prompts, has_captions, open_dataset
@@ -31,6 +31,7 @@ __all__ = [
     "open_hints",
     "pairs_of",
     "preview_captions",
+    "read_ahead",
     "read_image",
     "to_float",
     "to_uint8",

@@ -93,6 +93,25 @@ def batches(
     return iter(stream)
 
 
+def read_ahead(source: Examples, size: int, indices: Sequence[int] | None = None) -> Iterator[list[dict[str, Any]]]:
+    """Return an iterator over the examples of a source in their order, which threads read in advance.
+
+    Args:
+        source: a random-access source.
+        size: number of examples in each list; the last one has the remaining examples.
+        indices: of the examples; None: all.
+
+    Returns:
+        lists of examples.
+    """
+    import grain
+
+    chosen = range(len(source)) if indices is None else indices
+    read = lambda start: [source[i] for i in chosen[start : start + size]]  # noqa: E731
+    starts = grain.MapDataset.range(0, len(chosen), size).map(read)
+    return iter(starts.to_iter_dataset(grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=THREADS)))
+
+
 def load_arrays(source: Dataset, count: int | None = None) -> Batch:
     """Return examples of a source as arrays, for evaluation.
 
@@ -113,7 +132,8 @@ def load_arrays(source: Dataset, count: int | None = None) -> Batch:
     count = total if count is None else integer("count", count, 1)
     if count > total:
         raise ValueError(f"count {count} is larger than the data set, which has {total} examples")
-    examples = [source[i * total // count] for i in range(count)]
+    spread = [i * total // count for i in range(count)]
+    examples = [example for part in read_ahead(source, 64, spread) for example in part]
     out = {"x": np.stack([e["x"] for e in examples])}
     if "hint" in examples[0]:
         out["hint"] = np.stack([e["hint"] for e in examples])

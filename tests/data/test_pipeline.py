@@ -1,6 +1,7 @@
 """The stream of batches is a pure function of (seed, batch number, rows), and every epoch is a permutation."""
 
 import itertools
+import threading
 import time
 
 import jax
@@ -221,6 +222,23 @@ def test_wrong_numbers_are_refused(change, message):
 def test_a_key_is_not_a_seed():
     with pytest.raises(ValueError, match="seed must be an integer"):
         data.batches(numbered(), 4, seed=jax.random.key(0))
+
+
+def test_examples_in_order_are_read_by_several_threads():
+    both = threading.Barrier(2, timeout=60)
+
+    class Slow:
+        def __len__(self):
+            return 7
+
+        def __getitem__(self, index):
+            if index < 4:
+                both.wait()  # for the other list's example
+            return {"x": index}
+
+    parts = [[example["x"] for example in part] for part in data.read_ahead(Slow(), 2)]
+    assert parts == [[0, 1], [2, 3], [4, 5], [6]]
+    assert list(data.read_ahead(Slow(), 2, [6, 4, 5])) == [[{"x": 6}, {"x": 4}], [{"x": 5}]]
 
 
 def test_load_arrays():
