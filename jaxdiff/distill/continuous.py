@@ -103,10 +103,11 @@ def continuous_consistency(
         cos, sin = _angle(level.expand_to(x), sigma_data)
         # No gradient enters the derivative: it would be differentiated in reverse, too.
         constant = denoiser(jvp_apply, jax.lax.stop_gradient(params), prediction, cond, key=drop_key)
-        f, df = _derivative(constant, process, (t, x), (x0, eps), difference)
-        g = ((1 - r) * jnp.square(cos) * (f - x0) + r * df) / sin
-        size = jnp.sqrt(_mean(jnp.square(g)))  # of a constant, so that its derivative at 0 does not matter
+        df = _derivative(constant, process, (t, x), (x0, eps), difference)
+        # Of the student itself: that of the difference would be another evaluation, which XLA does not merge with it.
         f = denoiser(apply, params, prediction, cond, key=drop_key)(x, level)
+        g = ((1 - r) * jnp.square(cos) * (jax.lax.stop_gradient(f) - x0) + r * df) / sin
+        size = jnp.sqrt(_mean(jnp.square(g)))  # of a constant, so that its derivative at 0 does not matter
         error = (f - jax.lax.stop_gradient(f)) / (sigma_data * sin) + g / (size.reshape(sin.shape) + c)
         each = _mean(jnp.square(error))
         if log_variance is not None:
@@ -119,8 +120,8 @@ def continuous_consistency(
 
 def _derivative(
     denoise: Denoiser, process: Process, at: tuple[Array, Array], along: tuple[Array, Array], difference: float | None
-) -> tuple[Array, Array]:
-    """f(x, t), and cos(theta) sin(theta) df/dtheta along dx = x0 dalpha + eps dsigma, by one jvp.
+) -> Array:
+    """cos(theta) sin(theta) df/dtheta along dx = x0 dalpha + eps dsigma, by one jvp.
 
     That is df / d log(sigma / alpha), whatever sigma_data, and finite at both ends. The factors are in the tangents, so
     that no large number passes through the network (Lu and Song 2024).
@@ -130,7 +131,7 @@ def _derivative(
     dt = level.alpha * level.sigma / (level.alpha * slope.sigma - level.sigma * slope.alpha)
     by_t = slope.expand_to(x)
     dx = Level(dt, dt, dt).expand_to(x).t * (by_t.alpha * x0 + by_t.sigma * eps)
-    return derivative(lambda x, t: denoise(x, process(t)), (x, t), (dx, dt), difference)
+    return derivative(lambda x, t: denoise(x, process(t)), (x, t), (dx, dt), difference)[1]
 
 
 def _angle(level: Level, sigma_data: float) -> tuple[Array, Array]:
