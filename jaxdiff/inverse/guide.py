@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.checks import check_function, check_number
-from jaxdiff.guidance.base import Scale, check_denoisers, join_variance, norm, scale_at, split_variance, sum_of_examples
+from jaxdiff.guidance.base import Scale, check_denoisers, join_variance, norm, scale_at, sum_of_examples
 from jaxdiff.inverse.base import check_operator, check_std, jacobian, measure, tweedie_factor
 from jaxdiff.inverse.operators.base import Operator
 from jaxdiff.inverse.posterior import moved
@@ -95,7 +95,8 @@ def dps_normalized(solver: Solver, operator: Operator, y: Array, scale: float | 
         scale: a number or [B]; may be traced; 0 is off.
 
     Returns:
-        a solver with one more evaluation and a backward pass a step; it has no order.
+        a solver with a backward pass a step, and one more evaluation unless it evaluates at the step's start; it has
+        no order.
 
     Raises:
         ValueError: not a solver or an operator, a solver of flow maps, y of another shape than A x or not 0 where
@@ -107,13 +108,17 @@ def dps_normalized(solver: Solver, operator: Operator, y: Array, scale: float | 
     check_one_level(solver)
 
     def step(denoise: Denoiser, key: Array, x: Array, state, cur: Level, nxt: Level):
-        def distance(x: Array) -> Array:
-            x0 = split_variance(denoise(x, cur))[0]
+        x0, variance, pull = jacobian(denoise, x, cur)
+        start = join_variance(x0, *variance)
+        # XLA would not merge the solver's own evaluation here with that of the gradient.
+        known = lambda y, level: start if y is x and level is cur else denoise(y, level)  # noqa: E731
+
+        def distance(x0: Array) -> Array:
             residual = y - measure(operator, y, x0)
             return jnp.sum(norm(jnp.stack([residual.real, residual.imag], axis=-1)))
 
-        moved, state = solver.step(denoise, key, x, state, cur, nxt)
-        return moved - scale_at(scale, x, cur) * jax.grad(distance)(x), state
+        moved, state = solver.step(known, key, x, state, cur, nxt)
+        return moved - scale_at(scale, x, cur) * pull(jax.grad(distance)(x0)), state
 
     nfe = None if solver.nfe is None else solver.nfe + 1
     return solver._replace(step=step, order=None, nfe=nfe)
