@@ -1,6 +1,6 @@
 """A model of one to a few steps, made of a trained run: `--teacher runs/fashion --method consistency`."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from jaxdiff import few_steps, train
 from jaxdiff.experiment import Experiment
@@ -29,11 +29,13 @@ def experiment(
             samples.
         sample_steps: steps of a sample, for which some methods train; by default 1, of `guidance` those of the run.
     """
+
+    def optimizer(updates: int, rate: float) -> Any:
+        options: Any = {"warmup_steps": min(20, updates // 10), "steps": updates, "schedule": "cosine"}
+        if method == "gan":  # without momentum, as Huang et al. 2024
+            return train.adamw(rate * run.lr, b1=0.0, b2=0.95, **options)
+        return train.muon(rate * run.lr, **options)
+
     original = few_steps.load_teacher(teacher, run, guidance)
     chosen = few_steps.choose(original, run, method, guidance=guidance, steps=sample_steps)
-    return few_steps.experiment_of(
-        original,
-        chosen,
-        run,
-        optimizer=lambda n, rate: train.muon(rate * run.lr, warmup_steps=min(20, n // 10), steps=n, schedule="cosine"),
-    )
+    return few_steps.experiment_of(original, chosen, run, optimizer=optimizer)

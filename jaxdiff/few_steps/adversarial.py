@@ -26,6 +26,8 @@ LAYERS = re.compile(r"((?:down_blocks|mid_block)\.?\d*\.resnets\.\d+|blocks\.\d+
 # A student that moves faster than its critic learns finds what the critic does not see: stripes and checkerboards.
 STUDENT_RATE = 0.05
 
+PENALTY = 0.05  # weight of a GAN's penalties, Huang et al. 2024's for CIFAR-10
+
 
 def distribution_matching(teacher: Teacher, run: Run, steps: int) -> Method:
     """Yin et al. 2024: the difference of the scores of the student's samples and of the teacher's, without guidance.
@@ -75,7 +77,7 @@ def gan(teacher: Teacher, run: Run, steps: int) -> Method:
     """Huang et al. 2024, R3GAN: no teacher; a network of the same architecture, at first random, against a critic."""
     shape, classes = teacher.experiment.medium.shape, getattr(teacher.network, "num_classes", None)
     critic = networks.ConvCritic(num_classes=classes) if len(shape) > 1 else networks.MLPCritic(num_classes=classes)
-    losses = distill.gan(_generator(teacher, 1), networks.as_apply(critic))
+    losses = distill.gan(_generator(teacher, 1), networks.as_apply(critic), r1=PENALTY, r2=PENALTY)
 
     def others(key: Array, student: Any) -> dict[str, Any]:
         return {"critic": networks.init(critic, key, jnp.zeros((1, *shape)), teacher.experiment.condition.zeros())}
