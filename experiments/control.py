@@ -1,5 +1,7 @@
 """Edges to pictures: a ControlNet, or an adapter, for a trained run whose weights stay as they are."""
 
+from typing import Any
+
 from jax.sharding import Mesh
 
 import jaxdiff as jd
@@ -34,14 +36,10 @@ def experiment(
     numbers = unseen["label"] if original.condition.choices else None
     hinted = conditions.hint(original.condition, unseen["hint"], numbers)
     model, condition = control.of_run(base, original, hinted, kind, seed=run.seed, mesh=mesh)
-    loss = jd.losses.denoising_loss(
-        condition.encoded(model.apply),
-        process,
-        prediction,
-        times=jd.times.logit_normal(),
-        null_cond=original.condition.null,
-        cond_dropout=cond_dropout,
-    )
+    null = original.condition.null
+    dropout: Any = {"null_cond": null, "cond_dropout": cond_dropout} if null else {}
+    apply, times = condition.encoded(model.apply), jd.times.logit_normal()
+    loss = jd.losses.denoising_loss(apply, process, prediction, times=times, **dropout)
     learning = training.of(
         run,
         data.open_hints("edges", data.open_dataset(source, size=size, channels=channels)),

@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 import jaxdiff as jd
 from jaxdiff import data, models, networks, text_encoders, train, training
 from jaxdiff.experiment import Experiment, Sampling, compute_dtype
-from jaxdiff.options import CondDropout, Count, Decay, Encoder, Run, Source, Width
+from jaxdiff.options import CondDropout, Count, Decay, Encoder, Natural, Run, Source, Width
 
 
 def experiment(
@@ -18,15 +18,17 @@ def experiment(
     cond_dropout: CondDropout = 0.1,
     ema: Decay = 0.995,
     source: Source = "compositions:core",
+    size: Natural = 0,
     mesh: Mesh | None = None,
 ) -> Experiment:
     """Flow matching on pictures with captions, guided; the text encoder learns with the network.
 
     Args:
         patch_size: edge of a patch, in pixels.
+        size: side of the pictures; by default their own.
         mesh: where a pretrained encoder lies; None is the default device.
     """
-    emoji = data.open_dataset(source, captions=True)
+    emoji = data.open_dataset(source, size=size or None, captions=True)
     of_text = text_encoders.of_captions(encoder, data.captions_of(emoji), mesh=mesh)
     condition = text_encoders.condition_of(of_text, *data.preview_captions(emoji))
     network = networks.UNet(

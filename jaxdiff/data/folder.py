@@ -150,7 +150,8 @@ def find_split(path: str, split: str) -> Path:
         inside = folder / split
     if split not in names:
         where = " and ".join(f"{folder}/{name}" for name in ("train", split))
-        raise ValueError(f"{folder} has the splits {', '.join(names)}, got {split!r}: their folders are {where}")
+        got = f"{folder} has the splits {', '.join(names)}, got {split!r}"
+        raise ValueError(f"{got}: choose one of them (--split), or make the folders {where}")
     return inside
 
 

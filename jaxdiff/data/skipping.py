@@ -15,7 +15,8 @@ class Skipping:
     """A source that replaces each broken record by the next readable one.
 
     The replacement depends only on the data: it is the same in a resumed run, and for any number of hosts and workers.
-    Every broken record is reported on stderr, once in each process.
+    Every broken record is reported on stderr, once in each process. Pictures of other sizes are not skipped: a folder
+    of several sizes is refused when it is opened, unless they are resized.
 
     Attributes:
         source: a source whose broken records raise a ValueError.

@@ -104,7 +104,7 @@ def continuous_consistency(
         # No gradient enters the derivative: it would be differentiated in reverse, too.
         constant = denoiser(jvp_apply, jax.lax.stop_gradient(params), prediction, cond, key=drop_key)
         df = _derivative(constant, process, (t, x), (x0, eps), difference)
-        # Of the student itself: that of the difference would be another evaluation, which XLA does not merge with it.
+        # f is evaluated here once: to take it from the difference would be another evaluation of the student.
         f = denoiser(apply, params, prediction, cond, key=drop_key)(x, level)
         g = ((1 - r) * jnp.square(cos) * (jax.lax.stop_gradient(f) - x0) + r * df) / sin
         size = jnp.sqrt(_mean(jnp.square(g)))  # of a constant, so that its derivative at 0 does not matter

@@ -48,7 +48,7 @@ def progressive(teacher: Teacher, run: Run, steps: int) -> Method:
 
 
 def guidance(teacher: Teacher, run: Run, steps: int) -> Method:
-    """Meng et al. 2023, stage one: half as many evaluations, in the teacher's own number of steps."""
+    """Meng et al. 2023, stage one: one evaluation for the two of a guided step, in the teacher's number of steps."""
     if teacher.null_cond is None:
         raise UserError(
             "--method guidance distils the guidance of a model that was also trained without its condition, and "

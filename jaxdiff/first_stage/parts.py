@@ -144,7 +144,8 @@ def _reader(shown: data.Dataset) -> Callable[[np.ndarray], np.ndarray]:
         return np.random.default_rng(0).permutation(len(shown))
 
     def read(index: np.ndarray) -> np.ndarray:
-        return data.to_float(np.stack([shown[int(order()[i % len(order())])]["x"] for i in index]))
+        chosen = [int(order()[i % len(order())]) for i in index]
+        return data.to_float(np.stack([e["x"] for part in data.read_ahead(shown, 64, chosen) for e in part]))
 
     return read
 

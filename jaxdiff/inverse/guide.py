@@ -111,14 +111,15 @@ def dps_normalized(solver: Solver, operator: Operator, y: Array, scale: float | 
         x0, variance, pull = jacobian(denoise, x, cur)
         start = join_variance(x0, *variance)
         # XLA would not merge the solver's own evaluation here with that of the gradient.
-        known = lambda y, level: start if y is x and level is cur else denoise(y, level)  # noqa: E731
+        known = lambda at, level: start if at is x and level is cur else denoise(at, level)  # noqa: E731
 
         def distance(x0: Array) -> Array:
             residual = y - measure(operator, y, x0)
             return jnp.sum(norm(jnp.stack([residual.real, residual.imag], axis=-1)))
 
-        moved, state = solver.step(known, key, x, state, cur, nxt)
-        return moved - scale_at(scale, x, cur) * pull(jax.grad(distance)(x0)), state
+        stepped, state = solver.step(known, key, x, state, cur, nxt)
+        return stepped - scale_at(scale, x, cur) * pull(jax.grad(distance)(x0)), state
 
+    # At most: most solvers evaluate at the step's start.
     nfe = None if solver.nfe is None else solver.nfe + 1
     return solver._replace(step=step, order=None, nfe=nfe)

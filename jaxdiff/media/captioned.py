@@ -70,7 +70,7 @@ def _asked(num: int, known: int) -> np.ndarray:
 
 
 def _measure(samples: Samples, *, pictures: data.Dataset, known: np.ndarray, features: Features) -> Report:
-    examples = [pictures[int(i)] for i in known]
+    examples = [example for part in data.read_ahead(pictures, 64, known.tolist()) for example in part]
     real = features(data.to_float(np.stack([example["x"] for example in examples])))
     made = features(np.clip(samples.x, -1, 1))
     asked = _asked(len(made), len(known))

@@ -18,6 +18,7 @@ __all__ = ["Features", "describe_distances", "paired_distances", "reconstruction
 Features = Callable[[np.ndarray], np.ndarray]  # images [N, H, W, C] in [-1, 1] -> [N, D]
 
 COLUMNS = 5  # pairs in a row of a picture
+LEAST = 8  # different pictures for a kernel distance
 
 
 def reconstructions(
@@ -89,12 +90,10 @@ def paired_distances(original: np.ndarray, made: np.ndarray, numbers: np.ndarray
         made: features of what belongs to each, [N, D].
         numbers: int [N], equal for originals that are the same picture, of which the kernel distances take the first.
 
-    Raises:
-        ValueError: there are fewer than eight different ones.
+    Returns:
+        the distances by name; without kernel distances where there are fewer than eight different pictures.
     """
     first = np.sort(np.unique(numbers, return_index=True)[1])
-    if len(first) < 8:
-        raise ValueError(f"feature distances need at least 8 different pictures, got {len(first)}")
     unit_of = lambda f: f / np.linalg.norm(f, axis=1, keepdims=True)  # noqa: E731
     u, v = unit_of(original), unit_of(made)
     half, blocks = len(first) // 2, min(10, len(first) // 4)
@@ -104,7 +103,7 @@ def paired_distances(original: np.ndarray, made: np.ndarray, numbers: np.ndarray
         "feature_distance": 1 - (u * v).sum(1).mean(),
         "feature_distance_other": 1 - (u * np.roll(u, 1, 0)).sum(1).mean(),
     }
-    for name, sample in (("kernel_distance", made), ("kernel_distance_real", original)):
+    for name, sample in (("kernel_distance", made), ("kernel_distance_real", original)) if len(first) >= LEAST else ():
         halves = sample[first[:half]] / scale, original[first[half:]] / scale
         value, error = kernel_distance(*halves, blocks=blocks)
         distances |= {name: value, f"{name}_error": error}
@@ -113,9 +112,14 @@ def paired_distances(original: np.ndarray, made: np.ndarray, numbers: np.ndarray
 
 def describe_distances(values: dict[str, Any]) -> list[str]:
     """Describe the results of `paired_distances` in lines for a person."""
-    return [
+    lines = [
         f"feature distance {values['feature_distance']:8.4f}, "
-        f"of different pictures {values['feature_distance_other']:.4f}",
+        f"of different pictures {values['feature_distance_other']:.4f}"
+    ]
+    if "kernel_distance" not in values:
+        return [*lines, f"no kernel distance, which needs {LEAST} different pictures"]
+    return [
+        *lines,
         f"kernel distance  {values['kernel_distance']:8.4f} +- {values['kernel_distance_error']:.4f}, "
         f"of originals {values['kernel_distance_real']:.4f} +- {values['kernel_distance_real_error']:.4f}",
         "The kernel distance is that of half of what was made, or of its originals, to the other half's originals.",

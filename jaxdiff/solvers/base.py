@@ -50,7 +50,7 @@ class Solver(NamedTuple):
         step: (denoise, key, x, state, cur, nxt) -> (x, state); see `types.SolverStep`.
         order: order of convergence for smooth denoisers, after a multistep method's first steps (the weak order of a
             stochastic solver); None if the number of steps does not determine the error.
-        nfe: evaluations of the denoiser per step; None if the tolerance determines it.
+        nfe: evaluations of the denoiser per step, at most; None if the tolerance determines it.
         stochastic: whether the solver draws noise.
         learned_variance: whether the denoiser must return (x0_hat, frac), not x0_hat.
         next_level: whether the denoiser is also given the level at which the step ends: (x, cur, nxt) -> x0_hat.

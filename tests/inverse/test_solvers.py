@@ -70,6 +70,21 @@ def test_replacement_of_averages_keeps_what_they_do_not_see_and_mcg_ends_at_the_
     assert np.linalg.norm(operator.apply(end) - y) < 1e-5 * np.linalg.norm(y)
 
 
+@pytest.mark.parametrize(("solver", "count"), [(solvers.ddim(), 1), (solvers.heun(), 2), (solvers.ddpm(), 1)])
+def test_the_published_step_of_dps_evaluates_as_often_as_its_solver(solver, count):
+    """Whose evaluation at the step's start is that of the gradient; the compiler would not merge the two."""
+    calls = []
+
+    def counted(x, level):
+        calls.append(level)
+        return rational(x, level)
+
+    guided = inverse.dps_normalized(solver, operators.mask(jnp.ones(2)), jnp.ones((1, 2)))
+    take = lambda x: guided.step(counted, KEY, x, guided.init(x), GRID.at(1), GRID.at(2))[0]  # noqa: E731
+    jax.eval_shape(take, jnp.ones((1, 2)))
+    assert len(calls) == count
+
+
 def test_a_history_is_refused_in_resampling():
     operator, y = operators.mask(jnp.ones(2)), jnp.ones((1, 2))
     for solver, x in ((solvers.dpmpp_2m(), jnp.ones((1, 2))), (solvers.plms(), jnp.ones((1, 2)))):
