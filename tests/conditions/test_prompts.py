@@ -5,7 +5,7 @@ import pytest
 
 from jaxdiff import conditions
 from jaxdiff.conditions import Condition
-from jaxdiff.drawing import Asked, _turns
+from jaxdiff.drawing import Asked, _conditions, _turns
 from jaxdiff.recipe import check_vocabulary, keep_vocabulary
 from jaxdiff.text import Vocabulary
 
@@ -36,7 +36,7 @@ def test_samples_have_the_words_that_they_are_of():
         (Asked(WORDS.tokenize(names), names), 2),
         (Asked(WORDS.tokenize(["a"]), ("a",)), 0),
     ):
-        cond, shown = _turns(condition, asked, 7)
+        cond, shown = _conditions(condition, asked, 7), _turns(condition, asked, 7)
         np.testing.assert_array_equal(cond["ids"], WORDS.tokenize(shown["names"])["ids"])
         assert shown["choices"] == choices and len(set(shown["names"])) == max(choices, 1)
         if asked is None:

@@ -96,9 +96,7 @@ def test_splits_are_subfolders(classes):
     assert data.open_dataset(folder, "test")[0]["x"][0, 0, 0] == 2
     with pytest.raises(ValueError, match="has the splits test, train, got 'val'"):
         data.open_dataset(folder, "val")
-    with pytest.raises(
-        ValueError, match=r"got 'test': choose .*make the folders .*/cat/train and .*/cat/test"
-    ):
+    with pytest.raises(ValueError, match=r"got 'test': choose .*make the folders .*/cat/train and .*/cat/test"):
         data.open_dataset(f"folder:{classes / 'cat'}", "test")
 
 
