@@ -36,7 +36,7 @@ def experiment(
         objective,
         run,
         images,
-        shown=data.open_dataset(source, split, **fitted),
+        shown=lambda: data.open_dataset(source, split, **fitted),
         # Both players have the betas of Esser et al. 2021.
         optimizer=lambda n: train.adamw(
             run.lr, warmup_steps=min(50, n // 10), steps=n, schedule="cosine", b1=0.5, b2=0.9

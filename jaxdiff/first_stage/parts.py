@@ -36,7 +36,7 @@ PIXELS: dict[str, Callable[[Array], Array]] = {"l1": jnp.abs, "l2": jnp.square}
 
 
 def make_experiment(
-    origin: Origin, objective: Objective, run: Run, images: data.Dataset, shown: data.Dataset,
+    origin: Origin, objective: Objective, run: Run, images: data.Dataset, shown: Callable[[], data.Dataset],
     *, optimizer: Callable[[int], Any], ema: Any,
 ) -> Experiment:  # fmt: skip
     """Make the experiment that trains an autoencoder.
@@ -46,7 +46,7 @@ def make_experiment(
         objective: what it minimizes.
         run: the common knobs.
         images: what it learns from.
-        shown: the pictures whose reconstructions are shown and measured.
+        shown: opens the pictures whose reconstructions are shown and measured, when they are.
         optimizer: number of updates -> an optax optimizer, for the autoencoder and for its critic.
         ema: decay of the average.
 
@@ -136,16 +136,18 @@ def _frozen(objective: Objective, perceptual: Perceptual | None, mesh: Mesh | No
     return {"perceptual": params if mesh is None else jax.device_put(params, shard_params(params, mesh))}
 
 
-def _reader(shown: data.Dataset) -> Callable[[np.ndarray], np.ndarray]:
+def _reader(shown: Callable[[], data.Dataset]) -> Callable[[np.ndarray], np.ndarray]:
     """Read pictures by number, in a random order that is always the same: folders are sorted by class."""
 
     @functools.cache
-    def order() -> np.ndarray:  # a set that is not prepared has no length
-        return np.random.default_rng(0).permutation(len(shown))
+    def opened() -> tuple[data.Dataset, np.ndarray]:
+        source = shown()
+        return source, np.random.default_rng(0).permutation(len(source))
 
     def read(index: np.ndarray) -> np.ndarray:
-        chosen = [int(order()[i % len(order())]) for i in index]
-        return data.to_float(np.stack([e["x"] for part in data.read_ahead(shown, 64, chosen) for e in part]))
+        source, order = opened()
+        chosen = [int(order[i % len(order)]) for i in index]
+        return data.to_float(np.stack([e["x"] for part in data.read_ahead(source, 64, chosen) for e in part]))
 
     return read
 
