@@ -117,7 +117,9 @@ def _primitive(name: str, run: Callable[..., Array]) -> Primitive:
     return primitive
 
 
-_y, _x, _kernel = _primitive("convolution", _to_y), _primitive("to_x", _to_x), _primitive("to_kernel", _to_kernel)
+_y = _primitive("convolution", _to_y)
+_x = _primitive("convolution_to_x", _to_x)
+_kernel = _primitive("convolution_to_kernel", _to_kernel)
 
 
 def _transposes(of_first: Callable[..., Array], of_second: Callable[..., Array]) -> tuple[Callable, Callable]:

@@ -54,7 +54,7 @@ def _of_equation(eqn: Any) -> int:
         return 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(shape[i] for i in contracted)
     if name == "conv_general_dilated":
         return _of_convolution(eqn)
-    if name in ("convolution", "to_x", "to_kernel"):  # `networks.convolution` on a CPU
+    if name in ("convolution", "convolution_to_x", "convolution_to_kernel"):  # `networks.convolution` on a CPU
         return of_jaxpr(jax.make_jaxpr(partial(eqn.primitive.impl, **params))(*(x.aval for x in eqn.invars)))
     if name == "cond":
         return max(map(of_jaxpr, params["branches"]))
