@@ -63,8 +63,8 @@ def measured(folder: Path) -> list[str]:
     def plain(apply, steps):
         return lambda params, x: jd.sample(make(params, apply), solver, sampling.grid(steps), x, keys)
 
-    def cached(name, every):
-        network = networks.as_cached(model.network, (name,))
+    def cached(name, every, change=False):
+        network = networks.as_cached(model.network, (name,), change=change)
         return lambda params, x: jd.sample_cached(
             lambda apply: make(params, apply), network, solver, sampling.grid(STEPS), x, keys, every=every
         )
@@ -74,6 +74,8 @@ def measured(folder: Path) -> list[str]:
     for kept in range(1, len(getattr(model.network, "widths", ()))):
         name = last_layer(params, f"up_blocks.{len(model.network.widths) - 1 - kept}")
         cases += [(f"`{name}` once in {k} steps", STEPS, cached(name, k)) for k in (2, 3, 5)]
+    if isinstance(model.network, networks.DiT):
+        cases += [(f"change of all `blocks` once in {k} steps", STEPS, cached("blocks", k, True)) for k in (2, 3, 5)]
     if any("attentions" in name for name in trees.flatten(params)):
         for ratio in (0.25, 0.5):
             apply = networks.control_attention(model.apply, networks.merged_tokens(ratio, least=1))

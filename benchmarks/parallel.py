@@ -1,4 +1,4 @@
-"""Sampling parallel in time on a trained run: python benchmarks/parallel.py [RUN] --page docs/parallel.md.
+"""Sampling parallel in time on trained runs: python benchmarks/parallel.py [RUN ...] --page docs/parallel.md.
 
 Rounds are evaluations of the network in sequence, each for `window` times as many inputs; the error is the root mean
 square distance to the samples of the same steps one after the other.
@@ -25,11 +25,22 @@ SOLVERS = {"ddim": jd.solvers.ddim(), "heun": jd.solvers.heun(), "ddpm": jd.solv
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, nargs="?", default=Path("fashion"))
+    parser.add_argument("run", type=Path, nargs="*", default=[Path("fashion")])
     parser.add_argument("--page", type=Path)
     arguments = parser.parse_args()
-    experiment = run.load_run(open_run(arguments.run))
-    params = run.parameters(experiment, arguments.run)
+    lines = [
+        "| run | solver | window | tolerance | rounds | error | time, parallel / in sequence |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for folder in arguments.run:
+        lines += measured(folder)
+    if arguments.page:
+        write_table(arguments.page, "table", lines)
+
+
+def measured(folder: Path) -> list[str]:
+    experiment = run.load_run(open_run(folder))
+    params = run.parameters(experiment, folder)
     model, sampling, condition = experiment.model, experiment.sampling, experiment.condition
     cond = condition.choose(np.arange(BATCH))
     encoded = [condition.encode(params, each) for each in (cond, condition.without(cond))]
@@ -38,10 +49,7 @@ def main() -> None:
     keys = example_keys(0, BATCH)
     x = jd.noise.normal_like(keys, jnp.zeros((BATCH, *experiment.medium.shape)))
     levels = sampling.grid(STEPS)
-    lines = [
-        "| solver | window | tolerance | rounds | error | time, parallel / in sequence |",
-        "|---|---|---|---|---|---|",
-    ]
+    lines = []
     for name, window, tolerance in CASES:
         solver = SOLVERS[name]
         one = jax.jit(lambda x, s=solver: jd.sample(denoise, s, levels, x, keys))
@@ -57,11 +65,11 @@ def main() -> None:
             took.append(time.perf_counter() - begun)
         error = float(jnp.sqrt(jnp.mean(jnp.square(drawn - expected))))
         lines.append(
-            f"| `{name}` | {window} | {tolerance:g} | {int(rounds.max())} | {error:.4f} | {took[1] / took[0]:.1f} |"
+            f"| {folder.name} | `{name}` | {window} | {tolerance:g} | {int(rounds.max())} | {error:.4f} "
+            f"| {took[1] / took[0]:.1f} |"
         )
         print(lines[-1], flush=True)
-    if arguments.page:
-        write_table(arguments.page, "table", lines)
+    return lines
 
 
 if __name__ == "__main__":
