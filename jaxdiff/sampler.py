@@ -194,8 +194,9 @@ def _solving(
     guided = sampling.guidance != 1 if guided is None else guided
     if guided:
         condition.check_null()
-    prepared = sampling.prepare()
-    denoise = conditional(model, condition, prepared[1])
+    levels, solver = prepared = sampling.prepare()
+    ends = (levels.at(0), levels.at(1)) if solver.next_level else (levels.at(0),)
+    denoise = conditional(model, condition, solver)
 
     def draw(params: Params, keys: Array, cond: Cond, scale: Any, negative: Cond | None, image: Image | None) -> Any:
         _check_negative(negative, guided=guided)
@@ -207,7 +208,7 @@ def _solving(
             conds.append(condition.without(cond) if negative is None else condition.augment(random, negative))
         shape = keys.shape[0], *medium.shape
         denoisers = lambda params: [denoise(params, cond) for cond in conds]  # noqa: E731
-        cast = cast_for_loop(denoisers, params, jnp.zeros(shape), prepared[0].at(0))
+        cast = cast_for_loop(denoisers, params, jnp.zeros(shape), *ends)
         predict, *away = (denoise(cast, cond) for cond in conds)
         if guided:
             predict = sampling.guide(predict, away[0], scale)
@@ -220,18 +221,20 @@ def _solving(
     return draw
 
 
-def cast_for_loop(denoisers: Callable[[Params], Sequence[Denoiser]], params: Params, x: Array, level: Level) -> Params:
+def cast_for_loop(
+    denoisers: Callable[[Params], Sequence[Callable[..., Any]]], params: Params, x: Array, *ends: Level
+) -> Params:
     """Cast parameters as the steps of a sampler use them, on an accelerator; see `casts.cast_once`.
 
     Args:
         denoisers: what a step evaluates, of the parameters.
         params: the parameters.
         x: like x of the steps; its values don't matter.
-        level: likewise.
+        *ends: likewise, the level of a step, or the levels at both ends.
     """
     if platform() == "cpu":
         return params
-    return cast_once(lambda params: [denoise(x, level) for denoise in denoisers(params)], params)
+    return cast_once(lambda params: [denoise(x, *ends) for denoise in denoisers(params)], params)
 
 
 def _check_negative(negative: Cond | None, *, guided: bool) -> None:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.checks import check_function, check_number, factory
-from jaxdiff.distill.base import Context, Teacher, check_parts, split_inputs
+from jaxdiff.distill.base import Context, Teacher, check_parts, denoiser_of, split_inputs
 from jaxdiff.distill.critics import (
     AdversarialLoss,
     Generator,
@@ -208,7 +208,9 @@ def adversarial_diffusion(
         adversarial = jnp.mean(generator_value(logits, embed(real), embed(x), loss=loss))
         t, t_weight = times(t_key, x.shape[0])
         level = process(t)
-        target = jax.lax.stop_gradient(teacher(context, cond)(q_sample(x, normal_like(eps_key, x), level), level))
+        target = jax.lax.stop_gradient(
+            denoiser_of(teacher, context, cond)(q_sample(x, normal_like(eps_key, x), level), level)
+        )
         c = level.alpha if weight is None else weight(level)
         distilled = jnp.mean(t_weight * c * squared(x, target))
         return adversarial + distillation * distilled, {"adversarial": adversarial, "distillation": distilled}

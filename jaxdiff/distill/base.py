@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -10,10 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxdiff import trees
 from jaxdiff.checks import check_function, concrete, describe, factory, is_traced
 from jaxdiff.levels import Level
 from jaxdiff.parameterize import denoiser
 from jaxdiff.processes.base import Process
+from jaxdiff.sample import check_shape
 from jaxdiff.types import Apply, Cond, Denoiser, Params, Prediction, Scalings
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "check_boundary",
     "check_parts",
     "context",
+    "denoiser_of",
     "like_null",
     "split_inputs",
     "teacher",
@@ -123,7 +126,7 @@ def teacher(
     apply: Apply,
     prediction: Prediction,
     *,
-    params: Callable[[Context], Params] = lambda context: context.frozen["teacher"],
+    params: Callable[[Context], Params] | None = None,
     guide: Guided | None = None,
     null_cond: Any = None,
 ) -> Teacher:
@@ -132,8 +135,8 @@ def teacher(
     Args:
         apply: the network, (params, x, noise[B], cond) -> F.
         prediction: what it predicts.
-        params: context -> its parameters, by default frozen["teacher"]; `lambda context: context.ema` is the average,
-            e.g. the student of the last stage (`train.ema.every`).
+        params: context -> its parameters; `lambda context: context.ema` is the average, e.g. the student of the last
+            stage (`train.ema.every`); None: frozen["teacher"].
         guide: (conditional, unconditional denoiser) -> denoiser, e.g. `lambda c, u: guidance.cfg(c, u, 2.0)`; None: no
             guidance.
         null_cond: the null condition, for `guide`: like the condition, with leading axis 1.
@@ -146,6 +149,7 @@ def teacher(
     """
     check_function("apply", apply, "(params, x, noise, cond) -> F")
     check_function("prediction", prediction, "(level) -> Scalings")
+    params = _frozen if params is None else params
     check_function("params", params, "(context) -> params")
     if guide is None:
         return lambda context, cond: denoiser(apply, params(context), prediction, cond)
@@ -160,9 +164,32 @@ def teacher(
     return guided
 
 
+def denoiser_of(teacher: Teacher, context: Context, cond: Cond) -> Denoiser:
+    """The teacher's denoiser, which raises ValueError where its x0_hat is not like x."""
+    denoise = teacher(context, cond)
+    return lambda x, level: check_shape(denoise(x, level), x)
+
+
 def like_null(cond: Cond, null_cond: Cond) -> Cond:
-    """The null condition for a batch: like `cond`, given `null_cond` with leading axis 1."""
+    """The null condition for a batch: like `cond`, given `null_cond` with leading axis 1.
+
+    Raises:
+        ValueError: they have other entries.
+    """
+    names, given = (list(trees.flatten(tree)) for tree in (cond, null_cond))
+    if sorted(names) != sorted(given):
+        wanted, got = (", ".join(each) or "none" for each in (names, given))
+        raise ValueError(f"null_cond must have the condition's entries, {wanted}, got {got}")
     return jax.tree.map(lambda c, n: jnp.broadcast_to(n, c.shape).astype(c.dtype), cond, null_cond)
+
+
+def _frozen(context: Context) -> Params:
+    if not isinstance(context.frozen, Mapping) or "teacher" not in context.frozen:
+        raise ValueError(
+            'a teacher takes its parameters from frozen["teacher"]: use frozen={"teacher": params} in train.make_step, '
+            "or in Training, or give distill.teacher(..., params=)"
+        )
+    return context.frozen["teacher"]
 
 
 def check_parts(teacher: Any = None, distance: Any = None, weight: Any = None) -> None:

@@ -9,7 +9,16 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.checks import check_function, factory
-from jaxdiff.distill.base import Context, Distance, Teacher, TimePairs, check_boundary, check_parts, split_inputs
+from jaxdiff.distill.base import (
+    Context,
+    Distance,
+    Teacher,
+    TimePairs,
+    check_boundary,
+    check_parts,
+    denoiser_of,
+    split_inputs,
+)
 from jaxdiff.distill.distances import pseudo_huber
 from jaxdiff.distill.jumps import flow_step
 from jaxdiff.levels import Ends, Level, q_sample
@@ -141,4 +150,4 @@ def _next(teacher: Teacher | None, solver: Solver | None) -> Callable[..., Array
             raise ValueError("without a teacher there is no flow to solve: leave out solver, or give teacher")
         return lambda context, cond, ends, x, cur, nxt: q_sample(ends.x0, ends.eps, nxt)
     step = flow_step(heun() if solver is None else solver)
-    return lambda context, cond, ends, x, cur, nxt: step(teacher(context, cond), x, cur, nxt)
+    return lambda context, cond, ends, x, cur, nxt: step(denoiser_of(teacher, context, cond), x, cur, nxt)

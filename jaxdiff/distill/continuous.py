@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.checks import check_function, check_number, factory
-from jaxdiff.distill.base import Context, Teacher, check_boundary, check_parts, split_inputs
+from jaxdiff.distill.base import Context, Teacher, check_boundary, check_parts, denoiser_of, split_inputs
 from jaxdiff.distill.jumps import check_difference, derivative
 from jaxdiff.levels import Level, from_x0, q_sample
 from jaxdiff.losses import split_batch
@@ -97,7 +97,7 @@ def continuous_consistency(
         level = process(t)
         x = q_sample(x0, eps, level)
         if teacher is not None:
-            x0, eps = from_x0(teacher(context, cond)(x, level), x, level)
+            x0, eps = from_x0(denoiser_of(teacher, context, cond)(x, level), x, level)
         drop_key = net_key if dropout else None
         r = jnp.minimum(jnp.asarray(context.step, x.dtype) / warmup_steps, 1) if warmup_steps else 1.0
         cos, sin = _angle(level.expand_to(x), sigma_data)

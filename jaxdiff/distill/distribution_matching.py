@@ -10,7 +10,7 @@ from jax import Array
 
 from jaxdiff.checks import check_function, check_number, factory
 from jaxdiff.distill.adversarial import Adversary, adversarial_term, check_adversary, noised_critic_loss
-from jaxdiff.distill.base import Teacher, check_parts, split_inputs
+from jaxdiff.distill.base import Teacher, check_parts, denoiser_of, split_inputs
 from jaxdiff.distill.critics import Generator
 from jaxdiff.levels import Level, append_axes, check_grid, q_sample
 from jaxdiff.losses import denoising_loss, split_batch
@@ -84,7 +84,7 @@ def distribution_matching(
         t, t_weight = times(t_key, x.shape[0])
         level = process(t)
         x_t = q_sample(x, normal_like(eps_key, x), level).astype(x.dtype)
-        real = teacher(context, cond)(x_t, level)
+        real = denoiser_of(teacher, context, cond)(x_t, level)
         fake = denoiser(apply, params["fake"], prediction, cond)(x_t, level)
         scale = _normalized(level, x, real) if weight is None else weight(level)
         grad = append_axes(scale, x.ndim) * (fake - real)

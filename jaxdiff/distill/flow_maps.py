@@ -13,12 +13,14 @@ needed; with a teacher the target there is the teacher's.
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.checks import factory
-from jaxdiff.distill.base import Context, Distance, Teacher, TimePairs, split_inputs
+from jaxdiff.distill.base import Context, Distance, Teacher, TimePairs, denoiser_of, split_inputs
 from jaxdiff.distill.distances import squared
 from jaxdiff.distill.jumps import (
     Step,
@@ -35,7 +37,7 @@ from jaxdiff.distill.jumps import (
 from jaxdiff.levels import append_axes
 from jaxdiff.parameterize import target
 from jaxdiff.processes.base import Process
-from jaxdiff.types import Apply, Batch, Loss, Metrics, Params, Prediction
+from jaxdiff.types import Apply, Batch, FlowMap, Loss, Metrics, Params, Prediction
 
 __all__ = ["eulerian", "lagrangian", "semigroup"]
 
@@ -58,7 +60,8 @@ def lagrangian(
     forward mode, and not through b.
 
     Args:
-        apply: the network, (params, x, noise[B], cond) -> F, which is given cond["next_noise"].
+        apply: the network, (params, x, noise[B], cond) -> F, which is given cond["next_noise"]; in float32, since the
+            gradient passes through its derivative.
         process: any, differentiable at the times.
         prediction: any.
         pairs: the times t and s, sigma > 0 at both; see `sorted_pairs`.
@@ -82,7 +85,9 @@ def lagrangian(
 
         z, moved = jax.jvp(end, (step.s,), (jnp.ones_like(step.s),))
         z = jax.lax.stop_gradient(z)
-        x0 = student(z, step.nxt, step.nxt) if teacher is None else teacher(context, step.cond)(z, step.nxt)
+        x0 = (
+            student(z, step.nxt, step.nxt) if teacher is None else denoiser_of(teacher, context, step.cond)(z, step.nxt)
+        )
         wanted = velocity(process, z, x0, step.s)
         if teacher is None:
             wanted = _where_equal(step, velocity(process, step.x, step.x0, step.t), wanted)
@@ -99,6 +104,7 @@ def eulerian(
     *,
     pairs: TimePairs,
     teacher: Teacher | None = None,
+    jvp_apply: Apply | None = None,
     difference: float | None = None,
     distance: Distance = squared,
     dropout: bool = False,
@@ -116,6 +122,8 @@ def eulerian(
         prediction: any.
         pairs: the times t and s, sigma > 0 at t; see `sorted_pairs`.
         teacher: the denoiser whose velocity b is; None: that of the data and its noise, whose mean is the flow's.
+        jvp_apply: the network for the derivative; None is `apply`. Where `apply` computes in bfloat16, pass the same
+            network in float32: derivatives in bfloat16 are too coarse.
         difference: take dPsi/dt as the central difference between t + difference and t - difference, as in `mean_flow`;
             t - difference must be a time of the process with noise.
         distance: of the network's outputs.
@@ -127,22 +135,23 @@ def eulerian(
     Raises:
         ValueError: difference is not positive.
     """
-    check(apply, process, prediction, pairs, teacher=teacher, distance=distance)
+    check(apply, process, prediction, pairs, jvp_apply=jvp_apply, teacher=teacher, distance=distance)
     check_difference(difference)
 
     def loss(inputs: tuple[Params, Context], key: Array, batch: Batch) -> tuple[Array, Metrics]:
         params, context = split_inputs(inputs)
         step = draw(process, pairs, context.step, key, batch)
-        student = two_time_denoiser(apply, params, prediction, step, dropout=dropout)
-        x0 = step.x0 if teacher is None else teacher(context, step.cond)(step.x, step.cur)
+        x0 = step.x0 if teacher is None else denoiser_of(teacher, context, step.cond)(step.x, step.cur)
 
-        def end(x: Array, t: Array) -> tuple[Array, Array]:
+        def end(student: FlowMap, x: Array, t: Array) -> tuple[Array, Array]:
             cur = process(t)
             x0_hat = student(x, cur, step.nxt)
             return jump(x, x0_hat, cur, step.nxt), x0_hat
 
         along = velocity(process, step.x, x0, step.t), jnp.ones_like(step.t)
-        (_, x0_hat), (moved, _) = derivative(end, (step.x, step.t), along, difference)
+        of = lambda apply: partial(end, two_time_denoiser(apply, params, prediction, step, dropout=dropout))  # noqa: E731
+        exact = None if jvp_apply is None else of(jvp_apply)
+        (_, x0_hat), (moved, _) = derivative(of(apply), (step.x, step.t), along, difference, exact=exact)
         # At s = t, dPsi/dt is the difference of the velocities of x0 and x0_hat, which is rate (x0 - x0_hat).
         cur, slope = (f.expand_to(step.x) for f in jax.jvp(process, (step.t,), along[1:]))
         rate = slope.alpha - cur.alpha * slope.sigma / cur.sigma
@@ -186,7 +195,7 @@ def semigroup(
         step = draw(process, pairs, context.step, key, batch)
         student = two_time_denoiser(apply, params, prediction, step, dropout=dropout)
         mid = process(between(step.more, step.t, step.s))
-        x0 = step.x0 if teacher is None else teacher(context, step.cond)(step.x, step.cur)
+        x0 = step.x0 if teacher is None else denoiser_of(teacher, context, step.cond)(step.x, step.cur)
         wanted = _where_equal(step, x0, two_jumps(student, step.x, step.cur, mid, step.nxt))
         return _of_outputs(prediction, distance, step, student(step.x, step.cur, step.nxt), wanted), {}
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.checks import check_function, check_number, factory
-from jaxdiff.distill.base import Context, Teacher, like_null, split_inputs
+from jaxdiff.distill.base import Context, Teacher, denoiser_of, like_null, split_inputs
 from jaxdiff.distill.distances import squared
 from jaxdiff.guidance import cfg
 from jaxdiff.levels import q_sample
@@ -88,7 +88,7 @@ def guidance_distillation(
         level = process(t)
         x = q_sample(x0, eps, level)
         plain = {name: value for name, value in cond.items() if name != "guidance"}
-        conditional, unconditional = (teacher(context, c) for c in (plain, like_null(plain, null_cond)))
+        conditional, unconditional = (denoiser_of(teacher, context, c) for c in (plain, like_null(plain, null_cond)))
         target = guide(conditional, unconditional, cond["guidance"])(x, level)
         x0_hat = denoiser(apply, params, prediction, cond, key=net_key if dropout else None)(x, level)
         error = squared(x0_hat, target)

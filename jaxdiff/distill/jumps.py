@@ -62,14 +62,24 @@ class Step(NamedTuple):
     more: Array
 
 
-def check(apply: Apply, process: Process, prediction: Prediction, pairs: TimePairs, **parts: Any) -> None:
+def check(
+    apply: Apply,
+    process: Process,
+    prediction: Prediction,
+    pairs: TimePairs,
+    *,
+    jvp_apply: Apply | None = None,
+    **parts: Any,
+) -> None:
     """Raise ValueError unless these are a network, a process, a prediction, a distribution of two times, and parts.
 
     Args:
-        apply, process, prediction, pairs: of a loss.
+        apply, process, prediction, pairs, jvp_apply: of a loss.
         parts: those of `check_parts`.
     """
     check_function("apply", apply, "(params, x, noise, cond) -> F")
+    if jvp_apply is not None:
+        check_function("jvp_apply", jvp_apply, "(params, x, noise, cond) -> F")
     check_process(process)
     check_function("prediction", prediction, "(level) -> Scalings")
     check_network_time(apply, process, prediction)
@@ -173,12 +183,25 @@ def check_difference(difference: float | None) -> None:
 
 
 def derivative(
-    f: Callable[..., Any], primals: tuple[Array, ...], tangents: tuple[Array, ...], difference: float | None
+    f: Callable[..., Any],
+    primals: tuple[Array, ...],
+    tangents: tuple[Array, ...],
+    difference: float | None,
+    *,
+    exact: Callable[..., Any] | None = None,
 ) -> tuple[Any, Any]:
     """f and its derivative along tangents, `jax.jvp`, or the central difference of +- `difference` along them.
 
     The difference costs two evaluations, and is wrong by O(difference^2); no gradient should pass through it.
+
+    Args:
+        f: the function.
+        primals, tangents: where and along what.
+        difference: None is the derivative itself.
+        exact: f in more digits, of which the derivative is taken, without a gradient; None: f.
     """
+    if exact is not None:
+        return f(*primals), jax.lax.stop_gradient(derivative(exact, primals, tangents, difference)[1])
     if difference is None:
         return jax.jvp(f, primals, tangents)
     at = lambda h: f(*jax.tree.map(lambda p, t: p + h * t, primals, tangents))  # noqa: E731

@@ -8,7 +8,7 @@ import numpy as np
 from jax import Array
 
 from jaxdiff.checks import concrete, describe, factory, is_traced
-from jaxdiff.distill.base import Context, Distance, Teacher, TimePairs, split_inputs
+from jaxdiff.distill.base import Context, Distance, Teacher, TimePairs, denoiser_of, split_inputs
 from jaxdiff.distill.distances import adaptive
 from jaxdiff.distill.jumps import check, check_difference, derivative, draw
 from jaxdiff.distill.sorted_pairs import sorted_pairs
@@ -30,6 +30,7 @@ def mean_flow(
     pairs: TimePairs | None = None,
     teacher: Teacher | None = None,
     improved: bool = False,
+    jvp_apply: Apply | None = None,
     difference: float | None = None,
     distance: Distance | None = None,
     dropout: bool = False,
@@ -51,6 +52,8 @@ def mean_flow(
         teacher: gives the velocity v of its probability flow; None: v = eps - x_0.
         improved: differentiate along the network's own velocity u(x, t, t), not along v, whose variance it lacks (Geng
             et al. 2025, "Improved Mean Flows", arXiv:2512.02012); costs one more evaluation.
+        jvp_apply: the network for the derivative; None is `apply`. Where `apply` computes in bfloat16, pass the same
+            network in float32: derivatives in bfloat16 are too coarse.
         difference: du/dt is the central difference between t + difference and t - difference, along the flow, for
             networks whose derivative by the time is rough; costs one more evaluation. None is the derivative itself.
         distance: of the two velocities; None is `adaptive(1.0, 0.01)`.
@@ -63,7 +66,7 @@ def mean_flow(
         ValueError: another process or prediction; difference is not positive.
     """
     pairs = sorted_pairs(logit_normal(-0.4, 1.0), 0.75) if pairs is None else pairs
-    check(apply, process, prediction, pairs, teacher=teacher, distance=distance)
+    check(apply, process, prediction, pairs, jvp_apply=jvp_apply, teacher=teacher, distance=distance)
     _check_flow(process, prediction)
     check_difference(difference)
     distance = adaptive(1.0, 0.01) if distance is None else distance
@@ -72,7 +75,7 @@ def mean_flow(
         params, context = split_inputs(inputs)
         step = draw(process, pairs, context.step, key, batch)
 
-        def u(x: Array, t: Array, s: Array) -> Array:
+        def u(x: Array, t: Array, s: Array, apply: Apply = apply) -> Array:
             scales = scalings(prediction, process(t), x)
             cond = with_next_noise(step.cond, prediction, process(s), x)
             return network_output(apply, params, scales, x, cond, key=step.key if dropout else None)[0]
@@ -80,9 +83,11 @@ def mean_flow(
         x, t, s = step.x, step.t, step.s
         v = step.eps - step.x0
         if teacher is not None:
-            v = velocity(from_x0(teacher(context, step.cond)(x, step.cur), x, step.cur))
+            v = velocity(from_x0(denoiser_of(teacher, context, step.cond)(x, step.cur), x, step.cur))
         along = jax.lax.stop_gradient(u(x, t, t)) if improved else v
-        mean, slope = derivative(lambda x, t: u(x, t, s), (x, t), (along, jnp.ones_like(t)), difference)
+        exact = None if jvp_apply is None else lambda x, t: u(x, t, s, jvp_apply)
+        tangents = along, jnp.ones_like(t)
+        mean, slope = derivative(lambda x, t: u(x, t, s), (x, t), tangents, difference, exact=exact)
         gap = append_axes((t - s).astype(x.dtype), x.ndim)
         wanted = jax.lax.stop_gradient(v - gap * slope)
         each = distance(mean, wanted)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.checks import check_function, concrete, factory
-from jaxdiff.distill.base import Context, Teacher, split_inputs
+from jaxdiff.distill.base import Context, Teacher, denoiser_of, split_inputs
 from jaxdiff.distill.base import teacher as make_teacher
 from jaxdiff.distill.distances import squared
 from jaxdiff.distill.jumps import two_jumps
@@ -95,7 +95,7 @@ def progressive(
         x = q_sample(x0, eps, t)
 
         def target_of(teacher: Teacher) -> Array:
-            denoise = teacher(context, cond)
+            denoise = denoiser_of(teacher, context, cond)
             return two_jumps(lambda x, cur, nxt: denoise(x, cur), x, t, mid, s)
 
         if teacher is None:

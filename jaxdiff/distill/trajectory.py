@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.checks import check_number, factory
-from jaxdiff.distill.base import Context, Distance, Teacher, TimePairs, split_inputs
+from jaxdiff.distill.base import Context, Distance, Teacher, TimePairs, denoiser_of, split_inputs
 from jaxdiff.distill.distances import pseudo_huber, squared
 from jaxdiff.distill.jumps import average, between, check, draw, flow_step, jump, two_time_denoiser
 from jaxdiff.levels import Level, append_axes, clean_level
@@ -72,7 +72,7 @@ def trajectory(
             two_time_denoiser(apply, p, prediction, step, dropout=dropout) for p in (params, average(context))
         )
         own: Denoiser = lambda x, level: stopped(x, level, level)  # noqa: E731
-        x_mid = to_mid(own if teacher is None else teacher(context, step.cond), x, cur, mid)
+        x_mid = to_mid(own if teacher is None else denoiser_of(teacher, context, step.cond), x, cur, mid)
         ends = jump(x, student(x, cur, nxt), cur, nxt), jump(x_mid, stopped(x_mid, mid, nxt), mid, nxt)
         estimate, wanted = (_to_data(stopped, z, cur, nxt) for z in ends)
         consistency = distance(estimate, jax.lax.stop_gradient(wanted))

@@ -16,12 +16,13 @@ from jaxdiff.few_steps.adversarial import adversarial, distribution_matching, ga
 from jaxdiff.few_steps.method import Method, method_of
 from jaxdiff.few_steps.teacher import Teacher
 from jaxdiff.options import Run
-from jaxdiff.types import Loss
+from jaxdiff.types import Apply, Loss
 
 __all__ = ["METHODS", "choose"]
 
 TEACHER_STEPS = 16  # of a teacher that takes steps itself
 DIFFERENCE = 0.02  # of times, for a derivative by them; a share of the noisiest one
+STEPS_OF_SHORTCUTS = 32
 UNGUIDED = {"distribution_matching", "ect", "gan", "latent_adversarial"}  # methods that distil no guidance
 
 
@@ -108,6 +109,7 @@ def continuous_consistency(teacher: Teacher, run: Run, steps: int) -> Method:
         teacher=teacher.denoiser(),
         warmup_steps=run.steps // 2,
         difference=0.1,
+        **_exact(teacher.network),
     )
     return method_of(teacher, teacher.network, loss, solvers.consistency())
 
@@ -128,6 +130,12 @@ def reflow(teacher: Teacher, run: Run, steps: int) -> Method:
         return straight(params, key, pairs)
 
     return method_of(teacher, teacher.network, loss, solvers.ddim())
+
+
+def _exact(network: Any) -> dict[str, Any]:
+    """The network in float32 as `jvp_apply`, where it computes in fewer digits."""
+    half = jnp.finfo(getattr(network, "dtype", jnp.float32)).bits < 32
+    return {"jvp_apply": networks.as_apply(network.clone(dtype=jnp.float32))} if half else {}
 
 
 def _clone(teacher: Teacher, **fields: Any) -> Any:
@@ -151,7 +159,9 @@ def shortcut(teacher: Teacher, run: Run, steps: int) -> Method:
     guided = (
         {} if teacher.guidance == 1 else {"null_cond": teacher.null_cond, "guide": teacher.guide, "cond_dropout": 0.1}
     )
-    return _jumping(teacher, distill.shortcut, steps=32, share=0.5, **guided)
+    if steps & (steps - 1) or steps > STEPS_OF_SHORTCUTS:
+        raise UserError(f"shortcuts are doubled: sample_steps must be 1, 2, 4, ... {STEPS_OF_SHORTCUTS}, got {steps}")
+    return _jumping(teacher, distill.shortcut, steps=STEPS_OF_SHORTCUTS, share=0.5, **guided)
 
 
 def mean_flow(teacher: Teacher, run: Run, steps: int) -> Method:
@@ -166,7 +176,8 @@ def _differenced(teacher: Teacher, make: Callable[..., Loss]) -> Method:
     t_max = getattr(teacher.process, "t_max", None)
     difference = None if t_max is None else DIFFERENCE * t_max  # networks of EDM are given log sigma, which is smooth
     pairs = _pairs(teacher, 0.0 if difference is None else difference)
-    return _jumping(teacher, make, pairs=pairs, teacher=teacher.denoiser(), difference=difference)
+    exact = _exact(_clone(teacher, next_noise=True))
+    return _jumping(teacher, make, pairs=pairs, teacher=teacher.denoiser(), difference=difference, **exact)
 
 
 def _pairs(teacher: Teacher, least: float = 0.0) -> distill.TimePairs:
@@ -181,8 +192,12 @@ def _pairs(teacher: Teacher, least: float = 0.0) -> distill.TimePairs:
 
 
 def lagrangian(teacher: Teacher, run: Run, steps: int) -> Method:
-    """Boffi et al. 2024: flow maps by the derivative with respect to the end of a step."""
-    return _jumping(teacher, distill.lagrangian, pairs=_pairs(teacher), teacher=teacher.denoiser())
+    """Boffi et al. 2024: flow maps by the derivative with respect to the end of a step, which is learned in float32."""
+
+    def make(apply: Apply, *parts: Any, **options: Any) -> Loss:
+        return distill.lagrangian(_exact(_clone(teacher, next_noise=True)).get("jvp_apply", apply), *parts, **options)
+
+    return _jumping(teacher, make, pairs=_pairs(teacher), teacher=teacher.denoiser())
 
 
 def eulerian(teacher: Teacher, run: Run, steps: int) -> Method:

@@ -80,7 +80,8 @@ def experiment_of(teacher: Teacher, method: Method, run: Run, *, optimizer: Call
         snapshot_every=0,
         save_every=None,
     )
-    condition = replace(given.condition, encode=encode)
+    # Guidance is distilled or left out: the student never sees the null condition.
+    condition = replace(given.condition, encode=encode, null=None)
     return Experiment(model, training, method.sampling, condition, given.medium, run.seed)
 
 

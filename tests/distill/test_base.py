@@ -78,6 +78,16 @@ def test_mistakes():
         check_boundary(FLOW, prediction)
     with pytest.raises(ValueError, match="skip = 1 and out = 1"):
         check_boundary(FLOW, lambda level: Scalings(jnp.ones(()), jnp.ones(()), jnp.ones(()), level.t))
+    guided = distill.teacher(apply, V, guide=lambda c, u: c, null_cond={"text": A[:1]})
+    for make, frozen, words in (
+        (distill.teacher(apply, V), None, r'frozen=\{"teacher": params\} in train'),
+        (guided, {"teacher": A}, "null_cond must have the condition's entries, label, got text"),
+        (lambda context, cond: lambda x, level: x[..., :1], None, r"of the shape of x, \(4, 2\), got \(4, 1\)"),
+    ):
+        loss = distill.mean_flow(lambda p, x, noise, cond: p * x, FLOW, jd.parameterize.velocity, teacher=make)
+        given = jnp.float32(1), Context(jnp.int32(0), None, frozen)
+        with pytest.raises(ValueError, match=words):
+            loss(given, jax.random.key(0), {"x": jnp.ones((4, 2)), "label": jnp.zeros(4, int)})
     with pytest.raises(ValueError, match=r"p must be a finite number in \[0, 1\]"):
         distill.adaptive(2.0)
     with pytest.raises(ValueError, match=r"features must be a function \(x\) -> features"):

@@ -101,6 +101,32 @@ def test_a_difference_comes_to_the_derivative_and_does_not_see_a_ripple(make):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("difference", [None, 0.05])
+@pytest.mark.parametrize("make", [distill.mean_flow, distill.eulerian])
+def test_the_derivative_of_the_same_network_in_more_digits(make, difference):
+    """The loss has the value and gradient of the coarse network, and the slope of its exact form."""
+
+    def coarse(params, x, noise, cond):
+        return APPLY(params, x, noise, cond) + jnp.sin(1e4 * noise)[:, None] * 1e-5
+
+    def both(apply, **options):
+        given = {"pairs": fixed(T[:4], S[:4]), "distance": distill.squared, "difference": difference, **options}
+        loss = make(apply, FLOW, VELOCITY, **given)
+        return jax.value_and_grad(lambda p: loss((p, context()), KEY, nodes(4))[0])
+
+    losses = both(APPLY), both(coarse, jvp_apply=APPLY), both(APPLY, jvp_apply=APPLY), both(APPLY, jvp_apply=coarse)
+    exact, mixed, same, rough = jax.jit(lambda p: [loss(p) for loss in losses])(ZERO + 0.1)
+    for got, rtol in ((mixed, 1e-3), (same, 1e-12)):
+        np.testing.assert_allclose(got[0], exact[0], rtol=rtol)
+        np.testing.assert_allclose(got[1], exact[1], rtol=rtol, atol=1e-4 if got is mixed else 1e-12)
+    assert mixed[0] != exact[0]
+    assert difference or abs(rough[0] - exact[0]) > 1e-3
+    with pytest.raises(ValueError, match="jvp_apply must be a function"):
+        both(APPLY, jvp_apply=3)
+
+
+@pytest.mark.slow
 def test_sorted_pairs():
     pairs = distill.sorted_pairs(jd.times.logit_normal(-0.4, 1.0), 0.75)
     t, s, weight = jax.jit(lambda key: pairs(key, 4096, jnp.int32(0)))(KEY)

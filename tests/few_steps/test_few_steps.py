@@ -1,5 +1,6 @@
 """Few-step experiments of a tiny teacher: each method begins as its teacher, trains, and draws."""
 
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from jaxdiff import conditions, distill, few_steps, models, networks, run, shard
 from jaxdiff.cli import main
 from jaxdiff.drawing import draw
 from jaxdiff.experiment import UserError
+from jaxdiff.export import export_sampler, for_export, signature
 from jaxdiff.options import Run
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -233,6 +235,31 @@ def test_commands_take_it_like_any_other(teacher, tmp_path, capsys):
     assert stop.value.code == 2 and "use --guidance 1" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("method", ["consistency", "semigroup"])
+def test_a_student_of_a_guided_run_is_drawn_without_guidance(method, clothes):
+    """In half precision, as on accelerators, whose samplers cast parameters before the loop."""
+    with for_export("bfloat16"):
+        student = student_of(clothes, method, sample_steps=2)
+        shapes = jax.eval_shape(student.model.init, jax.random.key(0))
+        params = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes)
+        assert "guidance" not in signature(export_sampler(student, params, platforms=("cpu",)))
+        with pytest.raises(ValueError, match="whose guidance was not distilled: use --guidance 1"):
+            export_sampler(student, params, guidance=2.0)
+
+
+@pytest.mark.parametrize("method", ["continuous_consistency", "eulerian", "lagrangian", "mean_flow"])
+def test_derivatives_are_taken_in_float32(method, clothes):
+    with for_export("bfloat16"):
+        student = student_of(clothes, method)
+        params = jax.eval_shape(student.model.init, jax.random.key(0))
+        assert student.model.network.dtype == jnp.bfloat16
+    inputs = params, distill.Context(jnp.int32(0), None, student.frozen_of_loss())
+    batch = {"x": jnp.zeros((4, 28, 28, 1)), "label": jnp.zeros(4, int)}
+    gradient = jax.grad(lambda params, rest: student.training.loss((params, rest), jax.random.key(0), batch)[0])
+    made = re.findall(r":(\w+)\[[\d,]+\] = convolution\[", str(jax.make_jaxpr(gradient)(*inputs)))
+    assert {"f32", "bf16"} == set(made)  # of the student's derivative, and of all else
+
+
 def test_each_player_has_an_optimizer_of_its_own_number_of_updates(teacher):
     original, counts = few_steps.load_teacher(str(teacher), KNOBS), []
 
@@ -255,8 +282,9 @@ def test_mistakes(teacher, tmp_path):
     student = student_of(teacher, "semigroup")
     with pytest.raises(ValueError, match="both ends of a step has its guidance distilled"):
         replace(student, condition=conditions.label(3), sampling=replace(student.sampling, guidance=2.0))
-    with pytest.raises(ValueError, match="sample_steps must be 1, 2, 4 or 8"):
-        student_of(teacher, "progressive", sample_steps=3)
+    for method, words in (("progressive", "1, 2, 4 or 8"), ("shortcut", r"1, 2, 4, \.\.\. 32, got 3")):
+        with pytest.raises(ValueError, match=f"sample_steps must be {words}"):
+            student_of(teacher, method, sample_steps=3)
     with pytest.raises(ValueError, match="without its condition"):
         student_of(teacher, "consistency", guidance=2.0)
     with pytest.raises(ValueError, match="holds no run"):
