@@ -73,20 +73,27 @@ def export_sampler(
         most = f"{MAX_EMBEDDED_BYTES / 2**30:.2f} GiB fit into a file"
         raise ValueError(f"the weights take {size / 2**30:.2f} GiB and {most}: use --no-embed-weights")
     condition = experiment.condition
-    guided = guidance != 1 if guidance is not None else experiment.sampling is not None and condition.null is not None
+    told = "guidance" in condition.bounds  # the scale is an input of the network
+    known = experiment.sampling is not None and condition.null is not None
+    guided = not told and (known if guidance is None else guidance != 1)
     generate = sampler(experiment.model, experiment.sampling, condition, experiment.medium, guided=guided)
     (b,) = jax.export.symbolic_shape("b")
     shapes: dict[str, Any] = {"seed": ShapeDtypeStruct((), jnp.int32), "index": ShapeDtypeStruct((b,), jnp.int32)}
     shapes |= {name: ShapeDtypeStruct((b, *spec.shape), spec.dtype) for name, spec in condition.spec.items()}
-    if guided and guidance is None:
+    if told or guided:
         shapes["guidance"] = ShapeDtypeStruct((), jnp.float32)
+    if guidance is not None:
+        shapes.pop("guidance", None)
     if not embed_weights:
         shapes["weights"] = {name: ShapeDtypeStruct(x.shape, x.dtype) for name, x in flat_weights(params).items()}
 
     def program(*, seed: Array, index: Array, guidance=guidance, weights=None, **cond: Array) -> Array:
         # The barrier keeps the compiler from computing with constants on its own, for minutes and to other roundings.
         tree = jax.lax.optimization_barrier(params) if weights is None else _tree(weights, params)
-        return generate(tree, keys_at(jax.random.key(seed), index), cond, 1.0 if guidance is None else guidance)
+        scale = 1.0 if guidance is None else guidance
+        if told:
+            cond["guidance"] = jnp.full(index.shape, scale, jnp.float32)
+        return generate(tree, keys_at(jax.random.key(seed), index), cond, scale)
 
     return jax.export.export(jax.jit(program), platforms=platforms)(**shapes)
 

@@ -12,6 +12,7 @@ from types import ModuleType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from jaxdiff import grids, guidance, solvers
+from jaxdiff.conditions import guidance_scale
 from jaxdiff.experiment import Experiment, UserError
 from jaxdiff.levels import Level
 from jaxdiff.processes import Process
@@ -45,7 +46,7 @@ def change_sampling(
         steps: number of steps.
 
     Returns:
-        the experiment with another `sampling`.
+        the experiment with another `sampling`, or another scale in the condition of a network that is told it.
 
     Raises:
         ValueError: a text that names nothing, a number out of range, guidance of a model without a null condition.
@@ -57,6 +58,10 @@ def change_sampling(
         if named:
             raise UserError(f"this run's examples are made in one call of its network: it has no {', '.join(named)}")
         return experiment
+    if guidance is not None and "guidance" in experiment.condition.bounds:  # the network is told it
+        _, most = experiment.condition.bounds["guidance"]
+        experiment = replace(experiment, condition=guidance_scale(experiment.condition, guidance, most))
+        guidance = None
     changes = {
         "guidance": None if guidance is None else GUIDANCE.check("guidance", guidance),
         "guide": None if guidance_fn is None else guide(guidance_fn),

@@ -2,6 +2,7 @@
 
 from jaxdiff.conditions import hints
 from jaxdiff.conditions.base import Cond, Condition
+from jaxdiff.conditions.guidance_scale import guidance_scale
 from jaxdiff.conditions.hint import hint, noised
 from jaxdiff.conditions.label import label
 from jaxdiff.conditions.none import none
@@ -9,4 +10,16 @@ from jaxdiff.conditions.picture import picture
 from jaxdiff.conditions.prompts import prompts
 from jaxdiff.conditions.text import text
 
-__all__ = ["Cond", "Condition", "hint", "hints", "label", "noised", "none", "picture", "prompts", "text"]
+__all__ = [
+    "Cond",
+    "Condition",
+    "guidance_scale",
+    "hint",
+    "hints",
+    "label",
+    "noised",
+    "none",
+    "picture",
+    "prompts",
+    "text",
+]

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxdiff import trees
 from jaxdiff.checks import check_function, concrete, describe, factory, is_traced
 from jaxdiff.levels import Level
 from jaxdiff.parameterize import denoiser
@@ -176,9 +175,8 @@ def like_null(cond: Cond, null_cond: Cond) -> Cond:
     Raises:
         ValueError: they have other entries.
     """
-    names, given = (list(trees.flatten(tree)) for tree in (cond, null_cond))
-    if sorted(names) != sorted(given):
-        wanted, got = (", ".join(each) or "none" for each in (names, given))
+    if sorted(cond) != sorted(null_cond):
+        wanted, got = (", ".join(sorted(each)) or "none" for each in (cond, null_cond))
         raise ValueError(f"null_cond must have the condition's entries, {wanted}, got {got}")
     return jax.tree.map(lambda c, n: jnp.broadcast_to(n, c.shape).astype(c.dtype), cond, null_cond)
 

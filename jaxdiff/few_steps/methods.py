@@ -64,7 +64,7 @@ def guidance(teacher: Teacher, run: Run, steps: int) -> Method:
         teacher.prediction,
         teacher=teacher.denoiser(guided=False),
         null_cond=teacher.null_cond,
-        max_scale=max(2.0, 1.5 * teacher.guidance),
+        max_scale=teacher.max_guidance,
         guide=teacher.experiment.sampling.guide,
     )
     given = teacher.experiment.sampling

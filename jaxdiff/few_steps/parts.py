@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 import jax
 import numpy as np
 
-from jaxdiff import distill, networks, train
+from jaxdiff import conditions, distill, networks, train
 from jaxdiff.experiment import Experiment
 from jaxdiff.few_steps.method import Method
 from jaxdiff.few_steps.teacher import Teacher
@@ -50,9 +50,11 @@ def experiment_of(teacher: Teacher, method: Method, run: Run, *, optimizer: Call
             optimizer.
     """
     given, network = teacher.experiment, method.network
-    encode, apply = given.condition.encode, networks.as_apply(network)
+    apply = networks.as_apply(network)
+    # Guidance is distilled or left out: the student never sees the null condition.
+    condition = replace(given.condition, null=None)
     if getattr(network, "guidance_dim", None) is not None:
-        encode = lambda params, cond: teacher.with_scale(given.condition.encode(params, cond))  # noqa: E731
+        condition = conditions.guidance_scale(condition, teacher.guidance, teacher.max_guidance)
     make = _players if isinstance(method.loss, Mapping) else _alone
     trained = make(method, run.steps, optimizer)
 
@@ -80,8 +82,6 @@ def experiment_of(teacher: Teacher, method: Method, run: Run, *, optimizer: Call
         snapshot_every=0,
         save_every=None,
     )
-    # Guidance is distilled or left out: the student never sees the null condition.
-    condition = replace(given.condition, encode=encode, null=None)
     return Experiment(model, training, method.sampling, condition, given.medium, run.seed)
 
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh
@@ -20,7 +19,7 @@ from jaxdiff.pretrained import open_run
 from jaxdiff.processes import Process
 from jaxdiff.recipe import load_run
 from jaxdiff.times import default_times, on_grid
-from jaxdiff.types import Cond, Denoiser, TimeSampler
+from jaxdiff.types import Denoiser, TimeSampler
 
 __all__ = ["Teacher", "load_teacher"]
 
@@ -103,10 +102,10 @@ class Teacher:
         """Guide as the run's sampler does."""
         return self.experiment.sampling.guide(cond, uncond, self.guidance)
 
-    def with_scale(self, cond: Cond) -> Cond:
-        """Add the scale to a condition, for networks that are given it."""
-        size = jax.tree.leaves(cond)[0].shape[0]
-        return {**cond, "guidance": jnp.full((size,), self.guidance, jnp.float32)}
+    @property
+    def max_guidance(self) -> float:
+        """The largest scale that a network learns which is told it."""
+        return max(2.0, 1.5 * self.guidance)
 
 
 def load_teacher(path: str, run: Run, guidance: float | None = None) -> Teacher:

@@ -26,6 +26,19 @@ def test_classes_in_turn_by_number_and_by_name():
     assert {name: (a.shape, a.dtype) for name, a in CLOTHES.zeros().items()} == {"label": ((1,), np.int32)}
 
 
+def test_a_scale_is_an_entry_of_each_example_that_can_be_set_again():
+    condition = conditions.guidance_scale(CLOTHES, 3.0, 4.5)
+    again = conditions.guidance_scale(condition, 1.5, 4.5)
+    for made, scale in ((condition, 3.0), (again, 1.5)):
+        for cond in (made.choose(np.arange(2)), made.parse("Ankle boot")):
+            assert cond["guidance"].tolist() == [scale] * len(cond["label"]) and cond["guidance"].dtype == np.float32
+        assert made.bounds == {"guidance": (1.0, 4.5)} and made.unasked == ("guidance",)
+    assert condition.zeros()["guidance"].shape == (1,)
+    for scale in (0.9, 4.6):
+        with pytest.raises(ValueError, match=rf"has learned guidance from 1 to 4\.5, got {scale}"):
+            conditions.guidance_scale(CLOTHES, scale, 4.5)
+
+
 def test_a_hint_belongs_to_its_class_and_stays_without_it():
     pictures = np.arange(3, dtype=np.uint8).repeat(4).reshape(3, 2, 2, 1) * 100
     condition = conditions.hint(CLOTHES, pictures)

@@ -20,6 +20,7 @@ from jaxdiff.cli import main
 from jaxdiff.drawing import draw
 from jaxdiff.experiment import UserError
 from jaxdiff.export import export_sampler, for_export, signature
+from jaxdiff.hooks import change_sampling
 from jaxdiff.options import Run
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -245,6 +246,21 @@ def test_a_student_of_a_guided_run_is_drawn_without_guidance(method, clothes):
         assert "guidance" not in signature(export_sampler(student, params, platforms=("cpu",)))
         with pytest.raises(ValueError, match="whose guidance was not distilled: use --guidance 1"):
             export_sampler(student, params, guidance=2.0)
+
+
+def test_a_student_that_is_told_the_scale_is_drawn_with_any(clothes):
+    """By --guidance, which is no second guidance, and as an argument of its exported program."""
+    student = student_of(clothes, "guidance", sample_steps=1)
+    scale = student.condition.choose(np.arange(1))["guidance"].item()
+    params = shaken(student.model.pretrained())
+    asked = change_sampling(student, guidance=2.0)
+    assert asked.guidance == 1 and np.abs(draw(asked, params, 3).x - draw(student, params, 3).x).max() > 1e-3
+    program = export_sampler(student, params, platforms=("cpu",))
+    for made, guidance in ((asked, 2.0), (student, scale)):
+        called = program.call(seed=0, index=jnp.arange(3), label=jnp.arange(3), guidance=guidance)
+        np.testing.assert_allclose(called, draw(made, params, 3).x, atol=1e-5)
+    with pytest.raises(ValueError, match=f"from 1 to {1.5 * scale:g}, got 9"):
+        change_sampling(student, guidance=9.0)
 
 
 @pytest.mark.parametrize("method", ["continuous_consistency", "eulerian", "lagrangian", "mean_flow"])
