@@ -107,7 +107,7 @@ def sampler(
         guidance leads away from; None is the null condition. params are `model.merge_frozen`'s. Each example depends on
         its own key, conditions and image only. `image` is (x0 [B, *shape] as the network gets it, strength): x0 is
         noised and denoised again (SDEdit, Meng et al. 2021, arXiv:2108.01073) by the last `strength` N of the N steps,
-        rounded up, at least one. A strength of 1 keeps nothing of x0.
+        rounded up. A strength of 0 returns x0, one of 1 keeps nothing of it.
 
     Raises:
         ValueError: guidance without a null condition, or a solver that needs a learned variance which the network does
@@ -274,10 +274,11 @@ def _noised(x0: Array, strength: float | Array) -> Begin:
     """Begin with x0, noised to a later level."""
 
     def begin(x: Array, noise: Array, levels: Level, solver: Solver) -> tuple[Array, Array, Solver]:
-        n = len(levels.t) - 1
-        start = jnp.minimum(first_step(n, strength, round_up=True), n - 1)
+        n, known = len(levels.t) - 1, x0.astype(x.dtype)
+        start = first_step(n, strength, round_up=True)
         level = levels.at(start)
         level = level._replace(alpha=level.alpha.astype(x.dtype), sigma=level.sigma.astype(x.dtype))
-        return jnp.where(start == 0, x, q_sample(x0.astype(x.dtype), noise, level)), start, solver
+        noised = jnp.where(start == n, known, q_sample(known, noise, level))
+        return jnp.where(start == 0, x, noised), start, solver
 
     return begin

@@ -1,5 +1,6 @@
 """Edited pictures of Gaussian classes, whose laws are known; and the command."""
 
+import json
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -35,6 +36,8 @@ def guided(label):
 
 
 def test_a_prompt_draws_the_noised_picture(generator):
+    for options in ({}, {"source": "Sneaker"}):
+        np.testing.assert_array_equal(edit(generator, PICTURE, prompt="Bag", strength=0.0, **options), X0[None])
     drawn = edit(generator, PICTURE, prompt="Bag", strength=0.5, num=2, seed=3)
     for i in range(2):
         np.testing.assert_allclose(drawn[i], tiny.by_hand(BAG, tiny.noise(3, i + 1), X0, 0.5), atol=1e-5)
@@ -174,7 +177,10 @@ def test_what_denoisers_give_is_clipped_as_for_samples():
 def test_mistakes(generator):
     black = np.zeros(tiny.SHAPE[:2], bool)
     for options, words in (
-        ({"prompt": "Bag", "strength": 0.0}, r"strength must lie in \(0, 1\], got 0"),
+        ({"prompt": "Bag", "strength": 1.1}, r"strength must lie in \[0, 1\], got 1.1"),
+        ({"mask": ~black + 0.5}, "a mask is 1 where the picture is drawn anew and else 0"),
+        ({"strength": 0.5, "guidance": 2.0}, "guidance leads to a prompt"),
+        ({"prompt": "Bag", "style_weight": 2.0}, "goes with a style"),
         ({"source": "Bag"}, "beside a prompt"),
         ({"prompt": "Bag", "source": "Bag", "outpaint": (1, 0, 0, 0)}, "goes without mask and edges"),
         ({"prompt": "Bag", "method": "edit_friendly"}, "it goes with a source"),
@@ -249,8 +255,11 @@ def test_the_command(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_a_part_of_a_picture_by_a_directory(tmp_path):
-    """Stable Diffusion: where latents are known, and pixels that stay."""
+    """Stable Diffusion with its own scheduler, which repeats a level: where latents are known, and pixels that stay."""
     tiny_pipeline.write(tmp_path / "sd")
+    config = tmp_path / "sd" / "scheduler" / "scheduler_config.json"
+    published = {"_class_name": "PNDMScheduler", "skip_prk_steps": True}
+    config.write_text(json.dumps(json.loads(config.read_text()) | published))
     generator = imagine.of_directory(tmp_path / "sd", steps=2)
     picture = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)
     mask = np.zeros((8, 8), bool)
@@ -267,3 +276,4 @@ def test_a_part_of_a_picture_by_a_directory(tmp_path):
     coded = stage.medium.decode(stage.params, stage.encode(stage.params, np.float32(picture[None]) / 127.5 - 1))
     np.testing.assert_allclose(stay, np.asarray(coded), atol=1e-4)
     assert np.abs(move - stay).max() > 1e-3
+    np.testing.assert_allclose(edit(generator, picture, prompt="a dog", strength=0.0)[:1], np.asarray(coded), atol=1e-4)

@@ -80,6 +80,12 @@ def command(
     try_out(out)
     if prompt is None and style is None and mask is None and not any(outpaint):
         raise ValueError("edit takes --prompt, --style, --mask or --outpaint: what shall be drawn?")
+    own_solver = method in ("edit_friendly", "prompt_to_prompt") or mask is not None or any(outpaint)
+    if solver is not None and own_solver:
+        raise ValueError(
+            "--solver is for the whole picture: --mask and --outpaint, and --method edit_friendly and "
+            "prompt_to_prompt, have solvers of their own"
+        )
     where, of_directory = parse_mesh(mesh), check_kind(run, size=size, base=base, variant=variant, control=control)
     controls, hints = read_controls(control)
     wanted = None if style is None else read_image(style)

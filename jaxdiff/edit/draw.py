@@ -21,7 +21,7 @@ from jaxdiff.edit.style import styled
 from jaxdiff.experiment import UserError
 from jaxdiff.first_stage.perceptual import as_rgb
 from jaxdiff.imagine import Generator, Hint, Stage
-from jaxdiff.sampler import sampler
+from jaxdiff.sampler import check_strength, sampler
 from jaxdiff.schema import GUIDANCE
 from jaxdiff.seeds import example_keys
 from jaxdiff.sharding import num_batch_shards
@@ -72,7 +72,8 @@ def edit(
         style_weight: factor of that distance, which is about 1 for pictures of different styles.
         mask: bool [H, W], where it is drawn anew.
         outpaint: pixels to add on the left, right, top and bottom.
-        strength: share of the steps that are taken, in (0, 1]; None is 1 for a part of the picture, else 0.6.
+        strength: share of the steps that are taken, in [0, 1]; None is 1 for a part of the picture, else 0.6. 0 is the
+            picture itself, or what an autoencoder makes of it.
         guidance: scale; None is the generator's.
         hints: what the new picture follows, one for each of the generator's controls; see `imagine.make_hint`.
         num: number of versions.
@@ -82,12 +83,13 @@ def edit(
         the pictures, float32 [num, H', W', C] in [-1, 1]; where nothing was to be drawn they are the picture's pixels.
 
     Raises:
-        UserError: a picture or mask of another size, edges that the network does not draw or of too many pixels, a
-            source together with a part of the picture or without a prompt, a condition that does not parse, a model
-            without a null condition where there is no prompt, a style together with a source or a part of the picture,
-            a method without a source, another number of hints, or a hint of the size of the network's pictures for a
-            larger canvas.
-        ValueError: the package of the features is not installed; a strength outside (0, 1], guidance that is no scale,
+        UserError: a picture or mask of another size, a mask of other values than 0 and 1, edges that the network does
+            not draw or of too many pixels, a source together with a part of the picture or without a prompt, a
+            condition that does not parse, a model without a null condition where there is no prompt, guidance without
+            a prompt, a style together with a source or a part of the picture, a weight without a style, a method
+            without a source, another number of hints, or a hint of the size of the network's pictures for a larger
+            canvas.
+        ValueError: the package of the features is not installed; a strength outside [0, 1], guidance that is no scale,
             or another method.
     """
     if guidance is not None:
@@ -95,10 +97,11 @@ def edit(
     stage = generator.stage(1)
     canvas, inpaint_mask = _canvas(stage, picture, mask, outpaint)
     partly = bool(inpaint_mask.any())
-    _check(prompt=prompt, source=source, method=method, style=style, partly=partly)
+    _check(prompt=prompt, source=source, method=method, style=style, partly=partly, guidance=guidance)
+    if style is None and style_weight != STYLE_WEIGHT:
+        raise UserError("a style's weight goes with a style")
     strength = (1.0 if partly else STRENGTH) if strength is None else strength
-    if not 0 < strength <= 1:
-        raise ValueError(f"strength must lie in (0, 1], got {strength}")
+    check_strength(strength)
     shards = 1 if generator.mesh is None else num_batch_shards(generator.mesh)
     batch = -(-num // shards) * shards
     repeat = lambda cond: jax.tree.map(lambda a: np.repeat(a, batch, axis=0), cond)  # noqa: E731
@@ -107,12 +110,12 @@ def edit(
     cond, scale = ask(prompt, guidance)
     x0 = generator.compiled(_encoder)(stage.params, repeat(canvas[None]))
     keys, guided = example_keys(seed, batch), scale != 1
-    if source is not None:
+    if source is not None and strength > 0:
         where, _ = ask(source, SOURCE_GUIDANCE)
         both = repeat(cond), repeat(where), align_tokens(where, cond)
         move = generator.compiled(editor, method or "flow_edit", guided=guided)
         drawn = move(stage.params, keys, x0, conditions=both, scale=scale, strength=strength)
-    elif style is not None:
+    elif style is not None and strength > 0:
         drawn = generator.compiled(styled, guided=guided)(
             stage.params, keys, x0, cond=repeat(cond), features=interop.efficientnet_lite0().params,
             style=as_rgb(jnp.asarray(style[None] / 127.5 - 1, jnp.float32)), scale=scale, strength=strength,
@@ -127,9 +130,17 @@ def edit(
 
 
 def _check(
-    *, prompt: str | None, source: str | None, method: Method | None, style: np.ndarray | None, partly: bool
+    *,
+    prompt: str | None,
+    source: str | None,
+    method: Method | None,
+    style: np.ndarray | None,
+    partly: bool,
+    guidance: float | None,
 ) -> None:
     """Check what goes together."""
+    if guidance is not None and prompt is None:
+        raise UserError("guidance leads to a prompt, and there is none")
     if style is not None and (partly or source is not None):
         raise UserError("a style is of the whole picture: it goes without source, mask and edges")
     if source is not None and (partly or prompt is None):
@@ -145,6 +156,8 @@ def _canvas(
     left, right, top, bottom = outpaint
     if min(outpaint) < 0:
         raise UserError(f"what is added at the edges is a number of pixels, at least 0, got {outpaint}")
+    if mask is not None and not np.isin(mask, (0, 1)).all():
+        raise UserError("a mask is 1 where the picture is drawn anew and else 0, and this one has other values")
     inpaint_mask = np.zeros(picture.shape[:2], bool) if mask is None else np.asarray(mask, bool)
     if inpaint_mask.shape != picture.shape[:2]:
         raise UserError(f"a mask has the size of its picture, {picture.shape[:2]}, got {inpaint_mask.shape}")

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxdiff import inverse, networks
+from jaxdiff import inverse, networks, solvers
 from jaxdiff.conditions import Cond
 from jaxdiff.experiment import UserError
 from jaxdiff.imagine import Stage
@@ -126,8 +126,13 @@ def _flow_edit(stage: Stage, *, guided: bool) -> Move:
     return move
 
 
+def _levels_of_ddpm(stage: Stage) -> Level:
+    """The levels of the sampler's own solver, which may repeat one (PNDM), without repetition."""
+    return replace(stage.sampling, solver=solvers.ddim(1.0)).prepare()[0]
+
+
 def _edit_friendly(stage: Stage, *, guided: bool) -> Move:
-    levels, _ = stage.sampling.prepare()
+    levels = _levels_of_ddpm(stage)
 
     def move(params: Params, keys: Array, x0: Array, *, conditions: Any, scale: Any, strength: Any) -> Array:
         cond, source, _ = conditions
@@ -142,7 +147,7 @@ def _edit_friendly(stage: Stage, *, guided: bool) -> Move:
 
 def _prompt_to_prompt(stage: Stage, *, guided: bool) -> Move:
     """Edit-friendly inversion, and the attention maps of the source, which is drawn again beside it."""
-    levels, solver = stage.sampling.prepare()
+    levels, solver = _levels_of_ddpm(stage), stage.sampling.prepare()[1]
     condition, sampling = stage.condition, stage.sampling
     predict = lambda model: conditional(model, condition, solver)  # noqa: E731
     twice = lambda a: jnp.concatenate([a, a])  # noqa: E731
