@@ -292,7 +292,7 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=8, help="held-out phantoms")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
-    parser.add_argument("--methods", nargs="+", default=["daps", "diffpir"], choices=METHODS)
+    parser.add_argument("--methods", nargs="+", default=["daps", "tmpd"], choices=METHODS)
     parser.add_argument("--page", type=Path, help="write the table in this page, and a PNG of its name")
     arguments = parser.parse_args()
     experiment = run.load_run(arguments.run)
