@@ -20,8 +20,10 @@ from jaxdiff.types import Params
 
 __all__ = ["adversarial", "distribution_matching", "gan", "latent_adversarial"]
 
-# The layers whose outputs a critic gets: blocks of U-Nets on the way down and at the bottom, and of MLPs.
-LAYERS = re.compile(r"((?:down_blocks|mid_block)\.?\d*\.resnets\.\d+|blocks\.\d+\.linear_2)/")
+# The layers whose outputs a critic gets: blocks of U-Nets on the way down and at the bottom, of MLPs and transformers.
+LAYERS = re.compile(r"((?:down_blocks|mid_block)\.?\d*\.resnets\.\d+|blocks\.\d+\.linear_2|\w+\.\*)/")
+
+BLOCKS = 4  # of a transformer's loop, at the ends of the quarters of its depth
 
 # A student that moves faster than its critic learns finds what the critic does not see: stripes and checkerboards.
 STUDENT_RATE = 0.05
@@ -95,11 +97,19 @@ def _generator(teacher: Teacher, steps: int) -> distill.Generator:
 
 def _names(teacher: Teacher) -> list[str]:
     shapes = jax.eval_shape(teacher.experiment.model.init, jax.random.key(0))
-    names = {match[1] for path in trees.flatten(shapes) if (match := LAYERS.match(path))}
-    if not names:
+    found = {match[1]: leaf.shape for path, leaf in trees.flatten(shapes).items() if (match := LAYERS.match(path))}
+    if not found:
         kind = type(teacher.network).__name__
-        raise UserError(f"adversarial methods need the inner layers of a UNet or MLP, and the teacher is a {kind}")
-    return sorted(names)
+        raise UserError(
+            f"adversarial methods need the inner layers of a UNet, an MLP or a transformer, and the teacher is a {kind}"
+        )
+    return sorted(name for loop, shape in found.items() for name in _blocks(loop, shape))
+
+
+def _blocks(name: str, shape: tuple[int, ...]) -> set[str]:
+    if not name.endswith(".*"):
+        return {name}
+    return {f"{name[:-1]}{-(-shape[0] * i // BLOCKS) - 1}" for i in range(1, BLOCKS + 1)}
 
 
 def _features(teacher: Teacher) -> tuple[distill.Features, Any]:

@@ -1,5 +1,6 @@
 """Linen modules as pure functions."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -44,11 +45,13 @@ def as_features(module: nn.Module, names: Sequence[str]) -> Callable[..., dict[s
 
     Args:
         module: a network called as module(x, noise, cond, train=...).
-        names: the layers, by the keys of their parameters joined by slashes, e.g. "blocks.0.linear_1".
+        names: the layers, by the keys of their parameters joined by slashes, e.g. "blocks.0.linear_1". The star of a
+            loop over blocks stands for an index, e.g. "transformer_blocks.3" or "transformer_blocks.3/ff".
 
     Returns:
-        features(params, x, noise, cond=None, *, key=None) -> a dict of the layers' outputs by name. A compiled program
-        contains only what these need. With a key, the network applies dropout.
+        features(params, x, noise, cond=None, *, key=None) -> a dict of the layers' outputs by name; of a block in a
+        loop, what it hands to the next. A compiled program contains only what these need; of a loop, all blocks, whose
+        outputs it keeps. With a key, the network applies dropout.
 
     Raises:
         ValueError: `names` is empty; when called, there is no such layer, or it is called more than once.
@@ -78,7 +81,11 @@ def as_features(module: nn.Module, names: Sequence[str]) -> Callable[..., dict[s
 
 
 def _only(names: set[str]) -> Callable[[nn.Module, str], bool]:
-    return lambda layer, method: method == "__call__" and "/".join(layer.path) in names
+    def keep(layer: nn.Module, method: str) -> bool:
+        pattern = re.escape("/".join(layer.path)).replace(r"\.\*", r"\.\d+")
+        return method == "__call__" and any(re.fullmatch(pattern, name) for name in names)
+
+    return keep
 
 
 def _by_layer(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[str, tuple[Any, ...]]:
@@ -88,8 +95,19 @@ def _by_layer(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[str, 
         if name == "__call__" and path:  # the network itself is not one of its layers
             found["/".join(path)] = entry
         elif isinstance(entry, Mapping):
-            found |= _by_layer(entry, (*path, name))
+            for key, layer in _blocks(name, entry).items():
+                found |= _by_layer(layer, (*path, key))
     return found
+
+
+def _blocks(name: str, entry: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return a layer's entry by its name; of a loop over blocks, see `scan_layers`, that of each block."""
+    if not name.endswith(".*"):
+        return {name: entry}
+    if "__call__" in entry:
+        entry = {**entry, "__call__": tuple(carry for carry, _ in entry["__call__"])}
+    count = jax.tree.leaves(entry)[0].shape[0]
+    return {f"{name[:-1]}{i}": jax.tree.map(lambda a, i=i: a[i], entry) for i in range(count)}
 
 
 def init(module: nn.Module, key: Array, x: Any, cond: Mapping[str, Any] | None = None) -> dict:

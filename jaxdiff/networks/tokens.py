@@ -262,15 +262,18 @@ def unpack(x: Array, patch: int) -> Array:
     return depth_to_space(y.reshape(x.shape), patch)
 
 
-def scan_layers(block: type[nn.Module], layers: int, *, remat: Remat = "dots", unroll: int = 1) -> type[nn.Module]:
+def scan_layers(
+    block: type[nn.Module], layers: int, *, remat: Remat = "dots", unroll: int = 1, in_axes: Any = nn.broadcast
+) -> type[nn.Module]:
     """Return equal blocks as one scanned module, so that compilation time does not grow with their number.
 
     Args:
-        block: a module called as block(carry, *shared) -> (carry, out).
+        block: a module called as block(carry, *inputs) -> (carry, out).
         layers: number of blocks.
         remat: what the backward pass recomputes in each block: "none", "dots" (all but products) or "full". A loop
             stores values in memory, so that recomputing elementwise operations is faster than reading them.
         unroll: blocks per turn of the loop.
+        in_axes: of the inputs, as for `nn.scan`: those that all blocks share, and axes along which each has its own.
 
     Returns:
         a module with the same fields and arguments, and parameters stacked along axis 0; its name must end in `.*`. It
@@ -278,9 +281,9 @@ def scan_layers(block: type[nn.Module], layers: int, *, remat: Remat = "dots", u
     """
     return nn.scan(
         rematted(block, remat, in_loop=True),
-        variable_axes={"params": 0},
+        variable_axes={"params": 0, "intermediates": 0},  # the latter for `as_features`
         split_rngs={"params": True, "dropout": True},
-        in_axes=nn.broadcast,
+        in_axes=in_axes,
         length=layers,
         unroll=unroll,
         check_constancy_invariants=False,  # for which each block would be traced once more

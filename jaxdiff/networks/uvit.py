@@ -6,6 +6,7 @@ Parameters are named like those of the reference code (github.com/baofff/U-ViT).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -114,9 +115,10 @@ class UViT(nn.Module):
         h, mask = self._tokens(patches, noise, cond)
 
         kind, half = (self.num_heads, self.mlp_ratio, self.dtype), self.layers // 2
-        h, skips = scan_layers(Block, half, remat=self.remat, unroll=self.unroll)(*kind, name="in_blocks.*")(h, mask)
+        blocks = partial(scan_layers, Block, half, remat=self.remat, unroll=self.unroll)
+        h, skips = blocks()(*kind, name="in_blocks.*")(h, mask)
         h, _ = rematted(Block, self.remat)(*kind, name="mid_block")(h, mask)
-        h, _ = _joined(half, self.remat, self.unroll)(*kind, name="out_blocks.*")(h, mask, skips[::-1])
+        h, _ = blocks(in_axes=(nn.broadcast, 0))(*kind, name="out_blocks.*")(h, mask, skips[::-1])
 
         h = LayerNorm(name="norm")(h[:, -patches.shape[1] :])
         h = dense(x.shape[-1] * self.patch_size ** len(grid), self.dtype, "decoder_pred")(h)
@@ -160,19 +162,6 @@ class UViT(nn.Module):
             )
         shapes = cond_shapes(x, cond, num_classes=self.num_classes, context_dim=self.context_dim, mask=True)
         return check_cond(x, noise, cond, shapes)
-
-
-def _joined(layers: int, remat: Remat, unroll: int) -> type[nn.Module]:
-    """Return blocks as by `scan_layers`, each with its own skip of [layers, B, N, D]."""
-    return nn.scan(
-        rematted(Block, remat, in_loop=True),
-        variable_axes={"params": 0},
-        split_rngs={"params": True},
-        in_axes=(nn.broadcast, 0),
-        length=layers,
-        unroll=unroll,
-        check_constancy_invariants=False,
-    )
 
 
 def _positions_init(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import tiny_points
+from helpers import tiny_pictures, tiny_points
 from helpers.untrained import untrained
 
 import jaxdiff as jd
@@ -201,6 +201,39 @@ def test_students_of_an_edm_teacher_learn_where_they_are_drawn(of_edm):
         begin = networks.start_from(of_edm.init(chosen.network, jax.random.key(0)), params)
         value, _ = jax.jit(chosen.loss)((begin, context), jax.random.key(1), batch)
         assert np.isfinite(value), method
+
+
+def test_a_critic_of_a_transformer_and_its_student_have_turns(monkeypatch):
+    """The critic sees a few blocks, spread over the depth; each player moves in its turn alone."""
+    plain = tiny_pictures.experiment()
+    with pytest.raises(UserError, match="a UNet, an MLP or a transformer, and the teacher is a Network"):
+        few_steps.METHODS["adversarial"](few_steps.Teacher(Path("other"), plain, 1.0), KNOBS, 1)
+    network = networks.DiT(width=8, layers=6, num_heads=2, num_classes=3)
+    model = models.of(
+        network, plain.model.process, plain.model.prediction, shape=plain.medium.shape, condition=plain.condition
+    )
+    of_dit = few_steps.Teacher(Path("dit"), replace(plain, model=model), 1.0)
+    as_features, seen = networks.as_features, []
+    monkeypatch.setattr(
+        networks, "as_features", lambda network, names: seen.append(names) or as_features(network, names)
+    )
+    chosen = few_steps.METHODS["latent_adversarial"](of_dit, KNOBS, 1)
+    assert seen == [[f"transformer_blocks.{i}" for i in (1, 2, 4, 5)]]
+    part = few_steps.experiment_of(of_dit, chosen, KNOBS, optimizer=lambda n, rate: optax.sgd(0.1)).training
+
+    teacher = shaken(model.init(jax.random.key(0)))
+    student = shaken(teacher)
+    begin = {"student": student, **chosen.others(jax.random.key(1), student)}
+    options = {"ema": part.ema, "averaged": part.averaged}
+    update = jax.jit(train.make_update(part.loss, part.optimizer, key=jax.random.key(0), given=part.given, **options))
+    state = train.new_state(begin, part.optimizer, **options)
+    for batch, turn in zip(plain.training.batches(0), ("critic", "student"), strict=False):
+        after, metrics = update(state, batch, {"teacher": teacher})
+        assert np.isfinite(metrics["loss"])
+        for name, player in after.params.items():
+            moved = jax.tree.map(lambda a, b: np.any(a != b), player, state.params[name])
+            assert np.mean(jax.tree.leaves(moved)) > 0.8 if name == turn else not any(jax.tree.leaves(moved))
+        state = after
 
 
 def test_options_that_a_method_does_not_take_are_refused(of_edm, teacher):

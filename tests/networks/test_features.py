@@ -1,12 +1,27 @@
 """Features of inner layers, and the critics that take them."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxdiff import networks
-from jaxdiff.networks import MLP, ConvCritic, FeatureCritic, MLPCritic, UNet, as_apply, as_features
+from jaxdiff.networks import (
+    MLP,
+    ConvCritic,
+    DiT,
+    FeatureCritic,
+    MLPCritic,
+    UNet,
+    UViT,
+    as_apply,
+    as_features,
+    dit,
+    uvit,
+)
+from jaxdiff.networks.tokens import grid_table
 
 KEY = jax.random.key(0)
 SMALL = MLP(width=8, num_blocks=2)
@@ -54,6 +69,46 @@ def test_layers_within_blocks_and_recomputed_blocks():
         found.append(jax.jit(as_features(unet, names))(params, x, noise))
     assert {h.shape for h in found[0].values()} == {(1, 8, 8, 8)}
     jax.tree.map(np.testing.assert_array_equal, *found)
+
+
+@pytest.mark.parametrize("unroll", [pytest.param(1, marks=pytest.mark.slow), 2])
+def test_blocks_in_a_loop(unroll):
+    """Each block's features are what it makes of those before, on its own; a gradient reaches x through them."""
+    network = DiT(width=8, layers=3, num_heads=2, unroll=unroll, remat="full" if unroll == 1 else "dots")
+    x, noise = jax.random.normal(KEY, (2, 4, 6, 1)), jnp.asarray([1.0, 300.0])
+    params, blocks = random_params(network, x), [f"transformer_blocks.{i}" for i in range(3)]
+    names = ["pos_embed.proj", "emb", *blocks, "transformer_blocks.1/ff"]
+    with pytest.raises(ValueError, match=r"no layer transformer_blocks\.3; .* transformer_blocks\.0, .*\.0/attn1"):
+        jax.eval_shape(as_features(network, ["transformer_blocks.3", "emb"]), params, x, noise)
+
+    @jax.jit
+    def results(params, x):
+        found, pull = jax.vjp(lambda x: as_features(network, names)(params, x, noise), x)
+        first = found["pos_embed.proj"] + grid_table(np.arange(2), np.arange(3), 8)[None]
+        inputs = dit._BlockInputs(None, None, found["emb"], None)
+        block = jax.vmap(lambda params, h: dit.Block(2).apply({"params": params}, h, inputs)[0])
+        before = jnp.stack([first.reshape(2, 6, 8), *(found[name] for name in blocks[:-1])])
+        seen = {name: jnp.full_like(h, name == blocks[0]) for name, h in found.items()}
+        return found, block(params["transformer_blocks.*"], before), pull(seen)[0]
+
+    found, expected, slope = results(params, x)
+    assert found.keys() == set(names) and found["transformer_blocks.1/ff"].shape == (2, 6, 8)
+    np.testing.assert_allclose([found[name] for name in blocks], expected, rtol=1e-4, atol=1e-5)
+    assert np.all(slope != 0)
+
+
+@pytest.mark.slow
+def test_blocks_in_loops_with_skips():
+    network, block = (kind(num_heads=2, dtype=jnp.bfloat16) for kind in (partial(UViT, 8, 4), uvit.Block))
+    x, noise = jax.random.normal(KEY, (2, 4, 4, 1)), jnp.asarray([1.0, 300.0])
+    params, names = random_params(network, x), [f"{half}_blocks.{i}" for half in ("in", "out") for i in range(2)]
+    found = jax.jit(as_features(network, names))(params, x, noise)
+    for half, skip in {"in": (), "out": (found["in_blocks.0"],)}.items():
+        second = {"params": jax.tree.map(lambda a: a[1], params[f"{half}_blocks.*"])}
+        expected, _ = block.apply(second, found[f"{half}_blocks.0"], None, *skip)
+        result = found[f"{half}_blocks.1"]
+        assert result.dtype == jnp.bfloat16
+        np.testing.assert_allclose(np.float32(result), np.float32(expected), rtol=0.1, atol=0.1)
 
 
 CRITICS = {
