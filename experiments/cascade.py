@@ -3,7 +3,7 @@
 import jaxdiff as jd
 from jaxdiff import cascade, conditions, data, media, models, networks, train, training
 from jaxdiff.experiment import Experiment, Sampling, compute_dtype
-from jaxdiff.options import CondDropout, Count, Decay, Natural, Run, Source, Width
+from jaxdiff.options import CondDropout, Count, Decay, Natural, Run, Share, Source, Width, refuse_unused
 
 
 def experiment(
@@ -11,9 +11,9 @@ def experiment(
     source: Source = "fashion_mnist",
     size: Count = 28,
     low: Natural = 14,
-    max_level: float = 0.5,
-    level: float = 0.1,
-    blur: float = 0.0,
+    max_level: Share = 0.5,
+    level: Share = 0.1,
+    blur: Share = 0.0,
     split: str = "test",
     width: Width = 32,
     cond_dropout: CondDropout = 0.1,
@@ -32,6 +32,10 @@ def experiment(
     pictures = data.open_dataset(source, size=size)
     classes = pictures.num_classes
     condition = conditions.label(classes, pictures.class_names) if classes else conditions.none()
+    if not classes:
+        refuse_unused(experiment, "data without classes", cond_dropout=cond_dropout)
+    if not low:
+        refuse_unused(experiment, "--low 0", max_level=max_level, level=level, blur=blur, split=split)
     process, given = jd.processes.Flow(), condition
     if low:
         shown = data.open_dataset(source, split, size=low, channels=pictures.shape[-1])

@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 import jaxdiff as jd
 from jaxdiff import conditions, control, data, media, train, training
 from jaxdiff.experiment import Experiment
-from jaxdiff.options import CondDropout, Decay, File, Natural, Run, Source
+from jaxdiff.options import CondDropout, Decay, File, Natural, Run, Source, refuse_unused
 
 
 def experiment(
@@ -29,14 +29,15 @@ def experiment(
         mesh: where the run's own weights lie; None is the default device.
     """
     original = control.load_base(base)
-    process, prediction = original.model.process, original.model.prediction
+    process, prediction, null = original.model.process, original.model.prediction, original.condition.null
+    if not null:
+        refuse_unused(experiment, "a base without a null condition", cond_dropout=cond_dropout)
     # Samples are asked for by edges of pictures that training does not see.
     size, _, channels = original.medium.shape
     unseen = data.load_arrays(data.open_hints("edges", data.open_dataset(source, "test", size=size, channels=channels)))
     numbers = unseen["label"] if original.condition.choices else None
     hinted = conditions.hint(original.condition, unseen["hint"], numbers)
     model, condition = control.of_run(base, original, hinted, kind, seed=run.seed, mesh=mesh)
-    null = original.condition.null
     dropout: Any = {"null_cond": null, "cond_dropout": cond_dropout} if null else {}
     apply, times = condition.encoded(model.apply), jd.times.logit_normal()
     loss = jd.losses.denoising_loss(apply, process, prediction, times=times, **dropout)

@@ -3,7 +3,7 @@
 import jaxdiff as jd
 from jaxdiff import conditions, data, media, models, networks, train, training
 from jaxdiff.experiment import Experiment, Sampling, compute_dtype
-from jaxdiff.options import CondDropout, Decay, Natural, Run, Source, Width
+from jaxdiff.options import CondDropout, Decay, Natural, Run, Source, Width, refuse_unused
 
 
 def experiment(
@@ -22,6 +22,8 @@ def experiment(
     clothes = data.open_dataset(source, size=size or None)
     classes = clothes.num_classes
     condition = conditions.label(classes, clothes.class_names) if classes else conditions.none()
+    if not classes:
+        refuse_unused(experiment, "data without classes", cond_dropout=cond_dropout)
     network = networks.UNet(
         widths=(width, 2 * width),
         num_blocks=1,

@@ -6,7 +6,7 @@ from jax.sharding import Mesh
 
 from jaxdiff import finetune, train, training
 from jaxdiff.experiment import Experiment
-from jaxdiff.options import CondDropout, Decay, Range, Run, Scale
+from jaxdiff.options import CondDropout, Decay, Range, Run, Scale, refuse_unused
 
 
 def experiment(
@@ -36,6 +36,9 @@ def experiment(
     """
     origin = finetune.read_origin(network, mesh)
     asked = finetune.open_condition(origin, pictures, network, guidance=guidance)
+    if network.distill != "none" or asked.null_label is None:
+        why = f"--distill {network.distill}" if network.distill != "none" else "a network without a null condition"
+        refuse_unused(experiment, why, cond_dropout=cond_dropout)
     shape = origin.shape(asked.images.shape)
     hint = asked.condition.spec["hint"].shape if network.mode == "control" else ()
     scheduler = origin.scheduler(shape)

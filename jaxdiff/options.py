@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 import types
@@ -30,12 +31,14 @@ __all__ = [
     "Run",
     "Scale",
     "Seed",
+    "Share",
     "Source",
     "Steps",
     "Versions",
     "Width",
     "absolute",
     "checked",
+    "refuse_unused",
 ]  # fmt: skip
 
 
@@ -66,19 +69,23 @@ class Finite:
 
     Attributes:
         least: the least.
+        most: the largest; by default any.
     """
 
     least: float
+    most: float = math.inf
 
     def check(self, name: str, value: float) -> float:
         """Return the value.
 
         Raises:
-            ValueError: it is not finite, or less than the least.
+            ValueError: it is not finite, or not in the range.
         """
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not number or not self.least <= value < math.inf:
-            raise ValueError(f"{name} must be a finite number of at least {self.least:g}, got {value!r:.80}")
+        if not number or not self.least <= value <= self.most or value == math.inf:
+            bounded = self.most < math.inf
+            allowed = f"from {self.least:g} to {self.most:g}" if bounded else f"of at least {self.least:g}"
+            raise ValueError(f"{name} must be a finite number {allowed}, got {value!r:.80}")
         return value
 
 
@@ -130,6 +137,7 @@ Batch = Annotated[int, Range(1, 1_000_000)]
 Num = Annotated[int, Range(1, 10_000_000)]  # samples, drawn in batches
 Versions = Annotated[int, Range(1, 10_000)]  # of a picture, drawn at once
 Scale = Annotated[float, Finite(0)]  # of guidance
+Share = Annotated[float, Finite(0, 1)]
 SEED = Range(0, 2**64 - 1)
 Seed = Annotated[int, SEED]
 File = Annotated[str, Kept(absolute)]  # names a file or folder
@@ -141,7 +149,7 @@ Encoder = Annotated[str, Kept(_absolute_encoder), Help("of captions: own, minilm
 Autoencoder = Annotated[File, Help("folder of the autoencoder that decodes samples; without it they are latents.")]
 Decay = Annotated[float, Help("decay of the parameters' average.")]
 Width = Annotated[Count, Help("channels at the network's first level.")]
-CondDropout = Annotated[float, Help("share of examples trained without their condition, for classifier-free guidance.")]
+CondDropout = Annotated[Share, Help("share of examples trained without their condition, for classifier-free guidance.")]
 Remat = Annotated[
     Literal["none", "dots", "full"],
     Help("what the backward pass computes again: none, dots (all but products) or full (each block)."),
@@ -186,3 +194,18 @@ def checked(name: str, kind: Any, value: Any) -> Any:
     if get_origin(kind) is tuple:
         return tuple(checked(name, parts[min(i, len(parts) - 1)], part) for i, part in enumerate(value))
     return value
+
+
+def refuse_unused(build: Callable[..., Any], where: str, **knobs: Any) -> None:
+    """Raise ValueError if a knob that nothing looks at is not as by default.
+
+    Args:
+        build: the function, or the dataclass, that has the knobs and their defaults.
+        where: what else was asked for, so that nothing looks at them, such as "--low 0".
+        **knobs: their values, by name.
+    """
+    for name, value in knobs.items():
+        default = inspect.signature(build).parameters[name].default
+        if value != default:
+            option = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{where} takes no {option}, got {value!r:.80}: leave it out, its default is {default!r}")

@@ -1,6 +1,7 @@
 """A run that is steered by edges: it begins as it is, its own weights stay, and what is measured are its edges."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from helpers import tiny_points
 from helpers.untrained import untrained
 
 import jaxdiff as jd
-from jaxdiff import control, data, media, networks, train
+from jaxdiff import conditions, control, data, media, networks, train
 from jaxdiff.experiment import UserError
 from jaxdiff.recipe import load
 from jaxdiff.sampler import sampler
@@ -88,6 +89,15 @@ def test_only_plain_runs_are_steered(tmp_path):
     untrained(tmp_path / "points", Path(tiny_points.__file__))
     with pytest.raises(UserError, match=r"is a networks\.UNet without"):
         control.load_base(str(tmp_path / "points"))
+
+
+def test_a_base_without_a_null_condition_takes_no_dropout_of_it(monkeypatch):
+    model, build = SimpleNamespace(process=None, prediction=None), load(FOLDER / "control.py")
+    monkeypatch.setattr(control, "load_base", lambda *args: SimpleNamespace(model=model, condition=conditions.none()))
+    with pytest.raises(AttributeError, match="medium"):  # by its default it is not refused
+        build()
+    with pytest.raises(ValueError, match=r"a base without a null condition takes no --cond-dropout, got 0\.3"):
+        build(cond_dropout=0.3)
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from helpers.untrained import unpacked, untrained
 from helpers.untrained_reward import untrained_reward
 from PIL import Image
 
-from jaxdiff import conditions, first_stage, networks, parameterize, solvers, train
+from jaxdiff import conditions, data, first_stage, networks, parameterize, solvers, train
 from jaxdiff.drawing import draw
 from jaxdiff.hooks import change_sampling
 from jaxdiff.recipe import load
@@ -154,6 +154,25 @@ def test_fashion_takes_pictures_of_any_size_without_classes(tmp_path):
     params = jax.eval_shape(experiment.model.init, jax.random.key(0))
     value, _ = jax.eval_shape(experiment.training.loss, params, jax.random.key(0), batch)
     assert batch.keys() == {"x"} and value.shape == ()
+
+
+def test_knobs_that_nothing_looks_at_and_those_out_of_range_are_refused(monkeypatch):
+    pictures = data.ArraySource(np.zeros((4, 8, 8, 1), np.uint8))
+    monkeypatch.setattr(data, "open_dataset", lambda *args, **options: pictures)
+    cascade, fashion = (partial(load(FOLDER / f"{name}.py"), width=8, size=8) for name in ("cascade", "fashion"))
+    for build, where, knobs in (
+        (partial(cascade, low=0), "--low 0", {"level": 0.2, "max_level": 0.2, "blur": 0.2, "split": "train"}),
+        (partial(cascade, low=0), "data without classes", {"cond_dropout": 0.2}),
+        (fashion, "data without classes", {"cond_dropout": 0.2}),
+    ):
+        build()  # by their defaults they are not
+        for name, value in knobs.items():
+            with pytest.raises(ValueError, match=f"{where} takes no --{name.replace('_', '-')}, got {value!r}: leave"):
+                build(**{name: value})
+    for name in ("level", "max_level", "blur", "cond_dropout"):
+        for value in (-0.5, 1.5):
+            with pytest.raises(ValueError, match=f"{name} must be a finite number from 0 to 1, got {value}"):
+                cascade(low=4, **{name: value})
 
 
 @pytest.mark.slow

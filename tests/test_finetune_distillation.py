@@ -243,6 +243,8 @@ def test_mistakes(dit, cross, tmp_path):
         fails("of a network that is given the guidance scale", **cross, distill=distill, max_guidance=4.0)
     fails("--mode full, got lora", **cross, distill="guidance", mode="lora")
     fails("--mode full or lora, got control", **cross, distill="consistency", mode="control")
+    fails("a network without a null condition takes no --cond-dropout, got 0.3", **plain, cond_dropout=0.3)
+    fails("--distill guidance takes no --cond-dropout", **cross, distill="guidance", cond_dropout=0.3)
     shutil.copytree(dit, tmp_path / "clean")
     fields = {"_class_name": "DDIMScheduler", "prediction_type": "sample"}
     (tmp_path / "clean" / "scheduler_config.json").write_text(json.dumps(fields))
