@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
-from jaxdiff.options import Count, File, Help, Natural
+from jaxdiff.options import Count, File, Help, Natural, refuse_unused
 
 __all__ = ["Architecture", "Objective"]
 
@@ -38,6 +38,8 @@ class Architecture:
         asked = [f.name for f in fields(self)[1:] if getattr(self, f.name) != f.default]
         if self.directory and asked:
             raise ValueError(f"--{asked[0].replace('_', '-')} is of a new network: leave it out with --directory")
+        if self.form == "kl":
+            refuse_unused(Architecture, "--form kl", codes=self.codes)
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,11 @@ class Objective:
             raise ValueError(f"--critic-channels must be a multiple of 16, got {self.critic_channels}")
         if self.perceptual != "lpips" and (self.vgg or self.lpips):
             raise ValueError(f"--vgg and --lpips are of --perceptual lpips, got --perceptual {self.perceptual}")
+        if self.perceptual == "none":
+            refuse_unused(Objective, "--perceptual none", perceptual_weight=self.perceptual_weight)
+        if not self.critic_weight:
+            critic = {name: getattr(self, name) for name in ("critic_start", "critic_channels", "critic_layers")}
+            refuse_unused(Objective, "--critic-weight 0", **critic)
 
 
 def _check_choice(name: str, value: Any, allowed: Sequence[str]) -> None:

