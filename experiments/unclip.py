@@ -7,8 +7,8 @@ from jax.sharding import Mesh
 
 import jaxdiff as jd
 from jaxdiff import conditions, data, models, networks, train, training, unclip
-from jaxdiff.experiment import Experiment, Sampling, UserError, compute_dtype
-from jaxdiff.options import CondDropout, Count, Decay, File, Run, Source
+from jaxdiff.experiment import Experiment, Sampling, compute_dtype
+from jaxdiff.options import CondDropout, Count, Decay, File, Run, Source, refuse_unused
 
 
 def experiment(
@@ -31,8 +31,8 @@ def experiment(
         width: channels at the decoder's first level; an eighth of a prior's units in a layer.
         mesh: where parameters that are read lie; None is the default device.
     """
-    if prior and part != "decoder":
-        raise UserError(f"a {part} prior takes no --prior: that is for a decoder")
+    unused = {"decoder": {}, "prior": {"prior": prior}, "direct": {"prior": prior, "cond_dropout": cond_dropout}}
+    refuse_unused(experiment, f"--part {part}", **unused[part])
     embedder = unclip.load_embedder(image_text, mesh)
     pictures, encode = data.open_dataset(source, captions=True), embedder.model.vocabulary.tokenize
     pairs = data.pairs_of(pictures, 20 if part == "decoder" else 1000)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import jax
 import numpy as np
 import tyro
 
@@ -14,7 +15,7 @@ from jaxdiff.cli.places import try_out
 from jaxdiff.cli.sample import check_suffix
 from jaxdiff.drawing import parameters
 from jaxdiff.hooks import change_sampling
-from jaxdiff.options import Seed, Versions
+from jaxdiff.options import Seed, Versions, refuse_unused
 from jaxdiff.recipe import check_run, load_run
 from jaxdiff.sharding import parse_mesh
 from jaxdiff.train import read_knobs
@@ -55,6 +56,8 @@ def command(
         raise ValueError("vary takes one picture, one with --before and --after, or two pictures")
     if not 0 < turn <= 1:
         raise ValueError(f"--turn must be above 0 and at most 1, got {turn:g}")
+    if not texts:
+        refuse_unused(command, "vary without --before and --after", turn=turn)
     if out is None:
         check_run(run)
         out = run / f"varied-{seed}.png"
@@ -69,7 +72,9 @@ def command(
     shares = np.linspace(0, 1, num) if num > 1 else np.full(1, 1.0 if texts else 0.5)
     z = embedder.embed_pictures(x)
     if texts:
-        first, last = embedder.embed_texts(texts)
+        parse = unclip.of_texts(embedder).parse
+        tokens = jax.tree.map(lambda *each: np.concatenate(each), *map(parse, texts))
+        first, last = np.asarray(jax.jit(embedder.texts)(embedder.params, tokens))
         path = unclip.text_difference(z[0], first, last, turn * shares)
         samples = decoder.along(params, path, seed=seed)
     elif len(z) == 2:

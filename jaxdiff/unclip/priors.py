@@ -35,20 +35,21 @@ from jaxdiff.unclip.encoders import AMONG, by_part, format_shares
 __all__ = ["Prior", "direct_prior", "load_prior", "of_texts", "prior", "prior_medium", "prior_sampler"]
 
 
-def of_texts(embedder: Embedder, pairs: Pairs) -> Condition:
+def of_texts(embedder: Embedder, pairs: Pairs | None = None) -> Condition:
     """Make the condition of prompts, of which a prior gets the embedding.
 
     Args:
         embedder: whose parameters are the model's frozen["image_text"].
-        pairs: whose captions are shown and measured.
+        pairs: whose captions are shown and measured; None: there are none, and prompts alone are parsed.
     """
-    seen, words = len(pairs.captions) - pairs.held_out, embedder.model.vocabulary
+    words, captions = embedder.model.vocabulary, pairs.captions if pairs else ()
+    seen = len(captions) - (pairs.held_out if pairs else 0)
 
     def encode(params: Params, cond: Cond) -> Cond:
         return {"vector": embedder.texts(params[1]["image_text"], cond)}
 
     return prompts(
-        words.tokenize, encode, captions=pairs.captions[:seen], held_out=pairs.captions[seen:],
+        words.tokenize, encode, captions=captions[:seen], held_out=captions[seen:],
         rephrase=lambda prompt: rephrase(prompt, words), vocabulary=words.words,
     )  # fmt: skip
 

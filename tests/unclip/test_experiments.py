@@ -2,11 +2,14 @@
 
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
+from helpers import tiny_unclip
 from helpers.weights import random_weights
 
 from jaxdiff import export, networks, train, trees, unclip
@@ -190,12 +193,65 @@ def test_vary_draws_what_its_pictures_and_texts_say(runs, tmp_path, monkeypatch)
         ["a.png", "--before", "a heart"],
         ["a.png", "b.png", "--before", "a heart", "--after", "a dog"],
         ["a.png", "--turn", "0"],
+        ["a.png", "--turn", "0.3"],
     ],
 )
 def test_what_vary_refuses(words, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["vary", str(tmp_path), *words])
-    assert re.search(r"one with --before and --after, or two|above 0 and at most 1", capsys.readouterr().err)
+    assert re.search(
+        r"one with --before and --after, or two|above 0 and at most 1|takes no --turn, got 0.3", capsys.readouterr().err
+    )
+
+
+def test_texts_of_vary_are_those_of_other_prompts(tmp_path, capsys, monkeypatch):
+    """An empty one is refused, and an unknown word becomes the nearest known one."""
+    asked, embedder = [], tiny_unclip.embedder()
+
+    class Recorder:
+        def along(self, params, z, *, seed):
+            asked.append(z)
+            return Samples(z, {})
+
+    stand_ins = {
+        "load_run": lambda *args, **options: None,
+        "change_sampling": lambda *args, **options: SimpleNamespace(medium=SimpleNamespace(save=lambda *args: None)),
+        "check_suffix": lambda *args: None,
+        "parameters": lambda *args, **options: None,
+        "read_knobs": lambda run: {"image_text": ""},
+        "read_picture": lambda *args, **options: tiny_unclip.PICTURES[0],
+    }
+    for name, stand_in in stand_ins.items():
+        monkeypatch.setattr(vary, name, stand_in)
+    monkeypatch.setattr(vary.unclip, "Decoder", lambda *args: Recorder())
+    monkeypatch.setattr(vary.unclip, "load_embedder", lambda *args: embedder)
+    monkeypatch.setattr(priors, "rephrase", lambda prompt, words: {"kitten": "b"}.get(prompt, prompt))
+    common = ["vary", str(tmp_path), "a.png", "--num", "2", "--turn", "1", "--out", str(tmp_path / "out.png")]
+    main([*common, "--before", "a", "--after", "kitten"])
+    first, last = embedder.embed_texts(["a", "b"])
+    want = unclip.text_difference(embedder.embed_pictures(tiny_unclip.PICTURES)[0], first, last, [0, 1])
+    np.testing.assert_allclose(asked[0], want, rtol=1e-5)
+    for words in (["", "b"], ["a", " "]):
+        with pytest.raises(SystemExit):
+            main([*common, "--before", words[0], "--after", words[1]])
+        assert "a prompt is a text, got an empty one" in capsys.readouterr().err
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("part", "knobs", "words"),
+    [
+        ("prior", {"prior": "/a"}, "--part prior takes no --prior, got '/a'"),
+        ("direct", {"prior": "/a"}, "--part direct takes no --prior, got '/a'"),
+        ("direct", {"cond_dropout": 0.3}, "--part direct takes no --cond-dropout, got 0.3"),
+    ],
+)
+def test_knobs_that_a_part_does_not_look_at_are_refused(part, knobs, words):
+    build = partial(load(FOLDER / "unclip.py"), image_text="/nowhere", part=part)
+    with pytest.raises(ValueError, match="/nowhere holds no run"):
+        build()
+    with pytest.raises(ValueError, match=words):
+        build(**knobs)
 
 
 @pytest.mark.parametrize("name", ["image_text", "unclip"])
