@@ -1,5 +1,6 @@
 """A model that makes pictures larger: what noises the low-resolution picture, and that it is nobody else's."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from PIL import Image
 
 import jaxdiff as jd
 from jaxdiff import cascade, conditions, data, resize
+from jaxdiff.cli import upscale
 from jaxdiff.export import export_sampler
 from jaxdiff.recipe import load
 from jaxdiff.sampler import sampler
@@ -169,6 +171,22 @@ def test_what_else_the_model_is_given(upscaler, pictures):
     assert got.cond["label"].tolist() == [1, 0, 1, 0, 1] and got.cond["level"].tolist() == [0] * 5
     assert upscaler(PARAMS, pictures[:1], num=5).cond["label"].tolist() == [2] * 5  # none
     np.testing.assert_allclose(got.cond["hint"], pictures / np.float32(255))
+
+
+@pytest.mark.parametrize(("entry", "refused"), [("label", True), ("ids", False)])
+def test_a_chain_is_of_the_same_classes_where_a_stage_takes_classes(tiny, tmp_path, entry, refused):
+    """The names of a condition with other entries, such as captions, are no classes."""
+    size, spec = 4, {name: tiny.condition.spec[name] for name in ("hint", "level")}
+    base = load(Path(__file__).parent / "helpers" / "tiny_cascade.py")(size=size, low=0)
+    given = replace(
+        tiny.condition, spec={**spec, entry: tiny.condition.spec["label"]}, names=("boot", "bag"), choices=2, null=None
+    )
+    stages = [
+        upscale._Stage(tmp_path / "base", base),
+        upscale._Stage(tmp_path / "large", replace(tiny, condition=given)),
+    ]
+    with pytest.raises(ValueError, match="large has other classes than") if refused else nullcontext():
+        upscale._check_chain(stages)
 
 
 def test_mistakes(tiny, upscaler, pictures):

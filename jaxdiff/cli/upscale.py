@@ -19,7 +19,7 @@ from jaxdiff.cli.sample import check_suffix
 from jaxdiff.drawing import draw, parameters, parsed
 from jaxdiff.experiment import Experiment
 from jaxdiff.hooks import change_sampling
-from jaxdiff.options import Batch, Num, Seed
+from jaxdiff.options import Batch, Num, Seed, refuse_unused
 from jaxdiff.pretrained import open_run
 from jaxdiff.recipe import check_run, load_run
 from jaxdiff.sharding import parse_mesh
@@ -58,6 +58,8 @@ def command(
     """
     if bool(pictures) == (base is not None):
         raise ValueError("what is made larger is either PICTURES or the samples of --base RUN")
+    if base is not None:
+        refuse_unused(command, "upscale --base", fit=fit)
     where, paths = parse_mesh(mesh), (run, *then)
     if out is None:
         check_run(paths[-1])
@@ -105,11 +107,12 @@ def _seeds(seed: int) -> Iterator[int]:
 def _check_chain(stages: list[_Stage]) -> None:
     """Raise ValueError unless each stage takes what the one before it makes, of the same classes."""
     for small, large in pairwise(stages):
-        made, taken = drawn_shape(small.experiment), picture_shape(large.experiment.condition)
+        asked, given = small.experiment.condition, large.experiment.condition
+        made, taken = drawn_shape(small.experiment), picture_shape(given)
         if made != taken:
             raise ValueError(
                 f"{large.path} takes pictures of {described(taken)}, and {small.path} makes {described(made)}"
             )
-        names = [stage.experiment.condition.names for stage in (small, large)]
-        if names[0] and names[1] and names[0] != names[1]:
-            raise ValueError(f"{large.path} has other classes than {small.path}: {names[1]} and {names[0]}")
+        passed = asked.spec.keys() & given.spec.keys() - set(given.unasked)  # e.g. the label
+        if passed and asked.names and given.names and asked.names != given.names:
+            raise ValueError(f"{large.path} has other classes than {small.path}: {given.names} and {asked.names}")

@@ -106,6 +106,7 @@ def test_a_picture_of_another_size_or_colour(runs, picture, tmp_path, capsys):
 def test_mistakes(runs, picture, tmp_path, capsys):
     small, base = runs / "small", runs / "base"
     either = "either PICTURES or the samples of --base RUN"
+    assert "upscale --base takes no --fit" in fails(capsys, small, "--base", base, "--fit")
     assert either in fails(capsys, small) and either in fails(capsys, small, picture, "--base", base)
     assert "makes no picture larger" in fails(capsys, base, picture)
     assert "holds no run" in fails(capsys, small, "--base", tmp_path)
