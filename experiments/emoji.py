@@ -29,7 +29,7 @@ def experiment(
         mesh: where a pretrained encoder lies; None is the default device.
     """
     emoji = data.open_dataset(source, size=size or None, captions=True)
-    of_text = text_encoders.of_captions(encoder, data.captions_of(emoji), mesh=mesh)
+    of_text = text_encoders.of_source(encoder, emoji, mesh=mesh)
     condition = text_encoders.condition_of(of_text, *data.preview_captions(emoji))
     network = networks.UNet(
         widths=(width, 2 * width, 3 * width),

@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 import jaxdiff as jd
 from jaxdiff import data, latents, models, networks, text_encoders, train, training
 from jaxdiff.experiment import Experiment, Sampling, compute_dtype
-from jaxdiff.options import CondDropout, Decay, Encoder, File, Help, Natural, Run, Source, Width
+from jaxdiff.options import CondDropout, Decay, Encoder, File, Help, Natural, Run, Source, Width, refuse_unused
 
 
 def experiment(
@@ -47,6 +47,8 @@ def experiment(
     model = models.of(
         network, process, jd.parameterize.velocity, shape=shape, condition=condition, autoencoder=vae, text=of_text
     )
+    if not condition.null:
+        refuse_unused(experiment, "data without captions and classes", cond_dropout=cond_dropout)
     dropout: Any = {"null_cond": condition.null, "cond_dropout": cond_dropout} if condition.null else {}
     apply, times = condition.encoded(model.apply), jd.times.stratified()
     loss = jd.losses.latent_loss(jd.losses.denoising_loss(apply, process, model.prediction, times=times, **dropout))

@@ -123,4 +123,6 @@ def picture_medium(pictures: data.Dataset, source: str) -> Medium:
     if getattr(pictures, "captions", None):
         features = image_features if is_installed() else None
         return media.captioned(pictures, features=features, missing=INSTALL)
+    if getattr(pictures, "reads_captions", False):  # what a sample is of is a caption, whose picture nobody knows
+        return media.images(pictures.shape, preview=20, captions=True)
     return media.images(pictures.shape, source=source if pictures.num_classes else None)

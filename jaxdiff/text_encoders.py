@@ -26,8 +26,8 @@ from jaxdiff.text import Encoded, Vocabulary
 from jaxdiff.types import Params
 
 __all__ = [
-    "TextEncoder", "condition_of", "condition_of_source", "load", "minilm", "of", "of_captions", "own", "rephrase",
-    "sentences",
+    "TextEncoder", "condition_of", "condition_of_source", "load", "minilm", "of", "of_captions", "of_source", "own",
+    "rephrase", "sentences",
 ]  # fmt: skip
 
 # Longest text of an encoder of its own, in tokens: rows of its table of positions.
@@ -84,7 +84,7 @@ def of(name: str, vocabulary: Vocabulary, *, mesh: Mesh | None = None) -> TextEn
     """
     if name == "own":
         return own(vocabulary)
-    return load(minilm() if name == "minilm" else name, length=vocabulary.length, mesh=mesh)
+    return _pretrained(name, vocabulary.length, mesh)
 
 
 def of_captions(name: str, captions: Sequence[str], *, mesh: Mesh | None = None) -> TextEncoder:
@@ -101,6 +101,28 @@ def of_captions(name: str, captions: Sequence[str], *, mesh: Mesh | None = None)
     encoder = of(name, Vocabulary.of(captions, length=LENGTH), mesh=mesh)
     encoder.tokenize(captions)  # what it refuses, it refuses now and not in the middle of a training
     return encoder
+
+
+def of_source(name: str, source: Any, *, mesh: Mesh | None = None) -> TextEncoder:
+    """Make a text encoder for a source of pictures with captions.
+
+    Args:
+        name: as for `of`; for captions that are read with their pictures a pretrained one, which takes texts of up to
+            64 tokens.
+        source: from `data.open_dataset(..., captions=True)`.
+        mesh: where a pretrained encoder lies; None is the default device.
+
+    Raises:
+        ValueError: as by `of_captions`, or "own" does not know the captions beforehand.
+    """
+    if not getattr(source, "reads_captions", False):
+        return of_captions(name, data.captions_of(source), mesh=mesh)
+    if name == "own":
+        raise ValueError(
+            "the encoder own begins with a vocabulary of all captions, and those of this data are not known "
+            "beforehand: choose minilm, or a directory of CLIP, T5 or BERT"
+        )
+    return _pretrained(name, MOST_TOKENS, mesh)
 
 
 def own(vocabulary: Vocabulary, *, width: int = 64, layers: int = 2, num_heads: int = 4) -> TextEncoder:
@@ -195,10 +217,15 @@ def condition_of_source(
 
     Returns:
         (condition, text encoder of captions).
+
+    Raises:
+        ValueError: as by `of_source`; or there are no captions, and an encoder other than "own" is asked for.
     """
-    if getattr(source, "captions", None):
-        of_text = of_captions(encoder, data.captions_of(source), mesh=mesh)
+    if getattr(source, "captions", None) or getattr(source, "reads_captions", False):
+        of_text = of_source(encoder, source, mesh=mesh)
         return condition_of(of_text, *data.preview_captions(source)), of_text
+    if encoder != "own":
+        raise ValueError(f"the encoder {encoder} is for captions, and this data has none: leave it out")
     if source.num_classes:
         return label(source.num_classes, source.class_names), None
     return none(), None
@@ -257,6 +284,10 @@ def sentences(path: Path, *, batch: int = 256, length: int = 12) -> Callable[[Se
         return np.stack([vectors[each] for each in texts])
 
     return embed
+
+
+def _pretrained(name: str, length: int, mesh: Mesh | None) -> TextEncoder:
+    return load(minilm() if name == "minilm" else name, length=length, mesh=mesh)
 
 
 def _first(encoded: Encoded, mask: Array) -> Array:

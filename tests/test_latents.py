@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
@@ -115,6 +116,19 @@ def test_the_condition_is_what_the_source_has(tmp_path):
     assert data.has_captions(folder)
     with pytest.raises(ValueError, match=r"b/0\.png has no caption"):
         data.open_dataset(folder, captions=True)
+
+
+def test_knobs_that_nothing_looks_at_are_refused(monkeypatch):
+    monkeypatch.setattr(latents, "load_autoencoder", lambda *args: linear())
+    build = partial(run.load(FOLDER / "latent.py"), autoencoder="a", **TINY)
+    for classes in (3, 0):
+        source = data.ArraySource(X, np.arange(70) % classes if classes else None, classes)
+        monkeypatch.setattr(data, "open_dataset", lambda *args, source=source, **options: source)
+        assert build().condition.choices == classes
+        with pytest.raises(ValueError, match="the encoder /nowhere is for captions, and this data has none"):
+            build(encoder="/nowhere")
+    with pytest.raises(ValueError, match=r"without captions and classes takes no --cond-dropout, got 0\.3"):
+        build(cond_dropout=0.3)
 
 
 @pytest.fixture

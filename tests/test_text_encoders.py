@@ -2,7 +2,8 @@
 
 import json
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from helpers import tiny_captions, tiny_pipeline
 
-from jaxdiff import interop, sharding, text, text_encoders
+from jaxdiff import data, interop, sharding, text, text_encoders
 from jaxdiff.drawing import Asked, Drawer
 from jaxdiff.networks.attention import Attention
 from jaxdiff.recipe import load
@@ -68,6 +69,47 @@ def test_captions_that_an_encoder_cannot_take_are_refused_before_training():
     assert text_encoders.of_captions("own", ["a cat"]).vocabulary.length == text_encoders.LENGTH
     with pytest.raises(ValueError, match="texts of up to 64 tokens, got a length of 81"):
         text_encoders.of_captions("own", ["a cat", f"{long} {long}"])
+
+
+class Reading(tiny_captions.Squares):
+    """Captions that are read with their pictures, which have classes, too."""
+
+    num_classes, class_names, reads_captions, captions = 2, (), True, None
+
+    def __init__(self):
+        pass
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        x = np.zeros(self.shape, np.uint8)
+        return {"x": x, "label": index % 2, "captions": (tiny_captions.CAPTIONS[index % 4],)}
+
+
+def test_captions_that_are_read_with_their_pictures_need_an_encoder_without_a_vocabulary(monkeypatch):
+    """By the experiments that take any encoder; what is shown of them are those of a few pictures."""
+    source, loaded = Reading(), []
+
+    def pretrained(path, *, length, mesh):
+        loaded.append((path, length))
+        own = text_encoders.own(text.Vocabulary.of(tiny_captions.CAPTIONS, length=length))
+        return own._replace(init=None, params={}, vocabulary=None)
+
+    monkeypatch.setattr(text_encoders, "load", pretrained)
+    monkeypatch.setattr(data, "open_dataset", lambda *args, **options: source)
+    build = partial(load(Path(__file__).parents[1] / "experiments" / "emoji.py"), width=8, batch=4)
+    made = build(encoder="/clip")
+    assert loaded == [("/clip", 64)] and made.condition.names == tuple(tiny_captions.CAPTIONS * 3)
+    stream = made.training.batches(0)
+    batch = next(stream)
+    assert batch.keys() == {"x", "ids", "mask"} and batch["mask"].sum(1).tolist() == [7] * 4
+    condition, of_text = text_encoders.condition_of_source(source, "/clip")
+    assert condition.names == made.condition.names and of_text.init is None
+    assert made.medium.evaluator is None  # its classes are not what a sample is of
+    for make in (build, partial(text_encoders.condition_of_source, source)):
+        with pytest.raises(ValueError, match=r"the encoder own .* are not known beforehand: choose minilm"):
+            make()
 
 
 def test_unknown_words_become_their_nearest_and_that_is_said(capsys, monkeypatch):

@@ -110,15 +110,21 @@ def preview_captions(source: Any, count: int = 20) -> tuple[list[str], list[str]
 
     Args:
         source: from `open_dataset(..., captions=True)`.
-        count: of captions of a source that holds none out, spread evenly.
+        count: of captions of a source that holds none out, spread evenly; of one that reads them with its images, they
+            are the first ones of so many examples.
 
     Returns:
         (of training, held out).
+
+    Raises:
+        ValueError: it has no captions, or an example cannot be read.
     """
     previews = getattr(source, "previews", None)
     if previews is not None:
         shown, held_out = ([each.caption for each in previews if each.held_out == held] for held in (False, True))
         return shown, held_out
+    if getattr(source, "reads_captions", False):
+        return [source[i]["captions"][0] for i in range(0, len(source), -(-len(source) // count))], []
     captions = captions_of(source)
     return captions[:: -(-len(captions) // count)], []
 

@@ -73,6 +73,10 @@ class Hinted:
         return getattr(self.images, "captions", None)
 
     @property
+    def reads_captions(self) -> bool:
+        return getattr(self.images, "reads_captions", False)
+
+    @property
     def previews(self) -> Any:
         return getattr(self.images, "previews", None)
 

@@ -34,11 +34,12 @@ class NpzShards:
         """
         self.folder = Path(folder)
         self.example = dict(example)
-        self.captions = captions
+        self._captions = captions
+        self.reads_captions = bool(captions)
 
     def __reduce__(self):
         # A worker maps the files itself: pickling would send mapped arrays in full.
-        return functools.partial(NpzShards, captions=self.captions), (self.folder, self.example)
+        return functools.partial(NpzShards, captions=self._captions), (self.folder, self.example)
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -53,8 +54,8 @@ class NpzShards:
         example: dict[str, Any] = {
             name: np.asarray(arrays[name][position], spec.dtype) for name, spec in self.example.items()
         }
-        if self.captions:
-            texts = np.ravel(arrays[self.captions][position]).tolist()
+        if self._captions:
+            texts = np.ravel(arrays[self._captions][position]).tolist()
             (example["captions"],) = check_captions([texts], [f"example {index} of {self.folder}"])
         return example
 
@@ -73,15 +74,15 @@ class NpzShards:
 
     def _open(self, path: Path) -> "_Shard":
         arrays, entries = map_npz(path)
-        names = [*self.example, *filter(None, [self.captions])]
+        names = [*self.example, *filter(None, [self._captions])]
         missing = sorted(set(names) - arrays.keys())
         if missing:
             raise ValueError(f"{path} must hold {', '.join(names)}; it lacks {', '.join(missing)}")
         arrays = {name: arrays[name] for name in names}
-        if self.captions and (arrays[self.captions].dtype.kind != "U" or arrays[self.captions].ndim > 2):
-            found = arrays[self.captions]
+        if self._captions and (arrays[self._captions].dtype.kind != "U" or arrays[self._captions].ndim > 2):
+            found = arrays[self._captions]
             raise ValueError(
-                f"{self.captions!r} in {path} must be strings [N] or [N, K], got {found.dtype}{list(found.shape)}"
+                f"{self._captions!r} in {path} must be strings [N] or [N, K], got {found.dtype}{list(found.shape)}"
             )
         for name, spec in self.example.items():
             array = arrays[name]

@@ -51,6 +51,10 @@ class Skipping:
         return getattr(self.source, "captions", None)
 
     @property
+    def reads_captions(self) -> bool:
+        return getattr(self.source, "reads_captions", False)
+
+    @property
     def previews(self) -> Any:
         return getattr(self.source, "previews", None)
 

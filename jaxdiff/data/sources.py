@@ -46,7 +46,8 @@ class Dataset(Examples, Protocol):
     With captions, examples have "captions", too: a tuple of strings, at least one.
 
     Attributes:
-        captions: of each example, or texts of the same words; a set that reads them with the images has no such list.
+        captions: of each example, or texts of the same words; a set that reads them with the images has no such list,
+            and `reads_captions` is True.
         shape: (H, W, C).
         num_classes: labels are 0..num_classes - 1; 0: no labels.
         class_names: one for each class; empty if unknown.
@@ -171,15 +172,16 @@ def open_dataset(
     return _fashion_mnist(split, size, channels)
 
 
-def has_captions(name: str, split: str = "train") -> bool:
-    """Return whether a data set's pictures have captions that are known beforehand.
+def has_captions(name: str, split: str = "train", *, data_dir: str | None = None) -> bool:
+    """Return whether a data set's pictures have captions, those of "tfds:" in a feature with one of the usual names.
 
     Args:
         name: as for `open_dataset`.
         split: as for `open_dataset`.
+        data_dir: as for `open_dataset`.
 
     Raises:
-        ValueError: a folder or its split does not exist.
+        ValueError: a folder or its split does not exist, or tensorflow-datasets has no such set.
     """
     kind, _, rest = name.partition(":")
     if kind == "folder" and rest:
@@ -187,6 +189,10 @@ def has_captions(name: str, split: str = "train") -> bool:
 
         folder = find_split(rest, split)
         return (folder / METADATA).is_file() or any(p.with_suffix(".txt").is_file() for p in images_in(folder))
+    if kind == "tfds" and rest:
+        from jaxdiff.data import tfds
+
+        return tfds.has_captions(rest, data_dir)
     return kind in ("compositions", "noto", "openmoji", "twemoji", "twemoji64")
 
 

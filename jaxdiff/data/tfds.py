@@ -51,6 +51,7 @@ class TfdsSource:
         self.class_names = tuple(features[self._label].names) if self._label else ()
         self.num_classes = len(self.class_names)
         self._text = _find_text(features, name, captions) if captions else None
+        self.reads_captions = self._text is not None
 
         height, width, depth = features[self._image].shape
         if size is None and None in (height, width):
@@ -87,6 +88,15 @@ class TfdsSource:
             texts = [text.decode() if isinstance(text, bytes) else str(text) for text in np.ravel(record)]
             (example["captions"],) = check_captions([texts], [f"example {index} of {self._name}"])
         return example
+
+
+def has_captions(name: str, data_dir: str | None = None) -> bool:
+    """Whether a set has a feature of texts with one of the usual names of captions; others may be names of files.
+
+    Raises:
+        ValueError: the set is unknown.
+    """
+    return bool(_usual_texts(_find_builder(name, data_dir).info.features))
 
 
 def _find_builder(name: str, data_dir: str | None):
@@ -130,16 +140,21 @@ def _find(features, usual: str, accepts) -> str | None:
 
 def _find_text(features, name: str, captions: bool | str) -> str:
     """Name of the feature of captions: `captions`, otherwise one of the usual names, otherwise the only one."""
-    found = dict(_texts(features))
+    found = list(dict(_texts(features)))
     if isinstance(captions, str):
-        usual = [captions] if captions in found else []
+        chosen = [captions] if captions in found else []
     else:
-        usual = [each for each in ("captions", "caption", "text", "captions/text") if each in found] or list(found)
-        usual = usual[:1] if len(found) == 1 or usual != list(found) else []
-    if not usual:
+        chosen = _usual_texts(features) or (found if len(found) == 1 else [])
+    if not chosen:
         asked = f" {captions!r}" if isinstance(captions, str) else ""
         raise ValueError(f"{name} has no feature{asked} of captions; its features of texts are: {', '.join(found)}")
-    return usual[0]
+    return chosen[0]
+
+
+def _usual_texts(features) -> list[str]:
+    """Names of features of texts that captions usually have."""
+    found = dict(_texts(features))
+    return [name for name in ("captions", "caption", "text", "captions/text") if name in found]
 
 
 def _texts(features, above: str = ""):

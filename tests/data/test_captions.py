@@ -1,6 +1,7 @@
 """Captions of images: every source has them for every image or says which lacks one, and the draw is the stream's."""
 
 import json
+import pickle
 from types import SimpleNamespace
 
 import numpy as np
@@ -97,6 +98,10 @@ def test_shards_with_captions(tmp_path):
     source = data.NpzShards(tmp_path, spec, captions="text")
     assert captions_of(source) == [("cat", "grey cat"), ("dog",), ("bird",)]
     assert set(data.NpzShards(tmp_path, spec)[0]) == {"mean"}
+    for made in (source, pickle.loads(pickle.dumps(source)), data.Skipping(source, 1)):
+        assert data.preview_captions(made, 2) == (["cat", "bird"], [])
+        with pytest.raises(ValueError, match="not known beforehand"):
+            data.captions_of(made)
     stream = data.batches(source, 3, seed=0, encode=lengths)
     batch = next(stream)
     stream.close()

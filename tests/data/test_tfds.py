@@ -209,5 +209,11 @@ def test_captions_are_a_feature_of_texts(data_dir):
         captions(captions="title")
     with pytest.raises(ValueError, match=r"no feature 'image' of captions; .*: captions, title, more/raw"):
         captions(captions="image")
+    assert data.has_captions("tfds:tiny_captions", data_dir=data_dir)
+    for name in ("tiny_blobs", "cifar10"):  # the texts of cifar10 are names of its images
+        assert not data.has_captions(f"tfds:{name}", data_dir=data_dir)
+    source = data.open_dataset("tfds:tiny_captions", data_dir=data_dir, captions=True)
+    shown, held_out = data.preview_captions(source, 5)
+    assert shown == [source[i]["captions"][0] for i in range(0, 10, 2)] and held_out == []
     with pytest.raises(ValueError, match="tiny_blobs has no feature of captions"):
         data.open_dataset("tfds:tiny_blobs", data_dir=data_dir, captions=True)
