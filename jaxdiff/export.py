@@ -73,14 +73,14 @@ def export_sampler(
         most = f"{MAX_EMBEDDED_BYTES / 2**30:.2f} GiB fit into a file"
         raise ValueError(f"the weights take {size / 2**30:.2f} GiB and {most}: use --no-embed-weights")
     condition = experiment.condition
-    told = "guidance" in condition.bounds  # the scale is an input of the network
+    takes_scale = "guidance" in condition.bounds  # the scale is an input of the network
     known = experiment.sampling is not None and condition.null is not None
-    guided = not told and (known if guidance is None else guidance != 1)
+    guided = not takes_scale and (known if guidance is None else guidance != 1)
     generate = sampler(experiment.model, experiment.sampling, condition, experiment.medium, guided=guided)
     (b,) = jax.export.symbolic_shape("b")
     shapes: dict[str, Any] = {"seed": ShapeDtypeStruct((), jnp.int32), "index": ShapeDtypeStruct((b,), jnp.int32)}
     shapes |= {name: ShapeDtypeStruct((b, *spec.shape), spec.dtype) for name, spec in condition.spec.items()}
-    if told or guided:
+    if takes_scale or guided:
         shapes["guidance"] = ShapeDtypeStruct((), jnp.float32)
     if guidance is not None:
         shapes.pop("guidance", None)
@@ -91,7 +91,7 @@ def export_sampler(
         # The barrier keeps the compiler from computing with constants on its own, for minutes and to other roundings.
         tree = jax.lax.optimization_barrier(params) if weights is None else _tree(weights, params)
         scale = 1.0 if guidance is None else guidance
-        if told:
+        if takes_scale:
             cond["guidance"] = jnp.full(index.shape, scale, jnp.float32)
         return generate(tree, keys_at(jax.random.key(seed), index), cond, scale)
 

@@ -29,14 +29,14 @@ def guidance_scale(condition: Condition, scale: float, max_scale: float) -> Cond
     if not 1 <= scale <= max_scale:
         raise ValueError(f"this network has learned guidance from 1 to {max_scale:g}, got {scale:g}")
 
-    def told(cond: Cond) -> Cond:
+    def with_scale(cond: Cond) -> Cond:
         return {**cond, "guidance": np.full(len(jax.tree.leaves(cond)[0]), scale, np.float32)}
 
     return replace(
         condition,
         spec={**condition.spec, "guidance": jax.ShapeDtypeStruct((), jnp.float32)},
-        choose=lambda index: told(condition.choose(index)),
-        parse=lambda words: told(condition.parse(words)),
+        choose=lambda index: with_scale(condition.choose(index)),
+        parse=lambda words: with_scale(condition.parse(words)),
         unasked=(*dict.fromkeys((*condition.unasked, "guidance")),),
         bounds={**condition.bounds, "guidance": (1.0, max_scale)},
     )
