@@ -79,7 +79,7 @@ def measured(folder: Path) -> list[str]:
     if any("attentions" in name for name in trees.flatten(params)):
         for ratio in (0.25, 0.5):
             apply = networks.control_attention(model.apply, networks.merged_tokens(ratio, least=1))
-            cases.append((f"`merged_tokens({ratio})`", STEPS, plain(apply, STEPS)))
+            cases.append((f"`merged_tokens({ratio}, least=1)`", STEPS, plain(apply, STEPS)))
 
     lines, expected, first = [], None, None
     for name, steps, draw in cases:
