@@ -12,7 +12,7 @@ from jaxdiff.checks import factory
 from jaxdiff.levels import Level, safe_sqrt
 from jaxdiff.noise import white
 from jaxdiff.solvers.adams import weights
-from jaxdiff.solvers.base import Solver, check_order, lambda_step, prepend
+from jaxdiff.solvers.base import Solver, check_lower_order_final, check_order, lambda_step, prepend, steps_left
 from jaxdiff.types import Denoiser, NoiseSampler
 
 __all__ = ["er_noise_scale", "er_sde"]
@@ -29,7 +29,7 @@ def er_noise_scale(rho: Array) -> Array:
 @factory
 def er_sde(
     order: int = 3, log_scale: Callable[[Array], Array] = er_noise_scale, s_noise: float | Array = 1.0, *,
-    noise_sampler: NoiseSampler = white,
+    noise_sampler: NoiseSampler = white, lower_order_final: Level | None = None,
 ) -> Solver:  # fmt: skip
     """ER-SDE-Solver-1, 2 and 3 (Cui et al. 2023, arXiv:2309.06169), for any process by rho = sigma / alpha.
 
@@ -44,15 +44,17 @@ def er_sde(
             is the ODE, log(rho) the reverse SDE.
         s_noise: factor of the noise's standard deviation; may be traced.
         noise_sampler: `noise.white`, or `noise.brownian(key)` for a path that does not depend on the number of steps.
+        lower_order_final: as for `dpmpp_2m`.
 
     Returns:
         a solver of weak order 2 (1 for order 1) with one evaluation per step; the first steps are of a lower order, and
         the step to sigma = 0 of order 1.
 
     Raises:
-        ValueError: order is not 1, 2 or 3.
+        ValueError: order is not 1, 2 or 3; `lower_order_final` is no grid.
     """
     check_order("er_sde", order, 1, 2, 3)
+    check_lower_order_final(lower_order_final)
 
     def init(x: Array) -> tuple[Array, Array]:
         return jnp.zeros((order - 1, *x.shape), x.dtype), jnp.full(order - 1, -jnp.inf, x.dtype)
@@ -67,7 +69,8 @@ def er_sde(
         new = nxt.sigma / cur.sigma * jnp.exp(log_kept) * x - nxt.alpha * jnp.expm1(cur.lam - nxt.lam + log_kept) * x0
         if order > 1:
             lam = jnp.where(finite, cur.lam, 0)
-            usable = jnp.isfinite(lams) & finite
+            allowed = jnp.arange(order - 1, dtype=jnp.int32) < steps_left(lower_order_final, cur) - 1
+            usable = jnp.isfinite(lams) & finite & allowed
             # (rho - rho_t) / (rho_s - rho_t) of past levels; those that are not usable get other, distinct values.
             v = jnp.expm1(lam - jnp.where(usable, lams, lam)) / jnp.expm1(-h)
             v = jnp.concatenate([jnp.zeros(1, x.dtype), jnp.where(usable, v, 2 + jnp.arange(order - 1, dtype=x.dtype))])

@@ -32,18 +32,23 @@ _WEIGHTS = np.array([[24, 0, 0, 0], [36, -12, 0, 0], [46, -32, 10, 0], [55, -59,
 
 
 @factory
-def pndm(process: Process | None = None) -> Solver:
+def pndm(process: Process | None = None, *, lower_order_final: Level | None = None) -> Solver:
     """PNDM with three pseudo Runge-Kutta steps first (F-PNDM; Liu et al. 2022, arXiv:2202.09778, algorithm 2).
 
     Args:
         process: gives the inner point of Runge-Kutta steps, at the midpoint in time, as in the paper. Without it the
             midpoint is interpolated linearly, which is the same for EDM and Flow.
+        lower_order_final: as for `dpmpp_2m`; Runge-Kutta steps stay as they are.
 
     Returns:
         a solver of order 2 (order 4 for equal steps in sigma / alpha, which the weights assume) with one evaluation per
         step, and four in each of the first three steps.
+
+    Raises:
+        ValueError: `lower_order_final` is no grid.
     """
-    return _adams(4, (0.0, 0.5, 0.5, 1.0), (1 / 6, 1 / 3, 1 / 3, 1 / 6), steps=3, process=process)
+    points, weights = (0.0, 0.5, 0.5, 1.0), (1 / 6, 1 / 3, 1 / 3, 1 / 6)
+    return _adams(4, points, weights, steps=3, process=process, lower_order_final=lower_order_final)
 
 
 @factory

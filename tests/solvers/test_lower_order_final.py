@@ -60,6 +60,7 @@ def test_it_is_what_the_schedulers_do(ours, kind, fields):
     ("high", "low"),
     [
         (solvers.lms, partial(solvers.lms, 2)),
+        pytest.param(solvers.er_sde, partial(solvers.er_sde, 2), marks=pytest.mark.slow),
         pytest.param(solvers.ipndm, partial(solvers.ipndm, 2), marks=pytest.mark.slow),
         pytest.param(partial(solvers.deis, 3), solvers.deis, marks=pytest.mark.slow),
         pytest.param(solvers.dpmpp_3m_sde, partial(solvers.dpmpp_2m_sde, variant="heun"), marks=pytest.mark.slow),
@@ -76,12 +77,26 @@ def test_of_four_steps_the_orders_are_1_2_2_1(high, low):
     np.testing.assert_allclose(path(rational, high, levels), path(rational, low, levels), rtol=1e-12)
 
 
-@pytest.mark.parametrize("factory", [solvers.plms, pytest.param(solvers.lms, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "factory",
+    [
+        solvers.plms,
+        *(
+            pytest.param(factory, marks=pytest.mark.slow)
+            for factory in (solvers.lms, solvers.pndm, partial(solvers.er_sde, log_scale=jnp.zeros_like))
+        ),
+    ],
+)
 def test_the_last_step_is_of_order_1(factory):
+    """And the one before it is not."""
     levels = config("DPMSolverMultistepScheduler", final_sigmas_type="sigma_min").sampling.grid(6)
-    cur, nxt = (levels.at(i) for i in (-2, -1))
-    before, after = path(rational, factory, levels)[-2:]
-    np.testing.assert_allclose(after, solvers.ddim().step(rational, KEY, before, (), cur, nxt)[0], rtol=1e-9)
+    earlier, before, after = path(rational, factory, levels)[-3:]
+    last, other = (
+        solvers.ddim().step(rational, KEY, x, (), levels.at(i), levels.at(i + 1))[0]
+        for x, i in ((before, 5), (earlier, 4))
+    )
+    np.testing.assert_allclose(after, last, rtol=1e-9)
+    assert not np.allclose(before, other, rtol=1e-3)
 
 
 def test_a_grid_may_repeat_its_last_level():
@@ -94,7 +109,8 @@ def test_a_grid_may_repeat_its_last_level():
 
 
 def test_true_is_no_grid():
-    for factory in (solvers.dpmpp_2m, solvers.unipc, solvers.deis, solvers.lms, solvers.ipndm, solvers.plms):
+    of = "dpmpp_2m dpmpp_3m dpmpp_2m_sde dpmpp_3m_sde unipc sa_solver deis lms ipndm plms pndm er_sde"
+    for factory in (getattr(solvers, name) for name in of.split()):
         with pytest.raises(ValueError, match=r"must be the grid that is passed to sample, or None .*, got True"):
             factory(lower_order_final=True)
 
