@@ -70,21 +70,21 @@ def test_an_example_is_its_own_also_where_another_takes_longer():
 @pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_the_window_is_split_over_devices():
-    mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:4]), ("time",))
+    mesh = jd.train.make_mesh()
     run = lambda axis: jax.jit(  # noqa: E731
         lambda x: jd.sample_parallel(
-            BLOB.denoise, jd.solvers.ddim(), LEVELS, x, KEYS, window=12, tolerance=1e-4, axis=axis
+            BLOB.denoise, jd.solvers.ddim(), LEVELS, x, KEYS, window=16, tolerance=1e-4, axis=axis
         )
     )
     x = jnp.asarray(X)
     expected = run(None)(x)
     x = jax.device_put(x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
     with jd.sharding.use_mesh(mesh):
-        text = run("time").lower(x).compile().as_text()
-        got = run("time")(x)
+        compiled = run("data").lower(x).compile()
+        text, got = compiled.as_text(), compiled(x)
     np.testing.assert_allclose(got[0], expected[0], atol=1e-12)
     np.testing.assert_array_equal(got[1], expected[1])
-    assert "f64[3,3,2]" in text  # a device's part of the window, [12 / 4, B, d]
+    assert "f64[2,3,2]" in text  # a device's part of the window, [16 / 8, B, d]
 
 
 @pytest.mark.slow
@@ -137,10 +137,11 @@ def test_predictions_that_pure_noise_does_not_determine_are_refused():
 
 
 def test_mistakes():
-    x = jnp.asarray(X, jnp.float32)
+    x, whole = jnp.asarray(X, jnp.float32), jd.inverse.operators.mask(jnp.ones(X.shape[1]))
     for options, words in (
         ({"solver": jd.solvers.dpmpp_2m()}, r"dpmpp_2m\(\).* remembers earlier steps"),
-        ({"solver": jd.solvers.restart()}, "does not take examples at levels of their own"),
+        ({"solver": jd.solvers.restart()}, "a restart does not take examples at levels of their own"),
+        ({"solver": jd.inverse.replace(jd.solvers.ddim(), whole, x, resample=1)}, "of inverse.replace resample=0"),
         ({"solver": jd.solvers.ddim(1.0), "key": KEYS[0]}, "give one key for each example"),
         ({"window": 0}, "window must be a number of steps, from 1 to the grid's 24, got 0"),
         ({"window": 25}, "got 25"),

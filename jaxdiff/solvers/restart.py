@@ -41,7 +41,8 @@ def restart(solver: Solver | None = None, interval: Level | None = None, repeats
         interval without a history and continues with that of the interval (with intervals of one step its order is 1).
 
     Raises:
-        ValueError: repeats < 0, or `interval` is not a grid; from a step, noise that does not depend on the key.
+        ValueError: repeats < 0, or `interval` is not a grid; from a step, noise that does not depend on the key, or
+            levels that are not those of the whole batch.
     """
     inner = heun() if solver is None else solver
     check_solver(inner)
@@ -51,6 +52,11 @@ def restart(solver: Solver | None = None, interval: Level | None = None, repeats
         raise ValueError(f"an interval is a Level with fields [M + 1], got shapes {list(map(np.shape, interval))}")
 
     def step(denoise: Denoiser, key: Array, x: Array, state, cur: Level, nxt: Level):
+        if jnp.ndim(nxt.sigma):
+            raise ValueError(
+                "a restart does not take examples at levels of their own, as sample_parallel and stream do: take a "
+                "solver without one, such as ddim, and of inverse.replace resample=0"
+            )
         if repeats:
             check_new_noise(inner, key, x, state, cur, nxt)
         x, state = inner.step(denoise, fold_in(key, 0), x, state, cur, nxt)
