@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.checks import check_called, check_number
-from jaxdiff.inverse.base import check_operator, check_std, measure
+from jaxdiff.inverse.base import check_attained, check_operator, check_std, measure
 from jaxdiff.inverse.operators.base import Operator, reciprocal
 from jaxdiff.levels import Level, append_axes, from_x0, safe_sqrt
 from jaxdiff.noise import white
@@ -29,7 +29,9 @@ def ddrm(
 
     With A = U S V^T, a direction of singular value s has the measurement u^T y / s, of noise std / s. Where that is
     less than the level's, the measurement is taken, with as much noise as is missing; where it is more, it takes the
-    part of eps_hat; where s = 0, there is DDIM. All in x / alpha, so for any process.
+    part of eps_hat; where s = 0, there is DDIM. All in x / alpha, so for any process. Without noise and with eta = 0 it
+    is right for Gaussian data of one variance, in the limit of many steps; with another eta, what A does not see has
+    (1 + (1 - eta^2)^1/2) / 2 of its variance there: 0.76 with the paper's 0.85.
 
     Args:
         operator: A with a decomposition: mask, average, blur, matrix, or Fourier of complex pictures and one coil.
@@ -44,11 +46,12 @@ def ddrm(
         sigma = 0.
 
     Raises:
-        ValueError: an operator without a decomposition, y of another shape than A x or not 0 where nothing is measured,
-            std < 0, eta or eta_b outside [0, 1], a noise sampler that was not called.
+        ValueError: an operator without a decomposition, y or std as for `tmpd`, eta or eta_b outside [0, 1], a noise
+            sampler that was not called.
     """
     check_operator(operator, y)
     check_std(std)
+    check_attained(operator, y, std)
     check_number("eta", eta, low=0, high=1)
     check_number("eta_b", eta_b, low=0, high=1)
     check_called("noise_sampler", noise_sampler)

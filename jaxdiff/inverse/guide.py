@@ -99,8 +99,8 @@ def dps_normalized(solver: Solver, operator: Operator, y: Array, scale: float | 
         no order.
 
     Raises:
-        ValueError: not a solver or an operator, a solver of flow maps, y of another shape than A x or not 0 where
-            nothing is measured, or a scale that is not finite.
+        ValueError: not a solver or an operator, a solver of flow maps, y that is not finite, of another shape than A x
+            or not 0 where nothing is measured, or a scale that is not finite.
     """
     check_solver(solver)
     check_operator(operator, y)

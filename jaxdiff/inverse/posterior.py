@@ -16,7 +16,9 @@ and then inside the inverse:
 | `ddnm` | I | A A^T, std = 0 | of variance p I, y without noise |
 
 Each answers with a denoiser: any solver, guidance, grid and process goes with it. Errors of an approximate C fade with
-the noise that a stochastic solver draws: `solvers.ddim(eta=1.0)` has about half of an ODE solver's.
+the noise that a stochastic solver draws. In the limit of many steps `solvers.ddim(eta=1.0)` has 0.5 to 0.8 of an ODE
+solver's errors with `pigdm`, `dps` and `diffpir`, in mean and in covariance, for the Gaussian data of the tests, of
+variances 4 to 0.05; 0.3 to 1.2 of them with other draws of such a problem.
 """
 
 from __future__ import annotations
@@ -29,7 +31,15 @@ from jax import Array
 
 from jaxdiff.checks import check_number
 from jaxdiff.guidance.base import Scale, check_denoisers, join_variance, scale_at, split_variance
-from jaxdiff.inverse.base import check_operator, check_std, jacobian, measure, tweedie_factor, variance_of
+from jaxdiff.inverse.base import (
+    check_attained,
+    check_operator,
+    check_std,
+    jacobian,
+    measure,
+    tweedie_factor,
+    variance_of,
+)
 from jaxdiff.inverse.operators.base import Operator, check_count, conjugate_gradients, times
 from jaxdiff.levels import Level
 from jaxdiff.types import Denoiser
@@ -63,8 +73,9 @@ def tmpd(
         the denoiser of the posterior, without correction at pure noise (alpha = 0). A learned variance stays.
 
     Raises:
-        ValueError: std < 0, y of another shape than A x or not 0 where nothing is measured, iterations < 1, or a
-            scale as for `guidance.cfg`.
+        ValueError: std < 0, y that is not finite, of another shape than A x or not 0 where nothing is measured,
+            iterations < 1, or a scale as for `guidance.cfg`; with a std of 0 and an operator with a decomposition, y
+            that is A x of no x. Values that are traced are not looked at.
     """
     _check(denoise, operator, y, std, scale)
     check_count("iterations", iterations)
@@ -206,4 +217,5 @@ def _check(denoise: Denoiser, operator: Operator, y: Array, std: float | Array, 
     check_denoisers(denoise=denoise)
     check_operator(operator, y)
     check_std(std)
+    check_attained(operator, y, std)
     check_number("scale", scale)

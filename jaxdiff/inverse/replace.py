@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 from jax import Array
 
-from jaxdiff.inverse.base import check_operator, measure
+from jaxdiff.inverse.base import check_attained, check_operator, measure
 from jaxdiff.inverse.guide import dps_normalized
 from jaxdiff.inverse.operators.base import Operator, check_count
 from jaxdiff.levels import Level
@@ -22,8 +22,9 @@ def replace(solver: Solver, operator: Operator, y: Array, *, resample: int = 0, 
 
     Song et al. 2020 (arXiv:2011.13456, appendix I.2) for a mask; RePaint (Lugmayr et al. 2022, arXiv:2201.09865,
     algorithm 1) with jumps of one step: noise is added back to the step's first level, and the step taken again, which
-    harmonizes the new with the known. Replacement alone draws from no posterior; its error falls with the number of
-    resamplings. For jumps of several steps see `solvers.restart` around this solver.
+    harmonizes the new with the known. Replacement alone draws from no posterior; with more resamplings its mean
+    nears the posterior's, and its spread shrinks unless there are many steps. For jumps of several steps see
+    `solvers.restart` around this solver.
 
     Args:
         solver: the solver of a step; without a history if it is taken again.
@@ -37,11 +38,12 @@ def replace(solver: Solver, operator: Operator, y: Array, *, resample: int = 0, 
         a solver, after whose step to sigma = 0 A x = y. It has no order.
 
     Raises:
-        ValueError: not a solver or an operator, y of another shape than A x or not 0 where nothing is measured,
-            resample < 0, or with resample > 0 a solver with a history, or with noise of one path.
+        ValueError: not a solver or an operator, y as for `tmpd` with a std of 0, resample < 0, or with
+            resample > 0 a solver with a history, or with noise of one path.
     """
     check_solver(solver)
     check_operator(operator, y)
+    check_attained(operator, y)
     check_count("resample", resample, 0)
 
     def init(x: Array):

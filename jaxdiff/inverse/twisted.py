@@ -51,7 +51,7 @@ def twisted(operator: Operator, y: Array, std: float | Array, *, prior_std: floa
         p(y) under the model. It has no order.
 
     Raises:
-        ValueError: std <= 0, prior_std < 0, y of another shape than A x or not 0 where nothing is measured.
+        ValueError: std <= 0, prior_std < 0, or y as for `tmpd`.
     """
     check_operator(operator, y)
     check_std(std, positive=True)

@@ -50,7 +50,7 @@ def red_diff(
         the batch nothing is used, it may be {}.
 
     Raises:
-        ValueError: std <= 0, y of another shape than A x or not 0 where nothing is measured, or not a function.
+        ValueError: std <= 0, y as for `tmpd`, or not a function.
     """
     check_denoiser("denoise", denoise)
     check_process(process)

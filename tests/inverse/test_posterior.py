@@ -216,6 +216,90 @@ def test_bad_input():
         lambda: inverse.tmpd(None, operator, y, 0.1): "must be a denoiser",
         lambda: inverse.dps_normalized(rational, operator, y): "must be a Solver",
         lambda: inverse.dps_normalized(solvers.flow_map(), operator, y): "told both ends of a step",
+        # A std of any kind, and what y may be without noise.
+        lambda: inverse.dps(rational, operator, y, np.float32(0)): "std must be positive",
+        lambda: inverse.dps(rational, operator, y, jnp.zeros(1)): "std must be positive",
+        lambda: inverse.twisted(operator, y, np.zeros(1)): "std must be positive",
+        lambda: inverse.tmpd(rational, operator, y, jnp.float32(-0.1)): "std must be a finite number in",
+        lambda: inverse.tmpd(rational, operator, y, jnp.array([jnp.inf])): "std must be a finite number in",
+        lambda: inverse.tmpd(rational, operator, y.at[0, 0].set(jnp.nan), 0.1): "y must be finite",
     }.items():
         with pytest.raises(ValueError, match=words):
             make()
+    jax.eval_shape(lambda std: inverse.dps(rational, operator, y, std)(x, level), 0.0)
+
+
+def test_a_measurement_of_no_picture_is_refused_where_there_is_no_noise():
+    narrow = operators.mask(jnp.array([1.0, 0.0]))._replace(measured=None)
+    good, bad = jnp.array([[1.0, 1e-4], [1.0, 0.0]]), jnp.array([[1.0, 0.0], [1.0, 0.01]])
+    methods = {
+        "ddnm": lambda y, std: inverse.ddnm(rational, narrow, y),
+        "replace": lambda y, std: inverse.replace(solvers.ddim(), narrow, y),
+        "mcg": lambda y, std: inverse.mcg(solvers.ddim(), narrow, y),
+        "pigdm": lambda y, std: inverse.pigdm(rational, narrow, y, std),
+        "ddrm": lambda y, std: inverse.ddrm(narrow, y, std),
+        "exact": lambda y, std: inverse.exact(narrow, y, std),
+    }
+    refused = pytest.raises(ValueError, match=r"no measurement of any picture: .* by 0\.01 of its norm")
+    for make in methods.values():
+        with refused:
+            make(bad, 0.0)
+    for std in (jnp.zeros(2), np.array([0.1, 0.0])):
+        with refused:
+            methods["pigdm"](bad, std)
+    methods["ddnm"](good, 0.0)
+    methods["pigdm"](bad, 0.1)
+    methods["pigdm"](bad, np.array([0.0, 0.1]))  # the second's is noisy
+    jax.eval_shape(lambda y: methods["ddnm"](y, 0.0)(y, GRID.at(1)), bad)
+    inverse.ddnm(rational, operators.linear(lambda x: narrow.apply(x), (2,)), bad)  # solved by iterations
+
+
+@pytest.mark.slow
+def test_noise_is_a_measurement_of_some_picture_unless_there_are_fewer():
+    """A blur that has nothing of the highest frequency, more numbers than pixels; each of a picture itself is taken."""
+    rng = np.random.default_rng(0)
+    tall = jnp.asarray(rng.normal(size=(20, 16)), jnp.float32)
+    for operator, narrow in (
+        (operators.average(2), False),
+        (operators.blur(jnp.array([[0.25, 0.5, 0.25]])), True),
+        (operators.blur(jnp.array([[0.1, 0.7, 0.2]])), False),
+        (operators.matrix(tall, (4, 4, 1)), True),
+        (operators.matrix(tall[:7], (4, 4, 1)), False),
+        (operators.fourier(jnp.ones((4, 4))), False),
+    ):
+        shape = (2, 4, 4, 1 if operator.measured is None else 2)
+        y = jax.jit(operator.apply)(jnp.asarray(rng.normal(size=shape), jnp.float32))
+        inverse.ddnm(rational, operator, y)
+        noisy = y + jnp.asarray(0.1 * rng.normal(size=y.shape), y.dtype)
+        if narrow:
+            with pytest.raises(ValueError, match="no measurement of any picture"):
+                inverse.ddnm(rational, operator, noisy)
+        else:
+            inverse.ddnm(rational, operator, noisy)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("x64")
+def test_guidance_moves_by_the_gradient_of_any_loss_and_the_normalized_step_without_a_scale_is_its_solvers():
+    """Of the loss at x0_hat, by x_t: central differences; at a residual of 0, whose norm has no gradient, too."""
+    x, (level, nxt) = jnp.array([[0.3, -0.2], [1.0, 0.5]]), (jax.tree.map(jnp.float64, GRID.at(i)) for i in (1, 2))
+    scale = jnp.array([0.5, 2.0])
+
+    def loss(x0):  # intensities, and a coupling
+        return jnp.sum(jnp.square(jnp.square(x0) - 0.4), axis=1) + jnp.sin(3 * x0[:, 0] * x0[:, 1])
+
+    @jax.jit
+    def run(x):
+        denoise = inverse.guide(rational, loss, scale)
+        solver = inverse.dps_normalized(
+            solvers.ddim(), operators.mask(jnp.ones(2)), rational(x, level).at[0].add(0.1), jnp.zeros(2)
+        )
+        steps = [s.step(rational, jax.random.key(0), x, (), level, nxt)[0] for s in (solver, solvers.ddim())]
+        e = 1e-5 * jnp.eye(2)[:, None]
+        slope = [loss(rational(x + d, level)) - loss(rational(x - d, level)) for d in e]
+        return rational(x, level) - denoise(x, level), jnp.stack(slope, axis=1) / 2e-5, steps
+
+    moved, slope, (stepped, plain) = run(x)
+    factor = float(level.sigma) ** 2 / float(level.alpha)
+    np.testing.assert_allclose(moved, np.asarray(scale)[:, None] * factor * slope, rtol=1e-7)
+    np.testing.assert_allclose(stepped, plain, rtol=1e-12)
