@@ -16,6 +16,7 @@ from jax.export import Exported
 from jax.sharding import AbstractDevice, AbstractMesh
 
 from jaxdiff import trees
+from jaxdiff.conditions import guidance_scale
 from jaxdiff.experiment import Experiment
 from jaxdiff.sampler import sampler
 from jaxdiff.schema import GUIDANCE
@@ -74,6 +75,8 @@ def export_sampler(
         raise ValueError(f"the weights take {size / 2**30:.2f} GiB and {most}: use --no-embed-weights")
     condition = experiment.condition
     takes_scale = "guidance" in condition.bounds  # the scale is an input of the network
+    if takes_scale and guidance is not None:
+        guidance_scale(condition, guidance)
     known = experiment.sampling is not None and condition.null is not None
     guided = not takes_scale and (known if guidance is None else guidance != 1)
     generate = sampler(experiment.model, experiment.sampling, condition, experiment.medium, guided=guided)

@@ -39,14 +39,14 @@ def change_sampling(
 
     Args:
         experiment: the experiment.
-        guidance: scale; 1 is off.
+        guidance: scale; 1 is off, or the conditional model of a network that takes the scale.
         guidance_fn: as for `guide`.
         solver: as for `solver`.
         grid: as for `grid`.
         steps: number of steps.
 
     Returns:
-        the experiment with another `sampling`, or another scale in the condition of a network that is told it.
+        the experiment with another `sampling`, or another scale in the condition of a network that takes it.
 
     Raises:
         ValueError: a text that names nothing, a number out of range, guidance of a model without a null condition.
@@ -58,9 +58,8 @@ def change_sampling(
         if named:
             raise UserError(f"this run's examples are made in one call of its network: it has no {', '.join(named)}")
         return experiment
-    if guidance is not None and "guidance" in experiment.condition.bounds:  # the network is told it
-        _, most = experiment.condition.bounds["guidance"]
-        experiment = replace(experiment, condition=guidance_scale(experiment.condition, guidance, most))
+    if guidance is not None and "guidance" in experiment.condition.bounds:  # an input of the network
+        experiment = replace(experiment, condition=guidance_scale(experiment.condition, guidance))
         guidance = None
     changes = {
         "guidance": None if guidance is None else GUIDANCE.check("guidance", guidance),

@@ -6,7 +6,9 @@ import inspect
 import math
 import os
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -38,6 +40,7 @@ __all__ = [
     "Width",
     "absolute",
     "checked",
+    "kept_knobs",
     "refuse_unused",
 ]  # fmt: skip
 
@@ -196,6 +199,19 @@ def checked(name: str, kind: Any, value: Any) -> Any:
     return value
 
 
+_kept: ContextVar[bool] = ContextVar("kept", default=False)
+
+
+@contextmanager
+def kept_knobs() -> Iterator[None]:
+    """Within it `refuse_unused` lets all pass: a run's knobs are what they were, also where a default has changed."""
+    token = _kept.set(True)
+    try:
+        yield
+    finally:
+        _kept.reset(token)
+
+
 def refuse_unused(build: Callable[..., Any], where: str, **knobs: Any) -> None:
     """Raise ValueError if a knob that nothing looks at is not as by default.
 
@@ -204,6 +220,8 @@ def refuse_unused(build: Callable[..., Any], where: str, **knobs: Any) -> None:
         where: what else was asked for, so that nothing looks at them, such as "--low 0".
         **knobs: their values, by name.
     """
+    if _kept.get():
+        return
     for name, value in knobs.items():
         default = inspect.signature(build).parameters[name].default
         if value != default:

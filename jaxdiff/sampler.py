@@ -26,7 +26,7 @@ from jaxdiff.solvers import Solver
 if TYPE_CHECKING:
     from jaxdiff.experiment import Model
 
-__all__ = ["Begin", "Generate", "cast_for_loop", "conditional", "first_step", "sampler", "solve"]
+__all__ = ["Begin", "Generate", "cast_for_loop", "check_strength", "conditional", "first_step", "sampler", "solve"]
 
 Image = tuple[Array, Any]  # (x0, strength)
 Generate = Callable[..., Any]  # (params, keys, cond, scale, negative=None, *, image=None) -> x

@@ -64,7 +64,7 @@ def command(
         style_weight: how much of that style.
         mask: a file of the same size, white where the picture is drawn anew and black where it stays.
         outpaint: pixels to add on the left, right, top and bottom.
-        strength: share of the steps that are taken, up to 1; by default 0.6, for a part of the picture 1.
+        strength: share of the steps that are taken, from 0 to 1; by default 0.6, for a part of the picture 1.
         fit: scale the picture to cover the run's size, crop the centre and convert its colours.
         num: number of versions.
         seed: version i depends on the seed and i alone.

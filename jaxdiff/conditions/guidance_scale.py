@@ -1,4 +1,4 @@
-"""The scale of a distilled guidance, which a network is told."""
+"""The scale of a distilled guidance, as an input of a network."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxdiff.conditions.base import Cond, Condition
 __all__ = ["guidance_scale"]
 
 
-def guidance_scale(condition: Condition, scale: float, max_scale: float) -> Condition:
+def guidance_scale(condition: Condition, scale: float, max_scale: float | None = None) -> Condition:
     """Add a guidance scale to a condition, for networks with `guidance_dim` (Meng et al. 2023, arXiv:2210.03142).
 
     The network gets cond["guidance"], float32 [B]. A condition that has it already gets another scale.
@@ -21,11 +21,13 @@ def guidance_scale(condition: Condition, scale: float, max_scale: float) -> Cond
     Args:
         condition: of one entry or more.
         scale: of all examples, unless asked for otherwise; 1 is that of the conditional model.
-        max_scale: the largest that the network has learned.
+        max_scale: the largest that the network has learned; None where the condition has a scale already.
 
     Raises:
         ValueError: the scale is not in [1, max_scale].
     """
+    if max_scale is None:
+        _, max_scale = condition.bounds["guidance"]
     if not 1 <= scale <= max_scale:
         raise ValueError(f"this network has learned guidance from 1 to {max_scale:g}, got {scale:g}")
 
@@ -37,6 +39,6 @@ def guidance_scale(condition: Condition, scale: float, max_scale: float) -> Cond
         spec={**condition.spec, "guidance": jax.ShapeDtypeStruct((), jnp.float32)},
         choose=lambda index: with_scale(condition.choose(index)),
         parse=lambda words: with_scale(condition.parse(words)),
-        unasked=(*dict.fromkeys((*condition.unasked, "guidance")),),
+        unasked=tuple(sorted({*condition.unasked, "guidance"})),
         bounds={**condition.bounds, "guidance": (1.0, max_scale)},
     )

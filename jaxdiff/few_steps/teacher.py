@@ -104,7 +104,7 @@ class Teacher:
 
     @property
     def max_guidance(self) -> float:
-        """The largest scale that a network learns which is told it."""
+        """The largest scale that a network learns which takes it as an input."""
         return max(2.0, 1.5 * self.guidance)
 
 

@@ -17,7 +17,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from jaxdiff import text_to_image, train, trees
-from jaxdiff.conditions import Cond
+from jaxdiff.conditions import Cond, guidance_scale
 from jaxdiff.distributed import gather
 from jaxdiff.drawing import parameters, parsed
 from jaxdiff.experiment import Condition, Experiment, Medium, Model, Sampling, UserError, compute_dtype
@@ -116,7 +116,10 @@ class Generator:
             ValueError: guidance 0, with which the prompt counts nothing; or as by `steer`.
         """
         steering = self.steer(scale, hints)
-        cond = parsed(self.stage(scale).condition, [prompt])
+        condition = self.stage(scale).condition
+        cond = parsed(condition, [prompt])
+        if "guidance" in condition.bounds:
+            guidance_scale(condition, guidance)
         if "guidance" in cond:
             return {**cond, "guidance": np.full_like(cond["guidance"], guidance), **steering}, 1.0
         check_guided(guidance)

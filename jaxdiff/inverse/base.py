@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxdiff.checks import check_number, concrete, describe, is_traced
+from jaxdiff.checks import check_number, describe, is_traced
 from jaxdiff.guidance.base import scale_at, split_variance
 from jaxdiff.inverse.operators.base import Operator
 from jaxdiff.levels import Level
 from jaxdiff.types import Denoiser
 
-__all__ = ["check_attained", "check_operator", "check_std", "jacobian", "measure", "tweedie_factor", "variance_of"]
+__all__ = ["check_operator", "check_std", "jacobian", "measure", "tweedie_factor", "variance_of"]
 
 
 def check_operator(operator: Any, y: Any) -> None:
@@ -44,35 +44,6 @@ def check_std(std: Any, *, positive: bool = False) -> None:
     check_number("std", std if value is None else value, low=0)
     if positive and value is not None and np.any(value == 0):
         raise ValueError("std must be positive, got 0: without noise, use ddnm, or replace around a solver")
-
-
-def check_attained(operator: Operator, y: Array, std: float | Array = 0.0) -> None:
-    """Raise ValueError if y, where std is 0, is what no picture is measured as: A A^+ y, the nearest that is, differs.
-
-    Neither where something is traced nor where A is solved by iterations, which takes as long as some steps of a
-    sampler and has errors of its own. Where `operator.measured` says what there is of y, `check_operator` has seen to
-    it.
-    """
-    value, noise = _value(y), _value(std)
-    if value is None or noise is None or not np.any(noise == 0):
-        return
-    if operator.spectral is None or operator.measured is not None:
-        return
-    try:
-        nearest = concrete(jax.jit(lambda y: operator.apply(operator.adjoint(operator.solve(y, 1.0, 0.0)))))(y)
-    except TypeError:
-        return  # y has another shape than A x, which `measure` says
-    fitted = _value(nearest)
-    if fitted is None or fitted.shape != value.shape:
-        return
-    exact = np.broadcast_to(noise == 0, len(y)) if noise.ndim else slice(None)
-    size = lambda v: np.linalg.norm(v[exact].reshape(len(v[exact]), -1), axis=1).max()  # noqa: E731
-    distance, norm = size(fitted - value), size(value)
-    if distance > max(1e-3, 10 * float(jnp.finfo(value.dtype).eps)) * norm:
-        raise ValueError(
-            f"y is no measurement of any picture: A A^+ y differs from it by {distance / norm:.2g} of its norm. "
-            "Without noise it has to be operator.apply(x); for a noisy one take a method with a std that is not 0"
-        )
 
 
 def _value(a: Any) -> np.ndarray | None:

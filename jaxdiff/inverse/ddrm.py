@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.checks import check_called, check_number
-from jaxdiff.inverse.base import check_attained, check_operator, check_std, measure
+from jaxdiff.inverse.base import check_operator, check_std, measure
 from jaxdiff.inverse.operators.base import Operator, reciprocal
 from jaxdiff.levels import Level, append_axes, from_x0, safe_sqrt
 from jaxdiff.noise import white
@@ -51,7 +51,6 @@ def ddrm(
     """
     check_operator(operator, y)
     check_std(std)
-    check_attained(operator, y, std)
     check_number("eta", eta, low=0, high=1)
     check_number("eta_b", eta_b, low=0, high=1)
     check_called("noise_sampler", noise_sampler)

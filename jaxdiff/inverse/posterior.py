@@ -32,7 +32,6 @@ from jax import Array
 from jaxdiff.checks import check_number
 from jaxdiff.guidance.base import Scale, check_denoisers, join_variance, scale_at, split_variance
 from jaxdiff.inverse.base import (
-    check_attained,
     check_operator,
     check_std,
     jacobian,
@@ -74,8 +73,7 @@ def tmpd(
 
     Raises:
         ValueError: std < 0, y that is not finite, of another shape than A x or not 0 where nothing is measured,
-            iterations < 1, or a scale as for `guidance.cfg`; with a std of 0 and an operator with a decomposition, y
-            that is A x of no x. Values that are traced are not looked at.
+            iterations < 1, or a scale as for `guidance.cfg`. Values that are traced are not looked at.
     """
     _check(denoise, operator, y, std, scale)
     check_count("iterations", iterations)
@@ -217,5 +215,4 @@ def _check(denoise: Denoiser, operator: Operator, y: Array, std: float | Array, 
     check_denoisers(denoise=denoise)
     check_operator(operator, y)
     check_std(std)
-    check_attained(operator, y, std)
     check_number("scale", scale)

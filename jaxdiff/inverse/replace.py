@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 from jax import Array
 
-from jaxdiff.inverse.base import check_attained, check_operator, measure
+from jaxdiff.inverse.base import check_operator, measure
 from jaxdiff.inverse.guide import dps_normalized
 from jaxdiff.inverse.operators.base import Operator, check_count
 from jaxdiff.levels import Level
@@ -38,12 +38,11 @@ def replace(solver: Solver, operator: Operator, y: Array, *, resample: int = 0, 
         a solver, after whose step to sigma = 0 A x = y. It has no order.
 
     Raises:
-        ValueError: not a solver or an operator, y as for `tmpd` with a std of 0, resample < 0, or with
+        ValueError: not a solver or an operator, y as for `tmpd`, resample < 0, or with
             resample > 0 a solver with a history, or with noise of one path.
     """
     check_solver(solver)
     check_operator(operator, y)
-    check_attained(operator, y)
     check_count("resample", resample, 0)
 
     def init(x: Array):

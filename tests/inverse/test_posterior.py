@@ -229,55 +229,6 @@ def test_bad_input():
     jax.eval_shape(lambda std: inverse.dps(rational, operator, y, std)(x, level), 0.0)
 
 
-def test_a_measurement_of_no_picture_is_refused_where_there_is_no_noise():
-    narrow = operators.mask(jnp.array([1.0, 0.0]))._replace(measured=None)
-    good, bad = jnp.array([[1.0, 1e-4], [1.0, 0.0]]), jnp.array([[1.0, 0.0], [1.0, 0.01]])
-    methods = {
-        "ddnm": lambda y, std: inverse.ddnm(rational, narrow, y),
-        "replace": lambda y, std: inverse.replace(solvers.ddim(), narrow, y),
-        "mcg": lambda y, std: inverse.mcg(solvers.ddim(), narrow, y),
-        "pigdm": lambda y, std: inverse.pigdm(rational, narrow, y, std),
-        "ddrm": lambda y, std: inverse.ddrm(narrow, y, std),
-        "exact": lambda y, std: inverse.exact(narrow, y, std),
-    }
-    refused = pytest.raises(ValueError, match=r"no measurement of any picture: .* by 0\.01 of its norm")
-    for make in methods.values():
-        with refused:
-            make(bad, 0.0)
-    for std in (jnp.zeros(2), np.array([0.1, 0.0])):
-        with refused:
-            methods["pigdm"](bad, std)
-    methods["ddnm"](good, 0.0)
-    methods["pigdm"](bad, 0.1)
-    methods["pigdm"](bad, np.array([0.0, 0.1]))  # the second's is noisy
-    jax.eval_shape(lambda y: methods["ddnm"](y, 0.0)(y, GRID.at(1)), bad)
-    inverse.ddnm(rational, operators.linear(lambda x: narrow.apply(x), (2,)), bad)  # solved by iterations
-
-
-@pytest.mark.slow
-def test_noise_is_a_measurement_of_some_picture_unless_there_are_fewer():
-    """A blur that has nothing of the highest frequency, more numbers than pixels; each of a picture itself is taken."""
-    rng = np.random.default_rng(0)
-    tall = jnp.asarray(rng.normal(size=(20, 16)), jnp.float32)
-    for operator, narrow in (
-        (operators.average(2), False),
-        (operators.blur(jnp.array([[0.25, 0.5, 0.25]])), True),
-        (operators.blur(jnp.array([[0.1, 0.7, 0.2]])), False),
-        (operators.matrix(tall, (4, 4, 1)), True),
-        (operators.matrix(tall[:7], (4, 4, 1)), False),
-        (operators.fourier(jnp.ones((4, 4))), False),
-    ):
-        shape = (2, 4, 4, 1 if operator.measured is None else 2)
-        y = jax.jit(operator.apply)(jnp.asarray(rng.normal(size=shape), jnp.float32))
-        inverse.ddnm(rational, operator, y)
-        noisy = y + jnp.asarray(0.1 * rng.normal(size=y.shape), y.dtype)
-        if narrow:
-            with pytest.raises(ValueError, match="no measurement of any picture"):
-                inverse.ddnm(rational, operator, noisy)
-        else:
-            inverse.ddnm(rational, operator, noisy)
-
-
 @pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_guidance_moves_by_the_gradient_of_any_loss_and_the_normalized_step_without_a_scale_is_its_solvers():
