@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from helpers import tiny_classes as tiny
 from helpers import tiny_pipeline
+from helpers.devices import one_device
 from helpers.untrained import unpacked
 from PIL import Image
 
@@ -232,8 +233,9 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     shoe[12:20, 4:24], mask[:, 14:] = 200, 255
     Image.fromarray(shoe).save("shoe.png")
     Image.fromarray(mask).convert("RGB").save("mask.png")  # as most programs save black and white
-    main(["edit", "fashion", "shoe.png", "--prompt", "Sneaker", "--mask", "mask.png", "--outpaint", "0", "4", "0", "0",
-          "--num", "2", "--steps", "3", "--out", "new.npz"])  # fmt: skip
+    with one_device():
+        main(["edit", "fashion", "shoe.png", "--prompt", "Sneaker", "--mask", "mask.png", "--outpaint", "0", "4", "0",
+              "0", "--num", "2", "--steps", "3", "--out", "new.npz"])  # fmt: skip
     x = np.load("new.npz")["x"]
     assert x.shape == (2, 28, 32, 1)
     np.testing.assert_array_equal(x[:, :, :14, 0], np.broadcast_to(np.float32(shoe[:, :14]) / 127.5 - 1, (2, 28, 14)))

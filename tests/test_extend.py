@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers.devices import one_device
 
 from jaxdiff import extend, train
 from jaxdiff.cli import main
@@ -57,9 +58,10 @@ def test_more_steps(mine, tmp_path, capsys):
     """The longer run is the one that would have been trained at once; its modules are the run's own."""
     run = tmp_path / "run"
     train_ = ["train", str(mine), "--workdir", str(run)]
-    main([*train_, "--steps", "2"])
-    main([*train_, "--steps", "4"])
-    main(["train", str(mine), "--workdir", str(tmp_path / "whole"), "--steps", "4"])
+    with one_device():
+        main([*train_, "--steps", "2"])
+        main([*train_, "--steps", "4"])
+        main(["train", str(mine), "--workdir", str(tmp_path / "whole"), "--steps", "4"])
     assert losses(run) == losses(tmp_path / "whole") and len(losses(run)) == 4
     assert train.read_knobs(run)["steps"] == 4
     assert "steps must be at least 4, which this run has done; got 3" in refused(capsys, *train_, "--steps", "3")

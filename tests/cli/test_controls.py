@@ -1,10 +1,12 @@
 """`jaxdiff sample DIRECTORY --prompt --control CONTROL PICTURE SCALE`."""
 
 import json
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 from helpers import tiny_pipeline as tiny
+from helpers.devices import one_device
 from PIL import Image
 
 from jaxdiff import data
@@ -116,7 +118,8 @@ def test_pictures_follow_their_hint(tmp_path):
     drawn = {}
     for kind, scale in (("edges", "0"), ("low", "0"), ("edges", "1")):
         steered = ["--control", str(control), f"{kind}:{file}", scale]
-        main([*common, "--out", str(tmp_path / "a.npz"), *steered])
+        with nullcontext() if scale == "1" else one_device():
+            main([*common, "--out", str(tmp_path / "a.npz"), *steered])
         drawn[kind, scale] = np.load(tmp_path / "a.npz")["x"]
     np.testing.assert_array_equal(drawn["edges", "0"], drawn["low", "0"])
     assert np.abs(drawn["edges", "1"] - drawn["edges", "0"]).max() > 1e-3
@@ -131,6 +134,7 @@ def test_pictures_show_an_image_of_another_size(tmp_path):
     drawn = []
     for file, scale in (("a", "1"), ("b", "1"), ("a", "0")):
         shown = ["--control", str(adapter), str(tmp_path / f"{file}.png"), scale, "--out", str(tmp_path / "x.npz")]
-        main(["sample", str(directory), "--prompt", "a cat", "--steps", "2", *shown])
+        with one_device():
+            main(["sample", str(directory), "--prompt", "a cat", "--steps", "2", *shown])
         drawn.append(np.load(tmp_path / "x.npz")["x"])
     assert all(np.abs(a - b).max() > 1e-5 for a, b in ((drawn[0], drawn[1]), (drawn[0], drawn[2])))

