@@ -6,7 +6,7 @@ import inspect
 import math
 import os
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -199,17 +199,21 @@ def checked(name: str, kind: Any, value: Any) -> Any:
     return value
 
 
-_kept: ContextVar[bool] = ContextVar("kept", default=False)
+_changed: ContextVar[frozenset[str] | None] = ContextVar("changed", default=None)
 
 
 @contextmanager
-def kept_knobs() -> Iterator[None]:
-    """Within it `refuse_unused` lets all pass: a run's knobs are what they were, also where a default has changed."""
-    token = _kept.set(True)
+def kept_knobs(changed: Iterable[str] = ()) -> Iterator[None]:
+    """Within it `refuse_unused` lets pass what a run has kept, whose defaults may have been others.
+
+    Args:
+        changed: names of the knobs that are not the run's own.
+    """
+    token = _changed.set(frozenset(changed))
     try:
         yield
     finally:
-        _kept.reset(token)
+        _changed.reset(token)
 
 
 def refuse_unused(build: Callable[..., Any], where: str, **knobs: Any) -> None:
@@ -220,10 +224,9 @@ def refuse_unused(build: Callable[..., Any], where: str, **knobs: Any) -> None:
         where: what else was asked for, so that nothing looks at them, such as "--low 0".
         **knobs: their values, by name.
     """
-    if _kept.get():
-        return
+    changed = _changed.get()
     for name, value in knobs.items():
         default = inspect.signature(build).parameters[name].default
-        if value != default:
+        if value != default and (changed is None or name in changed):
             option = f"--{name.replace('_', '-')}"
             raise ValueError(f"{where} takes no {option}, got {value!r:.80}: leave it out, its default is {default!r}")

@@ -162,7 +162,7 @@ def load_run(
     """
     workdir = Path(workdir)
     check_run(workdir)
-    with trusting(trust), options.kept_knobs():
+    with trusting(trust), options.kept_knobs(changes or ()):
         check_own(workdir / SOURCE)
         knobs = {**train.read_knobs(workdir), **(changes or {})}
         return Recipe(Script(workdir / SOURCE, kept=True), knobs).build(mesh)
