@@ -60,6 +60,8 @@ COMMANDS = {
     "sample, folder": ["sample", "RUN", "--out", "FILE/pictures"],
     "upscale": ["upscale", "RUN", "picture.png", "--out", "FILE/a.png"],
     "vary": ["vary", "RUN", "picture.png", "--out", "FILE/a.png"],
+    "edit": ["edit", "RUN", "picture.png", "--prompt", "a cat", "--out", "FILE/a.png"],
+    "imagine": ["imagine", "RUN", "a cat", "--out", "FILE/pictures"],
     "encode": ["encode", "RUN", "--out", "FILE"],
     "encode, prompts": ["encode", "RUN", "--out", "WITH", "--prompt", "a {}"],
     "convert": ["convert", "RUN", "--out", "FILE/model"],
