@@ -181,7 +181,8 @@ def test_lpips(tmp_path):
 
 @pytest.mark.parametrize("form", ["kl", "vq"])
 def test_a_new_network_is_a_folder_for_diffusers(form, tmp_path):
-    architecture = first_stage.Architecture(form=form, widths=(8, 16), codes=20, latent_channels=3, groups=4)
+    codes = {"codes": 20} if form == "vq" else {}
+    architecture = first_stage.Architecture(form=form, widths=(8, 16), latent_channels=3, groups=4, **codes)
     origin = first_stage.open_origin(architecture, (12, 16, 1))
     params = jax.tree.map(lambda a: a + np.float32(0.1), random_weights(origin.init, 0))
     origin.save(params, tmp_path, scale=0.5)
