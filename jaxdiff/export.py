@@ -77,8 +77,8 @@ def export_sampler(
     takes_scale = "guidance" in condition.bounds  # the scale is an input of the network
     if takes_scale and guidance is not None:
         guidance_scale(condition, guidance)
-    known = experiment.sampling is not None and condition.null is not None
-    guided = not takes_scale and (known if guidance is None else guidance != 1)
+    has_null = experiment.sampling is not None and condition.null is not None
+    guided = not takes_scale and (has_null if guidance is None else guidance != 1)
     generate = sampler(experiment.model, experiment.sampling, condition, experiment.medium, guided=guided)
     (b,) = jax.export.symbolic_shape("b")
     shapes: dict[str, Any] = {"seed": ShapeDtypeStruct((), jnp.int32), "index": ShapeDtypeStruct((b,), jnp.int32)}

@@ -97,9 +97,10 @@ def edit(
     stage = generator.stage(1)
     canvas, inpaint_mask = _canvas(stage, picture, mask, outpaint)
     partly = bool(inpaint_mask.any())
-    _check(prompt=prompt, source=source, method=method, style=style, partly=partly, guidance=guidance)
-    if style is None and style_weight != STYLE_WEIGHT:
-        raise UserError("a style's weight goes with a style")
+    _check(
+        prompt=prompt, source=source, method=method, style=style, style_weight=style_weight, partly=partly,
+        guidance=guidance,
+    )  # fmt: skip
     strength = (1.0 if partly else STRENGTH) if strength is None else strength
     check_strength(strength)
     shards = 1 if generator.mesh is None else num_batch_shards(generator.mesh)
@@ -135,10 +136,13 @@ def _check(
     source: str | None,
     method: Method | None,
     style: np.ndarray | None,
+    style_weight: float,
     partly: bool,
     guidance: float | None,
 ) -> None:
     """Check what goes together."""
+    if style is None and style_weight != STYLE_WEIGHT:
+        raise UserError("a style's weight goes with a style")
     if guidance is not None and prompt is None:
         raise UserError("guidance leads to a prompt, and there is none")
     if style is not None and (partly or source is not None):

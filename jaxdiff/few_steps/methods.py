@@ -109,7 +109,7 @@ def continuous_consistency(teacher: Teacher, run: Run, steps: int) -> Method:
         teacher=teacher.denoiser(),
         warmup_steps=run.steps // 2,
         difference=0.1,
-        **_exact(teacher.network),
+        jvp_apply=_in_float32(teacher.network),
     )
     return method_of(teacher, teacher.network, loss, solvers.consistency())
 
@@ -132,10 +132,10 @@ def reflow(teacher: Teacher, run: Run, steps: int) -> Method:
     return method_of(teacher, teacher.network, loss, solvers.ddim())
 
 
-def _exact(network: Any) -> dict[str, Any]:
-    """The network in float32 as `jvp_apply`, where it computes in fewer digits."""
+def _in_float32(network: Any) -> Apply | None:
+    """The network for derivatives, in float32; None where it computes in that or more digits."""
     half = jnp.finfo(getattr(network, "dtype", jnp.float32)).bits < 32
-    return {"jvp_apply": networks.as_apply(network.clone(dtype=jnp.float32))} if half else {}
+    return networks.as_apply(network.clone(dtype=jnp.float32)) if half else None
 
 
 def _clone(teacher: Teacher, **fields: Any) -> Any:
@@ -147,10 +147,10 @@ def _clone(teacher: Teacher, **fields: Any) -> Any:
     return teacher.network.clone(**fields)
 
 
-def _jumping(original: Teacher, make: Callable[..., Loss], **options: Any) -> Method:
-    """Make a method of a student that is given both ends of a step."""
+def _jumping(original: Teacher, make: Callable[..., Loss], *, apply: Apply | None = None, **options: Any) -> Method:
+    """Make a method of a student that is given both ends of a step; its loss calls it by `apply`, if that is given."""
     network = _clone(original, next_noise=True)
-    loss = make(networks.as_apply(network), original.process, original.prediction, **options)
+    loss = make(apply or networks.as_apply(network), original.process, original.prediction, **options)
     return method_of(original, network, loss, solvers.flow_map())
 
 
@@ -176,8 +176,8 @@ def _differenced(teacher: Teacher, make: Callable[..., Loss]) -> Method:
     t_max = getattr(teacher.process, "t_max", None)
     difference = None if t_max is None else DIFFERENCE * t_max  # networks of EDM are given log sigma, which is smooth
     pairs = _pairs(teacher, 0.0 if difference is None else difference)
-    exact = _exact(_clone(teacher, next_noise=True))
-    return _jumping(teacher, make, pairs=pairs, teacher=teacher.denoiser(), difference=difference, **exact)
+    jvp_apply = _in_float32(_clone(teacher, next_noise=True))
+    return _jumping(teacher, make, pairs=pairs, teacher=teacher.denoiser(), jvp_apply=jvp_apply, difference=difference)
 
 
 def _pairs(teacher: Teacher, least: float = 0.0) -> distill.TimePairs:
@@ -193,11 +193,8 @@ def _pairs(teacher: Teacher, least: float = 0.0) -> distill.TimePairs:
 
 def lagrangian(teacher: Teacher, run: Run, steps: int) -> Method:
     """Boffi et al. 2024: flow maps by the derivative with respect to the end of a step, which is learned in float32."""
-
-    def make(apply: Apply, *parts: Any, **options: Any) -> Loss:
-        return distill.lagrangian(_exact(_clone(teacher, next_noise=True)).get("jvp_apply", apply), *parts, **options)
-
-    return _jumping(teacher, make, pairs=_pairs(teacher), teacher=teacher.denoiser())
+    apply = _in_float32(_clone(teacher, next_noise=True))
+    return _jumping(teacher, distill.lagrangian, apply=apply, pairs=_pairs(teacher), teacher=teacher.denoiser())
 
 
 def eulerian(teacher: Teacher, run: Run, steps: int) -> Method:

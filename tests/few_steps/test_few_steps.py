@@ -16,7 +16,7 @@ from helpers.devices import one_device
 from helpers.untrained import untrained
 
 import jaxdiff as jd
-from jaxdiff import conditions, distill, few_steps, models, networks, run, sharding, train
+from jaxdiff import conditions, distill, few_steps, imagine, models, networks, run, sharding, train
 from jaxdiff.cli import main
 from jaxdiff.drawing import draw
 from jaxdiff.experiment import UserError
@@ -294,8 +294,14 @@ def test_a_student_that_is_told_the_scale_is_drawn_with_any(clothes):
     for made, guidance in ((asked, 2.0), (student, scale)):
         called = program.call(seed=0, index=jnp.arange(3), label=jnp.arange(3), guidance=guidance)
         np.testing.assert_allclose(called, draw(made, params, 3).x, atol=1e-5)
-    with pytest.raises(ValueError, match=f"from 1 to {1.5 * scale:g}, got 9"):
-        change_sampling(student, guidance=9.0)
+    generator = imagine.of_experiment(student, params)
+    for ask in (
+        lambda: change_sampling(student, guidance=9.0),
+        lambda: export_sampler(student, params, guidance=9.0),
+        lambda: generator.cond(1, "Bag", 9.0, ()),
+    ):
+        with pytest.raises(ValueError, match=f"from 1 to {1.5 * scale:g}, got 9"):
+            ask()
 
 
 @pytest.mark.parametrize("method", ["continuous_consistency", "eulerian", "lagrangian", "mean_flow"])
