@@ -16,11 +16,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import Array
 from PIL import Image
 
 import jaxdiff as jd
-from jaxdiff import Level, data, inverse, run, solvers
+from jaxdiff import Level, data, inverse, metrics, run, solvers, times
 from jaxdiff.experiment import Experiment
 from jaxdiff.inverse import Operator, operators
 from jaxdiff.media.classifier import load_classifier
@@ -29,6 +30,8 @@ from jaxdiff.resize import bicubic
 
 STD = 0.05  # of the noise, for pixels in [-1, 1]
 PRIOR_STD = 0.7  # of a pixel of the test set: what PiGDM and DAPS take for the data's
+INNER = 8  # steps of split Gibbs sampling from a level to clean pictures
+PARTICLES = 4  # of twisted Monte Carlo for each sample
 BEGIN, END = "<!-- table -->", "<!-- end of table -->"
 
 # (denoise, operator, y) -> (denoiser, solver); every method draws with the same noise, grid and network.
@@ -36,6 +39,7 @@ Method = Callable[[Any, Operator, Array], tuple[Any, solvers.Solver]]
 METHODS: dict[str, Method] = {
     "tmpd": lambda d, a, y: (inverse.tmpd(d, a, y, STD, iterations=5), solvers.ddim(1.0)),
     "pigdm": lambda d, a, y: (inverse.pigdm(d, a, y, STD, prior_std=PRIOR_STD), solvers.ddim(1.0)),
+    "dps": lambda d, a, y: (inverse.dps(d, a, y, STD), solvers.ddim(1.0)),
     "dps_normalized": lambda d, a, y: (d, inverse.dps_normalized(solvers.ddim(1.0), a, y, 1.0)),
     "diffpir": lambda d, a, y: (inverse.diffpir(d, a, y, STD, prior_std=PRIOR_STD), solvers.ddim(1.0)),
     "ddnm": lambda d, a, y: (inverse.ddnm(d, a, y), solvers.ddim(1.0)),
@@ -44,7 +48,10 @@ METHODS: dict[str, Method] = {
     "repaint": lambda d, a, y: (d, inverse.replace(solvers.ddim(1.0), a, y, resample=4)),
     "mcg": lambda d, a, y: (d, inverse.mcg(solvers.ddim(1.0), a, y, 1.0)),
     "daps": lambda d, a, y: (d, inverse.daps(inverse.exact(a, y, STD), prior_std=PRIOR_STD)),
+    "split_gibbs": lambda d, a, y: (d, inverse.split_gibbs(inverse.exact(a, y, STD), steps=INNER)),
+    "twisted": lambda d, a, y: (d, inverse.twisted(a, y, STD, prior_std=PRIOR_STD)),
 }
+POINT = "red_diff"  # not samples, but a picture that a loss is least for
 COLUMNS = {"psnr": 1, "ssim": 3, "distance": 2, "recognized": 3, "covered": 3}
 
 
@@ -59,28 +66,6 @@ def tasks(size: int) -> dict[str, Operator]:
         "blur": operators.blur(jnp.asarray(kernel, jnp.float32)),
         "10 %": operators.mask(jnp.asarray(rng.uniform(size=(size, size, 1)) < 0.1, jnp.float32)),
     }
-
-
-def psnr(x: np.ndarray, true: np.ndarray) -> float:
-    """The mean over pictures, in dB, of pictures in [-1, 1]."""
-    error = np.mean(np.square(np.clip(x, -1, 1) - true), axis=(1, 2, 3))
-    return float(np.mean(10 * np.log10(4 / error)))
-
-
-def ssim(x: np.ndarray, true: np.ndarray) -> float:
-    """Structural similarity with a Gaussian window of 1.5 pixels (Wang et al. 2004, eq. 13), the mean over pictures."""
-    bell = np.exp(-0.5 * np.square(np.arange(-5, 6) / 1.5))
-    bell /= bell.sum()
-
-    def mean(z: np.ndarray) -> np.ndarray:
-        for axis in (1, 2):
-            z = np.apply_along_axis(np.convolve, axis, z, bell, mode="valid")
-        return z
-
-    a, b = mean(x), mean(true)
-    var_a, var_b, cov = mean(x * x) - a * a, mean(true * true) - b * b, mean(x * true) - a * b
-    c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2
-    return float(np.mean((2 * a * b + c1) * (2 * cov + c2) / ((a * a + b * b + c1) * (var_a + var_b + c2))))
 
 
 def judge(experiment: Experiment, path: Path) -> Callable[[Any], tuple[np.ndarray, np.ndarray]]:
@@ -102,7 +87,7 @@ class Bench:
         test = data.load_arrays(data.open_dataset(arguments.source, "test", size=size), arguments.num)
         self.true, self.label = data.to_float(test["x"]), test["label"]
         self.judge = judge(self.experiment, path)
-        self.samples, self.steps = arguments.samples, arguments.steps
+        self.samples, self.steps, self.updates = arguments.samples, arguments.steps, 10 * arguments.steps
         self.tasks = tasks(size)
         self.y = {}
         for i, (name, operator) in enumerate(self.tasks.items()):
@@ -111,29 +96,51 @@ class Bench:
             self.y[name] = clean + (noise if operator.measured is None else operator.apply(noise))
 
     def draw(self, task: str, method: str) -> np.ndarray:
-        """Restorations, [samples, num, H, W, C]."""
+        """Restorations, [samples, num, H, W, C]; of what has no spread [1, num, H, W, C]."""
         model, condition, operator = self.experiment.model, self.experiment.condition, self.tasks[task]
         levels, _ = self.experiment.sampling.prepare()
         levels = Level(*(jnp.interp(jnp.linspace(0, 1, self.steps + 1), jnp.linspace(0, 1, len(f)), f) for f in levels))
 
-        def restore(params: Any, y: Array, keys: Array) -> Array:
+        def denoiser(params: Any, y: Array) -> Any:
             cond = jax.tree.map(lambda a: jnp.broadcast_to(a, (len(y), *a.shape[1:])), condition.null)
-            plain = jd.denoiser(model.apply, params, model.prediction, condition.encode(params, cond))
-            denoise, solver = METHODS[method](plain, operator, y)
-            x = jd.noise.prior(levels, jd.noise.fold_in(keys, 0), (len(y), *self.true.shape[1:]))
+            return jd.denoiser(model.apply, params, model.prediction, condition.encode(params, cond))
+
+        def restore(params: Any, y: Array, keys: Array, particles: tuple[int, ...] = ()) -> Array:
+            denoise, solver = METHODS[method](denoiser(params, y), operator, y)
+            x = jd.noise.prior(levels, jd.noise.fold_in(keys, 0), (len(y), *particles, *self.true.shape[1:]))
             return jd.sample(denoise, solver, levels, x, jd.noise.fold_in(keys, 1))
 
+        def descend(params: Any, y: Array, key: Array) -> Array:
+            denoise, adam = denoiser(params, y), optax.adam(optax.cosine_decay_schedule(0.1, self.updates))
+            loss = inverse.red_diff(denoise, model.process, operator, y, std=STD, times=times.uniform())
+            mu = operator.adjoint(y)
+
+            def update(carry: Any, i: Array) -> tuple[Any, None]:
+                grads, _ = jax.grad(loss, has_aux=True)(carry[0], jd.noise.fold_in(key, i), {})
+                updates, state = adam.update(grads, carry[1])
+                return (optax.apply_updates(carry[0], updates), state), None
+
+            return jax.lax.scan(update, (mu, adam.init(mu)), jnp.arange(self.updates))[0][0]
+
         keys = jax.random.split(jax.random.key(1), (self.samples, len(self.true)))
+        y = self.y[task]
+        if method == POINT:
+            return np.asarray(jax.jit(descend)(self.params, y, keys[0, 0]))[None]
+        if method == "twisted":
+            drawn = jax.jit(restore, static_argnums=3)(self.params, y, keys[0], (self.samples * PARTICLES,))
+            return np.asarray(drawn).swapaxes(0, 1)[::PARTICLES]
         compiled = jax.jit(restore)
-        return np.stack([np.asarray(compiled(self.params, self.y[task], k)) for k in keys])
+        return np.stack([np.asarray(compiled(self.params, y, k)) for k in keys])
 
     def measure(self, drawn: np.ndarray) -> dict[str, float]:
-        mean = drawn.mean(0)
+        mean = np.clip(drawn.mean(0), -1, 1)
         logits, features = zip(*(self.judge(np.clip(x, -1, 1)) for x in drawn), strict=True)
         true = self.judge(self.true)[1]
-        found = {"psnr": psnr(mean, self.true), "ssim": ssim(mean, self.true)}
+        found = {f.__name__: float(f(mean, self.true).mean()) for f in (metrics.psnr, metrics.ssim)}
         found["distance"] = float(np.mean([np.linalg.norm(f - true, axis=1).mean() for f in features]))
         found["recognized"] = float(np.mean([np.argmax(z, axis=1) == self.label for z in logits]))
+        if len(drawn) == 1:
+            return found
         # Of n exchangeable draws and the truth, the truth is within the others' range n - 1 times of n + 1.
         inside = (drawn.min(0) <= self.true) & (self.true <= drawn.max(0))
         return found | {"covered": float(inside[np.abs(self.true) < 0.98].mean())}
@@ -151,7 +158,7 @@ def table(found: dict, samples: int) -> str:
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for task, methods in found.items():
         for method, values in methods.items():
-            numbers = [f"{values[name]:.{digits}f}" for name, digits in COLUMNS.items()]
+            numbers = [f"{values[name]:.{digits}f}" if name in values else "" for name, digits in COLUMNS.items()]
             lines.append("| " + " | ".join([task, method, *numbers]) + " |")
     return "\n".join(lines)
 
@@ -166,7 +173,8 @@ def gallery(bench: Bench, folder: Path, found: dict, out: Path) -> None:
             if path.exists():
                 drawn = np.load(path)
                 spread = 4 * drawn.std(0) - 1
-                lines += [np.stack([bench.true, measured, *drawn[:2], spread])[:, i] for i in range(3)]
+                two = drawn[[0, min(1, len(drawn) - 1)]]
+                lines += [np.stack([bench.true, measured, *two, spread])[:, i] for i in range(3)]
     Image.fromarray(grid(np.clip(np.concatenate(lines), -1, 1), columns=15)[..., 0]).save(out)
 
 
@@ -179,7 +187,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--tasks", nargs="+", default=["centre", "4x", "blur", "10 %"])
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--methods", nargs="+", default=[*METHODS, POINT], choices=[*METHODS, POINT])
     parser.add_argument("--page", type=Path, help="write the table in this page, and a PNG of its name")
     arguments = parser.parse_args()
     folder = arguments.folder
