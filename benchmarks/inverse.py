@@ -133,6 +133,8 @@ class Bench:
         return np.stack([np.asarray(compiled(self.params, y, k)) for k in keys])
 
     def measure(self, drawn: np.ndarray) -> dict[str, float]:
+        if not np.isfinite(drawn).all():
+            return {}  # it has diverged
         mean = np.clip(drawn.mean(0), -1, 1)
         logits, features = zip(*(self.judge(np.clip(x, -1, 1)) for x in drawn), strict=True)
         true = self.judge(self.true)[1]
