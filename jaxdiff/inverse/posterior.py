@@ -83,7 +83,8 @@ def tmpd(
         factor, noise = tweedie_factor(x, level), variance_of(std, y, level)
         covariance = lambda u: factor * pull(u)  # noqa: E731
         matvec = lambda v: operator.apply(covariance(operator.adjoint(v))) + times(noise, v)  # noqa: E731
-        w = conjugate_gradients(matvec, y - measure(operator, y, x0), iterations)
+        # A network's J is nearly a covariance: where it isn't, the solution would grow without bounds.
+        w = conjugate_gradients(matvec, y - measure(operator, y, x0), iterations, least=noise)
         return join_variance(moved(x0, covariance(operator.adjoint(w)), scale, level), *variance)
 
     return posterior

@@ -173,6 +173,17 @@ def test_what_every_method_holds(method):
         assert np.linalg.norm(known * drawn - y) <= 1e-5 * np.linalg.norm(y)
 
 
+def test_a_jacobian_that_is_no_covariance_does_not_throw_a_sample_away():
+    """Of the network the variances are 1, 0.5 and, just short of making the system singular, -std^2."""
+    std, level = 0.3, jd.processes.Flow()(jnp.full(2, 0.5))
+    jacobian = jnp.array([1.0, 0.5, -(std**2) + 1e-6]) * level.alpha[0] / level.sigma[0] ** 2
+    denoise = lambda x, level: x * jacobian[None]  # noqa: E731
+    y = jnp.array([[3.0, -2.0, 1.0], [0.0, 0.0, 1.0]])
+    x0 = inverse.tmpd(denoise, operators.mask(jnp.ones(3)), y, jnp.array([std, std]))(jnp.zeros((2, 3)), level)
+    assert np.linalg.norm((y - x0)[0, :2]) < 0.5 * np.linalg.norm(y[0, :2])
+    assert np.abs(x0[:, 2]).max() < 2
+
+
 @pytest.mark.parametrize(
     "operator",
     [operators.average(2), pytest.param(operators.blur(jnp.array([[0.1, 0.7, 0.2]])), marks=pytest.mark.slow)],

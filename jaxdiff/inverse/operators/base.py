@@ -122,12 +122,14 @@ def matrix(a: Array, shape: tuple[int, ...] | None = None) -> Operator:
     return Operator(apply, adjoint, solve, spectral)
 
 
-def conjugate_gradients(matvec: Callable[[Array], Array], v: Array, iterations: int) -> Array:
+def conjugate_gradients(
+    matvec: Callable[[Array], Array], v: Array, iterations: int, *, least: float | Array = 0.0
+) -> Array:
     """Solve matvec(u) = v for each example, with a symmetric matvec that is positive semi-definite.
 
     An example whose residual has come down to rounding stays as it is, whatever the others do: it doesn't depend on
-    them. So does one for which the matvec shows no positive curvature. The solution of least norm where v is in the
-    range.
+    them. So does one whose matvec shows that it is not what it should be: no positive curvature, or less than half of
+    its least eigenvalue, as far as that is known. The solution of least norm where v is in the range.
     """
     axes = tuple(range(1, v.ndim))
     dot = lambda a, b: jnp.sum((jnp.conj(a) * b).real, axis=axes, keepdims=True)  # noqa: E731
@@ -138,7 +140,7 @@ def conjugate_gradients(matvec: Callable[[Array], Array], v: Array, iterations: 
         u, r, p, rr = carry
         q = matvec(p)
         curvature = dot(p, q)
-        go = (rr > enough) & (curvature > 0)
+        go = (rr > enough) & (curvature > 0.5 * least * dot(p, p))
         step = jnp.where(go, rr / jnp.where(go, curvature, 1), 0)
         u, r = u + times(step, p), r - times(step, q)
         new = dot(r, r)
