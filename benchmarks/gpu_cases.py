@@ -197,10 +197,21 @@ def computed(chosen: Mapping[str, Case], dtype: str) -> Iterator[tuple[str, Call
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         programs = []
         for name, case in chosen.items():
-            program, arguments = lowered(case, dtype)
-            programs.append((name, pool.submit(program.compile), arguments))
+            try:
+                program, arguments = lowered(case, dtype)
+            except Exception as error:  # of tracing for this device: it is the result's, not the other cases'
+                programs.append((name, _raise(error), ()))
+            else:
+                programs.append((name, pool.submit(program.compile).result, arguments))
         for name, compiled, arguments in programs:
-            yield name, lambda compiled=compiled, arguments=arguments: samples(compiled.result()(*arguments))
+            yield name, lambda compiled=compiled, arguments=arguments: samples(compiled()(*arguments))
+
+
+def _raise(error: Exception) -> Callable[[], Any]:
+    def call() -> Any:
+        raise error
+
+    return call
 
 
 def distance(got: np.ndarray, want: np.ndarray) -> float:

@@ -203,7 +203,8 @@ def draw(made: Model, batch: int, meter: Meter) -> None:
 def update(made: Model, meter: Meter) -> None:
     """A train step: loss, gradient, clipping, AdamW and an average; its state is donated."""
     process, prediction = jd.processes.Discrete.linear(1000), jd.parameterize.zero_based(jd.parameterize.eps)
-    loss = jd.losses.denoising_loss(networks.as_apply(made.module), process, prediction)
+    dropout = getattr(made.module, "dropout", 0) > 0
+    loss = jd.losses.denoising_loss(networks.as_apply(made.module), process, prediction, dropout=dropout)
     mesh, optimizer = train.make_mesh(devices=jax.devices()[:1]), train.adamw(1e-4)
     step = train.make_step(loss, optimizer, key=jax.random.key(0), ema=train.ema.constant(0.9999))
     like = shapes(made)

@@ -56,6 +56,12 @@ def _of_equation(eqn: Any) -> int:
         return _of_convolution(eqn)
     if name in ("convolution", "convolution_to_x", "convolution_to_kernel"):  # `networks.convolution` on a CPU
         return of_jaxpr(jax.make_jaxpr(partial(eqn.primitive.impl, **params))(*(x.aval for x in eqn.invars)))
+    if name.startswith("dot_product_attention_"):  # cuDNN's, which JAX has for CUDA alone
+        q, k = (x.aval.shape for x in eqn.invars[:2])
+        # Two products of queries, keys and features; five in the backward pass, which makes the weights again.
+        return (10 if "_bwd" in name else 4) * math.prod(q) * k[1 if params["layout"] == 0 else 2]
+    if name == "attention_tangent":  # `networks.kernels`
+        return of_jaxpr(jax.make_jaxpr(partial(eqn.primitive.impl, **params))(*(x.aval for x in eqn.invars)))
     if name == "cond":
         return max(map(of_jaxpr, params["branches"]))
     inner = sum(map(of_jaxpr, jaxprs_in_params(params)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -16,7 +17,10 @@ from jaxdiff.plan.graphs import Graphs
 from jaxdiff.plan.kernels import PARTS, Kernels, kernels
 from jaxdiff.plan.topologies import Topology
 
-GUESS = "Algorithms of products and convolutions are chosen by timing on the card: these are the compiler's guess."
+GUESS = (
+    "Algorithms of products and convolutions are chosen by timing on the card: these are the compiler's guess.\n"
+    "JAX takes 75 % of a card's memory, or the share that XLA_PYTHON_CLIENT_MEM_FRACTION says."
+)
 NOTE = "estimates of a compiler and of published peak figures, not measurements"
 
 
@@ -92,7 +96,7 @@ def estimate(program: Program, slice: Topology, mesh: Mesh, *, title: str, batch
         remat: the experiment's policy.
     """
     chip, module = slice.chip, program.module
-    capacity = None if chip is None else chip.hbm / chip.devices
+    capacity = None if chip is None else chip.hbm / chip.devices * (1 if chip.torus else _share_of_memory())
     fits = module is not None and (capacity is None or program.memory.total <= capacity)
     done = moved = roof = None
     sent: list[Collective] = []
@@ -213,6 +217,11 @@ def _graphs(graphs: Graphs) -> str:
         f"The host launches {graphs.count} CUDA graphs with {graphs.kernels} kernels, and apart from them {apart}, "
         "where a loop's body counts once."
     )
+
+
+def _share_of_memory() -> float:
+    """The share of a GPU's memory that JAX takes here: its default, or what the user has chosen."""
+    return float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", 0.75))
 
 
 def _verdict(plan: Estimate) -> str:

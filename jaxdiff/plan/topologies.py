@@ -49,6 +49,11 @@ def topology(name: str) -> Topology:
     sides = size.split("x")
     if len(sides) not in ((chip.torus,) if chip.torus else (1, 2)) or not all(map(_is_count, sides)):
         raise ValueError(f"unknown topology {name!r}: a slice of {kind} is written {kind}:{written}, as in {EXAMPLES}")
+    most = 16 if kind == "a100" else 8
+    if not chip.torus and (len(sides[-1]) > 2 or int(sides[-1]) > most):
+        raise ValueError(
+            f"a host has at most {most} {kind}, got {name!r:.80}: several hosts are written {kind}:2x{most}"
+        )
     compiler, extra = ("libtpu", "plan") if chip.torus else ("JAX's CUDA plugin", "plan-gpu")
     if not any(map(importlib.util.find_spec, ("libtpu",) if chip.torus else CUDA)):
         raise ValueError(

@@ -6,13 +6,27 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 from jax.experimental.layout import Format, Layout
-from jax.sharding import NamedSharding
+from jax.sharding import Sharding
 
 from jaxdiff import trees
 
+PLATFORM = "gpu"  # whose libraries have an order of their own
 
-def format_of(path: tuple[Any, ...], sharding: NamedSharding, x: Any) -> NamedSharding | Format:
+
+def arranged(tree: Any) -> Any:
+    """Return a tree of parameters whose arrays on GPUs lie in the order of `format_of`; these are donated."""
+
+    def move(path: tuple[Any, ...], x: Any) -> Any:
+        here = next(iter(x.devices())).platform == PLATFORM
+        wanted = format_of(path, x.sharding, x) if here else x.sharding
+        return x if isinstance(wanted, Sharding) else jax.device_put(x, wanted, donate=True)
+
+    return jax.tree.map_with_path(move, tree)
+
+
+def format_of(path: tuple[Any, ...], sharding: Sharding, x: Any) -> Sharding | Format:
     """Return the sharding of an array, with its order in memory where a GPU's library wants another than the array's.
 
     cuDNN reads the kernels of convolutions by output channels, then positions, then input channels. Kernels in the

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from jaxdiff.sharding import shard_params
 from jaxdiff.train import ema as averages
-from jaxdiff.train.layouts import format_of
+from jaxdiff.train.layouts import PLATFORM, format_of
 from jaxdiff.types import Params
 
 # Default of functions for which only the number of decays matters: one average.
@@ -160,7 +160,7 @@ def _places(shapes: TrainState, mesh: Mesh, ema_memory: str) -> TrainState:
     kinds = [memory.kind for memory in device.addressable_memories()] or ["device", "pinned_host"]
     if ema_memory not in kinds:
         raise ValueError(f"ema_memory must be a memory of {device.device_kind}: {', '.join(kinds)}; got {ema_memory!r}")
-    if device.platform == "gpu":
+    if device.platform == PLATFORM:
         places = jax.tree.map_with_path(format_of, places, shapes)
     if ema_memory == "device":
         return places

@@ -115,6 +115,7 @@ def test_published_figures():
         ("v5e:0x4", "written v5e:NxM"),
         ("h100:8x2x2", "written h100:N or h100:HOSTSxN"),
         ("h100:0", "written h100:N"),
+        ("h100:64", "a host has at most 8 h100, got 'h100:64': several hosts are written h100:2x8"),
         ("cpu:none", "cpu:8"),
         ("cpu:512", "this process has 8"),
         ("cpu:100000000", "at most 4,096 devices are simulated, got cpu:100000000"),

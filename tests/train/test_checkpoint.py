@@ -14,6 +14,7 @@ from helpers import toy
 from jax.experimental.layout import Format, Layout
 
 from jaxdiff import faults, train
+from jaxdiff.train import layouts
 from jaxdiff.train.checkpoint import arrays, manifest, steps
 
 
@@ -78,6 +79,16 @@ def test_a_restored_array_lies_in_the_layout_that_is_asked_for(saved):
     mesh, _, step = toy.new("one")
     moved, _ = step(state, train.shard_batch(next(toy.batches()), mesh))  # the order of the sums may differ
     assert moved.params["hidden"]["kernel"].format.layout.major_to_minor == (1, 0)
+
+
+def test_parameters_of_a_gpu_are_put_in_its_libraries_order(saved, monkeypatch):
+    workdir, copies = saved
+    monkeypatch.setattr(layouts, "PLATFORM", "cpu")
+    monkeypatch.setattr(layouts, "_is_convolution", lambda names, shape: names[-2:] == ("hidden", "kernel"))
+    loaded = train.load_params(workdir, "ema")
+    assert loaded["hidden"]["kernel"].format.layout.major_to_minor == (1, 0)
+    assert loaded["out"]["kernel"].format.layout.major_to_minor == (0, 1)
+    assert toy.same(jax.tree.map(np.asarray, loaded), copies[3].ema)
 
 
 def test_restored_state_trains_on(saved):

@@ -23,6 +23,7 @@ from jaxdiff.train.checkpoint import flat, steps, together
 from jaxdiff.train.checkpoint.arrays import Arrays
 from jaxdiff.train.checkpoint.reading import Choose, Described, read
 from jaxdiff.train.checkpoint.saving import Saving
+from jaxdiff.train.layouts import arranged
 
 FOLDER = "checkpoints"
 
@@ -326,4 +327,4 @@ def load_params(
     if not (Path(workdir) / FOLDER).is_dir():
         raise ValueError(f"{workdir} is not a run: it has no folder {FOLDER!r}")
     with Checkpointer(workdir, read_only=True) as checkpointer:
-        return jax.tree.map(jnp.asarray, checkpointer.restore_params(which, step, mesh=mesh))
+        return arranged(jax.tree.map(jnp.asarray, checkpointer.restore_params(which, step, mesh=mesh)))
