@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from jax.sharding import Mesh
@@ -29,6 +30,7 @@ class Collective:
         count: number of collectives; those of a loop count once for each iteration.
         bytes: size of their full arrays, after gathering or before scattering.
         sent: bytes that one device sends with a bandwidth-optimal algorithm.
+        times: least seconds by kind of link, see `links.times`; empty: of simulated devices.
     """
 
     kind: str
@@ -36,6 +38,7 @@ class Collective:
     count: int
     bytes: int
     sent: float
+    times: Mapping[str, float] = field(default_factory=dict, hash=False)
 
 
 def collectives(module: Module, mesh: Mesh) -> list[Collective]:

@@ -10,16 +10,24 @@ from jaxdiff.plan.collectives import Collective, factor
 
 
 def seconds(chip: Chip, mesh: Mesh, collective: Collective) -> float:
-    """Return the least time that a collective takes.
+    """Return the least time that a collective takes, that of its slowest links; arguments as for `times`."""
+    return max(times(chip, mesh, collective).values())
+
+
+def times(chip: Chip, mesh: Mesh, collective: Collective) -> dict[str, float]:
+    """Return the least seconds that a collective takes on each kind of link, which work side by side.
 
     Args:
         chip: chip of the slice.
         mesh: mesh of the slice's devices.
         collective: all collectives of one kind over the same axes.
+
+    Returns:
+        {"torus": seconds}, or of a switch {"in a host": seconds, "between hosts": seconds}.
     """
     out = chip.interconnect / 2 / chip.devices  # the published figure adds both directions
     if chip.torus:
-        return collective.sent / (out * share_of_torus(chip, mesh, collective.axes))
+        return {"torus": collective.sent / (out * share_of_torus(chip, mesh, collective.axes))}
     hosts, each = hosts_of(mesh, collective.axes)
     between, inside = 0.0, float(collective.bytes)
     if hosts > 1:
@@ -28,7 +36,7 @@ def seconds(chip: Chip, mesh: Mesh, collective: Collective) -> float:
         between = factor(collective.kind, hosts) * collective.bytes / parts / (chip.network / 2)
         inside = inside / hosts if collective.kind == "all-to-all" else inside
     within = factor(collective.kind, each) * inside / out if each > 1 else 0.0
-    return max(within, between)
+    return {"in a host": within, "between hosts": between}
 
 
 def share_of_torus(chip: Chip, mesh: Mesh, axes: tuple[str, ...]) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from jax.sharding import Mesh
 
@@ -62,7 +62,8 @@ class Estimate:
         collectives: collectives of the program.
         kernels: kernels that a GPU launches; empty for other chips.
         graphs: CUDA graphs of them; None for other chips.
-        roofline: lower bounds of the time; None: the chip has no published figures, or the program does not fit.
+        roofline: lower bounds of the time; None: the chip has no published figures, or the compiler
+            has given up, as a TPU's does where a program does not fit.
         compile_seconds: on this machine.
     """
 
@@ -109,6 +110,7 @@ def estimate(program: Program, slice: Topology, mesh: Mesh, *, title: str, batch
         if chip is not None and not chip.torus:
             launched = kernels(module)
         if chip is not None:
+            sent = [replace(entry, times=links.times(chip, mesh, entry)) for entry in sent]
             roof = roofline(chip, mesh, flops=done, bytes=moved, sent=sent, model_flops=program.model_flops / mesh.size)
     return Estimate(
         title, slice.name, dict(mesh.shape), batch, remat, program.memory, capacity, fits, done,
@@ -175,10 +177,14 @@ def table(plan: Estimate) -> str:
     parts += aligned([(name, value) for name, value in rows if value is not None])
     if plan.collectives:
         shown = [
-            (c.kind, " x ".join(c.axes), f"{c.count}", f"{c.bytes / 1e6:.4g}", f"{c.sent / 1e6:.4g}")
+            (
+                c.kind, " x ".join(c.axes), f"{c.count}", f"{c.bytes / 1e6:.4g}", f"{c.sent / 1e6:.4g}",
+                *(f"{1e3 * seconds:.4g}" for seconds in c.times.values()),
+            )
             for c in plan.collectives
-        ]
-        parts += ["", *aligned([("collective", "axes", "count", "MB", "MB sent"), *shown])]
+        ]  # fmt: skip
+        where = [f"ms {link}" for link in plan.collectives[0].times]
+        parts += ["", *aligned([("collective", "axes", "count", "MB", "MB sent", *where), *shown])]
     if plan.kernels:
         parts += ["", *_kernels(plan.kernels), ""]
         if plan.graphs is not None:

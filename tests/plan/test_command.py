@@ -70,7 +70,8 @@ def test_accumulation_computes_as_much(path):
 @pytest.mark.slow
 def test_a_sampler_asks_its_network_twice_a_step_of_heun(path):
     training, sampling = (plan(path, "--topology", "cpu:1", *more) for more in ((), ("--sample",)))
-    assert sampling["model_flops"] == 2 * 4 * training["model_flops"] / 3
+    # Training asks for three times as much, but for the gradient of the pictures, which nobody asks for.
+    assert sampling["model_flops"] / 8 * 3 == pytest.approx(training["model_flops"], rel=0.03)
 
 
 @pytest.mark.slow

@@ -111,6 +111,8 @@ def test_described_gpus(name, tmp_path, capsys):
     hosts = 2 if "x" in name else 1
     mesh = parse_mesh("data=2,fsdp=4", devices=topology(name).devices)
     assert links.hosts_of(mesh, ("data", "fsdp")) == (hosts, 8 // hosts)
+    assert all(each["times"].keys() == {"in a host", "between hosts"} for each in told["collectives"])
+    assert any(each["times"]["between hosts"] > 0 for each in told["collectives"]) == (hosts > 1)
     kinds = {(each["kind"], tuple(each["axes"])) for each in told["collectives"]}
     assert ("all-gather", ("fsdp",)) in kinds
     assert any("data" in axes for kind, axes in kinds if kind in ("all-reduce", "reduce-scatter"))

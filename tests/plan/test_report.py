@@ -11,7 +11,7 @@ from jaxdiff.plan import as_json, sweep, table, topology
 from jaxdiff.plan.chips import GPUS, TPUS, Chip
 from jaxdiff.plan.collectives import Collective
 from jaxdiff.plan.compiling import Memory
-from jaxdiff.plan.links import hosts_of, seconds, share_of_torus
+from jaxdiff.plan.links import hosts_of, seconds, share_of_torus, times
 from jaxdiff.plan.report import Estimate, roofline
 from jaxdiff.sharding import AXES
 
@@ -65,6 +65,8 @@ def test_a_switch_in_each_host_and_a_network_between_them():
     assert time("all-reduce", ("data",)) == 80 / 2  # half is scattered, half gathered, and each crosses once
     # Of 80 bytes half must reach each host, over four adapters; within a host three quarters are missing.
     assert time("all-gather", ("data", "fsdp")) == max(80 / 2 / 4 / 2, 80 * 3 / 4 / 20)
+    found = times(chip, mesh, Collective("all-gather", ("data", "fsdp"), 1, 80, 0.0))
+    assert found == {"in a host": 80 * 3 / 4 / 20, "between hosts": 80 / 2 / 4 / 2}
     assert time("all-to-all", ("data", "fsdp")) == 80 / 2 / 2
     quick = chip._replace(network=4000.0)  # of what a chip sends to 8, three parts stay in its host
     assert seconds(quick, mesh, Collective("all-to-all", ("data", "fsdp"), 1, 80, 0.0)) == 80 * 3 / 8 / 20
