@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import jaxdiff as jd
-from jaxdiff import cascade, conditions, data, resize
+from jaxdiff import cascade, conditions, data, resize, text_encoders
 from jaxdiff.cli import upscale
 from jaxdiff.export import export_sampler
 from jaxdiff.recipe import load
@@ -149,6 +149,53 @@ def test_the_experiments_network_is_given_the_picture_and_the_class():
     assert x.shape == (2, 8, 8, 1) and np.isfinite(x).all()
     other = draw(np.stack([grey[0], grey[1] + 255]), [1, 0])
     assert np.abs(other - x).max((1, 2, 3)).min() > 1e-3
+
+
+def test_known_pictures_are_those_of_their_captions():
+    names = [f"{colour} {thing}" for colour in ("red", "blue") for thing in ("car", "hat", "cup")]
+    x = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), np.uint8)
+    shown = data.low_resolution(data.ArraySource(x, captions=[(name, "a thing") for name in names]), 4)
+    of_text = text_encoders.of_source("own", shown)
+    condition = cascade.known_pictures(conditions.none(), shown, of_text)
+    assert condition.choices == 6 and sorted(condition.names) == sorted(names) and "hat" in condition.vocabulary
+    chosen = condition.choose(np.arange(6))
+    for i, name in enumerate(condition.names):
+        hint = shown[names.index(name)]["hint"] / np.float32(255)
+        for cond in (condition.parse(name), {entry: a[i : i + 1] for entry, a in chosen.items()}):
+            np.testing.assert_allclose(cond["hint"][0], hint)
+            np.testing.assert_array_equal(cond["ids"], of_text.tokenize([name])["ids"])
+    with pytest.raises(ValueError, match="no picture of 'car' among the 6 at hand"):
+        condition.parse("car")
+    assert condition.parse_text("car").keys() == {"ids", "mask"}  # of a picture that is given
+
+
+@pytest.mark.slow
+def test_the_experiment_is_given_captions():
+    """Traced while training; and drawn, where words and the picture each change what is drawn."""
+    make = load(Path(__file__).parents[1] / "experiments" / "cascade.py")
+    knobs = {"width": 8, "size": 8, "batch": 2, "source": "twemoji"}
+    base, made = make(low=0, **knobs), make(low=4, split="train", **knobs)
+    for experiment, more in ((base, set()), (made, {"hint"})):
+        part = experiment.training
+        batch = {name: jax.ShapeDtypeStruct((2, *spec.shape), spec.dtype) for name, spec in part.batch_spec.items()}
+        assert batch.keys() == {"x", "ids", "mask"} | more == next(part.batches(0)).keys()
+        params = jax.eval_shape(experiment.model.init, jax.random.key(0))
+        gradient = jax.eval_shape(lambda *a, part=part: jax.grad(part.loss, has_aux=True)(*a)[0], params,
+                                  jax.random.key(0), batch)  # fmt: skip
+        assert gradient.keys() == {"network", "text"} == jax.eval_shape(part.optimizer.init, params).inner_states.keys()
+    assert base.guidance == 2 and made.guidance == 1
+    made = replace(made, sampling=replace(made.sampling, steps=1))
+    params = made.model.init(jax.random.key(0))  # whose output is zero
+    params = jax.tree.map(lambda a: a + 0.1 * jax.random.normal(jax.random.key(1), a.shape), params)
+    grey = np.zeros((3, 4, 4, 3), np.uint8)
+    grey[2] = 255
+    words = [made.condition.parse_text(text) for text in ("red apple", "green heart", "red apple")]
+    cond = {name: np.concatenate([each[name] for each in words]) for name in words[0]}
+    upscaler = cascade.Upscaler(made)
+    alike = upscaler(params, grey[:1], cond={name: a[:1] for name, a in cond.items()}, level=0.0, num=3)
+    x = upscaler(params, grey, cond=cond, level=0.0).x
+    apart = np.abs(x - alike.x).max((1, 2, 3))
+    assert np.isfinite(x).all() and apart[0] < 1e-5 and apart[1:].min() > 1e-3
 
 
 @pytest.mark.slow

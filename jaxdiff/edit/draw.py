@@ -215,18 +215,17 @@ def _condition(
 
 def _encoder(stage: Stage) -> Callable[[Any, Array], Array]:
     """Images to x0: as the stage encodes them, or, where it has nothing to encode, as they are."""
-    if stage.encode is not None:
-        return stage.encode
 
-    def as_they_are(params: Params, images: Array) -> Array:
-        shape = jax.eval_shape(stage.medium.decode, params, images).shape
-        if shape != images.shape or images.shape[-1] != stage.medium.shape[-1]:
+    def encode(params: Params, images: Array) -> Array:
+        x0 = images if stage.encode is None else stage.encode(params, images)
+        shape = jax.eval_shape(stage.medium.decode, params, x0).shape
+        if shape != images.shape or x0.shape[-1] != stage.medium.shape[-1]:
             raise UserError(
-                f"the run draws {stage.medium.shape}, and pictures of {images.shape[1:]} are not what it takes"
+                f"the run draws pictures of {stage.picture_shape}, and one of {images.shape[1:]} is not what it takes"
             )
-        return images
+        return x0
 
-    return as_they_are
+    return encode
 
 
 def _redrawn(stage: Stage, *, guided: bool, mesh: Mesh | None) -> Callable[..., Array]:
